@@ -1,0 +1,47 @@
+//! The storage engine: pools, their thin pools and filesystems, discovery, and what is on disk.
+//!
+//! Knows nothing of D-Bus, object paths, interface revisions, threads or system calls: what it needs of a
+//! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Next`].
+
+pub mod error;
+pub mod ids;
+pub mod metadata;
+pub mod name;
+pub mod ops;
+pub mod plan;
+pub mod pool;
+pub mod request;
+pub mod units;
+
+use std::sync::Arc;
+
+pub use error::{Error, Result};
+
+use crate::{platform::Platform, view};
+
+/// What all operations share: the machine, and what is known of pools that do not run.
+pub struct Engine {
+    platform: Arc<dyn Platform>,
+}
+
+impl Engine {
+    /// An engine for this machine. Nothing is read from it yet.
+    pub fn new(platform: Arc<dyn Platform>) -> Engine {
+        Engine { platform }
+    }
+
+    /// The machine.
+    pub fn platform(&self) -> &dyn Platform {
+        &*self.platform
+    }
+
+    /// Counts how often a claim has been given back. Who runs chains tries parked ones again when it grows.
+    pub fn claims_given_back(&self) -> u64 {
+        unimplemented!()
+    }
+
+    /// The pools that do not run, if that changed since this was last called.
+    pub fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
+        unimplemented!()
+    }
+}

@@ -1,0 +1,2 @@
+//! Planning: pure functions from state to plan.
+pub mod sizes;

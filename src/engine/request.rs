@@ -1,0 +1,145 @@
+//! How an operation asks for what it needs: a lock, time without one, company, or patience.
+//!
+//! An operation is a chain of steps. The engine only says what the next step needs ([`Next`]); who grants locks,
+//! on which thread a step runs, and what happens while it waits is not its business. The daemon runs chains over
+//! the lock of the `threads` crate and its workers; a test can run the same chains in a plain loop.
+//!
+//! Rules of the game:
+//! - a step that runs [`Next::Under`] a lock is quick: memory, device-mapper calls, metadata writes. Formatting,
+//!   checking, waiting for others is a [`Next::Act`];
+//! - between steps the lock is released. What must not change meanwhile is *claimed* (a name, a device, a pool)
+//!   under the lock before, and the claim is given back by the step that commits or undoes;
+//! - a step that finds what it needs claimed by another answers [`Next::Parked`]: it is run again, from the lock
+//!   request on, when a claim has been given back.
+
+use std::any::Any;
+
+use crate::engine::{Engine, ids::PoolUuid, name::Name, pool::Pool};
+
+/// Which pool a request is about. Names are resolved when the lock is granted, not before.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PoolRef {
+    /// By identifier.
+    Uuid(PoolUuid),
+    /// By its current name.
+    Name(Name),
+}
+
+/// Whether others may look on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Read: others may read too.
+    Shared,
+    /// Write: alone.
+    Exclusive,
+}
+
+/// What a step must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// One pool.
+    Pool(PoolRef, Mode),
+    /// The table of all pools; exclusive to insert, remove or rename.
+    Table(Mode),
+}
+
+/// The table of running pools, as a step under [`Access::Table`] sees it.
+pub trait Table {
+    /// The running pools: identifier and name, in no particular order.
+    fn list(&self) -> Vec<(PoolUuid, Name)>;
+    /// Looks at one pool.
+    fn pool(&self, which: &PoolRef) -> Option<&Pool>;
+    /// Adds a pool. Only under exclusive access.
+    ///
+    /// # Errors
+    /// Gives the pool back if its identifier or name is taken.
+    #[allow(clippy::result_large_err)]
+    fn insert(&mut self, pool: Pool) -> Result<(), Pool>;
+    /// Takes a pool out. Only under exclusive access.
+    fn remove(&mut self, uuid: PoolUuid) -> Option<Pool>;
+    /// Lets the pool's entry follow the name that `change` gives to it. Only under exclusive access; the caller has
+    /// made sure that the new name is free.
+    fn rename(&mut self, uuid: PoolUuid, name: Name) -> Option<&mut Pool>;
+}
+
+/// What a step is given under its lock.
+pub enum Granted<'a> {
+    /// Shared access to the pool.
+    Read(&'a Pool),
+    /// Exclusive access to the pool.
+    Write(&'a mut Pool),
+    /// There is no running pool of that name or identifier.
+    NoPool,
+    /// The table, shared or exclusive as asked.
+    Table(&'a mut dyn Table),
+}
+
+/// A step that runs under a lock.
+pub type UnderStep<T> = Box<dyn FnOnce(&Engine, Granted<'_>) -> Next<T> + Send>;
+/// A step that runs without one.
+pub type ActStep<T> = Box<dyn FnOnce(&Engine) -> Next<T> + Send>;
+/// One of several parts of slow work that may run side by side; its result is for the join only.
+pub type Part = Box<dyn FnOnce(&Engine) -> Box<dyn Any + Send> + Send>;
+/// What follows when all parts are done; their results in the order of the parts. A part that panicked gives `None`.
+pub type Join<T> = Box<dyn FnOnce(&Engine, Vec<Option<Box<dyn Any + Send>>>) -> Next<T> + Send>;
+
+/// What a chain needs next.
+pub enum Next<T> {
+    /// Nothing: this is the result.
+    Done(T),
+    /// A lock, then this step.
+    Under(Access, UnderStep<T>),
+    /// Time without a lock: this step may be slow.
+    Act(ActStep<T>),
+    /// Time without a lock for parts that may run side by side, then the join.
+    Together(Vec<Part>, Join<T>),
+    /// Something is claimed by another request. When any claim has been given back, go on with this.
+    Parked(Box<Next<T>>),
+}
+
+impl<T: Send + 'static> Next<T> {
+    /// Asks for a lock.
+    pub fn under(access: Access, step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static) -> Next<T> {
+        Next::Under(access, Box::new(step))
+    }
+
+    /// Asks for exclusive access to a pool.
+    pub fn write(
+        pool: impl Into<PoolRef>,
+        step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static,
+    ) -> Next<T> {
+        Next::under(Access::Pool(pool.into(), Mode::Exclusive), step)
+    }
+
+    /// Asks for time without a lock.
+    pub fn act(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
+        Next::Act(Box::new(step))
+    }
+
+    /// The same chain with another result.
+    pub fn map<U: Send + 'static>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Next<U> {
+        match self {
+            Next::Done(value) => Next::Done(change(value)),
+            Next::Under(access, step) => {
+                Next::Under(access, Box::new(move |engine, granted| step(engine, granted).map(change)))
+            }
+            Next::Act(step) => Next::Act(Box::new(move |engine| step(engine).map(change))),
+            Next::Together(parts, join) => {
+                Next::Together(parts, Box::new(move |engine, results| join(engine, results).map(change)))
+            }
+            Next::Parked(next) => Next::Parked(Box::new(next.map(change))),
+        }
+    }
+}
+
+impl From<PoolUuid> for PoolRef {
+    fn from(uuid: PoolUuid) -> PoolRef {
+        PoolRef::Uuid(uuid)
+    }
+}
+
+impl From<Name> for PoolRef {
+    fn from(name: Name) -> PoolRef {
+        PoolRef::Name(name)
+    }
+}

@@ -1,0 +1,204 @@
+//! Device-mapper tables as values: written as the kernel reads them, read as it writes them.
+//!
+//! Knows the text forms of the targets that Stratis uses (`spec/engine/storage-stack.md` §1, 6, 7) and nothing of
+//! what they are used for.
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    engine::units::{DataBlocks, Sectors},
+    platform::DeviceNumber,
+};
+
+/// A device in the kernel's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Counts the events of its targets.
+    pub event: u32,
+}
+
+/// A device that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Its device-mapper UUID.
+    pub uuid: String,
+    /// I/O to it is held back.
+    pub suspended: bool,
+    /// Its active table; empty if it has none.
+    pub table: Vec<Line>,
+}
+
+/// Whether udev rules look at a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visibility {
+    /// A part of the stack: no links, no probing.
+    Private,
+    /// A filesystem: probed like any disk.
+    Public,
+}
+
+/// One line of a table: a stretch of the device and what serves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// First sector.
+    pub start: Sectors,
+    /// Number of sectors.
+    pub length: Sectors,
+    /// What serves it.
+    pub target: Target,
+}
+
+/// What serves a stretch of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A stretch of another device.
+    Linear {
+        /// The other device.
+        device: DeviceNumber,
+        /// Where the stretch begins there.
+        offset: Sectors,
+    },
+    /// A pool of data blocks for thin devices.
+    ThinPool {
+        /// Device with the mappings.
+        metadata: DeviceNumber,
+        /// Device with the blocks.
+        data: DeviceNumber,
+        /// Size of a block.
+        block: Sectors,
+        /// An event is raised when fewer blocks are free.
+        low_water: DataBlocks,
+        /// Feature arguments, in any order.
+        features: Vec<String>,
+    },
+    /// A thin device of a pool.
+    Thin {
+        /// The pool.
+        pool: DeviceNumber,
+        /// Its number in the pool.
+        id: u32,
+    },
+    /// A slow device with a fast one before it.
+    Cache {
+        /// Device with the map.
+        metadata: DeviceNumber,
+        /// The fast device.
+        cache: DeviceNumber,
+        /// The slow device.
+        origin: DeviceNumber,
+        /// Size of a block.
+        block: Sectors,
+        /// Feature arguments.
+        features: Vec<String>,
+        /// Replacement policy.
+        policy: String,
+    },
+    /// Something that Stratis does not make; kept as the kernel wrote it.
+    Foreign {
+        /// Name of the target.
+        kind: String,
+        /// Its parameters.
+        parameters: String,
+    },
+}
+
+impl Line {
+    /// A line of a linear table.
+    pub fn linear(start: Sectors, length: Sectors, device: DeviceNumber, offset: Sectors) -> Line {
+        Line { start, length, target: Target::Linear { device, offset } }
+    }
+
+    /// Name of the target, as the kernel knows it.
+    pub fn kind(&self) -> &str {
+        match &self.target {
+            Target::Linear { .. } => "linear",
+            Target::ThinPool { .. } => "thin-pool",
+            Target::Thin { .. } => "thin",
+            Target::Cache { .. } => "cache",
+            Target::Foreign { kind, .. } => kind,
+        }
+    }
+
+    /// Reads a line from the kernel's words. What is not understood becomes [`Target::Foreign`].
+    pub fn parse(start: Sectors, length: Sectors, kind: &str, parameters: &str) -> Line {
+        let words: Vec<&str> = parameters.split_ascii_whitespace().collect();
+        let target = parse_target(kind, &words)
+            .unwrap_or_else(|| Target::Foreign { kind: kind.to_owned(), parameters: parameters.to_owned() });
+        Line { start, length, target }
+    }
+}
+
+fn parse_target(kind: &str, words: &[&str]) -> Option<Target> {
+    let device = |i: usize| words.get(i).and_then(|w| w.parse::<DeviceNumber>().ok());
+    let number = |i: usize| words.get(i).and_then(|w| w.parse::<u64>().ok());
+    let features = |at: usize| -> Option<(Vec<String>, usize)> {
+        let count = usize::try_from(number(at)?).ok()?;
+        let end = (at + 1).checked_add(count)?;
+        Some((words.get(at + 1..end)?.iter().map(|w| (*w).to_owned()).collect(), end))
+    };
+    match kind {
+        "linear" => Some(Target::Linear { device: device(0)?, offset: Sectors(number(1)?) }),
+        "thin" => Some(Target::Thin { pool: device(0)?, id: u32::try_from(number(1)?).ok()? }),
+        "thin-pool" => Some(Target::ThinPool {
+            metadata: device(0)?,
+            data: device(1)?,
+            block: Sectors(number(2)?),
+            low_water: DataBlocks(number(3)?),
+            features: if words.len() > 4 { features(4)?.0 } else { Vec::new() },
+        }),
+        "cache" => {
+            let (features, after) = features(4)?;
+            Some(Target::Cache {
+                metadata: device(0)?,
+                cache: device(1)?,
+                origin: device(2)?,
+                block: Sectors(number(3)?),
+                features,
+                policy: (*words.get(after)?).to_owned(),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The target's parameters, as the kernel reads them.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Linear { device, offset } => write!(f, "{device} {}", offset.0),
+            Target::Thin { pool, id } => write!(f, "{pool} {id}"),
+            Target::ThinPool { metadata, data, block, low_water, features } => {
+                write!(f, "{metadata} {data} {} {} {}", block.0, low_water.0, features.len())?;
+                features.iter().try_for_each(|feature| write!(f, " {feature}"))
+            }
+            Target::Cache { metadata, cache, origin, block, features, policy } => {
+                write!(f, "{metadata} {cache} {origin} {} {}", block.0, features.len())?;
+                features.iter().try_for_each(|feature| write!(f, " {feature}"))?;
+                write!(f, " {policy} 0")
+            }
+            Target::Foreign { parameters, .. } => f.write_str(parameters),
+        }
+    }
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for DeviceNumber {
+    type Err = ();
+
+    /// `MAJOR:MINOR`, as the kernel writes a device in a table.
+    fn from_str(text: &str) -> Result<DeviceNumber, ()> {
+        let (major, minor) = text.split_once(':').ok_or(())?;
+        Ok(DeviceNumber { major: major.parse().map_err(drop)?, minor: minor.parse().map_err(drop)? })
+    }
+}

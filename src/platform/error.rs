@@ -1,0 +1,82 @@
+//! What can go wrong when a machine is asked for something.
+
+use std::{io, path::PathBuf};
+
+use crate::platform::Program;
+
+/// Result of a platform call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failed platform call: what was asked, of whom, and the cause.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A device, file or directory could not be used.
+    #[error("could not {action} {}", path.display())]
+    Io {
+        /// What was tried, as in "could not … /dev/sda".
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no such block device.
+    #[error("{} is not a block device known to udev; check the path", path.display())]
+    NoDevice {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A device-mapper call failed.
+    #[error("device-mapper could not {action} {name}")]
+    Dm {
+        /// What was tried.
+        action: &'static str,
+        /// Name of the device.
+        name: String,
+        /// Why not: the errno of the ioctl. `raw_os_error` is always there when the kernel refused.
+        source: io::Error,
+    },
+    /// Somebody is using the device.
+    #[error("{name} is in use; unmount it or stop the program that uses it, then try again")]
+    Busy {
+        /// Device name or path.
+        name: String,
+    },
+    /// A program could not be started or ended with an error.
+    #[error("{} failed: {what}", program.name())]
+    Program {
+        /// Which.
+        program: Program,
+        /// Its exit status and what it said on standard error, on one line and cut to a readable length.
+        what: String,
+    },
+    /// The kernel or a tool said something that is not understood.
+    #[error("{what} could not be understood: {text}")]
+    Unexpected {
+        /// Whose words.
+        what: &'static str,
+        /// The words, cut.
+        text: String,
+    },
+    /// The machine does not have what the daemon needs.
+    #[error("{0}")]
+    Missing(String),
+    /// The simulated machine has lost power: nothing works until it is switched on again.
+    #[error("the simulated machine has no power")]
+    PowerCut,
+}
+
+impl Error {
+    /// The kernel's error number, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::Io { source, .. } | Error::Dm { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody else's use of a device was the cause.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Error::Busy { .. }) || self.errno() == Some(nix::libc::EBUSY)
+    }
+}

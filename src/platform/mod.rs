@@ -1,0 +1,314 @@
+//! What the engine asks of a machine: one trait, two homes (`linux`, `sim`).
+//!
+//! The level is that of a kernel and its disks: bytes of a device, device-mapper calls, named programs, mounts in a
+//! private place, what udev knows. Nothing here decides anything about pools.
+
+pub mod dm;
+mod error;
+
+use std::{
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use error::{Error, Result};
+
+use crate::engine::{
+    ids::FsUuid,
+    name::Name,
+    units::{Bytes, Sectors},
+};
+
+/// A kernel device number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceNumber {
+    /// Major number: the driver.
+    pub major: u32,
+    /// Minor number: the device.
+    pub minor: u32,
+}
+
+/// What the device database (udev) says a device belongs to. Order of the decision: `spec/engine/ondisk-metadata.md` §4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceClass {
+    /// Holds a Stratis signature block.
+    Stratis,
+    /// Holds a LUKS header.
+    Luks,
+    /// A path of a multipath device; never to be used itself.
+    MultipathMember,
+    /// Nothing is known to be on it.
+    Unowned,
+    /// Somebody else's; the text says what was seen (`xfs`, `partition table dos`).
+    Other(String),
+}
+
+/// A block device as the device database knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// The device node, canonical.
+    pub path: PathBuf,
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Whose it is.
+    pub class: DeviceClass,
+    /// World-wide name (udev `ID_WWN`), if it has one.
+    pub wwn: Option<String>,
+}
+
+/// What a fresh look at a device's contents (libblkid: superblocks and partition tables) found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Partitions in a partition table.
+    pub partitions: u32,
+    /// Type of the superblock, as `stratis`, `xfs`, `crypto_LUKS`.
+    pub superblock: Option<String>,
+}
+
+/// Size and sector sizes of a block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size of the whole device.
+    pub size: Sectors,
+    /// Logical sector size in bytes: the unit of transfer.
+    pub logical: u32,
+    /// Physical sector size in bytes: the unit of atomic writing.
+    pub physical: u32,
+    /// The kernel refuses to write to it.
+    pub read_only: bool,
+}
+
+/// One step of a write to a device. Steps take effect in order; nothing is durable before a `Flush` after it.
+#[derive(Debug, Clone, Copy)]
+pub enum WriteStep<'a> {
+    /// These bytes at this offset, both in bytes.
+    At(u64, &'a [u8]),
+    /// Everything written to the device so far is on stable storage when this step is done.
+    Flush,
+}
+
+/// A program that the engine runs. Where it lies is the platform's business, checked at start-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Program {
+    MkfsXfs,
+    XfsDb,
+    XfsGrowfs,
+    ThinCheck,
+    ThinRepair,
+    ThinMetadataSize,
+}
+
+impl Program {
+    /// Every program, for the check at start-up.
+    pub const ALL: [Program; 6] = [
+        Program::MkfsXfs,
+        Program::XfsDb,
+        Program::XfsGrowfs,
+        Program::ThinCheck,
+        Program::ThinRepair,
+        Program::ThinMetadataSize,
+    ];
+
+    /// Name of the executable file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Program::MkfsXfs => "mkfs.xfs",
+            Program::XfsDb => "xfs_db",
+            Program::XfsGrowfs => "xfs_growfs",
+            Program::ThinCheck => "thin_check",
+            Program::ThinRepair => "thin_repair",
+            Program::ThinMetadataSize => "thin_metadata_size",
+        }
+    }
+}
+
+/// A moment: seconds and nanoseconds since 1970-01-01 00:00 UTC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp {
+    /// Whole seconds.
+    pub seconds: u64,
+    /// The rest, below 10^9.
+    pub nanoseconds: u32,
+}
+
+/// Names of a filesystem to be told to udev, which makes the link `/dev/stratis/POOL/FILESYSTEM` from them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announcement {
+    /// The thin device.
+    pub number: DeviceNumber,
+    /// The filesystem on it.
+    pub filesystem: FsUuid,
+    /// Name of its pool.
+    pub pool_name: Name,
+    /// Its name.
+    pub name: Name,
+}
+
+impl Announcement {
+    /// The link that is to point to the device.
+    pub fn link(&self) -> PathBuf {
+        filesystem_link(&self.pool_name, &self.name)
+    }
+}
+
+/// The link through which users reach a filesystem.
+pub fn filesystem_link(pool: &Name, filesystem: &Name) -> PathBuf {
+    Path::new("/dev/stratis").join(pool.as_str()).join(filesystem.as_str())
+}
+
+/// Links that udev has been asked for and may not have made yet.
+pub trait PendingLinks: Send {
+    /// Waits until every link is there and points to its device, at most `limit` in all.
+    /// Called without any lock. Returns the links that are not there in the end.
+    fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf>;
+}
+
+/// A file system somewhere in the private place, as the kernel counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Size of the file system.
+    pub total: Bytes,
+    /// Bytes of it in use.
+    pub used: Bytes,
+}
+
+/// What happened to a block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceAction {
+    /// It appeared.
+    Add,
+    /// Its contents or properties may have changed.
+    Change,
+    /// It is gone.
+    Remove,
+}
+
+/// A message from the device database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceEvent {
+    /// What happened.
+    pub action: DeviceAction,
+    /// The node; the only thing that is sure for a removed device.
+    pub path: PathBuf,
+    /// The device as it is known after the event; `None` when removed or not yet initialized in the database.
+    pub device: Option<BlockDevice>,
+}
+
+/// A source of device events. Owned by one thread, which waits for its descriptor and reads without blocking.
+pub trait DeviceEvents: Send {
+    /// Becomes readable when there is something to read.
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// The next event, `None` if there is none now.
+    ///
+    /// # Errors
+    /// When the source is broken for good; lost events (an overflow) are not an error but logged.
+    fn next(&mut self) -> Result<Option<DeviceEvent>>;
+}
+
+/// A source of "some device-mapper device had an event". Owned by one thread.
+pub trait DmEvents: Send {
+    /// Becomes readable when any device had an event since the last [`DmEvents::arm`].
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// Arms it again; call before reading the event numbers, so that none is missed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn arm(&mut self) -> Result<()>;
+}
+
+/// A machine: the calls that the engine needs. Every call may fail, and each is safe to make from any thread.
+///
+/// Paths given to the mount and file calls are relative to a private directory that no other program sees
+/// (`/run/stratisd/ns_mounts` in a private mount namespace).
+pub trait Platform: Send + Sync + 'static {
+    // ---- devices ----
+
+    /// Every initialized block device that holds a Stratis signature or a LUKS header.
+    fn block_devices(&self) -> Result<Vec<BlockDevice>>;
+    /// The device behind an absolute path (links followed).
+    fn find_device(&self, path: &Path) -> Result<BlockDevice>;
+    /// A fresh look at what is on the device.
+    fn contents(&self, path: &Path) -> Result<Contents>;
+    /// Size and sector sizes.
+    fn geometry(&self, path: &Path) -> Result<Geometry>;
+    /// Whether somebody else has the device open for their own use (mounted, swap, part of md, multipath or another
+    /// device-mapper device): an exclusive open is refused by the kernel.
+    fn in_use(&self, path: &Path) -> Result<bool>;
+    /// `length` bytes at `offset`, past the page cache where that could be stale.
+    fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>>;
+    /// Carries out the steps in order, opening the device once.
+    fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()>;
+
+    // ---- device-mapper ----
+
+    /// All device-mapper devices with their event numbers.
+    fn dm_list(&self) -> Result<Vec<dm::Listed>>;
+    /// One device by name, with its active table.
+    fn dm_find(&self, name: &str) -> Result<Option<dm::Device>>;
+    /// Makes, loads and starts a device; nothing is left of it on error. Gives its number.
+    fn dm_create(&self, name: &str, uuid: &str, table: &[dm::Line], visibility: dm::Visibility)
+    -> Result<DeviceNumber>;
+    /// Loads a table that becomes active at the next resume.
+    fn dm_load(&self, name: &str, table: &[dm::Line]) -> Result<()>;
+    /// Stops I/O to the device. `flush` writes file system and thin-pool data out first.
+    fn dm_suspend(&self, name: &str, flush: bool) -> Result<()>;
+    /// Makes a loaded table active and lets I/O go on.
+    fn dm_resume(&self, name: &str, visibility: dm::Visibility) -> Result<()>;
+    /// Removes a device, trying again for about a second while it is busy.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it is still open then. A device that does not exist is an error too.
+    fn dm_remove(&self, name: &str) -> Result<()>;
+    /// Gives a device another name.
+    fn dm_rename(&self, name: &str, new_name: &str) -> Result<()>;
+    /// Sends a message to the target at sector 0.
+    fn dm_message(&self, name: &str, message: &str) -> Result<()>;
+    /// The status texts of the device's targets.
+    fn dm_status(&self, name: &str) -> Result<Vec<String>>;
+    /// The node of a device-mapper device of that name.
+    fn dm_node(&self, name: &str) -> PathBuf;
+
+    // ---- programs ----
+
+    /// Runs a program to its end and gives its standard output.
+    ///
+    /// # Errors
+    /// [`Error::Program`] with its standard error text if it ends with another status than 0.
+    fn run(&self, program: Program, arguments: &[&str]) -> Result<String>;
+
+    // ---- mounts and files ----
+
+    /// Mounts the XFS on `node` on the directory `at` (made if missing) of the private place. Mounted there already
+    /// is no error. `options` as for mount(8), empty for none.
+    fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()>;
+    /// Unmounts and removes the directory; nothing mounted there is no error.
+    fn unmount(&self, at: &str) -> Result<()>;
+    /// Where a device is mounted, in any order; the private place not counted.
+    fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>>;
+    /// How full the file system mounted at this (absolute) path is.
+    fn usage(&self, mount_point: &Path) -> Result<Usage>;
+    /// Names of the files in a directory; a missing directory is made and empty.
+    fn list_files(&self, directory: &str) -> Result<Vec<String>>;
+    /// A whole file.
+    fn read_file(&self, path: &str) -> Result<Vec<u8>>;
+    /// Puts a file in place of any of that name: all or nothing, durable when done
+    /// (`NAME.temp`, fsync, rename, fsync of the directory; `spec/engine/ondisk-metadata.md` §7.2).
+    fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()>;
+    /// Removes a file, durable when done; a missing one is no error.
+    fn remove_file(&self, path: &str) -> Result<()>;
+
+    // ---- udev, time, chance ----
+
+    /// Asks udev to make (or remake) the links of these filesystems.
+    fn announce(&self, filesystems: &[Announcement]) -> Result<Box<dyn PendingLinks>>;
+    /// A new source of device events.
+    fn device_events(&self) -> Result<Box<dyn DeviceEvents>>;
+    /// A new source of device-mapper events.
+    fn dm_events(&self) -> Result<Box<dyn DmEvents>>;
+    /// Now, by the calendar.
+    fn now(&self) -> Timestamp;
+    /// Random bytes.
+    fn random(&self) -> [u8; 16];
+}

@@ -1,0 +1,1 @@
+//! Concurrency for daemons.
