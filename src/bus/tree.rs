@@ -1,0 +1,4 @@
+//! The published tree.
+
+/// One version of all objects on the bus.
+pub struct Tree {}
