@@ -1,1 +1,4 @@
 //! Concurrency for daemons.
+mod primitives;
+pub mod stop;
+pub mod wake;
