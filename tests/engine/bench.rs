@@ -2,12 +2,13 @@
 //!
 //! No threads and no locks: what is proved here is what the operations do to disks and kernel, step by step.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::{Path, PathBuf}, sync::Arc};
 
 use stratisd::{
     engine::{
         Engine, Result,
-        ids::PoolUuid,
+        dm_names,
+        ids::{DevUuid, FsUuid, PoolUuid},
         metadata::{IntegritySpec, MetadataVersion},
         name::Name,
         ops::{self, NewFilesystem, NewPool},
@@ -15,7 +16,7 @@ use stratisd::{
         request::{Access, Granted, Mode, Next, PoolRef, Table},
         units::Sectors,
     },
-    platform::sim::Sim,
+    platform::{Platform, filesystem_link, sim::Sim},
     view,
 };
 
@@ -61,7 +62,7 @@ impl Table for Pools {
 /// An engine on a simulated machine.
 pub struct Bench {
     /// The machine.
-    pub sim: Arc<Sim>,
+    pub sim: Sim,
     /// The engine that runs on it.
     pub engine: Engine,
     /// The running pools.
@@ -70,8 +71,8 @@ pub struct Bench {
 
 impl Bench {
     /// Starts an engine on the machine and lets it find its pools, as a daemon does.
-    pub fn start(sim: Arc<Sim>) -> Bench {
-        let engine = Engine::new(Arc::clone(&sim) as Arc<_>);
+    pub fn start(sim: Sim) -> Bench {
+        let engine = Engine::new(Arc::new(sim.clone()));
         let mut bench = Bench { sim, engine, pools: Pools::default() };
         for chain in ops::discover(&bench.engine).expect("devices can be listed") {
             bench.run(chain);
@@ -111,6 +112,86 @@ impl Bench {
     /// Identifier of a pool that is there.
     pub fn id(&self, name: &str) -> PoolUuid {
         self.pool(name).unwrap_or_else(|| panic!("no pool {name}")).uuid
+    }
+
+    /// Names of the running pools.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.pools.0.values().map(|pool| pool.name().to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// Identifier of a filesystem that is there.
+    pub fn filesystem(&self, pool: &str, name: &str) -> FsUuid {
+        let pool = self.pool(pool).unwrap_or_else(|| panic!("no pool {pool}"));
+        let found = pool.filesystems.values().find(|filesystem| filesystem.name.as_str() == name);
+        found.unwrap_or_else(|| panic!("no filesystem {name}")).uuid
+    }
+
+    /// Identifier of a device that is there.
+    pub fn device(&self, pool: &str, path: &str) -> DevUuid {
+        let pool = self.pool(pool).unwrap_or_else(|| panic!("no pool {pool}"));
+        let found = pool.devices.values().find(|device| device.node == Path::new(path));
+        found.unwrap_or_else(|| panic!("no device {path}")).uuid
+    }
+
+    fn thin_node(&self, pool: PoolUuid, filesystem: FsUuid) -> PathBuf {
+        self.sim.dm_node(&dm_names::filesystem(pool, filesystem))
+    }
+
+    /// Mounts a filesystem as a user would.
+    pub fn mount(&self, pool: &str, name: &str) {
+        let node = self.thin_node(self.id(pool), self.filesystem(pool, name));
+        self.sim.mount_user(&node, &Path::new("/mnt").join(name)).expect("a filesystem can be mounted");
+    }
+
+    /// Whether the link of a filesystem leads to its device.
+    pub fn is_linked(&self, pool: &str, filesystem: &view::Filesystem) -> bool {
+        let device = self.sim.dm_find(&dm_names::filesystem(self.id(pool), filesystem.uuid)).expect("the machine runs");
+        let link = filesystem_link(&name(pool), &filesystem.name);
+        device.is_some_and(|device| self.sim.link(&link) == Some(device.number))
+    }
+
+    /// Checks that the machine holds what the running pools need and nothing else.
+    pub fn check_nothing_left(&self, at: &str) {
+        let mut devices: Vec<String> = Vec::new();
+        let mut mounts: Vec<String> = Vec::new();
+        for pool in self.pools.0.values().map(Pool::view) {
+            use dm_names::Role::{Cache, Mdv, OriginSub, ThinData, ThinMeta, ThinPool};
+            let roles = [OriginSub, Cache, Mdv, ThinData, ThinMeta, ThinPool];
+            let roles = roles.into_iter().filter(|role| *role != Cache || pool.metadata_version == 2);
+            devices.extend(roles.map(|role| role.name(pool.uuid)));
+            devices.extend(pool.filesystems.keys().map(|id| dm_names::filesystem(pool.uuid, *id)));
+            mounts.push(format!(".mdv-{}", pool.uuid.simple()));
+            let thin = self.sim.thin_ids(&ThinPool.name(pool.uuid)).expect("the thin pool runs");
+            assert_eq!(thin.len(), pool.filesystems.len(), "{at}: thin devices {thin:?} of pool {}", pool.name);
+            let mut journal =
+                self.sim.list_files(&format!(".mdv-{}/pending", pool.uuid.simple())).expect("the MDV is mounted");
+            // What a write that was cut short has left is never read, and removed at the next set-up.
+            journal.retain(|file| !file.ends_with(".temp"));
+            assert!(journal.is_empty(), "{at}: entries left in the journal of pool {}: {journal:?}", pool.name);
+            for (id, filesystem) in &pool.filesystems {
+                let written = self.sim.xfs_uuid(&self.thin_node(pool.uuid, *id)).map(FsUuid::from);
+                assert_eq!(written, Some(*id), "{at}: UUID of the XFS of {}", filesystem.name);
+            }
+        }
+        devices.sort();
+        let mut found: Vec<String> = self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name).collect();
+        found.sort();
+        assert_eq!(found, devices, "{at}: device-mapper devices");
+        let mut mounted = self.sim.leftovers().mounts.iter().filter_map(|path| {
+            path.strip_prefix(Sim::private_directory()).ok().map(|name| name.display().to_string())
+        }).collect::<Vec<_>>();
+        mounted.sort();
+        mounts.sort();
+        assert_eq!(mounted, mounts, "{at}: mounts");
+    }
+
+    /// The steps taken since step `from`, for a message.
+    pub fn tail(&self, from: u64) -> String {
+        let trace = self.sim.trace();
+        let from = usize::try_from(from).expect("step numbers are small");
+        trace.iter().skip(from).enumerate().map(|(i, step)| format!("  {i}: {:?} {}\n", step.call, step.subject)).collect()
     }
 
     /// Creates a version 2 pool with default integrity settings.

@@ -72,9 +72,10 @@ fn announce<'a>(
     if announcements.is_empty() {
         return None;
     }
-    engine
-        .platform()
-        .announce(&announcements)
+    let announced = engine.platform().announce(&announcements);
+    // Once more: a user waits for the link, and asking twice does no harm.
+    announced
+        .or_else(|_| engine.platform().announce(&announcements))
         .inspect_err(|error| log::warn!("could not tell udev of filesystems of pool {pool_name}: {error}"))
         .ok()
 }
