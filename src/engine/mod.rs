@@ -3,6 +3,7 @@
 //! Knows nothing of D-Bus, object paths, interface revisions, threads or system calls: what it needs of a
 //! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Next`].
 
+pub mod bda;
 pub mod error;
 pub mod ids;
 pub mod metadata;
