@@ -92,6 +92,8 @@ pub enum Choose {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bda {
     header: StaticHeader,
+    /// A write of the header failed: the device may hold another.
+    header_unsure: bool,
     /// `None` after a write that failed: what is on disk must be read before anything is written over it.
     mda: Option<Mda>,
     /// The latest time given to metadata of the device, also to such as could not be written.
@@ -106,7 +108,7 @@ impl Bda {
     pub fn load<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Result<Option<Bda>> {
         let Some(header) = load_header(disks, path, repair)? else { return Ok(None) };
         let mda = load_mda(disks, path, &header)?;
-        Ok(Some(Bda { header, mda: Some(mda), last_tried: mda.last_update() }))
+        Ok(Some(Bda { header, header_unsure: false, mda: Some(mda), last_tried: mda.last_update() }))
     }
 
     /// Makes a Stratis device: an empty metadata area first, then the header, so that a device never shows a header
@@ -120,7 +122,7 @@ impl Bda {
         let mut steps = Mda::plan_initialize(layout);
         steps.extend(header::plan_initialize(&header));
         carry_out(disks, path, &steps)?;
-        Ok(Bda { header, mda: Some(Mda::empty(layout)), last_tried: None })
+        Ok(Bda { header, header_unsure: false, mda: Some(Mda::empty(layout)), last_tried: None })
     }
 
     /// The header.
@@ -167,7 +169,8 @@ impl Bda {
     /// Sets marks in the header; durable when done.
     ///
     /// # Errors
-    /// If writing fails; the marks are then as they were, or set.
+    /// If writing fails; the marks on the device are then as they were, or set. Asking again, or asking for the
+    /// opposite, settles it.
     pub fn set_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
         self.rewrite(disks, path, StaticHeader { flags: self.header.flags.with(marks), ..self.header })
     }
@@ -175,7 +178,8 @@ impl Bda {
     /// Clears marks in the header; durable when done.
     ///
     /// # Errors
-    /// If writing fails; the marks are then as they were, or cleared.
+    /// If writing fails; the marks on the device are then as they were, or cleared. Asking again, or asking for the
+    /// opposite, settles it.
     pub fn clear_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
         self.rewrite(disks, path, StaticHeader { flags: self.header.flags.without(marks), ..self.header })
     }
@@ -183,7 +187,8 @@ impl Bda {
     /// Records another size of the device; durable when done.
     ///
     /// # Errors
-    /// If the metadata does not fit that size, or writing fails; then either size may be recorded.
+    /// If the metadata does not fit that size, or writing fails; then either size may be recorded. Asking again, also
+    /// for the size before, settles it.
     pub fn resize<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, size: Sectors) -> Result<()> {
         self.rewrite(disks, path, StaticHeader { device_size: size, ..self.header })
     }
@@ -199,9 +204,11 @@ impl Bda {
 
     fn rewrite<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, new: StaticHeader) -> Result<()> {
         new.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
-        if new != self.header {
-            carry_out(disks, path, &header::plan_rewrite(&self.header, &new))?;
+        if new != self.header || self.header_unsure {
+            self.header_unsure = true;
+            carry_out(disks, path, &header::plan_rewrite(&new))?;
             self.header = new;
+            self.header_unsure = false;
         }
         Ok(())
     }

@@ -219,7 +219,7 @@ impl StaticHeader {
         if self.initialized > INITIALIZED_MAX {
             return Err(Invalid::Time(self.initialized));
         }
-        if self.mda_size < MDA_SIZE || self.mda_size.0 % 4 != 0 {
+        if self.mda_size < MDA_SIZE || !self.mda_size.0.is_multiple_of(4) {
             return Err(Invalid::MdaSize(self.mda_size));
         }
         let metadata = [STATIC_HEADER, self.mda_size, self.reserved].iter().map(|s| u128::from(s.0)).sum::<u128>();
@@ -235,22 +235,15 @@ pub fn plan_initialize(header: &StaticHeader) -> Vec<Step> {
     Half::BOTH.iter().flat_map(|half| write_half(*half, header)).collect()
 }
 
-/// The steps that put `new` in the place of `old`, such that at every moment [`resolve`] gives one of them.
+/// The steps that put another header in the place of the one there, such that at every moment [`resolve`] gives one of
+/// the two, also in the eyes of other daemons.
 ///
 /// Two good copies that differ must differ in their initialization time too, or else no one knows which counts. So
-/// the first copy is written with a time that is one second later until the second has been written; only a power
-/// cut between the two lets that second be seen. Copies that differ in nothing but flags do not need this.
-pub fn plan_rewrite(old: &StaticHeader, new: &StaticHeader) -> Vec<Step> {
-    let mut steps = Vec::new();
-    if (StaticHeader { flags: new.flags, ..*old }) != *new {
-        let later = StaticHeader { initialized: new.initialized.saturating_add(1).min(INITIALIZED_MAX), ..*new };
-        steps.extend(write_half(Half::First, &later));
-        steps.extend(write_half(Half::Second, new));
-        steps.extend(write_half(Half::First, new));
-    } else {
-        steps.extend(plan_initialize(new));
-    }
-    steps
+/// the first copy is written with a time that is one second later until the second has been written; only after a
+/// power cut between the two does that second stay.
+pub fn plan_rewrite(new: &StaticHeader) -> Vec<Step> {
+    let later = StaticHeader { initialized: new.initialized.saturating_add(1).min(INITIALIZED_MAX), ..*new };
+    [write_half(Half::First, &later), write_half(Half::Second, new), write_half(Half::First, new)].concat()
 }
 
 /// The steps that write one copy.

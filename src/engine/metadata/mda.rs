@@ -99,7 +99,9 @@ impl Layout {
     pub fn new(mda_size: Sectors) -> Result<Layout, MdaError> {
         let bytes = mda_size.0.checked_mul(SECTOR).filter(|b| b.checked_add(STATIC_HEADER_BYTES as u64).is_some());
         match bytes {
-            Some(bytes) if mda_size.0 % REGIONS == 0 && bytes > 0 => Ok(Layout { region_bytes: bytes / REGIONS }),
+            Some(bytes) if mda_size.0.is_multiple_of(REGIONS) && bytes > 0 => {
+                Ok(Layout { region_bytes: bytes / REGIONS })
+            }
             _ => Err(MdaError::Layout(mda_size)),
         }
     }
