@@ -8,13 +8,12 @@ The exit status is 124 at the time limit and 125 if the machine died. See README
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import images
 import kernels
 import session
-from shell import Failure, say
+from shell import command_line, say
 
 
 def arguments():
@@ -56,8 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Failure as failure:
-        say(str(failure))
-        sys.exit(1)
+    command_line(main)
