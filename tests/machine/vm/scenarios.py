@@ -5,6 +5,7 @@ The tests themselves are in ../guest. Knows nothing of how a machine is run.
 
 import dataclasses
 import json
+import os
 
 import session
 
@@ -50,7 +51,9 @@ def keep_journal(lines, share):
 
 
 def _pytest(*files):
-    return "python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore " + " ".join(files)
+    # How often what is a matter of chance is tried can be set on the host.
+    tries = f"LINK_TRIES={int(os.environ['LINK_TRIES'])} " if os.environ.get("LINK_TRIES") else ""
+    return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore {' '.join(files)}"
 
 
 def power_cuts(seeds):
