@@ -69,6 +69,18 @@ def power_cuts(seeds):
     ]  # fmt: skip
 
 
+def crash_states(seeds):
+    return [
+        Scenario(
+            f"crash-states-{seed}",
+            "every write is recorded; the pool is started from disks with lost, reordered and torn writes",
+            [Life(f"python3 -B crash_states.py {seed} 12 {int(os.environ.get('CRASH_CUTS', '25'))}")],
+            seed,
+        )
+        for seed in seeds
+    ]
+
+
 def all_scenarios(power_cut_seeds):
     return [
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
@@ -81,4 +93,5 @@ def all_scenarios(power_cut_seeds):
                  [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
                   Life(_pytest("reboot.py::test_after"))]),
         *power_cuts(power_cut_seeds),
+        *crash_states(list(power_cut_seeds)[:1]),
     ]  # fmt: skip
