@@ -27,7 +27,7 @@ impl Pool {
         unimplemented!()
     }
     /// Allow nothing more: the state in memory may not be that of the machine (a step panicked).
-    pub fn restrict(&mut self, _availability: view::Availability) {
+    pub fn restrict(&mut self, _availability: view::Availability, _reason: impl Into<String>) {
         unimplemented!()
     }
 }
