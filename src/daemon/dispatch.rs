@@ -74,6 +74,11 @@ impl House for Engine {
 /// A chain whose steps are about a house and its pools, and that ends with what answers the caller, if anything does.
 pub type Chain<R, H> = Next<Option<R>, H, <H as House>::Pool>;
 
+/// A step of such a chain under a lock.
+type Step<R, H> = UnderStep<Option<R>, H, <H as House>::Pool>;
+/// What follows the parts of such a chain that ran side by side.
+type JoinStep<R, H> = Join<Option<R>, H, <H as House>::Pool>;
+
 /// Makes the answer of a request that does not come to its end.
 pub type OnFailure<R> = Box<dyn FnOnce(Failure) -> Option<R> + Send>;
 
@@ -135,7 +140,7 @@ struct Queue<R: Send + 'static, H: House> {
 // In both of these the ticket comes last: fields are dropped in order, and a ticket looks for parked requests as it goes,
 // when the claims in the step must have been given back.
 struct Waiting<R: Send + 'static, H: House> {
-    step: UnderStep<Option<R>, H, H::Pool>,
+    step: Step<R, H>,
     ticket: Ticket<R, H>,
 }
 
@@ -217,15 +222,14 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
             let mut queue = inner.queue.lock();
             queue.stopping = true;
             queue.close_if_over();
-            let (waiting, begun) =
+            let (waiting, begun): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 std::mem::take(&mut queue.waiting).into_iter().partition(|(_, waiting)| !waiting.ticket.begun);
             queue.waiting = begun;
-            let (parked, begun) =
+            let (parked, begun): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 std::mem::take(&mut queue.parked).into_iter().partition(|(_, parked)| !parked.ticket.begun);
             queue.parked = begun;
             (waiting, parked, queue.over.clone())
         };
-        let (waiting, parked): (BTreeMap<_, Waiting<R, H>>, BTreeMap<_, Parked<R, H>>) = (waiting, parked);
         // Each answers as it is dropped, outside the mutex. The lock still has their numbers, and finds nobody.
         drop(waiting);
         drop(parked);
@@ -335,7 +339,7 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         }
     }
 
-    fn wait_for_lock(self, access: Access, step: UnderStep<Option<R>, H, H::Pool>) {
+    fn wait_for_lock(self, access: Access, step: Step<R, H>) {
         let (inner, number) = (Arc::clone(&self.inner), self.number);
         let label = Cow::Owned(self.label.to_string());
         let not_begun = {
@@ -368,7 +372,7 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     }
 
     /// Runs a step with its grant.
-    fn run_under(self, mut guard: Guard<PoolUuid, Name, H::Pool>, step: UnderStep<Option<R>, H, H::Pool>) {
+    fn run_under(self, mut guard: Guard<PoolUuid, Name, H::Pool>, step: Step<R, H>) {
         let inner = Arc::clone(&self.inner);
         let house = &*inner.house;
         let seen = house.claims_given_back();
@@ -437,21 +441,22 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     }
 
     /// Runs parts side by side; whoever ends the last one runs the join.
-    fn run_together(self, parts: Vec<Part<H>>, join: Join<Option<R>, H, H::Pool>) {
+    fn run_together(self, parts: Vec<Part<H>>, join: JoinStep<R, H>) {
         if parts.is_empty() {
             self.run(Class::Slow, move |ticket| ticket.run_join(join, Vec::new()));
             return;
         }
         let (inner, label) = (Arc::clone(&self.inner), Arc::clone(&self.label));
         let results = parts.iter().map(|_| None).collect();
-        let gathered = Arc::new(Mutex::new(Gathered { results, left: parts.len(), then: Some((join, self)) }));
+        let gathered = Arc::new(Mutex::new(Some(Gathered { results, left: parts.len(), join, ticket: self })));
         for (place, part) in parts.into_iter().enumerate() {
             let (gathered, inner_of_part, label) = (Arc::clone(&gathered), Arc::clone(&inner), Arc::clone(&label));
             let job = Box::new(move || {
                 let result = caught(|| part(&inner_of_part.house))
                     .inspect_err(|text| log::error!("{label}: one of several parts panicked: {text}"));
                 inner_of_part.retry_parked();
-                if let Some((join, ticket, results)) = gathered.lock().put(place, result.ok()) {
+                let all = Gathered::put(&mut gathered.lock(), place, result.ok());
+                if let Some(Gathered { results, join, ticket, .. }) = all {
                     ticket.run_join(join, results);
                 }
             });
@@ -462,7 +467,7 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         }
     }
 
-    fn run_join(self, join: Join<Option<R>, H, H::Pool>, results: Vec<PartResult>) {
+    fn run_join(self, join: JoinStep<R, H>, results: Vec<PartResult>) {
         let seen = self.inner.house.claims_given_back();
         let outcome = caught(|| join(&self.inner.house, results));
         self.after_free_step(outcome, seen);
@@ -511,22 +516,17 @@ type PartResult = Option<Box<dyn Any + Send>>;
 struct Gathered<R: Send + 'static, H: House> {
     results: Vec<PartResult>,
     left: usize,
-    then: Option<(Join<Option<R>, H, H::Pool>, Ticket<R, H>)>,
+    join: JoinStep<R, H>,
+    ticket: Ticket<R, H>,
 }
 
 impl<R: Send + 'static, H: House> Gathered<R, H> {
-    /// Notes a result; if it was the last, gives what is to be done with all of them.
-    fn put(
-        &mut self,
-        place: usize,
-        result: PartResult,
-    ) -> Option<(Join<Option<R>, H, H::Pool>, Ticket<R, H>, Vec<PartResult>)> {
-        self.results[place] = result;
-        self.left -= 1;
-        if self.left > 0 {
-            return None;
-        }
-        self.then.take().map(|(join, ticket)| (join, ticket, std::mem::take(&mut self.results)))
+    /// Notes a result; if it was the last, takes everything out, to go on with it.
+    fn put(gathered: &mut Option<Self>, place: usize, result: PartResult) -> Option<Self> {
+        let parts = gathered.as_mut()?;
+        parts.results[place] = result;
+        parts.left -= 1;
+        if parts.left == 0 { gathered.take() } else { None }
     }
 }
 
@@ -546,3 +546,6 @@ fn caught<T>(code: impl FnOnce() -> T) -> Result<T, String> {
         Err(panic) => panic.downcast_ref::<&str>().map_or("no text", |text| text).to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,8 +81,7 @@ pub type ActStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E) -> Next<T, E, P> 
 /// One of several parts of slow work that may run side by side; its result is for the join only.
 pub type Part<E = Engine> = Box<dyn FnOnce(&E) -> Box<dyn Any + Send> + Send>;
 /// What follows when all parts are done; their results in the order of the parts. A part that panicked gives `None`.
-pub type Join<T, E = Engine, P = Pool> =
-    Box<dyn FnOnce(&E, Vec<Option<Box<dyn Any + Send>>>) -> Next<T, E, P> + Send>;
+pub type Join<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<Option<Box<dyn Any + Send>>>) -> Next<T, E, P> + Send>;
 
 /// What a chain needs next. Chains of the engine are about its pools; who runs chains has no need to know, and is
 /// tested with chains about something smaller.
