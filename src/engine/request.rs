@@ -117,19 +117,24 @@ impl<T: Send + 'static> Next<T> {
         Next::Act(Box::new(step))
     }
 
+    /// The chain followed by another, made from its result.
+    pub fn then<U: Send + 'static>(self, follow: impl FnOnce(T) -> Next<U> + Send + 'static) -> Next<U> {
+        match self {
+            Next::Done(value) => follow(value),
+            Next::Under(access, step) => {
+                Next::Under(access, Box::new(move |engine, granted| step(engine, granted).then(follow)))
+            }
+            Next::Act(step) => Next::Act(Box::new(move |engine| step(engine).then(follow))),
+            Next::Together(parts, join) => {
+                Next::Together(parts, Box::new(move |engine, results| join(engine, results).then(follow)))
+            }
+            Next::Parked(next) => Next::Parked(Box::new(next.then(follow))),
+        }
+    }
+
     /// The same chain with another result.
     pub fn map<U: Send + 'static>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Next<U> {
-        match self {
-            Next::Done(value) => Next::Done(change(value)),
-            Next::Under(access, step) => {
-                Next::Under(access, Box::new(move |engine, granted| step(engine, granted).map(change)))
-            }
-            Next::Act(step) => Next::Act(Box::new(move |engine| step(engine).map(change))),
-            Next::Together(parts, join) => {
-                Next::Together(parts, Box::new(move |engine, results| join(engine, results).map(change)))
-            }
-            Next::Parked(next) => Next::Parked(Box::new(next.map(change))),
-        }
+        self.then(move |value| Next::Done(change(value)))
     }
 }
 

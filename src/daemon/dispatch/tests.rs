@@ -645,6 +645,9 @@ fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
     begun(&has_parked);
     // Parked before anything was done.
     daemon.submit("parked", claiming_quick(3));
+    // One worker is left for quick steps, and grants of a pool are given in order: when this has run, that has parked.
+    daemon.submit("barrier", write(a(), |_, _| done(0)));
+    assert_eq!(daemon.answer(), Answer::Number(0));
     // Waits for the lock: pool B is held by a step.
     let (holder, has_begun, go_holder) = held(Some(b()), done(4));
     daemon.submit("holder", holder);
