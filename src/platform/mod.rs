@@ -5,6 +5,7 @@
 
 pub mod dm;
 mod error;
+pub mod linux;
 
 use std::{
     os::fd::BorrowedFd,
