@@ -59,7 +59,13 @@ pub enum PidFileError {
 /// The lock; held until dropped. The file stays.
 #[derive(Debug)]
 pub struct PidFile {
-    _locked: File,
+    locked: File,
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        unlock(&self.locked);
+    }
 }
 
 impl PidFile {
@@ -78,7 +84,7 @@ impl PidFile {
             write!(file, "{}", process::id())
         };
         write().map_err(error("write", path))?;
-        Ok(PidFile { _locked: file })
+        Ok(PidFile { locked: file })
     }
 }
 
@@ -90,6 +96,7 @@ impl PidFile {
 pub fn take_over(path: &Path, limit: Duration) -> Result<(), PidFileError> {
     let mut file = open(path)?;
     if try_lock(&file, path)? {
+        unlock(&file);
         return Ok(());
     }
     let holder = holder(&mut file, path)?;
@@ -98,7 +105,11 @@ pub fn take_over(path: &Path, limit: Duration) -> Result<(), PidFileError> {
         interrupt(pid, deadline).map_err(error("interrupt the process named in", path))?;
     }
     // The locks of a process go with its descriptors, when it ends.
-    if try_lock(&file, path)? { Ok(()) } else { Err(PidFileError::Stays { path: path.to_owned(), holder }) }
+    if try_lock(&file, path)? {
+        unlock(&file);
+        return Ok(());
+    }
+    Err(PidFileError::Stays { path: path.to_owned(), holder })
 }
 
 /// Sends SIGINT and waits for the end of the process. Through a descriptor, which names that very process even if its
@@ -130,6 +141,12 @@ fn try_lock(file: &File, path: &Path) -> Result<bool, PidFileError> {
     }
 }
 
+/// Not left to the closing of the file: a child that is just being started has it open too, until its exec.
+fn unlock(file: &File) {
+    // Fails for what is no lock only; then there is nothing to give up.
+    let _ = flock(file, FlockOperation::Unlock);
+}
+
 fn holder(file: &mut File, path: &Path) -> Result<String, PidFileError> {
     let mut text = Vec::new();
     file.take(TEXT_BYTES_MAX).read_to_end(&mut text).map_err(error("read", path))?;
@@ -159,11 +176,11 @@ mod tests {
         (directory, path)
     }
 
-    /// Another process that holds the lock and does `script` then.
-    fn holder(path: &Path, script: &str) -> Child {
+    /// Another process that does `before`, takes the lock, and does `then`.
+    fn holder(path: &Path, before: &str, then: &str) -> Child {
         #[allow(clippy::disallowed_methods)]
         let mut child = Command::new("/bin/bash")
-            .args(["-c", &format!("exec 9<>$0; flock 9; echo -n $$ > $0; {script}")])
+            .args(["-c", &format!("{before} exec 9<>$0; flock 9; echo -n $$ > $0; {then}")])
             .arg(path)
             .stdout(Stdio::piped())
             .spawn()
@@ -209,7 +226,7 @@ mod tests {
     #[test]
     fn a_holder_that_stays_is_named() {
         let (_directory, path) = path();
-        let mut child = holder(&path, "trap '' INT; echo ready; exec sleep 1000");
+        let mut child = holder(&path, "", "trap '' INT; echo ready; exec sleep 1000");
         let error = take_over(&path, Duration::ZERO).unwrap_err();
         let PidFileError::Stays { holder, .. } = &error else { panic!("{error:?}") };
         assert_eq!(*holder, child.id().to_string());
