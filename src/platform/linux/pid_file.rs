@@ -215,9 +215,8 @@ mod tests {
     fn the_holder_is_interrupted_and_waited_for() {
         let (_directory, path) = path();
         // On SIGINT it does something first, and then ends: the lock must not be had before.
-        let script =
-            "sleep 1000 9>&- > /dev/null & trap \"echo -n done > $0.done; kill $!; exit 0\" INT; echo ready; wait";
-        let mut child = holder(&path, script);
+        let then = "trap \"echo -n done > $0.done; kill $!; exit 0\" INT; echo ready; wait";
+        let mut child = holder(&path, "sleep 1000 > /dev/null &", then);
         take_over(&path, Duration::from_secs(3600)).unwrap();
         assert_eq!(fs::read_to_string(path.with_extension("pid.done")).unwrap(), "done");
         assert!(child.wait().unwrap().success());
