@@ -157,7 +157,8 @@ fn probe(file: &File) -> libblkid_rs::Result<Contents> {
     // signatures would pass for an empty one.
     probe.do_fullprobe()?;
     let superblock = if probe.has_value("TYPE")? { Some(probe.lookup_value("TYPE")?) } else { None };
-    let partitions = probe.get_partitions()?.number_of_partitions()?;
+    // The library's list of partitions is "an error" where there is no table.
+    let partitions = if probe.has_value("PTTYPE")? { probe.get_partitions()?.number_of_partitions()? } else { 0 };
     Ok(Contents { partitions: u32::try_from(partitions).unwrap_or(0), superblock })
 }
 

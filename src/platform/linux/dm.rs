@@ -4,8 +4,9 @@
 //! nothing of what the devices are for.
 //!
 //! Resume, remove and rename wait until udev has dealt with the change (the library's cookies), so that the node is
-//! there, or gone, when they return. That wait happens after the kernel has done its part. When it fails, as when a
-//! signal interrupts it, the kernel is asked how things stand, and what is done counts as done.
+//! there, or gone, when they return. That wait happens after the kernel has done its part. When it fails, the kernel
+//! is asked how things stand, and what is done counts as done. A signal would make it fail, and leave the cookie's
+//! semaphore behind, so signals are held back meanwhile; other threads take them.
 
 use std::{
     io,
@@ -16,7 +17,10 @@ use std::{
 
 use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmResult, DmUuid, errors};
 use log::warn;
-use nix::libc;
+use nix::{
+    libc,
+    sys::signal::{SigSet, SigmaskHow},
+};
 
 use super::{
     monitor::{Monitor, udev_runs},
@@ -140,12 +144,31 @@ impl Mapper {
         self.dm.device_suspend(&id("suspend", name)?, options).map(drop).map_err(|fault| failed("suspend", name, fault))
     }
 
+    /// The kernel looks at a new table's devices and sizes only here. When it refuses, it forgets that table and
+    /// leaves the device suspended; the device then goes on with the table it had.
     pub(super) fn resume(&self, name: &str, visibility: Visibility) -> Result<()> {
+        let resumed = self.resume_once(name, visibility);
+        if resumed.is_err() && self.waits_with_old_table(name) {
+            if let Err(stuck) = self.resume_once(name, visibility) {
+                warn!("the device {name} is left suspended: {stuck}");
+            }
+        }
+        resumed
+    }
+
+    fn waits_with_old_table(&self, name: &str) -> bool {
+        let flags = self.info(name).ok().flatten().map_or(DmFlags::empty(), |info| info.flags());
+        flags.contains(DmFlags::DM_SUSPEND | DmFlags::DM_ACTIVE_PRESENT)
+            && !flags.contains(DmFlags::DM_INACTIVE_PRESENT)
+    }
+
+    fn resume_once(&self, name: &str, visibility: Visibility) -> Result<()> {
         let options = match visibility {
             Visibility::Private => DmOptions::private(),
             Visibility::Public => DmOptions::default(),
         };
-        let result = self.dm.device_suspend(&id("resume", name)?, options);
+        let id = id("resume", name)?;
+        let result = undisturbed(|| self.dm.device_suspend(&id, options));
         self.settle("resume", name, result, |mapper| {
             let pending = DmFlags::DM_SUSPEND | DmFlags::DM_INACTIVE_PRESENT;
             mapper.info(name).is_ok_and(|info| info.is_some_and(|info| !info.flags().intersects(pending)))
@@ -156,7 +179,7 @@ impl Mapper {
         let id = id("remove", name)?;
         self.wait_until_free(name)?;
         // The library tries again by itself when somebody opens the device between the look and the call.
-        let result = self.dm.device_remove(&id, DmOptions::default());
+        let result = undisturbed(|| self.dm.device_remove(&id, DmOptions::default()));
         if result.as_ref().err().and_then(errno) == Some(libc::EBUSY) {
             return Err(Error::Busy { name: name.to_owned() });
         }
@@ -165,7 +188,8 @@ impl Mapper {
 
     pub(super) fn rename(&self, name: &str, new_name: &str) -> Result<()> {
         let old = DmName::new(name).map_err(|fault| failed("rename", name, fault))?;
-        let result = self.dm.device_rename(old, &id("rename", new_name)?);
+        let new = id("rename", new_name)?;
+        let result = undisturbed(|| self.dm.device_rename(old, &new));
         self.settle("rename", name, result, |mapper| {
             mapper.info(new_name).is_ok_and(|info| info.is_some()) && mapper.info(name).is_ok_and(|info| info.is_none())
         })
@@ -257,6 +281,20 @@ impl Mapper {
 /// The node that udev makes for a device; it is there once the device has been resumed.
 pub(super) fn node(name: &str) -> PathBuf {
     Path::new("/dev/mapper").join(name)
+}
+
+/// Does something while no signal is delivered to this thread.
+fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<SigSet>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // Fails for a mask that is none only; this one comes from the kernel.
+            let _ = self.0.take().map(|mask| mask.thread_set_mask());
+        }
+    }
+    // On any way out, a panic included. Without the mask the work is done all the same.
+    let _restore = Restore(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).ok());
+    work()
 }
 
 fn check_version(major: u32, minor: u32, patch: u32) -> Result<()> {
