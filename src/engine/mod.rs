@@ -4,6 +4,9 @@
 //! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Next`].
 
 pub mod bda;
+mod claims;
+mod devices;
+pub mod dm_names;
 pub mod error;
 pub mod ids;
 mod layout;
