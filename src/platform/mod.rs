@@ -5,6 +5,8 @@
 
 pub mod dm;
 mod error;
+pub mod linux;
+pub mod sim;
 
 use std::{
     os::fd::BorrowedFd,

@@ -1,7 +1,51 @@
 //! What is on disk: the static header, the metadata area, the pool-level and filesystem-level JSON.
+//!
+//! Codecs from bytes to values and back, specified by `spec/engine/ondisk-metadata.md`. Knows bytes and errors; must
+//! never know files, threads, locks or names of devices. Who reads and writes the bytes is
+//! [`bda`](crate::engine::bda).
+
+pub mod filesystem;
+pub mod header;
+pub mod mda;
+pub mod pool;
+
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    filesystem::{FilesystemRecord, PendingRecord},
+    header::{HeaderFlags, StaticHeader},
+    mda::{Layout, Mda},
+    pool::PoolMetadata,
+};
 use crate::engine::units::{Bytes, Sectors};
+
+/// The two forms of a pool on disk (`spec/engine/ondisk-metadata.md` §1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MetadataVersion {
+    /// Each device is encrypted by itself; not made any more.
+    V1,
+    /// Encryption lies above the data tier; space for integrity data is reserved.
+    V2,
+}
+
+impl MetadataVersion {
+    /// 1 or 2, as in the signature block and on the bus.
+    pub fn number(self) -> u8 {
+        match self {
+            MetadataVersion::V1 => 1,
+            MetadataVersion::V2 => 2,
+        }
+    }
+
+    /// The version of that number, if there is one.
+    pub fn from_number(number: u8) -> Option<MetadataVersion> {
+        match number {
+            1 => Some(MetadataVersion::V1),
+            2 => Some(MetadataVersion::V2),
+            _ => None,
+        }
+    }
+}
 
 /// How much space to reserve on each data device for integrity data (`spec/engine/ondisk-metadata.md` §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +60,13 @@ pub struct IntegritySpec {
     pub allocate_superblock: bool,
 }
 
+impl IntegritySpec {
+    /// Whether no space at all is to be reserved.
+    pub fn asks_for_nothing(&self) -> bool {
+        self.tag_spec == TagSpec::B0 && self.journal_size == Sectors::ZERO && !self.allocate_superblock
+    }
+}
+
 /// Tag bits per integrity block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -26,6 +77,17 @@ pub enum TagSpec {
     B32,
     #[serde(rename = "512b")]
     B512,
+}
+
+impl TagSpec {
+    /// The tag's size in bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            TagSpec::B0 => 0,
+            TagSpec::B32 => 4,
+            TagSpec::B512 => 64,
+        }
+    }
 }
 
 /// Journal size must be a multiple of this.
@@ -40,4 +102,39 @@ impl Default for IntegritySpec {
             allocate_superblock: true,
         }
     }
+}
+
+/// One step of a planned write; offsets in bytes from the start of the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// These bytes there.
+    At(u64, Vec<u8>),
+    /// Everything before is durable when this is done.
+    Flush,
+}
+
+/// Longest text of a user or of hardware that is stored, in bytes.
+const STORED_BYTES_MAX: usize = 255;
+
+/// The longest beginning of `text` that is stored: whole characters, at most [`STORED_BYTES_MAX`] bytes.
+fn cut(text: &str) -> &str {
+    let end = (0..=text.len().min(STORED_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[..end]
+}
+
+/// Little-endian numbers at fixed places of a block.
+fn u64_at(block: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array_at(block, at))
+}
+
+/// See [`u64_at`].
+fn u32_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(block, at))
+}
+
+/// `N` bytes at a fixed place of a block whose length has been checked.
+fn array_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&block[at..at + N]);
+    bytes
 }

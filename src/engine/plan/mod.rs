@@ -1,2 +1,9 @@
-//! Planning: pure functions from state to plan.
+//! Planning: pure functions from state to plan, so that they can be tested by the million and shown as a dry run.
+//!
+//! Knows numbers and the types of the metadata; must never know the kernel, time, or locks.
+
+pub mod alloc;
+pub mod cap;
+pub mod sector_rules;
+pub mod segments;
 pub mod sizes;

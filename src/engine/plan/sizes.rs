@@ -1,5 +1,186 @@
-//! Sizes of the stack's parts.
-use crate::engine::units::Sectors;
+//! Sizes of the stack's parts (`spec/engine/storage-stack.md` §4, 7, 9.2).
 
-/// A data block of a thin pool.
-pub const DATA_BLOCK: Sectors = Sectors(2048);
+pub use crate::engine::metadata::pool::{CRYPT_RESERVATION, DATA_BLOCK, INTEGRITY_UNIT};
+use crate::engine::{
+    metadata::{IntegritySpec, JOURNAL_UNIT},
+    units::{Bytes, DataBlocks, SECTOR, Sectors},
+};
+
+/// A metadata block of a thin pool.
+pub const METADATA_BLOCK: Sectors = Sectors(8);
+/// A thin pool's data grows by at most this much at once.
+pub const DATA_STEP: DataBlocks = DataBlocks(51_200);
+/// With fewer free data blocks than this a thin pool's data grows.
+pub const DATA_LOW_WATER: DataBlocks = DataBlocks(15_360);
+/// The metadata volume.
+pub const MDV: Sectors = Sectors(1_048_576);
+/// Largest number of filesystems unless the user asks for more.
+pub const FS_LIMIT: u64 = 100;
+/// Zeroed at the start of a new metadata device, of thin pool or cache.
+pub const METADATA_ZEROED: Sectors = Sectors(8);
+/// Largest useful metadata device of a thin pool.
+pub const THIN_METADATA_MAX: Sectors = Sectors(33_292_288);
+/// Size of a filesystem unless the user asks for another.
+pub const FILESYSTEM_DEFAULT: Sectors = Sectors(2_147_483_648);
+/// Smallest filesystem.
+pub const FILESYSTEM_MIN: Sectors = Sectors(1_048_576);
+/// Smallest device.
+pub const DEVICE_MIN: Sectors = Sectors(2_097_152);
+
+/// A size that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum SizeError {
+    #[error("the integrity block size of {0} bytes is not a power of two from 512 up; 4096 is usual")]
+    IntegrityBlock(u64),
+    #[error("the integrity journal of {0} is not a multiple of {JOURNAL_UNIT}")]
+    Journal(Sectors),
+    #[error("the sizes asked for are larger than any device can be")]
+    Overflow,
+    #[error("thin_metadata_size printed {0:?}, which is not a number of sectors")]
+    ThinMetadataSize(String),
+    #[error("the pool's {usable} are too small for a thin pool; use larger or more devices")]
+    TooSmall { usable: Sectors },
+    #[error("a size of {0} is not a multiple of {SECTOR} bytes")]
+    PartOfSector(Bytes),
+    #[error("a filesystem of {0} is too small; it must have at least {FILESYSTEM_MIN} (512 MiB)")]
+    FilesystemTooSmall(Sectors),
+    #[error("the size limit of {limit} is smaller than the filesystem, which has {size}")]
+    LimitBelowSize { limit: Sectors, size: Sectors },
+}
+
+/// Checks what a user asks for as reservation for integrity data.
+///
+/// # Errors
+/// If the journal or the block size is not of the granularity that dm-integrity needs.
+pub fn check_integrity_spec(spec: &IntegritySpec) -> Result<(), SizeError> {
+    if spec.journal_size.bytes().0 % JOURNAL_UNIT.0 != 0 {
+        return Err(SizeError::Journal(spec.journal_size));
+    }
+    if spec.block_size < SECTOR || !spec.block_size.is_power_of_two() {
+        return Err(SizeError::IntegrityBlock(spec.block_size));
+    }
+    Ok(())
+}
+
+/// How much to reserve for integrity data at the end of a device of this size: superblock, journal, and the tags of
+/// all its blocks in whole 4 KiB.
+///
+/// # Errors
+/// If blocks have no size, or the sum is larger than any device.
+pub fn integrity_reservation(device: Sectors, spec: &IntegritySpec) -> Result<Sectors, SizeError> {
+    let superblock = if spec.allocate_superblock { INTEGRITY_UNIT } else { Sectors::ZERO };
+    let blocks =
+        device.bytes().0.checked_div(u128::from(spec.block_size)).ok_or(SizeError::IntegrityBlock(spec.block_size))?;
+    let tags = blocks.checked_mul(u128::from(spec.tag_spec.bytes())).map(Bytes);
+    tags.and_then(|tags| tags.round_up(INTEGRITY_UNIT.bytes())?.sectors())
+        .and_then(|tags| Sectors::checked_sum([superblock, spec.journal_size, tags]))
+        .ok_or(SizeError::Overflow)
+}
+
+/// Arguments for `thin_metadata_size` that ask what a pool of this size with so many thin devices needs.
+pub fn thin_metadata_size_arguments(pool: Sectors, filesystems: u64) -> [String; 7] {
+    let block = format!("{}b", DATA_BLOCK.bytes().0);
+    let size = format!("{}b", pool.bytes().0);
+    ["-b".to_owned(), block, "-s".to_owned(), size, "-m".to_owned(), filesystems.to_string(), "-n".to_owned()]
+}
+
+/// The size of a thin pool's metadata device, from what `thin_metadata_size` printed.
+///
+/// # Errors
+/// If that was no number.
+pub fn thin_metadata(printed: &str) -> Result<Sectors, SizeError> {
+    let refused = || SizeError::ThinMetadataSize(printed.chars().take(80).collect());
+    let sectors: u64 = printed.trim().parse().map_err(|_| refused())?;
+    // The tool counts mappings once; the factor is that of §7.2.
+    let wanted = Sectors(sectors).checked_mul(8).and_then(|wanted| wanted.round_up(DATA_BLOCK));
+    Ok(wanted.map_or(THIN_METADATA_MAX, |wanted| wanted.min(THIN_METADATA_MAX)))
+}
+
+/// Sizes of the parts of a new thin pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Initial {
+    /// The thin pool's metadata.
+    pub meta: Sectors,
+    /// As much again, for its repair.
+    pub spare: Sectors,
+    /// The thin pool's data: whole blocks.
+    pub data: Sectors,
+    /// The metadata volume.
+    pub mdv: Sectors,
+}
+
+impl Initial {
+    /// What is asked of the backstore, in this order.
+    pub fn request(&self) -> [Sectors; 4] {
+        [self.meta, self.spare, self.data, self.mdv]
+    }
+}
+
+/// Sizes of the parts of a new thin pool with so much space and metadata of this size.
+///
+/// # Errors
+/// [`SizeError::TooSmall`] if there would be no data.
+pub fn initial(usable: Sectors, meta: Sectors) -> Result<Initial, SizeError> {
+    let data = room(usable, meta).min(sectors(DATA_STEP)).round_down(DATA_BLOCK);
+    if data == Sectors::ZERO {
+        return Err(SizeError::TooSmall { usable });
+    }
+    Ok(Initial { meta, spare: meta, data, mdv: MDV })
+}
+
+/// What is left for data beside metadata, its spare, and the metadata volume.
+pub fn room(usable: Sectors, meta: Sectors) -> Sectors {
+    usable.saturating_sub(MDV).saturating_sub(meta).saturating_sub(meta)
+}
+
+/// The low water mark of a new thin pool with data of this size.
+pub fn low_water(data: Sectors) -> DataBlocks {
+    DATA_LOW_WATER.min(DataBlocks(blocks(data).0 / 2))
+}
+
+/// By how much a thin pool's data grows when so much is available; `None`: there is not one block.
+pub fn data_growth(available: Sectors) -> Option<Sectors> {
+    let growth = available.round_down(DATA_BLOCK).min(sectors(DATA_STEP));
+    (growth > Sectors::ZERO).then_some(growth)
+}
+
+/// Whole data blocks in a size.
+pub fn blocks(size: Sectors) -> DataBlocks {
+    DataBlocks(size.0 / DATA_BLOCK.0)
+}
+
+/// The size of data blocks; the largest size where it would be larger.
+pub fn sectors(blocks: DataBlocks) -> Sectors {
+    Sectors(blocks.0.saturating_mul(DATA_BLOCK.0))
+}
+
+/// A number of bytes that a client gave, as sectors.
+///
+/// # Errors
+/// If it is not whole sectors, or larger than any device.
+pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
+    if size.0 % u128::from(SECTOR) != 0 {
+        return Err(SizeError::PartOfSector(size));
+    }
+    size.sectors().ok_or(SizeError::Overflow)
+}
+
+/// Size and size limit of a new filesystem: the default size if none is asked for.
+///
+/// # Errors
+/// If either is too small, or the limit smaller than the size.
+pub fn filesystem(size: Option<Sectors>, limit: Option<Sectors>) -> Result<(Sectors, Option<Sectors>), SizeError> {
+    let size = size.unwrap_or(FILESYSTEM_DEFAULT);
+    if let Some(small) = [Some(size), limit].into_iter().flatten().find(|size| *size < FILESYSTEM_MIN) {
+        return Err(SizeError::FilesystemTooSmall(small));
+    }
+    match limit {
+        Some(limit) if limit < size => Err(SizeError::LimitBelowSize { limit, size }),
+        _ => Ok((size, limit)),
+    }
+}
+
+#[cfg(test)]
+#[path = "sizes_tests.rs"]
+mod tests;

@@ -1,0 +1,361 @@
+//! A device's own Stratis area (BDA: static header and metadata area), read and written.
+//!
+//! Joins the codecs of [`metadata`](crate::engine::metadata) with a machine's disks. Every change of a device is one
+//! `write` call whose steps are in an order that a power cut may end anywhere. Must never know what the JSON says.
+
+use std::path::{Path, PathBuf};
+
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+
+use crate::{
+    engine::{
+        metadata::{
+            HeaderFlags, Layout, Mda, StaticHeader, Step,
+            header::{self, BLOCK_BYTES, Found, Half, Invalid, Resolved, Unresolved},
+            mda::{MdaError, next_stamp},
+        },
+        units::Sectors,
+    },
+    platform::{self, Platform, Timestamp, WriteStep},
+};
+
+/// At most so many devices are written in one save, unless all are asked for.
+pub const SAVE_DEVICES_MAX: usize = 10;
+
+/// What this module needs of a machine.
+pub trait Disks {
+    /// `length` bytes at `offset` of the device.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> platform::Result<Vec<u8>>;
+    /// Carries out the steps in order.
+    ///
+    /// # Errors
+    /// When one cannot be carried out; those after it have not been then.
+    fn write_steps(&self, path: &Path, steps: &[WriteStep<'_>]) -> platform::Result<()>;
+}
+
+impl<P: Platform + ?Sized> Disks for P {
+    fn read_at(&self, path: &Path, offset: u64, length: usize) -> platform::Result<Vec<u8>> {
+        self.read(path, offset, length)
+    }
+
+    fn write_steps(&self, path: &Path, steps: &[WriteStep<'_>]) -> platform::Result<()> {
+        self.write(path, steps)
+    }
+}
+
+/// Why a device's area cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum BdaError {
+    #[error("{} cannot be used", path.display())]
+    Header { path: PathBuf, source: Unresolved },
+    #[error("neither copy of the signature block of {} could be read; check the disk", path.display())]
+    Unreadable { path: PathBuf, source: platform::Error },
+    #[error("{} cannot get this header", path.display())]
+    BadHeader { path: PathBuf, source: Invalid },
+    #[error("the metadata area of {} cannot be used", path.display())]
+    Mda { path: PathBuf, source: MdaError },
+    #[error("{} has {actual}, less than the {recorded} that it had; its end may be lost", path.display())]
+    Shrunk { path: PathBuf, recorded: Sectors, actual: Sectors },
+    #[error(transparent)]
+    Platform(#[from] platform::Error),
+    #[error("the pool's metadata could not be saved on any of {tried} devices")]
+    NotSaved { tried: usize, source: Box<BdaError> },
+    #[error("the pool has no data devices to save its metadata on")]
+    NoDevices,
+}
+
+type Result<T> = std::result::Result<T, BdaError>;
+
+/// Whether a copy of the header that is damaged is written anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// Yes; failing to is an error.
+    Write,
+    /// No: the device is only looked at.
+    ReadOnly,
+}
+
+/// Which data devices get the pool's metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choose {
+    /// At most [`SAVE_DEVICES_MAX`], chosen by these random bytes.
+    Some([u8; 16]),
+    /// All: no device may be left with an older generation.
+    Everywhere,
+}
+
+/// A device's area as it is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bda {
+    header: StaticHeader,
+    /// A write of the header failed: the device may hold another.
+    header_unsure: bool,
+    /// `None` after a write that failed: what is on disk must be read before anything is written over it.
+    mda: Option<Mda>,
+    /// The latest time given to metadata of the device, also to such as could not be written.
+    last_tried: Option<Timestamp>,
+}
+
+impl Bda {
+    /// Reads a device's area, each copy of its header by itself. `None`: it is not a Stratis device.
+    ///
+    /// # Errors
+    /// If it is one but its header or metadata area cannot be used, or a repair that is due fails.
+    pub fn load<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Result<Option<Bda>> {
+        let Some(header) = load_header(disks, path, repair)? else { return Ok(None) };
+        let mda = load_mda(disks, path, &header)?;
+        Ok(Some(Bda { header, header_unsure: false, mda: Some(mda), last_tried: mda.last_update() }))
+    }
+
+    /// Makes a Stratis device: an empty metadata area first, then the header, so that a device never shows a header
+    /// with garbage behind it.
+    ///
+    /// # Errors
+    /// If the header breaks a rule, or writing fails; the device may then have a header already.
+    pub fn initialize<D: Disks + ?Sized>(disks: &D, path: &Path, header: StaticHeader) -> Result<Bda> {
+        header.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
+        let layout = layout(path, &header)?;
+        let mut steps = Mda::plan_initialize(layout);
+        steps.extend(header::plan_initialize(&header));
+        carry_out(disks, path, &steps)?;
+        Ok(Bda { header, header_unsure: false, mda: Some(Mda::empty(layout)), last_tried: None })
+    }
+
+    /// The header.
+    pub fn header(&self) -> &StaticHeader {
+        &self.header
+    }
+
+    /// When the device's metadata was written; `None` if never, or if the last write of it failed.
+    pub fn last_update(&self) -> Option<Timestamp> {
+        self.mda.and_then(|mda| mda.last_update())
+    }
+
+    /// Longest JSON that the device can hold, in bytes.
+    pub fn capacity(&self) -> u64 {
+        Layout::new(self.header.mda_size).map_or(0, |layout| layout.capacity())
+    }
+
+    /// Reads the device's metadata; `None` if none has been written.
+    ///
+    /// # Errors
+    /// If neither copy of it can be used.
+    pub fn read_json<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<Option<Vec<u8>>> {
+        self.regions(disks, path)?
+            .read_json(|offset, length| Ok(disks.read_at(path, offset, length)?))
+            .map_err(|source| mda_error(path, source))
+    }
+
+    /// Writes metadata to the device; durable when done.
+    ///
+    /// # Errors
+    /// If the device holds metadata as new as `stamp`, or the JSON is too long (nothing is written then), or writing
+    /// fails: the device may then hold either generation.
+    pub fn save<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, json: &[u8], stamp: Timestamp) -> Result<()> {
+        let mut mda = self.regions(disks, path)?;
+        let plan = mda.plan_write(json, stamp).map_err(|source| mda_error(path, source))?;
+        self.last_tried = self.last_tried.max(Some(stamp));
+        self.mda = None;
+        carry_out(disks, path, &plan.steps)?;
+        mda.written(&plan);
+        self.mda = Some(mda);
+        Ok(())
+    }
+
+    /// Sets marks in the header; durable when done.
+    ///
+    /// # Errors
+    /// If writing fails; the marks on the device are then as they were, or set. Asking again, or asking for the
+    /// opposite, settles it.
+    pub fn set_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
+        self.rewrite(disks, path, StaticHeader { flags: self.header.flags.with(marks), ..self.header })
+    }
+
+    /// Clears marks in the header; durable when done.
+    ///
+    /// # Errors
+    /// If writing fails; the marks on the device are then as they were, or cleared. Asking again, or asking for the
+    /// opposite, settles it.
+    pub fn clear_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
+        self.rewrite(disks, path, StaticHeader { flags: self.header.flags.without(marks), ..self.header })
+    }
+
+    /// Records another size of the device; durable when done.
+    ///
+    /// # Errors
+    /// If the metadata does not fit that size, or writing fails; then either size may be recorded. Asking again, also
+    /// for the size before, settles it.
+    pub fn resize<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, size: Sectors) -> Result<()> {
+        self.rewrite(disks, path, StaticHeader { device_size: size, ..self.header })
+    }
+
+    /// Checks that the device still has the size that its header records.
+    ///
+    /// # Errors
+    /// [`BdaError::Shrunk`] if it is smaller.
+    pub fn check_size(&self, path: &Path, actual: Sectors) -> Result<()> {
+        let recorded = self.header.device_size;
+        if actual < recorded { Err(BdaError::Shrunk { path: path.to_owned(), recorded, actual }) } else { Ok(()) }
+    }
+
+    fn rewrite<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, new: StaticHeader) -> Result<()> {
+        new.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
+        if new != self.header || self.header_unsure {
+            self.header_unsure = true;
+            carry_out(disks, path, &header::plan_rewrite(&new))?;
+            self.header = new;
+            self.header_unsure = false;
+        }
+        Ok(())
+    }
+
+    fn regions<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<Mda> {
+        self.mda.map_or_else(|| load_mda(disks, path, &self.header), Ok)
+    }
+}
+
+/// Makes a device one that does not belong to Stratis; durable when done. What lies after its header stays.
+///
+/// # Errors
+/// If writing fails; the device may then still be found by its second copy.
+pub fn wipe<D: Disks + ?Sized>(disks: &D, path: &Path) -> Result<()> {
+    carry_out(disks, path, &header::plan_wipe())
+}
+
+/// What a save to a pool did.
+#[derive(Debug)]
+pub struct Saved {
+    /// The time given to it.
+    pub stamp: Timestamp,
+    /// The devices, by their place in the list, on which it failed.
+    pub failed: Vec<(usize, BdaError)>,
+}
+
+/// Saves a pool's metadata on its data devices (§3.7). Its time is `now`, or just after the latest that any of the
+/// devices was given, whichever is later.
+///
+/// # Errors
+/// If no device could be written. Those on which writing failed may nevertheless hold it.
+pub fn save_to_pool<D: Disks + ?Sized>(
+    disks: &D,
+    devices: &mut [(&Path, &mut Bda)],
+    json: &[u8],
+    now: Timestamp,
+    choose: Choose,
+) -> Result<Saved> {
+    let (first, _) = devices.first().ok_or(BdaError::NoDevices)?;
+    let length = json.len() as u64;
+    let capacity = devices.iter().map(|(_, bda)| bda.capacity()).max().unwrap_or(0);
+    if capacity < length {
+        return Err(mda_error(first, MdaError::TooLong { length, capacity }));
+    }
+    let stamp = next_stamp(now, devices.iter().filter_map(|(_, bda)| bda.last_tried).max());
+    let mut chosen: Vec<usize> = (0..devices.len()).filter(|i| devices[*i].1.capacity() >= length).collect();
+    if let Choose::Some(random) = choose {
+        let mut seed = [0; 32];
+        seed[..16].copy_from_slice(&random);
+        chosen.shuffle(&mut StdRng::from_seed(seed));
+        chosen.truncate(SAVE_DEVICES_MAX);
+    }
+    let tried = chosen.len();
+    let mut failed = Vec::new();
+    for i in chosen {
+        let (path, bda) = &mut devices[i];
+        if let Err(error) = bda.save(disks, path, json, stamp) {
+            failed.push((i, error));
+        }
+    }
+    match failed.pop() {
+        Some((_, source)) if failed.len() + 1 == tried => Err(BdaError::NotSaved { tried, source: Box::new(source) }),
+        last => {
+            failed.extend(last);
+            Ok(Saved { stamp, failed })
+        }
+    }
+}
+
+/// A pool's metadata as its devices hold it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    /// Place in the list of the device that it was read from.
+    pub device: usize,
+    /// When it was written.
+    pub time: Timestamp,
+    /// The JSON.
+    pub json: Vec<u8>,
+}
+
+/// Reads a pool's metadata from the device that was written last (§3.8). `None`: no device has any.
+///
+/// # Errors
+/// If that device's metadata cannot be read: others hold older generations, and those are never taken instead.
+pub fn newest<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, &Bda)]) -> Result<Option<Newest>> {
+    let mut latest: Option<(Timestamp, usize)> = None;
+    for (i, (path, bda)) in devices.iter().enumerate() {
+        if let Some(time) = bda.regions(disks, path)?.last_update() {
+            if latest.is_none_or(|(other, _)| other < time) {
+                latest = Some((time, i));
+            }
+        }
+    }
+    let Some((time, device)) = latest else { return Ok(None) };
+    let (path, bda) = devices[device];
+    Ok(bda.read_json(disks, path)?.map(|json| Newest { device, time, json }))
+}
+
+/// Reads and resolves the copies of a header, and repairs one if that is due and asked for.
+fn load_header<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Result<Option<StaticHeader>> {
+    let mut unread = None;
+    let [first, second] = Half::BOTH.map(|half| match disks.read_at(path, half.block_offset(), BLOCK_BYTES) {
+        Ok(block) => Found::in_block(&block),
+        Err(error) => {
+            unread = Some(error);
+            Found::Unreadable
+        }
+    });
+    let path_buf = path.to_owned();
+    match (header::resolve(first, second), unread) {
+        (Ok(Resolved::Nothing), _) => Ok(None),
+        (Ok(Resolved::Header { header, rewrite }), _) => {
+            if let (Some(half), Repair::Write) = (rewrite, repair) {
+                log::warn!("writing one copy of the signature block of {} anew", path.display());
+                carry_out(disks, path, &header::write_half(half, &header))?;
+            }
+            Ok(Some(header))
+        }
+        (Err(Unresolved::Unreadable), Some(source)) => Err(BdaError::Unreadable { path: path_buf, source }),
+        (Err(source), _) => Err(BdaError::Header { path: path_buf, source }),
+    }
+}
+
+fn load_mda<D: Disks + ?Sized>(disks: &D, path: &Path, header: &StaticHeader) -> Result<Mda> {
+    Mda::load(layout(path, header)?, |offset, length| Ok(disks.read_at(path, offset, length)?))
+        .map_err(|source| mda_error(path, source))
+}
+
+fn layout(path: &Path, header: &StaticHeader) -> Result<Layout> {
+    Layout::new(header.mda_size).map_err(|source| mda_error(path, source))
+}
+
+fn mda_error(path: &Path, source: MdaError) -> BdaError {
+    BdaError::Mda { path: path.to_owned(), source }
+}
+
+fn carry_out<D: Disks + ?Sized>(disks: &D, path: &Path, steps: &[Step]) -> Result<()> {
+    let steps: Vec<WriteStep<'_>> = steps
+        .iter()
+        .map(|step| match step {
+            Step::At(offset, bytes) => WriteStep::At(*offset, bytes),
+            Step::Flush => WriteStep::Flush,
+        })
+        .collect();
+    Ok(disks.write_steps(path, &steps)?)
+}
+
+#[cfg(test)]
+#[path = "bda_tests.rs"]
+mod tests;

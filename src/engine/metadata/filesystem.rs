@@ -1,0 +1,241 @@
+//! The records of filesystems, one JSON file each in the metadata volume (`spec/engine/ondisk-metadata.md` §7), and
+//! this daemon's own journal of thin devices that are being made or destroyed.
+//!
+//! Knows texts and names of files; must never know how files are read and written.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::engine::{ids::FsUuid, metadata::cut, units::Sectors};
+
+/// Directory of the filesystems' records in the metadata volume.
+pub const FILESYSTEMS: &str = "filesystems";
+/// Directory of the journal of thin devices in the metadata volume. Other daemons do not look at it.
+pub const PENDING: &str = "pending";
+/// Largest id of a thin device.
+pub const THIN_ID_MAX: u32 = (1 << 24) - 1;
+
+/// Why a text is not a record, or records do not go together.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RecordError {
+    #[error("a record in the pool's metadata volume is not as it must be")]
+    Unparsable(#[from] serde_json::Error),
+    #[error("two filesystems of the pool are recorded with the name `{0}`")]
+    DuplicateName(String),
+    #[error("two filesystems of the pool are recorded with the UUID {0}")]
+    DuplicateUuid(FsUuid),
+}
+
+/// What is recorded of a filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesystemRecord {
+    /// Its name, as recorded: not checked against the rules for names.
+    #[serde(serialize_with = "write_cut")]
+    pub name: String,
+    /// Its identifier.
+    pub uuid: FsUuid,
+    /// Id of its thin device, at most [`THIN_ID_MAX`].
+    #[serde(deserialize_with = "thin_id")]
+    pub thin_id: u32,
+    /// Size of the thin device.
+    pub size: Sectors,
+    /// When it was created, seconds since 1970.
+    pub created: u64,
+    /// It will not grow past this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_size_limit: Option<Sectors>,
+    /// The filesystem that it is a snapshot of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<FsUuid>,
+    /// It replaces its origin at the next set-up of the pool.
+    #[serde(default)]
+    pub merge: bool,
+}
+
+impl FilesystemRecord {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// If it is no JSON, or required keys are missing, or values are out of range.
+    pub fn parse(json: &[u8]) -> Result<FilesystemRecord, RecordError> {
+        Ok(serde_json::from_slice(json)?)
+    }
+
+    /// The JSON to be stored.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs with string keys always have a JSON form")
+    }
+}
+
+/// A thin device that is about to be made, or to be destroyed: written before, removed when its filesystem's record
+/// tells the truth, so that after a power cut a thin device without a record is known and removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRecord {
+    /// The filesystem on it.
+    pub uuid: FsUuid,
+    /// Id of the thin device.
+    #[serde(deserialize_with = "thin_id")]
+    pub thin_id: u32,
+}
+
+impl PendingRecord {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// If it is no JSON, or required keys are missing, or values are out of range.
+    pub fn parse(json: &[u8]) -> Result<PendingRecord, RecordError> {
+        Ok(serde_json::from_slice(json)?)
+    }
+
+    /// The JSON to be stored.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs with string keys always have a JSON form")
+    }
+}
+
+/// Name of the file that holds a filesystem's record, in [`FILESYSTEMS`] or [`PENDING`].
+pub fn file_name(filesystem: FsUuid) -> String {
+    format!("{}.json", filesystem.simple())
+}
+
+/// Path of a filesystem's record in the metadata volume.
+pub fn record_path(filesystem: FsUuid) -> String {
+    format!("{FILESYSTEMS}/{}", file_name(filesystem))
+}
+
+/// Path of a filesystem's entry in the journal, in the metadata volume.
+pub fn pending_path(filesystem: FsUuid) -> String {
+    format!("{PENDING}/{}", file_name(filesystem))
+}
+
+/// Whether a file is what a write that did not come to its end has left: to be removed, never to be read.
+pub fn is_leftover(file_name: &str) -> bool {
+    file_name.ends_with(".temp")
+}
+
+/// Checks that no two records have the same name or the same UUID.
+///
+/// # Errors
+/// The first name or UUID that comes again.
+pub fn check_records<'a>(records: impl IntoIterator<Item = &'a FilesystemRecord>) -> Result<(), RecordError> {
+    let (mut names, mut uuids) = (BTreeSet::new(), BTreeSet::new());
+    for record in records {
+        if !uuids.insert(record.uuid) {
+            return Err(RecordError::DuplicateUuid(record.uuid));
+        }
+        if !names.insert(&record.name) {
+            return Err(RecordError::DuplicateName(record.name.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn write_cut<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(cut(text))
+}
+
+fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    let id = u32::deserialize(from)?;
+    if id <= THIN_ID_MAX { Ok(id) } else { Err(D::Error::custom(format!("thin id {id} has more than 24 bits"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FilesystemRecord, PendingRecord, RecordError, check_records, file_name, is_leftover, record_path};
+    use crate::engine::units::Sectors;
+
+    const EXAMPLE: &str = concat!(
+        r#"{"name":"home","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":0,"#,
+        r#""size":2147483648,"created":1700000100,"merge":false}"#
+    );
+
+    fn home() -> FilesystemRecord {
+        FilesystemRecord {
+            name: "home".to_owned(),
+            uuid: "3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().unwrap(),
+            thin_id: 0,
+            size: Sectors(2_147_483_648),
+            created: 1_700_000_100,
+            fs_size_limit: None,
+            origin: None,
+            merge: false,
+        }
+    }
+
+    #[test]
+    fn is_the_worked_example() {
+        assert_eq!(String::from_utf8(home().encode()).unwrap(), EXAMPLE);
+        assert_eq!(FilesystemRecord::parse(EXAMPLE.as_bytes()).unwrap(), home());
+    }
+
+    #[test]
+    fn has_all_keys_in_order() {
+        let full = FilesystemRecord {
+            fs_size_limit: Some(Sectors(1 << 32)),
+            origin: Some("00000000-0000-4000-8000-000000000001".parse().unwrap()),
+            merge: true,
+            ..home()
+        };
+        let text = EXAMPLE.replace(
+            r#""merge":false"#,
+            r#""fs_size_limit":4294967296,"origin":"00000000-0000-4000-8000-000000000001","merge":true"#,
+        );
+        assert_eq!(String::from_utf8(full.encode()).unwrap(), text);
+        assert_eq!(FilesystemRecord::parse(text.as_bytes()).unwrap(), full);
+    }
+
+    #[test]
+    fn reads_records_of_older_series() {
+        let old = EXAMPLE.replace(r#","merge":false"#, "");
+        assert_eq!(FilesystemRecord::parse(old.as_bytes()).unwrap(), home());
+    }
+
+    #[test]
+    fn refuses_ids_past_24_bits() {
+        let with_id = |id: u32| EXAMPLE.replace(r#""thin_id":0"#, &format!(r#""thin_id":{id}"#));
+        assert_eq!(FilesystemRecord::parse(with_id(0xff_ffff).as_bytes()).unwrap().thin_id, 0xff_ffff);
+        assert!(FilesystemRecord::parse(with_id(0x100_0000).as_bytes()).is_err());
+        let pending = r#"{"uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":16777216}"#;
+        assert!(PendingRecord::parse(pending.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn cuts_long_names_between_characters() {
+        let long = FilesystemRecord { name: format!("{}☺☺", "n".repeat(253)), ..home() };
+        let name = FilesystemRecord::parse(&long.encode()).unwrap().name;
+        assert_eq!(name, "n".repeat(253));
+    }
+
+    #[test]
+    fn pending_records_are_read_back() {
+        let pending = PendingRecord { uuid: home().uuid, thin_id: 7 };
+        let text = r#"{"uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7}"#;
+        assert_eq!(String::from_utf8(pending.encode()).unwrap(), text);
+        assert_eq!(PendingRecord::parse(text.as_bytes()).unwrap(), pending);
+    }
+
+    #[test]
+    fn names_files_as_other_daemons_do() {
+        assert_eq!(file_name(home().uuid), "3f2504e04f8941d39a0c0305e82c3301.json");
+        assert_eq!(record_path(home().uuid), "filesystems/3f2504e04f8941d39a0c0305e82c3301.json");
+        assert!(is_leftover("3f2504e04f8941d39a0c0305e82c3301.temp"));
+        assert!(!is_leftover("3f2504e04f8941d39a0c0305e82c3301.json"));
+        assert!(!is_leftover("temp"));
+    }
+
+    #[test]
+    fn no_name_and_no_uuid_comes_twice() {
+        let other = FilesystemRecord {
+            name: "var".to_owned(),
+            uuid: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            ..home()
+        };
+        check_records([&home(), &other]).unwrap();
+        let same_name = FilesystemRecord { name: "home".to_owned(), ..other.clone() };
+        assert!(matches!(check_records([&home(), &same_name]), Err(RecordError::DuplicateName(n)) if n == "home"));
+        let same_uuid = FilesystemRecord { uuid: home().uuid, ..other };
+        assert!(matches!(check_records([&home(), &same_uuid]), Err(RecordError::DuplicateUuid(u)) if u == home().uuid));
+    }
+}

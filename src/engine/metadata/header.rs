@@ -1,0 +1,362 @@
+//! The static header: who a device is and how its first sectors are divided (`spec/engine/ondisk-metadata.md` §2).
+//!
+//! Sixteen sectors hold two copies of one 512-byte signature block, each alone in a half of 4 KiB. A copy is always
+//! written as its whole half and the halves are never in flight together, so that whatever a power cut does to one,
+//! the other is whole. Knows bytes; must never know where they come from.
+
+use crate::engine::{
+    ids::{DevUuid, PoolUuid},
+    metadata::{MetadataVersion, Step, array_at, u32_at, u64_at},
+    units::Sectors,
+};
+
+/// Sectors of the static header: both halves.
+pub const STATIC_HEADER: Sectors = Sectors(16);
+/// Bytes of the static header.
+pub const STATIC_HEADER_BYTES: usize = 2 * HALF_BYTES;
+/// Bytes of one half: a zero sector, the block, six zero sectors.
+pub const HALF_BYTES: usize = 4096;
+/// Bytes of a signature block.
+pub const BLOCK_BYTES: usize = 512;
+/// Default and smallest size of the metadata area.
+pub const MDA_SIZE: Sectors = Sectors(2032);
+/// Default size of the reserved space after the metadata area.
+pub const RESERVED_SIZE: Sectors = Sectors(6144);
+/// Latest time of initialization, in seconds since 1970: the last that calendars with four digits for the year can
+/// name in every time zone.
+pub const INITIALIZED_MAX: u64 = 253_402_207_200;
+
+const MAGIC: [u8; 16] = *b"!Stra0tis\x86\xff\x02^Arh";
+/// Where in its half a signature block begins, in bytes.
+const BLOCK_IN_HALF: usize = 512;
+
+const AT_CRC: usize = 0;
+const AT_MAGIC: usize = 4;
+const AT_SIZE: usize = 20;
+const AT_VERSION: usize = 28;
+const AT_POOL: usize = 32;
+const AT_DEVICE: usize = 64;
+const AT_MDA_SIZE: usize = 96;
+const AT_RESERVED: usize = 104;
+const AT_FLAGS: usize = 112;
+const AT_INITIALIZED: usize = 120;
+
+/// Marks on a device. Other daemons write none and do not look at them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct HeaderFlags(pub u64);
+
+impl HeaderFlags {
+    /// No mark.
+    pub const NONE: HeaderFlags = HeaderFlags(0);
+    /// The creation or addition that initialized the device has not been committed: nothing on it counts.
+    pub const UNCOMMITTED: HeaderFlags = HeaderFlags(1);
+
+    /// Whether all of `marks` are set.
+    pub fn contains(self, marks: HeaderFlags) -> bool {
+        self.0 & marks.0 == marks.0
+    }
+
+    /// With `marks` set too.
+    #[must_use]
+    pub fn with(self, marks: HeaderFlags) -> HeaderFlags {
+        HeaderFlags(self.0 | marks.0)
+    }
+
+    /// With none of `marks` set.
+    #[must_use]
+    pub fn without(self, marks: HeaderFlags) -> HeaderFlags {
+        HeaderFlags(self.0 & !marks.0)
+    }
+}
+
+/// What a signature block says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StaticHeader {
+    /// The pool.
+    pub pool: PoolUuid,
+    /// The device.
+    pub device: DevUuid,
+    /// The form of everything else that is written.
+    pub version: MetadataVersion,
+    /// Size of the Stratis device (version 1 encrypted: of the opened crypt device).
+    pub device_size: Sectors,
+    /// Size of the metadata area: a multiple of 4, at least [`MDA_SIZE`].
+    pub mda_size: Sectors,
+    /// Size of the space after it that nothing uses.
+    pub reserved: Sectors,
+    /// Marks.
+    pub flags: HeaderFlags,
+    /// When the device was initialized: seconds since 1970, at most [`INITIALIZED_MAX`].
+    pub initialized: u64,
+}
+
+/// Why a copy of the signature block is invalid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Invalid {
+    #[error("only {0} bytes of a signature block of {BLOCK_BYTES} bytes could be read")]
+    Short(usize),
+    #[error("its checksum is wrong; it was damaged or written only in part")]
+    Checksum,
+    #[error("its version {0} is unknown; a newer daemon may be needed")]
+    Version(u8),
+    #[error("its {0} is not a UUID")]
+    Uuid(&'static str),
+    #[error("its initialization time, {0} s, is no calendar time")]
+    Time(u64),
+    #[error("it gives the metadata area {0}, which is not a multiple of 4 sectors from {MDA_SIZE} up")]
+    MdaSize(Sectors),
+    #[error("its metadata needs {metadata} sectors, more than the {device} that it gives for the device")]
+    Space { metadata: u128, device: Sectors },
+}
+
+/// Why two copies do not make a header.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Unresolved {
+    #[error(
+        "the two copies of its signature block are both valid but differ, and neither is the later one; \
+         find out by hand which is right and overwrite the other"
+    )]
+    Disagree,
+    #[error("no valid copy of its signature block could be found, though it looks like a Stratis device")]
+    Invalid(#[from] Invalid),
+    #[error("neither copy of its signature block could be read; check the disk")]
+    Unreadable,
+}
+
+impl StaticHeader {
+    /// The header of a device that is to be initialized, with the usual sizes and no marks.
+    pub fn new(
+        pool: PoolUuid,
+        device: DevUuid,
+        version: MetadataVersion,
+        device_size: Sectors,
+        initialized: u64,
+    ) -> StaticHeader {
+        StaticHeader {
+            pool,
+            device,
+            version,
+            device_size,
+            mda_size: MDA_SIZE,
+            reserved: RESERVED_SIZE,
+            flags: HeaderFlags::NONE,
+            initialized,
+        }
+    }
+
+    /// Static header and metadata area.
+    pub fn bda_size(&self) -> Sectors {
+        STATIC_HEADER.saturating_add(self.mda_size)
+    }
+
+    /// Static header, metadata area and reserved space: what is never allocated.
+    pub fn extended_size(&self) -> Sectors {
+        self.bda_size().saturating_add(self.reserved)
+    }
+
+    /// The signature block.
+    pub fn encode(&self) -> [u8; BLOCK_BYTES] {
+        let mut block = [0; BLOCK_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+        put(AT_MAGIC, &MAGIC);
+        put(AT_SIZE, &self.device_size.0.to_le_bytes());
+        put(AT_VERSION, &[self.version.number()]);
+        put(AT_POOL, self.pool.simple().as_bytes());
+        put(AT_DEVICE, self.device.simple().as_bytes());
+        put(AT_MDA_SIZE, &self.mda_size.0.to_le_bytes());
+        put(AT_RESERVED, &self.reserved.0.to_le_bytes());
+        put(AT_FLAGS, &self.flags.0.to_le_bytes());
+        put(AT_INITIALIZED, &self.initialized.to_le_bytes());
+        let crc = crc32c::crc32c(&block[AT_MAGIC..]);
+        block[AT_CRC..AT_MAGIC].copy_from_slice(&crc.to_le_bytes());
+        block
+    }
+
+    /// One half of the static header, as it is written.
+    pub fn encode_half(&self) -> [u8; HALF_BYTES] {
+        let mut half = [0; HALF_BYTES];
+        half[BLOCK_IN_HALF..BLOCK_IN_HALF + BLOCK_BYTES].copy_from_slice(&self.encode());
+        half
+    }
+
+    /// Reads a signature block. `None`: there is no Stratis device here.
+    ///
+    /// # Errors
+    /// Why it is invalid. Besides the rules of §2.2, sizes must be such that the metadata fits the device.
+    pub fn decode(block: &[u8]) -> Result<Option<StaticHeader>, Invalid> {
+        if block.len() < BLOCK_BYTES {
+            return Err(Invalid::Short(block.len()));
+        }
+        let block = &block[..BLOCK_BYTES];
+        if block[AT_MAGIC..AT_SIZE] != MAGIC {
+            return Ok(None);
+        }
+        if u32_at(block, AT_CRC) != crc32c::crc32c(&block[AT_MAGIC..]) {
+            return Err(Invalid::Checksum);
+        }
+        let version = MetadataVersion::from_number(block[AT_VERSION]).ok_or(Invalid::Version(block[AT_VERSION]))?;
+        let header = StaticHeader {
+            pool: uuid_at(block, AT_POOL).ok_or(Invalid::Uuid("pool UUID"))?,
+            device: uuid_at(block, AT_DEVICE).ok_or(Invalid::Uuid("device UUID"))?,
+            version,
+            device_size: Sectors(u64_at(block, AT_SIZE)),
+            mda_size: Sectors(u64_at(block, AT_MDA_SIZE)),
+            reserved: Sectors(u64_at(block, AT_RESERVED)),
+            flags: HeaderFlags(u64_at(block, AT_FLAGS)),
+            initialized: u64_at(block, AT_INITIALIZED),
+        };
+        header.check()?;
+        Ok(Some(header))
+    }
+
+    /// The rules for sizes and time that a valid header keeps.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn check(&self) -> Result<(), Invalid> {
+        if self.initialized > INITIALIZED_MAX {
+            return Err(Invalid::Time(self.initialized));
+        }
+        if self.mda_size < MDA_SIZE || !self.mda_size.0.is_multiple_of(4) {
+            return Err(Invalid::MdaSize(self.mda_size));
+        }
+        let metadata = [STATIC_HEADER, self.mda_size, self.reserved].iter().map(|s| u128::from(s.0)).sum::<u128>();
+        if metadata > u128::from(self.device_size.0) {
+            return Err(Invalid::Space { metadata, device: self.device_size });
+        }
+        Ok(())
+    }
+}
+
+/// The steps that write both copies where there are none yet.
+pub fn plan_initialize(header: &StaticHeader) -> Vec<Step> {
+    Half::BOTH.iter().flat_map(|half| write_half(*half, header)).collect()
+}
+
+/// The steps that put another header in the place of the one there, such that at every moment [`resolve`] gives one of
+/// the two, also in the eyes of other daemons.
+///
+/// Two good copies that differ must differ in their initialization time too, or else no one knows which counts. So
+/// the first copy is written with a time that is one second later until the second has been written; only after a
+/// power cut between the two does that second stay.
+pub fn plan_rewrite(new: &StaticHeader) -> Vec<Step> {
+    let later = StaticHeader { initialized: new.initialized.saturating_add(1).min(INITIALIZED_MAX), ..*new };
+    [write_half(Half::First, &later), write_half(Half::Second, new), write_half(Half::First, new)].concat()
+}
+
+/// The steps that write one copy.
+pub fn write_half(half: Half, header: &StaticHeader) -> [Step; 2] {
+    [Step::At(half.half_offset(), header.encode_half().to_vec()), Step::Flush]
+}
+
+/// The steps that leave no header.
+pub fn plan_wipe() -> [Step; 2] {
+    [Step::At(0, vec![0; STATIC_HEADER_BYTES]), Step::Flush]
+}
+
+/// A UUID in simple form at a fixed place.
+fn uuid_at<T: std::str::FromStr>(block: &[u8], at: usize) -> Option<T> {
+    std::str::from_utf8(&array_at::<32>(block, at)).ok()?.parse().ok()
+}
+
+/// Which copy of the signature block, with the half of the static header around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// The one in sector 1.
+    First,
+    /// The one in sector 9.
+    Second,
+}
+
+impl Half {
+    /// Both, in the order in which they are written.
+    pub const BOTH: [Half; 2] = [Half::First, Half::Second];
+
+    /// Where its half begins, in bytes.
+    pub fn half_offset(self) -> u64 {
+        match self {
+            Half::First => 0,
+            Half::Second => HALF_BYTES as u64,
+        }
+    }
+
+    /// Where its signature block begins, in bytes.
+    pub fn block_offset(self) -> u64 {
+        self.half_offset() + BLOCK_IN_HALF as u64
+    }
+}
+
+/// What a read of one copy gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing: the read failed.
+    Unreadable,
+    /// Bytes that are no signature block.
+    Nothing,
+    /// A block that looks like one but cannot be used.
+    Invalid(Invalid),
+    /// A valid block.
+    Valid(StaticHeader),
+}
+
+impl Found {
+    /// What these bytes are.
+    pub fn in_block(block: &[u8]) -> Found {
+        match StaticHeader::decode(block) {
+            Ok(None) => Found::Nothing,
+            Ok(Some(header)) => Found::Valid(header),
+            Err(invalid) => Found::Invalid(invalid),
+        }
+    }
+}
+
+/// What both copies together say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolved {
+    /// It is not a Stratis device.
+    Nothing,
+    /// This is its header.
+    Header {
+        /// The header.
+        header: StaticHeader,
+        /// The copy to be overwritten with it, if one is not the same.
+        rewrite: Option<Half>,
+    },
+}
+
+/// Makes one header of two copies: the table of §2.3.
+///
+/// Copies that differ only in their flags are the same header to other daemons, and one of those may have rewritten
+/// a copy with no flags. So they are no error here: the one with fewer flags counts, because a mark must not make
+/// anybody undo what another daemon goes on using.
+///
+/// # Errors
+/// Two good copies that contradict each other, or no good copy and a trace of one.
+pub fn resolve(first: Found, second: Found) -> Result<Resolved, Unresolved> {
+    use Found::{Invalid, Nothing, Unreadable, Valid};
+    let keep = |header, rewrite| Ok(Resolved::Header { header, rewrite });
+    match (first, second) {
+        (Valid(a), Valid(b)) if a == b => keep(a, None),
+        (Valid(a), Valid(b)) if a.initialized > b.initialized => keep(a, Some(Half::Second)),
+        (Valid(a), Valid(b)) if a.initialized < b.initialized => keep(b, Some(Half::First)),
+        (Valid(a), Valid(b)) if a == (StaticHeader { flags: a.flags, ..b }) => {
+            if a.flags.0 < b.flags.0 {
+                keep(a, Some(Half::Second))
+            } else {
+                keep(b, Some(Half::First))
+            }
+        }
+        (Valid(_), Valid(_)) => Err(Unresolved::Disagree),
+        (Valid(header), _) => keep(header, Some(Half::Second)),
+        (_, Valid(header)) => keep(header, Some(Half::First)),
+        (Invalid(invalid), _) | (_, Invalid(invalid)) => Err(Unresolved::Invalid(invalid)),
+        (Unreadable, Unreadable) => Err(Unresolved::Unreadable),
+        (Nothing, Nothing | Unreadable) | (Unreadable, Nothing) => Ok(Resolved::Nothing),
+    }
+}
+
+#[cfg(test)]
+#[path = "header_tests.rs"]
+mod tests;

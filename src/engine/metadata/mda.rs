@@ -1,0 +1,332 @@
+//! The metadata area (MDA): four regions that hold the last two generations of the pool's JSON, each twice
+//! (`spec/engine/ondisk-metadata.md` §3).
+//!
+//! A region is a header of 32 bytes and, right after it, the JSON. Regions 0 and 2 are pair 0, regions 1 and 3 are
+//! pair 1; a write goes to the pair with the older generation, so that the newer one stays whole until the write is
+//! durable. Within the first region of a pair the JSON is made durable *before* the header that declares it: a header
+//! fits in one sector and so appears all at once, and whenever it does its JSON is there. (The existing daemon
+//! writes the header first; cut off between the two it leaves a header that promises what is not there, and there is
+//! no fall-back to the older generation. What is on disk in the end is the same.)
+//!
+//! Knows bytes and a layout; must never know what the JSON says or where the bytes come from.
+
+use std::error::Error as StdError;
+
+use crate::{
+    engine::{
+        metadata::{Step, array_at, header::STATIC_HEADER_BYTES, u32_at, u64_at},
+        units::{SECTOR, Sectors},
+    },
+    platform::Timestamp,
+};
+
+/// Bytes of a region's header.
+pub const REGION_HEADER_BYTES: usize = 32;
+/// Longest JSON that is read or written however large the area is: a bound on the memory that a forged header can ask
+/// for. The default area holds 260 064 bytes.
+pub const JSON_BYTES_MAX: u64 = 64 << 20;
+/// Regions in an area.
+const REGIONS: u64 = 4;
+/// Version of the region header, and of what follows it (the same on pools of both versions).
+const HEADER_VERSION: u8 = 1;
+const DATA_VERSION: u8 = 1;
+
+const AT_CRC: usize = 0;
+const AT_DATA_CRC: usize = 4;
+const AT_LENGTH: usize = 8;
+const AT_SECONDS: usize = 16;
+const AT_NANOSECONDS: usize = 24;
+const AT_HEADER_VERSION: usize = 28;
+const AT_DATA_VERSION: usize = 29;
+
+/// Cause of a failed read, as whoever reads tells it.
+pub type Cause = Box<dyn StdError + Send + Sync>;
+
+/// Why a region's header or JSON cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RegionError {
+    #[error("it could not be read")]
+    Read(#[source] Cause),
+    #[error("only {0} bytes of it could be read")]
+    Short(usize),
+    #[error("the checksum of its header is wrong")]
+    HeaderChecksum,
+    #[error("its header has the unknown version {0}; a newer daemon may be needed")]
+    HeaderVersion(u8),
+    #[error("what it holds has the unknown version {0}; a newer daemon may be needed")]
+    DataVersion(u8),
+    #[error("its header promises {length} bytes, more than the {capacity} that fit")]
+    TooLong { length: u64, capacity: u64 },
+    #[error("its header has a time with {0} nanoseconds in a second")]
+    Time(u32),
+    #[error("the checksum of its contents is wrong")]
+    DataChecksum,
+}
+
+/// Why metadata cannot be read from, or written to, an area.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum MdaError {
+    #[error("a metadata area of {0} cannot be used")]
+    Layout(Sectors),
+    #[error("neither header of pair {pair} of the metadata area can be used (the other copy: {copy})")]
+    Pair { pair: usize, copy: RegionError, source: RegionError },
+    #[error("neither copy of the newest metadata can be used (the other copy: {copy})")]
+    Contents { copy: RegionError, source: RegionError },
+    #[error(
+        "the device holds metadata at least as new as what was to be written; \
+         another daemon may be using it, or the clock was set back"
+    )]
+    Older,
+    #[error("the metadata has {length} bytes, but the device has space for {capacity} only")]
+    TooLong { length: u64, capacity: u64 },
+    #[error("metadata to be written must not be empty")]
+    Empty,
+}
+
+/// Where the regions of an area lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    region_bytes: u64,
+}
+
+impl Layout {
+    /// The layout of an area of this size.
+    ///
+    /// # Errors
+    /// [`MdaError::Layout`] if the size is not a multiple of 4, so small that no JSON fits, or past all disks.
+    pub fn new(mda_size: Sectors) -> Result<Layout, MdaError> {
+        let bytes = mda_size.0.checked_mul(SECTOR).filter(|b| b.checked_add(STATIC_HEADER_BYTES as u64).is_some());
+        match bytes {
+            Some(bytes) if mda_size.0.is_multiple_of(REGIONS) && bytes > 0 => {
+                Ok(Layout { region_bytes: bytes / REGIONS })
+            }
+            _ => Err(MdaError::Layout(mda_size)),
+        }
+    }
+
+    /// Where a region begins, in bytes from the start of the device. `region` is 0, 1, 2 or 3.
+    pub fn offset(&self, region: usize) -> u64 {
+        STATIC_HEADER_BYTES as u64 + region as u64 * self.region_bytes
+    }
+
+    /// Longest JSON that fits, in bytes.
+    pub fn capacity(&self) -> u64 {
+        (self.region_bytes - REGION_HEADER_BYTES as u64).min(JSON_BYTES_MAX)
+    }
+
+    fn json_offset(&self, region: usize) -> u64 {
+        self.offset(region) + REGION_HEADER_BYTES as u64
+    }
+}
+
+/// What a region's header says of the JSON after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// CRC-32C of the JSON.
+    pub crc: u32,
+    /// Its length in bytes, not 0.
+    pub length: u64,
+    /// When it was written.
+    pub time: Timestamp,
+}
+
+/// A region's header; `None` for one to which nothing has been written yet.
+pub fn encode_region(generation: Option<&Generation>) -> [u8; REGION_HEADER_BYTES] {
+    let mut header = [0; REGION_HEADER_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    if let Some(generation) = generation {
+        put(AT_DATA_CRC, &generation.crc.to_le_bytes());
+        put(AT_LENGTH, &generation.length.to_le_bytes());
+        put(AT_SECONDS, &generation.time.seconds.to_le_bytes());
+        put(AT_NANOSECONDS, &generation.time.nanoseconds.to_le_bytes());
+    }
+    put(AT_HEADER_VERSION, &[HEADER_VERSION, DATA_VERSION]);
+    let crc = crc32c::crc32c(&header[AT_DATA_CRC..]);
+    header[AT_CRC..AT_DATA_CRC].copy_from_slice(&crc.to_le_bytes());
+    header
+}
+
+/// Reads a region's header; `None`: nothing has been written yet.
+///
+/// # Errors
+/// Why it is invalid.
+pub fn decode_region(header: &[u8], layout: Layout) -> Result<Option<Generation>, RegionError> {
+    if header.len() < REGION_HEADER_BYTES {
+        return Err(RegionError::Short(header.len()));
+    }
+    let header = &header[..REGION_HEADER_BYTES];
+    if u32_at(header, AT_CRC) != crc32c::crc32c(&header[AT_DATA_CRC..]) {
+        return Err(RegionError::HeaderChecksum);
+    }
+    match (header[AT_HEADER_VERSION], header[AT_DATA_VERSION]) {
+        (HEADER_VERSION, DATA_VERSION) => {}
+        (HEADER_VERSION, other) => return Err(RegionError::DataVersion(other)),
+        (other, _) => return Err(RegionError::HeaderVersion(other)),
+    }
+    let length = u64_at(header, AT_LENGTH);
+    if length == 0 {
+        return Ok(None);
+    }
+    if length > layout.capacity() {
+        return Err(RegionError::TooLong { length, capacity: layout.capacity() });
+    }
+    let time = Timestamp { seconds: u64_at(header, AT_SECONDS), nanoseconds: u32_at(header, AT_NANOSECONDS) };
+    if time.nanoseconds >= 1_000_000_000 {
+        return Err(RegionError::Time(time.nanoseconds));
+    }
+    Ok(Some(Generation { crc: u32::from_le_bytes(array_at(header, AT_DATA_CRC)), length, time }))
+}
+
+/// A planned write of one generation to one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What to do, in order.
+    pub steps: Vec<Step>,
+    pair: usize,
+    generation: Generation,
+}
+
+/// The state of an area: what its two pairs hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mda {
+    layout: Layout,
+    pairs: [Option<Generation>; 2],
+}
+
+impl Mda {
+    /// The state of an area just initialized.
+    pub fn empty(layout: Layout) -> Mda {
+        Mda { layout, pairs: [None; 2] }
+    }
+
+    /// The steps that make an area empty.
+    pub fn plan_initialize(layout: Layout) -> Vec<Step> {
+        let headers = (0..REGIONS as usize).map(|region| Step::At(layout.offset(region), encode_region(None).to_vec()));
+        headers.chain([Step::Flush]).collect()
+    }
+
+    /// Reads the headers of both pairs. `read` is asked for so many bytes at an offset; copies are read only where
+    /// the first is of no use.
+    ///
+    /// # Errors
+    /// [`MdaError::Pair`] if neither header of a pair can be used.
+    pub fn load(layout: Layout, mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, Cause>) -> Result<Mda, MdaError> {
+        let mut header = |region: usize| {
+            let bytes = read(layout.offset(region), REGION_HEADER_BYTES).map_err(RegionError::Read)?;
+            decode_region(&bytes, layout)
+        };
+        let mut pairs = [None; 2];
+        for (pair, generation) in pairs.iter_mut().enumerate() {
+            *generation = header(pair)
+                .or_else(|source| header(pair + 2).map_err(|copy| MdaError::Pair { pair, copy, source }))?;
+        }
+        Ok(Mda { layout, pairs })
+    }
+
+    /// Where the regions lie.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The pair that the next write goes to.
+    pub fn older(&self) -> usize {
+        match self.pairs {
+            [None, _] => 0,
+            [_, None] => 1,
+            [Some(a), Some(b)] => usize::from(b.time <= a.time),
+        }
+    }
+
+    /// The pair that holds the device's metadata.
+    pub fn newer(&self) -> usize {
+        1 - self.older()
+    }
+
+    /// The newest generation, if anything has been written.
+    pub fn newest(&self) -> Option<Generation> {
+        self.pairs[self.newer()]
+    }
+
+    /// When the device's metadata was written.
+    pub fn last_update(&self) -> Option<Timestamp> {
+        self.newest().map(|generation| generation.time)
+    }
+
+    /// Reads the newest JSON, from the copy where the first cannot be used. `None`: there is none.
+    ///
+    /// # Errors
+    /// [`MdaError::Contents`] if neither copy can be used. The older generation is never taken instead.
+    pub fn read_json(
+        &self,
+        mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, Cause>,
+    ) -> Result<Option<Vec<u8>>, MdaError> {
+        let Some(generation) = self.newest() else { return Ok(None) };
+        let length = usize::try_from(generation.length)
+            .map_err(|_| MdaError::TooLong { length: generation.length, capacity: self.layout.capacity() })?;
+        let mut json = |region: usize| {
+            let bytes = read(self.layout.json_offset(region), length).map_err(RegionError::Read)?;
+            if bytes.len() != length {
+                return Err(RegionError::Short(bytes.len()));
+            }
+            if crc32c::crc32c(&bytes) != generation.crc {
+                return Err(RegionError::DataChecksum);
+            }
+            Ok(bytes)
+        };
+        json(self.newer())
+            .or_else(|source| json(self.newer() + 2).map_err(|copy| MdaError::Contents { copy, source }))
+            .map(Some)
+    }
+
+    /// Plans to write `json` with the time `stamp`.
+    ///
+    /// # Errors
+    /// If it is not newer than what is there, too long, or empty (a length of 0 says that there is none).
+    pub fn plan_write(&self, json: &[u8], stamp: Timestamp) -> Result<Plan, MdaError> {
+        if self.last_update().is_some_and(|last| last >= stamp) {
+            return Err(MdaError::Older);
+        }
+        let (length, capacity) = (json.len() as u64, self.layout.capacity());
+        if length > capacity {
+            return Err(MdaError::TooLong { length, capacity });
+        }
+        if json.is_empty() {
+            return Err(MdaError::Empty);
+        }
+        let generation = Generation { crc: crc32c::crc32c(json), length, time: stamp };
+        let header = encode_region(Some(&generation));
+        let pair = self.older();
+        let mut both = header.to_vec();
+        both.extend_from_slice(json);
+        let steps = vec![
+            Step::At(self.layout.json_offset(pair), json.to_vec()),
+            Step::Flush,
+            Step::At(self.layout.offset(pair), header.to_vec()),
+            Step::Flush,
+            // The first region is whole now, so that the second may be torn.
+            Step::At(self.layout.offset(pair + 2), both),
+            Step::Flush,
+        ];
+        Ok(Plan { steps, pair, generation })
+    }
+
+    /// Takes note that a plan has been carried out.
+    pub fn written(&mut self, plan: &Plan) {
+        self.pairs[plan.pair] = Some(plan.generation);
+    }
+}
+
+/// The stamp of a save: now, but later than the last one by at least a nanosecond (§3.7).
+pub fn next_stamp(now: Timestamp, last: Option<Timestamp>) -> Timestamp {
+    let after = |last: Timestamp| match last.nanoseconds {
+        0..999_999_999 => Timestamp { nanoseconds: last.nanoseconds + 1, ..last },
+        _ => Timestamp { seconds: last.seconds.saturating_add(1), nanoseconds: 0 },
+    };
+    last.map_or(now, |last| now.max(after(last)))
+}
+
+#[cfg(test)]
+#[path = "mda_tests.rs"]
+mod tests;

@@ -1,0 +1,236 @@
+//! Space of raw devices: which ranges are taken, and which are taken next (`spec/engine/storage-stack.md` §4, 5).
+//!
+//! A device's space is taken from the front, lowest free range first; space for integrity data from the back. A tier
+//! is served device by device in pool order. Space is never given back, so there is no way to free; to see what a
+//! request would give, clone and ask the clone.
+
+use crate::engine::{
+    ids::DevUuid,
+    metadata::pool::{DeviceSegment, Segment},
+    plan::segments,
+    units::Sectors,
+};
+
+/// Why space of a device cannot be taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum AllocError {
+    #[error("the range of {length} at {start} is taken already, wholly or in part")]
+    Overlap { start: Sectors, length: Sectors },
+    #[error("the range of {length} at {start} does not end before the device does, at {limit}")]
+    Beyond { start: Sectors, length: Sectors, limit: Sectors },
+    #[error("{needed} are needed at the end of the device, but only {free} are free on it; use a larger device")]
+    TooSmall { needed: Sectors, free: Sectors },
+    #[error("a device cannot shrink from {from} to {to}")]
+    Shrink { from: Sectors, to: Sectors },
+    #[error("the sizes asked for are larger together than any device can be")]
+    Overflow,
+}
+
+/// The space of one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceSpace {
+    limit: Sectors,
+    /// What is taken: in order, apart, never touching.
+    taken: Vec<Segment>,
+}
+
+impl DeviceSpace {
+    /// A device of this size, all of it free.
+    pub fn new(limit: Sectors) -> DeviceSpace {
+        DeviceSpace { limit, taken: Vec::new() }
+    }
+
+    /// The device's size.
+    pub fn limit(&self) -> Sectors {
+        self.limit
+    }
+
+    /// How much is taken.
+    pub fn used(&self) -> Sectors {
+        // The ranges are apart and below the limit, so that the sum never saturates.
+        self.taken.iter().fold(Sectors::ZERO, |sum, range| sum.saturating_add(range.length))
+    }
+
+    /// How much is free.
+    pub fn free(&self) -> Sectors {
+        self.limit.saturating_sub(self.used())
+    }
+
+    /// What is free, in order.
+    pub fn free_ranges(&self) -> Vec<Segment> {
+        let mut free = Vec::new();
+        let mut from = Sectors::ZERO;
+        for range in &self.taken {
+            free.push(Segment::new(from, range.start.saturating_sub(from)));
+            from = range.start.saturating_add(range.length);
+        }
+        free.push(Segment::new(from, self.limit.saturating_sub(from)));
+        free.retain(|range| range.length > Sectors::ZERO);
+        free
+    }
+
+    /// Takes a given range, as the metadata records it.
+    ///
+    /// # Errors
+    /// If any of it is taken or lies past the end; then nothing has been taken.
+    pub fn take_range(&mut self, range: Segment) -> Result<(), AllocError> {
+        let Segment { start, length } = range;
+        let end = range.end().filter(|end| *end <= self.limit);
+        let end = end.ok_or(AllocError::Beyond { start, length, limit: self.limit })?;
+        if length == Sectors::ZERO {
+            return Ok(());
+        }
+        let at = self.taken.partition_point(|other| other.start < start);
+        let before = at.checked_sub(1).map(|i| self.taken[i]);
+        if before.is_some_and(|other| other.start.saturating_add(other.length) > start)
+            || self.taken.get(at).is_some_and(|other| other.start < end)
+        {
+            return Err(AllocError::Overlap { start, length });
+        }
+        self.taken.insert(at, range);
+        self.merge_around(at);
+        Ok(())
+    }
+
+    /// Takes up to so much from the front: lowest free ranges first.
+    pub fn take(&mut self, size: Sectors) -> Vec<Segment> {
+        let mut missing = size;
+        let mut found = Vec::new();
+        for range in self.free_ranges() {
+            let length = range.length.min(missing);
+            missing = missing.saturating_sub(length);
+            found.push(Segment { length, ..range });
+            if missing == Sectors::ZERO {
+                break;
+            }
+        }
+        found.retain(|range| range.length > Sectors::ZERO);
+        self.take_free(&found);
+        found
+    }
+
+    /// Takes just so much from the back: highest free ranges first. Gives the ranges in order.
+    ///
+    /// # Errors
+    /// [`AllocError::TooSmall`] if there is less; then nothing has been taken.
+    pub fn reserve_back(&mut self, size: Sectors) -> Result<Vec<Segment>, AllocError> {
+        if size > self.free() {
+            return Err(AllocError::TooSmall { needed: size, free: self.free() });
+        }
+        let mut missing = size;
+        let mut found = Vec::new();
+        for range in self.free_ranges().into_iter().rev() {
+            let length = range.length.min(missing);
+            missing = missing.saturating_sub(length);
+            let start = range.start.saturating_add(range.length).saturating_sub(length);
+            found.insert(0, Segment { start, length });
+        }
+        found.retain(|range| range.length > Sectors::ZERO);
+        self.take_free(&found);
+        Ok(found)
+    }
+
+    /// Lets the device be larger.
+    ///
+    /// # Errors
+    /// [`AllocError::Shrink`] if it would be smaller.
+    pub fn grow(&mut self, limit: Sectors) -> Result<(), AllocError> {
+        if limit < self.limit {
+            return Err(AllocError::Shrink { from: self.limit, to: limit });
+        }
+        self.limit = limit;
+        Ok(())
+    }
+
+    fn take_free(&mut self, ranges: &[Segment]) {
+        for range in ranges {
+            let at = self.taken.partition_point(|other| other.start < range.start);
+            self.taken.insert(at, *range);
+            self.merge_around(at);
+        }
+    }
+
+    /// Merges the range at this place with those that it touches.
+    fn merge_around(&mut self, at: usize) {
+        use segments::Stretch;
+        for first in [Some(at), at.checked_sub(1)].into_iter().flatten() {
+            if let Some(joined) = self.taken.get(first + 1).and_then(|next| self.taken[first].joined(*next)) {
+                self.taken[first] = joined;
+                self.taken.remove(first + 1);
+            }
+        }
+    }
+}
+
+/// The space of a tier: its devices in pool order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TierSpace {
+    devices: Vec<(DevUuid, DeviceSpace)>,
+}
+
+impl TierSpace {
+    /// A tier of these devices, in this order.
+    pub fn new(devices: impl IntoIterator<Item = (DevUuid, DeviceSpace)>) -> TierSpace {
+        TierSpace { devices: devices.into_iter().collect() }
+    }
+
+    /// Adds a device after the others.
+    pub fn push(&mut self, device: DevUuid, space: DeviceSpace) {
+        self.devices.push((device, space));
+    }
+
+    /// The devices, in order.
+    pub fn devices(&self) -> &[(DevUuid, DeviceSpace)] {
+        &self.devices
+    }
+
+    /// The space of one device.
+    pub fn device(&self, device: DevUuid) -> Option<&DeviceSpace> {
+        self.devices.iter().find(|(uuid, _)| *uuid == device).map(|(_, space)| space)
+    }
+
+    /// The space of one device, to be grown.
+    pub fn device_mut(&mut self, device: DevUuid) -> Option<&mut DeviceSpace> {
+        self.devices.iter_mut().find(|(uuid, _)| *uuid == device).map(|(_, space)| space)
+    }
+
+    /// How much is free.
+    pub fn free(&self) -> Sectors {
+        self.devices.iter().fold(Sectors::ZERO, |sum, (_, space)| sum.saturating_add(space.free()))
+    }
+
+    /// Serves a list of sizes completely or not at all (`None`): for each size, the segments that make it up, merged
+    /// where they touch.
+    ///
+    /// # Errors
+    /// [`AllocError::Overflow`] if the sizes have no sum.
+    pub fn request(&mut self, sizes: &[Sectors]) -> Result<Option<Vec<Vec<DeviceSegment>>>, AllocError> {
+        let sum = Sectors::checked_sum(sizes.iter().copied()).ok_or(AllocError::Overflow)?;
+        if sum > self.free() {
+            return Ok(None);
+        }
+        Ok(Some(sizes.iter().map(|size| self.take(*size)).collect()))
+    }
+
+    /// Takes all that is free, device by device.
+    pub fn take_all(&mut self) -> Vec<DeviceSegment> {
+        self.take(Sectors(u64::MAX))
+    }
+
+    fn take(&mut self, size: Sectors) -> Vec<DeviceSegment> {
+        let mut missing = size;
+        let mut served = Vec::new();
+        for (parent, space) in &mut self.devices {
+            for Segment { start, length } in space.take(missing) {
+                missing = missing.saturating_sub(length);
+                segments::append(&mut served, [DeviceSegment { parent: *parent, start, length }]);
+            }
+        }
+        served
+    }
+}
+
+#[cfg(test)]
+#[path = "alloc_tests.rs"]
+mod tests;

@@ -1,0 +1,210 @@
+//! Which devices go together by their sector sizes (`spec/engine/storage-stack.md` §12).
+
+use std::fmt;
+
+/// Logical and physical sector size of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SectorSizes {
+    /// The unit of transfer.
+    pub logical: u32,
+    /// The unit of atomic writing.
+    pub physical: u32,
+}
+
+impl fmt::Display for SectorSizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes logical, {} bytes physical", self.logical, self.physical)
+    }
+}
+
+/// A device of a tier, as far as the rules look at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Of the raw device.
+    pub base: SectorSizes,
+    /// Of the opened crypt device on it (version 1 encrypted).
+    pub crypt: Option<SectorSizes>,
+    /// More of it is allocated than its own metadata.
+    pub in_use: bool,
+}
+
+/// The sector sizes that a tier works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effective {
+    /// Of raw devices.
+    pub base: SectorSizes,
+    /// Of the opened crypt devices on them, if there are any.
+    pub crypt: Option<SectorSizes>,
+}
+
+/// Devices that do not go together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum SectorError {
+    #[error("the devices have different sector sizes ({0}; {1}); use devices with the same")]
+    Mixed(SectorSizes, SectorSizes),
+    #[error("the new devices have sector sizes of {new}, but the pool's have {pool}; use devices with the same")]
+    OtherThanTier { new: SectorSizes, pool: SectorSizes },
+    #[error(
+        "the cache devices have a logical sector size of {cache} bytes, but the data devices have {data}; \
+         use devices with the same"
+    )]
+    CacheOtherThanData { cache: u32, data: u32 },
+    #[error(
+        "an unused device of the tier has larger sectors ({unused}) than those in use ({used}); \
+         using it would change the sector size of the pool"
+    )]
+    LargerUnused { unused: SectorSizes, used: SectorSizes },
+    #[error("the tier has no devices")]
+    Empty,
+}
+
+/// The pair of sizes that all these devices have.
+///
+/// # Errors
+/// If they differ, or there are none.
+pub fn common(devices: impl IntoIterator<Item = SectorSizes>) -> Result<SectorSizes, SectorError> {
+    let mut devices = devices.into_iter();
+    let first = devices.next().ok_or(SectorError::Empty)?;
+    devices.find(|other| *other != first).map_or(Ok(first), |other| Err(SectorError::Mixed(first, other)))
+}
+
+/// The sizes that a tier works with: the largest of the devices in use, or, when none is, what all have in common.
+///
+/// # Errors
+/// If an unused device has larger sectors than those in use, or none is in use and they differ. A pool with such a
+/// tier is not to be changed.
+pub fn effective(tier: &[Member]) -> Result<Effective, SectorError> {
+    let Some(used) = largest(tier.iter().filter(|device| device.in_use)) else {
+        let first = tier.first().ok_or(SectorError::Empty)?;
+        common(tier.iter().map(|device| device.base))?;
+        if let Some(other) = tier.iter().find(|device| device.crypt != first.crypt) {
+            let crypt = |device: &Member| device.crypt.unwrap_or(device.base);
+            return Err(SectorError::Mixed(crypt(first), crypt(other)));
+        }
+        return Ok(Effective { base: first.base, crypt: first.crypt });
+    };
+    let larger = |device: &&Member| logical(device) > used.logical || physical(device) > used.physical;
+    match tier.iter().filter(|device| !device.in_use).find(larger) {
+        Some(unused) => Err(SectorError::LargerUnused { unused: unused.base, used: used.sizes().base }),
+        None => Ok(used.sizes()),
+    }
+}
+
+/// Checks that new devices may join a tier.
+///
+/// # Errors
+/// If they differ among themselves or from what the tier works with, or the tier itself is invalid.
+pub fn check_added(tier: &[Member], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
+    let (new, pool) = (common(new)?, effective(tier)?.base);
+    if new == pool { Ok(()) } else { Err(SectorError::OtherThanTier { new, pool }) }
+}
+
+/// Checks that new devices may become the cache of a data tier.
+///
+/// # Errors
+/// If they differ among themselves, or their logical size differs from that of the data tier, or that is invalid.
+pub fn check_cache(data: &[Member], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
+    let (cache, data) = (common(new)?.logical, effective(data)?.base.logical);
+    if cache == data { Ok(()) } else { Err(SectorError::CacheOtherThanData { cache, data }) }
+}
+
+/// A size of the crypt device, then that of the raw device below: what counts as larger is decided in this order.
+type Rank = (Option<u32>, u32);
+
+fn logical(device: &Member) -> Rank {
+    (device.crypt.map(|sizes| sizes.logical), device.base.logical)
+}
+
+fn physical(device: &Member) -> Rank {
+    (device.crypt.map(|sizes| sizes.physical), device.base.physical)
+}
+
+/// The largest logical and the largest physical size, which may be those of two devices.
+struct Largest {
+    logical: Rank,
+    physical: Rank,
+}
+
+impl Largest {
+    fn sizes(&self) -> Effective {
+        let crypt = self.logical.0.zip(self.physical.0);
+        Effective {
+            base: SectorSizes { logical: self.logical.1, physical: self.physical.1 },
+            crypt: crypt.map(|(logical, physical)| SectorSizes { logical, physical }),
+        }
+    }
+}
+
+fn largest<'a>(devices: impl Iterator<Item = &'a Member> + Clone) -> Option<Largest> {
+    let logical = devices.clone().map(logical).max()?;
+    Some(Largest { logical, physical: devices.map(physical).max()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Effective, Member, SectorError, SectorSizes, check_added, check_cache, common, effective};
+
+    const SMALL: SectorSizes = SectorSizes { logical: 512, physical: 512 };
+    const MIXED: SectorSizes = SectorSizes { logical: 512, physical: 4096 };
+    const LARGE: SectorSizes = SectorSizes { logical: 4096, physical: 4096 };
+
+    fn used(base: SectorSizes) -> Member {
+        Member { base, crypt: None, in_use: true }
+    }
+
+    fn unused(base: SectorSizes) -> Member {
+        Member { in_use: false, ..used(base) }
+    }
+
+    fn open(base: SectorSizes) -> Effective {
+        Effective { base, crypt: None }
+    }
+
+    #[test]
+    fn new_devices_are_of_one_kind() {
+        assert_eq!(common([SMALL, SMALL]), Ok(SMALL));
+        assert_eq!(common([SMALL, MIXED]), Err(SectorError::Mixed(SMALL, MIXED)));
+        assert_eq!(common([]), Err(SectorError::Empty));
+    }
+
+    #[test]
+    fn a_tier_works_with_the_largest_in_use() {
+        assert_eq!(effective(&[used(SMALL), used(MIXED), unused(SMALL)]), Ok(open(MIXED)));
+        assert_eq!(effective(&[unused(LARGE), unused(LARGE)]), Ok(open(LARGE)));
+        let split = SectorSizes { logical: 4096, physical: 512 };
+        assert_eq!(effective(&[used(MIXED), used(split)]), Ok(open(LARGE)));
+    }
+
+    #[test]
+    fn a_tier_with_larger_unused_sectors_is_invalid() {
+        let broken = Err(SectorError::LargerUnused { unused: MIXED, used: SMALL });
+        assert_eq!(effective(&[used(SMALL), unused(MIXED)]), broken);
+        assert_eq!(effective(&[unused(SMALL), unused(MIXED)]), Err(SectorError::Mixed(SMALL, MIXED)));
+        assert_eq!(effective(&[]), Err(SectorError::Empty));
+    }
+
+    #[test]
+    fn crypt_sizes_come_before_raw_sizes() {
+        let crypt = |base, crypt, in_use| Member { base, crypt: Some(crypt), in_use };
+        let tier = [crypt(MIXED, LARGE, true), crypt(LARGE, SMALL, false)];
+        assert_eq!(effective(&tier), Ok(Effective { base: MIXED, crypt: Some(LARGE) }));
+        let differ = [crypt(SMALL, SMALL, false), crypt(SMALL, LARGE, false)];
+        assert_eq!(effective(&differ), Err(SectorError::Mixed(SMALL, LARGE)));
+    }
+
+    #[test]
+    fn added_devices_match_the_tier() {
+        assert_eq!(check_added(&[used(MIXED)], [MIXED, MIXED]), Ok(()));
+        let other = Err(SectorError::OtherThanTier { new: SMALL, pool: MIXED });
+        assert_eq!(check_added(&[used(MIXED)], [SMALL]), other);
+        assert!(matches!(check_added(&[used(SMALL), unused(LARGE)], [SMALL]), Err(SectorError::LargerUnused { .. })));
+    }
+
+    #[test]
+    fn a_cache_matches_in_logical_size_only() {
+        assert_eq!(check_cache(&[used(MIXED)], [SMALL]), Ok(()));
+        let other = Err(SectorError::CacheOtherThanData { cache: 4096, data: 512 });
+        assert_eq!(check_cache(&[used(MIXED)], [LARGE]), other);
+    }
+}
