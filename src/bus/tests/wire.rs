@@ -31,7 +31,7 @@ fn alike(value: &Value, salt: u64) -> Value {
         Value::U64(v) => Value::U64(v.wrapping_mul(salt)),
         Value::Str(v) => Value::Str(format!("{v}{salt}")),
         Value::Struct(fields) => Value::Struct(fields.iter().map(|field| alike(field, salt)).collect()),
-        Value::Array(element, values) if salt % 3 == 0 => {
+        Value::Array(element, values) if salt.is_multiple_of(3) => {
             Value::Array(element, values.iter().skip(1).cloned().collect())
         }
         other => other.clone(),
@@ -153,9 +153,9 @@ fn descriptor_that_is_not_there_is_none() {
     assert_eq!(message::arguments(&absent, Types("(bh)")), Ok(vec![expected]));
 
     let (end, _other) = std::io::pipe().unwrap();
-    let message = Message::new_method_call("a.b", "/", "a.b", "C").unwrap().append1(std::fs::File::from(
-        std::os::fd::OwnedFd::from(end.try_clone().unwrap()),
-    ));
+    let message = Message::new_method_call("a.b", "/", "a.b", "C")
+        .unwrap()
+        .append1(std::fs::File::from(std::os::fd::OwnedFd::from(end.try_clone().unwrap())));
     match &message::arguments(&message, Types("h")).unwrap()[..] {
         [Value::Descriptor(Some(copy))] => assert_ne!(copy.0.as_raw_fd(), end.as_raw_fd()),
         other => panic!("{other:?}"),
