@@ -180,7 +180,9 @@ fn named_paths(code: &str) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     let mut rest = code;
     while let Some(at) = rest.find("::") {
-        let start = rest[..at].rfind(|c: char| !is_word(c)).map_or(0, |i| i + rest[i..].chars().next().map_or(1, char::len_utf8));
+        let start = rest[..at]
+            .rfind(|c: char| !is_word(c))
+            .map_or(0, |i| i + rest[i..].chars().next().map_or(1, char::len_utf8));
         let first = &rest[start..at];
         let inside_a_path = rest[..start].ends_with("::");
         if !first.is_empty() && !inside_a_path {

@@ -18,7 +18,7 @@ use crate::{
     engine::{
         Error,
         ids::{DevUuid, FsUuid, PoolUuid},
-        metadata::{IntegritySpec, TagSpec},
+        metadata::{IntegritySpec, MetadataVersion, TagSpec},
         name::Name,
         ops::{self, NewPool},
         request::Next,
@@ -135,7 +135,12 @@ fn create_pool(
     if !mechanisms.is_empty() {
         return Ok(Work::Now(Outcome::NotYet));
     }
-    let new = NewPool { name: Name::new(&name)?, integrity: integrity()?, devices: paths(devices) };
+    let new = NewPool {
+        name: Name::new(&name)?,
+        integrity: integrity()?,
+        devices: paths(devices),
+        version: MetadataVersion::V2,
+    };
     Ok(chain(ops::create_pool(new), |created| {
         let (pool, devices) = created?;
         Some(changed_later(move |tree| {

@@ -12,8 +12,8 @@ use crate::{
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
-        mdv::{Journal, Mdv, Pending},
         layout,
+        mdv::{Journal, Mdv, Pending},
         metadata::{self, FilesystemRecord, PoolMetadata},
         name::Name,
         plan::sizes,
@@ -57,7 +57,7 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         return Err(Error::Encrypted { pool: name });
     }
     let members = members(platform, set, &meta)?;
-    let headers: Vec<_> = members.values().map(|member| member.bda.header().clone()).collect();
+    let headers: Vec<_> = members.values().map(|member| *member.bda.header()).collect();
     metadata::pool::check_members(&meta, &headers)
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
@@ -97,11 +97,7 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
     Ok(pool)
 }
 
-fn members(
-    platform: &dyn Platform,
-    set: &DeviceSet,
-    meta: &PoolMetadata,
-) -> Result<BTreeMap<DevUuid, Member>> {
+fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
     let listed: BTreeSet<_> = meta.devices().collect();
     set.devices()
         .filter(|found| listed.contains(&found.bda.header().device))
@@ -124,9 +120,13 @@ fn bring_up_thin_pool(
     stack.ensure(platform, &shape.thin_meta(), undo)?;
     let runs = platform.dm_find(&stack.name(Role::ThinPool))?.is_some();
     let node = platform.dm_node(&stack.name(Role::ThinMeta));
-    let mut repaired = false;
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
-    if !runs && let Err(error) = platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
+    let damage = match runs {
+        true => None,
+        false => platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]).err(),
+    };
+    let repaired = damage.is_some();
+    if let Some(error) = damage {
         log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
         stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
         let spare = platform.dm_node(&stack.name(Role::ThinMetaSpare));
@@ -136,7 +136,6 @@ fn bring_up_thin_pool(
         std::mem::swap(&mut shape.thin_meta, &mut shape.thin_meta_spare);
         std::mem::swap(&mut meta.flex_devs.thin_meta_dev, &mut meta.flex_devs.thin_meta_dev_spare);
         stack.ensure(platform, &shape.thin_meta(), undo)?;
-        repaired = true;
     }
     stack.ensure(platform, &shape.thin_data(), undo)?;
     stack.ensure(platform, &shape.thin_pool(), undo)?;
@@ -180,7 +179,12 @@ fn work_off_journal(
     Ok(())
 }
 
-fn set_up_filesystem(platform: &dyn Platform, pool: &mut Pool, record: FilesystemRecord, undo: &mut Rollback) -> Result<()> {
+fn set_up_filesystem(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    record: FilesystemRecord,
+    undo: &mut Rollback,
+) -> Result<()> {
     let name = Name::new(&record.name)?;
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
     let table = super::ops::thin_table(thin_pool, record.thin_id, record.size);
@@ -268,7 +272,8 @@ pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUu
 /// When that fails too.
 pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let shape = pool.shape(sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev)));
-    let layers = shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
+    let layers =
+        shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
     let mut undo = Rollback::new();
     for layer in layers {
         pool.stack.ensure(platform, &layer, &mut undo)?;

@@ -34,11 +34,6 @@ impl Rollback {
         self.steps.push((what.into(), Box::new(|platform| undo(platform).map_err(Into::into))));
     }
 
-    /// Adds what another list remembers, as done after all in this one.
-    pub fn append(&mut self, mut other: Rollback) {
-        self.steps.append(&mut other.steps);
-    }
-
     /// The work is complete and stays.
     pub fn forget(mut self) {
         self.steps.clear();
@@ -66,7 +61,11 @@ impl Rollback {
     ///
     /// # Errors
     /// As [`Rollback::run`].
-    pub fn guard<T>(mut self, platform: &dyn Platform, work: impl FnOnce(&mut Rollback) -> Result<T>) -> Result<(T, Rollback)> {
+    pub fn guard<T>(
+        mut self,
+        platform: &dyn Platform,
+        work: impl FnOnce(&mut Rollback) -> Result<T>,
+    ) -> Result<(T, Rollback)> {
         match work(&mut self) {
             Ok(value) => Ok((value, self)),
             Err(cause) => Err(self.run(platform, cause)),
