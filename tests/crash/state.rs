@@ -24,9 +24,10 @@ impl State {
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {
             let pool = bench.pool(&pool_name).expect("the name was just listed");
-            let devices = pool.devices.values().map(|device| {
-                (device.node.display().to_string(), (device.user_info.clone(), device.size.0))
-            });
+            let devices = pool
+                .devices
+                .values()
+                .map(|device| (device.node.display().to_string(), (device.user_info.clone(), device.size.0)));
             let filesystems = pool.filesystems.values().map(|filesystem| {
                 let origin = filesystem.origin.map(|origin| {
                     pool.filesystems.get(&origin).map_or("(gone)".to_owned(), |origin| origin.name.to_string())

@@ -2,12 +2,15 @@
 //!
 //! No threads and no locks: what is proved here is what the operations do to disks and kernel, step by step.
 
-use std::{collections::HashMap, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use stratisd::{
     engine::{
-        Engine, Result,
-        dm_names,
+        Engine, Result, dm_names,
         ids::{DevUuid, FsUuid, PoolUuid},
         metadata::{IntegritySpec, MetadataVersion},
         name::Name,
@@ -176,12 +179,17 @@ impl Bench {
             }
         }
         devices.sort();
-        let mut found: Vec<String> = self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name).collect();
+        let mut found: Vec<String> =
+            self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name).collect();
         found.sort();
         assert_eq!(found, devices, "{at}: device-mapper devices");
-        let mut mounted = self.sim.leftovers().mounts.iter().filter_map(|path| {
-            path.strip_prefix(Sim::private_directory()).ok().map(|name| name.display().to_string())
-        }).collect::<Vec<_>>();
+        let mut mounted = self
+            .sim
+            .leftovers()
+            .mounts
+            .iter()
+            .filter_map(|path| path.strip_prefix(Sim::private_directory()).ok().map(|name| name.display().to_string()))
+            .collect::<Vec<_>>();
         mounted.sort();
         mounts.sort();
         assert_eq!(mounted, mounts, "{at}: mounts");
@@ -191,7 +199,12 @@ impl Bench {
     pub fn tail(&self, from: u64) -> String {
         let trace = self.sim.trace();
         let from = usize::try_from(from).expect("step numbers are small");
-        trace.iter().skip(from).enumerate().map(|(i, step)| format!("  {i}: {:?} {}\n", step.call, step.subject)).collect()
+        trace
+            .iter()
+            .skip(from)
+            .enumerate()
+            .map(|(i, step)| format!("  {i}: {:?} {}\n", step.call, step.subject))
+            .collect()
     }
 
     /// Creates a version 2 pool with default integrity settings.
