@@ -5,6 +5,7 @@
 
 pub mod dm;
 mod error;
+pub mod linux;
 pub mod sim;
 
 use std::{
