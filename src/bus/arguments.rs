@@ -40,7 +40,9 @@ pub enum ArgumentError {
     NotSectors { what: &'static str, name: Name, bytes: u128 },
     #[error("{what} {bytes} of filesystem {name} is less than {} bytes, the smallest there is; choose a larger one", FILESYSTEM_MIN.bytes().0)]
     SizeTooSmall { what: &'static str, name: Name, bytes: u128 },
-    #[error("the size limit of filesystem {name}, {limit}, is less than its size, {size}; raise it or choose a smaller size")]
+    #[error(
+        "the size limit of filesystem {name}, {limit}, is less than its size, {size}; raise it or choose a smaller size"
+    )]
     LimitBelowSize { name: Name, limit: Sectors, size: Sectors },
     #[error("{0} filesystems were asked for in one call; ask for one at a time, in as many calls at once as you like")]
     OneFilesystem(usize),
@@ -123,10 +125,9 @@ pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
 pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result<FsUuid> {
     match tree.at(&path.0).map(|object| &object.state) {
         Some(State::Filesystem(object)) if object.pool == pool => Ok(object.filesystem.uuid),
-        Some(State::Filesystem(object)) => Err(ArgumentError::OtherPool {
-            filesystem: object.filesystem.name.clone(),
-            pool: object.pool_name.clone(),
-        }),
+        Some(State::Filesystem(object)) => {
+            Err(ArgumentError::OtherPool { filesystem: object.filesystem.name.clone(), pool: object.pool_name.clone() })
+        }
         _ => Err(ArgumentError::NotAFilesystem(path.0.clone())),
     }
 }

@@ -136,7 +136,9 @@ impl Step {
                 DiffItem::Add(_, filesystem) => self.add_filesystem(after, &path, filesystem),
                 DiffItem::Remove(uuid, _) => self.remove(Id::Filesystem(after.uuid, *uuid)),
                 DiffItem::Update { .. } if renamed => {}
-                DiffItem::Update { new: (_, filesystem), .. } => self.change(filesystem_state(after, &path, filesystem)),
+                DiffItem::Update { new: (_, filesystem), .. } => {
+                    self.change(filesystem_state(after, &path, filesystem))
+                }
             }
         }
         if renamed {

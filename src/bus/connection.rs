@@ -143,7 +143,8 @@ impl Connection {
         }
         {
             let waker = self.waker.fd();
-            let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), wanted), PollFd::from_borrowed_fd(waker, PollFlags::IN)];
+            let mut fds =
+                [PollFd::from_borrowed_fd(self.socket.as_fd(), wanted), PollFd::from_borrowed_fd(waker, PollFlags::IN)];
             poll(&mut fds, deadline).map_err(Error::Wait)?;
         }
         self.waker.drain();

@@ -55,9 +55,10 @@ impl Lists {
         let error = |name, text: &str| Err(Answer::Error(name, text.to_owned()));
         match self.0.try_send(caller) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(_)) => {
-                error(error_name::LIMITS_EXCEEDED, "too many lists of all objects are asked for at once; try again later")
-            }
+            Err(TrySendError::Full(_)) => error(
+                error_name::LIMITS_EXCEEDED,
+                "too many lists of all objects are asked for at once; try again later",
+            ),
             Err(TrySendError::Disconnected(_)) => error(error_name::FAILED, "the daemon is stopping"),
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     engine::{
         Error,
         ids::{DevUuid, FsUuid, PoolUuid},
-        metadata::{IntegritySpec, TagSpec},
+        metadata::{IntegritySpec, MetadataVersion, TagSpec},
         name::Name,
         ops::{self, NewPool},
         request::Next,
@@ -106,9 +106,7 @@ pub(super) fn create_pool_r0(mut call: Call<'_>) -> Handled {
 pub(super) fn create_pool_r5(mut call: Call<'_>) -> Handled {
     type Arguments = (String, Vec<String>, Option<String>, Option<(String, String)>);
     let (name, devices, key, clevis): Arguments = call.arguments()?;
-    checked((|| {
-        create_pool(name, devices, Mechanisms::parse_legacy(key, clevis)?, || Ok(IntegritySpec::default()))
-    })())
+    checked((|| create_pool(name, devices, Mechanisms::parse_legacy(key, clevis)?, || Ok(IntegritySpec::default())))())
 }
 
 pub(super) fn create_pool_r8(mut call: Call<'_>) -> Handled {
@@ -137,7 +135,8 @@ fn create_pool(
     if !mechanisms.is_empty() {
         return Ok(Work::Now(Outcome::NotYet));
     }
-    let new = NewPool { name: Name::new(&name)?, integrity: integrity()?, devices: paths(devices) };
+    let (integrity, version) = (integrity()?, MetadataVersion::V2);
+    let new = NewPool { name: Name::new(&name)?, integrity, version, devices: paths(devices) };
     Ok(chain(ops::create_pool(new), |created| {
         let (pool, devices) = created?;
         Some(changed_later(move |tree| {
@@ -207,9 +206,8 @@ pub(super) fn destroy_filesystems(mut call: Call<'_>) -> Handled {
         return Ok(Work::Now(Outcome::NoChange));
     }
     Ok(chain(ops::destroy_filesystems(pool, filesystems), |destroyed| {
-        (!destroyed.is_empty()).then(|| {
-            changed(Value::Array("s", destroyed.iter().map(|uuid| Value::str(uuid.simple())).collect()))
-        })
+        (!destroyed.is_empty())
+            .then(|| changed(Value::Array("s", destroyed.iter().map(|uuid| Value::str(uuid.simple())).collect())))
     }))
 }
 

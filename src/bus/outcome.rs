@@ -44,7 +44,10 @@ impl Outcome {
     }
 
     /// From an engine operation: `tell` makes of its result what is told, `None` if nothing was changed.
-    pub fn of<T: Send + 'static, E: Error>(result: Result<T, E>, tell: impl FnOnce(T) -> Option<Late<Value>>) -> Outcome {
+    pub fn of<T: Send + 'static, E: Error>(
+        result: Result<T, E>,
+        tell: impl FnOnce(T) -> Option<Late<Value>>,
+    ) -> Outcome {
         match result {
             Ok(value) => tell(value).map_or(Outcome::NoChange, Outcome::Done),
             Err(error) => Outcome::refused(&error),
@@ -151,7 +154,9 @@ impl Asked {
                 "{} met with a fault of the daemon and was given up; please report it with what the log says",
                 self.label()
             ),
-            Failure::Stopping => "the daemon is stopping and takes no more requests; try again when it is up".to_owned(),
+            Failure::Stopping => {
+                "the daemon is stopping and takes no more requests; try again when it is up".to_owned()
+            }
         })
     }
 

@@ -139,10 +139,7 @@ fn lowest_key(encryption: &Encryption) -> Value {
 fn lowest_clevis(encryption: &Encryption) -> Value {
     let lowest = encryption.clevis.iter().min_by_key(|(slot, ..)| *slot);
     let (pin, configuration) = lowest.map(|(_, p, c)| (p.as_str(), c.as_str())).unwrap_or_default();
-    Value::Struct(vec![
-        Value::Bool(lowest.is_some()),
-        Value::Struct(vec![Value::str(pin), Value::str(configuration)]),
-    ])
+    Value::Struct(vec![Value::Bool(lowest.is_some()), Value::Struct(vec![Value::str(pin), Value::str(configuration)])])
 }
 
 static NOT_ENCRYPTED: Encryption = Encryption { keys: Vec::new(), clevis: Vec::new(), consistent: true };

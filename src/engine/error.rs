@@ -5,8 +5,9 @@ use std::{error::Error as _, path::PathBuf};
 
 use crate::{
     engine::{
-        bda, metadata,
+        bda,
         ids::{DevUuid, FsUuid, PoolUuid},
+        metadata,
         name::{Name, NameError},
         plan,
         units::Sectors,
@@ -73,7 +74,9 @@ pub enum Error {
         names(.filesystems)
     )]
     HasFilesystems { pool: Name, filesystems: Vec<Name> },
-    #[error("pool {pool} may have {limit} filesystems and would have {wanted}; raise its filesystem limit or destroy some")]
+    #[error(
+        "pool {pool} may have {limit} filesystems and would have {wanted}; raise its filesystem limit or destroy some"
+    )]
     FilesystemLimit { pool: Name, limit: u64, wanted: u64 },
     #[error(
         "filesystem {name} exists with {existing}, not with the {requested} asked for; choose another name or its size"
@@ -90,7 +93,9 @@ pub enum Error {
     RevertScheduled { name: Name },
     #[error("pool {pool} is in state {}, in which this is not done until somebody has repaired it by hand; {reason}", .level.word())]
     Restricted { pool: Name, level: Availability, reason: String },
-    #[error("pool {pool} is encrypted, and this daemon cannot unlock pools yet; use another daemon for it until it can")]
+    #[error(
+        "pool {pool} is encrypted, and this daemon cannot unlock pools yet; use another daemon for it until it can"
+    )]
     Encrypted { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
@@ -104,9 +109,13 @@ pub enum Error {
     ExtraDevice { pool: Name, device: DevUuid },
     #[error("the devices of pool {0} have different metadata versions; disconnect those that do not belong to it")]
     MixedVersions(PoolUuid),
-    #[error("the devices of pool {0} hold no pool metadata; the pool was never completed, or its data devices are missing")]
+    #[error(
+        "the devices of pool {0} hold no pool metadata; the pool was never completed, or its data devices are missing"
+    )]
     NoMetadata(PoolUuid),
-    #[error("device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand")]
+    #[error(
+        "device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand"
+    )]
     OtherTable { name: String },
     #[error("thin pool of {pool} does not say how full it is: {status}")]
     ThinStatus { pool: Name, status: String },
@@ -116,7 +125,12 @@ pub enum Error {
     Panicked,
 
     #[error("{cause}; and it could not all be taken back: {}", undone(.failures))]
-    Rollback { #[source] cause: Box<Error>, failures: Vec<(String, Error)>, leaves: Availability },
+    Rollback {
+        #[source]
+        cause: Box<Error>,
+        failures: Vec<(String, Error)>,
+        leaves: Availability,
+    },
 
     #[error(transparent)]
     Platform(#[from] platform::Error),
@@ -199,5 +213,9 @@ fn only(label: &str, paths: &[PathBuf]) -> String {
 }
 
 fn undone(failures: &[(String, Error)]) -> String {
-    failures.iter().map(|(what, error)| format!("could not {what} ({})", error.sentence())).collect::<Vec<_>>().join(", ")
+    failures
+        .iter()
+        .map(|(what, error)| format!("could not {what} ({})", error.sentence()))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -10,7 +10,8 @@ use crate::{
         metadata::{
             IntegritySpec, MetadataVersion, PoolMetadata, StaticHeader,
             pool::{
-                Backstore, BlockDev, BlockDevs, Cap, DeviceSegment, Feature, FlexDevs, Segment, ThinPoolDev, Tier as TierRecord,
+                Backstore, BlockDev, BlockDevs, Cap, DeviceSegment, Feature, FlexDevs, Segment, ThinPoolDev,
+                Tier as TierRecord,
             },
         },
         plan::{
@@ -229,7 +230,10 @@ impl<'a> Draft<'a> {
     pub fn usable(&self) -> Sectors {
         let of_device = |(device, entry): (&NewDevice<'_>, &BlockDev)| {
             let header = device.header;
-            header.device_size.saturating_sub(header.extended_size()).saturating_sub(total(&entry.integrity_meta_allocs))
+            header
+                .device_size
+                .saturating_sub(header.extended_size())
+                .saturating_sub(total(&entry.integrity_meta_allocs))
         };
         let all = self.devices.iter().zip(&self.tier.blockdev.devs).map(of_device);
         all.fold(Sectors::ZERO, Sectors::saturating_add).saturating_sub(self.crypt_reserved())

@@ -15,7 +15,7 @@ use crate::{
     engine::{
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
-        metadata::{filesystem::{self, FilesystemRecord, RecordError}},
+        metadata::filesystem::{self, FilesystemRecord, RecordError},
     },
     platform::{self, Platform},
 };
@@ -106,9 +106,7 @@ impl<'a> Mdv<'a> {
     /// # Errors
     /// As [`Mdv::records`].
     pub fn journal(&self) -> Result<Vec<Journal>> {
-        self.parse_all(&self.journal_directory(), |bytes| {
-            serde_json::from_slice(bytes).map_err(RecordError::from)
-        })
+        self.parse_all(&self.journal_directory(), |bytes| serde_json::from_slice(bytes).map_err(RecordError::from))
     }
 
     fn parse_all<T>(

@@ -13,7 +13,10 @@ use crate::{
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout,
-        metadata::{FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader, filesystem::THIN_ID_MAX, pool::DeviceSegment},
+        metadata::{
+            FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader, filesystem::THIN_ID_MAX,
+            pool::DeviceSegment,
+        },
         name::Name,
         plan::sizes,
         stack::{Base, Piece, Shape, Stack},
@@ -158,7 +161,10 @@ impl Pool {
 
     /// Takes over what a failed undo leaves of the pool's availability.
     pub(super) fn note_failure(&mut self, error: &Error) {
-        self.restrict(error.leaves(), format!("an earlier request failed and could not be undone: {}", error.sentence()));
+        self.restrict(
+            error.leaves(),
+            format!("an earlier request failed and could not be undone: {}", error.sentence()),
+        );
     }
 
     /// Whether its devices have been given up.
@@ -285,7 +291,11 @@ impl Pool {
         let saved = bda::save_to_pool(platform, &mut devices, &json, platform.now(), choose)?;
         for (at, error) in saved.failed {
             let path = devices.get(at).map(|(path, _)| path.display());
-            log::warn!("pool {}: metadata was not saved on {}: {error}", meta.name, path.map_or(String::new(), |p| p.to_string()));
+            log::warn!(
+                "pool {}: metadata was not saved on {}: {error}",
+                meta.name,
+                path.map_or(String::new(), |p| p.to_string())
+            );
         }
         Ok(())
     }

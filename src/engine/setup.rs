@@ -12,8 +12,8 @@ use crate::{
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
-        mdv::{Journal, Mdv, Pending},
         layout,
+        mdv::{Journal, Mdv, Pending},
         metadata::{self, FilesystemRecord, PoolMetadata},
         name::Name,
         plan::sizes,
@@ -97,11 +97,7 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
     Ok(pool)
 }
 
-fn members(
-    platform: &dyn Platform,
-    set: &DeviceSet,
-    meta: &PoolMetadata,
-) -> Result<BTreeMap<DevUuid, Member>> {
+fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
     let listed: BTreeSet<_> = meta.devices().collect();
     set.devices()
         .filter(|found| listed.contains(&found.bda.header().device))
@@ -180,7 +176,12 @@ fn work_off_journal(
     Ok(())
 }
 
-fn set_up_filesystem(platform: &dyn Platform, pool: &mut Pool, record: FilesystemRecord, undo: &mut Rollback) -> Result<()> {
+fn set_up_filesystem(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    record: FilesystemRecord,
+    undo: &mut Rollback,
+) -> Result<()> {
     let name = Name::new(&record.name)?;
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
     let table = super::ops::thin_table(thin_pool, record.thin_id, record.size);
@@ -268,7 +269,8 @@ pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUu
 /// When that fails too.
 pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let shape = pool.shape(sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev)));
-    let layers = shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
+    let layers =
+        shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
     let mut undo = Rollback::new();
     for layer in layers {
         pool.stack.ensure(platform, &layer, &mut undo)?;

@@ -66,7 +66,11 @@ impl Rollback {
     ///
     /// # Errors
     /// As [`Rollback::run`].
-    pub fn guard<T>(mut self, platform: &dyn Platform, work: impl FnOnce(&mut Rollback) -> Result<T>) -> Result<(T, Rollback)> {
+    pub fn guard<T>(
+        mut self,
+        platform: &dyn Platform,
+        work: impl FnOnce(&mut Rollback) -> Result<T>,
+    ) -> Result<(T, Rollback)> {
         match work(&mut self) {
             Ok(value) => Ok((value, self)),
             Err(cause) => Err(self.run(platform, cause)),

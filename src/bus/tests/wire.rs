@@ -153,9 +153,9 @@ fn descriptor_that_is_not_there_is_none() {
     assert_eq!(message::arguments(&absent, Types("(bh)")), Ok(vec![expected]));
 
     let (end, _other) = std::io::pipe().unwrap();
-    let message = Message::new_method_call("a.b", "/", "a.b", "C").unwrap().append1(std::fs::File::from(
-        std::os::fd::OwnedFd::from(end.try_clone().unwrap()),
-    ));
+    let message = Message::new_method_call("a.b", "/", "a.b", "C")
+        .unwrap()
+        .append1(std::fs::File::from(std::os::fd::OwnedFd::from(end.try_clone().unwrap())));
     match &message::arguments(&message, Types("h")).unwrap()[..] {
         [Value::Descriptor(Some(copy))] => assert_ne!(copy.0.as_raw_fd(), end.as_raw_fd()),
         other => panic!("{other:?}"),

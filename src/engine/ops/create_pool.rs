@@ -19,8 +19,8 @@ use crate::{
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
         name::Name,
-        plan::{sector_rules, sizes},
         ops::devices::sizes_of,
+        plan::{sector_rules, sizes},
         pool::{self, Member, Pool},
         request::{Access, Granted, Mode, Next, PoolRef},
         setup,
@@ -69,8 +69,7 @@ pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
 
 /// A pool of that name exists: whether it is the pool that was asked for.
 fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
-    let present: Vec<&Member> =
-        existing.meta.data_devices().filter_map(|uuid| existing.members.get(&uuid)).collect();
+    let present: Vec<&Member> = existing.meta.data_devices().filter_map(|uuid| existing.members.get(&uuid)).collect();
     let only_requested: Vec<PathBuf> = requested
         .iter()
         .filter(|device| present.iter().all(|member| member.device.number != device.number))
@@ -89,9 +88,8 @@ fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
 
 fn build(engine: &Engine, new: NewPool, found: Vec<BlockDevice>, claim: Claim) -> Next<Result<Option<Created>>> {
     let platform = engine.platform();
-    let made = examine(engine, found).and_then(|candidates| {
-        Rollback::new().guard(platform, |undo| assemble(platform, &new, candidates, undo))
-    });
+    let made = examine(engine, found)
+        .and_then(|candidates| Rollback::new().guard(platform, |undo| assemble(platform, &new, candidates, undo)));
     let (mut pool, undo) = match made {
         Ok(made) => made,
         Err(error) => return Next::Done(Err(error)),
@@ -191,11 +189,7 @@ fn mkfs_knows_nrext64(platform: &dyn Platform) -> Result<bool> {
 }
 
 /// What the metadata of a new pool says: how its space is laid out (`spec/engine/storage-stack.md` §4, 5, 7.2, 7.3).
-fn plan_metadata(
-    platform: &dyn Platform,
-    new: &NewPool,
-    members: &BTreeMap<DevUuid, Member>,
-) -> Result<PoolMetadata> {
+fn plan_metadata(platform: &dyn Platform, new: &NewPool, members: &BTreeMap<DevUuid, Member>) -> Result<PoolMetadata> {
     let devices: Vec<NewDevice<'_>> = members
         .values()
         .map(|member| NewDevice { header: member.bda.header(), hardware_info: member.device.wwn.as_deref() })

@@ -50,9 +50,8 @@ pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<
                     Next::act(move |engine| {
                         let platform = engine.platform();
                         let made = examine(engine, uuid, found, &tier).and_then(|candidates| {
-                            Rollback::new().guard(platform, |undo| {
-                                devices::initialize(platform, uuid, version, candidates, undo)
-                            })
+                            Rollback::new()
+                                .guard(platform, |undo| devices::initialize(platform, uuid, version, candidates, undo))
                         });
                         match made {
                             Ok((initialized, undo)) => take_in(uuid, initialized, undo, claim),
@@ -187,12 +186,7 @@ pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> N
     })
 }
 
-fn change_user_info(
-    platform: &dyn Platform,
-    pool: &mut Pool,
-    device: DevUuid,
-    info: Option<String>,
-) -> Result<bool> {
+fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, info: Option<String>) -> Result<bool> {
     pool.check_requests()?;
     let missing = || Error::NoDevice { pool: pool.name().clone(), device };
     let entry = |meta: &PoolMetadata| {

@@ -49,7 +49,9 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
     };
     let metadata = match bda.read_json(engine.platform(), &device.path) {
         Ok(None) => None,
-        Ok(Some(json)) => Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| error.to_string())),
+        Ok(Some(json)) => {
+            Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| error.to_string()))
+        }
         Err(error) => Some(Err(error.to_string())),
     };
     if let Some(Err(error)) = &metadata {
@@ -77,7 +79,9 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
         match found {
             Some(found) => {
                 let pool = found.bda.header().pool;
-                if engine.claims().is_claimed(&Key::Pool(pool)) || engine.claims().is_claimed(&Key::Device(found.device.number)) {
+                if engine.claims().is_claimed(&Key::Pool(pool))
+                    || engine.claims().is_claimed(&Key::Device(found.device.number))
+                {
                     // It is being set up or initialized: what this event means can be told when that is done.
                     let again = DeviceEvent { device: Some(found.device), ..event };
                     return Next::Parked(Box::new(device_event(again)));
@@ -128,7 +132,11 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
             let Some(set) = engine.registry().take(uuid) else { return Next::Done(()) };
             if let Granted::Read(pool) = granted {
                 for found in set.devices().filter(|found| pool.tier_of(found.device.number).is_none()) {
-                    log::warn!("{} says that it belongs to pool {}, which does not know it", found.device.path.display(), pool.name());
+                    log::warn!(
+                        "{} says that it belongs to pool {}, which does not know it",
+                        found.device.path.display(),
+                        pool.name()
+                    );
                 }
                 return Next::Done(());
             }
@@ -148,7 +156,12 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
             return Next::Done(());
         }
         Verdict::Incomplete(metadata, missing) => {
-            format!("{} of the {} devices of pool {} are missing", missing.len(), metadata.devices().count(), metadata.name)
+            format!(
+                "{} of the {} devices of pool {} are missing",
+                missing.len(),
+                metadata.devices().count(),
+                metadata.name
+            )
         }
         Verdict::Surplus(metadata, surplus) => {
             let surplus: Vec<String> = surplus.iter().map(ToString::to_string).collect();
@@ -188,13 +201,15 @@ fn with_name(uuid: PoolUuid, set: DeviceSet, metadata: Arc<PoolMetadata>, claim:
                     Ok(pool) => {
                         log::info!("pool {} ({uuid}) is set up", pool.name());
                         let links = super::announce(engine, &pool, pool.filesystems.values());
-                        setup::insert(pool, name_claim).map(move |inserted| {
-                            drop(claim);
-                            if let Err(error) = inserted {
-                                log::error!("pool {uuid} was set up but cannot be shown: {}", error.sentence());
-                            }
-                            links
-                        }).then(|links| super::when_linked(links, ()))
+                        setup::insert(pool, name_claim)
+                            .map(move |inserted| {
+                                drop(claim);
+                                if let Err(error) = inserted {
+                                    log::error!("pool {uuid} was set up but cannot be shown: {}", error.sentence());
+                                }
+                                links
+                            })
+                            .then(|links| super::when_linked(links, ()))
                     }
                 }
             })

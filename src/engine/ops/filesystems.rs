@@ -80,11 +80,7 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Resul
 }
 
 /// Claims names for filesystems of a pool; `None` if one is claimed or the pool is to be used alone.
-pub(super) fn claim_names<'a>(
-    engine: &Engine,
-    pool: PoolUuid,
-    names: impl Iterator<Item = &'a Name>,
-) -> Option<Claim> {
+pub(super) fn claim_names<'a>(engine: &Engine, pool: PoolUuid, names: impl Iterator<Item = &'a Name>) -> Option<Claim> {
     if engine.claims().is_claimed(&Key::Drain(pool)) {
         return None;
     }
@@ -224,13 +220,17 @@ fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
         })
     };
     let parts = batch.unborn.iter().map(part).collect();
-    Next::Together(parts, Box::new(move |_, results| {
-        let made = results.into_iter().try_for_each(|result| match result.map(|any| any.downcast::<Result<()>>()) {
-            Some(Ok(result)) => *result,
-            _ => Err(Error::Panicked),
-        });
-        finish(uuid, batch, made)
-    }))
+    Next::Together(
+        parts,
+        Box::new(move |_, results| {
+            let made =
+                results.into_iter().try_for_each(|result| match result.map(|any| any.downcast::<Result<()>>()) {
+                    Some(Ok(result)) => *result,
+                    _ => Err(Error::Panicked),
+                });
+            finish(uuid, batch, made)
+        }),
+    )
 }
 
 /// Takes new filesystems into the pool, or gives them up if `made` says that they could not be completed.
@@ -314,7 +314,11 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         pool.drop_filesystem(*id);
     }
     if let Err(error) = clean_up(engine, pool, &journal, &pending) {
-        log::warn!("pool {}: what is left of destroyed filesystems stays until the next set-up: {}", pool.name(), error.sentence());
+        log::warn!(
+            "pool {}: what is left of destroyed filesystems stays until the next set-up: {}",
+            pool.name(),
+            error.sentence()
+        );
     }
     Ok(())
 }

@@ -56,11 +56,12 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
         return Err(Error::HasFilesystems { pool: pool.name().clone(), filesystems });
     }
     let uuid = pool.uuid();
-    let decided = setup::take_down(platform, &mut pool.stack, uuid)
-        .and_then(|()| pool.commit(platform, Choose::Everywhere, |meta| {
+    let decided = setup::take_down(platform, &mut pool.stack, uuid).and_then(|()| {
+        pool.commit(platform, Choose::Everywhere, |meta| {
             meta.destroying = true;
             Ok(())
-        }));
+        })
+    });
     if let Err(cause) = decided {
         return Err(match setup::bring_up_again(platform, pool) {
             Ok(()) => cause,

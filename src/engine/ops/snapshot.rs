@@ -62,13 +62,7 @@ fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
 }
 
 /// Takes the snapshot, its origin held still for the moment. Gives also whether the origin is mounted.
-fn begin(
-    engine: &Engine,
-    pool: &mut Pool,
-    origin: FsUuid,
-    name: &Name,
-    claim: Claim,
-) -> Result<(Batch, bool)> {
+fn begin(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<(Batch, bool)> {
     let platform = engine.platform();
     let source = pool.filesystem(origin)?.clone();
     let record = FilesystemRecord {
@@ -98,9 +92,10 @@ fn begin(
 /// Gives the snapshot an identity of its own, the pool released meanwhile, and takes it into the pool.
 fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Next<Result<Option<FsUuid>>> {
     Next::act(move |engine| {
-        let made = batch.unborn.iter().try_for_each(|new| {
-            give_identity(engine, &new.device, new.filesystem.record.uuid, mounted)
-        });
+        let made = batch
+            .unborn
+            .iter()
+            .try_for_each(|new| give_identity(engine, &new.device, new.filesystem.record.uuid, mounted));
         filesystems::finish(uuid, batch, made)
     })
     .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
@@ -124,4 +119,3 @@ fn give_identity(engine: &Engine, device: &str, id: FsUuid, mounted: bool) -> Re
     platform.unmount(&at)?;
     Ok(write_uuid()?)
 }
-
