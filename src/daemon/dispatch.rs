@@ -336,7 +336,10 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     fn run(self, class: Class, step: impl FnOnce(Self) + Send + 'static) {
         let workers = self.inner.workers.clone();
         let job = Box::new(move || match self.begun || !self.inner.is_stopping() {
-            true => step(self),
+            true => {
+                log::trace!("request {}: a step", self.number);
+                step(self);
+            }
             false => {
                 drop(step);
                 drop(self);

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{stop::Stop, wake::Waker};
 
-use super::{Error, Submit, Task, Woken, merge::Merge, wait};
+use super::{Ended, Error, Submit, Task, Woken, merge::Merge, wait};
 use crate::{
     engine::{dm_names, ids::PoolUuid, ops},
     platform::{DmEvents, Platform, dm::Listed},
@@ -90,14 +90,8 @@ impl DmWatch {
     }
 
     fn check(&self, pool: PoolUuid) {
-        let (sender, waker) = (self.ended.0.clone(), self.waker.clone());
-        let ended = Box::new(move || {
-            // The thread may be gone; then nobody wants to know.
-            let _ = sender.send(pool);
-            waker.wake();
-        });
-        let label = format!("check of pool {pool} after a device-mapper event");
-        (self.submit)(Task { label, chain: ops::check_pool(pool), ended });
+        let chain = Ended::of(pool, &self.ended.0, &self.waker).after(ops::check_pool(pool));
+        (self.submit)(Task { label: format!("check of pool {pool} after a device-mapper event"), chain });
     }
 }
 

@@ -13,6 +13,7 @@ mod udev;
 
 use std::{io, os::fd::BorrowedFd, time::Instant};
 
+use crossbeam_channel::Sender;
 use threads::{
     stop::Stop,
     wake::{PollFd, PollFlags, Waker, poll},
@@ -31,12 +32,38 @@ pub struct Task {
     pub label: String,
     /// What is to be done.
     pub chain: Next<()>,
-    /// To be called once when the chain has come to its end, also if that is a panic or the stop of the daemon.
-    pub ended: Box<dyn FnOnce() + Send>,
 }
 
 /// Takes tasks and returns at once.
 pub type Submit = Box<dyn Fn(Task) + Send>;
+
+/// Tells a watcher that a task of its has come to its end. It is moved into the last step of the task's chain and tells by
+/// being dropped, so it tells also of a chain that panics or is given up.
+struct Ended<K> {
+    key: Option<K>,
+    to: Sender<K>,
+    waker: Waker,
+}
+
+impl<K> Drop for Ended<K> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            // The watcher may be gone; then nobody wants to know.
+            let _ = self.to.send(key);
+            self.waker.wake();
+        }
+    }
+}
+
+impl<K: Send + 'static> Ended<K> {
+    fn of(key: K, to: &Sender<K>, waker: &Waker) -> Ended<K> {
+        Ended { key: Some(key), to: to.clone(), waker: waker.clone() }
+    }
+
+    fn after(self, chain: Next<()>) -> Next<()> {
+        chain.map(move |()| drop(self))
+    }
+}
 
 /// Why a watcher gave up.
 #[derive(Debug, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{stop::Stop, wake::Waker};
 
-use super::{Error, Running, Submit, Task, Woken, wait};
+use super::{Ended, Error, Running, Submit, Task, Woken, wait};
 use crate::engine::{ids::PoolUuid, ops};
 
 /// From the end of a round of checks to the beginning of the next (`spec/engine/engine-behaviour.md` §1.4).
@@ -93,13 +93,8 @@ impl Timers {
     }
 
     fn check(&self, pool: PoolUuid) {
-        let (sender, waker) = (self.ended.0.clone(), self.waker.clone());
-        let ended = Box::new(move || {
-            // The thread may be gone; then nobody wants to know.
-            let _ = sender.send(());
-            waker.wake();
-        });
-        (self.submit)(Task { label: format!("check of pool {pool} by time"), chain: ops::check_pool(pool), ended });
+        let chain = Ended::of((), &self.ended.0, &self.waker).after(ops::check_pool(pool));
+        (self.submit)(Task { label: format!("check of pool {pool} by time"), chain });
     }
 }
 

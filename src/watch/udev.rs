@@ -13,7 +13,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{stop::Stop, wake::Waker};
 
-use super::{Error, Submit, Task, Woken, wait};
+use super::{Ended, Error, Submit, Task, Woken, wait};
 use crate::{
     engine::ops,
     platform::{DeviceAction, DeviceEvent, DeviceEvents},
@@ -89,14 +89,9 @@ impl DeviceWatch {
     }
 
     fn deal_with(&self, event: DeviceEvent) {
-        let (sender, waker, path) = (self.ended.0.clone(), self.waker.clone(), event.path.clone());
-        let label = format!("{:?} of {}", event.action, path.display());
-        let ended = Box::new(move || {
-            // The thread may be gone; then nobody wants to know.
-            let _ = sender.send(path);
-            waker.wake();
-        });
-        (self.submit)(Task { label, chain: ops::device_event(event), ended });
+        let label = format!("{:?} of {}", event.action, event.path.display());
+        let ended = Ended::of(event.path.clone(), &self.ended.0, &self.waker);
+        (self.submit)(Task { label, chain: ended.after(ops::device_event(event)) });
     }
 }
 
