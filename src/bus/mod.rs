@@ -1,1 +1,110 @@
-//! bus
+//! The system bus: the only user of the `dbus` crate.
+//!
+//! [`table`] describes every member once; the rest is computed from it. Three threads share one connection:
+//! [`reader`] takes calls in, answers reads from the published [`tree`] and makes a [`job`] of everything else;
+//! [`writer`] makes new versions of the tree from what jobs report and sends signals and replies; [`lister`] sends the
+//! lists of all objects, which can be large.
+//!
+//! Knows the published state and the engine's operations by their signatures; nothing of device-mapper, disks, locks or
+//! worker threads.
+//!
+//! ```text
+//!            calls                     jobs (Submit)
+//!   bus ──────────────▶ bus-reader ───────────────────▶ the daemon's lock and workers
+//!    ▲ ▲ ▲  replies to reads │  │ lists asked for                  │
+//!    │ │ └───────────────────┘  ▼                                  │ Update<Reply>
+//!    │ └────────────────── bus-lister                              ▼
+//!    └──────── signals, then replies ◀─── tree-writer ◀────────────┘
+//! ```
+
+mod arguments;
+mod changes;
+mod connection;
+mod introspect;
+pub mod job;
+mod lister;
+mod message;
+mod methods;
+pub mod outcome;
+pub mod policy;
+mod properties;
+mod reader;
+mod report;
+mod table;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+mod wire;
+mod writer;
+
+use std::{io, sync::Arc};
+
+pub use job::{Failure, Job, Reply, Submit};
+pub use lister::{Lister, MESSAGE_MAX_VARIABLE};
+pub use reader::Reader;
+pub use writer::Writer;
+
+use connection::Connection;
+use tree::Published;
+
+/// The name on the bus.
+pub const NAME: &str = "org.storage.stratis3";
+
+/// The version that `Manager.Version` tells: the level of the interfaces, which clients compare with what they need. It
+/// is not the version of this program.
+pub const INTERFACE_LEVEL: &str = "3.9.2";
+
+/// What is wrong with the bus. Each ends the daemon.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("the system bus cannot be reached: {0}; start it, or set DBUS_SYSTEM_BUS_ADDRESS to another")]
+    NoBus(String),
+    #[error("the name {name} on the bus is not to be had: {why}")]
+    Name { name: &'static str, why: String },
+    #[error("the name {0} on the bus was lost; see what else has taken it")]
+    NameLost(&'static str),
+    #[error("the connection to the bus was lost; see why the bus has ended")]
+    Lost,
+    #[error("waiting for the bus failed")]
+    Wait(#[source] io::Error),
+}
+
+/// Our side of the bus, not yet at work. Each part is for a thread of its own; they end in the order reader, lister,
+/// writer: the first by its stop switch (or an error), the second when the first has gone, the last when every sender
+/// of updates is gone.
+pub struct Bus {
+    /// Takes calls in. `bus-reader`.
+    pub reader: Reader,
+    /// Sends lists. `bus-lister`.
+    pub lister: Lister,
+    /// Publishes. `tree-writer`; may run before the reader does, and must, for the first view to be published before the
+    /// name is taken.
+    pub writer: Writer,
+}
+
+impl Bus {
+    /// Connects to the system bus (`DBUS_SYSTEM_BUS_ADDRESS` is honoured). The tree is empty; the name is not taken yet.
+    ///
+    /// # Errors
+    /// When there is no bus.
+    pub fn connect() -> Result<Bus, Error> {
+        Ok(Bus::over(Connection::system()?))
+    }
+
+    /// The same for the bus at a D-Bus address.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn connect_to(address: &str) -> Result<Bus, Error> {
+        Ok(Bus::over(Connection::at(address)?))
+    }
+
+    fn over(connection: Connection) -> Bus {
+        let connection = Arc::new(connection);
+        let published = Arc::new(Published::default());
+        let (lister, lists) = Lister::new(Arc::clone(&connection), Arc::clone(&published));
+        let reader = Reader::new(Arc::clone(&connection), Arc::clone(&published), lists);
+        Bus { reader, lister, writer: Writer::new(connection, published) }
+    }
+}

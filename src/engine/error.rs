@@ -1,8 +1,19 @@
-//! What can go wrong in the engine.
+//! What can go wrong in the engine: one sentence each for people, saying what is wrong and what to do. The source is kept
+//! and not repeated in the text; [`Error::sentence`] joins the chain once, for the edge.
+
+use std::{error::Error as _, path::PathBuf};
 
 use crate::{
-    engine::{ids::PoolUuid, name::NameError},
+    engine::{
+        bda,
+        ids::{DevUuid, FsUuid, PoolUuid},
+        metadata,
+        name::{Name, NameError},
+        plan,
+        units::Sectors,
+    },
     platform,
+    view::{Availability, Tier},
 };
 
 /// Result of an engine operation.
@@ -12,10 +23,199 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
+    // ---- refused: what was asked for ----
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("there is no running pool with UUID {0}")]
+    #[error("there is no running pool with UUID {0}; list the pools and check the identifier")]
     NoPool(PoolUuid),
+    #[error("pool {pool} has no filesystem with UUID {filesystem}; list its filesystems and check the identifier")]
+    NoFilesystem { pool: Name, filesystem: FsUuid },
+    #[error("pool {pool} has no block device with UUID {device}; list its devices and check the identifier")]
+    NoDevice { pool: Name, device: DevUuid },
+    #[error("a pool named {0} exists already; choose another name")]
+    PoolNameTaken(Name),
+    #[error("pool {pool} has a filesystem named {name} already; choose another name")]
+    FilesystemNameTaken { pool: Name, name: Name },
+    #[error("these device paths are not absolute: {}; give full paths, as /dev/sda", list(.0))]
+    RelativePaths(Vec<PathBuf>),
+    #[error("a pool needs at least one block device; name one")]
+    NoDevices,
+    #[error(
+        "a pool named {name} exists already with other devices{}{}; choose another name, or name just its devices",
+        only(" - only requested: ", .only_requested), only(" - only in the pool: ", .only_present)
+    )]
+    OtherDevices { name: Name, only_requested: Vec<PathBuf>, only_present: Vec<PathBuf> },
+    #[error("{} belongs to pool {pool}; remove it from that pool or destroy the pool first", path.display())]
+    OwnedByPool { path: PathBuf, pool: PoolUuid },
+    #[error(
+        "{} says that it belongs to this pool, but the pool does not know it; wipe its first sectors if it holds nothing of \
+         value", path.display()
+    )]
+    UnknownMember { path: PathBuf },
+    #[error("{} is in the {} tier of this pool already; name another device", path.display(), tier_word(*.tier))]
+    InOtherTier { path: PathBuf, tier: Tier },
+    #[error("{} holds {what}; wipe it first if that is of no value", path.display())]
+    Foreign { path: PathBuf, what: String },
+    #[error("{} is in use by the system (mounted, or part of another device); release it first", path.display())]
+    InUse { path: PathBuf },
+    #[error("{} is read-only; make it writable or name another device", path.display())]
+    ReadOnly { path: PathBuf },
+    #[error("{} has {size}, which is less than the {minimum} that a pool needs of a device; name a larger one", path.display())]
+    TooSmall { path: PathBuf, size: Sectors, minimum: Sectors },
+    #[error("{} and {} are the same device; name it once", .0.display(), .1.display())]
+    SameDevice(PathBuf, PathBuf),
+    #[error(
+        "{} has been formatted for this pool and lost track of: udev calls it a Stratis device, but it has no readable \
+         signature; wipe its first sectors if it holds nothing of value", path.display()
+    )]
+    NoSignature { path: PathBuf },
+    #[error(
+        "pool {pool} has filesystems ({}); destroy them first",
+        names(.filesystems)
+    )]
+    HasFilesystems { pool: Name, filesystems: Vec<Name> },
+    #[error(
+        "pool {pool} may have {limit} filesystems and would have {wanted}; raise its filesystem limit or destroy some"
+    )]
+    FilesystemLimit { pool: Name, limit: u64, wanted: u64 },
+    #[error(
+        "filesystem {name} exists with {existing}, not with the {requested} asked for; choose another name or its size"
+    )]
+    OtherSize { name: Name, existing: Sectors, requested: Sectors },
+    #[error(
+        "pool {pool} does not allow overprovisioning, and {needed} of filesystems do not fit into its {room}; \
+         add a data device, choose a smaller size or allow overprovisioning"
+    )]
+    NoRoom { pool: Name, needed: Sectors, room: Sectors },
+    #[error("filesystem {name} is in use (mounted on {}); unmount it first", list(.mount_points))]
+    Mounted { name: Name, mount_points: Vec<PathBuf> },
+    #[error("filesystem {name} is to replace its origin, or to be replaced, at the next start; cancel that first")]
+    RevertScheduled { name: Name },
+    #[error("pool {pool} is in state {}, in which this is not done until somebody has repaired it by hand; {reason}", .level.word())]
+    Restricted { pool: Name, level: Availability, reason: String },
+    #[error(
+        "pool {pool} is encrypted, and this daemon cannot unlock pools yet; use another daemon for it until it can"
+    )]
+    Encrypted { pool: Name },
+    #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
+    ThinIdsUsedUp { pool: Name },
+    #[error("the devices do not have room for {what} more; use larger or more devices")]
+    NoSpace { what: Sectors },
+
+    // ---- failed: what was found ----
+    #[error("pool {pool} lacks {} of its {total} devices; connect them", .missing.len())]
+    DevicesMissing { pool: Name, missing: Vec<DevUuid>, total: usize },
+    #[error("device {device} carries pool {pool}'s signature but is not listed in its metadata; disconnect it")]
+    ExtraDevice { pool: Name, device: DevUuid },
+    #[error("the devices of pool {0} have different metadata versions; disconnect those that do not belong to it")]
+    MixedVersions(PoolUuid),
+    #[error(
+        "the devices of pool {0} hold no pool metadata; the pool was never completed, or its data devices are missing"
+    )]
+    NoMetadata(PoolUuid),
+    #[error(
+        "device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand"
+    )]
+    OtherTable { name: String },
+    #[error("thin pool of {pool} does not say how full it is: {status}")]
+    ThinStatus { pool: Name, status: String },
+    #[error("the metadata volume of pool {pool} holds a damaged record {file}")]
+    Record { pool: PoolUuid, file: String, source: metadata::filesystem::RecordError },
+    #[error("the request panicked and was abandoned; please report this as a bug")]
+    Panicked,
+
+    #[error("{cause}; and it could not all be taken back: {}", undone(.failures))]
+    Rollback {
+        #[source]
+        cause: Box<Error>,
+        failures: Vec<(String, Error)>,
+        leaves: Availability,
+    },
+
     #[error(transparent)]
     Platform(#[from] platform::Error),
+    #[error(transparent)]
+    Bda(#[from] bda::BdaError),
+    #[error(transparent)]
+    Records(#[from] metadata::filesystem::RecordError),
+    #[error("the metadata of pool {pool} contradicts itself; it may be damaged")]
+    Broken { pool: Name, source: metadata::pool::Broken },
+    #[error(transparent)]
+    Allocation(#[from] plan::alloc::AllocError),
+    #[error(transparent)]
+    Cap(#[from] plan::cap::CapError),
+    #[error(transparent)]
+    Size(#[from] plan::sizes::SizeError),
+    #[error("filesystem {name} cannot be created")]
+    FilesystemSize { name: Name, source: plan::sizes::SizeError },
+    #[error(transparent)]
+    SectorSizes(#[from] plan::sector_rules::SectorError),
+}
+
+impl Error {
+    /// The whole chain of causes as one sentence: cause, and what to do.
+    pub fn sentence(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            let next = error.to_string();
+            // A source that the text quotes already is not said twice.
+            if !text.contains(&next) {
+                text.push_str(": ");
+                text.push_str(&next);
+            }
+            source = error.source();
+        }
+        text
+    }
+
+    /// What an undo that failed leaves of the pool's availability.
+    pub fn leaves(&self) -> Availability {
+        match self {
+            Error::Rollback { cause, leaves, .. } => (*leaves).max(cause.leaves()),
+            _ => Availability::Full,
+        }
+    }
+
+    /// Whether somebody's use of a device was the cause.
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Error::Platform(error) => error.is_busy(),
+            Error::InUse { .. } | Error::Mounted { .. } => true,
+            Error::Rollback { cause, .. } => cause.is_busy(),
+            _ => false,
+        }
+    }
+}
+
+/// The word for a tier in messages.
+fn tier_word(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Data => "data",
+        Tier::Cache => "cache",
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn names(names: &[Name]) -> String {
+    let shown: Vec<&str> = names.iter().take(5).map(Name::as_str).collect();
+    match names.len() {
+        0..=5 => shown.join(", "),
+        more => format!("{} and {} more", shown.join(", "), more - shown.len()),
+    }
+}
+
+fn only(label: &str, paths: &[PathBuf]) -> String {
+    if paths.is_empty() { String::new() } else { format!("{label}{}", list(paths)) }
+}
+
+fn undone(failures: &[(String, Error)]) -> String {
+    failures
+        .iter()
+        .map(|(what, error)| format!("could not {what} ({})", error.sentence()))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

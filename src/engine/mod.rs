@@ -4,31 +4,44 @@
 //! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Next`].
 
 pub mod bda;
+mod claims;
+mod devices;
+pub mod dm_names;
 pub mod error;
 pub mod ids;
+mod layout;
+mod mdv;
 pub mod metadata;
 pub mod name;
 pub mod ops;
 pub mod plan;
 pub mod pool;
+mod registry;
 pub mod request;
+mod setup;
+mod stack;
+pub mod thin_status;
+mod undo;
 pub mod units;
 
 use std::sync::Arc;
 
 pub use error::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{platform::Platform, view};
 
-/// What all operations share: the machine, and what is known of pools that do not run.
+/// What all operations share: the machine, what requests have claimed, and what is known of pools that do not run.
 pub struct Engine {
     platform: Arc<dyn Platform>,
+    claims: Arc<claims::Claims>,
+    registry: Mutex<registry::Registry>,
 }
 
 impl Engine {
     /// An engine for this machine. Nothing is read from it yet.
     pub fn new(platform: Arc<dyn Platform>) -> Engine {
-        Engine { platform }
+        Engine { platform, claims: Arc::default(), registry: Mutex::default() }
     }
 
     /// The machine.
@@ -38,11 +51,20 @@ impl Engine {
 
     /// Counts how often a claim has been given back. Who runs chains tries parked ones again when it grows.
     pub fn claims_given_back(&self) -> u64 {
-        unimplemented!()
+        self.claims.given_back()
     }
 
     /// The pools that do not run, if that changed since this was last called.
     pub fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
-        unimplemented!()
+        self.registry.lock().take_change()
+    }
+
+    fn claims(&self) -> &Arc<claims::Claims> {
+        &self.claims
+    }
+
+    /// What is known of pools that do not run. A leaf: nothing is asked of the machine while it is held.
+    fn registry(&self) -> MutexGuard<'_, registry::Registry> {
+        self.registry.lock()
     }
 }

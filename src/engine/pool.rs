@@ -1,33 +1,537 @@
-//! A running pool.
-use std::sync::Arc;
+//! A running pool: its metadata, its devices, its stack, its filesystems, and what clients see of it.
+//!
+//! One type for both metadata versions: what differs is in the metadata's codec and in the list of layers. The pool-level
+//! metadata is itself the state, so there is no second description of the layout that could disagree with it.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::{
-    engine::{ids::PoolUuid, name::Name},
-    view,
+    engine::{
+        bda::{self, Bda, Choose},
+        devices::Initialized,
+        dm_names::{self, Role},
+        error::{Error, Result},
+        ids::{DevUuid, FsUuid, PoolUuid},
+        layout,
+        metadata::{
+            FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader, filesystem::THIN_ID_MAX,
+            pool::DeviceSegment,
+        },
+        name::Name,
+        plan::sizes,
+        stack::{Base, Piece, Shape, Stack},
+        thin_status::{self, PoolStatus},
+        units::{DataBlocks, Sectors},
+    },
+    platform::{BlockDevice, DeviceNumber, Geometry, Platform},
+    view::{self, Availability, Tier},
 };
 
-/// A running pool: its storage stack, its filesystems, and what clients see of it.
-pub struct Pool {}
+/// A block device of the pool.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The device.
+    pub device: BlockDevice,
+    /// Its size now, and its sector sizes.
+    pub geometry: Geometry,
+    /// Its Stratis area.
+    pub bda: Bda,
+}
+
+/// A filesystem of the pool.
+#[derive(Debug, Clone)]
+pub struct Filesystem {
+    /// Its record.
+    pub record: FilesystemRecord,
+    /// Its name.
+    pub name: Name,
+    /// Its thin device.
+    pub number: DeviceNumber,
+}
+
+/// A running pool.
+pub struct Pool {
+    uuid: PoolUuid,
+    /// The name it is found by. Metadata is ahead of it for the moment of a rename.
+    name: Name,
+    version: MetadataVersion,
+    /// What is recorded on its devices.
+    pub(super) meta: PoolMetadata,
+    /// Its devices, data and cache.
+    pub(super) members: BTreeMap<DevUuid, Member>,
+    /// Its layers.
+    pub(super) stack: Stack,
+    /// Its filesystems.
+    pub(super) filesystems: BTreeMap<FsUuid, Filesystem>,
+    /// The next thin device number to give out.
+    next_thin_id: u32,
+    /// Its devices have been given up; only its entry in the table is still there.
+    gone: bool,
+    /// Why it is restricted, if it is.
+    restriction: String,
+    shown: view::Pool,
+    changed: bool,
+}
 
 impl Pool {
+    /// A pool whose backstore is up and described by `meta`, without filesystems yet.
+    pub(super) fn new(
+        uuid: PoolUuid,
+        name: Name,
+        version: MetadataVersion,
+        meta: PoolMetadata,
+        members: BTreeMap<DevUuid, Member>,
+        stack: Stack,
+    ) -> Pool {
+        let shown = view::Pool {
+            uuid,
+            name: name.clone(),
+            metadata_version: version.number(),
+            encryption: None,
+            volume_key_loaded: false,
+            last_reencrypt: None,
+            availability: Availability::Full,
+            has_cache: false,
+            fs_limit: sizes::FS_LIMIT,
+            overprovisioning: true,
+            no_alloc_space: false,
+            total: Sectors::ZERO,
+            allocated: Sectors::ZERO,
+            used: None,
+            filesystems: imbl::OrdMap::new(),
+            devices: imbl::OrdMap::new(),
+        };
+        let mut pool = Pool {
+            uuid,
+            name,
+            version,
+            meta,
+            members,
+            stack,
+            filesystems: BTreeMap::new(),
+            next_thin_id: 0,
+            gone: false,
+            restriction: String::new(),
+            shown,
+            changed: true,
+        };
+        pool.show();
+        pool
+    }
+
     /// Its identifier.
     pub fn uuid(&self) -> PoolUuid {
-        unimplemented!()
+        self.uuid
     }
+
     /// Its name.
     pub fn name(&self) -> &Name {
-        unimplemented!()
+        &self.name
     }
+
+    /// Its metadata version.
+    pub fn version(&self) -> MetadataVersion {
+        self.version
+    }
+
+    /// The name as recorded: the one that links are made from. Differs from [`Pool::name`] for the moment of a rename.
+    pub fn recorded_name(&self) -> Name {
+        Name::new(&self.meta.name).unwrap_or_else(|_| self.name.clone())
+    }
+
     /// What clients see of it now.
     pub fn view(&self) -> Arc<view::Pool> {
-        unimplemented!()
+        Arc::new(self.shown.clone())
     }
+
     /// What clients see of it, if that changed since this was last called.
     pub fn take_change(&mut self) -> Option<Arc<view::Pool>> {
-        unimplemented!()
+        std::mem::take(&mut self.changed).then(|| self.view())
     }
-    /// Allow nothing more: the state in memory may not be that of the machine (a step panicked).
-    pub fn restrict(&mut self, _availability: view::Availability) {
-        unimplemented!()
+
+    /// Allows nothing above `level` any more; a lower level that is in force stays.
+    pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
+        if level > self.shown.availability {
+            self.restriction = reason.into();
+            log::error!("pool {} is now in state {}: {}", self.name, level.word(), self.restriction);
+            self.shown.availability = level;
+            self.changed = true;
+        }
+    }
+
+    /// Takes over what a failed undo leaves of the pool's availability.
+    pub(super) fn note_failure(&mut self, error: &Error) {
+        self.restrict(
+            error.leaves(),
+            format!("an earlier request failed and could not be undone: {}", error.sentence()),
+        );
+    }
+
+    /// Whether its devices have been given up.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    pub(super) fn set_gone(&mut self) {
+        self.gone = true;
+    }
+
+    /// Gives it the name that its metadata has already.
+    pub(super) fn set_name(&mut self, name: Name) {
+        self.name = name;
+        self.show();
+    }
+
+    /// Refuses what clients may not ask of a restricted pool (`spec/engine/engine-behaviour.md` §10, mark R).
+    pub(super) fn check_requests(&self) -> Result<()> {
+        self.check_level(Availability::NoRequests)
+    }
+
+    /// Refuses what nobody may do in a pool whose state is not known to be right (mark C).
+    pub(super) fn check_changes(&self) -> Result<()> {
+        self.check_level(Availability::NoPoolChanges)
+    }
+
+    fn check_level(&self, refused_from: Availability) -> Result<()> {
+        if self.shown.availability < refused_from {
+            return Ok(());
+        }
+        let (pool, level) = (self.name.clone(), self.shown.availability);
+        Err(Error::Restricted { pool, level, reason: self.restriction.clone() })
+    }
+
+    // ---- devices ----
+
+    /// Paths of its devices, with their identifiers.
+    pub(super) fn paths(&self) -> impl Iterator<Item = (PathBuf, DevUuid)> {
+        self.members.iter().map(|(uuid, member)| (member.device.path.clone(), *uuid))
+    }
+
+    /// The tier that a device number is in, if it is the pool's.
+    pub(super) fn tier_of(&self, number: DeviceNumber) -> Option<(DevUuid, Tier)> {
+        let (uuid, _) = self.members.iter().find(|(_, member)| member.device.number == number)?;
+        let tier = if self.meta.data_devices().any(|data| data == *uuid) { Tier::Data } else { Tier::Cache };
+        Some((*uuid, tier))
+    }
+
+    /// Takes newly initialized devices in as members. They are not in the metadata yet.
+    pub(super) fn admit(&mut self, initialized: Vec<Initialized>) -> Vec<DevUuid> {
+        let admit = |Initialized { candidate, bda }: Initialized| {
+            let uuid = bda.header().device;
+            self.members.insert(uuid, Member { device: candidate.device, geometry: candidate.geometry, bda });
+            uuid
+        };
+        initialized.into_iter().map(admit).collect()
+    }
+
+    /// Takes devices that were admitted out again.
+    pub(super) fn dismiss(&mut self, devices: &[DevUuid]) {
+        self.members.retain(|uuid, _| !devices.contains(uuid));
+    }
+
+    /// Records admitted devices as data devices, on every device of the pool, the new ones included.
+    ///
+    /// # Errors
+    /// As [`Pool::commit`].
+    pub(super) fn commit_devices(&mut self, platform: &dyn Platform, admitted: &[DevUuid]) -> Result<()> {
+        let members: Vec<(StaticHeader, Option<String>)> = admitted
+            .iter()
+            .filter_map(|uuid| self.members.get(uuid))
+            .map(|member| (*member.bda.header(), member.device.wwn.clone()))
+            .collect();
+        self.commit(platform, Choose::Everywhere, |meta| {
+            let new = |(header, wwn): &'_ (StaticHeader, Option<String>)| -> Result<()> {
+                meta.add_data_devices(&[layout::NewDevice { header, hardware_info: wwn.as_deref() }])
+            };
+            members.iter().try_for_each(new)
+        })
+    }
+
+    /// The stack that the metadata asks for.
+    pub(super) fn shape(&self, low_water: DataBlocks) -> Shape {
+        shape(self.version, &self.meta, &self.members, low_water)
+    }
+
+    // ---- metadata ----
+
+    /// Changes the metadata: on disk first, then in memory. On error both are as before.
+    ///
+    /// # Errors
+    /// When no device could be written. If the old state could not be written again either, the error says so
+    /// ([`Error::Rollback`]): a device may hold the new state then.
+    pub(super) fn commit(
+        &mut self,
+        platform: &dyn Platform,
+        choose: Choose,
+        change: impl FnOnce(&mut PoolMetadata) -> Result<()>,
+    ) -> Result<()> {
+        let mut new = self.meta.clone();
+        change(&mut new)?;
+        if let Err(cause) = self.write(platform, choose, &new) {
+            // A write that failed may have reached a disk all the same; the old state with a newer stamp overrules it.
+            return Err(match self.write(platform, Choose::Everywhere, &self.meta.clone()) {
+                Ok(()) => cause,
+                Err(error) => Error::Rollback {
+                    cause: Box::new(cause),
+                    failures: vec![("write the former pool metadata again".to_owned(), error)],
+                    leaves: Availability::NoPoolChanges,
+                },
+            });
+        }
+        self.meta = new;
+        self.show();
+        Ok(())
+    }
+
+    fn write(&mut self, platform: &dyn Platform, choose: Choose, meta: &PoolMetadata) -> Result<()> {
+        let json = meta.encode(self.version);
+        let data: Vec<DevUuid> = meta.data_devices().collect();
+        let devices = self.members.iter_mut().filter(|(uuid, _)| data.contains(uuid));
+        let mut devices: Vec<_> = devices.map(|(_, member)| (member.device.path.as_path(), &mut member.bda)).collect();
+        let saved = bda::save_to_pool(platform, &mut devices, &json, platform.now(), choose)?;
+        for (at, error) in saved.failed {
+            let path = devices.get(at).map(|(path, _)| path.display());
+            log::warn!(
+                "pool {}: metadata was not saved on {}: {error}",
+                meta.name,
+                path.map_or(String::new(), |p| p.to_string())
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes the marks "not yet committed" off the devices, once the metadata names them. A mark that cannot be removed does
+    /// no harm beside metadata that names the device; it is removed at the next set-up.
+    pub(super) fn confirm_members(&mut self, platform: &dyn Platform) {
+        for member in self.members.values_mut() {
+            // Writes nothing where the mark is not set.
+            if let Err(error) = member.bda.clear_flags(platform, &member.device.path, HeaderFlags::UNCOMMITTED) {
+                let path = member.device.path.display();
+                log::warn!("could not take the mark of an unfinished request off {path}: {error}");
+            }
+        }
+    }
+
+    // ---- filesystems ----
+
+    /// A filesystem by identifier.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn filesystem(&self, uuid: FsUuid) -> Result<&Filesystem> {
+        self.filesystems.get(&uuid).ok_or_else(|| Error::NoFilesystem { pool: self.name.clone(), filesystem: uuid })
+    }
+
+    /// A filesystem by name.
+    pub(super) fn filesystem_named(&self, name: &Name) -> Option<(FsUuid, &Filesystem)> {
+        // Names are few per pool and asked for by requests that write to disk; a second index would have to be kept true.
+        self.filesystems.iter().find(|(_, filesystem)| filesystem.name == *name).map(|(uuid, found)| (*uuid, found))
+    }
+
+    /// Name of a filesystem's thin device.
+    pub(super) fn thin_name(&self, filesystem: FsUuid) -> String {
+        dm_names::filesystem(self.uuid, filesystem)
+    }
+
+    /// A thin device number that is not in use and was not in this run.
+    ///
+    /// # Errors
+    /// When all 2^24 have been given out.
+    pub(super) fn take_thin_id(&mut self) -> Result<u32> {
+        let id = self.next_thin_id;
+        if id > THIN_ID_MAX {
+            return Err(Error::ThinIdsUsedUp { pool: self.name.clone() });
+        }
+        self.next_thin_id += 1;
+        Ok(id)
+    }
+
+    /// Thin device numbers up to this one are taken.
+    pub(super) fn note_thin_id(&mut self, id: u32) {
+        self.next_thin_id = self.next_thin_id.max(id.saturating_add(1));
+    }
+
+    /// Adds a filesystem, or shows one that has changed.
+    pub(super) fn put_filesystem(&mut self, platform: &dyn Platform, filesystem: Filesystem) {
+        let used = self.thin_usage(platform, &filesystem);
+        let shown = filesystem.view(used);
+        self.shown.filesystems.insert(shown.uuid, Arc::new(shown));
+        self.filesystems.insert(filesystem.record.uuid, filesystem);
+        self.changed = true;
+    }
+
+    /// Takes a filesystem out.
+    pub(super) fn drop_filesystem(&mut self, uuid: FsUuid) -> Option<Filesystem> {
+        self.shown.filesystems.remove(&uuid);
+        self.changed = true;
+        self.filesystems.remove(&uuid)
+    }
+
+    fn thin_usage(&self, platform: &dyn Platform, filesystem: &Filesystem) -> Option<Sectors> {
+        let status = platform.dm_status(&self.thin_name(filesystem.record.uuid)).ok()?;
+        thin_status::mapped(status.first()?)
+    }
+
+    // ---- sizes (`spec/engine/storage-stack.md` §4, 11) ----
+
+    /// Space of the data devices that Stratis' own metadata takes.
+    pub(super) fn metadata_size(&self) -> Sectors {
+        let of_device = |uuid: DevUuid| {
+            let area = self.members.get(&uuid).map_or(Sectors::ZERO, |member| member.bda.header().extended_size());
+            area.saturating_add(self.meta.integrity_reserved(uuid))
+        };
+        let devices = self.meta.data_devices().map(of_device).fold(Sectors::ZERO, Sectors::saturating_add);
+        devices.saturating_add(self.meta.crypt_reserved())
+    }
+
+    /// Size of all data devices, as recorded.
+    pub(super) fn total_size(&self) -> Sectors {
+        let size = |uuid: DevUuid| self.members.get(&uuid).map_or(Sectors::ZERO, |m| m.bda.header().device_size);
+        self.meta.data_devices().map(size).fold(Sectors::ZERO, Sectors::saturating_add)
+    }
+
+    /// Space of the data devices that upper layers may have.
+    pub(super) fn usable_size(&self) -> Sectors {
+        self.total_size().saturating_sub(self.metadata_size())
+    }
+
+    /// Status of the thin pool.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub(super) fn thin_pool_status(&self, platform: &dyn Platform) -> Result<PoolStatus> {
+        let lines = platform.dm_status(&Role::ThinPool.name(self.uuid))?;
+        let text = lines.first().map_or("", String::as_str);
+        PoolStatus::parse(text)
+            .ok_or_else(|| Error::ThinStatus { pool: self.name.clone(), status: text.chars().take(80).collect() })
+    }
+
+    /// Reads anew how full the thin pool and the filesystems are, for clients.
+    pub(super) fn refresh(&mut self, platform: &dyn Platform) {
+        let used = match self.thin_pool_status(platform) {
+            Ok(status) => Some(sizes::sectors(status.data_used)),
+            Err(error) => {
+                log::warn!("pool {}: {}", self.name, error.sentence());
+                None
+            }
+        };
+        let flexible = self.meta.flexible_metadata_size();
+        let used = used.map(|data| data.saturating_add(flexible).saturating_add(self.metadata_size()));
+        self.changed |= self.shown.used != used;
+        self.shown.used = used;
+        for filesystem in self.filesystems.values() {
+            let shown = filesystem.view(self.thin_usage(platform, filesystem));
+            if self.shown.filesystems.get(&shown.uuid).is_none_or(|known| **known != shown) {
+                self.shown.filesystems.insert(shown.uuid, Arc::new(shown));
+                self.changed = true;
+            }
+        }
+        self.show();
+    }
+
+    /// Takes note of a data device's size as the kernel sees it now.
+    pub(super) fn note_size(&mut self, device: DevUuid, size: Sectors) {
+        if let Some(member) = self.members.get_mut(&device) {
+            if member.geometry.size != size {
+                log::info!("{} now has {size}; grow it in the pool to use that", member.device.path.display());
+            }
+            member.geometry.size = size;
+            self.show();
+        }
+    }
+
+    /// Brings what clients see up to date with the metadata and the members.
+    pub(super) fn show(&mut self) {
+        let mut shown = self.shown.clone();
+        shown.name = self.name.clone();
+        shown.last_reencrypt = self.meta.last_reencrypt;
+        shown.has_cache = self.meta.backstore.cache_tier.is_some();
+        shown.fs_limit = self.fs_limit();
+        shown.overprovisioning = self.overprovisioning();
+        shown.no_alloc_space = self.meta.thinpool_dev.errors_if_no_space();
+        shown.total = self.total_size();
+        shown.allocated = self.meta.allocated(self.version).saturating_add(self.metadata_size());
+        let listed = self.meta.device_entries().filter_map(|(tier, entry)| {
+            let member = self.members.get(&entry.uuid)?;
+            let header = member.bda.header();
+            let size_now = member.geometry.size;
+            Some(view::Device {
+                uuid: entry.uuid,
+                tier,
+                node: member.device.path.clone(),
+                physical: member.device.path.clone(),
+                hardware_info: entry.hardware_info.clone(),
+                user_info: entry.user_info.clone(),
+                initialized: header.initialized,
+                size: header.device_size,
+                new_size: (size_now != header.device_size).then_some(size_now),
+            })
+        });
+        // Values that did not change keep their place in memory, so that a comparison does not look into them.
+        let mut devices = imbl::OrdMap::new();
+        for device in listed {
+            let kept = self.shown.devices.get(&device.uuid).filter(|known| ***known == device).cloned();
+            devices.insert(device.uuid, kept.unwrap_or_else(|| Arc::new(device)));
+        }
+        shown.devices = devices;
+        if shown != self.shown {
+            self.shown = shown;
+            self.changed = true;
+        }
+    }
+
+    /// Largest number of filesystems.
+    pub(super) fn fs_limit(&self) -> u64 {
+        let set_up = u64::try_from(self.filesystems.len()).unwrap_or(u64::MAX);
+        self.meta.thinpool_dev.fs_limit.unwrap_or(sizes::FS_LIMIT.max(set_up))
+    }
+
+    /// Whether filesystems may be larger together than the pool.
+    pub(super) fn overprovisioning(&self) -> bool {
+        self.meta.thinpool_dev.enable_overprov.unwrap_or(true)
+    }
+}
+
+impl Filesystem {
+    fn view(&self, used: Option<Sectors>) -> view::Filesystem {
+        view::Filesystem {
+            uuid: self.record.uuid,
+            name: self.name.clone(),
+            created: self.record.created,
+            size: self.record.size,
+            used: used.map(Sectors::bytes),
+            size_limit: self.record.fs_size_limit,
+            origin: self.record.origin,
+            merge_scheduled: self.record.merge,
+        }
+    }
+}
+
+/// The stack that metadata asks for, on these devices.
+pub(super) fn shape(
+    version: MetadataVersion,
+    meta: &PoolMetadata,
+    members: &BTreeMap<DevUuid, Member>,
+    low_water: DataBlocks,
+) -> Shape {
+    let pieces = |segments: &[DeviceSegment]| -> Vec<Piece> {
+        let piece = |segment: &DeviceSegment| {
+            let member = members.get(&segment.parent)?;
+            let base = Base::Device(member.device.number);
+            Some(Piece { base, start: segment.start, length: segment.length })
+        };
+        segments.iter().filter_map(piece).collect()
+    };
+    let flex = &meta.flex_devs;
+    Shape {
+        version,
+        data: pieces(meta.data_segments()),
+        cache: meta.cache_segments().map(|(blocks, metadata)| (pieces(metadata), pieces(blocks))),
+        mdv: flex.meta_dev.clone(),
+        thin_meta: flex.thin_meta_dev.clone(),
+        thin_meta_spare: flex.thin_meta_dev_spare.clone(),
+        thin_data: flex.thin_data_dev.clone(),
+        low_water,
+        features: meta.thinpool_dev.features(),
     }
 }

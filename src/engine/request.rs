@@ -44,57 +44,58 @@ pub enum Access {
 }
 
 /// The table of running pools, as a step under [`Access::Table`] sees it.
-pub trait Table {
+pub trait Table<P = Pool> {
     /// The running pools: identifier and name, in no particular order.
     fn list(&self) -> Vec<(PoolUuid, Name)>;
     /// Looks at one pool.
-    fn pool(&self, which: &PoolRef) -> Option<&Pool>;
+    fn pool(&self, which: &PoolRef) -> Option<&P>;
     /// Adds a pool. Only under exclusive access.
     ///
     /// # Errors
     /// Gives the pool back if its identifier or name is taken.
     #[allow(clippy::result_large_err)]
-    fn insert(&mut self, pool: Pool) -> Result<(), Pool>;
+    fn insert(&mut self, pool: P) -> Result<(), P>;
     /// Takes a pool out. Only under exclusive access.
-    fn remove(&mut self, uuid: PoolUuid) -> Option<Pool>;
+    fn remove(&mut self, uuid: PoolUuid) -> Option<P>;
     /// Lets the pool's entry follow the name that `change` gives to it. Only under exclusive access; the caller has
     /// made sure that the new name is free.
-    fn rename(&mut self, uuid: PoolUuid, name: Name) -> Option<&mut Pool>;
+    fn rename(&mut self, uuid: PoolUuid, name: Name) -> Option<&mut P>;
 }
 
 /// What a step is given under its lock.
-pub enum Granted<'a> {
+pub enum Granted<'a, P = Pool> {
     /// Shared access to the pool.
-    Read(&'a Pool),
+    Read(&'a P),
     /// Exclusive access to the pool.
-    Write(&'a mut Pool),
+    Write(&'a mut P),
     /// There is no running pool of that name or identifier.
     NoPool,
     /// The table, shared or exclusive as asked.
-    Table(&'a mut dyn Table),
+    Table(&'a mut dyn Table<P>),
 }
 
 /// A step that runs under a lock.
-pub type UnderStep<T> = Box<dyn FnOnce(&Engine, Granted<'_>) -> Next<T> + Send>;
+pub type UnderStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Granted<'_, P>) -> Next<T, E, P> + Send>;
 /// A step that runs without one.
-pub type ActStep<T> = Box<dyn FnOnce(&Engine) -> Next<T> + Send>;
+pub type ActStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E) -> Next<T, E, P> + Send>;
 /// One of several parts of slow work that may run side by side; its result is for the join only.
-pub type Part = Box<dyn FnOnce(&Engine) -> Box<dyn Any + Send> + Send>;
+pub type Part<E = Engine> = Box<dyn FnOnce(&E) -> Box<dyn Any + Send> + Send>;
 /// What follows when all parts are done; their results in the order of the parts. A part that panicked gives `None`.
-pub type Join<T> = Box<dyn FnOnce(&Engine, Vec<Option<Box<dyn Any + Send>>>) -> Next<T> + Send>;
+pub type Join<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<Option<Box<dyn Any + Send>>>) -> Next<T, E, P> + Send>;
 
-/// What a chain needs next.
-pub enum Next<T> {
+/// What a chain needs next. Chains of the engine are about its pools; who runs chains has no need to know, and is
+/// tested with chains about something smaller.
+pub enum Next<T, E = Engine, P = Pool> {
     /// Nothing: this is the result.
     Done(T),
     /// A lock, then this step.
-    Under(Access, UnderStep<T>),
+    Under(Access, UnderStep<T, E, P>),
     /// Time without a lock: this step may be slow.
-    Act(ActStep<T>),
+    Act(ActStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
-    Together(Vec<Part>, Join<T>),
+    Together(Vec<Part<E>>, Join<T, E, P>),
     /// Something is claimed by another request. When any claim has been given back, go on with this.
-    Parked(Box<Next<T>>),
+    Parked(Box<Next<T, E, P>>),
 }
 
 impl<T: Send + 'static> Next<T> {
@@ -116,19 +117,24 @@ impl<T: Send + 'static> Next<T> {
         Next::Act(Box::new(step))
     }
 
+    /// The chain followed by another, made from its result.
+    pub fn then<U: Send + 'static>(self, follow: impl FnOnce(T) -> Next<U> + Send + 'static) -> Next<U> {
+        match self {
+            Next::Done(value) => follow(value),
+            Next::Under(access, step) => {
+                Next::Under(access, Box::new(move |engine, granted| step(engine, granted).then(follow)))
+            }
+            Next::Act(step) => Next::Act(Box::new(move |engine| step(engine).then(follow))),
+            Next::Together(parts, join) => {
+                Next::Together(parts, Box::new(move |engine, results| join(engine, results).then(follow)))
+            }
+            Next::Parked(next) => Next::Parked(Box::new(next.then(follow))),
+        }
+    }
+
     /// The same chain with another result.
     pub fn map<U: Send + 'static>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Next<U> {
-        match self {
-            Next::Done(value) => Next::Done(change(value)),
-            Next::Under(access, step) => {
-                Next::Under(access, Box::new(move |engine, granted| step(engine, granted).map(change)))
-            }
-            Next::Act(step) => Next::Act(Box::new(move |engine| step(engine).map(change))),
-            Next::Together(parts, join) => {
-                Next::Together(parts, Box::new(move |engine, results| join(engine, results).map(change)))
-            }
-            Next::Parked(next) => Next::Parked(Box::new(next.map(change))),
-        }
+        self.then(move |value| Next::Done(change(value)))
     }
 }
 

@@ -1,1 +1,17 @@
-//! Concurrency for daemons.
+//! Concurrency for daemons that are built from a few dedicated threads and a fixed pool of workers.
+//!
+//! Must never know: what the entries of the lock are, what a job does, what a daemon serves. Nothing here names a disk,
+//! a bus or a protocol; the crate could be published alone.
+//!
+//! - [`lock`]: a table of entries behind one lock with per-entry grants; it queues requests, not threads
+//! - [`workers`]: a fixed number of threads that run jobs; slow jobs hold at most half of them
+//! - [`wake`]: an eventfd that ends a wait in `poll`, and that `poll`
+//! - [`stop`]: the switch that tells everybody to come to an end, and why
+//! - [`group`]: the one place that starts threads, reports how each ended and joins them in order and in bounded time
+
+pub mod group;
+pub mod lock;
+mod primitives;
+pub mod stop;
+pub mod wake;
+pub mod workers;

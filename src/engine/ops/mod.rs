@@ -1,84 +1,97 @@
-//! The operations: each a chain of steps ([`Next`]).
+//! The operations: each a chain of steps ([`Next`]) that a client, an event or the start asks for.
+//!
+//! Each begins with everything that can refuse it, claims what it will touch, acts, and ends with one durable write that
+//! commits it. What comes after the commit can be repeated and is finished at the next set-up if it is cut short.
 
-use std::path::PathBuf;
+mod create_pool;
+mod devices;
+mod discover;
+mod filesystems;
+mod pools;
+mod snapshot;
 
-use crate::engine::{
-    error::Result,
-    ids::{DevUuid, FsUuid, PoolUuid},
-    metadata::IntegritySpec,
-    name::Name,
-    request::Next,
-    units::Sectors,
+pub use create_pool::{Created, NewPool, create_pool};
+pub use devices::{add_data_devices, check_pool, set_user_info};
+pub use discover::{device_event, discover};
+pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
+pub use pools::{destroy_pool, rename_pool};
+pub use snapshot::snapshot_filesystem;
+
+/// What a request for a new pool may ask for, as recorded.
+pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, TagSpec};
+
+pub(super) use create_pool::thin_table;
+pub(super) use devices::check_sector_sizes;
+
+use std::time::Duration;
+
+use crate::{
+    engine::{
+        Engine,
+        error::{Error, Result},
+        ids::PoolUuid,
+        pool::{Filesystem, Pool},
+        request::{Granted, Next},
+    },
+    platform::{Announcement, PendingLinks},
 };
-use crate::platform::DeviceEvent;
 
-/// What a new pool is to be.
-#[derive(Debug, Clone)]
-pub struct NewPool {
-    /// Its name.
-    pub name: Name,
-    /// Absolute paths of its data devices.
-    pub devices: Vec<PathBuf>,
-    /// Space to reserve for integrity data.
-    pub integrity: IntegritySpec,
-}
+/// Longest wait for udev to make the links of filesystems. A machine under load takes tens of milliseconds.
+const LINKS_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// What a new filesystem is to be.
-#[derive(Debug, Clone)]
-pub struct NewFilesystem {
-    /// Its name.
-    pub name: Name,
-    /// Size of the thin device; the default if `None`.
-    pub size: Option<Sectors>,
-    /// It will not grow past this.
-    pub size_limit: Option<Sectors>,
+/// The pool that a step asked to change.
+fn writable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
+    match granted {
+        Granted::Write(pool) if !pool.is_gone() => Ok(pool),
+        _ => Err(Error::NoPool(uuid)),
+    }
 }
 
-/// Creates a pool. `None`: it exists already with just these data devices.
-pub fn create_pool(_new: NewPool) -> Next<Result<Option<(PoolUuid, Vec<DevUuid>)>>> {
-    unimplemented!()
+/// The pool that a step asked to look at.
+fn readable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&Pool> {
+    match granted {
+        Granted::Read(pool) if !pool.is_gone() => Ok(pool),
+        Granted::Write(pool) if !pool.is_gone() => Ok(pool),
+        _ => Err(Error::NoPool(uuid)),
+    }
 }
-/// Destroys a pool that has no filesystems. `false`: there is no such pool.
-pub fn destroy_pool(_pool: PoolUuid) -> Next<Result<bool>> {
-    unimplemented!()
+
+/// Asks udev for the links of filesystems. A failure is logged: the filesystems are there without them.
+fn announce<'a>(
+    engine: &Engine,
+    pool: &Pool,
+    filesystems: impl IntoIterator<Item = &'a Filesystem>,
+) -> Option<Box<dyn PendingLinks>> {
+    let pool_name = pool.recorded_name();
+    let announcements: Vec<Announcement> = filesystems
+        .into_iter()
+        .map(|filesystem| Announcement {
+            number: filesystem.number,
+            filesystem: filesystem.record.uuid,
+            pool_name: pool_name.clone(),
+            name: filesystem.name.clone(),
+        })
+        .collect();
+    if announcements.is_empty() {
+        return None;
+    }
+    let announced = engine.platform().announce(&announcements);
+    // Once more: a user waits for the link, and asking twice does no harm.
+    announced
+        .or_else(|_| engine.platform().announce(&announcements))
+        .inspect_err(|error| log::warn!("could not tell udev of filesystems of pool {pool_name}: {error}"))
+        .ok()
 }
-/// Renames a pool. `false`: it has that name already.
-pub fn rename_pool(_pool: PoolUuid, _name: Name) -> Next<Result<bool>> {
-    unimplemented!()
-}
-/// Adds data devices; gives the new ones, none if all are there already.
-pub fn add_data_devices(_pool: PoolUuid, _devices: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
-    unimplemented!()
-}
-/// Creates filesystems, their mkfs side by side; gives the new ones, none if all are there already.
-pub fn create_filesystems(_pool: PoolUuid, _new: Vec<NewFilesystem>) -> Next<Result<Vec<(FsUuid, Name)>>> {
-    unimplemented!()
-}
-/// Destroys filesystems; gives those that existed.
-pub fn destroy_filesystems(_pool: PoolUuid, _filesystems: Vec<FsUuid>) -> Next<Result<Vec<FsUuid>>> {
-    unimplemented!()
-}
-/// Renames a filesystem. `false`: it has that name already.
-pub fn rename_filesystem(_pool: PoolUuid, _filesystem: FsUuid, _name: Name) -> Next<Result<bool>> {
-    unimplemented!()
-}
-/// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
-pub fn snapshot_filesystem(_pool: PoolUuid, _origin: FsUuid, _name: Name) -> Next<Result<Option<FsUuid>>> {
-    unimplemented!()
-}
-/// Sets or removes what the user says of a device. `false`: that is what it says already.
-pub fn set_user_info(_pool: PoolUuid, _device: DevUuid, _info: Option<String>) -> Next<Result<bool>> {
-    unimplemented!()
-}
-/// Reads the usage of a pool and its filesystems anew.
-pub fn check_pool(_pool: PoolUuid) -> Next<()> {
-    unimplemented!()
-}
-/// Takes note of an event of a block device; sets up a pool that it completes.
-pub fn device_event(_event: DeviceEvent) -> Next<()> {
-    unimplemented!()
-}
-/// Looks at all devices and sets up the pools found, side by side: one chain each.
-pub fn discover(_engine: &crate::engine::Engine) -> Result<Vec<Next<()>>> {
-    unimplemented!()
+
+/// Gives `value` when the links are there, or when waiting longer would not help.
+fn when_linked<T: Send + 'static>(links: Option<Box<dyn PendingLinks>>, value: T) -> Next<T> {
+    match links {
+        None => Next::Done(value),
+        Some(links) => Next::act(move |_| {
+            for missing in links.wait(LINKS_WAIT_MAX) {
+                log::warn!("udev has not made the link {}", missing.display());
+            }
+            Next::Done(value)
+        }),
+    }
 }

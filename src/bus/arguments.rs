@@ -1,0 +1,239 @@
+//! Checks of arguments that can be made before the engine is asked: sizes, names, paths of objects, encryption and
+//! integrity parameters (`spec/dbus/dbus-api.md` §2.2 and §7). Each refusal is one sentence for people.
+//!
+//! Knows nothing of pools but what the published tree shows.
+
+use crate::{
+    bus::{
+        tree::{Object, State, Tree},
+        wire::PathArgument,
+    },
+    engine::{
+        ids::{FsUuid, PoolUuid},
+        name::{Name, NameError},
+        ops::{IntegritySpec, JOURNAL_UNIT, NewFilesystem, TagSpec},
+        units::{Bytes, SECTOR, Sectors},
+    },
+};
+
+/// Smallest filesystem: 512 MiB.
+const FILESYSTEM_MIN: Sectors = Sectors(1 << 20);
+/// Size of a filesystem for which none is asked: 1 TiB. Here only to compare it with a limit.
+const FILESYSTEM_DEFAULT: Sectors = Sectors(1 << 31);
+/// Largest size that can be written in sectors.
+const SIZE_MAX: Bytes = Bytes(u64::MAX as u128 * SECTOR as u128);
+/// Most ways to unlock a pool.
+const MECHANISMS_MAX: usize = 15;
+
+/// Why arguments are refused.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ArgumentError {
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error("`{text}` is not a {what}; give the number of bytes in decimal digits")]
+    NotASize { what: &'static str, text: String },
+    #[error("{what} {bytes} of filesystem {name} is larger than {} bytes, the largest there is; choose a smaller one", SIZE_MAX.0)]
+    SizeTooLarge { what: &'static str, name: Name, bytes: u128 },
+    #[error("{what} {bytes} of filesystem {name} is no multiple of {SECTOR} bytes; round it")]
+    NotSectors { what: &'static str, name: Name, bytes: u128 },
+    #[error("{what} {bytes} of filesystem {name} is less than {} bytes, the smallest there is; choose a larger one", FILESYSTEM_MIN.bytes().0)]
+    SizeTooSmall { what: &'static str, name: Name, bytes: u128 },
+    #[error(
+        "the size limit of filesystem {name}, {limit}, is less than its size, {size}; raise it or choose a smaller size"
+    )]
+    LimitBelowSize { name: Name, limit: Sectors, size: Sectors },
+    #[error("{0} filesystems were asked for in one call; ask for one at a time, in as many calls at once as you like")]
+    OneFilesystem(usize),
+    #[error("{0} is not the object path of a pool; list the managed objects to find it")]
+    NotAPool(String),
+    #[error("{0} is not the object path of a filesystem; list the managed objects to find it")]
+    NotAFilesystem(String),
+    #[error("filesystem {filesystem} is not in this pool but in {pool}; call the method of that pool")]
+    OtherPool { filesystem: Name, pool: Name },
+    #[error("{0} stands for no kind of redundancy; there is none but 0, or leave it out")]
+    Redundancy(u16),
+    #[error("the Clevis configuration is not JSON; correct it")]
+    Json(#[source] serde_json::Error),
+    #[error("token slot {0} is named twice; name each slot once")]
+    SlotTwice(u32),
+    #[error("{0} ways to unlock the pool were asked for, and there is room for {MECHANISMS_MAX}; choose fewer")]
+    TooManyMechanisms(usize),
+    #[error("key description {0} contains `;`, which separates fields in the kernel's list of keys; choose another")]
+    KeyDescription(String),
+    #[error("`{0}` is not an integrity tag specification; choose 0b, 32b or 512b")]
+    TagSpec(String),
+    #[error("integrity journal size {bytes} bytes is no multiple of {} bytes; round it", JOURNAL_UNIT.0)]
+    Journal { bytes: u64 },
+}
+
+type Result<T> = std::result::Result<T, ArgumentError>;
+
+/// A filesystem as the newest form of CreateFilesystems asks for it: name, size, size limit.
+pub type FilesystemSpec = (String, Option<String>, Option<String>);
+
+/// What CreateFilesystems asks for. At most one: clients of these revisions expect to be refused more.
+pub fn filesystem(specs: Vec<FilesystemSpec>) -> Result<Option<NewFilesystem>> {
+    const SIZE: &str = "filesystem size";
+    const LIMIT: &str = "filesystem size limit";
+
+    let mut parsed = Vec::new();
+    for (name, size, limit) in specs {
+        let number = |what, text: Option<String>| text.map(|text| parse_size(what, text)).transpose();
+        parsed.push((name, number(SIZE, size)?, number(LIMIT, limit)?));
+    }
+    if parsed.len() > 1 {
+        return Err(ArgumentError::OneFilesystem(parsed.len()));
+    }
+    let Some((name, size, limit)) = parsed.pop() else { return Ok(None) };
+    let name = Name::new(&name)?;
+    let size = size.map(|bytes| size_of(SIZE, &name, bytes)).transpose()?;
+    let size_limit = limit.map(|bytes| size_of(LIMIT, &name, bytes)).transpose()?;
+    let wanted = size.unwrap_or(FILESYSTEM_DEFAULT);
+    match size_limit {
+        Some(limit) if limit < wanted => Err(ArgumentError::LimitBelowSize { name, limit, size: wanted }),
+        _ => Ok(Some(NewFilesystem { name, size, size_limit })),
+    }
+}
+
+fn parse_size(what: &'static str, text: String) -> Result<u128> {
+    text.parse().map_err(|_| ArgumentError::NotASize { what, text })
+}
+
+fn size_of(what: &'static str, name: &Name, bytes: u128) -> Result<Sectors> {
+    let name = || name.clone();
+    match Bytes(bytes).sectors() {
+        None => Err(ArgumentError::SizeTooLarge { what, name: name(), bytes }),
+        Some(_) if bytes > SIZE_MAX.0 => Err(ArgumentError::SizeTooLarge { what, name: name(), bytes }),
+        Some(_) if !bytes.is_multiple_of(SECTOR.into()) => Err(ArgumentError::NotSectors { what, name: name(), bytes }),
+        Some(size) if size < FILESYSTEM_MIN => Err(ArgumentError::SizeTooSmall { what, name: name(), bytes }),
+        Some(size) => Ok(size),
+    }
+}
+
+/// The pool that a path stands for now.
+pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
+    match tree.at(&path.0).map(|object| &object.state) {
+        Some(State::Pool(pool)) => Ok(pool.uuid),
+        _ => Err(ArgumentError::NotAPool(path.0.clone())),
+    }
+}
+
+/// The filesystem that a path stands for now, which must be in that pool.
+pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result<FsUuid> {
+    match tree.at(&path.0).map(|object| &object.state) {
+        Some(State::Filesystem(object)) if object.pool == pool => Ok(object.filesystem.uuid),
+        Some(State::Filesystem(object)) => {
+            Err(ArgumentError::OtherPool { filesystem: object.filesystem.name.clone(), pool: object.pool_name.clone() })
+        }
+        _ => Err(ArgumentError::NotAFilesystem(path.0.clone())),
+    }
+}
+
+/// The filesystems of that pool among the paths, each once. Others are left out silently: whoever wants them gone has
+/// what they want.
+pub fn filesystems_of(tree: &Tree, pool: PoolUuid, paths: &[PathArgument]) -> Vec<FsUuid> {
+    let mut found: Vec<FsUuid> = Vec::new();
+    for uuid in paths.iter().filter_map(|path| filesystem_of(tree, pool, path).ok()) {
+        if !found.contains(&uuid) {
+            found.push(uuid);
+        }
+    }
+    found
+}
+
+/// The redundancy of r0 to r4. There is only one kind, none.
+pub fn redundancy(code: Option<u16>) -> Result<()> {
+    match code {
+        None | Some(0) => Ok(()),
+        Some(code) => Err(ArgumentError::Redundancy(code)),
+    }
+}
+
+/// How a new pool is to be encrypted.
+#[derive(Debug, Default)]
+pub struct Mechanisms {
+    /// Slot, if one is asked for, and key description.
+    pub keys: Vec<(Option<u32>, String)>,
+    /// Slot, pin and configuration.
+    pub clevis: Vec<(Option<u32>, String, serde_json::Value)>,
+}
+
+impl Mechanisms {
+    /// Checks what can be checked without a keyring: JSON first, then slots, then key descriptions.
+    pub fn parse(keys: Vec<(Option<u32>, String)>, clevis: Vec<(Option<u32>, String, String)>) -> Result<Mechanisms> {
+        let clevis = clevis
+            .into_iter()
+            .map(|(slot, pin, json)| Ok((slot, pin, serde_json::from_str(&json).map_err(ArgumentError::Json)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let mut slots: Vec<u32> =
+            keys.iter().map(|(slot, _)| *slot).chain(clevis.iter().map(|(slot, ..)| *slot)).flatten().collect();
+        slots.sort_unstable();
+        if let Some(twice) = slots.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(ArgumentError::SlotTwice(twice[0]));
+        }
+        if keys.len() + clevis.len() > MECHANISMS_MAX {
+            return Err(ArgumentError::TooManyMechanisms(keys.len() + clevis.len()));
+        }
+        if let Some((_, bad)) = keys.iter().find(|(_, description)| description.contains(';')) {
+            return Err(ArgumentError::KeyDescription(bad.clone()));
+        }
+        Ok(Mechanisms { keys, clevis })
+    }
+
+    /// The form of r0 to r7: at most one of each kind, in the slots that version 1 always uses.
+    pub fn parse_legacy(key: Option<String>, clevis: Option<(String, String)>) -> Result<Mechanisms> {
+        let key = key.map(|description| (Some(1), description));
+        let clevis = clevis.map(|(pin, json)| (Some(2), pin, json));
+        Mechanisms::parse(key.into_iter().collect(), clevis.into_iter().collect())
+    }
+
+    /// Whether the pool is to be encrypted at all.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.clevis.is_empty()
+    }
+}
+
+/// Tag bits per integrity block.
+pub fn tag_spec(text: Option<String>) -> Result<Option<TagSpec>> {
+    let Some(text) = text else { return Ok(None) };
+    match text.as_str() {
+        "0b" => Ok(Some(TagSpec::B0)),
+        "32b" => Ok(Some(TagSpec::B32)),
+        "512b" => Ok(Some(TagSpec::B512)),
+        _ => Err(ArgumentError::TagSpec(text)),
+    }
+}
+
+/// Space to be reserved for integrity data; what is not given is as usual.
+pub fn integrity(
+    journal_bytes: Option<u64>,
+    tag_spec: Option<TagSpec>,
+    allocate_superblock: Option<bool>,
+) -> Result<IntegritySpec> {
+    let usual = IntegritySpec::default();
+    let journal_size = match journal_bytes {
+        None => usual.journal_size,
+        Some(bytes) if u128::from(bytes).is_multiple_of(JOURNAL_UNIT.0) => Sectors(bytes / SECTOR),
+        Some(bytes) => return Err(ArgumentError::Journal { bytes }),
+    };
+    Ok(IntegritySpec {
+        journal_size,
+        tag_spec: tag_spec.unwrap_or(usual.tag_spec),
+        allocate_superblock: allocate_superblock.unwrap_or(usual.allocate_superblock),
+        block_size: usual.block_size,
+    })
+}
+
+/// What the user says of a device; subject to the rules of names.
+pub fn user_info(text: Option<String>) -> Result<Option<String>> {
+    text.map(|text| Ok(Name::new(&text)?.as_str().to_owned())).transpose()
+}
+
+/// The object is of the kind that the row says; otherwise the row is wrong.
+pub fn pool_object(object: Option<&Object>) -> Option<PoolUuid> {
+    match &object?.state {
+        State::Pool(pool) => Some(pool.uuid),
+        _ => None,
+    }
+}

@@ -1,0 +1,253 @@
+//! From one version of the tree to the next, and what is to be signalled: computed by comparing old and new, never
+//! written by hand, so that a property cannot change without its signal.
+//!
+//! Pure: knows no connection and no thread.
+
+use std::sync::Arc;
+
+use imbl::ordmap::DiffItem;
+
+use crate::{
+    bus::{
+        message::{self, Envelope, NotAMessage, Outgoing},
+        properties::{DeviceObject, FilesystemObject},
+        table::{self, ALL, Emits, Interface, Kind, Member, Row, Subject},
+        tree::{ADDED_SIGNATURE, Id, Object, State, TOP, Tree},
+        wire::{Marshaller, Value},
+    },
+    engine::ids::PoolUuid,
+    view::{Change, Device, Filesystem, Pool, View},
+};
+
+/// What is told to everybody about one object.
+#[derive(Debug)]
+pub enum Signal {
+    /// The object is gone, with all its interfaces.
+    Removed(Arc<Object>),
+    /// The object is there, with all its interfaces and properties.
+    Added(Arc<Object>),
+    /// Properties of the object have changed.
+    Changed(Changed),
+}
+
+/// Properties that have changed, in whatever revisions have them.
+#[derive(Debug)]
+pub struct Changed {
+    /// Path of the object.
+    pub path: Arc<str>,
+    /// Its kind.
+    pub kind: Kind,
+    /// Rows and their new values; `None` for what is only invalidated.
+    pub rows: Vec<(&'static Row, Option<Value>)>,
+}
+
+/// The tree after the changes, and the signals that tell of the difference: first what is gone, then what is new, then
+/// what is different.
+///
+/// The changes belong to one version: of two states of one pool only the last is seen. A pool that goes and comes
+/// back gets new objects.
+pub fn apply(old: &Tree, changes: Vec<Change>) -> (Tree, Vec<Signal>) {
+    let mut step = Step { tree: old.clone(), removed: Vec::new(), added: Vec::new(), changed: Vec::new() };
+    let mut touched: Vec<(PoolUuid, bool)> = Vec::new();
+    let mut touch = |uuid: PoolUuid, gone: bool| match touched.iter_mut().find(|(known, _)| *known == uuid) {
+        Some((_, was_gone)) => *was_gone |= gone,
+        None => touched.push((uuid, gone)),
+    };
+    let mut view = old.view.clone();
+    for change in changes {
+        match change {
+            Change::Pool(pool) => {
+                touch(pool.uuid, false);
+                view.pools.insert(pool.uuid, pool);
+            }
+            Change::PoolGone(uuid) => {
+                touch(uuid, true);
+                view.pools.remove(&uuid);
+            }
+            // Reports of different steps may overtake each other on their way here; the newer one is right.
+            Change::Stopped(stopped) if stopped.version >= view.stopped.version => view.stopped = stopped,
+            Change::Stopped(_) => {}
+        }
+    }
+    for (uuid, was_gone) in touched {
+        match (old.view.pools.get(&uuid), view.pools.get(&uuid)) {
+            (Some(before), Some(after)) if was_gone => {
+                step.remove_pool(before);
+                step.add_pool(after);
+            }
+            (Some(before), Some(after)) => step.change_pool(before, after),
+            (Some(before), None) => step.remove_pool(before),
+            (None, Some(after)) => step.add_pool(after),
+            (None, None) => {}
+        }
+    }
+    step.change_manager(&old.view, &view);
+    step.tree.view = view;
+    step.tree.version += 1;
+    let Step { tree, removed, added, changed } = step;
+    (tree, removed.into_iter().chain(added).chain(changed).collect())
+}
+
+struct Step {
+    tree: Tree,
+    removed: Vec<Signal>,
+    added: Vec<Signal>,
+    changed: Vec<Signal>,
+}
+
+impl Step {
+    fn remove(&mut self, id: Id) {
+        self.removed.extend(self.tree.remove(id).map(Signal::Removed));
+    }
+
+    fn remove_pool(&mut self, pool: &Pool) {
+        pool.filesystems.keys().for_each(|uuid| self.remove(Id::Filesystem(pool.uuid, *uuid)));
+        pool.devices.keys().for_each(|uuid| self.remove(Id::Device(pool.uuid, *uuid)));
+        self.remove(Id::Pool(pool.uuid));
+    }
+
+    fn add_pool(&mut self, pool: &Arc<Pool>) {
+        let object = self.tree.add(State::Pool(Arc::clone(pool)));
+        let path = Arc::clone(&object.path);
+        self.added.push(Signal::Added(object));
+        pool.filesystems.values().for_each(|filesystem| self.add_filesystem(pool, &path, filesystem));
+        pool.devices.values().for_each(|device| self.add_device(pool, &path, device));
+    }
+
+    fn add_filesystem(&mut self, pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) {
+        let object = self.tree.add(filesystem_state(pool, path, filesystem));
+        self.added.push(Signal::Added(object));
+    }
+
+    fn add_device(&mut self, pool: &Pool, path: &Arc<str>, device: &Arc<Device>) {
+        let object = self.tree.add(device_state(pool, path, device));
+        self.added.push(Signal::Added(object));
+    }
+
+    fn change_pool(&mut self, before: &Arc<Pool>, after: &Arc<Pool>) {
+        if Arc::ptr_eq(before, after) {
+            return;
+        }
+        let Some(path) = self.tree.of(Id::Pool(after.uuid)).map(|object| Arc::clone(&object.path)) else { return };
+        self.change(State::Pool(Arc::clone(after)));
+        let renamed = before.name != after.name;
+        for difference in before.filesystems.diff(&after.filesystems) {
+            match difference {
+                DiffItem::Add(_, filesystem) => self.add_filesystem(after, &path, filesystem),
+                DiffItem::Remove(uuid, _) => self.remove(Id::Filesystem(after.uuid, *uuid)),
+                DiffItem::Update { .. } if renamed => {}
+                DiffItem::Update { new: (_, filesystem), .. } => {
+                    self.change(filesystem_state(after, &path, filesystem))
+                }
+            }
+        }
+        if renamed {
+            // The pool's name is part of every filesystem's device link.
+            for filesystem in after.filesystems.values().filter(|now| before.filesystems.contains_key(&now.uuid)) {
+                self.change(filesystem_state(after, &path, filesystem));
+            }
+        }
+        for difference in before.devices.diff(&after.devices) {
+            match difference {
+                DiffItem::Add(_, device) => self.add_device(after, &path, device),
+                DiffItem::Remove(uuid, _) => self.remove(Id::Device(after.uuid, *uuid)),
+                DiffItem::Update { new: (_, device), .. } => self.change(device_state(after, &path, device)),
+            }
+        }
+    }
+
+    /// Gives an object its new state and notes the properties that differ.
+    fn change(&mut self, state: State) {
+        let Some((before, after)) = self.tree.change(state) else { return };
+        let rows = differences(before.state.kind(), before.state.subject(), after.state.subject());
+        self.note(Arc::clone(&after.path), after.state.kind(), rows);
+    }
+
+    fn change_manager(&mut self, before: &View, after: &View) {
+        if !Arc::ptr_eq(&before.stopped, &after.stopped) {
+            let rows = differences(Kind::Manager, Subject::Manager(before), Subject::Manager(after));
+            self.note(TOP.into(), Kind::Manager, rows);
+        }
+    }
+
+    fn note(&mut self, path: Arc<str>, kind: Kind, rows: Vec<(&'static Row, Option<Value>)>) {
+        if !rows.is_empty() {
+            self.changed.push(Signal::Changed(Changed { path, kind, rows }));
+        }
+    }
+}
+
+fn filesystem_state(pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) -> State {
+    State::Filesystem(FilesystemObject {
+        pool: pool.uuid,
+        pool_name: pool.name.clone(),
+        pool_path: Arc::clone(path),
+        filesystem: Arc::clone(filesystem),
+    })
+}
+
+fn device_state(pool: &Pool, path: &Arc<str>, device: &Arc<Device>) -> State {
+    State::Device(DeviceObject { pool: pool.uuid, pool_path: Arc::clone(path), device: Arc::clone(device) })
+}
+
+/// The rows that announce changes and have other values than before.
+fn differences(kind: Kind, before: Subject<'_>, after: Subject<'_>) -> Vec<(&'static Row, Option<Value>)> {
+    table::properties(kind)
+        .filter_map(|row| {
+            let Member::Property { emits: emits @ (Emits::Value | Emits::Invalidation), .. } = row.member else {
+                return None;
+            };
+            let value = table::value(row, after)?;
+            let differs = table::value(row, before).as_ref() != Some(&value);
+            differs.then_some((row, (emits == Emits::Value).then_some(value)))
+        })
+        .collect()
+}
+
+const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+impl Signal {
+    /// The messages: one for an object that comes or goes, one for each interface whose properties have changed.
+    pub fn messages(&self) -> Vec<Result<Outgoing, NotAMessage>> {
+        let manager = |member| Envelope::Signal { path: TOP, interface: OBJECT_MANAGER, member };
+        match self {
+            Signal::Added(object) => {
+                vec![message::message(manager("InterfacesAdded"), ADDED_SIGNATURE, object.entry.added())]
+            }
+            Signal::Removed(object) => {
+                let mut m = Marshaller::default();
+                m.str(&object.path);
+                let kind = object.state.kind();
+                m.array("s", |m| ALL.for_each(|revision| m.str(&Interface { kind, revision }.name())));
+                vec![message::message(manager("InterfacesRemoved"), "oas", &m.finish())]
+            }
+            Signal::Changed(changed) => ALL
+                .map(|revision| Interface { kind: changed.kind, revision })
+                .filter(|interface| changed.rows.iter().any(|(row, _)| row.is_in(*interface)))
+                .map(|interface| changed.message(interface))
+                .collect(),
+        }
+    }
+}
+
+impl Changed {
+    fn message(&self, interface: Interface) -> Result<Outgoing, NotAMessage> {
+        let rows = || self.rows.iter().filter(|(row, _)| row.is_in(interface));
+        let mut m = Marshaller::default();
+        m.str(&interface.name());
+        m.array("{sv}", |m| {
+            for (row, value) in rows() {
+                if let Some(value) = value {
+                    m.align(8);
+                    m.str(row.name);
+                    m.signature(&value.signature());
+                    m.value(value);
+                }
+            }
+        });
+        m.array("s", |m| rows().filter(|(_, value)| value.is_none()).for_each(|(row, _)| m.str(row.name)));
+        let envelope = Envelope::Signal { path: &self.path, interface: PROPERTIES, member: "PropertiesChanged" };
+        message::message(envelope, "sa{sv}as", &m.finish())
+    }
+}

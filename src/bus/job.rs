@@ -1,0 +1,94 @@
+//! What the bus asks of whoever runs requests, and what it gets back: jobs out, replies in.
+//!
+//! The reader makes a [`Job`] of every call that it cannot answer from the published tree and gives it to a
+//! [`Submit`]. Whoever runs the job's chain hands each step's changes to the tree writer as
+//! [`view::Update<Reply>`](crate::view::Update); the update of the last step carries the reply.
+//! Knows nothing of locks, workers or which thread a chain runs on.
+
+use std::fmt;
+
+use crate::{
+    bus::{outcome::Answer, tree::Tree},
+    engine::request::Next,
+};
+
+/// Takes jobs off the reader's hands.
+pub trait Submit: Send + Sync {
+    /// Queues the job and returns at once: the reader waits for nothing. A job that is not taken because the daemon
+    /// stops is answered through its `on_failure`.
+    fn submit(&self, job: Job);
+}
+
+/// A call that changes something.
+pub struct Job {
+    /// Interface and method for the log, as `pool.r9.SetName`.
+    pub label: String,
+    /// What is to be done. Its result is the reply; `None` if the caller wants none.
+    pub chain: Next<Option<Reply>>,
+    /// Makes the reply if the chain does not come to its end.
+    pub on_failure: Box<dyn FnOnce(Failure) -> Option<Reply> + Send>,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("label", &self.label).finish_non_exhaustive()
+    }
+}
+
+/// Why a chain did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// A step panicked.
+    Panicked,
+    /// The daemon stops and the job was not begun.
+    Stopping,
+}
+
+/// The caller of a method, as a reply names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Caller {
+    /// Its unique name on the bus.
+    pub name: String,
+    /// The serial number of its call.
+    pub serial: u32,
+}
+
+/// Builds the body of a reply. Runs on the tree writer after the changes have been published, so that every object
+/// that the change made has its path.
+pub type Late<T> = Box<dyn FnOnce(&Tree) -> T + Send>;
+
+/// A reply that waits for its changes to be published and signalled.
+pub struct Reply {
+    pub(super) to: Recipient,
+}
+
+/// Who is told.
+pub(super) enum Recipient {
+    /// A caller on the bus.
+    Caller(Caller, Late<Answer>),
+    /// Somebody in this program.
+    Inside(Late<()>),
+}
+
+impl Reply {
+    /// A reply to a caller on the bus.
+    pub(super) fn to(caller: Caller, answer: Late<Answer>) -> Reply {
+        Reply { to: Recipient::Caller(caller, answer) }
+    }
+
+    /// Not a message: calls `tell` on the tree writer's thread when the changes of the update, and all changes before
+    /// it, have been published. It must be quick. For the start of the daemon, which takes the bus name only after
+    /// the first view is up.
+    pub fn tell(tell: impl FnOnce() + Send + 'static) -> Reply {
+        Reply { to: Recipient::Inside(Box::new(|_| tell())) }
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.to {
+            Recipient::Caller(caller, _) => f.debug_tuple("Reply").field(caller).finish(),
+            Recipient::Inside(_) => f.write_str("Reply(inside)"),
+        }
+    }
+}

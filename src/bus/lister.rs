@@ -1,0 +1,123 @@
+//! The lister: answers GetManagedObjects on a thread of its own, since a list can be tens of megabytes and nothing else
+//! shall wait while it is put together.
+//!
+//! A list is one version of the tree, the newest when it is sent; see [`Published::order`] for its place among the
+//! signals. It waits for the bus to take earlier lists before it makes another, so that a client that asks without end
+//! costs a bounded amount of memory.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+use crate::bus::{
+    connection::Connection,
+    job::Caller,
+    message::{self, ARRAY_BYTES_MAX, Envelope, NotAMessage, Outgoing, message_in_place},
+    outcome::{Answer, error_name},
+    tree::{Published, Tree},
+};
+
+/// Lists that may be asked for at the same time; more are refused with an error. Each costs only its caller's name
+/// until it is its turn.
+const WAITING_MAX: usize = 4096;
+
+/// How often a list is built again because a change came in between, before changes are made to wait for it.
+const TRIES: usize = 2;
+
+/// The largest message that the reference bus takes from anybody by default; if it gets a larger one, it ends the
+/// connection. An administrator who raises the limit (`max_message_size` in the bus configuration) tells us by
+/// [`MESSAGE_MAX_VARIABLE`].
+const MESSAGE_BYTES_MAX: usize = 32 << 20;
+/// Environment variable with the largest message in bytes, if the bus has another limit.
+pub const MESSAGE_MAX_VARIABLE: &str = "STRATISD_DBUS_MAX_MESSAGE_SIZE";
+
+/// Signature of the answer.
+const SIGNATURE: &str = "a{oa{sa{sv}}}";
+
+/// The lister. [`Lister::run`] is its thread.
+pub struct Lister {
+    connection: Arc<Connection>,
+    published: Arc<Published>,
+    callers: Receiver<Caller>,
+    message_bytes_max: usize,
+}
+
+/// Where lists are asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Lists(Sender<Caller>);
+
+impl Lists {
+    /// Has a list sent to the caller.
+    ///
+    /// # Errors
+    /// An answer that says why not.
+    pub fn ask(&self, caller: Caller) -> Result<(), Answer> {
+        let error = |name, text: &str| Err(Answer::Error(name, text.to_owned()));
+        match self.0.try_send(caller) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => error(
+                error_name::LIMITS_EXCEEDED,
+                "too many lists of all objects are asked for at once; try again later",
+            ),
+            Err(TrySendError::Disconnected(_)) => error(error_name::FAILED, "the daemon is stopping"),
+        }
+    }
+}
+
+impl Lister {
+    pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>) -> (Lister, Lists) {
+        let (sender, callers) = bounded(WAITING_MAX);
+        let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
+        let message_bytes_max = configured.unwrap_or(MESSAGE_BYTES_MAX);
+        (Lister { connection, published, callers, message_bytes_max }, Lists(sender))
+    }
+
+    /// Works until the reader has ended.
+    pub fn run(self) {
+        for caller in &self.callers {
+            if !self.connection.wait_for_room() {
+                break;
+            }
+            self.answer(&caller);
+        }
+    }
+
+    fn answer(&self, caller: &Caller) {
+        for _ in 0..TRIES {
+            let tree = self.published.load();
+            let list = self.list(&tree, caller);
+            let order = self.published.order();
+            if self.published.load().version == tree.version {
+                self.connection.send(list);
+                drop(order);
+                return;
+            }
+        }
+        // Changes come faster than lists can be made: let them wait for this one.
+        let _order = self.published.order();
+        self.connection.send(self.list(&self.published.load(), caller));
+    }
+
+    /// The message. Where the list is too long for the bus, that is said instead.
+    fn list(&self, tree: &Tree, caller: &Caller) -> Result<Outgoing, NotAMessage> {
+        let mut body_bytes = 8;
+        for object in tree.objects() {
+            body_bytes = usize::next_multiple_of(body_bytes, 8) + object.entry.added().len();
+        }
+        const HEADER_BYTES_MAX: usize = 1024;
+        let limit = self.message_bytes_max.min(ARRAY_BYTES_MAX).saturating_sub(HEADER_BYTES_MAX);
+        if body_bytes > limit {
+            let answer = Answer::Error(
+                error_name::LIMITS_EXCEEDED,
+                format!(
+                    "the list of all objects has {body_bytes} bytes, more than the {limit} that fit into a message of this \
+                     bus; raise `max_message_size` of the bus and set {MESSAGE_MAX_VARIABLE}, or ask for single objects"
+                ),
+            );
+            return message::answer(caller, &answer);
+        }
+        message_in_place(Envelope::Return(caller), SIGNATURE, body_bytes, |m| {
+            m.array("{oa{sa{sv}}}", |m| tree.objects().for_each(|object| m.marshalled(object.entry.added())));
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! The methods: decoded arguments in, an operation of the engine out. A handler decodes nothing, locks nothing and
+//! sends nothing; what it gives back is either the outcome or the chain that leads to it.
+//!
+//! Facts: `spec/dbus/dbus-api.md` §2. Handlers of a method that changed its arguments differ in taking them apart.
+
+use std::path::PathBuf;
+
+use crate::{
+    bus::{
+        arguments::{self, ArgumentError, FilesystemSpec, Mechanisms},
+        job::Late,
+        message::BadArguments,
+        outcome::Outcome,
+        report,
+        tree::{Id, Object, State, Tree},
+        wire::{FromValue, PathArgument, Value},
+    },
+    engine::{
+        Error,
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        ops::{self, IntegritySpec, MetadataVersion, NewPool, TagSpec},
+        request::Next,
+    },
+};
+
+/// A call with its arguments, which are of the types that the row names.
+pub struct Call<'a> {
+    /// The state of things when the call was read.
+    pub tree: &'a Tree,
+    /// The object that was called; `None` for the top object.
+    pub object: Option<&'a Object>,
+    /// The arguments, or the value that a property is to have.
+    pub arguments: Vec<Value>,
+}
+
+impl Call<'_> {
+    /// The arguments as a tuple.
+    fn arguments<T: FromValue>(&mut self) -> Result<T, BadArguments> {
+        T::from_value(Value::Struct(std::mem::take(&mut self.arguments))).ok_or(BadArguments::Row)
+    }
+
+    fn pool(&self) -> Result<PoolUuid, BadArguments> {
+        arguments::pool_object(self.object).ok_or(BadArguments::Row)
+    }
+}
+
+/// What a call needs.
+pub enum Work {
+    /// Nothing more: it can be answered at once.
+    Now(Outcome),
+    /// The engine.
+    Chain(Next<Outcome>),
+}
+
+type Handled = Result<Work, BadArguments>;
+
+/// Refusals of arguments are outcomes, not D-Bus errors.
+fn checked(work: Result<Work, ArgumentError>) -> Handled {
+    Ok(work.unwrap_or_else(|refusal| Work::Now(Outcome::refused(&refusal))))
+}
+
+/// The chain of an engine operation: `tell` makes of its result what is told, `None` if nothing was changed.
+fn chain<T: Send + 'static>(
+    next: Next<Result<T, Error>>,
+    tell: impl FnOnce(T) -> Option<Late<Value>> + Send + 'static,
+) -> Work {
+    Work::Chain(next.map(|result| Outcome::of(result, tell)))
+}
+
+/// The result `(true, value)`.
+fn changed(value: Value) -> Late<Value> {
+    Box::new(|_| Value::Struct(vec![Value::Bool(true), value]))
+}
+
+/// The result `(true, value)` where the value contains paths of objects that exist only then.
+fn changed_later(build: impl FnOnce(&Tree) -> Value + Send + 'static) -> Late<Value> {
+    Box::new(move |tree| Value::Struct(vec![Value::Bool(true), build(tree)]))
+}
+
+fn device_paths(tree: &Tree, pool: PoolUuid, devices: &[DevUuid]) -> Value {
+    Value::Array("o", devices.iter().map(|uuid| Value::Path(tree.path(Id::Device(pool, *uuid)))).collect())
+}
+
+fn paths(texts: Vec<String>) -> Vec<PathBuf> {
+    texts.into_iter().map(PathBuf::from).collect()
+}
+
+/// A member of which the engine's part is another issue.
+pub(super) fn not_yet(_: Call<'_>) -> Handled {
+    Ok(Work::Now(Outcome::NotYet))
+}
+
+// ---- Manager and Report ----
+
+pub(super) fn create_pool_r0(mut call: Call<'_>) -> Handled {
+    type Arguments = (String, Option<u16>, Vec<String>, Option<String>, Option<(String, String)>);
+    let (name, redundancy, devices, key, clevis): Arguments = call.arguments()?;
+    checked((|| {
+        arguments::redundancy(redundancy)?;
+        create_pool(name, devices, Mechanisms::parse_legacy(key, clevis)?, || Ok(IntegritySpec::default()))
+    })())
+}
+
+pub(super) fn create_pool_r5(mut call: Call<'_>) -> Handled {
+    type Arguments = (String, Vec<String>, Option<String>, Option<(String, String)>);
+    let (name, devices, key, clevis): Arguments = call.arguments()?;
+    checked((|| create_pool(name, devices, Mechanisms::parse_legacy(key, clevis)?, || Ok(IntegritySpec::default())))())
+}
+
+pub(super) fn create_pool_r8(mut call: Call<'_>) -> Handled {
+    type Keys = Vec<(Option<u32>, String)>;
+    type Clevis = Vec<(Option<u32>, String, String)>;
+    type Arguments = (String, Vec<String>, Keys, Clevis, Option<u64>, Option<String>, Option<bool>);
+    let (name, devices, keys, clevis, journal, tag_spec, superblock): Arguments = call.arguments()?;
+    checked((|| {
+        // Configurations and slots are looked at before the tag specification, that before key descriptions: who makes
+        // several mistakes is told of the same one as by the existing daemon.
+        let mechanisms = Mechanisms::parse(keys, clevis);
+        let tag_spec: Option<TagSpec> = match &mechanisms {
+            Ok(_) | Err(ArgumentError::KeyDescription(_)) => arguments::tag_spec(tag_spec)?,
+            Err(_) => None,
+        };
+        create_pool(name, devices, mechanisms?, || arguments::integrity(journal, tag_spec, superblock))
+    })())
+}
+
+fn create_pool(
+    name: String,
+    devices: Vec<String>,
+    mechanisms: Mechanisms,
+    integrity: impl FnOnce() -> Result<IntegritySpec, ArgumentError>,
+) -> Result<Work, ArgumentError> {
+    if !mechanisms.is_empty() {
+        return Ok(Work::Now(Outcome::NotYet));
+    }
+    let new = NewPool {
+        name: Name::new(&name)?,
+        integrity: integrity()?,
+        devices: paths(devices),
+        version: MetadataVersion::V2,
+    };
+    Ok(chain(ops::create_pool(new), |created| {
+        let (pool, devices) = created?;
+        Some(changed_later(move |tree| {
+            Value::Struct(vec![Value::Path(tree.path(Id::Pool(pool))), device_paths(tree, pool, &devices)])
+        }))
+    }))
+}
+
+/// The UUID is told in 32 digits, as everywhere. A path that is no pool's is refused in every revision, as the
+/// existing daemon does since 3.9 (`dbus-api.md` §12).
+pub(super) fn destroy_pool(mut call: Call<'_>) -> Handled {
+    let (path,): (PathArgument,) = call.arguments()?;
+    checked((|| {
+        let uuid = arguments::pool(call.tree, &path)?;
+        let tell = move |destroyed: bool| destroyed.then(|| changed(Value::str(uuid.simple())));
+        Ok(chain(ops::destroy_pool(uuid), tell))
+    })())
+}
+
+pub(super) fn engine_state_report(call: Call<'_>) -> Handled {
+    Ok(Work::Now(Outcome::done(Value::str(report::engine_state(&call.tree.view)))))
+}
+
+pub(super) fn get_report(mut call: Call<'_>) -> Handled {
+    let (name,): (String,) = call.arguments()?;
+    Ok(Work::Now(match report::by_name(&name, &call.tree.view) {
+        Ok(text) => Outcome::done(Value::str(text)),
+        Err(error) => Outcome::refused(&error),
+    }))
+}
+
+// ---- pool ----
+
+pub(super) fn create_filesystems_r0(mut call: Call<'_>) -> Handled {
+    let (specs,): (Vec<(String, Option<String>)>,) = call.arguments()?;
+    let specs = specs.into_iter().map(|(name, size)| (name, size, None)).collect();
+    create_filesystems(call.pool()?, specs)
+}
+
+pub(super) fn create_filesystems_r6(mut call: Call<'_>) -> Handled {
+    let (specs,): (Vec<FilesystemSpec>,) = call.arguments()?;
+    create_filesystems(call.pool()?, specs)
+}
+
+fn create_filesystems(pool: PoolUuid, specs: Vec<FilesystemSpec>) -> Handled {
+    checked((|| {
+        let Some(new) = arguments::filesystem(specs)? else { return Ok(Work::Now(Outcome::NoChange)) };
+        Ok(chain(ops::create_filesystems(pool, vec![new]), move |created| {
+            (!created.is_empty()).then(|| {
+                changed_later(move |tree| {
+                    let tell = |(uuid, name): &(FsUuid, Name)| {
+                        let path = Value::Path(tree.path(Id::Filesystem(pool, *uuid)));
+                        Value::Struct(vec![path, Value::str(name.as_str())])
+                    };
+                    Value::Array("(os)", created.iter().map(tell).collect())
+                })
+            })
+        }))
+    })())
+}
+
+pub(super) fn destroy_filesystems(mut call: Call<'_>) -> Handled {
+    let (paths,): (Vec<PathArgument>,) = call.arguments()?;
+    let pool = call.pool()?;
+    let filesystems = arguments::filesystems_of(call.tree, pool, &paths);
+    if filesystems.is_empty() {
+        return Ok(Work::Now(Outcome::NoChange));
+    }
+    Ok(chain(ops::destroy_filesystems(pool, filesystems), |destroyed| {
+        (!destroyed.is_empty())
+            .then(|| changed(Value::Array("s", destroyed.iter().map(|uuid| Value::str(uuid.simple())).collect())))
+    }))
+}
+
+pub(super) fn snapshot_filesystem(mut call: Call<'_>) -> Handled {
+    let (origin, name): (PathArgument, String) = call.arguments()?;
+    let pool = call.pool()?;
+    checked((|| {
+        let origin = arguments::filesystem_of(call.tree, pool, &origin)?;
+        let snapshot = ops::snapshot_filesystem(pool, origin, Name::new(&name)?);
+        Ok(chain(snapshot, move |created| {
+            let uuid = created?;
+            Some(changed_later(move |tree| Value::Path(tree.path(Id::Filesystem(pool, uuid)))))
+        }))
+    })())
+}
+
+pub(super) fn add_data_devs(mut call: Call<'_>) -> Handled {
+    let (devices,): (Vec<String>,) = call.arguments()?;
+    let pool = call.pool()?;
+    if devices.is_empty() {
+        return Ok(Work::Now(Outcome::NoChange));
+    }
+    Ok(chain(ops::add_data_devices(pool, paths(devices)), move |added| {
+        (!added.is_empty()).then(|| changed_later(move |tree| device_paths(tree, pool, &added)))
+    }))
+}
+
+pub(super) fn rename_pool(mut call: Call<'_>) -> Handled {
+    let (name,): (String,) = call.arguments()?;
+    let pool = call.pool()?;
+    checked((|| {
+        let tell = move |renamed: bool| renamed.then(|| changed(Value::str(pool.simple())));
+        Ok(chain(ops::rename_pool(pool, Name::new(&name)?), tell))
+    })())
+}
+
+// ---- filesystem ----
+
+pub(super) fn rename_filesystem(mut call: Call<'_>) -> Handled {
+    let (name,): (String,) = call.arguments()?;
+    let Some(State::Filesystem(object)) = call.object.map(|object| &object.state) else {
+        return Err(BadArguments::Row);
+    };
+    let (pool, uuid) = (object.pool, object.filesystem.uuid);
+    checked((|| {
+        let tell = move |renamed: bool| renamed.then(|| changed(Value::str(uuid.simple())));
+        Ok(chain(ops::rename_filesystem(pool, uuid, Name::new(&name)?), tell))
+    })())
+}
+
+// ---- blockdev ----
+
+/// The method of r0 to r2 and the property of later revisions alike.
+pub(super) fn set_user_info(mut call: Call<'_>) -> Handled {
+    let (info,): (Option<String>,) = call.arguments()?;
+    let Some(State::Device(object)) = call.object.map(|object| &object.state) else { return Err(BadArguments::Row) };
+    let (pool, uuid) = (object.pool, object.device.uuid);
+    checked((|| {
+        let tell = move |set: bool| set.then(|| changed(Value::str(uuid.simple())));
+        Ok(chain(ops::set_user_info(pool, uuid, arguments::user_info(info)?), tell))
+    })())
+}

@@ -1,0 +1,176 @@
+//! What a call came to, and how that is told to the caller: return code and text, or a D-Bus error. The one place that
+//! does so.
+//!
+//! Engine errors never become D-Bus errors of *methods*; setting a property knows nothing else. Texts are for people:
+//! no client reads them (`spec/dbus/dbus-api.md` §6).
+
+use std::error::Error;
+
+use crate::bus::{
+    job::{Failure, Late},
+    properties::NO_UUID,
+    table::{Filler, Interface, LAST_REVISION, Member, Row},
+    tree::Tree,
+    wire::{Body, Value},
+};
+
+/// Return code and text of a method that did what was asked, or found it done.
+const OK: (u16, &str) = (0, "Ok");
+/// Return code of a method that did not.
+const REFUSED: u16 = 1;
+
+/// What an operation came to.
+pub enum Outcome {
+    /// It was done; this is the result, without code and text. Built when the change is published, since it may name
+    /// objects that get their paths then.
+    Done(Late<Value>),
+    /// What was asked for is so already; nothing was changed.
+    NoChange,
+    /// It was refused or failed, and nothing was changed. The text says why.
+    Refused(String),
+    /// It is not part of this daemon yet.
+    NotYet,
+}
+
+impl Outcome {
+    /// It was done, with a result that is known now.
+    pub fn done(result: Value) -> Outcome {
+        Outcome::Done(Box::new(|_| result))
+    }
+
+    /// It was refused or failed.
+    pub fn refused(error: &dyn Error) -> Outcome {
+        Outcome::Refused(sentence(error))
+    }
+
+    /// From an engine operation: `tell` makes of its result what is told, `None` if nothing was changed.
+    pub fn of<T: Send + 'static, E: Error>(
+        result: Result<T, E>,
+        tell: impl FnOnce(T) -> Option<Late<Value>>,
+    ) -> Outcome {
+        match result {
+            Ok(value) => tell(value).map_or(Outcome::NoChange, Outcome::Done),
+            Err(error) => Outcome::refused(&error),
+        }
+    }
+}
+
+/// An error and its causes as one sentence. A cause whose text is already in it is not said twice.
+pub fn sentence(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let next = cause.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The content of a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// These values.
+    Return(Body),
+    /// A D-Bus error: its name and a text for people.
+    Error(&'static str, String),
+}
+
+/// The names of the D-Bus errors that we send, those of the D-Bus specification.
+pub mod error_name {
+    #![allow(missing_docs)]
+    pub const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
+    pub const INVALID_ARGS: &str = "org.freedesktop.DBus.Error.InvalidArgs";
+    pub const LIMITS_EXCEEDED: &str = "org.freedesktop.DBus.Error.LimitsExceeded";
+    pub const PROPERTY_READ_ONLY: &str = "org.freedesktop.DBus.Error.PropertyReadOnly";
+    pub const UNKNOWN_INTERFACE: &str = "org.freedesktop.DBus.Error.UnknownInterface";
+    pub const UNKNOWN_METHOD: &str = "org.freedesktop.DBus.Error.UnknownMethod";
+    pub const UNKNOWN_OBJECT: &str = "org.freedesktop.DBus.Error.UnknownObject";
+    pub const UNKNOWN_PROPERTY: &str = "org.freedesktop.DBus.Error.UnknownProperty";
+    /// What stratis-cli 3.9.0 wants to see when setting a property is refused; anything else is a stack trace there.
+    pub const REFUSED_SET_3_9_0: &str = "org.freedesktop.zbus.Error";
+}
+
+/// The error name for a property that the engine refused to set.
+///
+/// stratis-cli explains the refusal only under the name that the daemon of its time sent: `…Failed` up to 3.8, the other
+/// one in 3.9.0 (`dbus-api.md` §6.3). Each stratis-cli 3.K uses the interfaces rK and no other, so the revision tells who
+/// asks, and all of them can be served.
+fn refused_set(interface: Interface) -> &'static str {
+    match interface.revision {
+        LAST_REVISION => error_name::REFUSED_SET_3_9_0,
+        _ => error_name::FAILED,
+    }
+}
+
+/// What was called: decides the form of the answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// The method, or the property that is to be set.
+    pub row: &'static Row,
+    /// Through which interface.
+    pub interface: Interface,
+}
+
+impl Asked {
+    /// For the log, as `pool.r9.SetName`.
+    pub fn label(&self) -> String {
+        let set = if self.row.is_property() { "Set " } else { "" };
+        format!("{set}{}.{}", self.interface.short(), self.row.name)
+    }
+
+    /// The answer.
+    pub fn answer(&self, outcome: Outcome, tree: &Tree) -> Answer {
+        match self.row.member {
+            Member::Method { result, filler, .. } => {
+                let fill = || result.map(|(_, signature)| filled(filler, signature));
+                let (value, code, text) = match outcome {
+                    Outcome::Done(build) => {
+                        let value = build(tree);
+                        (result.map(|_| value), OK.0, OK.1.to_owned())
+                    }
+                    Outcome::NoChange => (fill(), OK.0, OK.1.to_owned()),
+                    Outcome::Refused(text) => (fill(), REFUSED, text),
+                    Outcome::NotYet => (fill(), REFUSED, self.not_yet()),
+                };
+                let values: Vec<Value> = value.into_iter().chain([Value::U16(code), Value::Str(text)]).collect();
+                Answer::Return(Body::of(&values))
+            }
+            Member::Property { .. } => match outcome {
+                Outcome::Done(_) | Outcome::NoChange => Answer::Return(Body::empty()),
+                Outcome::Refused(text) => Answer::Error(refused_set(self.interface), text),
+                Outcome::NotYet => Answer::Error(error_name::FAILED, self.not_yet()),
+            },
+        }
+    }
+
+    /// The outcome of a request that did not come to its end.
+    pub fn failure(&self, failure: Failure) -> Outcome {
+        Outcome::Refused(match failure {
+            Failure::Panicked => format!(
+                "{} met with a fault of the daemon and was given up; please report it with what the log says",
+                self.label()
+            ),
+            Failure::Stopping => {
+                "the daemon is stopping and takes no more requests; try again when it is up".to_owned()
+            }
+        })
+    }
+
+    fn not_yet(&self) -> String {
+        format!("{} is not there yet in this version of the daemon; nothing was changed", self.label())
+    }
+}
+
+fn filled(filler: Filler, signature: &'static str) -> Value {
+    match (filler, Value::filler(signature)) {
+        (Filler::Zeros, Value::Struct(fields)) => {
+            let zeros = |field| if field == Value::str("") { Value::str(NO_UUID) } else { field };
+            Value::Struct(fields.into_iter().map(zeros).collect())
+        }
+        (_, value) => value,
+    }
+}

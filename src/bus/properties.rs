@@ -1,0 +1,342 @@
+//! The properties: each a function from the published state to its value on the bus.
+//!
+//! Facts: `spec/dbus/dbus-api.md` §3 and §4.2. Knows nothing of revisions (the table says which function serves
+//! which) nor of the engine behind the state.
+
+use std::{path::Path, sync::Arc};
+
+use crate::{
+    bus::{INTERFACE_LEVEL, wire::Value},
+    engine::{ids::PoolUuid, name::Name, units::Sectors},
+    view::{Device, Encryption, Filesystem, Pool, StoppedPool, Tier, View},
+};
+
+/// What stands where no UUID is to be given.
+pub const NO_UUID: &str = "00000000000000000000000000000000";
+
+/// Token slots of a pool of metadata version 2.
+const TOKEN_SLOTS: usize = 15;
+
+/// A filesystem with what its properties tell of its pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FilesystemObject {
+    /// Its pool.
+    pub pool: PoolUuid,
+    /// The pool's name, part of the device link.
+    pub pool_name: Name,
+    /// The pool's object path.
+    pub pool_path: Arc<str>,
+    /// The filesystem.
+    pub filesystem: Arc<Filesystem>,
+}
+
+/// A block device with what its properties tell of its pool.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceObject {
+    /// Its pool.
+    pub pool: PoolUuid,
+    /// The pool's object path.
+    pub pool_path: Arc<str>,
+    /// The device.
+    pub device: Arc<Device>,
+}
+
+fn bytes(size: Sectors) -> String {
+    size.bytes().0.to_string()
+}
+
+fn path(path: &Path) -> Value {
+    Value::str(path.to_string_lossy())
+}
+
+/// RFC 3339, UTC, whole seconds.
+fn time(seconds: u64) -> String {
+    let stamp = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    stamp.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+// ---- Manager ----
+
+pub(super) fn version(_: &View) -> Value {
+    Value::str(INTERFACE_LEVEL)
+}
+
+/// Before r2: only pools that wait for their (version 1) encryption to be opened.
+pub(super) fn locked_pools(view: &View) -> Value {
+    pools(view.stopped.pools.iter().filter(|pool| pool.encryption.is_some()), |_| Vec::new())
+}
+
+pub(super) fn stopped_pools_r2(view: &View) -> Value {
+    pools(view.stopped.pools.iter(), |_| Vec::new())
+}
+
+/// From r8 on, metadata version and features are always there, at least as "unknown".
+pub(super) fn stopped_pools_r8(view: &View) -> Value {
+    pools(view.stopped.pools.iter(), |pool| {
+        let version = Value::Struct(vec![
+            Value::Bool(pool.metadata_version.is_some()),
+            Value::U64(pool.metadata_version.unwrap_or(0).into()),
+        ]);
+        let features = pool.features.unwrap_or_default();
+        let present = [
+            ("encryption", features.encryption),
+            ("key_description_present", features.key_description),
+            ("clevis_present", features.clevis),
+        ];
+        let names = present.into_iter().filter(|(_, is_there)| *is_there);
+        let features = Value::Struct(vec![
+            Value::Bool(pool.features.is_some()),
+            Value::Dict("{sb}", names.map(|(name, _)| (Value::str(name), Value::Bool(true))).collect()),
+        ]);
+        vec![("metadata_version", version), ("features", features)]
+    })
+}
+
+fn pools<'a>(
+    pools: impl Iterator<Item = &'a StoppedPool>,
+    more: fn(&StoppedPool) -> Vec<(&'static str, Value)>,
+) -> Value {
+    let describe = |pool: &StoppedPool| {
+        let devices = pool.devices.iter().map(|(node, uuid)| {
+            Value::Dict(
+                "{ss}",
+                vec![(Value::str("devnode"), path(node)), (Value::str("uuid"), Value::str(uuid.simple()))],
+            )
+        });
+        let mut entries = vec![("devs", Value::Array("a{ss}", devices.collect()))];
+        if let Some(name) = &pool.name {
+            entries.push(("name", Value::str(name.as_str())));
+        }
+        if let Some(encryption) = &pool.encryption {
+            entries.push(("key_description", consistent(encryption, lowest_key(encryption))));
+            entries.push(("clevis_info", consistent(encryption, lowest_clevis(encryption))));
+        }
+        entries.extend(more(pool));
+        Value::Dict("{sv}", entries.into_iter().map(|(key, value)| (Value::str(key), Value::variant(value))).collect())
+    };
+    Value::Dict("{sa{sv}}", pools.map(|pool| (Value::str(pool.uuid.simple()), describe(pool))).collect())
+}
+
+/// `(bv)`: the information, or a text saying why there is none.
+fn consistent(encryption: &Encryption, information: Value) -> Value {
+    let inner = match encryption.consistent {
+        true => information,
+        false => Value::str("the devices of the pool do not agree on how it is encrypted"),
+    };
+    Value::Struct(vec![Value::Bool(encryption.consistent), Value::variant(inner)])
+}
+
+// ---- pool ----
+
+/// `(bs)`: the key description in the lowest slot.
+fn lowest_key(encryption: &Encryption) -> Value {
+    let lowest = encryption.keys.iter().min_by_key(|(slot, _)| *slot);
+    Value::optional_str(lowest.map(|(_, description)| description.clone()))
+}
+
+/// `(b(ss))`: pin and configuration in the lowest slot.
+fn lowest_clevis(encryption: &Encryption) -> Value {
+    let lowest = encryption.clevis.iter().min_by_key(|(slot, ..)| *slot);
+    let (pin, configuration) = lowest.map(|(_, p, c)| (p.as_str(), c.as_str())).unwrap_or_default();
+    Value::Struct(vec![Value::Bool(lowest.is_some()), Value::Struct(vec![Value::str(pin), Value::str(configuration)])])
+}
+
+static NOT_ENCRYPTED: Encryption = Encryption { keys: Vec::new(), clevis: Vec::new(), consistent: true };
+
+/// `(b…)`: whether the devices agree, and what they agree on; what `tell` makes of no binding if they do not.
+fn legacy(pool: &Pool, tell: fn(&Encryption) -> Value) -> Value {
+    let encryption = pool.encryption.as_ref().unwrap_or(&NOT_ENCRYPTED);
+    let shown = if encryption.consistent { encryption } else { &NOT_ENCRYPTED };
+    Value::Struct(vec![Value::Bool(encryption.consistent), tell(shown)])
+}
+
+pub(super) fn pool_uuid(pool: &Pool) -> Value {
+    Value::str(pool.uuid.simple())
+}
+
+pub(super) fn pool_name(pool: &Pool) -> Value {
+    Value::str(pool.name.as_str())
+}
+
+pub(super) fn encrypted(pool: &Pool) -> Value {
+    Value::Bool(pool.encryption.is_some())
+}
+
+pub(super) fn available_actions(pool: &Pool) -> Value {
+    Value::str(pool.availability.word())
+}
+
+pub(super) fn key_description(pool: &Pool) -> Value {
+    legacy(pool, lowest_key)
+}
+
+pub(super) fn clevis_info(pool: &Pool) -> Value {
+    legacy(pool, lowest_clevis)
+}
+
+pub(super) fn has_cache(pool: &Pool) -> Value {
+    Value::Bool(pool.has_cache)
+}
+
+pub(super) fn pool_total(pool: &Pool) -> Value {
+    Value::str(bytes(pool.total))
+}
+
+/// The filler is `"0"` here, unlike everywhere else.
+pub(super) fn pool_used(pool: &Pool) -> Value {
+    Value::Struct(vec![Value::Bool(pool.used.is_some()), Value::str(bytes(pool.used.unwrap_or_default()))])
+}
+
+pub(super) fn allocated(pool: &Pool) -> Value {
+    Value::str(bytes(pool.allocated))
+}
+
+pub(super) fn fs_limit(pool: &Pool) -> Value {
+    Value::U64(pool.fs_limit)
+}
+
+pub(super) fn overprovisioning(pool: &Pool) -> Value {
+    Value::Bool(pool.overprovisioning)
+}
+
+pub(super) fn no_alloc_space(pool: &Pool) -> Value {
+    Value::Bool(pool.no_alloc_space)
+}
+
+/// A variant of which the type tells the kind of pool: unencrypted, version 1 (no slots) or version 2.
+fn bindings(pool: &Pool, legacy: fn(&Pool) -> Value, slots: fn(&Encryption) -> Value) -> Value {
+    Value::variant(match &pool.encryption {
+        None => Value::str("Unencrypted"),
+        Some(_) if pool.metadata_version == 1 => legacy(pool),
+        Some(encryption) => slots(encryption),
+    })
+}
+
+pub(super) fn key_descriptions(pool: &Pool) -> Value {
+    bindings(pool, key_description, |encryption| {
+        let slot = |(slot, key): &(u32, String)| Value::Struct(vec![Value::U32(*slot), Value::str(key.as_str())]);
+        Value::Array("(us)", encryption.keys.iter().map(slot).collect())
+    })
+}
+
+pub(super) fn clevis_infos(pool: &Pool) -> Value {
+    bindings(pool, clevis_info, |encryption| {
+        let slot = |(slot, pin, configuration): &(u32, String, String)| {
+            let binding = Value::Struct(vec![Value::str(pin.as_str()), Value::str(configuration.as_str())]);
+            Value::Struct(vec![Value::U32(*slot), binding])
+        };
+        Value::Array("(u(ss))", encryption.clevis.iter().map(slot).collect())
+    })
+}
+
+pub(super) fn free_token_slots(pool: &Pool) -> Value {
+    let free = match &pool.encryption {
+        Some(encryption) if pool.metadata_version != 1 => {
+            Some(TOKEN_SLOTS.saturating_sub(encryption.keys.len() + encryption.clevis.len()) as u8)
+        }
+        _ => None,
+    };
+    Value::Struct(vec![Value::Bool(free.is_some()), Value::Byte(free.unwrap_or(0))])
+}
+
+pub(super) fn volume_key_loaded(pool: &Pool) -> Value {
+    Value::variant(Value::Bool(pool.volume_key_loaded))
+}
+
+pub(super) fn metadata_version(pool: &Pool) -> Value {
+    Value::U64(pool.metadata_version.into())
+}
+
+pub(super) fn last_reencrypted(pool: &Pool) -> Value {
+    Value::optional_str(pool.last_reencrypt.map(time))
+}
+
+// ---- filesystem ----
+
+pub(super) fn filesystem_uuid(object: &FilesystemObject) -> Value {
+    Value::str(object.filesystem.uuid.simple())
+}
+
+pub(super) fn filesystem_name(object: &FilesystemObject) -> Value {
+    Value::str(object.filesystem.name.as_str())
+}
+
+pub(super) fn filesystem_node(object: &FilesystemObject) -> Value {
+    path(&object.filesystem.name.link_in(&object.pool_name))
+}
+
+pub(super) fn filesystem_pool(object: &FilesystemObject) -> Value {
+    Value::Path(object.pool_path.to_string())
+}
+
+pub(super) fn created(object: &FilesystemObject) -> Value {
+    Value::str(time(object.filesystem.created))
+}
+
+pub(super) fn filesystem_size(object: &FilesystemObject) -> Value {
+    Value::str(bytes(object.filesystem.size))
+}
+
+pub(super) fn filesystem_used(object: &FilesystemObject) -> Value {
+    Value::optional_str(object.filesystem.used.map(|used| used.0.to_string()))
+}
+
+pub(super) fn size_limit(object: &FilesystemObject) -> Value {
+    Value::optional_str(object.filesystem.size_limit.map(bytes))
+}
+
+/// The filler is a UUID of zeros, as clients have seen it since 3.9.
+pub(super) fn origin(object: &FilesystemObject) -> Value {
+    let origin = object.filesystem.origin;
+    let text = origin.map_or_else(|| NO_UUID.to_owned(), |origin| origin.simple());
+    Value::Struct(vec![Value::Bool(origin.is_some()), Value::Str(text)])
+}
+
+pub(super) fn merge_scheduled(object: &FilesystemObject) -> Value {
+    Value::Bool(object.filesystem.merge_scheduled)
+}
+
+// ---- blockdev ----
+
+pub(super) fn device_uuid(object: &DeviceObject) -> Value {
+    Value::str(object.device.uuid.simple())
+}
+
+pub(super) fn device_node(object: &DeviceObject) -> Value {
+    path(&object.device.node)
+}
+
+pub(super) fn physical_path(object: &DeviceObject) -> Value {
+    path(&object.device.physical)
+}
+
+pub(super) fn hardware_info(object: &DeviceObject) -> Value {
+    Value::optional_str(object.device.hardware_info.clone())
+}
+
+pub(super) fn user_info(object: &DeviceObject) -> Value {
+    Value::optional_str(object.device.user_info.clone())
+}
+
+pub(super) fn initialization_time(object: &DeviceObject) -> Value {
+    Value::U64(object.device.initialized)
+}
+
+pub(super) fn device_pool(object: &DeviceObject) -> Value {
+    Value::Path(object.pool_path.to_string())
+}
+
+pub(super) fn tier(object: &DeviceObject) -> Value {
+    Value::U16(match object.device.tier {
+        Tier::Data => 0,
+        Tier::Cache => 1,
+    })
+}
+
+pub(super) fn device_size(object: &DeviceObject) -> Value {
+    Value::str(bytes(object.device.size))
+}
+
+pub(super) fn new_size(object: &DeviceObject) -> Value {
+    Value::optional_str(object.device.new_size.map(bytes))
+}

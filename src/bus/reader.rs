@@ -1,0 +1,352 @@
+//! The reader: the one thread that reads from the bus. It decodes calls without trust, finds their row, answers reads from
+//! the published tree at once, and makes a job of everything else.
+//!
+//! A panic in decoding or in a handler is the failure of that call only.
+//! Knows nothing of how jobs are run.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use dbus::{Message, MessageType};
+use threads::stop::Stop;
+
+use crate::bus::{
+    Error, NAME,
+    connection::Connection,
+    introspect,
+    job::{Caller, Failure, Job, Reply, Submit},
+    lister::Lists,
+    message::{self, BadArguments},
+    methods::{Call, Work},
+    outcome::{Answer, Asked, error_name},
+    table::{self, Interface, Kind, Member, Row, Subject},
+    tree::{self, Object, Published, TOP, Tree},
+    wire::{Body, Value},
+};
+
+/// A call that is answered with a D-Bus error.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum CallError {
+    #[error("there is no object {0}; list the managed objects to see what there is")]
+    UnknownObject(String),
+    #[error("object {path} has no interface {interface}")]
+    UnknownInterface { path: String, interface: String },
+    #[error("the call names no interface; name the one that has {0}")]
+    NoInterface(String),
+    #[error("interface {interface} has no method {method}")]
+    UnknownMethod { interface: String, method: String },
+    #[error("interface {interface} has no property {property}")]
+    UnknownProperty { interface: String, property: String },
+    #[error("property {0} cannot be set")]
+    ReadOnly(String),
+    #[error("property {0} could not be computed; please report it with what the log says")]
+    NoValue(String),
+    #[error("the call met with a fault of the daemon and was given up; please report it with what the log says")]
+    Panicked,
+    #[error("{0}")]
+    MachineId(String),
+    #[error(transparent)]
+    Arguments(#[from] BadArguments),
+}
+
+impl CallError {
+    fn name(&self) -> &'static str {
+        match self {
+            CallError::UnknownObject(_) => error_name::UNKNOWN_OBJECT,
+            CallError::UnknownInterface { .. } | CallError::NoInterface(_) => error_name::UNKNOWN_INTERFACE,
+            CallError::UnknownMethod { .. } => error_name::UNKNOWN_METHOD,
+            CallError::UnknownProperty { .. } => error_name::UNKNOWN_PROPERTY,
+            CallError::ReadOnly(_) => error_name::PROPERTY_READ_ONLY,
+            CallError::Arguments(_) => error_name::INVALID_ARGS,
+            CallError::NoValue(_) | CallError::Panicked | CallError::MachineId(_) => error_name::FAILED,
+        }
+    }
+}
+
+impl From<CallError> for Answer {
+    fn from(error: CallError) -> Answer {
+        Answer::Error(error.name(), error.to_string())
+    }
+}
+
+/// What becomes of a call.
+pub(super) enum Response {
+    /// It is answered now.
+    Answer(Answer),
+    /// The engine is needed.
+    Job(Asked, crate::engine::request::Next<crate::bus::outcome::Outcome>),
+    /// The lister answers it.
+    List,
+}
+
+/// The object of a path.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    /// `/`, `/org`, `/org/storage`: with the name of what is below it.
+    Above(&'static str),
+    Top,
+    Object(&'a Arc<Object>),
+}
+
+/// The reader. [`Reader::run`] is its thread.
+pub struct Reader {
+    connection: Arc<Connection>,
+    published: Arc<Published>,
+    lists: Lists,
+}
+
+impl Reader {
+    pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>, lists: Lists) -> Reader {
+        Reader { connection, published, lists }
+    }
+
+    /// Takes the well-known name. To be called when the first view has been published, so that whoever sees the name
+    /// sees the objects.
+    ///
+    /// # Errors
+    /// When another has it, or the bus refuses it to us.
+    pub fn request_name(&self) -> Result<(), Error> {
+        self.connection.request_name(NAME)
+    }
+
+    /// Reads and answers until the switch is turned on. What has been read by then is still dealt with; jobs are
+    /// refused by then, which is `submit`'s part.
+    ///
+    /// # Errors
+    /// When the bus or the name is lost.
+    pub fn run(self, submit: &dyn Submit, stop: &Stop) -> Result<(), Error> {
+        stop.on_stop(self.connection.waker().clone());
+        let result = self.serve(submit, stop);
+        self.connection.end();
+        result
+    }
+
+    fn serve(&self, submit: &dyn Submit, stop: &Stop) -> Result<(), Error> {
+        loop {
+            let stopping = stop.is_on();
+            while self.connection.has_room() || stopping {
+                let Some(message) = self.connection.next_message() else { break };
+                self.take(&message, submit)?;
+            }
+            if stopping {
+                return Ok(());
+            }
+            self.connection.exchange(None)?;
+        }
+    }
+
+    fn take(&self, message: &Message, submit: &dyn Submit) -> Result<(), Error> {
+        match message.msg_type() {
+            MessageType::MethodCall => self.call(message, submit),
+            MessageType::Signal => return self.signal(message),
+            // Answers to what nobody here has asked.
+            MessageType::MethodReturn | MessageType::Error => {}
+        }
+        Ok(())
+    }
+
+    /// Only the bus itself, and our own library, tell us of the name and the connection; others can send us any signal.
+    fn signal(&self, message: &Message) -> Result<(), Error> {
+        let interface = message.interface();
+        let (interface, member) = (interface.as_deref(), message.member());
+        match (interface, member.as_deref()) {
+            (Some("org.freedesktop.DBus.Local"), Some("Disconnected")) => Err(Error::Lost),
+            (Some("org.freedesktop.DBus"), Some("NameLost"))
+                if message.sender().as_deref() == Some("org.freedesktop.DBus")
+                    && message.get1::<&str>() == Some(NAME) =>
+            {
+                Err(Error::NameLost(NAME))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn call(&self, message: &Message, submit: &dyn Submit) {
+        let (Some(sender), Some(serial)) = (message.sender(), message.get_serial()) else { return };
+        let caller = Caller { name: sender.to_string(), serial };
+        let wants_reply = !message.get_no_reply();
+        let tree = self.published.load();
+        let response = std::panic::catch_unwind(AssertUnwindSafe(|| respond(message, &tree)))
+            .unwrap_or_else(|_| Err(CallError::Panicked))
+            .unwrap_or_else(|error| Response::Answer(error.into()));
+        match response {
+            Response::Answer(answer) if wants_reply => self.connection.send(message::answer(&caller, &answer)),
+            Response::List if wants_reply => {
+                if let Err(answer) = self.lists.ask(caller.clone()) {
+                    self.connection.send(message::answer(&caller, &answer));
+                }
+            }
+            Response::Answer(_) | Response::List => {}
+            Response::Job(asked, chain) => {
+                let for_failure = caller.clone();
+                let reply = move |caller, outcome| {
+                    wants_reply.then(|| Reply::to(caller, Box::new(move |tree: &Tree| asked.answer(outcome, tree))))
+                };
+                submit.submit(Job {
+                    label: asked.label(),
+                    chain: chain.map(move |outcome| reply(caller, outcome)),
+                    on_failure: Box::new(move |failure: Failure| reply(for_failure, asked.failure(failure))),
+                });
+            }
+        }
+    }
+}
+
+pub(super) fn respond(message: &Message, tree: &Tree) -> Result<Response, CallError> {
+    let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
+    let (path, interface, member) = (message.path(), message.interface(), message.member());
+    let (path, method) = (text(path.as_deref()), text(member.as_deref()));
+    let interface = interface.as_deref();
+    // The D-Bus specification wants this interface on every path.
+    if interface == Some("org.freedesktop.DBus.Peer") {
+        return peer(&method).map(Response::Answer);
+    }
+    let target = find(&path, tree)?;
+    match interface {
+        None => Err(CallError::NoInterface(method)),
+        Some("org.freedesktop.DBus.Introspectable") => match method.as_str() {
+            "Introspect" => Ok(Response::Answer(introspection(target, tree))),
+            _ => Err(unknown_method(interface, method)),
+        },
+        Some("org.freedesktop.DBus.Properties") => properties(message, &path, target, tree, method),
+        Some("org.freedesktop.DBus.ObjectManager") if matches!(target, Target::Top) => match method.as_str() {
+            "GetManagedObjects" => Ok(Response::List),
+            _ => Err(unknown_method(interface, method)),
+        },
+        Some(name) => {
+            let interface = interface_of(name, &path, target)?;
+            let row = table::find_method(interface, &method).ok_or_else(|| unknown_method(Some(name), method))?;
+            let Member::Method { arguments, handler, .. } = row.member else { return Err(BadArguments::Row.into()) };
+            let signatures = arguments.iter().map(|(_, signature)| *signature);
+            let arguments = message::arguments(message, signatures)?;
+            handle(Asked { row, interface }, handler, target, tree, arguments)
+        }
+    }
+}
+
+fn handle(
+    asked: Asked,
+    handler: table::Handler,
+    target: Target<'_>,
+    tree: &Tree,
+    arguments: Vec<Value>,
+) -> Result<Response, CallError> {
+    let object = match target {
+        Target::Object(object) => Some(&**object),
+        _ => None,
+    };
+    Ok(match handler(Call { tree, object, arguments })? {
+        Work::Now(outcome) => Response::Answer(asked.answer(outcome, tree)),
+        Work::Chain(chain) => Response::Job(asked, chain),
+    })
+}
+
+fn find<'a>(path: &str, tree: &'a Tree) -> Result<Target<'a>, CallError> {
+    match path {
+        "/" => Ok(Target::Above("org")),
+        "/org" => Ok(Target::Above("storage")),
+        "/org/storage" => Ok(Target::Above("stratis3")),
+        TOP => Ok(Target::Top),
+        _ => tree.at(path).map(Target::Object).ok_or_else(|| CallError::UnknownObject(path.to_owned())),
+    }
+}
+
+fn unknown_method(interface: Option<&str>, method: String) -> CallError {
+    CallError::UnknownMethod { interface: interface.unwrap_or_default().to_owned(), method }
+}
+
+/// One of our interfaces, if the object has it.
+fn interface_of(name: &str, path: &str, target: Target<'_>) -> Result<Interface, CallError> {
+    let has = |kind: Kind| match target {
+        Target::Above(_) => false,
+        Target::Top => matches!(kind, Kind::Manager | Kind::Report),
+        Target::Object(object) => object.state.kind() == kind,
+    };
+    Interface::parse(name)
+        .filter(|interface| has(interface.kind))
+        .ok_or_else(|| CallError::UnknownInterface { path: path.to_owned(), interface: name.to_owned() })
+}
+
+fn introspection(target: Target<'_>, tree: &Tree) -> Answer {
+    let xml = match target {
+        Target::Above(child) => introspect::above(child),
+        Target::Top => introspect::top(tree.objects().map(|object| &*object.path)),
+        Target::Object(object) => introspect::object(object.state.kind()).to_owned(),
+    };
+    Answer::Return(Body::of(&[Value::Str(xml)]))
+}
+
+fn subject<'a>(target: Target<'a>, tree: &'a Tree) -> Subject<'a> {
+    match target {
+        Target::Object(object) => object.state.subject(),
+        Target::Top | Target::Above(_) => Subject::Manager(&tree.view),
+    }
+}
+
+fn properties(
+    message: &Message,
+    path: &str,
+    target: Target<'_>,
+    tree: &Tree,
+    method: String,
+) -> Result<Response, CallError> {
+    let wanted: &[&'static str] = match method.as_str() {
+        "Get" | "Set" => &["s", "s"],
+        "GetAll" => &["s"],
+        _ => return Err(unknown_method(Some("org.freedesktop.DBus.Properties"), method)),
+    };
+    let mut arguments = message::arguments(message, wanted.iter().copied())?.into_iter();
+    let mut next_text = || match arguments.next() {
+        Some(Value::Str(text)) => text,
+        _ => String::new(),
+    };
+    let (name, property) = (next_text(), next_text());
+    if name.is_empty() {
+        return Err(BadArguments::NoInterface.into());
+    }
+    // The standard interfaces have no properties.
+    let standard = introspect::is_standard(&name, matches!(target, Target::Top));
+    if standard && method == "GetAll" {
+        return Ok(Response::Answer(Answer::Return(Body::of(&[Value::Dict("{sv}", Vec::new())]))));
+    }
+    let unknown = || CallError::UnknownProperty { interface: name.clone(), property: property.clone() };
+    if standard {
+        return Err(unknown());
+    }
+    let interface = interface_of(&name, path, target)?;
+    if method == "GetAll" {
+        return Ok(Response::Answer(Answer::Return(match target {
+            Target::Object(object) => object.entry.all(interface.revision),
+            Target::Top | Target::Above(_) => tree::all_properties(interface, subject(target, tree)),
+        })));
+    }
+    let row = table::find_property(interface, &property).ok_or_else(unknown)?;
+    if method == "Get" {
+        return get(row, subject(target, tree)).map(Response::Answer);
+    }
+    match row.member {
+        Member::Property { signature, set: Some(handler), .. } => {
+            let value = message::set_argument(message, signature)?;
+            handle(Asked { row, interface }, handler, target, tree, vec![value])
+        }
+        _ => Err(CallError::ReadOnly(property)),
+    }
+}
+
+fn get(row: &'static Row, subject: Subject<'_>) -> Result<Answer, CallError> {
+    let value = table::value(row, subject).ok_or_else(|| CallError::NoValue(row.name.to_owned()))?;
+    Ok(Answer::Return(Body::of(&[Value::variant(value)])))
+}
+
+fn peer(method: &str) -> Result<Answer, CallError> {
+    match method {
+        "Ping" => Ok(Answer::Return(Body::empty())),
+        // Not asked of libdbus: it ends the process where the machine has no identifier.
+        "GetMachineId" => ["/etc/machine-id", "/var/lib/dbus/machine-id"]
+            .iter()
+            .find_map(|file| std::fs::read_to_string(file).ok())
+            .map(|id| Answer::Return(Body::of(&[Value::str(id.trim())])))
+            .ok_or_else(|| CallError::MachineId("this machine has no identifier; run systemd-machine-id-setup".into())),
+        _ => Err(unknown_method(Some("org.freedesktop.DBus.Peer"), method.to_owned())),
+    }
+}

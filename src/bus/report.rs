@@ -1,0 +1,117 @@
+//! The reports: the published state as JSON text for people (`spec/dbus/dbus-api.md` §4.3). Its shape is not stable.
+//!
+//! Knows nothing that is not in the published state.
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    engine::units::Sectors,
+    view::{Device, Filesystem, Pool, Stopped, StoppedPool, Tier, View},
+};
+
+const STOPPED_POOLS: &str = "stopped_pools";
+
+/// There is no report of that name.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no report named {0}; the only one is {STOPPED_POOLS}")]
+pub struct NoSuchReport(String);
+
+/// The report of that name.
+///
+/// # Errors
+/// When there is none.
+pub fn by_name(name: &str, view: &View) -> Result<String, NoSuchReport> {
+    match name {
+        STOPPED_POOLS => Ok(Value::Object(stopped(&view.stopped)).to_string()),
+        _ => Err(NoSuchReport(name.to_owned())),
+    }
+}
+
+/// Everything about all pools, running (sorted by UUID) and stopped.
+pub fn engine_state(view: &View) -> String {
+    let mut report = stopped(&view.stopped);
+    report.insert("pools".into(), view.pools.values().map(|running| pool(running)).collect());
+    Value::Object(report).to_string()
+}
+
+fn or_not_set(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "Not set".into())
+}
+
+fn sectors(size: Option<Sectors>) -> String {
+    or_not_set(size.map(|size| size.to_string()))
+}
+
+fn pool(pool: &Pool) -> Value {
+    let tier = |tier| pool.devices.values().filter(|device| device.tier == tier).map(|d| device(d)).collect::<Value>();
+    json!({
+        "uuid": pool.uuid.hyphenated(),
+        "name": pool.name.as_str(),
+        "available_actions": pool.availability.word(),
+        "fs_limit": pool.fs_limit,
+        "filesystems": pool.filesystems.values().map(|f| filesystem(f)).collect::<Value>(),
+        "blockdevs": { "datadevs": tier(Tier::Data), "cachedevs": tier(Tier::Cache) },
+    })
+}
+
+fn filesystem(filesystem: &Filesystem) -> Value {
+    json!({
+        "name": filesystem.name.as_str(),
+        "uuid": filesystem.uuid.hyphenated(),
+        "size": filesystem.size.to_string(),
+        "used": or_not_set(filesystem.used.map(|used| used.to_string())),
+        "size_limit": sectors(filesystem.size_limit),
+        "origin": or_not_set(filesystem.origin.map(|origin| origin.hyphenated())),
+    })
+}
+
+fn device(device: &Device) -> Value {
+    let mut report = json!({
+        "uuid": device.uuid.hyphenated(),
+        "path": device.physical.to_string_lossy(),
+        "size": device.size.to_string(),
+    });
+    if let Some(size) = device.new_size {
+        report["new_size"] = Value::from(size.to_string());
+    }
+    report
+}
+
+fn stopped(stopped: &Stopped) -> Map<String, Value> {
+    let list = |partial: bool| stopped.pools.iter().filter(move |pool| pool.partial == partial).map(stopped_pool);
+    let mut paths = Map::new();
+    let mut names: Map<String, Value> = Map::new();
+    for pool in &stopped.pools {
+        let uuid = pool.uuid.hyphenated();
+        for (path, device) in &pool.devices {
+            paths.insert(path.to_string_lossy().into_owned(), json!([uuid, device.hyphenated()]));
+        }
+        if let Some(name) = &pool.name {
+            // A name that several pools have gives the list of them.
+            let entry = match names.remove(name.as_str()) {
+                None => Value::from(uuid),
+                Some(Value::Array(mut several)) => {
+                    several.push(uuid.into());
+                    several.into()
+                }
+                Some(other) => json!([other, uuid]),
+            };
+            names.insert(name.as_str().to_owned(), entry);
+        }
+    }
+    Map::from_iter([
+        (STOPPED_POOLS.to_owned(), list(false).collect()),
+        ("partially_constructed_pools".to_owned(), list(true).collect()),
+        ("path_to_ids_map".to_owned(), paths.into()),
+        ("name_to_pool_uuid_map".to_owned(), names.into()),
+    ])
+}
+
+fn stopped_pool(pool: &StoppedPool) -> Value {
+    let device = |(path, uuid): &(std::path::PathBuf, crate::engine::ids::DevUuid)| json!({ "path": path.to_string_lossy(), "uuid": uuid.hyphenated() });
+    json!({
+        "pool_uuid": pool.uuid.hyphenated(),
+        "name": pool.name.as_ref().map(|name| name.as_str()),
+        "devices": pool.devices.iter().map(device).collect::<Value>(),
+    })
+}

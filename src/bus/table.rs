@@ -1,0 +1,421 @@
+//! The interfaces as data: one row for each member and shape, from which everything else about them is computed -
+//! dispatch, GetAll, GetManagedObjects, introspection, change signals and the bus policy.
+//!
+//! A member that changed its shape has neighbouring rows with different revision spans. A new revision is
+//! [`LAST_REVISION`] and the rows that differ. Facts: `spec/dbus/dbus-api.md` §2, §3, §5.
+//! Knows no connection, no object paths and nothing of how an operation is carried out.
+
+use std::{ops::RangeInclusive, panic::AssertUnwindSafe};
+
+use crate::{
+    bus::{
+        message::BadArguments,
+        methods::{self, Call, Work},
+        properties::{self, DeviceObject, FilesystemObject},
+        wire::Value,
+    },
+    view,
+};
+
+/// The newest revision of the interfaces. Every object offers all from r0 on.
+pub const LAST_REVISION: u8 = 9;
+/// How many revisions there are.
+pub const REVISIONS: usize = LAST_REVISION as usize + 1;
+/// All revisions.
+pub const ALL: RangeInclusive<u8> = 0..=LAST_REVISION;
+
+/// What the names of all our interfaces begin with.
+const PREFIX: &str = "org.storage.stratis3.";
+
+/// The kinds of interface; each belongs to one kind of object, the first two to the top object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Kind {
+    Manager,
+    Report,
+    Pool,
+    Filesystem,
+    Blockdev,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const EVERY: [Kind; 5] = [Kind::Manager, Kind::Report, Kind::Pool, Kind::Filesystem, Kind::Blockdev];
+
+    /// The word in the interface's name.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Manager => "Manager",
+            Kind::Report => "Report",
+            Kind::Pool => "pool",
+            Kind::Filesystem => "filesystem",
+            Kind::Blockdev => "blockdev",
+        }
+    }
+}
+
+/// One of our interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interface {
+    /// Of which kind.
+    pub kind: Kind,
+    /// In which revision.
+    pub revision: u8,
+}
+
+impl Interface {
+    /// The interface of that full name, if it is one of ours.
+    pub fn parse(name: &str) -> Option<Interface> {
+        let (word, revision) = name.strip_prefix(PREFIX)?.split_once(".r")?;
+        let kind = Kind::EVERY.into_iter().find(|kind| kind.word() == word)?;
+        // Exactly as we write them: `r+1` and `r01` are others.
+        let is_canonical =
+            revision.starts_with(|c: char| c.is_ascii_digit()) && (revision.len() == 1 || !revision.starts_with('0'));
+        let revision = revision.parse().ok().filter(|number| is_canonical && ALL.contains(number))?;
+        Some(Interface { kind, revision })
+    }
+
+    /// Its full name.
+    pub fn name(self) -> String {
+        format!("{PREFIX}{}", self.short())
+    }
+
+    /// Its name without what all have in common, for the log.
+    pub fn short(self) -> String {
+        format!("{}.r{}", self.kind.word(), self.revision)
+    }
+}
+
+/// An argument: its name, which is informative only, and its type.
+pub type Argument = (&'static str, &'static str);
+
+/// How a property's change is announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Emits {
+    /// With its new value.
+    Value,
+    /// By its name.
+    Invalidation,
+    /// It never changes.
+    Const,
+    /// Not at all.
+    Nothing,
+}
+
+/// Computes a property from the published state. Which function it is says what object the property belongs to.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub enum Read {
+    Manager(fn(&view::View) -> Value),
+    Pool(fn(&view::Pool) -> Value),
+    Filesystem(fn(&FilesystemObject) -> Value),
+    Device(fn(&DeviceObject) -> Value),
+}
+
+/// Carries out a method or the setting of a property. Its errors are those of arguments that it cannot take apart.
+pub type Handler = fn(Call<'_>) -> Result<Work, BadArguments>;
+
+/// What a reply is filled with when there is no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filler {
+    /// [`Value::filler`].
+    Plain,
+    /// The same with a UUID of zeros for the text: `(false, "000…")`.
+    Zeros,
+}
+
+/// A method or property.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub enum Member {
+    Method {
+        arguments: &'static [Argument],
+        /// What comes before return code and text, if anything does.
+        result: Option<Argument>,
+        filler: Filler,
+        handler: Handler,
+    },
+    Property {
+        signature: &'static str,
+        emits: Emits,
+        read: Read,
+        /// For a property that can be written.
+        set: Option<Handler>,
+    },
+}
+
+/// A member in one shape.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// The kind of interface that has it.
+    pub kind: Kind,
+    /// Its name.
+    pub name: &'static str,
+    /// First revision that has it in this shape.
+    pub first: u8,
+    /// Last one.
+    pub last: u8,
+    /// What it is.
+    pub member: Member,
+}
+
+impl Row {
+    /// Whether the interface has it.
+    pub fn is_in(&self, interface: Interface) -> bool {
+        self.kind == interface.kind && (self.first..=self.last).contains(&interface.revision)
+    }
+
+    /// Interfaces that have it.
+    pub fn interfaces(&self) -> impl Iterator<Item = Interface> + use<> {
+        let kind = self.kind;
+        (self.first..=self.last).map(move |revision| Interface { kind, revision })
+    }
+
+    /// All argument types of a method, or the type of a property.
+    pub fn signature(&self) -> String {
+        match self.member {
+            Member::Method { arguments, .. } => arguments.iter().map(|(_, signature)| *signature).collect(),
+            Member::Property { signature, .. } => signature.to_owned(),
+        }
+    }
+
+    /// Whether it is a property.
+    pub fn is_property(&self) -> bool {
+        matches!(self.member, Member::Property { .. })
+    }
+}
+
+/// What return code and text are called in every method.
+pub const STATUS: [Argument; 2] = [("return_code", "q"), ("return_string", "s")];
+
+const fn row(kind: Kind, name: &'static str, revisions: RangeInclusive<u8>, member: Member) -> Row {
+    Row { kind, name, first: *revisions.start(), last: *revisions.end(), member }
+}
+
+const fn method(
+    kind: Kind,
+    name: &'static str,
+    revisions: RangeInclusive<u8>,
+    arguments: &'static [Argument],
+    result: Argument,
+    handler: Handler,
+) -> Row {
+    row(kind, name, revisions, Member::Method { arguments, result: Some(result), filler: Filler::Plain, handler })
+}
+
+impl Row {
+    const fn fills_with_zeros(mut self) -> Row {
+        if let Member::Method { arguments, result, handler, .. } = self.member {
+            self.member = Member::Method { arguments, result, filler: Filler::Zeros, handler };
+        }
+        self
+    }
+
+    const fn without_result(mut self) -> Row {
+        if let Member::Method { arguments, filler, handler, .. } = self.member {
+            self.member = Member::Method { arguments, result: None, filler, handler };
+        }
+        self
+    }
+
+    const fn writable(mut self, set: Handler) -> Row {
+        if let Member::Property { signature, emits, read, .. } = self.member {
+            self.member = Member::Property { signature, emits, read, set: Some(set) };
+        }
+        self
+    }
+}
+
+const fn property(
+    name: &'static str,
+    revisions: RangeInclusive<u8>,
+    signature: &'static str,
+    emits: Emits,
+    read: Read,
+) -> Row {
+    let kind = match read {
+        Read::Manager(_) => Kind::Manager,
+        Read::Pool(_) => Kind::Pool,
+        Read::Filesystem(_) => Kind::Filesystem,
+        Read::Device(_) => Kind::Blockdev,
+    };
+    row(kind, name, revisions, Member::Property { signature, emits, read, set: None })
+}
+
+const fn pool(
+    name: &'static str,
+    revisions: RangeInclusive<u8>,
+    arguments: &'static [Argument],
+    result: &'static str,
+    handler: Handler,
+) -> Row {
+    method(Kind::Pool, name, revisions, arguments, ("results", result), handler)
+}
+
+const fn manager(
+    name: &'static str,
+    revisions: RangeInclusive<u8>,
+    arguments: &'static [Argument],
+    result: &'static str,
+    handler: Handler,
+) -> Row {
+    method(Kind::Manager, name, revisions, arguments, ("result", result), handler)
+}
+
+const ID: Argument = ("id", "s");
+const ID_TYPE: Argument = ("id_type", "s");
+const DEVICES: Argument = ("devices", "as");
+const KEY_DESC: Argument = ("key_desc", "s");
+const SLOT: Argument = ("token_slot", "(bu)");
+const LEGACY_KEY: Argument = ("key_desc", "(bs)");
+const LEGACY_CLEVIS: Argument = ("clevis_info", "(b(ss))");
+const UNLOCK: Argument = ("unlock_method", "(b(bu))");
+const STARTED: &str = "(b(oaoao))";
+
+use Emits::{Const, Invalidation, Nothing, Value as New};
+
+/// Every member of every interface.
+#[rustfmt::skip]
+pub static ROWS: &[Row] = &[
+    // ---- Manager ----
+    manager("ListKeys", ALL, &[], "as", methods::not_yet),
+    manager("SetKey", ALL, &[KEY_DESC, ("key_fd", "h")], "(bb)", methods::not_yet),
+    manager("UnsetKey", ALL, &[KEY_DESC], "b", methods::not_yet),
+    manager("CreatePool", 0..=4, &[("name", "s"), ("redundancy", "(bq)"), DEVICES, LEGACY_KEY, LEGACY_CLEVIS], "(b(oao))", methods::create_pool_r0),
+    manager("CreatePool", 5..=7, &[("name", "s"), DEVICES, LEGACY_KEY, LEGACY_CLEVIS], "(b(oao))", methods::create_pool_r5),
+    manager("CreatePool", 8..=9, &[("name", "s"), DEVICES, ("key_desc", "a((bu)s)"), ("clevis_info", "a((bu)ss)"), ("journal_size", "(bt)"), ("tag_spec", "(bs)"), ("allocate_superblock", "(bb)")], "(b(oao))", methods::create_pool_r8),
+    manager("DestroyPool", ALL, &[("pool", "o")], "(bs)", methods::destroy_pool),
+    manager("UnlockPool", 0..=1, &[("pool_uuid", "s"), ("unlock_method", "s")], "(bas)", methods::not_yet),
+    manager("StartPool", 2..=3, &[("pool_uuid", "s"), ("unlock_method", "(bs)")], STARTED, methods::not_yet),
+    manager("StartPool", 4..=7, &[ID, ID_TYPE, ("unlock_method", "(bs)")], STARTED, methods::not_yet),
+    manager("StartPool", 8..=8, &[ID, ID_TYPE, UNLOCK, ("key_fd", "(bh)")], STARTED, methods::not_yet),
+    manager("StartPool", 9..=9, &[ID, ID_TYPE, UNLOCK, ("key_fd", "(bh)"), ("remove_cache", "b")], STARTED, methods::not_yet),
+    manager("StopPool", 2..=5, &[("pool", "o")], "(bs)", methods::not_yet),
+    manager("StopPool", 6..=9, &[ID, ID_TYPE], "(bs)", methods::not_yet),
+    manager("RefreshState", 2..=9, &[], "", methods::not_yet).without_result(),
+    manager("EngineStateReport", ALL, &[], "s", methods::engine_state_report),
+    property("Version", ALL, "s", Const, Read::Manager(properties::version)),
+    property("LockedPools", 0..=1, "a{sa{sv}}", New, Read::Manager(properties::locked_pools)),
+    property("StoppedPools", 2..=7, "a{sa{sv}}", New, Read::Manager(properties::stopped_pools_r2)),
+    property("StoppedPools", 8..=9, "a{sa{sv}}", New, Read::Manager(properties::stopped_pools_r8)),
+
+    // ---- Report ----
+    method(Kind::Report, "GetReport", ALL, &[("name", "s")], ("result", "s"), methods::get_report),
+
+    // ---- pool ----
+    pool("CreateFilesystems", 0..=5, &[("specs", "a(s(bs))")], "(ba(os))", methods::create_filesystems_r0),
+    pool("CreateFilesystems", 6..=9, &[("specs", "a(s(bs)(bs))")], "(ba(os))", methods::create_filesystems_r6),
+    pool("DestroyFilesystems", ALL, &[("filesystems", "ao")], "(bas)", methods::destroy_filesystems),
+    method(Kind::Pool, "SnapshotFilesystem", ALL, &[("origin", "o"), ("snapshot_name", "s")], ("result", "(bo)"), methods::snapshot_filesystem),
+    pool("AddDataDevs", ALL, &[DEVICES], "(bao)", methods::add_data_devs),
+    pool("InitCache", ALL, &[DEVICES], "(bao)", methods::not_yet),
+    pool("AddCacheDevs", ALL, &[DEVICES], "(bao)", methods::not_yet),
+    method(Kind::Pool, "SetName", ALL, &[("name", "s")], ("result", "(bs)"), methods::rename_pool),
+    pool("BindClevis", 0..=7, &[("pin", "s"), ("json", "s")], "b", methods::not_yet),
+    pool("BindClevis", 8..=9, &[("pin", "s"), ("json", "s"), SLOT], "b", methods::not_yet),
+    pool("BindKeyring", 0..=7, &[KEY_DESC], "b", methods::not_yet),
+    pool("BindKeyring", 8..=9, &[KEY_DESC, SLOT], "b", methods::not_yet),
+    pool("RebindClevis", 0..=7, &[], "b", methods::not_yet),
+    pool("RebindClevis", 8..=9, &[SLOT], "b", methods::not_yet),
+    pool("RebindKeyring", 0..=7, &[KEY_DESC], "b", methods::not_yet),
+    pool("RebindKeyring", 8..=9, &[KEY_DESC, SLOT], "b", methods::not_yet),
+    pool("UnbindClevis", 0..=7, &[], "b", methods::not_yet),
+    pool("UnbindClevis", 8..=9, &[SLOT], "b", methods::not_yet),
+    pool("UnbindKeyring", 0..=7, &[], "b", methods::not_yet),
+    pool("UnbindKeyring", 8..=9, &[SLOT], "b", methods::not_yet),
+    pool("GrowPhysicalDevice", 3..=9, &[("dev", "s")], "b", methods::not_yet),
+    pool("Metadata", 7..=9, &[("current", "b")], "s", methods::not_yet),
+    pool("FilesystemMetadata", 7..=9, &[("fs_name", "(bs)"), ("current", "b")], "s", methods::not_yet),
+    pool("EncryptPool", 9..=9, &[("key_descs", "a((bu)s)"), ("clevis_infos", "a((bu)ss)")], "b", methods::not_yet),
+    pool("ReencryptPool", 9..=9, &[], "b", methods::not_yet),
+    pool("DecryptPool", 9..=9, &[], "b", methods::not_yet),
+    property("Uuid", ALL, "s", Const, Read::Pool(properties::pool_uuid)),
+    property("Name", ALL, "s", New, Read::Pool(properties::pool_name)),
+    property("Encrypted", 0..=8, "b", Const, Read::Pool(properties::encrypted)),
+    property("Encrypted", 9..=9, "b", New, Read::Pool(properties::encrypted)),
+    property("AvailableActions", ALL, "s", New, Read::Pool(properties::available_actions)),
+    property("KeyDescription", 0..=7, "(b(bs))", New, Read::Pool(properties::key_description)),
+    property("ClevisInfo", 0..=7, "(b(b(ss)))", New, Read::Pool(properties::clevis_info)),
+    property("HasCache", ALL, "b", New, Read::Pool(properties::has_cache)),
+    property("TotalPhysicalSize", ALL, "s", New, Read::Pool(properties::pool_total)),
+    property("TotalPhysicalUsed", ALL, "(bs)", New, Read::Pool(properties::pool_used)),
+    property("AllocatedSize", ALL, "s", New, Read::Pool(properties::allocated)),
+    property("FsLimit", 1..=9, "t", New, Read::Pool(properties::fs_limit)).writable(methods::not_yet),
+    property("Overprovisioning", 1..=9, "b", New, Read::Pool(properties::overprovisioning)).writable(methods::not_yet),
+    property("NoAllocSpace", 1..=9, "b", New, Read::Pool(properties::no_alloc_space)),
+    property("KeyDescriptions", 8..=9, "v", New, Read::Pool(properties::key_descriptions)),
+    property("ClevisInfos", 8..=9, "v", New, Read::Pool(properties::clevis_infos)),
+    property("FreeTokenSlots", 8..=9, "(by)", New, Read::Pool(properties::free_token_slots)),
+    property("VolumeKeyLoaded", 8..=9, "v", Nothing, Read::Pool(properties::volume_key_loaded)),
+    property("MetadataVersion", 8..=9, "t", Const, Read::Pool(properties::metadata_version)),
+    property("LastReencryptedTimestamp", 9..=9, "(bs)", New, Read::Pool(properties::last_reencrypted)),
+
+    // ---- filesystem ----
+    method(Kind::Filesystem, "SetName", ALL, &[("name", "s")], ("result", "(bs)"), methods::rename_filesystem).fills_with_zeros(),
+    property("Uuid", ALL, "s", Const, Read::Filesystem(properties::filesystem_uuid)),
+    property("Name", ALL, "s", New, Read::Filesystem(properties::filesystem_name)),
+    property("Devnode", ALL, "s", Invalidation, Read::Filesystem(properties::filesystem_node)),
+    property("Pool", ALL, "o", Const, Read::Filesystem(properties::filesystem_pool)),
+    property("Created", ALL, "s", Const, Read::Filesystem(properties::created)),
+    property("Size", ALL, "s", New, Read::Filesystem(properties::filesystem_size)),
+    property("Used", ALL, "(bs)", New, Read::Filesystem(properties::filesystem_used)),
+    property("SizeLimit", 6..=9, "(bs)", New, Read::Filesystem(properties::size_limit)).writable(methods::not_yet),
+    property("Origin", 7..=9, "(bs)", New, Read::Filesystem(properties::origin)),
+    property("MergeScheduled", 7..=9, "b", New, Read::Filesystem(properties::merge_scheduled)).writable(methods::not_yet),
+
+    // ---- blockdev ----
+    method(Kind::Blockdev, "SetUserInfo", 0..=2, &[("id", "(bs)")], ("changed", "(bs)"), methods::set_user_info).fills_with_zeros(),
+    property("Uuid", ALL, "s", Const, Read::Device(properties::device_uuid)),
+    property("Devnode", ALL, "s", Const, Read::Device(properties::device_node)),
+    property("PhysicalPath", ALL, "s", Const, Read::Device(properties::physical_path)),
+    property("HardwareInfo", ALL, "(bs)", Const, Read::Device(properties::hardware_info)),
+    property("UserInfo", 0..=2, "(bs)", Nothing, Read::Device(properties::user_info)),
+    property("UserInfo", 3..=9, "(bs)", New, Read::Device(properties::user_info)).writable(methods::set_user_info),
+    property("InitializationTime", ALL, "t", Const, Read::Device(properties::initialization_time)),
+    property("Pool", ALL, "o", Const, Read::Device(properties::device_pool)),
+    property("Tier", ALL, "q", Nothing, Read::Device(properties::tier)),
+    property("TotalPhysicalSize", ALL, "s", New, Read::Device(properties::device_size)),
+    property("NewPhysicalSize", 3..=9, "(bs)", New, Read::Device(properties::new_size)),
+];
+
+/// The method of that name in the interface.
+pub fn find_method(interface: Interface, name: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.name == name && !row.is_property() && row.is_in(interface))
+}
+
+/// The property of that name in the interface.
+pub fn find_property(interface: Interface, name: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.name == name && row.is_property() && row.is_in(interface))
+}
+
+/// All properties of a kind, in all shapes.
+pub fn properties(kind: Kind) -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().filter(move |row| row.kind == kind && row.is_property())
+}
+
+/// What a property belongs to, as the functions that compute it want it.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub enum Subject<'a> {
+    Manager(&'a view::View),
+    Pool(&'a view::Pool),
+    Filesystem(&'a FilesystemObject),
+    Device(&'a DeviceObject),
+}
+
+/// The value of a property. `None` for a row that is no property of the subject's kind; and for one that panics, which
+/// is logged and leaves out just that property.
+pub fn value(row: &Row, subject: Subject<'_>) -> Option<Value> {
+    let Member::Property { read, .. } = row.member else { return None };
+    let compute = AssertUnwindSafe(|| match (read, subject) {
+        (Read::Manager(read), Subject::Manager(view)) => Some(read(view)),
+        (Read::Pool(read), Subject::Pool(pool)) => Some(read(pool)),
+        (Read::Filesystem(read), Subject::Filesystem(filesystem)) => Some(read(filesystem)),
+        (Read::Device(read), Subject::Device(device)) => Some(read(device)),
+        _ => None,
+    });
+    std::panic::catch_unwind(compute).unwrap_or_else(|_| {
+        log::error!("property {} of {} could not be computed and is left out: it panicked", row.name, row.kind.word());
+        None
+    })
+}

@@ -1,0 +1,371 @@
+//! From change to signals: what is sent, in which order, and that what is kept as bytes is what would be built anew.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{
+    device_id, entry, filesystem_id, is, name, pool, pool_id, shown, tree, uuid, values, with_device, with_filesystem,
+};
+use crate::{
+    bus::{
+        changes::{Signal, apply},
+        message::{self, Envelope},
+        table::{self, ALL, Emits, Interface, Kind, Member},
+        tree::{ADDED_SIGNATURE, Id, Object, Tree},
+        wire::Value,
+    },
+    engine::units::Sectors,
+    view::{Availability, Change, Encryption, Features, Pool, Stopped, StoppedPool},
+};
+
+fn sent(signals: &[Signal]) -> Vec<String> {
+    signals.iter().flat_map(Signal::messages).map(|message| shown(message.unwrap())).collect()
+}
+
+/// Only path and member of the signals.
+fn heads(signals: &[Signal]) -> Vec<String> {
+    let head = |text: String| text.split(' ').take(3).collect::<Vec<_>>().join(" ");
+    sent(signals).into_iter().map(head).collect()
+}
+
+/// The signals of one change from a state to another.
+fn step(before: &Tree, change: Change) -> (Tree, Vec<String>) {
+    let (after, signals) = apply(before, vec![change]);
+    (after, sent(&signals))
+}
+
+fn revisions(kind: &str, revisions: std::ops::RangeInclusive<u8>, path: &str, rest: &str) -> Vec<String> {
+    revisions.map(|revision| format!("{path} PropertiesChanged '{kind}.r{revision}' {rest}")).collect()
+}
+
+#[test]
+fn new_pool_is_announced_pool_first_then_filesystems_then_devices() {
+    let new = with_filesystem(with_filesystem(with_device(pool(1, "p"), 7), 3), 4);
+    let (tree, signals) = apply(&Tree::default(), vec![is(&new)]);
+    let paths: Vec<_> = (0..5).map(|n| format!("~ InterfacesAdded ~/{n}")).collect();
+    assert_eq!(heads(&signals), paths);
+    assert_eq!(tree.path(Id::Pool(pool_id(1))), "/org/storage/stratis3/0");
+    assert_eq!(tree.path(Id::Filesystem(pool_id(1), filesystem_id(4))), "/org/storage/stratis3/2");
+    assert_eq!(tree.path(Id::Device(pool_id(1), device_id(7))), "/org/storage/stratis3/3");
+    assert_eq!(tree.version, 1);
+}
+
+#[test]
+fn added_object_comes_with_all_interfaces_and_properties_in_one_signal() {
+    let (_, signals) = apply(&Tree::default(), vec![is(&pool(1, "p"))]);
+    let messages: Vec<_> = signals[0].messages();
+    assert_eq!(messages.len(), 1);
+    let arguments = values(&messages[0].as_ref().unwrap().message);
+    let Value::Dict(_, interfaces) = &arguments[1] else { panic!("{arguments:?}") };
+    assert_eq!(interfaces.len(), ALL.count());
+    for revision in ALL {
+        let interface = Interface { kind: Kind::Pool, revision };
+        let Value::Dict(_, properties) = entry(&arguments[1], &interface.name()) else { panic!() };
+        let expected: Vec<_> = table::properties(Kind::Pool).filter(|row| row.is_in(interface)).collect();
+        assert_eq!(properties.len(), expected.len());
+        for row in expected {
+            let Value::Variant(value) = entry(entry(&arguments[1], &interface.name()), row.name) else { panic!() };
+            assert_eq!(value.signature(), row.signature(), "{}", row.name);
+        }
+    }
+}
+
+#[test]
+fn gone_pool_takes_filesystems_and_devices_before_itself_and_numbers_are_not_used_again() {
+    let before = tree(vec![is(&with_filesystem(pool(1, "p"), 3))]);
+    let (after, signals) = step(&before, Change::PoolGone(pool_id(1)));
+    let interfaces = |kind: &str| ALL.map(|r| format!("'{kind}.r{r}'")).collect::<Vec<_>>().join(" ");
+    assert_eq!(
+        signals,
+        [
+            format!("~ InterfacesRemoved ~/1 [{}]", interfaces("filesystem")),
+            format!("~ InterfacesRemoved ~/2 [{}]", interfaces("blockdev")),
+            format!("~ InterfacesRemoved ~/0 [{}]", interfaces("pool")),
+        ]
+    );
+    assert_eq!(after.objects().count(), 0);
+    let (_, signals) = apply(&after, vec![is(&pool(1, "p"))]);
+    assert_eq!(heads(&signals), ["~ InterfacesAdded ~/3", "~ InterfacesAdded ~/4"]);
+}
+
+#[test]
+fn renamed_pool_invalidates_the_links_of_its_filesystems() {
+    let old = with_filesystem(pool(1, "p"), 3);
+    let before = tree(vec![is(&old)]);
+    let new = Pool { name: name("q"), ..with_filesystem(old, 4) };
+    let (after, signals) = step(&before, is(&new));
+    let mut expected = revisions("pool", ALL, "~/0", "{'Name'='q'} []");
+    expected.extend(revisions("filesystem", ALL, "~/1", "{} ['Devnode']"));
+    assert!(signals[0].starts_with("~ InterfacesAdded ~/3 "));
+    assert_eq!(signals[1..], expected);
+    let link = table::value(
+        table::find_property(Interface { kind: Kind::Filesystem, revision: 0 }, "Devnode").unwrap(),
+        after.at("/org/storage/stratis3/1").unwrap().state.subject(),
+    );
+    assert_eq!(link, Some(Value::str("/dev/stratis/q/fs3")));
+}
+
+#[test]
+fn all_changes_of_an_interface_are_in_one_signal_and_only_where_it_has_the_property() {
+    let old = pool(1, "p");
+    let before = tree(vec![is(&old)]);
+    let new = Pool { allocated: Sectors(5), no_alloc_space: true, ..old };
+    let (_, signals) = step(&before, is(&new));
+    let mut expected = revisions("pool", 0..=0, "~/0", "{'AllocatedSize'='2560'} []");
+    expected.extend(revisions("pool", 1..=9, "~/0", "{'AllocatedSize'='2560' 'NoAllocSpace'=true} []"));
+    assert_eq!(signals, expected);
+}
+
+#[test]
+fn renamed_filesystem_sends_its_name_and_invalidates_its_link() {
+    let mut new = with_filesystem(pool(1, "p"), 3);
+    let before = tree(vec![is(&new)]);
+    let filesystem = Arc::make_mut(new.filesystems.get_mut(&filesystem_id(3)).unwrap());
+    filesystem.name = name("other");
+    let (_, signals) = step(&before, is(&new));
+    assert_eq!(signals, revisions("filesystem", ALL, "~/1", "{'Name'='other'} ['Devnode']"));
+}
+
+#[test]
+fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
+    let old = pool(1, "p");
+    let before = tree(vec![is(&old)]);
+    let encryption = Encryption { keys: vec![(1, "k".into())], clevis: vec![], consistent: true };
+    let new = Pool { volume_key_loaded: true, encryption: Some(encryption), ..old };
+    let (after, signals) = step(&before, is(&new));
+    let mut expected = revisions("pool", 0..=7, "~/0", "{'KeyDescription'=(true (true 'k'))} []");
+    let slots = "'KeyDescriptions'=[(1 'k')] 'ClevisInfos'=[] 'FreeTokenSlots'=(true 14)";
+    expected.extend(revisions("pool", 8..=8, "~/0", &format!("{{{slots}}} []")));
+    expected.extend(revisions("pool", 9..=9, "~/0", &format!("{{'Encrypted'=true {slots}}} []")));
+    assert_eq!(signals, expected);
+    let all = after.at("/org/storage/stratis3/0").unwrap().entry.all(8);
+    let message = message::message(Envelope::Signal { path: "/", interface: "a.b", member: "C" }, "a{sv}", &all.bytes);
+    let properties = &values(&message.unwrap().message)[0];
+    assert_eq!(entry(properties, "Encrypted"), &Value::variant(Value::Bool(true)));
+    assert_eq!(entry(properties, "VolumeKeyLoaded"), &Value::variant(Value::variant(Value::Bool(true))));
+}
+
+#[test]
+fn user_info_is_signalled_from_r3_on() {
+    let mut new = pool(1, "p");
+    let before = tree(vec![is(&new)]);
+    Arc::make_mut(new.devices.get_mut(&device_id(1000)).unwrap()).user_info = Some("here".into());
+    let (_, signals) = step(&before, is(&new));
+    assert_eq!(signals, revisions("blockdev", 3..=9, "~/1", "{'UserInfo'=(true 'here')} []"));
+}
+
+#[test]
+fn same_state_again_sends_nothing() {
+    let state = with_filesystem(pool(1, "p"), 3);
+    let before = tree(vec![is(&state)]);
+    let (after, signals) = step(&before, is(&state));
+    assert_eq!(signals, [""; 0]);
+    assert_eq!(after.version, before.version + 1);
+    assert_eq!(step(&before, Change::PoolGone(pool_id(9))).1, [""; 0]);
+}
+
+#[test]
+fn several_changes_are_one_version_removals_first() {
+    let (a, b) = (with_filesystem(pool(1, "a"), 3), pool(2, "b"));
+    let before = tree(vec![is(&a), is(&b)]);
+    let full = Pool { availability: Availability::NoRequests, ..b.clone() };
+    let (after, signals) = apply(&before, vec![is(&full), is(&b), is(&pool(3, "c")), Change::PoolGone(pool_id(1))]);
+    assert_eq!(
+        heads(&signals),
+        [
+            "~ InterfacesRemoved ~/1",
+            "~ InterfacesRemoved ~/2",
+            "~ InterfacesRemoved ~/0",
+            "~ InterfacesAdded ~/5",
+            "~ InterfacesAdded ~/6",
+        ]
+    );
+    assert_eq!(after.version, before.version + 1);
+}
+
+#[test]
+fn pool_that_goes_and_comes_back_gets_new_objects() {
+    let state = pool(1, "p");
+    let before = tree(vec![is(&state)]);
+    let (after, signals) = apply(&before, vec![Change::PoolGone(pool_id(1)), is(&state)]);
+    assert_eq!(
+        heads(&signals),
+        ["~ InterfacesRemoved ~/1", "~ InterfacesRemoved ~/0", "~ InterfacesAdded ~/2", "~ InterfacesAdded ~/3"]
+    );
+    assert!(after.at("/org/storage/stratis3/0").is_none());
+}
+
+fn stopped(version: u64, pools: Vec<StoppedPool>) -> Change {
+    Change::Stopped(Arc::new(Stopped { version, pools }))
+}
+
+fn stopped_pool() -> StoppedPool {
+    StoppedPool {
+        uuid: uuid(8),
+        name: Some(name("s")),
+        devices: vec![("/dev/x".into(), uuid(9))],
+        metadata_version: Some(1),
+        features: None,
+        encryption: Some(Encryption { keys: vec![(1, "k".into())], clevis: vec![], consistent: true }),
+        partial: false,
+    }
+}
+
+#[test]
+fn stopped_pools_are_signalled_in_the_form_of_each_revision() {
+    let (tree, signals) = step(&Tree::default(), stopped(1, vec![stopped_pool()]));
+    let uuid = "00000000000000000000000000000008";
+    let device = "{'devnode'='/dev/x' 'uuid'='00000000000000000000000000000009'}";
+    let base = format!(
+        "'devs'=[{device}] 'name'='s' 'key_description'=(true (true 'k')) 'clevis_info'=(true (false ('' '')))"
+    );
+    let more = "'metadata_version'=(true 1) 'features'=(false {})";
+    let mut expected = revisions("Manager", 0..=1, "~", &format!("{{'LockedPools'={{'{uuid}'={{{base}}}}}}} []"));
+    expected.extend(revisions("Manager", 2..=7, "~", &format!("{{'StoppedPools'={{'{uuid}'={{{base}}}}}}} []")));
+    expected.extend(revisions("Manager", 8..=9, "~", &format!("{{'StoppedPools'={{'{uuid}'={{{base} {more}}}}}}} []")));
+    assert_eq!(signals, expected);
+
+    // An unencrypted one is no locked pool, and tells its features.
+    let features = Features { encryption: false, key_description: false, clevis: true };
+    let open = StoppedPool { encryption: None, features: Some(features), partial: true, ..stopped_pool() };
+    let (_, signals) = step(&tree, stopped(2, vec![open]));
+    assert!(signals[0].ends_with("{'LockedPools'={}} []"), "{}", signals[0]);
+    assert!(signals[9].ends_with("'features'=(true {'clevis_present'=true})}}} []"), "{}", signals[9]);
+    assert!(!signals[9].contains("key_description"), "{}", signals[9]);
+}
+
+#[test]
+fn older_list_of_stopped_pools_is_ignored() {
+    let newer = tree(vec![stopped(5, vec![stopped_pool()])]);
+    let (after, signals) = step(&newer, stopped(4, vec![]));
+    assert_eq!(signals, [""; 0]);
+    assert_eq!(after.view.stopped.version, 5);
+}
+
+/// A change that is made to a small pool.
+#[derive(Debug, Clone)]
+enum Edit {
+    Rename(u8),
+    Filesystem(u64, u64),
+    NoFilesystem(u64),
+    Device(u64, Option<String>),
+    Total(u64),
+    Stop,
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    prop_oneof![
+        any::<u8>().prop_map(Edit::Rename),
+        (0..6u64, 1..4u64).prop_map(|(n, size)| Edit::Filesystem(n, size)),
+        (0..6u64).prop_map(Edit::NoFilesystem),
+        (0..3u64, prop::option::of("[a-z]{1,3}")).prop_map(|(n, info)| Edit::Device(n, info)),
+        (1..5u64).prop_map(Edit::Total),
+        Just(Edit::Stop),
+    ]
+}
+
+fn edited(pool: Pool, edit: &Edit) -> Pool {
+    match edit {
+        Edit::Rename(n) => Pool { name: name(&format!("p{n}")), ..pool },
+        Edit::Filesystem(n, size) => {
+            let mut filesystem = super::filesystem(*n);
+            filesystem.size = Sectors(size << 21);
+            let mut pool = pool;
+            pool.filesystems.insert(filesystem.uuid, Arc::new(filesystem));
+            pool
+        }
+        Edit::NoFilesystem(n) => Pool { filesystems: pool.filesystems.without(&filesystem_id(*n)), ..pool },
+        Edit::Device(n, info) => {
+            let mut pool = with_device(pool, *n);
+            Arc::make_mut(pool.devices.get_mut(&device_id(*n)).unwrap()).user_info = info.clone();
+            pool
+        }
+        Edit::Total(n) => Pool { total: Sectors(*n), ..pool },
+        Edit::Stop => pool,
+    }
+}
+
+/// A client that knows the tree from signals alone: path, interface, property.
+type Heard = std::collections::BTreeMap<(String, String, String), Option<Value>>;
+
+fn hear(heard: &mut Heard, signal: &Signal) {
+    for message in signal.messages() {
+        let message = message.unwrap().message;
+        let (path, arguments) = (message.path().unwrap().to_string(), values(&message));
+        match (&*message.member().unwrap(), &arguments[..]) {
+            ("InterfacesAdded", [Value::Path(path), Value::Dict(_, interfaces)]) => {
+                for (interface, properties) in interfaces {
+                    let (Value::Str(interface), Value::Dict(_, properties)) = (interface, properties) else { panic!() };
+                    for (property, value) in properties {
+                        let Value::Str(property) = property else { panic!() };
+                        let key = (path.clone(), interface.clone(), property.clone());
+                        assert!(heard.insert(key, Some(value.clone())).is_none(), "announced twice");
+                    }
+                }
+            }
+            ("InterfacesRemoved", [Value::Path(path), _]) => {
+                let before = heard.len();
+                heard.retain(|(known, ..), _| known != path);
+                assert!(heard.len() < before, "{path} was not known");
+            }
+            ("PropertiesChanged", [Value::Str(interface), Value::Dict(_, changed), Value::Array(_, invalid)]) => {
+                let key = |name: &Value| match name {
+                    Value::Str(name) => (path.clone(), interface.clone(), name.clone()),
+                    other => panic!("{other:?}"),
+                };
+                for (name, value) in changed {
+                    let before = heard.insert(key(name), Some(value.clone()));
+                    assert!(before.is_some_and(|before| before.as_ref() != Some(value)), "no change: {name:?}");
+                }
+                invalid.iter().for_each(|name| drop(heard.insert(key(name), None)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+proptest! {
+    /// P4 as a whole: who follows the signals knows exactly the published properties, and no signal says what is known.
+    #[test]
+    fn signals_tell_all_and_nothing_else(edits in prop::collection::vec(edit(), 1..12)) {
+        let mut tree = Tree::default();
+        let mut heard = Heard::new();
+        let mut running: Option<Pool> = None;
+        for edit in &edits {
+            let change = match (edit, running.take()) {
+                (Edit::Stop, _) => Change::PoolGone(pool_id(1)),
+                (edit, before) => is(running.insert(edited(before.unwrap_or_else(|| pool(1, "p")), edit))),
+            };
+            let (after, signals) = apply(&tree, vec![change]);
+            signals.iter().for_each(|signal| hear(&mut heard, signal));
+            tree = after;
+            let mut published = Heard::new();
+            for object in tree.objects() {
+                // The bytes that are kept are what would be built anew.
+                let fresh = Object::new(Arc::clone(&object.path), object.state.clone());
+                prop_assert_eq!(&object.entry, &fresh.entry);
+                hear(&mut published, &Signal::Added(Arc::clone(object)));
+            }
+            let signalled = |(_, interface, property): &(String, String, String)| {
+                let interface = Interface::parse(interface).unwrap();
+                let row = table::find_property(interface, property).unwrap();
+                matches!(row.member, Member::Property { emits: Emits::Value | Emits::Const, .. })
+            };
+            prop_assert!(heard.keys().eq(published.keys()));
+            for (key, value) in &published {
+                prop_assert!(!signalled(key) || heard.get(key) == Some(value), "{key:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn entry_is_accepted_by_libdbus_for_every_kind() {
+    let tree = tree(vec![is(&with_filesystem(pool(1, "p"), 3))]);
+    for object in tree.objects() {
+        let envelope = Envelope::Signal { path: "/", interface: "a.b", member: "C" };
+        let message = message::message(envelope, ADDED_SIGNATURE, object.entry.added()).unwrap();
+        assert_eq!(values(&message.message)[0], Value::Path(object.path.to_string()));
+    }
+}

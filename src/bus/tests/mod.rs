@@ -1,0 +1,161 @@
+//! Tests of the bus, and the hand-made states that they use.
+
+mod changes;
+mod private_bus;
+mod requests;
+mod table;
+mod wire;
+
+use std::sync::Arc;
+
+use dbus::Message;
+
+use crate::{
+    bus::{
+        message::{self, Outgoing},
+        tree::Tree,
+        wire::{Types, Value},
+    },
+    engine::{
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        units::{Bytes, Sectors},
+    },
+    view::{Availability, Change, Device, Filesystem, Pool, Tier},
+};
+
+/// A UUID that is `n` in its last digits.
+fn uuid<T: std::str::FromStr<Err: std::fmt::Debug>>(n: u64) -> T {
+    format!("{n:032x}").parse().unwrap()
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// An unencrypted pool of version 2 with one device and no filesystem.
+fn pool(n: u64, text: &str) -> Pool {
+    let pool = Pool {
+        uuid: uuid(n),
+        name: name(text),
+        metadata_version: 2,
+        encryption: None,
+        volume_key_loaded: false,
+        last_reencrypt: None,
+        availability: Availability::Full,
+        has_cache: false,
+        fs_limit: 100,
+        overprovisioning: true,
+        no_alloc_space: false,
+        total: Sectors(2_000_000),
+        allocated: Sectors(1_000_000),
+        used: Some(Sectors(4_000)),
+        filesystems: Default::default(),
+        devices: Default::default(),
+    };
+    with_device(pool, n * 1000)
+}
+
+fn with_device(mut pool: Pool, n: u64) -> Pool {
+    let device = Device {
+        uuid: uuid(n),
+        tier: Tier::Data,
+        node: format!("/dev/d{n}").into(),
+        physical: format!("/dev/d{n}").into(),
+        hardware_info: Some("wwn-1".into()),
+        user_info: None,
+        initialized: 1_795_227_291,
+        size: Sectors(2_000_000),
+        new_size: None,
+    };
+    pool.devices.insert(device.uuid, Arc::new(device));
+    pool
+}
+
+fn filesystem(n: u64) -> Filesystem {
+    Filesystem {
+        uuid: uuid(n),
+        name: name(&format!("fs{n}")),
+        created: 1_795_227_303,
+        size: Sectors(1 << 21),
+        used: Some(Bytes(123)),
+        size_limit: None,
+        origin: None,
+        merge_scheduled: false,
+    }
+}
+
+fn with_filesystem(mut pool: Pool, n: u64) -> Pool {
+    pool.filesystems.insert(uuid(n), Arc::new(filesystem(n)));
+    pool
+}
+
+fn is(pool: &Pool) -> Change {
+    Change::Pool(Arc::new(pool.clone()))
+}
+
+fn pool_id(n: u64) -> PoolUuid {
+    uuid(n)
+}
+
+fn device_id(n: u64) -> DevUuid {
+    uuid(n)
+}
+
+fn filesystem_id(n: u64) -> FsUuid {
+    uuid(n)
+}
+
+/// The tree after these changes, from nothing.
+fn tree(changes: Vec<Change>) -> Tree {
+    super::changes::apply(&Tree::default(), changes).0
+}
+
+/// All arguments of a message, read back by libdbus.
+fn values(message: &Message) -> Vec<Value> {
+    let mut iter = message.iter_init();
+    let mut signature = String::new();
+    while iter.arg_type() != dbus::arg::ArgType::Invalid {
+        signature.push_str(&iter.signature());
+        iter.next();
+    }
+    message::arguments(message, Types(signature.leak())).unwrap()
+}
+
+/// As a monitor would print a signal: path, member, arguments.
+fn shown(outgoing: Outgoing) -> String {
+    let message = outgoing.message;
+    let (path, member) = (message.path().unwrap(), message.member().unwrap());
+    let short = |text: &str| text.replace("org.storage.stratis3.", "").replace("/org/storage/stratis3", "~");
+    let arguments: Vec<String> = values(&message).iter().map(plain).collect();
+    short(&format!("{path} {member} {}", arguments.join(" ")))
+}
+
+/// A value in few characters: containers in their brackets, variants without any.
+fn plain(value: &Value) -> String {
+    let list = |values: &[Value]| values.iter().map(plain).collect::<Vec<_>>().join(" ");
+    match value {
+        Value::Byte(v) => v.to_string(),
+        Value::Bool(v) => v.to_string(),
+        Value::U16(v) => v.to_string(),
+        Value::U32(v) => v.to_string(),
+        Value::U64(v) => v.to_string(),
+        Value::Str(v) => format!("'{v}'"),
+        Value::Path(v) => v.clone(),
+        Value::Descriptor(_) => "descriptor".into(),
+        Value::Array(_, values) => format!("[{}]", list(values)),
+        Value::Struct(values) => format!("({})", list(values)),
+        Value::Variant(inner) => plain(inner),
+        Value::Dict(_, entries) => {
+            let entries: Vec<_> = entries.iter().map(|(k, v)| format!("{}={}", plain(k), plain(v))).collect();
+            format!("{{{}}}", entries.join(" "))
+        }
+    }
+}
+
+/// The entry of a dict with text or path keys.
+fn entry<'a>(dict: &'a Value, key: &str) -> &'a Value {
+    let Value::Dict(_, entries) = dict else { panic!("{dict:?} is no dict") };
+    let found = entries.iter().find(|(k, _)| matches!(k, Value::Str(k) | Value::Path(k) if k == key));
+    &found.unwrap_or_else(|| panic!("{dict:?} has no {key}")).1
+}

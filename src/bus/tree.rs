@@ -1,0 +1,258 @@
+//! The published tree: one immutable version of everything that can be read on the bus.
+//!
+//! The tree writer makes a new version from the last one and swaps it in; readers keep the version that they began with.
+//! Versions share what did not change. What is expensive to build of an object, its entry in GetManagedObjects, is kept
+//! with it as bytes, so that one change costs one object.
+//! Knows nothing of the connection, of signals, or where changes come from.
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use crate::{
+    bus::{
+        properties::{DeviceObject, FilesystemObject},
+        table::{self, ALL, Interface, Kind, Member, REVISIONS, Subject},
+        wire::{Body, Marshaller},
+    },
+    engine::ids::{DevUuid, FsUuid, PoolUuid},
+    view::{Pool, View},
+};
+
+/// Path of the object that has Manager and Report; all others lie directly below it.
+pub const TOP: &str = "/org/storage/stratis3";
+
+/// What an object stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)]
+pub enum Id {
+    Pool(PoolUuid),
+    Filesystem(PoolUuid, FsUuid),
+    Device(PoolUuid, DevUuid),
+}
+
+/// The state of an object's subject in one version.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum State {
+    Pool(Arc<Pool>),
+    Filesystem(FilesystemObject),
+    Device(DeviceObject),
+}
+
+impl State {
+    /// The kind of the object's interface.
+    pub fn kind(&self) -> Kind {
+        match self {
+            State::Pool(_) => Kind::Pool,
+            State::Filesystem(_) => Kind::Filesystem,
+            State::Device(_) => Kind::Blockdev,
+        }
+    }
+
+    /// What it stands for.
+    pub fn id(&self) -> Id {
+        match self {
+            State::Pool(pool) => Id::Pool(pool.uuid),
+            State::Filesystem(object) => Id::Filesystem(object.pool, object.filesystem.uuid),
+            State::Device(object) => Id::Device(object.pool, object.device.uuid),
+        }
+    }
+
+    /// As the properties' functions want it.
+    pub fn subject(&self) -> Subject<'_> {
+        match self {
+            State::Pool(pool) => Subject::Pool(pool),
+            State::Filesystem(object) => Subject::Filesystem(object),
+            State::Device(object) => Subject::Device(object),
+        }
+    }
+}
+
+/// An object in one version.
+#[derive(Debug)]
+pub struct Object {
+    /// Its path.
+    pub path: Arc<str>,
+    /// Its subject.
+    pub state: State,
+    /// What is kept in bytes.
+    pub entry: Entry,
+}
+
+impl Object {
+    /// The object of that path and state.
+    pub fn new(path: Arc<str>, state: State) -> Object {
+        let entry = Entry::build(&path, state.kind(), state.subject());
+        Object { path, state, entry }
+    }
+}
+
+/// An object's entry in GetManagedObjects: path and `a{sa{sv}}`. It is at the same time the body of its
+/// InterfacesAdded signal, and contains the answers to GetAll.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    bytes: Box<[u8]>,
+    /// Where the `{sv}` entries of each revision lie.
+    properties: [(u32, u32); REVISIONS],
+}
+
+/// Signature of [`Entry::added`].
+pub const ADDED_SIGNATURE: &str = "oa{sa{sv}}";
+
+impl Entry {
+    fn build(path: &str, kind: Kind, subject: Subject<'_>) -> Entry {
+        // Each value is computed and marshalled once and copied to the revisions that have it.
+        let values: Vec<_> = table::properties(kind)
+            .filter_map(|row| {
+                let value = table::value(row, subject)?;
+                let mut m = Marshaller::default();
+                m.str(row.name);
+                m.signature(&value.signature());
+                m.value(&value);
+                Some((row, m.finish()))
+            })
+            .collect();
+        let mut properties = [(0, 0); REVISIONS];
+        let mut m = Marshaller::default();
+        m.str(path);
+        m.array("{sa{sv}}", |m| {
+            for (revision, place) in ALL.zip(&mut properties) {
+                let interface = Interface { kind, revision };
+                m.align(8);
+                m.str(&interface.name());
+                m.array("{sv}", |m| {
+                    let start = m.position();
+                    values.iter().filter(|(row, _)| row.is_in(interface)).for_each(|(_, bytes)| m.marshalled(bytes));
+                    *place = (start as u32, m.position() as u32);
+                });
+            }
+        });
+        Entry { bytes: m.finish().into(), properties }
+    }
+
+    /// The arguments of InterfacesAdded, of signature [`ADDED_SIGNATURE`].
+    pub fn added(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The answer to GetAll for a revision.
+    pub fn all(&self, revision: u8) -> Body {
+        let mut m = Marshaller::default();
+        if let Some((start, end)) = self.properties.get(usize::from(revision)) {
+            m.array("{sv}", |m| m.marshalled(&self.bytes[*start as usize..*end as usize]));
+        }
+        Body { signature: "a{sv}".into(), bytes: m.finish() }
+    }
+}
+
+/// The answer to GetAll for an interface whose object has no [`Entry`].
+pub fn all_properties(interface: Interface, subject: Subject<'_>) -> Body {
+    let mut m = Marshaller::default();
+    m.array("{sv}", |m| {
+        for row in table::properties(interface.kind).filter(|row| row.is_in(interface)) {
+            if let (Some(value), Member::Property { .. }) = (table::value(row, subject), row.member) {
+                m.align(8);
+                m.str(row.name);
+                m.signature(&value.signature());
+                m.value(&value);
+            }
+        }
+    });
+    Body { signature: "a{sv}".into(), bytes: m.finish() }
+}
+
+/// One version of all objects on the bus.
+#[derive(Debug, Clone, Default)]
+pub struct Tree {
+    /// Counts the versions.
+    pub version: u64,
+    /// What the objects show.
+    pub view: View,
+    /// By the number in their paths.
+    objects: OrdMap<u64, Arc<Object>>,
+    numbers: OrdMap<Id, u64>,
+    /// The next number; none is ever given out twice.
+    next: u64,
+}
+
+impl Tree {
+    /// All objects, in the order in which they got their paths.
+    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values()
+    }
+
+    /// The object of a path.
+    pub fn at(&self, path: &str) -> Option<&Arc<Object>> {
+        let digits = path.strip_prefix(TOP)?.strip_prefix('/')?;
+        let number: u64 = digits.parse().ok()?;
+        // `+1` and `01` are numbers too, but no paths of ours.
+        self.objects.get(&number).filter(|object| &*object.path == path)
+    }
+
+    /// The object that stands for something.
+    pub fn of(&self, id: Id) -> Option<&Arc<Object>> {
+        self.objects.get(self.numbers.get(&id)?)
+    }
+
+    /// The path of what an operation has made; `/` for what is gone again.
+    pub fn path(&self, id: Id) -> String {
+        self.of(id).map_or("/", |object| &object.path).to_owned()
+    }
+
+    /// Gives out a path for a new object.
+    pub(super) fn add(&mut self, state: State) -> Arc<Object> {
+        let number = self.next;
+        self.next += 1;
+        let path: Arc<str> = format!("{TOP}/{number}").into();
+        self.numbers.insert(state.id(), number);
+        let object = Arc::new(Object::new(path, state));
+        self.objects.insert(number, Arc::clone(&object));
+        object
+    }
+
+    /// Gives an object another state; its path stays. Gives the object before and after.
+    pub(super) fn change(&mut self, state: State) -> Option<(Arc<Object>, Arc<Object>)> {
+        let number = *self.numbers.get(&state.id())?;
+        let place = self.objects.get_mut(&number)?;
+        let object = Arc::new(Object::new(Arc::clone(&place.path), state));
+        let before = std::mem::replace(place, Arc::clone(&object));
+        Some((before, object))
+    }
+
+    /// Takes an object away.
+    pub(super) fn remove(&mut self, id: Id) -> Option<Arc<Object>> {
+        let number = self.numbers.remove(&id)?;
+        self.objects.remove(&number)
+    }
+}
+
+/// Where the current version is found.
+#[derive(Debug, Default)]
+pub struct Published {
+    current: RwLock<Arc<Tree>>,
+    order: Mutex<()>,
+}
+
+impl Published {
+    /// The current version. Waits for nothing but the copy of a pointer.
+    pub fn load(&self) -> Arc<Tree> {
+        Arc::clone(&self.current.read())
+    }
+
+    /// Makes a version the current one. Only the tree writer does that, with [`Published::order`] held.
+    pub(super) fn store(&self, tree: Arc<Tree>) {
+        let before = std::mem::replace(&mut *self.current.write(), tree);
+        // Freed after the lock has been released.
+        drop(before);
+    }
+
+    /// Keeps the order of list and signals: the writer holds this from the publication of a version until its signals
+    /// are on their way, and who sends a list of all objects holds it while it makes sure that the list is of the
+    /// current version and sends it. So whoever gets a list and then follows the signals misses nothing, and no list
+    /// takes back what a signal has told before.
+    pub(super) fn order(&self) -> MutexGuard<'_, ()> {
+        self.order.lock()
+    }
+}

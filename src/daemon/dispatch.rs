@@ -1,0 +1,551 @@
+//! Runs chains of steps over the lock and the workers, and hands what they change to the tree writer.
+//!
+//! Must never know: what a chain is for, what a pool is beyond [`Resident`], who is told of an outcome and how.
+//!
+//! # The promises
+//!
+//! - *No thread waits.* A request waits for a lock as an entry in the lock's queue, for a claim as an entry in the list of
+//!   the parked, for a worker as a job. So any number of waiting requests leaves every worker free.
+//! - *Commit order.* What a step changed goes to the tree writer while the step's grant is still held, in one record with
+//!   the reply if it is the last step. What is known of pools that do not run is taken from the engine and sent under one
+//!   mutex, so whoever finds it taken by another finds it sent, too: a reply never passes the change it is about.
+//! - *One answer.* Each request is answered once: by its chain, or by its `on_failure` when a step panics or the daemon
+//!   stops first. A request that is dropped anywhere answers as it goes.
+//! - *Whole requests.* A request of which a step has run is run to its end, also when the daemon stops: it may be between
+//!   the step that reserves and the one that commits. Of the others a stop answers those that wait at once.
+//! - *No lost wake-up.* The count of claims given back is read before a step and compared when it parks, under the mutex of
+//!   the list: what was given back in between means that the step is tried again. What is given back after that is
+//!   followed by a look at the list by whoever ran the step that gave it back.
+//!
+//! Order of the mutexes: `records` before those inside the engine. `queue` is a leaf except for the count of claims. Nothing
+//! of a request is run or dropped under `queue`.
+
+use std::{
+    any::Any,
+    borrow::Cow,
+    collections::BTreeMap,
+    convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Mutex, MutexGuard};
+use threads::{
+    lock::{self, Guard, Lock},
+    workers::{Class, Workers},
+};
+
+use super::table::{ReadTable, Resident, WriteTable, target};
+use crate::{
+    bus::job::Failure,
+    engine::{
+        Engine,
+        ids::PoolUuid,
+        name::Name,
+        pool::Pool,
+        request::{Access, Granted, Join, Mode, Next, Part, UnderStep},
+    },
+    view::{self, Change, Update},
+};
+
+/// What running chains asks of what all their steps share.
+pub trait House: Send + Sync + 'static {
+    /// What the lock guards.
+    type Pool: Resident;
+    /// Counts how often a claim has been given back.
+    fn claims_given_back(&self) -> u64;
+    /// The pools that do not run, if that changed since this was last called.
+    fn take_stopped_change(&self) -> Option<Arc<view::Stopped>>;
+}
+
+impl House for Engine {
+    type Pool = Pool;
+
+    fn claims_given_back(&self) -> u64 {
+        Engine::claims_given_back(self)
+    }
+
+    fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
+        Engine::take_stopped_change(self)
+    }
+}
+
+/// A chain whose steps are about a house and its pools, and that ends with what answers the caller, if anything does.
+pub type Chain<R, H> = Next<Option<R>, H, <H as House>::Pool>;
+
+/// A step of such a chain under a lock.
+type Step<R, H> = UnderStep<Option<R>, H, <H as House>::Pool>;
+/// What follows the parts of such a chain that ran side by side.
+type JoinStep<R, H> = Join<Option<R>, H, <H as House>::Pool>;
+
+/// Makes the answer of a request that does not come to its end.
+pub type OnFailure<R> = Box<dyn FnOnce(Failure) -> Option<R> + Send>;
+
+/// Something to be run.
+pub struct Request<R, H: House = Engine> {
+    /// Who asks for what, for the log.
+    pub label: String,
+    /// What is to be done.
+    pub chain: Chain<R, H>,
+    /// The answer if the chain does not come to its end.
+    pub on_failure: OnFailure<R>,
+}
+
+/// Runs requests. Clones are the same dispatcher.
+pub struct Dispatcher<R: Send + 'static, H: House = Engine> {
+    inner: Arc<Inner<R, H>>,
+}
+
+impl<R: Send + 'static, H: House> Clone for Dispatcher<R, H> {
+    fn clone(&self) -> Self {
+        Dispatcher { inner: Arc::clone(&self.inner) }
+    }
+}
+
+/// Sees all changes in commit order, before the tree writer does. It must be quick.
+pub type Observer = Box<dyn Fn(&[Change]) + Send + Sync>;
+
+struct Inner<R: Send + 'static, H: House> {
+    house: Arc<H>,
+    lock: Lock<PoolUuid, Name, H::Pool>,
+    workers: Workers,
+    records: Mutex<Records<R>>,
+    queue: Mutex<Queue<R, H>>,
+}
+
+/// The way to the tree writer. Its mutex is held from taking a change from the engine to its sending, and over a step that
+/// has the whole table, so that what such a step does to pools and to what is known of them gets into one record.
+struct Records<R> {
+    /// Unbounded: a worker that holds a grant must not wait for the bus. What is in it is bounded by the requests let in.
+    updates: Sender<Update<R>>,
+    observer: Observer,
+}
+
+struct Queue<R: Send + 'static, H: House> {
+    stopping: bool,
+    /// Numbers the requests in the order of their arrival.
+    arrivals: u64,
+    /// All requests that have not ended, for the end and for people. As many as the bus lets in.
+    live: BTreeMap<u64, Arc<str>>,
+    /// Those that wait for a lock. The lock has only their number, so a stop can take them back.
+    waiting: BTreeMap<u64, Waiting<R, H>>,
+    /// Those that wait for a claim to be given back, in the order of arrival.
+    parked: BTreeMap<u64, Parked<R, H>>,
+    /// Dropped when a stop has been asked for and no request is left.
+    open: Option<Sender<Infallible>>,
+    over: Receiver<Infallible>,
+}
+
+// In both of these the ticket comes last: fields are dropped in order, and a ticket looks for parked requests as it goes,
+// when the claims in the step must have been given back.
+struct Waiting<R: Send + 'static, H: House> {
+    step: Step<R, H>,
+    ticket: Ticket<R, H>,
+}
+
+struct Parked<R: Send + 'static, H: House> {
+    /// Claims given back before the step that parked was begun.
+    seen: u64,
+    next: Chain<R, H>,
+    ticket: Ticket<R, H>,
+}
+
+/// A request on its way. Whoever has it has the duty to go on with it; dropping it answers that the daemon stops.
+struct Ticket<R: Send + 'static, H: House> {
+    inner: Arc<Inner<R, H>>,
+    number: u64,
+    label: Arc<str>,
+    /// A step has run that did not park.
+    begun: bool,
+    on_failure: Option<OnFailure<R>>,
+}
+
+/// What became of a step: what comes next, or the text of its panic.
+type Outcome<R, H> = Result<Chain<R, H>, String>;
+
+impl<R: Send + 'static, H: House> Dispatcher<R, H> {
+    /// A dispatcher with an empty table of pools. Records go to `updates`, after `observer` has seen their changes.
+    pub fn new(house: Arc<H>, workers: Workers, updates: Sender<Update<R>>, observer: Observer) -> Self {
+        // Nothing is ever sent on it.
+        let (open, over) = crossbeam_channel::bounded(0);
+        let queue = Queue {
+            stopping: false,
+            arrivals: 0,
+            live: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            open: Some(open),
+            over,
+        };
+        let records = Records { updates, observer };
+        let (records, queue) = (Mutex::new(records), Mutex::new(queue));
+        Dispatcher { inner: Arc::new(Inner { house, lock: Lock::new(), workers, records, queue }) }
+    }
+
+    /// Begins with a request and returns at once. After [`Dispatcher::stop`] it is answered instead.
+    pub fn submit(&self, request: Request<R, H>) {
+        let inner = &self.inner;
+        let label: Arc<str> = request.label.into();
+        let seen = inner.house.claims_given_back();
+        let number = {
+            let mut queue = inner.queue.lock();
+            if queue.stopping {
+                None
+            } else {
+                queue.arrivals += 1;
+                let number = queue.arrivals;
+                queue.live.insert(number, Arc::clone(&label));
+                Some(number)
+            }
+        };
+        match number {
+            Some(number) => {
+                log::debug!("request {number}: {label}");
+                let on_failure = Some(request.on_failure);
+                let ticket = Ticket { inner: Arc::clone(inner), number, label, begun: false, on_failure };
+                ticket.go_on(request.chain, seen);
+            }
+            None => {
+                log::info!("{label}: refused, since the daemon stops");
+                let reply = failed(&label, request.on_failure, Failure::Stopping);
+                inner.record(Vec::new(), reply);
+            }
+        }
+    }
+
+    /// Takes no more requests; those that wait and have not begun are answered. The others go on to their end, for
+    /// which the workers must stay: the channel given back is disconnected when no request is left.
+    pub fn stop(&self) -> Receiver<Infallible> {
+        let inner = &self.inner;
+        let (waiting, parked, over) = {
+            let mut queue = inner.queue.lock();
+            queue.stopping = true;
+            queue.close_if_over();
+            let (waiting, begun): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                std::mem::take(&mut queue.waiting).into_iter().partition(|(_, waiting)| !waiting.ticket.begun);
+            queue.waiting = begun;
+            let (parked, begun): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                std::mem::take(&mut queue.parked).into_iter().partition(|(_, parked)| !parked.ticket.begun);
+            queue.parked = begun;
+            (waiting, parked, queue.over.clone())
+        };
+        // Each answers as it is dropped, outside the mutex. The lock still has their numbers, and finds nobody.
+        drop(waiting);
+        drop(parked);
+        over
+    }
+
+    /// Labels of the requests that have not ended, in the order of arrival.
+    pub fn unfinished(&self) -> Vec<String> {
+        self.inner.queue.lock().live.values().map(|label| label.to_string()).collect()
+    }
+
+    /// Who holds and who waits for which pool.
+    pub fn observe(&self) -> lock::Observation {
+        self.inner.lock.observe()
+    }
+}
+
+impl<R: Send + 'static, H: House> Inner<R, H> {
+    /// Sends a step's changes and the reply, if there is anything to send.
+    fn record(&self, changes: Vec<Change>, reply: Option<R>) {
+        self.records.lock().send(&*self.house, changes, reply);
+    }
+
+    /// Goes on with what is parked if a claim has been given back since.
+    fn retry_parked(&self) {
+        let due = {
+            let mut queue = self.queue.lock();
+            if queue.parked.is_empty() {
+                return;
+            }
+            let now = self.house.claims_given_back();
+            let (due, stay): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                std::mem::take(&mut queue.parked).into_iter().partition(|(_, parked)| parked.seen != now);
+            queue.parked = stay;
+            due
+        };
+        for (_, Parked { seen, next, ticket }) in due {
+            ticket.go_on(next, seen);
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.queue.lock().stopping
+    }
+
+    fn ended(&self, number: u64) {
+        let mut queue = self.queue.lock();
+        queue.live.remove(&number);
+        queue.close_if_over();
+    }
+}
+
+impl<R> Records<R> {
+    fn send<H: House>(&self, house: &H, mut changes: Vec<Change>, reply: Option<R>) {
+        changes.extend(house.take_stopped_change().map(Change::Stopped));
+        if changes.is_empty() && reply.is_none() {
+            return;
+        }
+        (self.observer)(&changes);
+        if self.updates.send(Update { changes, reply }).is_err() {
+            log::debug!("a change is not published, since the tree writer has ended");
+        }
+    }
+}
+
+impl<R: Send + 'static, H: House> Queue<R, H> {
+    fn close_if_over(&mut self) {
+        if self.stopping && self.live.is_empty() {
+            self.open = None;
+        }
+    }
+}
+
+impl<R: Send + 'static, H: House> Ticket<R, H> {
+    /// Arranges for what the chain needs next. `seen` is the count of claims given back before the step that asks.
+    fn go_on(self, next: Chain<R, H>, seen: u64) {
+        match next {
+            Next::Done(reply) => {
+                self.inner.record(Vec::new(), reply);
+                self.answered();
+            }
+            Next::Under(access, step) => self.wait_for_lock(access, step),
+            Next::Act(step) => self.run(Class::Slow, move |ticket| {
+                let seen = ticket.inner.house.claims_given_back();
+                let outcome = caught(|| step(&ticket.inner.house));
+                ticket.after_free_step(outcome, seen);
+            }),
+            Next::Together(parts, join) => self.run_together(parts, join),
+            Next::Parked(next) => self.park(*next, seen),
+        }
+    }
+
+    /// Gives the request to the workers. If the daemon stops before they come to it, and nothing of it has been done, it is
+    /// answered instead.
+    fn run(self, class: Class, step: impl FnOnce(Self) + Send + 'static) {
+        let workers = self.inner.workers.clone();
+        let job = Box::new(move || match self.begun || !self.inner.is_stopping() {
+            true => step(self),
+            false => {
+                drop(step);
+                drop(self);
+            }
+        });
+        if workers.submit(class, job).is_err() {
+            // Dropping the job has answered the request. Workers are closed only after the last request has ended.
+            log::error!("a request found the workers closed; this is a bug, please report it");
+        }
+    }
+
+    fn wait_for_lock(self, access: Access, step: Step<R, H>) {
+        let (inner, number) = (Arc::clone(&self.inner), self.number);
+        let label = Cow::Owned(self.label.to_string());
+        let not_begun = {
+            let mut queue = inner.queue.lock();
+            // A stop that came before this has not seen the request; one that comes later finds it in the list.
+            if queue.stopping && !self.begun {
+                Some(Waiting { step, ticket: self })
+            } else {
+                queue.waiting.insert(number, Waiting { step, ticket: self });
+                None
+            }
+        };
+        if not_begun.is_some() {
+            return;
+        }
+        let access = match &access {
+            Access::Pool(pool, Mode::Shared) => lock::Access::Read(target(pool)),
+            Access::Pool(pool, Mode::Exclusive) => lock::Access::Write(target(pool)),
+            Access::Table(Mode::Shared) => lock::Access::ReadAll,
+            Access::Table(Mode::Exclusive) => lock::Access::WriteAll,
+        };
+        let granting = Arc::clone(&inner);
+        inner.lock.submit(access, label, move |guard| {
+            let found = granting.queue.lock().waiting.remove(&number);
+            // None: a stop has answered the request. The guard is dropped, and the grant goes to the next.
+            if let Some(Waiting { step, ticket }) = found {
+                ticket.run(Class::Quick, move |ticket| ticket.run_under(guard, step));
+            }
+        });
+    }
+
+    /// Runs a step with its grant.
+    fn run_under(self, mut guard: Guard<PoolUuid, Name, H::Pool>, step: Step<R, H>) {
+        let inner = Arc::clone(&self.inner);
+        let house = &*inner.house;
+        let seen = house.claims_given_back();
+        let whole_table = matches!(guard, Guard::WriteAll(_)).then(|| inner.records.lock());
+        let (outcome, changes) = match &mut guard {
+            Guard::Absent => (caught(|| step(house, Granted::NoPool)), Vec::new()),
+            Guard::Read(pool) => (caught(|| step(house, Granted::Read(pool))), Vec::new()),
+            Guard::ReadAll(guard) => {
+                let mut table = ReadTable(guard);
+                (caught(|| step(house, Granted::Table(&mut table))), Vec::new())
+            }
+            Guard::Write(pool) => {
+                let outcome = caught(|| step(house, Granted::Write(pool)));
+                if outcome.is_err() {
+                    pool.restrict();
+                }
+                (outcome, pool.take_change().map(Change::Pool).into_iter().collect())
+            }
+            Guard::WriteAll(guard) => {
+                let mut table = WriteTable::new(guard);
+                let outcome = caught(|| step(house, Granted::Table(&mut table)));
+                if outcome.is_err() {
+                    table.restrict_touched();
+                }
+                (outcome, table.changes())
+            }
+        };
+        let records = whole_table.unwrap_or_else(|| inner.records.lock());
+        self.after_step(outcome, seen, changes, records, guard);
+    }
+
+    /// Sends what a step changed, and only then gives its grant back and goes on.
+    fn after_step(
+        mut self,
+        mut outcome: Outcome<R, H>,
+        seen: u64,
+        changes: Vec<Change>,
+        records: MutexGuard<'_, Records<R>>,
+        guard: Guard<PoolUuid, Name, H::Pool>,
+    ) {
+        let reply = match &mut outcome {
+            Ok(Next::Done(reply)) => reply.take(),
+            Ok(_) => None,
+            Err(text) => {
+                log::error!("{}: a step panicked: {text}", self.label);
+                self.on_failure.take().and_then(|on_failure| failed(&self.label, on_failure, Failure::Panicked))
+            }
+        };
+        let inner = Arc::clone(&self.inner);
+        records.send(&*inner.house, changes, reply);
+        drop(records);
+        drop(guard);
+        match outcome {
+            Ok(Next::Done(_)) | Err(_) => self.answered(),
+            Ok(next) => {
+                self.begun |= !matches!(next, Next::Parked(_));
+                inner.retry_parked();
+                self.go_on(next, seen);
+            }
+        }
+    }
+
+    fn after_free_step(self, outcome: Outcome<R, H>, seen: u64) {
+        let inner = Arc::clone(&self.inner);
+        self.after_step(outcome, seen, Vec::new(), inner.records.lock(), Guard::Absent);
+    }
+
+    /// Runs parts side by side; whoever ends the last one runs the join.
+    fn run_together(self, parts: Vec<Part<H>>, join: JoinStep<R, H>) {
+        if parts.is_empty() {
+            self.run(Class::Slow, move |ticket| ticket.run_join(join, Vec::new()));
+            return;
+        }
+        let (inner, label) = (Arc::clone(&self.inner), Arc::clone(&self.label));
+        let results = parts.iter().map(|_| None).collect();
+        let gathered = Arc::new(Mutex::new(Some(Gathered { results, left: parts.len(), join, ticket: self })));
+        for (place, part) in parts.into_iter().enumerate() {
+            let (gathered, inner_of_part, label) = (Arc::clone(&gathered), Arc::clone(&inner), Arc::clone(&label));
+            let job = Box::new(move || {
+                let result = caught(|| part(&inner_of_part.house))
+                    .inspect_err(|text| log::error!("{label}: one of several parts panicked: {text}"));
+                inner_of_part.retry_parked();
+                let all = Gathered::put(&mut gathered.lock(), place, result.ok());
+                if let Some(Gathered { results, join, ticket, .. }) = all {
+                    ticket.run_join(join, results);
+                }
+            });
+            if inner.workers.submit(Class::Slow, job).is_err() {
+                // The request is answered when the last part is dropped.
+                log::error!("a request found the workers closed; this is a bug, please report it");
+            }
+        }
+    }
+
+    fn run_join(self, join: JoinStep<R, H>, results: Vec<PartResult>) {
+        let seen = self.inner.house.claims_given_back();
+        let outcome = caught(|| join(&self.inner.house, results));
+        self.after_free_step(outcome, seen);
+    }
+
+    /// Sets the chain aside until a claim is given back; not at all if that has happened since the step was begun.
+    fn park(self, next: Chain<R, H>, seen: u64) {
+        let inner = Arc::clone(&self.inner);
+        let now = {
+            let mut queue = inner.queue.lock();
+            let now = inner.house.claims_given_back();
+            if now == seen && (self.begun || !queue.stopping) {
+                queue.parked.insert(self.number, Parked { seen, next, ticket: self });
+                return;
+            }
+            now
+        };
+        if now != seen {
+            self.go_on(next, now);
+        } else {
+            drop(next);
+            drop(self);
+        }
+    }
+
+    /// The request has been answered and is over.
+    fn answered(mut self) {
+        self.on_failure = None;
+    }
+}
+
+impl<R: Send + 'static, H: House> Drop for Ticket<R, H> {
+    fn drop(&mut self) {
+        if let Some(on_failure) = self.on_failure.take() {
+            log::info!("{}: given up, since the daemon stops", self.label);
+            self.inner.record(Vec::new(), failed(&self.label, on_failure, Failure::Stopping));
+        }
+        self.inner.ended(self.number);
+        self.inner.retry_parked();
+    }
+}
+
+type PartResult = Option<Box<dyn Any + Send>>;
+
+/// Parts of one request that run side by side.
+struct Gathered<R: Send + 'static, H: House> {
+    results: Vec<PartResult>,
+    left: usize,
+    join: JoinStep<R, H>,
+    ticket: Ticket<R, H>,
+}
+
+impl<R: Send + 'static, H: House> Gathered<R, H> {
+    /// Notes a result; if it was the last, takes everything out, to go on with it.
+    fn put(gathered: &mut Option<Self>, place: usize, result: PartResult) -> Option<Self> {
+        let parts = gathered.as_mut()?;
+        parts.results[place] = result;
+        parts.left -= 1;
+        if parts.left == 0 { gathered.take() } else { None }
+    }
+}
+
+/// The answer of a request that does not come to its end. What makes it is the caller's and may panic, too.
+fn failed<R>(label: &str, on_failure: OnFailure<R>, failure: Failure) -> Option<R> {
+    caught(|| on_failure(failure)).unwrap_or_else(|text| {
+        log::error!("{label}: making the answer to its failure panicked: {text}");
+        None
+    })
+}
+
+/// Runs somebody's code and gives the text of its panic. What the code could change is safe to look at afterwards: a pool
+/// is restricted, everything else of a request is dropped.
+fn caught<T>(code: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| match panic.downcast::<String>() {
+        Ok(text) => *text,
+        Err(panic) => panic.downcast_ref::<&str>().map_or("no text", |text| text).to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

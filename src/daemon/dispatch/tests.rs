@@ -1,0 +1,692 @@
+//! The promises of the dispatcher, with chains about pools that are nothing but a number. Events come over channels; the
+//! time limits are only there so that a lost event fails the test.
+
+use std::{
+    num::NonZeroUsize,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crossbeam_channel::{bounded, unbounded};
+use threads::group::Group;
+
+use super::*;
+use crate::{
+    engine::request::{PoolRef, Table},
+    view::{Availability, Stopped},
+};
+
+const HANG: Duration = Duration::from_secs(60);
+
+/// A pool that is a number, shown as its filesystem limit.
+struct Toy {
+    shown: view::Pool,
+    changed: bool,
+}
+
+impl Toy {
+    fn new(uuid: PoolUuid, name: &str) -> Toy {
+        let shown = view::Pool {
+            uuid,
+            name: Name::new(name).unwrap(),
+            metadata_version: 2,
+            encryption: None,
+            volume_key_loaded: false,
+            last_reencrypt: None,
+            availability: Availability::Full,
+            has_cache: false,
+            fs_limit: 0,
+            overprovisioning: true,
+            no_alloc_space: false,
+            total: Default::default(),
+            allocated: Default::default(),
+            used: None,
+            filesystems: Default::default(),
+            devices: Default::default(),
+        };
+        Toy { shown, changed: false }
+    }
+
+    fn add_one(&mut self) -> u64 {
+        self.shown.fs_limit += 1;
+        self.changed = true;
+        self.shown.fs_limit
+    }
+}
+
+impl Resident for Toy {
+    fn uuid(&self) -> PoolUuid {
+        self.shown.uuid
+    }
+
+    fn name(&self) -> &Name {
+        &self.shown.name
+    }
+
+    fn view(&self) -> Arc<view::Pool> {
+        Arc::new(self.shown.clone())
+    }
+
+    fn take_change(&mut self) -> Option<Arc<view::Pool>> {
+        std::mem::take(&mut self.changed).then(|| self.view())
+    }
+
+    fn restrict(&mut self) {
+        self.shown.availability = Availability::NoPoolChanges;
+        self.changed = true;
+    }
+}
+
+/// One thing that can be claimed, and a number for what is known of pools that do not run.
+#[derive(Default)]
+struct Home {
+    claimed: AtomicBool,
+    given_back: AtomicU64,
+    stopped: Mutex<(u64, bool)>,
+}
+
+impl Home {
+    fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::SeqCst)
+    }
+
+    fn give_back(&self) {
+        self.claimed.store(false, Ordering::SeqCst);
+        self.given_back.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn change_stopped(&self) -> u64 {
+        let mut stopped = self.stopped.lock();
+        *stopped = (stopped.0 + 1, true);
+        stopped.0
+    }
+}
+
+impl House for Home {
+    type Pool = Toy;
+
+    fn claims_given_back(&self) -> u64 {
+        self.given_back.load(Ordering::SeqCst)
+    }
+
+    fn take_stopped_change(&self) -> Option<Arc<Stopped>> {
+        let mut stopped = self.stopped.lock();
+        std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped { version: stopped.0, pools: Vec::new() }))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    Number(u64),
+    Failed(&'static str, Failure),
+}
+
+type Todo = Chain<Answer, Home>;
+
+struct Daemon {
+    home: Arc<Home>,
+    group: Group,
+    workers: Workers,
+    dispatcher: Dispatcher<Answer, Home>,
+    updates: Receiver<Update<Answer>>,
+}
+
+fn uuid(number: u128) -> PoolUuid {
+    PoolUuid::from(uuid::Uuid::from_u128(number))
+}
+
+fn a() -> PoolRef {
+    PoolRef::Uuid(uuid(1))
+}
+
+fn b() -> PoolRef {
+    PoolRef::Uuid(uuid(2))
+}
+
+/// A dispatcher over so many workers, with pools A (named "a") and B (named "b").
+fn daemon(workers: usize) -> Daemon {
+    let group = Group::new(&["worker-*"]);
+    let workers = Workers::start(&group, NonZeroUsize::new(workers).unwrap()).unwrap();
+    let (sender, updates) = unbounded();
+    let home = Arc::new(Home::default());
+    let dispatcher = Dispatcher::new(Arc::clone(&home), workers.clone(), sender, Box::new(|_| ()));
+    let daemon = Daemon { home, group, workers, dispatcher, updates };
+    daemon.submit(
+        "insert",
+        whole_table(|_, table| {
+            for toy in [Toy::new(uuid(1), "a"), Toy::new(uuid(2), "b")] {
+                assert!(table.insert(toy).is_ok());
+            }
+            done(0)
+        }),
+    );
+    let update = daemon.next();
+    assert_eq!(update.changes.len(), 2);
+    daemon
+}
+
+impl Daemon {
+    fn submit(&self, label: &'static str, chain: Todo) {
+        let on_failure = Box::new(move |failure| Some(Answer::Failed(label, failure)));
+        self.dispatcher.submit(Request { label: label.to_owned(), chain, on_failure });
+    }
+
+    fn next(&self) -> Update<Answer> {
+        self.updates.recv_timeout(HANG).expect("an update should come")
+    }
+
+    fn answer(&self) -> Answer {
+        loop {
+            if let Some(answer) = self.next().reply {
+                return answer;
+            }
+        }
+    }
+
+    /// Comes back when every slow step submitted before has been run. For one worker.
+    fn let_all_park(&self) {
+        self.submit("barrier", act(|_| done(u64::MAX)));
+        assert_eq!(self.answer(), Answer::Number(u64::MAX));
+    }
+
+    fn end(self) {
+        let over = self.dispatcher.stop();
+        assert!(over.recv_timeout(HANG).is_err_and(|error| error.is_disconnected()));
+        self.workers.close();
+        self.group.join(&["worker-*"], HANG).unwrap();
+    }
+}
+
+fn done(number: u64) -> Todo {
+    Next::Done(Some(Answer::Number(number)))
+}
+
+fn act(step: impl FnOnce(&Home) -> Todo + Send + 'static) -> Todo {
+    Next::Act(Box::new(step))
+}
+
+fn write(pool: PoolRef, step: impl FnOnce(&Home, &mut Toy) -> Todo + Send + 'static) -> Todo {
+    Next::Under(
+        Access::Pool(pool, Mode::Exclusive),
+        Box::new(move |home, granted| match granted {
+            Granted::Write(toy) => step(home, toy),
+            _ => panic!("no write grant"),
+        }),
+    )
+}
+
+fn whole_table(step: impl FnOnce(&Home, &mut dyn Table<Toy>) -> Todo + Send + 'static) -> Todo {
+    Next::Under(
+        Access::Table(Mode::Exclusive),
+        Box::new(move |home, granted| match granted {
+            Granted::Table(table) => step(home, table),
+            _ => panic!("no table grant"),
+        }),
+    )
+}
+
+/// A chain that holds its worker, and the pool if one is given, until told to go on; and its two ends.
+fn held(pool: Option<PoolRef>, then: Todo) -> (Todo, Receiver<()>, Sender<()>) {
+    let (begun, has_begun) = bounded(1);
+    let (go, may_go) = bounded::<()>(1);
+    let wait = move || {
+        begun.send(()).unwrap();
+        may_go.recv_timeout(HANG).unwrap();
+        then
+    };
+    let chain = match pool {
+        Some(pool) => write(pool, move |_, _| wait()),
+        None => act(move |_| wait()),
+    };
+    (chain, has_begun, go)
+}
+
+fn begun(has_begun: &Receiver<()>) {
+    has_begun.recv_timeout(HANG).expect("the step should begin");
+}
+
+fn pool_of(change: &Change) -> &view::Pool {
+    match change {
+        Change::Pool(pool) => pool,
+        other => panic!("not a pool's change: {other:?}"),
+    }
+}
+
+#[test]
+fn records_come_in_commit_order_with_their_replies() {
+    const EACH: u64 = 200;
+    let daemon = daemon(4);
+    std::thread::scope(|scope| {
+        for pool in [a(), b(), a(), b()] {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                for _ in 0..EACH {
+                    daemon.submit("add", write(pool.clone(), |_, toy| done(toy.add_one())));
+                }
+            });
+        }
+    });
+    let mut seen = BTreeMap::new();
+    for _ in 0..4 * EACH {
+        let update = daemon.next();
+        let [change] = &update.changes[..] else { panic!("one change each") };
+        let pool = pool_of(change);
+        let before = seen.insert(pool.uuid, pool.fs_limit).unwrap_or(0);
+        assert_eq!(pool.fs_limit, before + 1);
+        assert_eq!(update.reply, Some(Answer::Number(pool.fs_limit)));
+    }
+    daemon.end();
+}
+
+#[test]
+fn the_grant_outlives_the_record() {
+    let daemon = daemon(2);
+    // The next holder of the pool finds the record of the one before in the channel already.
+    let updates = daemon.updates.clone();
+    let (found, finds) = bounded(1);
+    let (first, has_begun, go) = held(Some(a()), done(7));
+    daemon.submit("first", first);
+    begun(&has_begun);
+    daemon.submit(
+        "second",
+        write(a(), move |_, _| {
+            found.send(updates.try_recv().ok().and_then(|update| update.reply)).unwrap();
+            done(8)
+        }),
+    );
+    go.send(()).unwrap();
+    assert_eq!(finds.recv_timeout(HANG).unwrap(), Some(Answer::Number(7)));
+    daemon.end();
+}
+
+#[test]
+fn a_chain_goes_through_its_steps_and_replies_once() {
+    let daemon = daemon(2);
+    let chain = act(|_| {
+        write(a(), |_, toy| {
+            toy.add_one();
+            act(|_| write(b(), |_, toy| done(toy.add_one() + 10)))
+        })
+    });
+    daemon.submit("chain", chain);
+    let first = daemon.next();
+    assert_eq!((pool_of(&first.changes[0]).uuid, first.reply), (uuid(1), None));
+    let second = daemon.next();
+    assert_eq!((pool_of(&second.changes[0]).uuid, second.reply), (uuid(2), Some(Answer::Number(11))));
+    let updates = daemon.updates.clone();
+    daemon.end();
+    assert!(updates.try_recv().is_err());
+}
+
+#[test]
+fn names_are_resolved_and_missing_pools_told() {
+    let daemon = daemon(2);
+    let by_name = |name: &str| PoolRef::Name(Name::new(name).unwrap());
+    daemon.submit(
+        "rename",
+        whole_table(|_, table| {
+            let name = Name::new("c").unwrap();
+            let toy = table.rename(uuid(1), name.clone()).expect("pool a is there");
+            toy.shown.name = name;
+            toy.changed = true;
+            assert!(table.rename(uuid(2), Name::new("c").unwrap()).is_none(), "the name is taken");
+            assert!(table.insert(Toy::new(uuid(1), "d")).is_err(), "the identifier is taken");
+            done(1)
+        }),
+    );
+    let update = daemon.next();
+    assert_eq!(pool_of(&update.changes[0]).name.as_str(), "c");
+    assert_eq!((update.changes.len(), update.reply), (1, Some(Answer::Number(1))));
+    daemon.submit("new name", write(by_name("c"), |_, toy| done(toy.add_one())));
+    assert_eq!(daemon.answer(), Answer::Number(1));
+    let missing: Step<Answer, Home> = Box::new(|_, granted| match granted {
+        Granted::NoPool => done(404),
+        _ => done(0),
+    });
+    daemon.submit("old name", Next::Under(Access::Pool(by_name("a"), Mode::Shared), missing));
+    assert_eq!(daemon.answer(), Answer::Number(404));
+    daemon.submit(
+        "remove",
+        whole_table(|_, table| {
+            let _ = table.rename(uuid(2), Name::new("gone").unwrap());
+            assert!(table.remove(uuid(2)).is_some());
+            assert!(table.remove(uuid(2)).is_none());
+            assert_eq!(table.list(), [(uuid(1), Name::new("c").unwrap())]);
+            done(2)
+        }),
+    );
+    let update = daemon.next();
+    assert!(matches!(update.changes[..], [Change::PoolGone(gone)] if gone == uuid(2)), "{:?}", update.changes);
+    daemon.end();
+}
+
+#[test]
+fn a_shared_table_is_not_changed() {
+    let daemon = daemon(2);
+    let step: Step<Answer, Home> = Box::new(|_, granted| {
+        let Granted::Table(table) = granted else { return done(0) };
+        assert!(table.insert(Toy::new(uuid(3), "x")).is_err());
+        assert!(table.remove(uuid(1)).is_none());
+        assert!(table.rename(uuid(1), Name::new("x").unwrap()).is_none());
+        done(table.list().len() as u64)
+    });
+    daemon.submit("look", Next::Under(Access::Table(Mode::Shared), step));
+    let update = daemon.next();
+    assert_eq!((update.changes.len(), update.reply), (0, Some(Answer::Number(2))));
+    daemon.end();
+}
+
+#[test]
+fn a_reply_never_passes_what_is_known_of_stopped_pools() {
+    const REQUESTS: u64 = 500;
+    let daemon = daemon(4);
+    for _ in 0..REQUESTS {
+        daemon.submit("change", write(a(), |home, _| done(home.change_stopped())));
+        daemon.submit("change", act(|home| done(home.change_stopped())));
+    }
+    let (mut published, mut answered) = (0, 0);
+    while answered < 2 * REQUESTS {
+        let update = daemon.next();
+        for change in &update.changes {
+            let Change::Stopped(stopped) = change else { panic!("{change:?}") };
+            assert!(stopped.version > published);
+            published = stopped.version;
+        }
+        if let Some(Answer::Number(version)) = update.reply {
+            assert!(version <= published, "reply to change {version} while {published} is published");
+            answered += 1;
+        }
+    }
+    daemon.end();
+}
+
+/// Claims the one thing there is; parks while another has it.
+fn claiming(number: u64, then: impl FnOnce(&Home) + Send + 'static) -> Todo {
+    act(move |home| match home.claim() {
+        true => {
+            then(home);
+            home.give_back();
+            done(number)
+        }
+        false => Next::Parked(Box::new(claiming(number, then))),
+    })
+}
+
+#[test]
+fn parked_requests_go_on_in_the_order_of_arrival_when_a_claim_is_given_back() {
+    let daemon = daemon(1);
+    assert!(daemon.home.claim());
+    for number in [2, 3, 4] {
+        daemon.submit("waiter", claiming(number, |_| ()));
+    }
+    daemon.let_all_park();
+    let giver = act(|home| {
+        home.give_back();
+        done(1)
+    });
+    daemon.submit("giver", giver);
+    assert_eq!([(); 4].map(|()| daemon.answer()), [1, 2, 3, 4].map(Answer::Number));
+    daemon.end();
+}
+
+#[test]
+fn no_wake_up_is_lost_between_the_look_and_the_parking() {
+    let daemon = daemon(1);
+    assert!(daemon.home.claim());
+    let (looked, has_looked) = bounded(1);
+    let (given, is_given) = bounded::<()>(1);
+    // The claim is given back by somebody whom the dispatcher knows nothing of, after the step has looked for it and
+    // before it parks. Nobody will look at the list again.
+    daemon.submit(
+        "late",
+        act(move |home| {
+            assert!(!home.claim());
+            looked.send(()).unwrap();
+            is_given.recv_timeout(HANG).unwrap();
+            Next::Parked(Box::new(claiming(1, |_| ())))
+        }),
+    );
+    begun(&has_looked);
+    daemon.home.give_back();
+    given.send(()).unwrap();
+    assert_eq!(daemon.answer(), Answer::Number(1));
+    daemon.end();
+}
+
+#[test]
+fn every_claimer_gets_its_turn() {
+    const REQUESTS: u64 = 300;
+    let daemon = daemon(4);
+    for number in 0..REQUESTS {
+        daemon.submit("claimer", claiming(number, |_| ()));
+    }
+    let mut answers: Vec<_> = (0..REQUESTS).map(|_| daemon.answer()).collect();
+    answers.sort_by_key(|answer| match answer {
+        Answer::Number(number) => *number,
+        Answer::Failed(..) => u64::MAX,
+    });
+    assert_eq!(answers, (0..REQUESTS).map(Answer::Number).collect::<Vec<_>>());
+    daemon.end();
+}
+
+#[test]
+fn a_panic_under_a_write_grant_restricts_the_pool_and_is_answered() {
+    let daemon = daemon(2);
+    daemon.submit(
+        "bad",
+        write(a(), |_, toy| {
+            toy.add_one();
+            panic!("planted")
+        }),
+    );
+    let update = daemon.next();
+    let pool = pool_of(&update.changes[0]);
+    assert_eq!((pool.availability, pool.fs_limit), (Availability::NoPoolChanges, 1));
+    assert_eq!(update.reply, Some(Answer::Failed("bad", Failure::Panicked)));
+    // Pool, worker and dispatcher go on.
+    daemon.submit("good", write(a(), |_, toy| done(toy.add_one())));
+    assert_eq!(daemon.answer(), Answer::Number(2));
+    daemon.end();
+}
+
+#[test]
+fn a_panic_elsewhere_is_answered_and_restricts_only_what_was_held() {
+    let daemon = daemon(2);
+    let failed = |label| Answer::Failed(label, Failure::Panicked);
+    daemon.submit("act", act(|_| panic!("planted")));
+    assert_eq!(daemon.answer(), failed("act"));
+    let reading: Step<Answer, Home> = Box::new(|_, _| panic!("planted"));
+    daemon.submit("read", Next::Under(Access::Pool(a(), Mode::Shared), reading));
+    let update = daemon.next();
+    assert_eq!((update.changes.len(), update.reply), (0, Some(failed("read"))));
+    daemon.submit(
+        "table",
+        whole_table(|_, table| {
+            let _ = table.rename(uuid(1), Name::new("c").unwrap());
+            panic!("planted")
+        }),
+    );
+    let update = daemon.next();
+    assert_eq!(update.changes.len(), 1, "pool B was not touched");
+    assert_eq!(pool_of(&update.changes[0]).availability, Availability::NoPoolChanges);
+    assert_eq!(update.reply, Some(failed("table")));
+    let bad_join: JoinStep<Answer, Home> = Box::new(|_, _| panic!("planted"));
+    daemon.submit("join", Next::Together(Vec::new(), bad_join));
+    assert_eq!(daemon.answer(), failed("join"));
+    // Not even what makes the answer can do harm.
+    let on_failure: OnFailure<Answer> = Box::new(|_| panic!("planted"));
+    let chain = act(|_| panic!("planted"));
+    daemon.dispatcher.submit(Request { label: "twice".to_owned(), chain, on_failure });
+    daemon.end();
+}
+
+#[test]
+fn a_claim_given_back_by_a_panic_wakes_the_parked() {
+    struct Claim(Arc<Home>);
+    impl Drop for Claim {
+        fn drop(&mut self) {
+            self.0.give_back();
+        }
+    }
+    let daemon = daemon(1);
+    assert!(daemon.home.claim());
+    let claim = Claim(Arc::clone(&daemon.home));
+    daemon.submit("waiter", claiming(1, |_| ()));
+    daemon.let_all_park();
+    let holder = act(move |_| {
+        let _claim = &claim;
+        panic!("planted")
+    });
+    daemon.submit("holder", holder);
+    assert_eq!(daemon.answer(), Answer::Failed("holder", Failure::Panicked));
+    assert_eq!(daemon.answer(), Answer::Number(1));
+    daemon.end();
+}
+
+#[test]
+fn parts_run_side_by_side_and_the_join_gets_their_results_in_order() {
+    let daemon = daemon(4);
+    // Two slow workers: each part waits for the other.
+    let (to_second, from_first) = bounded::<()>(1);
+    let (to_first, from_second) = bounded::<()>(1);
+    let part = |send: Sender<()>, receive: Receiver<()>, result: u64| -> Part<Home> {
+        Box::new(move |_| {
+            send.send(()).unwrap();
+            receive.recv_timeout(HANG).unwrap();
+            Box::new(result)
+        })
+    };
+    let parts: Vec<Part<Home>> = vec![
+        part(to_second, from_second, 1),
+        part(to_first, from_first, 2),
+        Box::new(|_| panic!("planted")),
+        Box::new(|_| Box::new(4u64)),
+    ];
+    let join: JoinStep<Answer, Home> = Box::new(|_, results| {
+        let results: Vec<Option<u64>> =
+            results.into_iter().map(|result| result.map(|number| *number.downcast().unwrap())).collect();
+        assert_eq!(results, [Some(1), Some(2), None, Some(4)]);
+        done(5)
+    });
+    daemon.submit("together", Next::Together(parts, join));
+    assert_eq!(daemon.answer(), Answer::Number(5));
+    daemon.end();
+}
+
+#[test]
+fn quick_requests_run_while_slow_ones_fill_their_half() {
+    let daemon = daemon(4);
+    let slow: Vec<_> = (0..5)
+        .map(|_| {
+            let (chain, has_begun, go) = held(None, done(1));
+            daemon.submit("slow", chain);
+            (has_begun, go)
+        })
+        .collect();
+    begun(&slow[0].0);
+    begun(&slow[1].0);
+    for number in 1..=20 {
+        daemon.submit("quick", write(a(), |_, toy| done(toy.add_one())));
+        assert_eq!(daemon.answer(), Answer::Number(number));
+    }
+    assert!(slow[2..].iter().all(|(has_begun, _)| has_begun.is_empty()), "slow ones took more than half");
+    slow.iter().for_each(|(_, go)| go.send(()).unwrap());
+    daemon.end();
+}
+
+#[test]
+fn pools_do_not_wait_for_each_other() {
+    let daemon = daemon(2);
+    let (holder, has_begun, go) = held(Some(a()), done(1));
+    daemon.submit("holder", holder);
+    begun(&has_begun);
+    // More waiters than workers: they wait in the lock's queue.
+    for _ in 0..50 {
+        daemon.submit("waiter", write(a(), |_, _| done(2)));
+    }
+    for number in 1..=50 {
+        daemon.submit("other pool", write(b(), |_, toy| done(toy.add_one())));
+        let update = daemon.next();
+        assert_eq!(update.reply, Some(Answer::Number(number)));
+        assert_eq!(pool_of(&update.changes[0]).uuid, uuid(2));
+    }
+    go.send(()).unwrap();
+    assert_eq!(daemon.answer(), Answer::Number(1));
+    daemon.end();
+}
+
+#[test]
+fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
+    let daemon = daemon(2);
+    assert!(daemon.home.claim());
+    let stopping = |label| Answer::Failed(label, Failure::Stopping);
+    // Begun, in its slow middle part; it still needs a lock and a claim after that.
+    let (begun_chain, has_begun, go) = held(
+        None,
+        write(a(), |_, toy| {
+            toy.add_one();
+            act(|home| {
+                home.give_back();
+                write(b(), |_, toy| done(toy.add_one()))
+            })
+        }),
+    );
+    daemon.submit("begun", act(|_| begun_chain));
+    begun(&has_begun);
+    // Begun and parked: it goes on when the first one gives its claim back.
+    let (parked, has_parked) = bounded(1);
+    daemon.submit(
+        "begun parked",
+        write(b(), move |_, _| {
+            parked.send(()).unwrap();
+            claiming_quick(2)
+        }),
+    );
+    begun(&has_parked);
+    // Parked before anything was done.
+    daemon.submit("parked", claiming_quick(3));
+    // One worker is left for quick steps, and grants of a pool are given in order: when this has run, that has parked.
+    daemon.submit("barrier", write(a(), |_, _| done(0)));
+    assert_eq!(daemon.answer(), Answer::Number(0));
+    // Waits for the lock: pool B is held by a step.
+    let (holder, has_begun, go_holder) = held(Some(b()), done(4));
+    daemon.submit("holder", holder);
+    begun(&has_begun);
+    daemon.submit("waits", write(b(), |_, _| done(5)));
+    // Waits for a worker: the only slow one is taken.
+    daemon.submit("queued", act(|_| done(6)));
+    let over = daemon.dispatcher.stop();
+    daemon.submit("late", done(7));
+    let mut at_once = [(); 3].map(|()| daemon.answer());
+    at_once.sort_by_key(|answer| format!("{answer:?}"));
+    assert_eq!(at_once, [stopping("late"), stopping("parked"), stopping("waits")]);
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    assert_eq!(daemon.dispatcher.unfinished(), ["begun", "begun parked", "holder", "queued"]);
+    go_holder.send(()).unwrap();
+    assert_eq!(daemon.answer(), Answer::Number(4));
+    go.send(()).unwrap();
+    let mut rest = [(); 3].map(|()| daemon.answer());
+    rest.sort_by_key(|answer| format!("{answer:?}"));
+    assert_eq!(rest, [stopping("queued"), Answer::Number(1), Answer::Number(2)]);
+    assert!(over.recv_timeout(HANG).is_err_and(|error| error.is_disconnected()));
+    let updates = daemon.updates.clone();
+    daemon.end();
+    assert!(updates.try_recv().is_err(), "nobody is answered twice");
+}
+
+/// As [`claiming`], under a lock, so that it finds a worker while the slow ones are taken.
+fn claiming_quick(number: u64) -> Todo {
+    write(a(), move |home, _| match home.claim() {
+        true => {
+            home.give_back();
+            done(number)
+        }
+        false => Next::Parked(Box::new(claiming_quick(number))),
+    })
+}
+
+#[test]
+fn an_idle_dispatcher_stops_at_once() {
+    let daemon = daemon(1);
+    daemon.end();
+}

@@ -1,0 +1,154 @@
+//! Devices that a user names: found, looked at, and either known already, or good to be initialized, or refused with the
+//! reason (`spec/engine/storage-stack.md` §12).
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    engine::{
+        Engine,
+        bda::{self, Bda, Repair},
+        error::{Error, Result},
+        ids::{DevUuid, PoolUuid},
+        metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
+        plan::sizes::DEVICE_MIN,
+        undo::Rollback,
+    },
+    platform::{BlockDevice, DeviceClass, Geometry, Platform},
+};
+
+/// A device that may be initialized.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// What udev knows of it.
+    pub device: BlockDevice,
+    /// Its size and sector sizes.
+    pub geometry: Geometry,
+}
+
+/// Finds the devices behind paths as a user gave them. Paths that lead to one device count once.
+///
+/// # Errors
+/// Paths that are not absolute (all of them named) or do not lead to a block device.
+pub fn find(platform: &dyn Platform, paths: &[PathBuf]) -> Result<Vec<BlockDevice>> {
+    let relative: Vec<PathBuf> = paths.iter().filter(|path| !path.is_absolute()).cloned().collect();
+    if !relative.is_empty() {
+        return Err(Error::RelativePaths(relative));
+    }
+    let mut found: Vec<BlockDevice> = Vec::new();
+    for path in paths {
+        let device = platform.find_device(path)?;
+        match found.iter().find(|other| other.number == device.number) {
+            Some(other) if other.path != device.path => {
+                return Err(Error::SameDevice(other.path.clone(), device.path));
+            }
+            Some(_) => {}
+            None => found.push(device),
+        }
+    }
+    Ok(found)
+}
+
+/// Looks at a device that is to be initialized for a pool. Whether it is a member of that pool already has been decided
+/// before.
+///
+/// # Errors
+/// The reason why it must not be touched.
+pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -> Result<Candidate> {
+    let platform = engine.platform();
+    let path = device.path.clone();
+    let foreign = |what: &str| Error::Foreign { path: path.clone(), what: what.to_owned() };
+    match &device.class {
+        DeviceClass::Stratis | DeviceClass::Unowned => {}
+        DeviceClass::Luks => return Err(foreign("a LUKS volume")),
+        DeviceClass::MultipathMember => {
+            return Err(foreign("a path of a multipath device (name the multipath device instead)"));
+        }
+        DeviceClass::Other(what) => return Err(foreign(what)),
+    }
+    let contents = platform.contents(&path)?;
+    if contents.partitions > 0 {
+        return Err(foreign(&format!("a table of {} partitions", contents.partitions)));
+    }
+    if let Some(superblock) = contents.superblock.as_deref().filter(|kind| *kind != "stratis") {
+        return Err(foreign(&format!("a {superblock} signature")));
+    }
+    let geometry = platform.geometry(&path)?;
+    if geometry.read_only {
+        return Err(Error::ReadOnly { path });
+    }
+    match Bda::load(platform, &path, Repair::ReadOnly)? {
+        Some(bda) => {
+            if !left_over(engine, &path, &bda)? {
+                let pool = bda.header().pool;
+                return Err(match target {
+                    Some(target) if target == pool => Error::UnknownMember { path },
+                    _ => Error::OwnedByPool { path, pool },
+                });
+            }
+            log::info!("{} was left over by an unfinished request of pool {}", path.display(), bda.header().pool);
+        }
+        None if device.class == DeviceClass::Stratis => return Err(Error::NoSignature { path }),
+        None => {}
+    }
+    if platform.in_use(&path)? {
+        return Err(Error::InUse { path });
+    }
+    if geometry.size < DEVICE_MIN {
+        return Err(Error::TooSmall { path, size: geometry.size, minimum: DEVICE_MIN });
+    }
+    Ok(Candidate { device, geometry })
+}
+
+/// Whether a device with a signature belongs to nobody all the same: its initialization was cut short before its pool's
+/// metadata named it, or its pool's destruction was cut short after it had been decided.
+fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
+    let platform = engine.platform();
+    match bda.read_json(platform, path)? {
+        Some(json) => Ok(PoolMetadata::parse(&json, bda.header().version).is_ok_and(|metadata| metadata.destroying)),
+        None => {
+            let header = bda.header();
+            Ok(header.flags.contains(HeaderFlags::UNCOMMITTED) && !engine.registry().lists(header.pool, header.device))
+        }
+    }
+}
+
+/// A device that has just been initialized: its area as it is on disk now.
+#[derive(Debug)]
+pub struct Initialized {
+    /// The device.
+    pub candidate: Candidate,
+    /// Its Stratis area.
+    pub bda: Bda,
+}
+
+/// Initializes devices for a pool, marked as not yet committed: until pool metadata names them and the mark is removed, a
+/// crash leaves them to nobody.
+///
+/// # Errors
+/// When one cannot be written. `undo` wipes those that were.
+pub fn initialize(
+    platform: &dyn Platform,
+    pool: PoolUuid,
+    version: MetadataVersion,
+    candidates: Vec<Candidate>,
+    undo: &mut Rollback,
+) -> Result<Vec<Initialized>> {
+    let mut done = Vec::new();
+    for candidate in candidates {
+        let path = candidate.device.path.clone();
+        let mut header = StaticHeader::new(
+            pool,
+            DevUuid::from_random(platform.random()),
+            version,
+            candidate.geometry.size,
+            platform.now().seconds,
+        );
+        header.flags = HeaderFlags::UNCOMMITTED;
+        // Pushed before the write: one that fails half way may have left a signature.
+        let wiped = path.clone();
+        undo.push(format!("wipe {}", path.display()), move |platform| bda::wipe(platform, &wiped));
+        let bda = Bda::initialize(platform, &path, header)?;
+        done.push(Initialized { candidate, bda });
+    }
+    Ok(done)
+}

@@ -1,0 +1,212 @@
+//! Creating a pool (`spec/engine/storage-stack.md` §10.1).
+//!
+//! The name and the devices are claimed first; all the rest is done without a lock, because nobody can know of the pool
+//! before its entry is in the table. On disk the pool comes to be with its first metadata: until then its devices carry a
+//! mark that leaves them to nobody if the power goes.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crate::{
+    engine::{
+        Engine,
+        bda::Choose,
+        claims::{Claim, Key},
+        devices::{self, Candidate},
+        dm_names::Role,
+        error::{Error, Result},
+        ids::{DevUuid, PoolUuid},
+        layout::{self, Draft, NewDevice},
+        mdv::Mdv,
+        metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
+        name::Name,
+        ops::devices::sizes_of,
+        plan::{sector_rules, sizes},
+        pool::{self, Member, Pool},
+        request::{Access, Granted, Mode, Next, PoolRef},
+        setup,
+        stack::{Layer, Stack},
+        undo::Rollback,
+        units::Sectors,
+    },
+    platform::{BlockDevice, DeviceNumber, Platform, Program, WriteStep, dm},
+};
+
+/// What a new pool is to be.
+#[derive(Debug, Clone)]
+pub struct NewPool {
+    /// Its name.
+    pub name: Name,
+    /// Absolute paths of its data devices.
+    pub devices: Vec<PathBuf>,
+    /// Space to reserve for integrity data; version 2 only.
+    pub integrity: IntegritySpec,
+    /// The metadata version; new pools of clients are version 2.
+    pub version: MetadataVersion,
+}
+
+/// A pool that was created: its identifier and those of its devices.
+pub type Created = (PoolUuid, Vec<DevUuid>);
+
+/// Creates a pool. `None`: it exists already with just these data devices.
+pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
+    Next::act(move |engine| {
+        let found = match devices::find(engine.platform(), &new.devices) {
+            Ok(found) if found.is_empty() => return Next::Done(Err(Error::NoDevices)),
+            Ok(found) => found,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let keys = found.iter().map(|device| Key::Device(device.number)).chain([Key::PoolName(new.name.clone())]);
+        let Some(claim) = engine.claims().claim(keys) else {
+            return Next::Parked(Box::new(create_pool(new)));
+        };
+        let which = PoolRef::Name(new.name.clone());
+        Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+            Granted::Read(existing) => Next::Done(compare(existing, &found).map(|()| None)),
+            _ => Next::act(move |engine| build(engine, new, found, claim)),
+        })
+    })
+}
+
+/// A pool of that name exists: whether it is the pool that was asked for.
+fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
+    let present: Vec<&Member> = existing.meta.data_devices().filter_map(|uuid| existing.members.get(&uuid)).collect();
+    let only_requested: Vec<PathBuf> = requested
+        .iter()
+        .filter(|device| present.iter().all(|member| member.device.number != device.number))
+        .map(|device| device.path.clone())
+        .collect();
+    let only_present: Vec<PathBuf> = present
+        .iter()
+        .filter(|member| requested.iter().all(|device| device.number != member.device.number))
+        .map(|member| member.device.path.clone())
+        .collect();
+    match only_requested.is_empty() && only_present.is_empty() {
+        true => Ok(()),
+        false => Err(Error::OtherDevices { name: existing.name().clone(), only_requested, only_present }),
+    }
+}
+
+fn build(engine: &Engine, new: NewPool, found: Vec<BlockDevice>, claim: Claim) -> Next<Result<Option<Created>>> {
+    let platform = engine.platform();
+    let made = examine(engine, found)
+        .and_then(|candidates| Rollback::new().guard(platform, |undo| assemble(platform, &new, candidates, undo)));
+    let (mut pool, undo) = match made {
+        Ok(made) => made,
+        Err(error) => return Next::Done(Err(error)),
+    };
+    // From here on the pool exists on disk; only its entry is missing.
+    undo.forget();
+    pool.confirm_members(platform);
+    pool.refresh(platform);
+    let created = (pool.uuid(), pool.meta.data_devices().collect());
+    setup::insert(pool, claim).map(move |inserted| inserted.map(|()| Some(created)))
+}
+
+fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
+    let candidates: Vec<Candidate> =
+        found.into_iter().map(|device| devices::examine(engine, device, None)).collect::<Result<_>>()?;
+    sector_rules::common(candidates.iter().map(|candidate| sizes_of(&candidate.geometry)))?;
+    Ok(candidates)
+}
+
+/// Initializes the devices and brings up everything on them; the last step is the metadata that makes it a pool.
+fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, undo: &mut Rollback) -> Result<Pool> {
+    let uuid = PoolUuid::from_random(platform.random());
+    let initialized = devices::initialize(platform, uuid, new.version, candidates, undo)?;
+    let members: BTreeMap<DevUuid, Member> = initialized
+        .into_iter()
+        .map(|made| {
+            let member = Member { device: made.candidate.device, geometry: made.candidate.geometry, bda: made.bda };
+            (member.bda.header().device, member)
+        })
+        .collect();
+    let meta = plan_metadata(platform, new, &members)?;
+    let thin_data = layout::total(&meta.flex_devs.thin_data_dev);
+    let mut stack = Stack::new(uuid);
+    let shape = pool::shape(new.version, &meta, &members, sizes::low_water(thin_data));
+
+    for layer in shape.backstore() {
+        create(platform, &mut stack, &layer, undo)?;
+    }
+    if new.version == MetadataVersion::V2 {
+        // A stale LUKS2 header on the disks must never be seen as the pool's.
+        zero(platform, &stack, shape.cap(), meta.crypt_reserved())?;
+    }
+    create(platform, &mut stack, &shape.thin_meta(), undo)?;
+    // A thin pool whose metadata begins with zeros is a new one.
+    zero(platform, &stack, Role::ThinMeta, sizes::METADATA_ZEROED)?;
+    create(platform, &mut stack, &shape.thin_data(), undo)?;
+    create(platform, &mut stack, &shape.mdv(), undo)?;
+    let node = platform.dm_node(&stack.name(Role::Mdv));
+    make_xfs(platform, &node, &uuid.hyphenated())?;
+    undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
+    let mdv = Mdv::new(platform, uuid);
+    mdv.mount(&node)?;
+    // Makes the directory, so that other daemons find what they expect.
+    mdv.records()?;
+    create(platform, &mut stack, &shape.thin_pool(), undo)?;
+
+    let mut pool = Pool::new(uuid, new.name.clone(), new.version, meta, members, stack);
+    pool.commit(platform, Choose::Everywhere, |_| Ok(()))?;
+    Ok(pool)
+}
+
+/// Brings up a layer of a pool that is new, so no device of its name can be there.
+fn create(platform: &dyn Platform, stack: &mut Stack, layer: &Layer, undo: &mut Rollback) -> Result<()> {
+    stack.ensure(platform, layer, undo).map(drop)
+}
+
+fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: Sectors) -> Result<()> {
+    const CHUNK: usize = 1 << 20;
+    let zeros = vec![0; CHUNK];
+    let bytes = u64::try_from(length.bytes().0).unwrap_or(u64::MAX);
+    let chunks = (0..bytes).step_by(CHUNK).map(|at| {
+        let length = usize::try_from(bytes - at).unwrap_or(CHUNK).min(CHUNK);
+        WriteStep::At(at, &zeros[..length])
+    });
+    let steps: Vec<WriteStep<'_>> = chunks.chain([WriteStep::Flush]).collect();
+    Ok(platform.write(&platform.dm_node(&stack.name(role)), &steps)?)
+}
+
+/// Makes an XFS with this UUID (`spec/engine/storage-stack.md` §9.1).
+pub(super) fn make_xfs(platform: &dyn Platform, node: &std::path::Path, uuid: &str) -> Result<()> {
+    let node = node.to_string_lossy();
+    let uuid = format!("uuid={uuid}");
+    let mut arguments = vec!["-f", "-q", &node, "-m", &uuid];
+    if mkfs_knows_nrext64(platform)? {
+        // Large extent counters would make file systems that older kernels cannot mount.
+        arguments.extend(["-i", "nrext64=0"]);
+    }
+    platform.run(Program::MkfsXfs, &arguments)?;
+    Ok(())
+}
+
+/// Whether mkfs.xfs is new enough to need telling; one that does not say its version is taken to be.
+fn mkfs_knows_nrext64(platform: &dyn Platform) -> Result<bool> {
+    let text = platform.run(Program::MkfsXfs, &["-V"])?;
+    let major = text.split_ascii_whitespace().last().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    Ok(major.is_none_or(|major| major >= 6))
+}
+
+/// What the metadata of a new pool says: how its space is laid out (`spec/engine/storage-stack.md` §4, 5, 7.2, 7.3).
+fn plan_metadata(platform: &dyn Platform, new: &NewPool, members: &BTreeMap<DevUuid, Member>) -> Result<PoolMetadata> {
+    let devices: Vec<NewDevice<'_>> = members
+        .values()
+        .map(|member| NewDevice { header: member.bda.header(), hardware_info: member.device.wwn.as_deref() })
+        .collect();
+    let draft = Draft::new(new.version, new.integrity, &devices)?;
+    let thin_metadata = thin_metadata_size(platform, draft.usable(), sizes::FS_LIMIT)?;
+    draft.lay_out(new.name.as_str(), thin_metadata)
+}
+
+/// Size of the thin pool's metadata device for a pool of this size and number of filesystems.
+fn thin_metadata_size(platform: &dyn Platform, pool: Sectors, filesystems: u64) -> Result<Sectors> {
+    let arguments = sizes::thin_metadata_size_arguments(pool, filesystems);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    Ok(sizes::thin_metadata(&platform.run(Program::ThinMetadataSize, &arguments)?)?)
+}
+
+/// The table of a thin device.
+pub(in crate::engine) fn thin_table(pool: DeviceNumber, id: u32, size: Sectors) -> [dm::Line; 1] {
+    [dm::Line { start: Sectors::ZERO, length: size, target: dm::Target::Thin { pool, id } }]
+}

@@ -1,0 +1,230 @@
+//! Finding pools: at the start, and by the events of block devices (`spec/engine/engine-behaviour.md` §5, 6, 8).
+//!
+//! Devices are read and pools set up without any lock; a pool that is being set up is claimed, so that the events that its
+//! own set-up causes wait and then find it running.
+
+use std::sync::Arc;
+
+use crate::{
+    engine::{
+        Engine,
+        bda::{self, Bda, Repair},
+        claims::{Claim, Key},
+        error::Result,
+        ids::PoolUuid,
+        metadata::PoolMetadata,
+        name::Name,
+        registry::{DeviceSet, Found, Verdict},
+        request::{Access, Granted, Mode, Next, PoolRef},
+        setup,
+    },
+    platform::{BlockDevice, DeviceAction, DeviceClass, DeviceEvent},
+};
+
+/// Looks at all devices and gives one chain for each pool found; they may run side by side.
+///
+/// # Errors
+/// When the devices cannot be listed.
+pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
+    for device in engine.platform().block_devices()? {
+        if let Some(found) = identify(engine, device) {
+            engine.registry().add(found);
+        }
+    }
+    Ok(engine.registry().pools().into_iter().map(consider).collect())
+}
+
+/// Reads the Stratis area of a device. A device that cannot be read is logged and left alone.
+fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
+    if device.class != DeviceClass::Stratis {
+        return None;
+    }
+    let path = device.path.display();
+    let bda = match Bda::load(engine.platform(), &device.path, Repair::Write) {
+        Ok(bda) => bda?,
+        Err(error) => {
+            log::warn!("{path} is left alone: {error}");
+            return None;
+        }
+    };
+    let metadata = match bda.read_json(engine.platform(), &device.path) {
+        Ok(None) => None,
+        Ok(Some(json)) => {
+            Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| error.to_string()))
+        }
+        Err(error) => Some(Err(error.to_string())),
+    };
+    if let Some(Err(error)) = &metadata {
+        log::warn!("{path} has pool metadata that cannot be read: {error}");
+    }
+    let stamped = metadata.map(|result| result.map(|metadata| (bda.last_update().unwrap_or_default(), metadata)));
+    Some(Found { device, bda, metadata: stamped })
+}
+
+/// Takes note of an event of a block device; sets up a pool that it completes.
+pub fn device_event(event: DeviceEvent) -> Next<()> {
+    Next::act(move |engine| {
+        let member = engine.registry().running_member(&event.path);
+        if let Some((pool, device)) = member {
+            return match (event.action, event.device) {
+                (DeviceAction::Add | DeviceAction::Change, Some(found)) => note_size(pool, device, found),
+                // A running pool does not react to a device that vanishes; its I/O will tell.
+                _ => Next::Done(()),
+            };
+        }
+        let found = match (event.action, event.device) {
+            (DeviceAction::Remove, _) | (_, None) => None,
+            (_, Some(device)) => identify(engine, device),
+        };
+        match found {
+            Some(found) => {
+                let pool = found.bda.header().pool;
+                if engine.claims().is_claimed(&Key::Pool(pool))
+                    || engine.claims().is_claimed(&Key::Device(found.device.number))
+                {
+                    // It is being set up or initialized: what this event means can be told when that is done.
+                    let again = DeviceEvent { device: Some(found.device), ..event };
+                    return Next::Parked(Box::new(device_event(again)));
+                }
+                engine.registry().add(found);
+                consider(pool)
+            }
+            None => {
+                if event.action != DeviceAction::Add {
+                    engine.registry().remove_path(&event.path);
+                }
+                Next::Done(())
+            }
+        }
+    })
+}
+
+fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDevice) -> Next<()> {
+    Next::act(move |engine| {
+        let Ok(geometry) = engine.platform().geometry(&found.path) else { return Next::Done(()) };
+        Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+            let known = match super::readable(granted, pool) {
+                Ok(pool) => pool.members.get(&device).map(|member| member.geometry.size),
+                Err(_) => None,
+            };
+            if known.is_none_or(|size| size == geometry.size) {
+                return Next::Done(());
+            }
+            Next::write(pool, move |_, granted| {
+                if let Ok(pool) = super::writable(granted, pool) {
+                    if pool.check_changes().is_ok() {
+                        pool.note_size(device, geometry.size);
+                    }
+                }
+                Next::Done(())
+            })
+        })
+    })
+}
+
+/// Sets a pool up if its devices are all there and nothing speaks against it.
+pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
+    Next::act(move |engine| {
+        let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
+            return Next::Parked(Box::new(consider(uuid)));
+        };
+        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+            let Some(set) = engine.registry().take(uuid) else { return Next::Done(()) };
+            if let Granted::Read(pool) = granted {
+                for found in set.devices().filter(|found| pool.tier_of(found.device.number).is_none()) {
+                    log::warn!(
+                        "{} says that it belongs to pool {}, which does not know it",
+                        found.device.path.display(),
+                        pool.name()
+                    );
+                }
+                return Next::Done(());
+            }
+            Next::act(move |engine| judge(engine, uuid, set, claim))
+        })
+    })
+}
+
+fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {
+    let reason = match set.verdict() {
+        Verdict::Complete(metadata) if metadata.started == Some(false) => {
+            return park(engine, uuid, set, "it was stopped by request");
+        }
+        Verdict::Complete(metadata) => return with_name(uuid, set, metadata, claim),
+        Verdict::Destroying(metadata) => {
+            finish_destruction(engine, uuid, set, &metadata);
+            return Next::Done(());
+        }
+        Verdict::Incomplete(metadata, missing) => {
+            format!(
+                "{} of the {} devices of pool {} are missing",
+                missing.len(),
+                metadata.devices().count(),
+                metadata.name
+            )
+        }
+        Verdict::Surplus(metadata, surplus) => {
+            let surplus: Vec<String> = surplus.iter().map(ToString::to_string).collect();
+            format!("pool {} does not know its devices {}; disconnect them", metadata.name, surplus.join(", "))
+        }
+        Verdict::NeverCommitted => "its creation was never completed; the devices may be used anew".to_owned(),
+        Verdict::Unreadable(why) => why,
+    };
+    park(engine, uuid, set, &reason)
+}
+
+fn park(engine: &Engine, uuid: PoolUuid, mut set: DeviceSet, reason: &str) -> Next<()> {
+    log::info!("pool {uuid} is not set up: {reason}");
+    set.partial = setup::partly_up(engine.platform(), uuid);
+    engine.registry().park(uuid, set);
+    Next::Done(())
+}
+
+/// Claims the pool's name, makes sure that no running pool has it, and sets the pool up.
+fn with_name(uuid: PoolUuid, set: DeviceSet, metadata: Arc<PoolMetadata>, claim: Claim) -> Next<()> {
+    Next::act(move |engine| {
+        let name = match Name::new(&metadata.name) {
+            Ok(name) => name,
+            Err(error) => return park(engine, uuid, set, &error.to_string()),
+        };
+        let Some(name_claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
+            return Next::Parked(Box::new(with_name(uuid, set, metadata, claim)));
+        };
+        Next::under(Access::Pool(PoolRef::Name(name), Mode::Shared), move |_, granted| {
+            let taken = matches!(granted, Granted::Read(_));
+            Next::act(move |engine| {
+                if taken {
+                    return park(engine, uuid, set, &format!("a running pool is named {} too", metadata.name));
+                }
+                match setup::set_up(engine.platform(), uuid, &set, (*metadata).clone()) {
+                    Err(error) => park(engine, uuid, set, &error.sentence()),
+                    Ok(pool) => {
+                        log::info!("pool {} ({uuid}) is set up", pool.name());
+                        let links = super::announce(engine, &pool, pool.filesystems.values());
+                        setup::insert(pool, name_claim)
+                            .map(move |inserted| {
+                                drop(claim);
+                                if let Err(error) = inserted {
+                                    log::error!("pool {uuid} was set up but cannot be shown: {}", error.sentence());
+                                }
+                                links
+                            })
+                            .then(|links| super::when_linked(links, ()))
+                    }
+                }
+            })
+        })
+    })
+}
+
+/// Completes a destruction that was decided but cut short.
+fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: DeviceSet, metadata: &PoolMetadata) {
+    log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
+    // Devices of the cache tier hold no metadata; those that do go last.
+    let (data, cache): (Vec<Found>, Vec<Found>) = set.into_devices().partition(|found| found.metadata.is_some());
+    for found in cache.into_iter().chain(data) {
+        if let Err(error) = bda::wipe(engine.platform(), &found.device.path) {
+            log::error!("could not wipe {}: {error}", found.device.path.display());
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! Creating, destroying and renaming filesystems (`spec/engine/storage-stack.md` §9).
+
+use std::any::Any;
+
+use crate::{
+    engine::{
+        Engine,
+        claims::{Claim, Key},
+        dm_names::Role,
+        error::{Error, Result},
+        ids::{FsUuid, PoolUuid},
+        layout,
+        mdv::{Journal, Mdv, Pending},
+        metadata::FilesystemRecord,
+        name::Name,
+        plan::sizes,
+        pool::{Filesystem, Pool},
+        request::{Next, Part},
+        setup, stack,
+        undo::Rollback,
+        units::Sectors,
+    },
+    platform::{self, PendingLinks, dm::Visibility},
+};
+
+/// What a new filesystem is to be.
+#[derive(Debug, Clone)]
+pub struct NewFilesystem {
+    /// Its name.
+    pub name: Name,
+    /// Size of the thin device; the default if `None`.
+    pub size: Option<Sectors>,
+    /// It will not grow past this.
+    pub size_limit: Option<Sectors>,
+}
+
+impl NewFilesystem {
+    fn size(&self) -> Sectors {
+        self.size.unwrap_or(sizes::FILESYSTEM_DEFAULT)
+    }
+}
+
+/// A thin device that has been made for a filesystem which is not in the pool yet.
+pub(super) struct Unborn {
+    pub filesystem: Filesystem,
+    pub device: String,
+}
+
+/// Thin devices made by one request, with what gives them up again.
+pub(super) struct Batch {
+    pub unborn: Vec<Unborn>,
+    pub journal: Journal,
+    pub undo: Rollback,
+    pub claim: Claim,
+}
+
+/// Creates filesystems, their mkfs side by side, all or none; gives the new ones, none if all are there already.
+pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Result<Vec<(FsUuid, Name)>>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let wanted = match admissible(pool, &new) {
+            Ok(wanted) if wanted.is_empty() => return Next::Done(Ok(Vec::new())),
+            Ok(wanted) => wanted,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let Some(claim) = claim_names(engine, uuid, wanted.iter().map(|new| &new.name)) else {
+            return Next::Parked(Box::new(create_filesystems(uuid, new)));
+        };
+        match begin(engine, pool, wanted, claim) {
+            Ok(batch) => format(uuid, batch),
+            Err(error) => {
+                pool.note_failure(&error);
+                Next::Done(Err(error))
+            }
+        }
+    })
+}
+
+/// Claims names for filesystems of a pool; `None` if one is claimed or the pool is to be used alone.
+pub(super) fn claim_names<'a>(engine: &Engine, pool: PoolUuid, names: impl Iterator<Item = &'a Name>) -> Option<Claim> {
+    if engine.claims().is_claimed(&Key::Drain(pool)) {
+        return None;
+    }
+    engine.claims().claim(names.map(|name| Key::Filesystem(pool, name.clone())))
+}
+
+/// The filesystems that are not there yet, if the request may be carried out.
+fn admissible(pool: &Pool, new: &[NewFilesystem]) -> Result<Vec<NewFilesystem>> {
+    pool.check_requests()?;
+    check_limit(pool, new.len())?;
+    let mut wanted: Vec<NewFilesystem> = Vec::new();
+    for request in new {
+        sizes::filesystem(request.size, request.size_limit)
+            .map_err(|source| Error::FilesystemSize { name: request.name.clone(), source })?;
+        let same_name = pool.filesystem_named(&request.name).map(|(_, existing)| existing.record.size);
+        let same_name = same_name.or(wanted.iter().find(|other| other.name == request.name).map(NewFilesystem::size));
+        match same_name {
+            Some(existing) if existing == request.size() => {}
+            Some(existing) => {
+                let (name, requested) = (request.name.clone(), request.size());
+                return Err(Error::OtherSize { name, existing, requested });
+            }
+            None => wanted.push(request.clone()),
+        }
+    }
+    check_room(pool, sum(wanted.iter().map(NewFilesystem::size))?)?;
+    Ok(wanted)
+}
+
+/// Refuses more filesystems than the pool's limit. Names that exist already count too.
+pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
+    let wanted = u64::try_from(pool.filesystems.len().saturating_add(more)).unwrap_or(u64::MAX);
+    let limit = pool.fs_limit();
+    match wanted <= limit {
+        true => Ok(()),
+        false => Err(Error::FilesystemLimit { pool: pool.name().clone(), limit, wanted }),
+    }
+}
+
+/// Without overprovisioning, refuses filesystems that do not fit.
+pub(super) fn check_room(pool: &Pool, more: Sectors) -> Result<()> {
+    if pool.overprovisioning() {
+        return Ok(());
+    }
+    let needed = sum(setup::records(pool).map(|record| record.size).chain([more]))?;
+    let room = sizes::room(pool.usable_size(), layout::total(&pool.meta.flex_devs.thin_meta_dev));
+    match needed <= room {
+        true => Ok(()),
+        false => Err(Error::NoRoom { pool: pool.name().clone(), needed, room }),
+    }
+}
+
+fn sum(sizes: impl IntoIterator<Item = Sectors>) -> Result<Sectors> {
+    Ok(Sectors::checked_sum(sizes).ok_or(sizes::SizeError::Overflow)?)
+}
+
+/// Makes the thin devices, under the pool's lock: messages to the thin pool and device-mapper calls, nothing slow.
+fn begin(engine: &Engine, pool: &mut Pool, wanted: Vec<NewFilesystem>, claim: Claim) -> Result<Batch> {
+    let platform = engine.platform();
+    let created = platform.now().seconds;
+    let mut records = Vec::new();
+    for new in wanted {
+        records.push(FilesystemRecord {
+            name: new.name.as_str().to_owned(),
+            uuid: FsUuid::from_random(platform.random()),
+            thin_id: pool.take_thin_id()?,
+            size: new.size(),
+            created,
+            fs_size_limit: new.size_limit,
+            origin: None,
+            merge: false,
+        });
+    }
+    let thin_pool = Role::ThinPool.name(pool.uuid());
+    make_thin(engine, pool, records, claim, |id| platform.dm_message(&thin_pool, &format!("create_thin {id}")))
+}
+
+/// Makes a thin device for each record; `create` makes the device of that number in the thin pool.
+pub(super) fn make_thin(
+    engine: &Engine,
+    pool: &mut Pool,
+    records: Vec<FilesystemRecord>,
+    claim: Claim,
+    create: impl Fn(u32) -> platform::Result<()>,
+) -> Result<Batch> {
+    let platform = engine.platform();
+    let uuid = pool.uuid();
+    let pending = |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, heir: None };
+    let journal = Journal::Create(records.iter().map(pending).collect());
+    let (unborn, undo) = Rollback::new().guard(platform, |undo| {
+        let entry = journal.clone();
+        undo.push("remove the entry from the journal", move |platform| Mdv::new(platform, uuid).end(&entry));
+        Mdv::new(platform, uuid).begin(&journal)?;
+        records.into_iter().map(|record| make_one(engine, pool, record, &create, undo)).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(Batch { unborn, journal, undo, claim })
+}
+
+fn make_one(
+    engine: &Engine,
+    pool: &Pool,
+    record: FilesystemRecord,
+    create: &impl Fn(u32) -> platform::Result<()>,
+    undo: &mut Rollback,
+) -> Result<Unborn> {
+    let platform = engine.platform();
+    let thin_pool = Role::ThinPool.name(pool.uuid());
+    let id = record.thin_id;
+    let undo_in = thin_pool.clone();
+    // Pushed first: a message that fails may have been carried out.
+    undo.push(format!("delete thin device {id}"), move |platform| setup::delete_thin_id(platform, &undo_in, id));
+    match create(id) {
+        // Left over by a daemon that keeps no journal; no record names the number, or it would not have been given out.
+        Err(error) if error.errno() == Some(nix::libc::EEXIST) => {
+            log::warn!("pool {}: thin device {id} exists without a record; replacing it", pool.name());
+            setup::delete_thin_id(platform, &thin_pool, id)?;
+            create(id)?;
+        }
+        other => other?,
+    }
+    let number = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
+    let device = pool.thin_name(record.uuid);
+    let table = super::thin_table(number, id, record.size);
+    let (number, _) = stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
+    let name = Name::new(&record.name)?;
+    Ok(Unborn { filesystem: Filesystem { record, name, number }, device })
+}
+
+/// Formats the new filesystems side by side, the pool released meanwhile.
+fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
+    let part = |unborn: &Unborn| -> Part {
+        let (device, uuid) = (unborn.device.clone(), unborn.filesystem.record.uuid);
+        Box::new(move |engine| {
+            let platform = engine.platform();
+            let made = super::create_pool::make_xfs(platform, &platform.dm_node(&device), &uuid.hyphenated());
+            Box::new(made) as Box<dyn Any + Send>
+        })
+    };
+    let parts = batch.unborn.iter().map(part).collect();
+    Next::Together(
+        parts,
+        Box::new(move |_, results| {
+            let made =
+                results.into_iter().try_for_each(|result| match result.map(|any| any.downcast::<Result<()>>()) {
+                    Some(Ok(result)) => *result,
+                    _ => Err(Error::Panicked),
+                });
+            finish(uuid, batch, made)
+        }),
+    )
+}
+
+/// Takes new filesystems into the pool, or gives them up if `made` says that they could not be completed.
+pub(super) fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(FsUuid, Name)>>> {
+    Next::write(uuid, move |engine, granted| {
+        let platform = engine.platform();
+        // The pool cannot have gone away: who takes it down waits for the claims that the batch holds.
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let Batch { unborn, journal, undo, claim } = batch;
+        let committed = undo.guard(platform, |undo| {
+            made?;
+            pool.check_requests()?;
+            for Unborn { filesystem, .. } in &unborn {
+                let id = filesystem.record.uuid;
+                undo.push(format!("remove the record of {id}"), move |platform| Mdv::new(platform, uuid).remove(id));
+                Mdv::new(platform, uuid).save(&filesystem.record)?;
+            }
+            Ok(())
+        });
+        match committed {
+            Ok(((), undo)) => undo.forget(),
+            Err(error) => {
+                pool.note_failure(&error);
+                return Next::Done(Err(error));
+            }
+        }
+        if let Err(error) = Mdv::new(platform, uuid).end(&journal) {
+            log::warn!("pool {}: an entry of the journal stays until the next set-up: {error}", pool.name());
+        }
+        let created: Vec<(FsUuid, Name)> =
+            unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
+        let links = super::announce(engine, pool, unborn.iter().map(|new| &new.filesystem));
+        unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
+        drop(claim);
+        super::when_linked(links, Ok(created))
+    })
+}
+
+/// Destroys filesystems, all or none; gives those that existed.
+pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Next<Result<Vec<FsUuid>>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let mut existing: Vec<FsUuid> = doomed.iter().filter(|id| pool.filesystems.contains_key(id)).copied().collect();
+        existing.sort_unstable();
+        existing.dedup();
+        if existing.iter().any(|id| engine.claims().is_claimed(&Key::Origin(uuid, *id))) {
+            return Next::Parked(Box::new(destroy_filesystems(uuid, doomed)));
+        }
+        if existing.is_empty() {
+            return Next::Done(Ok(existing));
+        }
+        match destroy(engine, pool, &existing) {
+            Ok(()) => Next::Done(Ok(existing)),
+            Err(error) => {
+                pool.note_failure(&error);
+                super::when_linked(find_again(engine, pool, &existing), Err(error))
+            }
+        }
+    })
+}
+
+fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
+    let platform = engine.platform();
+    let uuid = pool.uuid();
+    pool.check_requests()?;
+    let pending = doomed.iter().map(|id| may_go(engine, pool, *id, doomed)).collect::<Result<Vec<_>>>()?;
+    let journal = Journal::Destroy(pending.clone());
+    let ((), undo) = Rollback::new().guard(platform, |undo| {
+        for id in doomed {
+            stack::remove_device(platform, &pool.thin_name(*id), Visibility::Public, undo)?;
+        }
+        // This write decides. One that fails may have reached the disk, so it is taken back as well.
+        let entry = journal.clone();
+        undo.push("remove the entry from the journal", move |platform| Mdv::new(platform, uuid).end(&entry));
+        Mdv::new(platform, uuid).begin(&journal)
+    })?;
+    undo.forget();
+    // From here on the filesystems are gone; what cannot be done now is done at the next set-up, as the journal says.
+    for id in doomed {
+        pool.drop_filesystem(*id);
+    }
+    pass_on_origins(engine, pool, &pending);
+    // Every step can be repeated; one failure is not yet a reason to leave it to the next set-up.
+    let cleaned = clean_up(engine, pool, &journal, &pending).or_else(|_| clean_up(engine, pool, &journal, &pending));
+    if let Err(error) = cleaned {
+        let what = error.sentence();
+        log::warn!("pool {}: what is left of destroyed filesystems stays until the next set-up: {what}", pool.name());
+    }
+    Ok(())
+}
+
+/// After a destruction that was taken back: devices that were made again have other numbers and no links yet.
+fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box<dyn PendingLinks>> {
+    let platform = engine.platform();
+    let mut moved = Vec::new();
+    for id in spared {
+        let device = pool.thin_name(*id);
+        // Once more after an error, which may be the very one that is being taken back.
+        let found = platform.dm_find(&device).or_else(|_| platform.dm_find(&device)).ok().flatten();
+        if let (Some(device), Some(filesystem)) = (found, pool.filesystems.get_mut(id)) {
+            filesystem.number = device.number;
+            moved.push(filesystem.clone());
+        }
+    }
+    super::announce(engine, pool, &moved)
+}
+
+/// Whether a filesystem may be destroyed, and how.
+fn may_go(engine: &Engine, pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
+    let filesystem = pool.filesystem(id)?;
+    let record = &filesystem.record;
+    let name = filesystem.name.clone();
+    if record.merge || setup::records(pool).any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
+        return Err(Error::RevertScheduled { name });
+    }
+    let mount_points = engine.platform().mount_points(filesystem.number)?;
+    if !mount_points.is_empty() {
+        return Err(Error::Mounted { name, mount_points });
+    }
+    // The heir is the next of its origins that stays.
+    let mut heir = record.origin;
+    while let Some(next) = heir.filter(|origin| doomed.contains(origin)) {
+        heir = pool.filesystem(next)?.record.origin;
+    }
+    Ok(Pending { uuid: id, thin_id: record.thin_id, heir })
+}
+
+/// Lets snapshots of what is gone have its origin. What clients see does not depend on whether the disk keeps up: the journal
+/// will see to it.
+fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
+    for gone in pending {
+        for snapshot in setup::snapshots_of(pool, gone.uuid) {
+            if let Some(mut filesystem) = pool.filesystems.get(&snapshot).cloned() {
+                filesystem.record.origin = gone.heir;
+                pool.put_filesystem(engine.platform(), filesystem);
+            }
+        }
+    }
+}
+
+fn clean_up(engine: &Engine, pool: &Pool, journal: &Journal, pending: &[Pending]) -> Result<()> {
+    let platform = engine.platform();
+    let mdv = Mdv::new(platform, pool.uuid());
+    // As on disk, where the origins may not have been passed on yet.
+    let mut survivors = mdv.records()?;
+    survivors.retain(|record| pending.iter().all(|gone| gone.uuid != record.uuid));
+    for gone in pending {
+        setup::finish_destroy(platform, pool, gone, &mut survivors)?;
+    }
+    Ok(mdv.end(journal)?)
+}
+
+/// Renames a filesystem. `false`: it has that name already.
+pub fn rename_filesystem(uuid: PoolUuid, id: FsUuid, name: Name) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        if engine.claims().is_claimed(&Key::Filesystem(uuid, name.clone())) {
+            return Next::Parked(Box::new(rename_filesystem(uuid, id, name)));
+        }
+        match rename(engine, pool, id, name) {
+            Ok(None) => Next::Done(Ok(false)),
+            Ok(Some(renamed)) => {
+                let links = super::announce(engine, pool, [&renamed]);
+                super::when_linked(links, Ok(true))
+            }
+            Err(error) => {
+                pool.note_failure(&error);
+                Next::Done(Err(error))
+            }
+        }
+    })
+}
+
+fn rename(engine: &Engine, pool: &mut Pool, id: FsUuid, name: Name) -> Result<Option<Filesystem>> {
+    pool.check_requests()?;
+    let mut renamed = pool.filesystem(id)?.clone();
+    if renamed.name == name {
+        return Ok(None);
+    }
+    if pool.filesystem_named(&name).is_some() {
+        return Err(Error::FilesystemNameTaken { pool: pool.name().clone(), name });
+    }
+    renamed.record.name = name.as_str().to_owned();
+    renamed.name = name;
+    save_record(engine, pool, &renamed.record)?;
+    pool.put_filesystem(engine.platform(), renamed.clone());
+    Ok(Some(renamed))
+}
+
+/// Puts a changed record in place of the pool's one.
+///
+/// # Errors
+/// When it cannot be written. The old one is written again then, because the new one may have reached the disk.
+pub(super) fn save_record(engine: &Engine, pool: &Pool, record: &FilesystemRecord) -> Result<()> {
+    let platform = engine.platform();
+    let mdv = Mdv::new(platform, pool.uuid());
+    let old = pool.filesystem(record.uuid)?.record.clone();
+    mdv.save(record).map_err(|cause| match mdv.save(&old) {
+        Ok(()) => cause,
+        Err(error) => Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![("write the former record again".to_owned(), error)],
+            leaves: crate::view::Availability::NoRequests,
+        },
+    })
+}

@@ -1,0 +1,137 @@
+//! Destroying and renaming a pool (`spec/engine/storage-stack.md` §10.2, `engine-behaviour.md` §9).
+
+use crate::{
+    engine::{
+        Engine,
+        bda::{self, Choose},
+        claims::{Claim, Key},
+        error::{Error, Result},
+        ids::PoolUuid,
+        name::Name,
+        pool::Pool,
+        request::{Access, Granted, Mode, Next, PoolRef},
+        setup,
+    },
+    platform::Platform,
+    view::{Availability, Tier},
+};
+
+/// Destroys a pool that has no filesystems. `false`: there is no such running pool.
+pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
+    Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+        Some(drain) => destroy_drained(uuid, drain),
+        None => Next::Parked(Box::new(destroy_pool(uuid))),
+    })
+}
+
+/// New work in the pool waits while `drain` is held, so the work under way comes to an end.
+fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(_) => return Next::Done(Ok(false)),
+        };
+        if engine.claims().work_in(uuid) {
+            return Next::Parked(Box::new(destroy_drained(uuid, drain)));
+        }
+        if let Err(error) = destroy(engine, pool) {
+            pool.note_failure(&error);
+            return Next::Done(Err(error));
+        }
+        Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
+            if let Granted::Table(table) = granted {
+                drop(table.remove(uuid));
+                engine.registry().note_ended(uuid);
+            }
+            drop(drain);
+            Next::Done(Ok(true))
+        })
+    })
+}
+
+fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
+    let platform = engine.platform();
+    if !pool.filesystems.is_empty() {
+        let filesystems = pool.filesystems.values().map(|filesystem| filesystem.name.clone()).collect();
+        return Err(Error::HasFilesystems { pool: pool.name().clone(), filesystems });
+    }
+    let uuid = pool.uuid();
+    let decided = setup::take_down(platform, &mut pool.stack, uuid).and_then(|()| {
+        pool.commit(platform, Choose::Everywhere, |meta| {
+            meta.destroying = true;
+            Ok(())
+        })
+    });
+    if let Err(cause) = decided {
+        return Err(match setup::bring_up_again(platform, pool) {
+            Ok(()) => cause,
+            Err(error) => Error::Rollback {
+                cause: Box::new(cause),
+                failures: vec![("bring the pool up again".to_owned(), error)],
+                leaves: Availability::NoPoolChanges,
+            },
+        });
+    }
+    pool.set_gone();
+    // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
+    wipe(platform, pool);
+    Ok(())
+}
+
+/// Wipes the cache devices, which hold no metadata, before the data devices, whose metadata says what is going on.
+fn wipe(platform: &dyn Platform, pool: &Pool) {
+    let entries: Vec<_> = pool.meta.device_entries().map(|(tier, entry)| (tier, entry.uuid)).collect();
+    for wanted in [Tier::Cache, Tier::Data] {
+        for (_, uuid) in entries.iter().filter(|(tier, _)| *tier == wanted) {
+            let Some(member) = pool.members.get(uuid) else { continue };
+            let path = &member.device.path;
+            if let Err(error) = bda::wipe(platform, path) {
+                log::error!("pool {} is destroyed, but {} could not be wiped: {error}", pool.name(), path.display());
+            }
+        }
+    }
+}
+
+/// Renames a pool. `false`: it has that name already.
+pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
+    Next::act(move |engine| {
+        let Some(claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
+            return Next::Parked(Box::new(rename_pool(uuid, name)));
+        };
+        let which = PoolRef::Name(name.clone());
+        Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+            Granted::Read(other) if other.uuid() != uuid => Next::Done(Err(Error::PoolNameTaken(name))),
+            _ => rename_claimed(uuid, name, claim),
+        })
+    })
+}
+
+fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        if pool.recorded_name() == name {
+            return Next::Done(Ok(false));
+        }
+        let recorded = pool.check_changes().and_then(|()| {
+            pool.commit(engine.platform(), Choose::Some(engine.platform().random()), |meta| {
+                meta.name = name.as_str().to_owned();
+                Ok(())
+            })
+        });
+        if let Err(error) = recorded {
+            pool.note_failure(&error);
+            return Next::Done(Err(error));
+        }
+        Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
+            let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
+            let Some(pool) = table.rename(uuid, name.clone()) else { return Next::Done(Err(Error::NoPool(uuid))) };
+            pool.set_name(name);
+            drop(claim);
+            let links = super::announce(engine, pool, pool.filesystems.values());
+            super::when_linked(links, Ok(true))
+        })
+    })
+}

@@ -1,0 +1,123 @@
+//! Snapshots (`spec/engine/storage-stack.md` §9.3).
+
+use crate::{
+    engine::{
+        Engine,
+        claims::{Claim, Key},
+        dm_names::Role,
+        error::{Error, Result},
+        ids::{FsUuid, PoolUuid},
+        metadata::FilesystemRecord,
+        name::Name,
+        ops::filesystems::{self, Batch},
+        pool::Pool,
+        request::Next,
+    },
+    platform::{Program, dm::Visibility},
+};
+
+/// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
+pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<Result<Option<FsUuid>>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        match exists(pool, origin, &name) {
+            Ok(false) => {}
+            Ok(true) => return Next::Done(Ok(None)),
+            Err(error) => return Next::Done(Err(error)),
+        }
+        // The origin is claimed too: it may not be destroyed while its snapshot is not yet complete.
+        let keys = [Key::Filesystem(uuid, name.clone()), Key::Origin(uuid, origin)];
+        let claim = match engine.claims().is_claimed(&Key::Drain(uuid)) {
+            true => None,
+            false => engine.claims().claim(keys),
+        };
+        let Some(claim) = claim else {
+            return Next::Parked(Box::new(snapshot_filesystem(uuid, origin, name)));
+        };
+        match begin(engine, pool, origin, &name, claim) {
+            Ok((batch, mounted)) => complete(uuid, batch, mounted),
+            Err(error) => {
+                pool.note_failure(&error);
+                Next::Done(Err(error))
+            }
+        }
+    })
+}
+
+/// Whether there is a filesystem that may pass for the snapshot already; refuses what may not be done.
+fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
+    pool.check_requests()?;
+    let requested = pool.filesystem(origin)?.record.size;
+    filesystems::check_limit(pool, 1)?;
+    match pool.filesystem_named(name).map(|(_, found)| found.record.size) {
+        Some(existing) if existing == requested => return Ok(true),
+        Some(existing) => return Err(Error::OtherSize { name: name.clone(), existing, requested }),
+        None => {}
+    }
+    filesystems::check_room(pool, requested)?;
+    Ok(false)
+}
+
+/// Takes the snapshot, its origin held still for the moment. Gives also whether the origin is mounted.
+fn begin(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<(Batch, bool)> {
+    let platform = engine.platform();
+    let source = pool.filesystem(origin)?.clone();
+    let record = FilesystemRecord {
+        name: name.as_str().to_owned(),
+        uuid: FsUuid::from_random(platform.random()),
+        thin_id: pool.take_thin_id()?,
+        size: source.record.size,
+        created: platform.now().seconds,
+        fs_size_limit: source.record.fs_size_limit,
+        origin: Some(origin),
+        merge: false,
+    };
+    let mounted = !platform.mount_points(source.number)?.is_empty();
+    let device = pool.thin_name(origin);
+    let thin_pool = Role::ThinPool.name(pool.uuid());
+    let batch = filesystems::make_thin(engine, pool, vec![record], claim, |id| {
+        let message = format!("create_snap {id} {}", source.record.thin_id);
+        let taken = platform.dm_suspend(&device, true).and_then(|()| platform.dm_message(&thin_pool, &message));
+        // Whatever happened, the origin must go on. A second try costs nothing against a file system that hangs.
+        let resumed = platform.dm_resume(&device, Visibility::Public);
+        resumed.or_else(|_| platform.dm_resume(&device, Visibility::Public))?;
+        taken
+    })?;
+    Ok((batch, mounted))
+}
+
+/// Gives the snapshot an identity of its own, the pool released meanwhile, and takes it into the pool.
+fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Next<Result<Option<FsUuid>>> {
+    Next::act(move |engine| {
+        let made = batch
+            .unborn
+            .iter()
+            .try_for_each(|new| give_identity(engine, &new.device, new.filesystem.record.uuid, mounted));
+        filesystems::finish(uuid, batch, made)
+    })
+    .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
+}
+
+/// Writes the snapshot's own UUID into its XFS. A log that has not been replayed, as that of a mounted origin, does not let
+/// it be changed; mounting it for a moment replays it.
+fn give_identity(engine: &Engine, device: &str, id: FsUuid, mounted: bool) -> Result<()> {
+    let platform = engine.platform();
+    let node = platform.dm_node(device);
+    let write_uuid = || {
+        platform
+            .run(Program::XfsDb, &["-x", "-c", &format!("uuid {}", id.hyphenated()), &node.to_string_lossy()])
+            .map(drop)
+    };
+    if !mounted && write_uuid().is_ok() {
+        return Ok(());
+    }
+    let at = format!("stratis_mp_{}", id.simple());
+    let mounted = platform.mount(&node, &at, "nouuid");
+    // Also after a mount that is said to have failed; somebody who looks at new mounts may hold it for a moment.
+    let unmounted = platform.unmount(&at).or_else(|_| platform.unmount(&at));
+    mounted.and(unmounted)?;
+    Ok(write_uuid()?)
+}

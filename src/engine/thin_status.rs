@@ -1,0 +1,113 @@
+//! What the kernel says of a thin pool and of thin devices (`spec/engine/storage-stack.md` §7.6), read from its text.
+
+use crate::engine::units::{DataBlocks, Sectors};
+
+/// State of a thin pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Reads and writes.
+    ReadWrite,
+    /// Only reads: its metadata could not be written.
+    ReadOnly,
+    /// No data blocks are left.
+    OutOfDataSpace,
+    /// It has failed; nothing more is known of it.
+    Failed,
+}
+
+/// Status of a thin pool that works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Blocks of the metadata device in use, of 8 sectors.
+    pub metadata_used: u64,
+    /// All blocks of the metadata device.
+    pub metadata_total: u64,
+    /// Data blocks in use.
+    pub data_used: DataBlocks,
+    /// All data blocks.
+    pub data_total: DataBlocks,
+    /// Its state.
+    pub state: State,
+    /// Writes fail when no data blocks are left, instead of waiting for more.
+    pub errors_if_no_space: bool,
+    /// Its metadata has to be checked before it is written again.
+    pub needs_check: bool,
+    /// An event is raised when fewer metadata blocks are free; older kernels do not say.
+    pub metadata_low_water: Option<u64>,
+}
+
+impl PoolStatus {
+    /// Reads the status text of a thin-pool target. `None` for what is not understood, or a pool that has failed and says
+    /// nothing of its usage; [`state`] tells these apart.
+    pub fn parse(text: &str) -> Option<PoolStatus> {
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        let pair = |word: &str| -> Option<(u64, u64)> {
+            let (used, total) = word.split_once('/')?;
+            Some((used.parse().ok()?, total.parse().ok()?))
+        };
+        let (metadata_used, metadata_total) = pair(words.get(1)?)?;
+        let (data_used, data_total) = pair(words.get(2)?)?;
+        let state = match *words.get(4)? {
+            "rw" => State::ReadWrite,
+            "ro" => State::ReadOnly,
+            "out_of_data_space" => State::OutOfDataSpace,
+            _ => return None,
+        };
+        Some(PoolStatus {
+            metadata_used,
+            metadata_total,
+            data_used: DataBlocks(data_used),
+            data_total: DataBlocks(data_total),
+            state,
+            errors_if_no_space: words.contains(&"error_if_no_space"),
+            needs_check: words.contains(&"needs_check"),
+            metadata_low_water: words.get(8).and_then(|word| word.parse().ok()),
+        })
+    }
+}
+
+/// The state alone, which a failed thin pool tells too.
+pub fn state(text: &str) -> Option<State> {
+    match text.split_ascii_whitespace().next()? {
+        "Fail" | "Error" => Some(State::Failed),
+        _ => PoolStatus::parse(text).map(|status| status.state),
+    }
+}
+
+/// Sectors of a thin device that are mapped, from its status text; `None` if it does not say.
+pub fn mapped(text: &str) -> Option<Sectors> {
+    text.split_ascii_whitespace().next()?.parse().ok().map(Sectors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_kernel_writes() {
+        let text = "1 141/3072 259/9406 - rw no_discard_passdown queue_if_no_space - 1024 ";
+        let status = PoolStatus::parse(text).unwrap();
+        assert_eq!((status.metadata_used, status.metadata_total), (141, 3072));
+        assert_eq!((status.data_used, status.data_total), (DataBlocks(259), DataBlocks(9406)));
+        assert_eq!(status.state, State::ReadWrite);
+        assert!(!status.errors_if_no_space && !status.needs_check);
+        assert_eq!(status.metadata_low_water, Some(1024));
+
+        let text = "7 200/3072 9406/9406 - out_of_data_space no_discard_passdown error_if_no_space needs_check 1024";
+        let status = PoolStatus::parse(text).unwrap();
+        assert_eq!(status.state, State::OutOfDataSpace);
+        assert!(status.errors_if_no_space && status.needs_check);
+    }
+
+    #[test]
+    fn failed_and_garbled_are_told_apart() {
+        assert_eq!(state("Fail"), Some(State::Failed));
+        assert_eq!(state("Error"), Some(State::Failed));
+        for garbled in ["", "1", "1 2 3 - rw", "1 1/2 a/b - rw x", "1 1/2 3/4 - perhaps"] {
+            assert_eq!(state(garbled), None, "{garbled:?}");
+        }
+        assert_eq!(mapped("2048 4095"), Some(Sectors(2048)));
+        assert_eq!(mapped("-"), None);
+        assert_eq!(mapped("Fail"), None);
+    }
+}

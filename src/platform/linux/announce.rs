@@ -1,0 +1,199 @@
+//! Has udev make the links under `/dev/stratis`, and waits until they are there.
+//!
+//! udev alone makes and removes these links; here it is only asked, through synthetic uevents
+//! (`spec/engine/storage-stack.md` §9.7, `spec/tools/system-integration.md` §1). Knows nothing of locks or replies:
+//! whoever asks decides when to wait.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use data_encoding::BASE32_NOPAD;
+use log::warn;
+
+use super::{
+    database,
+    monitor::{Monitor, Request, udev_runs},
+    wait,
+};
+use crate::platform::{Announcement, DeviceNumber, PendingLinks};
+
+/// Asks udev for the links of these filesystems. What cannot be asked for is logged, and told by the wait.
+pub(super) fn announce(filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
+    // Listen first: the answer to the first request may come before the last is written.
+    let monitor = if filesystems.is_empty() || !udev_runs() { None } else { listen() };
+    let wanted = filesystems
+        .iter()
+        .map(|filesystem| {
+            let wanted = Wanted::new(filesystem);
+            if let Err(fault) = wanted.ask() {
+                warn!("udev could not be asked to make the link {}: {fault}", wanted.link.display());
+                return Wanted { answered: true, ..wanted };
+            }
+            wanted
+        })
+        .collect();
+    Box::new(Links { monitor, wanted })
+}
+
+fn listen() -> Option<Monitor> {
+    Monitor::open().inspect_err(|fault| warn!("cannot listen to udev, links may appear late: {fault}")).ok()
+}
+
+/// A link asked for.
+struct Wanted {
+    link: PathBuf,
+    number: DeviceNumber,
+    request: Request,
+    /// udev has dealt with the request, or never got it.
+    answered: bool,
+}
+
+impl Wanted {
+    fn new(filesystem: &Announcement) -> Wanted {
+        Wanted {
+            link: filesystem.link(),
+            number: filesystem.number,
+            request: Request {
+                uuid: filesystem.filesystem.hyphenated(),
+                pool: BASE32_NOPAD.encode(filesystem.pool_name.as_str().as_bytes()),
+                filesystem: BASE32_NOPAD.encode(filesystem.name.as_str().as_bytes()),
+            },
+            answered: false,
+        }
+    }
+
+    fn ask(&self) -> io::Result<()> {
+        let file = format!("/sys/dev/block/{}/uevent", self.number);
+        // In one call: the kernel takes each write for a request of its own.
+        let line = self.request.line();
+        match OpenOptions::new().write(true).open(file)?.write(line.as_bytes())? {
+            written if written == line.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    /// Whether the link is there and leads to the device.
+    fn is_there(&self) -> bool {
+        fs::metadata(&self.link)
+            .is_ok_and(|found| found.file_type().is_block_device() && database::number(found.rdev()) == self.number)
+    }
+
+    /// Whether it is worth waiting. When udev has dealt with the request and there is no link at all, its rules
+    /// refused to make one (they are not installed, or the filesystem has another UUID). A link to another device is
+    /// worth waiting for: that device's own message, which gives the name free, may be under way.
+    fn may_come(&self) -> bool {
+        !self.answered || fs::symlink_metadata(&self.link).is_ok()
+    }
+}
+
+impl Request {
+    /// What the kernel is to tell udev. No newline: the kernel takes what follows the action for arguments.
+    fn line(&self) -> String {
+        format!("change {} STRATISPOOLNAME={} STRATISFSNAME={}", self.uuid, self.pool, self.filesystem)
+    }
+}
+
+struct Links {
+    /// `None` if udev does not run, so that nothing can be waited for.
+    monitor: Option<Monitor>,
+    wanted: Vec<Wanted>,
+}
+
+impl PendingLinks for Links {
+    fn wait(mut self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
+        let deadline = Instant::now() + limit;
+        // The links are looked at after each wake-up and not before the messages are read, so that the last message
+        // cannot come unnoticed between the look and the wait: then it is still there to wake the wait.
+        loop {
+            self.wanted.retain(|wanted| !wanted.is_there());
+            if !self.wanted.iter().any(Wanted::may_come) {
+                break;
+            }
+            match self.next_messages(deadline) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(fault) => {
+                    warn!("waiting for udev failed: {fault}");
+                    break;
+                }
+            }
+        }
+        self.wanted.retain(|wanted| !wanted.is_there());
+        self.wanted.into_iter().map(|wanted| wanted.link).collect()
+    }
+}
+
+impl Links {
+    /// Waits for messages and reads them all. `false`: none came in time.
+    fn next_messages(&mut self, deadline: Instant) -> io::Result<bool> {
+        let Some(monitor) = &mut self.monitor else { return Ok(false) };
+        if !wait::readable(monitor.as_fd(), deadline)? {
+            return Ok(false);
+        }
+        while let Some(message) = monitor.next()? {
+            for wanted in &mut self.wanted {
+                let ours = message.number == Some(wanted.number) && message.request.as_ref() == Some(&wanted.request);
+                wanted.answered |= ours;
+            }
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::PathBuf, time::Duration};
+
+    use super::{Links, Wanted};
+    use crate::{
+        engine::name::Name,
+        platform::{Announcement, DeviceNumber, PendingLinks},
+    };
+
+    fn announcement(pool: &str, filesystem: &str) -> Announcement {
+        Announcement {
+            // No machine has a block driver with this number.
+            number: DeviceNumber { major: 0, minor: 0 },
+            filesystem: "3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().unwrap(),
+            pool_name: Name::new(pool).unwrap(),
+            name: Name::new(filesystem).unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_line_is_what_the_kernel_accepts() {
+        // Names from RFC 4648 §10, and one that is not ASCII.
+        let line = |pool, filesystem| Wanted::new(&announcement(pool, filesystem)).request.line();
+        let start = "change 3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+        assert_eq!(line("foobar", "foob"), format!("{start} STRATISPOOLNAME=MZXW6YTBOI STRATISFSNAME=MZXW6YQ"));
+        assert_eq!(line("f", "ü"), format!("{start} STRATISPOOLNAME=MY STRATISFSNAME=YO6A"));
+    }
+
+    #[test]
+    fn without_udev_the_wait_ends_at_once_and_names_the_links() {
+        let wanted = vec![Wanted::new(&announcement("no-such-pool", "a")), Wanted::new(&announcement("b", "c"))];
+        let links = Box::new(Links { monitor: None, wanted });
+        let missing = links.wait(Duration::from_secs(3600));
+        assert_eq!(missing, [PathBuf::from("/dev/stratis/no-such-pool/a"), PathBuf::from("/dev/stratis/b/c")]);
+    }
+
+    #[test]
+    fn nothing_wanted_is_nothing_missing() {
+        let links = Box::new(Links { monitor: None, wanted: Vec::new() });
+        assert_eq!(links.wait(Duration::from_secs(3600)), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn what_cannot_be_asked_for_is_told_without_waiting() {
+        let links = super::announce(&[announcement("no-such-pool", "x")]);
+        assert_eq!(links.wait(Duration::from_secs(3600)), [PathBuf::from("/dev/stratis/no-such-pool/x")]);
+    }
+}

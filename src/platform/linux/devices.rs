@@ -1,0 +1,205 @@
+//! The bytes and the shape of block devices, and what libblkid sees on them. Knows nothing of what the bytes mean.
+//!
+//! Reads are direct (`O_DIRECT`), writes go through the page cache and are made durable by an fsync, because:
+//! - after a write or fsync that failed, the cache still holds the new bytes and calls them clean; only a direct read
+//!   tells what a restart would find, and the engine decides on that;
+//! - the device may have been changed behind the back of the cache of its node: through a device-mapper device
+//!   above it, a partition of it, another path to it, another machine;
+//! - a direct read first writes back what the cache of the same node holds of that range, so the two agree;
+//! - buffered writes may begin and end anywhere; on disks with sectors of 4096 bytes a direct one could not.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Seek, SeekFrom},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
+    },
+    path::Path,
+};
+
+use libblkid_rs::{BlkidProbe, BlkidSublks, BlkidSublksFlags};
+use nix::libc;
+use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
+
+use crate::{
+    engine::units::{SECTOR, Sectors},
+    platform::{Contents, Error, Geometry, Result, WriteStep},
+};
+
+mod blkroget {
+    //! The one request that no crate wraps.
+    #![allow(unsafe_code)]
+
+    use std::{
+        fs::File,
+        io,
+        os::fd::{AsRawFd, RawFd},
+    };
+
+    use nix::libc::c_int;
+
+    mod request {
+        nix::ioctl_read_bad!(
+            /// `BLKROGET`: whether the kernel refuses to write.
+            blkroget,
+            nix::request_code_none!(0x12, 94),
+            nix::libc::c_int
+        );
+    }
+
+    /// Whether the kernel refuses to write to the device.
+    pub(super) fn read_only(device: &File) -> io::Result<bool> {
+        let fd: RawFd = device.as_raw_fd();
+        let mut answer: c_int = 0;
+        // SAFETY: BLKROGET writes one int to its argument, which is a valid int that outlives the call; on
+        // descriptors of other kinds it fails without writing.
+        unsafe { request::blkroget(fd, &mut answer) }?;
+        Ok(answer != 0)
+    }
+}
+
+/// Direct I/O needs memory at a multiple of the logical sector size at most; no kernel asks for more than a page.
+const MEMORY_ALIGNMENT: usize = 4096;
+
+fn error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { action, path, source }
+}
+
+/// Opens a node and makes sure that it is one: a device that has gone may have left a plain file of its name behind.
+fn open(path: &Path, options: &OpenOptions) -> Result<File> {
+    let file = options.open(path).map_err(error("open", path))?;
+    let kind = file.metadata().map_err(error("look at", path))?.file_type();
+    if kind.is_block_device() { Ok(file) } else { Err(Error::NoDevice { path: path.to_owned() }) }
+}
+
+/// Size and sector sizes.
+pub(super) fn geometry(path: &Path) -> Result<Geometry> {
+    let mut file = open(path, OpenOptions::new().read(true))?;
+    let mut look = || -> io::Result<Geometry> {
+        Ok(Geometry {
+            size: Sectors(file.seek(SeekFrom::End(0))? / SECTOR),
+            logical: ioctl_blksszget(&file)?,
+            physical: ioctl_blkpbszget(&file)?,
+            read_only: blkroget::read_only(&file)?,
+        })
+    };
+    look().map_err(error("read the size of", path))
+}
+
+/// Whether an exclusive open is refused: the kernel grants it to one user at a time, and a mount, a swap area, md,
+/// multipath and device-mapper tables all hold it. A disk counts as used when a partition of it is.
+pub(super) fn in_use(path: &Path) -> Result<bool> {
+    match open(path, OpenOptions::new().read(true).custom_flags(libc::O_EXCL)) {
+        Ok(_) => Ok(false),
+        Err(refused) if refused.is_busy() => Ok(true),
+        Err(other) => Err(other),
+    }
+}
+
+/// `length` bytes at `offset`, as they are on the device.
+pub(super) fn read(path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
+    let file = open(path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
+    // Not rounded more than the device asks for: a bad sector must not hide its good neighbours.
+    let unit = ioctl_blksszget(&file).map_err(|errno| error("read the sector size of", path)(errno.into()))?;
+    read_aligned(&file, u64::from(unit), offset, length).map_err(error("read", path))
+}
+
+/// Reads with offset, length and memory aligned as direct I/O demands; `unit` in bytes, a power of two.
+fn read_aligned(file: &File, unit: u64, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let too_large = || io::Error::from(io::ErrorKind::InvalidInput);
+    let start = offset - offset % unit;
+    let end = u64::try_from(length).ok().and_then(|length| offset.checked_add(length)).ok_or_else(too_large)?;
+    let end = end.checked_next_multiple_of(unit).ok_or_else(too_large)?;
+    let span = usize::try_from(end - start).map_err(|_| too_large())?;
+    let lead = usize::try_from(offset - start).map_err(|_| too_large())?;
+
+    let mut memory = vec![0; span + MEMORY_ALIGNMENT];
+    let shift = memory.as_ptr().align_offset(MEMORY_ALIGNMENT);
+    let window = &mut memory[shift..shift + span];
+    let mut filled = 0;
+    while filled < lead + length {
+        match file.read_at(&mut window[filled..], start + filled as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(interrupted) if interrupted.kind() == io::ErrorKind::Interrupted => {}
+            Err(failed) => return Err(failed),
+        }
+    }
+    Ok(window[lead..lead + length].to_vec())
+}
+
+/// Carries out the steps in order. Closing the device afterwards makes udev look at it anew, which is what tells
+/// the rest of the system of a new or wiped signature.
+pub(super) fn write(path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
+    let file = open(path, OpenOptions::new().read(true).write(true))?;
+    steps.iter().try_for_each(|step| match step {
+        WriteStep::At(offset, bytes) => file.write_all_at(bytes, *offset).map_err(error("write to", path)),
+        WriteStep::Flush => file.sync_all().map_err(error("write to the stable storage of", path)),
+    })
+}
+
+/// A fresh look at what is on the device.
+pub(super) fn contents(path: &Path) -> Result<Contents> {
+    let file = open(path, OpenOptions::new().read(true))?;
+    probe(&file).map_err(|fault| error("probe", path)(io::Error::other(fault.to_string())))
+}
+
+fn probe(file: &File) -> libblkid_rs::Result<Contents> {
+    let mut probe = BlkidProbe::new()?;
+    // The probe borrows the descriptor; `file` outlives it.
+    probe.set_device(file.as_raw_fd(), 0, 0)?;
+    probe.enable_superblocks(true)?;
+    probe.set_superblock_flags(BlkidSublksFlags::new(vec![BlkidSublks::Type]))?;
+    probe.enable_partitions(true)?;
+    // Not the "safe" probe: where several signatures are found that one names none, and a device with two foreign
+    // signatures would pass for an empty one.
+    probe.do_fullprobe()?;
+    let superblock = if probe.has_value("TYPE")? { Some(probe.lookup_value("TYPE")?) } else { None };
+    // The library's list of partitions is "an error" where there is no table.
+    let partitions = if probe.has_value("PTTYPE")? { probe.get_partitions()?.number_of_partitions()? } else { 0 };
+    Ok(Contents { partitions: u32::try_from(partitions).unwrap_or(0), superblock })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, path::Path};
+
+    use super::{open, read_aligned};
+    use crate::platform::Error;
+
+    #[test]
+    fn any_stretch_is_read_with_aligned_calls() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i % 251) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        for unit in [512, 4096] {
+            for (offset, length) in [(0, 0), (0, 1), (511, 2), (4095, 2), (1, 9998), (0, 10_000), (9999, 1)] {
+                let read = read_aligned(&file, unit, offset as u64, length).unwrap();
+                assert_eq!(read, bytes[offset..offset + length], "{length} bytes at {offset}, unit {unit}");
+            }
+        }
+    }
+
+    #[test]
+    fn past_the_end_is_an_error() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 1000]).unwrap();
+        for (offset, length) in [(999, 2), (1000, 1), (1 << 40, 1)] {
+            let error = read_aligned(&file, 512, offset, length).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{length} bytes at {offset}");
+        }
+        let error = read_aligned(&file, 512, u64::MAX - 1, 1).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn what_is_not_a_block_device_is_not_opened() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for path in [file.path(), Path::new("/dev/null"), Path::new("/")] {
+            let error = open(path, std::fs::OpenOptions::new().read(true)).unwrap_err();
+            assert!(matches!(error, Error::NoDevice { .. }), "{}: {error:?}", path.display());
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Files in the private directory, mostly on metadata volumes. Knows nothing of what is in them.
+//!
+//! The disks below may come from strangers: a name is opened component by component and never through a symbolic
+//! link, only plain files are read, and only so much of them.
+
+use std::{
+    ffi::CStr,
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{self, AtFlags, Dir, FileType, Mode, OFlags},
+    io::Errno,
+};
+
+use crate::platform::{Error, Result};
+
+/// Largest file that is read; a record of a filesystem is a thousandth of that.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// A directory that paths are relative to.
+pub(super) struct Place {
+    root: PathBuf,
+}
+
+/// What to do about a directory that is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    Refuse,
+    Make,
+}
+
+impl Place {
+    pub(super) fn new(root: &Path) -> Place {
+        Place { root: root.to_owned() }
+    }
+
+    /// The absolute path of a name in this place.
+    ///
+    /// # Errors
+    /// When a component of it could lead out.
+    pub(super) fn path(&self, name: &str) -> Result<PathBuf> {
+        components(name)?;
+        Ok(self.root.join(name))
+    }
+
+    /// Makes a directory if it is missing, and gives its absolute path.
+    pub(super) fn make_directory(&self, name: &str) -> Result<PathBuf> {
+        self.open_directory(&components(name)?, Absent::Make)?;
+        self.path(name)
+    }
+
+    /// Names of everything in a directory that is no directory itself; a missing directory is made and empty.
+    pub(super) fn list(&self, directory: &str) -> Result<Vec<String>> {
+        let open = self.open_directory(&components(directory)?, Absent::Make)?;
+        let failed = |errno: Errno| self.error("list", directory)(errno.into());
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&open).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if is_directory(&open, entry.file_name(), entry.file_type()).map_err(failed)? {
+                continue;
+            }
+            let name = entry.file_name().to_str().map_err(|_| Error::Unexpected {
+                what: "a file name",
+                text: self
+                    .root
+                    .join(directory)
+                    .join(entry.file_name().to_string_lossy().as_ref())
+                    .display()
+                    .to_string(),
+            })?;
+            names.push(name.to_owned());
+        }
+        Ok(names)
+    }
+
+    /// A whole file.
+    pub(super) fn read(&self, path: &str) -> Result<Vec<u8>> {
+        let (directory, name) = split(path)?;
+        let open = self.open_directory(&directory, Absent::Refuse)?;
+        // Without waiting for the other end, should it be a pipe.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(
+            fs::openat(&open, name, flags, Mode::empty()).map_err(|errno| self.error("open", path)(errno.into()))?,
+        );
+        let mut bytes = Vec::new();
+        let plain = file.metadata().map_err(self.error("look at", path))?.is_file();
+        if plain {
+            file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(self.error("read", path))?;
+        }
+        if !plain || bytes.len() as u64 > FILE_BYTES_MAX {
+            let text = self.root.join(path).display().to_string();
+            return Err(Error::Unexpected { what: "a file that is too large or no plain file", text });
+        }
+        Ok(bytes)
+    }
+
+    /// Puts a file in place of any of that name, in the order of `spec/engine/ondisk-metadata.md` §7.2: after a power
+    /// cut there is the old file or the new one, whole.
+    pub(super) fn replace(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let (directory, name) = split(path)?;
+        let open = self.open_directory(&directory, Absent::Refuse)?;
+        let temporary = Path::new(name).with_extension("temp");
+        let written = self.write_temporary(&open, &temporary, path, bytes).and_then(|()| {
+            fs::renameat(&open, &temporary, &open, name).map_err(|errno| self.error("replace", path)(errno.into()))
+        });
+        if written.is_err() {
+            // Readers pass over it, so that it may stay if even this fails.
+            let _ = fs::unlinkat(&open, &temporary, AtFlags::empty());
+        }
+        written?;
+        self.sync(&open, path)
+    }
+
+    fn write_temporary(&self, directory: &OwnedFd, temporary: &Path, path: &str, bytes: &[u8]) -> Result<()> {
+        match fs::unlinkat(directory, temporary, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(self.error("replace", path)(errno.into())),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = fs::openat(directory, temporary, flags, Mode::RUSR | Mode::WUSR);
+        let mut file = File::from(opened.map_err(|errno| self.error("replace", path)(errno.into()))?);
+        file.write_all(bytes).map_err(self.error("write", path))?;
+        file.sync_all().map_err(self.error("write to the stable storage of", path))
+    }
+
+    /// Removes a file, durable when done; a missing one, or a missing directory, is no error.
+    pub(super) fn remove(&self, path: &str) -> Result<()> {
+        let (directory, name) = split(path)?;
+        let open = match self.open_directory(&directory, Absent::Refuse) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        match fs::unlinkat(&open, name, AtFlags::empty()) {
+            Ok(()) => self.sync(&open, path),
+            Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.error("remove", path)(errno.into())),
+        }
+    }
+
+    fn sync(&self, directory: &OwnedFd, path: &str) -> Result<()> {
+        fs::fsync(directory)
+            .map_err(|errno| self.error("write to the stable storage of the directory of", path)(errno.into()))
+    }
+
+    fn open_directory(&self, components: &[&str], absent: Absent) -> Result<OwnedFd> {
+        let name = components.join("/");
+        let failed = |errno: Errno| self.error("open the directory", &name)(errno.into());
+        let mut open = fs::open(&self.root, DIRECTORY, Mode::empty()).map_err(failed)?;
+        for component in components {
+            open = match fs::openat(&open, *component, DIRECTORY, Mode::empty()) {
+                Err(Errno::NOENT) if absent == Absent::Make => {
+                    match fs::mkdirat(&open, *component, Mode::RWXU) {
+                        Ok(()) => self.sync(&open, &name)?,
+                        Err(Errno::EXIST) => {}
+                        Err(errno) => return Err(self.error("make the directory", &name)(errno.into())),
+                    }
+                    fs::openat(&open, *component, DIRECTORY, Mode::empty()).map_err(failed)?
+                }
+                other => other.map_err(failed)?,
+            };
+        }
+        Ok(open)
+    }
+
+    fn error(&self, action: &'static str, name: &str) -> impl FnOnce(io::Error) -> Error {
+        let path = self.root.join(name);
+        move |source| Error::Io { action, path, source }
+    }
+}
+
+fn is_directory(parent: &OwnedFd, name: &CStr, kind: FileType) -> rustix::io::Result<bool> {
+    match kind {
+        FileType::Directory => Ok(true),
+        // The file system does not tell in its lists.
+        FileType::Unknown => {
+            let found = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok(FileType::from_raw_mode(found.st_mode) == FileType::Directory)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The components of a relative path, each a plain name.
+fn components(path: &str) -> Result<Vec<&str>> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let plain = |part: &&str| !part.is_empty() && *part != "." && *part != ".." && !part.contains('\0');
+    if parts.iter().all(plain) {
+        return Ok(parts);
+    }
+    Err(Error::Unexpected { what: "a name in the private directory", text: path.chars().take(200).collect() })
+}
+
+/// Directory and name of a file.
+fn split(path: &str) -> Result<(Vec<&str>, &str)> {
+    let mut parts = components(path)?;
+    // A split has at least one part.
+    let name = parts.pop().unwrap_or_default();
+    Ok((parts, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink, path::Path};
+
+    use super::{FILE_BYTES_MAX, Place};
+    use crate::platform::{Error, Result};
+
+    fn place() -> (tempfile::TempDir, Place) {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::new(directory.path());
+        (directory, place)
+    }
+
+    fn names(place: &Place, directory: &str) -> Vec<String> {
+        let mut names = place.list(directory).unwrap();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn files_are_replaced_listed_read_and_removed() {
+        let (root, place) = place();
+        assert_eq!(names(&place, "v/filesystems"), Vec::<String>::new());
+        assert!(root.path().join("v/filesystems").is_dir());
+        place.replace("v/filesystems/a.json", b"one").unwrap();
+        place.replace("v/filesystems/b.json", b"").unwrap();
+        place.replace("v/filesystems/a.json", b"two").unwrap();
+        fs::create_dir(root.path().join("v/filesystems/directory")).unwrap();
+        assert_eq!(names(&place, "v/filesystems"), ["a.json", "b.json"]);
+        assert_eq!(place.read("v/filesystems/a.json").unwrap(), b"two");
+        assert_eq!(place.read("v/filesystems/b.json").unwrap(), b"");
+        for _ in 0..2 {
+            place.remove("v/filesystems/a.json").unwrap();
+            assert_eq!(names(&place, "v/filesystems"), ["b.json"]);
+        }
+        place.remove("no/such/directory").unwrap();
+    }
+
+    #[test]
+    fn what_an_interrupted_replacement_left_is_no_hindrance() {
+        let (root, place) = place();
+        fs::create_dir(root.path().join("d")).unwrap();
+        fs::write(root.path().join("d/a.temp"), "much more than the whole").unwrap();
+        place.replace("d/a.json", b"whole").unwrap();
+        assert_eq!(names(&place, "d"), ["a.json"]);
+        assert_eq!(place.read("d/a.json").unwrap(), b"whole");
+    }
+
+    #[test]
+    fn a_failed_replacement_keeps_the_old_file_and_nothing_else() {
+        let (root, place) = place();
+        fs::create_dir(root.path().join("d")).unwrap();
+        fs::create_dir_all(root.path().join("d/a.json/full")).unwrap();
+        // A file cannot take the place of a directory.
+        assert!(place.replace("d/a.json", b"new").is_err());
+        assert!(root.path().join("d/a.json/full").is_dir());
+        assert!(!root.path().join("d/a.temp").exists());
+    }
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        let (_root, place) = place();
+        for name in ["", "/etc", "..", "a/../b", "a//b", "a/", ".", "./a", "a\0b", "a/.."] {
+            let refused = |result: Result<()>| {
+                assert!(matches!(result, Err(Error::Unexpected { .. })), "{name:?}: {result:?}");
+            };
+            refused(place.read(name).map(drop));
+            refused(place.list(name).map(drop));
+            refused(place.replace(name, b""));
+            refused(place.remove(name));
+            refused(place.path(name).map(drop));
+            refused(place.make_directory(name).map(drop));
+        }
+        // These only look dangerous.
+        for name in ["..a", "...", ".mdv-x"] {
+            assert_eq!(place.make_directory(name).unwrap(), place.path(name).unwrap());
+        }
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let (root, place) = place();
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("secret");
+        fs::write(&secret, "secret").unwrap();
+        symlink(outside.path(), root.path().join("directory")).unwrap();
+        fs::create_dir(root.path().join("d")).unwrap();
+        symlink(&secret, root.path().join("d/link.json")).unwrap();
+        symlink(&secret, root.path().join("d/x.temp")).unwrap();
+
+        assert!(place.read("directory/secret").is_err());
+        assert!(place.list("directory").is_err());
+        assert!(place.replace("directory/new.json", b"x").is_err());
+        assert!(place.remove("directory/secret").is_err());
+        assert!(place.read("d/link.json").is_err());
+        // Neither the link in the way of the temporary file nor the one that is replaced is written through.
+        place.replace("d/x.json", b"x").unwrap();
+        place.replace("d/link.json", b"y").unwrap();
+        assert_eq!(place.read("d/link.json").unwrap(), b"y");
+        assert_eq!(fs::read(&secret).unwrap(), b"secret");
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_plain_files_of_sensible_size_are_read() {
+        let (root, place) = place();
+        let path = |name: &str| root.path().join(name);
+        let large = fs::File::create(path("large")).unwrap();
+        large.set_len(FILE_BYTES_MAX).unwrap();
+        assert_eq!(place.read("large").unwrap().len() as u64, FILE_BYTES_MAX);
+        large.set_len(FILE_BYTES_MAX + 1).unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::create_dir(path("directory")).unwrap();
+        for name in ["large", "pipe", "directory"] {
+            assert!(matches!(place.read(name), Err(Error::Unexpected { .. })), "{name}");
+        }
+        assert!(matches!(place.read("missing"), Err(Error::Io { .. })));
+        assert!(!Path::new(&path("missing")).exists());
+    }
+}

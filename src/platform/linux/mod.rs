@@ -1,0 +1,191 @@
+//! A real machine: the Linux kernel, udev, and the programs that are installed.
+//!
+//! One file per concern; this one only puts them together. Knows nothing of pools, and is the only place in the
+//! workspace where the kernel is spoken to.
+
+mod announce;
+mod database;
+pub mod descriptors;
+mod devices;
+mod dm;
+mod files;
+mod monitor;
+mod mounts;
+pub mod pid_file;
+mod programs;
+mod startup;
+mod wait;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rand::{TryRngCore, rngs::OsRng};
+
+use self::{dm::Mapper, files::Place, programs::Programs};
+use crate::platform::{
+    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DmEvents, Geometry, PendingLinks, Platform,
+    Program, Result, Timestamp, Usage, WriteStep,
+    dm::{Device, Line, Listed, Visibility},
+};
+
+/// A machine that runs Linux.
+pub struct Linux {
+    programs: Programs,
+    mapper: Mapper,
+    /// The private directory.
+    place: Place,
+}
+
+impl Linux {
+    /// Gets the machine ready: leaves the root mount namespace, checks that programs and device-mapper are there, makes
+    /// the private directory. To be called before any thread is started, since only the calling thread changes its
+    /// namespace, and threads started later inherit it.
+    ///
+    /// # Errors
+    /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; others say which call failed.
+    pub fn start() -> Result<Linux> {
+        startup::start()
+    }
+
+    /// Unmounts everything private. The last thing at a clean exit; pools stay as they are. What is still in use is
+    /// logged and left to the kernel.
+    pub fn leave(&self) {
+        mounts::leave_place();
+    }
+}
+
+impl Platform for Linux {
+    fn block_devices(&self) -> Result<Vec<BlockDevice>> {
+        database::block_devices()
+    }
+
+    fn find_device(&self, path: &Path) -> Result<BlockDevice> {
+        database::find_device(path)
+    }
+
+    fn contents(&self, path: &Path) -> Result<Contents> {
+        devices::contents(path)
+    }
+
+    fn geometry(&self, path: &Path) -> Result<Geometry> {
+        devices::geometry(path)
+    }
+
+    fn in_use(&self, path: &Path) -> Result<bool> {
+        devices::in_use(path)
+    }
+
+    fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
+        devices::read(path, offset, length)
+    }
+
+    fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
+        devices::write(path, steps)
+    }
+
+    fn dm_list(&self) -> Result<Vec<Listed>> {
+        self.mapper.list()
+    }
+
+    fn dm_find(&self, name: &str) -> Result<Option<Device>> {
+        self.mapper.find(name)
+    }
+
+    fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
+        self.mapper.create(name, uuid, table, visibility)
+    }
+
+    fn dm_load(&self, name: &str, table: &[Line]) -> Result<()> {
+        self.mapper.load(name, table)
+    }
+
+    fn dm_suspend(&self, name: &str, flush: bool) -> Result<()> {
+        self.mapper.suspend(name, flush)
+    }
+
+    fn dm_resume(&self, name: &str, visibility: Visibility) -> Result<()> {
+        self.mapper.resume(name, visibility)
+    }
+
+    fn dm_remove(&self, name: &str) -> Result<()> {
+        self.mapper.remove(name)
+    }
+
+    fn dm_rename(&self, name: &str, new_name: &str) -> Result<()> {
+        self.mapper.rename(name, new_name)
+    }
+
+    fn dm_message(&self, name: &str, message: &str) -> Result<()> {
+        self.mapper.message(name, message)
+    }
+
+    fn dm_status(&self, name: &str) -> Result<Vec<String>> {
+        self.mapper.status(name)
+    }
+
+    fn dm_node(&self, name: &str) -> PathBuf {
+        dm::node(name)
+    }
+
+    fn run(&self, program: Program, arguments: &[&str]) -> Result<String> {
+        self.programs.run(program, arguments)
+    }
+
+    fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()> {
+        mounts::mount_xfs(&self.place, node, at, options)
+    }
+
+    fn unmount(&self, at: &str) -> Result<()> {
+        mounts::unmount(&self.place, at)
+    }
+
+    fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>> {
+        mounts::mount_points(number)
+    }
+
+    fn usage(&self, mount_point: &Path) -> Result<Usage> {
+        mounts::usage(mount_point)
+    }
+
+    fn list_files(&self, directory: &str) -> Result<Vec<String>> {
+        self.place.list(directory)
+    }
+
+    fn read_file(&self, path: &str) -> Result<Vec<u8>> {
+        self.place.read(path)
+    }
+
+    fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.place.replace(path, bytes)
+    }
+
+    fn remove_file(&self, path: &str) -> Result<()> {
+        self.place.remove(path)
+    }
+
+    fn announce(&self, filesystems: &[Announcement]) -> Result<Box<dyn PendingLinks>> {
+        Ok(announce::announce(filesystems))
+    }
+
+    fn device_events(&self) -> Result<Box<dyn DeviceEvents>> {
+        monitor::device_events()
+    }
+
+    fn dm_events(&self) -> Result<Box<dyn DmEvents>> {
+        dm::events()
+    }
+
+    fn now(&self) -> Timestamp {
+        // A clock before 1970 is as good as one at its start: it is wrong.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp { seconds: since.as_secs(), nanoseconds: since.subsec_nanos() }
+    }
+
+    fn random(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        OsRng.try_fill_bytes(&mut bytes).expect("the kernel's generator never fails once it has been seeded at boot");
+        bytes
+    }
+}

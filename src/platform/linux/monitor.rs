@@ -1,0 +1,203 @@
+//! Messages of udev about block devices, sent after its rules ran: the source behind device events, and what those
+//! wait on who wait for udev.
+//!
+//! Turns each message into plain values; decides nothing about them.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use log::warn;
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt::RcvBufForce},
+};
+use udev::{EventType, MonitorBuilder, MonitorSocket};
+
+use super::database;
+use crate::platform::{BlockDevice, DeviceAction, DeviceEvent, DeviceEvents, DeviceNumber, Error, Result};
+
+/// Where udev takes requests; without it, no message will ever come.
+const CONTROL: &str = "/run/udev/control";
+/// Room for messages not read yet. Memory is used only while they wait. Large, since a machine with thousands of
+/// disks sends that many messages at once at start, and what does not fit is lost.
+const BUFFER_BYTES: usize = 128 << 20;
+
+/// Whether udev runs on this machine.
+pub(super) fn udev_runs() -> bool {
+    Path::new(CONTROL).exists()
+}
+
+/// A message of udev.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Message {
+    /// What happened; `None` for what concerns drivers only.
+    pub(super) action: Option<DeviceAction>,
+    /// The node.
+    pub(super) node: Option<PathBuf>,
+    /// Number of the device.
+    pub(super) number: Option<DeviceNumber>,
+    /// What udev knows of it now.
+    pub(super) device: Option<BlockDevice>,
+    /// The request that udev answers by this message: UUID and the two names, in the form they were written.
+    pub(super) request: Option<Request>,
+}
+
+/// What is written to a device's `uevent` file to have its links made (`spec/engine/storage-stack.md` §9.7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Request {
+    /// UUID of the filesystem, hyphenated.
+    pub(super) uuid: String,
+    /// Name of the pool in base32.
+    pub(super) pool: String,
+    /// Name of the filesystem in base32.
+    pub(super) filesystem: String,
+}
+
+/// Listens to udev from the moment it is opened.
+pub(super) struct Monitor {
+    socket: MonitorSocket,
+}
+
+#[allow(unsafe_code)]
+mod moved {
+    // SAFETY: libudev objects are not tied to a thread, they only must not be used by two at a time. The socket and
+    // the udev context it refers to are made by `Monitor::open` for this value alone; devices that share the context
+    // live only inside `Monitor::next`, which copies everything out of them. So all of it moves together, and
+    // `&mut self` keeps it to one thread at a time.
+    unsafe impl Send for super::Monitor {}
+}
+
+impl Monitor {
+    /// Starts to listen. Messages sent from now on will be read.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub(super) fn open() -> io::Result<Monitor> {
+        let socket = MonitorBuilder::new()?.match_subsystem("block")?.listen()?;
+        if let Err(errno) = setsockopt(&socket, RcvBufForce, &BUFFER_BYTES) {
+            warn!("the buffer for udev messages stays small, some may be lost when there are many: {errno}");
+        }
+        Ok(Monitor { socket })
+    }
+
+    /// The next message, `None` if there is none now.
+    ///
+    /// # Errors
+    /// When the socket is broken for good.
+    pub(super) fn next(&mut self) -> io::Result<Option<Message>> {
+        loop {
+            if let Some(event) = self.socket.iter().next() {
+                return Ok(Some(Message::read(&event)));
+            }
+            // The library says "nothing" and leaves the reason in errno.
+            let reason = io::Error::last_os_error();
+            match reason.raw_os_error() {
+                Some(libc::EAGAIN) => return Ok(None),
+                Some(libc::EINTR) => {}
+                // Reading the error cleared it; what comes next is sound again.
+                Some(libc::ENOBUFS) => warn!("udev sent more messages than could be kept; some are lost"),
+                // About the message just read, which is gone: one bad message must not end the watch.
+                Some(libc::EINVAL | libc::EBADMSG | libc::ENODEV | libc::ENOENT) => {
+                    warn!("a message of udev could not be understood: {reason}");
+                }
+                _ => return Err(reason),
+            }
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Message {
+    fn read(event: &udev::Event) -> Message {
+        let property = |name: &str| event.property_value(name).map(|value| value.to_string_lossy().into_owned());
+        let action = match event.event_type() {
+            EventType::Add => Some(DeviceAction::Add),
+            EventType::Change => Some(DeviceAction::Change),
+            EventType::Remove => Some(DeviceAction::Remove),
+            EventType::Bind | EventType::Unbind | EventType::Unknown => None,
+        };
+        let request = || {
+            Some(Request {
+                uuid: property("SYNTH_UUID")?,
+                pool: property("SYNTH_ARG_STRATISPOOLNAME")?,
+                filesystem: property("SYNTH_ARG_STRATISFSNAME")?,
+            })
+        };
+        Message {
+            action,
+            node: event.devnode().map(Path::to_owned),
+            number: event.devnum().map(database::number),
+            device: if action == Some(DeviceAction::Remove) { None } else { database::record(event) },
+            request: request(),
+        }
+    }
+
+    /// As the engine wants it; `None` if it says nothing of interest.
+    fn event(self) -> Option<DeviceEvent> {
+        Some(DeviceEvent { action: self.action?, path: self.node?, device: self.device })
+    }
+}
+
+/// The monitor as a source of device events.
+struct Events(Monitor);
+
+/// A new source of device events.
+pub(super) fn device_events() -> Result<Box<dyn DeviceEvents>> {
+    match Monitor::open() {
+        Ok(monitor) => Ok(Box::new(Events(monitor))),
+        Err(source) => Err(Error::Io { action: "listen to udev through", path: CONTROL.into(), source }),
+    }
+}
+
+impl DeviceEvents for Events {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    fn next(&mut self) -> Result<Option<DeviceEvent>> {
+        loop {
+            match self.0.next() {
+                Ok(Some(message)) => {
+                    if let Some(event) = message.event() {
+                        return Ok(Some(event));
+                    }
+                }
+                Ok(None) => return Ok(None),
+                Err(source) => {
+                    return Err(Error::Io { action: "read the messages of udev from", path: CONTROL.into(), source });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::Message;
+    use crate::platform::{DeviceAction, DeviceEvent};
+
+    #[test]
+    fn only_messages_with_an_action_and_a_node_are_events() {
+        let message = Message {
+            action: Some(DeviceAction::Remove),
+            node: Some(PathBuf::from("/dev/sdb")),
+            number: None,
+            device: None,
+            request: None,
+        };
+        let event = DeviceEvent { action: DeviceAction::Remove, path: Path::new("/dev/sdb").to_owned(), device: None };
+        assert_eq!(message.clone().event(), Some(event));
+        assert_eq!(Message { action: None, ..message.clone() }.event(), None);
+        assert_eq!(Message { node: None, ..message }.event(), None);
+    }
+}

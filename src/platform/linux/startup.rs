@@ -1,0 +1,73 @@
+//! The order in which a machine is got ready for the daemon (`spec/engine/engine-behaviour.md` §1.3), and the checks
+//! on the way. Knows nothing of pools.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{Linux, dm::Mapper, monitor::udev_runs, mounts, programs::Programs};
+use crate::platform::{Error, Result};
+
+/// Where udev reads its rules.
+const RULES: [&str; 5] = [
+    "/etc/udev/rules.d",
+    "/run/udev/rules.d",
+    "/usr/local/lib/udev/rules.d",
+    "/usr/lib/udev/rules.d",
+    "/lib/udev/rules.d",
+];
+/// What some rule of device-mapper's calls when udev is done with one of its devices.
+const COMPLETION: &str = "udevcomplete";
+
+/// Gets the machine ready. See [`Linux::start`].
+pub(super) fn start() -> Result<Linux> {
+    mounts::leave_root_namespace()?;
+    let programs = Programs::find()?;
+    let mapper = Mapper::open()?;
+    if udev_runs() {
+        check_completion(&RULES.map(PathBuf::from))?;
+    }
+    let place = mounts::make_place()?;
+    Ok(Linux { programs, mapper, place })
+}
+
+/// Without device-mapper's own rules, udev never reports back, and the first device made would be waited for without
+/// end; better to say so at once.
+fn check_completion(directories: &[PathBuf]) -> Result<()> {
+    let rules = directories.iter().flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
+    let reports = |path: &Path| {
+        path.extension().is_some_and(|extension| extension == "rules")
+            && fs::read(path)
+                .is_ok_and(|text| text.windows(COMPLETION.len()).any(|window| window == COMPLETION.as_bytes()))
+    };
+    if rules.into_iter().any(|rule| reports(&rule.path())) {
+        return Ok(());
+    }
+    Err(Error::Missing(
+        "udev runs, but the rules of device-mapper (95-dm-notify.rules) are not installed; install dmsetup \
+         (package dmsetup or device-mapper)"
+            .to_owned(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use super::check_completion;
+    use crate::platform::Error;
+
+    #[test]
+    fn the_rules_of_device_mapper_are_recognized() {
+        let directory = tempfile::tempdir().unwrap();
+        let places = [PathBuf::from("/nonexistent"), directory.path().to_owned()];
+        let rule = "ENV{DM_COOKIE}==\"?*\", RUN+=\"/usr/sbin/dmsetup udevcomplete $env{DM_COOKIE}\"\n";
+        assert!(matches!(check_completion(&places), Err(Error::Missing(_))));
+        fs::write(directory.path().join("60-block.rules"), "SUBSYSTEM!=\"block\", GOTO=\"end\"\n").unwrap();
+        fs::write(directory.path().join("95-dm-notify.rules.off"), rule).unwrap();
+        assert!(matches!(check_completion(&places), Err(Error::Missing(_))));
+        fs::write(directory.path().join("95-dm-notify.rules"), rule).unwrap();
+        assert!(check_completion(&places).is_ok());
+    }
+}

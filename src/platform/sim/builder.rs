@@ -1,0 +1,282 @@
+//! How a simulated machine is put together.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::{
+    Inner, Sim,
+    clock::Clock,
+    disks::{DiskShape, Disks},
+    faults::Control,
+    machine::{self, Machine},
+};
+use crate::engine::units::Sectors;
+
+/// Size of a disk that nobody gave one.
+pub const DISK_SIZE_DEFAULT: Sectors = Sectors(1 << 31);
+
+/// What a disk holds when it is bought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// Somebody's XFS.
+    Xfs,
+    /// A LUKS2 header.
+    Luks,
+    /// A DOS partition table with so many partitions, at most 4.
+    PartitionTable(u8),
+}
+
+impl Preset {
+    /// What lies in the first sector.
+    pub(super) fn first_sector(self, size: Sectors) -> [u8; 512] {
+        let mut sector = [0; 512];
+        match self {
+            Preset::Xfs => {
+                let superblock = super::xfs::Superblock {
+                    uuid: *b"somebody's  file",
+                    blocks: size.0 / 8,
+                    key: *b"somebody's files",
+                    dirty: false,
+                };
+                return superblock.encode();
+            }
+            Preset::Luks => {
+                sector[..6].copy_from_slice(b"LUKS\xba\xbe");
+                sector[7] = 2;
+            }
+            Preset::PartitionTable(partitions) => {
+                sector[510..].copy_from_slice(&[0x55, 0xaa]);
+                for entry in 0..usize::from(partitions.min(4)) {
+                    sector[446 + entry * 16 + 4] = 0x83;
+                }
+            }
+        }
+        sector
+    }
+}
+
+struct Planned {
+    path: PathBuf,
+    shape: DiskShape,
+    content: Vec<(u64, Vec<u8>)>,
+    preset: Option<Preset>,
+    twins: Vec<PathBuf>,
+}
+
+/// Puts a machine together. Methods that describe a disk speak of the last one named, and before any is named of those
+/// that appear on demand.
+pub struct Builder {
+    seed: u64,
+    template: DiskShape,
+    disks: Vec<Planned>,
+    aliases: Vec<(PathBuf, PathBuf)>,
+    on_demand: bool,
+    real_clock: bool,
+    record: bool,
+    slow: Duration,
+}
+
+impl Default for Builder {
+    fn default() -> Builder {
+        let template = DiskShape {
+            size: DISK_SIZE_DEFAULT,
+            logical: 512,
+            physical: 512,
+            read_only: false,
+            wwn: None,
+            multipath: false,
+            in_use: false,
+        };
+        Builder {
+            seed: 0,
+            template,
+            disks: Vec::new(),
+            aliases: Vec::new(),
+            on_demand: true,
+            real_clock: false,
+            record: false,
+            slow: Duration::ZERO,
+        }
+    }
+}
+
+impl Builder {
+    /// Where all chance comes from.
+    pub fn seed(mut self, seed: u64) -> Builder {
+        self.seed = seed;
+        self
+    }
+
+    /// A seed that differs from run to run, for a machine that is used and not tested.
+    pub fn random_seed(self) -> Builder {
+        self.seed(StdRng::from_os_rng().random())
+    }
+
+    /// A disk at an absolute path.
+    pub fn disk(mut self, path: impl Into<PathBuf>, size: Sectors) -> Builder {
+        let shape = DiskShape { size, ..self.template.clone() };
+        let path = path.into();
+        self.disks.push(Planned { path, shape, content: Vec::new(), preset: None, twins: Vec::new() });
+        self
+    }
+
+    fn shape(mut self, change: impl FnOnce(&mut DiskShape)) -> Builder {
+        change(self.disks.last_mut().map_or(&mut self.template, |disk| &mut disk.shape));
+        self
+    }
+
+    /// Size of the disks that appear on demand.
+    pub fn disk_size(mut self, size: Sectors) -> Builder {
+        self.template.size = size;
+        self
+    }
+
+    /// Logical sector size in bytes; the physical one becomes at least as large.
+    pub fn logical(self, bytes: u32) -> Builder {
+        self.shape(|shape| {
+            shape.logical = bytes;
+            shape.physical = shape.physical.max(bytes);
+        })
+    }
+
+    /// Physical sector size in bytes.
+    pub fn physical(self, bytes: u32) -> Builder {
+        self.shape(|shape| shape.physical = bytes)
+    }
+
+    /// The kernel refuses to write to it.
+    pub fn read_only(self) -> Builder {
+        self.shape(|shape| shape.read_only = true)
+    }
+
+    /// Its world-wide name.
+    pub fn wwn(self, name: &str) -> Builder {
+        self.shape(|shape| shape.wwn = Some(name.to_owned()))
+    }
+
+    /// It is a path of a multipath device.
+    pub fn multipath_member(self) -> Builder {
+        self.shape(|shape| shape.multipath = true)
+    }
+
+    /// Somebody else has it open exclusively.
+    pub fn in_use(self) -> Builder {
+        self.shape(|shape| shape.in_use = true)
+    }
+
+    /// What the last disk named holds from the start.
+    pub fn holding(mut self, preset: Preset) -> Builder {
+        if let Some(disk) = self.disks.last_mut() {
+            disk.preset = Some(preset);
+        }
+        self
+    }
+
+    /// Bytes that the last disk named holds from the start.
+    pub fn content(mut self, offset: u64, bytes: &[u8]) -> Builder {
+        if let Some(disk) = self.disks.last_mut() {
+            disk.content.push((offset, bytes.to_vec()));
+        }
+        self
+    }
+
+    /// A second node with the device number of the last disk named.
+    pub fn second_node(mut self, path: impl Into<PathBuf>) -> Builder {
+        if let Some(disk) = self.disks.last_mut() {
+            disk.twins.push(path.into());
+        }
+        self
+    }
+
+    /// A symbolic link to another path.
+    pub fn link(mut self, alias: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Builder {
+        self.aliases.push((alias.into(), target.into()));
+        self
+    }
+
+    /// No disks but those named: other paths lead nowhere.
+    pub fn only_these(mut self) -> Builder {
+        self.on_demand = false;
+        self
+    }
+
+    /// Time goes by as it does; otherwise each look at the clock moves it on by a millisecond.
+    pub fn real_clock(mut self) -> Builder {
+        self.real_clock = true;
+        self
+    }
+
+    /// Keeps every step for [`Sim::trace`].
+    pub fn record(mut self) -> Builder {
+        self.record = true;
+        self
+    }
+
+    /// Every write, flush and program takes so long, for demonstrations.
+    pub fn slow(mut self, each: Duration) -> Builder {
+        self.slow = each;
+        self
+    }
+
+    /// Takes the options of `--sim` from variables, usually those of the environment:
+    /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see [`Builder::slow`]) and `STRATISD_SIM_SEED`.
+    ///
+    /// # Errors
+    /// The name of a variable that is not a number.
+    pub fn variables(mut self, get: impl Fn(&str) -> Option<String>) -> Result<Builder, &'static str> {
+        let number = |name: &'static str| match get(name) {
+            Some(text) => text.parse::<u64>().map(Some).map_err(|_| name),
+            None => Ok(None),
+        };
+        if let Some(gib) = number("STRATISD_SIM_DISK_GIB")? {
+            self.template.size = Sectors(gib.checked_mul(1 << 21).ok_or("STRATISD_SIM_DISK_GIB")?);
+        }
+        if let Some(ms) = number("STRATISD_SIM_SLOW_MS")? {
+            self.slow = Duration::from_millis(ms);
+        }
+        if let Some(seed) = number("STRATISD_SIM_SEED")? {
+            self.seed = seed;
+        }
+        Ok(self)
+    }
+
+    /// Switches the machine on.
+    pub fn build(self) -> Sim {
+        let normal = |path: PathBuf| machine::normal(&path).unwrap_or_else(|| Path::new("/").join(path));
+        let mut disks = Disks::new(self.template, self.on_demand);
+        for planned in self.disks {
+            let path = normal(planned.path);
+            let size = planned.shape.size;
+            disks.add(path.clone(), planned.shape);
+            for twin in planned.twins {
+                disks.add_twin(normal(twin), &path);
+            }
+            if let Some(disk) = disks.known(&path) {
+                if let Some(preset) = planned.preset {
+                    disk.preset(0, &preset.first_sector(size));
+                }
+                for (offset, bytes) in planned.content {
+                    disk.preset(offset, &bytes);
+                }
+            }
+        }
+        for (alias, target) in self.aliases {
+            disks.add_alias(normal(alias), normal(target));
+        }
+        // Two streams, so that what one is asked for does not change what the other says.
+        Sim(Arc::new(Inner {
+            machine: Mutex::new(Machine::new(disks, self.seed)),
+            changed: Condvar::new(),
+            stalls: Condvar::new(),
+            control: Arc::new(Control::new(self.record, self.slow)),
+            clock: if self.real_clock { Clock::Real } else { Clock::logical() },
+            random: Mutex::new(StdRng::seed_from_u64(self.seed ^ 0x5eed_0f1d_5eed_0f1d)),
+        }))
+    }
+}

@@ -1,0 +1,53 @@
+//! The simulated machine's clock: the real one, or a logical one that ticks each time it is looked at.
+//!
+//! The logical clock makes a history repeatable and every moment in it different.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use crate::platform::Timestamp;
+
+/// What a look at the logical clock adds to it.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Where the logical clock starts: 2023-11-14 22:13:20 UTC.
+const START: Duration = Duration::from_secs(1_700_000_000);
+
+pub(super) enum Clock {
+    Real,
+    Logical(Mutex<Duration>),
+}
+
+impl Clock {
+    pub(super) fn logical() -> Clock {
+        Clock::Logical(Mutex::new(START))
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        let since = match self {
+            // A clock before 1970 counts as 1970; nothing better can be said of it.
+            Clock::Real => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            Clock::Logical(now) => {
+                let mut now = now.lock();
+                *now += TICK;
+                *now
+            }
+        };
+        Timestamp { seconds: since.as_secs(), nanoseconds: since.subsec_nanos() }
+    }
+
+    /// Moves the logical clock on; the real one goes by itself.
+    pub(super) fn advance(&self, by: Duration) {
+        if let Clock::Logical(now) = self {
+            *now.lock() += by;
+        }
+    }
+
+    /// Sets the logical clock, backwards too: an administrator may.
+    pub(super) fn set(&self, to: Timestamp) {
+        if let Clock::Logical(now) = self {
+            *now.lock() = Duration::new(to.seconds, to.nanoseconds);
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! Device-mapper: devices, their two table slots, who uses whom, event numbers.
+//!
+//! Rules, with the error number that the kernel gives:
+//! - create: a name or UUID that is taken EBUSY; a `/` in the name, or one too long, EINVAL.
+//! - load: unknown device ENXIO; lines that do not follow each other from 0, an unknown target, bad parameters, another
+//!   target in place of a thin pool EINVAL; a device below that is not there ENXIO, is mounted or otherwise in
+//!   exclusive use EBUSY, is read-only EACCES. Thin pool: a metadata device of another pool EBUSY, one that holds
+//!   something else EILSEQ. Thin: no pool there, or a suspended one, EINVAL; unknown id ENODATA.
+//! - resume: no table at all, a line past the end of the device below, a pool that shrank EINVAL. What fails after a
+//!   load leaves the device suspended, as in the kernel.
+//! - remove: anybody who has it open (a mount, another device's active or waiting table, a holder that a test
+//!   simulates) EBUSY. rename: a name that is taken EBUSY.
+//! - message: no active table ENXIO, a target that takes none or words that are not understood EINVAL, a read-only pool
+//!   EOPNOTSUPP, `create_thin`/`create_snap` of a used id EEXIST, an unknown origin or a deletion of an unknown id
+//!   ENODATA, the deletion of a device in use EBUSY. Their effect is durable when they return.
+//! - events: a device's number grows with each event of its target and with a rename. The global event is raised by
+//!   that, and by create, remove and the swap of a table.
+//!
+//! Targets: linear, thin-pool, thin, cache (`writethrough` or `passthrough`; `writeback` is refused with EINVAL). The
+//! origin serves all I/O of a cache: nothing is ever promoted.
+//!
+//! Knows nothing of names' meaning, nor of how a disk works.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use nix::libc;
+
+use super::{
+    io::Stop,
+    machine::Machine,
+    targets::{PoolMode, PoolRun},
+    thin::THIN_ID_MAX,
+    udev,
+};
+use crate::{
+    engine::units::Sectors,
+    platform::{
+        DeviceAction, DeviceNumber,
+        dm::{self, Line, Target, Visibility},
+    },
+};
+
+/// Major number of device-mapper devices.
+pub(super) const DM_MAJOR: u32 = 254;
+
+const NAME_BYTES_MAX: usize = 127;
+const UUID_BYTES_MAX: usize = 128;
+
+/// A device.
+pub(super) struct Device {
+    pub(super) name: String,
+    pub(super) uuid: String,
+    pub(super) event: u32,
+    pub(super) suspended: bool,
+    /// The active table.
+    pub(super) table: Vec<Line>,
+    /// Loaded, to become active at the next resume.
+    waiting: Option<Vec<Line>>,
+    pub(super) visibility: Visibility,
+    /// Removals that will find it open, as while udev probes it.
+    pub(super) holds: u32,
+}
+
+impl Device {
+    pub(super) fn size(&self) -> Sectors {
+        Sectors(self.table.last().map_or(0, |line| line.start.0 + line.length.0))
+    }
+}
+
+/// All device-mapper devices.
+#[derive(Default)]
+pub(super) struct Dm {
+    devices: BTreeMap<u32, Device>,
+    names: BTreeMap<String, u32>,
+    uuids: HashMap<String, u32>,
+    /// Minor numbers below `next` that are free.
+    free: BTreeSet<u32>,
+    next: u32,
+    /// How many tables and mounts have a device open.
+    opens: HashMap<DeviceNumber, u32>,
+    pools: BTreeMap<u32, PoolRun>,
+    by_metadata: HashMap<DeviceNumber, u32>,
+}
+
+impl Dm {
+    pub(super) fn get(&self, number: DeviceNumber) -> Option<&Device> {
+        (number.major == DM_MAJOR).then(|| self.devices.get(&number.minor)).flatten()
+    }
+
+    pub(super) fn get_minor(&self, minor: u32) -> Option<&Device> {
+        self.devices.get(&minor)
+    }
+
+    pub(super) fn by_name(&self, name: &str) -> Option<u32> {
+        self.names.get(name).copied()
+    }
+
+    pub(super) fn device_mut(&mut self, minor: u32) -> Option<&mut Device> {
+        self.devices.get_mut(&minor)
+    }
+
+    pub(super) fn pool(&self, minor: u32) -> Option<&PoolRun> {
+        self.pools.get(&minor)
+    }
+
+    pub(super) fn pool_mut(&mut self, minor: u32) -> Option<&mut PoolRun> {
+        self.pools.get_mut(&minor)
+    }
+
+    pub(super) fn has_pool_on(&self, metadata: DeviceNumber) -> bool {
+        self.by_metadata.contains_key(&metadata)
+    }
+
+    pub(super) fn insert_pool(&mut self, minor: u32, run: PoolRun) {
+        self.by_metadata.insert(run.metadata, minor);
+        self.pools.insert(minor, run);
+    }
+
+    pub(super) fn remove_pool(&mut self, minor: u32) {
+        if let Some(run) = self.pools.remove(&minor) {
+            self.by_metadata.remove(&run.metadata);
+        }
+    }
+
+    /// The active table of a device; empty if there is none.
+    pub(super) fn active(&self, minor: u32) -> &[Line] {
+        self.devices.get(&minor).map_or(&[], |device| &device.table)
+    }
+
+    pub(super) fn pool_minors(&self) -> Vec<u32> {
+        self.pools.keys().copied().collect()
+    }
+
+    pub(super) fn is_open(&self, number: DeviceNumber) -> bool {
+        self.opens.contains_key(&number)
+    }
+
+    pub(super) fn open(&mut self, number: DeviceNumber) {
+        *self.opens.entry(number).or_default() += 1;
+    }
+
+    pub(super) fn close(&mut self, number: DeviceNumber) {
+        if let Some(count) = self.opens.get_mut(&number) {
+            *count -= 1;
+            if *count == 0 {
+                self.opens.remove(&number);
+            }
+        }
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.names.keys()
+    }
+
+    pub(super) fn list(&self) -> Vec<dm::Listed> {
+        let listed = |(name, minor): (&String, &u32)| dm::Listed {
+            name: name.clone(),
+            number: number(*minor),
+            event: self.devices.get(minor).map_or(0, |device| device.event),
+        };
+        self.names.iter().map(listed).collect()
+    }
+
+    pub(super) fn public(&self) -> Vec<u32> {
+        self.devices.iter().filter(|(_, d)| d.visibility == Visibility::Public).map(|(minor, _)| *minor).collect()
+    }
+
+    fn minor_of(&self, name: &str) -> Result<u32, i32> {
+        self.by_name(name).ok_or(libc::ENXIO)
+    }
+}
+
+pub(super) fn number(minor: u32) -> DeviceNumber {
+    DeviceNumber { major: DM_MAJOR, minor }
+}
+
+pub(super) fn errno(stop: Stop) -> i32 {
+    match stop {
+        Stop::Errno(errno) => errno,
+        Stop::Suspended | Stop::Full => libc::EBUSY,
+    }
+}
+
+impl Machine {
+    pub(super) fn raise_dm_event(&mut self, minor: u32) {
+        if let Some(device) = self.dm.device_mut(minor) {
+            device.event = device.event.wrapping_add(1);
+        }
+        self.events.dm_event();
+    }
+
+    pub(super) fn dm_new(&mut self, name: &str, uuid: &str) -> Result<u32, i32> {
+        if name.is_empty() || name.contains('/') || name.len() > NAME_BYTES_MAX || uuid.len() > UUID_BYTES_MAX {
+            return Err(libc::EINVAL);
+        }
+        if self.dm.names.contains_key(name) || (!uuid.is_empty() && self.dm.uuids.contains_key(uuid)) {
+            return Err(libc::EBUSY);
+        }
+        let minor = self.dm.free.pop_first().unwrap_or_else(|| {
+            self.dm.next += 1;
+            self.dm.next - 1
+        });
+        self.dm.names.insert(name.to_owned(), minor);
+        if !uuid.is_empty() {
+            self.dm.uuids.insert(uuid.to_owned(), minor);
+        }
+        let device = Device {
+            name: name.to_owned(),
+            uuid: uuid.to_owned(),
+            event: 0,
+            suspended: false,
+            table: Vec::new(),
+            waiting: None,
+            visibility: Visibility::Private,
+            holds: 0,
+        };
+        self.dm.devices.insert(minor, device);
+        self.events.dm_event();
+        Ok(minor)
+    }
+
+    pub(super) fn dm_find(&self, name: &str) -> Option<dm::Device> {
+        let minor = self.dm.by_name(name)?;
+        let device = self.dm.get_minor(minor)?;
+        Some(dm::Device {
+            number: number(minor),
+            uuid: device.uuid.clone(),
+            suspended: device.suspended,
+            table: device.table.clone(),
+        })
+    }
+
+    pub(super) fn dm_load(&mut self, name: &str, table: &[Line]) -> Result<(), i32> {
+        let minor = self.dm.minor_of(name)?;
+        let table = self.construct(minor, table)?;
+        let replaced = self.dm.device_mut(minor).and_then(|device| device.waiting.replace(table));
+        if let Some(table) = replaced {
+            self.destruct(&table, minor);
+        }
+        Ok(())
+    }
+
+    pub(super) fn dm_resume(&mut self, name: &str, visibility: Visibility) -> Result<(), i32> {
+        let minor = self.dm.minor_of(name)?;
+        let waiting = self.dm.device_mut(minor).and_then(|device| device.waiting.take());
+        let mut swapped = false;
+        if let Some(table) = waiting {
+            if !self.areas_fit(&table) {
+                self.destruct(&table, minor);
+                if let Some(device) = self.dm.device_mut(minor) {
+                    device.suspended = true;
+                }
+                return Err(libc::EINVAL);
+            }
+            let old = self.dm.device_mut(minor).map(|device| {
+                device.suspended = true;
+                std::mem::replace(&mut device.table, table)
+            });
+            if let Some(old) = old {
+                self.destruct(&old, minor);
+            }
+            self.events.dm_event();
+            swapped = true;
+        }
+        if self.dm.active(minor).is_empty() {
+            return Err(libc::EINVAL);
+        }
+        if self.dm.devices[&minor].suspended {
+            self.pre_resume(minor)?;
+        }
+        let was_private = self.dm.device_mut(minor).is_some_and(|device| {
+            device.suspended = false;
+            std::mem::replace(&mut device.visibility, visibility) == Visibility::Private
+        });
+        if let Some(run) = self.dm.pools.get_mut(&minor) {
+            run.low_water_triggered = false;
+        }
+        if visibility == Visibility::Public {
+            let action = if swapped && was_private { DeviceAction::Add } else { DeviceAction::Change };
+            self.device_event(action, &udev::dm_node(minor));
+        }
+        Ok(())
+    }
+
+    pub(super) fn dm_suspend(&mut self, name: &str, flush: bool) -> Result<(), i32> {
+        let minor = self.dm.minor_of(name)?;
+        if self.dm.devices[&minor].suspended {
+            return Ok(());
+        }
+        if flush && self.xfs.is_mounted(number(minor)) {
+            self.sync_file_system(number(minor)).map_err(errno)?;
+        }
+        // As in the kernel, a commit that fails shows in the pool's mode and not here.
+        let _ = self.commit_pool(minor);
+        if let Some(device) = self.dm.device_mut(minor) {
+            device.suspended = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn dm_remove(&mut self, name: &str) -> Result<(), i32> {
+        let minor = self.dm.minor_of(name)?;
+        let held = self.dm.device_mut(minor).is_some_and(|device| {
+            let held = device.holds > 0;
+            device.holds = device.holds.saturating_sub(1);
+            held
+        });
+        if held || self.dm.is_open(number(minor)) {
+            return Err(libc::EBUSY);
+        }
+        let Some(device) = self.dm.devices.remove(&minor) else { return Err(libc::ENXIO) };
+        self.destruct(&device.table, minor);
+        if let Some(waiting) = &device.waiting {
+            self.destruct(waiting, minor);
+        }
+        self.dm.names.remove(&device.name);
+        self.dm.uuids.remove(&device.uuid);
+        self.dm.free.insert(minor);
+        self.xfs.forget_usage(number(minor));
+        self.udev.remove_links(number(minor));
+        if device.visibility == Visibility::Public {
+            self.device_event(DeviceAction::Remove, &udev::dm_node(minor));
+        }
+        self.events.dm_event();
+        Ok(())
+    }
+
+    pub(super) fn dm_rename(&mut self, name: &str, new_name: &str) -> Result<(), i32> {
+        if new_name.is_empty() || new_name.contains('/') || new_name.len() > NAME_BYTES_MAX {
+            return Err(libc::EINVAL);
+        }
+        if self.dm.names.contains_key(new_name) {
+            return Err(libc::EBUSY);
+        }
+        let minor = self.dm.minor_of(name)?;
+        self.dm.names.remove(name);
+        self.dm.names.insert(new_name.to_owned(), minor);
+        if let Some(device) = self.dm.device_mut(minor) {
+            device.name = new_name.to_owned();
+            if device.visibility == Visibility::Public {
+                self.device_event(DeviceAction::Change, &udev::dm_node(minor));
+            }
+        }
+        self.raise_dm_event(minor);
+        Ok(())
+    }
+
+    pub(super) fn dm_message(&mut self, name: &str, message: &str) -> Result<(), i32> {
+        let minor = self.dm.minor_of(name)?;
+        match self.dm.active(minor).first().map(|line| &line.target) {
+            None => return Err(libc::ENXIO),
+            Some(Target::ThinPool { .. }) => {}
+            Some(_) => return Err(libc::EINVAL),
+        }
+        let run = self.dm.pools.get(&minor).ok_or(libc::EINVAL)?;
+        if run.mode >= PoolMode::OutOfMetadata {
+            return Err(libc::EOPNOTSUPP);
+        }
+        let id = |word: &str| word.parse::<u64>().ok().filter(|id| *id <= THIN_ID_MAX).map(|id| id as u32);
+        let words: Vec<&str> = message.split_ascii_whitespace().collect();
+        let verb = words.first().ok_or(libc::EINVAL)?.to_ascii_lowercase();
+        let store = self.thin.get_mut(&run.key).ok_or(libc::EINVAL)?;
+        let meta = &mut store.current;
+        match (verb.as_str(), &words[1..]) {
+            ("create_thin", [new]) => meta.create(id(new).ok_or(libc::EINVAL)?)?,
+            ("create_snap", [new, origin]) => {
+                meta.snapshot(id(new).ok_or(libc::EINVAL)?, id(origin).ok_or(libc::EINVAL)?)?;
+            }
+            ("delete", [old]) => {
+                let old = id(old).ok_or(libc::EINVAL)?;
+                if run.open.contains_key(&old) {
+                    return Err(libc::EBUSY);
+                }
+                meta.delete(old)?;
+            }
+            ("set_transaction_id", [from, to]) => {
+                let number = |word: &str| word.parse::<u64>().map_err(|_| libc::EINVAL);
+                let (from, to) = (number(from)?, number(to)?);
+                if meta.transaction != from {
+                    return Err(libc::EINVAL);
+                }
+                meta.transaction = to;
+            }
+            ("reserve_metadata_snap", []) if !meta.held_root => meta.held_root = true,
+            ("reserve_metadata_snap", []) => return Err(libc::EBUSY),
+            ("release_metadata_snap", []) if meta.held_root => meta.held_root = false,
+            _ => return Err(libc::EINVAL),
+        }
+        store.dirty = true;
+        // As in the kernel: a commit that fails shows in the pool's mode and not in the message's result.
+        let _ = self.commit_pool(minor);
+        Ok(())
+    }
+
+    pub(super) fn dm_status(&mut self, name: &str) -> Result<Vec<String>, i32> {
+        let minor = self.dm.minor_of(name)?;
+        if self.dm.pool(minor).is_some() && !self.dm.devices[&minor].suspended {
+            let _ = self.commit_pool(minor);
+        }
+        let lines = self.dm.active(minor);
+        Ok(lines.iter().map(|line| self.status(minor, &line.target)).collect())
+    }
+
+    /// Puts a pool into its failed mode, as when its metadata cannot even be read any more.
+    pub(super) fn fail_pool(&mut self, name: &str) -> Result<(), i32> {
+        let minor = self.dm.minor_of(name)?;
+        self.set_pool_mode(minor, PoolMode::Fail);
+        Ok(())
+    }
+}

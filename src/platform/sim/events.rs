@@ -1,0 +1,158 @@
+//! Event sources with a descriptor to wait for, as the engine's watchers need them.
+//!
+//! Rules: a device source holds at most [`EVENTS_MAX`] unread events; changes of one device that are unread are told
+//! once; what is lost beyond that is logged, as when a netlink socket overflows. When power goes every source becomes
+//! readable and says so. Sources see only what happens after they were made.
+//!
+//! The descriptors are eventfds: the only thing in the simulation that the real kernel knows of.
+
+use std::{
+    collections::VecDeque,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::platform::{DeviceAction, DeviceEvent, DeviceEvents, DmEvents, Error, Result};
+
+const EVENTS_MAX: usize = 4096;
+
+/// A descriptor that is readable while a flag is up.
+struct Flag(OwnedFd);
+
+impl Flag {
+    fn new() -> Result<Flag> {
+        match eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC) {
+            Ok(fd) => Ok(Flag(fd)),
+            Err(errno) => Err(Error::Io { action: "make", path: "an event descriptor".into(), source: errno.into() }),
+        }
+    }
+
+    fn raise(&self) {
+        // Refused only when the counter is full, and then the flag is up.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    fn lower(&self) {
+        // Refused only when it is down.
+        let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
+    }
+}
+
+struct DmShared {
+    flag: Flag,
+    dead: Mutex<bool>,
+}
+
+struct DeviceShared {
+    flag: Flag,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<DeviceEvent>,
+    dead: bool,
+}
+
+/// Whom to tell.
+#[derive(Default)]
+pub(super) struct Events {
+    dm: Vec<Weak<DmShared>>,
+    devices: Vec<Weak<DeviceShared>>,
+}
+
+impl Events {
+    pub(super) fn listen_dm(&mut self) -> Result<Box<dyn DmEvents>> {
+        let shared = Arc::new(DmShared { flag: Flag::new()?, dead: Mutex::new(false) });
+        self.dm.retain(|weak| weak.strong_count() > 0);
+        self.dm.push(Arc::downgrade(&shared));
+        Ok(Box::new(DmSource(shared)))
+    }
+
+    pub(super) fn listen_devices(&mut self) -> Result<Box<dyn DeviceEvents>> {
+        let shared = Arc::new(DeviceShared { flag: Flag::new()?, queue: Mutex::default() });
+        self.devices.retain(|weak| weak.strong_count() > 0);
+        self.devices.push(Arc::downgrade(&shared));
+        Ok(Box::new(DeviceSource(shared)))
+    }
+
+    /// Whether anybody would hear of a device.
+    pub(super) fn has_device_listeners(&self) -> bool {
+        self.devices.iter().any(|weak| weak.strong_count() > 0)
+    }
+
+    pub(super) fn dm_event(&self) {
+        self.dm.iter().filter_map(Weak::upgrade).for_each(|shared| shared.flag.raise());
+    }
+
+    pub(super) fn device_event(&self, event: &DeviceEvent) {
+        for shared in self.devices.iter().filter_map(Weak::upgrade) {
+            let mut queue = shared.queue.lock();
+            let full = queue.events.len() >= EVENTS_MAX;
+            match queue.events.iter_mut().rev().find(|held| held.path == event.path) {
+                Some(held) if held.action == DeviceAction::Change && event.action == DeviceAction::Change => {
+                    held.device.clone_from(&event.device);
+                }
+                _ if full => {
+                    log::warn!("a simulated device event was lost because nobody reads them: {event:?}");
+                }
+                _ => {
+                    queue.events.push_back(event.clone());
+                    shared.flag.raise();
+                }
+            }
+        }
+    }
+
+    /// Ends every source.
+    pub(super) fn lose_power(&mut self) {
+        for shared in self.dm.drain(..).filter_map(|weak| weak.upgrade()) {
+            *shared.dead.lock() = true;
+            shared.flag.raise();
+        }
+        for shared in self.devices.drain(..).filter_map(|weak| weak.upgrade()) {
+            shared.queue.lock().dead = true;
+            shared.flag.raise();
+        }
+    }
+}
+
+struct DmSource(Arc<DmShared>);
+
+impl DmEvents for DmSource {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.flag.0.as_fd()
+    }
+
+    fn arm(&mut self) -> Result<()> {
+        if *self.0.dead.lock() {
+            return Err(Error::PowerCut);
+        }
+        self.0.flag.lower();
+        Ok(())
+    }
+}
+
+struct DeviceSource(Arc<DeviceShared>);
+
+impl DeviceEvents for DeviceSource {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.flag.0.as_fd()
+    }
+
+    fn next(&mut self) -> Result<Option<DeviceEvent>> {
+        let mut queue = self.0.queue.lock();
+        if queue.dead {
+            return Err(Error::PowerCut);
+        }
+        let event = queue.events.pop_front();
+        if queue.events.is_empty() {
+            // Under the queue's lock, so that an event that comes now raises it again.
+            self.0.flag.lower();
+        }
+        Ok(event)
+    }
+}

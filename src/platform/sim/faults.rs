@@ -1,0 +1,399 @@
+//! Steps, planned faults, gates: where a test takes hold of the simulated machine.
+//!
+//! Fault rules:
+//! - Every call of the platform is one step, and each part of a call that has parts is one of its own: the writes and
+//!   flushes of [`write`](crate::platform::Platform::write), the four parts of a file replacement, create, load and
+//!   resume of a new device, every write of a program. Steps are numbered from 0 in the order in which they begin.
+//!   `now`, `random`, `dm_node` and the event sources cannot fail and are not counted.
+//! - A planned failure strikes one step, before its effect (nothing happened) or after it (it happened, and the caller
+//!   is told that it failed). Whether the enclosing call undoes earlier steps is the call's business, as on a machine.
+//! - A planned power cut strikes before the effect of its step. From then on every call fails with `PowerCut`, also
+//!   those that wait at a gate or for a suspended device, until the machine is switched on again.
+//! - A closed gate holds calls of one kind before their effect. No lock is held meanwhile.
+//!
+//! Knows nothing of disks and devices: it counts, decides and waits.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::libc;
+use parking_lot::{Condvar, Mutex};
+
+use crate::platform::{Error, Program, Result};
+
+/// The kinds of steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Call {
+    BlockDevices,
+    FindDevice,
+    Contents,
+    Geometry,
+    InUse,
+    Read,
+    Write,
+    Flush,
+    DmList,
+    DmFind,
+    DmCreate,
+    DmLoad,
+    DmSuspend,
+    DmResume,
+    DmRemove,
+    DmRename,
+    DmMessage,
+    DmStatus,
+    Run(Program),
+    ProgramWrite(Program),
+    Mount,
+    Unmount,
+    MountPoints,
+    Usage,
+    ListFiles,
+    ReadFile,
+    WriteTemp,
+    SyncFile,
+    RenameFile,
+    SyncDirectory,
+    RemoveFile,
+    Announce,
+    DeviceEvents,
+    DmEvents,
+}
+
+impl Call {
+    /// Whether the machine is not the same after it: the steps at which a power cut is worth trying.
+    pub fn changes(self) -> bool {
+        !matches!(
+            self,
+            Call::BlockDevices
+                | Call::FindDevice
+                | Call::Contents
+                | Call::Geometry
+                | Call::InUse
+                | Call::Read
+                | Call::DmList
+                | Call::DmFind
+                | Call::DmStatus
+                | Call::MountPoints
+                | Call::Usage
+                | Call::ReadFile
+                | Call::DeviceEvents
+                | Call::DmEvents
+                | Call::Run(Program::ThinCheck | Program::ThinMetadataSize)
+        )
+    }
+
+    fn verb(self) -> &'static str {
+        match self {
+            Call::BlockDevices => "list the block devices",
+            Call::FindDevice => "look up",
+            Call::Contents => "look at the contents of",
+            Call::Geometry => "read the size of",
+            Call::InUse => "open",
+            Call::Read => "read",
+            Call::Write | Call::ProgramWrite(_) => "write to",
+            Call::Flush => "flush",
+            Call::DmList => "list devices",
+            Call::DmFind => "look up",
+            Call::DmCreate => "create",
+            Call::DmLoad => "load a table into",
+            Call::DmSuspend => "suspend",
+            Call::DmResume => "resume",
+            Call::DmRemove => "remove",
+            Call::DmRename => "rename",
+            Call::DmMessage => "send a message to",
+            Call::DmStatus => "read the status of",
+            Call::Run(_) => "run",
+            Call::Mount => "mount",
+            Call::Unmount => "unmount",
+            Call::MountPoints => "read the mounts of",
+            Call::Usage => "read the usage of",
+            Call::ListFiles => "list",
+            Call::ReadFile => "read",
+            Call::WriteTemp => "write",
+            Call::SyncFile | Call::SyncDirectory => "sync",
+            Call::RenameFile => "rename",
+            Call::RemoveFile => "remove",
+            Call::Announce => "announce",
+            Call::DeviceEvents => "listen to udev at",
+            Call::DmEvents => "listen to device-mapper at",
+        }
+    }
+
+    /// The error that a real machine would give for a call of this kind that fails for no reason of ours.
+    fn failure(self, subject: &str) -> Error {
+        let errno = |number| io::Error::from_raw_os_error(number);
+        match self {
+            Call::DmList
+            | Call::DmFind
+            | Call::DmCreate
+            | Call::DmLoad
+            | Call::DmSuspend
+            | Call::DmResume
+            | Call::DmRemove
+            | Call::DmRename
+            | Call::DmStatus => {
+                Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::ENOMEM) }
+            }
+            Call::DmMessage => Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::EIO) },
+            Call::Run(program) | Call::ProgramWrite(program) => {
+                Error::Program { program, what: format!("ended with status 1: {}: Input/output error", program.name()) }
+            }
+            Call::WriteTemp => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::ENOSPC) },
+            _ => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::EIO) },
+        }
+    }
+}
+
+/// The error that a call gives for an error number.
+pub(super) fn io_error(call: Call, subject: &str, errno: i32) -> Error {
+    Error::Io { action: call.verb(), path: subject.into(), source: io::Error::from_raw_os_error(errno) }
+}
+
+/// The error that a device-mapper call gives for an error number.
+pub(super) fn dm_error(call: Call, name: &str, errno: i32) -> Error {
+    Error::Dm { action: call.verb(), name: name.to_owned(), source: io::Error::from_raw_os_error(errno) }
+}
+
+/// A step that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What kind of call it was part of.
+    pub call: Call,
+    /// The device, file or program arguments it was about.
+    pub subject: String,
+}
+
+/// When a planned failure strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    FailBefore,
+    FailAfter,
+    CutPower,
+}
+
+/// What becomes of a step.
+pub(super) enum Verdict {
+    Do,
+    DoThenFail(Error),
+    CutPower,
+}
+
+#[derive(Default)]
+struct State {
+    steps: u64,
+    plans: BTreeMap<u64, Plan>,
+    /// For the next step of a kind.
+    kinds: Vec<(Call, String, Plan)>,
+    struck: u64,
+    record: Option<Vec<Step>>,
+    gates: Vec<Arc<GateState>>,
+    off: bool,
+    boot: u64,
+}
+
+struct GateState {
+    call: Call,
+    /// Only calls whose subject contains this.
+    subject: String,
+    inner: Mutex<GateInner>,
+}
+
+#[derive(Default)]
+struct GateInner {
+    open: bool,
+    waiting: usize,
+    arrived: usize,
+}
+
+/// Counts steps and decides what becomes of each.
+pub(super) struct Control {
+    state: Mutex<State>,
+    /// Told of every change of gates and power.
+    changed: Condvar,
+    slow: Duration,
+}
+
+impl Control {
+    pub(super) fn new(record: bool, slow: Duration) -> Control {
+        Control {
+            state: Mutex::new(State { record: record.then(Vec::new), ..State::default() }),
+            changed: Condvar::new(),
+            slow,
+        }
+    }
+
+    /// Waits at gates, then takes the next number and looks what is planned for it.
+    pub(super) fn begin(&self, call: Call, subject: &str) -> Result<Verdict> {
+        let mut state = self.state.lock();
+        if state.off {
+            return Err(Error::PowerCut);
+        }
+        let boot = state.boot;
+        let matching = |state: &State| {
+            state.gates.iter().find(|g| g.call == call && subject.contains(&g.subject) && !g.inner.lock().open).cloned()
+        };
+        while let Some(gate) = matching(&state) {
+            {
+                let mut inner = gate.inner.lock();
+                inner.waiting += 1;
+                inner.arrived += 1;
+            }
+            self.changed.notify_all();
+            while !gate.inner.lock().open && !state.off && state.boot == boot {
+                self.changed.wait(&mut state);
+            }
+            gate.inner.lock().waiting -= 1;
+            if state.off || state.boot != boot {
+                return Err(Error::PowerCut);
+            }
+        }
+        if !self.slow.is_zero() && matches!(call, Call::Write | Call::Flush | Call::Run(_)) {
+            let until = Instant::now() + self.slow;
+            while !state.off && state.boot == boot && !self.changed.wait_until(&mut state, until).timed_out() {}
+            if state.off || state.boot != boot {
+                return Err(Error::PowerCut);
+            }
+        }
+        let number = state.steps;
+        state.steps += 1;
+        if let Some(record) = &mut state.record {
+            record.push(Step { call, subject: subject.to_owned() });
+        }
+        let of_kind = |(kind, part, _): &(Call, String, Plan)| *kind == call && subject.contains(part.as_str());
+        let plan = match state.plans.remove(&number) {
+            None => state.kinds.iter().position(of_kind).map(|at| state.kinds.remove(at).2),
+            plan => plan,
+        };
+        state.struck += u64::from(plan.is_some());
+        match plan {
+            None => Ok(Verdict::Do),
+            Some(Plan::FailBefore) => Err(call.failure(subject)),
+            Some(Plan::FailAfter) => Ok(Verdict::DoThenFail(call.failure(subject))),
+            Some(Plan::CutPower) => {
+                state.off = true;
+                self.changed.notify_all();
+                Ok(Verdict::CutPower)
+            }
+        }
+    }
+
+    pub(super) fn steps(&self) -> u64 {
+        self.state.lock().steps
+    }
+
+    pub(super) fn trace(&self) -> Vec<Step> {
+        self.state.lock().record.clone().unwrap_or_default()
+    }
+
+    /// Wakes everything that waits at a gate, to fail.
+    pub(super) fn power_off(&self) {
+        self.state.lock().off = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn power_on(&self) {
+        let mut state = self.state.lock();
+        state.off = false;
+        state.boot += 1;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn close_gate(self: &Arc<Self>, call: Call, subject: &str) -> Gate {
+        let state = Arc::new(GateState { call, subject: subject.to_owned(), inner: Mutex::default() });
+        self.state.lock().gates.push(Arc::clone(&state));
+        Gate { control: Arc::clone(self), state }
+    }
+}
+
+/// Plans failures and power cuts of a machine. Numbers count from 0; the next step has the number
+/// [`Sim::steps`](super::Sim::steps).
+pub struct Faults<'a>(pub(super) &'a Control);
+
+impl Faults<'_> {
+    fn plan(&self, step: u64, plan: Plan) {
+        self.0.state.lock().plans.insert(step, plan);
+    }
+
+    /// Step `step` fails and has no effect.
+    pub fn fail_at(&self, step: u64) {
+        self.plan(step, Plan::FailBefore);
+    }
+
+    /// Step `step` takes effect, and its caller is told that it failed.
+    pub fn fail_after(&self, step: u64) {
+        self.plan(step, Plan::FailAfter);
+    }
+
+    /// Power goes at the beginning of step `step`.
+    pub fn cut_power_at(&self, step: u64) {
+        self.plan(step, Plan::CutPower);
+    }
+
+    /// The next step of a kind whose subject contains `subject` fails and has no effect. Given twice, the next two do.
+    pub fn fail_next(&self, call: Call, subject: &str) {
+        self.0.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
+    }
+
+    /// Power goes at the beginning of the next step of a kind whose subject contains `subject`.
+    pub fn cut_power_at_next(&self, call: Call, subject: &str) {
+        self.0.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
+    }
+
+    /// Forgets everything planned that has not struck.
+    pub fn clear(&self) {
+        let mut state = self.0.state.lock();
+        state.plans.clear();
+        state.kinds.clear();
+    }
+
+    /// How many planned faults have struck: shows that an enumeration has reached its step.
+    pub fn struck(&self) -> u64 {
+        self.0.state.lock().struck
+    }
+}
+
+/// Holds calls of one kind until it is opened. Dropping it opens it.
+#[must_use = "a gate that is dropped is open"]
+pub struct Gate {
+    control: Arc<Control>,
+    state: Arc<GateState>,
+}
+
+impl Gate {
+    /// Lets everything through, now and from now on.
+    pub fn open(&self) {
+        let mut state = self.control.state.lock();
+        self.state.inner.lock().open = true;
+        state.gates.retain(|gate| !Arc::ptr_eq(gate, &self.state));
+        self.control.changed.notify_all();
+    }
+
+    /// Calls that wait at it now.
+    pub fn waiting(&self) -> usize {
+        self.state.inner.lock().waiting
+    }
+
+    /// Waits until `count` calls have arrived in all since the gate was closed, at most `limit`. True if they have.
+    pub fn wait_for(&self, count: usize, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut state = self.control.state.lock();
+        while self.state.inner.lock().arrived < count {
+            if self.control.changed.wait_until(&mut state, until).timed_out() {
+                return self.state.inner.lock().arrived >= count;
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}

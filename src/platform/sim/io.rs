@@ -1,0 +1,396 @@
+//! Bytes on their way through the stack of devices down to the disks.
+//!
+//! Rules: I/O to a suspended device waits, also when it reaches it from a device above; a thin device maps a block when
+//! it is first written and copies it when it is shared; a cache writes through, so its origin always has the bytes; a
+//! flush of a thin device commits its pool. Metadata I/O of a pool does not wait for its metadata device.
+
+use std::ops::Range;
+
+use nix::libc;
+
+use super::{
+    dm::DM_MAJOR,
+    machine::Machine,
+    targets::{PoolMode, metadata_threshold, uses},
+    thin,
+};
+use crate::{
+    engine::units::SECTOR,
+    platform::{DeviceNumber, dm::Target},
+};
+
+/// Why I/O did not happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// It never will.
+    Errno(i32),
+    /// A device on the way is suspended; try again when something has changed.
+    Suspended,
+    /// A pool has no free blocks and holds its writers back; try again when something has changed.
+    Full,
+}
+
+/// Whether I/O waits for a suspended device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    Wait,
+    /// It is the kernel's own and passes.
+    Pass,
+}
+
+/// Where a stretch of a device leads to; offsets in bytes.
+enum Hop {
+    Device(DeviceNumber, u64),
+    Thin { pool: u32, id: u32, offset: u64 },
+}
+
+type Io<T = ()> = Result<T, Stop>;
+
+impl Machine {
+    /// Size of a device in bytes; `None` if there is none.
+    pub(super) fn size_of(&self, number: DeviceNumber) -> Option<u64> {
+        match self.disks.get(number) {
+            Some(disk) => disk.present.then(|| disk.size_bytes()),
+            None => Some(self.dm.get(number)?.size().0 * SECTOR),
+        }
+    }
+
+    /// Cuts a stretch of a device-mapper device at the lines of its table.
+    fn hops(
+        &self,
+        number: DeviceNumber,
+        stretch: Range<u64>,
+        past_the_end: i32,
+        patience: Patience,
+    ) -> Io<Vec<(Hop, Range<usize>)>> {
+        let device = self.dm.get(number).ok_or(Stop::Errno(libc::ENXIO))?;
+        if device.suspended && patience == Patience::Wait {
+            return Err(Stop::Suspended);
+        }
+        if stretch.end > device.size().0 * SECTOR {
+            return Err(Stop::Errno(past_the_end));
+        }
+        let first = device.table.partition_point(|line| (line.start.0 + line.length.0) * SECTOR <= stretch.start);
+        let mut hops = Vec::with_capacity(1);
+        for line in &device.table[first..] {
+            let (start, end) = (line.start.0 * SECTOR, (line.start.0 + line.length.0) * SECTOR);
+            if start >= stretch.end {
+                break;
+            }
+            let (from, to) = (stretch.start.max(start), stretch.end.min(end));
+            let within = from - start;
+            let hop = match &line.target {
+                Target::Linear { device, offset } => Hop::Device(*device, offset.0 * SECTOR + within),
+                Target::ThinPool { data, .. } => Hop::Device(*data, within),
+                Target::Cache { origin, .. } => Hop::Device(*origin, within),
+                Target::Thin { pool, id } => Hop::Thin { pool: pool.minor, id: *id, offset: within },
+                // Refused when a table is loaded.
+                Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
+            };
+            hops.push((hop, (from - stretch.start) as usize..(to - stretch.start) as usize));
+        }
+        Ok(hops)
+    }
+
+    /// Fills `out` with the bytes at `offset`.
+    pub(super) fn read_at(&self, number: DeviceNumber, offset: u64, out: &mut [u8], patience: Patience) -> Io {
+        if let Some(disk) = self.disks.get(number) {
+            return disk.read(offset, out);
+        }
+        let end = offset.checked_add(out.len() as u64).ok_or(Stop::Errno(libc::EINVAL))?;
+        for (hop, part) in self.hops(number, offset..end, libc::EIO, patience)? {
+            match hop {
+                Hop::Device(below, at) => self.read_at(below, at, &mut out[part], patience)?,
+                Hop::Thin { pool, id, offset } => self.read_thin(pool, id, offset, &mut out[part], patience)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts `bytes` at `offset`. When it stops to wait, part of it may have happened; it is the same when repeated.
+    pub(super) fn write_at(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8], patience: Patience) -> Io {
+        if let Some(disk) = self.disks.get_mut(number) {
+            return disk.write(offset, bytes);
+        }
+        let end = offset.checked_add(bytes.len() as u64).ok_or(Stop::Errno(libc::EINVAL))?;
+        for (hop, part) in self.hops(number, offset..end, libc::ENOSPC, patience)? {
+            match hop {
+                Hop::Device(below, at) => self.write_at(below, at, &bytes[part], patience)?,
+                Hop::Thin { pool, id, offset } => self.write_thin(pool, id, offset, &bytes[part], patience)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Discards a stretch: disks then read as zeros there, thin devices give back the whole blocks in it.
+    pub(super) fn discard_at(&mut self, number: DeviceNumber, offset: u64, length: u64) -> Io {
+        if let Some(disk) = self.disks.get_mut(number) {
+            return disk.zero(offset, length);
+        }
+        let end = offset.checked_add(length).ok_or(Stop::Errno(libc::EINVAL))?;
+        for (hop, part) in self.hops(number, offset..end, libc::ENOSPC, Patience::Wait)? {
+            match hop {
+                Hop::Device(below, at) => self.discard_at(below, at, part.len() as u64)?,
+                Hop::Thin { pool, id, offset } => {
+                    let store = self.pool_store(pool)?;
+                    let block = store.current.block * SECTOR;
+                    let blocks = offset.div_ceil(block)..(offset + part.len() as u64) / block;
+                    let run = self.dm.pool(pool).filter(|run| run.mode <= PoolMode::OutOfData);
+                    match run.and_then(|run| self.thin.get_mut(&run.key)) {
+                        Some(store) if !blocks.is_empty() => store.unmap(id, blocks),
+                        // Discards are advice.
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything written to the device durable.
+    pub(super) fn flush(&mut self, number: DeviceNumber, patience: Patience) -> Io {
+        if let Some(disk) = self.disks.get_mut(number) {
+            return disk.flush();
+        }
+        let device = self.dm.get(number).ok_or(Stop::Errno(libc::ENXIO))?;
+        if device.suspended && patience == Patience::Wait {
+            return Err(Stop::Suspended);
+        }
+        let (mut below, mut pools) = (Vec::new(), Vec::new());
+        for line in &device.table {
+            let to = match &line.target {
+                Target::Linear { device, .. } => *device,
+                Target::ThinPool { data, .. } => *data,
+                Target::Cache { origin, .. } => *origin,
+                Target::Thin { pool, .. } => {
+                    pools.push(pool.minor);
+                    continue;
+                }
+                Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
+            };
+            if !below.contains(&to) {
+                below.push(to);
+            }
+        }
+        for to in below {
+            self.flush(to, patience)?;
+        }
+        for pool in pools {
+            let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+            let (data, suspended) = (run.data, self.dm.get_minor(pool).is_none_or(|d| d.suspended));
+            if suspended && patience == Patience::Wait {
+                return Err(Stop::Suspended);
+            }
+            self.flush(data, patience)?;
+            self.commit_pool(pool)?;
+        }
+        Ok(())
+    }
+
+    fn pool_store(&self, pool: u32) -> Io<&thin::Store> {
+        let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+        if run.mode == PoolMode::Fail {
+            return Err(Stop::Errno(libc::EIO));
+        }
+        self.thin.get(&run.key).ok_or(Stop::Errno(libc::EIO))
+    }
+
+    fn pool_ready(&self, pool: u32, patience: Patience) -> Io {
+        match self.dm.get_minor(pool) {
+            None => Err(Stop::Errno(libc::EIO)),
+            Some(device) if device.suspended && patience == Patience::Wait => Err(Stop::Suspended),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn read_thin(&self, pool: u32, id: u32, offset: u64, out: &mut [u8], patience: Patience) -> Io {
+        self.pool_ready(pool, patience)?;
+        let data = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?.data;
+        let meta = &self.pool_store(pool)?.current;
+        let size = meta.block * SECTOR;
+        for (block, within, part) in blocks(offset, out.len(), size) {
+            match meta.lookup(id, block) {
+                Some(held) => self.read_at(data, held * size + within, &mut out[part], patience)?,
+                None => out[part].fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_thin(&mut self, pool: u32, id: u32, offset: u64, bytes: &[u8], patience: Patience) -> Io {
+        self.pool_ready(pool, patience)?;
+        let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+        let (data, key, zeroing) = (run.data, run.key, run.features.zero_new_blocks);
+        let size = self.pool_store(pool)?.current.block * SECTOR;
+        for (block, within, part) in blocks(offset, bytes.len(), size) {
+            let meta = &self.pool_store(pool)?.current;
+            if !meta.exists(id) {
+                return Err(Stop::Errno(libc::EIO));
+            }
+            let held = meta.lookup(id, block);
+            if let Some(held) = held.filter(|held| !meta.is_shared(*held)) {
+                self.write_at(data, held * size + within, &bytes[part], patience)?;
+                continue;
+            }
+            let fresh = self.take_block(pool)?;
+            if (part.len() as u64) < size {
+                // The rest of the block: what the device had there; for a new mapping zeros, if that is asked for,
+                // and else whatever lies there.
+                if held.is_some() || zeroing {
+                    let mut rest = vec![0; size as usize];
+                    if let Some(held) = held {
+                        self.read_at(data, held * size, &mut rest, patience)?;
+                    }
+                    self.write_at(data, fresh * size, &rest, patience)?;
+                }
+            }
+            self.write_at(data, fresh * size + within, &bytes[part], patience)?;
+            if let Some(store) = self.thin.get_mut(&key) {
+                store.map(id, block, fresh);
+            }
+        }
+        Ok(())
+    }
+
+    /// A free block of a pool; raises the low-water event, and that of being full.
+    fn take_block(&mut self, pool: u32) -> Io<u64> {
+        let (key, mode) = {
+            let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+            (run.key, run.mode)
+        };
+        match mode {
+            PoolMode::Write => {}
+            PoolMode::OutOfData => return Err(self.no_space(pool)),
+            _ => return Err(Stop::Errno(libc::EIO)),
+        }
+        let store = self.thin.get(&key).ok_or(Stop::Errno(libc::EIO))?;
+        if !store.room_for_metadata() {
+            self.metadata_failed(pool, PoolMode::OutOfMetadata);
+            return Err(Stop::Errno(libc::EIO));
+        }
+        let free = store.current.free_data();
+        let low = self.dm.pool_mut(pool).is_some_and(|run| {
+            let low = free <= run.low_water && !run.low_water_triggered;
+            run.low_water_triggered |= low;
+            low
+        });
+        if low {
+            self.raise_dm_event(pool);
+        }
+        if let Some(block) = self.thin.get(&key).and_then(thin::Store::free_block) {
+            return Ok(block);
+        }
+        // What the running transaction freed can be had after a commit.
+        self.commit_pool(pool)?;
+        if let Some(block) = self.thin.get(&key).and_then(thin::Store::free_block) {
+            return Ok(block);
+        }
+        self.set_pool_mode(pool, PoolMode::OutOfData);
+        Err(self.no_space(pool))
+    }
+
+    fn no_space(&self, pool: u32) -> Stop {
+        match self.dm.pool(pool) {
+            Some(run) if !run.features.error_if_no_space => Stop::Full,
+            _ => Stop::Errno(libc::ENOSPC),
+        }
+    }
+
+    /// Writes a pool's metadata: data first, then the superblock, and both durable.
+    pub(super) fn commit_pool(&mut self, pool: u32) -> Io {
+        let Some(run) = self.dm.pool(pool) else { return Err(Stop::Errno(libc::EIO)) };
+        let (key, data, metadata) = (run.key, run.data, run.metadata);
+        if run.mode >= PoolMode::OutOfMetadata {
+            return Err(Stop::Errno(libc::EINVAL));
+        }
+        let Some(store) = self.thin.get(&key) else { return Err(Stop::Errno(libc::EIO)) };
+        if store.dirty {
+            let sector = thin::superblock(&key, store.current.transaction);
+            let written = self
+                .flush(data, Patience::Pass)
+                .and_then(|()| self.write_at(metadata, 0, &sector, Patience::Pass))
+                .and_then(|()| self.flush(metadata, Patience::Pass));
+            if let Err(stop) = written {
+                self.metadata_failed(pool, PoolMode::ReadOnly);
+                return Err(stop);
+            }
+            let mut low = false;
+            if let Some(store) = self.thin.get_mut(&key) {
+                store.commit();
+                let meta = &store.current;
+                low = meta.metadata_blocks.saturating_sub(meta.used_metadata())
+                    <= metadata_threshold(meta.metadata_blocks);
+            }
+            let was_low = self.dm.pool_mut(pool).is_some_and(|run| std::mem::replace(&mut run.metadata_low, low));
+            if low && !was_low {
+                self.raise_dm_event(pool);
+            }
+        }
+        let free = self.thin.get(&key).map_or(0, |store| store.current.free_data());
+        if free > 0 && self.dm.pool(pool).is_some_and(|run| run.mode == PoolMode::OutOfData) {
+            self.set_pool_mode(pool, PoolMode::Write);
+        }
+        Ok(())
+    }
+
+    /// A transaction is given up: back to the last commit, to be checked before the pool may be changed again.
+    fn metadata_failed(&mut self, pool: u32, mode: PoolMode) {
+        let Some(key) = self.dm.pool(pool).map(|run| run.key) else { return };
+        if let Some(store) = self.thin.get_mut(&key) {
+            store.abort();
+            store.current.needs_check = true;
+            if mode == PoolMode::OutOfMetadata {
+                // The device is sound, so the flag reaches it.
+                store.commit();
+            }
+        }
+        self.set_pool_mode(pool, mode);
+    }
+
+    pub(super) fn set_pool_mode(&mut self, pool: u32, mode: PoolMode) {
+        let changed = self.dm.pool_mut(pool).is_some_and(|run| std::mem::replace(&mut run.mode, mode) != mode);
+        if changed {
+            self.raise_dm_event(pool);
+        }
+    }
+
+    /// Writes and flushes by the kernel on its own behalf.
+    pub(super) fn write_durably(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8]) -> Io {
+        self.write_at(number, offset, bytes, Patience::Pass)?;
+        self.flush(number, Patience::Pass)
+    }
+
+    /// The disks that a device rests on.
+    pub(super) fn disks_below(&self, number: DeviceNumber) -> Vec<DeviceNumber> {
+        let mut found = Vec::new();
+        let mut ahead = vec![number];
+        while let Some(number) = ahead.pop() {
+            if number.major != DM_MAJOR {
+                if !found.contains(&number) {
+                    found.push(number);
+                }
+            } else if let Some(device) = self.dm.get(number) {
+                ahead.extend(uses(&device.table));
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// The parts of a stretch that lie in one block each: block, offset in the block, range in the stretch.
+fn blocks(offset: u64, length: usize, size: u64) -> impl Iterator<Item = (u64, u64, Range<usize>)> {
+    let end = offset + length as u64;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let block = at / size;
+        let stop = end.min((block + 1) * size);
+        let part = (at - offset) as usize..(stop - offset) as usize;
+        let within = at % size;
+        at = stop;
+        Some((block, within, part))
+    })
+}

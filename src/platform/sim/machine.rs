@@ -1,0 +1,131 @@
+//! The whole state of the simulated machine, and its power.
+//!
+//! One value behind one mutex, which is a leaf: nothing waits while it is held. Rules of a power cut: disks keep what
+//! they had made durable and of the rest what the generator spares; pools go back to their last commit; device-mapper
+//! devices, mounts, links and event sources are gone.
+
+use std::path::{Component, Path, PathBuf};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::{disks::Disks, dm, dm::Dm, events::Events, thin::Stores, udev, udev::Udev, xfs::Xfs};
+use crate::platform::DeviceNumber;
+
+/// Everything there is.
+pub(super) struct Machine {
+    pub(super) powered: bool,
+    /// Counts how often it was switched on.
+    pub(super) boot: u64,
+    pub(super) disks: Disks,
+    pub(super) dm: Dm,
+    pub(super) thin: Stores,
+    pub(super) xfs: Xfs,
+    pub(super) udev: Udev,
+    pub(super) events: Events,
+    /// Calls whose I/O waits for a suspended device or a full pool.
+    pub(super) stalled: usize,
+    chance: StdRng,
+    keys: u64,
+}
+
+impl Machine {
+    pub(super) fn new(disks: Disks, seed: u64) -> Machine {
+        Machine {
+            powered: true,
+            boot: 0,
+            disks,
+            dm: Dm::default(),
+            thin: Stores::default(),
+            xfs: Xfs::default(),
+            udev: Udev::default(),
+            events: Events::default(),
+            stalled: 0,
+            chance: StdRng::seed_from_u64(seed),
+            keys: 0,
+        }
+    }
+
+    /// A name for something that is kept here and found through bytes on a device. Never the same twice, and never
+    /// what a device could hold by accident.
+    pub(super) fn new_key(&mut self) -> [u8; 16] {
+        self.keys += 1;
+        let mut key = *b"sim:\0\0\0\0\0\0\0\0\0\0\0\0";
+        key[8..].copy_from_slice(&self.keys.to_be_bytes());
+        key
+    }
+
+    /// The canonical node and the number of the device that a path leads to.
+    pub(super) fn node(&mut self, path: &Path) -> Option<(PathBuf, DeviceNumber)> {
+        let path = self.disks.resolve(normal(path)?);
+        if let Ok(name) = path.strip_prefix("/dev/mapper") {
+            let minor = self.dm.by_name(name.to_str()?)?;
+            return Some((udev::dm_node(minor), dm::number(minor)));
+        }
+        if path.starts_with("/dev/stratis") {
+            let number = self.udev.link(&path)?;
+            return Some((udev::dm_node(number.minor), number));
+        }
+        if let Some(minor) = path.to_str().and_then(|text| text.strip_prefix("/dev/dm-")) {
+            let number = dm::number(minor.parse().ok()?);
+            return self.dm.get(number).map(|_| (path.clone(), number));
+        }
+        if path == Path::new("/dev") || path.parent().is_none() {
+            return None;
+        }
+        let number = self.disks.find(&path)?;
+        Some((path, number))
+    }
+
+    /// Applies what a power cut does.
+    pub(super) fn lose_power(&mut self) {
+        if !self.powered {
+            return;
+        }
+        self.powered = false;
+        for pool in self.dm.pool_minors() {
+            if self.chance.random() {
+                // The kernel's periodic commit has just happened.
+                let _ = self.commit_pool(pool);
+            }
+        }
+        for disk in self.disks.all_mut() {
+            disk.lose_power(&mut self.chance);
+        }
+        self.thin.lose_power();
+        self.xfs.lose_power(&mut self.chance);
+        self.dm = Dm::default();
+        self.udev.lose_power();
+        self.events.lose_power();
+    }
+
+    pub(super) fn power_on(&mut self) {
+        self.powered = true;
+        self.boot += 1;
+    }
+
+    /// Pulls a disk out: its cache loses power, its node is gone. False if there is no such disk.
+    pub(super) fn pull(&mut self, path: &Path) -> bool {
+        let Some(disk) = self.disks.known(path).filter(|disk| disk.present) else { return false };
+        disk.lose_power(&mut self.chance);
+        disk.present = false;
+        true
+    }
+}
+
+/// An absolute path without `.`, `..` and doubled slashes; `None` for a relative one.
+pub(super) fn normal(path: &Path) -> Option<PathBuf> {
+    let mut normal = PathBuf::from("/");
+    if !path.is_absolute() {
+        return None;
+    }
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                normal.pop();
+            }
+            Component::Normal(part) => normal.push(part),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Some(normal)
+}

@@ -1,0 +1,452 @@
+//! A machine in memory: what `stratisd --sim` runs on, and what every proof about faults and power cuts runs on.
+//!
+//! It does everything that [`Platform`] asks, or refuses with the error that a kernel would give; the rules and their
+//! limits stand at the head of each file: disks (`disks`), device-mapper (`dm`, `thin`, `io`), file systems (`xfs`),
+//! programs (`programs`), udev (`udev`, `events`), power (`machine`), steps and faults (`faults`).
+//!
+//! In short: any absolute path is a large sparse disk that appears when it is first named, unless the machine has only
+//! the disks it was given. Bytes go through the stack of tables down to the disks. Everything that depends on chance
+//! comes from one seed: the same calls in the same order give the same history. Calls may come from any thread; no
+//! lock is held while one waits.
+//!
+//! Limit of waiting: I/O that waits for a suspended device or a full pool fails with ETIMEDOUT after [`STALL_MAX`], so
+//! that a mistake shows as an error and not as a test that never ends.
+//!
+//! Knows nothing of pools, plans and requests, and nothing real but the clock and eventfds.
+
+mod builder;
+mod clock;
+mod disks;
+mod dm;
+mod events;
+mod faults;
+mod inspect;
+mod io;
+mod machine;
+mod programs;
+mod sparse;
+mod targets;
+mod thin;
+mod udev;
+mod xfs;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::libc;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rand::{RngCore, rngs::StdRng};
+
+pub use builder::{Builder, DISK_SIZE_DEFAULT, Preset};
+pub use faults::{Call, Faults, Gate, Step};
+pub use inspect::{Leftovers, Snapshot};
+
+use self::{
+    clock::Clock,
+    faults::{Control, Verdict, dm_error, io_error},
+    io::{Patience, Stop},
+    machine::Machine,
+};
+use super::{
+    Announcement, BlockDevice, Contents, DeviceAction, DeviceEvents, DeviceNumber, DmEvents, Error, Geometry,
+    PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
+    dm::{Device, Line, Listed, Visibility},
+};
+use crate::engine::units::Sectors;
+
+/// The longest that I/O waits for a suspended device or a full pool.
+pub const STALL_MAX: Duration = Duration::from_secs(60);
+
+/// Attempts at the removal of a busy device. A real machine waits 200 ms between them.
+const REMOVE_ATTEMPTS: u32 = 5;
+
+/// A simulated machine. Copies are the same machine.
+#[derive(Clone)]
+pub struct Sim(Arc<Inner>);
+
+struct Inner {
+    machine: Mutex<Machine>,
+    /// Told of everything that may let waiting I/O go on, of links, and of power.
+    changed: Condvar,
+    /// Told when I/O begins to wait. Its own, so that what waits does not wake itself.
+    stalls: Condvar,
+    control: Arc<Control>,
+    clock: Clock,
+    random: Mutex<StdRng>,
+}
+
+impl Sim {
+    /// Begins a machine.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Takes the machine, if it is on.
+    fn machine(&self) -> Result<MutexGuard<'_, Machine>> {
+        let machine = self.0.machine.lock();
+        if machine.powered { Ok(machine) } else { Err(Error::PowerCut) }
+    }
+
+    /// One step: waits at gates, counts, fails if that is planned, has the effect.
+    fn step<T>(&self, call: Call, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
+        match self.0.control.begin(call, subject)? {
+            Verdict::Do => effect(),
+            Verdict::DoThenFail(error) => effect().and(Err(error)),
+            Verdict::CutPower => {
+                self.cut_power();
+                Err(Error::PowerCut)
+            }
+        }
+    }
+
+    /// Tries until nothing holds the I/O back.
+    fn wait_for_io<T>(
+        &self,
+        mut act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+        failed: impl Fn(i32) -> Error,
+    ) -> Result<T> {
+        let mut machine = self.machine()?;
+        let (boot, mut until) = (machine.boot, None);
+        loop {
+            match act(&mut machine) {
+                Ok(done) => return Ok(done),
+                Err(Stop::Errno(errno)) => return Err(failed(errno)),
+                Err(Stop::Suspended | Stop::Full) => {
+                    let until = *until.get_or_insert_with(|| Instant::now() + STALL_MAX);
+                    machine.stalled += 1;
+                    self.0.stalls.notify_all();
+                    let late = self.0.changed.wait_until(&mut machine, until).timed_out();
+                    machine.stalled -= 1;
+                    if !machine.powered || machine.boot != boot {
+                        return Err(Error::PowerCut);
+                    }
+                    if late {
+                        return Err(failed(libc::ETIMEDOUT));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A step of I/O on something named by a text.
+    fn io<T>(
+        &self,
+        call: Call,
+        subject: &str,
+        act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+    ) -> Result<T> {
+        self.step(call, subject, || self.wait_for_io(act, |errno| io_error(call, subject, errno)))
+    }
+
+    /// A step of device-mapper.
+    fn dm<T>(
+        &self,
+        call: Call,
+        name: &str,
+        act: impl FnOnce(&mut Machine) -> std::result::Result<T, i32>,
+    ) -> Result<T> {
+        self.step(call, name, || {
+            let done = act(&mut *self.machine()?).map_err(|errno| dm_error(call, name, errno));
+            self.0.changed.notify_all();
+            done
+        })
+    }
+
+    /// The node and number behind a path.
+    fn node(&self, path: &Path) -> Result<(PathBuf, DeviceNumber)> {
+        self.machine()?.node(path).ok_or_else(|| Error::NoDevice { path: path.to_owned() })
+    }
+
+    /// A device was open for writing and is closed: udev looks at it again.
+    fn written(&self, number: DeviceNumber) -> Result<()> {
+        let machine = self.machine()?;
+        if let Some(disk) = machine.disks.get(number) {
+            machine.device_event(DeviceAction::Change, &disk.path);
+        }
+        Ok(())
+    }
+
+    fn random_bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        self.0.random.lock().fill_bytes(&mut bytes);
+        bytes
+    }
+}
+
+/// A path as a subject of steps.
+fn text(path: &Path) -> std::borrow::Cow<'_, str> {
+    path.to_string_lossy()
+}
+
+impl Platform for Sim {
+    fn block_devices(&self) -> Result<Vec<BlockDevice>> {
+        self.step(Call::BlockDevices, "/dev", || Ok(self.machine()?.block_devices()))
+    }
+
+    fn find_device(&self, path: &Path) -> Result<BlockDevice> {
+        self.step(Call::FindDevice, &text(path), || {
+            let (node, number) = self.node(path)?;
+            Ok(self.machine()?.block_device(node, number))
+        })
+    }
+
+    fn contents(&self, path: &Path) -> Result<Contents> {
+        let (_, number) = self.node(path)?;
+        self.io(Call::Contents, &text(path), |machine| machine.probe(number))
+    }
+
+    fn geometry(&self, path: &Path) -> Result<Geometry> {
+        let (_, number) = self.node(path)?;
+        self.io(Call::Geometry, &text(path), |machine| machine.geometry(number))
+    }
+
+    fn in_use(&self, path: &Path) -> Result<bool> {
+        let (_, number) = self.node(path)?;
+        self.io(Call::InUse, &text(path), |machine| Ok(machine.is_in_use(number)))
+    }
+
+    fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let (_, number) = self.node(path)?;
+        self.io(Call::Read, &text(path), |machine| {
+            // Checked first, so that a wrong length is not allocated.
+            let end = offset.checked_add(length as u64).ok_or(Stop::Errno(libc::EINVAL))?;
+            if machine.size_of(number).is_none_or(|size| end > size) {
+                return Err(Stop::Errno(libc::EIO));
+            }
+            let mut bytes = vec![0; length];
+            machine.read_at(number, offset, &mut bytes, Patience::Wait).map(|()| bytes)
+        })
+    }
+
+    fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
+        let (_, number) = self.node(path)?;
+        let subject = text(path);
+        let done = steps.iter().try_for_each(|step| match step {
+            WriteStep::At(offset, bytes) => {
+                self.io(Call::Write, &subject, |machine| machine.write_at(number, *offset, bytes, Patience::Wait))
+            }
+            WriteStep::Flush => self.io(Call::Flush, &subject, |machine| machine.flush(number, Patience::Wait)),
+        });
+        done.and(self.written(number))
+    }
+
+    fn dm_list(&self) -> Result<Vec<Listed>> {
+        self.dm(Call::DmList, "", |machine| Ok(machine.dm.list()))
+    }
+
+    fn dm_find(&self, name: &str) -> Result<Option<Device>> {
+        self.dm(Call::DmFind, name, |machine| Ok(machine.dm_find(name)))
+    }
+
+    fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
+        // Whether it is there is looked up and not remembered: a create that fails after its effect has made it too.
+        let was_there = self.machine()?.dm.by_name(name).is_some();
+        let made = self
+            .dm(Call::DmCreate, name, |machine| machine.dm_new(name, uuid))
+            .and_then(|minor| self.dm_load(name, table).map(|()| minor))
+            .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm::number(minor)));
+        if made.is_err() && !was_there {
+            let mut machine = self.machine()?;
+            // It may not have been made; what is below it may go now.
+            let _ = machine.dm_remove(name);
+            self.0.changed.notify_all();
+        }
+        made
+    }
+
+    fn dm_load(&self, name: &str, table: &[Line]) -> Result<()> {
+        self.dm(Call::DmLoad, name, |machine| machine.dm_load(name, table))
+    }
+
+    fn dm_suspend(&self, name: &str, flush: bool) -> Result<()> {
+        self.dm(Call::DmSuspend, name, |machine| machine.dm_suspend(name, flush))
+    }
+
+    fn dm_resume(&self, name: &str, visibility: Visibility) -> Result<()> {
+        self.dm(Call::DmResume, name, |machine| {
+            machine.dm_resume(name, visibility)?;
+            machine.serve_udev();
+            Ok(())
+        })
+    }
+
+    fn dm_remove(&self, name: &str) -> Result<()> {
+        let removed = self.dm(Call::DmRemove, name, |machine| {
+            let mut removed = machine.dm_remove(name);
+            for _ in 1..REMOVE_ATTEMPTS {
+                if removed == Err(libc::EBUSY) {
+                    removed = machine.dm_remove(name);
+                }
+            }
+            removed
+        });
+        removed.map_err(|error| match error.errno() {
+            Some(libc::EBUSY) => Error::Busy { name: name.to_owned() },
+            _ => error,
+        })
+    }
+
+    fn dm_rename(&self, name: &str, new_name: &str) -> Result<()> {
+        self.dm(Call::DmRename, name, |machine| machine.dm_rename(name, new_name))
+    }
+
+    fn dm_message(&self, name: &str, message: &str) -> Result<()> {
+        self.dm(Call::DmMessage, name, |machine| machine.dm_message(name, message))
+    }
+
+    fn dm_status(&self, name: &str) -> Result<Vec<String>> {
+        self.dm(Call::DmStatus, name, |machine| machine.dm_status(name))
+    }
+
+    fn dm_node(&self, name: &str) -> PathBuf {
+        Path::new("/dev/mapper").join(name)
+    }
+
+    fn run(&self, program: Program, arguments: &[&str]) -> Result<String> {
+        self.step(Call::Run(program), &arguments.join(" "), || self.run_program(program, arguments))
+    }
+
+    fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()> {
+        let (_, number) = self.node(node)?;
+        let at = Path::new(xfs::PRIVATE).join(at);
+        self.io(Call::Mount, &text(node), |machine| machine.mount(number, &at, options))
+    }
+
+    fn unmount(&self, at: &str) -> Result<()> {
+        let full = Path::new(xfs::PRIVATE).join(at);
+        self.io(Call::Unmount, at, |machine| machine.unmount(&full).map(|_| ()))
+    }
+
+    fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>> {
+        self.io(Call::MountPoints, "/proc/self/mountinfo", |machine| Ok(machine.xfs.mount_points(number)))
+    }
+
+    fn usage(&self, mount_point: &Path) -> Result<Usage> {
+        self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))
+    }
+
+    fn list_files(&self, directory: &str) -> Result<Vec<String>> {
+        self.io(Call::ListFiles, directory, |machine| {
+            machine.files(directory).map(|(files, inside)| files.list(&inside))
+        })
+    }
+
+    fn read_file(&self, path: &str) -> Result<Vec<u8>> {
+        self.io(Call::ReadFile, path, |machine| {
+            let (files, inside) = machine.files(path)?;
+            files.read(&inside).ok_or(Stop::Errno(libc::ENOENT))
+        })
+    }
+
+    fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        let temp = Path::new(path).with_extension("temp");
+        let temp = text(&temp);
+        let found = |there: bool| if there { Ok(()) } else { Err(Stop::Errno(libc::ENOENT)) };
+        self.io(Call::WriteTemp, &temp, |machine| {
+            let (files, inside) = machine.files(&temp)?;
+            found(files.write(&inside, bytes))
+        })?;
+        self.io(Call::SyncFile, &temp, |machine| {
+            machine.flush_files(&temp)?;
+            let (files, inside) = machine.files(&temp)?;
+            found(files.sync(&inside))
+        })?;
+        self.io(Call::RenameFile, path, |machine| {
+            let (_, from) = machine.files(&temp)?;
+            let (files, to) = machine.files(path)?;
+            found(files.rename(&from, &to))
+        })?;
+        self.sync_directory(path)
+    }
+
+    fn remove_file(&self, path: &str) -> Result<()> {
+        let there = self.io(Call::RemoveFile, path, |machine| {
+            let (files, inside) = machine.files(path)?;
+            Ok(files.remove(&inside))
+        })?;
+        if there { self.sync_directory(path) } else { Ok(()) }
+    }
+
+    fn announce(&self, filesystems: &[Announcement]) -> Result<Box<dyn PendingLinks>> {
+        let wanted: Vec<(PathBuf, DeviceNumber)> =
+            filesystems.iter().map(|announcement| (announcement.link(), announcement.number)).collect();
+        let subject = wanted.first().map(|(link, _)| text(link).into_owned()).unwrap_or_default();
+        self.step(Call::Announce, &subject, || {
+            self.machine()?.announce(filesystems);
+            self.0.changed.notify_all();
+            Ok(Box::new(Pending { sim: self.clone(), wanted }) as Box<dyn PendingLinks>)
+        })
+    }
+
+    fn device_events(&self) -> Result<Box<dyn DeviceEvents>> {
+        self.step(Call::DeviceEvents, "udev", || self.machine()?.events.listen_devices())
+    }
+
+    fn dm_events(&self) -> Result<Box<dyn DmEvents>> {
+        self.step(Call::DmEvents, "/dev/mapper/control", || self.machine()?.events.listen_dm())
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
+    fn random(&self) -> [u8; 16] {
+        self.random_bytes()
+    }
+}
+
+impl Sim {
+    fn sync_directory(&self, path: &str) -> Result<()> {
+        self.io(Call::SyncDirectory, path, |machine| {
+            machine.flush_files(path)?;
+            machine.files(path).map(|(files, _)| files.sync_directory())
+        })
+    }
+}
+
+impl Machine {
+    /// Writes out the device that a private path lies on.
+    fn flush_files(&mut self, path: &str) -> std::result::Result<(), Stop> {
+        let device = self.device_of_file(path).ok_or(Stop::Errno(libc::ENOENT))?;
+        self.flush(device, Patience::Wait)
+    }
+
+    fn geometry(&self, number: DeviceNumber) -> std::result::Result<Geometry, Stop> {
+        let size = self.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
+        let below = self.disks_below(number);
+        let shapes = || below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| &disk.shape);
+        Ok(Geometry {
+            size: Sectors(size / crate::engine::units::SECTOR),
+            logical: shapes().map(|shape| shape.logical).max().unwrap_or(512),
+            physical: shapes().map(|shape| shape.physical).max().unwrap_or(512),
+            read_only: self.disks.get(number).is_some_and(|disk| disk.shape.read_only),
+        })
+    }
+}
+
+struct Pending {
+    sim: Sim,
+    wanted: Vec<(PathBuf, DeviceNumber)>,
+}
+
+impl PendingLinks for Pending {
+    fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
+        let until = Instant::now() + limit;
+        let mut machine = self.sim.0.machine.lock();
+        let boot = machine.boot;
+        loop {
+            let missing = self.wanted.iter().filter(|(link, number)| machine.udev.link(link) != Some(*number));
+            let missing: Vec<PathBuf> = missing.map(|(link, _)| link.clone()).collect();
+            let over = !machine.powered || machine.boot != boot;
+            if missing.is_empty() || over || self.sim.0.changed.wait_until(&mut machine, until).timed_out() {
+                return missing;
+            }
+        }
+    }
+}

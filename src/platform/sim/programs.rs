@@ -1,0 +1,399 @@
+//! The programs that the engine runs, as far as their effect on devices and their words go.
+//!
+//! Rules: arguments are taken as getopt does; whatever the simulation does not do is refused as an unknown argument,
+//! with status 1. A program opens its device exclusively. Each of its writes is a step. Versions are those of Debian 12
+//! (xfsprogs 6.1, thin-provisioning-tools 0.9).
+//!
+//! mkfs.xfs writes the superblock and three copies of it (4 blocks of a thin pool); a real one also zeroes a log, which
+//! takes some 500 blocks more.
+
+use std::path::Path;
+
+use nix::libc;
+
+use super::{
+    Sim,
+    faults::Call,
+    io::{Patience, Stop},
+    machine::Machine,
+    thin,
+    xfs::{self, Superblock},
+};
+use crate::platform::{DeviceNumber, Error, Program, Result};
+
+/// Mappings in a leaf of a thin pool's metadata.
+const MAPPINGS_PER_LEAF: u64 = 126;
+
+/// Where mkfs.xfs puts copies of the superblock, in quarters of the device.
+const COPIES: [u64; 3] = [3, 2, 1];
+
+/// Arguments taken apart: options with their values in order, and the rest.
+struct Arguments<'a> {
+    options: Vec<(&'a str, &'a str)>,
+    rest: Vec<&'a str>,
+}
+
+impl<'a> Arguments<'a> {
+    /// `flags` stand alone, `valued` take the rest of their word or the next word.
+    fn parse(words: &[&'a str], flags: &[&'static str], valued: &[&'static str]) -> std::result::Result<Self, String> {
+        let mut parsed = Arguments { options: Vec::new(), rest: Vec::new() };
+        let mut words = words.iter().copied();
+        while let Some(word) = words.next() {
+            if !word.starts_with('-') || word == "-" {
+                parsed.rest.push(word);
+                continue;
+            }
+            if let Some(flag) = flags.iter().find(|flag| **flag == word) {
+                parsed.options.push((*flag, ""));
+                continue;
+            }
+            let (option, attached) = match word.strip_prefix("--") {
+                Some(_) => word.split_once('=').map_or((word, None), |(option, value)| (option, Some(value))),
+                None => word.split_at_checked(2).map_or((word, None), |(o, v)| (o, (!v.is_empty()).then_some(v))),
+            };
+            let option = valued.iter().find(|o| **o == option).ok_or(format!("unrecognized option '{word}'"))?;
+            let value = attached.or_else(|| words.next());
+            parsed.options.push((*option, value.ok_or(format!("option requires an argument -- '{option}'"))?));
+        }
+        Ok(parsed)
+    }
+
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|(name, _)| *name == option)
+    }
+
+    fn value(&self, names: &[&str]) -> Option<&'a str> {
+        self.options.iter().rev().find(|(name, _)| names.contains(name)).map(|(_, value)| *value)
+    }
+
+    fn only(&self) -> std::result::Result<&'a str, String> {
+        match self.rest[..] {
+            [one] => Ok(one),
+            [] => Err("no device name given in argument list".to_owned()),
+            _ => Err("extra arguments".to_owned()),
+        }
+    }
+}
+
+impl Sim {
+    /// Runs a program; its first step is taken.
+    pub(super) fn run_program(&self, program: Program, words: &[&str]) -> Result<String> {
+        match program {
+            Program::MkfsXfs => self.mkfs_xfs(words),
+            Program::XfsDb => self.xfs_db(words),
+            Program::XfsGrowfs => self.xfs_growfs(words),
+            Program::ThinCheck => self.thin_check(words),
+            Program::ThinRepair => self.thin_repair(words),
+            Program::ThinMetadataSize => metadata_size(words).map_err(refusal(program)),
+        }
+    }
+
+    /// The device behind a path, not held by anybody.
+    fn open_exclusively(&self, program: Program, path: &str) -> Result<DeviceNumber> {
+        let fail = refusal(program);
+        let mut machine = self.machine()?;
+        let Some((_, number)) = machine.node(Path::new(path)) else {
+            return Err(fail(format!("cannot open {path}: No such file or directory")));
+        };
+        if machine.xfs.is_mounted(number) {
+            return Err(fail(format!("{path} contains a mounted filesystem")));
+        }
+        if machine.is_in_use(number) {
+            return Err(fail(format!("cannot open {path}: Device or resource busy")));
+        }
+        Ok(number)
+    }
+
+    /// Does something to devices, in the name of a program; waits where I/O has to.
+    fn program_io<T>(
+        &self,
+        program: Program,
+        act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+    ) -> Result<T> {
+        self.wait_for_io(act, |errno| refusal(program)(format!("{}", std::io::Error::from_raw_os_error(errno))))
+    }
+
+    fn program_write(&self, program: Program, number: DeviceNumber, offset: u64, bytes: &[u8]) -> Result<()> {
+        let subject = number.to_string();
+        self.step(Call::ProgramWrite(program), &subject, || {
+            self.program_io(program, |machine| machine.write_at(number, offset, bytes, Patience::Wait))
+        })
+    }
+
+    fn program_flush(&self, program: Program, number: DeviceNumber) -> Result<()> {
+        let subject = number.to_string();
+        self.step(Call::ProgramWrite(program), &subject, || {
+            self.program_io(program, |machine| machine.flush(number, Patience::Wait))
+        })
+    }
+
+    fn mkfs_xfs(&self, words: &[&str]) -> Result<String> {
+        const PROGRAM: Program = Program::MkfsXfs;
+        let fail = refusal(PROGRAM);
+        let arguments = Arguments::parse(words, &["-f", "-V", "-q", "-K"], &["-m", "-i"]).map_err(&fail)?;
+        if arguments.has("-V") {
+            return Ok("mkfs.xfs version 6.1.0\n".to_owned());
+        }
+        let mut uuid = *uuid::Builder::from_random_bytes(self.random_bytes()).into_uuid().as_bytes();
+        for (option, value) in arguments.options.iter().filter(|(_, value)| !value.is_empty()) {
+            match (*option, value.split_once('=')) {
+                ("-m", Some(("uuid", text))) => {
+                    let parsed = uuid::Uuid::try_parse(text).map_err(|_| fail(format!("illegal uuid value {text}")))?;
+                    uuid = *parsed.as_bytes();
+                }
+                ("-i", Some(("nrext64", "0" | "1"))) => {}
+                _ => return Err(fail(format!("unknown option {option} {value}"))),
+            }
+        }
+        let path = arguments.only().map_err(&fail)?;
+        let number = self.open_exclusively(PROGRAM, path)?;
+        let (size, held) = {
+            let machine = self.machine()?;
+            (machine.size_of(number).unwrap_or(0), machine.probe(number))
+        };
+        if size < xfs::BYTES_MIN {
+            return Err(fail("Filesystem must be larger than 300MB.".to_owned()));
+        }
+        let held = match held {
+            Ok(contents) => contents.superblock.is_some() || contents.partitions > 0,
+            // Found out below, where waiting is possible.
+            Err(_) => false,
+        };
+        if held && !arguments.has("-f") {
+            return Err(fail(format!("{path} appears to contain an existing filesystem; use -f to force overwrite")));
+        }
+        if !arguments.has("-K") {
+            self.step(Call::ProgramWrite(PROGRAM), &number.to_string(), || {
+                self.program_io(PROGRAM, |machine| machine.discard_at(number, 0, size / xfs::BLOCK * xfs::BLOCK))
+            })?;
+        }
+        let key = self.machine()?.new_key();
+        let sector = Superblock { uuid, blocks: size / xfs::BLOCK, key, dirty: false }.encode();
+        for quarter in COPIES {
+            self.program_write(PROGRAM, number, size / 4 / xfs::BLOCK * quarter * xfs::BLOCK, &sector)?;
+        }
+        // The first sector last: it is what makes it a file system.
+        self.machine()?.xfs.new_files(key);
+        self.program_write(PROGRAM, number, 0, &sector)?;
+        self.program_flush(PROGRAM, number)?;
+        self.written(number)?;
+        Ok(format!("meta-data={path} isize=512 agcount=4\ndata     = bsize=4096 blocks={}\n", size / xfs::BLOCK))
+    }
+
+    fn xfs_db(&self, words: &[&str]) -> Result<String> {
+        const PROGRAM: Program = Program::XfsDb;
+        let fail = refusal(PROGRAM);
+        let arguments = Arguments::parse(words, &["-x"], &["-c"]).map_err(&fail)?;
+        let path = arguments.only().map_err(&fail)?;
+        let number = self.open_exclusively(PROGRAM, path)?;
+        let superblock = self.program_io(PROGRAM, |machine| machine.superblock(number, Patience::Wait))?;
+        let Some(mut superblock) = superblock else {
+            return Err(fail(format!("{path} is not a valid XFS filesystem (unexpected SB magic number 0x00000000)")));
+        };
+        let mut said = String::new();
+        for (_, command) in arguments.options.iter().filter(|(option, _)| *option == "-c") {
+            match command.split_ascii_whitespace().collect::<Vec<_>>()[..] {
+                ["uuid"] => {}
+                ["uuid", _] if !arguments.has("-x") => {
+                    return Err(fail(format!("{path}: not in expert mode, writing disabled")));
+                }
+                ["uuid", text] => {
+                    let uuid = uuid::Uuid::try_parse(text).map_err(|_| fail("invalid UUID".to_owned()))?;
+                    if superblock.dirty {
+                        return Err(fail(
+                            "ERROR: The filesystem has valuable metadata changes in a log which needs to be replayed."
+                                .to_owned(),
+                        ));
+                    }
+                    superblock.uuid = *uuid.as_bytes();
+                    let sector = superblock.encode();
+                    let size = superblock.blocks / 4 * xfs::BLOCK;
+                    for quarter in COPIES {
+                        self.program_write(PROGRAM, number, size * quarter, &sector)?;
+                    }
+                    self.program_write(PROGRAM, number, 0, &sector)?;
+                    self.program_flush(PROGRAM, number)?;
+                    self.written(number)?;
+                    said.push_str("Clearing log and setting UUID\nwriting all SBs\n");
+                }
+                _ => return Err(fail(format!("command {command} not found"))),
+            }
+            said.push_str(&format!("UUID = {}\n", uuid::Uuid::from_bytes(superblock.uuid).hyphenated()));
+        }
+        Ok(said)
+    }
+
+    fn xfs_growfs(&self, words: &[&str]) -> Result<String> {
+        const PROGRAM: Program = Program::XfsGrowfs;
+        let fail = refusal(PROGRAM);
+        let arguments = Arguments::parse(words, &["-d"], &[]).map_err(&fail)?;
+        let at = arguments.only().map_err(&fail)?;
+        let Some(number) = self.machine()?.xfs.device_at(Path::new(at)) else {
+            return Err(fail(format!("{at} is not a mounted XFS filesystem")));
+        };
+        let superblock = self.program_io(PROGRAM, |machine| machine.superblock(number, Patience::Wait))?;
+        let Some(superblock) = superblock else { return Err(fail(format!("{at} is not a mounted XFS filesystem"))) };
+        let blocks = self.machine()?.size_of(number).unwrap_or(0) / xfs::BLOCK;
+        if blocks <= superblock.blocks {
+            return Ok(format!("data size {blocks} too small, old size is {}\n", superblock.blocks));
+        }
+        self.program_write(PROGRAM, number, 0, &Superblock { blocks, ..superblock }.encode())?;
+        self.program_flush(PROGRAM, number)?;
+        Ok(format!("data blocks changed from {} to {blocks}\n", superblock.blocks))
+    }
+
+    fn thin_check(&self, words: &[&str]) -> Result<String> {
+        const PROGRAM: Program = Program::ThinCheck;
+        let fail = refusal(PROGRAM);
+        let flags = ["--auto-repair", "--clear-needs-check-flag", "-q", "--quiet", "--skip-mappings", "-V"];
+        let arguments = Arguments::parse(words, &flags, &[]).map_err(&fail)?;
+        if arguments.has("-V") {
+            return Ok("0.9.0\n".to_owned());
+        }
+        let path = arguments.only().map_err(&fail)?;
+        let number = self.open_exclusively(PROGRAM, path)?;
+        self.program_io(PROGRAM, |machine| {
+            let Some(key) = machine.metadata_key(number)? else { return Ok(None) };
+            let Some(store) = machine.thin.get_mut(&key).filter(|store| !store.damaged) else { return Ok(None) };
+            if store.current.needs_check && (arguments.has("--auto-repair") || arguments.has(flags[1])) {
+                store.current.needs_check = false;
+                store.commit();
+            }
+            Ok(Some(()))
+        })?
+        .map(|()| String::new())
+        .ok_or_else(|| fail("examining superblock\n  superblock is corrupt\n    bad checksum in superblock".to_owned()))
+    }
+
+    fn thin_repair(&self, words: &[&str]) -> Result<String> {
+        const PROGRAM: Program = Program::ThinRepair;
+        let fail = refusal(PROGRAM);
+        let arguments = Arguments::parse(words, &[], &["-i", "--input", "-o", "--output"]).map_err(&fail)?;
+        let missing = |what: &str| fail(format!("no {what} file provided"));
+        let from = arguments.value(&["-i", "--input"]).ok_or_else(|| missing("input"))?;
+        let to = arguments.value(&["-o", "--output"]).ok_or_else(|| missing("output"))?;
+        if !arguments.rest.is_empty() {
+            return Err(fail("extra arguments".to_owned()));
+        }
+        let (from, to) = (self.open_exclusively(PROGRAM, from)?, self.open_exclusively(PROGRAM, to)?);
+        let made = self.program_io(PROGRAM, |machine| {
+            let Some(key) = machine.metadata_key(from)? else { return Ok(None) };
+            let Some(mut meta) = machine.thin.get(&key).map(|store| store.current.clone()) else { return Ok(None) };
+            meta.needs_check = false;
+            meta.metadata_blocks = machine.size_of(to).unwrap_or(0) / thin::METADATA_BLOCK;
+            if meta.used_metadata() > meta.metadata_blocks {
+                return Err(Stop::Errno(libc::ENOSPC));
+            }
+            let key = machine.new_key();
+            let sector = thin::superblock(&key, meta.transaction);
+            machine.thin.insert(key, thin::Store::new(meta));
+            Ok(Some(sector))
+        })?;
+        let Some(sector) = made else {
+            return Err(fail(
+                "The following field needs to be provided on the command line due to corruption in the \
+                             superblock: transaction id"
+                    .to_owned(),
+            ));
+        };
+        let mut first = vec![0; thin::METADATA_BLOCK as usize];
+        first[..sector.len()].copy_from_slice(&sector);
+        self.program_write(PROGRAM, to, 0, &first)?;
+        self.program_flush(PROGRAM, to)?;
+        Ok(String::new())
+    }
+}
+
+impl Machine {
+    /// The name of the mappings on a thin-pool metadata device.
+    pub(super) fn metadata_key(&self, number: DeviceNumber) -> std::result::Result<Option<thin::Key>, Stop> {
+        let mut sector = [0; 512];
+        self.read_at(number, 0, &mut sector, Patience::Wait)?;
+        Ok(thin::key_of(&sector))
+    }
+}
+
+/// What a program that ends with status 1 makes of its words.
+fn refusal(program: Program) -> impl Fn(String) -> Error {
+    move |words| Error::Program { program, what: format!("ended with status 1: {}: {words}", program.name()) }
+}
+
+/// A size with its unit, in bytes.
+fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "b" => 1,
+        "" | "s" => 512,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        "t" => 1 << 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn metadata_size(words: &[&str]) -> std::result::Result<String, String> {
+    let valued = ["-b", "--block-size", "-s", "--pool-size", "-m", "--max-thins"];
+    let arguments = Arguments::parse(words, &["-n", "--numeric-only", "-V"], &valued)?;
+    if arguments.has("-V") {
+        return Ok("0.9.0\n".to_owned());
+    }
+    if let Some(extra) = arguments.rest.first() {
+        return Err(format!("unexpected argument {extra}"));
+    }
+    let wanted = |names: &[&str]| arguments.value(names).ok_or(format!("{} must be given", names[1]));
+    let in_bytes = |names: &[&str]| size(wanted(names)?).ok_or(format!("invalid size for {}", names[1]));
+    let (block, pool) = (in_bytes(&valued[..2])?, in_bytes(&valued[2..4])?);
+    let thins: u64 = wanted(&valued[4..])?.parse().map_err(|_| "invalid number for --max-thins".to_owned())?;
+    if !(64 << 10..=1 << 30).contains(&block) || !block.is_multiple_of(64 << 10) {
+        return Err("block size must be a multiple of 64 KiB, from 64 KiB to 1 GiB".to_owned());
+    }
+    if pool < block {
+        return Err("pool size must be larger than block size".to_owned());
+    }
+    let sectors = pool
+        .div_ceil(block)
+        .div_ceil(MAPPINGS_PER_LEAF)
+        .checked_add(thins)
+        .and_then(|blocks| blocks.checked_mul(8))
+        .ok_or("number of thins too large")?;
+    Ok(if arguments.has("-n") || arguments.has("--numeric-only") {
+        format!("{sectors}\n")
+    } else {
+        format!("thin_metadata_size - {sectors} sectors estimated metadata area size\n")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::metadata_size;
+
+    /// The samples of storage-stack §7.2 and ondisk-metadata §6.9, 6.10.
+    #[test]
+    fn metadata_sizes_are_those_of_the_real_program() {
+        let samples: [(u64, u64); 6] = [
+            (1 << 30, 872),
+            (10 << 30, 1456),
+            (100 << 30, 7304),
+            (1 << 40, 67384),
+            (10 << 40, 666_568),
+            (10_413_404_160, 1432),
+        ];
+        for (pool, sectors) in samples {
+            let words = ["-b", "1048576b", "-s", &format!("{pool}b"), "-m", "100", "-n"];
+            assert_eq!(metadata_size(&words), Ok(format!("{sectors}\n")), "{pool}");
+        }
+    }
+
+    #[test]
+    fn metadata_size_refuses_what_it_does_not_know() {
+        let good = ["-b", "1m", "-s", "1g", "-m", "100", "-n"];
+        assert!(metadata_size(&good).is_ok());
+        for bad in [&["-x"][..], &["extra"], &["-b", "1000b"], &["-s", "10q"], &["-m", "many"], &["-s", "1k"]] {
+            let words: Vec<&str> = good.iter().chain(bad).copied().collect();
+            assert!(metadata_size(&words).is_err(), "{bad:?}");
+        }
+        assert!(metadata_size(&good[..4]).is_err());
+    }
+}

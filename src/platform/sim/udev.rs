@@ -1,0 +1,208 @@
+//! What udev knows and makes: whose a device is, device events, links under `/dev/stratis`.
+//!
+//! Rules:
+//! - The class of a device is computed from its bytes whenever it is asked for: the database is never behind. A block
+//!   with the Stratis magic and a right checksum in either place makes it `Stratis`; then LUKS magic; then an XFS
+//!   superblock or a partition table make it `Other`. Private device-mapper devices are not probed.
+//! - A disk that was written to raises a change event when the write call ends; public device-mapper devices raise
+//!   add, change and remove.
+//! - An announcement makes the link if the device is public and its XFS has the announced UUID, as the shipped rule
+//!   does; the link under the device's former name goes. While links are held back (by a test) announcements wait; a
+//!   test may also have some lost. An announcement for a suspended device waits for its resume.
+//!
+//! Knows nothing of pools.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    io::{Patience, Stop},
+    machine::Machine,
+    xfs,
+};
+use crate::platform::{
+    Announcement, BlockDevice, Contents, DeviceAction, DeviceClass, DeviceEvent, DeviceNumber, dm::Visibility,
+};
+
+const STRATIS_MAGIC: [u8; 16] = *b"!Stra0tis\x86\xff\x02^\x41rh";
+const STRATIS_PLACES: [u64; 2] = [512, 4608];
+const STRATIS_BLOCK: usize = 512;
+const LUKS_MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
+
+/// What lies on a device.
+#[derive(Debug, Default)]
+struct Signatures {
+    stratis: bool,
+    luks: bool,
+    xfs: bool,
+    /// Partitions in a DOS table, if there is one.
+    table: Option<u32>,
+}
+
+/// Links, and what was asked for and is not done.
+#[derive(Default)]
+pub(super) struct Udev {
+    links: BTreeMap<PathBuf, DeviceNumber>,
+    by_device: HashMap<DeviceNumber, PathBuf>,
+    waiting: VecDeque<Announcement>,
+    /// Nothing is worked on.
+    pub(super) held: bool,
+    /// So many of the next announcements get lost.
+    pub(super) to_lose: u32,
+}
+
+impl Udev {
+    pub(super) fn link(&self, path: &Path) -> Option<DeviceNumber> {
+        self.links.get(path).copied()
+    }
+
+    pub(super) fn links(&self) -> &BTreeMap<PathBuf, DeviceNumber> {
+        &self.links
+    }
+
+    pub(super) fn remove_links(&mut self, number: DeviceNumber) {
+        let Some(link) = self.by_device.remove(&number) else { return };
+        if self.links.get(&link) == Some(&number) {
+            self.links.remove(&link);
+        }
+    }
+
+    fn make_link(&mut self, link: PathBuf, number: DeviceNumber) {
+        self.remove_links(number);
+        self.links.insert(link.clone(), number);
+        self.by_device.insert(number, link);
+    }
+
+    pub(super) fn lose_power(&mut self) {
+        *self = Udev { held: self.held, ..Udev::default() };
+    }
+}
+
+/// The node of a device-mapper device, the one links resolve to.
+pub(super) fn dm_node(minor: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/dm-{minor}"))
+}
+
+impl Machine {
+    fn signatures(&self, number: DeviceNumber) -> Result<Signatures, Stop> {
+        let mut found = Signatures::default();
+        for place in STRATIS_PLACES {
+            let mut block = [0; STRATIS_BLOCK];
+            // One bad sector does not hide the other copy.
+            match self.read_at(number, place, &mut block, Patience::Wait) {
+                Ok(()) => found.stratis |= is_signature_block(&block),
+                Err(Stop::Errno(_)) => {}
+                Err(wait) => return Err(wait),
+            }
+        }
+        let mut first = [0; 512];
+        match self.read_at(number, 0, &mut first, Patience::Wait) {
+            Ok(()) => {}
+            Err(Stop::Errno(_)) => return Ok(found),
+            Err(wait) => return Err(wait),
+        }
+        found.luks = first.starts_with(&LUKS_MAGIC);
+        found.xfs = xfs::Superblock::decode(&first).is_some();
+        if first[510..512] == [0x55, 0xaa] {
+            // Four entries of 16 bytes from byte 446; the type is at offset 4, 0 for none.
+            found.table = Some((0..4).filter(|entry| first[446 + entry * 16 + 4] != 0).count() as u32);
+        }
+        Ok(found)
+    }
+
+    pub(super) fn probe(&self, number: DeviceNumber) -> Result<Contents, Stop> {
+        let found = self.signatures(number)?;
+        let superblock = match found {
+            Signatures { stratis: true, .. } => Some("stratis"),
+            Signatures { luks: true, .. } => Some("crypto_LUKS"),
+            Signatures { xfs: true, .. } => Some("xfs"),
+            _ => None,
+        };
+        Ok(Contents { partitions: found.table.unwrap_or(0), superblock: superblock.map(str::to_owned) })
+    }
+
+    fn class(&self, number: DeviceNumber) -> DeviceClass {
+        if self.disks.get(number).is_some_and(|disk| disk.shape.multipath) {
+            return DeviceClass::MultipathMember;
+        }
+        if self.dm.get(number).is_some_and(|device| device.visibility == Visibility::Private || device.suspended) {
+            return DeviceClass::Unowned;
+        }
+        match self.signatures(number).unwrap_or_default() {
+            Signatures { stratis: true, .. } => DeviceClass::Stratis,
+            Signatures { luks: true, .. } => DeviceClass::Luks,
+            Signatures { xfs: true, .. } => DeviceClass::Other("xfs".to_owned()),
+            Signatures { table: Some(_), .. } => DeviceClass::Other("partition table dos".to_owned()),
+            _ => DeviceClass::Unowned,
+        }
+    }
+
+    /// A device as the database knows it.
+    pub(super) fn block_device(&self, path: PathBuf, number: DeviceNumber) -> BlockDevice {
+        let wwn = self.disks.get(number).and_then(|disk| disk.shape.wwn.clone());
+        BlockDevice { path, number, class: self.class(number), wwn }
+    }
+
+    /// Devices that hold a Stratis signature or a LUKS header, disks first, each in order.
+    pub(super) fn block_devices(&self) -> Vec<BlockDevice> {
+        let disks = self.disks.nodes().filter(|(_, disk)| disk.present);
+        let disks = disks.map(|(path, disk)| self.block_device(path.clone(), disk.number));
+        let stacked = self.dm.public().into_iter();
+        let stacked = stacked.map(|minor| self.block_device(dm_node(minor), super::dm::number(minor)));
+        disks.chain(stacked).filter(|found| matches!(found.class, DeviceClass::Stratis | DeviceClass::Luks)).collect()
+    }
+
+    /// Tells every listener that something happened to a node.
+    pub(super) fn device_event(&self, action: DeviceAction, path: &Path) {
+        if !self.events.has_device_listeners() {
+            return;
+        }
+        let number = match path.to_str().and_then(|text| text.strip_prefix("/dev/dm-")) {
+            Some(minor) => minor.parse().ok().map(super::dm::number),
+            None => self.disks.number_at(path),
+        };
+        let device =
+            number.filter(|_| action != DeviceAction::Remove).map(|number| self.block_device(path.to_owned(), number));
+        self.events.device_event(&DeviceEvent { action, path: path.to_owned(), device });
+    }
+
+    /// Queues announcements and works on what can be done.
+    pub(super) fn announce(&mut self, filesystems: &[Announcement]) {
+        for announcement in filesystems {
+            if self.udev.to_lose > 0 {
+                self.udev.to_lose -= 1;
+            } else {
+                self.udev.waiting.push_back(announcement.clone());
+            }
+        }
+        self.serve_udev();
+    }
+
+    /// Works on announcements in order, as far as nothing stops it.
+    pub(super) fn serve_udev(&mut self) {
+        if self.udev.held {
+            return;
+        }
+        for announcement in std::mem::take(&mut self.udev.waiting) {
+            let Some(device) = self.dm.get(announcement.number) else { continue };
+            if device.visibility == Visibility::Private {
+                continue;
+            }
+            match self.superblock(announcement.number, Patience::Wait) {
+                Ok(Some(superblock)) if superblock.uuid == *announcement.filesystem.as_bytes() => {
+                    self.udev.make_link(announcement.link(), announcement.number);
+                }
+                // Not the announced filesystem, or none: the rule makes no link.
+                Ok(_) | Err(Stop::Errno(_)) => {}
+                Err(_) => self.udev.waiting.push_back(announcement),
+            }
+        }
+    }
+}
+
+fn is_signature_block(block: &[u8; STRATIS_BLOCK]) -> bool {
+    let checksum = crc32c::crc32c(&block[4..]).to_le_bytes();
+    block[4..20] == STRATIS_MAGIC && block[..4] == checksum
+}

@@ -1,0 +1,437 @@
+//! XFS as far as a daemon sees it: a superblock on the device, mounts, how full it is, and a store of small files.
+//!
+//! Rules:
+//! - The first sector of the device holds magic, size, UUID, whether the log needs a replay, and the name of the store of
+//!   files, which is kept here. So files are found exactly where that sector is found.
+//! - A copy of the sector (a snapshot) names the same files. Files can therefore be kept only on devices that are not
+//!   thin; file calls elsewhere are refused with EOPNOTSUPP.
+//! - A mount marks the log as dirty on the device, an unmount clears it; two mounted file systems with one UUID are
+//!   refused with EINVAL unless `nouuid` is given, as are a device without XFS and one that has become too small. A
+//!   device that is in other use is EBUSY. Mount options other than `nouuid`, `ro`, `rw` and `defaults` are EINVAL.
+//! - One directory takes one mount; a second device there is EBUSY (the kernel would stack them).
+//! - Changes of names are journaled in order; a power cut keeps a beginning of what is not synced, chosen by the
+//!   generator. A sync of a file makes its contents durable and the journal up to the file's own last change; a sync of
+//!   a directory the whole journal; an unmount and a suspend with flush everything. Contents that are not synced are
+//!   lost by a power cut wholly, in part (a beginning stays), or not at all.
+//!
+//! Knows nothing of what the files say.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use nix::libc;
+use rand::{Rng, rngs::StdRng};
+
+use super::{
+    dm::DM_MAJOR,
+    io::{Patience, Stop},
+    machine::Machine,
+};
+use crate::{
+    engine::units::Bytes,
+    platform::{DeviceNumber, Usage, dm::Target},
+};
+
+/// Where the private mounts are.
+pub(super) const PRIVATE: &str = "/run/stratisd/ns_mounts";
+
+/// Bytes of a file system block.
+pub(super) const BLOCK: u64 = 4096;
+
+/// mkfs.xfs makes nothing smaller.
+pub(super) const BYTES_MIN: u64 = 300 << 20;
+
+/// Without a word from a test, this part of a file system is used (logs and tables).
+const USED_PART: u128 = 128;
+
+type Key = [u8; 16];
+
+/// The first sector of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Superblock {
+    pub(super) uuid: [u8; 16],
+    pub(super) blocks: u64,
+    pub(super) key: Key,
+    pub(super) dirty: bool,
+}
+
+impl Superblock {
+    pub(super) fn encode(&self) -> [u8; 512] {
+        let mut sector = [0; 512];
+        sector[..4].copy_from_slice(b"XFSB");
+        sector[4..8].copy_from_slice(&(BLOCK as u32).to_be_bytes());
+        sector[8..16].copy_from_slice(&self.blocks.to_be_bytes());
+        sector[32..48].copy_from_slice(&self.uuid);
+        // Past what XFS uses of the sector.
+        sector[400..416].copy_from_slice(&self.key);
+        sector[416] = u8::from(self.dirty);
+        sector
+    }
+
+    pub(super) fn decode(sector: &[u8; 512]) -> Option<Superblock> {
+        let field = |at: usize| -> Option<[u8; 16]> { sector[at..at + 16].try_into().ok() };
+        if &sector[..4] != b"XFSB" {
+            return None;
+        }
+        Some(Superblock {
+            uuid: field(32)?,
+            blocks: u64::from_be_bytes(sector[8..16].try_into().ok()?),
+            key: field(400)?,
+            dirty: sector[416] != 0,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Mount {
+    device: DeviceNumber,
+    key: Key,
+    uuid: [u8; 16],
+}
+
+/// All file systems and mounts.
+#[derive(Default)]
+pub(super) struct Xfs {
+    files: BTreeMap<Key, Files>,
+    mounts: BTreeMap<PathBuf, Mount>,
+    by_device: HashMap<DeviceNumber, Vec<PathBuf>>,
+    by_uuid: HashMap<[u8; 16], BTreeSet<DeviceNumber>>,
+    used: HashMap<DeviceNumber, Bytes>,
+}
+
+impl Xfs {
+    pub(super) fn is_mounted(&self, device: DeviceNumber) -> bool {
+        self.by_device.contains_key(&device)
+    }
+
+    pub(super) fn device_at(&self, at: &Path) -> Option<DeviceNumber> {
+        self.mounts.get(at).map(|mount| mount.device)
+    }
+
+    pub(super) fn mounts(&self) -> impl Iterator<Item = (&PathBuf, DeviceNumber)> {
+        self.mounts.iter().map(|(at, mount)| (at, mount.device))
+    }
+
+    pub(super) fn mount_points(&self, device: DeviceNumber) -> Vec<PathBuf> {
+        let all = self.by_device.get(&device).into_iter().flatten();
+        all.filter(|at| !at.starts_with(PRIVATE)).cloned().collect()
+    }
+
+    pub(super) fn forget_usage(&mut self, device: DeviceNumber) {
+        self.used.remove(&device);
+    }
+
+    pub(super) fn set_used(&mut self, device: DeviceNumber, used: Bytes) {
+        self.used.insert(device, used);
+    }
+
+    pub(super) fn new_files(&mut self, key: Key) {
+        self.files.insert(key, Files::default());
+    }
+
+    pub(super) fn lose_power(&mut self, chance: &mut StdRng) {
+        self.mounts.clear();
+        self.by_device.clear();
+        self.by_uuid.clear();
+        self.used.clear();
+        self.files.values_mut().for_each(|files| files.lose_power(chance));
+    }
+}
+
+/// Files as values, and which of them would survive.
+#[derive(Default)]
+pub(super) struct Files {
+    contents: BTreeMap<u64, Contents>,
+    next: u64,
+    now: Names,
+    durable: Names,
+    journal: Vec<Change>,
+}
+
+#[derive(Clone, Default)]
+struct Names {
+    files: BTreeMap<String, u64>,
+    directories: BTreeSet<String>,
+}
+
+struct Contents {
+    now: Arc<[u8]>,
+    /// What was synced last.
+    synced: Option<Arc<[u8]>>,
+    /// Has a name now.
+    named: bool,
+}
+
+enum Change {
+    Make(String, u64),
+    Rename(String, String, u64),
+    Remove(String, u64),
+    Directory(String),
+}
+
+impl Change {
+    fn concerns(&self, file: u64) -> bool {
+        match self {
+            Change::Make(_, f) | Change::Rename(_, _, f) | Change::Remove(_, f) => *f == file,
+            Change::Directory(_) => false,
+        }
+    }
+}
+
+impl Files {
+    pub(super) fn list(&mut self, directory: &str) -> Vec<String> {
+        let mut parent = String::new();
+        for part in directory.split('/').filter(|part| !part.is_empty()) {
+            parent = if parent.is_empty() { part.to_owned() } else { format!("{parent}/{part}") };
+            if self.now.directories.insert(parent.clone()) {
+                self.journal.push(Change::Directory(parent.clone()));
+            }
+        }
+        let prefix = if parent.is_empty() { String::new() } else { format!("{parent}/") };
+        let inside = self.now.files.range(prefix.clone()..).map(|(name, _)| name);
+        let inside = inside.take_while(|name| name.starts_with(&prefix)).map(|name| &name[prefix.len()..]);
+        inside.filter(|name| !name.contains('/')).map(str::to_owned).collect()
+    }
+
+    pub(super) fn read(&self, path: &str) -> Option<Vec<u8>> {
+        let file = self.now.files.get(path)?;
+        self.contents.get(file).map(|contents| contents.now.to_vec())
+    }
+
+    /// Makes or empties a file and writes it. False if its directory is missing.
+    pub(super) fn write(&mut self, path: &str, bytes: &[u8]) -> bool {
+        let directory = path.rsplit_once('/').map(|(directory, _)| directory);
+        if directory.is_some_and(|directory| !self.now.directories.contains(directory)) {
+            return false;
+        }
+        let file = match self.now.files.get(path) {
+            Some(file) => *file,
+            None => {
+                let file = self.next;
+                self.next += 1;
+                self.now.files.insert(path.to_owned(), file);
+                self.journal.push(Change::Make(path.to_owned(), file));
+                file
+            }
+        };
+        let contents = self.contents.entry(file).or_insert(Contents { now: [].into(), synced: None, named: true });
+        contents.now = bytes.into();
+        true
+    }
+
+    pub(super) fn sync(&mut self, path: &str) -> bool {
+        let Some(file) = self.now.files.get(path).copied() else { return false };
+        if let Some(contents) = self.contents.get_mut(&file) {
+            contents.synced = Some(Arc::clone(&contents.now));
+        }
+        if let Some(last) = self.journal.iter().rposition(|change| change.concerns(file)) {
+            self.replay(last + 1);
+        }
+        true
+    }
+
+    pub(super) fn sync_directory(&mut self) {
+        self.replay(self.journal.len());
+    }
+
+    pub(super) fn sync_all(&mut self) {
+        self.contents.values_mut().for_each(|contents| contents.synced = Some(Arc::clone(&contents.now)));
+        self.sync_directory();
+    }
+
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> bool {
+        let Some(file) = self.now.files.remove(from) else { return false };
+        let replaced = self.now.files.insert(to.to_owned(), file);
+        if let Some(contents) = replaced.and_then(|replaced| self.contents.get_mut(&replaced)) {
+            contents.named = false;
+        }
+        self.journal.push(Change::Rename(from.to_owned(), to.to_owned(), file));
+        true
+    }
+
+    /// True if there was such a file.
+    pub(super) fn remove(&mut self, path: &str) -> bool {
+        let Some(file) = self.now.files.remove(path) else { return false };
+        if let Some(contents) = self.contents.get_mut(&file) {
+            contents.named = false;
+        }
+        self.journal.push(Change::Remove(path.to_owned(), file));
+        true
+    }
+
+    /// Makes the first `count` changes of the journal durable.
+    fn replay(&mut self, count: usize) {
+        for change in self.journal.drain(..count) {
+            let gone = match change {
+                Change::Make(path, file) => self.durable.files.insert(path, file),
+                Change::Rename(from, to, file) => {
+                    self.durable.files.remove(&from);
+                    self.durable.files.insert(to, file)
+                }
+                Change::Remove(path, _) => self.durable.files.remove(&path),
+                Change::Directory(path) => {
+                    self.durable.directories.insert(path);
+                    None
+                }
+            };
+            let forgotten = |file: &u64| self.contents.get(file).is_some_and(|contents| !contents.named);
+            if let Some(gone) = gone.filter(forgotten) {
+                self.contents.remove(&gone);
+            }
+        }
+    }
+
+    fn lose_power(&mut self, chance: &mut StdRng) {
+        self.replay(chance.random_range(0..=self.journal.len()));
+        self.journal.clear();
+        self.now = self.durable.clone();
+        let kept: BTreeSet<u64> = self.now.files.values().copied().collect();
+        self.contents.retain(|file, _| kept.contains(file));
+        for contents in self.contents.values_mut() {
+            contents.named = true;
+            if contents.synced.as_ref() != Some(&contents.now) {
+                contents.now = match chance.random_range(0..3) {
+                    0 => [].into(),
+                    1 => contents.now[..chance.random_range(0..=contents.now.len())].into(),
+                    _ => Arc::clone(&contents.now),
+                };
+                contents.synced = Some(Arc::clone(&contents.now));
+            }
+        }
+    }
+}
+
+impl Machine {
+    pub(super) fn superblock(&self, device: DeviceNumber, patience: Patience) -> Result<Option<Superblock>, Stop> {
+        let mut sector = [0; 512];
+        self.read_at(device, 0, &mut sector, patience)?;
+        Ok(Superblock::decode(&sector))
+    }
+
+    /// Whether the device is a disk or dm device that somebody else holds exclusively.
+    pub(super) fn is_in_use(&self, device: DeviceNumber) -> bool {
+        self.dm.is_open(device) || self.disks.get(device).is_some_and(|disk| disk.shape.in_use)
+    }
+
+    pub(super) fn mount(&mut self, device: DeviceNumber, at: &Path, options: &str) -> Result<(), Stop> {
+        let mut nouuid = false;
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            match option {
+                "nouuid" => nouuid = true,
+                "ro" | "rw" | "defaults" => {}
+                _ => return Err(Stop::Errno(libc::EINVAL)),
+            }
+        }
+        if let Some(mount) = self.xfs.mounts.get(at) {
+            return if mount.device == device { Ok(()) } else { Err(Stop::Errno(libc::EBUSY)) };
+        }
+        if self.is_in_use(device) && !self.xfs.is_mounted(device) {
+            return Err(Stop::Errno(libc::EBUSY));
+        }
+        let superblock = self.superblock(device, Patience::Wait)?.ok_or(Stop::Errno(libc::EINVAL))?;
+        let size = self.size_of(device).unwrap_or(0);
+        let twins = self.xfs.by_uuid.get(&superblock.uuid);
+        let twin = twins.is_some_and(|devices| !devices.contains(&device));
+        if superblock.blocks.saturating_mul(BLOCK) > size || (twin && !nouuid) {
+            return Err(Stop::Errno(libc::EINVAL));
+        }
+        if !self.xfs.files.contains_key(&superblock.key) {
+            // Somebody else's XFS: real, and without the files that only the simulation can know.
+            self.xfs.new_files(superblock.key);
+        }
+        let dirty = Superblock { dirty: true, ..superblock };
+        self.write_at(device, 0, &dirty.encode(), Patience::Wait)?;
+        self.flush(device, Patience::Wait)?;
+        let mount = Mount { device, key: superblock.key, uuid: superblock.uuid };
+        self.xfs.by_uuid.entry(mount.uuid).or_default().insert(device);
+        self.xfs.by_device.entry(device).or_default().push(at.to_owned());
+        self.xfs.mounts.insert(at.to_owned(), mount);
+        self.dm.open(device);
+        Ok(())
+    }
+
+    /// False if nothing was mounted there.
+    pub(super) fn unmount(&mut self, at: &Path) -> Result<bool, Stop> {
+        let Some(mount) = self.xfs.mounts.get(at) else { return Ok(false) };
+        let (device, key, uuid) = (mount.device, mount.key, mount.uuid);
+        let last = self.xfs.by_device.get(&device).is_none_or(|all| all.len() == 1);
+        if last {
+            let synced = self.sync_file_system(device).and_then(|()| {
+                let superblock = self.superblock(device, Patience::Wait)?.filter(|found| found.key == key);
+                let Some(superblock) = superblock else { return Ok(()) };
+                self.write_at(device, 0, &Superblock { dirty: false, ..superblock }.encode(), Patience::Wait)?;
+                self.flush(device, Patience::Wait)
+            });
+            match synced {
+                // A dead device does not keep it mounted.
+                Ok(()) | Err(Stop::Errno(_)) => {}
+                Err(wait) => return Err(wait),
+            }
+        }
+        self.xfs.mounts.remove(at);
+        if let Some(all) = self.xfs.by_device.get_mut(&device) {
+            all.retain(|point| point != at);
+        }
+        if last {
+            self.xfs.by_device.remove(&device);
+            if let Some(devices) = self.xfs.by_uuid.get_mut(&uuid) {
+                devices.remove(&device);
+                if devices.is_empty() {
+                    self.xfs.by_uuid.remove(&uuid);
+                }
+            }
+        }
+        self.dm.close(device);
+        Ok(true)
+    }
+
+    /// Writes out everything that a mounted file system holds.
+    pub(super) fn sync_file_system(&mut self, device: DeviceNumber) -> Result<(), Stop> {
+        self.flush(device, Patience::Wait)?;
+        let at = self.xfs.by_device.get(&device).and_then(|all| all.first());
+        let key = at.and_then(|at| self.xfs.mounts.get(at)).map(|mount| mount.key).filter(|_| !self.is_thin(device));
+        if let Some(files) = key.and_then(|key| self.xfs.files.get_mut(&key)) {
+            files.sync_all();
+        }
+        Ok(())
+    }
+
+    fn is_thin(&self, device: DeviceNumber) -> bool {
+        let thin = |line: &crate::platform::dm::Line| matches!(line.target, Target::Thin { .. });
+        device.major == DM_MAJOR && self.dm.get(device).is_some_and(|found| found.table.iter().any(thin))
+    }
+
+    pub(super) fn usage(&self, at: &Path) -> Result<Usage, Stop> {
+        let device = self.xfs.device_at(at).ok_or(Stop::Errno(libc::ENOENT))?;
+        let superblock = self.superblock(device, Patience::Wait)?.ok_or(Stop::Errno(libc::EIO))?;
+        let total = Bytes(u128::from(superblock.blocks) * u128::from(BLOCK));
+        let used = self.xfs.used.get(&device).copied().unwrap_or(Bytes(total.0 / USED_PART));
+        Ok(Usage { total, used: used.min(total) })
+    }
+
+    /// The files of the file system that a private path lies in, and the path in it. The device is seen to work.
+    pub(super) fn files(&mut self, path: &str) -> Result<(&mut Files, String), Stop> {
+        let full = Path::new(PRIVATE).join(path);
+        let at = full.ancestors().find(|at| self.xfs.mounts.contains_key(*at)).ok_or(Stop::Errno(libc::ENOENT))?;
+        let mount = &self.xfs.mounts[at];
+        let (device, key) = (mount.device, mount.key);
+        if self.is_thin(device) {
+            return Err(Stop::Errno(libc::EOPNOTSUPP));
+        }
+        let inside = full.strip_prefix(at).unwrap_or(Path::new("")).to_string_lossy().into_owned();
+        self.superblock(device, Patience::Wait)?
+            .filter(|superblock| superblock.key == key)
+            .ok_or(Stop::Errno(libc::EIO))?;
+        let files = self.xfs.files.get_mut(&key).ok_or(Stop::Errno(libc::EIO))?;
+        Ok((files, inside))
+    }
+
+    /// The device that a private path lies on.
+    pub(super) fn device_of_file(&self, path: &str) -> Option<DeviceNumber> {
+        let full = Path::new(PRIVATE).join(path);
+        full.ancestors().find_map(|at| self.xfs.device_at(at))
+    }
+}

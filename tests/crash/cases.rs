@@ -1,0 +1,154 @@
+//! The operations that are struck.
+
+use stratisd::engine::{Result, metadata::MetadataVersion, ops};
+
+use crate::bench::{Bench, name};
+
+/// An operation on a prepared machine.
+pub struct Case {
+    /// What is done.
+    pub name: &'static str,
+    /// Prepares the machine.
+    pub prepare: fn(&mut Bench),
+    /// The operation.
+    pub act: fn(&mut Bench) -> Result<()>,
+    /// Something else that must work afterwards, in whichever state.
+    pub next: fn(&mut Bench) -> Result<()>,
+}
+
+fn nothing(_: &mut Bench) {}
+
+fn pool(bench: &mut Bench) {
+    bench.create_pool("p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+}
+
+fn old_pool(bench: &mut Bench) {
+    bench.create_pool_of(MetadataVersion::V1, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+    bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
+}
+
+fn filesystems(bench: &mut Bench) {
+    pool(bench);
+    bench.create_filesystems("p", &["f", "g"]).expect("the filesystems can be created");
+}
+
+fn snapshots(bench: &mut Bench) {
+    filesystems(bench);
+    snapshot(bench, "f", "s").expect("the snapshot can be made");
+    snapshot(bench, "s", "t").expect("the snapshot can be made");
+}
+
+fn snapshot(bench: &mut Bench, origin: &str, to: &str) -> Result<()> {
+    let origin = bench.filesystem("p", origin);
+    bench.run(ops::snapshot_filesystem(bench.id("p"), origin, name(to))).map(drop)
+}
+
+fn other_pool(bench: &mut Bench) -> Result<()> {
+    bench.create_pool("other", &["/dev/x"]).map(drop)
+}
+
+fn one_more(bench: &mut Bench) -> Result<()> {
+    bench.create_filesystems("p", &["one-more"]).map(drop)
+}
+
+fn one_more_in_any(bench: &mut Bench) -> Result<()> {
+    let pool = bench.names().into_iter().next().expect("a pool is there");
+    bench.create_filesystems(&pool, &["one-more"]).map(drop)
+}
+
+/// Every operation of the engine.
+pub const CASES: &[Case] = &[
+    Case {
+        name: "create a pool of version 2",
+        prepare: nothing,
+        act: |bench| bench.create_pool("p", &["/dev/a", "/dev/b"]).map(drop),
+        next: other_pool,
+    },
+    Case {
+        name: "create a pool of version 1",
+        prepare: nothing,
+        act: |bench| bench.create_pool_of(MetadataVersion::V1, "p", &["/dev/a"]).map(drop),
+        next: other_pool,
+    },
+    Case {
+        name: "destroy a pool",
+        prepare: pool,
+        act: |bench| bench.run(ops::destroy_pool(bench.id("p"))).map(drop),
+        next: |bench| bench.create_pool("other", &["/dev/x"]).map(drop),
+    },
+    Case {
+        name: "rename a pool with filesystems",
+        prepare: filesystems,
+        act: |bench| bench.run(ops::rename_pool(bench.id("p"), name("q"))).map(drop),
+        next: one_more_in_any,
+    },
+    Case {
+        name: "add two data devices",
+        prepare: filesystems,
+        act: |bench| {
+            let paths = vec!["/dev/c".into(), "/dev/d".into()];
+            bench.run(ops::add_data_devices(bench.id("p"), paths)).map(drop)
+        },
+        next: one_more,
+    },
+    Case {
+        name: "add a data device to a pool of version 1",
+        prepare: old_pool,
+        act: |bench| bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into()])).map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "create a filesystem",
+        prepare: filesystems,
+        act: |bench| bench.create_filesystems("p", &["h"]).map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "create a filesystem in a pool of version 1",
+        prepare: old_pool,
+        act: |bench| bench.create_filesystems("p", &["h"]).map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "snapshot a filesystem",
+        prepare: filesystems,
+        act: |bench| snapshot(bench, "f", "s"),
+        next: one_more,
+    },
+    Case {
+        name: "snapshot a mounted filesystem",
+        prepare: |bench| {
+            filesystems(bench);
+            bench.mount("p", "f");
+        },
+        act: |bench| snapshot(bench, "f", "s"),
+        next: one_more,
+    },
+    Case {
+        name: "rename a filesystem",
+        prepare: filesystems,
+        act: |bench| {
+            let id = bench.filesystem("p", "f");
+            bench.run(ops::rename_filesystem(bench.id("p"), id, name("renamed"))).map(drop)
+        },
+        next: one_more,
+    },
+    Case {
+        name: "destroy two filesystems with snapshots",
+        prepare: snapshots,
+        act: |bench| {
+            let doomed = vec![bench.filesystem("p", "f"), bench.filesystem("p", "s")];
+            bench.run(ops::destroy_filesystems(bench.id("p"), doomed)).map(drop)
+        },
+        next: one_more,
+    },
+    Case {
+        name: "say something of a device",
+        prepare: pool,
+        act: |bench| {
+            let device = bench.device("p", "/dev/b");
+            bench.run(ops::set_user_info(bench.id("p"), device, Some("front-left".to_owned()))).map(drop)
+        },
+        next: one_more,
+    },
+];

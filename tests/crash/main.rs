@@ -1,0 +1,132 @@
+//! Every operation, with a fault at every step and a power cut at every step (promise P7).
+//!
+//! Each case is prepared on a fresh simulated machine, run once to learn how many steps it takes and what its result is, and
+//! then run again and again with one step struck. Afterwards:
+//!
+//! - success means the state after, an error means the state before: nothing half done, nothing left over;
+//! - after a power cut the pools are found again in the state before or after, and after if the request was answered;
+//! - the next operation works.
+//!
+//! Counts are printed; `cargo test --test crash -- --nocapture` shows them.
+
+#[path = "../engine/bench.rs"]
+mod bench;
+mod cases;
+mod state;
+
+use bench::Bench;
+use cases::{CASES, Case};
+use state::State;
+use stratisd::platform::sim::Sim;
+
+/// How a step is struck.
+#[derive(Debug, Clone, Copy)]
+enum Strike {
+    /// It fails and has no effect.
+    FailBefore,
+    /// It takes effect, and is said to have failed.
+    FailAfter,
+}
+
+/// A prepared machine, and the number of its next step.
+fn prepared(case: &Case, seed: u64) -> (Bench, u64) {
+    let mut bench = Bench::start(Sim::builder().seed(seed).record().build());
+    (case.prepare)(&mut bench);
+    let steps = bench.sim.steps();
+    (bench, steps)
+}
+
+/// Cases can be chosen by a part of their name, to look at one.
+fn chosen(case: &Case) -> bool {
+    std::env::var("CRASH_CASE").map_or(true, |part| case.name.contains(&part))
+}
+
+/// What the case does when nothing goes wrong: the state before, the state after, and how many steps that takes.
+fn reference(case: &Case, seed: u64) -> (State, State, u64) {
+    let (mut bench, start) = prepared(case, seed);
+    let before = State::of(&bench);
+    (case.act)(&mut bench).unwrap_or_else(|error| panic!("{}: {}", case.name, error.sentence()));
+    let steps = bench.sim.steps() - start;
+    let after = State::of(&bench);
+    bench.check_nothing_left(case.name);
+    (before, after, steps)
+}
+
+#[test]
+fn a_fault_at_every_step_leaves_the_state_before_or_after() {
+    let mut total = 0;
+    for case in CASES.iter().filter(|case| chosen(case)) {
+        let (before, after, steps) = reference(case, 1);
+        for strike in [Strike::FailBefore, Strike::FailAfter] {
+            for step in 0..steps {
+                let at = format!("{} with {strike:?} at step {step} of {steps}", case.name);
+                let (mut bench, start) = prepared(case, 1);
+                match strike {
+                    Strike::FailBefore => bench.sim.faults().fail_at(start + step),
+                    _ => bench.sim.faults().fail_after(start + step),
+                }
+                let result = (case.act)(&mut bench);
+                bench.sim.faults().clear();
+                let found = State::of(&bench);
+                let expected = if result.is_ok() { &after } else { &before };
+                let said = result.as_ref().map_err(|error| error.sentence());
+                assert_eq!(&found, expected, "{at}: {said:?}\n{}", bench.tail(start));
+                bench.check_nothing_left(&at);
+                // The next operation works: the same again if it failed.
+                if result.is_err() {
+                    let again = (case.act)(&mut bench);
+                    again.unwrap_or_else(|error| panic!("{at}: again: {}", error.sentence()));
+                    assert_eq!(State::of(&bench), after, "{at}: again");
+                }
+                // A daemon that starts now adopts what is up and sees the same.
+                let bench = Bench::start(bench.sim);
+                assert_eq!(State::of(&bench), after, "{at}: after a restart of the daemon");
+                total += 1;
+            }
+        }
+        println!("{}: {steps} steps, each struck twice", case.name);
+    }
+    println!("{total} faults injected");
+}
+
+#[test]
+fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
+    let seeds: u64 = std::env::var("CRASH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let mut total = 0;
+    let mut olds = 0;
+    for case in CASES.iter().filter(|case| chosen(case)) {
+        for seed in 1..=seeds {
+            let (before, after, steps) = reference(case, seed);
+            for step in 0..=steps {
+                let at = format!("{} with a power cut at step {step} of {steps}, seed {seed}", case.name);
+                let (mut bench, start) = prepared(case, seed);
+                bench.sim.faults().cut_power_at(start + step);
+                let result = (case.act)(&mut bench);
+                bench.sim.cut_power();
+                bench.sim.faults().clear();
+                bench.sim.power_on();
+                let trace = bench.tail(start);
+                let mut bench = Bench::start(bench.sim);
+                let found = State::of(&bench);
+                match result {
+                    Ok(()) => assert_eq!(found, after, "{at}: the request had been answered\n{trace}"),
+                    Err(_) => assert!(
+                        found == before || found == after,
+                        "{at}:\nfound  {found:#?}\nbefore {before:#?}\nafter  {after:#?}\n{trace}"
+                    ),
+                }
+                bench.check_nothing_left(&at);
+                if found == before && before != after {
+                    olds += 1;
+                    (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
+                    assert_eq!(State::of(&bench), after, "{at}: again");
+                }
+                (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
+                total += 1;
+            }
+        }
+        println!("{}: power cut at every step, {seeds} seeds", case.name);
+    }
+    println!("{total} power cuts; {olds} left the state before, the others that after");
+    assert!(olds > 0 && olds < total, "cuts that always leave the same state prove nothing");
+}

@@ -1,0 +1,237 @@
+//! A bench for the engine: one engine on a simulated machine, its chains of steps run in a plain loop.
+//!
+//! No threads and no locks: what is proved here is what the operations do to disks and kernel, step by step.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use stratisd::{
+    engine::{
+        Engine, Result, dm_names,
+        ids::{DevUuid, FsUuid, PoolUuid},
+        metadata::{IntegritySpec, MetadataVersion},
+        name::Name,
+        ops::{self, NewFilesystem, NewPool},
+        pool::Pool,
+        request::{Access, Granted, Mode, Next, PoolRef, Table},
+        units::Sectors,
+    },
+    platform::{Platform, sim::Sim},
+    view,
+};
+
+/// The running pools.
+#[derive(Default)]
+pub struct Pools(pub HashMap<PoolUuid, Pool>);
+
+impl Pools {
+    fn resolve(&self, which: &PoolRef) -> Option<PoolUuid> {
+        match which {
+            PoolRef::Uuid(uuid) => self.0.contains_key(uuid).then_some(*uuid),
+            PoolRef::Name(name) => self.0.values().find(|pool| pool.name() == name).map(Pool::uuid),
+        }
+    }
+}
+
+impl Table for Pools {
+    fn list(&self) -> Vec<(PoolUuid, Name)> {
+        self.0.values().map(|pool| (pool.uuid(), pool.name().clone())).collect()
+    }
+
+    fn pool(&self, which: &PoolRef) -> Option<&Pool> {
+        self.0.get(&self.resolve(which)?)
+    }
+
+    fn insert(&mut self, pool: Pool) -> std::result::Result<(), Pool> {
+        if self.resolve(&PoolRef::Name(pool.name().clone())).is_some() || self.0.contains_key(&pool.uuid()) {
+            return Err(pool);
+        }
+        self.0.insert(pool.uuid(), pool);
+        Ok(())
+    }
+
+    fn remove(&mut self, uuid: PoolUuid) -> Option<Pool> {
+        self.0.remove(&uuid)
+    }
+
+    fn rename(&mut self, uuid: PoolUuid, _name: Name) -> Option<&mut Pool> {
+        self.0.get_mut(&uuid)
+    }
+}
+
+/// An engine on a simulated machine.
+pub struct Bench {
+    /// The machine.
+    pub sim: Sim,
+    /// The engine that runs on it.
+    pub engine: Engine,
+    /// The running pools.
+    pub pools: Pools,
+}
+
+impl Bench {
+    /// Starts an engine on the machine and lets it find its pools, as a daemon does.
+    pub fn start(sim: Sim) -> Bench {
+        let engine = Engine::new(Arc::new(sim.clone()));
+        let mut bench = Bench { sim, engine, pools: Pools::default() };
+        for chain in ops::discover(&bench.engine).expect("devices can be listed") {
+            bench.run(chain);
+        }
+        bench
+    }
+
+    /// Runs a chain to its end.
+    pub fn run<T>(&mut self, mut next: Next<T>) -> T {
+        loop {
+            next = match next {
+                Next::Done(value) => return value,
+                Next::Act(step) => step(&self.engine),
+                Next::Together(parts, join) => {
+                    let results = parts.into_iter().map(|part| Some(part(&self.engine))).collect();
+                    join(&self.engine, results)
+                }
+                Next::Under(Access::Table(_), step) => step(&self.engine, Granted::Table(&mut self.pools)),
+                Next::Under(Access::Pool(which, mode), step) => {
+                    let uuid = self.pools.resolve(&which);
+                    match (uuid.and_then(|uuid| self.pools.0.get_mut(&uuid)), mode) {
+                        (None, _) => step(&self.engine, Granted::NoPool),
+                        (Some(pool), Mode::Shared) => step(&self.engine, Granted::Read(pool)),
+                        (Some(pool), Mode::Exclusive) => step(&self.engine, Granted::Write(pool)),
+                    }
+                }
+                Next::Parked(_) => panic!("a request waits for a claim, but no other request is under way"),
+            };
+        }
+    }
+
+    /// A pool by name.
+    pub fn pool(&self, name: &str) -> Option<Arc<view::Pool>> {
+        self.pools.0.values().find(|pool| pool.name().as_str() == name).map(Pool::view)
+    }
+
+    /// Identifier of a pool that is there.
+    pub fn id(&self, name: &str) -> PoolUuid {
+        self.pool(name).unwrap_or_else(|| panic!("no pool {name}")).uuid
+    }
+
+    /// Names of the running pools.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.pools.0.values().map(|pool| pool.name().to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// Identifier of a filesystem that is there.
+    pub fn filesystem(&self, pool: &str, name: &str) -> FsUuid {
+        let pool = self.pool(pool).unwrap_or_else(|| panic!("no pool {pool}"));
+        let found = pool.filesystems.values().find(|filesystem| filesystem.name.as_str() == name);
+        found.unwrap_or_else(|| panic!("no filesystem {name}")).uuid
+    }
+
+    /// Identifier of a device that is there.
+    pub fn device(&self, pool: &str, path: &str) -> DevUuid {
+        let pool = self.pool(pool).unwrap_or_else(|| panic!("no pool {pool}"));
+        let found = pool.devices.values().find(|device| device.node == Path::new(path));
+        found.unwrap_or_else(|| panic!("no device {path}")).uuid
+    }
+
+    fn thin_node(&self, pool: PoolUuid, filesystem: FsUuid) -> PathBuf {
+        self.sim.dm_node(&dm_names::filesystem(pool, filesystem))
+    }
+
+    /// Mounts a filesystem as a user would.
+    pub fn mount(&self, pool: &str, name: &str) {
+        let node = self.thin_node(self.id(pool), self.filesystem(pool, name));
+        self.sim.mount_user(&node, &Path::new("/mnt").join(name)).expect("a filesystem can be mounted");
+    }
+
+    /// Whether the link of a filesystem leads to its device.
+    pub fn is_linked(&self, pool: &str, filesystem: &view::Filesystem) -> bool {
+        let device = self.sim.dm_find(&dm_names::filesystem(self.id(pool), filesystem.uuid)).expect("the machine runs");
+        let link = filesystem.name.link_in(&name(pool));
+        device.is_some_and(|device| self.sim.link(&link) == Some(device.number))
+    }
+
+    /// Checks that the machine holds what the running pools need and nothing else.
+    pub fn check_nothing_left(&self, at: &str) {
+        let mut devices: Vec<String> = Vec::new();
+        let mut mounts: Vec<String> = Vec::new();
+        for pool in self.pools.0.values().map(Pool::view) {
+            use dm_names::Role::{Cache, Mdv, OriginSub, ThinData, ThinMeta, ThinPool};
+            let roles = [OriginSub, Cache, Mdv, ThinData, ThinMeta, ThinPool];
+            let roles = roles.into_iter().filter(|role| *role != Cache || pool.metadata_version == 2);
+            devices.extend(roles.map(|role| role.name(pool.uuid)));
+            devices.extend(pool.filesystems.keys().map(|id| dm_names::filesystem(pool.uuid, *id)));
+            mounts.push(format!(".mdv-{}", pool.uuid.simple()));
+            let thin = self.sim.thin_ids(&ThinPool.name(pool.uuid)).expect("the thin pool runs");
+            assert_eq!(thin.len(), pool.filesystems.len(), "{at}: thin devices {thin:?} of pool {}", pool.name);
+            let mut journal =
+                self.sim.list_files(&format!(".mdv-{}/pending", pool.uuid.simple())).expect("the MDV is mounted");
+            // What a write that was cut short has left is never read, and removed at the next set-up.
+            journal.retain(|file| !file.ends_with(".temp"));
+            assert!(journal.is_empty(), "{at}: entries left in the journal of pool {}: {journal:?}", pool.name);
+            for (id, filesystem) in &pool.filesystems {
+                let written = self.sim.xfs_uuid(&self.thin_node(pool.uuid, *id)).map(FsUuid::from);
+                assert_eq!(written, Some(*id), "{at}: UUID of the XFS of {}", filesystem.name);
+            }
+        }
+        devices.sort();
+        let mut found: Vec<String> =
+            self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name).collect();
+        found.sort();
+        assert_eq!(found, devices, "{at}: device-mapper devices");
+        let mut mounted = self
+            .sim
+            .leftovers()
+            .mounts
+            .iter()
+            .filter_map(|path| path.strip_prefix(Sim::private_directory()).ok().map(|name| name.display().to_string()))
+            .collect::<Vec<_>>();
+        mounted.sort();
+        mounts.sort();
+        assert_eq!(mounted, mounts, "{at}: mounts");
+    }
+
+    /// The steps taken since step `from`, for a message.
+    pub fn tail(&self, from: u64) -> String {
+        let trace = self.sim.trace();
+        let from = usize::try_from(from).expect("step numbers are small");
+        trace
+            .iter()
+            .skip(from)
+            .enumerate()
+            .map(|(i, step)| format!("  {i}: {:?} {}\n", step.call, step.subject))
+            .collect()
+    }
+
+    /// Creates a version 2 pool with default integrity settings.
+    pub fn create_pool(&mut self, pool: &str, devices: &[&str]) -> Result<bool> {
+        self.create_pool_of(MetadataVersion::V2, pool, devices)
+    }
+
+    /// Creates a pool of either version.
+    pub fn create_pool_of(&mut self, version: MetadataVersion, pool: &str, devices: &[&str]) -> Result<bool> {
+        let devices = devices.iter().map(PathBuf::from).collect();
+        let integrity = IntegritySpec::default();
+        let created = self.run(ops::create_pool(NewPool { name: name(pool), devices, integrity, version }));
+        created.map(|created| created.is_some())
+    }
+
+    /// Creates filesystems of the default size.
+    pub fn create_filesystems(&mut self, pool: &str, names: &[&str]) -> Result<usize> {
+        let new = names.iter().map(|n| NewFilesystem { name: name(n), size: Some(GIB), size_limit: None }).collect();
+        let created = self.run(ops::create_filesystems(self.id(pool), new));
+        created.map(|created| created.len())
+    }
+}
+
+/// A name that is valid.
+pub fn name(text: &str) -> Name {
+    Name::new(text).expect("names in tests are valid")
+}
+
+/// 1 GiB.
+pub const GIB: Sectors = Sectors(2 << 20);

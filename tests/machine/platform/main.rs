@@ -1,0 +1,152 @@
+//! Every call of the platform on a real machine: kernel, udev and programs of Debian, on disks that may be overwritten.
+//!
+//! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount namespace). `run.sh`
+//! beside this file builds it and runs it in a throw-away machine. Prints a line for each check, and fails if any does.
+
+// This is a test; `allow-unwrap-in-tests` does not see it.
+#![allow(clippy::unwrap_used)]
+
+mod devices;
+mod filesystems;
+mod mapper;
+mod mounts;
+
+use std::{
+    env,
+    os::fd::AsFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use stratisd::{
+    engine::units::Sectors,
+    platform::{
+        BlockDevice, DeviceEvent, DeviceEvents, DeviceNumber, Platform,
+        dm::{Line, Visibility},
+        linux::Linux,
+    },
+};
+
+/// Longest wait for something that must happen. Nothing is expected to take nearly that long.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Names of all devices made here begin so; none is left when a check has passed.
+const POOL: &str = "0123456789abcdef0123456789abcdef";
+
+/// What a check works with.
+struct Machine {
+    linux: Linux,
+    /// Scratch disks, at least three.
+    disks: Vec<PathBuf>,
+}
+
+type Check = (&'static str, fn(&Machine));
+
+const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
+
+fn main() -> ExitCode {
+    if env::var("STRATISD_MACHINE").as_deref() != Ok("1") {
+        eprintln!("This overwrites disks. It runs in a throw-away machine only (STRATISD_MACHINE=1, see run.sh).");
+        return ExitCode::from(2);
+    }
+    let disks: Vec<PathBuf> =
+        env::var("VMTEST_DISKS").unwrap_or_default().split_whitespace().map(PathBuf::from).collect();
+    assert!(disks.len() >= 3, "three disks are needed, VMTEST_DISKS names {disks:?}");
+    let linux = Linux::start().expect("a machine with all that is needed");
+    let machine = Machine { linux, disks };
+    // Words that the names of the wanted checks begin with; all without any.
+    let wanted: Vec<String> = env::args().skip(1).collect();
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, check) in CHECKS.iter().copied().flatten() {
+        if !wanted.is_empty() && !wanted.iter().any(|start| name.starts_with(start)) {
+            continue;
+        }
+        let before = Instant::now();
+        match catch_unwind(AssertUnwindSafe(|| check(&machine))) {
+            Ok(()) => {
+                println!("ok      {name} ({} ms)", before.elapsed().as_millis());
+                passed += 1;
+            }
+            Err(_) => {
+                println!("FAILED  {name}");
+                failed.push(name);
+                machine.clear();
+            }
+        }
+    }
+    println!("{passed} checks passed, {} failed", failed.len());
+    if failed.is_empty() && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+impl Machine {
+    /// A scratch disk as udev knows it.
+    fn disk(&self, index: usize) -> BlockDevice {
+        self.linux.find_device(&self.disks[index]).unwrap()
+    }
+
+    /// Removes what a failed check has left, so that those after it have a chance.
+    fn clear(&self) {
+        let left = || -> Vec<String> {
+            let listed = self.linux.dm_list().unwrap().into_iter();
+            listed.map(|listed| listed.name).filter(|name| name.contains(POOL)).collect()
+        };
+        let mut before = usize::MAX;
+        // What lies above first: as long as a round removes something, another may remove more.
+        while left().len() < before {
+            before = left().len();
+            for name in left() {
+                let _ = self.linux.dm_remove(&name);
+            }
+        }
+    }
+
+    /// Name of a private device of the test pool.
+    fn private(&self, role: &str) -> String {
+        format!("stratis-1-private-{POOL}-{role}")
+    }
+
+    /// Makes a private linear device over the beginning of a disk.
+    fn linear(&self, role: &str, disk: usize, start: u64, length: u64) -> (String, DeviceNumber) {
+        let name = self.private(role);
+        let table = [Line::linear(Sectors(0), Sectors(length), self.disk(disk).number, Sectors(start))];
+        let number = self.linux.dm_create(&name, &name, &table, Visibility::Private).unwrap();
+        (name, number)
+    }
+}
+
+/// Waits until a descriptor can be read; `false` after `limit`.
+fn readable(fd: impl AsFd, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::try_from(limit).unwrap())).unwrap() > 0
+}
+
+/// Reads device events up to the first one that is wanted.
+fn event_where(events: &mut dyn DeviceEvents, wanted: impl Fn(&DeviceEvent) -> bool) -> DeviceEvent {
+    loop {
+        while let Some(event) = events.next().unwrap() {
+            if wanted(&event) {
+                return event;
+            }
+        }
+        assert!(readable(events.fd(), LIMIT), "udev does not tell");
+    }
+}
+
+/// Runs a command of the machine and gives its output.
+fn command(program: &str, arguments: &[&str]) -> String {
+    // Not the engine's programs, but what a user of the machine would type.
+    #[allow(clippy::disallowed_methods)]
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// Runs a command as a user would, in the root mount namespace.
+fn outside(program: &str, arguments: &[&str]) -> String {
+    let mut all = vec!["--target", "1", "--mount", "--", program];
+    all.extend(arguments);
+    command("nsenter", &all)
+}

@@ -1,0 +1,155 @@
+//! The private directory, what is mounted in it, and the files there.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use stratisd::{
+    engine::units::{Bytes, Sectors},
+    platform::{
+        Error, Platform, Program, WriteStep,
+        dm::{Line, Visibility},
+        linux::Linux,
+    },
+};
+
+use crate::{Check, Machine, outside};
+
+pub(crate) const CHECKS: &[Check] = &[
+    ("the private directory is seen by nobody else", private),
+    ("a volume is mounted, used and unmounted", volume),
+    ("a mount that fails is told", failed_mounts),
+    ("mounts of users are seen", users),
+    ("a new start finds a clean private directory", leftovers),
+];
+
+const PLACE: &str = "/run/stratisd/ns_mounts";
+const AT: &str = ".mdv-0123456789abcdef0123456789abcdef";
+
+fn private(_machine: &Machine) {
+    assert_ne!(fs::read_link("/proc/self/ns/mnt").unwrap(), fs::read_link("/proc/1/ns/mnt").unwrap());
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(PLACE)).unwrap();
+    assert!(line.contains("tmpfs") && line.contains("size=1024k"), "{line}");
+    assert!(!line.contains("shared:"), "{line}");
+    assert!(!fs::read_to_string("/proc/1/mountinfo").unwrap().contains("stratisd"));
+}
+
+/// Makes a device with an XFS on it.
+fn make_volume(machine: &Machine) -> (String, String) {
+    let (name, _) = machine.linear("flex-mdv", 1, 0, 1_048_576);
+    let node = machine.linux.dm_node(&name).to_str().unwrap().to_owned();
+    let uuid = "uuid=01234567-89ab-cdef-0123-456789abcdef";
+    machine.linux.run(Program::MkfsXfs, &["-f", &node, "-m", uuid]).unwrap();
+    (name, node)
+}
+
+fn volume(machine: &Machine) {
+    let linux = &machine.linux;
+    let (name, node) = make_volume(machine);
+    let number = linux.dm_find(&name).unwrap().unwrap().number;
+    let path = Path::new(PLACE).join(AT);
+    for _ in 0..2 {
+        linux.mount(Path::new(&node), AT, "").unwrap();
+    }
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(table.matches(AT).count(), 1);
+    assert!(!fs::read_to_string("/proc/1/mountinfo").unwrap().contains(AT));
+    // It is no place where users have it.
+    assert_eq!(linux.mount_points(number).unwrap(), Vec::<PathBuf>::new());
+    assert!(matches!(linux.dm_remove(&name), Err(Error::Busy { .. })));
+
+    let directory = format!("{AT}/filesystems");
+    assert_eq!(linux.list_files(&directory).unwrap(), Vec::<String>::new());
+    let file = format!("{directory}/3f2504e04f8941d39a0c0305e82c3301.json");
+    for content in ["{}", r#"{"name":"home"}"#] {
+        linux.replace_file(&file, content.as_bytes()).unwrap();
+        assert_eq!(linux.read_file(&file).unwrap(), content.as_bytes());
+    }
+    assert_eq!(linux.list_files(&directory).unwrap(), ["3f2504e04f8941d39a0c0305e82c3301.json"]);
+    let usage = linux.usage(&path).unwrap();
+    assert!(usage.total > Bytes(400 << 20) && usage.used < usage.total, "{usage:?}");
+
+    // It lasts over an unmount; an unmounted place has no files.
+    linux.unmount(AT).unwrap();
+    assert!(!path.exists());
+    linux.unmount(AT).unwrap();
+    linux.mount(Path::new(&node), AT, "ro,nouuid").unwrap();
+    assert_eq!(linux.read_file(&file).unwrap(), br#"{"name":"home"}"#);
+    let error = linux.replace_file(&file, b"x").unwrap_err();
+    assert_eq!(error.errno(), Some(nix::libc::EROFS), "{error}");
+    linux.unmount(AT).unwrap();
+    linux.mount(Path::new(&node), AT, "").unwrap();
+    linux.remove_file(&file).unwrap();
+    linux.remove_file(&file).unwrap();
+    assert_eq!(linux.list_files(&directory).unwrap(), Vec::<String>::new());
+
+    // While a file in it is open it stays.
+    let open = fs::File::open(path.join("filesystems")).unwrap();
+    assert!(linux.unmount(AT).unwrap_err().is_busy());
+    drop(open);
+    linux.unmount(AT).unwrap();
+    linux.dm_remove(&name).unwrap();
+}
+
+fn failed_mounts(machine: &Machine) {
+    let linux = &machine.linux;
+    let (name, number) = machine.linear("empty", 2, 0, 1_048_576);
+    let node = linux.dm_node(&name);
+    linux.write(&node, &[WriteStep::At(0, &[0; 4096]), WriteStep::Flush]).unwrap();
+    assert_eq!(linux.mount(&node, AT, "").unwrap_err().errno(), Some(nix::libc::EINVAL));
+    // Somebody has the device for himself: that is not "mounted already".
+    let above = machine.private("above");
+    let table = [Line::linear(Sectors(0), Sectors(8192), number, Sectors(0))];
+    linux.dm_create(&above, &above, &table, Visibility::Private).unwrap();
+    let error = linux.mount(&node, AT, "").unwrap_err();
+    assert!(error.is_busy(), "{error:?}");
+    linux.dm_remove(&above).unwrap();
+    linux.dm_remove(&name).unwrap();
+    assert!(linux.mount(Path::new("/dev/nonexistent"), AT, "").is_err());
+    for at in ["../x", "/x", "a/../../x", ""] {
+        assert!(matches!(linux.mount(&node, at, ""), Err(Error::Unexpected { .. })), "{at}");
+    }
+    linux.unmount(AT).unwrap();
+    assert!(!Path::new(PLACE).join(AT).exists());
+}
+
+fn users(machine: &Machine) {
+    let linux = &machine.linux;
+    let (name, node) = make_volume(machine);
+    let number = linux.dm_find(&name).unwrap().unwrap().number;
+    let place = "/mnt/a place\twith\\odd characters";
+    let part = "/mnt/part";
+    outside("mkdir", &["-p", place, part]);
+    outside("mount", &[&node, place]);
+    outside("mkdir", &[&format!("{place}/inside")]);
+    outside("mount", &["--bind", &format!("{place}/inside"), part]);
+    assert_eq!(linux.mount_points(number).unwrap(), [Path::new(place), Path::new(part)]);
+    assert!(linux.usage(Path::new(place)).unwrap().total > Bytes(400 << 20));
+    assert!(linux.in_use(Path::new(&node)).unwrap());
+    assert!(matches!(linux.dm_remove(&name), Err(Error::Busy { .. })));
+    // We do not keep it mounted when users let go.
+    outside("umount", &[part]);
+    outside("umount", &[place]);
+    assert_eq!(linux.mount_points(number).unwrap(), Vec::<PathBuf>::new());
+    linux.dm_remove(&name).unwrap();
+}
+
+fn leftovers(machine: &Machine) {
+    let linux = &machine.linux;
+    let (name, node) = make_volume(machine);
+    linux.mount(Path::new(&node), AT, "").unwrap();
+    linux.mount(Path::new(&node), ".another", "").unwrap();
+    // As after a kill, but in the same namespace.
+    let again = Linux::start().unwrap();
+    assert_eq!(fs::read_dir(PLACE).unwrap().count(), 0);
+    linux.dm_remove(&name).unwrap();
+    let table = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(table().matches(PLACE).count(), 1);
+    again.leave();
+    assert_eq!(table().matches(PLACE).count(), 0);
+    // For the checks that follow.
+    drop(Linux::start().unwrap());
+    assert_eq!(table().matches(PLACE).count(), 1);
+}

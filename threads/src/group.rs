@@ -1,0 +1,202 @@
+//! The one place that starts threads: names from a fixed list, panics caught, each end reported, joins bounded.
+//!
+//! Must never know: what the threads do, and what their end means for the program.
+
+use std::{
+    any::Any,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use thiserror::Error;
+
+use crate::primitives::{Mutex, PlainArc};
+
+/// How long the name of a thread may be, in bytes: the kernel keeps 15 and a zero, and cuts off the rest.
+pub const NAME_BYTES_MAX: usize = 15;
+
+/// The threads of a program. Clones are the same group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    shared: PlainArc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    allowed: &'static [&'static str],
+    /// Those started and not joined yet, in the order of their start.
+    threads: Mutex<Vec<Thread>>,
+    /// Unbounded, and holds at most one message for each thread ever started: a thread sends one when it ends.
+    ended: (Sender<Ended>, Receiver<Ended>),
+}
+
+#[derive(Debug)]
+struct Thread {
+    name: String,
+    /// Disconnected when the thread has nothing left to do but to go: a join that comes after that is quick.
+    over: Receiver<std::convert::Infallible>,
+    handle: std::thread::JoinHandle<()>,
+}
+
+/// The report of a thread's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The thread.
+    pub name: String,
+    /// How it ended.
+    pub how: How,
+}
+
+/// How a thread ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Its function returned.
+    Returned,
+    /// Its function returned this error.
+    Failed(String),
+    /// Its function panicked with this text.
+    Panicked(String),
+}
+
+/// Why a thread was not started.
+#[derive(Debug, Error)]
+pub enum SpawnError {
+    /// The name is not on the group's list.
+    #[error("{name:?} is not one of this program's threads; add it to the list of thread names")]
+    NotListed {
+        /// The name asked for.
+        name: String,
+    },
+    /// The kernel would cut the name.
+    #[error("the thread name {name:?} is longer than {NAME_BYTES_MAX} bytes; choose a shorter one")]
+    NameTooLong {
+        /// The name asked for.
+        name: String,
+    },
+    /// A thread of that name was started and not joined yet.
+    #[error("there is already a thread named {name:?}; join it first")]
+    Exists {
+        /// The name asked for.
+        name: String,
+    },
+    /// The system refused.
+    #[error("the system did not start the thread {name:?}; look at the limits on tasks and memory")]
+    System {
+        /// The name asked for.
+        name: String,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Threads that did not end in time.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("still running after the time allowed: {}", names.join(", "))]
+pub struct Hanging {
+    /// Their names, in the order in which they were waited for.
+    pub names: Vec<String>,
+}
+
+impl Group {
+    /// A group without threads. `names` are those that threads may have; one that ends in `-*` stands for a family
+    /// (`worker-*`: `worker-1`, `worker-2` …).
+    #[must_use]
+    pub fn new(names: &'static [&'static str]) -> Self {
+        let ended = crossbeam_channel::unbounded();
+        Self { shared: PlainArc::new(Shared { allowed: names, threads: Mutex::new(Vec::new()), ended }) }
+    }
+
+    /// Starts a thread. How it ends is reported to [`Group::ended`]; a panic is caught and is one of the ways.
+    ///
+    /// # Errors
+    /// The name is not allowed, too long or in use, or the system refuses.
+    pub fn spawn(&self, name: &str, f: impl FnOnce() -> Result<(), String> + Send + 'static) -> Result<(), SpawnError> {
+        let owned = || name.to_owned();
+        if !self.shared.allowed.iter().any(|pattern| matches(pattern, name)) {
+            return Err(SpawnError::NotListed { name: owned() });
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return Err(SpawnError::NameTooLong { name: owned() });
+        }
+        // Held over the start, so that a name cannot be taken twice; the new thread does not need it.
+        let mut threads = self.shared.threads.lock();
+        if threads.iter().any(|thread| thread.name == name) {
+            return Err(SpawnError::Exists { name: owned() });
+        }
+        let (running, over) = crossbeam_channel::bounded(0);
+        let reports = self.shared.ended.0.clone();
+        let name_inside = owned();
+        let body = move || {
+            let how = match catch_unwind(AssertUnwindSafe(f)) {
+                Ok(Ok(())) => How::Returned,
+                Ok(Err(error)) => How::Failed(error),
+                Err(panic) => How::Panicked(panic_text(panic.as_ref())),
+            };
+            log::debug!("thread {name_inside} ended: {how:?}");
+            // The group may be gone; then nobody is interested. The report comes before `running` is dropped, so whoever
+            // has joined the thread finds its report.
+            let _ = reports.send(Ended { name: name_inside, how });
+            drop(running);
+        };
+        let handle = std::thread::Builder::new()
+            .name(owned())
+            .spawn(body)
+            .map_err(|source| SpawnError::System { name: owned(), source })?;
+        threads.push(Thread { name: owned(), over, handle });
+        Ok(())
+    }
+
+    /// Where the end of each thread is reported, once. All receivers share the reports: one reader is meant.
+    #[must_use]
+    pub fn ended(&self) -> Receiver<Ended> {
+        self.shared.ended.1.clone()
+    }
+
+    /// Waits for the named threads to end, one after the other in this order, and `limit` for all of them together. A family
+    /// (`worker-*`) stands for its threads in the order of their start; names that have no thread are passed over.
+    ///
+    /// # Errors
+    /// Names the threads that had not ended when the time was up. They stay in the group and can be joined again.
+    pub fn join(&self, names: &[&str], limit: Duration) -> Result<(), Hanging> {
+        let deadline = Instant::now() + limit;
+        let mut hanging = Vec::new();
+        for pattern in names {
+            for thread in self.take(pattern) {
+                // After the deadline this still sees those that have ended: they are joined, and only the others named.
+                if let Err(crossbeam_channel::RecvTimeoutError::Timeout) = thread.over.recv_deadline(deadline) {
+                    hanging.push(thread.name.clone());
+                    self.shared.threads.lock().push(thread);
+                } else if thread.handle.join().is_err() {
+                    // The body catches all panics; what is left is one in the drop of a panic's own value.
+                    log::error!("thread {} ended by a panic outside its function", thread.name);
+                }
+            }
+        }
+        if hanging.is_empty() { Ok(()) } else { Err(Hanging { names: hanging }) }
+    }
+
+    /// Takes the threads that a name or family means out of the list, so that nothing is waited for under the mutex.
+    fn take(&self, pattern: &str) -> Vec<Thread> {
+        self.shared.threads.lock().extract_if(.., |thread| matches(pattern, &thread.name)).collect()
+    }
+}
+
+/// Whether a name is meant by an item of a list of names.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) if prefix.ends_with('-') => name.len() > prefix.len() && name.starts_with(prefix),
+        _ => pattern == name,
+    }
+}
+
+/// The text of a panic, for people.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned())
+}

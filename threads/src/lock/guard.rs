@@ -1,0 +1,323 @@
+//! What a grant is in the hands of its owner: owned guards, through which alone the values can be reached.
+//!
+//! Must never know: who waits, and who is next; a guard's end is reported to the shell, which asks the state machine.
+//!
+//! Where the values are, and why no `unsafe` is needed: a value moves. A Write guard takes its entry's value out of the table
+//! and a WriteAll guard takes the table, so they own what they change. A Read guard shares the value and a ReadAll guard the
+//! table, by counted pointers that are gone before the grant is. That the pointer of a writer is the only one follows from
+//! the grant; if it ever were not, `get_mut` would notice and nobody's data would be changed under them.
+
+use std::ops::{Deref, DerefMut};
+
+use super::{
+    Shared, lower, release, split,
+    state::{Ident, Map, RequestId, Target},
+};
+use crate::primitives::{Arc, PlainArc};
+
+pub(super) const VALUE_AT_HOME: &str =
+    "the value is in its row: no Write grant lives beside one of the table or another on the entry";
+const ONLY_OWNER: &str = "a writer's pointer is the only one: readers give up theirs before their grant";
+
+/// The entries with their values.
+pub(super) struct Table<K, N, T> {
+    pub(super) rows: Map<K, Row<N, T>>,
+}
+
+/// One entry. Its name is also in the state machine; both are changed by the methods of [`WriteAllGuard`] and nowhere else.
+pub(super) struct Row<N, T> {
+    pub(super) name: N,
+    /// None while a Write guard has it.
+    pub(super) value: Option<Arc<T>>,
+}
+
+impl<N, T> Row<N, T> {
+    fn value(&self) -> &T {
+        self.value.as_deref().expect(VALUE_AT_HOME)
+    }
+
+    fn value_mut(&mut self) -> &mut T {
+        self.value.as_mut().and_then(Arc::get_mut).expect(ONLY_OWNER)
+    }
+}
+
+/// What a guard took out of the table and has to give back, or shares with it and has to give up, when its grant ends.
+pub(super) enum Lent<K, N, T> {
+    /// Given back already.
+    Nothing,
+    /// A share of one value.
+    Read(Arc<T>),
+    /// One value.
+    Write(K, Arc<T>),
+    /// A share of the table.
+    ReadAll(Arc<Table<K, N, T>>),
+    /// The table.
+    WriteAll(Table<K, N, T>),
+}
+
+/// The end of a grant: dropping this gives back what was lent and hands over to whoever is next, in that order.
+/// It is the only part of a guard with a `Drop`, so that guards can be taken apart by `lower` and `split`.
+pub(super) struct Hold<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    pub(super) shared: Arc<Shared<K, N, T>>,
+    /// None: the grant went on as something else.
+    pub(super) id: Option<RequestId>,
+    pub(super) lent: Lent<K, N, T>,
+    /// Set by the blocking form: the mark that its thread holds a guard. See `super::blocking`.
+    pub(super) mark: Option<PlainArc<()>>,
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id.take() {
+            release(&self.shared, id, std::mem::replace(&mut self.lent, Lent::Nothing));
+        }
+    }
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
+    fn value(&self) -> &T {
+        match &self.lent {
+            Lent::Read(value) | Lent::Write(_, value) => value,
+            _ => unreachable!("guards of one entry are made with its value"),
+        }
+    }
+
+    fn table(&self) -> &Table<K, N, T> {
+        match &self.lent {
+            Lent::ReadAll(table) => table,
+            Lent::WriteAll(table) => table,
+            _ => unreachable!("guards of the table are made with it"),
+        }
+    }
+
+    fn table_mut(&mut self) -> &mut Table<K, N, T> {
+        match &mut self.lent {
+            Lent::WriteAll(table) => table,
+            _ => unreachable!("a WriteAll guard is made with the table"),
+        }
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&K, &N, &T)> {
+        self.table().rows.iter().map(|(key, row)| (key, &row.name, row.value()))
+    }
+
+    fn row(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
+        let (key, row) = self.table().rows.get_key_value(&self.resolve(target)?)?;
+        Some((key, &row.name, row.value()))
+    }
+
+    /// Names are looked up in the state machine; they cannot change while the table is held.
+    fn resolve(&self, target: &Target<K, N>) -> Option<K> {
+        match target {
+            Target::Key(key) => Some(key.clone()),
+            Target::Name(_) => self.shared.inner.lock().state.resolve(target),
+        }
+    }
+}
+
+/// A grant, with access to what it is about. Owned and `Send`: it may be dropped by another thread than the one it was
+/// given to. Dropping it ends the grant and hands over to every waiter that became compatible.
+#[must_use = "a grant ends when its guard is dropped"]
+pub enum Guard<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    /// When the grant was made there was no entry of that key or name. Holds nothing.
+    Absent,
+    /// One entry, for reading.
+    Read(ReadGuard<K, N, T>),
+    /// One entry, for changing its value.
+    Write(WriteGuard<K, N, T>),
+    /// The table, for reading.
+    ReadAll(ReadAllGuard<K, N, T>),
+    /// The table, for changing values, names, and which entries there are.
+    WriteAll(WriteAllGuard<K, N, T>),
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Guard<K, N, T> {
+    /// Marks what is held as held by the blocking form.
+    pub(super) fn set_mark(&mut self, mark: Option<PlainArc<()>>) {
+        let hold = match self {
+            Guard::Absent => return,
+            Guard::Read(guard) => &mut guard.hold,
+            Guard::Write(guard) => &mut guard.hold,
+            Guard::ReadAll(guard) => &mut guard.hold,
+            Guard::WriteAll(guard) => &mut guard.hold,
+        };
+        hold.mark = mark;
+    }
+}
+
+/// One entry, for reading. Others may read it too.
+#[must_use = "a grant ends when its guard is dropped"]
+pub struct ReadGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    pub(super) key: K,
+    pub(super) name: N,
+    pub(super) hold: Hold<K, N, T>,
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> ReadGuard<K, N, T> {
+    /// The key of the entry.
+    #[must_use]
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
+    /// The name of the entry. It cannot change while this guard lives.
+    #[must_use]
+    pub fn name(&self) -> &N {
+        &self.name
+    }
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Deref for ReadGuard<K, N, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.hold.value()
+    }
+}
+
+/// One entry, for changing its value. Nobody else has it.
+#[must_use = "a grant ends when its guard is dropped"]
+pub struct WriteGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    pub(super) key: K,
+    pub(super) name: N,
+    pub(super) hold: Hold<K, N, T>,
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> WriteGuard<K, N, T> {
+    /// The key of the entry.
+    #[must_use]
+    pub fn key(&self) -> &K {
+        &self.key
+    }
+
+    /// The name of the entry. It cannot change while this guard lives.
+    #[must_use]
+    pub fn name(&self) -> &N {
+        &self.name
+    }
+
+    /// Goes on as a reader, without a moment in which somebody else could change the entry. Readers who wait for this entry
+    /// and have no writer ahead of them are granted.
+    pub fn lower(self) -> ReadGuard<K, N, T> {
+        let WriteGuard { key, name, hold } = self;
+        ReadGuard { hold: lower(hold, &key), key, name }
+    }
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Deref for WriteGuard<K, N, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.hold.value()
+    }
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> DerefMut for WriteGuard<K, N, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match &mut self.hold.lent {
+            Lent::Write(_, value) => Arc::get_mut(value).expect(ONLY_OWNER),
+            _ => unreachable!("a Write guard is made with its value"),
+        }
+    }
+}
+
+/// The table, for reading. Others may read too. Neither names nor values change while this guard lives.
+#[must_use = "a grant ends when its guard is dropped"]
+pub struct ReadAllGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    pub(super) hold: Hold<K, N, T>,
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> ReadAllGuard<K, N, T> {
+    /// Each entry's key, name and value, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &N, &T)> {
+        self.hold.rows()
+    }
+
+    /// One entry's key, name and value.
+    #[must_use]
+    pub fn get(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
+        self.hold.row(target)
+    }
+
+    /// Goes on as one reader for each entry: each can end by itself, and the table can get new entries when all have.
+    pub fn split(self) -> Vec<ReadGuard<K, N, T>> {
+        let parts = split(self.hold).into_iter();
+        parts
+            .filter_map(|guard| match guard {
+                Guard::Read(guard) => Some(guard),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// The table, for changing values, names, and which entries there are. Nobody else has anything.
+#[must_use = "a grant ends when its guard is dropped"]
+pub struct WriteAllGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    pub(super) hold: Hold<K, N, T>,
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
+    /// Each entry's key, name and value, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &N, &T)> {
+        self.hold.rows()
+    }
+
+    /// One entry's key, name and value.
+    #[must_use]
+    pub fn get(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
+        self.hold.row(target)
+    }
+
+    /// One entry's value, to change it.
+    #[must_use]
+    pub fn get_mut(&mut self, target: &Target<K, N>) -> Option<&mut T> {
+        let key = self.hold.resolve(target)?;
+        self.hold.table_mut().rows.get_mut(&key).map(Row::value_mut)
+    }
+
+    /// Adds an entry.
+    ///
+    /// # Errors
+    /// Gives the value back if the key or the name is taken.
+    pub fn insert(&mut self, key: K, name: N, value: T) -> Result<(), T> {
+        // The state machine decides; the mutex is let go before the table is touched, which is this guard's own.
+        if !self.hold.shared.inner.lock().state.insert(key.clone(), name.clone()) {
+            return Err(value);
+        }
+        self.hold.table_mut().rows.insert(key, Row { name, value: Some(Arc::new(value)) });
+        Ok(())
+    }
+
+    /// Removes an entry and gives its value; None if there is none.
+    pub fn remove(&mut self, key: &K) -> Option<T> {
+        if !self.hold.shared.inner.lock().state.remove(key) {
+            return None;
+        }
+        let row = self.hold.table_mut().rows.remove(key)?;
+        let value = row.value.expect(VALUE_AT_HOME);
+        Some(Arc::try_unwrap(value).ok().expect(ONLY_OWNER))
+    }
+
+    /// Gives an entry another name; false if another entry has that name or there is no such entry.
+    pub fn rename(&mut self, key: &K, name: N) -> bool {
+        if !self.hold.shared.inner.lock().state.rename(key, name.clone()) {
+            return false;
+        }
+        if let Some(row) = self.hold.table_mut().rows.get_mut(key) {
+            row.name = name;
+        }
+        true
+    }
+
+    /// Goes on as one writer for each entry: the table is free for others, who can have each entry when its part ends.
+    pub fn split(self) -> Vec<WriteGuard<K, N, T>> {
+        let parts = split(self.hold).into_iter();
+        parts
+            .filter_map(|guard| match guard {
+                Guard::Write(guard) => Some(guard),
+                _ => None,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,369 @@
+//! A table of entries behind one lock, which queues requests instead of threads: modes, fairness and promises are those of
+//! [`state`], which decides everything; this is the shell that makes them hold between threads.
+//!
+//! Must never know: the rules. The shell asks the state machine what a call grants, and delivers that.
+//!
+//! # How it holds between threads
+//!
+//! One mutex guards the state machine and the table. Every call takes it once, for a short time that contains no callback, no
+//! log line, no destructor of a value and no wait; it is a leaf: nothing else is locked under it. So the calls happen one after
+//! the other, each as a whole, and what [`state`] promises of a sequence of calls holds between threads.
+//!
+//! A grant is *made* under the mutex and *delivered* (callback called with the guard) after it, by the same thread in the same
+//! call. No grant gets lost in between: between making and delivering there is nothing that can fail or wait, and the callback
+//! was stored in the hold of the mutex in which the request was queued, so whoever grants a waiter finds its callback.
+//! Two deliveries by different threads may overtake each other; the grants they carry are compatible, or the second was made
+//! after the guard of the first had been dropped.
+//!
+//! What a holder wrote is seen by the next holder: values are put back under the mutex before the grant is ended there.
+
+use std::{
+    borrow::Cow,
+    fmt::{Debug, Formatter},
+    time::{Duration, Instant},
+};
+
+mod blocking;
+mod fault;
+mod guard;
+mod outbox;
+pub mod state;
+
+#[cfg(feature = "planted-faults")]
+pub use fault::Fault;
+pub use guard::{Guard, ReadAllGuard, ReadGuard, WriteAllGuard, WriteGuard};
+pub use state::{Access, Held, Ident, RequestId, Target};
+
+use crate::primitives::{Arc, Mutex};
+use fault::planted;
+use guard::{Hold, Lent, Row, Table};
+use outbox::Delivery;
+use state::{Grant, Map, State};
+
+/// A handle to one table of entries with keys `K`, names `N` and values `T`. Clones are handles to the same table.
+pub struct Lock<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    shared: Arc<Shared<K, N, T>>,
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Clone for Lock<K, N, T> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Debug for Lock<K, N, T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        self.observe().fmt(f)
+    }
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Default for Lock<K, N, T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+struct Shared<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    inner: Mutex<Inner<K, N, T>>,
+    #[cfg(feature = "planted-faults")]
+    fault: Option<Fault>,
+}
+
+struct Inner<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    state: State<K, N>,
+    /// None while a WriteAll guard has it. Shared with ReadAll guards, so giving it to one costs the same for any number of
+    /// entries.
+    table: Option<Arc<Table<K, N, T>>>,
+    /// What to do at the grant, for each waiting request. Grows with the requests that wait; how many are let in is for
+    /// whoever submits to decide.
+    callbacks: Map<RequestId, Callback<K, N, T>>,
+    /// For people: one for each holder and waiter.
+    tickets: Map<RequestId, Ticket>,
+}
+
+type Callback<K, N, T> = Box<dyn FnOnce(Guard<K, N, T>) + Send>;
+
+/// Who it is, and since when it holds or waits.
+#[derive(Clone)]
+struct Ticket {
+    label: Cow<'static, str>,
+    since: Instant,
+}
+
+/// Who holds and who waits, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observation {
+    /// Those that hold, in the order of their requests.
+    pub holders: Vec<Observed>,
+    /// Those that wait, in the order of arrival.
+    pub waiters: Vec<Observed>,
+}
+
+/// One holder or waiter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The request.
+    pub id: RequestId,
+    /// The label it was submitted with.
+    pub label: Cow<'static, str>,
+    /// What it holds or asks for, for people.
+    pub access: String,
+    /// How long it has held or waited.
+    pub age: Duration,
+}
+
+const TABLE_AT_HOME: &str = "the table is at home: no other grant lives beside WriteAll";
+const TABLE_UNSHARED: &str = "nobody else has the table: no ReadAll grant lives beside one that writes";
+const KNOWN_ENTRY: &str = "the entry of a grant is in the table: entries are removed only under WriteAll";
+
+impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
+    /// A table without entries.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_state(State::new())
+    }
+
+    /// A lock with a mistake in it, to see whether a checker notices.
+    #[cfg(feature = "planted-faults")]
+    #[must_use]
+    pub fn with_fault(fault: Fault) -> Self {
+        Self::with_state(State::with_fault(fault))
+    }
+
+    fn with_state(state: State<K, N>) -> Self {
+        let table = Some(Arc::new(Table { rows: Map::default() }));
+        let inner = Inner { state, table, callbacks: Map::default(), tickets: Map::default() };
+        let shared = Shared {
+            #[cfg(feature = "planted-faults")]
+            fault: inner.state.fault,
+            inner: Mutex::new(inner),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Queues a request. `granted` is called exactly once, with the guard, by whoever makes the grant: by this call or by the
+    /// thread that ends what is in the way. It is called without any mutex held and may call the lock, but it keeps the
+    /// thread from its own work, so it should only pass the guard on. If the request is cancelled, `granted` is dropped
+    /// without a call.
+    ///
+    /// `label` says for people who asks.
+    pub fn submit(
+        &self,
+        access: Access<K, N>,
+        label: Cow<'static, str>,
+        granted: impl FnOnce(Guard<K, N, T>) + Send + 'static,
+    ) -> RequestId {
+        // Built before the mutex is taken: text and clones are nobody else's business.
+        let traced = log::log_enabled!(log::Level::Trace).then(|| (label.clone(), format!("{access:?}")));
+        let mut inner = self.shared.inner.lock();
+        let (id, held) = inner.state.request(access);
+        inner.tickets.insert(id, Ticket { label, since: Instant::now() });
+        // The queueing and the callback in one hold of the mutex: whoever grants this request later finds the callback.
+        let now = match held {
+            Some(held) => Some((granted, make_guard(&self.shared, &mut inner, Grant { id, held }))),
+            None => {
+                if planted!(self.shared, NotesCallbackLater) {
+                    drop(inner);
+                    inner = self.shared.inner.lock();
+                }
+                inner.callbacks.insert(id, Box::new(granted));
+                None
+            }
+        };
+        drop(inner);
+        if let Some((label, access)) = traced {
+            let outcome = if now.is_some() { "granted" } else { "waits" };
+            log::trace!("{id} {label}: {access} {outcome}");
+        }
+        if let Some((granted, guard)) = now {
+            outbox::deliver([Box::new(move || granted(guard)) as Delivery]);
+        }
+        id
+    }
+
+    /// Takes a request out of the queue. True: it was still waiting, and its callback will not be called. False: its guard
+    /// has been delivered, or is about to be.
+    pub fn cancel(&self, id: RequestId) -> bool {
+        let mut inner = self.shared.inner.lock();
+        let mut callback = None;
+        if planted!(self.shared, CancelsInTwoSteps) {
+            callback = inner.callbacks.remove(&id);
+            drop(inner);
+            inner = self.shared.inner.lock();
+        }
+        let Some(grants) = inner.state.cancel(id) else { return false };
+        callback = inner.callbacks.remove(&id).or(callback);
+        inner.tickets.remove(&id);
+        // Those that waited only because of this one are granted here and delivered below.
+        let due = collect(&self.shared, &mut inner, grants);
+        drop(inner);
+        log::trace!("{id} cancelled");
+        // Outside the mutex: what a callback owns may have a destructor that comes back here.
+        drop(callback);
+        outbox::deliver(due);
+        true
+    }
+
+    /// Who holds and who waits now.
+    #[must_use]
+    pub fn observe(&self) -> Observation {
+        let inner = self.shared.inner.lock();
+        let ticket = |id: RequestId| inner.tickets.get(&id).cloned();
+        let holders: Vec<_> =
+            inner.state.holders().into_iter().map(|(id, held)| (id, held.clone(), ticket(id))).collect();
+        let waiters: Vec<_> =
+            inner.state.waiters().into_iter().map(|(id, ask)| (id, ask.clone(), ticket(id))).collect();
+        drop(inner);
+        // The texts are made without the mutex: they cost more than all the rest.
+        Observation {
+            holders: holders.into_iter().filter_map(|(id, held, ticket)| observed(id, &held, ticket?)).collect(),
+            waiters: waiters.into_iter().filter_map(|(id, access, ticket)| observed(id, &access, ticket?)).collect(),
+        }
+    }
+}
+
+fn observed(id: RequestId, access: &impl Debug, ticket: Ticket) -> Option<Observed> {
+    Some(Observed { id, label: ticket.label, access: format!("{access:?}"), age: ticket.since.elapsed() })
+}
+
+/// Makes the guard of a grant: takes out of the table, or shares with it, what the guard gives access to.
+fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
+    shared: &Arc<Shared<K, N, T>>,
+    inner: &mut Inner<K, N, T>,
+    grant: Grant<K>,
+) -> Guard<K, N, T> {
+    let hold = |lent| Hold { shared: Arc::clone(shared), id: Some(grant.id), lent, mark: None };
+    if let Some(ticket) = inner.tickets.get_mut(&grant.id) {
+        ticket.since = Instant::now();
+    }
+    match grant.held {
+        Held::Absent => {
+            // Holds nothing, so nothing will ever end it; what is known about the request goes now.
+            inner.tickets.remove(&grant.id);
+            Guard::Absent
+        }
+        Held::Read(key) => {
+            let row = inner.table.as_ref().expect(TABLE_AT_HOME).rows.get(&key).expect(KNOWN_ENTRY);
+            let value = Arc::clone(row.value.as_ref().expect(guard::VALUE_AT_HOME));
+            let name = row.name.clone();
+            Guard::Read(ReadGuard { key, name, hold: hold(Lent::Read(value)) })
+        }
+        Held::Write(key) => {
+            let row = inner.row_mut(&key);
+            let value = row.value.take().expect(guard::VALUE_AT_HOME);
+            let name = row.name.clone();
+            Guard::Write(WriteGuard { key: key.clone(), name, hold: hold(Lent::Write(key, value)) })
+        }
+        Held::ReadAll => {
+            let table = Arc::clone(inner.table.as_ref().expect(TABLE_AT_HOME));
+            Guard::ReadAll(ReadAllGuard { hold: hold(Lent::ReadAll(table)) })
+        }
+        Held::WriteAll => {
+            let table = inner.table.take().expect(TABLE_AT_HOME);
+            let table = Arc::try_unwrap(table).ok().expect(TABLE_UNSHARED);
+            Guard::WriteAll(WriteAllGuard { hold: hold(Lent::WriteAll(table)) })
+        }
+    }
+}
+
+/// Makes the guards of these grants and puts each with its callback.
+fn collect<K: Ident, N: Ident, T: Send + Sync>(
+    shared: &Arc<Shared<K, N, T>>,
+    inner: &mut Inner<K, N, T>,
+    grants: Vec<Grant<K>>,
+) -> Vec<Delivery> {
+    let each = grants.into_iter().map(|grant| {
+        let id = grant.id;
+        let ticket = inner.tickets.get(&id).filter(|_| log::log_enabled!(log::Level::Trace)).cloned();
+        let guard = make_guard(shared, inner, grant);
+        let callback = inner.callbacks.remove(&id).expect("a waiter's callback is stored when it is queued");
+        Box::new(move || {
+            if let Some(Ticket { label, since }) = ticket {
+                log::trace!("{id} {label}: granted after {:?}", since.elapsed());
+            }
+            callback(guard);
+        }) as Delivery
+    });
+    each.collect()
+}
+
+/// Ends a grant.
+fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id: RequestId, lent: Lent<K, N, T>) {
+    let mut inner = shared.inner.lock();
+    // First what was lent, then the grant: whoever is granted by this finds everything in its place.
+    let late = match &lent {
+        Lent::Read(value) if planted!(shared, SharesTooLong) => Some(Arc::clone(value)),
+        _ => None,
+    };
+    inner.take_back(lent);
+    let grants = inner.state.release(id);
+    let ticket = inner.tickets.remove(&id);
+    let due = collect(shared, &mut inner, grants);
+    if planted!(shared, CallsBackUnderMutex) {
+        return outbox::deliver(due);
+    }
+    drop(inner);
+    drop(late);
+    if let Some(Ticket { label, since }) = ticket {
+        log::trace!("{id} {label}: ended after {:?}", since.elapsed());
+    }
+    outbox::deliver(due);
+}
+
+/// Makes a writer's hold a reader's.
+fn lower<K: Ident, N: Ident, T: Send + Sync>(mut hold: Hold<K, N, T>, key: &K) -> Hold<K, N, T> {
+    let shared = Arc::clone(&hold.shared);
+    let mut inner = shared.inner.lock();
+    inner.take_back(std::mem::replace(&mut hold.lent, Lent::Nothing));
+    let row = inner.table.as_ref().expect(TABLE_AT_HOME).rows.get(key).expect(KNOWN_ENTRY);
+    hold.lent = Lent::Read(Arc::clone(row.value.as_ref().expect(guard::VALUE_AT_HOME)));
+    let grants = hold.id.map_or_else(Vec::new, |id| inner.state.lower(id));
+    let due = collect(&shared, &mut inner, grants);
+    drop(inner);
+    outbox::deliver(due);
+    hold
+}
+
+/// Makes a hold of the table one guard for each entry, with its label and its age.
+fn split<K: Ident, N: Ident, T: Send + Sync>(mut hold: Hold<K, N, T>) -> Vec<Guard<K, N, T>> {
+    let shared = Arc::clone(&hold.shared);
+    let mut inner = shared.inner.lock();
+    inner.take_back(std::mem::replace(&mut hold.lent, Lent::Nothing));
+    // Taken out: the grant goes on as its parts, and the end of `hold` ends nothing.
+    let Some(id) = hold.id.take() else { return Vec::new() };
+    let (parts, grants) = inner.state.split(id);
+    let ticket = inner.tickets.remove(&id);
+    let guards = parts.into_iter().map(|part| {
+        let id = part.id;
+        let mut guard = make_guard(&shared, &mut inner, part);
+        if let Some(ticket) = &ticket {
+            inner.tickets.insert(id, ticket.clone());
+        }
+        guard.set_mark(hold.mark.clone());
+        guard
+    });
+    let guards = guards.collect();
+    let due = collect(&shared, &mut inner, grants);
+    drop(inner);
+    outbox::deliver(due);
+    guards
+}
+
+impl<K: Ident, N: Ident, T: Send + Sync> Inner<K, N, T> {
+    /// Puts back what a guard took, or gives up what it shared, before its grant ends.
+    fn take_back(&mut self, lent: Lent<K, N, T>) {
+        match lent {
+            Lent::Nothing => {}
+            // The table keeps its own pointer, so no value and no table is destroyed here, under the mutex.
+            Lent::Read(value) => drop(value),
+            Lent::ReadAll(table) => drop(table),
+            Lent::Write(key, value) => self.row_mut(&key).value = Some(value),
+            Lent::WriteAll(table) => self.table = Some(Arc::new(table)),
+        }
+    }
+
+    fn row_mut(&mut self, key: &K) -> &mut Row<N, T> {
+        let table = self.table.as_mut().expect(TABLE_AT_HOME);
+        Arc::get_mut(table).expect(TABLE_UNSHARED).rows.get_mut(key).expect(KNOWN_ENTRY)
+    }
+}

@@ -1,0 +1,65 @@
+//! Handing guards to those who asked for them, outside the lock's mutex and without one hand-over inside another.
+//!
+//! Must never know: which guards these are, and of which lock.
+//!
+//! A callback may drop its guard at once (a closed channel does that), which grants the next request, whose callback may do
+//! the same. Called from within each other, ten thousand such waiters would be ten thousand levels of stack. So a thread
+//! that is handing over already only notes what else there is, and the outermost call does it.
+//!
+//! No hand-over gets lost: what is noted is noted by this very thread, inside a call that the outermost loop is waiting for;
+//! so the loop looks at the list after it was noted.
+
+use std::{cell::RefCell, collections::VecDeque};
+
+use crate::primitives::thread_local;
+
+/// One guard on its way to whoever asked for it.
+pub(super) type Delivery = Box<dyn FnOnce()>;
+
+#[derive(Default)]
+struct Outbox {
+    delivering: bool,
+    /// Never longer than the grants that one thread made at once.
+    due: VecDeque<Delivery>,
+}
+
+thread_local! {
+    static OUTBOX: RefCell<Outbox> = RefCell::new(Outbox::default());
+}
+
+/// Calls them in order; later, if this thread is in the middle of such a call.
+pub(super) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
+    let outermost = OUTBOX.with(|outbox| {
+        let mut outbox = outbox.borrow_mut();
+        outbox.due.extend(deliveries);
+        !std::mem::replace(&mut outbox.delivering, true)
+    });
+    if outermost {
+        let rest = Rest;
+        deliver_due();
+        drop(rest);
+    }
+}
+
+/// Whether this thread is inside a callback. To wait for a grant there would be to wait for oneself.
+pub(super) fn is_delivering() -> bool {
+    OUTBOX.with(|outbox| outbox.borrow().delivering)
+}
+
+fn deliver_due() {
+    // The borrow ends before the call: the call may come back here.
+    while let Some(delivery) = OUTBOX.with(|outbox| outbox.borrow_mut().due.pop_front()) {
+        delivery();
+    }
+}
+
+/// Also after a callback panicked the others get their guards: the panic goes on up, but their grants were made already, and
+/// whoever waits for one of them would wait for ever.
+struct Rest;
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        deliver_due();
+        OUTBOX.with(|outbox| outbox.borrow_mut().delivering = false);
+    }
+}

@@ -1,0 +1,572 @@
+//! The rules of the lock: who may hold what beside whom, and who is next. A plain value with methods.
+//!
+//! Must never know: threads, sync types, callbacks, time, and the values that the entries stand for.
+//!
+//! # The promise
+//!
+//! **Exclusion.** No two holders conflict ([`conflict`]).
+//!
+//! **Order.** A request is granted at once if it conflicts with no holder and with no earlier waiter, else it waits. So a
+//! request never passes an earlier one that it conflicts with, and requests on one entry are served in the order in which
+//! they came (readers that stand side by side, together).
+//!
+//! **No starvation.** What a waiter waits for is a fixed set: the holders and the waiters that were there before it. None
+//! can be added to it, so when each holder lets go in the end, each waiter is granted in the end.
+//!
+//! **No wait without need.** Whoever waits conflicts with a holder or with an earlier waiter, at every moment between two
+//! calls. A request that conflicts with nothing ahead of it overtakes, and each change that frees something (`release`,
+//! `lower`, `split`, `cancel`) grants *all* that became compatible. What is granted is held when the call returns: there is
+//! nothing that is "woken but not yet holding", and so nobody who could snatch it in between.
+//!
+//! **Names are resolved at the grant.** While a request by name waits, it counts as the entry that has the name now. A
+//! request for what does not exist conflicts with WriteAll alone, since only that can bring the entry about, and its grant is
+//! [`Held::Absent`], which holds nothing. Names change only under WriteAll, where everybody else waits in any case; so no
+//! two holders, and no holder and passer-by, ever come to disagree about what a name meant.
+//!
+//! # Cost
+//!
+//! A request looks at a fixed number of counters and queue heads, for the All modes too: entries are never walked, except by
+//! `split`, whose result is one grant per entry. A release looks at the heads of the queues that it can have freed.
+
+use std::{
+    collections::{BTreeSet, HashMap, hash_map::DefaultHasher},
+    fmt::{Debug, Display, Formatter},
+    hash::{BuildHasherDefault, Hash},
+};
+
+#[cfg(feature = "planted-faults")]
+use super::fault::Fault;
+use super::fault::planted;
+
+/// A hash map without a random seed: the order in which `split` and `iter` walk the entries must repeat from run to run,
+/// or a model checker could not replay a schedule. Keys and names come from whoever may change the table anyway.
+pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+
+/// What can be a key or a name of an entry. Implemented for all that qualifies.
+pub trait Ident: Clone + Eq + Hash + Debug + Send + Sync + 'static {}
+
+impl<X: Clone + Eq + Hash + Debug + Send + Sync + 'static> Ident for X {}
+
+/// One request, from when it is made until its guard is dropped. Later requests have greater ones. The parts of a split
+/// grant get one each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(u64);
+
+impl Display for RequestId {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// How a request points at its entry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target<K, N> {
+    /// By key, which an entry keeps for life.
+    Key(K),
+    /// By name, whichever entry has it when the grant is made.
+    Name(N),
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Access<K, N> {
+    /// To read the whole table.
+    ReadAll,
+    /// To change everything: values, names, which entries exist.
+    WriteAll,
+    /// To read one entry.
+    Read(Target<K, N>),
+    /// To change the value of one entry.
+    Write(Target<K, N>),
+}
+
+/// What a grant holds, with names resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Held<K> {
+    /// Nothing: no entry has that key or name.
+    Absent,
+    /// One entry, for reading.
+    Read(K),
+    /// One entry, for changing its value.
+    Write(K),
+    /// The table, for reading.
+    ReadAll,
+    /// The table, for changing everything.
+    WriteAll,
+}
+
+/// A request that holds something from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant<K> {
+    /// The request.
+    pub id: RequestId,
+    /// What it holds.
+    pub held: Held<K>,
+}
+
+/// The kind of a claim, without the entry it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The table, for reading.
+    ReadAll,
+    /// The table, for everything.
+    WriteAll,
+    /// One entry, for reading.
+    Read,
+    /// One entry, for writing.
+    Write,
+    /// An entry that does not exist.
+    Absent,
+}
+
+impl Mode {
+    /// Those that can be asked for and counted; `Absent` is what Read and Write turn out to be.
+    const COUNTED: [Mode; 4] = [Mode::ReadAll, Mode::WriteAll, Mode::Read, Mode::Write];
+}
+
+/// The one statement of who conflicts with whom. Symmetric in `a` and `b`; `same_entry` matters only between two claims on
+/// single entries. Waiting and holding make no difference: what could not be held together may not overtake either.
+#[must_use]
+pub fn conflict(a: Mode, b: Mode, same_entry: bool) -> bool {
+    match (a, b) {
+        (Mode::WriteAll, _) | (_, Mode::WriteAll) => true,
+        (Mode::Absent, _) | (_, Mode::Absent) => false,
+        (Mode::ReadAll, Mode::Write) | (Mode::Write, Mode::ReadAll) => true,
+        (Mode::Write, Mode::Read | Mode::Write) | (Mode::Read, Mode::Write) => same_entry,
+        (Mode::Read | Mode::ReadAll, Mode::Read | Mode::ReadAll) => false,
+    }
+}
+
+impl<K, N> Access<K, N> {
+    /// The kind of what is asked for.
+    fn mode(&self) -> Mode {
+        match self {
+            Access::ReadAll => Mode::ReadAll,
+            Access::WriteAll => Mode::WriteAll,
+            Access::Read(_) => Mode::Read,
+            Access::Write(_) => Mode::Write,
+        }
+    }
+
+    fn target(&self) -> Option<&Target<K, N>> {
+        match self {
+            Access::ReadAll | Access::WriteAll => None,
+            Access::Read(target) | Access::Write(target) => Some(target),
+        }
+    }
+}
+
+impl<K> Held<K> {
+    /// The kind of what is held.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        match self {
+            Held::Absent => Mode::Absent,
+            Held::Read(_) => Mode::Read,
+            Held::Write(_) => Mode::Write,
+            Held::ReadAll => Mode::ReadAll,
+            Held::WriteAll => Mode::WriteAll,
+        }
+    }
+
+    fn key(&self) -> Option<&K> {
+        match self {
+            Held::Read(key) | Held::Write(key) => Some(key),
+            Held::Absent | Held::ReadAll | Held::WriteAll => None,
+        }
+    }
+}
+
+/// How many hold in each mode.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Counts([usize; 4]);
+
+impl Counts {
+    fn any(&self, mode: Mode) -> bool {
+        self.0[mode as usize] > 0
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0 == [0; 4]
+    }
+}
+
+/// Who waits in each mode. Ids grow, so the order of ids is the order of arrival, and "is anyone ahead of me" is a look at
+/// the least id.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Queue([BTreeSet<RequestId>; 4]);
+
+impl Queue {
+    fn first(&self, mode: Mode) -> Option<RequestId> {
+        self.0[mode as usize].first().copied()
+    }
+
+    fn any_before(&self, mode: Mode, id: RequestId) -> bool {
+        self.first(mode).is_some_and(|first| first < id)
+    }
+
+    fn first_of_all(&self) -> Option<RequestId> {
+        Mode::COUNTED.iter().filter_map(|mode| self.first(*mode)).min()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(BTreeSet::is_empty)
+    }
+}
+
+/// Who holds and who waits. `K` is the key of an entry, `N` its name.
+#[derive(Clone, Debug)]
+pub struct State<K, N> {
+    /// Which entries exist; changed under WriteAll only. Both maps say the same, one from each end.
+    names: Map<K, N>,
+    keys: Map<N, K>,
+    /// What each request asked or holds. The counters and queues below are these two, sorted for quick answers.
+    waiting: Map<RequestId, Access<K, N>>,
+    holding: Map<RequestId, Held<K>>,
+    /// The whole table's counters and queue: every holder and every waiter is in them.
+    held: Counts,
+    queued: Queue,
+    /// The same by entry held, and by target as it was asked. A waiter by name stays under its name, so that a rename moves
+    /// nothing: the entry's queue is what waits for its key and what waits for its present name, looked up together.
+    /// Items without content are taken out, so clients that ask for ever new names leave nothing behind.
+    held_by_key: Map<K, Counts>,
+    queued_by_target: Map<Target<K, N>, Queue>,
+    next_id: u64,
+    #[cfg(feature = "planted-faults")]
+    pub(super) fault: Option<Fault>,
+}
+
+impl<K: Ident, N: Ident> Default for State<K, N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: Ident, N: Ident> State<K, N> {
+    /// A table without entries, holders and waiters.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            names: Map::default(),
+            keys: Map::default(),
+            waiting: Map::default(),
+            holding: Map::default(),
+            held: Counts::default(),
+            queued: Queue::default(),
+            held_by_key: Map::default(),
+            queued_by_target: Map::default(),
+            next_id: 0,
+            #[cfg(feature = "planted-faults")]
+            fault: None,
+        }
+    }
+
+    /// A table with a mistake in it, to see whether a checker notices.
+    #[cfg(feature = "planted-faults")]
+    #[must_use]
+    pub fn with_fault(fault: Fault) -> Self {
+        Self { fault: Some(fault), ..Self::new() }
+    }
+
+    /// A new request: what it holds from now on, or None if it waits.
+    pub fn request(&mut self, access: Access<K, N>) -> (RequestId, Option<Held<K>>) {
+        let id = self.fresh_id();
+        // Its own id is greater than all others, so "earlier waiters" are all waiters.
+        let held = self.grantable(id, &access);
+        match &held {
+            Some(held) => self.hold(id, held.clone()),
+            None => self.enqueue(id, access),
+        }
+        // A grant takes something away from others, or (Absent) nothing; it frees nothing. So there is nobody else to grant.
+        (id, held)
+    }
+
+    /// The end of a grant. Returns who holds from now on, in the order of arrival. An id that holds nothing (an absent
+    /// entry's, a split grant's) frees nothing.
+    pub fn release(&mut self, id: RequestId) -> Vec<Grant<K>> {
+        match self.unhold(id) {
+            Some(held) => self.freed(&held),
+            None => Vec::new(),
+        }
+    }
+
+    /// The end of a wait without a grant; None if the request does not wait (any more). Those that waited only because this
+    /// one was ahead of them hold from now on.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Vec<Grant<K>>> {
+        let access = self.dequeue(id)?;
+        if planted!(self, CancelGrantsNobody) {
+            return Some(Vec::new());
+        }
+        Some(match access.target() {
+            Some(target) => {
+                let touched = match self.resolve(target) {
+                    Some(key) => self.targets_of(&key),
+                    None => vec![target.clone()],
+                };
+                self.settle(touched)
+            }
+            None => self.settle_all(),
+        })
+    }
+
+    /// Turns a Write grant into a Read grant of the same entry and id. Readers who waited for the writer hold from now on.
+    /// Other grants stay as they are.
+    pub fn lower(&mut self, id: RequestId) -> Vec<Grant<K>> {
+        let Some(Held::Write(key)) = self.holding.get(&id) else { return Vec::new() };
+        let key = key.clone();
+        self.unhold(id);
+        self.hold(id, Held::Read(key.clone()));
+        if planted!(self, LowerGrantsNobody) {
+            return Vec::new();
+        }
+        self.freed(&Held::Write(key))
+    }
+
+    /// Turns WriteAll into one Write per entry, or ReadAll into one Read per entry. Returns first these parts, each with an id
+    /// of its own (the old id is spent), then who else holds from now on: with the table free, those who wait for what does not
+    /// exist, and if there are no entries, whoever is first. Other grants stay as they are.
+    pub fn split(&mut self, id: RequestId) -> (Vec<Grant<K>>, Vec<Grant<K>>) {
+        let part: fn(K) -> Held<K> = match self.holding.get(&id) {
+            Some(Held::WriteAll) => Held::Write,
+            Some(Held::ReadAll) => Held::Read,
+            _ => return (Vec::new(), Vec::new()),
+        };
+        let whole = self.unhold(id);
+        let lost = usize::from(planted!(self, SplitLosesOne));
+        let keys: Vec<K> = self.names.keys().skip(lost).cloned().collect();
+        let parts = keys
+            .into_iter()
+            .map(|key| {
+                // No waiter is passed: the parts hold less than the whole did.
+                let grant = Grant { id: self.fresh_id(), held: part(key) };
+                self.hold(grant.id, grant.held.clone());
+                grant
+            })
+            .collect();
+        (parts, whole.map_or_else(Vec::new, |whole| self.freed(&whole)))
+    }
+
+    /// Adds an entry; false if the key or the name is taken. Only under WriteAll, as `remove` and `rename`: everybody else
+    /// waits then, and waits on whatever a name comes to mean; so there is nobody to grant until its release.
+    pub fn insert(&mut self, key: K, name: N) -> bool {
+        debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
+        if self.names.contains_key(&key) || self.keys.contains_key(&name) {
+            return false;
+        }
+        self.names.insert(key.clone(), name.clone());
+        self.keys.insert(name, key);
+        true
+    }
+
+    /// Removes an entry; false if there is none.
+    pub fn remove(&mut self, key: &K) -> bool {
+        debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
+        match self.names.remove(key) {
+            Some(name) => {
+                self.keys.remove(&name);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Gives an entry another name; false if another entry has that name, or there is no such entry.
+    pub fn rename(&mut self, key: &K, name: N) -> bool {
+        debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
+        if self.keys.get(&name).is_some_and(|owner| owner != key) {
+            return false;
+        }
+        let Some(present) = self.names.get_mut(key) else { return false };
+        let former = std::mem::replace(present, name.clone());
+        if !planted!(self, KeepsFormerName) {
+            self.keys.remove(&former);
+        }
+        self.keys.insert(name, key.clone());
+        true
+    }
+
+    /// The entry that a target means now.
+    #[must_use]
+    pub fn resolve(&self, target: &Target<K, N>) -> Option<K> {
+        match target {
+            Target::Key(key) => self.names.contains_key(key).then(|| key.clone()),
+            Target::Name(name) => self.keys.get(name).cloned(),
+        }
+    }
+
+    /// The present name of an entry.
+    #[must_use]
+    pub fn name(&self, key: &K) -> Option<&N> {
+        self.names.get(key)
+    }
+
+    /// Who holds what, in the order of ids.
+    #[must_use]
+    pub fn holders(&self) -> Vec<(RequestId, &Held<K>)> {
+        let mut holders: Vec<_> = self.holding.iter().map(|(id, held)| (*id, held)).collect();
+        holders.sort_unstable_by_key(|(id, _)| *id);
+        holders
+    }
+
+    /// Who waits for what, in the order of arrival.
+    #[must_use]
+    pub fn waiters(&self) -> Vec<(RequestId, &Access<K, N>)> {
+        let mut waiters: Vec<_> = self.waiting.iter().map(|(id, access)| (*id, access)).collect();
+        waiters.sort_unstable_by_key(|(id, _)| *id);
+        waiters
+    }
+
+    /// Whether the counters and queues say the same as the lists of holders and waiters that they are made from. For checkers:
+    /// where this is true at every step, what a state does next depends on those lists and the entries alone.
+    #[must_use]
+    pub fn counts_match(&self) -> bool {
+        let mut recount = Self { names: self.names.clone(), keys: self.keys.clone(), ..Self::new() };
+        self.holding.iter().for_each(|(id, held)| recount.hold(*id, held.clone()));
+        self.waiting.iter().for_each(|(id, access)| recount.enqueue(*id, access.clone()));
+        (&recount.held, &recount.held_by_key) == (&self.held, &self.held_by_key)
+            && (&recount.queued, &recount.queued_by_target) == (&self.queued, &self.queued_by_target)
+            && self.names.len() == self.keys.len()
+            && self.names.iter().all(|(key, name)| self.keys.get(name) == Some(key))
+    }
+
+    fn fresh_id(&mut self) -> RequestId {
+        self.next_id += 1;
+        RequestId(self.next_id)
+    }
+
+    /// What `access`, waiting as `id`, can hold now; None if a holder or an earlier waiter stands in its way.
+    fn grantable(&self, id: RequestId, access: &Access<K, N>) -> Option<Held<K>> {
+        let held = match access {
+            Access::ReadAll => Held::ReadAll,
+            Access::WriteAll => Held::WriteAll,
+            Access::Read(target) => self.resolve(target).map_or(Held::Absent, Held::Read),
+            Access::Write(target) => self.resolve(target).map_or(Held::Absent, Held::Write),
+        };
+        let mine = held.mode();
+        let minds = |mode, same_entry| {
+            conflict(mine, mode, same_entry)
+                && !(planted!(self, WritesBesideReaders) && (mine, mode) == (Mode::Write, Mode::Read))
+        };
+        let waits = |queue: &Queue, mode| queue.any_before(mode, id) && !planted!(self, PassesWaiters);
+        // One of the waiters counted here as Read or Write may in truth be absent and conflict with less. That never holds
+        // anybody up wrongly: an absent waiter waits for a WriteAll that holds or is ahead of it, so also ahead of whoever is
+        // behind it, and a WriteAll stops them all.
+        let table = |mode| minds(mode, false) && (self.held.any(mode) || waits(&self.queued, mode));
+        let entry = |mode, key: &K| {
+            minds(mode, true)
+                && (self.held_by_key.get(key).is_some_and(|counts| counts.any(mode))
+                    || self
+                        .targets_of(key)
+                        .iter()
+                        .any(|target| self.queued_by_target.get(target).is_some_and(|queue| waits(queue, mode))))
+        };
+        let blocked = Mode::COUNTED.iter().any(|mode| table(*mode) || held.key().is_some_and(|key| entry(*mode, key)));
+        let needless = planted!(self, WaitsBehindAnyone) && self.waiting.keys().any(|other| *other < id);
+        (!blocked && !needless).then_some(held)
+    }
+
+    /// The two ways to ask for an entry: its key and its present name.
+    fn targets_of(&self, key: &K) -> Vec<Target<K, N>> {
+        let name = self.names.get(key).filter(|_| !planted!(self, OverlooksNames));
+        let name = name.map(|name| Target::Name(name.clone()));
+        std::iter::once(Target::Key(key.clone())).chain(name).collect()
+    }
+
+    /// Grants all that became compatible when `held` went, or became less.
+    fn freed(&mut self, held: &Held<K>) -> Vec<Grant<K>> {
+        match held {
+            Held::Absent => Vec::new(),
+            // Only who wants this entry or the whole table can have waited for it.
+            Held::Read(key) | Held::Write(key) => self.settle(self.targets_of(key)),
+            Held::ReadAll | Held::WriteAll => self.settle_all(),
+        }
+    }
+
+    fn settle_all(&mut self) -> Vec<Grant<K>> {
+        self.settle(self.queued_by_target.keys().cloned().collect())
+    }
+
+    /// Grants who can be granted of those that wait for one of `targets` or for the whole table, in the order of arrival.
+    ///
+    /// Each queue is served from its head until someone has to stay. Whoever stays keeps all behind it in the same queue: a
+    /// reader that is stopped by something stops neither more nor less than the next reader, and a writer behind it conflicts
+    /// with it. Queues do not depend on the order in which they are served, since a waiter that becomes a holder is in the way
+    /// of the same others as before. The exception is an absent one, which vanishes with its grant: it can be in the way of
+    /// WriteAll alone, so WriteAll is served last.
+    fn settle(&mut self, targets: Vec<Target<K, N>>) -> Vec<Grant<K>> {
+        let mut grants = Vec::new();
+        for target in targets {
+            self.serve(&mut grants, |state| state.queued_by_target.get(&target)?.first_of_all());
+        }
+        for mode in [Mode::ReadAll, Mode::WriteAll] {
+            self.serve(&mut grants, |state| state.queued.first(mode));
+        }
+        grants.sort_unstable_by_key(|grant| grant.id);
+        grants
+    }
+
+    /// Grants one queue from its head.
+    fn serve(&mut self, grants: &mut Vec<Grant<K>>, head: impl Fn(&Self) -> Option<RequestId>) {
+        while let Some(id) = head(self) {
+            let Some(held) = self.waiting.get(&id).and_then(|access| self.grantable(id, access)) else { return };
+            if planted!(self, GrantsOnlyOne) && !grants.is_empty() {
+                return;
+            }
+            self.dequeue(id);
+            self.hold(id, held.clone());
+            grants.push(Grant { id, held });
+        }
+    }
+
+    fn enqueue(&mut self, id: RequestId, access: Access<K, N>) {
+        let mode = access.mode() as usize;
+        self.queued.0[mode].insert(id);
+        if let Some(target) = access.target() {
+            self.queued_by_target.entry(target.clone()).or_default().0[mode].insert(id);
+        }
+        self.waiting.insert(id, access);
+    }
+
+    fn dequeue(&mut self, id: RequestId) -> Option<Access<K, N>> {
+        let access = self.waiting.remove(&id)?;
+        let mode = access.mode() as usize;
+        self.queued.0[mode].remove(&id);
+        if let Some(target) = access.target() {
+            if let Some(queue) = self.queued_by_target.get_mut(target) {
+                queue.0[mode].remove(&id);
+                if queue.is_empty() {
+                    self.queued_by_target.remove(target);
+                }
+            }
+        }
+        Some(access)
+    }
+
+    fn hold(&mut self, id: RequestId, held: Held<K>) {
+        // An absent entry's grant holds nothing: it is over when it is made.
+        if held.mode() == Mode::Absent {
+            return;
+        }
+        let mode = held.mode() as usize;
+        self.held.0[mode] += 1;
+        if let Some(key) = held.key() {
+            self.held_by_key.entry(key.clone()).or_default().0[mode] += 1;
+        }
+        self.holding.insert(id, held);
+    }
+
+    fn unhold(&mut self, id: RequestId) -> Option<Held<K>> {
+        let held = self.holding.remove(&id)?;
+        let mode = held.mode() as usize;
+        self.held.0[mode] -= 1;
+        if let Some(key) = held.key() {
+            if let Some(counts) = self.held_by_key.get_mut(key) {
+                counts.0[mode] -= 1;
+                if counts.is_empty() {
+                    self.held_by_key.remove(key);
+                }
+            }
+        }
+        Some(held)
+    }
+}

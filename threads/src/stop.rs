@@ -1,0 +1,107 @@
+//! The switch that brings a program to its end: once on, it stays on, and everybody who waits for anything learns of it.
+//!
+//! Must never know: who stops how. It says that and why, not what to do.
+//!
+//! No stop is missed: whoever asks ([`Stop::is_on`]), waits on a channel ([`Stop::receiver`]) or on descriptors
+//! ([`Stop::on_stop`]) before *or after* the trigger sees it, since all three are states, not events.
+
+use std::convert::Infallible;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::{
+    primitives::{Mutex, PlainArc},
+    wake::Waker,
+};
+
+/// The switch. Clones are the same switch.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    shared: PlainArc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    receiver: Receiver<Infallible>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// `_open` keeps the channel connected. The list grows only by registrations, one for each thread that waits in poll.
+    Off {
+        wakers: Vec<Waker>,
+        _open: Sender<Infallible>,
+    },
+    On {
+        reason: String,
+    },
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Stop {
+    /// A switch that is off.
+    #[must_use]
+    pub fn new() -> Self {
+        // Nothing is ever sent (there is no value of the type), so the bound does not matter.
+        let (sender, receiver) = crossbeam_channel::bounded(0);
+        let state = Mutex::new(State::Off { wakers: Vec::new(), _open: sender });
+        Self { shared: PlainArc::new(Shared { state, receiver }) }
+    }
+
+    /// Turns it on. The first reason is kept: what comes later is mostly a consequence of it.
+    pub fn trigger(&self, reason: impl Into<String>) {
+        let mut state = self.shared.state.lock();
+        if let State::On { .. } = *state {
+            return;
+        }
+        let reason = reason.into();
+        log::info!("stopping: {reason}");
+        // Sets the state and drops the sender in one step under the mutex; each registration is either in this list or
+        // comes later and finds the switch on. So every waker is woken.
+        let former = std::mem::replace(&mut *state, State::On { reason });
+        drop(state);
+        if let State::Off { wakers, _open } = former {
+            drop(_open);
+            wakers.iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Whether it is on.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        matches!(*self.shared.state.lock(), State::On { .. })
+    }
+
+    /// Why it is on; None if it is off.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        match &*self.shared.state.lock() {
+            State::On { reason } => Some(reason.clone()),
+            State::Off { .. } => None,
+        }
+    }
+
+    /// Has `waker` woken by the trigger; at once if that was before.
+    pub fn on_stop(&self, waker: Waker) {
+        let mut state = self.shared.state.lock();
+        match &mut *state {
+            State::Off { wakers, .. } => wakers.push(waker),
+            State::On { .. } => {
+                drop(state);
+                waker.wake();
+            }
+        }
+    }
+
+    /// A channel on which nothing ever comes and that is disconnected by the trigger: for `select!`.
+    #[must_use]
+    pub fn receiver(&self) -> Receiver<Infallible> {
+        self.shared.receiver.clone()
+    }
+}

@@ -1,0 +1,185 @@
+//! A fixed number of threads that run jobs, of which slow ones hold at most half.
+//!
+//! Must never know: what a job is about, and which lock grants it carries.
+//!
+//! # The promise
+//!
+//! Jobs start in the order of their submission, except that quick ones pass slow ones that have to wait. A slow job waits
+//! only while half of the workers (at least one) run slow ones; a quick job waits only while all workers are busy. With
+//! more than one worker there is always one that no slow job may take. A worker outlives a panic of its job.
+
+use std::{
+    collections::VecDeque,
+    num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use crate::{
+    group::{Group, SpawnError, panic_text},
+    primitives::{Condvar, Mutex, PlainArc, wait},
+};
+
+/// What a worker runs.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// How long a job may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// What people do not notice.
+    Quick,
+    /// Anything else: formats, checks, waits for other programs or the network.
+    Slow,
+}
+
+/// The pool of workers. Clones are the same pool; it is closed when the last one is dropped.
+#[derive(Clone)]
+pub struct Workers {
+    handle: PlainArc<Handle>,
+}
+
+/// Ends the threads when nobody can submit any more. The threads have the board itself, not this.
+struct Handle {
+    board: PlainArc<Board>,
+}
+
+struct Board {
+    jobs: Mutex<Jobs>,
+    changed: Condvar,
+    slow_max: usize,
+}
+
+/// Unbounded, since a job may submit the next step of its own work: a bound would let workers wait for each other. What is in
+/// it is bounded by whoever submits: one job for each request that was let in.
+#[derive(Default)]
+struct Jobs {
+    quick: VecDeque<(u64, Job)>,
+    slow: VecDeque<(u64, Job)>,
+    slow_running: usize,
+    submitted: u64,
+    closed: bool,
+}
+
+impl Workers {
+    /// Starts `count` threads, named `worker-1`, `worker-2` …
+    ///
+    /// # Errors
+    /// One of them could not be started; those that were end again.
+    pub fn start(group: &Group, count: NonZeroUsize) -> Result<Workers, SpawnError> {
+        let board = PlainArc::new(Board {
+            jobs: Mutex::new(Jobs::default()),
+            changed: Condvar::new(),
+            slow_max: (count.get() / 2).max(1),
+        });
+        // From here on an early return drops the handle, which closes the board and thereby ends the threads.
+        let workers = Workers { handle: PlainArc::new(Handle { board: PlainArc::clone(&board) }) };
+        for number in 1..=count.get() {
+            let board = PlainArc::clone(&board);
+            group.spawn(&format!("worker-{number}"), move || {
+                board.work();
+                Ok(())
+            })?;
+        }
+        Ok(workers)
+    }
+
+    /// Queues a job.
+    ///
+    /// # Errors
+    /// The pool is closed; the job is handed back.
+    pub fn submit(&self, class: Class, job: Job) -> Result<(), Job> {
+        let board = &self.handle.board;
+        let mut jobs = board.jobs.lock();
+        if jobs.closed {
+            return Err(job);
+        }
+        jobs.submitted += 1;
+        let number = jobs.submitted;
+        match class {
+            Class::Quick => jobs.quick.push_back((number, job)),
+            Class::Slow => jobs.slow.push_back((number, job)),
+        }
+        drop(jobs);
+        // Not lost: a worker looks at the queues and falls asleep under one hold of the mutex, so it either sees this job or
+        // is asleep by now. One is enough, since any worker may take this job; if the class is at its limit, the one woken
+        // sleeps again and the end of a slow job wakes the next.
+        board.changed.notify_one();
+        Ok(())
+    }
+
+    /// Takes no more jobs. Those in the queue are still run; then the threads end.
+    pub fn close(&self) {
+        self.handle.board.close();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.board.close();
+    }
+}
+
+impl Board {
+    fn close(&self) {
+        self.jobs.lock().closed = true;
+        // All: each has to see it. Not lost, for the reason given in `submit`.
+        self.changed.notify_all();
+    }
+
+    /// The life of a worker.
+    fn work(&self) {
+        while let Some((class, job)) = self.next() {
+            // A job is expected to catch its own panics, where it is known what to answer. This catch is for the pool:
+            // other jobs must not lose their worker. Nothing is shared with the job but what it brought along.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
+                log::error!("a job panicked: {}", panic_text(panic.as_ref()));
+            }
+            if class == Class::Slow {
+                self.slow_ended();
+            }
+        }
+    }
+
+    /// The next job that may be run, in the order of submission; None when there will be no more.
+    fn next(&self) -> Option<(Class, Job)> {
+        let mut jobs = self.jobs.lock();
+        loop {
+            if let Some(found) = jobs.take(self.slow_max) {
+                return Some(found);
+            }
+            // When slow jobs are left they wait for the end of others, whose workers then take them on; nobody else is needed.
+            if jobs.closed {
+                return None;
+            }
+            jobs = wait(&self.changed, jobs);
+        }
+    }
+
+    fn slow_ended(&self) {
+        let mut jobs = self.jobs.lock();
+        jobs.slow_running -= 1;
+        let more = !jobs.slow.is_empty();
+        drop(jobs);
+        if more {
+            // This worker looks for work next, but may find an older quick job; so another one is told that a slow job may run.
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Jobs {
+    /// The oldest job that may be run.
+    fn take(&mut self, slow_max: usize) -> Option<(Class, Job)> {
+        let quick = self.quick.front().map(|(number, _)| *number);
+        let slow = self.slow.front().map(|(number, _)| *number).filter(|_| self.slow_running < slow_max);
+        let slow_first = match (quick, slow) {
+            (Some(quick), Some(slow)) => slow < quick,
+            (quick, _) => quick.is_none(),
+        };
+        if slow_first && slow.is_some() {
+            self.slow_running += 1;
+            self.slow.pop_front().map(|(_, job)| (Class::Slow, job))
+        } else {
+            self.quick.pop_front().map(|(_, job)| (Class::Quick, job))
+        }
+    }
+}
