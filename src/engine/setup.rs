@@ -7,21 +7,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     engine::{
-        bda::Choose,
+        bda::{self, Choose},
         claims::Claim,
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout,
         mdv::{Journal, Mdv, Pending},
-        metadata::{self, FilesystemRecord, PoolMetadata},
+        metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
         name::Name,
         plan::sizes,
         pool::{self, Filesystem, Member, Pool},
-        registry::DeviceSet,
+        registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next},
-        stack::{Ensured, Shape, Stack, ensure_device},
+        revert,
+        stack::{self, Ensured, Stack, ensure_device},
+        thin_status::{self, PoolStatus, State},
         undo::Rollback,
+        units::DataBlocks,
     },
     platform::{self, Platform, Program, dm::Visibility},
     view::Availability,
@@ -46,11 +49,32 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
     })
 }
 
-/// Sets a pool up on its devices, all of which are there.
+/// What becomes of a pool's cache tier when the pool is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheTier {
+    /// It is used as before.
+    Keep,
+    /// The pool goes on without it. Nothing is lost: every write goes to the data devices as well.
+    Drop,
+}
+
+/// Sets a pool up on its devices, all of which are there; those of the cache tier may be missing if it is to be dropped.
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
-pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, meta: PoolMetadata) -> Result<Pool> {
+pub(super) fn set_up(
+    platform: &dyn Platform,
+    uuid: PoolUuid,
+    set: &DeviceSet,
+    meta: PoolMetadata,
+    cache: CacheTier,
+) -> Result<Pool> {
+    let mut meta = meta;
+    let cache_dropped = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
+    let mut former = match cache {
+        CacheTier::Keep => Vec::new(),
+        CacheTier::Drop => drop_cache(&mut meta, set),
+    };
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
     if meta.is_encrypted() {
@@ -62,12 +86,11 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
-    let (pool, undo) = Rollback::new().guard(platform, |undo| {
-        let mut stack = Stack::new(uuid);
-        let mut meta = meta;
+    let (mut pool, undo) = Rollback::new().guard(platform, |undo| {
         // The mark is the whole size, so that an event comes early; it is set right when the pool is extended.
         let mark = sizes::blocks(layout::total(&meta.flex_devs.thin_data_dev));
-        let mut shape = pool::shape(version, &meta, &members, mark);
+        let mut stack = Stack::new(uuid);
+        let shape = pool::shape(version, &meta, &members, mark);
         for layer in shape.backstore() {
             stack.ensure(platform, &layer, undo)?;
         }
@@ -76,12 +99,15 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
         mdv.mount(&platform.dm_node(&stack.name(Role::Mdv)))?;
         let records = mdv.records()?;
-        let repaired = bring_up_thin_pool(platform, &mut stack, &mut shape, &mut meta, undo)?;
 
         let mut pool = Pool::new(uuid, name, version, meta, members, stack);
+        bring_up_thin_pool(platform, &mut pool, mark, undo)?;
         work_off_journal(platform, &mut pool, records, undo)?;
-        judge(&mut pool);
-        if repaired || pool.meta.needs_completion() {
+        judge(platform, &mut pool);
+        former.iter_mut().for_each(|found| disown(platform, found));
+        let completes = pool.meta.needs_completion() && pool.check_changes().is_ok();
+        // A cache that the pool has run without is out of date, so it must never be used again, whatever else is wrong.
+        if cache_dropped || completes {
             let limit = pool.fs_limit();
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.complete(limit);
@@ -91,10 +117,30 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         Ok(pool)
     })?;
     undo.forget();
-    let mut pool = pool;
     pool.confirm_members(platform);
     pool.refresh(platform);
+    for path in former.iter().map(|found| &found.device.path) {
+        if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
+            log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
+        }
+    }
     Ok(pool)
+}
+
+/// Takes the cache tier out of the metadata; gives those of its devices that are there.
+fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
+    let Some(tier) = meta.backstore.cache_tier.take() else { return Vec::new() };
+    let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
+    set.devices().filter(|found| listed.contains(&found.bda.header().device)).cloned().collect()
+}
+
+/// Marks a device as one that pool metadata does not name, before the metadata is written that does not name it: if it is
+/// not wiped afterwards, it must not stand in the way of the pool.
+fn disown(platform: &dyn Platform, found: &mut Found) {
+    let path = found.device.path.clone();
+    if let Err(error) = found.bda.set_flags(platform, &path, HeaderFlags::UNCOMMITTED) {
+        log::warn!("{} could not be marked as one that its pool gives up: {error}", path.display());
+    }
 }
 
 fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
@@ -109,37 +155,33 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .collect()
 }
 
-/// Brings up the thin pool and its two devices; gives whether its metadata was repaired, so that the swap is recorded.
-fn bring_up_thin_pool(
-    platform: &dyn Platform,
-    stack: &mut Stack,
-    shape: &mut Shape,
-    meta: &mut PoolMetadata,
-    undo: &mut Rollback,
-) -> Result<bool> {
-    stack.ensure(platform, &shape.thin_meta(), undo)?;
-    let runs = platform.dm_find(&stack.name(Role::ThinPool))?.is_some();
-    let node = platform.dm_node(&stack.name(Role::ThinMeta));
+/// Brings up the thin pool and its two devices. `mark` is its low water mark.
+fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, mark: DataBlocks, undo: &mut Rollback) -> Result<()> {
+    pool.ensure(platform, &pool.shape(mark).thin_meta(), undo)?;
+    let runs = platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_some();
+    let node = platform.dm_node(&pool.stack.name(Role::ThinMeta));
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
     let damage = match runs {
         true => None,
         false => platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]).err(),
     };
-    let repaired = damage.is_some();
     if let Some(error) = damage {
-        log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
-        stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
-        let spare = platform.dm_node(&stack.name(Role::ThinMetaSpare));
+        log::warn!("pool {}: the thin pool's metadata is damaged ({error}); repairing it into the spare", pool.name());
+        pool.ensure(platform, &pool.shape(mark).thin_meta_spare(), undo)?;
+        let spare = platform.dm_node(&pool.stack.name(Role::ThinMetaSpare));
         platform.run(Program::ThinRepair, &["-i", &node.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
-        stack.remove(platform, Role::ThinMeta)?;
-        stack.remove(platform, Role::ThinMetaSpare)?;
-        std::mem::swap(&mut shape.thin_meta, &mut shape.thin_meta_spare);
-        std::mem::swap(&mut meta.flex_devs.thin_meta_dev, &mut meta.flex_devs.thin_meta_dev_spare);
-        stack.ensure(platform, &shape.thin_meta(), undo)?;
+        pool.stack.remove(platform, Role::ThinMeta)?;
+        pool.stack.remove(platform, Role::ThinMetaSpare)?;
+        // Before the thin pool writes to what has been repaired: the next repair must not take the damaged one for it.
+        pool.commit(platform, Choose::Some(platform.random()), |meta| {
+            let flex = &mut meta.flex_devs;
+            std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
+            Ok(())
+        })?;
+        pool.ensure(platform, &pool.shape(mark).thin_meta(), undo)?;
     }
-    stack.ensure(platform, &shape.thin_data(), undo)?;
-    stack.ensure(platform, &shape.thin_pool(), undo)?;
-    Ok(repaired)
+    pool.ensure(platform, &pool.shape(mark).thin_data(), undo)?;
+    pool.ensure(platform, &pool.shape(mark).thin_pool(), undo)
 }
 
 /// Takes back what was being created and completes what was being destroyed when the last daemon ended, then sets up the
@@ -166,19 +208,32 @@ fn work_off_journal(
                     finish_destroy(platform, pool, doomed, &mut records)?;
                 }
             }
+            // Ends its entry itself, or leaves it for the next set-up.
+            Journal::Revert(revert) => {
+                revert::finish(platform, pool, &mut records, revert, undo);
+                continue;
+            }
         }
         mdv.end(&entry)?;
     }
+    revert::carry_out(platform, pool, &mut records, undo)?;
     for record in records {
         pool.note_thin_id(record.thin_id);
-        let (uuid, name) = (record.uuid, record.name.clone());
-        if let Err(error) = set_up_filesystem(platform, pool, record, undo) {
-            log::error!("filesystem {name} ({uuid}) of pool {} is left out: {}", pool.name(), error.sentence());
+        let again = record.clone();
+        let set_up = set_up_filesystem(platform, pool, record, undo)
+            // Once more: what is left out stays away from its user until the pool is next set up.
+            .or_else(|_| set_up_filesystem(platform, pool, again.clone(), undo));
+        if let Err(error) = set_up {
+            // Its name and its snapshots are taken all the same, so nothing may be made that could collide with them.
+            let (name, what) = (again.name, error.sentence());
+            let reason = format!("filesystem {name} ({}) could not be set up and is left out: {what}", again.uuid);
+            pool.restrict(Availability::NoRequests, reason);
         }
     }
     Ok(())
 }
 
+/// Brings a filesystem up and takes it into the pool, which may have it already.
 fn set_up_filesystem(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -244,29 +299,80 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
     }
 }
 
-/// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12).
-fn judge(pool: &mut Pool) {
+/// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12), or whose thin pool
+/// is not well.
+fn judge(platform: &dyn Platform, pool: &mut Pool) {
     if let Err(error) = super::ops::check_sector_sizes(pool) {
         pool.restrict(Availability::NoPoolChanges, error.sentence());
     }
+    judge_thin_pool(platform, pool);
 }
 
-/// Takes a pool's stack down, from the top (`spec/engine/storage-stack.md` §10.3). Filesystems have been removed before.
+/// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
+/// what can still be read is its users' only copy.
+pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
+    let Ok(lines) = platform.dm_status(&Role::ThinPool.name(pool.uuid())) else { return };
+    let text = lines.first().map_or("", String::as_str);
+    let needs_check = PoolStatus::parse(text).is_some_and(|status| status.needs_check);
+    let (level, what) = match thin_status::state(text) {
+        Some(State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
+        Some(State::ReadOnly) => (Availability::NoRequests, "the metadata of its thin pool could not be written"),
+        _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),
+        _ => return,
+    };
+    pool.restrict(level, format!("{what}; stop the pool and start it again, which checks and repairs its metadata"));
+}
+
+/// Takes a pool's whole stack down, from the top. Filesystems have been removed before.
 ///
 /// # Errors
 /// When a device is busy; what was taken down before stays down.
 pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
-    for role in [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare] {
-        stack.remove(platform, role)?;
-    }
-    Mdv::new(platform, uuid).unmount()?;
-    for role in [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub] {
-        stack.remove(platform, role)?;
-    }
-    Ok(())
+    take_thin_pool_down(platform, stack)?;
+    take_backstore_down(platform, stack, uuid)
 }
 
-/// Brings a pool's stack up again after a take-down that failed half way.
+/// Removes the devices of a pool's filesystems.
+///
+/// # Errors
+/// When one is busy; those removed before stay removed.
+pub(super) fn take_filesystems_down(platform: &dyn Platform, pool: &Pool) -> Result<()> {
+    pool.filesystems.keys().try_for_each(|id| stack::remove_if_up(platform, &pool.thin_name(*id)))
+}
+
+/// The first part of [`take_down`] (`spec/engine/storage-stack.md` §10.3): what the kernel writes to.
+///
+/// # Errors
+/// As there.
+pub(super) fn take_thin_pool_down(platform: &dyn Platform, stack: &mut Stack) -> Result<()> {
+    let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare];
+    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
+}
+
+/// The second part: what is left.
+///
+/// # Errors
+/// As there.
+pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
+    Mdv::new(platform, uuid).unmount()?;
+    let roles = [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub];
+    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
+}
+
+/// Takes down whatever is up of a pool that does not run.
+///
+/// # Errors
+/// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
+pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
+    let filesystems =
+        platform.dm_list()?.into_iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid));
+    for device in filesystems {
+        platform.dm_remove(&device.name)?;
+    }
+    take_down(platform, &mut Stack::new(uuid), uuid)
+}
+
+/// Brings a pool's stack and its filesystems up again after a take-down that failed half way.
 ///
 /// # Errors
 /// When that fails too.
@@ -275,21 +381,23 @@ pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result
     let layers =
         shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
     let mut undo = Rollback::new();
-    for layer in layers {
-        pool.stack.ensure(platform, &layer, &mut undo)?;
-    }
+    let up = layers.into_iter().try_for_each(|layer| pool.ensure(platform, &layer, &mut undo)).and_then(|()| {
+        let filesystems: Vec<Filesystem> = pool.filesystems.values().cloned().collect();
+        filesystems.into_iter().try_for_each(|found| set_up_filesystem(platform, pool, found.record, &mut undo))
+    });
+    // What is up stays up: it is what should be there.
     undo.forget();
-    Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
-    Ok(())
+    up?;
+    Ok(Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?)
 }
 
-/// Whether any device-mapper device of the pool is up, filesystems not counted.
+/// Whether any device-mapper device of the pool is up, filesystems not counted: they cannot be without the others.
 pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     match platform.dm_list() {
         Ok(list) => Role::ALL.iter().any(|role| list.iter().any(|device| device.name == role.name(pool))),
         Err(error) => {
-            log::warn!("could not list device-mapper devices: {error}");
-            false
+            log::warn!("could not list device-mapper devices, looking for each by name: {error}");
+            Role::ALL.iter().any(|role| matches!(platform.dm_find(&role.name(pool)), Ok(Some(_))))
         }
     }
 }

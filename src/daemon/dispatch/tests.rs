@@ -34,6 +34,7 @@ impl Toy {
             volume_key_loaded: false,
             last_reencrypt: None,
             availability: Availability::Full,
+            restriction: None,
             has_cache: false,
             fs_limit: 0,
             overprovisioning: true,
