@@ -10,9 +10,8 @@ use crate::{
     },
     engine::{
         ids::{FsUuid, PoolUuid},
-        metadata::{IntegritySpec, JOURNAL_UNIT, TagSpec},
         name::{Name, NameError},
-        ops::NewFilesystem,
+        ops::{IntegritySpec, JOURNAL_UNIT, NewFilesystem, TagSpec},
         units::{Bytes, SECTOR, Sectors},
     },
 };

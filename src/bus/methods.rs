@@ -18,9 +18,8 @@ use crate::{
     engine::{
         Error,
         ids::{DevUuid, FsUuid, PoolUuid},
-        metadata::{IntegritySpec, MetadataVersion, TagSpec},
         name::Name,
-        ops::{self, NewPool},
+        ops::{self, IntegritySpec, MetadataVersion, NewPool, TagSpec},
         request::Next,
     },
 };
