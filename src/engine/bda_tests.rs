@@ -222,7 +222,8 @@ fn a_new_device_is_read_back() {
     let machine = Machine::default();
     assert_eq!(load(&machine).unwrap(), None);
     let bda = Bda::initialize(&machine, disk(), header()).unwrap();
-    assert_eq!(load(&machine).unwrap(), Some(bda.clone()));
+    let read = load(&machine).unwrap().unwrap();
+    assert_eq!((read.header, read.mda, read.last_tried), (bda.header, bda.mda, bda.last_tried));
     assert_eq!((bda.last_update(), bda.capacity(), bda.header()), (None, 260_064, &header()));
     assert_eq!(bda.read_json(&machine, disk()).unwrap(), None);
     let contents = machine.contents();
@@ -302,7 +303,7 @@ fn a_save_survives_power_cuts() {
 fn the_order_header_first_would_not_survive() {
     let before = saved(2);
     let steps = steps_of(&before, |machine, bda| bda.save(machine, disk(), &json(3), at(3)).unwrap());
-    let [json, _, header, ..] = &steps[..] else { panic!("{steps:?}") };
+    let [Step::Flush, json, _, header, ..] = &steps[..] else { panic!("{steps:?}") };
     let mut unreadable = 0;
     after_power_cuts(&before, &[header.clone(), json.clone(), Step::Flush], |state| {
         let machine = Machine::holding(state.clone());
@@ -452,6 +453,32 @@ fn damaged_metadata_is_an_error_and_not_a_foreign_device() {
     assert!(matches!(load(&machine), Err(BdaError::Mda { .. })));
 }
 
+/// Found by `nothing_acknowledged_is_ever_lost`: two saves whose headers stayed in the disk's cache, because the flush
+/// after them failed, left both pairs with one region overwritten; then a third save was cut off. Hence the flush
+/// before a save that follows a failed one.
+#[test]
+fn two_failed_flushes_and_a_power_cut_lose_nothing() {
+    // The step that makes the header durable is the fourth, or the fifth where the save began with a flush.
+    let failures = [[4, 4], [4, 5], [5, 4], [5, 5]];
+    for (failures, last) in failures.into_iter().flat_map(|failures| [(failures, 2), (failures, 3)]) {
+        let machine = Machine::holding(saved(2));
+        let mut bda = load(&machine).unwrap().unwrap();
+        for (i, step) in failures.into_iter().chain([last]).enumerate() {
+            machine.with(disk(), |device| device.fail_at = Some(device.steps + step));
+            bda.save(&machine, disk(), &json(3 + i as u64), at(3 + i as u64)).unwrap_err();
+        }
+        let (durable, unflushed) = machine.with(disk(), |device| (device.durable.clone(), device.unflushed.clone()));
+        for subset in 0..1 << unflushed.len() {
+            machine.with(disk(), |device| {
+                (device.durable, device.unflushed) = (durable.clone(), unflushed.clone());
+                device.cut(subset);
+            });
+            let found = read(&machine.contents()).expect("two generations were saved");
+            assert!((2..=5).any(|i| found == json(i)));
+        }
+    }
+}
+
 // ---- several devices ----
 
 struct Pool {
@@ -576,6 +603,7 @@ fn the_newest_or_nothing() {
 enum Turn {
     Save(usize),
     Fail(usize, usize),
+    Kill(usize, usize),
     Cut(usize, usize, u64),
 }
 
@@ -583,13 +611,14 @@ fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let turn = prop_oneof![
         (1..3000_usize).prop_map(Turn::Save),
         (1..3000_usize, 1..7_usize).prop_map(|(length, step)| Turn::Fail(length, step)),
+        (1..3000_usize, 1..7_usize).prop_map(|(length, step)| Turn::Kill(length, step)),
         (1..3000_usize, 1..7_usize, any::<u64>()).prop_map(|(length, step, subset)| Turn::Cut(length, step, subset)),
     ];
     prop::collection::vec(turn, 1..12)
 }
 
 proptest! {
-    /// Saves, failures and power cuts in any order, a failed call's writes still in the disk's cache during the next:
+    /// Saves, failures, kills and power cuts in any order, a failed call's writes still in the disk's cache during the next:
     /// what is read is the last that was saved, or something tried after it, and after a power cut it stays so.
     #[test]
     fn nothing_acknowledged_is_ever_lost(turns in turns()) {
@@ -597,10 +626,10 @@ proptest! {
         let mut bda = load(&machine).unwrap().unwrap();
         let mut possible: Vec<Option<Vec<u8>>> = vec![None];
         for (i, turn) in turns.into_iter().enumerate() {
-            let (Turn::Save(length) | Turn::Fail(length, _) | Turn::Cut(length, ..)) = turn;
+            let (Turn::Save(length) | Turn::Fail(length, _) | Turn::Kill(length, _) | Turn::Cut(length, ..)) = turn;
             let json: Vec<u8> = (0..length).map(|at| (at * 7 + i) as u8).collect();
             let fail = |step| machine.with(disk(), |device| device.fail_at = Some(device.steps + step));
-            if let Turn::Fail(_, step) | Turn::Cut(_, step, _) = turn {
+            if let Turn::Fail(_, step) | Turn::Kill(_, step) | Turn::Cut(_, step, _) = turn {
                 fail(step);
             }
             let result = bda.save(&machine, disk(), &json, at(i as u64 + 1));
@@ -611,6 +640,8 @@ proptest! {
             possible.push(Some(json));
             if let Turn::Cut(.., subset) = turn {
                 machine.with(disk(), |device| device.cut(subset));
+            }
+            if matches!(turn, Turn::Cut(..) | Turn::Kill(..)) {
                 bda = load(&machine).unwrap().unwrap();
             }
             let found = load(&machine).unwrap().unwrap().read_json(&machine, disk()).unwrap();
