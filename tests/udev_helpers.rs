@@ -12,7 +12,10 @@ const DECODE: &str = env!("CARGO_BIN_EXE_stratis-base32-decode");
 // These tests are about programs; there is no other way to run them.
 #[allow(clippy::disallowed_methods)]
 fn run(program: &str, arguments: &[&[u8]]) -> Output {
-    Command::new(program).args(arguments.iter().map(|bytes| OsStr::from_bytes(bytes))).output().unwrap()
+    Command::new(program)
+        .args(arguments.iter().map(|bytes| OsStr::from_bytes(bytes)))
+        .output()
+        .expect("the helper can be started")
 }
 
 #[track_caller]

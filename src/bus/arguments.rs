@@ -10,9 +10,8 @@ use crate::{
     },
     engine::{
         ids::{FsUuid, PoolUuid},
-        metadata::{IntegritySpec, JOURNAL_UNIT, TagSpec},
         name::{Name, NameError},
-        ops::NewFilesystem,
+        ops::{IntegritySpec, JOURNAL_UNIT, NewFilesystem, TagSpec},
         units::{Bytes, SECTOR, Sectors},
     },
 };
@@ -104,12 +103,11 @@ fn parse_size(what: &'static str, text: String) -> Result<u128> {
 fn size_of(what: &'static str, name: &Name, bytes: u128) -> Result<Sectors> {
     let name = || name.clone();
     match Bytes(bytes).sectors() {
-        Some(_) if bytes % u128::from(SECTOR) != 0 && bytes <= SIZE_MAX.0 => {
-            Err(ArgumentError::NotSectors { what, name: name(), bytes })
-        }
-        Some(size) if bytes <= SIZE_MAX.0 && size >= FILESYSTEM_MIN => Ok(size),
-        Some(_) if bytes <= SIZE_MAX.0 => Err(ArgumentError::SizeTooSmall { what, name: name(), bytes }),
-        _ => Err(ArgumentError::SizeTooLarge { what, name: name(), bytes }),
+        None => Err(ArgumentError::SizeTooLarge { what, name: name(), bytes }),
+        Some(_) if bytes > SIZE_MAX.0 => Err(ArgumentError::SizeTooLarge { what, name: name(), bytes }),
+        Some(_) if !bytes.is_multiple_of(SECTOR.into()) => Err(ArgumentError::NotSectors { what, name: name(), bytes }),
+        Some(size) if size < FILESYSTEM_MIN => Err(ArgumentError::SizeTooSmall { what, name: name(), bytes }),
+        Some(size) => Ok(size),
     }
 }
 
@@ -216,7 +214,7 @@ pub fn integrity(
     let usual = IntegritySpec::default();
     let journal_size = match journal_bytes {
         None => usual.journal_size,
-        Some(bytes) if u128::from(bytes) % JOURNAL_UNIT.0 == 0 => Sectors(bytes / SECTOR),
+        Some(bytes) if u128::from(bytes).is_multiple_of(JOURNAL_UNIT.0) => Sectors(bytes / SECTOR),
         Some(bytes) => return Err(ArgumentError::Journal { bytes }),
     };
     Ok(IntegritySpec {

@@ -10,8 +10,7 @@
 //! Knows nothing of what the messages say.
 
 use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -26,6 +25,7 @@ use crate::bus::{
     Error,
     message::{NotAMessage, Outgoing},
 };
+use crate::platform::linux::descriptors;
 
 /// Bytes that may wait in the library for the socket to take them before no more calls are read, and no more lists
 /// built. Small change is not held up by it: it is what the bus has left lying of some large lists.
@@ -75,7 +75,7 @@ impl Connection {
 
     fn new(mut channel: Channel) -> Result<Connection, Error> {
         channel.set_watch_enabled(true);
-        let socket = duplicate(&channel).map_err(Error::Wait)?;
+        let socket = descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?;
         let waker = Waker::new().map_err(Error::Wait)?;
         Ok(Connection { channel, socket, waker, backlog: Mutex::default(), drained: Condvar::new() })
     }
@@ -204,16 +204,6 @@ impl Connection {
             _ => Err(refused("another program has it; stop that one first".to_owned())),
         }
     }
-}
-
-/// The one thing that the crate offers as a bare number only; this is the only place outside `platform/linux` that needs
-/// `unsafe` for it.
-#[allow(unsafe_code)]
-fn duplicate(channel: &Channel) -> io::Result<OwnedFd> {
-    // SAFETY: the descriptor is the channel's own and open: the channel has just been made, nobody else has it yet to
-    // disconnect it, and the borrow ends with this call.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(channel.watch().fd) };
-    borrowed.try_clone_to_owned()
 }
 
 fn text(error: &dbus::Error) -> String {

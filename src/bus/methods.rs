@@ -18,9 +18,8 @@ use crate::{
     engine::{
         Error,
         ids::{DevUuid, FsUuid, PoolUuid},
-        metadata::{IntegritySpec, MetadataVersion, TagSpec},
         name::Name,
-        ops::{self, NewPool},
+        ops::{self, IntegritySpec, MetadataVersion, NewPool, TagSpec},
         request::Next,
     },
 };
@@ -135,8 +134,12 @@ fn create_pool(
     if !mechanisms.is_empty() {
         return Ok(Work::Now(Outcome::NotYet));
     }
-    let (integrity, version) = (integrity()?, MetadataVersion::V2);
-    let new = NewPool { name: Name::new(&name)?, integrity, version, devices: paths(devices) };
+    let new = NewPool {
+        name: Name::new(&name)?,
+        integrity: integrity()?,
+        devices: paths(devices),
+        version: MetadataVersion::V2,
+    };
     Ok(chain(ops::create_pool(new), |created| {
         let (pool, devices) = created?;
         Some(changed_later(move |tree| {

@@ -8,7 +8,6 @@ use std::{path::Path, sync::Arc};
 use crate::{
     bus::{INTERFACE_LEVEL, wire::Value},
     engine::{ids::PoolUuid, name::Name, units::Sectors},
-    platform::filesystem_link,
     view::{Device, Encryption, Filesystem, Pool, StoppedPool, Tier, View},
 };
 
@@ -263,7 +262,7 @@ pub(super) fn filesystem_name(object: &FilesystemObject) -> Value {
 }
 
 pub(super) fn filesystem_node(object: &FilesystemObject) -> Value {
-    path(&filesystem_link(&object.pool_name, &object.filesystem.name))
+    path(&object.filesystem.name.link_in(&object.pool_name))
 }
 
 pub(super) fn filesystem_pool(object: &FilesystemObject) -> Value {

@@ -70,7 +70,7 @@ impl From<CallError> for Answer {
 }
 
 /// What becomes of a call.
-enum Response {
+pub(super) enum Response {
     /// It is answered now.
     Answer(Answer),
     /// The engine is needed.
@@ -192,7 +192,7 @@ impl Reader {
     }
 }
 
-fn respond(message: &Message, tree: &Tree) -> Result<Response, CallError> {
+pub(super) fn respond(message: &Message, tree: &Tree) -> Result<Response, CallError> {
     let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
     let (path, interface, member) = (message.path(), message.interface(), message.member());
     let (path, method) = (text(path.as_deref()), text(member.as_deref()));

@@ -68,7 +68,10 @@ impl Interface {
     pub fn parse(name: &str) -> Option<Interface> {
         let (word, revision) = name.strip_prefix(PREFIX)?.split_once(".r")?;
         let kind = Kind::EVERY.into_iter().find(|kind| kind.word() == word)?;
-        let revision = ALL.into_iter().find(|number| number.to_string() == revision)?;
+        // Exactly as we write them: `r+1` and `r01` are others.
+        let is_canonical =
+            revision.starts_with(|c: char| c.is_ascii_digit()) && (revision.len() == 1 || !revision.starts_with('0'));
+        let revision = revision.parse().ok().filter(|number| is_canonical && ALL.contains(number))?;
         Some(Interface { kind, revision })
     }
 

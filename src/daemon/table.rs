@@ -114,10 +114,10 @@ impl<'a, P: Resident> WriteTable<'a, P> {
     /// Restricts every pool that the step could change, since it did not come to its end.
     pub(super) fn restrict_touched(&mut self) {
         for done in &self.done {
-            if let Done::Touched(uuid) = done
-                && let Some(pool) = self.guard.get_mut(&Target::Key(*uuid))
-            {
-                pool.restrict();
+            if let Done::Touched(uuid) = done {
+                if let Some(pool) = self.guard.get_mut(&Target::Key(*uuid)) {
+                    pool.restrict();
+                }
             }
         }
     }

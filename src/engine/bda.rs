@@ -96,6 +96,9 @@ pub struct Bda {
     header_unsure: bool,
     /// `None` after a write that failed: what is on disk must be read before anything is written over it.
     mda: Option<Mda>,
+    /// What is read may still be in the disk's cache: written by a call that failed, or by a daemon that was killed.
+    /// It must be durable before the only other generation is written over.
+    unflushed: bool,
     /// The latest time given to metadata of the device, also to such as could not be written.
     last_tried: Option<Timestamp>,
 }
@@ -108,7 +111,7 @@ impl Bda {
     pub fn load<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Result<Option<Bda>> {
         let Some(header) = load_header(disks, path, repair)? else { return Ok(None) };
         let mda = load_mda(disks, path, &header)?;
-        Ok(Some(Bda { header, header_unsure: false, mda: Some(mda), last_tried: mda.last_update() }))
+        Ok(Some(Bda { header, header_unsure: false, mda: Some(mda), unflushed: true, last_tried: mda.last_update() }))
     }
 
     /// Makes a Stratis device: an empty metadata area first, then the header, so that a device never shows a header
@@ -122,7 +125,7 @@ impl Bda {
         let mut steps = Mda::plan_initialize(layout);
         steps.extend(header::plan_initialize(&header));
         carry_out(disks, path, &steps)?;
-        Ok(Bda { header, header_unsure: false, mda: Some(Mda::empty(layout)), last_tried: None })
+        Ok(Bda { header, header_unsure: false, mda: Some(Mda::empty(layout)), unflushed: false, last_tried: None })
     }
 
     /// The header.
@@ -160,7 +163,10 @@ impl Bda {
         let plan = mda.plan_write(json, stamp).map_err(|source| mda_error(path, source))?;
         self.last_tried = self.last_tried.max(Some(stamp));
         self.mda = None;
-        carry_out(disks, path, &plan.steps)?;
+        let first = self.unflushed.then_some(Step::Flush);
+        self.unflushed = true;
+        carry_out(disks, path, first.iter().chain(&plan.steps))?;
+        self.unflushed = false;
         mda.written(&plan);
         self.mda = Some(mda);
         Ok(())
@@ -345,9 +351,9 @@ fn mda_error(path: &Path, source: MdaError) -> BdaError {
     BdaError::Mda { path: path.to_owned(), source }
 }
 
-fn carry_out<D: Disks + ?Sized>(disks: &D, path: &Path, steps: &[Step]) -> Result<()> {
+fn carry_out<'a, D: Disks + ?Sized>(disks: &D, path: &Path, steps: impl IntoIterator<Item = &'a Step>) -> Result<()> {
     let steps: Vec<WriteStep<'_>> = steps
-        .iter()
+        .into_iter()
         .map(|step| match step {
             Step::At(offset, bytes) => WriteStep::At(*offset, bytes),
             Step::Flush => WriteStep::Flush,

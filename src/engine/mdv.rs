@@ -157,14 +157,13 @@ impl<'a> Mdv<'a> {
         Ok(self.platform.replace_file(&format!("{}/{file}", self.journal_directory()), &bytes)?)
     }
 
-    /// Removes an entry of the journal, durably.
+    /// Removes an entry of the journal, durably. Tried twice, because what it would be worked off for has been done.
     ///
     /// # Errors
     /// When the volume cannot be written; the entry is then worked off at the next set-up.
     pub fn end(&self, entry: &Journal) -> platform::Result<()> {
-        match entry.file() {
-            Some(file) => self.platform.remove_file(&format!("{}/{file}", self.journal_directory())),
-            None => Ok(()),
-        }
+        let Some(file) = entry.file() else { return Ok(()) };
+        let path = format!("{}/{file}", self.journal_directory());
+        self.platform.remove_file(&path).or_else(|_| self.platform.remove_file(&path))
     }
 }

@@ -3,7 +3,12 @@
 //! The rules are those of `spec/engine/engine-behaviour.md` section 3, in the order of `dbus-api.md` §7.1:
 //! a name must be usable unchanged as one component of a link that udev makes.
 
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::{
+    borrow::Borrow,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Longest name, in bytes of UTF-8.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -75,6 +80,12 @@ impl Name {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The link through which users reach the filesystem of this name in a pool
+    /// (`spec/tools/system-integration.md` §1.1).
+    pub fn link_in(&self, pool: &Name) -> PathBuf {
+        Path::new("/dev/stratis").join(pool.as_str()).join(self.as_str())
     }
 }
 

@@ -237,7 +237,7 @@ impl Pool {
         let members: Vec<(StaticHeader, Option<String>)> = admitted
             .iter()
             .filter_map(|uuid| self.members.get(uuid))
-            .map(|member| (member.bda.header().clone(), member.device.wwn.clone()))
+            .map(|member| (*member.bda.header(), member.device.wwn.clone()))
             .collect();
         self.commit(platform, Choose::Everywhere, |meta| {
             let new = |(header, wwn): &'_ (StaticHeader, Option<String>)| -> Result<()> {

@@ -28,7 +28,7 @@ pub struct Found {
     /// Its area.
     pub bda: Bda,
     /// The newest pool metadata on it with its stamp, if it has any. `Err`: it has some that cannot be read.
-    pub metadata: Option<std::result::Result<(Timestamp, Arc<PoolMetadata>), String>>,
+    pub metadata: Option<Result<(Timestamp, Arc<PoolMetadata>), String>>,
 }
 
 impl Found {

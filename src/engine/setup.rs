@@ -57,7 +57,7 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         return Err(Error::Encrypted { pool: name });
     }
     let members = members(platform, set, &meta)?;
-    let headers: Vec<_> = members.values().map(|member| member.bda.header().clone()).collect();
+    let headers: Vec<_> = members.values().map(|member| *member.bda.header()).collect();
     metadata::pool::check_members(&meta, &headers)
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
@@ -120,9 +120,13 @@ fn bring_up_thin_pool(
     stack.ensure(platform, &shape.thin_meta(), undo)?;
     let runs = platform.dm_find(&stack.name(Role::ThinPool))?.is_some();
     let node = platform.dm_node(&stack.name(Role::ThinMeta));
-    let mut repaired = false;
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
-    if !runs && let Err(error) = platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
+    let damage = match runs {
+        true => None,
+        false => platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]).err(),
+    };
+    let repaired = damage.is_some();
+    if let Some(error) = damage {
         log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
         stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
         let spare = platform.dm_node(&stack.name(Role::ThinMetaSpare));
@@ -132,7 +136,6 @@ fn bring_up_thin_pool(
         std::mem::swap(&mut shape.thin_meta, &mut shape.thin_meta_spare);
         std::mem::swap(&mut meta.flex_devs.thin_meta_dev, &mut meta.flex_devs.thin_meta_dev_spare);
         stack.ensure(platform, &shape.thin_meta(), undo)?;
-        repaired = true;
     }
     stack.ensure(platform, &shape.thin_data(), undo)?;
     stack.ensure(platform, &shape.thin_pool(), undo)?;

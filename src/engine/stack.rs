@@ -247,14 +247,6 @@ impl Stack {
         Ok(ensured)
     }
 
-    /// Replaces the table of a layer that is up, holding its I/O back for the moment of the change.
-    ///
-    /// # Errors
-    /// When the kernel refuses; the old table is active then.
-    pub fn reload(&self, platform: &dyn Platform, layer: &Layer) -> Result<()> {
-        replace_table(platform, &self.name(layer.role), &self.table(&layer.make), Visibility::Private)
-    }
-
     /// Removes a layer if it is up.
     ///
     /// # Errors

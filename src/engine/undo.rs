@@ -34,11 +34,6 @@ impl Rollback {
         self.steps.push((what.into(), Box::new(|platform| undo(platform).map_err(Into::into))));
     }
 
-    /// Adds what another list remembers, as done after all in this one.
-    pub fn append(&mut self, mut other: Rollback) {
-        self.steps.append(&mut other.steps);
-    }
-
     /// The work is complete and stays.
     pub fn forget(mut self) {
         self.steps.clear();

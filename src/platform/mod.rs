@@ -151,13 +151,8 @@ pub struct Announcement {
 impl Announcement {
     /// The link that is to point to the device.
     pub fn link(&self) -> PathBuf {
-        filesystem_link(&self.pool_name, &self.name)
+        self.name.link_in(&self.pool_name)
     }
-}
-
-/// The link through which users reach a filesystem.
-pub fn filesystem_link(pool: &Name, filesystem: &Name) -> PathBuf {
-    Path::new("/dev/stratis").join(pool.as_str()).join(filesystem.as_str())
 }
 
 /// Links that udev has been asked for and may not have made yet.

@@ -19,7 +19,7 @@ use stratisd::{
         request::{Access, Granted, Mode, Next, PoolRef, Table},
         units::Sectors,
     },
-    platform::{Platform, filesystem_link, sim::Sim},
+    platform::{Platform, sim::Sim},
     view,
 };
 
@@ -151,7 +151,7 @@ impl Bench {
     /// Whether the link of a filesystem leads to its device.
     pub fn is_linked(&self, pool: &str, filesystem: &view::Filesystem) -> bool {
         let device = self.sim.dm_find(&dm_names::filesystem(self.id(pool), filesystem.uuid)).expect("the machine runs");
-        let link = filesystem_link(&name(pool), &filesystem.name);
+        let link = filesystem.name.link_in(&name(pool));
         device.is_some_and(|device| self.sim.link(&link) == Some(device.number))
     }
 

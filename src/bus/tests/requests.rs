@@ -1,1 +1,252 @@
+//! Calls and what is answered, without a bus: refusals that are made before the engine is asked, and the form of replies.
 
+use dbus::{Message, arg::AppendAll};
+
+use super::{is, plain, pool, values, with_filesystem};
+use crate::{
+    bus::{
+        job::{Caller, Failure},
+        message,
+        outcome::{Answer, Asked, Outcome, error_name, sentence},
+        reader::{Response, respond},
+        report,
+        table::{Interface, Kind, find_method, find_property},
+        tree::{Id, Tree},
+        wire::Value,
+    },
+    view::{StoppedPool, View},
+};
+
+/// A pool `p` with a filesystem, and a pool `q`: paths 0 to 2 and 3 to 4.
+fn two_pools() -> Tree {
+    super::tree(vec![is(&with_filesystem(pool(1, "p"), 5)), is(&pool(2, "q"))])
+}
+
+fn at(n: u64) -> dbus::Path<'static> {
+    format!("/org/storage/stratis3/{n}").into()
+}
+
+fn shown(answer: &Answer) -> String {
+    let caller = Caller { name: ":1.1".into(), serial: 1 };
+    let message = message::answer(&caller, answer).unwrap().message;
+    let arguments: Vec<_> = values(&message).iter().map(plain).collect();
+    match answer {
+        Answer::Return(_) => arguments.join(" "),
+        Answer::Error(name, _) => format!("{name} {}", arguments.join(" ")),
+    }
+}
+
+/// What is answered to the call; `a job` if the engine is asked.
+fn answer(path: &str, interface: &str, member: &str, arguments: impl AppendAll) -> String {
+    let path = format!("/org/storage/stratis3{path}");
+    let interface = format!("org.storage.stratis3.{interface}");
+    let mut message = Message::new_method_call(":1.1", path, interface, member).unwrap();
+    message.append_all(arguments);
+    match respond(&message, &two_pools()).unwrap() {
+        Response::Answer(answer) => shown(&answer),
+        Response::Job(..) => "a job".into(),
+        Response::List => "a list".into(),
+    }
+}
+
+type Keys = Vec<((bool, u32), &'static str)>;
+type Clevis = Vec<((bool, u32), &'static str, &'static str)>;
+
+fn create_pool(name: &str, keys: Keys, clevis: Clevis, (journal, tag): (Option<u64>, Option<&str>)) -> String {
+    let journal = (journal.is_some(), journal.unwrap_or(0));
+    let tag = (tag.is_some(), tag.unwrap_or(""));
+    let devices = vec!["/dev/a"];
+    answer("", "Manager.r9", "CreatePool", (name, devices, keys, clevis, journal, tag, (false, false)))
+}
+
+#[test]
+fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
+    let filler = "(false (/ [])) 1 ";
+    let bad_tag = (Some(4097), Some("64b"));
+    let refused = |text: String, expected: &str| {
+        assert!(text.starts_with(filler), "{text}");
+        assert!(text.contains(expected), "{text} does not say {expected}");
+    };
+    // Each call has all the mistakes of the later ones.
+    let slots = |slot: bool| vec![((slot, 1), "a;b"), ((slot, 1), "k")];
+    refused(create_pool("a b", slots(true), vec![((false, 0), "tang", "{bad")], bad_tag), "not JSON");
+    refused(create_pool("a b", slots(true), vec![], bad_tag), "token slot 1 is named twice");
+    refused(create_pool("a b", slots(false), vec![], bad_tag), "`64b`");
+    refused(create_pool("a b", slots(false), vec![], (Some(4097), None)), "`;`");
+    refused(create_pool("a b", vec![], vec![], (Some(4097), Some("0b"))), "the name `a b`");
+    refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4097 bytes is no multiple of 4096");
+    refused(create_pool("ab", vec![((false, 0), "k")], vec![], (None, None)), "not there yet");
+    refused(create_pool("ab", vec![((false, 0), "k"); 16], vec![], (None, None)), "16 ways");
+    assert_eq!(create_pool("ab", vec![], vec![], (Some(8192), Some("512b"))), "a job");
+}
+
+#[test]
+fn create_pool_in_its_older_forms() {
+    let none = ((false, ""), (false, ("", "")));
+    let devices = vec!["/dev/a"];
+    let r0 = |code: (bool, u16), encryption: ((bool, &str), (bool, (&str, &str)))| {
+        answer("", "Manager.r0", "CreatePool", ("n", code, devices.clone(), encryption.0, encryption.1))
+    };
+    assert_eq!(r0((false, 7), none), "a job");
+    assert_eq!(r0((true, 0), none), "a job");
+    assert!(r0((true, 1), none).starts_with("(false (/ [])) 1 '1 stands for no kind of redundancy"));
+    assert!(r0((false, 0), ((true, "k"), none.1)).contains("not there yet"));
+    assert!(r0((false, 0), (none.0, (true, ("tang", "{")))).contains("not JSON"));
+    assert_eq!(answer("", "Manager.r7", "CreatePool", ("n", devices.clone(), none.0, none.1)), "a job");
+}
+
+type Spec = (&'static str, (bool, &'static str), (bool, &'static str));
+
+#[test]
+fn sizes_of_filesystems() {
+    const NO: (bool, &str) = (false, "");
+    let create = |specs: Vec<Spec>| answer("/0", "pool.r6", "CreateFilesystems", (specs,));
+    let refused = |specs: Vec<Spec>, expected: &str| {
+        let text = create(specs);
+        assert!(text.starts_with("(false []) 1 '") && text.contains(expected), "{text} does not say {expected}");
+    };
+    assert_eq!(create(vec![]), "(false []) 0 'Ok'");
+    assert_eq!(create(vec![("f", NO, NO)]), "a job");
+    assert_eq!(create(vec![("f", (true, "+536870912"), (true, "536870912"))]), "a job");
+    assert_eq!(create(vec![("f", (true, "9444732965739290426880"), NO)]), "a job");
+    for text in ["abc", "", "-1", "1GiB", "340282366920938463463374607431768211456"] {
+        refused(vec![("f", (true, text), NO)], &format!("`{text}` is not a filesystem size;"));
+    }
+    refused(vec![("f", NO, (true, "x"))], "`x` is not a filesystem size limit");
+    // A size that cannot be read is told before anything else.
+    refused(vec![("a b", NO, NO), ("c", (true, "x"), NO)], "`x` is not a filesystem size");
+    refused(vec![("a b", NO, NO), ("c", NO, NO)], "2 filesystems were asked for");
+    refused(vec![("a b", (true, "1"), NO)], "the name `a b`");
+    refused(vec![("f", (true, "1073741825"), NO)], "no multiple of 512");
+    refused(vec![("f", (true, "536870400"), NO)], "less than 536870912");
+    refused(vec![("f", (true, "9444732965739290426881"), NO)], "larger than 9444732965739290426880");
+    refused(vec![("f", (true, "9444732965739290427392"), NO)], "larger than 9444732965739290426880");
+    refused(vec![("f", (true, "1073741824"), (true, "536870912"))], "less than its size");
+    refused(vec![("f", NO, (true, "536870912"))], "less than its size, 2147483648 sectors");
+    let r0 = |specs: Vec<(&str, (bool, &str))>| answer("/0", "pool.r0", "CreateFilesystems", (specs,));
+    assert_eq!(r0(vec![("f", NO)]), "a job");
+    assert!(r0(vec![("f", (true, "x"))]).contains("`x`"));
+}
+
+#[test]
+fn paths_in_arguments() {
+    let destroy = |paths: Vec<dbus::Path<'static>>| answer("/0", "pool.r9", "DestroyFilesystems", (paths,));
+    assert_eq!(destroy(vec![]), "(false []) 0 'Ok'");
+    // Unknown, and no filesystems.
+    assert_eq!(destroy(vec![at(99), at(0), at(2)]), "(false []) 0 'Ok'");
+    assert_eq!(destroy(vec![at(99), at(1)]), "a job");
+    assert_eq!(answer("/3", "pool.r9", "DestroyFilesystems", (vec![at(1)],)), "(false []) 0 'Ok'");
+
+    let snapshot = |pool: &str, path, name: &str| answer(pool, "pool.r9", "SnapshotFilesystem", (path, name));
+    assert_eq!(snapshot("/0", at(1), "s"), "a job");
+    assert!(snapshot("/0", at(99), "s").starts_with("(false /) 1 '/org/storage/stratis3/99 is not the object path"));
+    assert!(snapshot("/0", at(0), "s").contains("is not the object path of a filesystem"));
+    assert!(snapshot("/3", at(1), "s").contains("not in this pool but in p"));
+    assert!(snapshot("/0", at(1), "a b").contains("the name `a b`"));
+
+    let destroy = |path| answer("", "Manager.r9", "DestroyPool", (path,));
+    assert_eq!(destroy(at(0)), "a job");
+    assert!(destroy(at(99)).starts_with("(false '') 1 '"));
+    assert!(destroy(at(1)).contains("is not the object path of a pool"));
+}
+
+#[test]
+fn names_and_user_info() {
+    assert_eq!(answer("/0", "pool.r0", "SetName", ("x",)), "a job");
+    assert!(answer("/0", "pool.r0", "SetName", ("",)).starts_with("(false '') 1 'a name must not be empty"));
+    assert_eq!(answer("/1", "filesystem.r0", "SetName", ("x",)), "a job");
+    let zeros = "(false '00000000000000000000000000000000') 1 '";
+    assert!(answer("/1", "filesystem.r0", "SetName", ("a/b",)).starts_with(zeros));
+    assert_eq!(answer("/2", "blockdev.r2", "SetUserInfo", ((true, "here"),)), "a job");
+    assert_eq!(answer("/2", "blockdev.r2", "SetUserInfo", ((false, "a b"),)), "a job");
+    assert!(answer("/2", "blockdev.r2", "SetUserInfo", ((true, "a b"),)).starts_with(zeros));
+    assert_eq!(answer("/0", "pool.r9", "AddDataDevs", (Vec::<&str>::new(),)), "(false []) 0 'Ok'");
+    assert_eq!(answer("/0", "pool.r9", "AddDataDevs", (vec!["/dev/x"],)), "a job");
+}
+
+fn asked(kind: Kind, revision: u8, name: &str) -> Asked {
+    let interface = Interface { kind, revision };
+    let row = find_method(interface, name).or_else(|| find_property(interface, name)).unwrap();
+    Asked { row, interface }
+}
+
+#[test]
+fn outcomes_of_methods_are_result_code_and_text() {
+    let tree = two_pools();
+    let create = asked(Kind::Manager, 9, "CreatePool");
+    let told = |asked: Asked, outcome| shown(&asked.answer(outcome, &tree));
+    let later = Outcome::Done(Box::new(|tree| {
+        let path = Value::Path(tree.path(Id::Pool(super::pool_id(2))));
+        Value::Struct(vec![Value::Bool(true), Value::Struct(vec![path, Value::Array("o", vec![])])])
+    }));
+    assert_eq!(told(create, later), "(true (/org/storage/stratis3/3 [])) 0 'Ok'");
+    assert_eq!(told(create, Outcome::NoChange), "(false (/ [])) 0 'Ok'");
+    assert_eq!(told(create, Outcome::Refused("why".into())), "(false (/ [])) 1 'why'");
+    assert!(told(create, Outcome::NotYet).contains("Manager.r9.CreatePool is not there yet"));
+    assert!(told(create, create.failure(Failure::Panicked)).contains("fault of the daemon"));
+    let rename = asked(Kind::Filesystem, 0, "SetName");
+    assert_eq!(told(rename, Outcome::NoChange), "(false '00000000000000000000000000000000') 0 'Ok'");
+    // No result of its own.
+    assert!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::NotYet).starts_with("1 'Manager.r2.RefreshState"));
+    assert_eq!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::NoChange), "0 'Ok'");
+}
+
+#[test]
+fn refused_set_has_the_error_name_that_the_client_of_the_revision_knows() {
+    let tree = two_pools();
+    let error = |revision, outcome| match asked(Kind::Blockdev, revision, "UserInfo").answer(outcome, &tree) {
+        Answer::Error(name, _) => name,
+        Answer::Return(body) => panic!("{body:?}"),
+    };
+    assert_eq!(error(8, Outcome::Refused("why".into())), error_name::FAILED);
+    assert_eq!(error(9, Outcome::Refused("why".into())), error_name::REFUSED_SET_3_9_0);
+    assert_eq!(error(9, Outcome::NotYet), error_name::FAILED);
+    let set = asked(Kind::Blockdev, 9, "UserInfo").answer(Outcome::NoChange, &tree);
+    assert_eq!(set, Answer::Return(crate::bus::wire::Body::empty()));
+}
+
+#[test]
+fn an_error_is_one_sentence_and_nothing_is_said_twice() {
+    #[derive(Debug, thiserror::Error)]
+    enum Chain {
+        #[error("outer")]
+        Outer(#[source] Box<Chain>),
+        #[error("has inner in it")]
+        Quotes(#[source] Box<Chain>),
+        #[error("inner")]
+        Inner,
+    }
+    let chain = Chain::Outer(Box::new(Chain::Quotes(Box::new(Chain::Inner))));
+    assert_eq!(sentence(&chain), "outer: has inner in it");
+    assert_eq!(sentence(&Chain::Outer(Box::new(Chain::Inner))), "outer: inner");
+}
+
+#[test]
+fn reports_are_json() {
+    let mut view: View = two_pools().view;
+    let stopped = |n: u64| StoppedPool {
+        uuid: super::uuid(n),
+        name: Some(super::name("s")),
+        devices: vec![(format!("/dev/s{n}").into(), super::uuid(n * 16))],
+        metadata_version: Some(2),
+        features: None,
+        encryption: None,
+        partial: n == 9,
+    };
+    let pools = [7, 8, 9].map(stopped).into();
+    view.stopped = std::sync::Arc::new(crate::view::Stopped { version: 1, pools });
+    let report: serde_json::Value = serde_json::from_str(&report::engine_state(&view)).unwrap();
+    let of = |pointer: &str| report.pointer(pointer).unwrap_or_else(|| panic!("{report} has no {pointer}"));
+    assert_eq!(of("/pools/0/name"), "p");
+    assert_eq!(of("/pools/0/filesystems/0/size"), "2097152 sectors");
+    assert_eq!(of("/pools/0/filesystems/0/used"), "123 bytes");
+    assert_eq!(of("/pools/0/filesystems/0/origin"), "Not set");
+    assert_eq!(of("/pools/1/blockdevs/datadevs/0/path"), "/dev/d2000");
+    assert_eq!(of("/stopped_pools").as_array().map(Vec::len), Some(2));
+    assert_eq!(of("/partially_constructed_pools/0/pool_uuid"), "00000000-0000-0000-0000-000000000009");
+    assert_eq!(of("/name_to_pool_uuid_map/s").as_array().map(Vec::len), Some(3));
+    assert_eq!(of("/path_to_ids_map/~1dev~1s7/1"), "00000000-0000-0000-0000-000000000070");
+    let stopped = report::by_name("stopped_pools", &view).unwrap();
+    assert!(serde_json::from_str::<serde_json::Value>(&stopped).unwrap().get("pools").is_none());
+    assert!(report::by_name("engine_state_report", &view).is_err());
+}

@@ -31,7 +31,7 @@ fn alike(value: &Value, salt: u64) -> Value {
         Value::U64(v) => Value::U64(v.wrapping_mul(salt)),
         Value::Str(v) => Value::Str(format!("{v}{salt}")),
         Value::Struct(fields) => Value::Struct(fields.iter().map(|field| alike(field, salt)).collect()),
-        Value::Array(element, values) if salt % 3 == 0 => {
+        Value::Array(element, values) if salt.is_multiple_of(3) => {
             Value::Array(element, values.iter().skip(1).cloned().collect())
         }
         other => other.clone(),

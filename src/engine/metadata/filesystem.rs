@@ -5,9 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::engine::{ids::FsUuid, metadata::cut, units::Sectors};
+use crate::engine::{ids::FsUuid, metadata::write_cut, units::Sectors};
 
 /// Directory of the filesystems' records in the metadata volume.
 pub const FILESYSTEMS: &str = "filesystems";
@@ -130,10 +130,6 @@ pub fn check_records<'a>(records: impl IntoIterator<Item = &'a FilesystemRecord>
         }
     }
     Ok(())
-}
-
-fn write_cut<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(cut(text))
 }
 
 fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {

@@ -9,7 +9,7 @@ pub mod header;
 pub mod mda;
 pub mod pool;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 pub use self::{
     filesystem::{FilesystemRecord, PendingRecord},
@@ -120,6 +120,11 @@ const STORED_BYTES_MAX: usize = 255;
 fn cut(text: &str) -> &str {
     let end = (0..=text.len().min(STORED_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     &text[..end]
+}
+
+/// Writes a text that may be too long to be stored.
+fn write_cut<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(cut(text))
 }
 
 /// Little-endian numbers at fixed places of a block.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use self::check::{Broken, check, check_members};
 use crate::engine::{
     ids::DevUuid,
-    metadata::{IntegritySpec, MetadataVersion, cut},
+    metadata::{IntegritySpec, MetadataVersion, cut, write_cut},
     units::Sectors,
 };
 
@@ -268,11 +268,6 @@ impl PoolMetadata {
         let cache = self.backstore.cache_tier.iter().flat_map(|tier| &tier.blockdev.devs);
         self.backstore.data_tier.blockdev.devs.iter().chain(cache).map(|dev| dev.uuid)
     }
-}
-
-/// Writes a text that may be too long to be stored.
-fn write_cut<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(cut(text))
 }
 
 /// See [`write_cut`]; `None` is skipped before.

@@ -205,10 +205,10 @@ fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, i
 /// Reads the usage of a pool and its filesystems anew.
 pub fn check_pool(uuid: PoolUuid) -> Next<()> {
     Next::write(uuid, move |engine, granted| {
-        if let Ok(pool) = super::writable(granted, uuid)
-            && pool.check_changes().is_ok()
-        {
-            pool.refresh(engine.platform());
+        if let Ok(pool) = super::writable(granted, uuid) {
+            if pool.check_changes().is_ok() {
+                pool.refresh(engine.platform());
+            }
         }
         Next::Done(())
     })

@@ -111,10 +111,10 @@ fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDe
                 return Next::Done(());
             }
             Next::write(pool, move |_, granted| {
-                if let Ok(pool) = super::writable(granted, pool)
-                    && pool.check_changes().is_ok()
-                {
-                    pool.note_size(device, geometry.size);
+                if let Ok(pool) = super::writable(granted, pool) {
+                    if pool.check_changes().is_ok() {
+                        pool.note_size(device, geometry.size);
+                    }
                 }
                 Next::Done(())
             })

@@ -20,7 +20,7 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{self, dm::Visibility},
+    platform::{self, PendingLinks, dm::Visibility},
 };
 
 /// What a new filesystem is to be.
@@ -288,8 +288,13 @@ pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Next<Result<V
         if existing.is_empty() {
             return Next::Done(Ok(existing));
         }
-        let destroyed = destroy(engine, pool, &existing).inspect_err(|error| pool.note_failure(error));
-        Next::Done(destroyed.map(|()| existing))
+        match destroy(engine, pool, &existing) {
+            Ok(()) => Next::Done(Ok(existing)),
+            Err(error) => {
+                pool.note_failure(&error);
+                super::when_linked(find_again(engine, pool, &existing), Err(error))
+            }
+        }
     })
 }
 
@@ -313,14 +318,30 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
     for id in doomed {
         pool.drop_filesystem(*id);
     }
-    if let Err(error) = clean_up(engine, pool, &journal, &pending) {
-        log::warn!(
-            "pool {}: what is left of destroyed filesystems stays until the next set-up: {}",
-            pool.name(),
-            error.sentence()
-        );
+    pass_on_origins(engine, pool, &pending);
+    // Every step can be repeated; one failure is not yet a reason to leave it to the next set-up.
+    let cleaned = clean_up(engine, pool, &journal, &pending).or_else(|_| clean_up(engine, pool, &journal, &pending));
+    if let Err(error) = cleaned {
+        let what = error.sentence();
+        log::warn!("pool {}: what is left of destroyed filesystems stays until the next set-up: {what}", pool.name());
     }
     Ok(())
+}
+
+/// After a destruction that was taken back: devices that were made again have other numbers and no links yet.
+fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box<dyn PendingLinks>> {
+    let platform = engine.platform();
+    let mut moved = Vec::new();
+    for id in spared {
+        let device = pool.thin_name(*id);
+        // Once more after an error, which may be the very one that is being taken back.
+        let found = platform.dm_find(&device).or_else(|_| platform.dm_find(&device)).ok().flatten();
+        if let (Some(device), Some(filesystem)) = (found, pool.filesystems.get_mut(id)) {
+            filesystem.number = device.number;
+            moved.push(filesystem.clone());
+        }
+    }
+    super::announce(engine, pool, &moved)
 }
 
 /// Whether a filesystem may be destroyed, and how.
@@ -343,22 +364,29 @@ fn may_go(engine: &Engine, pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result
     Ok(Pending { uuid: id, thin_id: record.thin_id, heir })
 }
 
-fn clean_up(engine: &Engine, pool: &mut Pool, journal: &Journal, pending: &[Pending]) -> Result<()> {
-    let platform = engine.platform();
-    let mut survivors: Vec<FilesystemRecord> = setup::records(pool).cloned().collect();
-    // What clients see does not depend on whether the disk keeps up: the journal will see to it.
+/// Lets snapshots of what is gone have its origin. What clients see does not depend on whether the disk keeps up: the journal
+/// will see to it.
+fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     for gone in pending {
         for snapshot in setup::snapshots_of(pool, gone.uuid) {
             if let Some(mut filesystem) = pool.filesystems.get(&snapshot).cloned() {
                 filesystem.record.origin = gone.heir;
-                pool.put_filesystem(platform, filesystem);
+                pool.put_filesystem(engine.platform(), filesystem);
             }
         }
     }
+}
+
+fn clean_up(engine: &Engine, pool: &Pool, journal: &Journal, pending: &[Pending]) -> Result<()> {
+    let platform = engine.platform();
+    let mdv = Mdv::new(platform, pool.uuid());
+    // As on disk, where the origins may not have been passed on yet.
+    let mut survivors = mdv.records()?;
+    survivors.retain(|record| pending.iter().all(|gone| gone.uuid != record.uuid));
     for gone in pending {
         setup::finish_destroy(platform, pool, gone, &mut survivors)?;
     }
-    Ok(Mdv::new(platform, pool.uuid()).end(journal)?)
+    Ok(mdv.end(journal)?)
 }
 
 /// Renames a filesystem. `false`: it has that name already.

@@ -17,6 +17,9 @@ pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, re
 pub use pools::{destroy_pool, rename_pool};
 pub use snapshot::snapshot_filesystem;
 
+/// What a request for a new pool may ask for, as recorded.
+pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, TagSpec};
+
 pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
 

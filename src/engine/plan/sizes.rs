@@ -54,7 +54,7 @@ pub enum SizeError {
 /// # Errors
 /// If the journal or the block size is not of the granularity that dm-integrity needs.
 pub fn check_integrity_spec(spec: &IntegritySpec) -> Result<(), SizeError> {
-    if spec.journal_size.bytes().0 % JOURNAL_UNIT.0 != 0 {
+    if !spec.journal_size.bytes().0.is_multiple_of(JOURNAL_UNIT.0) {
         return Err(SizeError::Journal(spec.journal_size));
     }
     if spec.block_size < SECTOR || !spec.block_size.is_power_of_two() {
@@ -160,7 +160,7 @@ pub fn sectors(blocks: DataBlocks) -> Sectors {
 /// # Errors
 /// If it is not whole sectors, or larger than any device.
 pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
-    if size.0 % u128::from(SECTOR) != 0 {
+    if !size.0.is_multiple_of(u128::from(SECTOR)) {
         return Err(SizeError::PartOfSector(size));
     }
     size.sectors().ok_or(SizeError::Overflow)

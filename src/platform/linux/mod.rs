@@ -5,6 +5,7 @@
 
 mod announce;
 mod database;
+pub mod descriptors;
 mod devices;
 mod dm;
 mod files;

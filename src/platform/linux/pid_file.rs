@@ -178,6 +178,7 @@ mod tests {
 
     /// Another process that does `before`, takes the lock, and does `then`.
     fn holder(path: &Path, before: &str, then: &str) -> Child {
+        // A stand-in for another daemon, not a program of the engine.
         #[allow(clippy::disallowed_methods)]
         let mut child = Command::new("/bin/bash")
             .args(["-c", &format!("{before} exec 9<>$0; flock 9; echo -n $$ > $0; {then}")])

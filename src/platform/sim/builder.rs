@@ -273,6 +273,7 @@ impl Builder {
         Sim(Arc::new(Inner {
             machine: Mutex::new(Machine::new(disks, self.seed)),
             changed: Condvar::new(),
+            stalls: Condvar::new(),
             control: Arc::new(Control::new(self.record, self.slow)),
             clock: if self.real_clock { Clock::Real } else { Clock::logical() },
             random: Mutex::new(StdRng::seed_from_u64(self.seed ^ 0x5eed_0f1d_5eed_0f1d)),

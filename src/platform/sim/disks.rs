@@ -45,6 +45,8 @@ pub(super) struct DiskShape {
 
 /// A disk.
 pub(super) struct Disk {
+    /// Its first node.
+    pub(super) path: PathBuf,
     pub(super) number: DeviceNumber,
     pub(super) shape: DiskShape,
     /// False while it is pulled out.
@@ -72,8 +74,9 @@ impl Waiting {
 }
 
 impl Disk {
-    fn new(number: DeviceNumber, shape: DiskShape) -> Disk {
+    fn new(path: PathBuf, number: DeviceNumber, shape: DiskShape) -> Disk {
         Disk {
+            path,
             number,
             shape,
             present: true,
@@ -229,12 +232,13 @@ impl Disks {
 
     /// Makes a disk; a path that is taken keeps its disk.
     pub(super) fn add(&mut self, path: PathBuf, shape: DiskShape) -> DeviceNumber {
-        let index = *self.paths.entry(path).or_insert_with(|| {
-            let number = DeviceNumber { major: DISK_MAJOR, minor: self.disks.len() as u32 };
-            self.disks.push(Disk::new(number, shape));
-            self.disks.len() - 1
-        });
-        self.disks[index].number
+        if let Some(number) = self.number_at(&path) {
+            return number;
+        }
+        let number = DeviceNumber { major: DISK_MAJOR, minor: self.disks.len() as u32 };
+        self.paths.insert(path.clone(), self.disks.len());
+        self.disks.push(Disk::new(path, number, shape));
+        number
     }
 
     /// Another node with the number of a disk that is there.

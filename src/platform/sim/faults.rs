@@ -188,6 +188,8 @@ pub(super) enum Verdict {
 struct State {
     steps: u64,
     plans: BTreeMap<u64, Plan>,
+    /// For the next step of a kind.
+    kinds: Vec<(Call, String, Plan)>,
     struck: u64,
     record: Option<Vec<Step>>,
     gates: Vec<Arc<GateState>>,
@@ -263,7 +265,11 @@ impl Control {
         if let Some(record) = &mut state.record {
             record.push(Step { call, subject: subject.to_owned() });
         }
-        let plan = state.plans.remove(&number);
+        let of_kind = |(kind, part, _): &(Call, String, Plan)| *kind == call && subject.contains(part.as_str());
+        let plan = match state.plans.remove(&number) {
+            None => state.kinds.iter().position(of_kind).map(|at| state.kinds.remove(at).2),
+            plan => plan,
+        };
         state.struck += u64::from(plan.is_some());
         match plan {
             None => Ok(Verdict::Do),
@@ -329,9 +335,21 @@ impl Faults<'_> {
         self.plan(step, Plan::CutPower);
     }
 
+    /// The next step of a kind whose subject contains `subject` fails and has no effect. Given twice, the next two do.
+    pub fn fail_next(&self, call: Call, subject: &str) {
+        self.0.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
+    }
+
+    /// Power goes at the beginning of the next step of a kind whose subject contains `subject`.
+    pub fn cut_power_at_next(&self, call: Call, subject: &str) {
+        self.0.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
+    }
+
     /// Forgets everything planned that has not struck.
     pub fn clear(&self) {
-        self.0.state.lock().plans.clear();
+        let mut state = self.0.state.lock();
+        state.plans.clear();
+        state.kinds.clear();
     }
 
     /// How many planned faults have struck: shows that an enumeration has reached its step.

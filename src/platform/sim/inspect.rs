@@ -3,7 +3,7 @@
 use std::{
     ops::Range,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::libc;
@@ -270,6 +270,18 @@ impl Sim {
         let machine = self.0.machine.lock();
         let run = machine.dm.pool(machine.dm.by_name(pool)?)?;
         Some(machine.thin.get(&run.key)?.current.ids())
+    }
+
+    /// Waits until `count` calls at once wait for a suspended device or a full pool, at most `limit`. True if they do.
+    pub fn wait_for_stalled(&self, count: usize, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut machine = self.0.machine.lock();
+        while machine.stalled < count {
+            if self.0.stalls.wait_until(&mut machine, until).timed_out() {
+                return machine.stalled >= count;
+            }
+        }
+        true
     }
 
     // ---- file systems ----

@@ -9,8 +9,9 @@ use std::ops::Range;
 use nix::libc;
 
 use super::{
-    dm::{DM_MAJOR, PoolMode},
+    dm::DM_MAJOR,
     machine::Machine,
+    targets::{PoolMode, metadata_threshold, uses},
     thin,
 };
 use crate::{
@@ -134,12 +135,11 @@ impl Machine {
                     let store = self.pool_store(pool)?;
                     let block = store.current.block * SECTOR;
                     let blocks = offset.div_ceil(block)..(offset + part.len() as u64) / block;
-                    if let Some(run) = self.dm.pool(pool)
-                        && run.mode <= PoolMode::OutOfData
-                        && let Some(store) = self.thin.get_mut(&run.key)
-                        && !blocks.is_empty()
-                    {
-                        store.unmap(id, blocks);
+                    let run = self.dm.pool(pool).filter(|run| run.mode <= PoolMode::OutOfData);
+                    match run.and_then(|run| self.thin.get_mut(&run.key)) {
+                        Some(store) if !blocks.is_empty() => store.unmap(id, blocks),
+                        // Discards are advice.
+                        _ => {}
                     }
                 }
             }
@@ -314,8 +314,16 @@ impl Machine {
                 self.metadata_failed(pool, PoolMode::ReadOnly);
                 return Err(stop);
             }
+            let mut low = false;
             if let Some(store) = self.thin.get_mut(&key) {
                 store.commit();
+                let meta = &store.current;
+                low = meta.metadata_blocks.saturating_sub(meta.used_metadata())
+                    <= metadata_threshold(meta.metadata_blocks);
+            }
+            let was_low = self.dm.pool_mut(pool).is_some_and(|run| std::mem::replace(&mut run.metadata_low, low));
+            if low && !was_low {
+                self.raise_dm_event(pool);
             }
         }
         let free = self.thin.get(&key).map_or(0, |store| store.current.free_data());
@@ -362,7 +370,7 @@ impl Machine {
                     found.push(number);
                 }
             } else if let Some(device) = self.dm.get(number) {
-                ahead.extend(super::dm::uses(&device.table));
+                ahead.extend(uses(&device.table));
             }
         }
         found.sort();

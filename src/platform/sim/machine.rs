@@ -22,6 +22,8 @@ pub(super) struct Machine {
     pub(super) xfs: Xfs,
     pub(super) udev: Udev,
     pub(super) events: Events,
+    /// Calls whose I/O waits for a suspended device or a full pool.
+    pub(super) stalled: usize,
     chance: StdRng,
     keys: u64,
 }
@@ -37,6 +39,7 @@ impl Machine {
             xfs: Xfs::default(),
             udev: Udev::default(),
             events: Events::default(),
+            stalled: 0,
             chance: StdRng::seed_from_u64(seed),
             keys: 0,
         }

@@ -25,6 +25,7 @@ mod io;
 mod machine;
 mod programs;
 mod sparse;
+mod targets;
 mod thin;
 mod udev;
 mod xfs;
@@ -73,6 +74,8 @@ struct Inner {
     machine: Mutex<Machine>,
     /// Told of everything that may let waiting I/O go on, of links, and of power.
     changed: Condvar,
+    /// Told when I/O begins to wait. Its own, so that what waits does not wake itself.
+    stalls: Condvar,
     control: Arc<Control>,
     clock: Clock,
     random: Mutex<StdRng>,
@@ -116,7 +119,10 @@ impl Sim {
                 Err(Stop::Errno(errno)) => return Err(failed(errno)),
                 Err(Stop::Suspended | Stop::Full) => {
                     let until = *until.get_or_insert_with(|| Instant::now() + STALL_MAX);
+                    machine.stalled += 1;
+                    self.0.stalls.notify_all();
                     let late = self.0.changed.wait_until(&mut machine, until).timed_out();
+                    machine.stalled -= 1;
                     if !machine.powered || machine.boot != boot {
                         return Err(Error::PowerCut);
                     }
@@ -160,9 +166,8 @@ impl Sim {
     /// A device was open for writing and is closed: udev looks at it again.
     fn written(&self, number: DeviceNumber) -> Result<()> {
         let machine = self.machine()?;
-        let node = machine.disks.nodes().find(|(_, disk)| disk.number == number).map(|(path, _)| path.clone());
-        if let Some(path) = node {
-            machine.device_event(DeviceAction::Change, &path);
+        if let Some(disk) = machine.disks.get(number) {
+            machine.device_event(DeviceAction::Change, &disk.path);
         }
         Ok(())
     }

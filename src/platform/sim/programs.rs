@@ -346,7 +346,7 @@ fn metadata_size(words: &[&str]) -> std::result::Result<String, String> {
     let in_bytes = |names: &[&str]| size(wanted(names)?).ok_or(format!("invalid size for {}", names[1]));
     let (block, pool) = (in_bytes(&valued[..2])?, in_bytes(&valued[2..4])?);
     let thins: u64 = wanted(&valued[4..])?.parse().map_err(|_| "invalid number for --max-thins".to_owned())?;
-    if !(64 << 10..=1 << 30).contains(&block) || block % (64 << 10) != 0 {
+    if !(64 << 10..=1 << 30).contains(&block) || !block.is_multiple_of(64 << 10) {
         return Err("block size must be a multiple of 64 KiB, from 64 KiB to 1 GiB".to_owned());
     }
     if pool < block {

@@ -184,7 +184,7 @@ mod tests {
         a.write(10, b"one");
         let mut b = a.clone();
         b.write(9000, b"two");
-        assert_eq!(a.differences(&b), [8192..12288]);
+        assert_eq!(a.differences(&b), vec![8192_u64..12288]);
         a.take_over(&b, 9000..9001);
         assert!(a.differences(&b).is_empty());
     }

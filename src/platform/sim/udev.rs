@@ -63,9 +63,8 @@ impl Udev {
     }
 
     pub(super) fn remove_links(&mut self, number: DeviceNumber) {
-        if let Some(link) = self.by_device.remove(&number)
-            && self.links.get(&link) == Some(&number)
-        {
+        let Some(link) = self.by_device.remove(&number) else { return };
+        if self.links.get(&link) == Some(&number) {
             self.links.remove(&link);
         }
     }

@@ -203,9 +203,8 @@ impl Files {
 
     /// Makes or empties a file and writes it. False if its directory is missing.
     pub(super) fn write(&mut self, path: &str, bytes: &[u8]) -> bool {
-        if let Some((directory, _)) = path.rsplit_once('/')
-            && !self.now.directories.contains(directory)
-        {
+        let directory = path.rsplit_once('/').map(|(directory, _)| directory);
+        if directory.is_some_and(|directory| !self.now.directories.contains(directory)) {
             return false;
         }
         let file = match self.now.files.get(path) {
@@ -245,9 +244,8 @@ impl Files {
 
     pub(super) fn rename(&mut self, from: &str, to: &str) -> bool {
         let Some(file) = self.now.files.remove(from) else { return false };
-        if let Some(replaced) = self.now.files.insert(to.to_owned(), file)
-            && let Some(contents) = self.contents.get_mut(&replaced)
-        {
+        let replaced = self.now.files.insert(to.to_owned(), file);
+        if let Some(contents) = replaced.and_then(|replaced| self.contents.get_mut(&replaced)) {
             contents.named = false;
         }
         self.journal.push(Change::Rename(from.to_owned(), to.to_owned(), file));
@@ -279,9 +277,8 @@ impl Files {
                     None
                 }
             };
-            if let Some(gone) = gone
-                && self.contents.get(&gone).is_some_and(|contents| !contents.named)
-            {
+            let forgotten = |file: &u64| self.contents.get(file).is_some_and(|contents| !contents.named);
+            if let Some(gone) = gone.filter(forgotten) {
                 self.contents.remove(&gone);
             }
         }
@@ -337,7 +334,7 @@ impl Machine {
         let superblock = self.superblock(device, Patience::Wait)?.ok_or(Stop::Errno(libc::EINVAL))?;
         let size = self.size_of(device).unwrap_or(0);
         let twins = self.xfs.by_uuid.get(&superblock.uuid);
-        let twin = twins.is_some_and(|devices| devices.iter().any(|other| *other != device));
+        let twin = twins.is_some_and(|devices| !devices.contains(&device));
         if superblock.blocks.saturating_mul(BLOCK) > size || (twin && !nouuid) {
             return Err(Stop::Errno(libc::EINVAL));
         }
@@ -395,10 +392,8 @@ impl Machine {
     pub(super) fn sync_file_system(&mut self, device: DeviceNumber) -> Result<(), Stop> {
         self.flush(device, Patience::Wait)?;
         let at = self.xfs.by_device.get(&device).and_then(|all| all.first());
-        if let Some(key) = at.and_then(|at| self.xfs.mounts.get(at)).map(|mount| mount.key)
-            && !self.is_thin(device)
-            && let Some(files) = self.xfs.files.get_mut(&key)
-        {
+        let key = at.and_then(|at| self.xfs.mounts.get(at)).map(|mount| mount.key).filter(|_| !self.is_thin(device));
+        if let Some(files) = key.and_then(|key| self.xfs.files.get_mut(&key)) {
             files.sync_all();
         }
         Ok(())

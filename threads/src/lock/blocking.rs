@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, cell::RefCell};
 
-use super::{Access, Guard, Lock, outbox, state::Ident};
+use super::{Access, Guard, Lock, fault::planted, outbox, state::Ident};
 use crate::primitives::{Arc, Condvar, Mutex, PlainArc, PlainWeak, thread_local, wait};
 
 /// Where the granting thread puts the guard for the waiting one.
@@ -33,11 +33,17 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         debug_assert!(!outbox::is_delivering(), "a `granted` callback waits for a grant");
         let slot = Arc::new(Slot { guard: Mutex::new(None), filled: Condvar::new() });
         let theirs = Arc::clone(&slot);
+        let early = planted!(self.shared, NotifiesBeforeFilling);
         self.submit(access, label, move |guard| {
+            if early {
+                theirs.filled.notify_one();
+            }
             *theirs.guard.lock() = Some(guard);
             // Not lost: the slot was filled under the mutex under which the waiting thread looks and falls asleep, so that
             // thread either finds the guard or is asleep by now.
-            theirs.filled.notify_one();
+            if !early {
+                theirs.filled.notify_one();
+            }
         });
         let mut place = slot.guard.lock();
         let mut guard = loop {

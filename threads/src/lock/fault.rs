@@ -1,9 +1,28 @@
 //! Mistakes that can be switched on, one at a time, to see that each checker notices them. Only with the feature
-//! `planted-faults`; without it none of this is compiled.
+//! `planted-faults`; without it `planted!` is `false` and none of them is compiled.
 //!
-//! Each is one that somebody could make: a forgotten case, a step too early, a check outside the mutex.
+//! Must never know: what the checkers check. Each fault is a mistake that somebody could make: a forgotten case, a step too
+//! early, a second hold of the mutex where one is needed.
+
+/// Whether this fault is switched on, for code that has a `fault` field.
+#[cfg(feature = "planted-faults")]
+macro_rules! planted {
+    ($state:expr, $fault:ident) => {
+        $state.fault == Some($crate::lock::Fault::$fault)
+    };
+}
+
+#[cfg(not(feature = "planted-faults"))]
+macro_rules! planted {
+    ($state:expr, $fault:ident) => {
+        false
+    };
+}
+
+pub(super) use planted;
 
 /// A mistake in the lock.
+#[cfg(feature = "planted-faults")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     // In the state machine:
@@ -19,16 +38,18 @@ pub enum Fault {
     CancelGrantsNobody,
     /// Any waiter, in conflict or not, makes later requests wait.
     WaitsBehindAnyone,
-    /// A waiter by name is forgotten when others look who waits for the entry.
-    ForgetsNames,
-    /// A split leaves the last entry out.
+    /// Waiters by name are overlooked when the entry's queue is looked at.
+    OverlooksNames,
+    /// A rename leaves the former name pointing at the entry.
+    KeepsFormerName,
+    /// A split leaves an entry out.
     SplitLosesOne,
     // In the shell:
-    /// The grant is passed on first and the value put back afterwards.
-    ReleasesBeforeReturn,
+    /// A reader gives up its share of the value after its grant instead of before.
+    SharesTooLong,
     /// The callback of a request that has to wait is noted in a second hold of the mutex.
     NotesCallbackLater,
-    /// The guard is put into the slot after the waiting thread is woken.
+    /// The guard is put into the slot after the waiting thread was woken.
     NotifiesBeforeFilling,
     /// Callbacks are called with the mutex held.
     CallsBackUnderMutex,

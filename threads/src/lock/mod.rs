@@ -24,11 +24,13 @@ use std::{
 };
 
 mod blocking;
-#[cfg(feature = "planted-faults")]
 mod fault;
 mod guard;
 mod outbox;
 pub mod state;
+#[cfg(test)]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod tests;
 
 #[cfg(feature = "planted-faults")]
 pub use fault::Fault;
@@ -36,6 +38,7 @@ pub use guard::{Guard, ReadAllGuard, ReadGuard, WriteAllGuard, WriteGuard};
 pub use state::{Access, Held, Ident, RequestId, Target};
 
 use crate::primitives::{Arc, Mutex};
+use fault::planted;
 use guard::{Hold, Lent, Row, Table};
 use outbox::Delivery;
 use state::{Grant, Map, State};
@@ -65,6 +68,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> Default for Lock<K, N, T> {
 
 struct Shared<K: Ident, N: Ident, T: Send + Sync + 'static> {
     inner: Mutex<Inner<K, N, T>>,
+    #[cfg(feature = "planted-faults")]
+    fault: Option<Fault>,
 }
 
 struct Inner<K: Ident, N: Ident, T: Send + Sync + 'static> {
@@ -131,7 +136,12 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     fn with_state(state: State<K, N>) -> Self {
         let table = Some(Arc::new(Table { rows: Map::default() }));
         let inner = Inner { state, table, callbacks: Map::default(), tickets: Map::default() };
-        Self { shared: Arc::new(Shared { inner: Mutex::new(inner) }) }
+        let shared = Shared {
+            #[cfg(feature = "planted-faults")]
+            fault: inner.state.fault,
+            inner: Mutex::new(inner),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Queues a request. `granted` is called exactly once, with the guard, by whoever makes the grant: by this call or by the
@@ -155,6 +165,10 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let now = match held {
             Some(held) => Some((granted, make_guard(&self.shared, &mut inner, Grant { id, held }))),
             None => {
+                if planted!(self.shared, NotesCallbackLater) {
+                    drop(inner);
+                    inner = self.shared.inner.lock();
+                }
                 inner.callbacks.insert(id, Box::new(granted));
                 None
             }
@@ -174,8 +188,14 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     /// has been delivered, or is about to be.
     pub fn cancel(&self, id: RequestId) -> bool {
         let mut inner = self.shared.inner.lock();
+        let mut callback = None;
+        if planted!(self.shared, CancelsInTwoSteps) {
+            callback = inner.callbacks.remove(&id);
+            drop(inner);
+            inner = self.shared.inner.lock();
+        }
         let Some(grants) = inner.state.cancel(id) else { return false };
-        let callback = inner.callbacks.remove(&id);
+        callback = inner.callbacks.remove(&id).or(callback);
         inner.tickets.remove(&id);
         // Those that waited only because of this one are granted here and delivered below.
         let due = collect(&self.shared, &mut inner, grants);
@@ -274,11 +294,19 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
 fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id: RequestId, lent: Lent<K, N, T>) {
     let mut inner = shared.inner.lock();
     // First what was lent, then the grant: whoever is granted by this finds everything in its place.
+    let late = match &lent {
+        Lent::Read(value) if planted!(shared, SharesTooLong) => Some(Arc::clone(value)),
+        _ => None,
+    };
     inner.take_back(lent);
     let grants = inner.state.release(id);
     let ticket = inner.tickets.remove(&id);
     let due = collect(shared, &mut inner, grants);
+    if planted!(shared, CallsBackUnderMutex) {
+        return outbox::deliver(due);
+    }
     drop(inner);
+    drop(late);
     if let Some(Ticket { label, since }) = ticket {
         log::trace!("{id} {label}: ended after {:?}", since.elapsed());
     }

@@ -36,6 +36,7 @@ use std::{
 
 #[cfg(feature = "planted-faults")]
 use super::fault::Fault;
+use super::fault::planted;
 
 /// A hash map without a random seed: the order in which `split` and `iter` walk the entries must repeat from run to run,
 /// or a model checker could not replay a schedule. Keys and names come from whoever may change the table anyway.
@@ -177,7 +178,7 @@ impl<K> Held<K> {
 }
 
 /// How many hold in each mode.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Counts([usize; 4]);
 
 impl Counts {
@@ -192,7 +193,7 @@ impl Counts {
 
 /// Who waits in each mode. Ids grow, so the order of ids is the order of arrival, and "is anyone ahead of me" is a look at
 /// the least id.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Queue([BTreeSet<RequestId>; 4]);
 
 impl Queue {
@@ -232,7 +233,7 @@ pub struct State<K, N> {
     queued_by_target: Map<Target<K, N>, Queue>,
     next_id: u64,
     #[cfg(feature = "planted-faults")]
-    fault: Option<Fault>,
+    pub(super) fault: Option<Fault>,
 }
 
 impl<K: Ident, N: Ident> Default for State<K, N> {
@@ -293,6 +294,9 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// one was ahead of them hold from now on.
     pub fn cancel(&mut self, id: RequestId) -> Option<Vec<Grant<K>>> {
         let access = self.dequeue(id)?;
+        if planted!(self, CancelGrantsNobody) {
+            return Some(Vec::new());
+        }
         Some(match access.target() {
             Some(target) => {
                 let touched = match self.resolve(target) {
@@ -312,6 +316,9 @@ impl<K: Ident, N: Ident> State<K, N> {
         let key = key.clone();
         self.unhold(id);
         self.hold(id, Held::Read(key.clone()));
+        if planted!(self, LowerGrantsNobody) {
+            return Vec::new();
+        }
         self.freed(&Held::Write(key))
     }
 
@@ -325,7 +332,8 @@ impl<K: Ident, N: Ident> State<K, N> {
             _ => return (Vec::new(), Vec::new()),
         };
         let whole = self.unhold(id);
-        let keys: Vec<K> = self.names.keys().cloned().collect();
+        let lost = usize::from(planted!(self, SplitLosesOne));
+        let keys: Vec<K> = self.names.keys().skip(lost).cloned().collect();
         let parts = keys
             .into_iter()
             .map(|key| {
@@ -370,7 +378,9 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
         let Some(present) = self.names.get_mut(key) else { return false };
         let former = std::mem::replace(present, name.clone());
-        self.keys.remove(&former);
+        if !planted!(self, KeepsFormerName) {
+            self.keys.remove(&former);
+        }
         self.keys.insert(name, key.clone());
         true
     }
@@ -406,6 +416,19 @@ impl<K: Ident, N: Ident> State<K, N> {
         waiters
     }
 
+    /// Whether the counters and queues say the same as the lists of holders and waiters that they are made from. For checkers:
+    /// where this is true at every step, what a state does next depends on those lists and the entries alone.
+    #[must_use]
+    pub fn counts_match(&self) -> bool {
+        let mut recount = Self { names: self.names.clone(), keys: self.keys.clone(), ..Self::new() };
+        self.holding.iter().for_each(|(id, held)| recount.hold(*id, held.clone()));
+        self.waiting.iter().for_each(|(id, access)| recount.enqueue(*id, access.clone()));
+        (&recount.held, &recount.held_by_key) == (&self.held, &self.held_by_key)
+            && (&recount.queued, &recount.queued_by_target) == (&self.queued, &self.queued_by_target)
+            && self.names.len() == self.keys.len()
+            && self.names.iter().all(|(key, name)| self.keys.get(name) == Some(key))
+    }
+
     fn fresh_id(&mut self) -> RequestId {
         self.next_id += 1;
         RequestId(self.next_id)
@@ -420,24 +443,32 @@ impl<K: Ident, N: Ident> State<K, N> {
             Access::Write(target) => self.resolve(target).map_or(Held::Absent, Held::Write),
         };
         let mine = held.mode();
+        let minds = |mode, same_entry| {
+            conflict(mine, mode, same_entry)
+                && !(planted!(self, WritesBesideReaders) && (mine, mode) == (Mode::Write, Mode::Read))
+        };
+        let waits = |queue: &Queue, mode| queue.any_before(mode, id) && !planted!(self, PassesWaiters);
         // One of the waiters counted here as Read or Write may in truth be absent and conflict with less. That never holds
         // anybody up wrongly: an absent waiter waits for a WriteAll that holds or is ahead of it, so also ahead of whoever is
         // behind it, and a WriteAll stops them all.
-        let table = |mode| conflict(mine, mode, false) && (self.held.any(mode) || self.queued.any_before(mode, id));
+        let table = |mode| minds(mode, false) && (self.held.any(mode) || waits(&self.queued, mode));
         let entry = |mode, key: &K| {
-            conflict(mine, mode, true)
+            minds(mode, true)
                 && (self.held_by_key.get(key).is_some_and(|counts| counts.any(mode))
-                    || self.targets_of(key).iter().any(|target| {
-                        self.queued_by_target.get(target).is_some_and(|queue| queue.any_before(mode, id))
-                    }))
+                    || self
+                        .targets_of(key)
+                        .iter()
+                        .any(|target| self.queued_by_target.get(target).is_some_and(|queue| waits(queue, mode))))
         };
         let blocked = Mode::COUNTED.iter().any(|mode| table(*mode) || held.key().is_some_and(|key| entry(*mode, key)));
-        (!blocked).then_some(held)
+        let needless = planted!(self, WaitsBehindAnyone) && self.waiting.keys().any(|other| *other < id);
+        (!blocked && !needless).then_some(held)
     }
 
     /// The two ways to ask for an entry: its key and its present name.
     fn targets_of(&self, key: &K) -> Vec<Target<K, N>> {
-        let name = self.names.get(key).map(|name| Target::Name(name.clone()));
+        let name = self.names.get(key).filter(|_| !planted!(self, OverlooksNames));
+        let name = name.map(|name| Target::Name(name.clone()));
         std::iter::once(Target::Key(key.clone())).chain(name).collect()
     }
 
@@ -478,6 +509,9 @@ impl<K: Ident, N: Ident> State<K, N> {
     fn serve(&mut self, grants: &mut Vec<Grant<K>>, head: impl Fn(&Self) -> Option<RequestId>) {
         while let Some(id) = head(self) {
             let Some(held) = self.waiting.get(&id).and_then(|access| self.grantable(id, access)) else { return };
+            if planted!(self, GrantsOnlyOne) && !grants.is_empty() {
+                return;
+            }
             self.dequeue(id);
             self.hold(id, held.clone());
             grants.push(Grant { id, held });

@@ -1,0 +1,107 @@
+# The commands of this project. `make` alone lists them.
+#
+# Where things are installed (all can be set on the command line, DESTDIR goes in front):
+PREFIX     ?= /usr
+LIBEXECDIR ?= $(PREFIX)/libexec
+DATADIR    ?= $(PREFIX)/share
+UDEVDIR    ?= $(PREFIX)/lib/udev
+MANDIR     ?= $(DATADIR)/man
+UNITDIR    ?= $(PREFIX)/lib/systemd/system
+UNITEXECDIR ?= $(PREFIX)/lib/systemd
+UNITGENDIR ?= $(PREFIX)/lib/systemd/system-generators
+DRACUTDIR  ?= $(PREFIX)/lib/dracut
+BINDIR     ?= $(PREFIX)/bin
+INSTALL    ?= /usr/bin/install
+DESTDIR    ?=
+# release, or debug for a quick build
+PROFILEDIR ?= release
+
+CARGO      ?= cargo
+CARGO_FLAGS = --locked $(if $(filter release,$(PROFILEDIR)),--release)
+TARGET_DIR ?= $(or $(CARGO_TARGET_DIR),target)
+BUILT       = $(TARGET_DIR)/$(PROFILEDIR)
+# For a look at it a quick build is the better one; on real disks the real one.
+RUN_PROFILE ?= $(if $(DISKS),release,debug)
+UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
+
+.DEFAULT_GOAL := help
+.PHONY: help run stop test test-quick test-machine machine machine-image build build-daemon build-udev-programs \
+        install install-daemon install-udev install-dbus install-systemd uninstall setup
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+## Trying it
+
+run: ## start stratisd on simulated disks, make a pool with the stratis client, leave it up; DISKS="/dev/x /dev/y" for real ones
+	@scripts/setup build run $(if $(DISKS),disks)
+	@$(MAKE) --no-print-directory build PROFILEDIR=$(RUN_PROFILE)
+	@BUILT=$(TARGET_DIR)/$(RUN_PROFILE) scripts/run start $(DISKS)
+
+stop: ## end what `make run` left up
+	@scripts/run stop
+
+machine: ## a shell in a throw-away machine with three disks, real device-mapper and stratisd; KEEP=folder keeps the disks
+	@scripts/setup build run machine
+	@$(MAKE) --no-print-directory build PROFILEDIR=debug
+	@python3 tests/machine/shell --built $(TARGET_DIR)/debug $(if $(KEEP),--keep $(KEEP))
+
+machine-image: ## build what the throw-away machine boots from (root, once; kept in ~/.cache/stratisd-machine)
+	@scripts/setup machine
+	@python3 tests/machine/vm build
+
+## Testing it
+
+test: ## everything that CI runs
+	@scripts/setup build run machine
+	@scripts/test
+
+test-quick: ## the same without the throw-away machine
+	@scripts/setup build run
+	@scripts/test --quick
+
+test-machine: ## the tests on a real kernel in the throw-away machine; ONLY=name for one of them
+	@scripts/setup build run machine
+	@scripts/test --only machine $(if $(ONLY),--scenario $(ONLY))
+
+setup: ## install the system packages that all of this needs
+	@scripts/setup build run disks machine
+
+## Building and installing
+
+build: build-daemon build-udev-programs ## build the daemon and the udev programs
+
+build-daemon:
+	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd
+
+# udev runs these for many events and in the initial ramdisk, where no library may be: they must be static.
+build-udev-programs:
+	@for program in $(UDEV_PROGRAMS); do \
+	    $(CARGO) rustc $(CARGO_FLAGS) --bin $$program -- -C target-feature=+crt-static || exit 1; \
+	    ldd $(BUILT)/$$program 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
+	        { echo "$$program is not statically linked" >&2; exit 1; }; \
+	done
+
+install: install-daemon install-udev install-dbus install-systemd ## install what `make build` built
+
+install-daemon:
+	$(INSTALL) -D -m 0755 $(BUILT)/stratisd $(DESTDIR)$(LIBEXECDIR)/stratisd
+
+install-udev:
+	for program in $(UDEV_PROGRAMS); do \
+	    $(INSTALL) -D -m 0755 $(BUILT)/$$program $(DESTDIR)$(UDEVDIR)/$$program || exit 1; \
+	done
+	$(INSTALL) -D -m 0644 udev/61-stratisd.rules $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules
+
+install-dbus:
+	$(INSTALL) -D -m 0644 dbus/stratisd.conf $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf
+
+install-systemd:
+	$(INSTALL) -d $(DESTDIR)$(UNITDIR)
+	sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' systemd/stratisd.service > $(DESTDIR)$(UNITDIR)/stratisd.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/stratisd.service
+
+uninstall: ## remove what `make install` installed
+	rm -f $(DESTDIR)$(LIBEXECDIR)/stratisd $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules \
+	    $(addprefix $(DESTDIR)$(UDEVDIR)/,$(UDEV_PROGRAMS)) \
+	    $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf $(DESTDIR)$(UNITDIR)/stratisd.service

@@ -1,0 +1,59 @@
+"""What every test in the machine starts from: a running daemon, no pool, empty disks."""
+
+import pytest
+import stratis_bus
+import system
+
+
+def _clear(stratis):
+    """Takes down what a test has left."""
+    system.unmount_all()
+    for pool in stratis.pools().values():
+        paths = [fs.path for fs in pool.filesystems.values()]
+        if paths:
+            assert stratis.destroy_filesystem(pool.path, *paths).code == 0
+        assert stratis.destroy_pool(pool.path).code == 0
+
+
+def _clear_by_force():
+    """For when the daemon cannot do it any more."""
+    system.stop_daemon()
+    for _ in range(10):
+        if not system.mapped_devices():
+            break
+        for name in system.mapped_devices():
+            system.run("dmsetup", "remove", "--force", "--retry", name, check=False)
+
+
+@pytest.fixture
+def disks():
+    """Empty disks; the daemon knows no pool."""
+    system.start_daemon()
+    connection = stratis_bus.Stratis()
+    try:
+        _clear(connection)
+    except Exception:  # the next test must be able to run whatever this one did
+        _clear_by_force()
+    finally:
+        connection.close()
+    for disk in system.DISKS:
+        system.erase(disk)
+    system.stop_daemon()
+    system.start_daemon()
+    assert system.mapped_devices() == []
+    return list(system.DISKS)
+
+
+@pytest.fixture
+def stratis(disks):
+    """A connection to a daemon without pools."""
+    connection = stratis_bus.Stratis()
+    yield connection
+    connection.close()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.failed:
+        report.sections.append(("the daemon's log", system.daemon_log()))

@@ -1,0 +1,20 @@
+# Installs the daemon in the guest and starts it, as a package would. Run by image/agent before the command.
+set -e
+cp -a root/. /
+if ! /usr/libexec/stratisd --version > /dev/null; then
+    echo "stratisd does not run here: it was built with a newer C library than Debian 12's" >&2
+    exit 1
+fi
+systemctl daemon-reload
+systemctl reload dbus
+udevadm control --reload
+if [ "$MODE" = shell ]; then
+    for step in "systemctl start stratisd" "stratis daemon version" "stratis pool list"; do
+        echo "# $step"
+        $step
+    done
+    echo
+    echo "This machine is thrown away when the shell ends (exit). Its disks: $MACHINE_DISKS"
+    echo "Try:  stratis pool create p1 ${MACHINE_DISKS%% *}; stratis fs create p1 f1; mount /dev/stratis/p1/f1 /mnt"
+    echo "The daemon's log: journalctl -u stratisd"
+fi

@@ -1,0 +1,132 @@
+"""The guest's side of a test: disks, mounts, the daemon as a service, programs. Knows nothing of D-Bus."""
+
+import ctypes
+import hashlib
+import os
+import pathlib
+import subprocess
+import time
+
+DISKS = os.environ["MACHINE_DISKS"].split()
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def run(*command, check=True):
+    """A program's standard output; its standard error goes to the test's output."""
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(map(str, command))} ended with status {done.returncode}: {done.stdout}")
+    return done.stdout
+
+
+# ---- disks ----
+
+
+def settle():
+    run("udevadm", "settle")
+
+
+def erase(disk):
+    """Makes a disk look new, to udev too. The first and last mebibytes hold every signature in use."""
+    run("blockdev", "--setrw", disk)
+    with open(disk, "r+b", buffering=0) as node:
+        end = node.seek(0, os.SEEK_END)
+        for offset in (0, end - (2 << 20)):
+            node.seek(offset)
+            node.write(bytes(2 << 20))
+        os.fsync(node.fileno())
+    run("udevadm", "trigger", "--settle", "--action=change", disk)
+
+
+def digest(disk, length=16 << 20):
+    """Tells whether the beginning of a disk, where headers and metadata lie, was changed."""
+    with open(disk, "rb", buffering=0) as node:
+        os.posix_fadvise(node.fileno(), 0, length, os.POSIX_FADV_DONTNEED)
+        return hashlib.sha256(node.read(length)).hexdigest()
+
+
+def signature(disk):
+    """What blkid reads on the disk itself, as a dict."""
+    return dict(line.split("=", 1) for line in run("blkid", "-p", "-o", "export", disk, check=False).splitlines())
+
+
+def mapped_devices():
+    names = run("dmsetup", "ls").split("\n")
+    return sorted(line.split()[0] for line in names if line and "No devices found" not in line)
+
+
+# ---- mounts and data ----
+
+
+def mount(node, place):
+    """mount(2) itself: without a program in between there is no time for a late link to appear."""
+    pathlib.Path(place).mkdir(parents=True, exist_ok=True)
+    if LIBC.mount(os.fsencode(node), os.fsencode(place), b"xfs", 0, None):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(node))
+
+
+def unmount(place):
+    run("umount", place)
+
+
+def unmount_all(below="/mnt"):
+    mounts = [line.split()[1] for line in open("/proc/mounts")]
+    for place in reversed([m for m in mounts if m.startswith(below + "/")]):
+        run("umount", place)
+
+
+def put(place, name, size_bytes=1 << 20):
+    """Writes a file of random bytes, on stable storage when done; gives its digest."""
+    data = os.urandom(size_bytes)
+    with open(f"{place}/{name}", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(place, os.O_DIRECTORY)
+    os.fsync(folder)
+    os.close(folder)
+    return hashlib.sha256(data).hexdigest()
+
+
+def contents(place):
+    """File name → digest of every file."""
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in pathlib.Path(place).iterdir() if f.is_file()}
+
+
+# ---- the daemon ----
+
+UNIT = "stratisd.service"
+
+
+def unit(property_name):
+    return run("systemctl", "show", "-P", property_name, UNIT).strip()
+
+
+def start_daemon():
+    """Returns when the daemon owns its name (the unit is of Type=dbus)."""
+    run("systemctl", "start", UNIT)
+
+
+def stop_daemon():
+    run("systemctl", "stop", UNIT)
+
+
+def kill_daemon():
+    """SIGKILL, as when the kernel is out of memory; returns when systemd has seen its end."""
+    pid = int(unit("MainPID"))
+    process = os.pidfd_open(pid)
+    run("systemctl", "kill", "--signal=SIGKILL", UNIT)
+    import select
+
+    select.select([process], [], [], 30)
+    os.close(process)
+    # Restart=on-abort does not restart after SIGKILL by hand, but systemd must have taken note before a new start.
+    deadline = time.monotonic() + 30
+    while unit("MainPID") == str(pid) and time.monotonic() < deadline:
+        os.sched_yield()
+    run("systemctl", "reset-failed", UNIT, check=False)
+
+
+def daemon_log(lines=60):
+    return run("journalctl", "--no-pager", "-o", "cat", "-n", lines, "-u", UNIT, check=False)

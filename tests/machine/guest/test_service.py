@@ -1,0 +1,132 @@
+"""The daemon under systemd: stopped, killed and started again while filesystems are mounted and written to."""
+
+import subprocess
+
+import pytest
+import stratis_bus
+import system
+from stratis_bus import done
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def mounted(stratis, disks):
+    """A pool with a mounted filesystem and a snapshot; what is on them."""
+    pool, _ = done(stratis.create_pool("p", disks))
+    ((fs, _),) = done(stratis.create_filesystem(pool, "f", GIB))
+    system.mount("/dev/stratis/p/f", "/mnt/f")
+    data = {"before": system.put("/mnt/f", "before", 4 << 20)}
+    done(stratis.snapshot(pool, fs, "s"))
+    return data
+
+
+def shape(pools):
+    """What must be the same after a restart; object paths may differ."""
+    return {
+        name: (pool.uuid, pool.devices, {fs.name: fs._replace(path="") for fs in pool.filesystems.values()})
+        for name, pool in pools.items()
+    }
+
+
+def restarted():
+    """A new connection to the daemon that has just been started."""
+    system.start_daemon()
+    return stratis_bus.Stratis()
+
+
+@pytest.mark.parametrize("end", [system.stop_daemon, system.kill_daemon], ids=["stopped", "killed"])
+def test_pool_stays_up_and_is_found_again(stratis, mounted, end):
+    before, mapped = shape(stratis.pools()), system.mapped_devices()
+    writer = subprocess.Popen(
+        ["fio", "--name=w", "--directory=/mnt/f", "--size=32m", "--rw=randwrite", "--bs=4k", "--verify=crc32c",
+         "--time_based", "--runtime=6", "--do_verify=1", "--output=/tmp/fio.log"]
+    )  # fmt: skip
+    end()
+    assert system.mapped_devices() == mapped, "nothing is torn down"
+    mounted["while down"] = system.put("/mnt/f", "while down")
+    again = restarted()
+    assert shape(again.pools()) == before
+    assert writer.wait() == 0, open("/tmp/fio.log").read()
+    files = system.contents("/mnt/f")
+    assert {name: files[name] for name in mounted} == mounted
+
+    # The pool that was adopted can be worked with.
+    pool = again.pool("p")
+    done(again.create_filesystem(pool.path, "new", GIB))
+    done(again.snapshot(pool.path, pool.filesystems["f"].path, "s2"))
+    system.mount("/dev/stratis/p/s2", "/mnt/s2")
+    files = system.contents("/mnt/s2")
+    assert {name: files[name] for name in mounted} == mounted
+    done(again.rename_pool(pool.path, "q"))
+    system.unmount_all()
+    for fs in again.pool("q").filesystems.values():
+        done(again.destroy_filesystem(pool.path, fs.path))
+    done(again.destroy_pool(pool.path))
+
+
+def test_stop_is_clean(stratis, mounted):
+    system.stop_daemon()
+    assert system.unit("Result") == "success"
+    assert system.unit("ExecMainStatus") == "0"
+
+
+def test_sigterm_is_a_clean_stop_too(stratis, mounted):
+    system.run("systemctl", "kill", "--signal=SIGTERM", system.UNIT)
+    system.stop_daemon()
+    assert system.unit("Result") == "success"
+    assert system.unit("ExecMainStatus") == "0"
+
+
+def test_a_second_daemon_is_refused(stratis, mounted):
+    before = shape(stratis.pools())
+    second = subprocess.run(["/usr/libexec/stratisd"], capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1, second
+    assert "running" in second.stderr
+    assert shape(stratis.pools()) == before
+
+
+def test_killed_again_and_again(stratis, mounted):
+    """Ten times: killed at an arbitrary moment of a stream of requests; then it is the state before or after."""
+    for number in range(10):
+        name = f"n{number}"
+        before = set(stratis.pool("p").filesystems)
+        pool = stratis.pool("p")
+        call = subprocess.Popen(
+            ["python3", "-c",
+             "import sys, stratis_bus as s; s.Stratis().create_filesystem(sys.argv[1], sys.argv[2], 1 << 30)",
+             pool.path, name], stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            call.wait(0.15 + 0.05 * number)
+        except subprocess.TimeoutExpired:
+            pass
+        system.kill_daemon()
+        call.wait()
+        stratis.close()
+        stratis = restarted()
+        now = set(stratis.pool("p").filesystems)
+        assert now in (before, before | {name})
+        same = stratis.create_filesystem(stratis.pool("p").path, name, 1 << 30)
+        assert same.code == 0, same.text
+    system.mount("/dev/stratis/p/n0", "/mnt/n0")
+    files = system.contents("/mnt/f")
+    assert files == mounted
+
+
+def test_found_after_the_stack_is_gone(stratis, mounted):
+    """Nothing of the pool is up when the daemon starts: it is built again from the disks."""
+    before = shape(stratis.pools())
+    system.unmount_all()
+    system.stop_daemon()
+    while system.mapped_devices():
+        names = system.mapped_devices()
+        for name in names:
+            system.run("dmsetup", "remove", "--retry", name, check=False)
+        assert len(system.mapped_devices()) < len(names), f"cannot be removed: {names}"
+    again = restarted()
+    assert shape(again.pools()) == before
+    system.mount("/dev/stratis/p/f", "/mnt/f")
+    assert system.contents("/mnt/f") == mounted
+    system.mount("/dev/stratis/p/s", "/mnt/s")
+    assert system.contents("/mnt/s") == mounted

@@ -1,0 +1,191 @@
+"""Builds what machines boot from, once, and keeps it: the guest's root image and the kernels.
+
+Each image lies in the cache under a name that holds a digest of everything it was made from, so a change of the
+package list or of the build code makes a new one. Knows nothing of running machines.
+"""
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import facts
+from debian import PrivateApt, source_lines
+from shell import Failure, find_program, require, run, say, write
+
+HERE = Path(__file__).resolve().parent
+
+
+def default_cache():
+    """Where the images lie unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stratisd-machine"
+
+
+def _digest(*parts):
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.read_bytes() if isinstance(part, Path) else repr(part).encode())
+    return total.hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _locked(cache, name):
+    """Two builds of one image at the same time would do the work twice; the second waits for the first."""
+    with open(cache / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _cached(cache, name, digest, build):
+    """The folder `name-digest` in the cache, made by `build(folder)` if it is not there: whole or not at all."""
+    folder = cache / f"{name}-{digest}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache, name):
+        if not folder.is_dir():
+            if os.geteuid() != 0:
+                raise Failure(
+                    f"the machine's {name} is not built yet, and building it needs root. Type once:\n"
+                    f"    sudo python3 {HERE} --cache {cache} build"
+                )
+            say(f"building the {name} in {cache} (once; it is kept) ...")
+            started = time.monotonic()
+            for left_over in cache.glob(f"{name}.part*"):
+                shutil.rmtree(left_over)
+            part = Path(tempfile.mkdtemp(dir=cache, prefix=f"{name}.part"))
+            part.chmod(0o755)
+            build(part)
+            part.rename(folder)
+            say(f"built the {name} in {time.monotonic() - started:.0f} s")
+            for old in cache.glob(f"{name}-*"):
+                if old != folder:
+                    shutil.rmtree(old)
+    return folder
+
+
+def root(cache):
+    """Folder with `root.img` (ext4, read by every machine through a copy-on-write layer), and the stock kernel with
+    its initial ramdisk: `vmlinuz`, `initrd`."""
+    made_from = [facts.GUEST_SUITE, facts.GUEST_PACKAGES, facts.STRATIS_VERSIONS, facts.STRATIS_LIBRARIES,
+                 facts.MASKED_UNITS, facts.BOOT_MODULES, facts.MODULE_FOLDERS, HERE / "images.py"]  # fmt: skip
+    made_from += [facts.IMAGE_FILES / name for name in ("agent", "agent.service", "power-cut", "init")]
+    return _cached(cache, "root-image", _digest(*made_from), _build_root)
+
+
+def uml_kernel(cache):
+    """The program `linux`: the kernel built as a User-mode Linux, nothing in it a module."""
+    config = facts.IMAGE_FILES / "uml.config"
+    digest = _digest(config, facts.UML_SUITE, facts.UML_SOURCE)
+    return _cached(cache, "uml-kernel", digest, _build_uml_kernel) / "linux"
+
+
+def _build_root(part):
+    require(facts.IMAGE_TOOLS | facts.STOCK_KERNEL_TOOLS)
+    guest = part / "root"
+    sources = " ".join(f"'{line}'" for line in source_lines(facts.GUEST_SUITE))
+    run(f"mmdebstrap --variant=minbase --format=directory --include={','.join(facts.GUEST_PACKAGES)} "
+        f"{facts.GUEST_SUITE} {guest} {sources}")  # fmt: skip
+    _install_stratis_clients(part, guest)
+    _prepare_guest(guest)
+    modules = _install_stock_kernel(part, guest)
+    _make_initial_ramdisk(part, modules)
+    # No journal: the image is never written to twice, and a cut machine's root is thrown away.
+    run(f"mke2fs -q -t ext4 -O ^has_journal -d {guest} root.img 2G", cwd=part)
+    shutil.rmtree(guest)
+
+
+def _install_stratis_clients(part, guest):
+    """Every version of the client in its own folder /opt/stratis-VERSION, a starter of that name on the PATH, and
+    `stratis` for the first."""
+    run(f"python3 -m venv {part}/pip")
+    pip = f"{part}/pip/bin/pip install -q --disable-pip-version-check --no-deps --no-compile"
+    libraries = guest / "usr/local/lib/python3.11/dist-packages"
+    run(f"{pip} --target {libraries} {' '.join(facts.STRATIS_LIBRARIES)}")
+    for version in facts.STRATIS_VERSIONS:
+        run(f"{pip} --target {guest}/opt/stratis-{version} stratis-cli=={version}")
+        # 3.8.2 promises to run on Python 3.9 but has one `type` statement of Python 3.12; without the keyword it is
+        # the same alias. Nothing else in the client is touched.
+        run(f"sed -i 's/^type \\([A-Za-z]* = \\)/\\1/' {guest}/opt/stratis-{version}/stratis_cli/_error_codes.py")
+        home = f"/opt/stratis-{version}"
+        starter = f'#!/bin/sh\nPYTHONPATH={home} exec /usr/bin/python3 {home}/bin/stratis "$@"\n'
+        write(guest / f"usr/local/bin/stratis-{version}", starter, 0o755)
+    (guest / "usr/local/bin/stratis").symlink_to(f"stratis-{facts.STRATIS_VERSIONS[0]}")
+    run(f"chroot {guest} python3 -m compileall -q /usr/local/lib/python3.11/dist-packages /opt")
+    shutil.rmtree(part / "pip")
+
+
+def _prepare_guest(guest):
+    for unit in facts.MASKED_UNITS:
+        path = guest / "etc/systemd/system" / unit
+        if not os.path.lexists(path):
+            path.symlink_to("/dev/null")
+    write(guest / "etc/machine-id", "0123456789abcdef0123456789abcdef\n")
+    write(guest / "etc/hostname", "machine\n")
+    default_target = guest / "etc/systemd/system/default.target"
+    default_target.unlink(missing_ok=True)
+    default_target.symlink_to("/lib/systemd/system/multi-user.target")
+    for source, target in (("agent", "usr/local/sbin/machine-agent"), ("power-cut", "usr/local/bin/machine-power-cut")):
+        write(guest / target, (facts.IMAGE_FILES / source).read_text(), 0o755)
+    write(guest / "etc/systemd/system/machine-agent.service", (facts.IMAGE_FILES / "agent.service").read_text())
+
+
+def _install_stock_kernel(part, guest):
+    """Puts the kernel beside the image and its storage modules into the guest; gives the folder of the modules."""
+    apt = PrivateApt(part / "apt", facts.GUEST_SUITE)
+    package = apt.dependency("linux-image-amd64", "linux-image-[0-9][^ ]*")
+    apt.unpack(package, part / "kernel")
+    (boot_image,) = (part / "kernel/boot").glob("vmlinuz-*")
+    shutil.copy(boot_image, part / "vmlinuz")
+    (unpacked,) = (part / "kernel/lib/modules").iterdir()
+    modules = guest / "lib/modules" / unpacked.name
+    for folder in facts.MODULE_FOLDERS:
+        if (unpacked / folder).is_dir():
+            shutil.copytree(unpacked / folder, modules / folder)
+    for index in [*unpacked.glob("modules.builtin*"), unpacked / "modules.order"]:
+        shutil.copy(index, modules)
+    run(f"chroot {guest} depmod {unpacked.name}")
+    shutil.rmtree(part / "kernel")
+    shutil.rmtree(part / "apt")
+    return modules
+
+
+def _make_initial_ramdisk(part, modules):
+    ramdisk = part / "ramdisk"
+    for folder in ("bin", "dev", "modules", "proc", "root"):
+        (ramdisk / folder).mkdir(parents=True)
+    dependencies = dict(line.split(":", 1) for line in (modules / "modules.dep").read_text().splitlines())
+    order = []
+    for name in facts.BOOT_MODULES:
+        path = next(p for p in dependencies if p.endswith(f"/{name}.ko"))
+        order += [p for p in [*reversed(dependencies[path].split()), path] if p not in order]
+    for path in order:
+        shutil.copy(modules / path, ramdisk / "modules")
+    write(ramdisk / "modules/order", "".join(Path(p).name + "\n" for p in order))
+    write(ramdisk / "init", (facts.IMAGE_FILES / "init").read_text(), 0o755)
+    shutil.copy(find_program("busybox"), ramdisk / "bin/busybox")
+    run("find . | cpio -o -H newc --quiet > ../initrd.cpio", cwd=ramdisk)
+    with open(part / "initrd.cpio", "rb") as plain, gzip.open(part / "initrd", "wb", compresslevel=1) as packed:
+        shutil.copyfileobj(plain, packed)
+    (part / "initrd.cpio").unlink()
+    shutil.rmtree(ramdisk)
+
+
+def _build_uml_kernel(part):
+    require(facts.UML_TOOLS)
+    apt = PrivateApt(part / "apt", facts.UML_SUITE)
+    try:
+        apt.unpack(facts.UML_SOURCE, part / "package")
+    except Failure:  # the suite has moved on to a newer kernel
+        apt.unpack(apt.dependency("linux-source", "linux-source-[0-9.]*"), part / "package")
+    source = part / "source"
+    source.mkdir()
+    run(f"tar -C {source} --strip-components=1 -xf {part}/package/usr/src/linux-source-*.tar.xz")
+    config = facts.IMAGE_FILES / "uml.config"
+    run(f"make -s ARCH=um KCONFIG_ALLCONFIG={config} allnoconfig", cwd=source)
+    run(f"make -s ARCH=um -j{os.cpu_count()} linux && strip -o ../linux linux && cp .config ../config", cwd=source)
+    for folder in ("apt", "package", "source"):
+        shutil.rmtree(part / folder)

@@ -1,0 +1,97 @@
+"""The machine tests: which lives of a machine each consists of, and what is carried from one life to the next.
+
+The tests themselves are in ../guest. Knows nothing of how a machine is run.
+"""
+
+import dataclasses
+import json
+import os
+
+import session
+
+# Room for filesystems beside 0.6 GiB of a pool's own; sparse.
+DISKS = ("3G", "3G", "3G")
+JOURNAL_PREFIX = "JOURNAL "
+
+
+@dataclasses.dataclass
+class Life:
+    """A machine from switching on to its end."""
+
+    command: str
+    cut_within_seconds: float | None = None
+    seconds: float = 900
+
+
+@dataclasses.dataclass
+class Scenario:
+    """Lives of a machine with the same disks."""
+
+    name: str
+    about: str
+    lives: list
+    seed: int = 0
+
+    def job(self, life, share, disks_folder):
+        cut = None if life.cut_within_seconds is None else session.PowerCut(self.seed, life.cut_within_seconds)
+        return session.Job(life.command, share, DISKS, disks_folder, seconds=life.seconds, power_cut=cut)
+
+
+def keep_journal(lines, share):
+    """Puts the complete journal lines that a life printed into the share of the next."""
+    complete = []
+    for line in lines:
+        if line.startswith(JOURNAL_PREFIX):
+            try:
+                json.loads(line.removeprefix(JOURNAL_PREFIX))
+            except ValueError:  # the power was cut within the line
+                continue
+            complete.append(line)
+    (share / "journal").write_text("".join(line + "\n" for line in complete))
+
+
+def _pytest(*files):
+    # How often what is a matter of chance is tried can be set on the host.
+    tries = f"LINK_TRIES={int(os.environ['LINK_TRIES'])} " if os.environ.get("LINK_TRIES") else ""
+    return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore {' '.join(files)}"
+
+
+def power_cuts(seeds):
+    return [
+        Scenario(
+            f"power-cut-{seed}",
+            "the power is cut in a stream of operations, then the pool is as before or after the last one",
+            [Life(f"python3 -B stream.py begin {seed}", cut_within_seconds=12),
+             Life("python3 -B stream.py check journal continue")],
+            seed,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def crash_states(seeds):
+    return [
+        Scenario(
+            f"crash-states-{seed}",
+            "every write is recorded; the pool is started from disks with lost, reordered and torn writes",
+            [Life(f"python3 -B crash_states.py {seed} 12 {int(os.environ.get('CRASH_CUTS', '25'))}")],
+            seed,
+        )
+        for seed in seeds
+    ]
+
+
+def all_scenarios(power_cut_seeds):
+    return [
+        Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
+                 [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
+        Scenario("service", "the daemon is stopped, killed and started with filesystems mounted",
+                 [Life(_pytest("test_service.py"))]),
+        Scenario("refusals", "bad input gives a clear error and changes nothing",
+                 [Life(_pytest("test_refusals.py"))]),
+        Scenario("reboot", "an orderly reboot, and one more",
+                 [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
+                  Life(_pytest("reboot.py::test_after"))]),
+        *power_cuts(power_cut_seeds),
+        *crash_states(list(power_cut_seeds)[:1]),
+    ]  # fmt: skip

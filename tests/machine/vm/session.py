@@ -1,0 +1,240 @@
+"""One life of a machine: starts it, passes on what it says, cuts its power, tells how it ended.
+
+Knows nothing of what the command inside is about.
+"""
+
+import dataclasses
+import os
+import random
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import termios
+import time
+from pathlib import Path
+
+import facts
+from kernels import Machine
+from shell import Failure, say
+
+# How long a machine may take to switch itself off after its command has ended.
+POWEROFF_SECONDS = 60
+
+
+@dataclasses.dataclass
+class PowerCut:
+    """Cut the power by the host at a moment drawn from `seed`: at most `within_seconds` after the guest has said
+    `@@MACHINE cut-window@@`."""
+
+    seed: int
+    within_seconds: float
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a machine ended."""
+
+    status: int
+    cut: bool  # the power was cut
+    lines: list  # what the command printed
+
+
+@dataclasses.dataclass
+class Job:
+    """What to do in a machine. `share` is copied there to /host/share; `disks_folder` keeps disks for a later run."""
+
+    command: str | None  # None: a shell on our terminal
+    share: Path | None = None
+    disk_sizes: tuple = ()
+    disks_folder: Path | None = None
+    memory_mib: int = 2048
+    seconds: float = 600
+    power_cut: PowerCut | None = None
+    console: Path | None = None  # file for what the kernel says
+
+
+def _memory_folder(bytes_needed):
+    """A folder for the machine's memory and scratch: in RAM if that is roomy and programs may be mapped from it."""
+    shm = "/dev/shm"
+    if os.access(shm, os.W_OK):
+        room = os.statvfs(shm)
+        if room.f_bavail * room.f_frsize > bytes_needed and not room.f_flag & os.ST_NOEXEC:
+            return shm
+    return tempfile.gettempdir()
+
+
+def _pack(folder, job):
+    """The archive that image/agent unpacks."""
+    size = shutil.get_terminal_size()
+    mode = "run" if job.command is not None else "shell"
+    (folder / "session").write_text(
+        f"MODE={mode} DISK_COUNT={len(job.disk_sizes)} ROWS={size.lines} COLUMNS={size.columns}"
+        f" TERM_NAME={os.environ.get('TERM', 'dumb') if mode == 'shell' else 'dumb'}\n"
+    )
+    (folder / "command").write_text((job.command or "") + "\n")
+    payload = folder / "payload.tar"
+    with tarfile.open(payload, "w") as archive:
+        for name in ("session", "command"):
+            archive.add(folder / name, name)
+        if job.share:
+            archive.add(job.share, "share")
+    return payload
+
+
+def _make_disks(folder, sizes):
+    """Sparse files; one that is there already is used as it is."""
+    if len(sizes) > facts.DISKS_MAX:
+        raise Failure(f"at most {facts.DISKS_MAX} disks")
+    folder.mkdir(parents=True, exist_ok=True)
+    disks = [(folder / f"disk{number}").absolute() for number in range(len(sizes))]
+    for disk, size in zip(disks, sizes):
+        if not disk.exists():
+            subprocess.run(["truncate", "-s", size, disk], check=True)
+    return disks
+
+
+def live(kernel, job, echo=True):
+    """Runs the job in a new machine and gives its Outcome; `echo` prints the guest's lines as they come."""
+    scratch = _memory_folder((job.memory_mib + 512) << 20)
+    folder = Path(tempfile.mkdtemp(prefix="stratis-machine.", dir=scratch))
+    try:
+        disks = _make_disks(job.disks_folder or folder, job.disk_sizes)
+        payload = _pack(folder, job)
+        console_path = job.console or folder / "console"
+        with open(console_path, "wb") as console:
+            machine = Machine(folder, payload, disks, job.memory_mib, console.fileno(), None)
+            if job.command is None:
+                return _interactive(kernel, machine, scratch)
+            outcome = _batch(kernel, machine, scratch, job, echo)
+        if outcome.status in (facts.EXIT_TIME_LIMIT, facts.EXIT_MACHINE_DIED):
+            tail = console_path.read_text(errors="replace")[-3000:]
+            say(f"the end of what its kernel said:\n{tail}")
+        return outcome
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(kernel, machine, scratch, stdin, stdout):
+    descriptors = [machine.console] + ([machine.line] if machine.line is not None else [])
+    return subprocess.Popen(
+        kernel.command(machine), stdin=stdin, stdout=stdout, stderr=machine.console, pass_fds=descriptors,
+        env=dict(os.environ, TMPDIR=scratch), start_new_session=True,
+    )  # fmt: skip
+
+
+def _kill(process):
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _interactive(kernel, machine, scratch):
+    if not sys.stdin.isatty():
+        raise Failure("a shell needs a terminal; give a command after `--` instead")
+    settings = termios.tcgetattr(sys.stdin)
+    process = _start(kernel, machine, scratch, None, None)
+    try:
+        process.wait()
+    finally:
+        _kill(process)
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
+        print("\r")
+    return Outcome(0, False, [])
+
+
+class _Guest:
+    """Reads what the agent says, line by line, and acts on its marks."""
+
+    def __init__(self, process, job, echo):
+        self.process, self.job, self.echo = process, job, echo
+        self.started = time.monotonic()
+        self.deadline = self.started + job.seconds
+        self.cut_at = None
+        self.status, self.cut, self.lines = None, False, []
+        self.rest = b""
+
+    def follow(self, reader):
+        while self.status is None:
+            now = time.monotonic()
+            if self.cut_at is not None and now >= self.cut_at:
+                return self._cut_power()
+            if now >= self.deadline:
+                say(f"the time limit of {self.job.seconds:.0f} s is reached")
+                self.status = facts.EXIT_TIME_LIMIT
+                return
+            wait = min(self.deadline, self.cut_at or self.deadline) - now
+            if not select.select([reader], [], [], max(wait, 0))[0]:
+                continue
+            data = os.read(reader, 65536)
+            if not data:  # the last writer is gone: the machine has ended
+                return
+            self._take(data)
+
+    def drain(self, reader):
+        """What a machine said before it ended; the writer is gone, so this comes to an end."""
+        while data := os.read(reader, 65536):
+            self._take(data)
+        if self.rest:
+            self._pass_on(self.rest)
+
+    def _take(self, data):
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            mark = re.match(facts.MARK, line)
+            if mark:
+                self._obey(mark[1], mark[2])
+            else:
+                self._pass_on(line)
+
+    def _pass_on(self, line):
+        text = line.decode(errors="replace").rstrip("\r")
+        self.lines.append(text)
+        if self.echo:
+            print(text, flush=True)
+
+    def _obey(self, word, argument):
+        if self.status is not None:  # it has ended; late words change nothing
+            return
+        if word == b"up":
+            say(f"the machine is up after {time.monotonic() - self.started:.1f} s")
+        elif word == b"exit":
+            self.status = int(argument)
+        elif word == b"power-cut":
+            self._cut_power()
+        elif word == b"cut-window" and self.job.power_cut:
+            delay = random.Random(self.job.power_cut.seed).uniform(0, self.job.power_cut.within_seconds)
+            self.cut_at = time.monotonic() + delay
+
+    def _cut_power(self):
+        say(f"power cut {time.monotonic() - self.started:.2f} s after the start")
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.status, self.cut = 0, True
+
+
+def _batch(kernel, machine, scratch, job, echo):
+    reader, machine.line = os.pipe()
+    process = _start(kernel, machine, scratch, subprocess.DEVNULL, machine.console)
+    os.close(machine.line)
+    guest = _Guest(process, job, echo)
+    try:
+        guest.follow(reader)
+        if guest.status is not None and guest.status != facts.EXIT_TIME_LIMIT:
+            try:
+                process.wait(POWEROFF_SECONDS)
+            except subprocess.TimeoutExpired:
+                say(f"the machine did not switch itself off within {POWEROFF_SECONDS} s")
+    finally:
+        _kill(process)
+        guest.drain(reader)
+        os.close(reader)
+    if guest.status is None:
+        say("the machine died before its command had ended")
+        guest.status = facts.EXIT_MACHINE_DIED
+    return Outcome(guest.status, guest.cut, guest.lines)
