@@ -283,8 +283,9 @@ fn what_has_begun_is_finished_and_answered_before_the_end() {
             break message;
         }
     };
-    let (_, code, text): ((bool, (dbus::Path<'_>, Vec<dbus::Path<'_>>)), u16, String) = reply.read3().unwrap();
-    assert_eq!((code, text.as_str()), (0, "Ok"));
+    type Created<'a> = (bool, (dbus::Path<'a>, Vec<dbus::Path<'a>>));
+    let (created, code, text): (Created<'_>, u16, String) = reply.read3().unwrap();
+    assert_eq!((created.0, code, text.as_str()), (true, 0, "Ok"));
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0), "{log}");
 }
