@@ -1,2 +1,77 @@
-//! x
-fn main() {}
+//! `stratisd`: takes the command line apart and runs the daemon. Knows nothing else.
+
+use std::{process::ExitCode, sync::LazyLock};
+
+use clap::{Parser, ValueEnum};
+use log::LevelFilter;
+use stratisd::daemon::{
+    self,
+    machine::{Choice, SimOptions},
+};
+
+static VERSION: LazyLock<String> = LazyLock::new(daemon::version);
+
+/// Manages pools of block devices and serves them on the system bus as org.storage.stratis3.
+#[derive(Parser)]
+#[command(name = "stratisd", version = VERSION.as_str())]
+struct Arguments {
+    /// Work on a simulated machine: any absolute path is a disk, and nothing real is touched
+    #[arg(long)]
+    sim: bool,
+    /// Least level of messages to write to standard error; without it RUST_LOG decides, and without both only errors are
+    /// written
+    #[arg(long, value_enum)]
+    log_level: Option<Level>,
+    /// Size of each simulated disk (also: STRATISD_SIM_DISK_GIB)
+    #[arg(long, value_name = "GIB", requires = "sim")]
+    sim_disk_size: Option<u64>,
+    /// How long each step of the simulated machine takes (also: STRATISD_SIM_SLOW_MS)
+    #[arg(long, value_name = "MILLISECONDS", requires = "sim")]
+    sim_slow: Option<u64>,
+    /// Where the simulated machine's chance comes from (also: STRATISD_SIM_SEED)
+    #[arg(long, value_name = "NUMBER", requires = "sim")]
+    sim_seed: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Level {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> LevelFilter {
+        match level {
+            Level::Trace => LevelFilter::Trace,
+            Level::Debug => LevelFilter::Debug,
+            Level::Info => LevelFilter::Info,
+            Level::Warn => LevelFilter::Warn,
+            Level::Error => LevelFilter::Error,
+        }
+    }
+}
+
+// SIGPIPE is ignored from the start, by Rust's runtime: a bus or a log that closes is an error where it is written to.
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    daemon::logging::init(arguments.log_level.map(Into::into));
+    let machine = if arguments.sim {
+        Choice::Simulated(SimOptions {
+            disk_gib: arguments.sim_disk_size,
+            slow_ms: arguments.sim_slow,
+            seed: arguments.sim_seed,
+        })
+    } else {
+        Choice::Real
+    };
+    match daemon::run(&machine) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("stratisd: {}", daemon::sentence(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -118,7 +118,8 @@ struct Inner<R: Send + 'static, H: House> {
 /// has the whole table, so that what such a step does to pools and to what is known of them gets into one record.
 struct Records<R> {
     /// Unbounded: a worker that holds a grant must not wait for the bus. What is in it is bounded by the requests let in.
-    updates: Sender<Update<R>>,
+    /// None: closed.
+    updates: Option<Sender<Update<R>>>,
     observer: Observer,
 }
 
@@ -178,7 +179,7 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
             open: Some(open),
             over,
         };
-        let records = Records { updates, observer };
+        let records = Records { updates: Some(updates), observer };
         let (records, queue) = (Mutex::new(records), Mutex::new(queue));
         Dispatcher { inner: Arc::new(Inner { house, lock: Lock::new(), workers, records, queue }) }
     }
@@ -236,6 +237,13 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
         over
     }
 
+    /// The very end: lets the workers go, and the tree writer when it has worked off what there is. To be called when the
+    /// channel of [`Dispatcher::stop`] is disconnected; what is still under way after that is not published.
+    pub fn close(&self) {
+        self.inner.workers.close();
+        self.inner.records.lock().updates = None;
+    }
+
     /// Labels of the requests that have not ended, in the order of arrival.
     pub fn unfinished(&self) -> Vec<String> {
         self.inner.queue.lock().live.values().map(|label| label.to_string()).collect()
@@ -289,7 +297,8 @@ impl<R> Records<R> {
             return;
         }
         (self.observer)(&changes);
-        if self.updates.send(Update { changes, reply }).is_err() {
+        let update = Update { changes, reply };
+        if self.updates.as_ref().is_none_or(|updates| updates.send(update).is_err()) {
             log::debug!("a change is not published, since the tree writer has ended");
         }
     }
@@ -327,7 +336,10 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     fn run(self, class: Class, step: impl FnOnce(Self) + Send + 'static) {
         let workers = self.inner.workers.clone();
         let job = Box::new(move || match self.begun || !self.inner.is_stopping() {
-            true => step(self),
+            true => {
+                log::trace!("request {}: a step", self.number);
+                step(self);
+            }
             false => {
                 drop(step);
                 drop(self);

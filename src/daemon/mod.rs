@@ -3,4 +3,26 @@
 //! Must never know: any policy about pools. It builds, joins and stops.
 
 pub mod dispatch;
+pub mod logging;
+pub mod machine;
+pub mod readiness;
+mod run;
+mod stop;
 mod table;
+pub mod thread_table;
+
+pub use run::{Error, run};
+pub use stop::Stuck;
+
+use crate::bus::INTERFACE_LEVEL;
+
+/// Our version, and the level of the interfaces that clients compare with what they need.
+pub fn version() -> String {
+    format!("{} (interface level {INTERFACE_LEVEL})", env!("CARGO_PKG_VERSION"))
+}
+
+/// An error and its causes as one sentence.
+pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

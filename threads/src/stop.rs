@@ -105,3 +105,58 @@ impl Stop {
         self.shared.receiver.clone()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::Stop;
+    use crate::wake::{PollFd, PollFlags, Waker, poll};
+
+    /// Long enough for any machine; reached only by a test that has failed.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn it_is_off_until_it_is_on_and_keeps_the_first_reason() {
+        let stop = Stop::new();
+        assert!(!stop.is_on());
+        assert_eq!(stop.reason(), None);
+        stop.clone().trigger("asked to");
+        stop.trigger("asked again");
+        assert!(stop.is_on());
+        assert_eq!(stop.reason().as_deref(), Some("asked to"));
+    }
+
+    #[test]
+    fn receivers_are_disconnected_by_the_trigger_and_not_before() {
+        let stop = Stop::new();
+        let before = stop.receiver();
+        assert!(before.try_recv().is_err_and(|error| error.is_empty()));
+        let trigger = stop.clone();
+        let waits = std::thread::Builder::new().spawn(move || trigger.trigger("other thread")).unwrap();
+        assert!(before.recv_timeout(LIMIT).is_err_and(|error| error.is_disconnected()));
+        assert!(stop.receiver().try_recv().is_err_and(|error| error.is_disconnected()));
+        // What a receiver tells is true for those who ask.
+        assert!(stop.is_on());
+        waits.join().unwrap();
+    }
+
+    #[test]
+    fn wakers_are_woken_whether_they_come_before_or_after() {
+        let stop = Stop::new();
+        let (before, after, other) = (Waker::new().unwrap(), Waker::new().unwrap(), Waker::new().unwrap());
+        stop.on_stop(before.clone());
+        stop.on_stop(other.clone());
+        assert!(!before.drain());
+        stop.trigger("test");
+        stop.on_stop(after.clone());
+        for waker in [&before, &after, &other] {
+            let mut fds = [PollFd::from_borrowed_fd(waker.fd(), PollFlags::IN)];
+            assert_eq!(poll(&mut fds, Some(Instant::now() + LIMIT)).unwrap(), 1);
+            assert!(waker.drain());
+        }
+        stop.trigger("again");
+        assert!(!before.drain(), "a stop wakes once");
+    }
+}

@@ -85,3 +85,65 @@ pub fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<usi
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{PollFd, PollFlags, Waker, poll};
+
+    /// How many of two wakers `poll` finds, and which.
+    fn ready(wakers: [&Waker; 2], deadline: Option<Instant>) -> (usize, [bool; 2]) {
+        let mut fds = wakers.map(|waker| PollFd::from_borrowed_fd(waker.fd(), PollFlags::IN));
+        let count = poll(&mut fds, deadline).unwrap();
+        (count, fds.map(|fd| fd.revents().contains(PollFlags::IN)))
+    }
+
+    #[test]
+    fn a_wake_up_stays_until_it_is_drained() {
+        let (woken, other) = (Waker::new().unwrap(), Waker::new().unwrap());
+        woken.clone().wake();
+        woken.wake();
+        // Twice without a deadline: had it not stayed, the second would not return.
+        assert_eq!(ready([&woken, &other], None), (1, [true, false]));
+        assert_eq!(ready([&woken, &other], None), (1, [true, false]));
+        assert!(woken.drain());
+        assert!(!woken.drain(), "one drain takes all wake-ups");
+        assert_eq!(ready([&woken, &other], Some(Instant::now())), (0, [false, false]));
+    }
+
+    #[test]
+    fn it_ends_the_wait_of_another_thread() {
+        let (here, there) = (Waker::new().unwrap(), Waker::new().unwrap());
+        let (wakes, waits) = (there.clone(), here.clone());
+        let thread = std::thread::Builder::new().spawn(move || {
+            let found = ready([&there, &there], None);
+            assert!(there.drain());
+            here.wake();
+            found
+        });
+        wakes.wake();
+        assert_eq!(ready([&waits, &wakes], None).0.min(1), 1);
+        assert_eq!(thread.unwrap().join().unwrap(), (2, [true, true]));
+    }
+
+    #[test]
+    fn a_deadline_far_away_or_long_past_is_one_too() {
+        let (a, b) = (Waker::new().unwrap(), Waker::new().unwrap());
+        let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now);
+        assert_eq!(ready([&a, &b], Some(past)).0, 0);
+        b.wake();
+        let far = Instant::now() + Duration::from_secs(u32::MAX.into());
+        assert_eq!(ready([&a, &b], Some(far)), (1, [false, true]));
+    }
+
+    #[test]
+    fn a_full_count_neither_blocks_nor_is_lost() {
+        let waker = Waker::new().unwrap();
+        // One less than the greatest count: the next wake-up has no room.
+        rustix::io::write(&waker.fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        waker.wake();
+        assert!(waker.drain());
+    }
+}

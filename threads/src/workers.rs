@@ -183,3 +183,7 @@ impl Jobs {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod tests;

@@ -28,6 +28,9 @@ mod fault;
 mod guard;
 mod outbox;
 pub mod state;
+#[cfg(test)]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod tests;
 
 #[cfg(feature = "planted-faults")]
 pub use fault::Fault;

@@ -1,0 +1,71 @@
+//! Where messages go: to standard error, with a level that the journal understands when it is at the other end.
+//!
+//! Must never know: what is said.
+
+use std::{
+    env,
+    io::{self, Write},
+    os::fd::AsFd,
+};
+
+use env_logger::{Builder, Env};
+use log::{Level, LevelFilter, Record};
+
+/// Modules whose messages are the daemon's own.
+const OWN: [&str; 2] = ["stratisd", "threads"];
+
+/// Begins with logging: the daemon's own messages of at least `level`; without that what `RUST_LOG` says, and without
+/// both only errors.
+pub fn init(level: Option<LevelFilter>) {
+    let mut builder = match level {
+        Some(level) => {
+            let mut builder = Builder::new();
+            OWN.iter().for_each(|module| {
+                builder.filter_module(module, level);
+            });
+            builder
+        }
+        None => Builder::from_env(Env::default().default_filter_or("error")),
+    };
+    if stderr_is_the_journal() {
+        builder.format(write_for_journal);
+    }
+    // Fails only if there is a logger already, which then is the one.
+    let _ = builder.try_init();
+}
+
+/// Whether standard error is the very socket that systemd named in `$JOURNAL_STREAM` (systemd.exec(5)).
+fn stderr_is_the_journal() -> bool {
+    let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
+    rustix::fs::fstat(io::stderr().as_fd()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// One line a message, since the journal takes each line for one: `<3>stratisd::bus: text`. It notes the time itself.
+fn write_for_journal(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
+    let priority = priority(record.level());
+    let text = record.args().to_string();
+    text.lines().try_for_each(|line| writeln!(out, "<{priority}>{}: {line}", record.target()))
+}
+
+/// The syslog priority of a level.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_for_the_journal_has_its_priority() {
+        let mut out = Vec::new();
+        let record = Record::builder().level(Level::Warn).target("t").args(format_args!("a\nb")).build();
+        write_for_journal(&mut out, &record).unwrap();
+        assert_eq!(out, b"<4>t: a\n<4>t: b\n");
+    }
+}

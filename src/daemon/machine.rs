@@ -1,0 +1,119 @@
+//! Gets the machine that the daemon works on: the real one, of which there can be one daemon, or a simulated one.
+//!
+//! Must never know: what is done with the machine.
+
+use std::{env, path::Path, sync::Arc, time::Duration};
+
+use crate::platform::{
+    self, Platform,
+    linux::{
+        Linux,
+        pid_file::{self, PidFile, PidFileError},
+    },
+    sim::Sim,
+};
+
+/// How long the daemon of early boot may take to end.
+const EARLY_DAEMON_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the daemon is to work on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// This machine.
+    #[default]
+    Real,
+    /// A machine in memory.
+    Simulated(SimOptions),
+}
+
+/// What can be said of a simulated machine; for each there is also a variable of the environment, which
+/// [`Builder::variables`](platform::sim::Builder::variables) reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SimOptions {
+    /// Size of each disk in GiB.
+    pub disk_gib: Option<u64>,
+    /// How long each step of the machine takes, in milliseconds.
+    pub slow_ms: Option<u64>,
+    /// Where all chance comes from.
+    pub seed: Option<u64>,
+}
+
+/// Why there is no machine to work on.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    #[error("the machine is not ready for the daemon")]
+    Platform(#[from] platform::Error),
+    #[error("the variable {0} is not a number that makes sense; set it to a whole number or remove it")]
+    Variable(&'static str),
+}
+
+/// A machine in use. Dropping it gives it up; pools stay as they are.
+pub struct Machine {
+    platform: Arc<dyn Platform>,
+    real: Option<(Arc<Linux>, PidFile)>,
+}
+
+impl Machine {
+    /// Gets the machine ready. The real one must be asked for before any thread is started, since only the calling thread
+    /// and those that it starts get into the private mount namespace.
+    ///
+    /// # Errors
+    /// When another daemon has it or it lacks something.
+    pub fn start(choice: &Choice) -> Result<Machine, Error> {
+        match choice {
+            Choice::Real => {
+                // First: what follows would disturb a daemon that is at work.
+                let pid_file = PidFile::take(Path::new(pid_file::DAEMON))?;
+                pid_file::take_over(Path::new(pid_file::EARLY_DAEMON), EARLY_DAEMON_LIMIT)?;
+                let linux = Arc::new(Linux::start()?);
+                Ok(Machine { platform: Arc::clone(&linux) as Arc<dyn Platform>, real: Some((linux, pid_file)) })
+            }
+            Choice::Simulated(options) => {
+                let sim = Sim::builder()
+                    .random_seed()
+                    .real_clock()
+                    .variables(|name| options.get(name).or_else(|| env::var(name).ok()))
+                    .map_err(Error::Variable)?
+                    .build();
+                Ok(Machine { platform: Arc::new(sim), real: None })
+            }
+        }
+    }
+
+    /// What the engine asks.
+    pub fn platform(&self) -> Arc<dyn Platform> {
+        Arc::clone(&self.platform)
+    }
+
+    /// For people.
+    pub fn description(&self) -> &'static str {
+        match self.real {
+            Some(_) => "this machine",
+            None => "a simulated machine",
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some((linux, _)) = &self.real {
+            linux.leave();
+        }
+    }
+}
+
+impl SimOptions {
+    /// The option for which this variable stands.
+    fn get(&self, variable: &str) -> Option<String> {
+        match variable {
+            "STRATISD_SIM_DISK_GIB" => self.disk_gib,
+            "STRATISD_SIM_SLOW_MS" => self.slow_ms,
+            "STRATISD_SIM_SEED" => self.seed,
+            _ => None,
+        }
+        .map(|number| number.to_string())
+    }
+}

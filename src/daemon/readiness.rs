@@ -1,0 +1,68 @@
+//! Tells the service manager how far the daemon is: one datagram to the socket that `$NOTIFY_SOCKET` names, as
+//! sd_notify(3) describes it. Without that variable nobody has asked.
+//!
+//! Must never know: what being ready takes.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+};
+
+/// The variable with the address.
+pub const VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// The daemon serves.
+pub const READY: &str = "READY=1";
+/// The daemon has begun to stop.
+pub const STOPPING: &str = "STOPPING=1";
+
+/// Tells it to whoever asked to be told. A failure is logged: the daemon works as well without.
+pub fn tell(state: &str) {
+    if let Some(address) = env::var_os(VARIABLE)
+        && let Err(error) = send(&address, state)
+    {
+        log::warn!("the service manager could not be told {state}: {error}");
+    }
+}
+
+/// A name that begins with `@` is in the abstract space, any other is a path.
+fn send(address: &OsStr, state: &str) -> io::Result<()> {
+    let address = match address.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(address)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn arrives(receiver: &UnixDatagram, address: &OsStr) {
+        send(address, READY).unwrap();
+        let mut text = [0; 64];
+        let length = receiver.recv(&mut text).unwrap();
+        assert_eq!(&text[..length], READY.as_bytes());
+    }
+
+    #[test]
+    fn a_path_and_an_abstract_name_are_reached() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        arrives(&UnixDatagram::bind(&path).unwrap(), path.as_os_str());
+        // The path is unique on this machine, so this is, too.
+        let name = format!("{}-abstract", path.display());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        arrives(&UnixDatagram::bind_addr(&address).unwrap(), OsStr::new(&format!("@{name}")));
+        assert!(send(OsStr::new("/nowhere/at/all"), READY).is_err());
+    }
+}

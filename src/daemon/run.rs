@@ -1,0 +1,232 @@
+//! The life of the daemon: come up in order, wait for the first reason to stop, stop in order.
+//!
+//! Must never know: any policy about pools.
+
+use std::{io, num::NonZeroUsize, sync::Arc};
+
+use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+    low_level::signal_name,
+};
+use threads::{
+    group::{Ended, Group, How, SpawnError},
+    stop::Stop,
+    wake::Waker,
+    workers::Workers,
+};
+
+use super::{
+    dispatch::{Dispatcher, Request},
+    machine::{self, Choice, Machine},
+    readiness, sentence,
+    stop::{self, Stuck},
+    thread_table as names, version,
+};
+use crate::{
+    bus::{self, Bus, Job, Reader, Reply},
+    engine::{self, Engine, request::Next},
+    platform,
+    watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
+};
+
+/// Workers wait for disks and programs, hardly ever for a processor, so their number does not follow that of processors. Half
+/// of them may run slow steps: so many formats go on at the same time.
+const WORKERS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
+
+/// Why the daemon did not come up or did not stay up.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error("the daemon cannot listen to signals")]
+    Signals(#[source] io::Error),
+    #[error("the daemon cannot make what its threads are woken with")]
+    Waker(#[source] io::Error),
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    #[error("the machine does not tell of events")]
+    Events(#[source] platform::Error),
+    #[error("the pools of this machine could not be looked for: {0}")]
+    Discovery(String),
+    #[error("thread {name} ended{why}; without it the daemon cannot go on")]
+    ThreadEnded { name: String, why: String },
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
+}
+
+/// Runs the daemon until SIGINT or SIGTERM.
+///
+/// # Errors
+/// Any other reason why it ended.
+pub fn run(choice: &Choice) -> Result<(), Error> {
+    // Before any thread, see there.
+    let machine = Machine::start(choice)?;
+    log::info!("stratisd {} begins on {}", version(), machine.description());
+    let signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;
+    let handle = signals.handle();
+    let (group, stop) = (Group::new(&names::NAMES), Stop::new());
+    let mut dispatcher = None;
+    let outcome = start(&machine, signals, &group, &stop, &mut dispatcher)
+        // Up, or told to stop on the way, which is seen at once.
+        .and_then(|()| wait_for(&never::<()>(), &group, &stop).map(drop));
+    if let Err(error) = &outcome {
+        stop.trigger(sentence(error));
+    }
+    let stopped = stop::stop(&group, dispatcher.as_ref(), &handle);
+    outcome.and(stopped.map_err(Error::Stuck))
+}
+
+/// Brings everything up, the view first and the name last: whoever sees the name sees the pools. Returns early when it is
+/// told to stop.
+fn start(
+    machine: &Machine,
+    signals: Signals,
+    group: &Group,
+    stop: &Stop,
+    dispatcher: &mut Option<Dispatcher<Reply>>,
+) -> Result<(), Error> {
+    let switch = stop.clone();
+    group.spawn(names::SIGNALS, move || {
+        listen(signals, &switch);
+        Ok(())
+    })?;
+    let platform = machine.platform();
+    let Bus { reader, lister, writer } = Bus::connect()?;
+
+    let engine = Arc::new(Engine::new(Arc::clone(&platform)));
+    let waker = || Waker::new().map_err(Error::Waker);
+    let timers_waker = waker()?;
+    let running = Running::new(timers_waker.clone());
+    let observed = running.clone();
+    // Unbounded: see `Records` in `dispatch`.
+    let (updates, published) = unbounded();
+    let workers = Workers::start(group, WORKERS)?;
+    let observer = Box::new(move |changes: &[_]| observed.note(changes));
+    let dispatcher = &*dispatcher.insert(Dispatcher::new(Arc::clone(&engine), workers, updates, observer));
+    group.spawn(names::TREE_WRITER, move || {
+        writer.run(&published);
+        Ok(())
+    })?;
+    group.spawn(names::BUS_LISTER, move || {
+        lister.run();
+        Ok(())
+    })?;
+
+    // The sources come first and the look at the machine second, so nothing that happens in between is missed.
+    let device_events = platform.device_events().map_err(Error::Events)?;
+    let dm_events = platform.dm_events().map_err(Error::Events)?;
+    let chains = engine::ops::discover(&engine).map_err(|error| Error::Discovery(error.sentence()))?;
+    if !run_all(chains, dispatcher, group, stop)? {
+        return Ok(());
+    }
+
+    let submit = || -> watch::Submit {
+        let dispatcher = dispatcher.clone();
+        Box::new(move |Task { label, chain }| {
+            let on_failure = Box::new(|_| None);
+            dispatcher.submit(Request { label, chain: chain.map(|()| None), on_failure });
+        })
+    };
+    let watch = DeviceWatch::new(device_events, waker()?, submit());
+    spawn_watcher(names::UDEV, group, stop, |stop| watch.run(stop))?;
+    let watch = DmWatch::new(platform, dm_events, waker()?, submit());
+    spawn_watcher(names::DM_EVENTS, group, stop, |stop| watch.run(stop))?;
+    let timers = Timers::new(running, timers_waker, submit());
+    spawn_watcher(names::TIMERS, group, stop, |stop| timers.run(stop))?;
+
+    reader.request_name()?;
+    spawn_reader(reader, group, stop, dispatcher)?;
+    log::info!("{} is served", bus::NAME);
+    readiness::tell(readiness::READY);
+    Ok(())
+}
+
+/// Runs chains to their end and the publishing of what they changed. `false`: told to stop meanwhile.
+fn run_all(chains: Vec<Next<()>>, dispatcher: &Dispatcher<Reply>, group: &Group, stop: &Stop) -> Result<bool, Error> {
+    // Unbounded, but holds at most one message for each chain.
+    let (done, all_done) = unbounded();
+    let count = chains.len();
+    for chain in chains {
+        // Told by the tree writer, after the change: then it is published, too.
+        let told = |done: Sender<()>| {
+            Some(Reply::tell(move || {
+                // Nobody waits any more when the daemon has been told to stop.
+                let _ = done.send(());
+            }))
+        };
+        let (end, failure) = (done.clone(), done.clone());
+        dispatcher.submit(Request {
+            label: "discovery of a pool".to_owned(),
+            chain: chain.map(move |()| told(end)),
+            on_failure: Box::new(move |_| told(failure)),
+        });
+    }
+    for _ in 0..count {
+        if wait_for(&all_done, group, stop)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(!stop.is_on())
+}
+
+/// Waits for a message, or the stop switch (`None`), or the end of any thread, which is an error unless it stops.
+fn wait_for<T>(messages: &Receiver<T>, group: &Group, stop: &Stop) -> Result<Option<T>, Error> {
+    let ended = |Ended { name, how }| {
+        let why = match how {
+            How::Returned => String::new(),
+            How::Failed(why) => format!(": {why}"),
+            How::Panicked(text) => format!(" by a panic: {text}; please report it"),
+        };
+        Error::ThreadEnded { name, why }
+    };
+    select! {
+        recv(messages) -> message => Ok(message.ok()),
+        recv(stop.receiver()) -> _ => Ok(None),
+        recv(group.ended()) -> report => match report {
+            Ok(report) if !stop.is_on() => Err(ended(report)),
+            // A thread that ends after the switch is turned on does so because of it.
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The life of the signal thread: the first signal stops the daemon, a SIGINT while it stops ends it at once.
+fn listen(mut signals: Signals, stop: &Stop) {
+    for signal in signals.forever() {
+        let name = signal_name(signal).unwrap_or("a signal");
+        if signal == SIGINT && stop.is_on() {
+            eprintln!("stratisd: {name} while stopping: ends at once; pools stay as they are");
+            std::process::exit(1);
+        }
+        stop.trigger(name);
+    }
+}
+
+fn spawn_watcher(
+    name: &str,
+    group: &Group,
+    stop: &Stop,
+    run: impl FnOnce(&Stop) -> Result<(), watch::Error> + Send + 'static,
+) -> Result<(), Error> {
+    let stop = stop.clone();
+    Ok(group.spawn(name, move || run(&stop).map_err(|error| sentence(&error)))?)
+}
+
+fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, dispatcher: &Dispatcher<Reply>) -> Result<(), Error> {
+    let (stop, jobs) = (stop.clone(), Jobs(dispatcher.clone()));
+    Ok(group.spawn(names::BUS_READER, move || reader.run(&jobs, &stop).map_err(|error| sentence(&error)))?)
+}
+
+/// Where the bus reader's jobs go.
+struct Jobs(Dispatcher<Reply>);
+
+impl bus::Submit for Jobs {
+    fn submit(&self, Job { label, chain, on_failure }: Job) {
+        self.0.submit(Request { label, chain, on_failure });
+    }
+}

@@ -1,0 +1,271 @@
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::Builder,
+    time::Duration,
+};
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::{Access, Guard, Lock, ReadGuard, RequestId, Target, WriteGuard};
+
+type Table = Lock<u32, String, Vec<u32>>;
+type Given = Guard<u32, String, Vec<u32>>;
+
+/// Long enough for any machine; reached only by a test that has failed.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A table with `count` entries: 0 named "0" …
+fn table(count: u32) -> Table {
+    let lock = Table::new();
+    let Guard::WriteAll(mut all) = lock.acquire(Access::WriteAll, "fill".into()) else { panic!("asked for WriteAll") };
+    for key in 0..count {
+        assert!(all.insert(key, key.to_string(), vec![key]).is_ok());
+    }
+    drop(all);
+    lock
+}
+
+/// A request, and where its guard will come.
+fn submit(lock: &Table, access: Access<u32, String>, label: &'static str) -> (RequestId, Receiver<Given>) {
+    let (given, guards) = unbounded();
+    let id = lock.submit(access, label.into(), move |guard| {
+        // The test may have gone on without it.
+        let _ = given.send(guard);
+    });
+    (id, guards)
+}
+
+fn write(key: u32) -> Access<u32, String> {
+    Access::Write(Target::Key(key))
+}
+
+fn read_name(name: &str) -> Access<u32, String> {
+    Access::Read(Target::Name(name.to_owned()))
+}
+
+fn as_write(guard: Given) -> WriteGuard<u32, String, Vec<u32>> {
+    let Guard::Write(guard) = guard else { panic!("not a Write guard") };
+    guard
+}
+
+fn as_read(guard: Given) -> ReadGuard<u32, String, Vec<u32>> {
+    let Guard::Read(guard) = guard else { panic!("not a Read guard") };
+    guard
+}
+
+#[test]
+fn guards_are_owned_and_go_to_other_threads() {
+    fn owned<X: Send + 'static>() {}
+    owned::<Given>();
+    let lock = table(1);
+    let (_, first) = submit(&lock, write(0), "first");
+    let mut guard = as_write(first.recv_timeout(LIMIT).unwrap());
+    guard.push(7);
+    let (_, second) = submit(&lock, read_name("0"), "second");
+    assert!(second.is_empty());
+    Builder::new().spawn(move || drop(guard)).unwrap().join().unwrap();
+    // Granted by the other thread, before its drop returned.
+    let guard = as_read(second.try_recv().unwrap());
+    assert_eq!((*guard.key(), guard.name().as_str(), guard.as_slice()), (0, "0", &[0, 7][..]));
+}
+
+#[test]
+fn the_blocking_form_waits_for_the_others_end() {
+    let lock = table(1);
+    let mut guard = as_write(submit(&lock, write(0), "first").1.try_recv().unwrap());
+    let (started, starts) = unbounded();
+    let theirs = lock.clone();
+    let thread = Builder::new().spawn(move || {
+        started.send(()).unwrap();
+        as_read(theirs.acquire(read_name("0"), "blocked".into())).clone()
+    });
+    starts.recv_timeout(LIMIT).unwrap();
+    // Whether it is asleep by now or still on its way, it has to see this.
+    guard.push(1);
+    drop(guard);
+    assert_eq!(thread.unwrap().join().unwrap(), [0, 1]);
+}
+
+#[test]
+fn what_does_not_exist_is_absent_at_once_or_after_the_one_who_might_make_it() {
+    let lock = table(1);
+    assert!(matches!(lock.acquire(read_name("new"), "early".into()), Guard::Absent));
+    let Guard::WriteAll(mut all) = submit(&lock, Access::WriteAll, "makes").1.try_recv().unwrap() else {
+        panic!("asked for WriteAll")
+    };
+    let (_, made) = submit(&lock, read_name("new"), "waits");
+    let (_, still) = submit(&lock, write(9), "waits in vain");
+    assert!(made.is_empty() && still.is_empty());
+    assert_eq!(all.insert(0, "new".into(), vec![1]), Err(vec![1]), "the key is taken");
+    assert_eq!(all.insert(1, "0".into(), vec![1]), Err(vec![1]), "the name is taken");
+    assert_eq!(all.insert(1, "new".into(), vec![1]), Ok(()));
+    drop(all);
+    assert_eq!(*as_read(made.try_recv().unwrap()), [1]);
+    assert!(matches!(still.try_recv().unwrap(), Guard::Absent));
+    assert_eq!(lock.observe().holders, []);
+}
+
+#[test]
+fn the_whole_table_can_be_looked_at_and_changed() {
+    let lock = table(3);
+    let Guard::WriteAll(mut all) = lock.acquire(Access::WriteAll, "changes".into()) else {
+        panic!("asked for WriteAll")
+    };
+    assert!(all.rename(&0, "zero".into()));
+    assert!(all.rename(&0, "zero".into()), "to have the same name is no conflict");
+    assert!(!all.rename(&1, "zero".into()));
+    assert!(!all.rename(&9, "nine".into()));
+    assert_eq!(all.remove(&1), Some(vec![1]));
+    assert_eq!(all.remove(&1), None);
+    all.get_mut(&Target::Name("2".into())).unwrap().push(5);
+    assert!(all.get_mut(&Target::Name("1".into())).is_none());
+    assert_eq!(all.get(&Target::Name("zero".into())), Some((&0, &"zero".to_owned(), &vec![0])));
+    assert_eq!(all.iter().count(), 2);
+    drop(all);
+    let Guard::ReadAll(all) = lock.acquire(Access::ReadAll, "looks".into()) else { panic!("asked for ReadAll") };
+    let mut seen: Vec<_> = all.iter().map(|(key, name, value)| (*key, name.as_str(), value.clone())).collect();
+    seen.sort();
+    assert_eq!(seen, [(0, "zero", vec![0]), (2, "2", vec![2, 5])]);
+    assert_eq!(all.get(&Target::Key(2)).map(|(_, _, value)| value.len()), Some(2));
+    assert_eq!(all.get(&Target::Name("0".into())), None);
+}
+
+#[test]
+fn split_parts_end_one_by_one() {
+    let lock = table(3);
+    let Guard::WriteAll(all) = submit(&lock, Access::WriteAll, "splits").1.try_recv().unwrap() else {
+        panic!("asked for WriteAll")
+    };
+    let waiting: Vec<_> = (0..3).map(|key| submit(&lock, write(key), "next").1).collect();
+    let mut parts = all.split();
+    parts.sort_by_key(|part| *part.key());
+    assert_eq!(lock.observe().holders.iter().filter(|holder| holder.label == "splits").count(), 3);
+    assert!(waiting.iter().all(Receiver::is_empty));
+    let mut middle = parts.remove(1);
+    middle.push(9);
+    drop(middle);
+    assert_eq!(*as_write(waiting[1].try_recv().unwrap()), [1, 9]);
+    assert!(waiting[0].is_empty() && waiting[2].is_empty());
+    drop(parts);
+    assert!(waiting[0].try_recv().is_ok() && waiting[2].try_recv().is_ok());
+    let Guard::ReadAll(all) = submit(&lock, Access::ReadAll, "splits").1.try_recv().unwrap() else {
+        panic!("asked for ReadAll")
+    };
+    let parts = all.split();
+    assert_eq!(parts.len(), 3);
+    assert!(matches!(lock.acquire(read_name("1"), "beside".into()), Guard::Read(_)));
+}
+
+#[test]
+fn all_modes_have_the_same_number_of_steps_for_any_number_of_entries() {
+    // Not the time, but what the time would be spent on: the table is the same one, neither copied nor walked.
+    let lock = table(10_000);
+    let shared = |guard: &Given| match guard {
+        Guard::ReadAll(all) => all.get(&Target::Key(5)).map(|(_, _, value)| std::ptr::from_ref(value)),
+        _ => None,
+    };
+    let (first, second) = (submit(&lock, Access::ReadAll, "a").1, submit(&lock, Access::ReadAll, "b").1);
+    let (first, second) = (first.try_recv().unwrap(), second.try_recv().unwrap());
+    assert!(shared(&first).is_some());
+    assert_eq!(shared(&first), shared(&second));
+}
+
+#[test]
+fn a_cancelled_request_is_dropped_uncalled_and_lets_others_pass() {
+    let lock = table(1);
+    let held = submit(&lock, read_name("0"), "holds").1.try_recv().unwrap();
+    let (writer, refused) = submit(&lock, write(0), "cancelled");
+    let (_, behind) = submit(&lock, read_name("0"), "behind");
+    assert!(behind.is_empty());
+    assert!(lock.cancel(writer));
+    assert!(behind.try_recv().is_ok());
+    assert!(refused.try_recv().is_err_and(|error| error.is_disconnected()), "its callback is gone");
+    assert!(!lock.cancel(writer), "a second time");
+    drop(held);
+    let (granted, guard) = submit(&lock, write(0), "granted");
+    assert!(!lock.cancel(granted));
+    assert!(guard.try_recv().is_ok());
+}
+
+#[test]
+fn a_long_queue_of_those_who_left_is_no_deep_stack() {
+    // Each callback drops its guard, which grants the next: called from within each other they would overflow the stack.
+    let lock = table(1);
+    let held = submit(&lock, write(0), "holds").1.try_recv().unwrap();
+    let calls = Arc::new(());
+    for _ in 0..100_000 {
+        let call = Arc::clone(&calls);
+        lock.submit(write(0), "left".into(), move |guard| drop((guard, call)));
+    }
+    drop(held);
+    assert_eq!(Arc::strong_count(&calls), 1, "all were called");
+    assert_eq!(lock.observe(), super::Observation::default());
+}
+
+#[test]
+fn a_callback_that_panics_keeps_no_guard_from_the_others() {
+    let lock = table(1);
+    let held = submit(&lock, write(0), "holds").1.try_recv().unwrap();
+    lock.submit(read_name("0"), "panics".into(), |_| panic!("planned"));
+    let (_, beside) = submit(&lock, read_name("0"), "beside");
+    let (_, behind) = submit(&lock, write(0), "behind");
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(held))).is_err());
+    drop(beside.try_recv().unwrap());
+    // Granted, as the guard that was given to the panicking callback has ended as well.
+    assert!(behind.try_recv().is_ok());
+    // And this thread delivers as before.
+    assert!(matches!(lock.acquire(write(0), "later".into()), Guard::Write(_)));
+}
+
+#[test]
+fn a_panic_with_a_guard_in_hand_ends_its_grant() {
+    let lock = table(1);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let mut guard = as_write(lock.acquire(write(0), "panics".into()));
+        guard.push(1);
+        panic!("planned");
+    }));
+    assert!(outcome.is_err());
+    assert_eq!(*as_write(lock.acquire(write(0), "next".into())), [0, 1]);
+}
+
+#[test]
+fn who_holds_and_who_waits_can_be_seen() {
+    let lock = table(2);
+    let held = submit(&lock, write(0), "grow").1.try_recv().unwrap();
+    let (waits, guard) = submit(&lock, read_name("0"), "list");
+    let seen = lock.observe();
+    let told = |observed: &super::Observed| (observed.label.to_string(), observed.access.clone());
+    assert_eq!(seen.holders.iter().map(told).collect::<Vec<_>>(), [("grow".into(), "Write(0)".into())]);
+    assert_eq!(seen.waiters.iter().map(told).collect::<Vec<_>>(), [("list".into(), "Read(Name(\"0\"))".into())]);
+    assert_eq!(seen.waiters[0].id, waits);
+    let later = lock.observe();
+    assert!(later.holders[0].age >= seen.holders[0].age && later.waiters[0].age >= seen.waiters[0].age);
+    let lowered = as_write(held).lower();
+    assert_eq!(lock.observe().holders.iter().map(|holder| holder.access.as_str()).collect::<Vec<_>>(), ["Read(0)"; 2]);
+    drop((lowered, guard));
+    assert_eq!(lock.observe(), super::Observation::default());
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn one_thread_waits_for_no_second_grant() {
+    let lock = table(2);
+    let held = lock.acquire(write(0), "first".into());
+    let other: Lock<u8, u8, ()> = Lock::new();
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(lock.acquire(write(1), "second".into())))).is_err());
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(other.acquire(Access::ReadAll, "second".into())))).is_err());
+    drop(held);
+    let Guard::WriteAll(all) = lock.acquire(Access::WriteAll, "after".into()) else { panic!("asked for WriteAll") };
+    let part = all.split().pop();
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(lock.acquire(write(0), "second".into())))).is_err());
+    drop(part);
+    let inside = lock.clone();
+    let waits_inside = move |guard| {
+        drop(guard);
+        drop(inside.acquire(write(0), "inside".into()));
+    };
+    assert!(catch_unwind(AssertUnwindSafe(|| lock.submit(write(0), "outside".into(), waits_inside))).is_err());
+    assert!(matches!(lock.acquire(write(0), "at last".into()), Guard::Write(_)));
+}

@@ -1,0 +1,289 @@
+//! What the threads do in front of a model checker. Loom and shuttle run the same bodies, each with its own threads and sync
+//! types: the file that includes this one names them `checker`.
+//!
+//! Must never know: which checker runs it, and how schedules are chosen.
+//!
+//! The value of an entry is one of the checker's atomics, but only ever changed through `&mut`. So what is looked for is: two
+//! that hold what conflicts (counts come out wrong; loom also sees a change that the next holder need not have seen), a
+//! grant that nobody delivers (a thread waits for ever, which both checkers report), a callback called twice or never.
+
+#![allow(clippy::unwrap_used, reason = "a part of tests, though not itself marked as one")]
+
+#[cfg(feature = "planted-faults")]
+mod planted;
+
+use crate::checker::{
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+use threads::lock::{Access, Guard, Lock, Target};
+
+/// Each of the functions named here, in front of the checker.
+macro_rules! checked {
+    ($($scenario:ident)*) => {
+        mod checked {
+            $(
+                #[test]
+                fn $scenario() {
+                    crate::model(super::$scenario, super::Table::new);
+                }
+            )*
+        }
+    };
+}
+
+checked! {
+    writers_take_turns
+    readers_see_whole_writes
+    writer_follows_readers
+    lowering_hands_over
+    readers_wait_for_lowering
+    splitting_hands_over
+    cancelled_or_granted
+    callbacks_may_use_the_lock
+    names_are_resolved_at_the_grant
+}
+
+pub type Table = Lock<u8, char, AtomicUsize>;
+
+/// A table with two entries: 1 named a and 2 named b, both with the value 0.
+pub fn with_entries(lock: Table) -> Table {
+    let Guard::WriteAll(mut table) = lock.acquire(Access::WriteAll, "fill".into()) else {
+        panic!("asked for WriteAll")
+    };
+    for (key, name) in [(1, 'a'), (2, 'b')] {
+        assert!(table.insert(key, name, AtomicUsize::new(0)).is_ok());
+    }
+    drop(table);
+    lock
+}
+
+pub fn spawn(lock: &Table, body: impl FnOnce(Table) + Send + 'static) -> thread::JoinHandle<()> {
+    let lock = lock.clone();
+    thread::spawn(move || body(lock))
+}
+
+/// Nothing is held and nobody waits when all is over.
+pub fn all_over(lock: &Table, threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let seen = lock.observe();
+    assert!(seen.holders.is_empty() && seen.waiters.is_empty(), "{seen:?}");
+}
+
+pub fn increase(value: &mut AtomicUsize) {
+    let before = value.load(Ordering::Relaxed);
+    // Others can run here; if one of them had the same entry, one of the two increases would be lost.
+    thread::yield_now();
+    *value = AtomicUsize::new(before + 1);
+}
+
+fn write(lock: &Table, target: Target<u8, char>) {
+    match lock.acquire(Access::Write(target), "writer".into()) {
+        Guard::Write(mut value) => increase(&mut value),
+        _ => panic!("the entry is there"),
+    }
+}
+
+fn read(lock: &Table, target: Target<u8, char>) -> usize {
+    match lock.acquire(Access::Read(target), "reader".into()) {
+        Guard::Read(value) => value.load(Ordering::Relaxed),
+        _ => panic!("the entry is there"),
+    }
+}
+
+/// A place for one guard, for those who ask by `submit`.
+struct Mailbox {
+    guards: Mutex<Vec<Guard<u8, char, AtomicUsize>>>,
+    changed: Condvar,
+}
+
+impl Mailbox {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { guards: Mutex::new(Vec::new()), changed: Condvar::new() })
+    }
+
+    fn put(&self, guard: Guard<u8, char, AtomicUsize>) {
+        self.guards.lock().unwrap().push(guard);
+        self.changed.notify_all();
+    }
+
+    fn take(&self) -> Guard<u8, char, AtomicUsize> {
+        let mut guards = self.guards.lock().unwrap();
+        loop {
+            match guards.pop() {
+                Some(guard) => return guard,
+                None => guards = self.changed.wait(guards).unwrap(),
+            }
+        }
+    }
+}
+
+/// Two who change one entry, by key and by name.
+fn writers_take_turns(lock: Table) {
+    let lock = with_entries(lock);
+    let threads =
+        [spawn(&lock, |lock| write(&lock, Target::Key(1))), spawn(&lock, |lock| write(&lock, Target::Name('a')))];
+    all_over(&lock, threads);
+    assert_eq!(read(&lock, Target::Key(1)), 2);
+}
+
+/// Three who want all to different degrees.
+fn readers_see_whole_writes(lock: Table) {
+    let lock = with_entries(lock);
+    let both = |lock: &Table| match lock.acquire(Access::WriteAll, "both".into()) {
+        Guard::WriteAll(mut table) => {
+            increase(table.get_mut(&Target::Key(1)).unwrap());
+            increase(table.get_mut(&Target::Name('b')).unwrap());
+        }
+        _ => panic!("asked for WriteAll"),
+    };
+    let compare = |lock: &Table| match lock.acquire(Access::ReadAll, "compare".into()) {
+        Guard::ReadAll(table) => {
+            let values: Vec<_> = table.iter().map(|(_, _, value)| value.load(Ordering::Relaxed)).collect();
+            assert_eq!(values[0], values[1], "the changes of a WriteAll grant are seen together");
+        }
+        _ => panic!("asked for ReadAll"),
+    };
+    let threads = [spawn(&lock, move |lock| both(&lock)), spawn(&lock, move |lock| compare(&lock))];
+    read(&lock, Target::Key(2));
+    all_over(&lock, threads);
+    assert_eq!(read(&lock, Target::Key(1)), 1);
+}
+
+/// A reader's share of the value is gone when the writer comes.
+fn writer_follows_readers(lock: Table) {
+    let lock = with_entries(lock);
+    let threads = [
+        spawn(&lock, |lock| assert!(read(&lock, Target::Key(1)) < 2)),
+        spawn(&lock, |lock| write(&lock, Target::Key(1))),
+    ];
+    read(&lock, Target::Name('a'));
+    all_over(&lock, threads);
+}
+
+/// A guard that is lowered lets a reader in and keeps a writer out; the value stays what it was made.
+fn lowering_hands_over(lock: Table) {
+    let lock = with_entries(lock);
+    let threads = [
+        spawn(&lock, |lock| match lock.acquire(Access::Write(Target::Key(1)), "lowers".into()) {
+            Guard::Write(mut value) => {
+                increase(&mut value);
+                let seen = value.load(Ordering::Relaxed);
+                let value = value.lower();
+                thread::yield_now();
+                assert_eq!(value.load(Ordering::Relaxed), seen);
+            }
+            _ => panic!("the entry is there"),
+        }),
+        spawn(&lock, |lock| assert!(read(&lock, Target::Name('a')) <= 2)),
+    ];
+    write(&lock, Target::Key(1));
+    all_over(&lock, threads);
+    assert_eq!(read(&lock, Target::Key(1)), 2);
+}
+
+/// A lowered guard is kept until a reader has been: the reader must not have to wait for its end.
+fn readers_wait_for_lowering(lock: Table) {
+    let lock = with_entries(lock);
+    let seen = Mailbox::new();
+    let theirs = Arc::clone(&seen);
+    let thread = spawn(&lock, move |lock| {
+        assert!(read(&lock, Target::Name('a')) <= 1);
+        theirs.put(Guard::Absent);
+    });
+    let Guard::Write(mut value) = lock.acquire(Access::Write(Target::Key(1)), "lowers".into()) else {
+        panic!("the entry is there")
+    };
+    increase(&mut value);
+    let value = value.lower();
+    drop(seen.take());
+    drop(value);
+    all_over(&lock, [thread]);
+}
+
+/// The parts of a split grant end one by one, in different threads, and each hands over its own entry.
+fn splitting_hands_over(lock: Table) {
+    let lock = with_entries(lock);
+    let (table, parts) = (Mailbox::new(), Mailbox::new());
+    let theirs = Arc::clone(&table);
+    // By `submit`, because the guard goes from thread to thread.
+    lock.submit(Access::WriteAll, "splits".into(), move |guard| theirs.put(guard));
+    let theirs = Arc::clone(&parts);
+    let threads = [spawn(&lock, |lock| write(&lock, Target::Key(2))), spawn(&lock, move |_| drop(theirs.take()))];
+    let Guard::WriteAll(guard) = table.take() else { panic!("asked for WriteAll") };
+    for mut part in guard.split() {
+        increase(&mut part);
+        parts.put(Guard::Write(part));
+    }
+    drop(parts.take());
+    all_over(&lock, threads);
+    assert_eq!((read(&lock, Target::Key(1)), read(&lock, Target::Key(2))), (1, 2));
+}
+
+/// A request is cancelled while the one before it ends: either it was, or its callback is called, and never both.
+fn cancelled_or_granted(lock: Table) {
+    let lock = with_entries(lock);
+    let holder = Mailbox::new();
+    let theirs = Arc::clone(&holder);
+    lock.submit(Access::Write(Target::Key(1)), "first".into(), move |guard| theirs.put(guard));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let second = lock.submit(Access::WriteAll, "second".into(), move |guard| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        drop(guard);
+    });
+    let cancelling = lock.clone();
+    let outcome = Arc::new(AtomicUsize::new(0));
+    let told = Arc::clone(&outcome);
+    let threads = [
+        spawn(&lock, move |_| drop(holder.take())),
+        thread::spawn(move || told.store(usize::from(cancelling.cancel(second)), Ordering::SeqCst)),
+    ];
+    // Behind both of them, so it comes whatever becomes of the second.
+    read(&lock, Target::Key(1));
+    all_over(&lock, threads);
+    assert_eq!(calls.load(Ordering::SeqCst) + outcome.load(Ordering::SeqCst), 1);
+}
+
+/// Callbacks are called without the mutex: this one looks at the lock, and asks for more.
+fn callbacks_may_use_the_lock(lock: Table) {
+    let lock = with_entries(lock);
+    let thread = spawn(&lock, |lock| write(&lock, Target::Key(1)));
+    let mailbox = Mailbox::new();
+    let (theirs, inside) = (Arc::clone(&mailbox), lock.clone());
+    lock.submit(Access::Read(Target::Key(1)), "asks for more".into(), move |guard| {
+        assert!(!inside.observe().holders.is_empty());
+        inside.submit(Access::ReadAll, "more".into(), move |guard| theirs.put(guard));
+        drop(guard);
+    });
+    assert!(matches!(mailbox.take(), Guard::ReadAll(_)));
+    all_over(&lock, [thread]);
+}
+
+/// The meaning of a name changes while somebody waits for it, or it does not: the value always is the named entry's.
+fn names_are_resolved_at_the_grant(lock: Table) {
+    let lock = with_entries(lock);
+    let threads = [
+        spawn(&lock, |lock| match lock.acquire(Access::WriteAll, "renames".into()) {
+            Guard::WriteAll(mut table) => {
+                assert!(table.remove(&2).is_some());
+                assert!(table.rename(&1, 'b'));
+                increase(table.get_mut(&Target::Name('b')).unwrap());
+            }
+            _ => panic!("asked for WriteAll"),
+        }),
+        spawn(&lock, |lock| match lock.acquire(Access::Read(Target::Name('b')), "by name".into()) {
+            Guard::Read(value) => assert_eq!(usize::from(*value.key() == 1), value.load(Ordering::Relaxed)),
+            _ => panic!("there is always a b"),
+        }),
+    ];
+    match lock.acquire(Access::Write(Target::Key(2)), "by key".into()) {
+        Guard::Write(value) => assert_eq!((*value.key(), *value.name()), (2, 'b')),
+        Guard::Absent => {}
+        _ => panic!("asked for an entry"),
+    }
+    all_over(&lock, threads);
+}

@@ -1,0 +1,50 @@
+//! The checkers are themselves checked: each of these mistakes must be found, and found for what it is.
+//!
+//! Each runs in a process of its own, this same test again: what a checker does about a deadlock or a panic may end in
+//! another panic while guards are dropped, and so in an abort.
+
+#![allow(clippy::unwrap_used, reason = "a part of tests, though not itself marked as one")]
+
+use super::Table;
+use threads::lock::Fault;
+
+const INSIDE: &str = "LOCK_PLANTED";
+
+fn check_finds(test: &str, fault: Fault, scenario: fn(Table), cause: &str) {
+    if std::env::var_os(INSIDE).is_some() {
+        return crate::model(scenario, move || Table::with_fault(fault));
+    }
+    let program = std::env::current_exe().unwrap();
+    let test = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
+    // The one program that is run here is this one.
+    #[allow(clippy::disallowed_methods)]
+    let mut command = std::process::Command::new(program);
+    let run = command.args(["--exact", &test, "--nocapture"]).env(INSIDE, "").output().unwrap();
+    let told = [run.stdout, run.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(told.contains("running 1 test"), "{told}");
+    assert!(!run.status.success(), "{fault:?} must be noticed");
+    assert!(told.contains(cause), "{fault:?} is noticed as: {told}");
+}
+
+macro_rules! planted {
+    ($($(#[$only:meta])? $name:ident: $fault:ident in $scenario:ident as $cause:expr;)*) => {
+        $(
+            $(#[$only])?
+            #[test]
+            fn $name() {
+                check_finds(stringify!($name), Fault::$fault, super::$scenario, $cause);
+            }
+        )*
+    };
+}
+
+planted! {
+    // Shuttle changes threads at mutexes and atomics, not where a counted pointer is dropped.
+    #[cfg(feature = "loom")]
+    shares_given_up_after_the_grant: SharesTooLong in writer_follows_readers as "a writer's pointer is the only one";
+    callbacks_noted_in_a_second_step: NotesCallbackLater in writers_take_turns as "a waiter's callback is stored";
+    waking_before_the_guard_is_there: NotifiesBeforeFilling in writers_take_turns as "deadlock";
+    callbacks_under_the_mutex: CallsBackUnderMutex in callbacks_may_use_the_lock as "deadlock";
+    cancelling_in_two_steps: CancelsInTwoSteps in cancelled_or_granted as "a waiter's callback is stored";
+    lowering_without_grants: LowerGrantsNobody in readers_wait_for_lowering as "deadlock";
+}

@@ -1,0 +1,117 @@
+//! The lock's shell under shuttle: schedules drawn at random, so more threads and longer histories than loom can look at.
+//!
+//! A failure prints the schedule, which `shuttle::replay` takes. `LOCK_ITERATIONS` draws more of them, see the README.
+
+use shuttle as checker;
+
+mod scenarios;
+
+use scenarios::{Table, all_over, increase, spawn, with_entries};
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+use threads::lock::{Access, Guard, Target};
+
+fn iterations() -> usize {
+    std::env::var("LOCK_ITERATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(2000)
+}
+
+/// Runs `body` with a new table in each schedule.
+fn model(body: impl Fn(Table) + Send + Sync + 'static, table: impl Fn() -> Table + Send + Sync + 'static) {
+    let body = Arc::new(move || body(table()));
+    let again = Arc::clone(&body);
+    // One half evenly at random, the other with few changes of thread at the worst of places.
+    shuttle::check_random(move || body(), iterations() / 2);
+    shuttle::check_pct(move || again(), iterations() / 2, 3);
+}
+
+/// Five threads, each with four requests of any kind, which they use in any way they can.
+#[test]
+fn all_sorts_of_requests() {
+    model(all_sorts, Table::new);
+}
+
+fn all_sorts(lock: Table) {
+    let lock = with_entries(lock);
+    let changes = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0..5)
+        .map(|_| {
+            let changes = Arc::clone(&changes);
+            spawn(&lock, move |lock| {
+                for _ in 0..4 {
+                    one_of_all_sorts(&lock, &changes);
+                }
+            })
+        })
+        .collect();
+    all_over(&lock, threads);
+    let Guard::ReadAll(table) = lock.acquire(Access::ReadAll, "sum".into()) else { panic!("asked for ReadAll") };
+    let sum: usize = table.iter().map(|(_, _, value)| value.load(Ordering::SeqCst)).sum();
+    assert_eq!(sum, changes.load(Ordering::SeqCst), "each change was made to what the one before it had left");
+}
+
+fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
+    let mut random = thread_rng();
+    let target = match random.gen_range(0..5) {
+        0 => Target::Key(1),
+        1 => Target::Key(2),
+        2 => Target::Name('a'),
+        3 => Target::Name('b'),
+        _ => Target::Name('c'),
+    };
+    let access = match random.gen_range(0..8) {
+        0 => Access::ReadAll,
+        1 | 2 => Access::WriteAll,
+        3 | 4 => Access::Read(target),
+        _ => Access::Write(target),
+    };
+    let more = random.gen_range(0..3);
+    if random.gen_range(0..6) == 0 {
+        // Granted or not by then: what counts is that those behind it come through.
+        let id = lock.submit(access, "cancelled".into(), drop);
+        lock.cancel(id);
+        return;
+    }
+    let change = |value: &mut AtomicUsize| {
+        increase(value);
+        changes.fetch_add(1, Ordering::SeqCst);
+    };
+    match lock.acquire(access, "any".into()) {
+        Guard::Absent => {}
+        Guard::Read(value) => {
+            let before = value.load(Ordering::SeqCst);
+            shuttle::thread::yield_now();
+            assert_eq!(before, value.load(Ordering::SeqCst));
+        }
+        Guard::Write(mut value) => {
+            change(&mut value);
+            if more == 0 {
+                let before = value.load(Ordering::SeqCst);
+                let value = value.lower();
+                shuttle::thread::yield_now();
+                assert_eq!(before, value.load(Ordering::SeqCst));
+            }
+        }
+        Guard::ReadAll(table) => match more {
+            0 => drop(table.split()),
+            _ => assert_eq!(table.iter().count(), 2),
+        },
+        Guard::WriteAll(mut table) => match more {
+            0 => table.split().into_iter().for_each(|mut part| change(&mut part)),
+            1 => {
+                // What is free depends on what the others did.
+                let _ =
+                    table.rename(&1, 'c') || table.rename(&2, 'c') || table.rename(&1, 'a') && table.rename(&2, 'b');
+            }
+            _ => {
+                let value = table.remove(&2).expect("entry 2 is there between the grants");
+                assert!(table.get(&Target::Key(2)).is_none());
+                let free = ['a', 'b', 'c'].into_iter().find(|name| table.get(&Target::Name(*name)).is_none());
+                let free = free.expect("two entries do not have three names");
+                assert!(table.insert(2, free, value).is_ok());
+            }
+        },
+    }
+}
