@@ -201,7 +201,7 @@ fn listen(mut signals: Signals, stop: &Stop) {
     let mut interrupted = false;
     for signal in signals.forever() {
         let name = signal_name(signal).unwrap_or("a signal");
-        let again = signal == SIGINT && std::mem::replace(&mut interrupted, interrupted || signal == SIGINT);
+        let again = signal == SIGINT && std::mem::replace(&mut interrupted, true);
         if again && stop.is_on() {
             eprintln!("stratisd: {name} while stopping: ends at once; pools stay as they are");
             std::process::exit(1);
