@@ -1,7 +1,7 @@
 //! What can go wrong in the engine: one sentence each for people, saying what is wrong and what to do. The source is kept
 //! and not repeated in the text; [`Error::sentence`] joins the chain once, for the edge.
 
-use std::{error::Error as _, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
     engine::{
@@ -36,6 +36,11 @@ pub enum Error {
     PoolNameTaken(Name),
     #[error("pool {pool} has a filesystem named {name} already; choose another name")]
     FilesystemNameTaken { pool: Name, name: Name },
+    #[error(
+        "pool {pool} has a filesystem named {name} already, which could not be set up; see the log for the reason, or choose \
+         another name"
+    )]
+    LeftOut { pool: Name, name: Name },
     #[error("these device paths are not absolute: {}; give full paths, as /dev/sda", list(.0))]
     RelativePaths(Vec<PathBuf>),
     #[error("a pool needs at least one block device; name one")]
@@ -103,16 +108,8 @@ pub enum Error {
     NoSpace { what: Sectors },
 
     // ---- failed: what was found ----
-    #[error("pool {pool} lacks {} of its {total} devices; connect them", .missing.len())]
-    DevicesMissing { pool: Name, missing: Vec<DevUuid>, total: usize },
-    #[error("device {device} carries pool {pool}'s signature but is not listed in its metadata; disconnect it")]
-    ExtraDevice { pool: Name, device: DevUuid },
     #[error("the devices of pool {0} have different metadata versions; disconnect those that do not belong to it")]
     MixedVersions(PoolUuid),
-    #[error(
-        "the devices of pool {0} hold no pool metadata; the pool was never completed, or its data devices are missing"
-    )]
-    NoMetadata(PoolUuid),
     #[error(
         "device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand"
     )]
@@ -155,18 +152,7 @@ pub enum Error {
 impl Error {
     /// The whole chain of causes as one sentence: cause, and what to do.
     pub fn sentence(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            let next = error.to_string();
-            // A source that the text quotes already is not said twice.
-            if !text.contains(&next) {
-                text.push_str(": ");
-                text.push_str(&next);
-            }
-            source = error.source();
-        }
-        text
+        chain(self)
     }
 
     /// What an undo that failed leaves of the pool's availability.
@@ -186,6 +172,22 @@ impl Error {
             _ => false,
         }
     }
+}
+
+/// An error with the whole chain of its causes, as one sentence.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // A source that the text quotes already is not said twice.
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
 }
 
 /// The word for a tier in messages.

@@ -17,7 +17,7 @@ use crate::{
         metadata::{self, FilesystemRecord, PoolMetadata},
         name::Name,
         plan::sizes,
-        pool::{self, Filesystem, Member, Pool},
+        pool::{Filesystem, Member, Pool},
         registry::DeviceSet,
         request::{Access, Granted, Mode, Next},
         stack::{Ensured, Shape, Stack, ensure_device},
@@ -62,39 +62,51 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
-    let (pool, undo) = Rollback::new().guard(platform, |undo| {
-        let mut stack = Stack::new(uuid);
-        let mut meta = meta;
-        // The mark is the whole size, so that an event comes early; it is set right when the pool is extended.
-        let mark = sizes::blocks(layout::total(&meta.flex_devs.thin_data_dev));
-        let mut shape = pool::shape(version, &meta, &members, mark);
+    let (mut pool, undo) = Rollback::new().guard(platform, |undo| {
+        let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
+        let shape = shape_at_set_up(&pool);
         for layer in shape.backstore() {
-            stack.ensure(platform, &layer, undo)?;
+            pool.stack.ensure(platform, &layer, undo)?;
         }
-        stack.ensure(platform, &shape.mdv(), undo)?;
+        pool.stack.ensure(platform, &shape.mdv(), undo)?;
         let mdv = Mdv::new(platform, uuid);
         undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
-        mdv.mount(&platform.dm_node(&stack.name(Role::Mdv)))?;
-        let records = mdv.records()?;
-        let repaired = bring_up_thin_pool(platform, &mut stack, &mut shape, &mut meta, undo)?;
-
-        let mut pool = Pool::new(uuid, name, version, meta, members, stack);
-        work_off_journal(platform, &mut pool, records, undo)?;
+        mdv.mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
+        let journal = mdv.journal()?;
+        let mut records = mdv.records(&journal)?;
+        bring_up_thin_pool(platform, &mut pool, undo)?;
+        work_off_journal(platform, &mut pool, &journal, &mut records);
+        set_up_filesystems(platform, &mut pool, records, undo);
         judge(&mut pool);
-        if repaired || pool.meta.needs_completion() {
-            let limit = pool.fs_limit();
-            pool.commit(platform, Choose::Some(platform.random()), |meta| {
-                meta.complete(limit);
-                Ok(())
-            })?;
-        }
+        complete_metadata(platform, &mut pool)?;
         Ok(pool)
     })?;
     undo.forget();
-    let mut pool = pool;
     pool.confirm_members(platform);
     pool.refresh(platform);
     Ok(pool)
+}
+
+/// Layers as they are set up. The thin pool's mark is its whole size, so that an event comes early; it is set right when the
+/// pool is extended.
+fn shape_at_set_up(pool: &Pool) -> Shape {
+    pool.shape(sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev)))
+}
+
+/// Saves what old daemons did not record. A pool that is not to be changed is used as it is.
+fn complete_metadata(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    if !pool.meta.needs_completion() {
+        return Ok(());
+    }
+    if let Err(error) = pool.check_changes() {
+        log::warn!("the metadata of pool {} lacks keys that are not added: {}", pool.name(), error.sentence());
+        return Ok(());
+    }
+    let limit = pool.fs_limit();
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        meta.complete(limit);
+        Ok(())
+    })
 }
 
 fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
@@ -103,80 +115,90 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .filter(|found| listed.contains(&found.bda.header().device))
         .map(|found| {
             let geometry = platform.geometry(&found.device.path)?;
+            found.bda.check_size(&found.device.path, geometry.size)?;
             let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone() };
             Ok((found.bda.header().device, member))
         })
         .collect()
 }
 
-/// Brings up the thin pool and its two devices; gives whether its metadata was repaired, so that the swap is recorded.
-fn bring_up_thin_pool(
-    platform: &dyn Platform,
-    stack: &mut Stack,
-    shape: &mut Shape,
-    meta: &mut PoolMetadata,
-    undo: &mut Rollback,
-) -> Result<bool> {
-    stack.ensure(platform, &shape.thin_meta(), undo)?;
-    let runs = platform.dm_find(&stack.name(Role::ThinPool))?.is_some();
-    let node = platform.dm_node(&stack.name(Role::ThinMeta));
+/// Brings up the thin pool and its two devices.
+fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
+    let shape = shape_at_set_up(pool);
+    pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
-    let damage = match runs {
-        true => None,
-        false => platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]).err(),
-    };
-    let repaired = damage.is_some();
-    if let Some(error) = damage {
-        log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
-        stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
-        let spare = platform.dm_node(&stack.name(Role::ThinMetaSpare));
-        platform.run(Program::ThinRepair, &["-i", &node.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
-        stack.remove(platform, Role::ThinMeta)?;
-        stack.remove(platform, Role::ThinMetaSpare)?;
-        std::mem::swap(&mut shape.thin_meta, &mut shape.thin_meta_spare);
-        std::mem::swap(&mut meta.flex_devs.thin_meta_dev, &mut meta.flex_devs.thin_meta_dev_spare);
-        stack.ensure(platform, &shape.thin_meta(), undo)?;
+    if platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_none() {
+        let node = platform.dm_node(&pool.stack.name(Role::ThinMeta));
+        if let Err(error) = platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
+            log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
+            repair_thin_metadata(platform, pool, &shape, undo)?;
+        }
     }
-    stack.ensure(platform, &shape.thin_data(), undo)?;
-    stack.ensure(platform, &shape.thin_pool(), undo)?;
-    Ok(repaired)
+    let shape = shape_at_set_up(pool);
+    pool.stack.ensure(platform, &shape.thin_data(), undo)?;
+    pool.stack.ensure(platform, &shape.thin_pool(), undo)?;
+    Ok(())
 }
 
-/// Takes back what was being created and completes what was being destroyed when the last daemon ended, then sets up the
-/// filesystems that there are.
-fn work_off_journal(
-    platform: &dyn Platform,
-    pool: &mut Pool,
-    mut records: Vec<FilesystemRecord>,
-    undo: &mut Rollback,
-) -> Result<()> {
-    let mdv = Mdv::new(platform, pool.uuid());
-    for entry in mdv.journal()? {
-        match &entry {
-            Journal::Create(pending) => {
-                for unborn in pending.iter().filter(|unborn| records.iter().all(|record| record.uuid != unborn.uuid)) {
-                    log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), unborn.uuid);
-                    delete_thin(platform, pool, unborn, &records)?;
-                }
-            }
-            Journal::Destroy(pending) => {
-                for doomed in pending {
-                    log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), doomed.uuid);
-                    records.retain(|record| record.uuid != doomed.uuid);
-                    finish_destroy(platform, pool, doomed, &mut records)?;
-                }
+/// Repairs damaged thin metadata into the spare, which takes its place. That is recorded while neither is in use: a device
+/// that is there is never other than the metadata says, and nothing written by the repaired thin pool can be lost by going
+/// back to what was damaged.
+fn repair_thin_metadata(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
+    pool.stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
+    let [damaged, spare] = [Role::ThinMeta, Role::ThinMetaSpare].map(|role| platform.dm_node(&pool.stack.name(role)));
+    platform.run(Program::ThinRepair, &["-i", &damaged.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
+    pool.stack.remove(platform, Role::ThinMeta)?;
+    pool.stack.remove(platform, Role::ThinMetaSpare)?;
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        let flex = &mut meta.flex_devs;
+        std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
+        Ok(())
+    })?;
+    pool.stack.ensure(platform, &shape_at_set_up(pool).thin_meta(), undo).map(drop)
+}
+
+/// Takes back what was being created and completes what was being destroyed when the last daemon ended. An entry that cannot
+/// be worked off now stays until the next set-up: a device that somebody still has open is no reason to withhold the pool.
+fn work_off_journal(platform: &dyn Platform, pool: &mut Pool, journal: &[Journal], records: &mut [FilesystemRecord]) {
+    for entry in journal {
+        let worked_off = work_off(platform, pool, entry, records);
+        let ended = worked_off.and_then(|()| Ok(Mdv::new(platform, pool.uuid()).end(entry)?));
+        if let Err(error) = ended {
+            log::warn!("pool {}: {entry:?} stays until the next set-up: {}", pool.name(), error.sentence());
+        }
+        for pending in entry.pending() {
+            pool.note_thin_id(pending.thin_id);
+            if entry.destroys(pending.uuid) {
+                // As finish_destroy does, of which not all may have been done.
+                let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
+                snapshots.for_each(|record| record.origin = pending.heir);
             }
         }
-        mdv.end(&entry)?;
     }
-    for record in records {
-        pool.note_thin_id(record.thin_id);
-        let (uuid, name) = (record.uuid, record.name.clone());
-        if let Err(error) = set_up_filesystem(platform, pool, record, undo) {
-            log::error!("filesystem {name} ({uuid}) of pool {} is left out: {}", pool.name(), error.sentence());
+}
+
+fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
+    for pending in entry.pending() {
+        if entry.destroys(pending.uuid) {
+            log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), pending.uuid);
+            finish_destroy(platform, pool, pending, records)?;
+        } else if records.iter().all(|record| record.uuid != pending.uuid) {
+            log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), pending.uuid);
+            delete_thin(platform, pool, pending, records)?;
         }
     }
     Ok(())
+}
+
+fn set_up_filesystems(platform: &dyn Platform, pool: &mut Pool, records: Vec<FilesystemRecord>, undo: &mut Rollback) {
+    for record in records {
+        pool.note_thin_id(record.thin_id);
+        if let Err(error) = set_up_filesystem(platform, pool, record.clone(), undo) {
+            let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
+            log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
+            pool.left_out.push(record);
+        }
+    }
 }
 
 fn set_up_filesystem(
@@ -294,9 +316,9 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     }
 }
 
-/// Records of all filesystems of a pool.
+/// Records of all filesystems of a pool, also of those that could not be set up.
 pub(super) fn records(pool: &Pool) -> impl Iterator<Item = &FilesystemRecord> {
-    pool.filesystems.values().map(|filesystem| &filesystem.record)
+    pool.filesystems.values().map(|filesystem| &filesystem.record).chain(&pool.left_out)
 }
 
 /// Identifiers of the filesystems whose origin is `origin`.

@@ -10,13 +10,14 @@ use crate::{
         Engine,
         bda::{self, Bda, Repair},
         claims::{Claim, Key},
-        error::Result,
+        error::{Error, Result, chain},
         ids::PoolUuid,
         metadata::PoolMetadata,
         name::Name,
         registry::{DeviceSet, Found, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef},
         setup,
+        stack::Stack,
     },
     platform::{BlockDevice, DeviceAction, DeviceClass, DeviceEvent},
 };
@@ -34,25 +35,26 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
     Ok(engine.registry().pools().into_iter().map(consider).collect())
 }
 
-/// Reads the Stratis area of a device. A device that cannot be read is logged and left alone.
+/// Reads the Stratis area of a device. A device that cannot be read is logged and left alone. Nothing is written to it: that
+/// would cause an event, and a disk that cannot be mended would cause one without end. Set-up mends what can be mended.
 fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
     if device.class != DeviceClass::Stratis {
         return None;
     }
     let path = device.path.display();
-    let bda = match Bda::load(engine.platform(), &device.path, Repair::Write) {
+    let bda = match Bda::load(engine.platform(), &device.path, Repair::ReadOnly) {
         Ok(bda) => bda?,
         Err(error) => {
-            log::warn!("{path} is left alone: {error}");
+            log::warn!("{path} is left alone: {}", Error::from(error).sentence());
             return None;
         }
     };
     let metadata = match bda.read_json(engine.platform(), &device.path) {
         Ok(None) => None,
         Ok(Some(json)) => {
-            Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| error.to_string()))
+            Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| chain(&error)))
         }
-        Err(error) => Some(Err(error.to_string())),
+        Err(error) => Some(Err(Error::from(error).sentence())),
     };
     if let Some(Err(error)) = &metadata {
         log::warn!("{path} has pool metadata that cannot be read: {error}");
@@ -76,6 +78,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
             (DeviceAction::Remove, _) | (_, None) => None,
             (_, Some(device)) => identify(engine, device),
         };
+        // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
         match found {
             Some(found) => {
                 let pool = found.bda.header().pool;
@@ -129,8 +132,9 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
             return Next::Parked(Box::new(consider(uuid)));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-            let Some(set) = engine.registry().take(uuid) else { return Next::Done(()) };
+            let Some(set) = engine.registry().get(uuid) else { return Next::Done(()) };
             if let Granted::Read(pool) = granted {
+                engine.registry().take(uuid);
                 for found in set.devices().filter(|found| pool.tier_of(found.device.number).is_none()) {
                     log::warn!(
                         "{} says that it belongs to pool {}, which does not know it",
@@ -147,11 +151,10 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
 
 fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {
     let reason = match set.verdict() {
-        Verdict::Complete(metadata) if metadata.started == Some(false) => {
-            return park(engine, uuid, set, "it was stopped by request");
-        }
+        Verdict::Complete(metadata) if metadata.started == Some(false) => "it was stopped by request".to_owned(),
         Verdict::Complete(metadata) => return with_name(uuid, set, metadata, claim),
         Verdict::Destroying(metadata) => {
+            engine.registry().take(uuid);
             finish_destruction(engine, uuid, set, &metadata);
             return Next::Done(());
         }
@@ -167,16 +170,23 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
             let surplus: Vec<String> = surplus.iter().map(ToString::to_string).collect();
             format!("pool {} does not know its devices {}; disconnect them", metadata.name, surplus.join(", "))
         }
-        Verdict::NeverCommitted => "its creation was never completed; the devices may be used anew".to_owned(),
+        Verdict::NeverCommitted => {
+            // A daemon that was killed leaves the devices of a creation up, and they keep the disks from being used.
+            if let Err(error) = setup::take_down(engine.platform(), &mut Stack::new(uuid), uuid) {
+                log::warn!("could not clear away what was made of pool {uuid}: {}", error.sentence());
+            }
+            "its creation was never completed; the devices may be used anew".to_owned()
+        }
         Verdict::Unreadable(why) => why,
     };
-    park(engine, uuid, set, &reason)
+    park(engine, uuid, &reason)
 }
 
-fn park(engine: &Engine, uuid: PoolUuid, mut set: DeviceSet, reason: &str) -> Next<()> {
+/// The pool stays among those that do not run.
+fn park(engine: &Engine, uuid: PoolUuid, reason: &str) -> Next<()> {
     log::info!("pool {uuid} is not set up: {reason}");
-    set.partial = setup::partly_up(engine.platform(), uuid);
-    engine.registry().park(uuid, set);
+    let partial = setup::partly_up(engine.platform(), uuid);
+    engine.registry().note_partial(uuid, partial);
     Next::Done(())
 }
 
@@ -185,7 +195,7 @@ fn with_name(uuid: PoolUuid, set: DeviceSet, metadata: Arc<PoolMetadata>, claim:
     Next::act(move |engine| {
         let name = match Name::new(&metadata.name) {
             Ok(name) => name,
-            Err(error) => return park(engine, uuid, set, &error.to_string()),
+            Err(error) => return park(engine, uuid, &error.to_string()),
         };
         let Some(name_claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
             return Next::Parked(Box::new(with_name(uuid, set, metadata, claim)));
@@ -194,10 +204,10 @@ fn with_name(uuid: PoolUuid, set: DeviceSet, metadata: Arc<PoolMetadata>, claim:
             let taken = matches!(granted, Granted::Read(_));
             Next::act(move |engine| {
                 if taken {
-                    return park(engine, uuid, set, &format!("a running pool is named {} too", metadata.name));
+                    return park(engine, uuid, &format!("a running pool is named {} too", metadata.name));
                 }
                 match setup::set_up(engine.platform(), uuid, &set, (*metadata).clone()) {
-                    Err(error) => park(engine, uuid, set, &error.sentence()),
+                    Err(error) => park(engine, uuid, &error.sentence()),
                     Ok(pool) => {
                         log::info!("pool {} ({uuid}) is set up", pool.name());
                         let links = super::announce(engine, &pool, pool.filesystems.values());

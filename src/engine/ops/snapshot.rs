@@ -28,6 +28,10 @@ pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<R
             Ok(true) => return Next::Done(Ok(None)),
             Err(error) => return Next::Done(Err(error)),
         }
+        let size = pool.filesystem(origin).map(|origin| origin.record.size).ok();
+        if !filesystems::is_settled(pool, 1, size.into_iter()) {
+            return Next::Parked(Box::new(snapshot_filesystem(uuid, origin, name)));
+        }
         // The origin is claimed too: it may not be destroyed while its snapshot is not yet complete.
         let keys = [Key::Filesystem(uuid, name.clone()), Key::Origin(uuid, origin)];
         let claim = match engine.claims().is_claimed(&Key::Drain(uuid)) {
@@ -57,7 +61,8 @@ fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
         Some(existing) => return Err(Error::OtherSize { name: name.clone(), existing, requested }),
         None => {}
     }
-    filesystems::check_room(pool, requested)?;
+    pool.check_left_out(name)?;
+    filesystems::check_room(pool, [requested])?;
     Ok(false)
 }
 
