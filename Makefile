@@ -23,6 +23,9 @@ BUILT       = $(TARGET_DIR)/$(PROFILEDIR)
 # For a look at it a quick build is the better one; on real disks the real one.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
+# Fails unless a program needs no library.
+is_static   = ldd $(BUILT)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
+                  { echo "$(BUILT)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image build build-daemon build-udev-programs \
@@ -78,8 +81,7 @@ build-daemon:
 build-udev-programs:
 	@for program in $(UDEV_PROGRAMS); do \
 	    $(CARGO) rustc $(CARGO_FLAGS) --bin $$program -- -C target-feature=+crt-static || exit 1; \
-	    ldd $(BUILT)/$$program 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
-	        { echo "$$program is not statically linked" >&2; exit 1; }; \
+	    $(call is_static,$$program); \
 	done
 
 install: install-daemon install-udev install-dbus install-systemd ## install what `make build` built
@@ -89,6 +91,7 @@ install-daemon:
 
 install-udev:
 	for program in $(UDEV_PROGRAMS); do \
+	    $(call is_static,$$program); \
 	    $(INSTALL) -D -m 0755 $(BUILT)/$$program $(DESTDIR)$(UDEVDIR)/$$program || exit 1; \
 	done
 	$(INSTALL) -D -m 0644 udev/61-stratisd.rules $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules

@@ -1,7 +1,7 @@
 //! What can go wrong in the engine: one sentence each for people, saying what is wrong and what to do. The source is kept
 //! and not repeated in the text; [`Error::sentence`] joins the chain once, for the edge.
 
-use std::{error::Error as _, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
     engine::{
@@ -45,6 +45,11 @@ pub enum Error {
     PoolNameTaken(Name),
     #[error("pool {pool} has a filesystem named {name} already; choose another name")]
     FilesystemNameTaken { pool: Name, name: Name },
+    #[error(
+        "pool {pool} has a filesystem named {name} already, which could not be set up; see the log for the reason, or choose \
+         another name"
+    )]
+    LeftOut { pool: Name, name: Name },
     #[error("these device paths are not absolute: {}; give full paths, as /dev/sda", list(.0))]
     RelativePaths(Vec<PathBuf>),
     #[error("a pool needs at least one block device; name one")]
@@ -103,15 +108,15 @@ pub enum Error {
     #[error(
         "filesystem {name} cannot replace {origin}, which is itself to replace another at the next start; cancel that first"
     )]
-    OriginScheduled { name: Name, origin: Name },
+    OriginScheduled { name: Name, origin: String },
     #[error(
         "filesystem {name} cannot replace its origin, which {sibling} is to replace at the next start; cancel that first"
     )]
-    SiblingScheduled { name: Name, sibling: Name },
+    SiblingScheduled { name: Name, sibling: String },
     #[error(
         "filesystem {name} cannot replace its origin, since {snapshot} is to replace {name} at the next start; cancel that first"
     )]
-    SnapshotScheduled { name: Name, snapshot: Name },
+    SnapshotScheduled { name: Name, snapshot: String },
     #[error("filesystem {name} is to replace its origin, or to be replaced, at the next start; cancel that first")]
     RevertScheduled { name: Name },
     #[error("pool {pool} is in state {}, in which this is not done until somebody has repaired it by hand; {reason}", .level.word())]
@@ -184,18 +189,7 @@ pub enum Error {
 impl Error {
     /// The whole chain of causes as one sentence: cause, and what to do.
     pub fn sentence(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            let next = error.to_string();
-            // A source that the text quotes already is not said twice.
-            if !text.contains(&next) {
-                text.push_str(": ");
-                text.push_str(&next);
-            }
-            source = error.source();
-        }
-        text
+        chain(self)
     }
 
     /// What an undo that failed leaves of the pool's availability.
@@ -215,6 +209,22 @@ impl Error {
             _ => false,
         }
     }
+}
+
+/// An error with the whole chain of its causes, as one sentence.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // A source that the text quotes already is not said twice.
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
 }
 
 /// The word for a tier in messages.

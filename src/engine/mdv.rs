@@ -60,6 +60,19 @@ pub enum Journal {
 }
 
 impl Journal {
+    /// The thin devices of the entry that come or go.
+    pub fn pending(&self) -> &[Pending] {
+        match self {
+            Journal::Create(pending) | Journal::Destroy(pending) => pending,
+            Journal::Revert(_) => &[],
+        }
+    }
+
+    /// Whether the destruction of this filesystem has been decided.
+    pub fn destroys(&self, filesystem: FsUuid) -> bool {
+        matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.uuid == filesystem))
+    }
+
     /// Name of the entry's file: that of the first filesystem in it that comes or goes, which is in no other entry.
     fn file(&self) -> Option<String> {
         let first = match self {
@@ -111,12 +124,14 @@ impl<'a> Mdv<'a> {
         self.platform.unmount(&self.directory())
     }
 
-    /// All records. Left-over temporary files are removed, not read.
+    /// All records but those of filesystems that the journal says are gone: their names may be in use again. Left-over
+    /// temporary files are removed, not read.
     ///
     /// # Errors
     /// A record that cannot be read or parsed, or two with one name or UUID.
-    pub fn records(&self) -> Result<Vec<FilesystemRecord>> {
-        let records = self.parse_all(&self.records_directory(), FilesystemRecord::parse)?;
+    pub fn records(&self, journal: &[Journal]) -> Result<Vec<FilesystemRecord>> {
+        let mut records = self.parse_all(&self.records_directory(), FilesystemRecord::parse)?;
+        records.retain(|record| journal.iter().all(|entry| !entry.destroys(record.uuid)));
         filesystem::check_records(&records)?;
         Ok(records)
     }

@@ -19,9 +19,8 @@ use crate::{
         },
         name::Name,
         plan::sizes,
-        stack::{Base, Layer, Piece, Shape, Stack},
+        stack::{Base, Piece, Shape, Stack},
         thin_status::{self, PoolStatus},
-        undo::Rollback,
         units::{DataBlocks, Sectors},
     },
     platform::{BlockDevice, DeviceNumber, Geometry, Platform},
@@ -64,6 +63,10 @@ pub struct Pool {
     pub(super) stack: Stack,
     /// Its filesystems.
     pub(super) filesystems: BTreeMap<FsUuid, Filesystem>,
+    /// Records of filesystems that could not be set up. Their names and sizes count, or they would be given out again.
+    pub(super) left_out: Vec<FilesystemRecord>,
+    /// Filesystems in the making, with their sizes: they count for what may be made beside them.
+    pub(super) unborn: BTreeMap<FsUuid, Sectors>,
     /// The next thin device number to give out.
     next_thin_id: u32,
     /// Its devices have been given up; only its entry in the table is still there.
@@ -109,6 +112,8 @@ impl Pool {
             members,
             stack,
             filesystems: BTreeMap::new(),
+            left_out: Vec::new(),
+            unborn: BTreeMap::new(),
             next_thin_id: 0,
             gone: false,
             shown,
@@ -262,14 +267,6 @@ impl Pool {
         shape(self.version, &self.meta, &self.members, low_water)
     }
 
-    /// Makes sure that a layer of the stack is up.
-    ///
-    /// # Errors
-    /// As [`Stack::ensure`].
-    pub(super) fn ensure(&mut self, platform: &dyn Platform, layer: &Layer, undo: &mut Rollback) -> Result<()> {
-        self.stack.ensure(platform, layer, undo).map(drop)
-    }
-
     // ---- metadata ----
 
     /// Changes the metadata: on disk first, then in memory. On error both are as before.
@@ -318,14 +315,17 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes the marks "not yet committed" off the devices, once the metadata names them. A mark that cannot be removed does
-    /// no harm beside metadata that names the device; it is removed at the next set-up.
+    /// Mends the headers of the devices, once the metadata names them: writes damaged copies anew, and takes the marks "not yet
+    /// committed" off. One that cannot be written does no harm beside metadata that names the device; it is tried again at
+    /// the next set-up.
     pub(super) fn confirm_members(&mut self, platform: &dyn Platform) {
         for member in self.members.values_mut() {
-            // Writes nothing where the mark is not set.
-            if let Err(error) = member.bda.clear_flags(platform, &member.device.path, HeaderFlags::UNCOMMITTED) {
-                let path = member.device.path.display();
-                log::warn!("could not take the mark of an unfinished request off {path}: {error}");
+            let path = &member.device.path;
+            // Both write nothing where nothing is to be done.
+            let mended = member.bda.repair(platform, path);
+            let cleared = mended.and_then(|()| member.bda.clear_flags(platform, path, HeaderFlags::UNCOMMITTED));
+            if let Err(error) = cleared {
+                log::warn!("could not write the header of {}: {}", path.display(), Error::from(error).sentence());
             }
         }
     }
@@ -344,6 +344,14 @@ impl Pool {
     pub(super) fn filesystem_named(&self, name: &Name) -> Option<(FsUuid, &Filesystem)> {
         // Names are few per pool and asked for by requests that write to disk; a second index would have to be kept true.
         self.filesystems.iter().find(|(_, filesystem)| filesystem.name == *name).map(|(uuid, found)| (*uuid, found))
+    }
+
+    /// Refuses a name that belongs to a filesystem which is recorded but could not be set up.
+    pub(super) fn check_left_out(&self, name: &Name) -> Result<()> {
+        match self.left_out.iter().any(|record| record.name == name.as_str()) {
+            true => Err(Error::LeftOut { pool: self.name.clone(), name: name.clone() }),
+            false => Ok(()),
+        }
     }
 
     /// Name of a filesystem's thin device.

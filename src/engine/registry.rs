@@ -114,6 +114,19 @@ impl DeviceSet {
         self.devices.into_values()
     }
 
+    /// Forgets the device at this path, if it is here.
+    fn forget(&mut self, path: &Path) {
+        self.devices.retain(|_, found| found.device.path != path);
+    }
+
+    /// Whether metadata that counts names this device as a member.
+    fn lists(&self, device: DevUuid) -> bool {
+        let named =
+            |found: &Found| matches!(&found.metadata, Some(Ok((_, meta))) if meta.devices().any(|uuid| uuid == device));
+        // Of a pool that never was or is to be no more, nothing counts.
+        !matches!(self.verdict(), Verdict::NeverCommitted | Verdict::Destroying(_)) && self.devices().any(named)
+    }
+
     /// The metadata version, if all devices have one.
     pub fn version(&self) -> Option<MetadataVersion> {
         let mut versions = self.devices.values().map(|found| found.bda.header().version);
@@ -215,14 +228,17 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Adds a device to its pool's set.
+    /// Adds a device to its pool's set; what was known of another pool at its path is past.
     pub fn add(&mut self, found: Found) {
-        self.sets.entry(found.bda.header().pool).or_default().add(found);
-        self.changed = true;
+        let pool = found.bda.header().pool;
+        self.sets.iter_mut().filter(|(other, _)| **other != pool).for_each(|(_, set)| set.forget(&found.device.path));
+        self.sets.entry(pool).or_default().add(found);
+        self.tidy();
     }
 
-    /// A copy of a pool's set. It stays listed until the pool runs, so there is no moment in which it is neither.
-    pub fn set(&self, pool: PoolUuid) -> Option<DeviceSet> {
+    /// A copy of a pool's set, to set the pool up from. The set itself stays, so that the pool is always to be found and a
+    /// device that goes away meanwhile is forgotten.
+    pub fn get(&self, pool: PoolUuid) -> Option<DeviceSet> {
         self.sets.get(&pool).cloned()
     }
 
@@ -248,14 +264,6 @@ impl Registry {
         }
     }
 
-    /// Notes whether some of the pool's device-mapper devices are up.
-    pub fn note_partial(&mut self, pool: PoolUuid, partial: bool) {
-        if let Some(set) = self.sets.get_mut(&pool) {
-            self.changed |= set.partial != partial;
-            set.partial = partial;
-        }
-    }
-
     /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found.
     pub fn replace(&mut self, found: Vec<Found>) {
         let known = std::mem::take(&mut self.sets);
@@ -267,7 +275,7 @@ impl Registry {
         self.changed = true;
     }
 
-    /// Takes a pool's set out, to destroy what is left of it.
+    /// Takes a pool's set out: the pool runs, or nothing is left of it.
     pub fn take(&mut self, pool: PoolUuid) -> Option<DeviceSet> {
         let set = self.sets.remove(&pool);
         self.changed |= set.is_some();
@@ -276,9 +284,20 @@ impl Registry {
 
     /// Takes in the devices of a pool that has been taken down.
     pub fn park(&mut self, pool: PoolUuid, set: DeviceSet) {
-        if !set.devices.is_empty() {
-            self.sets.insert(pool, set);
+        self.sets.insert(pool, set);
+        self.tidy();
+    }
+
+    /// Notes whether some of a pool's device-mapper devices are up.
+    pub fn note_partial(&mut self, pool: PoolUuid, partial: bool) {
+        if let Some(set) = self.sets.get_mut(&pool) {
+            self.changed |= set.partial != partial;
+            set.partial = partial;
         }
+    }
+
+    fn tidy(&mut self) {
+        self.sets.retain(|_, set| !set.devices.is_empty());
         self.changed = true;
     }
 
@@ -294,21 +313,14 @@ impl Registry {
             return None;
         }
         set.devices.remove(&device);
-        if set.devices.is_empty() {
-            self.sets.remove(&pool);
-        }
-        self.changed = true;
+        self.tidy();
         Some(pool)
     }
 
-    /// Whether pool metadata on some device names this device as a member.
+    /// Whether this device is known to be a member of the pool, which runs or could.
     pub fn lists(&self, pool: PoolUuid, device: DevUuid) -> bool {
         self.running.values().any(|member| *member == (pool, device))
-            || self.sets.get(&pool).is_some_and(|set| {
-                set.devices().any(|found| {
-                    matches!(&found.metadata, Some(Ok((_, metadata))) if metadata.devices().any(|uuid| uuid == device))
-                })
-            })
+            || self.sets.get(&pool).is_some_and(|set| set.lists(device))
     }
 
     /// Pools that are known and do not run.
@@ -316,10 +328,16 @@ impl Registry {
         self.sets.keys().copied().collect()
     }
 
-    /// Notes the devices of a pool that runs now; what was known of it before is void.
+    /// Notes the devices of a pool that runs now; nothing else is known of them any more.
     pub fn note_running(&mut self, pool: PoolUuid, devices: impl IntoIterator<Item = (PathBuf, DevUuid)>) {
-        self.changed |= self.sets.remove(&pool).is_some();
-        self.running.extend(devices.into_iter().map(|(path, device)| (path, (pool, device))));
+        self.take(pool);
+        for (path, device) in devices {
+            if self.sets.values().any(|set| set.devices().any(|found| found.device.path == path)) {
+                self.sets.values_mut().for_each(|set| set.forget(&path));
+                self.tidy();
+            }
+            self.running.insert(path, (pool, device));
+        }
     }
 
     /// The pool does not run any more.

@@ -185,7 +185,7 @@ fn decide(
 fn settle(platform: &dyn Platform, pool: &Pool, revert: &Revert, undo: &mut Rollback) -> Result<()> {
     let uuid = pool.uuid();
     let mdv = Mdv::new(platform, uuid);
-    let mut records = mdv.records()?;
+    let mut records = mdv.records(&mdv.journal()?)?;
     if let Some(changed) = apply(&mut records, revert) {
         // The origin first: at no moment is the snapshot's thin device in no record.
         changed.iter().try_for_each(|record| mdv.save(record))?;

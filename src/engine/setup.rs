@@ -17,14 +17,13 @@ use crate::{
         metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
         name::Name,
         plan::sizes,
-        pool::{self, Filesystem, Member, Pool},
+        pool::{Filesystem, Member, Pool},
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next},
         revert,
-        stack::{self, Ensured, Stack, ensure_device},
+        stack::{self, Ensured, Shape, Stack, ensure_device},
         thin_status::{self, PoolStatus, State},
         undo::Rollback,
-        units::DataBlocks,
     },
     platform::{self, Platform, Program, dm::Visibility},
     view::Availability,
@@ -66,15 +65,11 @@ pub(super) fn set_up(
     platform: &dyn Platform,
     uuid: PoolUuid,
     set: &DeviceSet,
-    meta: PoolMetadata,
+    mut meta: PoolMetadata,
     cache: CacheTier,
 ) -> Result<Pool> {
-    let mut meta = meta;
-    let cache_dropped = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
-    let mut former = match cache {
-        CacheTier::Keep => Vec::new(),
-        CacheTier::Drop => drop_cache(&mut meta, set),
-    };
+    let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
+    let mut former = if drops_cache { drop_cache(&mut meta, set) } else { Vec::new() };
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
     if meta.is_encrypted() {
@@ -87,33 +82,24 @@ pub(super) fn set_up(
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
     let (mut pool, undo) = Rollback::new().guard(platform, |undo| {
-        // The mark is the whole size, so that an event comes early; it is set right when the pool is extended.
-        let mark = sizes::blocks(layout::total(&meta.flex_devs.thin_data_dev));
-        let mut stack = Stack::new(uuid);
-        let shape = pool::shape(version, &meta, &members, mark);
+        let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
+        let shape = shape_at_set_up(&pool);
         for layer in shape.backstore() {
-            stack.ensure(platform, &layer, undo)?;
+            pool.stack.ensure(platform, &layer, undo)?;
         }
-        stack.ensure(platform, &shape.mdv(), undo)?;
+        pool.stack.ensure(platform, &shape.mdv(), undo)?;
         let mdv = Mdv::new(platform, uuid);
         undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
-        mdv.mount(&platform.dm_node(&stack.name(Role::Mdv)))?;
-        let records = mdv.records()?;
-
-        let mut pool = Pool::new(uuid, name, version, meta, members, stack);
-        bring_up_thin_pool(platform, &mut pool, mark, undo)?;
-        work_off_journal(platform, &mut pool, records, undo)?;
+        mdv.mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
+        let journal = mdv.journal()?;
+        let mut records = mdv.records(&journal)?;
+        bring_up_thin_pool(platform, &mut pool, undo)?;
+        work_off_journal(platform, &mut pool, &journal, &mut records, undo);
+        revert::carry_out(platform, &mut pool, &mut records, undo)?;
+        set_up_filesystems(platform, &mut pool, records, undo);
         judge(platform, &mut pool);
         former.iter_mut().for_each(|found| disown(platform, found));
-        let completes = pool.meta.needs_completion() && pool.check_changes().is_ok();
-        // A cache that the pool has run without is out of date, so it must never be used again, whatever else is wrong.
-        if cache_dropped || completes {
-            let limit = pool.fs_limit();
-            pool.commit(platform, Choose::Some(platform.random()), |meta| {
-                meta.complete(limit);
-                Ok(())
-            })?;
-        }
+        complete_metadata(platform, &mut pool, drops_cache)?;
         Ok(pool)
     })?;
     undo.forget();
@@ -143,94 +129,135 @@ fn disown(platform: &dyn Platform, found: &mut Found) {
     }
 }
 
+/// Layers as they are set up. The thin pool's mark is its whole size, so that an event comes early; it is set right when the
+/// pool is extended.
+fn shape_at_set_up(pool: &Pool) -> Shape {
+    pool.shape(sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev)))
+}
+
+/// Saves that the pool is started and what old daemons did not record. A pool that is not to be changed is used as it is,
+/// except that a cache that it runs without is out of date from now on and must never be used again.
+fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bool) -> Result<()> {
+    if !pool.meta.needs_completion() && !cache_dropped {
+        return Ok(());
+    }
+    if let Some(error) = pool.check_changes().err().filter(|_| !cache_dropped) {
+        log::warn!("the metadata of pool {} lacks keys that are not added: {}", pool.name(), error.sentence());
+        return Ok(());
+    }
+    let limit = pool.fs_limit();
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        meta.complete(limit);
+        Ok(())
+    })
+}
+
 fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
     let listed: BTreeSet<_> = meta.devices().collect();
     set.devices()
         .filter(|found| listed.contains(&found.bda.header().device))
         .map(|found| {
             let geometry = platform.geometry(&found.device.path)?;
+            found.bda.check_size(&found.device.path, geometry.size)?;
             let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone() };
             Ok((found.bda.header().device, member))
         })
         .collect()
 }
 
-/// Brings up the thin pool and its two devices. `mark` is its low water mark.
-fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, mark: DataBlocks, undo: &mut Rollback) -> Result<()> {
-    pool.ensure(platform, &pool.shape(mark).thin_meta(), undo)?;
-    let runs = platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_some();
-    let node = platform.dm_node(&pool.stack.name(Role::ThinMeta));
+/// Brings up the thin pool and its two devices.
+fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
+    let shape = shape_at_set_up(pool);
+    pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
-    let damage = match runs {
-        true => None,
-        false => platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]).err(),
-    };
-    if let Some(error) = damage {
-        log::warn!("pool {}: the thin pool's metadata is damaged ({error}); repairing it into the spare", pool.name());
-        pool.ensure(platform, &pool.shape(mark).thin_meta_spare(), undo)?;
-        let spare = platform.dm_node(&pool.stack.name(Role::ThinMetaSpare));
-        platform.run(Program::ThinRepair, &["-i", &node.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
-        pool.stack.remove(platform, Role::ThinMeta)?;
-        pool.stack.remove(platform, Role::ThinMetaSpare)?;
-        // Before the thin pool writes to what has been repaired: the next repair must not take the damaged one for it.
-        pool.commit(platform, Choose::Some(platform.random()), |meta| {
-            let flex = &mut meta.flex_devs;
-            std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
-            Ok(())
-        })?;
-        pool.ensure(platform, &pool.shape(mark).thin_meta(), undo)?;
+    if platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_none() {
+        let node = platform.dm_node(&pool.stack.name(Role::ThinMeta));
+        if let Err(error) = platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
+            log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
+            repair_thin_metadata(platform, pool, &shape, undo)?;
+        }
     }
-    pool.ensure(platform, &pool.shape(mark).thin_data(), undo)?;
-    pool.ensure(platform, &pool.shape(mark).thin_pool(), undo)
+    let shape = shape_at_set_up(pool);
+    pool.stack.ensure(platform, &shape.thin_data(), undo)?;
+    pool.stack.ensure(platform, &shape.thin_pool(), undo)?;
+    Ok(())
 }
 
-/// Takes back what was being created and completes what was being destroyed when the last daemon ended, then sets up the
-/// filesystems that there are.
+/// Repairs damaged thin metadata into the spare, which takes its place. That is recorded while neither is in use: a device
+/// that is there is never other than the metadata says, and nothing written by the repaired thin pool can be lost by going
+/// back to what was damaged.
+fn repair_thin_metadata(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
+    pool.stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
+    let [damaged, spare] = [Role::ThinMeta, Role::ThinMetaSpare].map(|role| platform.dm_node(&pool.stack.name(role)));
+    platform.run(Program::ThinRepair, &["-i", &damaged.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
+    pool.stack.remove(platform, Role::ThinMeta)?;
+    pool.stack.remove(platform, Role::ThinMetaSpare)?;
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        let flex = &mut meta.flex_devs;
+        std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
+        Ok(())
+    })?;
+    pool.stack.ensure(platform, &shape_at_set_up(pool).thin_meta(), undo).map(drop)
+}
+
+/// Takes back what was being created and completes what was being destroyed or reverted when the last daemon ended. An entry that cannot
+/// be worked off now stays until the next set-up: a device that somebody still has open is no reason to withhold the pool.
 fn work_off_journal(
     platform: &dyn Platform,
     pool: &mut Pool,
-    mut records: Vec<FilesystemRecord>,
+    journal: &[Journal],
+    records: &mut Vec<FilesystemRecord>,
     undo: &mut Rollback,
-) -> Result<()> {
-    let mdv = Mdv::new(platform, pool.uuid());
-    for entry in mdv.journal()? {
-        match &entry {
-            Journal::Create(pending) => {
-                for unborn in pending.iter().filter(|unborn| records.iter().all(|record| record.uuid != unborn.uuid)) {
-                    log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), unborn.uuid);
-                    delete_thin(platform, pool, unborn, &records)?;
-                }
-            }
-            Journal::Destroy(pending) => {
-                for doomed in pending {
-                    log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), doomed.uuid);
-                    records.retain(|record| record.uuid != doomed.uuid);
-                    finish_destroy(platform, pool, doomed, &mut records)?;
-                }
-            }
-            // Ends its entry itself, or leaves it for the next set-up.
-            Journal::Revert(revert) => {
-                revert::finish(platform, pool, &mut records, revert, undo);
-                continue;
+) {
+    for entry in journal {
+        if let Journal::Revert(revert) = entry {
+            log::info!("pool {}: completing the revert of filesystem {}", pool.name(), revert.origin);
+            pool.note_thin_id(revert.replaced.max(revert.thin_id));
+            // Ends its entry itself, or leaves it.
+            revert::finish(platform, pool, records, revert, undo);
+            continue;
+        }
+        let worked_off = work_off(platform, pool, entry, records);
+        let ended = worked_off.and_then(|()| Ok(Mdv::new(platform, pool.uuid()).end(entry)?));
+        if let Err(error) = ended {
+            log::warn!("pool {}: {entry:?} stays until the next set-up: {}", pool.name(), error.sentence());
+        }
+        for pending in entry.pending() {
+            pool.note_thin_id(pending.thin_id);
+            if entry.destroys(pending.uuid) {
+                // As finish_destroy does, of which not all may have been done.
+                let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
+                snapshots.for_each(|record| record.origin = pending.heir);
             }
         }
-        mdv.end(&entry)?;
     }
-    revert::carry_out(platform, pool, &mut records, undo)?;
-    for record in records {
-        pool.note_thin_id(record.thin_id);
-        let again = record.clone();
-        let set_up = set_up_filesystem(platform, pool, record, undo)
-            // Once more: what is left out stays away from its user until the pool is next set up.
-            .or_else(|_| set_up_filesystem(platform, pool, again.clone(), undo));
-        if let Err(error) = set_up {
-            // Its name and its snapshots are taken all the same, so nothing may be made that could collide with them.
-            let (name, what) = (again.name, error.sentence());
-            let reason = format!("filesystem {name} ({}) could not be set up and is left out: {what}", again.uuid);
-            pool.restrict(Availability::NoRequests, reason);
+}
+
+fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
+    for pending in entry.pending() {
+        if entry.destroys(pending.uuid) {
+            log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), pending.uuid);
+            finish_destroy(platform, pool, pending, records)?;
+        } else if records.iter().all(|record| record.uuid != pending.uuid) {
+            log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), pending.uuid);
+            delete_thin(platform, pool, pending, records)?;
         }
     }
     Ok(())
+}
+
+fn set_up_filesystems(platform: &dyn Platform, pool: &mut Pool, records: Vec<FilesystemRecord>, undo: &mut Rollback) {
+    for record in records {
+        pool.note_thin_id(record.thin_id);
+        // Tried twice: what is left out stays away from its user until the pool is next set up.
+        let set_up = set_up_filesystem(platform, pool, record.clone(), undo)
+            .or_else(|_| set_up_filesystem(platform, pool, record.clone(), undo));
+        if let Err(error) = set_up {
+            let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
+            log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
+            pool.left_out.push(record);
+        }
+    }
 }
 
 /// Brings a filesystem up and takes it into the pool, which may have it already.
@@ -309,7 +336,7 @@ fn judge(platform: &dyn Platform, pool: &mut Pool) {
 }
 
 /// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
-/// what can still be read is its users' only copy.
+/// what can still be read may be all that its users have.
 pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
     let Ok(lines) = platform.dm_status(&Role::ThinPool.name(pool.uuid())) else { return };
     let text = lines.first().map_or("", String::as_str);
@@ -364,9 +391,8 @@ pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uu
 /// # Errors
 /// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
 pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
-    let filesystems =
-        platform.dm_list()?.into_iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid));
-    for device in filesystems {
+    let listed = platform.dm_list()?;
+    for device in listed.iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid)) {
         platform.dm_remove(&device.name)?;
     }
     take_down(platform, &mut Stack::new(uuid), uuid)
@@ -380,11 +406,13 @@ pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result
     let shape = pool.shape(sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev)));
     let layers =
         shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
+    let filesystems: Vec<FilesystemRecord> =
+        pool.filesystems.values().map(|filesystem| filesystem.record.clone()).collect();
     let mut undo = Rollback::new();
-    let up = layers.into_iter().try_for_each(|layer| pool.ensure(platform, &layer, &mut undo)).and_then(|()| {
-        let filesystems: Vec<Filesystem> = pool.filesystems.values().cloned().collect();
-        filesystems.into_iter().try_for_each(|found| set_up_filesystem(platform, pool, found.record, &mut undo))
-    });
+    let up =
+        layers.into_iter().try_for_each(|layer| pool.stack.ensure(platform, &layer, &mut undo).map(drop)).and_then(
+            |()| filesystems.into_iter().try_for_each(|record| set_up_filesystem(platform, pool, record, &mut undo)),
+        );
     // What is up stays up: it is what should be there.
     undo.forget();
     up?;
@@ -402,9 +430,9 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     }
 }
 
-/// Records of all filesystems of a pool.
+/// Records of all filesystems of a pool, also of those that could not be set up.
 pub(super) fn records(pool: &Pool) -> impl Iterator<Item = &FilesystemRecord> {
-    pool.filesystems.values().map(|filesystem| &filesystem.record)
+    pool.filesystems.values().map(|filesystem| &filesystem.record).chain(&pool.left_out)
 }
 
 /// Identifiers of the filesystems whose origin is `origin`.

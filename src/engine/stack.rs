@@ -270,6 +270,12 @@ pub fn ensure_device(
     undo: &mut Rollback,
 ) -> Result<(DeviceNumber, Ensured)> {
     if let Some(found) = platform.dm_find(name)? {
+        if found.table.is_empty() {
+            // Whoever was making it was killed before it had a table.
+            log::warn!("{name} was left without a table; making it anew");
+            platform.dm_remove(name)?;
+            return ensure_device(platform, name, table, visibility, undo);
+        }
         // A device renamed after a repair keeps the UUID of its first name, so a UUID of ours for the pool will do.
         if !equivalent(&found.table, table) {
             return Err(Error::OtherTable { name: name.to_owned() });

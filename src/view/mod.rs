@@ -96,6 +96,32 @@ pub struct Pool {
     pub devices: OrdMap<DevUuid, Arc<Device>>,
 }
 
+#[cfg(test)]
+impl Pool {
+    /// A pool with nothing in it, for tests.
+    pub fn bare(uuid: PoolUuid, name: Name) -> Pool {
+        Pool {
+            uuid,
+            name,
+            metadata_version: 2,
+            encryption: None,
+            volume_key_loaded: false,
+            last_reencrypt: None,
+            restriction: None,
+            availability: Availability::Full,
+            has_cache: false,
+            fs_limit: 0,
+            overprovisioning: true,
+            no_alloc_space: false,
+            total: Sectors::ZERO,
+            allocated: Sectors::ZERO,
+            used: None,
+            filesystems: OrdMap::new(),
+            devices: OrdMap::new(),
+        }
+    }
+}
+
 /// A filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filesystem {

@@ -101,3 +101,6 @@ fn wait(source: Option<BorrowedFd<'_>>, waker: &Waker, stop: &Stop, deadline: Op
         (false, false) => Woken::Other,
     })
 }
+
+#[cfg(test)]
+mod tests;

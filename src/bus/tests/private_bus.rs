@@ -476,7 +476,8 @@ fn ten_thousand_objects() {
     let (error, text) = client.call(TOP, MANAGER, "GetManagedObjects", ()).unwrap_err();
     assert_eq!(error, "org.freedesktop.DBus.Error.LimitsExceeded");
     assert!(text.contains(crate::bus::MESSAGE_MAX_VARIABLE), "{text}");
-    assert_eq!(client.get(&at(10_001), "blockdev.r0", "Tier"), "0");
+    // The device kept the path that it got after the first filesystems.
+    assert_eq!(client.get(&at(7_001), "blockdev.r0", "Tier"), "0");
     server.end().unwrap();
 }
 

@@ -168,8 +168,8 @@ fn pools_are_named_by_uuid_or_name() {
     for wrong in [99, 1] {
         assert!(answer("", "Manager.r5", "StopPool", (at(wrong),)).contains("is not the object path of a pool"));
     }
-    let none = ((false, (false, 0_u32)), (false, dbus::arg::OwnedFd::from(std::fs::File::open("/dev/null").unwrap())));
-    let start = answer("", "Manager.r9", "StartPool", ("p", "nick", none.0, none.1, false));
+    let null = || std::fs::File::open("/dev/null").unwrap();
+    let start = answer("", "Manager.r9", "StartPool", ("p", "nick", (false, (false, 0_u32)), (false, null()), false));
     assert!(start.starts_with("(false (/ [] [])) 1 '`nick` is not"), "{start}");
 }
 

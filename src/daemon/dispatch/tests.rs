@@ -26,25 +26,7 @@ struct Toy {
 
 impl Toy {
     fn new(uuid: PoolUuid, name: &str) -> Toy {
-        let shown = view::Pool {
-            uuid,
-            name: Name::new(name).unwrap(),
-            metadata_version: 2,
-            encryption: None,
-            volume_key_loaded: false,
-            last_reencrypt: None,
-            availability: Availability::Full,
-            restriction: None,
-            has_cache: false,
-            fs_limit: 0,
-            overprovisioning: true,
-            no_alloc_space: false,
-            total: Default::default(),
-            allocated: Default::default(),
-            used: None,
-            filesystems: Default::default(),
-            devices: Default::default(),
-        };
+        let shown = view::Pool::bare(uuid, Name::new(name).unwrap());
         Toy { shown, changed: false }
     }
 

@@ -11,7 +11,8 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
-        metadata::PoolMetadata,
+        metadata::{MetadataVersion, PoolMetadata},
+        name::Name,
         plan::sector_rules::{self, SectorSizes},
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
@@ -46,12 +47,14 @@ pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<
                 Ok(found) if found.is_empty() => Next::Done(Ok(Vec::new())),
                 Ok(found) => {
                     let tier = sector_sizes(pool, Tier::Data);
-                    let version = pool.version();
+                    let (version, mut meta) = (pool.version(), pool.meta.clone());
                     Next::act(move |engine| {
                         let platform = engine.platform();
                         let made = examine(engine, uuid, found, &tier).and_then(|candidates| {
-                            Rollback::new()
-                                .guard(platform, |undo| devices::initialize(platform, uuid, version, candidates, undo))
+                            let planned = devices::plan(platform, uuid, version, candidates);
+                            // Only to see whether they have room for what is reserved on them, before they are written.
+                            planned.iter().try_for_each(|new| meta.add_data_devices(&[new.into()]))?;
+                            Rollback::new().guard(platform, |undo| devices::initialize(platform, planned, undo))
                         });
                         match made {
                             Ok((initialized, undo)) => take_in(uuid, initialized, undo, claim),
@@ -106,6 +109,10 @@ fn take_in(
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(undo.run(platform, error))),
         };
+        // Another request may have restricted it meanwhile.
+        if let Err(error) = pool.check_requests() {
+            return Next::Done(Err(undo.run(platform, error)));
+        }
         let added = pool.admit(initialized);
         let listed = pool.commit_devices(platform, &added);
         if let Err(error) = listed {
@@ -188,6 +195,10 @@ pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> N
 
 fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, info: Option<String>) -> Result<bool> {
     pool.check_requests()?;
+    if let (MetadataVersion::V1, Some(info)) = (pool.version(), &info) {
+        // Links were made of it once.
+        Name::new(info)?;
+    }
     let missing = || Error::NoDevice { pool: pool.name().clone(), device };
     let entry = |meta: &PoolMetadata| {
         meta.device_entries().find(|(_, entry)| entry.uuid == device).map(|(_, entry)| entry.user_info.clone())

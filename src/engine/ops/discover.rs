@@ -10,7 +10,7 @@ use crate::{
         Engine,
         bda::{self, Bda, Repair},
         claims::{Claim, Key},
-        error::Result,
+        error::{Error, Result, chain},
         ids::PoolUuid,
         metadata::PoolMetadata,
         ops::lifecycle,
@@ -35,7 +35,7 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 ///
 /// # Errors
 /// When the devices cannot be listed.
-pub(super) fn look_around(engine: &Engine) -> Result<Vec<Found>> {
+fn look_around(engine: &Engine) -> Result<Vec<Found>> {
     let devices = engine.platform().block_devices()?;
     let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
     Ok(new.filter_map(|device| identify(engine, device)).collect())
@@ -59,13 +59,13 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
 /// When it cannot be read; pool metadata that cannot be is no error here.
 pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>> {
     let path = device.path.display();
-    let Some(bda) = Bda::load(engine.platform(), &device.path, Repair::Write)? else { return Ok(None) };
+    let Some(bda) = Bda::load(engine.platform(), &device.path, Repair::ReadOnly)? else { return Ok(None) };
     let metadata = match bda.read_json(engine.platform(), &device.path) {
         Ok(None) => None,
         Ok(Some(json)) => {
-            Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| error.to_string()))
+            Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| chain(&error)))
         }
-        Err(error) => Some(Err(error.to_string())),
+        Err(error) => Some(Err(Error::from(error).sentence())),
     };
     if let Some(Err(error)) = &metadata {
         log::warn!("{path} has pool metadata that cannot be read: {error}");
@@ -89,6 +89,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
             (DeviceAction::Remove, _) | (_, None) => None,
             (_, Some(device)) => identify(engine, device),
         };
+        // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
         match found {
             Some(found) => {
                 let pool = found.bda.header().pool;
@@ -142,19 +143,18 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
             return Next::Parked(Box::new(consider(uuid)));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+            let Some(set) = engine.registry().get(uuid) else { return Next::Done(()) };
             if let Granted::Read(pool) = granted {
-                for found in engine.registry().take(uuid).iter().flat_map(DeviceSet::devices) {
-                    if pool.tier_of(found.device.number).is_none() {
-                        log::warn!(
-                            "{} says that it belongs to pool {}, which does not know it",
-                            found.device.path.display(),
-                            pool.name()
-                        );
-                    }
+                engine.registry().take(uuid);
+                for found in set.devices().filter(|found| pool.tier_of(found.device.number).is_none()) {
+                    log::warn!(
+                        "{} says that it belongs to pool {}, which does not know it",
+                        found.device.path.display(),
+                        pool.name()
+                    );
                 }
                 return Next::Done(());
             }
-            let Some(set) = engine.registry().set(uuid) else { return Next::Done(()) };
             Next::act(move |engine| judge(engine, uuid, set, claim))
         })
     })
@@ -162,7 +162,11 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
 
 fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {
     let reason = match set.verdict() {
-        Verdict::Complete(metadata) if metadata.started == Some(false) => "it was stopped by request".to_owned(),
+        // A daemon that was killed may have left some of it up.
+        Verdict::Complete(metadata) if metadata.started == Some(false) => {
+            clear_away(engine, uuid);
+            "it was stopped by request".to_owned()
+        }
         Verdict::Complete(metadata) => {
             let brought_up = lifecycle::bring_up(uuid, set, metadata, CacheTier::Keep, claim);
             return brought_up.map(move |result| match result {
@@ -171,18 +175,31 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
             });
         }
         Verdict::Destroying(metadata) => {
-            if let Some(set) = engine.registry().take(uuid) {
-                finish_destruction(engine, uuid, set, &metadata);
-            }
+            engine.registry().take(uuid);
+            finish_destruction(engine, uuid, set, &metadata);
             return Next::Done(());
         }
-        Verdict::NeverCommitted => "its creation was never completed; the devices may be used anew".to_owned(),
+        // What is left up of it keeps the disks from being used.
+        Verdict::NeverCommitted => {
+            clear_away(engine, uuid);
+            "its creation was never completed; the devices may be used anew".to_owned()
+        }
         other => other.obstacle(uuid).map_or_else(String::new, |error| error.sentence()),
     };
     log::info!("pool {uuid} is not set up: {reason}");
     let partial = setup::partly_up(engine.platform(), uuid);
     engine.registry().note_partial(uuid, partial);
     Next::Done(())
+}
+
+/// Takes down what is up of a pool that is not to run.
+fn clear_away(engine: &Engine, uuid: PoolUuid) {
+    let platform = engine.platform();
+    if setup::partly_up(platform, uuid) {
+        if let Err(error) = setup::clean_up(platform, uuid) {
+            log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
+        }
+    }
 }
 
 /// Completes a destruction that was decided but cut short.

@@ -178,7 +178,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
         let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
             return Next::Parked(Box::new(stop_pool(which)));
         };
-        let partial = engine.registry().set(uuid).map(|set| set.partial);
+        let partial = engine.registry().get(uuid).map(|set| set.partial);
         match partial {
             // It has come up meanwhile.
             None => {
@@ -263,7 +263,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
         let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
             return Next::Parked(Box::new(start_pool(PoolRef::Uuid(uuid), unlock, cache)));
         };
-        let Some(mut set) = engine.registry().set(uuid) else {
+        let Some(mut set) = engine.registry().get(uuid) else {
             drop(claim);
             return start_pool(PoolRef::Uuid(uuid), unlock, cache);
         };

@@ -45,7 +45,10 @@ pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Gen
     look_at(uuid, move |platform, pool| {
         let records: Vec<FilesystemRecord> = match generation {
             Generation::Current => pool.filesystems.values().map(|filesystem| filesystem.record.clone()).collect(),
-            Generation::Written => Mdv::new(platform, uuid).records()?,
+            Generation::Written => {
+                let mdv = Mdv::new(platform, uuid);
+                mdv.records(&mdv.journal()?)?
+            }
         };
         let wanted = records.iter().filter(|record| name.as_ref().is_none_or(|name| *name == record.name));
         let by_uuid: BTreeMap<FsUuid, &FilesystemRecord> = wanted.map(|record| (record.uuid, record)).collect();

@@ -13,6 +13,7 @@ use crate::{
         ops::filesystems::{self, Batch},
         pool::Pool,
         request::Next,
+        setup,
     },
     platform::{Platform, Program, dm::Visibility},
 };
@@ -28,6 +29,10 @@ pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<R
             Ok(false) => {}
             Ok(true) => return Next::Done(Ok(None)),
             Err(error) => return Next::Done(Err(error)),
+        }
+        let size = pool.filesystem(origin).map(|origin| origin.record.size).ok();
+        if !filesystems::is_settled(pool, 1, size.into_iter()) {
+            return Next::Parked(Box::new(snapshot_filesystem(uuid, origin, name)));
         }
         // The origin is claimed too: it may not be destroyed while its snapshot is not yet complete.
         let keys = [Key::Filesystem(uuid, name.clone()), Key::Origin(uuid, origin)];
@@ -58,7 +63,8 @@ fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
         Some(existing) => return Err(Error::OtherSize { name: name.clone(), existing, requested }),
         None => {}
     }
-    filesystems::check_room(pool, requested)?;
+    pool.check_left_out(name)?;
+    filesystems::check_room(pool, [requested])?;
     Ok(false)
 }
 
@@ -154,18 +160,15 @@ fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool)
 
 /// Refuses reverts of which the order would matter.
 fn may_replace(pool: &Pool, name: Name, snapshot: FsUuid, origin: FsUuid) -> Result<()> {
-    if let Some(origin) = pool.filesystems.get(&origin).filter(|origin| origin.record.merge) {
+    let scheduled = || setup::records(pool).filter(|record| record.merge);
+    if let Some(origin) = scheduled().find(|record| record.uuid == origin) {
         return Err(Error::OriginScheduled { name, origin: origin.name.clone() });
     }
-    let scheduled_of = |of: FsUuid| {
-        let found = pool.filesystems.values().find(|other| other.record.merge && other.record.origin == Some(of));
-        found.map(|other| other.name.clone())
-    };
-    if let Some(sibling) = scheduled_of(origin) {
-        return Err(Error::SiblingScheduled { name, sibling });
+    if let Some(sibling) = scheduled().find(|record| record.origin == Some(origin)) {
+        return Err(Error::SiblingScheduled { name, sibling: sibling.name.clone() });
     }
-    match scheduled_of(snapshot) {
-        Some(snapshot) => Err(Error::SnapshotScheduled { name, snapshot }),
+    match scheduled().find(|record| record.origin == Some(snapshot)) {
+        Some(other) => Err(Error::SnapshotScheduled { name, snapshot: other.name.clone() }),
         None => Ok(()),
     }
 }

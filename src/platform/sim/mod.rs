@@ -251,7 +251,7 @@ impl Platform for Sim {
             .dm(Call::DmCreate, name, |machine| machine.dm_new(name, uuid))
             .and_then(|minor| self.dm_load(name, table).map(|()| minor))
             .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm::number(minor)));
-        if made.is_err() && !was_there {
+        if made.is_err() && !was_there && !self.0.control.has_ended() {
             let mut machine = self.machine()?;
             // It may not have been made; what is below it may go now.
             let _ = machine.dm_remove(name);

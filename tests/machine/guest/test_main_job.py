@@ -47,15 +47,23 @@ def test_the_whole_story(stratis, disks):
         assert system.signature(disk).get("TYPE") is None, "a destroyed pool leaves no signature"
 
 
-def test_more_data_than_the_first_disk_holds(stratis, disks):
-    """The pool grows by itself while it is written to, onto a disk that was added later too."""
-    pool_path, _ = done(stratis.create_pool("big", disks[:1]))
-    done(stratis.create_filesystem(pool_path, "f"))
-    done(stratis.add_data_devices(pool_path, disks[1:]))
-    system.mount("/dev/stratis/big/f", "/mnt/big")
-    file_size = 64 << 20
-    count = int(system.run("blockdev", "--getsize64", disks[0])) // file_size
-    written = {f"file{number}": system.put("/mnt/big", f"file{number}", file_size) for number in range(count)}
-    system.unmount("/mnt/big")
-    system.mount("/dev/stratis/big/f", "/mnt/big")
-    assert system.contents("/mnt/big") == written
+def test_data_written_while_the_pool_changes(stratis, disks):
+    """Other changes of the pool do not reach what is on a filesystem."""
+    pool_path, _ = done(stratis.create_pool("p", disks[:1]))
+    ((fs_path, _),) = done(stratis.create_filesystem(pool_path, "f"))
+    system.mount("/dev/stratis/p/f", "/mnt/f")
+    written = {}
+    changes = [
+        lambda: done(stratis.add_data_devices(pool_path, disks[1:])),
+        lambda: done(stratis.snapshot(pool_path, fs_path, "s")),
+        lambda: done(stratis.create_filesystem(pool_path, "g", GIB)),
+        lambda: done(stratis.rename_pool(pool_path, "q")),
+        lambda: done(stratis.rename_filesystem(fs_path, "h")),
+        lambda: done(stratis.destroy_filesystem(pool_path, stratis.pool("q").filesystems["s"].path)),
+    ]
+    for number, change in enumerate(changes):
+        written[f"file{number}"] = system.put("/mnt/f", f"file{number}", 32 << 20)
+        change()
+    system.unmount("/mnt/f")
+    system.mount("/dev/stratis/q/h", "/mnt/h")
+    assert system.contents("/mnt/h") == written

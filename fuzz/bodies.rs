@@ -1,0 +1,117 @@
+//! What the fuzz targets do with bytes, and what must hold for any: no panic, no memory asked for without bound, and
+//! what is read and written again is the same. Shared by the targets and by tests/fuzz_bodies.rs.
+
+use stratisd::engine::{
+    ids::PoolUuid,
+    metadata::{
+        FilesystemRecord, Layout, Mda, MetadataVersion, PendingRecord, PoolMetadata, StaticHeader, Step,
+        header::{self, BLOCK_BYTES, Found, Resolved},
+        mda::{Cause, decode_region, encode_region},
+        pool,
+    },
+    units::Sectors,
+};
+use stratisd::platform::Timestamp;
+
+/// Two signature blocks, one after the other; each also with its checksum made right, or else hardly any would pass.
+pub fn header(bytes: &[u8]) {
+    let (first, second) = bytes.split_at(bytes.len().min(BLOCK_BYTES));
+    for copies in [[first.to_vec(), second.to_vec()], [with_crc(first, 4), with_crc(second, 4)]] {
+        let found = copies.map(|block| Found::in_block(&block));
+        for copy in &found {
+            if let Found::Valid(header) = copy {
+                assert_eq!(StaticHeader::decode(&header.encode()), Ok(Some(*header)));
+                assert!(header.extended_size() <= header.device_size);
+            }
+        }
+        let [first, second] = found;
+        if let Ok(Resolved::Header { header, .. }) = header::resolve(first, second) {
+            assert_eq!(header.check(), Ok(()));
+        }
+    }
+}
+
+/// An area as small as it can be, its region headers also with their checksums made right.
+pub fn mda(bytes: &[u8]) {
+    let layout = Layout::new(Sectors(4)).expect("four sectors make four regions");
+    let start = usize::try_from(layout.offset(0)).expect("the offset is small");
+    let region = usize::try_from(layout.offset(1)).expect("the offset is small") - start;
+    let mut sound = bytes.to_vec();
+    for header in sound.chunks_mut(region).filter_map(|region| region.get_mut(..32)) {
+        (header[28], header[29]) = (1, 1);
+        let fixed = with_crc(header, 4);
+        header.copy_from_slice(&fixed);
+    }
+    for area in [bytes, &sound] {
+        let read = |offset: u64, length: usize| -> Result<Vec<u8>, Cause> {
+            let from = usize::try_from(offset)? - start;
+            area.get(from..from + length).map(<[u8]>::to_vec).ok_or_else(|| "past the end".into())
+        };
+        if let Ok(generation) = decode_region(area, layout) {
+            let again = decode_region(&encode_region(generation.as_ref()), layout);
+            assert_eq!(again.expect("what is written can be read"), generation);
+        }
+        let Ok(mda) = Mda::load(layout, read) else { continue };
+        if let Ok(Some(json)) = mda.read_json(read) {
+            assert!(json.len() as u64 <= layout.capacity());
+        }
+        let stamp = mda.last_update().unwrap_or_default();
+        assert!(mda.plan_write(b"{}", stamp).is_err() == mda.last_update().is_some());
+        let later = Timestamp { seconds: u64::MAX, nanoseconds: 999_999_999 };
+        if let Ok(plan) = mda.plan_write(b"{}", later) {
+            let end = layout.offset(4);
+            let inside = |step: &Step| match step {
+                Step::At(offset, bytes) => *offset >= layout.offset(0) && offset + bytes.len() as u64 <= end,
+                Step::Flush => true,
+            };
+            assert!(plan.steps.iter().all(inside));
+        }
+    }
+}
+
+/// The JSON of a pool, of either version.
+pub fn pool_json(bytes: &[u8]) {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let Ok(metadata) = PoolMetadata::parse(bytes, version) else { continue };
+        let written = metadata.encode(version);
+        let again = PoolMetadata::parse(&written, version).expect("what is written can be read");
+        assert_eq!(again.encode(version), written);
+        let pool = PoolUuid::from_random([0; 16]);
+        for size in [Sectors(20_971_520), Sectors(u64::MAX)] {
+            let headers: Vec<StaticHeader> =
+                metadata.devices().map(|device| StaticHeader::new(pool, device, version, size, 0)).collect();
+            let _ = pool::check(&metadata, version, &headers);
+            let _ = pool::check_members(&metadata, &headers);
+        }
+    }
+}
+
+/// A filesystem's record, or one of the journal.
+pub fn fs_json(bytes: &[u8]) {
+    if let Ok(record) = FilesystemRecord::parse(bytes) {
+        let written = record.encode();
+        let again = FilesystemRecord::parse(&written).expect("what is written can be read");
+        assert_eq!(again.encode(), written);
+    }
+    if let Ok(pending) = PendingRecord::parse(bytes) {
+        assert_eq!(PendingRecord::parse(&pending.encode()).expect("what is written can be read"), pending);
+    }
+}
+
+/// The block with the checksum of what follows in its first four bytes.
+fn with_crc(block: &[u8], from: usize) -> Vec<u8> {
+    let mut block = block.to_vec();
+    if block.len() > from {
+        let end = block.len().min(BLOCK_BYTES);
+        let crc = crc32c(&block[from..end]);
+        block[..4].copy_from_slice(&crc.to_le_bytes());
+    }
+    block
+}
+
+/// CRC-32C bit by bit, from its definition rather than by the crate that is under test with the rest.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
+}

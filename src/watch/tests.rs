@@ -1,0 +1,114 @@
+//! The watchers as threads, over a simulated machine. Whoever takes a task from the channel plays the engine: dropping the
+//! task is its end. The time limits are only there so that a lost event fails the test.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use crossbeam_channel::{Receiver, unbounded};
+use threads::{group::Group, stop::Stop, wake::Waker};
+
+use super::*;
+use crate::{
+    engine::{dm_names::Role, ids::PoolUuid, name::Name, units::Sectors},
+    platform::{Platform, dm::Line, dm::Visibility, sim::Sim},
+    view::{self, Change},
+};
+
+const HANG: Duration = Duration::from_secs(60);
+
+struct Watched {
+    group: Group,
+    stop: Stop,
+    tasks: Receiver<Task>,
+}
+
+impl Watched {
+    fn start<W: Send + 'static>(
+        make: impl FnOnce(Submit) -> W,
+        run: impl FnOnce(W, &Stop) -> Result<(), Error> + Send + 'static,
+    ) -> Watched {
+        let (sender, tasks) = unbounded();
+        let watch = make(Box::new(move |task| sender.send(task).expect("the test has the other end")));
+        let (group, stop) = (Group::new(&["watcher"]), Stop::new());
+        let switch = stop.clone();
+        group.spawn("watcher", move || run(watch, &switch).map_err(|error| error.to_string())).unwrap();
+        Watched { group, stop, tasks }
+    }
+
+    fn next(&self) -> Task {
+        self.tasks.recv_timeout(HANG).expect("a task should come")
+    }
+
+    fn end(self) {
+        self.stop.trigger("the test is over");
+        self.group.join(&["watcher"], HANG).unwrap();
+        assert_eq!(self.group.ended().recv().unwrap().how, threads::group::How::Returned);
+        assert!(self.tasks.try_recv().is_err(), "nothing is asked for without a cause");
+    }
+}
+
+#[test]
+fn each_event_of_a_device_becomes_a_task_one_after_the_other() {
+    let sim = Sim::builder().build();
+    let source = sim.device_events().unwrap();
+    let watched =
+        Watched::start(|submit| DeviceWatch::new(source, Waker::new().unwrap(), submit), |watch, stop| watch.run(stop));
+    let (a, b) = (Path::new("/dev/a"), Path::new("/dev/b"));
+    sim.add_disk(a, Sectors(1 << 21)).unwrap();
+    let add = watched.next();
+    assert_eq!(add.label, "Add of /dev/a");
+    sim.pull_disk(a).unwrap();
+    sim.add_disk(b, Sectors(1 << 21)).unwrap();
+    let other = watched.next();
+    assert_eq!(other.label, "Add of /dev/b", "the removal waits for the end of the first event, this does not");
+    drop(add);
+    assert_eq!(watched.next().label, "Remove of /dev/a");
+    drop(other);
+    watched.end();
+}
+
+#[test]
+fn device_mapper_events_of_a_pool_merge_while_it_is_checked() {
+    let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();
+    let disk = sim.find_device(Path::new("/dev/a")).unwrap().number;
+    let source = sim.dm_events().unwrap();
+    let platform: Arc<dyn Platform> = Arc::new(sim.clone());
+    let watched = Watched::start(
+        |submit| DmWatch::new(platform, source, Waker::new().unwrap(), submit),
+        |watch, stop| watch.run(stop),
+    );
+    let make = |pool: PoolUuid, role: Role| {
+        let table = [Line::linear(Sectors(0), Sectors(8), disk, Sectors(0))];
+        sim.dm_create(&role.name(pool), &role.name(pool), &table, Visibility::Private).unwrap();
+    };
+    let [a, b] = [1, 2].map(|byte| PoolUuid::from_random([byte; 16]));
+    let label = |pool| format!("check of pool {pool} after a device-mapper event");
+    make(a, Role::Mdv);
+    let first = watched.next();
+    assert_eq!(first.label, label(a));
+    make(a, Role::ThinMeta);
+    make(a, Role::ThinData);
+    make(b, Role::Mdv);
+    let other = watched.next();
+    assert_eq!(other.label, label(b), "events of one pool do not keep back those of another");
+    drop(first);
+    let second = watched.next();
+    assert_eq!(second.label, label(a), "two events while it was checked are one more check");
+    drop((second, other));
+    watched.end();
+}
+
+#[test]
+fn the_first_pool_wakes_the_timer() {
+    let waker = Waker::new().unwrap();
+    let running = Running::new(waker.clone());
+    let observed = running.clone();
+    let watched = Watched::start(|submit| Timers::new(running, waker, submit), |timers, stop| timers.run(stop));
+    let pool = PoolUuid::from_random([7; 16]);
+    observed.note(&[Change::Pool(Arc::new(view::Pool::bare(pool, Name::new("p").unwrap())))]);
+    let check = watched.next();
+    assert_eq!(check.label, format!("check of pool {pool} by time"));
+    observed.note(&[Change::PoolGone(pool)]);
+    drop(check);
+    assert!(observed.list().is_empty());
+    watched.end();
+}

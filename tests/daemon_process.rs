@@ -1,0 +1,306 @@
+//! The daemon as a process: command line, start, the threads it has, and every way in which it ends. `stratisd --sim` on a
+//! private bus; the service manager's part is played by a socket, so every wait is for an event. Time limits are only there
+//! so that a lost event fails the test.
+
+#![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::net::UnixDatagram,
+    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use dbus::{Message, channel::Channel};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{PidfdFlags, pidfd_open},
+};
+use stratisd::daemon::thread_table;
+use tempfile::TempDir;
+
+const HANG: Duration = Duration::from_secs(60);
+const STRATISD: &str = env!("CARGO_BIN_EXE_stratisd");
+
+// These tests are about processes; there is no other way to start them.
+#[allow(clippy::disallowed_methods)]
+fn command(program: &str) -> Command {
+    Command::new(program)
+}
+
+/// A child that is killed with the test, if that ends first.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        let fd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let limit = Timespec::try_from(HANG).unwrap();
+        let ended = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
+        assert_eq!(ended, 1, "the process should end");
+        self.0.wait().unwrap()
+    }
+}
+
+/// A bus of our own.
+struct Bus {
+    process: Process,
+    address: String,
+    directory: TempDir,
+}
+
+impl Bus {
+    fn start() -> Bus {
+        let directory = tempfile::tempdir().unwrap();
+        let mut child = command("dbus-daemon")
+            .args(["--session", "--nofork", "--nopidfile", "--print-address=1"])
+            .arg(format!("--address=unix:path={}", directory.path().join("bus").display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut address = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
+        Bus { process: Process(child), address: address.trim().to_owned(), directory }
+    }
+
+    fn client(&self) -> Channel {
+        let mut channel = Channel::open_private(&self.address).unwrap();
+        channel.register().unwrap();
+        channel
+    }
+
+    /// Starts a daemon on this bus. `name` is for files.
+    fn daemon(&self, name: &str, arguments: &[&str], slow_ms: u64) -> Daemon {
+        let path = self.directory.path().join(name);
+        let told = UnixDatagram::bind(&path).unwrap();
+        told.set_read_timeout(Some(HANG)).unwrap();
+        let mut child = command(STRATISD)
+            .arg("--sim")
+            .args(arguments)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
+            .env("NOTIFY_SOCKET", &path)
+            .env("STRATISD_SIM_SLOW_MS", slow_ms.to_string())
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Daemon { process: Process(child), told, stderr }
+    }
+
+    /// Starts one and waits until it serves.
+    fn ready(&self, arguments: &[&str], slow_ms: u64) -> Daemon {
+        let daemon = self.daemon("notify", arguments, slow_ms);
+        assert_eq!(daemon.next_state(), "READY=1");
+        daemon
+    }
+}
+
+struct Daemon {
+    process: Process,
+    told: UnixDatagram,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Daemon {
+    fn next_state(&self) -> String {
+        let mut text = [0; 64];
+        let length = self.told.recv(&mut text).expect("the daemon should tell its state");
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    }
+
+    /// Waits for the end; gives the exit status and what is left of standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = self.process.end();
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest).unwrap();
+        (status.code(), rest)
+    }
+}
+
+#[track_caller]
+fn says(arguments: &[&str], code: i32, stdout: &str, stderr: &str) {
+    let output = command(STRATISD).args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(out.contains(stdout) && stdout.is_empty() == out.is_empty(), "{out}");
+    assert!(err.contains(stderr) && stderr.is_empty() == err.is_empty(), "{err}");
+}
+
+#[test]
+fn the_command_line() {
+    let version = format!("stratisd {} (interface level 3.9.2)\n", env!("CARGO_PKG_VERSION"));
+    says(&["--version"], 0, &version, "");
+    says(&["-V"], 0, &version, "");
+    says(&["--help"], 0, "--log-level <LOG_LEVEL>", "");
+    says(&["-h"], 0, "--sim", "");
+    for wrong in [&["--log-level", "off"][..], &["--log-level"], &["--no-such-option"], &["argument"]] {
+        says(wrong, 2, "", "error:");
+    }
+    says(&["--sim-disk-size", "5"], 2, "", "--sim");
+    says(&["--sim", "--sim-disk-size", "large"], 2, "", "--sim-disk-size");
+}
+
+#[test]
+fn a_signal_is_a_clean_end() {
+    let bus = Bus::start();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let daemon = bus.ready(&[], 0);
+        daemon.process.signal(signal);
+        assert_eq!(daemon.next_state(), "STOPPING=1");
+        assert_eq!(daemon.end(), (Some(0), String::new()));
+        fs::remove_file(bus.directory.path().join("notify")).unwrap();
+    }
+}
+
+#[test]
+fn the_log_is_written_in_the_level_asked_for() {
+    let bus = Bus::start();
+    let daemon = bus.ready(&["--log-level", "info"], 0);
+    daemon.process.signal(Signal::SIGTERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("INFO") && log.contains("stopping: SIGTERM") && !log.contains("DEBUG"), "{log}");
+}
+
+#[test]
+fn it_has_the_threads_of_the_table_and_all_of_them_end() {
+    let bus = Bus::start();
+    let daemon = bus.ready(&["--log-level", "debug"], 0);
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.process.0.id())).unwrap().count();
+    daemon.process.signal(Signal::SIGTERM);
+    let (_, log) = daemon.end();
+    let ended: Vec<&str> =
+        log.lines().filter_map(|line| line.split_once(" thread ")?.1.strip_suffix(" ended: Returned")).collect();
+    assert_eq!(ended.len() + 1, threads, "all but the main thread: {log}");
+    for name in thread_table::NAMES {
+        let of_this_name = |ended: &&str| match name.strip_suffix('*') {
+            Some(family) => ended.starts_with(family),
+            None => *ended == name,
+        };
+        assert!(ended.iter().any(of_this_name), "{name}: {ended:?}");
+    }
+    let place = |name: &str| ended.iter().position(|ended| *ended == name);
+    assert!(place(thread_table::BUS_READER) < place(thread_table::TREE_WRITER), "{ended:?}");
+    assert_eq!(place(thread_table::SIGNALS), Some(ended.len() - 1), "{ended:?}");
+}
+
+#[test]
+fn sigpipe_is_ignored() {
+    let bus = Bus::start();
+    let daemon = bus.ready(&[], 0);
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.0.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    let sigpipe = 1 << (Signal::SIGPIPE as u32 - 1);
+    assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & sigpipe, sigpipe);
+}
+
+#[test]
+fn without_a_bus_it_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = command(STRATISD)
+        .arg("--sim")
+        .env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}/none", directory.path().display()))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("stratisd: the system bus cannot be reached"));
+}
+
+#[test]
+fn the_end_of_a_thread_is_the_end_of_the_daemon() {
+    let mut bus = Bus::start();
+    let daemon = bus.ready(&[], 0);
+    // The bus goes away, so the reader ends.
+    bus.process.0.kill().unwrap();
+    let (code, stderr) = daemon.end();
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("stratisd: thread bus-reader ended: the connection to the bus was lost"), "{stderr}");
+}
+
+#[test]
+fn a_second_daemon_does_not_get_the_name() {
+    let bus = Bus::start();
+    let first = bus.ready(&[], 0);
+    let (code, stderr) = bus.daemon("second", &[], 0).end();
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("org.storage.stratis3"), "{stderr}");
+    first.process.signal(Signal::SIGINT);
+    assert_eq!(first.end().0, Some(0));
+}
+
+/// Asks for a pool and comes back when the first step of that is being run.
+fn begin_create_pool(client: &Channel, daemon: &mut Daemon) -> u32 {
+    let none: Vec<((bool, u32), &str)> = Vec::new();
+    let no_clevis: Vec<((bool, u32), &str, &str)> = Vec::new();
+    let call = Message::new_method_call(
+        "org.storage.stratis3",
+        "/org/storage/stratis3",
+        "org.storage.stratis3.Manager.r9",
+        "CreatePool",
+    )
+    .unwrap()
+    .append3("p", vec!["/dev/a", "/dev/b"], none)
+    .append3(no_clevis, (false, 0u64), (false, ""))
+    .append1((false, false));
+    let serial = client.send(call).unwrap();
+    client.flush();
+    let mut line = String::new();
+    while !line.contains("a step") {
+        line.clear();
+        assert!(daemon.stderr.read_line(&mut line).unwrap() > 0, "the daemon should begin with the request");
+    }
+    serial
+}
+
+#[test]
+fn what_has_begun_is_finished_and_answered_before_the_end() {
+    let bus = Bus::start();
+    // Slow enough that the request is under way when the signal comes; what is tested does not depend on it.
+    let mut daemon = bus.ready(&["--log-level", "trace"], 20);
+    let client = bus.client();
+    let serial = begin_create_pool(&client, &mut daemon);
+    daemon.process.signal(Signal::SIGINT);
+    let reply = loop {
+        let message = client.blocking_pop_message(HANG).unwrap().expect("an answer should come");
+        if message.get_reply_serial() == Some(serial) {
+            break message;
+        }
+    };
+    type Created<'a> = (bool, (dbus::Path<'a>, Vec<dbus::Path<'a>>));
+    let (created, code, text): (Created<'_>, u16, String) = reply.read3().unwrap();
+    assert_eq!((created.0, code, text.as_str()), (true, 0, "Ok"));
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
+fn a_second_sigint_ends_a_stop_at_once() {
+    let bus = Bus::start();
+    // A request that would take minutes.
+    let mut daemon = bus.ready(&["--log-level", "trace"], 5000);
+    let client = bus.client();
+    begin_create_pool(&client, &mut daemon);
+    daemon.process.signal(Signal::SIGINT);
+    assert_eq!(daemon.next_state(), "STOPPING=1");
+    daemon.process.signal(Signal::SIGINT);
+    let (code, stderr) = daemon.end();
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("stratisd: SIGINT while stopping"), "{stderr}");
+}

@@ -1,0 +1,153 @@
+//! The bodies of the fuzz targets, run for a moment: on any bytes, and on good ones with some changed. What a fuzzer
+//! finds goes here as an example of its own.
+
+#[path = "../fuzz/bodies.rs"]
+mod bodies;
+
+use proptest::{collection::vec, prelude::*};
+use stratisd::engine::{
+    ids::{DevUuid, PoolUuid},
+    metadata::{Layout, Mda, MetadataVersion, PoolMetadata, StaticHeader, Step},
+    units::Sectors,
+};
+use stratisd::platform::Timestamp;
+
+const POOL: &str = concat!(
+    r#"{"name":"p1","backstore":{"data_tier":{"blockdev":{"allocs":[[{"parent":"fedcba98-7654-3210-fedc-ba98765"#,
+    r#"43210","start":8192,"length":20371456}]],"devs":[{"uuid":"fedcba98-7654-3210-fedc-ba9876543210","integri"#,
+    r#"ty_meta_allocs":[[20381688,589832]]}]},"integrity_spec":{"tag_spec":"512b","journal_size":262144,"block_"#,
+    r#"size":4096,"allocate_superblock":true}},"cap":{"allocs":[[34816,12288],[47104,12288],[59392,19263488],[1"#,
+    r#"9322880,1048576]],"crypt_meta_allocs":[[0,34816]]}},"flex_devs":{"meta_dev":[[19322880,1048576]],"thin_m"#,
+    r#"eta_dev":[[34816,12288]],"thin_data_dev":[[59392,19263488]],"thin_meta_dev_spare":[[47104,12288]]},"thin"#,
+    r#"pool_dev":{"data_block_size":2048,"feature_args":["no_discard_passdown"],"fs_limit":100},"started":true,"#,
+    r#""last_reencrypt":1700000000,"destroying":true}"#
+);
+const RECORD: &str = concat!(
+    r#"{"name":"home","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":0,"size":2147483648,"#,
+    r#""created":1700000100,"fs_size_limit":4294967296,"origin":"00000000-0000-4000-8000-000000000001","merge":true}"#
+);
+
+/// Good bytes.
+fn good_headers() -> Vec<u8> {
+    let (pool, device) = (PoolUuid::from_random([1; 16]), DevUuid::from_random([2; 16]));
+    StaticHeader::new(pool, device, MetadataVersion::V2, Sectors(20_971_520), 1_700_000_000).encode().repeat(2)
+}
+
+/// A smallest area with two generations in it.
+fn good_area() -> Vec<u8> {
+    let layout = Layout::new(Sectors(4)).expect("four sectors make four regions");
+    let mut mda = Mda::empty(layout);
+    let mut area = vec![0; 4 * 512];
+    let mut carry_out = |steps: &[Step]| {
+        for step in steps {
+            if let Step::At(offset, bytes) = step {
+                let from = (offset - layout.offset(0)) as usize;
+                area[from..from + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+    };
+    carry_out(&Mda::plan_initialize(layout));
+    for seconds in [1, 2] {
+        let plan = mda.plan_write(b"{\"a\":1}", Timestamp { seconds, nanoseconds: 5 }).expect("each is newer");
+        carry_out(&plan.steps);
+        mda.written(&plan);
+    }
+    area
+}
+
+/// Bytes put in the place of some others: where, how many go, what comes. Positions count from 0 to 65535 over the
+/// whole.
+type Splice = (u16, u8, Vec<u8>);
+
+fn splices() -> impl Strategy<Value = Vec<Splice>> {
+    // Numbers, words and signs of JSON, and plain bytes.
+    const WORDS: &[&str] =
+        &["null", "0", "18446744073709551615", "-1", "1e9", "\"\"", "[", "]", "{}", ",", "true", "\\u0000"];
+    let new = prop_oneof![prop::sample::select(WORDS).prop_map(|w| w.as_bytes().to_vec()), vec(any::<u8>(), 0..9)];
+    vec((any::<u16>(), 0..12_u8, new), 1..4)
+}
+
+fn spliced(good: &[u8], splices: &[Splice], keep_length: bool) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    for (place, gone, new) in splices {
+        let from = usize::from(*place) * bytes.len() / 65536;
+        let gone = if keep_length { new.len() } else { usize::from(*gone) };
+        let to = (from + gone).min(bytes.len());
+        bytes.splice(from..to, new.iter().copied());
+    }
+    bytes
+}
+
+/// The good bytes are good: otherwise what follows would look at nothing.
+#[test]
+fn seeds_are_accepted() {
+    let metadata = PoolMetadata::parse(POOL.as_bytes(), MetadataVersion::V2).unwrap();
+    assert_eq!(metadata.encode(MetadataVersion::V2), POOL.as_bytes());
+    assert!(StaticHeader::decode(&good_headers()).unwrap().is_some());
+    assert_eq!(good_area().iter().filter(|byte| **byte == b'{').count(), 4);
+    bodies::header(&good_headers());
+    bodies::mda(&good_area());
+    bodies::pool_json(POOL.as_bytes());
+    bodies::fs_json(RECORD.as_bytes());
+}
+
+#[test]
+fn deep_nesting_is_refused_and_not_followed() {
+    for open in ["[", "{\"a\":"] {
+        bodies::pool_json(open.repeat(100_000).as_bytes());
+        bodies::fs_json(open.repeat(100_000).as_bytes());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes(bytes in vec(any::<u8>(), 0..2100)) {
+        bodies::header(&bytes);
+        bodies::mda(&bytes);
+        bodies::pool_json(&bytes);
+        bodies::fs_json(&bytes);
+    }
+
+    #[test]
+    fn changed_headers(splices in splices()) {
+        bodies::header(&spliced(&good_headers(), &splices, true));
+    }
+
+    #[test]
+    fn changed_areas(splices in splices()) {
+        bodies::mda(&spliced(&good_area(), &splices, true));
+        bodies::mda(&spliced(&good_area(), &splices, false));
+    }
+
+    #[test]
+    fn changed_pool_json(splices in splices()) {
+        bodies::pool_json(&spliced(POOL.as_bytes(), &splices, false));
+    }
+
+    #[test]
+    fn changed_numbers_in_pool_json(numbers in vec((0..40_usize, any::<u64>()), 1..4)) {
+        // Digits only, so that the text is read and its numbers reach the sums.
+        let mut text = POOL.to_owned();
+        for (which, number) in numbers {
+            let mut starts: Vec<usize> = Vec::new();
+            let bytes = text.as_bytes();
+            for i in 1..bytes.len() {
+                if bytes[i].is_ascii_digit() && b":[,".contains(&bytes[i - 1]) {
+                    starts.push(i);
+                }
+            }
+            let from = starts[which % starts.len()];
+            let digits = text[from..].bytes().take_while(u8::is_ascii_digit).count();
+            text.replace_range(from..from + digits, &number.to_string());
+        }
+        prop_assert!(PoolMetadata::parse(text.as_bytes(), MetadataVersion::V2).is_ok());
+        bodies::pool_json(text.as_bytes());
+    }
+
+    #[test]
+    fn changed_fs_json(splices in splices()) {
+        bodies::fs_json(&spliced(RECORD.as_bytes(), &splices, false));
+    }
+}
