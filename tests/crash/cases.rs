@@ -268,7 +268,7 @@ pub const CASES: &[Case] = &[
             bench.stop_pool("p").expect("it is stopped as far as possible");
         },
         act: |bench| bench.start_pool("p").map(drop),
-        next: one_more,
+        next: start_again,
     },
     Case {
         name: "schedule a revert",

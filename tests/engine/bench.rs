@@ -204,7 +204,7 @@ impl Bench {
         device.is_some_and(|device| self.sim.link(&link) == Some(device.number))
     }
 
-    /// Checks that the machine holds what the running pools need and nothing else.
+    /// Checks that the machine holds what the running pools need, what is said to be up of others, and nothing else.
     pub fn check_nothing_left(&self, at: &str) {
         let mut devices: Vec<String> = Vec::new();
         let mut mounts: Vec<String> = Vec::new();
@@ -228,8 +228,10 @@ impl Bench {
             }
         }
         devices.sort();
-        let mut found: Vec<String> =
-            self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name).collect();
+        let stopped = self.stopped();
+        let partial = |uuid: PoolUuid| stopped.pools.iter().any(|pool| pool.uuid == uuid && pool.partial);
+        let listed = self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name);
+        let mut found: Vec<String> = listed.filter(|name| !dm_names::pool_of(name).is_some_and(partial)).collect();
         found.sort();
         assert_eq!(found, devices, "{at}: device-mapper devices");
         let mut mounted = self
@@ -239,6 +241,7 @@ impl Bench {
             .iter()
             .filter_map(|path| path.strip_prefix(Sim::private_directory()).ok().map(|name| name.display().to_string()))
             .collect::<Vec<_>>();
+        mounted.retain(|at| !at.strip_prefix(".mdv-").and_then(|uuid| uuid.parse().ok()).is_some_and(partial));
         mounted.sort();
         mounts.sort();
         assert_eq!(mounted, mounts, "{at}: mounts");
