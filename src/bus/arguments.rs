@@ -11,7 +11,7 @@ use crate::{
     engine::{
         ids::{FsUuid, PoolUuid},
         name::{Name, NameError},
-        ops::{IntegritySpec, JOURNAL_UNIT, NewFilesystem, TagSpec},
+        ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, NewFilesystem, TagSpec},
         units::{Bytes, SECTOR, Sectors},
     },
 };
@@ -47,6 +47,8 @@ pub enum ArgumentError {
     OneFilesystem(usize),
     #[error("{0} is not the object path of a pool; list the managed objects to find it")]
     NotAPool(String),
+    #[error("no file descriptor came with the call to read the passphrase from; attach one")]
+    NoDescriptor,
     #[error("{0} is not the object path of a filesystem; list the managed objects to find it")]
     NotAFilesystem(String),
     #[error("filesystem {filesystem} is not in this pool but in {pool}; call the method of that pool")]
@@ -119,6 +121,11 @@ pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
     }
 }
 
+/// What a user calls a key.
+pub fn key_description(text: &str) -> Result<KeyDescription> {
+    KeyDescription::new(text).map_err(|_| ArgumentError::KeyDescription(text.to_owned()))
+}
+
 /// The filesystem that a path stands for now, which must be in that pool.
 pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result<FsUuid> {
     match tree.at(&path.0).map(|object| &object.state) {
@@ -175,9 +182,7 @@ impl Mechanisms {
         if keys.len() + clevis.len() > MECHANISMS_MAX {
             return Err(ArgumentError::TooManyMechanisms(keys.len() + clevis.len()));
         }
-        if let Some((_, bad)) = keys.iter().find(|(_, description)| description.contains(';')) {
-            return Err(ArgumentError::KeyDescription(bad.clone()));
-        }
+        keys.iter().try_for_each(|(_, description)| key_description(description).map(drop))?;
         Ok(Mechanisms { keys, clevis })
     }
 

@@ -7,6 +7,7 @@ mod create_pool;
 mod devices;
 mod discover;
 mod filesystems;
+mod keys;
 mod pools;
 mod snapshot;
 
@@ -14,11 +15,14 @@ pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_data_devices, check_pool, set_user_info};
 pub use discover::{device_event, discover};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
+pub use keys::{KeyDescription, list_keys, set_key, unset_key};
 pub use pools::{destroy_pool, rename_pool};
 pub use snapshot::snapshot_filesystem;
 
 /// What a request for a new pool may ask for, as recorded.
 pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, TagSpec};
+/// A passphrase, and what setting it did.
+pub use crate::platform::keyring::{KeyChange, Secret};
 
 pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
