@@ -17,7 +17,7 @@ def listed():
 
 
 @pytest.fixture
-def key_file(tmp_path):
+def key_file(stratis, tmp_path):
     def write(text):
         path = pathlib.Path(tmp_path) / "key"
         path.write_text(text)
@@ -34,7 +34,8 @@ def test_a_key_is_set_changed_listed_and_removed(key_file):
     # The client takes "nothing was changed" for an error, so this tells that the value was compared.
     assert stratis_program("key", "set", "k1", f"--keyfile-path={key_file('first secret')}").returncode != 0
     assert stratis_program("key", "reset", "k1", f"--keyfile-path={key_file('another')}").returncode == 0
-    system.run("systemctl", "restart", "stratisd")
+    system.stop_daemon()
+    system.start_daemon()
     assert listed() == {"k1"}
     shown = pathlib.Path("/proc/keys").read_text()
     key = re.search(r"^\S+ \S+ +\d+ perm (\S+) +0 +0 user +stratis-1-key-k1: 7$", shown, re.MULTILINE)
