@@ -40,7 +40,7 @@ mod writer;
 
 use std::{io, sync::Arc};
 
-pub use job::{Failure, Job, Reply, Submit};
+pub use job::{Failure, Holder, Job, Locks, Reply, Submit};
 pub use lister::{Lister, MESSAGE_MAX_VARIABLE};
 pub use reader::Reader;
 pub use writer::Writer;

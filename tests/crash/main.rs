@@ -41,22 +41,41 @@ fn chosen(case: &Case) -> bool {
     std::env::var("CRASH_CASE").map_or(true, |part| case.name.contains(&part))
 }
 
-/// What the case does when nothing goes wrong: the state before, the state after, and how many steps that takes.
-fn reference(case: &Case, seed: u64) -> (State, State, u64) {
+/// What the case does when nothing goes wrong.
+struct Reference {
+    before: State,
+    after: State,
+    /// How many steps that takes.
+    steps: u64,
+}
+
+fn reference(case: &Case, seed: u64) -> Reference {
     let (mut bench, start) = prepared(case, seed);
     let before = State::of(&bench);
+    let reading = bench.sim.steps();
     (case.act)(&mut bench).unwrap_or_else(|error| panic!("{}: {}", case.name, error.sentence()));
-    let steps = bench.sim.steps() - start;
+    let steps = bench.sim.steps() - reading;
+    assert!(steps > 0, "{}: nothing is done from step {start} on", case.name);
     let after = State::of(&bench);
     bench.check_nothing_left(case.name);
-    (before, after, steps)
+    Reference { before, after, steps }
+}
+
+/// The states before and after when the power has gone and come since: some orders are carried out at the next start.
+fn settled(case: &Case, seed: u64) -> (State, State) {
+    let before = prepared(case, seed).0.reboot();
+    let (mut bench, _) = prepared(case, seed);
+    (case.act)(&mut bench).unwrap_or_else(|error| panic!("{}: {}", case.name, error.sentence()));
+    let after = bench.reboot();
+    after.check_nothing_left(case.name);
+    (State::of(&before), State::of(&after))
 }
 
 #[test]
 fn a_fault_at_every_step_leaves_the_state_before_or_after() {
     let mut total = 0;
     for case in CASES.iter().filter(|case| chosen(case)) {
-        let (before, after, steps) = reference(case, 1);
+        let Reference { before, after, steps } = reference(case, 1);
         for strike in [Strike::FailBefore, Strike::FailAfter] {
             for step in 0..steps {
                 let at = format!("{} with {strike:?} at step {step} of {steps}", case.name);
@@ -96,7 +115,8 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
     let mut olds = 0;
     for case in CASES.iter().filter(|case| chosen(case)) {
         for seed in 1..=seeds {
-            let (before, after, steps) = reference(case, seed);
+            let Reference { after: at_once, steps, .. } = reference(case, seed);
+            let (before, after) = settled(case, seed);
             for step in 0..=steps {
                 let at = format!("{} with a power cut at step {step} of {steps}, seed {seed}", case.name);
                 let (mut bench, start) = prepared(case, seed);
@@ -119,7 +139,7 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
                 if found == before && before != after {
                     olds += 1;
                     (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
-                    assert_eq!(State::of(&bench), after, "{at}: again");
+                    assert_eq!(State::of(&bench), at_once, "{at}: again");
                 }
                 (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
                 total += 1;
@@ -129,4 +149,35 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
     }
     println!("{total} power cuts; {olds} left the state before, the others that after");
     assert!(olds > 0 && olds < total, "cuts that always leave the same state prove nothing");
+}
+
+#[test]
+fn a_daemon_killed_at_every_step_leaves_the_state_before_or_after() {
+    let mut total = 0;
+    for case in CASES.iter().filter(|case| chosen(case)) {
+        let Reference { before, after, steps } = reference(case, 1);
+        for step in 0..=steps {
+            let at = format!("{} with the daemon killed at step {step} of {steps}", case.name);
+            let (mut bench, start) = prepared(case, 1);
+            bench.sim.faults().kill_at(start + step);
+            // What it answers is heard by nobody.
+            let _ = (case.act)(&mut bench);
+            let trace = bench.tail(start);
+            bench.sim.faults().clear();
+            let mut bench = Bench::start(bench.sim);
+            let found = State::of(&bench);
+            assert!(
+                found == before || found == after,
+                "{at}:\nfound  {found:#?}\nbefore {before:#?}\nafter  {after:#?}\n{trace}"
+            );
+            bench.check_nothing_left(&at);
+            if found == before && before != after {
+                (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
+                assert_eq!(State::of(&bench), after, "{at}: again");
+            }
+            (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
+            total += 1;
+        }
+    }
+    println!("{total} daemons killed");
 }

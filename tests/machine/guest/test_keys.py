@@ -39,7 +39,7 @@ def test_a_key_is_set_changed_listed_and_removed(key_file):
     assert listed() == {"k1"}
     shown = pathlib.Path("/proc/keys").read_text()
     key = re.search(r"^\S+ \S+ +\d+ perm (\S+) +0 +0 user +stratis-1-key-k1: 7$", shown, re.MULTILINE)
-    assert key and key[1] == "3f0000", shown
+    assert key and key[1] == "003f0000", shown
     assert stratis_program("key", "unset", "k1").returncode == 0
     assert listed() == set()
 
