@@ -11,7 +11,7 @@ use crate::{
     engine::{
         ids::{FsUuid, NotAUuid, PoolUuid},
         name::{Name, NameError},
-        ops::{IntegritySpec, JOURNAL_UNIT, NewFilesystem, TagSpec},
+        ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, NewFilesystem, TagSpec},
         request::PoolRef,
         units::{Bytes, SECTOR, Sectors},
     },
@@ -128,6 +128,11 @@ pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
     }
 }
 
+/// What a user calls a key.
+pub fn key_description(text: &str) -> Result<KeyDescription> {
+    KeyDescription::new(text).map_err(|_| ArgumentError::KeyDescription(text.to_owned()))
+}
+
 /// A pool by UUID, in either form.
 pub fn pool_uuid(text: &str) -> Result<PoolRef> {
     Ok(PoolRef::Uuid(text.parse()?))
@@ -217,9 +222,7 @@ impl Mechanisms {
         if keys.len() + clevis.len() > MECHANISMS_MAX {
             return Err(ArgumentError::TooManyMechanisms(keys.len() + clevis.len()));
         }
-        if let Some((_, bad)) = keys.iter().find(|(_, description)| description.contains(';')) {
-            return Err(ArgumentError::KeyDescription(bad.clone()));
-        }
+        keys.iter().try_for_each(|(_, description)| key_description(description).map(drop))?;
         Ok(Mechanisms { keys, clevis })
     }
 

@@ -11,7 +11,7 @@ use crate::{
         job::{Late, Locks},
         message::BadArguments,
         outcome::{Outcome, sentence},
-        report,
+        passphrase, report,
         tree::{Id, Object, State, Tree},
         wire::{DescriptorArgument, FromValue, PathArgument, Value},
     },
@@ -19,7 +19,9 @@ use crate::{
         Error,
         ids::{DevUuid, FsUuid, PoolUuid},
         name::Name,
-        ops::{self, CacheTier, Generation, IntegritySpec, MetadataVersion, NewPool, Stopped, TagSpec, Unlock},
+        ops::{
+            self, CacheTier, Generation, IntegritySpec, KeyChange, MetadataVersion, NewPool, Stopped, TagSpec, Unlock,
+        },
         request::{Next, PoolRef},
     },
     view::View,
@@ -95,6 +97,45 @@ pub(super) fn not_yet(_: Call<'_>) -> Handled {
 }
 
 // ---- Manager and Report ----
+
+pub(super) fn list_keys(_: Call<'_>) -> Handled {
+    Ok(chain(ops::list_keys(), |keys| {
+        let keys = keys.into_iter().map(Value::Str).collect();
+        Some(Box::new(|_: &Tree| Value::Array("s", keys)))
+    }))
+}
+
+pub(super) fn set_key(mut call: Call<'_>) -> Handled {
+    let (description, descriptor): (String, DescriptorArgument) = call.arguments()?;
+    checked((|| {
+        let description = arguments::key_description(&description)?;
+        let descriptor = descriptor.0.ok_or(ArgumentError::NoDescriptor)?;
+        // The client may not have written to it yet, so it is not read here, where calls of others wait.
+        let set = Next::act(move |_| match passphrase::read(&descriptor) {
+            Ok(key) => ops::set_key(description, key).map(|set| {
+                Outcome::of(set, |change| match change {
+                    KeyChange::Created => Some(pair(true, false)),
+                    KeyChange::Replaced => Some(pair(true, true)),
+                    KeyChange::Same => None,
+                })
+            }),
+            Err(error) => Next::Done(Outcome::refused(&error)),
+        });
+        Ok(Work::Chain(set))
+    })())
+}
+
+fn pair(first: bool, second: bool) -> Late<Value> {
+    Box::new(move |_| Value::Struct(vec![Value::Bool(first), Value::Bool(second)]))
+}
+
+pub(super) fn unset_key(mut call: Call<'_>) -> Handled {
+    let (description,): (String,) = call.arguments()?;
+    checked((|| {
+        let unset = ops::unset_key(arguments::key_description(&description)?);
+        Ok(chain(unset, |there| there.then(|| Box::new(|_: &Tree| Value::Bool(true)) as Late<Value>)))
+    })())
+}
 
 pub(super) fn create_pool_r0(mut call: Call<'_>) -> Handled {
     type Arguments = (String, Option<u16>, Vec<String>, Option<String>, Option<(String, String)>);

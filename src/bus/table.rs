@@ -278,9 +278,9 @@ use Emits::{Const, Invalidation, Nothing, Value as New};
 #[rustfmt::skip]
 pub static ROWS: &[Row] = &[
     // ---- Manager ----
-    manager("ListKeys", ALL, &[], "as", methods::not_yet),
-    manager("SetKey", ALL, &[KEY_DESC, ("key_fd", "h")], "(bb)", methods::not_yet),
-    manager("UnsetKey", ALL, &[KEY_DESC], "b", methods::not_yet),
+    manager("ListKeys", ALL, &[], "as", methods::list_keys),
+    manager("SetKey", ALL, &[KEY_DESC, ("key_fd", "h")], "(bb)", methods::set_key),
+    manager("UnsetKey", ALL, &[KEY_DESC], "b", methods::unset_key),
     manager("CreatePool", 0..=4, &[("name", "s"), ("redundancy", "(bq)"), DEVICES, LEGACY_KEY, LEGACY_CLEVIS], "(b(oao))", methods::create_pool_r0),
     manager("CreatePool", 5..=7, &[("name", "s"), DEVICES, LEGACY_KEY, LEGACY_CLEVIS], "(b(oao))", methods::create_pool_r5),
     manager("CreatePool", 8..=9, &[("name", "s"), DEVICES, ("key_desc", "a((bu)s)"), ("clevis_info", "a((bu)ss)"), ("journal_size", "(bt)"), ("tag_spec", "(bs)"), ("allocate_superblock", "(bb)")], "(b(oao))", methods::create_pool_r8),

@@ -127,6 +127,8 @@ pub enum Error {
     Encrypted { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
+    #[error("the key description {0:?} contains a `;`, with which the kernel separates fields; choose another")]
+    KeyDescription(String),
     #[error("the devices do not have room for {what} more; use larger or more devices")]
     NoSpace { what: Sectors },
 

@@ -87,7 +87,8 @@ fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
 fn create_pool_in_its_older_forms() {
     let none = ((false, ""), (false, ("", "")));
     let devices = vec!["/dev/a"];
-    let r0 = |code: (bool, u16), encryption: ((bool, &str), (bool, (&str, &str)))| {
+    type Bindings<'a> = ((bool, &'a str), (bool, (&'a str, &'a str)));
+    let r0 = |code: (bool, u16), encryption: Bindings<'_>| {
         answer("", "Manager.r0", "CreatePool", ("n", code, devices.clone(), encryption.0, encryption.1))
     };
     assert_eq!(r0((false, 7), none), "a job");
