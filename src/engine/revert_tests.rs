@@ -22,7 +22,9 @@ fn record(n: u8, origin: Option<u8>, merge: bool) -> FilesystemRecord {
 }
 
 /// The planned reverts as (origin, snapshot), and the others with the reason.
-fn planned(records: &[FilesystemRecord]) -> (Vec<(u32, u32)>, Vec<(FsUuid, Ignored)>) {
+type Planned = (Vec<(u32, u32)>, Vec<(FsUuid, Ignored)>);
+
+fn planned(records: &[FilesystemRecord]) -> Planned {
     let (planned, ignored) = plan(records);
     (planned.iter().map(|revert| (revert.replaced, revert.thin_id)).collect(), ignored)
 }
