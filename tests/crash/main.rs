@@ -11,6 +11,8 @@
 //!
 //! Counts are printed; `cargo test --test crash -- --nocapture` shows them.
 
+// Shared with other tests, each of which uses a part of it.
+#[allow(dead_code)]
 #[path = "../engine/bench.rs"]
 mod bench;
 mod cases;
