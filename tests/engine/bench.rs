@@ -82,12 +82,17 @@ const MARK_AT: u64 = 64 << 20;
 impl Bench {
     /// Starts an engine on the machine and lets it find its pools, as a daemon does.
     pub fn start(sim: Sim) -> Bench {
-        let engine = Engine::new(Arc::new(sim.clone()));
-        let mut bench = Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() };
+        let mut bench = Bench::without_discovery(sim);
         for chain in ops::discover(&bench.engine).expect("devices can be listed") {
             bench.run(chain);
         }
         bench
+    }
+
+    /// An engine that has not looked at the machine yet.
+    pub fn without_discovery(sim: Sim) -> Bench {
+        let engine = Engine::new(Arc::new(sim.clone()));
+        Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() }
     }
 
     /// Runs a chain to its end.

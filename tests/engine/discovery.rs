@@ -135,7 +135,7 @@ fn a_running_pool_does_not_mind_devices_that_go_and_come() {
 #[test]
 fn a_device_that_goes_during_set_up_is_forgotten() {
     let sim = two_disks();
-    let bench = Bench { engine: stratisd::engine::Engine::new(Arc::new(sim.clone())), sim, pools: Default::default() };
+    let bench = Bench::without_discovery(sim);
     let mut scheduler = crate::scheduler::Scheduler::new(bench, 0);
     for chain in ops::discover(&scheduler.bench.engine).unwrap() {
         scheduler.begin("set up", chain);
