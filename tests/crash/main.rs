@@ -4,6 +4,8 @@
 //! then run again and again with one step struck. Afterwards:
 //!
 //! - success means the state after, an error means the state before: nothing half done, nothing left over;
+//! - after a kill, when nothing of the process has an effect any more, the next daemon finds the machine as it was left and makes
+//!   the state before or after of it;
 //! - after a power cut the pools are found again in the state before or after, and after if the request was answered;
 //! - the next operation works.
 //!
@@ -17,7 +19,7 @@ mod state;
 use bench::Bench;
 use cases::{CASES, Case};
 use state::State;
-use stratisd::platform::sim::Sim;
+use stratisd::platform::{Platform, sim::Sim};
 
 /// How a step is struck.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +108,44 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
         println!("{}: {steps} steps, each struck twice", case.name);
     }
     println!("{total} faults injected");
+}
+
+#[test]
+fn a_kill_at_every_step_leaves_the_state_before_or_after() {
+    let mut total = 0;
+    let mut olds = 0;
+    for case in CASES.iter().filter(|case| chosen(case)) {
+        let (before, after, steps) = reference(case, 1);
+        for step in 0..=steps {
+            let at = format!("{} killed at step {step} of {steps}", case.name);
+            let (mut bench, start) = prepared(case, 1);
+            bench.sim.faults().kill_at(start + step);
+            let answered = (case.act)(&mut bench).is_ok();
+            bench.sim.faults().clear();
+            if step % 2 == 0 {
+                // The private mounts go with the last process that sees them; a child may outlive the daemon.
+                let mounts = bench.sim.leftovers().mounts;
+                let private = mounts.iter().filter_map(|at| at.strip_prefix(Sim::private_directory()).ok()?.to_str());
+                private.for_each(|at| bench.sim.unmount(at).expect("a private mount can be unmounted"));
+            }
+            let trace = bench.tail(start);
+            let mut bench = Bench::start(bench.sim);
+            let found = State::of(&bench);
+            let expected = found == after || (found == before && !answered);
+            assert!(expected, "{at}:\nfound  {found:#?}\nbefore {before:#?}\nafter  {after:#?}\n{trace}");
+            bench.check_nothing_left(&at);
+            if found == before && before != after {
+                olds += 1;
+                (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
+                assert_eq!(State::of(&bench), after, "{at}: again");
+            }
+            (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
+            total += 1;
+        }
+        println!("{}: killed at each of {steps} steps", case.name);
+    }
+    println!("{total} kills; {olds} left the state before, the others that after");
+    assert!(olds > 0 && olds < total, "kills that always leave the same state prove nothing");
 }
 
 #[test]

@@ -29,7 +29,8 @@ use stratisd::{
 pub struct Pools(pub HashMap<PoolUuid, Pool>);
 
 impl Pools {
-    fn resolve(&self, which: &PoolRef) -> Option<PoolUuid> {
+    /// The pool that is meant, if it is there.
+    pub fn resolve(&self, which: &PoolRef) -> Option<PoolUuid> {
         match which {
             PoolRef::Uuid(uuid) => self.0.contains_key(uuid).then_some(*uuid),
             PoolRef::Name(name) => self.0.values().find(|pool| pool.name() == name).map(Pool::uuid),
