@@ -86,6 +86,8 @@ def crash_states(seeds):
 
 def all_scenarios(power_cut_seeds):
     return [
+        Scenario("platform", "every call of the platform, without a daemon",
+                 [Life("systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./platform_machine")]),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted",
