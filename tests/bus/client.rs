@@ -93,6 +93,21 @@ impl Client {
         self.heard.borrow_mut().drain(..).filter_map(|message| Signal::parse(&message)).collect()
     }
 
+    /// The same with no more of new objects than the newest revision, which is much quicker.
+    pub fn take_newest_signals(&self) -> Vec<Signal> {
+        self.heard
+            .borrow_mut()
+            .drain(..)
+            .filter_map(|message| Signal::parse_as(&message, interfaces_of_last_revision))
+            .collect()
+    }
+
+    /// Waits for the next message; `None` if it is no signal of the service.
+    pub fn next_signal(&self) -> Option<Signal> {
+        let first = self.heard.borrow_mut().pop_front();
+        Signal::parse(&first.unwrap_or_else(|| self.next_from_bus()))
+    }
+
     fn next_from_bus(&self) -> Message {
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
@@ -383,6 +398,10 @@ pub enum Signal {
 
 impl Signal {
     pub fn parse(message: &Message) -> Option<Signal> {
+        Signal::parse_as(message, interfaces)
+    }
+
+    fn parse_as(message: &Message, interfaces: fn(&mut Iter<'_>) -> Interfaces) -> Option<Signal> {
         if message.msg_type() != MessageType::Signal {
             return None;
         }

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_docs_in_private_items, missing_docs, reason = "a test")]
 
 mod client;
-
+mod history;
 mod load;
 mod rig;
 mod slow;
