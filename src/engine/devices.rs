@@ -88,7 +88,8 @@ pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -
             }
             log::info!("{} was left over by an unfinished request of pool {}", path.display(), bda.header().pool);
         }
-        None if device.class == DeviceClass::Stratis => return Err(Error::NoSignature { path }),
+        // Where a fresh look finds nothing of Stratis either, the device database is behind: the device was wiped just now.
+        None if contents.superblock.is_some() => return Err(Error::NoSignature { path }),
         None => {}
     }
     if platform.in_use(&path)? {

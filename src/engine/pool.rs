@@ -71,8 +71,6 @@ pub struct Pool {
     next_thin_id: u32,
     /// Its devices have been given up; only its entry in the table is still there.
     gone: bool,
-    /// Why it is restricted, if it is.
-    restriction: String,
     shown: view::Pool,
     changed: bool,
 }
@@ -95,6 +93,7 @@ impl Pool {
             volume_key_loaded: false,
             last_reencrypt: None,
             availability: Availability::Full,
+            restriction: None,
             has_cache: false,
             fs_limit: sizes::FS_LIMIT,
             overprovisioning: true,
@@ -117,7 +116,6 @@ impl Pool {
             unborn: BTreeMap::new(),
             next_thin_id: 0,
             gone: false,
-            restriction: String::new(),
             shown,
             changed: true,
         };
@@ -158,9 +156,10 @@ impl Pool {
     /// Allows nothing above `level` any more; a lower level that is in force stays.
     pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
         if level > self.shown.availability {
-            self.restriction = reason.into();
-            log::error!("pool {} is now in state {}: {}", self.name, level.word(), self.restriction);
+            let reason = reason.into();
+            log::error!("pool {} is now in state {}: {reason}", self.name, level.word());
             self.shown.availability = level;
+            self.shown.restriction = Some(reason.into());
             self.changed = true;
         }
     }
@@ -180,6 +179,16 @@ impl Pool {
 
     pub(super) fn set_gone(&mut self) {
         self.gone = true;
+    }
+
+    /// Takes over what has been read anew from its devices. It is found by the same name as before, and thin device
+    /// numbers that were given out in this run are not given out again.
+    pub(super) fn become_as_read(&mut self, mut fresh: Pool) {
+        fresh.name = self.name.clone();
+        fresh.next_thin_id = fresh.next_thin_id.max(self.next_thin_id);
+        fresh.show();
+        fresh.changed = true;
+        *self = fresh;
     }
 
     /// Gives it the name that its metadata has already.
@@ -203,7 +212,7 @@ impl Pool {
             return Ok(());
         }
         let (pool, level) = (self.name.clone(), self.shown.availability);
-        Err(Error::Restricted { pool, level, reason: self.restriction.clone() })
+        Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
     }
 
     // ---- devices ----
@@ -482,6 +491,8 @@ impl Pool {
                 initialized: header.initialized,
                 size: header.device_size,
                 new_size: (size_now != header.device_size).then_some(size_now),
+                in_use: self.meta.is_in_use(entry.uuid),
+                sector_bytes: (member.geometry.logical, member.geometry.physical),
             })
         });
         // Values that did not change keep their place in memory, so that a comparison does not look into them.

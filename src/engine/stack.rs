@@ -252,10 +252,7 @@ impl Stack {
     /// # Errors
     /// When it is busy.
     pub fn remove(&mut self, platform: &dyn Platform, role: Role) -> Result<()> {
-        let name = self.name(role);
-        if platform.dm_find(&name)?.is_some() {
-            platform.dm_remove(&name)?;
-        }
+        remove_if_up(platform, &self.name(role))?;
         self.numbers.remove(&role);
         Ok(())
     }
@@ -292,12 +289,20 @@ pub fn ensure_device(
     }
     let number = platform.dm_create(name, name, table, visibility)?;
     let made = name.to_owned();
-    // It may have been removed by a later step already.
-    undo.push(format!("remove {name}"), move |platform| match platform.dm_find(&made)? {
-        Some(_) => platform.dm_remove(&made),
-        None => Ok(()),
-    });
+    // It may be gone by then: a later step of the same work may have taken it down again.
+    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &made));
     Ok((number, Ensured::Created))
+}
+
+/// Removes a device if it is there.
+///
+/// # Errors
+/// When it is busy.
+pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
+    match platform.dm_find(name)? {
+        Some(_) => Ok(platform.dm_remove(name)?),
+        None => Ok(()),
+    }
 }
 
 /// Replaces a device's table.

@@ -24,7 +24,7 @@ use super::{entry, filesystem, is, name, plain, pool, pool_id, values, with_file
 use crate::{
     bus::{
         Bus, Error, NAME,
-        job::{Failure, Job, Reply, Submit},
+        job::{Failure, Holder, Job, Locks, Reply, Submit},
         policy,
         wire::Value,
     },
@@ -97,6 +97,11 @@ impl Submit for Jobs {
     fn submit(&self, job: Job) {
         // The test may have ended before.
         let _ = self.0.send(job);
+    }
+
+    fn locks(&self) -> Locks {
+        let holder = Holder { request: "a test".into(), access: "Write(p)".into(), age: Duration::from_millis(1500) };
+        Locks { holders: vec![holder], waiters: Vec::new() }
     }
 }
 

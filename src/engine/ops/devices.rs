@@ -16,7 +16,7 @@ use crate::{
         plan::sector_rules::{self, SectorSizes},
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
-        stack,
+        setup, stack,
         undo::Rollback,
     },
     platform::{BlockDevice, Geometry, Platform, dm::Visibility},
@@ -219,6 +219,7 @@ pub fn check_pool(uuid: PoolUuid) -> Next<()> {
         if let Ok(pool) = super::writable(granted, uuid) {
             if pool.check_changes().is_ok() {
                 pool.refresh(engine.platform());
+                setup::judge_thin_pool(engine.platform(), pool);
             }
         }
         Next::Done(())

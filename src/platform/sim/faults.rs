@@ -65,6 +65,7 @@ pub enum Call {
     Announce,
     DeviceEvents,
     DmEvents,
+    Key,
 }
 
 impl Call {
@@ -86,6 +87,7 @@ impl Call {
                 | Call::ReadFile
                 | Call::DeviceEvents
                 | Call::DmEvents
+                | Call::Key
                 | Call::Run(Program::ThinCheck | Program::ThinMetadataSize)
         )
     }
@@ -124,6 +126,7 @@ impl Call {
             Call::Announce => "announce",
             Call::DeviceEvents => "listen to udev at",
             Call::DmEvents => "listen to device-mapper at",
+            Call::Key => "use the key",
         }
     }
 
