@@ -419,7 +419,7 @@ fn header_copies_are_repaired_on_the_device() {
             let before = machine.contents();
             let looked = Bda::load(&machine, disk(), Repair::ReadOnly).unwrap().unwrap();
             assert_eq!((looked.header(), machine.contents()), (&header(), before));
-            assert_eq!(load(&machine).unwrap(), Some(looked));
+            assert_eq!(load(&machine).unwrap().unwrap().header(), looked.header());
             assert_eq!(machine.contents(), good, "the copy is as it was");
             // A repair that fails is an error, one that is not asked for is not tried.
             let machine = Machine::holding(good.clone());
