@@ -12,11 +12,9 @@ use crate::{
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
-        layout,
         mdv::{Journal, Mdv, Pending},
-        metadata::{self, FilesystemRecord, PoolMetadata},
+        metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
         name::Name,
-        plan::sizes,
         pool::{self, Filesystem, Member, Pool},
         registry::DeviceSet,
         request::{Access, Granted, Mode, Next},
@@ -65,12 +63,11 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
     let (pool, undo) = Rollback::new().guard(platform, |undo| {
         let mut stack = Stack::new(uuid);
         let mut meta = meta;
-        // The mark is the whole size, so that an event comes early; it is set right when the pool is extended.
-        let mark = sizes::blocks(layout::total(&meta.flex_devs.thin_data_dev));
-        let mut shape = pool::shape(version, &meta, &members, mark);
-        for layer in shape.backstore() {
-            stack.ensure(platform, &layer, undo)?;
-        }
+        // The low water mark is the right one from the start: a pool is looked at anyway when it has been set up.
+        let mut shape = pool::shape(version, &meta, &members);
+        stack.ensure_all(platform, shape.backstore(), undo)?;
+        stack.move_to_cap(platform, &shape)?;
+        super::ops::clear_unrecorded_cache(platform, &mut stack, &shape)?;
         stack.ensure(platform, &shape.mdv(), undo)?;
         let mdv = Mdv::new(platform, uuid);
         undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
@@ -81,11 +78,13 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         let mut pool = Pool::new(uuid, name, version, meta, members, stack);
         work_off_journal(platform, &mut pool, records, undo)?;
         judge(&mut pool);
-        if repaired || pool.meta.needs_completion() {
+        let grown: Vec<_> =
+            pool.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
+        if repaired || pool.meta.needs_completion() || !grown.is_empty() {
             let limit = pool.fs_limit();
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.complete(limit);
-                Ok(())
+                grown.iter().try_for_each(|header| meta.reserve_integrity(header))
             })?;
         }
         Ok(pool)
@@ -103,6 +102,13 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .filter(|found| listed.contains(&found.bda.header().device))
         .map(|found| {
             let geometry = platform.geometry(&found.device.path)?;
+            if let Err(shrunk) = found.bda.check_size(&found.device.path, geometry.size) {
+                // What is lost may be space that nothing uses yet, such as that held for integrity data.
+                match geometry.size < meta.used_up_to(found.bda.header().device) {
+                    true => return Err(shrunk.into()),
+                    false => log::warn!("{shrunk}"),
+                }
+            }
             let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone() };
             Ok((found.bda.header().device, member))
         })
@@ -271,13 +277,9 @@ pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUu
 /// # Errors
 /// When that fails too.
 pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    let shape = pool.shape(sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev)));
-    let layers =
-        shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
+    let layers = pool.shape().layers();
     let mut undo = Rollback::new();
-    for layer in layers {
-        pool.stack.ensure(platform, &layer, &mut undo)?;
-    }
+    pool.stack.ensure_all(platform, layers, &mut undo)?;
     undo.forget();
     Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
     Ok(())

@@ -9,7 +9,6 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
-        layout,
         mdv::{Journal, Mdv, Pending},
         metadata::FilesystemRecord,
         name::Name,
@@ -126,7 +125,7 @@ pub(super) fn check_room(pool: &Pool, more: Sectors) -> Result<()> {
         return Ok(());
     }
     let needed = sum(setup::records(pool).map(|record| record.size).chain([more]))?;
-    let room = sizes::room(pool.usable_size(), layout::total(&pool.meta.flex_devs.thin_meta_dev));
+    let room = pool.room();
     match needed <= room {
         true => Ok(()),
         false => Err(Error::NoRoom { pool: pool.name().clone(), needed, room }),
@@ -246,6 +245,9 @@ pub(super) fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Res
         let committed = undo.guard(platform, |undo| {
             made?;
             pool.check_requests()?;
+            // Again, because others may have been created meanwhile.
+            check_limit(pool, unborn.len())?;
+            check_room(pool, sum(unborn.iter().map(|new| new.filesystem.record.size))?)?;
             for Unborn { filesystem, .. } in &unborn {
                 let id = filesystem.record.uuid;
                 undo.push(format!("remove the record of {id}"), move |platform| Mdv::new(platform, uuid).remove(id));
@@ -314,6 +316,8 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         Mdv::new(platform, uuid).begin(&journal)
     })?;
     undo.forget();
+    // Space is free again, and fewer filesystems are promised theirs.
+    pool.metadata_exhausted = false;
     // From here on the filesystems are gone; what cannot be done now is done at the next set-up, as the journal says.
     for id in doomed {
         pool.drop_filesystem(*id);
