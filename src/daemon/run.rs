@@ -12,6 +12,7 @@ use signal_hook::{
 };
 use threads::{
     group::{Ended, Group, How, SpawnError},
+    lock::{Observation, Observed},
     stop::Stop,
     wake::Waker,
     workers::Workers,
@@ -25,7 +26,7 @@ use super::{
     thread_table as names, version,
 };
 use crate::{
-    bus::{self, Bus, Job, Reader, Reply},
+    bus::{self, Bus, Holder, Job, Locks, Reader, Reply},
     engine::{self, Engine, request::Next},
     platform,
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
@@ -201,7 +202,7 @@ fn listen(mut signals: Signals, stop: &Stop) {
     let mut interrupted = false;
     for signal in signals.forever() {
         let name = signal_name(signal).unwrap_or("a signal");
-        let again = signal == SIGINT && std::mem::replace(&mut interrupted, interrupted || signal == SIGINT);
+        let again = signal == SIGINT && std::mem::replace(&mut interrupted, true);
         if again && stop.is_on() {
             eprintln!("stratisd: {name} while stopping: ends at once; pools stay as they are");
             std::process::exit(1);
@@ -231,5 +232,14 @@ struct Jobs(Dispatcher<Reply>);
 impl bus::Submit for Jobs {
     fn submit(&self, Job { label, chain, on_failure }: Job) {
         self.0.submit(Request { label, chain, on_failure });
+    }
+
+    fn locks(&self) -> Locks {
+        let told = |observed: Vec<Observed>| -> Vec<Holder> {
+            let tell = |Observed { label, access, age, .. }| Holder { request: label.into_owned(), access, age };
+            observed.into_iter().map(tell).collect()
+        };
+        let Observation { holders, waiters } = self.0.observe();
+        Locks { holders: told(holders), waiters: told(waiters) }
     }
 }

@@ -94,6 +94,8 @@ pub struct Bda {
     header: StaticHeader,
     /// A write of the header failed: the device may hold another.
     header_unsure: bool,
+    /// A copy of the header that is not as the other, found when the device was only looked at.
+    damaged: Option<Half>,
     /// `None` after a write that failed: what is on disk must be read before anything is written over it.
     mda: Option<Mda>,
     /// What is read may still be in the disk's cache: written by a call that failed, or by a daemon that was killed.
@@ -109,9 +111,14 @@ impl Bda {
     /// # Errors
     /// If it is one but its header or metadata area cannot be used, or a repair that is due fails.
     pub fn load<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Result<Option<Bda>> {
-        let Some(header) = load_header(disks, path, repair)? else { return Ok(None) };
+        let Some((header, damaged)) = load_header(disks, path)? else { return Ok(None) };
         let mda = load_mda(disks, path, &header)?;
-        Ok(Some(Bda { header, header_unsure: false, mda: Some(mda), unflushed: true, last_tried: mda.last_update() }))
+        let last_tried = mda.last_update();
+        let mut bda = Bda { header, header_unsure: false, damaged, mda: Some(mda), unflushed: true, last_tried };
+        if repair == Repair::Write {
+            bda.repair(disks, path)?;
+        }
+        Ok(Some(bda))
     }
 
     /// Makes a Stratis device: an empty metadata area first, then the header, so that a device never shows a header
@@ -125,7 +132,8 @@ impl Bda {
         let mut steps = Mda::plan_initialize(layout);
         steps.extend(header::plan_initialize(&header));
         carry_out(disks, path, &steps)?;
-        Ok(Bda { header, header_unsure: false, mda: Some(Mda::empty(layout)), unflushed: false, last_tried: None })
+        let mda = Some(Mda::empty(layout));
+        Ok(Bda { header, header_unsure: false, damaged: None, mda, unflushed: false, last_tried: None })
     }
 
     /// The header.
@@ -169,6 +177,19 @@ impl Bda {
         self.unflushed = false;
         mda.written(&plan);
         self.mda = Some(mda);
+        Ok(())
+    }
+
+    /// Writes a copy of the header anew that was found not to be as the other; durable when done.
+    ///
+    /// # Errors
+    /// If writing fails; the other copy is still whole then.
+    pub fn repair<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path) -> Result<()> {
+        if let Some(half) = self.damaged {
+            log::warn!("writing one copy of the signature block of {} anew", path.display());
+            carry_out(disks, path, &header::write_half(half, &self.header))?;
+            self.damaged = None;
+        }
         Ok(())
     }
 
@@ -217,6 +238,8 @@ impl Bda {
     fn rewrite<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, new: StaticHeader) -> Result<()> {
         new.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
         if new != self.header || self.header_unsure {
+            // The order of the writes rests on both copies being good.
+            self.repair(disks, path)?;
             self.header_unsure = true;
             carry_out(disks, path, &header::plan_rewrite(&new))?;
             self.header = new;
@@ -319,8 +342,8 @@ pub fn newest<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, &Bda)]) -> Result
     Ok(bda.read_json(disks, path)?.map(|json| Newest { device, time, json }))
 }
 
-/// Reads and resolves the copies of a header, and repairs one if that is due and asked for.
-fn load_header<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Result<Option<StaticHeader>> {
+/// Reads and resolves the copies of a header; gives also the copy that is due to be written anew.
+fn load_header<D: Disks + ?Sized>(disks: &D, path: &Path) -> Result<Option<(StaticHeader, Option<Half>)>> {
     let mut unread = None;
     let [first, second] = Half::BOTH.map(|half| match disks.read_at(path, half.block_offset(), BLOCK_BYTES) {
         Ok(block) => Found::in_block(&block),
@@ -332,13 +355,7 @@ fn load_header<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Res
     let path_buf = path.to_owned();
     match (header::resolve(first, second), unread) {
         (Ok(Resolved::Nothing), _) => Ok(None),
-        (Ok(Resolved::Header { header, rewrite }), _) => {
-            if let (Some(half), Repair::Write) = (rewrite, repair) {
-                log::warn!("writing one copy of the signature block of {} anew", path.display());
-                carry_out(disks, path, &header::write_half(half, &header))?;
-            }
-            Ok(Some(header))
-        }
+        (Ok(Resolved::Header { header, rewrite }), _) => Ok(Some((header, rewrite))),
         (Err(Unresolved::Unreadable), Some(source)) => Err(BdaError::Unreadable { path: path_buf, source }),
         (Err(source), _) => Err(BdaError::Header { path: path_buf, source }),
     }

@@ -30,7 +30,9 @@ pub enum Key {
     PoolName(Name),
     /// A block device that is being initialized.
     Device(DeviceNumber),
-    /// A pool that is being set up or torn down.
+    /// A pool that is being renamed: two at once could end with other names in the table than on disk.
+    Rename(PoolUuid),
+    /// A pool that is being set up.
     Pool(PoolUuid),
     /// The name of a filesystem that is being created in a pool, or renamed to it.
     Filesystem(PoolUuid, Name),

@@ -9,6 +9,7 @@ use crate::{
         bda::{self, Bda, Repair},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
+        layout::NewDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         plan::sizes::DEVICE_MIN,
         undo::Rollback,
@@ -87,7 +88,8 @@ pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -
             }
             log::info!("{} was left over by an unfinished request of pool {}", path.display(), bda.header().pool);
         }
-        None if device.class == DeviceClass::Stratis => return Err(Error::NoSignature { path }),
+        // Where a fresh look finds nothing of Stratis either, the device database is behind: the device was wiped just now.
+        None if contents.superblock.is_some() => return Err(Error::NoSignature { path }),
         None => {}
     }
     if platform.in_use(&path)? {
@@ -103,12 +105,14 @@ pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -
 /// metadata named it, or its pool's destruction was cut short after it had been decided.
 fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
     let platform = engine.platform();
+    let header = bda.header();
     match bda.read_json(platform, path)? {
-        Some(json) => Ok(PoolMetadata::parse(&json, bda.header().version).is_ok_and(|metadata| metadata.destroying)),
-        None => {
-            let header = bda.header();
-            Ok(header.flags.contains(HeaderFlags::UNCOMMITTED) && !engine.registry().lists(header.pool, header.device))
+        Some(json) if !PoolMetadata::parse(&json, header.version).is_ok_and(|metadata| metadata.destroying) => {
+            Ok(false)
         }
+        None if !header.flags.contains(HeaderFlags::UNCOMMITTED) => Ok(false),
+        // Newer metadata on another device may say otherwise.
+        _ => Ok(!engine.registry().lists(header.pool, header.device)),
     }
 }
 
@@ -121,29 +125,47 @@ pub struct Initialized {
     pub bda: Bda,
 }
 
-/// Initializes devices for a pool, marked as not yet committed: until pool metadata names them and the mark is removed, a
-/// crash leaves them to nobody.
-///
-/// # Errors
-/// When one cannot be written. `undo` wipes those that were.
-pub fn initialize(
+/// A device with the header that it is to get. Space on it can be planned before anything is written.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// The device.
+    pub candidate: Candidate,
+    /// Its header, marked as not yet committed: until pool metadata names the device and the mark is removed, a crash leaves
+    /// it to nobody.
+    pub header: StaticHeader,
+}
+
+impl<'a> From<&'a Planned> for NewDevice<'a> {
+    fn from(planned: &'a Planned) -> NewDevice<'a> {
+        NewDevice { header: &planned.header, hardware_info: planned.candidate.device.wwn.as_deref() }
+    }
+}
+
+/// Gives headers to devices that are to be initialized for a pool.
+pub fn plan(
     platform: &dyn Platform,
     pool: PoolUuid,
     version: MetadataVersion,
     candidates: Vec<Candidate>,
-    undo: &mut Rollback,
-) -> Result<Vec<Initialized>> {
-    let mut done = Vec::new();
-    for candidate in candidates {
-        let path = candidate.device.path.clone();
-        let mut header = StaticHeader::new(
-            pool,
-            DevUuid::from_random(platform.random()),
-            version,
-            candidate.geometry.size,
-            platform.now().seconds,
-        );
+) -> Vec<Planned> {
+    let plan = |candidate: Candidate| {
+        let device = DevUuid::from_random(platform.random());
+        let size = candidate.geometry.size;
+        let mut header = StaticHeader::new(pool, device, version, size, platform.now().seconds);
         header.flags = HeaderFlags::UNCOMMITTED;
+        Planned { candidate, header }
+    };
+    candidates.into_iter().map(plan).collect()
+}
+
+/// Initializes devices.
+///
+/// # Errors
+/// When one cannot be written. `undo` wipes those that were.
+pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rollback) -> Result<Vec<Initialized>> {
+    let mut done = Vec::new();
+    for Planned { candidate, header } in planned {
+        let path = candidate.device.path.clone();
         // Pushed before the write: one that fails half way may have left a signature.
         let wiped = path.clone();
         undo.push(format!("wipe {}", path.display()), move |platform| bda::wipe(platform, &wiped));

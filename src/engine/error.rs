@@ -1,7 +1,7 @@
 //! What can go wrong in the engine: one sentence each for people, saying what is wrong and what to do. The source is kept
 //! and not repeated in the text; [`Error::sentence`] joins the chain once, for the edge.
 
-use std::{error::Error as _, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
     engine::{
@@ -10,6 +10,7 @@ use crate::{
         metadata,
         name::{Name, NameError},
         plan,
+        request::PoolRef,
         units::Sectors,
     },
     platform,
@@ -28,6 +29,14 @@ pub enum Error {
     Name(#[from] NameError),
     #[error("there is no running pool with UUID {0}; list the pools and check the identifier")]
     NoPool(PoolUuid),
+    #[error("no pool with {0} is known, running or stopped; list the pools and check the identifier")]
+    UnknownPool(PoolRef),
+    #[error("several pools that do not run are named {name} ({}); use the UUID of the one that is meant", uuids(.pools))]
+    AmbiguousName { name: Name, pools: Vec<PoolUuid> },
+    #[error("pool {pool} is not encrypted, but {given} was given; leave that out")]
+    NotEncrypted { pool: Name, given: &'static str },
+    #[error("pool {pool} is encrypted; say how it is to be unlocked")]
+    NoUnlockMethod { pool: Name },
     #[error("pool {pool} has no filesystem with UUID {filesystem}; list its filesystems and check the identifier")]
     NoFilesystem { pool: Name, filesystem: FsUuid },
     #[error("pool {pool} has no block device with UUID {device}; list its devices and check the identifier")]
@@ -36,6 +45,11 @@ pub enum Error {
     PoolNameTaken(Name),
     #[error("pool {pool} has a filesystem named {name} already; choose another name")]
     FilesystemNameTaken { pool: Name, name: Name },
+    #[error(
+        "pool {pool} has a filesystem named {name} already, which could not be set up; see the log for the reason, or choose \
+         another name"
+    )]
+    LeftOut { pool: Name, name: Name },
     #[error("these device paths are not absolute: {}; give full paths, as /dev/sda", list(.0))]
     RelativePaths(Vec<PathBuf>),
     #[error("a pool needs at least one block device; name one")]
@@ -114,6 +128,20 @@ pub enum Error {
     MetadataPromised { pool: Name },
     #[error("filesystem {name} is in use (mounted on {}); unmount it first", list(.mount_points))]
     Mounted { name: Name, mount_points: Vec<PathBuf> },
+    #[error("filesystem {name} is no snapshot of another, so there is nothing that it could replace")]
+    NoOrigin { name: Name },
+    #[error(
+        "filesystem {name} cannot replace {origin}, which is itself to replace another at the next start; cancel that first"
+    )]
+    OriginScheduled { name: Name, origin: String },
+    #[error(
+        "filesystem {name} cannot replace its origin, which {sibling} is to replace at the next start; cancel that first"
+    )]
+    SiblingScheduled { name: Name, sibling: String },
+    #[error(
+        "filesystem {name} cannot replace its origin, since {snapshot} is to replace {name} at the next start; cancel that first"
+    )]
+    SnapshotScheduled { name: Name, snapshot: String },
     #[error("filesystem {name} is to replace its origin, or to be replaced, at the next start; cancel that first")]
     RevertScheduled { name: Name },
     #[error("pool {pool} is in state {}, in which this is not done until somebody has repaired it by hand; {reason}", .level.word())]
@@ -124,6 +152,8 @@ pub enum Error {
     Encrypted { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
+    #[error("the key description {0:?} contains a `;`, with which the kernel separates fields; choose another")]
+    KeyDescription(String),
     #[error("the devices do not have room for {what} more; use larger or more devices")]
     NoSpace { what: Sectors },
 
@@ -138,6 +168,12 @@ pub enum Error {
         "the devices of pool {0} hold no pool metadata; the pool was never completed, or its data devices are missing"
     )]
     NoMetadata(PoolUuid),
+    #[error("the metadata of pool {pool} cannot be used: {why}")]
+    Unusable { pool: PoolUuid, why: String },
+    #[error("pool {0} has been destroyed; what is left of it is wiped when its devices are next seen")]
+    Destroyed(PoolUuid),
+    #[error("device-mapper device {0} is up, which another has to take the place of")]
+    StillUp(String),
     #[error(
         "device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand"
     )]
@@ -180,18 +216,7 @@ pub enum Error {
 impl Error {
     /// The whole chain of causes as one sentence: cause, and what to do.
     pub fn sentence(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            let next = error.to_string();
-            // A source that the text quotes already is not said twice.
-            if !text.contains(&next) {
-                text.push_str(": ");
-                text.push_str(&next);
-            }
-            source = error.source();
-        }
-        text
+        chain(self)
     }
 
     /// What an undo that failed leaves of the pool's availability.
@@ -213,6 +238,22 @@ impl Error {
     }
 }
 
+/// An error with the whole chain of its causes, as one sentence.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // A source that the text quotes already is not said twice.
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}
+
 /// The word for a tier in messages.
 fn tier_word(tier: Tier) -> &'static str {
     match tier {
@@ -231,6 +272,10 @@ fn names(names: &[Name]) -> String {
         0..=5 => shown.join(", "),
         more => format!("{} and {} more", shown.join(", "), more - shown.len()),
     }
+}
+
+fn uuids(pools: &[PoolUuid]) -> String {
+    pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn only(label: &str, paths: &[PathBuf]) -> String {

@@ -63,12 +63,14 @@ pub struct Pool {
     pub(super) stack: Stack,
     /// Its filesystems.
     pub(super) filesystems: BTreeMap<FsUuid, Filesystem>,
+    /// Records of filesystems that could not be set up. Their names and sizes count, or they would be given out again.
+    pub(super) left_out: Vec<FilesystemRecord>,
+    /// Filesystems in the making, with their sizes: they count for what may be made beside them.
+    pub(super) unborn: BTreeMap<FsUuid, Sectors>,
     /// The next thin device number to give out.
     next_thin_id: u32,
     /// Its devices have been given up; only its entry in the table is still there.
     gone: bool,
-    /// Why it is restricted, if it is.
-    restriction: String,
     /// Its thin metadata could not grow as it should, and nothing has changed since that might let it.
     pub(super) metadata_exhausted: bool,
     /// The kernel's tables are behind what is recorded.
@@ -99,6 +101,7 @@ impl Pool {
             volume_key_loaded: false,
             last_reencrypt: None,
             availability: Availability::Full,
+            restriction: None,
             has_cache: false,
             fs_limit: sizes::FS_LIMIT,
             overprovisioning: true,
@@ -117,9 +120,10 @@ impl Pool {
             members,
             stack,
             filesystems: BTreeMap::new(),
+            left_out: Vec::new(),
+            unborn: BTreeMap::new(),
             next_thin_id: 0,
             gone: false,
-            restriction: String::new(),
             metadata_exhausted: false,
             is_behind: false,
             metadata_needed: None,
@@ -164,9 +168,10 @@ impl Pool {
     /// Allows nothing above `level` any more; a lower level that is in force stays.
     pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
         if level > self.shown.availability {
-            self.restriction = reason.into();
-            log::error!("pool {} is now in state {}: {}", self.name, level.word(), self.restriction);
+            let reason = reason.into();
+            log::error!("pool {} is now in state {}: {reason}", self.name, level.word());
             self.shown.availability = level;
+            self.shown.restriction = Some(reason.into());
             self.changed = true;
         }
     }
@@ -186,6 +191,16 @@ impl Pool {
 
     pub(super) fn set_gone(&mut self) {
         self.gone = true;
+    }
+
+    /// Takes over what has been read anew from its devices. It is found by the same name as before, and thin device
+    /// numbers that were given out in this run are not given out again.
+    pub(super) fn become_as_read(&mut self, mut fresh: Pool) {
+        fresh.name = self.name.clone();
+        fresh.next_thin_id = fresh.next_thin_id.max(self.next_thin_id);
+        fresh.show();
+        fresh.changed = true;
+        *self = fresh;
     }
 
     /// Gives it the name that its metadata has already.
@@ -209,7 +224,7 @@ impl Pool {
             return Ok(());
         }
         let (pool, level) = (self.name.clone(), self.shown.availability);
-        Err(Error::Restricted { pool, level, reason: self.restriction.clone() })
+        Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
     }
 
     // ---- devices ----
@@ -329,15 +344,18 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes the marks of unfinished requests off the devices, once the metadata says what they have come to. A mark that
-    /// cannot be removed does no harm beside such metadata; it is removed at the next set-up.
+    /// Mends the headers of the devices, once the metadata says what unfinished requests have come to: writes damaged copies
+    /// anew, and takes the marks of such requests off. One that cannot be written does no harm beside such metadata; it is
+    /// tried again at the next set-up.
     pub(super) fn confirm_members(&mut self, platform: &dyn Platform) {
         let marks = HeaderFlags::UNCOMMITTED.with(HeaderFlags::GROWN);
         for member in self.members.values_mut() {
-            // Writes nothing where no mark is set.
-            if let Err(error) = member.bda.clear_flags(platform, &member.device.path, marks) {
-                let path = member.device.path.display();
-                log::warn!("could not take the mark of an unfinished request off {path}: {error}");
+            let path = &member.device.path;
+            // Both write nothing where nothing is to be done.
+            let mended = member.bda.repair(platform, path);
+            let cleared = mended.and_then(|()| member.bda.clear_flags(platform, path, marks));
+            if let Err(error) = cleared {
+                log::warn!("could not write the header of {}: {}", path.display(), Error::from(error).sentence());
             }
         }
     }
@@ -356,6 +374,14 @@ impl Pool {
     pub(super) fn filesystem_named(&self, name: &Name) -> Option<(FsUuid, &Filesystem)> {
         // Names are few per pool and asked for by requests that write to disk; a second index would have to be kept true.
         self.filesystems.iter().find(|(_, filesystem)| filesystem.name == *name).map(|(uuid, found)| (*uuid, found))
+    }
+
+    /// Refuses a name that belongs to a filesystem which is recorded but could not be set up.
+    pub(super) fn check_left_out(&self, name: &Name) -> Result<()> {
+        match self.left_out.iter().any(|record| record.name == name.as_str()) {
+            true => Err(Error::LeftOut { pool: self.name.clone(), name: name.clone() }),
+            false => Ok(()),
+        }
     }
 
     /// Name of a filesystem's thin device.
@@ -440,9 +466,10 @@ impl Pool {
         sizes::room(self.usable_size(), self.thin_metadata())
     }
 
-    /// Sum of the filesystems' sizes.
+    /// Sum of the filesystems' sizes, with those that could not be set up and those in the making.
     pub(super) fn filesystems_size(&self) -> Sectors {
-        let sizes = self.filesystems.values().map(|filesystem| filesystem.record.size);
+        let recorded = self.filesystems.values().map(|filesystem| &filesystem.record).chain(&self.left_out);
+        let sizes = recorded.map(|record| record.size).chain(self.unborn.values().copied());
         sizes.fold(Sectors::ZERO, Sectors::saturating_add)
     }
 
@@ -538,6 +565,8 @@ impl Pool {
                 initialized: header.initialized,
                 size: header.device_size,
                 new_size: (size_now != header.device_size).then_some(size_now),
+                in_use: self.meta.is_in_use(entry.uuid),
+                sector_bytes: (member.geometry.logical, member.geometry.physical),
             })
         });
         // Values that did not change keep their place in memory, so that a comparison does not look into them.
@@ -581,11 +610,7 @@ impl Filesystem {
 }
 
 /// The stack that metadata asks for, on these devices.
-pub(super) fn shape(
-    version: MetadataVersion,
-    meta: &PoolMetadata,
-    members: &BTreeMap<DevUuid, Member>,
-) -> Shape {
+pub(super) fn shape(version: MetadataVersion, meta: &PoolMetadata, members: &BTreeMap<DevUuid, Member>) -> Shape {
     let pieces = |segments: &[DeviceSegment]| -> Vec<Piece> {
         let piece = |segment: &DeviceSegment| {
             let member = members.get(&segment.parent)?;

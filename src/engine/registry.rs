@@ -12,9 +12,12 @@ use std::{
 use crate::{
     engine::{
         bda::Bda,
+        error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata},
         name::Name,
+        pool::Pool,
+        request::PoolRef,
     },
     platform::{BlockDevice, Timestamp},
     view,
@@ -28,7 +31,7 @@ pub struct Found {
     /// Its area.
     pub bda: Bda,
     /// The newest pool metadata on it with its stamp, if it has any. `Err`: it has some that cannot be read.
-    pub metadata: Option<Result<(Timestamp, Arc<PoolMetadata>), String>>,
+    pub metadata: Option<std::result::Result<(Timestamp, Arc<PoolMetadata>), String>>,
 }
 
 impl Found {
@@ -63,7 +66,44 @@ pub enum Verdict {
     Unreadable(String),
 }
 
+impl Verdict {
+    /// Why the pool cannot be set up; `None` if it can.
+    pub fn obstacle(self, uuid: PoolUuid) -> Option<Error> {
+        let named = |metadata: &PoolMetadata, error: &dyn Fn(Name) -> Error| match Name::new(&metadata.name) {
+            Ok(name) => error(name),
+            Err(cause) => cause.into(),
+        };
+        Some(match self {
+            Verdict::Complete(_) => return None,
+            Verdict::Incomplete(metadata, missing) => {
+                let total = metadata.devices().count();
+                named(&metadata, &|pool| Error::DevicesMissing { pool, missing: missing.clone(), total })
+            }
+            Verdict::Surplus(metadata, surplus) => {
+                let device = surplus.first().copied()?;
+                named(&metadata, &|pool| Error::ExtraDevice { pool, device })
+            }
+            Verdict::Destroying(_) => Error::Destroyed(uuid),
+            Verdict::NeverCommitted => Error::NoMetadata(uuid),
+            Verdict::Unreadable(why) => Error::Unusable { pool: uuid, why },
+        })
+    }
+}
+
 impl DeviceSet {
+    /// The devices of a pool that has just been taken down, with its metadata as it has just been written.
+    pub fn of(pool: &Pool) -> DeviceSet {
+        let metadata = Arc::new(pool.meta.clone());
+        let devices = pool.members.iter().map(|(uuid, member)| {
+            // Devices of the cache tier hold none.
+            let holds_metadata = pool.meta.data_devices().any(|data| data == *uuid);
+            let stamp = member.bda.last_update().unwrap_or_default();
+            let metadata = holds_metadata.then(|| Ok((stamp, Arc::clone(&metadata))));
+            (*uuid, Found { device: member.device.clone(), bda: member.bda.clone(), metadata })
+        });
+        DeviceSet { devices: devices.collect(), partial: false }
+    }
+
     /// The devices, by identifier.
     pub fn devices(&self) -> impl Iterator<Item = &Found> {
         self.devices.values()
@@ -74,11 +114,29 @@ impl DeviceSet {
         self.devices.into_values()
     }
 
+    /// Forgets the device at this path, if it is here.
+    fn forget(&mut self, path: &Path) {
+        self.devices.retain(|_, found| found.device.path != path);
+    }
+
+    /// Whether metadata that counts names this device as a member.
+    fn lists(&self, device: DevUuid) -> bool {
+        let named =
+            |found: &Found| matches!(&found.metadata, Some(Ok((_, meta))) if meta.devices().any(|uuid| uuid == device));
+        // Of a pool that never was or is to be no more, nothing counts.
+        !matches!(self.verdict(), Verdict::NeverCommitted | Verdict::Destroying(_)) && self.devices().any(named)
+    }
+
     /// The metadata version, if all devices have one.
     pub fn version(&self) -> Option<MetadataVersion> {
         let mut versions = self.devices.values().map(|found| found.bda.header().version);
         let first = versions.next()?;
         versions.all(|version| version == first).then_some(first)
+    }
+
+    /// Puts what has just been read of its devices in place of what was known of them.
+    pub fn renew(&mut self, found: Vec<Found>) {
+        self.devices = found.into_iter().map(|found| (found.bda.header().device, found)).collect();
     }
 
     /// Adds a device. One of the same identifier but another number stays as it is, with a warning: it may be a clone.
@@ -150,6 +208,7 @@ impl DeviceSet {
             uuid,
             name: self.name(),
             devices: self.devices.iter().map(|(uuid, found)| (found.device.path.clone(), *uuid)).collect(),
+            ambiguous: false,
             metadata_version: self.version().map(MetadataVersion::number),
             features,
             encryption: None,
@@ -169,27 +228,76 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Adds a device to its pool's set.
+    /// Adds a device to its pool's set; what was known of another pool at its path is past.
     pub fn add(&mut self, found: Found) {
-        self.sets.entry(found.bda.header().pool).or_default().add(found);
+        let pool = found.bda.header().pool;
+        self.sets.iter_mut().filter(|(other, _)| **other != pool).for_each(|(_, set)| set.forget(&found.device.path));
+        self.sets.entry(pool).or_default().add(found);
+        self.tidy();
+    }
+
+    /// A copy of a pool's set, to set the pool up from. The set itself stays, so that the pool is always to be found and a
+    /// device that goes away meanwhile is forgotten.
+    pub fn get(&self, pool: PoolUuid) -> Option<DeviceSet> {
+        self.sets.get(&pool).cloned()
+    }
+
+    /// Which pool is meant, of those that do not run.
+    ///
+    /// # Errors
+    /// If there is none, or more than one of that name.
+    pub fn resolve(&self, which: &PoolRef) -> Result<PoolUuid> {
+        match which {
+            PoolRef::Uuid(uuid) => {
+                let shown = self.sets.get(uuid).and_then(|set| set.view(*uuid));
+                shown.map(|pool| pool.uuid).ok_or_else(|| Error::UnknownPool(which.clone()))
+            }
+            PoolRef::Name(name) => {
+                let named = |set: &DeviceSet| set.name().is_some_and(|of_set| of_set == *name);
+                let pools: Vec<_> = self.sets.iter().filter(|(_, set)| named(set)).map(|(uuid, _)| *uuid).collect();
+                match pools[..] {
+                    [] => Err(Error::UnknownPool(which.clone())),
+                    [one] => Ok(one),
+                    _ => Err(Error::AmbiguousName { name: name.clone(), pools }),
+                }
+            }
+        }
+    }
+
+    /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found.
+    pub fn replace(&mut self, found: Vec<Found>) {
+        let known = std::mem::take(&mut self.sets);
+        for found in found {
+            let pool = found.bda.header().pool;
+            let partial = known.get(&pool).is_some_and(|set| set.partial);
+            self.sets.entry(pool).or_insert_with(|| DeviceSet { partial, ..DeviceSet::default() }).add(found);
+        }
         self.changed = true;
     }
 
-    /// Takes a pool's set out, to set the pool up or to destroy what is left of it.
+    /// Takes a pool's set out: the pool runs, or nothing is left of it.
     pub fn take(&mut self, pool: PoolUuid) -> Option<DeviceSet> {
         let set = self.sets.remove(&pool);
         self.changed |= set.is_some();
         set
     }
 
-    /// Puts a set back; devices found meanwhile are kept with it.
-    pub fn park(&mut self, pool: PoolUuid, mut set: DeviceSet) {
-        if let Some(later) = self.sets.remove(&pool) {
-            later.into_devices().for_each(|found| set.add(found));
+    /// Takes in the devices of a pool that has been taken down.
+    pub fn park(&mut self, pool: PoolUuid, set: DeviceSet) {
+        self.sets.insert(pool, set);
+        self.tidy();
+    }
+
+    /// Notes whether some of a pool's device-mapper devices are up.
+    pub fn note_partial(&mut self, pool: PoolUuid, partial: bool) {
+        if let Some(set) = self.sets.get_mut(&pool) {
+            self.changed |= set.partial != partial;
+            set.partial = partial;
         }
-        if !set.devices.is_empty() {
-            self.sets.insert(pool, set);
-        }
+    }
+
+    fn tidy(&mut self) {
+        self.sets.retain(|_, set| !set.devices.is_empty());
         self.changed = true;
     }
 
@@ -205,21 +313,14 @@ impl Registry {
             return None;
         }
         set.devices.remove(&device);
-        if set.devices.is_empty() {
-            self.sets.remove(&pool);
-        }
-        self.changed = true;
+        self.tidy();
         Some(pool)
     }
 
-    /// Whether pool metadata on some device names this device as a member.
+    /// Whether this device is known to be a member of the pool, which runs or could.
     pub fn lists(&self, pool: PoolUuid, device: DevUuid) -> bool {
         self.running.values().any(|member| *member == (pool, device))
-            || self.sets.get(&pool).is_some_and(|set| {
-                set.devices().any(|found| {
-                    matches!(&found.metadata, Some(Ok((_, metadata))) if metadata.devices().any(|uuid| uuid == device))
-                })
-            })
+            || self.sets.get(&pool).is_some_and(|set| set.lists(device))
     }
 
     /// Pools that are known and do not run.
@@ -227,9 +328,16 @@ impl Registry {
         self.sets.keys().copied().collect()
     }
 
-    /// Notes the devices of a pool that runs now.
+    /// Notes the devices of a pool that runs now; nothing else is known of them any more.
     pub fn note_running(&mut self, pool: PoolUuid, devices: impl IntoIterator<Item = (PathBuf, DevUuid)>) {
-        self.running.extend(devices.into_iter().map(|(path, device)| (path, (pool, device))));
+        self.take(pool);
+        for (path, device) in devices {
+            if self.sets.values().any(|set| set.devices().any(|found| found.device.path == path)) {
+                self.sets.values_mut().for_each(|set| set.forget(&path));
+                self.tidy();
+            }
+            self.running.insert(path, (pool, device));
+        }
     }
 
     /// The pool does not run any more.
@@ -249,13 +357,10 @@ impl Registry {
         }
         self.version += 1;
         let mut pools: Vec<view::StoppedPool> = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid)).collect();
-        // A name that stands for more than one pool is shown for none.
         let mut uses: HashMap<Name, usize> = HashMap::new();
         pools.iter().filter_map(|pool| pool.name.clone()).for_each(|name| *uses.entry(name).or_default() += 1);
         for pool in &mut pools {
-            if pool.name.as_ref().is_some_and(|name| uses[name] > 1) {
-                pool.name = None;
-            }
+            pool.ambiguous = pool.name.as_ref().is_some_and(|name| uses[name] > 1);
         }
         Some(Arc::new(view::Stopped { version: self.version, pools }))
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     engine::{
-        bda::Choose,
+        bda::{self, Choose},
         claims::Claim,
         dm_names::{self, Role},
         error::{Error, Result},
@@ -15,10 +15,12 @@ use crate::{
         mdv::{Journal, Mdv, Pending},
         metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
         name::Name,
-        pool::{self, Filesystem, Member, Pool},
-        registry::DeviceSet,
+        pool::{Filesystem, Member, Pool},
+        registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next},
-        stack::{Ensured, Shape, Stack, ensure_device},
+        revert,
+        stack::{self, Ensured, Shape, Stack, ensure_device},
+        thin_status::{self, PoolStatus, State},
         undo::Rollback,
     },
     platform::{self, Platform, Program, dm::Visibility},
@@ -44,11 +46,28 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
     })
 }
 
-/// Sets a pool up on its devices, all of which are there.
+/// What becomes of a pool's cache tier when the pool is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheTier {
+    /// It is used as before.
+    Keep,
+    /// The pool goes on without it. Nothing is lost: every write goes to the data devices as well.
+    Drop,
+}
+
+/// Sets a pool up on its devices, all of which are there; those of the cache tier may be missing if it is to be dropped.
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
-pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, meta: PoolMetadata) -> Result<Pool> {
+pub(super) fn set_up(
+    platform: &dyn Platform,
+    uuid: PoolUuid,
+    set: &DeviceSet,
+    mut meta: PoolMetadata,
+    cache: CacheTier,
+) -> Result<Pool> {
+    let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
+    let mut former = if drops_cache { drop_cache(&mut meta, set) } else { Vec::new() };
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
     if meta.is_encrypted() {
@@ -60,40 +79,71 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
-    let (pool, undo) = Rollback::new().guard(platform, |undo| {
-        let mut stack = Stack::new(uuid);
-        let mut meta = meta;
-        // The low water mark is the right one from the start: a pool is looked at anyway when it has been set up.
-        let mut shape = pool::shape(version, &meta, &members);
-        stack.ensure_all(platform, shape.backstore(), undo)?;
-        stack.move_to_cap(platform, &shape)?;
-        super::ops::clear_unrecorded_cache(platform, &mut stack, &shape)?;
-        stack.ensure(platform, &shape.mdv(), undo)?;
+    let (mut pool, undo) = Rollback::new().guard(platform, |undo| {
+        let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
+        let shape = pool.shape();
+        pool.stack.ensure_all(platform, shape.backstore(), undo)?;
+        pool.stack.move_to_cap(platform, &shape)?;
+        super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
+        pool.stack.ensure(platform, &shape.mdv(), undo)?;
         let mdv = Mdv::new(platform, uuid);
         undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
-        mdv.mount(&platform.dm_node(&stack.name(Role::Mdv)))?;
-        let records = mdv.records()?;
-        let repaired = bring_up_thin_pool(platform, &mut stack, &mut shape, &mut meta, undo)?;
-
-        let mut pool = Pool::new(uuid, name, version, meta, members, stack);
-        work_off_journal(platform, &mut pool, records, undo)?;
-        judge(&mut pool);
-        let grown: Vec<_> =
-            pool.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
-        if repaired || pool.meta.needs_completion() || !grown.is_empty() {
-            let limit = pool.fs_limit();
-            pool.commit(platform, Choose::Some(platform.random()), |meta| {
-                meta.complete(limit);
-                grown.iter().try_for_each(|header| meta.reserve_integrity(header))
-            })?;
-        }
+        mdv.mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
+        let journal = mdv.journal()?;
+        let mut records = mdv.records(&journal)?;
+        bring_up_thin_pool(platform, &mut pool, undo)?;
+        work_off_journal(platform, &mut pool, &journal, &mut records, undo);
+        revert::carry_out(platform, &mut pool, &mut records, undo)?;
+        set_up_filesystems(platform, &mut pool, records, undo);
+        judge(platform, &mut pool);
+        former.iter_mut().for_each(|found| disown(platform, found));
+        complete_metadata(platform, &mut pool, drops_cache)?;
         Ok(pool)
     })?;
     undo.forget();
-    let mut pool = pool;
     pool.confirm_members(platform);
     pool.refresh(platform);
+    for path in former.iter().map(|found| &found.device.path) {
+        if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
+            log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
+        }
+    }
     Ok(pool)
+}
+
+/// Takes the cache tier out of the metadata; gives those of its devices that are there.
+fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
+    let Some(tier) = meta.backstore.cache_tier.take() else { return Vec::new() };
+    let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
+    set.devices().filter(|found| listed.contains(&found.bda.header().device)).cloned().collect()
+}
+
+/// Marks a device as one that pool metadata does not name, before the metadata is written that does not name it: if it is
+/// not wiped afterwards, it must not stand in the way of the pool.
+fn disown(platform: &dyn Platform, found: &mut Found) {
+    let path = found.device.path.clone();
+    if let Err(error) = found.bda.set_flags(platform, &path, HeaderFlags::UNCOMMITTED) {
+        log::warn!("{} could not be marked as one that its pool gives up: {error}", path.display());
+    }
+}
+
+/// Saves that the pool is started and what old daemons did not record. A pool that is not to be changed is used as it is,
+/// except that a cache that it runs without is out of date from now on and must never be used again.
+fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bool) -> Result<()> {
+    let grown: Vec<_> = pool.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
+    if !pool.meta.needs_completion() && !cache_dropped && grown.is_empty() {
+        return Ok(());
+    }
+    if let Some(error) = pool.check_changes().err().filter(|_| !cache_dropped) {
+        log::warn!("the metadata of pool {} lacks keys that are not added: {}", pool.name(), error.sentence());
+        return Ok(());
+    }
+    let limit = pool.fs_limit();
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        meta.complete(limit);
+        // The growth of these devices was cut short before this could be recorded.
+        grown.iter().try_for_each(|header| meta.reserve_integrity(header))
+    })
 }
 
 fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
@@ -115,76 +165,102 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .collect()
 }
 
-/// Brings up the thin pool and its two devices; gives whether its metadata was repaired, so that the swap is recorded.
-fn bring_up_thin_pool(
-    platform: &dyn Platform,
-    stack: &mut Stack,
-    shape: &mut Shape,
-    meta: &mut PoolMetadata,
-    undo: &mut Rollback,
-) -> Result<bool> {
-    stack.ensure(platform, &shape.thin_meta(), undo)?;
-    let runs = platform.dm_find(&stack.name(Role::ThinPool))?.is_some();
-    let node = platform.dm_node(&stack.name(Role::ThinMeta));
+/// Brings up the thin pool and its two devices.
+fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
+    let shape = pool.shape();
+    pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
-    let damage = match runs {
-        true => None,
-        false => platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]).err(),
-    };
-    let repaired = damage.is_some();
-    if let Some(error) = damage {
-        log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
-        stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
-        let spare = platform.dm_node(&stack.name(Role::ThinMetaSpare));
-        platform.run(Program::ThinRepair, &["-i", &node.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
-        stack.remove(platform, Role::ThinMeta)?;
-        stack.remove(platform, Role::ThinMetaSpare)?;
-        std::mem::swap(&mut shape.thin_meta, &mut shape.thin_meta_spare);
-        std::mem::swap(&mut meta.flex_devs.thin_meta_dev, &mut meta.flex_devs.thin_meta_dev_spare);
-        stack.ensure(platform, &shape.thin_meta(), undo)?;
+    if platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_none() {
+        let node = platform.dm_node(&pool.stack.name(Role::ThinMeta));
+        if let Err(error) = platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
+            log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
+            repair_thin_metadata(platform, pool, &shape, undo)?;
+        }
     }
-    stack.ensure(platform, &shape.thin_data(), undo)?;
-    stack.ensure(platform, &shape.thin_pool(), undo)?;
-    Ok(repaired)
+    let shape = pool.shape();
+    pool.stack.ensure(platform, &shape.thin_data(), undo)?;
+    pool.stack.ensure(platform, &shape.thin_pool(), undo)?;
+    Ok(())
 }
 
-/// Takes back what was being created and completes what was being destroyed when the last daemon ended, then sets up the
-/// filesystems that there are.
+/// Repairs damaged thin metadata into the spare, which takes its place. That is recorded while neither is in use: a device
+/// that is there is never other than the metadata says, and nothing written by the repaired thin pool can be lost by going
+/// back to what was damaged.
+fn repair_thin_metadata(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
+    pool.stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
+    let [damaged, spare] = [Role::ThinMeta, Role::ThinMetaSpare].map(|role| platform.dm_node(&pool.stack.name(role)));
+    platform.run(Program::ThinRepair, &["-i", &damaged.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
+    pool.stack.remove(platform, Role::ThinMeta)?;
+    pool.stack.remove(platform, Role::ThinMetaSpare)?;
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        let flex = &mut meta.flex_devs;
+        std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
+        Ok(())
+    })?;
+    pool.stack.ensure(platform, &pool.shape().thin_meta(), undo).map(drop)
+}
+
+/// Takes back what was being created and completes what was being destroyed or reverted when the last daemon ended. An entry that cannot
+/// be worked off now stays until the next set-up: a device that somebody still has open is no reason to withhold the pool.
 fn work_off_journal(
     platform: &dyn Platform,
     pool: &mut Pool,
-    mut records: Vec<FilesystemRecord>,
+    journal: &[Journal],
+    records: &mut Vec<FilesystemRecord>,
     undo: &mut Rollback,
-) -> Result<()> {
-    let mdv = Mdv::new(platform, pool.uuid());
-    for entry in mdv.journal()? {
-        match &entry {
-            Journal::Create(pending) => {
-                for unborn in pending.iter().filter(|unborn| records.iter().all(|record| record.uuid != unborn.uuid)) {
-                    log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), unborn.uuid);
-                    delete_thin(platform, pool, unborn, &records)?;
-                }
-            }
-            Journal::Destroy(pending) => {
-                for doomed in pending {
-                    log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), doomed.uuid);
-                    records.retain(|record| record.uuid != doomed.uuid);
-                    finish_destroy(platform, pool, doomed, &mut records)?;
-                }
+) {
+    for entry in journal {
+        if let Journal::Revert(revert) = entry {
+            log::info!("pool {}: completing the revert of filesystem {}", pool.name(), revert.origin);
+            pool.note_thin_id(revert.replaced.max(revert.thin_id));
+            // Ends its entry itself, or leaves it.
+            revert::finish(platform, pool, records, revert, undo);
+            continue;
+        }
+        let worked_off = work_off(platform, pool, entry, records);
+        let ended = worked_off.and_then(|()| Ok(Mdv::new(platform, pool.uuid()).end(entry)?));
+        if let Err(error) = ended {
+            log::warn!("pool {}: {entry:?} stays until the next set-up: {}", pool.name(), error.sentence());
+        }
+        for pending in entry.pending() {
+            pool.note_thin_id(pending.thin_id);
+            if entry.destroys(pending.uuid) {
+                // As finish_destroy does, of which not all may have been done.
+                let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
+                snapshots.for_each(|record| record.origin = pending.heir);
             }
         }
-        mdv.end(&entry)?;
     }
-    for record in records {
-        pool.note_thin_id(record.thin_id);
-        let (uuid, name) = (record.uuid, record.name.clone());
-        if let Err(error) = set_up_filesystem(platform, pool, record, undo) {
-            log::error!("filesystem {name} ({uuid}) of pool {} is left out: {}", pool.name(), error.sentence());
+}
+
+fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
+    for pending in entry.pending() {
+        if entry.destroys(pending.uuid) {
+            log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), pending.uuid);
+            finish_destroy(platform, pool, pending, records)?;
+        } else if records.iter().all(|record| record.uuid != pending.uuid) {
+            log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), pending.uuid);
+            delete_thin(platform, pool, pending, records)?;
         }
     }
     Ok(())
 }
 
+fn set_up_filesystems(platform: &dyn Platform, pool: &mut Pool, records: Vec<FilesystemRecord>, undo: &mut Rollback) {
+    for record in records {
+        pool.note_thin_id(record.thin_id);
+        // Tried twice: what is left out stays away from its user until the pool is next set up.
+        let set_up = set_up_filesystem(platform, pool, record.clone(), undo)
+            .or_else(|_| set_up_filesystem(platform, pool, record.clone(), undo));
+        if let Err(error) = set_up {
+            let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
+            log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
+            pool.left_out.push(record);
+        }
+    }
+}
+
+/// Brings a filesystem up and takes it into the pool, which may have it already.
 fn set_up_filesystem(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -250,55 +326,110 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
     }
 }
 
-/// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12).
-fn judge(pool: &mut Pool) {
+/// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12), or whose thin pool
+/// is not well.
+fn judge(platform: &dyn Platform, pool: &mut Pool) {
     if let Err(error) = super::ops::check_sector_sizes(pool) {
         pool.restrict(Availability::NoPoolChanges, error.sentence());
     }
+    judge_thin_pool(platform, pool);
 }
 
-/// Takes a pool's stack down, from the top (`spec/engine/storage-stack.md` §10.3). Filesystems have been removed before.
+/// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
+/// what can still be read may be all that its users have.
+pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
+    let Ok(lines) = platform.dm_status(&Role::ThinPool.name(pool.uuid())) else { return };
+    let text = lines.first().map_or("", String::as_str);
+    let needs_check = PoolStatus::parse(text).is_some_and(|status| status.needs_check);
+    let (level, what) = match thin_status::state(text) {
+        Some(State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
+        Some(State::ReadOnly) => (Availability::NoRequests, "the metadata of its thin pool could not be written"),
+        _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),
+        _ => return,
+    };
+    pool.restrict(level, format!("{what}; stop the pool and start it again, which checks and repairs its metadata"));
+}
+
+/// Takes a pool's whole stack down, from the top. Filesystems have been removed before.
 ///
 /// # Errors
 /// When a device is busy; what was taken down before stays down.
 pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
-    for role in [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare] {
-        stack.remove(platform, role)?;
-    }
-    Mdv::new(platform, uuid).unmount()?;
-    for role in [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub] {
-        stack.remove(platform, role)?;
-    }
-    Ok(())
+    take_thin_pool_down(platform, stack)?;
+    take_backstore_down(platform, stack, uuid)
 }
 
-/// Brings a pool's stack up again after a take-down that failed half way.
+/// Removes the devices of a pool's filesystems.
+///
+/// # Errors
+/// When one is busy; those removed before stay removed.
+pub(super) fn take_filesystems_down(platform: &dyn Platform, pool: &Pool) -> Result<()> {
+    pool.filesystems.keys().try_for_each(|id| stack::remove_if_up(platform, &pool.thin_name(*id)))
+}
+
+/// The first part of [`take_down`] (`spec/engine/storage-stack.md` §10.3): what the kernel writes to.
+///
+/// # Errors
+/// As there.
+pub(super) fn take_thin_pool_down(platform: &dyn Platform, stack: &mut Stack) -> Result<()> {
+    let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare];
+    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
+}
+
+/// The second part: what is left.
+///
+/// # Errors
+/// As there.
+pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
+    Mdv::new(platform, uuid).unmount()?;
+    let roles = [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub];
+    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
+}
+
+/// Takes down whatever is up of a pool that does not run.
+///
+/// # Errors
+/// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
+pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
+    let listed = platform.dm_list()?;
+    for device in listed.iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid)) {
+        platform.dm_remove(&device.name)?;
+    }
+    take_down(platform, &mut Stack::new(uuid), uuid)
+}
+
+/// Brings a pool's stack and its filesystems up again after a take-down that failed half way.
 ///
 /// # Errors
 /// When that fails too.
 pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let layers = pool.shape().layers();
+    let filesystems: Vec<FilesystemRecord> =
+        pool.filesystems.values().map(|filesystem| filesystem.record.clone()).collect();
     let mut undo = Rollback::new();
-    pool.stack.ensure_all(platform, layers, &mut undo)?;
+    let up = pool.stack.ensure_all(platform, layers, &mut undo).and_then(|()| {
+        filesystems.into_iter().try_for_each(|record| set_up_filesystem(platform, pool, record, &mut undo))
+    });
+    // What is up stays up: it is what should be there.
     undo.forget();
-    Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
-    Ok(())
+    up?;
+    Ok(Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?)
 }
 
-/// Whether any device-mapper device of the pool is up, filesystems not counted.
+/// Whether any device-mapper device of the pool is up, filesystems not counted: they cannot be without the others.
 pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     match platform.dm_list() {
         Ok(list) => Role::ALL.iter().any(|role| list.iter().any(|device| device.name == role.name(pool))),
         Err(error) => {
-            log::warn!("could not list device-mapper devices: {error}");
-            false
+            log::warn!("could not list device-mapper devices, looking for each by name: {error}");
+            Role::ALL.iter().any(|role| matches!(platform.dm_find(&role.name(pool)), Ok(Some(_))))
         }
     }
 }
 
-/// Records of all filesystems of a pool.
+/// Records of all filesystems of a pool, also of those that could not be set up.
 pub(super) fn records(pool: &Pool) -> impl Iterator<Item = &FilesystemRecord> {
-    pool.filesystems.values().map(|filesystem| &filesystem.record)
+    pool.filesystems.values().map(|filesystem| &filesystem.record).chain(&pool.left_out)
 }
 
 /// Identifiers of the filesystems whose origin is `origin`.

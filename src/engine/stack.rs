@@ -348,10 +348,7 @@ impl Stack {
     /// # Errors
     /// When it is busy.
     pub fn remove(&mut self, platform: &dyn Platform, role: Role) -> Result<()> {
-        let name = self.name(role);
-        if platform.dm_find(&name)?.is_some() {
-            platform.dm_remove(&name)?;
-        }
+        remove_if_up(platform, &self.name(role))?;
         self.numbers.remove(&role);
         Ok(())
     }
@@ -369,6 +366,12 @@ pub fn ensure_device(
     undo: &mut Rollback,
 ) -> Result<(DeviceNumber, Ensured)> {
     if let Some(found) = platform.dm_find(name)? {
+        if found.table.is_empty() {
+            // Whoever was making it was killed before it had a table.
+            log::warn!("{name} was left without a table; making it anew");
+            platform.dm_remove(name)?;
+            return ensure_device(platform, name, table, visibility, undo);
+        }
         // A device renamed after a repair keeps the UUID of its first name, so a UUID of ours for the pool will do.
         let same = found.table.len() == table.len() && found.table.iter().zip(table).all(|(f, w)| is_same(f, w));
         if same && !found.suspended {
@@ -385,8 +388,20 @@ pub fn ensure_device(
     }
     let number = platform.dm_create(name, name, table, visibility)?;
     let made = name.to_owned();
-    undo.push(format!("remove {name}"), move |platform| platform.dm_remove(&made));
+    // It may be gone by then: a later step of the same work may have taken it down again.
+    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &made));
     Ok((number, Ensured::Created))
+}
+
+/// Removes a device if it is there.
+///
+/// # Errors
+/// When it is busy.
+pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
+    match platform.dm_find(name)? {
+        Some(_) => Ok(platform.dm_remove(name)?),
+        None => Ok(()),
+    }
 }
 
 /// Puts a table in place of a device's one. I/O waits for the moment of the swap only: the table is loaded before.

@@ -4,6 +4,8 @@
 //! then run again and again with one step struck. Afterwards:
 //!
 //! - success means the state after, an error means the state before: nothing half done, nothing left over;
+//! - after a kill, when nothing of the process has an effect any more, the next daemon finds the machine as it was left and makes
+//!   the state before or after of it;
 //! - after a power cut the pools are found again in the state before or after, and after if the request was answered;
 //! - the next operation works.
 //!
@@ -17,7 +19,7 @@ mod state;
 use bench::Bench;
 use cases::{CASES, Case};
 use state::State;
-use stratisd::platform::sim::Sim;
+use stratisd::platform::{Platform, sim::Sim};
 
 /// How a step is struck.
 #[derive(Debug, Clone, Copy)]
@@ -41,22 +43,41 @@ fn chosen(case: &Case) -> bool {
     std::env::var("CRASH_CASE").map_or(true, |part| case.name.contains(&part))
 }
 
-/// What the case does when nothing goes wrong: the state before, the state after, and how many steps that takes.
-fn reference(case: &Case, seed: u64) -> (State, State, u64) {
+/// What the case does when nothing goes wrong.
+struct Reference {
+    before: State,
+    after: State,
+    /// How many steps that takes.
+    steps: u64,
+}
+
+fn reference(case: &Case, seed: u64) -> Reference {
     let (mut bench, start) = prepared(case, seed);
     let before = State::of(&bench);
+    let reading = bench.sim.steps();
     (case.act)(&mut bench).unwrap_or_else(|error| panic!("{}: {}", case.name, error.sentence()));
-    let steps = bench.sim.steps() - start;
+    let steps = bench.sim.steps() - reading;
+    assert!(steps > 0, "{}: nothing is done from step {start} on", case.name);
     let after = State::of(&bench);
     bench.check_nothing_left(case.name);
-    (before, after, steps)
+    Reference { before, after, steps }
+}
+
+/// The states before and after when the power has gone and come since: some orders are carried out at the next start.
+fn settled(case: &Case, seed: u64) -> (State, State) {
+    let before = prepared(case, seed).0.reboot();
+    let (mut bench, _) = prepared(case, seed);
+    (case.act)(&mut bench).unwrap_or_else(|error| panic!("{}: {}", case.name, error.sentence()));
+    let after = bench.reboot();
+    after.check_nothing_left(case.name);
+    (State::of(&before), State::of(&after))
 }
 
 #[test]
 fn a_fault_at_every_step_leaves_the_state_before_or_after() {
     let mut total = 0;
     for case in CASES.iter().filter(|case| chosen(case)) {
-        let (before, after, steps) = reference(case, 1);
+        let Reference { before, after, steps } = reference(case, 1);
         for strike in [Strike::FailBefore, Strike::FailAfter] {
             for step in 0..steps {
                 let at = format!("{} with {strike:?} at step {step} of {steps}", case.name);
@@ -90,13 +111,52 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
 }
 
 #[test]
+fn a_kill_at_every_step_leaves_the_state_before_or_after() {
+    let mut total = 0;
+    let mut olds = 0;
+    for case in CASES.iter().filter(|case| chosen(case)) {
+        let (before, after, steps) = reference(case, 1);
+        for step in 0..=steps {
+            let at = format!("{} killed at step {step} of {steps}", case.name);
+            let (mut bench, start) = prepared(case, 1);
+            bench.sim.faults().kill_at(start + step);
+            let answered = (case.act)(&mut bench).is_ok();
+            bench.sim.faults().clear();
+            if step % 2 == 0 {
+                // The private mounts go with the last process that sees them; a child may outlive the daemon.
+                let mounts = bench.sim.leftovers().mounts;
+                let private = mounts.iter().filter_map(|at| at.strip_prefix(Sim::private_directory()).ok()?.to_str());
+                private.for_each(|at| bench.sim.unmount(at).expect("a private mount can be unmounted"));
+            }
+            let trace = bench.tail(start);
+            let mut bench = Bench::start(bench.sim);
+            let found = State::of(&bench);
+            let expected = found == after || (found == before && !answered);
+            assert!(expected, "{at}:\nfound  {found:#?}\nbefore {before:#?}\nafter  {after:#?}\n{trace}");
+            bench.check_nothing_left(&at);
+            if found == before && before != after {
+                olds += 1;
+                (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
+                assert_eq!(State::of(&bench), after, "{at}: again");
+            }
+            (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
+            total += 1;
+        }
+        println!("{}: killed at each of {steps} steps", case.name);
+    }
+    println!("{total} kills; {olds} left the state before, the others that after");
+    assert!(olds > 0 && olds < total, "kills that always leave the same state prove nothing");
+}
+
+#[test]
 fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
     let seeds: u64 = std::env::var("CRASH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let mut total = 0;
     let mut olds = 0;
     for case in CASES.iter().filter(|case| chosen(case)) {
         for seed in 1..=seeds {
-            let (before, after, steps) = reference(case, seed);
+            let Reference { after: at_once, steps, .. } = reference(case, seed);
+            let (before, after) = settled(case, seed);
             for step in 0..=steps {
                 let at = format!("{} with a power cut at step {step} of {steps}, seed {seed}", case.name);
                 let (mut bench, start) = prepared(case, seed);
@@ -119,7 +179,7 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
                 if found == before && before != after {
                     olds += 1;
                     (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
-                    assert_eq!(State::of(&bench), after, "{at}: again");
+                    assert_eq!(State::of(&bench), at_once, "{at}: again");
                 }
                 (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
                 total += 1;
@@ -129,4 +189,35 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
     }
     println!("{total} power cuts; {olds} left the state before, the others that after");
     assert!(olds > 0 && olds < total, "cuts that always leave the same state prove nothing");
+}
+
+#[test]
+fn a_daemon_killed_at_every_step_leaves_the_state_before_or_after() {
+    let mut total = 0;
+    for case in CASES.iter().filter(|case| chosen(case)) {
+        let Reference { before, after, steps } = reference(case, 1);
+        for step in 0..=steps {
+            let at = format!("{} with the daemon killed at step {step} of {steps}", case.name);
+            let (mut bench, start) = prepared(case, 1);
+            bench.sim.faults().kill_at(start + step);
+            // What it answers is heard by nobody.
+            let _ = (case.act)(&mut bench);
+            let trace = bench.tail(start);
+            bench.sim.faults().clear();
+            let mut bench = Bench::start(bench.sim);
+            let found = State::of(&bench);
+            assert!(
+                found == before || found == after,
+                "{at}:\nfound  {found:#?}\nbefore {before:#?}\nafter  {after:#?}\n{trace}"
+            );
+            bench.check_nothing_left(&at);
+            if found == before && before != after {
+                (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
+                assert_eq!(State::of(&bench), after, "{at}: again");
+            }
+            (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
+            total += 1;
+        }
+    }
+    println!("{total} daemons killed");
 }

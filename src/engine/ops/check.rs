@@ -26,6 +26,7 @@ use crate::{
         plan::growth::{self, Exhausted, Fill, Growth},
         pool::Pool,
         request::Next,
+        setup,
         undo::Rollback,
         units::Sectors,
     },
@@ -88,6 +89,7 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
     let checked = grow(platform, pool, metadata_needed);
     // Also when something failed: clients see what there is.
     pool.refresh(platform);
+    setup::judge_thin_pool(platform, pool);
     checked
 }
 

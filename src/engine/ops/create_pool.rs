@@ -11,7 +11,7 @@ use crate::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
-        devices::{self, Candidate},
+        devices::{self, Candidate, Planned},
         dm_names::Role,
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
@@ -50,6 +50,9 @@ pub type Created = (PoolUuid, Vec<DevUuid>);
 /// Creates a pool. `None`: it exists already with just these data devices.
 pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
     Next::act(move |engine| {
+        if let Err(error) = sizes::check_integrity_spec(&new.integrity) {
+            return Next::Done(Err(error.into()));
+        }
         let found = match devices::find(engine.platform(), &new.devices) {
             Ok(found) if found.is_empty() => return Next::Done(Err(Error::NoDevices)),
             Ok(found) => found,
@@ -112,7 +115,9 @@ fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
 /// Initializes the devices and brings up everything on them; the last step is the metadata that makes it a pool.
 fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, undo: &mut Rollback) -> Result<Pool> {
     let uuid = PoolUuid::from_random(platform.random());
-    let initialized = devices::initialize(platform, uuid, new.version, candidates, undo)?;
+    let planned = devices::plan(platform, uuid, new.version, candidates);
+    let meta = plan_metadata(platform, new, &planned)?;
+    let initialized = devices::initialize(platform, planned, undo)?;
     let members: BTreeMap<DevUuid, Member> = initialized
         .into_iter()
         .map(|made| {
@@ -120,7 +125,6 @@ fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, 
             (member.bda.header().device, member)
         })
         .collect();
-    let meta = plan_metadata(platform, new, &members)?;
     let mut stack = Stack::new(uuid);
     let shape = pool::shape(new.version, &meta, &members);
 
@@ -142,7 +146,7 @@ fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, 
     let mdv = Mdv::new(platform, uuid);
     mdv.mount(&node)?;
     // Makes the directory, so that other daemons find what they expect.
-    mdv.records()?;
+    mdv.records(&[])?;
     create(platform, &mut stack, &shape.thin_pool(), undo)?;
 
     let mut pool = Pool::new(uuid, new.name.clone(), new.version, meta, members, stack);
@@ -188,11 +192,8 @@ fn mkfs_knows_nrext64(platform: &dyn Platform) -> Result<bool> {
 }
 
 /// What the metadata of a new pool says: how its space is laid out (`spec/engine/storage-stack.md` §4, 5, 7.2, 7.3).
-fn plan_metadata(platform: &dyn Platform, new: &NewPool, members: &BTreeMap<DevUuid, Member>) -> Result<PoolMetadata> {
-    let devices: Vec<NewDevice<'_>> = members
-        .values()
-        .map(|member| NewDevice { header: member.bda.header(), hardware_info: member.device.wwn.as_deref() })
-        .collect();
+fn plan_metadata(platform: &dyn Platform, new: &NewPool, planned: &[Planned]) -> Result<PoolMetadata> {
+    let devices: Vec<NewDevice<'_>> = planned.iter().map(Into::into).collect();
     let draft = Draft::new(new.version, new.integrity, &devices)?;
     let thin_metadata = thin_metadata_size(platform, draft.usable(), sizes::FS_LIMIT)?;
     draft.lay_out(new.name.as_str(), thin_metadata)

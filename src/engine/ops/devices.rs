@@ -10,7 +10,9 @@ use crate::{
         devices::{self, Candidate},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
-        metadata::{HeaderFlags, PoolMetadata, StaticHeader},
+        layout::NewDevice,
+        metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
+        name::Name,
         ops::{cache, check::follow_or_later},
         plan::sector_rules::{self, SectorError, SectorSizes},
         pool::Pool,
@@ -30,6 +32,17 @@ pub(super) enum Purpose {
     NewCache,
     /// More devices of its cache.
     MoreCache,
+}
+
+impl Purpose {
+    /// Puts such devices into a pool's metadata.
+    fn record(self, meta: &mut PoolMetadata, devices: &[NewDevice<'_>]) -> Result<()> {
+        match self {
+            Purpose::Data => meta.add_data_devices(devices),
+            Purpose::NewCache => meta.init_cache(devices),
+            Purpose::MoreCache => meta.add_cache_devices(devices),
+        }
+    }
 }
 
 /// Adds data devices; gives the new ones, none if all are there already.
@@ -71,12 +84,14 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
                 Ok(found) if found.is_empty() => Next::Done(Ok(Vec::new())),
                 Ok(found) => {
                     let rules = SectorRules::of(pool, purpose);
-                    let version = pool.version();
+                    let (version, mut meta) = (pool.version(), pool.meta.clone());
                     Next::act(move |engine| {
                         let platform = engine.platform();
                         let made = examine(engine, uuid, found, &rules).and_then(|candidates| {
-                            Rollback::new()
-                                .guard(platform, |undo| devices::initialize(platform, uuid, version, candidates, undo))
+                            let planned = devices::plan(platform, uuid, version, candidates);
+                            // Only to see whether they have room for what is needed of them, before they are written.
+                            purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
+                            Rollback::new().guard(platform, |undo| devices::initialize(platform, planned, undo))
                         });
                         match made {
                             Ok((initialized, undo)) => take_in(uuid, initialized, purpose, undo, claim),
@@ -159,6 +174,10 @@ fn take_in(
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(undo.run(platform, error))),
         };
+        // Another request may have restricted it meanwhile.
+        if let Err(error) = pool.check_requests() {
+            return Next::Done(Err(undo.run(platform, error)));
+        }
         let added = pool.admit(initialized);
         let taken = match purpose {
             Purpose::Data => add_data(platform, pool, &added),
@@ -298,6 +317,10 @@ pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> N
 
 fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, info: Option<String>) -> Result<bool> {
     pool.check_requests()?;
+    if let (MetadataVersion::V1, Some(info)) = (pool.version(), &info) {
+        // Links were made of it once.
+        Name::new(info)?;
+    }
     let missing = || Error::NoDevice { pool: pool.name().clone(), device };
     let entry = |meta: &PoolMetadata| {
         meta.device_entries().find(|(_, entry)| entry.uuid == device).map(|(_, entry)| entry.user_info.clone())

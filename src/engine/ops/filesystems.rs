@@ -65,6 +65,9 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Resul
             Ok(wanted) => wanted,
             Err(error) => return Next::Done(Err(error)),
         };
+        if !is_settled(pool, new.len(), wanted.iter().map(NewFilesystem::size)) {
+            return Next::Parked(Box::new(create_filesystems(uuid, new)));
+        }
         let Some(claim) = claim_names(engine, uuid, wanted.iter().map(|new| &new.name)) else {
             return Next::Parked(Box::new(create_filesystems(uuid, new)));
         };
@@ -102,11 +105,21 @@ fn admissible(pool: &Pool, new: &[NewFilesystem]) -> Result<Vec<NewFilesystem>> 
                 let (name, requested) = (request.name.clone(), request.size());
                 return Err(Error::OtherSize { name, existing, requested });
             }
-            None => wanted.push(request.clone()),
+            None => {
+                pool.check_left_out(&request.name)?;
+                wanted.push(request.clone());
+            }
         }
     }
-    check_room(pool, sum(wanted.iter().map(NewFilesystem::size))?)?;
+    check_room(pool, wanted.iter().map(NewFilesystem::size))?;
     Ok(wanted)
+}
+
+/// Whether a request that may be carried out as the pool is may also be carried out beside the filesystems in the making. If
+/// not, what becomes of those decides, and it waits for that.
+pub(super) fn is_settled(pool: &Pool, more: usize, sizes: impl Iterator<Item = Sectors>) -> bool {
+    check_limit(pool, more.saturating_add(pool.unborn.len())).is_ok()
+        && check_room(pool, sizes.chain(pool.unborn.values().copied())).is_ok()
 }
 
 /// Refuses more filesystems than the pool's limit. Names that exist already count too.
@@ -120,20 +133,17 @@ pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
 }
 
 /// Without overprovisioning, refuses filesystems that do not fit.
-pub(super) fn check_room(pool: &Pool, more: Sectors) -> Result<()> {
+pub(super) fn check_room(pool: &Pool, more: impl IntoIterator<Item = Sectors>) -> Result<()> {
     if pool.overprovisioning() {
         return Ok(());
     }
-    let needed = sum(setup::records(pool).map(|record| record.size).chain([more]))?;
+    let needed = Sectors::checked_sum(setup::records(pool).map(|record| record.size).chain(more));
+    let needed = needed.ok_or(sizes::SizeError::Overflow)?;
     let room = pool.room();
     match needed <= room {
         true => Ok(()),
         false => Err(Error::NoRoom { pool: pool.name().clone(), needed, room }),
     }
-}
-
-fn sum(sizes: impl IntoIterator<Item = Sectors>) -> Result<Sectors> {
-    Ok(Sectors::checked_sum(sizes).ok_or(sizes::SizeError::Overflow)?)
 }
 
 /// Makes the thin devices, under the pool's lock: messages to the thin pool and device-mapper calls, nothing slow.
@@ -175,6 +185,7 @@ pub(super) fn make_thin(
         Mdv::new(platform, uuid).begin(&journal)?;
         records.into_iter().map(|record| make_one(engine, pool, record, &create, undo)).collect::<Result<Vec<_>>>()
     })?;
+    pool.unborn.extend(unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.record.size)));
     Ok(Batch { unborn, journal, undo, claim })
 }
 
@@ -242,12 +253,12 @@ pub(super) fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Res
             Err(error) => return Next::Done(Err(error)),
         };
         let Batch { unborn, journal, undo, claim } = batch;
+        for new in &unborn {
+            pool.unborn.remove(&new.filesystem.record.uuid);
+        }
         let committed = undo.guard(platform, |undo| {
             made?;
             pool.check_requests()?;
-            // Again, because others may have been created meanwhile.
-            check_limit(pool, unborn.len())?;
-            check_room(pool, sum(unborn.iter().map(|new| new.filesystem.record.size))?)?;
             for Unborn { filesystem, .. } in &unborn {
                 let id = filesystem.record.uuid;
                 undo.push(format!("remove the record of {id}"), move |platform| Mdv::new(platform, uuid).remove(id));
@@ -385,8 +396,7 @@ fn clean_up(engine: &Engine, pool: &Pool, journal: &Journal, pending: &[Pending]
     let platform = engine.platform();
     let mdv = Mdv::new(platform, pool.uuid());
     // As on disk, where the origins may not have been passed on yet.
-    let mut survivors = mdv.records()?;
-    survivors.retain(|record| pending.iter().all(|gone| gone.uuid != record.uuid));
+    let mut survivors = mdv.records(&mdv.journal()?)?;
     for gone in pending {
         setup::finish_destroy(platform, pool, gone, &mut survivors)?;
     }
@@ -423,6 +433,7 @@ fn rename(engine: &Engine, pool: &mut Pool, id: FsUuid, name: Name) -> Result<Op
     if renamed.name == name {
         return Ok(None);
     }
+    pool.check_left_out(&name)?;
     if pool.filesystem_named(&name).is_some() {
         return Err(Error::FilesystemNameTaken { pool: pool.name().clone(), name });
     }

@@ -145,12 +145,7 @@ proptest! {
 
 fn filesystem(size: u64, used_percent: u64) -> Filesystem {
     let total = Bytes(u128::from(size) * 512 / 100 * 99);
-    Filesystem {
-        size: Sectors(size),
-        limit: None,
-        total,
-        used: Bytes(total.0 / 100 * u128::from(used_percent)),
-    }
+    Filesystem { size: Sectors(size), limit: None, total, used: Bytes(total.0 / 100 * u128::from(used_percent)) }
 }
 
 #[test]
@@ -160,10 +155,10 @@ fn a_filesystem_doubles_when_more_than_half_is_used() {
     assert_eq!(filesystems(&[full, half], None), [Extension::By(Sectors(GIB)), Extension::None]);
     let limited = |limit| Filesystem { limit: Some(Sectors(limit)), ..full };
     let list = [limited(GIB), limited(GIB + 8), limited(3 * GIB), limited(GIB - 8)];
-    let expected =
-        [Extension::None, Extension::By(Sectors(8)), Extension::By(Sectors(GIB)), Extension::None];
+    let expected = [Extension::None, Extension::By(Sectors(8)), Extension::By(Sectors(GIB)), Extension::None];
     assert_eq!(filesystems(&list, None), expected);
-    let largest = Filesystem { size: Sectors(u64::MAX), total: Bytes(u64::MAX as u128 * 512), used: Bytes(1 << 100), ..full };
+    let largest =
+        Filesystem { size: Sectors(u64::MAX), total: Bytes(u64::MAX as u128 * 512), used: Bytes(1 << 100), ..full };
     assert_eq!(filesystems(&[largest], None), [Extension::None]);
 }
 

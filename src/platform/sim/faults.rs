@@ -9,6 +9,8 @@
 //!   is told that it failed). Whether the enclosing call undoes earlier steps is the call's business, as on a machine.
 //! - A planned power cut strikes before the effect of its step. From then on every call fails with `PowerCut`, also
 //!   those that wait at a gate or for a suspended device, until the machine is switched on again.
+//! - A planned end of the process strikes before the effect of its step. From then on every call fails and has no effect,
+//!   not even that of tidying up after itself, until [`Faults::clear`]: that is when another process begins.
 //! - A closed gate holds calls of one kind before their effect. No lock is held meanwhile.
 //!
 //! Knows nothing of disks and devices: it counts, decides and waits.
@@ -63,6 +65,7 @@ pub enum Call {
     Announce,
     DeviceEvents,
     DmEvents,
+    Key,
 }
 
 impl Call {
@@ -84,6 +87,7 @@ impl Call {
                 | Call::ReadFile
                 | Call::DeviceEvents
                 | Call::DmEvents
+                | Call::Key
                 | Call::Run(Program::ThinCheck | Program::ThinMetadataSize)
         )
     }
@@ -122,6 +126,7 @@ impl Call {
             Call::Announce => "announce",
             Call::DeviceEvents => "listen to udev at",
             Call::DmEvents => "listen to device-mapper at",
+            Call::Key => "use the key",
         }
     }
 
@@ -191,6 +196,8 @@ struct State {
     /// For the next step of a kind.
     kinds: Vec<(Call, String, Plan)>,
     struck: u64,
+    /// From this step on the process does not exist.
+    ends_at: Option<u64>,
     record: Option<Vec<Step>>,
     gates: Vec<Arc<GateState>>,
     off: bool,
@@ -261,6 +268,9 @@ impl Control {
             }
         }
         let number = state.steps;
+        if state.ends_at.is_some_and(|end| end <= number) {
+            return Err(call.failure(subject));
+        }
         state.steps += 1;
         if let Some(record) = &mut state.record {
             record.push(Step { call, subject: subject.to_owned() });
@@ -285,6 +295,12 @@ impl Control {
 
     pub(super) fn steps(&self) -> u64 {
         self.state.lock().steps
+    }
+
+    /// Whether the process that calls is past its planned end.
+    pub(super) fn has_ended(&self) -> bool {
+        let state = self.state.lock();
+        state.ends_at.is_some_and(|end| end <= state.steps)
     }
 
     pub(super) fn trace(&self) -> Vec<Step> {
@@ -335,6 +351,11 @@ impl Faults<'_> {
         self.plan(step, Plan::CutPower);
     }
 
+    /// The process is killed at the beginning of step `step`; the machine runs on.
+    pub fn kill_at(&self, step: u64) {
+        self.0.state.lock().ends_at = Some(step);
+    }
+
     /// The next step of a kind whose subject contains `subject` fails and has no effect. Given twice, the next two do.
     pub fn fail_next(&self, call: Call, subject: &str) {
         self.0.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
@@ -350,6 +371,7 @@ impl Faults<'_> {
         let mut state = self.0.state.lock();
         state.plans.clear();
         state.kinds.clear();
+        state.ends_at = None;
     }
 
     /// How many planned faults have struck: shows that an enumeration has reached its step.

@@ -57,6 +57,7 @@ use super::{
     Announcement, BlockDevice, Contents, DeviceAction, DeviceEvents, DeviceNumber, DmEvents, Error, Geometry,
     PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
+    keyring::{KeyChange, Secret},
 };
 use crate::engine::units::Sectors;
 
@@ -251,7 +252,7 @@ impl Platform for Sim {
             .dm(Call::DmCreate, name, |machine| machine.dm_new(name, uuid))
             .and_then(|minor| self.dm_load(name, table).map(|()| minor))
             .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm::number(minor)));
-        if made.is_err() && !was_there {
+        if made.is_err() && !was_there && !self.0.control.has_ended() {
             let mut machine = self.machine()?;
             // It may not have been made; what is below it may go now.
             let _ = machine.dm_remove(name);
@@ -397,6 +398,29 @@ impl Platform for Sim {
 
     fn dm_events(&self) -> Result<Box<dyn DmEvents>> {
         self.step(Call::DmEvents, "/dev/mapper/control", || self.machine()?.events.listen_dm())
+    }
+
+    fn key_set(&self, name: &str, value: &Secret) -> Result<KeyChange> {
+        self.step(Call::Key, name, || {
+            let keys = &mut self.machine()?.keyring;
+            let known = keys.get(name).map(|known| known.same(value.bytes()));
+            if known != Some(true) {
+                keys.insert(name.to_owned(), value.clone());
+            }
+            Ok(match known {
+                None => KeyChange::Created,
+                Some(false) => KeyChange::Replaced,
+                Some(true) => KeyChange::Same,
+            })
+        })
+    }
+
+    fn key_unset(&self, name: &str) -> Result<bool> {
+        self.step(Call::Key, name, || Ok(self.machine()?.keyring.remove(name).is_some()))
+    }
+
+    fn key_list(&self) -> Result<Vec<String>> {
+        self.step(Call::Key, "(all)", || Ok(self.machine()?.keyring.keys().cloned().collect()))
     }
 
     fn now(&self) -> Timestamp {

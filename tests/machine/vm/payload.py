@@ -4,10 +4,9 @@ Knows what `make install` installs where; knows nothing of kernels and machines.
 """
 
 import shutil
-import subprocess
 from pathlib import Path
 
-from shell import Failure, find_program, run
+from shell import Failure, run
 
 PROJECT = Path(__file__).resolve().parents[3]
 GUEST_SCRIPTS = Path(__file__).resolve().parent.parent / "guest"

@@ -1,0 +1,579 @@
+//! Finding pools: at the start and by events; devices that are missing, too many, twice there, damaged, or of another size.
+
+use std::{path::Path, sync::Arc};
+
+use serde_json::json;
+use stratisd::{
+    engine::{Error, dm_names::Role, metadata::MetadataVersion, ops, units::Sectors},
+    platform::{
+        DeviceEvents, Platform,
+        sim::{Call, Sim},
+    },
+    view::{Availability, Stopped},
+};
+
+use crate::{
+    bench::{Bench, GIB, name},
+    disks::{self, reboot},
+    witness::listen,
+};
+
+const TIB: Sectors = Sectors(1 << 31);
+
+/// A daemon that listens to udev.
+struct Watched {
+    bench: Bench,
+    events: Box<dyn DeviceEvents>,
+}
+
+impl Watched {
+    fn start(sim: Sim) -> Watched {
+        let events = sim.device_events().unwrap();
+        Watched { bench: Bench::start(sim), events }
+    }
+
+    /// Works on all events, also on those that this causes. Gives how many there were.
+    fn settle(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(event) = self.events.next().unwrap() {
+            self.bench.run(ops::device_event(event));
+            count += 1;
+            assert!(count < 1000, "events without end");
+        }
+        count
+    }
+
+    fn stopped(&self) -> Arc<Stopped> {
+        self.bench.engine.take_stopped_change().expect("what is known of stopped pools has changed")
+    }
+}
+
+/// Pool `p` with filesystem `f` on `/dev/a` and `/dev/b`, machine rebooted.
+fn two_disks() -> Sim {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    reboot(&bench.sim);
+    bench.sim
+}
+
+fn path(text: &str) -> &Path {
+    Path::new(text)
+}
+
+fn names(stopped: &Stopped) -> Vec<Option<String>> {
+    stopped.pools.iter().map(|pool| pool.name.as_ref().map(ToString::to_string)).collect()
+}
+
+#[test]
+fn a_missing_device_parks_the_pool_until_it_comes() {
+    let sim = two_disks();
+    sim.pull_disk(path("/dev/b")).unwrap();
+    let (mut watched, said) = listen(|| Watched::start(sim));
+    assert_eq!(watched.bench.names(), Vec::<String>::new());
+    let stopped = watched.stopped();
+    assert_eq!(names(&stopped), [Some("p".to_owned())]);
+    assert_eq!(stopped.pools[0].devices.len(), 1);
+    assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
+
+    watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p"]);
+    assert_eq!(watched.stopped().pools, []);
+    watched.bench.check_nothing_left("the device came");
+    let filesystem = watched.bench.pool("p").unwrap().filesystems.values().next().unwrap().clone();
+    assert!(watched.bench.is_linked("p", &filesystem));
+    assert_eq!(watched.settle(), 0, "what set-up causes settles");
+}
+
+#[test]
+fn a_pool_is_put_together_from_nothing_by_events() {
+    let sim = two_disks();
+    sim.pull_disk(path("/dev/a")).unwrap();
+    sim.pull_disk(path("/dev/b")).unwrap();
+    let mut watched = Watched::start(sim);
+    assert!(watched.bench.engine.take_stopped_change().is_none());
+    for disk in ["/dev/b", "/dev/a"] {
+        assert_eq!(watched.bench.names(), Vec::<String>::new());
+        watched.bench.sim.add_disk(path(disk), TIB).unwrap();
+        watched.settle();
+    }
+    assert_eq!(watched.bench.names(), ["p"]);
+}
+
+#[test]
+fn a_stopped_pool_forgets_devices_that_go() {
+    let sim = two_disks();
+    sim.pull_disk(path("/dev/b")).unwrap();
+    let mut watched = Watched::start(sim);
+    assert_eq!(watched.stopped().pools.len(), 1);
+    watched.bench.sim.pull_disk(path("/dev/a")).unwrap();
+    watched.settle();
+    assert_eq!(watched.stopped().pools, []);
+    // A device that is wiped goes as well.
+    watched.bench.sim.add_disk(path("/dev/a"), TIB).unwrap();
+    watched.settle();
+    assert_eq!(watched.stopped().pools.len(), 1);
+    watched.bench.sim.put(path("/dev/a"), 0, &[0; 8192]).unwrap();
+    watched.settle();
+    assert_eq!(watched.stopped().pools, []);
+}
+
+#[test]
+fn a_running_pool_does_not_mind_devices_that_go_and_come() {
+    let mut watched = Watched::start(two_disks());
+    watched.bench.sim.pull_disk(path("/dev/b")).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p"]);
+    watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p"]);
+    assert_eq!(watched.bench.engine.take_stopped_change().map_or(0, |stopped| stopped.pools.len()), 0);
+}
+
+/// Found in review: a device that went away while its pool was being set up was known for ever.
+#[test]
+fn a_device_that_goes_during_set_up_is_forgotten() {
+    let sim = two_disks();
+    let bench = Bench { engine: stratisd::engine::Engine::new(Arc::new(sim.clone())), sim, pools: Default::default() };
+    let mut scheduler = crate::scheduler::Scheduler::new(bench, 0);
+    for chain in ops::discover(&scheduler.bench.engine).unwrap() {
+        scheduler.begin("set up", chain);
+    }
+    // The name has been claimed when the next step is the one that sets the pool up.
+    scheduler.step();
+    scheduler.step();
+    scheduler.bench.sim.pull_disk(path("/dev/b")).unwrap();
+    let mut bench = {
+        let gone = stratisd::platform::DeviceEvent {
+            action: stratisd::platform::DeviceAction::Remove,
+            path: "/dev/b".into(),
+            device: None,
+        };
+        scheduler.begin("remove", ops::device_event(gone));
+        scheduler.finish();
+        scheduler.bench
+    };
+    assert_eq!(bench.names(), Vec::<String>::new());
+    let stopped = bench.engine.take_stopped_change().unwrap();
+    assert_eq!(stopped.pools[0].devices.len(), 1, "{stopped:?}");
+    bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
+    bench = Bench::start(bench.sim);
+    assert_eq!(bench.names(), ["p"]);
+}
+
+#[test]
+fn of_two_pools_of_one_name_one_runs() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    reboot(&bench.sim);
+    bench.sim.pull_disk(path("/dev/a")).unwrap();
+    let mut bench = Bench::start(bench.sim);
+    bench.create_pool("p", &["/dev/b"]).unwrap();
+    bench.create_pool("q", &["/dev/c"]).unwrap();
+    let (sim, second) = (bench.sim.clone(), bench.id("p"));
+    reboot(&sim);
+    sim.add_disk(path("/dev/a"), TIB).unwrap();
+    let (mut watched, said) = listen(|| Watched::start(sim));
+    assert_eq!(watched.bench.names(), ["p", "q"]);
+    let stopped = watched.stopped();
+    assert_eq!(stopped.pools.len(), 1);
+    assert!(said.contains("a running pool is named p too"), "{said}");
+    watched.bench.check_nothing_left("the other is not up");
+
+    // When the one that runs has another name, the next event of the other brings it up.
+    let running = watched.bench.id("p");
+    watched.bench.run(ops::rename_pool(running, name("r"))).unwrap();
+    let disk = if running == second { "/dev/a" } else { "/dev/b" };
+    watched.bench.sim.resize_disk(path(disk), TIB).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p", "q", "r"]);
+}
+
+#[test]
+fn stopped_pools_of_one_name_are_shown_without_it() {
+    let mut bench = Bench::start(Sim::builder().build());
+    for (pool, disk) in [("p", "/dev/a"), ("q", "/dev/b")] {
+        bench.create_pool(pool, &[disk]).unwrap();
+    }
+    reboot(&bench.sim);
+    disks::change(&bench.sim, "/dev/a", |json| json["started"] = json!(false));
+    disks::change(&bench.sim, "/dev/b", |json| {
+        json["started"] = json!(false);
+        json["name"] = json!("p");
+    });
+    let bench = Bench::start(bench.sim);
+    assert_eq!(names(&bench.engine.take_stopped_change().unwrap()), [None, None]);
+}
+
+#[test]
+fn a_clone_of_a_device_is_ignored() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    let clone = |sim: &Sim, to: &str| {
+        sim.add_disk(path(to), TIB).unwrap();
+        sim.put(path(to), 0, &sim.durable(path("/dev/a"), 0..1 << 20)).unwrap();
+    };
+    // At the start, beside the device that it is a clone of.
+    clone(&bench.sim, "/dev/clone");
+    reboot(&bench.sim);
+    let (mut watched, said) = listen(|| Watched::start(bench.sim));
+    assert_eq!(watched.bench.names(), ["p"]);
+    assert_eq!(watched.bench.pool("p").unwrap().devices.values().next().unwrap().node, path("/dev/a"));
+    assert!(said.contains("/dev/clone") && said.contains("clone of the first"), "{said}");
+    // And plugged in while the pool runs.
+    let (_, said) = listen(|| {
+        clone(&watched.bench.sim, "/dev/second");
+        watched.settle();
+    });
+    assert!(said.contains("/dev/second says that it belongs to pool p, which does not know it"), "{said}");
+    assert_eq!(watched.bench.pool("p").unwrap().devices.len(), 1);
+    assert_eq!(watched.bench.engine.take_stopped_change().map_or(0, |stopped| stopped.pools.len()), 0);
+}
+
+#[test]
+fn a_device_that_the_metadata_does_not_know_parks_the_pool() {
+    let sim = two_disks();
+    let uuid = disks::json_on(&sim, "/dev/a")["backstore"]["data_tier"]["blockdev"]["devs"][0]["uuid"].clone();
+    let bda = stratisd::engine::bda::Bda::load(&sim, path("/dev/a"), stratisd::engine::bda::Repair::ReadOnly);
+    let pool = bda.unwrap().unwrap().header().pool;
+    sim.add_disk(path("/dev/surplus"), TIB).unwrap();
+    let surplus = "99999999-9999-4999-8999-999999999999";
+    let (version, json) = (MetadataVersion::V2, None);
+    disks::Device { path: "/dev/surplus", uuid: surplus, pool, version, json }.put(&sim);
+    assert!(uuid.is_string());
+    let (mut watched, said) = listen(|| Watched::start(sim));
+    assert_eq!(watched.bench.names(), Vec::<String>::new());
+    assert_eq!(watched.stopped().pools[0].devices.len(), 3);
+    assert!(said.contains(surplus) && said.contains("disconnect"), "{said}");
+    // Disconnected, as the message says; the next event of a member brings the pool up.
+    watched.bench.sim.pull_disk(path("/dev/surplus")).unwrap();
+    watched.bench.sim.resize_disk(path("/dev/a"), TIB).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p"]);
+}
+
+#[test]
+fn devices_of_both_versions_make_no_pool() {
+    let sim = two_disks();
+    // Both copies of the header of one say version 1.
+    for half in stratisd::engine::metadata::header::Half::BOTH {
+        let bda = stratisd::engine::bda::Bda::load(&sim, path("/dev/b"), stratisd::engine::bda::Repair::ReadOnly);
+        let header = *bda.unwrap().unwrap().header();
+        let mixed = stratisd::engine::metadata::StaticHeader { version: MetadataVersion::V1, ..header };
+        let mixed = stratisd::engine::metadata::StaticHeader { initialized: header.initialized + 1, ..mixed };
+        sim.put(path("/dev/b"), half.half_offset(), &mixed.encode_half()).unwrap();
+    }
+    let (bench, said) = listen(|| Bench::start(sim));
+    let stopped = bench.engine.take_stopped_change().unwrap();
+    assert_eq!((stopped.pools.len(), stopped.pools[0].metadata_version), (1, None));
+    assert!(said.contains("different metadata versions"), "{said}");
+}
+
+#[test]
+fn a_damaged_copy_of_the_header_is_mended() {
+    for half in [512, 4608] {
+        let sim = two_disks();
+        let whole = sim.durable(path("/dev/a"), 0..8192);
+        sim.put(path("/dev/a"), half, &[0xa5; 512]).unwrap();
+        let mut watched = Watched::start(sim);
+        assert_eq!(watched.bench.names(), ["p"]);
+        assert_eq!(watched.bench.sim.durable(path("/dev/a"), 0..8192), whole, "copy at {half}");
+        watched.settle();
+    }
+}
+
+/// Found in review: looking at a device wrote its header, which is an event, which made it be looked at.
+#[test]
+fn a_header_that_cannot_be_mended_neither_hides_the_pool_nor_keeps_udev_busy() {
+    let sim = two_disks();
+    sim.put(path("/dev/a"), 4608, &[0xa5; 512]).unwrap();
+    sim.set_read_only(path("/dev/a"), true).unwrap();
+    sim.pull_disk(path("/dev/b")).unwrap();
+    let mut watched = Watched::start(sim);
+    assert_eq!(watched.stopped().pools.len(), 1);
+    assert_eq!(watched.settle(), 0);
+    watched.bench.sim.set_read_only(path("/dev/a"), false).unwrap();
+    assert_eq!(watched.settle(), 1);
+    for _ in 0..8 {
+        watched.bench.sim.faults().fail_next(Call::Write, "/dev/a");
+    }
+    watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p"]);
+}
+
+#[test]
+fn a_device_without_a_good_copy_of_its_header_is_missing() {
+    let sim = two_disks();
+    sim.put(path("/dev/a"), 512, &[0xa5; 512]).unwrap();
+    sim.put(path("/dev/a"), 4608, &[0xa5; 512]).unwrap();
+    let (bench, said) = listen(|| Bench::start(sim));
+    assert_eq!(bench.names(), Vec::<String>::new());
+    assert_eq!(bench.engine.take_stopped_change().unwrap().pools[0].devices.len(), 1);
+    assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
+}
+
+/// Damages a pool on two disks that does not run, and checks that it is parked and shown, with a reason that says so.
+fn check_parked(what: &str, damage: impl FnOnce(&Sim), devices: usize, reason: &str) {
+    let sim = two_disks();
+    damage(&sim);
+    let (bench, said) = listen(|| Bench::start(sim));
+    assert_eq!(bench.names(), Vec::<String>::new(), "{what}");
+    let stopped = bench.engine.take_stopped_change().unwrap_or_else(|| panic!("{what}: it is hidden"));
+    assert_eq!(stopped.pools.len(), 1, "{what}");
+    assert_eq!(stopped.pools[0].devices.len(), devices, "{what}");
+    assert!(said.contains(reason), "{what}: {said}");
+    assert!(bench.sim.leftovers().is_empty(), "{what}: {:?}", bench.sim.leftovers());
+    assert!(!stopped.pools[0].partial, "{what}");
+}
+
+#[test]
+fn a_pool_whose_metadata_is_damaged_is_parked_and_shown() {
+    check_parked("newest metadata is no JSON", |sim| disks::save(sim, "/dev/a", b"not json"), 2, "as it must be");
+    check_parked(
+        "newest metadata lacks a key",
+        |sim| disks::change(sim, "/dev/b", |json| drop(json.as_object_mut().unwrap().remove("backstore"))),
+        2,
+        "missing field `backstore`",
+    );
+    check_parked(
+        "newest metadata contradicts itself",
+        |sim| disks::change(sim, "/dev/b", |json| json["flex_devs"]["meta_dev"][0][1] = json!(8)),
+        2,
+        "contradicts itself",
+    );
+    check_parked(
+        "an unknown feature",
+        |sim| disks::change(sim, "/dev/b", |json| json["features"] = json!(["Levitation"])),
+        2,
+        "Levitation",
+    );
+    check_parked(
+        "a name that is none",
+        |sim| disks::change(sim, "/dev/b", |json| json["name"] = json!("a/b")),
+        2,
+        "must not contain `/`",
+    );
+    check_parked(
+        "both copies of the newest metadata",
+        |sim| {
+            // The newest generation is written to both copies of one pair; JSON begins 32 bytes into a region.
+            disks::change(sim, "/dev/a", |json| json["started"] = json!(true));
+            for region in 0..4 {
+                sim.put(path("/dev/a"), 8192 + region * 260_096 + 100, &[0xa5; 16]).unwrap();
+            }
+        },
+        2,
+        "neither copy of the newest metadata",
+    );
+    check_parked(
+        "both headers of a pair",
+        |sim| {
+            for region in [0, 2] {
+                sim.put(path("/dev/a"), 8192 + region * 260_096, &[0xa5; 32]).unwrap();
+            }
+        },
+        1,
+        "neither header of pair 0",
+    );
+    check_parked("a disk that shrank", |sim| sim.resize_disk(path("/dev/a"), GIB).unwrap(), 2, "less than");
+}
+
+#[test]
+fn one_copy_of_the_metadata_is_enough() {
+    for region in 0..4 {
+        let sim = two_disks();
+        for disk in ["/dev/a", "/dev/b"] {
+            sim.put(path(disk), 8192 + region * 260_096, &[0xa5; 4096]).unwrap();
+        }
+        let bench = Bench::start(sim);
+        assert_eq!(bench.names(), ["p"], "region {region}");
+    }
+}
+
+/// Runs something on the metadata volume of pool `p`, and starts a daemon on a rebooted machine.
+fn with_volume_changed(change: impl FnOnce(&Sim, &str)) -> (Bench, String) {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    change(&bench.sim, &format!(".mdv-{}", bench.id("p").simple()));
+    reboot(&bench.sim);
+    listen(|| Bench::start(bench.sim))
+}
+
+#[test]
+fn a_pool_whose_records_are_damaged_is_parked_and_shown() {
+    let some = "3f2504e04f8941d39a0c0305e82c3301";
+    let record = |name: &str| {
+        format!(
+            r#"{{"name":"{name}","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7,"size":2097152,"created":0}}"#
+        )
+    };
+    let cases: [(&str, String, &str); 3] = [
+        ("filesystems", "garbage".to_owned(), "damaged record"),
+        ("filesystems", record("f"), "two filesystems of the pool are recorded with the name `f`"),
+        ("pending", "garbage".to_owned(), "damaged record"),
+    ];
+    for (directory, text, reason) in cases {
+        let (bench, said) = with_volume_changed(|sim, mdv| {
+            sim.list_files(&format!("{mdv}/{directory}")).unwrap();
+            sim.replace_file(&format!("{mdv}/{directory}/{some}.json"), text.as_bytes()).unwrap();
+        });
+        assert_eq!(bench.names(), Vec::<String>::new(), "{text}");
+        assert_eq!(bench.engine.take_stopped_change().unwrap().pools.len(), 1, "{text}");
+        assert!(said.contains(reason), "{text}: {said}");
+        assert!(bench.sim.leftovers().is_empty(), "{text}: {:?}", bench.sim.leftovers());
+    }
+}
+
+#[test]
+fn a_left_over_temporary_file_is_removed() {
+    let file = "filesystems/3f2504e04f8941d39a0c0305e82c3301.temp";
+    let (bench, said) = with_volume_changed(|sim, mdv| {
+        sim.replace_file(&format!("{mdv}/filesystems/x.json"), b"half a rec").unwrap();
+        sim.remove_file(&format!("{mdv}/filesystems/x.json")).unwrap();
+        sim.replace_file(&format!("{mdv}/{file}"), b"half a rec").unwrap();
+    });
+    assert_eq!(bench.names(), ["p"], "{said}");
+    let left = bench.sim.list_files(&format!(".mdv-{}/filesystems", bench.id("p").simple())).unwrap();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// Found in review: the name of a filesystem that could not be set up was given out again, and then no set-up worked.
+#[test]
+fn the_name_of_a_filesystem_that_is_left_out_is_not_given_out() {
+    let record =
+        r#"{"name":"lost","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7,"size":2097152,"created":0}"#;
+    let (mut bench, said) = with_volume_changed(|sim, mdv| {
+        // No thin device has that number.
+        sim.replace_file(&format!("{mdv}/filesystems/3f2504e04f8941d39a0c0305e82c3301.json"), record.as_bytes())
+            .unwrap();
+    });
+    assert_eq!(bench.names(), ["p"], "{said}");
+    assert!(said.contains("filesystem lost") && said.contains("left out"), "{said}");
+    let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
+    let taken = |error: Error| {
+        assert!(matches!(error, Error::LeftOut { .. }), "{error:?}");
+    };
+    taken(bench.create_filesystems("p", &["lost"]).unwrap_err());
+    taken(bench.run(ops::snapshot_filesystem(pool, f, name("lost"))).unwrap_err());
+    taken(bench.run(ops::rename_filesystem(pool, f, name("lost"))).unwrap_err());
+    reboot(&bench.sim);
+    let bench = Bench::start(bench.sim);
+    assert_eq!(bench.names(), ["p"]);
+}
+
+#[test]
+fn damaged_thin_metadata_is_repaired_into_the_spare() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let pool = bench.id("p");
+    bench.sim.damage_metadata(&bench.sim.dm_node(&Role::ThinMeta.name(pool))).unwrap();
+    let before = disks::json_on(&bench.sim, "/dev/a");
+    reboot(&bench.sim);
+    let (mut bench, said) = listen(|| Bench::start(bench.sim));
+    assert_eq!(bench.names(), ["p"], "{said}");
+    assert!(said.contains("damaged") && said.contains("spare"), "{said}");
+    bench.check_nothing_left("after the repair");
+    let mut swapped = before.clone();
+    swapped["flex_devs"]["thin_meta_dev"] = before["flex_devs"]["thin_meta_dev_spare"].clone();
+    swapped["flex_devs"]["thin_meta_dev_spare"] = before["flex_devs"]["thin_meta_dev"].clone();
+    assert_eq!(disks::json_on(&bench.sim, "/dev/a"), swapped, "the swap is saved");
+    bench.create_filesystems("p", &["g"]).unwrap();
+    // What the repaired pool wrote is still there next time.
+    reboot(&bench.sim);
+    let bench = Bench::start(bench.sim);
+    assert_eq!(bench.pool("p").unwrap().filesystems.len(), 2);
+    bench.check_nothing_left("the next time");
+}
+
+/// Found in review: the swap was saved only after the repaired metadata had been used, so that a power cut in between went
+/// back to the damaged one; and a daemon killed there found a device with another table than its metadata said.
+#[test]
+fn a_repair_that_is_cut_short_is_done_again() {
+    let prepared = || {
+        let mut bench = Bench::start(Sim::builder().record().build());
+        bench.create_pool("p", &["/dev/a"]).unwrap();
+        bench.create_filesystems("p", &["f"]).unwrap();
+        bench.sim.damage_metadata(&bench.sim.dm_node(&Role::ThinMeta.name(bench.id("p")))).unwrap();
+        reboot(&bench.sim);
+        bench.sim
+    };
+    let sim = prepared();
+    let start = sim.steps();
+    let steps = Bench::start(sim).sim.steps() - start;
+    // The look at the devices comes first and may fail.
+    for step in 8..steps {
+        for kill in [true, false] {
+            let sim = prepared();
+            let start = sim.steps();
+            match kill {
+                true => sim.faults().kill_at(start + step),
+                false => sim.faults().cut_power_at(start + step),
+            }
+            drop(Bench::start(sim.clone()));
+            sim.faults().clear();
+            if !kill {
+                reboot(&sim);
+            }
+            let (bench, said) = listen(|| Bench::start(sim));
+            let at = format!("step {step} of {steps}, killed: {kill}");
+            assert_eq!(bench.names(), ["p"], "{at}: {said}");
+            bench.check_nothing_left(&at);
+            assert_eq!(bench.pool("p").unwrap().filesystems.len(), 1, "{at}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_grew_is_shown_with_its_new_size() {
+    let mut watched = Watched::start(two_disks());
+    let larger = Sectors(TIB.0 + 8192);
+    watched.bench.sim.resize_disk(path("/dev/a"), larger).unwrap();
+    watched.settle();
+    let sizes = |bench: &Bench| {
+        let pool = bench.pool("p").unwrap();
+        let device = pool.devices.values().find(|device| device.node == path("/dev/a")).unwrap().clone();
+        (device.size, device.new_size, pool.total)
+    };
+    assert_eq!(sizes(&watched.bench), (TIB, Some(larger), Sectors(TIB.0 * 2)));
+    // Also by a daemon that starts later.
+    let bench = Bench::start(watched.bench.sim.clone());
+    assert_eq!(sizes(&bench), (TIB, Some(larger), Sectors(TIB.0 * 2)));
+    watched.bench.sim.resize_disk(path("/dev/a"), TIB).unwrap();
+    watched.settle();
+    assert_eq!(sizes(&watched.bench), (TIB, None, Sectors(TIB.0 * 2)));
+}
+
+#[test]
+fn a_pool_with_mixed_sectors_runs_and_is_not_changed() {
+    let sim = Sim::builder().disk("/dev/a", TIB).disk("/dev/b", TIB).disk("/dev/4k", TIB).physical(4096).build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()])).unwrap();
+    // The second disk, on which nothing is yet, is copied to one with larger sectors.
+    let sim = bench.sim;
+    sim.put(path("/dev/4k"), 0, &sim.durable(path("/dev/b"), 0..1 << 20)).unwrap();
+    sim.pull_disk(path("/dev/b")).unwrap();
+    reboot(&sim);
+    disks::change(&sim, "/dev/a", |json| drop(json["thinpool_dev"].as_object_mut().unwrap().remove("fs_limit")));
+    let before = sim.snapshot();
+    let (mut bench, said) = listen(|| Bench::start(sim));
+    let pool = bench.pool("p").unwrap_or_else(|| panic!("the pool does not run: {said}"));
+    assert_eq!(pool.availability, Availability::NoPoolChanges, "{said}");
+    assert_eq!(pool.fs_limit, 100);
+    assert!(bench.sim.snapshot().differences(&before).iter().all(|(disk, _)| disk != path("/dev/4k")), "{said}");
+    assert!(disks::json_on(&bench.sim, "/dev/a")["thinpool_dev"].get("fs_limit").is_none(), "nothing is saved");
+    for refused in [
+        bench.create_filesystems("p", &["f"]).map(drop),
+        bench.run(ops::rename_pool(bench.id("p"), name("q"))).map(drop),
+        bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into()])).map(drop),
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::Restricted { level: Availability::NoPoolChanges, .. }), "{error:?}");
+        assert!(error.sentence().contains("sectors"), "{}", error.sentence());
+    }
+    assert!(bench.run(ops::destroy_pool(bench.id("p"))).unwrap(), "it may still be destroyed");
+}

@@ -1,0 +1,309 @@
+//! Bad input: a clear error, and nothing changed.
+
+use std::path::PathBuf;
+
+use stratisd::{
+    engine::{
+        Error, Result,
+        error::Error::*,
+        metadata::{IntegritySpec, MetadataVersion, TagSpec},
+        name::NameError,
+        ops::{self, NewFilesystem, NewPool},
+        plan::{sector_rules::SectorError, sizes::SizeError},
+        units::Sectors,
+    },
+    platform::{
+        self,
+        sim::{Preset, Sim},
+    },
+    view::Tier,
+};
+
+use crate::{
+    bench::{Bench, GIB, name},
+    witness::Witness,
+};
+
+const TIB: Sectors = Sectors(1 << 31);
+
+/// Devices of every kind that is not to be had; pools `p` on `/dev/a` and `other` on `/dev/other`.
+fn machine() -> Bench {
+    let sim = Sim::builder()
+        .disk("/dev/good", TIB)
+        .second_node("/dev/good-twin")
+        .disk("/dev/a", TIB)
+        .disk("/dev/other", TIB)
+        .disk("/dev/small", Sectors((2 << 20) - 1))
+        .disk("/dev/xfs", TIB)
+        .holding(Preset::Xfs)
+        .disk("/dev/mounted", TIB)
+        .holding(Preset::Xfs)
+        .disk("/dev/luks", TIB)
+        .holding(Preset::Luks)
+        .disk("/dev/table", TIB)
+        .holding(Preset::PartitionTable(2))
+        .disk("/dev/multipath", TIB)
+        .multipath_member()
+        .disk("/dev/swap", TIB)
+        .in_use()
+        .disk("/dev/read-only", TIB)
+        .read_only()
+        .disk("/dev/4k", TIB)
+        .logical(4096)
+        .disk("/dev/512e", TIB)
+        .physical(4096)
+        .disk("/dev/torn", TIB)
+        .link("/dev/disk/by-id/good", "/dev/good")
+        .only_these()
+        .build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_pool("other", &["/dev/other"]).unwrap();
+    // A device whose signature is damaged in both places, as udev with an old entry still calls it.
+    bench.create_pool("gone", &["/dev/torn"]).unwrap();
+    bench.run(ops::destroy_pool(bench.id("gone"))).unwrap();
+    bench.sim.mount_user("/dev/mounted".as_ref(), "/mnt/mounted".as_ref()).unwrap();
+    bench
+}
+
+fn paths(paths: &[&str]) -> Vec<PathBuf> {
+    paths.iter().map(PathBuf::from).collect()
+}
+
+fn add(bench: &mut Bench, devices: &[&str]) -> Result<usize> {
+    bench.run(ops::add_data_devices(bench.id("p"), paths(devices))).map(|added| added.len())
+}
+
+/// What is refused both when a pool is created and when devices are added to one.
+type Refusal = (&'static [&'static str], fn(&Error) -> bool);
+
+const REFUSED: &[Refusal] = &[
+    (&["/dev/good", "/dev/none"], |e| matches!(e, Platform(platform::Error::NoDevice { path }) if path == "/dev/none")),
+    (&["/dev/good", "dev/good", "b"], |e| matches!(e, RelativePaths(paths) if paths.len() == 2)),
+    (&["/dev/good", "/dev/good-twin"], |e| matches!(e, SameDevice(..))),
+    (&["/dev/good", "/dev/small"], |e| matches!(e, TooSmall { size: Sectors(2_097_151), .. })),
+    (&["/dev/good", "/dev/xfs"], |e| matches!(e, Foreign { what, .. } if what.contains("xfs"))),
+    (&["/dev/good", "/dev/mounted"], |e| matches!(e, Foreign { what, .. } if what.contains("xfs"))),
+    (&["/dev/good", "/dev/luks"], |e| matches!(e, Foreign { what, .. } if what.contains("LUKS"))),
+    (&["/dev/good", "/dev/table"], |e| matches!(e, Foreign { what, .. } if what.contains("partition"))),
+    (&["/dev/good", "/dev/multipath"], |e| matches!(e, Foreign { what, .. } if what.contains("multipath"))),
+    (&["/dev/good", "/dev/swap"], |e| matches!(e, InUse { path } if path == "/dev/swap")),
+    (&["/dev/good", "/dev/read-only"], |e| matches!(e, ReadOnly { path } if path == "/dev/read-only")),
+    (&["/dev/good", "/dev/4k"], |e| matches!(e, SectorSizes(SectorError::Mixed(..)))),
+    (&["/dev/good", "/dev/512e"], |e| matches!(e, SectorSizes(SectorError::Mixed(..)))),
+    (&["/dev/good", "/dev/other"], |e| matches!(e, OwnedByPool { path, .. } if path == "/dev/other")),
+];
+
+fn check_refused(refusal: &Refusal, what: &str, ask: fn(&mut Bench, &[&str]) -> Result<()>) {
+    let (devices, expected) = refusal;
+    let at = format!("{what} {devices:?}");
+    let mut bench = machine();
+    let before = Witness::of(&bench);
+    let error = ask(&mut bench, devices).expect_err(&at);
+    assert!(expected(&error), "{at}: {error:?}");
+    assert!(error.sentence().len() > 20, "{at}: {}", error.sentence());
+    before.check_unchanged(&bench, &at);
+    bench.check_nothing_left(&at);
+    // Nothing is held back: what was good is still to be had.
+    assert!(bench.create_pool("q", &["/dev/good"]).unwrap(), "{at}");
+}
+
+#[test]
+fn bad_devices_are_refused_when_a_pool_is_created() {
+    for refusal in REFUSED {
+        check_refused(refusal, "create pool", |bench, devices| bench.create_pool("new", devices).map(drop));
+    }
+    let none: Refusal = (&[], |e| matches!(e, NoDevices));
+    check_refused(&none, "create pool", |bench, devices| bench.create_pool("new", devices).map(drop));
+    let member: Refusal = (&["/dev/a"], |e| matches!(e, OwnedByPool { .. }));
+    check_refused(&member, "create pool", |bench, devices| bench.create_pool("new", devices).map(drop));
+}
+
+#[test]
+fn bad_devices_are_refused_when_they_are_added() {
+    for refusal in REFUSED {
+        check_refused(refusal, "add", |bench, devices| add(bench, devices).map(drop));
+    }
+    // One kind of sectors in itself, but not the pool's.
+    let other: Refusal = (&["/dev/4k"], |e| matches!(e, SectorSizes(SectorError::OtherThanTier { .. })));
+    check_refused(&other, "add", |bench, devices| add(bench, devices).map(drop));
+    let mut bench = machine();
+    let nobody = stratisd::engine::ids::PoolUuid::from_random([1; 16]);
+    let error = bench.run(ops::add_data_devices(nobody, paths(&["/dev/good"]))).unwrap_err();
+    assert!(matches!(error, NoPool(uuid) if uuid == nobody), "{error:?}");
+}
+
+#[test]
+fn one_device_by_several_paths_counts_once() {
+    let mut bench = machine();
+    assert!(bench.create_pool("q", &["/dev/good", "/dev/disk/by-id/good", "/dev/./good", "/dev/good"]).unwrap());
+    let pool = bench.pool("q").unwrap();
+    assert_eq!(pool.devices.len(), 1);
+    assert_eq!(pool.devices.values().next().unwrap().node, PathBuf::from("/dev/good"));
+}
+
+#[test]
+fn a_device_of_a_stopped_pool_is_owned() {
+    let bench = machine();
+    let sim = bench.sim.clone();
+    sim.cut_power();
+    sim.power_on();
+    // Its other device is missing, so the pool does not run, but it is a pool.
+    let mut bench = Bench::start(sim);
+    bench.create_pool("two", &["/dev/good", "/dev/torn"]).unwrap();
+    bench.sim.cut_power();
+    bench.sim.power_on();
+    bench.sim.pull_disk("/dev/torn".as_ref()).unwrap();
+    let mut bench = Bench::start(bench.sim);
+    assert_eq!(bench.names(), ["other", "p"]);
+    let before = Witness::of(&bench);
+    for result in [bench.create_pool("new", &["/dev/good"]).map(drop), add(&mut bench, &["/dev/good"]).map(drop)] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, OwnedByPool { .. }), "{error:?}");
+    }
+    before.check_unchanged(&bench, "devices of a stopped pool");
+}
+
+#[test]
+fn a_cache_device_is_not_added_as_data() {
+    let (mut bench, _) = crate::old_pools::with_cache();
+    let before = Witness::of(&bench);
+    let error = bench.run(ops::add_data_devices(bench.id("old"), paths(&["/dev/fast"]))).unwrap_err();
+    assert!(matches!(error, InOtherTier { tier: Tier::Cache, .. }), "{error:?}");
+    before.check_unchanged(&bench, "a cache device");
+}
+
+#[test]
+fn integrity_settings_that_cannot_be_are_refused_before_anything_is_written() {
+    let good = IntegritySpec::default();
+    let check = |integrity: IntegritySpec, expected: fn(&Error) -> bool| {
+        let at = format!("{integrity:?}");
+        let mut bench = machine();
+        let before = Witness::of(&bench);
+        let (devices, version) = (paths(&["/dev/good"]), MetadataVersion::V2);
+        let error =
+            bench.run(ops::create_pool(NewPool { name: name("new"), devices, integrity, version })).unwrap_err();
+        assert!(expected(&error), "{at}: {error:?}");
+        before.check_unchanged(&bench, &at);
+        assert!(bench.create_pool("q", &["/dev/good"]).unwrap(), "{at}");
+    };
+    check(IntegritySpec { journal_size: Sectors(1), ..good }, |e| matches!(e, Size(SizeError::Journal(_))));
+    check(IntegritySpec { block_size: 1000, ..good }, |e| matches!(e, Size(SizeError::IntegrityBlock(1000))));
+    // Larger than the device.
+    check(IntegritySpec { journal_size: Sectors(1 << 32), ..good }, |e| matches!(e, Allocation(_)));
+    // Leaves too little for a thin pool.
+    check(IntegritySpec { journal_size: Sectors(2_112_837_624), tag_spec: TagSpec::B512, ..good }, |e| {
+        matches!(e, Size(SizeError::TooSmall { .. }))
+    });
+}
+
+/// Found in review: the reservation was looked at only after the device had been written.
+#[test]
+fn a_device_without_room_for_its_reservation_is_not_written_when_added() {
+    let mut bench = machine();
+    let integrity = IntegritySpec { journal_size: Sectors(8 << 20), ..IntegritySpec::default() };
+    let new = NewPool { name: name("q"), devices: paths(&["/dev/good"]), integrity, version: MetadataVersion::V2 };
+    bench.run(ops::create_pool(new)).unwrap();
+    bench.sim.add_disk("/dev/few".as_ref(), Sectors(2 << 20)).unwrap();
+    let before = Witness::of(&bench);
+    let error = bench.run(ops::add_data_devices(bench.id("q"), paths(&["/dev/few"]))).unwrap_err();
+    assert!(matches!(error, Allocation(_)), "{error:?}");
+    before.check_unchanged(&bench, "a device that is too small for its reservation");
+}
+
+#[test]
+fn bad_filesystems_are_refused() {
+    let new = |text: &str, size: Option<Sectors>, size_limit: Option<Sectors>| NewFilesystem {
+        name: name(text),
+        size,
+        size_limit,
+    };
+    let small = Sectors((1 << 20) - 1);
+    let cases: Vec<(Vec<NewFilesystem>, fn(&Error) -> bool)> = vec![
+        (vec![new("x", Some(small), None)], |e| {
+            matches!(e, FilesystemSize { source: SizeError::FilesystemTooSmall(_), .. })
+        }),
+        (vec![new("x", Some(GIB), Some(small))], |e| {
+            matches!(e, FilesystemSize { source: SizeError::FilesystemTooSmall(_), .. })
+        }),
+        (vec![new("x", Some(TIB), Some(GIB))], |e| {
+            matches!(e, FilesystemSize { source: SizeError::LimitBelowSize { .. }, .. })
+        }),
+        (vec![new("x", Some(GIB), None), new("f", Some(TIB), None)], |e| {
+            matches!(e, OtherSize { existing: GIB, requested: TIB, .. })
+        }),
+        (vec![new("x", Some(GIB), None), new("x", Some(TIB), None)], |e| matches!(e, OtherSize { .. })),
+        ((0..101).map(|i| new(&format!("x{i}"), Some(GIB), None)).collect(), |e| {
+            matches!(e, FilesystemLimit { limit: 100, wanted: 102, .. })
+        }),
+    ];
+    for (new, expected) in cases {
+        let mut bench = machine();
+        bench.create_filesystems("p", &["f"]).unwrap();
+        let at = format!("{:?}", new.first());
+        let before = Witness::of(&bench);
+        let error = bench.run(ops::create_filesystems(bench.id("p"), new)).unwrap_err();
+        assert!(expected(&error), "{at}: {error:?}");
+        before.check_unchanged(&bench, &at);
+        assert_eq!(bench.create_filesystems("p", &["x"]).unwrap(), 1, "{at}: the name is not held back");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_an_error_that_names_it() {
+    let mut bench = machine();
+    bench.create_filesystems("p", &["f", "g"]).unwrap();
+    let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
+    let nobody = stratisd::engine::ids::FsUuid::from_random([1; 16]);
+    let no_pool = stratisd::engine::ids::PoolUuid::from_random([1; 16]);
+    let before = Witness::of(&bench);
+    let check = |result: Result<()>, expected: fn(&Error) -> bool| {
+        let error = result.unwrap_err();
+        assert!(expected(&error), "{error:?}");
+    };
+    let one = |text: &str| vec![NewFilesystem { name: name(text), size: Some(GIB), size_limit: None }];
+    check(bench.run(ops::create_filesystems(no_pool, one("x"))).map(drop), |e| matches!(e, NoPool(_)));
+    check(bench.run(ops::snapshot_filesystem(pool, nobody, name("x"))).map(drop), |e| matches!(e, NoFilesystem { .. }));
+    check(bench.run(ops::snapshot_filesystem(no_pool, f, name("x"))).map(drop), |e| matches!(e, NoPool(_)));
+    check(bench.run(ops::rename_filesystem(pool, nobody, name("x"))).map(drop), |e| matches!(e, NoFilesystem { .. }));
+    check(bench.run(ops::rename_filesystem(pool, f, name("g"))).map(drop), |e| matches!(e, FilesystemNameTaken { .. }));
+    check(bench.run(ops::rename_pool(no_pool, name("x"))).map(drop), |e| matches!(e, NoPool(_)));
+    check(bench.run(ops::rename_pool(pool, name("other"))).map(drop), |e| matches!(e, PoolNameTaken(_)));
+    check(
+        bench.run(ops::destroy_pool(pool)).map(drop),
+        |e| matches!(e, HasFilesystems { filesystems, .. } if filesystems.len() == 2),
+    );
+    let device = stratisd::engine::ids::DevUuid::from_random([1; 16]);
+    check(bench.run(ops::set_user_info(pool, device, None)).map(drop), |e| matches!(e, NoDevice { .. }));
+    before.check_unchanged(&bench, "requests about what is not there");
+    assert!(!bench.run(ops::destroy_pool(no_pool)).unwrap());
+    assert_eq!(bench.run(ops::destroy_filesystems(pool, vec![nobody])).unwrap(), []);
+    before.check_unchanged(&bench, "destroying what is not there");
+}
+
+#[test]
+fn a_mounted_filesystem_is_not_destroyed_and_neither_is_its_company() {
+    let mut bench = machine();
+    bench.create_filesystems("p", &["f", "g"]).unwrap();
+    bench.mount("p", "g");
+    let both = vec![bench.filesystem("p", "f"), bench.filesystem("p", "g")];
+    let before = Witness::of(&bench);
+    let error = bench.run(ops::destroy_filesystems(bench.id("p"), both)).unwrap_err();
+    assert!(matches!(&error, Mounted { mount_points, .. } if mount_points == &paths(&["/mnt/g"])), "{error:?}");
+    assert!(error.is_busy());
+    before.check_unchanged(&bench, "a mounted filesystem");
+}
+
+#[test]
+fn user_info_of_old_pools_keeps_the_rules_of_names() {
+    for (version, refused) in [(MetadataVersion::V1, true), (MetadataVersion::V2, false)] {
+        let mut bench = machine();
+        bench.create_pool_of(version, "q", &["/dev/good"]).unwrap();
+        let device = bench.device("q", "/dev/good");
+        let set = bench.run(ops::set_user_info(bench.id("q"), device, Some("front left".to_owned())));
+        match refused {
+            true => assert!(matches!(set, Err(Name(NameError::Character(_, ' ')))), "{set:?}"),
+            false => assert!(set.unwrap()),
+        }
+    }
+}

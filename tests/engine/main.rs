@@ -1,0 +1,15 @@
+//! The engine's operations on a simulated machine, chain by chain, without threads and locks: what they refuse, what they
+//! find, what they leave as it is, and what becomes of several that are under way at once.
+
+mod bench;
+mod discovery;
+mod disks;
+mod filesystems;
+mod input;
+mod interleaved;
+mod old_pools;
+mod restart;
+mod scheduler;
+#[path = "../crash/state.rs"]
+mod state;
+mod witness;

@@ -1,0 +1,164 @@
+//! A daemon that starts on a machine that ran on: it adopts what is up, and clears away what was left half made.
+
+use stratisd::{
+    engine::{
+        dm_names::{self, Role},
+        ops,
+    },
+    platform::{Platform, sim::Sim},
+};
+
+use crate::{
+    bench::{Bench, name},
+    witness::{Witness, listen},
+};
+
+fn machine() -> Bench {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
+    bench.create_filesystems("p", &["f", "g"]).unwrap();
+    bench
+}
+
+#[test]
+fn a_running_stack_is_adopted_as_it_is() {
+    let mut bench = machine();
+    bench.mount("p", "f");
+    let f = bench.filesystem("p", "f");
+    bench.run(ops::snapshot_filesystem(bench.id("p"), f, name("s"))).unwrap();
+    bench.create_pool_of(stratisd::engine::metadata::MetadataVersion::V1, "old", &["/dev/c"]).unwrap();
+    bench.run(ops::check_pool(bench.id("p")));
+    let before = Witness::of(&bench);
+    let (bench, said) = listen(|| Bench::start(bench.sim));
+    before.check_unchanged(&bench, &said);
+    bench.check_nothing_left("after a restart");
+    // And by the next one, whose predecessor has unmounted its metadata volumes at its end.
+    for pool in ["p", "old"] {
+        bench.sim.unmount(&format!(".mdv-{}", bench.id(pool).simple())).unwrap();
+    }
+    let bench = Bench::start(bench.sim);
+    before.check_unchanged(&bench, "after an orderly end");
+}
+
+#[test]
+fn every_device_that_was_left_suspended_goes_on() {
+    let names = |bench: &Bench| -> Vec<String> {
+        let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
+        let mut names: Vec<String> =
+            [Role::OriginSub, Role::Cache, Role::Mdv, Role::ThinMeta, Role::ThinData, Role::ThinPool]
+                .map(|role| role.name(pool))
+                .to_vec();
+        names.push(dm_names::filesystem(pool, f));
+        names
+    };
+    for at in 0..7 {
+        let mut bench = machine();
+        bench.mount("p", "g");
+        let device = names(&bench)[at].clone();
+        bench.sim.dm_suspend(&device, true).unwrap();
+        let (found, said) = listen(|| Bench::start(bench.sim));
+        bench = found;
+        assert_eq!(bench.names(), ["p"], "{device}: {said}");
+        let suspended = names(&bench).into_iter().filter(|name| bench.sim.dm_find(name).unwrap().unwrap().suspended);
+        assert_eq!(suspended.collect::<Vec<_>>(), Vec::<String>::new(), "{device}");
+        assert!(said.contains("left suspended"), "{said}");
+        assert_eq!(bench.create_filesystems("p", &["h"]).unwrap(), 1, "{device}");
+    }
+}
+
+#[test]
+fn a_stack_that_is_up_in_part_is_completed() {
+    let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::Mdv, Role::Cache, Role::OriginSub];
+    for up_to in 0..roles.len() {
+        let mut bench = machine();
+        let pool = bench.id("p");
+        let filesystems = bench.pool("p").unwrap().filesystems.clone();
+        filesystems.keys().for_each(|id| bench.sim.dm_remove(&dm_names::filesystem(pool, *id)).unwrap());
+        for role in &roles[..=up_to] {
+            if *role == Role::Mdv {
+                bench.sim.unmount(&format!(".mdv-{}", pool.simple())).unwrap();
+            }
+            bench.sim.dm_remove(&role.name(pool)).unwrap();
+        }
+        bench = Bench::start(bench.sim);
+        assert_eq!(bench.names(), ["p"], "up to {up_to}");
+        bench.check_nothing_left("completed");
+        for filesystem in bench.pool("p").unwrap().filesystems.values() {
+            assert!(bench.is_linked("p", filesystem), "{}", filesystem.name);
+        }
+    }
+}
+
+#[test]
+fn a_device_of_another_table_is_not_touched() {
+    let bench = machine();
+    let pool = bench.id("p");
+    let (f, table) = (dm_names::filesystem(pool, bench.filesystem("p", "f")), Role::ThinPool.name(pool));
+    // Somebody has replaced the filesystem by another one.
+    let other = dm_names::filesystem(pool, bench.filesystem("p", "g"));
+    let other = bench.sim.dm_find(&other).unwrap().unwrap().table;
+    bench.sim.dm_remove(&f).unwrap();
+    assert!(bench.sim.dm_find(&table).unwrap().is_some());
+    bench.sim.dm_create(&f, &f, &other, stratisd::platform::dm::Visibility::Public).unwrap();
+    let (bench, said) = listen(|| Bench::start(bench.sim));
+    assert_eq!(bench.names(), ["p"]);
+    assert_eq!(bench.pool("p").unwrap().filesystems.len(), 1);
+    assert!(said.contains("left out") && said.contains("another table"), "{said}");
+    assert_eq!(bench.sim.dm_find(&f).unwrap().unwrap().table, other);
+}
+
+/// A creation that is cut short by SIGKILL while the devices of the pool to be are up: they kept the disks in use.
+#[test]
+fn disks_of_a_creation_cut_short_can_be_used_at_once() {
+    let sim = Sim::builder().record().build();
+    let mut bench = Bench::start(sim);
+    let start = bench.sim.steps();
+    bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
+    let steps = bench.sim.steps() - start;
+    let (mut left, mut made) = (0, 0);
+    for step in 0..steps {
+        let mut bench = Bench::start(Sim::builder().record().build());
+        bench.sim.faults().kill_at(start + step);
+        // What comes after the commit may fail without a word.
+        let _ = bench.create_pool("p", &["/dev/a", "/dev/b"]);
+        bench.sim.faults().clear();
+        let at = format!("killed at step {step} of {steps}");
+        let (found, said) = listen(|| Bench::start(bench.sim));
+        bench = found;
+        bench.check_nothing_left(&at);
+        match bench.names().len() {
+            0 => left += 1,
+            _ => made += 1,
+        }
+        let again = bench.create_pool("p", &["/dev/a", "/dev/b"]);
+        again.unwrap_or_else(|error| panic!("{at}: {}\n{said}\n{}", error.sentence(), bench.tail(start)));
+        assert_eq!(bench.engine.take_stopped_change().map_or(0, |stopped| stopped.pools.len()), 0, "{at}");
+    }
+    assert!(left > 0 && made > 0, "{left} creations were taken back, {made} were completed");
+}
+
+/// The chain is left between two of its steps, as by a kill when nothing is being done.
+#[test]
+fn a_creation_left_between_its_steps_is_taken_back_or_completed() {
+    for steps in 0.. {
+        let mut scheduler = crate::scheduler::Scheduler::new(machine(), 1);
+        let pool = scheduler.bench.id("p");
+        let new = ["h", "i"].map(|text| ops::NewFilesystem {
+            name: name(text),
+            size: Some(crate::bench::GIB),
+            size_limit: None,
+        });
+        scheduler.begin("create", ops::create_filesystems(pool, new.to_vec()));
+        let over = (0..steps).any(|_| !scheduler.step());
+        let mut bench = Bench::start(scheduler.bench.sim.clone());
+        drop(scheduler);
+        let there = bench.pool("p").unwrap().filesystems.len();
+        assert!(there == 2 || there == 4, "after {steps} steps: {there}");
+        bench.check_nothing_left(&format!("after {steps} steps"));
+        assert_eq!(bench.create_filesystems("p", &["h", "i"]).unwrap(), 4 - there);
+        if over {
+            assert_eq!(there, 4);
+            return;
+        }
+    }
+}

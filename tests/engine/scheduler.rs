@@ -1,0 +1,130 @@
+//! Several chains under way at once, without threads: a step of one, then a step of another, as a seed says.
+//!
+//! A step under a lock is whole before the next step of anything begins, so every order of steps that the daemon's lock and
+//! workers can give is among those that a seed can give. A parked chain is tried again by the dispatcher's rule: when a
+//! claim has been given back since the step that parked was begun.
+
+use std::any::Any;
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use stratisd::engine::request::{Access, Granted, Join, Mode, Next, Part};
+
+use crate::bench::Bench;
+
+/// A chain may park so often in a row, nothing else going on, before it counts as spinning.
+const PARKS_MAX: u32 = 50;
+
+enum State<T> {
+    Ready(Next<T>),
+    /// With the count of claims given back before the step that parked.
+    Parked(u64, Next<T>),
+    Together(Vec<Option<Part>>, Vec<Option<Box<dyn Any + Send>>>, Join<T>),
+    Done(T),
+    /// Only while a step runs.
+    Running,
+}
+
+struct Chain<T> {
+    label: String,
+    state: State<T>,
+    parks: u32,
+}
+
+/// Chains on a bench.
+pub struct Scheduler<T> {
+    /// Where they run.
+    pub bench: Bench,
+    chains: Vec<Chain<T>>,
+    chance: StdRng,
+    /// What was done, for messages.
+    pub history: Vec<String>,
+}
+
+impl<T: Send + 'static> Scheduler<T> {
+    /// No chains yet. All chance comes from the seed.
+    pub fn new(bench: Bench, seed: u64) -> Scheduler<T> {
+        Scheduler { bench, chains: Vec::new(), chance: StdRng::seed_from_u64(seed), history: Vec::new() }
+    }
+
+    /// Begins a chain.
+    pub fn begin(&mut self, label: &str, chain: Next<T>) {
+        self.chains.push(Chain { label: label.to_owned(), state: State::Ready(chain), parks: 0 });
+    }
+
+    /// Runs one step of one chain. False: none can go on.
+    pub fn step(&mut self) -> bool {
+        let back = self.bench.engine.claims_given_back();
+        let can_go_on = |chain: &Chain<T>| match &chain.state {
+            State::Ready(_) | State::Together(..) => true,
+            State::Parked(seen, _) => *seen != back,
+            State::Done(_) | State::Running => false,
+        };
+        let able: Vec<usize> = (0..self.chains.len()).filter(|i| can_go_on(&self.chains[*i])).collect();
+        if able.is_empty() {
+            return false;
+        }
+        let at = able[self.chance.random_range(0..able.len())];
+        let state = std::mem::replace(&mut self.chains[at].state, State::Running);
+        let (state, what) = self.advance(state);
+        let parked = matches!(state, State::Parked(..));
+        let chain = &mut self.chains[at];
+        self.history.push(format!("{}: {what}{}", chain.label, if parked { ", parked" } else { "" }));
+        chain.parks = if parked { chain.parks + 1 } else { 0 };
+        assert!(chain.parks < PARKS_MAX, "{} spins:\n{}", chain.label, self.history.join("\n"));
+        chain.state = state;
+        true
+    }
+
+    fn advance(&mut self, state: State<T>) -> (State<T>, &'static str) {
+        let Bench { engine, pools, .. } = &mut self.bench;
+        let seen = engine.claims_given_back();
+        let (next, what) = match state {
+            State::Together(mut parts, mut results, join) => {
+                let left: Vec<usize> = (0..parts.len()).filter(|i| parts[*i].is_some()).collect();
+                if let Some(&part) = left.get(self.chance.random_range(0..left.len().max(1))) {
+                    let run = parts[part].take().expect("it is one of those left");
+                    results[part] = Some(run(engine));
+                    return (State::Together(parts, results, join), "part");
+                }
+                (join(engine, results), "join")
+            }
+            State::Ready(next) | State::Parked(_, next) => match next {
+                Next::Done(value) => return (State::Done(value), "done"),
+                Next::Act(step) => (step(engine), "act"),
+                Next::Under(Access::Table(_), step) => (step(engine, Granted::Table(pools)), "table"),
+                Next::Under(Access::Pool(which, mode), step) => {
+                    let uuid = pools.resolve(&which);
+                    match (uuid.and_then(|uuid| pools.0.get_mut(&uuid)), mode) {
+                        (None, _) => (step(engine, Granted::NoPool), "no pool"),
+                        (Some(pool), Mode::Shared) => (step(engine, Granted::Read(pool)), "read"),
+                        (Some(pool), Mode::Exclusive) => (step(engine, Granted::Write(pool)), "write"),
+                    }
+                }
+                Next::Together(parts, join) => {
+                    let results = parts.iter().map(|_| None).collect();
+                    return (State::Together(parts.into_iter().map(Some).collect(), results, join), "together");
+                }
+                Next::Parked(next) => return (State::Parked(seen, *next), "parked"),
+            },
+            State::Done(_) | State::Running => unreachable!("it was chosen among those that can go on"),
+        };
+        match next {
+            Next::Parked(next) => (State::Parked(seen, *next), what),
+            next => (State::Ready(next), what),
+        }
+    }
+
+    /// Runs all chains to their end; their results in the order in which they were begun.
+    ///
+    /// # Panics
+    /// If one is stuck.
+    pub fn finish(&mut self) -> Vec<T> {
+        while self.step() {}
+        let result = |chain: Chain<T>| match chain.state {
+            State::Done(value) => Ok(value),
+            _ => Err(chain.label),
+        };
+        let results: Result<Vec<T>, String> = std::mem::take(&mut self.chains).into_iter().map(result).collect();
+        results.unwrap_or_else(|label| panic!("{label} is stuck:\n{}", self.history.join("\n")))
+    }
+}
