@@ -61,7 +61,10 @@ fn histories_of_concurrent_clients_keep_the_promises() {
 }
 
 /// Each fault with the violation that it must be found as.
-const FAULTS: &[(&str, Fault, fn(&Violation) -> bool)] = &[
+/// A fault by name, how it is planted, and what the checker must say of it.
+type Planted = (&'static str, Fault, fn(&Violation) -> bool);
+
+const FAULTS: &[Planted] = &[
     ("a signal is lost", faults::signal_lost, |found| matches!(found, Violation::Rebuilt(_))),
     ("a signal is lost by one", faults::signal_lost_by_one, |found| {
         matches!(found, Violation::Heard { client: 0, .. })
