@@ -328,6 +328,7 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
 ) -> Vec<Delivery> {
     let each = grants.into_iter().map(|grant| {
         let id = grant.id;
+        // Before the guard is made, which sets the age anew: what is told is how long it waited.
         let ticket = inner.tickets.get(&id).filter(|_| log::log_enabled!(log::Level::Trace)).cloned();
         let guard = make_guard(shared, inner, grant);
         let callback = inner.callbacks.remove(&id).expect("a waiter's callback is stored when it is queued");

@@ -356,6 +356,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// of its own (the old id is spent), then who else holds from now on: with the table free, those who wait for what does not
     /// exist, and if there are no entries, whoever is first. Other grants stay as they are.
     pub fn split(&mut self, id: RequestId) -> (Vec<Grant<K>>, Vec<Grant<K>>) {
+        // Each part allows for its entry what the whole did, so whoever splits loses nothing but the right to the table.
         let part: fn(K) -> Held<K> = match self.holding.get(&id) {
             Some(Held::WriteAll) => Held::Write,
             Some(Held::ReadAll) => Held::Read,
