@@ -100,7 +100,13 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
                     let again = DeviceEvent { device: Some(found.device), ..event };
                     return Next::Parked(Box::new(device_event(again)));
                 }
-                engine.registry().add(found);
+                // Who wrote the header has given its claim back, and may have set the pool running in between.
+                let mut registry = engine.registry();
+                if registry.running_member(&event.path).is_some() {
+                    return Next::Done(());
+                }
+                registry.add(found);
+                drop(registry);
                 consider(pool)
             }
             None => {
