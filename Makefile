@@ -28,7 +28,7 @@ is_static   = ldd $(BUILT)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic
                   { echo "$(BUILT)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-quick test-machine machine machine-image build build-daemon build-udev-programs \
+.PHONY: help run stop test test-quick test-machine machine machine-image build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall setup
 
 help: ## this list
@@ -76,6 +76,9 @@ build: build-daemon build-udev-programs ## build the daemon and the udev program
 
 build-daemon:
 	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd
+
+build-machine-checks:
+	@$(CARGO) build $(CARGO_FLAGS) --example platform_machine
 
 # udev runs these for many events and in the initial ramdisk, where no library may be: they must be static.
 build-udev-programs:

@@ -6,12 +6,13 @@
 use crate::{
     bus::{
         tree::{Object, State, Tree},
-        wire::PathArgument,
+        wire::{Descriptor, DescriptorArgument, PathArgument},
     },
     engine::{
-        ids::{FsUuid, PoolUuid},
+        ids::{FsUuid, NotAUuid, PoolUuid},
         name::{Name, NameError},
-        ops::{IntegritySpec, JOURNAL_UNIT, NewFilesystem, TagSpec},
+        ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, NewFilesystem, TagSpec},
+        request::PoolRef,
         units::{Bytes, SECTOR, Sectors},
     },
 };
@@ -47,6 +48,14 @@ pub enum ArgumentError {
     OneFilesystem(usize),
     #[error("{0} is not the object path of a pool; list the managed objects to find it")]
     NotAPool(String),
+    #[error("`{0}` is not a kind of identifier; give `uuid` or `name`")]
+    IdType(String),
+    #[error(transparent)]
+    Uuid(#[from] NotAUuid),
+    #[error("{0} is an invalid unlock method; give `keyring`, `clevis` or `any`")]
+    UnlockMethod(String),
+    #[error("no file descriptor came with the call to read the passphrase from; attach one")]
+    NoDescriptor,
     #[error("{0} is not the object path of a filesystem; list the managed objects to find it")]
     NotAFilesystem(String),
     #[error("filesystem {filesystem} is not in this pool but in {pool}; call the method of that pool")]
@@ -119,6 +128,44 @@ pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
     }
 }
 
+/// What a user calls a key.
+pub fn key_description(text: &str) -> Result<KeyDescription> {
+    KeyDescription::new(text).map_err(|_| ArgumentError::KeyDescription(text.to_owned()))
+}
+
+/// A pool by UUID, in either form.
+pub fn pool_uuid(text: &str) -> Result<PoolRef> {
+    Ok(PoolRef::Uuid(text.parse()?))
+}
+
+/// A pool by what `id_type` says that `id` is.
+pub fn pool_id(id: &str, id_type: &str) -> Result<PoolRef> {
+    match id_type {
+        "uuid" => pool_uuid(id),
+        "name" => Ok(PoolRef::Name(Name::new(id)?)),
+        _ => Err(ArgumentError::IdType(id_type.to_owned())),
+    }
+}
+
+/// The unlock method of r0 to r7: whether there is one. Some daemons know only the one spelling, some only the other; what
+/// stands beside the flag "none" means nothing (`dbus-api.md` §12, row 1).
+pub fn legacy_unlock_method(method: Option<String>) -> Result<bool> {
+    match method.as_deref() {
+        None => Ok(false),
+        Some("keyring" | "Keyring" | "clevis" | "Clevis" | "any" | "Any") => Ok(true),
+        Some(other) => Err(ArgumentError::UnlockMethod(other.to_owned())),
+    }
+}
+
+/// The descriptor to read a passphrase from. Where none is announced, none need be attached (`dbus-api.md` §12, row 5).
+pub fn passphrase(argument: Option<DescriptorArgument>) -> Result<Option<Descriptor>> {
+    match argument {
+        None => Ok(None),
+        Some(DescriptorArgument(Some(descriptor))) => Ok(Some(descriptor)),
+        Some(DescriptorArgument(None)) => Err(ArgumentError::NoDescriptor),
+    }
+}
+
 /// The filesystem that a path stands for now, which must be in that pool.
 pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result<FsUuid> {
     match tree.at(&path.0).map(|object| &object.state) {
@@ -175,9 +222,7 @@ impl Mechanisms {
         if keys.len() + clevis.len() > MECHANISMS_MAX {
             return Err(ArgumentError::TooManyMechanisms(keys.len() + clevis.len()));
         }
-        if let Some((_, bad)) = keys.iter().find(|(_, description)| description.contains(';')) {
-            return Err(ArgumentError::KeyDescription(bad.clone()));
-        }
+        keys.iter().try_for_each(|(_, description)| key_description(description).map(drop))?;
         Ok(Mechanisms { keys, clevis })
     }
 

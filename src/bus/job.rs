@@ -5,7 +5,7 @@
 //! [`view::Update<Reply>`](crate::view::Update); the update of the last step carries the reply.
 //! Knows nothing of locks, workers or which thread a chain runs on.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::{
     bus::{outcome::Answer, tree::Tree},
@@ -17,6 +17,28 @@ pub trait Submit: Send + Sync {
     /// Queues the job and returns at once: the reader waits for nothing. A job that is not taken because the daemon
     /// stops is answered through its `on_failure`.
     fn submit(&self, job: Job);
+    /// Who holds which pools and who waits for them, for people. Asked of the reader's thread: it must be quick.
+    fn locks(&self) -> Locks;
+}
+
+/// Who holds and who waits, at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Locks {
+    /// Those that hold, in the order of their requests.
+    pub holders: Vec<Holder>,
+    /// Those that wait, in the order of arrival.
+    pub waiters: Vec<Holder>,
+}
+
+/// A request that holds or waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its label.
+    pub request: String,
+    /// What it holds or asks for.
+    pub access: String,
+    /// How long it has.
+    pub age: Duration,
 }
 
 /// A call that changes something.

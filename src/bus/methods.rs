@@ -8,20 +8,23 @@ use std::path::PathBuf;
 use crate::{
     bus::{
         arguments::{self, ArgumentError, FilesystemSpec, Mechanisms},
-        job::Late,
+        job::{Late, Locks},
         message::BadArguments,
-        outcome::Outcome,
-        report,
+        outcome::{Outcome, sentence},
+        passphrase, report,
         tree::{Id, Object, State, Tree},
-        wire::{FromValue, PathArgument, Value},
+        wire::{DescriptorArgument, FromValue, PathArgument, Value},
     },
     engine::{
         Error,
         ids::{DevUuid, FsUuid, PoolUuid},
         name::Name,
-        ops::{self, IntegritySpec, MetadataVersion, NewPool, TagSpec},
-        request::Next,
+        ops::{
+            self, CacheTier, Generation, IntegritySpec, KeyChange, MetadataVersion, NewPool, Stopped, TagSpec, Unlock,
+        },
+        request::{Next, PoolRef},
     },
+    view::View,
 };
 
 /// A call with its arguments, which are of the types that the row names.
@@ -51,6 +54,8 @@ pub enum Work {
     Now(Outcome),
     /// The engine.
     Chain(Next<Outcome>),
+    /// A text made of the published state and of what is under way.
+    Report(fn(&View, &Locks) -> String),
 }
 
 type Handled = Result<Work, BadArguments>;
@@ -92,6 +97,45 @@ pub(super) fn not_yet(_: Call<'_>) -> Handled {
 }
 
 // ---- Manager and Report ----
+
+pub(super) fn list_keys(_: Call<'_>) -> Handled {
+    Ok(chain(ops::list_keys(), |keys| {
+        let keys = keys.into_iter().map(Value::Str).collect();
+        Some(Box::new(|_: &Tree| Value::Array("s", keys)))
+    }))
+}
+
+pub(super) fn set_key(mut call: Call<'_>) -> Handled {
+    let (description, descriptor): (String, DescriptorArgument) = call.arguments()?;
+    checked((|| {
+        let description = arguments::key_description(&description)?;
+        let descriptor = descriptor.0.ok_or(ArgumentError::NoDescriptor)?;
+        // The client may not have written to it yet, so it is not read here, where calls of others wait.
+        let set = Next::act(move |_| match passphrase::read(&descriptor) {
+            Ok(key) => ops::set_key(description, key).map(|set| {
+                Outcome::of(set, |change| match change {
+                    KeyChange::Created => Some(pair(true, false)),
+                    KeyChange::Replaced => Some(pair(true, true)),
+                    KeyChange::Same => None,
+                })
+            }),
+            Err(error) => Next::Done(Outcome::refused(&error)),
+        });
+        Ok(Work::Chain(set))
+    })())
+}
+
+fn pair(first: bool, second: bool) -> Late<Value> {
+    Box::new(move |_| Value::Struct(vec![Value::Bool(first), Value::Bool(second)]))
+}
+
+pub(super) fn unset_key(mut call: Call<'_>) -> Handled {
+    let (description,): (String,) = call.arguments()?;
+    checked((|| {
+        let unset = ops::unset_key(arguments::key_description(&description)?);
+        Ok(chain(unset, |there| there.then(|| Box::new(|_: &Tree| Value::Bool(true)) as Late<Value>)))
+    })())
+}
 
 pub(super) fn create_pool_r0(mut call: Call<'_>) -> Handled {
     type Arguments = (String, Option<u16>, Vec<String>, Option<String>, Option<(String, String)>);
@@ -160,18 +204,143 @@ pub(super) fn destroy_pool(mut call: Call<'_>) -> Handled {
 }
 
 pub(super) fn engine_state_report(call: Call<'_>) -> Handled {
-    Ok(Work::Now(Outcome::done(Value::str(report::engine_state(&call.tree.view)))))
+    drop(call);
+    Ok(Work::Report(report::engine_state))
 }
 
 pub(super) fn get_report(mut call: Call<'_>) -> Handled {
     let (name,): (String,) = call.arguments()?;
-    Ok(Work::Now(match report::by_name(&name, &call.tree.view) {
-        Ok(text) => Outcome::done(Value::str(text)),
-        Err(error) => Outcome::refused(&error),
+    Ok(match report::by_name(&name) {
+        Ok(report) => Work::Report(report),
+        Err(error) => Work::Now(Outcome::refused(&error)),
+    })
+}
+
+pub(super) fn start_pool_r2(mut call: Call<'_>) -> Handled {
+    let (uuid, method): (String, Option<String>) = call.arguments()?;
+    checked((|| {
+        let method = arguments::legacy_unlock_method(method)?;
+        Ok(start_pool(arguments::pool_uuid(&uuid)?, Unlock { method, passphrase: false }, CacheTier::Keep))
+    })())
+}
+
+pub(super) fn start_pool_r4(mut call: Call<'_>) -> Handled {
+    let (id, id_type, method): (String, String, Option<String>) = call.arguments()?;
+    checked((|| {
+        let method = arguments::legacy_unlock_method(method)?;
+        Ok(start_pool(arguments::pool_id(&id, &id_type)?, Unlock { method, passphrase: false }, CacheTier::Keep))
+    })())
+}
+
+/// A way to unlock: any slot (`None`), or that one.
+type UnlockMethod = Option<u32>;
+
+pub(super) fn start_pool_r8(mut call: Call<'_>) -> Handled {
+    type Arguments = (String, String, Option<UnlockMethod>, Option<DescriptorArgument>);
+    let (id, id_type, method, key): Arguments = call.arguments()?;
+    start_pool_with_key((id, id_type), method, key, CacheTier::Keep)
+}
+
+pub(super) fn start_pool_r9(mut call: Call<'_>) -> Handled {
+    type Arguments = (String, String, Option<UnlockMethod>, Option<DescriptorArgument>, bool);
+    let (id, id_type, method, key, remove_cache): Arguments = call.arguments()?;
+    let cache = if remove_cache { CacheTier::Drop } else { CacheTier::Keep };
+    start_pool_with_key((id, id_type), method, key, cache)
+}
+
+fn start_pool_with_key(
+    (id, id_type): (String, String),
+    method: Option<UnlockMethod>,
+    key: Option<DescriptorArgument>,
+    cache: CacheTier,
+) -> Handled {
+    checked((|| {
+        let which = arguments::pool_id(&id, &id_type)?;
+        // No passphrase is read yet: it can be of use for encrypted pools only. The descriptor is closed here.
+        let passphrase = arguments::passphrase(key)?.is_some();
+        Ok(start_pool(which, Unlock { method: method.is_some(), passphrase }, cache))
+    })())
+}
+
+fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Work {
+    chain(ops::start_pool(which, unlock, cache), |started| {
+        let ops::Started { pool, devices, filesystems } = started?;
+        Some(changed_later(move |tree| {
+            let filesystem = |uuid: &FsUuid| Value::Path(tree.path(Id::Filesystem(pool, *uuid)));
+            Value::Struct(vec![
+                Value::Path(tree.path(Id::Pool(pool))),
+                device_paths(tree, pool, &devices),
+                Value::Array("o", filesystems.iter().map(filesystem).collect()),
+            ])
+        }))
+    })
+}
+
+/// The old way to start an encrypted pool. Nothing but a start with a way to unlock it, which opens all its devices.
+pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
+    let (uuid, method): (String, String) = call.arguments()?;
+    checked((|| {
+        let which = arguments::pool_uuid(&uuid)?;
+        let unlock = Unlock { method: arguments::legacy_unlock_method(Some(method))?, passphrase: false };
+        Ok(chain(ops::start_pool(which, unlock, CacheTier::Keep), |started| {
+            let devices = started?.devices;
+            Some(changed(Value::Array("s", devices.iter().map(|uuid| Value::str(uuid.simple())).collect())))
+        }))
+    })())
+}
+
+/// Like destroying, stopping by a path that is no pool's is refused.
+pub(super) fn stop_pool_r2(mut call: Call<'_>) -> Handled {
+    let (path,): (PathArgument,) = call.arguments()?;
+    checked(arguments::pool(call.tree, &path).map(|uuid| stop_pool(PoolRef::Uuid(uuid))))
+}
+
+pub(super) fn stop_pool_r6(mut call: Call<'_>) -> Handled {
+    let (id, id_type): (String, String) = call.arguments()?;
+    checked(arguments::pool_id(&id, &id_type).map(stop_pool))
+}
+
+fn stop_pool(which: PoolRef) -> Work {
+    Work::Chain(ops::stop_pool(which).map(|result| {
+        let stopped = |uuid: PoolUuid| Outcome::Done(changed(Value::str(uuid.simple())));
+        match result {
+            Ok(Stopped::Done(uuid) | Stopped::CleanedUp(uuid)) => stopped(uuid),
+            Ok(Stopped::Already) => Outcome::NoChange,
+            // The one refusal after which something has changed: the pool's objects are gone.
+            Ok(Stopped::Partly(uuid, error)) => Outcome::Refused(format!(
+                "pool {uuid} has been stopped, but some of its devices could not be taken down ({}); see what uses them, \
+                 then stop the pool again",
+                sentence(&error)
+            )),
+            Err(error) => Outcome::refused(&error),
+        }
     }))
 }
 
+pub(super) fn refresh_state(call: Call<'_>) -> Handled {
+    drop(call);
+    Ok(chain(ops::refresh(), |()| None))
+}
+
 // ---- pool ----
+
+fn generation(current: bool) -> Generation {
+    if current { Generation::Current } else { Generation::Written }
+}
+
+fn told_as_is(text: String) -> Option<Late<Value>> {
+    Some(Box::new(|_| Value::Str(text)))
+}
+
+pub(super) fn metadata(mut call: Call<'_>) -> Handled {
+    let (current,): (bool,) = call.arguments()?;
+    Ok(chain(ops::pool_metadata(call.pool()?, generation(current)), told_as_is))
+}
+
+pub(super) fn filesystem_metadata(mut call: Call<'_>) -> Handled {
+    let (name, current): (Option<String>, bool) = call.arguments()?;
+    Ok(chain(ops::filesystem_metadata(call.pool()?, name, generation(current)), told_as_is))
+}
 
 pub(super) fn create_filesystems_r0(mut call: Call<'_>) -> Handled {
     let (specs,): (Vec<(String, Option<String>)>,) = call.arguments()?;
@@ -259,6 +428,16 @@ pub(super) fn rename_filesystem(mut call: Call<'_>) -> Handled {
         let tell = move |renamed: bool| renamed.then(|| changed(Value::str(uuid.simple())));
         Ok(chain(ops::rename_filesystem(pool, uuid, Name::new(&name)?), tell))
     })())
+}
+
+pub(super) fn set_merge_scheduled(mut call: Call<'_>) -> Handled {
+    let (scheduled,): (bool,) = call.arguments()?;
+    let Some(State::Filesystem(object)) = call.object.map(|object| &object.state) else {
+        return Err(BadArguments::Row);
+    };
+    let (pool, uuid) = (object.pool, object.filesystem.uuid);
+    let tell = move |set: bool| set.then(|| changed(Value::str(uuid.simple())));
+    Ok(chain(ops::schedule_revert(pool, uuid, scheduled), tell))
 }
 
 // ---- blockdev ----

@@ -26,6 +26,7 @@ mod lister;
 mod message;
 mod methods;
 pub mod outcome;
+mod passphrase;
 pub mod policy;
 mod properties;
 mod reader;
@@ -39,7 +40,7 @@ mod writer;
 
 use std::{io, sync::Arc};
 
-pub use job::{Failure, Job, Reply, Submit};
+pub use job::{Failure, Holder, Job, Locks, Reply, Submit};
 pub use lister::{Lister, MESSAGE_MAX_VARIABLE};
 pub use reader::Reader;
 pub use writer::Writer;

@@ -104,7 +104,8 @@ fn pools<'a>(
             )
         });
         let mut entries = vec![("devs", Value::Array("a{ss}", devices.collect()))];
-        if let Some(name) = &pool.name {
+        // A name that others have, too, would lead to the wrong one.
+        if let Some(name) = pool.name.as_ref().filter(|_| !pool.ambiguous) {
             entries.push(("name", Value::str(name.as_str())));
         }
         if let Some(encryption) = &pool.encryption {

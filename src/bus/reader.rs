@@ -9,18 +9,22 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 use dbus::{Message, MessageType};
 use threads::stop::Stop;
 
-use crate::bus::{
-    Error, NAME,
-    connection::Connection,
-    introspect,
-    job::{Caller, Failure, Job, Reply, Submit},
-    lister::Lists,
-    message::{self, BadArguments},
-    methods::{Call, Work},
-    outcome::{Answer, Asked, error_name},
-    table::{self, Interface, Kind, Member, Row, Subject},
-    tree::{self, Object, Published, TOP, Tree},
-    wire::{Body, Value},
+use crate::{
+    bus::{
+        Error, NAME,
+        connection::Connection,
+        introspect,
+        job::{Caller, Failure, Job, Locks, Reply, Submit},
+        lister::Lists,
+        message::{self, BadArguments},
+        methods::{Call, Work},
+        outcome::{Answer, Asked, Outcome, error_name},
+        table::{self, Interface, Kind, Member, Row, Subject},
+        tree::{self, Object, Published, TOP, Tree},
+        wire::{Body, Value},
+    },
+    engine::request::Next,
+    view::View,
 };
 
 /// A call that is answered with a D-Bus error.
@@ -74,7 +78,9 @@ pub(super) enum Response {
     /// It is answered now.
     Answer(Answer),
     /// The engine is needed.
-    Job(Asked, crate::engine::request::Next<crate::bus::outcome::Outcome>),
+    Job(Asked, Next<Outcome>),
+    /// A report that tells also of what is under way.
+    Report(Asked, fn(&View, &Locks) -> String),
     /// The lister answers it.
     List,
 }
@@ -176,7 +182,15 @@ impl Reader {
                     self.connection.send(message::answer(&caller, &answer));
                 }
             }
-            Response::Answer(_) | Response::List => {}
+            Response::Report(asked, report) if wants_reply => {
+                let report = std::panic::catch_unwind(AssertUnwindSafe(|| report(&tree.view, &submit.locks())));
+                let answer = match report {
+                    Ok(text) => asked.answer(Outcome::done(Value::Str(text)), &tree),
+                    Err(_) => CallError::Panicked.into(),
+                };
+                self.connection.send(message::answer(&caller, &answer));
+            }
+            Response::Answer(_) | Response::Report(..) | Response::List => {}
             Response::Job(asked, chain) => {
                 let for_failure = caller.clone();
                 let reply = move |caller, outcome| {
@@ -238,6 +252,7 @@ fn handle(
     Ok(match handler(Call { tree, object, arguments })? {
         Work::Now(outcome) => Response::Answer(asked.answer(outcome, tree)),
         Work::Chain(chain) => Response::Job(asked, chain),
+        Work::Report(report) => Response::Report(asked, report),
     })
 }
 

@@ -1,37 +1,53 @@
 //! The reports: the published state as JSON text for people (`spec/dbus/dbus-api.md` §4.3). Its shape is not stable.
 //!
-//! Knows nothing that is not in the published state.
+//! Knows nothing that is not in the published state, or told of the requests under way.
 
 use serde_json::{Map, Value, json};
 
 use crate::{
+    bus::job::{Holder, Locks},
     engine::units::Sectors,
     view::{Device, Filesystem, Pool, Stopped, StoppedPool, Tier, View},
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
+/// Ours: the existing daemon has no such report.
+const LOCKS: &str = "locks";
 
 /// There is no report of that name.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no report named {0}; the only one is {STOPPED_POOLS}")]
+#[error("there is no report named {0}; there are {STOPPED_POOLS} and {LOCKS}")]
 pub struct NoSuchReport(String);
+
+/// Makes a report.
+pub type Report = fn(&View, &Locks) -> String;
 
 /// The report of that name.
 ///
 /// # Errors
 /// When there is none.
-pub fn by_name(name: &str, view: &View) -> Result<String, NoSuchReport> {
+pub fn by_name(name: &str) -> Result<Report, NoSuchReport> {
     match name {
-        STOPPED_POOLS => Ok(Value::Object(stopped(&view.stopped)).to_string()),
+        STOPPED_POOLS => Ok(|view, _| Value::Object(stopped(&view.stopped)).to_string()),
+        LOCKS => Ok(|_, held| locks(held).to_string()),
         _ => Err(NoSuchReport(name.to_owned())),
     }
 }
 
-/// Everything about all pools, running (sorted by UUID) and stopped.
-pub fn engine_state(view: &View) -> String {
+/// Everything about all pools, running (sorted by UUID) and stopped, and who is at work on them.
+pub fn engine_state(view: &View, held: &Locks) -> String {
     let mut report = stopped(&view.stopped);
     report.insert("pools".into(), view.pools.values().map(|running| pool(running)).collect());
+    report.insert(LOCKS.into(), locks(held));
     Value::Object(report).to_string()
+}
+
+fn locks(held: &Locks) -> Value {
+    let each = |list: &[Holder]| -> Value {
+        let one = |Holder { request, access, age }: &Holder| json!({ "request": request, "access": access, "age_ms": age.as_millis() as u64 });
+        list.iter().map(one).collect()
+    };
+    json!({ "holders": each(&held.holders), "waiters": each(&held.waiters) })
 }
 
 fn or_not_set(text: Option<String>) -> String {
@@ -44,14 +60,18 @@ fn sectors(size: Option<Sectors>) -> String {
 
 fn pool(pool: &Pool) -> Value {
     let tier = |tier| pool.devices.values().filter(|device| device.tier == tier).map(|d| device(d)).collect::<Value>();
-    json!({
+    let mut report = json!({
         "uuid": pool.uuid.hyphenated(),
         "name": pool.name.as_str(),
         "available_actions": pool.availability.word(),
         "fs_limit": pool.fs_limit,
         "filesystems": pool.filesystems.values().map(|f| filesystem(f)).collect::<Value>(),
         "blockdevs": { "datadevs": tier(Tier::Data), "cachedevs": tier(Tier::Cache) },
-    })
+    });
+    if let Some(reason) = &pool.restriction {
+        report["restriction"] = Value::from(&**reason);
+    }
+    report
 }
 
 fn filesystem(filesystem: &Filesystem) -> Value {
@@ -70,6 +90,8 @@ fn device(device: &Device) -> Value {
         "uuid": device.uuid.hyphenated(),
         "path": device.physical.to_string_lossy(),
         "size": device.size.to_string(),
+        "in_use": device.in_use,
+        "blksizes": format!("logical {} bytes, physical {} bytes", device.sector_bytes.0, device.sector_bytes.1),
     });
     if let Some(size) = device.new_size {
         report["new_size"] = Value::from(size.to_string());

@@ -328,6 +328,19 @@ impl FromValue for PathArgument {
     }
 }
 
+/// A descriptor as an argument; `None` if the message has none of the number named.
+#[derive(Debug)]
+pub struct DescriptorArgument(pub Option<Descriptor>);
+
+impl FromValue for DescriptorArgument {
+    fn from_value(value: Value) -> Option<DescriptorArgument> {
+        match value {
+            Value::Descriptor(descriptor) => Some(DescriptorArgument(descriptor)),
+            _ => None,
+        }
+    }
+}
+
 impl<T: FromValue> FromValue for Vec<T> {
     fn from_value(value: Value) -> Option<Vec<T>> {
         match value {

@@ -12,6 +12,7 @@ use signal_hook::{
 };
 use threads::{
     group::{Ended, Group, How, SpawnError},
+    lock::{Observation, Observed},
     stop::Stop,
     wake::Waker,
     workers::Workers,
@@ -25,7 +26,7 @@ use super::{
     thread_table as names, version,
 };
 use crate::{
-    bus::{self, Bus, Job, Reader, Reply},
+    bus::{self, Bus, Holder, Job, Locks, Reader, Reply},
     engine::{self, Engine, request::Next},
     platform,
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
@@ -231,5 +232,14 @@ struct Jobs(Dispatcher<Reply>);
 impl bus::Submit for Jobs {
     fn submit(&self, Job { label, chain, on_failure }: Job) {
         self.0.submit(Request { label, chain, on_failure });
+    }
+
+    fn locks(&self) -> Locks {
+        let told = |observed: Vec<Observed>| -> Vec<Holder> {
+            let tell = |Observed { label, access, age, .. }| Holder { request: label.into_owned(), access, age };
+            observed.into_iter().map(tell).collect()
+        };
+        let Observation { holders, waiters } = self.0.observe();
+        Locks { holders: told(holders), waiters: told(waiters) }
     }
 }

@@ -88,6 +88,12 @@ pub fn pool_of(name: &str) -> Option<PoolUuid> {
     if known { uuid.parse().ok() } else { None }
 }
 
+/// The pool that a device-mapper device is a filesystem of, if its name says so.
+pub fn filesystem_of(name: &str) -> Option<PoolUuid> {
+    let is_private = name.starts_with(&format!("{FORMAT}-private-"));
+    pool_of(name).filter(|_| !is_private)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,7 +104,9 @@ mod tests {
         for role in Role::ALL {
             assert_eq!(pool_of(&role.name(pool)), Some(pool), "{role:?}");
         }
-        assert_eq!(pool_of(&filesystem(pool, FsUuid::from_random([9; 16]))), Some(pool));
+        let of_filesystem = filesystem(pool, FsUuid::from_random([9; 16]));
+        assert_eq!((pool_of(&of_filesystem), filesystem_of(&of_filesystem)), (Some(pool), Some(pool)));
+        assert_eq!(filesystem_of(&Role::Mdv.name(pool)), None);
         for foreign in ["", "vg-root", "stratis-1-private-zz-flex-mdv", "stratis-2-private", "stratis-1-ünü"] {
             assert_eq!(pool_of(foreign), None, "{foreign}");
         }

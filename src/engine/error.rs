@@ -10,6 +10,7 @@ use crate::{
         metadata,
         name::{Name, NameError},
         plan,
+        request::PoolRef,
         units::Sectors,
     },
     platform,
@@ -28,6 +29,14 @@ pub enum Error {
     Name(#[from] NameError),
     #[error("there is no running pool with UUID {0}; list the pools and check the identifier")]
     NoPool(PoolUuid),
+    #[error("no pool with {0} is known, running or stopped; list the pools and check the identifier")]
+    UnknownPool(PoolRef),
+    #[error("several pools that do not run are named {name} ({}); use the UUID of the one that is meant", uuids(.pools))]
+    AmbiguousName { name: Name, pools: Vec<PoolUuid> },
+    #[error("pool {pool} is not encrypted, but {given} was given; leave that out")]
+    NotEncrypted { pool: Name, given: &'static str },
+    #[error("pool {pool} is encrypted; say how it is to be unlocked")]
+    NoUnlockMethod { pool: Name },
     #[error("pool {pool} has no filesystem with UUID {filesystem}; list its filesystems and check the identifier")]
     NoFilesystem { pool: Name, filesystem: FsUuid },
     #[error("pool {pool} has no block device with UUID {device}; list its devices and check the identifier")]
@@ -92,8 +101,47 @@ pub enum Error {
          add a data device, choose a smaller size or allow overprovisioning"
     )]
     NoRoom { pool: Name, needed: Sectors, room: Sectors },
+    #[error(
+        "pool {pool} has a cache already with other devices{}{}; use just its devices, or add devices to the cache",
+        only(" - only requested: ", .only_requested), only(" - only in the cache: ", .only_present)
+    )]
+    OtherCache { pool: Name, only_requested: Vec<PathBuf>, only_present: Vec<PathBuf> },
+    #[error("pool {pool} has no cache; initialize one first")]
+    NoCache { pool: Name },
+    #[error("{} is a cache device of pool {pool}, and only data devices can be grown", path.display())]
+    CacheDoesNotGrow { pool: Name, path: PathBuf },
+    #[error("pool {pool} has a filesystem limit of {limit} now; choose a larger one than that")]
+    FilesystemLimitNotRaised { pool: Name, limit: u64 },
+    #[error("the metadata volume of pool {pool} has room for {maximum} filesystems; choose a limit up to that")]
+    FilesystemLimitTooHigh { pool: Name, maximum: u64 },
+    #[error("filesystem {name} cannot have this size limit")]
+    SizeLimit { name: Name, source: plan::sizes::SizeError },
+    #[error(
+        "the thin pool of {pool} needs more space for its metadata, and there is none left; add a data device or \
+         destroy filesystems"
+    )]
+    MetadataExhausted { pool: Name },
+    #[error(
+        "the thin pool of {pool} needs more space for its metadata, and all there is has been promised to filesystems; \
+         add a data device, destroy filesystems or allow overprovisioning"
+    )]
+    MetadataPromised { pool: Name },
     #[error("filesystem {name} is in use (mounted on {}); unmount it first", list(.mount_points))]
     Mounted { name: Name, mount_points: Vec<PathBuf> },
+    #[error("filesystem {name} is no snapshot of another, so there is nothing that it could replace")]
+    NoOrigin { name: Name },
+    #[error(
+        "filesystem {name} cannot replace {origin}, which is itself to replace another at the next start; cancel that first"
+    )]
+    OriginScheduled { name: Name, origin: String },
+    #[error(
+        "filesystem {name} cannot replace its origin, which {sibling} is to replace at the next start; cancel that first"
+    )]
+    SiblingScheduled { name: Name, sibling: String },
+    #[error(
+        "filesystem {name} cannot replace its origin, since {snapshot} is to replace {name} at the next start; cancel that first"
+    )]
+    SnapshotScheduled { name: Name, snapshot: String },
     #[error("filesystem {name} is to replace its origin, or to be replaced, at the next start; cancel that first")]
     RevertScheduled { name: Name },
     #[error("pool {pool} is in state {}, in which this is not done until somebody has repaired it by hand; {reason}", .level.word())]
@@ -104,12 +152,28 @@ pub enum Error {
     Encrypted { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
+    #[error("the key description {0:?} contains a `;`, with which the kernel separates fields; choose another")]
+    KeyDescription(String),
     #[error("the devices do not have room for {what} more; use larger or more devices")]
     NoSpace { what: Sectors },
 
     // ---- failed: what was found ----
+    #[error("pool {pool} lacks {} of its {total} devices; connect them", .missing.len())]
+    DevicesMissing { pool: Name, missing: Vec<DevUuid>, total: usize },
+    #[error("device {device} carries pool {pool}'s signature but is not listed in its metadata; disconnect it")]
+    ExtraDevice { pool: Name, device: DevUuid },
     #[error("the devices of pool {0} have different metadata versions; disconnect those that do not belong to it")]
     MixedVersions(PoolUuid),
+    #[error(
+        "the devices of pool {0} hold no pool metadata; the pool was never completed, or its data devices are missing"
+    )]
+    NoMetadata(PoolUuid),
+    #[error("the metadata of pool {pool} cannot be used: {why}")]
+    Unusable { pool: PoolUuid, why: String },
+    #[error("pool {0} has been destroyed; what is left of it is wiped when its devices are next seen")]
+    Destroyed(PoolUuid),
+    #[error("device-mapper device {0} is up, which another has to take the place of")]
+    StillUp(String),
     #[error(
         "device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand"
     )]
@@ -208,6 +272,10 @@ fn names(names: &[Name]) -> String {
         0..=5 => shown.join(", "),
         more => format!("{} and {} more", shown.join(", "), more - shown.len()),
     }
+}
+
+fn uuids(pools: &[PoolUuid]) -> String {
+    pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn only(label: &str, paths: &[PathBuf]) -> String {

@@ -8,6 +8,8 @@
 //!   thin devices in it that have no record are deleted: the creation did not happen.
 //! - [`Journal::Destroy`] is written after the device-mapper devices are gone and before the first record is removed: from
 //!   then on the destruction happens. After a crash it is carried out again from the beginning; each step can be repeated.
+//! - [`Journal::Revert`] is written when the thin device that is to take the place of another is up, and before the first
+//!   record is changed: from then on the revert happens, as above.
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,19 @@ pub struct Pending {
     pub heir: Option<FsUuid>,
 }
 
+/// A snapshot that takes the place of its origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revert {
+    /// The origin: its name and identity stay.
+    pub origin: FsUuid,
+    /// The origin's thin device so far, which goes.
+    pub replaced: u32,
+    /// The snapshot, which goes as such.
+    pub snapshot: FsUuid,
+    /// The snapshot's thin device: the origin's from now on.
+    pub thin_id: u32,
+}
+
 /// An entry of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -40,13 +55,17 @@ pub enum Journal {
     Create(Vec<Pending>),
     /// These are being destroyed.
     Destroy(Vec<Pending>),
+    /// This is being carried out.
+    Revert(Revert),
 }
 
 impl Journal {
-    /// The thin devices of the entry.
+    /// The thin devices of the entry that come or go.
     pub fn pending(&self) -> &[Pending] {
-        let (Journal::Create(pending) | Journal::Destroy(pending)) = self;
-        pending
+        match self {
+            Journal::Create(pending) | Journal::Destroy(pending) => pending,
+            Journal::Revert(_) => &[],
+        }
     }
 
     /// Whether the destruction of this filesystem has been decided.
@@ -54,9 +73,13 @@ impl Journal {
         matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.uuid == filesystem))
     }
 
-    /// Name of the entry's file: that of the first filesystem in it, which is in no other entry.
+    /// Name of the entry's file: that of the first filesystem in it that comes or goes, which is in no other entry.
     fn file(&self) -> Option<String> {
-        self.pending().first().map(|first| filesystem::file_name(first.uuid))
+        let first = match self {
+            Journal::Create(pending) | Journal::Destroy(pending) => pending.first()?.uuid,
+            Journal::Revert(revert) => revert.snapshot,
+        };
+        Some(filesystem::file_name(first))
     }
 }
 

@@ -18,6 +18,7 @@ pub mod plan;
 pub mod pool;
 mod registry;
 pub mod request;
+mod revert;
 mod setup;
 mod stack;
 pub mod thin_status;

@@ -12,9 +12,12 @@ use std::{
 use crate::{
     engine::{
         bda::Bda,
+        error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata},
         name::Name,
+        pool::Pool,
+        request::PoolRef,
     },
     platform::{BlockDevice, Timestamp},
     view,
@@ -28,7 +31,7 @@ pub struct Found {
     /// Its area.
     pub bda: Bda,
     /// The newest pool metadata on it with its stamp, if it has any. `Err`: it has some that cannot be read.
-    pub metadata: Option<Result<(Timestamp, Arc<PoolMetadata>), String>>,
+    pub metadata: Option<std::result::Result<(Timestamp, Arc<PoolMetadata>), String>>,
 }
 
 impl Found {
@@ -63,7 +66,44 @@ pub enum Verdict {
     Unreadable(String),
 }
 
+impl Verdict {
+    /// Why the pool cannot be set up; `None` if it can.
+    pub fn obstacle(self, uuid: PoolUuid) -> Option<Error> {
+        let named = |metadata: &PoolMetadata, error: &dyn Fn(Name) -> Error| match Name::new(&metadata.name) {
+            Ok(name) => error(name),
+            Err(cause) => cause.into(),
+        };
+        Some(match self {
+            Verdict::Complete(_) => return None,
+            Verdict::Incomplete(metadata, missing) => {
+                let total = metadata.devices().count();
+                named(&metadata, &|pool| Error::DevicesMissing { pool, missing: missing.clone(), total })
+            }
+            Verdict::Surplus(metadata, surplus) => {
+                let device = surplus.first().copied()?;
+                named(&metadata, &|pool| Error::ExtraDevice { pool, device })
+            }
+            Verdict::Destroying(_) => Error::Destroyed(uuid),
+            Verdict::NeverCommitted => Error::NoMetadata(uuid),
+            Verdict::Unreadable(why) => Error::Unusable { pool: uuid, why },
+        })
+    }
+}
+
 impl DeviceSet {
+    /// The devices of a pool that has just been taken down, with its metadata as it has just been written.
+    pub fn of(pool: &Pool) -> DeviceSet {
+        let metadata = Arc::new(pool.meta.clone());
+        let devices = pool.members.iter().map(|(uuid, member)| {
+            // Devices of the cache tier hold none.
+            let holds_metadata = pool.meta.data_devices().any(|data| data == *uuid);
+            let stamp = member.bda.last_update().unwrap_or_default();
+            let metadata = holds_metadata.then(|| Ok((stamp, Arc::clone(&metadata))));
+            (*uuid, Found { device: member.device.clone(), bda: member.bda.clone(), metadata })
+        });
+        DeviceSet { devices: devices.collect(), partial: false }
+    }
+
     /// The devices, by identifier.
     pub fn devices(&self) -> impl Iterator<Item = &Found> {
         self.devices.values()
@@ -92,6 +132,11 @@ impl DeviceSet {
         let mut versions = self.devices.values().map(|found| found.bda.header().version);
         let first = versions.next()?;
         versions.all(|version| version == first).then_some(first)
+    }
+
+    /// Puts what has just been read of its devices in place of what was known of them.
+    pub fn renew(&mut self, found: Vec<Found>) {
+        self.devices = found.into_iter().map(|found| (found.bda.header().device, found)).collect();
     }
 
     /// Adds a device. One of the same identifier but another number stays as it is, with a warning: it may be a clone.
@@ -163,6 +208,7 @@ impl DeviceSet {
             uuid,
             name: self.name(),
             devices: self.devices.iter().map(|(uuid, found)| (found.device.path.clone(), *uuid)).collect(),
+            ambiguous: false,
             metadata_version: self.version().map(MetadataVersion::number),
             features,
             encryption: None,
@@ -196,6 +242,39 @@ impl Registry {
         self.sets.get(&pool).cloned()
     }
 
+    /// Which pool is meant, of those that do not run.
+    ///
+    /// # Errors
+    /// If there is none, or more than one of that name.
+    pub fn resolve(&self, which: &PoolRef) -> Result<PoolUuid> {
+        match which {
+            PoolRef::Uuid(uuid) => {
+                let shown = self.sets.get(uuid).and_then(|set| set.view(*uuid));
+                shown.map(|pool| pool.uuid).ok_or_else(|| Error::UnknownPool(which.clone()))
+            }
+            PoolRef::Name(name) => {
+                let named = |set: &DeviceSet| set.name().is_some_and(|of_set| of_set == *name);
+                let pools: Vec<_> = self.sets.iter().filter(|(_, set)| named(set)).map(|(uuid, _)| *uuid).collect();
+                match pools[..] {
+                    [] => Err(Error::UnknownPool(which.clone())),
+                    [one] => Ok(one),
+                    _ => Err(Error::AmbiguousName { name: name.clone(), pools }),
+                }
+            }
+        }
+    }
+
+    /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found.
+    pub fn replace(&mut self, found: Vec<Found>) {
+        let known = std::mem::take(&mut self.sets);
+        for found in found {
+            let pool = found.bda.header().pool;
+            let partial = known.get(&pool).is_some_and(|set| set.partial);
+            self.sets.entry(pool).or_insert_with(|| DeviceSet { partial, ..DeviceSet::default() }).add(found);
+        }
+        self.changed = true;
+    }
+
     /// Takes a pool's set out: the pool runs, or nothing is left of it.
     pub fn take(&mut self, pool: PoolUuid) -> Option<DeviceSet> {
         let set = self.sets.remove(&pool);
@@ -203,11 +282,17 @@ impl Registry {
         set
     }
 
+    /// Takes in the devices of a pool that has been taken down.
+    pub fn park(&mut self, pool: PoolUuid, set: DeviceSet) {
+        self.sets.insert(pool, set);
+        self.tidy();
+    }
+
     /// Notes whether some of a pool's device-mapper devices are up.
     pub fn note_partial(&mut self, pool: PoolUuid, partial: bool) {
         if let Some(set) = self.sets.get_mut(&pool) {
+            self.changed |= set.partial != partial;
             set.partial = partial;
-            self.changed = true;
         }
     }
 
@@ -272,13 +357,10 @@ impl Registry {
         }
         self.version += 1;
         let mut pools: Vec<view::StoppedPool> = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid)).collect();
-        // A name that stands for more than one pool is shown for none.
         let mut uses: HashMap<Name, usize> = HashMap::new();
         pools.iter().filter_map(|pool| pool.name.clone()).for_each(|name| *uses.entry(name).or_default() += 1);
         for pool in &mut pools {
-            if pool.name.as_ref().is_some_and(|name| uses[name] > 1) {
-                pool.name = None;
-            }
+            pool.ambiguous = pool.name.as_ref().is_some_and(|name| uses[name] > 1);
         }
         Some(Arc::new(view::Stopped { version: self.version, pools }))
     }

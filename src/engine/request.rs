@@ -12,7 +12,7 @@
 //! - a step that finds what it needs claimed by another answers [`Next::Parked`]: it is run again, from the lock
 //!   request on, when a claim has been given back.
 
-use std::any::Any;
+use std::{any::Any, fmt};
 
 use crate::engine::{Engine, ids::PoolUuid, name::Name, pool::Pool};
 
@@ -23,6 +23,15 @@ pub enum PoolRef {
     Uuid(PoolUuid),
     /// By its current name.
     Name(Name),
+}
+
+impl fmt::Display for PoolRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PoolRef::Uuid(uuid) => write!(f, "UUID {uuid}"),
+            PoolRef::Name(name) => write!(f, "name {name}"),
+        }
+    }
 }
 
 /// Whether others may look on.

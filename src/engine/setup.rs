@@ -7,20 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     engine::{
-        bda::Choose,
+        bda::{self, Choose},
         claims::Claim,
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
-        layout,
         mdv::{Journal, Mdv, Pending},
-        metadata::{self, FilesystemRecord, PoolMetadata},
+        metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
         name::Name,
-        plan::sizes,
         pool::{Filesystem, Member, Pool},
-        registry::DeviceSet,
+        registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next},
-        stack::{Ensured, Shape, Stack, ensure_device},
+        revert,
+        stack::{self, Ensured, Shape, Stack, ensure_device},
+        thin_status::{self, PoolStatus, State},
         undo::Rollback,
     },
     platform::{self, Platform, Program, dm::Visibility},
@@ -46,11 +46,28 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
     })
 }
 
-/// Sets a pool up on its devices, all of which are there.
+/// What becomes of a pool's cache tier when the pool is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheTier {
+    /// It is used as before.
+    Keep,
+    /// The pool goes on without it. Nothing is lost: every write goes to the data devices as well.
+    Drop,
+}
+
+/// Sets a pool up on its devices, all of which are there; those of the cache tier may be missing if it is to be dropped.
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
-pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, meta: PoolMetadata) -> Result<Pool> {
+pub(super) fn set_up(
+    platform: &dyn Platform,
+    uuid: PoolUuid,
+    set: &DeviceSet,
+    mut meta: PoolMetadata,
+    cache: CacheTier,
+) -> Result<Pool> {
+    let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
+    let mut former = if drops_cache { drop_cache(&mut meta, set) } else { Vec::new() };
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
     if meta.is_encrypted() {
@@ -64,10 +81,10 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
 
     let (mut pool, undo) = Rollback::new().guard(platform, |undo| {
         let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
-        let shape = shape_at_set_up(&pool);
-        for layer in shape.backstore() {
-            pool.stack.ensure(platform, &layer, undo)?;
-        }
+        let shape = pool.shape();
+        pool.stack.ensure_all(platform, shape.backstore(), undo)?;
+        pool.stack.move_to_cap(platform, &shape)?;
+        super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
         pool.stack.ensure(platform, &shape.mdv(), undo)?;
         let mdv = Mdv::new(platform, uuid);
         undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
@@ -75,37 +92,57 @@ pub(super) fn set_up(platform: &dyn Platform, uuid: PoolUuid, set: &DeviceSet, m
         let journal = mdv.journal()?;
         let mut records = mdv.records(&journal)?;
         bring_up_thin_pool(platform, &mut pool, undo)?;
-        work_off_journal(platform, &mut pool, &journal, &mut records);
+        work_off_journal(platform, &mut pool, &journal, &mut records, undo);
+        revert::carry_out(platform, &mut pool, &mut records, undo)?;
         set_up_filesystems(platform, &mut pool, records, undo);
-        judge(&mut pool);
-        complete_metadata(platform, &mut pool)?;
+        judge(platform, &mut pool);
+        former.iter_mut().for_each(|found| disown(platform, found));
+        complete_metadata(platform, &mut pool, drops_cache)?;
         Ok(pool)
     })?;
     undo.forget();
     pool.confirm_members(platform);
     pool.refresh(platform);
+    for path in former.iter().map(|found| &found.device.path) {
+        if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
+            log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
+        }
+    }
     Ok(pool)
 }
 
-/// Layers as they are set up. The thin pool's mark is its whole size, so that an event comes early; it is set right when the
-/// pool is extended.
-fn shape_at_set_up(pool: &Pool) -> Shape {
-    pool.shape(sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev)))
+/// Takes the cache tier out of the metadata; gives those of its devices that are there.
+fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
+    let Some(tier) = meta.backstore.cache_tier.take() else { return Vec::new() };
+    let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
+    set.devices().filter(|found| listed.contains(&found.bda.header().device)).cloned().collect()
 }
 
-/// Saves what old daemons did not record. A pool that is not to be changed is used as it is.
-fn complete_metadata(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    if !pool.meta.needs_completion() {
+/// Marks a device as one that pool metadata does not name, before the metadata is written that does not name it: if it is
+/// not wiped afterwards, it must not stand in the way of the pool.
+fn disown(platform: &dyn Platform, found: &mut Found) {
+    let path = found.device.path.clone();
+    if let Err(error) = found.bda.set_flags(platform, &path, HeaderFlags::UNCOMMITTED) {
+        log::warn!("{} could not be marked as one that its pool gives up: {error}", path.display());
+    }
+}
+
+/// Saves that the pool is started and what old daemons did not record. A pool that is not to be changed is used as it is,
+/// except that a cache that it runs without is out of date from now on and must never be used again.
+fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bool) -> Result<()> {
+    let grown: Vec<_> = pool.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
+    if !pool.meta.needs_completion() && !cache_dropped && grown.is_empty() {
         return Ok(());
     }
-    if let Err(error) = pool.check_changes() {
+    if let Some(error) = pool.check_changes().err().filter(|_| !cache_dropped) {
         log::warn!("the metadata of pool {} lacks keys that are not added: {}", pool.name(), error.sentence());
         return Ok(());
     }
     let limit = pool.fs_limit();
     pool.commit(platform, Choose::Some(platform.random()), |meta| {
         meta.complete(limit);
-        Ok(())
+        // The growth of these devices was cut short before this could be recorded.
+        grown.iter().try_for_each(|header| meta.reserve_integrity(header))
     })
 }
 
@@ -115,7 +152,13 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .filter(|found| listed.contains(&found.bda.header().device))
         .map(|found| {
             let geometry = platform.geometry(&found.device.path)?;
-            found.bda.check_size(&found.device.path, geometry.size)?;
+            if let Err(shrunk) = found.bda.check_size(&found.device.path, geometry.size) {
+                // What is lost may be space that nothing uses yet, such as that held for integrity data.
+                match geometry.size < meta.used_up_to(found.bda.header().device) {
+                    true => return Err(shrunk.into()),
+                    false => log::warn!("{shrunk}"),
+                }
+            }
             let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone() };
             Ok((found.bda.header().device, member))
         })
@@ -124,7 +167,7 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
 
 /// Brings up the thin pool and its two devices.
 fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
-    let shape = shape_at_set_up(pool);
+    let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
     if platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_none() {
@@ -134,7 +177,7 @@ fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollb
             repair_thin_metadata(platform, pool, &shape, undo)?;
         }
     }
-    let shape = shape_at_set_up(pool);
+    let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_data(), undo)?;
     pool.stack.ensure(platform, &shape.thin_pool(), undo)?;
     Ok(())
@@ -154,13 +197,26 @@ fn repair_thin_metadata(platform: &dyn Platform, pool: &mut Pool, shape: &Shape,
         std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
         Ok(())
     })?;
-    pool.stack.ensure(platform, &shape_at_set_up(pool).thin_meta(), undo).map(drop)
+    pool.stack.ensure(platform, &pool.shape().thin_meta(), undo).map(drop)
 }
 
-/// Takes back what was being created and completes what was being destroyed when the last daemon ended. An entry that cannot
+/// Takes back what was being created and completes what was being destroyed or reverted when the last daemon ended. An entry that cannot
 /// be worked off now stays until the next set-up: a device that somebody still has open is no reason to withhold the pool.
-fn work_off_journal(platform: &dyn Platform, pool: &mut Pool, journal: &[Journal], records: &mut [FilesystemRecord]) {
+fn work_off_journal(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    journal: &[Journal],
+    records: &mut Vec<FilesystemRecord>,
+    undo: &mut Rollback,
+) {
     for entry in journal {
+        if let Journal::Revert(revert) = entry {
+            log::info!("pool {}: completing the revert of filesystem {}", pool.name(), revert.origin);
+            pool.note_thin_id(revert.replaced.max(revert.thin_id));
+            // Ends its entry itself, or leaves it.
+            revert::finish(platform, pool, records, revert, undo);
+            continue;
+        }
         let worked_off = work_off(platform, pool, entry, records);
         let ended = worked_off.and_then(|()| Ok(Mdv::new(platform, pool.uuid()).end(entry)?));
         if let Err(error) = ended {
@@ -193,7 +249,10 @@ fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut
 fn set_up_filesystems(platform: &dyn Platform, pool: &mut Pool, records: Vec<FilesystemRecord>, undo: &mut Rollback) {
     for record in records {
         pool.note_thin_id(record.thin_id);
-        if let Err(error) = set_up_filesystem(platform, pool, record.clone(), undo) {
+        // Tried twice: what is left out stays away from its user until the pool is next set up.
+        let set_up = set_up_filesystem(platform, pool, record.clone(), undo)
+            .or_else(|_| set_up_filesystem(platform, pool, record.clone(), undo));
+        if let Err(error) = set_up {
             let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
             log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
             pool.left_out.push(record);
@@ -201,6 +260,7 @@ fn set_up_filesystems(platform: &dyn Platform, pool: &mut Pool, records: Vec<Fil
     }
 }
 
+/// Brings a filesystem up and takes it into the pool, which may have it already.
 fn set_up_filesystem(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -266,52 +326,103 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
     }
 }
 
-/// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12).
-fn judge(pool: &mut Pool) {
+/// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12), or whose thin pool
+/// is not well.
+fn judge(platform: &dyn Platform, pool: &mut Pool) {
     if let Err(error) = super::ops::check_sector_sizes(pool) {
         pool.restrict(Availability::NoPoolChanges, error.sentence());
     }
+    judge_thin_pool(platform, pool);
 }
 
-/// Takes a pool's stack down, from the top (`spec/engine/storage-stack.md` §10.3). Filesystems have been removed before.
+/// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
+/// what can still be read may be all that its users have.
+pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
+    let Ok(lines) = platform.dm_status(&Role::ThinPool.name(pool.uuid())) else { return };
+    let text = lines.first().map_or("", String::as_str);
+    let needs_check = PoolStatus::parse(text).is_some_and(|status| status.needs_check);
+    let (level, what) = match thin_status::state(text) {
+        Some(State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
+        Some(State::ReadOnly) => (Availability::NoRequests, "the metadata of its thin pool could not be written"),
+        _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),
+        _ => return,
+    };
+    pool.restrict(level, format!("{what}; stop the pool and start it again, which checks and repairs its metadata"));
+}
+
+/// Takes a pool's whole stack down, from the top. Filesystems have been removed before.
 ///
 /// # Errors
 /// When a device is busy; what was taken down before stays down.
 pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
-    for role in [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare] {
-        stack.remove(platform, role)?;
-    }
-    Mdv::new(platform, uuid).unmount()?;
-    for role in [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub] {
-        stack.remove(platform, role)?;
-    }
-    Ok(())
+    take_thin_pool_down(platform, stack)?;
+    take_backstore_down(platform, stack, uuid)
 }
 
-/// Brings a pool's stack up again after a take-down that failed half way.
+/// Removes the devices of a pool's filesystems.
+///
+/// # Errors
+/// When one is busy; those removed before stay removed.
+pub(super) fn take_filesystems_down(platform: &dyn Platform, pool: &Pool) -> Result<()> {
+    pool.filesystems.keys().try_for_each(|id| stack::remove_if_up(platform, &pool.thin_name(*id)))
+}
+
+/// The first part of [`take_down`] (`spec/engine/storage-stack.md` §10.3): what the kernel writes to.
+///
+/// # Errors
+/// As there.
+pub(super) fn take_thin_pool_down(platform: &dyn Platform, stack: &mut Stack) -> Result<()> {
+    let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare];
+    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
+}
+
+/// The second part: what is left.
+///
+/// # Errors
+/// As there.
+pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
+    Mdv::new(platform, uuid).unmount()?;
+    let roles = [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub];
+    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
+}
+
+/// Takes down whatever is up of a pool that does not run.
+///
+/// # Errors
+/// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
+pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
+    let listed = platform.dm_list()?;
+    for device in listed.iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid)) {
+        platform.dm_remove(&device.name)?;
+    }
+    take_down(platform, &mut Stack::new(uuid), uuid)
+}
+
+/// Brings a pool's stack and its filesystems up again after a take-down that failed half way.
 ///
 /// # Errors
 /// When that fails too.
 pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    let shape = pool.shape(sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev)));
-    let layers =
-        shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
+    let layers = pool.shape().layers();
+    let filesystems: Vec<FilesystemRecord> =
+        pool.filesystems.values().map(|filesystem| filesystem.record.clone()).collect();
     let mut undo = Rollback::new();
-    for layer in layers {
-        pool.stack.ensure(platform, &layer, &mut undo)?;
-    }
+    let up = pool.stack.ensure_all(platform, layers, &mut undo).and_then(|()| {
+        filesystems.into_iter().try_for_each(|record| set_up_filesystem(platform, pool, record, &mut undo))
+    });
+    // What is up stays up: it is what should be there.
     undo.forget();
-    Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
-    Ok(())
+    up?;
+    Ok(Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?)
 }
 
-/// Whether any device-mapper device of the pool is up, filesystems not counted.
+/// Whether any device-mapper device of the pool is up, filesystems not counted: they cannot be without the others.
 pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     match platform.dm_list() {
         Ok(list) => Role::ALL.iter().any(|role| list.iter().any(|device| device.name == role.name(pool))),
         Err(error) => {
-            log::warn!("could not list device-mapper devices: {error}");
-            false
+            log::warn!("could not list device-mapper devices, looking for each by name: {error}");
+            Role::ALL.iter().any(|role| matches!(platform.dm_find(&role.name(pool)), Ok(Some(_))))
         }
     }
 }

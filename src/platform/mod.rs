@@ -5,6 +5,7 @@
 
 pub mod dm;
 mod error;
+pub mod keyring;
 pub mod linux;
 pub mod sim;
 
@@ -284,6 +285,9 @@ pub trait Platform: Send + Sync + 'static {
     fn unmount(&self, at: &str) -> Result<()>;
     /// Where a device is mounted, in any order; the private place not counted.
     fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>>;
+    /// Where devices are mounted, the private place not counted. Of a device's mounts those of the whole file system
+    /// come before those of a part of it.
+    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>>;
     /// How full the file system mounted at this (absolute) path is.
     fn usage(&self, mount_point: &Path) -> Result<Usage>;
     /// Names of the files in a directory; a missing directory is made and empty.
@@ -295,6 +299,15 @@ pub trait Platform: Send + Sync + 'static {
     fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()>;
     /// Removes a file, durable when done; a missing one is no error.
     fn remove_file(&self, path: &str) -> Result<()>;
+
+    // ---- keys ----
+
+    /// Sets a key of the kernel's persistent keyring of root; it is there until the next boot. `name` is the whole name.
+    fn key_set(&self, name: &str, value: &keyring::Secret) -> Result<keyring::KeyChange>;
+    /// Removes a key. `false`: there was none.
+    fn key_unset(&self, name: &str) -> Result<bool>;
+    /// The names of all keys.
+    fn key_list(&self) -> Result<Vec<String>>;
 
     // ---- udev, time, chance ----
 

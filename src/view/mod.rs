@@ -74,6 +74,8 @@ pub struct Pool {
     pub last_reencrypt: Option<u64>,
     /// What may be done.
     pub availability: Availability,
+    /// Why not everything; `None` if everything may be done.
+    pub restriction: Option<Arc<str>>,
     /// Whether it has a cache tier.
     pub has_cache: bool,
     /// Largest number of filesystems.
@@ -105,6 +107,7 @@ impl Pool {
             encryption: None,
             volume_key_loaded: false,
             last_reencrypt: None,
+            restriction: None,
             availability: Availability::Full,
             has_cache: false,
             fs_limit: 0,
@@ -170,6 +173,10 @@ pub struct Device {
     pub size: Sectors,
     /// Size as the kernel sees it now, if different.
     pub new_size: Option<Sectors>,
+    /// Space of it is handed out for more than metadata of its own.
+    pub in_use: bool,
+    /// Logical and physical sector size in bytes.
+    pub sector_bytes: (u32, u32),
 }
 
 /// Pools that are known but not running; sorted by identifier.
@@ -188,6 +195,8 @@ pub struct StoppedPool {
     pub uuid: PoolUuid,
     /// Its name, if it can be told.
     pub name: Option<Name>,
+    /// Other pools that do not run have that name, too; it is in no list of names then.
+    pub ambiguous: bool,
     /// The devices found: node and identifier.
     pub devices: Vec<(PathBuf, DevUuid)>,
     /// 1 or 2; `None` if the devices disagree.

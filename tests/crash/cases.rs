@@ -1,6 +1,14 @@
 //! The operations that are struck.
 
-use stratisd::engine::{Result, metadata::MetadataVersion, ops};
+use stratisd::{
+    engine::{
+        Result,
+        dm_names::Role,
+        metadata::MetadataVersion,
+        ops::{self, Stopped},
+    },
+    platform::Platform,
+};
 
 use crate::bench::{Bench, name};
 
@@ -54,6 +62,45 @@ fn one_more(bench: &mut Bench) -> Result<()> {
 fn one_more_in_any(bench: &mut Bench) -> Result<()> {
     let pool = bench.names().into_iter().next().expect("a pool is there");
     bench.create_filesystems(&pool, &["one-more"]).map(drop)
+}
+
+/// Filesystem f with snapshots s and r, s with snapshot t, each with another content.
+fn marked_snapshots(bench: &mut Bench) {
+    marked_snapshots_of(bench, MetadataVersion::V2);
+}
+
+fn marked_snapshots_of(bench: &mut Bench, version: MetadataVersion) {
+    bench.create_pool_of(version, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+    bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
+    for (origin, name) in [("f", "s"), ("f", "r"), ("s", "t")] {
+        snapshot(bench, origin, name).expect("the snapshot can be made");
+    }
+    for (mark, name) in (1..).zip(["f", "s", "r", "t"]) {
+        bench.mark("p", name, mark);
+    }
+}
+
+fn schedule(bench: &mut Bench, snapshot: &str, scheduled: bool) -> Result<()> {
+    let id = bench.filesystem("p", snapshot);
+    bench.run(ops::schedule_revert(bench.id("p"), id, scheduled)).map(drop)
+}
+
+fn reverting(bench: &mut Bench, version: MetadataVersion) {
+    marked_snapshots_of(bench, version);
+    schedule(bench, "s", true).expect("it can be scheduled");
+}
+
+/// Stops a pool wholly.
+fn stop(bench: &mut Bench, pool: &str) -> Result<()> {
+    match bench.stop_pool(pool)? {
+        Stopped::Partly(_, error) => Err(error),
+        Stopped::Done(_) | Stopped::CleanedUp(_) | Stopped::Already => Ok(()),
+    }
+}
+
+fn start_again(bench: &mut Bench) -> Result<()> {
+    bench.start_pool("p")?;
+    one_more(bench)
 }
 
 /// Every operation of the engine.
@@ -151,4 +198,92 @@ pub const CASES: &[Case] = &[
         },
         next: one_more,
     },
+    Case { name: "stop a pool", prepare: snapshots, act: |bench| stop(bench, "p"), next: start_again },
+    Case { name: "stop a pool of version 1", prepare: old_pool, act: |bench| stop(bench, "p"), next: start_again },
+    Case {
+        name: "start a pool",
+        prepare: |bench| {
+            snapshots(bench);
+            stop(bench, "p").expect("the pool can be stopped");
+        },
+        act: |bench| bench.start_pool("p").map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "start a pool of version 1",
+        prepare: |bench| {
+            old_pool(bench);
+            stop(bench, "p").expect("the pool can be stopped");
+        },
+        act: |bench| bench.start_pool("p").map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "start a pool of which thin metadata is damaged",
+        prepare: |bench| {
+            filesystems(bench);
+            let metadata = Role::ThinMeta.name(bench.id("p"));
+            bench.sim.damage_metadata(&bench.sim.dm_node(&metadata)).expect("there is a thin pool");
+            stop(bench, "p").expect("the pool can be stopped");
+        },
+        act: |bench| bench.start_pool("p").map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "start a pool with a revert",
+        prepare: |bench| {
+            reverting(bench, MetadataVersion::V2);
+            stop(bench, "p").expect("the pool can be stopped");
+        },
+        act: |bench| bench.start_pool("p").map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "start a pool of version 1 with a revert",
+        prepare: |bench| {
+            reverting(bench, MetadataVersion::V1);
+            stop(bench, "p").expect("the pool can be stopped");
+        },
+        act: |bench| bench.start_pool("p").map(drop),
+        next: one_more,
+    },
+    Case {
+        name: "clean up a pool of which the stop did not come to its end",
+        prepare: |bench| {
+            filesystems(bench);
+            let bottom = Role::OriginSub.name(bench.id("p"));
+            // As often as a stop tries.
+            bench.sim.hold_device(&bottom, 10).expect("the pool runs");
+            let stopped = bench.stop_pool("p").expect("it is stopped as far as possible");
+            assert!(matches!(stopped, Stopped::Partly(..)), "{stopped:?}");
+        },
+        act: |bench| stop(bench, "p"),
+        next: start_again,
+    },
+    Case {
+        name: "start a pool of which the stop did not come to its end",
+        prepare: |bench| {
+            filesystems(bench);
+            bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), 10).expect("the pool runs");
+            bench.stop_pool("p").expect("it is stopped as far as possible");
+        },
+        act: |bench| bench.start_pool("p").map(drop),
+        next: start_again,
+    },
+    Case {
+        name: "schedule a revert",
+        prepare: marked_snapshots,
+        act: |bench| schedule(bench, "s", true),
+        next: one_more,
+    },
+    Case {
+        name: "cancel a revert",
+        prepare: |bench| {
+            marked_snapshots(bench);
+            schedule(bench, "s", true).expect("it can be scheduled");
+        },
+        act: |bench| schedule(bench, "s", false),
+        next: one_more,
+    },
+    Case { name: "refresh", prepare: snapshots, act: |bench| bench.run(ops::refresh()), next: one_more },
 ];

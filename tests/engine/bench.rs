@@ -3,6 +3,7 @@
 //! No threads and no locks: what is proved here is what the operations do to disks and kernel, step by step.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,12 +15,12 @@ use stratisd::{
         ids::{DevUuid, FsUuid, PoolUuid},
         metadata::{IntegritySpec, MetadataVersion},
         name::Name,
-        ops::{self, NewFilesystem, NewPool},
+        ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
         pool::Pool,
         request::{Access, Granted, Mode, Next, PoolRef, Table},
         units::Sectors,
     },
-    platform::{Platform, sim::Sim},
+    platform::{Platform, WriteStep, sim::Sim},
     view,
 };
 
@@ -71,17 +72,27 @@ pub struct Bench {
     pub engine: Engine,
     /// The running pools.
     pub pools: Pools,
+    /// Those that do not run, as last told.
+    stopped: RefCell<Arc<view::Stopped>>,
 }
+
+/// Where a test leaves its mark in a filesystem, in bytes: away from what mkfs writes.
+const MARK_AT: u64 = 64 << 20;
 
 impl Bench {
     /// Starts an engine on the machine and lets it find its pools, as a daemon does.
     pub fn start(sim: Sim) -> Bench {
-        let engine = Engine::new(Arc::new(sim.clone()));
-        let mut bench = Bench { sim, engine, pools: Pools::default() };
+        let mut bench = Bench::without_discovery(sim);
         for chain in ops::discover(&bench.engine).expect("devices can be listed") {
             bench.run(chain);
         }
         bench
+    }
+
+    /// An engine that has not looked at the machine yet.
+    pub fn without_discovery(sim: Sim) -> Bench {
+        let engine = Engine::new(Arc::new(sim.clone()));
+        Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() }
     }
 
     /// Runs a chain to its end.
@@ -116,6 +127,49 @@ impl Bench {
     /// Identifier of a pool that is there.
     pub fn id(&self, name: &str) -> PoolUuid {
         self.pool(name).unwrap_or_else(|| panic!("no pool {name}")).uuid
+    }
+
+    /// The pools that are known and do not run.
+    pub fn stopped(&self) -> Arc<view::Stopped> {
+        if let Some(stopped) = self.engine.take_stopped_change() {
+            self.stopped.replace(stopped);
+        }
+        Arc::clone(&self.stopped.borrow())
+    }
+
+    /// A pool that does not run, by name.
+    pub fn stopped_pool(&self, name: &str) -> Option<view::StoppedPool> {
+        let named = |pool: &&view::StoppedPool| pool.name.as_ref().is_some_and(|of_pool| of_pool.as_str() == name);
+        self.stopped().pools.iter().find(named).cloned()
+    }
+
+    /// Stops a pool.
+    pub fn stop_pool(&mut self, pool: &str) -> Result<Stopped> {
+        self.run(ops::stop_pool(PoolRef::Name(name(pool))))
+    }
+
+    /// Starts a pool that is not encrypted.
+    pub fn start_pool(&mut self, pool: &str) -> Result<bool> {
+        let started = ops::start_pool(PoolRef::Name(name(pool)), Unlock::default(), CacheTier::Keep);
+        self.run(started).map(|started| started.is_some())
+    }
+
+    /// The power goes and comes again; a daemon starts.
+    pub fn reboot(self) -> Bench {
+        self.sim.cut_power();
+        self.sim.power_on();
+        Bench::start(self.sim)
+    }
+
+    /// Leaves a mark in a filesystem, durably.
+    pub fn mark(&self, pool: &str, name: &str, mark: u8) {
+        let node = self.thin_node(self.id(pool), self.filesystem(pool, name));
+        self.sim.write(&node, &[WriteStep::At(MARK_AT, &[mark; 512]), WriteStep::Flush]).expect("the machine runs");
+    }
+
+    /// The mark in a filesystem.
+    pub fn mark_of(&self, pool: PoolUuid, filesystem: FsUuid) -> u8 {
+        self.sim.read(&self.thin_node(pool, filesystem), MARK_AT, 512).expect("the machine runs")[0]
     }
 
     /// Names of the running pools.
@@ -156,7 +210,7 @@ impl Bench {
         device.is_some_and(|device| self.sim.link(&link) == Some(device.number))
     }
 
-    /// Checks that the machine holds what the running pools need and nothing else.
+    /// Checks that the machine holds what the running pools need, what is said to be up of others, and nothing else.
     pub fn check_nothing_left(&self, at: &str) {
         let mut devices: Vec<String> = Vec::new();
         let mut mounts: Vec<String> = Vec::new();
@@ -180,8 +234,10 @@ impl Bench {
             }
         }
         devices.sort();
-        let mut found: Vec<String> =
-            self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name).collect();
+        let stopped = self.stopped();
+        let partial = |uuid: PoolUuid| stopped.pools.iter().any(|pool| pool.uuid == uuid && pool.partial);
+        let listed = self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name);
+        let mut found: Vec<String> = listed.filter(|name| !dm_names::pool_of(name).is_some_and(partial)).collect();
         found.sort();
         assert_eq!(found, devices, "{at}: device-mapper devices");
         let mut mounted = self
@@ -191,6 +247,7 @@ impl Bench {
             .iter()
             .filter_map(|path| path.strip_prefix(Sim::private_directory()).ok().map(|name| name.display().to_string()))
             .collect::<Vec<_>>();
+        mounted.retain(|at| !at.strip_prefix(".mdv-").and_then(|uuid| uuid.parse().ok()).is_some_and(partial));
         mounted.sort();
         mounts.sort();
         assert_eq!(mounted, mounts, "{at}: mounts");

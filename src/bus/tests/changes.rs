@@ -204,6 +204,7 @@ fn stopped_pool() -> StoppedPool {
     StoppedPool {
         uuid: uuid(8),
         name: Some(name("s")),
+        ambiguous: false,
         devices: vec![("/dev/x".into(), uuid(9))],
         metadata_version: Some(1),
         features: None,

@@ -43,6 +43,7 @@ fn pool(n: u64, text: &str) -> Pool {
         volume_key_loaded: false,
         last_reencrypt: None,
         availability: Availability::Full,
+        restriction: None,
         has_cache: false,
         fs_limit: 100,
         overprovisioning: true,
@@ -67,6 +68,8 @@ fn with_device(mut pool: Pool, n: u64) -> Pool {
         initialized: 1_795_227_291,
         size: Sectors(2_000_000),
         new_size: None,
+        in_use: true,
+        sector_bytes: (512, 4096),
     };
     pool.devices.insert(device.uuid, Arc::new(device));
     pool

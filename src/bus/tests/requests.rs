@@ -1,11 +1,13 @@
 //! Calls and what is answered, without a bus: refusals that are made before the engine is asked, and the form of replies.
 
+use std::time::Duration;
+
 use dbus::{Message, arg::AppendAll};
 
 use super::{is, plain, pool, values, with_filesystem};
 use crate::{
     bus::{
-        job::{Caller, Failure},
+        job::{Caller, Failure, Holder, Locks},
         message,
         outcome::{Answer, Asked, Outcome, error_name, sentence},
         reader::{Response, respond},
@@ -45,6 +47,7 @@ fn answer(path: &str, interface: &str, member: &str, arguments: impl AppendAll) 
     match respond(&message, &two_pools()).unwrap() {
         Response::Answer(answer) => shown(&answer),
         Response::Job(..) => "a job".into(),
+        Response::Report(..) => "a report".into(),
         Response::List => "a list".into(),
     }
 }
@@ -84,7 +87,8 @@ fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
 fn create_pool_in_its_older_forms() {
     let none = ((false, ""), (false, ("", "")));
     let devices = vec!["/dev/a"];
-    let r0 = |code: (bool, u16), encryption: ((bool, &str), (bool, (&str, &str)))| {
+    type Bindings<'a> = ((bool, &'a str), (bool, (&'a str, &'a str)));
+    let r0 = |code: (bool, u16), encryption: Bindings<'_>| {
         answer("", "Manager.r0", "CreatePool", ("n", code, devices.clone(), encryption.0, encryption.1))
     };
     assert_eq!(r0((false, 7), none), "a job");
@@ -148,6 +152,62 @@ fn paths_in_arguments() {
     assert_eq!(destroy(at(0)), "a job");
     assert!(destroy(at(99)).starts_with("(false '') 1 '"));
     assert!(destroy(at(1)).contains("is not the object path of a pool"));
+}
+
+#[test]
+fn pools_are_named_by_uuid_or_name() {
+    let uuid = "00000000000000000000000000000001";
+    let hyphenated = "00000000-0000-0000-0000-000000000001";
+    let stop = |id: &str, id_type: &str| answer("", "Manager.r6", "StopPool", (id, id_type));
+    assert_eq!(stop(uuid, "uuid"), "a job");
+    assert_eq!(stop(hyphenated, "uuid"), "a job");
+    assert_eq!(stop("p", "name"), "a job");
+    assert!(stop("p", "nick").starts_with("(false '') 1 '`nick` is not a kind of identifier"));
+    assert!(stop("p", "uuid").starts_with("(false '') 1 '`p` is not a UUID"));
+    assert!(stop("a b", "name").starts_with("(false '') 1 'the name `a b`"));
+    assert_eq!(answer("", "Manager.r2", "StopPool", (at(0),)), "a job");
+    for wrong in [99, 1] {
+        assert!(answer("", "Manager.r5", "StopPool", (at(wrong),)).contains("is not the object path of a pool"));
+    }
+    let null = || std::fs::File::open("/dev/null").unwrap();
+    let start = answer("", "Manager.r9", "StartPool", ("p", "nick", (false, (false, 0_u32)), (false, null()), false));
+    assert!(start.starts_with("(false (/ [] [])) 1 '`nick` is not"), "{start}");
+}
+
+#[test]
+fn unlock_methods_have_two_spellings_and_mean_nothing_beside_the_flag() {
+    let uuid = "00000000000000000000000000000001";
+    let r2 = |id: &str, method: (bool, &str)| answer("", "Manager.r2", "StartPool", (id, method));
+    let r4 = |method: (bool, &str)| answer("", "Manager.r7", "StartPool", ("p", "name", method));
+    for good in ["keyring", "Keyring", "clevis", "Clevis", "any", "Any"] {
+        assert_eq!(r2(uuid, (true, good)), "a job");
+        assert_eq!(r4((true, good)), "a job");
+        assert_eq!(answer("", "Manager.r0", "UnlockPool", (uuid, good)), "a job");
+    }
+    for whatever in ["", "bogus"] {
+        assert_eq!(r2(uuid, (false, whatever)), "a job");
+        assert_eq!(r4((false, whatever)), "a job");
+    }
+    let filler = "(false (/ [] [])) 1 'bogus is an invalid unlock method";
+    assert!(r2(uuid, (true, "bogus")).starts_with(filler));
+    assert!(r4((true, "bogus")).starts_with(filler));
+    assert!(r2("p", (false, "")).starts_with("(false (/ [] [])) 1 '`p` is not a UUID"));
+    assert!(answer("", "Manager.r1", "UnlockPool", ("x", "keyring")).starts_with("(false []) 1 '`x` is not a UUID"));
+    assert!(answer("", "Manager.r1", "UnlockPool", (uuid, "bogus")).starts_with("(false []) 1 'bogus is an invalid"));
+}
+
+#[test]
+fn a_descriptor_is_needed_only_where_one_is_announced() {
+    use crate::bus::{arguments, wire::DescriptorArgument};
+    assert!(matches!(arguments::passphrase(None), Ok(None)));
+    let open: std::os::fd::OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    let descriptor = crate::bus::wire::Descriptor(std::sync::Arc::new(open));
+    let given = arguments::passphrase(Some(DescriptorArgument(Some(descriptor.clone())))).unwrap();
+    assert_eq!(given, Some(descriptor.clone()));
+    drop(given);
+    assert_eq!(std::sync::Arc::strong_count(&descriptor.0), 1, "a descriptor is not kept");
+    let missing = arguments::passphrase(Some(DescriptorArgument(None))).unwrap_err();
+    assert!(missing.to_string().contains("attach one"), "{missing}");
 }
 
 #[test]
@@ -227,6 +287,7 @@ fn reports_are_json() {
     let stopped = |n: u64| StoppedPool {
         uuid: super::uuid(n),
         name: Some(super::name("s")),
+        ambiguous: true,
         devices: vec![(format!("/dev/s{n}").into(), super::uuid(n * 16))],
         metadata_version: Some(2),
         features: None,
@@ -235,7 +296,9 @@ fn reports_are_json() {
     };
     let pools = [7, 8, 9].map(stopped).into();
     view.stopped = std::sync::Arc::new(crate::view::Stopped { version: 1, pools });
-    let report: serde_json::Value = serde_json::from_str(&report::engine_state(&view)).unwrap();
+    let holder = Holder { request: "pool.r9.SetName".into(), access: "Write(p)".into(), age: Duration::from_secs(2) };
+    let held = Locks { holders: vec![], waiters: vec![holder] };
+    let report: serde_json::Value = serde_json::from_str(&report::engine_state(&view, &held)).unwrap();
     let of = |pointer: &str| report.pointer(pointer).unwrap_or_else(|| panic!("{report} has no {pointer}"));
     assert_eq!(of("/pools/0/name"), "p");
     assert_eq!(of("/pools/0/filesystems/0/size"), "2097152 sectors");
@@ -246,7 +309,12 @@ fn reports_are_json() {
     assert_eq!(of("/partially_constructed_pools/0/pool_uuid"), "00000000-0000-0000-0000-000000000009");
     assert_eq!(of("/name_to_pool_uuid_map/s").as_array().map(Vec::len), Some(3));
     assert_eq!(of("/path_to_ids_map/~1dev~1s7/1"), "00000000-0000-0000-0000-000000000070");
-    let stopped = report::by_name("stopped_pools", &view).unwrap();
-    assert!(serde_json::from_str::<serde_json::Value>(&stopped).unwrap().get("pools").is_none());
-    assert!(report::by_name("engine_state_report", &view).is_err());
+    assert_eq!(of("/pools/0/blockdevs/datadevs/0/in_use"), true);
+    assert_eq!(of("/locks/waiters/0/request"), "pool.r9.SetName");
+    assert_eq!(of("/locks/waiters/0/age_ms"), 2000);
+    let by_name =
+        |name| -> serde_json::Value { serde_json::from_str(&report::by_name(name).unwrap()(&view, &held)).unwrap() };
+    assert!(by_name("stopped_pools").get("pools").is_none());
+    assert_eq!(by_name("locks").pointer("/holders"), Some(&serde_json::json!([])));
+    assert!(report::by_name("engine_state_report").is_err());
 }

@@ -3,7 +3,10 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -93,8 +96,13 @@ impl House for Home {
     }
 
     fn take_stopped_change(&self) -> Option<Arc<Stopped>> {
-        let mut stopped = self.stopped.lock();
-        std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped { version: stopped.0, pools: Vec::new() }))
+        let taken = {
+            let mut stopped = self.stopped.lock();
+            std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped { version: stopped.0, pools: Vec::new() }))
+        };
+        // Whoever could pass between the taking and the sending is given every chance to.
+        (0..20).for_each(|_| std::thread::yield_now());
+        taken
     }
 }
 
@@ -128,27 +136,32 @@ fn b() -> PoolRef {
 
 /// A dispatcher over so many workers, with pools A (named "a") and B (named "b").
 fn daemon(workers: usize) -> Daemon {
-    let group = Group::new(&["worker-*"]);
-    let workers = Workers::start(&group, NonZeroUsize::new(workers).unwrap()).unwrap();
-    let (sender, updates) = unbounded();
-    let home = Arc::new(Home::default());
-    let dispatcher = Dispatcher::new(Arc::clone(&home), workers.clone(), sender, Box::new(|_| ()));
-    let daemon = Daemon { home, group, workers, dispatcher, updates };
-    daemon.submit(
-        "insert",
-        whole_table(|_, table| {
-            for toy in [Toy::new(uuid(1), "a"), Toy::new(uuid(2), "b")] {
-                assert!(table.insert(toy).is_ok());
-            }
-            done(0)
-        }),
-    );
-    let update = daemon.next();
-    assert_eq!(update.changes.len(), 2);
+    let daemon = Daemon::new(workers, Box::new(|_| ()));
+    daemon.insert_pools();
     daemon
 }
 
 impl Daemon {
+    fn new(workers: usize, observer: Observer) -> Daemon {
+        let group = Group::new(&["worker-*"]);
+        let workers = Workers::start(&group, NonZeroUsize::new(workers).unwrap()).unwrap();
+        let (sender, updates) = unbounded();
+        let home = Arc::new(Home::default());
+        let dispatcher = Dispatcher::new(Arc::clone(&home), workers.clone(), sender, observer);
+        Daemon { home, group, workers, dispatcher, updates }
+    }
+
+    fn insert_pools(&self) {
+        let step = whole_table(|_, table| {
+            for toy in [Toy::new(uuid(1), "a"), Toy::new(uuid(2), "b")] {
+                assert!(table.insert(toy).is_ok());
+            }
+            done(0)
+        });
+        self.submit("insert", step);
+        assert_eq!(self.next().changes.len(), 2);
+    }
+
     fn submit(&self, label: &'static str, chain: Todo) {
         let on_failure = Box::new(move |failure| Some(Answer::Failed(label, failure)));
         self.dispatcher.submit(Request { label: label.to_owned(), chain, on_failure });
@@ -262,23 +275,20 @@ fn records_come_in_commit_order_with_their_replies() {
 }
 
 #[test]
-fn the_grant_outlives_the_record() {
-    let daemon = daemon(2);
-    // The next holder of the pool finds the record of the one before in the channel already.
-    let updates = daemon.updates.clone();
-    let (found, finds) = bounded(1);
-    let (first, has_begun, go) = held(Some(a()), done(7));
-    daemon.submit("first", first);
-    begun(&has_begun);
-    daemon.submit(
-        "second",
-        write(a(), move |_, _| {
-            found.send(updates.try_recv().ok().and_then(|update| update.reply)).unwrap();
-            done(8)
-        }),
-    );
-    go.send(()).unwrap();
-    assert_eq!(finds.recv_timeout(HANG).unwrap(), Some(Answer::Number(7)));
+fn the_grant_is_held_while_the_record_is_made() {
+    let dispatcher = Arc::new(OnceLock::<Dispatcher<Answer, Home>>::new());
+    let (seen, holders) = unbounded();
+    let watched = Arc::clone(&dispatcher);
+    let observer = Box::new(move |_: &[Change]| {
+        let holders = watched.get().expect("set before the first request").observe().holders;
+        seen.send(holders.into_iter().map(|holder| holder.label.into_owned()).collect::<Vec<_>>()).unwrap();
+    });
+    let daemon = Daemon::new(2, observer);
+    assert!(dispatcher.set(daemon.dispatcher.clone()).is_ok());
+    daemon.insert_pools();
+    assert_eq!(holders.recv_timeout(HANG).unwrap(), ["insert"]);
+    daemon.submit("add", write(a(), |_, toy| done(toy.add_one())));
+    assert_eq!(holders.recv_timeout(HANG).unwrap(), ["add"]);
     daemon.end();
 }
 
@@ -433,6 +443,29 @@ fn no_wake_up_is_lost_between_the_look_and_the_parking() {
     daemon.home.give_back();
     given.send(()).unwrap();
     assert_eq!(daemon.answer(), Answer::Number(1));
+    daemon.end();
+}
+
+#[test]
+fn a_claim_given_back_in_the_middle_of_a_chain_wakes_the_parked_at_once() {
+    let daemon = daemon(4);
+    assert!(daemon.home.claim());
+    daemon.submit("waiter", claiming_quick(1));
+    // Grants of a pool are given in order, so the waiter has looked for the claim; whether it has parked makes no difference.
+    daemon.submit("barrier", write(a(), |_, _| done(0)));
+    assert_eq!(daemon.answer(), Answer::Number(0));
+    let (rest, has_begun, go) = held(None, done(2));
+    daemon.submit(
+        "giver",
+        act(|home| {
+            home.give_back();
+            rest
+        }),
+    );
+    begun(&has_begun);
+    assert_eq!(daemon.answer(), Answer::Number(1));
+    go.send(()).unwrap();
+    assert_eq!(daemon.answer(), Answer::Number(2));
     daemon.end();
 }
 
@@ -655,6 +688,23 @@ fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
     let updates = daemon.updates.clone();
     daemon.end();
     assert!(updates.try_recv().is_err(), "nobody is answered twice");
+}
+
+#[test]
+fn a_stop_does_not_give_up_what_waits_for_its_next_lock() {
+    let daemon = daemon(2);
+    let (holder, has_begun, go) = held(Some(b()), done(1));
+    daemon.submit("holder", holder);
+    begun(&has_begun);
+    daemon.submit("begun", write(a(), |_, _| write(b(), |_, toy| done(toy.add_one() + 1))));
+    // The one free worker comes to this when it has queued the second step of that.
+    daemon.submit("barrier", write(a(), |_, _| done(0)));
+    assert_eq!(daemon.answer(), Answer::Number(0));
+    let over = daemon.dispatcher.stop();
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    go.send(()).unwrap();
+    assert_eq!([(); 2].map(|()| daemon.answer()), [1, 2].map(Answer::Number));
+    daemon.end();
 }
 
 /// As [`claiming`], under a lock, so that it finds a worker while the slow ones are taken.

@@ -69,45 +69,9 @@ impl FilesystemRecord {
     }
 }
 
-/// A thin device that is about to be made, or to be destroyed: written before, removed when its filesystem's record
-/// tells the truth, so that after a power cut a thin device without a record is known and removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PendingRecord {
-    /// The filesystem on it.
-    pub uuid: FsUuid,
-    /// Id of the thin device.
-    #[serde(deserialize_with = "thin_id")]
-    pub thin_id: u32,
-}
-
-impl PendingRecord {
-    /// Reads a record.
-    ///
-    /// # Errors
-    /// If it is no JSON, or required keys are missing, or values are out of range.
-    pub fn parse(json: &[u8]) -> Result<PendingRecord, RecordError> {
-        Ok(serde_json::from_slice(json)?)
-    }
-
-    /// The JSON to be stored.
-    pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("plain structs with string keys always have a JSON form")
-    }
-}
-
 /// Name of the file that holds a filesystem's record, in [`FILESYSTEMS`] or [`PENDING`].
 pub fn file_name(filesystem: FsUuid) -> String {
     format!("{}.json", filesystem.simple())
-}
-
-/// Path of a filesystem's record in the metadata volume.
-pub fn record_path(filesystem: FsUuid) -> String {
-    format!("{FILESYSTEMS}/{}", file_name(filesystem))
-}
-
-/// Path of a filesystem's entry in the journal, in the metadata volume.
-pub fn pending_path(filesystem: FsUuid) -> String {
-    format!("{PENDING}/{}", file_name(filesystem))
 }
 
 /// Whether a file is what a write that did not come to its end has left: to be removed, never to be read.
@@ -139,7 +103,7 @@ fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{FilesystemRecord, PendingRecord, RecordError, check_records, file_name, is_leftover, record_path};
+    use super::{FilesystemRecord, RecordError, check_records, file_name, is_leftover};
     use crate::engine::units::Sectors;
 
     const EXAMPLE: &str = concat!(
@@ -193,8 +157,6 @@ mod tests {
         let with_id = |id: u32| EXAMPLE.replace(r#""thin_id":0"#, &format!(r#""thin_id":{id}"#));
         assert_eq!(FilesystemRecord::parse(with_id(0xff_ffff).as_bytes()).unwrap().thin_id, 0xff_ffff);
         assert!(FilesystemRecord::parse(with_id(0x100_0000).as_bytes()).is_err());
-        let pending = r#"{"uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":16777216}"#;
-        assert!(PendingRecord::parse(pending.as_bytes()).is_err());
     }
 
     #[test]
@@ -205,17 +167,8 @@ mod tests {
     }
 
     #[test]
-    fn pending_records_are_read_back() {
-        let pending = PendingRecord { uuid: home().uuid, thin_id: 7 };
-        let text = r#"{"uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7}"#;
-        assert_eq!(String::from_utf8(pending.encode()).unwrap(), text);
-        assert_eq!(PendingRecord::parse(text.as_bytes()).unwrap(), pending);
-    }
-
-    #[test]
     fn names_files_as_other_daemons_do() {
         assert_eq!(file_name(home().uuid), "3f2504e04f8941d39a0c0305e82c3301.json");
-        assert_eq!(record_path(home().uuid), "filesystems/3f2504e04f8941d39a0c0305e82c3301.json");
         assert!(is_leftover("3f2504e04f8941d39a0c0305e82c3301.temp"));
         assert!(!is_leftover("3f2504e04f8941d39a0c0305e82c3301.json"));
         assert!(!is_leftover("temp"));

@@ -12,7 +12,7 @@ pub mod pool;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use self::{
-    filesystem::{FilesystemRecord, PendingRecord},
+    filesystem::FilesystemRecord,
     header::{HeaderFlags, StaticHeader},
     mda::{Layout, Mda},
     pool::PoolMetadata,

@@ -13,11 +13,10 @@ use crate::{
         error::{Error, Result, chain},
         ids::PoolUuid,
         metadata::PoolMetadata,
-        name::Name,
+        ops::lifecycle,
         registry::{DeviceSet, Found, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef},
-        setup,
-        stack::Stack,
+        setup::{self, CacheTier},
     },
     platform::{BlockDevice, DeviceAction, DeviceClass, DeviceEvent},
 };
@@ -27,28 +26,40 @@ use crate::{
 /// # Errors
 /// When the devices cannot be listed.
 pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
-    for device in engine.platform().block_devices()? {
-        if let Some(found) = identify(engine, device) {
-            engine.registry().add(found);
-        }
-    }
+    let found = look_around(engine)?;
+    engine.registry().replace(found);
     Ok(engine.registry().pools().into_iter().map(consider).collect())
 }
 
-/// Reads the Stratis area of a device. A device that cannot be read is logged and left alone. Nothing is written to it: that
-/// would cause an event, and a disk that cannot be mended would cause one without end. Set-up mends what can be mended.
+/// Reads the Stratis areas of all devices that are not those of running pools.
+///
+/// # Errors
+/// When the devices cannot be listed.
+fn look_around(engine: &Engine) -> Result<Vec<Found>> {
+    let devices = engine.platform().block_devices()?;
+    let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
+    Ok(new.filter_map(|device| identify(engine, device)).collect())
+}
+
+/// Reads the Stratis area of a device. A device that cannot be read is logged and left alone.
 fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
     if device.class != DeviceClass::Stratis {
         return None;
     }
+    let path = device.path.clone();
+    read(engine, device).unwrap_or_else(|error| {
+        log::warn!("{} is left alone: {}", path.display(), error.sentence());
+        None
+    })
+}
+
+/// Reads the Stratis area of a device. `None`: it has none.
+///
+/// # Errors
+/// When it cannot be read; pool metadata that cannot be is no error here.
+pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>> {
     let path = device.path.display();
-    let bda = match Bda::load(engine.platform(), &device.path, Repair::ReadOnly) {
-        Ok(bda) => bda?,
-        Err(error) => {
-            log::warn!("{path} is left alone: {}", Error::from(error).sentence());
-            return None;
-        }
-    };
+    let Some(bda) = Bda::load(engine.platform(), &device.path, Repair::ReadOnly)? else { return Ok(None) };
     let metadata = match bda.read_json(engine.platform(), &device.path) {
         Ok(None) => None,
         Ok(Some(json)) => {
@@ -60,7 +71,7 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
         log::warn!("{path} has pool metadata that cannot be read: {error}");
     }
     let stamped = metadata.map(|result| result.map(|metadata| (bda.last_update().unwrap_or_default(), metadata)));
-    Some(Found { device, bda, metadata: stamped })
+    Ok(Some(Found { device, bda, metadata: stamped }))
 }
 
 /// Takes note of an event of a block device; sets up a pool that it completes.
@@ -151,80 +162,44 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
 
 fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {
     let reason = match set.verdict() {
-        Verdict::Complete(metadata) if metadata.started == Some(false) => "it was stopped by request".to_owned(),
-        Verdict::Complete(metadata) => return with_name(uuid, set, metadata, claim),
+        // A daemon that was killed may have left some of it up.
+        Verdict::Complete(metadata) if metadata.started == Some(false) => {
+            clear_away(engine, uuid);
+            "it was stopped by request".to_owned()
+        }
+        Verdict::Complete(metadata) => {
+            let brought_up = lifecycle::bring_up(uuid, set, metadata, CacheTier::Keep, claim);
+            return brought_up.map(move |result| match result {
+                Ok(_) => {}
+                Err(error) => log::info!("pool {uuid} is not set up: {}", error.sentence()),
+            });
+        }
         Verdict::Destroying(metadata) => {
             engine.registry().take(uuid);
             finish_destruction(engine, uuid, set, &metadata);
             return Next::Done(());
         }
-        Verdict::Incomplete(metadata, missing) => {
-            format!(
-                "{} of the {} devices of pool {} are missing",
-                missing.len(),
-                metadata.devices().count(),
-                metadata.name
-            )
-        }
-        Verdict::Surplus(metadata, surplus) => {
-            let surplus: Vec<String> = surplus.iter().map(ToString::to_string).collect();
-            format!("pool {} does not know its devices {}; disconnect them", metadata.name, surplus.join(", "))
-        }
+        // What is left up of it keeps the disks from being used.
         Verdict::NeverCommitted => {
-            // A daemon that was killed leaves the devices of a creation up, and they keep the disks from being used.
-            if let Err(error) = setup::take_down(engine.platform(), &mut Stack::new(uuid), uuid) {
-                log::warn!("could not clear away what was made of pool {uuid}: {}", error.sentence());
-            }
+            clear_away(engine, uuid);
             "its creation was never completed; the devices may be used anew".to_owned()
         }
-        Verdict::Unreadable(why) => why,
+        other => other.obstacle(uuid).map_or_else(String::new, |error| error.sentence()),
     };
-    park(engine, uuid, &reason)
-}
-
-/// The pool stays among those that do not run.
-fn park(engine: &Engine, uuid: PoolUuid, reason: &str) -> Next<()> {
     log::info!("pool {uuid} is not set up: {reason}");
     let partial = setup::partly_up(engine.platform(), uuid);
     engine.registry().note_partial(uuid, partial);
     Next::Done(())
 }
 
-/// Claims the pool's name, makes sure that no running pool has it, and sets the pool up.
-fn with_name(uuid: PoolUuid, set: DeviceSet, metadata: Arc<PoolMetadata>, claim: Claim) -> Next<()> {
-    Next::act(move |engine| {
-        let name = match Name::new(&metadata.name) {
-            Ok(name) => name,
-            Err(error) => return park(engine, uuid, &error.to_string()),
-        };
-        let Some(name_claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
-            return Next::Parked(Box::new(with_name(uuid, set, metadata, claim)));
-        };
-        Next::under(Access::Pool(PoolRef::Name(name), Mode::Shared), move |_, granted| {
-            let taken = matches!(granted, Granted::Read(_));
-            Next::act(move |engine| {
-                if taken {
-                    return park(engine, uuid, &format!("a running pool is named {} too", metadata.name));
-                }
-                match setup::set_up(engine.platform(), uuid, &set, (*metadata).clone()) {
-                    Err(error) => park(engine, uuid, &error.sentence()),
-                    Ok(pool) => {
-                        log::info!("pool {} ({uuid}) is set up", pool.name());
-                        let links = super::announce(engine, &pool, pool.filesystems.values());
-                        setup::insert(pool, name_claim)
-                            .map(move |inserted| {
-                                drop(claim);
-                                if let Err(error) = inserted {
-                                    log::error!("pool {uuid} was set up but cannot be shown: {}", error.sentence());
-                                }
-                                links
-                            })
-                            .then(|links| super::when_linked(links, ()))
-                    }
-                }
-            })
-        })
-    })
+/// Takes down what is up of a pool that is not to run.
+fn clear_away(engine: &Engine, uuid: PoolUuid) {
+    let platform = engine.platform();
+    if setup::partly_up(platform, uuid) {
+        if let Err(error) = setup::clean_up(platform, uuid) {
+            log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
+        }
+    }
 }
 
 /// Completes a destruction that was decided but cut short.

@@ -1,4 +1,5 @@
-//! Snapshots (`spec/engine/storage-stack.md` §9.3).
+//! Snapshots, and the order that one is to take the place of its origin (`spec/engine/storage-stack.md` §9.3, 9.6). The
+//! revert itself is done when the pool is next set up: see [`revert`](crate::engine::revert).
 
 use crate::{
     engine::{
@@ -12,8 +13,9 @@ use crate::{
         ops::filesystems::{self, Batch},
         pool::Pool,
         request::Next,
+        setup,
     },
-    platform::{Program, dm::Visibility},
+    platform::{Platform, Program, dm::Visibility},
 };
 
 /// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
@@ -100,16 +102,15 @@ fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Next<Result<Option<F
         let made = batch
             .unborn
             .iter()
-            .try_for_each(|new| give_identity(engine, &new.device, new.filesystem.record.uuid, mounted));
+            .try_for_each(|new| give_identity(engine.platform(), &new.device, new.filesystem.record.uuid, mounted));
         filesystems::finish(uuid, batch, made)
     })
     .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
 }
 
-/// Writes the snapshot's own UUID into its XFS. A log that has not been replayed, as that of a mounted origin, does not let
-/// it be changed; mounting it for a moment replays it.
-fn give_identity(engine: &Engine, device: &str, id: FsUuid, mounted: bool) -> Result<()> {
-    let platform = engine.platform();
+/// Writes a UUID into the XFS on a snapshot's device. A log that has not been replayed, as that of an origin that was
+/// mounted, does not let it be changed; mounting it for a moment replays it.
+pub(in crate::engine) fn give_identity(platform: &dyn Platform, device: &str, id: FsUuid, mounted: bool) -> Result<()> {
     let node = platform.dm_node(device);
     let write_uuid = || {
         platform
@@ -125,4 +126,49 @@ fn give_identity(engine: &Engine, device: &str, id: FsUuid, mounted: bool) -> Re
     let unmounted = platform.unmount(&at).or_else(|_| platform.unmount(&at));
     mounted.and(unmounted)?;
     Ok(write_uuid()?)
+}
+
+/// Lets a snapshot take the place of its origin at the next start of the pool, or not. `false`: so it is already.
+pub fn schedule_revert(uuid: PoolUuid, snapshot: FsUuid, scheduled: bool) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let set = schedule(engine, pool, snapshot, scheduled);
+        Next::Done(set.inspect_err(|error| pool.note_failure(error)))
+    })
+}
+
+fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool) -> Result<bool> {
+    pool.check_requests()?;
+    let mut filesystem = pool.filesystem(snapshot)?.clone();
+    let name = filesystem.name.clone();
+    // The origin need not exist any more; that it is recorded will do, also for taking the order back.
+    let Some(origin) = filesystem.record.origin else { return Err(Error::NoOrigin { name }) };
+    if filesystem.record.merge == scheduled {
+        return Ok(false);
+    }
+    if scheduled {
+        may_replace(pool, name, snapshot, origin)?;
+    }
+    filesystem.record.merge = scheduled;
+    filesystems::save_record(engine, pool, &filesystem.record)?;
+    pool.put_filesystem(engine.platform(), filesystem);
+    Ok(true)
+}
+
+/// Refuses reverts of which the order would matter.
+fn may_replace(pool: &Pool, name: Name, snapshot: FsUuid, origin: FsUuid) -> Result<()> {
+    let scheduled = || setup::records(pool).filter(|record| record.merge);
+    if let Some(origin) = scheduled().find(|record| record.uuid == origin) {
+        return Err(Error::OriginScheduled { name, origin: origin.name.clone() });
+    }
+    if let Some(sibling) = scheduled().find(|record| record.origin == Some(origin)) {
+        return Err(Error::SiblingScheduled { name, sibling: sibling.name.clone() });
+    }
+    match scheduled().find(|record| record.origin == Some(snapshot)) {
+        Some(other) => Err(Error::SnapshotScheduled { name, snapshot: other.name.clone() }),
+        None => Ok(()),
+    }
 }

@@ -9,6 +9,7 @@ pub mod descriptors;
 mod devices;
 mod dm;
 mod files;
+mod keyring;
 mod monitor;
 mod mounts;
 pub mod pid_file;
@@ -28,6 +29,7 @@ use crate::platform::{
     Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DmEvents, Geometry, PendingLinks, Platform,
     Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
+    keyring::{KeyChange, Secret},
 };
 
 /// A machine that runs Linux.
@@ -145,6 +147,10 @@ impl Platform for Linux {
         mounts::mount_points(number)
     }
 
+    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>> {
+        mounts::mounts()
+    }
+
     fn usage(&self, mount_point: &Path) -> Result<Usage> {
         mounts::usage(mount_point)
     }
@@ -175,6 +181,18 @@ impl Platform for Linux {
 
     fn dm_events(&self) -> Result<Box<dyn DmEvents>> {
         dm::events()
+    }
+
+    fn key_set(&self, name: &str, value: &Secret) -> Result<KeyChange> {
+        keyring::set(name, value)
+    }
+
+    fn key_unset(&self, name: &str) -> Result<bool> {
+        keyring::unset(name)
+    }
+
+    fn key_list(&self) -> Result<Vec<String>> {
+        keyring::list()
     }
 
     fn now(&self) -> Timestamp {

@@ -13,7 +13,7 @@ use super::{
     Inner, Sim,
     clock::Clock,
     disks::{DiskShape, Disks},
-    faults::Control,
+    faults::{Control, Slow},
     machine::{self, Machine},
 };
 use crate::engine::units::Sectors;
@@ -79,7 +79,7 @@ pub struct Builder {
     on_demand: bool,
     real_clock: bool,
     record: bool,
-    slow: Duration,
+    slow: Slow,
 }
 
 impl Default for Builder {
@@ -101,7 +101,7 @@ impl Default for Builder {
             on_demand: true,
             real_clock: false,
             record: false,
-            slow: Duration::ZERO,
+            slow: Slow::default(),
         }
     }
 }
@@ -220,12 +220,19 @@ impl Builder {
 
     /// Every write, flush and program takes so long, for demonstrations.
     pub fn slow(mut self, each: Duration) -> Builder {
-        self.slow = each;
+        self.slow.each = each;
+        self
+    }
+
+    /// Of the slow steps only those whose subject contains this: a disk by its path, a program by its arguments.
+    pub fn slow_at(mut self, part: &str) -> Builder {
+        self.slow.part = part.to_owned();
         self
     }
 
     /// Takes the options of `--sim` from variables, usually those of the environment:
-    /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see [`Builder::slow`]) and `STRATISD_SIM_SEED`.
+    /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see [`Builder::slow`]), `STRATISD_SIM_SLOW_PATH`
+    /// (see [`Builder::slow_at`]) and `STRATISD_SIM_SEED`.
     ///
     /// # Errors
     /// The name of a variable that is not a number.
@@ -238,7 +245,10 @@ impl Builder {
             self.template.size = Sectors(gib.checked_mul(1 << 21).ok_or("STRATISD_SIM_DISK_GIB")?);
         }
         if let Some(ms) = number("STRATISD_SIM_SLOW_MS")? {
-            self.slow = Duration::from_millis(ms);
+            self.slow.each = Duration::from_millis(ms);
+        }
+        if let Some(part) = get("STRATISD_SIM_SLOW_PATH") {
+            self.slow.part = part;
         }
         if let Some(seed) = number("STRATISD_SIM_SEED")? {
             self.seed = seed;

@@ -65,6 +65,7 @@ pub enum Call {
     Announce,
     DeviceEvents,
     DmEvents,
+    Key,
 }
 
 impl Call {
@@ -86,6 +87,7 @@ impl Call {
                 | Call::ReadFile
                 | Call::DeviceEvents
                 | Call::DmEvents
+                | Call::Key
                 | Call::Run(Program::ThinCheck | Program::ThinMetadataSize)
         )
     }
@@ -124,6 +126,7 @@ impl Call {
             Call::Announce => "announce",
             Call::DeviceEvents => "listen to udev at",
             Call::DmEvents => "listen to device-mapper at",
+            Call::Key => "use the key",
         }
     }
 
@@ -220,11 +223,20 @@ pub(super) struct Control {
     state: Mutex<State>,
     /// Told of every change of gates and power.
     changed: Condvar,
-    slow: Duration,
+    slow: Slow,
+}
+
+/// What takes time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Slow {
+    /// How long each write, flush and program takes.
+    pub each: Duration,
+    /// Only those whose subject contains this.
+    pub part: String,
 }
 
 impl Control {
-    pub(super) fn new(record: bool, slow: Duration) -> Control {
+    pub(super) fn new(record: bool, slow: Slow) -> Control {
         Control {
             state: Mutex::new(State { record: record.then(Vec::new), ..State::default() }),
             changed: Condvar::new(),
@@ -257,8 +269,11 @@ impl Control {
                 return Err(Error::PowerCut);
             }
         }
-        if !self.slow.is_zero() && matches!(call, Call::Write | Call::Flush | Call::Run(_)) {
-            let until = Instant::now() + self.slow;
+        let Slow { each, part } = &self.slow;
+        let is_slow = !each.is_zero() && matches!(call, Call::Write | Call::Flush | Call::Run(_));
+        if is_slow && subject.contains(part.as_str()) {
+            log::debug!("{call:?} on {subject} takes {} ms", each.as_millis());
+            let until = Instant::now() + *each;
             while !state.off && state.boot == boot && !self.changed.wait_until(&mut state, until).timed_out() {}
             if state.off || state.boot != boot {
                 return Err(Error::PowerCut);

@@ -4,12 +4,15 @@
 //! they had made durable and of the rest what the generator spares; pools go back to their last commit; device-mapper
 //! devices, mounts, links and event sources are gone.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{disks::Disks, dm, dm::Dm, events::Events, thin::Stores, udev, udev::Udev, xfs::Xfs};
-use crate::platform::DeviceNumber;
+use crate::platform::{DeviceNumber, keyring::Secret};
 
 /// Everything there is.
 pub(super) struct Machine {
@@ -24,6 +27,8 @@ pub(super) struct Machine {
     pub(super) events: Events,
     /// Calls whose I/O waits for a suspended device or a full pool.
     pub(super) stalled: usize,
+    /// Keys, by name. They are gone after a power cut, as the kernel's are.
+    pub(super) keyring: BTreeMap<String, Secret>,
     chance: StdRng,
     keys: u64,
 }
@@ -41,6 +46,7 @@ impl Machine {
             events: Events::default(),
             stalled: 0,
             chance: StdRng::seed_from_u64(seed),
+            keyring: BTreeMap::new(),
             keys: 0,
         }
     }
@@ -96,6 +102,7 @@ impl Machine {
         self.dm = Dm::default();
         self.udev.lose_power();
         self.events.lose_power();
+        self.keyring.clear();
     }
 
     pub(super) fn power_on(&mut self) {

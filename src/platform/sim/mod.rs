@@ -57,6 +57,7 @@ use super::{
     Announcement, BlockDevice, Contents, DeviceAction, DeviceEvents, DeviceNumber, DmEvents, Error, Geometry,
     PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
+    keyring::{KeyChange, Secret},
 };
 use crate::engine::units::Sectors;
 
@@ -327,6 +328,13 @@ impl Platform for Sim {
         self.io(Call::MountPoints, "/proc/self/mountinfo", |machine| Ok(machine.xfs.mount_points(number)))
     }
 
+    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>> {
+        self.io(Call::MountPoints, "/proc/self/mountinfo", |machine| {
+            let found = machine.xfs.mounts().filter(|(at, _)| !at.starts_with(xfs::PRIVATE));
+            Ok(found.map(|(at, number)| (number, at.clone())).collect())
+        })
+    }
+
     fn usage(&self, mount_point: &Path) -> Result<Usage> {
         self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))
     }
@@ -390,6 +398,29 @@ impl Platform for Sim {
 
     fn dm_events(&self) -> Result<Box<dyn DmEvents>> {
         self.step(Call::DmEvents, "/dev/mapper/control", || self.machine()?.events.listen_dm())
+    }
+
+    fn key_set(&self, name: &str, value: &Secret) -> Result<KeyChange> {
+        self.step(Call::Key, name, || {
+            let keys = &mut self.machine()?.keyring;
+            let known = keys.get(name).map(|known| known.same(value.bytes()));
+            if known != Some(true) {
+                keys.insert(name.to_owned(), value.clone());
+            }
+            Ok(match known {
+                None => KeyChange::Created,
+                Some(false) => KeyChange::Replaced,
+                Some(true) => KeyChange::Same,
+            })
+        })
+    }
+
+    fn key_unset(&self, name: &str) -> Result<bool> {
+        self.step(Call::Key, name, || Ok(self.machine()?.keyring.remove(name).is_some()))
+    }
+
+    fn key_list(&self) -> Result<Vec<String>> {
+        self.step(Call::Key, "(all)", || Ok(self.machine()?.keyring.keys().cloned().collect()))
     }
 
     fn now(&self) -> Timestamp {

@@ -18,11 +18,7 @@ def _clear(stratis):
 def _clear_by_force():
     """For when the daemon cannot do it any more."""
     system.stop_daemon()
-    for _ in range(10):
-        if not system.mapped_devices():
-            break
-        for name in system.mapped_devices():
-            system.run("dmsetup", "remove", "--force", "--retry", name, check=False)
+    system.remove_mapped()
 
 
 @pytest.fixture

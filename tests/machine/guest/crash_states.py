@@ -40,14 +40,7 @@ def take_down(*names):
     """Removes the pool's devices, from the top of the stack to its bottom, then those named."""
     system.unmount_all()
     system.stop_daemon()
-    while True:
-        ours = [name for name in system.mapped_devices() if name.startswith("stratis-")]
-        if not ours:
-            break
-        for name in ours:
-            system.run("dmsetup", "remove", "--retry", name, check=False)
-        left = [name for name in system.mapped_devices() if name.startswith("stratis-")]
-        assert len(left) < len(ours), f"cannot be removed: {left}"
+    system.remove_mapped("stratis-")
     for name in names:
         system.run("dmsetup", "remove", "--retry", name)
 
@@ -84,7 +77,8 @@ def states_at(entries):
     """For each place of the record: (states that are right there, the operation under way)."""
     found, state, under_way = [], None, None
     for entry in entries:
-        if entry.mark:
+        # The target adds a mark of its own at its end.
+        if entry.mark and entry.mark.startswith("{"):
             told = json.loads(entry.mark)
             if "begin" in told:
                 under_way = told["begin"]
@@ -116,6 +110,89 @@ def check(states, under_way):
         stratis.close()
 
 
+def flushed_before(entries, place):
+    """How many entries a completed flush covers when the power is cut at `place`."""
+    return max((number + 1 for number in range(place) if write_log.is_flush(entries[number])), default=0)
+
+
+def draw_places(entries, generator, count):
+    """Places to cut at: in a drawn stretch between two flushes, so that the many writes of a mkfs do not get them all."""
+    first = next(number for number, entry in enumerate(entries) if entry.mark)
+    ends = [n for n in range(first, len(entries)) if write_log.is_flush(entries[n])] + [len(entries) - 1]
+    places = set()
+    for end in generator.sample(ends, min(count, len(ends))):
+        places.add(generator.randint(max(first, flushed_before(entries, end)), end))
+    return sorted(places)
+
+
+class CutDisk:
+    """The disk as a power cut leaves it. What the check of one state writes goes to another disk, so the next state
+    begins from the untouched one; places are asked for in rising order."""
+
+    def __init__(self, entries):
+        self.entries = entries
+        self.done_to = 0
+        self.sectors = system.run("blockdev", "--getsz", DISK).strip()
+        system.run("blkdiscard", "--zeroout", DISK)
+
+    def _repeat(self, entries, path, length_of):
+        with open(RECORD, "rb") as log, open(path, "r+b") as disk:
+            for entry in entries:
+                length = length_of(entry) if entry.length else 0
+                if length:
+                    write_log.copy(entry, log, disk, length)
+            disk.flush()
+            os.fsync(disk.fileno())
+
+    def set_up(self, flushed, unflushed, length_of):
+        """All entries up to `flushed`, then of `unflushed` the part that `length_of` says."""
+        self._repeat(self.entries[self.done_to : flushed], DISK, lambda entry: entry.length)
+        self.done_to = max(self.done_to, flushed)
+        system.run("dd", "if=/dev/zero", f"of={ROOM}", "bs=4k", "count=1", "conv=fsync", "status=none")
+        system.run("dmsetup", "create", "cut", "--table", f"0 {self.sectors} snapshot {DISK} {ROOM} N 8")
+        self._repeat(unflushed, "/dev/mapper/cut", length_of)
+        make_parts("/dev/mapper/cut")
+
+    def take_down(self):
+        take_down(*PARTS, "cut")
+
+
+def cut(disk, place, states, generator):
+    """One cut: (whether the daemon copes, what was done)."""
+    fates = []
+
+    def length_of(entry):
+        fates.append((write_log.fate(entry, generator), entry.length))
+        return fates[-1][0]
+
+    flushed = flushed_before(disk.entries, place)
+    disk.set_up(flushed, disk.entries[flushed : place + 1], length_of)
+    kept, lost = sum(got == all_ for got, all_ in fates), sum(got == 0 for got, _ in fates)
+    state, under_way = states[place]
+    about = f"cut at {place} during {under_way}: of {len(fates)} unflushed writes {lost} lost, {len(fates) - kept - lost} torn"
+    try:
+        check(right_states(state, under_way), under_way)
+        return True, about
+    except Exception as error:  # a state that cannot be handled is what is looked for
+        return False, f"{about}: {error}\n{system.daemon_log(30)}"
+    finally:
+        disk.take_down()
+
+
+def lying_disk_is_noticed(disk, states):
+    """The check itself is checked: a disk that forgot all of the last operation although it was flushed."""
+    done_at = max(n for n, (_, under_way) in enumerate(states) if under_way is None and n and states[n - 1][1])
+    begun_at = max(n for n in range(done_at) if states[n][1] is None)
+    disk.set_up(flushed_before(disk.entries, begun_at), [], None)
+    try:
+        check([states[done_at][0]], None)
+        return False
+    except AssertionError:
+        return True
+    finally:
+        disk.take_down()
+
+
 def main(seed, operations, cuts):
     entries = record(seed, operations)
     states = states_at(entries)
@@ -123,48 +200,16 @@ def main(seed, operations, cuts):
     writes = sum(entry.length > 0 for entry in entries)
     print(f"recorded {operations} operations: {writes} writes, {flushes} flushes", flush=True)
     generator = random.Random(seed)
-    first = next(number for number, entry in enumerate(entries) if entry.mark)
-    places = sorted(generator.sample(range(first, len(entries)), min(cuts, len(entries) - first)))
-
-    # The disk is made empty again, and then follows the record up to the last flush before each cut.
-    system.run("blkdiscard", "--zeroout", DISK)
-    room_sectors = system.run("blockdev", "--getsz", DISK).strip()
-    done_to = 0
-    failed = 0
-    for place in places:
-        flushed = max((n + 1 for n in range(place) if write_log.is_flush(entries[n])), default=0)
-        with open(RECORD, "rb") as log, open(DISK, "r+b") as disk:
-            for entry in entries[done_to:flushed]:
-                if entry.length:
-                    write_log.copy(entry, log, disk)
-            disk.flush()
-            os.fsync(disk.fileno())
-        done_to = max(done_to, flushed)
-        system.run("dd", "if=/dev/zero", f"of={ROOM}", "bs=4k", "count=1", "conv=fsync", "status=none")
-        system.run("dmsetup", "create", "cut", "--table", f"0 {room_sectors} snapshot {DISK} {ROOM} N 8")
-        kept = torn = lost = 0
-        with open(RECORD, "rb") as log, open("/dev/mapper/cut", "r+b") as disk:
-            for entry in entries[flushed : place + 1]:
-                if entry.length:
-                    length = write_log.fate(entry, generator)
-                    kept += length == entry.length
-                    lost += length == 0
-                    torn += 0 < length < entry.length
-                    if length:
-                        write_log.copy(entry, log, disk, length)
-            disk.flush()
-            os.fsync(disk.fileno())
-        make_parts("/dev/mapper/cut")
-        state, under_way = states[place]
-        about = f"cut at {place} of {len(entries)} during {under_way}: {kept} unflushed writes kept, {torn} torn, {lost} lost"
-        try:
-            check(right_states(state, under_way), under_way)
-            print(f"PASSED {about}", flush=True)
-        except Exception as error:  # a state that cannot be handled is what is looked for
-            failed += 1
-            print(f"FAILED {about}: {error}\n{system.daemon_log(30)}", flush=True)
-        take_down(*PARTS, "cut")
-    print(f"{len(places) - failed} passed, {failed} failed")
+    disk = CutDisk(entries)
+    passed = failed = 0
+    for place in draw_places(entries, generator, cuts):
+        good, about = cut(disk, place, states, generator)
+        passed, failed = passed + good, failed + (not good)
+        print("PASSED" if good else "FAILED", about, flush=True)
+    noticed = lying_disk_is_noticed(CutDisk(entries), states)
+    print("PASSED" if noticed else "FAILED", "a disk that forgets what was flushed is noticed", flush=True)
+    passed, failed = passed + noticed, failed + (not noticed)
+    print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 
 

@@ -8,11 +8,10 @@ fi
 systemctl daemon-reload
 systemctl reload dbus
 udevadm control --reload
+systemctl start stratisd
 if [ "$MODE" = shell ]; then
-    for step in "systemctl start stratisd" "stratis daemon version" "stratis pool list"; do
-        echo "# $step"
-        $step
-    done
+    echo "stratisd is up:"
+    stratis pool list
     echo
     echo "This machine is thrown away when the shell ends (exit). Its disks: $MACHINE_DISKS"
     echo "Try:  stratis pool create p1 ${MACHINE_DISKS%% *}; stratis fs create p1 f1; mount /dev/stratis/p1/f1 /mnt"

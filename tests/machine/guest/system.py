@@ -4,8 +4,9 @@ import ctypes
 import hashlib
 import os
 import pathlib
+import select
+import signal
 import subprocess
-import time
 
 DISKS = os.environ["MACHINE_DISKS"].split()
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +54,19 @@ def signature(disk):
 def mapped_devices():
     names = run("dmsetup", "ls").split("\n")
     return sorted(line.split()[0] for line in names if line and "No devices found" not in line)
+
+
+def remove_mapped(prefix=""):
+    """Removes the device-mapper devices whose names begin so, from the top of the stack to its bottom."""
+    while True:
+        rows = [row.split(":") for row in run("dmsetup", "info", "-c", "--noheadings", "-o", "name,open").split()]
+        ours = [(name, users) for name, users in (row for row in rows if len(row) == 2) if name.startswith(prefix)]
+        if not ours:
+            return
+        unused = [name for name, users in ours if users == "0"]
+        assert unused, f"cannot be removed, all are in use: {ours}"
+        for name in unused:
+            run("dmsetup", "remove", "--retry", name)
 
 
 # ---- mounts and data ----
@@ -112,20 +126,27 @@ def stop_daemon():
     run("systemctl", "stop", UNIT)
 
 
-def kill_daemon():
-    """SIGKILL, as when the kernel is out of memory; returns when systemd has seen its end."""
-    pid = int(unit("MainPID"))
-    process = os.pidfd_open(pid)
-    run("systemctl", "kill", "--signal=SIGKILL", UNIT)
-    import select
-
-    select.select([process], [], [], 30)
+def send_daemon(signal_number):
+    """Sends the daemon a signal that ends it; returns when it has ended. Not by systemctl, which may send it to each
+    thread, and the second one means haste."""
+    process = os.pidfd_open(int(unit("MainPID")))
+    signal.pidfd_send_signal(process, signal_number)
+    ended, _, _ = select.select([process], [], [], 60)
     os.close(process)
-    # Restart=on-abort does not restart after SIGKILL by hand, but systemd must have taken note before a new start.
-    deadline = time.monotonic() + 30
-    while unit("MainPID") == str(pid) and time.monotonic() < deadline:
-        os.sched_yield()
+    assert ended, f"the daemon does not end on signal {signal_number}"
+
+
+def kill_daemon():
+    """SIGKILL, as when the kernel is out of memory; systemd is kept from starting it again."""
+    drop_in = pathlib.Path(f"/run/systemd/system/{UNIT}.d/no-restart.conf")
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text("[Service]\nRestart=no\n")
+    run("systemctl", "daemon-reload")
+    send_daemon(signal.SIGKILL)
+    stop_daemon()
     run("systemctl", "reset-failed", UNIT, check=False)
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
 
 
 def daemon_log(lines=60):

@@ -17,9 +17,17 @@ class Unchanged:
         self.stratis = stratis
         self.before = self._look()
 
+    def _objects(self):
+        """The tree without what changes by itself: how much is in use."""
+        return {
+            (path, name): {key: value for key, value in properties.items() if key not in ("Used", "TotalPhysicalUsed")}
+            for path, interfaces in self.stratis.objects().items()
+            for name, properties in interfaces.items()
+        }
+
     def _look(self):
         return {
-            "objects": self.stratis.objects(),
+            "objects": self._objects(),
             "mapped": system.mapped_devices(),
             "disks": {disk: system.digest(disk) for disk in system.DISKS},
             "links": sorted(os.listdir("/dev/stratis")) if os.path.isdir("/dev/stratis") else [],
@@ -71,7 +79,7 @@ def a_file(_):
 def too_small(disk):
     system.run("dmsetup", "create", "small", "--table", f"0 2048 linear {disk} 0")
     system.settle()
-    return "/dev/mapper/small", ["small"], lambda: system.run("dmsetup", "remove", "--retry", "small")
+    return "/dev/mapper/small", ["2048 sectors"], lambda: system.run("dmsetup", "remove", "--retry", "small")
 
 
 def with_ext4(disk):
@@ -184,13 +192,13 @@ def test_bad_names(stratis, disks):
         refuse(stratis, lambda: stratis.rename_pool(pool, name))
 
 
-@pytest.mark.parametrize(
-    "size",
-    ["abc", "", "-1", "1.5", "1GiB", str(GIB + 1), str(512 * 1024 * 1024 - 512), "0", str(2**64 * 512), "9" * 60],
-)
-def test_bad_sizes(stratis, disks, size):
+BAD_SIZES = ["abc", "", "-1", "1.5", "1GiB", str(GIB + 1), str(GIB // 2 - 512), "0", str(2**64 * 512), "9" * 60]
+
+
+def test_bad_sizes(stratis, disks):
     pool, _ = done(stratis.create_pool("p", disks))
-    refuse(stratis, lambda: stratis.create_filesystem(pool, "f", size))
+    for size in BAD_SIZES:
+        refuse(stratis, lambda: stratis.create_filesystem(pool, "f", size))
 
 
 def test_filesystems_that_cannot_be_changed(stratis, disks):

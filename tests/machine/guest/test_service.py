@@ -1,5 +1,6 @@
 """The daemon under systemd: stopped, killed and started again while filesystems are mounted and written to."""
 
+import signal
 import subprocess
 
 import pytest
@@ -72,10 +73,18 @@ def test_stop_is_clean(stratis, mounted):
 
 
 def test_sigterm_is_a_clean_stop_too(stratis, mounted):
-    system.run("systemctl", "kill", "--signal=SIGTERM", system.UNIT)
+    system.send_daemon(signal.SIGTERM)
     system.stop_daemon()
     assert system.unit("Result") == "success"
     assert system.unit("ExecMainStatus") == "0"
+
+
+def test_systemd_starts_a_killed_daemon_again(stratis, mounted):
+    before, pid = shape(stratis.pools()), system.unit("MainPID")
+    system.send_daemon(signal.SIGKILL)
+    again = restarted()
+    assert system.unit("MainPID") != pid
+    assert shape(again.pools()) == before
 
 
 def test_a_second_daemon_is_refused(stratis, mounted):
@@ -119,11 +128,7 @@ def test_found_after_the_stack_is_gone(stratis, mounted):
     before = shape(stratis.pools())
     system.unmount_all()
     system.stop_daemon()
-    while system.mapped_devices():
-        names = system.mapped_devices()
-        for name in names:
-            system.run("dmsetup", "remove", "--retry", name, check=False)
-        assert len(system.mapped_devices()) < len(names), f"cannot be removed: {names}"
+    system.remove_mapped()
     again = restarted()
     assert shape(again.pools()) == before
     system.mount("/dev/stratis/p/f", "/mnt/f")

@@ -31,10 +31,11 @@ class Scenario:
     about: str
     lives: list
     seed: int = 0
+    disks: tuple = DISKS
 
     def job(self, life, share, disks_folder):
         cut = None if life.cut_within_seconds is None else session.PowerCut(self.seed, life.cut_within_seconds)
-        return session.Job(life.command, share, DISKS, disks_folder, seconds=life.seconds, power_cut=cut)
+        return session.Job(life.command, share, self.disks, disks_folder, seconds=life.seconds, power_cut=cut)
 
 
 def keep_journal(lines, share):
@@ -53,7 +54,7 @@ def keep_journal(lines, share):
 def _pytest(*files):
     # How often what is a matter of chance is tried can be set on the host.
     tries = f"LINK_TRIES={int(os.environ['LINK_TRIES'])} " if os.environ.get("LINK_TRIES") else ""
-    return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore {' '.join(files)}"
+    return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore --durations=5 {' '.join(files)}"
 
 
 def power_cuts(seeds):
@@ -76,6 +77,8 @@ def crash_states(seeds):
             "every write is recorded; the pool is started from disks with lost, reordered and torn writes",
             [Life(f"python3 -B crash_states.py {seed} 12 {int(os.environ.get('CRASH_CUTS', '25'))}")],
             seed,
+            # The first is divided into three of at least 1 GiB.
+            disks=("4G", "4G", "4G"),
         )
         for seed in seeds
     ]
@@ -83,6 +86,8 @@ def crash_states(seeds):
 
 def all_scenarios(power_cut_seeds):
     return [
+        Scenario("platform", "every call of the platform, without a daemon",
+                 [Life("systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./platform_machine")]),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted",

@@ -1,3 +1,5 @@
+//! What this module promises, shown.
+
 use std::{collections::HashMap, time::Duration};
 
 use crossbeam_channel::{Sender, bounded};

@@ -1,3 +1,5 @@
+//! What this module promises, shown.
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,

@@ -1,3 +1,5 @@
+//! What this module promises, shown.
+
 use std::{num::NonZeroUsize, time::Duration};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};

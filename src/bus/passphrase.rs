@@ -1,0 +1,100 @@
+//! Reading a passphrase from a descriptor that a client sent (`spec/dbus/dbus-api.md` §4.1).
+//!
+//! One read of at most 64 bytes, and never to the end of the file: clients keep their end of the pipe open until the call
+//! returns. The bytes are taken as they are, a new line at their end too. Knows nothing of what the passphrase is for.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+use threads::wake::{PollFd, PollFlags, poll};
+use zeroize::Zeroizing;
+
+use crate::{bus::wire::Descriptor, engine::ops::Secret};
+
+/// Longest passphrase in bytes.
+pub const PASSPHRASE_BYTES_MAX: usize = 64;
+
+/// How long to wait for a client that has sent its descriptor before it wrote to it. Clients give up after a minute or two.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Why there is no passphrase.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum PassphraseError {
+    #[error("the key is longer than {PASSPHRASE_BYTES_MAX} bytes; give a shorter one")]
+    TooLong,
+    #[error("nothing was written to the descriptor of the key within {} seconds; write it before the call", WAIT_MAX.as_secs())]
+    Nothing,
+    #[error("the key could not be read from its descriptor")]
+    Read(#[source] io::Error),
+}
+
+/// Reads a passphrase. May wait for the client, so it is called where waiting holds up nobody else.
+///
+/// # Errors
+/// If there is more than fits, nothing comes, or the descriptor cannot be read.
+pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
+    let fd = descriptor.0.as_fd();
+    let readable = |deadline: Instant| -> Result<bool, PassphraseError> {
+        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        poll(&mut fds, Some(deadline)).map(|count| count > 0).map_err(PassphraseError::Read)
+    };
+    if !readable(Instant::now() + WAIT_MAX)? {
+        return Err(PassphraseError::Nothing);
+    }
+    let mut bytes = Zeroizing::new(vec![0; PASSPHRASE_BYTES_MAX]);
+    let length = loop {
+        match rustix::io::read(fd, &mut bytes[..]) {
+            Ok(length) => break length,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(PassphraseError::Read(error.into())),
+        }
+    };
+    // Full, and still something there (the end of a file or of a closed pipe counts): it may be longer.
+    if length == PASSPHRASE_BYTES_MAX && readable(Instant::now())? {
+        return Err(PassphraseError::TooLong);
+    }
+    bytes.truncate(length);
+    Ok(Secret::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::fd::OwnedFd, sync::Arc};
+
+    use super::*;
+
+    fn pipe(bytes: &[u8], close: bool) -> (Result<Secret, PassphraseError>, Option<io::PipeWriter>) {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(bytes).unwrap();
+        // Dropped here, before the read, if it is to be closed.
+        let kept = (!close).then_some(writer);
+        (read(&Descriptor(Arc::new(OwnedFd::from(reader)))), kept)
+    }
+
+    fn check(bytes: &[u8], close: bool, expected: bool) {
+        match pipe(bytes, close).0 {
+            Ok(secret) => assert!(expected && secret.same(bytes), "{} bytes, closed: {close}", bytes.len()),
+            Err(error) => assert!(!expected && matches!(error, PassphraseError::TooLong), "{error}"),
+        }
+    }
+
+    #[test]
+    fn takes_what_is_there_without_waiting_for_an_end() {
+        check(b"pass-one\n", false, true);
+        check(b"pass-one", true, true);
+        check(b"", true, true);
+        check(&[7; 64], false, true);
+    }
+
+    #[test]
+    fn refuses_what_may_be_longer() {
+        check(&[7; 64], true, false);
+        check(&[7; 65], false, false);
+        check(&[7; 512], true, false);
+    }
+}

@@ -1,0 +1,66 @@
+//! Passphrases in the kernel's keyring (`spec/engine/encryption.md` §3).
+
+use std::fmt;
+
+use crate::{
+    engine::{
+        error::{Error, Result},
+        request::Next,
+    },
+    platform::keyring::{KEY_PREFIX, KeyChange, Secret},
+};
+
+/// The name that a user gives to a key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyDescription(String);
+
+impl KeyDescription {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// If it holds a character that the kernel's own listing of keys uses to separate, or that ends its strings.
+    pub fn new(text: &str) -> Result<KeyDescription> {
+        match text.contains([';', '\0']) {
+            true => Err(Error::KeyDescription(text.replace('\0', "\\0"))),
+            false => Ok(KeyDescription(text.to_owned())),
+        }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn in_kernel(&self) -> String {
+        format!("{KEY_PREFIX}{}", self.0)
+    }
+}
+
+impl fmt::Display for KeyDescription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Sets a key.
+pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChange>> {
+    Next::act(move |engine| Next::Done(engine.platform().key_set(&description.in_kernel(), &key).map_err(Error::from)))
+}
+
+/// Removes a key. `false`: there was none.
+pub fn unset_key(description: KeyDescription) -> Next<Result<bool>> {
+    Next::act(move |engine| Next::Done(engine.platform().key_unset(&description.in_kernel()).map_err(Error::from)))
+}
+
+/// The descriptions of all keys, sorted.
+pub fn list_keys() -> Next<Result<Vec<String>>> {
+    Next::act(|engine| {
+        let keys = engine.platform().key_list().map(|names| {
+            let ours = names.iter().filter_map(|name| name.strip_prefix(KEY_PREFIX)).map(str::to_owned);
+            let mut ours: Vec<String> = ours.collect();
+            ours.sort();
+            ours
+        });
+        Next::Done(keys.map_err(Error::from))
+    })
+}

@@ -1,0 +1,445 @@
+//! Stopping and starting pools, and looking at everything anew (`spec/engine/engine-behaviour.md` §4, 8, 9,
+//! `storage-stack.md` §10.3).
+//!
+//! A stop is decided by the write of `started: false`. What comes before it is taken back if something fails, and undone by
+//! a power cut; what comes after it is only the rest of the take-down. If that fails the pool is *partially constructed*: it
+//! does not run, and some of its device-mapper devices are up. It can be stopped again, which cleans up, or started, which
+//! adopts them.
+//!
+//! A start is set-up by request. The pool is listed as stopped until the moment in which it is listed as running.
+
+use std::sync::Arc;
+
+use crate::{
+    engine::{
+        Engine,
+        bda::Choose,
+        claims::{Claim, Key},
+        dm_names::Role,
+        error::{Error, Result},
+        ids::{DevUuid, FsUuid, PoolUuid},
+        mdv::Mdv,
+        metadata::PoolMetadata,
+        name::Name,
+        ops::discover::{self, discover},
+        pool::Pool,
+        registry::{DeviceSet, Verdict},
+        request::{Access, Granted, Mode, Next, PoolRef},
+        setup::{self, CacheTier},
+    },
+    platform::PendingLinks,
+    view::Availability,
+};
+
+/// Where a pool was found.
+enum Place {
+    /// It runs.
+    Running(PoolUuid),
+    /// It is known and does not run.
+    Stopped(PoolUuid),
+}
+
+/// Finds a pool.
+fn locate(which: PoolRef) -> Next<Result<Place>> {
+    Next::under(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
+        // Its stop or destruction is about to end: then it will be clear what it is.
+        Granted::Read(pool) if pool.is_gone() => Next::Parked(Box::new(locate(which))),
+        Granted::Read(pool) => Next::Done(Ok(Place::Running(pool.uuid()))),
+        _ => {
+            let stopped = engine.registry().resolve(&which);
+            match stopped {
+                Ok(uuid) => Next::Done(Ok(Place::Stopped(uuid))),
+                // It may have come up between the two looks.
+                Err(error) => Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+                    Granted::Read(pool) => Next::Done(Ok(Place::Running(pool.uuid()))),
+                    _ => Next::Done(Err(error)),
+                }),
+            }
+        }
+    })
+}
+
+// ---- stop ----
+
+/// What came of a stop.
+#[derive(Debug)]
+pub enum Stopped {
+    /// The pool ran and has been stopped.
+    Done(PoolUuid),
+    /// The pool did not run; what was up of it has been taken down.
+    CleanedUp(PoolUuid),
+    /// The pool did not run, and nothing of it was up.
+    Already,
+    /// The pool has been stopped, but some of its devices could not be taken down, because of this.
+    Partly(PoolUuid, Error),
+}
+
+/// Stops a pool. It stays stopped until it is started by request.
+pub fn stop_pool(which: PoolRef) -> Next<Result<Stopped>> {
+    locate(which).then(|found| match found {
+        Ok(Place::Running(uuid)) => stop_running(uuid),
+        Ok(Place::Stopped(uuid)) => clean_up(uuid),
+        Err(error) => Next::Done(Err(error)),
+    })
+}
+
+fn stop_running(uuid: PoolUuid) -> Next<Result<Stopped>> {
+    Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+        Some(drain) => stop_drained(uuid, drain),
+        None => Next::Parked(Box::new(stop_pool(PoolRef::Uuid(uuid)))),
+    })
+}
+
+/// New work in the pool waits while `drain` is held, so the work under way comes to an end.
+fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
+    Next::write(uuid, move |engine, granted| {
+        let Ok(pool) = super::writable(granted, uuid) else {
+            drop(drain);
+            return stop_pool(PoolRef::Uuid(uuid));
+        };
+        if engine.claims().work_in(uuid) {
+            return Next::Parked(Box::new(stop_drained(uuid, drain)));
+        }
+        match stop(engine, pool) {
+            Ok(left_up) => {
+                let mut set = DeviceSet::of(pool);
+                set.partial = left_up.is_some() && setup::partly_up(engine.platform(), uuid);
+                Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
+                    let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
+                    drop(table.remove(uuid));
+                    let partial = set.partial;
+                    let mut registry = engine.registry();
+                    registry.note_ended(uuid);
+                    registry.park(uuid, set);
+                    drop(registry);
+                    drop(drain);
+                    log::info!("pool {uuid} is stopped");
+                    Next::Done(Ok(match left_up {
+                        Some(error) if partial => Stopped::Partly(uuid, error),
+                        _ => Stopped::Done(uuid),
+                    }))
+                })
+            }
+            Err(error) => {
+                pool.note_failure(&error);
+                // Filesystems that were taken down and brought up again have other device numbers.
+                let links = super::announce(engine, pool, pool.filesystems.values());
+                super::when_linked(links, Err(error))
+            }
+        }
+    })
+}
+
+/// Takes a pool down and records that it is stopped. Gives why something is still up, if it is.
+///
+/// # Errors
+/// Before the record is written; the pool runs as before then.
+fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
+    let platform = engine.platform();
+    let uuid = pool.uuid();
+    for filesystem in pool.filesystems.values() {
+        let mount_points = platform.mount_points(filesystem.number)?;
+        if !mount_points.is_empty() {
+            return Err(Error::Mounted { name: filesystem.name.clone(), mount_points });
+        }
+    }
+    let decided = setup::take_filesystems_down(platform, pool)
+        .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
+        .and_then(|()| {
+            pool.commit(platform, Choose::Some(platform.random()), |meta| {
+                meta.started = Some(false);
+                Ok(())
+            })
+        });
+    if let Err(cause) = decided {
+        return Err(match setup::bring_up_again(platform, pool) {
+            Ok(()) => cause,
+            Err(error) => Error::Rollback {
+                cause: Box::new(cause),
+                failures: vec![("bring the pool up again".to_owned(), error)],
+                leaves: Availability::NoPoolChanges,
+            },
+        });
+    }
+    pool.set_gone();
+    let mut take_down = || setup::take_backstore_down(platform, &mut pool.stack, uuid);
+    // One failure is not yet a reason to leave something up.
+    let left_up = take_down().or_else(|_| take_down()).err();
+    if let Some(error) = &left_up {
+        log::error!("pool {} is stopped, but some of it is still up: {}", pool.name(), error.sentence());
+    }
+    Ok(left_up)
+}
+
+/// Takes down what is up of a pool that does not run.
+fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
+    Next::act(move |engine| {
+        let which = PoolRef::Uuid(uuid);
+        let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
+            return Next::Parked(Box::new(stop_pool(which)));
+        };
+        let partial = engine.registry().get(uuid).map(|set| set.partial);
+        match partial {
+            // It has come up meanwhile.
+            None => {
+                drop(claim);
+                stop_pool(which)
+            }
+            Some(false) => Next::Done(Ok(Stopped::Already)),
+            Some(true) => {
+                let platform = engine.platform();
+                let cleaned = setup::clean_up(platform, uuid).or_else(|_| setup::clean_up(platform, uuid));
+                let partial = cleaned.is_err() && setup::partly_up(platform, uuid);
+                engine.registry().note_partial(uuid, partial);
+                Next::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
+            }
+        }
+    })
+}
+
+// ---- start ----
+
+/// How a pool is to be unlocked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unlock {
+    /// A way to unlock it has been named.
+    pub method: bool,
+    /// A passphrase has been handed over.
+    pub passphrase: bool,
+}
+
+impl Unlock {
+    /// Refuses what a pool that is not encrypted has no use for.
+    fn check_unneeded(self, pool: &Name) -> Result<()> {
+        let given = match self {
+            Unlock { method: true, .. } => "a way to unlock it",
+            Unlock { passphrase: true, .. } => "a passphrase",
+            _ => return Ok(()),
+        };
+        Err(Error::NotEncrypted { pool: pool.clone(), given })
+    }
+
+    fn check(self, pool: &Name, metadata: &PoolMetadata) -> Result<()> {
+        match (metadata.is_encrypted(), self.method) {
+            (false, _) => self.check_unneeded(pool),
+            (true, false) => Err(Error::NoUnlockMethod { pool: pool.clone() }),
+            (true, true) => Err(Error::Encrypted { pool: pool.clone() }),
+        }
+    }
+}
+
+/// A pool that has been started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// The pool.
+    pub pool: PoolUuid,
+    /// Its devices, data and cache.
+    pub devices: Vec<DevUuid>,
+    /// Its filesystems.
+    pub filesystems: Vec<FsUuid>,
+}
+
+/// Starts a pool. `None`: it runs already.
+pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
+    locate(which).then(move |found| match found {
+        Ok(Place::Running(uuid)) => already(uuid, unlock, cache),
+        Ok(Place::Stopped(uuid)) => start_stopped(uuid, unlock, cache),
+        Err(error) => Next::Done(Err(error)),
+    })
+}
+
+fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
+    let which = PoolRef::Uuid(uuid);
+    Next::under(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
+        Granted::Read(pool) if pool.meta.is_encrypted() => Next::Done(Ok(None)),
+        Granted::Read(pool) => Next::Done(unlock.check_unneeded(pool.name()).map(|()| None)),
+        // It has been stopped meanwhile.
+        _ => start_pool(which, unlock, cache),
+    })
+}
+
+fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
+    Next::act(move |engine| {
+        let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
+            return Next::Parked(Box::new(start_pool(PoolRef::Uuid(uuid), unlock, cache)));
+        };
+        let Some(mut set) = engine.registry().get(uuid) else {
+            drop(claim);
+            return start_pool(PoolRef::Uuid(uuid), unlock, cache);
+        };
+        let ready = renew(engine, &mut set).and_then(|()| {
+            let metadata = admissible(uuid, &set, cache)?;
+            unlock.check(&Name::new(&metadata.name)?, &metadata)?;
+            if cache == CacheTier::Drop && set.partial {
+                // What is up may lie on the cache.
+                setup::clean_up(engine.platform(), uuid)?;
+            }
+            Ok(metadata)
+        });
+        match ready {
+            Ok(metadata) => bring_up(uuid, set, metadata, cache, claim).map(|started| started.map(Some)),
+            Err(error) => Next::Done(Err(error)),
+        }
+    })
+}
+
+/// Reads the devices anew: much may have happened to them since the pool was stopped.
+fn renew(engine: &Engine, set: &mut DeviceSet) -> Result<()> {
+    let mut found = Vec::new();
+    for known in set.devices() {
+        let device = engine.platform().find_device(&known.device.path)?;
+        match discover::read(engine, device)? {
+            Some(same) if same.bda.header().device == known.bda.header().device => found.push(same),
+            _ => log::warn!("{} is not a device of the pool any more", known.device.path.display()),
+        }
+    }
+    set.renew(found);
+    Ok(())
+}
+
+/// The metadata of a pool that may be set up; devices of a cache that is to be dropped may be missing.
+fn admissible(uuid: PoolUuid, set: &DeviceSet, cache: CacheTier) -> Result<Arc<PoolMetadata>> {
+    match set.verdict() {
+        Verdict::Complete(metadata) => Ok(metadata),
+        Verdict::Incomplete(metadata, missing)
+            if cache == CacheTier::Drop
+                && missing.iter().all(|device| metadata.data_devices().all(|data| data != *device)) =>
+        {
+            Ok(metadata)
+        }
+        other => Err(other.obstacle(uuid).unwrap_or(Error::NoMetadata(uuid))),
+    }
+}
+
+/// Claims the pool's name, makes sure that no running pool has it, and sets the pool up. `claim` is that on the pool.
+///
+/// # Errors
+/// The pool does not run then, and whether something of it is up has been noted.
+pub(super) fn bring_up(
+    uuid: PoolUuid,
+    set: DeviceSet,
+    metadata: Arc<PoolMetadata>,
+    cache: CacheTier,
+    claim: Claim,
+) -> Next<Result<Started>> {
+    Next::act(move |engine| {
+        let name = match Name::new(&metadata.name) {
+            Ok(name) => name,
+            Err(error) => return not_up(engine, uuid, error.into()),
+        };
+        let Some(name_claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
+            return Next::Parked(Box::new(bring_up(uuid, set, metadata, cache, claim)));
+        };
+        Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
+            let taken = matches!(granted, Granted::Read(_));
+            Next::act(move |engine| {
+                if taken {
+                    return not_up(engine, uuid, Error::PoolNameTaken(name));
+                }
+                match setup::set_up(engine.platform(), uuid, &set, (*metadata).clone(), cache) {
+                    Ok(pool) => show(engine, pool, claim, name_claim),
+                    Err(error) => not_up(engine, uuid, error),
+                }
+            })
+        })
+    })
+}
+
+fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Next<Result<Started>> {
+    let partial = setup::partly_up(engine.platform(), uuid);
+    engine.registry().note_partial(uuid, partial);
+    Next::Done(Err(error))
+}
+
+/// Puts a pool that has been set up into the table, where it takes the place of what was known of it as a stopped one.
+fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Next<Result<Started>> {
+    log::info!("pool {} ({}) is set up", pool.name(), pool.uuid());
+    let started = Started {
+        pool: pool.uuid(),
+        devices: pool.meta.devices().collect(),
+        filesystems: pool.filesystems.keys().copied().collect(),
+    };
+    let links = super::announce(engine, &pool, pool.filesystems.values());
+    setup::insert(pool, name_claim).then(move |inserted| {
+        drop(claim);
+        super::when_linked(links, inserted.map(|()| started))
+    })
+}
+
+// ---- refresh ----
+
+/// Forgets what is known of pools and reads everything anew: running pools from their devices, with what is up adopted;
+/// then all other devices, as at the start. A running pool that cannot be read anew goes on as it is, and the error tells.
+pub fn refresh() -> Next<Result<()>> {
+    Next::under(Access::Table(Mode::Shared), |_, granted| {
+        let Granted::Table(table) = granted else { return Next::Done(Ok(())) };
+        let running: Vec<PoolUuid> = table.list().into_iter().map(|(uuid, _)| uuid).collect();
+        one_by_one(running, refresh_pool).then(|refreshed| {
+            Next::act(move |engine| match discover(engine) {
+                Ok(chains) => one_by_one(chains, |chain| chain.map(Ok)).map(move |_| refreshed),
+                Err(error) => Next::Done(refreshed.and(Err(error))),
+            })
+        })
+    })
+}
+
+/// Runs a chain for each item, all of them whatever comes of the others. Gives the first error.
+fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<()>>) -> Next<Result<()>> {
+    match items.pop() {
+        None => Next::Done(Ok(())),
+        Some(item) => each(item)
+            .then(move |result| Next::act(move |_| one_by_one(items, each).map(move |others| result.and(others)))),
+    }
+}
+
+fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
+    Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| super::check_pool(uuid).map(|()| refreshed)),
+        None => Next::Parked(Box::new(refresh_pool(uuid))),
+    })
+}
+
+/// Reads a pool anew when no work is under way in it, which the new reading would take for left over.
+fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
+    Next::write(uuid, move |engine, granted| {
+        // It has ended meanwhile.
+        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
+        if engine.claims().work_in(uuid) {
+            return Next::Parked(Box::new(refresh_drained(uuid, drain)));
+        }
+        let refreshed = adopt(engine, pool);
+        drop(drain);
+        match refreshed {
+            Ok(links) => super::when_linked(links, Ok(())),
+            Err(error) => Next::Done(Err(error)),
+        }
+    })
+}
+
+/// Reads a running pool from its devices and adopts what is up of it.
+fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks>>> {
+    let platform = engine.platform();
+    let uuid = pool.uuid();
+    let mut set = DeviceSet::of(pool);
+    let adopted = renew(engine, &mut set)
+        .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
+        .and_then(|metadata| setup::set_up(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep));
+    match adopted {
+        Ok(fresh) => {
+            pool.become_as_read(fresh);
+            engine.registry().note_running(uuid, pool.paths());
+            Ok(super::announce(engine, pool, pool.filesystems.values()))
+        }
+        Err(cause) => {
+            // The set-up that failed may have unmounted it.
+            let mount = || Mdv::new(platform, uuid).mount(&platform.dm_node(&Role::Mdv.name(uuid)));
+            if let Err(error) = mount().or_else(|_| mount()) {
+                pool.restrict(
+                    Availability::NoPoolChanges,
+                    format!("its metadata volume could not be mounted again: {error}"),
+                );
+            }
+            Err(cause)
+        }
+    }
+}

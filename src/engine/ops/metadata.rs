@@ -1,0 +1,66 @@
+//! The metadata of a pool and of its filesystems as text, for people who want to see what is recorded.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    engine::{
+        bda,
+        error::{Error, Result},
+        ids::{FsUuid, PoolUuid},
+        mdv::Mdv,
+        metadata::FilesystemRecord,
+        pool::Pool,
+        request::{Access, Mode, Next, PoolRef},
+    },
+    platform::Platform,
+};
+
+/// Which generation of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Generation {
+    /// As it is in memory, and would be written next.
+    Current,
+    /// As it is on disk.
+    Written,
+}
+
+/// The pool-level metadata as JSON.
+pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Next<Result<String>> {
+    look_at(uuid, move |platform, pool| {
+        let json = match generation {
+            Generation::Current => pool.meta.encode(pool.version()),
+            Generation::Written => {
+                let data = pool.meta.data_devices().filter_map(|device| pool.members.get(&device));
+                let devices: Vec<_> = data.map(|member| (member.device.path.as_path(), &member.bda)).collect();
+                bda::newest(platform, &devices)?.ok_or(Error::NoMetadata(uuid))?.json
+            }
+        };
+        Ok(String::from_utf8_lossy(&json).into_owned())
+    })
+}
+
+/// The records of filesystems as a JSON object by UUID; only that of this name if one is given. No such filesystem is no
+/// error.
+pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Generation) -> Next<Result<String>> {
+    look_at(uuid, move |platform, pool| {
+        let records: Vec<FilesystemRecord> = match generation {
+            Generation::Current => pool.filesystems.values().map(|filesystem| filesystem.record.clone()).collect(),
+            Generation::Written => {
+                let mdv = Mdv::new(platform, uuid);
+                mdv.records(&mdv.journal()?)?
+            }
+        };
+        let wanted = records.iter().filter(|record| name.as_ref().is_none_or(|name| *name == record.name));
+        let by_uuid: BTreeMap<FsUuid, &FilesystemRecord> = wanted.map(|record| (record.uuid, record)).collect();
+        Ok(serde_json::to_string(&by_uuid).expect("plain structs with string keys always have a JSON form"))
+    })
+}
+
+fn look_at(
+    uuid: PoolUuid,
+    look: impl FnOnce(&dyn Platform, &Pool) -> Result<String> + Send + 'static,
+) -> Next<Result<String>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        Next::Done(super::readable(granted, uuid).and_then(|pool| look(engine.platform(), pool)))
+    })
+}

@@ -1,0 +1,231 @@
+//! Reverts: snapshots that take the place of their origins when the pool is set up (`spec/engine/storage-stack.md` §9.6).
+//!
+//! Which are done follows from the records alone ([`plan`]). Doing one is three steps:
+//!
+//! 1. the snapshot's thin device is brought up under the origin's name. Nothing durable has happened; if it fails, both
+//!    filesystems are set up as they are, and the order stands until the next set-up;
+//! 2. an entry in the journal, which decides;
+//! 3. the records, the identity in the XFS, the origin's old thin device. Each can be repeated. What cannot be done now is
+//!    done at the next set-up, as the journal says; the pool runs with the outcome meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    engine::{
+        dm_names::Role,
+        error::{Error, Result},
+        ids::{FsUuid, PoolUuid},
+        mdv::{Journal, Mdv, Revert},
+        metadata::FilesystemRecord,
+        ops,
+        pool::Pool,
+        setup, stack,
+        undo::Rollback,
+    },
+    platform::{Platform, dm::Visibility},
+    view::Availability,
+};
+
+/// Why a scheduled revert is not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ignored {
+    /// There is nothing to be replaced.
+    #[error("its origin does not exist")]
+    NoOrigin,
+    /// Which of them is meant cannot be told.
+    #[error("several snapshots are to replace the same origin")]
+    Several,
+    /// The result would depend on which comes first.
+    #[error("a filesystem is to replace another and to be replaced itself")]
+    Chained,
+}
+
+/// Which of the scheduled reverts are done, and why the others are not.
+pub fn plan(records: &[FilesystemRecord]) -> (Vec<Revert>, Vec<(FsUuid, Ignored)>) {
+    let by_uuid: BTreeMap<FsUuid, &FilesystemRecord> = records.iter().map(|record| (record.uuid, record)).collect();
+    let (mut planned, mut ignored) = (Vec::new(), Vec::new());
+    for snapshot in records.iter().filter(|record| record.merge) {
+        match snapshot.origin.and_then(|origin| by_uuid.get(&origin)) {
+            Some(origin) => planned.push(Revert {
+                origin: origin.uuid,
+                replaced: origin.thin_id,
+                snapshot: snapshot.uuid,
+                thin_id: snapshot.thin_id,
+            }),
+            None => ignored.push((snapshot.uuid, Ignored::NoOrigin)),
+        }
+    }
+    let mut keep = |planned: Vec<Revert>, is_clear: &dyn Fn(&Revert) -> bool, otherwise| {
+        let (clear, unclear): (Vec<_>, Vec<_>) = planned.into_iter().partition(is_clear);
+        ignored.extend(unclear.iter().map(|revert: &Revert| (revert.snapshot, otherwise)));
+        clear
+    };
+    let mut uses: BTreeMap<FsUuid, usize> = BTreeMap::new();
+    planned.iter().for_each(|revert: &Revert| *uses.entry(revert.origin).or_default() += 1);
+    let planned = keep(planned, &|revert| uses[&revert.origin] == 1, Ignored::Several);
+    let origins: BTreeSet<FsUuid> = planned.iter().map(|revert| revert.origin).collect();
+    let snapshots: BTreeSet<FsUuid> = planned.iter().map(|revert| revert.snapshot).collect();
+    let is_clear = |revert: &Revert| !snapshots.contains(&revert.origin) && !origins.contains(&revert.snapshot);
+    (keep(planned, &is_clear, Ignored::Chained), ignored)
+}
+
+/// What the records are after a revert: the origin's with the snapshot's thin device, the snapshot's gone, and its own
+/// snapshots those of the origin. Gives the records that differ; `None` if somebody else has made something different of
+/// the two meanwhile, so that there is nothing to be done.
+fn apply(records: &mut Vec<FilesystemRecord>, revert: &Revert) -> Option<Vec<FilesystemRecord>> {
+    let snapshot = records.iter().find(|record| record.uuid == revert.snapshot).cloned();
+    let origin = records.iter_mut().find(|record| record.uuid == revert.origin)?;
+    let mut changed = Vec::new();
+    match snapshot {
+        Some(snapshot) if snapshot.thin_id == revert.thin_id => {
+            origin.thin_id = snapshot.thin_id;
+            origin.size = snapshot.size;
+            origin.fs_size_limit = snapshot.fs_size_limit;
+            changed.push(origin.clone());
+        }
+        // Done before.
+        None if origin.thin_id == revert.thin_id => {}
+        _ => return None,
+    }
+    records.retain(|record| record.uuid != revert.snapshot);
+    for record in records.iter_mut().filter(|record| record.origin == Some(revert.snapshot)) {
+        record.origin = Some(revert.origin);
+        changed.push(record.clone());
+    }
+    Some(changed)
+}
+
+/// Does the reverts that `records` ask for, before the filesystems are set up. The records are those of the outcome
+/// afterwards.
+///
+/// # Errors
+/// When it is not known whether a revert has been decided.
+pub(super) fn carry_out(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    records: &mut Vec<FilesystemRecord>,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let (planned, ignored) = plan(records);
+    let name_of = |records: &[FilesystemRecord], id: FsUuid| {
+        records.iter().find(|record| record.uuid == id).map_or_else(|| id.to_string(), |record| record.name.clone())
+    };
+    for (snapshot, why) in ignored {
+        let snapshot = name_of(records, snapshot);
+        log::warn!("pool {}: filesystem {snapshot} does not replace its origin: {why}", pool.name());
+    }
+    for revert in planned {
+        let (origin, snapshot) = (name_of(records, revert.origin), name_of(records, revert.snapshot));
+        if let Err(error) = decide(platform, pool, records, &revert, undo)? {
+            let why = error.sentence();
+            log::warn!("pool {}: filesystem {snapshot} does not replace {origin} now: {why}", pool.name());
+            continue;
+        }
+        log::info!("pool {}: filesystem {snapshot} replaces {origin}", pool.name());
+        finish(platform, pool, records, &revert, undo);
+    }
+    Ok(())
+}
+
+/// Carries out what is left of a revert that has been decided; `records` are those of the outcome afterwards. What cannot
+/// be done now stays in the journal for the next set-up. Until then nobody may change the filesystems: on disk the
+/// snapshot may still be one.
+pub(super) fn finish(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    records: &mut Vec<FilesystemRecord>,
+    revert: &Revert,
+    undo: &mut Rollback,
+) {
+    apply(records, revert);
+    // One failure is not yet a reason to leave it to the next set-up.
+    let finished = settle(platform, pool, revert, undo).or_else(|_| settle(platform, pool, revert, undo));
+    if let Err(error) = finished {
+        let what = error.sentence();
+        let reason = format!("a revert could not be completed ({what}); stop the pool and start it again");
+        pool.restrict(Availability::NoRequests, reason);
+    }
+}
+
+/// Brings the snapshot's thin device up in the origin's place and writes the entry of the journal. The inner result says
+/// whether the revert has been decided.
+fn decide(
+    platform: &dyn Platform,
+    pool: &Pool,
+    records: &[FilesystemRecord],
+    revert: &Revert,
+    undo: &mut Rollback,
+) -> Result<Result<()>> {
+    let Some(snapshot) = records.iter().find(|record| record.uuid == revert.snapshot) else { return Ok(Ok(())) };
+    let device = pool.thin_name(revert.origin);
+    let mut prepare = || {
+        let own = pool.thin_name(revert.snapshot);
+        if platform.dm_find(&own)?.is_some() {
+            return Err(Error::StillUp(own));
+        }
+        let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
+        let table = ops::thin_table(thin_pool, snapshot.thin_id, snapshot.size);
+        // The origin's device, if it is still up, has another table.
+        stack::ensure_device(platform, &device, &table, Visibility::Public, undo).map(drop)
+    };
+    if let Err(error) = prepare().or_else(|_| prepare()) {
+        return Ok(Err(error));
+    }
+    let mdv = Mdv::new(platform, pool.uuid());
+    let entry = Journal::Revert(*revert);
+    if let Err(error) = mdv.begin(&entry).or_else(|_| mdv.begin(&entry)) {
+        // It may have reached the disk all the same.
+        mdv.end(&entry)?;
+        stack::remove_if_up(platform, &device)?;
+        return Ok(Err(error));
+    }
+    Ok(Ok(()))
+}
+
+fn settle(platform: &dyn Platform, pool: &Pool, revert: &Revert, undo: &mut Rollback) -> Result<()> {
+    let uuid = pool.uuid();
+    let mdv = Mdv::new(platform, uuid);
+    let mut records = mdv.records(&mdv.journal()?)?;
+    if let Some(changed) = apply(&mut records, revert) {
+        // The origin first: at no moment is the snapshot's thin device in no record.
+        changed.iter().try_for_each(|record| mdv.save(record))?;
+        mdv.remove(revert.snapshot)?;
+        identify(platform, pool, &records, revert, undo)?;
+        delete_replaced(platform, uuid, &records, revert)?;
+    }
+    Ok(mdv.end(&Journal::Revert(*revert))?)
+}
+
+/// Writes the origin's UUID into the XFS that was the snapshot's.
+fn identify(
+    platform: &dyn Platform,
+    pool: &Pool,
+    records: &[FilesystemRecord],
+    revert: &Revert,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let Some(record) = records.iter().find(|record| record.uuid == revert.origin) else { return Ok(()) };
+    let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
+    let table = ops::thin_table(thin_pool, record.thin_id, record.size);
+    let device = pool.thin_name(revert.origin);
+    // Up already, unless a power cut came between.
+    stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
+    ops::give_identity(platform, &device, revert.origin, false)
+}
+
+fn delete_replaced(
+    platform: &dyn Platform,
+    pool: PoolUuid,
+    records: &[FilesystemRecord],
+    revert: &Revert,
+) -> Result<()> {
+    // Another daemon that ran in between may have given the number to another filesystem.
+    if records.iter().any(|record| record.thin_id == revert.replaced) {
+        return Ok(());
+    }
+    Ok(setup::delete_thin_id(platform, &Role::ThinPool.name(pool), revert.replaced)?)
+}
+
+#[cfg(test)]
+#[path = "revert_tests.rs"]
+mod tests;

@@ -1,0 +1,426 @@
+//! A client: calls of the newest revision, what comes back, and everything heard on the way in its order.
+//!
+//! Judges nothing.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use dbus::{
+    Message, MessageType, Path,
+    arg::{AppendAll, ArgType, Iter, Variant},
+    channel::Channel,
+};
+
+use crate::rig::{Bus, LIMIT};
+
+pub const NAME: &str = "org.storage.stratis3";
+pub const TOP: &str = "/org/storage/stratis3";
+pub const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+pub const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
+pub const PEER: &str = "org.freedesktop.DBus.Peer";
+pub const MANAGER: &str = "org.storage.stratis3.Manager.r9";
+pub const POOL: &str = "org.storage.stratis3.pool.r9";
+pub const FILESYSTEM: &str = "org.storage.stratis3.filesystem.r9";
+pub const BLOCKDEV: &str = "org.storage.stratis3.blockdev.r9";
+
+/// A connection. Replies and signals are taken from it in the order in which they came.
+pub struct Client {
+    channel: Channel,
+    /// What came before the replies that were waited for.
+    heard: RefCell<VecDeque<Message>>,
+}
+
+impl Client {
+    pub fn new(bus: &Bus) -> Client {
+        let mut channel = Channel::open_private(&bus.address).unwrap();
+        channel.register().unwrap();
+        Client { channel, heard: RefCell::default() }
+    }
+
+    /// Gets signals of the service from now on; `more` narrows the rule.
+    pub fn listens(self, more: &str) -> Client {
+        let bus = "org.freedesktop.DBus";
+        let call = Message::new_method_call(bus, "/org/freedesktop/DBus", bus, "AddMatch").unwrap();
+        self.wait(self.send(call.append1(format!("type='signal',sender='{NAME}'{more}"))));
+        self
+    }
+
+    /// Sends a call and gives its serial number.
+    pub fn send(&self, call: Message) -> u32 {
+        let serial = self.channel.send(call).expect("memory for a message");
+        self.channel.flush();
+        serial
+    }
+
+    /// Waits for the reply to a call.
+    pub fn wait(&self, serial: u32) -> Message {
+        let is_it = |message: &Message| {
+            matches!(message.msg_type(), MessageType::MethodReturn | MessageType::Error)
+                && message.get_reply_serial() == Some(serial)
+        };
+        let here = self.heard.borrow().iter().position(is_it);
+        if let Some(reply) = here.and_then(|at| self.heard.borrow_mut().remove(at)) {
+            return reply;
+        }
+        loop {
+            let message = self.next_from_bus();
+            if is_it(&message) {
+                return message;
+            }
+            self.heard.borrow_mut().push_back(message);
+        }
+    }
+
+    /// Whether the reply to a call has come. Does not wait.
+    pub fn has_reply(&self, serial: u32) -> bool {
+        // Fails when the bus is gone, which the next wait says.
+        let _ = self.channel.read_write(Some(Duration::ZERO));
+        while let Some(message) = self.channel.pop_message() {
+            self.heard.borrow_mut().push_back(message);
+        }
+        self.heard.borrow().iter().any(|message| message.get_reply_serial() == Some(serial))
+    }
+
+    pub fn call(&self, call: Message) -> Message {
+        self.wait(self.send(call))
+    }
+
+    /// The signals of the service that have been heard before the last reply, in order.
+    pub fn take_signals(&self) -> Vec<Signal> {
+        self.heard.borrow_mut().drain(..).filter_map(|message| Signal::parse(&message)).collect()
+    }
+
+    /// The same with no more of new objects than the newest revision, which is much quicker.
+    pub fn take_newest_signals(&self) -> Vec<Signal> {
+        self.heard
+            .borrow_mut()
+            .drain(..)
+            .filter_map(|message| Signal::parse_as(&message, interfaces_of_last_revision))
+            .collect()
+    }
+
+    /// Waits for the next message; `None` if it is no signal of the service.
+    pub fn next_signal(&self) -> Option<Signal> {
+        let first = self.heard.borrow_mut().pop_front();
+        Signal::parse(&first.unwrap_or_else(|| self.next_from_bus()))
+    }
+
+    fn next_from_bus(&self) -> Message {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            if let Some(message) = self.channel.blocking_pop_message(LIMIT).expect("the bus is there") {
+                return message;
+            }
+        }
+        panic!("no message came within {LIMIT:?}");
+    }
+
+    pub fn list(&self) -> Message {
+        self.call(list())
+    }
+
+    /// Carries a change out that must succeed.
+    pub fn done(&self, call: Message) -> Vec<String> {
+        match outcome(&self.call(call)) {
+            Outcome::Changed(words) => words,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+// ---- calls ----
+
+pub fn call(path: &str, interface: &str, member: &str, arguments: impl AppendAll) -> Message {
+    let mut message = Message::new_method_call(NAME, path, interface, member).unwrap();
+    message.append_all(arguments);
+    message
+}
+
+pub fn ping() -> Message {
+    call(TOP, PEER, "Ping", ())
+}
+
+pub fn list() -> Message {
+    call(TOP, OBJECT_MANAGER, "GetManagedObjects", ())
+}
+
+pub fn get(path: &str, interface: &str, property: &str) -> Message {
+    call(path, PROPERTIES, "Get", (interface, property))
+}
+
+pub fn create_pool(name: &str, devices: &[&str]) -> Message {
+    let keys: Vec<((bool, u32), &str)> = Vec::new();
+    let clevis: Vec<((bool, u32), &str, &str)> = Vec::new();
+    let integrity = ((false, 0u64), (false, ""), (false, false));
+    let devices = devices.to_vec();
+    call(TOP, MANAGER, "CreatePool", (name, devices, keys, clevis, integrity.0, integrity.1, integrity.2))
+}
+
+pub fn destroy_pool(pool: &str) -> Message {
+    call(TOP, MANAGER, "DestroyPool", (object(pool),))
+}
+
+pub fn rename_pool(pool: &str, name: &str) -> Message {
+    call(pool, POOL, "SetName", (name,))
+}
+
+pub fn add_devices(pool: &str, devices: &[&str]) -> Message {
+    call(pool, POOL, "AddDataDevs", (devices.to_vec(),))
+}
+
+pub fn create_filesystem(pool: &str, name: &str) -> Message {
+    call(pool, POOL, "CreateFilesystems", (vec![(name, (false, ""), (false, ""))],))
+}
+
+pub fn destroy_filesystem(pool: &str, filesystem: &str) -> Message {
+    call(pool, POOL, "DestroyFilesystems", (vec![object(filesystem)],))
+}
+
+pub fn snapshot(pool: &str, origin: &str, name: &str) -> Message {
+    call(pool, POOL, "SnapshotFilesystem", (object(origin), name))
+}
+
+pub fn rename_filesystem(filesystem: &str, name: &str) -> Message {
+    call(filesystem, FILESYSTEM, "SetName", (name,))
+}
+
+pub fn set_user_info(device: &str, text: &str) -> Message {
+    call(device, PROPERTIES, "Set", (BLOCKDEV, "UserInfo", Variant((true, text))))
+}
+
+pub fn object(path: &str) -> Path<'_> {
+    Path::new(path).unwrap()
+}
+
+// ---- what comes back ----
+
+/// What became of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; paths and texts in the result, in order.
+    Changed(Vec<String>),
+    /// It was so already.
+    Unchanged,
+    /// Code 1 and this text.
+    Refused(String),
+    /// A D-Bus error of this name.
+    Error(String),
+}
+
+/// Takes a reply `(b…) q s` apart, or that of a `Set`, which is empty.
+pub fn outcome(reply: &Message) -> Outcome {
+    if let Some(error) = error_name(reply) {
+        return Outcome::Error(error);
+    }
+    let mut iter = reply.iter_init();
+    let mut words = Vec::new();
+    let mut flags = Vec::new();
+    flatten(&mut iter, &mut flags, &mut words);
+    if iter.arg_type() == ArgType::Invalid {
+        return Outcome::Changed(words);
+    }
+    let (code, text) = (iter.read::<u16>().unwrap(), iter.read::<String>().unwrap());
+    match (code, flags[0]) {
+        (0, true) => Outcome::Changed(words),
+        (0, false) => Outcome::Unchanged,
+        _ => Outcome::Refused(text),
+    }
+}
+
+/// The name of the error that a reply is, without what all have in common.
+pub fn error_name(reply: &Message) -> Option<String> {
+    if reply.msg_type() != MessageType::Error {
+        return None;
+    }
+    // The crate gives the name only by turning the message into an error, which changes it.
+    let error = reply.duplicate().unwrap().as_result().err()?;
+    Some(error.name()?.replace("org.freedesktop.DBus.Error.", ""))
+}
+
+/// The flags and words in the value at the iterator, which is moved on.
+fn flatten(iter: &mut Iter<'_>, flags: &mut Vec<bool>, words: &mut Vec<String>) {
+    match iter.arg_type() {
+        ArgType::Invalid => return,
+        ArgType::Boolean => flags.push(iter.get::<bool>().unwrap()),
+        ArgType::String | ArgType::ObjectPath => words.push(text(iter)),
+        kind @ (ArgType::Struct | ArgType::Array) => {
+            let mut inner = iter.recurse(kind).unwrap();
+            while inner.arg_type() != ArgType::Invalid {
+                flatten(&mut inner, flags, words);
+            }
+        }
+        _ => {}
+    }
+    iter.next();
+}
+
+/// The value in the variant that `Get` answers with; the name of the error otherwise.
+pub fn value(reply: &Message) -> Result<String, String> {
+    match error_name(reply) {
+        Some(error) => Err(error),
+        None => Ok(text(&mut reply.iter_init())),
+    }
+}
+
+/// The value at the iterator as a text. Equal texts are equal values, if they are of one type.
+pub fn text(iter: &mut Iter<'_>) -> String {
+    let all = |mut inner: Iter<'_>| {
+        let mut parts = Vec::new();
+        while inner.arg_type() != ArgType::Invalid {
+            parts.push(text(&mut inner));
+            inner.next();
+        }
+        parts.join(" ")
+    };
+    match iter.arg_type() {
+        ArgType::Boolean => iter.get::<bool>().unwrap().to_string(),
+        ArgType::Byte => iter.get::<u8>().unwrap().to_string(),
+        ArgType::UInt16 => iter.get::<u16>().unwrap().to_string(),
+        ArgType::UInt32 => iter.get::<u32>().unwrap().to_string(),
+        ArgType::UInt64 => iter.get::<u64>().unwrap().to_string(),
+        ArgType::String => iter.get::<&str>().unwrap().to_owned(),
+        ArgType::ObjectPath => iter.get::<Path<'_>>().unwrap().to_string(),
+        ArgType::Variant => text(&mut iter.recurse(ArgType::Variant).unwrap()),
+        kind @ (ArgType::Array | ArgType::Struct | ArgType::DictEntry) => {
+            format!("({})", all(iter.recurse(kind).unwrap()))
+        }
+        other => panic!("no member has a value of type {other:?}"),
+    }
+}
+
+/// The properties of an object by interface and name.
+pub type Interfaces = BTreeMap<String, BTreeMap<String, String>>;
+
+fn entries<'a>(iter: &mut Iter<'a>) -> Vec<Iter<'a>> {
+    let mut array = iter.recurse(ArgType::Array).unwrap();
+    let mut entries = Vec::new();
+    while let Some(entry) = array.recurse(ArgType::DictEntry) {
+        entries.push(entry);
+        array.next();
+    }
+    entries
+}
+
+fn properties(iter: &mut Iter<'_>) -> BTreeMap<String, String> {
+    entries(iter)
+        .into_iter()
+        .map(|mut entry| {
+            let name = text(&mut entry);
+            entry.next();
+            (name, text(&mut entry))
+        })
+        .collect()
+}
+
+/// `a{sa{sv}}`.
+fn interfaces(iter: &mut Iter<'_>) -> Interfaces {
+    entries(iter)
+        .into_iter()
+        .map(|mut entry| {
+            let name = text(&mut entry);
+            entry.next();
+            (name, properties(&mut entry))
+        })
+        .collect()
+}
+
+/// All objects of a list with everything.
+pub fn objects(list: &Message) -> BTreeMap<String, Interfaces> {
+    entries(&mut list.iter_init())
+        .into_iter()
+        .map(|mut entry| {
+            let path = text(&mut entry);
+            entry.next();
+            (path, interfaces(&mut entry))
+        })
+        .collect()
+}
+
+/// The paths in a list.
+pub fn paths(list: &Message) -> BTreeSet<String> {
+    entries(&mut list.iter_init()).iter_mut().map(text).collect()
+}
+
+/// Path, kind and one property of each object of a list: the name of a pool or filesystem, what the user says of a
+/// device.
+pub fn labels(list: &Message) -> Vec<(String, Label)> {
+    entries(&mut list.iter_init())
+        .into_iter()
+        .map(|mut entry| {
+            let path = text(&mut entry);
+            entry.next();
+            (path, label(&interfaces_of_last_revision(&mut entry)).expect("every object has the newest revision"))
+        })
+        .collect()
+}
+
+fn interfaces_of_last_revision(iter: &mut Iter<'_>) -> Interfaces {
+    entries(iter)
+        .into_iter()
+        .filter_map(|mut entry| {
+            let name = text(&mut entry);
+            entry.next();
+            name.ends_with("r9").then(|| (name, properties(&mut entry)))
+        })
+        .collect()
+}
+
+/// What the history follows of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Label {
+    /// Its name.
+    Pool(String),
+    /// Path of its pool, its name.
+    Filesystem(String, String),
+    /// What the user says of it.
+    Device(String),
+}
+
+pub fn label(interfaces: &Interfaces) -> Option<Label> {
+    let part = |interface: &str, property: &str| interfaces.get(interface)?.get(property).cloned();
+    part(POOL, "Name")
+        .map(Label::Pool)
+        .or_else(|| Some(Label::Filesystem(part(FILESYSTEM, "Pool")?, part(FILESYSTEM, "Name")?)))
+        .or_else(|| part(BLOCKDEV, "UserInfo").map(Label::Device))
+}
+
+/// A signal of the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Signal {
+    Added(String, Interfaces),
+    Removed(String, BTreeSet<String>),
+    /// Object, interface, new values, names of what is only invalidated.
+    Changed(String, String, BTreeMap<String, String>, BTreeSet<String>),
+}
+
+impl Signal {
+    pub fn parse(message: &Message) -> Option<Signal> {
+        Signal::parse_as(message, interfaces)
+    }
+
+    fn parse_as(message: &Message, interfaces: fn(&mut Iter<'_>) -> Interfaces) -> Option<Signal> {
+        if message.msg_type() != MessageType::Signal {
+            return None;
+        }
+        let mut iter = message.iter_init();
+        let member = message.member()?;
+        if !matches!(&*member, "InterfacesAdded" | "InterfacesRemoved" | "PropertiesChanged") {
+            return None;
+        }
+        let first = text(&mut iter);
+        iter.next();
+        let names = |iter: &mut Iter<'_>| iter.read::<Vec<String>>().unwrap().into_iter().collect();
+        Some(match &*member {
+            "InterfacesAdded" => Signal::Added(first, interfaces(&mut iter)),
+            "InterfacesRemoved" => Signal::Removed(first, names(&mut iter)),
+            _ => {
+                let values = properties(&mut iter);
+                iter.next();
+                Signal::Changed(message.path()?.to_string(), first, values, names(&mut iter))
+            }
+        })
+    }
+}

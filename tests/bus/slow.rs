@@ -1,0 +1,152 @@
+//! P1, P5 and P6: what goes on beside something slow. Slow steps of the simulated machine here take an hour, so what is
+//! answered is answered while they are under way; only the figures are taken with short ones.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    client::{self, Client, POOL},
+    rig::Bus,
+};
+
+const HOUR_MS: &str = "3600000";
+/// Half of the daemon's workers.
+const SLOW_MAX: usize = 8;
+
+#[test]
+fn reads_and_other_pools_do_not_wait_for_a_pool_on_slow_disks() {
+    let bus = Bus::start();
+    let daemon =
+        bus.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]);
+    let quick = Client::new(&bus);
+    let pool = &quick.done(client::create_pool("quick", &["/dev/quick"]))[0];
+
+    let slow = Client::new(&bus);
+    let serial = slow.send(client::create_pool("slow", &["/dev/slow-a", "/dev/slow-b"]));
+    daemon.line_with("on /dev/slow");
+
+    // Nothing from here on takes an hour.
+    for number in 0..1000 {
+        assert_eq!(client::value(&quick.call(client::get(pool, POOL, "Name"))).as_deref(), Ok("quick"));
+        let listed = client::paths(&quick.list()).len();
+        assert_eq!(listed, 2 + number / 100, "pool, device, filesystems");
+        if number % 100 == 99 {
+            quick.done(client::create_filesystem(pool, &format!("fs{number}")));
+        }
+    }
+    let first = quick.done(client::create_filesystem(pool, "first"));
+    quick.done(client::snapshot(pool, &first[0], "copy"));
+    quick.done(client::rename_filesystem(&first[0], "second"));
+    quick.done(client::destroy_filesystem(pool, &first[0]));
+    quick.done(client::add_devices(pool, &["/dev/more"]));
+    quick.done(client::rename_pool(pool, "renamed"));
+    let third = quick.done(client::create_pool("third", &["/dev/third"]));
+    quick.done(client::destroy_pool(&third[0]));
+    // The slow call has neither ended nor been given up: its answer would stand before this one.
+    slow.call(client::ping());
+    assert!(!slow.has_reply(serial));
+    println!("answered beside a pool in the making: 2000 reads, 18 changes of other pools");
+}
+
+/// Latencies in µs at the given permilles.
+fn figures(what: &str, mut samples: Vec<Duration>) {
+    samples.sort_unstable();
+    let at = |permille: usize| samples[(samples.len() - 1) * permille / 1000].as_micros();
+    println!(
+        "{what:28} {:6} calls  p50 {:6} µs  p90 {:6} µs  p99 {:6} µs  max {:6} µs",
+        samples.len(),
+        at(500),
+        at(900),
+        at(990),
+        at(1000),
+    );
+}
+
+fn timed(client: &Client, call: dbus::Message) -> Duration {
+    let begin = Instant::now();
+    client.call(call);
+    begin.elapsed()
+}
+
+/// Figures only: what is asserted is that the slow call is answered in the end, too.
+#[test]
+fn latencies_idle_and_beside_a_pool_in_the_making() {
+    let bus = Bus::start();
+    let _daemon = bus.daemon(&[("STRATISD_SIM_SLOW_MS", "100"), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]);
+    let quick = Client::new(&bus);
+    let pool = &quick.done(client::create_pool("quick", &["/dev/quick"]))[0];
+    let sample = |number: usize, gets: &mut Vec<_>, lists: &mut Vec<_>, changes: &mut Vec<_>| {
+        gets.push(timed(&quick, client::get(pool, POOL, "Name")));
+        lists.push(timed(&quick, client::list()));
+        if number.is_multiple_of(20) {
+            let name = format!("fs{number}");
+            let begin = Instant::now();
+            let made = quick.done(client::create_filesystem(pool, &name));
+            changes.push(begin.elapsed());
+            quick.done(client::destroy_filesystem(pool, &made[0]));
+        }
+    };
+    let report = |when: &str, gets, lists, changes| {
+        figures(&format!("Get, {when}"), gets);
+        figures(&format!("GetManagedObjects, {when}"), lists);
+        figures(&format!("CreateFilesystems, {when}"), changes);
+    };
+    let (mut gets, mut lists, mut changes) = (vec![], vec![], vec![]);
+    (0..1000).for_each(|number| sample(number, &mut gets, &mut lists, &mut changes));
+    report("idle", gets, lists, changes);
+
+    let slow = Client::new(&bus);
+    let serial = slow.send(client::create_pool("slow", &["/dev/slow-a", "/dev/slow-b"]));
+    let (mut gets, mut lists, mut changes) = (vec![], vec![], vec![]);
+    let mut number = 0;
+    while !slow.has_reply(serial) {
+        sample(number, &mut gets, &mut lists, &mut changes);
+        number += 1;
+    }
+    let made = client::outcome(&slow.wait(serial));
+    assert!(matches!(&made, client::Outcome::Changed(words) if words.len() == 3), "{made:?}");
+    assert!(number > 0, "the pool was made before anything else was answered");
+    report("meanwhile", gets, lists, changes);
+}
+
+/// P6. No mkfs of these ends, so those that have begun are under way at the same time.
+#[test]
+fn filesystems_of_one_pool_are_formatted_side_by_side() {
+    let bus = Bus::start();
+    let daemon =
+        bus.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "thin-fs")]);
+    let client = Client::new(&bus);
+    let made = client.done(client::create_pool("p", &["/dev/a"]));
+    let pool = &made[0];
+    let calls: Vec<u32> =
+        (0..10).map(|number| client.send(client::create_filesystem(pool, &format!("fs{number}")))).collect();
+    for _ in 0..SLOW_MAX {
+        daemon.line_with("Run(MkfsXfs)");
+    }
+    // The pool is free meanwhile, and so are reads.
+    client.done(client::set_user_info(&made[1], "busy"));
+    assert_eq!(client::paths(&client.list()).len(), 2, "no filesystem yet");
+    assert!(calls.iter().all(|call| !client.has_reply(*call)));
+    let more = daemon.lines_so_far("Run(MkfsXfs)");
+    println!("10 CreateFilesystems of one pool: {} mkfs at once, the others wait for a worker", SLOW_MAX + more);
+    assert_eq!(more, 0, "slow steps take at most half of the workers");
+}
+
+/// All ten are made in the end, in whatever order.
+#[test]
+fn ten_filesystems_at_once_are_all_made() {
+    let bus = Bus::start();
+    let _daemon = bus.daemon(&[("STRATISD_SIM_SLOW_MS", "20"), ("STRATISD_SIM_SLOW_PATH", "thin-fs")]);
+    let client = Client::new(&bus);
+    let pool = &client.done(client::create_pool("p", &["/dev/a"]))[0];
+    let calls: Vec<u32> =
+        (0..10).map(|number| client.send(client::create_filesystem(pool, &format!("fs{number}")))).collect();
+    let made: std::collections::BTreeSet<String> = calls
+        .into_iter()
+        .map(|call| match client::outcome(&client.wait(call)) {
+            client::Outcome::Changed(words) => words[0].clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(made.len(), 10);
+    assert!(client::paths(&client.list()).is_superset(&made));
+}
