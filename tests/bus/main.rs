@@ -6,7 +6,6 @@
 
 // What a rig of clients offers is more than each test uses; the compiler sees the tests one by one.
 #![allow(dead_code)]
-
 #![allow(clippy::unwrap_used, clippy::missing_docs_in_private_items, missing_docs, reason = "a test")]
 
 mod client;

@@ -8,8 +8,8 @@ use stratisd::{
     engine::{
         Result,
         metadata::{IntegritySpec, MetadataVersion},
-        ops::{self, NewFilesystem, NewPool},
-        request::Next,
+        ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
+        request::{Next, PoolRef},
     },
     platform::{
         DeviceAction, DeviceEvent, Platform, Program,
@@ -38,6 +38,10 @@ enum Request {
     Event(&'static str),
     /// The disk of pool `r` is plugged in.
     Plug,
+    Stop(&'static str),
+    Start(&'static str),
+    Refresh,
+    Check(&'static str),
 }
 
 /// Pool `p` with `f`, `g` and a snapshot `s` of `f`; pool `q` without filesystems; pool `r`, whose disk is not there.
@@ -62,7 +66,7 @@ fn random_request(chance: &mut StdRng) -> Request {
     let (pool, new_pool, disk) =
         (any(&["p", "q"]), any(&["p", "q", "r"]), any(&["/dev/b", "/dev/c", "/dev/d", "/dev/r"]));
     let (filesystem, new) = (any(&["f", "g", "s"]), any(&["f", "h", "i"]));
-    match chance.random_range(0..22) {
+    match chance.random_range(0..30) {
         0..3 => {
             CreatePool(new_pool, [&["/dev/c"][..], &["/dev/c", "/dev/d"], &["/dev/b"]].choose(chance).expect("three"))
         }
@@ -75,7 +79,11 @@ fn random_request(chance: &mut StdRng) -> Request {
         16 => Rename(filesystem, new),
         17..19 => Snapshot(filesystem, new),
         19 => Event(disk),
-        _ => Plug,
+        20..22 => Plug,
+        22..24 => Stop(pool),
+        24..26 => Start(pool),
+        26..28 => Refresh,
+        _ => Check(pool),
     }
 }
 
@@ -129,6 +137,16 @@ fn chain(bench: &Bench, request: &Request) -> Next<String> {
             let event = DeviceEvent { action: DeviceAction::Change, path: disk.into(), device };
             ops::device_event(event).map(|()| "an event".to_owned())
         }
+        Request::Stop(text) => told(ops::stop_pool(PoolRef::Uuid(pool(text))), |stopped| match stopped {
+            Stopped::Done(_) | Stopped::CleanedUp(_) => true,
+            Stopped::Already | Stopped::Partly(..) => false,
+        }),
+        Request::Start(text) => {
+            let chain = ops::start_pool(PoolRef::Uuid(pool(text)), Unlock::default(), CacheTier::Keep);
+            told(chain, Option::is_some)
+        }
+        Request::Refresh => told(ops::refresh(), |()| false),
+        Request::Check(text) => ops::check_pool(pool(text)).map(|()| "checked".to_owned()),
         Request::Plug => {
             bench.sim.add_disk("/dev/r".as_ref(), DISK_SIZE_DEFAULT).expect("the machine is on");
             let device = bench.sim.find_device("/dev/r".as_ref()).ok();
