@@ -3,7 +3,8 @@
 //! Each case is prepared on a fresh simulated machine, run once to learn how many steps it takes and what its result is, and
 //! then run again and again with one step struck. Afterwards:
 //!
-//! - success means the state after, an error means the state before: nothing half done, nothing left over;
+//! - success means the state after, an error means the state before: nothing half done, nothing left over, in memory and, as
+//!   the next daemon and the next boot find it, on disk;
 //! - after a kill, when nothing of the process has an effect any more, the next daemon finds the machine as it was left and makes
 //!   the state before or after of it;
 //! - after a power cut the pools are found again in the state before or after, and after if the request was answered;
@@ -21,7 +22,10 @@ mod state;
 use bench::Bench;
 use cases::{CASES, Case};
 use state::State;
-use stratisd::platform::{Platform, sim::Sim};
+use stratisd::{
+    engine::Result,
+    platform::{Platform, sim::Sim},
+};
 
 /// How a step is struck.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +80,18 @@ fn found_by_another(case: &Case, seed: u64, begin: fn(Bench) -> Bench) -> (State
     (State::of(&before), State::of(&after))
 }
 
+/// A machine on which a step of the case was struck, the number of its first step, and what the request said.
+fn struck(case: &Case, strike: Strike, step: u64) -> (Bench, u64, Result<()>) {
+    let (mut bench, start) = prepared(case, 1);
+    match strike {
+        Strike::FailBefore => bench.sim.faults().fail_at(start + step),
+        Strike::FailAfter => bench.sim.faults().fail_after(start + step),
+    }
+    let result = (case.act)(&mut bench);
+    bench.sim.faults().clear();
+    (bench, start, result)
+}
+
 #[test]
 fn a_fault_at_every_step_leaves_the_state_before_or_after() {
     let mut total = 0;
@@ -84,20 +100,21 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
         for strike in [Strike::FailBefore, Strike::FailAfter] {
             for step in 0..steps {
                 let at = format!("{} with {strike:?} at step {step} of {steps}", case.name);
-                let (mut bench, start) = prepared(case, 1);
-                match strike {
-                    Strike::FailBefore => bench.sim.faults().fail_at(start + step),
-                    _ => bench.sim.faults().fail_after(start + step),
-                }
-                let result = (case.act)(&mut bench);
-                bench.sim.faults().clear();
+                let (mut bench, start, result) = struck(case, strike, step);
                 let found = State::of(&bench);
                 let expected = if result.is_ok() { &after } else { &before };
                 let said = result.as_ref().map_err(|error| error.sentence());
                 assert_eq!(&found, expected, "{at}: {said:?}\n{}", bench.tail(start));
                 bench.check_nothing_left(&at);
-                // The next operation works: the same again if it failed.
                 if result.is_err() {
+                    // On disk it is as before, too: the same done on another machine, whose daemon and then power go.
+                    let mut other = Bench::start(struck(case, strike, step).0.sim);
+                    assert_eq!(State::of(&other), before, "{at}: after a restart\n{}", bench.tail(start));
+                    other.sim.cut_power();
+                    other.sim.power_on();
+                    other = Bench::start(other.sim);
+                    assert_eq!(State::of(&other), before, "{at}: after a reboot\n{}", bench.tail(start));
+                    // The next operation works: the same again.
                     let again = (case.act)(&mut bench);
                     again.unwrap_or_else(|error| panic!("{at}: again: {}", error.sentence()));
                     assert_eq!(State::of(&bench), after, "{at}: again");
