@@ -49,7 +49,9 @@ const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, f
 
 fn main() -> ExitCode {
     if env::var("STRATISD_MACHINE").as_deref() != Ok("1") {
-        eprintln!("This overwrites disks. It runs in a throw-away machine only (STRATISD_MACHINE=1, see make test-machine).");
+        eprintln!(
+            "This overwrites disks. It runs in a throw-away machine only (STRATISD_MACHINE=1, see make test-machine)."
+        );
         return ExitCode::from(2);
     }
     let disks: Vec<PathBuf> =
