@@ -24,7 +24,10 @@ pub use running::Running;
 pub use timers::Timers;
 pub use udev::DeviceWatch;
 
-use crate::{engine::request::Next, platform};
+use crate::{
+    engine::{ids::PoolUuid, ops, request::Next},
+    platform,
+};
 
 /// Something that a watcher wants done.
 pub struct Task {
@@ -62,6 +65,12 @@ impl<K: Send + 'static> Ended<K> {
 
     fn after(self, chain: Next<()>) -> Next<()> {
         chain.map(move |()| drop(self))
+    }
+
+    /// A check of a pool, and then one of its filesystems. The end that is told is that of the first: an XFS that is extended
+    /// may wait for space in its pool, and that comes with the pool's next check.
+    fn with_filesystems(self, pool: PoolUuid) -> Next<()> {
+        self.after(ops::check_pool(pool)).then(move |()| ops::check_filesystems(pool))
     }
 }
 

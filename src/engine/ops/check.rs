@@ -15,7 +15,8 @@
 //!
 //! The pool is held alone for one look at the status, one write of metadata and a few swaps of tables; I/O stops only
 //! for the swap of each table, which has been loaded before. The need for metadata is found out by a program, and so
-//! without a lock, once for each size of the pool and each filesystem limit.
+//! without a lock, once for each size of the pool and each filesystem limit. Data does not wait for that: it grows
+//! before, except by what metadata may need.
 
 use crate::{
     engine::{
@@ -53,36 +54,39 @@ pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
         let asked = (pool.usable_size(), pool.fs_limit());
         match pool.metadata_needed {
             Some((known, needed)) if known == asked => Next::Done(check(engine.platform(), pool, Some(needed))),
-            _ => learn_need(uuid, asked),
+            // Data must not wait for the program that says it.
+            _ => learn_need(uuid, asked, check(engine.platform(), pool, None)),
         }
     })
 }
 
-/// Finds out how much metadata a thin pool of this size needs, then checks the pool.
-fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
+/// Finds out how much metadata a thin pool of this size needs, then checks the pool once more. `checked` is what came of a
+/// check without that.
+fn learn_need(uuid: PoolUuid, asked: (Sectors, u64), checked: Result<()>) -> Next<Result<()>> {
     Next::act(move |engine| {
-        let needed = thin_metadata_size(engine.platform(), asked.0, asked.1);
-        Next::write(uuid, move |engine, granted| {
+        let needed = match thin_metadata_size(engine.platform(), asked.0, asked.1) {
+            Ok(needed) => needed,
+            Err(error) => return Next::Done(checked.and(Err(error))),
+        };
+        Next::write(uuid, move |_, granted| {
             let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
-            match needed {
-                Ok(needed) => {
-                    pool.metadata_needed = Some((asked, needed));
-                    check_now(uuid)
-                }
-                // Data must not wait for this.
-                Err(cause) => Next::Done(match pool.check_changes() {
-                    Ok(()) => check(engine.platform(), pool, None).and(Err(cause)),
-                    Err(_) => Ok(()),
-                }),
-            }
+            pool.metadata_needed = Some((asked, needed));
+            check_now(uuid)
         })
     })
 }
 
-/// The chain, and then a check of the pool, whatever the chain came to: to use what it has brought. The result waits for
-/// the check but does not depend on it.
-pub fn and_check<T: Send + 'static>(uuid: PoolUuid, chain: Next<T>) -> Next<T> {
-    chain.then(move |value| check_pool(uuid).map(|()| value))
+/// The chain, and if `brings` says that it has brought space to the pool, a check that uses it. The result waits for the check
+/// but does not depend on it: what was asked for is done.
+pub(super) fn and_use<T: Send + 'static>(
+    uuid: PoolUuid,
+    chain: Next<Result<T>>,
+    brings: impl FnOnce(&T) -> bool + Send + 'static,
+) -> Next<Result<T>> {
+    chain.then(move |result| match result.as_ref().is_ok_and(brings) {
+        true => check_pool(uuid).map(|()| result),
+        false => Next::Done(result),
+    })
 }
 
 fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
@@ -126,6 +130,7 @@ pub(super) fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<
         available: pool.available(),
         metadata: pool.thin_metadata(),
         metadata_needed,
+        fs_limit: pool.fs_limit(),
         fill,
         overprovisioning: pool.overprovisioning(),
         filesystems: pool.filesystems_size(),

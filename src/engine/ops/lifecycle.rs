@@ -395,7 +395,10 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<(
 
 fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| super::check_pool(uuid).map(|()| refreshed)),
+        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
+            let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
+            checked.map(|()| refreshed)
+        }),
         None => Next::Parked(Box::new(refresh_pool(uuid))),
     })
 }
