@@ -90,7 +90,7 @@ impl DmWatch {
     }
 
     fn check(&self, pool: PoolUuid) {
-        let chain = Ended::of(pool, &self.ended.0, &self.waker).with_filesystems(pool);
+        let chain = Ended::of(pool, &self.ended.0, &self.waker).after_check_of(pool);
         (self.submit)(Task { label: format!("check of pool {pool} after a device-mapper event"), chain });
     }
 }

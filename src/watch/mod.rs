@@ -67,10 +67,10 @@ impl<K: Send + 'static> Ended<K> {
         chain.map(move |()| drop(self))
     }
 
-    /// A check of a pool, and then one of its filesystems. The end that is told is that of the first: an XFS that is extended
-    /// may wait for space in its pool, and that comes with the pool's next check.
-    fn with_filesystems(self, pool: PoolUuid) -> Next<()> {
-        self.after(ops::check_pool(pool)).then(move |()| ops::check_filesystems(pool))
+    /// A check of a pool and its filesystems. The end that is told is that of the quick part, so that what comes after it,
+    /// which may wait for others, keeps no check back that may be just what is waited for.
+    fn after_check_of(self, pool: PoolUuid) -> Next<()> {
+        ops::check_all(pool, move || drop(self))
     }
 }
 

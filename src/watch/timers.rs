@@ -88,7 +88,7 @@ impl Timers {
 
     fn check(&self, pool: PoolUuid) {
         let ended = Ended::of(pool, &self.ended.0, &self.waker);
-        (self.submit)(Task { label: format!("check of pool {pool} by time"), chain: ended.with_filesystems(pool) });
+        (self.submit)(Task { label: format!("check of pool {pool} by time"), chain: ended.after_check_of(pool) });
     }
 }
 

@@ -16,6 +16,7 @@ mod disks;
 mod extend;
 mod full;
 mod health;
+mod low_water;
 mod refresh;
 mod revert;
 #[path = "../engine/scheduler.rs"]

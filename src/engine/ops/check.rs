@@ -20,13 +20,15 @@
 
 use crate::{
     engine::{
+        Engine,
         bda::Choose,
+        claims::Key,
         error::{Error, Result},
         ids::PoolUuid,
         ops::create_pool::thin_metadata_size,
         plan::growth::{self, Exhausted, Fill, Growth},
         pool::Pool,
-        request::Next,
+        request::{Granted, Next},
         setup,
         undo::Rollback,
         units::Sectors,
@@ -37,36 +39,62 @@ use crate::{
 /// Checks a pool; what goes wrong is logged. Filesystems are checked by
 /// [`check_filesystems`](super::check_filesystems), which may take longer.
 pub fn check_pool(uuid: PoolUuid) -> Next<()> {
-    check_now(uuid).map(move |checked| {
-        if let Err(error) = checked {
-            log::warn!("check of pool {uuid}: {}", error.sentence());
-        }
-    })
+    check_now(uuid).map(move |checked| note(uuid, &checked))
+}
+
+fn note(uuid: PoolUuid, checked: &Result<()>) {
+    if let Err(error) = checked {
+        log::warn!("check of pool {uuid}: {}", error.sentence());
+    }
 }
 
 /// As [`check_pool`], and tells what went wrong. A pool that is gone, or must not be changed, is not checked.
 pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
-        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
-        if pool.check_changes().is_err() {
-            return Next::Done(Ok(()));
-        }
-        let asked = (pool.usable_size(), pool.fs_limit());
-        match pool.metadata_needed {
-            Some((known, needed)) if known == asked => Next::Done(check(engine.platform(), pool, Some(needed))),
-            // Data must not wait for the program that says it.
-            _ => learn_need(uuid, asked, check(engine.platform(), pool, None)),
-        }
+    Next::write(uuid, move |engine, granted| match check_as_known(engine, granted, uuid) {
+        (checked, None) => Next::Done(checked),
+        (checked, Some(asked)) => learn_need(uuid, asked).map(|learnt| checked.and(learnt)),
     })
 }
 
-/// Finds out how much metadata a thin pool of this size needs, then checks the pool once more. `checked` is what came of a
-/// check without that.
-fn learn_need(uuid: PoolUuid, asked: (Sectors, u64), checked: Result<()>) -> Next<Result<()>> {
+/// Checks a pool and then its filesystems; what goes wrong is logged. `checked` is called in between, after all that is quick:
+/// programs may have to wait for others of other pools, and an XFS that is extended may wait for space that only the next
+/// check of the pool brings.
+pub fn check_all(uuid: PoolUuid, checked: impl FnOnce() + Send + 'static) -> Next<()> {
+    let pool = Next::write(uuid, move |engine, granted| {
+        let (result, unknown) = check_as_known(engine, granted, uuid);
+        note(uuid, &result);
+        checked();
+        // Asked for once, however often the pool is checked before it is told.
+        let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)])?)));
+        match asked {
+            None => Next::Done(()),
+            Some((asked, claim)) => learn_need(uuid, asked).map(move |learnt| {
+                note(uuid, &learnt);
+                drop(claim);
+            }),
+        }
+    });
+    pool.then(move |()| super::check_filesystems(uuid))
+}
+
+/// Checks a pool with what is known of it. Gives also for which size and how many filesystems the need for metadata is not
+/// known.
+fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid) -> (Result<()>, Option<(Sectors, u64)>) {
+    let Ok(pool) = super::writable(granted, uuid) else { return (Ok(()), None) };
+    if pool.check_changes().is_err() {
+        return (Ok(()), None);
+    }
+    let asked = (pool.usable_size(), pool.fs_limit());
+    let needed = pool.metadata_needed.filter(|(known, _)| *known == asked).map(|(_, needed)| needed);
+    (check(engine.platform(), pool, needed), needed.is_none().then_some(asked))
+}
+
+/// Finds out how much metadata a thin pool of this size needs, then checks the pool once more.
+fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
     Next::act(move |engine| {
         let needed = match thin_metadata_size(engine.platform(), asked.0, asked.1) {
             Ok(needed) => needed,
-            Err(error) => return Next::Done(checked.and(Err(error))),
+            Err(error) => return Next::Done(Err(error)),
         };
         Next::write(uuid, move |_, granted| {
             let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
