@@ -3,7 +3,10 @@
 //!
 //! A stack that is already up, left by a daemon that ran before, is adopted layer by layer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
     engine::{
@@ -119,6 +122,31 @@ fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
     let Some(tier) = meta.backstore.cache_tier.take() else { return Vec::new() };
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
     set.devices().filter(|found| listed.contains(&found.bda.header().device)).cloned().collect()
+}
+
+/// Wipes the devices of a pool that has been destroyed: those of the cache, which hold no pool metadata, and then the data
+/// devices, whose metadata says what is going on. Where that cannot be done now it is done when the devices are next looked
+/// at, so metadata stays as long as there is something that it is needed for.
+pub(super) fn wipe_destroyed<'a>(
+    platform: &dyn Platform,
+    cache: impl Iterator<Item = &'a Path>,
+    data: impl Iterator<Item = &'a Path>,
+) {
+    let wipe = |path: &Path| {
+        // Tried twice, as there may be nobody soon who looks again.
+        let wiped = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path));
+        if let Err(error) = &wiped {
+            let path = path.display();
+            log::error!("{path} belongs to a pool that has been destroyed, but could not be wiped: {error}");
+        }
+        wiped.is_ok()
+    };
+    // All of them, whatever comes of one.
+    if cache.map(wipe).fold(true, |all, wiped| all && wiped) {
+        data.for_each(|path| {
+            wipe(path);
+        });
+    }
 }
 
 /// Marks a device as one that pool metadata does not name, before the metadata is written that does not name it: if it is

@@ -1,6 +1,9 @@
 //! What a pool goes through besides growing: it is stopped and started, filesystems are reverted, everything is read anew,
 //! its cache is given up, its thin pool fails. On the simulated machine, chain by chain, and at the end on the bus.
 
+// A test that cannot go on says where; clippy knows only functions marked as tests.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../engine/bench.rs"]
 #[allow(dead_code, reason = "shared with other tests, of which each needs a part")]
 mod bench;

@@ -10,7 +10,7 @@ use stratisd::{
         ops::{self, CacheTier, Stopped, Unlock},
         request::PoolRef,
     },
-    platform::{Platform, sim::Sim},
+    platform::sim::Sim,
 };
 
 use crate::{
@@ -45,6 +45,7 @@ fn is_partial(bench: &Bench, pool: &str) -> Option<bool> {
 fn a_pool_is_stopped_and_started_again() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = machine_of(version);
+        bench.check_pools();
         let before = bench.pool("p").unwrap();
         let stopped = bench.stop_pool("p").unwrap();
         assert!(matches!(stopped, Stopped::Done(uuid) if uuid == before.uuid), "{stopped:?}");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     engine::{
         Engine,
-        bda::{self, Bda, Repair},
+        bda::{Bda, Repair},
         claims::{Claim, Key},
         error::{Error, Result, chain},
         ids::PoolUuid,
@@ -218,9 +218,6 @@ fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: DeviceSet, metadata:
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
     // Devices of the cache tier hold no metadata; those that do go last.
     let (data, cache): (Vec<Found>, Vec<Found>) = set.into_devices().partition(|found| found.metadata.is_some());
-    for found in cache.into_iter().chain(data) {
-        if let Err(error) = bda::wipe(engine.platform(), &found.device.path) {
-            log::error!("could not wipe {}: {error}", found.device.path.display());
-        }
-    }
+    let cache = cache.iter().map(|found| found.device.path.as_path());
+    setup::wipe_destroyed(engine.platform(), cache, data.iter().map(|found| found.device.path.as_path()));
 }
