@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, Vector};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::{
@@ -163,6 +163,13 @@ pub fn all_properties(interface: Interface, subject: Subject<'_>) -> Body {
     Body { signature: "a{sv}".into(), bytes: m.finish() }
 }
 
+/// How many objects that are gone still have their paths. A reply waits for seconds at most.
+const GONE_MAX: usize = 4096;
+
+fn path_of(number: u64) -> String {
+    format!("{TOP}/{number}")
+}
+
 /// One version of all objects on the bus.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
@@ -173,6 +180,8 @@ pub struct Tree {
     /// By the number in their paths.
     objects: OrdMap<u64, Arc<Object>>,
     numbers: OrdMap<Id, u64>,
+    /// What was taken away last, with its number.
+    gone: Vector<(Id, u64)>,
     /// The next number; none is ever given out twice.
     next: u64,
 }
@@ -196,16 +205,18 @@ impl Tree {
         self.objects.get(self.numbers.get(&id)?)
     }
 
-    /// The path of what an operation has made; `/` for what is gone again.
+    /// The path of what an operation has made, also when somebody has destroyed it before the reply could be sent: a
+    /// reply waits for links, outside any lock. `/` for what went too long ago.
     pub fn path(&self, id: Id) -> String {
-        self.of(id).map_or("/", |object| &object.path).to_owned()
+        let gone = || self.gone.iter().rev().find_map(|(known, number)| (*known == id).then_some(*number));
+        self.numbers.get(&id).copied().or_else(gone).map_or_else(|| "/".to_owned(), path_of)
     }
 
     /// Gives out a path for a new object.
     pub(super) fn add(&mut self, state: State) -> Arc<Object> {
         let number = self.next;
         self.next += 1;
-        let path: Arc<str> = format!("{TOP}/{number}").into();
+        let path: Arc<str> = path_of(number).into();
         self.numbers.insert(state.id(), number);
         let object = Arc::new(Object::new(path, state));
         self.objects.insert(number, Arc::clone(&object));
@@ -224,6 +235,10 @@ impl Tree {
     /// Takes an object away.
     pub(super) fn remove(&mut self, id: Id) -> Option<Arc<Object>> {
         let number = self.numbers.remove(&id)?;
+        self.gone.push_back((id, number));
+        if self.gone.len() > GONE_MAX {
+            self.gone.pop_front();
+        }
         self.objects.remove(&number)
     }
 }

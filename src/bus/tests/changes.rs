@@ -89,6 +89,18 @@ fn gone_pool_takes_filesystems_and_devices_before_itself_and_numbers_are_not_use
     assert_eq!(heads(&signals), ["~ InterfacesAdded ~/3", "~ InterfacesAdded ~/4"]);
 }
 
+/// A reply that waited for links while another client destroyed the filesystem named the path `/` as what it had made.
+#[test]
+fn reply_names_what_it_made_also_when_that_is_gone_again() {
+    let before = tree(vec![is(&with_filesystem(pool(1, "p"), 5))]);
+    let made = Id::Filesystem(pool_id(1), filesystem_id(5));
+    let path = before.path(made);
+    let (after, _) = step(&before, is(&pool(1, "p")));
+    assert!(after.of(made).is_none() && after.at(&path).is_none());
+    assert_eq!((after.path(made), path.as_str()), (path.clone(), "/org/storage/stratis3/1"));
+    assert_eq!(after.path(Id::Filesystem(pool_id(1), filesystem_id(6))), "/");
+}
+
 #[test]
 fn renamed_pool_invalidates_the_links_of_its_filesystems() {
     let old = with_filesystem(pool(1, "p"), 3);

@@ -88,9 +88,11 @@ impl Wanted {
 
     /// Whether it is worth waiting. When udev has dealt with the request and there is no link at all, its rules
     /// refused to make one (they are not installed, or the filesystem has another UUID). A link to another device is
-    /// worth waiting for: that device's own message, which gives the name free, may be under way.
+    /// worth waiting for, as long as there is a device for it: that device's own message, which gives the name free, may
+    /// be under way.
     fn may_come(&self) -> bool {
-        !self.answered || fs::symlink_metadata(&self.link).is_ok()
+        let is_device_there = || fs::exists(format!("/sys/dev/block/{}", self.number)).unwrap_or(true);
+        !self.answered || (fs::symlink_metadata(&self.link).is_ok() && is_device_there())
     }
 }
 

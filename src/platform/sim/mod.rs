@@ -379,8 +379,9 @@ impl Platform for Sim {
             filesystems.iter().map(|announcement| (announcement.link(), announcement.number)).collect();
         let subject = wanted.first().map(|(link, _)| text(link).into_owned()).unwrap_or_default();
         self.step(Call::Announce, &subject, || {
-            self.machine()?.announce(filesystems);
+            let numbers = self.machine()?.announce(filesystems);
             self.0.changed.notify_all();
+            let wanted = wanted.into_iter().zip(numbers).collect();
             Ok(Box::new(Pending { sim: self.clone(), wanted }) as Box<dyn PendingLinks>)
         })
     }
@@ -456,7 +457,8 @@ impl Machine {
 
 struct Pending {
     sim: Sim,
-    wanted: Vec<(PathBuf, DeviceNumber)>,
+    /// Links with their devices, and the numbers of the announcements.
+    wanted: Vec<((PathBuf, DeviceNumber), u64)>,
 }
 
 impl PendingLinks for Pending {
@@ -465,10 +467,12 @@ impl PendingLinks for Pending {
         let mut machine = self.sim.0.machine.lock();
         let boot = machine.boot;
         loop {
-            let missing = self.wanted.iter().filter(|(link, number)| machine.udev.link(link) != Some(*number));
-            let missing: Vec<PathBuf> = missing.map(|(link, _)| link.clone()).collect();
+            let missing = || self.wanted.iter().filter(|((link, number), _)| machine.udev.link(link) != Some(*number));
+            // A link that has been made and is gone again will not come back: something newer has seen to that.
+            let may_come = missing().any(|(_, announcement)| machine.udev.may_come(*announcement));
+            let missing: Vec<PathBuf> = missing().map(|((link, _), _)| link.clone()).collect();
             let over = !machine.powered || machine.boot != boot;
-            if missing.is_empty() || over || self.sim.0.changed.wait_until(&mut machine, until).timed_out() {
+            if !may_come || over || self.sim.0.changed.wait_until(&mut machine, until).timed_out() {
                 return missing;
             }
         }

@@ -13,11 +13,13 @@
 //! Knows nothing of pools.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use super::{
+    dm::Device,
     io::{Patience, Stop},
     machine::Machine,
     xfs,
@@ -46,7 +48,10 @@ struct Signatures {
 pub(super) struct Udev {
     links: BTreeMap<PathBuf, DeviceNumber>,
     by_device: HashMap<DeviceNumber, PathBuf>,
-    waiting: VecDeque<Announcement>,
+    waiting: VecDeque<(u64, Announcement)>,
+    announced: u64,
+    /// Numbers of the announcements that have not been dealt with, those that got lost among them.
+    unanswered: BTreeSet<u64>,
     /// Nothing is worked on.
     pub(super) held: bool,
     /// So many of the next announcements get lost.
@@ -67,6 +72,11 @@ impl Udev {
         if self.links.get(&link) == Some(&number) {
             self.links.remove(&link);
         }
+    }
+
+    /// Whether the announcement of that number may still have an effect.
+    pub(super) fn may_come(&self, announcement: u64) -> bool {
+        self.unanswered.contains(&announcement)
     }
 
     fn make_link(&mut self, link: PathBuf, number: DeviceNumber) {
@@ -168,16 +178,21 @@ impl Machine {
         self.events.device_event(&DeviceEvent { action, path: path.to_owned(), device });
     }
 
-    /// Queues announcements and works on what can be done.
-    pub(super) fn announce(&mut self, filesystems: &[Announcement]) {
+    /// Queues announcements and works on what can be done. Gives their numbers.
+    pub(super) fn announce(&mut self, filesystems: &[Announcement]) -> Range<u64> {
+        let first = self.udev.announced;
         for announcement in filesystems {
+            let number = self.udev.announced;
+            self.udev.announced += 1;
+            self.udev.unanswered.insert(number);
             if self.udev.to_lose > 0 {
                 self.udev.to_lose -= 1;
             } else {
-                self.udev.waiting.push_back(announcement.clone());
+                self.udev.waiting.push_back((number, announcement.clone()));
             }
         }
         self.serve_udev();
+        first..self.udev.announced
     }
 
     /// Works on announcements in order, as far as nothing stops it.
@@ -185,19 +200,30 @@ impl Machine {
         if self.udev.held {
             return;
         }
-        for announcement in std::mem::take(&mut self.udev.waiting) {
-            let Some(device) = self.dm.get(announcement.number) else { continue };
-            if device.visibility == Visibility::Private {
-                continue;
-            }
-            match self.superblock(announcement.number, Patience::Wait) {
-                Ok(Some(superblock)) if superblock.uuid == *announcement.filesystem.as_bytes() => {
-                    self.udev.make_link(announcement.link(), announcement.number);
+        for (number, announcement) in std::mem::take(&mut self.udev.waiting) {
+            match self.serve(&announcement) {
+                Ok(()) => {
+                    self.udev.unanswered.remove(&number);
                 }
-                // Not the announced filesystem, or none: the rule makes no link.
-                Ok(_) | Err(Stop::Errno(_)) => {}
-                Err(_) => self.udev.waiting.push_back(announcement),
+                Err(_) => self.udev.waiting.push_back((number, announcement)),
             }
+        }
+    }
+
+    /// What the rules do about an announcement. An error means that the device cannot be looked at yet.
+    fn serve(&mut self, announcement: &Announcement) -> Result<(), Stop> {
+        let is_public = |device: &Device| device.visibility != Visibility::Private;
+        if !self.dm.get(announcement.number).is_some_and(is_public) {
+            return Ok(());
+        }
+        match self.superblock(announcement.number, Patience::Wait) {
+            Ok(Some(superblock)) if superblock.uuid == *announcement.filesystem.as_bytes() => {
+                self.udev.make_link(announcement.link(), announcement.number);
+                Ok(())
+            }
+            // Not the announced filesystem, or none: the rule makes no link.
+            Ok(_) | Err(Stop::Errno(_)) => Ok(()),
+            Err(wait) => Err(wait),
         }
     }
 }

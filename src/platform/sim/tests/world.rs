@@ -224,6 +224,18 @@ fn links_can_be_late_or_lost() {
     assert_eq!(pending.wait(Duration::ZERO), Vec::<PathBuf>::new());
 }
 
+/// A filesystem that was destroyed or renamed before its creator looked for the link made it wait to the limit, 10 s.
+#[test]
+fn nobody_waits_for_a_link_that_something_newer_has_undone() {
+    let forever = Duration::from_secs(3600);
+    let (sim, announcement) = filesystem();
+    let one = sim.announce(&[announcement("one")]).unwrap();
+    let two = sim.announce(&[announcement("two")]).unwrap();
+    assert_eq!(one.wait(forever), [announcement("one").link()]);
+    sim.dm_remove("fs").unwrap();
+    assert_eq!(two.wait(forever), [announcement("two").link()]);
+}
+
 #[test]
 fn private_devices_are_not_told() {
     let sim = Sim::builder().build();
