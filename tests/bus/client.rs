@@ -55,6 +55,16 @@ impl Client {
         serial
     }
 
+    /// Queues a message.
+    pub fn post(&self, message: Message) {
+        self.channel.send(message).expect("memory for a message");
+    }
+
+    /// Sends what is queued.
+    pub fn flush(&self) {
+        self.channel.flush();
+    }
+
     /// Waits for the reply to a call.
     pub fn wait(&self, serial: u32) -> Message {
         let is_it = |message: &Message| {

@@ -8,6 +8,7 @@
 
 mod client;
 mod history;
+mod hostile;
 mod load;
 mod rig;
 mod slow;

@@ -168,11 +168,6 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).unwrap().count()
     }
 
-    /// Process identifier.
-    pub fn pid(&self) -> u32 {
-        self.process.0.id()
-    }
-
     /// Whether it still runs.
     pub fn is_up(&mut self) -> bool {
         self.process.0.try_wait().unwrap().is_none()
