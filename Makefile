@@ -28,8 +28,10 @@ is_static   = ldd $(BUILT)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic
                   { echo "$(BUILT)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop test test-quick test-machine machine machine-image build build-daemon build-udev-programs \
-        install install-daemon install-udev install-dbus install-systemd uninstall setup
+.PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
+        loom-full shuttle-long power-cuts crash-states build-for-machine \
+        build build-daemon build-udev-programs build-machine-checks \
+        install install-daemon install-udev install-dbus install-systemd uninstall
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,9 +65,28 @@ test-quick: ## the same without the throw-away machine
 	@scripts/setup build run
 	@scripts/test --quick
 
-test-machine: ## the tests on a real kernel in the throw-away machine; ONLY=name for one of them
+test-machine: setup-machine ## the tests on a real kernel in the throw-away machine; ONLY=name for one of them
+	@scripts/test --only build --only machine $(if $(ONLY),--scenario $(ONLY))
+
+## Longer proofs
+
+loom-full: ## every schedule of the lock's scenarios, without a bound (hours)
+	LOCK_UNBOUNDED=1 $(CARGO) test --locked -p stratis-threads --features loom --test loom -- --nocapture
+
+shuttle-long: ## a million drawn schedules of the lock's scenarios
+	LOCK_ITERATIONS=1000000 $(CARGO) test --locked -p stratis-threads --features shuttle --test shuttle
+
+power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away machine
+	tests/machine/tests --built $(TARGET_DIR)/debug --scenario power-cut --seeds 1..50
+
+crash-states: build-for-machine ## five hundred states of lost, reordered and torn writes in the throw-away machine
+	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200
+
+build-for-machine: setup-machine
+	@$(MAKE) --no-print-directory build build-machine-checks PROFILEDIR=debug
+
+setup-machine:
 	@scripts/setup build run machine
-	@scripts/test --only machine $(if $(ONLY),--scenario $(ONLY))
 
 setup: ## install the system packages that all of this needs
 	@scripts/setup build run disks machine
@@ -76,6 +97,9 @@ build: build-daemon build-udev-programs ## build the daemon and the udev program
 
 build-daemon:
 	@$(CARGO) build $(CARGO_FLAGS) --bin stratisd
+
+build-machine-checks:
+	@$(CARGO) build $(CARGO_FLAGS) --example platform_machine
 
 # udev runs these for many events and in the initial ramdisk, where no library may be: they must be static.
 build-udev-programs:

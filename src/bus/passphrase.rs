@@ -71,7 +71,8 @@ mod tests {
     fn pipe(bytes: &[u8], close: bool) -> (Result<Secret, PassphraseError>, Option<io::PipeWriter>) {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(bytes).unwrap();
-        let kept = if close { None } else { Some(writer) };
+        // Dropped here, before the read, if it is to be closed.
+        let kept = (!close).then_some(writer);
         (read(&Descriptor(Arc::new(OwnedFd::from(reader)))), kept)
     }
 

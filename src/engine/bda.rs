@@ -211,13 +211,19 @@ impl Bda {
         self.rewrite(disks, path, StaticHeader { flags: self.header.flags.without(marks), ..self.header })
     }
 
-    /// Records another size of the device; durable when done.
+    /// Records another size of the device; durable when done. `marks` are all that it has afterwards.
     ///
     /// # Errors
     /// If the metadata does not fit that size, or writing fails; then either size may be recorded. Asking again, also
     /// for the size before, settles it.
-    pub fn resize<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, size: Sectors) -> Result<()> {
-        self.rewrite(disks, path, StaticHeader { device_size: size, ..self.header })
+    pub fn resize<D: Disks + ?Sized>(
+        &mut self,
+        disks: &D,
+        path: &Path,
+        size: Sectors,
+        marks: HeaderFlags,
+    ) -> Result<()> {
+        self.rewrite(disks, path, StaticHeader { device_size: size, flags: marks, ..self.header })
     }
 
     /// Checks that the device still has the size that its header records.

@@ -36,7 +36,7 @@ pub enum Key {
     Pool(PoolUuid),
     /// The name of a filesystem that is being created in a pool, or renamed to it.
     Filesystem(PoolUuid, Name),
-    /// A filesystem that is the origin of a snapshot in the making: it may not go away.
+    /// A filesystem that may not go away, because it is the origin of a snapshot in the making or is being extended.
     Origin(PoolUuid, FsUuid),
     /// A pool to which devices are being added.
     Growth(PoolUuid),

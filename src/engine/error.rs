@@ -101,6 +101,31 @@ pub enum Error {
          add a data device, choose a smaller size or allow overprovisioning"
     )]
     NoRoom { pool: Name, needed: Sectors, room: Sectors },
+    #[error(
+        "pool {pool} has a cache already with other devices{}{}; use just its devices, or add devices to the cache",
+        only(" - only requested: ", .only_requested), only(" - only in the cache: ", .only_present)
+    )]
+    OtherCache { pool: Name, only_requested: Vec<PathBuf>, only_present: Vec<PathBuf> },
+    #[error("pool {pool} has no cache; initialize one first")]
+    NoCache { pool: Name },
+    #[error("{} is a cache device of pool {pool}, and only data devices can be grown", path.display())]
+    CacheDoesNotGrow { pool: Name, path: PathBuf },
+    #[error("pool {pool} has a filesystem limit of {limit} now; choose a larger one than that")]
+    FilesystemLimitNotRaised { pool: Name, limit: u64 },
+    #[error("the metadata volume of pool {pool} has room for {maximum} filesystems; choose a limit up to that")]
+    FilesystemLimitTooHigh { pool: Name, maximum: u64 },
+    #[error("filesystem {name} cannot have this size limit")]
+    SizeLimit { name: Name, source: plan::sizes::SizeError },
+    #[error(
+        "the thin pool of {pool} needs more space for its metadata, and there is none left; add a data device or \
+         destroy filesystems"
+    )]
+    MetadataExhausted { pool: Name },
+    #[error(
+        "the thin pool of {pool} needs more space for its metadata, and all there is has been promised to filesystems; \
+         add a data device, destroy filesystems or allow overprovisioning"
+    )]
+    MetadataPromised { pool: Name },
     #[error("filesystem {name} is in use (mounted on {}); unmount it first", list(.mount_points))]
     Mounted { name: Name, mount_points: Vec<PathBuf> },
     #[error("filesystem {name} is no snapshot of another, so there is nothing that it could replace")]

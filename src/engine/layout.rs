@@ -77,9 +77,7 @@ impl PoolMetadata {
     /// Space that counts as allocated, Stratis' own metadata not included.
     pub fn allocated(&self, version: MetadataVersion) -> Sectors {
         match version {
-            MetadataVersion::V1 => {
-                self.data_segments().iter().map(|s| s.length).fold(Sectors::ZERO, Sectors::saturating_add)
-            }
+            MetadataVersion::V1 => device_total(self.data_segments()),
             MetadataVersion::V2 => self.handed_out(),
         }
     }
@@ -95,6 +93,14 @@ impl PoolMetadata {
     pub fn is_in_use(&self, device: DevUuid) -> bool {
         let cache = self.cache_segments().unwrap_or_default();
         [self.data_segments(), cache.0, cache.1].into_iter().flatten().any(|segment| segment.parent == device)
+    }
+
+    /// The end of what is taken of a device for more than metadata of its own and space held for integrity data.
+    pub fn used_up_to(&self, device: DevUuid) -> Sectors {
+        let cache = self.cache_segments().unwrap_or_default();
+        let segments = [self.data_segments(), cache.0, cache.1].into_iter().flatten();
+        let ends = segments.filter(|segment| segment.parent == device).filter_map(|segment| segment.segment().end());
+        ends.max().unwrap_or_default()
     }
 
     /// The features, for clients.
@@ -142,6 +148,87 @@ impl PoolMetadata {
         }
         Ok(())
     }
+
+    /// Makes these devices the cache tier: space for the cache's metadata first, and all the rest for its blocks.
+    ///
+    /// # Errors
+    /// When there is not enough space for the metadata, or more for blocks than a cache may have.
+    pub fn init_cache(&mut self, devices: &[NewDevice<'_>]) -> Result<()> {
+        let devs = devices.iter().map(|device| new_entry(device, None)).collect::<Result<_>>()?;
+        let mut spaces = TierSpace::new([]);
+        for device in devices {
+            spaces.push(device.header.device, space(device.header, [])?);
+        }
+        let metadata = spaces.request(&[sizes::CACHE_METADATA])?.and_then(|mut granted| granted.pop());
+        let metadata = metadata.ok_or(Error::NoSpace { what: sizes::CACHE_METADATA })?;
+        let blocks = spaces.take_all();
+        sizes::check_cache(device_total(&blocks))?;
+        let blockdev = BlockDevs { allocs: vec![blocks, metadata], devs };
+        self.backstore.cache_tier = Some(TierRecord { blockdev, integrity_spec: None });
+        Ok(())
+    }
+
+    /// Adds devices to the cache tier: all their space is for the cache's blocks.
+    ///
+    /// # Errors
+    /// When the cache would have more than it may have.
+    pub fn add_cache_devices(&mut self, devices: &[NewDevice<'_>]) -> Result<()> {
+        let Some(tier) = &mut self.backstore.cache_tier else { return Ok(()) };
+        for device in devices {
+            let mut spaces = TierSpace::new([(device.header.device, space(device.header, [])?)]);
+            tier.blockdev.devs.push(new_entry(device, None)?);
+            if let Some(blocks) = tier.blockdev.allocs.first_mut() {
+                segments::append(blocks, spaces.take_all());
+            }
+        }
+        let blocks = tier.blockdev.allocs.first().map_or(Sectors::ZERO, |blocks| device_total(blocks));
+        Ok(sizes::check_cache(blocks)?)
+    }
+
+    /// Reserves at the end of a data device that has grown what integrity data of its new size needs more.
+    ///
+    /// # Errors
+    /// When it has not grown by as much.
+    pub fn reserve_integrity(&mut self, header: &StaticHeader) -> Result<()> {
+        let reserved = self.integrity_reserved(header.device);
+        let taken = self.data_segments().iter().filter(|segment| segment.parent == header.device);
+        let taken: Vec<Segment> = taken.map(DeviceSegment::segment).collect();
+        let tier = &mut self.backstore.data_tier;
+        let Some(spec) = &tier.integrity_spec else { return Ok(()) };
+        let Some(entry) = tier.blockdev.devs.iter_mut().find(|entry| entry.uuid == header.device) else {
+            return Ok(());
+        };
+        let more = sizes::integrity_reservation(header.device_size, spec)?.saturating_sub(reserved);
+        let mut space = space(header, taken.into_iter().chain(entry.integrity_meta_allocs.iter().copied()))?;
+        entry.integrity_meta_allocs.extend(space.reserve_back(more)?);
+        Ok(())
+    }
+
+    /// Gives space to the thin pool: `metadata` to its metadata device and as much to the spare, `data` to its data device.
+    ///
+    /// # Errors
+    /// When the devices do not have it; nothing is given then.
+    pub fn extend(
+        &mut self,
+        version: MetadataVersion,
+        headers: &[&StaticHeader],
+        metadata: Sectors,
+        data: Sectors,
+    ) -> Result<()> {
+        let wanted: Vec<Sectors> =
+            [metadata, metadata, data].into_iter().filter(|size| *size > Sectors::ZERO).collect();
+        let mut granted = grant(self, version, headers, &wanted)?.into_iter();
+        if metadata > Sectors::ZERO {
+            segments::append(&mut self.flex_devs.thin_meta_dev, granted.next());
+            segments::append(&mut self.flex_devs.thin_meta_dev_spare, granted.next());
+        }
+        segments::append(&mut self.flex_devs.thin_data_dev, granted);
+        Ok(())
+    }
+}
+
+fn device_total(segments: &[DeviceSegment]) -> Sectors {
+    segments.iter().map(|segment| segment.length).fold(Sectors::ZERO, Sectors::saturating_add)
 }
 
 impl ThinPoolDev {
@@ -290,9 +377,16 @@ pub(super) fn grant(
     wanted: &[Sectors],
 ) -> Result<Vec<Segment>> {
     let mut tier = record.backstore.data_tier.clone();
-    take_from_tier(&mut tier, headers, wanted)?;
+    let mut cap = record.backstore.cap.clone();
     let base = CapBase::of(version, record.is_encrypted());
-    let granted = cap::hand_out(&mut record.backstore.cap, base, wanted)?;
+    let granted = cap::hand_out(&mut cap, base, wanted)?;
+    // Offsets of an encrypted pool begin after the space held for its header.
+    let held = if base == CapBase::Opened { total(&cap.crypt_meta_allocs) } else { Sectors::ZERO };
+    let needed = cap::next(&cap, base)?.saturating_add(held);
+    // More than was handed out may have been taken of the tier by a request that was not completed.
+    let taken = device_total(tier.blockdev.allocs.first().map_or(&[], Vec::as_slice));
+    take_from_tier(&mut tier, headers, &[needed.saturating_sub(taken)])?;
+    record.backstore.cap = cap;
     record.backstore.data_tier = tier;
     Ok(granted)
 }

@@ -3,7 +3,7 @@
 //! One type for both metadata versions: what differs is in the metadata's codec and in the list of layers. The pool-level
 //! metadata is itself the state, so there is no second description of the layout that could disagree with it.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::{
     engine::{
@@ -12,7 +12,7 @@ use crate::{
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
-        layout,
+        layout::{self, NewDevice},
         metadata::{
             FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader, filesystem::THIN_ID_MAX,
             pool::DeviceSegment,
@@ -20,8 +20,8 @@ use crate::{
         name::Name,
         plan::sizes,
         stack::{Base, Piece, Shape, Stack},
-        thin_status::{self, PoolStatus},
-        units::{DataBlocks, Sectors},
+        thin_status::{self, PoolStatus, State},
+        units::Sectors,
     },
     platform::{BlockDevice, DeviceNumber, Geometry, Platform},
     view::{self, Availability, Tier},
@@ -71,6 +71,14 @@ pub struct Pool {
     next_thin_id: u32,
     /// Its devices have been given up; only its entry in the table is still there.
     gone: bool,
+    /// Its thin metadata could not grow as it should, and nothing has changed since that might let it.
+    pub(super) metadata_exhausted: bool,
+    /// The kernel's tables are behind what is recorded.
+    pub(super) is_behind: bool,
+    /// Size that its thin metadata should have, as found out for this much space and so many filesystems.
+    pub(super) metadata_needed: Option<((Sectors, u64), Sectors)>,
+    /// State of its thin pool when it was last looked at.
+    thin_state: Option<State>,
     shown: view::Pool,
     changed: bool,
 }
@@ -116,6 +124,10 @@ impl Pool {
             unborn: BTreeMap::new(),
             next_thin_id: 0,
             gone: false,
+            metadata_exhausted: false,
+            is_behind: false,
+            metadata_needed: None,
+            thin_state: None,
             shown,
             changed: true,
         };
@@ -244,27 +256,44 @@ impl Pool {
         self.members.retain(|uuid, _| !devices.contains(uuid));
     }
 
-    /// Records admitted devices as data devices, on every device of the pool, the new ones included.
+    /// The metadata with admitted devices in it. `change` is given their records.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub(super) fn plan_devices(
+        &self,
+        admitted: &[DevUuid],
+        change: impl FnOnce(&mut PoolMetadata, &[NewDevice<'_>]) -> Result<()>,
+    ) -> Result<PoolMetadata> {
+        let members = admitted.iter().filter_map(|uuid| self.members.get(uuid));
+        let new: Vec<NewDevice<'_>> = members
+            .map(|member| NewDevice { header: member.bda.header(), hardware_info: member.device.wwn.as_deref() })
+            .collect();
+        let mut meta = self.meta.clone();
+        change(&mut meta, &new)?;
+        Ok(meta)
+    }
+
+    /// Records new devices, or that they are none of the pool's any more, on every data device: one with an older record
+    /// would be enough to set the pool up with other devices than it has.
     ///
     /// # Errors
     /// As [`Pool::commit`].
-    pub(super) fn commit_devices(&mut self, platform: &dyn Platform, admitted: &[DevUuid]) -> Result<()> {
-        let members: Vec<(StaticHeader, Option<String>)> = admitted
-            .iter()
-            .filter_map(|uuid| self.members.get(uuid))
-            .map(|member| (*member.bda.header(), member.device.wwn.clone()))
-            .collect();
+    pub(super) fn record(&mut self, platform: &dyn Platform, new: PoolMetadata) -> Result<()> {
         self.commit(platform, Choose::Everywhere, |meta| {
-            let new = |(header, wwn): &'_ (StaticHeader, Option<String>)| -> Result<()> {
-                meta.add_data_devices(&[layout::NewDevice { header, hardware_info: wwn.as_deref() }])
-            };
-            members.iter().try_for_each(new)
+            *meta = new;
+            Ok(())
         })
     }
 
+    /// Signature blocks of its devices.
+    pub(super) fn headers(&self) -> Vec<StaticHeader> {
+        self.members.values().map(|member| *member.bda.header()).collect()
+    }
+
     /// The stack that the metadata asks for.
-    pub(super) fn shape(&self, low_water: DataBlocks) -> Shape {
-        shape(self.version, &self.meta, &self.members, low_water)
+    pub(super) fn shape(&self) -> Shape {
+        shape(self.version, &self.meta, &self.members)
     }
 
     // ---- metadata ----
@@ -315,15 +344,16 @@ impl Pool {
         Ok(())
     }
 
-    /// Mends the headers of the devices, once the metadata names them: writes damaged copies anew, and takes the marks "not yet
-    /// committed" off. One that cannot be written does no harm beside metadata that names the device; it is tried again at
-    /// the next set-up.
+    /// Mends the headers of the devices, once the metadata says what unfinished requests have come to: writes damaged copies
+    /// anew, and takes the marks of such requests off. One that cannot be written does no harm beside such metadata; it is
+    /// tried again at the next set-up.
     pub(super) fn confirm_members(&mut self, platform: &dyn Platform) {
+        let marks = HeaderFlags::UNCOMMITTED.with(HeaderFlags::GROWN);
         for member in self.members.values_mut() {
             let path = &member.device.path;
             // Both write nothing where nothing is to be done.
             let mended = member.bda.repair(platform, path);
-            let cleared = mended.and_then(|()| member.bda.clear_flags(platform, path, HeaderFlags::UNCOMMITTED));
+            let cleared = mended.and_then(|()| member.bda.clear_flags(platform, path, marks));
             if let Err(error) = cleared {
                 log::warn!("could not write the header of {}: {}", path.display(), Error::from(error).sentence());
             }
@@ -421,13 +451,53 @@ impl Pool {
         self.total_size().saturating_sub(self.metadata_size())
     }
 
+    /// What of the usable space has not been handed out.
+    pub(super) fn available(&self) -> Sectors {
+        self.usable_size().saturating_sub(self.meta.handed_out())
+    }
+
+    /// Size of the thin pool's metadata device.
+    pub(super) fn thin_metadata(&self) -> Sectors {
+        layout::total(&self.meta.flex_devs.thin_meta_dev)
+    }
+
+    /// What is left for filesystems together, all of them as large as they say.
+    pub(super) fn room(&self) -> Sectors {
+        sizes::room(self.usable_size(), self.thin_metadata())
+    }
+
+    /// Sum of the filesystems' sizes, with those that could not be set up and those in the making.
+    pub(super) fn filesystems_size(&self) -> Sectors {
+        let recorded = self.filesystems.values().map(|filesystem| &filesystem.record).chain(&self.left_out);
+        let sizes = recorded.map(|record| record.size).chain(self.unborn.values().copied());
+        sizes.fold(Sectors::ZERO, Sectors::saturating_add)
+    }
+
+    /// State of the thin pool when it was last looked at.
+    pub(super) fn thin_state(&self) -> Option<State> {
+        self.thin_state
+    }
+
+    /// Takes note of the state of the thin pool, and tells of a change.
+    fn note_thin_state(&mut self, text: &str) {
+        let state = thin_status::state(text);
+        let before = std::mem::replace(&mut self.thin_state, state);
+        match state {
+            _ if before == state || before.is_none() && state == Some(State::ReadWrite) => {}
+            Some(State::ReadWrite) => log::info!("the thin pool of {} works normally again", self.name),
+            Some(state) => log::warn!("the thin pool of {} {}", self.name, state.says()),
+            None => log::warn!("the thin pool of {} does not tell its state", self.name),
+        }
+    }
+
     /// Status of the thin pool.
     ///
     /// # Errors
     /// When it does not say.
-    pub(super) fn thin_pool_status(&self, platform: &dyn Platform) -> Result<PoolStatus> {
+    pub(super) fn thin_pool_status(&mut self, platform: &dyn Platform) -> Result<PoolStatus> {
         let lines = platform.dm_status(&Role::ThinPool.name(self.uuid))?;
         let text = lines.first().map_or("", String::as_str);
+        self.note_thin_state(text);
         PoolStatus::parse(text)
             .ok_or_else(|| Error::ThinStatus { pool: self.name.clone(), status: text.chars().take(80).collect() })
     }
@@ -458,8 +528,12 @@ impl Pool {
     /// Takes note of a data device's size as the kernel sees it now.
     pub(super) fn note_size(&mut self, device: DevUuid, size: Sectors) {
         if let Some(member) = self.members.get_mut(&device) {
-            if member.geometry.size != size {
-                log::info!("{} now has {size}; grow it in the pool to use that", member.device.path.display());
+            let (path, recorded) = (member.device.path.display(), member.bda.header().device_size);
+            match size.cmp(&recorded) {
+                _ if member.geometry.size == size => {}
+                Ordering::Less => log::warn!("{path} has shrunk to {size} from {recorded}: data in it may be lost"),
+                Ordering::Equal => log::info!("{path} has its recorded size of {recorded} again"),
+                Ordering::Greater => log::info!("{path} now has {size}; grow it in the pool to use that"),
             }
             member.geometry.size = size;
             self.show();
@@ -536,12 +610,7 @@ impl Filesystem {
 }
 
 /// The stack that metadata asks for, on these devices.
-pub(super) fn shape(
-    version: MetadataVersion,
-    meta: &PoolMetadata,
-    members: &BTreeMap<DevUuid, Member>,
-    low_water: DataBlocks,
-) -> Shape {
+pub(super) fn shape(version: MetadataVersion, meta: &PoolMetadata, members: &BTreeMap<DevUuid, Member>) -> Shape {
     let pieces = |segments: &[DeviceSegment]| -> Vec<Piece> {
         let piece = |segment: &DeviceSegment| {
             let member = members.get(&segment.parent)?;
@@ -559,7 +628,7 @@ pub(super) fn shape(
         thin_meta: flex.thin_meta_dev.clone(),
         thin_meta_spare: flex.thin_meta_dev_spare.clone(),
         thin_data: flex.thin_data_dev.clone(),
-        low_water,
+        low_water: sizes::low_water(layout::total(&flex.thin_data_dev)),
         features: meta.thinpool_dev.features(),
     }
 }

@@ -12,11 +12,9 @@ use crate::{
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
-        layout,
         mdv::{Journal, Mdv, Pending},
         metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
         name::Name,
-        plan::sizes,
         pool::{Filesystem, Member, Pool},
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next},
@@ -83,10 +81,10 @@ pub(super) fn set_up(
 
     let (mut pool, undo) = Rollback::new().guard(platform, |undo| {
         let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
-        let shape = shape_at_set_up(&pool);
-        for layer in shape.backstore() {
-            pool.stack.ensure(platform, &layer, undo)?;
-        }
+        let shape = pool.shape();
+        pool.stack.ensure_all(platform, shape.backstore(), undo)?;
+        pool.stack.move_to_cap(platform, &shape)?;
+        super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
         pool.stack.ensure(platform, &shape.mdv(), undo)?;
         let mdv = Mdv::new(platform, uuid);
         undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
@@ -129,16 +127,11 @@ fn disown(platform: &dyn Platform, found: &mut Found) {
     }
 }
 
-/// Layers as they are set up. The thin pool's mark is its whole size, so that an event comes early; it is set right when the
-/// pool is extended.
-fn shape_at_set_up(pool: &Pool) -> Shape {
-    pool.shape(sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev)))
-}
-
 /// Saves that the pool is started and what old daemons did not record. A pool that is not to be changed is used as it is,
 /// except that a cache that it runs without is out of date from now on and must never be used again.
 fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bool) -> Result<()> {
-    if !pool.meta.needs_completion() && !cache_dropped {
+    let grown: Vec<_> = pool.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
+    if !pool.meta.needs_completion() && !cache_dropped && grown.is_empty() {
         return Ok(());
     }
     if let Some(error) = pool.check_changes().err().filter(|_| !cache_dropped) {
@@ -148,7 +141,8 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
     let limit = pool.fs_limit();
     pool.commit(platform, Choose::Some(platform.random()), |meta| {
         meta.complete(limit);
-        Ok(())
+        // The growth of these devices was cut short before this could be recorded.
+        grown.iter().try_for_each(|header| meta.reserve_integrity(header))
     })
 }
 
@@ -158,7 +152,13 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .filter(|found| listed.contains(&found.bda.header().device))
         .map(|found| {
             let geometry = platform.geometry(&found.device.path)?;
-            found.bda.check_size(&found.device.path, geometry.size)?;
+            if let Err(shrunk) = found.bda.check_size(&found.device.path, geometry.size) {
+                // What is lost may be space that nothing uses yet, such as that held for integrity data.
+                match geometry.size < meta.used_up_to(found.bda.header().device) {
+                    true => return Err(shrunk.into()),
+                    false => log::warn!("{shrunk}"),
+                }
+            }
             let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone() };
             Ok((found.bda.header().device, member))
         })
@@ -167,7 +167,7 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
 
 /// Brings up the thin pool and its two devices.
 fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
-    let shape = shape_at_set_up(pool);
+    let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
     if platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_none() {
@@ -177,7 +177,7 @@ fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollb
             repair_thin_metadata(platform, pool, &shape, undo)?;
         }
     }
-    let shape = shape_at_set_up(pool);
+    let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_data(), undo)?;
     pool.stack.ensure(platform, &shape.thin_pool(), undo)?;
     Ok(())
@@ -197,7 +197,7 @@ fn repair_thin_metadata(platform: &dyn Platform, pool: &mut Pool, shape: &Shape,
         std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
         Ok(())
     })?;
-    pool.stack.ensure(platform, &shape_at_set_up(pool).thin_meta(), undo).map(drop)
+    pool.stack.ensure(platform, &pool.shape().thin_meta(), undo).map(drop)
 }
 
 /// Takes back what was being created and completes what was being destroyed or reverted when the last daemon ended. An entry that cannot
@@ -403,16 +403,13 @@ pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
 /// # Errors
 /// When that fails too.
 pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    let shape = pool.shape(sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev)));
-    let layers =
-        shape.backstore().into_iter().chain([shape.mdv(), shape.thin_meta(), shape.thin_data(), shape.thin_pool()]);
+    let layers = pool.shape().layers();
     let filesystems: Vec<FilesystemRecord> =
         pool.filesystems.values().map(|filesystem| filesystem.record.clone()).collect();
     let mut undo = Rollback::new();
-    let up =
-        layers.into_iter().try_for_each(|layer| pool.stack.ensure(platform, &layer, &mut undo).map(drop)).and_then(
-            |()| filesystems.into_iter().try_for_each(|record| set_up_filesystem(platform, pool, record, &mut undo)),
-        );
+    let up = pool.stack.ensure_all(platform, layers, &mut undo).and_then(|()| {
+        filesystems.into_iter().try_for_each(|record| set_up_filesystem(platform, pool, record, &mut undo))
+    });
     // What is up stays up: it is what should be there.
     undo.forget();
     up?;

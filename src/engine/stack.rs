@@ -147,6 +147,18 @@ impl Shape {
         self.flexible(Role::ThinData, &self.thin_data)
     }
 
+    /// The layers that are cut from the cap device.
+    pub fn flexible_layers(&self) -> [Layer; 3] {
+        [self.thin_meta(), self.thin_data(), self.mdv()]
+    }
+
+    /// All layers, from the bottom up.
+    pub fn layers(&self) -> Vec<Layer> {
+        let mut layers = self.backstore();
+        layers.extend([self.mdv(), self.thin_meta(), self.thin_data(), self.thin_pool()]);
+        layers
+    }
+
     /// The thin pool itself.
     pub fn thin_pool(&self) -> Layer {
         let length = layout::total(&self.thin_data);
@@ -160,8 +172,10 @@ impl Shape {
 pub enum Ensured {
     /// It was made.
     Created,
-    /// It was there already, left by a daemon that ran before.
+    /// It was there already as wanted, left by a daemon that ran before.
     Adopted,
+    /// It was there in an older form, and has been brought up to what is recorded.
+    Renewed,
 }
 
 /// The layers of a pool that are up, with their device numbers.
@@ -234,17 +248,99 @@ impl Stack {
 
     /// Makes sure that a layer is up: adopts the device that is there, or makes it.
     ///
-    /// A device that was left suspended (its daemon was killed in the middle of a change) gets the wanted table and is
-    /// resumed.
+    /// What is recorded is ahead of the kernel while a pool grows, and stays ahead if the daemon is killed then. So a
+    /// device that was made for an older record gets the wanted table. One that was left suspended is resumed.
     ///
     /// # Errors
-    /// [`Error::OtherTable`] if a device of the name is there that is not what the layer asks for.
+    /// [`Error::OtherTable`] if a device of the name is there that is not what the layer asks for, nor ever was.
     pub fn ensure(&mut self, platform: &dyn Platform, layer: &Layer, undo: &mut Rollback) -> Result<Ensured> {
         let name = self.name(layer.role);
         let table = self.table(&layer.make);
         let (number, ensured) = ensure_device(platform, &name, &table, Visibility::Private, undo)?;
         self.numbers.insert(layer.role, number);
         Ok(ensured)
+    }
+
+    /// Makes sure that layers are up, from the bottom: each as [`Stack::ensure`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn ensure_all(
+        &mut self,
+        platform: &dyn Platform,
+        layers: impl IntoIterator<Item = Layer>,
+        undo: &mut Rollback,
+    ) -> Result<()> {
+        let mut more_cache = false;
+        for layer in layers {
+            let ensured = self.ensure(platform, &layer, undo)?;
+            match layer.role {
+                Role::CacheSub => more_cache = ensured == Ensured::Renewed,
+                // A cache looks at the size of its blocks' device only when its table is loaded; the table does not say.
+                Role::Cache if more_cache && ensured == Ensured::Adopted => {
+                    swap(platform, &self.name(layer.role), &self.table(&layer.make), Visibility::Private)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the layers that are cut from the joined data devices to the cap, where a cache has come between (version 1).
+    /// Nothing is done where they lie on it already, or are not up.
+    ///
+    /// A block of the cache may hold the end of one of these devices and the beginning of another. No I/O may go past
+    /// the cache to the one while the other is served by it, so all are held still until all have moved.
+    ///
+    /// # Errors
+    /// When a device cannot be moved; I/O goes on through those that are as they were, and asking again completes it.
+    pub fn move_to_cap(&self, platform: &dyn Platform, shape: &Shape) -> Result<()> {
+        let (Some(from), true) = (self.number(Role::OriginSub), shape.cap() != Role::OriginSub) else { return Ok(()) };
+        let mut moved = Vec::new();
+        let mut lower = false;
+        for layer in shape.flexible_layers() {
+            let name = self.name(layer.role);
+            let Some(found) = platform.dm_find(&name)? else { continue };
+            let on_origin = |line: &Line| matches!(line.target, Target::Linear { device, .. } if device == from);
+            lower |= found.table.iter().any(on_origin);
+            moved.push((name, self.table(&layer.make)));
+        }
+        if !lower {
+            return Ok(());
+        }
+        let mut held = Vec::new();
+        for role in [Role::ThinPool, Role::Mdv] {
+            if platform.dm_find(&self.name(role))?.is_some() {
+                held.push(self.name(role));
+            }
+        }
+        swap_together(platform, &moved, &held)
+    }
+
+    /// Moves them back, after [`Stack::move_to_cap`] or a part of it. `shape` is that without the cache.
+    ///
+    /// # Errors
+    /// When a device cannot be moved.
+    pub fn move_from_cap(&self, platform: &dyn Platform, shape: &Shape) -> Result<()> {
+        let moved: Vec<_> =
+            shape.flexible_layers().into_iter().map(|layer| (self.name(layer.role), self.table(&layer.make))).collect();
+        swap_together(platform, &moved, &[self.name(Role::ThinPool), self.name(Role::Mdv)])
+    }
+
+    /// Loads a layer's table without making it active, so that the kernel says what it thinks of it.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn load(&self, platform: &dyn Platform, layer: &Layer) -> Result<()> {
+        Ok(platform.dm_load(&self.name(layer.role), &self.table(&layer.make))?)
+    }
+
+    /// Puts a layer's table in place of the one there and of one that was loaded.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn put(&self, platform: &dyn Platform, layer: &Layer) -> Result<()> {
+        swap(platform, &self.name(layer.role), &self.table(&layer.make), Visibility::Private)
     }
 
     /// Removes a layer if it is up.
@@ -277,15 +373,18 @@ pub fn ensure_device(
             return ensure_device(platform, name, table, visibility, undo);
         }
         // A device renamed after a repair keeps the UUID of its first name, so a UUID of ours for the pool will do.
-        if !equivalent(&found.table, table) {
+        let same = found.table.len() == table.len() && found.table.iter().zip(table).all(|(f, w)| is_same(f, w));
+        if same && !found.suspended {
+            return Ok((found.number, Ensured::Adopted));
+        }
+        if !same && !precedes(&found.table, table) {
             return Err(Error::OtherTable { name: name.to_owned() });
         }
         if found.suspended {
             log::warn!("{name} was left suspended; resuming it");
-            platform.dm_load(name, table)?;
-            platform.dm_resume(name, visibility)?;
         }
-        return Ok((found.number, Ensured::Adopted));
+        swap(platform, name, table, visibility)?;
+        return Ok((found.number, Ensured::Renewed));
     }
     let number = platform.dm_create(name, name, table, visibility)?;
     let made = name.to_owned();
@@ -305,17 +404,49 @@ pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
     }
 }
 
-/// Replaces a device's table.
+/// Puts a table in place of a device's one. I/O waits for the moment of the swap only: the table is loaded before.
 ///
 /// # Errors
-/// When the kernel refuses; the old table is active then.
-pub fn replace_table(platform: &dyn Platform, name: &str, table: &[Line], visibility: Visibility) -> Result<()> {
+/// When the kernel refuses; the device goes on with the table that it had. A swap that is said to have failed may have
+/// been carried out all the same.
+fn swap(platform: &dyn Platform, name: &str, table: &[Line], visibility: Visibility) -> Result<()> {
     platform.dm_load(name, table)?;
-    let suspended = platform.dm_suspend(name, true);
-    // Whatever the suspend said, nobody must be left waiting.
-    let resumed = platform.dm_resume(name, visibility);
-    suspended?;
-    Ok(resumed?)
+    if visibility == Visibility::Public {
+        // What waits in a full thin pool is put back and not waited for: only that it is served gives the pool space.
+        if let Err(error) = platform.dm_suspend(name, false) {
+            resume(platform, name, visibility)?;
+            return Err(error.into());
+        }
+    }
+    resume(platform, name, visibility)
+}
+
+/// Resumes a device, which makes a loaded table active. Tried again after an error, because nobody may be left waiting;
+/// but it may be the old table with which the device goes on then, so the error stays one.
+fn resume(platform: &dyn Platform, name: &str, visibility: Visibility) -> Result<()> {
+    platform.dm_resume(name, visibility).map_err(|error| {
+        if let Err(again) = platform.dm_resume(name, visibility) {
+            log::error!("{name} is left suspended: {again}");
+        }
+        error.into()
+    })
+}
+
+/// Swaps the tables of several devices while others (or some of the same) are held still.
+fn swap_together(platform: &dyn Platform, changes: &[(String, Vec<Line>)], held: &[String]) -> Result<()> {
+    for (name, table) in changes {
+        platform.dm_load(name, table)?;
+    }
+    let swap = || -> Result<()> {
+        for name in held {
+            platform.dm_suspend(name, true)?;
+        }
+        changes.iter().try_for_each(|(name, _)| resume(platform, name, Visibility::Private))
+    };
+    let swapped = swap();
+    // Also those that were not reached: to go on is no error for a device that goes on already.
+    let resumed = held.iter().rev().map(|name| resume(platform, name, Visibility::Private)).collect::<Vec<_>>();
+    swapped.and(resumed.into_iter().collect())
 }
 
 /// Removes a device if it is there, and lets `undo` make it again with the table it had.
@@ -333,22 +464,79 @@ pub fn remove_device(platform: &dyn Platform, name: &str, visibility: Visibility
     Ok(platform.dm_remove(name)?)
 }
 
-/// Whether a table found in the kernel does what the wanted one asks for (`spec/engine/storage-stack.md` §2): marks and
-/// features of a thin pool and the policy of a cache may differ.
-fn equivalent(found: &[Line], wanted: &[Line]) -> bool {
-    let same = |(found, wanted): (&Line, &Line)| {
-        (found.start, found.length) == (wanted.start, wanted.length)
-            && match (&found.target, &wanted.target) {
-                (
-                    Target::ThinPool { metadata, data, block, .. },
-                    Target::ThinPool { metadata: wanted_metadata, data: wanted_data, block: wanted_block, .. },
-                ) => (metadata, data, block) == (wanted_metadata, wanted_data, wanted_block),
-                (
-                    Target::Cache { metadata, origin, block, .. },
-                    Target::Cache { metadata: wanted_metadata, origin: wanted_origin, block: wanted_block, .. },
-                ) => (metadata, origin, block) == (wanted_metadata, wanted_origin, wanted_block),
-                (found, wanted) => found == wanted,
-            }
-    };
-    found.len() == wanted.len() && found.iter().zip(wanted).all(same)
+/// Whether a line found in the kernel is the wanted one (`spec/engine/storage-stack.md` §2): the kernel gives another name
+/// to a cache's policy, and feature arguments in another order.
+fn is_same(found: &Line, wanted: &Line) -> bool {
+    (found.start, found.length) == (wanted.start, wanted.length)
+        && match (&found.target, &wanted.target) {
+            (
+                Target::ThinPool { metadata, data, block, low_water, features },
+                Target::ThinPool { metadata: m, data: d, block: b, low_water: l, features: f },
+            ) => (metadata, data, block, low_water) == (m, d, b, l) && is_permutation(features, f),
+            (Target::Cache { .. }, Target::Cache { .. }) => is_older_target(&found.target, &wanted.target),
+            (found, wanted) => found == wanted,
+        }
 }
+
+fn is_permutation(a: &[String], b: &[String]) -> bool {
+    a.len() == b.len() && a.iter().all(|word| b.contains(word))
+}
+
+/// Whether a table found in the kernel is what the wanted one was before the pool grew, got a cache, or was changed in
+/// its settings. I/O that went through the one finds its data through the other.
+fn precedes(found: &[Line], wanted: &[Line]) -> bool {
+    match (found, wanted) {
+        ([found], [wanted]) if !matches!(wanted.target, Target::Linear { .. }) => {
+            found.start == wanted.start
+                && found.length <= wanted.length
+                && is_older_target(&found.target, &wanted.target)
+        }
+        _ => is_beginning(found, wanted),
+    }
+}
+
+/// As [`precedes`], for targets that take up a whole device.
+fn is_older_target(found: &Target, wanted: &Target) -> bool {
+    match (found, wanted) {
+        (
+            Target::ThinPool { metadata, data, block, .. },
+            Target::ThinPool { metadata: wanted_metadata, data: wanted_data, block: wanted_block, .. },
+        ) => (metadata, data, block) == (wanted_metadata, wanted_data, wanted_block),
+        (
+            Target::Cache { metadata, origin, block, .. },
+            Target::Cache { metadata: wanted_metadata, origin: wanted_origin, block: wanted_block, .. },
+        ) => (metadata, origin, block) == (wanted_metadata, wanted_origin, wanted_block),
+        // The placeholder of version 2. What was written through it lies where the cache looks for it.
+        (Target::Linear { device, offset: Sectors::ZERO }, Target::Cache { origin, .. }) => device == origin,
+        (found, wanted) => found == wanted,
+    }
+}
+
+/// Whether linear lines lead where the beginning of others leads, however they are cut.
+fn is_beginning(found: &[Line], wanted: &[Line]) -> bool {
+    let linear = |line: &Line| match line.target {
+        Target::Linear { device, offset } => Some((device, offset, line.length)),
+        _ => None,
+    };
+    let mut wanted = wanted.iter().map_while(linear);
+    let mut rest: Option<(DeviceNumber, Sectors, Sectors)> = None;
+    for line in found {
+        let Some((device, mut offset, mut length)) = linear(line) else { return false };
+        while length > Sectors::ZERO {
+            let Some((to, at, left)) = rest.filter(|(.., left)| *left > Sectors::ZERO).or_else(|| wanted.next()) else {
+                return false;
+            };
+            if (to, at) != (device, offset) {
+                return false;
+            }
+            let part = left.min(length);
+            rest = Some((to, at.saturating_add(part), left.saturating_sub(part)));
+            (offset, length) = (offset.saturating_add(part), length.saturating_sub(part));
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+#[path = "stack_tests.rs"]
+mod tests;

@@ -15,6 +15,18 @@ pub enum State {
     Failed,
 }
 
+impl State {
+    /// The state for people, as it follows "the thin pool".
+    pub fn says(self) -> &'static str {
+        match self {
+            State::ReadWrite => "works normally",
+            State::ReadOnly => "can only be read: its metadata could not be written, or has to be checked",
+            State::OutOfDataSpace => "has no free data blocks left",
+            State::Failed => "has failed",
+        }
+    }
+}
+
 /// Status of a thin pool that works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolStatus {

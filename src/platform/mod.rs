@@ -285,6 +285,9 @@ pub trait Platform: Send + Sync + 'static {
     fn unmount(&self, at: &str) -> Result<()>;
     /// Where a device is mounted, in any order; the private place not counted.
     fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>>;
+    /// Where devices are mounted, the private place not counted. Of a device's mounts those of the whole file system
+    /// come before those of a part of it.
+    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>>;
     /// How full the file system mounted at this (absolute) path is.
     fn usage(&self, mount_point: &Path) -> Result<Usage>;
     /// Names of the files in a directory; a missing directory is made and empty.

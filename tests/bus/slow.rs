@@ -77,7 +77,7 @@ fn latencies_idle_and_beside_a_pool_in_the_making() {
     let sample = |number: usize, gets: &mut Vec<_>, lists: &mut Vec<_>, changes: &mut Vec<_>| {
         gets.push(timed(&quick, client::get(pool, POOL, "Name")));
         lists.push(timed(&quick, client::list()));
-        if number % 20 == 0 {
+        if number.is_multiple_of(20) {
             let name = format!("fs{number}");
             let begin = Instant::now();
             let made = quick.done(client::create_filesystem(pool, &name));

@@ -74,7 +74,7 @@ fn a_missing_device_parks_the_pool_until_it_comes() {
     let stopped = watched.stopped();
     assert_eq!(names(&stopped), [Some("p".to_owned())]);
     assert_eq!(stopped.pools[0].devices.len(), 1);
-    assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
+    assert!(said.contains("pool p lacks 1 of its 2 devices"), "{said}");
 
     watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
     watched.settle();
@@ -92,7 +92,7 @@ fn a_pool_is_put_together_from_nothing_by_events() {
     sim.pull_disk(path("/dev/a")).unwrap();
     sim.pull_disk(path("/dev/b")).unwrap();
     let mut watched = Watched::start(sim);
-    assert!(watched.bench.engine.take_stopped_change().is_none());
+    assert!(watched.bench.stopped().pools.is_empty());
     for disk in ["/dev/b", "/dev/a"] {
         assert_eq!(watched.bench.names(), Vec::<String>::new());
         watched.bench.sim.add_disk(path(disk), TIB).unwrap();
@@ -178,7 +178,7 @@ fn of_two_pools_of_one_name_one_runs() {
     assert_eq!(watched.bench.names(), ["p", "q"]);
     let stopped = watched.stopped();
     assert_eq!(stopped.pools.len(), 1);
-    assert!(said.contains("a running pool is named p too"), "{said}");
+    assert!(said.contains("a pool named p exists already"), "{said}");
     watched.bench.check_nothing_left("the other is not up");
 
     // When the one that runs has another name, the next event of the other brings it up.
@@ -191,7 +191,7 @@ fn of_two_pools_of_one_name_one_runs() {
 }
 
 #[test]
-fn stopped_pools_of_one_name_are_shown_without_it() {
+fn stopped_pools_of_one_name_are_marked() {
     let mut bench = Bench::start(Sim::builder().build());
     for (pool, disk) in [("p", "/dev/a"), ("q", "/dev/b")] {
         bench.create_pool(pool, &[disk]).unwrap();
@@ -203,7 +203,9 @@ fn stopped_pools_of_one_name_are_shown_without_it() {
         json["name"] = json!("p");
     });
     let bench = Bench::start(bench.sim);
-    assert_eq!(names(&bench.engine.take_stopped_change().unwrap()), [None, None]);
+    let stopped = bench.stopped();
+    assert_eq!(stopped.pools.len(), 2);
+    assert!(stopped.pools.iter().all(|pool| pool.ambiguous));
 }
 
 #[test]
@@ -310,8 +312,8 @@ fn a_device_without_a_good_copy_of_its_header_is_missing() {
     sim.put(path("/dev/a"), 4608, &[0xa5; 512]).unwrap();
     let (bench, said) = listen(|| Bench::start(sim));
     assert_eq!(bench.names(), Vec::<String>::new());
-    assert_eq!(bench.engine.take_stopped_change().unwrap().pools[0].devices.len(), 1);
-    assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
+    assert_eq!(bench.stopped().pools[0].devices.len(), 1);
+    assert!(said.contains("pool p lacks 1 of its 2 devices"), "{said}");
 }
 
 /// Damages a pool on two disks that does not run, and checks that it is parked and shown, with a reason that says so.

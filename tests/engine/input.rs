@@ -219,7 +219,8 @@ fn bad_filesystems_are_refused() {
         size_limit,
     };
     let small = Sectors((1 << 20) - 1);
-    let cases: Vec<(Vec<NewFilesystem>, fn(&Error) -> bool)> = vec![
+    type Case = (Vec<NewFilesystem>, fn(&Error) -> bool);
+    let cases: Vec<Case> = vec![
         (vec![new("x", Some(small), None)], |e| {
             matches!(e, FilesystemSize { source: SizeError::FilesystemTooSmall(_), .. })
         }),

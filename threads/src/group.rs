@@ -2,6 +2,22 @@
 //!
 //! Must never know: what the threads do, and what their end means for the program.
 
+//!
+//! The order of a stop is the order of the names given to [`Group::join`]. Each of these threads has been told to end by
+//! then, by a stop or by the end of what it waits on; the join only sees to it, and says who did not listen.
+//!
+//! ```
+//! use std::time::Duration;
+//! use threads::group::{Group, How};
+//!
+//! let group = Group::new(&["timers", "worker-*"]);
+//! group.spawn("worker-1", || Ok(())).expect("the name is on the list");
+//! group.spawn("timers", || panic!("a mistake")).expect("the name is on the list");
+//! group.join(&["worker-*", "timers"], Duration::from_secs(60)).expect("both end by themselves");
+//! let ends: Vec<How> = group.ended().try_iter().map(|ended| ended.how).collect();
+//! assert!(ends.contains(&How::Panicked("a mistake".into())));
+//! ```
+
 use std::{
     any::Any,
     io,
@@ -23,6 +39,7 @@ pub struct Group {
     shared: PlainArc<Shared>,
 }
 
+/// What the clones share. The threads themselves do not keep it alive: each has only the sender for its report.
 #[derive(Debug)]
 struct Shared {
     allowed: &'static [&'static str],
@@ -130,6 +147,8 @@ impl Group {
         let reports = self.shared.ended.0.clone();
         let name_inside = owned();
         let body = move || {
+            // Caught here and not found out by the join: a panic must be known when it happens, since the stop follows from
+            // it. What the function used is not looked at again by anybody but its owner, so it cannot be seen half changed.
             let how = match catch_unwind(AssertUnwindSafe(f)) {
                 Ok(Ok(())) => How::Returned,
                 Ok(Err(error)) => How::Failed(error),
@@ -161,6 +180,7 @@ impl Group {
     /// # Errors
     /// Names the threads that had not ended when the time was up. They stay in the group and can be joined again.
     pub fn join(&self, names: &[&str], limit: Duration) -> Result<(), Hanging> {
+        // One deadline for all: the time that the first one takes is not there for the others, so the whole is bounded.
         let deadline = Instant::now() + limit;
         let mut hanging = Vec::new();
         for pattern in names {
@@ -185,6 +205,7 @@ impl Group {
 }
 
 /// Whether a name is meant by an item of a list of names.
+/// A family needs the dash, so that `timers*` is a mistake that nothing matches and not a wide door.
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) if prefix.ends_with('-') => name.len() > prefix.len() && name.starts_with(prefix),
@@ -192,7 +213,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// The text of a panic, for people.
+/// The text of a panic, for people. `panic!` with a plain text carries a `&str`, with arguments a `String`; anything else was
+/// thrown by `panic_any` and cannot be told.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()

@@ -45,6 +45,7 @@ mod chosen {
             Self(checker::sync::Mutex::new(value))
         }
 
+        /// In the shape of parking_lot's, which returns the guard itself.
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
         }

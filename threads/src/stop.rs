@@ -5,6 +5,22 @@
 //! No stop is missed: whoever asks ([`Stop::is_on`]), waits on a channel ([`Stop::receiver`]) or on descriptors
 //! ([`Stop::on_stop`]) before *or after* the trigger sees it, since all three are states, not events.
 
+//!
+//! ```
+//! use crossbeam_channel::{select, unbounded};
+//! use threads::stop::Stop;
+//!
+//! let stop = Stop::new();
+//! let (requests, queue) = unbounded::<u32>();
+//! stop.trigger("asked to by a signal");
+//! let on_stop = stop.receiver();
+//! select! {
+//!     recv(on_stop) -> _ => assert_eq!(stop.reason().as_deref(), Some("asked to by a signal")),
+//!     recv(queue) -> request => println!("{request:?}"),
+//! }
+//! drop(requests);
+//! ```
+
 use std::convert::Infallible;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -20,6 +36,7 @@ pub struct Stop {
     shared: PlainArc<Shared>,
 }
 
+/// The receiver stands outside the mutex: to clone it is no look at the state.
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
@@ -29,13 +46,9 @@ struct Shared {
 #[derive(Debug)]
 enum State {
     /// `_open` keeps the channel connected. The list grows only by registrations, one for each thread that waits in poll.
-    Off {
-        wakers: Vec<Waker>,
-        _open: Sender<Infallible>,
-    },
-    On {
-        reason: String,
-    },
+    Off { wakers: Vec<Waker>, _open: Sender<Infallible> },
+    /// For good: there is no way back, so what was seen on stays true.
+    On { reason: String },
 }
 
 impl Default for Stop {
@@ -66,6 +79,8 @@ impl Stop {
         // comes later and finds the switch on. So every waker is woken.
         let former = std::mem::replace(&mut *state, State::On { reason });
         drop(state);
+        // Outside the mutex: who is woken will want to look at the state at once. The state came first, so whoever learns of
+        // the stop by a channel or a waker and then asks is told that it is on.
         if let State::Off { wakers, _open } = former {
             drop(_open);
             wakers.iter().for_each(Waker::wake);
@@ -91,7 +106,9 @@ impl Stop {
     pub fn on_stop(&self, waker: Waker) {
         let mut state = self.shared.state.lock();
         match &mut *state {
+            // The trigger comes later, takes the mutex after this, and finds it in the list.
             State::Off { wakers, .. } => wakers.push(waker),
+            // The trigger was before, and has taken the list as it was.
             State::On { .. } => {
                 drop(state);
                 waker.wake();

@@ -23,6 +23,7 @@ use crate::primitives::PlainArc;
 /// A descriptor (an eventfd) that becomes readable by [`Waker::wake`]. Clones are the same waker.
 #[derive(Clone, Debug)]
 pub struct Waker {
+    /// Shared and not duplicated: one descriptor, however many hold it, and closed by the last.
     fd: PlainArc<OwnedFd>,
 }
 

@@ -8,6 +8,25 @@
 //! only while half of the workers (at least one) run slow ones; a quick job waits only while all workers are busy. With
 //! more than one worker there is always one that no slow job may take. A worker outlives a panic of its job.
 
+//! # Why half
+//!
+//! Slow jobs wait for other programs or the network, for minutes at times. If they could have all workers, the shortest
+//! request would wait for as long as the slowest of them takes. Nor is a half kept for quick ones alone: as long as there are no
+//! slow jobs, all workers are for the quick.
+//!
+//! ```
+//! use std::{num::NonZeroUsize, time::Duration};
+//! use threads::{group::Group, workers::{Class, Workers}};
+//!
+//! let group = Group::new(&["worker-*"]);
+//! let workers = Workers::start(&group, NonZeroUsize::MIN).expect("a thread can be started");
+//! let (done, results) = crossbeam_channel::unbounded();
+//! assert!(workers.submit(Class::Quick, Box::new(move || drop(done.send(6 * 7)))).is_ok());
+//! assert_eq!(results.recv(), Ok(42));
+//! workers.close();
+//! group.join(&["worker-*"], Duration::from_secs(60)).expect("nothing is left to do");
+//! ```
+
 use std::{
     collections::VecDeque,
     num::NonZeroUsize,
@@ -19,7 +38,7 @@ use crate::{
     primitives::{Condvar, Mutex, PlainArc, wait},
 };
 
-/// What a worker runs.
+/// What a worker runs. It owns all that it needs, for instance the guard of a lock, which ends with it.
 pub type Job = Box<dyn FnOnce() + Send>;
 
 /// How long a job may take.
@@ -42,9 +61,12 @@ struct Handle {
     board: PlainArc<Board>,
 }
 
+/// Where the jobs are, and where the workers wait for them.
 struct Board {
     jobs: Mutex<Jobs>,
+    /// Notified when a worker that found nothing to do may find something: a new job, room for a slow one, the end.
     changed: Condvar,
+    /// How many slow jobs may run at once: half of the workers, rounded down, and one if that is none.
     slow_max: usize,
 }
 
@@ -52,8 +74,10 @@ struct Board {
 /// it is bounded by whoever submits: one job for each request that was let in.
 #[derive(Default)]
 struct Jobs {
+    /// Numbered in the order of submission, over both queues, so that the older of the two heads is known.
     quick: VecDeque<(u64, Job)>,
     slow: VecDeque<(u64, Job)>,
+    /// Raised under the mutex by whoever takes the job, lowered when the job is over, panicked or not.
     slow_running: usize,
     submitted: u64,
     closed: bool,
@@ -121,6 +145,7 @@ impl Drop for Handle {
 impl Board {
     fn close(&self) {
         self.jobs.lock().closed = true;
+        // From here on `submit` refuses, so the queues only get shorter, and the last worker finds them empty.
         // All: each has to see it. Not lost, for the reason given in `submit`.
         self.changed.notify_all();
     }
@@ -154,6 +179,7 @@ impl Board {
         }
     }
 
+    /// Makes room for another slow job, and sees to it that it is taken.
     fn slow_ended(&self) {
         let mut jobs = self.jobs.lock();
         jobs.slow_running -= 1;

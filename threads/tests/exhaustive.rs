@@ -11,7 +11,10 @@
 //! follow depends on the state alone, which `counts_match` makes sure of at each step. A second test walks all histories
 //! of fewer steps one by one, without that, and must count the same.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
+    hash::BuildHasherDefault,
+};
 
 use threads::lock::{
     Access, Held, RequestId, Target,
@@ -46,6 +49,10 @@ struct World {
 
 /// A state without its history: entries, what is held (the order does not matter), who waits for what (it does).
 type Situation = (Vec<(Key, Name)>, Vec<String>, Vec<Ask>);
+
+/// For each state: one history that leads there (to tell it), and how many do. Without a random seed, so that a fault is told
+/// by the same history each time.
+type Frontier = HashMap<Situation, (World, Vec<Move>, u64), BuildHasherDefault<DefaultHasher>>;
 
 impl World {
     /// Two entries: 1 is named a, 2 is named b.
@@ -241,11 +248,10 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 /// states their last steps set out from; or which one breaks which promise.
 fn check_all(state: State<Key, Name>, steps: usize) -> Result<Vec<(u64, usize)>, String> {
     let start = World::new(state)?;
-    // For each state: one history that leads there (to tell it), and how many do.
-    let mut frontier = HashMap::from([(start.situation(), (start, Vec::new(), 1u64))]);
+    let mut frontier = Frontier::from_iter([(start.situation(), (start, Vec::new(), 1))]);
     let mut checked = Vec::new();
     for step in 1..=steps {
-        let mut next: HashMap<Situation, (World, Vec<Move>, u64)> = HashMap::new();
+        let mut next = Frontier::default();
         let (mut histories, states) = (0, frontier.len());
         for (world, past, count) in frontier.into_values() {
             for choice in world.moves() {
@@ -331,54 +337,55 @@ mod planted {
     use super::{State, check_all};
     use threads::lock::Fault;
 
-    fn check_finds(fault: Fault, what: &str) {
+    /// `what` are the broken promises as which the shortest histories show the fault.
+    fn check_finds(fault: Fault, what: &[&str]) {
         let found = check_all(State::with_fault(fault), 5).expect_err("the mistake must be noticed");
         println!("{fault:?}: {found}");
-        assert!(found.contains(what), "{fault:?} is noticed as: {found}");
+        assert!(what.iter().any(|what| found.contains(what)), "{fault:?} is noticed as: {found}");
     }
 
     #[test]
     fn passing_waiters() {
-        check_finds(Fault::PassesWaiters, "passed");
+        check_finds(Fault::PassesWaiters, &["passed"]);
     }
 
     #[test]
     fn writing_beside_readers() {
-        check_finds(Fault::WritesBesideReaders, "is held beside");
+        check_finds(Fault::WritesBesideReaders, &["is held beside"]);
     }
 
     #[test]
     fn granting_only_one() {
-        check_finds(Fault::GrantsOnlyOne, "waits for nothing");
+        check_finds(Fault::GrantsOnlyOne, &["waits for nothing"]);
     }
 
     #[test]
     fn lowering_without_grants() {
-        check_finds(Fault::LowerGrantsNobody, "waits for nothing");
+        check_finds(Fault::LowerGrantsNobody, &["waits for nothing"]);
     }
 
     #[test]
     fn cancelling_without_grants() {
-        check_finds(Fault::CancelGrantsNobody, "waits for nothing");
+        check_finds(Fault::CancelGrantsNobody, &["waits for nothing"]);
     }
 
     #[test]
     fn waiting_behind_anyone() {
-        check_finds(Fault::WaitsBehindAnyone, "waits for nothing");
+        check_finds(Fault::WaitsBehindAnyone, &["waits for nothing"]);
     }
 
     #[test]
     fn overlooking_names() {
-        check_finds(Fault::OverlooksNames, "waits for nothing");
+        check_finds(Fault::OverlooksNames, &["waits for nothing", "passed"]);
     }
 
     #[test]
     fn keeping_former_names() {
-        check_finds(Fault::KeepsFormerName, "the counters are the lists");
+        check_finds(Fault::KeepsFormerName, &["the counters are the lists"]);
     }
 
     #[test]
     fn splitting_without_one() {
-        check_finds(Fault::SplitLosesOne, "each entry is in a part");
+        check_finds(Fault::SplitLosesOne, &["each entry is in a part"]);
     }
 }

@@ -13,7 +13,8 @@ use scenarios::Table;
 fn model(body: impl Fn(Table) + Send + Sync + 'static, table: impl Fn() -> Table + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     if std::env::var_os("LOCK_UNBOUNDED").is_none() {
-        builder.preemption_bound = Some(3);
+        // A new builder has what `LOOM_MAX_PREEMPTIONS` says.
+        builder.preemption_bound = builder.preemption_bound.or(Some(3));
     }
     let schedules = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = std::sync::Arc::clone(&schedules);

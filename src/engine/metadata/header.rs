@@ -50,6 +50,8 @@ impl HeaderFlags {
     pub const NONE: HeaderFlags = HeaderFlags(0);
     /// The creation or addition that initialized the device has not been committed: nothing on it counts.
     pub const UNCOMMITTED: HeaderFlags = HeaderFlags(1);
+    /// The device has grown and the pool's metadata may not have reserved what integrity data of its new size needs.
+    pub const GROWN: HeaderFlags = HeaderFlags(2);
 
     /// Whether all of `marks` are set.
     pub fn contains(self, marks: HeaderFlags) -> bool {

@@ -15,7 +15,7 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
-        layout::{self, Draft, NewDevice},
+        layout::{Draft, NewDevice},
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
         name::Name,
@@ -125,9 +125,8 @@ fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, 
             (member.bda.header().device, member)
         })
         .collect();
-    let thin_data = layout::total(&meta.flex_devs.thin_data_dev);
     let mut stack = Stack::new(uuid);
-    let shape = pool::shape(new.version, &meta, &members, sizes::low_water(thin_data));
+    let shape = pool::shape(new.version, &meta, &members);
 
     for layer in shape.backstore() {
         create(platform, &mut stack, &layer, undo)?;
@@ -160,7 +159,7 @@ fn create(platform: &dyn Platform, stack: &mut Stack, layer: &Layer, undo: &mut 
     stack.ensure(platform, layer, undo).map(drop)
 }
 
-fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: Sectors) -> Result<()> {
+pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: Sectors) -> Result<()> {
     const CHUNK: usize = 1 << 20;
     let zeros = vec![0; CHUNK];
     let bytes = u64::try_from(length.bytes().0).unwrap_or(u64::MAX);
@@ -201,7 +200,7 @@ fn plan_metadata(platform: &dyn Platform, new: &NewPool, planned: &[Planned]) ->
 }
 
 /// Size of the thin pool's metadata device for a pool of this size and number of filesystems.
-fn thin_metadata_size(platform: &dyn Platform, pool: Sectors, filesystems: u64) -> Result<Sectors> {
+pub(super) fn thin_metadata_size(platform: &dyn Platform, pool: Sectors, filesystems: u64) -> Result<Sectors> {
     let arguments = sizes::thin_metadata_size_arguments(pool, filesystems);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     Ok(sizes::thin_metadata(&platform.run(Program::ThinMetadataSize, &arguments)?)?)

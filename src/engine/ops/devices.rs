@@ -1,4 +1,4 @@
-//! Operations on a pool's devices, and the look at how full it is (`spec/engine/storage-stack.md` §10.4, 12).
+//! Operations on a pool's devices (`spec/engine/storage-stack.md` §10.4, 10.6, 12).
 
 use std::path::PathBuf;
 
@@ -8,56 +8,93 @@ use crate::{
         bda::Choose,
         claims::{Claim, Key},
         devices::{self, Candidate},
-        dm_names::Role,
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
-        metadata::{MetadataVersion, PoolMetadata},
+        layout::NewDevice,
+        metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         name::Name,
-        plan::sector_rules::{self, SectorSizes},
+        ops::{cache, check::follow_or_later},
+        plan::sector_rules::{self, SectorError, SectorSizes},
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
-        setup, stack,
         undo::Rollback,
     },
-    platform::{BlockDevice, Geometry, Platform, dm::Visibility},
-    view::Tier,
+    platform::{BlockDevice, Geometry, Platform},
+    view::{Availability, Tier},
 };
+
+/// What devices are to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Data devices.
+    Data,
+    /// The devices of a cache that the pool has not got yet.
+    NewCache,
+    /// More devices of its cache.
+    MoreCache,
+}
+
+impl Purpose {
+    /// Puts such devices into a pool's metadata.
+    fn record(self, meta: &mut PoolMetadata, devices: &[NewDevice<'_>]) -> Result<()> {
+        match self {
+            Purpose::Data => meta.add_data_devices(devices),
+            Purpose::NewCache => meta.init_cache(devices),
+            Purpose::MoreCache => meta.add_cache_devices(devices),
+        }
+    }
+}
 
 /// Adds data devices; gives the new ones, none if all are there already.
 pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
+    join(uuid, paths, Purpose::Data)
+}
+
+/// Gives a pool a cache on these devices; gives the new ones, none if it has a cache on just these.
+pub fn init_cache(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
+    join(uuid, paths, Purpose::NewCache)
+}
+
+/// Adds devices to a pool's cache; gives the new ones, none if all are there already.
+pub fn add_cache_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
+    join(uuid, paths, Purpose::MoreCache)
+}
+
+/// Initializes devices without a lock, claimed, and takes them into the pool.
+fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Vec<DevUuid>>> {
     Next::act(move |engine| {
         let found = match devices::find(engine.platform(), &paths) {
             Ok(found) => found,
             Err(error) => return Next::Done(Err(error)),
         };
         if engine.claims().is_claimed(&Key::Drain(uuid)) {
-            return Next::Parked(Box::new(add_data_devices(uuid, paths)));
+            return Next::Parked(Box::new(join(uuid, paths, purpose)));
         }
         // Work in the pool is claimed as well, so that it is not taken down meanwhile.
         let keys = found.iter().map(|device| Key::Device(device.number)).chain([Key::Growth(uuid)]);
         let Some(claim) = engine.claims().claim(keys) else {
-            return Next::Parked(Box::new(add_data_devices(uuid, paths)));
+            return Next::Parked(Box::new(join(uuid, paths, purpose)));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let pool = match super::readable(granted, uuid) {
                 Ok(pool) => pool,
                 Err(error) => return Next::Done(Err(error)),
             };
-            match new_ones(pool, found) {
+            match new_ones(pool, found, purpose) {
                 Ok(found) if found.is_empty() => Next::Done(Ok(Vec::new())),
                 Ok(found) => {
-                    let tier = sector_sizes(pool, Tier::Data);
+                    let rules = SectorRules::of(pool, purpose);
                     let (version, mut meta) = (pool.version(), pool.meta.clone());
                     Next::act(move |engine| {
                         let platform = engine.platform();
-                        let made = examine(engine, uuid, found, &tier).and_then(|candidates| {
+                        let made = examine(engine, uuid, found, &rules).and_then(|candidates| {
                             let planned = devices::plan(platform, uuid, version, candidates);
-                            // Only to see whether they have room for what is reserved on them, before they are written.
-                            planned.iter().try_for_each(|new| meta.add_data_devices(&[new.into()]))?;
+                            // Only to see whether they have room for what is needed of them, before they are written.
+                            purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
                             Rollback::new().guard(platform, |undo| devices::initialize(platform, planned, undo))
                         });
                         match made {
-                            Ok((initialized, undo)) => take_in(uuid, initialized, undo, claim),
+                            Ok((initialized, undo)) => take_in(uuid, initialized, purpose, undo, claim),
                             Err(error) => Next::Done(Err(error)),
                         }
                     })
@@ -68,13 +105,24 @@ pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<
     })
 }
 
-/// The devices that are not in the data tier yet.
-fn new_ones(pool: &Pool, found: Vec<BlockDevice>) -> Result<Vec<BlockDevice>> {
+/// The devices that are not in the tier yet.
+fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: Purpose) -> Result<Vec<BlockDevice>> {
     pool.check_requests()?;
+    let tier = match purpose {
+        Purpose::Data => Tier::Data,
+        Purpose::NewCache | Purpose::MoreCache => Tier::Cache,
+    };
+    let has_cache = pool.meta.backstore.cache_tier.is_some();
+    match purpose {
+        Purpose::NewCache if has_cache => return cache::compare(pool, &found).map(|()| Vec::new()),
+        Purpose::NewCache if found.is_empty() => return Err(Error::NoDevices),
+        Purpose::MoreCache if !has_cache => return Err(Error::NoCache { pool: pool.name().clone() }),
+        _ => {}
+    }
     let mut new = Vec::new();
     for device in found {
         match pool.tier_of(device.number) {
-            Some((_, Tier::Data)) => {}
+            Some((_, known)) if known == tier => {}
             Some((_, tier)) => return Err(Error::InOtherTier { path: device.path, tier }),
             None => new.push(device),
         }
@@ -82,17 +130,33 @@ fn new_ones(pool: &Pool, found: Vec<BlockDevice>) -> Result<Vec<BlockDevice>> {
     Ok(new)
 }
 
-fn examine(
-    engine: &Engine,
-    pool: PoolUuid,
-    found: Vec<BlockDevice>,
-    tier: &[sector_rules::Member],
-) -> Result<Vec<Candidate>> {
+/// What sector sizes new devices must have.
+struct SectorRules {
+    purpose: Purpose,
+    /// Those of the tier that they have to go together with.
+    tier: Vec<sector_rules::Member>,
+}
+
+impl SectorRules {
+    fn of(pool: &Pool, purpose: Purpose) -> SectorRules {
+        let tier = if purpose == Purpose::MoreCache { Tier::Cache } else { Tier::Data };
+        SectorRules { purpose, tier: sector_sizes(pool, tier) }
+    }
+
+    fn check(&self, new: impl Iterator<Item = SectorSizes>) -> std::result::Result<(), SectorError> {
+        match self.purpose {
+            Purpose::Data | Purpose::MoreCache => sector_rules::check_added(&self.tier, new),
+            Purpose::NewCache => sector_rules::check_cache(&self.tier, new),
+        }
+    }
+}
+
+fn examine(engine: &Engine, pool: PoolUuid, found: Vec<BlockDevice>, rules: &SectorRules) -> Result<Vec<Candidate>> {
     let candidates = found
         .into_iter()
         .map(|device| devices::examine(engine, device, Some(pool)))
         .collect::<Result<Vec<Candidate>>>()?;
-    sector_rules::check_added(tier, candidates.iter().map(|candidate| sizes_of(&candidate.geometry)))?;
+    rules.check(candidates.iter().map(|candidate| sizes_of(&candidate.geometry)))?;
     Ok(candidates)
 }
 
@@ -100,6 +164,7 @@ fn examine(
 fn take_in(
     uuid: PoolUuid,
     initialized: Vec<devices::Initialized>,
+    purpose: Purpose,
     undo: Rollback,
     claim: Claim,
 ) -> Next<Result<Vec<DevUuid>>> {
@@ -114,43 +179,100 @@ fn take_in(
             return Next::Done(Err(undo.run(platform, error)));
         }
         let added = pool.admit(initialized);
-        let listed = pool.commit_devices(platform, &added);
-        if let Err(error) = listed {
+        let taken = match purpose {
+            Purpose::Data => add_data(platform, pool, &added),
+            Purpose::NewCache => cache::begin(platform, pool, &added),
+            Purpose::MoreCache => cache::extend(platform, pool, &added),
+        };
+        if let Err(error) = taken {
+            // Devices that the metadata may still name are not wiped: without them the pool would not be set up.
+            let error = if error.leaves() < Availability::NoPoolChanges {
+                undo.run(platform, error)
+            } else {
+                undo.forget();
+                error
+            };
             pool.dismiss(&added);
-            let error = undo.run(platform, error);
             pool.note_failure(&error);
             return Next::Done(Err(error));
         }
         undo.forget();
         pool.confirm_members(platform);
-        if let Err(error) = use_new_space(platform, pool) {
-            // The devices are in; the next check of the pool tries this again.
-            log::warn!("pool {}: could not let the thin pool wait for space again: {}", pool.name(), error.sentence());
-        }
+        pool.show();
         engine.registry().note_running(uuid, pool.paths());
         drop(claim);
         Next::Done(Ok(added))
     })
 }
 
-/// There is something to give to the thin pool again, so writes may wait for it instead of failing.
-fn use_new_space(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    if !pool.meta.thinpool_dev.errors_if_no_space() {
-        return Ok(());
-    }
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+/// Records new data devices. There is something to give to the thin pool then, so writes may wait for it instead of failing.
+fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Result<()> {
+    let with = pool.plan_devices(added, |meta, devices| {
+        meta.add_data_devices(devices)?;
         meta.thinpool_dev.set_errors_if_no_space(false);
         Ok(())
     })?;
-    let name = Role::ThinPool.name(pool.uuid());
-    let Some(device) = platform.dm_find(&name)? else { return Ok(()) };
-    let mut table = device.table;
-    for line in &mut table {
-        if let crate::platform::dm::Target::ThinPool { features, .. } = &mut line.target {
-            *features = pool.meta.thinpool_dev.features();
-        }
+    pool.record(platform, with)?;
+    pool.metadata_exhausted = false;
+    follow_or_later(platform, pool);
+    Ok(())
+}
+
+/// Lets a pool use what one of its data devices has grown by. `false`: it has not grown.
+pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let grown = grow(engine.platform(), pool, device);
+        Next::Done(grown.inspect_err(|error| pool.note_failure(error)))
+    })
+}
+
+/// The new size is recorded on the device first, with a mark: from then on it has grown. What integrity data needs of
+/// that is reserved in the pool's metadata next, and if the power goes before that, at the next set-up because of the mark.
+fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
+    pool.check_requests()?;
+    let name = pool.name().clone();
+    let is_data = pool.meta.data_devices().any(|uuid| uuid == device);
+    let Some(member) = pool.members.get_mut(&device) else { return Err(Error::NoDevice { pool: name, device }) };
+    let path = member.device.path.clone();
+    if !is_data {
+        return Err(Error::CacheDoesNotGrow { pool: name, path });
     }
-    stack::replace_table(platform, &name, &table, Visibility::Private)
+    let size = platform.geometry(&path)?.size;
+    let old = *member.bda.header();
+    member.bda.check_size(&path, size)?;
+    if size == old.device_size {
+        pool.note_size(device, size);
+        return Ok(false);
+    }
+    let marked = member.bda.resize(platform, &path, size, old.flags.with(HeaderFlags::GROWN));
+    let recorded = marked.map_err(Error::from).and_then(|()| {
+        let header = StaticHeader { device_size: size, ..old };
+        pool.commit(platform, Choose::Some(platform.random()), |meta| {
+            meta.reserve_integrity(&header)?;
+            meta.thinpool_dev.set_errors_if_no_space(false);
+            Ok(())
+        })
+    });
+    if let Err(cause) = recorded {
+        let Some(member) = pool.members.get_mut(&device) else { return Err(cause) };
+        return Err(match member.bda.resize(platform, &path, old.device_size, old.flags) {
+            Ok(()) => cause,
+            Err(error) => Error::Rollback {
+                cause: Box::new(cause),
+                failures: vec![(format!("record the former size of {} again", path.display()), error.into())],
+                leaves: Availability::NoRequests,
+            },
+        });
+    }
+    pool.confirm_members(platform);
+    pool.note_size(device, size);
+    pool.show();
+    follow_or_later(platform, pool);
+    Ok(true)
 }
 
 /// Sector sizes of a device.
@@ -211,17 +333,4 @@ fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, i
         Ok(())
     })?;
     Ok(true)
-}
-
-/// Reads the usage of a pool and its filesystems anew.
-pub fn check_pool(uuid: PoolUuid) -> Next<()> {
-    Next::write(uuid, move |engine, granted| {
-        if let Ok(pool) = super::writable(granted, uuid) {
-            if pool.check_changes().is_ok() {
-                pool.refresh(engine.platform());
-                setup::judge_thin_pool(engine.platform(), pool);
-            }
-        }
-        Next::Done(())
-    })
 }

@@ -9,7 +9,6 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
-        layout,
         mdv::{Journal, Mdv, Pending},
         metadata::FilesystemRecord,
         name::Name,
@@ -140,7 +139,7 @@ pub(super) fn check_room(pool: &Pool, more: impl IntoIterator<Item = Sectors>) -
     }
     let needed = Sectors::checked_sum(setup::records(pool).map(|record| record.size).chain(more));
     let needed = needed.ok_or(sizes::SizeError::Overflow)?;
-    let room = sizes::room(pool.usable_size(), layout::total(&pool.meta.flex_devs.thin_meta_dev));
+    let room = pool.room();
     match needed <= room {
         true => Ok(()),
         false => Err(Error::NoRoom { pool: pool.name().clone(), needed, room }),
@@ -328,6 +327,8 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         Mdv::new(platform, uuid).begin(&journal)
     })?;
     undo.forget();
+    // Space is free again, and fewer filesystems are promised theirs.
+    pool.metadata_exhausted = false;
     // From here on the filesystems are gone; what cannot be done now is done at the next set-up, as the journal says.
     for id in doomed {
         pool.drop_filesystem(*id);

@@ -3,22 +3,29 @@
 //! Each begins with everything that can refuse it, claims what it will touch, acts, and ends with one durable write that
 //! commits it. What comes after the commit can be repeated and is finished at the next set-up if it is cut short.
 
+mod cache;
+mod check;
 mod create_pool;
 mod devices;
 mod discover;
 mod filesystems;
+mod grow_filesystems;
 mod keys;
 mod lifecycle;
+mod limits;
 mod metadata;
 mod pools;
 mod snapshot;
 
+pub use check::{and_check, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
-pub use devices::{add_data_devices, check_pool, set_user_info};
+pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
 pub use discover::{device_event, discover};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
+pub use grow_filesystems::{check_filesystems, set_size_limit};
 pub use keys::{KeyDescription, list_keys, set_key, unset_key};
 pub use lifecycle::{Started, Stopped, Unlock, refresh, start_pool, stop_pool};
+pub use limits::{set_fs_limit, set_overprovisioning};
 pub use metadata::{Generation, filesystem_metadata, pool_metadata};
 pub use pools::{destroy_pool, rename_pool};
 pub use snapshot::{schedule_revert, snapshot_filesystem};
@@ -29,6 +36,7 @@ pub use crate::engine::setup::CacheTier;
 /// A passphrase, and what setting it did.
 pub use crate::platform::keyring::{KeyChange, Secret};
 
+pub(super) use cache::clear_unrecorded as clear_unrecorded_cache;
 pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
 pub(super) use snapshot::give_identity;

@@ -4,6 +4,7 @@
 
 pub mod alloc;
 pub mod cap;
+pub mod growth;
 pub mod sector_rules;
 pub mod segments;
 pub mod sizes;

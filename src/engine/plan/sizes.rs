@@ -20,6 +20,10 @@ pub const FS_LIMIT: u64 = 100;
 pub const METADATA_ZEROED: Sectors = Sectors(8);
 /// Largest useful metadata device of a thin pool.
 pub const THIN_METADATA_MAX: Sectors = Sectors(33_292_288);
+/// The metadata device of a cache.
+pub const CACHE_METADATA: Sectors = Sectors(1_048_576);
+/// Most that a cache may have for its blocks: 32 TiB.
+pub const CACHE_MAX: Sectors = Sectors(68_719_476_736);
 /// Size of a filesystem unless the user asks for another.
 pub const FILESYSTEM_DEFAULT: Sectors = Sectors(2_147_483_648);
 /// Smallest filesystem.
@@ -47,6 +51,8 @@ pub enum SizeError {
     FilesystemTooSmall(Sectors),
     #[error("the size limit of {limit} is smaller than the filesystem, which has {size}")]
     LimitBelowSize { limit: Sectors, size: Sectors },
+    #[error("the cache would have {0}, but {CACHE_MAX} (32 TiB) is the most; use smaller or fewer devices")]
+    CacheTooLarge(Sectors),
 }
 
 /// Checks what a user asks for as reservation for integrity data.
@@ -179,6 +185,19 @@ pub fn filesystem(size: Option<Sectors>, limit: Option<Sectors>) -> Result<(Sect
         Some(limit) if limit < size => Err(SizeError::LimitBelowSize { limit, size }),
         _ => Ok((size, limit)),
     }
+}
+
+/// Checks the space of a cache for its blocks.
+///
+/// # Errors
+/// If it is more than [`CACHE_MAX`].
+pub fn check_cache(blocks: Sectors) -> Result<(), SizeError> {
+    if blocks <= CACHE_MAX { Ok(()) } else { Err(SizeError::CacheTooLarge(blocks)) }
+}
+
+/// Most filesystems whose records find room in a metadata volume of this size.
+pub fn fs_limit_max(mdv: Sectors) -> u64 {
+    mdv.0 / METADATA_BLOCK.0
 }
 
 #[cfg(test)]

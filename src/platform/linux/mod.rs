@@ -147,6 +147,10 @@ impl Platform for Linux {
         mounts::mount_points(number)
     }
 
+    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>> {
+        mounts::mounts()
+    }
+
     fn usage(&self, mount_point: &Path) -> Result<Usage> {
         mounts::usage(mount_point)
     }

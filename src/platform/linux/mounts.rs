@@ -157,10 +157,16 @@ fn is_mounted(node: &Path, target: &Path) -> Result<bool> {
 /// Where a device is mounted, the private directory not counted. Mounts of the whole file system come before those
 /// of a part of it, since those serve for every purpose.
 pub(super) fn mount_points(number: DeviceNumber) -> Result<Vec<PathBuf>> {
+    let found = mounts()?.into_iter().filter(|(device, _)| *device == number);
+    Ok(found.map(|(_, mount_point)| mount_point).collect())
+}
+
+/// Where all devices are mounted; order and exception as for [`mount_points`].
+pub(super) fn mounts() -> Result<Vec<(DeviceNumber, PathBuf)>> {
     let mut found = table()?;
-    found.retain(|entry| entry.number == number && !entry.is_private());
+    found.retain(|entry| !entry.is_private());
     found.sort_by_key(|entry| !entry.is_whole);
-    Ok(found.into_iter().map(|entry| entry.mount_point).collect())
+    Ok(found.into_iter().map(|entry| (entry.number, entry.mount_point)).collect())
 }
 
 /// How full the file system mounted at this path is.

@@ -328,6 +328,13 @@ impl Platform for Sim {
         self.io(Call::MountPoints, "/proc/self/mountinfo", |machine| Ok(machine.xfs.mount_points(number)))
     }
 
+    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>> {
+        self.io(Call::MountPoints, "/proc/self/mountinfo", |machine| {
+            let found = machine.xfs.mounts().filter(|(at, _)| !at.starts_with(xfs::PRIVATE));
+            Ok(found.map(|(at, number)| (number, at.clone())).collect())
+        })
+    }
+
     fn usage(&self, mount_point: &Path) -> Result<Usage> {
         self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))
     }

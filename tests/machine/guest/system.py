@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import select
+import signal
 import subprocess
 
 DISKS = os.environ["MACHINE_DISKS"].split()
@@ -125,13 +126,14 @@ def stop_daemon():
     run("systemctl", "stop", UNIT)
 
 
-def send_daemon(signal_name):
-    """Sends the daemon a signal that ends it; returns when it has ended."""
+def send_daemon(signal_number):
+    """Sends the daemon a signal that ends it; returns when it has ended. Not by systemctl, which may send it to each
+    thread, and the second one means haste."""
     process = os.pidfd_open(int(unit("MainPID")))
-    run("systemctl", "kill", f"--signal={signal_name}", UNIT)
+    signal.pidfd_send_signal(process, signal_number)
     ended, _, _ = select.select([process], [], [], 60)
     os.close(process)
-    assert ended, f"the daemon does not end on {signal_name}"
+    assert ended, f"the daemon does not end on signal {signal_number}"
 
 
 def kill_daemon():
@@ -140,7 +142,7 @@ def kill_daemon():
     drop_in.parent.mkdir(exist_ok=True)
     drop_in.write_text("[Service]\nRestart=no\n")
     run("systemctl", "daemon-reload")
-    send_daemon("SIGKILL")
+    send_daemon(signal.SIGKILL)
     stop_daemon()
     run("systemctl", "reset-failed", UNIT, check=False)
     drop_in.unlink()

@@ -17,9 +17,17 @@ class Unchanged:
         self.stratis = stratis
         self.before = self._look()
 
+    def _objects(self):
+        """The tree without what changes by itself: how much is in use."""
+        return {
+            (path, name): {key: value for key, value in properties.items() if key not in ("Used", "TotalPhysicalUsed")}
+            for path, interfaces in self.stratis.objects().items()
+            for name, properties in interfaces.items()
+        }
+
     def _look(self):
         return {
-            "objects": self.stratis.objects(),
+            "objects": self._objects(),
             "mapped": system.mapped_devices(),
             "disks": {disk: system.digest(disk) for disk in system.DISKS},
             "links": sorted(os.listdir("/dev/stratis")) if os.path.isdir("/dev/stratis") else [],

@@ -1,5 +1,6 @@
 """The daemon under systemd: stopped, killed and started again while filesystems are mounted and written to."""
 
+import signal
 import subprocess
 
 import pytest
@@ -72,7 +73,7 @@ def test_stop_is_clean(stratis, mounted):
 
 
 def test_sigterm_is_a_clean_stop_too(stratis, mounted):
-    system.send_daemon("SIGTERM")
+    system.send_daemon(signal.SIGTERM)
     system.stop_daemon()
     assert system.unit("Result") == "success"
     assert system.unit("ExecMainStatus") == "0"
@@ -80,7 +81,7 @@ def test_sigterm_is_a_clean_stop_too(stratis, mounted):
 
 def test_systemd_starts_a_killed_daemon_again(stratis, mounted):
     before, pid = shape(stratis.pools()), system.unit("MainPID")
-    system.send_daemon("SIGKILL")
+    system.send_daemon(signal.SIGKILL)
     again = restarted()
     assert system.unit("MainPID") != pid
     assert shape(again.pools()) == before

@@ -1,7 +1,8 @@
 //! Every call of the platform on a real machine: kernel, udev and programs of Debian, on disks that may be overwritten.
 //!
-//! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount namespace). `run.sh`
-//! beside this file builds it and runs it in a throw-away machine. Prints a line for each check, and fails if any does.
+//! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount namespace). `make
+//! test-machine ONLY=platform` builds it and runs it in a throw-away machine; there, words after it choose the checks
+//! whose names begin so. Prints a line for each check, and fails if any does.
 
 // This is a test; `allow-unwrap-in-tests` does not see it.
 #![allow(clippy::unwrap_used)]
@@ -48,12 +49,14 @@ const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, f
 
 fn main() -> ExitCode {
     if env::var("STRATISD_MACHINE").as_deref() != Ok("1") {
-        eprintln!("This overwrites disks. It runs in a throw-away machine only (STRATISD_MACHINE=1, see run.sh).");
+        eprintln!(
+            "This overwrites disks. It runs in a throw-away machine only (STRATISD_MACHINE=1, see make test-machine)."
+        );
         return ExitCode::from(2);
     }
     let disks: Vec<PathBuf> =
-        env::var("VMTEST_DISKS").unwrap_or_default().split_whitespace().map(PathBuf::from).collect();
-    assert!(disks.len() >= 3, "three disks are needed, VMTEST_DISKS names {disks:?}");
+        env::var("MACHINE_DISKS").unwrap_or_default().split_whitespace().map(PathBuf::from).collect();
+    assert!(disks.len() >= 3, "three disks are needed, MACHINE_DISKS names {disks:?}");
     let linux = Linux::start().expect("a machine with all that is needed");
     let machine = Machine { linux, disks };
     // Words that the names of the wanted checks begin with; all without any.
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{passed} checks passed, {} failed", failed.len());
+    println!("{passed} passed, {} failed", failed.len());
     if failed.is_empty() && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

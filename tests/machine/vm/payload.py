@@ -12,6 +12,8 @@ PROJECT = Path(__file__).resolve().parents[3]
 GUEST_SCRIPTS = Path(__file__).resolve().parent.parent / "guest"
 # Of the built programs, those that are installed; debug information is left behind, the copy takes seconds otherwise.
 PROGRAMS = ["stratisd", "stratis-base32-decode", "stratis-str-cmp"]
+# Checks of the platform (../platform), an example of the daemon's package because it is no `cargo test`.
+PLATFORM_CHECKS = "examples/platform_machine"
 
 
 def gather(built, share):
@@ -24,6 +26,8 @@ def gather(built, share):
         run(f"strip -o {programs / program} {built / program}")
     run(f"make --no-print-directory install DESTDIR={share}/root PROFILEDIR={built.name} TARGET_DIR={programs.parent}",
         cwd=PROJECT)  # fmt: skip
+    if (built / PLATFORM_CHECKS).exists():
+        run(f"strip -o {share}/platform_machine {built / PLATFORM_CHECKS}")
     shutil.copytree(GUEST_SCRIPTS, share, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     # `make run` on real disks is tried in the machine too.
     shutil.copytree(PROJECT / "scripts", share / "project/scripts")

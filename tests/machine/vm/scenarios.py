@@ -20,7 +20,6 @@ class Life:
 
     command: str
     cut_within_seconds: float | None = None
-    seconds: float = 900
 
 
 @dataclasses.dataclass
@@ -32,10 +31,11 @@ class Scenario:
     lives: list
     seed: int = 0
     disks: tuple = DISKS
+    seconds: float = 900
 
     def job(self, life, share, disks_folder):
         cut = None if life.cut_within_seconds is None else session.PowerCut(self.seed, life.cut_within_seconds)
-        return session.Job(life.command, share, self.disks, disks_folder, seconds=life.seconds, power_cut=cut)
+        return session.Job(life.command, share, self.disks, disks_folder, seconds=self.seconds, power_cut=cut)
 
 
 def keep_journal(lines, share):
@@ -84,8 +84,11 @@ def crash_states(seeds):
     ]
 
 
-def all_scenarios(power_cut_seeds):
-    return [
+def all_scenarios(power_cut_seeds, seconds):
+    """All of them; each life of a machine may take `seconds`."""
+    scenarios = [
+        Scenario("platform", "every call of the platform, without a daemon",
+                 [Life("systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./platform_machine")]),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted",
@@ -98,3 +101,6 @@ def all_scenarios(power_cut_seeds):
         *power_cuts(power_cut_seeds),
         *crash_states(list(power_cut_seeds)[:1]),
     ]  # fmt: skip
+    for scenario in scenarios:
+        scenario.seconds = seconds
+    return scenarios

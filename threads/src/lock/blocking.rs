@@ -1,6 +1,9 @@
 //! The blocking form of the lock, for threads that have nothing else to do: a queued request whose callback wakes its thread.
 //!
 //! Must never know: the rules; it only submits.
+//!
+//! Workers of a fixed pool should not use it: a pool whose workers all wait for grants has none left for the requests whose
+//! end they wait for. It is for start-up, tests, and threads of their own.
 
 use std::{borrow::Cow, cell::RefCell};
 
@@ -8,6 +11,7 @@ use super::{Access, Guard, Lock, fault::planted, outbox, state::Ident};
 use crate::primitives::{Arc, Condvar, Mutex, PlainArc, PlainWeak, thread_local, wait};
 
 /// Where the granting thread puts the guard for the waiting one.
+/// One mutex of its own, which is held neither while the lock's is taken nor the other way round.
 struct Slot<G> {
     guard: Mutex<Option<G>>,
     filled: Condvar,
@@ -31,6 +35,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let holds_one = HELD.with(|held| held.borrow().strong_count() > 0);
         debug_assert!(!holds_one, "one thread waits for a grant while it holds another");
         debug_assert!(!outbox::is_delivering(), "a `granted` callback waits for a grant");
+        // A new slot for each wait: a late hand-over of an earlier one could not be mistaken for this.
         let slot = Arc::new(Slot { guard: Mutex::new(None), filled: Condvar::new() });
         let theirs = Arc::clone(&slot);
         let early = planted!(self.shared, NotifiesBeforeFilling);
@@ -53,6 +58,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
             }
         };
         drop(place);
+        // Pointed at weakly by the thread and owned by the guard, so it vanishes with the guard, wherever that is dropped.
         let mark = cfg!(debug_assertions).then(|| PlainArc::new(()));
         if let Some(mark) = &mark {
             HELD.with(|held| *held.borrow_mut() = PlainArc::downgrade(mark));

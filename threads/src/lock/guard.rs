@@ -15,11 +15,12 @@ use super::{
 };
 use crate::primitives::{Arc, PlainArc};
 
+// Why the steps below cannot fail.
 pub(super) const VALUE_AT_HOME: &str =
     "the value is in its row: no Write grant lives beside one of the table or another on the entry";
 const ONLY_OWNER: &str = "a writer's pointer is the only one: readers give up theirs before their grant";
 
-/// The entries with their values.
+/// The entries with their values. Owned by the shell, shared with ReadAll guards, or owned by a WriteAll guard.
 pub(super) struct Table<K, N, T> {
     pub(super) rows: Map<K, Row<N, T>>,
 }
@@ -32,10 +33,12 @@ pub(super) struct Row<N, T> {
 }
 
 impl<N, T> Row<N, T> {
+    /// For who has the table: then no value is away.
     fn value(&self) -> &T {
         self.value.as_deref().expect(VALUE_AT_HOME)
     }
 
+    /// For who has the table for writing: then no value is shared.
     fn value_mut(&mut self) -> &mut T {
         self.value.as_mut().and_then(Arc::get_mut).expect(ONLY_OWNER)
     }
@@ -68,6 +71,8 @@ pub(super) struct Hold<K: Ident, N: Ident, T: Send + Sync + 'static> {
 
 impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
     fn drop(&mut self) {
+        // What was lent goes along and is put back in the same hold of the mutex that ends the grant. The last pointer to the
+        // shared part may go with `self`, after that: a guard may be the last to know its table.
         if let Some(id) = self.id.take() {
             release(&self.shared, id, std::mem::replace(&mut self.lent, Lent::Nothing));
         }
@@ -75,6 +80,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
+    /// The value that a guard of one entry is about. No lock is taken: the grant is the right to look.
     fn value(&self) -> &T {
         match &self.lent {
             Lent::Read(value) | Lent::Write(_, value) => value,
@@ -82,6 +88,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
         }
     }
 
+    /// The table that a guard of the whole is about.
     fn table(&self) -> &Table<K, N, T> {
         match &self.lent {
             Lent::ReadAll(table) => table,
@@ -90,6 +97,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
         }
     }
 
+    /// The same, to change it.
     fn table_mut(&mut self) -> &mut Table<K, N, T> {
         match &mut self.lent {
             Lent::WriteAll(table) => table,
@@ -97,16 +105,19 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
         }
     }
 
+    /// All entries.
     fn rows(&self) -> impl Iterator<Item = (&K, &N, &T)> {
         self.table().rows.iter().map(|(key, row)| (key, &row.name, row.value()))
     }
 
+    /// One entry.
     fn row(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
         let (key, row) = self.table().rows.get_key_value(&self.resolve(target)?)?;
         Some((key, &row.name, row.value()))
     }
 
-    /// Names are looked up in the state machine; they cannot change while the table is held.
+    /// Names are looked up in the state machine, which has the index; they cannot change while the table is held, so what it
+    /// says is still true when the mutex is free again.
     fn resolve(&self, target: &Target<K, N>) -> Option<K> {
         match target {
             Target::Key(key) => Some(key.clone()),
@@ -145,7 +156,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> Guard<K, N, T> {
     }
 }
 
-/// One entry, for reading. Others may read it too.
+/// One entry, for reading. Others may read it too. Its value does not change while this guard lives, nor does its name, and it
+/// is not removed.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct ReadGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) key: K,
@@ -175,7 +187,9 @@ impl<K: Ident, N: Ident, T: Send + Sync> Deref for ReadGuard<K, N, T> {
     }
 }
 
-/// One entry, for changing its value. Nobody else has it.
+/// One entry, for changing its value. Nobody else has it; it keeps its name and is not removed while this guard lives. A panic
+/// with this guard in hand ends the grant and leaves the value as it is by then: whether it can still be trusted is for its
+/// owner to say.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct WriteGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) key: K,
@@ -198,8 +212,11 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteGuard<K, N, T> {
 
     /// Goes on as a reader, without a moment in which somebody else could change the entry. Readers who wait for this entry
     /// and have no writer ahead of them are granted.
+    ///
+    /// There is no way back: two readers who both wanted to become writers would wait for each other.
     pub fn lower(self) -> ReadGuard<K, N, T> {
         let WriteGuard { key, name, hold } = self;
+        // The same request goes on, with its label; its age is counted from the first grant.
         ReadGuard { hold: lower(hold, &key), key, name }
     }
 }
@@ -214,6 +231,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Deref for WriteGuard<K, N, T> {
 
 impl<K: Ident, N: Ident, T: Send + Sync> DerefMut for WriteGuard<K, N, T> {
     fn deref_mut(&mut self) -> &mut T {
+        // Looks at the count each time, which is cheap, and is why no `unsafe` is needed to trust the grant.
         match &mut self.hold.lent {
             Lent::Write(_, value) => Arc::get_mut(value).expect(ONLY_OWNER),
             _ => unreachable!("a Write guard is made with its value"),
@@ -221,7 +239,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> DerefMut for WriteGuard<K, N, T> {
     }
 }
 
-/// The table, for reading. Others may read too. Neither names nor values change while this guard lives.
+/// The table, for reading. Others may read too. Neither names nor values change while this guard lives, so what is read of
+/// several entries belongs together.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct ReadAllGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) hold: Hold<K, N, T>,
@@ -239,7 +258,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> ReadAllGuard<K, N, T> {
         self.hold.row(target)
     }
 
-    /// Goes on as one reader for each entry: each can end by itself, and the table can get new entries when all have.
+    /// Goes on as one reader for each entry: each can end by itself, so whoever wants to change an entry waits for that one
+    /// alone, and the table can get new entries when all have ended.
     pub fn split(self) -> Vec<ReadGuard<K, N, T>> {
         let parts = split(self.hold).into_iter();
         parts
@@ -276,7 +296,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
         self.hold.table_mut().rows.get_mut(&key).map(Row::value_mut)
     }
 
-    /// Adds an entry.
+    /// Adds an entry. Others who asked for this key or name while it was not there find it at the end of this grant, if they
+    /// are still waiting.
     ///
     /// # Errors
     /// Gives the value back if the key or the name is taken.
@@ -289,7 +310,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
         Ok(())
     }
 
-    /// Removes an entry and gives its value; None if there is none.
+    /// Removes an entry and gives its value; None if there is none. Those who wait for it are told [`Guard::Absent`] at the
+    /// end of this grant, unless it is there again by then.
     pub fn remove(&mut self, key: &K) -> Option<T> {
         if !self.hold.shared.inner.lock().state.remove(key) {
             return None;
@@ -299,7 +321,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
         Some(Arc::try_unwrap(value).ok().expect(ONLY_OWNER))
     }
 
-    /// Gives an entry another name; false if another entry has that name or there is no such entry.
+    /// Gives an entry another name; false if another entry has that name or there is no such entry. Who waits for the former
+    /// name waits for nothing from now on, and who waits for the new one waits for this entry.
     pub fn rename(&mut self, key: &K, name: N) -> bool {
         if !self.hold.shared.inner.lock().state.rename(key, name.clone()) {
             return false;
@@ -310,7 +333,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
         true
     }
 
-    /// Goes on as one writer for each entry: the table is free for others, who can have each entry when its part ends.
+    /// Goes on as one writer for each entry: the table is free for others, who can have each entry when its part ends. To be
+    /// done when what has to be seen as one has been done, and the rest is entry by entry.
     pub fn split(self) -> Vec<WriteGuard<K, N, T>> {
         let parts = split(self.hold).into_iter();
         parts

@@ -15,7 +15,40 @@
 //! Two deliveries by different threads may overtake each other; the grants they carry are compatible, or the second was made
 //! after the guard of the first had been dropped.
 //!
+//! A callback may drop its guard, call the lock again, or panic: `outbox.rs` says what becomes of the others then.
+//!
 //! What a holder wrote is seen by the next holder: values are put back under the mutex before the grant is ended there.
+//!
+//! # Use
+//!
+//! Threads that have other things to do submit, and get the guard through a channel:
+//!
+//! ```
+//! use threads::lock::{Access, Guard, Lock, Target};
+//!
+//! let lock: Lock<u32, String, Vec<u8>> = Lock::new();
+//! let (granted, guards) = crossbeam_channel::unbounded();
+//!
+//! // Entries come and go under WriteAll.
+//! let sender = granted.clone();
+//! lock.submit(Access::WriteAll, "fill".into(), move |guard| drop(sender.send(guard)));
+//! if let Ok(Guard::WriteAll(mut table)) = guards.recv() {
+//!     assert!(table.insert(1, "first".to_owned(), vec![7]).is_ok());
+//! } // its end hands over to whoever waits
+//!
+//! // Others find them by key or by name, and hold that entry alone.
+//! let by_name = Access::Write(Target::Name("first".to_owned()));
+//! lock.submit(by_name, "grow".into(), move |guard| drop(granted.send(guard)));
+//! match guards.recv() {
+//!     Ok(Guard::Write(mut entry)) => entry.push(8),
+//!     Ok(Guard::Absent) => println!("there is no such entry"),
+//!     _ => unreachable!("a request for one entry is granted that or nothing"),
+//! }
+//!
+//! // Threads that have nothing else to do wait.
+//! let Guard::ReadAll(table) = lock.acquire(Access::ReadAll, "list".into()) else { unreachable!("asked for ReadAll") };
+//! assert_eq!(table.iter().next(), Some((&1, &"first".to_owned(), &vec![7, 8])));
+//! ```
 
 use std::{
     borrow::Cow,
@@ -66,12 +99,15 @@ impl<K: Ident, N: Ident, T: Send + Sync> Default for Lock<K, N, T> {
     }
 }
 
+/// What all handles and all guards of one table share. It lives as long as any of them, so a guard may outlive the handles.
 struct Shared<K: Ident, N: Ident, T: Send + Sync + 'static> {
     inner: Mutex<Inner<K, N, T>>,
     #[cfg(feature = "planted-faults")]
     fault: Option<Fault>,
 }
 
+/// All that the mutex guards. The fields change together: an id that waits in `state` has a callback, one that holds has its
+/// value out of `table` or shared from it, and both have a ticket, whenever the mutex is free.
 struct Inner<K: Ident, N: Ident, T: Send + Sync + 'static> {
     state: State<K, N>,
     /// None while a WriteAll guard has it. Shared with ReadAll guards, so giving it to one costs the same for any number of
@@ -84,9 +120,10 @@ struct Inner<K: Ident, N: Ident, T: Send + Sync + 'static> {
     tickets: Map<RequestId, Ticket>,
 }
 
+/// What was given to `submit`. Called once or dropped, never under the mutex: it is somebody else's code.
 type Callback<K, N, T> = Box<dyn FnOnce(Guard<K, N, T>) + Send>;
 
-/// Who it is, and since when it holds or waits.
+/// For people and the log, never for a decision: who it is, and since when it holds or waits.
 #[derive(Clone)]
 struct Ticket {
     label: Cow<'static, str>,
@@ -115,6 +152,8 @@ pub struct Observed {
     pub age: Duration,
 }
 
+// Why the steps below cannot fail. Each follows from the rules, which are checked by themselves; were one of them broken, the
+// daemon's panic handling is a better place to be in than a table with two writers.
 const TABLE_AT_HOME: &str = "the table is at home: no other grant lives beside WriteAll";
 const TABLE_UNSHARED: &str = "nobody else has the table: no ReadAll grant lives beside one that writes";
 const KNOWN_ENTRY: &str = "the entry of a grant is in the table: entries are removed only under WriteAll";
@@ -136,6 +175,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     fn with_state(state: State<K, N>) -> Self {
         let table = Some(Arc::new(Table { rows: Map::default() }));
         let inner = Inner { state, table, callbacks: Map::default(), tickets: Map::default() };
+        // The fault is kept outside the mutex as well: to look at it must not add a step that hides what it is to show.
         let shared = Shared {
             #[cfg(feature = "planted-faults")]
             fault: inner.state.fault,
@@ -178,6 +218,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
             let outcome = if now.is_some() { "granted" } else { "waits" };
             log::trace!("{id} {label}: {access} {outcome}");
         }
+        // Through the outbox even if it is this call's own: a callback that submits must not run another inside itself.
         if let Some((granted, guard)) = now {
             outbox::deliver([Box::new(move || granted(guard)) as Delivery]);
         }
@@ -197,6 +238,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let Some(grants) = inner.state.cancel(id) else { return false };
         callback = inner.callbacks.remove(&id).or(callback);
         inner.tickets.remove(&id);
+        // It waited until here, under the mutex: nobody has taken the callback, and nobody will.
         // Those that waited only because of this one are granted here and delivered below.
         let due = collect(&self.shared, &mut inner, grants);
         drop(inner);
@@ -210,6 +252,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     /// Who holds and who waits now.
     #[must_use]
     pub fn observe(&self) -> Observation {
+        // One hold of the mutex, so the picture is of one moment: nobody is in it twice, or missing on the way from the queue
+        // to its grant.
         let inner = self.shared.inner.lock();
         let ticket = |id: RequestId| inner.tickets.get(&id).cloned();
         let holders: Vec<_> =
@@ -225,6 +269,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     }
 }
 
+/// One line of an observation.
 fn observed(id: RequestId, access: &impl Debug, ticket: Ticket) -> Option<Observed> {
     Some(Observed { id, label: ticket.label, access: format!("{access:?}"), age: ticket.since.elapsed() })
 }
@@ -236,6 +281,7 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
     grant: Grant<K>,
 ) -> Guard<K, N, T> {
     let hold = |lent| Hold { shared: Arc::clone(shared), id: Some(grant.id), lent, mark: None };
+    // From here on its age says how long it holds, no longer how long it waits.
     if let Some(ticket) = inner.tickets.get_mut(&grant.id) {
         ticket.since = Instant::now();
     }
@@ -245,22 +291,26 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
             inner.tickets.remove(&grant.id);
             Guard::Absent
         }
+        // A share of the value, by a counted pointer: other readers have theirs, and the table keeps its own.
         Held::Read(key) => {
             let row = inner.table.as_ref().expect(TABLE_AT_HOME).rows.get(&key).expect(KNOWN_ENTRY);
             let value = Arc::clone(row.value.as_ref().expect(guard::VALUE_AT_HOME));
             let name = row.name.clone();
             Guard::Read(ReadGuard { key, name, hold: hold(Lent::Read(value)) })
         }
+        // The value itself. Its row stays, since the entry does, and nobody looks into the row while this grant lives.
         Held::Write(key) => {
             let row = inner.row_mut(&key);
             let value = row.value.take().expect(guard::VALUE_AT_HOME);
             let name = row.name.clone();
             Guard::Write(WriteGuard { key: key.clone(), name, hold: hold(Lent::Write(key, value)) })
         }
+        // A share of the table. While it lives no value can leave its row, so a reader of all finds them all there.
         Held::ReadAll => {
             let table = Arc::clone(inner.table.as_ref().expect(TABLE_AT_HOME));
             Guard::ReadAll(ReadAllGuard { hold: hold(Lent::ReadAll(table)) })
         }
+        // The table itself, to be changed without the mutex.
         Held::WriteAll => {
             let table = inner.table.take().expect(TABLE_AT_HOME);
             let table = Arc::try_unwrap(table).ok().expect(TABLE_UNSHARED);
@@ -269,7 +319,8 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
     }
 }
 
-/// Makes the guards of these grants and puts each with its callback.
+/// Makes the guards of these grants and puts each with its callback, in the hold of the mutex in which they were granted:
+/// from then on nothing that others do can come between a grant and its delivery.
 fn collect<K: Ident, N: Ident, T: Send + Sync>(
     shared: &Arc<Shared<K, N, T>>,
     inner: &mut Inner<K, N, T>,
@@ -277,6 +328,7 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
 ) -> Vec<Delivery> {
     let each = grants.into_iter().map(|grant| {
         let id = grant.id;
+        // Before the guard is made, which sets the age anew: what is told is how long it waited.
         let ticket = inner.tickets.get(&id).filter(|_| log::log_enabled!(log::Level::Trace)).cloned();
         let guard = make_guard(shared, inner, grant);
         let callback = inner.callbacks.remove(&id).expect("a waiter's callback is stored when it is queued");
@@ -290,7 +342,8 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
     each.collect()
 }
 
-/// Ends a grant.
+/// Ends a grant, and hands over to all that became compatible by it. Called when a guard is dropped, so also while a panic goes
+/// up: it asserts nothing that the panic may have broken, because it touches nothing that the panicking code could reach.
 fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id: RequestId, lent: Lent<K, N, T>) {
     let mut inner = shared.inner.lock();
     // First what was lent, then the grant: whoever is granted by this finds everything in its place.
@@ -313,8 +366,10 @@ fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id
     outbox::deliver(due);
 }
 
-/// Makes a writer's hold a reader's.
+/// Makes a writer's hold a reader's: the value goes home, and a share of it takes its place. Readers that wait for it may have
+/// it in the same hold of the mutex, so they can be granted by this call.
 fn lower<K: Ident, N: Ident, T: Send + Sync>(mut hold: Hold<K, N, T>, key: &K) -> Hold<K, N, T> {
+    // A pointer of its own, since `hold` has to be changed while the mutex, which belongs to it, is held.
     let shared = Arc::clone(&hold.shared);
     let mut inner = shared.inner.lock();
     inner.take_back(std::mem::replace(&mut hold.lent, Lent::Nothing));
@@ -336,12 +391,14 @@ fn split<K: Ident, N: Ident, T: Send + Sync>(mut hold: Hold<K, N, T>) -> Vec<Gua
     let Some(id) = hold.id.take() else { return Vec::new() };
     let (parts, grants) = inner.state.split(id);
     let ticket = inner.tickets.remove(&id);
+    // The parts come before the others' grants are collected: both are compatible, but a part must find its value at home.
     let guards = parts.into_iter().map(|part| {
         let id = part.id;
         let mut guard = make_guard(&shared, &mut inner, part);
         if let Some(ticket) = &ticket {
             inner.tickets.insert(id, ticket.clone());
         }
+        // All parts share the mark: the thread holds something until the last of them has ended.
         guard.set_mark(hold.mark.clone());
         guard
     });
@@ -365,6 +422,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Inner<K, N, T> {
         }
     }
 
+    /// The row of an entry, to take its value out or put it back.
     fn row_mut(&mut self, key: &K) -> &mut Row<N, T> {
         let table = self.table.as_mut().expect(TABLE_AT_HOME);
         Arc::get_mut(table).expect(TABLE_UNSHARED).rows.get_mut(key).expect(KNOWN_ENTRY)

@@ -16,6 +16,7 @@ use crate::primitives::thread_local;
 /// One guard on its way to whoever asked for it.
 pub(super) type Delivery = Box<dyn FnOnce()>;
 
+/// What one thread has to hand over. Other threads have theirs: nobody waits for another's callbacks.
 #[derive(Default)]
 struct Outbox {
     delivering: bool,

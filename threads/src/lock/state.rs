@@ -23,7 +23,21 @@
 //! [`Held::Absent`], which holds nothing. Names change only under WriteAll, where everybody else waits in any case; so no
 //! two holders, and no holder and passer-by, ever come to disagree about what a name meant.
 //!
+//! An example, with one entry `p`. W and R are requests to write and to read it, A is ReadAll, N a request for a name that
+//! nobody has:
+//!
+//! | call | holds afterwards | waits afterwards | because |
+//! |---|---|---|---|
+//! | W1 | W1 | | nothing is ahead |
+//! | R2 | W1 | R2 | W1 holds |
+//! | W3 | W1 | R2 W3 | W1 holds |
+//! | N4 | W1 | R2 W3 | what does not exist is in nobody's way: it passes, is told so, and is done |
+//! | A5 | W1 | R2 W3 A5 | W1 holds; and W3, which is ahead, will |
+//! | lower W1 | R1 R2 | W3 A5 | readers stand side by side; A5 may not pass W3 |
+//! | cancel W3 | R1 R2 A5 | | nobody is left for A5 to wait for |
+//!
 //! # Cost
+//!
 //!
 //! A request looks at a fixed number of counters and queue heads, for the All modes too: entries are never walked, except by
 //! `split`, whose result is one grant per entry. A release looks at the heads of the queues that it can have freed.
@@ -126,6 +140,13 @@ impl Mode {
 
 /// The one statement of who conflicts with whom. Symmetric in `a` and `b`; `same_entry` matters only between two claims on
 /// single entries. Waiting and holding make no difference: what could not be held together may not overtake either.
+///
+/// | held or ahead \ asked | ReadAll | WriteAll | Read(p) | Write(p) | Absent |
+/// |---|---|---|---|---|---|
+/// | ReadAll | ok | wait | ok | wait | ok |
+/// | WriteAll | wait | wait | wait | wait | wait |
+/// | Read(q) | ok | wait | ok | wait if p = q | ok |
+/// | Write(q) | wait | wait | wait if p = q | wait if p = q | ok |
 #[must_use]
 pub fn conflict(a: Mode, b: Mode, same_entry: bool) -> bool {
     match (a, b) {
@@ -148,6 +169,7 @@ impl<K, N> Access<K, N> {
         }
     }
 
+    /// The entry that is asked for, as it was asked; None for the whole table.
     fn target(&self) -> Option<&Target<K, N>> {
         match self {
             Access::ReadAll | Access::WriteAll => None,
@@ -169,6 +191,7 @@ impl<K> Held<K> {
         }
     }
 
+    /// The entry that is held; None for the whole table and for nothing.
     fn key(&self) -> Option<&K> {
         match self {
             Held::Read(key) | Held::Write(key) => Some(key),
@@ -177,15 +200,18 @@ impl<K> Held<K> {
     }
 }
 
-/// How many hold in each mode.
+/// How many hold in each mode, by the order of [`Mode::COUNTED`]. Counts are enough for holders: whether somebody holds is
+/// all that a request has to know, since every holder is ahead of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Counts([usize; 4]);
 
 impl Counts {
+    /// Whether anybody holds in this mode.
     fn any(&self, mode: Mode) -> bool {
         self.0[mode as usize] > 0
     }
 
+    /// Nobody holds: what is kept for an entry that nobody holds can go.
     fn is_empty(&self) -> bool {
         self.0 == [0; 4]
     }
@@ -197,14 +223,17 @@ impl Counts {
 struct Queue([BTreeSet<RequestId>; 4]);
 
 impl Queue {
+    /// Who has waited longest of those in this mode.
     fn first(&self, mode: Mode) -> Option<RequestId> {
         self.0[mode as usize].first().copied()
     }
 
+    /// Whether anybody who came before `id` waits in this mode. The first decides: if it is not before, none is.
     fn any_before(&self, mode: Mode, id: RequestId) -> bool {
         self.first(mode).is_some_and(|first| first < id)
     }
 
+    /// Who has waited longest.
     fn first_of_all(&self) -> Option<RequestId> {
         Mode::COUNTED.iter().filter_map(|mode| self.first(*mode)).min()
     }
@@ -217,7 +246,7 @@ impl Queue {
 /// Who holds and who waits. `K` is the key of an entry, `N` its name.
 #[derive(Clone, Debug)]
 pub struct State<K, N> {
-    /// Which entries exist; changed under WriteAll only. Both maps say the same, one from each end.
+    /// Which entries exist, whether held or not; changed under WriteAll only. Both maps say the same, one from each end.
     names: Map<K, N>,
     keys: Map<N, K>,
     /// What each request asked or holds. The counters and queues below are these two, sorted for quick answers.
@@ -314,6 +343,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     pub fn lower(&mut self, id: RequestId) -> Vec<Grant<K>> {
         let Some(Held::Write(key)) = self.holding.get(&id) else { return Vec::new() };
         let key = key.clone();
+        // Both under the same id and in one call: there is no moment in which the entry is free for another writer.
         self.unhold(id);
         self.hold(id, Held::Read(key.clone()));
         if planted!(self, LowerGrantsNobody) {
@@ -326,11 +356,13 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// of its own (the old id is spent), then who else holds from now on: with the table free, those who wait for what does not
     /// exist, and if there are no entries, whoever is first. Other grants stay as they are.
     pub fn split(&mut self, id: RequestId) -> (Vec<Grant<K>>, Vec<Grant<K>>) {
+        // Each part allows for its entry what the whole did, so whoever splits loses nothing but the right to the table.
         let part: fn(K) -> Held<K> = match self.holding.get(&id) {
             Some(Held::WriteAll) => Held::Write,
             Some(Held::ReadAll) => Held::Read,
             _ => return (Vec::new(), Vec::new()),
         };
+        // The whole goes before its parts come, or they would be counted beside it; nobody can look in between.
         let whole = self.unhold(id);
         let lost = usize::from(planted!(self, SplitLosesOne));
         let keys: Vec<K> = self.names.keys().skip(lost).cloned().collect();
@@ -376,6 +408,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         if self.keys.get(&name).is_some_and(|owner| owner != key) {
             return false;
         }
+        // To be given the name one has is no conflict, and changes nothing below but to write the same again.
         let Some(present) = self.names.get_mut(key) else { return false };
         let former = std::mem::replace(present, name.clone());
         if !planted!(self, KeepsFormerName) {
@@ -429,6 +462,7 @@ impl<K: Ident, N: Ident> State<K, N> {
             && self.names.iter().all(|(key, name)| self.keys.get(name) == Some(key))
     }
 
+    /// Ids are never used twice: at a million requests in a second they last for half a million years.
     fn fresh_id(&mut self) -> RequestId {
         self.next_id += 1;
         RequestId(self.next_id)
@@ -442,6 +476,8 @@ impl<K: Ident, N: Ident> State<K, N> {
             Access::Read(target) => self.resolve(target).map_or(Held::Absent, Held::Read),
             Access::Write(target) => self.resolve(target).map_or(Held::Absent, Held::Write),
         };
+        // Asks the one statement about kinds instead of persons: it is the same for all holders and waiters of one kind, so it
+        // needs to be asked once for each kind that is there.
         let mine = held.mode();
         let minds = |mode, same_entry| {
             conflict(mine, mode, same_entry)
@@ -465,7 +501,8 @@ impl<K: Ident, N: Ident> State<K, N> {
         (!blocked && !needless).then_some(held)
     }
 
-    /// The two ways to ask for an entry: its key and its present name.
+    /// The two ways to ask for an entry: its key and its present name. Who waits for one of these waits for this entry, and
+    /// nobody else does, for as long as the name stays; that is until a WriteAll, which looks at all queues when it ends.
     fn targets_of(&self, key: &K) -> Vec<Target<K, N>> {
         let name = self.names.get(key).filter(|_| !planted!(self, OverlooksNames));
         let name = name.map(|name| Target::Name(name.clone()));
@@ -482,6 +519,8 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
+    /// Grants all that can be granted, whatever they wait for: one look at the head of each queue there is. How many entries
+    /// there are makes no difference, only for how many of them somebody waits.
     fn settle_all(&mut self) -> Vec<Grant<K>> {
         self.settle(self.queued_by_target.keys().cloned().collect())
     }
@@ -505,7 +544,8 @@ impl<K: Ident, N: Ident> State<K, N> {
         grants
     }
 
-    /// Grants one queue from its head.
+    /// Grants one queue from its head, until one has to stay. Each that is granted holds before the next is looked at, so the
+    /// next is judged by what is true by then.
     fn serve(&mut self, grants: &mut Vec<Grant<K>>, head: impl Fn(&Self) -> Option<RequestId>) {
         while let Some(id) = head(self) {
             let Some(held) = self.waiting.get(&id).and_then(|access| self.grantable(id, access)) else { return };
@@ -518,6 +558,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
+    /// Enters a waiter in the list and in the queues made from it.
     fn enqueue(&mut self, id: RequestId, access: Access<K, N>) {
         let mode = access.mode() as usize;
         self.queued.0[mode].insert(id);
@@ -527,6 +568,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         self.waiting.insert(id, access);
     }
 
+    /// Takes a waiter out of the list and the queues; None if it does not wait.
     fn dequeue(&mut self, id: RequestId) -> Option<Access<K, N>> {
         let access = self.waiting.remove(&id)?;
         let mode = access.mode() as usize;
@@ -542,6 +584,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         Some(access)
     }
 
+    /// Enters a holder in the list and in the counters made from it.
     fn hold(&mut self, id: RequestId, held: Held<K>) {
         // An absent entry's grant holds nothing: it is over when it is made.
         if held.mode() == Mode::Absent {
@@ -555,6 +598,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         self.holding.insert(id, held);
     }
 
+    /// Takes a holder out of the list and the counters; None if it holds nothing. Nobody is granted by this alone.
     fn unhold(&mut self, id: RequestId) -> Option<Held<K>> {
         let held = self.holding.remove(&id)?;
         let mode = held.mode() as usize;

@@ -1,0 +1,152 @@
+//! A pool's cache: begun, and made larger (`spec/engine/storage-stack.md` §6).
+//!
+//! The cache is written through: what is on the data devices is complete at every moment. So a cache that the kernel uses
+//! and no record names, as a power cut in the middle may leave it, loses nothing. The other way round, a cache that is
+//! recorded must be one: its metadata is made before.
+
+use std::path::PathBuf;
+
+use crate::{
+    engine::{
+        dm_names::Role,
+        error::{Error, Result},
+        ids::DevUuid,
+        metadata::MetadataVersion,
+        ops::{check::follow_or_later, create_pool::zero},
+        plan::sizes,
+        pool::{self, Pool},
+        stack::{Shape, Stack},
+        undo::Rollback,
+    },
+    platform::{BlockDevice, Platform},
+    view::{Availability, Tier},
+};
+
+/// Whether these are just the devices of the cache that the pool has.
+pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
+    let is_cache = |device: &BlockDevice| matches!(pool.tier_of(device.number), Some((_, Tier::Cache)));
+    let only_requested: Vec<PathBuf> =
+        requested.iter().filter(|device| !is_cache(device)).map(|device| device.path.clone()).collect();
+    let cache = pool.members.values().map(|member| &member.device).filter(|device| is_cache(device));
+    let only_present: Vec<PathBuf> = cache
+        .filter(|device| requested.iter().all(|other| other.number != device.number))
+        .map(|device| device.path.clone())
+        .collect();
+    match only_requested.is_empty() && only_present.is_empty() {
+        true => Ok(()),
+        false => Err(Error::OtherCache { pool: pool.name().clone(), only_requested, only_present }),
+    }
+}
+
+/// Makes admitted devices the pool's cache.
+///
+/// What the kernel may refuse is tried before the record is written; after it, tables are only swapped.
+///
+/// # Errors
+/// The pool is without a cache again then, in the kernel and on record. If that could not be recorded, the error leaves
+/// [`Availability::NoPoolChanges`], and the devices must not be wiped.
+pub(super) fn begin(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
+    let with = pool.plan_devices(admitted, |meta, devices| meta.init_cache(devices))?;
+    let (without, old_stack, old_shape) = (pool.meta.clone(), pool.stack.clone(), pool.shape());
+    let shape = pool::shape(pool.version(), &with, &pool.members);
+    let begun = Rollback::new().guard(platform, |undo| {
+        prepare(platform, &mut pool.stack, &shape, &old_shape, undo)?;
+        pool.record(platform, with)?;
+        put_in_place(platform, &pool.stack, &shape, &old_shape, undo)
+    });
+    let Err(cause) = begun.map(|((), undo)| undo.forget()) else { return Ok(()) };
+    pool.stack = old_stack;
+    if pool.meta == without {
+        return Err(cause);
+    }
+    match pool.record(platform, without) {
+        Ok(()) => Err(cause),
+        Err(error) => Err(Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![("record the pool without a cache".to_owned(), error)],
+            leaves: Availability::NoPoolChanges,
+        }),
+    }
+}
+
+/// Makes the cache's devices, and has the kernel look at the cache that is to be made of them.
+fn prepare(
+    platform: &dyn Platform,
+    stack: &mut Stack,
+    shape: &Shape,
+    old_shape: &Shape,
+    undo: &mut Rollback,
+) -> Result<()> {
+    for layer in shape.backstore() {
+        match layer.role {
+            Role::CacheMeta => {
+                stack.ensure(platform, &layer, undo)?;
+                // A cache whose metadata begins with zeros is a new one.
+                zero(platform, stack, Role::CacheMeta, sizes::METADATA_ZEROED)?;
+            }
+            Role::CacheSub => drop(stack.ensure(platform, &layer, undo)?),
+            Role::Cache if shape.version == MetadataVersion::V1 => drop(stack.ensure(platform, &layer, undo)?),
+            Role::Cache => {
+                if let Some(placeholder) = old_shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
+                    let stack = stack.clone();
+                    undo.push("put the cache's place-holder back", move |platform| stack.put(platform, &placeholder));
+                }
+                stack.load(platform, &layer)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Lets I/O go through the cache.
+fn put_in_place(
+    platform: &dyn Platform,
+    stack: &Stack,
+    shape: &Shape,
+    old_shape: &Shape,
+    undo: &mut Rollback,
+) -> Result<()> {
+    match shape.version {
+        MetadataVersion::V1 => {
+            let (back, old_shape) = (stack.clone(), old_shape.clone());
+            undo.push("move the pool off its cache again", move |platform| back.move_from_cap(platform, &old_shape));
+            stack.move_to_cap(platform, shape)
+        }
+        MetadataVersion::V2 => match shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
+            Some(cache) => stack.put(platform, &cache),
+            None => Ok(()),
+        },
+    }
+}
+
+/// Adds admitted devices to the pool's cache.
+///
+/// # Errors
+/// When the cache would be too large, or they cannot be recorded.
+pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
+    let with = pool.plan_devices(admitted, |meta, devices| meta.add_cache_devices(devices))?;
+    // On record first: a cache must not remember blocks that no record gives to it.
+    pool.record(platform, with)?;
+    follow_or_later(platform, pool);
+    Ok(())
+}
+
+/// Removes what the beginning of a cache has left in the kernel, where the record knows of none: the daemon was killed
+/// before it wrote that record. The cap must be in place.
+///
+/// # Errors
+/// When a device cannot be removed.
+pub(in crate::engine) fn clear_unrecorded(platform: &dyn Platform, stack: &mut Stack, shape: &Shape) -> Result<()> {
+    if shape.cache.is_some() || platform.dm_find(&stack.name(Role::CacheMeta))?.is_none() {
+        return Ok(());
+    }
+    log::info!("removing what is left of a cache that was begun and never recorded");
+    match shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
+        // It may have been loaded; its table in its place takes it away.
+        Some(placeholder) => stack.put(platform, &placeholder)?,
+        None => stack.remove(platform, Role::Cache)?,
+    }
+    stack.remove(platform, Role::CacheSub)?;
+    stack.remove(platform, Role::CacheMeta)
+}

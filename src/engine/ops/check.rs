@@ -1,0 +1,173 @@
+//! The check of a pool: how full it is, and the growth of its thin pool (`spec/engine/storage-stack.md` §7.6, 7.7). Asked
+//! for by events of device-mapper, by time, and after everything that brings space.
+//!
+//! # Order, and why it survives a power cut
+//!
+//! Space is recorded as the thin pool's before the kernel may use it. With the order reversed, the kernel could put data
+//! into blocks that no record gives to the thin pool; after a power cut a thin pool without these blocks would be set up, and
+//! what was synced to them would be lost. In the order chosen a cut leaves a record that is ahead of the thin pool's own
+//! idea of its size, and to set up a thin pool on devices larger than it knows is just what extends it.
+//!
+//! So the write of the pool's metadata decides, and from then on there is no way back, only forward: tables that could not be
+//! put in place now ([`Pool::is_behind`]) are put in place by the next check, or by the next daemon that adopts the stack.
+//!
+//! # What is done where
+//!
+//! The pool is held alone for one look at the status, one write of metadata and a few swaps of tables; I/O stops only
+//! for the swap of each table, which has been loaded before. The need for metadata is found out by a program, and so
+//! without a lock, once for each size of the pool and each filesystem limit.
+
+use crate::{
+    engine::{
+        bda::Choose,
+        error::{Error, Result},
+        ids::PoolUuid,
+        ops::create_pool::thin_metadata_size,
+        plan::growth::{self, Exhausted, Fill, Growth},
+        pool::Pool,
+        request::Next,
+        setup,
+        undo::Rollback,
+        units::Sectors,
+    },
+    platform::Platform,
+};
+
+/// Checks a pool; what goes wrong is logged. Filesystems are checked by
+/// [`check_filesystems`](super::check_filesystems), which may take longer.
+pub fn check_pool(uuid: PoolUuid) -> Next<()> {
+    check_now(uuid).map(move |checked| {
+        if let Err(error) = checked {
+            log::warn!("check of pool {uuid}: {}", error.sentence());
+        }
+    })
+}
+
+/// As [`check_pool`], and tells what went wrong. A pool that is gone, or must not be changed, is not checked.
+pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
+    Next::write(uuid, move |engine, granted| {
+        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
+        if pool.check_changes().is_err() {
+            return Next::Done(Ok(()));
+        }
+        let asked = (pool.usable_size(), pool.fs_limit());
+        match pool.metadata_needed {
+            Some((known, needed)) if known == asked => Next::Done(check(engine.platform(), pool, Some(needed))),
+            _ => learn_need(uuid, asked),
+        }
+    })
+}
+
+/// Finds out how much metadata a thin pool of this size needs, then checks the pool.
+fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
+    Next::act(move |engine| {
+        let needed = thin_metadata_size(engine.platform(), asked.0, asked.1);
+        Next::write(uuid, move |engine, granted| {
+            let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
+            match needed {
+                Ok(needed) => {
+                    pool.metadata_needed = Some((asked, needed));
+                    check_now(uuid)
+                }
+                // Data must not wait for this.
+                Err(cause) => Next::Done(match pool.check_changes() {
+                    Ok(()) => check(engine.platform(), pool, None).and(Err(cause)),
+                    Err(_) => Ok(()),
+                }),
+            }
+        })
+    })
+}
+
+/// The chain, and then a check of the pool, whatever the chain came to: to use what it has brought. The result waits for
+/// the check but does not depend on it.
+pub fn and_check<T: Send + 'static>(uuid: PoolUuid, chain: Next<T>) -> Next<T> {
+    chain.then(move |value| check_pool(uuid).map(|()| value))
+}
+
+fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
+    let checked = grow(platform, pool, metadata_needed);
+    // Also when something failed: clients see what there is.
+    pool.refresh(platform);
+    setup::judge_thin_pool(platform, pool);
+    checked
+}
+
+fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
+    if pool.is_behind {
+        follow(platform, pool)?;
+    }
+    let fill = pool.thin_pool_status(platform).map(|status| Fill {
+        metadata_free: status.metadata_total.saturating_sub(status.metadata_used),
+        metadata_low_water: status.metadata_low_water,
+        data_free: status.data_total.saturating_sub(status.data_used),
+    });
+    let plan = growth::pool(&facts(pool, metadata_needed, fill.as_ref().ok().copied()));
+    carry_out(platform, pool, &plan)?;
+    pool.metadata_exhausted |= plan.exhausted.is_some();
+    let pool = pool.name().clone();
+    match plan.exhausted {
+        Some(Exhausted::Devices) => Err(Error::MetadataExhausted { pool }),
+        Some(Exhausted::Promised) => Err(Error::MetadataPromised { pool }),
+        None => fill.map(drop),
+    }
+}
+
+/// What the plan of growth follows from.
+pub(super) fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) -> growth::Pool {
+    growth::Pool {
+        usable: pool.usable_size(),
+        available: pool.available(),
+        metadata: pool.thin_metadata(),
+        metadata_needed,
+        fill,
+        overprovisioning: pool.overprovisioning(),
+        filesystems: pool.filesystems_size(),
+        metadata_exhausted: pool.metadata_exhausted,
+        writes_fail: pool.meta.thinpool_dev.errors_if_no_space(),
+    }
+}
+
+fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<()> {
+    let writes_fail = pool.meta.thinpool_dev.errors_if_no_space();
+    if (plan.metadata, plan.data, plan.writes_fail) == (Sectors::ZERO, Sectors::ZERO, writes_fail) {
+        return Ok(());
+    }
+    let (version, headers) = (pool.version(), pool.headers());
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, plan.data)?;
+        meta.thinpool_dev.set_errors_if_no_space(plan.writes_fail);
+        Ok(())
+    })?;
+    if plan.writes_fail && !writes_fail {
+        log::warn!("pool {} has handed out all its space; writes fail when that is full", pool.name());
+    }
+    for (what, more) in [("metadata", plan.metadata), ("data", plan.data)] {
+        if more > Sectors::ZERO {
+            log::info!("pool {}: its thin pool gets {more} more for {what}", pool.name());
+        }
+    }
+    follow(platform, pool)
+}
+
+/// Puts the tables in place that the record asks for.
+///
+/// # Errors
+/// When the kernel refuses one; the next check tries again.
+pub(super) fn follow(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    let layers = pool.shape().layers();
+    // What was put in place before an error stays: it is what the record asks for.
+    let mut nothing_to_undo = Rollback::new();
+    let followed = pool.stack.ensure_all(platform, layers, &mut nothing_to_undo);
+    nothing_to_undo.forget();
+    pool.is_behind = followed.is_err();
+    followed
+}
+
+/// As [`follow`], where what was asked for is done with the record; an error is logged.
+pub(super) fn follow_or_later(platform: &dyn Platform, pool: &mut Pool) {
+    if let Err(error) = follow(platform, pool) {
+        let what = error.sentence();
+        log::warn!("pool {}: tables are put in place at the next check, since it failed now: {what}", pool.name());
+    }
+}

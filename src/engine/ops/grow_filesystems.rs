@@ -1,0 +1,205 @@
+//! The check of a pool's filesystems: those that are mounted and more than half full are extended
+//! (`spec/engine/storage-stack.md` §9.5).
+//!
+//! # Order, and why it survives a power cut
+//!
+//! Record, then thin device, then XFS: a size is never smaller in an earlier one of these than in a later one. An XFS that is
+//! larger than its device is not mounted by any kernel, and its end is lost; an XFS that is smaller than its device, or a
+//! device that was made smaller than its record says, is merely extended once more. So no step is ever taken back
+//! either, not even when `xfs_growfs` fails: it may have succeeded.
+//!
+//! The pool is held for records and tables only. How full filesystems are is asked, and XFS are extended, without a
+//! lock and side by side.
+
+use std::{any::Any, path::PathBuf};
+
+use crate::{
+    engine::{
+        Engine,
+        claims::{Claim, Key},
+        dm_names::Role,
+        error::{Error, Result},
+        ids::{FsUuid, PoolUuid},
+        ops::filesystems::save_record,
+        plan::growth::{self, Extension},
+        pool::Pool,
+        request::{Access, Mode, Next, Part, PoolRef},
+        stack,
+        thin_status::State,
+        undo::Rollback,
+        units::Sectors,
+    },
+    platform::{DeviceNumber, Platform, Program, Usage, dm::Visibility},
+};
+
+/// A mounted filesystem, looked at without a lock.
+struct Seen {
+    id: FsUuid,
+    mount_point: PathBuf,
+    usage: Usage,
+}
+
+/// Checks the filesystems of a pool; what goes wrong is logged.
+pub fn check_filesystems(uuid: PoolUuid) -> Next<()> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(()) };
+        if pool.check_changes().is_err() || pool.filesystems.is_empty() || !may_grow(pool) {
+            return Next::Done(());
+        }
+        let filesystems = pool.filesystems.iter().map(|(id, filesystem)| (*id, filesystem.number)).collect();
+        Next::act(move |engine| match look(engine.platform(), filesystems) {
+            Ok(seen) if seen.is_empty() => Next::Done(()),
+            Ok(seen) => extend(uuid, seen),
+            Err(error) => {
+                log::warn!("the filesystems of pool {uuid} could not be checked: {}", error.sentence());
+                Next::Done(())
+            }
+        })
+    })
+}
+
+/// A thin pool that is full, or does not work, would hold `xfs_growfs` up.
+fn may_grow(pool: &Pool) -> bool {
+    pool.thin_state().is_none_or(|state| state == State::ReadWrite)
+}
+
+/// Looks how full the mounted ones are; those that are less than half full are left out. Unmounted ones are left alone.
+fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Result<Vec<Seen>> {
+    let mounts = platform.mounts()?;
+    let mut first: std::collections::HashMap<DeviceNumber, PathBuf> = std::collections::HashMap::new();
+    for (number, mount_point) in mounts {
+        first.entry(number).or_insert(mount_point);
+    }
+    let mut seen = Vec::new();
+    for (id, number) in filesystems {
+        let Some(mount_point) = first.remove(&number) else { continue };
+        match platform.usage(&mount_point) {
+            Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => seen.push(Seen { id, mount_point, usage }),
+            Ok(_) => {}
+            // It may have been unmounted meanwhile.
+            Err(error) => log::warn!("how full {} is cannot be told: {error}", mount_point.display()),
+        }
+    }
+    Ok(seen)
+}
+
+/// An XFS that is to be extended to the size of its device.
+struct Extended {
+    id: FsUuid,
+    mount_point: PathBuf,
+    /// Keeps it from being destroyed meanwhile.
+    claim: Claim,
+}
+
+/// Records the new sizes and gives them to the thin devices, then has the XFS on them extended.
+fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<()> {
+    Next::write(uuid, move |engine, granted| {
+        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(()) };
+        // Whoever wants the pool for himself is not kept waiting; there will be another check.
+        if pool.check_changes().is_err() || !may_grow(pool) || engine.claims().is_claimed(&Key::Drain(uuid)) {
+            return Next::Done(());
+        }
+        let mut extended = Vec::new();
+        for (seen, extension) in plan(pool, seen) {
+            if extension == Extension::None {
+                continue;
+            }
+            let Some(claim) = engine.claims().claim([Key::Origin(uuid, seen.id)]) else { continue };
+            match extend_device(engine, pool, seen.id, extension) {
+                Ok(()) => extended.push(Extended { id: seen.id, mount_point: seen.mount_point, claim }),
+                Err(error) => {
+                    pool.note_failure(&error);
+                    log::warn!("filesystem {} of pool {} was not extended: {}", seen.id, pool.name(), error.sentence());
+                }
+            }
+        }
+        if extended.is_empty() { Next::Done(()) } else { grow_xfs(uuid, extended) }
+    })
+}
+
+/// What is to be done with those that are still there.
+fn plan(pool: &Pool, seen: Vec<Seen>) -> Vec<(Seen, Extension)> {
+    let facts = |seen: Seen| {
+        let record = &pool.filesystems.get(&seen.id)?.record;
+        let Usage { total, used } = seen.usage;
+        Some((seen, growth::Filesystem { size: record.size, limit: record.fs_size_limit, total, used }))
+    };
+    let (seen, facts): (Vec<Seen>, Vec<growth::Filesystem>) = seen.into_iter().filter_map(facts).unzip();
+    let room = (!pool.overprovisioning()).then(|| pool.room().saturating_sub(pool.filesystems_size()));
+    seen.into_iter().zip(growth::filesystems(&facts, room)).collect()
+}
+
+fn extend_device(engine: &Engine, pool: &mut Pool, id: FsUuid, extension: Extension) -> Result<()> {
+    let platform = engine.platform();
+    let mut filesystem = pool.filesystem(id)?.clone();
+    if let Extension::By(growth) = extension {
+        filesystem.record.size = filesystem.record.size.checked_add(growth).unwrap_or(filesystem.record.size);
+        save_record(engine, pool, &filesystem.record)?;
+        log::info!("filesystem {} of pool {} grows to {}", filesystem.name, pool.name(), filesystem.record.size);
+        pool.put_filesystem(platform, filesystem.clone());
+    }
+    let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
+    let table = super::thin_table(thin_pool, filesystem.record.thin_id, filesystem.record.size);
+    let mut nothing_to_undo = Rollback::new();
+    let extended =
+        stack::ensure_device(platform, &pool.thin_name(id), &table, Visibility::Public, &mut nothing_to_undo);
+    nothing_to_undo.forget();
+    extended.map(drop)
+}
+
+/// Extends XFS to the size of their devices, side by side, the pool released meanwhile.
+fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<()> {
+    let part = |extended: &Extended| -> Part {
+        let mount_point = extended.mount_point.clone();
+        Box::new(move |engine| {
+            let grown = engine.platform().run(Program::XfsGrowfs, &[&mount_point.to_string_lossy(), "-d"]);
+            Box::new(grown.map(drop)) as Box<dyn Any + Send>
+        })
+    };
+    let parts = extended.iter().map(part).collect();
+    Next::Together(
+        parts,
+        Box::new(move |_, results| {
+            for (extended, result) in extended.into_iter().zip(results) {
+                let Extended { id, claim, .. } = extended;
+                match result.map(|any| any.downcast::<crate::platform::Result<()>>()) {
+                    Some(Ok(result)) if result.is_ok() => {}
+                    // Its device has the new size; the next check tries again.
+                    Some(Ok(result)) => {
+                        let error = result.err().map_or(String::new(), |error| error.to_string());
+                        log::warn!("the XFS of filesystem {id} of pool {uuid} was not extended: {error}");
+                    }
+                    _ => log::error!("the extension of filesystem {id} of pool {uuid} panicked"),
+                }
+                drop(claim);
+            }
+            Next::Done(())
+        }),
+    )
+}
+
+/// Sets or removes a filesystem's size limit. `false`: that is what it has.
+pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let set = change_size_limit(engine, pool, id, limit);
+        Next::Done(set.inspect_err(|error| pool.note_failure(error)))
+    })
+}
+
+fn change_size_limit(engine: &Engine, pool: &mut Pool, id: FsUuid, limit: Option<Sectors>) -> Result<bool> {
+    pool.check_requests()?;
+    let mut filesystem = pool.filesystem(id)?.clone();
+    growth::check_limit(filesystem.record.size, limit)
+        .map_err(|source| Error::SizeLimit { name: filesystem.name.clone(), source })?;
+    if filesystem.record.fs_size_limit == limit {
+        return Ok(false);
+    }
+    filesystem.record.fs_size_limit = limit;
+    save_record(engine, pool, &filesystem.record)?;
+    pool.put_filesystem(engine.platform(), filesystem);
+    Ok(true)
+}

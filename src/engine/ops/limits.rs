@@ -1,0 +1,112 @@
+//! What a pool promises: how many filesystems it may have, and whether they may be larger together than the pool
+//! (`spec/engine/storage-stack.md` §10.7).
+
+use crate::{
+    engine::{
+        bda::Choose,
+        error::{Error, Result},
+        ids::PoolUuid,
+        layout,
+        ops::{
+            check::{facts, follow_or_later},
+            create_pool::thin_metadata_size,
+        },
+        plan::{
+            growth::{self, Exhausted},
+            sizes,
+        },
+        pool::Pool,
+        request::{Access, Mode, Next, PoolRef},
+        units::Sectors,
+    },
+    platform::Platform,
+};
+
+/// Raises the number of filesystems that a pool may have. Thin metadata for as many is allocated together with it.
+pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Next<Result<()>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        let usable = super::readable(granted, uuid).and_then(|pool| may_have(pool, limit).map(|()| pool.usable_size()));
+        match usable {
+            Err(error) => Next::Done(Err(error)),
+            Ok(usable) => Next::act(move |engine| match thin_metadata_size(engine.platform(), usable, limit) {
+                Err(error) => Next::Done(Err(error)),
+                Ok(needed) => Next::write(uuid, move |engine, granted| {
+                    let pool = match super::writable(granted, uuid) {
+                        Ok(pool) => pool,
+                        Err(error) => return Next::Done(Err(error)),
+                    };
+                    if pool.usable_size() != usable {
+                        // The pool has grown meanwhile and needs other metadata.
+                        return set_fs_limit(uuid, limit);
+                    }
+                    let raised = raise(engine.platform(), pool, limit, needed);
+                    Next::Done(raised.inspect_err(|error| pool.note_failure(error)))
+                }),
+            }),
+        }
+    })
+}
+
+fn may_have(pool: &Pool, limit: u64) -> Result<()> {
+    pool.check_changes()?;
+    let maximum = sizes::fs_limit_max(layout::total(&pool.meta.flex_devs.meta_dev));
+    let name = || pool.name().clone();
+    match pool.fs_limit() {
+        now if limit <= now => Err(Error::FilesystemLimitNotRaised { pool: name(), limit: now }),
+        _ if limit > maximum => Err(Error::FilesystemLimitTooHigh { pool: name(), maximum }),
+        _ => Ok(()),
+    }
+}
+
+fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) -> Result<()> {
+    may_have(pool, limit)?;
+    let asked = growth::Pool { metadata_exhausted: false, ..facts(pool, Some(needed), None) };
+    let plan = growth::pool(&asked);
+    let name = || pool.name().clone();
+    match plan.exhausted {
+        Some(Exhausted::Devices) => return Err(Error::MetadataExhausted { pool: name() }),
+        Some(Exhausted::Promised) => return Err(Error::MetadataPromised { pool: name() }),
+        None => {}
+    }
+    let (version, headers) = (pool.version(), pool.headers());
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, Sectors::ZERO)?;
+        meta.thinpool_dev.fs_limit = Some(limit);
+        Ok(())
+    })?;
+    pool.metadata_needed = Some(((pool.usable_size(), limit), needed));
+    if plan.metadata > Sectors::ZERO {
+        follow_or_later(platform, pool);
+    }
+    Ok(())
+}
+
+/// Allows filesystems to be larger together than the pool, or forbids it. `false`: it is so already.
+pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let set = change_overprovisioning(engine.platform(), pool, allowed);
+        Next::Done(set.inspect_err(|error| pool.note_failure(error)))
+    })
+}
+
+fn change_overprovisioning(platform: &dyn Platform, pool: &mut Pool, allowed: bool) -> Result<bool> {
+    pool.check_changes()?;
+    if pool.overprovisioning() == allowed {
+        return Ok(false);
+    }
+    let (needed, room) = (pool.filesystems_size(), pool.room());
+    if !allowed && needed > room {
+        return Err(Error::NoRoom { pool: pool.name().clone(), needed, room });
+    }
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        meta.thinpool_dev.enable_overprov = Some(allowed);
+        Ok(())
+    })?;
+    // What kept metadata from growing may have been the promise.
+    pool.metadata_exhausted &= !allowed;
+    Ok(true)
+}

@@ -1,0 +1,177 @@
+//! When a thin pool and its filesystems grow, and by how much (`spec/engine/storage-stack.md` §7.6, 7.7, 9.5).
+//!
+//! From what the kernel says and what is recorded to what is to be done; doing it is another matter.
+
+use crate::engine::{
+    plan::sizes::{self, SizeError},
+    units::{Bytes, DataBlocks, Sectors},
+};
+
+/// What the kernel says of a thin pool, as far as growth looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Blocks of the metadata device that are free.
+    pub metadata_free: u64,
+    /// With fewer than these the kernel raises an event; older kernels do not say.
+    pub metadata_low_water: Option<u64>,
+    /// Data blocks that are free.
+    pub data_free: DataBlocks,
+}
+
+/// What is known of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Space of its devices for everything but Stratis' own metadata.
+    pub usable: Sectors,
+    /// What of that has not been handed out.
+    pub available: Sectors,
+    /// Size of the thin pool's metadata device, and of its spare.
+    pub metadata: Sectors,
+    /// What that size should be; `None` if it could not be found out.
+    pub metadata_needed: Option<Sectors>,
+    /// How full the thin pool is; `None` if it does not say.
+    pub fill: Option<Fill>,
+    /// Whether filesystems may be larger together than the pool.
+    pub overprovisioning: bool,
+    /// Sum of the filesystems' sizes.
+    pub filesystems: Sectors,
+    /// Metadata was found unable to grow, and nothing has changed since.
+    pub metadata_exhausted: bool,
+    /// Writes fail when no data blocks are left, because there was nothing more to hand out.
+    pub writes_fail: bool,
+}
+
+/// Why a thin pool's metadata cannot grow although it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// The devices do not have the space.
+    Devices,
+    /// The space is promised to filesystems, since overprovisioning is not allowed.
+    Promised,
+}
+
+/// What is to be done with a pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Growth {
+    /// By how much the metadata device grows, and its spare as well.
+    pub metadata: Sectors,
+    /// By how much the data device grows.
+    pub data: Sectors,
+    /// Whether writes are to fail when no data blocks are left.
+    pub writes_fail: bool,
+    /// Why metadata does not grow although it should, if that was found out just now.
+    pub exhausted: Option<Exhausted>,
+}
+
+/// What is to be done with a pool. Metadata comes first: data without mappings is of no use.
+pub fn pool(pool: &Pool) -> Growth {
+    let (metadata, exhausted) = match metadata(pool) {
+        Ok(growth) => (growth, None),
+        Err(exhausted) => (Sectors::ZERO, Some(exhausted)),
+    };
+    let kept = Growth { metadata, data: Sectors::ZERO, writes_fail: pool.writes_fail, exhausted };
+    if exhausted == Some(Exhausted::Devices) {
+        return Growth { writes_fail: true, ..kept };
+    }
+    let Some(fill) = pool.fill else { return kept };
+    // The kernel's event comes when the mark is reached, so reaching it must do; it does not come a second time.
+    let is_low = fill.data_free <= sizes::DATA_LOW_WATER;
+    let left = pool.available.saturating_sub(metadata).saturating_sub(metadata);
+    match sizes::data_growth(left) {
+        // Where metadata cannot grow, the fewest writes are promised that can be kept.
+        Some(_) if pool.writes_fail && pool.metadata_exhausted => kept,
+        Some(data) if is_low => Growth { data, writes_fail: false, ..kept },
+        // There is space again: a disk was added by a daemon that did not get further.
+        Some(_) => Growth { writes_fail: false, ..kept },
+        None => Growth { writes_fail: pool.writes_fail || is_low, ..kept },
+    }
+}
+
+/// By how much the metadata device grows, and its spare as well.
+fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
+    if pool.metadata_exhausted {
+        return Ok(Sectors::ZERO);
+    }
+    let is_low =
+        pool.fill.is_some_and(|fill| fill.metadata_low_water.is_some_and(|low_water| fill.metadata_free < low_water));
+    let wanted = match is_low {
+        true => pool.metadata.saturating_add(pool.metadata).min(pool.usable.round_down(sizes::DATA_BLOCK)),
+        false => pool.metadata_needed.unwrap_or(pool.metadata),
+    };
+    // The kernel makes no use of more.
+    let growth = wanted.min(sizes::THIN_METADATA_MAX).saturating_sub(pool.metadata);
+    if growth == Sectors::ZERO {
+        return Ok(growth);
+    }
+    let taken = [pool.filesystems, sizes::MDV, pool.metadata, pool.metadata];
+    if !pool.overprovisioning && Sectors::checked_sum(taken).is_none_or(|taken| taken >= pool.usable) {
+        return Err(Exhausted::Promised);
+    }
+    match growth.checked_add(growth) {
+        Some(both) if both <= pool.available => Ok(growth),
+        _ => Err(Exhausted::Devices),
+    }
+}
+
+/// A mounted filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filesystem {
+    /// Size of its thin device, as recorded.
+    pub size: Sectors,
+    /// It does not grow past this.
+    pub limit: Option<Sectors>,
+    /// Size of the XFS, as it tells its users.
+    pub total: Bytes,
+    /// Of that in use.
+    pub used: Bytes,
+}
+
+/// What is to be done with a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    /// Nothing.
+    None,
+    /// Its XFS is smaller than the size that is recorded, because an extension was cut short: that is completed.
+    Complete,
+    /// It grows by so much.
+    By(Sectors),
+}
+
+/// What is to be done with filesystems. `room` is what the pool has left for them together; `None`: they may be larger
+/// than the pool. Who comes first is served first.
+pub fn filesystems(list: &[Filesystem], room: Option<Sectors>) -> Vec<Extension> {
+    let mut left = room;
+    let decide = |filesystem: &Filesystem| {
+        if filesystem.used.0.saturating_mul(2) <= filesystem.total.0 {
+            return Extension::None;
+        }
+        // Its log and other metadata take an eighth of an XFS at most, and extensions double it mostly.
+        if filesystem.total.0 < filesystem.size.bytes().0 / 4 * 3 {
+            return Extension::Complete;
+        }
+        let up_to = filesystem.limit.map(|limit| limit.saturating_sub(filesystem.size));
+        let growth = [Some(filesystem.size), up_to, left].into_iter().flatten().min().unwrap_or_default();
+        if growth == Sectors::ZERO || filesystem.size.checked_add(growth).is_none() {
+            return Extension::None;
+        }
+        left = left.map(|left| left.saturating_sub(growth));
+        Extension::By(growth)
+    };
+    list.iter().map(decide).collect()
+}
+
+/// Checks a size limit for a filesystem of this size.
+///
+/// # Errors
+/// If it is below the smallest filesystem, or below the size.
+pub fn check_limit(size: Sectors, limit: Option<Sectors>) -> Result<(), SizeError> {
+    match limit {
+        Some(small) if small < sizes::FILESYSTEM_MIN => Err(SizeError::FilesystemTooSmall(small)),
+        Some(limit) if limit < size => Err(SizeError::LimitBelowSize { limit, size }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "growth_tests.rs"]
+mod tests;

@@ -1,0 +1,181 @@
+//! The rules of growth as tables, and what must hold of every plan.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const GIB: u64 = 2 << 20;
+
+/// A pool with 100 GiB of which 60 GiB are handed out, its thin pool half full.
+fn calm() -> Pool {
+    Pool {
+        usable: Sectors(100 * GIB),
+        available: Sectors(40 * GIB),
+        metadata: Sectors(59_392),
+        metadata_needed: Some(Sectors(59_392)),
+        fill: Some(Fill { metadata_free: 5000, metadata_low_water: Some(1024), data_free: DataBlocks(25_600) }),
+        overprovisioning: true,
+        filesystems: Sectors(10 * GIB),
+        metadata_exhausted: false,
+        writes_fail: false,
+    }
+}
+
+fn with_free(data_free: u64) -> Pool {
+    let fill = calm().fill.map(|fill| Fill { data_free: DataBlocks(data_free), ..fill });
+    Pool { fill, ..calm() }
+}
+
+fn low_on_metadata() -> Pool {
+    let fill = calm().fill.map(|fill| Fill { metadata_free: 1023, ..fill });
+    Pool { fill, ..calm() }
+}
+
+fn check(pool: Pool, expected: Growth) {
+    assert_eq!(super::pool(&pool), expected, "{pool:?}");
+}
+
+fn data(blocks: u64) -> Growth {
+    Growth { data: Sectors(blocks * 2048), ..Growth::default() }
+}
+
+#[test]
+fn data_grows_at_the_mark_and_not_before() {
+    check(calm(), Growth::default());
+    check(with_free(15_361), Growth::default());
+    check(with_free(15_360), data(40 * 1024));
+    check(with_free(0), data(40 * 1024));
+    check(Pool { available: Sectors(400 * GIB), ..with_free(0) }, data(51_200));
+    check(Pool { available: Sectors(2048 * 3 + 2047), ..with_free(0) }, data(3));
+    check(Pool { fill: None, ..with_free(0) }, Growth::default());
+}
+
+#[test]
+fn writes_fail_when_nothing_is_left_and_wait_when_something_is() {
+    let full = Pool { available: Sectors(2047), ..with_free(15_360) };
+    check(full, Growth { writes_fail: true, ..Growth::default() });
+    check(Pool { available: Sectors(2047), ..with_free(15_361) }, Growth::default());
+    check(Pool { writes_fail: true, ..full }, Growth { writes_fail: true, ..Growth::default() });
+    check(Pool { writes_fail: true, available: Sectors(2048), ..full }, data(1));
+    check(Pool { writes_fail: true, ..with_free(20_000) }, Growth::default());
+    // A thin pool that does not say how full it is stays as it is.
+    check(Pool { writes_fail: true, fill: None, ..full }, Growth { writes_fail: true, ..Growth::default() });
+}
+
+#[test]
+fn metadata_follows_the_need_and_doubles_when_it_is_low() {
+    let needs = |needed| Pool { metadata_needed: Some(Sectors(needed)), ..calm() };
+    check(needs(61_440), Growth { metadata: Sectors(2048), ..Growth::default() });
+    check(needs(1024), Growth::default());
+    check(Pool { metadata_needed: None, ..calm() }, Growth::default());
+    check(low_on_metadata(), Growth { metadata: Sectors(59_392), ..Growth::default() });
+    let unsaid = calm().fill.map(|fill| Fill { metadata_free: 0, metadata_low_water: None, ..fill });
+    check(Pool { fill: unsaid, ..calm() }, Growth::default());
+    let huge = Pool { usable: Sectors(u64::MAX), available: Sectors(u64::MAX), ..low_on_metadata() };
+    let metadata = Sectors(33_000_000);
+    check(Pool { metadata, ..huge }, Growth { metadata: Sectors(292_288), ..Growth::default() });
+}
+
+#[test]
+fn metadata_that_cannot_grow_stops_promises() {
+    let scarce = Pool { available: Sectors(2 * 59_392 - 1), ..low_on_metadata() };
+    let stopped = Growth { writes_fail: true, exhausted: Some(Exhausted::Devices), ..Growth::default() };
+    check(scarce, stopped);
+    // Looked at again, nothing is tried before something has changed.
+    let known = Pool { metadata_exhausted: true, writes_fail: true, ..scarce };
+    check(known, Growth { writes_fail: true, ..Growth::default() });
+    let tight = Pool { overprovisioning: false, ..low_on_metadata() };
+    let most = 100 * GIB - 1_048_576 - 2 * 59_392;
+    let promised = Pool { filesystems: Sectors(most), ..tight };
+    check(promised, Growth { exhausted: Some(Exhausted::Promised), ..Growth::default() });
+    check(Pool { filesystems: Sectors(most - 1), ..tight }, Growth { metadata: Sectors(59_392), ..Growth::default() });
+    check(Pool { overprovisioning: true, ..promised }, Growth { metadata: Sectors(59_392), ..Growth::default() });
+}
+
+#[test]
+fn data_gets_what_metadata_leaves() {
+    let both = Pool { metadata_needed: Some(Sectors(61_440)), available: Sectors(2048 * 5), ..with_free(0) };
+    check(both, Growth { metadata: Sectors(2048), data: Sectors(2048 * 3), ..Growth::default() });
+    let last = Pool { available: Sectors(2048 * 2), ..both };
+    check(last, Growth { metadata: Sectors(2048), writes_fail: true, ..Growth::default() });
+}
+
+proptest! {
+    /// No plan hands out more than there is, nor anything but whole blocks of data, nor more than a step.
+    #[test]
+    fn plans_are_covered(
+        usable in 0..1_u64 << 40, available in 0..1_u64 << 40, metadata in 0..1_u64 << 26, needed in 0..1_u64 << 26,
+        metadata_free in 0..4000_u64, data_free in 0..40_000_u64, filesystems in 0..1_u64 << 41, flags in 0..8_u8,
+    ) {
+        let pool = Pool {
+            usable: Sectors(usable),
+            available: Sectors(available),
+            metadata: Sectors(metadata),
+            metadata_needed: Some(Sectors(needed)),
+            fill: Some(Fill { metadata_free, metadata_low_water: Some(1024), data_free: DataBlocks(data_free) }),
+            overprovisioning: flags & 1 == 0,
+            filesystems: Sectors(filesystems),
+            metadata_exhausted: flags & 2 == 0,
+            writes_fail: flags & 4 == 0,
+        };
+        let plan = super::pool(&pool);
+        prop_assert!(u128::from(plan.metadata.0) * 2 + u128::from(plan.data.0) <= u128::from(available));
+        prop_assert!(plan.data.0.is_multiple_of(2048) && plan.data.0 <= 51_200 * 2048);
+        prop_assert!(plan.data.0 == 0 || !plan.writes_fail);
+        prop_assert!(plan.metadata.0 == 0 || plan.exhausted.is_none());
+        // A plan that was carried out needs no other, unless it was one step of several.
+        let fill = pool.fill.map(|fill| Fill {
+            data_free: DataBlocks(data_free + plan.data.0 / 2048),
+            metadata_free: metadata_free + plan.metadata.0 / 8,
+            ..fill
+        });
+        let after = Pool {
+            available: Sectors(available - plan.metadata.0 * 2 - plan.data.0),
+            metadata: Sectors(metadata + plan.metadata.0),
+            fill,
+            metadata_exhausted: pool.metadata_exhausted || plan.exhausted.is_some(),
+            writes_fail: plan.writes_fail,
+            ..pool
+        };
+        let again = super::pool(&after);
+        prop_assert!(again.exhausted.is_none() || plan.metadata.0 > 0, "{again:?}");
+        prop_assert!(again.writes_fail == plan.writes_fail || plan.data.0 > 0 || plan.metadata.0 > 0, "{again:?}");
+    }
+}
+
+fn filesystem(size: u64, used_percent: u64) -> Filesystem {
+    let total = Bytes(u128::from(size) * 512 / 100 * 99);
+    Filesystem { size: Sectors(size), limit: None, total, used: Bytes(total.0 / 100 * u128::from(used_percent)) }
+}
+
+#[test]
+fn a_filesystem_doubles_when_more_than_half_is_used() {
+    let full = filesystem(GIB, 51);
+    let half = Filesystem { used: Bytes(full.total.0 / 2), ..full };
+    assert_eq!(filesystems(&[full, half], None), [Extension::By(Sectors(GIB)), Extension::None]);
+    let limited = |limit| Filesystem { limit: Some(Sectors(limit)), ..full };
+    let list = [limited(GIB), limited(GIB + 8), limited(3 * GIB), limited(GIB - 8)];
+    let expected = [Extension::None, Extension::By(Sectors(8)), Extension::By(Sectors(GIB)), Extension::None];
+    assert_eq!(filesystems(&list, None), expected);
+    let largest =
+        Filesystem { size: Sectors(u64::MAX), total: Bytes(u64::MAX as u128 * 512), used: Bytes(1 << 100), ..full };
+    assert_eq!(filesystems(&[largest], None), [Extension::None]);
+}
+
+#[test]
+fn an_extension_that_was_cut_short_is_completed_first() {
+    let full = filesystem(GIB, 80);
+    let behind = Filesystem { size: Sectors(2 * GIB), ..full };
+    assert_eq!(filesystems(&[behind], None), [Extension::Complete]);
+    // The smallest XFS has 64 MiB of log in 512 MiB; that is not being behind.
+    let small = Filesystem { size: Sectors(GIB / 2), limit: None, total: Bytes(448 << 20), used: Bytes(300 << 20) };
+    assert_eq!(filesystems(&[small], None), [Extension::By(Sectors(GIB / 2))]);
+}
+
+#[test]
+fn room_is_shared_in_order() {
+    let full = filesystem(GIB, 80);
+    let by = |size| Extension::By(Sectors(size));
+    assert_eq!(filesystems(&[full, full, full], Some(Sectors(GIB + 4096))), [by(GIB), by(4096), Extension::None]);
+    assert_eq!(filesystems(&[full], Some(Sectors(0))), [Extension::None]);
+}
