@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
 };
 
 use dbus::{Message, arg::Variant};
@@ -176,16 +176,17 @@ fn names_without_end() {
 fn descriptors_too_few_and_too_many() {
     let victim = Victim::new();
     let attacker = Client::new(&victim.bus);
-    let file = || -> OwnedFd { File::open("/dev/null").unwrap().into() };
+    let file = || File::open("/dev/null").unwrap();
     for _ in 0..50 {
         refusal(&attacker, client::call(TOP, MANAGER, "SetKey", ("description",)));
         refusal(&attacker, client::call(TOP, MANAGER, "SetKey", (file(), "description")));
         let mut many = client::call(TOP, MANAGER, "SetKey", ("description", file(), file(), file(), file()));
         many.append_all((file(), file(), file(), file()));
-        refusal(&attacker, many);
+        // The first of them is the key, an empty one.
+        attacker.call(many);
         // Where none is wanted, too: what is surplus is ignored.
         let mut get = client::get(victim.filesystem(), FILESYSTEM, "Name");
-        get.append_all((file(), file(), file(), file(), vec![file(), file()]));
+        get.append_all((file(), file(), file(), file(), file()));
         assert_eq!(client::value(&attacker.call(get)).as_deref(), Ok("home"));
         let mut create = client::create_filesystem(victim.pool(), "home");
         create.append_all((file(), file()));

@@ -155,6 +155,9 @@ fn follow(objects: &mut BTreeMap<String, Interfaces>, signal: &Signal, found: &m
 
 // ---- linearizability ----
 
+/// The error that clients of the existing daemon know for a property that was not set.
+const SET_REFUSED: &str = "org.freedesktop.zbus.Error";
+
 /// What is read and written as one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
@@ -325,7 +328,9 @@ impl Story {
                 (vec![self.labelled.get(&(path.clone(), text.clone())).copied()], Vec::new())
             }
             (What::Label { path, text }, Answer::Unchanged) => read(object(path), Seen::Value(Some(text.clone()))),
+            // The setting of a property has no other way to refuse than an error.
             (What::Label { path, .. }, Answer::Refused(_)) => read(object(path), gone),
+            (What::Label { path, .. }, Answer::Error(name)) if name == SET_REFUSED => read(object(path), gone),
             (What::Label { path, .. } | What::Look { path }, Answer::Error(name)) if unknown(name) => {
                 read(object(path), gone)
             }
