@@ -30,7 +30,8 @@ pub enum Key {
     PoolName(Name),
     /// A block device that is being initialized.
     Device(DeviceNumber),
-    /// A pool that is being renamed: two at once could end with other names in the table than on disk.
+    /// A pool that is being renamed: two at once could end with other names in the table than on disk, and a pool must not be
+    /// stopped between the two.
     Rename(PoolUuid),
     /// A pool that is being set up.
     Pool(PoolUuid),
@@ -48,7 +49,7 @@ impl Key {
     /// The pool in which the claimed work goes on.
     fn work_in(&self) -> Option<PoolUuid> {
         match self {
-            Key::Filesystem(pool, _) | Key::Origin(pool, _) | Key::Growth(pool) => Some(*pool),
+            Key::Filesystem(pool, _) | Key::Origin(pool, _) | Key::Growth(pool) | Key::Rename(pool) => Some(*pool),
             _ => None,
         }
     }

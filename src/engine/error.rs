@@ -43,6 +43,8 @@ pub enum Error {
     NoDevice { pool: Name, device: DevUuid },
     #[error("a pool named {0} exists already; choose another name")]
     PoolNameTaken(Name),
+    #[error("a running pool is named {0} too; rename or stop one of the two")]
+    NameRuns(Name),
     #[error("pool {pool} has a filesystem named {name} already; choose another name")]
     FilesystemNameTaken { pool: Name, name: Name },
     #[error(
@@ -158,7 +160,7 @@ pub enum Error {
     NoSpace { what: Sectors },
 
     // ---- failed: what was found ----
-    #[error("pool {pool} lacks {} of its {total} devices; connect them", .missing.len())]
+    #[error("{} of the {total} devices of pool {pool} are missing; connect them", .missing.len())]
     DevicesMissing { pool: Name, missing: Vec<DevUuid>, total: usize },
     #[error("device {device} carries pool {pool}'s signature but is not listed in its metadata; disconnect it")]
     ExtraDevice { pool: Name, device: DevUuid },

@@ -12,9 +12,11 @@ use crate::{
         dm_names::{self, Role},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
+        layout,
         mdv::{Journal, Mdv, Pending},
         metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
         name::Name,
+        plan::sizes,
         pool::{Filesystem, Member, Pool},
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next},
@@ -22,6 +24,7 @@ use crate::{
         stack::{self, Ensured, Shape, Stack, ensure_device},
         thin_status::{self, PoolStatus, State},
         undo::Rollback,
+        units::Sectors,
     },
     platform::{self, Platform, Program, dm::Visibility},
     view::Availability,
@@ -179,8 +182,28 @@ fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollb
     }
     let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_data(), undo)?;
-    pool.stack.ensure(platform, &shape.thin_pool(), undo)?;
+    if pool.stack.ensure(platform, &shape.thin_pool(), undo)? == Ensured::Adopted {
+        if let Ok(status) = pool.thin_pool_status(platform) {
+            show_sizes(platform, pool, &status)?;
+        }
+    }
     Ok(())
+}
+
+/// Has the thin pool look at its devices again if it knows less of them than is recorded: whoever made them larger was
+/// killed, or failed, before the thin pool could see it. `true`: it was so, and the status is out of date.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStatus) -> Result<bool> {
+    let metadata = Sectors(status.metadata_total.saturating_mul(sizes::METADATA_BLOCK.0));
+    // A few blocks of a metadata device may be of no use to the kernel.
+    let overlooked = pool.thin_metadata().saturating_sub(metadata) >= sizes::DATA_BLOCK
+        || status.data_total < sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev));
+    if overlooked {
+        pool.stack.put(platform, &pool.shape().thin_pool())?;
+    }
+    Ok(overlooked)
 }
 
 /// Repairs damaged thin metadata into the spare, which takes its place. That is recorded while neither is in use: a device

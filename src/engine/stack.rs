@@ -271,15 +271,21 @@ impl Stack {
         layers: impl IntoIterator<Item = Layer>,
         undo: &mut Rollback,
     ) -> Result<()> {
-        let mut more_cache = false;
+        let (mut more_cache, mut more_metadata) = (false, false);
         for layer in layers {
             let ensured = self.ensure(platform, &layer, undo)?;
+            // These look at the size of a device below only when they begin to run with a table; the table does not say it.
+            let overlooks = match layer.role {
+                Role::Cache => more_cache,
+                Role::ThinPool => more_metadata,
+                _ => false,
+            };
+            if overlooks && ensured == Ensured::Adopted {
+                self.put(platform, &layer)?;
+            }
             match layer.role {
                 Role::CacheSub => more_cache = ensured == Ensured::Renewed,
-                // A cache looks at the size of its blocks' device only when its table is loaded; the table does not say.
-                Role::Cache if more_cache && ensured == Ensured::Adopted => {
-                    swap(platform, &self.name(layer.role), &self.table(&layer.make), Visibility::Private)?;
-                }
+                Role::ThinMeta => more_metadata = ensured == Ensured::Renewed,
                 _ => {}
             }
         }

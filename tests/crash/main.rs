@@ -3,7 +3,8 @@
 //! Each case is prepared on a fresh simulated machine, run once to learn how many steps it takes and what its result is, and
 //! then run again and again with one step struck. Afterwards:
 //!
-//! - success means the state after, an error means the state before: nothing half done, nothing left over;
+//! - success means the state after, an error means the state before: nothing half done, nothing left over, in memory and, as
+//!   the next daemon and the next boot find it, on disk;
 //! - after a kill, when nothing of the process has an effect any more, the next daemon finds the machine as it was left and makes
 //!   the state before or after of it;
 //! - after a power cut the pools are found again in the state before or after, and after if the request was answered;
@@ -16,12 +17,53 @@
 #[path = "../engine/bench.rs"]
 mod bench;
 mod cases;
+mod growth_cases;
 mod state;
 
 use bench::Bench;
 use cases::{CASES, Case};
+use growth_cases::GROWTH_CASES;
 use state::State;
-use stratisd::platform::{Platform, sim::Sim};
+use stratisd::{
+    engine::{Result, ops},
+    platform::{Platform, sim::Sim},
+};
+
+/// What is done before the state is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Look,
+    /// A check of the pools: what is recorded and could not be given to the kernel is done by the next check.
+    Check,
+    /// The same; and an error may leave the state after, because what was recorded is never taken back.
+    CheckForward,
+}
+
+impl Then {
+    /// After a start of the daemon. What a check that was cut short has recorded is not left to the next check then.
+    fn settle_started(self, bench: Bench) -> Bench {
+        if self == Then::CheckForward { bench } else { self.settle(bench) }
+    }
+
+    fn settle(self, mut bench: Bench) -> Bench {
+        if self != Then::Look {
+            for pool in bench.names() {
+                let chain = ops::check_now(bench.id(&pool));
+                bench.run(chain).unwrap_or_else(|error| panic!("the check afterwards: {}", error.sentence()));
+                let chain = ops::check_filesystems(bench.id(&pool));
+                bench.run(chain);
+            }
+        }
+        bench
+    }
+}
+
+/// The cases that are to be struck.
+fn cases() -> impl Iterator<Item = (&'static Case, Then)> {
+    let all = CASES.iter().map(|case| (case, Then::Look)).chain(GROWTH_CASES.iter().map(|(then, case)| (case, *then)));
+    all.filter(|(case, _)| chosen(case))
+}
 
 /// How a step is struck.
 #[derive(Debug, Clone, Copy)]
@@ -53,13 +95,14 @@ struct Reference {
     steps: u64,
 }
 
-fn reference(case: &Case, seed: u64) -> Reference {
+fn reference(case: &Case, then: Then, seed: u64) -> Reference {
     let (mut bench, start) = prepared(case, seed);
     let before = State::of(&bench);
     let reading = bench.sim.steps();
     (case.act)(&mut bench).unwrap_or_else(|error| panic!("{}: {}", case.name, error.sentence()));
     let steps = bench.sim.steps() - reading;
     assert!(steps > 0, "{}: nothing is done from step {start} on", case.name);
+    let bench = then.settle(bench);
     let after = State::of(&bench);
     bench.check_nothing_left(case.name);
     Reference { before, after, steps }
@@ -67,43 +110,62 @@ fn reference(case: &Case, seed: u64) -> Reference {
 
 /// The states before and after as another daemon finds them: some orders are carried out at the next start, and what a
 /// daemon has left up it takes down.
-fn found_by_another(case: &Case, seed: u64, begin: fn(Bench) -> Bench) -> (State, State) {
-    let before = begin(prepared(case, seed).0);
+fn found_by_another(case: &Case, then: Then, seed: u64, begin: fn(Bench) -> Bench) -> (State, State) {
+    let before = then.settle_started(begin(prepared(case, seed).0));
     let (mut bench, _) = prepared(case, seed);
     (case.act)(&mut bench).unwrap_or_else(|error| panic!("{}: {}", case.name, error.sentence()));
-    let after = begin(bench);
+    let after = then.settle_started(begin(bench));
     after.check_nothing_left(case.name);
     (State::of(&before), State::of(&after))
+}
+
+/// A machine on which a step of the case was struck, the number of its first step, and what the request said.
+fn struck(case: &Case, strike: Strike, step: u64) -> (Bench, u64, Result<()>) {
+    let (mut bench, start) = prepared(case, 1);
+    match strike {
+        Strike::FailBefore => bench.sim.faults().fail_at(start + step),
+        Strike::FailAfter => bench.sim.faults().fail_after(start + step),
+    }
+    let result = (case.act)(&mut bench);
+    bench.sim.faults().clear();
+    (bench, start, result)
 }
 
 #[test]
 fn a_fault_at_every_step_leaves_the_state_before_or_after() {
     let mut total = 0;
-    for case in CASES.iter().filter(|case| chosen(case)) {
-        let Reference { before, after, steps } = reference(case, 1);
+    for (case, then) in cases() {
+        let Reference { before, after, steps } = reference(case, then, 1);
         for strike in [Strike::FailBefore, Strike::FailAfter] {
             for step in 0..steps {
                 let at = format!("{} with {strike:?} at step {step} of {steps}", case.name);
-                let (mut bench, start) = prepared(case, 1);
-                match strike {
-                    Strike::FailBefore => bench.sim.faults().fail_at(start + step),
-                    _ => bench.sim.faults().fail_after(start + step),
-                }
-                let result = (case.act)(&mut bench);
-                bench.sim.faults().clear();
+                let (bench, start, result) = struck(case, strike, step);
+                let trace = bench.tail(start);
+                let mut bench = then.settle(bench);
                 let found = State::of(&bench);
-                let expected = if result.is_ok() { &after } else { &before };
+                let expected = if result.is_ok() || then == Then::CheckForward { &after } else { &before };
                 let said = result.as_ref().map_err(|error| error.sentence());
-                assert_eq!(&found, expected, "{at}: {said:?}\n{}", bench.tail(start));
+                assert_eq!(&found, expected, "{at}: {said:?}\n{trace}");
                 bench.check_nothing_left(&at);
-                // The next operation works: the same again if it failed.
                 if result.is_err() {
+                    // On disk it is as before, too: the same done on another machine, whose daemon and then power go.
+                    let as_before = |bench: Bench, when: &str| {
+                        let bench = then.settle_started(bench);
+                        let found = State::of(&bench);
+                        let is_right = found == before || (then == Then::CheckForward && found == after);
+                        assert!(is_right, "{at}: {when}:\nfound  {found:#?}\nbefore {before:#?}\n{trace}");
+                        bench
+                    };
+                    let other = as_before(Bench::start(struck(case, strike, step).0.sim), "after a restart");
+                    as_before(other.reboot(), "after a reboot");
+                    // The next operation works: the same again.
                     let again = (case.act)(&mut bench);
                     again.unwrap_or_else(|error| panic!("{at}: again: {}", error.sentence()));
+                    bench = then.settle(bench);
                     assert_eq!(State::of(&bench), after, "{at}: again");
                 }
                 // A daemon that starts now adopts what is up and sees the same.
-                let bench = Bench::start(bench.sim);
+                let bench = then.settle(Bench::start(bench.sim));
                 assert_eq!(State::of(&bench), after, "{at}: after a restart of the daemon");
                 total += 1;
             }
@@ -117,9 +179,9 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
 fn a_kill_at_every_step_leaves_the_state_before_or_after() {
     let mut total = 0;
     let mut olds = 0;
-    for case in CASES.iter().filter(|case| chosen(case)) {
-        let Reference { after: at_once, steps, .. } = reference(case, 1);
-        let (before, after) = found_by_another(case, 1, |bench| Bench::start(bench.sim));
+    for (case, then) in cases() {
+        let Reference { after: at_once, steps, .. } = reference(case, then, 1);
+        let (before, after) = found_by_another(case, then, 1, |bench| Bench::start(bench.sim));
         for step in 0..=steps {
             let at = format!("{} killed at step {step} of {steps}", case.name);
             let (mut bench, start) = prepared(case, 1);
@@ -133,7 +195,7 @@ fn a_kill_at_every_step_leaves_the_state_before_or_after() {
                 private.for_each(|at| bench.sim.unmount(at).expect("a private mount can be unmounted"));
             }
             let trace = bench.tail(start);
-            let mut bench = Bench::start(bench.sim);
+            let mut bench = then.settle_started(Bench::start(bench.sim));
             let found = State::of(&bench);
             let expected = found == after || (found == before && !answered);
             assert!(expected, "{at}:\nfound  {found:#?}\nbefore {before:#?}\nafter  {after:#?}\n{trace}");
@@ -141,6 +203,7 @@ fn a_kill_at_every_step_leaves_the_state_before_or_after() {
             if found == before && before != after {
                 olds += 1;
                 (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
+                bench = then.settle(bench);
                 assert_eq!(State::of(&bench), at_once, "{at}: again");
             }
             (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));
@@ -157,10 +220,10 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
     let seeds: u64 = std::env::var("CRASH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let mut total = 0;
     let mut olds = 0_u32;
-    for case in CASES.iter().filter(|case| chosen(case)) {
+    for (case, then) in cases() {
         for seed in 1..=seeds {
-            let Reference { before: unsettled, after: at_once, steps } = reference(case, seed);
-            let (before, after) = found_by_another(case, seed, Bench::reboot);
+            let Reference { before: unsettled, after: at_once, steps } = reference(case, then, seed);
+            let (before, after) = found_by_another(case, then, seed, Bench::reboot);
             for step in 0..=steps {
                 let at = format!("{} with a power cut at step {step} of {steps}, seed {seed}", case.name);
                 let (mut bench, start) = prepared(case, seed);
@@ -170,7 +233,7 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
                 bench.sim.faults().clear();
                 bench.sim.power_on();
                 let trace = bench.tail(start);
-                let mut bench = Bench::start(bench.sim);
+                let mut bench = then.settle_started(Bench::start(bench.sim));
                 let found = State::of(&bench);
                 match result {
                     Ok(()) => assert_eq!(found, after, "{at}: the request had been answered\n{trace}"),
@@ -184,6 +247,7 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
                 // Unless a start has carried out the order that is to be taken back.
                 if found == before && before != after && before == unsettled {
                     (case.act)(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}\n{trace}", error.sentence()));
+                    bench = then.settle(bench);
                     assert_eq!(State::of(&bench), at_once, "{at}: again");
                 }
                 (case.next)(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}\n{trace}", error.sentence()));

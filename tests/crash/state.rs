@@ -2,7 +2,44 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use stratisd::{
+    engine::{
+        dm_names::{self, Role},
+        ids::PoolUuid,
+        thin_status::PoolStatus,
+    },
+    platform::{
+        Platform,
+        dm::{Line, Target},
+    },
+    view::Tier,
+};
+
 use crate::bench::Bench;
+
+/// The table of a device that is up.
+fn table(bench: &Bench, name: &str) -> Vec<Line> {
+    bench.sim.dm_find(name).expect("the machine runs").map_or(Vec::new(), |device| device.table)
+}
+
+fn size_of(bench: &Bench, name: &str) -> u64 {
+    table(bench, name).iter().map(|line| line.length.0).sum()
+}
+
+fn metadata_of(bench: &Bench, pool: PoolUuid) -> u64 {
+    let status = bench.sim.dm_status(&Role::ThinPool.name(pool)).expect("the machine runs");
+    PoolStatus::parse(&status[0]).map_or(0, |status| status.metadata_total)
+}
+
+/// Whether the metadata volume, the thin pool's metadata and its data all lie on a cache.
+fn goes_through_cache(bench: &Bench, pool: PoolUuid) -> bool {
+    let cap = bench.sim.dm_find(&Role::Cache.name(pool)).expect("the machine runs");
+    let Some(cap) = cap.filter(|cap| cap.table.iter().all(|line| line.kind() == "cache")) else { return false };
+    [Role::Mdv, Role::ThinMeta, Role::ThinData].iter().all(|role| {
+        let lines = table(bench, &role.name(pool));
+        lines.iter().all(|line| matches!(line.target, Target::Linear { device, .. } if device == cap.number))
+    })
+}
 
 /// Pools by name.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,14 +54,27 @@ struct PoolState {
     version: u8,
     availability: &'static str,
     fs_limit: u64,
-    /// Path, user info and size of each device.
-    devices: BTreeMap<String, (Option<String>, u64)>,
+    overprovisioning: bool,
+    no_alloc_space: bool,
+    allocated: u64,
+    /// Size of the thin pool as the kernel has it.
+    mapped: u64,
+    /// Blocks of metadata that it knows of.
+    metadata: u64,
+    has_cache: bool,
+    /// Whether I/O goes through the cache.
+    cached: bool,
+    /// Path, user info and size of each device, and whether it is of the cache.
+    devices: BTreeMap<String, (Option<String>, u64, bool)>,
     filesystems: BTreeMap<String, FilesystemState>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 struct FilesystemState {
     size: u64,
+    size_limit: Option<u64>,
+    /// Size of the thin device as the kernel has it.
+    mapped: u64,
     /// Name of the origin.
     origin: Option<String>,
     merge_scheduled: bool,
@@ -39,16 +89,18 @@ impl State {
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {
             let pool = bench.pool(&pool_name).expect("the name was just listed");
-            let devices = pool
-                .devices
-                .values()
-                .map(|device| (device.node.display().to_string(), (device.user_info.clone(), device.size.0)));
+            let devices = pool.devices.values().map(|device| {
+                let of_cache = device.tier == Tier::Cache;
+                (device.node.display().to_string(), (device.user_info.clone(), device.size.0, of_cache))
+            });
             let filesystems = pool.filesystems.values().map(|filesystem| {
                 let origin = filesystem.origin.map(|origin| {
                     pool.filesystems.get(&origin).map_or("(gone)".to_owned(), |origin| origin.name.to_string())
                 });
                 let state = FilesystemState {
                     size: filesystem.size.0,
+                    size_limit: filesystem.size_limit.map(|limit| limit.0),
+                    mapped: size_of(bench, &dm_names::filesystem(pool.uuid, filesystem.uuid)),
                     origin,
                     merge_scheduled: filesystem.merge_scheduled,
                     linked: bench.is_linked(&pool_name, filesystem),
@@ -60,6 +112,13 @@ impl State {
                 version: pool.metadata_version,
                 availability: pool.availability.word(),
                 fs_limit: pool.fs_limit,
+                overprovisioning: pool.overprovisioning,
+                no_alloc_space: pool.no_alloc_space,
+                allocated: pool.allocated.0,
+                mapped: size_of(bench, &Role::ThinPool.name(pool.uuid)),
+                metadata: metadata_of(bench, pool.uuid),
+                has_cache: pool.has_cache,
+                cached: goes_through_cache(bench, pool.uuid),
                 devices: devices.collect(),
                 filesystems: filesystems.collect(),
             };

@@ -215,9 +215,13 @@ impl Bench {
         let mut devices: Vec<String> = Vec::new();
         let mut mounts: Vec<String> = Vec::new();
         for pool in self.pools.0.values().map(Pool::view) {
-            use dm_names::Role::{Cache, Mdv, OriginSub, ThinData, ThinMeta, ThinPool};
-            let roles = [OriginSub, Cache, Mdv, ThinData, ThinMeta, ThinPool];
-            let roles = roles.into_iter().filter(|role| *role != Cache || pool.metadata_version == 2);
+            use dm_names::Role::{Cache, CacheMeta, CacheSub, Mdv, OriginSub, ThinData, ThinMeta, ThinPool};
+            let roles = [OriginSub, CacheMeta, CacheSub, Cache, Mdv, ThinData, ThinMeta, ThinPool];
+            let roles = roles.into_iter().filter(|role| match role {
+                CacheMeta | CacheSub => pool.has_cache,
+                Cache => pool.has_cache || pool.metadata_version == 2,
+                _ => true,
+            });
             devices.extend(roles.map(|role| role.name(pool.uuid)));
             devices.extend(pool.filesystems.keys().map(|id| dm_names::filesystem(pool.uuid, *id)));
             mounts.push(format!(".mdv-{}", pool.uuid.simple()));
@@ -240,6 +244,10 @@ impl Bench {
         let mut found: Vec<String> = listed.filter(|name| !dm_names::pool_of(name).is_some_and(partial)).collect();
         found.sort();
         assert_eq!(found, devices, "{at}: device-mapper devices");
+        for name in &found {
+            let device = self.sim.dm_find(name).expect("the machine runs").expect("it was just listed");
+            assert!(!device.suspended, "{at}: {name} is left suspended");
+        }
         let mut mounted = self
             .sim
             .leftovers()

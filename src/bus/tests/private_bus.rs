@@ -362,11 +362,14 @@ fn what_was_replied_is_in_the_next_list() {
 fn writer_and_reader_do_not_wait_for_each_other() {
     let bus = PrivateBus::start();
     let server = Server::start(&bus, vec![is(&pool(1, "p"))]);
-    let listener = Client::new(&bus).listens();
-    // Idle: the client sends nothing, so the reader gets no reason to look at its socket.
+    let (listener, other) = (Client::new(&bus).listens(), Client::new(&bus));
+    // Idle: no client sends anything before the change, so the reader gets no reason to look at its socket.
     for n in 0..50 {
         server.send(vec![is(&Pool { fs_limit: n, ..pool(1, "p") })], None);
-        for _ in 1..=9 {
+        assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
+        // What a signal tells can be read already.
+        assert_eq!(other.get(&at(0), "pool.r9", "FsLimit"), n.to_string());
+        for _ in 2..=9 {
             assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
         }
     }

@@ -97,7 +97,13 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sector
     if pool.is_behind {
         follow(platform, pool)?;
     }
-    let fill = pool.thin_pool_status(platform).map(|status| Fill {
+    let mut status = pool.thin_pool_status(platform);
+    if let Ok(overtaken) = &status {
+        if setup::show_sizes(platform, pool, overtaken)? {
+            status = pool.thin_pool_status(platform);
+        }
+    }
+    let fill = status.map(|status| Fill {
         metadata_free: status.metadata_total.saturating_sub(status.metadata_used),
         metadata_low_water: status.metadata_low_water,
         data_free: status.data_total.saturating_sub(status.data_used),

@@ -28,17 +28,22 @@ use crate::{
 pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
     let found = look_around(engine)?;
     engine.registry().replace(found);
-    Ok(engine.registry().pools().into_iter().map(consider).collect())
+    let mut pools = engine.registry().pools();
+    // Of two pools of one name the one that is up already goes on.
+    pools.sort_by_key(|pool| !setup::partly_up(engine.platform(), *pool));
+    Ok(pools.into_iter().map(consider).collect())
 }
 
-/// Reads the Stratis areas of all devices that are not those of running pools.
+/// Reads the Stratis areas of all devices that are not those of running pools, or of pools to be.
 ///
 /// # Errors
 /// When the devices cannot be listed.
 fn look_around(engine: &Engine) -> Result<Vec<Found>> {
     let devices = engine.platform().block_devices()?;
     let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
-    Ok(new.filter_map(|device| identify(engine, device)).collect())
+    let found = new.filter_map(|device| identify(engine, device));
+    // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
+    Ok(found.filter(|found| !engine.claims().is_claimed(&Key::Device(found.device.number))).collect())
 }
 
 /// Reads the Stratis area of a device. A device that cannot be read is logged and left alone.
@@ -100,7 +105,13 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
                     let again = DeviceEvent { device: Some(found.device), ..event };
                     return Next::Parked(Box::new(device_event(again)));
                 }
-                engine.registry().add(found);
+                // Who wrote the header has given its claim back, and may have set the pool running in between.
+                let mut registry = engine.registry();
+                if registry.running_member(&event.path).is_some() {
+                    return Next::Done(());
+                }
+                registry.add(found);
+                drop(registry);
                 consider(pool)
             }
             None => {

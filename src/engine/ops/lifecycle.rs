@@ -251,6 +251,7 @@ pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Resu
 fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
     let which = PoolRef::Uuid(uuid);
     Next::under(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
+        Granted::Read(pool) if pool.is_gone() => start_pool(which, unlock, cache),
         Granted::Read(pool) if pool.meta.is_encrypted() => Next::Done(Ok(None)),
         Granted::Read(pool) => Next::Done(unlock.check_unneeded(pool.name()).map(|()| None)),
         // It has been stopped meanwhile.
@@ -334,7 +335,7 @@ pub(super) fn bring_up(
             let taken = matches!(granted, Granted::Read(_));
             Next::act(move |engine| {
                 if taken {
-                    return not_up(engine, uuid, Error::PoolNameTaken(name));
+                    return not_up(engine, uuid, Error::NameRuns(name));
                 }
                 match setup::set_up(engine.platform(), uuid, &set, (*metadata).clone(), cache) {
                     Ok(pool) => show(engine, pool, claim, name_claim),

@@ -95,7 +95,11 @@ fn wipe(platform: &dyn Platform, pool: &Pool) {
 /// Renames a pool. `false`: it has that name already.
 pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
     Next::act(move |engine| {
-        let Some(claim) = engine.claims().claim([Key::PoolName(name.clone()), Key::Rename(uuid)]) else {
+        let claim = match engine.claims().is_claimed(&Key::Drain(uuid)) {
+            true => None,
+            false => engine.claims().claim([Key::PoolName(name.clone()), Key::Rename(uuid)]),
+        };
+        let Some(claim) = claim else {
             return Next::Parked(Box::new(rename_pool(uuid, name)));
         };
         let which = PoolRef::Name(name.clone());

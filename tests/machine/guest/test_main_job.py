@@ -67,3 +67,17 @@ def test_data_written_while_the_pool_changes(stratis, disks):
     system.unmount("/mnt/f")
     system.mount("/dev/stratis/q/h", "/mnt/h")
     assert system.contents("/mnt/h") == written
+
+
+def test_more_data_than_the_first_disk_holds(stratis, disks):
+    """The pool grows by itself while it is written to, onto disks that were added later."""
+    pool_path, _ = done(stratis.create_pool("p", disks[:1]))
+    done(stratis.create_filesystem(pool_path, "f"))
+    done(stratis.add_data_devices(pool_path, disks[1:]))
+    system.mount("/dev/stratis/p/f", "/mnt/f")
+    file_size = 64 << 20
+    count = int(system.run("blockdev", "--getsize64", disks[0])) // file_size
+    written = {f"file{number}": system.put("/mnt/f", f"file{number}", file_size) for number in range(count)}
+    system.unmount("/mnt/f")
+    system.mount("/dev/stratis/p/f", "/mnt/f")
+    assert system.contents("/mnt/f") == written

@@ -1,0 +1,261 @@
+//! The operations by which pools, their devices and their filesystems grow, and caches begin.
+//!
+//! Pools here are small: the smallest that there are, so that they are full soon.
+
+use std::path::Path;
+
+use stratisd::engine::{
+    Result,
+    metadata::MetadataVersion,
+    ops,
+    units::{Bytes, Sectors},
+};
+
+use crate::{
+    Then,
+    bench::{Bench, GIB},
+    cases::Case,
+};
+
+const SMALL: Sectors = Sectors(2 * GIB.0);
+
+/// A pool that has handed out all of its small disk, with a filesystem.
+fn full(bench: &mut Bench, version: MetadataVersion) {
+    bench.sim.add_disk(Path::new("/dev/small"), SMALL).expect("a disk can be plugged in");
+    bench.create_pool_of(version, "p", &["/dev/small"]).expect("the pool can be created");
+    bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
+    bench.mark("p", "f", 5);
+    check(bench).expect("the pool can be checked");
+    let pool = bench.pool("p").expect("it was just created");
+    assert!(pool.no_alloc_space, "a small pool has nothing left to hand out");
+}
+
+fn check(bench: &mut Bench) -> Result<()> {
+    bench.run(ops::check_now(bench.id("p")))
+}
+
+fn add(bench: &mut Bench, devices: &[&str]) -> Result<()> {
+    bench.run(ops::add_data_devices(bench.id("p"), devices.iter().map(Into::into).collect())).map(drop)
+}
+
+/// A full pool to which a disk of 100 GiB was added.
+fn with_space(bench: &mut Bench, version: MetadataVersion) {
+    full(bench, version);
+    bench.sim.add_disk(Path::new("/dev/large"), Sectors(100 * GIB.0)).expect("a disk can be plugged in");
+    add(bench, &["/dev/large"]).expect("the disk can be added");
+}
+
+fn grow(bench: &mut Bench) -> Result<()> {
+    let device = bench.device("p", "/dev/small");
+    bench.run(ops::grow_device(bench.id("p"), device)).map(drop)
+}
+
+fn resized(bench: &mut Bench, version: MetadataVersion) {
+    full(bench, version);
+    bench.sim.resize_disk(Path::new("/dev/small"), Sectors(4 * GIB.0)).expect("the disk is there");
+}
+
+fn one_more(bench: &mut Bench) -> Result<()> {
+    bench.create_filesystems("p", &["one-more"]).map(drop)
+}
+
+fn roomy(bench: &mut Bench, version: MetadataVersion) {
+    bench.create_pool_of(version, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+    bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
+    bench.mark("p", "f", 9);
+    check(bench).expect("the pool can be checked");
+}
+
+fn init_cache(bench: &mut Bench, devices: &[&str]) -> Result<()> {
+    bench.run(ops::init_cache(bench.id("p"), devices.iter().map(Into::into).collect())).map(drop)
+}
+
+fn cached(bench: &mut Bench, version: MetadataVersion) {
+    roomy(bench, version);
+    init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
+}
+
+fn add_to_cache(bench: &mut Bench) -> Result<()> {
+    bench.run(ops::add_cache_devices(bench.id("p"), vec!["/dev/faster".into()])).map(drop)
+}
+
+/// What a user finds in the pool goes through whatever lies below it.
+fn write_more(bench: &mut Bench) -> Result<()> {
+    bench.mark("p", "f", 77);
+    one_more(bench)
+}
+
+/// Two mounted filesystems, more than half full, and one that is not mounted.
+fn used(bench: &mut Bench) {
+    bench.create_pool("p", &["/dev/a"]).expect("the pool can be created");
+    bench.create_filesystems("p", &["f", "g", "h"]).expect("the filesystems can be created");
+    check(bench).expect("the pool can be checked");
+    mount(bench);
+}
+
+fn mount(bench: &mut Bench) {
+    for name in ["f", "g"] {
+        bench.mount("p", name);
+        bench.sim.set_used(&Path::new("/mnt").join(name), Bytes(600 << 20)).expect("it is mounted");
+    }
+}
+
+/// Mounts again after a power cut, which an XFS that is larger than its device would refuse.
+fn mount_after(bench: &mut Bench) -> Result<()> {
+    for name in ["f", "g"] {
+        let _ = bench.sim.unmount_user(&Path::new("/mnt").join(name));
+    }
+    mount(bench);
+    one_more(bench)
+}
+
+const V1: MetadataVersion = MetadataVersion::V1;
+const V2: MetadataVersion = MetadataVersion::V2;
+
+/// Every operation of growth.
+pub const GROWTH_CASES: &[(Then, Case)] = &[
+    (
+        Then::CheckForward,
+        Case {
+            name: "check a pool with new space",
+            prepare: |bench| with_space(bench, V2),
+            act: check,
+            next: write_more,
+        },
+    ),
+    (
+        Then::CheckForward,
+        Case {
+            name: "check a pool of version 1 with new space",
+            prepare: |bench| with_space(bench, V1),
+            act: check,
+            next: write_more,
+        },
+    ),
+    (
+        Then::CheckForward,
+        Case {
+            name: "check a cached pool with new space",
+            prepare: |bench| {
+                full(bench, V2);
+                init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
+                add(bench, &["/dev/large"]).expect("the disk can be added");
+            },
+            act: check,
+            next: write_more,
+        },
+    ),
+    (
+        Then::CheckForward,
+        Case {
+            name: "check a cached pool of version 1 with new space",
+            prepare: |bench| {
+                full(bench, V1);
+                init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
+                add(bench, &["/dev/large"]).expect("the disk can be added");
+            },
+            act: check,
+            next: write_more,
+        },
+    ),
+    (
+        Then::CheckForward,
+        Case {
+            name: "check a pool that has just handed out everything",
+            prepare: |bench| {
+                bench.sim.add_disk(Path::new("/dev/small"), SMALL).expect("a disk can be plugged in");
+                bench.create_pool("p", &["/dev/small"]).expect("the pool can be created");
+                bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
+            },
+            act: check,
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "add a data device to a full pool",
+            prepare: |bench| full(bench, V2),
+            act: |bench| add(bench, &["/dev/large"]),
+            next: write_more,
+        },
+    ),
+    (Then::Check, Case { name: "grow a device", prepare: |bench| resized(bench, V2), act: grow, next: write_more }),
+    (
+        Then::Check,
+        Case { name: "grow a device of version 1", prepare: |bench| resized(bench, V1), act: grow, next: write_more },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "begin a cache",
+            prepare: |bench| roomy(bench, V2),
+            act: |bench| init_cache(bench, &["/dev/fast", "/dev/faster"]),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "begin a cache of version 1",
+            prepare: |bench| roomy(bench, V1),
+            act: |bench| init_cache(bench, &["/dev/fast"]),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case { name: "add a cache device", prepare: |bench| cached(bench, V2), act: add_to_cache, next: write_more },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "add a cache device to a pool of version 1",
+            prepare: |bench| cached(bench, V1),
+            act: add_to_cache,
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "raise the filesystem limit",
+            prepare: |bench| roomy(bench, V2),
+            act: |bench| bench.run(ops::set_fs_limit(bench.id("p"), 5000)),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "forbid overprovisioning",
+            prepare: |bench| roomy(bench, V2),
+            act: |bench| bench.run(ops::set_overprovisioning(bench.id("p"), false)).map(drop),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "set a size limit",
+            prepare: |bench| roomy(bench, V2),
+            act: |bench| {
+                let id = bench.filesystem("p", "f");
+                bench.run(ops::set_size_limit(bench.id("p"), id, Some(Sectors(3 * GIB.0)))).map(drop)
+            },
+            next: one_more,
+        },
+    ),
+    (
+        Then::CheckForward,
+        Case {
+            name: "extend filesystems",
+            prepare: used,
+            act: |bench| {
+                bench.run(ops::check_filesystems(bench.id("p")));
+                Ok(())
+            },
+            next: mount_after,
+        },
+    ),
+];

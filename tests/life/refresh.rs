@@ -1,0 +1,101 @@
+//! RefreshState: everything is read anew, what is up is adopted.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{dm_names::Role, ops},
+    platform::{Platform, sim::Sim},
+    view::Availability,
+};
+
+use crate::{bench::Bench, disks};
+
+fn machine() -> Bench {
+    let mut bench = Bench::start(Sim::builder().build());
+    for (pool, disk) in [("p", "/dev/a"), ("q", "/dev/b"), ("stopped", "/dev/c")] {
+        bench.create_pool(pool, &[disk]).unwrap();
+        bench.create_filesystems(pool, &["f"]).unwrap();
+    }
+    bench.stop_pool("stopped").unwrap();
+    bench
+}
+
+#[test]
+fn nothing_changes_where_nothing_has_changed() {
+    let mut bench = machine();
+    bench.mount("p", "f");
+    let pools = || ["p", "q"];
+    let before = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().pools.clone());
+    let disks_before = bench.sim.snapshot();
+    bench.run(ops::refresh()).unwrap();
+    let after = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().pools.clone());
+    assert_eq!(after, before);
+    assert_eq!(disks_before.differences(&bench.sim.snapshot()), []);
+    bench.check_nothing_left("after a refresh");
+    bench.create_filesystems("p", &["g"]).unwrap();
+}
+
+#[test]
+fn what_has_changed_behind_the_daemon_is_seen() {
+    let mut bench = machine();
+    // A pool comes that no event has told of, another goes, a third becomes another.
+    disks::change(&bench.sim, "/dev/c", |json| json["name"] = serde_json::json!("renamed"));
+    disks::change(&bench.sim, "/dev/b", |json| json["thinpool_dev"]["fs_limit"] = serde_json::json!(123));
+    bench.run(ops::refresh()).unwrap();
+    assert_eq!(bench.pool("q").unwrap().fs_limit, 123);
+    let stopped = bench.stopped();
+    assert_eq!(stopped.pools[0].name.as_ref().unwrap().as_str(), "renamed");
+    bench.sim.pull_disk(Path::new("/dev/c")).unwrap();
+    bench.run(ops::refresh()).unwrap();
+    assert_eq!(bench.stopped().pools.len(), 0);
+    bench.sim.add_disk(Path::new("/dev/c"), crate::bench::GIB).unwrap();
+    disks::change(&bench.sim, "/dev/c", |json| json["started"] = serde_json::json!(true));
+    bench.run(ops::refresh()).unwrap();
+    assert_eq!(bench.names(), ["p", "q", "renamed"]);
+    bench.check_nothing_left("after a refresh");
+}
+
+#[test]
+fn a_restriction_ends_with_it() {
+    let mut bench = machine();
+    let id = bench.id("p");
+    let restrict = |bench: &mut Bench| {
+        let pool = bench.pools.0.get_mut(&id).unwrap();
+        pool.restrict(Availability::NoPoolChanges, "a test wants it so");
+    };
+    restrict(&mut bench);
+    let shown = bench.pool("p").unwrap();
+    assert_eq!(shown.availability, Availability::NoPoolChanges);
+    assert_eq!(shown.restriction.as_deref(), Some("a test wants it so"));
+    let error = bench.create_filesystems("p", &["g"]).unwrap_err();
+    assert!(error.sentence().contains("a test wants it so"), "{}", error.sentence());
+    bench.run(ops::refresh()).unwrap();
+    let shown = bench.pool("p").unwrap();
+    assert_eq!((shown.availability, &shown.restriction), (Availability::Full, &None));
+    bench.create_filesystems("p", &["g"]).unwrap();
+    // And with a stop, which is never refused.
+    restrict(&mut bench);
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    assert_eq!(bench.pool("p").unwrap().availability, Availability::Full);
+}
+
+#[test]
+fn a_pool_that_cannot_be_read_anew_runs_on() {
+    let mut bench = machine();
+    bench.mount("q", "f");
+    disks::save(&bench.sim, "/dev/b", b"no metadata");
+    let before = bench.pool("q");
+    let error = bench.run(ops::refresh()).unwrap_err();
+    assert!(error.sentence().contains("cannot be used"), "{}", error.sentence());
+    assert_eq!(bench.pool("q"), before);
+    assert_eq!(bench.names(), ["p", "q"]);
+    bench.check_nothing_left("after a refresh that failed");
+    // Nor if something stands in the way later.
+    disks::save(&bench.sim, "/dev/b", disks::json_on(&bench.sim, "/dev/a").to_string().as_bytes());
+    assert!(bench.run(ops::refresh()).is_err());
+    assert_eq!(bench.pool("q"), before);
+    bench.check_nothing_left("after another");
+    bench.create_filesystems("q", &["g"]).unwrap();
+    assert!(bench.sim.dm_find(&Role::ThinPool.name(bench.id("q"))).unwrap().is_some());
+}

@@ -1,0 +1,280 @@
+//! Reverts: which may be scheduled, which are done when the pool is set up, and what is left of them
+//! (`spec/engine/storage-stack.md` §9.6).
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{
+        Error, Result, dm_names,
+        metadata::{FilesystemRecord, MetadataVersion},
+        ops::{self, Generation},
+        units::Sectors,
+    },
+    platform::{Platform, sim::Sim},
+};
+
+use crate::bench::{Bench, name};
+
+/// Pool p with filesystem f, its snapshots s and r, and t, a snapshot of s. Each has its own content.
+fn machine(version: MetadataVersion) -> Bench {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool_of(version, "p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f", "other"]).unwrap();
+    for (origin, to) in [("f", "s"), ("f", "r"), ("s", "t")] {
+        snapshot(&mut bench, origin, to);
+    }
+    for (mark, filesystem) in (1..).zip(["f", "s", "r", "t"]) {
+        bench.mark("p", filesystem, mark);
+    }
+    bench
+}
+
+fn snapshot(bench: &mut Bench, origin: &str, to: &str) {
+    let origin = bench.filesystem("p", origin);
+    bench.run(ops::snapshot_filesystem(bench.id("p"), origin, name(to))).unwrap();
+}
+
+fn schedule(bench: &mut Bench, snapshot: &str, scheduled: bool) -> Result<bool> {
+    let id = bench.filesystem("p", snapshot);
+    bench.run(ops::schedule_revert(bench.id("p"), id, scheduled))
+}
+
+fn record_file(bench: &Bench, filesystem: &str) -> String {
+    format!(".mdv-{}/filesystems/{}.json", bench.id("p").simple(), bench.filesystem("p", filesystem).simple())
+}
+
+/// A filesystem's record as it is on disk.
+fn record(bench: &Bench, filesystem: &str) -> FilesystemRecord {
+    FilesystemRecord::parse(&bench.sim.read_file(&record_file(bench, filesystem)).unwrap()).unwrap()
+}
+
+/// Changes a record as another daemon could.
+fn change_record(bench: &Bench, filesystem: &str, change: impl FnOnce(&mut FilesystemRecord)) {
+    let mut changed = record(bench, filesystem);
+    change(&mut changed);
+    bench.sim.replace_file(&record_file(bench, filesystem), &changed.encode()).unwrap();
+}
+
+/// Name, name of the origin, mark and order of each filesystem.
+fn filesystems(bench: &Bench) -> Vec<(String, Option<String>, u8, bool)> {
+    let pool = bench.pool("p").expect("the pool runs");
+    let name_of = |id| pool.filesystems.get(&id).map_or("(gone)".to_owned(), |found| found.name.to_string());
+    let mut all: Vec<_> = pool
+        .filesystems
+        .values()
+        .map(|found| {
+            let mark = bench.mark_of(pool.uuid, found.uuid);
+            (found.name.to_string(), found.origin.map(name_of), mark, found.merge_scheduled)
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+fn expect(bench: &Bench, expected: &[(&str, Option<&str>, u8, bool)]) {
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(name, origin, mark, merge)| ((*name).to_owned(), origin.map(str::to_owned), *mark, *merge))
+        .collect();
+    assert_eq!(filesystems(bench), expected);
+}
+
+fn stop_and_start(bench: &mut Bench) {
+    bench.stop_pool("p").unwrap();
+    assert!(bench.start_pool("p").unwrap());
+}
+
+#[test]
+fn the_rules_of_scheduling() {
+    let mut bench = machine(MetadataVersion::V2);
+    let refused = |bench: &mut Bench, snapshot: &str, to: bool, expected: fn(&Error) -> bool| {
+        let before = filesystems(bench);
+        let error = schedule(bench, snapshot, to).unwrap_err();
+        assert!(expected(&error), "{snapshot} to {to}: {error:?}");
+        assert_eq!(filesystems(bench), before);
+    };
+    for to in [true, false] {
+        refused(&mut bench, "f", to, |error| matches!(error, Error::NoOrigin { .. }));
+    }
+    assert!(!schedule(&mut bench, "s", false).unwrap(), "it is not scheduled as it is");
+    assert!(schedule(&mut bench, "s", true).unwrap());
+    assert!(!schedule(&mut bench, "s", true).unwrap(), "again is no change");
+    assert!(record(&bench, "s").merge, "the order is on disk");
+    refused(&mut bench, "r", true, |error| matches!(error, Error::SiblingScheduled { sibling, .. } if sibling == "s"));
+    refused(&mut bench, "t", true, |error| matches!(error, Error::OriginScheduled { origin, .. } if origin == "s"));
+    assert!(schedule(&mut bench, "s", false).unwrap());
+    assert!(!record(&bench, "s").merge);
+    assert!(schedule(&mut bench, "t", true).unwrap());
+    refused(
+        &mut bench,
+        "s",
+        true,
+        |error| matches!(error, Error::SnapshotScheduled { snapshot, .. } if snapshot == "t"),
+    );
+    // Of another origin: no objection.
+    assert!(schedule(&mut bench, "r", true).unwrap());
+    let unknown = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+    let error = bench.run(ops::schedule_revert(bench.id("p"), unknown, true)).unwrap_err();
+    assert!(matches!(error, Error::NoFilesystem { .. }), "{error:?}");
+}
+
+#[test]
+fn the_snapshot_takes_the_place_of_its_origin() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = machine(version);
+        change_record(&bench, "s", |record| {
+            record.size = Sectors(3 << 20);
+            record.fs_size_limit = Some(Sectors(5 << 20));
+        });
+        let (origin, snapshot) = (record(&bench, "f"), record(&bench, "s"));
+        schedule(&mut bench, "s", true).unwrap();
+        // What schedule has written is what was in memory, so once more.
+        change_record(&bench, "s", |record| {
+            record.size = Sectors(3 << 20);
+            record.fs_size_limit = Some(Sectors(5 << 20));
+        });
+        stop_and_start(&mut bench);
+        expect(
+            &bench,
+            &[("f", None, 2, false), ("other", None, 0, false), ("r", Some("f"), 3, false), ("t", Some("f"), 4, false)],
+        );
+        let merged = FilesystemRecord {
+            thin_id: snapshot.thin_id,
+            size: snapshot.size,
+            fs_size_limit: snapshot.fs_size_limit,
+            ..origin.clone()
+        };
+        assert_eq!(record(&bench, "f"), merged);
+        // Saved at once: another daemon must not find an origin that is not there.
+        assert_eq!(record(&bench, "t").origin, Some(origin.uuid));
+        let left = bench.sim.list_files(&format!(".mdv-{}/filesystems", bench.id("p").simple())).unwrap();
+        assert_eq!(left.len(), 4, "{left:?}");
+        bench.check_nothing_left("after the revert");
+        let pool = bench.pool("p").unwrap();
+        assert!(bench.is_linked("p", &pool.filesystems[&origin.uuid]));
+        // It happens once.
+        let bench = bench.reboot();
+        assert_eq!(filesystems(&bench).len(), 4);
+        assert_eq!(record(&bench, "f"), merged);
+    }
+}
+
+#[test]
+fn a_reboot_is_a_start_also_with_a_snapshot_that_was_mounted() {
+    let mut bench = machine(MetadataVersion::V2);
+    schedule(&mut bench, "s", true).unwrap();
+    // Its log is dirty after the cut, so its UUID cannot be changed before it has been mounted.
+    bench.mount("p", "s");
+    bench.mount("p", "f");
+    let bench = bench.reboot();
+    assert_eq!(filesystems(&bench)[0], ("f".to_owned(), None, 2, false));
+    bench.check_nothing_left("after the reboot");
+    bench.sim.mount_user(&bench.sim.dm_node(&thin(&bench, "f")), Path::new("/mnt/f")).unwrap();
+}
+
+fn thin(bench: &Bench, filesystem: &str) -> String {
+    dm_names::filesystem(bench.id("p"), bench.filesystem("p", filesystem))
+}
+
+#[test]
+fn a_daemon_that_finds_the_pool_up_waits() {
+    let mut bench = machine(MetadataVersion::V2);
+    schedule(&mut bench, "s", true).unwrap();
+    bench.mount("p", "f");
+    let before = filesystems(&bench);
+    let mut bench = Bench::start(bench.sim);
+    assert_eq!(filesystems(&bench), before);
+    // Even if the origin is not up: whoever has the snapshot open would write to the origin.
+    bench.sim.unmount_user(Path::new("/mnt/f")).unwrap();
+    bench.sim.dm_remove(&thin(&bench, "f")).unwrap();
+    bench = Bench::start(bench.sim);
+    assert_eq!(filesystems(&bench), before);
+    stop_and_start(&mut bench);
+    assert_eq!(filesystems(&bench)[0], ("f".to_owned(), None, 2, false));
+}
+
+/// Lets records say that these are scheduled, starts the pool, and checks that nothing has been done.
+fn nothing_is_done(bench: Bench, scheduled: &[&str]) -> Bench {
+    scheduled.iter().for_each(|snapshot| change_record(&bench, snapshot, |record| record.merge = true));
+    let count = filesystems(&bench).len();
+    let bench = bench.reboot();
+    let found = filesystems(&bench);
+    assert_eq!(found.len(), count);
+    for (name, _, _, merge) in found {
+        assert_eq!(merge, scheduled.contains(&name.as_str()), "{name}");
+    }
+    let pool = bench.pool("p").unwrap();
+    assert_eq!(pool.availability.word(), "fully_operational");
+    bench.check_nothing_left("after a start that does nothing");
+    bench
+}
+
+#[test]
+fn what_is_ambiguous_is_not_done() {
+    // Two snapshots of one origin.
+    let mut bench = nothing_is_done(machine(MetadataVersion::V2), &["s", "r"]);
+    // Taking one of the orders back makes it clear.
+    assert!(schedule(&mut bench, "r", false).unwrap());
+    stop_and_start(&mut bench);
+    assert_eq!(filesystems(&bench)[0], ("f".to_owned(), None, 2, false));
+    // A chain.
+    nothing_is_done(machine(MetadataVersion::V2), &["s", "t"]);
+    // Something that is no snapshot.
+    nothing_is_done(machine(MetadataVersion::V2), &["other"]);
+}
+
+#[test]
+fn an_origin_that_does_not_exist_is_not_replaced() {
+    let bench = machine(MetadataVersion::V2);
+    let nobody = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+    change_record(&bench, "s", |record| record.origin = Some(nobody));
+    let mut bench = nothing_is_done(bench, &["s"]);
+    assert!(schedule(&mut bench, "s", false).unwrap(), "the order can be taken back");
+    assert!(schedule(&mut bench, "s", true).unwrap(), "and given again");
+}
+
+#[test]
+fn an_ambiguity_stands_in_nobody_elses_way() {
+    let mut bench = machine(MetadataVersion::V2);
+    snapshot(&mut bench, "other", "o");
+    bench.mark("p", "o", 9);
+    ["s", "r", "o"].iter().for_each(|snapshot| change_record(&bench, snapshot, |record| record.merge = true));
+    stop_and_start(&mut bench);
+    expect(
+        &bench,
+        &[
+            ("f", None, 1, false),
+            ("other", None, 9, false),
+            ("r", Some("f"), 3, true),
+            ("s", Some("f"), 2, true),
+            ("t", Some("s"), 4, false),
+        ],
+    );
+}
+
+#[test]
+fn metadata_is_told_as_text() {
+    let mut bench = machine(MetadataVersion::V2);
+    let id = bench.id("p");
+    let parse = |text: String| -> serde_json::Value { serde_json::from_str(&text).unwrap() };
+    for generation in [Generation::Current, Generation::Written] {
+        let pool = parse(bench.run(ops::pool_metadata(id, generation)).unwrap());
+        assert_eq!(pool["name"], "p");
+        assert_eq!(pool["started"], true);
+        assert_eq!(pool, crate::disks::json_on(&bench.sim, "/dev/a"));
+        let all = parse(bench.run(ops::filesystem_metadata(id, None, generation)).unwrap());
+        assert_eq!(all.as_object().unwrap().len(), 5);
+        let one = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), generation)).unwrap();
+        let s = bench.filesystem("p", "s");
+        assert_eq!(parse(one)[s.hyphenated()]["origin"], bench.filesystem("p", "f").hyphenated());
+        assert_eq!(bench.run(ops::filesystem_metadata(id, Some("nope".to_owned()), generation)).unwrap(), "{}");
+    }
+    // The two differ when somebody else has written.
+    change_record(&bench, "s", |record| record.created = 7);
+    let created = |bench: &mut Bench, generation| {
+        let text = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), generation)).unwrap();
+        parse(text)[bench.filesystem("p", "s").hyphenated()]["created"].clone()
+    };
+    assert_eq!(created(&mut bench, Generation::Written), 7);
+    assert_ne!(created(&mut bench, Generation::Current), 7);
+}

@@ -1,0 +1,246 @@
+//! Stopping and starting, also what was not wholly taken down, and what cannot be started.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{
+        Error,
+        dm_names::{self, Role},
+        metadata::MetadataVersion,
+        ops::{self, CacheTier, Stopped, Unlock},
+        request::PoolRef,
+    },
+    platform::{Platform, sim::Sim},
+};
+
+use crate::{
+    bench::{Bench, name},
+    disks,
+};
+
+fn machine() -> Bench {
+    machine_of(MetadataVersion::V2)
+}
+
+fn machine_of(version: MetadataVersion) -> Bench {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool_of(version, "p", &["/dev/a", "/dev/b"]).unwrap();
+    bench.create_filesystems("p", &["f", "g"]).unwrap();
+    bench.mark("p", "f", 7);
+    bench
+}
+
+fn by_name(text: &str) -> PoolRef {
+    PoolRef::Name(name(text))
+}
+
+/// Whether the pool of that name, which does not run, is up in part. `None`: no such pool is known.
+fn is_partial(bench: &Bench, pool: &str) -> Option<bool> {
+    let stopped = bench.stopped();
+    let named = |found: &&stratisd::view::StoppedPool| found.name.as_ref().is_some_and(|name| name.as_str() == pool);
+    stopped.pools.iter().find(named).map(|found| found.partial)
+}
+
+#[test]
+fn a_pool_is_stopped_and_started_again() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = machine_of(version);
+        let before = bench.pool("p").unwrap();
+        let stopped = bench.stop_pool("p").unwrap();
+        assert!(matches!(stopped, Stopped::Done(uuid) if uuid == before.uuid), "{stopped:?}");
+        assert_eq!(bench.names(), Vec::<String>::new());
+        assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+        let shown = &bench.stopped().pools[0];
+        assert_eq!((shown.uuid, shown.partial, shown.metadata_version), (before.uuid, false, Some(version.number())));
+        assert_eq!(shown.devices.len(), 2);
+        assert_eq!(disks::json_on(&bench.sim, "/dev/a")["started"], false);
+        assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::Already));
+
+        let started = ops::start_pool(PoolRef::Uuid(before.uuid), Unlock::default(), CacheTier::Keep);
+        let started = bench.run(started).unwrap().expect("it did not run");
+        assert_eq!((started.pool, started.devices.len(), started.filesystems.len()), (before.uuid, 2, 2));
+        assert_eq!(bench.stopped().pools.len(), 0);
+        let after = bench.pool("p").unwrap();
+        assert_eq!(after.filesystems, before.filesystems);
+        assert_eq!(after.devices, before.devices);
+        assert_eq!(bench.mark_of(after.uuid, bench.filesystem("p", "f")), 7);
+        assert_eq!(disks::json_on(&bench.sim, "/dev/a")["started"], true);
+        bench.check_nothing_left("after the start");
+        assert!(!bench.start_pool("p").unwrap(), "it runs already");
+    }
+}
+
+#[test]
+fn a_stopped_pool_stays_stopped_and_a_started_one_comes_up_again() {
+    let mut bench = machine();
+    bench.stop_pool("p").unwrap();
+    let mut bench = bench.reboot();
+    assert_eq!((bench.names().len(), is_partial(&bench, "p")), (0, Some(false)));
+    bench.start_pool("p").unwrap();
+    let bench = bench.reboot();
+    assert_eq!(bench.names(), ["p"]);
+}
+
+#[test]
+fn a_filesystem_in_use_keeps_the_pool_running() {
+    let mut bench = machine();
+    bench.mount("p", "g");
+    let before = (bench.pool("p").unwrap(), bench.sim.leftovers(), disks::json_on(&bench.sim, "/dev/a"));
+    let error = bench.stop_pool("p").unwrap_err();
+    assert!(matches!(&error, Error::Mounted { name, .. } if name.as_str() == "g"), "{error:?}");
+    assert_eq!((bench.pool("p").unwrap(), bench.sim.leftovers(), disks::json_on(&bench.sim, "/dev/a")), before);
+    bench.sim.unmount_user(Path::new("/mnt/g")).unwrap();
+
+    // Open, but not mounted: what was taken down before it comes up again, with its link.
+    for filesystem in ["f", "g"] {
+        let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", filesystem));
+        bench.sim.hold_device(&device, 5).unwrap();
+        let error = bench.stop_pool("p").unwrap_err();
+        assert!(error.is_busy(), "{error:?}");
+        bench.check_nothing_left(filesystem);
+        let pool = bench.pool("p").unwrap();
+        assert!(pool.filesystems.values().all(|filesystem| bench.is_linked("p", filesystem)));
+        assert_eq!((pool.filesystems.len(), pool.availability.word()), (2, "fully_operational"));
+        assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 7);
+    }
+    // The thin pool itself: as well.
+    bench.sim.hold_device(&Role::ThinPool.name(bench.id("p")), 5).unwrap();
+    assert!(bench.stop_pool("p").unwrap_err().is_busy());
+    bench.check_nothing_left("the thin pool was in use");
+    bench.create_filesystems("p", &["h"]).unwrap();
+    assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::Done(_)));
+}
+
+/// A pool that was stopped while its lowest device was in use.
+fn partly_stopped() -> Bench {
+    let mut bench = machine();
+    let uuid = bench.id("p");
+    bench.sim.hold_device(&Role::OriginSub.name(uuid), 10).unwrap();
+    let stopped = bench.stop_pool("p").unwrap();
+    assert!(matches!(&stopped, Stopped::Partly(of, error) if *of == uuid && error.is_busy()), "{stopped:?}");
+    assert_eq!((bench.names().len(), is_partial(&bench, "p")), (0, Some(true)));
+    assert_eq!(bench.sim.leftovers().devices, [Role::OriginSub.name(uuid)]);
+    bench
+}
+
+#[test]
+fn a_partly_stopped_pool_can_be_cleaned_up() {
+    let mut bench = partly_stopped();
+    let device = bench.sim.leftovers().devices[0].clone();
+    bench.sim.hold_device(&device, 10).unwrap();
+    assert!(bench.stop_pool("p").unwrap_err().is_busy());
+    assert_eq!(is_partial(&bench, "p"), Some(true), "it is as it was");
+    assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::CleanedUp(_)));
+    assert!(bench.sim.leftovers().is_empty());
+    assert_eq!(is_partial(&bench, "p"), Some(false));
+    assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::Already));
+    assert!(bench.start_pool("p").unwrap());
+}
+
+#[test]
+fn a_partly_stopped_pool_can_be_started() {
+    let mut bench = partly_stopped();
+    assert!(bench.start_pool("p").unwrap());
+    bench.check_nothing_left("what was up is adopted");
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7);
+}
+
+#[test]
+fn a_daemon_that_starts_completes_a_stop() {
+    let bench = partly_stopped();
+    let bench = Bench::start(bench.sim);
+    assert_eq!(is_partial(&bench, "p"), Some(false));
+    assert!(bench.sim.leftovers().is_empty());
+}
+
+#[test]
+fn what_is_not_there_is_told() {
+    let mut bench = machine();
+    let unknown = PoolRef::Uuid("11111111-2222-4333-8444-555566667777".parse().unwrap());
+    for which in [unknown, by_name("none")] {
+        let stopped = bench.run(ops::stop_pool(which.clone())).unwrap_err();
+        let started = bench.run(ops::start_pool(which.clone(), Unlock::default(), CacheTier::Keep)).unwrap_err();
+        for error in [stopped, started] {
+            assert!(matches!(&error, Error::UnknownPool(of) if *of == which), "{error:?}");
+        }
+    }
+}
+
+#[test]
+fn a_name_of_several_stopped_pools_is_of_none() {
+    let mut bench = machine();
+    bench.stop_pool("p").unwrap();
+    bench.create_pool("p", &["/dev/c"]).unwrap();
+    let second = bench.id("p");
+    // The first may have the name of a running one, and by that name the running one is meant.
+    let first = bench.stopped().pools[0].uuid;
+    assert!(!bench.start_pool("p").unwrap());
+    let taken = bench.run(ops::start_pool(PoolRef::Uuid(first), Unlock::default(), CacheTier::Keep)).unwrap_err();
+    assert!(matches!(&taken, Error::NameRuns(of) if of.as_str() == "p"), "{taken:?}");
+    assert_eq!(bench.names(), ["p"]);
+    bench.check_nothing_left("the first was not started");
+
+    bench.stop_pool("p").unwrap();
+    assert!(bench.stopped().pools.iter().all(|pool| pool.ambiguous && pool.name.is_some()));
+    for error in [bench.stop_pool("p").unwrap_err(), bench.start_pool("p").unwrap_err()] {
+        assert!(matches!(&error, Error::AmbiguousName { pools, .. } if pools.len() == 2), "{error:?}");
+    }
+    let start = |uuid| ops::start_pool(PoolRef::Uuid(uuid), Unlock::default(), CacheTier::Keep);
+    assert!(bench.run(start(second)).unwrap().is_some());
+    assert!(!bench.stopped().pools[0].ambiguous);
+    bench.run(ops::rename_pool(second, name("q"))).unwrap();
+    assert!(bench.run(start(first)).unwrap().is_some());
+    assert_eq!(bench.names(), ["p", "q"]);
+}
+
+#[test]
+fn what_unlocks_is_for_encrypted_pools() {
+    let mut bench = machine();
+    let [method, passphrase] = [(true, false), (false, true)].map(|(method, passphrase)| Unlock { method, passphrase });
+    for running in [true, false] {
+        if !running {
+            bench.stop_pool("p").unwrap();
+        }
+        for unlock in [method, passphrase] {
+            let error = bench.run(ops::start_pool(by_name("p"), unlock, CacheTier::Keep)).unwrap_err();
+            assert!(matches!(error, Error::NotEncrypted { .. }), "{error:?}");
+        }
+    }
+    assert_eq!(is_partial(&bench, "p"), Some(false));
+    for disk in ["/dev/a", "/dev/b"] {
+        disks::change(&bench.sim, disk, |json| json["features"] = serde_json::json!(["Encryption"]));
+    }
+    for unlock in [Unlock::default(), passphrase] {
+        let error = bench.run(ops::start_pool(by_name("p"), unlock, CacheTier::Keep)).unwrap_err();
+        assert!(matches!(error, Error::NoUnlockMethod { .. }), "{error:?}");
+    }
+    let error = bench.run(ops::start_pool(by_name("p"), method, CacheTier::Keep)).unwrap_err();
+    assert!(matches!(&error, Error::Encrypted { .. }) && error.sentence().contains("cannot unlock"), "{error:?}");
+    assert!(bench.sim.leftovers().is_empty());
+}
+
+#[test]
+fn a_start_that_fails_can_be_repeated() {
+    let mut bench = machine();
+    bench.stop_pool("p").unwrap();
+    bench.sim.pull_disk(Path::new("/dev/b")).unwrap();
+    // Whether or not udev has told of it yet.
+    let error = bench.start_pool("p").unwrap_err();
+    assert!(error.sentence().contains("/dev/b"), "{}", error.sentence());
+    assert_eq!(is_partial(&bench, "p"), Some(false));
+    assert!(bench.sim.leftovers().is_empty());
+    bench.sim.add_disk(Path::new("/dev/b"), crate::bench::GIB).unwrap();
+    assert!(bench.start_pool("p").unwrap());
+    bench.check_nothing_left("after the second try");
+}
+
+#[test]
+fn a_pool_that_lacks_a_device_says_so() {
+    let bench = machine();
+    bench.sim.cut_power();
+    bench.sim.power_on();
+    bench.sim.pull_disk(Path::new("/dev/b")).unwrap();
+    let mut bench = Bench::start(bench.sim);
+    let error = bench.start_pool("p").unwrap_err();
+    assert!(matches!(&error, Error::DevicesMissing { missing, total: 2, .. } if missing.len() == 1), "{error:?}");
+}

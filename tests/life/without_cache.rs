@@ -1,0 +1,124 @@
+//! A pool that is started without its cache, because that is lost or no longer wanted.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{
+        Error, Result,
+        dm_names::Role,
+        metadata::MetadataVersion,
+        name::Name,
+        ops::{self, CacheTier, Started, Unlock},
+        request::PoolRef,
+        units::Sectors,
+    },
+    platform::{DeviceClass, Platform, sim::Sim},
+};
+
+use crate::{bench::Bench, disks};
+
+const FAST: Sectors = Sectors(4 << 21);
+const CACHE_DEVICE: &str = "22222222-2222-4222-8222-222222222222";
+
+/// A stopped pool of `/dev/slow` with a cache on `/dev/fast`, as another daemon could have made it.
+fn stopped_with_cache(version: MetadataVersion) -> Bench {
+    let sim = Sim::builder().disk("/dev/fast", FAST).build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool_of(version, "p", &["/dev/slow"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench.mark("p", "f", 3);
+    let pool = bench.id("p");
+    bench.stop_pool("p").unwrap();
+    disks::Device { path: "/dev/fast", uuid: CACHE_DEVICE, pool, version, json: None }.put(&bench.sim);
+    let part = |start: u64, length: u64| serde_json::json!({"parent": CACHE_DEVICE, "start": start, "length": length});
+    let (metadata, first) = (1 << 20, 8192);
+    disks::change(&bench.sim, "/dev/slow", |json| {
+        json["backstore"]["cache_tier"] = serde_json::json!({"blockdev": {
+            "allocs": [[part(first + metadata, FAST.0 - first - metadata)], [part(first, metadata)]],
+            "devs": [{"uuid": CACHE_DEVICE}],
+        }});
+    });
+    let mut bench = Bench::start(bench.sim);
+    assert!(bench.start_pool("p").unwrap(), "the pool with the cache is as it must be");
+    assert!(bench.pool("p").unwrap().has_cache);
+    bench.stop_pool("p").unwrap();
+    bench
+}
+
+fn start(bench: &mut Bench, cache: CacheTier) -> Result<Option<Started>> {
+    let which = PoolRef::Name(Name::new("p").unwrap());
+    bench.run(ops::start_pool(which, Unlock::default(), cache))
+}
+
+fn check_without(bench: &mut Bench) {
+    let pool = bench.pool("p").expect("the pool runs");
+    assert!(!pool.has_cache);
+    assert_eq!(pool.devices.len(), 1);
+    assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 3);
+    bench.check_nothing_left("without the cache");
+    assert!(disks::json_on(&bench.sim, "/dev/slow")["backstore"].get("cache_tier").is_none());
+}
+
+#[test]
+fn the_cache_is_given_up_and_wiped() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = stopped_with_cache(version);
+        let started = start(&mut bench, CacheTier::Drop).unwrap().expect("it did not run");
+        assert_eq!((started.devices.len(), started.filesystems.len()), (1, 1));
+        check_without(&mut bench);
+        assert_eq!(bench.sim.find_device(Path::new("/dev/fast")).unwrap().class, DeviceClass::Unowned);
+        bench = bench.reboot();
+        check_without(&mut bench);
+        bench.create_pool("q", &["/dev/fast"]).unwrap();
+    }
+}
+
+#[test]
+fn a_lost_cache_does_not_take_the_pool_with_it() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let bench = stopped_with_cache(version);
+        bench.sim.pull_disk(Path::new("/dev/fast")).unwrap();
+        let mut bench = Bench::start(bench.sim);
+        let error = start(&mut bench, CacheTier::Keep).unwrap_err();
+        assert!(matches!(error, Error::DevicesMissing { .. }), "{error:?}");
+        assert!(start(&mut bench, CacheTier::Drop).unwrap().is_some());
+        check_without(&mut bench);
+        // If it is found again one day, it is nobody's.
+        bench.sim.add_disk(Path::new("/dev/fast"), FAST).unwrap();
+        assert!(start(&mut bench, CacheTier::Drop).unwrap().is_none(), "it runs already");
+    }
+}
+
+#[test]
+fn a_cache_that_could_not_be_wiped_stands_in_nobodys_way() {
+    let mut bench = stopped_with_cache(MetadataVersion::V2);
+    // The marking works, the wiping does not: two tries of it.
+    let steps = {
+        let mut probe = stopped_with_cache(MetadataVersion::V2);
+        let from = probe.sim.steps();
+        start(&mut probe, CacheTier::Drop).unwrap();
+        probe.sim.steps() - from
+    };
+    let from = bench.sim.steps();
+    bench.sim.faults().cut_power_at(from + steps - 2);
+    assert!(start(&mut bench, CacheTier::Drop).is_err());
+    bench.sim.cut_power();
+    bench.sim.faults().clear();
+    bench.sim.power_on();
+    let mut bench = Bench::start(bench.sim);
+    if bench.names().is_empty() {
+        start(&mut bench, CacheTier::Drop).unwrap();
+    }
+    check_without(&mut bench);
+}
+
+#[test]
+fn a_data_device_is_never_given_up() {
+    let mut bench = stopped_with_cache(MetadataVersion::V2);
+    bench.sim.pull_disk(Path::new("/dev/slow")).unwrap();
+    assert!(start(&mut bench, CacheTier::Drop).is_err());
+    bench.sim.add_disk(Path::new("/dev/slow"), FAST).unwrap();
+    assert!(start(&mut bench, CacheTier::Keep).unwrap().is_some());
+    assert!(bench.pool("p").unwrap().has_cache);
+    assert!(bench.sim.dm_find(&Role::CacheSub.name(bench.id("p"))).unwrap().is_some());
+}
