@@ -233,9 +233,9 @@ pub fn outcome(reply: &Message) -> Outcome {
         return Outcome::Changed(words);
     }
     let (code, text) = (iter.read::<u16>().unwrap(), iter.read::<String>().unwrap());
-    match (code, flags[0]) {
-        (0, true) => Outcome::Changed(words),
-        (0, false) => Outcome::Unchanged,
+    match (code, flags.first()) {
+        (0, Some(false)) => Outcome::Unchanged,
+        (0, _) => Outcome::Changed(words),
         _ => Outcome::Refused(text),
     }
 }

@@ -69,6 +69,8 @@ impl Bus {
         let mut child = command("dbus-daemon")
             .args(["--nofork", "--print-address=1", &format!("--config-file={}", path("bus.conf"))])
             .stdout(Stdio::piped())
+            // It tells of every call that it refuses, and here that is often so.
+            .stderr(Stdio::null())
             .spawn()
             .expect("dbus-daemon is installed");
         let mut address = String::new();

@@ -20,7 +20,7 @@ use crate::{
     rig::Bus,
 };
 
-pub const CLIENTS: usize = 8;
+pub const CLIENTS: usize = 6;
 /// Names over which clients quarrel.
 const NAMES: u32 = 6;
 /// More filesystems than this are not made; keeps lists small.
@@ -66,6 +66,7 @@ pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
                     stream: Stream::default(),
                     labels: before.clone(),
                     gone: Vec::new(),
+                    own_device: format!("/dev/moment-{number}"),
                     own_pool: None,
                 };
                 let all_done = Arc::clone(&all_done);
@@ -75,7 +76,7 @@ pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
         let clients: Vec<Stream> = streams.into_iter().map(|stream| stream.join().unwrap()).collect();
         // What ends the watcher: a change that belongs to no client.
         let last = Client::new(bus);
-        let made = last.done(client::create_pool(LAST, &[&format!("/dev/{}", fresh("last"))]));
+        let made = last.done(client::create_pool(LAST, &["/dev/last"]));
         last.done(client::destroy_pool(&made[0]));
         History { clients, watcher: watching.join().unwrap() }
     })
@@ -115,6 +116,8 @@ struct Caller {
     labels: Vec<(String, Label)>,
     /// Filesystems that it has heard of, and heard that they are gone.
     gone: Vec<String>,
+    /// For its pools of the moment, always the same one: the simulated machine keeps every disk that was ever named.
+    own_device: String,
     own_pool: Option<Vec<String>>,
 }
 
@@ -301,8 +304,7 @@ impl Caller {
     fn pool_of_the_moment(&mut self) {
         match self.own_pool.take() {
             None => {
-                let name = fresh("moment");
-                let message = client::create_pool(&name, &[&format!("/dev/{name}")]);
+                let message = client::create_pool(&fresh("moment"), &[&self.own_device]);
                 if let Answer::Changed(objects) = self.change(What::CreatePool, message) {
                     self.own_pool = Some(objects);
                 }

@@ -96,12 +96,12 @@ pub fn read_goes_back(history: &mut History) -> bool {
     let Some(call) = cause(history, |what| matches!(what, What::DestroyFilesystem { .. })) else { return false };
     let What::DestroyFilesystem { path, .. } = &call.what else { return false };
     let (path, begin, end) = (path.clone(), call.begin, call.end);
-    let heard = history.clients[2].heard.iter().filter_map(|event| match event {
+    let mut heard = history.clients[2].heard.iter().filter_map(|event| match event {
         Event::Added(at, label) if *at == path => Some(super::record::text(label).to_owned()),
         Event::Labelled(at, label) if *at == path => Some(label.clone()),
         _ => None,
     });
-    let Some(old) = heard.last() else { return false };
+    let Some(old) = heard.next_back() else { return false };
     // Both within the time of the call, where each alone would be right.
     let quarter = (end - begin) / 4;
     for (at, answer) in [(1, Answer::Error("UnknownObject".to_owned())), (3, Answer::Label(old))] {

@@ -1,6 +1,6 @@
 //! P1 to P4 under concurrent clients with random calls: histories are recorded and judged afterwards.
 //!
-//! `STRATIS_HISTORY_CALLS` says how many calls to make in all; `make history-full` makes ten million.
+//! `STRATIS_HISTORY_CALLS` says how many calls to make in all; `make history-long` makes ten million.
 
 mod check;
 mod clients;
@@ -18,7 +18,12 @@ use crate::{
 
 /// Calls of one history. Many short ones keep what must be remembered small.
 const CALLS_PER_HISTORY: usize = 10_000;
+const CALLS_MIN: usize = 600;
 const CALLS_DEFAULT: usize = 100_000;
+/// What the daemon may come to have with the few objects of a history.
+const RESIDENT_KIB: u64 = 128 << 10;
+/// The simulated machine remembers every filesystem that it ever had.
+const SIMULATED_BYTES_PER_CALL: u64 = 100;
 
 fn daemon_with_pools(bus: &Bus) -> Daemon {
     let daemon = bus.daemon(&[]);
@@ -38,7 +43,7 @@ fn histories_of_concurrent_clients_keep_the_promises() {
     let (mut calls, mut changes, mut signals, mut lists, mut seed) = (0, 0, 0, 0, 0);
     let descriptors = daemon.descriptors();
     while calls < wanted {
-        let history = clients::history(&bus, CALLS_PER_HISTORY.min(wanted), seed);
+        let history = clients::history(&bus, (wanted - calls).clamp(CALLS_MIN, CALLS_PER_HISTORY), seed);
         let found = check::check(&history);
         assert!(found.is_empty(), "seed {seed}: {found:#?}");
         calls += history.calls();
@@ -58,10 +63,13 @@ fn histories_of_concurrent_clients_keep_the_promises() {
     );
     println!("daemon: {} KiB resident, at most {}", daemon.resident_kib(), daemon.resident_max_kib());
     assert_eq!(daemon.descriptors(), descriptors);
+    let remembered = (calls as u64 * SIMULATED_BYTES_PER_CALL) >> 10;
+    assert!(daemon.resident_kib() < RESIDENT_KIB + remembered, "{} KiB", daemon.resident_kib());
 }
 
 /// Each fault with the violation that it must be found as.
-const FAULTS: &[(&str, Fault, fn(&Violation) -> bool)] = &[
+type Planted = (&'static str, Fault, fn(&Violation) -> bool);
+const FAULTS: &[Planted] = &[
     ("a signal is lost", faults::signal_lost, |found| matches!(found, Violation::Rebuilt(_))),
     ("a signal is lost by one", faults::signal_lost_by_one, |found| {
         matches!(found, Violation::Heard { client: 0, .. })
