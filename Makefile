@@ -29,7 +29,7 @@ is_static   = ldd $(BUILT)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        loom-full shuttle-long power-cuts crash-states build-for-machine \
+        loom-full shuttle-long history-long power-cuts crash-states build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
 
@@ -75,6 +75,9 @@ loom-full: ## every schedule of the lock's scenarios, without a bound (hours)
 
 shuttle-long: ## a million drawn schedules of the lock's scenarios
 	LOCK_ITERATIONS=1000000 $(CARGO) test --locked -p stratis-threads --features shuttle --test shuttle
+
+history-long: ## ten million calls of concurrent clients, recorded and judged (an hour or two; CALLS=number for another)
+	STRATIS_HISTORY_CALLS=$(or $(CALLS),10000000) $(CARGO) test --locked --test bus histories_of -- --nocapture
 
 power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away machine
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario power-cut --seeds 1..50
