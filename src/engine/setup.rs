@@ -29,7 +29,10 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{self, Platform, Program, dm::Visibility},
+    platform::{
+        self, DeviceNumber, Platform, Program,
+        dm::{Target, Visibility},
+    },
     view::Availability,
 };
 
@@ -142,7 +145,8 @@ pub(super) fn wipe_destroyed<'a>(
         wiped.is_ok()
     };
     // All of them, whatever comes of one.
-    if cache.map(wipe).fold(true, |all, wiped| all && wiped) {
+    let left = cache.filter(|path| !wipe(path)).count();
+    if left == 0 {
         data.for_each(|path| {
             wipe(path);
         });
@@ -476,6 +480,21 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
             Role::ALL.iter().any(|role| matches!(platform.dm_find(&role.name(pool)), Ok(Some(_))))
         }
     }
+}
+
+/// Block devices that the lowest layers of pools lie on. What cannot be asked counts as not in use.
+pub(super) fn devices_in_use(platform: &dyn Platform) -> BTreeSet<DeviceNumber> {
+    let listed = platform.dm_list().unwrap_or_default();
+    let lowest = listed.into_iter().filter(|device| {
+        let roles = [Role::OriginSub, Role::CacheMeta, Role::CacheSub];
+        dm_names::pool_of(&device.name).is_some_and(|pool| roles.iter().any(|role| role.name(pool) == device.name))
+    });
+    let tables = lowest.filter_map(|device| Some(platform.dm_find(&device.name).ok()??.table));
+    let parents = tables.flatten().filter_map(|line| match line.target {
+        Target::Linear { device, .. } => Some(device),
+        _ => None,
+    });
+    parents.collect()
 }
 
 /// Records of all filesystems of a pool, also of those that could not be set up.

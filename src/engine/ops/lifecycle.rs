@@ -27,7 +27,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier},
     },
-    platform::PendingLinks,
+    platform::{self, PendingLinks},
     view::Availability,
 };
 
@@ -288,8 +288,12 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
 fn renew(engine: &Engine, set: &mut DeviceSet) -> Result<()> {
     let mut found = Vec::new();
     for known in set.devices() {
-        let device = engine.platform().find_device(&known.device.path)?;
-        match discover::read(engine, device)? {
+        let read = match engine.platform().find_device(&known.device.path) {
+            // What is missing is told by what is found.
+            Err(platform::Error::NoDevice { .. }) => None,
+            device => discover::read(engine, device?)?,
+        };
+        match read {
             Some(same) if same.bda.header().device == known.bda.header().device => found.push(same),
             _ => log::warn!("{} is not a device of the pool any more", known.device.path.display()),
         }
@@ -395,7 +399,10 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<(
 
 fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| super::check_pool(uuid).map(|()| refreshed)),
+        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
+            let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
+            checked.map(|()| refreshed)
+        }),
         None => Next::Parked(Box::new(refresh_pool(uuid))),
     })
 }
