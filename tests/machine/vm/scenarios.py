@@ -95,6 +95,8 @@ def all_scenarios(power_cut_seeds, seconds):
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
         Scenario("refusals", "bad input gives a clear error and changes nothing",
                  [Life(_pytest("test_refusals.py"))]),
+        Scenario("run", "`make run DISKS=...` on a machine that never had a stratisd",
+                 [Life(_pytest("test_run.py"))]),
         Scenario("reboot", "an orderly reboot, and one more",
                  [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
                   Life(_pytest("reboot.py::test_after"))]),
