@@ -341,8 +341,13 @@ pub(super) fn bring_up(
                 if taken {
                     return not_up(engine, uuid, Error::NameRuns(name));
                 }
-                match setup::set_up(engine.platform(), uuid, &set, (*metadata).clone(), cache) {
-                    Ok(pool) => show(engine, pool, claim, name_claim),
+                match setup::lay_foundation(engine.platform(), uuid, &set, (*metadata).clone(), cache) {
+                    Ok(foundation) => foundation.build().then(move |built| {
+                        Next::act(move |engine| match built {
+                            Ok(pool) => show(engine, pool, claim, name_claim),
+                            Err(error) => not_up(engine, uuid, error),
+                        })
+                    }),
                     Err(error) => not_up(engine, uuid, error),
                 }
             })
@@ -431,7 +436,8 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     let mut set = DeviceSet::of(pool);
     let adopted = renew(engine, &mut set)
         .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
-        .and_then(|metadata| setup::set_up(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep));
+        .and_then(|metadata| setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep))
+        .and_then(|foundation| foundation.build_now(platform));
     match adopted {
         Ok(fresh) => {
             pool.become_as_read(fresh);
