@@ -22,7 +22,7 @@ use dbus::{
 
 use crate::bus::{
     job::Caller,
-    outcome::Answer,
+    outcome::{Answer, readable},
     wire::{Body, Descriptor, Marshaller, Types, Value},
 };
 
@@ -174,7 +174,7 @@ pub fn answer(caller: &Caller, answer: &Answer) -> Result<Outgoing, NotAMessage>
     match answer {
         Answer::Return(body) => message(Envelope::Return(caller), &body.signature, &body.bytes),
         Answer::Error(name, text) => {
-            let body = Body::of(&[Value::str(text.as_str())]);
+            let body = Body::of(&[Value::Str(readable(text.clone()))]);
             message(Envelope::Error(caller, name), &body.signature, &body.bytes)
         }
     }

@@ -70,6 +70,22 @@ pub fn sentence(error: &dyn Error) -> String {
     text
 }
 
+/// Longest text for people in an answer, in bytes.
+const TEXT_BYTES_MAX: usize = 2048;
+
+/// A text for people that quotes what the caller gave us, which can be megabytes: beginning and end of it are kept,
+/// which say what is wrong and what to do.
+pub fn readable(text: String) -> String {
+    const ELLIPSIS: &str = " […] ";
+    const TAIL: usize = TEXT_BYTES_MAX / 4;
+    if text.len() <= TEXT_BYTES_MAX {
+        return text;
+    }
+    let head = (0..=TEXT_BYTES_MAX - TAIL - ELLIPSIS.len()).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let tail = (text.len() - TAIL..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    format!("{}{ELLIPSIS}{}", &text[..head], &text[tail..])
+}
+
 /// The content of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -133,7 +149,7 @@ impl Asked {
                         (result.map(|_| value), OK.0, OK.1.to_owned())
                     }
                     Outcome::NoChange => (fill(), OK.0, OK.1.to_owned()),
-                    Outcome::Refused(text) => (fill(), REFUSED, text),
+                    Outcome::Refused(text) => (fill(), REFUSED, readable(text)),
                     Outcome::NotYet => (fill(), REFUSED, self.not_yet()),
                 };
                 let values: Vec<Value> = value.into_iter().chain([Value::U16(code), Value::Str(text)]).collect();

@@ -265,19 +265,23 @@ fn tier_word(tier: Tier) -> &'static str {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    some(paths.iter().map(|path| path.display().to_string()))
 }
 
 fn names(names: &[Name]) -> String {
-    let shown: Vec<&str> = names.iter().take(5).map(Name::as_str).collect();
-    match names.len() {
-        0..=5 => shown.join(", "),
-        more => format!("{} and {} more", shown.join(", "), more - shown.len()),
-    }
+    some(names.iter().map(ToString::to_string))
+}
+
+/// The first ones, and how many more there are: a sentence stays one when thousands are named.
+fn some(words: impl ExactSizeIterator<Item = String>) -> String {
+    const SHOWN: usize = 5;
+    let more = words.len().saturating_sub(SHOWN);
+    let shown = words.take(SHOWN).collect::<Vec<_>>().join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 fn uuids(pools: &[PoolUuid]) -> String {
-    pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    some(pools.iter().map(ToString::to_string))
 }
 
 fn only(label: &str, paths: &[PathBuf]) -> String {

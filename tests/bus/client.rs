@@ -55,6 +55,16 @@ impl Client {
         serial
     }
 
+    /// Queues a message.
+    pub fn post(&self, message: Message) {
+        self.channel.send(message).expect("memory for a message");
+    }
+
+    /// Sends what is queued.
+    pub fn flush(&self) {
+        self.channel.flush();
+    }
+
     /// Waits for the reply to a call.
     pub fn wait(&self, serial: u32) -> Message {
         let is_it = |message: &Message| {
@@ -223,9 +233,9 @@ pub fn outcome(reply: &Message) -> Outcome {
         return Outcome::Changed(words);
     }
     let (code, text) = (iter.read::<u16>().unwrap(), iter.read::<String>().unwrap());
-    match (code, flags[0]) {
-        (0, true) => Outcome::Changed(words),
-        (0, false) => Outcome::Unchanged,
+    match (code, flags.first()) {
+        (0, Some(false)) => Outcome::Unchanged,
+        (0, _) => Outcome::Changed(words),
         _ => Outcome::Refused(text),
     }
 }

@@ -69,6 +69,8 @@ impl Bus {
         let mut child = command("dbus-daemon")
             .args(["--nofork", "--print-address=1", &format!("--config-file={}", path("bus.conf"))])
             .stdout(Stdio::piped())
+            // It tells of every call that it refuses, and here that is often so.
+            .stderr(Stdio::null())
             .spawn()
             .expect("dbus-daemon is installed");
         let mut address = String::new();
@@ -166,11 +168,6 @@ impl Daemon {
     /// Open descriptors.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).unwrap().count()
-    }
-
-    /// Process identifier.
-    pub fn pid(&self) -> u32 {
-        self.process.0.id()
     }
 
     /// Whether it still runs.

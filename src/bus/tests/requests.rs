@@ -9,7 +9,7 @@ use crate::{
     bus::{
         job::{Caller, Failure, Holder, Locks},
         message,
-        outcome::{Answer, Asked, Outcome, error_name, sentence},
+        outcome::{Answer, Asked, Outcome, error_name, readable, sentence},
         reader::{Response, respond},
         report,
         table::{Interface, Kind, find_method, find_property},
@@ -317,4 +317,18 @@ fn reports_are_json() {
     assert!(by_name("stopped_pools").get("pools").is_none());
     assert_eq!(by_name("locks").pointer("/holders"), Some(&serde_json::json!([])));
     assert!(report::by_name("engine_state_report").is_err());
+}
+
+/// A refusal that listed twenty thousand paths was a reply of 150 kB, one that quoted a name of 16 MiB as long as that.
+#[test]
+fn long_texts_are_cut_in_the_middle_and_between_characters() {
+    let short = "the name `a b` contains a space".to_owned();
+    assert_eq!(readable(short.clone()), short);
+    for padding in 0..4 {
+        let text =
+            format!("the name `{}{}` is too long; choose a shorter one", "x".repeat(padding), "☺".repeat(100_000));
+        let cut = readable(text);
+        assert!((2000..=2048).contains(&cut.len()), "{}", cut.len());
+        assert!(cut.starts_with("the name `") && cut.ends_with("☺` is too long; choose a shorter one"), "{cut}");
+    }
 }

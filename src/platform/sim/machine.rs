@@ -119,10 +119,14 @@ impl Machine {
     }
 }
 
-/// An absolute path without `.`, `..` and doubled slashes; `None` for a relative one.
+/// An absolute path without `.`, `..` and doubled slashes; `None` for a relative one, and for one that is longer than a
+/// kernel takes.
 pub(super) fn normal(path: &Path) -> Option<PathBuf> {
+    const PATH_BYTES_MAX: usize = 4095;
+    const NAME_BYTES_MAX: usize = 255;
     let mut normal = PathBuf::from("/");
-    if !path.is_absolute() {
+    let is_too_long = path.as_os_str().len() > PATH_BYTES_MAX || path.iter().any(|part| part.len() > NAME_BYTES_MAX);
+    if !path.is_absolute() || is_too_long {
         return None;
     }
     for component in path.components() {

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 const PAGE: u64 = 4096;
 const PAGE_LENGTH: usize = 4096;
+const ZEROS: [u8; PAGE_LENGTH] = [0; PAGE_LENGTH];
 
 type Page = Arc<[u8; PAGE_LENGTH]>;
 
@@ -48,13 +49,14 @@ impl Sparse {
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         for (page, part, from) in parts(offset, bytes.len() as u64) {
             let source = &bytes[from..from + part.len()];
-            let zeros = source.iter().all(|b| *b == 0);
+            // Compared as a whole: byte by byte this is what simulated disks spend most of their time with.
+            let zeros = *source == ZEROS[..source.len()];
             if zeros && !self.pages.contains_key(&page) {
                 continue;
             }
             let held = self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE_LENGTH]));
             Arc::make_mut(held)[part].copy_from_slice(source);
-            if zeros && held.iter().all(|b| *b == 0) {
+            if zeros && **held == ZEROS {
                 self.pages.remove(&page);
             }
         }
@@ -62,7 +64,6 @@ impl Sparse {
 
     /// Makes a stretch read as zeros. Costs what was stored there, not its length.
     pub(super) fn zero(&mut self, offset: u64, length: u64) {
-        const ZEROS: [u8; PAGE_LENGTH] = [0; PAGE_LENGTH];
         let end = offset + length;
         let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
         if first >= last {

@@ -150,13 +150,12 @@ impl Meta {
     }
 
     /// A free data block, which stays free until it is mapped. One that the last commit still uses is not given out,
-    /// so that a return to that commit finds its data.
+    /// so that a return to that commit finds its data. One that was used before comes first: new devices find old
+    /// data in it, and a machine that lives long does not come to hold all that was ever written.
     fn free_block(&self, committed: &Meta) -> Option<u64> {
-        if self.frontier < self.data_blocks {
-            return Some(self.frontier);
-        }
         let unused = |block: &u64| *block >= committed.frontier || committed.freed.contains(block);
-        self.freed.iter().copied().find(unused)
+        let again = self.freed.iter().copied().find(unused);
+        again.or_else(|| (self.frontier < self.data_blocks).then_some(self.frontier))
     }
 
     /// Maps a block of a device to a free data block in place of what it was mapped to.

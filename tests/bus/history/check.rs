@@ -1,0 +1,385 @@
+//! Judges a history.
+//!
+//! The signals tell the order of all changes; everything else is held against it:
+//!
+//! - *Order.* Every client has heard the same events in the same order (P4).
+//! - *Cause.* Each event belongs to exactly one call that says that it changed something, and each such call has its
+//!   events: nothing is signalled for a change that did not happen.
+//! - *Before the reply.* A client has heard the events of its call before the answer (P3).
+//! - *Rebuilt.* What the watcher puts together from signals alone equals every list that it gets, in all properties of all
+//!   revisions that announce changes; no signal tells what was known (P4).
+//! - *Linearizable.* For each object, for each name, and for the whole (lists, P2), there is an order of the calls that
+//!   respects which came after which and explains every value read. The order of the writes is known, so this is decided
+//!   exactly: a call must not have a version older than one that a call that ended before it began has had, and a write
+//!   must be newer than all those. A value may fit several versions; the oldest possible is taken, which leaves most room
+//!   for all others.
+//!
+//! Knows no bus.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap},
+};
+
+use super::record::{Answer, Call, Event, History, Item, What, digest, text};
+use crate::client::{Interfaces, Label, Signal, TOP};
+
+/// What is wrong with a history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Violation {
+    /// A client has heard other events, or in another order, than the watcher, from this one on.
+    Heard { client: usize, from: usize },
+    /// An event that belongs to no call, or to several.
+    Cause { event: String, calls: usize },
+    /// A call that has changed something that nobody was told of.
+    Untold(String),
+    /// The answer came before the signal.
+    ReplyBeforeSignal(String),
+    /// What signals say differs from the list.
+    Rebuilt(String),
+    /// A signal that says what was known already.
+    NoNews(String),
+    /// No order of the calls explains this one.
+    NotLinearizable(String),
+    /// An answer that the call must not have.
+    Answer(String),
+}
+
+/// Everything that is wrong, at most some of each kind.
+pub fn check(history: &History) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let events = rebuild(history, &mut found);
+    for (client, stream) in history.clients.iter().enumerate() {
+        if stream.heard != events {
+            let from = stream.heard.iter().zip(&events).take_while(|(a, b)| a == b).count();
+            found.push(Violation::Heard { client, from });
+        }
+    }
+    let mut story = Story::new(history, &events);
+    for (client, stream) in history.clients.iter().enumerate() {
+        for call in &stream.calls {
+            story.place(client, call, &mut found);
+        }
+    }
+    for (event, claims) in events.iter().zip(&story.claims) {
+        if *claims != 1 {
+            found.push(Violation::Cause { event: format!("{event:?}"), calls: *claims });
+        }
+    }
+    for (key, register) in story.registers {
+        register.check(&key, &mut found);
+    }
+    found.truncate(20);
+    found
+}
+
+// ---- the watcher ----
+
+/// Does not announce its changes.
+fn is_silent(interface: &str, property: &str) -> bool {
+    property == "UserInfo" && ["r0", "r1", "r2"].iter().any(|revision| interface.ends_with(revision))
+}
+
+/// Follows the signals from list to list; gives the events.
+fn rebuild(history: &History, found: &mut Vec<Violation>) -> Vec<Event> {
+    let mut objects: BTreeMap<String, Interfaces> = BTreeMap::new();
+    let mut events = Vec::new();
+    for (number, item) in history.watcher.iter().enumerate() {
+        match item {
+            Item::List(list) if number == 0 => objects = list.clone(),
+            Item::List(list) => {
+                if let Some(difference) = difference(&objects, list) {
+                    found.push(Violation::Rebuilt(difference));
+                }
+                objects = list.clone();
+            }
+            Item::Signal(signal) => {
+                events.extend(Event::of(signal));
+                follow(&mut objects, signal, found);
+            }
+        }
+    }
+    events
+}
+
+fn difference(rebuilt: &BTreeMap<String, Interfaces>, listed: &BTreeMap<String, Interfaces>) -> Option<String> {
+    if !rebuilt.keys().eq(listed.keys()) {
+        return Some(format!("objects {:?}, listed {:?}", rebuilt.keys(), listed.keys()));
+    }
+    for (path, interfaces) in listed {
+        for (interface, properties) in interfaces {
+            for (property, value) in properties {
+                let known = rebuilt[path].get(interface).and_then(|properties| properties.get(property));
+                let known = known.map(String::as_str);
+                if known != Some(value) && known != Some(INVALIDATED) && !is_silent(interface, property) {
+                    return Some(format!("{path} {interface}.{property} is {value}, known as {known:?}"));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Stands for a value that was invalidated and not told.
+const INVALIDATED: &str = "\u{0}";
+
+fn follow(objects: &mut BTreeMap<String, Interfaces>, signal: &Signal, found: &mut Vec<Violation>) {
+    let no_news = || Violation::NoNews(format!("{signal:?}").chars().take(200).collect());
+    match signal {
+        Signal::Added(path, interfaces) => {
+            if interfaces.len() != 10 || objects.insert(path.clone(), interfaces.clone()).is_some() {
+                found.push(no_news());
+            }
+        }
+        Signal::Removed(path, interfaces) => match objects.remove(path) {
+            Some(known) if known.keys().eq(interfaces) => {}
+            _ => found.push(no_news()),
+        },
+        // The top object is in no list.
+        Signal::Changed(path, ..) if path == TOP => {}
+        Signal::Changed(path, interface, values, invalidated) => {
+            let Some(properties) = objects.get_mut(path).and_then(|interfaces| interfaces.get_mut(interface)) else {
+                found.push(no_news());
+                return;
+            };
+            let news = values.iter().map(|(property, value)| (property, value.as_str()));
+            for (property, value) in news.chain(invalidated.iter().map(|property| (property, INVALIDATED))) {
+                let before = properties.insert(property.clone(), value.to_owned());
+                if before.is_none() || (before.as_deref() == Some(value) && value != INVALIDATED) {
+                    found.push(no_news());
+                }
+            }
+        }
+    }
+}
+
+// ---- linearizability ----
+
+/// The error that clients of the existing daemon know for a property that was not set.
+const SET_REFUSED: &str = "org.freedesktop.zbus.Error";
+
+/// What is read and written as one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Key {
+    /// The label of an object.
+    Object(String),
+    /// The object of that name among the pools (`None`), or in a pool.
+    Named(Option<String>, String),
+    /// All labels together, as a digest.
+    World,
+}
+
+/// What a read found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Seen {
+    Value(Option<String>),
+    Something,
+}
+
+enum Kind {
+    /// It made this version.
+    Write(usize),
+    Read(Seen),
+}
+
+struct Use {
+    begin: u64,
+    end: u64,
+    kind: Kind,
+    about: String,
+}
+
+/// Something with versions, and its uses.
+struct Register {
+    versions: Vec<Option<String>>,
+    uses: Vec<Use>,
+}
+
+impl Register {
+    fn check(mut self, key: &Key, found: &mut Vec<Violation>) {
+        let mut places: HashMap<&Option<String>, Vec<usize>> = HashMap::new();
+        for (version, value) in self.versions.iter().enumerate() {
+            places.entry(value).or_default().push(version);
+        }
+        self.uses.sort_by_key(|one| one.begin);
+        // Ended uses are taken into account as soon as one begins after them.
+        let mut running: BinaryHeap<(Reverse<u64>, usize)> = BinaryHeap::new();
+        let mut newest = None;
+        for one in &self.uses {
+            while running.peek().is_some_and(|(Reverse(end), _)| *end < one.begin) {
+                newest = newest.max(running.pop().map(|(_, version)| version));
+            }
+            let least = newest.unwrap_or(0);
+            let version = match &one.kind {
+                Kind::Write(version) => newest.is_none_or(|newest| *version > newest).then_some(*version),
+                Kind::Read(Seen::Something) => (least..self.versions.len()).find(|at| self.versions[*at].is_some()),
+                Kind::Read(Seen::Value(value)) => {
+                    let places = places.get(value).map(Vec::as_slice).unwrap_or_default();
+                    places.get(places.partition_point(|at| *at < least)).copied()
+                }
+            };
+            match version {
+                Some(version) => running.push((Reverse(one.end), version)),
+                None => found.push(Violation::NotLinearizable(format!("{key:?}: {}", one.about))),
+            }
+        }
+    }
+}
+
+/// All registers, made from the events and then used by the calls.
+struct Story {
+    registers: HashMap<Key, Register>,
+    /// Which versions each event made.
+    effects: Vec<Vec<(Key, usize)>>,
+    /// How many calls each event belongs to.
+    claims: Vec<usize>,
+    added: HashMap<String, usize>,
+    removed: HashMap<String, usize>,
+    labelled: HashMap<(String, String), usize>,
+}
+
+impl Story {
+    fn new(history: &History, events: &[Event]) -> Story {
+        let mut story = Story {
+            registers: HashMap::new(),
+            effects: Vec::new(),
+            claims: vec![0; events.len()],
+            added: HashMap::new(),
+            removed: HashMap::new(),
+            labelled: HashMap::new(),
+        };
+        let mut labels: HashMap<String, Label> = HashMap::new();
+        let mut world = 0;
+        for (path, label) in history.before() {
+            world ^= digest(&path, text(&label));
+            story.registers.insert(Key::Object(path.clone()), Register::starting(Some(text(&label).to_owned())));
+            if let Some(key) = name_of(&label) {
+                story.registers.insert(key, Register::starting(Some(path.clone())));
+            }
+            labels.insert(path, label);
+        }
+        story.registers.insert(Key::World, Register::starting(Some(world.to_string())));
+        for (number, event) in events.iter().enumerate() {
+            let (path, after) = match event {
+                Event::Added(path, label) => {
+                    story.added.insert(path.clone(), number);
+                    (path, Some(label.clone()))
+                }
+                Event::Removed(path) => {
+                    story.removed.insert(path.clone(), number);
+                    (path, None)
+                }
+                Event::Labelled(path, new) => {
+                    story.labelled.insert((path.clone(), new.clone()), number);
+                    (path, labels.get(path).map(|label| relabelled(label, new)))
+                }
+            };
+            let before = match &after {
+                Some(label) => labels.insert(path.clone(), label.clone()),
+                None => labels.remove(path),
+            };
+            for label in [&before, &after].into_iter().flatten() {
+                world ^= digest(path, text(label));
+            }
+            let value = after.as_ref().map(|label| text(label).to_owned());
+            let mut effects = vec![(Key::Object(path.clone()), value), (Key::World, Some(world.to_string()))];
+            effects.extend(before.as_ref().and_then(name_of).map(|key| (key, None)));
+            effects.extend(after.as_ref().and_then(name_of).map(|key| (key, Some(path.clone()))));
+            let effects = effects.into_iter().map(|(key, value)| (key.clone(), story.version(key, value))).collect();
+            story.effects.push(effects);
+        }
+        story
+    }
+
+    fn register(&mut self, key: Key) -> &mut Register {
+        self.registers.entry(key).or_insert_with(|| Register::starting(None))
+    }
+
+    fn version(&mut self, key: Key, value: Option<String>) -> usize {
+        let versions = &mut self.register(key).versions;
+        versions.push(value);
+        versions.len() - 1
+    }
+
+    /// Notes what a call has read and written.
+    fn place(&mut self, client: usize, call: &Call, found: &mut Vec<Violation>) {
+        let about = || format!("client {client}: {call:?}");
+        let object = |path: &String| Key::Object(path.clone());
+        let name = |pool: &String, name: &String| Key::Named(Some(pool.clone()), name.clone());
+        let gone = Seen::Value(None);
+        let read = |key: Key, seen: Seen| (Vec::new(), vec![(key, seen)]);
+        let unknown = |error: &str| error == "UnknownObject";
+        let (wrote, read): (Vec<Option<usize>>, Vec<(Key, Seen)>) = match (&call.what, &call.answer) {
+            (What::CreateFilesystem { .. } | What::Snapshot { .. } | What::CreatePool, Answer::Changed(made)) => {
+                (made.iter().map(|path| self.added.get(path).copied()).collect(), Vec::new())
+            }
+            (What::CreateFilesystem { pool, name: n } | What::Snapshot { pool, name: n, .. }, Answer::Unchanged) => {
+                read(name(pool, n), Seen::Something)
+            }
+            (What::Snapshot { origin, .. }, Answer::Refused(_)) => read(object(origin), gone),
+            (What::DestroyFilesystem { path, .. }, Answer::Changed(_)) => {
+                (vec![self.removed.get(path).copied()], Vec::new())
+            }
+            (What::DestroyFilesystem { path, .. }, Answer::Unchanged) => read(object(path), gone),
+            (What::DestroyPool { objects }, Answer::Changed(_)) => {
+                (objects.iter().map(|path| self.removed.get(path).copied()).collect(), Vec::new())
+            }
+            (What::Label { path, text }, Answer::Changed(_)) => {
+                (vec![self.labelled.get(&(path.clone(), text.clone())).copied()], Vec::new())
+            }
+            (What::Label { path, text }, Answer::Unchanged) => read(object(path), Seen::Value(Some(text.clone()))),
+            // The setting of a property has no other way to refuse than an error.
+            (What::Label { path, .. }, Answer::Refused(_)) => read(object(path), gone),
+            (What::Label { path, .. }, Answer::Error(name)) if name == SET_REFUSED => read(object(path), gone),
+            (What::Label { path, .. } | What::Look { path }, Answer::Error(name)) if unknown(name) => {
+                read(object(path), gone)
+            }
+            (What::Look { path }, Answer::Label(text)) => read(object(path), Seen::Value(Some(text.clone()))),
+            (What::List, Answer::Listed(world)) => read(Key::World, Seen::Value(Some(world.to_string()))),
+            _ => {
+                found.push(Violation::Answer(about()));
+                return;
+            }
+        };
+        let (begin, end) = (call.begin, call.end);
+        for event in wrote {
+            let Some(event) = event else {
+                found.push(Violation::Untold(about()));
+                continue;
+            };
+            self.claims[event] += 1;
+            if event >= call.heard {
+                found.push(Violation::ReplyBeforeSignal(about()));
+            }
+            for (key, version) in self.effects[event].clone() {
+                self.register(key).uses.push(Use { begin, end, kind: Kind::Write(version), about: about() });
+            }
+        }
+        for (key, seen) in read {
+            self.register(key).uses.push(Use { begin, end, kind: Kind::Read(seen), about: about() });
+        }
+    }
+}
+
+impl Register {
+    fn starting(value: Option<String>) -> Register {
+        Register { versions: vec![value], uses: Vec::new() }
+    }
+}
+
+fn name_of(label: &Label) -> Option<Key> {
+    match label {
+        Label::Pool(name) => Some(Key::Named(None, name.clone())),
+        Label::Filesystem(pool, name) => Some(Key::Named(Some(pool.clone()), name.clone())),
+        Label::Device(_) => None,
+    }
+}
+
+fn relabelled(label: &Label, text: &str) -> Label {
+    let text = text.to_owned();
+    match label {
+        Label::Pool(_) => Label::Pool(text),
+        Label::Filesystem(pool, _) => Label::Filesystem(pool.clone(), text),
+        Label::Device(_) => Label::Device(text),
+    }
+}

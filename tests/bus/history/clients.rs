@@ -1,0 +1,318 @@
+//! Makes a history: clients that call at random, all hearing what is told of labels, and a watcher that hears everything.
+//!
+//! Few names, so that calls get in each other's way; each client chooses among the objects that it has heard of, so
+//! objects that are gone are called as well. Names that are given by renaming are never given twice.
+
+use std::{
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use dbus::Message;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::record::{Answer, Call, Event, History, Item, Stream, What, digest, text};
+use crate::{
+    client::{self, BLOCKDEV, Client, FILESYSTEM, Label, Outcome, POOL},
+    rig::Bus,
+};
+
+pub const CLIENTS: usize = 6;
+/// Names over which clients quarrel.
+const NAMES: u32 = 6;
+/// More filesystems than this are not made; keeps lists small.
+const FILESYSTEMS_MAX: usize = 20;
+/// Signals that the watcher lets go by between two lists.
+const SIGNALS_PER_LIST: usize = 500;
+
+/// Distinguishes everything that is named, over all histories.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+fn fresh(word: &str) -> String {
+    format!("{word}{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Makes a history of about this many calls. `pools` must exist; filesystems may be there.
+pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
+    let rules = [
+        ",member='InterfacesAdded'".to_owned(),
+        ",member='InterfacesRemoved'".to_owned(),
+        format!(",member='PropertiesChanged',arg0='{POOL}'"),
+        format!(",member='PropertiesChanged',arg0='{FILESYSTEM}'"),
+        format!(",member='PropertiesChanged',arg0='{BLOCKDEV}'"),
+    ];
+    let connect = || rules.iter().fold(Client::new(bus), |client, rule| client.listens(rule));
+    let connected: Vec<Client> = (0..CLIENTS).map(|_| connect()).collect();
+    let watcher = Client::new(bus).listens("");
+    let first = client::objects(&watcher.list());
+    let before: Vec<(String, Label)> =
+        first.iter().map(|(path, interfaces)| (path.clone(), client::label(interfaces).unwrap())).collect();
+    watcher.take_signals();
+    let clock = Instant::now();
+    let all_done = Arc::new(Barrier::new(CLIENTS));
+    std::thread::scope(|scope| {
+        let watching = scope.spawn(move || watch(&watcher, first));
+        let streams: Vec<_> = connected
+            .into_iter()
+            .enumerate()
+            .map(|(number, client)| {
+                let caller = Caller {
+                    client,
+                    clock,
+                    random: StdRng::seed_from_u64(seed * 1000 + number as u64),
+                    stream: Stream::default(),
+                    labels: before.clone(),
+                    gone: Vec::new(),
+                    own_device: format!("/dev/moment-{number}"),
+                    own_pool: None,
+                };
+                let all_done = Arc::clone(&all_done);
+                scope.spawn(move || caller.run(calls / CLIENTS, &all_done))
+            })
+            .collect();
+        let clients: Vec<Stream> = streams.into_iter().map(|stream| stream.join().unwrap()).collect();
+        // What ends the watcher: a change that belongs to no client.
+        let last = Client::new(bus);
+        let made = last.done(client::create_pool(LAST, &["/dev/last"]));
+        last.done(client::destroy_pool(&made[0]));
+        History { clients, watcher: watching.join().unwrap() }
+    })
+}
+
+/// The pool that tells the watcher that all is over.
+const LAST: &str = "the-end";
+
+fn watch(client: &Client, first: std::collections::BTreeMap<String, client::Interfaces>) -> Vec<Item> {
+    let mut items = vec![Item::List(first)];
+    loop {
+        for _ in 0..SIGNALS_PER_LIST {
+            let Some(signal) = client.next_signal() else { continue };
+            if matches!(Event::of(&signal), Some(Event::Added(_, Label::Pool(name))) if name == LAST) {
+                return items;
+            }
+            items.push(Item::Signal(signal));
+        }
+        let list = client.list();
+        let signals = client.take_signals();
+        let is_last = |signal: &client::Signal| matches!(Event::of(signal), Some(Event::Added(_, Label::Pool(name))) if name == LAST);
+        if let Some(end) = signals.iter().position(is_last) {
+            items.extend(signals.into_iter().take(end).map(Item::Signal));
+            return items;
+        }
+        items.extend(signals.into_iter().map(Item::Signal));
+        items.push(Item::List(client::objects(&list)));
+    }
+}
+
+struct Caller {
+    client: Client,
+    clock: Instant,
+    random: StdRng,
+    stream: Stream,
+    /// What this client has heard of.
+    labels: Vec<(String, Label)>,
+    /// Filesystems that it has heard of, and heard that they are gone.
+    gone: Vec<String>,
+    /// For its pools of the moment, always the same one: the simulated machine keeps every disk that was ever named.
+    own_device: String,
+    own_pool: Option<Vec<String>>,
+}
+
+impl Caller {
+    fn run(mut self, calls: usize, all_done: &Barrier) -> Stream {
+        for _ in 0..calls {
+            self.step();
+        }
+        if let Some(objects) = self.own_pool.take() {
+            let message = client::destroy_pool(&objects[0]);
+            self.change(What::DestroyPool { objects }, message);
+        }
+        all_done.wait();
+        // All changes have been answered, so their signals come before this answer.
+        self.client.call(client::ping());
+        self.hear();
+        self.stream
+    }
+
+    fn hear(&mut self) {
+        for signal in self.client.take_newest_signals() {
+            let Some(event) = Event::of(&signal) else { continue };
+            match &event {
+                Event::Added(path, label) => self.labels.push((path.clone(), label.clone())),
+                Event::Removed(path) => {
+                    self.labels.retain(|(known, _)| known != path);
+                    self.gone.push(path.clone());
+                    if self.gone.len() > 5 {
+                        self.gone.remove(0);
+                    }
+                }
+                Event::Labelled(..) => {}
+            }
+            self.stream.heard.push(event);
+        }
+    }
+
+    /// Makes a call and notes it.
+    fn call(&mut self, what: What, message: Message, read: impl FnOnce(&Message) -> Answer) -> Answer {
+        let begin = self.now();
+        let reply = self.client.call(message);
+        let end = self.now();
+        self.hear();
+        let answer = read(&reply);
+        self.stream.calls.push(Call { begin, end, what, answer: answer.clone(), heard: self.stream.heard.len() });
+        answer
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.elapsed().as_nanos() as u64
+    }
+
+    fn change(&mut self, what: What, message: Message) -> Answer {
+        self.call(what, message, |reply| match client::outcome(reply) {
+            Outcome::Changed(words) => {
+                Answer::Changed(words.into_iter().filter(|word| word.starts_with('/')).collect())
+            }
+            Outcome::Unchanged => Answer::Unchanged,
+            Outcome::Refused(text) => Answer::Refused(text),
+            Outcome::Error(name) => Answer::Error(name),
+        })
+    }
+
+    /// One of the objects of a kind; now and then one that is gone.
+    fn pick(&mut self, is_it: impl Fn(&Label) -> bool) -> Option<(String, Label)> {
+        let found: Vec<&(String, Label)> = self.labels.iter().filter(|(_, label)| is_it(label)).collect();
+        (!found.is_empty()).then(|| found[self.random.random_range(0..found.len())].clone())
+    }
+
+    fn filesystem(&mut self) -> Option<String> {
+        if !self.gone.is_empty() && self.random.random_range(0..20) == 0 {
+            let at = self.random.random_range(0..self.gone.len());
+            return Some(self.gone[at].clone());
+        }
+        self.pick(|label| matches!(label, Label::Filesystem(..))).map(|(path, _)| path)
+    }
+
+    fn pool(&mut self) -> String {
+        // Pools of the moment are left alone: only their maker knows when they go.
+        let is_lasting = |label: &Label| matches!(label, Label::Pool(name) if name.starts_with("lasting"));
+        self.pick(is_lasting).expect("there are pools").0
+    }
+
+    fn filesystems(&self) -> usize {
+        self.labels.iter().filter(|(_, label)| matches!(label, Label::Filesystem(..))).count()
+    }
+
+    fn step(&mut self) {
+        match self.random.random_range(0..1000) {
+            0..500 => self.look(),
+            500..560 => self.list(),
+            560..720 => self.create(),
+            720..850 => self.destroy(),
+            850..930 => self.rename(),
+            930..960 => self.snapshot(),
+            960..970 => self.rename_pool(),
+            970..990 => self.inform(),
+            _ => self.pool_of_the_moment(),
+        }
+    }
+
+    fn look(&mut self) {
+        let (path, interface, property) = match self.random.random_range(0..10) {
+            0 => (Some(self.pool()), POOL, "Name"),
+            1 => (self.device(), BLOCKDEV, "UserInfo"),
+            _ => (self.filesystem(), FILESYSTEM, "Name"),
+        };
+        let Some(path) = path else { return };
+        let message = client::get(&path, interface, property);
+        self.call(What::Look { path }, message, |reply| match client::value(reply) {
+            Ok(text) => Answer::Label(text),
+            Err(name) => Answer::Error(name),
+        });
+    }
+
+    fn device(&mut self) -> Option<String> {
+        self.pick(|label| matches!(label, Label::Device(_))).map(|(path, _)| path)
+    }
+
+    fn list(&mut self) {
+        self.call(What::List, client::list(), |reply| {
+            let labels = client::labels(reply);
+            Answer::Listed(labels.iter().fold(0, |all, (path, label)| all ^ digest(path, text(label))))
+        });
+    }
+
+    fn create(&mut self) {
+        if self.filesystems() >= FILESYSTEMS_MAX {
+            return self.destroy();
+        }
+        let (pool, name) = (self.pool(), format!("fs{}", self.random.random_range(0..NAMES)));
+        let message = client::create_filesystem(&pool, &name);
+        self.change(What::CreateFilesystem { pool, name }, message);
+    }
+
+    fn destroy(&mut self) {
+        let Some(path) = self.filesystem() else { return };
+        let of = self.labels.iter().find_map(|(known, label)| match label {
+            Label::Filesystem(pool, _) if *known == path => Some(pool.clone()),
+            _ => None,
+        });
+        let pool = match of {
+            Some(pool) => pool,
+            None => self.pool(),
+        };
+        let message = client::destroy_filesystem(&pool, &path);
+        self.change(What::DestroyFilesystem { pool, path }, message);
+    }
+
+    fn rename(&mut self) {
+        let Some(path) = self.filesystem() else { return };
+        let text = fresh("renamed");
+        let message = client::rename_filesystem(&path, &text);
+        self.change(What::Label { path, text }, message);
+    }
+
+    fn snapshot(&mut self) {
+        if self.filesystems() >= FILESYSTEMS_MAX {
+            return self.destroy();
+        }
+        let Some((origin, Label::Filesystem(pool, _))) = self.pick(|label| matches!(label, Label::Filesystem(..)))
+        else {
+            return;
+        };
+        let name = format!("fs{}", self.random.random_range(0..NAMES));
+        let message = client::snapshot(&pool, &origin, &name);
+        self.change(What::Snapshot { pool, origin, name }, message);
+    }
+
+    fn rename_pool(&mut self) {
+        let (path, text) = (self.pool(), fresh("lasting"));
+        let message = client::rename_pool(&path, &text);
+        self.change(What::Label { path, text }, message);
+    }
+
+    fn inform(&mut self) {
+        let Some(path) = self.device() else { return };
+        let text = fresh("note");
+        let message = client::set_user_info(&path, &text);
+        self.change(What::Label { path, text: format!("(true {text})") }, message);
+    }
+
+    /// Makes a pool, or destroys the one made before.
+    fn pool_of_the_moment(&mut self) {
+        match self.own_pool.take() {
+            None => {
+                let message = client::create_pool(&fresh("moment"), &[&self.own_device]);
+                if let Answer::Changed(objects) = self.change(What::CreatePool, message) {
+                    self.own_pool = Some(objects);
+                }
+            }
+            Some(objects) => {
+                let message = client::destroy_pool(&objects[0]);
+                self.change(What::DestroyPool { objects }, message);
+            }
+        }
+    }
+}

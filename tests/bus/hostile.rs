@@ -1,0 +1,331 @@
+//! P9: clients that mean no good, or are broken. The daemon answers what can be answered, others notice nothing, and
+//! afterwards it has no descriptor more and not much memory more than before.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+};
+
+use dbus::{Message, arg::Variant};
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
+
+use crate::{
+    client::{self, BLOCKDEV, Client, FILESYSTEM, MANAGER, Outcome, POOL, PROPERTIES, TOP},
+    rig::{Bus, Daemon},
+};
+
+/// More than this the daemon must not come to have, in KiB. Idle it has about 10 MiB; the rest is what one message
+/// may weigh (32 MiB on a system bus), several times over.
+const RESIDENT_MAX_KIB: u64 = 300 << 10;
+/// An answer to nonsense is a sentence, whatever the nonsense.
+const ANSWER_BYTES_MAX: usize = 4096;
+
+/// A daemon with a pool and a filesystem, and a client that nothing may disturb.
+struct Victim {
+    bus: Bus,
+    daemon: Daemon,
+    bystander: Client,
+    objects: Vec<String>,
+    descriptors: usize,
+}
+
+impl Victim {
+    fn new() -> Victim {
+        let bus = Bus::start();
+        let daemon = bus.daemon(&[]);
+        let bystander = Client::new(&bus);
+        let mut objects = bystander.done(client::create_pool("p", &["/dev/a"]));
+        objects.push(bystander.done(client::create_filesystem(&objects[0], "home"))[0].clone());
+        let descriptors = daemon.descriptors();
+        Victim { bus, daemon, bystander, objects, descriptors }
+    }
+
+    fn pool(&self) -> &str {
+        &self.objects[0]
+    }
+
+    fn device(&self) -> &str {
+        &self.objects[1]
+    }
+
+    fn filesystem(&self) -> &str {
+        &self.objects[2]
+    }
+
+    /// Somebody else is served as ever.
+    fn is_fine(&self) {
+        let name = self.bystander.call(client::get(self.filesystem(), FILESYSTEM, "Name"));
+        assert_eq!(client::value(&name).as_deref(), Ok("home"));
+        assert_eq!(client::paths(&self.bystander.list()), self.objects.iter().cloned().collect());
+        let other = &self.bystander.done(client::create_filesystem(self.pool(), "other"))[0];
+        self.bystander.done(client::destroy_filesystem(self.pool(), other));
+    }
+
+    /// To be called when the attacker is gone.
+    fn ends_well(mut self, what: &str) {
+        self.is_fine();
+        // Descriptors that came with messages are closed when the messages have been dealt with; all have, by now.
+        assert_eq!(self.daemon.descriptors(), self.descriptors, "{what}");
+        let (now, most) = (self.daemon.resident_kib(), self.daemon.resident_max_kib());
+        println!("{what}: {now} KiB resident, at most {most}");
+        assert!(most < RESIDENT_MAX_KIB, "{what}: {most} KiB");
+        assert!(self.daemon.is_up());
+    }
+}
+
+/// The text of an error, or of a reply with code 1, for a call that must not succeed.
+#[track_caller]
+fn refusal(client: &Client, call: Message) -> String {
+    let what = format!("{:?} {:?}", call.interface(), call.member());
+    let mut reply = client.call(call);
+    let text = match reply.as_result() {
+        Err(error) => error.message().unwrap_or_default().to_owned(),
+        Ok(reply) => match client::outcome(reply) {
+            Outcome::Refused(text) => text,
+            other => panic!("{what}: {other:?}"),
+        },
+    };
+    assert!((10..ANSWER_BYTES_MAX).contains(&text.len()), "{what}: {} bytes", text.len());
+    text
+}
+
+#[test]
+fn arguments_of_wrong_types() {
+    let victim = Victim::new();
+    let attacker = Client::new(&victim.bus);
+    let (pool, filesystem, device) = (victim.pool(), victim.filesystem(), victim.device());
+    let methods = [
+        (TOP, MANAGER, "CreatePool"),
+        (TOP, MANAGER, "DestroyPool"),
+        (TOP, MANAGER, "SetKey"),
+        (TOP, MANAGER, "StartPool"),
+        (TOP, "org.storage.stratis3.Manager.r0", "CreatePool"),
+        (TOP, "org.storage.stratis3.Report.r3", "GetReport"),
+        (pool, POOL, "CreateFilesystems"),
+        (pool, POOL, "DestroyFilesystems"),
+        (pool, POOL, "SnapshotFilesystem"),
+        (pool, POOL, "AddDataDevs"),
+        (pool, POOL, "SetName"),
+        (filesystem, FILESYSTEM, "SetName"),
+        (device, "org.storage.stratis3.blockdev.r2", "SetUserInfo"),
+        (filesystem, PROPERTIES, "Get"),
+        (filesystem, PROPERTIES, "GetAll"),
+        (filesystem, PROPERTIES, "Set"),
+    ];
+    for (path, interface, member) in methods {
+        refusal(&attacker, client::call(path, interface, member, ()));
+        refusal(&attacker, client::call(path, interface, member, (7u8,)));
+        refusal(&attacker, client::call(path, interface, member, (vec![(1u32, vec![true])], "x")));
+        refusal(&attacker, client::call(path, interface, member, (Variant(Variant(Variant("deep"))), 1.5f64)));
+        refusal(&attacker, client::call(path, interface, member, (vec![0u8; 1 << 20], -1i64)));
+        refusal(&attacker, client::call(path, interface, member, (client::object("/"), -1i16)));
+    }
+    for value in [Variant(1u8), Variant(255u8)] {
+        refusal(&attacker, client::call(device, PROPERTIES, "Set", (BLOCKDEV, "UserInfo", value)));
+    }
+    refusal(&attacker, client::call(device, PROPERTIES, "Set", (BLOCKDEV, "UserInfo", Variant(Variant((true, "x"))))));
+    refusal(&attacker, client::call(device, PROPERTIES, "Set", (BLOCKDEV, "UserInfo", Variant((true, 1u8)))));
+    drop(attacker);
+    victim.ends_well("wrong types");
+}
+
+#[test]
+fn names_without_end() {
+    let victim = Victim::new();
+    let attacker = Client::new(&victim.bus);
+    let (pool, filesystem) = (victim.pool(), victim.filesystem());
+    let many: Vec<String> = (0..20_000).map(|number| format!("n{number}")).collect();
+    let specs = |count: usize| many[..count].iter().map(|name| (name, (false, ""), (false, ""))).collect::<Vec<_>>();
+    refusal(&attacker, client::call(pool, POOL, "CreateFilesystems", (specs(5000),)));
+    refusal(&attacker, client::call(pool, POOL, "CreateFilesystems", (specs(20_000),)));
+    // Relative paths, so that the simulated machine does not make disks of them.
+    let relative: Vec<&str> = many.iter().map(String::as_str).collect();
+    refusal(&attacker, client::create_pool("q", &relative));
+    refusal(&attacker, client::add_devices(pool, &relative));
+    let unknown: Vec<String> = (0..150_000).map(|number| format!("{TOP}/9{number}")).collect();
+    let unknown: Vec<dbus::Path<'_>> = unknown.iter().map(|path| client::object(path)).collect();
+    let few = client::call(pool, POOL, "DestroyFilesystems", (unknown[..50_000].to_vec(),));
+    assert_eq!(client::outcome(&attacker.call(few)), Outcome::Unchanged);
+    refusal(&attacker, client::call(pool, POOL, "DestroyFilesystems", (unknown,)));
+
+    for length in [300, 1 << 16, 16 << 20] {
+        let giant = "x".repeat(length);
+        refusal(&attacker, client::create_pool(&giant, &["/dev/b"]));
+        refusal(&attacker, client::create_pool("q", &[&giant]));
+        refusal(&attacker, client::create_pool("q", &[&format!("/dev/{giant}/y")]));
+        refusal(&attacker, client::create_filesystem(pool, &giant));
+        refusal(&attacker, client::rename_pool(pool, &giant));
+        refusal(&attacker, client::rename_filesystem(filesystem, &giant));
+        refusal(&attacker, client::snapshot(pool, filesystem, &giant));
+        refusal(&attacker, client::set_user_info(victim.device(), &giant));
+        refusal(&attacker, client::get(pool, POOL, &giant));
+        refusal(&attacker, client::get(pool, &giant, "Name"));
+        refusal(&attacker, client::call(TOP, "org.storage.stratis3.Report.r9", "GetReport", (&giant,)));
+        let size = client::call(pool, POOL, "CreateFilesystems", (vec![("a", (true, &giant), (false, ""))],));
+        refusal(&attacker, size);
+        let path = format!("{TOP}/{}", "9".repeat(length));
+        refusal(&attacker, client::get(&path, POOL, "Name"));
+        refusal(&attacker, client::destroy_pool(&path));
+    }
+    drop(attacker);
+    victim.ends_well("names without end");
+}
+
+#[test]
+fn descriptors_too_few_and_too_many() {
+    let victim = Victim::new();
+    let attacker = Client::new(&victim.bus);
+    let file = || File::open("/dev/null").unwrap();
+    for _ in 0..50 {
+        refusal(&attacker, client::call(TOP, MANAGER, "SetKey", ("description",)));
+        refusal(&attacker, client::call(TOP, MANAGER, "SetKey", (file(), "description")));
+        let mut many = client::call(TOP, MANAGER, "SetKey", ("description", file(), file(), file(), file()));
+        many.append_all((file(), file(), file(), file()));
+        // The first of them is the key, an empty one.
+        attacker.call(many);
+        // Where none is wanted, too: what is surplus is ignored.
+        let mut get = client::get(victim.filesystem(), FILESYSTEM, "Name");
+        get.append_all((file(), file(), file(), file(), file()));
+        assert_eq!(client::value(&attacker.call(get)).as_deref(), Ok("home"));
+        let mut create = client::create_filesystem(victim.pool(), "home");
+        create.append_all((file(), file()));
+        assert_eq!(client::outcome(&attacker.call(create)), Outcome::Unchanged);
+        // Nobody waits for the answer of this one.
+        let mut unheard = client::call("/nowhere", MANAGER, "SetKey", ("description", file()));
+        unheard.set_no_reply(true);
+        attacker.send(unheard);
+    }
+    attacker.call(client::ping());
+    drop(attacker);
+    victim.ends_well("descriptors");
+}
+
+#[test]
+fn what_there_is_not() {
+    let victim = Victim::new();
+    let attacker = Client::new(&victim.bus);
+    let mut random = StdRng::seed_from_u64(1);
+    let letters = |random: &mut StdRng| -> String { (0..8).map(|_| random.random_range('a'..='z')).collect() };
+    for _ in 0..500 {
+        let (word, other) = (letters(&mut random), letters(&mut random));
+        refusal(&attacker, client::call(&format!("/{word}/{other}"), MANAGER, "CreatePool", ()));
+        refusal(&attacker, client::call(&format!("{TOP}/{word}"), PROPERTIES, "GetAll", (POOL,)));
+        refusal(&attacker, client::call(TOP, &format!("org.{word}.{other}"), &word, ()));
+        refusal(&attacker, client::call(victim.pool(), POOL, &word, (random.next_u64(),)));
+        refusal(&attacker, client::get(victim.pool(), POOL, &word));
+        refusal(&attacker, client::get(victim.pool(), &format!("org.storage.stratis3.{word}.r1"), "Name"));
+    }
+    drop(attacker);
+    victim.ends_well("unknown paths and members");
+}
+
+/// Below the library: messages that stop in the middle, and bytes that are no messages. The bus stands in front of us; what
+/// is to be shown is that nothing of it gets through to us.
+#[test]
+fn broken_messages() {
+    let victim = Victim::new();
+    let mut random = StdRng::seed_from_u64(2);
+    for round in 0..100 {
+        let mut socket = UnixStream::connect(victim.bus.socket()).unwrap();
+        socket.set_read_timeout(Some(crate::rig::LIMIT)).unwrap();
+        socket.write_all(b"\0AUTH EXTERNAL\r\n").unwrap();
+        let mut answer = [0; 256];
+        let length = socket.read(&mut answer).unwrap();
+        assert!(answer[..length].starts_with(b"DATA"), "the bus asks who we are");
+        socket.write_all(b"DATA\r\n").unwrap();
+        let length = socket.read(&mut answer).unwrap();
+        assert!(answer[..length].starts_with(b"OK"), "the bus lets us in");
+        socket.write_all(b"BEGIN\r\n").unwrap();
+        // The head of a call that announces 64 bytes of header fields and some body, and not all of what it announces.
+        let mut head = vec![b'l', 1, 0, 1, 200, 0, 0, 0, 1, 0, 0, 0, 64, 0, 0, 0];
+        head.resize(16 + round, 0);
+        random.fill_bytes(&mut head[16..]);
+        // The bus may have hung up in the middle of it.
+        let _ = socket.write_all(&head);
+    }
+    victim.ends_well("broken messages");
+}
+
+#[test]
+fn gone_in_the_middle_of_a_call() {
+    let victim = Victim::new();
+    let mut made = Vec::new();
+    for round in 0..100 {
+        let attacker = Client::new(&victim.bus);
+        attacker.post(client::create_filesystem(victim.pool(), &format!("orphan{round}")));
+        attacker.post(client::list());
+        attacker.post(client::get(victim.pool(), POOL, "Name"));
+        attacker.flush();
+        drop(attacker);
+        // The call is carried out all the same, or was never sent on by the bus.
+        if round % 10 == 9 {
+            let call = client::create_filesystem(victim.pool(), &format!("orphan{round}"));
+            if let Outcome::Changed(words) = client::outcome(&victim.bystander.call(call)) {
+                made.push(words[0].clone());
+            }
+            let left = client::paths(&victim.bystander.list());
+            for path in left.iter().filter(|path| !victim.objects.contains(path)) {
+                victim.bystander.call(client::destroy_filesystem(victim.pool(), path));
+            }
+        }
+    }
+    // Whatever was under way has come to its end when its name can be used.
+    for round in 0..100 {
+        let name = format!("orphan{round}");
+        victim.bystander.call(client::create_filesystem(victim.pool(), &name));
+        let list = client::labels(&victim.bystander.list());
+        let is_it = |label: &client::Label| matches!(label, client::Label::Filesystem(_, n) if *n == name);
+        for (path, _) in list.iter().filter(|(_, label)| is_it(label)) {
+            victim.bystander.done(client::destroy_filesystem(victim.pool(), path));
+        }
+    }
+    victim.ends_well("gone in the middle");
+}
+
+#[test]
+fn one_that_never_reads() {
+    let victim = Victim::new();
+    for name in 0..40 {
+        victim.bystander.done(client::create_filesystem(victim.pool(), &format!("fs{name}")));
+    }
+    let attacker = Client::new(&victim.bus).listens("");
+    for _ in 0..3000 {
+        attacker.post(client::list());
+        attacker.post(client::get(victim.pool(), POOL, "Name"));
+    }
+    attacker.flush();
+    for path in client::paths(&victim.bystander.list()).iter().filter(|path| !victim.objects.contains(path)) {
+        victim.bystander.done(client::destroy_filesystem(victim.pool(), path));
+    }
+    victim.is_fine();
+    drop(attacker);
+    victim.ends_well("one that never reads");
+}
+
+/// Calls that want no answer, as fast as they can be sent: reads, and changes that have to queue for the pool.
+#[test]
+fn a_flood_from_one_client() {
+    let victim = Victim::new();
+    let attacker = Client::new(&victim.bus);
+    let without_answer = |mut call: Message| {
+        call.set_no_reply(true);
+        attacker.post(call);
+    };
+    for round in 0..100 {
+        for _ in 0..100 {
+            without_answer(client::get(victim.pool(), POOL, "Name"));
+            without_answer(client::list());
+            without_answer(client::rename_filesystem(victim.filesystem(), "home"));
+            without_answer(client::create_filesystem(victim.pool(), "home"));
+            without_answer(client::create_pool("p", &["/dev/a"]));
+        }
+        attacker.flush();
+        if round % 20 == 0 {
+            victim.is_fine();
+        }
+    }
+    victim.is_fine();
+    drop(attacker);
+    victim.ends_well("a flood of 50000 calls");
+}
