@@ -303,6 +303,70 @@ fn one_that_never_reads() {
     victim.ends_well("one that never reads");
 }
 
+/// Filesystems enough for lists of megabytes.
+fn fill(victim: &mut Victim) -> usize {
+    for pool in 0..5 {
+        let made = victim.bystander.done(client::create_pool(&format!("full{pool}"), &[&format!("/dev/full{pool}")]));
+        for name in 0..90 {
+            let name = format!("fs{name}");
+            victim
+                .objects
+                .extend(victim.bystander.done(client::create_filesystem(&made[0], &name)).into_iter().step_by(2));
+        }
+        victim.objects.extend(made);
+    }
+    let list = victim.bystander.list();
+    message_bytes(&list)
+}
+
+fn message_bytes(message: &Message) -> usize {
+    let mut length = 0;
+    let count = |bytes: &[u8]| -> Result<(), ()> {
+        length = bytes.len();
+        Ok(())
+    };
+    message.marshal(count).unwrap();
+    length
+}
+
+/// The bus keeps what a client does not read on our account, and stops reading from us at 127 MiB: one client that
+/// asked for more lists than that silenced the daemon for all others until it was gone.
+#[test]
+fn one_that_asks_for_more_lists_than_the_bus_holds_and_never_reads() {
+    const READ: usize = 300;
+    let mut victim = Victim::new();
+    let list_bytes = fill(&mut victim);
+    assert!(list_bytes * READ > 300 << 20, "{list_bytes} bytes in a list");
+    let attackers: Vec<Client> = (0..4).map(|_| Client::new(&victim.bus)).collect();
+    let mut asked = Vec::new();
+    for round in 0..READ {
+        for attacker in &attackers {
+            asked.push(attacker.send(client::list()));
+            attacker.send(client::call(TOP, "org.storage.stratis3.Manager.r9", "EngineStateReport", ()));
+        }
+        if round % 30 == 0 {
+            victim.is_fine();
+        }
+    }
+    for _ in 0..500 {
+        let name = victim.bystander.call(client::get(victim.filesystem(), FILESYSTEM, "Name"));
+        assert_eq!(client::value(&name).as_deref(), Ok("home"));
+    }
+    victim.is_fine();
+
+    // It turns out that it was only slow. It has what it may have, is told why not more, and then may ask again.
+    let slow = &attackers[0];
+    let replies: Vec<Message> = asked.iter().step_by(attackers.len()).map(|serial| slow.wait(*serial)).collect();
+    let (refused, lists): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| client::error_name(reply).is_some());
+    assert!(refused.iter().all(|reply| client::error_name(reply).as_deref() == Some("LimitsExceeded")));
+    println!("of {READ} lists of {list_bytes} bytes one that does not read gets {}", lists.len());
+    assert!(!lists.is_empty() && lists.len() * list_bytes <= 17 << 20);
+    slow.call(client::ping());
+    assert_eq!(client::paths(&slow.list()).len(), victim.objects.len());
+    drop(attackers);
+    victim.ends_well("lists that nobody reads");
+}
+
 /// Calls that want no answer, as fast as they can be sent: reads, and changes that have to queue for the pool.
 #[test]
 fn a_flood_from_one_client() {
