@@ -20,12 +20,14 @@ CARGO      ?= cargo
 CARGO_FLAGS = --locked $(if $(filter release,$(PROFILEDIR)),--release)
 TARGET_DIR ?= $(or $(CARGO_TARGET_DIR),target)
 BUILT       = $(TARGET_DIR)/$(PROFILEDIR)
+# The udev programs lie in a folder of their own: `cargo test` builds them too, but not statically.
+STATIC      = $(BUILT)/static
 # For a look at it a quick build is the better one; on real disks the real one.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
 # Fails unless a program needs no library.
-is_static   = ldd $(BUILT)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
-                  { echo "$(BUILT)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
+is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
+                  { echo "$(STATIC)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
@@ -106,8 +108,8 @@ build-machine-checks:
 
 # udev runs these for many events and in the initial ramdisk, where no library may be: they must be static.
 build-udev-programs:
-	@for program in $(UDEV_PROGRAMS); do \
-	    $(CARGO) rustc $(CARGO_FLAGS) --bin $$program -- -C target-feature=+crt-static || exit 1; \
+	@mkdir -p $(STATIC); for program in $(UDEV_PROGRAMS); do \
+	    $(CARGO) rustc $(CARGO_FLAGS) --bin $$program -- -C target-feature=+crt-static && cp $(BUILT)/$$program $(STATIC)/ || exit 1; \
 	    $(call is_static,$$program); \
 	done
 
@@ -119,7 +121,7 @@ install-daemon:
 install-udev:
 	for program in $(UDEV_PROGRAMS); do \
 	    $(call is_static,$$program); \
-	    $(INSTALL) -D -m 0755 $(BUILT)/$$program $(DESTDIR)$(UDEVDIR)/$$program || exit 1; \
+	    $(INSTALL) -D -m 0755 $(STATIC)/$$program $(DESTDIR)$(UDEVDIR)/$$program || exit 1; \
 	done
 	$(INSTALL) -D -m 0644 udev/61-stratisd.rules $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules
 

@@ -39,6 +39,10 @@ pub enum Key {
     Filesystem(PoolUuid, Name),
     /// A filesystem that may not go away, because it is the origin of a snapshot in the making or is being extended.
     Origin(PoolUuid, FsUuid),
+    /// A pool of which the filesystems are being checked. No work in it: a check that finds the pool drained ends.
+    Extension(PoolUuid),
+    /// A pool of which the need for metadata is being found out; no work in it either.
+    Need(PoolUuid),
     /// A pool to which devices are being added.
     Growth(PoolUuid),
     /// A pool that is to be used alone: no new work may begin in it.

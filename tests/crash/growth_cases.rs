@@ -4,16 +4,21 @@
 
 use std::path::Path;
 
-use stratisd::engine::{
-    Result,
-    metadata::MetadataVersion,
-    ops,
-    units::{Bytes, Sectors},
+use stratisd::{
+    engine::{
+        Result,
+        dm_names::Role,
+        metadata::MetadataVersion,
+        ops::{self, CacheTier, Stopped, Unlock},
+        request::PoolRef,
+        units::{Bytes, Sectors},
+    },
+    platform::Platform,
 };
 
 use crate::{
     Then,
-    bench::{Bench, GIB},
+    bench::{Bench, GIB, name},
     cases::Case,
 };
 
@@ -79,6 +84,37 @@ fn add_to_cache(bench: &mut Bench) -> Result<()> {
     bench.run(ops::add_cache_devices(bench.id("p"), vec!["/dev/faster".into()])).map(drop)
 }
 
+fn stop(bench: &mut Bench) -> Result<()> {
+    match bench.stop_pool("p")? {
+        Stopped::Partly(_, error) => Err(error),
+        Stopped::Done(_) | Stopped::CleanedUp(_) | Stopped::Already => Ok(()),
+    }
+}
+
+fn stopped_with_cache(bench: &mut Bench, version: MetadataVersion) {
+    cached(bench, version);
+    stop(bench).expect("the pool can be stopped");
+}
+
+fn start_without_cache(bench: &mut Bench) -> Result<()> {
+    let pool = PoolRef::Name(name("p"));
+    bench.run(ops::start_pool(pool, Unlock::default(), CacheTier::Drop)).map(drop)
+}
+
+fn start_and_write(bench: &mut Bench) -> Result<()> {
+    bench.start_pool("p")?;
+    write_more(bench)
+}
+
+fn empty_with_cache(bench: &mut Bench, version: MetadataVersion) {
+    bench.create_pool_of(version, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+    init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
+}
+
+fn destroy(bench: &mut Bench) -> Result<()> {
+    bench.run(ops::destroy_pool(bench.id("p"))).map(drop)
+}
+
 /// What a user finds in the pool goes through whatever lies below it.
 fn write_more(bench: &mut Bench) -> Result<()> {
     bench.mark("p", "f", 77);
@@ -115,7 +151,7 @@ const V2: MetadataVersion = MetadataVersion::V2;
 /// Every operation of growth.
 pub const GROWTH_CASES: &[(Then, Case)] = &[
     (
-        Then::CheckForward,
+        Then::Forward,
         Case {
             name: "check a pool with new space",
             prepare: |bench| with_space(bench, V2),
@@ -124,7 +160,7 @@ pub const GROWTH_CASES: &[(Then, Case)] = &[
         },
     ),
     (
-        Then::CheckForward,
+        Then::Forward,
         Case {
             name: "check a pool of version 1 with new space",
             prepare: |bench| with_space(bench, V1),
@@ -133,7 +169,7 @@ pub const GROWTH_CASES: &[(Then, Case)] = &[
         },
     ),
     (
-        Then::CheckForward,
+        Then::Forward,
         Case {
             name: "check a cached pool with new space",
             prepare: |bench| {
@@ -146,7 +182,7 @@ pub const GROWTH_CASES: &[(Then, Case)] = &[
         },
     ),
     (
-        Then::CheckForward,
+        Then::Forward,
         Case {
             name: "check a cached pool of version 1 with new space",
             prepare: |bench| {
@@ -159,7 +195,7 @@ pub const GROWTH_CASES: &[(Then, Case)] = &[
         },
     ),
     (
-        Then::CheckForward,
+        Then::Forward,
         Case {
             name: "check a pool that has just handed out everything",
             prepare: |bench| {
@@ -168,6 +204,24 @@ pub const GROWTH_CASES: &[(Then, Case)] = &[
                 bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
             },
             act: check,
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "add two data devices",
+            prepare: |bench| roomy(bench, V2),
+            act: |bench| add(bench, &["/dev/c", "/dev/d"]),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "add a data device to a pool of version 1",
+            prepare: |bench| roomy(bench, V1),
+            act: |bench| add(bench, &["/dev/c"]),
             next: write_more,
         },
     ),
@@ -247,15 +301,108 @@ pub const GROWTH_CASES: &[(Then, Case)] = &[
         },
     ),
     (
-        Then::CheckForward,
+        Then::EachForward,
         Case {
             name: "extend filesystems",
             prepare: used,
             act: |bench| {
-                bench.run(ops::check_filesystems(bench.id("p")));
-                Ok(())
+                // They were mounted before, unless the power has gone since.
+                if !bench.sim.leftovers().mounts.iter().any(|at| at.starts_with("/mnt")) {
+                    mount(bench);
+                }
+                bench.run(ops::check_filesystems_now(bench.id("p")))
             },
             next: mount_after,
+        },
+    ),
+    (
+        Then::Look,
+        Case { name: "stop a pool with a cache", prepare: |bench| cached(bench, V2), act: stop, next: start_and_write },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "stop a pool of version 1 with a cache",
+            prepare: |bench| cached(bench, V1),
+            act: stop,
+            next: start_and_write,
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "start a pool with a cache",
+            prepare: |bench| stopped_with_cache(bench, V2),
+            act: |bench| bench.start_pool("p").map(drop),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "start a pool of version 1 with a cache",
+            prepare: |bench| stopped_with_cache(bench, V1),
+            act: |bench| bench.start_pool("p").map(drop),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "start a pool without its cache",
+            prepare: |bench| stopped_with_cache(bench, V2),
+            act: start_without_cache,
+            next: start_and_write,
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "start a pool of version 1 without its cache",
+            prepare: |bench| stopped_with_cache(bench, V1),
+            act: start_without_cache,
+            next: start_and_write,
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "refresh a pool with a cache",
+            prepare: |bench| cached(bench, V1),
+            act: |bench| bench.run(ops::refresh()),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "destroy a pool with a cache",
+            prepare: |bench| empty_with_cache(bench, V2),
+            act: destroy,
+            next: |bench| bench.create_pool("other", &["/dev/x"]).map(drop),
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "destroy a pool of version 1 with a cache",
+            prepare: |bench| empty_with_cache(bench, V1),
+            act: destroy,
+            next: |bench| bench.create_pool("other", &["/dev/x"]).map(drop),
+        },
+    ),
+    (
+        Then::Look,
+        Case {
+            name: "start a pool of version 1 of which thin metadata is damaged",
+            prepare: |bench| {
+                roomy(bench, V1);
+                let metadata = Role::ThinMeta.name(bench.id("p"));
+                bench.sim.damage_metadata(&bench.sim.dm_node(&metadata)).expect("there is a thin pool");
+                stop(bench).expect("the pool can be stopped");
+            },
+            act: |bench| bench.start_pool("p").map(drop),
+            next: write_more,
         },
     ),
 ];

@@ -49,7 +49,7 @@ pub struct State {
     stopped: BTreeMap<String, (BTreeSet<String>, bool)>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct PoolState {
     version: u8,
     availability: &'static str,
@@ -69,12 +69,22 @@ struct PoolState {
     filesystems: BTreeMap<String, FilesystemState>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+impl PoolState {
+    /// Whether all but the filesystems is the same, and the filesystems have the same names.
+    fn is_but_for_filesystems(&self, other: &PoolState) -> bool {
+        let bare = |pool: &PoolState| PoolState { filesystems: BTreeMap::new(), ..pool.clone() };
+        bare(self) == bare(other) && self.filesystems.keys().eq(other.filesystems.keys())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct FilesystemState {
     size: u64,
     size_limit: Option<u64>,
     /// Size of the thin device as the kernel has it.
     mapped: u64,
+    /// Size of the XFS on it.
+    xfs: Option<u64>,
     /// Name of the origin.
     origin: Option<String>,
     merge_scheduled: bool,
@@ -85,6 +95,24 @@ struct FilesystemState {
 }
 
 impl State {
+    /// Whether of two states, between which only filesystems have grown, this has each filesystem as one of them has it. No
+    /// XFS may be larger than its device; one that is still as it was in a device that has grown is on its way.
+    pub fn is_between(&self, before: &State, after: &State) -> bool {
+        let grown =
+            |state: &State, pool: &str, name: &str| Some(state.running.get(pool)?.filesystems.get(name)?.clone());
+        let is_one_of = |pool: &str, name: &str, found: &FilesystemState| {
+            let (Some(old), Some(new)) = (grown(before, pool, name), grown(after, pool, name)) else { return false };
+            let on_its_way = FilesystemState { xfs: old.xfs, ..new.clone() };
+            found.xfs.is_some_and(|xfs| xfs <= found.mapped) && [old, on_its_way, new].contains(found)
+        };
+        self.running.keys().eq(after.running.keys())
+            && self.stopped == after.stopped
+            && self.running.iter().all(|(name, pool)| {
+                let alike = after.running.get(name).is_some_and(|other| pool.is_but_for_filesystems(other));
+                alike && pool.filesystems.iter().all(|(id, found)| is_one_of(name, id, found))
+            })
+    }
+
     /// That of a bench now.
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {
@@ -97,10 +125,13 @@ impl State {
                 let origin = filesystem.origin.map(|origin| {
                     pool.filesystems.get(&origin).map_or("(gone)".to_owned(), |origin| origin.name.to_string())
                 });
+                let device = dm_names::filesystem(pool.uuid, filesystem.uuid);
+                let xfs = bench.sim.xfs_size(&bench.sim.dm_node(&device)).and_then(|size| size.sectors());
                 let state = FilesystemState {
                     size: filesystem.size.0,
                     size_limit: filesystem.size_limit.map(|limit| limit.0),
-                    mapped: size_of(bench, &dm_names::filesystem(pool.uuid, filesystem.uuid)),
+                    mapped: size_of(bench, &device),
+                    xfs: xfs.map(|size| size.0),
                     origin,
                     merge_scheduled: filesystem.merge_scheduled,
                     linked: bench.is_linked(&pool_name, filesystem),

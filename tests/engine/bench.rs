@@ -154,6 +154,13 @@ impl Bench {
         self.run(started).map(|started| started.is_some())
     }
 
+    /// Checks all pools, as is done from time to time.
+    pub fn check_pools(&mut self) {
+        for pool in self.names() {
+            self.run(ops::check_pool(self.id(&pool)));
+        }
+    }
+
     /// The power goes and comes again; a daemon starts.
     pub fn reboot(self) -> Bench {
         self.sim.cut_power();

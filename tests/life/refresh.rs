@@ -24,6 +24,8 @@ fn machine() -> Bench {
 fn nothing_changes_where_nothing_has_changed() {
     let mut bench = machine();
     bench.mount("p", "f");
+    // How full they are is shown as of the last look.
+    bench.check_pools();
     let pools = || ["p", "q"];
     let before = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().pools.clone());
     let disks_before = bench.sim.snapshot();
@@ -84,6 +86,7 @@ fn a_restriction_ends_with_it() {
 fn a_pool_that_cannot_be_read_anew_runs_on() {
     let mut bench = machine();
     bench.mount("q", "f");
+    bench.check_pools();
     disks::save(&bench.sim, "/dev/b", b"no metadata");
     let before = bench.pool("q");
     let error = bench.run(ops::refresh()).unwrap_err();

@@ -3,7 +3,7 @@
 
 use stratisd::{
     engine::{
-        Result,
+        self,
         name::Name,
         ops::{self, CacheTier, NewFilesystem, Stopped, Unlock},
         request::{Next, PoolRef},
@@ -26,7 +26,9 @@ fn machine() -> Bench {
 }
 
 /// Whether something was changed; or the text of the error.
-fn told<T: Send + 'static>(chain: Next<Result<T>>, changed: fn(&T) -> bool) -> Next<Result<bool, String>> {
+type Told = Result<bool, String>;
+
+fn told<T: Send + 'static>(chain: Next<engine::Result<T>>, changed: fn(&T) -> bool) -> Next<Told> {
     chain.map(move |result| result.map(|value| changed(&value)).map_err(|error| error.sentence()))
 }
 
@@ -34,15 +36,15 @@ fn by_name(pool: &str) -> PoolRef {
     PoolRef::Name(name(pool))
 }
 
-fn stop(which: PoolRef) -> Next<Result<bool, String>> {
+fn stop(which: PoolRef) -> Next<Told> {
     told(ops::stop_pool(which), |stopped| matches!(stopped, Stopped::Done(_)))
 }
 
-fn start(which: PoolRef) -> Next<Result<bool, String>> {
+fn start(which: PoolRef) -> Next<Told> {
     told(ops::start_pool(which, Unlock::default(), CacheTier::Keep), Option::is_some)
 }
 
-fn create(bench: &Bench, pool: &str, filesystem: &str) -> Next<Result<bool, String>> {
+fn create(bench: &Bench, pool: &str, filesystem: &str) -> Next<Told> {
     let new = NewFilesystem { name: name(filesystem), size: Some(GIB), size_limit: None };
     told(ops::create_filesystems(bench.id(pool), vec![new]), |made| !made.is_empty())
 }

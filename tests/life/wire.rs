@@ -12,7 +12,7 @@ use std::{
 
 use dbus::{
     Message, MessageType, Path,
-    arg::{AppendAll, ArgType, Get, PropMap, ReadAll, RefArg, Variant},
+    arg::{AppendAll, PropMap, ReadAll, RefArg, Variant},
     channel::Channel,
 };
 use tempfile::TempDir;
@@ -95,10 +95,7 @@ impl World {
                 } else if message.get_reply_serial() == Some(serial) {
                     return match message.msg_type() {
                         MessageType::Error => {
-                            let name = message.read_all::<(String,)>();
-                            let mut iter = message.iter_init();
-                            let error = iter.get::<&str>().unwrap_or_default().to_owned();
-                            drop(name);
+                            let error = message.iter_init().get::<&str>().unwrap_or_default().to_owned();
                             Err((error_name(&message), error))
                         }
                         _ => Ok(message.read_all().unwrap()),
@@ -140,11 +137,12 @@ impl World {
 
     fn create_pool(&mut self, name: &str, devices: &[&str]) -> String {
         type Reply = ((bool, (Path<'static>, Vec<Path<'static>>)), u16, String);
-        let keys: (Vec<((bool, u32), String)>, Vec<((bool, u32), String, String)>) = Default::default();
-        let rest = (keys.0, keys.1, (false, 0_u64), (false, ""), (false, false));
-        let devices: Vec<&str> = devices.to_vec();
-        let (created, code, text): Reply =
-            self.call(TOP, "Manager.r9", "CreatePool", (name, devices, rest.0, rest.1, rest.2, rest.3, rest.4));
+        type Slot = (bool, u32);
+        let keys: Vec<(Slot, String)> = Vec::new();
+        let clevis: Vec<(Slot, String, String)> = Vec::new();
+        let integrity = ((false, 0_u64), (false, ""), (false, false));
+        let arguments = (name, devices, keys, clevis, integrity.0, integrity.1, integrity.2);
+        let (created, code, text): Reply = self.call(TOP, "Manager.r9", "CreatePool", arguments);
         assert_eq!(code, 0, "{text}");
         created.1.0.to_string()
     }

@@ -12,7 +12,10 @@ use stratisd::{
         request::PoolRef,
         units::Sectors,
     },
-    platform::{DeviceClass, Platform, sim::Sim},
+    platform::{
+        DeviceClass, Platform,
+        sim::{Call, Sim, Step},
+    },
 };
 
 use crate::{bench::Bench, disks};
@@ -22,7 +25,7 @@ const CACHE_DEVICE: &str = "22222222-2222-4222-8222-222222222222";
 
 /// A stopped pool of `/dev/slow` with a cache on `/dev/fast`, as another daemon could have made it.
 fn stopped_with_cache(version: MetadataVersion) -> Bench {
-    let sim = Sim::builder().disk("/dev/fast", FAST).build();
+    let sim = Sim::builder().disk("/dev/fast", FAST).record().build();
     let mut bench = Bench::start(sim);
     bench.create_pool_of(version, "p", &["/dev/slow"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
@@ -91,25 +94,34 @@ fn a_lost_cache_does_not_take_the_pool_with_it() {
 
 #[test]
 fn a_cache_that_could_not_be_wiped_stands_in_nobodys_way() {
-    let mut bench = stopped_with_cache(MetadataVersion::V2);
-    // The marking works, the wiping does not: two tries of it.
-    let steps = {
-        let mut probe = stopped_with_cache(MetadataVersion::V2);
-        let from = probe.sim.steps();
-        start(&mut probe, CacheTier::Drop).unwrap();
-        probe.sim.steps() - from
-    };
-    let from = bench.sim.steps();
-    bench.sim.faults().cut_power_at(from + steps - 2);
-    assert!(start(&mut bench, CacheTier::Drop).is_err());
-    bench.sim.cut_power();
-    bench.sim.faults().clear();
-    bench.sim.power_on();
-    let mut bench = Bench::start(bench.sim);
-    if bench.names().is_empty() {
-        start(&mut bench, CacheTier::Drop).unwrap();
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = stopped_with_cache(version);
+        let wiping = bench.sim.steps() + first_step_of_wiping(version);
+        // It is tried twice.
+        bench.sim.faults().fail_at(wiping);
+        bench.sim.faults().fail_at(wiping + 1);
+        assert!(start(&mut bench, CacheTier::Drop).unwrap().is_some());
+        bench.sim.faults().clear();
+        check_without(&mut bench);
+        assert_eq!(bench.sim.find_device(Path::new("/dev/fast")).unwrap().class, DeviceClass::Stratis);
+        // Neither for the pool nor for whoever takes the disk.
+        bench = bench.reboot();
+        check_without(&mut bench);
+        bench.create_pool("q", &["/dev/fast"]).unwrap();
     }
-    check_without(&mut bench);
+}
+
+/// The step, counted from the first of a start without the cache, in which the cache device begins to be wiped: the first
+/// that writes to it after the pool's metadata has been written without it.
+fn first_step_of_wiping(version: MetadataVersion) -> u64 {
+    let mut bench = stopped_with_cache(version);
+    let from = bench.sim.steps();
+    start(&mut bench, CacheTier::Drop).unwrap();
+    let steps: Vec<_> = bench.sim.trace().into_iter().skip(usize::try_from(from).unwrap()).collect();
+    let writes_to = |step: &Step, disk| step.call == Call::Write && step.subject.contains(disk);
+    let committed = steps.iter().rposition(|step| writes_to(step, "/dev/slow")).unwrap();
+    let wiping = steps.iter().skip(committed).position(|step| writes_to(step, "/dev/fast")).unwrap();
+    u64::try_from(committed + wiping).unwrap()
 }
 
 #[test]

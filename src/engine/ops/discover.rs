@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     engine::{
         Engine,
-        bda::{self, Bda, Repair},
+        bda::{Bda, Repair},
         claims::{Claim, Key},
         error::{Error, Result, chain},
         ids::PoolUuid,
@@ -39,7 +39,10 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 /// # Errors
 /// When the devices cannot be listed.
 fn look_around(engine: &Engine) -> Result<Vec<Found>> {
-    let devices = engine.platform().block_devices()?;
+    let mut devices = engine.platform().block_devices()?;
+    // Of a device and its clone the one that the kernel uses for the pool comes first, and so counts.
+    let used = setup::devices_in_use(engine.platform());
+    devices.sort_by_key(|device| !used.contains(&device.number));
     let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
     let found = new.filter_map(|device| identify(engine, device));
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
@@ -218,9 +221,6 @@ fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: DeviceSet, metadata:
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
     // Devices of the cache tier hold no metadata; those that do go last.
     let (data, cache): (Vec<Found>, Vec<Found>) = set.into_devices().partition(|found| found.metadata.is_some());
-    for found in cache.into_iter().chain(data) {
-        if let Err(error) = bda::wipe(engine.platform(), &found.device.path) {
-            log::error!("could not wipe {}: {error}", found.device.path.display());
-        }
-    }
+    let cache = cache.iter().map(|found| found.device.path.as_path());
+    setup::wipe_destroyed(engine.platform(), cache, data.iter().map(|found| found.device.path.as_path()));
 }

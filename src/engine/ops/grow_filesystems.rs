@@ -11,7 +11,7 @@
 //! The pool is held for records and tables only. How full filesystems are is asked, and XFS are extended, without a
 //! lock and side by side.
 
-use std::{any::Any, path::PathBuf};
+use std::{any::Any, collections::HashMap, path::PathBuf};
 
 use crate::{
     engine::{
@@ -41,19 +41,31 @@ struct Seen {
 
 /// Checks the filesystems of a pool; what goes wrong is logged.
 pub fn check_filesystems(uuid: PoolUuid) -> Next<()> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(()) };
-        if pool.check_changes().is_err() || pool.filesystems.is_empty() || !may_grow(pool) {
-            return Next::Done(());
+    check_filesystems_now(uuid).map(move |checked| {
+        if let Err(error) = checked {
+            log::warn!("check of the filesystems of pool {uuid}: {}", error.sentence());
         }
+    })
+}
+
+/// As [`check_filesystems`], and tells what went wrong first; the other filesystems are extended all the same. Nothing is
+/// done while another such check of the pool is under way: an XFS that takes its time must not heap them up.
+pub fn check_filesystems_now(uuid: PoolUuid) -> Next<Result<()>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(Ok(())) };
+        if pool.check_changes().is_err() || pool.filesystems.is_empty() || !may_grow(pool) {
+            return Next::Done(Ok(()));
+        }
+        let Some(claim) = engine.claims().claim([Key::Extension(uuid)]) else { return Next::Done(Ok(())) };
         let filesystems = pool.filesystems.iter().map(|(id, filesystem)| (*id, filesystem.number)).collect();
         Next::act(move |engine| match look(engine.platform(), filesystems) {
-            Ok(seen) if seen.is_empty() => Next::Done(()),
-            Ok(seen) => extend(uuid, seen),
-            Err(error) => {
-                log::warn!("the filesystems of pool {uuid} could not be checked: {}", error.sentence());
-                Next::Done(())
-            }
+            Ok((seen, failed)) if seen.is_empty() => Next::Done(failed),
+            Ok((seen, failed)) => extend(uuid, seen).map(|extended| failed.and(extended)),
+            Err(error) => Next::Done(Err(error)),
+        })
+        .map(move |checked| {
+            drop(claim);
+            checked
         })
     })
 }
@@ -64,23 +76,24 @@ fn may_grow(pool: &Pool) -> bool {
 }
 
 /// Looks how full the mounted ones are; those that are less than half full are left out. Unmounted ones are left alone.
-fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Result<Vec<Seen>> {
+/// Gives also the first error of those that could not be looked at.
+fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Result<(Vec<Seen>, Result<()>)> {
     let mounts = platform.mounts()?;
-    let mut first: std::collections::HashMap<DeviceNumber, PathBuf> = std::collections::HashMap::new();
+    let mut first: HashMap<DeviceNumber, PathBuf> = HashMap::new();
     for (number, mount_point) in mounts {
         first.entry(number).or_insert(mount_point);
     }
-    let mut seen = Vec::new();
+    let (mut seen, mut failed) = (Vec::new(), Ok(()));
     for (id, number) in filesystems {
         let Some(mount_point) = first.remove(&number) else { continue };
         match platform.usage(&mount_point) {
             Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => seen.push(Seen { id, mount_point, usage }),
             Ok(_) => {}
             // It may have been unmounted meanwhile.
-            Err(error) => log::warn!("how full {} is cannot be told: {error}", mount_point.display()),
+            Err(error) => failed = failed.and(Err(error.into())),
         }
     }
-    Ok(seen)
+    Ok((seen, failed))
 }
 
 /// An XFS that is to be extended to the size of its device.
@@ -92,14 +105,14 @@ struct Extended {
 }
 
 /// Records the new sizes and gives them to the thin devices, then has the XFS on them extended.
-fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<()> {
+fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
     Next::write(uuid, move |engine, granted| {
-        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(()) };
+        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
         // Whoever wants the pool for himself is not kept waiting; there will be another check.
         if pool.check_changes().is_err() || !may_grow(pool) || engine.claims().is_claimed(&Key::Drain(uuid)) {
-            return Next::Done(());
+            return Next::Done(Ok(()));
         }
-        let mut extended = Vec::new();
+        let (mut extended, mut failed) = (Vec::new(), Ok(()));
         for (seen, extension) in plan(pool, seen) {
             if extension == Extension::None {
                 continue;
@@ -110,10 +123,11 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<()> {
                 Err(error) => {
                     pool.note_failure(&error);
                     log::warn!("filesystem {} of pool {} was not extended: {}", seen.id, pool.name(), error.sentence());
+                    failed = failed.and(Err(error));
                 }
             }
         }
-        if extended.is_empty() { Next::Done(()) } else { grow_xfs(uuid, extended) }
+        if extended.is_empty() { Next::Done(failed) } else { grow_xfs(uuid, extended).map(|grown| failed.and(grown)) }
     })
 }
 
@@ -148,32 +162,32 @@ fn extend_device(engine: &Engine, pool: &mut Pool, id: FsUuid, extension: Extens
 }
 
 /// Extends XFS to the size of their devices, side by side, the pool released meanwhile.
-fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<()> {
+fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
     let part = |extended: &Extended| -> Part {
         let mount_point = extended.mount_point.clone();
         Box::new(move |engine| {
             let grown = engine.platform().run(Program::XfsGrowfs, &[&mount_point.to_string_lossy(), "-d"]);
-            Box::new(grown.map(drop)) as Box<dyn Any + Send>
+            Box::new(grown.map(drop).map_err(Error::from)) as Box<dyn Any + Send>
         })
     };
     let parts = extended.iter().map(part).collect();
     Next::Together(
         parts,
         Box::new(move |_, results| {
-            for (extended, result) in extended.into_iter().zip(results) {
-                let Extended { id, claim, .. } = extended;
-                match result.map(|any| any.downcast::<crate::platform::Result<()>>()) {
-                    Some(Ok(result)) if result.is_ok() => {}
-                    // Its device has the new size; the next check tries again.
-                    Some(Ok(result)) => {
-                        let error = result.err().map_or(String::new(), |error| error.to_string());
-                        log::warn!("the XFS of filesystem {id} of pool {uuid} was not extended: {error}");
-                    }
-                    _ => log::error!("the extension of filesystem {id} of pool {uuid} panicked"),
+            let mut failed = Ok(());
+            for (Extended { id, claim, .. }, result) in extended.into_iter().zip(results) {
+                let grown = match result.map(|any| any.downcast::<Result<()>>()) {
+                    Some(Ok(result)) => *result,
+                    _ => Err(Error::Panicked),
+                };
+                // Its device has the new size; the next check tries again.
+                if let Err(error) = grown {
+                    log::warn!("the XFS of filesystem {id} of pool {uuid} was not extended: {}", error.sentence());
+                    failed = failed.and(Err(error));
                 }
                 drop(claim);
             }
-            Next::Done(())
+            Next::Done(failed)
         }),
     )
 }

@@ -17,12 +17,12 @@ mod metadata;
 mod pools;
 mod snapshot;
 
-pub use check::{and_check, check_now, check_pool};
+pub use check::{check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
 pub use discover::{device_event, discover};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
-pub use grow_filesystems::{check_filesystems, set_size_limit};
+pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
 pub use keys::{KeyDescription, list_keys, set_key, unset_key};
 pub use lifecycle::{Started, Stopped, Unlock, refresh, start_pool, stop_pool};
 pub use limits::{set_fs_limit, set_overprovisioning};

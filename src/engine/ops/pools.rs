@@ -3,7 +3,7 @@
 use crate::{
     engine::{
         Engine,
-        bda::{self, Choose},
+        bda::Choose,
         claims::{Claim, Key},
         error::{Error, Result},
         ids::PoolUuid,
@@ -12,7 +12,6 @@ use crate::{
         request::{Access, Granted, Mode, Next, PoolRef},
         setup,
     },
-    platform::Platform,
     view::{Availability, Tier},
 };
 
@@ -74,22 +73,12 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
     }
     pool.set_gone();
     // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
-    wipe(platform, pool);
+    let paths = |wanted| {
+        let entries = pool.meta.device_entries().filter(move |(tier, _)| *tier == wanted);
+        entries.filter_map(|(_, entry)| pool.members.get(&entry.uuid)).map(|member| member.device.path.as_path())
+    };
+    setup::wipe_destroyed(platform, paths(Tier::Cache), paths(Tier::Data));
     Ok(())
-}
-
-/// Wipes the cache devices, which hold no metadata, before the data devices, whose metadata says what is going on.
-fn wipe(platform: &dyn Platform, pool: &Pool) {
-    let entries: Vec<_> = pool.meta.device_entries().map(|(tier, entry)| (tier, entry.uuid)).collect();
-    for wanted in [Tier::Cache, Tier::Data] {
-        for (_, uuid) in entries.iter().filter(|(tier, _)| *tier == wanted) {
-            let Some(member) = pool.members.get(uuid) else { continue };
-            let path = &member.device.path;
-            if let Err(error) = bda::wipe(platform, path) {
-                log::error!("pool {} is destroyed, but {} could not be wiped: {error}", pool.name(), path.display());
-            }
-        }
-    }
 }
 
 /// Renames a pool. `false`: it has that name already.

@@ -27,8 +27,10 @@ pub struct Pool {
     pub available: Sectors,
     /// Size of the thin pool's metadata device, and of its spare.
     pub metadata: Sectors,
-    /// What that size should be; `None` if it could not be found out.
+    /// What that size should be; `None` if that is not known yet.
     pub metadata_needed: Option<Sectors>,
+    /// How many filesystems it may have.
+    pub fs_limit: u64,
     /// How full the thin pool is; `None` if it does not say.
     pub fill: Option<Fill>,
     /// Whether filesystems may be larger together than the pool.
@@ -76,14 +78,27 @@ pub fn pool(pool: &Pool) -> Growth {
     let Some(fill) = pool.fill else { return kept };
     // The kernel's event comes when the mark is reached, so reaching it must do; it does not come a second time.
     let is_low = fill.data_free <= sizes::DATA_LOW_WATER;
-    let left = pool.available.saturating_sub(metadata).saturating_sub(metadata);
-    match sizes::data_growth(left) {
+    let without = |size: Sectors| pool.available.saturating_sub(size).saturating_sub(size);
+    match sizes::data_growth(without(metadata.max(held_back(pool)))) {
         // Where metadata cannot grow, the fewest writes are promised that can be kept.
         Some(_) if pool.writes_fail && pool.metadata_exhausted => kept,
         Some(data) if is_low => Growth { data, writes_fail: false, ..kept },
         // There is space again: a disk was added by a daemon that did not get further.
         Some(_) => Growth { writes_fail: false, ..kept },
+        // There is some, when it is known how much.
+        None if sizes::data_growth(without(metadata)).is_some() => kept,
         None => Growth { writes_fail: pool.writes_fail || is_low, ..kept },
+    }
+}
+
+/// By how much the metadata device may have to grow at most, where that is not known: data does not wait until it is, but
+/// must not take away what is needed then.
+fn held_back(pool: &Pool) -> Sectors {
+    match pool.metadata_needed {
+        None if !pool.metadata_exhausted => {
+            sizes::thin_metadata_at_most(pool.usable, pool.fs_limit).saturating_sub(pool.metadata)
+        }
+        _ => Sectors::ZERO,
     }
 }
 

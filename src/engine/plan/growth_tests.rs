@@ -13,6 +13,7 @@ fn calm() -> Pool {
         available: Sectors(40 * GIB),
         metadata: Sectors(59_392),
         metadata_needed: Some(Sectors(59_392)),
+        fs_limit: 100,
         fill: Some(Fill { metadata_free: 5000, metadata_low_water: Some(1024), data_free: DataBlocks(25_600) }),
         overprovisioning: true,
         filesystems: Sectors(10 * GIB),
@@ -48,6 +49,19 @@ fn data_grows_at_the_mark_and_not_before() {
     check(Pool { available: Sectors(400 * GIB), ..with_free(0) }, data(51_200));
     check(Pool { available: Sectors(2048 * 3 + 2047), ..with_free(0) }, data(3));
     check(Pool { fill: None, ..with_free(0) }, Growth::default());
+}
+
+#[test]
+fn data_does_not_wait_for_what_metadata_needs_nor_takes_it_away() {
+    let unknown = |available| Pool { metadata_needed: None, available: Sectors(available), ..with_free(100) };
+    check(unknown(400 * GIB), data(51_200));
+    let held_back = (sizes::thin_metadata_at_most(Sectors(100 * GIB), 100).0 - 59_392) * 2;
+    check(unknown(held_back + 3 * 2048), data(3));
+    // Nothing is left for now, which is no reason to let writes fail.
+    check(unknown(held_back), Growth::default());
+    check(unknown(2047), Growth { writes_fail: true, ..Growth::default() });
+    // Where metadata cannot grow, nothing is kept for it.
+    check(Pool { metadata_exhausted: true, ..unknown(3 * 2048) }, data(3));
 }
 
 #[test]
@@ -105,13 +119,14 @@ proptest! {
     #[test]
     fn plans_are_covered(
         usable in 0..1_u64 << 40, available in 0..1_u64 << 40, metadata in 0..1_u64 << 26, needed in 0..1_u64 << 26,
-        metadata_free in 0..4000_u64, data_free in 0..40_000_u64, filesystems in 0..1_u64 << 41, flags in 0..8_u8,
+        metadata_free in 0..4000_u64, data_free in 0..40_000_u64, filesystems in 0..1_u64 << 41, flags in 0..16_u8,
     ) {
         let pool = Pool {
             usable: Sectors(usable),
             available: Sectors(available),
             metadata: Sectors(metadata),
-            metadata_needed: Some(Sectors(needed)),
+            metadata_needed: (flags & 8 == 0).then_some(Sectors(needed)),
+            fs_limit: 100,
             fill: Some(Fill { metadata_free, metadata_low_water: Some(1024), data_free: DataBlocks(data_free) }),
             overprovisioning: flags & 1 == 0,
             filesystems: Sectors(filesystems),

@@ -322,10 +322,17 @@ impl Sim {
 
     /// The UUID of the XFS on a device, if there is one.
     pub fn xfs_uuid(&self, node: &Path) -> Option<uuid::Uuid> {
+        self.superblock(node).map(|superblock| uuid::Uuid::from_bytes(superblock.uuid))
+    }
+
+    /// The size of the XFS on a device, if there is one.
+    pub fn xfs_size(&self, node: &Path) -> Option<Bytes> {
+        self.superblock(node).map(|superblock| Bytes(u128::from(superblock.blocks) * u128::from(xfs::BLOCK)))
+    }
+
+    fn superblock(&self, node: &Path) -> Option<xfs::Superblock> {
         let (_, number) = self.node(node).ok()?;
-        let machine = self.0.machine.lock();
-        let superblock = machine.superblock(number, super::io::Patience::Pass).ok()??;
-        Some(uuid::Uuid::from_bytes(superblock.uuid))
+        self.0.machine.lock().superblock(number, super::io::Patience::Pass).ok()?
     }
 
     // ---- udev ----

@@ -113,6 +113,11 @@ class Stratis:
     def add_data_devices(self, pool_path, devices):
         return self._method(pool_path, "pool", "AddDataDevs", "as", dbus.Array(devices, "s"))
 
+    def refresh(self):
+        """Everything is read anew and checked: what pools give their filesystems by themselves has been given then."""
+        code, text = self.call(TOP, interface("Manager"), "RefreshState", "")
+        assert code == 0, text
+
     def rename_pool(self, path, name):
         return self._method(path, "pool", "SetName", "s", name)
 

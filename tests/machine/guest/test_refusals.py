@@ -50,6 +50,13 @@ def refuse(stratis, reply_of, *words):
     return reply.text
 
 
+def settled_pool(stratis, name, devices):
+    """The path of a new pool that has given out already what it gives out by itself."""
+    path, _ = done(stratis.create_pool(name, devices))
+    stratis.refresh()
+    return path
+
+
 # Each makes a device bad and gives (path, words of the error, how to make it good again).
 
 
@@ -139,7 +146,7 @@ def test_bad_device(stratis, disks, make_bad):
     try:
         refuse(stratis, lambda: stratis.create_pool("p", [path]), *words)
         refuse(stratis, lambda: stratis.create_pool("p", [disks[0], path]), *words)
-        pool, _ = done(stratis.create_pool("p", [disks[0]]))
+        pool = settled_pool(stratis, "p", [disks[0]])
         refuse(stratis, lambda: stratis.add_data_devices(pool, [path]), *words)
         refuse(stratis, lambda: stratis.add_data_devices(pool, [disks[1], path]), *words)
         # The good device that stood beside the bad one is still free.
@@ -150,8 +157,8 @@ def test_bad_device(stratis, disks, make_bad):
 
 
 def test_device_of_another_pool(stratis, disks):
-    done(stratis.create_pool("owner", [disks[0]]))
-    other, _ = done(stratis.create_pool("other", [disks[1]]))
+    settled_pool(stratis, "owner", [disks[0]])
+    other = settled_pool(stratis, "other", [disks[1]])
     refuse(stratis, lambda: stratis.create_pool("thief", [disks[0]]), disks[0])
     refuse(stratis, lambda: stratis.create_pool("thief", [disks[2], disks[0]]), disks[0])
     refuse(stratis, lambda: stratis.add_data_devices(other, [disks[0]]), disks[0])
@@ -168,11 +175,11 @@ def test_no_device(stratis, disks):
 
 
 def test_pool_name_taken(stratis, disks):
-    done(stratis.create_pool("p", [disks[0]]))
+    settled_pool(stratis, "p", [disks[0]])
     refuse(stratis, lambda: stratis.create_pool("p", [disks[1]]), "p")
     same = stratis.create_pool("p", [disks[0]])
     assert (same.code, same.value[0]) == (0, False), "the same pool again is no change and no error"
-    other, _ = done(stratis.create_pool("q", [disks[1]]))
+    other = settled_pool(stratis, "q", [disks[1]])
     refuse(stratis, lambda: stratis.rename_pool(other, "p"), "p")
 
 
@@ -183,7 +190,7 @@ BAD_NAMES = ["", ".", "..", "a/b", "/a", "a b", " a", "a ", "a\tb", "a$b", "a'b"
 def test_bad_names(stratis, disks):
     for name in BAD_NAMES:
         refuse(stratis, lambda: stratis.create_pool(name, disks))
-    pool, _ = done(stratis.create_pool("p", disks))
+    pool = settled_pool(stratis, "p", disks)
     ((fs, _),) = done(stratis.create_filesystem(pool, "f", GIB))
     for name in BAD_NAMES:
         refuse(stratis, lambda: stratis.create_filesystem(pool, name, GIB))
@@ -196,13 +203,13 @@ BAD_SIZES = ["abc", "", "-1", "1.5", "1GiB", str(GIB + 1), str(GIB // 2 - 512), 
 
 
 def test_bad_sizes(stratis, disks):
-    pool, _ = done(stratis.create_pool("p", disks))
+    pool = settled_pool(stratis, "p", disks)
     for size in BAD_SIZES:
         refuse(stratis, lambda: stratis.create_filesystem(pool, "f", size))
 
 
 def test_filesystems_that_cannot_be_changed(stratis, disks):
-    pool, _ = done(stratis.create_pool("p", disks))
+    pool = settled_pool(stratis, "p", disks)
     ((fs, _),) = done(stratis.create_filesystem(pool, "f", GIB))
     done(stratis.create_filesystem(pool, "g", GIB))
     refuse(stratis, lambda: stratis.rename_filesystem(fs, "g"), "g")

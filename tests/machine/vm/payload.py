@@ -11,7 +11,7 @@ from shell import Failure, run
 PROJECT = Path(__file__).resolve().parents[3]
 GUEST_SCRIPTS = Path(__file__).resolve().parent.parent / "guest"
 # Of the built programs, those that are installed; debug information is left behind, the copy takes seconds otherwise.
-PROGRAMS = ["stratisd", "stratis-base32-decode", "stratis-str-cmp"]
+PROGRAMS = ["stratisd", "static/stratis-base32-decode", "static/stratis-str-cmp"]
 # Checks of the platform (../platform), an example of the daemon's package because it is no `cargo test`.
 PLATFORM_CHECKS = "examples/platform_machine"
 
@@ -19,7 +19,7 @@ PLATFORM_CHECKS = "examples/platform_machine"
 def gather(built, share):
     """Fills the folder `share` from the programs built in `built` (a cargo output folder)."""
     programs = share.parent / "programs" / built.name
-    programs.mkdir(parents=True)
+    (programs / "static").mkdir(parents=True)
     for program in PROGRAMS:
         if not (built / program).exists():
             raise Failure(f"{built / program} is not built; `make build PROFILEDIR={built.name}` builds it")
