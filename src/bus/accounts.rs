@@ -119,6 +119,8 @@ pub struct Accounts {
     asked: HashMap<u32, Whom>,
     /// The bus does not say what it holds.
     silent: bool,
+    /// It was more than [`TOTAL_MAX`] when it last said so.
+    is_much: bool,
     /// Nobody hears answers of the bus any more.
     ended: bool,
 }
@@ -173,7 +175,21 @@ impl Accounts {
             (Answer::Gone, Whom::Ourselves) | (Answer::Failed, _) => None,
         };
         match &whom {
-            Whom::Ourselves => self.total.told(held),
+            Whom::Ourselves => {
+                if let Some(held) = held {
+                    let is_much = held > TOTAL_MAX;
+                    if is_much && !self.is_much {
+                        log::warn!(
+                            "the bus holds {} MiB of answers and signals that clients do not read, and may soon take no \
+                             more; see which connection has most OutgoingBytes in org.freedesktop.DBus.Debug.Stats and \
+                             end it",
+                            held >> 20
+                        );
+                    }
+                    self.is_much = is_much;
+                }
+                self.total.told(held);
+            }
             Whom::Caller(name) => {
                 if let Some(meter) = self.callers.get_mut(name) {
                     meter.told(held);

@@ -22,7 +22,7 @@ use crate::{
         outcome::{Answer, Asked, Outcome, error_name},
         table::{self, Interface, Kind, Member, Row, Subject},
         tree::{self, Object, Published, TOP, Tree},
-        wire::{Body, Value},
+        wire::{Body, Marshaller, Value},
     },
     engine::request::Next,
     view::View,
@@ -363,7 +363,9 @@ fn properties(
 
 fn get(row: &'static Row, subject: Subject<'_>) -> Result<Answer, CallError> {
     let value = table::value(row, subject).ok_or_else(|| CallError::NoValue(row.name.to_owned()))?;
-    Ok(Answer::Return(Body::of(&[Value::variant(value)])))
+    let mut m = Marshaller::default();
+    m.property(&value);
+    Ok(Answer::Return(Body { signature: "v".into(), bytes: m.finish() }))
 }
 
 fn peer(method: &str) -> Result<Answer, CallError> {

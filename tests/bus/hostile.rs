@@ -7,7 +7,10 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use dbus::{Message, arg::Variant};
+use dbus::{
+    Message,
+    arg::{PropMap, Variant, prop_cast},
+};
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 
 use crate::{
@@ -32,7 +35,10 @@ struct Victim {
 
 impl Victim {
     fn new() -> Victim {
-        let bus = Bus::start();
+        Victim::on(Bus::start())
+    }
+
+    fn on(bus: Bus) -> Victim {
         let daemon = bus.daemon(&[]);
         let bystander = Client::new(&bus);
         let mut objects = bystander.done(client::create_pool("p", &["/dev/a"]));
@@ -365,6 +371,37 @@ fn one_that_asks_for_more_lists_than_the_bus_holds_and_never_reads() {
     assert_eq!(client::paths(&slow.list()).len(), victim.objects.len());
     drop(attackers);
     victim.ends_well("lists that nobody reads");
+}
+
+/// Bytes of a connection's messages that the bus holds because somebody does not read them.
+fn held_by_bus(client: &Client, name: &str) -> u32 {
+    let (bus, statistics) = ("org.freedesktop.DBus", "org.freedesktop.DBus.Debug.Stats");
+    let call = Message::new_method_call(bus, "/org/freedesktop/DBus", statistics, "GetConnectionStats").unwrap();
+    let reply: PropMap = client.call(call.append1(name)).read1().unwrap();
+    *prop_cast(&reply, "IncomingBytes").unwrap()
+}
+
+/// Signals are held on our account as well, and nobody can be refused there: a listener that never reads silences us
+/// when signals of `max_incoming_bytes` have come together. When it goes all goes on, and nothing was lost.
+#[test]
+fn signals_to_one_that_never_reads() {
+    const HELD_MAX: u32 = 2_000_000;
+    let limit = format!(r#"<limit name="max_incoming_bytes">{HELD_MAX}</limit>"#);
+    let victim = Victim::on(Bus::with_limits(&limit));
+    let listener = Client::new(&victim.bus).listens("");
+    let writer = Client::new(&victim.bus);
+    for round in 0..2000 {
+        let mut call = client::rename_filesystem(victim.filesystem(), &format!("name{round}"));
+        call.set_no_reply(true);
+        writer.post(call);
+    }
+    writer.flush();
+    while held_by_bus(&writer, client::NAME) < HELD_MAX {}
+    let look = victim.bystander.send(client::get(victim.filesystem(), FILESYSTEM, "Name"));
+    drop(listener);
+    assert!(client::value(&victim.bystander.wait(look)).is_ok());
+    writer.call(client::rename_filesystem(victim.filesystem(), "home"));
+    victim.ends_well("signals that nobody reads");
 }
 
 /// Calls that want no answer, as fast as they can be sent: reads, and changes that have to queue for the pool.
