@@ -7,7 +7,10 @@
 //! socket to take more. No wake-up gets lost: the sender queues first and wakes then; the reader drains the waker
 //! first and looks at the queue then.
 //!
-//! Knows nothing of what the messages say.
+//! Whoever is to get a message is noted in the [`accounts`](super::accounts), and the bus asked what it holds when they
+//! say so.
+//!
+//! Knows nothing of what the messages say, but those of the bus itself.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -15,7 +18,8 @@ use std::{
 };
 
 use dbus::{
-    Message,
+    Message, MessageType,
+    arg::{PropMap, prop_cast},
     channel::{BusType, Channel},
 };
 use parking_lot::{Condvar, Mutex};
@@ -23,6 +27,8 @@ use threads::wake::{PollFd, PollFlags, Waker, poll};
 
 use crate::bus::{
     Error,
+    accounts::{Accounts, Answer, Verdict, Whom},
+    job::Caller,
     message::{NotAMessage, Outgoing},
 };
 use crate::platform::linux::descriptors;
@@ -34,6 +40,11 @@ const BACKLOG_MAX: usize = 48 << 20;
 /// How long a call to the bus itself may take.
 const BUS_CALL_LIMIT: Duration = Duration::from_secs(25);
 
+/// The bus itself, as its name and its interface.
+const BUS: &str = "org.freedesktop.DBus";
+const BUS_PATH: &str = "/org/freedesktop/DBus";
+const BUS_STATISTICS: &str = "org.freedesktop.DBus.Debug.Stats";
+
 /// The connection.
 pub struct Connection {
     channel: Channel,
@@ -43,6 +54,9 @@ pub struct Connection {
     waker: Waker,
     backlog: Mutex<Backlog>,
     drained: Condvar,
+    /// Held while a message is handed to the library, so that the accounts know what the bus is told before what.
+    accounts: Mutex<Accounts>,
+    told: Condvar,
 }
 
 /// What waits in the library for the socket. An estimate: no byte is forgotten until all have been taken.
@@ -77,7 +91,15 @@ impl Connection {
         channel.set_watch_enabled(true);
         let socket = descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?;
         let waker = Waker::new().map_err(Error::Wait)?;
-        Ok(Connection { channel, socket, waker, backlog: Mutex::default(), drained: Condvar::new() })
+        Ok(Connection {
+            channel,
+            socket,
+            waker,
+            backlog: Mutex::default(),
+            drained: Condvar::new(),
+            accounts: Mutex::default(),
+            told: Condvar::new(),
+        })
     }
 
     /// Wakes the reader out of its wait.
@@ -94,14 +116,98 @@ impl Connection {
                 return;
             }
         };
+        let mut accounts = self.accounts.lock();
+        let due = accounts.sent(message.destination().as_deref(), bytes);
         if self.channel.send(message).is_err() {
             log::error!("libdbus has no memory left for a message of {bytes} bytes; it is not sent");
-            return;
         }
+        self.ask(&mut accounts, due);
+        drop(accounts);
         if self.channel.has_messages_to_send() {
             self.backlog.lock().bytes += bytes;
             self.waker.wake();
         }
+    }
+
+    /// Asks the bus what it holds.
+    fn ask(&self, accounts: &mut Accounts, about: Vec<Whom>) {
+        for whom in about {
+            let name = match &whom {
+                Whom::Ourselves => self.channel.unique_name().unwrap_or_default(),
+                Whom::Caller(name) => name,
+            };
+            let call = Message::new_method_call(BUS, BUS_PATH, BUS_STATISTICS, "GetConnectionStats");
+            let serial = call.ok().and_then(|call| self.channel.send(call.append1(name)).ok());
+            match serial {
+                Some(serial) => accounts.asking(serial, whom),
+                None => log::error!("libdbus has no memory left to ask the bus what it holds for {name}"),
+            }
+        }
+    }
+
+    /// Takes the answer of the bus to such a question. Anybody may send us answers; only those of the bus count.
+    pub fn take_answer(&self, message: &Message) {
+        let (Some(serial), Some(BUS)) = (message.get_reply_serial(), message.sender().as_deref()) else { return };
+        let bytes = |map: &PropMap, key: &str| prop_cast::<u32>(map, key).map(|bytes| u64::from(*bytes));
+        let answer = match (message.msg_type(), message.get1::<PropMap>()) {
+            (MessageType::MethodReturn, Some(map)) => {
+                match (bytes(&map, "IncomingBytes"), bytes(&map, "OutgoingBytes")) {
+                    (Some(of_theirs), Some(for_them)) => Answer::Holds { of_theirs, for_them },
+                    _ => Answer::Silence,
+                }
+            }
+            (MessageType::MethodReturn, None) => Answer::Silence,
+            _ => match error_name(message).as_deref() {
+                Some("org.freedesktop.DBus.Error.NameHasNoOwner") => Answer::Gone,
+                Some("org.freedesktop.DBus.Error.LimitsExceeded" | "org.freedesktop.DBus.Error.NoMemory") => {
+                    Answer::Failed
+                }
+                _ => Answer::Silence,
+            },
+        };
+        self.accounts.lock().told(serial, answer);
+        self.told.notify_all();
+    }
+
+    /// What is to become of a call, by what its caller has read.
+    pub fn verdict(&self, caller: &Caller) -> Verdict {
+        let mut accounts = self.accounts.lock();
+        let (verdict, whom) = accounts.verdict(&caller.name);
+        self.ask(&mut accounts, whom.into_iter().collect());
+        verdict
+    }
+
+    /// Whether one more list may wait for its turn.
+    pub fn list_wanted(&self, caller: &Caller) -> bool {
+        self.accounts.lock().list_wanted(&caller.name)
+    }
+
+    /// The counterpart of [`Connection::list_wanted`].
+    pub fn list_done(&self, caller: &Caller) {
+        self.accounts.lock().list_done(&caller.name);
+    }
+
+    /// Whether a list of so many bytes may be sent. If that is not clear, the bus is asked and its answer waited for.
+    /// Not for the reader, which brings that answer.
+    pub fn list_fits(&self, caller: &Caller, bytes: usize) -> bool {
+        let deadline = Instant::now() + BUS_CALL_LIMIT;
+        let mut accounts = self.accounts.lock();
+        // An answer that is under way may be older than what the caller has read since; the second is not.
+        for _ in 0..2 {
+            if accounts.list_fits(&caller.name, bytes) {
+                return true;
+            }
+            let about = accounts.questions(&caller.name);
+            self.ask(&mut accounts, about);
+            self.waker.wake();
+            while accounts.is_asking(&caller.name) {
+                // The reader notifies after every answer, and when it ends.
+                if self.told.wait_until(&mut accounts, deadline).timed_out() {
+                    return false;
+                }
+            }
+        }
+        accounts.list_fits(&caller.name, bytes)
     }
 
     /// Whether calls should be read and lists be built, or the bus first take what there is.
@@ -121,6 +227,8 @@ impl Connection {
     pub fn end(&self) {
         self.backlog.lock().ended = true;
         self.drained.notify_all();
+        self.accounts.lock().end();
+        self.told.notify_all();
     }
 
     /// The next message that has been read, if any.
@@ -189,14 +297,8 @@ impl Connection {
         const ALREADY_OWNER: u32 = 4;
 
         let refused = |why: String| Error::Name { name, why };
-        let call = Message::new_method_call(
-            "org.freedesktop.DBus",
-            "/org/freedesktop/DBus",
-            "org.freedesktop.DBus",
-            "RequestName",
-        )
-        .map_err(refused)?
-        .append2(name, DO_NOT_QUEUE);
+        let call =
+            Message::new_method_call(BUS, BUS_PATH, BUS, "RequestName").map_err(refused)?.append2(name, DO_NOT_QUEUE);
         let reply =
             self.channel.send_with_reply_and_block(call, BUS_CALL_LIMIT).map_err(|error| refused(text(&error)))?;
         match reply.get1::<u32>() {
@@ -208,4 +310,10 @@ impl Connection {
 
 fn text(error: &dbus::Error) -> String {
     error.message().unwrap_or("no reason given").to_owned()
+}
+
+/// The name of an error. The crate gives it only by turning a message into an error.
+fn error_name(message: &Message) -> Option<String> {
+    let error = message.duplicate().ok()?.as_result().err()?;
+    Some(error.name()?.to_owned())
 }
