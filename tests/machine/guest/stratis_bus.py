@@ -121,9 +121,9 @@ class Stratis:
     def stop_pool(self, uuid):
         return Reply(*self.call(TOP, interface("Manager"), "StopPool", "ss", uuid, "uuid"))
 
-    def start_pool(self, uuid):
-        """Without unlocking, with its cache."""
-        arguments = (uuid, "uuid", (False, (False, 0)), (False, 0), False)
+    def start_pool(self, uuid, remove_cache=False):
+        """Without unlocking."""
+        arguments = (uuid, "uuid", (False, (False, 0)), (False, 0), remove_cache)
         return Reply(*self.call(TOP, interface("Manager"), "StartPool", "ss(b(bu))(bh)b", *arguments))
 
     def set_fs_limit(self, pool_path, limit):

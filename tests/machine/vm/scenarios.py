@@ -97,6 +97,8 @@ def all_scenarios(power_cut_seeds, seconds):
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
         Scenario("old-pool", "a pool of metadata version 1",
                  [Life(_pytest("test_old_pool.py"))]),
+        Scenario("cache", "a cache begins, grows, stays and goes; a device grows",
+                 [Life(_pytest("test_cache.py"))]),
         Scenario("refusals", "bad input gives a clear error and changes nothing",
                  [Life(_pytest("test_refusals.py"))]),
         Scenario("run", "`make run DISKS=...` on a machine that never had a stratisd",
