@@ -5,12 +5,7 @@ PREFIX     ?= /usr
 LIBEXECDIR ?= $(PREFIX)/libexec
 DATADIR    ?= $(PREFIX)/share
 UDEVDIR    ?= $(PREFIX)/lib/udev
-MANDIR     ?= $(DATADIR)/man
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
-UNITEXECDIR ?= $(PREFIX)/lib/systemd
-UNITGENDIR ?= $(PREFIX)/lib/systemd/system-generators
-DRACUTDIR  ?= $(PREFIX)/lib/dracut
-BINDIR     ?= $(PREFIX)/bin
 INSTALL    ?= /usr/bin/install
 DESTDIR    ?=
 # release, or debug for a quick build
