@@ -25,11 +25,16 @@ use crate::{
         claims::Key,
         error::{Error, Result},
         ids::PoolUuid,
+        layout,
         ops::create_pool::thin_metadata_size,
-        plan::growth::{self, Exhausted, Fill, Growth},
+        plan::{
+            growth::{self, Exhausted, Fill, Growth},
+            sizes,
+        },
         pool::Pool,
         request::{Granted, Next},
         setup,
+        thin_status::State,
         undo::Rollback,
         units::Sectors,
     },
@@ -122,7 +127,32 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
     // Also when something failed: clients see what there is.
     pool.refresh(platform);
     setup::judge_thin_pool(platform, pool);
+    arm_or_later(platform, pool);
     checked
+}
+
+/// Puts the mark in place at which the kernel tells that filesystems have to be looked at; an error is logged.
+pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool) {
+    if let Err(error) = arm(platform, pool) {
+        let what = error.sentence();
+        log::warn!("pool {}: filesystems are looked at by time only until the next check: {what}", pool.name());
+    }
+}
+
+fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    let status = pool.thin_pool_status(platform)?;
+    if status.state != State::ReadWrite || pool.is_behind || pool.check_changes().is_err() {
+        return Ok(());
+    }
+    let usual = sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev));
+    let free = status.data_total.saturating_sub(status.data_used);
+    let now = pool.low_water.unwrap_or(usual);
+    let mark = growth::low_water(now, usual, free, pool.watched());
+    if mark == now {
+        return Ok(());
+    }
+    let before = pool.low_water.replace(mark);
+    pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| pool.low_water = before)
 }
 
 fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
