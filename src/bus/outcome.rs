@@ -9,7 +9,7 @@ use std::error::Error;
 use crate::bus::{
     job::{Failure, Late},
     properties::NO_UUID,
-    table::{Filler, Interface, LAST_REVISION, Member, Row},
+    table::{Filler, Interface, Member, Row},
     tree::Tree,
     wire::{Body, Value},
 };
@@ -106,20 +106,6 @@ pub mod error_name {
     pub const UNKNOWN_METHOD: &str = "org.freedesktop.DBus.Error.UnknownMethod";
     pub const UNKNOWN_OBJECT: &str = "org.freedesktop.DBus.Error.UnknownObject";
     pub const UNKNOWN_PROPERTY: &str = "org.freedesktop.DBus.Error.UnknownProperty";
-    /// What stratis-cli 3.9.0 wants to see when setting a property is refused; anything else is a stack trace there.
-    pub const REFUSED_SET_3_9_0: &str = "org.freedesktop.zbus.Error";
-}
-
-/// The error name for a property that the engine refused to set.
-///
-/// stratis-cli explains the refusal only under the name that the daemon of its time sent: `…Failed` up to 3.8, the other
-/// one in 3.9.0 (`dbus-api.md` §6.3). Each stratis-cli 3.K uses the interfaces rK and no other, so the revision tells who
-/// asks, and all of them can be served.
-fn refused_set(interface: Interface) -> &'static str {
-    match interface.revision {
-        LAST_REVISION => error_name::REFUSED_SET_3_9_0,
-        _ => error_name::FAILED,
-    }
 }
 
 /// What was called: decides the form of the answer.
@@ -157,7 +143,9 @@ impl Asked {
             }
             Member::Property { .. } => match outcome {
                 Outcome::Done(_) | Outcome::NoChange => Answer::Return(Body::empty()),
-                Outcome::Refused(text) => Answer::Error(refused_set(self.interface), text),
+                // Every stratis-cli from 3.7 on but 3.9.0 explains a refusal under this name, and none of those under another
+                // (`dbus-api.md` §6.3).
+                Outcome::Refused(text) => Answer::Error(error_name::FAILED, text),
                 Outcome::NotYet => Answer::Error(error_name::FAILED, self.not_yet()),
             },
         }

@@ -27,7 +27,7 @@ use crate::{
         stack::{self, Ensured, Shape, Stack, ensure_device},
         thin_status::{self, PoolStatus, State},
         undo::Rollback,
-        units::Sectors,
+        units::{DataBlocks, Sectors},
     },
     platform::{
         self, DeviceNumber, Platform, Program,
@@ -296,11 +296,21 @@ fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollb
     let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_data(), undo)?;
     if pool.stack.ensure(platform, &shape.thin_pool(), undo)? == Ensured::Adopted {
+        pool.low_water = low_water(platform, &pool.stack.name(Role::ThinPool))?;
         if let Ok(status) = pool.thin_pool_status(platform) {
             show_sizes(platform, pool, &status)?;
         }
     }
     Ok(())
+}
+
+/// The low water mark of a thin pool that is up.
+fn low_water(platform: &dyn Platform, name: &str) -> Result<Option<DataBlocks>> {
+    let found = platform.dm_find(name)?;
+    Ok(found.and_then(|device| match device.table.first()?.target {
+        Target::ThinPool { low_water, .. } => Some(low_water),
+        _ => None,
+    }))
 }
 
 /// Has the thin pool look at its devices again if it knows less of them than is recorded: whoever made them larger was

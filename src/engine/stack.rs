@@ -471,14 +471,15 @@ pub fn remove_device(platform: &dyn Platform, name: &str, visibility: Visibility
 }
 
 /// Whether a line found in the kernel is the wanted one (`spec/engine/storage-stack.md` §2): the kernel gives another name
-/// to a cache's policy, and feature arguments in another order.
+/// to a cache's policy, and feature arguments in another order. The low water mark of a thin pool is where it is needed at the
+/// moment.
 fn is_same(found: &Line, wanted: &Line) -> bool {
     (found.start, found.length) == (wanted.start, wanted.length)
         && match (&found.target, &wanted.target) {
             (
-                Target::ThinPool { metadata, data, block, low_water, features },
-                Target::ThinPool { metadata: m, data: d, block: b, low_water: l, features: f },
-            ) => (metadata, data, block, low_water) == (m, d, b, l) && is_permutation(features, f),
+                Target::ThinPool { metadata, data, block, features, .. },
+                Target::ThinPool { metadata: m, data: d, block: b, features: f, .. },
+            ) => (metadata, data, block) == (m, d, b) && is_permutation(features, f),
             (Target::Cache { .. }, Target::Cache { .. }) => is_older_target(&found.target, &wanted.target),
             (found, wanted) => found == wanted,
         }

@@ -357,9 +357,9 @@ fn reverts_are_ordered_and_carried_out() {
     let sn1 = world.snapshot(&pool, &fs2, "sn1");
     let sn2 = world.snapshot(&pool, &fs2, "sn2");
     let sn11 = world.snapshot(&pool, &sn1, "sn11");
-    // 193–197: of r9 under the name that the client of r9 understands
+    // 193–197
     let (name, text) = world.set(&fs2, 9, true).unwrap_err();
-    assert_eq!(name, "org.freedesktop.zbus.Error");
+    assert_eq!(name, "org.freedesktop.DBus.Error.Failed");
     assert!(text.contains("fs2"), "{text}");
     assert_eq!(world.set(&fs2, 7, false).unwrap_err().0, "org.freedesktop.DBus.Error.Failed");
     world.take_signals();

@@ -123,36 +123,44 @@ pub(super) fn and_use<T: Send + 'static>(
 }
 
 fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
-    let checked = grow(platform, pool, metadata_needed);
-    // Also when something failed: clients see what there is.
-    pool.refresh(platform);
-    setup::judge_thin_pool(platform, pool);
-    arm_or_later(platform, pool);
-    checked
-}
-
-/// Puts the mark in place at which the kernel tells that filesystems have to be looked at; an error is logged.
-pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool) {
-    if let Err(error) = arm(platform, pool) {
-        let what = error.sentence();
-        log::warn!("pool {}: filesystems are looked at by time only until the next check: {what}", pool.name());
+    loop {
+        let checked = grow(platform, pool, metadata_needed);
+        // Also when something failed: clients see what there is.
+        pool.refresh(platform);
+        setup::judge_thin_pool(platform, pool);
+        // Who writes faster than is looked has the next look at once: past the new mark already, there may be no event.
+        if !arm_or_later(platform, pool) || checked.is_err() {
+            return checked;
+        }
     }
 }
 
-fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+/// Puts the mark in place at which the kernel tells that filesystems have to be looked at; an error is logged. `true`: the mark
+/// was passed while it was put in place.
+pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool) -> bool {
+    arm(platform, pool).unwrap_or_else(|error| {
+        let what = error.sentence();
+        log::warn!("pool {}: filesystems are looked at by time only until the next check: {what}", pool.name());
+        false
+    })
+}
+
+fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<bool> {
     let status = pool.thin_pool_status(platform)?;
     if status.state != State::ReadWrite || pool.is_behind || pool.check_changes().is_err() {
-        return Ok(());
+        return Ok(false);
     }
     let usual = sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev));
     let free = status.data_total.saturating_sub(status.data_used);
     let now = pool.low_water.unwrap_or(usual);
     let mark = growth::low_water(now, usual, free, pool.watched());
     if mark == now {
-        return Ok(());
+        return Ok(false);
     }
     let before = pool.low_water.replace(mark);
-    pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| pool.low_water = before)
+    pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| pool.low_water = before)?;
+    let status = pool.thin_pool_status(platform)?;
+    Ok(mark < free && status.data_total.saturating_sub(status.data_used) <= mark)
 }
 
 fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {

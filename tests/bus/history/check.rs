@@ -156,7 +156,7 @@ fn follow(objects: &mut BTreeMap<String, Interfaces>, signal: &Signal, found: &m
 // ---- linearizability ----
 
 /// The error that clients of the existing daemon know for a property that was not set.
-const SET_REFUSED: &str = "org.freedesktop.zbus.Error";
+const SET_REFUSED: &str = "Failed";
 
 /// What is read and written as one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
