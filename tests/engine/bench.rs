@@ -5,6 +5,7 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,11 +18,11 @@ use stratisd::{
         name::Name,
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
         pool::Pool,
-        request::{Access, Granted, Mode, Next, PoolRef, Table},
+        request::{Access, Granted, Mode, Next, Part, PoolRef, Table},
         units::Sectors,
     },
     platform::{Platform, WriteStep, sim::Sim},
-    view,
+    view::{self, Availability},
 };
 
 /// The running pools.
@@ -95,14 +96,15 @@ impl Bench {
         Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() }
     }
 
-    /// Runs a chain to its end.
+    /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
     pub fn run<T>(&mut self, mut next: Next<T>) -> T {
         loop {
             next = match next {
                 Next::Done(value) => return value,
                 Next::Act(step) => step(&self.engine),
                 Next::Together(parts, join) => {
-                    let results = parts.into_iter().map(|part| Some(part(&self.engine))).collect();
+                    let run = |part: Part| catch_unwind(AssertUnwindSafe(|| part(&self.engine))).ok();
+                    let results = parts.into_iter().map(run).collect();
                     join(&self.engine, results)
                 }
                 Next::Under(Access::Table(_), step) => step(&self.engine, Granted::Table(&mut self.pools)),
@@ -111,7 +113,13 @@ impl Bench {
                     match (uuid.and_then(|uuid| self.pools.0.get_mut(&uuid)), mode) {
                         (None, _) => step(&self.engine, Granted::NoPool),
                         (Some(pool), Mode::Shared) => step(&self.engine, Granted::Read(pool)),
-                        (Some(pool), Mode::Exclusive) => step(&self.engine, Granted::Write(pool)),
+                        (Some(pool), Mode::Exclusive) => {
+                            let granted = AssertUnwindSafe(|| step(&self.engine, Granted::Write(&mut *pool)));
+                            catch_unwind(granted).unwrap_or_else(|panic| {
+                                pool.restrict(Availability::NoPoolChanges, "a request panicked");
+                                resume_unwind(panic)
+                            })
+                        }
                     }
                 }
                 Next::Parked(_) => panic!("a request waits for a claim, but no other request is under way"),
@@ -200,7 +208,8 @@ impl Bench {
         found.unwrap_or_else(|| panic!("no device {path}")).uuid
     }
 
-    fn thin_node(&self, pool: PoolUuid, filesystem: FsUuid) -> PathBuf {
+    /// The node of a filesystem.
+    pub fn thin_node(&self, pool: PoolUuid, filesystem: FsUuid) -> PathBuf {
         self.sim.dm_node(&dm_names::filesystem(pool, filesystem))
     }
 
