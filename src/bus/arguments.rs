@@ -10,7 +10,7 @@ use crate::{
     },
     engine::{
         ids::{FsUuid, NotAUuid, PoolUuid},
-        name::{Name, NameError},
+        name::{self, Name, NameError, Subject},
         ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, NewFilesystem, TagSpec},
         request::PoolRef,
         units::{Bytes, SECTOR, Sectors},
@@ -278,7 +278,7 @@ pub fn integrity(
 
 /// What the user says of a device; subject to the rules of names.
 pub fn user_info(text: Option<String>) -> Result<Option<String>> {
-    text.map(|text| Ok(Name::new(&text)?.as_str().to_owned())).transpose()
+    text.map(|text| name::check(Subject::UserInfo, &text).map(|()| text)).transpose().map_err(ArgumentError::from)
 }
 
 /// The object is of the kind that the row says; otherwise the row is wrong.

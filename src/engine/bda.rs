@@ -58,7 +58,10 @@ pub enum BdaError {
     BadHeader { path: PathBuf, source: Invalid },
     #[error("the metadata area of {} cannot be used", path.display())]
     Mda { path: PathBuf, source: MdaError },
-    #[error("{} has {actual}, less than the {recorded} that it had; its end may be lost", path.display())]
+    #[error(
+        "{} has {}, less than the {} that it had; its end may be lost",
+        path.display(), .actual.readable(), .recorded.readable()
+    )]
     Shrunk { path: PathBuf, recorded: Sectors, actual: Sectors },
     #[error(transparent)]
     Platform(#[from] platform::Error),

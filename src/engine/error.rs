@@ -8,7 +8,7 @@ use crate::{
         bda,
         ids::{DevUuid, FsUuid, PoolUuid},
         metadata,
-        name::{Name, NameError},
+        name::{Name, NameError, shortened},
         plan,
         request::PoolRef,
         units::Sectors,
@@ -76,7 +76,10 @@ pub enum Error {
     InUse { path: PathBuf },
     #[error("{} is read-only; make it writable or name another device", path.display())]
     ReadOnly { path: PathBuf },
-    #[error("{} has {size}, which is less than the {minimum} that a pool needs of a device; name a larger one", path.display())]
+    #[error(
+        "{} has {}, which is less than the {} that a pool needs of a device; name a larger one",
+        path.display(), .size.readable(), .minimum.readable()
+    )]
     TooSmall { path: PathBuf, size: Sectors, minimum: Sectors },
     #[error("{} and {} are the same device; name it once", .0.display(), .1.display())]
     SameDevice(PathBuf, PathBuf),
@@ -95,12 +98,13 @@ pub enum Error {
     )]
     FilesystemLimit { pool: Name, limit: u64, wanted: u64 },
     #[error(
-        "filesystem {name} exists with {existing}, not with the {requested} asked for; choose another name or its size"
+        "filesystem {name} exists with {}, not with the {} asked for; choose another name or its size",
+        .existing.readable(), .requested.readable()
     )]
     OtherSize { name: Name, existing: Sectors, requested: Sectors },
     #[error(
-        "pool {pool} does not allow overprovisioning, and {needed} of filesystems do not fit into its {room}; \
-         add a data device, choose a smaller size or allow overprovisioning"
+        "pool {pool} does not allow overprovisioning, and {} of filesystems do not fit into its {}; \
+         add a data device, choose a smaller size or allow overprovisioning", .needed.readable(), .room.readable()
     )]
     NoRoom { pool: Name, needed: Sectors, room: Sectors },
     #[error(
@@ -146,7 +150,10 @@ pub enum Error {
     SnapshotScheduled { name: Name, snapshot: String },
     #[error("filesystem {name} is to replace its origin, or to be replaced, at the next start; cancel that first")]
     RevertScheduled { name: Name },
-    #[error("pool {pool} is in state {}, in which this is not done until somebody has repaired it by hand; {reason}", .level.word())]
+    #[error(
+        "pool {pool} is in state {}, in which this is not done ({reason}); stop and start the pool, or restart the daemon, to \
+         have it looked at anew", .level.word()
+    )]
     Restricted { pool: Name, level: Availability, reason: String },
     #[error(
         "pool {pool} is encrypted, and this daemon cannot unlock pools yet; use another daemon for it until it can"
@@ -154,9 +161,9 @@ pub enum Error {
     Encrypted { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
-    #[error("the key description {0:?} contains a `;`, with which the kernel separates fields; choose another")]
+    #[error("the key description {:?} contains a `;`, with which the kernel separates fields; choose another", shortened(.0))]
     KeyDescription(String),
-    #[error("the devices do not have room for {what} more; use larger or more devices")]
+    #[error("the devices do not have room for {} more; use larger or more devices", .what.readable())]
     NoSpace { what: Sectors },
 
     // ---- failed: what was found ----
@@ -265,7 +272,7 @@ fn tier_word(tier: Tier) -> &'static str {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    some(paths.iter().map(|path| path.display().to_string()))
+    some(paths.iter().map(|path| shortened(&path.to_string_lossy()).into_owned()))
 }
 
 fn names(names: &[Name]) -> String {

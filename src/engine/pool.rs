@@ -192,8 +192,8 @@ impl Pool {
         self.gone
     }
 
-    pub(super) fn set_gone(&mut self) {
-        self.gone = true;
+    pub(super) fn set_gone(&mut self, gone: bool) {
+        self.gone = gone;
     }
 
     /// Takes over what has been read anew from its devices. It is found by the same name as before, and thin device
@@ -541,12 +541,13 @@ impl Pool {
     /// Takes note of a data device's size as the kernel sees it now.
     pub(super) fn note_size(&mut self, device: DevUuid, size: Sectors) {
         if let Some(member) = self.members.get_mut(&device) {
-            let (path, recorded) = (member.device.path.display(), member.bda.header().device_size);
-            match size.cmp(&recorded) {
+            let (path, known) = (member.device.path.display(), member.bda.header().device_size);
+            let (now, recorded) = (size.readable(), known.readable());
+            match size.cmp(&known) {
                 _ if member.geometry.size == size => {}
-                Ordering::Less => log::warn!("{path} has shrunk to {size} from {recorded}: data in it may be lost"),
+                Ordering::Less => log::warn!("{path} has shrunk to {now} from {recorded}: data in it may be lost"),
                 Ordering::Equal => log::info!("{path} has its recorded size of {recorded} again"),
-                Ordering::Greater => log::info!("{path} now has {size}; grow it in the pool to use that"),
+                Ordering::Greater => log::info!("{path} now has {now}; grow it in the pool to use that"),
             }
             member.geometry.size = size;
             self.show();

@@ -142,7 +142,7 @@ pub(super) fn finish(
     let finished = settle(platform, pool, revert, undo).or_else(|_| settle(platform, pool, revert, undo));
     if let Err(error) = finished {
         let what = error.sentence();
-        let reason = format!("a revert could not be completed ({what}); stop the pool and start it again");
+        let reason = format!("a revert could not be completed ({what}); the next start of the pool completes it");
         pool.restrict(Availability::NoRequests, reason);
     }
 }

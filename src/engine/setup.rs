@@ -24,10 +24,10 @@ use crate::{
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next, Part},
         revert,
-        stack::{self, Ensured, Shape, Stack, ensure_device},
+        stack::{Ensured, Shape, Stack, ensure_device},
         thin_status::{self, PoolStatus, State},
         undo::Rollback,
-        units::{DataBlocks, Sectors},
+        units::Sectors,
     },
     platform::{
         self, DeviceNumber, Platform, Program,
@@ -168,27 +168,32 @@ impl Foundation {
     /// Takes the filesystems in and records what is to be recorded. `None`: bringing up a filesystem panicked.
     fn complete(self, platform: &dyn Platform, raised: Vec<Option<Raised>>) -> Result<Pool> {
         let Foundation { mut pool, records, former, mut undo, .. } = self;
-        for (record, raised) in records.into_iter().zip(raised) {
-            pool.note_thin_id(record.thin_id);
-            let device = raised.map_or(Err(Error::Panicked), |raised| {
-                undo.append(raised.undo);
-                raised.device
-            });
-            let taken_in = device.and_then(|(number, _)| Ok((Name::new(&record.name)?, number)));
-            match taken_in {
-                Ok((name, number)) => pool.put_filesystem(platform, Filesystem { record, name, number }),
-                Err(error) => {
-                    let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
-                    log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
-                    pool.left_out.push(record);
-                }
-            }
-        }
-        judge(platform, &mut pool);
+        let devices: Vec<Result<DeviceNumber>> = raised
+            .into_iter()
+            .map(|raised| {
+                let Raised { device, undo: others } = raised.ok_or(Error::Panicked)?;
+                undo.append(others);
+                Ok(device?.0)
+            })
+            .collect();
         let drops_cache = former.is_some();
         let mut former = former.unwrap_or_default();
-        former.iter_mut().for_each(|found| disown(platform, found));
-        let ((), undo) = undo.guard(platform, |_| complete_metadata(platform, &mut pool, drops_cache))?;
+        let ((), undo) = undo.guard(platform, |_| {
+            for (record, device) in records.into_iter().zip(devices) {
+                pool.note_thin_id(record.thin_id);
+                match device.and_then(|number| Ok((Name::new(&record.name)?, number))) {
+                    Ok((name, number)) => pool.put_filesystem(platform, Filesystem { record, name, number }),
+                    Err(error) => {
+                        let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
+                        log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
+                        pool.left_out.push(record);
+                    }
+                }
+            }
+            judge(platform, &mut pool);
+            former.iter_mut().for_each(|found| disown(platform, found));
+            complete_metadata(platform, &mut pool, drops_cache)
+        })?;
         undo.forget();
         pool.confirm_members(platform);
         pool.refresh(platform);
@@ -285,8 +290,14 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
 fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
     let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
+    let found = platform.dm_find(&pool.stack.name(Role::ThinPool))?;
+    // The mark of one that runs stays until a check finds a better one: to put another in place would hold I/O up.
+    pool.low_water = found.iter().flat_map(|device| &device.table).find_map(|line| match line.target {
+        Target::ThinPool { low_water, .. } => Some(low_water),
+        _ => None,
+    });
     // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
-    if platform.dm_find(&pool.stack.name(Role::ThinPool))?.is_none() {
+    if found.is_none() {
         let node = platform.dm_node(&pool.stack.name(Role::ThinMeta));
         if let Err(error) = platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
             log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
@@ -296,7 +307,6 @@ fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollb
     let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_data(), undo)?;
     if pool.stack.ensure(platform, &shape.thin_pool(), undo)? == Ensured::Adopted {
-        pool.low_water = low_water(platform, &pool.stack.name(Role::ThinPool))?;
         if let Ok(status) = pool.thin_pool_status(platform) {
             show_sizes(platform, pool, &status)?;
         }
@@ -304,25 +314,18 @@ fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollb
     Ok(())
 }
 
-/// The low water mark of a thin pool that is up.
-fn low_water(platform: &dyn Platform, name: &str) -> Result<Option<DataBlocks>> {
-    let found = platform.dm_find(name)?;
-    Ok(found.and_then(|device| match device.table.first()?.target {
-        Target::ThinPool { low_water, .. } => Some(low_water),
-        _ => None,
-    }))
-}
-
 /// Has the thin pool look at its devices again if it knows less of them than is recorded: whoever made them larger was
-/// killed, or failed, before the thin pool could see it. `true`: it was so, and the status is out of date.
+/// killed, or failed, before the thin pool could see it. One that can only be read does not change its size however often it
+/// is asked. `true`: it was so, and the status is out of date.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStatus) -> Result<bool> {
     let metadata = Sectors(status.metadata_total.saturating_mul(sizes::METADATA_BLOCK.0));
     // A few blocks of a metadata device may be of no use to the kernel.
-    let overlooked = pool.thin_metadata().saturating_sub(metadata) >= sizes::DATA_BLOCK
+    let behind = pool.thin_metadata().saturating_sub(metadata) >= sizes::DATA_BLOCK
         || status.data_total < sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev));
+    let overlooked = behind && !status.is_restricted();
     if overlooked {
         pool.stack.put(platform, &pool.shape().thin_pool())?;
     }
@@ -476,24 +479,28 @@ pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
         _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),
         _ => return,
     };
-    pool.restrict(level, format!("{what}; stop the pool and start it again, which checks and repairs its metadata"));
+    pool.restrict(level, format!("{what}; the next start of the pool checks and repairs it"));
 }
 
-/// Takes a pool's whole stack down, from the top. Filesystems have been removed before.
+/// Takes a pool's whole stack down, from the top.
 ///
 /// # Errors
 /// When a device is busy; what was taken down before stays down.
 pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
+    take_filesystems_down(platform, uuid)?;
     take_thin_pool_down(platform, stack)?;
     take_backstore_down(platform, stack, uuid)
 }
 
-/// Removes the devices of a pool's filesystems.
+/// Removes the devices of a pool's filesystems: all that device-mapper lists. A request that panicked may have left some that
+/// nothing else knows of.
 ///
 /// # Errors
 /// When one is busy; those removed before stay removed.
-pub(super) fn take_filesystems_down(platform: &dyn Platform, pool: &Pool) -> Result<()> {
-    pool.filesystems.keys().try_for_each(|id| stack::remove_if_up(platform, &pool.thin_name(*id)))
+pub(super) fn take_filesystems_down(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
+    let listed = platform.dm_list()?;
+    let mut filesystems = listed.iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid));
+    filesystems.try_for_each(|device| Ok(platform.dm_remove(&device.name)?))
 }
 
 /// The first part of [`take_down`] (`spec/engine/storage-stack.md` §10.3): what the kernel writes to.
@@ -520,10 +527,6 @@ pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uu
 /// # Errors
 /// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
 pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
-    let listed = platform.dm_list()?;
-    for device in listed.iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid)) {
-        platform.dm_remove(&device.name)?;
-    }
     take_down(platform, &mut Stack::new(uuid), uuid)
 }
 

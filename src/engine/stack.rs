@@ -13,7 +13,7 @@ use crate::{
         layout,
         metadata::{MetadataVersion, pool::Segment},
         plan::sizes,
-        undo::Rollback,
+        undo::{Rollback, mended},
         units::{DataBlocks, Sectors},
     },
     platform::{
@@ -392,11 +392,11 @@ pub fn ensure_device(
         swap(platform, name, table, visibility)?;
         return Ok((found.number, Ensured::Renewed));
     }
-    let number = platform.dm_create(name, name, table, visibility)?;
     let made = name.to_owned();
-    // It may be gone by then: a later step of the same work may have taken it down again.
+    // Pushed first: a creation that panics may have been carried out in part. It may be gone by then: a later step of the
+    // same work may have taken it down again.
     undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &made));
-    Ok((number, Ensured::Created))
+    Ok((platform.dm_create(name, name, table, visibility)?, Ensured::Created))
 }
 
 /// Removes a device if it is there.
@@ -417,14 +417,17 @@ pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
 /// been carried out all the same.
 fn swap(platform: &dyn Platform, name: &str, table: &[Line], visibility: Visibility) -> Result<()> {
     platform.dm_load(name, table)?;
-    if visibility == Visibility::Public {
-        // What waits in a full thin pool is put back and not waited for: only that it is served gives the pool space.
-        if let Err(error) = platform.dm_suspend(name, false) {
-            resume(platform, name, visibility)?;
-            return Err(error.into());
+    let swap = || {
+        if visibility == Visibility::Public {
+            // What waits in a full thin pool is put back and not waited for: only that it is served gives the pool space.
+            if let Err(error) = platform.dm_suspend(name, false) {
+                resume(platform, name, visibility)?;
+                return Err(error.into());
+            }
         }
-    }
-    resume(platform, name, visibility)
+        resume(platform, name, visibility)
+    };
+    mended(swap, || drop(resume(platform, name, visibility)))
 }
 
 /// Resumes a device, which makes a loaded table active. Tried again after an error, because nobody may be left waiting;
@@ -449,10 +452,10 @@ fn swap_together(platform: &dyn Platform, changes: &[(String, Vec<Line>)], held:
         }
         changes.iter().try_for_each(|(name, _)| resume(platform, name, Visibility::Private))
     };
-    let swapped = swap();
     // Also those that were not reached: to go on is no error for a device that goes on already.
-    let resumed = held.iter().rev().map(|name| resume(platform, name, Visibility::Private)).collect::<Vec<_>>();
-    swapped.and(resumed.into_iter().collect())
+    let go_on = || held.iter().rev().map(|name| resume(platform, name, Visibility::Private)).collect::<Vec<_>>();
+    let swapped = mended(swap, || drop(go_on()));
+    swapped.and(go_on().into_iter().collect())
 }
 
 /// Removes a device if it is there, and lets `undo` make it again with the table it had.

@@ -76,6 +76,11 @@ impl PoolStatus {
             metadata_low_water: words.get(8).and_then(|word| word.parse().ok()),
         })
     }
+
+    /// Whether nothing can be changed of it before its metadata has been checked.
+    pub fn is_restricted(&self) -> bool {
+        self.needs_check || matches!(self.state, State::ReadOnly | State::Failed)
+    }
 }
 
 /// The state alone, which a failed thin pool tells too.

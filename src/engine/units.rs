@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub const SECTOR: u64 = 512;
 
 macro_rules! unit {
-    ($(#[$doc:meta])* $name:ident, $inner:ty, $suffix:literal) => {
+    ($(#[$doc:meta])* $name:ident, $inner:ty) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
@@ -60,12 +60,6 @@ macro_rules! unit {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!("{} ", $suffix), self.0)
-            }
-        }
-
         impl $name {
             /// The sum of all, or `None` past the type's range.
             pub fn checked_sum(sizes: impl IntoIterator<Item = $name>) -> Option<$name> {
@@ -77,18 +71,41 @@ macro_rules! unit {
 
 unit!(
     /// A number of sectors of 512 bytes.
-    Sectors, u64, "sectors"
+    Sectors, u64
 );
 unit!(
     /// A number of bytes. 128 bits, because clients may name sizes up to 2^64 sectors.
-    Bytes, u128, "bytes"
+    Bytes, u128
 );
 unit!(
     /// A number of thin-pool data blocks of [`DATA_BLOCK`](crate::engine::plan::sizes::DATA_BLOCK) sectors.
-    DataBlocks, u64, "data blocks"
+    DataBlocks, u64
 );
 
+impl fmt::Display for Sectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} sectors", self.0)
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0)
+    }
+}
+
+impl fmt::Display for DataBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} data blocks", self.0)
+    }
+}
+
 impl Sectors {
+    /// The size as people read it.
+    pub fn readable(self) -> Readable {
+        self.bytes().readable()
+    }
+
     /// The same size in bytes; every number of sectors fits.
     pub fn bytes(self) -> Bytes {
         Bytes(u128::from(self.0) * u128::from(SECTOR))
@@ -96,8 +113,60 @@ impl Sectors {
 }
 
 impl Bytes {
+    /// The size as people read it.
+    pub fn readable(self) -> Readable {
+        Readable(self)
+    }
+
     /// Whole sectors in this many bytes, a rest dropped; `None` past 2^64 sectors.
     pub fn sectors(self) -> Option<Sectors> {
         u64::try_from(self.0 / u128::from(SECTOR)).ok().map(Sectors)
+    }
+}
+
+/// A size for people: in the largest unit of which there is a whole one. Where two decimals do not say it all, the bytes follow.
+#[derive(Debug, Clone, Copy)]
+pub struct Readable(Bytes);
+
+impl fmt::Display for Readable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u32, &str); 6] = [(60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let Some((bits, unit)) = UNITS.into_iter().find(|(bits, _)| self.0.0 >> bits > 0) else {
+            return write!(f, "{} bytes", self.0.0);
+        };
+        let (whole, rest) = (self.0.0 >> bits, self.0.0 & ((1 << bits) - 1));
+        // Rounded down: what is less than a round number must not be shown as that.
+        let hundredths = (rest * 100) >> bits;
+        match hundredths {
+            0 => write!(f, "{whole}")?,
+            some if some % 10 == 0 => write!(f, "{whole}.{}", some / 10)?,
+            some => write!(f, "{whole}.{some:02}")?,
+        }
+        write!(f, " {unit}")?;
+        if (hundredths << bits) == rest * 100 { Ok(()) } else { write!(f, " ({} bytes)", self.0.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_shown_in_units_that_people_read() {
+        let check = |bytes: u128, shown: &str| assert_eq!(Bytes(bytes).readable().to_string(), shown);
+        check(0, "0 bytes");
+        check(512, "512 bytes");
+        check(1024, "1 KiB");
+        check(1536, "1.5 KiB");
+        check(1 << 30, "1 GiB");
+        check((1 << 30) + (1 << 28), "1.25 GiB");
+        check((1 << 30) + 512, "1 GiB (1073742336 bytes)");
+        check((1 << 30) - 512, "1023.99 MiB (1073741312 bytes)");
+        check(3 << 30, "3 GiB");
+        check(u128::from(u64::MAX), "15.99 EiB (18446744073709551615 bytes)");
+        check(1 << 70, "1024 EiB");
+        check(u128::MAX, "295147905179352825855.99 EiB (340282366920938463463374607431768211455 bytes)");
+        assert_eq!(Sectors(2_097_152).readable().to_string(), "1 GiB");
+        assert_eq!(DataBlocks(3).to_string(), "3 data blocks");
     }
 }

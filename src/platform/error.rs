@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::platform::Program;
+use crate::{engine::name::shortened, platform::Program};
 
 /// Result of a platform call.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A device, file or directory could not be used.
-    #[error("could not {action} {}", path.display())]
+    #[error("could not {action} {}", shortened(&path.to_string_lossy()))]
     Io {
         /// What was tried, as in "could not … /dev/sda".
         action: &'static str,
@@ -21,7 +21,7 @@ pub enum Error {
         source: io::Error,
     },
     /// There is no such block device.
-    #[error("{} is not a block device known to udev; check the path", path.display())]
+    #[error("{} is not a block device known to udev; check the path", shortened(&path.to_string_lossy()))]
     NoDevice {
         /// The path as given.
         path: PathBuf,

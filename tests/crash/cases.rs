@@ -10,38 +10,45 @@ use stratisd::{
     platform::Platform,
 };
 
-use crate::bench::{Bench, name};
+use crate::{
+    Then,
+    bench::{Bench, name},
+};
 
 /// An operation on a prepared machine.
 pub struct Case {
     /// What is done.
     pub name: &'static str,
-    /// Prepares the machine.
-    pub prepare: fn(&mut Bench),
+    /// The metadata versions of the pool with which it is done.
+    pub versions: &'static [MetadataVersion],
+    /// What is done before the state is looked at.
+    pub then: Then,
+    /// Prepares the machine, with a pool of the version given.
+    pub prepare: fn(&mut Bench, MetadataVersion),
     /// The operation.
     pub act: fn(&mut Bench) -> Result<()>,
     /// Something else that must work afterwards, in whichever state.
     pub next: fn(&mut Bench) -> Result<()>,
 }
 
-fn nothing(_: &mut Bench) {}
+const V1: MetadataVersion = MetadataVersion::V1;
+const V2: MetadataVersion = MetadataVersion::V2;
+/// Both of them.
+pub const BOTH: &[MetadataVersion] = &[V2, V1];
 
-fn pool(bench: &mut Bench) {
-    bench.create_pool("p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+fn nothing(_: &mut Bench, _: MetadataVersion) {}
+
+fn pool(bench: &mut Bench, version: MetadataVersion) {
+    bench.create_pool_of(version, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
 }
 
-fn old_pool(bench: &mut Bench) {
-    bench.create_pool_of(MetadataVersion::V1, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
-    bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
-}
-
-fn filesystems(bench: &mut Bench) {
-    pool(bench);
+pub fn filesystems(bench: &mut Bench, version: MetadataVersion) {
+    pool(bench, version);
     bench.create_filesystems("p", &["f", "g"]).expect("the filesystems can be created");
 }
 
-fn snapshots(bench: &mut Bench) {
-    filesystems(bench);
+pub fn snapshots(bench: &mut Bench, version: MetadataVersion) {
+    filesystems(bench, version);
     snapshot(bench, "f", "s").expect("the snapshot can be made");
     snapshot(bench, "s", "t").expect("the snapshot can be made");
 }
@@ -65,12 +72,8 @@ fn one_more_in_any(bench: &mut Bench) -> Result<()> {
 }
 
 /// Filesystem f with snapshots s and r, s with snapshot t, each with another content.
-fn marked_snapshots(bench: &mut Bench) {
-    marked_snapshots_of(bench, MetadataVersion::V2);
-}
-
-fn marked_snapshots_of(bench: &mut Bench, version: MetadataVersion) {
-    bench.create_pool_of(version, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+fn marked_snapshots(bench: &mut Bench, version: MetadataVersion) {
+    pool(bench, version);
     bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
     for (origin, name) in [("f", "s"), ("f", "r"), ("s", "t")] {
         snapshot(bench, origin, name).expect("the snapshot can be made");
@@ -85,13 +88,13 @@ fn schedule(bench: &mut Bench, snapshot: &str, scheduled: bool) -> Result<()> {
     bench.run(ops::schedule_revert(bench.id("p"), id, scheduled)).map(drop)
 }
 
-fn reverting(bench: &mut Bench, version: MetadataVersion) {
-    marked_snapshots_of(bench, version);
+pub fn reverting(bench: &mut Bench, version: MetadataVersion) {
+    marked_snapshots(bench, version);
     schedule(bench, "s", true).expect("it can be scheduled");
 }
 
 /// Stops a pool wholly.
-fn stop(bench: &mut Bench, pool: &str) -> Result<()> {
+pub fn stop(bench: &mut Bench, pool: &str) -> Result<()> {
     match bench.stop_pool(pool)? {
         Stopped::Partly(_, error) => Err(error),
         Stopped::Done(_) | Stopped::CleanedUp(_) | Stopped::Already => Ok(()),
@@ -103,54 +106,88 @@ fn start_again(bench: &mut Bench) -> Result<()> {
     one_more(bench)
 }
 
+fn stopped(bench: &mut Bench, prepare: fn(&mut Bench, MetadataVersion), version: MetadataVersion) {
+    prepare(bench, version);
+    stop(bench, "p").expect("the pool can be stopped");
+}
+
+/// A pool of which the stop did not come to its end.
+fn stopped_in_part(bench: &mut Bench, version: MetadataVersion) {
+    filesystems(bench, version);
+    // As often as a stop tries.
+    bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), 10).expect("the pool runs");
+    let stopped = bench.stop_pool("p").expect("it is stopped as far as possible");
+    assert!(matches!(stopped, Stopped::Partly(..)), "{stopped:?}");
+}
+
+fn start(bench: &mut Bench) -> Result<()> {
+    bench.start_pool("p").map(drop)
+}
+
 /// Every operation of the engine.
 pub const CASES: &[Case] = &[
     Case {
         name: "create a pool of version 2",
+        versions: &[V2],
+        then: Then::Look,
         prepare: nothing,
         act: |bench| bench.create_pool("p", &["/dev/a", "/dev/b"]).map(drop),
         next: other_pool,
     },
     Case {
         name: "create a pool of version 1",
+        versions: &[V1],
+        then: Then::Look,
         prepare: nothing,
-        act: |bench| bench.create_pool_of(MetadataVersion::V1, "p", &["/dev/a"]).map(drop),
+        act: |bench| bench.create_pool_of(V1, "p", &["/dev/a"]).map(drop),
         next: other_pool,
     },
     Case {
         name: "destroy a pool",
+        versions: BOTH,
+        then: Then::Look,
         prepare: pool,
         act: |bench| bench.run(ops::destroy_pool(bench.id("p"))).map(drop),
-        next: |bench| bench.create_pool("other", &["/dev/x"]).map(drop),
+        next: other_pool,
     },
     Case {
         name: "rename a pool with filesystems",
+        versions: BOTH,
+        then: Then::Look,
         prepare: filesystems,
         act: |bench| bench.run(ops::rename_pool(bench.id("p"), name("q"))).map(drop),
         next: one_more_in_any,
     },
     Case {
         name: "create a filesystem",
+        versions: BOTH,
+        then: Then::Look,
         prepare: filesystems,
         act: |bench| bench.create_filesystems("p", &["h"]).map(drop),
         next: one_more,
     },
     Case {
-        name: "create a filesystem in a pool of version 1",
-        prepare: old_pool,
-        act: |bench| bench.create_filesystems("p", &["h"]).map(drop),
+        name: "create three filesystems at once",
+        versions: &[V2],
+        then: Then::LookAtEach,
+        prepare: filesystems,
+        act: |bench| bench.create_filesystems("p", &["h", "i", "j"]).map(drop),
         next: one_more,
     },
     Case {
         name: "snapshot a filesystem",
+        versions: BOTH,
+        then: Then::Look,
         prepare: filesystems,
         act: |bench| snapshot(bench, "f", "s"),
         next: one_more,
     },
     Case {
         name: "snapshot a mounted filesystem",
-        prepare: |bench| {
-            filesystems(bench);
+        versions: &[V2],
+        then: Then::Look,
+        prepare: |bench, version| {
+            filesystems(bench, version);
             bench.mount("p", "f");
         },
         act: |bench| snapshot(bench, "f", "s"),
@@ -158,6 +195,8 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "rename a filesystem",
+        versions: BOTH,
+        then: Then::Look,
         prepare: filesystems,
         act: |bench| {
             let id = bench.filesystem("p", "f");
@@ -167,6 +206,8 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "destroy two filesystems with snapshots",
+        versions: BOTH,
+        then: Then::Look,
         prepare: snapshots,
         act: |bench| {
             let doomed = vec![bench.filesystem("p", "f"), bench.filesystem("p", "s")];
@@ -176,6 +217,8 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "say something of a device",
+        versions: BOTH,
+        then: Then::Look,
         prepare: pool,
         act: |bench| {
             let device = bench.device("p", "/dev/b");
@@ -183,92 +226,81 @@ pub const CASES: &[Case] = &[
         },
         next: one_more,
     },
-    Case { name: "stop a pool", prepare: snapshots, act: |bench| stop(bench, "p"), next: start_again },
-    Case { name: "stop a pool of version 1", prepare: old_pool, act: |bench| stop(bench, "p"), next: start_again },
     Case {
-        name: "start a pool",
-        prepare: |bench| {
-            snapshots(bench);
-            stop(bench, "p").expect("the pool can be stopped");
-        },
-        act: |bench| bench.start_pool("p").map(drop),
-        next: one_more,
+        name: "stop a pool",
+        versions: BOTH,
+        then: Then::Look,
+        prepare: snapshots,
+        act: |bench| stop(bench, "p"),
+        next: start_again,
     },
     Case {
-        name: "start a pool of version 1",
-        prepare: |bench| {
-            old_pool(bench);
-            stop(bench, "p").expect("the pool can be stopped");
-        },
-        act: |bench| bench.start_pool("p").map(drop),
+        name: "start a pool",
+        versions: BOTH,
+        then: Then::Look,
+        prepare: |bench, version| stopped(bench, snapshots, version),
+        act: start,
         next: one_more,
     },
     Case {
         name: "start a pool of which thin metadata is damaged",
-        prepare: |bench| {
-            filesystems(bench);
+        versions: BOTH,
+        then: Then::Look,
+        prepare: |bench, version| {
+            filesystems(bench, version);
             let metadata = Role::ThinMeta.name(bench.id("p"));
             bench.sim.damage_metadata(&bench.sim.dm_node(&metadata)).expect("there is a thin pool");
             stop(bench, "p").expect("the pool can be stopped");
         },
-        act: |bench| bench.start_pool("p").map(drop),
+        act: start,
         next: one_more,
     },
     Case {
         name: "start a pool with a revert",
-        prepare: |bench| {
-            reverting(bench, MetadataVersion::V2);
-            stop(bench, "p").expect("the pool can be stopped");
-        },
-        act: |bench| bench.start_pool("p").map(drop),
-        next: one_more,
-    },
-    Case {
-        name: "start a pool of version 1 with a revert",
-        prepare: |bench| {
-            reverting(bench, MetadataVersion::V1);
-            stop(bench, "p").expect("the pool can be stopped");
-        },
-        act: |bench| bench.start_pool("p").map(drop),
+        versions: BOTH,
+        then: Then::Look,
+        prepare: |bench, version| stopped(bench, reverting, version),
+        act: start,
         next: one_more,
     },
     Case {
         name: "clean up a pool of which the stop did not come to its end",
-        prepare: |bench| {
-            filesystems(bench);
-            let bottom = Role::OriginSub.name(bench.id("p"));
-            // As often as a stop tries.
-            bench.sim.hold_device(&bottom, 10).expect("the pool runs");
-            let stopped = bench.stop_pool("p").expect("it is stopped as far as possible");
-            assert!(matches!(stopped, Stopped::Partly(..)), "{stopped:?}");
-        },
+        versions: &[V2],
+        then: Then::Look,
+        prepare: stopped_in_part,
         act: |bench| stop(bench, "p"),
         next: start_again,
     },
     Case {
         name: "start a pool of which the stop did not come to its end",
-        prepare: |bench| {
-            filesystems(bench);
-            bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), 10).expect("the pool runs");
-            bench.stop_pool("p").expect("it is stopped as far as possible");
-        },
-        act: |bench| bench.start_pool("p").map(drop),
+        versions: &[V2],
+        then: Then::Look,
+        prepare: stopped_in_part,
+        act: start,
         next: start_again,
     },
     Case {
         name: "schedule a revert",
+        versions: &[V2],
+        then: Then::Look,
         prepare: marked_snapshots,
         act: |bench| schedule(bench, "s", true),
         next: one_more,
     },
     Case {
         name: "cancel a revert",
-        prepare: |bench| {
-            marked_snapshots(bench);
-            schedule(bench, "s", true).expect("it can be scheduled");
-        },
+        versions: &[V2],
+        then: Then::Look,
+        prepare: reverting,
         act: |bench| schedule(bench, "s", false),
         next: one_more,
     },
-    Case { name: "refresh", prepare: snapshots, act: |bench| bench.run(ops::refresh()), next: one_more },
+    Case {
+        name: "refresh",
+        versions: &[V2],
+        then: Then::Look,
+        prepare: snapshots,
+        act: |bench| bench.run(ops::refresh()),
+        next: one_more,
+    },
 ];

@@ -7,19 +7,18 @@ use std::path::Path;
 use stratisd::{
     engine::{
         Result,
-        dm_names::Role,
         metadata::MetadataVersion,
         ops::{self, CacheTier, Stopped, Unlock},
         request::PoolRef,
         units::{Bytes, Sectors},
     },
-    platform::Platform,
+    platform::{Platform, WriteStep},
 };
 
 use crate::{
     Then,
     bench::{Bench, GIB, name},
-    cases::Case,
+    cases::{BOTH, Case},
 };
 
 const SMALL: Sectors = Sectors(2 * GIB.0);
@@ -75,7 +74,7 @@ fn init_cache(bench: &mut Bench, devices: &[&str]) -> Result<()> {
     bench.run(ops::init_cache(bench.id("p"), devices.iter().map(Into::into).collect())).map(drop)
 }
 
-fn cached(bench: &mut Bench, version: MetadataVersion) {
+pub fn cached(bench: &mut Bench, version: MetadataVersion) {
     roomy(bench, version);
     init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
 }
@@ -106,6 +105,13 @@ fn start_and_write(bench: &mut Bench) -> Result<()> {
     write_more(bench)
 }
 
+/// A cached pool that has handed out everything, and gets a disk.
+fn cached_with_space(bench: &mut Bench, version: MetadataVersion) {
+    full(bench, version);
+    init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
+    add(bench, &["/dev/large"]).expect("the disk can be added");
+}
+
 fn empty_with_cache(bench: &mut Bench, version: MetadataVersion) {
     bench.create_pool_of(version, "p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
     init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
@@ -122,8 +128,8 @@ fn write_more(bench: &mut Bench) -> Result<()> {
 }
 
 /// Two mounted filesystems, more than half full, and one that is not mounted.
-fn used(bench: &mut Bench) {
-    bench.create_pool("p", &["/dev/a"]).expect("the pool can be created");
+fn used(bench: &mut Bench, version: MetadataVersion) {
+    bench.create_pool_of(version, "p", &["/dev/a"]).expect("the pool can be created");
     bench.create_filesystems("p", &["f", "g", "h"]).expect("the filesystems can be created");
     check(bench).expect("the pool can be checked");
     mount(bench);
@@ -145,264 +151,165 @@ fn mount_after(bench: &mut Bench) -> Result<()> {
     one_more(bench)
 }
 
-const V1: MetadataVersion = MetadataVersion::V1;
-const V2: MetadataVersion = MetadataVersion::V2;
+const V2: &[MetadataVersion] = &[MetadataVersion::V2];
 
 /// Every operation of growth.
-pub const GROWTH_CASES: &[(Then, Case)] = &[
-    (
-        Then::Forward,
-        Case {
-            name: "check a pool with new space",
-            prepare: |bench| with_space(bench, V2),
-            act: check,
-            next: write_more,
+pub const GROWTH_CASES: &[Case] = &[
+    Case {
+        name: "check a pool with new space",
+        versions: BOTH,
+        then: Then::Forward,
+        prepare: with_space,
+        act: check,
+        next: write_more,
+    },
+    Case {
+        name: "check a cached pool with new space",
+        versions: BOTH,
+        then: Then::Forward,
+        prepare: cached_with_space,
+        act: check,
+        next: write_more,
+    },
+    Case {
+        name: "check a pool that has just handed out everything",
+        versions: V2,
+        then: Then::Forward,
+        prepare: |bench, version| {
+            bench.sim.add_disk(Path::new("/dev/small"), SMALL).expect("a disk can be plugged in");
+            bench.create_pool_of(version, "p", &["/dev/small"]).expect("the pool can be created");
+            bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
         },
-    ),
-    (
-        Then::Forward,
-        Case {
-            name: "check a pool of version 1 with new space",
-            prepare: |bench| with_space(bench, V1),
-            act: check,
-            next: write_more,
+        act: check,
+        next: write_more,
+    },
+    Case {
+        name: "check a pool of which a filesystem is being filled",
+        versions: V2,
+        then: Then::Forward,
+        prepare: |bench, version| {
+            roomy(bench, version);
+            let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+            // Past the mark at which the kernel is to tell.
+            let blocks =
+                (65..365).map(|block| WriteStep::At(block << 20, b"x")).chain([WriteStep::Flush]).collect::<Vec<_>>();
+            bench.sim.write(&node, &blocks).expect("the machine runs");
         },
-    ),
-    (
-        Then::Forward,
-        Case {
-            name: "check a cached pool with new space",
-            prepare: |bench| {
-                full(bench, V2);
-                init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
-                add(bench, &["/dev/large"]).expect("the disk can be added");
-            },
-            act: check,
-            next: write_more,
+        act: check,
+        next: write_more,
+    },
+    Case {
+        name: "add two data devices",
+        versions: BOTH,
+        then: Then::Check,
+        prepare: roomy,
+        act: |bench| add(bench, &["/dev/c", "/dev/d"]),
+        next: write_more,
+    },
+    Case {
+        name: "add a data device to a full pool",
+        versions: V2,
+        then: Then::Check,
+        prepare: full,
+        act: |bench| add(bench, &["/dev/large"]),
+        next: write_more,
+    },
+    Case { name: "grow a device", versions: BOTH, then: Then::Check, prepare: resized, act: grow, next: write_more },
+    Case {
+        name: "begin a cache",
+        versions: BOTH,
+        then: Then::Check,
+        prepare: roomy,
+        act: |bench| init_cache(bench, &["/dev/fast", "/dev/faster"]),
+        next: write_more,
+    },
+    Case {
+        name: "add a cache device",
+        versions: BOTH,
+        then: Then::Check,
+        prepare: cached,
+        act: add_to_cache,
+        next: write_more,
+    },
+    Case {
+        name: "raise the filesystem limit",
+        versions: V2,
+        then: Then::Check,
+        prepare: roomy,
+        act: |bench| bench.run(ops::set_fs_limit(bench.id("p"), 5000)),
+        next: write_more,
+    },
+    Case {
+        name: "forbid overprovisioning",
+        versions: V2,
+        then: Then::Check,
+        prepare: roomy,
+        act: |bench| bench.run(ops::set_overprovisioning(bench.id("p"), false)).map(drop),
+        next: write_more,
+    },
+    Case {
+        name: "set a size limit",
+        versions: V2,
+        then: Then::Look,
+        prepare: roomy,
+        act: |bench| {
+            let id = bench.filesystem("p", "f");
+            bench.run(ops::set_size_limit(bench.id("p"), id, Some(Sectors(3 * GIB.0)))).map(drop)
         },
-    ),
-    (
-        Then::Forward,
-        Case {
-            name: "check a cached pool of version 1 with new space",
-            prepare: |bench| {
-                full(bench, V1);
-                init_cache(bench, &["/dev/fast"]).expect("a cache can be begun");
-                add(bench, &["/dev/large"]).expect("the disk can be added");
-            },
-            act: check,
-            next: write_more,
+        next: one_more,
+    },
+    Case {
+        name: "extend filesystems",
+        versions: V2,
+        then: Then::EachForward,
+        prepare: used,
+        act: |bench| {
+            // They were mounted before, unless the power has gone since.
+            if !bench.sim.leftovers().mounts.iter().any(|at| at.starts_with("/mnt")) {
+                mount(bench);
+            }
+            bench.run(ops::check_filesystems_now(bench.id("p")))
         },
-    ),
-    (
-        Then::Forward,
-        Case {
-            name: "check a pool that has just handed out everything",
-            prepare: |bench| {
-                bench.sim.add_disk(Path::new("/dev/small"), SMALL).expect("a disk can be plugged in");
-                bench.create_pool("p", &["/dev/small"]).expect("the pool can be created");
-                bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
-            },
-            act: check,
-            next: write_more,
-        },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "add two data devices",
-            prepare: |bench| roomy(bench, V2),
-            act: |bench| add(bench, &["/dev/c", "/dev/d"]),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "add a data device to a pool of version 1",
-            prepare: |bench| roomy(bench, V1),
-            act: |bench| add(bench, &["/dev/c"]),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "add a data device to a full pool",
-            prepare: |bench| full(bench, V2),
-            act: |bench| add(bench, &["/dev/large"]),
-            next: write_more,
-        },
-    ),
-    (Then::Check, Case { name: "grow a device", prepare: |bench| resized(bench, V2), act: grow, next: write_more }),
-    (
-        Then::Check,
-        Case { name: "grow a device of version 1", prepare: |bench| resized(bench, V1), act: grow, next: write_more },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "begin a cache",
-            prepare: |bench| roomy(bench, V2),
-            act: |bench| init_cache(bench, &["/dev/fast", "/dev/faster"]),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "begin a cache of version 1",
-            prepare: |bench| roomy(bench, V1),
-            act: |bench| init_cache(bench, &["/dev/fast"]),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Check,
-        Case { name: "add a cache device", prepare: |bench| cached(bench, V2), act: add_to_cache, next: write_more },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "add a cache device to a pool of version 1",
-            prepare: |bench| cached(bench, V1),
-            act: add_to_cache,
-            next: write_more,
-        },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "raise the filesystem limit",
-            prepare: |bench| roomy(bench, V2),
-            act: |bench| bench.run(ops::set_fs_limit(bench.id("p"), 5000)),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Check,
-        Case {
-            name: "forbid overprovisioning",
-            prepare: |bench| roomy(bench, V2),
-            act: |bench| bench.run(ops::set_overprovisioning(bench.id("p"), false)).map(drop),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "set a size limit",
-            prepare: |bench| roomy(bench, V2),
-            act: |bench| {
-                let id = bench.filesystem("p", "f");
-                bench.run(ops::set_size_limit(bench.id("p"), id, Some(Sectors(3 * GIB.0)))).map(drop)
-            },
-            next: one_more,
-        },
-    ),
-    (
-        Then::EachForward,
-        Case {
-            name: "extend filesystems",
-            prepare: used,
-            act: |bench| {
-                // They were mounted before, unless the power has gone since.
-                if !bench.sim.leftovers().mounts.iter().any(|at| at.starts_with("/mnt")) {
-                    mount(bench);
-                }
-                bench.run(ops::check_filesystems_now(bench.id("p")))
-            },
-            next: mount_after,
-        },
-    ),
-    (
-        Then::Look,
-        Case { name: "stop a pool with a cache", prepare: |bench| cached(bench, V2), act: stop, next: start_and_write },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "stop a pool of version 1 with a cache",
-            prepare: |bench| cached(bench, V1),
-            act: stop,
-            next: start_and_write,
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "start a pool with a cache",
-            prepare: |bench| stopped_with_cache(bench, V2),
-            act: |bench| bench.start_pool("p").map(drop),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "start a pool of version 1 with a cache",
-            prepare: |bench| stopped_with_cache(bench, V1),
-            act: |bench| bench.start_pool("p").map(drop),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "start a pool without its cache",
-            prepare: |bench| stopped_with_cache(bench, V2),
-            act: start_without_cache,
-            next: start_and_write,
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "start a pool of version 1 without its cache",
-            prepare: |bench| stopped_with_cache(bench, V1),
-            act: start_without_cache,
-            next: start_and_write,
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "refresh a pool with a cache",
-            prepare: |bench| cached(bench, V1),
-            act: |bench| bench.run(ops::refresh()),
-            next: write_more,
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "destroy a pool with a cache",
-            prepare: |bench| empty_with_cache(bench, V2),
-            act: destroy,
-            next: |bench| bench.create_pool("other", &["/dev/x"]).map(drop),
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "destroy a pool of version 1 with a cache",
-            prepare: |bench| empty_with_cache(bench, V1),
-            act: destroy,
-            next: |bench| bench.create_pool("other", &["/dev/x"]).map(drop),
-        },
-    ),
-    (
-        Then::Look,
-        Case {
-            name: "start a pool of version 1 of which thin metadata is damaged",
-            prepare: |bench| {
-                roomy(bench, V1);
-                let metadata = Role::ThinMeta.name(bench.id("p"));
-                bench.sim.damage_metadata(&bench.sim.dm_node(&metadata)).expect("there is a thin pool");
-                stop(bench).expect("the pool can be stopped");
-            },
-            act: |bench| bench.start_pool("p").map(drop),
-            next: write_more,
-        },
-    ),
+        next: mount_after,
+    },
+    Case {
+        name: "stop a pool with a cache",
+        versions: BOTH,
+        then: Then::Look,
+        prepare: cached,
+        act: stop,
+        next: start_and_write,
+    },
+    Case {
+        name: "start a pool with a cache",
+        versions: BOTH,
+        then: Then::Look,
+        prepare: stopped_with_cache,
+        act: |bench| bench.start_pool("p").map(drop),
+        next: write_more,
+    },
+    Case {
+        name: "start a pool without its cache",
+        versions: BOTH,
+        then: Then::Look,
+        prepare: stopped_with_cache,
+        act: start_without_cache,
+        next: start_and_write,
+    },
+    Case {
+        name: "refresh a pool with a cache",
+        versions: &[MetadataVersion::V1],
+        then: Then::Look,
+        prepare: cached,
+        act: |bench| bench.run(ops::refresh()),
+        next: write_more,
+    },
+    Case {
+        name: "destroy a pool with a cache",
+        versions: BOTH,
+        then: Then::Look,
+        prepare: empty_with_cache,
+        act: destroy,
+        next: |bench| bench.create_pool("other", &["/dev/x"]).map(drop),
+    },
 ];

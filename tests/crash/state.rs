@@ -113,6 +113,20 @@ impl State {
             })
     }
 
+    /// Whether of two states, between which only filesystems have come, this has all of the first and some of the others.
+    pub fn has_some_of(&self, before: &State, after: &State) -> bool {
+        let is_between = |name: &str, pool: &PoolState| {
+            let (Some(old), Some(new)) = (before.running.get(name), after.running.get(name)) else { return false };
+            let in_full = PoolState { filesystems: new.filesystems.clone(), ..pool.clone() };
+            let in_new = pool.filesystems.iter().all(|(id, found)| new.filesystems.get(id) == Some(found));
+            let has_old = old.filesystems.keys().all(|id| pool.filesystems.contains_key(id));
+            in_full == *new && in_new && has_old
+        };
+        self.stopped == after.stopped
+            && self.running.len() == after.running.len()
+            && self.running.iter().all(|(name, pool)| is_between(name, pool))
+    }
+
     /// That of a bench now.
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {

@@ -58,7 +58,7 @@ impl Bench {
         Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() }
     }
 
-    /// Runs a chain to its end.
+    /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
     pub fn run<T>(&mut self, next: Next<T>) -> T {
         self.pools.run(&self.engine, next)
     }
@@ -144,7 +144,8 @@ impl Bench {
         found.unwrap_or_else(|| panic!("no device {path}")).uuid
     }
 
-    fn thin_node(&self, pool: PoolUuid, filesystem: FsUuid) -> PathBuf {
+    /// The node of a filesystem.
+    pub fn thin_node(&self, pool: PoolUuid, filesystem: FsUuid) -> PathBuf {
         self.sim.dm_node(&dm_names::filesystem(pool, filesystem))
     }
 

@@ -7,10 +7,13 @@ use stratisd::{
         Error, Result,
         error::Error::*,
         metadata::{IntegritySpec, MetadataVersion, TagSpec},
-        name::NameError,
+        name::{NameError, Subject},
         ops::{self, NewFilesystem, NewPool},
-        plan::{sector_rules::SectorError, sizes::SizeError},
-        units::Sectors,
+        plan::{
+            sector_rules::SectorError,
+            sizes::{self, SizeError},
+        },
+        units::{Bytes, Sectors},
     },
     platform::{
         self,
@@ -219,6 +222,8 @@ fn bad_filesystems_are_refused() {
         size_limit,
     };
     let small = Sectors((1 << 20) - 1);
+    // 2^63 bytes is one sector more than a block device can have.
+    let (largest, large) = (Sectors((1 << 54) - 1), Sectors(1 << 54));
     type Case = (Vec<NewFilesystem>, fn(&Error) -> bool);
     let cases: Vec<Case> = vec![
         (vec![new("x", Some(small), None)], |e| {
@@ -226,6 +231,12 @@ fn bad_filesystems_are_refused() {
         }),
         (vec![new("x", Some(GIB), Some(small))], |e| {
             matches!(e, FilesystemSize { source: SizeError::FilesystemTooSmall(_), .. })
+        }),
+        (vec![new("x", Some(large), None)], |e| {
+            matches!(e, FilesystemSize { source: SizeError::FilesystemTooLarge(_), .. })
+        }),
+        (vec![new("x", Some(largest), Some(large))], |e| {
+            matches!(e, FilesystemSize { source: SizeError::FilesystemTooLarge(_), .. })
         }),
         (vec![new("x", Some(TIB), Some(GIB))], |e| {
             matches!(e, FilesystemSize { source: SizeError::LimitBelowSize { .. }, .. })
@@ -248,6 +259,69 @@ fn bad_filesystems_are_refused() {
         before.check_unchanged(&bench, &at);
         assert_eq!(bench.create_filesystems("p", &["x"]).unwrap(), 1, "{at}: the name is not held back");
     }
+}
+
+/// Found in review: sizes from 2^64 bytes up were multiplied beyond what 64 bits hold.
+#[test]
+fn sizes_that_no_block_device_has_are_refused() {
+    const TOO_LARGE: [u128; 5] = [1 << 63, (1 << 64) - 512, 1 << 64, (1 << 64) + (1 << 30), (1 << 73) - 512];
+    for bytes in TOO_LARGE {
+        let size = sizes::whole_sectors(Bytes(bytes)).unwrap();
+        let mut bench = machine();
+        bench.create_filesystems("p", &["f"]).unwrap();
+        let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
+        let before = Witness::of(&bench);
+        let new = |size, size_limit| vec![NewFilesystem { name: name("x"), size, size_limit }];
+        for new in [new(Some(size), None), new(Some(GIB), Some(size))] {
+            let error = bench.run(ops::create_filesystems(pool, new)).unwrap_err();
+            assert!(error.sentence().contains("larger than a block device can be"), "{bytes}: {}", error.sentence());
+        }
+        let error = bench.run(ops::set_size_limit(pool, f, Some(size))).unwrap_err();
+        assert!(matches!(error, SizeLimit { source: SizeError::FilesystemTooLarge(_), .. }), "{bytes}: {error:?}");
+        before.check_unchanged(&bench, &format!("{bytes} bytes"));
+        assert_eq!(bench.pool("p").unwrap().restriction, None);
+    }
+}
+
+#[test]
+fn the_largest_filesystem_that_there_can_be_is_made_and_does_not_grow() {
+    let mut bench = machine();
+    let largest = sizes::whole_sectors(Bytes((1 << 63) - 512)).unwrap();
+    let new = NewFilesystem { name: name("x"), size: Some(largest), size_limit: Some(largest) };
+    bench.run(ops::create_filesystems(bench.id("p"), vec![new])).unwrap();
+    bench.mark("p", "x", 7);
+    bench.mount("p", "x");
+    bench.sim.set_used("/mnt/x".as_ref(), Bytes(1 << 63)).unwrap();
+    bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap();
+    let bench = bench.reboot();
+    let pool = bench.pool("p").unwrap();
+    assert_eq!(pool.filesystems.values().map(|filesystem| filesystem.size).collect::<Vec<_>>(), [largest]);
+    assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "x")), 7);
+}
+
+#[test]
+fn texts_of_any_length_are_quoted_in_a_line() {
+    let mut bench = machine();
+    let long = "x".repeat(100_000);
+    for paths in [paths(&[&long]), paths(&[&format!("/dev/{long}")])] {
+        let (integrity, version) = (IntegritySpec::default(), MetadataVersion::V2);
+        let new = NewPool { name: name("new"), devices: paths, integrity, version };
+        let said = bench.run(ops::create_pool(new)).unwrap_err().sentence();
+        assert!(said.chars().count() < 240, "{said}");
+    }
+    let said = ops::KeyDescription::new(&format!("{long};")).unwrap_err().sentence();
+    assert!(said.chars().count() < 240, "{said}");
+}
+
+#[test]
+fn sizes_are_told_in_units_that_people_read() {
+    let mut bench = machine();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let new = NewFilesystem { name: name("f"), size: Some(Sectors(2 * GIB.0)), size_limit: None };
+    let said = bench.run(ops::create_filesystems(bench.id("p"), vec![new])).unwrap_err().sentence();
+    assert!(said.contains("exists with 1 GiB, not with the 2 GiB asked for"), "{said}");
+    let said = bench.create_pool("new", &["/dev/small"]).unwrap_err().sentence();
+    assert!(said.contains("has 1023.99 MiB (1073741312 bytes), which is less than the 1 GiB"), "{said}");
 }
 
 #[test]
@@ -303,8 +377,13 @@ fn user_info_of_old_pools_keeps_the_rules_of_names() {
         let device = bench.device("q", "/dev/good");
         let set = bench.run(ops::set_user_info(bench.id("q"), device, Some("front left".to_owned())));
         match refused {
-            true => assert!(matches!(set, Err(Name(NameError::Character(_, ' ')))), "{set:?}"),
+            true => assert!(matches!(set, Err(Name(NameError::Character(Subject::UserInfo, _, ' ')))), "{set:?}"),
             false => assert!(set.unwrap()),
         }
+        let set = bench.run(ops::set_user_info(bench.id("q"), device, Some(String::new())));
+        if let Err(error) = &set {
+            assert_eq!(error.sentence(), "the user info must not be empty");
+        }
+        assert_eq!(set.is_err(), refused);
     }
 }

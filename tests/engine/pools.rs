@@ -1,14 +1,20 @@
 //! The running pools of an engine, and the plainest way to run its chains: one after the other, in a loop, without threads and
 //! locks. Knows nothing of which platform it is.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
 
-use stratisd::engine::{
-    Engine,
-    ids::PoolUuid,
-    name::Name,
-    pool::Pool,
-    request::{Access, Granted, Mode, Next, PoolRef, Table},
+use stratisd::{
+    engine::{
+        Engine,
+        ids::PoolUuid,
+        name::Name,
+        pool::Pool,
+        request::{Access, Granted, Mode, Next, Part, PoolRef, Table},
+    },
+    view::Availability,
 };
 
 /// The running pools.
@@ -24,14 +30,15 @@ impl Pools {
         }
     }
 
-    /// Runs a chain to its end.
+    /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
     pub fn run<T>(&mut self, engine: &Engine, mut next: Next<T>) -> T {
         loop {
             next = match next {
                 Next::Done(value) => return value,
                 Next::Act(step) => step(engine),
                 Next::Together(parts, join) => {
-                    let results = parts.into_iter().map(|part| Some(part(engine))).collect();
+                    let run = |part: Part| catch_unwind(AssertUnwindSafe(|| part(engine))).ok();
+                    let results = parts.into_iter().map(run).collect();
                     join(engine, results)
                 }
                 Next::Under(Access::Table(_), step) => step(engine, Granted::Table(self)),
@@ -40,7 +47,13 @@ impl Pools {
                     match (uuid.and_then(|uuid| self.0.get_mut(&uuid)), mode) {
                         (None, _) => step(engine, Granted::NoPool),
                         (Some(pool), Mode::Shared) => step(engine, Granted::Read(pool)),
-                        (Some(pool), Mode::Exclusive) => step(engine, Granted::Write(pool)),
+                        (Some(pool), Mode::Exclusive) => {
+                            let granted = AssertUnwindSafe(|| step(engine, Granted::Write(&mut *pool)));
+                            catch_unwind(granted).unwrap_or_else(|panic| {
+                                pool.restrict(Availability::NoPoolChanges, "a request panicked");
+                                resume_unwind(panic)
+                            })
+                        }
                     }
                 }
                 Next::Parked(_) => panic!("a request waits for a claim, but no other request is under way"),

@@ -14,6 +14,7 @@ mod devices;
 #[allow(dead_code, reason = "as above")]
 mod disks;
 mod extend;
+mod fill;
 mod full;
 mod health;
 mod low_water;

@@ -34,7 +34,7 @@ use crate::{
         pool::Pool,
         request::{Granted, Next},
         setup,
-        thin_status::State,
+        thin_status::{PoolStatus, State},
         undo::Rollback,
         units::Sectors,
     },
@@ -147,7 +147,7 @@ pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool) -> bool {
 
 fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<bool> {
     let status = pool.thin_pool_status(platform)?;
-    if status.state != State::ReadWrite || pool.is_behind || pool.check_changes().is_err() {
+    if status.state != State::ReadWrite || status.needs_check || pool.is_behind || pool.check_changes().is_err() {
         return Ok(false);
     }
     let usual = sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev));
@@ -158,16 +158,25 @@ fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<bool> {
         return Ok(false);
     }
     let before = pool.low_water.replace(mark);
-    pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| pool.low_water = before)?;
+    pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| {
+        pool.low_water = before;
+        // It may even have been left suspended.
+        pool.is_behind = true;
+    })?;
     let status = pool.thin_pool_status(platform)?;
     Ok(mark < free && status.data_total.saturating_sub(status.data_used) <= mark)
 }
 
 fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
+    let mut status = pool.thin_pool_status(platform);
+    // Whatever is recorded for it, the kernel does not use it; the next start of the pool will.
+    if status.as_ref().is_ok_and(PoolStatus::is_restricted) {
+        return Ok(());
+    }
     if pool.is_behind {
         follow(platform, pool)?;
+        status = pool.thin_pool_status(platform);
     }
-    let mut status = pool.thin_pool_status(platform);
     if let Ok(overtaken) = &status {
         if setup::show_sizes(platform, pool, overtaken)? {
             status = pool.thin_pool_status(platform);
@@ -221,7 +230,7 @@ fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<
     }
     for (what, more) in [("metadata", plan.metadata), ("data", plan.data)] {
         if more > Sectors::ZERO {
-            log::info!("pool {}: its thin pool gets {more} more for {what}", pool.name());
+            log::info!("pool {}: its thin pool gets {} more for {what}", pool.name(), more.readable());
         }
     }
     follow(platform, pool)

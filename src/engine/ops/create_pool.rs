@@ -91,16 +91,20 @@ fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
 
 fn build(engine: &Engine, new: NewPool, found: Vec<BlockDevice>, claim: Claim) -> Next<Result<Option<Created>>> {
     let platform = engine.platform();
-    let made = examine(engine, found)
-        .and_then(|candidates| Rollback::new().guard(platform, |undo| assemble(platform, &new, candidates, undo)));
-    let (mut pool, undo) = match made {
+    let made = examine(engine, found).and_then(|candidates| {
+        Rollback::new().guard(platform, |undo| {
+            let mut pool = assemble(platform, &new, candidates, undo)?;
+            // From here on the pool exists on disk, and nothing fails; but a panic would leave it up with nobody to know of it.
+            pool.confirm_members(platform);
+            pool.refresh(platform);
+            Ok(pool)
+        })
+    });
+    let (pool, undo) = match made {
         Ok(made) => made,
         Err(error) => return Next::Done(Err(error)),
     };
-    // From here on the pool exists on disk; only its entry is missing.
     undo.forget();
-    pool.confirm_members(platform);
-    pool.refresh(platform);
     let created = (pool.uuid(), pool.meta.data_devices().collect());
     setup::insert(pool, claim).map(move |inserted| inserted.map(|()| Some(created)))
 }

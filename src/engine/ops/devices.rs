@@ -12,7 +12,7 @@ use crate::{
         ids::{DevUuid, PoolUuid},
         layout::NewDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
-        name::Name,
+        name::{self, Subject},
         ops::{
             cache,
             check::{and_use, follow_or_later},
@@ -323,7 +323,7 @@ fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, i
     pool.check_requests()?;
     if let (MetadataVersion::V1, Some(info)) = (pool.version(), &info) {
         // Links were made of it once.
-        Name::new(info)?;
+        name::check(Subject::UserInfo, info)?;
     }
     let missing = || Error::NoDevice { pool: pool.name().clone(), device };
     let entry = |meta: &PoolMetadata| {

@@ -39,7 +39,9 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 /// # Errors
 /// When the devices cannot be listed.
 fn look_around(engine: &Engine) -> Result<Vec<Found>> {
-    let mut devices = engine.platform().block_devices()?;
+    // Once more after an error: without this list the daemon cannot start.
+    let platform = engine.platform();
+    let mut devices = platform.block_devices().or_else(|_| platform.block_devices())?;
     // Of a device and its clone the one that the kernel uses for the pool comes first, and so counts.
     let used = setup::devices_in_use(engine.platform());
     devices.sort_by_key(|device| !used.contains(&device.number));
@@ -55,7 +57,8 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
         return None;
     }
     let path = device.path.clone();
-    read(engine, device).unwrap_or_else(|error| {
+    // Once more after an error: there may be nobody soon who looks again, and a pool does not start without it.
+    read(engine, device.clone()).or_else(|_| read(engine, device)).unwrap_or_else(|error| {
         log::warn!("{} is left alone: {}", path.display(), error.sentence());
         None
     })

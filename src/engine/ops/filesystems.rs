@@ -19,7 +19,7 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{self, PendingLinks, dm::Visibility},
+    platform::{self, PendingLinks, Platform, dm::Visibility},
 };
 
 /// What a new filesystem is to be.
@@ -53,7 +53,8 @@ pub(super) struct Batch {
     pub claim: Claim,
 }
 
-/// Creates filesystems, their mkfs side by side, all or none; gives the new ones, none if all are there already.
+/// Creates filesystems, their mkfs side by side, all or none; gives the new ones, none if all are there already. If the daemon
+/// is killed while it writes their records, each is there as a whole or not at all.
 pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Result<Vec<(FsUuid, Name)>>> {
     Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
@@ -219,15 +220,23 @@ fn make_one(
     Ok(Unborn { filesystem: Filesystem { record, name, number }, device })
 }
 
-/// Formats the new filesystems side by side, the pool released meanwhile.
+/// Formats the new filesystems.
 fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
+    complete_each(uuid, batch, |platform, device, id| {
+        super::create_pool::make_xfs(platform, &platform.dm_node(device), &id.hyphenated())
+    })
+}
+
+/// Makes filesystems of the thin devices side by side, the pool released meanwhile, and takes them into the pool. If one
+/// cannot be made, or that panics, all are given up.
+pub(super) fn complete_each(
+    uuid: PoolUuid,
+    batch: Batch,
+    make: impl Fn(&dyn Platform, &str, FsUuid) -> Result<()> + Copy + Send + 'static,
+) -> Next<Result<Vec<(FsUuid, Name)>>> {
     let part = |unborn: &Unborn| -> Part {
         let (device, uuid) = (unborn.device.clone(), unborn.filesystem.record.uuid);
-        Box::new(move |engine| {
-            let platform = engine.platform();
-            let made = super::create_pool::make_xfs(platform, &platform.dm_node(&device), &uuid.hyphenated());
-            Box::new(made) as Box<dyn Any + Send>
-        })
+        Box::new(move |engine| Box::new(make(engine.platform(), &device, uuid)) as Box<dyn Any + Send>)
     };
     let parts = batch.unborn.iter().map(part).collect();
     Next::Together(
@@ -244,7 +253,7 @@ fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
 }
 
 /// Takes new filesystems into the pool, or gives them up if `made` says that they could not be completed.
-pub(super) fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(FsUuid, Name)>>> {
+fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(FsUuid, Name)>>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         // The pool cannot have gone away: who takes it down waits for the claims that the batch holds.

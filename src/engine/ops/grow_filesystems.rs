@@ -21,7 +21,10 @@ use crate::{
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
         ops::filesystems::save_record,
-        plan::growth::{self, Extension},
+        plan::{
+            growth::{self, Extension},
+            sizes,
+        },
         pool::Pool,
         request::{Access, Mode, Next, Part, PoolRef},
         stack,
@@ -149,7 +152,8 @@ fn extend_device(engine: &Engine, pool: &mut Pool, id: FsUuid, extension: Extens
     if let Extension::By(growth) = extension {
         filesystem.record.size = filesystem.record.size.checked_add(growth).unwrap_or(filesystem.record.size);
         save_record(engine, pool, &filesystem.record)?;
-        log::info!("filesystem {} of pool {} grows to {}", filesystem.name, pool.name(), filesystem.record.size);
+        let size = filesystem.record.size.readable();
+        log::info!("filesystem {} of pool {} grows to {size}", filesystem.name, pool.name());
         pool.put_filesystem(platform, filesystem.clone());
     }
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
@@ -207,7 +211,7 @@ pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Nex
 fn change_size_limit(engine: &Engine, pool: &mut Pool, id: FsUuid, limit: Option<Sectors>) -> Result<bool> {
     pool.check_requests()?;
     let mut filesystem = pool.filesystem(id)?.clone();
-    growth::check_limit(filesystem.record.size, limit)
+    sizes::check_limit(filesystem.record.size, limit)
         .map_err(|source| Error::SizeLimit { name: filesystem.name.clone(), source })?;
     if filesystem.record.fs_size_limit == limit {
         return Ok(false);

@@ -39,11 +39,16 @@ enum Place {
     Stopped(PoolUuid),
 }
 
+/// Whether somebody takes the pool down now. If that panicked nobody does, and the pool is still in the table.
+fn is_ending(engine: &Engine, pool: &Pool) -> bool {
+    pool.is_gone() && engine.claims().is_claimed(&Key::Drain(pool.uuid()))
+}
+
 /// Finds a pool.
 fn locate(which: PoolRef) -> Next<Result<Place>> {
     Next::under(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
         // Its stop or destruction is about to end: then it will be clear what it is.
-        Granted::Read(pool) if pool.is_gone() => Next::Parked(Box::new(locate(which))),
+        Granted::Read(pool) if is_ending(engine, pool) => Next::Parked(Box::new(locate(which))),
         Granted::Read(pool) => Next::Done(Ok(Place::Running(pool.uuid()))),
         _ => {
             let stopped = engine.registry().resolve(&which);
@@ -93,7 +98,7 @@ fn stop_running(uuid: PoolUuid) -> Next<Result<Stopped>> {
 /// New work in the pool waits while `drain` is held, so the work under way comes to an end.
 fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
     Next::write(uuid, move |engine, granted| {
-        let Ok(pool) = super::writable(granted, uuid) else {
+        let Ok(pool) = super::drained(granted, uuid) else {
             drop(drain);
             return stop_pool(PoolRef::Uuid(uuid));
         };
@@ -143,7 +148,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
             return Err(Error::Mounted { name: filesystem.name.clone(), mount_points });
         }
     }
-    let decided = setup::take_filesystems_down(platform, pool)
+    let decided = setup::take_filesystems_down(platform, uuid)
         .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| {
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
@@ -161,7 +166,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
             },
         });
     }
-    pool.set_gone();
+    pool.set_gone(true);
     let mut take_down = || setup::take_backstore_down(platform, &mut pool.stack, uuid);
     // One failure is not yet a reason to leave something up.
     let left_up = take_down().or_else(|_| take_down()).err();
@@ -178,7 +183,9 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
         let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
             return Next::Parked(Box::new(stop_pool(which)));
         };
-        let partial = engine.registry().get(uuid).map(|set| set.partial);
+        let platform = engine.platform();
+        // What is known may be out of date: a start that panicked has not told.
+        let partial = engine.registry().get(uuid).map(|set| set.partial || setup::partly_up(platform, uuid));
         match partial {
             // It has come up meanwhile.
             None => {
@@ -187,7 +194,6 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
             }
             Some(false) => Next::Done(Ok(Stopped::Already)),
             Some(true) => {
-                let platform = engine.platform();
                 let cleaned = setup::clean_up(platform, uuid).or_else(|_| setup::clean_up(platform, uuid));
                 let partial = cleaned.is_err() && setup::partly_up(platform, uuid);
                 engine.registry().note_partial(uuid, partial);
@@ -250,8 +256,8 @@ pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Resu
 
 fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
     let which = PoolRef::Uuid(uuid);
-    Next::under(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
-        Granted::Read(pool) if pool.is_gone() => start_pool(which, unlock, cache),
+    Next::under(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
+        Granted::Read(pool) if is_ending(engine, pool) => start_pool(which, unlock, cache),
         Granted::Read(pool) if pool.meta.is_encrypted() => Next::Done(Ok(None)),
         Granted::Read(pool) => Next::Done(unlock.check_unneeded(pool.name()).map(|()| None)),
         // It has been stopped meanwhile.

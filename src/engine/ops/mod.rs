@@ -65,6 +65,18 @@ fn writable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
     }
 }
 
+/// The pool that a step asked for which takes it down and has drained it. One of which the devices have been given up is
+/// one whose end was begun by a request that panicked; whoever drains it is the next to end it.
+fn drained(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
+    match granted {
+        Granted::Write(pool) => {
+            pool.set_gone(false);
+            Ok(pool)
+        }
+        _ => Err(Error::NoPool(uuid)),
+    }
+}
+
 /// The pool that a step asked to look at.
 fn readable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&Pool> {
     match granted {

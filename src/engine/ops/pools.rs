@@ -26,7 +26,7 @@ pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
 /// New work in the pool waits while `drain` is held, so the work under way comes to an end.
 fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
     Next::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
+        let pool = match super::drained(granted, uuid) {
             Ok(pool) => pool,
             Err(_) => return Next::Done(Ok(false)),
         };
@@ -71,7 +71,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
             },
         });
     }
-    pool.set_gone();
+    pool.set_gone(true);
     // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
     let paths = |wanted| {
         let entries = pool.meta.device_entries().filter(move |(tier, _)| *tier == wanted);

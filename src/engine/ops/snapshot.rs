@@ -14,6 +14,7 @@ use crate::{
         pool::Pool,
         request::Next,
         setup,
+        undo::mended,
     },
     platform::{Platform, Program, dm::Visibility},
 };
@@ -87,10 +88,14 @@ fn begin(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: C
     let thin_pool = Role::ThinPool.name(pool.uuid());
     let batch = filesystems::make_thin(engine, pool, vec![record], claim, |id| {
         let message = format!("create_snap {id} {}", source.record.thin_id);
-        let taken = platform.dm_suspend(&device, true).and_then(|()| platform.dm_message(&thin_pool, &message));
-        // Whatever happened, the origin must go on. A second try costs nothing against a file system that hangs.
-        let resumed = platform.dm_resume(&device, Visibility::Public);
-        resumed.or_else(|_| platform.dm_resume(&device, Visibility::Public))?;
+        // Whatever happens, the origin must go on. A second try costs nothing against a file system that hangs.
+        let resume = || {
+            let resumed = platform.dm_resume(&device, Visibility::Public);
+            resumed.or_else(|_| platform.dm_resume(&device, Visibility::Public))
+        };
+        let take = || platform.dm_suspend(&device, true).and_then(|()| platform.dm_message(&thin_pool, &message));
+        let taken = mended(take, || drop(resume()));
+        mended(resume, || drop(resume()))?;
         taken
     })?;
     Ok((batch, mounted))
@@ -98,14 +103,8 @@ fn begin(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: C
 
 /// Gives the snapshot an identity of its own, the pool released meanwhile, and takes it into the pool.
 fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Next<Result<Option<FsUuid>>> {
-    Next::act(move |engine| {
-        let made = batch
-            .unborn
-            .iter()
-            .try_for_each(|new| give_identity(engine.platform(), &new.device, new.filesystem.record.uuid, mounted));
-        filesystems::finish(uuid, batch, made)
-    })
-    .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
+    filesystems::complete_each(uuid, batch, move |platform, device, id| give_identity(platform, device, id, mounted))
+        .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
 }
 
 /// Writes a UUID into the XFS on a snapshot's device. A log that has not been replayed, as that of an origin that was
@@ -121,9 +120,10 @@ pub(in crate::engine) fn give_identity(platform: &dyn Platform, device: &str, id
         return Ok(());
     }
     let at = format!("stratis_mp_{}", id.simple());
-    let mounted = platform.mount(&node, &at, "nouuid");
     // Also after a mount that is said to have failed; somebody who looks at new mounts may hold it for a moment.
-    let unmounted = platform.unmount(&at).or_else(|_| platform.unmount(&at));
+    let unmount = || platform.unmount(&at).or_else(|_| platform.unmount(&at));
+    let mounted = mended(|| platform.mount(&node, &at, "nouuid"), || drop(unmount()));
+    let unmounted = mended(unmount, || drop(unmount()));
     mounted.and(unmounted)?;
     Ok(write_uuid()?)
 }

@@ -19,9 +19,12 @@ pub enum AllocError {
     Overlap { start: Sectors, length: Sectors },
     #[error("the range of {length} at {start} does not end before the device does, at {limit}")]
     Beyond { start: Sectors, length: Sectors, limit: Sectors },
-    #[error("{needed} are needed at the end of the device, but only {free} are free on it; use a larger device")]
+    #[error(
+        "{} are needed at the end of the device, but only {} are free on it; use a larger device",
+        .needed.readable(), .free.readable()
+    )]
     TooSmall { needed: Sectors, free: Sectors },
-    #[error("a device cannot shrink from {from} to {to}")]
+    #[error("a device cannot shrink from {} to {}", .from.readable(), .to.readable())]
     Shrink { from: Sectors, to: Sectors },
     #[error("the sizes asked for are larger together than any device can be")]
     Overflow,

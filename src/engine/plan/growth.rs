@@ -3,7 +3,7 @@
 //! From what the kernel says and what is recorded to what is to be done; doing it is another matter.
 
 use crate::engine::{
-    plan::sizes::{self, SizeError},
+    plan::sizes,
     units::{Bytes, DataBlocks, Sectors},
 };
 
@@ -164,9 +164,10 @@ pub fn filesystems(list: &[Filesystem], room: Option<Sectors>) -> Vec<Extension>
         if filesystem.total.0 < filesystem.size.bytes().0 / 4 * 3 {
             return Extension::Complete;
         }
-        let up_to = filesystem.limit.map(|limit| limit.saturating_sub(filesystem.size));
-        let growth = [Some(filesystem.size), up_to, left].into_iter().flatten().min().unwrap_or_default();
-        if growth == Sectors::ZERO || filesystem.size.checked_add(growth).is_none() {
+        let largest = filesystem.limit.unwrap_or(sizes::DEVICE_MAX).min(sizes::DEVICE_MAX);
+        let growth =
+            filesystem.size.min(largest.saturating_sub(filesystem.size)).min(left.unwrap_or(sizes::DEVICE_MAX));
+        if growth == Sectors::ZERO {
             return Extension::None;
         }
         left = left.map(|left| left.saturating_sub(growth));
@@ -203,7 +204,7 @@ pub fn low_water(
     free: DataBlocks,
     filesystems: impl IntoIterator<Item = Watched>,
 ) -> DataBlocks {
-    let may_grow = |watched: &Watched| watched.limit.is_none_or(|limit| limit > watched.size);
+    let may_grow = |watched: &Watched| watched.limit.unwrap_or(sizes::DEVICE_MAX) > watched.size;
     let room = |Watched { size, mapped, .. }: Watched| size.saturating_sub(mapped).max(Sectors(size.0 / 4));
     let Some(least) = filesystems.into_iter().filter(may_grow).map(room).min() else { return usual };
     let step = (sizes::blocks(least).0 / 4).clamp(*LOOK_AFTER.start(), *LOOK_AFTER.end());
@@ -213,18 +214,6 @@ pub fn low_water(
     let soon = free.saturating_sub(DataBlocks(step));
     // Past the usual mark its event has come, and what could be done was done.
     if free > usual { soon.max(usual) } else { soon }
-}
-
-/// Checks a size limit for a filesystem of this size.
-///
-/// # Errors
-/// If it is below the smallest filesystem, or below the size.
-pub fn check_limit(size: Sectors, limit: Option<Sectors>) -> Result<(), SizeError> {
-    match limit {
-        Some(small) if small < sizes::FILESYSTEM_MIN => Err(SizeError::FilesystemTooSmall(small)),
-        Some(limit) if limit < size => Err(SizeError::LimitBelowSize { limit, size }),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

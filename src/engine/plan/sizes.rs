@@ -26,6 +26,8 @@ pub const CACHE_METADATA: Sectors = Sectors(1_048_576);
 pub const CACHE_MAX: Sectors = Sectors(68_719_476_736);
 /// Size of a filesystem unless the user asks for another.
 pub const FILESYSTEM_DEFAULT: Sectors = Sectors(2_147_483_648);
+/// Largest size of a block device, and so of a filesystem: the kernel counts its bytes in 63 bits. It is XFS's limit, too.
+pub const DEVICE_MAX: Sectors = Sectors((1 << 54) - 1);
 /// Smallest filesystem.
 pub const FILESYSTEM_MIN: Sectors = Sectors(1_048_576);
 /// Smallest device.
@@ -37,21 +39,26 @@ pub const DEVICE_MIN: Sectors = Sectors(2_097_152);
 pub enum SizeError {
     #[error("the integrity block size of {0} bytes is not a power of two from 512 up; 4096 is usual")]
     IntegrityBlock(u64),
-    #[error("the integrity journal of {0} is not a multiple of {JOURNAL_UNIT}")]
+    #[error("the integrity journal of {} is not a multiple of {}; round it", .0.readable(), JOURNAL_UNIT.readable())]
     Journal(Sectors),
     #[error("the sizes asked for are larger than any device can be")]
     Overflow,
     #[error("thin_metadata_size printed {0:?}, which is not a number of sectors")]
     ThinMetadataSize(String),
-    #[error("the pool's {usable} are too small for a thin pool; use larger or more devices")]
+    #[error("the pool's {} are too small for a thin pool; use larger or more devices", .usable.readable())]
     TooSmall { usable: Sectors },
-    #[error("a size of {0} is not a multiple of {SECTOR} bytes")]
+    #[error("a size of {0} is not a multiple of {SECTOR} bytes; round it")]
     PartOfSector(Bytes),
-    #[error("a filesystem of {0} is too small; it must have at least {FILESYSTEM_MIN} (512 MiB)")]
+    #[error("a filesystem of {} is too small; it must have at least {}", .0.readable(), FILESYSTEM_MIN.readable())]
     FilesystemTooSmall(Sectors),
-    #[error("the size limit of {limit} is smaller than the filesystem, which has {size}")]
+    #[error(
+        "a filesystem of {} is larger than a block device can be, which is less than 8 EiB; choose a smaller size",
+        .0.readable()
+    )]
+    FilesystemTooLarge(Sectors),
+    #[error("the size limit of {} is smaller than the filesystem, which has {}", .limit.readable(), .size.readable())]
     LimitBelowSize { limit: Sectors, size: Sectors },
-    #[error("the cache would have {0}, but {CACHE_MAX} (32 TiB) is the most; use smaller or fewer devices")]
+    #[error("the cache would have {}, but {} is the most; use smaller or fewer devices", .0.readable(), CACHE_MAX.readable())]
     CacheTooLarge(Sectors),
 }
 
@@ -185,16 +192,30 @@ pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
 /// Size and size limit of a new filesystem: the default size if none is asked for.
 ///
 /// # Errors
-/// If either is too small, or the limit smaller than the size.
+/// If either is too small or too large, or the limit smaller than the size.
 pub fn filesystem(size: Option<Sectors>, limit: Option<Sectors>) -> Result<(Sectors, Option<Sectors>), SizeError> {
     let size = size.unwrap_or(FILESYSTEM_DEFAULT);
-    if let Some(small) = [Some(size), limit].into_iter().flatten().find(|size| *size < FILESYSTEM_MIN) {
-        return Err(SizeError::FilesystemTooSmall(small));
+    check_filesystem(size)?;
+    check_limit(size, limit)?;
+    Ok((size, limit))
+}
+
+fn check_filesystem(size: Sectors) -> Result<(), SizeError> {
+    match size {
+        small if small < FILESYSTEM_MIN => Err(SizeError::FilesystemTooSmall(small)),
+        large if large > DEVICE_MAX => Err(SizeError::FilesystemTooLarge(large)),
+        _ => Ok(()),
     }
-    match limit {
-        Some(limit) if limit < size => Err(SizeError::LimitBelowSize { limit, size }),
-        _ => Ok((size, limit)),
-    }
+}
+
+/// Checks a size limit for a filesystem of this size.
+///
+/// # Errors
+/// If no filesystem can have that size, or it is below the filesystem's.
+pub fn check_limit(size: Sectors, limit: Option<Sectors>) -> Result<(), SizeError> {
+    let Some(limit) = limit else { return Ok(()) };
+    check_filesystem(limit)?;
+    if limit < size { Err(SizeError::LimitBelowSize { limit, size }) } else { Ok(()) }
 }
 
 /// Checks the space of a cache for its blocks.

@@ -6,6 +6,7 @@
 //! - When power goes, each write that waits survives, is lost, or, if it is longer than a logical sector, is torn: each
 //!   of its sectors survives or is lost by itself. A sector is never torn. The generator decides, write by write.
 //! - A discarded stretch that waits is discarded or not, as a whole.
+//! - No disk has more than the kernel can count, whatever a test asks for.
 //! - A bad sector fails every read that touches it until it is written.
 //!
 //! Knows nothing of device-mapper, nor of what the bytes mean.
@@ -21,7 +22,10 @@ use rand::{Rng, rngs::StdRng};
 
 use super::{io::Stop, sparse::Sparse};
 use crate::{
-    engine::units::{SECTOR, Sectors},
+    engine::{
+        plan::sizes::DEVICE_MAX,
+        units::{SECTOR, Sectors},
+    },
     platform::DeviceNumber,
 };
 
@@ -89,7 +93,7 @@ impl Disk {
     }
 
     pub(super) fn size_bytes(&self) -> u64 {
-        self.shape.size.0 * SECTOR
+        self.shape.size.min(DEVICE_MAX).0 * SECTOR
     }
 
     fn check(&self, offset: u64, length: u64, past_the_end: i32) -> Result<(), Stop> {

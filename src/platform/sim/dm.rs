@@ -2,8 +2,8 @@
 //!
 //! Rules, with the error number that the kernel gives:
 //! - create: a name or UUID that is taken EBUSY; a `/` in the name, or one too long, EINVAL.
-//! - load: unknown device ENXIO; lines that do not follow each other from 0, an unknown target, bad parameters, another
-//!   target in place of a thin pool EINVAL; a device below that is not there ENXIO, is mounted or otherwise in
+//! - load: unknown device ENXIO; lines that do not follow each other from 0 or that a device of less than 8 EiB does not
+//!   have, an unknown target, bad parameters, another target in place of a thin pool EINVAL; a device below that is not there ENXIO, is mounted or otherwise in
 //!   exclusive use EBUSY, is read-only EACCES. Thin pool: a metadata device of another pool EBUSY, one that holds
 //!   something else EILSEQ. Thin: no pool there, or a suspended one, EINVAL; unknown id ENODATA.
 //! - resume: no table at all, a line past the end of the device below, a pool that shrank EINVAL. What fails after a

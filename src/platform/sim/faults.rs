@@ -11,6 +11,7 @@
 //!   those that wait at a gate or for a suspended device, until the machine is switched on again.
 //! - A planned end of the process strikes before the effect of its step. From then on every call fails and has no effect,
 //!   not even that of tidying up after itself, until [`Faults::clear`]: that is when another process begins.
+//! - A planned panic strikes before the effect of its step, as a defect of the caller would.
 //! - A closed gate holds calls of one kind before their effect. No lock is held meanwhile.
 //!
 //! Knows nothing of disks and devices: it counts, decides and waits.
@@ -180,6 +181,7 @@ enum Plan {
     FailBefore,
     FailAfter,
     CutPower,
+    Panic,
 }
 
 /// What becomes of a step.
@@ -297,6 +299,8 @@ impl Control {
             None => Ok(Verdict::Do),
             Some(Plan::FailBefore) => Err(call.failure(subject)),
             Some(Plan::FailAfter) => Ok(Verdict::DoThenFail(call.failure(subject))),
+            // Without the hook that prints it: there are thousands of them in a test.
+            Some(Plan::Panic) => std::panic::resume_unwind(Box::new(format!("planted at step {number}"))),
             Some(Plan::CutPower) => {
                 state.off = true;
                 self.changed.notify_all();
@@ -361,6 +365,11 @@ impl Faults<'_> {
     /// Power goes at the beginning of step `step`.
     pub fn cut_power_at(&self, step: u64) {
         self.plan(step, Plan::CutPower);
+    }
+
+    /// Whoever takes step `step` panics at its beginning.
+    pub fn panic_at(&self, step: u64) {
+        self.plan(step, Plan::Panic);
     }
 
     /// The process is killed at the beginning of step `step`; the machine runs on.

@@ -13,7 +13,10 @@ use super::{
     thin::{self, Key, METADATA_BLOCK, METADATA_BLOCKS_MAX, THIN_ID_MAX},
 };
 use crate::{
-    engine::units::{DataBlocks, SECTOR, Sectors},
+    engine::{
+        plan::sizes::DEVICE_MAX,
+        units::{DataBlocks, SECTOR, Sectors},
+    },
     platform::{
         DeviceNumber,
         dm::{Line, Target},
@@ -129,7 +132,7 @@ impl Machine {
             if line.start.0 != end || line.length.0 == 0 {
                 return Err(libc::EINVAL);
             }
-            end = end.checked_add(line.length.0).ok_or(libc::EINVAL)?;
+            end = end.checked_add(line.length.0).filter(|end| *end <= DEVICE_MAX.0).ok_or(libc::EINVAL)?;
             let alone = matches!(line.target, Target::ThinPool { .. });
             if alone && table.len() > 1 {
                 return Err(libc::EINVAL);

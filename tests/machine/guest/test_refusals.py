@@ -86,7 +86,7 @@ def a_file(_):
 def too_small(disk):
     system.run("dmsetup", "create", "small", "--table", f"0 2048 linear {disk} 0")
     system.settle()
-    return "/dev/mapper/small", ["2048 sectors"], lambda: system.run("dmsetup", "remove", "--retry", "small")
+    return "/dev/mapper/small", ["1 MiB"], lambda: system.run("dmsetup", "remove", "--retry", "small")
 
 
 def with_ext4(disk):
@@ -199,7 +199,8 @@ def test_bad_names(stratis, disks):
         refuse(stratis, lambda: stratis.rename_pool(pool, name))
 
 
-BAD_SIZES = ["abc", "", "-1", "1.5", "1GiB", str(GIB + 1), str(GIB // 2 - 512), "0", str(2**64 * 512), "9" * 60]
+BAD_SIZES = ["abc", "", "-1", "1.5", "1GiB", str(GIB + 1), str(GIB // 2 - 512), "0", str(2**63), str(2**64 - 512), str(2**64),
+             str(2**64 + GIB), str(2**73 - 512), str(2**64 * 512), "9" * 60]  # fmt: skip
 
 
 def test_bad_sizes(stratis, disks):

@@ -1,0 +1,141 @@
+//! Starts of the daemon with a call that fails, at every step: with nothing up, with a stack that is up, and by the event of
+//! the device that was missing.
+//!
+//! A call that fails once must not keep the daemon from coming up. The pool runs then, or it is shown as one that does not
+//! run (the log has the reason), and the next look at the machine makes of it what a start without a fault makes.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{metadata::MetadataVersion, ops},
+    platform::{DeviceAction, DeviceEvent, Platform, sim::Sim},
+};
+
+use crate::{
+    bench::{Bench, GIB},
+    cases, growth_cases,
+    state::State,
+};
+
+/// How pools are found.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// After a power cut.
+    Boot,
+    /// As the last daemon has left them up.
+    Adoption,
+    /// One of its devices was missing at the boot; udev tells of it.
+    Event,
+}
+
+/// What the machine has when the daemon starts.
+type Prepare = fn(&mut Bench, MetadataVersion);
+
+const V1: MetadataVersion = MetadataVersion::V1;
+const V2: MetadataVersion = MetadataVersion::V2;
+
+const FOUND: &[(&str, MetadataVersion, Prepare)] = &[
+    ("a pool with snapshots", V2, cases::snapshots),
+    ("a pool of version 1 with snapshots", V1, cases::snapshots),
+    ("a pool with a cache", V2, growth_cases::cached),
+    ("a pool of version 1 with a cache", V1, growth_cases::cached),
+    ("a pool with a revert", V2, cases::reverting),
+    ("a pool with filesystems in the making", V2, |bench, version| {
+        cases::filesystems(bench, version);
+        // Past the thin devices and short of the records.
+        let first = bench.sim.steps();
+        let mut other = Bench::start(Sim::builder().seed(1).record().build());
+        cases::filesystems(&mut other, version);
+        other.create_filesystems("p", &["h", "i"]).expect("they can be created");
+        bench.sim.faults().kill_at(first + (other.sim.steps() - first) / 2);
+        bench.create_filesystems("p", &["h", "i"]).expect_err("the daemon is killed");
+        bench.sim.faults().clear();
+    }),
+];
+
+/// A machine on which the daemon is about to start, or to be told of the device.
+fn prepared(prepare: Prepare, version: MetadataVersion, way: Way) -> Bench {
+    let mut bench = Bench::start(Sim::builder().seed(1).record().build());
+    prepare(&mut bench, version);
+    match way {
+        Way::Adoption => {}
+        Way::Boot => {
+            bench.sim.cut_power();
+            bench.sim.power_on();
+        }
+        Way::Event => {
+            bench.sim.cut_power();
+            bench.sim.power_on();
+            bench.sim.pull_disk(Path::new("/dev/b")).expect("the disk is there");
+            bench = Bench::start(bench.sim);
+            assert!(bench.names().is_empty(), "a device is missing");
+            bench.sim.add_disk(Path::new("/dev/b"), GIB).expect("the disk was there");
+        }
+    }
+    bench
+}
+
+fn go(mut bench: Bench, way: Way) -> Bench {
+    match way {
+        Way::Adoption | Way::Boot => Bench::start(bench.sim),
+        Way::Event => {
+            let path = Path::new("/dev/b");
+            // udev's own look at the device is not what fails here.
+            let device = Some(device_at(&mut bench, path));
+            bench.run(ops::device_event(DeviceEvent { action: DeviceAction::Add, path: path.into(), device }));
+            bench
+        }
+    }
+}
+
+fn device_at(bench: &mut Bench, path: &Path) -> stratisd::platform::BlockDevice {
+    let find = || bench.sim.find_device(path);
+    find().or_else(|_| find()).expect("the disk is there")
+}
+
+#[test]
+fn a_fault_at_every_step_of_a_start_withholds_nothing_for_good() {
+    let (mut total, mut ran) = (0, 0);
+    for (what, version, prepare) in FOUND {
+        for way in [Way::Boot, Way::Adoption, Way::Event] {
+            let bench = prepared(*prepare, *version, way);
+            let first = bench.sim.steps();
+            let bench = go(bench, way);
+            let steps = bench.sim.steps() - first;
+            let expected = State::of(&bench);
+            assert_eq!(bench.names(), ["p"], "{what}: {way:?}");
+            bench.check_nothing_left(what);
+            for step in 0..steps {
+                for after in [false, true] {
+                    let at =
+                        format!("{what}: {way:?} with a fault at step {step} of {steps}, after its effect: {after}");
+                    let bench = prepared(*prepare, *version, way);
+                    match after {
+                        false => bench.sim.faults().fail_at(first + step),
+                        true => bench.sim.faults().fail_after(first + step),
+                    }
+                    let mut bench = go(bench, way);
+                    assert_eq!(bench.sim.faults().struck(), 1, "{at}");
+                    let runs = bench.names() == ["p"];
+                    let trace = bench.tail(first);
+                    assert!(runs || !bench.stopped().pools.is_empty(), "{at}: the pool is not shown\n{trace}");
+                    ran += u32::from(runs);
+                    // The next look at it, by whichever way.
+                    if step % 2 == 0 {
+                        bench.run(ops::refresh()).unwrap_or_else(|error| panic!("{at}: {}\n{trace}", error.sentence()));
+                    } else {
+                        bench = Bench::start(bench.sim);
+                    }
+                    assert_eq!(State::of(&bench), expected, "{at}\n{trace}");
+                    bench.check_nothing_left(&at);
+                    let more = bench.create_filesystems("p", &["one-more"]);
+                    more.unwrap_or_else(|error| panic!("{at}: {}", error.sentence()));
+                    total += 1;
+                }
+            }
+            println!("{what}: {way:?}: {steps} steps, each struck twice");
+        }
+    }
+    println!("{total} faults injected into starts; the pool ran at once after {ran} of them");
+    assert!(ran < total, "faults that never keep a pool from running were not injected");
+}

@@ -1,0 +1,217 @@
+//! A filesystem that is being filled is extended because the kernel tells of it: no timer runs here.
+
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+
+use crossbeam_channel::{Receiver, unbounded};
+use stratisd::{
+    daemon::dispatch::{Dispatcher, Request},
+    engine::{
+        Engine, dm_names,
+        dm_names::Role,
+        ids::{FsUuid, PoolUuid},
+        ops,
+        request::Next,
+        units::Bytes,
+    },
+    platform::{
+        Platform, WriteStep,
+        dm::Target,
+        sim::{Call, Sim},
+    },
+    view::{Availability, Update},
+    watch::{DmWatch, Task},
+};
+use threads::{group::Group, stop::Stop, wake::Waker, workers::Workers};
+
+use crate::bench::{Bench, GIB};
+
+/// Only so that a lost event fails the test.
+const HANG: Duration = Duration::from_secs(60);
+const BLOCK: u64 = 1 << 20;
+/// Blocks that are written between two looks.
+const CHUNK: u64 = 16;
+const WORKERS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
+
+/// A pool with one filesystem of 1 GiB.
+fn machine() -> Bench {
+    let mut bench = Bench::start(Sim::builder().record().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench
+}
+
+/// Free data blocks of the thin pool, its mark, and how many events it has raised.
+fn thin_pool(sim: &Sim, pool: PoolUuid) -> (u64, u64, u32) {
+    let name = Role::ThinPool.name(pool);
+    let status = sim.dm_status(&name).unwrap();
+    let status = stratisd::engine::thin_status::PoolStatus::parse(&status[0]).unwrap();
+    let Target::ThinPool { low_water, .. } = sim.dm_find(&name).unwrap().unwrap().table[0].target else {
+        panic!("it is no thin pool");
+    };
+    let event = sim.dm_list().unwrap().into_iter().find(|device| device.name == name).unwrap().event;
+    (status.data_total.0 - status.data_used.0, low_water.0, event)
+}
+
+fn node(sim: &Sim, pool: PoolUuid, filesystem: FsUuid) -> std::path::PathBuf {
+    sim.dm_node(&dm_names::filesystem(pool, filesystem))
+}
+
+/// Writes the first byte of blocks.
+fn write(sim: &Sim, node: &Path, blocks: std::ops::Range<u64>) {
+    let writes: Vec<WriteStep<'_>> = blocks.map(|block| WriteStep::At(block * BLOCK, b"x")).collect();
+    sim.write(node, &writes).unwrap();
+}
+
+/// A daemon's dispatcher and watcher of device-mapper, which tells of each check that has ended.
+struct Daemon {
+    dispatcher: Dispatcher<()>,
+    group: Group,
+    stop: Stop,
+    checked: Receiver<()>,
+    _updates: Receiver<Update<()>>,
+}
+
+impl Daemon {
+    fn start(sim: &Sim) -> Daemon {
+        let platform: Arc<dyn Platform> = Arc::new(sim.clone());
+        let engine = Arc::new(Engine::new(Arc::clone(&platform)));
+        let (group, stop) = (Group::new(&["worker-*", "dm-events"]), Stop::new());
+        let workers = Workers::start(&group, WORKERS).unwrap();
+        let (sender, updates) = unbounded();
+        let dispatcher = Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(|_| ()));
+        let (done, checked) = unbounded();
+        let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
+            dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });
+        };
+        for chain in ops::discover(&engine).unwrap() {
+            let done = done.clone();
+            submit(&dispatcher, "discovery".to_owned(), chain.map(move |()| done.send(()).ok()));
+            checked.recv_timeout(HANG).expect("the pool should be found");
+        }
+        let (source, submitter) = (sim.dm_events().unwrap(), dispatcher.clone());
+        let take = move |Task { label, chain }| {
+            let done = done.clone();
+            submit(&submitter, label, chain.map(move |()| done.send(()).ok()));
+        };
+        let watch = DmWatch::new(platform, source, Waker::new().unwrap(), Box::new(take));
+        let switch = stop.clone();
+        group.spawn("dm-events", move || watch.run(&switch).map_err(|error| error.to_string())).unwrap();
+        // It looks at every pool when it begins.
+        checked.recv_timeout(HANG).expect("the pool should be checked");
+        Daemon { dispatcher, group, stop, checked, _updates: updates }
+    }
+
+    fn end(self) {
+        self.stop.trigger("the test is over");
+        let over = self.dispatcher.stop();
+        over.recv_timeout(HANG).unwrap_err();
+        self.dispatcher.close();
+        self.group.join(&["dm-events", "worker-*"], HANG).unwrap();
+    }
+}
+
+#[test]
+fn one_that_is_filled_is_extended_again_and_again_by_events_alone() {
+    let bench = machine();
+    let (sim, pool, filesystem) = (bench.sim.clone(), bench.id("p"), bench.filesystem("p", "f"));
+    bench.mount("p", "f");
+    drop(bench);
+    let daemon = Daemon::start(&sim);
+    let (node, at) = (node(&sim, pool, filesystem), Path::new("/mnt/f"));
+    let xfs = || sim.xfs_size(&node).unwrap().0;
+    let (mut sizes, mut causes) = (vec![xfs()], 0);
+    // Past the superblock.
+    for first in (1..6 * 1024).step_by(CHUNK as usize) {
+        daemon.checked.try_iter().for_each(drop);
+        let (_, _, before) = thin_pool(&sim, pool);
+        let used = u128::from((first + CHUNK) * BLOCK);
+        assert!(used < xfs(), "it is full: {used} of {}, after {causes} events", xfs());
+        sim.set_used(at, Bytes(used)).unwrap();
+        write(&sim, &node, first..first + CHUNK);
+        if thin_pool(&sim, pool).2 != before {
+            daemon.checked.recv_timeout(HANG).expect("an event causes a check");
+            causes += 1;
+        }
+        if Some(&xfs()) != sizes.last() {
+            sizes.push(xfs());
+        }
+    }
+    let gib = |size: &u128| size >> 30;
+    assert_eq!(sizes.iter().map(gib).collect::<Vec<_>>(), [1, 2, 4, 8, 16][..sizes.len()]);
+    assert!(sizes.len() >= 4, "{sizes:?}");
+    assert!(causes < 60, "{causes} events are more than are needed");
+    daemon.end();
+}
+
+#[test]
+fn creating_a_filesystem_puts_the_mark_in_place() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    let pool = bench.id("p");
+    assert_eq!(thin_pool(&bench.sim, pool).1, 15_360, "nothing is watched");
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let (free, mark, _) = thin_pool(&bench.sim, pool);
+    let ahead = free - mark;
+    assert!((200..=256).contains(&ahead), "a quarter of what 1 GiB has left: {ahead}");
+    let bench = Bench::start(bench.sim);
+    assert_eq!(thin_pool(&bench.sim, pool).1, mark, "who adopts the pool leaves it");
+}
+
+#[test]
+fn one_that_has_reached_its_limit_causes_no_events() {
+    let mut bench = machine();
+    let (pool, filesystem) = (bench.id("p"), bench.filesystem("p", "f"));
+    assert!(bench.run(ops::set_size_limit(pool, filesystem, Some(GIB))).unwrap());
+    bench.run(ops::check_now(pool)).unwrap();
+    let (free, mark, before) = thin_pool(&bench.sim, pool);
+    assert_eq!(mark, 15_360);
+    write(&bench.sim, &node(&bench.sim, pool, filesystem), 0..1024);
+    let (left, _, after) = thin_pool(&bench.sim, pool);
+    assert!(free - left > 900, "{left} of {free}");
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_mark_that_cannot_be_put_in_place_leaves_nothing_suspended() {
+    let mut bench = machine();
+    let (pool, filesystem) = (bench.id("p"), bench.filesystem("p", "f"));
+    let name = Role::ThinPool.name(pool);
+    let suspended = |bench: &Bench| bench.sim.dm_find(&name).unwrap().unwrap().suspended;
+    let mut fill = {
+        let (sim, node) = (bench.sim.clone(), node(&bench.sim, pool, filesystem));
+        let mut at = 0;
+        move || {
+            let (_, _, before) = thin_pool(&sim, pool);
+            while thin_pool(&sim, pool).2 == before {
+                write(&sim, &node, at..at + CHUNK);
+                at += CHUNK;
+            }
+        }
+    };
+    // Somebody has suspended it: the new mark lets it go on.
+    fill();
+    bench.sim.dm_suspend(&name, false).unwrap();
+    bench.run(ops::check_now(pool)).unwrap();
+    assert!(!suspended(&bench));
+    // If that fails as often as it is tried, the next check does it.
+    fill();
+    bench.sim.dm_suspend(&name, false).unwrap();
+    for _ in 0..2 {
+        bench.sim.faults().fail_next(Call::DmResume, &name);
+    }
+    bench.run(ops::check_now(pool)).unwrap();
+    assert_eq!(bench.sim.faults().struck(), 2);
+    assert!(suspended(&bench), "it could not be resumed");
+    bench.run(ops::check_now(pool)).unwrap();
+    assert!(!suspended(&bench));
+    let (free, mark, _) = thin_pool(&bench.sim, pool);
+    assert!(mark < free, "the mark lies ahead again: {mark} of {free}");
+    // One that has failed is left alone.
+    fill();
+    bench.sim.fail_pool(&name).unwrap();
+    let from = bench.sim.steps();
+    bench.run(ops::check_now(pool)).unwrap_err();
+    assert!(!suspended(&bench));
+    assert!(!bench.tail(from).contains("DmLoad"), "{}", bench.tail(from));
+    assert_eq!(bench.pool("p").unwrap().availability, Availability::NoPoolChanges);
+}
