@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use crate::bus::{
     connection::Connection,
     job::Caller,
-    message::{self, ARRAY_BYTES_MAX, Envelope, NotAMessage, Outgoing, message_in_place},
+    message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
     outcome::{Answer, error_name},
     tree::{Published, Tree},
 };
@@ -30,9 +30,6 @@ const TRIES: usize = 2;
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
 /// Environment variable with the largest message in bytes, if the bus has another limit.
 pub const MESSAGE_MAX_VARIABLE: &str = "STRATISD_DBUS_MAX_MESSAGE_SIZE";
-
-/// Signature of the answer.
-const SIGNATURE: &str = "a{oa{sa{sv}}}";
 
 /// The lister. [`Lister::run`] is its thread.
 pub struct Lister {
@@ -100,11 +97,8 @@ impl Lister {
 
     /// The message. Where the list is too long for the bus, that is said instead.
     fn list(&self, tree: &Tree, caller: &Caller) -> Result<Outgoing, NotAMessage> {
-        let mut body_bytes = 8;
-        for object in tree.objects() {
-            body_bytes = usize::next_multiple_of(body_bytes, 8) + object.entry.added().len();
-        }
         const HEADER_BYTES_MAX: usize = 1024;
+        let body_bytes = message::list_bytes(tree.objects());
         let limit = self.message_bytes_max.min(ARRAY_BYTES_MAX).saturating_sub(HEADER_BYTES_MAX);
         if body_bytes > limit {
             let answer = Answer::Error(
@@ -116,8 +110,6 @@ impl Lister {
             );
             return message::answer(caller, &answer);
         }
-        message_in_place(Envelope::Return(caller), SIGNATURE, body_bytes, |m| {
-            m.array("{oa{sa{sv}}}", |m| tree.objects().for_each(|object| m.marshalled(object.entry.added())));
-        })
+        Ok(message::list(caller, tree.objects().cloned().collect()))
     }
 }
