@@ -13,10 +13,10 @@ mod wire;
 mod writes;
 
 // What the tests of the bus drive it with.
-#[allow(dead_code, reason = "the tests use more of it")]
+#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
 #[path = "../../tests/bus/client.rs"]
 mod client;
-#[allow(dead_code, reason = "the tests use more of it")]
+#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
 #[path = "../../tests/bus/rig.rs"]
 mod rig;
 

@@ -17,8 +17,8 @@ const TURNS: usize = 4;
 const HOUR_MS: &str = "3600000";
 
 pub fn measure() {
-    let mut stages = [&[][..], &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]]
-        .map(|variables| Stage::new(variables));
+    let mut stages =
+        [&[][..], &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]].map(Stage::new);
     stages.iter_mut().for_each(|stage| (0..POOLS).for_each(|_| stage.add_pool()));
     // Under way when what the same client sent after it has been answered; it never ends.
     let slow = Client::new(&stages[1].bus);

@@ -105,6 +105,12 @@ pub fn filesystem(specs: Vec<FilesystemSpec>) -> Result<Option<NewFilesystem>> {
     }
 }
 
+/// The size limit that a filesystem is to have, if any. That it is not less than the size is the engine's to check.
+pub fn size_limit(name: &Name, text: Option<String>) -> Result<Option<Sectors>> {
+    const LIMIT: &str = "size limit";
+    text.map(|text| size_of(LIMIT, name, parse_size(LIMIT, text)?)).transpose()
+}
+
 fn parse_size(what: &'static str, text: String) -> Result<u128> {
     text.parse().map_err(|_| ArgumentError::NotASize { what, text })
 }

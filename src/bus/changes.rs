@@ -241,8 +241,7 @@ impl Changed {
                 if let Some(value) = value {
                     m.align(8);
                     m.str(row.name);
-                    m.signature(&value.signature());
-                    m.value(value);
+                    m.property(value);
                 }
             }
         });

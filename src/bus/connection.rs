@@ -7,7 +7,10 @@
 //! No wake-up gets lost: the sender queues first and wakes then; the reader drains the waker first and looks at the queue
 //! then.
 //!
-//! Knows nothing of what the messages say.
+//! Whoever is to get a message is noted in the [`accounts`](super::accounts), and the bus asked what it holds when they
+//! say so.
+//!
+//! Knows nothing of what the messages say, but those of the bus itself.
 
 use std::{
     collections::VecDeque,
@@ -16,22 +19,28 @@ use std::{
 };
 
 use dbus::{
-    Message,
+    Message, MessageType,
+    arg::{PropMap, prop_cast},
     channel::{BusType, Channel},
 };
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use threads::wake::{PollFd, PollFlags, Waker, poll};
 
 use crate::bus::{
     Error,
+    accounts::{Accounts, Answer, Verdict, Whom},
+    job::Caller,
     message::{self, BUS, Envelope, NotAMessage, Outgoing},
-    outlet::{Outlet, Sent},
+    outlet::{Outlet, Part, Sent},
     wire::{Body, Value},
 };
 use crate::platform::linux::descriptors;
 
 /// How long a call to the bus itself may take.
 const BUS_CALL_LIMIT: Duration = Duration::from_secs(25);
+
+/// What the bus tells of connections.
+const BUS_STATISTICS: &str = "org.freedesktop.DBus.Debug.Stats";
 
 /// The connection.
 pub struct Connection {
@@ -43,6 +52,9 @@ pub struct Connection {
     waker: Waker,
     /// What came before the answer to a call of our own.
     early: Mutex<VecDeque<Message>>,
+    /// Held while a message is put on its way, so that the accounts know what the bus is told before what.
+    accounts: Mutex<Accounts>,
+    told: Condvar,
 }
 
 impl Connection {
@@ -71,7 +83,8 @@ impl Connection {
         // The library has made the socket non-blocking, and this is the same one.
         let outlet = Outlet::new(descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?);
         let waker = Waker::new().map_err(Error::Wait)?;
-        Ok(Connection { channel, socket, outlet, waker, early: Mutex::default() })
+        let (early, accounts, told) = Default::default();
+        Ok(Connection { channel, socket, outlet, waker, early, accounts, told })
     }
 
     /// Wakes the reader out of its wait.
@@ -81,18 +94,110 @@ impl Connection {
 
     /// Puts a message on its way. Does not block. From any thread.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
-        let Outgoing(parts) = match message {
+        let Outgoing { parts, to } = match message {
             Ok(outgoing) => outgoing,
             Err(error) => {
                 log::error!("{error}");
                 return;
             }
         };
+        let mut accounts = self.accounts.lock();
+        let due = accounts.sent(to.as_deref(), parts.iter().map(|part| part.bytes().len()).sum());
+        self.put(parts);
+        self.ask(&mut accounts, due);
+    }
+
+    fn put(&self, parts: Vec<Part>) {
         match self.outlet.send(parts) {
             Ok(Sent::Whole) => {}
             // That the bus has hung up is for the reader to find.
             Ok(Sent::Waits) | Err(_) => self.waker.wake(),
         }
+    }
+
+    /// Asks the bus what it holds.
+    fn ask(&self, accounts: &mut Accounts, about: Vec<Whom>) {
+        for whom in about {
+            let name = match &whom {
+                Whom::Ourselves => self.channel.unique_name().unwrap_or_default(),
+                Whom::Caller(name) => name,
+            };
+            let body = Body::of(&[Value::str(name)]);
+            let serial = message::next_serial();
+            let envelope = Envelope::ToBus { serial, interface: BUS_STATISTICS, member: "GetConnectionStats" };
+            match message::message(envelope, &body.signature, &body.bytes) {
+                Ok(question) => {
+                    self.put(question.parts);
+                    accounts.asking(serial, whom);
+                }
+                Err(error) => log::error!("{error}"),
+            }
+        }
+    }
+
+    /// Takes the answer of the bus to such a question. Anybody may send us answers; only those of the bus count.
+    pub fn take_answer(&self, message: &Message) {
+        let (Some(serial), Some(BUS)) = (message.get_reply_serial(), message.sender().as_deref()) else { return };
+        let bytes = |map: &PropMap, key: &str| prop_cast::<u32>(map, key).map(|bytes| u64::from(*bytes));
+        let answer = match (message.msg_type(), message.get1::<PropMap>()) {
+            (MessageType::MethodReturn, Some(map)) => {
+                match (bytes(&map, "IncomingBytes"), bytes(&map, "OutgoingBytes")) {
+                    (Some(of_theirs), Some(for_them)) => Answer::Holds { of_theirs, for_them },
+                    _ => Answer::Silence,
+                }
+            }
+            (MessageType::MethodReturn, None) => Answer::Silence,
+            _ => match error_name(message).as_deref() {
+                Some("org.freedesktop.DBus.Error.NameHasNoOwner") => Answer::Gone,
+                Some("org.freedesktop.DBus.Error.LimitsExceeded" | "org.freedesktop.DBus.Error.NoMemory") => {
+                    Answer::Failed
+                }
+                _ => Answer::Silence,
+            },
+        };
+        self.accounts.lock().told(serial, answer);
+        self.told.notify_all();
+    }
+
+    /// What is to become of a call, by what its caller has read.
+    pub fn verdict(&self, caller: &Caller) -> Verdict {
+        let mut accounts = self.accounts.lock();
+        let (verdict, whom) = accounts.verdict(&caller.name);
+        self.ask(&mut accounts, whom.into_iter().collect());
+        verdict
+    }
+
+    /// Whether one more list may wait for its turn.
+    pub fn list_wanted(&self, caller: &Caller) -> bool {
+        self.accounts.lock().list_wanted(&caller.name)
+    }
+
+    /// The counterpart of [`Connection::list_wanted`].
+    pub fn list_done(&self, caller: &Caller) {
+        self.accounts.lock().list_done(&caller.name);
+    }
+
+    /// Whether a list of so many bytes may be sent. If that is not clear, the bus is asked and its answer waited for.
+    /// Not for the reader, which brings that answer.
+    pub fn list_fits(&self, caller: &Caller, bytes: usize) -> bool {
+        let deadline = Instant::now() + BUS_CALL_LIMIT;
+        let mut accounts = self.accounts.lock();
+        // An answer that is under way may be older than what the caller has read since; the second is not.
+        for _ in 0..2 {
+            if accounts.list_fits(&caller.name, bytes) {
+                return true;
+            }
+            let about = accounts.questions(&caller.name);
+            self.ask(&mut accounts, about);
+            self.waker.wake();
+            while accounts.is_asking(&caller.name) {
+                // The reader notifies after every answer, and when it ends.
+                if self.told.wait_until(&mut accounts, deadline).timed_out() {
+                    return false;
+                }
+            }
+        }
+        accounts.list_fits(&caller.name, bytes)
     }
 
     /// Whether calls should be read and lists be built, or the bus first take what there is.
@@ -108,6 +213,8 @@ impl Connection {
     /// Nobody reads or polls any more: whoever waits for room goes on.
     pub fn end(&self) {
         self.outlet.end();
+        self.accounts.lock().end();
+        self.told.notify_all();
     }
 
     /// The next message that has been read, if any.
@@ -195,4 +302,10 @@ fn is_answer(message: &Message, serial: u32) -> bool {
 
 fn text(error: &dbus::Error) -> String {
     error.message().unwrap_or("no reason given").to_owned()
+}
+
+/// The name of an error. The crate gives it only by turning a message into an error.
+fn error_name(message: &Message) -> Option<String> {
+    let error = message.duplicate().ok()?.as_result().err()?;
+    Some(error.name()?.to_owned())
 }

@@ -3,7 +3,7 @@
 //!
 //! A list is one version of the tree, the newest when it is sent; see [`Published::order`] for its place among the
 //! signals. It waits for the bus to take earlier lists before it makes another, so that a client that asks without end
-//! costs a bounded amount of memory.
+//! costs a bounded amount of memory, and sends none to somebody who does not read (see [`super::accounts`]).
 
 use std::sync::Arc;
 
@@ -40,8 +40,11 @@ pub struct Lister {
 }
 
 /// Where lists are asked for.
-#[derive(Debug, Clone)]
-pub(super) struct Lists(Sender<Caller>);
+#[derive(Clone)]
+pub(super) struct Lists {
+    callers: Sender<Caller>,
+    connection: Arc<Connection>,
+}
 
 impl Lists {
     /// Has a list sent to the caller.
@@ -50,12 +53,17 @@ impl Lists {
     /// An answer that says why not.
     pub fn ask(&self, caller: Caller) -> Result<(), Answer> {
         let error = |name, text: &str| Err(Answer::Error(name, text.to_owned()));
-        match self.0.try_send(caller) {
+        if !self.connection.list_wanted(&caller) {
+            let text = "too many lists of all objects are asked for by this connection; wait for those to come";
+            return error(error_name::LIMITS_EXCEEDED, text);
+        }
+        match self.callers.try_send(caller) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(_)) => error(
-                error_name::LIMITS_EXCEEDED,
-                "too many lists of all objects are asked for at once; try again later",
-            ),
+            Err(TrySendError::Full(caller)) => {
+                self.connection.list_done(&caller);
+                let text = "too many lists of all objects are asked for at once; try again later";
+                error(error_name::LIMITS_EXCEEDED, text)
+            }
             Err(TrySendError::Disconnected(_)) => error(error_name::FAILED, "the daemon is stopping"),
         }
     }
@@ -66,7 +74,8 @@ impl Lister {
         let (sender, callers) = bounded(WAITING_MAX);
         let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
         let message_bytes_max = configured.unwrap_or(MESSAGE_BYTES_MAX);
-        (Lister { connection, published, callers, message_bytes_max }, Lists(sender))
+        let lists = Lists { callers: sender, connection: Arc::clone(&connection) };
+        (Lister { connection, published, callers, message_bytes_max }, lists)
     }
 
     /// Works until the reader has ended.
@@ -76,10 +85,19 @@ impl Lister {
                 break;
             }
             self.answer(&caller);
+            self.connection.list_done(&caller);
         }
     }
 
     fn answer(&self, caller: &Caller) {
+        // A change in between alters the length by little.
+        if !self.connection.list_fits(caller, message::list_bytes(self.published.load().objects())) {
+            let text =
+                "a list of all objects does not fit beside what this connection, or all together, have not read \
+                        yet; read what has been answered, or ask for single objects"
+                    .to_owned();
+            return self.connection.send(message::answer(caller, &Answer::Error(error_name::LIMITS_EXCEEDED, text)));
+        }
         for _ in 0..TRIES {
             let tree = self.published.load();
             let list = self.list(&tree, caller);

@@ -152,7 +152,12 @@ fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usiz
 
 /// A message that is ready to be sent.
 #[derive(Debug)]
-pub struct Outgoing(pub Vec<Part>);
+pub struct Outgoing {
+    /// Its bytes.
+    pub parts: Vec<Part>,
+    /// Whom it is for; signals are for everybody.
+    pub to: Option<String>,
+}
 
 /// Makes a message of a marshalled body.
 ///
@@ -171,7 +176,11 @@ pub fn message(envelope: Envelope<'_>, signature: &str, body: &[u8]) -> Result<O
         },
         text: error.message().unwrap_or("not enough memory").to_owned(),
     })?;
-    Ok(Outgoing(vec![Part::Bytes(bytes)]))
+    let to = match envelope {
+        Envelope::Return(caller) | Envelope::Error(caller, _) => Some(caller.name.clone()),
+        Envelope::Signal { .. } | Envelope::ToBus { .. } => None,
+    };
+    Ok(Outgoing { parts: vec![Part::Bytes(bytes)], to })
 }
 
 /// Signature of a list of objects.
@@ -193,7 +202,8 @@ pub fn list(caller: &Caller, objects: Vec<Arc<Object>>) -> Outgoing {
     let last = objects.len().saturating_sub(1);
     let entry = |(number, object)| if number == last { Part::LastEntry(object) } else { Part::Entry(object) };
     let entries = objects.into_iter().enumerate().map(entry);
-    Outgoing(std::iter::once(Part::Bytes(m.finish())).chain(entries).collect())
+    let parts = std::iter::once(Part::Bytes(m.finish())).chain(entries).collect();
+    Outgoing { parts, to: Some(caller.name.clone()) }
 }
 
 /// Makes the message of an answer.

@@ -91,7 +91,7 @@ fn paths(texts: Vec<String>) -> Vec<PathBuf> {
     texts.into_iter().map(PathBuf::from).collect()
 }
 
-/// A member of which the engine's part is another issue.
+/// A member of which the engine's part is another issue: encryption.
 pub(super) fn not_yet(_: Call<'_>) -> Handled {
     Ok(Work::Now(Outcome::NotYet))
 }
@@ -396,15 +396,60 @@ pub(super) fn snapshot_filesystem(mut call: Call<'_>) -> Handled {
     })())
 }
 
-pub(super) fn add_data_devs(mut call: Call<'_>) -> Handled {
+/// Whoever adds no devices has what they want; a cache cannot be begun on none.
+#[derive(PartialEq)]
+enum NoDevices {
+    Fine,
+    Refused,
+}
+
+type AddDevices = fn(PoolUuid, Vec<PathBuf>) -> Next<Result<Vec<DevUuid>, Error>>;
+
+fn add_devices(mut call: Call<'_>, add: AddDevices, none: NoDevices) -> Handled {
     let (devices,): (Vec<String>,) = call.arguments()?;
     let pool = call.pool()?;
-    if devices.is_empty() {
+    if devices.is_empty() && none == NoDevices::Fine {
         return Ok(Work::Now(Outcome::NoChange));
     }
-    Ok(chain(ops::add_data_devices(pool, paths(devices)), move |added| {
+    Ok(chain(add(pool, paths(devices)), move |added| {
         (!added.is_empty()).then(|| changed_later(move |tree| device_paths(tree, pool, &added)))
     }))
+}
+
+pub(super) fn add_data_devs(call: Call<'_>) -> Handled {
+    add_devices(call, ops::add_data_devices, NoDevices::Fine)
+}
+
+pub(super) fn init_cache(call: Call<'_>) -> Handled {
+    add_devices(call, ops::init_cache, NoDevices::Refused)
+}
+
+pub(super) fn add_cache_devs(call: Call<'_>) -> Handled {
+    add_devices(call, ops::add_cache_devices, NoDevices::Fine)
+}
+
+pub(super) fn grow_physical_device(mut call: Call<'_>) -> Handled {
+    let (device,): (String,) = call.arguments()?;
+    let pool = call.pool()?;
+    checked((|| {
+        let grown = ops::grow_device(pool, device.parse::<DevUuid>()?);
+        Ok(chain(grown, |grown| grown.then(|| Box::new(|_: &Tree| Value::Bool(true)) as Late<Value>)))
+    })())
+}
+
+/// The result of setting a property: nothing is told but that it went well.
+fn set() -> Option<Late<Value>> {
+    Some(Box::new(|_: &Tree| Value::Bool(true)))
+}
+
+pub(super) fn set_fs_limit(mut call: Call<'_>) -> Handled {
+    let (limit,): (u64,) = call.arguments()?;
+    Ok(chain(ops::set_fs_limit(call.pool()?, limit), |()| set()))
+}
+
+pub(super) fn set_overprovisioning(mut call: Call<'_>) -> Handled {
+    let (allowed,): (bool,) = call.arguments()?;
+    Ok(chain(ops::set_overprovisioning(call.pool()?, allowed), |_| set()))
 }
 
 pub(super) fn rename_pool(mut call: Call<'_>) -> Handled {
@@ -427,6 +472,18 @@ pub(super) fn rename_filesystem(mut call: Call<'_>) -> Handled {
     checked((|| {
         let tell = move |renamed: bool| renamed.then(|| changed(Value::str(uuid.simple())));
         Ok(chain(ops::rename_filesystem(pool, uuid, Name::new(&name)?), tell))
+    })())
+}
+
+pub(super) fn set_size_limit(mut call: Call<'_>) -> Handled {
+    let (limit,): (Option<String>,) = call.arguments()?;
+    let Some(State::Filesystem(object)) = call.object.map(|object| &object.state) else {
+        return Err(BadArguments::Row);
+    };
+    let (pool, filesystem) = (object.pool, &object.filesystem);
+    checked((|| {
+        let limit = arguments::size_limit(&filesystem.name, limit)?;
+        Ok(chain(ops::set_size_limit(pool, filesystem.uuid, limit), |_| set()))
     })())
 }
 

@@ -17,6 +17,7 @@
 //!    └──────── signals, then replies ◀─── tree-writer ◀────────────┘
 //! ```
 
+mod accounts;
 mod arguments;
 mod changes;
 mod connection;

@@ -12,6 +12,7 @@ use threads::stop::Stop;
 use crate::{
     bus::{
         Error, NAME,
+        accounts::Verdict,
         connection::Connection,
         introspect,
         job::{Caller, Failure, Job, Locks, Reply, Submit},
@@ -21,7 +22,7 @@ use crate::{
         outcome::{Answer, Asked, Outcome, error_name},
         table::{self, Interface, Kind, Member, Row, Subject},
         tree::{self, Object, Published, TOP, Tree},
-        wire::{Body, Value},
+        wire::{Body, Marshaller, Value},
     },
     engine::request::Next,
     view::View,
@@ -72,6 +73,10 @@ impl From<CallError> for Answer {
         Answer::Error(error.name(), error.to_string())
     }
 }
+
+/// What a caller is told that has not read what it has got.
+const UNREAD: &str =
+    "too much of what was answered to this connection has not been read; read it before asking for more";
 
 /// What becomes of a call.
 pub(super) enum Response {
@@ -145,8 +150,8 @@ impl Reader {
         match message.msg_type() {
             MessageType::MethodCall => self.call(message, submit),
             MessageType::Signal => return self.signal(message),
-            // Answers to what nobody here has asked.
-            MessageType::MethodReturn | MessageType::Error => {}
+            // Nothing is asked of anybody but the bus.
+            MessageType::MethodReturn | MessageType::Error => self.connection.take_answer(message),
         }
         Ok(())
     }
@@ -171,6 +176,14 @@ impl Reader {
         let (Some(sender), Some(serial)) = (message.sender(), message.get_serial()) else { return };
         let caller = Caller { name: sender.to_string(), serial };
         let wants_reply = !message.get_no_reply();
+        match if wants_reply { self.connection.verdict(&caller) } else { Verdict::Admitted } {
+            Verdict::Admitted => {}
+            Verdict::Refused => {
+                let refusal = Answer::Error(error_name::LIMITS_EXCEEDED, UNREAD.to_owned());
+                return self.connection.send(message::answer(&caller, &refusal));
+            }
+            Verdict::Ignored => return,
+        }
         let tree = self.published.load();
         let response = std::panic::catch_unwind(AssertUnwindSafe(|| respond(message, &tree)))
             .unwrap_or_else(|_| Err(CallError::Panicked))
@@ -350,7 +363,9 @@ fn properties(
 
 fn get(row: &'static Row, subject: Subject<'_>) -> Result<Answer, CallError> {
     let value = table::value(row, subject).ok_or_else(|| CallError::NoValue(row.name.to_owned()))?;
-    Ok(Answer::Return(Body::of(&[Value::variant(value)])))
+    let mut m = Marshaller::default();
+    m.property(&value);
+    Ok(Answer::Return(Body { signature: "v".into(), bytes: m.finish() }))
 }
 
 fn peer(method: &str) -> Result<Answer, CallError> {

@@ -111,8 +111,7 @@ impl Entry {
                 let value = table::value(row, subject)?;
                 let mut m = Marshaller::default();
                 m.str(row.name);
-                m.signature(&value.signature());
-                m.value(&value);
+                m.property(&value);
                 Some((row, m.finish()))
             })
             .collect();
@@ -164,8 +163,7 @@ pub fn all_properties(interface: Interface, subject: Subject<'_>) -> Body {
             if let (Some(value), Member::Property { .. }) = (table::value(row, subject), row.member) {
                 m.align(8);
                 m.str(row.name);
-                m.signature(&value.signature());
-                m.value(&value);
+                m.property(&value);
             }
         }
     });

@@ -205,6 +205,15 @@ impl Marshaller {
         self.bytes.push(0);
     }
 
+    /// Writes the variant in which properties are sent. That of a property which is a variant itself is not put into
+    /// another: the existing daemon does not, and clients take off just one.
+    pub fn property(&mut self, value: &Value) {
+        if !matches!(value, Value::Variant(_)) {
+            self.signature(&value.signature());
+        }
+        self.value(value);
+    }
+
     /// `g`
     pub fn signature(&mut self, signature: &str) {
         self.bytes.push(signature.len() as u8);

@@ -41,6 +41,8 @@ pub enum Key {
     Origin(PoolUuid, FsUuid),
     /// A pool of which the filesystems are being checked. No work in it: a check that finds the pool drained ends.
     Extension(PoolUuid),
+    /// A pool of which the need for metadata is being found out; no work in it either.
+    Need(PoolUuid),
     /// A pool to which devices are being added.
     Growth(PoolUuid),
     /// A pool that is to be used alone: no new work may begin in it.

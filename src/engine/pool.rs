@@ -18,10 +18,10 @@ use crate::{
             pool::DeviceSegment,
         },
         name::Name,
-        plan::sizes,
+        plan::{growth::Watched, sizes},
         stack::{Base, Piece, Shape, Stack},
         thin_status::{self, PoolStatus, State},
-        units::Sectors,
+        units::{Bytes, DataBlocks, Sectors},
     },
     platform::{BlockDevice, DeviceNumber, Geometry, Platform},
     view::{self, Availability, Tier},
@@ -77,6 +77,8 @@ pub struct Pool {
     pub(super) is_behind: bool,
     /// Size that its thin metadata should have, as found out for this much space and so many filesystems.
     pub(super) metadata_needed: Option<((Sectors, u64), Sectors)>,
+    /// With so few free data blocks the kernel is to raise an event; `None`: with the usual number.
+    pub(super) low_water: Option<DataBlocks>,
     /// State of its thin pool when it was last looked at.
     thin_state: Option<State>,
     shown: view::Pool,
@@ -127,6 +129,7 @@ impl Pool {
             metadata_exhausted: false,
             is_behind: false,
             metadata_needed: None,
+            low_water: None,
             thin_state: None,
             shown,
             changed: true,
@@ -293,7 +296,8 @@ impl Pool {
 
     /// The stack that the metadata asks for.
     pub(super) fn shape(&self) -> Shape {
-        shape(self.version, &self.meta, &self.members)
+        let usual = shape(self.version, &self.meta, &self.members);
+        Shape { low_water: self.low_water.unwrap_or(usual.low_water), ..usual }
     }
 
     // ---- metadata ----
@@ -471,6 +475,15 @@ impl Pool {
         let recorded = self.filesystems.values().map(|filesystem| &filesystem.record).chain(&self.left_out);
         let sizes = recorded.map(|record| record.size).chain(self.unborn.values().copied());
         sizes.fold(Sectors::ZERO, Sectors::saturating_add)
+    }
+
+    /// The filesystems whose space is watched, with what was last seen of them.
+    pub(super) fn watched(&self) -> impl Iterator<Item = Watched> {
+        self.filesystems.iter().map(|(id, filesystem)| {
+            let FilesystemRecord { size, fs_size_limit: limit, .. } = filesystem.record;
+            let used = self.shown.filesystems.get(id).and_then(|shown| shown.used);
+            Watched { size, mapped: used.and_then(Bytes::sectors).unwrap_or_default(), limit }
+        })
     }
 
     /// State of the thin pool when it was last looked at.

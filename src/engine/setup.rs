@@ -22,14 +22,17 @@ use crate::{
         plan::sizes,
         pool::{Filesystem, Member, Pool},
         registry::{DeviceSet, Found},
-        request::{Access, Granted, Mode, Next},
+        request::{Access, Granted, Mode, Next, Part},
         revert,
         stack::{self, Ensured, Shape, Stack, ensure_device},
         thin_status::{self, PoolStatus, State},
         undo::Rollback,
         units::Sectors,
     },
-    platform::{self, Platform, Program, dm::Visibility},
+    platform::{
+        self, DeviceNumber, Platform, Program,
+        dm::{Target, Visibility},
+    },
     view::Availability,
 };
 
@@ -61,19 +64,36 @@ pub enum CacheTier {
     Drop,
 }
 
-/// Sets a pool up on its devices, all of which are there; those of the cache tier may be missing if it is to be dropped.
+/// A pool of which everything is up but the filesystems.
+pub(super) struct Foundation {
+    pool: Pool,
+    thin_pool: DeviceNumber,
+    records: Vec<FilesystemRecord>,
+    /// Devices of a cache that it goes on without; `None` if it has had none or keeps it.
+    former: Option<Vec<Found>>,
+    undo: Rollback,
+}
+
+/// A filesystem's thin device, brought up or not.
+struct Raised {
+    device: Result<(DeviceNumber, Ensured)>,
+    undo: Rollback,
+}
+
+/// Brings a pool up on its devices, all of which are there, up to its filesystems; devices of the cache tier may be missing if
+/// it is to be dropped.
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
-pub(super) fn set_up(
+pub(super) fn lay_foundation(
     platform: &dyn Platform,
     uuid: PoolUuid,
     set: &DeviceSet,
     mut meta: PoolMetadata,
     cache: CacheTier,
-) -> Result<Pool> {
+) -> Result<Foundation> {
     let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
-    let mut former = if drops_cache { drop_cache(&mut meta, set) } else { Vec::new() };
+    let former = drops_cache.then(|| drop_cache(&mut meta, set));
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
     if meta.is_encrypted() {
@@ -85,7 +105,7 @@ pub(super) fn set_up(
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
-    let (mut pool, undo) = Rollback::new().guard(platform, |undo| {
+    let ((pool, thin_pool, records), undo) = Rollback::new().guard(platform, |undo| {
         let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
         let shape = pool.shape();
         pool.stack.ensure_all(platform, shape.backstore(), undo)?;
@@ -100,21 +120,85 @@ pub(super) fn set_up(
         bring_up_thin_pool(platform, &mut pool, undo)?;
         work_off_journal(platform, &mut pool, &journal, &mut records, undo);
         revert::carry_out(platform, &mut pool, &mut records, undo)?;
-        set_up_filesystems(platform, &mut pool, records, undo);
-        judge(platform, &mut pool);
-        former.iter_mut().for_each(|found| disown(platform, found));
-        complete_metadata(platform, &mut pool, drops_cache)?;
-        Ok(pool)
+        let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(uuid))?;
+        Ok((pool, thin_pool, records))
     })?;
-    undo.forget();
-    pool.confirm_members(platform);
-    pool.refresh(platform);
-    for path in former.iter().map(|found| &found.device.path) {
-        if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
-            log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
+    Ok(Foundation { pool, thin_pool, records, former, undo })
+}
+
+impl Foundation {
+    /// Brings up the thin device of a filesystem.
+    fn raise(&self, record: &FilesystemRecord) -> impl Fn(&dyn Platform) -> Raised + use<> {
+        let device = self.pool.thin_name(record.uuid);
+        let table = super::ops::thin_table(self.thin_pool, record.thin_id, record.size);
+        move |platform| {
+            let mut undo = Rollback::new();
+            let mut raise = || ensure_device(platform, &device, &table, Visibility::Public, &mut undo);
+            // Tried twice: what is left out stays away from its user until the pool is next set up.
+            let device = raise().or_else(|_| raise());
+            Raised { device, undo }
         }
     }
-    Ok(pool)
+
+    /// Sets up the filesystems side by side, and the pool is complete.
+    pub fn build(self) -> Next<Result<Pool>> {
+        let part = |record: &FilesystemRecord| -> Part {
+            let raise = self.raise(record);
+            Box::new(move |engine| Box::new(raise(engine.platform())))
+        };
+        let parts = self.records.iter().map(part).collect();
+        Next::Together(
+            parts,
+            Box::new(move |engine, results| {
+                let raised = results.into_iter().map(|part| part?.downcast::<Raised>().ok().map(|raised| *raised));
+                Next::Done(self.complete(engine.platform(), raised.collect()))
+            }),
+        )
+    }
+
+    /// As [`Foundation::build`], one after the other, for a pool of which they are up already.
+    ///
+    /// # Errors
+    /// As [`lay_foundation`].
+    pub fn build_now(self, platform: &dyn Platform) -> Result<Pool> {
+        let raised = self.records.iter().map(|record| Some(self.raise(record)(platform))).collect();
+        self.complete(platform, raised)
+    }
+
+    /// Takes the filesystems in and records what is to be recorded. `None`: bringing up a filesystem panicked.
+    fn complete(self, platform: &dyn Platform, raised: Vec<Option<Raised>>) -> Result<Pool> {
+        let Foundation { mut pool, records, former, mut undo, .. } = self;
+        for (record, raised) in records.into_iter().zip(raised) {
+            pool.note_thin_id(record.thin_id);
+            let device = raised.map_or(Err(Error::Panicked), |raised| {
+                undo.append(raised.undo);
+                raised.device
+            });
+            let taken_in = device.and_then(|(number, _)| Ok((Name::new(&record.name)?, number)));
+            match taken_in {
+                Ok((name, number)) => pool.put_filesystem(platform, Filesystem { record, name, number }),
+                Err(error) => {
+                    let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
+                    log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
+                    pool.left_out.push(record);
+                }
+            }
+        }
+        judge(platform, &mut pool);
+        let drops_cache = former.is_some();
+        let mut former = former.unwrap_or_default();
+        former.iter_mut().for_each(|found| disown(platform, found));
+        let ((), undo) = undo.guard(platform, |_| complete_metadata(platform, &mut pool, drops_cache))?;
+        undo.forget();
+        pool.confirm_members(platform);
+        pool.refresh(platform);
+        for path in former.iter().map(|found| &found.device.path) {
+            if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
+                log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
+            }
+        }
+        Ok(pool)
+    }
 }
 
 /// Takes the cache tier out of the metadata; gives those of its devices that are there.
@@ -142,7 +226,8 @@ pub(super) fn wipe_destroyed<'a>(
         wiped.is_ok()
     };
     // All of them, whatever comes of one.
-    if cache.map(wipe).fold(true, |all, wiped| all && wiped) {
+    let left = cache.filter(|path| !wipe(path)).count();
+    if left == 0 {
         data.for_each(|path| {
             wipe(path);
         });
@@ -297,21 +382,7 @@ fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut
     Ok(())
 }
 
-fn set_up_filesystems(platform: &dyn Platform, pool: &mut Pool, records: Vec<FilesystemRecord>, undo: &mut Rollback) {
-    for record in records {
-        pool.note_thin_id(record.thin_id);
-        // Tried twice: what is left out stays away from its user until the pool is next set up.
-        let set_up = set_up_filesystem(platform, pool, record.clone(), undo)
-            .or_else(|_| set_up_filesystem(platform, pool, record.clone(), undo));
-        if let Err(error) = set_up {
-            let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
-            log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
-            pool.left_out.push(record);
-        }
-    }
-}
-
-/// Brings a filesystem up and takes it into the pool, which may have it already.
+/// Brings a filesystem of the pool up again, with the number that its device has then.
 fn set_up_filesystem(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -322,10 +393,7 @@ fn set_up_filesystem(
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
     let table = super::ops::thin_table(thin_pool, record.thin_id, record.size);
     let device = pool.thin_name(record.uuid);
-    let (number, ensured) = ensure_device(platform, &device, &table, Visibility::Public, undo)?;
-    if ensured == Ensured::Adopted {
-        log::debug!("filesystem {name} of pool {} was up already", pool.name());
-    }
+    let (number, _) = ensure_device(platform, &device, &table, Visibility::Public, undo)?;
     pool.put_filesystem(platform, Filesystem { record, name, number });
     Ok(())
 }
@@ -476,6 +544,21 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
             Role::ALL.iter().any(|role| matches!(platform.dm_find(&role.name(pool)), Ok(Some(_))))
         }
     }
+}
+
+/// Block devices that the lowest layers of pools lie on. What cannot be asked counts as not in use.
+pub(super) fn devices_in_use(platform: &dyn Platform) -> BTreeSet<DeviceNumber> {
+    let listed = platform.dm_list().unwrap_or_default();
+    let lowest = listed.into_iter().filter(|device| {
+        let roles = [Role::OriginSub, Role::CacheMeta, Role::CacheSub];
+        dm_names::pool_of(&device.name).is_some_and(|pool| roles.iter().any(|role| role.name(pool) == device.name))
+    });
+    let tables = lowest.filter_map(|device| Some(platform.dm_find(&device.name).ok()??.table));
+    let parents = tables.flatten().filter_map(|line| match line.target {
+        Target::Linear { device, .. } => Some(device),
+        _ => None,
+    });
+    parents.collect()
 }
 
 /// Records of all filesystems of a pool, also of those that could not be set up.

@@ -34,6 +34,11 @@ impl Rollback {
         self.steps.push((what.into(), Box::new(|platform| undo(platform).map_err(Into::into))));
     }
 
+    /// Takes over what was done by others on the same work.
+    pub fn append(&mut self, mut others: Rollback) {
+        self.steps.append(&mut others.steps);
+    }
+
     /// The work is complete and stays.
     pub fn forget(mut self) {
         self.steps.clear();

@@ -10,7 +10,7 @@ use threads::{stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Submit, Task, Woken, merge::Merge, wait};
 use crate::{
-    engine::{dm_names, ids::PoolUuid, ops},
+    engine::{dm_names, ids::PoolUuid},
     platform::{DmEvents, Platform, dm::Listed},
 };
 
@@ -90,7 +90,7 @@ impl DmWatch {
     }
 
     fn check(&self, pool: PoolUuid) {
-        let chain = Ended::of(pool, &self.ended.0, &self.waker).after(ops::check_pool(pool));
+        let chain = Ended::of(pool, &self.ended.0, &self.waker).after_check_of(pool);
         (self.submit)(Task { label: format!("check of pool {pool} after a device-mapper event"), chain });
     }
 }

@@ -103,6 +103,11 @@ impl Client {
         self.heard.borrow_mut().drain(..).filter_map(|message| Signal::parse(&message)).collect()
     }
 
+    /// All messages that have been heard before the last reply, in order.
+    pub fn take_heard(&self) -> Vec<Message> {
+        self.heard.borrow_mut().drain(..).collect()
+    }
+
     /// The same with no more of new objects than the newest revision, which is much quicker.
     pub fn take_newest_signals(&self) -> Vec<Signal> {
         self.heard
@@ -242,12 +247,16 @@ pub fn outcome(reply: &Message) -> Outcome {
 
 /// The name of the error that a reply is, without what all have in common.
 pub fn error_name(reply: &Message) -> Option<String> {
+    full_error_name(reply).map(|name| name.replace("org.freedesktop.DBus.Error.", ""))
+}
+
+pub fn full_error_name(reply: &Message) -> Option<String> {
     if reply.msg_type() != MessageType::Error {
         return None;
     }
     // The crate gives the name only by turning the message into an error, which changes it.
     let error = reply.duplicate().unwrap().as_result().err()?;
-    Some(error.name()?.replace("org.freedesktop.DBus.Error.", ""))
+    Some(error.name()?.to_owned())
 }
 
 /// The flags and words in the value at the iterator, which is moved on.

@@ -7,7 +7,10 @@ use std::{
     os::unix::net::UnixStream,
 };
 
-use dbus::{Message, arg::Variant};
+use dbus::{
+    Message,
+    arg::{PropMap, Variant, prop_cast},
+};
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 
 use crate::{
@@ -32,7 +35,10 @@ struct Victim {
 
 impl Victim {
     fn new() -> Victim {
-        let bus = Bus::start();
+        Victim::on(Bus::start())
+    }
+
+    fn on(bus: Bus) -> Victim {
         let daemon = bus.daemon(&[]);
         let bystander = Client::new(&bus);
         let mut objects = bystander.done(client::create_pool("p", &["/dev/a"]));
@@ -301,6 +307,101 @@ fn one_that_never_reads() {
     victim.is_fine();
     drop(attacker);
     victim.ends_well("one that never reads");
+}
+
+/// Filesystems enough for lists of megabytes.
+fn fill(victim: &mut Victim) -> usize {
+    for pool in 0..5 {
+        let made = victim.bystander.done(client::create_pool(&format!("full{pool}"), &[&format!("/dev/full{pool}")]));
+        for name in 0..90 {
+            let name = format!("fs{name}");
+            victim
+                .objects
+                .extend(victim.bystander.done(client::create_filesystem(&made[0], &name)).into_iter().step_by(2));
+        }
+        victim.objects.extend(made);
+    }
+    let list = victim.bystander.list();
+    message_bytes(&list)
+}
+
+fn message_bytes(message: &Message) -> usize {
+    let mut length = 0;
+    let count = |bytes: &[u8]| -> Result<(), ()> {
+        length = bytes.len();
+        Ok(())
+    };
+    message.marshal(count).unwrap();
+    length
+}
+
+/// The bus keeps what a client does not read on our account, and stops reading from us at 127 MiB: one client that
+/// asked for more lists than that silenced the daemon for all others until it was gone.
+#[test]
+fn one_that_asks_for_more_lists_than_the_bus_holds_and_never_reads() {
+    const READ: usize = 300;
+    let mut victim = Victim::new();
+    let list_bytes = fill(&mut victim);
+    assert!(list_bytes * READ > 300 << 20, "{list_bytes} bytes in a list");
+    let attackers: Vec<Client> = (0..4).map(|_| Client::new(&victim.bus)).collect();
+    let mut asked = Vec::new();
+    for round in 0..READ {
+        for attacker in &attackers {
+            asked.push(attacker.send(client::list()));
+            attacker.send(client::call(TOP, "org.storage.stratis3.Manager.r9", "EngineStateReport", ()));
+        }
+        if round % 30 == 0 {
+            victim.is_fine();
+        }
+    }
+    for _ in 0..500 {
+        let name = victim.bystander.call(client::get(victim.filesystem(), FILESYSTEM, "Name"));
+        assert_eq!(client::value(&name).as_deref(), Ok("home"));
+    }
+    victim.is_fine();
+
+    // It turns out that it was only slow. It has what it may have, is told why not more, and then may ask again.
+    let slow = &attackers[0];
+    let replies: Vec<Message> = asked.iter().step_by(attackers.len()).map(|serial| slow.wait(*serial)).collect();
+    let (refused, lists): (Vec<_>, Vec<_>) = replies.iter().partition(|reply| client::error_name(reply).is_some());
+    assert!(refused.iter().all(|reply| client::error_name(reply).as_deref() == Some("LimitsExceeded")));
+    println!("of {READ} lists of {list_bytes} bytes one that does not read gets {}", lists.len());
+    assert!(!lists.is_empty() && lists.len() * list_bytes <= 17 << 20);
+    slow.call(client::ping());
+    assert_eq!(client::paths(&slow.list()).len(), victim.objects.len());
+    drop(attackers);
+    victim.ends_well("lists that nobody reads");
+}
+
+/// Bytes of a connection's messages that the bus holds because somebody does not read them.
+fn held_by_bus(client: &Client, name: &str) -> u32 {
+    let (bus, statistics) = ("org.freedesktop.DBus", "org.freedesktop.DBus.Debug.Stats");
+    let call = Message::new_method_call(bus, "/org/freedesktop/DBus", statistics, "GetConnectionStats").unwrap();
+    let reply: PropMap = client.call(call.append1(name)).read1().unwrap();
+    *prop_cast(&reply, "IncomingBytes").unwrap()
+}
+
+/// Signals are held on our account as well, and nobody can be refused there: a listener that never reads silences us
+/// when signals of `max_incoming_bytes` have come together. When it goes all goes on, and nothing was lost.
+#[test]
+fn signals_to_one_that_never_reads() {
+    const HELD_MAX: u32 = 2_000_000;
+    let limit = format!(r#"<limit name="max_incoming_bytes">{HELD_MAX}</limit>"#);
+    let victim = Victim::on(Bus::with_limits(&limit));
+    let listener = Client::new(&victim.bus).listens("");
+    let writer = Client::new(&victim.bus);
+    for round in 0..2000 {
+        let mut call = client::rename_filesystem(victim.filesystem(), &format!("name{round}"));
+        call.set_no_reply(true);
+        writer.post(call);
+    }
+    writer.flush();
+    while held_by_bus(&writer, client::NAME) < HELD_MAX {}
+    let look = victim.bystander.send(client::get(victim.filesystem(), FILESYSTEM, "Name"));
+    drop(listener);
+    assert!(client::value(&victim.bystander.wait(look)).is_ok());
+    writer.call(client::rename_filesystem(victim.filesystem(), "home"));
+    victim.ends_well("signals that nobody reads");
 }
 
 /// Calls that want no answer, as fast as they can be sent: reads, and changes that have to queue for the pool.

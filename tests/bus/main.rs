@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_docs_in_private_items, missing_docs, reason = "a test")]
 
 mod client;
+mod conformance;
 mod history;
 mod hostile;
 mod load;

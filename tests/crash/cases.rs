@@ -130,21 +130,6 @@ pub const CASES: &[Case] = &[
         next: one_more_in_any,
     },
     Case {
-        name: "add two data devices",
-        prepare: filesystems,
-        act: |bench| {
-            let paths = vec!["/dev/c".into(), "/dev/d".into()];
-            bench.run(ops::add_data_devices(bench.id("p"), paths)).map(drop)
-        },
-        next: one_more,
-    },
-    Case {
-        name: "add a data device to a pool of version 1",
-        prepare: old_pool,
-        act: |bench| bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into()])).map(drop),
-        next: one_more,
-    },
-    Case {
         name: "create a filesystem",
         prepare: filesystems,
         act: |bench| bench.create_filesystems("p", &["h"]).map(drop),

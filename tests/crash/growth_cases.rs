@@ -210,6 +210,24 @@ pub const GROWTH_CASES: &[(Then, Case)] = &[
     (
         Then::Check,
         Case {
+            name: "add two data devices",
+            prepare: |bench| roomy(bench, V2),
+            act: |bench| add(bench, &["/dev/c", "/dev/d"]),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
+            name: "add a data device to a pool of version 1",
+            prepare: |bench| roomy(bench, V1),
+            act: |bench| add(bench, &["/dev/c"]),
+            next: write_more,
+        },
+    ),
+    (
+        Then::Check,
+        Case {
             name: "add a data device to a full pool",
             prepare: |bench| full(bench, V2),
             act: |bench| add(bench, &["/dev/large"]),

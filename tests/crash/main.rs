@@ -171,6 +171,8 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
     let mut total = 0;
     for (case, then) in cases() {
         let Reference { before, after, steps } = reference(case, then, 1);
+        let found_before = |begin| found_by_another(case, then, 1, begin).0;
+        let (restarted, rebooted) = (found_before(|bench| Bench::start(bench.sim)), found_before(Bench::reboot));
         for strike in [Strike::FailBefore, Strike::FailAfter] {
             for step in 0..steps {
                 let at = format!("{} with {strike:?} at step {step} of {steps}", case.name);
@@ -184,15 +186,17 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
                 bench.check_nothing_left(&at);
                 if result.is_err() {
                     // On disk it is as before, too: the same done on another machine, whose daemon and then power go.
-                    let as_before = |bench: Bench, when: &str| {
+                    let as_before = |bench: Bench, before: &State, when: &str| {
                         let bench = then.settle(bench);
+                        let expected = if then.is_forward() { &after } else { before };
                         assert_eq!(&State::of(&bench), expected, "{at}: {when}:\n{trace}");
                         bench
                     };
-                    let other = as_before(Bench::start(struck(case, strike, step).0.sim), "after a restart");
+                    let other = Bench::start(struck(case, strike, step).0.sim);
+                    let other = as_before(other, &restarted, "after a restart");
                     if then != Then::EachForward {
                         // Nothing is mounted after it, so of filesystems nothing is done.
-                        as_before(other.reboot(), "after a reboot");
+                        as_before(other.reboot(), &rebooted, "after a reboot");
                     }
                     // The next operation works: the same again.
                     let again = (case.act)(&mut bench);
@@ -254,7 +258,9 @@ fn a_kill_at_every_step_leaves_the_state_before_or_after() {
         println!("{}: killed at each of {steps} steps", case.name);
     }
     println!("{total} kills; {olds} left the state before, the others that after");
-    assert!(olds > 0 && olds < total, "kills that always leave the same state prove nothing");
+    if std::env::var_os("CRASH_CASE").is_none() {
+        assert!(olds > 0 && olds < total, "kills that always leave the same state prove nothing");
+    }
 }
 
 #[test]
@@ -299,5 +305,7 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
         println!("{}: power cut at every step, {seeds} seeds", case.name);
     }
     println!("{total} power cuts; {olds} left the state before, the others that after");
-    assert!(olds > 0 && olds < total, "cuts that always leave the same state prove nothing");
+    if std::env::var_os("CRASH_CASE").is_none() {
+        assert!(olds > 0 && olds < total, "cuts that always leave the same state prove nothing");
+    }
 }

@@ -4,11 +4,14 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+#[path = "pools.rs"]
+mod pools;
+
+pub use pools::Pools;
 use stratisd::{
     engine::{
         Engine, Result, dm_names,
@@ -17,52 +20,12 @@ use stratisd::{
         name::Name,
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
         pool::Pool,
-        request::{Access, Granted, Mode, Next, PoolRef, Table},
+        request::{Next, PoolRef},
         units::Sectors,
     },
     platform::{Platform, WriteStep, sim::Sim},
     view,
 };
-
-/// The running pools.
-#[derive(Default)]
-pub struct Pools(pub HashMap<PoolUuid, Pool>);
-
-impl Pools {
-    /// The pool that is meant, if it is there.
-    pub fn resolve(&self, which: &PoolRef) -> Option<PoolUuid> {
-        match which {
-            PoolRef::Uuid(uuid) => self.0.contains_key(uuid).then_some(*uuid),
-            PoolRef::Name(name) => self.0.values().find(|pool| pool.name() == name).map(Pool::uuid),
-        }
-    }
-}
-
-impl Table for Pools {
-    fn list(&self) -> Vec<(PoolUuid, Name)> {
-        self.0.values().map(|pool| (pool.uuid(), pool.name().clone())).collect()
-    }
-
-    fn pool(&self, which: &PoolRef) -> Option<&Pool> {
-        self.0.get(&self.resolve(which)?)
-    }
-
-    fn insert(&mut self, pool: Pool) -> std::result::Result<(), Pool> {
-        if self.resolve(&PoolRef::Name(pool.name().clone())).is_some() || self.0.contains_key(&pool.uuid()) {
-            return Err(pool);
-        }
-        self.0.insert(pool.uuid(), pool);
-        Ok(())
-    }
-
-    fn remove(&mut self, uuid: PoolUuid) -> Option<Pool> {
-        self.0.remove(&uuid)
-    }
-
-    fn rename(&mut self, uuid: PoolUuid, _name: Name) -> Option<&mut Pool> {
-        self.0.get_mut(&uuid)
-    }
-}
 
 /// An engine on a simulated machine.
 pub struct Bench {
@@ -96,27 +59,8 @@ impl Bench {
     }
 
     /// Runs a chain to its end.
-    pub fn run<T>(&mut self, mut next: Next<T>) -> T {
-        loop {
-            next = match next {
-                Next::Done(value) => return value,
-                Next::Act(step) => step(&self.engine),
-                Next::Together(parts, join) => {
-                    let results = parts.into_iter().map(|part| Some(part(&self.engine))).collect();
-                    join(&self.engine, results)
-                }
-                Next::Under(Access::Table(_), step) => step(&self.engine, Granted::Table(&mut self.pools)),
-                Next::Under(Access::Pool(which, mode), step) => {
-                    let uuid = self.pools.resolve(&which);
-                    match (uuid.and_then(|uuid| self.pools.0.get_mut(&uuid)), mode) {
-                        (None, _) => step(&self.engine, Granted::NoPool),
-                        (Some(pool), Mode::Shared) => step(&self.engine, Granted::Read(pool)),
-                        (Some(pool), Mode::Exclusive) => step(&self.engine, Granted::Write(pool)),
-                    }
-                }
-                Next::Parked(_) => panic!("a request waits for a claim, but no other request is under way"),
-            };
-        }
+    pub fn run<T>(&mut self, next: Next<T>) -> T {
+        self.pools.run(&self.engine, next)
     }
 
     /// A pool by name.

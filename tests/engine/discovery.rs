@@ -74,7 +74,7 @@ fn a_missing_device_parks_the_pool_until_it_comes() {
     let stopped = watched.stopped();
     assert_eq!(names(&stopped), [Some("p".to_owned())]);
     assert_eq!(stopped.pools[0].devices.len(), 1);
-    assert!(said.contains("pool p lacks 1 of its 2 devices"), "{said}");
+    assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
 
     watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
     watched.settle();
@@ -178,7 +178,7 @@ fn of_two_pools_of_one_name_one_runs() {
     assert_eq!(watched.bench.names(), ["p", "q"]);
     let stopped = watched.stopped();
     assert_eq!(stopped.pools.len(), 1);
-    assert!(said.contains("a pool named p exists already"), "{said}");
+    assert!(said.contains("a running pool is named p too"), "{said}");
     watched.bench.check_nothing_left("the other is not up");
 
     // When the one that runs has another name, the next event of the other brings it up.
@@ -313,7 +313,7 @@ fn a_device_without_a_good_copy_of_its_header_is_missing() {
     let (bench, said) = listen(|| Bench::start(sim));
     assert_eq!(bench.names(), Vec::<String>::new());
     assert_eq!(bench.stopped().pools[0].devices.len(), 1);
-    assert!(said.contains("pool p lacks 1 of its 2 devices"), "{said}");
+    assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
 }
 
 /// Damages a pool on two disks that does not run, and checks that it is parked and shown, with a reason that says so.

@@ -16,5 +16,6 @@ mod old_pools;
 mod restart;
 mod scheduler;
 #[path = "../crash/state.rs"]
+#[allow(dead_code, reason = "shared with the crash tests")]
 mod state;
 mod witness;

@@ -55,3 +55,21 @@ fn damaged_metadata_is_repaired_by_a_start() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
     bench.check_nothing_left("after the repair");
 }
+
+#[test]
+fn a_thin_pool_that_must_be_checked_restricts_the_pool_and_is_mended_by_a_start() {
+    let mut bench = machine();
+    bench.sim.fail_metadata(&Role::ThinPool.name(bench.id("p"))).unwrap();
+    bench.run(ops::check_pool(bench.id("p")));
+    expect_restricted(&mut bench, Availability::NoRequests, "metadata of its thin pool");
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5, "it can still be read");
+    let mut bench = Bench::start(bench.sim);
+    expect_restricted(&mut bench, Availability::NoRequests, "metadata of its thin pool");
+
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    assert_eq!(bench.pool("p").unwrap().availability, Availability::Full);
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
+    bench.create_filesystems("p", &["g"]).unwrap();
+    bench.check_nothing_left("after the start");
+}

@@ -1,5 +1,6 @@
-//! What a pool goes through besides growing: it is stopped and started, filesystems are reverted, everything is read anew,
-//! its cache is given up, its thin pool fails. On the simulated machine, chain by chain, and at the end on the bus.
+//! What a pool goes through: it runs full and grows, gets a cache and gives it up, is stopped and started, its filesystems are
+//! extended and reverted, its devices change, everything is read anew, its thin pool fails. On the simulated machine,
+//! chain by chain, and at the end on the bus.
 
 // A test that cannot go on says where; clippy knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
@@ -7,10 +8,15 @@
 #[path = "../engine/bench.rs"]
 #[allow(dead_code, reason = "shared with other tests, of which each needs a part")]
 mod bench;
+mod cache;
+mod devices;
 #[path = "../engine/disks.rs"]
 #[allow(dead_code, reason = "as above")]
 mod disks;
+mod extend;
+mod full;
 mod health;
+mod low_water;
 mod refresh;
 mod revert;
 #[path = "../engine/scheduler.rs"]

@@ -67,7 +67,13 @@ fn added_object_comes_with_all_interfaces_and_properties_in_one_signal() {
         assert_eq!(properties.len(), expected.len());
         for row in expected {
             let Value::Variant(value) = entry(entry(&arguments[1], &interface.name()), row.name) else { panic!() };
-            assert_eq!(value.signature(), row.signature(), "{}", row.name);
+            // A property that is a variant is sent as that variant. Here it says that the pool is not encrypted.
+            let signature = match (row.signature().as_str(), row.name) {
+                ("v", "VolumeKeyLoaded") => "b".to_owned(),
+                ("v", _) => "s".to_owned(),
+                (signature, _) => signature.to_owned(),
+            };
+            assert_eq!(value.signature(), signature, "{}", row.name);
         }
     }
 }
@@ -156,7 +162,7 @@ fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
     let message = message::message(Envelope::Signal { path: "/", interface: "a.b", member: "C" }, "a{sv}", &all.bytes);
     let properties = &values(&read_back(&message.unwrap()))[0];
     assert_eq!(entry(properties, "Encrypted"), &Value::variant(Value::Bool(true)));
-    assert_eq!(entry(properties, "VolumeKeyLoaded"), &Value::variant(Value::variant(Value::Bool(true))));
+    assert_eq!(entry(properties, "VolumeKeyLoaded"), &Value::variant(Value::Bool(true)));
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn values(message: &Message) -> Vec<Value> {
 
 /// The message as libdbus reads it, and takes it to be right.
 fn read_back(outgoing: &Outgoing) -> Message {
-    let bytes: Vec<u8> = outgoing.0.iter().flat_map(|part| part.bytes()).copied().collect();
+    let bytes: Vec<u8> = outgoing.parts.iter().flat_map(|part| part.bytes()).copied().collect();
     Message::demarshal(&bytes).unwrap()
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::{filesystem_id, pool, with_filesystem};
 use crate::bus::{
     introspect,
-    methods::Call,
+    methods::{Call, Work},
+    outcome::Outcome,
     table::{self, ALL, Interface, Kind, LAST_REVISION, Member, ROWS, STATUS, Subject},
     tree::{Id, Tree},
     wire::{Types, Value},
@@ -167,6 +168,37 @@ fn every_handler_understands_its_arguments() {
         let result = handler(Call { tree: &tree, object, arguments });
         assert!(result.is_ok(), "{} of {:?} r{}: {:?}", row.name, row.kind, row.first, result.err());
     }
+}
+
+/// What is left to be built is encryption and nothing else.
+#[test]
+fn only_members_of_encryption_are_not_there_yet() {
+    const MISSING: [&str; 9] = [
+        "BindClevis",
+        "BindKeyring",
+        "DecryptPool",
+        "EncryptPool",
+        "RebindClevis",
+        "RebindKeyring",
+        "ReencryptPool",
+        "UnbindClevis",
+        "UnbindKeyring",
+    ];
+    let tree = every_kind();
+    let mut missing = BTreeSet::new();
+    for row in ROWS {
+        let handler = match row.member {
+            Member::Method { handler, .. } => handler,
+            Member::Property { set: Some(handler), .. } => handler,
+            Member::Property { set: None, .. } => continue,
+        };
+        let object = tree.objects().find(|object| object.state.kind() == row.kind).map(|object| &**object);
+        let arguments = Types(row.signature().leak()).map(Value::filler).collect();
+        if let Ok(Work::Now(Outcome::NotYet)) = handler(Call { tree: &tree, object, arguments }) {
+            missing.insert(row.name);
+        }
+    }
+    assert_eq!(missing.into_iter().collect::<Vec<_>>(), MISSING);
 }
 
 #[test]

@@ -15,18 +15,26 @@
 //!
 //! The pool is held alone for one look at the status, one write of metadata and a few swaps of tables; I/O stops only
 //! for the swap of each table, which has been loaded before. The need for metadata is found out by a program, and so
-//! without a lock, once for each size of the pool and each filesystem limit.
+//! without a lock, once for each size of the pool and each filesystem limit. Data does not wait for that: it grows
+//! before, except by what metadata may need.
 
 use crate::{
     engine::{
+        Engine,
         bda::Choose,
+        claims::Key,
         error::{Error, Result},
         ids::PoolUuid,
+        layout,
         ops::create_pool::thin_metadata_size,
-        plan::growth::{self, Exhausted, Fill, Growth},
+        plan::{
+            growth::{self, Exhausted, Fill, Growth},
+            sizes,
+        },
         pool::Pool,
-        request::Next,
+        request::{Granted, Next},
         setup,
+        thin_status::State,
         undo::Rollback,
         units::Sectors,
     },
@@ -36,53 +44,82 @@ use crate::{
 /// Checks a pool; what goes wrong is logged. Filesystems are checked by
 /// [`check_filesystems`](super::check_filesystems), which may take longer.
 pub fn check_pool(uuid: PoolUuid) -> Next<()> {
-    check_now(uuid).map(move |checked| {
-        if let Err(error) = checked {
-            log::warn!("check of pool {uuid}: {}", error.sentence());
-        }
-    })
+    check_now(uuid).map(move |checked| note(uuid, &checked))
+}
+
+fn note(uuid: PoolUuid, checked: &Result<()>) {
+    if let Err(error) = checked {
+        log::warn!("check of pool {uuid}: {}", error.sentence());
+    }
 }
 
 /// As [`check_pool`], and tells what went wrong. A pool that is gone, or must not be changed, is not checked.
 pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
-        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
-        if pool.check_changes().is_err() {
-            return Next::Done(Ok(()));
-        }
-        let asked = (pool.usable_size(), pool.fs_limit());
-        match pool.metadata_needed {
-            Some((known, needed)) if known == asked => Next::Done(check(engine.platform(), pool, Some(needed))),
-            _ => learn_need(uuid, asked),
-        }
+    Next::write(uuid, move |engine, granted| match check_as_known(engine, granted, uuid) {
+        (checked, None) => Next::Done(checked),
+        (checked, Some(asked)) => learn_need(uuid, asked).map(|learnt| checked.and(learnt)),
     })
 }
 
-/// Finds out how much metadata a thin pool of this size needs, then checks the pool.
+/// Checks a pool and then its filesystems; what goes wrong is logged. `checked` is called in between, after all that is quick:
+/// programs may have to wait for others of other pools, and an XFS that is extended may wait for space that only the next
+/// check of the pool brings.
+pub fn check_all(uuid: PoolUuid, checked: impl FnOnce() + Send + 'static) -> Next<()> {
+    let pool = Next::write(uuid, move |engine, granted| {
+        let (result, unknown) = check_as_known(engine, granted, uuid);
+        note(uuid, &result);
+        checked();
+        // Asked for once, however often the pool is checked before it is told.
+        let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)])?)));
+        match asked {
+            None => Next::Done(()),
+            Some((asked, claim)) => learn_need(uuid, asked).map(move |learnt| {
+                note(uuid, &learnt);
+                drop(claim);
+            }),
+        }
+    });
+    pool.then(move |()| super::check_filesystems(uuid))
+}
+
+/// Checks a pool with what is known of it. Gives also for which size and how many filesystems the need for metadata is not
+/// known.
+fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid) -> (Result<()>, Option<(Sectors, u64)>) {
+    let Ok(pool) = super::writable(granted, uuid) else { return (Ok(()), None) };
+    if pool.check_changes().is_err() {
+        return (Ok(()), None);
+    }
+    let asked = (pool.usable_size(), pool.fs_limit());
+    let needed = pool.metadata_needed.filter(|(known, _)| *known == asked).map(|(_, needed)| needed);
+    (check(engine.platform(), pool, needed), needed.is_none().then_some(asked))
+}
+
+/// Finds out how much metadata a thin pool of this size needs, then checks the pool once more.
 fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
     Next::act(move |engine| {
-        let needed = thin_metadata_size(engine.platform(), asked.0, asked.1);
-        Next::write(uuid, move |engine, granted| {
+        let needed = match thin_metadata_size(engine.platform(), asked.0, asked.1) {
+            Ok(needed) => needed,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        Next::write(uuid, move |_, granted| {
             let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
-            match needed {
-                Ok(needed) => {
-                    pool.metadata_needed = Some((asked, needed));
-                    check_now(uuid)
-                }
-                // Data must not wait for this.
-                Err(cause) => Next::Done(match pool.check_changes() {
-                    Ok(()) => check(engine.platform(), pool, None).and(Err(cause)),
-                    Err(_) => Ok(()),
-                }),
-            }
+            pool.metadata_needed = Some((asked, needed));
+            check_now(uuid)
         })
     })
 }
 
-/// The chain, and then a check of the pool, whatever the chain came to: to use what it has brought. The result waits for
-/// the check but does not depend on it.
-pub fn and_check<T: Send + 'static>(uuid: PoolUuid, chain: Next<T>) -> Next<T> {
-    chain.then(move |value| check_pool(uuid).map(|()| value))
+/// The chain, and if `brings` says that it has brought space to the pool, a check that uses it. The result waits for the check
+/// but does not depend on it: what was asked for is done.
+pub(super) fn and_use<T: Send + 'static>(
+    uuid: PoolUuid,
+    chain: Next<Result<T>>,
+    brings: impl FnOnce(&T) -> bool + Send + 'static,
+) -> Next<Result<T>> {
+    chain.then(move |result| match result.as_ref().is_ok_and(brings) {
+        true => check_pool(uuid).map(|()| result),
+        false => Next::Done(result),
+    })
 }
 
 fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
@@ -90,7 +127,32 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
     // Also when something failed: clients see what there is.
     pool.refresh(platform);
     setup::judge_thin_pool(platform, pool);
+    arm_or_later(platform, pool);
     checked
+}
+
+/// Puts the mark in place at which the kernel tells that filesystems have to be looked at; an error is logged.
+pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool) {
+    if let Err(error) = arm(platform, pool) {
+        let what = error.sentence();
+        log::warn!("pool {}: filesystems are looked at by time only until the next check: {what}", pool.name());
+    }
+}
+
+fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    let status = pool.thin_pool_status(platform)?;
+    if status.state != State::ReadWrite || pool.is_behind || pool.check_changes().is_err() {
+        return Ok(());
+    }
+    let usual = sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev));
+    let free = status.data_total.saturating_sub(status.data_used);
+    let now = pool.low_water.unwrap_or(usual);
+    let mark = growth::low_water(now, usual, free, pool.watched());
+    if mark == now {
+        return Ok(());
+    }
+    let before = pool.low_water.replace(mark);
+    pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| pool.low_water = before)
 }
 
 fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
@@ -126,6 +188,7 @@ pub(super) fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<
         available: pool.available(),
         metadata: pool.thin_metadata(),
         metadata_needed,
+        fs_limit: pool.fs_limit(),
         fill,
         overprovisioning: pool.overprovisioning(),
         filesystems: pool.filesystems_size(),

@@ -13,7 +13,10 @@ use crate::{
         layout::NewDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         name::Name,
-        ops::{cache, check::follow_or_later},
+        ops::{
+            cache,
+            check::{and_use, follow_or_later},
+        },
         plan::sector_rules::{self, SectorError, SectorSizes},
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
@@ -47,7 +50,7 @@ impl Purpose {
 
 /// Adds data devices; gives the new ones, none if all are there already.
 pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
-    join(uuid, paths, Purpose::Data)
+    and_use(uuid, join(uuid, paths, Purpose::Data), |added| !added.is_empty())
 }
 
 /// Gives a pool a cache on these devices; gives the new ones, none if it has a cache on just these.
@@ -220,14 +223,15 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 
 /// Lets a pool use what one of its data devices has grown by. `false`: it has not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
+    let chain = Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(error)),
         };
         let grown = grow(engine.platform(), pool, device);
         Next::Done(grown.inspect_err(|error| pool.note_failure(error)))
-    })
+    });
+    and_use(uuid, chain, |grown| *grown)
 }
 
 /// The new size is recorded on the device first, with a mark: from then on it has grown. What integrity data needs of

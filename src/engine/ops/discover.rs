@@ -39,7 +39,10 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 /// # Errors
 /// When the devices cannot be listed.
 fn look_around(engine: &Engine) -> Result<Vec<Found>> {
-    let devices = engine.platform().block_devices()?;
+    let mut devices = engine.platform().block_devices()?;
+    // Of a device and its clone the one that the kernel uses for the pool comes first, and so counts.
+    let used = setup::devices_in_use(engine.platform());
+    devices.sort_by_key(|device| !used.contains(&device.number));
     let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
     let found = new.filter_map(|device| identify(engine, device));
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.

@@ -280,6 +280,7 @@ pub(super) fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Res
             unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
         let links = super::announce(engine, pool, unborn.iter().map(|new| &new.filesystem));
         unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
+        super::check::arm_or_later(platform, pool);
         drop(claim);
         super::when_linked(links, Ok(created))
     })

@@ -27,7 +27,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier},
     },
-    platform::PendingLinks,
+    platform::{self, PendingLinks},
     view::Availability,
 };
 
@@ -288,8 +288,12 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
 fn renew(engine: &Engine, set: &mut DeviceSet) -> Result<()> {
     let mut found = Vec::new();
     for known in set.devices() {
-        let device = engine.platform().find_device(&known.device.path)?;
-        match discover::read(engine, device)? {
+        let read = match engine.platform().find_device(&known.device.path) {
+            // What is missing is told by what is found.
+            Err(platform::Error::NoDevice { .. }) => None,
+            device => discover::read(engine, device?)?,
+        };
+        match read {
             Some(same) if same.bda.header().device == known.bda.header().device => found.push(same),
             _ => log::warn!("{} is not a device of the pool any more", known.device.path.display()),
         }
@@ -337,8 +341,13 @@ pub(super) fn bring_up(
                 if taken {
                     return not_up(engine, uuid, Error::NameRuns(name));
                 }
-                match setup::set_up(engine.platform(), uuid, &set, (*metadata).clone(), cache) {
-                    Ok(pool) => show(engine, pool, claim, name_claim),
+                match setup::lay_foundation(engine.platform(), uuid, &set, (*metadata).clone(), cache) {
+                    Ok(foundation) => foundation.build().then(move |built| {
+                        Next::act(move |engine| match built {
+                            Ok(pool) => show(engine, pool, claim, name_claim),
+                            Err(error) => not_up(engine, uuid, error),
+                        })
+                    }),
                     Err(error) => not_up(engine, uuid, error),
                 }
             })
@@ -395,7 +404,10 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<(
 
 fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| super::check_pool(uuid).map(|()| refreshed)),
+        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
+            let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
+            checked.map(|()| refreshed)
+        }),
         None => Next::Parked(Box::new(refresh_pool(uuid))),
     })
 }
@@ -424,7 +436,8 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     let mut set = DeviceSet::of(pool);
     let adopted = renew(engine, &mut set)
         .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
-        .and_then(|metadata| setup::set_up(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep));
+        .and_then(|metadata| setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep))
+        .and_then(|foundation| foundation.build_now(platform));
     match adopted {
         Ok(fresh) => {
             pool.become_as_read(fresh);

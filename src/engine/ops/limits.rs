@@ -8,7 +8,7 @@ use crate::{
         ids::PoolUuid,
         layout,
         ops::{
-            check::{facts, follow_or_later},
+            check::{and_use, facts, follow_or_later},
             create_pool::thin_metadata_size,
         },
         plan::{
@@ -83,14 +83,15 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
 
 /// Allows filesystems to be larger together than the pool, or forbids it. `false`: it is so already.
 pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
+    let chain = Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(error)),
         };
         let set = change_overprovisioning(engine.platform(), pool, allowed);
         Next::Done(set.inspect_err(|error| pool.note_failure(error)))
-    })
+    });
+    and_use(uuid, chain, move |changed| *changed && allowed)
 }
 
 fn change_overprovisioning(platform: &dyn Platform, pool: &mut Pool, allowed: bool) -> Result<bool> {

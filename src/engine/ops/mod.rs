@@ -17,7 +17,7 @@ mod metadata;
 mod pools;
 mod snapshot;
 
-pub use check::{and_check, check_now, check_pool};
+pub use check::{check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
 pub use discover::{device_event, discover};

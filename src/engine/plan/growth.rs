@@ -27,8 +27,10 @@ pub struct Pool {
     pub available: Sectors,
     /// Size of the thin pool's metadata device, and of its spare.
     pub metadata: Sectors,
-    /// What that size should be; `None` if it could not be found out.
+    /// What that size should be; `None` if that is not known yet.
     pub metadata_needed: Option<Sectors>,
+    /// How many filesystems it may have.
+    pub fs_limit: u64,
     /// How full the thin pool is; `None` if it does not say.
     pub fill: Option<Fill>,
     /// Whether filesystems may be larger together than the pool.
@@ -76,14 +78,27 @@ pub fn pool(pool: &Pool) -> Growth {
     let Some(fill) = pool.fill else { return kept };
     // The kernel's event comes when the mark is reached, so reaching it must do; it does not come a second time.
     let is_low = fill.data_free <= sizes::DATA_LOW_WATER;
-    let left = pool.available.saturating_sub(metadata).saturating_sub(metadata);
-    match sizes::data_growth(left) {
+    let without = |size: Sectors| pool.available.saturating_sub(size).saturating_sub(size);
+    match sizes::data_growth(without(metadata.max(held_back(pool)))) {
         // Where metadata cannot grow, the fewest writes are promised that can be kept.
         Some(_) if pool.writes_fail && pool.metadata_exhausted => kept,
         Some(data) if is_low => Growth { data, writes_fail: false, ..kept },
         // There is space again: a disk was added by a daemon that did not get further.
         Some(_) => Growth { writes_fail: false, ..kept },
+        // There is some, when it is known how much.
+        None if sizes::data_growth(without(metadata)).is_some() => kept,
         None => Growth { writes_fail: pool.writes_fail || is_low, ..kept },
+    }
+}
+
+/// By how much the metadata device may have to grow at most, where that is not known: data does not wait until it is, but
+/// must not take away what is needed then.
+fn held_back(pool: &Pool) -> Sectors {
+    match pool.metadata_needed {
+        None if !pool.metadata_exhausted => {
+            sizes::thin_metadata_at_most(pool.usable, pool.fs_limit).saturating_sub(pool.metadata)
+        }
+        _ => Sectors::ZERO,
     }
 }
 
@@ -158,6 +173,46 @@ pub fn filesystems(list: &[Filesystem], room: Option<Sectors>) -> Vec<Extension>
         Extension::By(growth)
     };
     list.iter().map(decide).collect()
+}
+
+/// Bounds of how many data blocks are given out before filesystems are looked at again: with more than the upper one a new
+/// filesystem could be full before, with fewer than the lower one I/O would be held up too often.
+const LOOK_AFTER: std::ops::RangeInclusive<u64> = 32..=1024;
+
+/// Whose space is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watched {
+    /// Size of its thin device.
+    pub size: Sectors,
+    /// What of that has been given data blocks.
+    pub mapped: Sectors,
+    /// It does not grow past this.
+    pub limit: Option<Sectors>,
+}
+
+/// The low water mark that a thin pool with so many free data blocks should have.
+///
+/// The kernel raises an event when no more than that are free, once. The usual mark is for the thin pool itself, which must
+/// grow in time; but a filesystem can be full long before, and nothing else tells that one is being filled. So the mark is put
+/// no further below the free blocks than a quarter of what the filesystem with the least room has left; one that was used
+/// and emptied again, and has blocks already, is taken to have a quarter of its size. A mark that serves stays (`now`),
+/// because each change of it holds I/O up for a moment.
+pub fn low_water(
+    now: DataBlocks,
+    usual: DataBlocks,
+    free: DataBlocks,
+    filesystems: impl IntoIterator<Item = Watched>,
+) -> DataBlocks {
+    let may_grow = |watched: &Watched| watched.limit.is_none_or(|limit| limit > watched.size);
+    let room = |Watched { size, mapped, .. }: Watched| size.saturating_sub(mapped).max(Sectors(size.0 / 4));
+    let Some(least) = filesystems.into_iter().filter(may_grow).map(room).min() else { return usual };
+    let step = (sizes::blocks(least).0 / 4).clamp(*LOOK_AFTER.start(), *LOOK_AFTER.end());
+    if now < free && free.saturating_sub(now).0 <= step {
+        return now;
+    }
+    let soon = free.saturating_sub(DataBlocks(step));
+    // Past the usual mark its event has come, and what could be done was done.
+    if free > usual { soon.max(usual) } else { soon }
 }
 
 /// Checks a size limit for a filesystem of this size.

@@ -13,6 +13,7 @@ fn calm() -> Pool {
         available: Sectors(40 * GIB),
         metadata: Sectors(59_392),
         metadata_needed: Some(Sectors(59_392)),
+        fs_limit: 100,
         fill: Some(Fill { metadata_free: 5000, metadata_low_water: Some(1024), data_free: DataBlocks(25_600) }),
         overprovisioning: true,
         filesystems: Sectors(10 * GIB),
@@ -48,6 +49,19 @@ fn data_grows_at_the_mark_and_not_before() {
     check(Pool { available: Sectors(400 * GIB), ..with_free(0) }, data(51_200));
     check(Pool { available: Sectors(2048 * 3 + 2047), ..with_free(0) }, data(3));
     check(Pool { fill: None, ..with_free(0) }, Growth::default());
+}
+
+#[test]
+fn data_does_not_wait_for_what_metadata_needs_nor_takes_it_away() {
+    let unknown = |available| Pool { metadata_needed: None, available: Sectors(available), ..with_free(100) };
+    check(unknown(400 * GIB), data(51_200));
+    let held_back = (sizes::thin_metadata_at_most(Sectors(100 * GIB), 100).0 - 59_392) * 2;
+    check(unknown(held_back + 3 * 2048), data(3));
+    // Nothing is left for now, which is no reason to let writes fail.
+    check(unknown(held_back), Growth::default());
+    check(unknown(2047), Growth { writes_fail: true, ..Growth::default() });
+    // Where metadata cannot grow, nothing is kept for it.
+    check(Pool { metadata_exhausted: true, ..unknown(3 * 2048) }, data(3));
 }
 
 #[test]
@@ -105,13 +119,14 @@ proptest! {
     #[test]
     fn plans_are_covered(
         usable in 0..1_u64 << 40, available in 0..1_u64 << 40, metadata in 0..1_u64 << 26, needed in 0..1_u64 << 26,
-        metadata_free in 0..4000_u64, data_free in 0..40_000_u64, filesystems in 0..1_u64 << 41, flags in 0..8_u8,
+        metadata_free in 0..4000_u64, data_free in 0..40_000_u64, filesystems in 0..1_u64 << 41, flags in 0..16_u8,
     ) {
         let pool = Pool {
             usable: Sectors(usable),
             available: Sectors(available),
             metadata: Sectors(metadata),
-            metadata_needed: Some(Sectors(needed)),
+            metadata_needed: (flags & 8 == 0).then_some(Sectors(needed)),
+            fs_limit: 100,
             fill: Some(Fill { metadata_free, metadata_low_water: Some(1024), data_free: DataBlocks(data_free) }),
             overprovisioning: flags & 1 == 0,
             filesystems: Sectors(filesystems),
@@ -178,4 +193,37 @@ fn room_is_shared_in_order() {
     let by = |size| Extension::By(Sectors(size));
     assert_eq!(filesystems(&[full, full, full], Some(Sectors(GIB + 4096))), [by(GIB), by(4096), Extension::None]);
     assert_eq!(filesystems(&[full], Some(Sectors(0))), [Extension::None]);
+}
+
+#[test]
+fn the_mark_lies_a_quarter_of_the_least_room_below_the_free_blocks() {
+    const GIB: u64 = 1 << 21;
+    let usual = DataBlocks(15_360);
+    let watched = |size, mapped, limit: Option<u64>| Watched {
+        size: Sectors(size),
+        mapped: Sectors(mapped),
+        limit: limit.map(Sectors),
+    };
+    let mark =
+        |now, free, list: &[Watched]| low_water(DataBlocks(now), usual, DataBlocks(free), list.iter().copied()).0;
+    let one = [watched(2 * GIB, GIB, None)];
+    assert_eq!(mark(15_360, 100_000, &one), 100_000 - 256, "1 GiB is left");
+    assert_eq!(mark(100_000 - 256, 100_000, &one), 100_000 - 256);
+    assert_eq!(mark(100_000 - 256, 99_800, &one), 100_000 - 256, "its event will come soon enough");
+    assert_eq!(mark(100_000 - 256, 99_744, &one), 99_744 - 256, "its event has come");
+    assert_eq!(mark(15_360, 15_400, &one), 15_360, "the usual mark comes before");
+    assert_eq!(mark(15_360, 15_360, &one), 15_360 - 256, "and has come");
+    assert_eq!(mark(15_360, 100, &one), 0, "there is no mark below the last block");
+    assert_eq!(mark(0, 0, &one), 0);
+    assert_eq!(mark(15_360, 100_000, &[watched(1024 * GIB, 0, None)]), 100_000 - 1024, "not more than a new one needs");
+    assert_eq!(
+        mark(15_360, 100_000, &[watched(GIB, GIB, None)]),
+        100_000 - 64,
+        "blocks that were emptied are used first"
+    );
+    assert_eq!(mark(15_360, 100_000, &[watched(GIB / 2, GIB / 2, None)]), 100_000 - 32);
+    assert_eq!(mark(99_000, 100_000, &[watched(GIB, 0, Some(GIB))]), 15_360, "that one does not grow");
+    assert_eq!(mark(99_000, 100_000, &[]), 15_360);
+    let both = [one[0], watched(GIB, GIB / 2, None)];
+    assert_eq!(mark(15_360, 100_000, &both), 100_000 - 128, "the one with the least room");
 }

@@ -5,6 +5,7 @@
 pub mod alloc;
 pub mod cap;
 pub mod growth;
+pub mod prediction;
 pub mod sector_rules;
 pub mod segments;
 pub mod sizes;

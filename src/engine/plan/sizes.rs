@@ -103,6 +103,16 @@ pub fn thin_metadata(printed: &str) -> Result<Sectors, SizeError> {
     Ok(wanted.map_or(THIN_METADATA_MAX, |wanted| wanted.min(THIN_METADATA_MAX)))
 }
 
+/// More than the metadata device of a thin pool of this size with so many thin devices needs: about twice what
+/// `thin_metadata_size` says, which is half a byte for each kibibyte and a block for each thin device.
+pub fn thin_metadata_at_most(pool: Sectors, filesystems: u64) -> Sectors {
+    let mappings = blocks(pool).0 / 8;
+    let devices = filesystems.saturating_mul(METADATA_BLOCK.0 * 2);
+    let said = Sectors(mappings.saturating_add(devices).saturating_add(1024));
+    let wanted = said.checked_mul(8).and_then(|wanted| wanted.round_up(DATA_BLOCK));
+    wanted.map_or(THIN_METADATA_MAX, |wanted| wanted.min(THIN_METADATA_MAX))
+}
+
 /// Sizes of the parts of a new thin pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Initial {

@@ -15,6 +15,7 @@ use super::{
     machine,
     machine::Machine,
     sparse::Sparse,
+    targets::PoolMode,
     xfs,
 };
 use crate::{
@@ -251,6 +252,17 @@ impl Sim {
     /// If there is no such device.
     pub fn fail_pool(&self, name: &str) -> Result<()> {
         self.machine()?.fail_pool(name).map_err(|errno| dm_error(Call::DmFind, name, errno))
+    }
+
+    /// Lets a thin pool fail to write its metadata: it goes back to its last commit, can only be read, and wants a check.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn fail_metadata(&self, name: &str) -> Result<()> {
+        let mut machine = self.machine()?;
+        let minor = machine.dm.by_name(name).ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))?;
+        machine.metadata_failed(minor, PoolMode::ReadOnly);
+        Ok(())
     }
 
     /// Damages the thin-pool metadata on a device, so that `thin_check` fails and `thin_repair` can mend it.

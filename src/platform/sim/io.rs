@@ -334,7 +334,7 @@ impl Machine {
     }
 
     /// A transaction is given up: back to the last commit, to be checked before the pool may be changed again.
-    fn metadata_failed(&mut self, pool: u32, mode: PoolMode) {
+    pub(super) fn metadata_failed(&mut self, pool: u32, mode: PoolMode) {
         let Some(key) = self.dm.pool(pool).map(|run| run.key) else { return };
         if let Some(store) = self.thin.get_mut(&key) {
             store.abort();

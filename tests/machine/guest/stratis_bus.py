@@ -118,6 +118,18 @@ class Stratis:
         code, text = self.call(TOP, interface("Manager"), "RefreshState", "")
         assert code == 0, text
 
+    def stop_pool(self, uuid):
+        return Reply(*self.call(TOP, interface("Manager"), "StopPool", "ss", uuid, "uuid"))
+
+    def start_pool(self, uuid):
+        """Without unlocking, with its cache."""
+        arguments = (uuid, "uuid", (False, (False, 0)), (False, 0), False)
+        return Reply(*self.call(TOP, interface("Manager"), "StartPool", "ss(b(bu))(bh)b", *arguments))
+
+    def set_fs_limit(self, pool_path, limit):
+        self.bus.call_blocking(NAME, pool_path, dbus.PROPERTIES_IFACE, "Set", "ssv",
+                               (interface("pool"), "FsLimit", dbus.UInt64(limit, variant_level=1)))  # fmt: skip
+
     def rename_pool(self, path, name):
         return self._method(path, "pool", "SetName", "s", name)
 

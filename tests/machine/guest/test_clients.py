@@ -1,4 +1,5 @@
-"""The stratis client in both versions in use: each lists and changes what the other made. And blkid reads the disks."""
+"""The stratis client in both versions in use: the main job by it alone, each listing and changing what the other made. And
+blkid reads the disks."""
 
 import re
 import subprocess
@@ -29,8 +30,10 @@ def names(version, what):
 @pytest.mark.parametrize("maker, other", [(OLD, NEW), (NEW, OLD)])
 def test_each_changes_what_the_other_made(disks, maker, other):
     stratis_program(maker, "pool", "create", "p", *disks[:2])
-    stratis_program(maker, "filesystem", "create", "p", "f", "--size=1GiB")
+    system.run("sh", "-ec", f"mkdir -p /mnt/f; stratis-{maker} filesystem create p f --size=1GiB && mount /dev/stratis/p/f /mnt/f")
+    before = {"first": system.put("/mnt/f", "first")}
     stratis_program(other, "filesystem", "snapshot", "p", "f", "s")
+    after = {**before, "second": system.put("/mnt/f", "second")}
     stratis_program(other, "filesystem", "rename", "p", "f", "g")
     stratis_program(other, "pool", "add-data", "p", disks[2])
     stratis_program(other, "pool", "rename", "p", "q")
@@ -39,8 +42,11 @@ def test_each_changes_what_the_other_made(disks, maker, other):
         assert names(version, "filesystem") == {"g", "s"}
         assert {row[1] for row in rows(version, "blockdev")} == set(disks)
         assert "f" not in names(version, "filesystem")
-    system.mount("/dev/stratis/q/g", "/mnt/g")
-    system.unmount("/mnt/g")
+    system.unmount("/mnt/f")
+    for filesystem, content in (("g", after), ("s", before)):
+        system.run("sh", "-ec", f"mkdir -p /mnt/g; mount /dev/stratis/q/{filesystem} /mnt/g")
+        assert system.contents("/mnt/g") == content
+        system.unmount("/mnt/g")
     stratis_program(maker, "filesystem", "destroy", "q", "g", "s")
     stratis_program(other, "pool", "destroy", "q")
     assert names(maker, "pool") == set()

@@ -16,6 +16,8 @@ GUEST_PACKAGES = [
     # what the daemon runs and links to
     "xfsprogs", "thin-provisioning-tools", "cryptsetup-bin", "dmsetup", "keyutils",
     "clevis", "clevis-luks", "clevis-tpm2", "tpm2-tools", "tang", "jose", "jq", "curl",
+    # what `make run` on disks installs with
+    "make",
     # what the stratis client and our tests need of Python
     "python3-dbus", "python3-psutil", "python3-dateutil", "python3-wcwidth", "python3-packaging",
     "python3-pyparsing", "python3-pytest",

@@ -11,6 +11,7 @@ import session
 
 # Room for filesystems beside 0.6 GiB of a pool's own; sparse.
 DISKS = ("3G", "3G", "3G")
+LARGE_DISKS = ("100G", "20G", "20G")
 JOURNAL_PREFIX = "JOURNAL "
 
 
@@ -52,8 +53,9 @@ def keep_journal(lines, share):
 
 
 def _pytest(*files):
-    # How often what is a matter of chance is tried can be set on the host.
-    tries = f"LINK_TRIES={int(os.environ['LINK_TRIES'])} " if os.environ.get("LINK_TRIES") else ""
+    # How often what is a matter of chance is tried, and how many there are of what is many, can be set on the host.
+    given = (name for name in ("LINK_TRIES", "FILESYSTEMS") if os.environ.get(name))
+    tries = "".join(f"{name}={int(os.environ[name])} " for name in given)
     return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore --durations=5 {' '.join(files)}"
 
 
@@ -93,8 +95,16 @@ def all_scenarios(power_cut_seeds, seconds):
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys outlive it",
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
+        Scenario("old-pool", "a pool of metadata version 1",
+                 [Life(_pytest("test_old_pool.py"))]),
         Scenario("refusals", "bad input gives a clear error and changes nothing",
                  [Life(_pytest("test_refusals.py"))]),
+        Scenario("run", "`make run DISKS=...` on a machine that never had a stratisd",
+                 [Life(_pytest("test_run.py"))]),
+        Scenario("growth", "filesystems filled at full speed, low water, full pools",
+                 [Life(_pytest("-s", "test_growth.py"))], disks=LARGE_DISKS),
+        Scenario("many", "many pools, many filesystems",
+                 [Life(_pytest("-s", "test_many.py"))], disks=LARGE_DISKS),
         Scenario("reboot", "an orderly reboot, and one more",
                  [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
                   Life(_pytest("reboot.py::test_after"))]),

@@ -1,0 +1,276 @@
+//! What a request for a pool or for filesystems would take, before anything is done (`spec/tools/utilities.md` §2).
+//!
+//! Pure: the one thing that a program has to say, the size of the thin pool's metadata, is asked for by the caller, for
+//! the size that [`Devices::usable`] gives.
+
+use crate::engine::{
+    metadata::IntegritySpec,
+    plan::sizes::{self, SizeError},
+    units::{Bytes, Sectors},
+};
+
+/// A device's signature blocks and metadata areas.
+const AREA: Sectors = Sectors(8192);
+
+/// A filesystem below this is as large as no filesystem may be.
+const FILESYSTEM_END: Bytes = Bytes(1 << 55);
+
+/// What an empty XFS takes, in bytes, by the logarithm of its size: from 512 MiB (2^29) on, each entry for sizes below twice as
+/// much. The first is never used: an XFS is taken for one of the next size.
+const XFS_TAKES: [u64; 27] = [
+    20_971_520,
+    20_971_520,
+    22_020_096,
+    23_068_672,
+    23_068_672,
+    31_457_280,
+    34_603_008,
+    51_380_224,
+    84_934_656,
+    152_043_520,
+    286_261_248,
+    571_473_920,
+    1_108_344_832,
+    2_171_600_896,
+    2_171_600_896,
+    2_171_600_896,
+    2_171_600_896,
+    2_205_155_328,
+    2_273_312_768,
+    2_407_530_496,
+    2_675_965_952,
+    3_212_836_864,
+    4_286_578_688,
+    6_434_062_336,
+    10_729_029_632,
+    19_318_964_224,
+    36_498_833_408,
+];
+
+/// A request that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum PredictError {
+    #[error("Specified filesystem size {} bytes is not within allowed limits.", .0.0)]
+    FilesystemSize(Bytes),
+    #[error("Specified filesystem size {} bytes is not a multiple of sector size, 512.", .0.0)]
+    PartOfSector(Bytes),
+    #[error("Some device sizes too small for DM metadata.")]
+    DeviceTooSmall,
+    #[error("Sum of all device sizes too small for a Stratis pool.")]
+    DevicesTooSmall,
+    #[error("Filesystems will take up too much space on specified pool.")]
+    Filesystems,
+    #[error(transparent)]
+    Size(#[from] SizeError),
+}
+
+/// Whether filesystems may be larger together than the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overprovisioning {
+    /// They may: what they take is what an empty XFS takes.
+    Allowed,
+    /// They may not: what they take is their whole size.
+    Forbidden,
+}
+
+/// What filesystems of these sizes take of a pool at first.
+///
+/// # Errors
+/// The first size that no filesystem may have.
+pub fn filesystems(sizes: &[Bytes], overprovisioning: Overprovisioning) -> Result<Sectors, PredictError> {
+    let take = |size: &Bytes| -> Result<Sectors, PredictError> {
+        if *size < sizes::FILESYSTEM_MIN.bytes() || *size >= FILESYSTEM_END {
+            return Err(PredictError::FilesystemSize(*size));
+        }
+        let sectors = sizes::whole_sectors(*size).map_err(|_| PredictError::PartOfSector(*size))?;
+        Ok(match overprovisioning {
+            Overprovisioning::Forbidden => sectors,
+            Overprovisioning::Allowed => {
+                let entry = usize::try_from(size.0.ilog2() + 1 - 29).unwrap_or(usize::MAX);
+                Sectors(XFS_TAKES.get(entry).copied().ok_or(PredictError::FilesystemSize(*size))? / 512)
+            }
+        })
+    };
+    let taken = sizes.iter().map(take).collect::<Result<Vec<_>, _>>()?;
+    Ok(Sectors::checked_sum(taken).ok_or(SizeError::Overflow)?)
+}
+
+/// The devices of a pool to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Devices {
+    total: Sectors,
+    usable: Sectors,
+}
+
+/// What a pool takes and leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prediction {
+    /// Sum of the devices.
+    pub total: Sectors,
+    /// Of that taken, by everything.
+    pub used: Sectors,
+    /// Of that left for data.
+    pub free: Sectors,
+    /// Taken on each device for its own description and for integrity data.
+    pub device_metadata: Sectors,
+    /// Taken for the thin pool's metadata, its spare, and the records of filesystems.
+    pub pool_metadata: Sectors,
+}
+
+impl Devices {
+    /// Devices of these sizes; what is less than a sector of them does not count.
+    ///
+    /// # Errors
+    /// When one, or all together, are too small.
+    pub fn new(sizes: &[Bytes], integrity: &IntegritySpec) -> Result<Devices, PredictError> {
+        sizes::check_integrity_spec(integrity)?;
+        let sectors = |size: &Bytes| u64::try_from(size.0 / 512).map(Sectors).map_err(|_| SizeError::Overflow);
+        let sizes = sizes.iter().map(sectors).collect::<Result<Vec<_>, _>>()?;
+        let mut available = Vec::new();
+        for size in &sizes {
+            let taken = AREA.saturating_add(sizes::integrity_reservation(*size, integrity)?);
+            available.push(size.checked_sub(taken).ok_or(PredictError::DeviceTooSmall)?);
+        }
+        let total = Sectors::checked_sum(sizes).ok_or(SizeError::Overflow)?;
+        let available = Sectors::checked_sum(available).ok_or(SizeError::Overflow)?;
+        let usable = available.checked_sub(sizes::CRYPT_RESERVATION).ok_or(PredictError::DevicesTooSmall)?;
+        Ok(Devices { total, usable })
+    }
+
+    /// What upper layers may have: the size to ask `thin_metadata_size` about.
+    pub fn usable(&self) -> Sectors {
+        self.usable
+    }
+
+    /// What a pool of them takes and leaves, its thin metadata of this size, with filesystems that take so much.
+    ///
+    /// # Errors
+    /// When there is no room for that.
+    pub fn pool(&self, thin_metadata: Sectors, filesystems: Sectors) -> Result<Prediction, PredictError> {
+        let pool_metadata =
+            Sectors::checked_sum([thin_metadata, thin_metadata, sizes::MDV]).ok_or(SizeError::Overflow)?;
+        let left = self.usable.checked_sub(pool_metadata).ok_or(PredictError::DevicesTooSmall)?;
+        let free = left.checked_sub(filesystems).ok_or(PredictError::Filesystems)?;
+        Ok(Prediction {
+            total: self.total,
+            used: self.total.saturating_sub(free),
+            free,
+            device_metadata: self.total.saturating_sub(self.usable),
+            pool_metadata,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::metadata::TagSpec;
+
+    const GIB: u128 = 1 << 30;
+
+    /// The worked examples of §2.2: devices in bytes, what `thin_metadata_size` prints, filesystems; then free, admin space,
+    /// metadata space, total and used.
+    #[test]
+    fn pools_take_what_the_existing_tool_says() {
+        let all = IntegritySpec::default();
+        let none = IntegritySpec { allocate_superblock: false, journal_size: Sectors(0), tag_spec: TagSpec::B0, ..all };
+        let some = IntegritySpec { tag_spec: TagSpec::B32, ..all };
+        let ten = 10 * GIB;
+        type Case<'a> = (&'a IntegritySpec, &'a [u128], &'a str, &'a [u128], Overprovisioning, [u128; 5]);
+        use Overprovisioning::{Allowed, Forbidden};
+        let cases: [Case<'_>; 7] = [
+            (
+                &all,
+                &[1024 * GIB],
+                "66328",
+                &[],
+                Allowed,
+                [1_081_093_386_240, 1_082_130_432, 17_336_111_104, 1_099_511_627_776, 18_418_241_536],
+            ),
+            (
+                &all,
+                &[ten],
+                "1432",
+                &[],
+                Allowed,
+                [9_863_950_336, 549_453_824, 324_014_080, 10_737_418_240, 873_467_904],
+            ),
+            (
+                &all,
+                &[ten],
+                "1432",
+                &[GIB],
+                Allowed,
+                [9_841_930_240, 549_453_824, 324_014_080, 10_737_418_240, 895_488_000],
+            ),
+            (
+                &all,
+                &[ten],
+                "1432",
+                &[GIB],
+                Forbidden,
+                [8_790_208_512, 549_453_824, 324_014_080, 10_737_418_240, 1_947_209_728],
+            ),
+            (
+                &none,
+                &[ten],
+                "1456",
+                &[],
+                Allowed,
+                [10_165_944_320, 549_453_824, 22_020_096, 10_737_418_240, 571_473_920],
+            ),
+            (
+                &some,
+                &[ten],
+                "1448",
+                &[],
+                Allowed,
+                [10_021_236_736, 549_453_824, 166_727_680, 10_737_418_240, 716_181_504],
+            ),
+            (&all, &[GIB], "864", &[], Allowed, [355_463_168, 545_259_520, 173_019_136, 1_073_741_824, 718_278_656]),
+        ];
+        for (integrity, devices, printed, wanted, overprovisioning, expected) in cases {
+            let bytes = |list: &[u128]| list.iter().copied().map(Bytes).collect::<Vec<_>>();
+            let devices = Devices::new(&bytes(devices), integrity).unwrap();
+            let taken = filesystems(&bytes(wanted), overprovisioning).unwrap();
+            let pool = devices.pool(sizes::thin_metadata(printed).unwrap(), taken).unwrap();
+            let found = [pool.free, pool.pool_metadata, pool.device_metadata, pool.total, pool.used];
+            assert_eq!(found.map(|size| size.bytes().0), expected);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_as_by_the_existing_tool() {
+        let spec = IntegritySpec::default();
+        let devices = |sizes: &[u128]| Devices::new(&sizes.iter().copied().map(Bytes).collect::<Vec<_>>(), &spec);
+        assert_eq!(devices(&[100 << 20]), Err(PredictError::DeviceTooSmall));
+        // Just enough for a device's own metadata, not for a pool.
+        assert_eq!(devices(&[150 << 20]).unwrap_err(), PredictError::DevicesTooSmall);
+        let small = devices(&[GIB]).unwrap();
+        assert_eq!(small.pool(Sectors(small.usable().0), Sectors(0)), Err(PredictError::DevicesTooSmall));
+        assert_eq!(small.pool(Sectors(8192), small.usable()), Err(PredictError::Filesystems));
+        assert_eq!(devices(&[u128::MAX]), Err(SizeError::Overflow.into()));
+        let odd = IntegritySpec { journal_size: Sectors(1), ..spec };
+        assert_eq!(Devices::new(&[Bytes(GIB)], &odd), Err(SizeError::Journal(Sectors(1)).into()));
+    }
+
+    #[test]
+    fn filesystems_take_what_the_existing_tool_says() {
+        use Overprovisioning::{Allowed, Forbidden};
+        let take = |sizes: &[u128], overprovisioning| {
+            filesystems(&sizes.iter().copied().map(Bytes).collect::<Vec<_>>(), overprovisioning)
+                .map(|taken| taken.bytes().0)
+        };
+        let half = GIB / 2;
+        assert_eq!(take(&[half], Allowed), Ok(20_971_520));
+        assert_eq!(take(&[GIB], Allowed), Ok(22_020_096));
+        assert_eq!(take(&[GIB, 2 * GIB], Allowed), Ok(45_088_768));
+        assert_eq!(take(&[GIB, 2 * GIB], Forbidden), Ok(3_221_225_472));
+        assert_eq!(take(&[36_028_797_018_963_456], Allowed), Ok(36_498_833_408));
+        for size in [536_870_400, 1 << 55, 0] {
+            assert_eq!(take(&[size], Allowed), Err(PredictError::FilesystemSize(Bytes(size))));
+        }
+        assert_eq!(take(&[GIB, half + 1], Forbidden), Err(PredictError::PartOfSector(Bytes(half + 1))));
+    }
+}

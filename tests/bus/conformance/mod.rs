@@ -1,0 +1,222 @@
+//! What the existing daemon was observed to answer, entry by entry, against this one.
+//!
+//! `observed.jsonl` holds 361 requests in the order in which they were made, with reply and signals, as recorded
+//! (`spec/dbus/dbus-behaviours.md`). Each must be answered in the same way here, or stand in `differences.json`, which says
+//! why and what is answered instead, or in `waiting.json`. Entries in the latter must *not* pass: when they begin to,
+//! the list has to shrink. A difference that is none any more is an error as well.
+//!
+//! Paths and UUIDs are matched by what they stand for; texts for people are not compared; the order of signals is the
+//! matter of other tests, that each comes once is seen here, too.
+
+mod compare;
+mod values;
+
+use std::collections::BTreeMap;
+
+use dbus::Message;
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use crate::{
+    client::{self, Client},
+    rig::Bus,
+};
+use compare::Known;
+
+/// A request as recorded.
+#[derive(Debug, Clone, Deserialize)]
+struct Entry {
+    entry: usize,
+    about: String,
+    path: String,
+    member: String,
+    signature: String,
+    arguments: Vec<Json>,
+    reply: Reply,
+    /// That of the version before, if it differs.
+    older: Option<Reply>,
+    #[serde(default)]
+    signals: Vec<Json>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Reply {
+    Error {
+        error: String,
+    },
+    /// No values were recorded where the text was cut.
+    Return {
+        signature: String,
+        values: Option<Vec<Json>>,
+    },
+}
+
+/// Where this daemon does something else on purpose.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Difference {
+    entries: Vec<String>,
+    why: String,
+    /// The answer is that of the version before.
+    #[serde(default)]
+    like_older: bool,
+    reply: Option<Reply>,
+    signals: Option<Vec<Json>>,
+    /// What is asked for instead.
+    arguments: Option<Vec<Json>>,
+    /// The pool of object `~/4` gets filesystems until it has so many.
+    fill_to: Option<usize>,
+    /// It cannot be asked, since what it is about was not made.
+    #[serde(default)]
+    unreachable: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Waiting {
+    why: String,
+    entries: Vec<String>,
+}
+
+/// `7` or `7-9`.
+fn numbers(ranges: &[String]) -> impl Iterator<Item = usize> {
+    ranges.iter().flat_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        first.parse().unwrap()..=last.parse().unwrap()
+    })
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Outcome {
+    Passes,
+    Differs(String),
+    Unreachable,
+}
+
+struct Run {
+    client: Client,
+    known: Known,
+}
+
+impl Run {
+    fn fill(&mut self, wanted: usize) {
+        let pool = self.known.path("~/4").expect("the pool was made");
+        let is_of_pool = |label: &client::Label| matches!(label, client::Label::Filesystem(of, _) if *of == pool);
+        let there = client::labels(&self.client.list()).iter().filter(|(_, label)| is_of_pool(label)).count();
+        for number in there..wanted {
+            self.client.done(client::create_filesystem(&pool, &format!("filler{number}")));
+        }
+    }
+
+    fn play(&mut self, entry: &Entry, difference: Option<&Difference>) -> Outcome {
+        let nothing = Difference::default();
+        let ours = difference.unwrap_or(&nothing);
+        if let Some(wanted) = ours.fill_to {
+            self.fill(wanted);
+        }
+        let arguments = ours.arguments.as_ref().unwrap_or(&entry.arguments);
+        let Some(message) = self.message(entry, arguments) else { return Outcome::Unreachable };
+        self.client.take_heard();
+        let reply = self.client.call(message);
+        let heard = self.client.take_heard();
+        let older = entry.older.as_ref().filter(|_| ours.like_older);
+        let expected = ours.reply.as_ref().or(older).unwrap_or(&entry.reply);
+        let signals = ours.signals.as_ref().unwrap_or(&entry.signals);
+        let is_other = ours.reply.is_some() || ours.like_older || ours.signals.is_some();
+        if is_other && ours.arguments.is_none() {
+            let as_recorded = self.compare(&mut self.known.clone(), (&entry.reply, &entry.signals), &reply, &heard);
+            if as_recorded.is_ok() {
+                return Outcome::Differs("this is what was recorded, and no difference".to_owned());
+            }
+        }
+        let mut known = self.known.clone();
+        match self.compare(&mut known, (expected, signals), &reply, &heard) {
+            Ok(()) => {
+                self.known = known;
+                Outcome::Passes
+            }
+            Err(difference) => Outcome::Differs(difference),
+        }
+    }
+
+    /// The call; `None` if it is about something that was not made.
+    fn message(&self, entry: &Entry, arguments: &[Json]) -> Option<Message> {
+        let (interface, member) = entry.member.rsplit_once('.').unwrap();
+        let arguments: Vec<Json> = arguments.iter().map(|value| self.known.fill_in(value)).collect::<Option<_>>()?;
+        let mut message = client::call(&self.known.path(&entry.path)?, &values::interface(interface), member, ());
+        let items = values::items(&entry.signature, &arguments, interface == "Properties");
+        message.append_items(&items);
+        Some(message)
+    }
+
+    fn compare(
+        &self,
+        known: &mut Known,
+        (expected, signals): (&Reply, &[Json]),
+        reply: &Message,
+        heard: &[Message],
+    ) -> Result<(), String> {
+        match (expected, client::full_error_name(reply)) {
+            (Reply::Error { error }, Some(name)) if *error == name => {}
+            (Reply::Return { signature, values }, None) => {
+                let (found, are) = values::decode(reply);
+                if *signature != found {
+                    return Err(format!("the reply has signature {found}, not {signature}"));
+                }
+                if are.iter().any(|value| value.as_str().is_some_and(|text| text.contains("is not there yet"))) {
+                    return Err("it is not there yet".to_owned());
+                }
+                let values = values.as_ref().map(|values| Json::from(values.clone())).unwrap_or(Json::Null);
+                let are = Json::from(are);
+                if !known.unify(&values, &are) {
+                    return Err(format!("the reply is {are}, not {values}"));
+                }
+            }
+            (expected, name) => return Err(format!("{expected:?}, but it is {name:?} {:?}", values::decode(reply))),
+        }
+        compare::signals(known, signals, heard)
+    }
+}
+
+#[test]
+fn what_was_observed_holds_here_or_differs_for_a_reason() {
+    let entries: Vec<Entry> =
+        include_str!("observed.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let differences: Vec<Difference> = serde_json::from_str(include_str!("differences.json")).unwrap();
+    let waiting: Vec<Waiting> = serde_json::from_str(include_str!("waiting.json")).unwrap();
+    let mut differs: BTreeMap<usize, &Difference> = BTreeMap::new();
+    for difference in &differences {
+        assert!(difference.why.len() > 20, "{difference:?} has no reason");
+        for number in numbers(&difference.entries) {
+            assert!(differs.insert(number, difference).is_none(), "{number} is listed twice");
+        }
+    }
+    let waits: BTreeMap<usize, &str> =
+        waiting.iter().flat_map(|list| numbers(&list.entries).map(|number| (number, list.why.as_str()))).collect();
+
+    let bus = Bus::start();
+    let _daemon = bus.daemon(&[]);
+    let mut run = Run { client: Client::new(&bus).listens(""), known: Known::default() };
+    let (mut wrong, mut passed) = (Vec::new(), 0);
+    for entry in &entries {
+        let number = entry.entry;
+        let difference = differs.get(&number).copied();
+        let outcome = run.play(entry, difference);
+        let about = format!("{number}. {} ({})", entry.about, entry.member);
+        match (&outcome, waits.get(&number)) {
+            (Outcome::Passes, Some(why)) => wrong.push(format!("{about} passes; it is said to wait for {why}")),
+            (_, Some(_)) => {}
+            (Outcome::Passes, None) => passed += 1,
+            (Outcome::Unreachable, None) if difference.is_some_and(|difference| difference.unreachable) => {}
+            (outcome, None) => wrong.push(format!("{about}: {outcome:?}")),
+        }
+    }
+    println!(
+        "{} observed requests: {passed} answered as listed, {} of these deliberately in another way; {} wait",
+        entries.len(),
+        differs.len(),
+        waits.len()
+    );
+    assert_eq!(entries.len(), 361);
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}

@@ -1,0 +1,76 @@
+//! The running pools of an engine, and the plainest way to run its chains: one after the other, in a loop, without threads and
+//! locks. Knows nothing of which platform it is.
+
+use std::collections::HashMap;
+
+use stratisd::engine::{
+    Engine,
+    ids::PoolUuid,
+    name::Name,
+    pool::Pool,
+    request::{Access, Granted, Mode, Next, PoolRef, Table},
+};
+
+/// The running pools.
+#[derive(Default)]
+pub struct Pools(pub HashMap<PoolUuid, Pool>);
+
+impl Pools {
+    /// The pool that is meant, if it is there.
+    pub fn resolve(&self, which: &PoolRef) -> Option<PoolUuid> {
+        match which {
+            PoolRef::Uuid(uuid) => self.0.contains_key(uuid).then_some(*uuid),
+            PoolRef::Name(name) => self.0.values().find(|pool| pool.name() == name).map(Pool::uuid),
+        }
+    }
+
+    /// Runs a chain to its end.
+    pub fn run<T>(&mut self, engine: &Engine, mut next: Next<T>) -> T {
+        loop {
+            next = match next {
+                Next::Done(value) => return value,
+                Next::Act(step) => step(engine),
+                Next::Together(parts, join) => {
+                    let results = parts.into_iter().map(|part| Some(part(engine))).collect();
+                    join(engine, results)
+                }
+                Next::Under(Access::Table(_), step) => step(engine, Granted::Table(self)),
+                Next::Under(Access::Pool(which, mode), step) => {
+                    let uuid = self.resolve(&which);
+                    match (uuid.and_then(|uuid| self.0.get_mut(&uuid)), mode) {
+                        (None, _) => step(engine, Granted::NoPool),
+                        (Some(pool), Mode::Shared) => step(engine, Granted::Read(pool)),
+                        (Some(pool), Mode::Exclusive) => step(engine, Granted::Write(pool)),
+                    }
+                }
+                Next::Parked(_) => panic!("a request waits for a claim, but no other request is under way"),
+            };
+        }
+    }
+}
+
+impl Table for Pools {
+    fn list(&self) -> Vec<(PoolUuid, Name)> {
+        self.0.values().map(|pool| (pool.uuid(), pool.name().clone())).collect()
+    }
+
+    fn pool(&self, which: &PoolRef) -> Option<&Pool> {
+        self.0.get(&self.resolve(which)?)
+    }
+
+    fn insert(&mut self, pool: Pool) -> Result<(), Pool> {
+        if self.resolve(&PoolRef::Name(pool.name().clone())).is_some() || self.0.contains_key(&pool.uuid()) {
+            return Err(pool);
+        }
+        self.0.insert(pool.uuid(), pool);
+        Ok(())
+    }
+
+    fn remove(&mut self, uuid: PoolUuid) -> Option<Pool> {
+        self.0.remove(&uuid)
+    }
+
+    fn rename(&mut self, uuid: PoolUuid, _name: Name) -> Option<&mut Pool> {
+        self.0.get_mut(&uuid)
+    }
+}

@@ -1,0 +1,142 @@
+//! Caches: begun, made larger, refused.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{Error, Result, dm_names::Role, ids::DevUuid, metadata::MetadataVersion, ops, units::Sectors},
+    platform::{DeviceClass, DeviceNumber, Platform, dm::Target, sim::Sim},
+    view::Tier,
+};
+
+use crate::bench::{Bench, GIB};
+
+const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
+
+fn machine_on(sim: Sim, version: MetadataVersion) -> Bench {
+    let mut bench = Bench::start(sim);
+    bench.create_pool_of(version, "p", &["/dev/slow"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench.mark("p", "f", 4);
+    bench
+}
+
+fn machine(version: MetadataVersion) -> Bench {
+    machine_on(Sim::builder().build(), version)
+}
+
+fn init(bench: &mut Bench, devices: &[&str]) -> Result<Vec<DevUuid>> {
+    bench.run(ops::init_cache(bench.id("p"), devices.iter().map(Into::into).collect()))
+}
+
+fn add(bench: &mut Bench, devices: &[&str]) -> Result<Vec<DevUuid>> {
+    bench.run(ops::add_cache_devices(bench.id("p"), devices.iter().map(Into::into).collect()))
+}
+
+fn number(bench: &Bench, role: Role) -> DeviceNumber {
+    bench.sim.dm_find(&role.name(bench.id("p"))).unwrap().unwrap().number
+}
+
+fn length(bench: &Bench, role: Role) -> u64 {
+    bench.sim.dm_find(&role.name(bench.id("p"))).unwrap().unwrap().table.iter().map(|line| line.length.0).sum()
+}
+
+/// Every device that is cut from the cap lies on the cache.
+fn check_cached(bench: &Bench, devices: usize) {
+    let pool = bench.pool("p").unwrap();
+    assert!(pool.has_cache);
+    assert_eq!(pool.devices.values().filter(|device| device.tier == Tier::Cache).count(), devices);
+    assert!(pool.devices.values().all(|device| device.in_use));
+    let cache = bench.sim.dm_find(&Role::Cache.name(pool.uuid)).unwrap().unwrap();
+    let [line] = &cache.table[..] else { panic!("{:?}", cache.table) };
+    assert!(matches!(&line.target, Target::Cache { features, .. } if features == &["writethrough"]));
+    for role in [Role::Mdv, Role::ThinMeta, Role::ThinData] {
+        let lines = bench.sim.dm_find(&role.name(pool.uuid)).unwrap().unwrap().table;
+        let on_cache = |target: &Target| matches!(target, Target::Linear { device, .. } if *device == cache.number);
+        assert!(lines.iter().all(|line| on_cache(&line.target)), "{role:?}: {lines:?}");
+    }
+    assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 4);
+    bench.check_nothing_left("with a cache");
+}
+
+#[test]
+fn a_cache_is_begun_and_made_larger() {
+    for version in VERSIONS {
+        let mut bench = machine(version);
+        assert!(matches!(add(&mut bench, &["/dev/fast"]).unwrap_err(), Error::NoCache { .. }));
+        let top = number(&bench, Role::ThinPool);
+        assert_eq!(init(&mut bench, &["/dev/fast"]).unwrap().len(), 1);
+        check_cached(&bench, 1);
+        assert_eq!(number(&bench, Role::ThinPool), top, "nothing above the cache changes");
+        let blocks = length(&bench, Role::CacheSub);
+        assert_eq!(add(&mut bench, &["/dev/faster", "/dev/fast"]).unwrap().len(), 1, "one is there already");
+        check_cached(&bench, 2);
+        assert!(length(&bench, Role::CacheSub) > blocks);
+        let mut bench = bench.reboot();
+        check_cached(&bench, 2);
+        // The pool grows under its cache.
+        assert_eq!(bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/more".into()])).unwrap().len(), 1);
+        let origin = length(&bench, Role::OriginSub);
+        assert_eq!(length(&bench, Role::Cache), origin);
+    }
+}
+
+#[test]
+fn the_same_devices_again_change_nothing_and_others_are_an_error() {
+    let mut bench = machine(MetadataVersion::V2);
+    assert!(matches!(init(&mut bench, &[]).unwrap_err(), Error::NoDevices));
+    init(&mut bench, &["/dev/fast", "/dev/faster"]).unwrap();
+    let before = bench.sim.snapshot();
+    assert_eq!(init(&mut bench, &["/dev/faster", "/dev/fast"]).unwrap(), []);
+    assert_eq!(add(&mut bench, &["/dev/faster"]).unwrap(), []);
+    for devices in [&["/dev/fast"][..], &["/dev/fast", "/dev/faster", "/dev/other"], &["/dev/other"]] {
+        let error = init(&mut bench, devices).unwrap_err();
+        assert!(matches!(error, Error::OtherCache { .. }), "{error:?}");
+    }
+    for device in ["/dev/slow", "/dev/fast"] {
+        let other_tier = match device {
+            "/dev/slow" => add(&mut bench, &[device]),
+            _ => bench.run(ops::add_data_devices(bench.id("p"), vec![device.into()])),
+        };
+        assert!(matches!(other_tier.unwrap_err(), Error::InOtherTier { .. }));
+    }
+    assert_eq!(before.differences(&bench.sim.snapshot()), []);
+    let fast = bench.device("p", "/dev/fast");
+    bench.sim.resize_disk(Path::new("/dev/fast"), Sectors(2048 * GIB.0)).unwrap();
+    let error = bench.run(ops::grow_device(bench.id("p"), fast)).unwrap_err();
+    assert!(matches!(error, Error::CacheDoesNotGrow { .. }), "{error:?}");
+}
+
+#[test]
+fn what_cannot_be_a_cache_is_refused_and_left_as_it_was() {
+    let sim = Sim::builder()
+        .disk("/dev/tiny", Sectors(GIB.0 / 2))
+        .disk("/dev/small", GIB)
+        .disk("/dev/huge", Sectors(40_000 * GIB.0))
+        .disk("/dev/sectors", Sectors(10 * GIB.0))
+        .logical(4096)
+        .disk("/dev/mixed", Sectors(10 * GIB.0))
+        .physical(4096)
+        .build();
+    let mut bench = machine_on(sim, MetadataVersion::V2);
+    type Expected = fn(&Error) -> bool;
+    let refusals: [(&[&str], Expected); 4] = [
+        (&["/dev/tiny"], |error| matches!(error, Error::TooSmall { .. })),
+        (&["/dev/huge"], |error| matches!(error, Error::Size(_))),
+        (&["/dev/sectors"], |error| matches!(error, Error::SectorSizes(_))),
+        (&["/dev/fast", "/dev/mixed"], |error| matches!(error, Error::SectorSizes(_))),
+    ];
+    for (devices, expected) in refusals {
+        let error = init(&mut bench, devices).unwrap_err();
+        assert!(expected(&error), "{devices:?}: {error:?}");
+        assert!(!bench.pool("p").unwrap().has_cache);
+        for device in devices {
+            assert_eq!(bench.sim.find_device(Path::new(device)).unwrap().class, DeviceClass::Unowned, "{device}");
+        }
+        bench.check_nothing_left("after a refusal");
+    }
+    // More than a cache may have, together with what it has.
+    init(&mut bench, &["/dev/fast"]).unwrap();
+    let error = add(&mut bench, &["/dev/huge"]).unwrap_err();
+    assert!(matches!(error, Error::Size(_)), "{error:?}");
+    check_cached(&bench, 1);
+}

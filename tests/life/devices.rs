@@ -1,0 +1,144 @@
+//! Devices of running pools that change under them: they grow, shrink, vanish, come back, have clones.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{Error, Result, ops, request::PoolRef, units::Sectors},
+    platform::{DeviceAction, DeviceEvent, Platform, sim::Sim},
+};
+
+use crate::bench::{Bench, GIB, name};
+
+/// So much that all of a new pool is on the first.
+const SIZE: Sectors = Sectors(100 * GIB.0);
+
+fn machine() -> Bench {
+    let sim = Sim::builder().disk("/dev/b", SIZE).disk("/dev/c", SIZE).only_these().build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool("p", &["/dev/b", "/dev/c"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench.mark("p", "f", 3);
+    bench
+}
+
+fn event(bench: &mut Bench, action: DeviceAction, path: &str) {
+    let device = bench.sim.find_device(Path::new(path)).ok().filter(|_| action != DeviceAction::Remove);
+    bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device }));
+}
+
+fn grow(bench: &mut Bench, path: &str) -> Result<bool> {
+    let device = bench.device("p", path);
+    bench.run(ops::grow_device(bench.id("p"), device))
+}
+
+/// Recorded size of a device in GiB, and its new size.
+fn sizes(bench: &Bench, path: &str) -> (u64, Option<u64>) {
+    let pool = bench.pool("p").unwrap();
+    let device = &pool.devices[&bench.device("p", path)];
+    (device.size.0 / GIB.0, device.new_size.map(|size| size.0 / GIB.0))
+}
+
+#[test]
+fn a_new_size_is_shown_and_used_when_that_is_asked_for() {
+    let mut bench = machine();
+    assert!(!grow(&mut bench, "/dev/c").unwrap(), "it has not grown");
+    let before = bench.pool("p").unwrap();
+    bench.sim.resize_disk(Path::new("/dev/c"), Sectors(300 * GIB.0)).unwrap();
+    event(&mut bench, DeviceAction::Change, "/dev/c");
+    assert_eq!(sizes(&bench, "/dev/c"), (100, Some(300)));
+    assert_eq!(bench.pool("p").unwrap().total, before.total);
+    assert!(grow(&mut bench, "/dev/c").unwrap());
+    assert_eq!(sizes(&bench, "/dev/c"), (300, None));
+    assert_eq!(bench.pool("p").unwrap().total.0, before.total.0 + 200 * GIB.0);
+    assert!(!grow(&mut bench, "/dev/c").unwrap());
+    let bench = bench.reboot();
+    assert_eq!(sizes(&bench, "/dev/c"), (300, None));
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 3);
+}
+
+#[test]
+fn a_smaller_size_is_shown_and_never_used() {
+    let mut bench = machine();
+    bench.sim.resize_disk(Path::new("/dev/c"), Sectors(90 * GIB.0)).unwrap();
+    event(&mut bench, DeviceAction::Change, "/dev/c");
+    assert_eq!(sizes(&bench, "/dev/c"), (100, Some(90)));
+    let before = bench.sim.snapshot();
+    let error = grow(&mut bench, "/dev/c").unwrap_err();
+    assert!(error.sentence().contains("/dev/c"), "{}", error.sentence());
+    assert_eq!(before.differences(&bench.sim.snapshot()), []);
+    assert_eq!(sizes(&bench, "/dev/c"), (100, Some(90)));
+    // It comes back whole.
+    bench.sim.resize_disk(Path::new("/dev/c"), SIZE).unwrap();
+    event(&mut bench, DeviceAction::Change, "/dev/c");
+    assert_eq!(sizes(&bench, "/dev/c"), (100, None));
+}
+
+#[test]
+fn a_device_that_vanishes_keeps_the_pool_from_nothing_that_does_not_need_it() {
+    let mut bench = machine();
+    bench.sim.pull_disk(Path::new("/dev/c")).unwrap();
+    event(&mut bench, DeviceAction::Remove, "/dev/c");
+    assert_eq!(bench.names(), ["p"], "a running pool does not react");
+    let device = bench.device("p", "/dev/b");
+    assert!(bench.run(ops::set_user_info(bench.id("p"), device, Some("top".to_owned()))).unwrap());
+    bench.create_filesystems("p", &["g"]).unwrap();
+    bench.stop_pool("p").unwrap();
+    let error = bench.start_pool("p").unwrap_err();
+    assert!(matches!(&error, Error::DevicesMissing { missing, .. } if missing.len() == 1), "{error:?}");
+    assert!(!bench.stopped_pool("p").unwrap().partial);
+    // Back again, with metadata that is older than that of the other.
+    bench.sim.add_disk(Path::new("/dev/c"), SIZE).unwrap();
+    event(&mut bench, DeviceAction::Add, "/dev/c");
+    assert!(bench.start_pool("p").unwrap());
+    let pool = bench.pool("p").unwrap();
+    assert_eq!((pool.filesystems.len(), pool.devices.len()), (2, 2));
+    assert_eq!(pool.devices[&device].user_info.as_deref(), Some("top"));
+    assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 3);
+    bench.check_nothing_left("after the device came back");
+}
+
+#[test]
+fn when_all_devices_vanish_changes_fail_and_the_pool_says_why() {
+    let mut bench = machine();
+    for disk in ["/dev/b", "/dev/c"] {
+        bench.sim.pull_disk(Path::new(disk)).unwrap();
+        event(&mut bench, DeviceAction::Remove, disk);
+    }
+    let before = bench.pool("p").unwrap();
+    let error = bench.run(ops::rename_pool(bench.id("p"), name("q"))).unwrap_err();
+    assert!(error.sentence().contains("/dev/b"), "{}", error.sentence());
+    let pool = bench.pool("p").unwrap();
+    assert_eq!((&pool.name, &pool.devices), (&before.name, &before.devices));
+    // What is on disk is not known any more, so nothing may be changed, and the reason is told.
+    assert!(pool.restriction.is_some(), "{pool:?}");
+    for disk in ["/dev/b", "/dev/c"] {
+        bench.sim.add_disk(Path::new(disk), SIZE).unwrap();
+    }
+    let bench = bench.reboot();
+    let pool = bench.pool("p").unwrap();
+    assert_eq!(pool.restriction, None, "set-up makes it whole again");
+    assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 3);
+}
+
+/// Found in review: a clone that the machine lists before the device itself made a daemon that was started anew take the
+/// running pool for one on other devices, and leave it out.
+#[test]
+fn a_clone_does_not_take_the_place_of_a_device_that_is_in_use() {
+    let bench = machine();
+    bench.sim.add_disk(Path::new("/dev/a"), SIZE).unwrap();
+    bench.sim.put(Path::new("/dev/a"), 0, &bench.sim.durable(Path::new("/dev/b"), 0..8 << 20)).unwrap();
+    let mut bench = Bench::start(bench.sim);
+    assert_eq!(bench.names(), ["p"]);
+    bench.device("p", "/dev/b");
+    bench.run(ops::refresh()).unwrap();
+    bench.device("p", "/dev/b");
+    event(&mut bench, DeviceAction::Change, "/dev/a");
+    assert_eq!(bench.stopped().pools.len(), 0);
+    bench.create_filesystems("p", &["g"]).unwrap();
+    bench.check_nothing_left("beside a clone");
+    // Of a pool that does not run as well: it is started on the devices that it was stopped with.
+    bench.stop_pool("p").unwrap();
+    let started = ops::start_pool(PoolRef::Name(name("p")), ops::Unlock::default(), ops::CacheTier::Keep);
+    assert!(bench.run(started).unwrap().is_some());
+    bench.device("p", "/dev/b");
+}

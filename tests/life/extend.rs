@@ -1,0 +1,120 @@
+//! Filesystems that grow with what is in them (`spec/engine/storage-stack.md` §9.5).
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{
+        Error, dm_names, ops,
+        units::{Bytes, Sectors},
+    },
+    platform::{
+        Platform, Program,
+        sim::{Call, Sim},
+    },
+};
+
+use crate::bench::{Bench, GIB};
+
+const FULL: Bytes = Bytes(600 << 20);
+
+fn machine() -> Bench {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f", "g", "h"]).unwrap();
+    bench
+}
+
+fn use_space(bench: &Bench, names: &[&str]) {
+    for name in names {
+        bench.mount("p", name);
+        bench.sim.set_used(&Path::new("/mnt").join(name), FULL).unwrap();
+    }
+}
+
+fn check(bench: &mut Bench) -> Result<(), Error> {
+    bench.run(ops::check_filesystems_now(bench.id("p")))
+}
+
+/// Recorded size, size of the device and of the XFS, in GiB.
+fn sizes(bench: &Bench, name: &str) -> (u64, u64, u64) {
+    let pool = bench.pool("p").unwrap();
+    let device = dm_names::filesystem(pool.uuid, bench.filesystem("p", name));
+    let table = bench.sim.dm_find(&device).unwrap().unwrap().table;
+    let xfs = bench.sim.xfs_size(&bench.sim.dm_node(&device)).unwrap().sectors().unwrap();
+    let recorded = pool.filesystems[&bench.filesystem("p", name)].size;
+    (recorded.0 / GIB.0, table[0].length.0 / GIB.0, xfs.0 / GIB.0)
+}
+
+#[test]
+fn those_that_are_mounted_and_more_than_half_full_double() {
+    let mut bench = machine();
+    use_space(&bench, &["f", "g"]);
+    bench.sim.set_used(Path::new("/mnt/g"), Bytes(512 << 20)).unwrap();
+    check(&mut bench).unwrap();
+    assert_eq!(["f", "g", "h"].map(|name| sizes(&bench, name)), [(2, 2, 2), (1, 1, 1), (1, 1, 1)]);
+    check(&mut bench).unwrap();
+    assert_eq!(sizes(&bench, "f"), (2, 2, 2), "less than half full now");
+    let bench = bench.reboot();
+    assert_eq!(sizes(&bench, "f"), (2, 2, 2));
+}
+
+#[test]
+fn none_grows_past_its_limit() {
+    let mut bench = machine();
+    let f = bench.filesystem("p", "f");
+    let limit = |bench: &mut Bench, limit| bench.run(ops::set_size_limit(bench.id("p"), f, limit));
+    assert!(matches!(limit(&mut bench, Some(Sectors(GIB.0 - 1))).unwrap_err(), Error::SizeLimit { .. }));
+    assert!(limit(&mut bench, Some(GIB)).unwrap());
+    assert!(!limit(&mut bench, Some(GIB)).unwrap(), "it is that already");
+    use_space(&bench, &["f"]);
+    check(&mut bench).unwrap();
+    assert_eq!(sizes(&bench, "f"), (1, 1, 1));
+    assert!(limit(&mut bench, None).unwrap());
+    check(&mut bench).unwrap();
+    assert_eq!(sizes(&bench, "f"), (2, 2, 2));
+}
+
+#[test]
+fn an_xfs_that_cannot_be_extended_is_tried_again_and_keeps_no_other_back() {
+    let mut bench = machine();
+    use_space(&bench, &["f", "g"]);
+    bench.sim.faults().fail_next(Call::Run(Program::XfsGrowfs), "/mnt/f");
+    let error = check(&mut bench).unwrap_err();
+    assert!(error.sentence().contains("xfs_growfs"), "{}", error.sentence());
+    assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(2, 2, 1), (2, 2, 2)]);
+    assert_eq!(bench.pool("p").unwrap().restriction, None);
+    check(&mut bench).unwrap();
+    assert_eq!(sizes(&bench, "f"), (2, 2, 2), "completed, not extended once more");
+}
+
+#[test]
+fn one_that_cannot_be_looked_at_keeps_no_other_back() {
+    let mut bench = machine();
+    use_space(&bench, &["f", "g"]);
+    bench.sim.faults().fail_next(Call::Usage, "/mnt/f");
+    check(&mut bench).unwrap_err();
+    assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(1, 1, 1), (2, 2, 2)]);
+}
+
+#[test]
+fn without_overprovisioning_they_share_what_is_left() {
+    let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(6 * GIB.0)).build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f", "g", "h"]).unwrap();
+    assert!(bench.run(ops::set_overprovisioning(bench.id("p"), false)).unwrap());
+    use_space(&bench, &["f", "g", "h"]);
+    check(&mut bench).unwrap();
+    let sum: u64 = bench.pool("p").unwrap().filesystems.values().map(|filesystem| filesystem.size.0).sum();
+    assert!(sum > 4 * GIB.0 && sum < 6 * GIB.0, "{sum}");
+    let error = bench.create_filesystems("p", &["more"]).unwrap_err();
+    assert!(matches!(error, Error::NoRoom { .. }), "{error:?}");
+    bench.check_nothing_left("after the extensions");
+}
+
+#[test]
+fn refresh_extends_them_too() {
+    let mut bench = machine();
+    use_space(&bench, &["f"]);
+    bench.run(ops::refresh()).unwrap();
+    assert_eq!(sizes(&bench, "f"), (2, 2, 2));
+}

@@ -1,0 +1,184 @@
+//! Pools that run full: to the last block, and back without a restart; thin metadata that cannot grow.
+
+use std::{path::Path, time::Duration};
+
+use stratisd::{
+    engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops, thin_status::PoolStatus, units::Sectors},
+    platform::{Platform, WriteStep, sim::Sim},
+};
+
+use crate::bench::{Bench, GIB};
+
+const HANG: Duration = Duration::from_secs(60);
+const BLOCK: u64 = 1 << 20;
+const SMALL: Sectors = Sectors(2 * GIB.0);
+const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
+
+/// A pool on a disk of 2 GiB with two filesystems of 1 GiB each, more than it can hold.
+fn machine(version: MetadataVersion) -> Bench {
+    let sim = Sim::builder().disk("/dev/small", SMALL).disk("/dev/large", Sectors(100 * GIB.0)).build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool_of(version, "p", &["/dev/small"]).unwrap();
+    bench.create_filesystems("p", &["f", "g"]).unwrap();
+    bench.mark("p", "f", 7);
+    bench
+}
+
+fn status(bench: &Bench) -> PoolStatus {
+    let text = bench.sim.dm_status(&Role::ThinPool.name(bench.id("p"))).unwrap().remove(0);
+    PoolStatus::parse(&text).unwrap()
+}
+
+fn check(bench: &mut Bench) -> Result<()> {
+    bench.run(ops::check_now(bench.id("p")))
+}
+
+fn add(bench: &mut Bench, device: &str) -> Result<usize> {
+    bench.run(ops::add_data_devices(bench.id("p"), vec![device.into()])).map(|added| added.len())
+}
+
+/// Writes something to every block of both filesystems, durably.
+fn fill(sim: &Sim, nodes: &[std::path::PathBuf]) -> stratisd::platform::Result<()> {
+    for node in nodes {
+        for block in 0..1024 {
+            sim.write(node, &[WriteStep::At(block * BLOCK + 512, &[9; 8]), WriteStep::Flush])?;
+        }
+    }
+    Ok(())
+}
+
+fn nodes(bench: &Bench) -> Vec<std::path::PathBuf> {
+    let device = |name| stratisd::engine::dm_names::filesystem(bench.id("p"), bench.filesystem("p", name));
+    ["f", "g"].map(|name| bench.sim.dm_node(&device(name))).to_vec()
+}
+
+fn check_contents(bench: &Bench) {
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7);
+    for node in nodes(bench) {
+        for block in 0..1024 {
+            assert_eq!(bench.sim.read(&node, block * BLOCK + 512, 8).unwrap(), [9; 8], "{} {block}", node.display());
+        }
+    }
+}
+
+#[test]
+fn where_writes_fail_they_succeed_again_when_a_disk_is_added() {
+    for version in VERSIONS {
+        let mut bench = machine(version);
+        // All of the disk has been handed out, and is not enough for a pool to be at ease.
+        check(&mut bench).unwrap();
+        let pool = bench.pool("p").unwrap();
+        assert!(pool.no_alloc_space && status(&bench).errors_if_no_space);
+        let error = fill(&bench.sim, &nodes(&bench)).unwrap_err();
+        assert_eq!(error.errno(), Some(nix::libc::ENOSPC));
+        assert_eq!(status(&bench).data_used, status(&bench).data_total, "to the last block");
+        check(&mut bench).unwrap();
+        assert_eq!(bench.pool("p").unwrap().restriction, None, "a full pool is no broken one");
+
+        assert_eq!(add(&mut bench, "/dev/large").unwrap(), 1);
+        let pool = bench.pool("p").unwrap();
+        assert!(!pool.no_alloc_space && !status(&bench).errors_if_no_space);
+        fill(&bench.sim, &nodes(&bench)).unwrap();
+        check_contents(&bench);
+        bench.check_nothing_left("after a disk was added");
+        let bench = bench.reboot();
+        check_contents(&bench);
+        assert!(!bench.pool("p").unwrap().no_alloc_space);
+    }
+}
+
+#[test]
+fn where_writes_wait_they_go_on_when_a_disk_is_added() {
+    for version in VERSIONS {
+        // Nobody has checked it yet, so writes wait.
+        let mut bench = machine(version);
+        let (sim, all) = (bench.sim.clone(), nodes(&bench));
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| fill(&sim, &all));
+            assert!(sim.wait_for_stalled(1, HANG));
+            assert_eq!(add(&mut bench, "/dev/large").unwrap(), 1);
+            writer.join().unwrap().unwrap();
+        });
+        check_contents(&bench);
+        bench.check_nothing_left("after a disk was added");
+        check_contents(&bench.reboot());
+    }
+}
+
+#[test]
+fn writes_that_wait_fail_when_the_check_finds_nothing_to_hand_out() {
+    let mut bench = machine(MetadataVersion::V2);
+    let (sim, all) = (bench.sim.clone(), nodes(&bench));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| fill(&sim, &all));
+        assert!(sim.wait_for_stalled(1, HANG));
+        check(&mut bench).unwrap();
+        assert_eq!(writer.join().unwrap().unwrap_err().errno(), Some(nix::libc::ENOSPC));
+    });
+    assert!(bench.pool("p").unwrap().no_alloc_space);
+}
+
+#[test]
+fn a_daemon_that_starts_on_a_full_pool_adopts_it_and_lets_it_grow() {
+    let mut bench = machine(MetadataVersion::V2);
+    check(&mut bench).unwrap();
+    fill(&bench.sim, &nodes(&bench)).unwrap_err();
+    let mut bench = Bench::start(bench.sim);
+    assert!(bench.pool("p").unwrap().no_alloc_space);
+    add(&mut bench, "/dev/large").unwrap();
+    fill(&bench.sim, &nodes(&bench)).unwrap();
+    check_contents(&bench);
+}
+
+#[test]
+fn a_device_that_has_grown_brings_a_full_pool_back_too() {
+    for version in VERSIONS {
+        let mut bench = machine(version);
+        check(&mut bench).unwrap();
+        fill(&bench.sim, &nodes(&bench)).unwrap_err();
+        bench.sim.resize_disk(Path::new("/dev/small"), Sectors(5 * GIB.0)).unwrap();
+        let device = bench.device("p", "/dev/small");
+        assert!(bench.run(ops::grow_device(bench.id("p"), device)).unwrap());
+        fill(&bench.sim, &nodes(&bench)).unwrap();
+        check_contents(&bench);
+    }
+}
+
+#[test]
+fn metadata_that_cannot_grow_is_told_and_hands_out_no_more_until_there_is_space() {
+    for version in VERSIONS {
+        let mut bench = machine(version);
+        check(&mut bench).unwrap();
+        let before = bench.pool("p").unwrap();
+        // More filesystems need more metadata than there is.
+        let error = bench.run(ops::set_fs_limit(bench.id("p"), 60_000)).unwrap_err();
+        assert!(matches!(error, Error::MetadataExhausted { .. }), "{error:?}");
+        assert_eq!(bench.pool("p").unwrap(), before);
+        add(&mut bench, "/dev/large").unwrap();
+        let metadata = status(&bench).metadata_total;
+        bench.run(ops::set_fs_limit(bench.id("p"), 60_000)).unwrap();
+        assert!(status(&bench).metadata_total > metadata);
+        assert_eq!(bench.pool("p").unwrap().fs_limit, 60_000);
+    }
+}
+
+#[test]
+fn without_overprovisioning_metadata_does_not_grow_into_what_is_promised() {
+    let mut bench = machine(MetadataVersion::V2);
+    add(&mut bench, "/dev/large").unwrap();
+    assert!(bench.run(ops::set_overprovisioning(bench.id("p"), false)).unwrap());
+    // All that is left is promised.
+    let mut size = 102 * GIB.0;
+    loop {
+        let new = ops::NewFilesystem { name: crate::bench::name("big"), size: Some(Sectors(size)), size_limit: None };
+        match bench.run(ops::create_filesystems(bench.id("p"), vec![new])) {
+            Ok(_) => break,
+            Err(Error::NoRoom { needed, room, .. }) => size -= needed.0 - room.0,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    let error = bench.run(ops::set_fs_limit(bench.id("p"), 60_000)).unwrap_err();
+    assert!(matches!(error, Error::MetadataPromised { .. }), "{error:?}");
+    assert!(bench.run(ops::set_overprovisioning(bench.id("p"), true)).unwrap());
+    bench.run(ops::set_fs_limit(bench.id("p"), 60_000)).unwrap();
+}

@@ -1,0 +1,127 @@
+//! A pool that runs low is dealt with at once, whatever becomes of the others: the watcher of device-mapper, the dispatcher,
+//! its workers and the engine together, on the simulated machine.
+
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use crossbeam_channel::{Receiver, unbounded};
+use stratisd::{
+    daemon::dispatch::{Dispatcher, Request},
+    engine::{
+        Engine, dm_names,
+        ids::PoolUuid,
+        ops::{self, NewFilesystem},
+        request::Next,
+        units::Sectors,
+    },
+    platform::{
+        Platform, Program, WriteStep,
+        sim::{Call, Sim},
+    },
+    view::{Change, Update},
+    watch::{DmWatch, Task},
+};
+use threads::{group::Group, stop::Stop, wake::Waker, workers::Workers};
+
+use crate::bench::{Bench, GIB, name};
+
+/// Only so that a lost event fails the test.
+const HANG: Duration = Duration::from_secs(60);
+const BLOCK: u64 = 1 << 20;
+const WORKERS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
+
+/// Blocks of a new pool's data, and of them those that may be free when it is to grow.
+const DATA: u64 = 51_200;
+const LOW: u64 = 15_360;
+
+fn pools() -> (Sim, [PoolUuid; 3], std::path::PathBuf) {
+    let mut bench = Bench::start(Sim::builder().build());
+    let all = [("low", "/dev/a"), ("held", "/dev/b"), ("slow", "/dev/c")];
+    for (pool, disk) in all {
+        bench.create_pool(pool, &[disk]).unwrap();
+    }
+    let big = NewFilesystem { name: name("f"), size: None, size_limit: None };
+    bench.run(ops::create_filesystems(bench.id("low"), vec![big])).unwrap();
+    let device = dm_names::filesystem(bench.id("low"), bench.filesystem("low", "f"));
+    let node = bench.sim.dm_node(&device);
+    (bench.sim.clone(), all.map(|(pool, _)| bench.id(pool)), node)
+}
+
+/// Waits until the pool shows that its thin pool has grown.
+fn wait_for_growth(updates: &Receiver<Update<()>>, pool: PoolUuid, before: Sectors) {
+    loop {
+        let update = updates.recv_timeout(HANG).expect("the pool should grow");
+        let grown = |change: &Change| matches!(change, Change::Pool(now) if now.uuid == pool && now.allocated > before);
+        if update.changes.iter().any(grown) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
+    let (sim, [low, held, slow], node) = pools();
+    let platform: Arc<dyn Platform> = Arc::new(sim.clone());
+    let engine = Arc::new(Engine::new(Arc::clone(&platform)));
+    let (group, stop) = (Group::new(&["worker-*", "dm-events"]), Stop::new());
+    let workers = Workers::start(&group, WORKERS).unwrap();
+    let (sender, updates) = unbounded();
+    let dispatcher = Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(|_| ()));
+    let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
+        dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });
+    };
+    let chains = ops::discover(&engine).unwrap();
+    let count = chains.len();
+    chains.into_iter().for_each(|chain| submit(&dispatcher, "discovery".to_owned(), chain.map(Some)));
+    let mut before = Sectors::ZERO;
+    let mut found = 0;
+    while found < count {
+        let update = updates.recv_timeout(HANG).expect("the pools should be found");
+        for change in &update.changes {
+            if let Change::Pool(pool) = change {
+                if pool.uuid == low {
+                    before = pool.allocated;
+                }
+            }
+        }
+        found += usize::from(update.reply.is_some());
+    }
+
+    // One pool is held by a request that hangs in the kernel; another has more formats under way, all of them
+    // hanging, than there may be slow steps at once.
+    let kernel = sim.delay(Call::DmCreate, &format!("stratis-1-{}", held.simple()));
+    let formats = sim.delay(Call::Run(Program::MkfsXfs), "/dev");
+    let create = |pool, named: &str| {
+        let new = NewFilesystem { name: name(named), size: Some(GIB), size_limit: None };
+        ops::create_filesystems(pool, vec![new]).map(|_| Some(()))
+    };
+    submit(&dispatcher, "create in held".to_owned(), create(held, "f"));
+    for i in 0..WORKERS.get() {
+        submit(&dispatcher, format!("create {i} in slow"), create(slow, &format!("f{i}")));
+    }
+    assert!(kernel.wait_for(1, HANG) && formats.wait_for(WORKERS.get() / 2, HANG));
+
+    let watch = {
+        let (source, dispatcher) = (sim.dm_events().unwrap(), dispatcher.clone());
+        let take = move |Task { label, chain }| submit(&dispatcher, label, chain.map(Some));
+        DmWatch::new(platform, source, Waker::new().unwrap(), Box::new(take))
+    };
+    let switch = stop.clone();
+    group.spawn("dm-events", move || watch.run(&switch).map_err(|error| error.to_string())).unwrap();
+
+    // A block at a time up to the mark; the last of these raises the event.
+    for first in (1..DATA - LOW + 8).step_by(512) {
+        let blocks = first..(first + 512).min(DATA - LOW + 8);
+        let writes: Vec<WriteStep<'_>> = blocks.map(|block| WriteStep::At(block * BLOCK, b"x")).collect();
+        sim.write(&node, &writes).unwrap();
+    }
+    wait_for_growth(&updates, low, before);
+    assert_eq!(kernel.waiting(), 1, "it hangs still");
+    assert_eq!(formats.waiting(), WORKERS.get() / 2);
+
+    [kernel, formats].iter().for_each(|gate| gate.open());
+    stop.trigger("the test is over");
+    let over = dispatcher.stop();
+    over.recv_timeout(HANG).unwrap_err();
+    dispatcher.close();
+    group.join(&["dm-events", "worker-*"], HANG).unwrap();
+}

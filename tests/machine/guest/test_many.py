@@ -1,0 +1,89 @@
+"""Many pools, and many filesystems of one pool: all are there after a start from nothing.
+
+Lines that begin with FIGURE are for docs/performance.md; nothing is asserted of time.
+"""
+
+import os
+import time
+
+import system
+from stratis_bus import Stratis, done
+
+GIB = 1 << 30
+POOLS = 16
+FILESYSTEMS = int(os.environ.get("FILESYSTEMS", "50"))
+
+
+def seconds_of(work):
+    begin = time.monotonic()
+    work()
+    return time.monotonic() - begin
+
+
+def start_from_nothing():
+    """Seconds until the daemon serves its name, with nothing of any pool up before: as after a boot."""
+    system.stop_daemon()
+    system.remove_mapped("stratis-")
+    return seconds_of(system.start_daemon)
+
+
+def cut(disk, count, size):
+    """`count` devices of `size` bytes from a disk, by device-mapper."""
+    names = [f"slice{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        sectors = size // 512
+        system.run("dmsetup", "create", name, "--table", f"0 {sectors} linear {disk} {number * sectors}")
+    system.settle()
+    return [f"/dev/mapper/{name}" for name in names]
+
+
+def test_sixteen_pools_start_side_by_side(stratis, disks):
+    slices = cut(disks[0], POOLS, 2 * GIB)
+    try:
+        for number, device in enumerate(slices):
+            pool, _ = done(stratis.create_pool(f"p{number}", [device]))
+            done(stratis.create_filesystem(pool, "f", GIB))
+            if number == 0:
+                alone = start_from_nothing()
+                stratis = Stratis()
+        together = start_from_nothing()
+        stratis = Stratis()
+        pools = stratis.pools()
+        assert sorted(pools) == sorted(f"p{number}" for number in range(POOLS))
+        for name in pools:
+            system.mount(f"/dev/stratis/{name}/f", f"/mnt/{name}")
+        print(f"FIGURE start to name acquired: one pool {alone:.2f} s, {POOLS} pools {together:.2f} s")
+        system.unmount_all()
+        for pool in pools.values():
+            done(stratis.destroy_filesystem(pool.path, pool.filesystems["f"].path))
+            done(stratis.destroy_pool(pool.path))
+    finally:
+        system.unmount_all()
+        system.stop_daemon()
+        system.remove_mapped()
+
+
+def test_cost_grows_no_faster_than_the_number_of_filesystems(stratis, disks):
+    """Creation, list, start from nothing and stop, at each doubling of their number."""
+    pool, _ = done(stratis.create_pool("p", disks))
+    uuid = stratis.pool("p").uuid
+    if FILESYSTEMS > 100:
+        stratis.set_fs_limit(pool, FILESYSTEMS)
+    count, step = 0, max(FILESYSTEMS // 8, 1)
+    while count < FILESYSTEMS:
+        target = min(max(2 * count, step), FILESYSTEMS)
+        creation = seconds_of(lambda: [done(stratis.create_filesystem(pool, f"f{n}", GIB)) for n in range(count, target)])
+        creation, count = creation / (target - count), target
+        listing = seconds_of(stratis.objects)
+        start = start_from_nothing()
+        stratis = Stratis()
+        assert len(stratis.pool("p").filesystems) == count
+        pool = stratis.pool("p").path
+        stop = seconds_of(lambda: done(stratis.stop_pool(uuid)))
+        restart = seconds_of(lambda: done(stratis.start_pool(uuid)))
+        pool = stratis.pool("p").path
+        print(f"FIGURE {count} filesystems: creation of one {1000 * creation:.0f} ms, list {1000 * listing:.0f} ms,"
+              f" start from nothing {start:.2f} s, stop {stop:.2f} s, StartPool {restart:.2f} s")  # fmt: skip
+    for path in sorted(os.listdir("/dev/stratis/p"))[:10]:
+        system.mount(f"/dev/stratis/p/{path}", "/mnt/one")
+        system.unmount("/mnt/one")
