@@ -325,12 +325,12 @@ mod tests {
     #[test]
     fn caller_that_has_read_a_list_longer_than_the_limit_is_not_refused_what_comes_next() {
         let mut accounts = Accounts::default();
-        for serial in 0..10 {
+        for _ in 0..10 {
             assert!(accounts.list_fits(":1.1", 40 * MIB));
-            let asked = accounts.sent(Some(":1.1"), 40 * MIB);
-            let whom = asked.into_iter().find(|whom| *whom != Whom::Ourselves).unwrap();
-            accounts.asking(serial, whom);
-            accounts.told(serial, holds(40 * MIB as u64));
+            for (serial, whom) in accounts.sent(Some(":1.1"), 40 * MIB).into_iter().enumerate() {
+                accounts.asking(serial as u32, whom);
+                accounts.told(serial as u32, holds(40 * MIB as u64));
+            }
             assert_eq!(accounts.verdict(":1.1").0, Verdict::Admitted);
             answer_all(&mut accounts, ":1.1", 0);
         }
