@@ -66,7 +66,7 @@ pub enum Error {
 /// Any other reason why it ended.
 pub fn run(choice: &Choice) -> Result<(), Error> {
     // Both before any thread, see there.
-    platform::linux::heap::share_between_threads();
+    platform::linux::heap::give_back();
     let machine = Machine::start(choice)?;
     log::info!("stratisd {} begins on {}", version(), machine.description());
     let signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;
