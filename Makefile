@@ -26,7 +26,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        loom-full shuttle-long history-long power-cuts crash-states build-for-machine \
+        loom-full shuttle-long history-long bench power-cuts crash-states build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
 
@@ -81,6 +81,9 @@ power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away 
 
 crash-states: build-for-machine ## five hundred states of lost, reordered and torn writes in the throw-away machine
 	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200
+
+bench: ## what the bus side costs, against floors of the same run (three minutes; CALLS=1000000 for the longer proof of flat memory)
+	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS))
 
 build-for-machine: setup-machine
 	@$(MAKE) --no-print-directory build build-machine-checks PROFILEDIR=debug

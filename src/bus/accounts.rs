@@ -77,6 +77,8 @@ struct Meter {
     since_asked: u64,
     /// An answer of the bus is under way.
     is_asked: bool,
+    /// The largest message that may be part of it.
+    largest: u64,
     /// Refusals since it last had read enough.
     refusals: u32,
     /// Lists that wait for their turn.
@@ -85,6 +87,7 @@ struct Meter {
 
 impl Meter {
     fn sent(&mut self, bytes: u64) {
+        self.largest = self.largest.max(bytes);
         self.unread += bytes;
         self.since_asked += bytes;
     }
@@ -105,6 +108,9 @@ impl Meter {
             self.unread = held + self.since_asked;
             if self.unread <= UNREAD_MAX {
                 self.refusals = 0;
+            }
+            if self.unread <= SMALL {
+                self.largest = self.unread;
             }
         }
     }
@@ -205,9 +211,12 @@ impl Accounts {
 
     /// What is to become of a call, and whom to ask about before the next.
     pub fn verdict(&mut self, caller: &str) -> (Verdict, Option<Whom>) {
-        let limit = if self.total.unread > TOTAL_MAX { SMALL } else { UNREAD_MAX };
+        let is_much = self.total.unread > TOTAL_MAX;
+        // A list may be longer than the limit, and when its caller has read it and calls again the bus may have been asked
+        // before that.
+        let limit = |meter: &Meter| if is_much { SMALL } else { UNREAD_MAX + meter.largest };
         match self.callers.get_mut(caller) {
-            Some(meter) if meter.unread > limit && !self.silent => {
+            Some(meter) if meter.unread > limit(meter) && !self.silent => {
                 meter.refusals = meter.refusals.saturating_add(1);
                 let verdict = if meter.refusals > REFUSALS_MAX { Verdict::Ignored } else { Verdict::Refused };
                 (verdict, meter.ask().then(|| Whom::Caller(caller.to_owned())))
@@ -291,9 +300,9 @@ mod tests {
     #[test]
     fn caller_that_does_not_read_is_refused_then_ignored_and_admitted_when_it_has_read() {
         let mut accounts = Accounts::default();
-        let asked = accounts.sent(Some(":1.1"), UNREAD_MAX as usize + 1);
-        assert_eq!(asked, [Whom::Ourselves, Whom::Caller(":1.1".to_owned())]);
-        accounts.asking(7, asked[1].clone());
+        let asked: Vec<_> = (0..18).flat_map(|_| accounts.sent(Some(":1.1"), MIB)).collect();
+        assert_eq!(asked, [Whom::Caller(":1.1".to_owned()), Whom::Ourselves]);
+        accounts.asking(7, asked[0].clone());
         // Not asked twice.
         assert_eq!(accounts.verdict(":1.1"), (Verdict::Refused, None));
         accounts.told(7, holds(UNREAD_MAX + 1));
@@ -310,6 +319,24 @@ mod tests {
         accounts.told(8, holds(0));
         assert_eq!(accounts.verdict(":1.1").0, Verdict::Admitted);
         assert_eq!(accounts.callers[":1.1"].unread, 100);
+    }
+
+    /// With ten thousand filesystems every call after a list was refused: the bus had been asked before it was read.
+    #[test]
+    fn caller_that_has_read_a_list_longer_than_the_limit_is_not_refused_what_comes_next() {
+        let mut accounts = Accounts::default();
+        for _ in 0..10 {
+            assert!(accounts.list_fits(":1.1", 40 * MIB));
+            for (serial, whom) in accounts.sent(Some(":1.1"), 40 * MIB).into_iter().enumerate() {
+                accounts.asking(serial as u32, whom);
+                accounts.told(serial as u32, holds(40 * MIB as u64));
+            }
+            assert_eq!(accounts.verdict(":1.1").0, Verdict::Admitted);
+            answer_all(&mut accounts, ":1.1", 0);
+        }
+        // Which is no leave for more than the limit of small messages.
+        (0..18).for_each(|_| drop(accounts.sent(Some(":1.1"), MIB)));
+        assert_eq!(accounts.verdict(":1.1").0, Verdict::Refused);
     }
 
     #[test]

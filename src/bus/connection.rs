@@ -1,11 +1,11 @@
 //! The connection to the bus: one socket, read and polled by the reader's thread alone, written from several.
 //!
-//! libdbus has one I/O path per connection. Whoever sends while another thread is inside the library's own read call
-//! gets its message queued, not sent, until that call returns. So nobody ever blocks inside the library: the reader
-//! waits in its own poll on the socket and a waker, and calls [`Connection::exchange`] without blocking. A send that
-//! could not be completed (the path was taken, or the socket is full) wakes the reader, which then waits for the
-//! socket to take more. No wake-up gets lost: the sender queues first and wakes then; the reader drains the waker
-//! first and looks at the queue then.
+//! libdbus connects and reads; what is sent goes past it, through the [`outlet`](super::outlet), and the library itself
+//! sends nothing once it has connected: it would only do so when asked to send, or to answer calls by itself. So a thread
+//! that sends has nothing to wait for, and nobody blocks inside the library: the reader waits in its own poll on the
+//! socket and a waker. A send that could not be completed wakes the reader, which then waits for the socket to take more.
+//! No wake-up gets lost: the sender queues first and wakes then; the reader drains the waker first and looks at the queue
+//! then.
 //!
 //! Whoever is to get a message is noted in the [`accounts`](super::accounts), and the bus asked what it holds when they
 //! say so.
@@ -13,6 +13,7 @@
 //! Knows nothing of what the messages say, but those of the bus itself.
 
 use std::{
+    collections::VecDeque,
     os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -29,20 +30,16 @@ use crate::bus::{
     Error,
     accounts::{Accounts, Answer, Verdict, Whom},
     job::Caller,
-    message::{NotAMessage, Outgoing},
+    message::{self, BUS, Envelope, NotAMessage, Outgoing},
+    outlet::{Outlet, Part, Sent},
+    wire::{Body, Value},
 };
 use crate::platform::linux::descriptors;
-
-/// Bytes that may wait in the library for the socket to take them before no more calls are read, and no more lists
-/// built. Small change is not held up by it: it is what the bus has left lying of some large lists.
-const BACKLOG_MAX: usize = 48 << 20;
 
 /// How long a call to the bus itself may take.
 const BUS_CALL_LIMIT: Duration = Duration::from_secs(25);
 
-/// The bus itself, as its name and its interface.
-const BUS: &str = "org.freedesktop.DBus";
-const BUS_PATH: &str = "/org/freedesktop/DBus";
+/// What the bus tells of connections.
 const BUS_STATISTICS: &str = "org.freedesktop.DBus.Debug.Stats";
 
 /// The connection.
@@ -51,20 +48,13 @@ pub struct Connection {
     /// A duplicate of the library's descriptor, to wait on: the library closes its own when the bus hangs up, whichever
     /// thread comes across that.
     socket: OwnedFd,
+    outlet: Outlet,
     waker: Waker,
-    backlog: Mutex<Backlog>,
-    drained: Condvar,
-    /// Held while a message is handed to the library, so that the accounts know what the bus is told before what.
+    /// What came before the answer to a call of our own.
+    early: Mutex<VecDeque<Message>>,
+    /// Held while a message is put on its way, so that the accounts know what the bus is told before what.
     accounts: Mutex<Accounts>,
     told: Condvar,
-}
-
-/// What waits in the library for the socket. An estimate: no byte is forgotten until all have been taken.
-#[derive(Debug, Default)]
-struct Backlog {
-    bytes: usize,
-    /// Nobody empties it any more.
-    ended: bool,
 }
 
 impl Connection {
@@ -90,16 +80,11 @@ impl Connection {
     fn new(mut channel: Channel) -> Result<Connection, Error> {
         channel.set_watch_enabled(true);
         let socket = descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?;
+        // The library has made the socket non-blocking, and this is the same one.
+        let outlet = Outlet::new(descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?);
         let waker = Waker::new().map_err(Error::Wait)?;
-        Ok(Connection {
-            channel,
-            socket,
-            waker,
-            backlog: Mutex::default(),
-            drained: Condvar::new(),
-            accounts: Mutex::default(),
-            told: Condvar::new(),
-        })
+        let (early, accounts, told) = Default::default();
+        Ok(Connection { channel, socket, outlet, waker, early, accounts, told })
     }
 
     /// Wakes the reader out of its wait.
@@ -109,7 +94,7 @@ impl Connection {
 
     /// Puts a message on its way. Does not block. From any thread.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
-        let Outgoing { message, bytes } = match message {
+        let Outgoing { parts, to } = match message {
             Ok(outgoing) => outgoing,
             Err(error) => {
                 log::error!("{error}");
@@ -117,15 +102,16 @@ impl Connection {
             }
         };
         let mut accounts = self.accounts.lock();
-        let due = accounts.sent(message.destination().as_deref(), bytes);
-        if self.channel.send(message).is_err() {
-            log::error!("libdbus has no memory left for a message of {bytes} bytes; it is not sent");
-        }
+        let due = accounts.sent(to.as_deref(), parts.iter().map(|part| part.bytes().len()).sum());
+        self.put(parts);
         self.ask(&mut accounts, due);
-        drop(accounts);
-        if self.channel.has_messages_to_send() {
-            self.backlog.lock().bytes += bytes;
-            self.waker.wake();
+    }
+
+    fn put(&self, parts: Vec<Part>) {
+        match self.outlet.send(parts) {
+            Ok(Sent::Whole) => {}
+            // That the bus has hung up is for the reader to find.
+            Ok(Sent::Waits) | Err(_) => self.waker.wake(),
         }
     }
 
@@ -136,11 +122,15 @@ impl Connection {
                 Whom::Ourselves => self.channel.unique_name().unwrap_or_default(),
                 Whom::Caller(name) => name,
             };
-            let call = Message::new_method_call(BUS, BUS_PATH, BUS_STATISTICS, "GetConnectionStats");
-            let serial = call.ok().and_then(|call| self.channel.send(call.append1(name)).ok());
-            match serial {
-                Some(serial) => accounts.asking(serial, whom),
-                None => log::error!("libdbus has no memory left to ask the bus what it holds for {name}"),
+            let body = Body::of(&[Value::str(name)]);
+            let serial = message::next_serial();
+            let envelope = Envelope::ToBus { serial, interface: BUS_STATISTICS, member: "GetConnectionStats" };
+            match message::message(envelope, &body.signature, &body.bytes) {
+                Ok(question) => {
+                    self.put(question.parts);
+                    accounts.asking(serial, whom);
+                }
+                Err(error) => log::error!("{error}"),
             }
         }
     }
@@ -212,28 +202,25 @@ impl Connection {
 
     /// Whether calls should be read and lists be built, or the bus first take what there is.
     pub fn has_room(&self) -> bool {
-        self.backlog.lock().bytes < BACKLOG_MAX
+        self.outlet.has_room()
     }
 
     /// Waits until there is room. `false`: there will be none, the connection has ended. Not for the reader.
     pub fn wait_for_room(&self) -> bool {
-        let mut backlog = self.backlog.lock();
-        // The reader notifies whenever it finds the queue empty, and when it ends.
-        self.drained.wait_while(&mut backlog, |backlog| backlog.bytes >= BACKLOG_MAX && !backlog.ended);
-        !backlog.ended
+        self.outlet.wait_for_room()
     }
 
     /// Nobody reads or polls any more: whoever waits for room goes on.
     pub fn end(&self) {
-        self.backlog.lock().ended = true;
-        self.drained.notify_all();
+        self.outlet.end();
         self.accounts.lock().end();
         self.told.notify_all();
     }
 
     /// The next message that has been read, if any.
     pub fn next_message(&self) -> Option<Message> {
-        self.channel.pop_message()
+        let early = self.early.lock().pop_front();
+        early.or_else(|| self.channel.pop_message())
     }
 
     /// Waits for something to read, for the socket to take what waits, or for the waker; then reads and writes what is
@@ -243,7 +230,7 @@ impl Connection {
     /// When the connection is lost.
     pub fn exchange(&self, deadline: Option<Instant>) -> Result<(), Error> {
         let mut wanted = PollFlags::empty();
-        if self.has_unsent() {
+        if self.outlet.is_waiting() {
             wanted |= PollFlags::OUT;
         }
         if self.has_room() {
@@ -256,33 +243,21 @@ impl Connection {
             poll(&mut fds, deadline).map_err(Error::Wait)?;
         }
         self.waker.drain();
-        let connected = self.channel.read_write(Some(Duration::ZERO)).is_ok();
-        self.has_unsent();
-        if connected { Ok(()) } else { Err(Error::Lost) }
-    }
-
-    /// Whether messages wait for the socket. If not, that is noted and told.
-    fn has_unsent(&self) -> bool {
-        let mut backlog = self.backlog.lock();
-        // Asked with the estimate locked, so that what a sender adds is not forgotten unsent.
-        let unsent = self.channel.has_messages_to_send();
-        if !unsent && backlog.bytes > 0 {
-            backlog.bytes = 0;
-            self.drained.notify_all();
-        }
-        unsent
+        let written = self.outlet.write();
+        let read = self.channel.read_write(Some(Duration::ZERO));
+        if written.is_ok() && read.is_ok() { Ok(()) } else { Err(Error::Lost) }
     }
 
     /// Sends all that waits, within the limit. For the end, when no other thread reads or polls.
     pub fn flush(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
-        while self.has_unsent() && Instant::now() < deadline {
+        while self.outlet.is_waiting() && Instant::now() < deadline {
             let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT)];
-            if poll(&mut fds, Some(deadline)).is_err() || self.channel.read_write(Some(Duration::ZERO)).is_err() {
+            if poll(&mut fds, Some(deadline)).is_err() || self.outlet.write().is_err() {
                 break;
             }
         }
-        if self.has_unsent() {
+        if self.outlet.is_waiting() {
             log::warn!("the bus did not take all replies and signals before the daemon ended");
         }
     }
@@ -297,15 +272,32 @@ impl Connection {
         const ALREADY_OWNER: u32 = 4;
 
         let refused = |why: String| Error::Name { name, why };
-        let call =
-            Message::new_method_call(BUS, BUS_PATH, BUS, "RequestName").map_err(refused)?.append2(name, DO_NOT_QUEUE);
-        let reply =
-            self.channel.send_with_reply_and_block(call, BUS_CALL_LIMIT).map_err(|error| refused(text(&error)))?;
+        let body = Body::of(&[Value::str(name), Value::U32(DO_NOT_QUEUE)]);
+        let serial = message::next_serial();
+        let envelope = Envelope::ToBus { serial, interface: BUS, member: "RequestName" };
+        self.send(message::message(envelope, &body.signature, &body.bytes));
+        let deadline = Instant::now() + BUS_CALL_LIMIT;
+        let mut early = VecDeque::new();
+        let mut reply = loop {
+            match self.channel.pop_message() {
+                Some(message) if is_answer(&message, serial) => break message,
+                Some(message) => early.push_back(message),
+                None if Instant::now() < deadline => self.exchange(Some(deadline))?,
+                None => return Err(refused("the bus does not answer".to_owned())),
+            }
+        };
+        self.early.lock().append(&mut early);
+        let reply = reply.as_result().map_err(|error| refused(text(&error)))?;
         match reply.get1::<u32>() {
             Some(PRIMARY_OWNER | ALREADY_OWNER) => Ok(()),
             _ => Err(refused("another program has it; stop that one first".to_owned())),
         }
     }
+}
+
+/// Anybody may send us answers; only those of the bus count.
+fn is_answer(message: &Message, serial: u32) -> bool {
+    message.get_reply_serial() == Some(serial) && message.sender().as_deref() == Some(BUS)
 }
 
 fn text(error: &dbus::Error) -> String {

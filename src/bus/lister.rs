@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use crate::bus::{
     connection::Connection,
     job::Caller,
-    message::{self, ARRAY_BYTES_MAX, Envelope, NotAMessage, Outgoing, message_in_place},
+    message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
     outcome::{Answer, error_name},
     tree::{Published, Tree},
 };
@@ -30,9 +30,6 @@ const TRIES: usize = 2;
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
 /// Environment variable with the largest message in bytes, if the bus has another limit.
 pub const MESSAGE_MAX_VARIABLE: &str = "STRATISD_DBUS_MAX_MESSAGE_SIZE";
-
-/// Signature of the answer.
-const SIGNATURE: &str = "a{oa{sa{sv}}}";
 
 /// The lister. [`Lister::run`] is its thread.
 pub struct Lister {
@@ -94,7 +91,7 @@ impl Lister {
 
     fn answer(&self, caller: &Caller) {
         // A change in between alters the length by little.
-        if !self.connection.list_fits(caller, body_bytes(&self.published.load())) {
+        if !self.connection.list_fits(caller, message::list_bytes(self.published.load().objects())) {
             let text =
                 "a list of all objects does not fit beside what this connection, or all together, have not read \
                         yet; read what has been answered, or ask for single objects"
@@ -118,8 +115,8 @@ impl Lister {
 
     /// The message. Where the list is too long for the bus, that is said instead.
     fn list(&self, tree: &Tree, caller: &Caller) -> Result<Outgoing, NotAMessage> {
-        let body_bytes = body_bytes(tree);
         const HEADER_BYTES_MAX: usize = 1024;
+        let body_bytes = message::list_bytes(tree.objects());
         let limit = self.message_bytes_max.min(ARRAY_BYTES_MAX).saturating_sub(HEADER_BYTES_MAX);
         if body_bytes > limit {
             let answer = Answer::Error(
@@ -131,14 +128,6 @@ impl Lister {
             );
             return message::answer(caller, &answer);
         }
-        message_in_place(Envelope::Return(caller), SIGNATURE, body_bytes, |m| {
-            m.array("{oa{sa{sv}}}", |m| tree.objects().for_each(|object| m.marshalled(object.entry.added())));
-        })
+        Ok(message::list(caller, tree.objects().cloned().collect()))
     }
-}
-
-/// The length of the list.
-fn body_bytes(tree: &Tree) -> usize {
-    let add = |bytes: usize, entry: &[u8]| bytes.next_multiple_of(8) + entry.len();
-    tree.objects().fold(8, |bytes, object| add(bytes, object.entry.added()))
 }

@@ -1,9 +1,9 @@
 //! Messages of the `dbus` crate: made from our own marshalled bodies, read into our own values.
 //!
-//! A message is a fresh header before a body that is already bytes, handed to `Message::demarshal`. libdbus checks
-//! and copies it once; it is the way in that costs least, since the crate's append interface makes several calls into
-//! libdbus for every single value. Decoding trusts nothing: types must be those of the signature wanted, and what one
-//! message may make us allocate is limited.
+//! A message is a fresh header before a body that is already bytes. libdbus looks at it before it is sent: one that is
+//! wrong would make the bus end the connection. A list is not looked at, since that takes longer than all the rest of
+//! it; its entries have been, as signals. Decoding trusts nothing: types must be those of the signature wanted, and what
+//! one message may make us allocate is limited.
 //! Knows nothing of what the values mean.
 
 use std::{
@@ -23,6 +23,8 @@ use dbus::{
 use crate::bus::{
     job::Caller,
     outcome::{Answer, readable},
+    outlet::Part,
+    tree::Object,
     wire::{Body, Descriptor, Marshaller, Types, Value},
 };
 
@@ -75,26 +77,44 @@ pub enum Envelope<'a> {
         /// Its name.
         member: &'a str,
     },
+    /// A call to the bus itself.
+    ToBus {
+        /// As its answer will name it; from [`next_serial`].
+        serial: u32,
+        /// Interface of the method.
+        interface: &'a str,
+        /// The method.
+        member: &'a str,
+    },
 }
 
-/// Header of a message of which the body has `body_bytes`; ends at a multiple of 8, where the body begins.
-fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize) -> Marshaller {
-    /// Our own count, apart from libdbus's small one; bus and clients only see it in the logs of a monitor, since
-    /// nothing that is sent here has an answer.
+/// The bus itself, as its name and that of its first interface.
+pub const BUS: &str = "org.freedesktop.DBus";
+const BUS_PATH: &str = "/org/freedesktop/DBus";
+
+/// A serial number for a message of ours: our own count, apart from libdbus's small one.
+pub fn next_serial() -> u32 {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
+    SERIAL.fetch_add(1, Ordering::Relaxed) | 1 << 31
+}
+
+/// Header of a message of which the body has `body_bytes`; ends at a multiple of 8, where the body begins. There is room
+/// for `room` bytes of it.
+fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usize) -> Marshaller {
     const NO_REPLY_EXPECTED: u8 = 1;
 
-    let kind = match envelope {
-        Envelope::Return(_) => 2,
-        Envelope::Error(..) => 3,
-        Envelope::Signal { .. } => 4,
+    let (kind, flags, serial) = match envelope {
+        Envelope::ToBus { serial, .. } => (1, 0, serial),
+        Envelope::Return(_) => (2, NO_REPLY_EXPECTED, next_serial()),
+        Envelope::Error(..) => (3, NO_REPLY_EXPECTED, next_serial()),
+        Envelope::Signal { .. } => (4, NO_REPLY_EXPECTED, next_serial()),
     };
-    let mut m = Marshaller::after(Vec::with_capacity(256 + body_bytes));
-    for byte in [b'l', kind, NO_REPLY_EXPECTED, 1] {
+    let mut m = Marshaller::after(Vec::with_capacity(256 + room));
+    for byte in [b'l', kind, flags, 1] {
         m.byte(byte);
     }
     m.u32(body_bytes as u32);
-    m.u32(SERIAL.fetch_add(1, Ordering::Relaxed) | 1 << 31);
+    m.u32(serial);
     m.array("(yv)", |m| {
         let mut field = |code: u8, signature: &str, write: &dyn Fn(&mut Marshaller)| {
             m.align(8);
@@ -112,6 +132,12 @@ fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize) -> Marshal
                 field(2, "s", &|m| m.str(interface));
                 field(3, "s", &|m| m.str(member));
             }
+            Envelope::ToBus { interface, member, .. } => {
+                field(1, "o", &|m| m.str(BUS_PATH));
+                field(2, "s", &|m| m.str(interface));
+                field(3, "s", &|m| m.str(member));
+                field(6, "s", &|m| m.str(BUS));
+            }
         }
         if let Envelope::Error(_, name) = envelope {
             field(4, "s", &|m| m.str(name));
@@ -124,13 +150,13 @@ fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize) -> Marshal
     m
 }
 
-/// A message that is ready to be sent, and its length.
+/// A message that is ready to be sent.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// The message.
-    pub message: Message,
-    /// Header and body.
-    pub bytes: usize,
+    /// Its bytes.
+    pub parts: Vec<Part>,
+    /// Whom it is for; signals are for everybody.
+    pub to: Option<String>,
 }
 
 /// Makes a message of a marshalled body.
@@ -138,32 +164,46 @@ pub struct Outgoing {
 /// # Errors
 /// When libdbus does not accept it, which means a fault here or a message that is too long.
 pub fn message(envelope: Envelope<'_>, signature: &str, body: &[u8]) -> Result<Outgoing, NotAMessage> {
-    message_in_place(envelope, signature, body.len(), |m| m.marshalled(body))
-}
-
-/// The same for a body that `write` makes in place, where it is too large to be copied for nothing. `body_bytes` must
-/// be its exact length.
-///
-/// # Errors
-/// As [`message`]; also when the length is not that.
-pub fn message_in_place(
-    envelope: Envelope<'_>,
-    signature: &str,
-    body_bytes: usize,
-    write: impl FnOnce(&mut Marshaller),
-) -> Result<Outgoing, NotAMessage> {
-    let mut m = header(envelope, signature, body_bytes);
-    write(&mut m);
+    let mut m = header(envelope, signature, body.len(), body.len());
+    m.marshalled(body);
     let bytes = m.finish();
-    let message = Message::demarshal(&bytes).map_err(|error| NotAMessage {
+    Message::demarshal(&bytes).map_err(|error| NotAMessage {
         what: match envelope {
             Envelope::Return(caller) => format!("a reply to {}", caller.name),
             Envelope::Error(caller, name) => format!("the error {name} to {}", caller.name),
             Envelope::Signal { path, interface, member } => format!("the signal {interface}.{member} of {path}"),
+            Envelope::ToBus { interface, member, .. } => format!("the call {interface}.{member}"),
         },
         text: error.message().unwrap_or("not enough memory").to_owned(),
     })?;
-    Ok(Outgoing { message, bytes: bytes.len() })
+    let to = match envelope {
+        Envelope::Return(caller) | Envelope::Error(caller, _) => Some(caller.name.clone()),
+        Envelope::Signal { .. } | Envelope::ToBus { .. } => None,
+    };
+    Ok(Outgoing { parts: vec![Part::Bytes(bytes)], to })
+}
+
+/// Signature of a list of objects.
+const LIST_SIGNATURE: &str = "a{oa{sa{sv}}}";
+/// Where in the body of a list its first entry begins, after the length.
+const LIST_START: usize = 8;
+
+/// Bytes of the body of a list.
+pub fn list_bytes<'a>(objects: impl Iterator<Item = &'a Arc<Object>>) -> usize {
+    objects.fold(LIST_START, |bytes, object| bytes.next_multiple_of(8) + object.entry.added().len())
+}
+
+/// Makes the list of objects, which must not be longer than [`ARRAY_BYTES_MAX`].
+pub fn list(caller: &Caller, objects: Vec<Arc<Object>>) -> Outgoing {
+    let body_bytes = list_bytes(objects.iter());
+    let mut m = header(Envelope::Return(caller), LIST_SIGNATURE, body_bytes, LIST_START);
+    m.u32((body_bytes - LIST_START) as u32);
+    m.align(8);
+    let last = objects.len().saturating_sub(1);
+    let entry = |(number, object)| if number == last { Part::LastEntry(object) } else { Part::Entry(object) };
+    let entries = objects.into_iter().enumerate().map(entry);
+    let parts = std::iter::once(Part::Bytes(m.finish())).chain(entries).collect();
+    Outgoing { parts, to: Some(caller.name.clone()) }
 }
 
 /// Makes the message of an answer.

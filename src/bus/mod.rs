@@ -27,6 +27,7 @@ mod lister;
 mod message;
 mod methods;
 pub mod outcome;
+mod outlet;
 mod passphrase;
 pub mod policy;
 mod properties;

@@ -93,7 +93,9 @@ impl Object {
 /// InterfacesAdded signal, and contains the answers to GetAll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// Filled up with zeros to a multiple of 8, where the next one may begin.
     bytes: Box<[u8]>,
+    length: usize,
     /// Where the `{sv}` entries of each revision lie.
     properties: [(u32, u32); REVISIONS],
 }
@@ -128,11 +130,18 @@ impl Entry {
                 });
             }
         });
-        Entry { bytes: m.finish().into(), properties }
+        let length = m.position();
+        m.align(8);
+        Entry { bytes: m.finish().into(), length, properties }
     }
 
     /// The arguments of InterfacesAdded, of signature [`ADDED_SIGNATURE`].
     pub fn added(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// The same up to where another entry may begin.
+    pub fn filled_up(&self) -> &[u8] {
         &self.bytes
     }
 

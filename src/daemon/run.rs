@@ -65,7 +65,8 @@ pub enum Error {
 /// # Errors
 /// Any other reason why it ended.
 pub fn run(choice: &Choice) -> Result<(), Error> {
-    // Before any thread, see there.
+    // Both before any thread, see there.
+    platform::linux::heap::give_back();
     let machine = Machine::start(choice)?;
     log::info!("stratisd {} begins on {}", version(), machine.description());
     let signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;

@@ -125,9 +125,15 @@ fn values(message: &Message) -> Vec<Value> {
     message::arguments(message, Types(signature.leak())).unwrap()
 }
 
+/// The message as libdbus reads it, and takes it to be right.
+fn read_back(outgoing: &Outgoing) -> Message {
+    let bytes: Vec<u8> = outgoing.parts.iter().flat_map(|part| part.bytes()).copied().collect();
+    Message::demarshal(&bytes).unwrap()
+}
+
 /// As a monitor would print a signal: path, member, arguments.
 fn shown(outgoing: Outgoing) -> String {
-    let message = outgoing.message;
+    let message = read_back(&outgoing);
     let (path, member) = (message.path().unwrap(), message.member().unwrap());
     let short = |text: &str| text.replace("org.storage.stratis3.", "").replace("/org/storage/stratis3", "~");
     let arguments: Vec<String> = values(&message).iter().map(plain).collect();

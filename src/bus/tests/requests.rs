@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dbus::{Message, arg::AppendAll};
 
-use super::{is, plain, pool, values, with_filesystem};
+use super::{is, plain, pool, read_back, values, with_filesystem};
 use crate::{
     bus::{
         job::{Caller, Failure, Holder, Locks},
@@ -30,7 +30,7 @@ fn at(n: u64) -> dbus::Path<'static> {
 
 fn shown(answer: &Answer) -> String {
     let caller = Caller { name: ":1.1".into(), serial: 1 };
-    let message = message::answer(&caller, answer).unwrap().message;
+    let message = read_back(&message::answer(&caller, answer).unwrap());
     let arguments: Vec<_> = values(&message).iter().map(plain).collect();
     match answer {
         Answer::Return(_) => arguments.join(" "),

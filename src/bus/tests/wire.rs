@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use dbus::Message;
 use proptest::prelude::*;
 
-use super::values;
+use super::{read_back, values};
 use crate::bus::{
     job::Caller,
     message::{self, BadArguments, Envelope},
@@ -59,7 +59,7 @@ fn caller() -> Caller {
 }
 
 fn reply(body: &Body) -> Message {
-    message::message(Envelope::Return(&caller()), &body.signature, &body.bytes).unwrap().message
+    read_back(&message::message(Envelope::Return(&caller()), &body.signature, &body.bytes).unwrap())
 }
 
 proptest! {
@@ -106,18 +106,39 @@ fn header_says_what_was_meant() {
     assert_ne!(message.get_serial(), Some(0));
 
     let envelope = Envelope::Signal { path: "/a/b", interface: "x.y.Z", member: "M" };
-    let message = message::message(envelope, "", &[]).unwrap().message;
+    let message = read_back(&message::message(envelope, "", &[]).unwrap());
     assert_eq!(message.msg_type(), dbus::MessageType::Signal);
     assert_eq!(message.path().as_deref(), Some("/a/b"));
     assert_eq!(message.interface().as_deref(), Some("x.y.Z"));
     assert_eq!(message.member().as_deref(), Some("M"));
     assert!(message.destination().is_none());
 
-    let mut error = message::message(Envelope::Error(&caller(), "a.b.C"), "s", &Body::of(&[Value::str("why")]).bytes)
-        .unwrap()
-        .message;
+    let error = message::message(Envelope::Error(&caller(), "a.b.C"), "s", &Body::of(&[Value::str("why")]).bytes);
+    let mut error = read_back(&error.unwrap());
     let error = error.as_result().unwrap_err();
     assert_eq!((error.name(), error.message()), (Some("a.b.C"), Some("why")));
+}
+
+/// Lists are not looked at by libdbus before they are sent, so here it does.
+#[test]
+fn lists_are_what_libdbus_takes_to_be_right() {
+    let mut filesystem = 0;
+    for filesystems in 0..20 {
+        let mut pool = super::pool(1, &"p".repeat(1 + filesystems));
+        for _ in 0..filesystems {
+            filesystem += 1;
+            pool = super::with_filesystem(pool, 10_u64.pow(filesystem % 10) + u64::from(filesystem));
+        }
+        let tree = if filesystems == 0 { super::tree(vec![]) } else { super::tree(vec![super::is(&pool)]) };
+        let message = read_back(&message::list(&caller(), tree.objects().cloned().collect()));
+        assert_eq!(message.get_reply_serial(), Some(42));
+        assert_eq!(message.destination().as_deref(), Some(":1.7"));
+        let listed = values(&message);
+        let [Value::Dict(_, entries)] = &listed[..] else { panic!("{listed:?}") };
+        let paths: Vec<_> = entries.iter().map(|(path, _)| path.clone()).collect();
+        let wanted: Vec<_> = tree.objects().map(|object| Value::Path(object.path.to_string())).collect();
+        assert_eq!(paths, wanted);
+    }
 }
 
 /// A text with NUL would make libdbus refuse the whole message.

@@ -9,6 +9,7 @@ pub mod descriptors;
 mod devices;
 mod dm;
 mod files;
+pub mod heap;
 mod keyring;
 mod monitor;
 mod mounts;

@@ -1,0 +1,72 @@
+//! What the bus side costs, always against a floor that is measured in the same run and in turn with it, so that whatever
+//! else the machine does hits both alike. `make bench` runs it; docs/performance.md has what it printed.
+//!
+//! Times are from the first byte of a call written to the last byte of its reply read, by a client that does no more than
+//! that ([`wire`]); a library in the client comes on top.
+
+mod cost;
+mod figures;
+mod lists;
+mod reads;
+mod scale;
+mod stage;
+mod wire;
+mod writes;
+
+// What the tests of the bus drive it with.
+#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
+#[path = "../../tests/bus/client.rs"]
+mod client;
+#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
+#[path = "../../tests/bus/rig.rs"]
+mod rig;
+
+use std::{env, fs};
+
+use figures::Musts;
+
+const USAGE: &str = "usage: bus [--only reads|lists|writes|scale|start|idle|memory] [--calls NUMBER]";
+/// Calls over which memory must stay flat; `--calls 1000000` is what is promised.
+const CALLS: usize = 100_000;
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let after = |option: &str| {
+        let at = arguments.iter().position(|argument| argument == option)?;
+        Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{USAGE}")).as_str())
+    };
+    if let Some(socket) = after(stage::SERVE_FLOORS) {
+        stage::serve_floors(socket);
+    }
+    let only = after("--only");
+    let calls = after("--calls").map_or(CALLS, |number| number.parse().expect(USAGE));
+    let wanted = |chapter: &str| only.is_none_or(|only| only == chapter);
+
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let load = load.split(' ').next().unwrap_or_default();
+    println!("{cores} cores, load {load} before the run.");
+    let mut musts = Musts::default();
+    if wanted("reads") {
+        reads::measure(&mut musts);
+    }
+    if wanted("lists") {
+        lists::measure(&mut musts);
+    }
+    if wanted("writes") {
+        writes::measure();
+    }
+    if wanted("scale") {
+        scale::measure(&mut musts);
+    }
+    if wanted("start") {
+        cost::start();
+    }
+    if wanted("idle") {
+        cost::idle(&mut musts);
+    }
+    if wanted("memory") {
+        cost::memory(calls, &mut musts);
+    }
+    musts.tell();
+}

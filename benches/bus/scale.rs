@@ -1,0 +1,78 @@
+//! One pool with more and more filesystems: what one more costs, and the list, the stop and the start of all. The floor is the
+//! same at the smallest number: cost per filesystem must not grow.
+
+use std::{
+    fs::File,
+    time::{Duration, Instant},
+};
+
+use dbus::arg::Variant;
+
+use crate::{
+    client::{self, Client, MANAGER, POOL, PROPERTIES, TOP},
+    figures::{Musts, chapter, head, row, time},
+    stage::Stage,
+};
+
+const NUMBERS: [usize; 4] = [125, 250, 500, 1000];
+/// By how much the cost of a filesystem may differ between the smallest and the largest number and still be called the same.
+const TOLERANCE: f64 = 1.5;
+
+fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let begin = Instant::now();
+    let result = work();
+    (result, begin.elapsed())
+}
+
+fn named(member: &str, pool_name: &str) -> dbus::Message {
+    let call = client::call(TOP, MANAGER, member, (pool_name, "name"));
+    match member {
+        // Not encrypted, no key, with its cache.
+        "StartPool" => {
+            let none = File::open("/dev/null").expect("every system has it");
+            call.append3((false, (false, 0_u32)), (false, none), false)
+        }
+        _ => call,
+    }
+}
+
+fn pool_path(client: &Client) -> String {
+    let list = client.list();
+    let objects = client::objects(&list);
+    let found = objects.iter().find(|(_, interfaces)| interfaces.contains_key(POOL));
+    found.expect("the pool runs").0.clone()
+}
+
+pub fn measure(musts: &mut Musts) {
+    let mut stage = Stage::new(&[]);
+    stage.add_pool();
+    let client = Client::new(&stage.bus);
+    let limit = Variant(Box::new(2000_u64) as Box<dyn dbus::arg::RefArg>);
+    client.call(client::call(&stage.pools[0].0, PROPERTIES, "Set", (POOL, "FsLimit", limit)));
+
+    chapter("Filesystems of one pool");
+    head(&["filesystems", "creation of one", "list", "StopPool", "StartPool", "the last two, for each filesystem"]);
+    let (mut made, mut first) = (0, None);
+    let mut costs = [0.0; 2];
+    for number in NUMBERS {
+        let pool = pool_path(&client);
+        let ((), creation) = timed(|| {
+            for number in made..number {
+                client.done(client::create_filesystem(&pool, &format!("f{number}")));
+            }
+        });
+        let creation = creation / u32::try_from(number - made).expect("a thousand at most");
+        made = number;
+        let (_, list) = timed(|| client.list());
+        let (_, stop) = timed(|| client.done(named("StopPool", "p0")));
+        let (_, start) = timed(|| client.done(named("StartPool", "p0")));
+        let each = (stop + start) / u32::try_from(number).expect("a thousand at most");
+        row(&[number.to_string(), time(creation), time(list), time(stop), time(start), time(each)]);
+        costs = [creation, each].map(|cost| cost.as_secs_f64());
+        first.get_or_insert(costs);
+    }
+    let first = first.unwrap_or(costs);
+    for (what, (last, first)) in ["creation of one", "stop and start, for each"].iter().zip(costs.iter().zip(first)) {
+        musts.at_most(&format!("{what}: with 1000 against 125 filesystems"), last / first, TOLERANCE, " ×");
+    }
+}

@@ -1,0 +1,163 @@
+//! What the figures are taken of: a private bus with its limits raised, one `stratisd --sim`, a second program that
+//! serves the floors, and pools with filesystems.
+//!
+//! Knows nothing of what is measured.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Child, Command},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    client::{self, Client},
+    figures::Samples,
+    rig::{Bus, Daemon},
+    wire::{Call, Wire},
+};
+
+/// As docs/bus.md has them for tens of thousands of filesystems.
+const LIMITS: &str = r#"<limit name="max_message_size">67108864</limit>"#;
+const LIMIT_VARIABLE: (&str, &str) = ("STRATISD_DBUS_MAX_MESSAGE_SIZE", "67108864");
+/// As many as a pool may have if nobody says otherwise.
+const FILESYSTEMS_OF_A_POOL: usize = 100;
+/// Name and path of the program that serves the floors.
+const FLOORS: &str = "bench.Floors";
+/// The argument that makes this program that one; the socket of the bus follows.
+pub const SERVE_FLOORS: &str = "--serve-floors";
+
+pub fn list() -> Call {
+    Call::new(client::NAME, client::TOP, client::OBJECT_MANAGER, "GetManagedObjects", &[])
+}
+
+pub fn ping() -> Call {
+    Call::new(client::NAME, client::TOP, client::PEER, "Ping", &[])
+}
+
+pub fn get(filesystem: &str) -> Call {
+    Call::new(client::NAME, filesystem, client::PROPERTIES, "Get", &[client::FILESYSTEM, "Name"])
+}
+
+pub fn get_all(filesystem: &str) -> Call {
+    Call::new(client::NAME, filesystem, client::PROPERTIES, "GetAll", &[client::FILESYSTEM])
+}
+
+/// A method of the program that serves the floors.
+pub fn floor(method: &str) -> Call {
+    Call::new(FLOORS, "/", FLOORS, method, &[])
+}
+
+/// What that program does.
+pub fn serve_floors(socket: &str) -> ! {
+    let mut wire = Wire::connect(socket.as_ref());
+    wire.take_name(FLOORS);
+    wire.serve_floors(&mut list(), "a{oa{sa{sv}}}")
+}
+
+/// Sends a call, waits for its reply, and notes how long that took.
+pub fn sample(wire: &mut Wire, call: &mut Call, samples: &mut Samples) {
+    let begin = Instant::now();
+    wire.call(call);
+    samples.add(begin.elapsed());
+}
+
+/// A child that ends with the stage.
+struct Floors(Child);
+
+impl Drop for Floors {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The whole. Fields are dropped in order: the bus last.
+pub struct Stage {
+    _floors: Floors,
+    pub daemon: Daemon,
+    pub client: Client,
+    /// Paths of the pools and, beside each, of its filesystems.
+    pub pools: Vec<(String, Vec<String>)>,
+    pub bus: Bus,
+}
+
+impl Stage {
+    /// A bus and a daemon with nothing in it.
+    pub fn new(variables: &[(&str, &str)]) -> Stage {
+        let bus = Bus::with_limits(LIMITS);
+        let daemon = bus.daemon(&[&[LIMIT_VARIABLE], variables].concat());
+        #[allow(clippy::disallowed_methods, reason = "a floor must be served by another process, as the daemon is one")]
+        let floors = Command::new(std::env::current_exe().expect("a program has a file"))
+            .arg(SERVE_FLOORS)
+            .arg(bus.socket())
+            .spawn()
+            .expect("this program can be started once more");
+        let client = Client::new(&bus);
+        Stage { _floors: Floors(floors), daemon, client, pools: Vec::new(), bus }
+    }
+
+    pub fn wire(&self) -> Wire {
+        Wire::connect(&self.bus.socket())
+    }
+
+    /// Makes filesystems until there are so many, and pools for them.
+    pub fn grow_to(&mut self, filesystems: usize) {
+        for number in self.filesystems().count()..filesystems {
+            if number.is_multiple_of(FILESYSTEMS_OF_A_POOL) {
+                self.add_pool();
+            }
+            self.add_filesystem(&format!("fs{number}"));
+        }
+    }
+
+    /// Makes a filesystem in the last pool.
+    pub fn add_filesystem(&mut self, name: &str) {
+        let (pool, filesystems) = self.pools.last_mut().expect("pools are made first");
+        // Its path; its name follows.
+        filesystems.push(self.client.done(client::create_filesystem(pool, name)).swap_remove(0));
+    }
+
+    /// Makes a pool.
+    pub fn add_pool(&mut self) {
+        let number = self.pools.len();
+        let made = self.client.done(client::create_pool(&format!("p{number}"), &[&format!("/dev/d{number}")]));
+        self.pools.push((made[0].clone(), Vec::new()));
+    }
+
+    pub fn filesystems(&self) -> impl Iterator<Item = &String> {
+        self.pools.iter().flat_map(|(_, filesystems)| filesystems)
+    }
+
+    /// How often each thread of the daemon has gone to sleep since it began, by names.
+    pub fn sleeps(&self) -> BTreeMap<String, u64> {
+        let bus = "org.freedesktop.DBus";
+        let mut ask = Call::new(bus, "/org/freedesktop/DBus", bus, "GetConnectionUnixProcessID", &[client::NAME]);
+        let mut wire = self.wire();
+        let answer = wire.call(&mut ask);
+        let process = u32::from_le_bytes(answer.try_into().expect("a process is one number"));
+        let mut sleeps = BTreeMap::new();
+        for task in fs::read_dir(format!("/proc/{process}/task")).expect("the daemon runs") {
+            let task = task.expect("a readable folder").path();
+            let name = fs::read_to_string(task.join("comm")).expect("threads do not end while the daemon runs");
+            let status = fs::read_to_string(task.join("status")).expect("threads do not end while the daemon runs");
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            let count: u64 = line.and_then(|count| count.trim().parse().ok()).expect("the kernel counts them");
+            *sleeps.entry(name.trim().to_owned()).or_default() += count;
+        }
+        sleeps
+    }
+
+    /// Threads that woke up within a time, and how often. What goes on when this is called may take a second to settle.
+    #[allow(clippy::disallowed_methods, reason = "what happens in a stretch of time is the question here")]
+    pub fn wakings(&self, within: Duration) -> BTreeMap<String, u64> {
+        std::thread::sleep(Duration::from_secs(1));
+        let before = self.sleeps();
+        std::thread::sleep(within);
+        let woken = |(name, count): (String, u64)| {
+            let more = count - before.get(&name).copied().unwrap_or_default();
+            (more > 0).then_some((name, more))
+        };
+        self.sleeps().into_iter().filter_map(woken).collect()
+    }
+}
