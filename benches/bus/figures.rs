@@ -66,7 +66,7 @@ pub fn chapter(title: &str) {
 /// The head of a table.
 pub fn head(columns: &[&str]) {
     row(columns);
-    row(&vec!["---"; columns.len()]);
+    println!("|{}", "---|".repeat(columns.len()));
 }
 
 /// A row of a table.
