@@ -480,9 +480,8 @@ impl Pool {
     /// The filesystems whose space is watched, with what was last seen of them.
     pub(super) fn watched(&self) -> impl Iterator<Item = Watched> {
         self.filesystems.iter().map(|(id, filesystem)| {
-            let FilesystemRecord { size, fs_size_limit: limit, .. } = filesystem.record;
             let used = self.shown.filesystems.get(id).and_then(|shown| shown.used);
-            Watched { size, mapped: used.and_then(Bytes::sectors).unwrap_or_default(), limit }
+            Watched::new(&filesystem.record, used.and_then(Bytes::sectors).unwrap_or_default())
         })
     }
 

@@ -37,9 +37,14 @@ fn numbers(devices: Vec<Listed>) -> Numbers {
     numbers
 }
 
-/// The pools with other numbers than before, or that were not there. One that is gone has nothing to be checked.
+/// The pools that are new, or of which a device has another number than before. A device that has just been made has had no
+/// event, and one that is gone has nothing to be checked.
 fn evented(before: &Numbers, now: &Numbers) -> Vec<PoolUuid> {
-    now.iter().filter(|(pool, numbers)| before.get(pool) != Some(numbers)).map(|(pool, _)| *pool).collect()
+    let had_event = |(pool, devices): &(&PoolUuid, &BTreeMap<String, u32>)| match before.get(pool) {
+        None => true,
+        Some(before) => devices.iter().any(|(name, number)| before.get(name).copied().unwrap_or_default() != *number),
+    };
+    now.iter().filter(had_event).map(|(pool, _)| *pool).collect()
 }
 
 impl DmWatch {
@@ -125,5 +130,10 @@ mod tests {
         assert_eq!(evented(&devices(4, 5), &devices(7, 5)), [a]);
         assert_eq!(evented(&devices(4, 5), &devices(4, 6)), [b]);
         assert!(evented(&devices(4, 5), &none).is_empty(), "gone");
+        let made = |event| numbers(vec![listed(Role::ThinPool.name(a), 4), listed(Role::Mdv.name(a), event)]);
+        let before = numbers(vec![listed(Role::ThinPool.name(a), 4)]);
+        assert!(evented(&before, &made(0)).is_empty(), "just made");
+        assert_eq!(evented(&before, &made(1)), [a], "and had an event already");
+        assert!(evented(&made(0), &before).is_empty(), "removed");
     }
 }

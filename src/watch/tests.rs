@@ -82,11 +82,11 @@ fn device_mapper_events_of_a_pool_merge_while_it_is_checked() {
     };
     let [a, b] = [1, 2].map(|byte| PoolUuid::from_random([byte; 16]));
     let label = |pool| format!("check of pool {pool} after a device-mapper event");
-    make(a, Role::Mdv);
+    make(a, Role::ThinPool);
     let first = watched.next();
     assert_eq!(first.label, label(a));
-    make(a, Role::ThinMeta);
-    make(a, Role::ThinData);
+    sim.raise_event(&Role::ThinPool.name(a)).unwrap();
+    sim.raise_event(&Role::ThinPool.name(a)).unwrap();
     make(b, Role::Mdv);
     let other = watched.next();
     assert_eq!(other.label, label(b), "events of one pool do not keep back those of another");

@@ -28,7 +28,7 @@ use crate::{
         layout,
         ops::create_pool::thin_metadata_size,
         plan::{
-            growth::{self, Exhausted, Fill, Growth},
+            growth::{self, Exhausted, Fill, Growth, Watched},
             sizes,
         },
         pool::Pool,
@@ -129,23 +129,24 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
         pool.refresh(platform);
         setup::judge_thin_pool(platform, pool);
         // Who writes faster than is looked has the next look at once: past the new mark already, there may be no event.
-        if !arm_or_later(platform, pool) || checked.is_err() {
+        let watched = pool.watched().collect();
+        if !arm_or_later(platform, pool, watched) || checked.is_err() {
             return checked;
         }
     }
 }
 
-/// Puts the mark in place at which the kernel tells that filesystems have to be looked at; an error is logged. `true`: the mark
-/// was passed while it was put in place.
-pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool) -> bool {
-    arm(platform, pool).unwrap_or_else(|error| {
+/// Puts the mark in place at which the kernel tells that these filesystems have to be looked at, unless it comes before that
+/// already; an error is logged. `true`: the mark was passed while it was put in place.
+pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool, watched: Vec<Watched>) -> bool {
+    arm(platform, pool, watched).unwrap_or_else(|error| {
         let what = error.sentence();
         log::warn!("pool {}: filesystems are looked at by time only until the next check: {what}", pool.name());
         false
     })
 }
 
-fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<bool> {
+fn arm(platform: &dyn Platform, pool: &mut Pool, watched: Vec<Watched>) -> Result<bool> {
     let status = pool.thin_pool_status(platform)?;
     if status.state != State::ReadWrite || status.needs_check || pool.is_behind || pool.check_changes().is_err() {
         return Ok(false);
@@ -153,7 +154,7 @@ fn arm(platform: &dyn Platform, pool: &mut Pool) -> Result<bool> {
     let usual = sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev));
     let free = status.data_total.saturating_sub(status.data_used);
     let now = pool.low_water.unwrap_or(usual);
-    let mark = growth::low_water(now, usual, free, pool.watched());
+    let mark = growth::low_water(now, usual, free, watched);
     if mark == now {
         return Ok(false);
     }

@@ -12,7 +12,7 @@ use crate::{
         mdv::{Journal, Mdv, Pending},
         metadata::FilesystemRecord,
         name::Name,
-        plan::sizes,
+        plan::{growth::Watched, sizes},
         pool::{Filesystem, Pool},
         request::{Next, Part},
         setup, stack,
@@ -288,9 +288,10 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         let created: Vec<(FsUuid, Name)> =
             unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
         let links = super::announce(engine, pool, unborn.iter().map(|new| &new.filesystem));
+        let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO)).collect();
         unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
         // What passes the mark meanwhile is seen by the timer.
-        let _ = super::check::arm_or_later(platform, pool);
+        let _ = super::check::arm_or_later(platform, pool, watched);
         drop(claim);
         super::when_linked(links, Ok(created))
     })

@@ -3,6 +3,7 @@
 //! From what the kernel says and what is recorded to what is to be done; doing it is another matter.
 
 use crate::engine::{
+    metadata::FilesystemRecord,
     plan::sizes,
     units::{Bytes, DataBlocks, Sectors},
 };
@@ -189,6 +190,13 @@ pub struct Watched {
     pub mapped: Sectors,
     /// It does not grow past this.
     pub limit: Option<Sectors>,
+}
+
+impl Watched {
+    /// The filesystem of a record, with so much of it mapped.
+    pub fn new(record: &FilesystemRecord, mapped: Sectors) -> Watched {
+        Watched { size: record.size, mapped, limit: record.fs_size_limit }
+    }
 }
 
 /// The low water mark that a thin pool with so many free data blocks should have.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::units::{Bytes, Sectors},
-    platform::{DeviceAction, DeviceNumber, Error, Result, Timestamp},
+    platform::{DeviceAction, DeviceNumber, Error, Platform, Result, Timestamp},
 };
 
 /// The bytes of all disks that a power cut would leave if it lost every write that waits.
@@ -244,6 +244,16 @@ impl Sim {
         let minor = machine.dm.by_name(name);
         let device = minor.and_then(|minor| machine.dm.device_mut(minor));
         device.map(|device| device.holds = count).ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))
+    }
+
+    /// Raises an event of a device, as its target does when it has something to tell.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn raise_event(&self, name: &str) -> Result<()> {
+        let device = self.dm_find(name)?.ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))?;
+        self.machine()?.raise_dm_event(device.number.minor);
+        Ok(())
     }
 
     /// Puts a thin pool into its failed mode.

@@ -11,7 +11,7 @@ from stratis_bus import Stratis, done
 
 GIB = 1 << 30
 POOLS = 16
-FILESYSTEMS = int(os.environ.get("FILESYSTEMS", "50"))
+FILESYSTEMS = int(os.environ.get("FILESYSTEMS", "24"))
 
 
 def seconds_of(work):
