@@ -530,6 +530,18 @@ pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
     take_down(platform, &mut Stack::new(uuid), uuid)
 }
 
+/// Brings a pool up again of which the take-down failed, and gives the error that is to be told.
+pub(super) fn back_up_after(platform: &dyn Platform, pool: &mut Pool, cause: Error) -> Error {
+    match bring_up_again(platform, pool) {
+        Ok(()) => cause,
+        Err(error) => Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![("bring the pool up again".to_owned(), error)],
+            leaves: Availability::NoPoolChanges,
+        },
+    }
+}
+
 /// Brings a pool's stack and its filesystems up again after a take-down that failed half way.
 ///
 /// # Errors

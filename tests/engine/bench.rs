@@ -52,6 +52,14 @@ impl Bench {
         bench
     }
 
+    /// A machine with the pool `p` on two disks, and on it the filesystems `f` and `g`.
+    pub fn with_two_filesystems() -> Bench {
+        let mut bench = Bench::start(Sim::builder().build());
+        bench.create_pool("p", &["/dev/a", "/dev/b"]).expect("the pool can be created");
+        bench.create_filesystems("p", &["f", "g"]).expect("the filesystems can be created");
+        bench
+    }
+
     /// An engine that has not looked at the machine yet.
     pub fn without_discovery(sim: Sim) -> Bench {
         let engine = Engine::new(Arc::new(sim.clone()));

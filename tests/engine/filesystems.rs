@@ -8,10 +8,7 @@ use stratisd::{
         ops::{self, NewFilesystem},
         units::Sectors,
     },
-    platform::{
-        Platform,
-        sim::{Call, Sim},
-    },
+    platform::{Platform, sim::Call},
 };
 
 use crate::{
@@ -19,13 +16,6 @@ use crate::{
     disks::{self, reboot},
     witness::{Witness, listen},
 };
-
-fn machine() -> Bench {
-    let mut bench = Bench::start(Sim::builder().build());
-    bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
-    bench.create_filesystems("p", &["f", "g"]).unwrap();
-    bench
-}
 
 fn snapshot(bench: &mut Bench, origin: &str, to: &str) -> Result<Option<FsUuid>> {
     let origin = bench.filesystem("p", origin);
@@ -45,7 +35,7 @@ fn origin(bench: &Bench, of: &str) -> Option<String> {
 
 #[test]
 fn the_same_again_changes_nothing() {
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
     let (pool, f, device) = (bench.id("p"), bench.filesystem("p", "f"), bench.device("p", "/dev/a"));
     bench.run(ops::set_user_info(pool, device, Some("here".to_owned()))).unwrap();
@@ -67,7 +57,7 @@ fn the_same_again_changes_nothing() {
 
 #[test]
 fn something_else_of_the_same_name_is_an_error() {
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     let before = Witness::of(&bench);
     let error = bench.create_pool("p", &["/dev/a", "/dev/c"]).unwrap_err();
     let Error::OtherDevices { only_requested, only_present, .. } = &error else { panic!("{error:?}") };
@@ -80,7 +70,7 @@ fn something_else_of_the_same_name_is_an_error() {
 
 /// A pool whose metadata is other than requests can make it yet.
 fn with_thin_pool(change: fn(&mut serde_json::Value)) -> Bench {
-    let bench = machine();
+    let bench = Bench::with_two_filesystems();
     reboot(&bench.sim);
     disks::change(&bench.sim, "/dev/a", |json| change(&mut json["thinpool_dev"]));
     Bench::start(bench.sim)
@@ -125,7 +115,7 @@ fn without_overprovisioning_filesystems_fit() {
 #[test]
 fn snapshots_inherit_the_origin_of_what_is_destroyed() {
     // f <- s <- t <- u
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     for (from, to) in [("f", "s"), ("s", "t"), ("t", "u")] {
         snapshot(&mut bench, from, to).unwrap();
     }
@@ -142,7 +132,7 @@ fn snapshots_inherit_the_origin_of_what_is_destroyed() {
 
 #[test]
 fn a_chain_is_destroyed_up_to_an_origin_that_stays() {
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     for (from, to) in [("f", "s"), ("s", "t"), ("t", "u")] {
         snapshot(&mut bench, from, to).unwrap();
     }
@@ -154,7 +144,7 @@ fn a_chain_is_destroyed_up_to_an_origin_that_stays() {
 
 #[test]
 fn nothing_that_takes_part_in_a_revert_is_destroyed() {
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
     // No request schedules one yet; the record says so when another daemon has.
     let file = format!(".mdv-{}/filesystems/{}.json", bench.id("p").simple(), bench.filesystem("p", "s").simple());
@@ -180,7 +170,7 @@ fn nothing_that_takes_part_in_a_revert_is_destroyed() {
 /// there was another filesystem of its name.
 #[test]
 fn what_is_left_of_a_destroyed_filesystem_does_not_get_in_the_way() {
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
     // Both attempts at cleaning up.
     bench.sim.faults().fail_next(Call::RemoveFile, "filesystems");
@@ -203,7 +193,7 @@ fn what_is_left_of_a_destroyed_filesystem_does_not_get_in_the_way() {
 /// Found in review: one thin device that was still open kept its pool from being set up.
 #[test]
 fn a_left_over_that_is_in_use_does_not_keep_the_pool_down() {
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     let mut scheduler = crate::scheduler::Scheduler::new(bench, 0);
     let new = vec![NewFilesystem { name: name("h"), size: Some(GIB), size_limit: None }];
     let pool = scheduler.bench.id("p");

@@ -13,16 +13,9 @@ use crate::{
     witness::{Witness, listen},
 };
 
-fn machine() -> Bench {
-    let mut bench = Bench::start(Sim::builder().build());
-    bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
-    bench.create_filesystems("p", &["f", "g"]).unwrap();
-    bench
-}
-
 #[test]
 fn a_running_stack_is_adopted_as_it_is() {
-    let mut bench = machine();
+    let mut bench = Bench::with_two_filesystems();
     bench.mount("p", "f");
     let f = bench.filesystem("p", "f");
     bench.run(ops::snapshot_filesystem(bench.id("p"), f, name("s"))).unwrap();
@@ -52,7 +45,7 @@ fn every_device_that_was_left_suspended_goes_on() {
         names
     };
     for at in 0..7 {
-        let mut bench = machine();
+        let mut bench = Bench::with_two_filesystems();
         bench.mount("p", "g");
         let device = names(&bench)[at].clone();
         bench.sim.dm_suspend(&device, true).unwrap();
@@ -70,7 +63,7 @@ fn every_device_that_was_left_suspended_goes_on() {
 fn a_stack_that_is_up_in_part_is_completed() {
     let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::Mdv, Role::Cache, Role::OriginSub];
     for up_to in 0..roles.len() {
-        let mut bench = machine();
+        let mut bench = Bench::with_two_filesystems();
         let pool = bench.id("p");
         let filesystems = bench.pool("p").unwrap().filesystems.clone();
         filesystems.keys().for_each(|id| bench.sim.dm_remove(&dm_names::filesystem(pool, *id)).unwrap());
@@ -91,7 +84,7 @@ fn a_stack_that_is_up_in_part_is_completed() {
 
 #[test]
 fn a_device_of_another_table_is_not_touched() {
-    let bench = machine();
+    let bench = Bench::with_two_filesystems();
     let pool = bench.id("p");
     let (f, table) = (dm_names::filesystem(pool, bench.filesystem("p", "f")), Role::ThinPool.name(pool));
     // Somebody has replaced the filesystem by another one.
@@ -141,7 +134,7 @@ fn disks_of_a_creation_cut_short_can_be_used_at_once() {
 #[test]
 fn a_creation_left_between_its_steps_is_taken_back_or_completed() {
     for steps in 0.. {
-        let mut scheduler = crate::scheduler::Scheduler::new(machine(), 1);
+        let mut scheduler = crate::scheduler::Scheduler::new(Bench::with_two_filesystems(), 1);
         let pool = scheduler.bench.id("p");
         let new = ["h", "i"].map(|text| ops::NewFilesystem {
             name: name(text),

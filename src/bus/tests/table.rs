@@ -7,8 +7,8 @@ use crate::bus::{
     introspect,
     methods::{Call, Work},
     outcome::Outcome,
-    table::{self, ALL, Interface, Kind, LAST_REVISION, Member, ROWS, STATUS, Subject},
-    tree::{Id, Tree},
+    table::{self, ALL, Handler, Interface, Kind, LAST_REVISION, Member, ROWS, Row, STATUS, Subject},
+    tree::{Id, Object, Tree},
     wire::{Types, Value},
 };
 
@@ -146,18 +146,27 @@ fn every_property_has_a_value_of_its_type() {
     }
 }
 
+/// What carries a method out, or sets a property; `None` for those that are only read.
+fn handler(row: &Row) -> Option<Handler> {
+    match row.member {
+        Member::Method { handler, .. } => Some(handler),
+        Member::Property { set, .. } => set,
+    }
+}
+
+/// An object that has the row's member.
+fn object<'a>(tree: &'a Tree, row: &Row) -> Option<&'a Object> {
+    tree.objects().find(|object| object.state.kind() == row.kind).map(|object| &**object)
+}
+
 /// Each handler can take apart what its row says it gets, filler values of the row's types. Handlers that go on to the
 /// engine stop before it: no object is at the path `/`, no name is empty, and so on; what they answer is not looked at.
 #[test]
 fn every_handler_understands_its_arguments() {
     let tree = every_kind();
     for row in ROWS {
-        let handler = match row.member {
-            Member::Method { handler, .. } => handler,
-            Member::Property { set: Some(handler), .. } => handler,
-            Member::Property { set: None, .. } => continue,
-        };
-        let object = tree.objects().find(|object| object.state.kind() == row.kind).map(|object| &**object);
+        let Some(handler) = handler(row) else { continue };
+        let object = object(&tree, row);
         // A user info of nothing would be passed on to the engine; an empty text is refused before.
         let arguments: Vec<Value> = Types(row.signature().leak())
             .map(|signature| match (row.name, Value::filler(signature)) {
@@ -187,12 +196,8 @@ fn only_members_of_encryption_are_not_there_yet() {
     let tree = every_kind();
     let mut missing = BTreeSet::new();
     for row in ROWS {
-        let handler = match row.member {
-            Member::Method { handler, .. } => handler,
-            Member::Property { set: Some(handler), .. } => handler,
-            Member::Property { set: None, .. } => continue,
-        };
-        let object = tree.objects().find(|object| object.state.kind() == row.kind).map(|object| &**object);
+        let Some(handler) = handler(row) else { continue };
+        let object = object(&tree, row);
         let arguments = Types(row.signature().leak()).map(Value::filler).collect();
         if let Ok(Work::Now(Outcome::NotYet)) = handler(Call { tree: &tree, object, arguments }) {
             missing.insert(row.name);

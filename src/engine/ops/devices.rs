@@ -223,14 +223,7 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 
 /// Lets a pool use what one of its data devices has grown by. `false`: it has not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
-    let chain = Next::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
-        };
-        let grown = grow(engine.platform(), pool, device);
-        Next::Done(grown.inspect_err(|error| pool.note_failure(error)))
-    });
+    let chain = super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device));
     and_use(uuid, chain, |grown| *grown)
 }
 
@@ -309,14 +302,7 @@ pub(in crate::engine) fn check_sector_sizes(pool: &Pool) -> Result<()> {
 
 /// Sets or removes what the user says of a device. `false`: that is what it says already.
 pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
-        };
-        let set = change_user_info(engine.platform(), pool, device, info);
-        Next::Done(set.inspect_err(|error| pool.note_failure(error)))
-    })
+    super::change(uuid, move |engine, pool| change_user_info(engine.platform(), pool, device, info))
 }
 
 fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, info: Option<String>) -> Result<bool> {

@@ -198,14 +198,7 @@ fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
 
 /// Sets or removes a filesystem's size limit. `false`: that is what it has.
 pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
-        };
-        let set = change_size_limit(engine, pool, id, limit);
-        Next::Done(set.inspect_err(|error| pool.note_failure(error)))
-    })
+    super::change(uuid, move |engine, pool| change_size_limit(engine, pool, id, limit))
 }
 
 fn change_size_limit(engine: &Engine, pool: &mut Pool, id: FsUuid, limit: Option<Sectors>) -> Result<bool> {

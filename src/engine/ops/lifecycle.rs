@@ -157,14 +157,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
             })
         });
     if let Err(cause) = decided {
-        return Err(match setup::bring_up_again(platform, pool) {
-            Ok(()) => cause,
-            Err(error) => Error::Rollback {
-                cause: Box::new(cause),
-                failures: vec![("bring the pool up again".to_owned(), error)],
-                leaves: Availability::NoPoolChanges,
-            },
-        });
+        return Err(setup::back_up_after(platform, pool, cause));
     }
     pool.set_gone(true);
     let mut take_down = || setup::take_backstore_down(platform, &mut pool.stack, uuid);

@@ -83,14 +83,7 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
 
 /// Allows filesystems to be larger together than the pool, or forbids it. `false`: it is so already.
 pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Next<Result<bool>> {
-    let chain = Next::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
-        };
-        let set = change_overprovisioning(engine.platform(), pool, allowed);
-        Next::Done(set.inspect_err(|error| pool.note_failure(error)))
-    });
+    let chain = super::change(uuid, move |engine, pool| change_overprovisioning(engine.platform(), pool, allowed));
     and_use(uuid, chain, move |changed| *changed && allowed)
 }
 

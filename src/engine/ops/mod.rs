@@ -65,6 +65,21 @@ fn writable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
     }
 }
 
+/// A change of a pool that is one step. What its failure says of the pool's state is noted.
+fn change<T: Send + 'static>(
+    uuid: PoolUuid,
+    change: impl FnOnce(&Engine, &mut Pool) -> Result<T> + Send + 'static,
+) -> Next<Result<T>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let changed = change(engine, pool);
+        Next::Done(changed.inspect_err(|error| pool.note_failure(error)))
+    })
+}
+
 /// The pool that a step asked for which takes it down and has drained it. One of which the devices have been given up is
 /// one whose end was begun by a request that panicked; whoever drains it is the next to end it.
 fn drained(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {

@@ -12,7 +12,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, PoolRef},
         setup,
     },
-    view::{Availability, Tier},
+    view::Tier,
 };
 
 /// Destroys a pool that has no filesystems. `false`: there is no such running pool.
@@ -62,14 +62,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
         })
     });
     if let Err(cause) = decided {
-        return Err(match setup::bring_up_again(platform, pool) {
-            Ok(()) => cause,
-            Err(error) => Error::Rollback {
-                cause: Box::new(cause),
-                failures: vec![("bring the pool up again".to_owned(), error)],
-                leaves: Availability::NoPoolChanges,
-            },
-        });
+        return Err(setup::back_up_after(platform, pool, cause));
     }
     pool.set_gone(true);
     // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.

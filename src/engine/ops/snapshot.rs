@@ -130,14 +130,7 @@ pub(in crate::engine) fn give_identity(platform: &dyn Platform, device: &str, id
 
 /// Lets a snapshot take the place of its origin at the next start of the pool, or not. `false`: so it is already.
 pub fn schedule_revert(uuid: PoolUuid, snapshot: FsUuid, scheduled: bool) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
-        let pool = match super::writable(granted, uuid) {
-            Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
-        };
-        let set = schedule(engine, pool, snapshot, scheduled);
-        Next::Done(set.inspect_err(|error| pool.note_failure(error)))
-    })
+    super::change(uuid, move |engine, pool| schedule(engine, pool, snapshot, scheduled))
 }
 
 fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool) -> Result<bool> {
