@@ -171,6 +171,19 @@ fn one_that_has_reached_its_limit_causes_no_events() {
     assert_eq!(after, before);
 }
 
+/// It used to take the mark of all the others away, so that they were looked at by time only.
+#[test]
+fn a_new_one_that_is_made_at_its_limit_leaves_the_mark_where_it_is() {
+    let mut bench = machine();
+    let pool = bench.id("p");
+    bench.run(ops::check_now(pool)).unwrap();
+    let (_, before, _) = thin_pool(&bench.sim, pool);
+    assert!(before > 15_360, "another is watched");
+    let full = ops::NewFilesystem { name: crate::bench::name("g"), size: Some(GIB), size_limit: Some(GIB) };
+    bench.run(ops::create_filesystems(pool, vec![full])).unwrap();
+    assert_eq!(thin_pool(&bench.sim, pool).1, before);
+}
+
 #[test]
 fn a_mark_that_cannot_be_put_in_place_leaves_nothing_suspended() {
     let mut bench = machine();

@@ -288,10 +288,14 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         let created: Vec<(FsUuid, Name)> =
             unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
         let links = super::announce(engine, pool, unborn.iter().map(|new| &new.filesystem));
-        let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO)).collect();
+        let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
+        let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
         unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
-        // What passes the mark meanwhile is seen by the timer.
-        let _ = super::check::arm_or_later(platform, pool, watched);
+        // Without one to watch the mark is that of the others.
+        if !watched.is_empty() {
+            // What passes the mark meanwhile is seen by the timer.
+            let _ = super::check::arm_or_later(platform, pool, watched);
+        }
         drop(claim);
         super::when_linked(links, Ok(created))
     })

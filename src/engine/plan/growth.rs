@@ -197,6 +197,11 @@ impl Watched {
     pub fn new(record: &FilesystemRecord, mapped: Sectors) -> Watched {
         Watched { size: record.size, mapped, limit: record.fs_size_limit }
     }
+
+    /// Whether there is a reason to watch it.
+    pub fn may_grow(&self) -> bool {
+        self.limit.unwrap_or(sizes::DEVICE_MAX) > self.size
+    }
 }
 
 /// The low water mark that a thin pool with so many free data blocks should have.
@@ -212,9 +217,8 @@ pub fn low_water(
     free: DataBlocks,
     filesystems: impl IntoIterator<Item = Watched>,
 ) -> DataBlocks {
-    let may_grow = |watched: &Watched| watched.limit.unwrap_or(sizes::DEVICE_MAX) > watched.size;
     let room = |Watched { size, mapped, .. }: Watched| size.saturating_sub(mapped).max(Sectors(size.0 / 4));
-    let Some(least) = filesystems.into_iter().filter(may_grow).map(room).min() else { return usual };
+    let Some(least) = filesystems.into_iter().filter(Watched::may_grow).map(room).min() else { return usual };
     let step = (sizes::blocks(least).0 / 4).clamp(*LOOK_AFTER.start(), *LOOK_AFTER.end());
     if now < free && free.saturating_sub(now).0 <= step {
         return now;
