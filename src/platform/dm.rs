@@ -99,6 +99,18 @@ pub enum Target {
         /// Replacement policy.
         policy: String,
     },
+    /// A stretch of an encrypted device. Made by those who open LUKS2 containers, never from here: the key, which the
+    /// kernel shows to root, is not kept.
+    Crypt {
+        /// The cipher, as `aes-xts-plain64`.
+        cipher: String,
+        /// Added to the sector numbers that the cipher is told.
+        iv_offset: Sectors,
+        /// The encrypted device.
+        device: DeviceNumber,
+        /// Where the stretch begins there.
+        offset: Sectors,
+    },
     /// Something that Stratis does not make; kept as the kernel wrote it.
     Foreign {
         /// Name of the target.
@@ -121,6 +133,7 @@ impl Line {
             Target::ThinPool { .. } => "thin-pool",
             Target::Thin { .. } => "thin",
             Target::Cache { .. } => "cache",
+            Target::Crypt { .. } => "crypt",
             Target::Foreign { kind, .. } => kind,
         }
     }
@@ -128,6 +141,8 @@ impl Line {
     /// Reads a line from the kernel's words. What is not understood becomes [`Target::Foreign`].
     pub fn parse(start: Sectors, length: Sectors, kind: &str, parameters: &str) -> Line {
         let words: Vec<&str> = parameters.split_ascii_whitespace().collect();
+        // Nothing of a table that holds a key may be kept unread.
+        let parameters = if kind == "crypt" { "" } else { parameters };
         let target = parse_target(kind, &words)
             .unwrap_or_else(|| Target::Foreign { kind: kind.to_owned(), parameters: parameters.to_owned() });
         Line { start, length, target }
@@ -151,6 +166,12 @@ fn parse_target(kind: &str, words: &[&str]) -> Option<Target> {
             block: Sectors(number(2)?),
             low_water: DataBlocks(number(3)?),
             features: if words.len() > 4 { features(4)?.0 } else { Vec::new() },
+        }),
+        "crypt" => Some(Target::Crypt {
+            cipher: (*words.first()?).to_owned(),
+            iv_offset: Sectors(number(2)?),
+            device: device(3)?,
+            offset: Sectors(number(4)?),
         }),
         "cache" => {
             let (features, after) = features(4)?;
@@ -181,6 +202,9 @@ impl fmt::Display for Target {
                 write!(f, "{metadata} {cache} {origin} {} {}", block.0, features.len())?;
                 features.iter().try_for_each(|feature| write!(f, " {feature}"))?;
                 write!(f, " {policy} 0")
+            }
+            Target::Crypt { cipher, iv_offset, device, offset } => {
+                write!(f, "{cipher} - {} {device} {}", iv_offset.0, offset.0)
             }
             Target::Foreign { parameters, .. } => f.write_str(parameters),
         }

@@ -50,6 +50,32 @@ pub enum Error {
         /// Its exit status and what it said on standard error, on one line and cut to a readable length.
         what: String,
     },
+    /// No keyslot opens with a passphrase.
+    #[error("the passphrase does not open {}; give the right one", shortened(&device.to_string_lossy()))]
+    WrongKey {
+        /// The container.
+        device: PathBuf,
+    },
+    /// Something could not be done with a LUKS2 container.
+    #[error("could not {action} the LUKS2 container on {}: {what}", shortened(&device.to_string_lossy()))]
+    Luks {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        device: PathBuf,
+        /// Why not, in the words of the library or the kernel.
+        what: String,
+    },
+    /// Clevis could not encrypt or decrypt a passphrase.
+    #[error("Clevis could not {action} a passphrase with {with}: {what}")]
+    Clevis {
+        /// `encrypt` or `decrypt`.
+        action: &'static str,
+        /// The pin, and the servers that it asks: `tang (http://10.0.0.1)`.
+        with: String,
+        /// Why not, on one line.
+        what: String,
+    },
     /// The kernel or a tool said something that is not understood.
     #[error("{what} could not be understood: {text}")]
     Unexpected {

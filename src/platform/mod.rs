@@ -3,13 +3,16 @@
 //! The level is that of a kernel and its disks: bytes of a device, device-mapper calls, named programs, mounts in a
 //! private place, what udev knows. Nothing here decides anything about pools.
 
+pub mod clevis;
 pub mod dm;
 mod error;
 pub mod keyring;
 pub mod linux;
+pub mod luks;
 pub mod sim;
 
 use std::{
+    collections::BTreeMap,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -308,6 +311,90 @@ pub trait Platform: Send + Sync + 'static {
     fn key_unset(&self, name: &str) -> Result<bool>;
     /// The names of all keys.
     fn key_list(&self) -> Result<Vec<String>>;
+    /// A key of it; `None`: there is none of that name.
+    fn key_read(&self, name: &str) -> Result<Option<keyring::Secret>>;
+    /// Keeps a volume key in the daemon's own (process) keyring, where it is as long as the daemon runs. `name` is the
+    /// whole name. One that is there is replaced.
+    fn volume_key_set(&self, name: &str, value: &keyring::Secret) -> Result<()>;
+    /// A volume key that is kept there.
+    fn volume_key_read(&self, name: &str) -> Result<Option<keyring::Secret>>;
+    /// Removes a volume key. `false`: there was none.
+    fn volume_key_unset(&self, name: &str) -> Result<bool>;
+
+    // ---- LUKS2 ----
+    //
+    // Each call may take seconds: keys are derived at a cost. Calls on different devices run side by side.
+
+    /// The header on a device; `None`: there is no LUKS2 header.
+    ///
+    /// # Errors
+    /// When both copies are damaged, or the device cannot be read.
+    fn luks_read(&self, device: &Path) -> Result<Option<luks::Header>>;
+    /// Makes a header with these keyslots (at least one) and tokens. For [`luks::Purpose::New`] an error may leave a header
+    /// without use, which the caller wipes; for [`luks::Purpose::Encrypt`] nothing of it is on the device before it is
+    /// complete.
+    ///
+    /// # Errors
+    /// Also if the data would not begin at the offset asked for.
+    fn luks_format(
+        &self,
+        device: &Path,
+        layout: &luks::Layout,
+        purpose: luks::Purpose,
+        keyslots: &[luks::NewKeyslot<'_>],
+        tokens: &BTreeMap<u32, serde_json::Value>,
+    ) -> Result<luks::Header>;
+    /// Carries out the changes in order, up to the first that fails; gives the header as it is then. `unlock` is needed for
+    /// changes that add keyslots.
+    fn luks_change(
+        &self,
+        device: &Path,
+        unlock: Option<luks::Unlock<'_>>,
+        changes: &[luks::HeaderChange<'_>],
+    ) -> Result<luks::Header>;
+    /// Finds the volume key; with `name` also brings the opened device up, `/dev/mapper/NAME`. Where a work on the data was
+    /// cut short, what it was at is put right first, and the device serves both parts of the data.
+    ///
+    /// # Errors
+    /// [`Error::WrongKey`] if the passphrase fits no keyslot (or not the one named). A device of that name that is up
+    /// already is an error, too.
+    fn luks_open(&self, device: &Path, name: Option<&str>, unlock: luks::Unlock<'_>) -> Result<keyring::Secret>;
+    /// Lets an opened device be as large as what it lies on gives room for, or `size`.
+    fn luks_resize(&self, device: &Path, name: &str, volume_key: &keyring::Secret, size: Option<Sectors>)
+    -> Result<()>;
+    /// Works on the data of a container whose opened device `name` is up and in use, until all is done or `watch` says
+    /// `false`, which is asked again and again, at least once in a few seconds.
+    ///
+    /// # Errors
+    /// The header says how far it came, and the opened device serves all data nevertheless.
+    fn luks_reencrypt(
+        &self,
+        device: &Path,
+        name: &str,
+        unlock: luks::Unlock<'_>,
+        begin: luks::Begin,
+        watch: &(dyn Fn(luks::Progress) -> bool + Sync),
+    ) -> Result<luks::Ended>;
+
+    // ---- Clevis ----
+
+    /// Encrypts a passphrase so that only what the pin stands for (a Tang server, the TPM, a number of such) helps to
+    /// decrypt it. Gives the JWE as it stands in a token. `trust`: take the keys that a server sends.
+    ///
+    /// # Errors
+    /// [`Error::Clevis`]; [`Error::Missing`] names the programs that are not there.
+    fn clevis_encrypt(
+        &self,
+        pin: &str,
+        config: &serde_json::Value,
+        trust: bool,
+        passphrase: &keyring::Secret,
+    ) -> Result<serde_json::Value>;
+    /// Decrypts a passphrase.
+    ///
+    /// # Errors
+    /// As [`Platform::clevis_encrypt`].
+    fn clevis_decrypt(&self, jwe: &serde_json::Value) -> Result<keyring::Secret>;
 
     // ---- udev, time, chance ----
 

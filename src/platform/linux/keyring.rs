@@ -137,3 +137,21 @@ fn described(serial: Serial) -> Option<String> {
     let mut fields = text.splitn(5, ';');
     (fields.next()? == "user").then(|| fields.nth(3).map(str::to_owned))?
 }
+
+/// A key of the keyring.
+pub(super) fn key_read(name: &str) -> Result<Option<Secret>> {
+    let Some(serial) = find(persistent()?, name)? else { return Ok(None) };
+    Ok(Some(Secret::new(read(serial, name, VALUE_BYTES_MAX)?)))
+}
+
+pub(super) fn volume_key_set(name: &str, _value: &Secret) -> Result<()> {
+    Err(Error::Missing(format!("the process keyring ({name}) is not there yet")))
+}
+
+pub(super) fn volume_key_read(_name: &str) -> Result<Option<Secret>> {
+    Ok(None)
+}
+
+pub(super) fn volume_key_unset(_name: &str) -> Result<bool> {
+    Ok(false)
+}

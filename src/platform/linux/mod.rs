@@ -4,6 +4,7 @@
 //! workspace where the kernel is spoken to.
 
 mod announce;
+mod clevis;
 mod database;
 pub mod descriptors;
 mod devices;
@@ -11,6 +12,7 @@ mod dm;
 mod files;
 pub mod heap;
 mod keyring;
+mod luks;
 mod monitor;
 mod mounts;
 pub mod pid_file;
@@ -19,18 +21,22 @@ mod startup;
 mod wait;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use rand::{TryRngCore, rngs::OsRng};
+use serde_json::Value;
 
 use self::{dm::Mapper, files::Place, programs::Programs};
+use crate::engine::units::Sectors;
 use crate::platform::{
     Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DmEvents, Geometry, PendingLinks, Platform,
     Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
+    luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
 };
 
 /// A machine that runs Linux.
@@ -194,6 +200,68 @@ impl Platform for Linux {
 
     fn key_list(&self) -> Result<Vec<String>> {
         keyring::list()
+    }
+
+    fn key_read(&self, name: &str) -> Result<Option<Secret>> {
+        keyring::key_read(name)
+    }
+
+    fn volume_key_set(&self, name: &str, value: &Secret) -> Result<()> {
+        keyring::volume_key_set(name, value)
+    }
+
+    fn volume_key_read(&self, name: &str) -> Result<Option<Secret>> {
+        keyring::volume_key_read(name)
+    }
+
+    fn volume_key_unset(&self, name: &str) -> Result<bool> {
+        keyring::volume_key_unset(name)
+    }
+
+    fn luks_read(&self, device: &Path) -> Result<Option<Header>> {
+        luks::read(device)
+    }
+
+    fn luks_format(
+        &self,
+        device: &Path,
+        layout: &Layout,
+        purpose: Purpose,
+        keyslots: &[NewKeyslot<'_>],
+        tokens: &BTreeMap<u32, Value>,
+    ) -> Result<Header> {
+        luks::format(device, layout, purpose, keyslots, tokens)
+    }
+
+    fn luks_change(&self, device: &Path, unlock: Option<Unlock<'_>>, changes: &[HeaderChange<'_>]) -> Result<Header> {
+        luks::change(device, unlock, changes)
+    }
+
+    fn luks_open(&self, device: &Path, name: Option<&str>, unlock: Unlock<'_>) -> Result<Secret> {
+        luks::open(device, name, unlock)
+    }
+
+    fn luks_resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
+        luks::resize(device, name, volume_key, size)
+    }
+
+    fn luks_reencrypt(
+        &self,
+        device: &Path,
+        name: &str,
+        unlock: Unlock<'_>,
+        begin: Begin,
+        watch: &(dyn Fn(Progress) -> bool + Sync),
+    ) -> Result<Ended> {
+        luks::reencrypt(device, name, unlock, begin, watch)
+    }
+
+    fn clevis_encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
+        clevis::encrypt(pin, config, trust, passphrase)
+    }
+
+    fn clevis_decrypt(&self, jwe: &Value) -> Result<Secret> {
+        clevis::decrypt(jwe)
     }
 
     fn now(&self) -> Timestamp {

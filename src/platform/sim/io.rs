@@ -85,7 +85,7 @@ impl Machine {
                 Target::Cache { origin, .. } => Hop::Device(*origin, within),
                 Target::Thin { pool, id } => Hop::Thin { pool: pool.minor, id: *id, offset: within },
                 // Refused when a table is loaded.
-                Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
+                Target::Crypt { .. } | Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
             };
             hops.push((hop, (from - stretch.start) as usize..(to - stretch.start) as usize));
         }
@@ -166,7 +166,7 @@ impl Machine {
                     pools.push(pool.minor);
                     continue;
                 }
-                Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
+                Target::Crypt { .. } | Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
             };
             if !below.contains(&to) {
                 below.push(to);

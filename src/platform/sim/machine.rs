@@ -29,6 +29,8 @@ pub(super) struct Machine {
     pub(super) stalled: usize,
     /// Keys, by name. They are gone after a power cut, as the kernel's are.
     pub(super) keyring: BTreeMap<String, Secret>,
+    /// Volume keys in the process keyring of the daemon.
+    pub(super) volume_keys: BTreeMap<String, Secret>,
     chance: StdRng,
     keys: u64,
 }
@@ -47,6 +49,7 @@ impl Machine {
             stalled: 0,
             chance: StdRng::seed_from_u64(seed),
             keyring: BTreeMap::new(),
+            volume_keys: BTreeMap::new(),
             keys: 0,
         }
     }
@@ -103,6 +106,7 @@ impl Machine {
         self.udev.lose_power();
         self.events.lose_power();
         self.keyring.clear();
+        self.volume_keys.clear();
     }
 
     pub(super) fn power_on(&mut self) {

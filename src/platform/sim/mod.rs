@@ -15,6 +15,7 @@
 //! Knows nothing of pools, plans and requests, and nothing real but the clock and eventfds.
 
 mod builder;
+mod clevis;
 mod clock;
 mod disks;
 mod dm;
@@ -22,6 +23,7 @@ mod events;
 mod faults;
 mod inspect;
 mod io;
+mod luks;
 mod machine;
 mod programs;
 mod sparse;
@@ -34,6 +36,7 @@ mod xfs;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -42,6 +45,7 @@ use std::{
 use nix::libc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rand::{RngCore, rngs::StdRng};
+use serde_json::Value;
 
 pub use builder::{Builder, DISK_SIZE_DEFAULT, Preset};
 pub use faults::{Call, Faults, Gate, Step};
@@ -58,6 +62,7 @@ use super::{
     PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
+    luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
 };
 use crate::engine::units::Sectors;
 
@@ -422,6 +427,71 @@ impl Platform for Sim {
 
     fn key_list(&self) -> Result<Vec<String>> {
         self.step(Call::Key, "(all)", || Ok(self.machine()?.keyring.keys().cloned().collect()))
+    }
+
+    fn key_read(&self, name: &str) -> Result<Option<Secret>> {
+        self.step(Call::Key, name, || Ok(self.machine()?.keyring.get(name).cloned()))
+    }
+
+    fn volume_key_set(&self, name: &str, value: &Secret) -> Result<()> {
+        self.step(Call::Key, name, || {
+            self.machine()?.volume_keys.insert(name.to_owned(), value.clone());
+            Ok(())
+        })
+    }
+
+    fn volume_key_read(&self, name: &str) -> Result<Option<Secret>> {
+        self.step(Call::Key, name, || Ok(self.machine()?.volume_keys.get(name).cloned()))
+    }
+
+    fn volume_key_unset(&self, name: &str) -> Result<bool> {
+        self.step(Call::Key, name, || Ok(self.machine()?.volume_keys.remove(name).is_some()))
+    }
+
+    fn luks_read(&self, device: &Path) -> Result<Option<Header>> {
+        luks::read(self, device)
+    }
+
+    fn luks_format(
+        &self,
+        device: &Path,
+        layout: &Layout,
+        purpose: Purpose,
+        keyslots: &[NewKeyslot<'_>],
+        tokens: &BTreeMap<u32, Value>,
+    ) -> Result<Header> {
+        luks::format(self, device, layout, purpose, keyslots, tokens)
+    }
+
+    fn luks_change(&self, device: &Path, unlock: Option<Unlock<'_>>, changes: &[HeaderChange<'_>]) -> Result<Header> {
+        luks::change(self, device, unlock, changes)
+    }
+
+    fn luks_open(&self, device: &Path, name: Option<&str>, unlock: Unlock<'_>) -> Result<Secret> {
+        luks::open(self, device, name, unlock)
+    }
+
+    fn luks_resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
+        luks::resize(self, device, name, volume_key, size)
+    }
+
+    fn luks_reencrypt(
+        &self,
+        device: &Path,
+        name: &str,
+        unlock: Unlock<'_>,
+        begin: Begin,
+        watch: &(dyn Fn(Progress) -> bool + Sync),
+    ) -> Result<Ended> {
+        luks::reencrypt(self, device, name, unlock, begin, watch)
+    }
+
+    fn clevis_encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
+        clevis::encrypt(self, pin, config, trust, passphrase)
+    }
+
+    fn clevis_decrypt(&self, jwe: &Value) -> Result<Secret> {
+        clevis::decrypt(self, jwe)
     }
 
     fn now(&self) -> Timestamp {

@@ -113,7 +113,7 @@ pub(super) fn uses(table: &[Line]) -> Vec<DeviceNumber> {
             Target::Cache { metadata, cache, origin, .. } => {
                 [metadata, cache, origin].into_iter().for_each(&mut add);
             }
-            Target::Foreign { .. } => {}
+            Target::Crypt { .. } | Target::Foreign { .. } => {}
         }
     }
     found
@@ -217,7 +217,7 @@ impl Machine {
                 }
                 line.target.clone()
             }
-            Target::Foreign { .. } => return Err(libc::EINVAL),
+            Target::Crypt { .. } | Target::Foreign { .. } => return Err(libc::EINVAL),
         };
         Ok(Line { start: line.start, length: line.length, target })
     }
@@ -337,7 +337,7 @@ impl Machine {
             Target::Linear { device, offset } => within(device, offset.0, line.length.0),
             Target::ThinPool { data, .. } => within(data, 0, line.length.0),
             Target::Cache { origin, .. } => within(origin, 0, line.length.0),
-            Target::Thin { .. } | Target::Foreign { .. } => true,
+            Target::Thin { .. } | Target::Crypt { .. } | Target::Foreign { .. } => true,
         })
     }
 
@@ -408,7 +408,7 @@ impl Machine {
                     block.0
                 )
             }
-            Target::Linear { .. } | Target::Foreign { .. } => String::new(),
+            Target::Linear { .. } | Target::Crypt { .. } | Target::Foreign { .. } => String::new(),
         }
     }
 
