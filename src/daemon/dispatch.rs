@@ -44,7 +44,7 @@ use crate::{
         ids::PoolUuid,
         name::Name,
         pool::Pool,
-        request::{Access, Granted, Join, Mode, Next, Part, UnderStep},
+        request::{Access, ActStep, Granted, Join, Mode, Next, Part, UnderStep},
     },
     view::{self, Change, Update},
 };
@@ -57,6 +57,12 @@ pub trait House: Send + Sync + 'static {
     fn claims_given_back(&self) -> u64;
     /// The pools that do not run, if that changed since this was last called.
     fn take_stopped_change(&self) -> Option<Arc<view::Stopped>>;
+    /// Lets work of hours stop as soon as it can.
+    fn end(&self);
+    /// Work that steps have begun and nobody waits for, with its labels.
+    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)>
+    where
+        Self: Sized;
 }
 
 impl House for Engine {
@@ -69,6 +75,15 @@ impl House for Engine {
     fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
         Engine::take_stopped_change(self)
     }
+
+    fn end(&self) {
+        Engine::end(self);
+    }
+
+    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
+        let begun = Engine::take_background(self).into_iter();
+        begun.map(|(label, chain)| (label, chain.map(|()| None))).collect()
+    }
 }
 
 /// A chain whose steps are about a house and its pools, and that ends with what answers the caller, if anything does.
@@ -76,6 +91,8 @@ pub type Chain<R, H> = Next<Option<R>, H, <H as House>::Pool>;
 
 /// A step of such a chain under a lock.
 type Step<R, H> = UnderStep<Option<R>, H, <H as House>::Pool>;
+/// A step of such a chain without one.
+type FreeStep<R, H> = ActStep<Option<R>, H, <H as House>::Pool>;
 /// What follows the parts of such a chain that ran side by side.
 type JoinStep<R, H> = Join<Option<R>, H, <H as House>::Pool>;
 
@@ -219,6 +236,7 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
     /// which the workers must stay: the channel given back is disconnected when no request is left.
     pub fn stop(&self) -> Receiver<Infallible> {
         let inner = &self.inner;
+        inner.house.end();
         let (waiting, parked, over) = {
             let mut queue = inner.queue.lock();
             queue.stopping = true;
@@ -321,11 +339,8 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                 self.answered();
             }
             Next::Under(access, step) => self.wait_for_lock(access, step),
-            Next::Act(step) => self.run(Class::Slow, move |ticket| {
-                let seen = ticket.inner.house.claims_given_back();
-                let outcome = caught(|| step(&ticket.inner.house));
-                ticket.after_free_step(outcome, seen);
-            }),
+            Next::Act(step) => self.run_free(Class::Slow, step),
+            Next::Long(step) => self.run_free(Class::Long, step),
             Next::Together(parts, join) => self.run_together(parts, join),
             Next::Parked(next) => self.park(*next, seen),
         }
@@ -349,6 +364,15 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             // Dropping the job has answered the request. Workers are closed only after the last request has ended.
             log::error!("a request found the workers closed; this is a bug, please report it");
         }
+    }
+
+    /// Runs a step that has no lock.
+    fn run_free(self, class: Class, step: FreeStep<R, H>) {
+        self.run(class, move |ticket| {
+            let seen = ticket.inner.house.claims_given_back();
+            let outcome = caught(|| step(&ticket.inner.house));
+            ticket.after_free_step(outcome, seen);
+        });
     }
 
     fn wait_for_lock(self, access: Access, step: Step<R, H>) {
@@ -437,6 +461,9 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         records.send(&*inner.house, changes, reply);
         drop(records);
         drop(guard);
+        for (label, chain) in inner.house.take_background() {
+            Dispatcher { inner: Arc::clone(&inner) }.submit(Request { label, chain, on_failure: Box::new(|_| None) });
+        }
         match outcome {
             Ok(Next::Done(_)) | Err(_) => self.answered(),
             Ok(next) => {

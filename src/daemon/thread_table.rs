@@ -27,12 +27,14 @@ pub const BUS_READER: &str = "bus-reader";
 pub const BUS_LISTER: &str = "bus-lister";
 /// Run steps of requests.
 pub const WORKERS: &str = "worker-*";
+/// Run steps that take hours.
+pub const LONG: &str = "long-*";
 /// Publishes changes.
 pub const TREE_WRITER: &str = "tree-writer";
 
 /// Every thread but the one of `main`, which starts them, waits for the first of them to end and joins them; in the order in
 /// which they are joined (STYLE §6). The signal thread is the last, so that a second Ctrl-C is heard during all of the stop.
-pub const TABLE: [Row; 8] = [
+pub const TABLE: [Row; 9] = [
     Row { name: BUS_READER, waits_on: "bus socket, waker", does: "answers reads from the view, submits requests" },
     Row { name: BUS_LISTER, waits_on: "channel from the reader", does: "sends lists of all objects" },
     Row { name: UDEV, waits_on: "udev monitor, waker", does: "submits a request for each device event" },
@@ -43,6 +45,7 @@ pub const TABLE: [Row; 8] = [
     },
     Row { name: TIMERS, waits_on: "next deadline, waker", does: "submits checks of all pools" },
     Row { name: WORKERS, waits_on: "ready jobs", does: "run steps of requests" },
+    Row { name: LONG, waits_on: "long jobs", does: "run steps that take hours, one thread for each under way" },
     Row { name: TREE_WRITER, waits_on: "channel of updates", does: "publishes, signals, replies, in this order" },
     Row { name: SIGNALS, waits_on: "SIGINT, SIGTERM", does: "turns the stop switch on" },
 ];

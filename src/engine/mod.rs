@@ -25,11 +25,15 @@ pub mod thin_status;
 mod undo;
 pub mod units;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 pub use error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 
+use self::request::Next;
 use crate::{platform::Platform, view};
 
 /// What all operations share: the machine, what requests have claimed, and what is known of pools that do not run.
@@ -37,12 +41,16 @@ pub struct Engine {
     platform: Arc<dyn Platform>,
     claims: Arc<claims::Claims>,
     registry: Mutex<registry::Registry>,
+    /// Work that has been begun and nobody waits for, with its labels.
+    background: Mutex<Vec<(String, Next<()>)>>,
+    /// The daemon ends.
+    ending: AtomicBool,
 }
 
 impl Engine {
     /// An engine for this machine. Nothing is read from it yet.
     pub fn new(platform: Arc<dyn Platform>) -> Engine {
-        Engine { platform, claims: Arc::default(), registry: Mutex::default() }
+        Engine { platform, claims: Arc::default(), registry: Mutex::default(), background: Mutex::default(), ending: AtomicBool::new(false) }
     }
 
     /// The machine.
@@ -58,6 +66,25 @@ impl Engine {
     /// The pools that do not run, if that changed since this was last called.
     pub fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
         self.registry.lock().take_change()
+    }
+
+    /// Work that steps have begun and that nobody waits for, to be run like requests.
+    pub fn take_background(&self) -> Vec<(String, Next<()>)> {
+        std::mem::take(&mut *self.background.lock())
+    }
+
+    /// Lets work of hours stop as soon as it can; it goes on when its pool is next set up.
+    pub fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Begins work that nobody waits for.
+    fn begin(&self, label: String, work: Next<()>) {
+        self.background.lock().push((label, work));
     }
 
     fn claims(&self) -> &Arc<claims::Claims> {

@@ -101,6 +101,8 @@ pub enum Next<T, E = Engine, P = Pool> {
     Under(Access, UnderStep<T, E, P>),
     /// Time without a lock: this step may be slow.
     Act(ActStep<T, E, P>),
+    /// As `Act`, for what may take hours: it gets a thread of its own, so that it keeps nobody else from a worker.
+    Long(ActStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
     Together(Vec<Part<E>>, Join<T, E, P>),
     /// Something is claimed by another request. When any claim has been given back, go on with this.
@@ -126,6 +128,11 @@ impl<T: Send + 'static> Next<T> {
         Next::Act(Box::new(step))
     }
 
+    /// Asks for a thread for hours.
+    pub fn long(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
+        Next::Long(Box::new(step))
+    }
+
     /// The chain followed by another, made from its result.
     pub fn then<U: Send + 'static>(self, follow: impl FnOnce(T) -> Next<U> + Send + 'static) -> Next<U> {
         match self {
@@ -134,6 +141,7 @@ impl<T: Send + 'static> Next<T> {
                 Next::Under(access, Box::new(move |engine, granted| step(engine, granted).then(follow)))
             }
             Next::Act(step) => Next::Act(Box::new(move |engine| step(engine).then(follow))),
+            Next::Long(step) => Next::Long(Box::new(move |engine| step(engine).then(follow))),
             Next::Together(parts, join) => {
                 Next::Together(parts, Box::new(move |engine, results| join(engine, results).then(follow)))
             }

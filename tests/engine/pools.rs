@@ -34,8 +34,11 @@ impl Pools {
     pub fn run<T>(&mut self, engine: &Engine, mut next: Next<T>) -> T {
         loop {
             next = match next {
-                Next::Done(value) => return value,
-                Next::Act(step) => step(engine),
+                Next::Done(value) => {
+                    engine.take_background().into_iter().for_each(|(_, work)| self.run(engine, work));
+                    return value;
+                }
+                Next::Act(step) | Next::Long(step) => step(engine),
                 Next::Together(parts, join) => {
                     let run = |part: Part| catch_unwind(AssertUnwindSafe(|| part(engine))).ok();
                     let results = parts.into_iter().map(run).collect();

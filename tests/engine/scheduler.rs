@@ -90,7 +90,7 @@ impl<T: Send + 'static> Scheduler<T> {
             }
             State::Ready(next) | State::Parked(_, next) => match next {
                 Next::Done(value) => return (State::Done(value), "done"),
-                Next::Act(step) => (step(engine), "act"),
+                Next::Act(step) | Next::Long(step) => (step(engine), "act"),
                 Next::Under(Access::Table(_), step) => (step(engine, Granted::Table(pools)), "table"),
                 Next::Under(Access::Pool(which, mode), step) => {
                     let uuid = pools.resolve(&which);

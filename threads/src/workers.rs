@@ -1,4 +1,4 @@
-//! A fixed number of threads that run jobs, of which slow ones hold at most half.
+//! A fixed number of threads that run jobs, of which slow ones hold at most half; and one more for each job of hours.
 //!
 //! Must never know: what a job is about, and which lock grants it carries.
 //!
@@ -7,6 +7,8 @@
 //! Jobs start in the order of their submission, except that quick ones pass slow ones that have to wait. A slow job waits
 //! only while half of the workers (at least one) run slow ones; a quick job waits only while all workers are busy. With
 //! more than one worker there is always one that no slow job may take. A worker outlives a panic of its job.
+//!
+//! Long jobs wait for nobody and nobody waits for them: each has a thread, `long-1`, `long-2` …, which the next one takes over.
 
 //! # Why half
 //!
@@ -35,7 +37,7 @@ use std::{
 
 use crate::{
     group::{Group, SpawnError, panic_text},
-    primitives::{Condvar, Mutex, PlainArc, wait},
+    primitives::{Condvar, Mutex, MutexGuard, PlainArc, wait},
 };
 
 /// What a worker runs. It owns all that it needs, for instance the guard of a lock, which ends with it.
@@ -48,6 +50,8 @@ pub enum Class {
     Quick,
     /// Anything else: formats, checks, waits for other programs or the network.
     Slow,
+    /// What may take hours.
+    Long,
 }
 
 /// The pool of workers. Clones are the same pool; it is closed when the last one is dropped.
@@ -59,6 +63,7 @@ pub struct Workers {
 /// Ends the threads when nobody can submit any more. The threads have the board itself, not this.
 struct Handle {
     board: PlainArc<Board>,
+    group: Group,
 }
 
 /// Where the jobs are, and where the workers wait for them.
@@ -66,6 +71,8 @@ struct Board {
     jobs: Mutex<Jobs>,
     /// Notified when a worker that found nothing to do may find something: a new job, room for a slow one, the end.
     changed: Condvar,
+    /// Notified when there is a long job, and at the end.
+    long_changed: Condvar,
     /// How many slow jobs may run at once: half of the workers, rounded down, and one if that is none.
     slow_max: usize,
 }
@@ -77,6 +84,12 @@ struct Jobs {
     /// Numbered in the order of submission, over both queues, so that the older of the two heads is known.
     quick: VecDeque<(u64, Job)>,
     slow: VecDeque<(u64, Job)>,
+    /// Never more than free threads for them, unless there could be no more threads.
+    long: VecDeque<Job>,
+    /// Threads for long jobs,
+    long_threads: usize,
+    /// and how many of them run none.
+    long_free: usize,
     /// Raised under the mutex by whoever takes the job, lowered when the job is over, panicked or not.
     slow_running: usize,
     submitted: u64,
@@ -92,10 +105,12 @@ impl Workers {
         let board = PlainArc::new(Board {
             jobs: Mutex::new(Jobs::default()),
             changed: Condvar::new(),
+            long_changed: Condvar::new(),
             slow_max: (count.get() / 2).max(1),
         });
         // From here on an early return drops the handle, which closes the board and thereby ends the threads.
-        let workers = Workers { handle: PlainArc::new(Handle { board: PlainArc::clone(&board) }) };
+        let handle = Handle { board: PlainArc::clone(&board), group: group.clone() };
+        let workers = Workers { handle: PlainArc::new(handle) };
         for number in 1..=count.get() {
             let board = PlainArc::clone(&board);
             group.spawn(&format!("worker-{number}"), move || {
@@ -116,17 +131,49 @@ impl Workers {
         if jobs.closed {
             return Err(job);
         }
+        if class == Class::Long {
+            return self.submit_long(jobs, job);
+        }
         jobs.submitted += 1;
         let number = jobs.submitted;
         match class {
             Class::Quick => jobs.quick.push_back((number, job)),
-            Class::Slow => jobs.slow.push_back((number, job)),
+            Class::Slow | Class::Long => jobs.slow.push_back((number, job)),
         }
         drop(jobs);
         // Not lost: a worker looks at the queues and falls asleep under one hold of the mutex, so it either sees this job or
         // is asleep by now. One is enough, since any worker may take this job; if the class is at its limit, the one woken
         // sleeps again and the end of a slow job wakes the next.
         board.changed.notify_one();
+        Ok(())
+    }
+
+    /// Gives a long job to a thread that has none, or to a new one.
+    fn submit_long(&self, mut jobs: MutexGuard<'_, Jobs>, job: Job) -> Result<(), Job> {
+        let board = &self.handle.board;
+        if jobs.long.len() >= jobs.long_free {
+            // Under the mutex, so that no two ask for one name; the new thread waits for it.
+            let (name, its_board) = (format!("long-{}", jobs.long_threads + 1), PlainArc::clone(board));
+            let spawned = self.handle.group.spawn(&name, move || {
+                its_board.work_long();
+                Ok(())
+            });
+            match spawned {
+                Ok(()) => {
+                    jobs.long_threads += 1;
+                    jobs.long_free += 1;
+                }
+                Err(error) if jobs.long_threads == 0 => {
+                    log::warn!("no thread for a long job, which becomes a slow one: {error}");
+                    drop(jobs);
+                    return self.submit(Class::Slow, job);
+                }
+                Err(error) => log::warn!("no thread for a long job, which waits for another one: {error}"),
+            }
+        }
+        jobs.long.push_back(job);
+        drop(jobs);
+        board.long_changed.notify_one();
         Ok(())
     }
 
@@ -148,18 +195,33 @@ impl Board {
         // From here on `submit` refuses, so the queues only get shorter, and the last worker finds them empty.
         // All: each has to see it. Not lost, for the reason given in `submit`.
         self.changed.notify_all();
+        self.long_changed.notify_all();
     }
 
     /// The life of a worker.
     fn work(&self) {
         while let Some((class, job)) = self.next() {
-            // A job is expected to catch its own panics, where it is known what to answer. This catch is for the pool:
-            // other jobs must not lose their worker. Nothing is shared with the job but what it brought along.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
-                log::error!("a job panicked: {}", panic_text(panic.as_ref()));
-            }
+            contained(job);
             if class == Class::Slow {
                 self.slow_ended();
+            }
+        }
+    }
+
+    /// The life of a thread for long jobs.
+    fn work_long(&self) {
+        let mut jobs = self.jobs.lock();
+        loop {
+            if let Some(job) = jobs.long.pop_front() {
+                jobs.long_free -= 1;
+                drop(jobs);
+                contained(job);
+                jobs = self.jobs.lock();
+                jobs.long_free += 1;
+            } else if jobs.closed {
+                return;
+            } else {
+                jobs = wait(&self.long_changed, jobs);
             }
         }
     }
@@ -189,6 +251,14 @@ impl Board {
             // This worker looks for work next, but may find an older quick job; so another one is told that a slow job may run.
             self.changed.notify_one();
         }
+    }
+}
+
+/// Runs a job. It is expected to catch its own panics, where it is known what to answer. This catch is for the pool: other
+/// jobs must not lose their thread. Nothing is shared with the job but what it brought along.
+fn contained(job: Job) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
+        log::error!("a job panicked: {}", panic_text(panic.as_ref()));
     }
 }
 

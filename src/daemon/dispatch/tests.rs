@@ -104,6 +104,12 @@ impl House for Home {
         (0..20).for_each(|_| std::thread::yield_now());
         taken
     }
+
+    fn end(&self) {}
+
+    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
+        Vec::new()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

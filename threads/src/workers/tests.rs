@@ -11,7 +11,7 @@ use crate::group::Group;
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn start(count: usize) -> (Group, Workers) {
-    let group = Group::new(&["worker-*"]);
+    let group = Group::new(&["worker-*", "long-*"]);
     let workers = Workers::start(&group, NonZeroUsize::new(count).unwrap()).unwrap();
     (group, workers)
 }
@@ -58,6 +58,41 @@ fn check_slow_share(count: usize, slow_max: usize) {
     // With the gates open all the rest come through.
     drop((slow_gate, quick_gate));
     (slow_max..2 * count).for_each(|_| assert!(slow.next() >= slow_max));
+    workers.close();
+    group.join(&["worker-*"], LIMIT).unwrap();
+}
+
+#[test]
+fn long_jobs_have_threads_of_their_own() {
+    let (group, workers) = start(1);
+    let (quick, quick_gate) = Gated::new();
+    quick.submit(&workers, Class::Quick, 0);
+    assert_eq!(quick.next(), 0, "the only worker is busy");
+    let (long, long_gate) = Gated::new();
+    for number in 0..3 {
+        long.submit(&workers, Class::Long, number);
+        assert_eq!(long.next(), number);
+    }
+    drop((long_gate, quick_gate));
+    // One that panics does not take its thread along. Those that are free are used again.
+    for _ in 0..10 {
+        assert!(workers.submit(Class::Long, Box::new(|| panic!("a mistake"))).is_ok());
+    }
+    let (done, ends) = unbounded();
+    assert!(workers.submit(Class::Long, Box::new(move || done.send(()).unwrap())).is_ok());
+    ends.recv_timeout(LIMIT).unwrap();
+    workers.close();
+    group.join(&["worker-*", "long-*"], LIMIT).unwrap();
+}
+
+#[test]
+fn a_long_job_without_a_thread_is_a_slow_one() {
+    // No thread of that name may be started.
+    let group = Group::new(&["worker-*"]);
+    let workers = Workers::start(&group, NonZeroUsize::MIN).unwrap();
+    let (done, ends) = unbounded();
+    assert!(workers.submit(Class::Long, Box::new(move || done.send(()).unwrap())).is_ok());
+    ends.recv_timeout(LIMIT).unwrap();
     workers.close();
     group.join(&["worker-*"], LIMIT).unwrap();
 }
