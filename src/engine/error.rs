@@ -13,7 +13,7 @@ use crate::{
         request::PoolRef,
         units::Sectors,
     },
-    platform,
+    platform::{self, luks::Work},
     view::{Availability, Tier},
 };
 
@@ -155,10 +155,24 @@ pub enum Error {
          have it looked at anew", .level.word()
     )]
     Restricted { pool: Name, level: Availability, reason: String },
+    #[error("pool {pool} is not encrypted, so this cannot be done with it; encrypt it first")]
+    NothingToOpen { pool: Name },
     #[error(
-        "pool {pool} is encrypted, and this daemon cannot unlock pools yet; use another daemon for it until it can"
+        "the volume key of pool {pool} is not in the daemon's keyring, and without it the pool's encrypted device cannot be made \
+         larger; set a key that opens the pool, or stop and start the pool"
     )]
-    Encrypted { pool: Name },
+    VolumeKey { pool: PoolUuid },
+    #[error(
+        "pool {pool} is being {}, and this has to wait until that is done; its progress is in the report of the engine's state",
+        work_word(*.work)
+    )]
+    AtWork { pool: Name, work: Work },
+    #[error(
+        "the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up"
+    )]
+    Interrupted { pool: Name, by: &'static str },
+    #[error("pool {pool} has metadata of version 1, with which this cannot be done; make a new pool and copy the data")]
+    OnlyVersion2 { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
     #[error("the key description {:?} contains a `;`, with which the kernel separates fields; choose another", shortened(.0))]
@@ -187,6 +201,16 @@ pub enum Error {
         "device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand"
     )]
     OtherTable { name: String },
+    #[error(
+        "pool {pool} is recorded as encrypted, but there is no LUKS2 header on it; restore the header from a backup if there \
+         is one"
+    )]
+    NoHeader { pool: Name },
+    #[error(
+        "pool {pool} is recorded as not encrypted, but there is a LUKS2 header on it; another daemon may have been interrupted \
+         when it encrypted the pool: let that daemon complete it"
+    )]
+    UnrecordedHeader { pool: Name },
     #[error("thin pool of {pool} does not say how full it is: {status}")]
     ThinStatus { pool: Name, status: String },
     #[error("the metadata volume of pool {pool} holds a damaged record {file}")]
@@ -261,6 +285,15 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// The word for a work in messages.
+fn work_word(work: Work) -> &'static str {
+    match work {
+        Work::Encrypt => "encrypted",
+        Work::Reencrypt => "re-encrypted",
+        Work::Decrypt => "decrypted",
+    }
 }
 
 /// The word for a tier in messages.

@@ -112,6 +112,64 @@ impl PoolMetadata {
         }
     }
 
+    /// Notes that the pool as a whole is encrypted, and what opens it (version 2).
+    ///
+    /// # Errors
+    /// When what is handed out of the cap device does not begin after the space held for the LUKS2 header.
+    pub fn set_encrypted(&mut self, has_keys: bool, has_clevis: bool) -> Result<()> {
+        if !self.is_encrypted() {
+            let header = self.crypt_reserved();
+            self.move_cap(|start| start.checked_sub(header))?;
+        }
+        let told = [(true, Feature::Encryption), (has_keys, Feature::KeyDescriptionEnabled), (has_clevis, Feature::ClevisEnabled)];
+        for (is_so, feature) in told {
+            match is_so {
+                true => self.features.insert(feature),
+                false => self.features.remove(&feature),
+            };
+        }
+        Ok(())
+    }
+
+    /// Notes that the pool is not encrypted any more.
+    ///
+    /// # Errors
+    /// When what is handed out of the cap device ends past the range of sizes.
+    pub fn set_clear(&mut self) -> Result<()> {
+        if self.is_encrypted() {
+            let header = self.crypt_reserved();
+            self.move_cap(|start| start.checked_add(header))?;
+        }
+        for feature in [Feature::Encryption, Feature::KeyDescriptionEnabled, Feature::ClevisEnabled] {
+            self.features.remove(&feature);
+        }
+        self.last_reencrypt = None;
+        Ok(())
+    }
+
+    /// Counts what is handed out of the cap device from elsewhere.
+    fn move_cap(&mut self, to: impl Fn(Sectors) -> Option<Sectors>) -> Result<()> {
+        let flex = &mut self.flex_devs;
+        let lists = [&mut flex.meta_dev, &mut flex.thin_meta_dev, &mut flex.thin_data_dev, &mut flex.thin_meta_dev_spare];
+        for segment in lists.into_iter().flatten().chain(&mut self.backstore.cap.allocs) {
+            segment.start = to(segment.start).ok_or(cap::CapError::Overflow)?;
+        }
+        Ok(())
+    }
+
+    /// Where on a data device parts of the pool's LUKS2 header and keyslots lie, if it is encrypted (version 2): it is the
+    /// beginning of the joined devices.
+    pub fn container_on(&self, device: DevUuid) -> Vec<Segment> {
+        let mut left = if self.is_encrypted() { self.crypt_reserved() } else { Sectors::ZERO };
+        let parts = self.data_segments().iter().map(|segment| {
+            let length = segment.length.min(left);
+            left = left.saturating_sub(length);
+            (segment.parent, Segment::new(segment.start, length))
+        });
+        let parts = parts.filter(|(parent, part)| *parent == device && part.length > Sectors::ZERO);
+        parts.map(|(_, part)| part).collect()
+    }
+
     /// Sets or removes what the user says of a device.
     pub fn set_user_info(&mut self, device: DevUuid, info: Option<String>) {
         let data = self.backstore.data_tier.blockdev.devs.iter_mut();

@@ -5,8 +5,10 @@
 
 pub mod bda;
 mod claims;
+mod containers;
 mod devices;
 pub mod dm_names;
+pub mod encryption;
 pub mod error;
 pub mod ids;
 mod layout;

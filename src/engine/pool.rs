@@ -10,6 +10,7 @@ use crate::{
         bda::{self, Bda, Choose},
         devices::Initialized,
         dm_names::{self, Role},
+        encryption::{Info, read_pool_header},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout::{self, NewDevice},
@@ -23,7 +24,7 @@ use crate::{
         thin_status::{self, PoolStatus, State},
         units::{Bytes, DataBlocks, Sectors},
     },
-    platform::{BlockDevice, DeviceNumber, Geometry, Platform},
+    platform::{BlockDevice, DeviceNumber, Geometry, Platform, luks::Header},
     view::{self, Availability, Tier},
 };
 
@@ -81,6 +82,12 @@ pub struct Pool {
     pub(super) low_water: Option<DataBlocks>,
     /// State of its thin pool when it was last looked at.
     thin_state: Option<State>,
+    /// How it can be unlocked; `None`: it is not encrypted.
+    encryption: Option<Info>,
+    /// Its volume key is in the daemon's keyring (version 2).
+    volume_key_loaded: bool,
+    /// The work on its data that is under way, or that was cut short and goes on soon.
+    pub(super) work: Option<Arc<view::Work>>,
     shown: view::Pool,
     changed: bool,
 }
@@ -102,6 +109,7 @@ impl Pool {
             encryption: None,
             volume_key_loaded: false,
             last_reencrypt: None,
+            work: None,
             availability: Availability::Full,
             restriction: None,
             has_cache: false,
@@ -131,6 +139,9 @@ impl Pool {
             metadata_needed: None,
             low_water: None,
             thin_state: None,
+            encryption: None,
+            volume_key_loaded: false,
+            work: None,
             shown,
             changed: true,
         };
@@ -228,6 +239,61 @@ impl Pool {
         }
         let (pool, level) = (self.name.clone(), self.shown.availability);
         Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
+    }
+
+    // ---- encryption ----
+
+    /// How it can be unlocked.
+    ///
+    /// # Errors
+    /// If it is not encrypted.
+    pub(super) fn encryption(&self) -> Result<&Info> {
+        self.encryption.as_ref().ok_or_else(|| Error::NothingToOpen { pool: self.name.clone() })
+    }
+
+    /// Whether it is encrypted, as a whole or device by device.
+    pub fn is_encrypted(&self) -> bool {
+        self.encryption.is_some()
+    }
+
+    /// Takes note of what its header says now (version 2).
+    ///
+    /// # Errors
+    /// If nothing in it is of use.
+    pub(super) fn note_header(&mut self, header: &Header) -> Result<()> {
+        self.note_encryption(Some(Info::of_pool(read_pool_header(header)?)));
+        Ok(())
+    }
+
+    /// Takes note of how it can be unlocked now.
+    pub(super) fn note_encryption(&mut self, info: Option<Info>) {
+        self.encryption = info;
+        self.show();
+    }
+
+    /// Takes note of whether its volume key is in the daemon's keyring.
+    pub(super) fn note_volume_key(&mut self, loaded: bool) {
+        self.volume_key_loaded = loaded;
+        self.show();
+    }
+
+    /// Whether it is encrypted as a whole and its volume key is not in the daemon's keyring.
+    pub(super) fn lacks_volume_key(&self) -> bool {
+        self.meta.is_encrypted() && !self.volume_key_loaded
+    }
+
+    /// Takes note of a work on its data, or of its end.
+    pub(super) fn note_work(&mut self, work: Option<Arc<view::Work>>) {
+        self.work = work;
+        self.show();
+    }
+
+    /// Refuses what cannot be done while its data is being worked on.
+    pub(super) fn check_no_work(&self) -> Result<()> {
+        match &self.work {
+            Some(work) => Err(Error::AtWork { pool: self.name.clone(), work: work.kind }),
+            None => Ok(()),
+        }
     }
 
     // ---- devices ----
@@ -558,6 +624,9 @@ impl Pool {
         let mut shown = self.shown.clone();
         shown.name = self.name.clone();
         shown.last_reencrypt = self.meta.last_reencrypt;
+        shown.encryption = self.encryption.as_ref().map(Info::view);
+        shown.volume_key_loaded = self.volume_key_loaded;
+        shown.work = self.work.clone();
         shown.has_cache = self.meta.backstore.cache_tier.is_some();
         shown.fs_limit = self.fs_limit();
         shown.overprovisioning = self.overprovisioning();
@@ -643,5 +712,6 @@ pub(super) fn shape(version: MetadataVersion, meta: &PoolMetadata, members: &BTr
         thin_data: flex.thin_data_dev.clone(),
         low_water: sizes::low_water(layout::total(&flex.thin_data_dev)),
         features: meta.thinpool_dev.features(),
+        crypt_header: meta.is_encrypted().then(|| meta.crypt_reserved()),
     }
 }

@@ -6,34 +6,38 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    sync::Arc,
 };
 
 use crate::{
     engine::{
         bda::{self, Choose},
         claims::Claim,
+        containers::{self, Unlock},
         dm_names::{self, Role},
+        encryption::{Kind, UnlockMethod},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout,
         mdv::{Journal, Mdv, Pending},
-        metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
+        metadata::{self, FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, pool::Segment},
         name::Name,
         plan::sizes,
         pool::{Filesystem, Member, Pool},
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next, Part},
         revert,
-        stack::{Ensured, Shape, Stack, ensure_device},
-        thin_status::{self, PoolStatus, State},
+        stack::{Ensured, Shape, Stack, ensure_device, remove_if_up},
+        thin_status::{self, PoolStatus},
         undo::Rollback,
-        units::Sectors,
+        units::{Bytes, Sectors},
     },
     platform::{
         self, DeviceNumber, Platform, Program,
         dm::{Target, Visibility},
+        luks::{Header, State, Work},
     },
-    view::Availability,
+    view::{self, Availability},
 };
 
 /// Puts a pool into the table; the claim on its name (and whatever else it holds) is given back afterwards.
@@ -91,13 +95,15 @@ pub(super) fn lay_foundation(
     set: &DeviceSet,
     mut meta: PoolMetadata,
     cache: CacheTier,
+    unlock: &Unlock,
 ) -> Result<Foundation> {
     let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
     let former = drops_cache.then(|| drop_cache(&mut meta, set));
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
-    if meta.is_encrypted() {
-        return Err(Error::Encrypted { pool: name });
+    // Before anything of it is brought up: at the start of the machine nobody has said yet how it is to be unlocked.
+    if meta.is_encrypted() && unlock.method.is_none() && platform.dm_find(&Role::Crypt.name(uuid))?.is_none() {
+        return Err(Error::NoUnlockMethod { pool: name });
     }
     let members = members(platform, set, &meta)?;
     let headers: Vec<_> = members.values().map(|member| *member.bda.header()).collect();
@@ -107,8 +113,12 @@ pub(super) fn lay_foundation(
 
     let ((pool, thin_pool, records), undo) = Rollback::new().guard(platform, |undo| {
         let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
+        let below = pool.shape().backstore().into_iter().filter(|layer| layer.role != Role::Crypt);
+        pool.stack.ensure_all(platform, below, undo)?;
+        if version == MetadataVersion::V2 {
+            open_container(platform, &mut pool, unlock, undo)?;
+        }
         let shape = pool.shape();
-        pool.stack.ensure_all(platform, shape.backstore(), undo)?;
         pool.stack.move_to_cap(platform, &shape)?;
         super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
         pool.stack.ensure(platform, &shape.mdv(), undo)?;
@@ -214,27 +224,32 @@ fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
 }
 
 /// Wipes the devices of a pool that has been destroyed: those of the cache, which hold no pool metadata, and then the data
-/// devices, whose metadata says what is going on. Where that cannot be done now it is done when the devices are next looked
+/// devices with the parts of the pool's LUKS2 header on them, whose metadata says what is going on. Where that cannot be done now it is done when the devices are next looked
 /// at, so metadata stays as long as there is something that it is needed for.
 pub(super) fn wipe_destroyed<'a>(
     platform: &dyn Platform,
     cache: impl Iterator<Item = &'a Path>,
-    data: impl Iterator<Item = &'a Path>,
+    data: impl Iterator<Item = (&'a Path, Vec<Segment>)>,
 ) {
-    let wipe = |path: &Path| {
+    let wipe = |path: &Path, container: &[Segment]| {
+        let wipe = || -> Result<()> {
+            container.iter().try_for_each(|part| containers::wipe(platform, path, part.start, part.length))?;
+            Ok(bda::wipe(platform, path)?)
+        };
         // Tried twice, as there may be nobody soon who looks again.
-        let wiped = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path));
+        let wiped = wipe().or_else(|_| wipe());
         if let Err(error) = &wiped {
             let path = path.display();
-            log::error!("{path} belongs to a pool that has been destroyed, but could not be wiped: {error}");
+            let what = error.sentence();
+            log::error!("{path} belongs to a pool that has been destroyed, but could not be wiped: {what}");
         }
         wiped.is_ok()
     };
     // All of them, whatever comes of one.
-    let left = cache.filter(|path| !wipe(path)).count();
+    let left = cache.filter(|path| !wipe(path, &[])).count();
     if left == 0 {
-        data.for_each(|path| {
-            wipe(path);
+        data.for_each(|(path, container)| {
+            wipe(path, &container);
         });
     }
 }
@@ -284,6 +299,124 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
             Ok((found.bda.header().device, member))
         })
         .collect()
+}
+
+/// What is to be done about the LUKS2 container of a pool of version 2 (`spec/engine/encryption.md` §6.4). The record of the pool
+/// decides whether it is encrypted: it is written when a header has been made and before any data is encrypted, and again
+/// when all data is in the clear and before the header is wiped.
+#[derive(Debug, PartialEq, Eq)]
+enum Containment {
+    /// There is none.
+    None,
+    /// It is to be opened.
+    Open(Header),
+    /// The pool has been decrypted, which has not been recorded.
+    Decrypted,
+    /// It holds nothing: the pool is recorded as one without.
+    Stale,
+}
+
+fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Containment> {
+    let untouched = State::Unfinished { work: Work::Encrypt, done: Bytes(0) };
+    match (recorded, header) {
+        (false, None) => Ok(Containment::None),
+        (true, None) => Err(Error::NoHeader { pool: pool.clone() }),
+        (true, Some(header)) if header.state == State::Clear => Ok(Containment::Decrypted),
+        (true, Some(header)) => Ok(Containment::Open(header)),
+        (false, Some(header)) if [State::Clear, untouched].contains(&header.state) => Ok(Containment::Stale),
+        (false, Some(_)) => Err(Error::UnrecordedHeader { pool: pool.clone() }),
+    }
+}
+
+/// Opens the container of a pool of version 2, if it has one, or adopts the one that is open.
+fn open_container(platform: &dyn Platform, pool: &mut Pool, unlock: &Unlock, undo: &mut Rollback) -> Result<()> {
+    let device = platform.dm_node(&pool.stack.name(Role::Cache));
+    let found = pool.stack.find(platform, Role::Crypt)?;
+    let header = platform.luks_read(&device)?;
+    match containment(pool.name(), pool.meta.is_encrypted(), header)? {
+        Containment::None => Ok(()),
+        Containment::Stale => {
+            log::info!("pool {}: removing a LUKS2 header with nothing behind it", pool.name());
+            drop_container(platform, pool, &device)
+        }
+        Containment::Decrypted => {
+            log::info!("pool {}: it has been decrypted, which is recorded now", pool.name());
+            pool.commit(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
+            drop_container(platform, pool, &device)
+        }
+        Containment::Open(header) => {
+            pool.note_header(&header)?;
+            match found {
+                Some(_) => adopt_container(platform, pool, &device),
+                None => open_closed(platform, pool, unlock, &device, undo)?,
+            }
+            let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
+            pool.stack.ensure_all(platform, opened, undo)?;
+            if let State::Unfinished { work, .. } = header.state {
+                pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+            }
+            mend_header(platform, pool, &device, &header);
+            Ok(())
+        }
+    }
+}
+
+fn open_closed(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    unlock: &Unlock,
+    device: &Path,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let method = unlock.method.ok_or_else(|| Error::NoUnlockMethod { pool: pool.name().clone() })?;
+    let name = pool.stack.name(Role::Crypt);
+    let opened = name.clone();
+    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
+    let bindings = pool.encryption()?.agreed()?.clone();
+    let volume_key =
+        containers::open(platform, device, Some(&name), &bindings, method, unlock.passphrase.as_ref())?;
+    let key_name = containers::volume_key_name(pool.uuid());
+    let unset = key_name.clone();
+    undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
+    let kept = platform.volume_key_set(&key_name, &volume_key);
+    if let Err(error) = &kept {
+        log::warn!("pool {}: its volume key could not be kept, so it cannot grow: {error}", pool.name());
+    }
+    pool.note_volume_key(kept.is_ok());
+    Ok(())
+}
+
+/// Takes over what a daemon that ran before has opened. Its volume key went with it; where the record is ahead of the opened
+/// device the key is needed at once, and otherwise it is looked for later.
+fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path) {
+    let key_name = containers::volume_key_name(pool.uuid());
+    let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
+    let found = known || {
+        let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
+        let keys = bindings.of_kind(Kind::Keyring);
+        let opened = containers::open(platform, device, None, &keys, UnlockMethod::Any, None);
+        opened.is_ok_and(|key| platform.volume_key_set(&key_name, &key).is_ok())
+    };
+    pool.note_volume_key(found);
+}
+
+/// Takes back what changes of the header that were cut short have left: keyslots for a volume key that was never used.
+fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: &Header) {
+    let changes = containers::mends(header);
+    if changes.is_empty() {
+        return;
+    }
+    let mended = platform.luks_change(device, None, &changes).map_err(Error::from);
+    if let Err(error) = mended.and_then(|header| pool.note_header(&header)) {
+        log::warn!("pool {}: its LUKS2 header could not be tidied: {}", pool.name(), error.sentence());
+    }
+}
+
+/// Removes the container of a pool that has nothing in it.
+fn drop_container(platform: &dyn Platform, pool: &mut Pool, device: &Path) -> Result<()> {
+    pool.stack.move_to_cap(platform, &pool.shape())?;
+    pool.stack.remove(platform, Role::Crypt)?;
+    containers::wipe(platform, device, Sectors::ZERO, pool.meta.crypt_reserved())
 }
 
 /// Brings up the thin pool and its two devices.
@@ -474,8 +607,8 @@ pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
     let text = lines.first().map_or("", String::as_str);
     let needs_check = PoolStatus::parse(text).is_some_and(|status| status.needs_check);
     let (level, what) = match thin_status::state(text) {
-        Some(State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
-        Some(State::ReadOnly) => (Availability::NoRequests, "the metadata of its thin pool could not be written"),
+        Some(thin_status::State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
+        Some(thin_status::State::ReadOnly) => (Availability::NoRequests, "the metadata of its thin pool could not be written"),
         _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),
         _ => return,
     };
@@ -527,7 +660,9 @@ pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uu
 /// # Errors
 /// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
 pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
-    take_down(platform, &mut Stack::new(uuid), uuid)
+    take_down(platform, &mut Stack::new(uuid), uuid)?;
+    super::ops::forget_volume_key(platform, uuid);
+    Ok(())
 }
 
 /// Brings a pool up again of which the take-down failed, and gives the error that is to be told.

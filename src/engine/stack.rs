@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     engine::{
+        containers,
         dm_names::Role,
         error::{Error, Result},
         ids::PoolUuid,
@@ -49,6 +50,8 @@ pub enum Make {
     Linear(Vec<Piece>),
     /// A cache: [`Role::CacheMeta`] and [`Role::CacheSub`] over [`Role::OriginSub`], of this length.
     Cache(Sectors),
+    /// The opened LUKS2 container on [`Role::Cache`], of this length. Nothing here can make it without a key.
+    Opened(Sectors),
     /// A thin pool over [`Role::ThinMeta`] and [`Role::ThinData`].
     ThinPool {
         /// Size of its data device.
@@ -90,12 +93,15 @@ pub struct Shape {
     pub low_water: DataBlocks,
     /// Feature arguments of the thin pool.
     pub features: Vec<String>,
+    /// Length of the LUKS2 header before the data, if the pool as a whole is encrypted (version 2).
+    pub crypt_header: Option<Sectors>,
 }
 
 impl Shape {
     /// The layer that the flexible devices are cut from.
     pub fn cap(&self) -> Role {
         match (self.version, &self.cache) {
+            _ if self.crypt_header.is_some() => Role::Crypt,
             (MetadataVersion::V1, None) => Role::OriginSub,
             _ => Role::Cache,
         }
@@ -123,6 +129,9 @@ impl Shape {
                 make: Make::Linear(vec![Piece { base: Base::Layer(Role::OriginSub), start: Sectors::ZERO, length }]),
             }),
             (None, MetadataVersion::V1) => {}
+        }
+        if let Some(header) = self.crypt_header {
+            layers.push(Layer { role: Role::Crypt, make: Make::Opened(length.saturating_sub(header)) });
         }
         layers
     }
@@ -191,6 +200,11 @@ impl Stack {
         Stack { pool, numbers: BTreeMap::new() }
     }
 
+    /// Its pool.
+    pub fn pool(&self) -> PoolUuid {
+        self.pool
+    }
+
     /// Number of a layer that is up.
     pub fn number(&self, role: Role) -> Option<DeviceNumber> {
         self.numbers.get(&role).copied()
@@ -232,6 +246,7 @@ impl Stack {
                     policy: "default".to_owned(),
                 },
             }],
+            Make::Opened(_) => Vec::new(),
             Make::ThinPool { length, low_water, features } => vec![Line {
                 start: Sectors::ZERO,
                 length: *length,
@@ -255,10 +270,61 @@ impl Stack {
     /// [`Error::OtherTable`] if a device of the name is there that is not what the layer asks for, nor ever was.
     pub fn ensure(&mut self, platform: &dyn Platform, layer: &Layer, undo: &mut Rollback) -> Result<Ensured> {
         let name = self.name(layer.role);
-        let table = self.table(&layer.make);
-        let (number, ensured) = ensure_device(platform, &name, &table, Visibility::Private, undo)?;
+        let (number, ensured) = match layer.make {
+            Make::Opened(length) => self.ensure_opened(platform, length, undo)?,
+            _ => ensure_device(platform, &name, &self.table(&layer.make), Visibility::Private, undo)?,
+        };
         self.numbers.insert(layer.role, number);
         Ok(ensured)
+    }
+
+    /// Makes sure that the pool's opened container is up and as long as it should be: adopts the one that is there, or opens it
+    /// with the volume key, if the daemon has that.
+    fn ensure_opened(
+        &self,
+        platform: &dyn Platform,
+        length: Sectors,
+        undo: &mut Rollback,
+    ) -> Result<(DeviceNumber, Ensured)> {
+        let name = self.name(Role::Crypt);
+        let container = platform.dm_node(&self.name(Role::Cache));
+        let volume_key = || platform.volume_key_read(&containers::volume_key_name(self.pool));
+        let Some(found) = platform.dm_find(&name)? else {
+            let volume_key = volume_key()?.ok_or(Error::VolumeKey { pool: self.pool })?;
+            let made = name.clone();
+            undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &made));
+            platform.luks_reopen(&container, &name, &volume_key)?;
+            let number = platform.dm_find(&name)?.ok_or(Error::VolumeKey { pool: self.pool })?.number;
+            return Ok((number, Ensured::Created));
+        };
+        let below = self.number(Role::Cache);
+        let elsewhere = |line: &Line| matches!(line.target, Target::Crypt { device, .. } if Some(device) != below);
+        if found.table.is_empty() || found.table.iter().any(elsewhere) {
+            return Err(Error::OtherTable { name });
+        }
+        if found.suspended {
+            log::warn!("{name} was left suspended; resuming it");
+            resume(platform, &name, Visibility::Private)?;
+        }
+        let now = found.table.iter().map(|line| line.length).fold(Sectors::ZERO, Sectors::saturating_add);
+        if now >= length {
+            return Ok((found.number, Ensured::Adopted));
+        }
+        let volume_key = volume_key()?.ok_or(Error::VolumeKey { pool: self.pool })?;
+        platform.luks_resize(&container, &name, &volume_key, None)?;
+        Ok((found.number, Ensured::Renewed))
+    }
+
+    /// Takes note of a layer that has been brought up otherwise, or has been left by a daemon that ran before.
+    ///
+    /// # Errors
+    /// When device-mapper cannot be asked.
+    pub fn find(&mut self, platform: &dyn Platform, role: Role) -> Result<Option<DeviceNumber>> {
+        let number = platform.dm_find(&self.name(role))?.map(|device| device.number);
+        if let Some(number) = number {
+            self.numbers.insert(role, number);
+        }
+        Ok(number)
     }
 
     /// Makes sure that layers are up, from the bottom: each as [`Stack::ensure`] does.
@@ -292,8 +358,8 @@ impl Stack {
         Ok(())
     }
 
-    /// Moves the layers that are cut from the joined data devices to the cap, where a cache has come between (version 1).
-    /// Nothing is done where they lie on it already, or are not up.
+    /// Moves the layers that are cut from a device below or above the cap to the cap, where a cache has come between
+    /// (version 1), or encryption has come or gone (version 2). Nothing is done where they lie on it already, or are not up.
     ///
     /// A block of the cache may hold the end of one of these devices and the beginning of another. No I/O may go past
     /// the cache to the one while the other is served by it, so all are held still until all have moved.
@@ -301,17 +367,19 @@ impl Stack {
     /// # Errors
     /// When a device cannot be moved; I/O goes on through those that are as they were, and asking again completes it.
     pub fn move_to_cap(&self, platform: &dyn Platform, shape: &Shape) -> Result<()> {
-        let (Some(from), true) = (self.number(Role::OriginSub), shape.cap() != Role::OriginSub) else { return Ok(()) };
+        let cap = shape.cap();
+        let others = [Role::OriginSub, Role::Cache, Role::Crypt].into_iter().filter(|role| *role != cap);
+        let others: Vec<DeviceNumber> = others.filter_map(|role| self.number(role)).collect();
         let mut moved = Vec::new();
-        let mut lower = false;
+        let mut elsewhere = false;
         for layer in shape.flexible_layers() {
             let name = self.name(layer.role);
             let Some(found) = platform.dm_find(&name)? else { continue };
-            let on_origin = |line: &Line| matches!(line.target, Target::Linear { device, .. } if device == from);
-            lower |= found.table.iter().any(on_origin);
+            let on_other = |line: &Line| matches!(line.target, Target::Linear { device, .. } if others.contains(&device));
+            elsewhere |= found.table.iter().any(on_other);
             moved.push((name, self.table(&layer.make)));
         }
-        if !lower {
+        if !elsewhere {
             return Ok(());
         }
         let mut held = Vec::new();
@@ -323,7 +391,7 @@ impl Stack {
         swap_together(platform, &moved, &held)
     }
 
-    /// Moves them back, after [`Stack::move_to_cap`] or a part of it. `shape` is that without the cache.
+    /// Moves them back, after [`Stack::move_to_cap`] or a part of it. `shape` is that of before.
     ///
     /// # Errors
     /// When a device cannot be moved.

@@ -111,6 +111,8 @@ pub struct Header {
     pub state: State,
     /// Keyslots that hold a volume key: the one in use, or one that is to be.
     pub keyslots: BTreeSet<u32>,
+    /// Those of them that hold a volume key which no data is encrypted with, nor is about to be: left over.
+    pub unused: BTreeSet<u32>,
     /// Tokens, each an object with `type` and `keyslots`.
     pub tokens: BTreeMap<u32, Value>,
 }

@@ -359,6 +359,11 @@ pub trait Platform: Send + Sync + 'static {
     /// [`Error::WrongKey`] if the passphrase fits no keyslot (or not the one named). A device of that name that is up
     /// already is an error, too.
     fn luks_open(&self, device: &Path, name: Option<&str>, unlock: luks::Unlock<'_>) -> Result<keyring::Secret>;
+    /// Brings an opened device up, as [`Platform::luks_open`] does, with the volume key itself.
+    ///
+    /// # Errors
+    /// Also where a work on the data is unfinished: that needs a passphrase.
+    fn luks_reopen(&self, device: &Path, name: &str, volume_key: &keyring::Secret) -> Result<()>;
     /// Lets an opened device be as large as what it lies on gives room for, or `size`.
     fn luks_resize(&self, device: &Path, name: &str, volume_key: &keyring::Secret, size: Option<Sectors>)
     -> Result<()>;

@@ -4,7 +4,13 @@
 //! new to make signals. Knows no locks, no D-Bus types, no object paths. Maps share structure, so a copy is cheap and
 //! a comparison looks only at what differs.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use imbl::OrdMap;
 
@@ -13,6 +19,7 @@ use crate::engine::{
     name::Name,
     units::{Bytes, Sectors},
 };
+use crate::platform::{Timestamp, luks};
 
 /// Everything that clients can see, one version of it.
 #[derive(Debug, Clone, Default)]
@@ -72,6 +79,8 @@ pub struct Pool {
     pub volume_key_loaded: bool,
     /// Seconds since 1970 of the last completed re-encryption.
     pub last_reencrypt: Option<u64>,
+    /// What is being done with all of its data.
+    pub work: Option<Arc<Work>>,
     /// What may be done.
     pub availability: Availability,
     /// Why not everything; `None` if everything may be done.
@@ -107,6 +116,7 @@ impl Pool {
             encryption: None,
             volume_key_loaded: false,
             last_reencrypt: None,
+            work: None,
             restriction: None,
             availability: Availability::Full,
             has_cache: false,
@@ -119,6 +129,43 @@ impl Pool {
             filesystems: OrdMap::new(),
             devices: OrdMap::new(),
         }
+    }
+}
+
+/// A work on all data of a pool, that takes as long as there is much. How far it has come is the one thing here that changes by
+/// itself: signals do not tell of it, reports do.
+#[derive(Debug)]
+pub struct Work {
+    /// What is done.
+    pub kind: luks::Work,
+    /// Since when.
+    pub since: Timestamp,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Work {
+    /// A work that begins now.
+    pub fn new(kind: luks::Work, since: Timestamp) -> Work {
+        Work { kind, since, done: AtomicU64::new(0), total: AtomicU64::new(0) }
+    }
+
+    /// How far it has come: bytes done, and in all. Both are 0 before it has begun.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of how far it has come.
+    pub fn note(&self, done: u64, total: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+}
+
+/// The same work, however far it has come.
+impl PartialEq for Work {
+    fn eq(&self, other: &Work) -> bool {
+        (self.kind, self.since) == (other.kind, other.since)
     }
 }
 

@@ -11,8 +11,10 @@ use crate::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
+        containers::{self, Prepared},
         devices::{self, Candidate, Planned},
         dm_names::Role,
+        encryption::{self, Assigned, BindRequest, Kind, NewBinding},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         layout::{Draft, NewDevice},
@@ -28,7 +30,7 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{BlockDevice, DeviceNumber, Platform, Program, WriteStep, dm},
+    platform::{BlockDevice, DeviceNumber, Platform, Program, dm},
 };
 
 /// What a new pool is to be.
@@ -42,6 +44,8 @@ pub struct NewPool {
     pub integrity: IntegritySpec,
     /// The metadata version; new pools of clients are version 2.
     pub version: MetadataVersion,
+    /// What is to unlock it; none: it is not encrypted.
+    pub bindings: Vec<NewBinding>,
 }
 
 /// A pool that was created: its identifier and those of its devices.
@@ -53,6 +57,10 @@ pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
         if let Err(error) = sizes::check_integrity_spec(&new.integrity) {
             return Next::Done(Err(error.into()));
         }
+        let assigned = match assign_bindings(engine.platform(), &new) {
+            Ok(assigned) => assigned,
+            Err(error) => return Next::Done(Err(error)),
+        };
         let found = match devices::find(engine.platform(), &new.devices) {
             Ok(found) if found.is_empty() => return Next::Done(Err(Error::NoDevices)),
             Ok(found) => found,
@@ -65,9 +73,23 @@ pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
         let which = PoolRef::Name(new.name.clone());
         Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
             Granted::Read(existing) => Next::Done(compare(existing, &found).map(|()| None)),
-            _ => Next::act(move |engine| build(engine, new, found, claim)),
+            _ => Next::act(move |engine| build(engine, new, found, &assigned, claim)),
         })
     })
+}
+
+/// The token of each binding. Keys must be there; servers are not asked yet.
+fn assign_bindings(platform: &dyn Platform, new: &NewPool) -> Result<Vec<Assigned>> {
+    if new.bindings.is_empty() {
+        return Ok(Vec::new());
+    }
+    let assigned = encryption::assign(new.bindings.clone())?;
+    for binding in &assigned {
+        if let BindRequest::Keyring(description) = &binding.request {
+            encryption::key(platform, description)?;
+        }
+    }
+    Ok(assigned)
 }
 
 /// A pool of that name exists: whether it is the pool that was asked for.
@@ -89,11 +111,19 @@ fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
     }
 }
 
-fn build(engine: &Engine, new: NewPool, found: Vec<BlockDevice>, claim: Claim) -> Next<Result<Option<Created>>> {
+fn build(
+    engine: &Engine,
+    new: NewPool,
+    found: Vec<BlockDevice>,
+    assigned: &[Assigned],
+    claim: Claim,
+) -> Next<Result<Option<Created>>> {
     let platform = engine.platform();
-    let made = examine(engine, found).and_then(|candidates| {
+    let prepared = || (!assigned.is_empty()).then(|| Prepared::new(platform, assigned)).transpose();
+    let made = examine(engine, found).and_then(|candidates| Ok((candidates, prepared()?)));
+    let made = made.and_then(|(candidates, prepared)| {
         Rollback::new().guard(platform, |undo| {
-            let mut pool = assemble(platform, &new, candidates, undo)?;
+            let mut pool = assemble(platform, &new, candidates, prepared.as_ref(), undo)?;
             // From here on the pool exists on disk, and nothing fails; but a panic would leave it up with nobody to know of it.
             pool.confirm_members(platform);
             pool.refresh(platform);
@@ -117,10 +147,20 @@ fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
 }
 
 /// Initializes the devices and brings up everything on them; the last step is the metadata that makes it a pool.
-fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, undo: &mut Rollback) -> Result<Pool> {
+fn assemble(
+    platform: &dyn Platform,
+    new: &NewPool,
+    candidates: Vec<Candidate>,
+    prepared: Option<&Prepared>,
+    undo: &mut Rollback,
+) -> Result<Pool> {
     let uuid = PoolUuid::from_random(platform.random());
     let planned = devices::plan(platform, uuid, new.version, candidates);
-    let meta = plan_metadata(platform, new, &planned)?;
+    let mut meta = plan_metadata(platform, new, &planned)?;
+    if prepared.is_some() {
+        let has = |kind| new.bindings.iter().any(|binding| binding.request.kind() == kind);
+        meta.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
+    }
     let initialized = devices::initialize(platform, planned, undo)?;
     let members: BTreeMap<DevUuid, Member> = initialized
         .into_iter()
@@ -132,10 +172,14 @@ fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, 
     let mut stack = Stack::new(uuid);
     let shape = pool::shape(new.version, &meta, &members);
 
+    let mut header = None;
     for layer in shape.backstore() {
+        if let (Role::Crypt, Some(prepared)) = (layer.role, prepared) {
+            header = Some(containers::make(platform, &stack, prepared, undo)?);
+        }
         create(platform, &mut stack, &layer, undo)?;
     }
-    if new.version == MetadataVersion::V2 {
+    if new.version == MetadataVersion::V2 && header.is_none() {
         // A stale LUKS2 header on the disks must never be seen as the pool's.
         zero(platform, &stack, shape.cap(), meta.crypt_reserved())?;
     }
@@ -154,6 +198,10 @@ fn assemble(platform: &dyn Platform, new: &NewPool, candidates: Vec<Candidate>, 
     create(platform, &mut stack, &shape.thin_pool(), undo)?;
 
     let mut pool = Pool::new(uuid, new.name.clone(), new.version, meta, members, stack);
+    if let Some(header) = header {
+        pool.note_header(&header)?;
+        pool.note_volume_key(true);
+    }
     pool.commit(platform, Choose::Everywhere, |_| Ok(()))?;
     Ok(pool)
 }
@@ -164,15 +212,7 @@ fn create(platform: &dyn Platform, stack: &mut Stack, layer: &Layer, undo: &mut 
 }
 
 pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: Sectors) -> Result<()> {
-    const CHUNK: usize = 1 << 20;
-    let zeros = vec![0; CHUNK];
-    let bytes = u64::try_from(length.bytes().0).unwrap_or(u64::MAX);
-    let chunks = (0..bytes).step_by(CHUNK).map(|at| {
-        let length = usize::try_from(bytes - at).unwrap_or(CHUNK).min(CHUNK);
-        WriteStep::At(at, &zeros[..length])
-    });
-    let steps: Vec<WriteStep<'_>> = chunks.chain([WriteStep::Flush]).collect();
-    Ok(platform.write(&platform.dm_node(&stack.name(role)), &steps)?)
+    containers::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
 }
 
 /// Makes an XFS with this UUID (`spec/engine/storage-stack.md` §9.1).

@@ -111,6 +111,7 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
 /// The devices that are not in the tier yet.
 fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: Purpose) -> Result<Vec<BlockDevice>> {
     pool.check_requests()?;
+    pool.check_no_work()?;
     let tier = match purpose {
         Purpose::Data => Tier::Data,
         Purpose::NewCache | Purpose::MoreCache => Tier::Cache,
@@ -178,7 +179,7 @@ fn take_in(
             Err(error) => return Next::Done(Err(undo.run(platform, error))),
         };
         // Another request may have restricted it meanwhile.
-        if let Err(error) = pool.check_requests() {
+        if let Err(error) = pool.check_requests().and_then(|()| pool.check_no_work()) {
             return Next::Done(Err(undo.run(platform, error)));
         }
         let added = pool.admit(initialized);
@@ -231,6 +232,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
 /// that is reserved in the pool's metadata next, and if the power goes before that, at the next set-up because of the mark.
 fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
     pool.check_requests()?;
+    pool.check_no_work()?;
     let name = pool.name().clone();
     let is_data = pool.meta.data_devices().any(|uuid| uuid == device);
     let Some(member) = pool.members.get_mut(&device) else { return Err(Error::NoDevice { pool: name, device }) };

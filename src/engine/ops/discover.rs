@@ -10,6 +10,7 @@ use crate::{
         Engine,
         bda::{Bda, Repair},
         claims::{Claim, Key},
+        containers::Unlock,
         error::{Error, Result, chain},
         ids::PoolUuid,
         metadata::PoolMetadata,
@@ -185,7 +186,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
             "it was stopped by request".to_owned()
         }
         Verdict::Complete(metadata) => {
-            let brought_up = lifecycle::bring_up(uuid, set, metadata, CacheTier::Keep, claim);
+            let brought_up = lifecycle::bring_up(uuid, set, metadata, CacheTier::Keep, Unlock::default(), claim);
             return brought_up.map(move |result| match result {
                 Ok(_) => {}
                 Err(error) => log::info!("pool {uuid} is not set up: {}", error.sentence()),
@@ -225,5 +226,6 @@ fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: DeviceSet, metadata:
     // Devices of the cache tier hold no metadata; those that do go last.
     let (data, cache): (Vec<Found>, Vec<Found>) = set.into_devices().partition(|found| found.metadata.is_some());
     let cache = cache.iter().map(|found| found.device.path.as_path());
-    setup::wipe_destroyed(engine.platform(), cache, data.iter().map(|found| found.device.path.as_path()));
+    let data = data.iter().map(|found| (found.device.path.as_path(), metadata.container_on(found.bda.header().device)));
+    setup::wipe_destroyed(engine.platform(), cache, data);
 }

@@ -15,6 +15,7 @@ use crate::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
+        containers::{self, Unlock},
         dm_names::Role,
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
@@ -27,7 +28,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier},
     },
-    platform::{self, PendingLinks},
+    platform::{self, PendingLinks, Platform},
     view::Availability,
 };
 
@@ -163,10 +164,18 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let mut take_down = || setup::take_backstore_down(platform, &mut pool.stack, uuid);
     // One failure is not yet a reason to leave something up.
     let left_up = take_down().or_else(|_| take_down()).err();
+    forget_volume_key(platform, uuid);
     if let Some(error) = &left_up {
         log::error!("pool {} is stopped, but some of it is still up: {}", pool.name(), error.sentence());
     }
     Ok(left_up)
+}
+
+/// Forgets the volume key of a pool that is down.
+pub(super) fn forget_volume_key(platform: &dyn Platform, uuid: PoolUuid) {
+    if let Err(error) = platform.volume_key_unset(&containers::volume_key_name(uuid)) {
+        log::error!("the volume key of pool {uuid} could not be removed from the keyring: {error}");
+    }
 }
 
 /// Takes down what is up of a pool that does not run.
@@ -198,32 +207,21 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
 
 // ---- start ----
 
-/// How a pool is to be unlocked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Unlock {
-    /// A way to unlock it has been named.
-    pub method: bool,
-    /// A passphrase has been handed over.
-    pub passphrase: bool,
+/// Refuses what a pool that is not encrypted has no use for.
+fn check_unneeded(unlock: &Unlock, pool: &Name) -> Result<()> {
+    let given = match unlock {
+        Unlock { method: Some(_), .. } => "a way to unlock it",
+        Unlock { passphrase: Some(_), .. } => "a passphrase",
+        _ => return Ok(()),
+    };
+    Err(Error::NotEncrypted { pool: pool.clone(), given })
 }
 
-impl Unlock {
-    /// Refuses what a pool that is not encrypted has no use for.
-    fn check_unneeded(self, pool: &Name) -> Result<()> {
-        let given = match self {
-            Unlock { method: true, .. } => "a way to unlock it",
-            Unlock { passphrase: true, .. } => "a passphrase",
-            _ => return Ok(()),
-        };
-        Err(Error::NotEncrypted { pool: pool.clone(), given })
-    }
-
-    fn check(self, pool: &Name, metadata: &PoolMetadata) -> Result<()> {
-        match (metadata.is_encrypted(), self.method) {
-            (false, _) => self.check_unneeded(pool),
-            (true, false) => Err(Error::NoUnlockMethod { pool: pool.clone() }),
-            (true, true) => Err(Error::Encrypted { pool: pool.clone() }),
-        }
+fn check_unlock(unlock: &Unlock, pool: &Name, encrypted: bool) -> Result<()> {
+    match (encrypted, unlock.method) {
+        (false, _) => check_unneeded(unlock, pool),
+        (true, None) => Err(Error::NoUnlockMethod { pool: pool.clone() }),
+        (true, Some(_)) => Ok(()),
     }
 }
 
@@ -251,8 +249,8 @@ fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Opti
     let which = PoolRef::Uuid(uuid);
     Next::under(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
         Granted::Read(pool) if is_ending(engine, pool) => start_pool(which, unlock, cache),
-        Granted::Read(pool) if pool.meta.is_encrypted() => Next::Done(Ok(None)),
-        Granted::Read(pool) => Next::Done(unlock.check_unneeded(pool.name()).map(|()| None)),
+        Granted::Read(pool) if pool.is_encrypted() => Next::Done(Ok(None)),
+        Granted::Read(pool) => Next::Done(check_unneeded(&unlock, pool.name()).map(|()| None)),
         // It has been stopped meanwhile.
         _ => start_pool(which, unlock, cache),
     })
@@ -269,7 +267,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
         };
         let ready = renew(engine, &mut set).and_then(|()| {
             let metadata = admissible(uuid, &set, cache)?;
-            unlock.check(&Name::new(&metadata.name)?, &metadata)?;
+            check_unlock(&unlock, &Name::new(&metadata.name)?, metadata.is_encrypted())?;
             if cache == CacheTier::Drop && set.partial {
                 // What is up may lie on the cache.
                 setup::clean_up(engine.platform(), uuid)?;
@@ -277,7 +275,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
             Ok(metadata)
         });
         match ready {
-            Ok(metadata) => bring_up(uuid, set, metadata, cache, claim).map(|started| started.map(Some)),
+            Ok(metadata) => bring_up(uuid, set, metadata, cache, unlock, claim).map(|started| started.map(Some)),
             Err(error) => Next::Done(Err(error)),
         }
     })
@@ -324,6 +322,7 @@ pub(super) fn bring_up(
     set: DeviceSet,
     metadata: Arc<PoolMetadata>,
     cache: CacheTier,
+    unlock: Unlock,
     claim: Claim,
 ) -> Next<Result<Started>> {
     Next::act(move |engine| {
@@ -332,7 +331,7 @@ pub(super) fn bring_up(
             Err(error) => return not_up(engine, uuid, error.into()),
         };
         let Some(name_claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
-            return Next::Parked(Box::new(bring_up(uuid, set, metadata, cache, claim)));
+            return Next::Parked(Box::new(bring_up(uuid, set, metadata, cache, unlock, claim)));
         };
         Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
@@ -340,7 +339,7 @@ pub(super) fn bring_up(
                 if taken {
                     return not_up(engine, uuid, Error::NameRuns(name));
                 }
-                match setup::lay_foundation(engine.platform(), uuid, &set, (*metadata).clone(), cache) {
+                match setup::lay_foundation(engine.platform(), uuid, &set, (*metadata).clone(), cache, &unlock) {
                     Ok(foundation) => foundation.build().then(move |built| {
                         Next::act(move |engine| match built {
                             Ok(pool) => show(engine, pool, claim, name_claim),
@@ -369,9 +368,19 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Next<Re
         filesystems: pool.filesystems.keys().copied().collect(),
     };
     let links = super::announce(engine, &pool, pool.filesystems.values());
+    let uuid = pool.uuid();
+    let (locked, unfinished) = (pool.lacks_volume_key(), pool.work.is_some());
     setup::insert(pool, name_claim).then(move |inserted| {
         drop(claim);
-        super::when_linked(links, inserted.map(|()| started))
+        Next::act(move |engine| {
+            if inserted.is_ok() && locked {
+                engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
+            }
+            if inserted.is_ok() && unfinished {
+                engine.begin(format!("work on the data of pool {uuid}"), super::online::resume(uuid));
+            }
+            super::when_linked(links, inserted.map(|()| started))
+        })
     })
 }
 
@@ -435,7 +444,9 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     let mut set = DeviceSet::of(pool);
     let adopted = renew(engine, &mut set)
         .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
-        .and_then(|metadata| setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep))
+        .and_then(|metadata| {
+            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, &Unlock::default())
+        })
         .and_then(|foundation| foundation.build_now(platform));
     match adopted {
         Ok(fresh) => {

@@ -8,12 +8,14 @@ mod check;
 mod create_pool;
 mod devices;
 mod discover;
+mod encryption;
 mod filesystems;
 mod grow_filesystems;
 mod keys;
 mod lifecycle;
 mod limits;
 mod metadata;
+mod online;
 mod pools;
 mod snapshot;
 
@@ -24,7 +26,9 @@ pub use discover::{device_event, discover};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
 pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
 pub use keys::{KeyDescription, list_keys, set_key, unset_key};
-pub use lifecycle::{Started, Stopped, Unlock, refresh, start_pool, stop_pool};
+pub use encryption::{bind, rebind, unbind};
+pub use lifecycle::{Started, Stopped, refresh, start_pool, stop_pool};
+pub use online::{decrypt_pool, encrypt_pool, reencrypt_pool};
 pub use limits::{set_fs_limit, set_overprovisioning};
 pub use metadata::{Generation, filesystem_metadata, pool_metadata};
 pub use pools::{destroy_pool, rename_pool};
@@ -33,12 +37,15 @@ pub use snapshot::{schedule_revert, snapshot_filesystem};
 /// What a request for a new pool may ask for, as recorded.
 pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, TagSpec};
 pub use crate::engine::setup::CacheTier;
+/// How a pool is to be unlocked.
+pub use crate::engine::containers::Unlock;
 /// A passphrase, and what setting it did.
 pub use crate::platform::keyring::{KeyChange, Secret};
 
 pub(super) use cache::clear_unrecorded as clear_unrecorded_cache;
 pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
+pub(super) use lifecycle::forget_volume_key;
 pub(super) use snapshot::give_identity;
 
 use std::time::Duration;

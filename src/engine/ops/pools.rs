@@ -66,11 +66,14 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
     }
     pool.set_gone(true);
     // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
-    let paths = |wanted| {
+    let devices = |wanted| {
         let entries = pool.meta.device_entries().filter(move |(tier, _)| *tier == wanted);
-        entries.filter_map(|(_, entry)| pool.members.get(&entry.uuid)).map(|member| member.device.path.as_path())
+        entries.filter_map(|(_, entry)| Some((entry.uuid, pool.members.get(&entry.uuid)?.device.path.as_path())))
     };
-    setup::wipe_destroyed(platform, paths(Tier::Cache), paths(Tier::Data));
+    let cache = devices(Tier::Cache).map(|(_, path)| path);
+    let data = devices(Tier::Data).map(|(device, path)| (path, pool.meta.container_on(device)));
+    setup::wipe_destroyed(platform, cache, data);
+    super::lifecycle::forget_volume_key(platform, uuid);
     Ok(())
 }
 

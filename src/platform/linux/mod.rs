@@ -241,6 +241,10 @@ impl Platform for Linux {
         luks::open(device, name, unlock)
     }
 
+    fn luks_reopen(&self, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
+        luks::reopen(device, name, volume_key)
+    }
+
     fn luks_resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
         luks::resize(device, name, volume_key, size)
     }

@@ -471,6 +471,10 @@ impl Platform for Sim {
         luks::open(self, device, name, unlock)
     }
 
+    fn luks_reopen(&self, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
+        luks::reopen(self, device, name, volume_key)
+    }
+
     fn luks_resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
         luks::resize(self, device, name, volume_key, size)
     }

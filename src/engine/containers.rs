@@ -1,0 +1,235 @@
+//! LUKS2 containers of pools: laid out, made, opened, wiped; and what their headers say of how a pool can be unlocked
+//! (`spec/engine/encryption.md` §1, 6).
+//!
+//! Version 2 has one container, on the pool's cap device; version 1 has one on each device. What is done to one is the same.
+//! Knows neither locks nor requests.
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde_json::Value;
+
+use crate::{
+    engine::{
+        encryption::{
+            self, Assigned, BindRequest, Bindings, EncryptionError, UnlockMethod, clevis_token, keyring_token,
+        },
+        error::Result,
+        ids::PoolUuid,
+        dm_names::Role,
+        ops::KeyDescription,
+        plan::sizes,
+        stack::{Stack, remove_if_up},
+        undo::Rollback,
+        units::{Bytes, Sectors},
+    },
+    platform::{
+        Platform, WriteStep,
+        keyring::Secret,
+        luks::{self, Cost, Header, HeaderChange, Layout, NUMBERS, NewKeyslot, Purpose, State},
+    },
+};
+
+/// The container of a pool of version 2.
+pub const LAYOUT_V2: Layout = Layout {
+    metadata: Bytes(64 << 10),
+    keyslots: Bytes(16_352 << 10),
+    data_offset: sizes::CRYPT_RESERVATION,
+    sector_size: None,
+};
+
+/// The container on a device of version 1.
+pub const LAYOUT_V1: Layout = Layout {
+    metadata: Bytes(16 << 10),
+    keyslots: Bytes(16_352 << 10),
+    data_offset: Sectors(32_768),
+    sector_size: None,
+};
+
+/// Name of a pool's volume key in the daemon's keyring.
+pub fn volume_key_name(pool: PoolUuid) -> String {
+    format!("stratis-1-vk-{}", pool.hyphenated())
+}
+
+/// How a pool is to be unlocked.
+#[derive(Debug, Clone, Default)]
+pub struct Unlock {
+    /// Which of its bindings may be used; `None`: none has been named.
+    pub method: Option<UnlockMethod>,
+    /// The passphrase of one; `None`: it is to be had from what the binding says.
+    pub passphrase: Option<Secret>,
+}
+
+impl Unlock {
+    /// By whatever works.
+    pub fn any() -> Unlock {
+        Unlock { method: Some(UnlockMethod::Any), passphrase: None }
+    }
+}
+
+/// Opens a container as `name`; without one, only to find its volume key.
+///
+/// # Errors
+/// If nothing opens it; says why for each binding that was tried.
+pub fn open(
+    platform: &dyn Platform,
+    device: &Path,
+    name: Option<&str>,
+    bindings: &Bindings,
+    method: UnlockMethod,
+    given: Option<&Secret>,
+) -> Result<Secret> {
+    let opened =
+        encryption::unlock(platform, bindings, method, given, |unlock| platform.luks_open(device, name, unlock));
+    Ok(opened?)
+}
+
+/// A binding in the making: its passphrase, and all that stands in its token but the keyslot.
+struct Draft {
+    token: u32,
+    passphrase: Secret,
+    source: Source,
+}
+
+/// What the passphrase is to be had from.
+enum Source {
+    Keyring(KeyDescription),
+    /// The passphrase, encrypted.
+    Clevis(Value),
+}
+
+/// Bindings in the making. All that asks keyrings and servers has been done, and nothing has been written.
+pub struct Prepared(Vec<Draft>);
+
+impl Prepared {
+    /// Gets the passphrases: from the keyring, or new ones, encrypted by Clevis. May take long.
+    ///
+    /// # Errors
+    /// If a key is not there, or Clevis fails.
+    pub fn new(platform: &dyn Platform, assigned: &[Assigned]) -> Result<Prepared> {
+        let draft = |Assigned { token, request }: &Assigned| -> Result<Draft> {
+            let (passphrase, source) = match request {
+                BindRequest::Keyring(description) => {
+                    (encryption::key(platform, description)?, Source::Keyring(description.clone()))
+                }
+                BindRequest::Clevis(request) => {
+                    let passphrase = encryption::random_passphrase(platform);
+                    let jwe = platform.clevis_encrypt(&request.pin, &request.config, request.trust, &passphrase);
+                    (passphrase, Source::Clevis(jwe.map_err(EncryptionError::from)?))
+                }
+            };
+            Ok(Draft { token: *token, passphrase, source })
+        };
+        Ok(Prepared(assigned.iter().map(draft).collect::<Result<_>>()?))
+    }
+
+    /// Keyslots for them, of these numbers.
+    pub fn keyslots(&self, numbers: impl IntoIterator<Item = u32>) -> Vec<NewKeyslot<'_>> {
+        let made = self.0.iter().zip(numbers).map(|(draft, number)| NewKeyslot {
+            number,
+            passphrase: &draft.passphrase,
+            cost: match draft.source {
+                Source::Keyring(_) => Cost::Guessable,
+                Source::Clevis(_) => Cost::Random,
+            },
+        });
+        made.collect()
+    }
+
+    /// Their tokens, with keyslots of these numbers.
+    pub fn tokens(&self, numbers: impl IntoIterator<Item = u32>) -> BTreeMap<u32, Value> {
+        let token = |(draft, keyslot): (&Draft, u32)| {
+            let token = match &draft.source {
+                Source::Keyring(description) => keyring_token(description, keyslot),
+                Source::Clevis(jwe) => clevis_token(jwe.clone(), keyslot),
+            };
+            (draft.token, token)
+        };
+        self.0.iter().zip(numbers).map(token).collect()
+    }
+
+}
+
+/// Makes the container of a new pool of version 2 and opens it. Its volume key goes into the daemon's keyring.
+///
+/// # Errors
+/// `undo` takes back what was done.
+pub fn make(platform: &dyn Platform, stack: &Stack, prepared: &Prepared, undo: &mut Rollback) -> Result<Header> {
+    let device = platform.dm_node(&stack.name(Role::Cache));
+    let wiped = device.clone();
+    undo.push("wipe the LUKS2 header", move |platform| {
+        wipe(platform, &wiped, Sectors::ZERO, LAYOUT_V2.data_offset)
+    });
+    let header = platform.luks_format(
+        &device,
+        &LAYOUT_V2,
+        Purpose::New,
+        &prepared.keyslots(0..NUMBERS),
+        &prepared.tokens(0..NUMBERS),
+    )?;
+    bring_up(platform, stack, &device, prepared, undo)?;
+    Ok(header)
+}
+
+/// Opens a container whose header was made with `prepared`.
+///
+/// # Errors
+/// As [`make`].
+pub fn bring_up(
+    platform: &dyn Platform,
+    stack: &Stack,
+    device: &Path,
+    prepared: &Prepared,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let Some(Draft { passphrase, .. }) = prepared.0.first() else { return Err(EncryptionError::NoMechanism.into()) };
+    let name = stack.name(Role::Crypt);
+    let opened = name.clone();
+    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
+    let volume_key = platform.luks_open(device, Some(&name), luks::Unlock { passphrase, keyslot: Some(0) })?;
+    let key_name = volume_key_name(stack.pool());
+    let unset = key_name.clone();
+    undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
+    Ok(platform.volume_key_set(&key_name, &volume_key)?)
+}
+
+/// What is to be changed in a header so that it is as if changes of it that were cut short had not been begun, or had been
+/// completed: a token has a second keyslot between the two.
+pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
+    if header.state != State::Encrypted {
+        return Vec::new();
+    }
+    let unused = header.unused.iter().copied().map(HeaderChange::DestroyKeyslot);
+    // The first is the one that was to go.
+    let replaced = header.tokens.values().filter_map(|token| {
+        let listed = token.get("keyslots")?.as_array()?;
+        let numbers: Vec<u32> = listed.iter().filter_map(|slot| slot.as_str()?.parse().ok()).collect();
+        match numbers[..] {
+            [old, new] if !header.unused.contains(&new) => Some(HeaderChange::DestroyKeyslot(old)),
+            _ => None,
+        }
+    });
+    // The keyslot of these has been destroyed, which comes before the token.
+    let empty = header.tokens.iter().filter(|(_, token)| {
+        let is_ours = ["clevis", "luks2-keyring"].map(Some).contains(&token.get("type").and_then(Value::as_str));
+        is_ours && token.get("keyslots").and_then(Value::as_array).is_some_and(Vec::is_empty)
+    });
+    let empty = empty.map(|(number, _)| HeaderChange::RemoveToken(*number));
+    unused.chain(replaced).chain(empty).collect()
+}
+
+/// Overwrites what a container consists of besides its data: nothing opens it any more.
+///
+/// # Errors
+/// When the device cannot be written.
+pub fn wipe(platform: &dyn Platform, device: &Path, start: Sectors, length: Sectors) -> Result<()> {
+    const CHUNK: usize = 1 << 20;
+    let zeros = vec![0; CHUNK];
+    let in_bytes = |sectors: Sectors| u64::try_from(sectors.bytes().0).unwrap_or(u64::MAX);
+    let (start, length) = (in_bytes(start), in_bytes(length));
+    let chunks = (0..length).step_by(CHUNK).map(|at| {
+        let length = usize::try_from(length - at).unwrap_or(CHUNK).min(CHUNK);
+        WriteStep::At(start.saturating_add(at), &zeros[..length])
+    });
+    let steps: Vec<WriteStep<'_>> = chunks.chain([WriteStep::Flush]).collect();
+    Ok(platform.write(device, &steps)?)
+}
