@@ -7,6 +7,7 @@ pub mod bda;
 mod claims;
 mod devices;
 pub mod dm_names;
+pub mod encryption;
 pub mod error;
 pub mod ids;
 mod layout;
