@@ -109,8 +109,8 @@ fn pools<'a>(
             entries.push(("name", Value::str(name.as_str())));
         }
         if let Some(encryption) = &pool.encryption {
-            entries.push(("key_description", consistent(encryption, lowest_key(encryption))));
-            entries.push(("clevis_info", consistent(encryption, lowest_clevis(encryption))));
+            entries.push(("key_description", agreed(encryption.keys_agree, lowest_key(encryption))));
+            entries.push(("clevis_info", agreed(encryption.clevis_agree, lowest_clevis(encryption))));
         }
         entries.extend(more(pool));
         Value::Dict("{sv}", entries.into_iter().map(|(key, value)| (Value::str(key), Value::variant(value))).collect())
@@ -119,12 +119,12 @@ fn pools<'a>(
 }
 
 /// `(bv)`: the information, or a text saying why there is none.
-fn consistent(encryption: &Encryption, information: Value) -> Value {
-    let inner = match encryption.consistent {
+fn agreed(agreed: bool, information: Value) -> Value {
+    let inner = match agreed {
         true => information,
         false => Value::str("the devices of the pool do not agree on how it is encrypted"),
     };
-    Value::Struct(vec![Value::Bool(encryption.consistent), Value::variant(inner)])
+    Value::Struct(vec![Value::Bool(agreed), Value::variant(inner)])
 }
 
 // ---- pool ----
@@ -142,13 +142,14 @@ fn lowest_clevis(encryption: &Encryption) -> Value {
     Value::Struct(vec![Value::Bool(lowest.is_some()), Value::Struct(vec![Value::str(pin), Value::str(configuration)])])
 }
 
-static NOT_ENCRYPTED: Encryption = Encryption { keys: Vec::new(), clevis: Vec::new(), consistent: true };
+static NOT_ENCRYPTED: Encryption =
+    Encryption { keys: Vec::new(), clevis: Vec::new(), keys_agree: true, clevis_agree: true };
 
 /// `(b…)`: whether the devices agree, and what they agree on; what `tell` makes of no binding if they do not.
-fn legacy(pool: &Pool, tell: fn(&Encryption) -> Value) -> Value {
+fn legacy(pool: &Pool, agree: fn(&Encryption) -> bool, tell: fn(&Encryption) -> Value) -> Value {
     let encryption = pool.encryption.as_ref().unwrap_or(&NOT_ENCRYPTED);
-    let shown = if encryption.consistent { encryption } else { &NOT_ENCRYPTED };
-    Value::Struct(vec![Value::Bool(encryption.consistent), tell(shown)])
+    let agree = agree(encryption);
+    Value::Struct(vec![Value::Bool(agree), tell(if agree { encryption } else { &NOT_ENCRYPTED })])
 }
 
 pub(super) fn pool_uuid(pool: &Pool) -> Value {
@@ -168,11 +169,11 @@ pub(super) fn available_actions(pool: &Pool) -> Value {
 }
 
 pub(super) fn key_description(pool: &Pool) -> Value {
-    legacy(pool, lowest_key)
+    legacy(pool, |encryption| encryption.keys_agree, lowest_key)
 }
 
 pub(super) fn clevis_info(pool: &Pool) -> Value {
-    legacy(pool, lowest_clevis)
+    legacy(pool, |encryption| encryption.clevis_agree, lowest_clevis)
 }
 
 pub(super) fn has_cache(pool: &Pool) -> Value {

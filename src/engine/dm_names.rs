@@ -1,7 +1,7 @@
 //! Names of device-mapper devices (`spec/engine/storage-stack.md` §1), composed and read back. The device-mapper UUID of
 //! each is the same text as its name.
 
-use crate::engine::ids::{FsUuid, PoolUuid};
+use crate::engine::ids::{DevUuid, FsUuid, PoolUuid};
 
 /// Version of the name format.
 const FORMAT: &str = "stratis-1";
@@ -65,6 +65,11 @@ impl Role {
     pub fn name(self, pool: PoolUuid) -> String {
         format!("{FORMAT}-private-{}-{}", pool.simple(), self.suffix())
     }
+}
+
+/// Name of the opened device of an encrypted device of version 1.
+pub fn opened_device(device: DevUuid) -> String {
+    format!("{FORMAT}-private-{}-crypt", device.simple())
 }
 
 /// Name of a filesystem's thin device.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::{
     engine::{
         bda,
+        encryption::EncryptionError,
         ids::{DevUuid, FsUuid, PoolUuid},
         metadata,
         name::{Name, NameError, shortened},
@@ -229,6 +230,8 @@ pub enum Error {
     #[error(transparent)]
     Platform(#[from] platform::Error),
     #[error(transparent)]
+    Encryption(#[from] EncryptionError),
+    #[error(transparent)]
     Bda(#[from] bda::BdaError),
     #[error(transparent)]
     Records(#[from] metadata::filesystem::RecordError),
@@ -264,6 +267,7 @@ impl Error {
     pub fn is_busy(&self) -> bool {
         match self {
             Error::Platform(error) => error.is_busy(),
+            Error::Encryption(error) => error.is_busy(),
             Error::InUse { .. } | Error::Mounted { .. } => true,
             Error::Rollback { cause, .. } => cause.is_busy(),
             _ => false,

@@ -60,8 +60,10 @@ pub struct Encryption {
     pub keys: Vec<(u32, String)>,
     /// Clevis bindings: token slot, pin and configuration.
     pub clevis: Vec<(u32, String, String)>,
-    /// Whether every device agrees on these (version 1; always true for version 2).
-    pub consistent: bool,
+    /// Whether every device agrees on its keyring binding (version 1; always true for version 2).
+    pub keys_agree: bool,
+    /// Whether every device agrees on its Clevis binding.
+    pub clevis_agree: bool,
 }
 
 /// A running pool.

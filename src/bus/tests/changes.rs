@@ -150,7 +150,7 @@ fn renamed_filesystem_sends_its_name_and_invalidates_its_link() {
 fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
     let old = pool(1, "p");
     let before = tree(vec![is(&old)]);
-    let encryption = Encryption { keys: vec![(1, "k".into())], clevis: vec![], consistent: true };
+    let encryption = Encryption { keys: vec![(1, "k".into())], clevis: vec![], keys_agree: true, clevis_agree: true };
     let new = Pool { volume_key_loaded: true, encryption: Some(encryption), ..old };
     let (after, signals) = step(&before, is(&new));
     let mut expected = revisions("pool", 0..=7, "~/0", "{'KeyDescription'=(true (true 'k'))} []");
@@ -227,7 +227,12 @@ fn stopped_pool() -> StoppedPool {
         devices: vec![("/dev/x".into(), uuid(9))],
         metadata_version: Some(1),
         features: None,
-        encryption: Some(Encryption { keys: vec![(1, "k".into())], clevis: vec![], consistent: true }),
+        encryption: Some(Encryption {
+            keys: vec![(1, "k".into())],
+            clevis: vec![],
+            keys_agree: true,
+            clevis_agree: true,
+        }),
         partial: false,
     }
 }

@@ -31,7 +31,15 @@ impl KeyDescription {
         &self.0
     }
 
-    fn in_kernel(&self) -> String {
+    /// The name of a key in the kernel, or in a token, as such; `None` if it is none of ours. What somebody else has bound
+    /// to is taken as it is: other daemons have let characters pass that we do not.
+    pub(in crate::engine) fn from_kernel(name: &str) -> Option<KeyDescription> {
+        let text = name.strip_prefix(KEY_PREFIX).filter(|text| !text.is_empty() && !text.contains('\0'))?;
+        Some(KeyDescription(text.to_owned()))
+    }
+
+    /// The name of the key in the kernel.
+    pub(in crate::engine) fn in_kernel(&self) -> String {
         format!("{KEY_PREFIX}{}", self.0)
     }
 }

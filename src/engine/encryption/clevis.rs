@@ -1,0 +1,116 @@
+//! What the encrypted passphrases of Clevis say of how they were made: the pin and its configuration, in the protected header
+//! of a JWE (`spec/engine/encryption.md` §2.4). Knows nothing of how they are decrypted.
+
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{ClevisRequest, DEPTH_MAX, EncryptionError, Result};
+
+const NO_HEADER: EncryptionError = EncryptionError::Jwe("it has no readable header");
+
+/// What a configuration is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be shown to clients.
+    Shown,
+    /// To be encrypted anew, with whatever keys the servers have now.
+    Renewal,
+    /// To be encrypted on another device, with the keys that are trusted already.
+    Elsewhere,
+}
+
+/// Pin and configuration as shown to clients.
+///
+/// # Errors
+/// If the JWE does not say them, or the pin is not known.
+pub(super) fn shown(jwe: &Value) -> Result<(String, Value)> {
+    of_object(jwe, Purpose::Shown)
+}
+
+/// What is to be bound to get the same binding anew. The servers may have new keys and are trusted with them: that is what
+/// `clevis luks regen` is for.
+///
+/// # Errors
+/// As for [`shown`].
+pub(super) fn renewal(jwe: &Value) -> Result<ClevisRequest> {
+    of_object(jwe, Purpose::Renewal).map(|(pin, config)| ClevisRequest { pin, config, trust: true })
+}
+
+/// What is to be bound to get the same binding on another device. The servers must have the keys that they had.
+///
+/// # Errors
+/// As for [`shown`].
+pub(super) fn elsewhere(jwe: &Value) -> Result<ClevisRequest> {
+    of_object(jwe, Purpose::Elsewhere).map(|(pin, config)| ClevisRequest { pin, config, trust: false })
+}
+
+fn of_object(jwe: &Value, purpose: Purpose) -> Result<(String, Value)> {
+    let protected = jwe.get("protected").and_then(Value::as_str).ok_or(NO_HEADER)?;
+    of_header(protected, purpose, 0)
+}
+
+fn of_header(protected: &str, purpose: Purpose, depth: usize) -> Result<(String, Value)> {
+    if depth > DEPTH_MAX {
+        return Err(EncryptionError::TooDeep);
+    }
+    let bytes = BASE64URL_NOPAD.decode(protected.as_bytes()).map_err(|_| NO_HEADER)?;
+    let header: Value = serde_json::from_slice(&bytes).map_err(|_| NO_HEADER)?;
+    let pin = header["clevis"]["pin"].as_str().ok_or(EncryptionError::Jwe("it names no pin"))?;
+    let made_with = &header["clevis"][pin];
+    let config = match pin {
+        "tang" => tang(made_with, purpose)?,
+        "tpm2" => tpm2(made_with, purpose)?,
+        "sss" => sss(made_with, purpose, depth)?,
+        _ => return Err(EncryptionError::JwePin(pin.to_owned())),
+    };
+    Ok((pin.to_owned(), config))
+}
+
+fn tang(made_with: &Value, purpose: Purpose) -> Result<Value> {
+    let url = made_with["url"].as_str().ok_or(EncryptionError::Jwe("it names no Tang server"))?;
+    Ok(match purpose {
+        Purpose::Renewal => json!({ "url": url }),
+        Purpose::Shown | Purpose::Elsewhere => json!({ "url": url, "thp": thumbprint(&made_with["adv"])? }),
+    })
+}
+
+/// The TPM's own values of the old passphrase are left out, the choices of the user stay.
+fn tpm2(made_with: &Value, purpose: Purpose) -> Result<Value> {
+    if purpose == Purpose::Shown {
+        return Ok(Value::Object(Map::new()));
+    }
+    let mut config = made_with.as_object().ok_or(EncryptionError::Jwe("it names no TPM values"))?.clone();
+    config.retain(|key, _| key != "jwk_pub" && key != "jwk_priv");
+    Ok(Value::Object(config))
+}
+
+fn sss(made_with: &Value, purpose: Purpose, depth: usize) -> Result<Value> {
+    let parts = made_with["jwe"].as_array().ok_or(EncryptionError::Jwe("it has no parts"))?;
+    let threshold = made_with["t"].as_u64().ok_or(EncryptionError::Jwe("it does not say how many parts it takes"))?;
+    let mut pins: Map<String, Value> = Map::new();
+    for part in parts {
+        let part = part.as_str().ok_or(EncryptionError::Jwe("a part of it is no text"))?;
+        let (protected, _) = part.split_once('.').ok_or(EncryptionError::Jwe("a part of it is not complete"))?;
+        let (pin, config) = of_header(protected, purpose, depth + 1)?;
+        match pins.entry(pin).or_insert_with(|| Value::Array(Vec::new())) {
+            Value::Array(list) => list.push(config),
+            _ => unreachable!("only lists are put in"),
+        }
+    }
+    Ok(json!({ "t": threshold, "pins": pins }))
+}
+
+/// The thumbprint of the key that signs a Tang server's advertisement: of its public members, in the manner of RFC 7638.
+fn thumbprint(advertisement: &Value) -> Result<String> {
+    let signs = |key: &&Value| key["key_ops"] == json!(["verify"]);
+    let key = advertisement["keys"].as_array().and_then(|keys| keys.iter().find(signs));
+    let mut key = key.and_then(Value::as_object).ok_or(EncryptionError::Jwe("it has no signing key"))?.clone();
+    key.retain(|member, _| member != "key_ops" && member != "alg");
+    // Maps keep their keys sorted, and numbers and texts are written in one way only.
+    Ok(BASE64URL_NOPAD.encode(&Sha256::digest(Value::Object(key).to_string())))
+}
+
+#[cfg(test)]
+#[path = "clevis_tests.rs"]
+pub(in crate::engine::encryption) mod tests;

@@ -1,0 +1,110 @@
+//! Why a way to unlock is refused, cannot be read, or does not work.
+
+use crate::{
+    engine::{
+        encryption::{BINDINGS_MAX, DEPTH_MAX, Kind},
+        error::chain,
+        name::{Name, shortened},
+        ops::KeyDescription,
+    },
+    platform::{self, luks::NUMBERS},
+};
+
+/// Why not.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum EncryptionError {
+    // ---- a header that says nothing of use ----
+    #[error("the LUKS2 header has no token that says which Stratis pool the device belongs to")]
+    NoStratisToken,
+    #[error("the LUKS2 header's token that says which Stratis pool the device belongs to is not as it should be: {0}")]
+    StratisToken(String),
+    #[error("the LUKS2 header's token {token} is of type `{}`, where one of type `{expected}` should be", shortened(.found))]
+    TokenType { token: u32, found: String, expected: &'static str },
+    #[error("the LUKS2 header has no token that is of use to unlock a Stratis pool")]
+    NoBinding,
+    #[error("token {token} of the LUKS2 header is linked to {count} keyslots, not to one")]
+    Keyslots { token: u32, count: usize },
+    #[error("what Clevis has written does not say how its passphrase is to be decrypted: {0}")]
+    Jwe(&'static str),
+    #[error("Clevis pin `{}` is none that is known here", shortened(.0))]
+    JwePin(String),
+
+    // ---- a configuration of Clevis from a client ----
+    #[error("`{}` is no Clevis pin that can be used; choose tang, tpm2 or sss", shortened(.0))]
+    Pin(String),
+    #[error("the Clevis configuration for {pin} must be a JSON object; correct it")]
+    NotAnObject { pin: String },
+    #[error("in the Clevis configuration for {pin}, `{member}` must be {expected}; correct it")]
+    Member { pin: String, member: &'static str, expected: &'static str },
+    #[error("the Clevis configuration is nested deeper than {DEPTH_MAX} times; use a simpler one")]
+    TooDeep,
+    #[error(
+        "nothing in the Clevis configuration for {pin} says which keys of its Tang servers are to be trusted; give each its \
+         thumbprint as `thp` or its advertisement as `adv`, or set `stratis:tang:trust_url` to true to trust what they send"
+    )]
+    NotTrusted { pin: String },
+
+    // ---- slots ----
+    #[error("token slot {0} is named twice; name each slot once")]
+    SlotTwice(u32),
+    #[error("there is no token slot {0}; choose a number below {NUMBERS}")]
+    NoSuchSlot(u32),
+    #[error("{0} ways to unlock the pool were asked for, and there is room for {BINDINGS_MAX}; choose fewer")]
+    TooMany(usize),
+    #[error("no way to unlock the pool was given; name a key description or a Clevis configuration")]
+    NoMechanism,
+    #[error("all {BINDINGS_MAX} token slots of the pool are in use; unbind one first")]
+    Full,
+    #[error("token slots cannot be chosen in pools of metadata version 1; name none")]
+    SlotsNeedVersion2,
+    #[error("token slot {token} holds a binding to {}, not to {}; name another slot", .bound.word(), .asked.word())]
+    OtherKind { token: u32, bound: Kind, asked: Kind },
+    #[error("token slot {0} holds a token that is none of Stratis'; name another slot")]
+    Foreign(u32),
+    #[error("token slot {0} is empty; name one that holds a binding")]
+    EmptySlot(u32),
+
+    // ---- bindings ----
+    #[error("pool {pool} is not encrypted, so nothing can be bound to it; encrypt it first")]
+    PoolNotEncrypted { pool: Name },
+    #[error("the key description is empty; choose one of at least one character")]
+    EmptyKeyDescription,
+    #[error(
+        "the pool is bound to {bound} already, not to {asked}; unbind or rebind that, or bind to another token slot"
+    )]
+    BoundOtherwise { bound: String, asked: String },
+    #[error("the pool has no binding to {}, which could be replaced; bind it first", .0.word())]
+    NoSource(Kind),
+    #[error("the pool has only one way to unlock it left, and without it nobody could; bind another one first")]
+    LastBinding,
+    #[error(
+        "the devices of the pool do not agree on its binding to {}; stop the pool and see what its devices' headers say",
+        .0.word()
+    )]
+    Inconsistent(Kind),
+    #[error("some devices of the pool are encrypted and some are not; disconnect those that do not belong to it")]
+    Mixed,
+
+    // ---- passphrases ----
+    #[error("key {0} is not in the kernel's keyring; set it first")]
+    KeyMissing(KeyDescription),
+    #[error("token slot {0} holds nothing that the pool could be unlocked with; name another slot, or none")]
+    NothingInSlot(u32),
+    #[error("nothing opens it: {}", attempts(.0))]
+    NothingWorks(Vec<(String, EncryptionError)>),
+    #[error(transparent)]
+    Platform(#[from] platform::Error),
+}
+
+impl EncryptionError {
+    /// Whether somebody's use of a device was the cause.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, EncryptionError::Platform(error) if error.is_busy())
+    }
+}
+
+fn attempts(attempts: &[(String, EncryptionError)]) -> String {
+    let told = attempts.iter().map(|(with, error)| format!("with {} ({})", shortened(with), chain(error)));
+    told.collect::<Vec<_>>().join(", ")
+}

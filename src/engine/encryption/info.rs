@@ -1,0 +1,218 @@
+//! The bindings of a pool, gathered over its headers: one in version 2, one on each device in version 1, which must agree
+//! (`spec/engine/encryption.md` §7.3).
+
+use super::{BINDINGS_MAX, Binding, Bindings, EncryptionError, Kind, Mechanism, Result};
+use crate::{engine::metadata::MetadataVersion, view};
+
+/// Whether the devices of a pool say the same of its binding of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agreement {
+    /// None has one.
+    Absent,
+    /// All have the same.
+    Consistent,
+    /// Some have one and some have none, or another.
+    Inconsistent,
+}
+
+/// How an encrypted pool can be unlocked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    version: MetadataVersion,
+    keyring: Agreement,
+    clevis: Agreement,
+    /// What all agree on. Keyslots and encrypted passphrases are those of the first device.
+    bindings: Bindings,
+}
+
+impl Info {
+    /// Of a pool of version 2, from its header.
+    pub fn of_pool(bindings: Bindings) -> Info {
+        let agreement = |kind| match bindings.lowest(kind) {
+            Some(_) => Agreement::Consistent,
+            None => Agreement::Absent,
+        };
+        let (keyring, clevis) = (agreement(Kind::Keyring), agreement(Kind::Clevis));
+        Info { version: MetadataVersion::V2, keyring, clevis, bindings }
+    }
+
+    /// Of a pool of version 1, from the headers of its devices; `None` for a device that is not encrypted. Gives `None` if
+    /// none is.
+    ///
+    /// # Errors
+    /// If some are encrypted and some are not.
+    pub fn of_devices<'a>(devices: impl IntoIterator<Item = Option<&'a Bindings>>) -> Result<Option<Info>> {
+        let devices: Vec<Option<&Bindings>> = devices.into_iter().collect();
+        let encrypted: Vec<&Bindings> = devices.iter().copied().flatten().collect();
+        let Some(first) = encrypted.first() else { return Ok(None) };
+        if encrypted.len() < devices.len() {
+            return Err(EncryptionError::Mixed);
+        }
+        let agreement = |kind| {
+            let binding = first.lowest(kind);
+            match encrypted.iter().all(|other| is_same(binding, other.lowest(kind))) {
+                false => Agreement::Inconsistent,
+                true if binding.is_some() => Agreement::Consistent,
+                true => Agreement::Absent,
+            }
+        };
+        let (keyring, clevis) = (agreement(Kind::Keyring), agreement(Kind::Clevis));
+        let agreed = |kind| {
+            matches!(
+                (kind, keyring, clevis),
+                (Kind::Keyring, Agreement::Consistent, _) | (Kind::Clevis, _, Agreement::Consistent)
+            )
+        };
+        let bindings = first.of_kinds(agreed);
+        Ok(Some(Info { version: MetadataVersion::V1, keyring, clevis, bindings }))
+    }
+
+    /// The metadata version of the pool, which decides what its bindings may be.
+    pub fn version(&self) -> MetadataVersion {
+        self.version
+    }
+
+    /// Whether the devices agree on a kind.
+    pub fn agreement(&self, kind: Kind) -> Agreement {
+        match kind {
+            Kind::Keyring => self.keyring,
+            Kind::Clevis => self.clevis,
+        }
+    }
+
+    /// Whether the devices agree on everything. A pool of which they do not is restricted.
+    pub fn is_consistent(&self) -> bool {
+        self.check().is_ok()
+    }
+
+    /// The bindings.
+    ///
+    /// # Errors
+    /// If the devices do not agree on them.
+    pub fn agreed(&self) -> Result<&Bindings> {
+        self.check().map(|()| &self.bindings)
+    }
+
+    fn check(&self) -> Result<()> {
+        match Kind::BOTH.into_iter().find(|kind| self.agreement(*kind) == Agreement::Inconsistent) {
+            Some(kind) => Err(EncryptionError::Inconsistent(kind)),
+            None => Ok(()),
+        }
+    }
+
+    /// How many bindings more there may be.
+    pub fn free_slots(&self) -> usize {
+        BINDINGS_MAX.saturating_sub(self.bindings.count())
+    }
+
+    /// What clients see.
+    pub fn view(&self) -> view::Encryption {
+        let mut view = view::Encryption {
+            keys: Vec::new(),
+            clevis: Vec::new(),
+            keys_agree: self.keyring != Agreement::Inconsistent,
+            clevis_agree: self.clevis != Agreement::Inconsistent,
+        };
+        for Binding { token, mechanism, .. } in self.bindings.iter() {
+            match mechanism {
+                Mechanism::Keyring(description) => view.keys.push((*token, description.as_str().to_owned())),
+                Mechanism::Clevis { pin, config, .. } => view.clevis.push((*token, pin.clone(), config.to_string())),
+            }
+        }
+        view
+    }
+}
+
+/// Whether two devices are bound alike: to the same, each with a passphrase of its own.
+fn is_same(one: Option<&Binding>, other: Option<&Binding>) -> bool {
+    match (one.map(|binding| &binding.mechanism), other.map(|binding| &binding.mechanism)) {
+        (None, None) => true,
+        (Some(Mechanism::Keyring(one)), Some(Mechanism::Keyring(other))) => one == other,
+        (Some(Mechanism::Clevis { pin, config, .. }), Some(Mechanism::Clevis { pin: p, config: c, .. })) => {
+            (pin, config) == (p, c)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::ops::KeyDescription;
+
+    fn key(token: u32, description: &str) -> Binding {
+        let mechanism = Mechanism::Keyring(KeyDescription::new(description).unwrap());
+        Binding { token, keyslot: token + 10, next: None, mechanism }
+    }
+
+    fn tang(token: u32, url: &str, jwe: &str) -> Binding {
+        let config = json!({ "url": url, "thp": "t" });
+        let mechanism = Mechanism::Clevis { jwe: json!(jwe), pin: "tang".to_owned(), config };
+        Binding { token, keyslot: token, next: None, mechanism }
+    }
+
+    fn bindings(list: &[Binding]) -> Bindings {
+        Bindings::new(list.to_vec(), list.iter().map(|binding| binding.token).collect())
+    }
+
+    fn check(devices: &[&[Binding]], keyring: Agreement, clevis: Agreement) -> Info {
+        let devices: Vec<Bindings> = devices.iter().map(|list| bindings(list)).collect();
+        let info = Info::of_devices(devices.iter().map(Some)).unwrap().unwrap();
+        assert_eq!((info.agreement(Kind::Keyring), info.agreement(Kind::Clevis)), (keyring, clevis));
+        assert_eq!(info.is_consistent(), keyring != Agreement::Inconsistent && clevis != Agreement::Inconsistent);
+        assert_eq!(info.agreed().is_ok(), info.is_consistent());
+        info
+    }
+
+    #[test]
+    fn devices_of_a_pool_agree_or_not_on_each_kind() {
+        use Agreement::{Absent, Consistent, Inconsistent};
+        let (k, t) = (|| key(1, "k"), || tang(2, "http://a", "x"));
+        check(&[&[k()], &[k()]], Consistent, Absent);
+        check(&[&[t()]], Absent, Consistent);
+        // Each device has an encrypted passphrase of its own.
+        check(&[&[k(), t()], &[k(), tang(2, "http://a", "y")]], Consistent, Consistent);
+        check(&[&[k()], &[key(1, "other")]], Inconsistent, Absent);
+        check(&[&[k(), t()], &[k()]], Consistent, Inconsistent);
+        check(&[&[k()], &[k(), t()]], Consistent, Inconsistent);
+        check(&[&[k(), t()], &[k(), tang(2, "http://b", "x")], &[k(), t()]], Consistent, Inconsistent);
+        check(&[&[k()], &[t()]], Inconsistent, Inconsistent);
+    }
+
+    #[test]
+    fn what_they_do_not_agree_on_is_not_shown() {
+        let (one, other) = ([key(1, "k"), tang(2, "http://a", "x")], [key(1, "k"), tang(2, "http://b", "x")]);
+        let info = check(&[&one, &other], Agreement::Consistent, Agreement::Inconsistent);
+        let view = info.view();
+        assert_eq!((view.keys, view.clevis), (vec![(1, "k".to_owned())], vec![]));
+        assert!(view.keys_agree && !view.clevis_agree);
+        assert_eq!(
+            info.agreed().unwrap_err().to_string().split(';').next().unwrap(),
+            "the devices of the pool do not agree on its binding to Clevis"
+        );
+    }
+
+    #[test]
+    fn a_pool_of_which_only_some_devices_are_encrypted_is_none() {
+        let some = bindings(&[key(1, "k")]);
+        assert!(matches!(Info::of_devices([Some(&some), None]), Err(EncryptionError::Mixed)));
+        assert!(matches!(Info::of_devices([None, Some(&some)]), Err(EncryptionError::Mixed)));
+        assert_eq!(Info::of_devices([None, None]).unwrap(), None);
+        assert_eq!(Info::of_devices([]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_pool_of_version_2_shows_all_its_bindings() {
+        let info = Info::of_pool(bindings(&[tang(7, "http://a", "x"), key(5, "a"), key(0, "b")]));
+        let view = info.view();
+        assert_eq!(view.keys, [(0, "b".to_owned()), (5, "a".to_owned())]);
+        assert_eq!(view.clevis, [(7, "tang".to_owned(), r#"{"thp":"t","url":"http://a"}"#.to_owned())]);
+        assert!(view.keys_agree && view.clevis_agree && info.is_consistent());
+        assert_eq!(info.free_slots(), 12);
+        let agreed = info.agreed().unwrap();
+        assert_eq!(agreed.lowest(Kind::Keyring).unwrap().token, 0);
+        assert_eq!((agreed.free_token(), agreed.get(5).unwrap().keyslot), (Some(1), 15));
+    }
+}

@@ -1,0 +1,141 @@
+//! What a client wants a pool to be bound to (`spec/engine/encryption.md` §4).
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::{DEPTH_MAX, EncryptionError, Kind, Mechanism, Result, clevis};
+use crate::engine::ops::KeyDescription;
+
+/// Our own member of a configuration: take the keys that the servers send.
+const TRUST: &str = "stratis:tang:trust_url";
+
+/// What is to be bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BindRequest {
+    /// A passphrase in the kernel's keyring.
+    Keyring(KeyDescription),
+    /// Clevis.
+    Clevis(ClevisRequest),
+}
+
+/// What Clevis is to encrypt with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClevisRequest {
+    /// The pin.
+    pub pin: String,
+    /// Its configuration, with nothing in it that is not Clevis' own.
+    pub config: Value,
+    /// Take the keys that servers send.
+    pub trust: bool,
+}
+
+impl BindRequest {
+    /// Of which kind it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            BindRequest::Keyring(_) => Kind::Keyring,
+            BindRequest::Clevis(_) => Kind::Clevis,
+        }
+    }
+
+    /// Whether a binding to `mechanism` is what is asked for. Configurations of Clevis are not compared: what is shown of
+    /// one is not what was asked for.
+    pub(super) fn is_met_by(&self, mechanism: &Mechanism) -> bool {
+        match (self, mechanism) {
+            (BindRequest::Keyring(asked), Mechanism::Keyring(bound)) => asked == bound,
+            (BindRequest::Clevis(asked), Mechanism::Clevis { pin, .. }) => asked.pin == *pin,
+            _ => false,
+        }
+    }
+
+    /// Refuses what could not be found again: a token without a description is none of ours.
+    pub(super) fn check(&self) -> Result<()> {
+        match self {
+            BindRequest::Keyring(description) if description.as_str().is_empty() => {
+                Err(EncryptionError::EmptyKeyDescription)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As in messages.
+impl fmt::Display for BindRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BindRequest::Keyring(description) => write!(f, "key description {description}"),
+            BindRequest::Clevis(ClevisRequest { pin, config, .. }) => write!(f, "Clevis ({pin}, {config})"),
+        }
+    }
+}
+
+impl ClevisRequest {
+    /// From what a client sent.
+    ///
+    /// # Errors
+    /// If it cannot be used, or does not say whom to trust.
+    pub fn from_client(pin: &str, mut config: Value) -> Result<ClevisRequest> {
+        let trusted = is_trusted(pin, &config, 0)?;
+        let asked = match (pin, config.as_object_mut()) {
+            ("tang" | "sss", Some(members)) => members.remove(TRUST),
+            _ => None,
+        };
+        let trust = match asked {
+            None => false,
+            Some(Value::Bool(trust)) => trust,
+            Some(_) => return Err(member(pin, TRUST, "true or false")),
+        };
+        match trusted || trust {
+            true => Ok(ClevisRequest { pin: pin.to_owned(), config, trust }),
+            false => Err(EncryptionError::NotTrusted { pin: pin.to_owned() }),
+        }
+    }
+
+    /// What the binding with this encrypted passphrase is to be made anew from.
+    ///
+    /// # Errors
+    /// If the JWE does not say what it was made from.
+    pub fn renewal(jwe: &Value) -> Result<ClevisRequest> {
+        clevis::renewal(jwe)
+    }
+}
+
+fn member(pin: &str, member: &'static str, expected: &'static str) -> EncryptionError {
+    EncryptionError::Member { pin: pin.to_owned(), member, expected }
+}
+
+/// Whether a configuration says of every server which keys are to be trusted.
+fn is_trusted(pin: &str, config: &Value, depth: usize) -> Result<bool> {
+    if depth > DEPTH_MAX {
+        return Err(EncryptionError::TooDeep);
+    }
+    if !["tang", "tpm2", "sss"].contains(&pin) {
+        return Err(EncryptionError::Pin(pin.to_owned()));
+    }
+    let members = config.as_object().ok_or_else(|| EncryptionError::NotAnObject { pin: pin.to_owned() })?;
+    match pin {
+        "tang" => {
+            if !members.get("url").is_some_and(Value::is_string) {
+                return Err(member(pin, "url", "the address of a Tang server"));
+            }
+            match (members.get("thp"), members.get("adv")) {
+                (Some(Value::String(_)), _) => Ok(true),
+                (Some(_), _) => Err(member(pin, "thp", "a thumbprint")),
+                (None, Some(adv)) => Ok(adv.is_string() || adv.is_object()),
+                (None, None) => Ok(false),
+            }
+        }
+        "sss" => {
+            let pins = members.get("pins").and_then(Value::as_object);
+            let pins = pins.ok_or_else(|| member(pin, "pins", "an object of pins and their configurations"))?;
+            // All are looked at: a mistake in a later one is told even if an earlier one is not trusted.
+            pins.iter().try_fold(true, |trusted, (pin, config)| Ok(is_trusted(pin, config, depth + 1)? && trusted))
+        }
+        _ => Ok(true),
+    }
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,98 @@
+//! What clients may ask of Clevis, and what they are told when they may not.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn asked(pin: &str, config: Value) -> Result<ClevisRequest> {
+    ClevisRequest::from_client(pin, config)
+}
+
+fn taken(pin: &str, config: Value, trust: bool, expected: Value) {
+    assert_eq!(asked(pin, config).unwrap(), ClevisRequest { pin: pin.to_owned(), config: expected, trust });
+}
+
+fn refused(pin: &str, config: Value, expected: &str) {
+    let error = asked(pin, config.clone()).unwrap_err().to_string();
+    assert!(error.contains(expected), "{config}: {error}");
+}
+
+#[test]
+fn a_server_is_trusted_by_thumbprint_by_advertisement_or_by_word() {
+    let url = "http://x";
+    for trusted in [
+        json!({ "url": url, "thp": "t" }),
+        json!({ "url": url, "adv": "/file" }),
+        json!({ "url": url, "adv": { "keys": [] } }),
+        json!({ "url": url, "thp": "t", "adv": 7 }),
+    ] {
+        taken("tang", trusted.clone(), false, trusted);
+    }
+    taken("tang", json!({ "url": url, "stratis:tang:trust_url": true }), true, json!({ "url": url }));
+    // Who says both has both.
+    let both = json!({ "url": url, "thp": "t", "stratis:tang:trust_url": true });
+    taken("tang", both, true, json!({ "url": url, "thp": "t" }));
+    let neither = json!({ "url": url, "thp": "t", "stratis:tang:trust_url": false });
+    taken("tang", neither, false, json!({ "url": url, "thp": "t" }));
+
+    for untrusted in [json!({ "url": url }), json!({ "url": url, "adv": 7 }), json!({ "url": url, TRUST: false })] {
+        refused("tang", untrusted, "set `stratis:tang:trust_url` to true");
+    }
+    refused("tang", json!({ "url": url, "thp": 7 }), "`thp` must be a thumbprint");
+    refused("tang", json!({ "url": url, TRUST: "yes" }), "`stratis:tang:trust_url` must be true or false");
+    for without in [json!({}), json!({ "url": 7, "thp": "t" })] {
+        refused("tang", without, "`url` must be the address");
+    }
+}
+
+#[test]
+fn a_tpm_is_always_trusted_and_its_configuration_left_alone() {
+    taken("tpm2", json!({}), false, json!({}));
+    taken("tpm2", json!({ "pcr_ids": "7", TRUST: true }), false, json!({ "pcr_ids": "7", TRUST: true }));
+}
+
+#[test]
+fn shares_are_trusted_if_all_are() {
+    let sss = |pins: Value| json!({ "t": 1, "pins": pins });
+    let (good, bad) = (json!({ "url": "a", "thp": "t" }), json!({ "url": "b" }));
+    taken("sss", sss(json!({ "tang": good, "tpm2": {} })), false, sss(json!({ "tang": good, "tpm2": {} })));
+    refused("sss", sss(json!({ "tang": bad, "tpm2": {} })), "says which keys");
+    refused("sss", sss(json!({ "sss": sss(json!({ "tang": bad })), "tpm2": {} })), "says which keys");
+    let mut trusting = sss(json!({ "tang": bad }));
+    trusting[TRUST] = json!(true);
+    taken("sss", trusting, true, sss(json!({ "tang": bad })));
+    // Only the outermost one counts.
+    refused("sss", sss(json!({ "tang": { "url": "b", TRUST: true } })), "says which keys");
+    // A mistake is told before a lack of trust, in whichever order they come.
+    refused("sss", sss(json!({ "tang": bad, "tpm2": [] })), "the Clevis configuration for tpm2 must be a JSON object");
+    refused("sss", sss(json!({ "tang": [good] })), "the Clevis configuration for tang must be a JSON object");
+    refused("sss", sss(json!({ "yubikey": {} })), "`yubikey` is no Clevis pin");
+    refused("sss", json!({ "t": 1 }), "`pins` must be an object");
+    refused("sss", sss(json!([])), "`pins` must be an object");
+}
+
+#[test]
+fn what_is_no_configuration_is_refused() {
+    refused("yubikey", json!({}), "choose tang, tpm2 or sss");
+    refused("", json!({}), "choose tang, tpm2 or sss");
+    for pin in ["tang", "tpm2", "sss"] {
+        for config in [json!([]), json!("x"), json!(null), json!(1)] {
+            refused(pin, config, "must be a JSON object");
+        }
+    }
+    let nested = |depth: usize| {
+        (0..depth).fold(json!({}), |inner, n| json!({ "pins": { (if n == 0 { "tpm2" } else { "sss" }): inner } }))
+    };
+    assert!(asked("sss", nested(DEPTH_MAX)).is_ok());
+    assert!(matches!(asked("sss", nested(DEPTH_MAX + 1)), Err(EncryptionError::TooDeep)));
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_is_asked_makes_it_panic(pin in "tang|tpm2|sss|.{0,3}", config in clevis::tests::any_json()) {
+        if let Ok(request) = asked(&pin, config) {
+            prop_assert!(pin == "tpm2" || request.config.get(TRUST).is_none());
+        }
+    }
+}

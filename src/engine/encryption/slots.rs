@@ -1,0 +1,101 @@
+//! Which token each binding of a newly encrypted pool gets (`spec/engine/encryption.md` §6.2).
+
+use std::collections::BTreeSet;
+
+use super::{BINDINGS_MAX, BindRequest, EncryptionError, Kind, Result};
+use crate::platform::luks::NUMBERS;
+
+/// A binding that is to be made with the header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewBinding {
+    /// The token that it is to have; `None`: a free one.
+    pub token: Option<u32>,
+    /// To what.
+    pub request: BindRequest,
+}
+
+/// A binding with the token that it gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// Its token.
+    pub token: u32,
+    /// To what.
+    pub request: BindRequest,
+}
+
+/// Gives each its token: those that ask for one first, keyring bindings before Clevis, the others the lowest free ones.
+///
+/// # Errors
+/// If there is none, too many, or a token is asked for twice or does not exist.
+pub fn assign(new: Vec<NewBinding>) -> Result<Vec<Assigned>> {
+    if new.is_empty() {
+        return Err(EncryptionError::NoMechanism);
+    }
+    let mut taken = BTreeSet::new();
+    for binding in &new {
+        if let Some(token) = binding.token {
+            if token >= NUMBERS {
+                return Err(EncryptionError::NoSuchSlot(token));
+            }
+            if !taken.insert(token) {
+                return Err(EncryptionError::SlotTwice(token));
+            }
+        }
+    }
+    if new.len() > BINDINGS_MAX {
+        return Err(EncryptionError::TooMany(new.len()));
+    }
+    new.iter().try_for_each(|binding| binding.request.check())?;
+    let mut new = new;
+    new.sort_by_key(|binding| (binding.token.is_none(), binding.request.kind() == Kind::Clevis));
+    let mut free = (0..NUMBERS).filter(|number| !taken.contains(number));
+    let assigned = new.into_iter().map(|NewBinding { token, request }| {
+        let token = token.or_else(|| free.next()).ok_or(EncryptionError::Full)?;
+        Ok(Assigned { token, request })
+    });
+    assigned.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        encryption::{ClevisRequest, EncryptionError as E},
+        ops::KeyDescription,
+    };
+
+    fn key(token: Option<u32>, description: &str) -> NewBinding {
+        NewBinding { token, request: BindRequest::Keyring(KeyDescription::new(description).unwrap()) }
+    }
+
+    fn clevis(token: Option<u32>) -> NewBinding {
+        let request = ClevisRequest::from_client("tpm2", serde_json::json!({})).unwrap();
+        NewBinding { token, request: BindRequest::Clevis(request) }
+    }
+
+    fn told(new: Vec<NewBinding>) -> Vec<(u32, String)> {
+        assign(new).unwrap().into_iter().map(|a| (a.token, a.request.to_string())).collect()
+    }
+
+    #[test]
+    fn those_that_ask_for_a_token_get_it_and_the_others_the_lowest_free_ones() {
+        let c = "Clevis (tpm2, {})".to_owned();
+        let k = |name: &str| format!("key description {name}");
+        assert_eq!(told(vec![key(Some(1), "a"), clevis(Some(2))]), [(1, k("a")), (2, c.clone())]);
+        assert_eq!(
+            told(vec![clevis(None), clevis(Some(0)), key(None, "b"), key(Some(5), "a"), key(None, "b")]),
+            [(5, k("a")), (0, c.clone()), (1, k("b")), (2, k("b")), (3, c)]
+        );
+        assert_eq!(told(vec![key(Some(31), "a")]), [(31, k("a"))]);
+        assert_eq!(told(vec![clevis(None); 15]).last().unwrap().0, 14);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert!(matches!(assign(vec![]), Err(E::NoMechanism)));
+        assert!(matches!(assign(vec![key(Some(3), "a"), clevis(Some(3))]), Err(E::SlotTwice(3))));
+        assert!(matches!(assign(vec![key(Some(32), "a")]), Err(E::NoSuchSlot(32))));
+        assert!(matches!(assign(vec![clevis(None); 16]), Err(E::TooMany(16))));
+        assert!(matches!(assign(vec![key(None, "")]), Err(E::EmptyKeyDescription)));
+    }
+}
