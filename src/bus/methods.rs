@@ -178,7 +178,8 @@ fn create_pool(
     if !mechanisms.is_empty() {
         return Ok(Work::Now(Outcome::NotYet));
     }
-    let new = NewPool { bindings: Vec::new(),
+    let new = NewPool {
+        bindings: Vec::new(),
         name: Name::new(&name)?,
         integrity: integrity()?,
         devices: paths(devices),
@@ -220,7 +221,11 @@ pub(super) fn start_pool_r2(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, Option<String>) = call.arguments()?;
     checked((|| {
         let method = arguments::legacy_unlock_method(method)?;
-        Ok(start_pool(arguments::pool_uuid(&uuid)?, Unlock { method: method.then_some(crate::engine::encryption::UnlockMethod::Any), passphrase: None }, CacheTier::Keep))
+        Ok(start_pool(
+            arguments::pool_uuid(&uuid)?,
+            Unlock { method: method.then_some(crate::engine::encryption::UnlockMethod::Any), passphrase: None },
+            CacheTier::Keep,
+        ))
     })())
 }
 
@@ -228,7 +233,11 @@ pub(super) fn start_pool_r4(mut call: Call<'_>) -> Handled {
     let (id, id_type, method): (String, String, Option<String>) = call.arguments()?;
     checked((|| {
         let method = arguments::legacy_unlock_method(method)?;
-        Ok(start_pool(arguments::pool_id(&id, &id_type)?, Unlock { method: method.then_some(crate::engine::encryption::UnlockMethod::Any), passphrase: None }, CacheTier::Keep))
+        Ok(start_pool(
+            arguments::pool_id(&id, &id_type)?,
+            Unlock { method: method.then_some(crate::engine::encryption::UnlockMethod::Any), passphrase: None },
+            CacheTier::Keep,
+        ))
     })())
 }
 
@@ -258,7 +267,14 @@ fn start_pool_with_key(
         let which = arguments::pool_id(&id, &id_type)?;
         // No passphrase is read yet: it can be of use for encrypted pools only. The descriptor is closed here.
         let passphrase = arguments::passphrase(key)?.is_some();
-        Ok(start_pool(which, Unlock { method: method.map(|_| crate::engine::encryption::UnlockMethod::Any), passphrase: passphrase.then(|| unreachable!()) }, cache))
+        Ok(start_pool(
+            which,
+            Unlock {
+                method: method.map(|_| crate::engine::encryption::UnlockMethod::Any),
+                passphrase: passphrase.then(|| unreachable!()),
+            },
+            cache,
+        ))
     })())
 }
 
@@ -281,7 +297,11 @@ pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, String) = call.arguments()?;
     checked((|| {
         let which = arguments::pool_uuid(&uuid)?;
-        let unlock = Unlock { method: arguments::legacy_unlock_method(Some(method))?.then_some(crate::engine::encryption::UnlockMethod::Any), passphrase: None };
+        let unlock = Unlock {
+            method: arguments::legacy_unlock_method(Some(method))?
+                .then_some(crate::engine::encryption::UnlockMethod::Any),
+            passphrase: None,
+        };
         Ok(chain(ops::start_pool(which, unlock, CacheTier::Keep), |started| {
             let devices = started?.devices;
             Some(changed(Value::Array("s", devices.iter().map(|uuid| Value::str(uuid.simple())).collect())))
