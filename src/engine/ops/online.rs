@@ -23,13 +23,13 @@ use crate::{
         claims::{Claim, Key},
         containers::{self, Prepared},
         dm_names::Role,
-        encryption::{self, Assigned, Binding, Bindings, EncryptionError, NewBinding, UnlockMethod, with_keyslot},
+        encryption::{self, Assigned, Binding, Bindings, EncryptionError, Kind, NewBinding, UnlockMethod, with_keyslot},
         error::{Error, Result},
         ids::PoolUuid,
         metadata::MetadataVersion,
         ops::{
             check::{and_use, follow},
-            encryption::{Container, bindings_of, containers_of, gather, read},
+            encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
@@ -526,13 +526,11 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> 
     }
     match work {
         Work::Encrypt => {
-            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
-            pool.note_encryption(Some(info));
+            super::encryption::take_in(platform, pool, &containers)?;
             super::encryption::record(platform, pool)?;
         }
         Work::Reencrypt => {
-            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
-            pool.note_encryption(Some(info));
+            super::encryption::take_in(platform, pool, &containers)?;
             let now = platform.now().seconds;
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.last_reencrypt = Some(now);
