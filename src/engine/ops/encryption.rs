@@ -215,7 +215,9 @@ fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>,
         drop(claim);
         match (noted, undo) {
             (Ok(noted), undo) => {
-                undo.map(Rollback::forget);
+                if let Some(undo) = undo {
+                    undo.forget();
+                }
                 Next::Done(Ok(noted))
             }
             (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),

@@ -335,7 +335,9 @@ fn announce(uuid: PoolUuid, work: Work, plan: Plan, undo: Option<Rollback>, clai
             (Ok(pool), undo) => {
                 pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
                 // From here on what is in the header says how it goes on.
-                undo.map(Rollback::forget);
+                if let Some(undo) = undo {
+                    undo.forget();
+                }
                 run(uuid, plan, claim)
             }
             (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),
