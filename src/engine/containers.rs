@@ -10,12 +10,12 @@ use serde_json::Value;
 
 use crate::{
     engine::{
+        dm_names::Role,
         encryption::{
             self, Assigned, BindRequest, Bindings, EncryptionError, UnlockMethod, clevis_token, keyring_token,
         },
         error::Result,
         ids::PoolUuid,
-        dm_names::Role,
         ops::KeyDescription,
         plan::sizes,
         stack::{Stack, remove_if_up},
@@ -146,7 +146,6 @@ impl Prepared {
         };
         self.0.iter().zip(numbers).map(token).collect()
     }
-
 }
 
 /// Makes the container of a new pool of version 2 and opens it. Its volume key goes into the daemon's keyring.
@@ -156,9 +155,7 @@ impl Prepared {
 pub fn make(platform: &dyn Platform, stack: &Stack, prepared: &Prepared, undo: &mut Rollback) -> Result<Header> {
     let device = platform.dm_node(&stack.name(Role::Cache));
     let wiped = device.clone();
-    undo.push("wipe the LUKS2 header", move |platform| {
-        wipe(platform, &wiped, Sectors::ZERO, LAYOUT_V2.data_offset)
-    });
+    undo.push("wipe the LUKS2 header", move |platform| wipe(platform, &wiped, Sectors::ZERO, LAYOUT_V2.data_offset));
     let header = platform.luks_format(
         &device,
         &LAYOUT_V2,

@@ -168,9 +168,7 @@ pub enum Error {
         work_word(*.work)
     )]
     AtWork { pool: Name, work: Work },
-    #[error(
-        "the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up"
-    )]
+    #[error("the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up")]
     Interrupted { pool: Name, by: &'static str },
     #[error("pool {pool} has metadata of version 1, with which this cannot be done; make a new pool and copy the data")]
     OnlyVersion2 { pool: Name },

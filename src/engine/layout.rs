@@ -121,7 +121,11 @@ impl PoolMetadata {
             let header = self.crypt_reserved();
             self.move_cap(|start| start.checked_sub(header))?;
         }
-        let told = [(true, Feature::Encryption), (has_keys, Feature::KeyDescriptionEnabled), (has_clevis, Feature::ClevisEnabled)];
+        let told = [
+            (true, Feature::Encryption),
+            (has_keys, Feature::KeyDescriptionEnabled),
+            (has_clevis, Feature::ClevisEnabled),
+        ];
         for (is_so, feature) in told {
             match is_so {
                 true => self.features.insert(feature),
@@ -150,7 +154,8 @@ impl PoolMetadata {
     /// Counts what is handed out of the cap device from elsewhere.
     fn move_cap(&mut self, to: impl Fn(Sectors) -> Option<Sectors>) -> Result<()> {
         let flex = &mut self.flex_devs;
-        let lists = [&mut flex.meta_dev, &mut flex.thin_meta_dev, &mut flex.thin_data_dev, &mut flex.thin_meta_dev_spare];
+        let lists =
+            [&mut flex.meta_dev, &mut flex.thin_meta_dev, &mut flex.thin_data_dev, &mut flex.thin_meta_dev_spare];
         for segment in lists.into_iter().flatten().chain(&mut self.backstore.cap.allocs) {
             segment.start = to(segment.start).ok_or(cap::CapError::Overflow)?;
         }

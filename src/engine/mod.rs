@@ -52,7 +52,13 @@ pub struct Engine {
 impl Engine {
     /// An engine for this machine. Nothing is read from it yet.
     pub fn new(platform: Arc<dyn Platform>) -> Engine {
-        Engine { platform, claims: Arc::default(), registry: Mutex::default(), background: Mutex::default(), ending: AtomicBool::new(false) }
+        Engine {
+            platform,
+            claims: Arc::default(),
+            registry: Mutex::default(),
+            background: Mutex::default(),
+            ending: AtomicBool::new(false),
+        }
     }
 
     /// The machine.

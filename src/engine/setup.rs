@@ -373,8 +373,7 @@ fn open_closed(
     let opened = name.clone();
     undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
-    let volume_key =
-        containers::open(platform, device, Some(&name), &bindings, method, unlock.passphrase.as_ref())?;
+    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, unlock.passphrase.as_ref())?;
     let key_name = containers::volume_key_name(pool.uuid());
     let unset = key_name.clone();
     undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
@@ -608,7 +607,9 @@ pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
     let needs_check = PoolStatus::parse(text).is_some_and(|status| status.needs_check);
     let (level, what) = match thin_status::state(text) {
         Some(thin_status::State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
-        Some(thin_status::State::ReadOnly) => (Availability::NoRequests, "the metadata of its thin pool could not be written"),
+        Some(thin_status::State::ReadOnly) => {
+            (Availability::NoRequests, "the metadata of its thin pool could not be written")
+        }
         _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),
         _ => return,
     };

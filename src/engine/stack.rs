@@ -375,7 +375,8 @@ impl Stack {
         for layer in shape.flexible_layers() {
             let name = self.name(layer.role);
             let Some(found) = platform.dm_find(&name)? else { continue };
-            let on_other = |line: &Line| matches!(line.target, Target::Linear { device, .. } if others.contains(&device));
+            let on_other =
+                |line: &Line| matches!(line.target, Target::Linear { device, .. } if others.contains(&device));
             elsewhere |= found.table.iter().any(on_other);
             moved.push((name, self.table(&layer.make)));
         }

@@ -57,6 +57,11 @@ impl Bindings {
         Bindings { list, taken: self.taken.clone() }
     }
 
+    /// Only those of a kind.
+    pub fn of_kind(&self, kind: Kind) -> Bindings {
+        self.of_kinds(|other| other == kind)
+    }
+
     /// All, by token number.
     pub fn iter(&self) -> std::slice::Iter<'_, Binding> {
         self.list.iter()

@@ -172,7 +172,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
 }
 
 /// Forgets the volume key of a pool that is down.
-pub(super) fn forget_volume_key(platform: &dyn Platform, uuid: PoolUuid) {
+pub(in crate::engine) fn forget_volume_key(platform: &dyn Platform, uuid: PoolUuid) {
     if let Err(error) = platform.volume_key_unset(&containers::volume_key_name(uuid)) {
         log::error!("the volume key of pool {uuid} could not be removed from the keyring: {error}");
     }

@@ -23,22 +23,22 @@ pub use check::{check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
 pub use discover::{device_event, discover};
+pub use encryption::{bind, rebind, unbind};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
 pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
 pub use keys::{KeyDescription, list_keys, set_key, unset_key};
-pub use encryption::{bind, rebind, unbind};
 pub use lifecycle::{Started, Stopped, refresh, start_pool, stop_pool};
-pub use online::{decrypt_pool, encrypt_pool, reencrypt_pool};
 pub use limits::{set_fs_limit, set_overprovisioning};
 pub use metadata::{Generation, filesystem_metadata, pool_metadata};
+pub use online::{decrypt_pool, encrypt_pool, reencrypt_pool};
 pub use pools::{destroy_pool, rename_pool};
 pub use snapshot::{schedule_revert, snapshot_filesystem};
 
+/// How a pool is to be unlocked.
+pub use crate::engine::containers::Unlock;
 /// What a request for a new pool may ask for, as recorded.
 pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, TagSpec};
 pub use crate::engine::setup::CacheTier;
-/// How a pool is to be unlocked.
-pub use crate::engine::containers::Unlock;
 /// A passphrase, and what setting it did.
 pub use crate::platform::keyring::{KeyChange, Secret};
 

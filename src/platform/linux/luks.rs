@@ -35,6 +35,10 @@ pub(super) fn open(device: &Path, _name: Option<&str>, _unlock: Unlock<'_>) -> R
     missing(device)
 }
 
+pub(super) fn reopen(device: &Path, _name: &str, _volume_key: &Secret) -> Result<()> {
+    missing(device)
+}
+
 pub(super) fn resize(device: &Path, _name: &str, _volume_key: &Secret, _size: Option<Sectors>) -> Result<()> {
     missing(device)
 }

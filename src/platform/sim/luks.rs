@@ -42,6 +42,10 @@ pub(super) fn open(_sim: &Sim, device: &Path, _name: Option<&str>, _unlock: Unlo
     missing(device)
 }
 
+pub(super) fn reopen(_sim: &Sim, device: &Path, _name: &str, _volume_key: &Secret) -> Result<()> {
+    missing(device)
+}
+
 pub(super) fn resize(
     _sim: &Sim,
     device: &Path,
