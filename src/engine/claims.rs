@@ -45,6 +45,8 @@ pub enum Key {
     Need(PoolUuid),
     /// A pool to which devices are being added.
     Growth(PoolUuid),
+    /// A pool of which the LUKS2 headers or the encrypted data are being changed.
+    Encryption(PoolUuid),
     /// A pool that is to be used alone: no new work may begin in it.
     Drain(PoolUuid),
 }
@@ -53,7 +55,11 @@ impl Key {
     /// The pool in which the claimed work goes on.
     fn work_in(&self) -> Option<PoolUuid> {
         match self {
-            Key::Filesystem(pool, _) | Key::Origin(pool, _) | Key::Growth(pool) | Key::Rename(pool) => Some(*pool),
+            Key::Filesystem(pool, _)
+            | Key::Origin(pool, _)
+            | Key::Growth(pool)
+            | Key::Encryption(pool)
+            | Key::Rename(pool) => Some(*pool),
             _ => None,
         }
     }

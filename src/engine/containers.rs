@@ -12,7 +12,7 @@ use crate::{
     engine::{
         dm_names::Role,
         encryption::{
-            self, Assigned, BindRequest, Bindings, EncryptionError, UnlockMethod, clevis_token, keyring_token,
+            self, Assigned, BindRequest, Bindings, EncryptionError, Kind, UnlockMethod, clevis_token, keyring_token,
         },
         error::Result,
         ids::PoolUuid,
@@ -97,6 +97,16 @@ enum Source {
     Clevis(Value),
 }
 
+/// A keyslot for the passphrase of a binding.
+pub fn keyslot(kind: Kind, number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
+    // What Clevis encrypts is random.
+    let cost = match kind {
+        Kind::Keyring => Cost::Guessable,
+        Kind::Clevis => Cost::Random,
+    };
+    NewKeyslot { number, passphrase, cost }
+}
+
 /// Bindings in the making. All that asks keyrings and servers has been done, and nothing has been written.
 pub struct Prepared(Vec<Draft>);
 
@@ -124,15 +134,12 @@ impl Prepared {
 
     /// Keyslots for them, of these numbers.
     pub fn keyslots(&self, numbers: impl IntoIterator<Item = u32>) -> Vec<NewKeyslot<'_>> {
-        let made = self.0.iter().zip(numbers).map(|(draft, number)| NewKeyslot {
-            number,
-            passphrase: &draft.passphrase,
-            cost: match draft.source {
-                Source::Keyring(_) => Cost::Guessable,
-                Source::Clevis(_) => Cost::Random,
-            },
-        });
-        made.collect()
+        let kind = |source: &Source| match source {
+            Source::Keyring(_) => Kind::Keyring,
+            Source::Clevis(_) => Kind::Clevis,
+        };
+        let drafts = self.0.iter().zip(numbers);
+        drafts.map(|(draft, number)| keyslot(kind(&draft.source), number, &draft.passphrase)).collect()
     }
 
     /// Their tokens, with keyslots of these numbers.
@@ -148,21 +155,23 @@ impl Prepared {
     }
 }
 
-/// Makes the container of a new pool of version 2 and opens it. Its volume key goes into the daemon's keyring.
+/// Makes the container of a pool of version 2 and opens it. Its volume key goes into the daemon's keyring.
 ///
 /// # Errors
 /// `undo` takes back what was done.
-pub fn make(platform: &dyn Platform, stack: &Stack, prepared: &Prepared, undo: &mut Rollback) -> Result<Header> {
+pub fn make(
+    platform: &dyn Platform,
+    stack: &Stack,
+    prepared: &Prepared,
+    layout: &Layout,
+    purpose: Purpose,
+    undo: &mut Rollback,
+) -> Result<Header> {
     let device = platform.dm_node(&stack.name(Role::Cache));
     let wiped = device.clone();
     undo.push("wipe the LUKS2 header", move |platform| wipe(platform, &wiped, Sectors::ZERO, LAYOUT_V2.data_offset));
-    let header = platform.luks_format(
-        &device,
-        &LAYOUT_V2,
-        Purpose::New,
-        &prepared.keyslots(0..NUMBERS),
-        &prepared.tokens(0..NUMBERS),
-    )?;
+    let header =
+        platform.luks_format(&device, layout, purpose, &prepared.keyslots(0..NUMBERS), &prepared.tokens(0..NUMBERS))?;
     bring_up(platform, stack, &device, prepared, undo)?;
     Ok(header)
 }

@@ -162,6 +162,30 @@ impl PoolMetadata {
         Ok(())
     }
 
+    /// Space that is taken of the data devices and not handed out of the cap device yet (version 2).
+    pub fn taken_ahead(&self, version: MetadataVersion) -> Sectors {
+        let taken = device_total(self.data_segments());
+        self.needed_of_data(version).map_or(Sectors::ZERO, |needed| taken.saturating_sub(needed))
+    }
+
+    /// What is needed of the data devices for what is handed out of the cap device.
+    fn needed_of_data(&self, version: MetadataVersion) -> Result<Sectors> {
+        let cap = &self.backstore.cap;
+        let base = CapBase::of(version, self.is_encrypted());
+        // Offsets of an encrypted pool begin after the space held for its header.
+        let held = if base == CapBase::Opened { total(&cap.crypt_meta_allocs) } else { Sectors::ZERO };
+        Ok(cap::next(cap, base)?.saturating_add(held))
+    }
+
+    /// Takes space of the data devices so that this much can be handed out without taking more.
+    ///
+    /// # Errors
+    /// When the devices do not have it.
+    pub fn take_ahead(&mut self, version: MetadataVersion, headers: &[&StaticHeader], ahead: Sectors) -> Result<()> {
+        let more = ahead.saturating_sub(self.taken_ahead(version));
+        take_from_tier(&mut self.backstore.data_tier, headers, &[more])
+    }
+
     /// Where on a data device parts of the pool's LUKS2 header and keyslots lie, if it is encrypted (version 2): it is the
     /// beginning of the joined devices.
     pub fn container_on(&self, device: DevUuid) -> Vec<Segment> {
@@ -439,18 +463,14 @@ pub(super) fn grant(
     headers: &[&StaticHeader],
     wanted: &[Sectors],
 ) -> Result<Vec<Segment>> {
-    let mut tier = record.backstore.data_tier.clone();
-    let mut cap = record.backstore.cap.clone();
+    let mut new = record.clone();
     let base = CapBase::of(version, record.is_encrypted());
-    let granted = cap::hand_out(&mut cap, base, wanted)?;
-    // Offsets of an encrypted pool begin after the space held for its header.
-    let held = if base == CapBase::Opened { total(&cap.crypt_meta_allocs) } else { Sectors::ZERO };
-    let needed = cap::next(&cap, base)?.saturating_add(held);
-    // More than was handed out may have been taken of the tier by a request that was not completed.
-    let taken = device_total(tier.blockdev.allocs.first().map_or(&[], Vec::as_slice));
-    take_from_tier(&mut tier, headers, &[needed.saturating_sub(taken)])?;
-    record.backstore.cap = cap;
-    record.backstore.data_tier = tier;
+    let granted = cap::hand_out(&mut new.backstore.cap, base, wanted)?;
+    // More than was handed out may have been taken of the tier: ahead of a work on the data, or by a request that was not
+    // completed.
+    let more = new.needed_of_data(version)?.saturating_sub(device_total(new.data_segments()));
+    take_from_tier(&mut new.backstore.data_tier, headers, &[more])?;
+    *record = new;
     Ok(granted)
 }
 

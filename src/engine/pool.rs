@@ -256,6 +256,11 @@ impl Pool {
         self.encryption.is_some()
     }
 
+    /// Its devices that are LUKS2 containers, with the names of what is opened of them (version 1).
+    pub(super) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
+        std::iter::empty()
+    }
+
     /// Takes note of what its header says now (version 2).
     ///
     /// # Errors
@@ -524,6 +529,14 @@ impl Pool {
     /// What of the usable space has not been handed out.
     pub(super) fn available(&self) -> Sectors {
         self.usable_size().saturating_sub(self.meta.handed_out())
+    }
+
+    /// What can be given to the thin pool now: while its data is being worked on, its container cannot be made larger.
+    pub(super) fn growable(&self) -> Sectors {
+        match &self.work {
+            Some(_) if self.version == MetadataVersion::V2 => self.available().min(self.meta.taken_ahead(self.version)),
+            _ => self.available(),
+        }
     }
 
     /// Size of the thin pool's metadata device.

@@ -345,6 +345,11 @@ impl Registry {
         self.running.retain(|_, (of, _)| *of != pool);
     }
 
+    /// The pools that run.
+    pub fn running_pools(&self) -> BTreeSet<PoolUuid> {
+        self.running.values().map(|(pool, _)| *pool).collect()
+    }
+
     /// The running pool that the device at this path is a member of.
     pub fn running_member(&self, path: &Path) -> Option<(PoolUuid, DevUuid)> {
         self.running.get(path).copied()

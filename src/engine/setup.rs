@@ -337,12 +337,12 @@ fn open_container(platform: &dyn Platform, pool: &mut Pool, unlock: &Unlock, und
         Containment::None => Ok(()),
         Containment::Stale => {
             log::info!("pool {}: removing a LUKS2 header with nothing behind it", pool.name());
-            drop_container(platform, pool, &device)
+            drop_container(platform, pool)
         }
         Containment::Decrypted => {
             log::info!("pool {}: it has been decrypted, which is recorded now", pool.name());
             pool.commit(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
-            drop_container(platform, pool, &device)
+            drop_container(platform, pool)
         }
         Containment::Open(header) => {
             pool.note_header(&header)?;
@@ -412,10 +412,11 @@ fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: 
 }
 
 /// Removes the container of a pool that has nothing in it.
-fn drop_container(platform: &dyn Platform, pool: &mut Pool, device: &Path) -> Result<()> {
+pub(super) fn drop_container(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    let device = platform.dm_node(&pool.stack.name(Role::Cache));
     pool.stack.move_to_cap(platform, &pool.shape())?;
     pool.stack.remove(platform, Role::Crypt)?;
-    containers::wipe(platform, device, Sectors::ZERO, pool.meta.crypt_reserved())
+    containers::wipe(platform, &device, Sectors::ZERO, pool.meta.crypt_reserved())
 }
 
 /// Brings up the thin pool and its two devices.

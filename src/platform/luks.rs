@@ -118,9 +118,9 @@ pub struct Header {
 }
 
 impl Header {
-    /// The lowest number that no keyslot has.
-    pub fn free_keyslot(&self) -> Option<u32> {
-        (0..NUMBERS).find(|number| !self.keyslots.contains(number))
+    /// The numbers that no keyslot has, from the lowest on.
+    pub fn free_keyslots(&self) -> impl Iterator<Item = u32> {
+        (0..NUMBERS).filter(|number| !self.keyslots.contains(number))
     }
 
     /// The lowest number that no token has.

@@ -62,6 +62,12 @@ impl Bindings {
         self.of_kinds(|other| other == kind)
     }
 
+    /// Only those whose passphrase is to be had from there.
+    pub fn of_mechanism(&self, mechanism: &Mechanism) -> Bindings {
+        let list = self.list.iter().filter(|binding| binding.mechanism == *mechanism).cloned().collect();
+        Bindings { list, taken: self.taken.clone() }
+    }
+
     /// All, by token number.
     pub fn iter(&self) -> std::slice::Iter<'_, Binding> {
         self.list.iter()

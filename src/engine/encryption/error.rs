@@ -1,5 +1,7 @@
 //! Why a way to unlock is refused, cannot be read, or does not work.
 
+use std::path::PathBuf;
+
 use crate::{
     engine::{
         encryption::{BINDINGS_MAX, DEPTH_MAX, Kind},
@@ -91,6 +93,10 @@ pub enum EncryptionError {
     NothingInSlot(u32),
     #[error("nothing opens it: {}", attempts(.0))]
     NothingWorks(Vec<(String, EncryptionError)>),
+    #[error("there are not enough free keyslots for a new volume key; remove some of the bindings")]
+    NoKeyslots,
+    #[error("there is no LUKS2 header on {}; restore it from a backup if there is one", .0.display())]
+    NoHeader(PathBuf),
     #[error(transparent)]
     Platform(#[from] platform::Error),
 }

@@ -203,7 +203,7 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sector
 pub(super) fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) -> growth::Pool {
     growth::Pool {
         usable: pool.usable_size(),
-        available: pool.available(),
+        available: pool.growable(),
         metadata: pool.thin_metadata(),
         metadata_needed,
         fs_limit: pool.fs_limit(),

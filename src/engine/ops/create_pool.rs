@@ -30,7 +30,7 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{BlockDevice, DeviceNumber, Platform, Program, dm},
+    platform::{BlockDevice, DeviceNumber, Platform, Program, dm, luks},
 };
 
 /// What a new pool is to be.
@@ -175,7 +175,8 @@ fn assemble(
     let mut header = None;
     for layer in shape.backstore() {
         if let (Role::Crypt, Some(prepared)) = (layer.role, prepared) {
-            header = Some(containers::make(platform, &stack, prepared, undo)?);
+            let (layout, purpose) = (&containers::LAYOUT_V2, luks::Purpose::New);
+            header = Some(containers::make(platform, &stack, prepared, layout, purpose, undo)?);
         }
         create(platform, &mut stack, &layer, undo)?;
     }

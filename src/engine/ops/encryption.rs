@@ -1,25 +1,416 @@
 //! Ways to unlock a pool: added, removed, replaced (`spec/engine/encryption.md` §7).
+//!
+//! What a pool can be unlocked with stands in LUKS2 headers: one in version 2, one on each device in version 1. Each change of a
+//! header is all or nothing by itself, and so ordered that what a kill or a power cut leaves between two of them is
+//! recognized at the next set-up ([`containers::mends`]): a keyslot is made before its token, a token that changes its
+//! keyslot names both until the old one is gone, and a keyslot is destroyed before its token is removed.
+//!
+//! Keys are derived and servers asked without a lock. The claim [`Key::Encryption`] keeps two such requests of a pool apart.
 
-use crate::engine::{
-    encryption::{BindRequest, Kind, RebindRequest, SlotRequest},
-    error::{Error, Result},
-    ids::PoolUuid,
-    request::Next,
+use std::path::{Path, PathBuf};
+
+use crate::{
+    engine::{
+        Engine,
+        bda::Choose,
+        claims::{Claim, Key},
+        containers::{self, Prepared},
+        dm_names::Role,
+        encryption::{
+            self, Assigned, BindRequest, Binding, Bindings, ClevisRequest, EncryptionError, Info, Kind, Mechanism,
+            Plan, RebindRequest, SlotRequest, UnlockMethod, plan_bind, plan_rebind, plan_unbind, read_device_header,
+            read_pool_header, with_keyslot,
+        },
+        error::Result,
+        ids::PoolUuid,
+        metadata::MetadataVersion,
+        pool::Pool,
+        request::{Access, Mode, Next, PoolRef},
+        undo::Rollback,
+    },
+    platform::{
+        Platform,
+        keyring::Secret,
+        luks::{Header, HeaderChange, Unlock},
+    },
+    view::Availability,
 };
 
-/// x
-pub fn load_volume_key(_uuid: PoolUuid) -> Next<()> {
-    Next::Done(())
-}
 /// Adds a way to unlock a pool. `false`: it is there already.
-pub fn bind(pool: PoolUuid, _request: BindRequest, _slot: SlotRequest) -> Next<Result<bool>> {
-    Next::Done(Err(Error::NoPool(pool)))
+pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Next<Result<bool>> {
+    change(uuid, move |info| {
+        Ok(match plan_bind(info, &request, slot)? {
+            Plan::Add { token } => Some(Change::Add(Assigned { token, request: request.clone() })),
+            Plan::IdentityIfOpened(binding) => Some(Change::Try(binding)),
+            _ => None,
+        })
+    })
 }
-/// Replaces a way to unlock a pool. `false`: it is so already.
-pub fn rebind(pool: PoolUuid, _request: RebindRequest, _slot: SlotRequest) -> Next<Result<bool>> {
-    Next::Done(Err(Error::NoPool(pool)))
-}
+
 /// Removes a way to unlock a pool. `false`: there is none.
-pub fn unbind(pool: PoolUuid, _kind: Kind, _slot: SlotRequest) -> Next<Result<bool>> {
-    Next::Done(Err(Error::NoPool(pool)))
+pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Next<Result<bool>> {
+    change(uuid, move |info| {
+        Ok(match plan_unbind(info, kind, slot)? {
+            Plan::Remove(binding) => Some(Change::Remove(binding.token)),
+            _ => None,
+        })
+    })
+}
+
+/// Puts another passphrase in the place of that of a binding, or has Clevis encrypt a new one. `false`: it is so already.
+pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Next<Result<bool>> {
+    change(uuid, move |info| {
+        Ok(match plan_rebind(info, &request, slot)? {
+            Plan::Replace(binding) => {
+                let request = match (&request, &binding.mechanism) {
+                    (RebindRequest::Keyring(description), _) => BindRequest::Keyring(description.clone()),
+                    (RebindRequest::Clevis, Mechanism::Clevis { jwe, .. }) => {
+                        BindRequest::Clevis(ClevisRequest::renewal(jwe)?)
+                    }
+                    (RebindRequest::Clevis, Mechanism::Keyring(_)) => {
+                        return Err(EncryptionError::NoSource(Kind::Clevis).into());
+                    }
+                };
+                Some(Change::Replace(Assigned { token: binding.token, request }))
+            }
+            _ => None,
+        })
+    })
+}
+
+/// What is to become of the headers.
+enum Change {
+    /// Nothing, if this binding opens the first of them.
+    Try(Binding),
+    Add(Assigned),
+    Remove(u32),
+    Replace(Assigned),
+}
+
+/// A LUKS2 container of a pool.
+#[derive(Debug, Clone)]
+pub(super) struct Container {
+    /// What it is on.
+    pub device: PathBuf,
+    /// Name of the opened device.
+    pub name: String,
+}
+
+/// The containers of a pool: one on its cap device, or one on each of its devices.
+pub(super) fn containers_of(platform: &dyn Platform, pool: &Pool) -> Vec<Container> {
+    match pool.version() {
+        MetadataVersion::V2 => {
+            let device = platform.dm_node(&pool.stack.name(Role::Cache));
+            vec![Container { device, name: pool.stack.name(Role::Crypt) }]
+        }
+        MetadataVersion::V1 => pool.device_containers().map(|(device, name)| Container { device, name }).collect(),
+    }
+}
+
+/// The bindings in a header of a pool.
+pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<Bindings> {
+    Ok(match version {
+        MetadataVersion::V1 => read_device_header(header)?.bindings,
+        MetadataVersion::V2 => read_pool_header(header)?,
+    })
+}
+
+fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Next<Result<bool>> {
+    Next::act(move |engine| {
+        let claim = match engine.claims().is_claimed(&Key::Drain(uuid)) {
+            true => None,
+            false => engine.claims().claim([Key::Encryption(uuid)]),
+        };
+        let Some(claim) = claim else { return Next::Parked(Box::new(change(uuid, plan))) };
+        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+            let planned = super::readable(granted, uuid).and_then(|pool| {
+                pool.check_requests()?;
+                pool.check_no_work()?;
+                Ok(plan(pool.encryption()?)?
+                    .map(|change| (change, pool.version(), containers_of(engine.platform(), pool))))
+            });
+            match planned {
+                Ok(Some((change, version, containers))) => {
+                    Next::act(move |engine| carry_out(engine, uuid, &change, version, &containers, claim))
+                }
+                Ok(None) => Next::Done(Ok(false)),
+                Err(error) => Next::Done(Err(error)),
+            }
+        })
+    })
+}
+
+fn carry_out(
+    engine: &Engine,
+    uuid: PoolUuid,
+    change: &Change,
+    version: MetadataVersion,
+    containers: &[Container],
+    claim: Claim,
+) -> Next<Result<bool>> {
+    let platform = engine.platform();
+    let changed = Rollback::new().guard(platform, |undo| match change {
+        Change::Try(binding) => {
+            let Some(Container { device, .. }) = containers.first() else { return Ok(false) };
+            let header = read(platform, device)?;
+            let bindings = bindings_of(version, &header)?;
+            containers::open(platform, device, None, &bindings, UnlockMethod::Token(binding.token), None)?;
+            Ok(false)
+        }
+        Change::Add(assigned) => {
+            containers.iter().try_for_each(|container| add(platform, version, &container.device, assigned, undo))?;
+            Ok(true)
+        }
+        Change::Remove(token) => {
+            containers.iter().try_for_each(|container| remove(platform, version, &container.device, *token, undo))?;
+            Ok(true)
+        }
+        Change::Replace(assigned) => {
+            containers
+                .iter()
+                .try_for_each(|container| replace(platform, version, &container.device, assigned, undo))?;
+            Ok(true)
+        }
+    });
+    match changed {
+        Ok((false, undo)) => {
+            undo.forget();
+            Next::Done(Ok(false))
+        }
+        Ok((true, undo)) => {
+            if matches!(change, Change::Replace(_)) {
+                // All of them have the new one. An old one that cannot be destroyed now is destroyed at the next set-up.
+                containers.iter().for_each(|container| forget_old(platform, &container.device));
+            }
+            take_note(uuid, containers.to_vec(), Some(undo), claim)
+        }
+        // What failed may have left something behind that could not be taken back.
+        Err(error) => take_note(uuid, containers.to_vec(), None, claim).then(move |_| note_failure(uuid, Err(error))),
+    }
+}
+
+/// Lets a pool that is still there know what a failure has left of it.
+fn note_failure(uuid: PoolUuid, result: Result<bool>) -> Next<Result<bool>> {
+    match result {
+        Err(error) if error.leaves() > Availability::Full => Next::write(uuid, move |_, granted| {
+            if let Ok(pool) = super::writable(granted, uuid) {
+                pool.note_failure(&error);
+            }
+            Next::Done(Err(error))
+        }),
+        result => Next::Done(result),
+    }
+}
+
+/// Reads the headers anew and shows what they say; in version 2 it is also recorded which kinds of bindings there are, and if
+/// that fails the change is taken back.
+fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let platform = engine.platform();
+        let noted = super::writable(granted, uuid).and_then(|pool| {
+            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
+            pool.note_encryption(Some(info));
+            record(platform, pool)?;
+            Ok(true)
+        });
+        drop(claim);
+        match (noted, undo) {
+            (Ok(noted), undo) => {
+                undo.map(Rollback::forget);
+                Next::Done(Ok(noted))
+            }
+            (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),
+            (Err(error), None) => Next::Done(Err(error)),
+        }
+    })
+}
+
+/// What the headers of a pool say together.
+pub(super) fn gather<'a>(
+    platform: &dyn Platform,
+    version: MetadataVersion,
+    devices: impl Iterator<Item = &'a Path>,
+) -> Result<Info> {
+    let bindings: Vec<Bindings> =
+        devices.map(|device| bindings_of(version, &read(platform, device)?)).collect::<Result<_>>()?;
+    match version {
+        MetadataVersion::V1 => Ok(Info::of_devices(bindings.iter().map(Some))?.ok_or(EncryptionError::NoBinding)?),
+        MetadataVersion::V2 => Ok(Info::of_pool(bindings.into_iter().next().ok_or(EncryptionError::NoBinding)?)),
+    }
+}
+
+/// Records which kinds of bindings a pool of version 2 has, if that is not on record.
+pub(in crate::engine) fn record(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?)) else { return Ok(()) };
+    if pool.version() == MetadataVersion::V1 {
+        return Ok(());
+    }
+    let has = |kind| bindings.lowest(kind).is_some();
+    let mut wanted = pool.meta.clone();
+    wanted.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
+    if wanted.features == pool.meta.features {
+        return Ok(());
+    }
+    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        *meta = wanted;
+        Ok(())
+    })
+}
+
+pub(super) fn read(platform: &dyn Platform, device: &Path) -> Result<Header> {
+    let missing = || EncryptionError::NoHeader(device.to_owned());
+    Ok(platform.luks_read(device)?.ok_or_else(missing)?)
+}
+
+/// Makes changes of which the first adds a keyslot.
+fn with_key(platform: &dyn Platform, device: &Path, bindings: &Bindings, changes: &[HeaderChange<'_>]) -> Result<()> {
+    let change = |unlock: Unlock<'_>| platform.luks_change(device, Some(unlock), changes);
+    Ok(encryption::unlock(platform, bindings, UnlockMethod::Any, None, change).map(drop)?)
+}
+
+fn add(
+    platform: &dyn Platform,
+    version: MetadataVersion,
+    device: &Path,
+    assigned: &Assigned,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let header = read(platform, device)?;
+    let keyslot = header.free_keyslots().next().ok_or(EncryptionError::Full)?;
+    let prepared = Prepared::new(platform, std::slice::from_ref(assigned))?;
+    let (token, path) = (assigned.token, device.to_owned());
+    undo.push(format!("remove the new binding on {}", device.display()), move |platform| {
+        let changes = [HeaderChange::DestroyKeyslot(keyslot), HeaderChange::RemoveToken(token)];
+        platform.luks_change(&path, None, &changes).map(drop)
+    });
+    let keyslots = prepared.keyslots([keyslot]).into_iter().map(HeaderChange::AddKeyslot);
+    let tokens = prepared.tokens([keyslot]).into_iter().map(|(number, token)| HeaderChange::PutToken(number, token));
+    let changes: Vec<HeaderChange<'_>> = keyslots.chain(tokens).collect();
+    with_key(platform, device, &bindings_of(version, &header)?, &changes)
+}
+
+fn remove(
+    platform: &dyn Platform,
+    version: MetadataVersion,
+    device: &Path,
+    token: u32,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let header = read(platform, device)?;
+    let Some(binding) = bindings_of(version, &header)?.get(token).cloned() else { return Ok(()) };
+    let again = (device.to_owned(), header.tokens.get(&token).cloned(), binding.clone());
+    undo.push(format!("make the binding on {} again", device.display()), move |platform| {
+        let (device, value, binding) = again;
+        restore(platform, version, &device, value, &binding)
+    });
+    let changes = [HeaderChange::DestroyKeyslot(binding.keyslot), HeaderChange::RemoveToken(token)];
+    Ok(platform.luks_change(device, None, &changes).map(drop)?)
+}
+
+/// Makes a binding again that has been removed, or half removed.
+fn restore(
+    platform: &dyn Platform,
+    version: MetadataVersion,
+    device: &Path,
+    token: Option<serde_json::Value>,
+    binding: &Binding,
+) -> Result<()> {
+    let header = read(platform, device)?;
+    let Some(token) = token else { return Ok(()) };
+    let passphrase: Secret;
+    let mut changes = Vec::new();
+    if !header.keyslots.contains(&binding.keyslot) {
+        passphrase = encryption::passphrase(platform, &binding.mechanism)?;
+        changes.push(HeaderChange::AddKeyslot(containers::keyslot(binding.kind(), binding.keyslot, &passphrase)));
+    }
+    changes.push(HeaderChange::PutToken(binding.token, token));
+    with_key(platform, device, &bindings_of(version, &header)?, &changes)
+}
+
+fn replace(
+    platform: &dyn Platform,
+    version: MetadataVersion,
+    device: &Path,
+    assigned: &Assigned,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let header = read(platform, device)?;
+    let bindings = bindings_of(version, &header)?;
+    let old = bindings.get(assigned.token).ok_or(EncryptionError::EmptySlot(assigned.token))?;
+    let keyslot = header.free_keyslots().next().ok_or(EncryptionError::Full)?;
+    let prepared = Prepared::new(platform, std::slice::from_ref(assigned))?;
+    let former = header.tokens.get(&assigned.token).cloned();
+    let (token, path) = (assigned.token, device.to_owned());
+    undo.push(format!("put the former binding on {} back", device.display()), move |platform| {
+        let former = former.map(|former| HeaderChange::PutToken(token, former));
+        let changes: Vec<_> = former.into_iter().chain([HeaderChange::DestroyKeyslot(keyslot)]).collect();
+        platform.luks_change(&path, None, &changes).map(drop)
+    });
+    let keyslots = prepared.keyslots([keyslot]).into_iter().map(HeaderChange::AddKeyslot);
+    // The old one stays the first until it is destroyed.
+    let tokens = prepared.tokens([old.keyslot]).into_iter();
+    let tokens = tokens.map(|(number, token)| HeaderChange::PutToken(number, with_keyslot(&token, keyslot)));
+    let changes: Vec<HeaderChange<'_>> = keyslots.chain(tokens).collect();
+    with_key(platform, device, &bindings, &changes)
+}
+
+/// Destroys the keyslot that another has taken the place of.
+fn forget_old(platform: &dyn Platform, device: &Path) {
+    let forget = || -> Result<()> {
+        let changes = containers::mends(&read(platform, device)?);
+        Ok(platform.luks_change(device, None, &changes).map(drop)?)
+    };
+    if let Err(error) = forget().or_else(|_| forget()) {
+        let (device, what) = (device.display(), error.sentence());
+        log::error!("the former passphrase still opens {device} until the pool is next set up: {what}");
+    }
+}
+
+// ---- volume keys ----
+
+/// Looks for the volume key of a pool that has been adopted, so that the pool can grow.
+pub fn load_volume_key(uuid: PoolUuid) -> Next<()> {
+    load(uuid, None)
+}
+
+/// As [`load_volume_key`], by bindings to this key only, if there are any.
+pub(super) fn load_by_key(uuid: PoolUuid, description: super::KeyDescription) -> Next<()> {
+    load(uuid, Some(description))
+}
+
+fn load(uuid: PoolUuid, by: Option<super::KeyDescription>) -> Next<()> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(()) };
+        let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else {
+            return Next::Done(());
+        };
+        if !pool.lacks_volume_key() {
+            return Next::Done(());
+        }
+        let bindings = match by {
+            Some(description) => bindings.of_mechanism(&Mechanism::Keyring(description)),
+            None => bindings,
+        };
+        let Some(container) = containers_of(engine.platform(), pool).into_iter().next() else { return Next::Done(()) };
+        if bindings.count() == 0 {
+            return Next::Done(());
+        }
+        Next::act(move |engine| {
+            let platform = engine.platform();
+            let opened = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None);
+            let kept = opened.and_then(|key| Ok(platform.volume_key_set(&containers::volume_key_name(uuid), &key)?));
+            if let Err(error) = kept {
+                log::warn!("pool {uuid} cannot grow, since its volume key was not found: {}", error.sentence());
+                return Next::Done(());
+            }
+            Next::write(uuid, move |engine, granted| {
+                match super::writable(granted, uuid) {
+                    Ok(pool) => pool.note_volume_key(true),
+                    // It has been stopped meanwhile.
+                    Err(_) => super::forget_volume_key(engine.platform(), uuid),
+                }
+                Next::Done(())
+            })
+        })
+    })
 }

@@ -52,7 +52,18 @@ impl fmt::Display for KeyDescription {
 
 /// Sets a key.
 pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChange>> {
-    Next::act(move |engine| Next::Done(engine.platform().key_set(&description.in_kernel(), &key).map_err(Error::from)))
+    Next::act(move |engine| {
+        let set = engine.platform().key_set(&description.in_kernel(), &key);
+        if matches!(set, Ok(KeyChange::Created | KeyChange::Replaced)) {
+            // It may open a pool of which the volume key is not known to this daemon. Nobody waits for that.
+            let running = engine.registry().running_pools();
+            for uuid in running {
+                let work = super::encryption::load_by_key(uuid, description.clone());
+                engine.begin(format!("volume key of pool {uuid}"), work);
+            }
+        }
+        Next::Done(set.map_err(Error::from))
+    })
 }
 
 /// Removes a key. `false`: there was none.

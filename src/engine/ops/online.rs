@@ -1,23 +1,561 @@
-//! online
-use crate::engine::{
-    encryption::NewBinding,
-    error::{Error, Result},
-    ids::PoolUuid,
-    request::Next,
+//! Encrypting, re-encrypting and decrypting all data of a running pool (`spec/engine/encryption.md` §9).
+//!
+//! # Order, and why it survives a power cut
+//!
+//! The record of the pool decides whether it is encrypted. A container is made around what is in the clear, its header saying
+//! that nothing is encrypted yet; then the record is written, the tables are moved into the container, and only then is
+//! anything encrypted. When all is decrypted, the record is written first, and the header is wiped last. So at every moment
+//! the record and the header together say where each byte is to be looked for, and which work is to be gone on with; set-up
+//! reads it from them and does so ([`setup`](crate::engine::setup)).
+//!
+//! # While it goes on
+//!
+//! The pool is used as always; the work has a thread of its own and holds no lock. The container cannot be made larger
+//! meanwhile, so space for the pool to grow into is put into it before. Whoever wants the pool to himself (a stop) lets the
+//! work stop where it is; it goes on when the pool is there again, for the one who asked for it, too.
+
+use std::sync::Arc;
+
+use crate::{
+    engine::{
+        Engine,
+        bda::Choose,
+        claims::{Claim, Key},
+        containers::{self, Prepared},
+        dm_names::Role,
+        encryption::{self, Assigned, Binding, Bindings, EncryptionError, NewBinding, UnlockMethod, with_keyslot},
+        error::{Error, Result},
+        ids::PoolUuid,
+        metadata::MetadataVersion,
+        ops::{
+            check::{and_use, follow},
+            encryption::{Container, bindings_of, containers_of, gather, read},
+        },
+        pool::Pool,
+        request::{Access, Mode, Next, PoolRef},
+        undo::Rollback,
+        units::{Bytes, Sectors},
+    },
+    platform::{
+        Platform,
+        keyring::Secret,
+        luks::{Begin, Ended, HeaderChange, Progress, Purpose, State, Unlock, Work},
+    },
+    view::{self, Availability},
 };
-/// x
-pub fn resume(_uuid: PoolUuid) -> Next<()> {
-    Next::Done(())
+
+/// Encrypts a pool. `false`: it is encrypted already.
+pub fn encrypt_pool(uuid: PoolUuid, new: Vec<NewBinding>) -> Next<Result<bool>> {
+    begin(uuid, Work::Encrypt, move |claim| encrypt(uuid, new, claim))
 }
-/// Encrypts a pool. `false`: it is encrypted.
-pub fn encrypt_pool(pool: PoolUuid, _bindings: Vec<NewBinding>) -> Next<Result<bool>> {
-    Next::Done(Err(Error::NoPool(pool)))
+
+/// Puts a new volume key in the place of the one that a pool is encrypted with.
+pub fn reencrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
+    begin(uuid, Work::Reencrypt, move |claim| reencrypt(uuid, claim))
 }
-/// Gives a pool a new volume key.
-pub fn reencrypt_pool(pool: PoolUuid) -> Next<Result<bool>> {
-    Next::Done(Err(Error::NoPool(pool)))
-}
+
 /// Decrypts a pool. `false`: it is not encrypted.
-pub fn decrypt_pool(pool: PoolUuid) -> Next<Result<bool>> {
-    Next::Done(Err(Error::NoPool(pool)))
+pub fn decrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
+    begin(uuid, Work::Decrypt, move |claim| decrypt(uuid, claim))
+}
+
+/// Goes on with a work that was cut short.
+pub(super) fn resume(uuid: PoolUuid) -> Next<()> {
+    go_on(uuid).map(move |result| {
+        if let Err(error) = result {
+            log::error!("the work on the data of pool {uuid} stays unfinished for now: {}", error.sentence());
+        }
+    })
+}
+
+/// What a look at the pool before a work comes to.
+enum Outlook {
+    /// It is so already.
+    Nothing,
+    /// It has been begun before and is to be completed.
+    GoOn,
+    /// It is to be begun.
+    Begin,
+}
+
+fn outlook(pool: &Pool, work: Work) -> Result<Outlook> {
+    pool.check_requests()?;
+    match (&pool.work, work, pool.is_encrypted()) {
+        (Some(unfinished), _, _) if unfinished.kind == work => return Ok(Outlook::GoOn),
+        (None, Work::Encrypt, true) | (None, Work::Decrypt, false) => return Ok(Outlook::Nothing),
+        (None, Work::Reencrypt, false) => return Err(Error::NothingToOpen { pool: pool.name().clone() }),
+        _ => pool.check_no_work()?,
+    }
+    match (pool.version(), work) {
+        (MetadataVersion::V1, Work::Encrypt | Work::Decrypt) => Err(Error::OnlyVersion2 { pool: pool.name().clone() }),
+        // It has to be made larger once more before.
+        (MetadataVersion::V2, Work::Reencrypt | Work::Decrypt) if pool.lacks_volume_key() => {
+            Err(Error::VolumeKey { pool: pool.uuid() })
+        }
+        _ => Ok(Outlook::Begin),
+    }
+}
+
+/// Claims the pool for a work, and looks whether there is anything to do.
+fn begin(
+    uuid: PoolUuid,
+    work: Work,
+    start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
+) -> Next<Result<bool>> {
+    Next::act(move |engine| {
+        let Some(claim) = claim(engine, uuid) else { return Next::Parked(Box::new(begin(uuid, work, start))) };
+        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+            let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
+                // Version 1 pools are told so before they are told that nothing is to be done.
+                Ok(Outlook::Nothing) if pool.version() == MetadataVersion::V1 => {
+                    Err(Error::OnlyVersion2 { pool: pool.name().clone() })
+                }
+                outlook => outlook,
+            });
+            let done = match outlook {
+                Ok(Outlook::Nothing) => return Next::Done(Ok(false)),
+                Ok(Outlook::GoOn) => {
+                    drop(claim);
+                    go_on(uuid)
+                }
+                Ok(Outlook::Begin) => start(claim),
+                Err(error) => return Next::Done(Err(error)),
+            };
+            and_use(uuid, done.map(|done| done.map(|()| true)), |done| *done)
+        })
+    })
+}
+
+/// Nothing else may happen to the containers of the pool, or to what they lie on.
+fn claim(engine: &Engine, uuid: PoolUuid) -> Option<Claim> {
+    match engine.claims().is_claimed(&Key::Drain(uuid)) {
+        true => None,
+        false => engine.claims().claim([Key::Encryption(uuid), Key::Growth(uuid)]),
+    }
+}
+
+// ---- beginnings ----
+
+fn encrypt(uuid: PoolUuid, new: Vec<NewBinding>, claim: Claim) -> Next<Result<()>> {
+    Next::act(move |engine| {
+        let platform = engine.platform();
+        let assigned = encryption::assign(new).map_err(Error::from);
+        let prepared: Result<Prepared> =
+            assigned.and_then(|assigned: Vec<Assigned>| Prepared::new(platform, &assigned));
+        match prepared {
+            Ok(prepared) => surround(uuid, prepared, claim),
+            Err(error) => Next::Done(Err(error)),
+        }
+    })
+}
+
+/// Makes a container around the data, and moves the pool into it.
+fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Next<Result<()>> {
+    super::change(uuid, |engine, pool| {
+        put_space_ahead(engine.platform(), pool)?;
+        let nodes = pool.filesystems.keys().map(|filesystem| pool.thin_name(*filesystem));
+        let nodes: Vec<String> = nodes.chain([pool.stack.name(Role::Cache)]).collect();
+        Ok((pool.stack.clone(), nodes))
+    })
+    .then(move |ready| {
+        Next::act(move |engine| {
+            let (stack, nodes) = match ready {
+                Ok(ready) => ready,
+                Err(error) => return Next::Done(Err(error)),
+            };
+            let platform = engine.platform();
+            let made = Rollback::new().guard(platform, |undo| {
+                // A larger one could tear what file systems take for one sector.
+                let logical = |node: &String| Ok(platform.geometry(&platform.dm_node(node))?.logical);
+                let sector_size = nodes.iter().map(logical).collect::<Result<Vec<u32>>>()?.into_iter().min();
+                let layout = crate::platform::luks::Layout { sector_size, ..containers::LAYOUT_V2 };
+                containers::make(platform, &stack, &prepared, &layout, Purpose::Encrypt, undo)
+            });
+            match made {
+                Ok((_, undo)) => enter(uuid, undo, claim),
+                Err(error) => Next::Done(Err(error)),
+            }
+        })
+    })
+}
+
+/// Records the pool as encrypted and moves its tables into the container.
+fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Next<Result<()>> {
+    Next::write(uuid, move |engine, granted| {
+        let platform = engine.platform();
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(undo.run(platform, error))),
+        };
+        match move_in(platform, pool) {
+            Ok(()) => {
+                undo.forget();
+                run(uuid, Plan::Resume, claim)
+            }
+            Err(error) => {
+                // What the record may still name must stay.
+                let error = match error.leaves() < Availability::NoPoolChanges {
+                    true => undo.run(platform, error),
+                    false => {
+                        undo.forget();
+                        error
+                    }
+                };
+                pool.note_failure(&error);
+                Next::Done(Err(error))
+            }
+        }
+    })
+}
+
+fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    pool.check_changes()?;
+    let device = platform.dm_node(&pool.stack.name(Role::Cache));
+    let header = read(platform, &device)?;
+    let bindings = bindings_of(pool.version(), &header)?;
+    let has = |kind| bindings.lowest(kind).is_some();
+    let (without, clear) = (pool.meta.clone(), pool.shape());
+    pool.stack.find(platform, Role::Crypt)?;
+    let entered = pool
+        .commit(platform, Choose::Everywhere, |meta| meta.set_encrypted(has(Kind::Keyring), has(Kind::Clevis)))
+        .and_then(|()| pool.note_header(&header))
+        .and_then(|()| pool.stack.move_to_cap(platform, &pool.shape()));
+    let Err(cause) = entered else {
+        pool.note_volume_key(true);
+        pool.note_work(Some(Arc::new(view::Work::new(Work::Encrypt, platform.now()))));
+        return Ok(());
+    };
+    pool.note_encryption(None);
+    let back = pool.stack.move_from_cap(platform, &clear).and_then(|()| match pool.meta == without {
+        true => Ok(()),
+        false => pool.record(platform, without),
+    });
+    match back {
+        Ok(()) => Err(cause),
+        Err(error) => Err(Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![("record the pool as not encrypted again".to_owned(), error)],
+            leaves: Availability::NoPoolChanges,
+        }),
+    }
+}
+
+fn reencrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
+    super::change(uuid, |engine, pool| {
+        let bindings = pool.encryption()?.agreed()?.clone();
+        put_space_ahead(engine.platform(), pool)?;
+        Ok((pool.version(), containers_of(engine.platform(), pool), bindings))
+    })
+    .then(move |ready| {
+        Next::act(move |engine| {
+            let platform = engine.platform();
+            let made = ready.and_then(|(version, containers, bindings)| {
+                // In version 1 the passphrases that Clevis has encrypted differ from device to device.
+                let shared = encryption::every_passphrase(platform, &bindings)?;
+                Rollback::new().guard(platform, |undo| {
+                    let each = containers.iter().enumerate().map(|(at, container)| {
+                        let passphrases = (at == 0).then_some(&shared[..]);
+                        prepare_new_key(platform, version, container, passphrases, undo)
+                    });
+                    each.collect::<Result<Vec<_>>>()
+                })
+            });
+            match made {
+                Ok((keys, undo)) => announce(uuid, Work::Reencrypt, Plan::Reencrypt(keys), Some(undo), claim),
+                Err(error) => Next::Done(Err(error)),
+            }
+        })
+    })
+}
+
+/// A container for which a new volume key is in its header.
+struct NewKey {
+    passphrase: Secret,
+    from: u32,
+    to: u32,
+}
+
+/// Puts a new volume key into a header, in a keyslot for each binding that the binding's passphrase opens.
+fn prepare_new_key(
+    platform: &dyn Platform,
+    version: MetadataVersion,
+    container: &Container,
+    passphrases: Option<&[(Binding, Secret)]>,
+    undo: &mut Rollback,
+) -> Result<NewKey> {
+    let header = read(platform, &container.device)?;
+    let bindings = bindings_of(version, &header)?;
+    let own;
+    let passphrases = match passphrases {
+        Some(passphrases) => passphrases,
+        None => {
+            own = encryption::every_passphrase(platform, &bindings)?;
+            &own
+        }
+    };
+    let free: Vec<u32> = header.free_keyslots().take(passphrases.len()).collect();
+    if free.len() < passphrases.len() {
+        return Err(EncryptionError::NoKeyslots.into());
+    }
+    let (device, slots) = (container.device.clone(), free.clone());
+    undo.push(format!("remove the new volume key from {}", device.display()), move |platform| {
+        let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
+        platform.luks_change(&device, None, &changes).map(drop)
+    });
+    let each = passphrases.iter().zip(&free);
+    let keyslots = each.clone().map(|((binding, passphrase), keyslot)| {
+        HeaderChange::AddNextKeyslot(containers::keyslot(binding.kind(), *keyslot, passphrase))
+    });
+    let tokens = each.filter_map(|((binding, _), keyslot)| {
+        let token = header.tokens.get(&binding.token)?;
+        Some(HeaderChange::PutToken(binding.token, with_keyslot(token, *keyslot)))
+    });
+    let changes: Vec<HeaderChange<'_>> = keyslots.chain(tokens).collect();
+    let (Some((first, passphrase)), Some(to)) = (passphrases.first(), free.first()) else {
+        return Err(EncryptionError::NoMechanism.into());
+    };
+    let unlock = Unlock { passphrase, keyslot: Some(first.keyslot) };
+    platform.luks_change(&container.device, Some(unlock), &changes)?;
+    Ok(NewKey { passphrase: passphrase.clone(), from: first.keyslot, to: *to })
+}
+
+fn decrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
+    super::change(uuid, |engine, pool| put_space_ahead(engine.platform(), pool)).then(move |ready| match ready {
+        Ok(()) => announce(uuid, Work::Decrypt, Plan::Decrypt, None, claim),
+        Err(error) => Next::Done(Err(error)),
+    })
+}
+
+/// Lets the pool tell of the work that is about to begin.
+fn announce(uuid: PoolUuid, work: Work, plan: Plan, undo: Option<Rollback>, claim: Claim) -> Next<Result<()>> {
+    Next::write(uuid, move |engine, granted| {
+        let platform = engine.platform();
+        let pool = super::writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
+        match (pool, undo) {
+            (Ok(pool), undo) => {
+                pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+                // From here on what is in the header says how it goes on.
+                undo.map(Rollback::forget);
+                run(uuid, plan, claim)
+            }
+            (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),
+            (Err(error), None) => Next::Done(Err(error)),
+        }
+    })
+}
+
+/// Takes space of the data devices for the container before anything is handed out of it: as much again as is in use, and
+/// at least what lasts for a while.
+fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    const AHEAD_MIN: Sectors = Sectors(50 << 21);
+    pool.check_requests()?;
+    let ahead = pool.available().min(pool.meta.handed_out().max(AHEAD_MIN));
+    let (version, headers) = (pool.version(), pool.headers());
+    if version == MetadataVersion::V2 && ahead > pool.meta.taken_ahead(version) {
+        pool.commit(platform, Choose::Some(platform.random()), |meta| {
+            meta.take_ahead(version, &headers.iter().collect::<Vec<_>>(), ahead)
+        })?;
+    }
+    follow(platform, pool)
+}
+
+// ---- the work ----
+
+/// How a work is begun.
+enum Plan {
+    /// As the headers say.
+    Resume,
+    /// With these keys, one for each container.
+    Reencrypt(Vec<NewKey>),
+    Decrypt,
+}
+
+/// Goes on with what a pool has unfinished, when nobody else does.
+fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
+    Next::act(move |engine| {
+        let Some(claim) = claim(engine, uuid) else { return Next::Parked(Box::new(go_on(uuid))) };
+        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+            match super::readable(granted, uuid) {
+                // Somebody else has completed it.
+                Ok(pool) if pool.work.is_none() => Next::Done(Ok(())),
+                Ok(_) => run(uuid, Plan::Resume, claim),
+                Err(error) => Next::Done(Err(error)),
+            }
+        })
+    })
+}
+
+/// What a work needs to know of the pool.
+struct Site {
+    version: MetadataVersion,
+    containers: Vec<Container>,
+    name: crate::engine::name::Name,
+    work: Arc<view::Work>,
+}
+
+fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        let site = super::readable(granted, uuid).map(|pool| {
+            let containers = containers_of(engine.platform(), pool);
+            pool.work.clone().map(|work| Site { version: pool.version(), containers, name: pool.name().clone(), work })
+        });
+        match site {
+            Ok(Some(site)) => Next::long(move |engine| {
+                let worked = work(engine, uuid, &site, plan);
+                let interrupted = matches!(worked, Ok(Ended::Interrupted));
+                if interrupted && engine.is_ending() {
+                    return Next::Done(Err(Error::Interrupted { pool: site.name, by: "daemon ends" }));
+                }
+                if interrupted {
+                    drop(claim);
+                    return wait_and_go_on(uuid, site.name);
+                }
+                finish(uuid, site, worked.map(drop), claim)
+            }),
+            Ok(None) => Next::Done(Ok(())),
+            Err(error) => Next::Done(Err(error)),
+        }
+    })
+}
+
+/// Somebody wants the pool to himself. When he has done with it, the work goes on, unless the pool is gone.
+fn wait_and_go_on(uuid: PoolUuid, name: crate::engine::name::Name) -> Next<Result<()>> {
+    Next::act(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
+        true => Next::Parked(Box::new(wait_and_go_on(uuid, name))),
+        false => go_on(uuid).map(move |done| match done {
+            Err(Error::NoPool(_)) => Err(Error::Interrupted { pool: name, by: "pool has been stopped" }),
+            done => done,
+        }),
+    })
+}
+
+fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ended> {
+    let platform = engine.platform();
+    let told = std::sync::atomic::AtomicU64::new(0);
+    let count = site.containers.len() as u64;
+    for (at, container) in site.containers.iter().enumerate() {
+        let at = at as u64;
+        let watch = |progress: Progress| {
+            let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
+            let (done, total) = (in_all(progress.done), in_all(progress.total).max(1));
+            // Of several devices each counts as much as the one that is being worked on.
+            site.work.note(total.saturating_mul(at).saturating_add(done), total.saturating_mul(count));
+            let tenths = done / total.div_ceil(10).max(1);
+            if told.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
+                log::info!("pool {}: {} % of {} done", site.name, tenths * 10, container.device.display());
+            }
+            !(engine.is_ending() || engine.claims().is_claimed(&Key::Drain(uuid)))
+        };
+        let header = read(platform, &container.device)?;
+        let run = |unlock: Unlock<'_>, begin: Begin| {
+            platform.luks_reencrypt(&container.device, &container.name, unlock, begin, &watch)
+        };
+        let by_any = |begin: Begin| -> Result<Ended> {
+            let bindings: Bindings = bindings_of(site.version, &header)?;
+            Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
+        };
+        let ended = match (&plan, header.state) {
+            (_, State::Unfinished { .. }) => by_any(Begin::Resume)?,
+            (Plan::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
+                Some(NewKey { passphrase, from, to }) => {
+                    run(Unlock { passphrase, keyslot: Some(*from) }, Begin::Reencrypt { from: *from, to: *to })?
+                }
+                None => Ended::Finished,
+            },
+            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt)?,
+            // Done before it was cut short.
+            (Plan::Resume | Plan::Decrypt, _) => Ended::Finished,
+        };
+        if ended == Ended::Interrupted {
+            return Ok(ended);
+        }
+    }
+    Ok(Ended::Finished)
+}
+
+// ---- ends ----
+
+/// Records what the work has come to.
+fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<Result<()>> {
+    Next::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        let finished = match worked {
+            Ok(()) => complete(engine.platform(), pool, site.work.kind),
+            Err(cause) => {
+                let left = leave(engine.platform(), pool, &site.containers);
+                if let Err(error) = left {
+                    log::error!("pool {}: {}", pool.name(), error.sentence());
+                }
+                Err(cause)
+            }
+        };
+        if let Err(error) = &finished {
+            pool.note_failure(error);
+        }
+        drop(claim);
+        Next::Done(finished)
+    })
+}
+
+/// After a failure: a work that has been begun stays unfinished, and what was prepared for one that has not is taken back.
+fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
+    let mut unfinished = false;
+    for container in containers {
+        let header = read(platform, &container.device)?;
+        unfinished |= matches!(header.state, State::Unfinished { .. });
+        let changes = containers::mends(&header);
+        if !changes.is_empty() {
+            platform.luks_change(&container.device, None, &changes)?;
+        }
+    }
+    if !unfinished {
+        pool.note_work(None);
+    }
+    Ok(())
+}
+
+fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> {
+    let containers = containers_of(platform, pool);
+    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    let wanted = if work == Work::Decrypt { State::Clear } else { State::Encrypted };
+    if headers.iter().any(|header| header.state != wanted) {
+        return Err(Error::WorkNotDone { pool: pool.name().clone(), work });
+    }
+    match work {
+        Work::Encrypt => {
+            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
+            pool.note_encryption(Some(info));
+            super::encryption::record(platform, pool)?;
+        }
+        Work::Reencrypt => {
+            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
+            pool.note_encryption(Some(info));
+            let now = platform.now().seconds;
+            pool.commit(platform, Choose::Some(platform.random()), |meta| {
+                meta.last_reencrypt = Some(now);
+                Ok(())
+            })?;
+        }
+        Work::Decrypt => {
+            pool.commit(platform, Choose::Everywhere, |meta| meta.set_clear())?;
+            pool.note_encryption(None);
+            pool.note_volume_key(false);
+            super::forget_volume_key(platform, pool.uuid());
+            let mut leave = || crate::engine::setup::drop_container(platform, pool);
+            // Decided: what cannot be done now is done at the next set-up.
+            if let Err(error) = leave().or_else(|_| leave()) {
+                pool.is_behind = true;
+                pool.restrict(
+                    Availability::NoPoolChanges,
+                    format!("it has been decrypted, but is still in its container: {}", error.sentence()),
+                );
+            }
+        }
+    }
+    pool.note_work(None);
+    log::info!("pool {}: the work on its data is done", pool.name());
+    Ok(())
 }
