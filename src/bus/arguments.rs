@@ -9,6 +9,7 @@ use crate::{
         wire::{Descriptor, DescriptorArgument, PathArgument},
     },
     engine::{
+        encryption::{self, BindRequest, ClevisRequest, EncryptionError, NewBinding, SlotRequest, UnlockMethod},
         ids::{FsUuid, NotAUuid, PoolUuid},
         name::{self, Name, NameError, Subject},
         ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, NewFilesystem, TagSpec},
@@ -23,8 +24,6 @@ const FILESYSTEM_MIN: Sectors = Sectors(1 << 20);
 const FILESYSTEM_DEFAULT: Sectors = Sectors(1 << 31);
 /// Largest size that can be written in sectors.
 const SIZE_MAX: Bytes = Bytes(u64::MAX as u128 * SECTOR as u128);
-/// Most ways to unlock a pool.
-const MECHANISMS_MAX: usize = 15;
 
 /// Why arguments are refused.
 #[derive(Debug, thiserror::Error)]
@@ -64,10 +63,13 @@ pub enum ArgumentError {
     Redundancy(u16),
     #[error("the Clevis configuration is not JSON; correct it")]
     Json(#[source] serde_json::Error),
-    #[error("token slot {0} is named twice; name each slot once")]
-    SlotTwice(u32),
-    #[error("{0} ways to unlock the pool were asked for, and there is room for {MECHANISMS_MAX}; choose fewer")]
-    TooManyMechanisms(usize),
+    #[error(transparent)]
+    Encryption(#[from] EncryptionError),
+    #[error(
+        "pool {0} is encrypted, and in the first five revisions of this interface such a pool cannot have a cache; use a later \
+         one"
+    )]
+    CacheOfEncrypted(Name),
     #[error("key description {0} contains `;`, which separates fields in the kernel's list of keys; choose another")]
     KeyDescription(String),
     #[error("`{0}` is not an integrity tag specification; choose 0b, 32b or 512b")]
@@ -153,14 +155,26 @@ pub fn pool_id(id: &str, id_type: &str) -> Result<PoolRef> {
     }
 }
 
-/// The unlock method of r0 to r7: whether there is one. Some daemons know only the one spelling, some only the other; what
-/// stands beside the flag "none" means nothing (`dbus-api.md` §12, row 1).
-pub fn legacy_unlock_method(method: Option<String>) -> Result<bool> {
+/// The unlock method of r0 to r7: that of a token which version 1 always uses, or any. Some daemons know only the one
+/// spelling, some only the other; what stands beside the flag "none" means nothing (`dbus-api.md` §12, row 1).
+pub fn legacy_unlock_method(method: Option<String>) -> Result<Option<UnlockMethod>> {
     match method.as_deref() {
-        None => Ok(false),
-        Some("keyring" | "Keyring" | "clevis" | "Clevis" | "any" | "Any") => Ok(true),
+        None => Ok(None),
+        Some("keyring" | "Keyring") => Ok(Some(UnlockMethod::Token(encryption::KEYRING_TOKEN))),
+        Some("clevis" | "Clevis") => Ok(Some(UnlockMethod::Token(encryption::CLEVIS_TOKEN))),
+        Some("any" | "Any") => Ok(Some(UnlockMethod::Any)),
         Some(other) => Err(ArgumentError::UnlockMethod(other.to_owned())),
     }
+}
+
+/// The unlock method since r8: none, any slot, or that one.
+pub fn unlock_method(method: Option<Option<u32>>) -> Option<UnlockMethod> {
+    method.map(|slot| slot.map_or(UnlockMethod::Any, UnlockMethod::Token))
+}
+
+/// The slot of a binding since r8: whichever is right, or that one.
+pub fn slot(slot: Option<u32>) -> SlotRequest {
+    slot.map_or(SlotRequest::Free, SlotRequest::Id)
 }
 
 /// The descriptor to read a passphrase from. Where none is announced, none need be attached (`dbus-api.md` §12, row 5).
@@ -203,45 +217,53 @@ pub fn redundancy(code: Option<u16>) -> Result<()> {
     }
 }
 
-/// How a new pool is to be encrypted.
-#[derive(Debug, Default)]
+/// What Clevis is to be bound to.
+pub fn clevis(pin: &str, json: &str) -> Result<BindRequest> {
+    let config = serde_json::from_str(json).map_err(ArgumentError::Json)?;
+    Ok(BindRequest::Clevis(ClevisRequest::from_client(pin, config)?))
+}
+
+/// A slot, if one is asked for, and a key description.
+pub type KeySpec = (Option<u32>, String);
+/// A slot, if one is asked for, a pin and its configuration in JSON.
+pub type ClevisSpec = (Option<u32>, String, String);
+
+/// How a pool is to be encrypted: JSON that could be read, slots that exist, the rest yet to be looked at.
+#[derive(Debug)]
 pub struct Mechanisms {
-    /// Slot, if one is asked for, and key description.
-    pub keys: Vec<(Option<u32>, String)>,
-    /// Slot, pin and configuration.
-    pub clevis: Vec<(Option<u32>, String, serde_json::Value)>,
+    keys: Vec<KeySpec>,
+    clevis: Vec<(Option<u32>, String, serde_json::Value)>,
 }
 
 impl Mechanisms {
-    /// Checks what can be checked without a keyring: JSON first, then slots, then key descriptions.
-    pub fn parse(keys: Vec<(Option<u32>, String)>, clevis: Vec<(Option<u32>, String, String)>) -> Result<Mechanisms> {
+    /// Looks at what is told first of all mistakes: JSON, then slots.
+    pub fn parse(keys: Vec<KeySpec>, clevis: Vec<ClevisSpec>) -> Result<Mechanisms> {
         let clevis = clevis
             .into_iter()
             .map(|(slot, pin, json)| Ok((slot, pin, serde_json::from_str(&json).map_err(ArgumentError::Json)?)))
             .collect::<Result<Vec<_>>>()?;
-        let mut slots: Vec<u32> =
-            keys.iter().map(|(slot, _)| *slot).chain(clevis.iter().map(|(slot, ..)| *slot)).flatten().collect();
-        slots.sort_unstable();
-        if let Some(twice) = slots.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ArgumentError::SlotTwice(twice[0]));
-        }
-        if keys.len() + clevis.len() > MECHANISMS_MAX {
-            return Err(ArgumentError::TooManyMechanisms(keys.len() + clevis.len()));
-        }
-        keys.iter().try_for_each(|(_, description)| key_description(description).map(drop))?;
+        encryption::requested(keys.iter().map(|(slot, _)| *slot).chain(clevis.iter().map(|(slot, ..)| *slot)))?;
         Ok(Mechanisms { keys, clevis })
     }
 
     /// The form of r0 to r7: at most one of each kind, in the slots that version 1 always uses.
     pub fn parse_legacy(key: Option<String>, clevis: Option<(String, String)>) -> Result<Mechanisms> {
-        let key = key.map(|description| (Some(1), description));
-        let clevis = clevis.map(|(pin, json)| (Some(2), pin, json));
+        let key = key.map(|description| (Some(encryption::KEYRING_TOKEN), description));
+        let clevis = clevis.map(|(pin, json)| (Some(encryption::CLEVIS_TOKEN), pin, json));
         Mechanisms::parse(key.into_iter().collect(), clevis.into_iter().collect())
     }
 
-    /// Whether the pool is to be encrypted at all.
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.clevis.is_empty()
+    /// The bindings that are asked for. Whether keys and servers are there is the engine's to see.
+    pub fn bindings(self) -> Result<Vec<NewBinding>> {
+        let keys = self.keys.into_iter().map(|(token, description)| {
+            let request = BindRequest::Keyring(key_description(&description)?);
+            Ok(NewBinding { token, request })
+        });
+        let clevis = self.clevis.into_iter().map(|(token, pin, config)| {
+            let request = BindRequest::Clevis(ClevisRequest::from_client(&pin, config)?);
+            Ok(NewBinding { token, request })
+        });
+        keys.chain(clevis).collect()
     }
 }
 

@@ -7,20 +7,22 @@ use std::path::PathBuf;
 
 use crate::{
     bus::{
-        arguments::{self, ArgumentError, FilesystemSpec, Mechanisms},
+        arguments::{self, ArgumentError, ClevisSpec, FilesystemSpec, KeySpec, Mechanisms},
         job::{Late, Locks},
         message::BadArguments,
         outcome::{Outcome, sentence},
         passphrase, report,
         tree::{Id, Object, State, Tree},
-        wire::{DescriptorArgument, FromValue, PathArgument, Value},
+        wire::{Descriptor, DescriptorArgument, FromValue, PathArgument, Value},
     },
     engine::{
         Error,
+        encryption::{BindRequest, EncryptionError, Kind, NewBinding, RebindRequest, SlotRequest, UnlockMethod},
         ids::{DevUuid, FsUuid, PoolUuid},
         name::Name,
         ops::{
-            self, CacheTier, Generation, IntegritySpec, KeyChange, MetadataVersion, NewPool, Stopped, TagSpec, Unlock,
+            self, CacheTier, Generation, IntegritySpec, KeyChange, MetadataVersion, NewPool, Secret, Stopped, TagSpec,
+            Unlock,
         },
         request::{Next, PoolRef},
     },
@@ -91,9 +93,9 @@ fn paths(texts: Vec<String>) -> Vec<PathBuf> {
     texts.into_iter().map(PathBuf::from).collect()
 }
 
-/// A member of which the engine's part is another issue: encryption.
-pub(super) fn not_yet(_: Call<'_>) -> Handled {
-    Ok(Work::Now(Outcome::NotYet))
+/// The result `true`, if something was changed.
+fn whether(changed: bool) -> Option<Late<Value>> {
+    changed.then(|| Box::new(|_: &Tree| Value::Bool(true)) as Late<Value>)
 }
 
 // ---- Manager and Report ----
@@ -110,19 +112,25 @@ pub(super) fn set_key(mut call: Call<'_>) -> Handled {
     checked((|| {
         let description = arguments::key_description(&description)?;
         let descriptor = descriptor.0.ok_or(ArgumentError::NoDescriptor)?;
-        // The client may not have written to it yet, so it is not read here, where calls of others wait.
-        let set = Next::act(move |_| match passphrase::read(&descriptor) {
-            Ok(key) => ops::set_key(description, key).map(|set| {
+        Ok(with_passphrase(descriptor, |key| {
+            ops::set_key(description, key).map(|set| {
                 Outcome::of(set, |change| match change {
                     KeyChange::Created => Some(pair(true, false)),
                     KeyChange::Replaced => Some(pair(true, true)),
                     KeyChange::Same => None,
                 })
-            }),
-            Err(error) => Next::Done(Outcome::refused(&error)),
-        });
-        Ok(Work::Chain(set))
+            })
+        }))
     })())
+}
+
+/// Reads a passphrase and goes on with it. The client may not have written to its descriptor yet, so it is not read where the
+/// calls of others wait.
+fn with_passphrase(descriptor: Descriptor, follow: impl FnOnce(Secret) -> Next<Outcome> + Send + 'static) -> Work {
+    Work::Chain(Next::act(move |_| match passphrase::read(&descriptor) {
+        Ok(passphrase) => follow(passphrase),
+        Err(error) => Next::Done(Outcome::refused(&error)),
+    }))
 }
 
 fn pair(first: bool, second: bool) -> Late<Value> {
@@ -133,7 +141,7 @@ pub(super) fn unset_key(mut call: Call<'_>) -> Handled {
     let (description,): (String,) = call.arguments()?;
     checked((|| {
         let unset = ops::unset_key(arguments::key_description(&description)?);
-        Ok(chain(unset, |there| there.then(|| Box::new(|_: &Tree| Value::Bool(true)) as Late<Value>)))
+        Ok(chain(unset, whether))
     })())
 }
 
@@ -142,48 +150,43 @@ pub(super) fn create_pool_r0(mut call: Call<'_>) -> Handled {
     let (name, redundancy, devices, key, clevis): Arguments = call.arguments()?;
     checked((|| {
         arguments::redundancy(redundancy)?;
-        create_pool(name, devices, Mechanisms::parse_legacy(key, clevis)?, || Ok(IntegritySpec::default()))
+        let bindings = Mechanisms::parse_legacy(key, clevis)?.bindings()?;
+        create_pool(name, devices, bindings, || Ok(IntegritySpec::default()))
     })())
 }
 
 pub(super) fn create_pool_r5(mut call: Call<'_>) -> Handled {
     type Arguments = (String, Vec<String>, Option<String>, Option<(String, String)>);
     let (name, devices, key, clevis): Arguments = call.arguments()?;
-    checked((|| create_pool(name, devices, Mechanisms::parse_legacy(key, clevis)?, || Ok(IntegritySpec::default())))())
+    checked((|| {
+        let bindings = Mechanisms::parse_legacy(key, clevis)?.bindings()?;
+        create_pool(name, devices, bindings, || Ok(IntegritySpec::default()))
+    })())
 }
 
 pub(super) fn create_pool_r8(mut call: Call<'_>) -> Handled {
-    type Keys = Vec<(Option<u32>, String)>;
-    type Clevis = Vec<(Option<u32>, String, String)>;
-    type Arguments = (String, Vec<String>, Keys, Clevis, Option<u64>, Option<String>, Option<bool>);
+    type Arguments = (String, Vec<String>, Vec<KeySpec>, Vec<ClevisSpec>, Option<u64>, Option<String>, Option<bool>);
     let (name, devices, keys, clevis, journal, tag_spec, superblock): Arguments = call.arguments()?;
     checked((|| {
-        // Configurations and slots are looked at before the tag specification, that before key descriptions: who makes
-        // several mistakes is told of the same one as by the existing daemon.
-        let mechanisms = Mechanisms::parse(keys, clevis);
-        let tag_spec: Option<TagSpec> = match &mechanisms {
-            Ok(_) | Err(ArgumentError::KeyDescription(_)) => arguments::tag_spec(tag_spec)?,
-            Err(_) => None,
-        };
-        create_pool(name, devices, mechanisms?, || arguments::integrity(journal, tag_spec, superblock))
+        // Who makes several mistakes is told of the same one as by the existing daemon: hence this order.
+        let mechanisms = Mechanisms::parse(keys, clevis)?;
+        let tag_spec: Option<TagSpec> = arguments::tag_spec(tag_spec)?;
+        create_pool(name, devices, mechanisms.bindings()?, || arguments::integrity(journal, tag_spec, superblock))
     })())
 }
 
 fn create_pool(
     name: String,
     devices: Vec<String>,
-    mechanisms: Mechanisms,
+    bindings: Vec<NewBinding>,
     integrity: impl FnOnce() -> Result<IntegritySpec, ArgumentError>,
 ) -> Result<Work, ArgumentError> {
-    if !mechanisms.is_empty() {
-        return Ok(Work::Now(Outcome::NotYet));
-    }
     let new = NewPool {
-        bindings: Vec::new(),
         name: Name::new(&name)?,
         integrity: integrity()?,
         devices: paths(devices),
         version: MetadataVersion::V2,
+        bindings,
     };
     Ok(chain(ops::create_pool(new), |created| {
         let (pool, devices) = created?;
@@ -221,11 +224,7 @@ pub(super) fn start_pool_r2(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, Option<String>) = call.arguments()?;
     checked((|| {
         let method = arguments::legacy_unlock_method(method)?;
-        Ok(start_pool(
-            arguments::pool_uuid(&uuid)?,
-            Unlock { method: method.then_some(crate::engine::encryption::UnlockMethod::Any), passphrase: None },
-            CacheTier::Keep,
-        ))
+        Ok(Work::Chain(start_pool(arguments::pool_uuid(&uuid)?, without_key(method), CacheTier::Keep)))
     })())
 }
 
@@ -233,25 +232,23 @@ pub(super) fn start_pool_r4(mut call: Call<'_>) -> Handled {
     let (id, id_type, method): (String, String, Option<String>) = call.arguments()?;
     checked((|| {
         let method = arguments::legacy_unlock_method(method)?;
-        Ok(start_pool(
-            arguments::pool_id(&id, &id_type)?,
-            Unlock { method: method.then_some(crate::engine::encryption::UnlockMethod::Any), passphrase: None },
-            CacheTier::Keep,
-        ))
+        Ok(Work::Chain(start_pool(arguments::pool_id(&id, &id_type)?, without_key(method), CacheTier::Keep)))
     })())
 }
 
-/// A way to unlock: any slot (`None`), or that one.
-type UnlockMethod = Option<u32>;
+/// A way to unlock with the keys that there are.
+fn without_key(method: Option<UnlockMethod>) -> Unlock {
+    Unlock { method, passphrase: None }
+}
 
 pub(super) fn start_pool_r8(mut call: Call<'_>) -> Handled {
-    type Arguments = (String, String, Option<UnlockMethod>, Option<DescriptorArgument>);
+    type Arguments = (String, String, Option<Option<u32>>, Option<DescriptorArgument>);
     let (id, id_type, method, key): Arguments = call.arguments()?;
     start_pool_with_key((id, id_type), method, key, CacheTier::Keep)
 }
 
 pub(super) fn start_pool_r9(mut call: Call<'_>) -> Handled {
-    type Arguments = (String, String, Option<UnlockMethod>, Option<DescriptorArgument>, bool);
+    type Arguments = (String, String, Option<Option<u32>>, Option<DescriptorArgument>, bool);
     let (id, id_type, method, key, remove_cache): Arguments = call.arguments()?;
     let cache = if remove_cache { CacheTier::Drop } else { CacheTier::Keep };
     start_pool_with_key((id, id_type), method, key, cache)
@@ -259,27 +256,24 @@ pub(super) fn start_pool_r9(mut call: Call<'_>) -> Handled {
 
 fn start_pool_with_key(
     (id, id_type): (String, String),
-    method: Option<UnlockMethod>,
+    method: Option<Option<u32>>,
     key: Option<DescriptorArgument>,
     cache: CacheTier,
 ) -> Handled {
     checked((|| {
         let which = arguments::pool_id(&id, &id_type)?;
-        // No passphrase is read yet: it can be of use for encrypted pools only. The descriptor is closed here.
-        let passphrase = arguments::passphrase(key)?.is_some();
-        Ok(start_pool(
-            which,
-            Unlock {
-                method: method.map(|_| crate::engine::encryption::UnlockMethod::Any),
-                passphrase: passphrase.then(|| unreachable!()),
-            },
-            cache,
-        ))
+        let method = arguments::unlock_method(method);
+        let Some(descriptor) = arguments::passphrase(key)? else {
+            return Ok(Work::Chain(start_pool(which, without_key(method), cache)));
+        };
+        Ok(with_passphrase(descriptor, move |passphrase| {
+            start_pool(which, Unlock { method, passphrase: Some(passphrase) }, cache)
+        }))
     })())
 }
 
-fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Work {
-    chain(ops::start_pool(which, unlock, cache), |started| {
+fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Outcome> {
+    let tell = |started: Option<ops::Started>| {
         let ops::Started { pool, devices, filesystems } = started?;
         Some(changed_later(move |tree| {
             let filesystem = |uuid: &FsUuid| Value::Path(tree.path(Id::Filesystem(pool, *uuid)));
@@ -289,7 +283,8 @@ fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Work {
                 Value::Array("o", filesystems.iter().map(filesystem).collect()),
             ])
         }))
-    })
+    };
+    ops::start_pool(which, unlock, cache).map(move |started| Outcome::of(started, tell))
 }
 
 /// The old way to start an encrypted pool. Nothing but a start with a way to unlock it, which opens all its devices.
@@ -297,11 +292,7 @@ pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, String) = call.arguments()?;
     checked((|| {
         let which = arguments::pool_uuid(&uuid)?;
-        let unlock = Unlock {
-            method: arguments::legacy_unlock_method(Some(method))?
-                .then_some(crate::engine::encryption::UnlockMethod::Any),
-            passphrase: None,
-        };
+        let unlock = without_key(arguments::legacy_unlock_method(Some(method))?);
         Ok(chain(ops::start_pool(which, unlock, CacheTier::Keep), |started| {
             let devices = started?.devices;
             Some(changed(Value::Array("s", devices.iter().map(|uuid| Value::str(uuid.simple())).collect())))
@@ -440,7 +431,17 @@ pub(super) fn add_data_devs(call: Call<'_>) -> Handled {
     add_devices(call, ops::add_data_devices, NoDevices::Fine)
 }
 
-pub(super) fn init_cache(call: Call<'_>) -> Handled {
+/// In r0 to r4 an encrypted pool has no cache.
+pub(super) fn init_cache_r0(call: Call<'_>) -> Handled {
+    match call.object.map(|object| &object.state) {
+        Some(State::Pool(pool)) if pool.encryption.is_some() => {
+            Ok(Work::Now(Outcome::refused(&ArgumentError::CacheOfEncrypted(pool.name.clone()))))
+        }
+        _ => init_cache_r5(call),
+    }
+}
+
+pub(super) fn init_cache_r5(call: Call<'_>) -> Handled {
     add_devices(call, ops::init_cache, NoDevices::Refused)
 }
 
@@ -453,7 +454,7 @@ pub(super) fn grow_physical_device(mut call: Call<'_>) -> Handled {
     let pool = call.pool()?;
     checked((|| {
         let grown = ops::grow_device(pool, device.parse::<DevUuid>()?);
-        Ok(chain(grown, |grown| grown.then(|| Box::new(|_: &Tree| Value::Bool(true)) as Late<Value>)))
+        Ok(chain(grown, whether))
     })())
 }
 
@@ -479,6 +480,110 @@ pub(super) fn rename_pool(mut call: Call<'_>) -> Handled {
         let tell = move |renamed: bool| renamed.then(|| changed(Value::str(pool.simple())));
         Ok(chain(ops::rename_pool(pool, Name::new(&name)?), tell))
     })())
+}
+
+// ---- encryption of a pool ----
+
+fn bind(pool: PoolUuid, request: BindRequest, slot: SlotRequest) -> Work {
+    chain(ops::bind(pool, request, slot), whether)
+}
+
+pub(super) fn bind_clevis_r0(mut call: Call<'_>) -> Handled {
+    let (pin, json): (String, String) = call.arguments()?;
+    let pool = call.pool()?;
+    checked(arguments::clevis(&pin, &json).map(|request| bind(pool, request, SlotRequest::Legacy)))
+}
+
+pub(super) fn bind_clevis_r8(mut call: Call<'_>) -> Handled {
+    let (pin, json, slot): (String, String, Option<u32>) = call.arguments()?;
+    let pool = call.pool()?;
+    checked(arguments::clevis(&pin, &json).map(|request| bind(pool, request, arguments::slot(slot))))
+}
+
+fn bind_keyring(pool: PoolUuid, description: &str, slot: SlotRequest) -> Handled {
+    checked(arguments::key_description(description).map(|key| bind(pool, BindRequest::Keyring(key), slot)))
+}
+
+pub(super) fn bind_keyring_r0(mut call: Call<'_>) -> Handled {
+    let (description,): (String,) = call.arguments()?;
+    bind_keyring(call.pool()?, &description, SlotRequest::Legacy)
+}
+
+pub(super) fn bind_keyring_r8(mut call: Call<'_>) -> Handled {
+    let (description, slot): (String, Option<u32>) = call.arguments()?;
+    bind_keyring(call.pool()?, &description, arguments::slot(slot))
+}
+
+fn rebind(pool: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Work {
+    chain(ops::rebind(pool, request, slot), whether)
+}
+
+pub(super) fn rebind_clevis_r0(call: Call<'_>) -> Handled {
+    Ok(rebind(call.pool()?, RebindRequest::Clevis, SlotRequest::Legacy))
+}
+
+pub(super) fn rebind_clevis_r8(mut call: Call<'_>) -> Handled {
+    let (slot,): (Option<u32>,) = call.arguments()?;
+    Ok(rebind(call.pool()?, RebindRequest::Clevis, arguments::slot(slot)))
+}
+
+fn rebind_keyring(pool: PoolUuid, description: &str, slot: SlotRequest) -> Handled {
+    checked(arguments::key_description(description).map(|key| rebind(pool, RebindRequest::Keyring(key), slot)))
+}
+
+pub(super) fn rebind_keyring_r0(mut call: Call<'_>) -> Handled {
+    let (description,): (String,) = call.arguments()?;
+    rebind_keyring(call.pool()?, &description, SlotRequest::Legacy)
+}
+
+pub(super) fn rebind_keyring_r8(mut call: Call<'_>) -> Handled {
+    let (description, slot): (String, Option<u32>) = call.arguments()?;
+    rebind_keyring(call.pool()?, &description, arguments::slot(slot))
+}
+
+fn unbind(pool: PoolUuid, kind: Kind, slot: SlotRequest) -> Work {
+    chain(ops::unbind(pool, kind, slot), whether)
+}
+
+fn unbind_r8(mut call: Call<'_>, kind: Kind) -> Handled {
+    let (slot,): (Option<u32>,) = call.arguments()?;
+    Ok(unbind(call.pool()?, kind, arguments::slot(slot)))
+}
+
+pub(super) fn unbind_clevis_r0(call: Call<'_>) -> Handled {
+    Ok(unbind(call.pool()?, Kind::Clevis, SlotRequest::Legacy))
+}
+
+pub(super) fn unbind_clevis_r8(call: Call<'_>) -> Handled {
+    unbind_r8(call, Kind::Clevis)
+}
+
+pub(super) fn unbind_keyring_r0(call: Call<'_>) -> Handled {
+    Ok(unbind(call.pool()?, Kind::Keyring, SlotRequest::Legacy))
+}
+
+pub(super) fn unbind_keyring_r8(call: Call<'_>) -> Handled {
+    unbind_r8(call, Kind::Keyring)
+}
+
+pub(super) fn encrypt_pool(mut call: Call<'_>) -> Handled {
+    let (keys, clevis): (Vec<KeySpec>, Vec<ClevisSpec>) = call.arguments()?;
+    let pool = call.pool()?;
+    checked((|| {
+        let bindings = Mechanisms::parse(keys, clevis)?.bindings()?;
+        if bindings.is_empty() {
+            return Err(EncryptionError::NoMechanism.into());
+        }
+        Ok(chain(ops::encrypt_pool(pool, bindings), whether))
+    })())
+}
+
+pub(super) fn reencrypt_pool(call: Call<'_>) -> Handled {
+    Ok(chain(ops::reencrypt_pool(call.pool()?), whether))
+}
+
+pub(super) fn decrypt_pool(call: Call<'_>) -> Handled {
+    Ok(chain(ops::decrypt_pool(call.pool()?), whether))
 }
 
 // ---- filesystem ----

@@ -28,8 +28,6 @@ pub enum Outcome {
     NoChange,
     /// It was refused or failed, and nothing was changed. The text says why.
     Refused(String),
-    /// It is not part of this daemon yet.
-    NotYet,
 }
 
 impl Outcome {
@@ -136,7 +134,6 @@ impl Asked {
                     }
                     Outcome::NoChange => (fill(), OK.0, OK.1.to_owned()),
                     Outcome::Refused(text) => (fill(), REFUSED, readable(text)),
-                    Outcome::NotYet => (fill(), REFUSED, self.not_yet()),
                 };
                 let values: Vec<Value> = value.into_iter().chain([Value::U16(code), Value::Str(text)]).collect();
                 Answer::Return(Body::of(&values))
@@ -146,7 +143,6 @@ impl Asked {
                 // Every stratis-cli from 3.7 on but 3.9.0 explains a refusal under this name, and none of those under another
                 // (`dbus-api.md` §6.3).
                 Outcome::Refused(text) => Answer::Error(error_name::FAILED, text),
-                Outcome::NotYet => Answer::Error(error_name::FAILED, self.not_yet()),
             },
         }
     }
@@ -162,10 +158,6 @@ impl Asked {
                 "the daemon is stopping and takes no more requests; try again when it is up".to_owned()
             }
         })
-    }
-
-    fn not_yet(&self) -> String {
-        format!("{} is not there yet in this version of the daemon; nothing was changed", self.label())
     }
 }
 

@@ -7,15 +7,12 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     bus::{INTERFACE_LEVEL, wire::Value},
-    engine::{ids::PoolUuid, name::Name, units::Sectors},
+    engine::{encryption::BINDINGS_MAX, ids::PoolUuid, name::Name, units::Sectors},
     view::{Device, Encryption, Filesystem, Pool, StoppedPool, Tier, View},
 };
 
 /// What stands where no UUID is to be given.
 pub const NO_UUID: &str = "00000000000000000000000000000000";
-
-/// Token slots of a pool of metadata version 2.
-const TOKEN_SLOTS: usize = 15;
 
 /// A filesystem with what its properties tell of its pool.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +47,7 @@ fn path(path: &Path) -> Value {
 }
 
 /// RFC 3339, UTC, whole seconds.
-fn time(seconds: u64) -> String {
+pub(super) fn time(seconds: u64) -> String {
     let stamp = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
     stamp.unwrap_or(jiff::Timestamp::MAX).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -234,7 +231,7 @@ pub(super) fn clevis_infos(pool: &Pool) -> Value {
 pub(super) fn free_token_slots(pool: &Pool) -> Value {
     let free = match &pool.encryption {
         Some(encryption) if pool.metadata_version != 1 => {
-            Some(TOKEN_SLOTS.saturating_sub(encryption.keys.len() + encryption.clevis.len()) as u8)
+            Some(BINDINGS_MAX.saturating_sub(encryption.keys.len() + encryption.clevis.len()) as u8)
         }
         _ => None,
     };

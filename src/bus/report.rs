@@ -5,9 +5,13 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    bus::job::{Holder, Locks},
+    bus::{
+        job::{Holder, Locks},
+        properties,
+    },
     engine::units::Sectors,
-    view::{Device, Filesystem, Pool, Stopped, StoppedPool, Tier, View},
+    platform::luks,
+    view::{Device, Filesystem, Pool, Stopped, StoppedPool, Tier, View, Work},
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
@@ -70,6 +74,31 @@ fn pool(pool: &Pool) -> Value {
     });
     if let Some(reason) = &pool.restriction {
         report["restriction"] = Value::from(&**reason);
+    }
+    if let Some(under_way) = &pool.work {
+        report["work"] = work(under_way);
+    }
+    report
+}
+
+/// A work on all data of a pool: what is not known yet is left out.
+fn work(work: &Work) -> Value {
+    let pace = work.pace();
+    let kind = match work.kind {
+        luks::Work::Encrypt => "encrypt",
+        luks::Work::Reencrypt => "reencrypt",
+        luks::Work::Decrypt => "decrypt",
+    };
+    let mut report = json!({ "kind": kind, "since": properties::time(work.since.seconds), "bytes_done": pace.done });
+    let known = [
+        ("bytes_total", Some(pace.total).filter(|total| *total > 0)),
+        ("bytes_per_second", pace.per_second),
+        ("seconds_left", pace.seconds_left),
+    ];
+    for (name, value) in known {
+        if let Some(value) = value {
+            report[name] = value.into();
+        }
     }
     report
 }

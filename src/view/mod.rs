@@ -14,12 +14,14 @@ use std::{
 
 use imbl::OrdMap;
 
-use crate::engine::{
-    ids::{DevUuid, FsUuid, PoolUuid},
-    name::Name,
-    units::{Bytes, Sectors},
+use crate::{
+    engine::{
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        units::{Bytes, Sectors},
+    },
+    platform::{Timestamp, luks},
 };
-use crate::platform::{Timestamp, luks};
 
 /// Everything that clients can see, one version of it.
 #[derive(Debug, Clone, Default)]
@@ -142,25 +144,64 @@ pub struct Work {
     pub kind: luks::Work,
     /// Since when.
     pub since: Timestamp,
+    /// Bytes that are as they are to be.
     done: AtomicU64,
+    /// Bytes in all; 0: nothing has been noted yet.
     total: AtomicU64,
+    /// Bytes done when first noted: one that goes on after an interruption begins with some.
+    first_done: AtomicU64,
+    /// When first noted, in milliseconds since 1970.
+    first_ms: AtomicU64,
+    /// When last noted.
+    last_ms: AtomicU64,
+}
+
+/// How far a work has come, and how fast it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Bytes that are as they are to be.
+    pub done: u64,
+    /// Bytes in all; 0: that is not known yet.
+    pub total: u64,
+    /// Bytes done in a second, on the average of what has been done without an interruption; `None`: too little has.
+    pub per_second: Option<u64>,
+    /// What is left to do takes so long at this pace.
+    pub seconds_left: Option<u64>,
 }
 
 impl Work {
     /// A work that begins now.
     pub fn new(kind: luks::Work, since: Timestamp) -> Work {
-        Work { kind, since, done: AtomicU64::new(0), total: AtomicU64::new(0) }
+        let [done, total, first_done, first_ms, last_ms] = Default::default();
+        Work { kind, since, done, total, first_done, first_ms, last_ms }
     }
 
-    /// How far it has come: bytes done, and in all. Both are 0 before it has begun.
-    pub fn progress(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
-
-    /// Takes note of how far it has come.
-    pub fn note(&self, done: u64, total: u64) {
+    /// Takes note of how far it has come. Called by who does it, and by nobody else.
+    pub fn note(&self, progress: luks::Progress, now: Timestamp) {
+        let bytes = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
+        let (done, total) = (bytes(progress.done), bytes(progress.total));
+        let now_ms = now.seconds.saturating_mul(1000).saturating_add(u64::from(now.nanoseconds / 1_000_000));
+        if self.total.load(Ordering::Relaxed) == 0 {
+            self.first_done.store(done, Ordering::Relaxed);
+            self.first_ms.store(now_ms, Ordering::Relaxed);
+        }
         self.done.store(done, Ordering::Relaxed);
+        self.last_ms.store(now_ms, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
+    }
+
+    /// How far it has come.
+    pub fn pace(&self) -> Pace {
+        let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let (done, total) = (read(&self.done), read(&self.total));
+        let moved = u128::from(done.saturating_sub(read(&self.first_done)));
+        let elapsed_ms = u128::from(read(&self.last_ms).saturating_sub(read(&self.first_ms)));
+        let per_second = (moved * 1000).checked_div(elapsed_ms).filter(|rate| *rate > 0);
+        let left = u128::from(total.saturating_sub(done));
+        let seconds_left = per_second.map(|rate| left.div_ceil(rate));
+        let [per_second, seconds_left] =
+            [per_second, seconds_left].map(|value| value.map(|value| u64::try_from(value).unwrap_or(u64::MAX)));
+        Pace { done, total, per_second, seconds_left }
     }
 }
 
@@ -287,4 +328,41 @@ pub struct Update<R> {
     pub changes: Vec<Change>,
     /// Sent after the changes have been published and signalled.
     pub reply: Option<R>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noted(notes: &[(u64, u64)]) -> Pace {
+        let work = Work::new(luks::Work::Reencrypt, Timestamp::default());
+        for (done, ms) in notes {
+            let now = Timestamp { seconds: ms / 1000, nanoseconds: (ms % 1000) as u32 * 1_000_000 };
+            work.note(luks::Progress { done: Bytes((*done).into()), total: Bytes(10_000) }, now);
+        }
+        work.pace()
+    }
+
+    #[test]
+    fn the_pace_of_a_work_is_that_of_what_was_done_without_interruption() {
+        assert_eq!(noted(&[]), Pace::default());
+        assert_eq!(noted(&[(0, 5000)]), Pace { done: 0, total: 10_000, per_second: None, seconds_left: None });
+        let pace = |done, rate, left| Pace { done, total: 10_000, per_second: Some(rate), seconds_left: Some(left) };
+        assert_eq!(noted(&[(0, 5000), (500, 7500)]), pace(500, 200, 48));
+        // It went on at 4000: what was done before does not count for how fast it is.
+        assert_eq!(noted(&[(4000, 5000), (4500, 6000), (5000, 7000)]), pace(5000, 500, 10));
+        assert_eq!(noted(&[(0, 5000), (10_000, 6000)]), pace(10_000, 10_000, 0));
+        // A clock that was set back, and no time at all.
+        assert_eq!(noted(&[(0, 5000), (500, 4000)]).per_second, None);
+        assert_eq!(noted(&[(0, 5000), (500, 5000)]).per_second, None);
+    }
+
+    #[test]
+    fn how_far_a_work_has_come_is_no_change() {
+        let begun = |kind| Work::new(kind, Timestamp { seconds: 7, nanoseconds: 0 });
+        let (one, other) = (begun(luks::Work::Encrypt), begun(luks::Work::Encrypt));
+        other.note(luks::Progress { done: Bytes(1), total: Bytes(2) }, Timestamp::default());
+        assert_eq!(one, other);
+        assert_ne!(one, begun(luks::Work::Decrypt));
+    }
 }

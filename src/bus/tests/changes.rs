@@ -165,6 +165,78 @@ fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
     assert_eq!(entry(properties, "VolumeKeyLoaded"), &Value::variant(Value::Bool(true)));
 }
 
+/// A property of the pool, in few characters.
+fn property(pool: &Pool, revision: u8, name: &str) -> String {
+    let row = table::find_property(Interface { kind: Kind::Pool, revision }, name).unwrap();
+    super::plain(&table::value(row, table::Subject::Pool(pool)).unwrap())
+}
+
+/// `spec/dbus/dbus-api.md` §3.2: which form each kind of pool has.
+#[test]
+fn bindings_are_told_by_version_and_agreement() {
+    let encryption = |keys: Vec<(u32, &str)>, clevis: Vec<(u32, &str, &str)>| Encryption {
+        keys: keys.into_iter().map(|(slot, key)| (slot, key.to_owned())).collect(),
+        clevis: clevis.into_iter().map(|(slot, pin, config)| (slot, pin.to_owned(), config.to_owned())).collect(),
+        keys_agree: true,
+        clevis_agree: true,
+    };
+    let plain = pool(1, "p");
+    let told = |pool: &Pool| {
+        let old = ["KeyDescription", "ClevisInfo"].map(|name| property(pool, 7, name));
+        let new = ["KeyDescriptions", "ClevisInfos", "FreeTokenSlots"].map(|name| property(pool, 9, name));
+        [&old[..], &new[..]].concat().join(" ")
+    };
+    let none = "(true (false '')) (true (false ('' '')))";
+    assert_eq!(told(&plain), format!("{none} 'Unencrypted' 'Unencrypted' (false 0)"));
+
+    let several = encryption(vec![(7, "a"), (3, "b")], vec![(9, "tang", "{1}"), (2, "tpm2", "{}")]);
+    let new = Pool { encryption: Some(several), ..plain.clone() };
+    assert_eq!(
+        told(&new),
+        "(true (true 'b')) (true (true ('tpm2' '{}'))) [(7 'a') (3 'b')] [(9 ('tang' '{1}')) (2 ('tpm2' '{}'))] (true 11)"
+    );
+
+    let both = encryption(vec![(1, "k")], vec![(2, "tpm2", "{}")]);
+    let old = Pool { metadata_version: 1, encryption: Some(both.clone()), ..plain.clone() };
+    let agreed = "(true (true 'k')) (true (true ('tpm2' '{}')))";
+    assert_eq!(told(&old), format!("{agreed} {agreed} (false 0)"));
+    // Only what the devices disagree on is not told.
+    let torn = Encryption { clevis: vec![], clevis_agree: false, ..both };
+    let torn = Pool { metadata_version: 1, encryption: Some(torn), ..plain };
+    let told_of_torn = "(true (true 'k')) (false (false ('' '')))";
+    assert_eq!(told(&torn), format!("{told_of_torn} {told_of_torn} (false 0)"));
+    assert_eq!(property(&torn, 9, "Encrypted"), "true");
+    assert_eq!(property(&torn, 8, "VolumeKeyLoaded"), "false");
+}
+
+/// §3.2: what a re-encryption and a decryption change, and that work under way is no change of a property.
+#[test]
+fn work_on_all_data_is_signalled_when_it_is_done() {
+    use crate::{
+        platform::{Timestamp, luks},
+        view::Work,
+    };
+    let keys = vec![(0, "k".to_owned())];
+    let encryption = Encryption { keys, clevis: vec![], keys_agree: true, clevis_agree: true };
+    let encrypted = Pool { encryption: Some(encryption), volume_key_loaded: true, ..pool(1, "p") };
+    let before = tree(vec![is(&encrypted)]);
+    let work = Some(Arc::new(Work::new(luks::Work::Reencrypt, Timestamp::default())));
+    let (busy, signals) = step(&before, is(&Pool { work, ..encrypted.clone() }));
+    assert_eq!(signals, [""; 0]);
+    let reencrypted = Pool { last_reencrypt: Some(1_795_227_303), ..encrypted };
+    let (after, signals) = step(&busy, is(&reencrypted));
+    let when = "'LastReencryptedTimestamp'=(true '2026-11-21T02:15:03Z')";
+    assert_eq!(signals, revisions("pool", 9..=9, "~/0", &format!("{{{when}}} []")));
+
+    let (_, signals) = step(&after, is(&pool(1, "p")));
+    let slots = "'KeyDescriptions'='Unencrypted' 'ClevisInfos'='Unencrypted' 'FreeTokenSlots'=(false 0)";
+    let mut expected = revisions("pool", 0..=7, "~/0", "{'KeyDescription'=(true (false ''))} []");
+    expected.extend(revisions("pool", 8..=8, "~/0", &format!("{{{slots}}} []")));
+    let all = format!("{{'Encrypted'=false {slots} 'LastReencryptedTimestamp'=(false '')}} []");
+    expected.extend(revisions("pool", 9..=9, "~/0", &all));
+    assert_eq!(signals, expected);
+}
+
 #[test]
 fn user_info_is_signalled_from_r3_on() {
     let mut new = pool(1, "p");

@@ -42,6 +42,7 @@ fn pool(n: u64, text: &str) -> Pool {
         encryption: None,
         volume_key_loaded: false,
         last_reencrypt: None,
+        work: None,
         availability: Availability::Full,
         restriction: None,
         has_cache: false,

@@ -78,8 +78,12 @@ fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
     refused(create_pool("a b", slots(false), vec![], (Some(4097), None)), "`;`");
     refused(create_pool("a b", vec![], vec![], (Some(4097), Some("0b"))), "the name `a b`");
     refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4097 bytes is no multiple of 4096");
-    refused(create_pool("ab", vec![((false, 0), "k")], vec![], (None, None)), "not there yet");
     refused(create_pool("ab", vec![((false, 0), "k"); 16], vec![], (None, None)), "16 ways");
+    refused(create_pool("ab", vec![((true, 32), "k")], vec![], bad_tag), "no token slot 32");
+    refused(create_pool("a b", vec![], vec![((false, 0), "tang", r#"{"url":"http://x"}"#)], bad_tag), "`64b`");
+    let untrusted = || vec![((false, 0), "tang", r#"{"url":"http://x"}"#)];
+    refused(create_pool("a b", vec![], untrusted(), (None, None)), "set `stratis:tang:trust_url` to true");
+    assert_eq!(create_pool("ab", vec![((false, 0), "k"); 14], vec![((true, 3), "tpm2", "{}")], (None, None)), "a job");
     assert_eq!(create_pool("ab", vec![], vec![], (Some(8192), Some("512b"))), "a job");
 }
 
@@ -94,7 +98,9 @@ fn create_pool_in_its_older_forms() {
     assert_eq!(r0((false, 7), none), "a job");
     assert_eq!(r0((true, 0), none), "a job");
     assert!(r0((true, 1), none).starts_with("(false (/ [])) 1 '1 stands for no kind of redundancy"));
-    assert!(r0((false, 0), ((true, "k"), none.1)).contains("not there yet"));
+    assert_eq!(r0((false, 0), ((true, "k"), (true, ("tpm2", "{}")))), "a job");
+    assert!(r0((false, 0), ((true, "a;b"), none.1)).contains("`;`"));
+    assert!(r0((false, 0), (none.0, (true, ("tang", "{}")))).contains("`url` must be the address"));
     assert!(r0((false, 0), (none.0, (true, ("tang", "{")))).contains("not JSON"));
     assert_eq!(answer("", "Manager.r7", "CreatePool", ("n", devices.clone(), none.0, none.1)), "a job");
 }
@@ -196,6 +202,152 @@ fn unlock_methods_have_two_spellings_and_mean_nothing_beside_the_flag() {
     assert!(answer("", "Manager.r1", "UnlockPool", (uuid, "bogus")).starts_with("(false []) 1 'bogus is an invalid"));
 }
 
+/// What stands in the arguments of encryption's members, as the engine is told it.
+#[test]
+fn ways_to_unlock_in_each_form() {
+    use crate::{
+        bus::arguments::{self, Mechanisms},
+        engine::encryption::{BindRequest, SlotRequest, UnlockMethod},
+    };
+    let legacy = |text: &str| arguments::legacy_unlock_method(Some(text.to_owned())).unwrap();
+    for (text, method) in
+        [("keyring", UnlockMethod::Token(1)), ("clevis", UnlockMethod::Token(2)), ("any", UnlockMethod::Any)]
+    {
+        assert_eq!(legacy(text), Some(method));
+        assert_eq!(legacy(&format!("{}{}", text[..1].to_uppercase(), &text[1..])), Some(method));
+    }
+    assert_eq!(arguments::legacy_unlock_method(None).unwrap(), None);
+    assert_eq!(arguments::unlock_method(None), None);
+    assert_eq!(arguments::unlock_method(Some(None)), Some(UnlockMethod::Any));
+    assert_eq!(arguments::unlock_method(Some(Some(7))), Some(UnlockMethod::Token(7)));
+    assert_eq!((arguments::slot(None), arguments::slot(Some(0))), (SlotRequest::Free, SlotRequest::Id(0)));
+
+    let told = |mechanisms: Mechanisms| -> Vec<(Option<u32>, String)> {
+        let bindings = mechanisms.bindings().unwrap();
+        bindings.into_iter().map(|binding| (binding.token, binding.request.to_string())).collect()
+    };
+    let tang = || ("tang".to_owned(), r#"{"url":"u","stratis:tang:trust_url":true}"#.to_owned());
+    let bound = r#"Clevis (tang, {"url":"u"})"#.to_owned();
+    let legacy = Mechanisms::parse_legacy(Some("k".to_owned()), Some(tang())).unwrap();
+    assert_eq!(told(legacy), [(Some(1), "key description k".to_owned()), (Some(2), bound.clone())]);
+    assert_eq!(told(Mechanisms::parse_legacy(None, None).unwrap()), []);
+    let (pin, json) = tang();
+    let new = Mechanisms::parse(vec![(Some(5), "k".to_owned()), (None, "k".to_owned())], vec![(None, pin, json)]);
+    let key = "key description k".to_owned();
+    assert_eq!(told(new.unwrap()), [(Some(5), key.clone()), (None, key), (None, bound)]);
+    let (pin, json) = tang();
+    let BindRequest::Clevis(request) = arguments::clevis(&pin, &json).unwrap() else { panic!("no Clevis") };
+    assert!(request.trust);
+}
+
+#[test]
+fn bindings_of_a_pool_in_both_forms() {
+    type Slot = (bool, u32);
+    const FREE: Slot = (false, 0);
+    let filler = "false 1 '";
+    let refused = |text: String, expected: &str| {
+        assert!(text.starts_with(filler) && text.contains(expected), "{text} does not say {expected}");
+    };
+    let r0 = "pool.r0";
+    assert_eq!(answer("/0", r0, "BindKeyring", ("k",)), "a job");
+    assert_eq!(answer("/0", "pool.r9", "BindKeyring", ("k", FREE)), "a job");
+    refused(answer("/0", r0, "BindKeyring", ("a;b",)), "`;`");
+    refused(answer("/0", "pool.r8", "BindKeyring", ("a;b", FREE)), "`;`");
+    assert_eq!(answer("/0", r0, "RebindKeyring", ("k",)), "a job");
+    assert_eq!(answer("/0", "pool.r9", "RebindKeyring", ("k", (true, 7_u32))), "a job");
+    refused(answer("/0", r0, "RebindKeyring", ("a;b",)), "`;`");
+    refused(answer("/0", "pool.r9", "RebindKeyring", ("a;b", FREE)), "`;`");
+
+    let trusted = r#"{"url":"u","thp":"t"}"#;
+    assert_eq!(answer("/0", r0, "BindClevis", ("tang", trusted)), "a job");
+    assert_eq!(answer("/0", "pool.r9", "BindClevis", ("tang", trusted, FREE)), "a job");
+    refused(answer("/0", r0, "BindClevis", ("tang", "nope")), "not JSON");
+    refused(answer("/0", "pool.r9", "BindClevis", ("nope", "nope", FREE)), "not JSON");
+    refused(answer("/0", "pool.r9", "BindClevis", ("nope", "{}", FREE)), "choose tang, tpm2 or sss");
+    refused(answer("/0", r0, "BindClevis", ("tang", r#"{"url":"u"}"#)), "trust_url");
+
+    for member in ["RebindClevis", "UnbindClevis", "UnbindKeyring"] {
+        assert_eq!(answer("/0", "pool.r7", member, ()), "a job");
+        assert_eq!(answer("/0", "pool.r8", member, ((true, 3_u32),)), "a job");
+    }
+
+    let encrypt = |keys: Keys, clevis: Clevis| answer("/0", "pool.r9", "EncryptPool", (keys, clevis));
+    refused(encrypt(vec![], vec![]), "no way to unlock the pool was given");
+    refused(encrypt(vec![], vec![(FREE, "tang", "{")]), "not JSON");
+    refused(encrypt(vec![((true, 0), "k")], vec![((true, 0), "tang", "{}")]), "token slot 0 is named twice");
+    assert_eq!(encrypt(vec![(FREE, "k")], vec![(FREE, "tpm2", "{}")]), "a job");
+    for member in ["ReencryptPool", "DecryptPool"] {
+        assert_eq!(answer("/0", "pool.r9", member, ()), "a job");
+    }
+}
+
+/// The passphrase of StartPool is read as that of SetKey: not on the reader's thread, and with the same limits.
+#[test]
+fn a_start_with_a_passphrase_reads_it_first() {
+    use std::{fs::File, io::Write, os::fd::OwnedFd, sync::Arc};
+
+    use crate::{
+        engine::{
+            Engine,
+            request::{Access, Mode, Next, PoolRef},
+        },
+        platform::sim::Sim,
+    };
+    let engine = Engine::new(Arc::new(Sim::builder().build()));
+    let started = |revision: u8, key: Option<&[u8]>| {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(key.unwrap_or_default()).unwrap();
+        let interface = format!("org.storage.stratis3.Manager.r{revision}");
+        let mut message = Message::new_method_call(":1.1", "/org/storage/stratis3", interface, "StartPool").unwrap();
+        let key = (key.is_some(), File::from(OwnedFd::from(reader)));
+        message.append_all(("p", "name", (true, (false, 0_u32)), key));
+        if revision == 9 {
+            message.append_all((false,));
+        }
+        let Response::Job(_, chain) = respond(&message, &two_pools()).unwrap() else { panic!("no job") };
+        match chain {
+            Next::Act(read) => (true, read(&engine)),
+            next => (false, next),
+        }
+    };
+    let asks_for_the_pool = |next: &Next<Outcome>| matches!(next, Next::Under(Access::Pool(PoolRef::Name(name), Mode::Shared), _) if name.as_str() == "p");
+    for revision in [8, 9] {
+        let (read, next) = started(revision, None);
+        assert!(!read && asks_for_the_pool(&next));
+        let (read, next) = started(revision, Some(b"passphrase\n"));
+        assert!(read && asks_for_the_pool(&next));
+        let (read, next) = started(revision, Some(&[b'x'; 65]));
+        assert!(read && matches!(next, Next::Done(Outcome::Refused(text)) if text.contains("longer than 64 bytes")));
+    }
+}
+
+#[test]
+fn a_cache_for_an_encrypted_pool_is_refused_by_the_first_revisions() {
+    use crate::{
+        bus::reader::respond,
+        view::{Encryption, Pool},
+    };
+    let encryption = Encryption { keys: vec![(1, "k".into())], clevis: vec![], keys_agree: true, clevis_agree: true };
+    let tree = super::tree(vec![is(&Pool { encryption: Some(encryption), ..pool(1, "p") }), is(&pool(2, "q"))]);
+    let init = |object: &str, revision: u8| {
+        let interface = format!("org.storage.stratis3.pool.r{revision}");
+        let path = format!("/org/storage/stratis3/{object}");
+        let mut message = Message::new_method_call(":1.1", path, interface, "InitCache").unwrap();
+        message.append_all((vec!["/dev/c"],));
+        match respond(&message, &tree).unwrap() {
+            Response::Answer(answer) => shown(&answer),
+            _ => "a job".to_owned(),
+        }
+    };
+    for revision in 0..=9 {
+        match revision {
+            0..=4 => assert!(init("0", revision).starts_with("(false []) 1 'pool p is encrypted")),
+            _ => assert_eq!(init("0", revision), "a job"),
+        }
+        assert_eq!(init("2", revision), "a job");
+    }
+}
+
 #[test]
 fn a_descriptor_is_needed_only_where_one_is_announced() {
     use crate::bus::{arguments, wire::DescriptorArgument};
@@ -242,12 +394,11 @@ fn outcomes_of_methods_are_result_code_and_text() {
     assert_eq!(told(create, later), "(true (/org/storage/stratis3/3 [])) 0 'Ok'");
     assert_eq!(told(create, Outcome::NoChange), "(false (/ [])) 0 'Ok'");
     assert_eq!(told(create, Outcome::Refused("why".into())), "(false (/ [])) 1 'why'");
-    assert!(told(create, Outcome::NotYet).contains("Manager.r9.CreatePool is not there yet"));
     assert!(told(create, create.failure(Failure::Panicked)).contains("fault of the daemon"));
     let rename = asked(Kind::Filesystem, 0, "SetName");
     assert_eq!(told(rename, Outcome::NoChange), "(false '00000000000000000000000000000000') 0 'Ok'");
     // No result of its own.
-    assert!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::NotYet).starts_with("1 'Manager.r2.RefreshState"));
+    assert_eq!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::Refused("why".into())), "1 'why'");
     assert_eq!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::NoChange), "0 'Ok'");
 }
 
@@ -260,7 +411,6 @@ fn refused_set_has_the_error_name_that_most_clients_explain() {
     };
     assert_eq!(error(8, Outcome::Refused("why".into())), error_name::FAILED);
     assert_eq!(error(9, Outcome::Refused("why".into())), error_name::FAILED);
-    assert_eq!(error(9, Outcome::NotYet), error_name::FAILED);
     let set = asked(Kind::Blockdev, 9, "UserInfo").answer(Outcome::NoChange, &tree);
     assert_eq!(set, Answer::Return(crate::bus::wire::Body::empty()));
 }
@@ -317,6 +467,36 @@ fn reports_are_json() {
     assert!(by_name("stopped_pools").get("pools").is_none());
     assert_eq!(by_name("locks").pointer("/holders"), Some(&serde_json::json!([])));
     assert!(report::by_name("engine_state_report").is_err());
+}
+
+#[test]
+fn a_report_tells_of_work_on_all_data_of_a_pool() {
+    use crate::{
+        engine::units::Bytes,
+        platform::{
+            Timestamp,
+            luks::{Progress, Work as Kind},
+        },
+        view::{Pool, Work},
+    };
+    let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
+    let work = std::sync::Arc::new(Work::new(Kind::Reencrypt, at(1_795_227_303)));
+    let tree = super::tree(vec![is(&Pool { work: Some(work.clone()), ..pool(1, "p") }), is(&pool(2, "q"))]);
+    let told = || -> serde_json::Value {
+        let report = report::engine_state(&tree.view, &Locks::default());
+        serde_json::from_str::<serde_json::Value>(&report).unwrap()["pools"].take()
+    };
+    let since = "2026-11-21T02:15:03Z";
+    assert_eq!(told()[0]["work"], serde_json::json!({ "kind": "reencrypt", "since": since, "bytes_done": 0 }));
+    assert!(told()[1].get("work").is_none());
+    let note = |done, seconds| work.note(Progress { done: Bytes(done), total: Bytes(1000) }, at(seconds));
+    note(0, 1_795_227_310);
+    note(400, 1_795_227_320);
+    let expected = serde_json::json!({
+        "kind": "reencrypt", "since": since, "bytes_done": 400, "bytes_total": 1000, "bytes_per_second": 40,
+        "seconds_left": 15,
+    });
+    assert_eq!(told()[0]["work"], expected);
 }
 
 /// A refusal that listed twenty thousand paths was a reply of 150 kB, one that quoted a name of 16 MiB as long as that.

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use super::{filesystem_id, pool, with_filesystem};
 use crate::bus::{
     introspect,
-    methods::{Call, Work},
-    outcome::Outcome,
+    methods::Call,
     table::{self, ALL, Handler, Interface, Kind, LAST_REVISION, Member, ROWS, Row, STATUS, Subject},
     tree::{Id, Object, Tree},
     wire::{Types, Value},
@@ -177,33 +176,6 @@ fn every_handler_understands_its_arguments() {
         let result = handler(Call { tree: &tree, object, arguments });
         assert!(result.is_ok(), "{} of {:?} r{}: {:?}", row.name, row.kind, row.first, result.err());
     }
-}
-
-/// What is left to be built is encryption and nothing else.
-#[test]
-fn only_members_of_encryption_are_not_there_yet() {
-    const MISSING: [&str; 9] = [
-        "BindClevis",
-        "BindKeyring",
-        "DecryptPool",
-        "EncryptPool",
-        "RebindClevis",
-        "RebindKeyring",
-        "ReencryptPool",
-        "UnbindClevis",
-        "UnbindKeyring",
-    ];
-    let tree = every_kind();
-    let mut missing = BTreeSet::new();
-    for row in ROWS {
-        let Some(handler) = handler(row) else { continue };
-        let object = object(&tree, row);
-        let arguments = Types(row.signature().leak()).map(Value::filler).collect();
-        if let Ok(Work::Now(Outcome::NotYet)) = handler(Call { tree: &tree, object, arguments }) {
-            missing.insert(row.name);
-        }
-    }
-    assert_eq!(missing.into_iter().collect::<Vec<_>>(), MISSING);
 }
 
 #[test]

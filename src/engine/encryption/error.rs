@@ -6,7 +6,7 @@ use crate::{
     engine::{
         encryption::{BINDINGS_MAX, DEPTH_MAX, Kind},
         error::chain,
-        name::{Name, shortened},
+        name::shortened,
         ops::KeyDescription,
     },
     platform::{self, luks::NUMBERS},
@@ -68,8 +68,6 @@ pub enum EncryptionError {
     EmptySlot(u32),
 
     // ---- bindings ----
-    #[error("pool {pool} is not encrypted, so nothing can be bound to it; encrypt it first")]
-    PoolNotEncrypted { pool: Name },
     #[error("the key description is empty; choose one of at least one character")]
     EmptyKeyDescription,
     #[error(

@@ -22,7 +22,7 @@ pub use info::{Agreement, Info};
 pub use passphrase::{every_passphrase, key, passphrase, random_passphrase, unlock};
 pub use plan::{Plan, RebindRequest, SlotRequest, plan_bind, plan_rebind, plan_unbind};
 pub use request::{BindRequest, ClevisRequest};
-pub use slots::{Assigned, NewBinding, assign};
+pub use slots::{Assigned, NewBinding, assign, requested};
 pub use tokens::{
     DeviceHeader, StratisToken, clevis_token, keyring_token, read_device_header, read_pool_header, with_keyslot,
 };

@@ -23,28 +23,33 @@ pub struct Assigned {
     pub request: BindRequest,
 }
 
+/// The tokens that are asked for.
+///
+/// # Errors
+/// If one does not exist or is asked for twice, or there are too many bindings.
+pub fn requested(tokens: impl IntoIterator<Item = Option<u32>>) -> Result<BTreeSet<u32>> {
+    let mut count = 0;
+    let mut requested = BTreeSet::new();
+    for token in tokens {
+        count += 1;
+        match token {
+            Some(token) if token >= NUMBERS => return Err(EncryptionError::NoSuchSlot(token)),
+            Some(token) if !requested.insert(token) => return Err(EncryptionError::SlotTwice(token)),
+            _ => {}
+        }
+    }
+    if count > BINDINGS_MAX { Err(EncryptionError::TooMany(count)) } else { Ok(requested) }
+}
+
 /// Gives each its token: those that ask for one first, keyring bindings before Clevis, the others the lowest free ones.
 ///
 /// # Errors
-/// If there is none, too many, or a token is asked for twice or does not exist.
+/// If there is none, and those of [`requested`].
 pub fn assign(new: Vec<NewBinding>) -> Result<Vec<Assigned>> {
     if new.is_empty() {
         return Err(EncryptionError::NoMechanism);
     }
-    let mut taken = BTreeSet::new();
-    for binding in &new {
-        if let Some(token) = binding.token {
-            if token >= NUMBERS {
-                return Err(EncryptionError::NoSuchSlot(token));
-            }
-            if !taken.insert(token) {
-                return Err(EncryptionError::SlotTwice(token));
-            }
-        }
-    }
-    if new.len() > BINDINGS_MAX {
-        return Err(EncryptionError::TooMany(new.len()));
-    }
+    let taken = requested(new.iter().map(|binding| binding.token))?;
     new.iter().try_for_each(|binding| binding.request.check())?;
     let mut new = new;
     new.sort_by_key(|binding| (binding.token.is_none(), binding.request.kind() == Kind::Clevis));

@@ -47,6 +47,7 @@ fn header(tokens: impl IntoIterator<Item = (u32, Value)>) -> Header {
         sector_size: 512,
         state: State::Encrypted,
         keyslots: [0, 1].into(),
+        unused: [].into(),
         tokens: tokens.into_iter().collect::<BTreeMap<_, _>>(),
     }
 }
@@ -110,6 +111,17 @@ fn while_the_volume_key_is_replaced_both_keyslots_are_kept() {
     assert_eq!(token["keyslots"], json!(["0", "12"]));
     let bindings = read_pool_header(&header([(0, token)])).unwrap();
     assert_eq!(told(&bindings), [(0, 0, Some(12), Kind::Keyring)]);
+    // Where the header says which of them is not in use yet, that decides, and what earlier attempts have left is no hindrance.
+    let told_with = |unused: &[u32], keyslots: &[&str]| {
+        let header = Header { unused: unused.iter().copied().collect(), ..header([(0, keyring(keyslots))]) };
+        read_pool_header(&header).map(|bindings| told(&bindings)[0])
+    };
+    let binding = |keyslot, next| (0, keyslot, next, Kind::Keyring);
+    assert_eq!(told_with(&[12], &["0", "12"]).unwrap(), binding(0, Some(12)));
+    assert_eq!(told_with(&[0], &["0", "12"]).unwrap(), binding(12, Some(0)));
+    assert_eq!(told_with(&[11, 12], &["0", "11", "12"]).unwrap(), binding(0, Some(12)));
+    assert_eq!(told_with(&[7], &["0"]).unwrap(), binding(0, None));
+    assert!(matches!(told_with(&[0], &["0"]), Err(EncryptionError::NoBinding)));
 }
 
 #[test]

@@ -149,7 +149,7 @@ pub fn read_pool_header(header: &Header) -> Result<Bindings> {
 fn read_bindings(header: &Header, counts: impl Fn(&u32, &Value) -> bool) -> Result<Bindings> {
     let mut found = Vec::new();
     for (number, token) in header.tokens.iter().filter(|(number, token)| counts(number, token)) {
-        match read_binding(*number, token) {
+        match read_binding(header, *number, token) {
             Ok(binding) => found.extend(binding),
             Err(error) => log::warn!("token {number} of a LUKS2 header is left out: {error}"),
         }
@@ -165,7 +165,7 @@ fn type_of(token: &Value) -> Option<&str> {
 }
 
 /// `None`: the token is somebody else's.
-fn read_binding(number: u32, token: &Value) -> Result<Option<Binding>> {
+fn read_binding(header: &Header, number: u32, token: &Value) -> Result<Option<Binding>> {
     let mechanism = match type_of(token) {
         Some(KEYRING) => {
             let name = token.get("key_description").and_then(Value::as_str);
@@ -188,18 +188,21 @@ fn read_binding(number: u32, token: &Value) -> Result<Option<Binding>> {
             return Ok(None);
         }
     };
-    let (keyslot, next) = keyslots(number, token)?;
+    let (keyslot, next) = keyslots(header, number, token)?;
     Ok(Some(Binding { token: number, keyslot, next, mechanism }))
 }
 
-/// The keyslot of the volume key in use, and that of the one to come, which is added after it.
-fn keyslots(number: u32, token: &Value) -> Result<(u32, Option<u32>)> {
+/// The keyslot of the volume key in use, and that of the one to come: it has been added after it, and while that one is not
+/// being put in place it counts as unused, as do left-overs of an attempt that was cut short.
+fn keyslots(header: &Header, number: u32, token: &Value) -> Result<(u32, Option<u32>)> {
     let listed = token.get("keyslots").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let numbers: Vec<u32> = listed.iter().filter_map(|slot| keyslot(slot.as_str()?)).collect();
-    match numbers[..] {
-        [keyslot] if listed.len() == 1 => Ok((keyslot, None)),
-        [keyslot, next] if listed.len() == 2 && keyslot != next => Ok((keyslot, Some(next))),
-        _ => Err(EncryptionError::Keyslots { token: number, count: listed.len() }),
+    let error = || EncryptionError::Keyslots { token: number, count: listed.len() };
+    let numbers = listed.iter().map(|slot| keyslot(slot.as_str()?)).collect::<Option<Vec<u32>>>().ok_or_else(error)?;
+    let (unused, used): (Vec<u32>, Vec<u32>) = numbers.iter().partition(|slot| header.unused.contains(slot));
+    match used[..] {
+        [keyslot] => Ok((keyslot, unused.last().copied())),
+        [keyslot, next] if keyslot != next => Ok((keyslot, Some(next))),
+        _ => Err(error()),
     }
 }
 
