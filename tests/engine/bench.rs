@@ -242,7 +242,8 @@ impl Bench {
     pub fn create_pool_of(&mut self, version: MetadataVersion, pool: &str, devices: &[&str]) -> Result<bool> {
         let devices = devices.iter().map(PathBuf::from).collect();
         let integrity = IntegritySpec::default();
-        let created = self.run(ops::create_pool(NewPool { name: name(pool), devices, integrity, version }));
+        let created =
+            self.run(ops::create_pool(NewPool { name: name(pool), devices, integrity, version, bindings: Vec::new() }));
         created.map(|created| created.is_some())
     }
 

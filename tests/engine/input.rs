@@ -184,8 +184,9 @@ fn integrity_settings_that_cannot_be_are_refused_before_anything_is_written() {
         let mut bench = machine();
         let before = Witness::of(&bench);
         let (devices, version) = (paths(&["/dev/good"]), MetadataVersion::V2);
-        let error =
-            bench.run(ops::create_pool(NewPool { name: name("new"), devices, integrity, version })).unwrap_err();
+        let error = bench
+            .run(ops::create_pool(NewPool { name: name("new"), devices, integrity, version, bindings: Vec::new() }))
+            .unwrap_err();
         assert!(expected(&error), "{at}: {error:?}");
         before.check_unchanged(&bench, &at);
         assert!(bench.create_pool("q", &["/dev/good"]).unwrap(), "{at}");
@@ -205,7 +206,13 @@ fn integrity_settings_that_cannot_be_are_refused_before_anything_is_written() {
 fn a_device_without_room_for_its_reservation_is_not_written_when_added() {
     let mut bench = machine();
     let integrity = IntegritySpec { journal_size: Sectors(8 << 20), ..IntegritySpec::default() };
-    let new = NewPool { name: name("q"), devices: paths(&["/dev/good"]), integrity, version: MetadataVersion::V2 };
+    let new = NewPool {
+        name: name("q"),
+        devices: paths(&["/dev/good"]),
+        integrity,
+        version: MetadataVersion::V2,
+        bindings: Vec::new(),
+    };
     bench.run(ops::create_pool(new)).unwrap();
     bench.sim.add_disk("/dev/few".as_ref(), Sectors(2 << 20)).unwrap();
     let before = Witness::of(&bench);
@@ -305,7 +312,7 @@ fn texts_of_any_length_are_quoted_in_a_line() {
     let long = "x".repeat(100_000);
     for paths in [paths(&[&long]), paths(&[&format!("/dev/{long}")])] {
         let (integrity, version) = (IntegritySpec::default(), MetadataVersion::V2);
-        let new = NewPool { name: name("new"), devices: paths, integrity, version };
+        let new = NewPool { name: name("new"), devices: paths, integrity, version, bindings: Vec::new() };
         let said = bench.run(ops::create_pool(new)).unwrap_err().sentence();
         assert!(said.chars().count() < 240, "{said}");
     }

@@ -106,7 +106,10 @@ fn chain(bench: &Bench, request: &Request) -> Next<String> {
         Request::CreatePool(text, devices) => {
             let devices = devices.iter().map(Into::into).collect();
             let (integrity, version) = (IntegritySpec::default(), MetadataVersion::V2);
-            told(ops::create_pool(NewPool { name: name(text), devices, integrity, version }), Option::is_some)
+            told(
+                ops::create_pool(NewPool { name: name(text), devices, integrity, version, bindings: Vec::new() }),
+                Option::is_some,
+            )
         }
         Request::DestroyPool(text) => told(ops::destroy_pool(pool(text)), |gone| *gone),
         Request::RenamePool(text, new) => told(ops::rename_pool(pool(text), name(new)), |renamed| *renamed),

@@ -139,6 +139,7 @@ fn a_start_and_a_new_pool_of_its_name_do_not_both_get_it() {
             devices: vec!["/dev/c".into()],
             integrity: Default::default(),
             version: ops::MetadataVersion::V2,
+            bindings: Vec::new(),
         };
         let mut all = Scheduler::new(bench, seed);
         all.begin("start", start(by_name("p")));

@@ -23,7 +23,9 @@ use crate::{
         claims::{Claim, Key},
         containers::{self, Prepared},
         dm_names::Role,
-        encryption::{self, Assigned, Binding, Bindings, EncryptionError, NewBinding, UnlockMethod, with_keyslot},
+        encryption::{
+            self, Assigned, Binding, Bindings, EncryptionError, Kind, NewBinding, UnlockMethod, with_keyslot,
+        },
         error::{Error, Result},
         ids::PoolUuid,
         metadata::MetadataVersion,
@@ -439,7 +441,8 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
             let (done, total) = (in_all(progress.done), in_all(progress.total).max(1));
             // Of several devices each counts as much as the one that is being worked on.
-            site.work.note(total.saturating_mul(at).saturating_add(done), total.saturating_mul(count));
+            let done_in_all = total.saturating_mul(at).saturating_add(done);
+            site.work.note(done_in_all, total.saturating_mul(count), platform.now());
             let tenths = done / total.div_ceil(10).max(1);
             if told.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
                 log::info!("pool {}: {} % of {} done", site.name, tenths * 10, container.device.display());

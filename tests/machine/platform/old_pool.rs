@@ -19,7 +19,13 @@ use crate::pools::Pools;
 pub(crate) fn make(linux: Linux, name: &str, devices: Vec<PathBuf>) {
     let engine = Engine::new(Arc::new(linux));
     let name = Name::new(name).expect("a good name");
-    let new = NewPool { name, devices, version: MetadataVersion::V1, integrity: IntegritySpec::default() };
+    let new = NewPool {
+        name,
+        devices,
+        version: MetadataVersion::V1,
+        integrity: IntegritySpec::default(),
+        bindings: Vec::new(),
+    };
     let made = Pools::default().run(&engine, ops::create_pool(new));
     made.unwrap_or_else(|error| panic!("{}", error.sentence()));
 }
