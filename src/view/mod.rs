@@ -176,6 +176,15 @@ impl Work {
         Work { kind, since, done, total, first_done, first_ms, last_ms }
     }
 
+    /// What is done, in one word.
+    pub fn word(&self) -> &'static str {
+        match self.kind {
+            luks::Work::Encrypt => "encrypt",
+            luks::Work::Reencrypt => "reencrypt",
+            luks::Work::Decrypt => "decrypt",
+        }
+    }
+
     /// Takes note of how far it has come: bytes done, and in all. Called by who does it, and by nobody else.
     pub fn note(&self, done: u64, total: u64, now: Timestamp) {
         let now_ms = now.seconds.saturating_mul(1000).saturating_add(u64::from(now.nanoseconds / 1_000_000));
