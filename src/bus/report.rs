@@ -10,7 +10,6 @@ use crate::{
         properties,
     },
     engine::units::Sectors,
-    platform::luks,
     view::{Device, Filesystem, Pool, Stopped, StoppedPool, Tier, View, Work},
 };
 
@@ -84,12 +83,8 @@ fn pool(pool: &Pool) -> Value {
 /// A work on all data of a pool: what is not known yet is left out.
 fn work(work: &Work) -> Value {
     let pace = work.pace();
-    let kind = match work.kind {
-        luks::Work::Encrypt => "encrypt",
-        luks::Work::Reencrypt => "reencrypt",
-        luks::Work::Decrypt => "decrypt",
-    };
-    let mut report = json!({ "kind": kind, "since": properties::time(work.since.seconds), "bytes_done": pace.done });
+    let mut report =
+        json!({ "kind": work.word(), "since": properties::time(work.since.seconds), "bytes_done": pace.done });
     let known = [
         ("bytes_total", Some(pace.total).filter(|total| *total > 0)),
         ("bytes_per_second", pace.per_second),

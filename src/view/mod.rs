@@ -176,10 +176,17 @@ impl Work {
         Work { kind, since, done, total, first_done, first_ms, last_ms }
     }
 
-    /// Takes note of how far it has come. Called by who does it, and by nobody else.
-    pub fn note(&self, progress: luks::Progress, now: Timestamp) {
-        let bytes = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
-        let (done, total) = (bytes(progress.done), bytes(progress.total));
+    /// What is done, in one word.
+    pub fn word(&self) -> &'static str {
+        match self.kind {
+            luks::Work::Encrypt => "encrypt",
+            luks::Work::Reencrypt => "reencrypt",
+            luks::Work::Decrypt => "decrypt",
+        }
+    }
+
+    /// Takes note of how far it has come: bytes done, and in all. Called by who does it, and by nobody else.
+    pub fn note(&self, done: u64, total: u64, now: Timestamp) {
         let now_ms = now.seconds.saturating_mul(1000).saturating_add(u64::from(now.nanoseconds / 1_000_000));
         if self.total.load(Ordering::Relaxed) == 0 {
             self.first_done.store(done, Ordering::Relaxed);
@@ -338,7 +345,7 @@ mod tests {
         let work = Work::new(luks::Work::Reencrypt, Timestamp::default());
         for (done, ms) in notes {
             let now = Timestamp { seconds: ms / 1000, nanoseconds: (ms % 1000) as u32 * 1_000_000 };
-            work.note(luks::Progress { done: Bytes((*done).into()), total: Bytes(10_000) }, now);
+            work.note(*done, 10_000, now);
         }
         work.pace()
     }
@@ -361,7 +368,7 @@ mod tests {
     fn how_far_a_work_has_come_is_no_change() {
         let begun = |kind| Work::new(kind, Timestamp { seconds: 7, nanoseconds: 0 });
         let (one, other) = (begun(luks::Work::Encrypt), begun(luks::Work::Encrypt));
-        other.note(luks::Progress { done: Bytes(1), total: Bytes(2) }, Timestamp::default());
+        other.note(1, 2, Timestamp::default());
         assert_eq!(one, other);
         assert_ne!(one, begun(luks::Work::Decrypt));
     }

@@ -472,11 +472,7 @@ fn reports_are_json() {
 #[test]
 fn a_report_tells_of_work_on_all_data_of_a_pool() {
     use crate::{
-        engine::units::Bytes,
-        platform::{
-            Timestamp,
-            luks::{Progress, Work as Kind},
-        },
+        platform::{Timestamp, luks::Work as Kind},
         view::{Pool, Work},
     };
     let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
@@ -489,7 +485,7 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
     let since = "2026-11-21T02:15:03Z";
     assert_eq!(told()[0]["work"], serde_json::json!({ "kind": "reencrypt", "since": since, "bytes_done": 0 }));
     assert!(told()[1].get("work").is_none());
-    let note = |done, seconds| work.note(Progress { done: Bytes(done), total: Bytes(1000) }, at(seconds));
+    let note = |done, seconds| work.note(done, 1000, at(seconds));
     note(0, 1_795_227_310);
     note(400, 1_795_227_320);
     let expected = serde_json::json!({
