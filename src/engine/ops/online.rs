@@ -443,10 +443,8 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
             let (done, total) = (in_all(progress.done), in_all(progress.total).max(1));
             // Of several devices each counts as much as the one that is being worked on.
-            let all = |bytes: u64| Bytes(u128::from(bytes));
-            let (done_of_all, total_of_all) =
-                (total.saturating_mul(at).saturating_add(done), total.saturating_mul(count));
-            site.work.note(Progress { done: all(done_of_all), total: all(total_of_all) }, platform.now());
+            let done_in_all = total.saturating_mul(at).saturating_add(done);
+            site.work.note(done_in_all, total.saturating_mul(count), platform.now());
             let tenths = done / total.div_ceil(10).max(1);
             if told.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
                 log::info!("pool {}: {} % of {} done", site.name, tenths * 10, container.device.display());

@@ -246,7 +246,7 @@ impl Platform for Linux {
     }
 
     fn luks_reopen(&self, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
-        luks::reopen(device, name, volume_key)
+        self.luks.reopen(device, name, volume_key)
     }
 
     fn luks_resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {

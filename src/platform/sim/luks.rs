@@ -229,13 +229,31 @@ pub(super) fn open(sim: &Sim, device: &Path, name: Option<&str>, unlock: Unlock<
     if data.unfinished.as_ref().is_some_and(|unfinished| unfinished.hot.is_some()) {
         container.recover(&mut loaded, &keys)?;
     }
-    let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
-    let mut opened = Some(container.opened(&loaded.header.data(), &keys)?);
-    sim.dm(Call::DmCreate, name, |machine| match opened.take() {
-        Some(opened) => machine.crypt_up(name, &uuid, opened),
-        None => Ok(()),
-    })?;
+    container.bring_up(&loaded, &keys, name)?;
     Ok(keys.volume_key)
+}
+
+pub(super) fn reopen(sim: &Sim, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
+    let container = Container::at(sim, device)?;
+    let refused = |what: &str| container.refused(LuksCall::Open, what);
+    let loaded = container.load_some(LuksCall::Open)?;
+    let data = loaded.header.data();
+    let Side::Key(digest) = data.after else { return Err(refused("it is not encrypted")) };
+    if data.unfinished.is_some() {
+        return Err(refused("a work on its data is not completed"));
+    }
+    if !has_digest(&loaded.header, digest, volume_key.bytes()) {
+        return Err(Error::WrongKey { device: device.to_owned() });
+    }
+    {
+        let machine = sim.machine()?;
+        if machine.dm.by_name(name).is_some() || machine.is_in_use(container.number) {
+            return Err(Error::Busy { name: text(device).into_owned() });
+        }
+    }
+    let coding = || Coding::Key(Arc::new(Cipher::new(volume_key.bytes(), data.sector_size)));
+    let keys = Keys { before: coding(), after: coding(), volume_key: volume_key.clone() };
+    container.bring_up(&loaded, &keys, name)
 }
 
 pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
@@ -281,6 +299,16 @@ impl<'a> Container<'a> {
     pub(super) fn at(sim: &'a Sim, path: &'a Path) -> Result<Container<'a>> {
         let (_, number) = sim.node(path)?;
         Ok(Container { sim, path, number })
+    }
+
+    /// Makes the opened device.
+    fn bring_up(&self, loaded: &Loaded, keys: &Keys, name: &str) -> Result<()> {
+        let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
+        let mut opened = Some(self.opened(&loaded.header.data(), keys)?);
+        self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
+            Some(opened) => machine.crypt_up(name, &uuid, opened),
+            None => Ok(()),
+        })
     }
 
     pub(super) fn refused(&self, call: LuksCall, what: &str) -> Error {
@@ -664,6 +692,7 @@ pub(super) fn describe(header: &stored::Header) -> Header {
         sector_size: data.sector_size,
         state,
         keyslots: header.keyslots().collect::<BTreeSet<_>>(),
+        unused: header.keyslots().filter(|keyslot| !header.is_used(*keyslot)).collect(),
         tokens: header.json.tokens.clone(),
     }
 }

@@ -307,6 +307,12 @@ impl Header {
         self.json.digests.iter().find(|(_, digest)| has(digest)).map(|(number, _)| *number)
     }
 
+    /// Whether any segment is encrypted with a keyslot's volume key, or is to be.
+    pub(super) fn is_used(&self, keyslot: u32) -> bool {
+        let digest = self.digest_of(keyslot).and_then(|number| self.json.digests.get(&number));
+        digest.is_some_and(|digest| !digest.segments.is_empty())
+    }
+
     /// Free stretches of the keyslots' area, in order.
     fn gaps(&self) -> Vec<Range<u64>> {
         let mut taken: Vec<Range<u64>> = self.json.keyslots.values().map(|keyslot| keyslot.area().range()).collect();

@@ -99,6 +99,7 @@ impl<'a> Metadata<'a> {
             sector_size: self.sector_size(&segments)?,
             state: self.state(&segments)?,
             keyslots: self.keyslots()?,
+            unused: self.unused()?,
             tokens: tokens.into_iter().map(|(number, token)| (number, token.clone())).collect(),
         })
     }
@@ -224,6 +225,16 @@ impl<'a> Metadata<'a> {
         let keyslots = numbered(self.json, "keyslots")?;
         let holds_key = |keyslot: &&Value| text(keyslot, "type") != Some("reencrypt");
         Ok(keyslots.into_iter().filter(|(_, keyslot)| holds_key(keyslot)).map(|(number, _)| number).collect())
+    }
+
+    /// Those of them whose key no segment is encrypted with, or is to be.
+    fn unused(&self) -> Result<BTreeSet<u32>, String> {
+        let digests = numbered(self.json, "digests")?;
+        let segments = numbered(self.json, "segments")?;
+        let is_used = |digest: &Value| segments.keys().any(|segment| lists(digest, "segments", *segment));
+        let used: Vec<&Value> = digests.into_values().filter(|digest| is_used(digest)).collect();
+        let keyslots = self.keyslots()?.into_iter();
+        Ok(keyslots.filter(|keyslot| !used.iter().any(|digest| lists(digest, "keyslots", *keyslot))).collect())
     }
 
     /// The most memory that the derivation of a key takes, of this keyslot or any.

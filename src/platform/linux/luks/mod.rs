@@ -169,6 +169,15 @@ impl Luks {
 
     /// # Errors
     /// As there.
+    pub fn reopen(&self, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
+        let mut secrets = Secrets::default();
+        let volume_key = secrets.add(volume_key);
+        let request = Request::Reopen { device: device.to_owned(), name: name.to_owned(), volume_key };
+        Call { luks: self, device, action: "open" }.ask_to_do(&request, &secrets)
+    }
+
+    /// # Errors
+    /// As there.
     pub fn resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
         let mut secrets = Secrets::default();
         let volume_key = secrets.add(volume_key);

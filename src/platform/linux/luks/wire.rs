@@ -85,6 +85,11 @@ pub(super) enum Request {
         name: Option<String>,
         unlock: Unlock,
     },
+    Reopen {
+        device: PathBuf,
+        name: String,
+        volume_key: Nth,
+    },
     Resize {
         device: PathBuf,
         name: String,

@@ -147,6 +147,16 @@ pub(super) fn serve(request: &Request, secrets: &[Secret], talk: &mut Talk) -> R
             let key = open(device, name.as_deref(), *unlock, &secrets, talk)?;
             Ok((Answer::VolumeKey, Some(key)))
         }
+        Request::Reopen { device, name, volume_key } => {
+            let (mut container, flags) = (Container::load(device)?, CryptActivate::empty());
+            let key = secrets.get(*volume_key)?;
+            container
+                .library
+                .activate_handle()
+                .activate_by_volume_key(Some(name), Some(key), flags)
+                .map_err(with_key)?;
+            Ok((Answer::Done, None))
+        }
         Request::Resize { device, name, volume_key, size } => {
             resize(device, name, secrets.get(*volume_key)?, *size)?;
             Ok((Answer::Done, None))

@@ -75,7 +75,7 @@ fn a_container_is_what_was_asked_for() {
     assert_eq!((made.data_offset, made.sector_size, made.state), (Sectors(16384), 512, State::Encrypted));
     assert_eq!(made.keyslots, [0, 1].into());
     assert_eq!(made.tokens[&2], token("clevis", &["1"]));
-    assert_eq!((made.free_keyslot(), made.free_token()), (Some(2), Some(0)));
+    assert_eq!((made.free_keyslots().next(), made.free_token()), (Some(2), Some(0)));
     assert_eq!(sim.find_device(Path::new(DISK)).unwrap().class, DeviceClass::Luks);
     assert_eq!(sim.contents(Path::new(DISK)).unwrap().superblock.as_deref(), Some("crypto_LUKS"));
     let key = open(&sim, None, "one").unwrap();
