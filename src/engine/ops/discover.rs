@@ -51,7 +51,7 @@ fn look_around(engine: &Engine) -> Result<Vec<Seen>> {
     let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
     let seen = new.filter_map(|device| identify(engine, device));
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
-    Ok(seen.filter(|seen| !is_in_the_making(engine, seen)).collect())
+    Ok(seen.filter(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number))).collect())
 }
 
 /// Whether somebody initializes the device, or sets its pool up or makes it.
