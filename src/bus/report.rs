@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     bus::job::{Holder, Locks},
     engine::units::Sectors,
-    view::{Device, Filesystem, Pool, Stopped, StoppedPool, Tier, View},
+    view::{Device, Filesystem, LeftOut, Pool, Stopped, StoppedPool, Tier, View},
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
@@ -70,6 +70,10 @@ fn pool(pool: &Pool) -> Value {
     });
     if let Some(reason) = &pool.restriction {
         report["restriction"] = Value::from(&**reason);
+    }
+    if !pool.left_out.is_empty() {
+        let one = |LeftOut { uuid, name, reason }: &LeftOut| json!({ "uuid": uuid.hyphenated(), "name": name, "reason": reason });
+        report["filesystems_left_out"] = pool.left_out.iter().map(one).collect();
     }
     report
 }

@@ -94,6 +94,12 @@ pub enum Error {
     )]
     HasFilesystems { pool: Name, filesystems: Vec<Name> },
     #[error(
+        "pool {pool} has filesystems that could not be set up ({}), and what is in them would be lost; stop and start the pool to \
+         have them set up again, and see the engine state report for the reason if that does not help; to give them up, stop \
+         the pool and wipe its devices", some(.filesystems.iter().map(|name| shortened(name).into_owned()))
+    )]
+    HasLeftOut { pool: Name, filesystems: Vec<String> },
+    #[error(
         "pool {pool} may have {limit} filesystems and would have {wanted}; raise its filesystem limit or destroy some"
     )]
     FilesystemLimit { pool: Name, limit: u64, wanted: u64 },

@@ -49,6 +49,15 @@ pub struct Filesystem {
     pub number: DeviceNumber,
 }
 
+/// A filesystem that is recorded but could not be set up.
+#[derive(Debug, Clone)]
+pub(super) struct LeftOut {
+    /// Its record.
+    pub record: FilesystemRecord,
+    /// Why it could not be.
+    pub reason: String,
+}
+
 /// A running pool.
 pub struct Pool {
     uuid: PoolUuid,
@@ -63,8 +72,9 @@ pub struct Pool {
     pub(super) stack: Stack,
     /// Its filesystems.
     pub(super) filesystems: BTreeMap<FsUuid, Filesystem>,
-    /// Records of filesystems that could not be set up. Their names and sizes count, or they would be given out again.
-    pub(super) left_out: Vec<FilesystemRecord>,
+    /// Filesystems that could not be set up. Their names, their number and their sizes count, or they would be given out
+    /// again, and what is in them is not given up: they may be back when the pool is next set up.
+    left_out: Vec<LeftOut>,
     /// Filesystems in the making, with their sizes: they count for what may be made beside them.
     pub(super) unborn: BTreeMap<FsUuid, Sectors>,
     /// The next thin device number to give out.
@@ -112,6 +122,7 @@ impl Pool {
             allocated: Sectors::ZERO,
             used: None,
             filesystems: imbl::OrdMap::new(),
+            left_out: Arc::default(),
             devices: imbl::OrdMap::new(),
         };
         let mut pool = Pool {
@@ -380,12 +391,53 @@ impl Pool {
         self.filesystems.iter().find(|(_, filesystem)| filesystem.name == *name).map(|(uuid, found)| (*uuid, found))
     }
 
+    /// Takes note of a filesystem that could not be set up.
+    pub(super) fn leave_out(&mut self, record: FilesystemRecord, reason: String) {
+        log::error!("filesystem {} ({}) of pool {} is left out: {reason}", record.name, record.uuid, self.name);
+        self.left_out.push(LeftOut { record, reason });
+        let shown = self.left_out.iter().map(|LeftOut { record, reason }| view::LeftOut {
+            uuid: record.uuid,
+            name: record.name.clone(),
+            reason: reason.clone(),
+        });
+        self.shown.left_out = shown.collect();
+        self.changed = true;
+    }
+
+    /// Records of the filesystems that could not be set up.
+    pub(super) fn left_out(&self) -> impl ExactSizeIterator<Item = &FilesystemRecord> {
+        self.left_out.iter().map(|left_out| &left_out.record)
+    }
+
+    /// Records of all filesystems, also of those that could not be set up.
+    pub(super) fn records(&self) -> impl Iterator<Item = &FilesystemRecord> {
+        self.filesystems.values().map(|filesystem| &filesystem.record).chain(self.left_out())
+    }
+
+    /// How many filesystems are recorded, set up or not.
+    pub(super) fn recorded(&self) -> usize {
+        self.filesystems.len().saturating_add(self.left_out.len())
+    }
+
     /// Refuses a name that belongs to a filesystem which is recorded but could not be set up.
     pub(super) fn check_left_out(&self, name: &Name) -> Result<()> {
-        match self.left_out.iter().any(|record| record.name == name.as_str()) {
+        match self.left_out().any(|record| record.name == name.as_str()) {
             true => Err(Error::LeftOut { pool: self.name.clone(), name: name.clone() }),
             false => Ok(()),
         }
+    }
+
+    /// Lets the snapshots of a filesystem that is gone have its origin. Gives those that are set up, changed; they are not
+    /// put into the pool yet.
+    pub(super) fn pass_on_origin(&mut self, gone: FsUuid, heir: Option<FsUuid>) -> Vec<Filesystem> {
+        let is_snapshot = |record: &FilesystemRecord| record.origin == Some(gone);
+        for left_out in self.left_out.iter_mut().filter(|left_out| is_snapshot(&left_out.record)) {
+            left_out.record.origin = heir;
+        }
+        let mut snapshots: Vec<_> =
+            self.filesystems.values().filter(|found| is_snapshot(&found.record)).cloned().collect();
+        snapshots.iter_mut().for_each(|snapshot| snapshot.record.origin = heir);
+        snapshots
     }
 
     /// Name of a filesystem's thin device.
@@ -472,8 +524,7 @@ impl Pool {
 
     /// Sum of the filesystems' sizes, with those that could not be set up and those in the making.
     pub(super) fn filesystems_size(&self) -> Sectors {
-        let recorded = self.filesystems.values().map(|filesystem| &filesystem.record).chain(&self.left_out);
-        let sizes = recorded.map(|record| record.size).chain(self.unborn.values().copied());
+        let sizes = self.records().map(|record| record.size).chain(self.unborn.values().copied());
         sizes.fold(Sectors::ZERO, Sectors::saturating_add)
     }
 
@@ -597,8 +648,8 @@ impl Pool {
 
     /// Largest number of filesystems.
     pub(super) fn fs_limit(&self) -> u64 {
-        let set_up = u64::try_from(self.filesystems.len()).unwrap_or(u64::MAX);
-        self.meta.thinpool_dev.fs_limit.unwrap_or(sizes::FS_LIMIT.max(set_up))
+        let recorded = u64::try_from(self.recorded()).unwrap_or(u64::MAX);
+        self.meta.thinpool_dev.fs_limit.unwrap_or(sizes::FS_LIMIT.max(recorded))
     }
 
     /// Whether filesystems may be larger together than the pool.

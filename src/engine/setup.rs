@@ -14,7 +14,7 @@ use crate::{
         claims::Claim,
         dm_names::{self, Role},
         error::{Error, Result},
-        ids::{DevUuid, FsUuid, PoolUuid},
+        ids::{DevUuid, PoolUuid},
         layout,
         mdv::{Journal, Mdv, Pending},
         metadata::{self, FilesystemRecord, HeaderFlags, PoolMetadata},
@@ -183,11 +183,7 @@ impl Foundation {
                 pool.note_thin_id(record.thin_id);
                 match device.and_then(|number| Ok((Name::new(&record.name)?, number))) {
                     Ok((name, number)) => pool.put_filesystem(platform, Filesystem { record, name, number }),
-                    Err(error) => {
-                        let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
-                        log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
-                        pool.left_out.push(record);
-                    }
+                    Err(error) => pool.leave_out(record, error.sentence()),
                 }
             }
             judge(platform, &mut pool);
@@ -584,14 +580,4 @@ pub(super) fn devices_in_use(platform: &dyn Platform) -> BTreeSet<DeviceNumber> 
         _ => None,
     });
     parents.collect()
-}
-
-/// Records of all filesystems of a pool, also of those that could not be set up.
-pub(super) fn records(pool: &Pool) -> impl Iterator<Item = &FilesystemRecord> {
-    pool.filesystems.values().map(|filesystem| &filesystem.record).chain(&pool.left_out)
-}
-
-/// Identifiers of the filesystems whose origin is `origin`.
-pub(super) fn snapshots_of(pool: &Pool, origin: FsUuid) -> Vec<FsUuid> {
-    records(pool).filter(|record| record.origin == Some(origin)).map(|record| record.uuid).collect()
 }

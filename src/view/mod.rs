@@ -92,6 +92,8 @@ pub struct Pool {
     pub used: Option<Sectors>,
     /// Its filesystems.
     pub filesystems: OrdMap<FsUuid, Arc<Filesystem>>,
+    /// Filesystems of it that could not be set up.
+    pub left_out: Arc<[LeftOut]>,
     /// Its block devices, data and cache.
     pub devices: OrdMap<DevUuid, Arc<Device>>,
 }
@@ -117,9 +119,21 @@ impl Pool {
             allocated: Sectors::ZERO,
             used: None,
             filesystems: OrdMap::new(),
+            left_out: Arc::default(),
             devices: OrdMap::new(),
         }
     }
+}
+
+/// A filesystem that is recorded but could not be set up. It has no object: nothing can be done with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its identifier.
+    pub uuid: FsUuid,
+    /// Its name as recorded.
+    pub name: String,
+    /// Why it could not be set up, as a sentence.
+    pub reason: String,
 }
 
 /// A filesystem.

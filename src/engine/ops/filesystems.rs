@@ -123,9 +123,10 @@ pub(super) fn is_settled(pool: &Pool, more: usize, sizes: impl Iterator<Item = S
         && check_room(pool, sizes.chain(pool.unborn.values().copied())).is_ok()
 }
 
-/// Refuses more filesystems than the pool's limit. Names that exist already count too.
+/// Refuses more filesystems than the pool's limit. Names that exist already count too, and so do filesystems that could not be
+/// set up.
 pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
-    let wanted = u64::try_from(pool.filesystems.len().saturating_add(more)).unwrap_or(u64::MAX);
+    let wanted = u64::try_from(pool.recorded().saturating_add(more)).unwrap_or(u64::MAX);
     let limit = pool.fs_limit();
     match wanted <= limit {
         true => Ok(()),
@@ -138,7 +139,7 @@ pub(super) fn check_room(pool: &Pool, more: impl IntoIterator<Item = Sectors>) -
     if pool.overprovisioning() {
         return Ok(());
     }
-    let needed = Sectors::checked_sum(setup::records(pool).map(|record| record.size).chain(more));
+    let needed = Sectors::checked_sum(pool.records().map(|record| record.size).chain(more));
     let needed = needed.ok_or(sizes::SizeError::Overflow)?;
     let room = pool.room();
     match needed <= room {
@@ -380,7 +381,7 @@ fn may_go(engine: &Engine, pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result
     let filesystem = pool.filesystem(id)?;
     let record = &filesystem.record;
     let name = filesystem.name.clone();
-    if record.merge || setup::records(pool).any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
+    if record.merge || pool.records().any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
         return Err(Error::RevertScheduled { name });
     }
     let mount_points = engine.platform().mount_points(filesystem.number)?;
@@ -399,11 +400,8 @@ fn may_go(engine: &Engine, pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result
 /// will see to it.
 fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     for gone in pending {
-        for snapshot in setup::snapshots_of(pool, gone.uuid) {
-            if let Some(mut filesystem) = pool.filesystems.get(&snapshot).cloned() {
-                filesystem.record.origin = gone.heir;
-                pool.put_filesystem(engine.platform(), filesystem);
-            }
+        for snapshot in pool.pass_on_origin(gone.uuid, gone.heir) {
+            pool.put_filesystem(engine.platform(), snapshot);
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier},
     },
-    platform::{self, PendingLinks},
+    platform::{self, PendingLinks, Platform},
     view::Availability,
 };
 
@@ -135,6 +135,24 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
     })
 }
 
+/// Refuses while a filesystem is mounted, before anything is taken down; also one that could not be set up because its device
+/// was not as it should be.
+fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
+    let set_up = pool.filesystems.values().map(|filesystem| (filesystem.name.clone(), filesystem.number));
+    let left_out = pool.left_out().filter_map(|record| {
+        // What cannot be told here is found by the take-down itself.
+        let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
+        Some((Name::new(&record.name).ok()?, device.number))
+    });
+    for (name, number) in set_up.chain(left_out) {
+        let mount_points = platform.mount_points(number)?;
+        if !mount_points.is_empty() {
+            return Err(Error::Mounted { name, mount_points });
+        }
+    }
+    Ok(())
+}
+
 /// Takes a pool down and records that it is stopped. Gives why something is still up, if it is.
 ///
 /// # Errors
@@ -142,12 +160,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
 fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
-    for filesystem in pool.filesystems.values() {
-        let mount_points = platform.mount_points(filesystem.number)?;
-        if !mount_points.is_empty() {
-            return Err(Error::Mounted { name: filesystem.name.clone(), mount_points });
-        }
-    }
+    check_unmounted(platform, pool)?;
     let decided = setup::take_filesystems_down(platform, uuid)
         .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| {
