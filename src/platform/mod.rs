@@ -209,7 +209,7 @@ pub trait DeviceEvents: Send {
 pub trait DmEvents: Send {
     /// Becomes readable when any device had an event since the last [`DmEvents::arm`].
     fn fd(&self) -> BorrowedFd<'_>;
-    /// Arms it again; call before reading the event numbers, so that none is missed.
+    /// Arms it again; call before reading event numbers, so that none is missed.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -241,10 +241,13 @@ pub trait Platform: Send + Sync + 'static {
 
     // ---- device-mapper ----
 
-    /// All device-mapper devices with their event numbers.
+    /// All device-mapper devices.
     fn dm_list(&self) -> Result<Vec<dm::Listed>>;
     /// One device by name, with its active table.
     fn dm_find(&self, name: &str) -> Result<Option<dm::Device>>;
+    /// How many events one device has had, by name; `None`: there is no such device. Costs the same beside any number of
+    /// others, which a list does not.
+    fn dm_event(&self, name: &str) -> Result<Option<u32>>;
     /// Makes, loads and starts a device; nothing is left of it on error. Gives its number.
     fn dm_create(&self, name: &str, uuid: &str, table: &[dm::Line], visibility: dm::Visibility)
     -> Result<DeviceNumber>;

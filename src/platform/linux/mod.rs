@@ -96,6 +96,10 @@ impl Platform for Linux {
         self.mapper.find(name)
     }
 
+    fn dm_event(&self, name: &str) -> Result<Option<u32>> {
+        self.mapper.event(name)
+    }
+
     fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
         self.mapper.create(name, uuid, table, visibility)
     }

@@ -245,6 +245,10 @@ impl Platform for Sim {
         self.dm(Call::DmFind, name, |machine| Ok(machine.dm_find(name)))
     }
 
+    fn dm_event(&self, name: &str) -> Result<Option<u32>> {
+        self.dm(Call::DmFind, name, |machine| Ok(machine.dm.event(name)))
+    }
+
     fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
         // Whether it is there is looked up and not remembered: a create that fails after its effect has made it too.
         let was_there = self.machine()?.dm.by_name(name).is_some();
