@@ -135,9 +135,13 @@ fn stopped(stopped: &Stopped) -> Map<String, Value> {
 
 fn stopped_pool(pool: &StoppedPool) -> Value {
     let device = |(path, uuid): &(std::path::PathBuf, crate::engine::ids::DevUuid)| json!({ "path": path.to_string_lossy(), "uuid": uuid.hyphenated() });
-    json!({
+    let mut report = json!({
         "pool_uuid": pool.uuid.hyphenated(),
         "name": pool.name.as_ref().map(|name| name.as_str()),
         "devices": pool.devices.iter().map(device).collect::<Value>(),
-    })
+    });
+    if let Some(reason) = &pool.reason {
+        report["reason"] = Value::from(&**reason);
+    }
+    report
 }

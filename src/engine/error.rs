@@ -31,6 +31,11 @@ pub enum Error {
     NoPool(PoolUuid),
     #[error("no pool with {0} is known, running or stopped; list the pools and check the identifier")]
     UnknownPool(PoolRef),
+    #[error(
+        "no pool named {name} is known, running or stopped, but the names of these pools that do not run could not be read: {}; \
+         name one by its UUID if it is meant", uuids(.nameless)
+    )]
+    UnknownName { name: Name, nameless: Vec<PoolUuid> },
     #[error("several pools that do not run are named {name} ({}); use the UUID of the one that is meant", uuids(.pools))]
     AmbiguousName { name: Name, pools: Vec<PoolUuid> },
     #[error("pool {pool} is not encrypted, but {given} was given; leave that out")]

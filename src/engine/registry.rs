@@ -47,6 +47,8 @@ pub struct DeviceSet {
     devices: BTreeMap<DevUuid, Found>,
     /// Some of the pool's device-mapper devices are up.
     pub partial: bool,
+    /// What went wrong when it was last to be set up or taken down.
+    pub trouble: Option<Arc<str>>,
 }
 
 /// What a set of devices says of its pool.
@@ -101,7 +103,7 @@ impl DeviceSet {
             let metadata = holds_metadata.then(|| Ok((stamp, Arc::clone(&metadata))));
             (*uuid, Found { device: member.device.clone(), bda: member.bda.clone(), metadata })
         });
-        DeviceSet { devices: devices.collect(), partial: false }
+        DeviceSet { devices: devices.collect(), ..DeviceSet::default() }
     }
 
     /// The devices, by identifier.
@@ -213,9 +215,20 @@ impl DeviceSet {
             features,
             encryption: None,
             partial: self.partial,
+            reason: self.reason(uuid, verdict),
         })
     }
+
+    /// Why the pool does not run. What its devices say comes first: they may have changed since something went wrong.
+    fn reason(&self, uuid: PoolUuid, verdict: Verdict) -> Option<Arc<str>> {
+        let was_stopped = matches!(&verdict, Verdict::Complete(metadata) if metadata.started == Some(false));
+        let obstacle = verdict.obstacle(uuid).map(|error| error.sentence().into());
+        obstacle.or_else(|| self.trouble.clone()).or_else(|| was_stopped.then(|| STOPPED.into()))
+    }
 }
+
+/// Why a pool does not run with which nothing is wrong.
+pub const STOPPED: &str = "it was stopped by request";
 
 /// Everything known of pools that do not run.
 #[derive(Debug, Default)]
@@ -245,7 +258,7 @@ impl Registry {
     /// Which pool is meant, of those that do not run.
     ///
     /// # Errors
-    /// If there is none, or more than one of that name.
+    /// If there is none, or more than one of that name. Pools of which the name is not known might be meant, too.
     pub fn resolve(&self, which: &PoolRef) -> Result<PoolUuid> {
         match which {
             PoolRef::Uuid(uuid) => {
@@ -256,7 +269,14 @@ impl Registry {
                 let named = |set: &DeviceSet| set.name().is_some_and(|of_set| of_set == *name);
                 let pools: Vec<_> = self.sets.iter().filter(|(_, set)| named(set)).map(|(uuid, _)| *uuid).collect();
                 match pools[..] {
-                    [] => Err(Error::UnknownPool(which.clone())),
+                    [] => {
+                        let shown = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid));
+                        let nameless: Vec<_> = shown.filter(|pool| pool.name.is_none()).map(|pool| pool.uuid).collect();
+                        Err(match nameless.is_empty() {
+                            true => Error::UnknownPool(which.clone()),
+                            false => Error::UnknownName { name: name.clone(), nameless },
+                        })
+                    }
                     [one] => Ok(one),
                     _ => Err(Error::AmbiguousName { name: name.clone(), pools }),
                 }
@@ -288,11 +308,13 @@ impl Registry {
         self.tidy();
     }
 
-    /// Notes whether some of a pool's device-mapper devices are up.
-    pub fn note_partial(&mut self, pool: PoolUuid, partial: bool) {
+    /// Notes what has come of setting a pool up or taking it down: whether some of its device-mapper devices are up, and what
+    /// went wrong.
+    pub fn note_down(&mut self, pool: PoolUuid, partial: bool, trouble: Option<&Error>) {
         if let Some(set) = self.sets.get_mut(&pool) {
-            self.changed |= set.partial != partial;
-            set.partial = partial;
+            let trouble = trouble.map(|error| error.sentence().into());
+            self.changed |= (set.partial, &set.trouble) != (partial, &trouble);
+            (set.partial, set.trouble) = (partial, trouble);
         }
     }
 

@@ -221,6 +221,8 @@ pub struct StoppedPool {
     pub encryption: Option<Encryption>,
     /// Some of its device-mapper devices are up.
     pub partial: bool,
+    /// Why it does not run, or what keeps some of it up, as a sentence; `None` while it is being set up.
+    pub reason: Option<Arc<str>>,
 }
 
 /// Features that a stopped pool's metadata names (`spec/engine/ondisk-metadata.md` §6.7).

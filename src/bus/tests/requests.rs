@@ -16,7 +16,7 @@ use crate::{
         tree::{Id, Tree},
         wire::Value,
     },
-    view::{StoppedPool, View},
+    view::{LeftOut, Pool, StoppedPool, View},
 };
 
 /// A pool `p` with a filesystem, and a pool `q`: paths 0 to 2 and 3 to 4.
@@ -283,7 +283,9 @@ fn an_error_is_one_sentence_and_nothing_is_said_twice() {
 
 #[test]
 fn reports_are_json() {
-    let mut view: View = two_pools().view;
+    let left_out = LeftOut { uuid: super::uuid(6), name: "lost".into(), reason: "no such thin device".into() };
+    let with_left_out = Pool { left_out: [left_out].into(), ..with_filesystem(pool(1, "p"), 5) };
+    let mut view: View = super::tree(vec![is(&with_left_out), is(&pool(2, "q"))]).view;
     let stopped = |n: u64| StoppedPool {
         uuid: super::uuid(n),
         name: Some(super::name("s")),
@@ -293,6 +295,7 @@ fn reports_are_json() {
         features: None,
         encryption: None,
         partial: n == 9,
+        reason: (n == 9).then(|| "it was busy".into()),
     };
     let pools = [7, 8, 9].map(stopped).into();
     view.stopped = std::sync::Arc::new(crate::view::Stopped { version: 1, pools });
@@ -301,12 +304,17 @@ fn reports_are_json() {
     let report: serde_json::Value = serde_json::from_str(&report::engine_state(&view, &held)).unwrap();
     let of = |pointer: &str| report.pointer(pointer).unwrap_or_else(|| panic!("{report} has no {pointer}"));
     assert_eq!(of("/pools/0/name"), "p");
+    assert_eq!(of("/pools/0/filesystems_left_out/0/name"), "lost");
+    assert_eq!(of("/pools/0/filesystems_left_out/0/reason"), "no such thin device");
+    assert!(of("/pools/1").get("filesystems_left_out").is_none());
     assert_eq!(of("/pools/0/filesystems/0/size"), "2097152 sectors");
     assert_eq!(of("/pools/0/filesystems/0/used"), "123 bytes");
     assert_eq!(of("/pools/0/filesystems/0/origin"), "Not set");
     assert_eq!(of("/pools/1/blockdevs/datadevs/0/path"), "/dev/d2000");
     assert_eq!(of("/stopped_pools").as_array().map(Vec::len), Some(2));
     assert_eq!(of("/partially_constructed_pools/0/pool_uuid"), "00000000-0000-0000-0000-000000000009");
+    assert_eq!(of("/partially_constructed_pools/0/reason"), "it was busy");
+    assert!(of("/stopped_pools/0").get("reason").is_none());
     assert_eq!(of("/name_to_pool_uuid_map/s").as_array().map(Vec::len), Some(3));
     assert_eq!(of("/path_to_ids_map/~1dev~1s7/1"), "00000000-0000-0000-0000-000000000070");
     assert_eq!(of("/pools/0/blockdevs/datadevs/0/in_use"), true);

@@ -109,6 +109,9 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
             Ok(left_up) => {
                 let mut set = DeviceSet::of(pool);
                 set.partial = left_up.is_some() && setup::partly_up(engine.platform(), uuid);
+                set.trouble = left_up.as_ref().filter(|_| set.partial).map(|error| {
+                    format!("it was stopped, but some of it could not be taken down: {}", error.sentence()).into()
+                });
                 Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
                     let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
                     drop(table.remove(uuid));
@@ -202,7 +205,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
             Some(true) => {
                 let cleaned = setup::clean_up(platform, uuid).or_else(|_| setup::clean_up(platform, uuid));
                 let partial = cleaned.is_err() && setup::partly_up(platform, uuid);
-                engine.registry().note_partial(uuid, partial);
+                engine.registry().note_down(uuid, partial, cleaned.as_ref().err());
                 Next::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
             }
         }
@@ -280,17 +283,20 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
             drop(claim);
             return start_pool(PoolRef::Uuid(uuid), unlock, cache);
         };
-        let ready = renew(engine, &mut set).and_then(|()| {
-            let metadata = admissible(uuid, &set, cache)?;
-            unlock.check(&Name::new(&metadata.name)?, &metadata)?;
+        let metadata = match renew(engine, &mut set).and_then(|()| admissible(uuid, &set, cache)) {
+            Ok(metadata) => metadata,
+            Err(error) => return not_up(engine, uuid, error).map(|started| started.map(Some)),
+        };
+        let ready = Name::new(&metadata.name).map_err(Error::from).and_then(|name| {
+            unlock.check(&name, &metadata)?;
             if cache == CacheTier::Drop && set.partial {
                 // What is up may lie on the cache.
                 setup::clean_up(engine.platform(), uuid)?;
             }
-            Ok(metadata)
+            Ok(())
         });
         match ready {
-            Ok(metadata) => bring_up(uuid, set, metadata, cache, claim).map(|started| started.map(Some)),
+            Ok(()) => bring_up(uuid, set, metadata, cache, claim).map(|started| started.map(Some)),
             Err(error) => Next::Done(Err(error)),
         }
     })
@@ -369,7 +375,7 @@ pub(super) fn bring_up(
 
 fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Next<Result<Started>> {
     let partial = setup::partly_up(engine.platform(), uuid);
-    engine.registry().note_partial(uuid, partial);
+    engine.registry().note_down(uuid, partial, Some(&error));
     Next::Done(Err(error))
 }
 
