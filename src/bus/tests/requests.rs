@@ -77,7 +77,7 @@ fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
     refused(create_pool("a b", slots(false), vec![], bad_tag), "`64b`");
     refused(create_pool("a b", slots(false), vec![], (Some(4097), None)), "`;`");
     refused(create_pool("a b", vec![], vec![], (Some(4097), Some("0b"))), "the name `a b`");
-    refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4097 bytes is no multiple of 4096");
+    refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4 KiB (4097 bytes) is no multiple of 4 KiB;");
     refused(create_pool("ab", vec![((false, 0), "k")], vec![], (None, None)), "not there yet");
     refused(create_pool("ab", vec![((false, 0), "k"); 16], vec![], (None, None)), "16 ways");
     assert_eq!(create_pool("ab", vec![], vec![], (Some(8192), Some("512b"))), "a job");
@@ -121,12 +121,18 @@ fn sizes_of_filesystems() {
     refused(vec![("a b", NO, NO), ("c", (true, "x"), NO)], "`x` is not a filesystem size");
     refused(vec![("a b", NO, NO), ("c", NO, NO)], "2 filesystems were asked for");
     refused(vec![("a b", (true, "1"), NO)], "the name `a b`");
-    refused(vec![("f", (true, "1073741825"), NO)], "no multiple of 512");
-    refused(vec![("f", (true, "536870400"), NO)], "less than 536870912");
-    refused(vec![("f", (true, "9444732965739290426881"), NO)], "larger than 9444732965739290426880");
-    refused(vec![("f", (true, "9444732965739290427392"), NO)], "larger than 9444732965739290426880");
+    refused(
+        vec![("f", (true, "1073741825"), NO)],
+        "filesystem size 1 GiB (1073741825 bytes) of filesystem f is no multiple of 512",
+    );
+    refused(vec![("f", (true, "536870400"), NO)], "511.99 MiB (536870400 bytes) of filesystem f is less than 512 MiB,");
+    refused(
+        vec![("f", (true, "9444732965739290426881"), NO)],
+        "larger than 8191.99 EiB (9444732965739290426880 bytes)",
+    );
+    refused(vec![("f", (true, "9444732965739290427392"), NO)], "filesystem size 8192 EiB of filesystem f is larger");
     refused(vec![("f", (true, "1073741824"), (true, "536870912"))], "less than its size");
-    refused(vec![("f", NO, (true, "536870912"))], "less than its size, 2147483648 sectors");
+    refused(vec![("f", NO, (true, "536870912"))], "512 MiB, is less than its size, 1 TiB;");
     let r0 = |specs: Vec<(&str, (bool, &str))>| answer("/0", "pool.r0", "CreateFilesystems", (specs,));
     assert_eq!(r0(vec![("f", NO)]), "a job");
     assert!(r0(vec![("f", (true, "x"))]).contains("`x`"));
