@@ -565,16 +565,13 @@ impl Pool {
             .ok_or_else(|| Error::ThinStatus { pool: self.name.clone(), status: text.chars().take(80).collect() })
     }
 
-    /// Reads anew how full the thin pool and the filesystems are, for clients.
-    pub(super) fn refresh(&mut self, platform: &dyn Platform) {
-        let used = match self.thin_pool_status(platform) {
-            Ok(status) => Some(sizes::sectors(status.data_used)),
-            Err(error) => {
-                log::warn!("pool {}: {}", self.name, error.sentence());
-                None
-            }
-        };
+    /// Reads anew how full the thin pool and the filesystems are, for clients. `known` is the thin pool's status if it has just
+    /// been read; gives it as it is now, if it can be told.
+    pub(super) fn refresh(&mut self, platform: &dyn Platform, known: Option<PoolStatus>) -> Option<PoolStatus> {
+        let status = known.map_or_else(|| self.thin_pool_status(platform), Ok);
+        let status = status.inspect_err(|error| log::warn!("pool {}: {}", self.name, error.sentence())).ok();
         let flexible = self.meta.flexible_metadata_size();
+        let used = status.map(|status| sizes::sectors(status.data_used));
         let used = used.map(|data| data.saturating_add(flexible).saturating_add(self.metadata_size()));
         self.changed |= self.shown.used != used;
         self.shown.used = used;
@@ -586,6 +583,7 @@ impl Pool {
             }
         }
         self.show();
+        status
     }
 
     /// Takes note of a data device's size as the kernel sees it now.

@@ -25,7 +25,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, Part},
         revert,
         stack::{Ensured, Shape, Stack, ensure_device},
-        thin_status::{self, PoolStatus, State},
+        thin_status::{PoolStatus, State},
         undo::Rollback,
         units::Sectors,
     },
@@ -178,7 +178,7 @@ impl Foundation {
             .collect();
         let drops_cache = former.is_some();
         let mut former = former.unwrap_or_default();
-        let ((), undo) = undo.guard(platform, |_| {
+        let (status, undo) = undo.guard(platform, |_| {
             for (record, device) in records.into_iter().zip(devices) {
                 pool.note_thin_id(record.thin_id);
                 match device.and_then(|number| Ok((Name::new(&record.name)?, number))) {
@@ -186,13 +186,14 @@ impl Foundation {
                     Err(error) => pool.leave_out(record, error.sentence()),
                 }
             }
-            judge(platform, &mut pool);
+            let status = pool.thin_pool_status(platform).ok();
+            judge(&mut pool, status.as_ref());
             former.iter_mut().for_each(|found| disown(platform, found));
-            complete_metadata(platform, &mut pool, drops_cache)
+            complete_metadata(platform, &mut pool, drops_cache).map(|()| status)
         })?;
         undo.forget();
         pool.confirm_members(platform);
-        pool.refresh(platform);
+        pool.refresh(platform, status);
         for path in former.iter().map(|found| &found.device.path) {
             if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
                 log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
@@ -456,20 +457,18 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
 
 /// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12), or whose thin pool
 /// is not well.
-fn judge(platform: &dyn Platform, pool: &mut Pool) {
+fn judge(pool: &mut Pool, status: Option<&PoolStatus>) {
     if let Err(error) = super::ops::check_sector_sizes(pool) {
         pool.restrict(Availability::NoPoolChanges, error.sentence());
     }
-    judge_thin_pool(platform, pool);
+    judge_thin_pool(pool, status);
 }
 
 /// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
-/// what can still be read may be all that its users have.
-pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
-    let Ok(lines) = platform.dm_status(&Role::ThinPool.name(pool.uuid())) else { return };
-    let text = lines.first().map_or("", String::as_str);
-    let needs_check = PoolStatus::parse(text).is_some_and(|status| status.needs_check);
-    let (level, what) = match thin_status::state(text) {
+/// what can still be read may be all that its users have. `status` is what the thin pool has just said, if that was understood.
+pub(super) fn judge_thin_pool(pool: &mut Pool, status: Option<&PoolStatus>) {
+    let needs_check = status.is_some_and(|status| status.needs_check);
+    let (level, what) = match pool.thin_state() {
         Some(State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
         Some(State::ReadOnly) => (Availability::NoRequests, "the metadata of its thin pool could not be written"),
         _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),

@@ -96,7 +96,7 @@ fn build(engine: &Engine, new: NewPool, found: Vec<BlockDevice>, claim: Claim) -
             let mut pool = assemble(platform, &new, candidates, undo)?;
             // From here on the pool exists on disk, and nothing fails; but a panic would leave it up with nobody to know of it.
             pool.confirm_members(platform);
-            pool.refresh(platform);
+            pool.refresh(platform, None);
             Ok(pool)
         })
     });

@@ -298,7 +298,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         // Without one to watch the mark is that of the others.
         if !watched.is_empty() {
             // What passes the mark meanwhile is seen by the timer.
-            let _ = super::check::arm_or_later(platform, pool, watched);
+            let _ = super::check::arm_or_later(platform, pool, None, watched);
         }
         drop(claim);
         super::when_linked(links, Ok(created))
