@@ -291,8 +291,11 @@ pub trait Platform: Send + Sync + 'static {
     /// Where devices are mounted, the private place not counted. Of a device's mounts those of the whole file system
     /// come before those of a part of it.
     fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>>;
-    /// How full the file system mounted at this (absolute) path is.
-    fn usage(&self, mount_point: &Path) -> Result<Usage>;
+    /// How full the file system on a device is, which is mounted at this (absolute) path.
+    ///
+    /// # Errors
+    /// [`Error::OtherMount`] when something else is there.
+    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage>;
     /// Names of the files in a directory; a missing directory is made and empty.
     fn list_files(&self, directory: &str) -> Result<Vec<String>>;
     /// A whole file.

@@ -156,8 +156,8 @@ impl Platform for Linux {
         mounts::mounts()
     }
 
-    fn usage(&self, mount_point: &Path) -> Result<Usage> {
-        mounts::usage(mount_point)
+    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage> {
+        mounts::usage(mount_point, number)
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {

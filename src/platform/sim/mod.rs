@@ -339,8 +339,9 @@ impl Platform for Sim {
         })
     }
 
-    fn usage(&self, mount_point: &Path) -> Result<Usage> {
-        self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))
+    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage> {
+        let (device, usage) = self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))?;
+        if device == number { Ok(usage) } else { Err(Error::OtherMount { path: mount_point.to_owned(), number }) }
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {
