@@ -66,6 +66,17 @@ pub(super) struct Loaded {
     second: bool,
 }
 
+/// When the first copy of a header counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// Not yet.
+    Before,
+    /// As long as there is power.
+    Written,
+    /// From now on.
+    Durable,
+}
+
 enum Found {
     Nothing,
     Damaged,
@@ -387,17 +398,16 @@ impl<'a> Container<'a> {
 
     /// Puts a header in place of one.
     pub(super) fn update(&self, loaded: &mut Loaded, header: stored::Header) -> Result<()> {
-        self.update_if(loaded, header, |_| true, |_| ()).map(drop)
+        self.update_with(loaded, header, |_, _| true).map(drop)
     }
 
-    /// Puts a header in place of one, if `may` is true when the first copy is written; what becomes of `done` happens as
-    /// soon as that is durable. Gives whether it was.
-    pub(super) fn update_if(
+    /// Puts a header in place of one. `at` is told of the moments of its first copy, together with what it is told of; if it
+    /// says no to the first, nothing is done. Gives whether it was.
+    pub(super) fn update_with(
         &self,
         loaded: &mut Loaded,
         mut header: stored::Header,
-        mut may: impl FnMut(&mut Machine) -> bool,
-        mut done: impl FnMut(&mut Machine),
+        mut at: impl FnMut(&mut Machine, Moment) -> bool,
     ) -> Result<bool> {
         header.sequence = loaded.header.sequence + 1;
         // One that does not count is written first: the other stays until this one is there.
@@ -405,15 +415,16 @@ impl<'a> Container<'a> {
         let copies = [self.encode(&header, order[0])?, self.encode(&header, order[1])?];
         let place = |second: bool| if second { header.size } else { 0 };
         let written = self.act(|machine| {
-            if !may(machine) {
+            if !at(machine, Moment::Before) {
                 return Ok(false);
             }
-            machine.write_at(self.number, place(order[0]), &copies[0], Patience::Wait).map(|()| true)
+            machine.write_at(self.number, place(order[0]), &copies[0], Patience::Wait)?;
+            Ok(at(machine, Moment::Written))
         })?;
         if !written {
             return Ok(false);
         }
-        self.act(|machine| machine.flush(self.number, Patience::Wait).map(|()| done(machine)))?;
+        self.act(|machine| machine.flush(self.number, Patience::Wait).map(|()| at(machine, Moment::Durable)))?;
         self.write(place(order[1]), &copies[1])?;
         self.flush()?;
         *loaded = Loaded { header, first: true, second: true };
