@@ -56,6 +56,10 @@ impl From<Level> for LevelFilter {
 
 // SIGPIPE is ignored from the start, by Rust's runtime: a bus or a log that closes is an error where it is written to.
 fn main() -> ExitCode {
+    // Before anything else: as a child it has other arguments, and no threads.
+    if let Some(status) = daemon::machine::serve_as_child() {
+        return status;
+    }
     let arguments = Arguments::parse();
     daemon::logging::init(arguments.log_level.map(Into::into));
     let machine = if arguments.sim {

@@ -2,12 +2,12 @@
 //!
 //! Must never know: what is done with the machine.
 
-use std::{env, path::Path, sync::Arc, time::Duration};
+use std::{env, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use crate::platform::{
     self, Platform,
     linux::{
-        Linux,
+        Linux, luks,
         pid_file::{self, PidFile, PidFileError},
     },
     sim::Sim,
@@ -54,6 +54,12 @@ pub enum Error {
 pub struct Machine {
     platform: Arc<dyn Platform>,
     real: Option<(Arc<Linux>, PidFile)>,
+}
+
+/// Does the work of a child process, if this program has been started as one. To be asked before all else. `None`: it has
+/// been started as a daemon.
+pub fn serve_as_child() -> Option<ExitCode> {
+    luks::child::run_if_asked()
 }
 
 impl Machine {

@@ -7,6 +7,7 @@ use crate::{
     engine::{
         Engine,
         bda::{self, Bda, Repair},
+        encased::{Encased, Mould},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         layout::NewDevice,
@@ -24,6 +25,21 @@ pub struct Candidate {
     pub device: BlockDevice,
     /// Its size and sector sizes.
     pub geometry: Geometry,
+    /// The container that was made on the block device that was named; `device` is what has been opened of it then.
+    pub container: Option<Encased>,
+}
+
+impl Candidate {
+    /// Puts it into a container.
+    ///
+    /// # Errors
+    /// When that cannot be made; `undo` takes it away again.
+    pub fn encase(self, platform: &dyn Platform, mould: &Mould<'_>, undo: &mut Rollback) -> Result<Candidate> {
+        let (encased, device) = mould.encase(platform, &self.device, self.geometry, undo)?;
+        let geometry = platform.geometry(&device.path)?;
+        // What udev says of the block device stands in headers that can be read without a key, and so is not recorded.
+        Ok(Candidate { device: BlockDevice { wwn: None, ..device }, geometry, container: Some(encased) })
+    }
 }
 
 /// Finds the devices behind paths as a user gave them. Paths that lead to one device count once.
@@ -98,7 +114,7 @@ pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -
     if geometry.size < DEVICE_MIN {
         return Err(Error::TooSmall { path, size: geometry.size, minimum: DEVICE_MIN });
     }
-    Ok(Candidate { device, geometry })
+    Ok(Candidate { device, geometry, container: None })
 }
 
 /// Whether a device with a signature belongs to nobody all the same: its initialization was cut short before its pool's
@@ -149,7 +165,8 @@ pub fn plan(
     candidates: Vec<Candidate>,
 ) -> Vec<Planned> {
     let plan = |candidate: Candidate| {
-        let device = DevUuid::from_random(platform.random());
+        let device = candidate.container.as_ref().map(Encased::id);
+        let device = device.unwrap_or_else(|| DevUuid::from_random(platform.random()));
         let size = candidate.geometry.size;
         let mut header = StaticHeader::new(pool, device, version, size, platform.now().seconds);
         header.flags = HeaderFlags::UNCOMMITTED;

@@ -36,6 +36,10 @@ pub enum Error {
     AmbiguousName { name: Name, pools: Vec<PoolUuid> },
     #[error("pool {pool} is not encrypted, but {given} was given; leave that out")]
     NotEncrypted { pool: Name, given: &'static str },
+    #[error("the devices of pool {pool} are encrypted; say how they are to be unlocked")]
+    Locked { pool: PoolUuid },
+    #[error("some devices of pool {0} are encrypted and some are not; disconnect those that do not belong to it")]
+    PartlyEncrypted(PoolUuid),
     #[error("pool {pool} is encrypted; say how it is to be unlocked")]
     NoUnlockMethod { pool: Name },
     #[error("pool {pool} has no filesystem with UUID {filesystem}; list its filesystems and check the identifier")]

@@ -8,6 +8,7 @@ mod claims;
 mod containers;
 mod devices;
 pub mod dm_names;
+mod encased;
 pub mod encryption;
 pub mod error;
 pub mod ids;

@@ -8,8 +8,9 @@ use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc};
 use crate::{
     engine::{
         bda::{self, Bda, Choose},
-        devices::Initialized,
+        devices::{Candidate, Initialized},
         dm_names::{self, Role},
+        encased::Encased,
         encryption::{Info, read_pool_header},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
@@ -37,6 +38,20 @@ pub struct Member {
     pub geometry: Geometry,
     /// Its Stratis area.
     pub bda: Bda,
+    /// The container that it lies in: a version 1 pool that is encrypted. `device` is what has been opened of it then.
+    pub container: Option<Encased>,
+}
+
+impl Member {
+    /// A device that has just been initialized.
+    pub fn of(candidate: Candidate, bda: Bda) -> Member {
+        Member { device: candidate.device, geometry: candidate.geometry, bda, container: candidate.container }
+    }
+
+    /// The block device that people know.
+    pub fn outer(&self) -> &BlockDevice {
+        self.container.as_ref().map_or(&self.device, |encased| &encased.device)
+    }
 }
 
 /// A filesystem of the pool.
@@ -258,7 +273,17 @@ impl Pool {
 
     /// Its devices that are LUKS2 containers, with the names of what is opened of them (version 1).
     pub(super) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
-        std::iter::empty()
+        let containers = self.members.values().filter_map(|member| member.container.as_ref());
+        containers.map(|encased| (encased.device.path.clone(), encased.name()))
+    }
+
+    /// Closes the containers of its devices, when nothing lies on them any more.
+    ///
+    /// # Errors
+    /// When one is in use.
+    pub(super) fn close_devices(&self, platform: &dyn Platform) -> Result<()> {
+        let mut containers = self.members.values().filter_map(|member| member.container.as_ref());
+        containers.try_for_each(|encased| encased.close(platform))
     }
 
     /// Takes note of what its header says now (version 2).
@@ -267,6 +292,19 @@ impl Pool {
     /// If nothing in it is of use.
     pub(super) fn note_header(&mut self, header: &Header) -> Result<()> {
         self.note_encryption(Some(Info::of_pool(read_pool_header(header)?)));
+        Ok(())
+    }
+
+    /// Takes note of what the containers of its devices say, if these lie in some (version 1).
+    ///
+    /// # Errors
+    /// If only some do.
+    pub(super) fn note_containers(&mut self) -> Result<()> {
+        if self.version == MetadataVersion::V1 {
+            let bindings = self.members.values().map(|member| Some(&member.container.as_ref()?.bindings));
+            let info = Info::of_devices(bindings)?;
+            self.note_encryption(info);
+        }
         Ok(())
     }
 
@@ -305,12 +343,15 @@ impl Pool {
 
     /// Paths of its devices, with their identifiers.
     pub(super) fn paths(&self) -> impl Iterator<Item = (PathBuf, DevUuid)> {
-        self.members.iter().map(|(uuid, member)| (member.device.path.clone(), *uuid))
+        let outer = self.members.iter().filter(|(_, member)| member.container.is_some());
+        let outer = outer.map(|(uuid, member)| (member.outer().path.clone(), *uuid));
+        self.members.iter().map(|(uuid, member)| (member.device.path.clone(), *uuid)).chain(outer)
     }
 
     /// The tier that a device number is in, if it is the pool's.
     pub(super) fn tier_of(&self, number: DeviceNumber) -> Option<(DevUuid, Tier)> {
-        let (uuid, _) = self.members.iter().find(|(_, member)| member.device.number == number)?;
+        let is_meant = |member: &Member| [member.device.number, member.outer().number].contains(&number);
+        let (uuid, _) = self.members.iter().find(|(_, member)| is_meant(member))?;
         let tier = if self.meta.data_devices().any(|data| data == *uuid) { Tier::Data } else { Tier::Cache };
         Some((*uuid, tier))
     }
@@ -319,7 +360,7 @@ impl Pool {
     pub(super) fn admit(&mut self, initialized: Vec<Initialized>) -> Vec<DevUuid> {
         let admit = |Initialized { candidate, bda }: Initialized| {
             let uuid = bda.header().device;
-            self.members.insert(uuid, Member { device: candidate.device, geometry: candidate.geometry, bda });
+            self.members.insert(uuid, Member::of(candidate, bda));
             uuid
         };
         initialized.into_iter().map(admit).collect()
@@ -654,7 +695,7 @@ impl Pool {
                 uuid: entry.uuid,
                 tier,
                 node: member.device.path.clone(),
-                physical: member.device.path.clone(),
+                physical: member.outer().path.clone(),
                 hardware_info: entry.hardware_info.clone(),
                 user_info: entry.user_info.clone(),
                 initialized: header.initialized,

@@ -12,6 +12,8 @@ use std::{
 use crate::{
     engine::{
         bda::Bda,
+        encased::Encased,
+        encryption::{EncryptionError, Info},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata},
@@ -41,10 +43,39 @@ impl Found {
     }
 }
 
+/// What was found on a block device.
+#[derive(Debug, Clone)]
+pub enum Seen {
+    /// A Stratis area.
+    Area(Found),
+    /// A LUKS2 container that a Stratis device lies in.
+    Container(Encased),
+}
+
+impl Seen {
+    /// The pool.
+    pub fn pool(&self) -> PoolUuid {
+        match self {
+            Seen::Area(found) => found.bda.header().pool,
+            Seen::Container(encased) => encased.token.pool,
+        }
+    }
+
+    /// The block device.
+    pub fn device(&self) -> &BlockDevice {
+        match self {
+            Seen::Area(found) => &found.device,
+            Seen::Container(encased) => &encased.device,
+        }
+    }
+}
+
 /// The devices found of one pool that does not run.
 #[derive(Debug, Clone, Default)]
 pub struct DeviceSet {
     devices: BTreeMap<DevUuid, Found>,
+    /// The containers of those that lie in one, opened or not.
+    containers: BTreeMap<DevUuid, Encased>,
     /// Some of the pool's device-mapper devices are up.
     pub partial: bool,
 }
@@ -60,6 +91,8 @@ pub enum Verdict {
     Surplus(Arc<PoolMetadata>, Vec<DevUuid>),
     /// The metadata says that the pool is being destroyed.
     Destroying(Arc<PoolMetadata>),
+    /// Some devices lie in containers that are not open.
+    Locked,
     /// No device has metadata, and each is marked as not committed: left over from a creation cut short.
     NeverCommitted,
     /// There is no metadata, it cannot be read, or the devices disagree.
@@ -84,6 +117,7 @@ impl Verdict {
                 named(&metadata, &|pool| Error::ExtraDevice { pool, device })
             }
             Verdict::Destroying(_) => Error::Destroyed(uuid),
+            Verdict::Locked => Error::Locked { pool: uuid },
             Verdict::NeverCommitted => Error::NoMetadata(uuid),
             Verdict::Unreadable(why) => Error::Unusable { pool: uuid, why },
         })
@@ -91,17 +125,20 @@ impl Verdict {
 }
 
 impl DeviceSet {
-    /// The devices of a pool that has just been taken down, with its metadata as it has just been written.
-    pub fn of(pool: &Pool) -> DeviceSet {
+    /// The devices of a pool, with its metadata as it has just been written. Containers that were `closed` do not show what is
+    /// in them.
+    pub fn of(pool: &Pool, closed: bool) -> DeviceSet {
         let metadata = Arc::new(pool.meta.clone());
-        let devices = pool.members.iter().map(|(uuid, member)| {
+        let containers = pool.members.iter().filter_map(|(uuid, member)| Some((*uuid, member.container.clone()?)));
+        let shown = pool.members.iter().filter(|(_, member)| !closed || member.container.is_none());
+        let devices = shown.map(|(uuid, member)| {
             // Devices of the cache tier hold none.
             let holds_metadata = pool.meta.data_devices().any(|data| data == *uuid);
             let stamp = member.bda.last_update().unwrap_or_default();
             let metadata = holds_metadata.then(|| Ok((stamp, Arc::clone(&metadata))));
             (*uuid, Found { device: member.device.clone(), bda: member.bda.clone(), metadata })
         });
-        DeviceSet { devices: devices.collect(), partial: false }
+        DeviceSet { devices: devices.collect(), containers: containers.collect(), partial: false }
     }
 
     /// The devices, by identifier.
@@ -109,14 +146,39 @@ impl DeviceSet {
         self.devices.values()
     }
 
-    /// Takes the devices out.
-    pub fn into_devices(self) -> impl Iterator<Item = Found> {
-        self.devices.into_values()
+    /// The container that a device lies in.
+    pub fn container(&self, device: DevUuid) -> Option<&Encased> {
+        self.containers.get(&device)
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> impl Iterator<Item = &Encased> {
+        self.containers.values()
+    }
+
+    /// The containers that do not show what is in them.
+    pub fn closed(&self) -> impl Iterator<Item = &Encased> {
+        self.containers.values().filter(|encased| !self.devices.contains_key(&encased.id()))
     }
 
     /// Forgets the device at this path, if it is here.
     fn forget(&mut self, path: &Path) {
         self.devices.retain(|_, found| found.device.path != path);
+        self.containers.retain(|_, encased| encased.device.path != path);
+    }
+
+    /// Whether nothing is known of it any more.
+    fn is_empty(&self) -> bool {
+        self.devices.is_empty() && self.containers.is_empty()
+    }
+
+    /// How its containers can be unlocked; `None` if it has none.
+    ///
+    /// # Errors
+    /// If some of its devices are encrypted and some are not.
+    pub fn encryption(&self) -> std::result::Result<Option<Info>, EncryptionError> {
+        let bare = self.devices.keys().filter(|device| !self.containers.contains_key(device)).map(|_| None);
+        Info::of_devices(self.containers.values().map(|encased| Some(&encased.bindings)).chain(bare))
     }
 
     /// Whether metadata that counts names this device as a member.
@@ -129,18 +191,42 @@ impl DeviceSet {
 
     /// The metadata version, if all devices have one.
     pub fn version(&self) -> Option<MetadataVersion> {
-        let mut versions = self.devices.values().map(|found| found.bda.header().version);
+        let inside = self.containers.values().map(|_| MetadataVersion::V1);
+        let mut versions = self.devices.values().map(|found| found.bda.header().version).chain(inside);
         let first = versions.next()?;
         versions.all(|version| version == first).then_some(first)
     }
 
     /// Puts what has just been read of its devices in place of what was known of them.
-    pub fn renew(&mut self, found: Vec<Found>) {
-        self.devices = found.into_iter().map(|found| (found.bda.header().device, found)).collect();
+    pub fn renew(&mut self, seen: Vec<Seen>) {
+        self.devices.clear();
+        self.containers.clear();
+        seen.into_iter().for_each(|seen| self.add(seen));
+    }
+
+    /// Adds what was seen of a device.
+    pub fn add(&mut self, seen: Seen) {
+        match seen {
+            Seen::Area(found) => self.add_area(found),
+            Seen::Container(encased) => self.add_container(encased),
+        }
+    }
+
+    /// As with areas, the first one counts.
+    fn add_container(&mut self, encased: Encased) {
+        match self.containers.get(&encased.id()) {
+            Some(known) if known.device.number != encased.device.number => log::warn!(
+                "{} and {} both say that they are device {} of a pool; ignoring the second, as a clone of the first",
+                known.device.path.display(),
+                encased.device.path.display(),
+                encased.id()
+            ),
+            _ => drop(self.containers.insert(encased.id(), encased)),
+        }
     }
 
     /// Adds a device. One of the same identifier but another number stays as it is, with a warning: it may be a clone.
-    fn add(&mut self, found: Found) {
+    fn add_area(&mut self, found: Found) {
         let uuid = found.bda.header().device;
         match self.devices.get(&uuid) {
             Some(known) if known.device.number != found.device.number => log::warn!(
@@ -159,6 +245,9 @@ impl DeviceSet {
             let stamp = found.bda.last_update()?;
             Some((stamp, found.metadata.as_ref()?))
         });
+        if self.closed().next().is_some() {
+            return Verdict::Locked;
+        }
         let Some((_, newest)) = newest.max_by_key(|(stamp, _)| *stamp) else {
             let uncommitted = Found::is_uncommitted;
             return match self.devices.values().all(uncommitted) {
@@ -190,6 +279,11 @@ impl DeviceSet {
             Verdict::Complete(meta) | Verdict::Incomplete(meta, _) | Verdict::Surplus(meta, _) => {
                 Name::new(&meta.name).ok()
             }
+            Verdict::Locked => {
+                let mut names = self.containers.values().map(|encased| encased.token.pool_name.as_deref());
+                let first = names.next()??;
+                names.all(|name| name == Some(first)).then(|| Name::new(first).ok())?
+            }
             _ => None,
         }
     }
@@ -200,6 +294,8 @@ impl DeviceSet {
         if matches!(verdict, Verdict::NeverCommitted | Verdict::Destroying(_)) {
             return None;
         }
+        // Until that resolves itself nothing can be said of a pool of which some devices are encrypted and some are not.
+        let encryption = self.encryption().ok()?;
         let features = match &verdict {
             Verdict::Complete(meta) => Some(meta.features_view()),
             _ => None,
@@ -207,13 +303,20 @@ impl DeviceSet {
         Some(view::StoppedPool {
             uuid,
             name: self.name(),
-            devices: self.devices.iter().map(|(uuid, found)| (found.device.path.clone(), *uuid)).collect(),
+            devices: self.outer_paths().collect(),
             ambiguous: false,
             metadata_version: self.version().map(MetadataVersion::number),
             features,
-            encryption: None,
+            encryption: encryption.map(|info| info.view()),
             partial: self.partial,
         })
+    }
+
+    /// The block devices: those of containers instead of what is in them.
+    fn outer_paths(&self) -> impl Iterator<Item = (PathBuf, DevUuid)> {
+        let bare = self.devices.iter().filter(|(uuid, _)| !self.containers.contains_key(uuid));
+        let bare = bare.map(|(uuid, found)| (found.device.path.clone(), *uuid));
+        self.containers.iter().map(|(uuid, encased)| (encased.device.path.clone(), *uuid)).chain(bare)
     }
 }
 
@@ -229,10 +332,10 @@ pub struct Registry {
 
 impl Registry {
     /// Adds a device to its pool's set; what was known of another pool at its path is past.
-    pub fn add(&mut self, found: Found) {
-        let pool = found.bda.header().pool;
-        self.sets.iter_mut().filter(|(other, _)| **other != pool).for_each(|(_, set)| set.forget(&found.device.path));
-        self.sets.entry(pool).or_default().add(found);
+    pub fn add(&mut self, seen: Seen) {
+        let (pool, path) = (seen.pool(), &seen.device().path);
+        self.sets.iter_mut().filter(|(other, _)| **other != pool).for_each(|(_, set)| set.forget(path));
+        self.sets.entry(pool).or_default().add(seen);
         self.tidy();
     }
 
@@ -265,12 +368,12 @@ impl Registry {
     }
 
     /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found.
-    pub fn replace(&mut self, found: Vec<Found>) {
+    pub fn replace(&mut self, seen: Vec<Seen>) {
         let known = std::mem::take(&mut self.sets);
-        for found in found {
-            let pool = found.bda.header().pool;
+        for seen in seen {
+            let pool = seen.pool();
             let partial = known.get(&pool).is_some_and(|set| set.partial);
-            self.sets.entry(pool).or_insert_with(|| DeviceSet { partial, ..DeviceSet::default() }).add(found);
+            self.sets.entry(pool).or_insert_with(|| DeviceSet { partial, ..DeviceSet::default() }).add(seen);
         }
         self.changed = true;
     }
@@ -297,22 +400,26 @@ impl Registry {
     }
 
     fn tidy(&mut self) {
-        self.sets.retain(|_, set| !set.devices.is_empty());
+        self.sets.retain(|_, set| !set.is_empty());
         self.changed = true;
     }
 
     /// Forgets the device at this path. Gives its pool, if it was known.
     pub fn remove_path(&mut self, path: &Path) -> Option<PoolUuid> {
-        let (pool, device) = self.sets.iter().find_map(|(pool, set)| {
-            let (device, _) = set.devices.iter().find(|(_, found)| found.device.path == path)?;
-            Some((*pool, *device))
-        })?;
+        let knows = |set: &DeviceSet| {
+            set.devices().any(|found| found.device.path == path)
+                || set.containers().any(|encased| encased.device.path == path)
+        };
+        let pool = self.sets.iter().find(|(_, set)| knows(set)).map(|(pool, _)| *pool)?;
         let set = self.sets.get_mut(&pool)?;
         // What is up of a partially constructed pool uses its devices; they are not forgotten before it is taken down.
         if set.partial {
             return None;
         }
-        set.devices.remove(&device);
+        // What is in a container goes with it; a container that is closed stays.
+        let gone: Vec<DevUuid> = set.containers().filter(|c| c.device.path == path).map(Encased::id).collect();
+        set.devices.retain(|device, _| !gone.contains(device));
+        set.forget(path);
         self.tidy();
         Some(pool)
     }
@@ -332,7 +439,7 @@ impl Registry {
     pub fn note_running(&mut self, pool: PoolUuid, devices: impl IntoIterator<Item = (PathBuf, DevUuid)>) {
         self.take(pool);
         for (path, device) in devices {
-            if self.sets.values().any(|set| set.devices().any(|found| found.device.path == path)) {
+            if self.sets.values().any(|set| set.outer_paths().any(|(known, _)| known == path)) {
                 self.sets.values_mut().for_each(|set| set.forget(&path));
                 self.tidy();
             }

@@ -15,7 +15,8 @@ use crate::{
         claims::Claim,
         containers::{self, Unlock},
         dm_names::{self, Role},
-        encryption::{Kind, UnlockMethod},
+        encased::{self, Encased},
+        encryption::{Info, Kind, UnlockMethod},
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout,
@@ -96,44 +97,103 @@ pub(super) fn lay_foundation(
     mut meta: PoolMetadata,
     cache: CacheTier,
     unlock: &Unlock,
+    opened: Rollback,
 ) -> Result<Foundation> {
     let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
     let former = drops_cache.then(|| drop_cache(&mut meta, set));
+    let ((pool, thin_pool, records), undo) =
+        opened.guard(platform, |undo| lay(platform, uuid, set, meta, unlock, undo))?;
+    Ok(Foundation { pool, thin_pool, records, former, undo })
+}
+
+fn lay(
+    platform: &dyn Platform,
+    uuid: PoolUuid,
+    set: &DeviceSet,
+    meta: PoolMetadata,
+    unlock: &Unlock,
+    undo: &mut Rollback,
+) -> Result<(Pool, DeviceNumber, Vec<FilesystemRecord>)> {
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
     // Before anything of it is brought up: at the start of the machine nobody has said yet how it is to be unlocked.
     if meta.is_encrypted() && unlock.method.is_none() && platform.dm_find(&Role::Crypt.name(uuid))?.is_none() {
         return Err(Error::NoUnlockMethod { pool: name });
     }
-    let members = members(platform, set, &meta)?;
+    let mut members = members(platform, set, &meta)?;
+    let encryption = encryption_of(platform, uuid, &mut members, &meta.name)?;
     let headers: Vec<_> = members.values().map(|member| *member.bda.header()).collect();
     metadata::pool::check_members(&meta, &headers)
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
-    let ((pool, thin_pool, records), undo) = Rollback::new().guard(platform, |undo| {
-        let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
-        let below = pool.shape().backstore().into_iter().filter(|layer| layer.role != Role::Crypt);
-        pool.stack.ensure_all(platform, below, undo)?;
-        if version == MetadataVersion::V2 {
-            open_container(platform, &mut pool, unlock, undo)?;
+    let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
+    note_encryption(platform, &mut pool, encryption);
+    let below = pool.shape().backstore().into_iter().filter(|layer| layer.role != Role::Crypt);
+    pool.stack.ensure_all(platform, below, undo)?;
+    if version == MetadataVersion::V2 {
+        open_container(platform, &mut pool, unlock, undo)?;
+    }
+    let shape = pool.shape();
+    pool.stack.move_to_cap(platform, &shape)?;
+    super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
+    pool.stack.ensure(platform, &shape.mdv(), undo)?;
+    let mdv = Mdv::new(platform, uuid);
+    undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
+    mdv.mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
+    let journal = mdv.journal()?;
+    let mut records = mdv.records(&journal)?;
+    bring_up_thin_pool(platform, &mut pool, undo)?;
+    work_off_journal(platform, &mut pool, &journal, &mut records, undo);
+    revert::carry_out(platform, &mut pool, &mut records, undo)?;
+    let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(uuid))?;
+    Ok((pool, thin_pool, records))
+}
+
+/// How the containers of a pool's devices can be unlocked, put right where changes of that were cut short; `None` if there are
+/// none.
+fn encryption_of(
+    platform: &dyn Platform,
+    uuid: PoolUuid,
+    members: &mut BTreeMap<DevUuid, Member>,
+    name: &str,
+) -> Result<Option<Info>> {
+    let all = members.len();
+    let mut containers: Vec<&mut Encased> =
+        members.values_mut().filter_map(|member| member.container.as_mut()).collect();
+    if containers.is_empty() {
+        return Ok(None);
+    }
+    if containers.len() < all {
+        return Err(Error::PartlyEncrypted(uuid));
+    }
+    if let Err(error) = encased::mend(platform, &mut containers) {
+        log::warn!("pool {name}: what its devices say of its encryption could not be put right: {}", error.sentence());
+    }
+    for encased in containers.iter_mut().filter(|encased| encased.token.pool_name.as_deref() != Some(name)) {
+        if let Err(error) = encased.rename(platform, name) {
+            let path = encased.device.path.display();
+            log::warn!("pool {name}: its name could not be put into the header of {path}: {}", error.sentence());
         }
-        let shape = pool.shape();
-        pool.stack.move_to_cap(platform, &shape)?;
-        super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
-        pool.stack.ensure(platform, &shape.mdv(), undo)?;
-        let mdv = Mdv::new(platform, uuid);
-        undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
-        mdv.mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
-        let journal = mdv.journal()?;
-        let mut records = mdv.records(&journal)?;
-        bring_up_thin_pool(platform, &mut pool, undo)?;
-        work_off_journal(platform, &mut pool, &journal, &mut records, undo);
-        revert::carry_out(platform, &mut pool, &mut records, undo)?;
-        let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(uuid))?;
-        Ok((pool, thin_pool, records))
-    })?;
-    Ok(Foundation { pool, thin_pool, records, former, undo })
+    }
+    Ok(Info::of_devices(containers.iter().map(|encased| Some(&encased.bindings)))?)
+}
+
+/// Takes over how the devices of a pool can be unlocked, and whether they have to be worked on.
+fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encryption: Option<Info>) {
+    let Some(info) = encryption else { return };
+    if let Err(error) = info.agreed() {
+        pool.restrict(Availability::NoRequests, error.to_string());
+    }
+    pool.note_encryption(Some(info));
+    let states = pool.members.values().filter_map(|member| member.container.as_ref().map(|encased| encased.state));
+    let unfinished = states.into_iter().find_map(|state| match state {
+        State::Unfinished { work, .. } => Some(work),
+        _ => None,
+    });
+    if let Some(work) = unfinished {
+        pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+    }
 }
 
 impl Foundation {
@@ -223,33 +283,49 @@ fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
     set.devices().filter(|found| listed.contains(&found.bda.header().device)).cloned().collect()
 }
 
+/// A device of a pool that has been destroyed.
+pub(super) struct Doomed<'a> {
+    /// What holds the Stratis area.
+    pub path: &'a Path,
+    /// The container that it lies in.
+    pub container: Option<&'a Encased>,
+    /// Where on it parts of the pool's own container lie.
+    pub parts: Vec<Segment>,
+}
+
+impl Doomed<'_> {
+    fn wipe(&self, platform: &dyn Platform) -> Result<()> {
+        self.parts.iter().try_for_each(|part| containers::wipe(platform, self.path, part.start, part.length))?;
+        match self.container {
+            Some(encased) => encased.wipe(platform),
+            None => Ok(bda::wipe(platform, self.path)?),
+        }
+    }
+}
+
 /// Wipes the devices of a pool that has been destroyed: those of the cache, which hold no pool metadata, and then the data
 /// devices with the parts of the pool's LUKS2 header on them, whose metadata says what is going on. Where that cannot be done now it is done when the devices are next looked
 /// at, so metadata stays as long as there is something that it is needed for.
 pub(super) fn wipe_destroyed<'a>(
     platform: &dyn Platform,
-    cache: impl Iterator<Item = &'a Path>,
-    data: impl Iterator<Item = (&'a Path, Vec<Segment>)>,
+    cache: impl Iterator<Item = Doomed<'a>>,
+    data: impl Iterator<Item = Doomed<'a>>,
 ) {
-    let wipe = |path: &Path, container: &[Segment]| {
-        let wipe = || -> Result<()> {
-            container.iter().try_for_each(|part| containers::wipe(platform, path, part.start, part.length))?;
-            Ok(bda::wipe(platform, path)?)
-        };
+    let wipe = |doomed: &Doomed<'_>| {
         // Tried twice, as there may be nobody soon who looks again.
-        let wiped = wipe().or_else(|_| wipe());
+        let wiped = doomed.wipe(platform).or_else(|_| doomed.wipe(platform));
         if let Err(error) = &wiped {
-            let path = path.display();
+            let path = doomed.path.display();
             let what = error.sentence();
             log::error!("{path} belongs to a pool that has been destroyed, but could not be wiped: {what}");
         }
         wiped.is_ok()
     };
     // All of them, whatever comes of one.
-    let left = cache.filter(|path| !wipe(path, &[])).count();
+    let left = cache.filter(|doomed| !wipe(doomed)).count();
     if left == 0 {
-        data.for_each(|(path, container)| {
-            wipe(path, &container);
+        data.for_each(|doomed| {
+            wipe(&doomed);
         });
     }
 }
@@ -288,6 +364,7 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .filter(|found| listed.contains(&found.bda.header().device))
         .map(|found| {
             let geometry = platform.geometry(&found.device.path)?;
+            let container = set.container(found.bda.header().device).cloned();
             if let Err(shrunk) = found.bda.check_size(&found.device.path, geometry.size) {
                 // What is lost may be space that nothing uses yet, such as that held for integrity data.
                 match geometry.size < meta.used_up_to(found.bda.header().device) {
@@ -295,7 +372,7 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
                     false => log::warn!("{shrunk}"),
                 }
             }
-            let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone() };
+            let member = Member { device: found.device.clone(), geometry, bda: found.bda.clone(), container };
             Ok((found.bda.header().device, member))
         })
         .collect()
@@ -661,8 +738,9 @@ pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uu
 ///
 /// # Errors
 /// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
-pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
+pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid, set: Option<&DeviceSet>) -> Result<()> {
     take_down(platform, &mut Stack::new(uuid), uuid)?;
+    set.iter().flat_map(|set| set.containers()).try_for_each(|encased| encased.close(platform))?;
     super::ops::forget_volume_key(platform, uuid);
     Ok(())
 }

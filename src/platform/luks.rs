@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::keyring::Secret;
@@ -19,7 +20,7 @@ pub const NUMBERS: u32 = 32;
 
 /// Where things lie in a container that is to be made. The cipher is always `aes-xts-plain64` with a random volume key of
 /// [`VOLUME_KEY_BYTES`]. There are two copies of the header, then the keyslots, then the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// Size of each copy of the header, its binary part of 4 KiB included.
     pub metadata: Bytes,
@@ -32,7 +33,7 @@ pub struct Layout {
 }
 
 /// What a header is made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     /// A container with nothing in it yet.
     New,
@@ -43,7 +44,7 @@ pub enum Purpose {
 }
 
 /// How much work it is to find a keyslot's key from a passphrase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cost {
     /// As is right for what people remember: the default of the library.
     Guessable,
@@ -72,7 +73,7 @@ pub struct Unlock<'a> {
 }
 
 /// What an unfinished work does with the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Work {
     /// Encrypts what is in the clear.
     Encrypt,
@@ -83,7 +84,7 @@ pub enum Work {
 }
 
 /// What a header says of the data behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// It is encrypted.
     Encrypted,
@@ -99,7 +100,7 @@ pub enum State {
 }
 
 /// A header, as read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// UUID of the container.
     pub uuid: String,
@@ -146,7 +147,7 @@ pub enum HeaderChange<'a> {
 }
 
 /// How far a work on the data of a container has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Bytes that are as they are to be.
     pub done: Bytes,
@@ -155,7 +156,7 @@ pub struct Progress {
 }
 
 /// Which work is to be begun or gone on with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Begin {
     /// Go on with the one that the header says is unfinished.
     Resume,
@@ -172,7 +173,7 @@ pub enum Begin {
 }
 
 /// How a work on the data of a container ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
     /// All of it is done.
     Finished,

@@ -62,6 +62,8 @@ impl Bench {
 
     /// An engine that has not looked at the machine yet.
     pub fn without_discovery(sim: Sim) -> Bench {
+        // The process before this one, if there was one, is no more.
+        sim.end_process();
         let engine = Engine::new(Arc::new(sim.clone()));
         Bench { sim, engine, pools: Pools::default(), stopped: RefCell::default() }
     }

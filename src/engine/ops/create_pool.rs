@@ -14,6 +14,7 @@ use crate::{
         containers::{self, Prepared},
         devices::{self, Candidate, Planned},
         dm_names::Role,
+        encased::Mould,
         encryption::{self, Assigned, BindRequest, Kind, NewBinding},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
@@ -119,11 +120,26 @@ fn build(
     claim: Claim,
 ) -> Next<Result<Option<Created>>> {
     let platform = engine.platform();
-    let prepared = || (!assigned.is_empty()).then(|| Prepared::new(platform, assigned)).transpose();
+    // Version 1 makes a container of each device instead, each with passphrases of its own.
+    let as_a_whole = !assigned.is_empty() && new.version == MetadataVersion::V2;
+    let prepared = || as_a_whole.then(|| Prepared::new(platform, assigned)).transpose();
+    let uuid = PoolUuid::from_random(platform.random());
+    // What has been written of it makes events; nobody may take it for left over.
+    let Some(making) = engine.claims().claim([Key::Pool(uuid)]) else {
+        return Next::Done(Err(Error::PoolNameTaken(new.name)));
+    };
     let made = examine(engine, found).and_then(|candidates| Ok((candidates, prepared()?)));
     let made = made.and_then(|(candidates, prepared)| {
         Rollback::new().guard(platform, |undo| {
-            let mut pool = assemble(platform, &new, candidates, prepared.as_ref(), undo)?;
+            let candidates = match new.version {
+                MetadataVersion::V1 if !assigned.is_empty() => {
+                    let mould = Mould { pool: uuid, name: new.name.as_str(), bindings: assigned, sector_size: None };
+                    let encased = candidates.into_iter().map(|candidate| candidate.encase(platform, &mould, undo));
+                    encased.collect::<Result<_>>()?
+                }
+                _ => candidates,
+            };
+            let mut pool = assemble(platform, uuid, &new, candidates, prepared.as_ref(), undo)?;
             // From here on the pool exists on disk, and nothing fails; but a panic would leave it up with nobody to know of it.
             pool.confirm_members(platform);
             pool.refresh(platform);
@@ -136,7 +152,10 @@ fn build(
     };
     undo.forget();
     let created = (pool.uuid(), pool.meta.data_devices().collect());
-    setup::insert(pool, claim).map(move |inserted| inserted.map(|()| Some(created)))
+    setup::insert(pool, claim).map(move |inserted| {
+        drop(making);
+        inserted.map(|()| Some(created))
+    })
 }
 
 fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
@@ -149,12 +168,12 @@ fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
 /// Initializes the devices and brings up everything on them; the last step is the metadata that makes it a pool.
 fn assemble(
     platform: &dyn Platform,
+    uuid: PoolUuid,
     new: &NewPool,
     candidates: Vec<Candidate>,
     prepared: Option<&Prepared>,
     undo: &mut Rollback,
 ) -> Result<Pool> {
-    let uuid = PoolUuid::from_random(platform.random());
     let planned = devices::plan(platform, uuid, new.version, candidates);
     let mut meta = plan_metadata(platform, new, &planned)?;
     if prepared.is_some() {
@@ -165,7 +184,7 @@ fn assemble(
     let members: BTreeMap<DevUuid, Member> = initialized
         .into_iter()
         .map(|made| {
-            let member = Member { device: made.candidate.device, geometry: made.candidate.geometry, bda: made.bda };
+            let member = Member::of(made.candidate, made.bda);
             (member.bda.header().device, member)
         })
         .collect();
@@ -203,6 +222,7 @@ fn assemble(
         pool.note_header(&header)?;
         pool.note_volume_key(true);
     }
+    pool.note_containers()?;
     pool.commit(platform, Choose::Everywhere, |_| Ok(()))?;
     Ok(pool)
 }

@@ -7,7 +7,10 @@ use crate::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
+        containers,
         devices::{self, Candidate},
+        encased::{Encased, Mould},
+        encryption::{Assigned, Binding, UnlockMethod},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         layout::NewDevice,
@@ -88,13 +91,23 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
                 Ok(found) => {
                     let rules = SectorRules::of(pool, purpose);
                     let (version, mut meta) = (pool.version(), pool.meta.clone());
+                    let casing = match Casing::of(pool, purpose) {
+                        Ok(casing) => casing,
+                        Err(error) => return Next::Done(Err(error)),
+                    };
                     Next::act(move |engine| {
                         let platform = engine.platform();
                         let made = examine(engine, uuid, found, &rules).and_then(|candidates| {
-                            let planned = devices::plan(platform, uuid, version, candidates);
-                            // Only to see whether they have room for what is needed of them, before they are written.
-                            purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
-                            Rollback::new().guard(platform, |undo| devices::initialize(platform, planned, undo))
+                            Rollback::new().guard(platform, |undo| {
+                                let candidates = match &casing {
+                                    Some(casing) => casing.encase(platform, uuid, candidates, undo)?,
+                                    None => candidates,
+                                };
+                                let planned = devices::plan(platform, uuid, version, candidates);
+                                // Only to see whether they have room for what is needed of them, before they are written.
+                                purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
+                                devices::initialize(platform, planned, undo)
+                            })
                         });
                         match made {
                             Ok((initialized, undo)) => take_in(uuid, initialized, purpose, undo, claim),
@@ -106,6 +119,52 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
             }
         })
     })
+}
+
+/// How devices that join a version 1 pool which is encrypted are encrypted alike.
+struct Casing {
+    name: String,
+    bindings: Vec<Assigned>,
+    sector_size: Option<u32>,
+    /// A device of the pool, which everything that is to open the new ones must be able to open.
+    proof: Option<Encased>,
+}
+
+impl Casing {
+    fn of(pool: &Pool, purpose: Purpose) -> Result<Option<Casing>> {
+        let mut containers = pool.members.values().filter_map(|member| member.container.clone());
+        let Some(first) = containers.next() else { return Ok(None) };
+        let agreed = pool.encryption()?.agreed()?;
+        let assign = |binding: &Binding| -> Result<Assigned> {
+            Ok(Assigned { token: binding.token, request: binding.mechanism.elsewhere()? })
+        };
+        let tier = if purpose == Purpose::Data { Tier::Data } else { Tier::Cache };
+        let logical = sector_sizes(pool, tier).into_iter().filter_map(|member| Some(member.crypt?.logical)).max();
+        Ok(Some(Casing {
+            name: pool.meta.name.clone(),
+            bindings: agreed.iter().map(assign).collect::<Result<_>>()?,
+            sector_size: logical,
+            // The devices of a new cache hold nothing that could be lost with the keys.
+            proof: (purpose != Purpose::NewCache).then_some(first),
+        }))
+    }
+
+    fn encase(
+        &self,
+        platform: &dyn Platform,
+        pool: PoolUuid,
+        candidates: Vec<Candidate>,
+        undo: &mut Rollback,
+    ) -> Result<Vec<Candidate>> {
+        if let Some(Encased { device, bindings, .. }) = &self.proof {
+            for binding in bindings.iter() {
+                containers::open(platform, &device.path, None, bindings, UnlockMethod::Token(binding.token), None)?;
+            }
+        }
+        let Casing { name, bindings, sector_size, .. } = self;
+        let mould = Mould { pool, name, bindings, sector_size: *sector_size };
+        candidates.into_iter().map(|candidate| candidate.encase(platform, &mould, undo)).collect()
+    }
 }
 
 /// The devices that are not in the tier yet.
@@ -202,6 +261,9 @@ fn take_in(
         }
         undo.forget();
         pool.confirm_members(platform);
+        if let Err(error) = pool.note_containers() {
+            log::error!("pool {}: {}", pool.name(), error.sentence());
+        }
         pool.show();
         engine.registry().note_running(uuid, pool.paths());
         drop(claim);
@@ -224,8 +286,53 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 
 /// Lets a pool use what one of its data devices has grown by. `false`: it has not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
-    let chain = super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device));
+    let chain = Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        let container = super::readable(granted, uuid)
+            .map(|pool| pool.members.get(&device).and_then(|member| member.container.clone()));
+        match container {
+            Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
+            Ok(Some(encased)) => grow_encased(uuid, encased),
+            Err(error) => Next::Done(Err(error)),
+        }
+    });
     and_use(uuid, chain, |grown| *grown)
+}
+
+/// As [`grow`], for a device in a container of its own, which has to grow before. For that its volume key is needed, and found
+/// without a lock.
+fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
+    Next::act(move |engine| {
+        let (platform, path, device) = (engine.platform(), encased.device.path.clone(), encased.id());
+        let volume_key = containers::open(platform, &path, None, &encased.bindings, UnlockMethod::Any, None);
+        let volume_key = match volume_key {
+            Ok(volume_key) => volume_key,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        super::change(uuid, move |engine, pool| {
+            let platform = engine.platform();
+            pool.check_requests()?;
+            pool.check_no_work()?;
+            let Some(member) = pool.members.get(&device) else {
+                return Err(Error::NoDevice { pool: pool.name().clone(), device });
+            };
+            let before = member.bda.header().device_size;
+            let (inside, room) = (member.device.path.clone(), encased.room(platform.geometry(&path)?.size));
+            if room > before {
+                platform.luks_resize(&path, &encased.name(), &volume_key, None)?;
+            } else {
+                member.bda.check_size(&inside, room)?;
+            }
+            let grown = grow(platform, pool, device);
+            // An opened device that is larger than its record says does no harm, but is not what was asked for.
+            if grown.is_err() && room > before {
+                let back = platform.luks_resize(&path, &encased.name(), &volume_key, Some(before));
+                if let Err(error) = back {
+                    log::warn!("{} could not be made smaller again: {error}", inside.display());
+                }
+            }
+            grown
+        })
+    })
 }
 
 /// The new size is recorded on the device first, with a mark: from then on it has grown. What integrity data needs of
@@ -285,8 +392,13 @@ fn sector_sizes(pool: &Pool, tier: Tier) -> Vec<sector_rules::Member> {
         .device_entries()
         .filter(|(of_tier, _)| *of_tier == tier)
         .filter_map(|(_, entry)| {
-            let base = sizes_of(&pool.members.get(&entry.uuid)?.geometry);
-            Some(sector_rules::Member { base, crypt: None, in_use: pool.meta.is_in_use(entry.uuid) })
+            let member = pool.members.get(&entry.uuid)?;
+            let inside = sizes_of(&member.geometry);
+            let (base, crypt) = match &member.container {
+                Some(encased) => (sizes_of(&encased.geometry), Some(inside)),
+                None => (inside, None),
+            };
+            Some(sector_rules::Member { base, crypt, in_use: pool.meta.is_in_use(entry.uuid) })
         })
         .collect()
 }

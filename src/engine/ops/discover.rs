@@ -11,13 +11,15 @@ use crate::{
         bda::{Bda, Repair},
         claims::{Claim, Key},
         containers::Unlock,
+        encased::Encased,
         error::{Error, Result, chain},
         ids::PoolUuid,
         metadata::PoolMetadata,
         ops::lifecycle,
-        registry::{DeviceSet, Found, Verdict},
+        registry::{DeviceSet, Found, Seen, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef},
-        setup::{self, CacheTier},
+        setup::{self, CacheTier, Doomed},
+        undo::Rollback,
     },
     platform::{BlockDevice, DeviceAction, DeviceClass, DeviceEvent},
 };
@@ -39,7 +41,7 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 ///
 /// # Errors
 /// When the devices cannot be listed.
-fn look_around(engine: &Engine) -> Result<Vec<Found>> {
+fn look_around(engine: &Engine) -> Result<Vec<Seen>> {
     // Once more after an error: without this list the daemon cannot start.
     let platform = engine.platform();
     let mut devices = platform.block_devices().or_else(|_| platform.block_devices())?;
@@ -47,19 +49,28 @@ fn look_around(engine: &Engine) -> Result<Vec<Found>> {
     let used = setup::devices_in_use(engine.platform());
     devices.sort_by_key(|device| !used.contains(&device.number));
     let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
-    let found = new.filter_map(|device| identify(engine, device));
+    let seen = new.filter_map(|device| identify(engine, device));
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
-    Ok(found.filter(|found| !engine.claims().is_claimed(&Key::Device(found.device.number))).collect())
+    Ok(seen.filter(|seen| !is_in_the_making(engine, seen)).collect())
 }
 
-/// Reads the Stratis area of a device. A device that cannot be read is logged and left alone.
-fn identify(engine: &Engine, device: BlockDevice) -> Option<Found> {
-    if device.class != DeviceClass::Stratis {
-        return None;
-    }
+/// Whether somebody initializes the device, or sets its pool up or makes it.
+fn is_in_the_making(engine: &Engine, seen: &Seen) -> bool {
+    let claims = engine.claims();
+    claims.is_claimed(&Key::Pool(seen.pool())) || claims.is_claimed(&Key::Device(seen.device().number))
+}
+
+/// Reads the Stratis area of a device, or the container that one lies in. A device that cannot be read is logged and left
+/// alone.
+fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
+    let look = || match device.class {
+        DeviceClass::Stratis => Ok(read(engine, device.clone())?.map(Seen::Area)),
+        DeviceClass::Luks => Ok(Encased::read(engine.platform(), &device)?.map(Seen::Container)),
+        _ => Ok(None),
+    };
     let path = device.path.clone();
     // Once more after an error: there may be nobody soon who looks again, and a pool does not start without it.
-    read(engine, device.clone()).or_else(|_| read(engine, device)).unwrap_or_else(|error| {
+    look().or_else(|_: Error| look()).unwrap_or_else(|error| {
         log::warn!("{} is left alone: {}", path.display(), error.sentence());
         None
     })
@@ -103,13 +114,12 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
         };
         // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
         match found {
-            Some(found) => {
-                let pool = found.bda.header().pool;
-                if engine.claims().is_claimed(&Key::Pool(pool))
-                    || engine.claims().is_claimed(&Key::Device(found.device.number))
-                {
+            Some(seen) => {
+                let pool = seen.pool();
+                // Devices that join a running pool in containers of their own are known by these only.
+                if is_in_the_making(engine, &seen) || engine.claims().is_claimed(&Key::Growth(pool)) {
                     // It is being set up or initialized: what this event means can be told when that is done.
-                    let again = DeviceEvent { device: Some(found.device), ..event };
+                    let again = DeviceEvent { device: Some(seen.device().clone()), ..event };
                     return Next::Parked(Box::new(device_event(again)));
                 }
                 // Who wrote the header has given its claim back, and may have set the pool running in between.
@@ -117,7 +127,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
                 if registry.running_member(&event.path).is_some() {
                     return Next::Done(());
                 }
-                registry.add(found);
+                registry.add(seen);
                 drop(registry);
                 consider(pool)
             }
@@ -136,16 +146,20 @@ fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDe
         let Ok(geometry) = engine.platform().geometry(&found.path) else { return Next::Done(()) };
         Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
             let known = match super::readable(granted, pool) {
-                Ok(pool) => pool.members.get(&device).map(|member| member.geometry.size),
+                // Of an encrypted device it is the outer one that changes its size.
+                Ok(pool) => {
+                    pool.members.get(&device).filter(|member| member.outer().number == found.number).map(|member| {
+                        let inside = member.container.as_ref().map(|encased| encased.room(geometry.size));
+                        (member.geometry.size, inside.unwrap_or(geometry.size))
+                    })
+                }
                 Err(_) => None,
             };
-            if known.is_none_or(|size| size == geometry.size) {
-                return Next::Done(());
-            }
+            let Some((_, size)) = known.filter(|(known, now)| known != now) else { return Next::Done(()) };
             Next::write(pool, move |_, granted| {
                 if let Ok(pool) = super::writable(granted, pool) {
                     if pool.check_changes().is_ok() {
-                        pool.note_size(device, geometry.size);
+                        pool.note_size(device, size);
                     }
                 }
                 Next::Done(())
@@ -182,11 +196,12 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
     let reason = match set.verdict() {
         // A daemon that was killed may have left some of it up.
         Verdict::Complete(metadata) if metadata.started == Some(false) => {
-            clear_away(engine, uuid);
+            clear_away(engine, uuid, &set);
             "it was stopped by request".to_owned()
         }
         Verdict::Complete(metadata) => {
-            let brought_up = lifecycle::bring_up(uuid, set, metadata, CacheTier::Keep, Unlock::default(), claim);
+            let brought_up =
+                lifecycle::bring_up(uuid, set, metadata, CacheTier::Keep, Unlock::default(), Rollback::new(), claim);
             return brought_up.map(move |result| match result {
                 Ok(_) => {}
                 Err(error) => log::info!("pool {uuid} is not set up: {}", error.sentence()),
@@ -199,7 +214,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
         }
         // What is left up of it keeps the disks from being used.
         Verdict::NeverCommitted => {
-            clear_away(engine, uuid);
+            clear_away(engine, uuid, &set);
             "its creation was never completed; the devices may be used anew".to_owned()
         }
         other => other.obstacle(uuid).map_or_else(String::new, |error| error.sentence()),
@@ -211,10 +226,10 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
 }
 
 /// Takes down what is up of a pool that is not to run.
-fn clear_away(engine: &Engine, uuid: PoolUuid) {
+fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) {
     let platform = engine.platform();
-    if setup::partly_up(platform, uuid) {
-        if let Err(error) = setup::clean_up(platform, uuid) {
+    if setup::partly_up(platform, uuid) || set.containers().next().is_some() {
+        if let Err(error) = setup::clean_up(platform, uuid, Some(set)) {
             log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
         }
     }
@@ -224,8 +239,13 @@ fn clear_away(engine: &Engine, uuid: PoolUuid) {
 fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: DeviceSet, metadata: &PoolMetadata) {
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
     // Devices of the cache tier hold no metadata; those that do go last.
-    let (data, cache): (Vec<Found>, Vec<Found>) = set.into_devices().partition(|found| found.metadata.is_some());
-    let cache = cache.iter().map(|found| found.device.path.as_path());
-    let data = data.iter().map(|found| (found.device.path.as_path(), metadata.container_on(found.bda.header().device)));
-    setup::wipe_destroyed(engine.platform(), cache, data);
+    let doomed = |holds_metadata: bool| {
+        let found = set.devices().filter(move |found| found.metadata.is_some() == holds_metadata);
+        found.map(|found| {
+            let device = found.bda.header().device;
+            let container = set.container(device);
+            Doomed { path: &found.device.path, container, parts: metadata.container_on(device) }
+        })
+    };
+    setup::wipe_destroyed(engine.platform(), doomed(false), doomed(true));
 }

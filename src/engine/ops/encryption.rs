@@ -208,15 +208,16 @@ fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>,
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         let noted = super::writable(granted, uuid).and_then(|pool| {
-            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
-            pool.note_encryption(Some(info));
+            take_in(platform, pool, &containers)?;
             record(platform, pool)?;
             Ok(true)
         });
         drop(claim);
         match (noted, undo) {
             (Ok(noted), undo) => {
-                undo.map(Rollback::forget);
+                if let Some(undo) = undo {
+                    undo.forget();
+                }
                 Next::Done(Ok(noted))
             }
             (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),
@@ -225,18 +226,23 @@ fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>,
     })
 }
 
-/// What the headers of a pool say together.
-pub(super) fn gather<'a>(
-    platform: &dyn Platform,
-    version: MetadataVersion,
-    devices: impl Iterator<Item = &'a Path>,
-) -> Result<Info> {
-    let bindings: Vec<Bindings> =
-        devices.map(|device| bindings_of(version, &read(platform, device)?)).collect::<Result<_>>()?;
-    match version {
-        MetadataVersion::V1 => Ok(Info::of_devices(bindings.iter().map(Some))?.ok_or(EncryptionError::NoBinding)?),
-        MetadataVersion::V2 => Ok(Info::of_pool(bindings.into_iter().next().ok_or(EncryptionError::NoBinding)?)),
+/// Takes note of what the headers of a pool say now.
+///
+/// # Errors
+/// When one cannot be read.
+pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
+    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    if let (MetadataVersion::V2, Some(header)) = (pool.version(), headers.first()) {
+        return pool.note_header(header);
     }
+    for member in pool.members.values_mut().filter_map(|member| member.container.as_mut()) {
+        let at = containers.iter().position(|container| container.device == member.device.path);
+        if let Some(header) = at.and_then(|at| headers.get(at)) {
+            member.bindings = read_device_header(header)?.bindings;
+            member.state = header.state;
+        }
+    }
+    pool.note_containers()
 }
 
 /// Records which kinds of bindings a pool of version 2 has, if that is not on record.

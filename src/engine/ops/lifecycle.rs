@@ -17,6 +17,7 @@ use crate::{
         claims::{Claim, Key},
         containers::{self, Unlock},
         dm_names::Role,
+        encased::Encased,
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         mdv::Mdv,
@@ -24,9 +25,10 @@ use crate::{
         name::Name,
         ops::discover::{self, discover},
         pool::Pool,
-        registry::{DeviceSet, Verdict},
+        registry::{DeviceSet, Seen, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier},
+        undo::Rollback,
     },
     platform::{self, PendingLinks, Platform},
     view::Availability,
@@ -108,7 +110,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
         }
         match stop(engine, pool) {
             Ok(left_up) => {
-                let mut set = DeviceSet::of(pool);
+                let mut set = DeviceSet::of(pool, left_up.is_none());
                 set.partial = left_up.is_some() && setup::partly_up(engine.platform(), uuid);
                 Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
                     let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
@@ -161,7 +163,10 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
         return Err(setup::back_up_after(platform, pool, cause));
     }
     pool.set_gone(true);
-    let mut take_down = || setup::take_backstore_down(platform, &mut pool.stack, uuid);
+    let mut take_down = || {
+        setup::take_backstore_down(platform, &mut pool.stack, uuid)?;
+        pool.close_devices(platform)
+    };
     // One failure is not yet a reason to leave something up.
     let left_up = take_down().or_else(|_| take_down()).err();
     forget_volume_key(platform, uuid);
@@ -196,7 +201,9 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
             }
             Some(false) => Next::Done(Ok(Stopped::Already)),
             Some(true) => {
-                let cleaned = setup::clean_up(platform, uuid).or_else(|_| setup::clean_up(platform, uuid));
+                let set = engine.registry().get(uuid);
+                let clean_up = || setup::clean_up(platform, uuid, set.as_ref());
+                let cleaned = clean_up().or_else(|_| clean_up());
                 let partial = cleaned.is_err() && setup::partly_up(platform, uuid);
                 engine.registry().note_partial(uuid, partial);
                 Next::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
@@ -265,37 +272,76 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
             drop(claim);
             return start_pool(PoolRef::Uuid(uuid), unlock, cache);
         };
+        let platform = engine.platform();
         let ready = renew(engine, &mut set).and_then(|()| {
-            let metadata = admissible(uuid, &set, cache)?;
-            check_unlock(&unlock, &Name::new(&metadata.name)?, metadata.is_encrypted())?;
-            if cache == CacheTier::Drop && set.partial {
-                // What is up may lie on the cache.
-                setup::clean_up(engine.platform(), uuid)?;
-            }
-            Ok(metadata)
+            Rollback::new().guard(platform, |undo| {
+                open_devices(engine, &mut set, &unlock, undo)?;
+                let metadata = admissible(uuid, &set, cache)?;
+                let encrypted = metadata.is_encrypted() || set.containers().next().is_some();
+                check_unlock(&unlock, &Name::new(&metadata.name)?, encrypted)?;
+                if cache == CacheTier::Drop && set.partial {
+                    // What is up may lie on the cache.
+                    setup::clean_up(platform, uuid, None)?;
+                }
+                Ok(metadata)
+            })
         });
         match ready {
-            Ok(metadata) => bring_up(uuid, set, metadata, cache, unlock, claim).map(|started| started.map(Some)),
-            Err(error) => Next::Done(Err(error)),
+            Ok((metadata, opened)) => {
+                bring_up(uuid, set, metadata, cache, unlock, opened, claim).map(|started| started.map(Some))
+            }
+            Err(error) => {
+                let partial = setup::partly_up(platform, uuid);
+                engine.registry().note_partial(uuid, partial);
+                Next::Done(Err(error))
+            }
         }
     })
 }
 
+/// Opens the containers of a pool's devices and reads what is in them.
+fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mut Rollback) -> Result<()> {
+    let closed: Vec<Encased> = set.closed().cloned().collect();
+    for encased in closed {
+        let device = encased.open(engine.platform(), unlock, undo)?;
+        if let Some(found) = discover::read(engine, device)? {
+            set.add(Seen::Area(found));
+        }
+    }
+    Ok(())
+}
+
 /// Reads the devices anew: much may have happened to them since the pool was stopped.
 fn renew(engine: &Engine, set: &mut DeviceSet) -> Result<()> {
-    let mut found = Vec::new();
-    for known in set.devices() {
+    let platform = engine.platform();
+    let mut seen = Vec::new();
+    for known in set.containers() {
+        let device = match platform.find_device(&known.device.path) {
+            Err(platform::Error::NoDevice { .. }) => None,
+            device => Some(device?),
+        };
+        let read = device.map(|device| Encased::read(platform, &device)).transpose()?.flatten();
+        match read {
+            Some(same) if same.id() == known.id() => {
+                let opened = same.opened(platform)?.map(|device| discover::read(engine, device)).transpose()?.flatten();
+                seen.extend(opened.map(Seen::Area));
+                seen.push(Seen::Container(same));
+            }
+            _ => log::warn!("{} is not a device of the pool any more", known.device.path.display()),
+        }
+    }
+    for known in set.devices().filter(|found| set.container(found.bda.header().device).is_none()) {
         let read = match engine.platform().find_device(&known.device.path) {
             // What is missing is told by what is found.
             Err(platform::Error::NoDevice { .. }) => None,
             device => discover::read(engine, device?)?,
         };
         match read {
-            Some(same) if same.bda.header().device == known.bda.header().device => found.push(same),
+            Some(same) if same.bda.header().device == known.bda.header().device => seen.push(Seen::Area(same)),
             _ => log::warn!("{} is not a device of the pool any more", known.device.path.display()),
         }
     }
-    set.renew(found);
+    set.renew(seen);
     Ok(())
 }
 
@@ -323,23 +369,25 @@ pub(super) fn bring_up(
     metadata: Arc<PoolMetadata>,
     cache: CacheTier,
     unlock: Unlock,
+    opened: Rollback,
     claim: Claim,
 ) -> Next<Result<Started>> {
     Next::act(move |engine| {
         let name = match Name::new(&metadata.name) {
             Ok(name) => name,
-            Err(error) => return not_up(engine, uuid, error.into()),
+            Err(error) => return not_up(engine, uuid, opened.run(engine.platform(), error.into())),
         };
         let Some(name_claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
-            return Next::Parked(Box::new(bring_up(uuid, set, metadata, cache, unlock, claim)));
+            return Next::Parked(Box::new(bring_up(uuid, set, metadata, cache, unlock, opened, claim)));
         };
         Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
             Next::act(move |engine| {
                 if taken {
-                    return not_up(engine, uuid, Error::NameRuns(name));
+                    return not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name)));
                 }
-                match setup::lay_foundation(engine.platform(), uuid, &set, (*metadata).clone(), cache, &unlock) {
+                let platform = engine.platform();
+                match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, &unlock, opened) {
                     Ok(foundation) => foundation.build().then(move |built| {
                         Next::act(move |engine| match built {
                             Ok(pool) => show(engine, pool, claim, name_claim),
@@ -441,11 +489,12 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
 fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks>>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
-    let mut set = DeviceSet::of(pool);
+    let mut set = DeviceSet::of(pool, false);
     let adopted = renew(engine, &mut set)
         .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
         .and_then(|metadata| {
-            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, &Unlock::default())
+            let (unlock, opened) = (Unlock::default(), Rollback::new());
+            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, &unlock, opened)
         })
         .and_then(|foundation| foundation.build_now(platform));
     match adopted {

@@ -31,7 +31,7 @@ use crate::{
         metadata::MetadataVersion,
         ops::{
             check::{and_use, follow},
-            encryption::{Container, bindings_of, containers_of, gather, read},
+            encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
@@ -337,7 +337,9 @@ fn announce(uuid: PoolUuid, work: Work, plan: Plan, undo: Option<Rollback>, clai
             (Ok(pool), undo) => {
                 pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
                 // From here on what is in the header says how it goes on.
-                undo.map(Rollback::forget);
+                if let Some(undo) = undo {
+                    undo.forget();
+                }
                 run(uuid, plan, claim)
             }
             (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),
@@ -529,13 +531,11 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> 
     }
     match work {
         Work::Encrypt => {
-            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
-            pool.note_encryption(Some(info));
+            super::encryption::take_in(platform, pool, &containers)?;
             super::encryption::record(platform, pool)?;
         }
         Work::Reencrypt => {
-            let info = gather(platform, pool.version(), containers.iter().map(|container| container.device.as_path()))?;
-            pool.note_encryption(Some(info));
+            super::encryption::take_in(platform, pool, &containers)?;
             let now = platform.now().seconds;
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.last_reencrypt = Some(now);

@@ -10,9 +10,10 @@ use crate::{
         name::Name,
         pool::Pool,
         request::{Access, Granted, Mode, Next, PoolRef},
-        setup,
+        setup::{self, Doomed},
     },
-    view::Tier,
+    platform::Platform,
+    view::{Availability, Tier},
 };
 
 /// Destroys a pool that has no filesystems. `false`: there is no such running pool.
@@ -68,11 +69,13 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
     // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
     let devices = |wanted| {
         let entries = pool.meta.device_entries().filter(move |(tier, _)| *tier == wanted);
-        entries.filter_map(|(_, entry)| Some((entry.uuid, pool.members.get(&entry.uuid)?.device.path.as_path())))
+        entries.filter_map(|(_, entry)| {
+            let member = pool.members.get(&entry.uuid)?;
+            let parts = pool.meta.container_on(entry.uuid);
+            Some(Doomed { path: &member.device.path, container: member.container.as_ref(), parts })
+        })
     };
-    let cache = devices(Tier::Cache).map(|(_, path)| path);
-    let data = devices(Tier::Data).map(|(device, path)| (path, pool.meta.container_on(device)));
-    setup::wipe_destroyed(platform, cache, data);
+    setup::wipe_destroyed(platform, devices(Tier::Cache), devices(Tier::Data));
     super::lifecycle::forget_volume_key(platform, uuid);
     Ok(())
 }
@@ -95,6 +98,30 @@ pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
     })
 }
 
+/// Writes the name of a pool down, also into the containers of its devices: it is what they are known by while they are
+/// closed.
+fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<()> {
+    let former = pool.meta.name.clone();
+    let named = |pool: &mut Pool, name: &str| -> Result<()> {
+        let mut containers = pool.members.values_mut().filter_map(|member| member.container.as_mut());
+        containers.try_for_each(|encased| encased.rename(platform, name))
+    };
+    let recorded = named(pool, name.as_str()).and_then(|()| {
+        pool.commit(platform, Choose::Some(platform.random()), |meta| {
+            meta.name = name.as_str().to_owned();
+            Ok(())
+        })
+    });
+    recorded.map_err(|cause| match named(pool, &former) {
+        Ok(()) => cause,
+        Err(error) => Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![("put the former name into the headers again".to_owned(), error)],
+            leaves: Availability::NoRequests,
+        },
+    })
+}
+
 fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>> {
     Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
@@ -104,12 +131,7 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>
         if pool.recorded_name() == name {
             return Next::Done(Ok(false));
         }
-        let recorded = pool.check_changes().and_then(|()| {
-            pool.commit(engine.platform(), Choose::Some(engine.platform().random()), |meta| {
-                meta.name = name.as_str().to_owned();
-                Ok(())
-            })
-        });
+        let recorded = pool.check_changes().and_then(|()| record_name(engine.platform(), pool, &name));
         if let Err(error) = recorded {
             pool.note_failure(&error);
             return Next::Done(Err(error));

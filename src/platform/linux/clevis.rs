@@ -1,13 +1,356 @@
-//! Clevis: being built.
+//! Clevis: its programs are run to have a passphrase encrypted or decrypted by what a pin stands for.
+//!
+//! They are looked for when they are needed, and only those that the pin needs. The passphrase goes through pipes; a
+//! configuration, which is an argument, holds no secret. Of the daemon's environment they get what says where a TPM
+//! ([`PASSED_ON`]) or a proxy is: an administrator sets these for the daemon's service because Clevis needs them there.
+//!
+//! curl, which asks Tang servers, has no limit of its own that would be of use, so the whole is ended after [`LIMIT`].
 
+use std::{
+    collections::BTreeSet,
+    env,
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    time::Duration,
+};
+
+use data_encoding::BASE64URL_NOPAD;
 use serde_json::Value;
 
-use crate::platform::{Error, Result, keyring::Secret};
+use super::programs::{self, Ended, PLACES, Task};
+use crate::platform::{Error, Result, clevis as jwe, keyring::Secret, luks::PASSPHRASE_BYTES_MAX};
 
-pub(super) fn encrypt(pin: &str, _config: &Value, _trust: bool, _passphrase: &Secret) -> Result<Value> {
-    Err(Error::Missing(format!("Clevis ({pin}) is not there yet")))
+/// How long a server or a TPM may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Pins within pins.
+const DEPTH_MAX: usize = 20;
+/// Where the TPM is, if it is not the kernel's; how servers are reached, as curl reads it.
+const PASSED_ON: [&str; 8] =
+    ["TPM2TOOLS_TCTI", "http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"];
+/// What takes the place of the TPM's programs on some systems.
+const TPM2_PROGRAM: &str = "clevis-pin-tpm2";
+/// Servers that an error names; there may be any number.
+const SERVERS_NAMED_MAX: usize = 8;
+
+/// Encrypts a passphrase; gives the JWE as it stands in a token.
+pub(super) fn encrypt(pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
+    Clevis::default().encrypt(pin, config, trust, passphrase)
 }
 
-pub(super) fn decrypt(_jwe: &Value) -> Result<Secret> {
-    Err(Error::Missing("Clevis is not there yet".to_owned()))
+/// Decrypts one.
+pub(super) fn decrypt(jwe: &Value) -> Result<Secret> {
+    Clevis::default().decrypt(jwe)
+}
+
+/// Clevis, and what may be different in tests.
+struct Clevis<'a> {
+    places: &'a str,
+    limit: Duration,
+}
+
+impl Default for Clevis<'_> {
+    fn default() -> Self {
+        Clevis { places: PLACES, limit: LIMIT }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Encrypt,
+    Decrypt,
+}
+
+impl Action {
+    fn name(self) -> &'static str {
+        match self {
+            Action::Encrypt => "encrypt",
+            Action::Decrypt => "decrypt",
+        }
+    }
+}
+
+/// What a configuration or a JWE asks: pins, within each other, and servers.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Asked {
+    /// The outermost.
+    pin: String,
+    pins: BTreeSet<String>,
+    servers: Vec<String>,
+}
+
+impl Asked {
+    fn by_config(pin: &str, config: &Value) -> Asked {
+        let mut asked = Asked { pin: pin.to_owned(), ..Asked::default() };
+        asked.add_config(pin, config, 0);
+        asked
+    }
+
+    fn add(&mut self, pin: &str, inside: &Value) {
+        self.pins.insert(pin.to_owned());
+        if let Some(url) = inside.get("url").and_then(Value::as_str) {
+            self.servers.push(url.to_owned());
+        }
+    }
+
+    fn add_config(&mut self, pin: &str, config: &Value, depth: usize) {
+        self.add(pin, config);
+        let Some(pins) = config.get("pins").and_then(Value::as_object).filter(|_| depth < DEPTH_MAX) else { return };
+        for (pin, configs) in pins {
+            // One of a kind may stand without the list.
+            let configs = configs.as_array().map_or(std::slice::from_ref(configs), Vec::as_slice);
+            configs.iter().for_each(|config| self.add_config(pin, config, depth + 1));
+        }
+    }
+
+    /// `None`: it is no JWE of Clevis.
+    fn by_jwe(jwe: &Value) -> Option<Asked> {
+        let mut asked = Asked::default();
+        asked.pin = asked.add_header(jwe.get("protected")?.as_str()?, 0)?;
+        Some(asked)
+    }
+
+    fn add_header(&mut self, protected: &str, depth: usize) -> Option<String> {
+        let header: Value = serde_json::from_slice(&BASE64URL_NOPAD.decode(protected.as_bytes()).ok()?).ok()?;
+        let clevis = header.get("clevis")?;
+        let pin = clevis.get("pin")?.as_str()?;
+        let inside = clevis.get(pin).unwrap_or(&Value::Null);
+        self.add(pin, inside);
+        if let Some(shares) = inside.get("jwe").and_then(Value::as_array).filter(|_| depth < DEPTH_MAX) {
+            for share in shares.iter().filter_map(Value::as_str) {
+                // One that is not understood is for Clevis to complain about.
+                let _ = self.add_header(share.split('.').next().unwrap_or_default(), depth + 1);
+            }
+        }
+        Some(pin.to_owned())
+    }
+
+    /// For people: `tang (http://10.0.0.1)`.
+    fn description(&self) -> String {
+        let mut named: Vec<&str> = self.servers.iter().take(SERVERS_NAMED_MAX).map(String::as_str).collect();
+        if self.servers.len() > named.len() {
+            named.push("…");
+        }
+        if named.is_empty() { self.pin.clone() } else { format!("{} ({})", self.pin, named.join(", ")) }
+    }
+
+    /// Programs that are needed, each with the package that brings it.
+    fn needs(&self, action: Action, places: &str) -> Vec<(String, &'static str)> {
+        let mut needed = vec![("clevis".to_owned(), "clevis"), ("jose".to_owned(), "jose")];
+        if action == Action::Decrypt {
+            needed.push(("clevis-decrypt".to_owned(), "clevis"));
+        }
+        for pin in &self.pins {
+            let package = if pin == "tpm2" { "clevis-tpm2 or clevis" } else { "clevis" };
+            needed.push((format!("clevis-{}-{pin}", action.name()), package));
+            let others: &[(&str, &'static str)] = match pin.as_str() {
+                "tang" => &[("curl", "curl")],
+                "tpm2" if programs::find(TPM2_PROGRAM, places).is_some() => &[],
+                "tpm2" => &[
+                    ("mktemp", "coreutils"),
+                    ("tpm2_createprimary", "tpm2-tools"),
+                    ("tpm2_load", "tpm2-tools"),
+                    ("tpm2_unseal", "tpm2-tools"),
+                ],
+                _ => &[],
+            };
+            needed.extend(others.iter().map(|(name, package)| ((*name).to_owned(), *package)));
+        }
+        needed
+    }
+}
+
+impl Clevis<'_> {
+    fn encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
+        let asked = Asked::by_config(pin, config);
+        let config = config.to_string();
+        let mut arguments = vec!["encrypt", pin, &config];
+        if trust {
+            arguments.push("-y");
+        }
+        let ended = self.run(Action::Encrypt, &asked, &arguments, passphrase.bytes())?;
+        let text = String::from_utf8_lossy(&ended.output.bytes);
+        jwe::from_compact(&text).ok_or_else(|| Error::Unexpected {
+            what: "what Clevis encrypted a passphrase to",
+            text: programs::one_line(text.as_bytes()),
+        })
+    }
+
+    fn decrypt(&self, jwe: &Value) -> Result<Secret> {
+        let not_understood = || Error::Unexpected {
+            what: "a passphrase encrypted by Clevis",
+            text: programs::one_line(jwe.to_string().as_bytes()),
+        };
+        let asked = Asked::by_jwe(jwe).ok_or_else(not_understood)?;
+        let compact = jwe::to_compact(jwe).ok_or_else(not_understood)?;
+        let ended = self.run(Action::Decrypt, &asked, &["decrypt"], compact.as_bytes())?;
+        let passphrase = ended.output.bytes.into_inner();
+        if passphrase.is_empty() || passphrase.len() > PASSPHRASE_BYTES_MAX {
+            let what = format!("a passphrase of {} bytes came out", passphrase.len());
+            return Err(Error::Clevis { action: Action::Decrypt.name(), with: asked.description(), what });
+        }
+        Ok(Secret::new(passphrase))
+    }
+
+    fn run(&self, action: Action, asked: &Asked, arguments: &[&str], input: &[u8]) -> Result<Ended> {
+        let failed = |what| Error::Clevis { action: action.name(), with: asked.description(), what };
+        let path = self.find(action, asked)?;
+        let passed_on = PASSED_ON.into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
+        let environment: Vec<(&str, OsString)> = passed_on.chain([("PATH", OsString::from(self.places))]).collect();
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        let limit = Some(self.limit);
+        let task = Task { path: &path, arguments: &arguments, environment: &environment, input, limit };
+        let ended = task.run().map_err(|fault| failed(format!("it could not be run: {fault}")))?;
+        if ended.late {
+            return Err(failed(format!("there was no answer within {} s", self.limit.as_secs())));
+        }
+        if !ended.status.success() {
+            return Err(failed(programs::complaint(ended.status, &ended.errors.bytes)));
+        }
+        Ok(ended)
+    }
+
+    /// Where `clevis` lies, if all that is needed is there.
+    fn find(&self, action: Action, asked: &Asked) -> Result<PathBuf> {
+        let needed = asked.needs(action, self.places);
+        let (mut missing, mut packages) = (Vec::new(), BTreeSet::new());
+        for (name, package) in &needed {
+            if programs::find(name, self.places).is_none() {
+                missing.push(name.as_str());
+                packages.insert(*package);
+            }
+        }
+        match programs::find("clevis", self.places) {
+            Some(path) if missing.is_empty() => Ok(path),
+            _ => Err(Error::Missing(format!(
+                "{} not found in {}; install {}",
+                missing.join(", "),
+                self.places,
+                packages.into_iter().collect::<Vec<_>>().join(", ")
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use serde_json::json;
+    use tempfile::TempDir;
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(Zeroizing::new(text.as_bytes().to_vec()))
+    }
+
+    fn protected(header: &Value) -> String {
+        BASE64URL_NOPAD.encode(header.to_string().as_bytes())
+    }
+
+    fn tang(url: &str) -> Value {
+        json!({"protected": protected(&json!({"clevis": {"pin": "tang", "tang": {"url": url}}})),
+            "iv": "aXY", "ciphertext": "Y2lwaGVy", "tag": "dGFn"})
+    }
+
+    /// A folder with programs of these names; `clevis` does what the script says.
+    fn programs(names: &[&str], script: &str) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            let script = if *name == "clevis" { script } else { "" };
+            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        folder
+    }
+
+    const TANG: [&str; 6] = ["clevis", "clevis-encrypt-tang", "clevis-decrypt-tang", "clevis-decrypt", "jose", "curl"];
+
+    fn clevis(folder: &TempDir, limit: Duration) -> (String, Duration) {
+        (format!("{}:/usr/bin:/bin", folder.path().display()), limit)
+    }
+
+    #[test]
+    fn what_is_asked_is_understood_at_any_depth() {
+        let config = json!({"t": 2, "pins": {"tang": [{"url": "http://a"}, {"url": "http://b"}],
+            "sss": {"t": 1, "pins": {"tpm2": [{}]}}}});
+        let asked = Asked::by_config("sss", &config);
+        assert_eq!(asked.pins, BTreeSet::from(["sss", "tang", "tpm2"].map(str::to_owned)));
+        let mut servers = asked.servers.clone();
+        servers.sort();
+        assert_eq!(servers, ["http://a", "http://b"]);
+
+        let share = |jwe: &Value| format!("{}..a.b.c", jwe["protected"].as_str().unwrap());
+        let inner = json!({"protected": protected(&json!({"clevis": {"pin": "sss", "sss":
+            {"t": 1, "p": "x", "jwe": [share(&tang("http://b")), "not understood"]}}}))});
+        let outer = json!({"protected": protected(&json!({"clevis": {"pin": "sss", "sss":
+            {"t": 1, "p": "x", "jwe": [share(&tang("http://a")), share(&inner)]}}}))});
+        let asked = Asked::by_jwe(&outer).unwrap();
+        assert_eq!(asked.description(), "sss (http://a, http://b)");
+        for bad in [json!({}), json!({"protected": 1}), json!({"protected": "e30"}), json!({"protected": "%"})] {
+            assert_eq!(Asked::by_jwe(&bad), None, "{bad}");
+        }
+        let many = Asked { pin: "sss".to_owned(), servers: vec!["u".to_owned(); 100], ..Asked::default() };
+        assert_eq!(many.description(), "sss (u, u, u, u, u, u, u, u, …)");
+    }
+
+    #[test]
+    fn missing_programs_are_named_together() {
+        let folder = programs(&["clevis", "jose"], "");
+        let clevis = Clevis { places: folder.path().to_str().unwrap(), limit: LIMIT };
+        let Err(Error::Missing(text)) = clevis.decrypt(&tang("http://a")) else { panic!("all found") };
+        assert!(text.starts_with("clevis-decrypt, clevis-decrypt-tang, curl not found in"), "{text}");
+        assert!(text.ends_with("; install clevis, curl"), "{text}");
+        let Err(Error::Missing(text)) = clevis.encrypt("tpm2", &json!({}), false, &secret("x")) else {
+            panic!("found")
+        };
+        assert!(text.contains("tpm2_createprimary") && !text.contains("curl"), "{text}");
+        fs::copy(folder.path().join("jose"), folder.path().join(TPM2_PROGRAM)).unwrap();
+        let Err(Error::Missing(text)) = clevis.encrypt("tpm2", &json!({}), false, &secret("x")) else {
+            panic!("found")
+        };
+        assert!(text.starts_with("clevis-encrypt-tpm2 not found"), "{text}");
+    }
+
+    #[test]
+    fn secrets_go_through_pipes() {
+        let script = "[ \"$*\" = 'encrypt tang {\"url\":\"http://a\"} -y' ] || exit 9
+            [ \"$(cat)\" = hunter2 ] || exit 8
+            echo a.b.c.d.e";
+        let folder = programs(&TANG, script);
+        let (places, limit) = clevis(&folder, LIMIT);
+        let clevis = Clevis { places: &places, limit };
+        let jwe = clevis.encrypt("tang", &json!({"url": "http://a"}), true, &secret("hunter2")).unwrap();
+        assert_eq!(jwe, json!({"protected": "a", "encrypted_key": "b", "iv": "c", "ciphertext": "d", "tag": "e"}));
+
+        let folder = programs(&TANG, "[ $* = decrypt ] && cut -d. -f3-4");
+        let (places, limit) = self::clevis(&folder, LIMIT);
+        let passphrase = Clevis { places: &places, limit }.decrypt(&tang("http://a")).unwrap();
+        assert!(passphrase.same(b"aXY.Y2lwaGVy\n"));
+    }
+
+    #[test]
+    fn refusals_name_the_server() {
+        let check = |script: &str, limit: Duration, expected: &str| {
+            let folder = programs(&TANG, script);
+            let (places, limit) = clevis(&folder, limit);
+            let error = Clevis { places: &places, limit }.decrypt(&tang("http://10.0.0.1")).unwrap_err();
+            let start = "Clevis could not decrypt a passphrase with tang (http://10.0.0.1): ";
+            assert_eq!(error.to_string(), format!("{start}{expected}"));
+        };
+        check(
+            "echo Error communicating >&2; echo with server >&2; exit 1",
+            LIMIT,
+            "exit status 1: Error communicating with server",
+        );
+        check("yes | head -c 65", LIMIT, "a passphrase of 65 bytes came out");
+        check("exit 0", LIMIT, "a passphrase of 0 bytes came out");
+        check("sleep infinity | cat", Duration::from_millis(50), "there was no answer within 0 s");
+        let folder = programs(&TANG, "echo nonsense");
+        let (places, limit) = clevis(&folder, LIMIT);
+        let error = Clevis { places: &places, limit }.encrypt("tang", &json!({}), false, &secret("x")).unwrap_err();
+        assert!(matches!(error, Error::Unexpected { .. }), "{error}");
+    }
 }

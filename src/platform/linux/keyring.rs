@@ -1,9 +1,13 @@
-//! The kernel's persistent keyring of root, where passphrases are kept (`spec/engine/encryption.md` §3).
+//! The kernel's keyrings: the persistent one of root, where passphrases are kept, and the daemon's own, where volume keys
+//! are (`spec/engine/encryption.md` §3).
 //!
-//! The keyring is fetched and linked into the session keyring before each use, because it expires when it is not used for
+//! The persistent keyring is fetched and linked into the session keyring before each use, because it expires when it is not used for
 //! days. Knows names and bytes; nothing of what a key opens.
 
-use std::{ffi::CString, io};
+use std::{
+    ffi::{CStr, CString},
+    io,
+};
 
 use nix::libc::{self, c_int, c_long};
 use zeroize::Zeroizing;
@@ -13,7 +17,9 @@ use crate::platform::{
     keyring::{KeyChange, Secret},
 };
 
-const TYPE: &std::ffi::CStr = c"user";
+const TYPE: &CStr = c"user";
+/// Of keys that only the kernel can read.
+const LOGON: &CStr = c"logon";
 /// Everything for the user, nothing for anybody else.
 const PERMISSIONS: c_long = 0x003f_0000;
 /// Longest value read back; ours have at most 64 bytes, others' are not looked at.
@@ -76,29 +82,22 @@ fn read(serial: Serial, name: &str, room: usize) -> Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-/// Sets a key, durable until the next boot.
+/// Adds a key, or gives the one of that name another value.
 #[allow(unsafe_code)]
-pub(super) fn set(name: &str, value: &Secret) -> Result<KeyChange> {
-    let ring = persistent()?;
-    let (pointer, length) = (value.bytes().as_ptr(), value.bytes().len());
-    if let Some(serial) = find(ring, name)? {
-        if value.same(&read(serial, name, VALUE_BYTES_MAX)?) {
-            return Ok(KeyChange::Same);
-        }
-        return match keyctl(libc::KEYCTL_UPDATE, [serial, pointer as c_long, length as c_long, 0]) {
-            0.. => Ok(KeyChange::Replaced),
-            _ => Err(failed("change", name)),
-        };
-    }
+fn add(kind: &CStr, name: &str, value: &[u8], ring: Serial) -> Result<Serial> {
     let text = c_name(name)?;
-    // SAFETY: type and name are strings that end with NUL, and the value has `length` bytes; all live until the call returns.
-    let serial =
-        unsafe { libc::syscall(libc::SYS_add_key, TYPE.as_ptr(), text.as_ptr(), pointer, length, ring as c_int) };
-    if serial < 0 {
-        return Err(failed("add", name));
-    }
+    // SAFETY: type and name are strings that end with NUL, and the value is as long as is said; all live until the call
+    // returns.
+    let serial = unsafe {
+        libc::syscall(libc::SYS_add_key, kind.as_ptr(), text.as_ptr(), value.as_ptr(), value.len(), ring as c_int)
+    };
+    if serial < 0 { Err(failed("add", name)) } else { Ok(serial) }
+}
+
+/// Takes a new key's rights away from all but the user; one that cannot be protected does not stay.
+fn protect(serial: Serial, name: &str, ring: Serial) -> Result<()> {
     match keyctl(libc::KEYCTL_SETPERM, [serial, PERMISSIONS, 0, 0]) {
-        0.. => Ok(KeyChange::Created),
+        0.. => Ok(()),
         _ => {
             let error = failed("protect", name);
             keyctl(libc::KEYCTL_UNLINK, [serial, ring, 0, 0]);
@@ -107,14 +106,37 @@ pub(super) fn set(name: &str, value: &Secret) -> Result<KeyChange> {
     }
 }
 
-/// Removes a key. `false`: there was none.
-pub(super) fn unset(name: &str) -> Result<bool> {
-    let ring = persistent()?;
-    let Some(serial) = find(ring, name)? else { return Ok(false) };
+/// Takes a key out of a keyring, which says that it was there.
+fn unlink(serial: Serial, name: &str, ring: Serial) -> Result<bool> {
     match keyctl(libc::KEYCTL_UNLINK, [serial, ring, 0, 0]) {
         0.. => Ok(true),
         _ => Err(failed("remove", name)),
     }
+}
+
+/// Sets a key, durable until the next boot.
+pub(super) fn set(name: &str, value: &Secret) -> Result<KeyChange> {
+    let ring = persistent()?;
+    if let Some(serial) = find(ring, name)? {
+        if value.same(&read(serial, name, VALUE_BYTES_MAX)?) {
+            return Ok(KeyChange::Same);
+        }
+        let (pointer, length) = (value.bytes().as_ptr(), value.bytes().len());
+        return match keyctl(libc::KEYCTL_UPDATE, [serial, pointer as c_long, length as c_long, 0]) {
+            0.. => Ok(KeyChange::Replaced),
+            _ => Err(failed("change", name)),
+        };
+    }
+    let serial = add(TYPE, name, value.bytes(), ring)?;
+    protect(serial, name, ring)?;
+    Ok(KeyChange::Created)
+}
+
+/// Removes a key. `false`: there was none.
+pub(super) fn unset(name: &str) -> Result<bool> {
+    let ring = persistent()?;
+    let Some(serial) = find(ring, name)? else { return Ok(false) };
+    unlink(serial, name, ring)
 }
 
 /// Names of all keys of our type in the keyring.
@@ -144,14 +166,37 @@ pub(super) fn key_read(name: &str) -> Result<Option<Secret>> {
     Ok(Some(Secret::new(read(serial, name, VALUE_BYTES_MAX)?)))
 }
 
-pub(super) fn volume_key_set(name: &str, _value: &Secret) -> Result<()> {
-    Err(Error::Missing(format!("the process keyring ({name}) is not there yet")))
+/// The daemon's own keyring, shared by its threads, gone with it.
+const PROCESS: Serial = libc::KEY_SPEC_PROCESS_KEYRING as Serial;
+
+/// Makes the process keyring. A thread has that of the thread which started it, so this comes before there are others.
+pub(super) fn make_process_keyring() -> Result<()> {
+    match keyctl(libc::KEYCTL_GET_KEYRING_ID, [PROCESS, 1, 0, 0]) {
+        0.. => Ok(()),
+        _ => Err(failed("make the keyring for", "(volume keys)")),
+    }
 }
 
-pub(super) fn volume_key_read(_name: &str) -> Result<Option<Secret>> {
-    Ok(None)
+/// Keeps a volume key in the process keyring, in place of one of that name.
+pub(super) fn volume_key_set(name: &str, value: &Secret) -> Result<()> {
+    let serial = add(TYPE, name, value.bytes(), PROCESS)?;
+    protect(serial, name, PROCESS)
 }
 
-pub(super) fn volume_key_unset(_name: &str) -> Result<bool> {
-    Ok(false)
+/// A volume key.
+pub(super) fn volume_key_read(name: &str) -> Result<Option<Secret>> {
+    let Some(serial) = find(PROCESS, name)? else { return Ok(None) };
+    Ok(Some(Secret::new(read(serial, name, VALUE_BYTES_MAX)?)))
+}
+
+/// Removes a volume key. `false`: there was none.
+pub(super) fn volume_key_unset(name: &str) -> Result<bool> {
+    let Some(serial) = find(PROCESS, name)? else { return Ok(false) };
+    unlink(serial, name, PROCESS)
+}
+
+/// Gives the kernel a volume key that a device-mapper table names; nobody can read it back. For a short-lived process:
+/// it lies in the process keyring.
+pub(super) fn lend_to_kernel(name: &str, key: &[u8]) -> Result<()> {
+    add(LOGON, name, key, PROCESS).map(drop)
 }

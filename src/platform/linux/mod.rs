@@ -12,11 +12,13 @@ mod dm;
 mod files;
 pub mod heap;
 mod keyring;
-mod luks;
+pub mod luks;
 mod monitor;
 mod mounts;
 pub mod pid_file;
 mod programs;
+mod secrecy;
+mod secret_bytes;
 mod startup;
 mod wait;
 
@@ -29,7 +31,7 @@ use std::{
 use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
-use self::{dm::Mapper, files::Place, programs::Programs};
+use self::{dm::Mapper, files::Place, luks::Luks, programs::Programs};
 use crate::engine::units::Sectors;
 use crate::platform::{
     Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DmEvents, Geometry, PendingLinks, Platform,
@@ -45,12 +47,14 @@ pub struct Linux {
     mapper: Mapper,
     /// The private directory.
     place: Place,
+    luks: Luks,
 }
 
 impl Linux {
     /// Gets the machine ready: leaves the root mount namespace, checks that programs and device-mapper are there, makes
     /// the private directory. To be called before any thread is started, since only the calling thread changes its
-    /// namespace, and threads started later inherit it.
+    /// namespace, and threads started later inherit it. A program that does so must have asked
+    /// [`luks::child::run_if_asked`] before.
     ///
     /// # Errors
     /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; others say which call failed.
@@ -219,7 +223,7 @@ impl Platform for Linux {
     }
 
     fn luks_read(&self, device: &Path) -> Result<Option<Header>> {
-        luks::read(device)
+        self.luks.read(device)
     }
 
     fn luks_format(
@@ -230,23 +234,23 @@ impl Platform for Linux {
         keyslots: &[NewKeyslot<'_>],
         tokens: &BTreeMap<u32, Value>,
     ) -> Result<Header> {
-        luks::format(device, layout, purpose, keyslots, tokens)
+        self.luks.format(device, layout, purpose, keyslots, tokens)
     }
 
     fn luks_change(&self, device: &Path, unlock: Option<Unlock<'_>>, changes: &[HeaderChange<'_>]) -> Result<Header> {
-        luks::change(device, unlock, changes)
+        self.luks.change(device, unlock, changes)
     }
 
     fn luks_open(&self, device: &Path, name: Option<&str>, unlock: Unlock<'_>) -> Result<Secret> {
-        luks::open(device, name, unlock)
+        self.luks.open(device, name, unlock)
     }
 
     fn luks_reopen(&self, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
-        luks::reopen(device, name, volume_key)
+        self.luks.reopen(device, name, volume_key)
     }
 
     fn luks_resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
-        luks::resize(device, name, volume_key, size)
+        self.luks.resize(device, name, volume_key, size)
     }
 
     fn luks_reencrypt(
@@ -257,7 +261,7 @@ impl Platform for Linux {
         begin: Begin,
         watch: &(dyn Fn(Progress) -> bool + Sync),
     ) -> Result<Ended> {
-        luks::reencrypt(device, name, unlock, begin, watch)
+        self.luks.reencrypt(device, name, unlock, begin, watch)
     }
 
     fn clevis_encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {

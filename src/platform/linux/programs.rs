@@ -1,38 +1,46 @@
-//! Programs that the engine has run: where they lie, and running one to its end.
+//! Programs: where they lie, starting one, and running one to its end.
 //!
-//! The only place that starts processes. A program gets no input, the C locale, a fixed PATH, no signal blocked, a
-//! process group of its own (so that Ctrl-C on the daemon's terminal does not reach it), and of the daemon's
-//! descriptors only the pipes for its output.
+//! The only place that starts processes. A program gets the C locale, a fixed PATH, no signal blocked, a session of its
+//! own (so that Ctrl-C on the daemon's terminal does not reach it, and it has no terminal to ask on), and of the daemon's
+//! descriptors only the pipes for what it is told and what it says. What passes through them may be secret and is wiped.
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs, io,
-    io::Read,
-    os::{
-        fd::AsFd,
-        unix::{
-            fs::PermissionsExt,
-            process::{CommandExt, ExitStatusExt},
-        },
-    },
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
-use super::wait;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use rustix::event::{PollFd, PollFlags};
+use zeroize::Zeroizing;
+
+use super::{secret_bytes::SecretBytes, wait};
 use crate::platform::{Error, Program, Result};
 
 /// Where programs are looked for, in this order. A distribution may give another list, joined by colons, in
 /// `EXECUTABLES_PATHS` when it builds the daemon. The PATH of the daemon's own environment is not used.
-const PLACES: &str = match option_env!("EXECUTABLES_PATHS") {
+pub(super) const PLACES: &str = match option_env!("EXECUTABLES_PATHS") {
     Some(places) => places,
     None => "/usr/sbin:/sbin:/usr/bin:/bin",
 };
 /// What is kept of each output of a program; it may say more.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
+/// Room for an output before it has to move.
+const OUTPUT_BYTES: usize = 8 << 10;
 /// What is told of it when it fails.
 const COMPLAINT_CHARS_MAX: usize = 400;
+/// So much fits into any pipe that is ready to be written to, so that the write does not wait.
+const WRITE_BYTES_MAX: usize = 4096;
+/// How long the outputs of a program that was killed are waited for: its own children may hold them open.
+const KILLED_LIMIT: Duration = Duration::from_secs(2);
 
 /// The programs, found.
 pub(super) struct Programs {
@@ -52,8 +60,7 @@ impl Programs {
         let mut paths = HashMap::new();
         let mut missing = Vec::new();
         for program in Program::ALL {
-            match places.split(':').map(|place| Path::new(place).join(program.name())).find(|path| is_executable(path))
-            {
+            match find(program.name(), places) {
                 Some(path) => drop(paths.insert(program, path)),
                 None => missing.push(program.name()),
             }
@@ -72,7 +79,9 @@ impl Programs {
         let failed = |what| Error::Program { program, what };
         // `find` has found every program or failed.
         let path = self.paths.get(&program).ok_or_else(|| failed("not found at start-up".to_owned()))?;
-        let ended = execute(path, arguments).map_err(|fault| failed(format!("could not be run: {fault}")))?;
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        let task = Task { path, arguments: &arguments, environment: &[], input: &[], limit: None };
+        let ended = task.run().map_err(|fault| failed(format!("could not be run: {fault}")))?;
         if !ended.status.success() {
             return Err(failed(complaint(ended.status, &ended.errors.bytes)));
         }
@@ -84,55 +93,119 @@ impl Programs {
     }
 }
 
+/// The first executable file of that name in places joined by colons.
+pub(super) fn find(name: &str, places: &str) -> Option<PathBuf> {
+    places.split(':').map(|place| Path::new(place).join(name)).find(|path| is_executable(path))
+}
+
 fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
 /// The first bytes of an output.
-#[derive(Default)]
-struct Kept {
-    bytes: Vec<u8>,
+pub(super) struct Kept {
+    /// The bytes.
+    pub(super) bytes: SecretBytes,
     /// There was more.
-    cut: bool,
+    pub(super) cut: bool,
+}
+
+impl Kept {
+    /// Nothing yet.
+    pub(super) fn new() -> Kept {
+        Kept { bytes: SecretBytes::with_room(OUTPUT_BYTES), cut: false }
+    }
+
+    /// Keeps as much of it as there is room for.
+    pub(super) fn keep(&mut self, bytes: &[u8]) {
+        let room = OUTPUT_BYTES_MAX - self.bytes.len();
+        self.cut |= bytes.len() > room;
+        self.bytes.push(&bytes[..bytes.len().min(room)]);
+    }
 }
 
 /// How a program ended and what it said.
-struct Ended {
-    status: ExitStatus,
-    output: Kept,
-    errors: Kept,
+pub(super) struct Ended {
+    /// How.
+    pub(super) status: ExitStatus,
+    /// Its standard output.
+    pub(super) output: Kept,
+    /// Its standard error.
+    pub(super) errors: Kept,
+    /// It was killed because its time was up.
+    pub(super) late: bool,
 }
 
-fn execute(path: &Path, arguments: &[impl AsRef<OsStr>]) -> io::Result<Ended> {
-    // The one place where programs are started.
-    #[allow(clippy::disallowed_methods)]
-    let mut command = Command::new(path);
-    command
-        .args(arguments)
-        .env_clear()
-        .env("LC_ALL", "C")
-        .env("PATH", PLACES)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0);
-    set_apart::child_of(&mut command);
-    let mut child = command.spawn()?;
-    let read = drain(&mut child);
-    if read.is_err() {
-        // Nobody reads what it says any more; it must not stay behind, waiting to say it.
+/// A program to be run.
+pub(super) struct Task<'a> {
+    /// Where it lies.
+    pub(super) path: &'a Path,
+    /// What it is given. Everybody can see them: never a secret.
+    pub(super) arguments: &'a [&'a OsStr],
+    /// Variables beside the locale and the PATH; these may be set to other values.
+    pub(super) environment: &'a [(&'a str, OsString)],
+    /// What it is told on standard input.
+    pub(super) input: &'a [u8],
+    /// How long it may take; then it is killed with all that it started.
+    pub(super) limit: Option<Duration>,
+}
+
+impl Task<'_> {
+    /// Starts it, with a pipe for each of the three standard descriptors. The caller waits for its end.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub(super) fn start(&self) -> io::Result<Child> {
+        // The one place where programs are started.
+        #[allow(clippy::disallowed_methods)]
+        let mut command = Command::new(self.path);
+        command
+            .args(self.arguments)
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", PLACES)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        set_apart::child_of(&mut command);
+        command.spawn()
+    }
+
+    /// Runs it to its end.
+    pub(super) fn run(&self) -> io::Result<Ended> {
+        let deadline = self.limit.map(|limit| Instant::now() + limit);
+        let mut child = self.start()?;
+        let mut pipes = Pipes::new(&mut child, self.input);
+        let mut in_time = pipes.serve(deadline);
+        if !matches!(in_time, Ok(true)) {
+            // Nobody waits for what it says any more; it must not stay behind, waiting to say it.
+            kill(&mut child);
+        }
+        if matches!(in_time, Ok(false)) {
+            let last = pipes.serve(Some(Instant::now() + KILLED_LIMIT));
+            in_time = last.map(|_| false);
+        }
+        // In any case, so that it does not stay as a zombie.
+        let status = child.wait()?;
+        Ok(Ended { late: !in_time?, status, output: pipes.output.kept, errors: pipes.errors.kept })
+    }
+}
+
+/// Kills a program with all that it started (and that did not set itself apart in turn).
+pub(super) fn kill(child: &mut Child) {
+    let group = i32::try_from(child.id()).map(Pid::from_raw);
+    // It leads its own session and so a group of that number, which is nobody else's as long as it is not waited for.
+    if !group.is_ok_and(|group| killpg(group, Signal::SIGKILL).is_ok()) {
         let _ = child.kill();
     }
-    // In any case, so that it does not stay as a zombie.
-    let status = child.wait()?;
-    let (output, errors) = read?;
-    Ok(Ended { status, output, errors })
 }
 
 mod set_apart {
     //! What a child would inherit and must not: signals that the parent's thread blocks (programs do not expect any
-    //! to be blocked), and descriptors that some library, or whoever started the daemon, left open across an exec.
+    //! to be blocked), descriptors that some library, or whoever started the daemon, left open across an exec, and the
+    //! session with its terminal.
     #![allow(unsafe_code)]
 
     use std::{os::unix::process::CommandExt, process::Command};
@@ -140,6 +213,7 @@ mod set_apart {
     use nix::{
         libc::{CLOSE_RANGE_CLOEXEC, SYS_close_range, c_uint, syscall},
         sys::signal::{SigSet, SigmaskHow, sigprocmask},
+        unistd::setsid,
     };
 
     pub(super) fn child_of(command: &mut Command) {
@@ -148,9 +222,10 @@ mod set_apart {
             // SAFETY: a system call on numbers. It marks descriptors and closes none, so that nobody who owns one is
             // wronged. Before Linux 5.11 it fails, which leaves things as they would be without it.
             unsafe { syscall(SYS_close_range, 3, c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
+            setsid()?;
             Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&none), None)?)
         };
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes two system calls,
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes three system calls,
         // on values made before the fork, and allocates nothing: an error is an errno.
         unsafe { command.pre_exec(before_exec) };
     }
@@ -165,7 +240,7 @@ struct Output<P> {
 
 impl<P: Read> Output<P> {
     fn new(pipe: Option<P>) -> Output<P> {
-        Output { pipe, kept: Kept::default() }
+        Output { pipe, kept: Kept::new() }
     }
 
     /// Reads once, which does not wait when the pipe is ready.
@@ -173,11 +248,7 @@ impl<P: Read> Output<P> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         match pipe.read(buffer) {
             Ok(0) => self.pipe = None,
-            Ok(count) => {
-                let room = OUTPUT_BYTES_MAX - self.kept.bytes.len();
-                self.kept.cut |= count > room;
-                self.kept.bytes.extend_from_slice(&buffer[..count.min(room)]);
-            }
+            Ok(count) => self.kept.keep(&buffer[..count]),
             Err(interrupted) if interrupted.kind() == io::ErrorKind::Interrupted => {}
             Err(failed) => return Err(failed),
         }
@@ -185,31 +256,69 @@ impl<P: Read> Output<P> {
     }
 }
 
-/// Reads both outputs to their ends, side by side, so that the child never waits for a full pipe. Without a deadline:
-/// formatting a slow disk takes as long as it takes.
-fn drain(child: &mut Child) -> io::Result<(Kept, Kept)> {
-    let mut output = Output::new(child.stdout.take());
-    let mut errors = Output::new(child.stderr.take());
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let (output_ready, errors_ready) = match (&output.pipe, &errors.pipe) {
-            (None, None) => return Ok((output.kept, errors.kept)),
-            // With one left, its read may as well do the waiting.
-            (Some(_), None) => (true, false),
-            (None, Some(_)) => (false, true),
-            (Some(output), Some(errors)) => wait::either(output.as_fd(), errors.as_fd())?,
-        };
-        if output_ready {
-            output.take(&mut buffer)?;
+/// The three pipes of a program.
+struct Pipes<'a> {
+    /// With what is still to be said; `None` when all is.
+    input: Option<(std::process::ChildStdin, &'a [u8])>,
+    output: Output<std::process::ChildStdout>,
+    errors: Output<std::process::ChildStderr>,
+}
+
+impl<'a> Pipes<'a> {
+    fn new(child: &mut Child, input: &'a [u8]) -> Pipes<'a> {
+        let given = child.stdin.take().filter(|_| !input.is_empty());
+        Pipes {
+            input: given.map(|pipe| (pipe, input)),
+            output: Output::new(child.stdout.take()),
+            errors: Output::new(child.stderr.take()),
         }
-        if errors_ready {
-            errors.take(&mut buffer)?;
+    }
+
+    /// Writes and reads all to the ends, side by side, so that neither ever waits for a full pipe. `false`: time is up.
+    /// Without a deadline, formatting a slow disk takes as long as it takes.
+    fn serve(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
+        let mut buffer = Zeroizing::new(vec![0; 64 << 10]);
+        while self.output.pipe.is_some() || self.errors.pipe.is_some() {
+            let input = self.input.as_ref().map(|(pipe, _)| PollFd::new(pipe, PollFlags::OUT));
+            let output = self.output.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+            let errors = self.errors.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+            let (with_input, with_output) = (usize::from(input.is_some()), usize::from(output.is_some()));
+            let mut fds: Vec<PollFd<'_>> = [input, output, errors].into_iter().flatten().collect();
+            if !wait::any(&mut fds, deadline)? {
+                return Ok(false);
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            if with_input == 1 && ready[0] {
+                self.tell()?;
+            }
+            if with_output == 1 && ready[with_input] {
+                self.output.take(&mut buffer)?;
+            }
+            if ready.get(with_input + with_output).is_some_and(|ready| *ready) {
+                self.errors.take(&mut buffer)?;
+            }
         }
+        Ok(true)
+    }
+
+    /// Writes a piece. A program that does not want to hear it is no error: how it ends tells.
+    fn tell(&mut self) -> io::Result<()> {
+        let Some((pipe, left)) = &mut self.input else { return Ok(()) };
+        match pipe.write(&left[..left.len().min(WRITE_BYTES_MAX)]) {
+            Ok(count) => *left = &left[count..],
+            Err(interrupted) if interrupted.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(closed) if closed.kind() == io::ErrorKind::BrokenPipe => *left = &[],
+            Err(failed) => return Err(failed),
+        }
+        if left.is_empty() {
+            self.input = None;
+        }
+        Ok(())
     }
 }
 
 /// How it ended and what it said, for people.
-fn complaint(status: ExitStatus, errors: &[u8]) -> String {
+pub(super) fn complaint(status: ExitStatus, errors: &[u8]) -> String {
     let end = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),
@@ -222,7 +331,7 @@ fn complaint(status: ExitStatus, errors: &[u8]) -> String {
 }
 
 /// The words of a text on one line, cut to a readable length.
-fn one_line(text: &[u8]) -> String {
+pub(super) fn one_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let words: Vec<&str> =
         text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
@@ -235,15 +344,21 @@ fn one_line(text: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+    use std::{ffi::OsStr, fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
     use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
-    use super::{COMPLAINT_CHARS_MAX, Ended, OUTPUT_BYTES_MAX, Programs, complaint, execute, one_line};
+    use super::{COMPLAINT_CHARS_MAX, Ended, OUTPUT_BYTES_MAX, Programs, Task, complaint, one_line};
     use crate::platform::{Error, Program};
 
     fn shell(script: &str) -> Ended {
-        execute(Path::new("/bin/sh"), &["-c", script]).unwrap()
+        told(script, &[], None)
+    }
+
+    fn told(script: &str, input: &[u8], limit: Option<Duration>) -> Ended {
+        let arguments = [OsStr::new("-c"), OsStr::new(script)];
+        let path = Path::new("/bin/sh");
+        Task { path, arguments: &arguments, environment: &[], input, limit }.run().unwrap()
     }
 
     fn text(bytes: &[u8]) -> &str {
@@ -296,10 +411,9 @@ mod tests {
         blocked.add(Signal::SIGINT);
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before)).unwrap();
-        let ended =
-            shell("grep SigBlk /proc/self/status; echo $LC_ALL; echo ${HOME-none}; pwd; readlink /proc/$$/fd/0");
+        let ended = shell("grep SigBlk /proc/self/status; echo $LC_ALL; echo ${HOME-none}; pwd; cat");
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None).unwrap();
-        assert_eq!(text(&ended.output.bytes), "SigBlk:\t0000000000000000\nC\nnone\n/\n/dev/null\n");
+        assert_eq!(text(&ended.output.bytes), "SigBlk:\t0000000000000000\nC\nnone\n/\n");
     }
 
     #[test]
@@ -314,9 +428,30 @@ mod tests {
     }
 
     #[test]
-    fn the_child_leads_its_own_process_group() {
-        let ended = shell("read -r pid name state parent group rest < /proc/$$/stat; [ $pid = $group ]");
+    fn the_child_leads_its_own_session_without_a_terminal() {
+        let ended = shell(
+            "read -r pid name state parent group session terminal rest < /proc/$$/stat
+            [ $pid = $group ] && [ $pid = $session ] && [ $terminal = 0 ]",
+        );
         assert!(ended.status.success());
+    }
+
+    #[test]
+    fn much_input_and_output_pass_each_other() {
+        let input = vec![b'x'; 300_000];
+        let ended = told("cat", &input, None);
+        assert!(*ended.output.bytes == *input && !ended.late);
+        // One that does not listen, and one that has gone before all is said.
+        assert!(told("exit 0", &input, None).status.success());
+        assert_eq!(text(&told("head -c 3", &input, None).output.bytes), "xxx");
+    }
+
+    #[test]
+    fn one_that_takes_too_long_is_killed_with_what_it_started() {
+        // Without end, and so are its children, which hold the pipes.
+        let ended = told("echo begun; sleep infinity & sleep infinity", b"", Some(Duration::from_millis(50)));
+        assert!(ended.late);
+        assert_eq!(complaint(ended.status, b""), "killed by signal 9");
     }
 
     #[test]
@@ -345,6 +480,7 @@ mod tests {
 
     #[test]
     fn an_unusable_program_is_an_error() {
-        assert!(execute(Path::new("/nonexistent"), &["x"]).is_err());
+        let task = Task { path: Path::new("/nonexistent"), arguments: &[], environment: &[], input: &[], limit: None };
+        assert!(task.run().is_err());
     }
 }

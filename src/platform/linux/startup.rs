@@ -4,9 +4,19 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use super::{Linux, dm::Mapper, monitor::udev_runs, mounts, programs::Programs};
+use super::{
+    Linux,
+    dm::Mapper,
+    keyring,
+    luks::{self, Luks},
+    monitor::udev_runs,
+    mounts,
+    programs::Programs,
+    secrecy,
+};
 use crate::platform::{Error, Result};
 
 /// Where udev reads its rules.
@@ -17,11 +27,17 @@ const RULES: [&str; 5] = [
     "/usr/lib/udev/rules.d",
     "/lib/udev/rules.d",
 ];
+/// How long processes that work on encrypted devices for an earlier daemon are waited for; a step takes about a second.
+const ORPHANS_LIMIT: Duration = Duration::from_secs(30);
 /// What some rule of device-mapper's calls when udev is done with one of its devices.
 const COMPLETION: &str = "udevcomplete";
 
 /// Gets the machine ready. See [`Linux::start`].
 pub(super) fn start() -> Result<Linux> {
+    secrecy::no_core_dumps().map_err(|fault| {
+        Error::Missing(format!("the kernel does not let this process keep its memory to itself ({fault})"))
+    })?;
+    keyring::make_process_keyring()?;
     mounts::leave_root_namespace()?;
     let programs = Programs::find()?;
     let mapper = Mapper::open()?;
@@ -29,7 +45,8 @@ pub(super) fn start() -> Result<Linux> {
         check_completion(&RULES.map(PathBuf::from))?;
     }
     let place = mounts::make_place()?;
-    Ok(Linux { programs, mapper, place })
+    luks::orphans::wait_for_end(ORPHANS_LIMIT);
+    Ok(Linux { programs, mapper, place, luks: Luks::default() })
 }
 
 /// Without device-mapper's own rules, udev never reports back, and the first device made would be waited for without

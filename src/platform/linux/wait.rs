@@ -20,14 +20,12 @@ pub(super) fn readable(fd: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool
     poll_until(&mut fds, Some(deadline))
 }
 
-/// Waits without end until one of two descriptors has something to read, and tells which have.
+/// Waits until something of these is ready, at most until `deadline`; the descriptors tell what is. `false`: time is up.
 ///
 /// # Errors
 /// As for [`readable`].
-pub(super) fn either(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<(bool, bool)> {
-    let mut fds = [PollFd::new(&one, PollFlags::IN), PollFd::new(&other, PollFlags::IN)];
-    poll_until(&mut fds, None)?;
-    Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty()))
+pub(super) fn any(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
+    poll_until(fds, deadline)
 }
 
 /// Lets time pass. For the few conditions of which the kernel tells nobody, each of them bounded by its caller.
@@ -58,7 +56,9 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::{either, readable};
+    use rustix::event::{PollFd, PollFlags};
+
+    use super::{any, readable};
 
     #[test]
     fn tells_ready_from_late() {
@@ -75,11 +75,16 @@ mod tests {
     fn of_two_the_ready_ones_are_told() {
         let (one, mut one_end) = std::io::pipe().unwrap();
         let (other, other_end) = std::io::pipe().unwrap();
+        let ready = || {
+            let mut fds = [PollFd::new(&one, PollFlags::IN), PollFd::new(&other, PollFlags::IN)];
+            let some = any(&mut fds, Some(Instant::now())).unwrap();
+            (some, fds.map(|fd| !fd.revents().is_empty()))
+        };
+        assert_eq!(ready(), (false, [false, false]));
         one_end.write_all(b"x").unwrap();
-        assert_eq!(either(one.as_fd(), other.as_fd()).unwrap(), (true, false));
-        assert_eq!(either(other.as_fd(), one.as_fd()).unwrap(), (false, true));
+        assert_eq!(ready(), (true, [true, false]));
         drop(other_end);
-        assert_eq!(either(one.as_fd(), other.as_fd()).unwrap(), (true, true));
+        assert_eq!(ready(), (true, [true, true]));
     }
 
     #[test]

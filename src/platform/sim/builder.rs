@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
     Inner, Sim,
+    clevis::{Helpers, Trouble},
     clock::Clock,
     disks::{DiskShape, Disks},
     faults::{Control, Slow},
@@ -26,16 +27,16 @@ pub const DISK_SIZE_DEFAULT: Sectors = Sectors(1 << 31);
 pub enum Preset {
     /// Somebody's XFS.
     Xfs,
-    /// A LUKS2 header.
+    /// Somebody's LUKS2 container.
     Luks,
     /// A DOS partition table with so many partitions, at most 4.
     PartitionTable(u8),
 }
 
 impl Preset {
-    /// What lies in the first sector.
-    pub(super) fn first_sector(self, size: Sectors) -> [u8; 512] {
-        let mut sector = [0; 512];
+    /// What lies at the beginning.
+    pub(super) fn content(self, size: Sectors) -> Vec<u8> {
+        let mut sector = vec![0; 512];
         match self {
             Preset::Xfs => {
                 let superblock = super::xfs::Superblock {
@@ -44,12 +45,9 @@ impl Preset {
                     key: *b"somebody's files",
                     dirty: false,
                 };
-                return superblock.encode();
+                return superblock.encode().to_vec();
             }
-            Preset::Luks => {
-                sector[..6].copy_from_slice(b"LUKS\xba\xbe");
-                sector[7] = 2;
-            }
+            Preset::Luks => return super::luks::somebodys(),
             Preset::PartitionTable(partitions) => {
                 sector[510..].copy_from_slice(&[0x55, 0xaa]);
                 for entry in 0..usize::from(partitions.min(4)) {
@@ -80,6 +78,8 @@ pub struct Builder {
     real_clock: bool,
     record: bool,
     slow: Slow,
+    helpers: Helpers,
+    hot_zone: Option<u64>,
 }
 
 impl Default for Builder {
@@ -102,6 +102,8 @@ impl Default for Builder {
             real_clock: false,
             record: false,
             slow: Slow::default(),
+            helpers: Helpers::default(),
+            hot_zone: None,
         }
     }
 }
@@ -230,6 +232,31 @@ impl Builder {
         self
     }
 
+    /// Something is wrong with the Tang server of this URL from the start.
+    pub fn tang(mut self, url: &str, trouble: Trouble) -> Builder {
+        self.helpers.set_server(url, Some(trouble));
+        self
+    }
+
+    /// Something is wrong with all Tang servers from the start.
+    pub fn all_tang(mut self, trouble: Trouble) -> Builder {
+        self.helpers.set_all_servers(Some(trouble));
+        self
+    }
+
+    /// Something is wrong with the TPM from the start.
+    pub fn tpm(mut self, trouble: Trouble) -> Builder {
+        self.helpers.set_tpm(Some(trouble));
+        self
+    }
+
+    /// A work on the data of a LUKS2 container takes so many stretches of 4 KiB at a time, of those that hold something;
+    /// otherwise it takes a 64th of them, so that there are about a thousand steps.
+    pub fn hot_zone(mut self, pages: u64) -> Builder {
+        self.hot_zone = Some(pages);
+        self
+    }
+
     /// Takes the options of `--sim` from variables, usually those of the environment:
     /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see [`Builder::slow`]), `STRATISD_SIM_SLOW_PATH`
     /// (see [`Builder::slow_at`]) and `STRATISD_SIM_SEED`.
@@ -269,7 +296,7 @@ impl Builder {
             }
             if let Some(disk) = disks.known(&path) {
                 if let Some(preset) = planned.preset {
-                    disk.preset(0, &preset.first_sector(size));
+                    disk.preset(0, &preset.content(size));
                 }
                 for (offset, bytes) in planned.content {
                     disk.preset(offset, &bytes);
@@ -281,11 +308,12 @@ impl Builder {
         }
         // Two streams, so that what one is asked for does not change what the other says.
         Sim(Arc::new(Inner {
-            machine: Mutex::new(Machine::new(disks, self.seed)),
+            machine: Mutex::new(Machine::new(disks, self.helpers, self.seed)),
             changed: Condvar::new(),
             stalls: Condvar::new(),
             control: Arc::new(Control::new(self.record, self.slow)),
             clock: if self.real_clock { Clock::Real } else { Clock::logical() },
+            hot_zone: self.hot_zone,
             random: Mutex::new(StdRng::seed_from_u64(self.seed ^ 0x5eed_0f1d_5eed_0f1d)),
         }))
     }

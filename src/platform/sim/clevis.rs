@@ -1,14 +1,458 @@
-//! Clevis: being built.
+//! Clevis, with the Tang servers and the TPM that it asks.
+//!
+//! Rules:
+//! - Every URL is that of a Tang server, whose keys follow from the URL: one to sign with and one to exchange with. A server
+//!   and the TPM live on when power goes. A test can make one of them not answer, answer nonsense, or lose its keys.
+//! - Each question to a server or the TPM is a step, whose subject is the pin and the URL (`tang http://a`): a gate there
+//!   lets it hang. A client gives up by itself, so one that is [`Trouble::Silent`] is an error at once.
+//! - What an encryption gives is in the form of a real one (RFC 7516), with the protected header as `clevis` writes it; the
+//!   contents are bound to what the pin stands for and to the header. There is no elliptic curve in it: what the server
+//!   would agree on with the client follows from the server's exchange key and a salt in the header.
+//! - `sss` counts: each part holds the whole of what the others hold, and as many parts as the threshold says must be
+//!   opened.
+//!
+//! Knows nothing of LUKS2, and not why a client is trusted.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
-use super::Sim;
-use crate::platform::{Error, Result, keyring::Secret};
+use data_encoding::BASE64URL_NOPAD;
+use rand::RngCore;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
-pub(super) fn encrypt(_sim: &Sim, pin: &str, _config: &Value, _trust: bool, _passphrase: &Secret) -> Result<Value> {
-    Err(Error::Missing(format!("Clevis ({pin}) is not there yet")))
+use super::{Sim, faults::Call};
+use crate::platform::{Error, Result, clevis, keyring::Secret, luks::PASSPHRASE_BYTES_MAX};
+
+/// Deeper than this no configuration is followed.
+const DEPTH_MAX: u32 = 20;
+/// Parts of a shared secret.
+const PARTS_MAX: u64 = 255;
+
+/// What is wrong with a Tang server or the TPM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// It refuses to talk.
+    Down,
+    /// It says nothing until the client gives up.
+    Silent,
+    /// What it says makes no sense.
+    Nonsense,
 }
 
-pub(super) fn decrypt(_sim: &Sim, _jwe: &Value) -> Result<Secret> {
-    Err(Error::Missing("Clevis is not there yet".to_owned()))
+/// A server, or the TPM.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Helper {
+    trouble: Option<Trouble>,
+    /// How often it has got new keys and lost the old.
+    generation: u64,
+}
+
+/// Who helps to decrypt. They do not belong to the machine's power.
+#[derive(Debug, Default)]
+pub(super) struct Helpers {
+    servers: BTreeMap<String, Helper>,
+    tpm: Helper,
+    /// What is wrong with every server that nothing else is said of.
+    all_servers: Option<Trouble>,
+}
+
+impl Helpers {
+    fn server(&self, url: &str) -> Helper {
+        let unknown = Helper { trouble: self.all_servers, generation: 0 };
+        self.servers.get(url).copied().unwrap_or(unknown)
+    }
+
+    pub(super) fn set_server(&mut self, url: &str, trouble: Option<Trouble>) {
+        let server = Helper { trouble, ..self.server(url) };
+        self.servers.insert(url.to_owned(), server);
+    }
+
+    pub(super) fn set_all_servers(&mut self, trouble: Option<Trouble>) {
+        self.all_servers = trouble;
+        self.servers.values_mut().for_each(|server| server.trouble = trouble);
+    }
+
+    pub(super) fn set_tpm(&mut self, trouble: Option<Trouble>) {
+        self.tpm.trouble = trouble;
+    }
+}
+
+impl Sim {
+    /// Says what is wrong with a Tang server from now on.
+    pub fn set_tang(&self, url: &str, trouble: Option<Trouble>) {
+        self.0.machine.lock().helpers.set_server(url, trouble);
+    }
+
+    /// Says what is wrong with all Tang servers from now on, of which nothing else is said after this.
+    pub fn set_all_tang(&self, trouble: Option<Trouble>) {
+        self.0.machine.lock().helpers.set_all_servers(trouble);
+    }
+
+    /// A Tang server gets new keys and forgets the old.
+    pub fn replace_tang_keys(&self, url: &str) {
+        let helpers = &mut self.0.machine.lock().helpers;
+        let mut server = helpers.server(url);
+        server.generation += 1;
+        helpers.servers.insert(url.to_owned(), server);
+    }
+
+    /// The thumbprint of a Tang server's signing key.
+    pub fn tang_thumbprint(&self, url: &str) -> String {
+        let generation = self.0.machine.lock().helpers.server(url).generation;
+        thumbprint(&advertised(url, generation)).unwrap_or_default()
+    }
+
+    /// What a Tang server would send to who asks for its keys.
+    pub fn tang_advertisement(&self, url: &str) -> Value {
+        let generation = self.0.machine.lock().helpers.server(url).generation;
+        let keys = serde_json::to_vec(&advertised(url, generation)).unwrap_or_default();
+        json!({"payload": BASE64URL_NOPAD.encode(&keys), "protected": "", "signature": ""})
+    }
+
+    /// Says what is wrong with the TPM from now on.
+    pub fn set_tpm(&self, trouble: Option<Trouble>) {
+        self.0.machine.lock().helpers.set_tpm(trouble);
+    }
+
+    /// The TPM is cleared: what it has sealed is lost.
+    pub fn clear_tpm(&self) {
+        self.0.machine.lock().helpers.tpm.generation += 1;
+    }
+
+    fn salt16(&self) -> [u8; 16] {
+        let mut salt = [0; 16];
+        self.0.random.lock().fill_bytes(&mut salt);
+        salt
+    }
+}
+
+/// Why it cannot be done, with whom, on one line.
+struct Refusal {
+    with: String,
+    what: String,
+}
+
+type Attempt<T> = std::result::Result<T, Problem>;
+
+enum Problem {
+    Refused(Refusal),
+    /// The machine itself: a planned fault, no power.
+    Machine(Error),
+}
+
+fn refuse<T>(with: impl Into<String>, what: impl Into<String>) -> Attempt<T> {
+    Err(Problem::Refused(Refusal { with: with.into(), what: what.into() }))
+}
+
+fn told<T>(action: &'static str, done: Attempt<T>) -> Result<T> {
+    done.map_err(|problem| match problem {
+        Problem::Refused(Refusal { with, what }) => Error::Clevis { action, with, what },
+        Problem::Machine(error) => error,
+    })
+}
+
+pub(super) fn encrypt(sim: &Sim, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
+    let jwe = told("encrypt", seal(sim, pin, config, trust, passphrase.bytes(), 0))?;
+    clevis::from_compact(&jwe).ok_or(Error::Unexpected { what: "the output of clevis", text: jwe })
+}
+
+pub(super) fn decrypt(sim: &Sim, jwe: &Value) -> Result<Secret> {
+    let compact = clevis::to_compact(jwe);
+    let opened = match compact {
+        Some(compact) => open(sim, &compact, 0),
+        None => refuse("no pin", "the token does not hold a JWE"),
+    };
+    let passphrase = told("decrypt", opened)?;
+    if passphrase.len() > PASSPHRASE_BYTES_MAX {
+        return Err(Error::Unexpected { what: "the output of clevis decrypt", text: "too long".to_owned() });
+    }
+    Ok(Secret::new(passphrase))
+}
+
+// ---- encryption ----
+
+fn seal(sim: &Sim, pin: &str, config: &Value, trust: bool, contents: &[u8], depth: u32) -> Attempt<String> {
+    let Some(config) = config.as_object().filter(|_| depth < DEPTH_MAX) else {
+        return refuse(pin, "the configuration is not an object, or goes too deep");
+    };
+    let salt = sim.salt16();
+    let (header, key) = match pin {
+        "tang" => with_tang(sim, config, trust, &salt)?,
+        "tpm2" => with_tpm(sim, config, &salt)?,
+        "sss" => return with_parts(sim, config, trust, contents, depth),
+        _ => return refuse(pin, "there is no such pin"),
+    };
+    Ok(compact(&header, &key, &salt, contents))
+}
+
+fn with_tang(sim: &Sim, config: &Map<String, Value>, trust: bool, salt: &[u8; 16]) -> Attempt<(Value, [u8; 32])> {
+    let Some(url) = config.get("url").and_then(Value::as_str) else {
+        return refuse("tang", "the configuration has no \"url\"");
+    };
+    let name = format!("tang ({url})");
+    let keys = match config.get("adv") {
+        Some(given) => match keys_in(given) {
+            Some(keys) => keys,
+            None => return refuse(name, "the advertisement in the configuration cannot be read"),
+        },
+        None => {
+            let generation = ask_tang(sim, Call::ClevisEncrypt, url)?;
+            advertised(url, generation)
+        }
+    };
+    let thumbprint = thumbprint(&keys);
+    match (config.get("thp").map(Value::as_str), config.contains_key("adv")) {
+        (Some(Some(thp)), _) if thumbprint.as_deref() == Some(thp) => {}
+        (Some(_), _) => return refuse(name, "the server does not have a key with the thumbprint that was given"),
+        (None, true) => {}
+        (None, false) if trust => {}
+        (None, false) => return refuse(name, "the keys of the server are not trusted, and there is nobody to ask"),
+    }
+    let Some(key) = exchanged(&keys, salt) else { return refuse(name, "the server has no key to exchange with") };
+    let header = json!({
+        "alg": "ECDH-ES",
+        "clevis": {"pin": "tang", "tang": {"adv": keys, "url": url}},
+        "enc": "A256GCM",
+        "epk": point(&[b"ephemeral", &salt[..]].concat(), None),
+        "kid": thumbprint,
+    });
+    Ok((header, key))
+}
+
+fn with_tpm(sim: &Sim, config: &Map<String, Value>, salt: &[u8; 16]) -> Attempt<(Value, [u8; 32])> {
+    let generation = ask_tpm(sim, Call::ClevisEncrypt)?;
+    let option = |name: &str, default: &str| config.get(name).cloned().unwrap_or_else(|| Value::from(default));
+    let mut sealed = json!({
+        "hash": option("hash", "sha256"),
+        "jwk_priv": BASE64URL_NOPAD.encode(salt),
+        "jwk_pub": BASE64URL_NOPAD.encode(&hash(&[b"tpm public", &salt[..]])),
+        "key": option("key", "ecc"),
+    });
+    for name in ["pcr_bank", "pcr_ids"] {
+        if let Some(value) = config.get(name) {
+            sealed[name] = value.clone();
+        }
+    }
+    let header = json!({"alg": "dir", "clevis": {"pin": "tpm2", "tpm2": sealed}, "enc": "A256GCM"});
+    Ok((header, unsealed(generation, salt)))
+}
+
+fn with_parts(sim: &Sim, config: &Map<String, Value>, trust: bool, contents: &[u8], depth: u32) -> Attempt<String> {
+    let Some(threshold) = config.get("t").and_then(Value::as_u64).filter(|t| (1..=PARTS_MAX).contains(t)) else {
+        return refuse("sss", "the configuration has no threshold \"t\" from 1 to 255");
+    };
+    let Some(pins) = config.get("pins").and_then(Value::as_object) else {
+        return refuse("sss", "the configuration has no \"pins\"");
+    };
+    let configs = pins.iter().flat_map(|(pin, configs)| match configs {
+        Value::Array(all) => all.iter().map(|config| (pin, config)).collect(),
+        one => vec![(pin, one)],
+    });
+    let configs: Vec<(&String, &Value)> = configs.collect();
+    if (configs.len() as u64) < threshold {
+        return refuse("sss", "the threshold is larger than the number of pins");
+    }
+    let mut key = [0; 32];
+    sim.0.random.lock().fill_bytes(&mut key);
+    let sealed = configs.into_iter().map(|(pin, config)| seal(sim, pin, config, trust, &key, depth + 1));
+    let sealed = sealed.collect::<Attempt<Vec<String>>>()?;
+    let salt = sim.salt16();
+    let parts = json!({"jwe": sealed, "p": BASE64URL_NOPAD.encode(&hash(&[b"prime", &salt[..]])), "t": threshold});
+    let header = json!({"alg": "dir", "clevis": {"pin": "sss", "sss": parts}, "enc": "A256GCM"});
+    Ok(compact(&header, &key, &salt, contents))
+}
+
+// ---- decryption ----
+
+fn open(sim: &Sim, jwe: &str, depth: u32) -> Attempt<Zeroizing<Vec<u8>>> {
+    let parts: Vec<&str> = jwe.split('.').collect();
+    let decoded: Option<Vec<Vec<u8>>> = parts.iter().map(|p| BASE64URL_NOPAD.decode(p.as_bytes()).ok()).collect();
+    let Some([header, _, salt, sealed, tag]) = decoded.as_deref() else {
+        return refuse("no pin", "the JWE cannot be read");
+    };
+    let header: Value = serde_json::from_slice(header).unwrap_or_default();
+    let node = &header["clevis"];
+    let (name, key) = match node["pin"].as_str() {
+        Some("tang") => {
+            let url = node["tang"]["url"].as_str().unwrap_or_default();
+            let name = format!("tang ({url})");
+            let generation = ask_tang(sim, Call::ClevisDecrypt, url)?;
+            // The server has the keys that it has: others than those in the header give another key.
+            let here = exchanged(&advertised(url, generation), salt);
+            let there = exchanged(&node["tang"]["adv"], salt);
+            match here.filter(|_| here == there) {
+                Some(key) => (name, key),
+                None => return refuse(name, "the server does not have the key any more"),
+            }
+        }
+        Some("tpm2") => {
+            let sealed = node["tpm2"]["jwk_priv"].as_str().and_then(|t| BASE64URL_NOPAD.decode(t.as_bytes()).ok());
+            let generation = ask_tpm(sim, Call::ClevisDecrypt)?;
+            ("tpm2".to_owned(), unsealed(generation, &sealed.unwrap_or_default()))
+        }
+        Some("sss") if depth < DEPTH_MAX => ("sss".to_owned(), join(sim, &node["sss"], depth)?),
+        Some(pin) => return refuse(pin, "there is no such pin"),
+        None => return refuse("no pin", "the header of the JWE names none"),
+    };
+    if tag_of(&key, parts[0], salt, sealed)[..] != tag[..] {
+        return refuse(name, "what it gives does not decrypt the passphrase");
+    }
+    let mask = mask(&key, salt, sealed.len());
+    Ok(Zeroizing::new(sealed.iter().zip(mask.iter()).map(|(byte, mask)| byte ^ mask).collect()))
+}
+
+/// The key of a shared secret, if enough parts can be opened.
+fn join(sim: &Sim, shared: &Value, depth: u32) -> Attempt<[u8; 32]> {
+    let threshold = shared["t"].as_u64().unwrap_or(u64::MAX);
+    let (mut opened, mut key, mut refusals) = (0, None, Vec::new());
+    for part in shared["jwe"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        if opened == threshold {
+            break;
+        }
+        match open(sim, part, depth + 1) {
+            Ok(contents) => {
+                opened += 1;
+                key = <[u8; 32]>::try_from(&contents[..]).ok();
+            }
+            Err(Problem::Refused(refusal)) => refusals.push(refusal),
+            Err(Problem::Machine(error)) => return Err(Problem::Machine(error)),
+        }
+    }
+    match key.filter(|_| opened == threshold) {
+        Some(key) => Ok(key),
+        None => {
+            let with: Vec<&str> = refusals.iter().map(|refusal| refusal.with.as_str()).collect();
+            let what: Vec<&str> = refusals.iter().map(|refusal| refusal.what.as_str()).collect();
+            refuse(
+                format!("sss ({})", with.join(", ")),
+                format!("{opened} of the {threshold} parts that are needed can be opened: {}", what.join("; ")),
+            )
+        }
+    }
+}
+
+// ---- servers and the TPM ----
+
+/// Asks a server for something. Gives the generation of its keys.
+fn ask_tang(sim: &Sim, call: Call, url: &str) -> Attempt<u64> {
+    let helper = ask(sim, call, &format!("tang {url}"), |helpers| helpers.server(url))?;
+    let name = format!("tang ({url})");
+    match helper.trouble {
+        None => Ok(helper.generation),
+        Some(Trouble::Down) => refuse(name, "the server cannot be reached: connection refused"),
+        Some(Trouble::Silent) => refuse(name, "the server does not answer"),
+        Some(Trouble::Nonsense) => refuse(name, "the answer of the server cannot be understood"),
+    }
+}
+
+fn ask_tpm(sim: &Sim, call: Call) -> Attempt<u64> {
+    let helper = ask(sim, call, "tpm2", |helpers| helpers.tpm)?;
+    match helper.trouble {
+        None => Ok(helper.generation),
+        Some(Trouble::Down) => refuse("tpm2", "there is no TPM 2.0"),
+        Some(Trouble::Silent) => refuse("tpm2", "the TPM does not answer"),
+        Some(Trouble::Nonsense) => refuse("tpm2", "the answer of the TPM cannot be understood"),
+    }
+}
+
+fn ask(sim: &Sim, call: Call, subject: &str, who: impl FnOnce(&Helpers) -> Helper) -> Attempt<Helper> {
+    sim.step(call, subject, || Ok(who(&sim.machine()?.helpers))).map_err(Problem::Machine)
+}
+
+// ---- keys ----
+
+fn hash(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// A public key in the form of a JSON Web Key.
+fn point(seed: &[u8], operation: Option<(&str, &str)>) -> Value {
+    let coordinate = |name: &[u8]| {
+        // P-521: 66 bytes.
+        let mut bytes = vec![0];
+        (0..3_u8).for_each(|part| bytes.extend(hash(&[seed, name, &[part]])));
+        BASE64URL_NOPAD.encode(&bytes[..66])
+    };
+    let mut key = json!({"crv": "P-521", "kty": "EC", "x": coordinate(b"x"), "y": coordinate(b"y")});
+    if let Some((algorithm, operation)) = operation {
+        key["alg"] = Value::from(algorithm);
+        key["key_ops"] = json!([operation]);
+    }
+    key
+}
+
+/// The keys that a server sends to all who ask.
+fn advertised(url: &str, generation: u64) -> Value {
+    let seed = |use_: &[u8]| hash(&[b"tang", url.as_bytes(), use_, &generation.to_be_bytes()]);
+    let sign = point(&seed(b"sign"), Some(("ES512", "verify")));
+    let exchange = point(&seed(b"exchange"), Some(("ECMR", "deriveKey")));
+    json!({"keys": [sign, exchange]})
+}
+
+fn key_for<'a>(keys: &'a Value, operation: &str) -> Option<&'a Value> {
+    keys.get("keys")?.as_array()?.iter().find(|key| key["key_ops"] == json!([operation]))
+}
+
+/// The keys in an advertisement that a client was given: a JWS, or the keys themselves; as JSON or as its text.
+fn keys_in(given: &Value) -> Option<Value> {
+    let parsed;
+    let given = match given {
+        Value::String(text) => {
+            parsed = serde_json::from_str::<Value>(text).ok()?;
+            &parsed
+        }
+        given => given,
+    };
+    let keys = match given.get("payload").and_then(Value::as_str) {
+        Some(payload) => serde_json::from_slice(&BASE64URL_NOPAD.decode(payload.as_bytes()).ok()?).ok()?,
+        None => given.clone(),
+    };
+    key_for(&keys, "verify").is_some().then_some(keys)
+}
+
+/// The thumbprint (RFC 7638) of the key that signs.
+fn thumbprint(keys: &Value) -> Option<String> {
+    let mut key = key_for(keys, "verify")?.as_object()?.clone();
+    key.remove("alg");
+    key.remove("key_ops");
+    // Sorted by name, as serde_json keeps them.
+    let text = serde_json::to_vec(&key).ok()?;
+    Some(BASE64URL_NOPAD.encode(&Sha256::digest(text)))
+}
+
+/// What client and server agree on.
+fn exchanged(keys: &Value, salt: &[u8]) -> Option<[u8; 32]> {
+    let key = key_for(keys, "deriveKey")?;
+    Some(hash(&[b"exchange", key["x"].as_str()?.as_bytes(), salt]))
+}
+
+/// What the TPM gives back for what it has sealed.
+fn unsealed(generation: u64, salt: &[u8]) -> [u8; 32] {
+    hash(&[b"tpm", &generation.to_be_bytes(), salt])
+}
+
+fn mask(key: &[u8], salt: &[u8], length: usize) -> Zeroizing<Vec<u8>> {
+    let blocks = (0..length.div_ceil(32) as u64).flat_map(|block| hash(&[b"mask", key, salt, &block.to_be_bytes()]));
+    Zeroizing::new(blocks.take(length).collect())
+}
+
+fn tag_of(key: &[u8], header: &str, salt: &[u8], sealed: &[u8]) -> [u8; 16] {
+    let hash = hash(&[b"tag", key, header.as_bytes(), salt, sealed]);
+    hash[..16].try_into().expect("16 of 32 bytes")
+}
+
+/// The compact form of a JWE whose key is agreed on directly.
+fn compact(header: &Value, key: &[u8], salt: &[u8], contents: &[u8]) -> String {
+    let header = BASE64URL_NOPAD.encode(header.to_string().as_bytes());
+    let mask = mask(key, salt, contents.len());
+    let sealed: Vec<u8> = contents.iter().zip(mask.iter()).map(|(byte, mask)| byte ^ mask).collect();
+    let tag = tag_of(key, &header, salt, &sealed);
+    let encode = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+    format!("{header}..{}.{}.{}", encode(salt), encode(&sealed), encode(&tag))
 }

@@ -195,6 +195,11 @@ impl Disk {
         self.durable.write(offset, bytes);
     }
 
+    /// The first stretch of a part of it that holds something else than zeros.
+    pub(super) fn next_stored(&self, range: Range<u64>) -> Option<Range<u64>> {
+        self.current.next_stored(range)
+    }
+
     pub(super) fn spoil(&mut self, sectors: Range<u64>) {
         self.bad.extend(sectors);
     }

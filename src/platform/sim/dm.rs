@@ -17,7 +17,8 @@
 //!   that, and by create, remove and the swap of a table.
 //!
 //! Targets: linear, thin-pool, thin, cache (`writethrough` or `passthrough`; `writeback` is refused with EINVAL). The
-//! origin serves all I/O of a cache: nothing is ever promoted.
+//! origin serves all I/O of a cache: nothing is ever promoted. Crypt is made by those who open a container (`crypt`) and
+//! refused in a table that is loaded.
 //!
 //! Knows nothing of names' meaning, nor of how a disk works.
 
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use nix::libc;
 
 use super::{
+    crypt::Opened,
     io::Stop,
     machine::Machine,
     targets::{PoolMode, PoolRun},
@@ -59,6 +61,8 @@ pub(super) struct Device {
     pub(super) visibility: Visibility,
     /// Removals that will find it open, as while udev probes it.
     pub(super) holds: u32,
+    /// It is an opened LUKS2 container, and its table is made from this.
+    pub(super) opened: Option<Opened>,
 }
 
 impl Device {
@@ -213,6 +217,7 @@ impl Machine {
             waiting: None,
             visibility: Visibility::Private,
             holds: 0,
+            opened: None,
         };
         self.dm.devices.insert(minor, device);
         self.events.dm_event();
@@ -254,6 +259,7 @@ impl Machine {
             }
             let old = self.dm.device_mut(minor).map(|device| {
                 device.suspended = true;
+                device.opened = None;
                 std::mem::replace(&mut device.table, table)
             });
             if let Some(old) = old {

@@ -3,7 +3,8 @@
 //! Fault rules:
 //! - Every call of the platform is one step, and each part of a call that has parts is one of its own: the writes and
 //!   flushes of [`write`](crate::platform::Platform::write), the four parts of a file replacement, create, load and
-//!   resume of a new device, every write of a program. Steps are numbered from 0 in the order in which they begin.
+//!   resume of a new device, every write of a program, every write and flush of a LUKS2 container, every question to a Tang
+//!   server or the TPM. Steps are numbered from 0 in the order in which they begin.
 //!   `now`, `random`, `dm_node` and the event sources cannot fail and are not counted.
 //! - A planned failure strikes one step, before its effect (nothing happened) or after it (it happened, and the caller
 //!   is told that it failed). Whether the enclosing call undoes earlier steps is the call's business, as on a machine.
@@ -26,6 +27,7 @@ use std::{
 use nix::libc;
 use parking_lot::{Condvar, Mutex};
 
+use super::Sim;
 use crate::platform::{Error, Program, Result};
 
 /// The kinds of steps.
@@ -67,6 +69,26 @@ pub enum Call {
     DeviceEvents,
     DmEvents,
     Key,
+    Luks(LuksCall),
+    /// A write to a container, or a flush of it, by those who work on the container itself.
+    LuksWrite,
+    /// A question to a Tang server or the TPM for a passphrase that is to be encrypted.
+    ClevisEncrypt,
+    /// One for a passphrase that is to be decrypted.
+    ClevisDecrypt,
+}
+
+/// The calls on LUKS2 containers: each begins with a step in which the header is read and keys are derived. What is then
+/// written are steps of their own, and the device that is brought up is one of [`Call::DmCreate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum LuksCall {
+    Read,
+    Format,
+    Change,
+    Open,
+    Resize,
+    Reencrypt,
 }
 
 impl Call {
@@ -89,6 +111,11 @@ impl Call {
                 | Call::DeviceEvents
                 | Call::DmEvents
                 | Call::Key
+                | Call::Luks(
+                    LuksCall::Read | LuksCall::Format | LuksCall::Change | LuksCall::Open | LuksCall::Reencrypt
+                )
+                | Call::ClevisEncrypt
+                | Call::ClevisDecrypt
                 | Call::Run(Program::ThinCheck | Program::ThinMetadataSize)
         )
     }
@@ -128,6 +155,15 @@ impl Call {
             Call::DeviceEvents => "listen to udev at",
             Call::DmEvents => "listen to device-mapper at",
             Call::Key => "use the key",
+            Call::Luks(LuksCall::Read) => "read",
+            Call::Luks(LuksCall::Format) => "make",
+            Call::Luks(LuksCall::Change) => "change",
+            Call::Luks(LuksCall::Open) => "open",
+            Call::Luks(LuksCall::Resize) => "resize",
+            Call::Luks(LuksCall::Reencrypt) => "work on the data of",
+            Call::LuksWrite => "write to",
+            Call::ClevisEncrypt => "encrypt",
+            Call::ClevisDecrypt => "decrypt",
         }
     }
 
@@ -150,6 +186,10 @@ impl Call {
             Call::Run(program) | Call::ProgramWrite(program) => {
                 Error::Program { program, what: format!("ended with status 1: {}: Input/output error", program.name()) }
             }
+            Call::Luks(_) | Call::LuksWrite => luks_error(self, subject, errno(libc::EIO)),
+            Call::ClevisEncrypt | Call::ClevisDecrypt => {
+                Error::Clevis { action: self.verb(), with: subject.to_owned(), what: "killed by a signal".to_owned() }
+            }
             Call::WriteTemp => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::ENOSPC) },
             _ => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::EIO) },
         }
@@ -164,6 +204,11 @@ pub(super) fn io_error(call: Call, subject: &str, errno: i32) -> Error {
 /// The error that a device-mapper call gives for an error number.
 pub(super) fn dm_error(call: Call, name: &str, errno: i32) -> Error {
     Error::Dm { action: call.verb(), name: name.to_owned(), source: io::Error::from_raw_os_error(errno) }
+}
+
+/// The error that a call on a LUKS2 container gives for what the kernel said.
+pub(super) fn luks_error(call: Call, subject: &str, said: impl std::fmt::Display) -> Error {
+    Error::Luks { action: call.verb(), device: subject.into(), what: said.to_string() }
 }
 
 /// A step that was taken.
@@ -272,7 +317,8 @@ impl Control {
             }
         }
         let Slow { each, part } = &self.slow;
-        let is_slow = !each.is_zero() && matches!(call, Call::Write | Call::Flush | Call::Run(_));
+        let is_slow = !each.is_zero()
+            && matches!(call, Call::Write | Call::Flush | Call::Run(_) | Call::Luks(_) | Call::LuksWrite);
         if is_slow && subject.contains(part.as_str()) {
             log::debug!("{call:?} on {subject} takes {} ms", each.as_millis());
             let until = Instant::now() + *each;
@@ -345,11 +391,11 @@ impl Control {
 
 /// Plans failures and power cuts of a machine. Numbers count from 0; the next step has the number
 /// [`Sim::steps`](super::Sim::steps).
-pub struct Faults<'a>(pub(super) &'a Control);
+pub struct Faults<'a>(pub(super) &'a Sim);
 
 impl Faults<'_> {
     fn plan(&self, step: u64, plan: Plan) {
-        self.0.state.lock().plans.insert(step, plan);
+        self.0.0.control.state.lock().plans.insert(step, plan);
     }
 
     /// Step `step` fails and has no effect.
@@ -374,22 +420,25 @@ impl Faults<'_> {
 
     /// The process is killed at the beginning of step `step`; the machine runs on.
     pub fn kill_at(&self, step: u64) {
-        self.0.state.lock().ends_at = Some(step);
+        self.0.0.control.state.lock().ends_at = Some(step);
     }
 
     /// The next step of a kind whose subject contains `subject` fails and has no effect. Given twice, the next two do.
     pub fn fail_next(&self, call: Call, subject: &str) {
-        self.0.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
+        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
     }
 
     /// Power goes at the beginning of the next step of a kind whose subject contains `subject`.
     pub fn cut_power_at_next(&self, call: Call, subject: &str) {
-        self.0.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
+        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
     }
 
-    /// Forgets everything planned that has not struck.
+    /// Forgets everything planned that has not struck. If the process was killed, another one begins.
     pub fn clear(&self) {
-        let mut state = self.0.state.lock();
+        if self.0.0.control.has_ended() {
+            self.0.end_process();
+        }
+        let mut state = self.0.0.control.state.lock();
         state.plans.clear();
         state.kinds.clear();
         state.ends_at = None;
@@ -397,7 +446,7 @@ impl Faults<'_> {
 
     /// How many planned faults have struck: shows that an enumeration has reached its step.
     pub fn struck(&self) -> u64 {
-        self.0.state.lock().struck
+        self.0.0.control.state.lock().struck
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     Call, Faults, Gate, Preset, Sim, Step,
     disks::DiskShape,
     faults::{dm_error, io_error},
-    machine,
+    luks, machine,
     machine::Machine,
     sparse::Sparse,
     targets::PoolMode,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::units::{Bytes, Sectors},
-    platform::{DeviceAction, DeviceNumber, Error, Platform, Result, Timestamp},
+    platform::{DeviceAction, DeviceNumber, Error, Platform, Result, Timestamp, luks::Header},
 };
 
 /// The bytes of all disks that a power cut would leave if it lost every write that waits.
@@ -66,7 +66,7 @@ impl Sim {
 
     /// Plans failures and power cuts.
     pub fn faults(&self) -> Faults<'_> {
-        Faults(&self.0.control)
+        Faults(self)
     }
 
     /// How many steps were taken; also the number of the next.
@@ -82,6 +82,11 @@ impl Sim {
     /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.
     pub fn delay(&self, call: Call, subject: &str) -> Gate {
         self.0.control.close_gate(call, subject)
+    }
+
+    /// The process that uses the machine ends, and with it its own keyring. What it has set up stays.
+    pub fn end_process(&self) {
+        self.0.machine.lock().volume_keys.clear();
     }
 
     /// Cuts power now.
@@ -193,7 +198,7 @@ impl Sim {
     /// # Errors
     /// If there is no such disk.
     pub fn preset(&self, path: &Path, preset: Preset) -> Result<()> {
-        self.change_disk(path, |disk| disk.preset(0, &preset.first_sector(disk.shape.size)))
+        self.change_disk(path, |disk| disk.preset(0, &preset.content(disk.shape.size)))
     }
 
     /// Makes sectors of a disk unreadable until they are written.
@@ -304,6 +309,20 @@ impl Sim {
             }
         }
         true
+    }
+
+    // ---- LUKS2 ----
+
+    /// Names of the opened devices of containers, in order.
+    pub fn opened(&self) -> Vec<String> {
+        let machine = self.0.machine.lock();
+        machine.dm.names().filter(|name| machine.opened_named(name).is_some()).cloned().collect()
+    }
+
+    /// The header on a device, whatever is planned to fail.
+    pub fn header(&self, path: &Path) -> Option<Header> {
+        let (_, number) = self.node(path).ok()?;
+        luks::header_on(&self.0.machine.lock(), number)
     }
 
     // ---- file systems ----

@@ -41,7 +41,16 @@ pub(super) enum Patience {
 /// Where a stretch of a device leads to; offsets in bytes.
 enum Hop {
     Device(DeviceNumber, u64),
-    Thin { pool: u32, id: u32, offset: u64 },
+    Thin {
+        pool: u32,
+        id: u32,
+        offset: u64,
+    },
+    /// All of the stretch, in an opened container.
+    Crypt {
+        minor: u32,
+        at: u64,
+    },
 }
 
 type Io<T = ()> = Result<T, Stop>;
@@ -70,6 +79,10 @@ impl Machine {
         if stretch.end > device.size().0 * SECTOR {
             return Err(Stop::Errno(past_the_end));
         }
+        if device.opened.is_some() {
+            let whole = 0..(stretch.end - stretch.start) as usize;
+            return Ok(vec![(Hop::Crypt { minor: number.minor, at: stretch.start }, whole)]);
+        }
         let first = device.table.partition_point(|line| (line.start.0 + line.length.0) * SECTOR <= stretch.start);
         let mut hops = Vec::with_capacity(1);
         for line in &device.table[first..] {
@@ -84,7 +97,7 @@ impl Machine {
                 Target::ThinPool { data, .. } => Hop::Device(*data, within),
                 Target::Cache { origin, .. } => Hop::Device(*origin, within),
                 Target::Thin { pool, id } => Hop::Thin { pool: pool.minor, id: *id, offset: within },
-                // Refused when a table is loaded.
+                // Seen to above, and refused when a table is loaded.
                 Target::Crypt { .. } | Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
             };
             hops.push((hop, (from - stretch.start) as usize..(to - stretch.start) as usize));
@@ -102,6 +115,7 @@ impl Machine {
             match hop {
                 Hop::Device(below, at) => self.read_at(below, at, &mut out[part], patience)?,
                 Hop::Thin { pool, id, offset } => self.read_thin(pool, id, offset, &mut out[part], patience)?,
+                Hop::Crypt { minor, at } => self.read_crypt(minor, at, &mut out[part], patience)?,
             }
         }
         Ok(())
@@ -117,6 +131,7 @@ impl Machine {
             match hop {
                 Hop::Device(below, at) => self.write_at(below, at, &bytes[part], patience)?,
                 Hop::Thin { pool, id, offset } => self.write_thin(pool, id, offset, &bytes[part], patience)?,
+                Hop::Crypt { minor, at } => self.write_crypt(minor, at, &bytes[part], patience)?,
             }
         }
         Ok(())
@@ -131,6 +146,8 @@ impl Machine {
         for (hop, part) in self.hops(number, offset..end, libc::ENOSPC, Patience::Wait)? {
             match hop {
                 Hop::Device(below, at) => self.discard_at(below, at, part.len() as u64)?,
+                // Not passed on.
+                Hop::Crypt { .. } => {}
                 Hop::Thin { pool, id, offset } => {
                     let store = self.pool_store(pool)?;
                     let block = store.current.block * SECTOR;
@@ -159,14 +176,14 @@ impl Machine {
         let (mut below, mut pools) = (Vec::new(), Vec::new());
         for line in &device.table {
             let to = match &line.target {
-                Target::Linear { device, .. } => *device,
+                Target::Linear { device, .. } | Target::Crypt { device, .. } => *device,
                 Target::ThinPool { data, .. } => *data,
                 Target::Cache { origin, .. } => *origin,
                 Target::Thin { pool, .. } => {
                     pools.push(pool.minor);
                     continue;
                 }
-                Target::Crypt { .. } | Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
+                Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
             };
             if !below.contains(&to) {
                 below.push(to);
@@ -358,6 +375,24 @@ impl Machine {
     pub(super) fn write_durably(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8]) -> Io {
         self.write_at(number, offset, bytes, Patience::Pass)?;
         self.flush(number, Patience::Pass)
+    }
+
+    /// See [`Machine::next_stored`], for a device-mapper device.
+    pub(super) fn next_stored_above(&self, number: DeviceNumber, range: Range<u64>) -> Io<Option<Range<u64>>> {
+        for (hop, part) in self.hops(number, range.clone(), libc::EIO, Patience::Pass)? {
+            let from = range.start + part.start as u64;
+            let found = match hop {
+                Hop::Device(below, at) => self
+                    .next_stored(below, at..at + part.len() as u64)?
+                    .map(|found| from + (found.start - at)..from + (found.end - at)),
+                // Not looked into.
+                Hop::Thin { .. } | Hop::Crypt { .. } => Some(from..from + part.len().min(4096) as u64),
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
     /// The disks that a device rests on.

@@ -1,72 +1,703 @@
-//! LUKS2 containers: being built.
+//! LUKS2 containers as libcryptsetup handles them: headers read, made and changed, keys found, devices opened.
+//!
+//! Rules:
+//! - A header is two copies (`luks_header`). An update writes one, flushes, writes the other, flushes; the first to be written
+//!   is one that does not count. So power may go at any moment: the header is the one before or the one after. A new
+//!   header's binary part is written last, so that there is none before all of it is there.
+//! - A volume key stands in the area of each of its keyslots, masked with what the passphrase and the keyslot's salt give; its
+//!   digest tells whether it is the one. Both are one round of SHA-256: quick, and as strict as the real ones. A keyslot that
+//!   is destroyed goes from the header, and then its area is overwritten.
+//! - A container whose data is being worked on takes no other change of its header (EBUSY in words).
+//! - A container is opened by one device. Only one in which the encryption has not come to an end may be in use already,
+//!   by those who use its data in the clear.
+//! - Nothing of the data is touched when a container is made.
+//!
+//! How a work goes on is in `luks_reencrypt`. Knows nothing of pools, and of tokens only that each is an object with
+//! `type` and `keyslots`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
+use data_encoding::BASE64;
+use nix::libc;
+use rand::RngCore;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
-use super::Sim;
+use super::{
+    Sim,
+    crypt::{Cipher, Coding, Opened},
+    faults::{Call, LuksCall, luks_error},
+    io::{Patience, Stop},
+    luks_header::{self as stored, Data, Kdf, Keyslot, NoRoom, Side},
+    machine::Machine,
+    text,
+};
 use crate::{
-    engine::units::Sectors,
+    engine::units::{Bytes, SECTOR, Sectors},
     platform::{
-        Error, Result,
+        DeviceNumber, Error, Result,
         keyring::Secret,
-        luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
+        luks::{
+            Cost, Header, HeaderChange, Layout, NUMBERS, NewKeyslot, Purpose, State, Unlock, VOLUME_KEY_BYTES, Work,
+        },
     },
 };
 
-pub(super) fn read(_sim: &Sim, device: &Path) -> Result<Option<Header>> {
-    missing(device)
+/// What is written to a keyslot's area: the masked key, and zeros to the end of a sector.
+const KEY_AREA: usize = SECTOR as usize;
+
+/// A device with a container on it, or to be.
+pub(super) struct Container<'a> {
+    pub(super) sim: &'a Sim,
+    pub(super) path: &'a Path,
+    pub(super) number: DeviceNumber,
+}
+
+/// A header, and which of its copies hold it.
+#[derive(Debug, Clone)]
+pub(super) struct Loaded {
+    pub(super) header: stored::Header,
+    first: bool,
+    second: bool,
+}
+
+enum Found {
+    Nothing,
+    Damaged,
+    Header(Loaded),
+}
+
+/// What the data of a container is kept with.
+pub(super) struct Keys {
+    pub(super) before: Coding,
+    pub(super) after: Coding,
+    /// The volume key in use, or that is to be.
+    pub(super) volume_key: Secret,
+}
+
+pub(super) fn read(sim: &Sim, device: &Path) -> Result<Option<Header>> {
+    let container = Container::at(sim, device)?;
+    Ok(container.load(LuksCall::Read)?.map(|loaded| describe(&loaded.header)))
 }
 
 pub(super) fn format(
-    _sim: &Sim,
+    sim: &Sim,
     device: &Path,
-    _layout: &Layout,
-    _purpose: Purpose,
-    _keyslots: &[NewKeyslot<'_>],
-    _tokens: &BTreeMap<u32, Value>,
+    layout: &Layout,
+    purpose: Purpose,
+    keyslots: &[NewKeyslot<'_>],
+    tokens: &BTreeMap<u32, Value>,
 ) -> Result<Header> {
-    missing(device)
+    let container = Container::at(sim, device)?;
+    let call = Call::Luks(LuksCall::Format);
+    let refused = |what: &str| container.refused(LuksCall::Format, what);
+    let (metadata, space) = (bytes(layout.metadata), bytes(layout.keyslots));
+    let offset = layout.data_offset.bytes();
+    let areas = Bytes(u128::from(metadata) * 2 + u128::from(space));
+    if !stored::SIZES.contains(&metadata) || !space.is_multiple_of(4096) || offset < areas {
+        return Err(refused("the header and its keyslots do not have the room that was asked for"));
+    }
+    let (geometry, in_use) = sim.step(call, &text(device), || {
+        container.peek(call, |machine| {
+            let in_use = machine.is_in_use(container.number) || machine.xfs.is_mounted(container.number);
+            Ok((machine.geometry(container.number)?, in_use))
+        })
+    })?;
+    if in_use && purpose == Purpose::New {
+        return Err(Error::Busy { name: text(device).into_owned() });
+    }
+    if geometry.size <= layout.data_offset {
+        return Err(refused("the device is too small"));
+    }
+    let sector_size = layout.sector_size.unwrap_or(geometry.physical.clamp(512, 4096));
+    if !matches!(sector_size, 512 | 1024 | 2048 | 4096) || sector_size < geometry.logical.min(4096) {
+        return Err(refused("the device does not have such sectors"));
+    }
+    if keyslots.is_empty() {
+        return Err(refused("it would have no keyslot"));
+    }
+    let uuid = uuid::Builder::from_random_bytes(sim.random_bytes()).into_uuid().to_string();
+    let mut header = stored::Header::new(metadata, space, uuid, bytes(offset), sector_size);
+    let volume_key = sim.random_key();
+    let no_room = |NoRoom| refused("a keyslot's number is taken, or there is no room for it");
+    let digest = container.add_digest(&mut header, &volume_key).map_err(no_room)?;
+    let mut areas = Vec::new();
+    for keyslot in keyslots {
+        areas.push(container.add_keyslot(&mut header, digest, keyslot, &volume_key).map_err(no_room)?);
+    }
+    for (number, token) in tokens {
+        put_token(&mut header, *number, token.clone()).map_err(refused)?;
+    }
+    if purpose == Purpose::Encrypt {
+        header.begin(Work::Encrypt, Side::Clear, Side::Key(digest)).map_err(no_room)?;
+    }
+    let written = container.write_new(&mut header, &areas);
+    written.and(sim.written(container.number)).map(|()| describe(&header))
 }
 
 pub(super) fn change(
-    _sim: &Sim,
+    sim: &Sim,
     device: &Path,
-    _unlock: Option<Unlock<'_>>,
-    _changes: &[HeaderChange<'_>],
+    unlock: Option<Unlock<'_>>,
+    changes: &[HeaderChange<'_>],
 ) -> Result<Header> {
-    missing(device)
+    let container = Container::at(sim, device)?;
+    let mut loaded = container.load_some(LuksCall::Change)?;
+    let refused = |what: &str| container.refused(LuksCall::Change, what);
+    let Data { after, unfinished: None, .. } = loaded.header.data() else {
+        return Err(refused("a work on its data is not completed"));
+    };
+    let adds =
+        |change: &HeaderChange<'_>| matches!(change, HeaderChange::AddKeyslot(_) | HeaderChange::AddNextKeyslot(_));
+    let current = match (unlock, after) {
+        _ if !changes.iter().any(adds) => None,
+        (None, _) => return Err(refused("a passphrase is needed to add a keyslot")),
+        (Some(_), Side::Clear) => return Err(refused("its data is in the clear")),
+        (Some(unlock), Side::Key(digest)) => {
+            let (_, key) = container.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
+            Some((digest, key))
+        }
+    };
+    let mut next = None;
+    let done = changes.iter().try_for_each(|change| {
+        let mut header = loaded.header.clone();
+        let no_room = |NoRoom| refused("a keyslot's number is taken, or there is no room for it");
+        let add = |header: &mut stored::Header, digest: u32, key: &Secret, keyslot: &NewKeyslot<'_>| {
+            let area = container.add_keyslot(header, digest, keyslot, key).map_err(no_room)?;
+            container.write(area.0, &area.1)?;
+            container.flush()
+        };
+        let mut to_wipe = None;
+        match change {
+            HeaderChange::AddKeyslot(keyslot) => {
+                let (digest, key) = current.as_ref().expect("found above, for changes that add");
+                add(&mut header, *digest, key, keyslot)?;
+            }
+            HeaderChange::AddNextKeyslot(keyslot) => {
+                let (digest, key) = match next.take() {
+                    Some(made) => made,
+                    None => {
+                        let key = sim.random_key();
+                        (container.add_digest(&mut header, &key).map_err(no_room)?, key)
+                    }
+                };
+                let added = add(&mut header, digest, &key, keyslot);
+                next = Some((digest, key));
+                added?;
+            }
+            HeaderChange::DestroyKeyslot(number) => match header.remove_keyslot(*number) {
+                Some(area) => to_wipe = Some(area),
+                None => return Ok(()),
+            },
+            HeaderChange::PutToken(number, token) => {
+                put_token(&mut header, *number, token.clone()).map_err(refused)?;
+            }
+            HeaderChange::RemoveToken(number) => {
+                if header.json.tokens.remove(number).is_none() {
+                    return Ok(());
+                }
+            }
+        }
+        container.update(&mut loaded, header)?;
+        to_wipe.map_or(Ok(()), |area| container.wipe(area.start))
+    });
+    done.and(sim.written(container.number)).map(|()| describe(&loaded.header))
 }
 
-pub(super) fn open(_sim: &Sim, device: &Path, _name: Option<&str>, _unlock: Unlock<'_>) -> Result<Secret> {
-    missing(device)
+pub(super) fn open(sim: &Sim, device: &Path, name: Option<&str>, unlock: Unlock<'_>) -> Result<Secret> {
+    let container = Container::at(sim, device)?;
+    let refused = |what: &str| container.refused(LuksCall::Open, what);
+    let mut loaded = container.load_some(LuksCall::Open)?;
+    let keys = container.keys(&loaded.header, unlock)?;
+    let Some(name) = name else { return Ok(keys.volume_key) };
+    let data = loaded.header.data();
+    {
+        let machine = sim.machine()?;
+        if machine.dm.by_name(name).is_some() {
+            return Err(refused("a device of that name is up"));
+        }
+        let is_shared = data.unfinished.as_ref().is_some_and(|unfinished| unfinished.work == Work::Encrypt);
+        if machine.is_in_use(container.number) && !is_shared {
+            return Err(Error::Busy { name: text(device).into_owned() });
+        }
+    }
+    if data.unfinished.as_ref().is_some_and(|unfinished| unfinished.hot.is_some()) {
+        container.recover(&mut loaded, &keys)?;
+    }
+    container.bring_up(&loaded, &keys, name)?;
+    Ok(keys.volume_key)
 }
 
-pub(super) fn reopen(_sim: &Sim, device: &Path, _name: &str, _volume_key: &Secret) -> Result<()> {
-    missing(device)
+pub(super) fn reopen(sim: &Sim, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
+    let container = Container::at(sim, device)?;
+    let refused = |what: &str| container.refused(LuksCall::Open, what);
+    let loaded = container.load_some(LuksCall::Open)?;
+    let data = loaded.header.data();
+    let Side::Key(digest) = data.after else { return Err(refused("it is not encrypted")) };
+    if data.unfinished.is_some() {
+        return Err(refused("a work on its data is not completed"));
+    }
+    if !has_digest(&loaded.header, digest, volume_key.bytes()) {
+        return Err(Error::WrongKey { device: device.to_owned() });
+    }
+    {
+        let machine = sim.machine()?;
+        if machine.dm.by_name(name).is_some() || machine.is_in_use(container.number) {
+            return Err(Error::Busy { name: text(device).into_owned() });
+        }
+    }
+    let coding = || Coding::Key(Arc::new(Cipher::new(volume_key.bytes(), data.sector_size)));
+    let keys = Keys { before: coding(), after: coding(), volume_key: volume_key.clone() };
+    container.bring_up(&loaded, &keys, name)
 }
 
-pub(super) fn resize(
-    _sim: &Sim,
-    device: &Path,
-    _name: &str,
-    _volume_key: &Secret,
-    _size: Option<Sectors>,
-) -> Result<()> {
-    missing(device)
+pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
+    let container = Container::at(sim, device)?;
+    let refused = |what: &str| container.refused(LuksCall::Resize, what);
+    let call = Call::Luks(LuksCall::Resize);
+    sim.step(call, &text(device), || {
+        let loaded = container.some(container.find(call)?, LuksCall::Resize)?;
+        let data = loaded.header.data();
+        if data.unfinished.is_some() {
+            return Err(refused("a work on its data is not completed"));
+        }
+        if let Side::Key(digest) = data.after {
+            if !has_digest(&loaded.header, digest, volume_key.bytes()) {
+                return Err(refused("the volume key is not its own"));
+            }
+        }
+        let room = container.room(&data)?;
+        let wanted = match size {
+            Some(size) => bytes(size.bytes()),
+            None => room,
+        };
+        let wanted = wanted - wanted % u64::from(data.sector_size);
+        if wanted == 0 || wanted > room {
+            return Err(refused("there is no room for that size"));
+        }
+        let mut machine = sim.machine()?;
+        let Some(minor) = container.minor(&machine, name) else { return Err(refused("it is not open")) };
+        if let Some(opened) = machine.opened_mut(minor) {
+            // What was left at the end of a work is as the rest.
+            opened.settle();
+            opened.length = wanted;
+        }
+        machine.crypt_changed(minor);
+        machine.changed_event(minor);
+        drop(machine);
+        sim.0.changed.notify_all();
+        Ok(())
+    })
 }
 
-pub(super) fn reencrypt(
-    _sim: &Sim,
-    device: &Path,
-    _name: &str,
-    _unlock: Unlock<'_>,
-    _begin: Begin,
-    _watch: &(dyn Fn(Progress) -> bool + Sync),
-) -> Result<Ended> {
-    missing(device)
+impl<'a> Container<'a> {
+    pub(super) fn at(sim: &'a Sim, path: &'a Path) -> Result<Container<'a>> {
+        let (_, number) = sim.node(path)?;
+        Ok(Container { sim, path, number })
+    }
+
+    /// Makes the opened device.
+    fn bring_up(&self, loaded: &Loaded, keys: &Keys, name: &str) -> Result<()> {
+        let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
+        let mut opened = Some(self.opened(&loaded.header.data(), keys)?);
+        self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
+            Some(opened) => machine.crypt_up(name, &uuid, opened),
+            None => Ok(()),
+        })
+    }
+
+    pub(super) fn refused(&self, call: LuksCall, what: &str) -> Error {
+        luks_error(Call::Luks(call), &text(self.path), what)
+    }
+
+    /// I/O that is part of a step.
+    pub(super) fn peek<T>(
+        &self,
+        call: Call,
+        act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+    ) -> Result<T> {
+        let failed = |errno| luks_error(call, &text(self.path), std::io::Error::from_raw_os_error(errno));
+        self.sim.wait_for_io(act, failed)
+    }
+
+    /// A step that writes or flushes.
+    pub(super) fn act<T>(&self, act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>) -> Result<T> {
+        self.sim.step(Call::LuksWrite, &text(self.path), || self.peek(Call::LuksWrite, act))
+    }
+
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.act(|machine| machine.write_at(self.number, offset, bytes, Patience::Wait))
+    }
+
+    pub(super) fn flush(&self) -> Result<()> {
+        self.act(|machine| machine.flush(self.number, Patience::Wait))
+    }
+
+    /// Overwrites a keyslot's area.
+    pub(super) fn wipe(&self, offset: u64) -> Result<()> {
+        let mut noise = [0; KEY_AREA];
+        self.sim.0.random.lock().fill_bytes(&mut noise);
+        self.write(offset, &noise)?;
+        self.flush()
+    }
+
+    // ---- headers ----
+
+    fn find(&self, call: Call) -> Result<Found> {
+        self.peek(call, |machine| find(machine, self.number))
+    }
+
+    fn some(&self, found: Found, call: LuksCall) -> Result<Loaded> {
+        match found {
+            Found::Header(loaded) => Ok(loaded),
+            Found::Nothing => Err(self.refused(call, "there is no LUKS2 header")),
+            Found::Damaged => Err(self.damaged(call)),
+        }
+    }
+
+    fn damaged(&self, call: LuksCall) -> Error {
+        self.refused(call, "both copies of its header are damaged; restore the header from a backup")
+    }
+
+    /// The first step of a call: reads the header.
+    fn load(&self, call: LuksCall) -> Result<Option<Loaded>> {
+        self.sim.step(Call::Luks(call), &text(self.path), || match self.find(Call::Luks(call))? {
+            Found::Nothing => Ok(None),
+            Found::Header(loaded) => Ok(Some(loaded)),
+            Found::Damaged => Err(self.damaged(call)),
+        })
+    }
+
+    /// As [`Container::load`]; there must be one.
+    pub(super) fn load_some(&self, call: LuksCall) -> Result<Loaded> {
+        self.load(call)?.ok_or_else(|| self.refused(call, "there is no LUKS2 header"))
+    }
+
+    fn encode(&self, header: &stored::Header, second: bool) -> Result<Vec<u8>> {
+        let mut salt = [0; 64];
+        self.sim.0.random.lock().fill_bytes(&mut salt);
+        let no_room = || self.refused(LuksCall::Change, "its header has no room for that");
+        header.encode(second, &salt).ok_or_else(no_room)
+    }
+
+    /// Puts a header in place of one.
+    pub(super) fn update(&self, loaded: &mut Loaded, header: stored::Header) -> Result<()> {
+        self.update_if(loaded, header, |_| true, |_| ()).map(drop)
+    }
+
+    /// Puts a header in place of one, if `may` is true when the first copy is written; what becomes of `done` happens as
+    /// soon as that is durable. Gives whether it was.
+    pub(super) fn update_if(
+        &self,
+        loaded: &mut Loaded,
+        mut header: stored::Header,
+        mut may: impl FnMut(&mut Machine) -> bool,
+        mut done: impl FnMut(&mut Machine),
+    ) -> Result<bool> {
+        header.sequence = loaded.header.sequence + 1;
+        // One that does not count is written first: the other stays until this one is there.
+        let order = if loaded.first && !loaded.second { [true, false] } else { [false, true] };
+        let copies = [self.encode(&header, order[0])?, self.encode(&header, order[1])?];
+        let place = |second: bool| if second { header.size } else { 0 };
+        let written = self.act(|machine| {
+            if !may(machine) {
+                return Ok(false);
+            }
+            machine.write_at(self.number, place(order[0]), &copies[0], Patience::Wait).map(|()| true)
+        })?;
+        if !written {
+            return Ok(false);
+        }
+        self.act(|machine| machine.flush(self.number, Patience::Wait).map(|()| done(machine)))?;
+        self.write(place(order[1]), &copies[1])?;
+        self.flush()?;
+        *loaded = Loaded { header, first: true, second: true };
+        Ok(true)
+    }
+
+    /// Writes a header where there is none, and the areas of its keyslots before it.
+    fn write_new(&self, header: &mut stored::Header, areas: &[(u64, Vec<u8>)]) -> Result<()> {
+        header.sequence = 1;
+        let copies = [self.encode(header, false)?, self.encode(header, true)?];
+        areas.iter().try_for_each(|(at, bytes)| self.write(*at, bytes))?;
+        self.write(stored::BINARY as u64, &copies[0][stored::BINARY..])?;
+        self.flush()?;
+        self.write(0, &copies[0][..stored::BINARY])?;
+        self.flush()?;
+        self.write(header.size, &copies[1])?;
+        self.flush()
+    }
+
+    // ---- keys ----
+
+    fn add_digest(&self, header: &mut stored::Header, key: &Secret) -> std::result::Result<u32, NoRoom> {
+        let salt = self.sim.salt();
+        header.add_digest(BASE64.encode(&salt), BASE64.encode(&digest(&salt, key.bytes())))
+    }
+
+    /// Puts a keyslot into a header. Gives where its area begins and what belongs there.
+    fn add_keyslot(
+        &self,
+        header: &mut stored::Header,
+        digest: u32,
+        keyslot: &NewKeyslot<'_>,
+        key: &Secret,
+    ) -> std::result::Result<(u64, Vec<u8>), NoRoom> {
+        let salt = self.sim.salt();
+        let encoded = BASE64.encode(&salt);
+        let kdf = match keyslot.cost {
+            Cost::Guessable => Kdf::Argon2id { time: 4, memory: 1 << 20, cpus: 4, salt: encoded },
+            Cost::Random => Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: encoded },
+        };
+        let place = header.add_keyslot(keyslot.number, digest, kdf)?;
+        let mut area = masked(&salt, keyslot.passphrase, key.bytes()).to_vec();
+        area.resize(KEY_AREA, 0);
+        Ok((place.start, area))
+    }
+
+    /// The volume key in a keyslot, if the passphrase is the right one.
+    fn key_in(&self, header: &stored::Header, number: u32, passphrase: &Secret) -> Result<Option<Secret>> {
+        let Some(Keyslot::Luks2 { area, kdf, .. }) = header.json.keyslots.get(&number) else { return Ok(None) };
+        let Some(digest) = header.digest_of(number) else { return Ok(None) };
+        let mut held = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
+        let at = area.range().start;
+        self.peek(Call::Luks(LuksCall::Open), |machine| machine.read_at(self.number, at, &mut held, Patience::Wait))?;
+        let salt = BASE64.decode(kdf.salt().as_bytes()).unwrap_or_default();
+        let key = masked(&salt, passphrase, &held);
+        Ok(has_digest(header, digest, &key).then(|| Secret::new(key)))
+    }
+
+    /// The first keyslot that the passphrase opens, of those that may be tried.
+    pub(super) fn unlock(
+        &self,
+        header: &stored::Header,
+        unlock: Unlock<'_>,
+        may: impl Fn(u32, Option<u32>) -> bool,
+    ) -> Result<(u32, Secret)> {
+        for number in header.keyslots() {
+            if unlock.keyslot.is_none_or(|only| only == number) && may(number, header.digest_of(number)) {
+                if let Some(key) = self.key_in(header, number, unlock.passphrase)? {
+                    return Ok((number, key));
+                }
+            }
+        }
+        Err(Error::WrongKey { device: self.path.to_owned() })
+    }
+
+    /// What the data is kept with. The passphrase must open all that is needed.
+    pub(super) fn keys(&self, header: &stored::Header, unlock: Unlock<'_>) -> Result<Keys> {
+        let data = header.data();
+        let before = data.unfinished.as_ref().map_or(data.after, |unfinished| unfinished.before);
+        let sides = [data.after, before];
+        let needed = |digest: Option<u32>| {
+            // In the clear on all sides: any keyslot shows that the passphrase is right.
+            sides == [Side::Clear; 2] || digest.is_some_and(|digest| sides.contains(&Side::Key(digest)))
+        };
+        let (first, key) = self.unlock(header, unlock, |_, digest| needed(digest))?;
+        let first = header.digest_of(first);
+        let mut found = BTreeMap::from([(first, key)]);
+        for side in sides {
+            if let Side::Key(digest) = side {
+                if !found.contains_key(&Some(digest)) {
+                    let any = Unlock { keyslot: None, ..unlock };
+                    found.insert(Some(digest), self.unlock(header, any, |_, of| of == Some(digest))?.1);
+                }
+            }
+        }
+        let coding = |side: Side| match side {
+            Side::Clear => Coding::Clear,
+            Side::Key(digest) => Coding::Key(Arc::new(Cipher::new(found[&Some(digest)].bytes(), data.sector_size))),
+        };
+        let of = |side: Side| match side {
+            Side::Key(digest) => Some(&found[&Some(digest)]),
+            Side::Clear => None,
+        };
+        let volume_key = of(data.after).or(of(before)).unwrap_or(&found[&first]).clone();
+        Ok(Keys { before: coding(before), after: coding(data.after), volume_key })
+    }
+
+    // ---- devices ----
+
+    /// Bytes that an opened device can have.
+    fn room(&self, data: &Data) -> Result<u64> {
+        let size = self.sim.machine()?.size_of(self.number).unwrap_or(0).saturating_sub(data.offset);
+        let size = size - size % u64::from(data.sector_size);
+        if size > 0 { Ok(size) } else { Err(self.refused(LuksCall::Open, "the device is too small")) }
+    }
+
+    /// An opened device as it is to be; nothing is hot.
+    fn opened(&self, data: &Data, keys: &Keys) -> Result<Opened> {
+        Ok(Opened {
+            below: self.number,
+            offset: data.offset,
+            length: self.room(data)?,
+            sector_size: data.sector_size,
+            before: keys.before.clone(),
+            after: keys.after.clone(),
+            done: data.unfinished.as_ref().map_or(u64::MAX, |unfinished| unfinished.done),
+            zone: None,
+        })
+    }
+
+    /// The minor number of the device that this container was opened as.
+    pub(super) fn minor(&self, machine: &Machine, name: &str) -> Option<u32> {
+        let minor = machine.dm.by_name(name)?;
+        machine.opened(minor).filter(|opened| opened.below == self.number).map(|_| minor)
+    }
 }
 
-fn missing<T>(device: &Path) -> Result<T> {
-    Err(Error::Missing(format!("LUKS2 on {} is not there yet", device.display())))
+impl Sim {
+    fn random_key(&self) -> Secret {
+        let mut key = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
+        self.0.random.lock().fill_bytes(&mut key);
+        Secret::new(key)
+    }
+
+    fn salt(&self) -> [u8; 32] {
+        let mut salt = [0; 32];
+        self.0.random.lock().fill_bytes(&mut salt);
+        salt
+    }
+}
+
+fn find(machine: &Machine, number: DeviceNumber) -> std::result::Result<Found, Stop> {
+    // A part that cannot be read is as good as a damaged one, as long as the other can be.
+    let mut unreadable = None;
+    let mut read = |at: u64, length: usize| -> std::result::Result<Option<Vec<u8>>, Stop> {
+        let mut bytes = vec![0; length];
+        match machine.read_at(number, at, &mut bytes, Patience::Wait) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(Stop::Errno(errno)) => {
+                unreadable = Some(errno);
+                Ok(None)
+            }
+            Err(wait) => Err(wait),
+        }
+    };
+    let mut copy = |at: u64, second: bool| -> std::result::Result<Option<stored::Header>, Stop> {
+        let Some(start) = read(at, SECTOR as usize)? else { return Ok(None) };
+        let Some(size) = stored::Header::size_in(&start, second).filter(|size| !second || *size == at) else {
+            return Ok(None);
+        };
+        Ok(read(at, size as usize)?.and_then(|bytes| stored::Header::decode(&bytes, second)))
+    };
+    let size = machine.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
+    let first = copy(0, false)?;
+    let mut second = None;
+    match &first {
+        Some(header) => second = copy(header.size, true)?,
+        None => {
+            for place in stored::SIZES.into_iter().filter(|place| *place < size) {
+                second = copy(place, true)?;
+                if second.is_some() {
+                    break;
+                }
+            }
+        }
+    }
+    let sequence = |header: &Option<stored::Header>| header.as_ref().map(|header| header.sequence);
+    let newest = sequence(&first).max(sequence(&second));
+    let (is_first, is_second) = (sequence(&first) == newest, sequence(&second) == newest);
+    if let Some(header) = if is_first { first } else { second } {
+        return Ok(Found::Header(Loaded { header, first: is_first, second: is_second }));
+    }
+    let start = read(0, stored::MAGIC.len() + 2)?;
+    match (unreadable, start) {
+        (Some(errno), _) => Err(Stop::Errno(errno)),
+        (None, Some(start)) if start.starts_with(&stored::MAGIC) && start[6..] == [0, 2] => Ok(Found::Damaged),
+        _ => Ok(Found::Nothing),
+    }
+}
+
+/// The header on a device.
+pub(super) fn header_on(machine: &Machine, number: DeviceNumber) -> Option<Header> {
+    match find(machine, number).ok()? {
+        Found::Header(loaded) => Some(describe(&loaded.header)),
+        Found::Nothing | Found::Damaged => None,
+    }
+}
+
+/// The header of a container whose passphrase nobody knows.
+pub(super) fn somebodys() -> Vec<u8> {
+    let uuid = "5f3a2d0c-6b1e-4c58-9a77-0d9e8f7a6b5c".to_owned();
+    let mut header = stored::Header::new(stored::SIZES[0], 1 << 20, uuid, 16 << 20, 512);
+    let kdf = Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: BASE64.encode(&[1; 32]) };
+    let digest = header.add_digest(BASE64.encode(&[2; 32]), BASE64.encode(&[3; 32]));
+    let made = digest.and_then(|digest| header.add_keyslot(0, digest, kdf));
+    let copy = |second| header.encode(second, &[4; 64]).filter(|_| made.is_ok()).unwrap_or_default();
+    [copy(false), copy(true)].concat()
+}
+
+/// Whether a device holds the second copy of a header.
+pub(super) fn has_second_copy(machine: &Machine, number: DeviceNumber) -> bool {
+    stored::SIZES.into_iter().any(|place| {
+        let mut start = [0; SECTOR as usize];
+        let read = machine.read_at(number, place, &mut start, Patience::Wait);
+        read.is_ok() && stored::Header::size_in(&start, true) == Some(place)
+    })
+}
+
+/// A key in the form that stands in a keyslot, and back.
+fn masked(salt: &[u8], passphrase: &Secret, key: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut mask = Zeroizing::new(Vec::with_capacity(VOLUME_KEY_BYTES));
+    for half in [0_u8, 1] {
+        let hash = Sha256::new().chain_update(salt).chain_update([half]).chain_update(passphrase.bytes()).finalize();
+        mask.extend_from_slice(&hash);
+    }
+    Zeroizing::new(key.iter().zip(mask.iter()).map(|(byte, mask)| byte ^ mask).collect())
+}
+
+fn digest(salt: &[u8], key: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(salt).chain_update(key).finalize().into()
+}
+
+fn has_digest(header: &stored::Header, number: u32, key: &[u8]) -> bool {
+    let Some(known) = header.json.digests.get(&number) else { return false };
+    let salt = BASE64.decode(known.salt.as_bytes()).unwrap_or_default();
+    BASE64.encode(&digest(&salt, key)) == known.digest
+}
+
+fn put_token(header: &mut stored::Header, number: u32, token: Value) -> std::result::Result<(), &'static str> {
+    let is_there = |keyslot: &Value| {
+        let number = keyslot.as_str().and_then(|text| text.parse::<u32>().ok());
+        number.is_some_and(|number| header.keyslots().any(|known| known == number))
+    };
+    let keyslots = token.get("keyslots").and_then(Value::as_array);
+    if number >= NUMBERS {
+        return Err("there is no such token number");
+    }
+    if !token.get("type").is_some_and(Value::is_string) || !keyslots.is_some_and(|all| all.iter().all(is_there)) {
+        return Err("the token is not an object with a type and keyslots that are there");
+    }
+    header.json.tokens.insert(number, token);
+    Ok(())
+}
+
+/// What a header says, as others see it.
+pub(super) fn describe(header: &stored::Header) -> Header {
+    let data = header.data();
+    let state = match (&data.unfinished, data.after) {
+        (Some(unfinished), _) => State::Unfinished { work: unfinished.work, done: Bytes(u128::from(unfinished.done)) },
+        (None, Side::Key(_)) => State::Encrypted,
+        (None, Side::Clear) => State::Clear,
+    };
+    Header {
+        uuid: header.uuid.clone(),
+        data_offset: Sectors(data.offset / SECTOR),
+        sector_size: data.sector_size,
+        state,
+        keyslots: header.keyslots().collect::<BTreeSet<_>>(),
+        unused: header.keyslots().filter(|keyslot| !header.is_used(*keyslot)).collect(),
+        tokens: header.json.tokens.clone(),
+    }
+}
+
+/// Sizes that a device can have fit; others are as good as too large.
+fn bytes(size: Bytes) -> u64 {
+    u64::try_from(size.0).unwrap_or(u64::MAX)
 }

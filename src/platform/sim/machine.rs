@@ -11,7 +11,7 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{disks::Disks, dm, dm::Dm, events::Events, thin::Stores, udev, udev::Udev, xfs::Xfs};
+use super::{clevis::Helpers, disks::Disks, dm, dm::Dm, events::Events, thin::Stores, udev, udev::Udev, xfs::Xfs};
 use crate::platform::{DeviceNumber, keyring::Secret};
 
 /// Everything there is.
@@ -31,12 +31,14 @@ pub(super) struct Machine {
     pub(super) keyring: BTreeMap<String, Secret>,
     /// Volume keys in the process keyring of the daemon.
     pub(super) volume_keys: BTreeMap<String, Secret>,
+    /// Tang servers and the TPM.
+    pub(super) helpers: Helpers,
     chance: StdRng,
     keys: u64,
 }
 
 impl Machine {
-    pub(super) fn new(disks: Disks, seed: u64) -> Machine {
+    pub(super) fn new(disks: Disks, helpers: Helpers, seed: u64) -> Machine {
         Machine {
             powered: true,
             boot: 0,
@@ -50,6 +52,7 @@ impl Machine {
             chance: StdRng::seed_from_u64(seed),
             keyring: BTreeMap::new(),
             volume_keys: BTreeMap::new(),
+            helpers,
             keys: 0,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! It does everything that [`Platform`] asks, or refuses with the error that a kernel would give; the rules and their
 //! limits stand at the head of each file: disks (`disks`), device-mapper (`dm`, `thin`, `io`), file systems (`xfs`),
-//! programs (`programs`), udev (`udev`, `events`), power (`machine`), steps and faults (`faults`).
+//! programs (`programs`), udev (`udev`, `events`), power (`machine`), steps and faults (`faults`), LUKS2 containers (`luks`,
+//! `luks_header`, `luks_reencrypt`, `crypt`), Clevis (`clevis`).
 //!
 //! In short: any absolute path is a large sparse disk that appears when it is first named, unless the machine has only
 //! the disks it was given. Bytes go through the stack of tables down to the disks. Everything that depends on chance
@@ -17,6 +18,7 @@
 mod builder;
 mod clevis;
 mod clock;
+mod crypt;
 mod disks;
 mod dm;
 mod events;
@@ -24,6 +26,8 @@ mod faults;
 mod inspect;
 mod io;
 mod luks;
+mod luks_header;
+mod luks_reencrypt;
 mod machine;
 mod programs;
 mod sparse;
@@ -48,7 +52,8 @@ use rand::{RngCore, rngs::StdRng};
 use serde_json::Value;
 
 pub use builder::{Builder, DISK_SIZE_DEFAULT, Preset};
-pub use faults::{Call, Faults, Gate, Step};
+pub use clevis::Trouble;
+pub use faults::{Call, Faults, Gate, LuksCall, Step};
 pub use inspect::{Leftovers, Snapshot};
 
 use self::{
@@ -84,6 +89,8 @@ struct Inner {
     stalls: Condvar,
     control: Arc<Control>,
     clock: Clock,
+    /// How many pages a work on the data of a container takes at a time, if it was said.
+    hot_zone: Option<u64>,
     random: Mutex<StdRng>,
 }
 
@@ -174,6 +181,8 @@ impl Sim {
         let machine = self.machine()?;
         if let Some(disk) = machine.disks.get(number) {
             machine.device_event(DeviceAction::Change, &disk.path);
+        } else if machine.opened(number.minor).is_some() {
+            machine.changed_event(number.minor);
         }
         Ok(())
     }
@@ -487,7 +496,7 @@ impl Platform for Sim {
         begin: Begin,
         watch: &(dyn Fn(Progress) -> bool + Sync),
     ) -> Result<Ended> {
-        luks::reencrypt(self, device, name, unlock, begin, watch)
+        luks_reencrypt::reencrypt(self, device, name, unlock, begin, watch)
     }
 
     fn clevis_encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
@@ -526,11 +535,12 @@ impl Machine {
     fn geometry(&self, number: DeviceNumber) -> std::result::Result<Geometry, Stop> {
         let size = self.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
         let below = self.disks_below(number);
+        let encrypted = self.encryption_sector(number);
         let shapes = || below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| &disk.shape);
         Ok(Geometry {
             size: Sectors(size / crate::engine::units::SECTOR),
-            logical: shapes().map(|shape| shape.logical).max().unwrap_or(512),
-            physical: shapes().map(|shape| shape.physical).max().unwrap_or(512),
+            logical: shapes().map(|shape| shape.logical).max().unwrap_or(512).max(encrypted),
+            physical: shapes().map(|shape| shape.physical).max().unwrap_or(512).max(encrypted),
             read_only: self.disks.get(number).is_some_and(|disk| disk.shape.read_only),
         })
     }

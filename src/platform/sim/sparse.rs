@@ -113,6 +113,15 @@ impl Sparse {
         ranges
     }
 
+    /// The first page in a range that holds something, as far as it lies in the range.
+    pub(super) fn next_stored(&self, range: Range<u64>) -> Option<Range<u64>> {
+        if range.is_empty() {
+            return None;
+        }
+        let (page, _) = self.pages.range(range.start / PAGE..=(range.end - 1) / PAGE).next()?;
+        Some((page * PAGE).max(range.start)..((page + 1) * PAGE).min(range.end))
+    }
+
     /// Bytes of memory that the pages take.
     pub(super) fn stored_bytes(&self) -> u64 {
         self.pages.len() as u64 * PAGE

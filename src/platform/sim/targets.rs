@@ -107,13 +107,13 @@ pub(super) fn uses(table: &[Line]) -> Vec<DeviceNumber> {
     };
     for line in table {
         match &line.target {
-            Target::Linear { device, .. } => add(device),
+            Target::Linear { device, .. } | Target::Crypt { device, .. } => add(device),
             Target::ThinPool { metadata, data, .. } => [metadata, data].into_iter().for_each(&mut add),
             Target::Thin { pool, .. } => add(pool),
             Target::Cache { metadata, cache, origin, .. } => {
                 [metadata, cache, origin].into_iter().for_each(&mut add);
             }
-            Target::Crypt { .. } | Target::Foreign { .. } => {}
+            Target::Foreign { .. } => {}
         }
     }
     found
@@ -161,7 +161,7 @@ impl Machine {
         Ok(made)
     }
 
-    fn check_below(&self, minor: u32, below: DeviceNumber) -> Result<(), i32> {
+    pub(super) fn check_below(&self, minor: u32, below: DeviceNumber) -> Result<(), i32> {
         if below == number(minor) {
             return Err(libc::EINVAL);
         }

@@ -21,6 +21,7 @@ use std::{
 use super::{
     dm::Device,
     io::{Patience, Stop},
+    luks, luks_header,
     machine::Machine,
     xfs,
 };
@@ -31,7 +32,6 @@ use crate::platform::{
 const STRATIS_MAGIC: [u8; 16] = *b"!Stra0tis\x86\xff\x02^\x41rh";
 const STRATIS_PLACES: [u64; 2] = [512, 4608];
 const STRATIS_BLOCK: usize = 512;
-const LUKS_MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 
 /// What lies on a device.
 #[derive(Debug, Default)]
@@ -113,12 +113,14 @@ impl Machine {
             Err(Stop::Errno(_)) => return Ok(found),
             Err(wait) => return Err(wait),
         }
-        found.luks = first.starts_with(&LUKS_MAGIC);
+        found.luks = first.starts_with(&luks_header::MAGIC);
         found.xfs = xfs::Superblock::decode(&first).is_some();
         if first[510..512] == [0x55, 0xaa] {
             // Four entries of 16 bytes from byte 446; the type is at offset 4, 0 for none.
             found.table = Some((0..4).filter(|entry| first[446 + entry * 16 + 4] != 0).count() as u32);
         }
+        // As libblkid does: a header whose first copy is gone is one.
+        found.luks |= !found.xfs && found.table.is_none() && luks::has_second_copy(self, number);
         Ok(found)
     }
 

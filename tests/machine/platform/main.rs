@@ -51,6 +51,9 @@ type Check = (&'static str, fn(&Machine));
 const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
 
 fn main() -> ExitCode {
+    if let Some(status) = stratisd::platform::linux::luks::child::run_if_asked() {
+        return status;
+    }
     if env::var("STRATISD_MACHINE").as_deref() != Ok("1") {
         eprintln!(
             "This overwrites disks. It runs in a throw-away machine only (STRATISD_MACHINE=1, see make test-machine)."

@@ -1,8 +1,11 @@
 //! Promises of the simulated machine as its users see it. `dm`: devices and tables; `thin`: pools; `power`: caches and
-//! cuts; `files`: file systems and programs; `steps`: faults, gates, repeatability; `world`: disks and udev.
+//! cuts; `files`: file systems and programs; `steps`: faults, gates, repeatability; `world`: disks and udev; `luks`:
+//! LUKS2 containers; `clevis`: Tang servers and the TPM.
 
+mod clevis;
 mod dm;
 mod files;
+mod luks;
 mod power;
 mod steps;
 mod thin;

@@ -70,7 +70,7 @@ const SIGNATURE: &str = "ec385920215374726130746973 86ff025e41726800004001 00000
     6665646362613938373635343332313066656463626139383736353433323130\
     f00700000000000000180000000000000000000000000000 00f1536500000000";
 
-fn signature() -> Vec<u8> {
+pub(super) fn signature() -> Vec<u8> {
     let digits: Vec<u8> = SIGNATURE.bytes().filter(u8::is_ascii_hexdigit).collect();
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
     let mut block: Vec<u8> = digits.chunks(2).map(byte).collect();

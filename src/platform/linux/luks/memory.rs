@@ -1,0 +1,98 @@
+//! How many keys may be derived at a time: as many as there is memory for. Knows nothing of keys.
+//!
+//! A derivation takes as much memory as was chosen when its keyslot was made, up to 1 GiB and to half of a machine's memory.
+//! Eight at once would have the kernel kill somebody.
+
+use std::fs;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::engine::units::Bytes;
+
+/// What is taken for the memory of a machine that does not tell.
+const MACHINE: Bytes = Bytes(2 << 30);
+
+/// Memory that derivations may take together.
+pub(super) struct Memory {
+    limit: Bytes,
+    used: Mutex<Bytes>,
+    freed: Condvar,
+}
+
+/// Memory that has been given out, until it is dropped.
+pub(super) struct Permit<'a> {
+    memory: &'a Memory,
+    amount: Bytes,
+}
+
+impl Memory {
+    /// Half of what the machine has.
+    pub(super) fn of_this_machine() -> Memory {
+        let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Memory::limited(Bytes(total(&text).unwrap_or(MACHINE).0 / 2))
+    }
+
+    fn limited(limit: Bytes) -> Memory {
+        Memory { limit, used: Mutex::new(Bytes::ZERO), freed: Condvar::new() }
+    }
+
+    /// Waits until there is so much. What is more than there can ever be is given when nobody has any.
+    pub(super) fn take(&self, amount: Bytes) -> Permit<'_> {
+        let mut used = self.used.lock();
+        self.freed.wait_while(&mut used, |used| *used > Bytes::ZERO && used.saturating_add(amount) > self.limit);
+        *used = used.saturating_add(amount);
+        Permit { memory: self, amount }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let mut used = self.memory.used.lock();
+        *used = used.saturating_sub(self.amount);
+        // All: who waits for little may go on where who waits for much may not.
+        self.memory.freed.notify_all();
+    }
+}
+
+/// The machine's memory, as the kernel tells it.
+fn total(text: &str) -> Option<Bytes> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u128 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Bytes(kib * 1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_understood() {
+        assert_eq!(total("MemTotal:        2048 kB\nMemFree: 1 kB\n"), Some(Bytes(2 << 20)));
+        assert_eq!(total("MemFree: 1 kB\n"), None);
+        assert!(Memory::of_this_machine().limit > Bytes(64 << 20));
+    }
+
+    #[test]
+    fn no_more_is_given_than_there_is() {
+        let memory = Memory::limited(Bytes(10));
+        let (first, second) = (memory.take(Bytes(6)), memory.take(Bytes(4)));
+        let (tell, told) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _third = memory.take(Bytes(5));
+                tell.send(memory.used.lock().0).unwrap();
+            });
+            drop(second);
+            drop(first);
+            // Only when the six were back there was room for five.
+            assert_eq!(told.recv().unwrap(), 5);
+        });
+        // More than there is, but alone.
+        let large = memory.take(Bytes(100));
+        assert_eq!(*memory.used.lock(), Bytes(100));
+        drop(large);
+        assert_eq!(*memory.used.lock(), Bytes::ZERO);
+    }
+}

@@ -1,0 +1,439 @@
+//! LUKS2 containers: each call is served by a child process of this program.
+//!
+//! libcryptsetup is not made for threads, and the derivation of a key from a passphrase takes seconds and up to 1 GiB of
+//! memory. So calls run side by side in processes of their own, as many as there is memory for, and a crash in the library
+//! ends one call. No secret is in arguments, variables, files or logs: they pass through pipes ([`wire`]).
+//!
+//! | file | side | |
+//! |---|---|---|
+//! | this one | daemon | asks a child and waits for its answer |
+//! | `wire` | both | what they say to each other |
+//! | `memory` | daemon | who may derive keys when |
+//! | `child` | child | the process, and its way to the daemon |
+//! | `work` | child | the calls of libcryptsetup, but for the long ones |
+//! | `staged` | child | a header for data that is in the clear and in use |
+//! | `reencrypt`, `repair` | child | works on the data of a device in use |
+//! | `header` | child | what a header's JSON says |
+//! | `orphans` | both | children that outlive their daemon |
+//!
+//! When the daemon stops in order, the engine has told works on data to stop, and waits for it. When it dies, its end of
+//! the pipes is closed, and a child ends by itself, where that does no harm. systemd kills the daemon's process only
+//! (KillMode=process); at shutdown it sends SIGTERM to all, which a child takes as a wish to stop.
+
+pub mod child;
+mod header;
+mod memory;
+pub(super) mod orphans;
+mod reencrypt;
+mod repair;
+mod staged;
+mod wire;
+mod work;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout},
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use self::{
+    memory::{Memory, Permit},
+    wire::{Answer, Change, Garbled, Nth, Received, Request},
+};
+use super::{
+    programs::{self, Kept, Task},
+    wait,
+};
+use crate::{
+    engine::units::{Bytes, Sectors},
+    platform::{
+        Error, Result,
+        keyring::Secret,
+        luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
+    },
+};
+
+/// This program, also after it has been replaced by a newer one.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+/// How often a work on data is asked about when it has nothing to say.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// LUKS2 as the daemon sees it.
+pub struct Luks {
+    /// Serves as a child.
+    program: PathBuf,
+    memory: Memory,
+}
+
+impl Default for Luks {
+    fn default() -> Luks {
+        Luks::served_by(Path::new(THIS_PROGRAM))
+    }
+}
+
+/// The secrets of a request as it is put together.
+#[derive(Default)]
+struct Secrets<'a>(Vec<&'a Secret>);
+
+impl<'a> Secrets<'a> {
+    fn add(&mut self, secret: &'a Secret) -> Nth {
+        self.0.push(secret);
+        Nth(self.0.len() - 1)
+    }
+
+    fn unlock(&mut self, unlock: Unlock<'a>) -> wire::Unlock {
+        wire::Unlock { passphrase: self.add(unlock.passphrase), keyslot: unlock.keyslot }
+    }
+
+    fn keyslot(&mut self, new: &NewKeyslot<'a>) -> wire::NewKeyslot {
+        wire::NewKeyslot { number: new.number, passphrase: self.add(new.passphrase), cost: new.cost }
+    }
+}
+
+/// Watches a work: asked with its progress, `false` stops it.
+type Watch<'a> = &'a (dyn Fn(Progress) -> bool + Sync);
+
+impl Luks {
+    /// With a program that asks [`child::run_if_asked`] before all else.
+    pub fn served_by(program: &Path) -> Luks {
+        Luks { program: program.to_owned(), memory: Memory::of_this_machine() }
+    }
+
+    /// See [`Platform::luks_read`](crate::platform::Platform::luks_read); so with those below.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(&self, device: &Path) -> Result<Option<Header>> {
+        let call = Call { luks: self, device, action: "read" };
+        match call.ask(&Request::Read { device: device.to_owned() }, &Secrets::default(), None)? {
+            (Answer::Header(header), _) => Ok(header),
+            other => Err(call.unexpected(&other.0)),
+        }
+    }
+
+    /// # Errors
+    /// As there.
+    pub fn format(
+        &self,
+        device: &Path,
+        layout: &Layout,
+        purpose: Purpose,
+        keyslots: &[NewKeyslot<'_>],
+        tokens: &BTreeMap<u32, Value>,
+    ) -> Result<Header> {
+        let mut secrets = Secrets::default();
+        let keyslots = keyslots.iter().map(|keyslot| secrets.keyslot(keyslot)).collect();
+        let (device_path, layout, tokens) = (device.to_owned(), *layout, tokens.clone());
+        let request = Request::Format { device: device_path, layout, purpose, keyslots, tokens };
+        Call { luks: self, device, action: "make" }.ask_for_header(&request, &secrets)
+    }
+
+    /// # Errors
+    /// As there.
+    pub fn change(&self, device: &Path, unlock: Option<Unlock<'_>>, changes: &[HeaderChange<'_>]) -> Result<Header> {
+        let mut secrets = Secrets::default();
+        let unlock = unlock.map(|unlock| secrets.unlock(unlock));
+        let mut wired = Vec::new();
+        for change in changes {
+            wired.push(match change {
+                HeaderChange::AddKeyslot(keyslot) => Change::AddKeyslot(secrets.keyslot(keyslot)),
+                HeaderChange::AddNextKeyslot(keyslot) => Change::AddNextKeyslot(secrets.keyslot(keyslot)),
+                HeaderChange::DestroyKeyslot(number) => Change::DestroyKeyslot(*number),
+                HeaderChange::PutToken(number, token) => Change::PutToken(*number, token.clone()),
+                HeaderChange::RemoveToken(number) => Change::RemoveToken(*number),
+            });
+        }
+        let request = Request::Change { device: device.to_owned(), unlock, changes: wired };
+        Call { luks: self, device, action: "change" }.ask_for_header(&request, &secrets)
+    }
+
+    /// # Errors
+    /// As there.
+    pub fn open(&self, device: &Path, name: Option<&str>, unlock: Unlock<'_>) -> Result<Secret> {
+        let mut secrets = Secrets::default();
+        let unlock = secrets.unlock(unlock);
+        let request = Request::Open { device: device.to_owned(), name: name.map(str::to_owned), unlock };
+        let call = Call { luks: self, device, action: "open" };
+        match call.ask(&request, &secrets, None)? {
+            (Answer::VolumeKey, Some(key)) => Ok(key),
+            other => Err(call.unexpected(&other.0)),
+        }
+    }
+
+    /// # Errors
+    /// As there.
+    pub fn reopen(&self, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
+        let mut secrets = Secrets::default();
+        let volume_key = secrets.add(volume_key);
+        let request = Request::Reopen { device: device.to_owned(), name: name.to_owned(), volume_key };
+        Call { luks: self, device, action: "open" }.ask_to_do(&request, &secrets)
+    }
+
+    /// # Errors
+    /// As there.
+    pub fn resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
+        let mut secrets = Secrets::default();
+        let volume_key = secrets.add(volume_key);
+        let request = Request::Resize { device: device.to_owned(), name: name.to_owned(), volume_key, size };
+        Call { luks: self, device, action: "resize" }.ask_to_do(&request, &secrets)
+    }
+
+    /// # Errors
+    /// As there.
+    pub fn reencrypt(
+        &self,
+        device: &Path,
+        name: &str,
+        unlock: Unlock<'_>,
+        begin: Begin,
+        watch: Watch<'_>,
+    ) -> Result<Ended> {
+        let mut secrets = Secrets::default();
+        let unlock = secrets.unlock(unlock);
+        let (device_path, name) = (device.to_owned(), name.to_owned());
+        let request = Request::Reencrypt { device: device_path.clone(), name: name.clone(), unlock, begin };
+        let call = Call { luks: self, device, action: "work on the data of" };
+        match call.converse(&request, &secrets, Some(watch)) {
+            Ok((Answer::Ended(ended), _)) => Ok(ended),
+            Ok((answer, _)) => Err(call.unexpected(&answer)),
+            Err(End::Answered(fault)) => Err(fault),
+            Err(End::Died(fault)) => {
+                // It may have died in the midst of a step; the device must serve all data.
+                call.ask_to_do(&Request::Repair { device: device_path, name, unlock }, &secrets)?;
+                Err(fault)
+            }
+        }
+    }
+}
+
+/// How a call failed.
+enum End {
+    /// The child said so.
+    Answered(Error),
+    /// The child ended without an answer, or could not be understood.
+    Died(Error),
+}
+
+/// One call.
+struct Call<'a> {
+    luks: &'a Luks,
+    device: &'a Path,
+    /// For errors.
+    action: &'static str,
+}
+
+impl Call<'_> {
+    fn failed(&self, what: String) -> Error {
+        Error::Luks { action: self.action, device: self.device.to_owned(), what }
+    }
+
+    /// The child's kind of answer is told, never its content.
+    fn unexpected(&self, answer: &Answer) -> Error {
+        let kind = format!("{answer:?}");
+        let kind = kind.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        self.failed(format!("the answer {kind} was not expected"))
+    }
+
+    fn ask_for_header(&self, request: &Request, secrets: &Secrets<'_>) -> Result<Header> {
+        match self.ask(request, secrets, None)? {
+            (Answer::Header(Some(header)), _) => Ok(header),
+            other => Err(self.unexpected(&other.0)),
+        }
+    }
+
+    fn ask_to_do(&self, request: &Request, secrets: &Secrets<'_>) -> Result<()> {
+        match self.ask(request, secrets, None)? {
+            (Answer::Done, _) => Ok(()),
+            other => Err(self.unexpected(&other.0)),
+        }
+    }
+
+    fn ask(
+        &self,
+        request: &Request,
+        secrets: &Secrets<'_>,
+        watch: Option<Watch<'_>>,
+    ) -> Result<(Answer, Option<Secret>)> {
+        self.converse(request, secrets, watch).map_err(|(End::Answered(fault) | End::Died(fault))| fault)
+    }
+
+    /// Starts a child, asks it, and waits for its end.
+    fn converse(
+        &self,
+        request: &Request,
+        secrets: &Secrets<'_>,
+        watch: Option<Watch<'_>>,
+    ) -> std::result::Result<(Answer, Option<Secret>), End> {
+        let died = |what: String| End::Died(self.failed(what));
+        let arguments = [OsStr::new(wire::CHILD)];
+        let task = Task { path: &self.luks.program, arguments: &arguments, environment: &[], input: &[], limit: None };
+        let mut child = task.start().map_err(|fault| died(format!("no process for it could be started: {fault}")))?;
+        let mut talk = Talk::new(&mut child, &self.luks.memory, watch);
+        let talked = talk.ask(&wire::frame(request, &secrets.0)).and_then(|()| talk.listen());
+        if talked.is_err() {
+            // What it says is not understood: whatever it does, it must not go on.
+            programs::kill(&mut child);
+        }
+        let Talk { input, permit, answer, errors, .. } = talk;
+        drop((input, permit));
+        // In any case, so that it does not stay as a zombie.
+        let status = child.wait().map_err(|fault| died(fault.to_string()))?;
+        talked.map_err(|fault| died(fault.to_string()))?;
+        let device = || self.device.to_owned();
+        match answer {
+            None => Err(died(format!("the process for it ended: {}", programs::complaint(status, &errors.bytes)))),
+            Some((Answer::WrongKey, _)) => Err(End::Answered(Error::WrongKey { device: device() })),
+            Some((Answer::Busy, _)) => {
+                Err(End::Answered(Error::Busy { name: self.device.to_string_lossy().into_owned() }))
+            }
+            Some((Answer::Failed(cause), _)) => {
+                // The library's words say more than the error number that it gives.
+                let what = match programs::one_line(&errors.bytes) {
+                    said if said.is_empty() => cause,
+                    said => format!("{said} ({cause})"),
+                };
+                Err(End::Answered(self.failed(what)))
+            }
+            Some((answer, secret)) => Ok((answer, secret)),
+        }
+    }
+}
+
+/// The daemon's end of a conversation.
+struct Talk<'a> {
+    /// `None`: the child has been told to stop.
+    input: Option<ChildStdin>,
+    output: Option<ChildStdout>,
+    log: Option<ChildStderr>,
+    errors: Kept,
+    received: Received,
+    memory: &'a Memory,
+    permit: Option<Permit<'a>>,
+    watch: Option<Watch<'a>>,
+    progress: Option<Progress>,
+    answer: Option<(Answer, Option<Secret>)>,
+}
+
+impl<'a> Talk<'a> {
+    fn new(child: &mut Child, memory: &'a Memory, watch: Option<Watch<'a>>) -> Talk<'a> {
+        Talk {
+            input: child.stdin.take(),
+            output: child.stdout.take(),
+            log: child.stderr.take(),
+            errors: Kept::new(),
+            received: Received::new(),
+            memory,
+            permit: None,
+            watch,
+            progress: None,
+            answer: None,
+        }
+    }
+
+    /// The child reads all of it before it says anything.
+    fn ask(&mut self, request: &[u8]) -> io::Result<()> {
+        self.tell(request)
+    }
+
+    /// One that has ended does not hear any more, which is no error: how it ended tells.
+    fn tell(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(input) = &mut self.input else { return Ok(()) };
+        match input.write_all(bytes) {
+            Err(closed) if closed.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Listens until the child has said all and ended.
+    fn listen(&mut self) -> io::Result<()> {
+        let mut buffer = Zeroizing::new([0; 4096]);
+        let mut next_watch = Instant::now() + WATCH;
+        while self.output.is_some() || self.log.is_some() {
+            let output = self.output.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+            let log = self.log.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+            let with_output = usize::from(output.is_some());
+            let mut fds: Vec<PollFd<'_>> = [output, log].into_iter().flatten().collect();
+            let in_time = wait::any(&mut fds, self.watch.map(|_| next_watch))?;
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            if !in_time {
+                self.ask_watch();
+                next_watch = Instant::now() + WATCH;
+                continue;
+            }
+            if with_output == 1 && ready[0] {
+                match read(self.output.as_mut(), &mut buffer[..])? {
+                    0 => self.output = None,
+                    count => {
+                        self.received.add(&buffer[..count]);
+                        self.understand()?;
+                    }
+                }
+            }
+            if ready.get(with_output).is_some_and(|ready| *ready) {
+                match read(self.log.as_mut(), &mut buffer[..])? {
+                    0 => self.log = None,
+                    count => self.errors.keep(&buffer[..count]),
+                }
+            }
+        }
+        if self.received.is_empty() { Ok(()) } else { Err(garbled(Garbled("a message without its end".to_owned()))) }
+    }
+
+    /// Takes in what has been said.
+    fn understand(&mut self) -> io::Result<()> {
+        while let Some((message, mut secrets)) = self.received.next::<Answer>().map_err(garbled)? {
+            if self.answer.is_some() {
+                return Err(garbled(Garbled("more after the answer".to_owned())));
+            }
+            match message {
+                Answer::Needs(memory) => self.grant(memory)?,
+                Answer::Progress(progress) => {
+                    // What it needed memory for is behind it, unless it has not begun.
+                    if self.progress.is_some() {
+                        self.permit = None;
+                    }
+                    self.progress = Some(progress);
+                    self.ask_watch();
+                }
+                answer => self.answer = Some((answer, secrets.pop())),
+            }
+        }
+        Ok(())
+    }
+
+    fn grant(&mut self, memory: Bytes) -> io::Result<()> {
+        self.permit = None;
+        self.permit = Some(self.memory.take(memory));
+        self.tell(&[wire::GO])
+    }
+
+    /// Asks whether the work is to go on; a child whose input is closed stops.
+    fn ask_watch(&mut self) {
+        if let (Some(watch), Some(progress)) = (self.watch, self.progress) {
+            if !watch(progress) {
+                self.input = None;
+            }
+        }
+    }
+}
+
+fn read(pipe: Option<&mut impl Read>, buffer: &mut [u8]) -> io::Result<usize> {
+    let Some(pipe) = pipe else { return Ok(0) };
+    loop {
+        match pipe.read(buffer) {
+            Err(interrupted) if interrupted.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+fn garbled(Garbled(what): Garbled) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the process for it cannot be understood: {what}"))
+}

@@ -1,0 +1,292 @@
+//! What a work on data leaves when it is killed in the midst of a step, and how it is put right while the device is in use.
+//!
+//! While the library works, the opened device NAME is a window on NAME-overlay, whose table says for each stretch how it
+//! is encrypted. The stretch of the present step lies there on NAME-hotzone-…, *already with the new key*, and that
+//! device is suspended: I/O to the stretch waits in it until the data is as the table says. If the work is killed now,
+//! that I/O waits for ever. It cannot be let go before the stretch has been completed, since what waits there has been
+//! encrypted with the new key; and the library completes a step only on a device that nobody uses. So it is given
+//! another device for the same disk, which nobody uses.
+//!
+//! Knows device-mapper tables and headers; nothing of who uses the data.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use libcryptsetup_rs::{
+    CryptParamsReencrypt,
+    consts::{
+        flags::CryptReencrypt,
+        vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
+    },
+};
+use nix::libc;
+
+use super::{
+    super::{
+        dm::{self, Mapper},
+        keyring,
+    },
+    header::Segment,
+    reencrypt::{RESILIENCE, steps},
+    work::{Container, Fault, Result, luks2_parameters, with_key},
+};
+use crate::{
+    engine::units::{SECTOR, Sectors},
+    platform::{
+        DeviceNumber, Error,
+        dm::{Device, Line, Target, Visibility},
+        luks::VOLUME_KEY_BYTES,
+    },
+};
+
+impl From<Error> for Fault {
+    fn from(fault: Error) -> Fault {
+        let cause = std::error::Error::source(&fault).map(|cause| format!(": {cause}")).unwrap_or_default();
+        Fault::Other(format!("{fault}{cause}"))
+    }
+}
+
+/// The devices of a work.
+struct Names {
+    overlay: String,
+    hotzones: [String; 2],
+    /// Our own, for the completion of a step.
+    other: String,
+}
+
+impl Names {
+    fn of(name: &str) -> Names {
+        Names {
+            overlay: format!("{name}-overlay"),
+            hotzones: ["forward", "backward"].map(|direction| format!("{name}-hotzone-{direction}")),
+            other: format!("{name}-completion"),
+        }
+    }
+}
+
+/// Whether a work has left devices.
+pub(super) fn is_needed(name: &str) -> Result<bool> {
+    let mapper = Mapper::open()?;
+    let names = Names::of(name);
+    for left in names.hotzones.iter().chain([&names.overlay, &names.other]) {
+        if mapper.find(left)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Completes the step that was cut short, has the opened device serve all data by itself, and removes the others.
+pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()> {
+    let mapper = Mapper::open()?;
+    let names = Names::of(name);
+    let overlay = mapper.find(&names.overlay)?;
+    for hotzone in &names.hotzones {
+        let Some(found) = mapper.find(hotzone)? else { continue };
+        if let Some(waiting) = waiting(overlay.as_ref(), &found) {
+            if let Err(fault) = complete(&mapper, &names, device, passphrase, waiting) {
+                // What waits must end: with an error, since it can be carried out neither as it is nor otherwise.
+                let length = Sectors(found.table.iter().map(|line| line.length.0).sum());
+                mapper.load(hotzone, &[foreign(Sectors(0), length, "error", String::new())])?;
+                mapper.resume(hotzone, Visibility::Private)?;
+                return Err(fault);
+            }
+        }
+        if found.suspended {
+            mapper.resume(hotzone, Visibility::Private)?;
+        }
+    }
+    let table = table(device, passphrase)?;
+    if overlay.as_ref().is_some_and(|overlay| overlay.suspended) {
+        mapper.load(&names.overlay, &table)?;
+        mapper.resume(&names.overlay, Visibility::Private)?;
+    }
+    if mapper.find(name)?.is_some() {
+        mapper.load(name, &table)?;
+        mapper.resume(name, Visibility::Public)?;
+    }
+    for left in [&names.overlay].into_iter().chain(&names.hotzones).chain([&names.other]) {
+        if mapper.find(left)?.is_some() {
+            mapper.remove(left)?;
+        }
+    }
+    Ok(())
+}
+
+/// A stretch of the opened device that waits for the end of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    start: Sectors,
+    length: Sectors,
+}
+
+/// What of the overlay's table lies on a hotzone that holds I/O back. Before the overlay has been resumed with such a
+/// table, nothing can have reached the hotzone.
+fn waiting(overlay: Option<&Device>, hotzone: &Device) -> Option<Waiting> {
+    let overlay = overlay.filter(|overlay| !overlay.suspended && hotzone.suspended)?;
+    let on_hotzone = |line: &&Line| match line.target {
+        Target::Linear { device, .. } | Target::Crypt { device, .. } => device == hotzone.number,
+        _ => false,
+    };
+    let line = overlay.table.iter().find(on_hotzone)?;
+    Some(Waiting { start: line.start, length: line.length })
+}
+
+/// Has the library complete a step, on another device for the same disk.
+fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
+    let size = Container::load(device)?.size();
+    if mapper.find(&names.other)?.is_some() {
+        mapper.remove(&names.other)?;
+    }
+    let lines = [Line::linear(Sectors(0), size, number(device)?, Sectors(0))];
+    mapper.create(&names.other, &names.other, &lines, Visibility::Private)?;
+    let completed = complete_on(&dm::node(&names.other), passphrase, waiting);
+    let removed = mapper.remove(&names.other);
+    completed?;
+    Ok(removed?)
+}
+
+fn complete_on(other: &PathBuf, passphrase: &[u8], waiting: Waiting) -> Result<()> {
+    let mut container = Container::load(other)?;
+    let is_hot = segments(&mut container)?.iter().any(|segment| segment.hot);
+    if is_hot {
+        // It was being written: the library finds out block by block what has been.
+        begin(&mut container, passphrase, CryptReencrypt::RECOVERY, Sectors::ZERO)?;
+    } else if !is_done(&mut container, waiting)? {
+        // It was being read: nothing of it has been written.
+        begin(&mut container, passphrase, CryptReencrypt::RESUME_ONLY, waiting.length)?;
+        let mut asked = 0;
+        steps(&mut container, &mut |_| {
+            asked += 1;
+            // Asked once before the first step.
+            asked > 1
+        })?;
+    }
+    drop(container);
+    let mut container = Container::load(other)?;
+    if segments(&mut container)?.iter().any(|segment| segment.hot) || !is_done(&mut container, waiting)? {
+        return Err(Fault::Other("the step that was cut short could not be completed".to_owned()));
+    }
+    Ok(())
+}
+
+fn begin(container: &mut Container, passphrase: &[u8], flags: CryptReencrypt, step: Sectors) -> Result<()> {
+    let json = container.json()?;
+    let sector_size = container.metadata(&json).header(String::new())?.sector_size;
+    let parameters = CryptParamsReencrypt {
+        // What the header says of mode and direction counts, not this.
+        mode: CryptReencryptModeInfo::Reencrypt,
+        direction: CryptReencryptDirectionInfo::Forward,
+        resilience: RESILIENCE.0.to_owned(),
+        hash: RESILIENCE.1.to_owned(),
+        data_shift: 0,
+        max_hotzone_size: step.0,
+        device_size: 0,
+        luks2: Some(luks2_parameters(sector_size)),
+        flags,
+    };
+    let mut library = container.library.reencrypt_handle();
+    library.reencrypt_init_by_passphrase(None, passphrase, None, None, None, parameters).map_err(with_key)?;
+    Ok(())
+}
+
+fn segments(container: &mut Container) -> Result<Vec<Segment>> {
+    let json = container.json()?;
+    Ok(container.metadata(&json).segments()?)
+}
+
+/// Whether a stretch is as it is to be in the end.
+fn is_done(container: &mut Container, waiting: Waiting) -> Result<bool> {
+    let json = container.json()?;
+    let metadata = container.metadata(&json);
+    let last = metadata.final_digest()?;
+    let segments = metadata.segments()?;
+    let Some(first) = segments.first().map(|segment| segment.offset) else { return Ok(false) };
+    let end = waiting.start.0 + waiting.length.0;
+    let covers = |segment: &Segment| {
+        let start = segment.offset.0 - first.0;
+        let is_last = segment.crypt.as_ref().map(|crypt| crypt.digest) == last;
+        is_last && !segment.hot && start <= waiting.start.0 && end <= start + segment.length.0
+    };
+    Ok(segments.iter().any(covers))
+}
+
+/// The table of the opened device by its header, with the keys where the kernel finds them.
+fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
+    let mut container = Container::load(device)?;
+    let uuid = container.library.status_handle().get_uuid()?.to_string();
+    let number = number(device)?;
+    let mut lines = Vec::new();
+    let mut start = Sectors(0);
+    let mut loaded = Vec::new();
+    for segment in segments(&mut container)? {
+        if segment.hot {
+            return Err(Fault::Other("a step that was cut short is not completed".to_owned()));
+        }
+        let (length, offset) = (segment.length, segment.offset);
+        match &segment.crypt {
+            None => lines.push(Line::linear(start, length, number, offset)),
+            Some(crypt) => {
+                let key = format!("cryptsetup:{uuid}-d{}", crypt.digest);
+                if !loaded.contains(&crypt.digest) {
+                    keyring::lend_to_kernel(&key, &container.key_with(crypt.digest, passphrase)?)?;
+                    loaded.push(crypt.digest);
+                }
+                let sectors = match u64::from(crypt.sector_size) {
+                    SECTOR => String::new(),
+                    size => format!(" 1 sector_size:{size}"),
+                };
+                let (cipher, iv_offset) = (&crypt.cipher, crypt.iv_offset);
+                let parameters =
+                    format!("{cipher} :{VOLUME_KEY_BYTES}:logon:{key} {iv_offset} {number} {}{sectors}", offset.0);
+                lines.push(foreign(start, length, "crypt", parameters));
+            }
+        }
+        start = Sectors(start.0 + length.0);
+    }
+    Ok(lines)
+}
+
+fn foreign(start: Sectors, length: Sectors, kind: &str, parameters: String) -> Line {
+    Line { start, length, target: Target::Foreign { kind: kind.to_owned(), parameters } }
+}
+
+fn number(device: &Path) -> Result<DeviceNumber> {
+    let number = fs::metadata(device)?.rdev();
+    Ok(DeviceNumber { major: libc::major(number), minor: libc::minor(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOTZONE: DeviceNumber = DeviceNumber { major: 253, minor: 7 };
+    const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 0 };
+
+    fn device(number: DeviceNumber, suspended: bool, table: Vec<Line>) -> Device {
+        Device { number, uuid: String::new(), suspended, table }
+    }
+
+    #[test]
+    fn what_waits_is_seen() {
+        let crypt = Line::parse(Sectors(0), Sectors(8), "crypt", &format!("aes-xts-plain64 - 0 {DISK} 2048"));
+        let hot = Line::parse(Sectors(8), Sectors(16), "crypt", &format!("aes-xts-plain64 - 8 {HOTZONE} 8"));
+        let rest = Line::linear(Sectors(24), Sectors(100), DISK, Sectors(2072));
+        let working = || vec![crypt.clone(), hot.clone(), rest.clone()];
+        let between = vec![crypt.clone(), rest.clone()];
+        let overlay = |suspended, table| device(DeviceNumber { major: 253, minor: 8 }, suspended, table);
+        let hotzone = |suspended| device(HOTZONE, suspended, Vec::new());
+        let seen = waiting(Some(&overlay(false, working())), &hotzone(true));
+        assert_eq!(seen, Some(Waiting { start: Sectors(8), length: Sectors(16) }));
+        assert_eq!(waiting(Some(&overlay(false, working())), &hotzone(false)), None);
+        assert_eq!(waiting(Some(&overlay(true, working())), &hotzone(true)), None);
+        assert_eq!(waiting(Some(&overlay(false, between)), &hotzone(true)), None);
+        assert_eq!(waiting(None, &hotzone(true)), None);
+        // In the clear, as when it is being decrypted.
+        let decrypted = vec![Line::linear(Sectors(0), Sectors(8), HOTZONE, Sectors(0))];
+        assert_eq!(waiting(Some(&overlay(false, decrypted)), &hotzone(true)).map(|seen| seen.length), Some(Sectors(8)));
+    }
+}

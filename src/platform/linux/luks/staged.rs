@@ -1,0 +1,84 @@
+//! A header for data that is in the clear and in use: made where nobody reads it, and put in its place when complete.
+//!
+//! It is made in memory that has no name (a memfd), so that nothing of it is left behind whatever happens. Knows nothing
+//! of what the data is.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+};
+
+use libcryptsetup_rs::{
+    CryptParamsReencrypt,
+    consts::{
+        flags::CryptReencrypt,
+        vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
+    },
+    get_sector_size,
+};
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde_json::Value;
+
+use super::{
+    reencrypt,
+    wire::NewKeyslot,
+    work::{CIPHER, Container, Fault, Result, Secrets, bytes, fill, luks2_parameters, with_key},
+};
+use crate::platform::luks::{Header, Layout};
+
+/// Makes a header that says that nothing is encrypted yet, and puts it on the device.
+pub(super) fn format(
+    device: &Path,
+    layout: &Layout,
+    keyslots: &[NewKeyslot],
+    tokens: &BTreeMap<u32, Value>,
+    secrets: &Secrets<'_>,
+) -> Result<Header> {
+    let first = keyslots.first().ok_or_else(|| "it would have no keyslot".to_owned())?;
+    let file = File::from(memfd_create("luks-header", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
+    let metadata = bytes(layout.metadata)?;
+    let length = 2 * metadata + bytes(layout.keyslots)?;
+    file.set_len(length)?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+
+    let mut container = Container::make(Some(&path), device, layout)?;
+    fill(&mut container, keyslots, tokens, secrets)?;
+    let sector_size = u32::try_from(get_sector_size(Some(&mut container.library)))
+        .map_err(|_| Fault::Other("the library does not tell the size of its sectors".to_owned()))?;
+    let parameters = CryptParamsReencrypt {
+        mode: CryptReencryptModeInfo::Encrypt,
+        direction: CryptReencryptDirectionInfo::Forward,
+        resilience: reencrypt::RESILIENCE.0.to_owned(),
+        hash: reencrypt::RESILIENCE.1.to_owned(),
+        data_shift: 0,
+        max_hotzone_size: 0,
+        device_size: 0,
+        luks2: Some(luks2_parameters(sector_size)),
+        flags: CryptReencrypt::INITIALIZE_ONLY,
+    };
+    let passphrase = secrets.get(first.passphrase)?;
+    let mut library = container.library.reencrypt_handle();
+    library
+        .reencrypt_init_by_passphrase(None, passphrase, None, Some(first.number), Some(CIPHER), parameters)
+        .map_err(with_key)?;
+    drop(container);
+    put_in_place(&file, metadata, length, device)?;
+    Container::load(device)?.header()
+}
+
+/// Copies the header to the device: keyslots first, then the second copy of what leads to them, then the first, each
+/// durable before the next. So there is no header before all of it is there.
+fn put_in_place(file: &File, metadata: u64, length: u64, device: &Path) -> io::Result<()> {
+    let device = OpenOptions::new().write(true).open(device)?;
+    for part in [2 * metadata..length, metadata..2 * metadata, 0..metadata] {
+        let size = usize::try_from(part.end - part.start).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let mut bytes = vec![0; size];
+        file.read_exact_at(&mut bytes, part.start)?;
+        device.write_all_at(&bytes, part.start)?;
+        device.sync_all()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! What the daemon and its LUKS2 child say to each other, as frames on the child's standard input and output.
+//!
+//! A frame is the length of a JSON text (4 bytes, little-endian), the number of secrets (1 byte), the text, and for each
+//! secret its length (2 bytes) and its bytes. So secrets pass through no text, and all that they pass through is wiped.
+//! Knows nothing of LUKS2 beyond the values that it carries.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::super::secret_bytes::SecretBytes;
+use crate::{
+    engine::units::{Bytes, Sectors},
+    platform::{
+        keyring::Secret,
+        luks::{Begin, Cost, Ended, Header, Layout, Progress, Purpose},
+    },
+};
+
+/// The argument that makes a program a child; nothing that anybody would type.
+pub(super) const CHILD: &str = "--luks-child";
+/// What the daemon answers when the child may use memory.
+pub(super) const GO: u8 = b'g';
+/// Longest text; the largest LUKS2 header has 4 MiB of JSON.
+const TEXT_BYTES_MAX: usize = 16 << 20;
+/// Longest secret: a passphrase or a volume key.
+const SECRET_BYTES_MAX: usize = 1 << 10;
+/// What stands before the text.
+const HEAD_BYTES: usize = 5;
+/// Room for a frame before it has to move.
+const FRAME_BYTES: usize = 16 << 10;
+
+/// Which of the secrets that were sent along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Nth(pub(super) usize);
+
+/// A passphrase, and where it fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unlock {
+    pub(super) passphrase: Nth,
+    pub(super) keyslot: Option<u32>,
+}
+
+/// A keyslot to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NewKeyslot {
+    pub(super) number: u32,
+    pub(super) passphrase: Nth,
+    pub(super) cost: Cost,
+}
+
+/// A change of a header.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum Change {
+    AddKeyslot(NewKeyslot),
+    AddNextKeyslot(NewKeyslot),
+    DestroyKeyslot(u32),
+    PutToken(u32, Value),
+    RemoveToken(u32),
+}
+
+/// What a child is asked, once in its life.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum Request {
+    Read {
+        device: PathBuf,
+    },
+    Format {
+        device: PathBuf,
+        layout: Layout,
+        purpose: Purpose,
+        keyslots: Vec<NewKeyslot>,
+        tokens: BTreeMap<u32, Value>,
+    },
+    Change {
+        device: PathBuf,
+        unlock: Option<Unlock>,
+        changes: Vec<Change>,
+    },
+    Open {
+        device: PathBuf,
+        name: Option<String>,
+        unlock: Unlock,
+    },
+    Reopen {
+        device: PathBuf,
+        name: String,
+        volume_key: Nth,
+    },
+    Resize {
+        device: PathBuf,
+        name: String,
+        volume_key: Nth,
+        size: Option<Sectors>,
+    },
+    Reencrypt {
+        device: PathBuf,
+        name: String,
+        unlock: Unlock,
+        begin: Begin,
+    },
+    /// Puts right what a work that was killed has left, so that the opened device serves all data.
+    Repair {
+        device: PathBuf,
+        name: String,
+        unlock: Unlock,
+    },
+}
+
+/// What a child says. All but the first two are the last that it says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// Before it derives keys: so much memory is needed. It waits for [`GO`].
+    Needs(Bytes),
+    /// How far it has come.
+    Progress(Progress),
+    /// The header; `None`: there is none.
+    Header(Option<Header>),
+    /// The volume key, sent along.
+    VolumeKey,
+    /// It is done.
+    Done,
+    /// A work on the data has ended.
+    Ended(Ended),
+    /// No keyslot opens with the passphrase.
+    WrongKey,
+    /// Somebody else uses the device.
+    Busy,
+    /// It failed, in words; there may be more on standard error.
+    Failed(String),
+}
+
+/// What was received is no frame, or not one with a message that is expected.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Garbled(pub(super) String);
+
+/// The bytes of a frame.
+pub(super) fn frame(message: &impl Serialize, secrets: &[&Secret]) -> Zeroizing<Vec<u8>> {
+    let text = serde_json::to_vec(message).expect("these messages have text keys only and nothing that can fail");
+    let length = u32::try_from(text.len()).expect("a message is far shorter than 4 GiB");
+    let count = u8::try_from(secrets.len()).expect("a call has fewer secrets than a header has keyslots");
+    let mut bytes = SecretBytes::with_room(text.len() + HEAD_BYTES + secrets.len() * SECRET_BYTES_MAX);
+    bytes.push(&length.to_le_bytes());
+    bytes.push(&[count]);
+    bytes.push(&text);
+    for secret in secrets {
+        let length = u16::try_from(secret.bytes().len()).expect("a passphrase or key is far shorter than 64 KiB");
+        bytes.push(&length.to_le_bytes());
+        bytes.push(secret.bytes());
+    }
+    bytes.into_inner()
+}
+
+/// What has been received and not been taken out yet.
+pub(super) struct Received {
+    bytes: SecretBytes,
+}
+
+impl Received {
+    /// Nothing yet.
+    pub(super) fn new() -> Received {
+        Received { bytes: SecretBytes::with_room(FRAME_BYTES) }
+    }
+
+    /// Adds what has been read.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.bytes.push(bytes);
+    }
+
+    /// The next message with its secrets; `None`: it is not complete.
+    ///
+    /// # Errors
+    /// [`Garbled`]: nothing after it can be understood either.
+    pub(super) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<Secret>)>, Garbled> {
+        let Some((head, rest)) = self.bytes.split_first_chunk::<HEAD_BYTES>() else { return Ok(None) };
+        let [a, b, c, d, count] = *head;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        if length > TEXT_BYTES_MAX {
+            return Err(Garbled(format!("a message of {length} bytes")));
+        }
+        let Some((text, mut rest)) = rest.split_at_checked(length) else { return Ok(None) };
+        let mut secrets = Vec::new();
+        for _ in 0..count {
+            let Some((length, after)) = rest.split_first_chunk::<2>() else { return Ok(None) };
+            let length = usize::from(u16::from_le_bytes(*length));
+            if length > SECRET_BYTES_MAX {
+                return Err(Garbled(format!("a secret of {length} bytes")));
+            }
+            let Some((secret, after)) = after.split_at_checked(length) else { return Ok(None) };
+            secrets.push(Secret::new(Zeroizing::new(secret.to_vec())));
+            rest = after;
+        }
+        // What is wrong is told by place and kind; the text itself might be anything.
+        let message = serde_json::from_slice(text).map_err(|fault| Garbled(fault.to_string()))?;
+        let used = self.bytes.len() - rest.len();
+        self.bytes.drop_first(used);
+        Ok(Some((message, secrets)))
+    }
+
+    /// Whether anything is left that was not taken out.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret {
+        Secret::new(Zeroizing::new(text.as_bytes().to_vec()))
+    }
+
+    fn next(bytes: &[u8]) -> Result<Option<(Answer, Vec<Secret>)>, Garbled> {
+        let mut received = Received::new();
+        received.add(bytes);
+        received.next()
+    }
+
+    #[test]
+    fn what_is_said_arrives_in_pieces_too() {
+        let request = Request::Open {
+            device: "/dev/sda".into(),
+            name: Some("n".to_owned()),
+            unlock: Unlock { passphrase: Nth(1), keyslot: Some(3) },
+        };
+        let bytes = frame(&request, &[&secret(""), &secret("hunter2")]);
+        let text = String::from_utf8_lossy(&bytes[5..]);
+        assert_eq!(text.matches("hunter2").count(), 1, "only behind the text");
+        let mut received = Received::new();
+        for byte in &bytes[..bytes.len() - 1] {
+            received.add(&[*byte]);
+            assert!(received.next::<Request>().unwrap().is_none());
+        }
+        received.add(&bytes[bytes.len() - 1..]);
+        received.add(&frame(&Answer::Done, &[]));
+        let (message, secrets) = received.next::<Request>().unwrap().unwrap();
+        assert_eq!(message, request);
+        assert!(secrets[0].same(b"") && secrets[1].same(b"hunter2") && secrets.len() == 2);
+        assert_eq!(received.next::<Answer>().unwrap().unwrap().0, Answer::Done);
+        assert!(received.is_empty());
+    }
+
+    #[test]
+    fn every_answer_arrives_as_it_was_sent() {
+        let progress = Progress { done: Bytes(1), total: Bytes(u64::MAX.into()) };
+        for answer in [
+            Answer::Needs(Bytes(1 << 30)),
+            Answer::Progress(progress),
+            Answer::Header(None),
+            Answer::VolumeKey,
+            Answer::Done,
+            Answer::Ended(Ended::Interrupted),
+            Answer::WrongKey,
+            Answer::Busy,
+            Answer::Failed("\0 \u{1f600} \"".to_owned()),
+        ] {
+            assert_eq!(next(&frame(&answer, &[])).unwrap().unwrap().0, answer);
+        }
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused_or_waited_on() {
+        for bytes in [
+            &b"\xff\xff\xff\xff\x00"[..],
+            b"\x01\x00\x00\x01\x00{}",
+            b"\x02\x00\x00\x00\x00{}",
+            b"\x04\x00\x00\x00\x00null",
+            b"\x06\x00\x00\x00\x00\"Done'",
+            b"\x06\x00\x00\x00\x00\"Dont\"",
+            b"\x06\x00\x00\x00\x01\"Done\"\xff\xff",
+        ] {
+            assert!(next(bytes).is_err(), "{bytes:?}");
+        }
+        for bytes in [&b""[..], b"\x06\x00\x00", b"\x06\x00\x00\x00\x00\"Don", b"\x06\x00\x00\x00\x01\"Done\"\x02\x00x"]
+        {
+            assert_eq!(next(bytes).unwrap().map(|(answer, _)| answer), None, "{bytes:?}");
+        }
+    }
+}

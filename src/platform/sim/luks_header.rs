@@ -1,0 +1,542 @@
+//! LUKS2 headers as bytes: a binary part of 4 KiB and JSON behind it, in two copies (LUKS2 On-Disk Format Specification
+//! 1.1). What is written here is read by `cryptsetup luksDump`.
+//!
+//! Only the first sector of the binary part says anything, so a write of it is never torn. It holds a checksum of the whole
+//! copy: one that was torn is known by that, and the other copy counts. Of two that are whole the one with the higher
+//! sequence number counts.
+//!
+//! A work on the data is recorded as libcryptsetup does: segments for what is done, for the hot zone and for what is as
+//! before; two more segments for how all was before and how all will be; and a keyslot of type `reencrypt`, whose area holds
+//! what the hot zone is put right with.
+//!
+//! Knows bytes and JSON; nothing of disks, keys and passphrases.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::platform::luks::{NUMBERS, VOLUME_KEY_BYTES, Work};
+
+/// Sizes that a copy may have, and so the places where the second may begin.
+pub(super) const SIZES: [u64; 9] =
+    [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000];
+/// Bytes of the binary part.
+pub(super) const BINARY: usize = 4096;
+/// What the first copy begins with.
+pub(super) const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
+/// What the second copy begins with.
+pub(super) const MAGIC_SECOND: [u8; 6] = *b"SKUL\xba\xbe";
+
+const VERSION: u16 = 2;
+const CHECKSUM: Range<usize> = 448..512;
+const STRIPES: u64 = 4000;
+/// Bytes of a keyslot's area: as many as the real thing takes with its anti-forensic stripes.
+const AREA: u64 = (VOLUME_KEY_BYTES as u64 * STRIPES).next_multiple_of(4096);
+const CIPHER: &str = "aes-xts-plain64";
+const BACKUP_PREVIOUS: &str = "backup-previous";
+const BACKUP_FINAL: &str = "backup-final";
+const HOT: &str = "in-reencryption";
+const REQUIREMENT: &str = "online-reencrypt-v2";
+
+/// A number that stands in the JSON as a string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub(super) struct Decimal(pub(super) u64);
+
+impl From<Decimal> for String {
+    fn from(number: Decimal) -> String {
+        number.0.to_string()
+    }
+}
+
+impl TryFrom<String> for Decimal {
+    type Error = std::num::ParseIntError;
+
+    fn try_from(text: String) -> Result<Decimal, Self::Error> {
+        text.parse().map(Decimal)
+    }
+}
+
+/// A header, as both copies of it say.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Header {
+    /// Bytes of a copy.
+    pub(super) size: u64,
+    /// Grows with each change.
+    pub(super) sequence: u64,
+    pub(super) uuid: String,
+    pub(super) json: Json,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Json {
+    pub(super) keyslots: BTreeMap<u32, Keyslot>,
+    pub(super) tokens: BTreeMap<u32, Value>,
+    segments: BTreeMap<u32, Segment>,
+    pub(super) digests: BTreeMap<u32, Digest>,
+    config: Config,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum Keyslot {
+    Luks2 { key_size: usize, af: Stripes, area: Area, kdf: Kdf },
+    Reencrypt { key_size: usize, mode: Mode, direction: String, priority: u32, area: Area },
+}
+
+impl Keyslot {
+    pub(super) fn area(&self) -> &Area {
+        match self {
+            Keyslot::Luks2 { area, .. } | Keyslot::Reencrypt { area, .. } => area,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Stripes {
+    #[serde(rename = "type")]
+    kind: String,
+    stripes: u64,
+    hash: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum Area {
+    Raw { offset: Decimal, size: Decimal, encryption: String, key_size: usize },
+    Checksum { offset: Decimal, size: Decimal, hash: String, sector_size: u32 },
+}
+
+impl Area {
+    /// Where it lies, in bytes.
+    pub(super) fn range(&self) -> Range<u64> {
+        match self {
+            Area::Raw { offset, size, .. } | Area::Checksum { offset, size, .. } => offset.0..offset.0 + size.0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum Kdf {
+    Pbkdf2 { hash: String, iterations: u32, salt: String },
+    Argon2id { time: u32, memory: u32, cpus: u32, salt: String },
+}
+
+impl Kdf {
+    pub(super) fn salt(&self) -> &str {
+        match self {
+            Kdf::Pbkdf2 { salt, .. } | Kdf::Argon2id { salt, .. } => salt,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Mode {
+    Encrypt,
+    Reencrypt,
+    Decrypt,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Segment {
+    #[serde(rename = "type")]
+    kind: String,
+    offset: Decimal,
+    /// A number, or `dynamic`: to the end.
+    size: String,
+    #[serde(flatten)]
+    cipher: Option<SegmentCipher>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    flags: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct SegmentCipher {
+    iv_tweak: Decimal,
+    encryption: String,
+    sector_size: u32,
+}
+
+impl Segment {
+    fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|known| known == flag)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Digest {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) keyslots: Vec<Decimal>,
+    segments: Vec<Decimal>,
+    pub(super) hash: String,
+    pub(super) iterations: u32,
+    pub(super) salt: String,
+    pub(super) digest: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Config {
+    json_size: Decimal,
+    keyslots_size: Decimal,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    requirements: Option<Requirements>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Requirements {
+    mandatory: Vec<String>,
+}
+
+/// How a stretch of the data is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// In the clear.
+    Clear,
+    /// Encrypted with the volume key that this digest is of.
+    Key(u32),
+}
+
+/// What a header says of the data. Places count in bytes from where the data begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Data {
+    /// Where it begins.
+    pub(super) offset: u64,
+    /// Bytes of an encryption sector.
+    pub(super) sector_size: u32,
+    /// All of it is kept like this, or is to be.
+    pub(super) after: Side,
+    pub(super) unfinished: Option<Unfinished>,
+}
+
+/// A work that is not completed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unfinished {
+    pub(super) work: Work,
+    /// How what is not done is kept.
+    pub(super) before: Side,
+    /// So much is done, from the beginning.
+    pub(super) done: u64,
+    /// What is being worked on goes from there to here. `u64::MAX`: to the end.
+    pub(super) hot: Option<u64>,
+}
+
+/// Two keyslots, tokens or digests want one number, or there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+impl Header {
+    pub(super) fn new(size: u64, keyslots: u64, uuid: String, offset: u64, sector_size: u32) -> Header {
+        let config =
+            Config { json_size: Decimal(size - BINARY as u64), keyslots_size: Decimal(keyslots), requirements: None };
+        let json = Json {
+            keyslots: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            config,
+        };
+        let mut header = Header { size, sequence: 0, uuid, json };
+        header.set_data(&Data { offset, sector_size, after: Side::Key(0), unfinished: None });
+        header
+    }
+
+    /// The bytes of a copy; `None` if the JSON does not fit.
+    pub(super) fn encode(&self, second: bool, salt: &[u8; 64]) -> Option<Vec<u8>> {
+        let json = serde_json::to_vec(&self.json).expect("numbers and texts can be written as JSON");
+        let size = usize::try_from(self.size).ok()?;
+        let mut bytes = vec![0; size];
+        // A NUL ends it.
+        bytes.get_mut(BINARY..size - 1)?.get_mut(..json.len())?.copy_from_slice(&json);
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, if second { &MAGIC_SECOND } else { &MAGIC });
+        put(6, &VERSION.to_be_bytes());
+        put(8, &self.size.to_be_bytes());
+        put(16, &self.sequence.to_be_bytes());
+        put(72, b"sha256");
+        put(104, salt);
+        put(168, &self.uuid.as_bytes()[..self.uuid.len().min(39)]);
+        put(256, &(if second { self.size } else { 0 }).to_be_bytes());
+        let checksum = Sha256::digest(&bytes);
+        bytes[CHECKSUM][..32].copy_from_slice(&checksum);
+        Some(bytes)
+    }
+
+    /// Bytes of a copy, from its beginning; `None`: this is not the beginning of one.
+    pub(super) fn size_in(first: &[u8], second: bool) -> Option<u64> {
+        let number = |at: usize| Some(u64::from_be_bytes(first.get(at..at + 8)?.try_into().ok()?));
+        let magic = if second { &MAGIC_SECOND } else { &MAGIC };
+        let ours = first.starts_with(magic) && first.get(6..8)? == VERSION.to_be_bytes();
+        number(8).filter(|size| ours && SIZES.contains(size))
+    }
+
+    /// Reads a copy. `None`: it is damaged.
+    pub(super) fn decode(bytes: &[u8], second: bool) -> Option<Header> {
+        let size = Header::size_in(bytes, second)?;
+        let mut bytes = bytes.get(..usize::try_from(size).ok()?)?.to_vec();
+        let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let (sequence, place) = (number(16)?, number(256)?);
+        let said: [u8; 32] = bytes[CHECKSUM][..32].try_into().ok()?;
+        let uuid = bytes[168..208].split(|byte| *byte == 0).next()?;
+        let uuid = std::str::from_utf8(uuid).ok()?.to_owned();
+        bytes[CHECKSUM].fill(0);
+        if Sha256::digest(&bytes)[..] != said || place != if second { size } else { 0 } {
+            return None;
+        }
+        let text = bytes[BINARY..].split(|byte| *byte == 0).next()?;
+        let json: Json = serde_json::from_slice(text).ok()?;
+        let header = Header { size, sequence, uuid, json };
+        header.try_data().is_some().then_some(header)
+    }
+
+    // ---- keyslots ----
+
+    /// Numbers of the keyslots that hold a volume key.
+    pub(super) fn keyslots(&self) -> impl Iterator<Item = u32> {
+        let holds_key = |(_, keyslot): &(&u32, &Keyslot)| matches!(keyslot, Keyslot::Luks2 { .. });
+        self.json.keyslots.iter().filter(holds_key).map(|(number, _)| *number)
+    }
+
+    /// The digest of a keyslot's volume key.
+    pub(super) fn digest_of(&self, keyslot: u32) -> Option<u32> {
+        let has = |digest: &Digest| digest.keyslots.contains(&Decimal(u64::from(keyslot)));
+        self.json.digests.iter().find(|(_, digest)| has(digest)).map(|(number, _)| *number)
+    }
+
+    /// Whether any segment is encrypted with a keyslot's volume key, or is to be.
+    pub(super) fn is_used(&self, keyslot: u32) -> bool {
+        let digest = self.digest_of(keyslot).and_then(|number| self.json.digests.get(&number));
+        digest.is_some_and(|digest| !digest.segments.is_empty())
+    }
+
+    /// Free stretches of the keyslots' area, in order.
+    fn gaps(&self) -> Vec<Range<u64>> {
+        let mut taken: Vec<Range<u64>> = self.json.keyslots.values().map(|keyslot| keyslot.area().range()).collect();
+        let start = 2 * self.size;
+        let end = start + self.json.config.keyslots_size.0;
+        taken.push(end..end);
+        taken.sort_by_key(|range| range.start);
+        let mut at = start;
+        let mut gaps = Vec::new();
+        for range in taken {
+            gaps.push(at..range.start.max(at));
+            at = range.end;
+        }
+        gaps
+    }
+
+    /// Takes a place for a keyslot's key and the number for it in the digest. The place, or what stands in the way.
+    pub(super) fn add_keyslot(&mut self, number: u32, digest: u32, kdf: Kdf) -> Result<Range<u64>, NoRoom> {
+        let place = self.gaps().into_iter().find(|gap| gap.end - gap.start >= AREA).ok_or(NoRoom)?;
+        if number >= NUMBERS || self.json.keyslots.contains_key(&number) {
+            return Err(NoRoom);
+        }
+        let area = Area::Raw {
+            offset: Decimal(place.start),
+            size: Decimal(AREA),
+            encryption: CIPHER.to_owned(),
+            key_size: VOLUME_KEY_BYTES,
+        };
+        let af = Stripes { kind: "luks1".to_owned(), stripes: STRIPES, hash: "sha256".to_owned() };
+        self.json.keyslots.insert(number, Keyslot::Luks2 { key_size: VOLUME_KEY_BYTES, af, area, kdf });
+        let digest = self.json.digests.get_mut(&digest).ok_or(NoRoom)?;
+        digest.keyslots.push(Decimal(u64::from(number)));
+        Ok(place.start..place.start + AREA)
+    }
+
+    /// Puts a digest down that no keyslot has yet; its number.
+    pub(super) fn add_digest(&mut self, salt: String, digest: String) -> Result<u32, NoRoom> {
+        let number = (0..NUMBERS).find(|number| !self.json.digests.contains_key(number)).ok_or(NoRoom)?;
+        let digest = Digest {
+            kind: "pbkdf2".to_owned(),
+            keyslots: Vec::new(),
+            segments: Vec::new(),
+            hash: "sha256".to_owned(),
+            iterations: 1000,
+            salt,
+            digest,
+        };
+        self.json.digests.insert(number, digest);
+        // Segments of a header without any digest wait for the first.
+        if let Some(data) = self.try_data() {
+            self.set_data(&data);
+        }
+        Ok(number)
+    }
+
+    /// Takes a keyslot out, of digests and tokens too. Its area, if it was there.
+    pub(super) fn remove_keyslot(&mut self, number: u32) -> Option<Range<u64>> {
+        let keyslot = self.json.keyslots.remove(&number)?;
+        let name = number.to_string();
+        for digest in self.json.digests.values_mut() {
+            digest.keyslots.retain(|known| known.0 != u64::from(number));
+        }
+        for token in self.json.tokens.values_mut() {
+            if let Some(keyslots) = token.get_mut("keyslots").and_then(Value::as_array_mut) {
+                keyslots.retain(|known| known.as_str() != Some(&name));
+            }
+        }
+        // A key that no keyslot holds and no data needs is nobody's.
+        self.json.digests.retain(|_, digest| !digest.keyslots.is_empty() || !digest.segments.is_empty());
+        Some(keyslot.area().range())
+    }
+
+    /// Where the checksums of a hot zone lie, while a work is unfinished.
+    pub(super) fn checksums(&self) -> Option<Range<u64>> {
+        let area = |keyslot: &Keyslot| match keyslot {
+            Keyslot::Reencrypt { area, .. } => Some(area.range()),
+            Keyslot::Luks2 { .. } => None,
+        };
+        self.json.keyslots.values().find_map(area)
+    }
+
+    /// Begins a work. The keyslot for it takes the highest free number, where nobody looks for one.
+    pub(super) fn begin(&mut self, work: Work, before: Side, after: Side) -> Result<(), NoRoom> {
+        let data = Data { after, unfinished: Some(Unfinished { work, before, done: 0, hot: None }), ..self.data() };
+        let free = |number: &u32| !self.json.keyslots.contains_key(number);
+        let number = (0..NUMBERS).rev().find(free).ok_or(NoRoom)?;
+        let place = self.gaps().into_iter().max_by_key(|gap| gap.end - gap.start).ok_or(NoRoom)?;
+        if place.end - place.start < 4096 {
+            return Err(NoRoom);
+        }
+        let area = Area::Checksum {
+            offset: Decimal(place.start),
+            size: Decimal(place.end - place.start),
+            hash: "sha256".to_owned(),
+            sector_size: 512,
+        };
+        let mode = match work {
+            Work::Encrypt => Mode::Encrypt,
+            Work::Reencrypt => Mode::Reencrypt,
+            Work::Decrypt => Mode::Decrypt,
+        };
+        let keyslot = Keyslot::Reencrypt { key_size: 1, mode, direction: "forward".to_owned(), priority: 0, area };
+        self.json.keyslots.insert(number, keyslot);
+        self.json.config.requirements = Some(Requirements { mandatory: vec![REQUIREMENT.to_owned()] });
+        self.set_data(&data);
+        Ok(())
+    }
+
+    /// Ends a work: all data is kept as it was to be. The areas of keyslots that nothing needs any more.
+    pub(super) fn finish(&mut self) -> Vec<Range<u64>> {
+        let data = self.data();
+        let Some(Unfinished { work, before, .. }) = data.unfinished else { return Vec::new() };
+        self.json.keyslots.retain(|_, keyslot| matches!(keyslot, Keyslot::Luks2 { .. }));
+        self.json.config.requirements = None;
+        self.set_data(&Data { unfinished: None, ..data });
+        match (work, before) {
+            (Work::Reencrypt, Side::Key(digest)) => {
+                let old: Vec<u32> = self.keyslots().filter(|number| self.digest_of(*number) == Some(digest)).collect();
+                old.into_iter().filter_map(|number| self.remove_keyslot(number)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    // ---- data ----
+
+    /// What it says of the data.
+    pub(super) fn data(&self) -> Data {
+        self.try_data().expect("looked at when it was read, and written by set_data since")
+    }
+
+    fn side(&self, number: u32, segment: &Segment) -> Side {
+        let has = |digest: &Digest| digest.segments.contains(&Decimal(u64::from(number)));
+        match self.json.digests.iter().find(|(_, digest)| has(digest)) {
+            Some((digest, _)) => Side::Key(*digest),
+            // No digest yet.
+            None if segment.kind == "crypt" => Side::Key(0),
+            None => Side::Clear,
+        }
+    }
+
+    fn try_data(&self) -> Option<Data> {
+        let segments = &self.json.segments;
+        let sector_size = segments.values().find_map(|segment| segment.cipher.as_ref()).map_or(512, |c| c.sector_size);
+        let (first, segment) = segments.iter().next()?;
+        let offset = segment.offset.0;
+        let flagged =
+            |flag: &str| segments.iter().find(|(_, segment)| segment.has(flag)).map(|(n, s)| self.side(*n, s));
+        let mode = self.json.keyslots.values().find_map(|keyslot| match keyslot {
+            Keyslot::Reencrypt { mode, .. } => Some(*mode),
+            Keyslot::Luks2 { .. } => None,
+        });
+        let Some(mode) = mode else {
+            return Some(Data { offset, sector_size, after: self.side(*first, segment), unfinished: None });
+        };
+        let work = match mode {
+            Mode::Encrypt => Work::Encrypt,
+            Mode::Reencrypt => Work::Reencrypt,
+            Mode::Decrypt => Work::Decrypt,
+        };
+        let (before, after) = (flagged(BACKUP_PREVIOUS)?, flagged(BACKUP_FINAL)?);
+        // Ahead of the hot zone and of what is as before lies what is done.
+        let in_use = || segments.iter().filter(|(_, s)| !s.has(BACKUP_PREVIOUS) && !s.has(BACKUP_FINAL));
+        let end = |segment: &Segment| match segment.size.as_str() {
+            "dynamic" => Some(u64::MAX),
+            size => Some(segment.offset.0.checked_add(size.parse().ok()?)?.checked_sub(offset)?),
+        };
+        let is_done = |number: u32, segment: &Segment| !segment.has(HOT) && self.side(number, segment) == after;
+        let mut done = 0;
+        if let Some((_, segment)) = in_use().take_while(|(number, segment)| is_done(**number, segment)).last() {
+            done = end(segment)?;
+        }
+        let hot = match in_use().find(|(_, segment)| segment.has(HOT)) {
+            Some((_, segment)) => Some(end(segment)?),
+            None => None,
+        };
+        Some(Data { offset, sector_size, after, unfinished: Some(Unfinished { work, before, done, hot }) })
+    }
+
+    /// Writes down what is said of the data.
+    pub(super) fn set_data(&mut self, data: &Data) {
+        let mut made: Vec<(Segment, Side)> = Vec::new();
+        let mut add = |from: u64, to: u64, side: Side, flag: Option<&str>| {
+            let cipher = SegmentCipher {
+                iv_tweak: Decimal(from / 512),
+                encryption: CIPHER.to_owned(),
+                sector_size: data.sector_size,
+            };
+            let encrypted = side != Side::Clear;
+            let segment = Segment {
+                kind: if encrypted { "crypt" } else { "linear" }.to_owned(),
+                offset: Decimal(data.offset + from),
+                size: if to == u64::MAX { "dynamic".to_owned() } else { (to - from).to_string() },
+                cipher: encrypted.then_some(cipher),
+                flags: flag.map(str::to_owned).into_iter().collect(),
+            };
+            made.push((segment, side));
+        };
+        match &data.unfinished {
+            None => add(0, u64::MAX, data.after, None),
+            Some(Unfinished { before, done, hot, .. }) => {
+                if *done > 0 {
+                    add(0, *done, data.after, None);
+                }
+                let rest = hot.unwrap_or(*done);
+                if hot.is_some() {
+                    add(*done, rest, data.after, Some(HOT));
+                }
+                if rest < u64::MAX {
+                    add(rest, u64::MAX, *before, None);
+                }
+                add(0, u64::MAX, *before, Some(BACKUP_PREVIOUS));
+                add(0, u64::MAX, data.after, Some(BACKUP_FINAL));
+            }
+        }
+        self.json.digests.values_mut().for_each(|digest| digest.segments.clear());
+        self.json.segments.clear();
+        for (number, (segment, side)) in (0..).zip(made) {
+            if let Side::Key(digest) = side {
+                if let Some(digest) = self.json.digests.get_mut(&digest) {
+                    digest.segments.push(Decimal(u64::from(number)));
+                }
+            }
+            self.json.segments.insert(number, segment);
+        }
+    }
+}

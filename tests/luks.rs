@@ -1,0 +1,401 @@
+//! LUKS2 containers in plain files: headers made, changed, opened and read by child processes of the real program, and
+//! looked at with `cryptsetup` where it is installed. What needs device-mapper is in `machine/platform`.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Value, json};
+use stratisd::{
+    engine::units::{Bytes, Sectors},
+    platform::{
+        Error,
+        keyring::Secret,
+        linux::luks::Luks,
+        luks::{Begin, Cost, Header, HeaderChange, Layout, NewKeyslot, Purpose, State, Unlock, Work},
+    },
+};
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+/// As the specification has them (`spec/engine/encryption.md` §1).
+const OF_DEVICE: Layout =
+    Layout { metadata: Bytes(16 << 10), keyslots: Bytes(16352 << 10), data_offset: Sectors(32768), sector_size: None };
+const OF_POOL: Layout = Layout {
+    metadata: Bytes(64 << 10),
+    keyslots: Bytes(16352 << 10),
+    data_offset: Sectors(34816),
+    sector_size: Some(4096),
+};
+const SIZE: u64 = 64 << 20;
+
+struct Container {
+    folder: TempDir,
+    luks: Luks,
+}
+
+fn secret(text: &str) -> Secret {
+    Secret::new(Zeroizing::new(text.as_bytes().to_vec()))
+}
+
+fn keyslot(number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
+    NewKeyslot { number, passphrase, cost: Cost::Random }
+}
+
+fn unlock(passphrase: &Secret, keyslot: Option<u32>) -> Unlock<'_> {
+    Unlock { passphrase, keyslot }
+}
+
+fn keyring_token(keyslot: u32) -> Value {
+    json!({"type": "luks2-keyring", "keyslots": [keyslot.to_string()], "key_description": "stratis-1-key-k1"})
+}
+
+fn clevis_token(keyslot: u32) -> Value {
+    json!({"type": "clevis", "keyslots": [keyslot.to_string()], "jwe": {"protected": "eyJh", "iv": "aXY"}})
+}
+
+impl Container {
+    fn new() -> Container {
+        let folder = tempfile::tempdir().unwrap();
+        let luks = Luks::served_by(Path::new(env!("CARGO_BIN_EXE_stratisd")));
+        let container = Container { folder, luks };
+        File::create_new(container.path()).unwrap().set_len(SIZE).unwrap();
+        container
+    }
+
+    fn formatted(passphrase: &Secret) -> Container {
+        let container = Container::new();
+        container.format(&OF_POOL, Purpose::New, &[keyslot(0, passphrase)], &BTreeMap::new()).unwrap();
+        container
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("device")
+    }
+
+    fn format(
+        &self,
+        layout: &Layout,
+        purpose: Purpose,
+        keyslots: &[NewKeyslot<'_>],
+        tokens: &BTreeMap<u32, Value>,
+    ) -> Result<Header, Error> {
+        self.luks.format(&self.path(), layout, purpose, keyslots, tokens)
+    }
+
+    fn open(&self, passphrase: &Secret, keyslot: Option<u32>) -> Result<Secret, Error> {
+        self.luks.open(&self.path(), None, unlock(passphrase, keyslot))
+    }
+
+    fn change(&self, unlock: Option<Unlock<'_>>, change: HeaderChange<'_>) -> Result<Header, Error> {
+        self.luks.change(&self.path(), unlock, &[change])
+    }
+
+    fn read(&self) -> Header {
+        self.luks.read(&self.path()).unwrap().unwrap()
+    }
+
+    fn bytes(&self, start: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        File::open(self.path()).unwrap().read_exact_at(&mut bytes, start).unwrap();
+        bytes
+    }
+
+    /// What `cryptsetup` says of the header; `None`: it is not installed.
+    fn dump(&self) -> Option<Value> {
+        // Not the daemon's program, but what an administrator would type.
+        #[allow(clippy::disallowed_methods)]
+        let output = std::process::Command::new("/sbin/cryptsetup")
+            .args(["luksDump", "--dump-json-metadata"])
+            .arg(self.path())
+            .output()
+            .ok()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(serde_json::from_slice(&output.stdout).unwrap())
+    }
+}
+
+#[test]
+fn a_header_is_as_specified() {
+    let (first, second) = (secret("first"), secret("second"));
+    for layout in [OF_DEVICE, OF_POOL] {
+        let container = Container::new();
+        let tokens = BTreeMap::from([(1, keyring_token(4)), (2, clevis_token(7))]);
+        let keyslots = [keyslot(4, &first), keyslot(7, &second)];
+        let header = container.format(&layout, Purpose::New, &keyslots, &tokens).unwrap();
+        assert_eq!(header, container.read());
+        assert_eq!(header.data_offset, layout.data_offset);
+        assert_eq!(header.state, State::Encrypted);
+        assert_eq!(header.keyslots, [4, 7].into());
+        assert_eq!(header.tokens, tokens);
+        assert_eq!((header.free_keyslot(), header.free_token()), (Some(0), Some(0)));
+        assert_eq!(header.sector_size, layout.sector_size.unwrap_or(header.sector_size));
+        if let Some(dump) = container.dump() {
+            let segment = &dump["segments"]["0"];
+            assert_eq!(segment["encryption"], "aes-xts-plain64");
+            assert_eq!(segment["offset"], layout.data_offset.bytes().0.to_string());
+            assert_eq!(dump["config"]["json_size"], (layout.metadata.0 - 4096).to_string());
+            assert_eq!(dump["config"]["keyslots_size"], layout.keyslots.0.to_string());
+            assert_eq!(dump["keyslots"]["4"]["key_size"], 64);
+            assert_eq!(dump["keyslots"]["4"]["kdf"]["type"], "pbkdf2");
+            assert_eq!(dump["keyslots"]["4"]["kdf"]["iterations"], 1000);
+            assert_eq!(dump["tokens"]["1"], tokens[&1]);
+            assert_eq!(dump["tokens"]["2"], tokens[&2]);
+        }
+    }
+}
+
+#[test]
+fn what_people_remember_is_derived_at_a_cost() {
+    let passphrase = secret("hunter2");
+    let container = Container::new();
+    let new = NewKeyslot { number: 0, passphrase: &passphrase, cost: Cost::Guessable };
+    container.format(&OF_POOL, Purpose::New, &[new], &BTreeMap::new()).unwrap();
+    container.open(&passphrase, Some(0)).unwrap();
+    if let Some(dump) = container.dump() {
+        assert_eq!(dump["keyslots"]["0"]["kdf"]["type"], "argon2id");
+    }
+}
+
+#[test]
+fn a_volume_key_is_found_with_the_right_passphrase_only() {
+    let (first, second, wrong) = (secret("first"), secret("se\0cond\n"), secret("First"));
+    let container = Container::new();
+    let keyslots = [keyslot(0, &first), keyslot(1, &second)];
+    container.format(&OF_POOL, Purpose::New, &keyslots, &BTreeMap::new()).unwrap();
+    let key = container.open(&first, None).unwrap();
+    assert_eq!(key.bytes().len(), 64);
+    assert!(key.same(container.open(&second, Some(1)).unwrap().bytes()));
+    for (passphrase, keyslot) in [(&wrong, None), (&wrong, Some(0)), (&first, Some(1)), (&first, Some(9))] {
+        let error = container.open(passphrase, keyslot).unwrap_err();
+        assert!(matches!(error, Error::WrongKey { .. }), "{keyslot:?}: {error}");
+    }
+}
+
+#[test]
+fn each_change_is_made() {
+    let (first, second) = (secret("first"), secret("second"));
+    let container = Container::formatted(&first);
+    let key = container.open(&first, None).unwrap();
+    let with = Some(unlock(&first, Some(0)));
+    let header = container.change(with, HeaderChange::AddKeyslot(keyslot(5, &second))).unwrap();
+    assert_eq!(header.keyslots, [0, 5].into());
+    assert!(key.same(container.open(&second, Some(5)).unwrap().bytes()));
+
+    let header = container.change(None, HeaderChange::PutToken(3, keyring_token(5))).unwrap();
+    assert_eq!(header.tokens, [(3, keyring_token(5))].into());
+    let header = container.change(None, HeaderChange::PutToken(3, clevis_token(0))).unwrap();
+    assert_eq!(header.tokens, [(3, clevis_token(0))].into());
+    // Destroyed, and taken out of its token.
+    let header = container.change(None, HeaderChange::DestroyKeyslot(0)).unwrap();
+    assert_eq!(header.keyslots, [5].into());
+    assert_eq!(header.tokens[&3]["keyslots"], json!([]));
+    assert!(matches!(container.open(&first, None).unwrap_err(), Error::WrongKey { .. }));
+    let header = container.change(None, HeaderChange::RemoveToken(3)).unwrap();
+    assert!(header.tokens.is_empty());
+    // What is not there any more need not go.
+    let before = container.bytes(0, 32 << 20);
+    let gone = [HeaderChange::RemoveToken(3), HeaderChange::DestroyKeyslot(0)];
+    assert_eq!(container.luks.change(&container.path(), None, &gone).unwrap(), header);
+    assert!(container.bytes(0, 32 << 20) == before);
+}
+
+#[test]
+fn a_change_that_cannot_be_made_is_an_error_and_those_before_it_stay() {
+    let (first, second) = (secret("first"), secret("second"));
+    let container = Container::formatted(&first);
+    let add = || HeaderChange::AddKeyslot(keyslot(0, &second));
+    for (unlock, change) in [
+        // Taken, without a passphrase, and with a keyslot that is not there.
+        (Some(unlock(&first, None)), add()),
+        (None, HeaderChange::AddKeyslot(keyslot(1, &second))),
+        (None, HeaderChange::PutToken(0, keyring_token(9))),
+        (None, HeaderChange::PutToken(32, keyring_token(0))),
+        (None, HeaderChange::PutToken(0, json!({"keyslots": []}))),
+    ] {
+        let changes = [HeaderChange::PutToken(7, clevis_token(0)), change];
+        let error = container.luks.change(&container.path(), unlock, &changes).unwrap_err();
+        assert!(matches!(error, Error::Luks { action: "change", .. }), "{error}");
+        let header = container.read();
+        assert_eq!((header.keyslots, header.tokens), ([0].into(), [(7, clevis_token(0))].into()));
+        container.change(None, HeaderChange::RemoveToken(7)).unwrap();
+    }
+    let error = container.change(Some(unlock(&second, None)), HeaderChange::AddKeyslot(keyslot(1, &second)));
+    assert!(matches!(error.unwrap_err(), Error::WrongKey { .. }));
+}
+
+#[test]
+fn keyslots_for_the_next_volume_key_hold_one_key() {
+    let (first, second) = (secret("first"), secret("second"));
+    let container = Container::formatted(&first);
+    let changes = [
+        HeaderChange::AddNextKeyslot(keyslot(1, &first)),
+        HeaderChange::AddNextKeyslot(keyslot(2, &second)),
+        HeaderChange::PutToken(0, json!({"type": "clevis", "keyslots": ["0", "1"], "jwe": {}})),
+    ];
+    let header = container.luks.change(&container.path(), Some(unlock(&first, None)), &changes).unwrap();
+    assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), State::Encrypted));
+    // They do not open the container.
+    container.open(&first, None).unwrap();
+    for (passphrase, keyslot) in [(&first, Some(1)), (&second, Some(2)), (&second, None)] {
+        assert!(matches!(container.open(passphrase, keyslot).unwrap_err(), Error::WrongKey { .. }), "{keyslot:?}");
+    }
+    if let Some(dump) = container.dump() {
+        let digests = dump["digests"].as_object().unwrap();
+        assert_eq!(digests.len(), 2);
+        assert!(
+            digests.values().any(|digest| digest["keyslots"] == json!(["1", "2"]) && digest["segments"] == json!([]))
+        );
+    }
+}
+
+#[test]
+fn a_header_around_data_in_the_clear_says_that_nothing_is_done() {
+    let (first, second) = (secret("first"), secret("second"));
+    let container = Container::new();
+    let data = OF_POOL.data_offset.bytes().0 as u64;
+    let mut file = File::options().write(true).open(container.path()).unwrap();
+    file.seek(SeekFrom::Start(data)).unwrap();
+    file.write_all(&vec![0xA5; (SIZE - data) as usize]).unwrap();
+    let tokens = BTreeMap::from([(1, keyring_token(0)), (2, clevis_token(1))]);
+    let keyslots = [keyslot(0, &first), keyslot(1, &second)];
+    let header = container.format(&OF_POOL, Purpose::Encrypt, &keyslots, &tokens).unwrap();
+    assert_eq!(header.state, State::Unfinished { work: Work::Encrypt, done: Bytes(0) });
+    assert_eq!(header, container.read());
+    assert_eq!((&header.keyslots, &header.tokens), (&[0, 1].into(), &tokens));
+    assert_eq!((header.data_offset, header.sector_size), (OF_POOL.data_offset, 4096));
+    assert!(container.bytes(data, (SIZE - data) as usize).iter().all(|byte| *byte == 0xA5));
+    let key = container.open(&first, None).unwrap();
+    assert!(key.same(container.open(&second, Some(1)).unwrap().bytes()));
+    assert!(matches!(container.open(&second, Some(0)).unwrap_err(), Error::WrongKey { .. }));
+    if let Some(dump) = container.dump() {
+        assert_eq!(dump["config"]["requirements"]["mandatory"], json!(["online-reencrypt-v2"]));
+        let work =
+            dump["keyslots"].as_object().unwrap().values().find(|keyslot| keyslot["type"] == "reencrypt").unwrap();
+        assert_eq!((&work["mode"], &work["direction"]), (&json!("encrypt"), &json!("forward")));
+        assert_eq!((&work["area"]["type"], &work["area"]["hash"]), (&json!("checksum"), &json!("sha256")));
+    }
+}
+
+#[test]
+fn nothing_is_written_before_a_header_around_data_is_complete() {
+    let first = secret("first");
+    let container = Container::new();
+    // The second keyslot cannot be made.
+    let keyslots = [keyslot(0, &first), keyslot(0, &first)];
+    let error = container.format(&OF_POOL, Purpose::Encrypt, &keyslots, &BTreeMap::new()).unwrap_err();
+    assert!(matches!(error, Error::Luks { action: "make", .. }), "{error}");
+    assert!(container.bytes(0, 32 << 20).iter().all(|byte| *byte == 0));
+    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
+    let error = container.format(&OF_POOL, Purpose::Encrypt, &[], &BTreeMap::new()).unwrap_err();
+    assert!(matches!(error, Error::Luks { .. }), "{error}");
+}
+
+#[test]
+fn a_layout_that_cannot_be_is_refused() {
+    let first = secret("first");
+    let container = Container::new();
+    for layout in [
+        Layout { metadata: Bytes(17 << 10), ..OF_POOL },
+        Layout { keyslots: Bytes(1), ..OF_POOL },
+        Layout { data_offset: Sectors(2048), ..OF_POOL },
+        Layout { sector_size: Some(1000), ..OF_POOL },
+    ] {
+        let error = container.format(&layout, Purpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap_err();
+        assert!(matches!(error, Error::Luks { action: "make", .. }), "{error}");
+    }
+}
+
+#[test]
+fn no_header_and_a_damaged_one_are_told_apart() {
+    let first = secret("first");
+    let container = Container::new();
+    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
+    container.format(&OF_POOL, Purpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap();
+    let (header, copies) = (container.read(), container.bytes(0, 128 << 10));
+    let write = |at: u64, bytes: &[u8]| {
+        File::options().write(true).open(container.path()).unwrap().write_all_at(bytes, at).unwrap();
+    };
+    // One copy is enough.
+    write(0, &[0; 64 << 10]);
+    assert_eq!(container.read(), header);
+    write(0, &copies);
+    write(64 << 10, &[0; 64 << 10]);
+    assert_eq!(container.read(), header);
+    write(0, &copies);
+    for at in [5000, (64 << 10) + 5000] {
+        write(at, b"damage");
+    }
+    let error = container.luks.read(&container.path()).unwrap_err();
+    assert!(matches!(error, Error::Luks { action: "read", .. }), "{error}");
+    write(0, &[0; 128 << 10]);
+    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
+    // Version 1 is none of ours.
+    write(0, b"LUKS\xba\xbe\x00\x01");
+    assert_eq!(container.luks.read(&container.path()).unwrap(), None);
+    let nowhere = container.folder.path().join("nowhere");
+    assert!(matches!(container.luks.read(&nowhere).unwrap_err(), Error::Luks { .. }));
+}
+
+#[test]
+fn work_that_was_not_begun_is_not_gone_on_with() {
+    let first = secret("first");
+    let container = Container::formatted(&first);
+    let watched = |_| panic!("never worked");
+    let asked = |_| true;
+    let path = container.path();
+    let error =
+        container.luks.reencrypt(&path, "stratis-none", unlock(&first, None), Begin::Resume, &asked).unwrap_err();
+    assert!(error.to_string().contains("work on the data"), "{error}");
+    let nowhere = container.folder.path().join("nowhere");
+    assert!(container.luks.reencrypt(&nowhere, "x", unlock(&first, None), Begin::Decrypt, &watched).is_err());
+}
+
+#[test]
+fn calls_run_side_by_side() {
+    let first = secret("first");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let container = Container::formatted(&first);
+                let key = container.open(&first, None).unwrap();
+                assert!(key.same(container.open(&first, Some(0)).unwrap().bytes()));
+            });
+        }
+    });
+}
+
+#[test]
+fn a_program_that_is_no_child_is_an_error() {
+    let container = Container::new();
+    for (program, expected) in [
+        ("/nonexistent", "no process for it could be started"),
+        ("/bin/false", "the process for it ended: exit status 1"),
+        // It says the request back.
+        ("/bin/cat", "the process for it"),
+    ] {
+        let luks = Luks::served_by(Path::new(program));
+        let error = luks.read(&container.path()).unwrap_err();
+        assert!(error.to_string().contains(expected), "{program}: {error}");
+    }
+}
+
+#[test]
+fn a_child_that_nobody_asks_ends() {
+    // Not the daemon's own start of a program, but one without a request.
+    #[allow(clippy::disallowed_methods)]
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_stratisd"))
+        .arg("--luks-child")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdin.take());
+    let mut said = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    assert!(said.is_empty() && child.wait().unwrap().success());
+}
