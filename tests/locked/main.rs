@@ -11,4 +11,5 @@ mod bindings;
 #[allow(dead_code, reason = "as above")]
 mod disks;
 mod keys;
+mod online;
 mod start;
