@@ -467,6 +467,28 @@ fn a_header_begins_all_at_once() {
     }
 }
 
+/// An error leaves nothing up, whatever step it was of.
+#[test]
+fn what_was_not_opened_is_not_up() {
+    for purpose in [Purpose::New, Purpose::Encrypt] {
+        for after in [false, true] {
+            for step in 0..2 {
+                let sim = Sim::builder().build();
+                format(&sim, purpose);
+                let at = sim.steps() + step;
+                if after {
+                    sim.faults().fail_after(at)
+                } else {
+                    sim.faults().fail_at(at)
+                }
+                assert!(open(&sim, Some(NAME), "one").is_err());
+                assert!(sim.leftovers().is_empty() && !sim.in_use(Path::new(DISK)).unwrap());
+                open(&sim, Some(NAME), "one").unwrap();
+            }
+        }
+    }
+}
+
 /// A gate holds those who derive keys, and nobody else.
 #[test]
 fn containers_are_opened_side_by_side() {
