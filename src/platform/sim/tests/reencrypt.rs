@@ -318,6 +318,27 @@ fn what_is_written_after_an_interruption_stays() {
     }
 }
 
+/// What was written after an interruption and is not flushed is there or not, sector by sector.
+#[test]
+fn what_is_not_flushed_is_there_before_or_after() {
+    for work in WORKS {
+        for strike in [Strike::Kill, Strike::FailAfter] {
+            strike_each(work, strike, 1, |sim, at| {
+                fill(sim, 2);
+                sim.cut_power();
+                sim.power_on();
+                open(sim, Some(NAME), "one").unwrap_or_else(|error| panic!("{at}: {error}"));
+                for place in PLACES {
+                    let (old, new) = (contents(place, 1), contents(place, 2));
+                    let found = read(sim, NAME, place, old.len());
+                    let mut sectors = found.chunks(512).zip(old.chunks(512).zip(new.chunks(512)));
+                    assert!(sectors.all(|(found, (old, new))| found == old || found == new), "{at}: {place}");
+                }
+            });
+        }
+    }
+}
+
 /// As the next process does it: the device is up, and the work goes on.
 #[test]
 fn another_process_goes_on_where_one_was_killed() {
