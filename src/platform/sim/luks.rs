@@ -16,7 +16,7 @@
 //! `type` and `keyslots`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::Path,
     sync::Arc,
 };
@@ -316,10 +316,19 @@ impl<'a> Container<'a> {
     fn bring_up(&self, loaded: &Loaded, keys: &Keys, name: &str) -> Result<()> {
         let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
         let mut opened = Some(self.opened(&loaded.header.data(), keys)?);
-        self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
+        let up = self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
             Some(opened) => machine.crypt_up(name, &uuid, opened),
             None => Ok(()),
-        })
+        });
+        if up.is_err() && !self.sim.0.control.has_ended() {
+            let mut machine = self.sim.machine()?;
+            // It may have come up nevertheless. One of that name that is not this is left alone.
+            if self.minor(&machine, name).is_some() {
+                let _ = machine.dm_remove(name);
+                self.sim.0.changed.notify_all();
+            }
+        }
+        up
     }
 
     pub(super) fn refused(&self, call: LuksCall, what: &str) -> Error {
@@ -389,11 +398,16 @@ impl<'a> Container<'a> {
         self.load(call)?.ok_or_else(|| self.refused(call, "there is no LUKS2 header"))
     }
 
-    fn encode(&self, header: &stored::Header, second: bool) -> Result<Vec<u8>> {
-        let mut salt = [0; 64];
-        self.sim.0.random.lock().fill_bytes(&mut salt);
-        let no_room = || self.refused(LuksCall::Change, "its header has no room for that");
-        header.encode(second, &salt).ok_or_else(no_room)
+    /// Two copies, each the second or not.
+    fn encode(&self, header: &stored::Header, order: [bool; 2]) -> Result<[Vec<u8>; 2]> {
+        let text = header.text();
+        let copy = |second: bool| {
+            let mut salt = [0; 64];
+            self.sim.0.random.lock().fill_bytes(&mut salt);
+            let no_room = || self.refused(LuksCall::Change, "its header has no room for that");
+            header.encode(&text, second, &salt).ok_or_else(no_room)
+        };
+        Ok([copy(order[0])?, copy(order[1])?])
     }
 
     /// Puts a header in place of one.
@@ -412,7 +426,7 @@ impl<'a> Container<'a> {
         header.sequence = loaded.header.sequence + 1;
         // One that does not count is written first: the other stays until this one is there.
         let order = if loaded.first && !loaded.second { [true, false] } else { [false, true] };
-        let copies = [self.encode(&header, order[0])?, self.encode(&header, order[1])?];
+        let copies = self.encode(&header, order)?;
         let place = |second: bool| if second { header.size } else { 0 };
         let written = self.act(|machine| {
             if !at(machine, Moment::Before) {
@@ -434,7 +448,7 @@ impl<'a> Container<'a> {
     /// Writes a header where there is none, and the areas of its keyslots before it.
     fn write_new(&self, header: &mut stored::Header, areas: &[(u64, Vec<u8>)]) -> Result<()> {
         header.sequence = 1;
-        let copies = [self.encode(header, false)?, self.encode(header, true)?];
+        let copies = self.encode(header, [false, true])?;
         areas.iter().try_for_each(|(at, bytes)| self.write(*at, bytes))?;
         self.write(stored::BINARY as u64, &copies[0][stored::BINARY..])?;
         self.flush()?;
@@ -514,9 +528,9 @@ impl<'a> Container<'a> {
         let mut found = BTreeMap::from([(first, key)]);
         for side in sides {
             if let Side::Key(digest) = side {
-                if !found.contains_key(&Some(digest)) {
+                if let Entry::Vacant(place) = found.entry(Some(digest)) {
                     let any = Unlock { keyslot: None, ..unlock };
-                    found.insert(Some(digest), self.unlock(header, any, |_, of| of == Some(digest))?.1);
+                    place.insert(self.unlock(header, any, |_, of| of == Some(digest))?.1);
                 }
             }
         }
@@ -640,7 +654,8 @@ pub(super) fn somebodys() -> Vec<u8> {
     let kdf = Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: BASE64.encode(&[1; 32]) };
     let digest = header.add_digest(BASE64.encode(&[2; 32]), BASE64.encode(&[3; 32]));
     let made = digest.and_then(|digest| header.add_keyslot(0, digest, kdf));
-    let copy = |second| header.encode(second, &[4; 64]).filter(|_| made.is_ok()).unwrap_or_default();
+    let text = header.text();
+    let copy = |second| header.encode(&text, second, &[4; 64]).filter(|_| made.is_ok()).unwrap_or_default();
     [copy(false), copy(true)].concat()
 }
 
