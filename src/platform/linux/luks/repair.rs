@@ -149,7 +149,7 @@ fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], wa
     Ok(removed?)
 }
 
-fn complete_on(other: &PathBuf, passphrase: &[u8], waiting: Waiting) -> Result<()> {
+fn complete_on(other: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
     let mut container = Container::load(other)?;
     let is_hot = segments(&mut container)?.iter().any(|segment| segment.hot);
     if is_hot {
