@@ -9,7 +9,7 @@
 //!
 //! Knows device-mapper tables and headers; nothing of who uses the data.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use libcryptsetup_rs::{
     CryptParamsReencrypt,
