@@ -115,6 +115,8 @@ impl Mechanism {
 pub enum UnlockMethod {
     /// By whatever works.
     Any,
+    /// By whatever of this kind works.
+    Kind(Kind),
     /// By the binding with this token.
     Token(u32),
 }
