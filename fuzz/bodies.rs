@@ -4,7 +4,8 @@
 use stratisd::engine::{
     ids::PoolUuid,
     metadata::{
-        FilesystemRecord, Layout, Mda, MetadataVersion, PoolMetadata, StaticHeader, Step,
+        FilesystemRecord, Journal, Layout, Mda, MetadataVersion, Pending, PoolMetadata, StaticHeader, Step,
+        filesystem::THIN_ID_MAX,
         header::{self, BLOCK_BYTES, Found, Resolved},
         mda::{Cause, decode_region, encode_region},
         pool,
@@ -92,6 +93,20 @@ pub fn fs_json(bytes: &[u8]) {
         let written = record.encode();
         let again = FilesystemRecord::parse(&written).expect("what is written can be read");
         assert_eq!(again.encode(), written);
+    }
+}
+
+/// An entry of the journal of filesystems.
+pub fn journal(bytes: &[u8]) {
+    if let Ok(entry) = Journal::parse(bytes) {
+        assert_eq!(Journal::parse(&entry.encode()).expect("what is written can be read"), entry);
+        // Its file is named after a filesystem that it is about.
+        let file = entry.file();
+        let known =
+            |pending: &Pending| file.as_ref().is_some_and(|file| file.contains(&pending.uuid.simple().to_string()));
+        assert!(matches!(entry, Journal::Revert(_)) || file.is_none() == entry.pending().is_empty());
+        assert!(entry.pending().first().is_none_or(known));
+        assert!(entry.pending().iter().all(|pending| pending.thin_id <= THIN_ID_MAX));
     }
 }
 

@@ -7,7 +7,7 @@ mod bodies;
 use proptest::{collection::vec, prelude::*};
 use stratisd::engine::{
     ids::{DevUuid, PoolUuid},
-    metadata::{Layout, Mda, MetadataVersion, PoolMetadata, StaticHeader, Step},
+    metadata::{Journal, Layout, Mda, MetadataVersion, PoolMetadata, StaticHeader, Step},
     units::Sectors,
 };
 use stratisd::platform::Timestamp;
@@ -26,6 +26,18 @@ const RECORD: &str = concat!(
     r#"{"name":"home","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":0,"size":2147483648,"#,
     r#""created":1700000100,"fs_size_limit":4294967296,"origin":"00000000-0000-4000-8000-000000000001","merge":true}"#
 );
+
+const JOURNAL: [&str; 3] = [
+    r#"{"create":[{"uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7}]}"#,
+    concat!(
+        r#"{"destroy":[{"uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7,"#,
+        r#""heir":"00000000-0000-4000-8000-000000000001"}]}"#
+    ),
+    concat!(
+        r#"{"revert":{"origin":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","replaced":3,"#,
+        r#""snapshot":"00000000-0000-4000-8000-000000000001","thin_id":4}}"#
+    ),
+];
 
 /// Good bytes.
 fn good_headers() -> Vec<u8> {
@@ -89,6 +101,10 @@ fn seeds_are_accepted() {
     bodies::mda(&good_area());
     bodies::pool_json(POOL.as_bytes());
     bodies::fs_json(RECORD.as_bytes());
+    for entry in JOURNAL {
+        assert_eq!(Journal::parse(entry.as_bytes()).unwrap().encode(), entry.as_bytes());
+        bodies::journal(entry.as_bytes());
+    }
 }
 
 #[test]
@@ -96,6 +112,7 @@ fn deep_nesting_is_refused_and_not_followed() {
     for open in ["[", "{\"a\":"] {
         bodies::pool_json(open.repeat(100_000).as_bytes());
         bodies::fs_json(open.repeat(100_000).as_bytes());
+        bodies::journal(open.repeat(100_000).as_bytes());
     }
 }
 
@@ -108,6 +125,7 @@ proptest! {
         bodies::mda(&bytes);
         bodies::pool_json(&bytes);
         bodies::fs_json(&bytes);
+        bodies::journal(&bytes);
     }
 
     #[test]
@@ -144,6 +162,11 @@ proptest! {
         }
         prop_assert!(PoolMetadata::parse(text.as_bytes(), MetadataVersion::V2).is_ok());
         bodies::pool_json(text.as_bytes());
+    }
+
+    #[test]
+    fn changed_journal(which in 0..JOURNAL.len(), splices in splices()) {
+        bodies::journal(&spliced(JOURNAL[which].as_bytes(), &splices, false));
     }
 
     #[test]

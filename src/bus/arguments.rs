@@ -33,14 +33,21 @@ pub enum ArgumentError {
     Name(#[from] NameError),
     #[error("`{text}` is not a {what}; give the number of bytes in decimal digits")]
     NotASize { what: &'static str, text: String },
-    #[error("{what} {bytes} of filesystem {name} is larger than {} bytes, the largest there is; choose a smaller one", SIZE_MAX.0)]
-    SizeTooLarge { what: &'static str, name: Name, bytes: u128 },
-    #[error("{what} {bytes} of filesystem {name} is no multiple of {SECTOR} bytes; round it")]
-    NotSectors { what: &'static str, name: Name, bytes: u128 },
-    #[error("{what} {bytes} of filesystem {name} is less than {} bytes, the smallest there is; choose a larger one", FILESYSTEM_MIN.bytes().0)]
-    SizeTooSmall { what: &'static str, name: Name, bytes: u128 },
     #[error(
-        "the size limit of filesystem {name}, {limit}, is less than its size, {size}; raise it or choose a smaller size"
+        "{what} {} of filesystem {name} is larger than {}, the largest there is; choose a smaller one",
+        .size.readable(), SIZE_MAX.readable()
+    )]
+    SizeTooLarge { what: &'static str, name: Name, size: Bytes },
+    #[error("{what} {} of filesystem {name} is no multiple of {SECTOR} bytes; round it", .size.readable())]
+    NotSectors { what: &'static str, name: Name, size: Bytes },
+    #[error(
+        "{what} {} of filesystem {name} is less than {}, the smallest there is; choose a larger one",
+        .size.readable(), FILESYSTEM_MIN.readable()
+    )]
+    SizeTooSmall { what: &'static str, name: Name, size: Bytes },
+    #[error(
+        "the size limit of filesystem {name}, {}, is less than its size, {}; raise it or choose a smaller size",
+        .limit.readable(), .size.readable()
     )]
     LimitBelowSize { name: Name, limit: Sectors, size: Sectors },
     #[error("{0} filesystems were asked for in one call; ask for one at a time, in as many calls at once as you like")]
@@ -74,8 +81,8 @@ pub enum ArgumentError {
     KeyDescription(String),
     #[error("`{0}` is not an integrity tag specification; choose 0b, 32b or 512b")]
     TagSpec(String),
-    #[error("integrity journal size {bytes} bytes is no multiple of {} bytes; round it", JOURNAL_UNIT.0)]
-    Journal { bytes: u64 },
+    #[error("integrity journal size {} is no multiple of {}; round it", .0.readable(), JOURNAL_UNIT.readable())]
+    Journal(Bytes),
 }
 
 type Result<T> = std::result::Result<T, ArgumentError>;
@@ -118,13 +125,13 @@ fn parse_size(what: &'static str, text: String) -> Result<u128> {
 }
 
 fn size_of(what: &'static str, name: &Name, bytes: u128) -> Result<Sectors> {
-    let name = || name.clone();
-    match Bytes(bytes).sectors() {
-        None => Err(ArgumentError::SizeTooLarge { what, name: name(), bytes }),
-        Some(_) if bytes > SIZE_MAX.0 => Err(ArgumentError::SizeTooLarge { what, name: name(), bytes }),
-        Some(_) if !bytes.is_multiple_of(SECTOR.into()) => Err(ArgumentError::NotSectors { what, name: name(), bytes }),
-        Some(size) if size < FILESYSTEM_MIN => Err(ArgumentError::SizeTooSmall { what, name: name(), bytes }),
-        Some(size) => Ok(size),
+    let (name, size) = (|| name.clone(), Bytes(bytes));
+    match size.sectors() {
+        None => Err(ArgumentError::SizeTooLarge { what, name: name(), size }),
+        Some(_) if size > SIZE_MAX => Err(ArgumentError::SizeTooLarge { what, name: name(), size }),
+        Some(_) if !bytes.is_multiple_of(SECTOR.into()) => Err(ArgumentError::NotSectors { what, name: name(), size }),
+        Some(sectors) if sectors < FILESYSTEM_MIN => Err(ArgumentError::SizeTooSmall { what, name: name(), size }),
+        Some(sectors) => Ok(sectors),
     }
 }
 
@@ -288,7 +295,7 @@ pub fn integrity(
     let journal_size = match journal_bytes {
         None => usual.journal_size,
         Some(bytes) if u128::from(bytes).is_multiple_of(JOURNAL_UNIT.0) => Sectors(bytes / SECTOR),
-        Some(bytes) => return Err(ArgumentError::Journal { bytes }),
+        Some(bytes) => return Err(ArgumentError::Journal(Bytes(bytes.into()))),
     };
     Ok(IntegritySpec {
         journal_size,

@@ -47,6 +47,8 @@ pub enum BadArguments {
     TooMany,
     #[error("the value is of type `{found}`, not `{wanted}`")]
     Variant { found: String, wanted: &'static str },
+    #[error("argument {position} is of type `{found}`, not a variant; put the value into one")]
+    NotAVariant { position: usize, found: String },
     #[error("the interface name is empty; give the full name of an interface")]
     NoInterface,
     #[error("the arguments cannot be understood; this is a fault of the daemon, please report it")]
@@ -250,13 +252,17 @@ pub fn arguments(
 /// Reads the third argument of a `Properties.Set` call, a variant that must contain a value of type `wanted`.
 ///
 /// # Errors
-/// When it contains another, or is not there.
+/// When it contains another, is no variant, or is not there.
 pub fn set_argument(message: &Message, wanted: &'static str) -> Result<Value, BadArguments> {
     let mut iter = message.iter_init();
     iter.next();
     iter.next();
+    const POSITION: usize = 3;
     let Some(mut inner) = iter.recurse(ArgType::Variant) else {
-        return Err(BadArguments::Missing { position: 3, wanted: "v" });
+        return Err(match iter.arg_type() {
+            ArgType::Invalid => BadArguments::Missing { position: POSITION, wanted: "v" },
+            _ => BadArguments::NotAVariant { position: POSITION, found: iter.signature().to_string() },
+        });
     };
     let found = inner.signature();
     if &*found != wanted {

@@ -10,7 +10,7 @@ use crate::{
         properties,
     },
     engine::units::Sectors,
-    view::{Device, Filesystem, Pool, Stopped, StoppedPool, Tier, View, Work},
+    view::{Device, Filesystem, LeftOut, Pool, Stopped, StoppedPool, Tier, View, Work},
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
@@ -73,6 +73,10 @@ fn pool(pool: &Pool) -> Value {
     });
     if let Some(reason) = &pool.restriction {
         report["restriction"] = Value::from(&**reason);
+    }
+    if !pool.left_out.is_empty() {
+        let one = |LeftOut { uuid, name, reason }: &LeftOut| json!({ "uuid": uuid.hyphenated(), "name": name, "reason": reason });
+        report["filesystems_left_out"] = pool.left_out.iter().map(one).collect();
     }
     if let Some(under_way) = &pool.work {
         report["work"] = work(under_way);
@@ -155,9 +159,13 @@ fn stopped(stopped: &Stopped) -> Map<String, Value> {
 
 fn stopped_pool(pool: &StoppedPool) -> Value {
     let device = |(path, uuid): &(std::path::PathBuf, crate::engine::ids::DevUuid)| json!({ "path": path.to_string_lossy(), "uuid": uuid.hyphenated() });
-    json!({
+    let mut report = json!({
         "pool_uuid": pool.uuid.hyphenated(),
         "name": pool.name.as_ref().map(|name| name.as_str()),
         "devices": pool.devices.iter().map(device).collect::<Value>(),
-    })
+    });
+    if let Some(reason) = &pool.reason {
+        report["reason"] = Value::from(&**reason);
+    }
+    report
 }

@@ -102,8 +102,8 @@ fn start(
 
     let engine = Arc::new(Engine::new(Arc::clone(&platform)));
     let waker = || Waker::new().map_err(Error::Waker);
-    let timers_waker = waker()?;
-    let running = Running::new(timers_waker.clone());
+    let (timers_waker, dm_waker) = (waker()?, waker()?);
+    let running = Running::new(vec![timers_waker.clone(), dm_waker.clone()]);
     let observed = running.clone();
     // Unbounded: see `Records` in `dispatch`.
     let (updates, published) = unbounded();
@@ -136,7 +136,7 @@ fn start(
     };
     let watch = DeviceWatch::new(device_events, waker()?, submit());
     spawn_watcher(names::UDEV, group, stop, |stop| watch.run(stop))?;
-    let watch = DmWatch::new(platform, dm_events, waker()?, submit());
+    let watch = DmWatch::new(platform, dm_events, running.clone(), dm_waker, submit());
     spawn_watcher(names::DM_EVENTS, group, stop, |stop| watch.run(stop))?;
     let timers = Timers::new(running, timers_waker, submit());
     spawn_watcher(names::TIMERS, group, stop, |stop| timers.run(stop))?;

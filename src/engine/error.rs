@@ -32,6 +32,11 @@ pub enum Error {
     NoPool(PoolUuid),
     #[error("no pool with {0} is known, running or stopped; list the pools and check the identifier")]
     UnknownPool(PoolRef),
+    #[error(
+        "no pool named {name} is known, running or stopped, but the names of these pools that do not run could not be read: {}; \
+         name one by its UUID if it is meant", uuids(.nameless)
+    )]
+    UnknownName { name: Name, nameless: Vec<PoolUuid> },
     #[error("several pools that do not run are named {name} ({}); use the UUID of the one that is meant", uuids(.pools))]
     AmbiguousName { name: Name, pools: Vec<PoolUuid> },
     #[error("pool {pool} is not encrypted, but {given} was given; leave that out")]
@@ -98,6 +103,12 @@ pub enum Error {
         names(.filesystems)
     )]
     HasFilesystems { pool: Name, filesystems: Vec<Name> },
+    #[error(
+        "pool {pool} has filesystems that could not be set up ({}), and what is in them would be lost; stop and start the pool to \
+         have them set up again, and see the engine state report for the reason if that does not help; to give them up, stop \
+         the pool and wipe its devices", some(.filesystems.iter().map(|name| shortened(name).into_owned()))
+    )]
+    HasLeftOut { pool: Name, filesystems: Vec<String> },
     #[error(
         "pool {pool} may have {limit} filesystems and would have {wanted}; raise its filesystem limit or destroy some"
     )]

@@ -1,87 +1,17 @@
-//! The metadata volume (MDV): the records of a pool's filesystems, and the journal of what is being made or destroyed.
-//!
-//! Records are those of `spec/engine/ondisk-metadata.md` §7. The journal is ours: a directory `pending` beside
-//! `filesystems`, which other daemons do not look at. It closes the gap between two stores that cannot be written in one
-//! go, the records here and the thin devices in the pool's own metadata:
-//!
-//! - [`Journal::Create`] is written before thin devices are made and removed after their records are saved. After a crash,
-//!   thin devices in it that have no record are deleted: the creation did not happen.
-//! - [`Journal::Destroy`] is written after the device-mapper devices are gone and before the first record is removed: from
-//!   then on the destruction happens. After a crash it is carried out again from the beginning; each step can be repeated.
-//! - [`Journal::Revert`] is written when the thin device that is to take the place of another is up, and before the first
-//!   record is changed: from then on the revert happens, as above.
-
-use serde::{Deserialize, Serialize};
+//! The metadata volume (MDV): the records of a pool's filesystems (`spec/engine/ondisk-metadata.md` §7), and the
+//! [journal](Journal) of what is being made or destroyed.
 
 use crate::{
     engine::{
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
-        metadata::filesystem::{self, FilesystemRecord, RecordError},
+        metadata::{
+            filesystem::{self, FilesystemRecord, RecordError},
+            journal::{self, Journal},
+        },
     },
     platform::{self, Platform},
 };
-
-/// A thin device that is being made or destroyed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pending {
-    /// The filesystem on it.
-    pub uuid: FsUuid,
-    /// Its number in the thin pool.
-    pub thin_id: u32,
-    /// Destroying: what the snapshots of this filesystem are snapshots of afterwards.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heir: Option<FsUuid>,
-}
-
-/// A snapshot that takes the place of its origin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revert {
-    /// The origin: its name and identity stay.
-    pub origin: FsUuid,
-    /// The origin's thin device so far, which goes.
-    pub replaced: u32,
-    /// The snapshot, which goes as such.
-    pub snapshot: FsUuid,
-    /// The snapshot's thin device: the origin's from now on.
-    pub thin_id: u32,
-}
-
-/// An entry of the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Journal {
-    /// These are being made.
-    Create(Vec<Pending>),
-    /// These are being destroyed.
-    Destroy(Vec<Pending>),
-    /// This is being carried out.
-    Revert(Revert),
-}
-
-impl Journal {
-    /// The thin devices of the entry that come or go.
-    pub fn pending(&self) -> &[Pending] {
-        match self {
-            Journal::Create(pending) | Journal::Destroy(pending) => pending,
-            Journal::Revert(_) => &[],
-        }
-    }
-
-    /// Whether the destruction of this filesystem has been decided.
-    pub fn destroys(&self, filesystem: FsUuid) -> bool {
-        matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.uuid == filesystem))
-    }
-
-    /// Name of the entry's file: that of the first filesystem in it that comes or goes, which is in no other entry.
-    fn file(&self) -> Option<String> {
-        let first = match self {
-            Journal::Create(pending) | Journal::Destroy(pending) => pending.first()?.uuid,
-            Journal::Revert(revert) => revert.snapshot,
-        };
-        Some(filesystem::file_name(first))
-    }
-}
 
 /// The metadata volume of one pool, through a platform.
 #[derive(Clone, Copy)]
@@ -105,7 +35,7 @@ impl<'a> Mdv<'a> {
     }
 
     fn journal_directory(&self) -> String {
-        format!("{}/{}", self.directory(), filesystem::PENDING)
+        format!("{}/{}", self.directory(), journal::PENDING)
     }
 
     /// Mounts it from its device node, in the private place.
@@ -141,7 +71,7 @@ impl<'a> Mdv<'a> {
     /// # Errors
     /// As [`Mdv::records`].
     pub fn journal(&self) -> Result<Vec<Journal>> {
-        self.parse_all(&self.journal_directory(), |bytes| serde_json::from_slice(bytes).map_err(RecordError::from))
+        self.parse_all(&self.journal_directory(), Journal::parse)
     }
 
     fn parse_all<T>(
@@ -186,10 +116,9 @@ impl<'a> Mdv<'a> {
     /// When the volume cannot be written.
     pub fn begin(&self, entry: &Journal) -> Result<()> {
         let Some(file) = entry.file() else { return Ok(()) };
-        let bytes = serde_json::to_vec(entry).map_err(RecordError::from)?;
         // The directory of the journal is ours and may not exist yet on a volume made by another daemon.
         self.platform.list_files(&self.journal_directory())?;
-        Ok(self.platform.replace_file(&format!("{}/{file}", self.journal_directory()), &bytes)?)
+        Ok(self.platform.replace_file(&format!("{}/{file}", self.journal_directory()), &entry.encode())?)
     }
 
     /// Removes an entry of the journal, durably. Tried twice, because what it would be worked off for has been done.

@@ -3,6 +3,8 @@
 //! One type for both metadata versions: what differs is in the metadata's codec and in the list of layers. The pool-level
 //! metadata is itself the state, so there is no second description of the layout that could disagree with it.
 
+mod encryption;
+
 use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
         devices::{Candidate, Initialized},
         dm_names::{self, Role},
         encased::Encased,
-        encryption::{Info, read_pool_header},
+        encryption::Info,
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout::{self, NewDevice},
@@ -25,7 +27,7 @@ use crate::{
         thin_status::{self, PoolStatus, State},
         units::{Bytes, DataBlocks, Sectors},
     },
-    platform::{BlockDevice, DeviceNumber, Geometry, Platform, luks::Header},
+    platform::{BlockDevice, DeviceNumber, Geometry, Platform},
     view::{self, Availability, Tier},
 };
 
@@ -65,6 +67,15 @@ pub struct Filesystem {
     pub number: DeviceNumber,
 }
 
+/// A filesystem that is recorded but could not be set up.
+#[derive(Debug, Clone)]
+pub(super) struct LeftOut {
+    /// Its record.
+    pub record: FilesystemRecord,
+    /// Why it could not be.
+    pub reason: String,
+}
+
 /// A running pool.
 pub struct Pool {
     uuid: PoolUuid,
@@ -79,8 +90,9 @@ pub struct Pool {
     pub(super) stack: Stack,
     /// Its filesystems.
     pub(super) filesystems: BTreeMap<FsUuid, Filesystem>,
-    /// Records of filesystems that could not be set up. Their names and sizes count, or they would be given out again.
-    pub(super) left_out: Vec<FilesystemRecord>,
+    /// Filesystems that could not be set up. Their names, their number and their sizes count, or they would be given out
+    /// again, and what is in them is not given up: they may be back when the pool is next set up.
+    left_out: Vec<LeftOut>,
     /// Filesystems in the making, with their sizes: they count for what may be made beside them.
     pub(super) unborn: BTreeMap<FsUuid, Sectors>,
     /// The next thin device number to give out.
@@ -135,6 +147,7 @@ impl Pool {
             allocated: Sectors::ZERO,
             used: None,
             filesystems: imbl::OrdMap::new(),
+            left_out: Arc::default(),
             devices: imbl::OrdMap::new(),
         };
         let mut pool = Pool {
@@ -254,89 +267,6 @@ impl Pool {
         }
         let (pool, level) = (self.name.clone(), self.shown.availability);
         Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
-    }
-
-    // ---- encryption ----
-
-    /// How it can be unlocked.
-    ///
-    /// # Errors
-    /// If it is not encrypted.
-    pub(super) fn encryption(&self) -> Result<&Info> {
-        self.encryption.as_ref().ok_or_else(|| Error::NothingToOpen { pool: self.name.clone() })
-    }
-
-    /// Whether it is encrypted, as a whole or device by device.
-    pub fn is_encrypted(&self) -> bool {
-        self.encryption.is_some()
-    }
-
-    /// Its devices that are LUKS2 containers, with the names of what is opened of them (version 1).
-    pub(super) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
-        let containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.map(|encased| (encased.device.path.clone(), encased.name()))
-    }
-
-    /// Closes the containers of its devices, when nothing lies on them any more.
-    ///
-    /// # Errors
-    /// When one is in use.
-    pub(super) fn close_devices(&self, platform: &dyn Platform) -> Result<()> {
-        let mut containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.try_for_each(|encased| encased.close(platform))
-    }
-
-    /// Takes note of what its header says now (version 2).
-    ///
-    /// # Errors
-    /// If nothing in it is of use.
-    pub(super) fn note_header(&mut self, header: &Header) -> Result<()> {
-        self.note_encryption(Some(Info::of_pool(read_pool_header(header)?)));
-        Ok(())
-    }
-
-    /// Takes note of what the containers of its devices say, if these lie in some (version 1).
-    ///
-    /// # Errors
-    /// If only some do.
-    pub(super) fn note_containers(&mut self) -> Result<()> {
-        if self.version == MetadataVersion::V1 {
-            let bindings = self.members.values().map(|member| Some(&member.container.as_ref()?.bindings));
-            let info = Info::of_devices(bindings)?;
-            self.note_encryption(info);
-        }
-        Ok(())
-    }
-
-    /// Takes note of how it can be unlocked now.
-    pub(super) fn note_encryption(&mut self, info: Option<Info>) {
-        self.encryption = info;
-        self.show();
-    }
-
-    /// Takes note of whether its volume key is in the daemon's keyring.
-    pub(super) fn note_volume_key(&mut self, loaded: bool) {
-        self.volume_key_loaded = loaded;
-        self.show();
-    }
-
-    /// Whether it is encrypted as a whole and its volume key is not in the daemon's keyring.
-    pub(super) fn lacks_volume_key(&self) -> bool {
-        self.meta.is_encrypted() && !self.volume_key_loaded
-    }
-
-    /// Takes note of a work on its data, or of its end.
-    pub(super) fn note_work(&mut self, work: Option<Arc<view::Work>>) {
-        self.work = work;
-        self.show();
-    }
-
-    /// Refuses what cannot be done while its data is being worked on.
-    pub(super) fn check_no_work(&self) -> Result<()> {
-        match &self.work {
-            Some(work) => Err(Error::AtWork { pool: self.name.clone(), work: work.kind }),
-            None => Ok(()),
-        }
     }
 
     // ---- devices ----
@@ -492,12 +422,53 @@ impl Pool {
         self.filesystems.iter().find(|(_, filesystem)| filesystem.name == *name).map(|(uuid, found)| (*uuid, found))
     }
 
+    /// Takes note of a filesystem that could not be set up.
+    pub(super) fn leave_out(&mut self, record: FilesystemRecord, reason: String) {
+        log::error!("filesystem {} ({}) of pool {} is left out: {reason}", record.name, record.uuid, self.name);
+        self.left_out.push(LeftOut { record, reason });
+        let shown = self.left_out.iter().map(|LeftOut { record, reason }| view::LeftOut {
+            uuid: record.uuid,
+            name: record.name.clone(),
+            reason: reason.clone(),
+        });
+        self.shown.left_out = shown.collect();
+        self.changed = true;
+    }
+
+    /// Records of the filesystems that could not be set up.
+    pub(super) fn left_out(&self) -> impl ExactSizeIterator<Item = &FilesystemRecord> {
+        self.left_out.iter().map(|left_out| &left_out.record)
+    }
+
+    /// Records of all filesystems, also of those that could not be set up.
+    pub(super) fn records(&self) -> impl Iterator<Item = &FilesystemRecord> {
+        self.filesystems.values().map(|filesystem| &filesystem.record).chain(self.left_out())
+    }
+
+    /// How many filesystems are recorded, set up or not.
+    pub(super) fn recorded(&self) -> usize {
+        self.filesystems.len().saturating_add(self.left_out.len())
+    }
+
     /// Refuses a name that belongs to a filesystem which is recorded but could not be set up.
     pub(super) fn check_left_out(&self, name: &Name) -> Result<()> {
-        match self.left_out.iter().any(|record| record.name == name.as_str()) {
+        match self.left_out().any(|record| record.name == name.as_str()) {
             true => Err(Error::LeftOut { pool: self.name.clone(), name: name.clone() }),
             false => Ok(()),
         }
+    }
+
+    /// Lets the snapshots of a filesystem that is gone have its origin. Gives those that are set up, changed; they are not
+    /// put into the pool yet.
+    pub(super) fn pass_on_origin(&mut self, gone: FsUuid, heir: Option<FsUuid>) -> Vec<Filesystem> {
+        let is_snapshot = |record: &FilesystemRecord| record.origin == Some(gone);
+        for left_out in self.left_out.iter_mut().filter(|left_out| is_snapshot(&left_out.record)) {
+            left_out.record.origin = heir;
+        }
+        let mut snapshots: Vec<_> =
+            self.filesystems.values().filter(|found| is_snapshot(&found.record)).cloned().collect();
+        snapshots.iter_mut().for_each(|snapshot| snapshot.record.origin = heir);
+        snapshots
     }
 
     /// Name of a filesystem's thin device.
@@ -592,8 +563,7 @@ impl Pool {
 
     /// Sum of the filesystems' sizes, with those that could not be set up and those in the making.
     pub(super) fn filesystems_size(&self) -> Sectors {
-        let recorded = self.filesystems.values().map(|filesystem| &filesystem.record).chain(&self.left_out);
-        let sizes = recorded.map(|record| record.size).chain(self.unborn.values().copied());
+        let sizes = self.records().map(|record| record.size).chain(self.unborn.values().copied());
         sizes.fold(Sectors::ZERO, Sectors::saturating_add)
     }
 
@@ -634,16 +604,13 @@ impl Pool {
             .ok_or_else(|| Error::ThinStatus { pool: self.name.clone(), status: text.chars().take(80).collect() })
     }
 
-    /// Reads anew how full the thin pool and the filesystems are, for clients.
-    pub(super) fn refresh(&mut self, platform: &dyn Platform) {
-        let used = match self.thin_pool_status(platform) {
-            Ok(status) => Some(sizes::sectors(status.data_used)),
-            Err(error) => {
-                log::warn!("pool {}: {}", self.name, error.sentence());
-                None
-            }
-        };
+    /// Reads anew how full the thin pool and the filesystems are, for clients. `known` is the thin pool's status if it has just
+    /// been read; gives it as it is now, if it can be told.
+    pub(super) fn refresh(&mut self, platform: &dyn Platform, known: Option<PoolStatus>) -> Option<PoolStatus> {
+        let status = known.map_or_else(|| self.thin_pool_status(platform), Ok);
+        let status = status.inspect_err(|error| log::warn!("pool {}: {}", self.name, error.sentence())).ok();
         let flexible = self.meta.flexible_metadata_size();
+        let used = status.map(|status| sizes::sectors(status.data_used));
         let used = used.map(|data| data.saturating_add(flexible).saturating_add(self.metadata_size()));
         self.changed |= self.shown.used != used;
         self.shown.used = used;
@@ -655,6 +622,7 @@ impl Pool {
             }
         }
         self.show();
+        status
     }
 
     /// Takes note of a data device's size as the kernel sees it now.
@@ -720,8 +688,8 @@ impl Pool {
 
     /// Largest number of filesystems.
     pub(super) fn fs_limit(&self) -> u64 {
-        let set_up = u64::try_from(self.filesystems.len()).unwrap_or(u64::MAX);
-        self.meta.thinpool_dev.fs_limit.unwrap_or(sizes::FS_LIMIT.max(set_up))
+        let recorded = u64::try_from(self.recorded()).unwrap_or(u64::MAX);
+        self.meta.thinpool_dev.fs_limit.unwrap_or(sizes::FS_LIMIT.max(recorded))
     }
 
     /// Whether filesystems may be larger together than the pool.

@@ -78,6 +78,8 @@ pub struct DeviceSet {
     containers: BTreeMap<DevUuid, Encased>,
     /// Some of the pool's device-mapper devices are up.
     pub partial: bool,
+    /// What went wrong when it was last to be set up or taken down.
+    pub trouble: Option<Arc<str>>,
 }
 
 /// What a set of devices says of its pool.
@@ -138,7 +140,8 @@ impl DeviceSet {
             let metadata = holds_metadata.then(|| Ok((stamp, Arc::clone(&metadata))));
             (*uuid, Found { device: member.device.clone(), bda: member.bda.clone(), metadata })
         });
-        DeviceSet { devices: devices.collect(), containers: containers.collect(), partial: false }
+        let (devices, containers) = (devices.collect(), containers.collect());
+        DeviceSet { devices, containers, ..DeviceSet::default() }
     }
 
     /// The devices, by identifier.
@@ -309,6 +312,7 @@ impl DeviceSet {
             features,
             encryption: encryption.map(|info| info.view()),
             partial: self.partial,
+            reason: self.reason(uuid, verdict),
         })
     }
 
@@ -318,7 +322,17 @@ impl DeviceSet {
         let bare = bare.map(|(uuid, found)| (found.device.path.clone(), *uuid));
         self.containers.iter().map(|(uuid, encased)| (encased.device.path.clone(), *uuid)).chain(bare)
     }
+
+    /// Why the pool does not run. What its devices say comes first: they may have changed since something went wrong.
+    fn reason(&self, uuid: PoolUuid, verdict: Verdict) -> Option<Arc<str>> {
+        let was_stopped = matches!(&verdict, Verdict::Complete(metadata) if metadata.started == Some(false));
+        let obstacle = verdict.obstacle(uuid).map(|error| error.sentence().into());
+        obstacle.or_else(|| self.trouble.clone()).or_else(|| was_stopped.then(|| STOPPED.into()))
+    }
 }
+
+/// Why a pool does not run with which nothing is wrong.
+pub const STOPPED: &str = "it was stopped by request";
 
 /// Everything known of pools that do not run.
 #[derive(Debug, Default)]
@@ -348,7 +362,7 @@ impl Registry {
     /// Which pool is meant, of those that do not run.
     ///
     /// # Errors
-    /// If there is none, or more than one of that name.
+    /// If there is none, or more than one of that name. Pools of which the name is not known might be meant, too.
     pub fn resolve(&self, which: &PoolRef) -> Result<PoolUuid> {
         match which {
             PoolRef::Uuid(uuid) => {
@@ -359,7 +373,14 @@ impl Registry {
                 let named = |set: &DeviceSet| set.name().is_some_and(|of_set| of_set == *name);
                 let pools: Vec<_> = self.sets.iter().filter(|(_, set)| named(set)).map(|(uuid, _)| *uuid).collect();
                 match pools[..] {
-                    [] => Err(Error::UnknownPool(which.clone())),
+                    [] => {
+                        let shown = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid));
+                        let nameless: Vec<_> = shown.filter(|pool| pool.name.is_none()).map(|pool| pool.uuid).collect();
+                        Err(match nameless.is_empty() {
+                            true => Error::UnknownPool(which.clone()),
+                            false => Error::UnknownName { name: name.clone(), nameless },
+                        })
+                    }
                     [one] => Ok(one),
                     _ => Err(Error::AmbiguousName { name: name.clone(), pools }),
                 }
@@ -391,11 +412,13 @@ impl Registry {
         self.tidy();
     }
 
-    /// Notes whether some of a pool's device-mapper devices are up.
-    pub fn note_partial(&mut self, pool: PoolUuid, partial: bool) {
+    /// Notes what has come of setting a pool up or taking it down: whether some of its device-mapper devices are up, and what
+    /// went wrong.
+    pub fn note_down(&mut self, pool: PoolUuid, partial: bool, trouble: Option<&Error>) {
         if let Some(set) = self.sets.get_mut(&pool) {
-            self.changed |= set.partial != partial;
-            set.partial = partial;
+            let trouble = trouble.map(|error| error.sentence().into());
+            self.changed |= (set.partial, &set.trouble) != (partial, &trouble);
+            (set.partial, set.trouble) = (partial, trouble);
         }
     }
 

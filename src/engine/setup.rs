@@ -18,10 +18,12 @@ use crate::{
         encased::{self, Encased},
         encryption::{Info, Kind, UnlockMethod},
         error::{Error, Result},
-        ids::{DevUuid, FsUuid, PoolUuid},
+        ids::{DevUuid, PoolUuid},
         layout,
-        mdv::{Journal, Mdv, Pending},
-        metadata::{self, FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, pool::Segment},
+        mdv::Mdv,
+        metadata::{
+            self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, Pending, PoolMetadata, pool::Segment,
+        },
         name::Name,
         plan::sizes,
         pool::{Filesystem, Member, Pool},
@@ -248,25 +250,22 @@ impl Foundation {
             .collect();
         let drops_cache = former.is_some();
         let mut former = former.unwrap_or_default();
-        let ((), undo) = undo.guard(platform, |_| {
+        let (status, undo) = undo.guard(platform, |_| {
             for (record, device) in records.into_iter().zip(devices) {
                 pool.note_thin_id(record.thin_id);
                 match device.and_then(|number| Ok((Name::new(&record.name)?, number))) {
                     Ok((name, number)) => pool.put_filesystem(platform, Filesystem { record, name, number }),
-                    Err(error) => {
-                        let (name, uuid, why) = (&record.name, record.uuid, error.sentence());
-                        log::error!("filesystem {name} ({uuid}) of pool {} is left out: {why}", pool.name());
-                        pool.left_out.push(record);
-                    }
+                    Err(error) => pool.leave_out(record, error.sentence()),
                 }
             }
-            judge(platform, &mut pool);
+            let status = pool.thin_pool_status(platform).ok();
+            judge(&mut pool, status.as_ref());
             former.iter_mut().for_each(|found| disown(platform, found));
-            complete_metadata(platform, &mut pool, drops_cache)
+            complete_metadata(platform, &mut pool, drops_cache).map(|()| status)
         })?;
         undo.forget();
         pool.confirm_members(platform);
-        pool.refresh(platform);
+        pool.refresh(platform, status);
         for path in former.iter().map(|found| &found.device.path) {
             if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
                 log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
@@ -670,20 +669,18 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
 
 /// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12), or whose thin pool
 /// is not well.
-fn judge(platform: &dyn Platform, pool: &mut Pool) {
+fn judge(pool: &mut Pool, status: Option<&PoolStatus>) {
     if let Err(error) = super::ops::check_sector_sizes(pool) {
         pool.restrict(Availability::NoPoolChanges, error.sentence());
     }
-    judge_thin_pool(platform, pool);
+    judge_thin_pool(pool, status);
 }
 
 /// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
-/// what can still be read may be all that its users have.
-pub(super) fn judge_thin_pool(platform: &dyn Platform, pool: &mut Pool) {
-    let Ok(lines) = platform.dm_status(&Role::ThinPool.name(pool.uuid())) else { return };
-    let text = lines.first().map_or("", String::as_str);
-    let needs_check = PoolStatus::parse(text).is_some_and(|status| status.needs_check);
-    let (level, what) = match thin_status::state(text) {
+/// what can still be read may be all that its users have. `status` is what the thin pool has just said, if that was understood.
+pub(super) fn judge_thin_pool(pool: &mut Pool, status: Option<&PoolStatus>) {
+    let needs_check = status.is_some_and(|status| status.needs_check);
+    let (level, what) = match pool.thin_state() {
         Some(thin_status::State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
         Some(thin_status::State::ReadOnly) => {
             (Availability::NoRequests, "the metadata of its thin pool could not be written")
@@ -799,14 +796,4 @@ pub(super) fn devices_in_use(platform: &dyn Platform) -> BTreeSet<DeviceNumber> 
         _ => None,
     });
     parents.collect()
-}
-
-/// Records of all filesystems of a pool, also of those that could not be set up.
-pub(super) fn records(pool: &Pool) -> impl Iterator<Item = &FilesystemRecord> {
-    pool.filesystems.values().map(|filesystem| &filesystem.record).chain(&pool.left_out)
-}
-
-/// Identifiers of the filesystems whose origin is `origin`.
-pub(super) fn snapshots_of(pool: &Pool, origin: FsUuid) -> Vec<FsUuid> {
-    records(pool).filter(|record| record.origin == Some(origin)).map(|record| record.uuid).collect()
 }

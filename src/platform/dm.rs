@@ -17,8 +17,6 @@ pub struct Listed {
     pub name: String,
     /// Its number.
     pub number: DeviceNumber,
-    /// Counts the events of its targets.
-    pub event: u32,
 }
 
 /// A device that exists.

@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{engine::name::shortened, platform::Program};
+use crate::{
+    engine::name::shortened,
+    platform::{DeviceNumber, Program},
+};
 
 /// Result of a platform call.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -25,6 +28,14 @@ pub enum Error {
     NoDevice {
         /// The path as given.
         path: PathBuf,
+    },
+    /// What is mounted at a path is not, or no longer, the device that is meant.
+    #[error("{} is not where device {}:{} is mounted; look up its mount points again", shortened(&path.to_string_lossy()), number.major, number.minor)]
+    OtherMount {
+        /// The path.
+        path: PathBuf,
+        /// The device that was expected there.
+        number: DeviceNumber,
     },
     /// A device-mapper call failed.
     #[error("device-mapper could not {action} {name}")]

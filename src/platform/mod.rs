@@ -212,7 +212,7 @@ pub trait DeviceEvents: Send {
 pub trait DmEvents: Send {
     /// Becomes readable when any device had an event since the last [`DmEvents::arm`].
     fn fd(&self) -> BorrowedFd<'_>;
-    /// Arms it again; call before reading the event numbers, so that none is missed.
+    /// Arms it again; call before reading event numbers, so that none is missed.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -244,10 +244,13 @@ pub trait Platform: Send + Sync + 'static {
 
     // ---- device-mapper ----
 
-    /// All device-mapper devices with their event numbers.
+    /// All device-mapper devices.
     fn dm_list(&self) -> Result<Vec<dm::Listed>>;
     /// One device by name, with its active table.
     fn dm_find(&self, name: &str) -> Result<Option<dm::Device>>;
+    /// How many events one device has had, by name; `None`: there is no such device. Costs the same beside any number of
+    /// others, which a list does not.
+    fn dm_event(&self, name: &str) -> Result<Option<u32>>;
     /// Makes, loads and starts a device; nothing is left of it on error. Gives its number.
     fn dm_create(&self, name: &str, uuid: &str, table: &[dm::Line], visibility: dm::Visibility)
     -> Result<DeviceNumber>;
@@ -291,8 +294,11 @@ pub trait Platform: Send + Sync + 'static {
     /// Where devices are mounted, the private place not counted. Of a device's mounts those of the whole file system
     /// come before those of a part of it.
     fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>>;
-    /// How full the file system mounted at this (absolute) path is.
-    fn usage(&self, mount_point: &Path) -> Result<Usage>;
+    /// How full the file system on a device is, which is mounted at this (absolute) path.
+    ///
+    /// # Errors
+    /// [`Error::OtherMount`] when something else is there.
+    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage>;
     /// Names of the files in a directory; a missing directory is made and empty.
     fn list_files(&self, directory: &str) -> Result<Vec<String>>;
     /// A whole file.

@@ -105,6 +105,8 @@ pub struct Pool {
     pub used: Option<Sectors>,
     /// Its filesystems.
     pub filesystems: OrdMap<FsUuid, Arc<Filesystem>>,
+    /// Filesystems of it that could not be set up.
+    pub left_out: Arc<[LeftOut]>,
     /// Its block devices, data and cache.
     pub devices: OrdMap<DevUuid, Arc<Device>>,
 }
@@ -131,6 +133,7 @@ impl Pool {
             allocated: Sectors::ZERO,
             used: None,
             filesystems: OrdMap::new(),
+            left_out: Arc::default(),
             devices: OrdMap::new(),
         }
     }
@@ -219,6 +222,17 @@ impl PartialEq for Work {
     }
 }
 
+/// A filesystem that is recorded but could not be set up. It has no object: nothing can be done with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its identifier.
+    pub uuid: FsUuid,
+    /// Its name as recorded.
+    pub name: String,
+    /// Why it could not be set up, as a sentence.
+    pub reason: String,
+}
+
 /// A filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filesystem {
@@ -304,6 +318,8 @@ pub struct StoppedPool {
     pub encryption: Option<Encryption>,
     /// Some of its device-mapper devices are up.
     pub partial: bool,
+    /// Why it does not run, or what keeps some of it up, as a sentence; `None` while it is being set up.
+    pub reason: Option<Arc<str>>,
 }
 
 /// Features that a stopped pool's metadata names (`spec/engine/ondisk-metadata.md` §6.7).

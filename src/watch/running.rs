@@ -13,37 +13,35 @@ use crate::{engine::ids::PoolUuid, view::Change};
 #[derive(Clone)]
 pub struct Running {
     pools: Arc<Mutex<BTreeSet<PoolUuid>>>,
-    /// Woken when the first pool comes.
-    waker: Waker,
+    /// Woken when a pool comes.
+    wakers: Arc<[Waker]>,
 }
 
 impl Running {
-    /// None yet. `waker` is woken when the set is no longer empty.
-    pub fn new(waker: Waker) -> Running {
-        Running { pools: Arc::default(), waker }
+    /// None yet. All `wakers` are woken when there is one more, or another.
+    pub fn new(wakers: Vec<Waker>) -> Running {
+        Running { pools: Arc::default(), wakers: wakers.into() }
     }
 
     /// Takes note of changes, in commit order.
     pub fn note(&self, changes: &[Change]) {
         let mut pools = self.pools.lock();
-        let were_none = pools.is_empty();
+        let mut is_new = false;
         for change in changes {
             match change {
-                Change::Pool(pool) => {
-                    pools.insert(pool.uuid);
-                }
+                Change::Pool(pool) => is_new |= pools.insert(pool.uuid),
                 Change::PoolGone(uuid) => {
                     pools.remove(uuid);
                 }
                 Change::Stopped(_) => {}
             }
         }
-        if were_none && !pools.is_empty() {
-            self.waker.wake();
+        if is_new {
+            self.wakers.iter().for_each(Waker::wake);
         }
     }
 
-    /// All of them.
+    /// All of them, in order.
     pub fn list(&self) -> Vec<PoolUuid> {
         self.pools.lock().iter().copied().collect()
     }

@@ -46,6 +46,10 @@ impl Watched {
     }
 }
 
+fn comes(pool: PoolUuid) -> Change {
+    Change::Pool(Arc::new(view::Pool::bare(pool, Name::new("p").unwrap())))
+}
+
 #[test]
 fn each_event_of_a_device_becomes_a_task_one_after_the_other() {
     let sim = Sim::builder().build();
@@ -72,22 +76,25 @@ fn device_mapper_events_of_a_pool_merge_while_it_is_checked() {
     let disk = sim.find_device(Path::new("/dev/a")).unwrap().number;
     let source = sim.dm_events().unwrap();
     let platform: Arc<dyn Platform> = Arc::new(sim.clone());
-    let watched = Watched::start(
-        |submit| DmWatch::new(platform, source, Waker::new().unwrap(), submit),
-        |watch, stop| watch.run(stop),
-    );
-    let make = |pool: PoolUuid, role: Role| {
+    let waker = Waker::new().unwrap();
+    let running = Running::new(vec![waker.clone()]);
+    let observed = running.clone();
+    let watched =
+        Watched::start(|submit| DmWatch::new(platform, source, running, waker, submit), |watch, stop| watch.run(stop));
+    let make = |pool: PoolUuid| {
         let table = [Line::linear(Sectors(0), Sectors(8), disk, Sectors(0))];
-        sim.dm_create(&role.name(pool), &role.name(pool), &table, Visibility::Private).unwrap();
+        let name = Role::ThinPool.name(pool);
+        sim.dm_create(&name, &name, &table, Visibility::Private).unwrap();
+        observed.note(&[comes(pool)]);
     };
     let [a, b] = [1, 2].map(|byte| PoolUuid::from_random([byte; 16]));
     let label = |pool| format!("check of pool {pool} after a device-mapper event");
-    make(a, Role::ThinPool);
+    make(a);
     let first = watched.next();
     assert_eq!(first.label, label(a));
     sim.raise_event(&Role::ThinPool.name(a)).unwrap();
     sim.raise_event(&Role::ThinPool.name(a)).unwrap();
-    make(b, Role::Mdv);
+    make(b);
     let other = watched.next();
     assert_eq!(other.label, label(b), "events of one pool do not keep back those of another");
     drop(first);
@@ -100,11 +107,11 @@ fn device_mapper_events_of_a_pool_merge_while_it_is_checked() {
 #[test]
 fn the_first_pool_wakes_the_timer() {
     let waker = Waker::new().unwrap();
-    let running = Running::new(waker.clone());
+    let running = Running::new(vec![waker.clone()]);
     let observed = running.clone();
     let watched = Watched::start(|submit| Timers::new(running, waker, submit), |timers, stop| timers.run(stop));
     let pool = PoolUuid::from_random([7; 16]);
-    observed.note(&[Change::Pool(Arc::new(view::Pool::bare(pool, Name::new("p").unwrap())))]);
+    observed.note(&[comes(pool)]);
     let check = watched.next();
     assert_eq!(check.label, format!("check of pool {pool} by time"));
     observed.note(&[Change::PoolGone(pool)]);

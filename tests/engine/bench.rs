@@ -177,14 +177,18 @@ impl Bench {
         let mut devices: Vec<String> = Vec::new();
         let mut mounts: Vec<String> = Vec::new();
         for pool in self.pools.0.values().map(Pool::view) {
-            use dm_names::Role::{Cache, CacheMeta, CacheSub, Mdv, OriginSub, ThinData, ThinMeta, ThinPool};
-            let roles = [OriginSub, CacheMeta, CacheSub, Cache, Mdv, ThinData, ThinMeta, ThinPool];
+            use dm_names::Role::{Cache, CacheMeta, CacheSub, Crypt, Mdv, OriginSub, ThinData, ThinMeta, ThinPool};
+            let roles = [OriginSub, CacheMeta, CacheSub, Cache, Crypt, Mdv, ThinData, ThinMeta, ThinPool];
             let roles = roles.into_iter().filter(|role| match role {
                 CacheMeta | CacheSub => pool.has_cache,
                 Cache => pool.has_cache || pool.metadata_version == 2,
+                Crypt => pool.encryption.is_some() && pool.metadata_version == 2,
                 _ => true,
             });
             devices.extend(roles.map(|role| role.name(pool.uuid)));
+            if pool.encryption.is_some() && pool.metadata_version == 1 {
+                devices.extend(pool.devices.keys().map(|id| dm_names::opened_device(*id)));
+            }
             devices.extend(pool.filesystems.keys().map(|id| dm_names::filesystem(pool.uuid, *id)));
             mounts.push(format!(".mdv-{}", pool.uuid.simple()));
             let thin = self.sim.thin_ids(&ThinPool.name(pool.uuid)).expect("the thin pool runs");

@@ -1,6 +1,6 @@
 //! Filesystems that grow with what is in them (`spec/engine/storage-stack.md` §9.5).
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use stratisd::{
     engine::{
@@ -15,6 +15,8 @@ use stratisd::{
 
 use crate::bench::{Bench, GIB};
 
+/// Only so that a lost wake-up fails the test.
+const HANG: Duration = Duration::from_secs(60);
 const FULL: Bytes = Bytes(600 << 20);
 
 fn machine() -> Bench {
@@ -43,6 +45,29 @@ fn sizes(bench: &Bench, name: &str) -> (u64, u64, u64) {
     let xfs = bench.sim.xfs_size(&bench.sim.dm_node(&device)).unwrap().sectors().unwrap();
     let recorded = pool.filesystems[&bench.filesystem("p", name)].size;
     (recorded.0 / GIB.0, table[0].length.0 / GIB.0, xfs.0 / GIB.0)
+}
+
+/// What was full was another filesystem, which had been mounted in its place since the mounts were read.
+#[test]
+fn one_is_not_extended_for_what_another_holds() {
+    let mut bench = machine();
+    let (sim, at) = (bench.sim.clone(), Path::new("/mnt/f"));
+    bench.mount("p", "f");
+    let other = bench.thin_node(bench.id("p"), bench.filesystem("p", "g"));
+    let gate = sim.delay(Call::Usage, "/mnt/f");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(gate.wait_for(1, HANG));
+            sim.unmount_user(at).unwrap();
+            sim.mount_user(&other, at).unwrap();
+            sim.set_used(at, FULL).unwrap();
+            gate.open();
+        });
+        check(&mut bench).unwrap();
+    });
+    assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(1, 1, 1), (1, 1, 1)]);
+    check(&mut bench).unwrap();
+    assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(1, 1, 1), (2, 2, 2)], "the one that is full");
 }
 
 #[test]

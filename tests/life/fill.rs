@@ -19,7 +19,7 @@ use stratisd::{
         sim::{Call, Sim},
     },
     view::{Availability, Update},
-    watch::{DmWatch, Task},
+    watch::{DmWatch, Running, Task},
 };
 use threads::{group::Group, stop::Stop, wake::Waker, workers::Workers};
 
@@ -48,7 +48,7 @@ fn thin_pool(sim: &Sim, pool: PoolUuid) -> (u64, u64, u32) {
     let Target::ThinPool { low_water, .. } = sim.dm_find(&name).unwrap().unwrap().table[0].target else {
         panic!("it is no thin pool");
     };
-    let event = sim.dm_list().unwrap().into_iter().find(|device| device.name == name).unwrap().event;
+    let event = sim.dm_event(&name).unwrap().unwrap();
     (status.data_total.0 - status.data_used.0, low_water.0, event)
 }
 
@@ -75,10 +75,14 @@ impl Daemon {
     fn start(sim: &Sim) -> Daemon {
         let platform: Arc<dyn Platform> = Arc::new(sim.clone());
         let engine = Arc::new(Engine::new(Arc::clone(&platform)));
+        let waker = Waker::new().unwrap();
+        let running = Running::new(vec![waker.clone()]);
+        let observed = running.clone();
         let (group, stop) = (Group::new(&["worker-*", "dm-events"]), Stop::new());
         let workers = Workers::start(&group, WORKERS).unwrap();
         let (sender, updates) = unbounded();
-        let dispatcher = Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(|_| ()));
+        let dispatcher =
+            Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(move |changes| observed.note(changes)));
         let (done, checked) = unbounded();
         let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
             dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });
@@ -93,7 +97,7 @@ impl Daemon {
             let done = done.clone();
             submit(&submitter, label, chain.map(move |()| done.send(()).ok()));
         };
-        let watch = DmWatch::new(platform, source, Waker::new().unwrap(), Box::new(take));
+        let watch = DmWatch::new(platform, source, running, waker, Box::new(take));
         let switch = stop.clone();
         group.spawn("dm-events", move || watch.run(&switch).map_err(|error| error.to_string())).unwrap();
         // It looks at every pool when it begins.

@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use stratisd::{
     engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops, thin_status::PoolStatus, units::Sectors},
-    platform::{Platform, WriteStep, sim::Sim},
+    platform::{
+        Platform, WriteStep,
+        sim::{Call, Sim},
+    },
 };
 
 use crate::bench::{Bench, GIB};
@@ -48,8 +51,11 @@ fn fill(sim: &Sim, nodes: &[std::path::PathBuf]) -> stratisd::platform::Result<(
 }
 
 fn nodes(bench: &Bench) -> Vec<std::path::PathBuf> {
-    let device = |name| stratisd::engine::dm_names::filesystem(bench.id("p"), bench.filesystem("p", name));
-    ["f", "g"].map(|name| bench.sim.dm_node(&device(name))).to_vec()
+    nodes_of(bench, &["f", "g"])
+}
+
+fn nodes_of(bench: &Bench, filesystems: &[&str]) -> Vec<std::path::PathBuf> {
+    filesystems.iter().map(|name| bench.thin_node(bench.id("p"), bench.filesystem("p", name))).collect()
 }
 
 fn check_contents(bench: &Bench) {
@@ -181,4 +187,32 @@ fn without_overprovisioning_metadata_does_not_grow_into_what_is_promised() {
     assert!(matches!(error, Error::MetadataPromised { .. }), "{error:?}");
     assert!(bench.run(ops::set_overprovisioning(bench.id("p"), true)).unwrap());
     bench.run(ops::set_fs_limit(bench.id("p"), 60_000)).unwrap();
+}
+
+/// It was asked three to four times, at each event and for each pool every ten seconds.
+#[test]
+fn a_check_asks_for_the_state_of_the_thin_pool_once() {
+    let mut bench = Bench::start(Sim::builder().record().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let thin_pool = Role::ThinPool.name(bench.id("p"));
+    // How often a check asks, and whether it changed anything.
+    let asks = |bench: &mut Bench| {
+        let before = bench.sim.steps();
+        check(bench).unwrap();
+        let steps = bench.sim.trace().split_off(usize::try_from(before).unwrap());
+        let asked = steps.iter().filter(|step| step.call == Call::DmStatus && step.subject == thin_pool).count();
+        (asked, steps.iter().any(|step| step.call.changes()))
+    };
+    // What it has grown by it asks for anew.
+    let first = asks(&mut bench);
+    assert!(first.0 > 1 && first.1, "{first:?}");
+    while asks(&mut bench).1 {}
+    assert_eq!(asks(&mut bench), (1, false));
+    let node = nodes_of(&bench, &["f"]).remove(0);
+    bench.sim.write(&node, &[WriteStep::At(100 * BLOCK, &[9; 8]), WriteStep::Flush]).unwrap();
+    let before = bench.pool("p").unwrap().used.unwrap();
+    assert_eq!(asks(&mut bench), (1, false));
+    let used = bench.pool("p").unwrap().used.unwrap();
+    assert_eq!(used, Sectors(before.0 + BLOCK / 512), "and it is the state of now");
 }

@@ -18,7 +18,7 @@ use stratisd::{
         sim::{Call, Sim},
     },
     view::{Change, Update},
-    watch::{DmWatch, Task},
+    watch::{DmWatch, Running, Task},
 };
 use threads::{group::Group, stop::Stop, wake::Waker, workers::Workers};
 
@@ -65,7 +65,11 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
     let (group, stop) = (Group::new(&["worker-*", "dm-events"]), Stop::new());
     let workers = Workers::start(&group, WORKERS).unwrap();
     let (sender, updates) = unbounded();
-    let dispatcher = Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(|_| ()));
+    let waker = Waker::new().unwrap();
+    let running = Running::new(vec![waker.clone()]);
+    let observed = running.clone();
+    let dispatcher =
+        Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(move |changes| observed.note(changes)));
     let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
         dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });
     };
@@ -103,7 +107,7 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
     let watch = {
         let (source, dispatcher) = (sim.dm_events().unwrap(), dispatcher.clone());
         let take = move |Task { label, chain }| submit(&dispatcher, label, chain.map(Some));
-        DmWatch::new(platform, source, Waker::new().unwrap(), Box::new(take))
+        DmWatch::new(platform, source, running, waker, Box::new(take))
     };
     let switch = stop.clone();
     group.spawn("dm-events", move || watch.run(&switch).map_err(|error| error.to_string())).unwrap();

@@ -17,6 +17,7 @@ mod extend;
 mod fill;
 mod full;
 mod health;
+mod left_out;
 mod low_water;
 mod refresh;
 mod revert;

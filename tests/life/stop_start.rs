@@ -10,7 +10,7 @@ use stratisd::{
         ops::{self, CacheTier, Secret, Stopped, Unlock},
         request::PoolRef,
     },
-    platform::sim::Sim,
+    platform::sim::{Call, Sim},
 };
 
 use crate::{
@@ -257,4 +257,65 @@ fn a_pool_that_lacks_a_device_says_so() {
     let mut bench = Bench::start(bench.sim);
     let error = bench.start_pool("p").unwrap_err();
     assert!(matches!(&error, Error::DevicesMissing { missing, total: 2, .. } if missing.len() == 1), "{error:?}");
+}
+
+/// Why the one pool that does not run does not.
+fn reason(bench: &Bench) -> String {
+    let stopped = bench.stopped();
+    assert_eq!(stopped.pools.len(), 1, "{stopped:?}");
+    stopped.pools[0].reason.as_deref().expect("nobody sets it up now").to_owned()
+}
+
+#[test]
+fn why_a_pool_does_not_run_is_known() {
+    let mut bench = machine();
+    bench.stop_pool("p").unwrap();
+    assert_eq!(reason(&bench), "it was stopped by request");
+    bench.sim.pull_disk(Path::new("/dev/b")).unwrap();
+    let error = bench.start_pool("p").unwrap_err();
+    assert_eq!(reason(&bench), error.sentence());
+    bench.sim.add_disk(Path::new("/dev/b"), crate::bench::GIB).unwrap();
+    // A start that fails on the way.
+    let device = Role::ThinPool.name(bench.stopped().pools[0].uuid);
+    bench.sim.faults().fail_next(Call::DmCreate, &device);
+    bench.start_pool("p").unwrap_err();
+    assert!(reason(&bench).contains(&device), "{}", reason(&bench));
+    assert!(bench.start_pool("p").unwrap());
+    assert_eq!(bench.stopped().pools.len(), 0);
+    bench.stop_pool("p").unwrap();
+    assert_eq!(reason(&bench), "it was stopped by request", "what went wrong once is past");
+
+    let mut bench = partly_stopped();
+    assert!(
+        reason(&bench).starts_with("it was stopped, but some of it could not be taken down: "),
+        "{}",
+        reason(&bench)
+    );
+    bench.stop_pool("p").unwrap();
+    assert_eq!(reason(&bench), "it was stopped by request");
+
+    // As a daemon that starts finds it.
+    let bench = machine();
+    bench.sim.cut_power();
+    bench.sim.power_on();
+    bench.sim.pull_disk(Path::new("/dev/b")).unwrap();
+    let bench = Bench::start(bench.sim);
+    assert!(reason(&bench).contains("1 of the 2 devices of pool p are missing"), "{}", reason(&bench));
+}
+
+#[test]
+fn a_pool_of_unknown_name_may_be_the_one_that_is_meant() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    let pool = bench.id("p");
+    bench.run(ops::init_cache(pool, vec!["/dev/fast".into()])).unwrap();
+    bench.sim.cut_power();
+    bench.sim.power_on();
+    // What is left holds no name.
+    bench.sim.pull_disk(Path::new("/dev/a")).unwrap();
+    let mut bench = Bench::start(bench.sim);
+    for error in [bench.start_pool("p").unwrap_err(), bench.stop_pool("p").unwrap_err()] {
+        assert!(matches!(&error, Error::UnknownName { nameless, .. } if *nameless == [pool]), "{error:?}");
+    }
+    assert!(reason(&bench).contains("no device holds pool metadata"), "{}", reason(&bench));
 }

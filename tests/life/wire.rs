@@ -429,6 +429,7 @@ fn metadata_and_reports() {
     let stopped = json(world.call(TOP, "Report.r9", "GetReport", ("stopped_pools",)));
     let hyphenated = uuid::Uuid::parse_str(&uuid).unwrap().hyphenated().to_string();
     assert_eq!(stopped["stopped_pools"][0]["pool_uuid"], *hyphenated);
+    assert_eq!(stopped["stopped_pools"][0]["reason"], "it was stopped by request");
     assert_eq!(stopped["partially_constructed_pools"], serde_json::json!([]));
     assert_eq!(stopped["path_to_ids_map"]["/dev/a"][0], *hyphenated);
     assert_eq!(stopped["name_to_pool_uuid_map"]["p1"], *hyphenated);

@@ -306,6 +306,7 @@ fn stopped_pool() -> StoppedPool {
             clevis_agree: true,
         }),
         partial: false,
+        reason: None,
     }
 }
 
@@ -330,6 +331,14 @@ fn stopped_pools_are_signalled_in_the_form_of_each_revision() {
     assert!(signals[0].ends_with("{'LockedPools'={}} []"), "{}", signals[0]);
     assert!(signals[9].ends_with("'features'=(true {'clevis_present'=true})}}} []"), "{}", signals[9]);
     assert!(!signals[9].contains("key_description"), "{}", signals[9]);
+}
+
+#[test]
+fn why_a_pool_does_not_run_is_told_in_reports_only() {
+    let tree = tree(vec![stopped(1, vec![stopped_pool()])]);
+    let pool = StoppedPool { reason: Some("a device is missing".into()), ..stopped_pool() };
+    let (after, signals) = step(&tree, stopped(2, vec![pool]));
+    assert_eq!((after.view.stopped.version, signals), (2, vec![]));
 }
 
 #[test]

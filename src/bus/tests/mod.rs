@@ -53,6 +53,7 @@ fn pool(n: u64, text: &str) -> Pool {
         allocated: Sectors(1_000_000),
         used: Some(Sectors(4_000)),
         filesystems: Default::default(),
+        left_out: Default::default(),
         devices: Default::default(),
     };
     with_device(pool, n * 1000)

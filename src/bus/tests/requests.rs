@@ -16,7 +16,7 @@ use crate::{
         tree::{Id, Tree},
         wire::Value,
     },
-    view::{StoppedPool, View},
+    view::{LeftOut, Pool, StoppedPool, View},
 };
 
 /// A pool `p` with a filesystem, and a pool `q`: paths 0 to 2 and 3 to 4.
@@ -77,7 +77,7 @@ fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
     refused(create_pool("a b", slots(false), vec![], bad_tag), "`64b`");
     refused(create_pool("a b", slots(false), vec![], (Some(4097), None)), "`;`");
     refused(create_pool("a b", vec![], vec![], (Some(4097), Some("0b"))), "the name `a b`");
-    refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4097 bytes is no multiple of 4096");
+    refused(create_pool("ab", vec![], vec![], (Some(4097), Some("0b"))), "4 KiB (4097 bytes) is no multiple of 4 KiB;");
     refused(create_pool("ab", vec![((false, 0), "k"); 16], vec![], (None, None)), "16 ways");
     refused(create_pool("ab", vec![((true, 32), "k")], vec![], bad_tag), "no token slot 32");
     refused(create_pool("a b", vec![], vec![((false, 0), "tang", r#"{"url":"http://x"}"#)], bad_tag), "`64b`");
@@ -127,12 +127,18 @@ fn sizes_of_filesystems() {
     refused(vec![("a b", NO, NO), ("c", (true, "x"), NO)], "`x` is not a filesystem size");
     refused(vec![("a b", NO, NO), ("c", NO, NO)], "2 filesystems were asked for");
     refused(vec![("a b", (true, "1"), NO)], "the name `a b`");
-    refused(vec![("f", (true, "1073741825"), NO)], "no multiple of 512");
-    refused(vec![("f", (true, "536870400"), NO)], "less than 536870912");
-    refused(vec![("f", (true, "9444732965739290426881"), NO)], "larger than 9444732965739290426880");
-    refused(vec![("f", (true, "9444732965739290427392"), NO)], "larger than 9444732965739290426880");
+    refused(
+        vec![("f", (true, "1073741825"), NO)],
+        "filesystem size 1 GiB (1073741825 bytes) of filesystem f is no multiple of 512",
+    );
+    refused(vec![("f", (true, "536870400"), NO)], "511.99 MiB (536870400 bytes) of filesystem f is less than 512 MiB,");
+    refused(
+        vec![("f", (true, "9444732965739290426881"), NO)],
+        "larger than 8191.99 EiB (9444732965739290426880 bytes)",
+    );
+    refused(vec![("f", (true, "9444732965739290427392"), NO)], "filesystem size 8192 EiB of filesystem f is larger");
     refused(vec![("f", (true, "1073741824"), (true, "536870912"))], "less than its size");
-    refused(vec![("f", NO, (true, "536870912"))], "less than its size, 2147483648 sectors");
+    refused(vec![("f", NO, (true, "536870912"))], "512 MiB, is less than its size, 1 TiB;");
     let r0 = |specs: Vec<(&str, (bool, &str))>| answer("/0", "pool.r0", "CreateFilesystems", (specs,));
     assert_eq!(r0(vec![("f", NO)]), "a job");
     assert!(r0(vec![("f", (true, "x"))]).contains("`x`"));
@@ -433,7 +439,9 @@ fn an_error_is_one_sentence_and_nothing_is_said_twice() {
 
 #[test]
 fn reports_are_json() {
-    let mut view: View = two_pools().view;
+    let left_out = LeftOut { uuid: super::uuid(6), name: "lost".into(), reason: "no such thin device".into() };
+    let with_left_out = Pool { left_out: [left_out].into(), ..with_filesystem(pool(1, "p"), 5) };
+    let mut view: View = super::tree(vec![is(&with_left_out), is(&pool(2, "q"))]).view;
     let stopped = |n: u64| StoppedPool {
         uuid: super::uuid(n),
         name: Some(super::name("s")),
@@ -443,6 +451,7 @@ fn reports_are_json() {
         features: None,
         encryption: None,
         partial: n == 9,
+        reason: (n == 9).then(|| "it was busy".into()),
     };
     let pools = [7, 8, 9].map(stopped).into();
     view.stopped = std::sync::Arc::new(crate::view::Stopped { version: 1, pools });
@@ -451,12 +460,17 @@ fn reports_are_json() {
     let report: serde_json::Value = serde_json::from_str(&report::engine_state(&view, &held)).unwrap();
     let of = |pointer: &str| report.pointer(pointer).unwrap_or_else(|| panic!("{report} has no {pointer}"));
     assert_eq!(of("/pools/0/name"), "p");
+    assert_eq!(of("/pools/0/filesystems_left_out/0/name"), "lost");
+    assert_eq!(of("/pools/0/filesystems_left_out/0/reason"), "no such thin device");
+    assert!(of("/pools/1").get("filesystems_left_out").is_none());
     assert_eq!(of("/pools/0/filesystems/0/size"), "2097152 sectors");
     assert_eq!(of("/pools/0/filesystems/0/used"), "123 bytes");
     assert_eq!(of("/pools/0/filesystems/0/origin"), "Not set");
     assert_eq!(of("/pools/1/blockdevs/datadevs/0/path"), "/dev/d2000");
     assert_eq!(of("/stopped_pools").as_array().map(Vec::len), Some(2));
     assert_eq!(of("/partially_constructed_pools/0/pool_uuid"), "00000000-0000-0000-0000-000000000009");
+    assert_eq!(of("/partially_constructed_pools/0/reason"), "it was busy");
+    assert!(of("/stopped_pools/0").get("reason").is_none());
     assert_eq!(of("/name_to_pool_uuid_map/s").as_array().map(Vec::len), Some(3));
     assert_eq!(of("/path_to_ids_map/~1dev~1s7/1"), "00000000-0000-0000-0000-000000000070");
     assert_eq!(of("/pools/0/blockdevs/datadevs/0/in_use"), true);

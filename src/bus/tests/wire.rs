@@ -160,6 +160,20 @@ fn arguments_must_be_of_the_types_wanted_and_more_are_ignored() {
 }
 
 #[test]
+fn what_is_set_must_be_in_a_variant() {
+    let set = |mut values: Vec<Value>| {
+        values.splice(0..0, [Value::str("org.storage.stratis3.pool.r9"), Value::str("FsLimit")]);
+        message::set_argument(&reply(&Body::of(&values)), "t")
+    };
+    assert_eq!(set(vec![Value::variant(Value::U64(5))]), Ok(Value::U64(5)));
+    let bare = BadArguments::NotAVariant { position: 3, found: "t".into() };
+    assert_eq!(bare.to_string(), "argument 3 is of type `t`, not a variant; put the value into one");
+    assert_eq!(set(vec![Value::U64(5)]), Err(bare));
+    assert_eq!(set(vec![]), Err(BadArguments::Missing { position: 3, wanted: "v" }));
+    assert_eq!(set(vec![Value::variant(Value::U32(5))]), Err(BadArguments::Variant { found: "u".into(), wanted: "t" }));
+}
+
+#[test]
 fn number_of_values_is_limited() {
     let many = Value::Array("b", vec![Value::Bool(true); 100_001]);
     let message = reply(&Body::of(&[many]));

@@ -1,5 +1,4 @@
-//! The records of filesystems, one JSON file each in the metadata volume (`spec/engine/ondisk-metadata.md` §7), and
-//! this daemon's own journal of thin devices that are being made or destroyed.
+//! The records of filesystems, one JSON file each in the metadata volume (`spec/engine/ondisk-metadata.md` §7).
 //!
 //! Knows texts and names of files; must never know how files are read and written.
 
@@ -11,8 +10,6 @@ use crate::engine::{ids::FsUuid, metadata::write_cut, units::Sectors};
 
 /// Directory of the filesystems' records in the metadata volume.
 pub const FILESYSTEMS: &str = "filesystems";
-/// Directory of the journal of thin devices in the metadata volume. Other daemons do not look at it.
-pub const PENDING: &str = "pending";
 /// Largest id of a thin device.
 pub const THIN_ID_MAX: u32 = (1 << 24) - 1;
 
@@ -69,7 +66,7 @@ impl FilesystemRecord {
     }
 }
 
-/// Name of the file that holds a filesystem's record, in [`FILESYSTEMS`] or [`PENDING`].
+/// Name of the file that holds a filesystem's record, or an entry of the journal.
 pub fn file_name(filesystem: FsUuid) -> String {
     format!("{}.json", filesystem.simple())
 }
@@ -96,7 +93,8 @@ pub fn check_records<'a>(records: impl IntoIterator<Item = &'a FilesystemRecord>
     Ok(())
 }
 
-fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+/// Reads the id of a thin device.
+pub(super) fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     let id = u32::deserialize(from)?;
     if id <= THIN_ID_MAX { Ok(id) } else { Err(D::Error::custom(format!("thin id {id} has more than 24 bits"))) }
 }

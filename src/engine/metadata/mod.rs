@@ -1,4 +1,5 @@
-//! What is on disk: the static header, the metadata area, the pool-level and filesystem-level JSON.
+//! What is on disk: the static header, the metadata area, the pool-level and filesystem-level JSON,
+//! the journal of filesystems.
 //!
 //! Codecs from bytes to values and back, specified by `spec/engine/ondisk-metadata.md`. Knows bytes and errors; must
 //! never know files, threads, locks or names of devices. Who reads and writes the bytes is
@@ -6,6 +7,7 @@
 
 pub mod filesystem;
 pub mod header;
+pub mod journal;
 pub mod mda;
 pub mod pool;
 
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize, Serializer};
 pub use self::{
     filesystem::FilesystemRecord,
     header::{HeaderFlags, StaticHeader},
+    journal::{Journal, Pending, Revert},
     mda::{Layout, Mda},
     pool::PoolMetadata,
 };

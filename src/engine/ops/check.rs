@@ -124,30 +124,39 @@ pub(super) fn and_use<T: Send + 'static>(
 
 fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
     loop {
-        let checked = grow(platform, pool, metadata_needed);
+        // Read once and handed on, as long as nothing is done in between that changes it. That it is a moment older than what is
+        // seen of the filesystems brings the mark, and so the next look, forward at most.
+        let mut status = None;
+        let checked = grow(platform, pool, metadata_needed, &mut status);
         // Also when something failed: clients see what there is.
-        pool.refresh(platform);
-        setup::judge_thin_pool(platform, pool);
+        let status = pool.refresh(platform, status);
+        setup::judge_thin_pool(pool, status.as_ref());
         // Who writes faster than is looked has the next look at once: past the new mark already, there may be no event.
         let watched = pool.watched().collect();
-        if !arm_or_later(platform, pool, watched) || checked.is_err() {
+        if !arm_or_later(platform, pool, status, watched) || checked.is_err() {
             return checked;
         }
     }
 }
 
 /// Puts the mark in place at which the kernel tells that these filesystems have to be looked at, unless it comes before that
-/// already; an error is logged. `true`: the mark was passed while it was put in place.
-pub(super) fn arm_or_later(platform: &dyn Platform, pool: &mut Pool, watched: Vec<Watched>) -> bool {
-    arm(platform, pool, watched).unwrap_or_else(|error| {
+/// already; an error is logged. `status` is the thin pool's, where it is known. `true`: the mark was passed while it was put in
+/// place.
+pub(super) fn arm_or_later(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    status: Option<PoolStatus>,
+    watched: Vec<Watched>,
+) -> bool {
+    arm(platform, pool, status, watched).unwrap_or_else(|error| {
         let what = error.sentence();
         log::warn!("pool {}: filesystems are looked at by time only until the next check: {what}", pool.name());
         false
     })
 }
 
-fn arm(platform: &dyn Platform, pool: &mut Pool, watched: Vec<Watched>) -> Result<bool> {
-    let status = pool.thin_pool_status(platform)?;
+fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, watched: Vec<Watched>) -> Result<bool> {
+    let status = status.map_or_else(|| pool.thin_pool_status(platform), Ok)?;
     if status.state != State::ReadWrite || status.needs_check || pool.is_behind || pool.check_changes().is_err() {
         return Ok(false);
     }
@@ -168,10 +177,17 @@ fn arm(platform: &dyn Platform, pool: &mut Pool, watched: Vec<Watched>) -> Resul
     Ok(mark < free && status.data_total.saturating_sub(status.data_used) <= mark)
 }
 
-fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
+/// Lets the thin pool grow. `known` is its status afterwards, if that has been read and not been changed since.
+fn grow(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    metadata_needed: Option<Sectors>,
+    known: &mut Option<PoolStatus>,
+) -> Result<()> {
     let mut status = pool.thin_pool_status(platform);
     // Whatever is recorded for it, the kernel does not use it; the next start of the pool will.
     if status.as_ref().is_ok_and(PoolStatus::is_restricted) {
+        *known = status.ok();
         return Ok(());
     }
     if pool.is_behind {
@@ -183,13 +199,16 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sector
             status = pool.thin_pool_status(platform);
         }
     }
+    let read = status.as_ref().ok().copied();
     let fill = status.map(|status| Fill {
         metadata_free: status.metadata_total.saturating_sub(status.metadata_used),
         metadata_low_water: status.metadata_low_water,
         data_free: status.data_total.saturating_sub(status.data_used),
     });
     let plan = growth::pool(&facts(pool, metadata_needed, fill.as_ref().ok().copied()));
-    carry_out(platform, pool, &plan)?;
+    if !carry_out(platform, pool, &plan)? {
+        *known = read;
+    }
     pool.metadata_exhausted |= plan.exhausted.is_some();
     let pool = pool.name().clone();
     match plan.exhausted {
@@ -215,10 +234,11 @@ pub(super) fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<
     }
 }
 
-fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<()> {
+/// Records what is planned and puts it in place. `false`: nothing is to be changed.
+fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<bool> {
     let writes_fail = pool.meta.thinpool_dev.errors_if_no_space();
     if (plan.metadata, plan.data, plan.writes_fail) == (Sectors::ZERO, Sectors::ZERO, writes_fail) {
-        return Ok(());
+        return Ok(false);
     }
     let (version, headers) = (pool.version(), pool.headers());
     pool.commit(platform, Choose::Some(platform.random()), |meta| {
@@ -234,7 +254,7 @@ fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<
             log::info!("pool {}: its thin pool gets {} more for {what}", pool.name(), more.readable());
         }
     }
-    follow(platform, pool)
+    follow(platform, pool).map(|()| true)
 }
 
 /// Puts the tables in place that the record asks for.

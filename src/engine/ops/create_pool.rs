@@ -142,7 +142,7 @@ fn build(
             let mut pool = assemble(platform, uuid, &new, candidates, prepared.as_ref(), undo)?;
             // From here on the pool exists on disk, and nothing fails; but a panic would leave it up with nobody to know of it.
             pool.confirm_members(platform);
-            pool.refresh(platform);
+            pool.refresh(platform, None);
             Ok(pool)
         })
     });

@@ -16,7 +16,7 @@ use crate::{
         ids::PoolUuid,
         metadata::PoolMetadata,
         ops::lifecycle,
-        registry::{DeviceSet, Found, Seen, Verdict},
+        registry::{DeviceSet, Found, STOPPED, Seen, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier, Doomed},
         undo::Rollback,
@@ -51,7 +51,7 @@ fn look_around(engine: &Engine) -> Result<Vec<Seen>> {
     let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
     let seen = new.filter_map(|device| identify(engine, device));
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
-    Ok(seen.filter(|seen| !is_in_the_making(engine, seen)).collect())
+    Ok(seen.filter(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number))).collect())
 }
 
 /// Whether somebody initializes the device, or sets its pool up or makes it.
@@ -193,11 +193,12 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
 }
 
 fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {
+    let mut trouble = None;
     let reason = match set.verdict() {
         // A daemon that was killed may have left some of it up.
         Verdict::Complete(metadata) if metadata.started == Some(false) => {
-            clear_away(engine, uuid, &set);
-            "it was stopped by request".to_owned()
+            trouble = clear_away(engine, uuid, &set).err();
+            STOPPED.to_owned()
         }
         Verdict::Complete(metadata) => {
             let brought_up =
@@ -214,25 +215,26 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
         }
         // What is left up of it keeps the disks from being used.
         Verdict::NeverCommitted => {
-            clear_away(engine, uuid, &set);
+            trouble = clear_away(engine, uuid, &set).err();
             "its creation was never completed; the devices may be used anew".to_owned()
         }
         other => other.obstacle(uuid).map_or_else(String::new, |error| error.sentence()),
     };
     log::info!("pool {uuid} is not set up: {reason}");
     let partial = setup::partly_up(engine.platform(), uuid);
-    engine.registry().note_partial(uuid, partial);
+    engine.registry().note_down(uuid, partial, trouble.as_ref());
     Next::Done(())
 }
 
-/// Takes down what is up of a pool that is not to run.
-fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) {
+/// Takes down what is up of a pool that is not to run. An error is logged here.
+fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let platform = engine.platform();
-    if setup::partly_up(platform, uuid) || set.containers().next().is_some() {
-        if let Err(error) = setup::clean_up(platform, uuid, Some(set)) {
-            log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
-        }
+    if !setup::partly_up(platform, uuid) && set.containers().next().is_none() {
+        return Ok(());
     }
+    setup::clean_up(platform, uuid, Some(set)).inspect_err(|error| {
+        log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
+    })
 }
 
 /// Completes a destruction that was decided but cut short.

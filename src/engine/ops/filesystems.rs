@@ -9,8 +9,8 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
-        mdv::{Journal, Mdv, Pending},
-        metadata::FilesystemRecord,
+        mdv::Mdv,
+        metadata::{FilesystemRecord, Journal, Pending},
         name::Name,
         plan::{growth::Watched, sizes},
         pool::{Filesystem, Pool},
@@ -54,7 +54,10 @@ pub(super) struct Batch {
 }
 
 /// Creates filesystems, their mkfs side by side, all or none; gives the new ones, none if all are there already. If the daemon
-/// is killed while it writes their records, each is there as a whole or not at all.
+/// is killed while it writes their records, each is there as a whole or not at all. Clients never see that: no revision of
+/// the bus takes more than one in a call (`spec/dbus/dbus-api.md` §2.4). To take the others back at the next set-up would
+/// be wrong, too: an entry of the journal may be left over, and then a filesystem that was destroyed since is not one that was
+/// never completed.
 pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Result<Vec<(FsUuid, Name)>>> {
     Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
@@ -123,9 +126,10 @@ pub(super) fn is_settled(pool: &Pool, more: usize, sizes: impl Iterator<Item = S
         && check_room(pool, sizes.chain(pool.unborn.values().copied())).is_ok()
 }
 
-/// Refuses more filesystems than the pool's limit. Names that exist already count too.
+/// Refuses more filesystems than the pool's limit. Names that exist already count too, and so do filesystems that could not be
+/// set up.
 pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
-    let wanted = u64::try_from(pool.filesystems.len().saturating_add(more)).unwrap_or(u64::MAX);
+    let wanted = u64::try_from(pool.recorded().saturating_add(more)).unwrap_or(u64::MAX);
     let limit = pool.fs_limit();
     match wanted <= limit {
         true => Ok(()),
@@ -138,7 +142,7 @@ pub(super) fn check_room(pool: &Pool, more: impl IntoIterator<Item = Sectors>) -
     if pool.overprovisioning() {
         return Ok(());
     }
-    let needed = Sectors::checked_sum(setup::records(pool).map(|record| record.size).chain(more));
+    let needed = Sectors::checked_sum(pool.records().map(|record| record.size).chain(more));
     let needed = needed.ok_or(sizes::SizeError::Overflow)?;
     let room = pool.room();
     match needed <= room {
@@ -294,7 +298,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         // Without one to watch the mark is that of the others.
         if !watched.is_empty() {
             // What passes the mark meanwhile is seen by the timer.
-            let _ = super::check::arm_or_later(platform, pool, watched);
+            let _ = super::check::arm_or_later(platform, pool, None, watched);
         }
         drop(claim);
         super::when_linked(links, Ok(created))
@@ -380,7 +384,7 @@ fn may_go(engine: &Engine, pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result
     let filesystem = pool.filesystem(id)?;
     let record = &filesystem.record;
     let name = filesystem.name.clone();
-    if record.merge || setup::records(pool).any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
+    if record.merge || pool.records().any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
         return Err(Error::RevertScheduled { name });
     }
     let mount_points = engine.platform().mount_points(filesystem.number)?;
@@ -399,11 +403,8 @@ fn may_go(engine: &Engine, pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result
 /// will see to it.
 fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     for gone in pending {
-        for snapshot in setup::snapshots_of(pool, gone.uuid) {
-            if let Some(mut filesystem) = pool.filesystems.get(&snapshot).cloned() {
-                filesystem.record.origin = gone.heir;
-                pool.put_filesystem(engine.platform(), filesystem);
-            }
+        for snapshot in pool.pass_on_origin(gone.uuid, gone.heir) {
+            pool.put_filesystem(engine.platform(), snapshot);
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{DeviceNumber, Platform, Program, Usage, dm::Visibility},
+    platform::{self, DeviceNumber, Platform, Program, Usage, dm::Visibility},
 };
 
 /// A mounted filesystem, looked at without a lock.
@@ -89,10 +89,11 @@ fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Re
     let (mut seen, mut failed) = (Vec::new(), Ok(()));
     for (id, number) in filesystems {
         let Some(mount_point) = first.remove(&number) else { continue };
-        match platform.usage(&mount_point) {
+        match platform.usage(&mount_point, number) {
             Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => seen.push(Seen { id, mount_point, usage }),
             Ok(_) => {}
-            // It may have been unmounted meanwhile.
+            // It has been unmounted meanwhile. How full another file system is must not decide anything of this one.
+            Err(platform::Error::OtherMount { .. }) => {}
             Err(error) => failed = failed.and(Err(error.into())),
         }
     }

@@ -112,6 +112,9 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
             Ok(left_up) => {
                 let mut set = DeviceSet::of(pool, left_up.is_none());
                 set.partial = left_up.is_some() && setup::partly_up(engine.platform(), uuid);
+                set.trouble = left_up.as_ref().filter(|_| set.partial).map(|error| {
+                    format!("it was stopped, but some of it could not be taken down: {}", error.sentence()).into()
+                });
                 Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
                     let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
                     drop(table.remove(uuid));
@@ -138,6 +141,24 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
     })
 }
 
+/// Refuses while a filesystem is mounted, before anything is taken down; also one that could not be set up because its device
+/// was not as it should be.
+fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
+    let set_up = pool.filesystems.values().map(|filesystem| (filesystem.name.clone(), filesystem.number));
+    let left_out = pool.left_out().filter_map(|record| {
+        // What cannot be told here is found by the take-down itself.
+        let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
+        Some((Name::new(&record.name).ok()?, device.number))
+    });
+    for (name, number) in set_up.chain(left_out) {
+        let mount_points = platform.mount_points(number)?;
+        if !mount_points.is_empty() {
+            return Err(Error::Mounted { name, mount_points });
+        }
+    }
+    Ok(())
+}
+
 /// Takes a pool down and records that it is stopped. Gives why something is still up, if it is.
 ///
 /// # Errors
@@ -145,12 +166,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
 fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
-    for filesystem in pool.filesystems.values() {
-        let mount_points = platform.mount_points(filesystem.number)?;
-        if !mount_points.is_empty() {
-            return Err(Error::Mounted { name: filesystem.name.clone(), mount_points });
-        }
-    }
+    check_unmounted(platform, pool)?;
     let decided = setup::take_filesystems_down(platform, uuid)
         .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| {
@@ -205,7 +221,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                 let clean_up = || setup::clean_up(platform, uuid, set.as_ref());
                 let cleaned = clean_up().or_else(|_| clean_up());
                 let partial = cleaned.is_err() && setup::partly_up(platform, uuid);
-                engine.registry().note_partial(uuid, partial);
+                engine.registry().note_down(uuid, partial, cleaned.as_ref().err());
                 Next::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
             }
         }
@@ -276,25 +292,24 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
         let ready = renew(engine, &mut set).and_then(|()| {
             Rollback::new().guard(platform, |undo| {
                 open_devices(engine, &mut set, &unlock, undo)?;
-                let metadata = admissible(uuid, &set, cache)?;
-                let encrypted = metadata.is_encrypted() || set.containers().next().is_some();
-                check_unlock(&unlock, &Name::new(&metadata.name)?, encrypted)?;
-                if cache == CacheTier::Drop && set.partial {
-                    // What is up may lie on the cache.
-                    setup::clean_up(platform, uuid, None)?;
-                }
-                Ok(metadata)
+                admissible(uuid, &set, cache)
             })
         });
+        let (metadata, opened) = match ready {
+            Ok(ready) => ready,
+            Err(error) => return not_up(engine, uuid, error).map(|started| started.map(Some)),
+        };
+        let ready = Name::new(&metadata.name).map_err(Error::from).and_then(|name| {
+            check_unlock(&unlock, &name, metadata.is_encrypted() || set.containers().next().is_some())?;
+            if cache == CacheTier::Drop && set.partial {
+                // What is up may lie on the cache.
+                setup::clean_up(platform, uuid, None)?;
+            }
+            Ok(())
+        });
         match ready {
-            Ok((metadata, opened)) => {
-                bring_up(uuid, set, metadata, cache, unlock, opened, claim).map(|started| started.map(Some))
-            }
-            Err(error) => {
-                let partial = setup::partly_up(platform, uuid);
-                engine.registry().note_partial(uuid, partial);
-                Next::Done(Err(error))
-            }
+            Ok(()) => bring_up(uuid, set, metadata, cache, unlock, opened, claim).map(|started| started.map(Some)),
+            Err(error) => Next::Done(Err(opened.run(platform, error))),
         }
     })
 }
@@ -403,7 +418,7 @@ pub(super) fn bring_up(
 
 fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Next<Result<Started>> {
     let partial = setup::partly_up(engine.platform(), uuid);
-    engine.registry().note_partial(uuid, partial);
+    engine.registry().note_down(uuid, partial, Some(&error));
     Next::Done(Err(error))
 }
 

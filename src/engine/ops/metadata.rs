@@ -44,7 +44,7 @@ pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Next<Result<Stri
 pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Generation) -> Next<Result<String>> {
     look_at(uuid, move |platform, pool| {
         let records: Vec<FilesystemRecord> = match generation {
-            Generation::Current => pool.filesystems.values().map(|filesystem| filesystem.record.clone()).collect(),
+            Generation::Current => pool.records().cloned().collect(),
             Generation::Written => {
                 let mdv = Mdv::new(platform, uuid);
                 mdv.records(&mdv.journal()?)?

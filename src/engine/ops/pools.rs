@@ -55,6 +55,11 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
         let filesystems = pool.filesystems.values().map(|filesystem| filesystem.name.clone()).collect();
         return Err(Error::HasFilesystems { pool: pool.name().clone(), filesystems });
     }
+    if pool.left_out().len() > 0 {
+        // What is in them may be all that their user has, and the next set-up may bring them back.
+        let filesystems = pool.left_out().map(|record| record.name.clone()).collect();
+        return Err(Error::HasLeftOut { pool: pool.name().clone(), filesystems });
+    }
     let uuid = pool.uuid();
     let decided = setup::take_down(platform, &mut pool.stack, uuid).and_then(|()| {
         pool.commit(platform, Choose::Everywhere, |meta| {

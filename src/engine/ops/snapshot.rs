@@ -13,7 +13,6 @@ use crate::{
         ops::filesystems::{self, Batch},
         pool::Pool,
         request::Next,
-        setup,
         undo::mended,
     },
     platform::{Platform, Program, dm::Visibility},
@@ -153,7 +152,7 @@ fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool)
 
 /// Refuses reverts of which the order would matter.
 fn may_replace(pool: &Pool, name: Name, snapshot: FsUuid, origin: FsUuid) -> Result<()> {
-    let scheduled = || setup::records(pool).filter(|record| record.merge);
+    let scheduled = || pool.records().filter(|record| record.merge);
     if let Some(origin) = scheduled().find(|record| record.uuid == origin) {
         return Err(Error::OriginScheduled { name, origin: origin.name.clone() });
     }

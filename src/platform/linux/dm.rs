@@ -36,7 +36,7 @@ use crate::{
 
 /// Where device-mapper takes its calls.
 const CONTROL: &str = "/dev/mapper/control";
-/// First minor version of the calls (major 4) that has event numbers in the list and can be polled for events.
+/// First minor version of the calls (major 4) that can be polled for events.
 const MINOR_VERSION_MIN: u32 = 37;
 /// Longest name of a target that fits into a call.
 const KIND_BYTES_MAX: usize = 15;
@@ -71,13 +71,13 @@ impl Mapper {
 
     pub(super) fn list(&self) -> Result<Vec<Listed>> {
         let devices = self.dm.list_devices().map_err(|fault| failed("list its devices through", CONTROL, fault))?;
-        let listed = devices.into_iter().map(|(name, device, event)| Listed {
-            name: name.to_string(),
-            number: number(device),
-            // The version checked at start-up always tells it.
-            event: event.unwrap_or(0),
-        });
+        let listed =
+            devices.into_iter().map(|(name, device, _)| Listed { name: name.to_string(), number: number(device) });
         Ok(listed.collect())
+    }
+
+    pub(super) fn event(&self, name: &str) -> Result<Option<u32>> {
+        Ok(self.info(name)?.map(|info| info.event_nr()))
     }
 
     pub(super) fn find(&self, name: &str) -> Result<Option<Device>> {

@@ -106,6 +106,10 @@ impl Platform for Linux {
         self.mapper.find(name)
     }
 
+    fn dm_event(&self, name: &str) -> Result<Option<u32>> {
+        self.mapper.event(name)
+    }
+
     fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
         self.mapper.create(name, uuid, table, visibility)
     }
@@ -162,8 +166,8 @@ impl Platform for Linux {
         mounts::mounts()
     }
 
-    fn usage(&self, mount_point: &Path) -> Result<Usage> {
-        mounts::usage(mount_point)
+    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage> {
+        mounts::usage(mount_point, number)
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {

@@ -22,6 +22,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
+use rustix::fs::{Mode, OFlags};
 
 use super::{database, files::Place, wait};
 use crate::{
@@ -170,12 +171,18 @@ pub(super) fn mounts() -> Result<Vec<(DeviceNumber, PathBuf)>> {
 }
 
 /// How full the file system mounted at this path is.
-pub(super) fn usage(mount_point: &Path) -> Result<Usage> {
-    let counted = rustix::fs::statvfs(mount_point).map_err(|errno| Error::Io {
-        action: "read the usage of",
-        path: mount_point.to_owned(),
-        source: errno.into(),
-    })?;
+///
+/// The path is opened once, so that what is compared is what is counted, whatever is mounted there meanwhile.
+pub(super) fn usage(mount_point: &Path, number: DeviceNumber) -> Result<Usage> {
+    let path = || mount_point.to_owned();
+    let failed =
+        |errno: rustix::io::Errno| Error::Io { action: "read the usage of", path: path(), source: errno.into() };
+    let place = rustix::fs::open(mount_point, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let device = rustix::fs::fstat(&place).map_err(failed)?.st_dev;
+    if (rustix::fs::major(device), rustix::fs::minor(device)) != (number.major, number.minor) {
+        return Err(Error::OtherMount { path: path(), number });
+    }
+    let counted = rustix::fs::fstatvfs(&place).map_err(failed)?;
     let bytes = |blocks: u64| Bytes(u128::from(blocks) * u128::from(counted.f_frsize));
     Ok(Usage { total: bytes(counted.f_blocks), used: bytes(counted.f_blocks.saturating_sub(counted.f_bfree)) })
 }
@@ -278,7 +285,7 @@ pub(super) fn leave_place() {
 mod tests {
     use std::{
         ffi::OsStr,
-        os::unix::ffi::OsStrExt,
+        os::unix::{ffi::OsStrExt, fs::MetadataExt},
         path::{Path, PathBuf},
     };
 
@@ -379,8 +386,16 @@ mod tests {
 
     #[test]
     fn usage_counts_bytes() {
-        let counted = usage(Path::new("/")).unwrap();
+        let root = Path::new("/");
+        let device = root.metadata().unwrap().dev();
+        let number = DeviceNumber { major: rustix::fs::major(device), minor: rustix::fs::minor(device) };
+        let counted = usage(root, number).unwrap();
         assert!(counted.total >= counted.used && counted.total > Bytes(1 << 20), "{counted:?}");
-        assert!(matches!(usage(Path::new("/nonexistent")), Err(Error::Io { .. })));
+        assert!(matches!(usage(Path::new("/nonexistent"), number), Err(Error::Io { .. })));
+        // Something else is mounted there.
+        let other = DeviceNumber { minor: number.minor + 1, ..number };
+        let error = usage(root, other).unwrap_err();
+        assert!(matches!(&error, Error::OtherMount { number, .. } if *number == other), "{error}");
+        assert!(matches!(usage(Path::new("/proc"), number), Err(Error::OtherMount { .. })));
     }
 }

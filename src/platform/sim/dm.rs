@@ -157,12 +157,12 @@ impl Dm {
     }
 
     pub(super) fn list(&self) -> Vec<dm::Listed> {
-        let listed = |(name, minor): (&String, &u32)| dm::Listed {
-            name: name.clone(),
-            number: number(*minor),
-            event: self.devices.get(minor).map_or(0, |device| device.event),
-        };
+        let listed = |(name, minor): (&String, &u32)| dm::Listed { name: name.clone(), number: number(*minor) };
         self.names.iter().map(listed).collect()
+    }
+
+    pub(super) fn event(&self, name: &str) -> Option<u32> {
+        Some(self.devices.get(&self.by_name(name)?)?.event)
     }
 
     pub(super) fn public(&self) -> Vec<u32> {

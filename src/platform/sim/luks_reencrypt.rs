@@ -1,30 +1,411 @@
-//! Work on the data of a container: being built.
+//! Work on the data of a container that is in use: encryption, a new volume key, decryption.
+//!
+//! The data is taken zone by zone, each with so much in it that there are about 64 (or as the builder was told); stretches
+//! that hold only zeros are the same in every key and cost nothing. What is done with a zone, each line durable before the
+//! next:
+//!
+//! 1. what its sectors hold is noted in memory (`crypt` says what that means for others);
+//! 2. the notes are written to the area of the keyslot of type `reencrypt`, as in resilience `checksum`, and what they are of
+//!    becomes durable with them;
+//! 3. the header names the zone, up to where somebody has written to it since 1;
+//! 4. its sectors are written anew, those that still hold what was noted;
+//! 5. the header says that it is done.
+//!
+//! Cut short between 3 and 5, step 4 is done once more by the next that opens the container or goes on with the work. Cut short
+//! anywhere, the device that is up serves all data. The rules of `luks` hold for headers here, too.
+//!
+//! Knows nothing of who uses the data.
 
-use std::path::Path;
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use super::{
     Sim,
-    faults::LuksCall,
-    luks::{Container, Keys, Loaded},
+    crypt::{Marks, Opened, Phase, ZEROS, Zone},
+    faults::{Call, LuksCall},
+    io::{Patience, Stop},
+    luks::{Container, Keys, Loaded, Moment},
+    luks_header::{Data, NoRoom, Side, Unfinished},
+    machine::Machine,
 };
-use crate::platform::{
-    Result,
-    luks::{Begin, Ended, Progress, Unlock},
+use crate::{
+    engine::units::{Bytes, SECTOR},
+    platform::{
+        Result,
+        luks::{Begin, Ended, Progress, Unlock, Work},
+    },
 };
+
+/// Zones that the data is taken in, unless the builder said how large they are.
+const ZONES: u64 = 64;
+/// Longest zone, in pages that hold something: what is noted of it must fit.
+const PAGES_MAX: u64 = 1024;
+const PAGE: u64 = 4096;
+/// Bytes noted of a sector: its number and its hash.
+const MARK: u64 = 8 + 32;
+/// Sectors that are written anew with one write.
+const RUN_MAX: u64 = 128;
 
 pub(super) fn reencrypt(
     sim: &Sim,
     device: &Path,
-    _name: &str,
-    _unlock: Unlock<'_>,
-    _begin: Begin,
-    _watch: &(dyn Fn(Progress) -> bool + Sync),
+    name: &str,
+    unlock: Unlock<'_>,
+    begin: Begin,
+    watch: &(dyn Fn(Progress) -> bool + Sync),
 ) -> Result<Ended> {
-    Err(Container::at(sim, device)?.refused(LuksCall::Reencrypt, "it is not there yet"))
+    let container = Container::at(sim, device)?;
+    let mut loaded = container.load_some(LuksCall::Reencrypt)?;
+    let minor = container.minor(&*sim.machine()?, name);
+    let minor = minor.ok_or_else(|| container.refused(LuksCall::Reencrypt, "it is not open"))?;
+    container.begin(&mut loaded, unlock, begin)?;
+    let keys = container.keys(&loaded.header, unlock)?;
+    let mut run = Run { container: &container, minor, keys, loaded, pages: 1 };
+    let ended = run.go(watch);
+    ended.and_then(|ended| sim.written(container.number).map(|()| ended))
 }
 
 impl Container<'_> {
-    pub(super) fn recover(&self, _loaded: &mut Loaded, _keys: &Keys) -> Result<()> {
-        Err(self.refused(LuksCall::Open, "it is not there yet"))
+    /// Writes down that a work begins, if it is not one to go on with.
+    fn begin(&self, loaded: &mut Loaded, unlock: Unlock<'_>, begin: Begin) -> Result<()> {
+        let refused = |what: &str| self.refused(LuksCall::Reencrypt, what);
+        let Data { after, unfinished, .. } = loaded.header.data();
+        let (work, before, after) = match (begin, unfinished, after) {
+            (Begin::Resume, Some(_), _) => return Ok(()),
+            (Begin::Resume, None, _) => return Err(refused("there is no work to go on with")),
+            (_, Some(_), _) => return Err(refused("another work on its data is not completed")),
+            (_, None, Side::Clear) => return Err(refused("its data is in the clear")),
+            (Begin::Decrypt, None, key @ Side::Key(digest)) => {
+                self.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
+                (Work::Decrypt, key, Side::Clear)
+            }
+            (Begin::Reencrypt { from, to }, None, key @ Side::Key(digest)) => {
+                let header = &loaded.header;
+                let next = header.digest_of(to).filter(|next| *next != digest);
+                let (Some(next), true) = (next, header.digest_of(from) == Some(digest)) else {
+                    return Err(refused("the keyslots do not hold the volume key in use and the next one"));
+                };
+                for keyslot in [from, to] {
+                    self.unlock(header, Unlock { keyslot: Some(keyslot), ..unlock }, |_, _| true)?;
+                }
+                (Work::Reencrypt, key, Side::Key(next))
+            }
+        };
+        let mut header = loaded.header.clone();
+        header.begin(work, before, after).map_err(|NoRoom| refused("there is no room to note what is worked on"))?;
+        self.update(loaded, header)
+    }
+
+    /// Puts right what a work was at when it was cut short. The container is not open.
+    pub(super) fn recover(&self, loaded: &mut Loaded, keys: &Keys) -> Result<()> {
+        let data = loaded.header.data();
+        let Some(Unfinished { hot: Some(end), .. }) = data.unfinished else { return Ok(()) };
+        let marks = self.read_marks(loaded)?;
+        self.rewrite(&marks, end, data.offset, keys)?;
+        self.flush()?;
+        self.record(loaded, end, None)
+    }
+
+    /// Says in the header how far it has come, and what is being worked on.
+    fn record(&self, loaded: &mut Loaded, done: u64, hot: Option<u64>) -> Result<()> {
+        let header = recorded(loaded, done, hot);
+        self.update(loaded, header)
+    }
+
+    /// Writes the sectors of a zone that still hold what was noted the new way.
+    fn rewrite(&self, marks: &Marks, end: u64, offset: u64, keys: &Keys) -> Result<()> {
+        runs(marks, end).into_iter().try_for_each(|run| {
+            self.act(|machine| {
+                let mut bytes = vec![0; ((run.end - run.start) * SECTOR) as usize];
+                let at = offset + run.start * SECTOR;
+                machine.read_at(self.number, at, &mut bytes, Patience::Wait)?;
+                for (sector, bytes) in (run.start..).zip(bytes.chunks_exact_mut(SECTOR as usize)) {
+                    if Opened::is_as_noted(marks, sector, bytes) {
+                        keys.before.transform(sector, bytes);
+                        keys.after.transform(sector, bytes);
+                    }
+                }
+                machine.write_at(self.number, at, &bytes, Patience::Wait)
+            })
+        })
+    }
+
+    fn write_marks(&self, loaded: &Loaded, marks: &Marks) -> Result<()> {
+        let mut bytes = (marks.len() as u64).to_be_bytes().to_vec();
+        for (sector, mark) in marks {
+            bytes.extend(sector.to_be_bytes());
+            bytes.extend(mark);
+        }
+        bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0);
+        self.write(self.marks_area(loaded)?.start, &bytes)?;
+        self.flush()
+    }
+
+    fn read_marks(&self, loaded: &Loaded) -> Result<Marks> {
+        let area = self.marks_area(loaded)?;
+        let read = |at: u64, length: u64| {
+            let mut bytes = vec![0; length as usize];
+            self.peek(Call::LuksWrite, |machine| machine.read_at(self.number, at, &mut bytes, Patience::Wait))?;
+            Ok(bytes)
+        };
+        let count = u64::from_be_bytes(read(area.start, 8)?.try_into().expect("8 bytes were read"));
+        if count.checked_mul(MARK).is_none_or(|length| length + 8 > area.end - area.start) {
+            return Err(self.refused(LuksCall::Open, "what was noted of the zone that is worked on is damaged"));
+        }
+        let bytes = read(area.start + 8, count * MARK)?;
+        let marks = bytes.chunks_exact(MARK as usize).map(|entry| {
+            let (sector, mark) = entry.split_at(8);
+            let sector = u64::from_be_bytes(sector.try_into().expect("8 bytes are split off"));
+            (sector, mark.try_into().expect("32 bytes are left"))
+        });
+        Ok(marks.collect())
+    }
+
+    fn marks_area(&self, loaded: &Loaded) -> Result<Range<u64>> {
+        let no_area = || self.refused(LuksCall::Reencrypt, "its header has no place to note what is worked on");
+        loaded.header.checksums().ok_or_else(no_area)
+    }
+}
+
+fn recorded(loaded: &Loaded, done: u64, hot: Option<u64>) -> super::luks_header::Header {
+    let mut header = loaded.header.clone();
+    let mut data = header.data();
+    if let Some(unfinished) = &mut data.unfinished {
+        unfinished.done = done;
+        unfinished.hot = hot;
+    }
+    header.set_data(&data);
+    header
+}
+
+/// The sectors before `end` that something was noted of, in stretches.
+fn runs(marks: &Marks, end: u64) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for sector in marks.keys().copied().filter(|sector| sector * SECTOR < end) {
+        match runs.last_mut() {
+            Some(run) if run.end == sector && run.end - run.start < RUN_MAX => run.end += 1,
+            _ => runs.push(sector..sector + 1),
+        }
+    }
+    runs
+}
+
+/// A work that goes on.
+struct Run<'a> {
+    container: &'a Container<'a>,
+    /// The device that is up.
+    minor: u32,
+    keys: Keys,
+    loaded: Loaded,
+    /// Pages in a zone, of those that hold something.
+    pages: u64,
+}
+
+/// How far the device that is up has come.
+struct Live {
+    done: u64,
+    length: u64,
+    /// Marks and end of a zone that the header names.
+    zone: Option<(Arc<Marks>, u64)>,
+}
+
+impl Run<'_> {
+    fn go(&mut self, watch: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Ended> {
+        self.adopt()?;
+        self.pages = self.pages()?;
+        loop {
+            let live = self.live()?;
+            if let Some((marks, end)) = live.zone {
+                // Another was cut short in it: it may be that the header is not durable yet.
+                let minor = self.minor;
+                self.container.act(|machine| {
+                    machine.flush(self.container.number, Patience::Wait)?;
+                    machine.heat_zone(minor);
+                    Ok(())
+                })?;
+                self.complete(&marks, end)?;
+                continue;
+            }
+            let said = self.loaded.header.data().unfinished;
+            if said.is_some_and(|said| said.hot.is_some() || said.done != live.done) {
+                self.container.record(&mut self.loaded, live.done, None)?;
+            }
+            let bytes = |count: u64| Bytes(u128::from(count));
+            let goes_on = watch(Progress { done: bytes(live.done), total: bytes(live.length) });
+            if live.done >= live.length {
+                return self.finish().map(|()| Ended::Finished);
+            }
+            if !goes_on {
+                return Ok(Ended::Interrupted);
+            }
+            let marks = self.note()?;
+            self.container.write_marks(&self.loaded, &marks)?;
+            if let Some(end) = self.name(live.done)? {
+                self.complete(&marks, end)?;
+            }
+        }
+    }
+
+    fn gone(&self) -> crate::platform::Error {
+        self.container.refused(LuksCall::Reencrypt, "it is not open any more")
+    }
+
+    /// Lets the device that is up know of the work.
+    fn adopt(&self) -> Result<()> {
+        let header = self.loaded.header.data();
+        let mut machine = self.container.sim.machine()?;
+        let opened = machine.opened_mut(self.minor).ok_or_else(|| self.gone())?;
+        if opened.done == u64::MAX {
+            opened.before = self.keys.before.clone();
+            opened.after = self.keys.after.clone();
+            opened.done = header.unfinished.map_or(0, |unfinished| unfinished.done);
+        }
+        // Nobody relies on what is only noted.
+        opened.zone = opened.zone.take().filter(|zone| !matches!(zone.phase, Phase::Noted));
+        machine.crypt_changed(self.minor);
+        Ok(())
+    }
+
+    fn live(&self) -> Result<Live> {
+        let machine = self.container.sim.machine()?;
+        let opened = machine.opened(self.minor).ok_or_else(|| self.gone())?;
+        let named = |zone: &&Zone| !matches!(zone.phase, Phase::Noted);
+        Ok(Live {
+            done: opened.done,
+            length: opened.length,
+            zone: opened.zone.as_ref().filter(named).map(|zone| (Arc::clone(&zone.marks), zone.end)),
+        })
+    }
+
+    /// How many pages a zone has.
+    fn pages(&self) -> Result<u64> {
+        let area = self.container.marks_area(&self.loaded)?;
+        let max = ((area.end - area.start) / (MARK * (PAGE / SECTOR))).saturating_sub(2).clamp(1, PAGES_MAX);
+        if let Some(pages) = self.container.sim.0.hot_zone {
+            return Ok(pages.clamp(1, max));
+        }
+        let stored = self.container.peek(Call::LuksWrite, |machine| {
+            let opened = machine.opened(self.minor).ok_or(Stop::Errno(nix::libc::ENXIO))?;
+            let (mut at, end, mut count) = (opened.offset, opened.offset + opened.length, 0);
+            while let Some(found) = machine.next_stored(self.container.number, at..end)? {
+                count += 1;
+                at = found.end;
+            }
+            Ok(count)
+        })?;
+        Ok(u64::div_ceil(stored, ZONES).clamp(1, max))
+    }
+
+    /// Notes what the next zone holds.
+    fn note(&self) -> Result<Arc<Marks>> {
+        let (number, pages) = (self.container.number, self.pages);
+        self.container.peek(Call::LuksWrite, |machine| {
+            let opened = machine.opened(self.minor).ok_or(Stop::Errno(nix::libc::ENXIO))?;
+            let (done, length, offset) = (opened.done, opened.length, opened.offset);
+            let unit = u64::from(opened.sector_size).max(PAGE);
+            let (mut at, mut end, mut held) = (done, length, 0);
+            while let Some(found) = machine.next_stored(number, offset + at..offset + length)? {
+                if held == pages {
+                    let start = found.start - offset;
+                    end = (start - start % unit).max(at.next_multiple_of(unit)).min(length);
+                    break;
+                }
+                held += 1;
+                at = found.end - offset;
+            }
+            let marks = Arc::new(machine.marks(number, offset, done..end)?);
+            if let Some(opened) = machine.opened_mut(self.minor) {
+                let zone = Zone { end, marks: Arc::clone(&marks), phase: Phase::Noted };
+                opened.zone = Some(zone);
+            }
+            Ok(marks)
+        })
+    }
+
+    /// Says in the header what is worked on, and gives where that ends. `None`: it is not as noted any more.
+    fn name(&mut self, done: u64) -> Result<Option<u64>> {
+        let minor = self.minor;
+        let end_of = |machine: &Machine| {
+            let zone = machine.opened(minor).and_then(|opened| opened.zone.as_ref());
+            zone.map(|zone| zone.end).filter(|end| *end > done)
+        };
+        let phase = |machine: &mut Machine, phase: Phase| {
+            if let Some(zone) = machine.opened_mut(minor).and_then(|opened| opened.zone.as_mut()) {
+                zone.phase = phase;
+            }
+        };
+        loop {
+            let Some(end) = end_of(&*self.container.sim.machine()?) else { return Ok(None) };
+            let header = recorded(&self.loaded, done, Some(end));
+            let named = self.container.update_with(&mut self.loaded, header, |machine, moment| {
+                match moment {
+                    Moment::Before => return end_of(machine) == Some(end),
+                    Moment::Written => phase(machine, Phase::Named),
+                    Moment::Durable => phase(machine, Phase::Hot),
+                }
+                true
+            })?;
+            // Otherwise somebody has just written to it.
+            if named {
+                return Ok(Some(end));
+            }
+        }
+    }
+
+    /// Writes a zone anew, and says that it is done.
+    fn complete(&mut self, marks: &Marks, end: u64) -> Result<()> {
+        let offset = self.loaded.header.data().offset;
+        self.container.rewrite(marks, end, offset, &self.keys)?;
+        let minor = self.minor;
+        self.container.act(|machine| {
+            machine.flush(self.container.number, Patience::Wait)?;
+            if let Some(opened) = machine.opened_mut(minor) {
+                opened.done = end;
+                opened.zone = None;
+            }
+            machine.crypt_changed(minor);
+            Ok(())
+        })?;
+        self.container.record(&mut self.loaded, end, None)
+    }
+
+    /// All is done. The header says so, and old keys are overwritten.
+    fn finish(&mut self) -> Result<()> {
+        let mut header = self.loaded.header.clone();
+        let old = header.finish();
+        let minor = self.minor;
+        self.container.update_with(&mut self.loaded, header, |machine, moment| {
+            if moment == Moment::Durable {
+                machine.opened_mut(minor).into_iter().for_each(Opened::settle);
+                machine.crypt_changed(minor);
+                machine.changed_event(minor);
+            }
+            true
+        })?;
+        old.into_iter().try_for_each(|area| self.container.wipe(area.start))
+    }
+}
+
+impl Machine {
+    /// What the sectors of a stretch of data hold.
+    fn marks(
+        &self,
+        number: crate::platform::DeviceNumber,
+        offset: u64,
+        range: Range<u64>,
+    ) -> std::result::Result<Marks, Stop> {
+        use sha2::Digest;
+        let mut marks = BTreeMap::new();
+        let mut at = offset + range.start;
+        while let Some(found) = self.next_stored(number, at..offset + range.end)? {
+            let mut bytes = vec![0; (found.end - found.start) as usize];
+            self.read_at(number, found.start, &mut bytes, Patience::Wait)?;
+            for (sector, bytes) in ((found.start - offset) / SECTOR..).zip(bytes.chunks_exact(SECTOR as usize)) {
+                if *bytes != ZEROS {
+                    marks.insert(sector, sha2::Sha256::digest(bytes).into());
+                }
+            }
+            at = found.end;
+        }
+        Ok(marks)
     }
 }

@@ -259,6 +259,10 @@ impl Platform for Sim {
         self.dm(Call::DmFind, name, |machine| Ok(machine.dm_find(name)))
     }
 
+    fn dm_event(&self, name: &str) -> Result<Option<u32>> {
+        self.dm(Call::DmFind, name, |machine| Ok(machine.dm.event(name)))
+    }
+
     fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
         // Whether it is there is looked up and not remembered: a create that fails after its effect has made it too.
         let was_there = self.machine()?.dm.by_name(name).is_some();
@@ -349,8 +353,9 @@ impl Platform for Sim {
         })
     }
 
-    fn usage(&self, mount_point: &Path) -> Result<Usage> {
-        self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))
+    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage> {
+        let (device, usage) = self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))?;
+        if device == number { Ok(usage) } else { Err(Error::OtherMount { path: mount_point.to_owned(), number }) }
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {

@@ -404,12 +404,12 @@ impl Machine {
         device.major == DM_MAJOR && self.dm.get(device).is_some_and(|found| found.table.iter().any(thin))
     }
 
-    pub(super) fn usage(&self, at: &Path) -> Result<Usage, Stop> {
+    pub(super) fn usage(&self, at: &Path) -> Result<(DeviceNumber, Usage), Stop> {
         let device = self.xfs.device_at(at).ok_or(Stop::Errno(libc::ENOENT))?;
         let superblock = self.superblock(device, Patience::Wait)?.ok_or(Stop::Errno(libc::EIO))?;
         let total = Bytes(u128::from(superblock.blocks) * u128::from(BLOCK));
         let used = self.xfs.used.get(&device).copied().unwrap_or(Bytes(total.0 / USED_PART));
-        Ok(Usage { total, used: used.min(total) })
+        Ok((device, Usage { total, used: used.min(total) }))
     }
 
     /// The files of the file system that a private path lies in, and the path in it. The device is seen to work.

@@ -287,7 +287,8 @@ fn thin_pool(machine: &Machine) {
     assert_eq!(linux.dm_find(&name).unwrap().unwrap().table, table);
 
     // Passing the low water mark is an event.
-    let event = |name: &str| linux.dm_list().unwrap().into_iter().find(|listed| listed.name == name).unwrap().event;
+    let event = |name: &str| linux.dm_event(name).unwrap().expect("it is up");
+    assert_eq!(linux.dm_event("stratis-1-nobody").unwrap(), None);
     let before = event(&pool);
     let mut events = linux.dm_events().unwrap();
     events.arm().unwrap();

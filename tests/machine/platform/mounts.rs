@@ -68,7 +68,7 @@ fn volume(machine: &Machine) {
         assert_eq!(linux.read_file(&file).unwrap(), content.as_bytes());
     }
     assert_eq!(linux.list_files(&directory).unwrap(), ["3f2504e04f8941d39a0c0305e82c3301.json"]);
-    let usage = linux.usage(&path).unwrap();
+    let usage = linux.usage(&path, number).unwrap();
     assert!(usage.total > Bytes(400 << 20) && usage.used < usage.total, "{usage:?}");
 
     // It lasts over an unmount; an unmounted place has no files.
@@ -126,7 +126,7 @@ fn users(machine: &Machine) {
     outside("mkdir", &[&format!("{place}/inside")]);
     outside("mount", &["--bind", &format!("{place}/inside"), part]);
     assert_eq!(linux.mount_points(number).unwrap(), [Path::new(place), Path::new(part)]);
-    assert!(linux.usage(Path::new(place)).unwrap().total > Bytes(400 << 20));
+    assert!(linux.usage(Path::new(place), number).unwrap().total > Bytes(400 << 20));
     assert!(linux.in_use(Path::new(&node)).unwrap());
     assert!(matches!(linux.dm_remove(&name), Err(Error::Busy { .. })));
     // We do not keep it mounted when users let go.

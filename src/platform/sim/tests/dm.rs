@@ -259,7 +259,8 @@ fn events_are_told_until_armed_again() {
     events.arm().unwrap();
     assert!(!readable(events.fd()));
 
-    let event = || sim.dm_list().unwrap().into_iter().find(|listed| listed.name == "pool").unwrap().event;
+    let event = || sim.dm_event("pool").unwrap().unwrap();
+    assert_eq!(sim.dm_event("nobody").unwrap(), None);
     let before = event();
     write(&sim, "fs", 0, b"1").unwrap();
     assert_eq!(event(), before);

@@ -159,7 +159,8 @@ fn growing_follows_the_device() {
     let at = Path::new("/mnt");
     fails(&sim, Program::XfsGrowfs, &["/mnt", "-d"], "not a mounted XFS");
     sim.mount_user(&sim.dm_node("x"), at).unwrap();
-    let total = |sim: &Sim| sim.usage(at).unwrap().total;
+    let x = sim.dm_find("x").unwrap().unwrap().number;
+    let total = |sim: &Sim| sim.usage(at, x).unwrap().total;
     assert_eq!(total(&sim), Bytes(512 << 20));
     sim.dm_load("x", &linear(disk, 0, 1 << 21)).unwrap();
     sim.dm_resume("x", Visibility::Private).unwrap();
@@ -167,8 +168,9 @@ fn growing_follows_the_device() {
     sim.run(Program::XfsGrowfs, &["/mnt", "-d"]).unwrap();
     assert_eq!(total(&sim), Bytes(1 << 30));
     sim.set_used(at, Bytes(700 << 20)).unwrap();
-    assert_eq!(sim.usage(at).unwrap().used, Bytes(700 << 20));
-    assert_eq!(errno(sim.usage(Path::new("/nowhere"))), ENOENT);
+    assert_eq!(sim.usage(at, x).unwrap().used, Bytes(700 << 20));
+    assert_eq!(errno(sim.usage(Path::new("/nowhere"), x)), ENOENT);
+    assert!(matches!(sim.usage(at, disk), Err(Error::OtherMount { number, .. }) if number == disk));
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Promises of the simulated machine as its users see it. `dm`: devices and tables; `thin`: pools; `power`: caches and
 //! cuts; `files`: file systems and programs; `steps`: faults, gates, repeatability; `world`: disks and udev; `luks`:
-//! LUKS2 containers; `clevis`: Tang servers and the TPM.
+//! LUKS2 containers; `reencrypt`: work on their data; `clevis`: Tang servers and the TPM.
 
 mod clevis;
 mod dm;
 mod files;
 mod luks;
 mod power;
+mod reencrypt;
 mod steps;
 mod thin;
 mod world;

@@ -1,0 +1,164 @@
+//! The journal in the metadata volume: what is being made, destroyed or reverted, one JSON file each.
+//!
+//! It is ours: a directory beside that of the records, which other daemons do not look at. It closes the gap between two stores
+//! that cannot be written in one go, the records and the thin devices in the thin pool's own metadata:
+//!
+//! - [`Journal::Create`] is written before thin devices are made and removed after their records are saved. After a crash,
+//!   thin devices in it that have no record are deleted: the creation did not happen.
+//! - [`Journal::Destroy`] is written after the device-mapper devices are gone and before the first record is removed: from
+//!   then on the destruction happens. After a crash it is carried out again from the beginning; each step can be repeated.
+//! - [`Journal::Revert`] is written when the thin device that is to take the place of another is up, and before the first
+//!   record is changed: from then on the revert happens, as above.
+//!
+//! Knows texts and names of files; must never know how files are read and written.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{
+    ids::FsUuid,
+    metadata::filesystem::{self, RecordError, thin_id},
+};
+
+/// Directory of the journal in the metadata volume.
+pub const PENDING: &str = "pending";
+
+/// A thin device that is being made or destroyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The filesystem on it.
+    pub uuid: FsUuid,
+    /// Its number in the thin pool.
+    #[serde(deserialize_with = "thin_id")]
+    pub thin_id: u32,
+    /// Destroying: what the snapshots of this filesystem are snapshots of afterwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heir: Option<FsUuid>,
+}
+
+/// A snapshot that takes the place of its origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revert {
+    /// The origin: its name and identity stay.
+    pub origin: FsUuid,
+    /// The origin's thin device so far, which goes.
+    #[serde(deserialize_with = "thin_id")]
+    pub replaced: u32,
+    /// The snapshot, which goes as such.
+    pub snapshot: FsUuid,
+    /// The snapshot's thin device: the origin's from now on.
+    #[serde(deserialize_with = "thin_id")]
+    pub thin_id: u32,
+}
+
+/// An entry of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Journal {
+    /// These are being made.
+    Create(Vec<Pending>),
+    /// These are being destroyed.
+    Destroy(Vec<Pending>),
+    /// This is being carried out.
+    Revert(Revert),
+}
+
+impl Journal {
+    /// Reads an entry.
+    ///
+    /// # Errors
+    /// If it is no JSON, or required keys are missing, or values are out of range.
+    pub fn parse(json: &[u8]) -> Result<Journal, RecordError> {
+        Ok(serde_json::from_slice(json)?)
+    }
+
+    /// The JSON to be stored.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs with string keys always have a JSON form")
+    }
+
+    /// The thin devices of the entry that come or go.
+    pub fn pending(&self) -> &[Pending] {
+        match self {
+            Journal::Create(pending) | Journal::Destroy(pending) => pending,
+            Journal::Revert(_) => &[],
+        }
+    }
+
+    /// Whether the destruction of this filesystem has been decided.
+    pub fn destroys(&self, filesystem: FsUuid) -> bool {
+        matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.uuid == filesystem))
+    }
+
+    /// Name of the entry's file: that of the first filesystem in it that comes or goes, which is in no other entry. `None`:
+    /// there is none, and so nothing to be entered.
+    pub fn file(&self) -> Option<String> {
+        let first = match self {
+            Journal::Create(pending) | Journal::Destroy(pending) => pending.first()?.uuid,
+            Journal::Revert(revert) => revert.snapshot,
+        };
+        Some(filesystem::file_name(first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Journal, Pending, Revert};
+
+    const HOME: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+    const OTHER: &str = "00000000-0000-4000-8000-000000000001";
+
+    fn pending() -> Vec<Pending> {
+        vec![
+            Pending { uuid: HOME.parse().unwrap(), thin_id: 7, heir: None },
+            Pending { uuid: OTHER.parse().unwrap(), thin_id: 0xff_ffff, heir: Some(HOME.parse().unwrap()) },
+        ]
+    }
+
+    /// Entries of a daemon of another day are worked off by this one.
+    #[test]
+    fn is_written_as_it_always_was() {
+        let list =
+            format!(r#"[{{"uuid":"{HOME}","thin_id":7}},{{"uuid":"{OTHER}","thin_id":16777215,"heir":"{HOME}"}}]"#);
+        let (origin, snapshot) = (HOME.parse().unwrap(), OTHER.parse().unwrap());
+        let cases = [
+            (Journal::Create(pending()), format!(r#"{{"create":{list}}}"#), HOME),
+            (Journal::Destroy(pending()), format!(r#"{{"destroy":{list}}}"#), HOME),
+            (
+                Journal::Revert(Revert { origin, replaced: 3, snapshot, thin_id: 4 }),
+                format!(r#"{{"revert":{{"origin":"{HOME}","replaced":3,"snapshot":"{OTHER}","thin_id":4}}}}"#),
+                OTHER,
+            ),
+        ];
+        for (entry, text, file) in cases {
+            assert_eq!(String::from_utf8(entry.encode()).unwrap(), text);
+            assert_eq!(Journal::parse(text.as_bytes()).unwrap(), entry);
+            assert_eq!(entry.file(), Some(format!("{}.json", file.replace('-', ""))));
+        }
+        assert_eq!(Journal::Create(vec![]).file(), None);
+    }
+
+    #[test]
+    fn refuses_ids_past_24_bits() {
+        let create = |id: u32| format!(r#"{{"create":[{{"uuid":"{HOME}","thin_id":{id}}}]}}"#);
+        let revert = |replaced: u32, id: u32| {
+            format!(r#"{{"revert":{{"origin":"{HOME}","replaced":{replaced},"snapshot":"{OTHER}","thin_id":{id}}}}}"#)
+        };
+        for good in [create(0xff_ffff), revert(0xff_ffff, 0xff_ffff)] {
+            Journal::parse(good.as_bytes()).unwrap();
+        }
+        for bad in [create(0x100_0000), revert(0x100_0000, 1), revert(1, 0x100_0000)] {
+            assert!(Journal::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_destruction_destroys() {
+        let [home, other] = [HOME, OTHER].map(|uuid| uuid.parse().unwrap());
+        let destroys = |entry: Journal| [entry.destroys(home), entry.destroys(other)];
+        assert_eq!(destroys(Journal::Destroy(pending())), [true, true]);
+        assert_eq!(destroys(Journal::Create(pending())), [false, false]);
+        let revert = Journal::Revert(Revert { origin: home, replaced: 3, snapshot: other, thin_id: 4 });
+        assert!(revert.pending().is_empty());
+        assert_eq!(destroys(revert), [false, false]);
+    }
+}

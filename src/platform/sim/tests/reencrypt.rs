@@ -1,0 +1,466 @@
+//! Work on the data of a container in use: whatever happens on the way, the data is what was written.
+
+use parking_lot::Mutex;
+
+use super::{
+    luks::{DATA, DISK, NAME, format, new_keyslot, open, secret, token, with},
+    *,
+};
+use crate::{
+    engine::units::Bytes,
+    platform::{
+        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, State, Unlock, Work},
+        sim::Call,
+    },
+};
+
+const WORKS: [Work; 3] = [Work::Encrypt, Work::Reencrypt, Work::Decrypt];
+
+/// Where something is written: near, far, in one page and across pages.
+const PLACES: [u64; 8] = [0, 1536, 4096, 8192, 20_480, 1 << 20, (1 << 20) + 512, 1 << 39];
+
+/// What is written there: the same in every sector of it.
+fn contents(place: u64, stamp: u8) -> Vec<u8> {
+    let length = if place == 8192 { 8192 - 512 } else { 512 };
+    (0..length).map(|i| stamp ^ (i % 512) as u8 ^ (place >> 9) as u8 | 1).collect()
+}
+
+fn is_written(sim: &Sim, place: u64, stamp: u8) -> bool {
+    read(sim, NAME, place, contents(place, stamp).len()) == contents(place, stamp)
+}
+
+/// All places hold what was written with this stamp, and others nothing.
+fn check(sim: &Sim, stamp: u8, at: &str) {
+    for place in PLACES {
+        assert!(is_written(sim, place, stamp), "{at}: {place}");
+    }
+    for place in [512, 4608, 40_960, 1 << 30, (1 << 39) + 512] {
+        assert_eq!(read(sim, NAME, place, 512), [0; 512], "{at}: {place}");
+    }
+}
+
+fn fill(sim: &Sim, stamp: u8) {
+    PLACES.into_iter().for_each(|place| write(sim, NAME, place, &contents(place, stamp)).unwrap());
+}
+
+/// A container with data in it, open, on which this work can begin.
+fn prepared(sim: Sim, work: Work) -> Sim {
+    format(&sim, if work == Work::Encrypt { Purpose::Encrypt } else { Purpose::New });
+    open(&sim, Some(NAME), "one").unwrap();
+    fill(&sim, 1);
+    flush(&sim, NAME);
+    if work == Work::Reencrypt {
+        let (one, two) = (secret("one"), secret("two"));
+        let next = |number, passphrase| HeaderChange::AddNextKeyslot(new_keyslot(number, passphrase));
+        let changes = [
+            next(2, &one),
+            next(3, &two),
+            HeaderChange::PutToken(1, token("luks2-keyring", &["0", "2"])),
+            HeaderChange::PutToken(2, token("clevis", &["1", "3"])),
+        ];
+        sim.luks_change(Path::new(DISK), Some(with(&one)), &changes).unwrap();
+    }
+    sim
+}
+
+fn begin(work: Work) -> Begin {
+    match work {
+        Work::Encrypt => Begin::Resume,
+        Work::Reencrypt => Begin::Reencrypt { from: 0, to: 2 },
+        Work::Decrypt => Begin::Decrypt,
+    }
+}
+
+fn state(sim: &Sim) -> State {
+    sim.header(Path::new(DISK)).unwrap().state
+}
+
+fn run_from(sim: &Sim, begin: Begin, watch: impl Fn(Progress) -> bool + Sync) -> Result<Ended, Error> {
+    sim.luks_reencrypt(Path::new(DISK), NAME, with(&secret("one")), begin, &watch)
+}
+
+fn run(sim: &Sim, work: Work) -> Result<Ended, Error> {
+    run_from(sim, begin(work), |_| true)
+}
+
+/// Goes on with a work that was cut short, or begins with it if it had not begun.
+fn go_on(sim: &Sim, work: Work, at: &str) {
+    let begun = matches!(state(sim), State::Unfinished { .. });
+    let finished = sim.header(Path::new(DISK)).is_some_and(|header| is_finished(&header, work));
+    let begin = if begun { Begin::Resume } else { begin(work) };
+    if !finished {
+        let ended = run_from(sim, begin, |_| true);
+        assert!(matches!(ended, Ok(Ended::Finished)), "{at}: {ended:?}");
+    }
+}
+
+fn is_finished(header: &Header, work: Work) -> bool {
+    match work {
+        Work::Encrypt => header.state == State::Encrypted,
+        Work::Reencrypt => header.state == State::Encrypted && !header.keyslots.contains(&0),
+        Work::Decrypt => header.state == State::Clear,
+    }
+}
+
+/// The header and the disk after a work.
+fn check_finished(sim: &Sim, work: Work, at: &str) {
+    let header = sim.header(Path::new(DISK)).unwrap();
+    assert!(is_finished(&header, work), "{at}: {header:?}");
+    if work == Work::Reencrypt {
+        assert_eq!(header.keyslots, [2, 3].into(), "{at}");
+        assert_eq!(header.tokens[&1], token("luks2-keyring", &["2"]), "{at}");
+        assert_eq!(header.tokens[&2], token("clevis", &["3"]), "{at}");
+    }
+    let raw = sim.read(Path::new(DISK), DATA, 512).unwrap();
+    let clear = [contents(0, 1), contents(0, 2)].contains(&raw);
+    assert_eq!(clear, work == Work::Decrypt, "{at}");
+    let table = sim.dm_find(NAME).unwrap().unwrap().table;
+    assert_eq!(table.len(), 1, "{at}");
+    assert_eq!(table[0].kind(), if work == Work::Decrypt { "linear" } else { "crypt" }, "{at}");
+}
+
+#[test]
+fn all_of_it_is_done_while_it_is_used() {
+    for work in WORKS {
+        let sim = prepared(Sim::builder().hot_zone(1).build(), work);
+        let key = open(&sim, None, "one").unwrap();
+        let raw = sim.read(Path::new(DISK), DATA, 512).unwrap();
+        assert_eq!(raw == contents(0, 1), work == Work::Encrypt);
+        let seen: Mutex<Vec<Progress>> = Mutex::default();
+        let ended = run_from(&sim, begin(work), |progress| {
+            seen.lock().push(progress);
+            check(&sim, 1, "on the way");
+            let done = progress.done;
+            let header = sim.luks_read(Path::new(DISK)).unwrap().unwrap();
+            assert_eq!(header.state, State::Unfinished { work, done });
+            let lines = sim.dm_find(NAME).unwrap().unwrap().table;
+            let inside = done.0 > 0 && done < progress.total;
+            assert_eq!(lines.len(), if inside { 2 } else { 1 });
+            assert!(!inside || lines[0].length.bytes() == done);
+            true
+        });
+        assert!(matches!(ended, Ok(Ended::Finished)), "{ended:?}");
+        let seen = seen.into_inner();
+        assert!(seen.windows(2).all(|pair| pair[0].done < pair[1].done));
+        // From nothing to all, with a zone for each of seven pages that hold something.
+        assert_eq!((seen.len(), seen[0].done, seen[7].done), (8, Bytes(0), seen[0].total));
+        check(&sim, 1, "afterwards");
+        check_finished(&sim, work, "afterwards");
+        assert_ne!(sim.read(Path::new(DISK), DATA, 512).unwrap(), raw);
+        let now = open(&sim, None, "one").unwrap();
+        assert_eq!(now.same(key.bytes()), work != Work::Reencrypt);
+        assert!(now.same(open(&sim, None, "two").unwrap().bytes()));
+        // It is a device as any, and so it is found after a boot.
+        fill(&sim, 2);
+        sim.luks_resize(Path::new(DISK), NAME, &now, None).unwrap();
+        flush(&sim, NAME);
+        sim.cut_power();
+        sim.power_on();
+        open(&sim, Some(NAME), "two").unwrap();
+        check(&sim, 2, "after a boot");
+    }
+}
+
+#[test]
+fn what_cannot_begin_is_refused() {
+    let sim = prepared(Sim::builder().build(), Work::Reencrypt);
+    let before = sim.header(Path::new(DISK)).unwrap();
+    let said = |begin: Begin| match run_from(&sim, begin, |_| true) {
+        Err(error) => error.to_string(),
+        Ok(ended) => panic!("{ended:?}"),
+    };
+    assert!(said(Begin::Resume).contains("no work to go on with"));
+    for (from, to) in [(2, 0), (0, 1), (0, 9), (9, 2), (0, 0)] {
+        assert!(said(Begin::Reencrypt { from, to }).contains("do not hold"), "{from} {to}");
+    }
+    // `one` does not open keyslot 3.
+    assert!(said(Begin::Reencrypt { from: 0, to: 3 }).contains("passphrase"));
+    let wrong = secret("wrong");
+    for begin in [Begin::Decrypt, Begin::Reencrypt { from: 0, to: 2 }] {
+        let done = sim.luks_reencrypt(Path::new(DISK), NAME, with(&wrong), begin, &|_| true);
+        assert!(matches!(done, Err(Error::WrongKey { .. })));
+    }
+    let done = sim.luks_reencrypt(Path::new(DISK), "other", with(&secret("one")), Begin::Decrypt, &|_| true);
+    assert!(done.unwrap_err().to_string().contains("not open"));
+    assert_eq!(sim.header(Path::new(DISK)).unwrap(), before);
+    check(&sim, 1, "refused");
+    // Meanwhile the header takes no other change, and the device keeps its size.
+    assert!(matches!(run_from(&sim, Begin::Decrypt, |_| false), Ok(Ended::Interrupted)));
+    assert!(said(Begin::Decrypt).contains("another work"));
+    let changed = sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(1)]);
+    assert!(changed.unwrap_err().to_string().contains("not completed"));
+    let key = open(&sim, None, "one").unwrap();
+    assert!(sim.luks_resize(Path::new(DISK), NAME, &key, None).is_err());
+    assert!(matches!(run_from(&sim, Begin::Resume, |_| true), Ok(Ended::Finished)));
+    assert!(said(Begin::Decrypt).contains("in the clear"));
+}
+
+/// It stops when it is told, and goes on where it was, also on a device that was taken down and opened again. Of a
+/// container with two keys a passphrase that opens both is needed.
+#[test]
+fn it_stops_and_goes_on() {
+    for work in WORKS {
+        let sim = prepared(Sim::builder().hot_zone(1).build(), work);
+        let mut from = begin(work);
+        let mut rounds = 0;
+        loop {
+            let asked = Mutex::new(0);
+            let ended = run_from(&sim, from, |_| {
+                let mut asked = asked.lock();
+                *asked += 1;
+                *asked < 2
+            });
+            check(&sim, 1, "stopped");
+            if ended.unwrap() == Ended::Finished {
+                break;
+            }
+            rounds += 1;
+            from = Begin::Resume;
+            let header = sim.header(Path::new(DISK)).unwrap();
+            assert!(matches!(header.state, State::Unfinished { work: w, done } if w == work && done > Bytes(0)));
+            sim.dm_remove(NAME).unwrap();
+            for wrong in ["wrong", ""] {
+                assert!(matches!(open(&sim, Some(NAME), wrong), Err(Error::WrongKey { .. })));
+            }
+            let slot = if work == Work::Reencrypt { 2 } else { 0 };
+            let one = secret("one");
+            sim.luks_open(Path::new(DISK), Some(NAME), Unlock { passphrase: &one, keyslot: Some(slot) }).unwrap();
+            check(&sim, 1, "opened again");
+        }
+        assert_eq!(rounds, 6, "a zone at a time");
+        check_finished(&sim, work, "in the end");
+    }
+}
+
+/// How a step is struck.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Strike {
+    CutPower,
+    Kill,
+    FailBefore,
+    FailAfter,
+}
+
+/// Runs the work again and again with one step struck.
+fn strike_each(work: Work, strike: Strike, pages: u64, judge: impl Fn(&Sim, &str)) -> u64 {
+    let machine = |seed| prepared(Sim::builder().hot_zone(pages).seed(seed).build(), work);
+    let steps = {
+        let sim = machine(0);
+        let start = sim.steps();
+        run(&sim, work).unwrap();
+        sim.steps() - start
+    };
+    for step in 0..steps {
+        let sim = machine(step);
+        let at = sim.steps() + step;
+        match strike {
+            Strike::CutPower => sim.faults().cut_power_at(at),
+            Strike::Kill => sim.faults().kill_at(at),
+            Strike::FailBefore => sim.faults().fail_at(at),
+            Strike::FailAfter => sim.faults().fail_after(at),
+        }
+        assert!(run(&sim, work).is_err());
+        sim.faults().clear();
+        judge(&sim, &format!("{work:?}, {strike:?} at step {step} of {steps}"));
+    }
+    steps
+}
+
+#[test]
+fn a_power_cut_at_every_step_loses_nothing() {
+    for work in WORKS {
+        let steps = strike_each(work, Strike::CutPower, 1, |sim, at| {
+            sim.power_on();
+            open(sim, Some(NAME), "one").unwrap_or_else(|error| panic!("{at}: {error}"));
+            check(sim, 1, at);
+            go_on(sim, work, at);
+            check(sim, 1, at);
+            check_finished(sim, work, at);
+        });
+        println!("{work:?}: {steps} steps");
+        assert!(steps > 80, "{steps}");
+    }
+}
+
+/// The device serves all, and so it does after the next power cut, whatever was written meanwhile.
+#[test]
+fn what_is_written_after_an_interruption_stays() {
+    for work in WORKS {
+        for strike in [Strike::Kill, Strike::FailAfter] {
+            strike_each(work, strike, 3, |sim, at| {
+                check(sim, 1, at);
+                // Every second place; of those some sectors only, so that old and new lie side by side.
+                let some: Vec<u64> = PLACES.into_iter().step_by(2).collect();
+                for place in &some {
+                    write(sim, NAME, *place, &contents(*place, 2)).unwrap();
+                }
+                let check_mixed = |when: &str| {
+                    for place in PLACES {
+                        let stamp = if some.contains(&place) { 2 } else { 1 };
+                        assert!(is_written(sim, place, stamp), "{at}: {when}: {place}");
+                    }
+                };
+                check_mixed("at once");
+                flush(sim, NAME);
+                // What is not flushed is there before or after.
+                let last = PLACES[1];
+                write(sim, NAME, last, &contents(last, 3)).unwrap();
+                sim.cut_power();
+                sim.power_on();
+                open(sim, Some(NAME), "one").unwrap_or_else(|error| panic!("{at}: {error}"));
+                assert!(is_written(sim, last, 3) || is_written(sim, last, 1), "{at}");
+                write(sim, NAME, last, &contents(last, 1)).unwrap();
+                check_mixed("after a cut");
+                go_on(sim, work, at);
+                check_mixed("in the end");
+            });
+        }
+    }
+}
+
+/// What was written after an interruption and is not flushed is there or not, sector by sector.
+#[test]
+fn what_is_not_flushed_is_there_before_or_after() {
+    for work in WORKS {
+        for strike in [Strike::Kill, Strike::FailAfter] {
+            strike_each(work, strike, 2, |sim, at| {
+                fill(sim, 2);
+                sim.cut_power();
+                sim.power_on();
+                open(sim, Some(NAME), "one").unwrap_or_else(|error| panic!("{at}: {error}"));
+                for place in PLACES {
+                    let (old, new) = (contents(place, 1), contents(place, 2));
+                    let found = read(sim, NAME, place, old.len());
+                    let mut sectors = found.chunks(512).zip(old.chunks(512).zip(new.chunks(512)));
+                    assert!(sectors.all(|(found, (old, new))| found == old || found == new), "{at}: {place}");
+                }
+            });
+        }
+    }
+}
+
+/// As the next process does it: the device is up, and the work goes on.
+#[test]
+fn another_process_goes_on_where_one_was_killed() {
+    for work in WORKS {
+        for strike in [Strike::Kill, Strike::FailBefore] {
+            strike_each(work, strike, 3, |sim, at| {
+                let place = PLACES[3];
+                write(sim, NAME, place, &contents(place, 2)).unwrap();
+                go_on(sim, work, at);
+                assert!(is_written(sim, place, 2), "{at}");
+                write(sim, NAME, place, &contents(place, 1)).unwrap();
+                check(sim, 1, at);
+                check_finished(sim, work, at);
+            });
+        }
+    }
+}
+
+/// Somebody writes between the steps of the work, at every one of them in one round or another.
+#[test]
+fn others_write_at_every_step() {
+    for work in WORKS {
+        for round in 0..7 {
+            let sim = prepared(Sim::builder().hot_zone(2).build(), work);
+            let mut gate = sim.delay(Call::LuksWrite, DISK);
+            std::thread::scope(|scope| {
+                let running = scope.spawn(|| run(&sim, work));
+                let mut stamp = 1;
+                for turn in 0..60 {
+                    assert!(gate.wait_for(1, LIMIT));
+                    if turn % 7 == round {
+                        stamp += 2;
+                        fill(&sim, stamp);
+                    }
+                    check(&sim, stamp, &format!("{work:?}, round {round}, turn {turn}"));
+                    // The next is closed before this one lets the work go on, by one step.
+                    let next = sim.delay(Call::LuksWrite, DISK);
+                    drop(std::mem::replace(&mut gate, next));
+                }
+                drop(gate);
+                assert!(matches!(running.join().unwrap(), Ok(Ended::Finished)));
+                check(&sim, stamp, "in the end");
+            });
+            assert!(is_finished(&sim.header(Path::new(DISK)).unwrap(), work));
+        }
+    }
+}
+
+/// Others read and write as fast as they can.
+#[test]
+fn others_are_not_held_up() {
+    let sim = prepared(Sim::builder().build(), Work::Reencrypt);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(&sim, Work::Reencrypt));
+        let mut stamp = 1;
+        while !running.is_finished() {
+            stamp = (stamp + 2) % 100;
+            fill(&sim, stamp);
+            check(&sim, stamp, "on the way");
+        }
+        assert!(matches!(running.join().unwrap(), Ok(Ended::Finished)));
+        check(&sim, stamp, "in the end");
+    });
+}
+
+/// Zeros that may still be lost with power are no gap to be passed over.
+#[test]
+fn zeros_that_may_be_lost_are_no_gap() {
+    for seed in 0..20 {
+        let sim = prepared(Sim::builder().seed(seed).hot_zone(1).build(), Work::Reencrypt);
+        write(&sim, NAME, 4096, &[0; 512]).unwrap();
+        let at = sim.steps();
+        run_from(&sim, begin(Work::Reencrypt), |progress| progress.done < Bytes(8192)).unwrap();
+        assert!(sim.steps() > at);
+        sim.cut_power();
+        sim.power_on();
+        open(&sim, Some(NAME), "one").unwrap();
+        assert_eq!(read(&sim, NAME, 4096, 512), [0; 512]);
+    }
+}
+
+/// By itself it takes about as many steps as are to be cut at.
+#[test]
+fn a_well_filled_container_gives_a_thousand_steps() {
+    let sim = prepared(Sim::builder().build(), Work::Encrypt);
+    for page in 0..512_u64 {
+        write(&sim, NAME, (1 << 32) + page * 8192, &contents(0, 5)).unwrap();
+    }
+    let start = sim.steps();
+    run(&sim, Work::Encrypt).unwrap();
+    let steps = sim.steps() - start;
+    assert!((800..2000).contains(&steps), "{steps}");
+    check(&sim, 1, "in the end");
+    for page in 0..512_u64 {
+        assert_eq!(read(&sim, NAME, (1 << 32) + page * 8192, 512), contents(0, 5));
+    }
+}
+
+/// What lies on other devices is found as on a disk, whatever its place there.
+#[test]
+fn a_container_lies_on_a_stack() {
+    let sim = Sim::builder().hot_zone(1).build();
+    let disk = number(&sim, "/dev/b");
+    let table = [
+        Line::linear(Sectors(0), Sectors(20_001), disk, Sectors(77)),
+        Line::linear(Sectors(20_001), Sectors(40_000), disk, Sectors(500_003)),
+    ];
+    create(&sim, "below", &table);
+    let below = sim.dm_node("below");
+    let one = secret("one");
+    let layout = luks::LAYOUT;
+    let tokens = std::collections::BTreeMap::new();
+    sim.luks_format(&below, &layout, Purpose::New, &[new_keyslot(0, &one)], &tokens).unwrap();
+    sim.luks_open(&below, Some(NAME), with(&one)).unwrap();
+    let places = [0, 3000, 1_000_000, 3_000_000, 20_000_000];
+    for place in places {
+        write(&sim, NAME, place, b"some text").unwrap();
+    }
+    let ended = sim.luks_reencrypt(&below, NAME, with(&one), Begin::Decrypt, &|_| true);
+    assert!(matches!(ended, Ok(Ended::Finished)), "{ended:?}");
+    for place in places {
+        assert_eq!(read(&sim, NAME, place, 9), b"some text", "{place}");
+        assert_eq!(read(&sim, "below", DATA + place, 9), b"some text", "{place}");
+    }
+}

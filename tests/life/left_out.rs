@@ -1,0 +1,127 @@
+//! Filesystems that are recorded but could not be set up: nothing may be done as if they were not there.
+
+use std::{collections::BTreeMap, path::Path};
+
+use stratisd::{
+    engine::{
+        Error,
+        dm_names::{self, Role},
+        ids::FsUuid,
+        ops::{self, Generation},
+    },
+    platform::{
+        Platform,
+        dm::{Target, Visibility},
+        sim::{Call, Sim},
+    },
+};
+
+use crate::bench::{Bench, name};
+
+/// A pool with the filesystems `f` and `g` and a snapshot `s` of `f`. Gives also the snapshot.
+fn with_snapshot() -> (Bench, FsUuid) {
+    let mut bench = Bench::with_two_filesystems();
+    bench.mark("p", "f", 7);
+    let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
+    let snapshot = bench.run(ops::snapshot_filesystem(pool, f, name("s"))).unwrap().expect("it is new");
+    (bench, snapshot)
+}
+
+/// As [`with_snapshot`], after a boot at which the snapshot could not be set up.
+fn without_snapshot() -> (Bench, FsUuid) {
+    let (bench, snapshot) = with_snapshot();
+    let device = dm_names::filesystem(bench.id("p"), snapshot);
+    bench.sim.cut_power();
+    bench.sim.power_on();
+    (0..2).for_each(|_| bench.sim.faults().fail_next(Call::DmCreate, &device));
+    let bench = Bench::start(bench.sim);
+    let pool = bench.pool("p").unwrap();
+    let left_out: Vec<_> = pool.left_out.iter().map(|left_out| (left_out.uuid, left_out.name.as_str())).collect();
+    assert_eq!((left_out, pool.filesystems.len()), (vec![(snapshot, "s")], 2));
+    assert!(pool.left_out[0].reason.contains(&device), "{:?}", pool.left_out);
+    (bench, snapshot)
+}
+
+fn destroy(bench: &mut Bench, names: &[&str]) {
+    let (pool, doomed) = (bench.id("p"), names.iter().map(|name| bench.filesystem("p", name)).collect());
+    bench.run(ops::destroy_filesystems(pool, doomed)).unwrap();
+}
+
+/// Found in review: the pool was taken for empty, and its destruction would have taken the data of what was left out along.
+#[test]
+fn a_pool_is_not_destroyed_with_what_is_left_out() {
+    let (mut bench, _) = without_snapshot();
+    destroy(&mut bench, &["f", "g"]);
+    let (pool, before) = (bench.id("p"), bench.sim.snapshot());
+    let error = bench.run(ops::destroy_pool(pool)).unwrap_err();
+    assert!(matches!(&error, Error::HasLeftOut { filesystems, .. } if *filesystems == ["s"]), "{error:?}");
+    assert!(error.sentence().contains("(s)") && error.sentence().contains("stop and start"), "{}", error.sentence());
+    assert!(before.differences(&bench.sim.snapshot()).is_empty());
+    // As it says: a start brings it back, with what was in it, and then it can be destroyed.
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    assert!(bench.pool("p").unwrap().left_out.is_empty());
+    assert_eq!(bench.mark_of(pool, bench.filesystem("p", "s")), 7);
+    destroy(&mut bench, &["s"]);
+    assert!(bench.run(ops::destroy_pool(pool)).unwrap());
+}
+
+#[test]
+fn what_is_left_out_counts_for_the_limit_of_filesystems() {
+    let (mut bench, _) = without_snapshot();
+    let limit = bench.pool("p").unwrap().fs_limit;
+    let names: Vec<String> = (3..limit).map(|number| format!("n{number}")).collect();
+    bench.create_filesystems("p", &names.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+    let error = bench.create_filesystems("p", &["one-more"]).unwrap_err();
+    assert!(matches!(error, Error::FilesystemLimit { wanted, .. } if wanted == limit + 1), "{error:?}");
+    let f = bench.filesystem("p", "f");
+    let error = bench.run(ops::snapshot_filesystem(bench.id("p"), f, name("one-more"))).unwrap_err();
+    assert!(matches!(error, Error::FilesystemLimit { .. }), "{error:?}");
+}
+
+#[test]
+fn the_origin_of_what_is_left_out_is_rewritten() {
+    let (mut bench, _) = without_snapshot();
+    let origin = |bench: &mut Bench, generation| {
+        let json = bench.run(ops::filesystem_metadata(bench.id("p"), Some("s".to_owned()), generation)).unwrap();
+        let records: BTreeMap<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
+        let (_, record) = records.into_iter().next().expect("it is recorded");
+        record.get("origin").cloned()
+    };
+    let f = bench.filesystem("p", "f").hyphenated().to_string();
+    for generation in [Generation::Current, Generation::Written] {
+        assert_eq!(origin(&mut bench, generation), Some(f.clone().into()), "{generation:?}");
+    }
+    destroy(&mut bench, &["f"]);
+    for generation in [Generation::Current, Generation::Written] {
+        assert_eq!(origin(&mut bench, generation), None, "{generation:?}");
+    }
+}
+
+/// One that was up already with another table than is recorded, and mounted.
+#[test]
+fn a_pool_is_not_stopped_while_what_is_left_out_is_mounted() {
+    let (bench, snapshot) = with_snapshot();
+    bench.mount("p", "s");
+    let device = dm_names::filesystem(bench.id("p"), snapshot);
+    let sim: Sim = bench.sim;
+    let mut table = sim.dm_find(&device).unwrap().expect("it is up").table;
+    let Target::Thin { id, .. } = &mut table[0].target else { panic!("{table:?}") };
+    *id = 0;
+    sim.dm_load(&device, &table).unwrap();
+    sim.dm_suspend(&device, false).unwrap();
+    sim.dm_resume(&device, Visibility::Public).unwrap();
+    let mut bench = Bench::start(sim);
+    assert_eq!(bench.pool("p").unwrap().left_out.len(), 1);
+    let mut up = bench.sim.leftovers().devices;
+    let error = bench.stop_pool("p").unwrap_err();
+    assert!(matches!(&error, Error::Mounted { name, .. } if name.as_str() == "s"), "{error:?}");
+    assert_eq!((bench.sim.leftovers().devices, bench.pool("p").unwrap().filesystems.len()), (up.clone(), 2));
+    bench.sim.unmount_user(Path::new("/mnt/s")).unwrap();
+    bench.stop_pool("p").unwrap();
+    up = bench.sim.leftovers().devices;
+    assert!(up.is_empty(), "{up:?}");
+    assert!(bench.start_pool("p").unwrap());
+    assert!(bench.pool("p").unwrap().left_out.is_empty());
+    assert!(bench.sim.dm_find(&Role::ThinPool.name(bench.id("p"))).unwrap().is_some());
+}

@@ -1,0 +1,84 @@
+//! What the tests here have in common: keys, and pools that they open.
+
+use std::path::PathBuf;
+
+use stratisd::{
+    engine::{
+        Result,
+        encryption::{BindRequest, ClevisRequest, NewBinding, UnlockMethod},
+        metadata::{IntegritySpec, MetadataVersion},
+        ops::{self, CacheTier, KeyDescription, NewPool, Secret, Unlock},
+        request::PoolRef,
+    },
+    platform::sim::Sim,
+    view,
+};
+
+use crate::bench::{Bench, name};
+
+/// A key description that is valid.
+pub fn key(text: &str) -> KeyDescription {
+    KeyDescription::new(text).unwrap()
+}
+
+/// A passphrase.
+pub fn secret(text: &str) -> Secret {
+    Secret::new(text.as_bytes().to_vec().into())
+}
+
+/// A binding to a key.
+pub fn by_key(token: Option<u32>, description: &str) -> NewBinding {
+    NewBinding { token, request: BindRequest::Keyring(key(description)) }
+}
+
+/// What Clevis is asked for with a Tang server.
+pub fn tang(url: &str) -> ClevisRequest {
+    ClevisRequest::from_client("tang", serde_json::json!({ "url": url, "stratis:tang:trust_url": true })).unwrap()
+}
+
+/// A binding to a Tang server.
+pub fn by_tang(token: Option<u32>, url: &str) -> NewBinding {
+    NewBinding { token, request: BindRequest::Clevis(tang(url)) }
+}
+
+/// A machine on which the key `k` opens what it is asked to.
+pub fn machine() -> Bench {
+    let mut bench = Bench::start(Sim::builder().build());
+    set_key(&mut bench, "k", "secret of k");
+    bench
+}
+
+/// Puts a passphrase into the keyring.
+pub fn set_key(bench: &mut Bench, description: &str, passphrase: &str) {
+    bench.run(ops::set_key(key(description), secret(passphrase))).unwrap();
+}
+
+/// Takes a passphrase out of it.
+pub fn unset_key(bench: &mut Bench, description: &str) {
+    bench.run(ops::unset_key(key(description))).unwrap();
+}
+
+/// Makes a pool.
+pub fn create(
+    bench: &mut Bench,
+    version: MetadataVersion,
+    pool: &str,
+    devices: &[&str],
+    bindings: Vec<NewBinding>,
+) -> Result<bool> {
+    let devices = devices.iter().map(PathBuf::from).collect();
+    let new = NewPool { name: name(pool), devices, integrity: IntegritySpec::default(), version, bindings };
+    bench.run(ops::create_pool(new)).map(|created| created.is_some())
+}
+
+/// Starts a pool.
+pub fn start(bench: &mut Bench, pool: &str, method: Option<UnlockMethod>, passphrase: Option<&str>) -> Result<bool> {
+    let unlock = Unlock { method, passphrase: passphrase.map(secret) };
+    let started = ops::start_pool(PoolRef::Name(name(pool)), unlock, CacheTier::Keep);
+    bench.run(started).map(|started| started.is_some())
+}
+
+/// How clients see that a pool can be unlocked.
+pub fn shown(bench: &Bench, pool: &str) -> view::Encryption {
+    bench.pool(pool).unwrap().encryption.clone().unwrap()
+}

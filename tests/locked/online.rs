@@ -1,0 +1,118 @@
+//! All data of a running pool is encrypted, re-encrypted, decrypted, and nobody who uses the pool notices.
+
+use stratisd::{
+    engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
+    platform::Platform,
+};
+
+use crate::{
+    bench::Bench,
+    keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},
+};
+
+/// A pool in the clear with marks in two filesystems.
+fn clear() -> Bench {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a", "/dev/b"], vec![]).unwrap();
+    bench.create_filesystems("p", &["f", "g"]).unwrap();
+    bench.mark("p", "f", 7);
+    bench.mark("p", "g", 9);
+    bench
+}
+
+fn marks(bench: &Bench) -> [u8; 2] {
+    ["f", "g"].map(|name| bench.mark_of(bench.id("p"), bench.filesystem("p", name)))
+}
+
+fn encrypt(bench: &mut Bench) -> bool {
+    let bindings = vec![by_key(None, "k"), by_tang(None, "http://tang")];
+    bench.run(ops::encrypt_pool(bench.id("p"), bindings)).unwrap()
+}
+
+#[test]
+fn a_pool_in_use_is_encrypted_and_decrypted() {
+    let mut bench = clear();
+    bench.mount("p", "f");
+    assert!(encrypt(&mut bench));
+    assert_eq!(marks(&bench), [7, 9]);
+    let pool = bench.pool("p").unwrap();
+    assert!(pool.volume_key_loaded && pool.work.is_none());
+    assert_eq!(shown(&bench, "p").keys, [(0, "k".to_owned())]);
+    bench.check_nothing_left("encrypted");
+    assert!(!encrypt(&mut bench), "it is so already");
+    bench.create_filesystems("p", &["h"]).unwrap();
+    assert!(bench.run(ops::decrypt_pool(bench.id("p"))).unwrap());
+    assert_eq!(marks(&bench), [7, 9]);
+    let pool = bench.pool("p").unwrap();
+    assert!(pool.encryption.is_none() && !pool.volume_key_loaded && pool.work.is_none());
+    bench.check_nothing_left("decrypted");
+    assert!(!bench.run(ops::decrypt_pool(bench.id("p"))).unwrap());
+    for _ in 0..2 {
+        bench.sim.cut_power();
+        bench.sim.power_on();
+        bench = Bench::start(bench.sim);
+        assert_eq!(marks(&bench), [7, 9]);
+        bench.check_nothing_left("after a reboot");
+    }
+}
+
+#[test]
+fn an_encrypted_pool_starts_again_with_its_key_only() {
+    let mut bench = clear();
+    encrypt(&mut bench);
+    bench.stop_pool("p").unwrap();
+    assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+    assert!(start(&mut bench, "p", None, None).is_err());
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), Some("wrong")).is_err());
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+    assert_eq!(marks(&bench), [7, 9]);
+}
+
+#[test]
+fn a_new_volume_key_takes_the_place_of_the_old() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = machine();
+        let bindings = vec![by_key(Some(1), "k"), by_tang(Some(2), "http://tang")];
+        create(&mut bench, version, "p", &["/dev/a", "/dev/b"], bindings).unwrap();
+        bench.create_filesystems("p", &["f", "g"]).unwrap();
+        bench.mark("p", "f", 7);
+        bench.mark("p", "g", 9);
+        assert_eq!(bench.pool("p").unwrap().last_reencrypt, None);
+        assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap());
+        assert!(bench.pool("p").unwrap().last_reencrypt.is_some());
+        assert_eq!(marks(&bench), [7, 9]);
+        let before = shown(&bench, "p");
+        for method in [UnlockMethod::Token(1), UnlockMethod::Token(2)] {
+            bench.stop_pool("p").unwrap();
+            assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{version:?} {method:?}");
+            assert_eq!((marks(&bench), shown(&bench, "p")), ([7, 9], before.clone()));
+        }
+        bench.check_nothing_left("at the end");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_changes_nothing() {
+    let mut bench = clear();
+    let pool = bench.id("p");
+    assert!(matches!(bench.run(ops::reencrypt_pool(pool)), Err(Error::NothingToOpen { .. })));
+    assert!(bench.run(ops::encrypt_pool(pool, vec![])).is_err());
+    assert!(bench.run(ops::encrypt_pool(pool, vec![by_key(None, "nobody")])).is_err());
+    assert_eq!(bench.sim.luks_read(&bench.sim.dm_node(&cap(&bench))).unwrap(), None);
+    assert_eq!(marks(&bench), [7, 9]);
+    bench.check_nothing_left("refused");
+    encrypt(&mut bench);
+    unset_key(&mut bench, "k");
+    assert!(bench.run(ops::reencrypt_pool(pool)).is_err(), "all passphrases are needed");
+    set_key(&mut bench, "k", "secret of k");
+    assert!(bench.run(ops::reencrypt_pool(pool)).unwrap());
+    let mut old = machine();
+    create(&mut old, MetadataVersion::V1, "p", &["/dev/a"], vec![]).unwrap();
+    for refused in [ops::encrypt_pool(old.id("p"), vec![by_key(None, "k")]), ops::decrypt_pool(old.id("p"))] {
+        assert!(matches!(old.run(refused), Err(Error::OnlyVersion2 { .. })));
+    }
+}
+
+fn cap(bench: &Bench) -> String {
+    stratisd::engine::dm_names::Role::Cache.name(bench.id("p"))
+}

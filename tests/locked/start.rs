@@ -1,0 +1,142 @@
+//! Encrypted pools come and go: by each mechanism, with wrong and missing keys, after a restart of the daemon and of the machine.
+
+use stratisd::{
+    engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
+    platform::Platform,
+};
+
+use crate::{
+    bench::Bench,
+    keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},
+};
+
+const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
+
+/// A pool with a key and a Tang server, and a filesystem with a mark in it.
+fn pool(version: MetadataVersion) -> Bench {
+    let mut bench = machine();
+    let bindings = vec![by_key(Some(1), "k"), by_tang(Some(2), "http://tang")];
+    assert!(create(&mut bench, version, "p", &["/dev/a", "/dev/b"], bindings).unwrap());
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench.mark("p", "f", 7);
+    bench
+}
+
+fn mark(bench: &Bench) -> u8 {
+    bench.mark_of(bench.id("p"), bench.filesystem("p", "f"))
+}
+
+#[test]
+fn a_pool_is_made_and_shown() {
+    for version in VERSIONS {
+        let bench = pool(version);
+        let encryption = shown(&bench, "p");
+        assert_eq!(encryption.keys, [(1, "k".to_owned())]);
+        assert_eq!((encryption.clevis[0].0, encryption.clevis[0].1.as_str()), (2, "tang"));
+        assert!(encryption.clevis[0].2.contains(r#""url":"http://tang""#), "{:?}", encryption.clevis);
+        assert_eq!(bench.pool("p").unwrap().volume_key_loaded, version == MetadataVersion::V2);
+        bench.check_nothing_left("made");
+    }
+}
+
+#[test]
+fn it_is_opened_by_each_mechanism() {
+    for version in VERSIONS {
+        for method in [UnlockMethod::Any, UnlockMethod::Token(1), UnlockMethod::Token(2)] {
+            let mut bench = pool(version);
+            bench.stop_pool("p").unwrap();
+            assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+            assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{version:?} {method:?}");
+            assert_eq!(mark(&bench), 7, "{version:?} {method:?}");
+            bench.check_nothing_left("started");
+            bench.sim.cut_power();
+            bench.sim.power_on();
+            let mut bench = Bench::start(bench.sim);
+            assert!(bench.pool("p").is_none(), "nobody has said how");
+            set_key(&mut bench, "k", "secret of k");
+            assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{version:?} {method:?}");
+            assert_eq!(mark(&bench), 7, "{version:?} {method:?}");
+        }
+    }
+}
+
+#[test]
+fn a_passphrase_can_be_handed_over() {
+    for version in VERSIONS {
+        let mut bench = pool(version);
+        bench.stop_pool("p").unwrap();
+        unset_key(&mut bench, "k");
+        let wrong = start(&mut bench, "p", Some(UnlockMethod::Any), Some("wrong")).unwrap_err();
+        assert!(wrong.sentence().contains("passphrase"), "{}", wrong.sentence());
+        assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+        assert!(start(&mut bench, "p", Some(UnlockMethod::Token(1)), Some("secret of k")).unwrap());
+        assert_eq!(mark(&bench), 7);
+    }
+}
+
+#[test]
+fn what_does_not_open_it_leaves_it_closed_and_the_right_key_opens_it_then() {
+    for version in VERSIONS {
+        let mut bench = pool(version);
+        bench.stop_pool("p").unwrap();
+        let error = start(&mut bench, "p", None, None).unwrap_err();
+        assert!(matches!(error, Error::NoUnlockMethod { .. } | Error::Locked { .. }), "{error:?}");
+        let error = start(&mut bench, "p", None, Some("secret of k")).unwrap_err();
+        assert!(matches!(error, Error::NoUnlockMethod { .. } | Error::Locked { .. }), "{error:?}");
+        set_key(&mut bench, "k", "another");
+        let error = start(&mut bench, "p", Some(UnlockMethod::Token(1)), None).unwrap_err();
+        assert!(error.sentence().contains("key description k"), "{}", error.sentence());
+        unset_key(&mut bench, "k");
+        let error = start(&mut bench, "p", Some(UnlockMethod::Token(1)), None).unwrap_err();
+        assert!(error.sentence().contains('k'), "{}", error.sentence());
+        assert!(start(&mut bench, "p", Some(UnlockMethod::Token(9)), None).is_err());
+        assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+        // Whatever works, works.
+        assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+        assert_eq!(mark(&bench), 7);
+    }
+}
+
+#[test]
+fn a_running_pool_is_adopted_with_its_key() {
+    for version in VERSIONS {
+        let bench = pool(version);
+        let bench = Bench::start(bench.sim);
+        assert_eq!(mark(&bench), 7);
+        assert_eq!(shown(&bench, "p").keys, [(1, "k".to_owned())]);
+        assert_eq!(bench.pool("p").unwrap().volume_key_loaded, version == MetadataVersion::V2);
+        bench.check_nothing_left("adopted");
+    }
+}
+
+#[test]
+fn an_adopted_pool_gets_its_volume_key_when_a_key_is_set() {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![by_key(None, "k")]).unwrap();
+    unset_key(&mut bench, "k");
+    let mut bench = Bench::start(bench.sim);
+    assert!(!bench.pool("p").unwrap().volume_key_loaded);
+    let error = bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()]));
+    set_key(&mut bench, "k", "another");
+    assert!(!bench.pool("p").unwrap().volume_key_loaded);
+    set_key(&mut bench, "k", "secret of k");
+    assert!(bench.pool("p").unwrap().volume_key_loaded, "{error:?}");
+}
+
+#[test]
+fn a_destroyed_pool_opens_no_more() {
+    for version in VERSIONS {
+        let mut bench = pool(version);
+        let (pool, filesystem) = (bench.id("p"), bench.filesystem("p", "f"));
+        bench.run(ops::destroy_filesystems(pool, vec![filesystem])).unwrap();
+        assert!(bench.run(ops::destroy_pool(pool)).unwrap());
+        assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
+        for disk in ["/dev/a", "/dev/b"] {
+            assert_eq!(bench.sim.luks_read(disk.as_ref()).unwrap(), None);
+            let bytes = bench.sim.read(disk.as_ref(), 0, 34 << 20).unwrap();
+            let begins = |magic: &[u8]| bytes.windows(magic.len()).any(|window| window == magic);
+            assert!(!begins(b"LUKS\xba\xbe") && !begins(b"SKUL\xba\xbe"), "{version:?} {disk}");
+        }
+        assert!(create(&mut bench, version, "q", &["/dev/a", "/dev/b"], vec![]).unwrap());
+    }
+}
