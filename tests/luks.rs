@@ -1,6 +1,8 @@
 //! LUKS2 containers in plain files: headers made, changed, opened and read by child processes of the real program, and
 //! looked at with `cryptsetup` where it is installed. What needs device-mapper is in `machine/platform`.
 
+#![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
+
 use std::{
     collections::BTreeMap,
     fs::File,

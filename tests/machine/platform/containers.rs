@@ -8,10 +8,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +17,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use parking_lot::Mutex;
 use rustix::event::{Timespec, poll};
 use stratisd::{
     engine::units::{Bytes, Sectors},
@@ -419,12 +417,12 @@ fn works(machine: &Machine) {
     files.check();
     let seen = Mutex::new(Vec::new());
     let note = |progress: Progress| {
-        seen.lock().unwrap().push(progress);
+        seen.lock().push(progress);
         true
     };
     let (ended, rounds) = writing(&files, || container.work(Begin::Resume, &note).unwrap());
     let total = Sectors(SIZE - DATA).bytes();
-    let all = std::mem::take(&mut *seen.lock().unwrap());
+    let all = std::mem::take(&mut *seen.lock());
     println!("        (encrypted: {} steps told, {rounds} files written meanwhile)", all.len());
     assert_eq!(ended, Ended::Finished);
     assert!(all.windows(2).all(|pair| pair[0].done <= pair[1].done) && all.iter().all(|one| one.total == total));
@@ -519,7 +517,7 @@ fn interrupted(machine: &Machine) {
             let told = Cell::new(false);
             let told = Mutex::new(told);
             container.work(Begin::Resume, &|progress| {
-                let told = told.lock().unwrap();
+                let told = told.lock();
                 if progress.done.0 >> 20 > before && !told.replace(true) {
                     kill(child().unwrap(), Signal::SIGTERM).unwrap();
                 }
