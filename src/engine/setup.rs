@@ -123,6 +123,7 @@ fn lay(
         return Err(Error::NoUnlockMethod { pool: name });
     }
     let mut members = members(platform, set, &meta)?;
+    discard_unrecorded(platform, set, &meta);
     let encryption = encryption_of(platform, uuid, &mut members, &meta.name)?;
     let headers: Vec<_> = members.values().map(|member| *member.bda.header()).collect();
     metadata::pool::check_members(&meta, &headers)
@@ -375,6 +376,20 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
             Ok((found.bda.header().device, member))
         })
         .collect()
+}
+
+/// Wipes devices in containers of their own whose addition was cut short: they would stay open beside the pool.
+fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
+    let unrecorded = set.containers().filter(|encased| meta.devices().all(|device| device != encased.id()));
+    for encased in unrecorded {
+        let path = encased.device.path.display();
+        if set.devices().any(|found| found.bda.header().device == encased.id() && found.is_uncommitted()) {
+            log::info!("{path} was left over by an addition to the pool that was cut short; wiping it");
+            if let Err(error) = encased.wipe(platform).or_else(|_| encased.wipe(platform)) {
+                log::warn!("{path} could not be wiped: {}", error.sentence());
+            }
+        }
+    }
 }
 
 /// What is to be done about the LUKS2 container of a pool of version 2 (`spec/engine/encryption.md` §6.4). The record of the pool

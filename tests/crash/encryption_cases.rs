@@ -8,6 +8,7 @@ use stratisd::{
         encryption::{BindRequest, Kind, NewBinding, RebindRequest, SlotRequest, UnlockMethod},
         metadata::MetadataVersion,
         ops,
+        request::PoolRef,
         units::Sectors,
     },
     platform::sim::Sim,
@@ -89,6 +90,7 @@ fn resized(bench: &mut Bench, version: MetadataVersion) {
     create(bench, version, "p", &["/dev/small"], vec![k(), t()]).expect("the pool can be created");
     bench.create_filesystems("p", &["f"]).expect("the filesystem can be created");
     bench.mark("p", "f", 7);
+    bench.run(ops::check_now(bench.id("p"))).expect("the pool can be checked");
     bench.sim.resize_disk(disk, Sectors(8 * GIB.0)).expect("the disk is there");
 }
 
@@ -183,6 +185,20 @@ pub const ENCRYPTION_CASES: &[Case] = &[
     change("start an encrypted pool by a passphrase", stopped, |bench| {
         start(bench, "p", Some(UnlockMethod::Any), Some("secret of k")).map(drop)
     }),
+    Case {
+        name: "start an encrypted pool without its cache",
+        versions: BOTH,
+        then: Then::Look,
+        prepare: |bench, version| {
+            cached(bench, version);
+            cases::stop(bench, "p").expect("the pool can be stopped");
+        },
+        act: |bench| {
+            let pool = PoolRef::Name(name("p"));
+            bench.run(ops::start_pool(pool, ops::Unlock::any(), ops::CacheTier::Drop)).map(drop)
+        },
+        next: by_each,
+    },
     Case {
         name: "stop an encrypted pool",
         versions: BOTH,

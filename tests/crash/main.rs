@@ -387,13 +387,17 @@ fn unlock_all(bench: &mut Bench, at: &str) {
     start_all(bench, at);
 }
 
-/// Starts all pools that do not run.
+/// Starts all pools that do not run. Of some it is seen only when they are open that they are none, or none any more; then
+/// nothing is left of them.
 fn start_all(bench: &mut Bench, at: &str) {
     for pool in bench.stopped().pools.iter() {
         let is_locked = pool.encryption.is_some() || pool.features.is_some_and(|features| features.encryption);
         let unlock = if is_locked { ops::Unlock::any() } else { ops::Unlock::default() };
         let started = ops::start_pool(PoolRef::Uuid(pool.uuid), unlock, ops::CacheTier::Keep);
-        bench.run(started).unwrap_or_else(|error| panic!("{at}: start: {}", error.sentence()));
+        if let Err(error) = bench.run(started) {
+            let is_known = bench.stopped().pools.iter().any(|known| known.uuid == pool.uuid);
+            assert!(!is_known, "{at}: start: {}", error.sentence());
+        }
     }
 }
 

@@ -41,7 +41,7 @@ use crate::{
     platform::{
         Platform,
         keyring::Secret,
-        luks::{Begin, Ended, HeaderChange, Progress, Purpose, State, Unlock, Work},
+        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, State, Unlock, Work},
     },
     view::{self, Availability},
 };
@@ -459,23 +459,42 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             let bindings: Bindings = bindings_of(site.version, &header)?;
             Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
         };
-        let ended = match (&plan, header.state) {
-            (_, State::Unfinished { .. }) => by_any(Begin::Resume)?,
+        let begun = match (&plan, header.state) {
+            (_, State::Unfinished { .. }) => by_any(Begin::Resume),
             (Plan::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
                 Some(NewKey { passphrase, from, to }) => {
-                    run(Unlock { passphrase, keyslot: Some(*from) }, Begin::Reencrypt { from: *from, to: *to })?
+                    let begin = Begin::Reencrypt { from: *from, to: *to };
+                    Ok(run(Unlock { passphrase, keyslot: Some(*from) }, begin)?)
                 }
-                None => Ended::Finished,
+                None => Ok(Ended::Finished),
             },
-            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt)?,
+            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt),
             // Done before it was cut short.
-            (Plan::Resume | Plan::Decrypt, _) => Ended::Finished,
+            (Plan::Resume | Plan::Decrypt, _) => Ok(Ended::Finished),
+        };
+        let ended = match begun {
+            // What is said to have failed at its very end is done all the same.
+            Err(error) if is_done(&header, &read(platform, &container.device)?) => {
+                log::warn!("the work on {} is done, but: {}", container.device.display(), error.sentence());
+                Ended::Finished
+            }
+            begun => begun?,
         };
         if ended == Ended::Interrupted {
             return Ok(ended);
         }
     }
     Ok(Ended::Finished)
+}
+
+/// Whether a work on a container has been completed between two looks at its header.
+fn is_done(before: &Header, now: &Header) -> bool {
+    let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
+    match (before.state, now.state) {
+        (_, State::Unfinished { .. }) => false,
+        (State::Encrypted, State::Encrypted) => replaced(),
+        (before, now) => before != now,
+    }
 }
 
 // ---- ends ----
