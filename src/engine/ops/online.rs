@@ -484,7 +484,25 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             return Ok(ended);
         }
     }
+    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) = ((site.version, site.work.kind), &site.containers[..])
+    {
+        renew_volume_key(platform, uuid, container);
+    }
     Ok(Ended::Finished)
+}
+
+/// Puts the new volume key in place of the old one in the daemon's keyring. If it cannot be had now there is none: the old one
+/// is of no use any more.
+fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Container) {
+    let renew = || -> Result<()> {
+        let bindings = bindings_of(MetadataVersion::V2, &read(platform, &container.device)?)?;
+        let key = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None)?;
+        Ok(platform.volume_key_set(&containers::volume_key_name(uuid), &key)?)
+    };
+    if let Err(error) = renew() {
+        log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
+        super::forget_volume_key(platform, uuid);
+    }
 }
 
 /// Whether a work on a container has been completed between two looks at its header.
@@ -518,6 +536,9 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
         };
         if let Err(error) = &finished {
             pool.note_failure(error);
+        }
+        if pool.lacks_volume_key() {
+            engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
         }
         drop(claim);
         Next::Done(finished)
@@ -555,6 +576,8 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> 
         }
         Work::Reencrypt => {
             super::encryption::take_in(platform, pool, &containers)?;
+            let known = platform.volume_key_read(&containers::volume_key_name(pool.uuid()));
+            pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
             let now = platform.now().seconds;
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.last_reencrypt = Some(now);
