@@ -76,8 +76,8 @@ pub(super) struct Foundation {
     pool: Pool,
     thin_pool: DeviceNumber,
     records: Vec<FilesystemRecord>,
-    /// Devices of a cache that it goes on without; `None` if it has had none or keeps it.
-    former: Option<Vec<Found>>,
+    /// Devices of a cache that it goes on without, with what they lie in; `None` if it has had none or keeps it.
+    former: Option<Vec<(Found, Option<Encased>)>>,
     undo: Rollback,
 }
 
@@ -139,6 +139,7 @@ fn lay(
     let shape = pool.shape();
     pool.stack.move_to_cap(platform, &shape)?;
     super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
+    discard_unrecorded(platform, set, &pool.meta);
     pool.stack.ensure(platform, &shape.mdv(), undo)?;
     let mdv = Mdv::new(platform, uuid);
     undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
@@ -260,29 +261,33 @@ impl Foundation {
             }
             let status = pool.thin_pool_status(platform).ok();
             judge(&mut pool, status.as_ref());
-            former.iter_mut().for_each(|found| disown(platform, found));
+            former.iter_mut().for_each(|(found, _)| disown(platform, found));
             complete_metadata(platform, &mut pool, drops_cache).map(|()| status)
         })?;
         undo.forget();
         pool.confirm_members(platform);
         pool.refresh(platform, status);
-        for path in former.iter().map(|found| &found.device.path) {
-            if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
-                log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
+        for (found, container) in &former {
+            let path = &found.device.path;
+            let doomed = Doomed { path, container: container.as_ref(), parts: Vec::new() };
+            if let Err(error) = doomed.wipe(platform).or_else(|_| doomed.wipe(platform)) {
+                let what = error.sentence();
+                log::error!("{} is no cache any more, but could not be wiped: {what}", path.display());
             }
         }
         Ok(pool)
     }
 }
 
-/// Takes the cache tier out of the metadata; gives those of its devices that are there.
-fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
+/// Takes the cache tier out of the metadata; gives those of its devices that are there, with what they lie in.
+fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<(Found, Option<Encased>)> {
     let Some(tier) = meta.backstore.cache_tier.take() else { return Vec::new() };
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
-    set.devices().filter(|found| listed.contains(&found.bda.header().device)).cloned().collect()
+    let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
+    former.map(|found| (found.clone(), set.container(found.bda.header().device).cloned())).collect()
 }
 
-/// A device of a pool that has been destroyed.
+/// A device of a pool that has been destroyed, or of a cache that has been given up.
 pub(super) struct Doomed<'a> {
     /// What holds the Stratis area.
     pub path: &'a Path,
@@ -375,6 +380,20 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
             Ok((found.bda.header().device, member))
         })
         .collect()
+}
+
+/// Wipes devices in containers of their own whose addition was cut short: they would stay open beside the pool.
+fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
+    let unrecorded = set.containers().filter(|encased| meta.devices().all(|device| device != encased.id()));
+    for encased in unrecorded {
+        let path = encased.device.path.display();
+        if set.devices().any(|found| found.bda.header().device == encased.id() && found.is_uncommitted()) {
+            log::info!("{path} was left over by an addition to the pool that was cut short; wiping it");
+            if let Err(error) = encased.wipe(platform).or_else(|_| encased.wipe(platform)) {
+                log::warn!("{path} could not be wiped: {}", error.sentence());
+            }
+        }
+    }
 }
 
 /// What is to be done about the LUKS2 container of a pool of version 2 (`spec/engine/encryption.md` §6.4). The record of the pool

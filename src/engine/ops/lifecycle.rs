@@ -169,11 +169,13 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     check_unmounted(platform, pool)?;
     let decided = setup::take_filesystems_down(platform, uuid)
         .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
-        .and_then(|()| {
-            pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        .and_then(|()| match pool.meta.destroying || pool.meta.started == Some(false) {
+            // By a request that panicked after that; its devices may be closed.
+            true => Ok(()),
+            false => pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.started = Some(false);
                 Ok(())
-            })
+            }),
         });
     if let Err(cause) = decided {
         return Err(setup::back_up_after(platform, pool, cause));
@@ -292,6 +294,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
         let ready = renew(engine, &mut set).and_then(|()| {
             Rollback::new().guard(platform, |undo| {
                 open_devices(engine, &mut set, &unlock, undo)?;
+                discover::end(engine, uuid, &set)?;
                 admissible(uuid, &set, cache)
             })
         });

@@ -41,7 +41,7 @@ use crate::{
     platform::{
         Platform,
         keyring::Secret,
-        luks::{Begin, Ended, HeaderChange, Progress, Purpose, State, Unlock, Work},
+        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, State, Unlock, Work},
     },
     view::{self, Availability},
 };
@@ -459,23 +459,60 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             let bindings: Bindings = bindings_of(site.version, &header)?;
             Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
         };
-        let ended = match (&plan, header.state) {
-            (_, State::Unfinished { .. }) => by_any(Begin::Resume)?,
+        let begun = match (&plan, header.state) {
+            (_, State::Unfinished { .. }) => by_any(Begin::Resume),
             (Plan::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
                 Some(NewKey { passphrase, from, to }) => {
-                    run(Unlock { passphrase, keyslot: Some(*from) }, Begin::Reencrypt { from: *from, to: *to })?
+                    let begin = Begin::Reencrypt { from: *from, to: *to };
+                    Ok(run(Unlock { passphrase, keyslot: Some(*from) }, begin)?)
                 }
-                None => Ended::Finished,
+                None => Ok(Ended::Finished),
             },
-            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt)?,
+            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt),
             // Done before it was cut short.
-            (Plan::Resume | Plan::Decrypt, _) => Ended::Finished,
+            (Plan::Resume | Plan::Decrypt, _) => Ok(Ended::Finished),
+        };
+        let ended = match begun {
+            // What is said to have failed at its very end is done all the same.
+            Err(error) if is_done(&header, &read(platform, &container.device)?) => {
+                log::warn!("the work on {} is done, but: {}", container.device.display(), error.sentence());
+                Ended::Finished
+            }
+            begun => begun?,
         };
         if ended == Ended::Interrupted {
             return Ok(ended);
         }
     }
+    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) = ((site.version, site.work.kind), &site.containers[..])
+    {
+        renew_volume_key(platform, uuid, container);
+    }
     Ok(Ended::Finished)
+}
+
+/// Puts the new volume key in place of the old one in the daemon's keyring. If it cannot be had now there is none: the old one
+/// is of no use any more.
+fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Container) {
+    let renew = || -> Result<()> {
+        let bindings = bindings_of(MetadataVersion::V2, &read(platform, &container.device)?)?;
+        let key = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None)?;
+        Ok(platform.volume_key_set(&containers::volume_key_name(uuid), &key)?)
+    };
+    if let Err(error) = renew() {
+        log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
+        super::forget_volume_key(platform, uuid);
+    }
+}
+
+/// Whether a work on a container has been completed between two looks at its header.
+fn is_done(before: &Header, now: &Header) -> bool {
+    let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
+    match (before.state, now.state) {
+        (_, State::Unfinished { .. }) => false,
+        (State::Encrypted, State::Encrypted) => replaced(),
+        (before, now) => before != now,
+    }
 }
 
 // ---- ends ----
@@ -499,6 +536,9 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
         };
         if let Err(error) = &finished {
             pool.note_failure(error);
+        }
+        if pool.lacks_volume_key() {
+            engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
         }
         drop(claim);
         Next::Done(finished)
@@ -536,6 +576,8 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> 
         }
         Work::Reencrypt => {
             super::encryption::take_in(platform, pool, &containers)?;
+            let known = platform.volume_key_read(&containers::volume_key_name(pool.uuid()));
+            pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
             let now = platform.now().seconds;
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.last_reencrypt = Some(now);
