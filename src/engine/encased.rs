@@ -235,6 +235,7 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()>
         }
         _ => None,
     });
+    let under_way = devices.iter().any(|device| matches!(device.state, State::Unfinished { .. }));
     let everywhere = |kind| devices.iter().all(|device| device.bindings.lowest(kind).is_some());
     let (keys, clevis) = (everywhere(Kind::Keyring), everywhere(Kind::Clevis));
     for device in devices.iter_mut() {
@@ -255,6 +256,10 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()>
             }
         }
         let path: PathBuf = device.device.path.clone();
+        if changes.is_empty() && under_way {
+            // New volume keys of the others are still to be used.
+            continue;
+        }
         if changes.is_empty() {
             let Some(header) = platform.luks_read(&path)? else { continue };
             changes = containers::mends(&header);

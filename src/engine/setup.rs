@@ -802,16 +802,25 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     }
 }
 
+/// As [`partly_up`], with the containers of its devices.
+pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
+    let is_open = |encased: &Encased| matches!(platform.dm_find(&encased.name()), Ok(Some(_)));
+    partly_up(platform, pool) || set.containers().any(is_open)
+}
+
 /// Block devices that the lowest layers of pools lie on. What cannot be asked counts as not in use.
 pub(super) fn devices_in_use(platform: &dyn Platform) -> BTreeSet<DeviceNumber> {
     let listed = platform.dm_list().unwrap_or_default();
     let lowest = listed.into_iter().filter(|device| {
+        if device.name.starts_with("stratis-1-private-") && device.name.ends_with("-crypt") {
+            return true;
+        }
         let roles = [Role::OriginSub, Role::CacheMeta, Role::CacheSub];
         dm_names::pool_of(&device.name).is_some_and(|pool| roles.iter().any(|role| role.name(pool) == device.name))
     });
     let tables = lowest.filter_map(|device| Some(platform.dm_find(&device.name).ok()??.table));
     let parents = tables.flatten().filter_map(|line| match line.target {
-        Target::Linear { device, .. } => Some(device),
+        Target::Linear { device, .. } | Target::Crypt { device, .. } => Some(device),
         _ => None,
     });
     parents.collect()

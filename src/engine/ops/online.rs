@@ -105,7 +105,12 @@ fn begin(
     start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
 ) -> Next<Result<bool>> {
     Next::act(move |engine| {
-        let Some(claim) = claim(engine, uuid) else { return Next::Parked(Box::new(begin(uuid, work, start))) };
+        if engine.claims().is_claimed(&Key::Drain(uuid)) {
+            return Next::Parked(Box::new(begin(uuid, work, start)));
+        }
+        let Some(claim) = claim(engine, uuid) else {
+            return super::unless_at_work(uuid, begin(uuid, work, start));
+        };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
                 // Version 1 pools are told so before they are told that nothing is to be done.
@@ -304,6 +309,10 @@ fn prepare_new_key(
         let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
         platform.luks_change(&device, None, &changes).map(drop)
     });
+    // The keyslots of the old key go in the end, so each passphrase must be the right one.
+    for (binding, passphrase) in passphrases {
+        platform.luks_open(&container.device, None, Unlock { passphrase, keyslot: Some(binding.keyslot) })?;
+    }
     let each = passphrases.iter().zip(&free);
     let keyslots = each.clone().map(|((binding, passphrase), keyslot)| {
         HeaderChange::AddNextKeyslot(containers::keyslot(binding.kind(), *keyslot, passphrase))
@@ -407,6 +416,11 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
             Ok(Some(site)) => Next::long(move |engine| {
                 let worked = work(engine, uuid, &site, plan);
                 let interrupted = matches!(worked, Ok(Ended::Interrupted));
+                if interrupted && !is_begun(engine.platform(), &site) {
+                    // Nothing says any more what was to be done.
+                    let error = Error::NotBegun { pool: site.name.clone() };
+                    return finish(uuid, site, Err(error), claim);
+                }
                 if interrupted && engine.is_ending() {
                     return Next::Done(Err(Error::Interrupted { pool: site.name, by: "daemon ends" }));
                 }
@@ -469,6 +483,20 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
                 None => Ok(Ended::Finished),
             },
             (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt),
+            // Another device of the pool was being worked on when it was cut short; this one is next.
+            (Plan::Resume, State::Encrypted) if site.work.kind == Work::Reencrypt && !header.unused.is_empty() => {
+                let bindings = bindings_of(site.version, &header)?;
+                match bindings.iter().find_map(|binding| Some((binding, binding.next?))) {
+                    Some((binding, to)) => {
+                        let (from, by) = (binding.keyslot, UnlockMethod::Token(binding.token));
+                        let run = |unlock: Unlock<'_>| {
+                            run(Unlock { keyslot: Some(from), ..unlock }, Begin::Reencrypt { from, to })
+                        };
+                        encryption::unlock(platform, &bindings, by, None, run).map_err(Error::from)
+                    }
+                    None => Ok(Ended::Finished),
+                }
+            }
             // Done before it was cut short.
             (Plan::Resume | Plan::Decrypt, _) => Ok(Ended::Finished),
         };
@@ -484,7 +512,8 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             return Ok(ended);
         }
     }
-    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) = ((site.version, site.work.kind), &site.containers[..])
+    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) =
+        ((site.version, site.work.kind), &site.containers[..])
     {
         renew_volume_key(platform, uuid, container);
     }
@@ -503,6 +532,12 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
         log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
         super::forget_volume_key(platform, uuid);
     }
+}
+
+/// Whether some header says that the work has been begun and is not completed. What cannot be read counts as begun.
+fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
+    let state = |container: &Container| read(platform, &container.device).map(|header| header.state);
+    site.containers.iter().any(|container| !matches!(state(container), Ok(State::Encrypted | State::Clear)))
 }
 
 /// Whether a work on a container has been completed between two looks at its header.

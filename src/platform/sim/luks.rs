@@ -711,7 +711,11 @@ fn put_token(header: &mut stored::Header, number: u32, token: Value) -> std::res
 pub(super) fn describe(header: &stored::Header) -> Header {
     let data = header.data();
     let state = match (&data.unfinished, data.after) {
-        (Some(unfinished), _) => State::Unfinished { work: unfinished.work, done: Bytes(u128::from(unfinished.done)) },
+        (Some(unfinished), _) => {
+            // What a first step was cut short in is not as it was before.
+            let begun = u64::from(unfinished.hot.is_some());
+            State::Unfinished { work: unfinished.work, done: Bytes(u128::from(unfinished.done.max(begun))) }
+        }
         (None, Side::Key(_)) => State::Encrypted,
         (None, Side::Clear) => State::Clear,
     };
