@@ -582,18 +582,17 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
 
 /// After a failure: a work that has been begun stays unfinished, and what was prepared for one that has not is taken back.
 fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
-    let mut unfinished = false;
-    for container in containers {
-        let header = read(platform, &container.device)?;
-        unfinished |= matches!(header.state, State::Unfinished { .. });
-        let changes = containers::mends(&header);
+    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    if headers.iter().any(|header| matches!(header.state, State::Unfinished { .. })) {
+        return Ok(());
+    }
+    for (container, header) in containers.iter().zip(&headers) {
+        let changes = containers::mends(header);
         if !changes.is_empty() {
             platform.luks_change(&container.device, None, &changes)?;
         }
     }
-    if !unfinished {
-        pool.note_work(None);
-    }
+    pool.note_work(None);
     Ok(())
 }
 
