@@ -251,7 +251,9 @@ impl DeviceSet {
         let newest = newest.max_by_key(|(stamp, _)| *stamp);
         // What is closed may be left over of an addition. Devices that are open and name all others decide.
         let counts = |closed: &Encased| match &newest {
-            Some((_, Ok((_, metadata)))) => !metadata.destroying && metadata.devices().any(|device| device == closed.id()),
+            Some((_, Ok((_, metadata)))) => {
+                !metadata.destroying && metadata.devices().any(|device| device == closed.id())
+            }
             _ => true,
         };
         if self.closed().any(counts) {

@@ -131,11 +131,7 @@ fn start_again(bench: &mut Bench) -> Result<()> {
     by_each(bench)
 }
 
-const fn creation(
-    name: &'static str,
-    versions: &'static [MetadataVersion],
-    act: fn(&mut Bench) -> Result<()>,
-) -> Case {
+const fn creation(name: &'static str, versions: &'static [MetadataVersion], act: fn(&mut Bench) -> Result<()>) -> Case {
     Case { name, versions, then: Then::Look, prepare: keys_only, act, next: other_pool }
 }
 
@@ -220,9 +216,7 @@ pub const ENCRYPTION_CASES: &[Case] = &[
         versions: BOTH,
         then: Then::Check,
         prepare: with_both,
-        act: |bench| {
-            bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into(), "/dev/d".into()])).map(drop)
-        },
+        act: |bench| bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into(), "/dev/d".into()])).map(drop),
         next: by_each,
     },
     Case {

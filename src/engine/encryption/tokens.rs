@@ -6,8 +6,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    Binding, Bindings, CLEVIS_TOKEN, EncryptionError, KEYRING_TOKEN, Mechanism, Result, STRATIS_TOKEN, UNFINISHED_TOKEN,
-    clevis,
+    Binding, Bindings, CLEVIS_TOKEN, EncryptionError, KEYRING_TOKEN, Mechanism, Result, STRATIS_TOKEN,
+    UNFINISHED_TOKEN, clevis,
 };
 use crate::{
     engine::{

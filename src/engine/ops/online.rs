@@ -469,6 +469,15 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
                 None => Ok(Ended::Finished),
             },
             (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt),
+            (Plan::Resume, State::Encrypted) if !header.unused.is_empty() => {
+                match prepared_key(platform, &bindings_of(site.version, &header)?)? {
+                    Some(NewKey { passphrase, from, to }) => {
+                        let begin = Begin::Reencrypt { from, to };
+                        Ok(run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin)?)
+                    }
+                    None => Ok(Ended::Finished),
+                }
+            }
             // Done before it was cut short.
             (Plan::Resume | Plan::Decrypt, _) => Ok(Ended::Finished),
         };
@@ -484,7 +493,8 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             return Ok(ended);
         }
     }
-    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) = ((site.version, site.work.kind), &site.containers[..])
+    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) =
+        ((site.version, site.work.kind), &site.containers[..])
     {
         renew_volume_key(platform, uuid, container);
     }
@@ -503,6 +513,18 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
         log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
         super::forget_volume_key(platform, uuid);
     }
+}
+
+/// The new volume key in the header of a container that had not been begun with when the work was cut short in another.
+fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<NewKey>> {
+    let mut failed = None;
+    for (binding, to) in bindings.iter().filter_map(|binding| Some((binding, binding.next?))) {
+        match encryption::passphrase(platform, &binding.mechanism) {
+            Ok(passphrase) => return Ok(Some(NewKey { passphrase, from: binding.keyslot, to })),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), |error| Err(error.into()))
 }
 
 /// Whether a work on a container has been completed between two looks at its header.
@@ -547,18 +569,17 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
 
 /// After a failure: a work that has been begun stays unfinished, and what was prepared for one that has not is taken back.
 fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
-    let mut unfinished = false;
-    for container in containers {
-        let header = read(platform, &container.device)?;
-        unfinished |= matches!(header.state, State::Unfinished { .. });
-        let changes = containers::mends(&header);
+    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    if headers.iter().any(|header| matches!(header.state, State::Unfinished { .. })) {
+        return Ok(());
+    }
+    for (container, header) in containers.iter().zip(&headers) {
+        let changes = containers::mends(header);
         if !changes.is_empty() {
             platform.luks_change(&container.device, None, &changes)?;
         }
     }
-    if !unfinished {
-        pool.note_work(None);
-    }
+    pool.note_work(None);
     Ok(())
 }
 
