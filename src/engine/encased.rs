@@ -224,11 +224,14 @@ impl Mould<'_> {
 
 /// Puts right what changes of the bindings that were cut short have left: a binding that only some devices have is taken off
 /// them, be it that it came or that it went, as long as another opens them all; a passphrase that only some devices have
-/// changed is changed back.
+/// changed is changed back. While a work on the data is to be gone on with, keyslots for it are not left over.
 ///
 /// # Errors
 /// When a header cannot be written.
 pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()> {
+    if devices.iter().any(|device| matches!(device.state, State::Unfinished { .. })) {
+        return Ok(());
+    }
     let former = devices.iter().find_map(|device| match &device.bindings.lowest(Kind::Keyring)?.mechanism {
         Mechanism::Keyring(description) if device.bindings.lowest(Kind::Keyring)?.next.is_none() => {
             Some(description.clone())

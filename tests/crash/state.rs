@@ -149,6 +149,11 @@ impl State {
         self.running.values().any(|pool| pool.work.is_some())
     }
 
+    /// Whether a pool is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.running.values().any(|pool| pool.encryption.is_some())
+    }
+
     /// That of a bench now.
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {

@@ -483,16 +483,11 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
                 None => Ok(Ended::Finished),
             },
             (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt),
-            // Another device of the pool was being worked on when it was cut short; this one is next.
-            (Plan::Resume, State::Encrypted) if site.work.kind == Work::Reencrypt && !header.unused.is_empty() => {
-                let bindings = bindings_of(site.version, &header)?;
-                match bindings.iter().find_map(|binding| Some((binding, binding.next?))) {
-                    Some((binding, to)) => {
-                        let (from, by) = (binding.keyslot, UnlockMethod::Token(binding.token));
-                        let run = |unlock: Unlock<'_>| {
-                            run(Unlock { keyslot: Some(from), ..unlock }, Begin::Reencrypt { from, to })
-                        };
-                        encryption::unlock(platform, &bindings, by, None, run).map_err(Error::from)
+            (Plan::Resume, State::Encrypted) if !header.unused.is_empty() => {
+                match prepared_key(platform, &bindings_of(site.version, &header)?)? {
+                    Some(NewKey { passphrase, from, to }) => {
+                        let begin = Begin::Reencrypt { from, to };
+                        Ok(run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin)?)
                     }
                     None => Ok(Ended::Finished),
                 }
@@ -538,6 +533,18 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
 fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
     let state = |container: &Container| read(platform, &container.device).map(|header| header.state);
     site.containers.iter().any(|container| !matches!(state(container), Ok(State::Encrypted | State::Clear)))
+}
+
+/// The new volume key in the header of a container that had not been begun with when the work was cut short in another.
+fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<NewKey>> {
+    let mut failed = None;
+    for (binding, to) in bindings.iter().filter_map(|binding| Some((binding, binding.next?))) {
+        match encryption::passphrase(platform, &binding.mechanism) {
+            Ok(passphrase) => return Ok(Some(NewKey { passphrase, from: binding.keyslot, to })),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), |error| Err(error.into()))
 }
 
 /// Whether a work on a container has been completed between two looks at its header.

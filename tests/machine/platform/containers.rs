@@ -1,5 +1,7 @@
 //! LUKS2 containers on a real kernel: opened, resized, encrypted, reencrypted and decrypted under a mounted file system,
 //! and killed in the midst of it.
+//!
+//! Some 820 lines because all checks share one container in use and what writes to it.
 
 use std::{
     collections::BTreeMap,
