@@ -19,7 +19,7 @@ mod online;
 mod pools;
 mod snapshot;
 
-pub use check::{check_all, check_now, check_pool};
+pub use check::{Depth, check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
 pub use discover::{device_event, discover};

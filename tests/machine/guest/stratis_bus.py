@@ -10,7 +10,7 @@ import dbus
 NAME = "org.storage.stratis3"
 TOP = "/org/storage/stratis3"
 REVISION = "r9"
-TIMEOUT_SECONDS = 180
+TIMEOUT_SECONDS = 600
 
 Reply = collections.namedtuple("Reply", "value code text")
 Pool = collections.namedtuple("Pool", "path uuid name devices filesystems")
