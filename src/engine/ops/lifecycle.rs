@@ -219,7 +219,18 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
             }
             Some(false) => Next::Done(Ok(Stopped::Already)),
             Some(true) => {
-                let set = engine.registry().get(uuid);
+                let mut set = engine.registry().get(uuid);
+                let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
+                if let Some(set) = destroyed {
+                    // What is up is what has kept it from being wiped.
+                    let ended = renew(engine, set).and_then(|()| discover::end(engine, uuid, set));
+                    if engine.registry().get(uuid).is_none() {
+                        return Next::Done(Ok(Stopped::CleanedUp(uuid)));
+                    }
+                    if let Err(error) = ended {
+                        return Next::Done(Err(error));
+                    }
+                }
                 let clean_up = || setup::clean_up(platform, uuid, set.as_ref());
                 let cleaned = clean_up().or_else(|_| clean_up());
                 let is_up = |set| setup::anything_up(platform, uuid, set);
