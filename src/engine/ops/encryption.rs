@@ -5,7 +5,7 @@
 //! recognized at the next set-up ([`containers::mends`]): a keyslot is made before its token, a token that changes its
 //! keyslot names both until the old one is gone, and a keyslot is destroyed before its token is removed.
 //!
-//! Keys are derived and servers asked without a lock. The claim [`Key::Encryption`] keeps two such requests of a pool apart.
+//! Keys are derived and servers asked without a lock, also to take something back. The claim [`Key::Encryption`] keeps two such requests of a pool apart.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ use crate::{
             Plan, RebindRequest, SlotRequest, UnlockMethod, plan_bind, plan_rebind, plan_unbind, read_device_header,
             read_pool_header, with_keyslot,
         },
-        error::Result,
+        error::{Error, Result},
         ids::PoolUuid,
         metadata::MetadataVersion,
         pool::Pool,
@@ -202,36 +202,52 @@ fn note_failure(uuid: PoolUuid, result: Result<bool>) -> Next<Result<bool>> {
 fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Next<Result<bool>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        let undone = |undo: Option<Rollback>, error| match undo {
-            Some(undo) => undo.run(platform, error),
-            None => error,
-        };
-        let pool = match super::writable(granted, uuid) {
+        let noted = super::writable(granted, uuid).and_then(|pool| {
+            take_in(platform, pool, &containers)?;
+            record(platform, pool)?;
+            Ok(pool)
+        });
+        let pool = match noted {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(undone(undo, error))),
+            Err(error) => return take_back(uuid, containers, undo.unwrap_or_default(), error, claim),
         };
-        let noted = take_in(platform, pool, &containers).and_then(|()| record(platform, pool));
-        // What has taken the place of something, or has been taken back, is read once more.
-        let (again, result) = match noted {
-            Ok(()) => {
-                undo.into_iter().for_each(Rollback::forget);
-                // An old keyslot that cannot be destroyed now is destroyed at the next set-up.
-                let replaced = containers.iter().filter(|container| forget_old(platform, &container.device));
-                (replaced.count() > 0, Ok(true))
-            }
-            Err(error) => (true, Err(undone(undo, error))),
-        };
-        if again {
-            if let Err(error) = take_in(platform, pool, &containers) {
-                log::warn!("pool {}: what its headers say is not shown: {}", pool.name(), error.sentence());
-            }
-        }
-        if let Err(error) = &result {
-            pool.note_failure(error);
+        undo.into_iter().for_each(Rollback::forget);
+        // An old keyslot that cannot be destroyed now is destroyed at the next set-up.
+        let replaced = containers.iter().filter(|container| forget_old(platform, &container.device));
+        if replaced.count() > 0 {
+            show_anew(platform, pool, &containers);
         }
         drop(claim);
-        Next::Done(result)
+        Next::Done(Ok(true))
     })
+}
+
+/// Takes a change back, for which keys may have to be derived: the pool is not held meanwhile.
+fn take_back(
+    uuid: PoolUuid,
+    containers: Vec<Container>,
+    undo: Rollback,
+    cause: Error,
+    claim: Claim,
+) -> Next<Result<bool>> {
+    Next::act(move |engine| {
+        let error = undo.run(engine.platform(), cause);
+        Next::write(uuid, move |engine, granted| {
+            if let Ok(pool) = super::writable(granted, uuid) {
+                show_anew(engine.platform(), pool, &containers);
+                pool.note_failure(&error);
+            }
+            drop(claim);
+            Next::Done(Err(error))
+        })
+    })
+}
+
+/// Reads once more what has changed since it was read.
+fn show_anew(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) {
+    if let Err(error) = take_in(platform, pool, containers) {
+        log::warn!("pool {}: what its headers say is not shown: {}", pool.name(), error.sentence());
+    }
 }
 
 /// Takes note of what the headers of a pool say now.
@@ -387,16 +403,21 @@ fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
 // ---- volume keys ----
 
 /// Looks for the volume key of a pool that has been adopted, so that the pool can grow.
-pub fn load_volume_key(uuid: PoolUuid) -> Next<()> {
-    load(uuid, None)
+pub(super) fn load_volume_key(uuid: PoolUuid) -> Next<()> {
+    load(uuid, |bindings| bindings)
+}
+
+/// As [`load_volume_key`], without asking servers.
+pub(super) fn load_by_keyring(uuid: PoolUuid) -> Next<()> {
+    load(uuid, |bindings| bindings.of_kind(Kind::Keyring))
 }
 
 /// As [`load_volume_key`], by bindings to this key only, if there are any.
 pub(super) fn load_by_key(uuid: PoolUuid, description: super::KeyDescription) -> Next<()> {
-    load(uuid, Some(description))
+    load(uuid, move |bindings| bindings.of_mechanism(&Mechanism::Keyring(description)))
 }
 
-fn load(uuid: PoolUuid, by: Option<super::KeyDescription>) -> Next<()> {
+fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'static) -> Next<()> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(()) };
         let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else {
@@ -405,10 +426,7 @@ fn load(uuid: PoolUuid, by: Option<super::KeyDescription>) -> Next<()> {
         if !pool.lacks_volume_key() {
             return Next::Done(());
         }
-        let bindings = match by {
-            Some(description) => bindings.of_mechanism(&Mechanism::Keyring(description)),
-            None => bindings,
-        };
+        let bindings = choose(bindings);
         let Some(container) = containers_of(engine.platform(), pool).into_iter().next() else { return Next::Done(()) };
         if bindings.count() == 0 {
             return Next::Done(());

@@ -417,7 +417,7 @@ pub(super) fn bring_up(
                     return not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name)));
                 }
                 let platform = engine.platform();
-                match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, &unlock, opened) {
+                match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, Some(&unlock), opened) {
                     Ok(foundation) => foundation.build().then(move |built| {
                         Next::act(move |engine| match built {
                             Ok(pool) => show(engine, pool, claim, name_claim),
@@ -489,12 +489,17 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<(
 }
 
 fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
+    // Where the record is ahead of the opened container its volume key is needed, and while the pool is held none is derived.
+    super::encryption::load_by_keyring(uuid).then(move |()| refresh_undisturbed(uuid))
+}
+
+fn refresh_undisturbed(uuid: PoolUuid) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
             let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
             checked.map(|()| refreshed)
         }),
-        None => Next::Parked(Box::new(refresh_pool(uuid))),
+        None => Next::Parked(Box::new(refresh_undisturbed(uuid))),
     })
 }
 
@@ -507,6 +512,9 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
             return Next::Parked(Box::new(refresh_drained(uuid, drain)));
         }
         let refreshed = adopt(engine, pool);
+        if pool.lacks_volume_key() {
+            engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
+        }
         drop(drain);
         match refreshed {
             Ok(links) => super::when_linked(links, Ok(())),
@@ -523,8 +531,8 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     let adopted = renew(engine, &mut set)
         .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
         .and_then(|metadata| {
-            let (unlock, opened) = (Unlock::default(), Rollback::new());
-            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, &unlock, opened)
+            let opened = Rollback::new();
+            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, None, opened)
         })
         .and_then(|foundation| foundation.build_now(platform));
     match adopted {

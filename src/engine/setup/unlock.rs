@@ -118,7 +118,7 @@ fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Co
 pub(super) fn open_container(
     platform: &dyn Platform,
     pool: &mut Pool,
-    unlock: &Unlock,
+    unlock: Option<&Unlock>,
     undo: &mut Rollback,
 ) -> Result<()> {
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
@@ -138,7 +138,7 @@ pub(super) fn open_container(
         Containment::Open(header) => {
             pool.note_header(&header)?;
             match found {
-                Some(_) => adopt_container(platform, pool, &device),
+                Some(_) => adopt_container(platform, pool, &device, unlock.is_some()),
                 None => open_closed(platform, pool, unlock, &device, undo)?,
             }
             let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
@@ -155,16 +155,18 @@ pub(super) fn open_container(
 fn open_closed(
     platform: &dyn Platform,
     pool: &mut Pool,
-    unlock: &Unlock,
+    unlock: Option<&Unlock>,
     device: &Path,
     undo: &mut Rollback,
 ) -> Result<()> {
-    let method = unlock.method.ok_or_else(|| Error::NoUnlockMethod { pool: pool.name().clone() })?;
+    let locked = || Error::NoUnlockMethod { pool: pool.name().clone() };
+    let Unlock { method, passphrase } = unlock.ok_or_else(locked)?;
+    let method = method.ok_or_else(locked)?;
     let name = pool.stack.name(Role::Crypt);
     let opened = name.clone();
     undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
-    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, unlock.passphrase.as_ref())?;
+    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
     let key_name = containers::volume_key_name(pool.uuid());
     let unset = key_name.clone();
     undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
@@ -177,16 +179,17 @@ fn open_closed(
 }
 
 /// Takes over what a daemon that ran before has opened. Its volume key went with it; where the record is ahead of the opened
-/// device the key is needed at once, and otherwise it is looked for later.
-fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path) {
+/// device the key is needed at once, and otherwise, or where there is no time to derive one, it is looked for later.
+fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_time: bool) {
     let key_name = containers::volume_key_name(pool.uuid());
     let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
-    let found = known || {
+    let find = || {
         let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
         let keys = bindings.of_kind(Kind::Keyring);
         let opened = containers::open(platform, device, None, &keys, UnlockMethod::Any, None);
         opened.is_ok_and(|key| platform.volume_key_set(&key_name, &key).is_ok())
     };
+    let found = known || has_time && find();
     pool.note_volume_key(found);
 }
 
