@@ -99,6 +99,9 @@ fn work(work: &Work) -> Value {
             report[name] = value.into();
         }
     }
+    if let Some(why) = &work.halted {
+        report["halted"] = (**why).into();
+    }
     report
 }
 

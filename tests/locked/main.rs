@@ -14,3 +14,4 @@ mod disks;
 mod keys;
 mod online;
 mod start;
+mod under_way;

@@ -289,8 +289,11 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 /// Lets a pool use what one of its data devices has grown by. `false`: it has not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
     let chain = Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        let container = super::readable(granted, uuid)
-            .map(|pool| pool.members.get(&device).and_then(|member| member.container.clone()));
+        let container = super::readable(granted, uuid).and_then(|pool| {
+            pool.check_requests()?;
+            pool.check_no_work()?;
+            Ok(pool.members.get(&device).and_then(|member| member.container.clone()))
+        });
         match container {
             Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
             Ok(Some(encased)) => grow_encased(uuid, encased),

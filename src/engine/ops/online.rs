@@ -30,12 +30,13 @@ use crate::{
         ids::PoolUuid,
         metadata::MetadataVersion,
         ops::{
+            KeyDescription,
             check::{and_use, follow},
             encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
-        undo::Rollback,
+        undo::{Rollback, mended},
         units::{Bytes, Sectors},
     },
     platform::{
@@ -66,6 +67,17 @@ pub(super) fn resume(uuid: PoolUuid) -> Next<()> {
     go_on(uuid).map(move |result| {
         if let Err(error) = result {
             log::error!("the work on the data of pool {uuid} stays unfinished for now: {}", error.sentence());
+        }
+    })
+}
+
+/// Goes on with a work that may have had to wait for this key.
+pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Next<()> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        match super::readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
+            // Somebody who is at it may have looked for the key just before; when he has given up it is tried again.
+            true => resume(uuid),
+            false => Next::Done(()),
         }
     })
 }
@@ -133,11 +145,11 @@ fn begin(
     })
 }
 
-/// Nothing else may happen to the containers of the pool, or to what they lie on.
+/// Nothing else may happen to the containers of the pool, or to what they lie on: who adds devices claims this, too.
 fn claim(engine: &Engine, uuid: PoolUuid) -> Option<Claim> {
     match engine.claims().is_claimed(&Key::Drain(uuid)) {
         true => None,
-        false => engine.claims().claim([Key::Encryption(uuid), Key::Growth(uuid)]),
+        false => engine.claims().claim([Key::Encryption(uuid)]),
     }
 }
 
@@ -407,14 +419,20 @@ struct Site {
 }
 
 fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        let site = super::readable(granted, uuid).map(|pool| {
+    Next::write(uuid, move |engine, granted| {
+        let site = super::writable(granted, uuid).map(|pool| {
             let containers = containers_of(engine.platform(), pool);
-            pool.work.clone().map(|work| Site { version: pool.version(), containers, name: pool.name().clone(), work })
+            let mut work = pool.work.clone()?;
+            if work.halted.is_some() {
+                work = Arc::new(view::Work::new(work.kind, work.since));
+                pool.note_work(Some(Arc::clone(&work)));
+            }
+            Some(Site { version: pool.version(), containers, name: pool.name().clone(), work })
         });
         match site {
             Ok(Some(site)) => Next::long(move |engine| {
-                let worked = work(engine, uuid, &site, plan);
+                let given_up = || engine.begin(format!("work on the data of pool {uuid}"), give_up(uuid));
+                let worked = mended(|| work(engine, uuid, &site, plan), given_up);
                 let interrupted = matches!(worked, Ok(Ended::Interrupted));
                 if interrupted && !is_begun(engine.platform(), &site) {
                     // Nothing says any more what was to be done.
@@ -433,6 +451,16 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
             Ok(None) => Next::Done(Ok(())),
             Err(error) => Next::Done(Err(error)),
         }
+    })
+}
+
+/// Lets a pool tell that the work on its data has panicked.
+fn give_up(uuid: PoolUuid) -> Next<()> {
+    Next::write(uuid, move |_, granted| {
+        if let Ok(pool) = super::writable(granted, uuid) {
+            pool.note_halted(&Error::Panicked.sentence());
+        }
+        Next::Done(())
     })
 }
 
@@ -529,10 +557,15 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
     }
 }
 
-/// Whether some header says that the work has been begun and is not completed. What cannot be read counts as begun.
+/// Whether some header says that the work has been begun, or even completed. What cannot be read counts as begun.
 fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
-    let state = |container: &Container| read(platform, &container.device).map(|header| header.state);
-    site.containers.iter().any(|container| !matches!(state(container), Ok(State::Encrypted | State::Clear)))
+    let is_untouched = |header: Header| match (site.work.kind, header.state) {
+        // The new volume key is still to be used.
+        (Work::Reencrypt, State::Encrypted) => !header.unused.is_empty(),
+        (Work::Decrypt, state) => state == State::Encrypted,
+        _ => false,
+    };
+    site.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
 }
 
 /// The new volume key in the header of a container that had not been begun with when the work was cut short in another.
@@ -577,6 +610,7 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
             }
         };
         if let Err(error) = &finished {
+            pool.note_halted(&error.sentence());
             pool.note_failure(error);
         }
         if pool.lacks_volume_key() {
