@@ -13,5 +13,8 @@ mod destroy;
 mod disks;
 mod keys;
 mod online;
+#[path = "../engine/scheduler.rs"]
+mod scheduler;
 mod start;
+mod together;
 mod under_way;

@@ -117,11 +117,12 @@ fn begin(
     start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
 ) -> Next<Result<bool>> {
     Next::act(move |engine| {
+        let seen = engine.claims_given_back();
         if engine.claims().is_claimed(&Key::Drain(uuid)) {
             return Next::Parked(Box::new(begin(uuid, work, start)));
         }
         let Some(claim) = claim(engine, uuid) else {
-            return super::unless_at_work(uuid, begin(uuid, work, start));
+            return super::unless_at_work(uuid, seen, begin(uuid, work, start));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {

@@ -212,3 +212,50 @@ pub(in crate::engine) fn drop_container(platform: &dyn Platform, pool: &mut Pool
     pool.stack.remove(platform, Role::Crypt)?;
     containers::wipe(platform, &device, Sectors::ZERO, pool.meta.crypt_reserved())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(recorded: bool, state: Option<State>, expected: fn(&Result<Containment>) -> bool) {
+        let header = state.map(|state| Header {
+            uuid: String::new(),
+            data_offset: Sectors(34_816),
+            sector_size: 512,
+            state,
+            keyslots: [0].into(),
+            unused: [].into(),
+            tokens: [].into(),
+        });
+        let found = containment(&Name::new("p").unwrap(), recorded, header);
+        assert!(expected(&found), "recorded: {recorded}, {state:?}: {found:?}");
+    }
+
+    /// A header that does not count may be wiped only while nothing of the data behind it has been touched.
+    #[test]
+    fn the_record_decides_and_nothing_that_may_be_encrypted_is_given_up() {
+        let unfinished = |work, done| Some(State::Unfinished { work, done: Bytes(done) });
+        let is_refused = |found: &Result<Containment>| matches!(found, Err(Error::UnrecordedHeader { .. }));
+        let is_opened = |found: &Result<Containment>| matches!(found, Ok(Containment::Open(_)));
+        let is_stale = |found: &Result<Containment>| matches!(found, Ok(Containment::Stale));
+        check(false, None, |found| matches!(found, Ok(Containment::None)));
+        check(true, None, |found| matches!(found, Err(Error::NoHeader { .. })));
+        check(true, Some(State::Encrypted), is_opened);
+        check(false, Some(State::Encrypted), is_refused);
+        check(true, Some(State::Clear), |found| matches!(found, Ok(Containment::Decrypted)));
+        check(false, Some(State::Clear), is_stale);
+        check(false, unfinished(Work::Encrypt, 0), is_stale);
+        // Its first part was being worked on.
+        check(false, unfinished(Work::Encrypt, 1), is_refused);
+        for work in [Work::Reencrypt, Work::Decrypt] {
+            for done in [0, 1, 4096] {
+                check(false, unfinished(work, done), is_refused);
+            }
+        }
+        for work in [Work::Encrypt, Work::Reencrypt, Work::Decrypt] {
+            for done in [0, 1, 4096] {
+                check(true, unfinished(work, done), is_opened);
+            }
+        }
+    }
+}
