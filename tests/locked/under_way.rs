@@ -179,7 +179,7 @@ fn a_pool_with_a_new_volume_key_gets_devices_and_grows() {
         bench.run(ops::check_now(pool)).unwrap();
         let grown = bench.pool("p").unwrap();
         assert_eq!(grown.total.0, added.total.0 + 8 * GIB.0, "{version:?}");
-        assert_eq!(bench.run(ops::reencrypt_pool(pool)).unwrap(), true, "{version:?}: once more, with the new device");
+        assert!(bench.run(ops::reencrypt_pool(pool)).unwrap(), "{version:?}: once more, with the new device");
         for method in [UnlockMethod::Token(1), UnlockMethod::Token(2)] {
             bench.stop_pool("p").unwrap();
             assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{version:?} {method:?}");
