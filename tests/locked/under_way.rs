@@ -276,36 +276,54 @@ fn a_work_can_be_interrupted_before_it_begins() {
     }
 }
 
-/// Found in review: it was said that nothing had changed, when one of two devices had its new volume key already.
-#[test]
-fn a_work_that_is_interrupted_between_two_devices_has_begun() {
-    let mut bench = pool(Sim::builder().build(), Work::Reencrypt, V1);
+/// A work up to the moment between two devices, where another request wants the pool to itself. Gives what is left of both.
+fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Next<T>) -> (Next<T>, Next<Result<bool>>) {
     let devices: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
-    let rest = begun(&mut bench, Work::Reencrypt);
+    let rest = begun(bench, Work::Reencrypt);
     let gate = bench.sim.delay(Call::Luks(LuksCall::Reencrypt), &devices[1].to_string_lossy());
-    let (stop, rest) = std::thread::scope(|scope| {
-        let Bench { engine, pools, .. } = &mut bench;
+    std::thread::scope(|scope| {
+        let Bench { engine, pools, .. } = bench;
         let engine = &*engine;
         let worker = scope.spawn(move || long(engine, rest));
         assert!(gate.wait_for(1, LIMIT), "the second device is not come to");
-        let stop = ops::stop_pool(PoolRef::Name(name("p")));
-        let stop = pools.run(engine, until(stop, |next| matches!(next, Next::Parked(_))));
+        let other = pools.run(engine, until(other, |next| matches!(next, Next::Parked(_))));
+        let Next::Parked(other) = other else { panic!("the other does not wait") };
         gate.open();
-        (stop, worker.join().unwrap())
-    });
-    let Next::Parked(stop) = stop else { panic!("the stop does not wait") };
-    bench.run(*stop).unwrap();
-    let error = bench.run(rest).unwrap_err();
-    assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
-    for method in [UnlockMethod::Token(1), UnlockMethod::Token(2)] {
-        assert!(start(&mut bench, "p", Some(method), None).unwrap());
-        assert_eq!(mark(&bench), 7);
-        bench.stop_pool("p").unwrap();
+        (*other, worker.join().unwrap())
+    })
+}
+
+/// Found in review: it was said that nothing had changed, when one of two devices had its new volume key already.
+#[test]
+fn a_work_that_is_interrupted_between_two_devices_has_begun() {
+    for by in ["a stop", "a new look"] {
+        let mut bench = pool(Sim::builder().build(), Work::Reencrypt, V1);
+        let rest = match by {
+            "a stop" => {
+                let stop = ops::stop_pool(PoolRef::Name(name("p")));
+                let (stop, rest) = interrupted_between(&mut bench, stop);
+                bench.run(stop).unwrap();
+                rest
+            }
+            _ => {
+                let (refresh, rest) = interrupted_between(&mut bench, ops::refresh());
+                bench.run(refresh).unwrap();
+                rest
+            }
+        };
+        let error = bench.run(rest).unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{by}: {error:?}");
+        for method in [UnlockMethod::Token(1), UnlockMethod::Token(2)] {
+            if bench.pool("p").is_some() {
+                bench.stop_pool("p").unwrap();
+            }
+            assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{by}");
+            assert_eq!(mark(&bench), 7, "{by}");
+        }
+        assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap(), "{by}: whoever asks again gets new keys");
+        assert!(is_done(&bench, Work::Reencrypt) && mark(&bench) == 7, "{by}");
+        bench.check_nothing_left(by);
     }
-    start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap();
-    assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap(), "whoever asks again gets new keys");
-    assert!(is_done(&bench, Work::Reencrypt) && mark(&bench) == 7);
-    bench.check_nothing_left("at the end");
 }
 
 /// What the containers of the pool lie on.
@@ -385,6 +403,21 @@ fn a_work_that_lacks_its_key_says_so_and_goes_on_as_soon_as_the_key_is_set() {
         assert!(pool.work.is_none(), "{at}: {:?}", pool.work);
         assert_eq!(pool.volume_key_loaded, version == V2 && work != Work::Decrypt, "{at}");
         assert_eq!(mark(&bench), 7, "{at}");
+        bench.check_nothing_left(&at);
+    }
+}
+
+/// A look at everything anew is one at who is at what, too.
+#[test]
+fn a_work_that_was_given_up_is_tried_again_when_all_is_looked_at_anew() {
+    for (work, version) in WORKS {
+        let at = format!("{work:?} {version:?}");
+        let mut bench = halted(work, version);
+        bench.run(ops::refresh()).unwrap();
+        assert!(bench.pool("p").unwrap().work.as_ref().is_some_and(|work| work.halted.is_some()), "{at}: no key");
+        bench.sim.set_tang(URL, None);
+        bench.run(ops::refresh()).unwrap();
+        assert!(is_done(&bench, work) && mark(&bench) == 7, "{at}");
         bench.check_nothing_left(&at);
     }
 }

@@ -5,7 +5,8 @@
 //! recognized at the next set-up ([`containers::mends`]): a keyslot is made before its token, a token that changes its
 //! keyslot names both until the old one is gone, and a keyslot is destroyed before its token is removed.
 //!
-//! Keys are derived and servers asked without a lock, also to take something back. The claim [`Key::Encryption`] keeps two such requests of a pool apart.
+//! Keys are derived and servers asked without a lock, also to take something back. The claim [`Key::Encryption`] keeps two such
+//! requests of a pool apart.
 
 use std::path::{Path, PathBuf};
 

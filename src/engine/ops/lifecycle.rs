@@ -515,6 +515,10 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
         if pool.lacks_volume_key() {
             engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
         }
+        if pool.work.is_some() {
+            // Whoever was at it goes on by himself, but it may have been halted.
+            engine.begin(format!("work on the data of pool {uuid}"), super::online::resume(uuid));
+        }
         drop(drain);
         match refreshed {
             Ok(links) => super::when_linked(links, Ok(())),

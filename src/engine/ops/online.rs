@@ -419,6 +419,21 @@ struct Site {
     work: Arc<view::Work>,
 }
 
+impl Site {
+    fn interrupted(&self, by: &'static str) -> Error {
+        Error::Interrupted { pool: self.name.clone(), by }
+    }
+
+    /// Whether the work has been done to its end.
+    fn is_recorded(&self, pool: &Pool) -> bool {
+        match self.work.kind {
+            Work::Encrypt => pool.is_encrypted(),
+            Work::Reencrypt => pool.meta.last_reencrypt.is_some_and(|done| done >= self.work.since.seconds),
+            Work::Decrypt => !pool.is_encrypted(),
+        }
+    }
+}
+
 fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
     Next::write(uuid, move |engine, granted| {
         let site = super::writable(granted, uuid).map(|pool| {
@@ -441,11 +456,11 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
                     return finish(uuid, site, Err(error), claim);
                 }
                 if interrupted && engine.is_ending() {
-                    return Next::Done(Err(Error::Interrupted { pool: site.name, by: "daemon ends" }));
+                    return Next::Done(Err(site.interrupted("daemon ends")));
                 }
                 if interrupted {
                     drop(claim);
-                    return wait_and_go_on(uuid, site.name);
+                    return wait_and_go_on(uuid, site);
                 }
                 finish(uuid, site, worked.map(drop), claim)
             }),
@@ -466,12 +481,19 @@ fn give_up(uuid: PoolUuid) -> Next<()> {
 }
 
 /// Somebody wants the pool to himself. When he has done with it, the work goes on, unless the pool is gone.
-fn wait_and_go_on(uuid: PoolUuid, name: crate::engine::name::Name) -> Next<Result<()>> {
+fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
-        true => Next::Parked(Box::new(wait_and_go_on(uuid, name))),
-        false => go_on(uuid).map(move |done| match done {
-            Err(Error::NoPool(_)) => Err(Error::Interrupted { pool: name, by: "pool has been stopped" }),
-            done => done,
+        true => Next::Parked(Box::new(wait_and_go_on(uuid, site))),
+        false => go_on(uuid).then(move |done| match done {
+            Err(Error::NoPool(_)) => Next::Done(Err(site.interrupted("pool has been stopped"))),
+            Ok(()) => Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+                Next::Done(match super::readable(granted, uuid) {
+                    // Between two devices of version 1 only who was at it knows how it goes on, and a new look has taken that away.
+                    Ok(pool) if !site.is_recorded(pool) => Err(site.interrupted("pool has been looked at anew")),
+                    _ => Ok(()),
+                })
+            }),
+            done => Next::Done(done),
         }),
     })
 }
