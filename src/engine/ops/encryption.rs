@@ -133,13 +133,27 @@ fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send 
                     .map(|change| (change, pool.version(), containers_of(engine.platform(), pool))))
             });
             match planned {
-                Ok(Some((change, version, containers))) => {
-                    Next::act(move |engine| carry_out(engine, uuid, &change, version, &containers, claim))
-                }
+                Ok(Some((change, version, containers))) => record_ahead(uuid, &change).then(move |recorded| {
+                    Next::act(move |engine| match recorded {
+                        Ok(()) => carry_out(engine, uuid, &change, version, &containers, claim),
+                        Err(error) => Next::Done(Err(error)),
+                    })
+                }),
                 Ok(None) => Next::Done(Ok(false)),
                 Err(error) => Next::Done(Err(error)),
             }
         })
+    })
+}
+
+/// Records which kinds of bindings there are before one is removed: afterwards there would be a way back only for somebody who
+/// has its key.
+fn record_ahead(uuid: PoolUuid, change: &Change) -> Next<Result<()>> {
+    let Change::Remove(token) = *change else { return Next::Done(Ok(())) };
+    super::change(uuid, move |engine, pool| {
+        let left: Vec<Kind> =
+            pool.encryption()?.agreed()?.iter().filter(|b| b.token != token).map(Binding::kind).collect();
+        record_kinds(engine.platform(), pool, |kind| left.contains(&kind))
     })
 }
 
@@ -165,7 +179,10 @@ fn carry_out(
             Ok(true)
         }
         Change::Remove(token) => {
-            containers.iter().try_for_each(|container| remove(platform, version, &container.device, *token, undo))?;
+            // All are looked at before the first is changed.
+            let doomed = containers.iter().map(|container| Doomed::find(platform, version, &container.device, *token));
+            let doomed = doomed.collect::<Result<Vec<_>>>()?;
+            doomed.into_iter().flatten().try_for_each(|doomed| doomed.remove(platform, version, undo))?;
             Ok(true)
         }
         Change::Replace(assigned) => {
@@ -179,6 +196,16 @@ fn carry_out(
         Ok((false, undo)) => {
             undo.forget();
             Next::Done(Ok(false))
+        }
+        Ok((true, undo)) if matches!(change, Change::Remove(_)) => {
+            undo.forget();
+            take_note(uuid, containers.to_vec(), None, claim).map(|noted| match noted {
+                Err(error) => {
+                    log::error!("the way to unlock is gone, but may be shown still: {}", error.sentence());
+                    Ok(true)
+                }
+                noted => noted,
+            })
         }
         Ok((true, undo)) => take_note(uuid, containers.to_vec(), Some(undo), claim),
         // What failed may have left something behind that could not be taken back.
@@ -273,11 +300,14 @@ pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Co
 
 /// Records which kinds of bindings a pool of version 2 has, if that is not on record.
 pub(in crate::engine) fn record(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?)) else { return Ok(()) };
+    let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else { return Ok(()) };
+    record_kinds(platform, pool, |kind| bindings.lowest(kind).is_some())
+}
+
+fn record_kinds(platform: &dyn Platform, pool: &mut Pool, has: impl Fn(Kind) -> bool) -> Result<()> {
     if pool.version() == MetadataVersion::V1 {
         return Ok(());
     }
-    let has = |kind| bindings.lowest(kind).is_some();
     let mut wanted = pool.meta.clone();
     wanted.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
     if wanted.features == pool.meta.features {
@@ -321,42 +351,47 @@ fn add(
     with_key(platform, device, &bindings_of(version, &header)?, &changes)
 }
 
-fn remove(
-    platform: &dyn Platform,
-    version: MetadataVersion,
-    device: &Path,
-    token: u32,
-    undo: &mut Rollback,
-) -> Result<()> {
-    let header = read(platform, device)?;
-    let Some(binding) = bindings_of(version, &header)?.get(token).cloned() else { return Ok(()) };
-    let again = (device.to_owned(), header.tokens.get(&token).cloned(), binding.clone());
-    undo.push(format!("make the binding on {} again", device.display()), move |platform| {
-        let (device, value, binding) = again;
-        restore(platform, version, &device, value, &binding)
-    });
-    let changes = [HeaderChange::DestroyKeyslot(binding.keyslot), HeaderChange::RemoveToken(token)];
-    Ok(platform.luks_change(device, None, &changes).map(drop)?)
+/// A binding that is to be removed from a header.
+struct Doomed {
+    device: PathBuf,
+    token: serde_json::Value,
+    binding: Binding,
 }
 
-/// Makes a binding again that has been removed, or half removed.
-fn restore(
-    platform: &dyn Platform,
-    version: MetadataVersion,
-    device: &Path,
-    token: Option<serde_json::Value>,
-    binding: &Binding,
-) -> Result<()> {
-    let header = read(platform, device)?;
-    let Some(token) = token else { return Ok(()) };
-    let passphrase: Secret;
-    let mut changes = Vec::new();
-    if !header.keyslots.contains(&binding.keyslot) {
-        passphrase = encryption::passphrase(platform, &binding.mechanism)?;
-        changes.push(HeaderChange::AddKeyslot(containers::keyslot(binding.kind(), binding.keyslot, &passphrase)));
+impl Doomed {
+    /// The one with this token; `None`: the header has none.
+    fn find(platform: &dyn Platform, version: MetadataVersion, device: &Path, token: u32) -> Result<Option<Doomed>> {
+        let header = read(platform, device)?;
+        let binding = bindings_of(version, &header)?.get(token).cloned();
+        let value = header.tokens.get(&token).cloned();
+        Ok(binding.zip(value).map(|(binding, token)| Doomed { device: device.to_owned(), token, binding }))
     }
-    changes.push(HeaderChange::PutToken(binding.token, token));
-    with_key(platform, device, &bindings_of(version, &header)?, &changes)
+
+    fn remove(self, platform: &dyn Platform, version: MetadataVersion, undo: &mut Rollback) -> Result<()> {
+        let device = self.device.clone();
+        let changes =
+            [HeaderChange::DestroyKeyslot(self.binding.keyslot), HeaderChange::RemoveToken(self.binding.token)];
+        undo.push(format!("make the binding on {} again", device.display()), move |platform| {
+            self.restore(platform, version)
+        });
+        let change = || platform.luks_change(&device, None, &changes).map(drop);
+        // Once more after an error: the way back needs the binding's passphrase, which may not be had any more.
+        Ok(change().or_else(|_| change())?)
+    }
+
+    /// Makes it again when it has been removed, or half removed.
+    fn restore(self, platform: &dyn Platform, version: MetadataVersion) -> Result<()> {
+        let Doomed { device, token, binding } = self;
+        let header = read(platform, &device)?;
+        let passphrase: Secret;
+        let mut changes = Vec::new();
+        if !header.keyslots.contains(&binding.keyslot) {
+            passphrase = encryption::passphrase(platform, &binding.mechanism)?;
+            changes.push(HeaderChange::AddKeyslot(containers::keyslot(binding.kind(), binding.keyslot, &passphrase)));
+        }
+        changes.push(HeaderChange::PutToken(binding.token, token));
+        with_key(platform, &device, &bindings_of(version, &header)?, &changes)
+    }
 }
 
 fn replace(

@@ -45,6 +45,7 @@ pub use crate::platform::keyring::{KeyChange, Secret};
 pub(super) use cache::clear_unrecorded as clear_unrecorded_cache;
 pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
+pub(super) use encryption::record as record_bindings;
 pub(super) use lifecycle::forget_volume_key;
 pub(super) use snapshot::give_identity;
 
