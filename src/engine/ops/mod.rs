@@ -45,6 +45,7 @@ pub use crate::platform::keyring::{KeyChange, Secret};
 pub(super) use cache::clear_unrecorded as clear_unrecorded_cache;
 pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
+pub(super) use encryption::record as record_bindings;
 pub(super) use lifecycle::forget_volume_key;
 pub(super) use snapshot::give_identity;
 
@@ -88,10 +89,12 @@ fn change<T: Send + 'static>(
 }
 
 /// Waits for a claim to be given back, and then goes on with `again`; but not for hours, while all data of the pool is being
-/// worked on.
-fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, again: Next<Result<T>>) -> Next<Result<T>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+/// worked on. `seen` is how many claims had been given back before the one that is waited for was asked for: the look at the pool
+/// is a step of its own, and it may have been given back since.
+fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, seen: u64, again: Next<Result<T>>) -> Next<Result<T>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         match readable(granted, uuid).and_then(|pool| pool.check_no_work()) {
+            Ok(()) if engine.claims_given_back() != seen => again,
             Ok(()) => Next::Parked(Box::new(again)),
             Err(error) => Next::Done(Err(error)),
         }
