@@ -225,8 +225,10 @@ impl Foundation {
         pool.confirm_members(platform);
         pool.refresh(platform, status);
         // It may have been a change of them that was cut short.
-        if let Err(error) = pool.check_changes().and_then(|()| super::ops::record_bindings(platform, &mut pool)) {
-            log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
+        if pool.check_changes().is_ok() {
+            if let Err(error) = super::ops::record_bindings(platform, &mut pool) {
+                log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
+            }
         }
         for (found, container) in &former {
             let path = &found.device.path;

@@ -83,7 +83,7 @@ impl Sim {
     /// How often so far a key was derived, a program run, a server or the TPM asked: what takes long on any machine and must
     /// not be done under a lock.
     pub fn long_calls(&self) -> u64 {
-        self.0.patience.load(Ordering::Relaxed)
+        self.0.long_calls.load(Ordering::Relaxed)
     }
 
     /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.

@@ -95,7 +95,7 @@ struct Inner {
     /// How many pages a work on the data of a container takes at a time, if it was said.
     hot_zone: Option<u64>,
     /// Counts what takes long on any machine.
-    patience: AtomicU64,
+    long_calls: AtomicU64,
     random: Mutex<StdRng>,
 }
 
@@ -128,7 +128,7 @@ impl Sim {
 
     /// Takes note of a key derivation, a program, a question to a server.
     fn takes_long(&self) {
-        self.0.patience.fetch_add(1, Ordering::Relaxed);
+        self.0.long_calls.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tries until nothing holds the I/O back.
