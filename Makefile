@@ -26,7 +26,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        loom-full shuttle-long history-long bench power-cuts crash-states build-for-machine \
+        loom-full shuttle-long history-long bench power-cuts crash-states crash-points build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
 
