@@ -7,6 +7,7 @@ import pathlib
 import select
 import signal
 import subprocess
+import threading
 
 DISKS = os.environ["MACHINE_DISKS"].split()
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -90,6 +91,35 @@ def unmount_all(below="/mnt"):
         run("umount", place)
 
 
+class Writer:
+    """Writes files, one after the other and over each other, until it is told to end."""
+
+    FILES = 8
+
+    def __init__(self, place):
+        self.place, self.written, self.rounds = place, {}, 0
+        self._end, self._failure = threading.Event(), None
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def _write(self):
+        try:
+            while not self._end.is_set():
+                name = f"written{self.rounds % self.FILES}"
+                self.written[name] = put(self.place, name, 1 << 20)
+                self.rounds += 1
+        except OSError as failure:
+            self._failure = failure
+
+    def end(self):
+        """Name → digest of what it has written, on stable storage all of it."""
+        self._end.set()
+        self._thread.join()
+        assert self._failure is None, self._failure
+        assert self.rounds > 0
+        return self.written
+
+
 def put(place, name, size_bytes=1 << 20):
     """Writes a file of random bytes, on stable storage when done; gives its digest."""
     data = os.urandom(size_bytes)
@@ -151,3 +181,30 @@ def kill_daemon():
 
 def daemon_log(lines=60):
     return run("journalctl", "--no-pager", "-o", "cat", "-n", lines, "-u", UNIT, check=False)
+
+
+class Log:
+    """The daemon's log from now on, to wait for what it says."""
+
+    def __init__(self):
+        run("journalctl", "--sync")
+        cursor = run("journalctl", "-n1", "-o", "cat", "--show-cursor").rsplit("-- cursor: ", 1)[1].strip()
+        self._reader = subprocess.Popen(["journalctl", "-f", "-o", "cat", f"--after-cursor={cursor}", "-u", UNIT],
+                                        stdout=subprocess.PIPE)  # fmt: skip
+
+    def wait_for(self, *words, limit=300):
+        """The next line with all these words."""
+        rest, lines = b"", []
+        pipe = self._reader.stdout.fileno()
+        while select.select([pipe], [], [], limit)[0]:
+            rest += os.read(pipe, 1)
+            if rest.endswith(b"\n"):
+                line, rest = rest.decode().strip(), b""
+                lines.append(line)
+                if all(word in line for word in words):
+                    return line
+        raise AssertionError(f"the daemon does not say {words}, but {lines}")
+
+    def close(self):
+        self._reader.kill()
+        self._reader.wait()
