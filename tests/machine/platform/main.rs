@@ -8,6 +8,8 @@
 // This is a test; `allow-unwrap-in-tests` does not see it.
 #![allow(clippy::unwrap_used)]
 
+mod clevis;
+mod containers;
 mod devices;
 mod filesystems;
 mod mapper;
@@ -49,7 +51,8 @@ struct Machine {
 
 type Check = (&'static str, fn(&Machine));
 
-const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
+const CHECKS: &[&[Check]] =
+    &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS, containers::CHECKS, clevis::CHECKS];
 
 fn main() -> ExitCode {
     if let Some(status) = stratisd::platform::linux::luks::child::run_if_asked() {
@@ -64,6 +67,12 @@ fn main() -> ExitCode {
     let disks: Vec<PathBuf> =
         env::var("MACHINE_DISKS").unwrap_or_default().split_whitespace().map(PathBuf::from).collect();
     assert!(disks.len() >= 3, "three disks are needed, MACHINE_DISKS names {disks:?}");
+    if let [order, arguments @ ..] = &env::args().skip(1).collect::<Vec<_>>()[..] {
+        if order == "luks-work" {
+            containers::work_as_daemon(arguments);
+            return ExitCode::SUCCESS;
+        }
+    }
     let linux = Linux::start().expect("a machine with all that is needed");
     if let [order, name, words @ ..] = &env::args().skip(1).collect::<Vec<_>>()[..] {
         if order == "old-pool" {
@@ -104,6 +113,7 @@ impl Machine {
 
     /// Removes what a failed check has left, so that those after it have a chance.
     fn clear(&self) {
+        let _ = self.linux.unmount("files");
         let left = || -> Vec<String> {
             let listed = self.linux.dm_list().unwrap().into_iter();
             listed.map(|listed| listed.name).filter(|name| name.contains(POOL)).collect()

@@ -13,7 +13,7 @@
 //! | `work` | child | the calls of libcryptsetup, but for the long ones |
 //! | `staged` | child | a header for data that is in the clear and in use |
 //! | `reencrypt`, `repair` | child | works on the data of a device in use |
-//! | `header` | child | what a header's JSON says |
+//! | `header`, `table` | child | what a header's JSON says, and the table that follows from it |
 //! | `orphans` | both | children that outlive their daemon |
 //!
 //! When the daemon stops in order, the engine has told works on data to stop, and waits for it. When it dies, its end of
@@ -27,6 +27,7 @@ pub(super) mod orphans;
 mod reencrypt;
 mod repair;
 mod staged;
+mod table;
 mod wire;
 mod work;
 

@@ -90,7 +90,9 @@ pub(super) fn run(
         luks2: Some(luks2_parameters(sector_size)),
         flags,
     };
-    let cipher = cipher.as_deref().and_then(|cipher| cipher.split_once('-'));
+    // For the new data; the library wants none where there is none, or where it has been said before.
+    let cipher = cipher.as_deref().filter(|_| matches!(begin, Begin::Reencrypt { .. }));
+    let cipher = cipher.and_then(|cipher| cipher.split_once('-'));
     container
         .library
         .reencrypt_handle()

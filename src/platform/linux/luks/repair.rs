@@ -9,11 +9,7 @@
 //!
 //! Knows device-mapper tables and headers; nothing of who uses the data.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use libcryptsetup_rs::{
     CryptParamsReencrypt,
@@ -22,23 +18,19 @@ use libcryptsetup_rs::{
         vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
     },
 };
-use nix::libc;
 
 use super::{
-    super::{
-        dm::{self, Mapper},
-        keyring,
-    },
+    super::dm::{self, Mapper},
     header::Segment,
     reencrypt::{RESILIENCE, steps},
+    table::{foreign, number, table},
     work::{Container, Fault, Result, luks2_parameters, with_key},
 };
 use crate::{
-    engine::units::{SECTOR, Sectors},
+    engine::units::Sectors,
     platform::{
-        DeviceNumber, Error,
+        Error,
         dm::{Device, Line, Target, Visibility},
-        luks::VOLUME_KEY_BYTES,
     },
 };
 
@@ -151,7 +143,7 @@ fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], wa
 
 fn complete_on(other: &PathBuf, passphrase: &[u8], waiting: Waiting) -> Result<()> {
     let mut container = Container::load(other)?;
-    let is_hot = segments(&mut container)?.iter().any(|segment| segment.hot);
+    let is_hot = container.segments()?.iter().any(|segment| segment.hot);
     if is_hot {
         // It was being written: the library finds out block by block what has been.
         begin(&mut container, passphrase, CryptReencrypt::RECOVERY, Sectors::ZERO)?;
@@ -167,7 +159,7 @@ fn complete_on(other: &PathBuf, passphrase: &[u8], waiting: Waiting) -> Result<(
     }
     drop(container);
     let mut container = Container::load(other)?;
-    if segments(&mut container)?.iter().any(|segment| segment.hot) || !is_done(&mut container, waiting)? {
+    if container.segments()?.iter().any(|segment| segment.hot) || !is_done(&mut container, waiting)? {
         return Err(Fault::Other("the step that was cut short could not be completed".to_owned()));
     }
     Ok(())
@@ -193,11 +185,6 @@ fn begin(container: &mut Container, passphrase: &[u8], flags: CryptReencrypt, st
     Ok(())
 }
 
-fn segments(container: &mut Container) -> Result<Vec<Segment>> {
-    let json = container.json()?;
-    Ok(container.metadata(&json).segments()?)
-}
-
 /// Whether a stretch is as it is to be in the end.
 fn is_done(container: &mut Container, waiting: Waiting) -> Result<bool> {
     let json = container.json()?;
@@ -214,54 +201,10 @@ fn is_done(container: &mut Container, waiting: Waiting) -> Result<bool> {
     Ok(segments.iter().any(covers))
 }
 
-/// The table of the opened device by its header, with the keys where the kernel finds them.
-fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
-    let mut container = Container::load(device)?;
-    let uuid = container.library.status_handle().get_uuid()?.to_string();
-    let number = number(device)?;
-    let mut lines = Vec::new();
-    let mut start = Sectors(0);
-    let mut loaded = Vec::new();
-    for segment in segments(&mut container)? {
-        if segment.hot {
-            return Err(Fault::Other("a step that was cut short is not completed".to_owned()));
-        }
-        let (length, offset) = (segment.length, segment.offset);
-        match &segment.crypt {
-            None => lines.push(Line::linear(start, length, number, offset)),
-            Some(crypt) => {
-                let key = format!("cryptsetup:{uuid}-d{}", crypt.digest);
-                if !loaded.contains(&crypt.digest) {
-                    keyring::lend_to_kernel(&key, &container.key_with(crypt.digest, passphrase)?)?;
-                    loaded.push(crypt.digest);
-                }
-                let sectors = match u64::from(crypt.sector_size) {
-                    SECTOR => String::new(),
-                    size => format!(" 1 sector_size:{size}"),
-                };
-                let (cipher, iv_offset) = (&crypt.cipher, crypt.iv_offset);
-                let parameters =
-                    format!("{cipher} :{VOLUME_KEY_BYTES}:logon:{key} {iv_offset} {number} {}{sectors}", offset.0);
-                lines.push(foreign(start, length, "crypt", parameters));
-            }
-        }
-        start = Sectors(start.0 + length.0);
-    }
-    Ok(lines)
-}
-
-fn foreign(start: Sectors, length: Sectors, kind: &str, parameters: String) -> Line {
-    Line { start, length, target: Target::Foreign { kind: kind.to_owned(), parameters } }
-}
-
-fn number(device: &Path) -> Result<DeviceNumber> {
-    let number = fs::metadata(device)?.rdev();
-    Ok(DeviceNumber { major: libc::major(number), minor: libc::minor(number) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::platform::DeviceNumber;
 
     const HOTZONE: DeviceNumber = DeviceNumber { major: 253, minor: 7 };
     const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 0 };

@@ -25,8 +25,8 @@ use zeroize::Zeroizing;
 
 use super::{
     child::Talk,
-    header::Metadata,
-    reencrypt, repair, staged,
+    header::{Metadata, Segment},
+    reencrypt, repair, staged, table,
     wire::{Answer, Change, NewKeyslot, Nth, Request, Unlock},
 };
 use crate::{
@@ -255,6 +255,12 @@ impl Container {
         Metadata::new(json, self.size)
     }
 
+    /// The stretches of the device.
+    pub(super) fn segments(&mut self) -> Result<Vec<Segment>> {
+        let json = self.json()?;
+        Ok(self.metadata(&json).segments()?)
+    }
+
     /// How large the device is.
     pub(super) fn size(&self) -> Sectors {
         self.size
@@ -315,6 +321,20 @@ impl Container {
             return Err(Fault::Other(format!("its volume key has {length} bytes; {VOLUME_KEY_BYTES} are needed")));
         }
         Ok(key)
+    }
+
+    /// The volume key of all data; a keyslot for the next one does not tell it. The header says which it is: to compare
+    /// the key with its digest takes the library a quarter of a second.
+    fn key_in_use(&mut self, keyslot: Option<u32>, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
+        if let Some(number) = keyslot {
+            let json = self.json()?;
+            let metadata = self.metadata(&json);
+            let in_use = metadata.segments()?.first().and_then(|segment| Some(segment.crypt.as_ref()?.digest));
+            if metadata.digest_of_keyslot(number)? != in_use {
+                return Err(Fault::WrongKey);
+            }
+        }
+        self.key(keyslot, passphrase)
     }
 
     /// The volume key with this digest.
@@ -419,7 +439,7 @@ fn change(
     }
     may_use(talk, memory)?;
     let present = match unlock {
-        Some(unlock) => Some(container.key(unlock.keyslot, secrets.get(unlock.passphrase)?)?),
+        Some(unlock) => Some(container.key_in_use(unlock.keyslot, secrets.get(unlock.passphrase)?)?),
         None => None,
     };
     let mut next = None;
@@ -440,8 +460,6 @@ fn make(
     match change {
         Change::AddKeyslot(keyslot) => {
             let key = present.ok_or_else(|| Fault::Other("it takes a passphrase to add one".to_owned()))?;
-            // That of a keyslot for the next key is not the one in use.
-            container.library.volume_key_handle().verify(key).map_err(with_key)?;
             container.add(keyslot, Some(key), CryptVolumeKey::empty(), secrets)
         }
         Change::AddNextKeyslot(keyslot) => match next {
@@ -482,11 +500,11 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
     let key = match state {
         State::Clear => return Err(Fault::Other("it has been decrypted".to_owned())),
         State::Encrypted => {
-            let key = container.key(unlock.keyslot, passphrase)?;
-            container.library.volume_key_handle().verify(&key).map_err(with_key)?;
+            let key = container.key_in_use(unlock.keyslot, passphrase)?;
             if let Some(name) = name {
                 let flags = CryptActivate::empty();
-                container.library.activate_handle().activate_by_volume_key(Some(name), Some(&key), flags)?;
+                let mut activate = container.library.activate_handle();
+                activate.activate_by_volume_key(Some(name), Some(&key), flags).map_err(with_key)?;
             }
             key
         }
@@ -499,11 +517,14 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
             }
             let key = container.key_with(digest, passphrase)?;
             if let Some(name) = name {
-                // What is in the clear yet is in use through the device itself.
-                let shared = work == Work::Encrypt && done == Bytes(0);
-                let flags = if shared { CryptActivate::SHARED } else { CryptActivate::empty() };
-                let mut activate = container.library.activate_handle();
-                activate.activate_by_passphrase(Some(name), None, passphrase, flags).map_err(with_key)?;
+                if work == Work::Encrypt && done == Bytes(0) {
+                    // What is in the clear yet is in use through the device itself.
+                    table::bring_up(device, name, passphrase)?;
+                } else {
+                    let mut activate = container.library.activate_handle();
+                    let flags = CryptActivate::empty();
+                    activate.activate_by_passphrase(Some(name), None, passphrase, flags).map_err(with_key)?;
+                }
             }
             key
         }

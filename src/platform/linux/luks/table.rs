@@ -1,0 +1,77 @@
+//! The device-mapper table of an opened device, by what its header says: for the cases in which libcryptsetup does not
+//! make it.
+//!
+//! Knows headers and tables; nothing of why one is needed.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
+
+use nix::libc;
+
+use super::{
+    super::{dm::Mapper, keyring},
+    work::{Container, Fault, Result},
+};
+use crate::{
+    engine::units::{SECTOR, Sectors},
+    platform::{
+        DeviceNumber,
+        dm::{Line, Target, Visibility},
+        luks::VOLUME_KEY_BYTES,
+    },
+};
+
+/// Brings the opened device up as the library would, but while others use what it lies on, which up to libcryptsetup 2.6 it
+/// refuses where a work is unfinished.
+pub(super) fn bring_up(device: &Path, name: &str, passphrase: &[u8]) -> Result<()> {
+    let uuid = Container::load(device)?.library.status_handle().get_uuid()?.simple().to_string();
+    let table = table(device, passphrase)?;
+    Mapper::open()?.create(name, &format!("CRYPT-LUKS2-{uuid}-{name}"), &table, Visibility::Public)?;
+    Ok(())
+}
+
+/// The table of the opened device by its header, with the keys where the kernel finds them.
+pub(super) fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
+    let mut container = Container::load(device)?;
+    let uuid = container.library.status_handle().get_uuid()?.to_string();
+    let number = number(device)?;
+    let mut lines = Vec::new();
+    let mut start = Sectors(0);
+    let mut loaded = Vec::new();
+    for segment in container.segments()? {
+        if segment.hot {
+            return Err(Fault::Other("a step that was cut short is not completed".to_owned()));
+        }
+        let (length, offset) = (segment.length, segment.offset);
+        match &segment.crypt {
+            None => lines.push(Line::linear(start, length, number, offset)),
+            Some(crypt) => {
+                let key = format!("cryptsetup:{uuid}-d{}", crypt.digest);
+                if !loaded.contains(&crypt.digest) {
+                    keyring::lend_to_kernel(&key, &container.key_with(crypt.digest, passphrase)?)?;
+                    loaded.push(crypt.digest);
+                }
+                let sectors = match u64::from(crypt.sector_size) {
+                    SECTOR => String::new(),
+                    size => format!(" 1 sector_size:{size}"),
+                };
+                let (cipher, iv_offset) = (&crypt.cipher, crypt.iv_offset);
+                let parameters =
+                    format!("{cipher} :{VOLUME_KEY_BYTES}:logon:{key} {iv_offset} {number} {}{sectors}", offset.0);
+                lines.push(foreign(start, length, "crypt", parameters));
+            }
+        }
+        start = Sectors(start.0 + length.0);
+    }
+    Ok(lines)
+}
+
+/// A line of a target that only the kernel needs to understand.
+pub(super) fn foreign(start: Sectors, length: Sectors, kind: &str, parameters: String) -> Line {
+    Line { start, length, target: Target::Foreign { kind: kind.to_owned(), parameters } }
+}
+
+/// The number of a device.
+pub(super) fn number(device: &Path) -> Result<DeviceNumber> {
+    let number = fs::metadata(device)?.rdev();
+    Ok(DeviceNumber { major: libc::major(number), minor: libc::minor(number) })
+}

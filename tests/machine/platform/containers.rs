@@ -1,0 +1,737 @@
+//! LUKS2 containers on a real kernel: opened, resized, encrypted, reencrypted and decrypted under a mounted file system,
+//! and killed in the midst of it.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rustix::event::{Timespec, poll};
+use stratisd::{
+    engine::units::{Bytes, Sectors},
+    platform::{
+        Error, Platform, Program, WriteStep,
+        dm::{Line, Target, Visibility},
+        keyring::Secret,
+        linux::luks::Luks,
+        luks::{Begin, Cost, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, State, Unlock, Work},
+    },
+};
+use zeroize::Zeroizing;
+
+use crate::{Check, LIMIT, Machine, POOL, command};
+
+pub(crate) const CHECKS: &[Check] = &[
+    ("luks: a container is opened, resized and closed", life),
+    ("luks: what cannot be opened leaves nothing", refusals),
+    ("luks: volume keys are kept in the process keyring", volume_keys),
+    ("luks: eight are opened side by side", side_by_side),
+    ("luks: data in use is encrypted, reencrypted and decrypted", works),
+    ("luks: a work is interrupted and gone on with", interrupted),
+    ("luks: a work that is killed is put right", killed),
+    ("luks: a work ends with its daemon", daemon_killed),
+    ("luks: a work and its daemon are killed", both_killed),
+];
+
+/// A file system of XFS has at least 300 MiB.
+const SIZE: u64 = 440 << 11;
+const DATA: u64 = 34816;
+const LAYOUT: Layout = Layout {
+    metadata: Bytes(64 << 10),
+    keyslots: Bytes(16352 << 10),
+    data_offset: Sectors(DATA),
+    sector_size: Some(4096),
+};
+/// Where this process sees what the platform mounts.
+const PLACE: &str = "/run/stratisd/ns_mounts";
+const PASSPHRASES: [&str; 2] = ["hunter2", "correct horse"];
+/// How often a work is killed; more by KILLS=number.
+const KILLS: u32 = 12;
+
+fn secret(text: &str) -> Secret {
+    Secret::new(Zeroizing::new(text.as_bytes().to_vec()))
+}
+
+fn unlock(passphrase: &Secret) -> Unlock<'_> {
+    Unlock { passphrase, keyslot: None }
+}
+
+fn keyslot(number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
+    NewKeyslot { number, passphrase, cost: Cost::Random }
+}
+
+/// A container on a stretch of a disk, and its opened device.
+struct Container<'a> {
+    machine: &'a Machine,
+    base: String,
+    device: PathBuf,
+    name: String,
+    passphrase: Secret,
+    other: Secret,
+}
+
+impl<'a> Container<'a> {
+    /// The stretch, with nothing on it.
+    fn new(machine: &'a Machine, role: &str, disk: usize, start: u64, length: u64) -> Container<'a> {
+        let (base, _) = machine.linear(role, disk, start, length);
+        let device = machine.linux.dm_node(&base);
+        let name = machine.private(&format!("{role}-crypt"));
+        let [passphrase, other] = PASSPHRASES.map(secret);
+        // What an earlier check left must not be taken for a header.
+        let zeros = vec![0; 1 << 20];
+        let steps: Vec<_> = (0..17).map(|mib| WriteStep::At(mib << 20, &zeros)).collect();
+        machine.linux.write(&device, &steps).unwrap();
+        Container { machine, base, device, name, passphrase, other }
+    }
+
+    fn format(&self, purpose: Purpose) -> Header {
+        let keyslots = [keyslot(0, &self.passphrase), keyslot(1, &self.other)];
+        // Larger sectors than those of what is on it would not serve.
+        let sector_size = if purpose == Purpose::Encrypt { Some(512) } else { LAYOUT.sector_size };
+        let layout = Layout { sector_size, ..LAYOUT };
+        self.machine.linux.luks_format(&self.device, &layout, purpose, &keyslots, &BTreeMap::new()).unwrap()
+    }
+
+    fn open(&self) -> Secret {
+        self.machine.linux.luks_open(&self.device, Some(&self.name), unlock(&self.passphrase)).unwrap()
+    }
+
+    fn header(&self) -> Header {
+        self.machine.linux.luks_read(&self.device).unwrap().unwrap()
+    }
+
+    fn key(&self) -> Secret {
+        self.machine.linux.luks_open(&self.device, None, unlock(&self.other)).unwrap()
+    }
+
+    fn node(&self) -> PathBuf {
+        self.machine.linux.dm_node(&self.name)
+    }
+
+    fn work(&self, begin: Begin, watch: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Ended, Error> {
+        self.machine.linux.luks_reencrypt(&self.device, &self.name, unlock(&self.passphrase), begin, watch)
+    }
+
+    /// Makes the keyslots for a new volume key.
+    fn prepare(&self) -> Begin {
+        let keyslots = self.header().keyslots;
+        let from = *keyslots.first().unwrap();
+        let free: Vec<u32> = (0..32).filter(|number| !keyslots.contains(number)).take(2).collect();
+        // Each passphrase has one of the old ones; which is found out by opening.
+        let opens = |slot: u32| {
+            let unlock = Unlock { passphrase: &self.passphrase, keyslot: Some(slot) };
+            self.machine.linux.luks_open(&self.device, None, unlock).is_ok()
+        };
+        let from = keyslots.iter().copied().find(|slot| opens(*slot)).unwrap_or(from);
+        let changes = [
+            HeaderChange::AddNextKeyslot(keyslot(free[0], &self.passphrase)),
+            HeaderChange::AddNextKeyslot(keyslot(free[1], &self.other)),
+        ];
+        self.machine.linux.luks_change(&self.device, Some(unlock(&self.passphrase)), &changes).unwrap();
+        Begin::Reencrypt { from, to: free[0] }
+    }
+
+    /// Devices of a work on it that are there.
+    fn left(&self) -> Vec<String> {
+        let listed = self.machine.linux.dm_list().unwrap().into_iter().map(|listed| listed.name);
+        listed.filter(|name| name.starts_with(&self.name) && *name != self.name).collect()
+    }
+
+    fn remove(self) {
+        let linux = &self.machine.linux;
+        if linux.dm_find(&self.name).unwrap().is_some() {
+            linux.dm_remove(&self.name).unwrap();
+        }
+        linux.dm_remove(&self.base).unwrap();
+    }
+}
+
+/// A file system with files whose contents are known, on a device that can be exchanged below it.
+struct Files<'a> {
+    machine: &'a Machine,
+    device: String,
+    at: &'static str,
+}
+
+const FILES: u64 = 10;
+const FILE_WORDS: u64 = 2 << 20;
+
+impl<'a> Files<'a> {
+    fn line(&self, below: &str, offset: u64) -> Line {
+        let number = self.machine.linux.dm_find(below).unwrap().unwrap().number;
+        Line::linear(Sectors(0), Sectors(SIZE - DATA), number, Sectors(offset))
+    }
+
+    fn new(machine: &'a Machine, below: &str, offset: u64) -> Files<'a> {
+        let files = Files { machine, device: machine.private("files"), at: "files" };
+        files.up(below, offset);
+        machine.linux.run(Program::MkfsXfs, &["-f", "-q", &files.node()]).unwrap();
+        files.mount();
+        for number in 0..FILES {
+            fs::write(files.path(&format!("file{number}")), content(number)).unwrap();
+        }
+        rustix::fs::sync();
+        files
+    }
+
+    fn up(&self, below: &str, offset: u64) {
+        let line = [self.line(below, offset)];
+        self.machine.linux.dm_create(&self.device, &self.device, &line, Visibility::Private).unwrap();
+    }
+
+    /// Exchanges the device below while the file system is in use.
+    fn move_to(&self, below: &str, offset: u64) {
+        let linux = &self.machine.linux;
+        linux.dm_suspend(&self.device, true).unwrap();
+        linux.dm_load(&self.device, &[self.line(below, offset)]).unwrap();
+        linux.dm_resume(&self.device, Visibility::Private).unwrap();
+    }
+
+    fn node(&self) -> String {
+        self.machine.linux.dm_node(&self.device).to_str().unwrap().to_owned()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        Path::new(PLACE).join(self.at).join(name)
+    }
+
+    fn mount(&self) {
+        self.machine.linux.mount(Path::new(&self.node()), self.at, "").unwrap();
+    }
+
+    /// Reads all from the disk.
+    fn check(&self) {
+        rustix::fs::sync();
+        fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        for number in 0..FILES {
+            assert!(fs::read(self.path(&format!("file{number}"))).unwrap() == content(number), "file{number}");
+        }
+    }
+
+    fn down(&self) {
+        self.machine.linux.unmount(self.at).unwrap();
+        self.machine.linux.dm_remove(&self.device).unwrap();
+    }
+}
+
+fn content(number: u64) -> Vec<u8> {
+    (0..FILE_WORDS).flat_map(|word| (word * FILES + number).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).collect()
+}
+
+/// Writes, makes durable and reads back while `work` is done; gives how often.
+fn writing<T>(files: &Files<'_>, work: impl FnOnce() -> T) -> (T, u32) {
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
+    let result = thread::scope(|scope| {
+        // Also when the work panics.
+        let _done = Done(&done);
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let round = count.fetch_add(1, Ordering::Relaxed);
+                let path = files.path(&format!("written{}", round % 50));
+                let bytes = round.to_le_bytes().repeat(50_000);
+                let mut file = fs::File::create(&path).unwrap();
+                file.write_all(&bytes).unwrap();
+                file.sync_all().unwrap();
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+                assert!(fs::read(&path).unwrap() == bytes, "round {round}");
+            }
+        });
+        work()
+    });
+    (result, count.into_inner())
+}
+
+fn life(machine: &Machine) {
+    let linux = &machine.linux;
+    let container = Container::new(machine, "base", 0, 2048, SIZE);
+    let header = container.format(Purpose::New);
+    assert_eq!(header.state, State::Encrypted);
+    let key = container.open();
+    let device = linux.dm_find(&container.name).unwrap().unwrap();
+    assert!(device.uuid.starts_with("CRYPT-LUKS2-") && device.uuid.ends_with(&container.name), "{}", device.uuid);
+    let below = linux.dm_find(&container.base).unwrap().unwrap().number;
+    let crypt = |length| Line {
+        start: Sectors(0),
+        length: Sectors(length),
+        target: Target::Crypt {
+            cipher: "aes-xts-plain64".to_owned(),
+            iv_offset: Sectors(0),
+            device: below,
+            offset: Sectors(DATA),
+        },
+    };
+    assert_eq!(device.table, [crypt(SIZE - DATA)]);
+    // The kernel tells where its key is from, and not the key.
+    let table = command("dmsetup", &["table", "--showkeys", &container.name]);
+    assert!(table.contains(":64:logon:cryptsetup:") && table.contains("sector_size:4096"), "{table}");
+    assert!(key.same(container.key().bytes()));
+
+    let node = container.node();
+    linux.write(&node, &[WriteStep::At(4096, b"in the clear"), WriteStep::Flush]).unwrap();
+    let raw = linux.read(&container.device, DATA * 512 + 4096, 4096).unwrap();
+    assert!(raw.windows(12).all(|window| window != b"in the clear"));
+
+    // A name that is taken is an error, and what bears it stays.
+    let again = linux.luks_open(&container.device, Some(&container.name), unlock(&container.passphrase)).unwrap_err();
+    println!("        ({again})");
+    assert_eq!(linux.dm_find(&container.name).unwrap().unwrap().table, [crypt(SIZE - DATA)]);
+
+    let resize = |size: Option<u64>| {
+        linux.luks_resize(&container.device, &container.name, &key, size.map(Sectors)).unwrap();
+        linux.geometry(&node).unwrap().size.0
+    };
+    assert_eq!(resize(Some(100 << 11)), 100 << 11);
+    assert_eq!(resize(None), SIZE - DATA);
+    let larger = [Line::linear(Sectors(0), Sectors(SIZE + 8192), machine.disk(0).number, Sectors(2048))];
+    linux.dm_load(&container.base, &larger).unwrap();
+    linux.dm_resume(&container.base, Visibility::Private).unwrap();
+    assert_eq!(resize(None), SIZE + 8192 - DATA);
+    let wrong = linux.luks_resize(&container.device, &container.name, &secret(&"x".repeat(64)), None).unwrap_err();
+    println!("        ({wrong})");
+    assert_eq!(linux.geometry(&node).unwrap().size.0, SIZE + 8192 - DATA);
+
+    linux.dm_remove(&container.name).unwrap();
+    assert!(!node.exists());
+    assert!(container.open().same(key.bytes()));
+    assert!(linux.read(&node, 4096, 512).unwrap().starts_with(b"in the clear"));
+    container.remove();
+}
+
+fn refusals(machine: &Machine) {
+    let linux = &machine.linux;
+    let container = Container::new(machine, "base", 0, 2048, SIZE);
+    container.format(Purpose::New);
+    let before = linux.dm_list().unwrap();
+    let wrong = secret("wrong");
+    let error = linux.luks_open(&container.device, Some(&container.name), unlock(&wrong)).unwrap_err();
+    assert!(matches!(error, Error::WrongKey { .. }), "{error}");
+    // In use by somebody else: a file system on the device itself would be damaged.
+    let number = linux.dm_find(&container.base).unwrap().unwrap().number;
+    let other = machine.private("other");
+    let line = [Line::linear(Sectors(0), Sectors(SIZE), number, Sectors(0))];
+    linux.dm_create(&other, &other, &line, Visibility::Private).unwrap();
+    let error = linux.luks_open(&container.device, Some(&container.name), unlock(&container.passphrase)).unwrap_err();
+    assert!(error.is_busy(), "{error:?}");
+    linux.dm_remove(&other).unwrap();
+    assert_eq!(linux.dm_list().unwrap(), before);
+    container.open();
+    container.remove();
+}
+
+fn volume_keys(machine: &Machine) {
+    let linux = &machine.linux;
+    let name = format!("stratis-1-vk-{POOL}");
+    assert!(linux.volume_key_read(&name).unwrap().is_none());
+    for text in ["first", "second, longer"] {
+        linux.volume_key_set(&name, &secret(text)).unwrap();
+        assert!(linux.volume_key_read(&name).unwrap().unwrap().same(text.as_bytes()));
+        // Threads started later see it as well; nobody else, and nobody by the persistent keyring.
+        thread::scope(|scope| {
+            scope.spawn(|| assert!(linux.volume_key_read(&name).unwrap().unwrap().same(text.as_bytes())));
+        });
+        assert!(!linux.key_list().unwrap().contains(&name));
+        let shown = fs::read_to_string("/proc/keys").unwrap();
+        let line = shown.lines().find(|line| line.contains(&name)).unwrap();
+        assert!(line.contains(" 003f0000 "), "{line}");
+    }
+    assert!(linux.volume_key_unset(&name).unwrap());
+    assert!(!linux.volume_key_unset(&name).unwrap());
+    assert!(linux.volume_key_read(&name).unwrap().is_none());
+}
+
+/// With the cost of passphrases that people remember.
+fn side_by_side(machine: &Machine) {
+    let linux = &machine.linux;
+    const COUNT: u64 = 8;
+    let length = 20 << 11;
+    let make = |index: u64| Container::new(machine, &format!("base{index}"), 0, 2048 + index * length, length);
+    let containers: Vec<Container<'_>> = (0..COUNT).map(make).collect();
+    let first = &containers[0];
+    let new = NewKeyslot { number: 0, passphrase: &first.passphrase, cost: Cost::Guessable };
+    linux.luks_format(&first.device, &LAYOUT, Purpose::New, &[new], &BTreeMap::new()).unwrap();
+    // To choose a cost takes the library long; the same header serves them all.
+    for start in (0..DATA * 512).step_by(1 << 20) {
+        let bytes = linux.read(&first.device, start, 1 << 20).unwrap();
+        for container in &containers[1..] {
+            linux.write(&container.device, &[WriteStep::At(start, &bytes)]).unwrap();
+        }
+    }
+    let begun = Instant::now();
+    containers[0].open();
+    let one = begun.elapsed();
+    linux.dm_remove(&containers[0].name).unwrap();
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for container in &containers {
+            scope.spawn(|| container.open());
+        }
+    });
+    println!("        (one: {} ms, {COUNT}: {} ms)", one.as_millis(), begun.elapsed().as_millis());
+    containers.into_iter().for_each(Container::remove);
+}
+
+fn works(machine: &Machine) {
+    let linux = &machine.linux;
+    let container = Container::new(machine, "base", 0, 2048, SIZE);
+    let files = Files::new(machine, &container.base, DATA);
+    let clear =
+        |container: &Container<'_>| linux.read(&container.device, DATA * 512, 512).unwrap().starts_with(b"XFSB");
+    assert!(clear(&container));
+
+    let header = container.format(Purpose::Encrypt);
+    assert_eq!(header.state, State::Unfinished { work: Work::Encrypt, done: Bytes(0) });
+    container.open();
+    files.move_to(&container.name, 0);
+    files.check();
+    let seen = Mutex::new(Vec::new());
+    let note = |progress: Progress| {
+        seen.lock().unwrap().push(progress);
+        true
+    };
+    let (ended, rounds) = writing(&files, || container.work(Begin::Resume, &note).unwrap());
+    let total = Sectors(SIZE - DATA).bytes();
+    let all = std::mem::take(&mut *seen.lock().unwrap());
+    println!("        (encrypted: {} steps told, {rounds} files written meanwhile)", all.len());
+    assert_eq!(ended, Ended::Finished);
+    assert!(all.windows(2).all(|pair| pair[0].done <= pair[1].done) && all.iter().all(|one| one.total == total));
+    assert_eq!((all[0].done, all[all.len() - 1].done), (Bytes(0), total));
+    assert_eq!(container.header().state, State::Encrypted);
+    assert!(container.left().is_empty() && !clear(&container));
+    files.check();
+    let key = container.key();
+
+    let begin = container.prepare();
+    let (ended, rounds) = writing(&files, || container.work(begin, &note).unwrap());
+    println!("        (reencrypted: {rounds} files written meanwhile)");
+    assert_eq!(ended, Ended::Finished);
+    let header = container.header();
+    assert_eq!((header.state, header.keyslots.len()), (State::Encrypted, 2));
+    assert!(!container.key().same(key.bytes()));
+    files.check();
+    // All of it is so, not only while it is open.
+    files.down();
+    linux.dm_remove(&container.name).unwrap();
+    container.open();
+    files.up(&container.name, 0);
+    files.mount();
+    files.check();
+
+    let (ended, rounds) = writing(&files, || container.work(Begin::Decrypt, &note).unwrap());
+    println!("        (decrypted: {rounds} files written meanwhile)");
+    assert_eq!(ended, Ended::Finished);
+    assert_eq!(container.header().state, State::Clear);
+    files.check();
+    assert!(clear(&container));
+    files.move_to(&container.base, DATA);
+    // The library has asked the kernel to remove the opened device as soon as nobody uses it.
+    assert_eq!(linux.dm_find(&container.name).unwrap(), None);
+    files.check();
+    files.down();
+    container.remove();
+}
+
+/// Stops when some of it is done.
+fn some(progress: Progress) -> bool {
+    progress.done == Bytes(0)
+}
+
+fn done(container: &Container<'_>, work: Work) -> u128 {
+    match container.header().state {
+        State::Unfinished { work: present, done } if present == work => done.0 >> 20,
+        state => panic!("{state:?}"),
+    }
+}
+
+fn interrupted(machine: &Machine) {
+    let linux = &machine.linux;
+    let container = Container::new(machine, "base", 0, 2048, SIZE);
+    let files = Files::new(machine, &container.base, DATA);
+    container.format(Purpose::Encrypt);
+    container.open();
+    files.move_to(&container.name, 0);
+    let reopen = || {
+        files.down();
+        linux.dm_remove(&container.name).unwrap();
+        container.open();
+        files.up(&container.name, 0);
+        files.mount();
+        files.check();
+    };
+    // Before anything was done.
+    assert_eq!(container.work(Begin::Resume, &|_| false).unwrap(), Ended::Interrupted);
+    assert_eq!(done(&container, Work::Encrypt), 0);
+    assert!(container.left().is_empty());
+    for (work, begin) in [(Work::Encrypt, None), (Work::Reencrypt, Some(())), (Work::Decrypt, Some(()))] {
+        let begin = match (work, begin) {
+            (Work::Reencrypt, _) => container.prepare(),
+            (Work::Decrypt, _) => Begin::Decrypt,
+            (Work::Encrypt, _) => Begin::Resume,
+        };
+        let (ended, _) = writing(&files, || container.work(begin, &some).unwrap());
+        assert_eq!(ended, Ended::Interrupted);
+        let before = done(&container, work);
+        println!("        ({work:?}: stopped at {before} MiB)");
+        assert!(before > 0 && container.left().is_empty());
+        files.check();
+        // Another work cannot be begun, nor the header changed; both parts are served, also when opened anew.
+        assert!(
+            container.work(if work == Work::Decrypt { container_begin() } else { Begin::Decrypt }, &|_| true).is_err()
+        );
+        reopen();
+        let key = container.key();
+        assert_eq!(key.bytes().len(), 64);
+        // A signal is a wish to stop, too.
+        let (ended, _) = writing(&files, || {
+            let told = Cell::new(false);
+            let told = Mutex::new(told);
+            container.work(Begin::Resume, &|progress| {
+                let told = told.lock().unwrap();
+                if progress.done.0 >> 20 > before && !told.replace(true) {
+                    kill(child().unwrap(), Signal::SIGTERM).unwrap();
+                }
+                true
+            })
+        });
+        assert_eq!(ended.unwrap(), Ended::Interrupted);
+        assert!(done(&container, work) > before && container.left().is_empty());
+        let (ended, _) = writing(&files, || container.work(Begin::Resume, &|_| true).unwrap());
+        assert_eq!(ended, Ended::Finished);
+        files.check();
+        if work == Work::Decrypt {
+            assert_eq!(container.header().state, State::Clear);
+        } else {
+            assert_eq!(container.header().state, State::Encrypted);
+            // In the midst, the key that is to be was given.
+            assert!(container.key().same(key.bytes()));
+            reopen();
+        }
+    }
+    files.down();
+    container.remove();
+}
+
+/// A work that cannot be begun while another is unfinished.
+fn container_begin() -> Begin {
+    Begin::Reencrypt { from: 0, to: 1 }
+}
+
+/// The process of a LUKS2 child.
+fn child() -> Option<Pid> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let is_child = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "stratisd-luks\n");
+    let found = processes.map(|entry| entry.path()).find(|path| is_child(path))?;
+    found.file_name()?.to_str()?.parse().ok().map(Pid::from_raw)
+}
+
+/// Lets so much time pass: the moment of a kill is drawn.
+fn pass(time: Duration) {
+    poll(&mut [], Some(&Timespec::try_from(time).unwrap())).unwrap();
+}
+
+/// Waits for something that must happen.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        pass(Duration::from_millis(1));
+    }
+}
+
+/// Where a work was when it was killed.
+#[derive(Debug, Default)]
+struct Moments {
+    /// I/O waits, and the header says that the step is being written.
+    writing: u32,
+    /// I/O waits, and the header does not say so: the step is being read, or has been completed.
+    reading: u32,
+    between: u32,
+}
+
+impl Moments {
+    fn note(&mut self, container: &Container<'_>) {
+        let suspended =
+            |name: &String| container.machine.linux.dm_find(name).unwrap().is_some_and(|found| found.suspended);
+        let waits = container.left().iter().any(|name| name.contains("hotzone") && suspended(name));
+        let dump = command("cryptsetup", &["luksDump", "--dump-json-metadata", container.device.to_str().unwrap()]);
+        match (waits, dump.contains("in-reencryption")) {
+            (true, true) => self.writing += 1,
+            (true, false) => self.reading += 1,
+            (false, _) => self.between += 1,
+        }
+    }
+}
+
+/// A container that is encrypted, with files on it.
+fn encrypted(machine: &Machine) -> (Container<'_>, Files<'_>) {
+    let container = Container::new(machine, "base", 0, 2048, SIZE);
+    container.format(Purpose::New);
+    container.open();
+    let files = Files::new(machine, &container.name, 0);
+    (container, files)
+}
+
+fn moments(seed: u32) -> impl Iterator<Item = Duration> {
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Duration::from_millis(u64::from(state >> 16) % 700)
+    })
+}
+
+fn kills() -> u32 {
+    std::env::var("KILLS").ok().and_then(|number| number.parse().ok()).unwrap_or(KILLS)
+}
+
+fn killed(machine: &Machine) {
+    let (container, files) = encrypted(machine);
+    let mut seen = Moments::default();
+    let mut begin = container.prepare();
+    for moment in moments(1).take(kills() as usize) {
+        let begun = AtomicBool::new(false);
+        let (result, _) = writing(&files, || {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    until("the work does not begin", || begun.load(Ordering::Relaxed));
+                    pass(moment);
+                    // Held, to see where it is; then killed.
+                    if let Some(child) = child() {
+                        let _ = kill(child, Signal::SIGSTOP);
+                        seen.note(&container);
+                        let _ = kill(child, Signal::SIGKILL);
+                    }
+                });
+                let result = container.work(begin, &|progress| {
+                    begun.store(progress.done > Bytes(0) || !container.left().is_empty(), Ordering::Relaxed);
+                    true
+                });
+                begun.store(true, Ordering::Relaxed);
+                result
+            })
+        });
+        assert!(container.left().is_empty(), "{:?}", container.left());
+        files.check();
+        match (result, container.header().state) {
+            (Ok(Ended::Finished), State::Encrypted) => begin = container.prepare(),
+            (Err(error), State::Unfinished { work: Work::Reencrypt, .. }) => {
+                assert!(error.to_string().contains("killed by signal 9"), "{error}");
+                begin = Begin::Resume;
+            }
+            // Killed before the header said that it has begun.
+            (Err(_), State::Encrypted) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("        (killed while {seen:?})");
+    if container.header().state != State::Encrypted {
+        assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), Ended::Finished);
+    }
+    files.check();
+    files.down();
+    container.remove();
+}
+
+/// The order of the command line that works on a container as a daemon does: `luks-work DEVICE NAME FROM TO`.
+pub(crate) fn work_as_daemon(arguments: &[String]) {
+    let [device, name, from, to] = arguments else { panic!("{arguments:?}") };
+    let begin = match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) => Begin::Reencrypt { from, to },
+        _ => Begin::Resume,
+    };
+    let passphrase = secret(PASSPHRASES[0]);
+    let tell = |progress: Progress| {
+        println!("{}", progress.done.0);
+        true
+    };
+    println!("{:?}", Luks::default().reencrypt(Path::new(device), name, unlock(&passphrase), begin, &tell));
+}
+
+/// Has another process work on a container, and kills it at a drawn moment; `with_child`: and the child with it.
+fn work_and_kill(container: &Container<'_>, begin: Begin, moment: Duration, with_child: bool, seen: &mut Moments) {
+    let (from, to) = match begin {
+        Begin::Reencrypt { from, to } => (from.to_string(), to.to_string()),
+        _ => ("-".to_owned(), "-".to_owned()),
+    };
+    #[allow(clippy::disallowed_methods)]
+    let mut daemon = Command::new("/proc/self/exe")
+        .args(["luks-work", container.device.to_str().unwrap(), &container.name, &from, &to])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the work does not begin", || !container.left().is_empty() || daemon.try_wait().unwrap().is_some());
+    pass(moment);
+    let child = child();
+    if with_child {
+        if let Some(child) = child {
+            let _ = kill(child, Signal::SIGSTOP);
+            seen.note(container);
+        }
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    if let Some(child) = child.filter(|_| with_child) {
+        let _ = kill(child, Signal::SIGKILL);
+    }
+    until("the child does not end", || self::child().is_none());
+}
+
+fn daemon_killed(machine: &Machine) {
+    let (container, files) = encrypted(machine);
+    let mut begin = container.prepare();
+    for moment in moments(2).take(3) {
+        let (_, rounds) = writing(&files, || work_and_kill(&container, begin, moment, false, &mut Moments::default()));
+        // Nothing to be put right.
+        assert!(container.left().is_empty(), "{:?}", container.left());
+        files.check();
+        println!(
+            "        (killed after {} ms, {rounds} files written meanwhile: {:?})",
+            moment.as_millis(),
+            container.header().state
+        );
+        begin = if container.header().state == State::Encrypted { container.prepare() } else { Begin::Resume };
+    }
+    files.down();
+    container.remove();
+}
+
+fn both_killed(machine: &Machine) {
+    let (container, files) = encrypted(machine);
+    let mut seen = Moments::default();
+    let mut begin = container.prepare();
+    for moment in moments(3).take(kills() as usize / 2) {
+        let (ended, _) = writing(&files, || {
+            work_and_kill(&container, begin, moment, true, &mut seen);
+            // The next daemon goes on with it.
+            match container.header().state {
+                State::Encrypted => Ok(Ended::Finished),
+                _ => container.work(Begin::Resume, &some),
+            }
+        });
+        ended.unwrap();
+        assert!(container.left().is_empty(), "{:?}", container.left());
+        files.check();
+        begin = if container.header().state == State::Encrypted { container.prepare() } else { Begin::Resume };
+    }
+    println!("        (killed while {seen:?})");
+    files.down();
+    container.remove();
+}
