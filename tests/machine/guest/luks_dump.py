@@ -67,6 +67,7 @@ def volume_key(node, passphrase):
 
 def is_left_on(disk):
     """Whether anything of a header is on a disk."""
+    system.run("blockdev", "--flushbufs", disk)
     with open(disk, "rb") as node:
         beginning = node.read(ROOM)
     return any(magic in beginning for magic in MAGIC)

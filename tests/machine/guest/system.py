@@ -70,6 +70,16 @@ def remove_mapped(prefix=""):
             run("dmsetup", "remove", "--retry", name)
 
 
+def cut(disk, count, size):
+    """`count` devices of `size` bytes from a disk, by device-mapper."""
+    names = [f"slice{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        sectors = size // 512
+        run("dmsetup", "create", name, "--table", f"0 {sectors} linear {disk} {number * sectors}")
+    settle()
+    return [f"/dev/mapper/{name}" for name in names]
+
+
 # ---- mounts and data ----
 
 

@@ -5,6 +5,7 @@ The tests themselves are in ../guest. Knows nothing of how a machine is run.
 
 import dataclasses
 import json
+import math
 import os
 
 import session
@@ -12,6 +13,10 @@ import session
 # Room for filesystems beside 0.6 GiB of a pool's own; sparse.
 DISKS = ("3G", "3G", "3G")
 LARGE_DISKS = ("100G", "20G", "20G")
+# All of it is encrypted several times.
+SMALL_DISKS = ("2G", "3G", "3G")
+# The last disk where the guest's notes.py is used.
+NOTES = "16M"
 JOURNAL_PREFIX = "JOURNAL "
 
 
@@ -72,6 +77,24 @@ def power_cuts(seeds):
     ]  # fmt: skip
 
 
+def encryption_cuts(seeds):
+    def life(test, seed, is_cut=True):
+        # The guest cuts the power itself, where the work has come to what it drew; the host's limit is never reached.
+        return Life(f"SEED={seed} {_pytest('-s', f'reboot_encrypted.py::{test}')}", math.inf if is_cut else None)
+
+    return [
+        Scenario(
+            f"cut-encryption-{seed}",
+            "the power is cut while all data is encrypted, given a new key, decrypted; each is finished afterwards",
+            [life("test_cut_encrypting", seed), life("test_cut_reencrypting", seed), life("test_cut_decrypting", seed),
+             life("test_after_all_cuts", seed, is_cut=False)],
+            seed,
+            disks=(*SMALL_DISKS, NOTES),
+        )
+        for seed in seeds
+    ]  # fmt: skip
+
+
 def crash_states(seeds):
     return [
         Scenario(
@@ -110,6 +133,18 @@ def all_scenarios(power_cut_seeds, seconds):
         Scenario("reboot", "an orderly reboot, and one more",
                  [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
                   Life(_pytest("reboot.py::test_after"))]),
+        Scenario("encryption", "encrypted pools: bound, unlocked by every means, nothing of a secret left behind",
+                 [Life(_pytest("test_encryption.py", "test_secrets.py"))]),
+        Scenario("old-encryption", "an encrypted pool of metadata version 1",
+                 [Life(_pytest("test_old_pool_encrypted.py"))]),
+        Scenario("online-encryption", "all data is encrypted, given a new key, decrypted, while in use; kills and stops",
+                 [Life(_pytest("test_online_encryption.py"))], disks=SMALL_DISKS),
+        Scenario("start-encryption", "eight encrypted pools start side by side",
+                 [Life(_pytest("-s", "test_start_encrypted.py"))], disks=LARGE_DISKS),
+        Scenario("reboot-encryption", "encrypted pools before and after a reboot",
+                 [Life(_pytest("reboot_encrypted.py::test_before_reboot")),
+                  Life(_pytest("reboot_encrypted.py::test_after_reboot"))], disks=(*DISKS, NOTES)),
+        *encryption_cuts(power_cut_seeds),
         *power_cuts(power_cut_seeds),
         *crash_states(list(power_cut_seeds)[:1]),
     ]  # fmt: skip
