@@ -151,6 +151,12 @@ impl<'a> Container<'a> {
         listed.filter(|name| name.starts_with(&self.name) && *name != self.name).collect()
     }
 
+    /// Whether I/O to a stretch of it waits for the end of a step.
+    fn is_held_back(&self) -> bool {
+        let name = format!("{}-hotzone-forward", self.name);
+        self.machine.linux.dm_find(&name).unwrap().is_some_and(|found| found.suspended)
+    }
+
     fn remove(self) {
         let linux = &self.machine.linux;
         if linux.dm_find(&self.name).unwrap().is_some() {
@@ -168,7 +174,7 @@ struct Files<'a> {
 }
 
 const FILES: u64 = 10;
-const FILE_WORDS: u64 = 2 << 20;
+const FILE_BYTES: usize = 16 << 20;
 
 impl<'a> Files<'a> {
     fn line(&self, below: &str, offset: u64) -> Line {
@@ -228,8 +234,16 @@ impl<'a> Files<'a> {
     }
 }
 
+/// No two blocks of it are the same, nor of another's.
 fn content(number: u64) -> Vec<u8> {
-    (0..FILE_WORDS).flat_map(|word| (word * FILES + number).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()).collect()
+    const BLOCK: usize = 4096;
+    let noise = |word: u64| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).to_le_bytes();
+    let block: Vec<u8> = (0..BLOCK as u64 / 8).flat_map(noise).collect();
+    let mut bytes = block.repeat(FILE_BYTES / BLOCK);
+    for (index, block) in bytes.chunks_exact_mut(BLOCK).enumerate() {
+        block[..8].copy_from_slice(&noise(number << 32 | index as u64));
+    }
+    bytes
 }
 
 /// Writes, makes durable and reads back while `work` is done; gives how often.
@@ -568,12 +582,17 @@ struct Moments {
 }
 
 impl Moments {
+    /// Waits for a drawn moment of a step.
+    fn wait(container: &Container<'_>, is_over: &dyn Fn() -> bool, moment: Duration) {
+        until("no step begins", || container.is_held_back() || is_over());
+        pass(moment);
+    }
+
     fn note(&mut self, container: &Container<'_>) {
-        let suspended =
-            |name: &String| container.machine.linux.dm_find(name).unwrap().is_some_and(|found| found.suspended);
-        let waits = container.left().iter().any(|name| name.contains("hotzone") && suspended(name));
-        let dump = command("cryptsetup", &["luksDump", "--dump-json-metadata", container.device.to_str().unwrap()]);
-        match (waits, dump.contains("in-reencryption")) {
+        let waits = container.is_held_back();
+        // Not through the library, whose lock it may hold.
+        let bytes = container.machine.linux.read(&container.device, 4096, 60 << 10).unwrap();
+        match (waits, String::from_utf8_lossy(&bytes).contains("in-reencryption")) {
             (true, true) => self.writing += 1,
             (true, false) => self.reading += 1,
             (false, _) => self.between += 1,
@@ -594,7 +613,7 @@ fn moments(seed: u32) -> impl Iterator<Item = Duration> {
     let mut state = seed;
     std::iter::repeat_with(move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        Duration::from_millis(u64::from(state >> 16) % 700)
+        Duration::from_millis(u64::from(state >> 16) % 300)
     })
 }
 
@@ -607,12 +626,11 @@ fn killed(machine: &Machine) {
     let mut seen = Moments::default();
     let mut begin = container.prepare();
     for moment in moments(1).take(kills() as usize) {
-        let begun = AtomicBool::new(false);
+        let over = AtomicBool::new(false);
         let (result, _) = writing(&files, || {
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    until("the work does not begin", || begun.load(Ordering::Relaxed));
-                    pass(moment);
+                    Moments::wait(&container, &|| over.load(Ordering::Relaxed), moment);
                     // Held, to see where it is; then killed.
                     if let Some(child) = child() {
                         let _ = kill(child, Signal::SIGSTOP);
@@ -620,15 +638,12 @@ fn killed(machine: &Machine) {
                         let _ = kill(child, Signal::SIGKILL);
                     }
                 });
-                let result = container.work(begin, &|progress| {
-                    begun.store(progress.done > Bytes(0) || !container.left().is_empty(), Ordering::Relaxed);
-                    true
-                });
-                begun.store(true, Ordering::Relaxed);
+                let result = container.work(begin, &|_| true);
+                over.store(true, Ordering::Relaxed);
                 result
             })
         });
-        assert!(container.left().is_empty(), "{:?}", container.left());
+        assert!(container.left().is_empty(), "{:?} after {result:?}", container.left());
         files.check();
         match (result, container.header().state) {
             (Ok(Ended::Finished), State::Encrypted) => begin = container.prepare(),
@@ -636,7 +651,8 @@ fn killed(machine: &Machine) {
                 assert!(error.to_string().contains("killed by signal 9"), "{error}");
                 begin = Begin::Resume;
             }
-            // Killed before the header said that it has begun.
+            // In the last step, which was then completed; or before the header said that it has begun.
+            (Err(_), State::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
             (Err(_), State::Encrypted) => {}
             other => panic!("{other:?}"),
         }
@@ -677,8 +693,8 @@ fn work_and_kill(container: &Container<'_>, begin: Begin, moment: Duration, with
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    until("the work does not begin", || !container.left().is_empty() || daemon.try_wait().unwrap().is_some());
-    pass(moment);
+    let number = Pid::from_raw(daemon.id().try_into().unwrap());
+    Moments::wait(container, &|| kill(number, None).is_err(), moment);
     let child = child();
     if with_child {
         if let Some(child) = child {

@@ -60,6 +60,9 @@ pub(super) fn run(
     if repair::is_needed(name)? {
         repair::repair(device, name, passphrase)?;
         container = Container::load(device)?;
+        if unfinished.is_some() && unfinished_work(&mut container)?.is_none() {
+            return Ok(Ended::Finished);
+        }
     }
     let json = container.json()?;
     let metadata = container.metadata(&json);
@@ -113,10 +116,17 @@ pub(super) fn run(
         return Err(fault.into());
     }
     sync(device)?;
-    let mut container = Container::load(device)?;
+    match unfinished_work(&mut Container::load(device)?)? {
+        Some(_) => Ok(Ended::Interrupted),
+        None => Ok(Ended::Finished),
+    }
+}
+
+/// The work that the header says is unfinished.
+fn unfinished_work(container: &mut Container) -> Result<Option<Work>> {
     match container.header()?.state {
-        State::Unfinished { .. } => Ok(Ended::Interrupted),
-        State::Encrypted | State::Clear => Ok(Ended::Finished),
+        State::Unfinished { work, .. } => Ok(Some(work)),
+        State::Encrypted | State::Clear => Ok(None),
     }
 }
 

@@ -31,6 +31,7 @@ use crate::{
     platform::{
         Error,
         dm::{Device, Line, Target, Visibility},
+        luks::State,
     },
 };
 
@@ -191,6 +192,10 @@ fn is_done(container: &mut Container, waiting: Waiting) -> Result<bool> {
     let metadata = container.metadata(&json);
     let last = metadata.final_digest()?;
     let segments = metadata.segments()?;
+    if !matches!(metadata.state(&segments)?, State::Unfinished { .. }) {
+        // It was the last.
+        return Ok(true);
+    }
     let Some(first) = segments.first().map(|segment| segment.offset) else { return Ok(false) };
     let end = waiting.start.0 + waiting.length.0;
     let covers = |segment: &Segment| {
