@@ -171,9 +171,14 @@ def send_daemon(signal_number):
     thread, and the second one means haste."""
     process = os.pidfd_open(int(unit("MainPID")))
     signal.pidfd_send_signal(process, signal_number)
-    ended, _, _ = select.select([process], [], [], 60)
+    wait_for_end(process)
     os.close(process)
-    assert ended, f"the daemon does not end on signal {signal_number}"
+
+
+def wait_for_end(process):
+    """Of a process that has been sent a signal."""
+    ended, _, _ = select.select([process], [], [], 60)
+    assert ended, "the process does not end"
 
 
 def kill_daemon():

@@ -12,6 +12,7 @@ import stratis_client as client
 import system
 from stratis_bus import ANY_SLOT, Stratis, done
 from tang import Tang
+from tpm import Tpm
 
 GIB = 1 << 30
 FIRST, SECOND, THIRD = "the first passphrase", "the second passphrase", "the third passphrase"
@@ -23,6 +24,13 @@ def tangs(tmp_path):
     yield servers
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def tpm(stratis, tmp_path):
+    made = Tpm(tmp_path / "tpm").on()
+    yield made
+    made.remove()
 
 
 @pytest.fixture
@@ -247,6 +255,27 @@ def test_nested_pins(stratis, disks, tangs):
         server.stop()
     said = start_refused("--unlock-method=any")
     assert first.url in said and second.url in said
+
+
+def test_tpm(stratis, disks, tangs, tpm):
+    client.ok("pool", "create", "p", *disks[:2], "--clevis=tpm2")
+    data = fill()
+    node = luks_dump.node_of(stratis.pool("p").uuid)
+    ((_, (pin, config)),) = stratis.get(stratis.pool("p").path, "pool", "ClevisInfos")
+    assert (pin, config) == ("tpm2", "{}")
+    client.ok("pool", "bind", "nbde", "p", tangs[0].url, "--trust-url")
+    client.ok("pool", "unbind", "clevis", "p", "--token-slot=0")
+    client.ok("pool", "bind", "tpm2", "p")
+    assert sorted(tokens(stratis)) == ["0", "1"]
+    client.ok("pool", "rebind", "clevis", "p", "--token-slot=0")
+    assert any(" tpm2 " in line for line in luks_dump.clevis_list(node))
+    client.ok("pool", "unbind", "clevis", "p", "--token-slot=1")
+    stop()
+    tpm.off()
+    assert "tpm2" in start_refused("--unlock-method=any")
+    tpm.on()
+    client.ok("pool", "start", "--name", "p", "--unlock-method=any")
+    check(data)
 
 
 def test_an_adopted_pool_gets_its_volume_key_again(stratis, disks, tangs, keys):

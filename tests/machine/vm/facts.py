@@ -16,6 +16,8 @@ GUEST_PACKAGES = [
     # what the daemon runs and links to
     "xfsprogs", "thin-provisioning-tools", "cryptsetup-bin", "dmsetup", "keyutils",
     "clevis", "clevis-luks", "clevis-tpm2", "tpm2-tools", "tang", "jose", "jq", "curl",
+    # a TPM as a program: User-mode Linux has none
+    "swtpm", "libtss2-tcti-swtpm0",
     # what `make run` on disks installs with
     "make",
     # what the stratis client and our tests need of Python
