@@ -14,7 +14,7 @@ import session
 DISKS = ("3G", "3G", "3G")
 LARGE_DISKS = ("100G", "20G", "20G")
 # All of it is encrypted several times.
-SMALL_DISKS = ("2G", "3G", "3G")
+SMALL_DISKS = ("1536M", "3G", "3G")
 # The last disk where the guest's notes.py is used.
 NOTES = "16M"
 JOURNAL_PREFIX = "JOURNAL "
