@@ -82,6 +82,9 @@ power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away 
 crash-states: build-for-machine ## five hundred states of lost, reordered and torn writes in the throw-away machine
 	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200
 
+crash-points: ## a thousand moments of a kill, a power cut and a fault of each work on all data of a pool, simulated (half an hour)
+	CRASH_POINTS=1000 $(CARGO) test --locked --release --test crash online -- --nocapture
+
 bench: ## what the bus side costs, against floors of the same run (three minutes; CALLS=1000000 for the longer proof of flat memory)
 	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS))
 

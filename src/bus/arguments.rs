@@ -9,7 +9,7 @@ use crate::{
         wire::{Descriptor, DescriptorArgument, PathArgument},
     },
     engine::{
-        encryption::{self, BindRequest, ClevisRequest, EncryptionError, NewBinding, SlotRequest, UnlockMethod},
+        encryption::{self, BindRequest, ClevisRequest, EncryptionError, Kind, NewBinding, SlotRequest, UnlockMethod},
         ids::{FsUuid, NotAUuid, PoolUuid},
         name::{self, Name, NameError, Subject},
         ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, NewFilesystem, TagSpec},
@@ -162,13 +162,14 @@ pub fn pool_id(id: &str, id_type: &str) -> Result<PoolRef> {
     }
 }
 
-/// The unlock method of r0 to r7: that of a token which version 1 always uses, or any. Some daemons know only the one
+/// The unlock method of r0 to r7: all bindings of a kind, or any. In version 2 they may have other tokens than clients of
+/// these revisions know of. Some daemons know only the one
 /// spelling, some only the other; what stands beside the flag "none" means nothing (`dbus-api.md` §12, row 1).
 pub fn legacy_unlock_method(method: Option<String>) -> Result<Option<UnlockMethod>> {
     match method.as_deref() {
         None => Ok(None),
-        Some("keyring" | "Keyring") => Ok(Some(UnlockMethod::Token(encryption::KEYRING_TOKEN))),
-        Some("clevis" | "Clevis") => Ok(Some(UnlockMethod::Token(encryption::CLEVIS_TOKEN))),
+        Some("keyring" | "Keyring") => Ok(Some(UnlockMethod::Kind(Kind::Keyring))),
+        Some("clevis" | "Clevis") => Ok(Some(UnlockMethod::Kind(Kind::Clevis))),
         Some("any" | "Any") => Ok(Some(UnlockMethod::Any)),
         Some(other) => Err(ArgumentError::UnlockMethod(other.to_owned())),
     }

@@ -181,12 +181,15 @@ pub fn plan(
 /// When one cannot be written. `undo` wipes those that were.
 pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rollback) -> Result<Vec<Initialized>> {
     let mut done = Vec::new();
-    for Planned { candidate, header } in planned {
+    for Planned { mut candidate, header } in planned {
         let path = candidate.device.path.clone();
         // Pushed before the write: one that fails half way may have left a signature.
         let wiped = path.clone();
         undo.push(format!("wipe {}", path.display()), move |platform| bda::wipe(platform, &wiped));
         let bda = Bda::initialize(platform, &path, header)?;
+        if let Some(encased) = &mut candidate.container {
+            encased.finish(platform, undo)?;
+        }
         done.push(Initialized { candidate, bda });
     }
     Ok(done)

@@ -3,15 +3,18 @@
 //!
 //! What is inside, from the Stratis header on, is the same as on any other device.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     engine::{
         containers::{self, LAYOUT_V1, Prepared, Unlock},
         dm_names,
         encryption::{
-            Assigned, Bindings, EncryptionError, Kind, Mechanism, STRATIS_TOKEN, StratisToken, keyring_token,
-            read_device_header,
+            Assigned, Bindings, EncryptionError, Kind, Mechanism, STRATIS_TOKEN, StratisToken, UNFINISHED_TOKEN,
+            keyring_token, read_device_header, unfinished_token,
         },
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
@@ -40,6 +43,8 @@ pub struct Encased {
     pub data_offset: Sectors,
     /// How far a work on its data has come.
     pub state: State,
+    /// It is being made or wiped: what is in it is of no value to anybody.
+    pub unfinished: bool,
 }
 
 impl Encased {
@@ -63,6 +68,7 @@ impl Encased {
             bindings: found.bindings,
             data_offset: header.data_offset,
             state: header.state,
+            unfinished: found.unfinished,
         }))
     }
 
@@ -110,13 +116,31 @@ impl Encased {
         remove_if_up(platform, &self.name())
     }
 
-    /// Closes it and overwrites what it consists of besides its data.
+    /// Closes it and overwrites what it consists of besides its data. If that is cut short, what is left can be told from a
+    /// device that nobody has opened yet.
     ///
     /// # Errors
     /// When it is in use, or cannot be written.
     pub fn wipe(&self, platform: &dyn Platform) -> Result<()> {
+        // Not in a header that is damaged, or gone after an earlier try.
+        if let Err(error) = mark_unfinished(platform, &self.device.path) {
+            log::debug!("{} is wiped without a mark: {}", self.device.path.display(), error.sentence());
+        }
         self.close(platform)?;
         containers::wipe(platform, &self.device.path, Sectors::ZERO, self.data_offset)
+    }
+
+    /// What is in it has been initialized: from now on it is a device of a pool. `undo` marks it again, before anything else of
+    /// its making is taken back.
+    ///
+    /// # Errors
+    /// When its header cannot be written.
+    pub fn finish(&mut self, platform: &dyn Platform, undo: &mut Rollback) -> Result<()> {
+        let path = self.device.path.clone();
+        undo.push(format!("mark {} again", path.display()), move |platform| mark_unfinished(platform, &path));
+        platform.luks_change(&self.device.path, None, &[HeaderChange::RemoveToken(UNFINISHED_TOKEN)])?;
+        self.unfinished = false;
+        Ok(())
     }
 
     /// Size that the opened device has when it is as large as it can be.
@@ -134,6 +158,12 @@ impl Encased {
         self.token = token;
         Ok(())
     }
+}
+
+/// Marks a container as one that is not to be taken for a device of a pool.
+fn mark_unfinished(platform: &dyn Platform, device: &Path) -> Result<()> {
+    let mark = HeaderChange::PutToken(UNFINISHED_TOKEN, unfinished_token());
+    Ok(platform.luks_change(device, None, &[mark]).map(drop)?)
 }
 
 /// What containers of one pool are made alike in.
@@ -168,6 +198,7 @@ impl Mould<'_> {
         });
         let mut tokens: BTreeMap<u32, serde_json::Value> = prepared.tokens(0..NUMBERS);
         tokens.insert(STRATIS_TOKEN, token.to_value());
+        tokens.insert(UNFINISHED_TOKEN, unfinished_token());
         let layout = Layout { sector_size: self.sector_size, ..LAYOUT_V1 };
         let keyslots = prepared.keyslots(0..NUMBERS);
         let header = platform.luks_format(&device.path, &layout, Purpose::New, &keyslots, &tokens)?;
@@ -178,6 +209,7 @@ impl Mould<'_> {
             bindings: read_device_header(&header)?.bindings,
             data_offset: header.data_offset,
             state: header.state,
+            unfinished: true,
         };
         let Some(first) = keyslots.first() else { return Err(EncryptionError::NoMechanism.into()) };
         let name = encased.name();
@@ -192,17 +224,21 @@ impl Mould<'_> {
 
 /// Puts right what changes of the bindings that were cut short have left: a binding that only some devices have is taken off
 /// them, be it that it came or that it went, as long as another opens them all; a passphrase that only some devices have
-/// changed is changed back.
+/// changed is changed back. While a work on the data is to be gone on with, keyslots for it are not left over.
 ///
 /// # Errors
 /// When a header cannot be written.
 pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()> {
+    if devices.iter().any(|device| matches!(device.state, State::Unfinished { .. })) {
+        return Ok(());
+    }
     let former = devices.iter().find_map(|device| match &device.bindings.lowest(Kind::Keyring)?.mechanism {
         Mechanism::Keyring(description) if device.bindings.lowest(Kind::Keyring)?.next.is_none() => {
             Some(description.clone())
         }
         _ => None,
     });
+    let under_way = devices.iter().any(|device| matches!(device.state, State::Unfinished { .. }));
     let everywhere = |kind| devices.iter().all(|device| device.bindings.lowest(kind).is_some());
     let (keys, clevis) = (everywhere(Kind::Keyring), everywhere(Kind::Clevis));
     for device in devices.iter_mut() {
@@ -223,6 +259,10 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()>
             }
         }
         let path: PathBuf = device.device.path.clone();
+        if changes.is_empty() && under_way {
+            // New volume keys of the others are still to be used.
+            continue;
+        }
         if changes.is_empty() {
             let Some(header) = platform.luks_read(&path)? else { continue };
             changes = containers::mends(&header);

@@ -185,6 +185,8 @@ pub enum Error {
     AtWork { pool: Name, work: Work },
     #[error("the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up")]
     Interrupted { pool: Name, by: &'static str },
+    #[error("the work on pool {pool} was interrupted before it began, and nothing has changed; ask for it again")]
+    NotBegun { pool: Name },
     #[error("not all of pool {pool} has been {}, though it was said so; ask for it again, and report this as a bug", work_word(*.work))]
     WorkNotDone { pool: Name, work: Work },
     #[error("pool {pool} has metadata of version 1, with which this cannot be done; make a new pool and copy the data")]

@@ -3,6 +3,8 @@
 //! One type for both metadata versions: what differs is in the metadata's codec and in the list of layers. The pool-level
 //! metadata is itself the state, so there is no second description of the layout that could disagree with it.
 
+mod encryption;
+
 use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
         devices::{Candidate, Initialized},
         dm_names::{self, Role},
         encased::Encased,
-        encryption::{Info, read_pool_header},
+        encryption::Info,
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout::{self, NewDevice},
@@ -25,7 +27,7 @@ use crate::{
         thin_status::{self, PoolStatus, State},
         units::{Bytes, DataBlocks, Sectors},
     },
-    platform::{BlockDevice, DeviceNumber, Geometry, Platform, luks::Header},
+    platform::{BlockDevice, DeviceNumber, Geometry, Platform},
     view::{self, Availability, Tier},
 };
 
@@ -265,89 +267,6 @@ impl Pool {
         }
         let (pool, level) = (self.name.clone(), self.shown.availability);
         Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
-    }
-
-    // ---- encryption ----
-
-    /// How it can be unlocked.
-    ///
-    /// # Errors
-    /// If it is not encrypted.
-    pub(super) fn encryption(&self) -> Result<&Info> {
-        self.encryption.as_ref().ok_or_else(|| Error::NothingToOpen { pool: self.name.clone() })
-    }
-
-    /// Whether it is encrypted, as a whole or device by device.
-    pub fn is_encrypted(&self) -> bool {
-        self.encryption.is_some()
-    }
-
-    /// Its devices that are LUKS2 containers, with the names of what is opened of them (version 1).
-    pub(super) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
-        let containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.map(|encased| (encased.device.path.clone(), encased.name()))
-    }
-
-    /// Closes the containers of its devices, when nothing lies on them any more.
-    ///
-    /// # Errors
-    /// When one is in use.
-    pub(super) fn close_devices(&self, platform: &dyn Platform) -> Result<()> {
-        let mut containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.try_for_each(|encased| encased.close(platform))
-    }
-
-    /// Takes note of what its header says now (version 2).
-    ///
-    /// # Errors
-    /// If nothing in it is of use.
-    pub(super) fn note_header(&mut self, header: &Header) -> Result<()> {
-        self.note_encryption(Some(Info::of_pool(read_pool_header(header)?)));
-        Ok(())
-    }
-
-    /// Takes note of what the containers of its devices say, if these lie in some (version 1).
-    ///
-    /// # Errors
-    /// If only some do.
-    pub(super) fn note_containers(&mut self) -> Result<()> {
-        if self.version == MetadataVersion::V1 {
-            let bindings = self.members.values().map(|member| Some(&member.container.as_ref()?.bindings));
-            let info = Info::of_devices(bindings)?;
-            self.note_encryption(info);
-        }
-        Ok(())
-    }
-
-    /// Takes note of how it can be unlocked now.
-    pub(super) fn note_encryption(&mut self, info: Option<Info>) {
-        self.encryption = info;
-        self.show();
-    }
-
-    /// Takes note of whether its volume key is in the daemon's keyring.
-    pub(super) fn note_volume_key(&mut self, loaded: bool) {
-        self.volume_key_loaded = loaded;
-        self.show();
-    }
-
-    /// Whether it is encrypted as a whole and its volume key is not in the daemon's keyring.
-    pub(super) fn lacks_volume_key(&self) -> bool {
-        self.meta.is_encrypted() && !self.volume_key_loaded
-    }
-
-    /// Takes note of a work on its data, or of its end.
-    pub(super) fn note_work(&mut self, work: Option<Arc<view::Work>>) {
-        self.work = work;
-        self.show();
-    }
-
-    /// Refuses what cannot be done while its data is being worked on.
-    pub(super) fn check_no_work(&self) -> Result<()> {
-        match &self.work {
-            Some(work) => Err(Error::AtWork { pool: self.name.clone(), work: work.kind }),
-            None => Ok(()),
-        }
     }
 
     // ---- devices ----

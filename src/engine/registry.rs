@@ -248,10 +248,18 @@ impl DeviceSet {
             let stamp = found.bda.last_update()?;
             Some((stamp, found.metadata.as_ref()?))
         });
-        if self.closed().next().is_some() {
+        let newest = newest.max_by_key(|(stamp, _)| *stamp);
+        // What is closed may be left over of an addition. Devices that are open and name all others decide.
+        let counts = |closed: &Encased| match &newest {
+            Some((_, Ok((_, metadata)))) => {
+                !metadata.destroying && metadata.devices().any(|device| device == closed.id())
+            }
+            _ => true,
+        };
+        if self.closed().any(counts) {
             return Verdict::Locked;
         }
-        let Some((_, newest)) = newest.max_by_key(|(stamp, _)| *stamp) else {
+        let Some((_, newest)) = newest else {
             let uncommitted = Found::is_uncommitted;
             return match self.devices.values().all(uncommitted) {
                 true => Verdict::NeverCommitted,

@@ -3,20 +3,22 @@
 //!
 //! A stack that is already up, left by a daemon that ran before, is adopted layer by layer.
 
+mod unlock;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::Arc,
 };
 
+pub(super) use self::unlock::drop_container;
+use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
 use crate::{
     engine::{
         bda::{self, Choose},
         claims::Claim,
         containers::{self, Unlock},
         dm_names::{self, Role},
-        encased::{self, Encased},
-        encryption::{Info, Kind, UnlockMethod},
+        encased::Encased,
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         layout,
@@ -30,17 +32,16 @@ use crate::{
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next, Part},
         revert,
-        stack::{Ensured, Shape, Stack, ensure_device, remove_if_up},
+        stack::{Ensured, Shape, Stack, ensure_device},
         thin_status::{self, PoolStatus},
         undo::Rollback,
-        units::{Bytes, Sectors},
+        units::Sectors,
     },
     platform::{
         self, DeviceNumber, Platform, Program,
         dm::{Target, Visibility},
-        luks::{Header, State, Work},
     },
-    view::{self, Availability},
+    view::Availability,
 };
 
 /// Puts a pool into the table; the claim on its name (and whatever else it holds) is given back afterwards.
@@ -76,8 +77,8 @@ pub(super) struct Foundation {
     pool: Pool,
     thin_pool: DeviceNumber,
     records: Vec<FilesystemRecord>,
-    /// Devices of a cache that it goes on without; `None` if it has had none or keeps it.
-    former: Option<Vec<Found>>,
+    /// Devices of a cache that it goes on without, with what they lie in; `None` if it has had none or keeps it.
+    former: Option<Vec<(Found, Option<Encased>)>>,
     undo: Rollback,
 }
 
@@ -139,6 +140,7 @@ fn lay(
     let shape = pool.shape();
     pool.stack.move_to_cap(platform, &shape)?;
     super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
+    discard_unrecorded(platform, set, &pool.meta);
     pool.stack.ensure(platform, &shape.mdv(), undo)?;
     let mdv = Mdv::new(platform, uuid);
     undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
@@ -150,52 +152,6 @@ fn lay(
     revert::carry_out(platform, &mut pool, &mut records, undo)?;
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(uuid))?;
     Ok((pool, thin_pool, records))
-}
-
-/// How the containers of a pool's devices can be unlocked, put right where changes of that were cut short; `None` if there are
-/// none.
-fn encryption_of(
-    platform: &dyn Platform,
-    uuid: PoolUuid,
-    members: &mut BTreeMap<DevUuid, Member>,
-    name: &str,
-) -> Result<Option<Info>> {
-    let all = members.len();
-    let mut containers: Vec<&mut Encased> =
-        members.values_mut().filter_map(|member| member.container.as_mut()).collect();
-    if containers.is_empty() {
-        return Ok(None);
-    }
-    if containers.len() < all {
-        return Err(Error::PartlyEncrypted(uuid));
-    }
-    if let Err(error) = encased::mend(platform, &mut containers) {
-        log::warn!("pool {name}: what its devices say of its encryption could not be put right: {}", error.sentence());
-    }
-    for encased in containers.iter_mut().filter(|encased| encased.token.pool_name.as_deref() != Some(name)) {
-        if let Err(error) = encased.rename(platform, name) {
-            let path = encased.device.path.display();
-            log::warn!("pool {name}: its name could not be put into the header of {path}: {}", error.sentence());
-        }
-    }
-    Ok(Info::of_devices(containers.iter().map(|encased| Some(&encased.bindings)))?)
-}
-
-/// Takes over how the devices of a pool can be unlocked, and whether they have to be worked on.
-fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encryption: Option<Info>) {
-    let Some(info) = encryption else { return };
-    if let Err(error) = info.agreed() {
-        pool.restrict(Availability::NoRequests, error.to_string());
-    }
-    pool.note_encryption(Some(info));
-    let states = pool.members.values().filter_map(|member| member.container.as_ref().map(|encased| encased.state));
-    let unfinished = states.into_iter().find_map(|state| match state {
-        State::Unfinished { work, .. } => Some(work),
-        _ => None,
-    });
-    if let Some(work) = unfinished {
-        pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
-    }
 }
 
 impl Foundation {
@@ -260,29 +216,33 @@ impl Foundation {
             }
             let status = pool.thin_pool_status(platform).ok();
             judge(&mut pool, status.as_ref());
-            former.iter_mut().for_each(|found| disown(platform, found));
+            former.iter_mut().for_each(|(found, _)| disown(platform, found));
             complete_metadata(platform, &mut pool, drops_cache).map(|()| status)
         })?;
         undo.forget();
         pool.confirm_members(platform);
         pool.refresh(platform, status);
-        for path in former.iter().map(|found| &found.device.path) {
-            if let Err(error) = bda::wipe(platform, path).or_else(|_| bda::wipe(platform, path)) {
-                log::error!("{} is no cache any more, but could not be wiped: {error}", path.display());
+        for (found, container) in &former {
+            let path = &found.device.path;
+            let doomed = Doomed { path, container: container.as_ref(), parts: Vec::new() };
+            if let Err(error) = doomed.wipe(platform).or_else(|_| doomed.wipe(platform)) {
+                let what = error.sentence();
+                log::error!("{} is no cache any more, but could not be wiped: {what}", path.display());
             }
         }
         Ok(pool)
     }
 }
 
-/// Takes the cache tier out of the metadata; gives those of its devices that are there.
-fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<Found> {
+/// Takes the cache tier out of the metadata; gives those of its devices that are there, with what they lie in.
+fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<(Found, Option<Encased>)> {
     let Some(tier) = meta.backstore.cache_tier.take() else { return Vec::new() };
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
-    set.devices().filter(|found| listed.contains(&found.bda.header().device)).cloned().collect()
+    let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
+    former.map(|found| (found.clone(), set.container(found.bda.header().device).cloned())).collect()
 }
 
-/// A device of a pool that has been destroyed.
+/// A device of a pool that has been destroyed, or of a cache that has been given up.
 pub(super) struct Doomed<'a> {
     /// What holds the Stratis area.
     pub path: &'a Path,
@@ -375,124 +335,6 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
             Ok((found.bda.header().device, member))
         })
         .collect()
-}
-
-/// What is to be done about the LUKS2 container of a pool of version 2 (`spec/engine/encryption.md` §6.4). The record of the pool
-/// decides whether it is encrypted: it is written when a header has been made and before any data is encrypted, and again
-/// when all data is in the clear and before the header is wiped.
-#[derive(Debug, PartialEq, Eq)]
-enum Containment {
-    /// There is none.
-    None,
-    /// It is to be opened.
-    Open(Header),
-    /// The pool has been decrypted, which has not been recorded.
-    Decrypted,
-    /// It holds nothing: the pool is recorded as one without.
-    Stale,
-}
-
-fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Containment> {
-    let untouched = State::Unfinished { work: Work::Encrypt, done: Bytes(0) };
-    match (recorded, header) {
-        (false, None) => Ok(Containment::None),
-        (true, None) => Err(Error::NoHeader { pool: pool.clone() }),
-        (true, Some(header)) if header.state == State::Clear => Ok(Containment::Decrypted),
-        (true, Some(header)) => Ok(Containment::Open(header)),
-        (false, Some(header)) if [State::Clear, untouched].contains(&header.state) => Ok(Containment::Stale),
-        (false, Some(_)) => Err(Error::UnrecordedHeader { pool: pool.clone() }),
-    }
-}
-
-/// Opens the container of a pool of version 2, if it has one, or adopts the one that is open.
-fn open_container(platform: &dyn Platform, pool: &mut Pool, unlock: &Unlock, undo: &mut Rollback) -> Result<()> {
-    let device = platform.dm_node(&pool.stack.name(Role::Cache));
-    let found = pool.stack.find(platform, Role::Crypt)?;
-    let header = platform.luks_read(&device)?;
-    match containment(pool.name(), pool.meta.is_encrypted(), header)? {
-        Containment::None => Ok(()),
-        Containment::Stale => {
-            log::info!("pool {}: removing a LUKS2 header with nothing behind it", pool.name());
-            drop_container(platform, pool)
-        }
-        Containment::Decrypted => {
-            log::info!("pool {}: it has been decrypted, which is recorded now", pool.name());
-            pool.commit(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
-            drop_container(platform, pool)
-        }
-        Containment::Open(header) => {
-            pool.note_header(&header)?;
-            match found {
-                Some(_) => adopt_container(platform, pool, &device),
-                None => open_closed(platform, pool, unlock, &device, undo)?,
-            }
-            let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
-            pool.stack.ensure_all(platform, opened, undo)?;
-            if let State::Unfinished { work, .. } = header.state {
-                pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
-            }
-            mend_header(platform, pool, &device, &header);
-            Ok(())
-        }
-    }
-}
-
-fn open_closed(
-    platform: &dyn Platform,
-    pool: &mut Pool,
-    unlock: &Unlock,
-    device: &Path,
-    undo: &mut Rollback,
-) -> Result<()> {
-    let method = unlock.method.ok_or_else(|| Error::NoUnlockMethod { pool: pool.name().clone() })?;
-    let name = pool.stack.name(Role::Crypt);
-    let opened = name.clone();
-    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
-    let bindings = pool.encryption()?.agreed()?.clone();
-    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, unlock.passphrase.as_ref())?;
-    let key_name = containers::volume_key_name(pool.uuid());
-    let unset = key_name.clone();
-    undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
-    let kept = platform.volume_key_set(&key_name, &volume_key);
-    if let Err(error) = &kept {
-        log::warn!("pool {}: its volume key could not be kept, so it cannot grow: {error}", pool.name());
-    }
-    pool.note_volume_key(kept.is_ok());
-    Ok(())
-}
-
-/// Takes over what a daemon that ran before has opened. Its volume key went with it; where the record is ahead of the opened
-/// device the key is needed at once, and otherwise it is looked for later.
-fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path) {
-    let key_name = containers::volume_key_name(pool.uuid());
-    let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
-    let found = known || {
-        let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
-        let keys = bindings.of_kind(Kind::Keyring);
-        let opened = containers::open(platform, device, None, &keys, UnlockMethod::Any, None);
-        opened.is_ok_and(|key| platform.volume_key_set(&key_name, &key).is_ok())
-    };
-    pool.note_volume_key(found);
-}
-
-/// Takes back what changes of the header that were cut short have left: keyslots for a volume key that was never used.
-fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: &Header) {
-    let changes = containers::mends(header);
-    if changes.is_empty() {
-        return;
-    }
-    let mended = platform.luks_change(device, None, &changes).map_err(Error::from);
-    if let Err(error) = mended.and_then(|header| pool.note_header(&header)) {
-        log::warn!("pool {}: its LUKS2 header could not be tidied: {}", pool.name(), error.sentence());
-    }
-}
-
-/// Removes the container of a pool that has nothing in it.
-pub(super) fn drop_container(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    let device = platform.dm_node(&pool.stack.name(Role::Cache));
-    pool.stack.move_to_cap(platform, &pool.shape())?;
-    pool.stack.remove(platform, Role::Crypt)?;
-    containers::wipe(platform, &device, Sectors::ZERO, pool.meta.crypt_reserved())
 }
 
 /// Brings up the thin pool and its two devices.
@@ -783,16 +625,25 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     }
 }
 
+/// As [`partly_up`], with the containers of its devices.
+pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
+    let is_open = |encased: &Encased| matches!(platform.dm_find(&encased.name()), Ok(Some(_)));
+    partly_up(platform, pool) || set.containers().any(is_open)
+}
+
 /// Block devices that the lowest layers of pools lie on. What cannot be asked counts as not in use.
 pub(super) fn devices_in_use(platform: &dyn Platform) -> BTreeSet<DeviceNumber> {
     let listed = platform.dm_list().unwrap_or_default();
     let lowest = listed.into_iter().filter(|device| {
+        if device.name.starts_with("stratis-1-private-") && device.name.ends_with("-crypt") {
+            return true;
+        }
         let roles = [Role::OriginSub, Role::CacheMeta, Role::CacheSub];
         dm_names::pool_of(&device.name).is_some_and(|pool| roles.iter().any(|role| role.name(pool) == device.name))
     });
     let tables = lowest.filter_map(|device| Some(platform.dm_find(&device.name).ok()??.table));
     let parents = tables.flatten().filter_map(|line| match line.target {
-        Target::Linear { device, .. } => Some(device),
+        Target::Linear { device, .. } | Target::Crypt { device, .. } => Some(device),
         _ => None,
     });
     parents.collect()

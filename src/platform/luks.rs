@@ -92,7 +92,8 @@ pub enum State {
     Unfinished {
         /// Which.
         work: Work,
-        /// So many bytes of it are as they are to be. 0: the data is as it was before.
+        /// So many bytes of it are as they are to be. 0: the data is as it was before, and no part of it was being worked on
+        /// either; where just the first part was, it is 1.
         done: Bytes,
     },
     /// It is in the clear: it has been decrypted completely.

@@ -9,6 +9,7 @@
 //!   the state before or after of it;
 //! - after a panic all is taken back that can be, and what cannot be is set right by a stop and a start of the pool;
 //! - after a power cut the pools are found again in the state before or after, and after if the request was answered;
+//!   pools that are encrypted are found when they are started, with the keys that a power cut takes set again;
 //! - the next operation works.
 //!
 //! Counts are printed; `cargo test --test crash -- --nocapture` shows them.
@@ -18,7 +19,12 @@
 #[path = "../engine/bench.rs"]
 mod bench;
 mod cases;
+mod encryption_cases;
 mod growth_cases;
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with other tests, of which each needs a part")]
+#[path = "../locked/keys.rs"]
+mod keys;
+mod online;
 mod starts;
 mod state;
 
@@ -26,10 +32,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bench::Bench;
 use cases::{CASES, Case};
+use encryption_cases::ENCRYPTION_CASES;
 use growth_cases::GROWTH_CASES;
 use state::State;
 use stratisd::{
-    engine::{Result, dm_names::Role, metadata::MetadataVersion, ops},
+    engine::{Result, dm_names::Role, metadata::MetadataVersion, ops, request::PoolRef},
     platform::{Platform, sim::Sim},
 };
 
@@ -103,6 +110,25 @@ struct Variant {
 }
 
 impl Variant {
+    /// Whether pools are encrypted in it.
+    fn is_locked(&self) -> bool {
+        ENCRYPTION_CASES.iter().any(|case| std::ptr::eq(case, self.case))
+    }
+
+    /// Another daemon starts.
+    fn restart(&self, bench: Bench) -> Bench {
+        Bench::start(bench.sim)
+    }
+
+    /// The power goes and comes again, and what a user has to do then is done.
+    fn reboot(&self, bench: Bench) -> Bench {
+        let mut bench = bench.reboot();
+        if self.is_locked() {
+            unlock_all(&mut bench, "after a reboot");
+        }
+        bench
+    }
+
     fn act(&self, bench: &mut Bench) -> Result<()> {
         (self.case.act)(bench)
     }
@@ -120,7 +146,7 @@ impl Variant {
 /// The cases that are to be struck. They can be chosen by a part of their name, to look at one.
 fn cases() -> impl Iterator<Item = (Variant, Then)> {
     let part = std::env::var("CRASH_CASE").unwrap_or_default();
-    let variants = CASES.iter().chain(GROWTH_CASES).flat_map(|case| {
+    let variants = CASES.iter().chain(GROWTH_CASES).chain(ENCRYPTION_CASES).flat_map(|case| {
         case.versions.iter().map(move |version| {
             let name = match version {
                 MetadataVersion::V1 => format!("{}, version 1", case.name),
@@ -172,11 +198,11 @@ fn reference(case: &Variant, then: Then, seed: u64) -> Reference {
 
 /// The states before and after as another daemon finds them: some orders are carried out at the next start, and what a
 /// daemon has left up it takes down.
-fn found_by_another(case: &Variant, then: Then, seed: u64, begin: fn(Bench) -> Bench) -> (State, State) {
-    let before = then.settle_started(begin(prepared(case, seed).0));
+fn found_by_another(case: &Variant, then: Then, seed: u64, begin: fn(&Variant, Bench) -> Bench) -> (State, State) {
+    let before = then.settle_started(begin(case, prepared(case, seed).0));
     let (mut bench, _) = prepared(case, seed);
     case.must_act(&mut bench, &case.name);
-    let after = then.settle_started(begin(bench));
+    let after = then.settle_started(begin(case, bench));
     after.check_nothing_left(&case.name);
     (State::of(&before), State::of(&after))
 }
@@ -207,7 +233,7 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
         let case = &case;
         let Reference { before, after, steps } = reference(case, then, 1);
         let found_before = |begin| found_by_another(case, then, 1, begin).0;
-        let (restarted, rebooted) = (found_before(|bench| Bench::start(bench.sim)), found_before(Bench::reboot));
+        let (restarted, rebooted) = (found_before(Variant::restart), found_before(Variant::reboot));
         for strike in [Strike::FailBefore, Strike::FailAfter] {
             for step in 0..steps {
                 let at = format!("{} with {strike:?} at step {step} of {steps}", case.name);
@@ -231,7 +257,7 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
                     let other = as_before(other, &restarted, "after a restart");
                     if then != Then::EachForward {
                         // Nothing is mounted after it, so of filesystems nothing is done.
-                        as_before(other.reboot(), &rebooted, "after a reboot");
+                        as_before(case.reboot(other), &rebooted, "after a reboot");
                     }
                     // The next operation works: the same again.
                     case.must_act(&mut bench, &format!("{at}: again"));
@@ -256,7 +282,7 @@ fn a_kill_at_every_step_leaves_the_state_before_or_after() {
     for (case, then) in cases() {
         let case = &case;
         let Reference { after: at_once, steps, .. } = reference(case, then, 1);
-        let (before, after) = found_by_another(case, then, 1, |bench| Bench::start(bench.sim));
+        let (before, after) = found_by_another(case, then, 1, Variant::restart);
         for step in 0..=steps {
             let at = format!("{} killed at step {step} of {steps}", case.name);
             let (mut bench, start) = prepared(case, 1);
@@ -273,7 +299,12 @@ fn a_kill_at_every_step_leaves_the_state_before_or_after() {
             }
             let trace = bench.tail(start);
             let mut bench = then.settle_started(Bench::start(bench.sim));
-            let found = State::of(&bench);
+            let mut found = State::of(&bench);
+            if case.is_locked() && !answered && found != before && found != after {
+                // What is closed stays closed until somebody says how it is to be opened.
+                unlock_all(&mut bench, &at);
+                found = State::of(&bench);
+            }
             let expected = if answered { found == after } else { then.allows(&found, &before, &after) };
             assert!(expected, "{at}:\nfound  {found:#?}\nbefore {before:#?}\nafter  {after:#?}\n{trace}");
             bench.check_nothing_left(&at);
@@ -307,7 +338,7 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
         let case = &case;
         for seed in 1..=seeds {
             let Reference { before: unsettled, after: at_once, steps } = reference(case, then, seed);
-            let (before, after) = found_by_another(case, then, seed, Bench::reboot);
+            let (before, after) = found_by_another(case, then, seed, Variant::reboot);
             for step in 0..=steps {
                 let at = format!("{} with a power cut at step {step} of {steps}, seed {seed}", case.name);
                 let (mut bench, start) = prepared(case, seed);
@@ -317,7 +348,11 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
                 bench.sim.faults().clear();
                 bench.sim.power_on();
                 let trace = bench.tail(start);
-                let mut bench = then.settle_started(Bench::start(bench.sim));
+                let mut bench = Bench::start(bench.sim);
+                if case.is_locked() {
+                    unlock_all(&mut bench, &format!("{at}\n{trace}"));
+                }
+                let mut bench = then.settle_started(bench);
                 let found = State::of(&bench);
                 match result {
                     Ok(()) => assert_eq!(found, after, "{at}: the request had been answered\n{trace}"),
@@ -346,6 +381,26 @@ fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
     }
 }
 
+/// Sets the keys that there are and starts all pools that do not run.
+fn unlock_all(bench: &mut Bench, at: &str) {
+    encryption_cases::set_keys(bench);
+    start_all(bench, at);
+}
+
+/// Starts all pools that do not run. Of some it is seen only when they are open that they are none, or none any more; then
+/// nothing is left of them.
+fn start_all(bench: &mut Bench, at: &str) {
+    for pool in bench.stopped().pools.iter() {
+        let is_locked = pool.encryption.is_some() || pool.features.is_some_and(|features| features.encryption);
+        let unlock = if is_locked { ops::Unlock::any() } else { ops::Unlock::default() };
+        let started = ops::start_pool(PoolRef::Uuid(pool.uuid), unlock, ops::CacheTier::Keep);
+        if let Err(error) = bench.run(started) {
+            let is_known = bench.stopped().pools.iter().any(|known| known.uuid == pool.uuid);
+            assert!(!is_known, "{at}: start: {}", error.sentence());
+        }
+    }
+}
+
 /// Stops all pools, with what is left up of those that do not run; a user lets go of filesystems before.
 fn stop_all(bench: &mut Bench, at: &str) {
     let mounts = bench.sim.leftovers().mounts;
@@ -371,9 +426,7 @@ fn a_panic_at_every_step_is_mended_by_a_stop_and_a_start() {
         let Reference { steps, .. } = reference(case, then, 1);
         let start_again = |mut bench: Bench, at: &str| {
             stop_all(&mut bench, at);
-            for name in bench.stopped().pools.iter().filter_map(|pool| pool.name.as_ref()) {
-                bench.start_pool(name.as_str()).unwrap_or_else(|error| panic!("{at}: start: {}", error.sentence()));
-            }
+            start_all(&mut bench, at);
             then.settle(bench)
         };
         let before = State::of(&start_again(prepared(case, 1).0, &case.name));

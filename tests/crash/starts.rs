@@ -13,7 +13,7 @@ use stratisd::{
 
 use crate::{
     bench::{Bench, GIB},
-    cases, growth_cases,
+    cases, encryption_cases, growth_cases,
     state::State,
 };
 
@@ -34,13 +34,15 @@ type Prepare = fn(&mut Bench, MetadataVersion);
 const V1: MetadataVersion = MetadataVersion::V1;
 const V2: MetadataVersion = MetadataVersion::V2;
 
-const FOUND: &[(&str, MetadataVersion, Prepare)] = &[
-    ("a pool with snapshots", V2, cases::snapshots),
-    ("a pool of version 1 with snapshots", V1, cases::snapshots),
-    ("a pool with a cache", V2, growth_cases::cached),
-    ("a pool of version 1 with a cache", V1, growth_cases::cached),
-    ("a pool with a revert", V2, cases::reverting),
-    ("a pool with filesystems in the making", V2, |bench, version| {
+const ALL: &[Way] = &[Way::Boot, Way::Adoption, Way::Event];
+
+const FOUND: &[(&str, MetadataVersion, &[Way], Prepare)] = &[
+    ("a pool with snapshots", V2, ALL, cases::snapshots),
+    ("a pool of version 1 with snapshots", V1, ALL, cases::snapshots),
+    ("a pool with a cache", V2, ALL, growth_cases::cached),
+    ("a pool of version 1 with a cache", V1, ALL, growth_cases::cached),
+    ("a pool with a revert", V2, ALL, cases::reverting),
+    ("a pool with filesystems in the making", V2, ALL, |bench, version| {
         cases::filesystems(bench, version);
         // Past the thin devices and short of the records.
         let first = bench.sim.steps();
@@ -51,6 +53,11 @@ const FOUND: &[(&str, MetadataVersion, Prepare)] = &[
         bench.create_filesystems("p", &["h", "i"]).expect_err("the daemon is killed");
         bench.sim.faults().clear();
     }),
+    // These are started by those who know how to unlock them.
+    ("an encrypted pool", V2, &[Way::Adoption], encryption_cases::with_both),
+    ("an encrypted pool of version 1", V1, &[Way::Adoption], encryption_cases::with_both),
+    ("an encrypted pool with a cache", V2, &[Way::Adoption], encryption_cases::cached),
+    ("an encrypted pool of version 1 with a cache", V1, &[Way::Adoption], encryption_cases::cached),
 ];
 
 /// A machine on which the daemon is about to start, or to be told of the device.
@@ -96,11 +103,11 @@ fn device_at(bench: &mut Bench, path: &Path) -> stratisd::platform::BlockDevice 
 #[test]
 fn a_fault_at_every_step_of_a_start_withholds_nothing_for_good() {
     let (mut total, mut ran) = (0, 0);
-    for (what, version, prepare) in FOUND {
-        for way in [Way::Boot, Way::Adoption, Way::Event] {
-            let bench = prepared(*prepare, *version, way);
+    for (what, version, ways, prepare) in FOUND {
+        for way in *ways {
+            let bench = prepared(*prepare, *version, *way);
             let first = bench.sim.steps();
-            let bench = go(bench, way);
+            let bench = go(bench, *way);
             let steps = bench.sim.steps() - first;
             let expected = State::of(&bench);
             assert_eq!(bench.names(), ["p"], "{what}: {way:?}");
@@ -109,12 +116,12 @@ fn a_fault_at_every_step_of_a_start_withholds_nothing_for_good() {
                 for after in [false, true] {
                     let at =
                         format!("{what}: {way:?} with a fault at step {step} of {steps}, after its effect: {after}");
-                    let bench = prepared(*prepare, *version, way);
+                    let bench = prepared(*prepare, *version, *way);
                     match after {
                         false => bench.sim.faults().fail_at(first + step),
                         true => bench.sim.faults().fail_after(first + step),
                     }
-                    let mut bench = go(bench, way);
+                    let mut bench = go(bench, *way);
                     assert_eq!(bench.sim.faults().struck(), 1, "{at}");
                     let runs = bench.names() == ["p"];
                     let trace = bench.tail(first);

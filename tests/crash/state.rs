@@ -11,6 +11,7 @@ use stratisd::{
     platform::{
         Platform,
         dm::{Line, Target},
+        luks::Work,
     },
     view::Tier,
 };
@@ -66,7 +67,23 @@ struct PoolState {
     cached: bool,
     /// Path, user info and size of each device, and whether it is of the cache.
     devices: BTreeMap<String, (Option<String>, u64, bool)>,
+    encryption: Option<EncryptionState>,
+    /// Whether its volume key has ever been replaced.
+    reencrypted: bool,
+    /// The work on its data that is not done.
+    work: Option<Work>,
     filesystems: BTreeMap<String, FilesystemState>,
+}
+
+/// How a pool can be unlocked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct EncryptionState {
+    /// Tokens, and what each is bound to.
+    keys: Vec<(u32, String)>,
+    clevis: Vec<(u32, String, String)>,
+    /// Whether all devices say the same of keys and of Clevis.
+    agree: (bool, bool),
+    volume_key_loaded: bool,
 }
 
 impl PoolState {
@@ -127,13 +144,29 @@ impl State {
             && self.running.iter().all(|(name, pool)| is_between(name, pool))
     }
 
+    /// Whether a work on the data of a pool is not done.
+    pub fn is_at_work(&self) -> bool {
+        self.running.values().any(|pool| pool.work.is_some())
+    }
+
+    /// Whether a pool is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.running.values().any(|pool| pool.encryption.is_some())
+    }
+
     /// That of a bench now.
     pub fn of(bench: &Bench) -> State {
         let pools = bench.names().into_iter().map(|pool_name| {
             let pool = bench.pool(&pool_name).expect("the name was just listed");
             let devices = pool.devices.values().map(|device| {
                 let of_cache = device.tier == Tier::Cache;
-                (device.node.display().to_string(), (device.user_info.clone(), device.size.0, of_cache))
+                (device.physical.display().to_string(), (device.user_info.clone(), device.size.0, of_cache))
+            });
+            let encryption = pool.encryption.as_ref().map(|encryption| EncryptionState {
+                keys: encryption.keys.clone(),
+                clevis: encryption.clevis.clone(),
+                agree: (encryption.keys_agree, encryption.clevis_agree),
+                volume_key_loaded: pool.volume_key_loaded,
             });
             let filesystems = pool.filesystems.values().map(|filesystem| {
                 let origin = filesystem.origin.map(|origin| {
@@ -165,6 +198,9 @@ impl State {
                 has_cache: pool.has_cache,
                 cached: goes_through_cache(bench, pool.uuid),
                 devices: devices.collect(),
+                encryption,
+                reencrypted: pool.last_reencrypt.is_some(),
+                work: pool.work.as_ref().map(|work| work.kind),
                 filesystems: filesystems.collect(),
             };
             (pool_name, state)

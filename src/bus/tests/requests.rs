@@ -213,12 +213,14 @@ fn unlock_methods_have_two_spellings_and_mean_nothing_beside_the_flag() {
 fn ways_to_unlock_in_each_form() {
     use crate::{
         bus::arguments::{self, Mechanisms},
-        engine::encryption::{BindRequest, SlotRequest, UnlockMethod},
+        engine::encryption::{BindRequest, Kind, SlotRequest, UnlockMethod},
     };
     let legacy = |text: &str| arguments::legacy_unlock_method(Some(text.to_owned())).unwrap();
-    for (text, method) in
-        [("keyring", UnlockMethod::Token(1)), ("clevis", UnlockMethod::Token(2)), ("any", UnlockMethod::Any)]
-    {
+    for (text, method) in [
+        ("keyring", UnlockMethod::Kind(Kind::Keyring)),
+        ("clevis", UnlockMethod::Kind(Kind::Clevis)),
+        ("any", UnlockMethod::Any),
+    ] {
         assert_eq!(legacy(text), Some(method));
         assert_eq!(legacy(&format!("{}{}", text[..1].to_uppercase(), &text[1..])), Some(method));
     }

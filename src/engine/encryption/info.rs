@@ -1,6 +1,8 @@
 //! The bindings of a pool, gathered over its headers: one in version 2, one on each device in version 1, which must agree
 //! (`spec/engine/encryption.md` §7.3).
 
+use serde_json::Value;
+
 use super::{BINDINGS_MAX, Binding, Bindings, EncryptionError, Kind, Mechanism, Result};
 use crate::{engine::metadata::MetadataVersion, view};
 
@@ -123,13 +125,26 @@ impl Info {
     }
 }
 
+/// A configuration as shown, but for the keys of servers.
+fn without_thumbprints(config: &Value) -> Value {
+    match config {
+        Value::Object(members) => {
+            let members = members.iter().filter(|(name, _)| *name != "thp");
+            Value::Object(members.map(|(name, value)| (name.clone(), without_thumbprints(value))).collect())
+        }
+        Value::Array(list) => list.iter().map(without_thumbprints).collect(),
+        other => other.clone(),
+    }
+}
+
 /// Whether two devices are bound alike: to the same, each with a passphrase of its own.
 fn is_same(one: Option<&Binding>, other: Option<&Binding>) -> bool {
     match (one.map(|binding| &binding.mechanism), other.map(|binding| &binding.mechanism)) {
         (None, None) => true,
         (Some(Mechanism::Keyring(one)), Some(Mechanism::Keyring(other))) => one == other,
         (Some(Mechanism::Clevis { pin, config, .. }), Some(Mechanism::Clevis { pin: p, config: c, .. })) => {
-            (pin, config) == (p, c)
+            // The keys of servers may have changed when one was bound anew and the next was not yet.
+            (pin, without_thumbprints(config)) == (p, without_thumbprints(c))
         }
         _ => false,
     }

@@ -24,7 +24,8 @@ pub use plan::{Plan, RebindRequest, SlotRequest, plan_bind, plan_rebind, plan_un
 pub use request::{BindRequest, ClevisRequest};
 pub use slots::{Assigned, NewBinding, assign, requested};
 pub use tokens::{
-    DeviceHeader, StratisToken, clevis_token, keyring_token, read_device_header, read_pool_header, with_keyslot,
+    DeviceHeader, StratisToken, clevis_token, keyring_token, read_device_header, read_pool_header, unfinished_token,
+    with_keyslot,
 };
 
 use crate::engine::ops::KeyDescription;
@@ -40,6 +41,8 @@ pub const STRATIS_TOKEN: u32 = 0;
 pub const KEYRING_TOKEN: u32 = 1;
 /// The token of the Clevis binding: always in version 1, when old clients ask in version 2.
 pub const CLEVIS_TOKEN: u32 = 2;
+/// Our mark on a device of version 1 that is not initialized yet, or not any more: nothing in it is of value.
+pub const UNFINISHED_TOKEN: u32 = 3;
 /// How deep configurations of Clevis may be nested.
 const DEPTH_MAX: usize = 20;
 
@@ -115,6 +118,8 @@ impl Mechanism {
 pub enum UnlockMethod {
     /// By whatever works.
     Any,
+    /// By whatever of this kind works.
+    Kind(Kind),
     /// By the binding with this token.
     Token(u32),
 }

@@ -87,6 +87,15 @@ fn try_each<T>(
 ) -> Result<T> {
     let candidates: Vec<&Binding> = match method {
         UnlockMethod::Token(token) => vec![bindings.get(token).ok_or(EncryptionError::NothingInSlot(token))?],
+        UnlockMethod::Kind(kind) => {
+            // Those who name a kind may mean the token that it has in version 1, whatever holds that here.
+            let meant = |binding: &&Binding| binding.kind() == kind || binding.token == kind.fixed_token();
+            let found: Vec<&Binding> = bindings.iter().filter(meant).collect();
+            if found.is_empty() {
+                return Err(EncryptionError::NothingInSlot(kind.fixed_token()));
+            }
+            found
+        }
         UnlockMethod::Any => {
             let of = |kind| bindings.iter().filter(move |binding| binding.kind() == kind);
             of(Kind::Keyring).chain(of(Kind::Clevis)).collect()

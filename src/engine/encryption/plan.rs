@@ -151,6 +151,10 @@ fn new_token(info: &Info, kind: Kind, slot: SlotRequest) -> Result<u32> {
     match (info.version(), slot) {
         (MetadataVersion::V1, _) => Ok(kind.fixed_token()),
         (MetadataVersion::V2, SlotRequest::Id(token)) => Ok(token),
+        // Those who know one binding of each kind look for it there.
+        (MetadataVersion::V2, SlotRequest::Legacy) if !info.agreed()?.is_taken(kind.fixed_token()) => {
+            Ok(kind.fixed_token())
+        }
         (MetadataVersion::V2, _) => info.agreed()?.free_token().ok_or(EncryptionError::Full),
     }
 }

@@ -161,7 +161,7 @@ fn version_2_bind_keyring() {
 fn version_2_bind_clevis() {
     plans!(bind_pin(&several(), "tang", LEGACY), Ok(Plan::Identity));
     plans!(bind_pin(&several(), "tpm2", LEGACY), Err(E::BoundOtherwise { .. }));
-    plans!(bind_pin(&v2(vec![key(0, "a")]), "tpm2", LEGACY), Ok(Plan::Add { token: 1 }));
+    plans!(bind_pin(&v2(vec![key(0, "a")]), "tpm2", LEGACY), Ok(Plan::Add { token: 2 }));
     // None: always one more.
     plans!(bind_pin(&several(), "tang", FREE), Ok(Plan::Add { token: 4 }));
     plans!(bind_pin(&several(), "tpm2", id(3)), Ok(Plan::Identity));

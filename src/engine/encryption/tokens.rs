@@ -6,7 +6,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    Binding, Bindings, CLEVIS_TOKEN, EncryptionError, KEYRING_TOKEN, Mechanism, Result, STRATIS_TOKEN, clevis,
+    Binding, Bindings, CLEVIS_TOKEN, EncryptionError, KEYRING_TOKEN, Mechanism, Result, STRATIS_TOKEN,
+    UNFINISHED_TOKEN, clevis,
 };
 use crate::{
     engine::{
@@ -21,6 +22,7 @@ use crate::{
 const STRATIS: &str = "stratis";
 const KEYRING: &str = "luks2-keyring";
 const CLEVIS: &str = "clevis";
+const UNFINISHED: &str = "stratis-unfinished";
 
 /// What a header on a device of version 1 says: whose the device is, and how it is unlocked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct DeviceHeader {
     pub token: StratisToken,
     /// How it is unlocked: at most one binding of each kind.
     pub bindings: Bindings,
+    /// It bears the mark of one that is not initialized.
+    pub unfinished: bool,
 }
 
 /// The token that says whose a device of version 1 is.
@@ -111,6 +115,11 @@ pub fn clevis_token(jwe: Value, keyslot: u32) -> Value {
     json!({ "type": CLEVIS, "keyslots": [keyslot.to_string()], "jwe": jwe })
 }
 
+/// The mark of a device that is not initialized.
+pub fn unfinished_token() -> Value {
+    json!({ "type": UNFINISHED, "keyslots": [] })
+}
+
 /// The token with one more keyslot at the end of its list.
 pub fn with_keyslot(token: &Value, keyslot: u32) -> Value {
     let mut token = token.clone();
@@ -135,7 +144,8 @@ pub fn read_device_header(header: &Header) -> Result<DeviceHeader> {
         CLEVIS_TOKEN => type_of(token) == Some(CLEVIS),
         _ => false,
     };
-    Ok(DeviceHeader { token, bindings: read_bindings(header, fixed)? })
+    let unfinished = header.tokens.get(&UNFINISHED_TOKEN).and_then(type_of) == Some(UNFINISHED);
+    Ok(DeviceHeader { token, bindings: read_bindings(header, fixed)?, unfinished })
 }
 
 /// What the header of a pool of version 2 says.

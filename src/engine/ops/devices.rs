@@ -77,9 +77,11 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
             return Next::Parked(Box::new(join(uuid, paths, purpose)));
         }
         // Work in the pool is claimed as well, so that it is not taken down meanwhile.
-        let keys = found.iter().map(|device| Key::Device(device.number)).chain([Key::Growth(uuid)]);
+        // What opens the pool's devices may not change while others are made alike.
+        let work = [Key::Growth(uuid), Key::Encryption(uuid)];
+        let keys = found.iter().map(|device| Key::Device(device.number)).chain(work);
         let Some(claim) = engine.claims().claim(keys) else {
-            return Next::Parked(Box::new(join(uuid, paths, purpose)));
+            return super::unless_at_work(uuid, join(uuid, paths, purpose));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let pool = match super::readable(granted, uuid) {

@@ -70,10 +70,31 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
     };
     let path = device.path.clone();
     // Once more after an error: there may be nobody soon who looks again, and a pool does not start without it.
-    look().or_else(|_: Error| look()).unwrap_or_else(|error| {
+    let seen = look().or_else(|_: Error| look()).unwrap_or_else(|error| {
         log::warn!("{} is left alone: {}", path.display(), error.sentence());
         None
-    })
+    });
+    match seen {
+        Some(Seen::Container(encased)) if encased.unfinished => {
+            clear_unfinished(engine, &encased.device);
+            None
+        }
+        seen => seen,
+    }
+}
+
+/// Wipes a container that was being made, or wiped, when that was cut short; not one that somebody is making now.
+fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
+    let Some(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
+    let clear = || match Encased::read(engine.platform(), device)? {
+        Some(encased) if encased.unfinished => encased.wipe(engine.platform()),
+        // Whoever was making it has done so meanwhile.
+        _ => Ok(()),
+    };
+    log::info!("{} was left over by an unfinished request; wiping it", device.path.display());
+    if let Err(error) = clear().or_else(|_| clear()) {
+        log::warn!("{} is left over and could not be wiped: {}", device.path.display(), error.sentence());
+    }
 }
 
 /// Reads the Stratis area of a device. `None`: it has none.
@@ -208,15 +229,24 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
                 Err(error) => log::info!("pool {uuid} is not set up: {}", error.sentence()),
             });
         }
-        Verdict::Destroying(metadata) => {
-            engine.registry().take(uuid);
-            finish_destruction(engine, uuid, set, &metadata);
+        Verdict::Destroying(_) => {
+            drop(end(engine, uuid, &set));
             return Next::Done(());
         }
         // What is left up of it keeps the disks from being used.
         Verdict::NeverCommitted => {
             trouble = clear_away(engine, uuid, &set).err();
+            if trouble.is_none() {
+                drop(end(engine, uuid, &set));
+            }
             "its creation was never completed; the devices may be used anew".to_owned()
+        }
+        // A start or a stop that was cut short has left some of its devices open.
+        locked @ Verdict::Locked => {
+            if !setup::partly_up(engine.platform(), uuid) {
+                trouble = clear_away(engine, uuid, &set).err();
+            }
+            locked.obstacle(uuid).map_or_else(String::new, |error| error.sentence())
         }
         other => other.obstacle(uuid).map_or_else(String::new, |error| error.sentence()),
     };
@@ -237,10 +267,41 @@ fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     })
 }
 
+/// Ends what is left of a pool that is none, or none any more, now that what is in its devices can be seen. Devices that lie
+/// in no containers and never came to hold metadata stay as they are: they can be used anew.
+///
+/// # Errors
+/// If it is such a one, says so.
+pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
+    match set.verdict() {
+        Verdict::Destroying(metadata) => {
+            engine.registry().take(uuid);
+            finish_destruction(engine, uuid, set, &metadata);
+            Err(Error::Destroyed(uuid))
+        }
+        Verdict::NeverCommitted => {
+            for encased in set.containers() {
+                let path = encased.device.path.display();
+                log::info!("{path} was left over by the unfinished creation of pool {uuid}; wiping it");
+                if let Err(error) = encased.wipe(engine.platform()).or_else(|_| encased.wipe(engine.platform())) {
+                    log::warn!("{path} is left over and could not be wiped: {}", error.sentence());
+                }
+            }
+            if set.devices().all(|found| set.container(found.bda.header().device).is_some()) {
+                engine.registry().take(uuid);
+            }
+            Err(Error::NoMetadata(uuid))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Completes a destruction that was decided but cut short.
-fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: DeviceSet, metadata: &PoolMetadata) {
+fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata: &PoolMetadata) {
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
-    // Devices of the cache tier hold no metadata; those that do go last.
+    // Devices of the cache tier hold no metadata; those that do go last. Of those that are closed it cannot be told.
+    let closed = set.closed().filter(|encased| metadata.devices().any(|device| device == encased.id()));
+    let closed = closed.map(|encased| Doomed { path: &encased.device.path, container: Some(encased), parts: vec![] });
     let doomed = |holds_metadata: bool| {
         let found = set.devices().filter(move |found| found.metadata.is_some() == holds_metadata);
         found.map(|found| {
@@ -249,5 +310,5 @@ fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: DeviceSet, metadata:
             Doomed { path: &found.device.path, container, parts: metadata.container_on(device) }
         })
     };
-    setup::wipe_destroyed(engine.platform(), doomed(false), doomed(true));
+    setup::wipe_destroyed(engine.platform(), closed.chain(doomed(false)), doomed(true));
 }

@@ -117,11 +117,12 @@ pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<B
 
 fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Next<Result<bool>> {
     Next::act(move |engine| {
-        let claim = match engine.claims().is_claimed(&Key::Drain(uuid)) {
-            true => None,
-            false => engine.claims().claim([Key::Encryption(uuid)]),
+        if engine.claims().is_claimed(&Key::Drain(uuid)) {
+            return Next::Parked(Box::new(change(uuid, plan)));
+        }
+        let Some(claim) = engine.claims().claim([Key::Encryption(uuid)]) else {
+            return super::unless_at_work(uuid, change(uuid, plan));
         };
-        let Some(claim) = claim else { return Next::Parked(Box::new(change(uuid, plan))) };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
             let planned = super::readable(granted, uuid).and_then(|pool| {
                 pool.check_requests()?;
@@ -177,13 +178,7 @@ fn carry_out(
             undo.forget();
             Next::Done(Ok(false))
         }
-        Ok((true, undo)) => {
-            if matches!(change, Change::Replace(_)) {
-                // All of them have the new one. An old one that cannot be destroyed now is destroyed at the next set-up.
-                containers.iter().for_each(|container| forget_old(platform, &container.device));
-            }
-            take_note(uuid, containers.to_vec(), Some(undo), claim)
-        }
+        Ok((true, undo)) => take_note(uuid, containers.to_vec(), Some(undo), claim),
         // What failed may have left something behind that could not be taken back.
         Err(error) => take_note(uuid, containers.to_vec(), None, claim).then(move |_| note_failure(uuid, Err(error))),
     }
@@ -207,22 +202,35 @@ fn note_failure(uuid: PoolUuid, result: Result<bool>) -> Next<Result<bool>> {
 fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Next<Result<bool>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        let noted = super::writable(granted, uuid).and_then(|pool| {
-            take_in(platform, pool, &containers)?;
-            record(platform, pool)?;
-            Ok(true)
-        });
-        drop(claim);
-        match (noted, undo) {
-            (Ok(noted), undo) => {
-                if let Some(undo) = undo {
-                    undo.forget();
-                }
-                Next::Done(Ok(noted))
+        let undone = |undo: Option<Rollback>, error| match undo {
+            Some(undo) => undo.run(platform, error),
+            None => error,
+        };
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Next::Done(Err(undone(undo, error))),
+        };
+        let noted = take_in(platform, pool, &containers).and_then(|()| record(platform, pool));
+        // What has taken the place of something, or has been taken back, is read once more.
+        let (again, result) = match noted {
+            Ok(()) => {
+                undo.into_iter().for_each(Rollback::forget);
+                // An old keyslot that cannot be destroyed now is destroyed at the next set-up.
+                let replaced = containers.iter().filter(|container| forget_old(platform, &container.device));
+                (replaced.count() > 0, Ok(true))
             }
-            (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),
-            (Err(error), None) => Next::Done(Err(error)),
+            Err(error) => (true, Err(undone(undo, error))),
+        };
+        if again {
+            if let Err(error) = take_in(platform, pool, &containers) {
+                log::warn!("pool {}: what its headers say is not shown: {}", pool.name(), error.sentence());
+            }
         }
+        if let Err(error) = &result {
+            pool.note_failure(error);
+        }
+        drop(claim);
+        Next::Done(result)
     })
 }
 
@@ -360,16 +368,20 @@ fn replace(
     with_key(platform, device, &bindings, &changes)
 }
 
-/// Destroys the keyslot that another has taken the place of.
-fn forget_old(platform: &dyn Platform, device: &Path) {
-    let forget = || -> Result<()> {
+/// Destroys the keyslot that another has taken the place of. `true`: the header has changed.
+fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
+    let forget = || -> Result<bool> {
         let changes = containers::mends(&read(platform, device)?);
-        Ok(platform.luks_change(device, None, &changes).map(drop)?)
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        Ok(platform.luks_change(device, None, &changes).map(|_| true)?)
     };
-    if let Err(error) = forget().or_else(|_| forget()) {
+    forget().or_else(|_| forget()).unwrap_or_else(|error| {
         let (device, what) = (device.display(), error.sentence());
         log::error!("the former passphrase still opens {device} until the pool is next set up: {what}");
-    }
+        true
+    })
 }
 
 // ---- volume keys ----

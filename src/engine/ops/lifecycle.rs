@@ -111,7 +111,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
         match stop(engine, pool) {
             Ok(left_up) => {
                 let mut set = DeviceSet::of(pool, left_up.is_none());
-                set.partial = left_up.is_some() && setup::partly_up(engine.platform(), uuid);
+                set.partial = left_up.is_some() && setup::anything_up(engine.platform(), uuid, &set);
                 set.trouble = left_up.as_ref().filter(|_| set.partial).map(|error| {
                     format!("it was stopped, but some of it could not be taken down: {}", error.sentence()).into()
                 });
@@ -169,11 +169,13 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     check_unmounted(platform, pool)?;
     let decided = setup::take_filesystems_down(platform, uuid)
         .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
-        .and_then(|()| {
-            pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        .and_then(|()| match pool.meta.destroying || pool.meta.started == Some(false) {
+            // By a request that panicked after that; its devices may be closed.
+            true => Ok(()),
+            false => pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.started = Some(false);
                 Ok(())
-            })
+            }),
         });
     if let Err(cause) = decided {
         return Err(setup::back_up_after(platform, pool, cause));
@@ -208,7 +210,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
         };
         let platform = engine.platform();
         // What is known may be out of date: a start that panicked has not told.
-        let partial = engine.registry().get(uuid).map(|set| set.partial || setup::partly_up(platform, uuid));
+        let partial = engine.registry().get(uuid).map(|set| set.partial || setup::anything_up(platform, uuid, &set));
         match partial {
             // It has come up meanwhile.
             None => {
@@ -220,7 +222,8 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                 let set = engine.registry().get(uuid);
                 let clean_up = || setup::clean_up(platform, uuid, set.as_ref());
                 let cleaned = clean_up().or_else(|_| clean_up());
-                let partial = cleaned.is_err() && setup::partly_up(platform, uuid);
+                let is_up = |set| setup::anything_up(platform, uuid, set);
+                let partial = cleaned.is_err() && set.as_ref().is_some_and(is_up);
                 engine.registry().note_down(uuid, partial, cleaned.as_ref().err());
                 Next::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
             }
@@ -292,6 +295,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
         let ready = renew(engine, &mut set).and_then(|()| {
             Rollback::new().guard(platform, |undo| {
                 open_devices(engine, &mut set, &unlock, undo)?;
+                discover::end(engine, uuid, &set)?;
                 admissible(uuid, &set, cache)
             })
         });

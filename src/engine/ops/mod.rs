@@ -56,7 +56,7 @@ use crate::{
         error::{Error, Result},
         ids::PoolUuid,
         pool::{Filesystem, Pool},
-        request::{Granted, Next},
+        request::{Access, Granted, Mode, Next, PoolRef},
     },
     platform::{Announcement, PendingLinks},
 };
@@ -84,6 +84,17 @@ fn change<T: Send + 'static>(
         };
         let changed = change(engine, pool);
         Next::Done(changed.inspect_err(|error| pool.note_failure(error)))
+    })
+}
+
+/// Waits for a claim to be given back, and then goes on with `again`; but not for hours, while all data of the pool is being
+/// worked on.
+fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, again: Next<Result<T>>) -> Next<Result<T>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        match readable(granted, uuid).and_then(|pool| pool.check_no_work()) {
+            Ok(()) => Next::Parked(Box::new(again)),
+            Err(error) => Next::Done(Err(error)),
+        }
     })
 }
 

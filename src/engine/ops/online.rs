@@ -41,7 +41,7 @@ use crate::{
     platform::{
         Platform,
         keyring::Secret,
-        luks::{Begin, Ended, HeaderChange, Progress, Purpose, State, Unlock, Work},
+        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, State, Unlock, Work},
     },
     view::{self, Availability},
 };
@@ -105,7 +105,12 @@ fn begin(
     start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
 ) -> Next<Result<bool>> {
     Next::act(move |engine| {
-        let Some(claim) = claim(engine, uuid) else { return Next::Parked(Box::new(begin(uuid, work, start))) };
+        if engine.claims().is_claimed(&Key::Drain(uuid)) {
+            return Next::Parked(Box::new(begin(uuid, work, start)));
+        }
+        let Some(claim) = claim(engine, uuid) else {
+            return super::unless_at_work(uuid, begin(uuid, work, start));
+        };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
                 // Version 1 pools are told so before they are told that nothing is to be done.
@@ -304,6 +309,10 @@ fn prepare_new_key(
         let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
         platform.luks_change(&device, None, &changes).map(drop)
     });
+    // The keyslots of the old key go in the end, so each passphrase must be the right one.
+    for (binding, passphrase) in passphrases {
+        platform.luks_open(&container.device, None, Unlock { passphrase, keyslot: Some(binding.keyslot) })?;
+    }
     let each = passphrases.iter().zip(&free);
     let keyslots = each.clone().map(|((binding, passphrase), keyslot)| {
         HeaderChange::AddNextKeyslot(containers::keyslot(binding.kind(), *keyslot, passphrase))
@@ -407,6 +416,11 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
             Ok(Some(site)) => Next::long(move |engine| {
                 let worked = work(engine, uuid, &site, plan);
                 let interrupted = matches!(worked, Ok(Ended::Interrupted));
+                if interrupted && !is_begun(engine.platform(), &site) {
+                    // Nothing says any more what was to be done.
+                    let error = Error::NotBegun { pool: site.name.clone() };
+                    return finish(uuid, site, Err(error), claim);
+                }
                 if interrupted && engine.is_ending() {
                     return Next::Done(Err(Error::Interrupted { pool: site.name, by: "daemon ends" }));
                 }
@@ -459,23 +473,88 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             let bindings: Bindings = bindings_of(site.version, &header)?;
             Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
         };
-        let ended = match (&plan, header.state) {
-            (_, State::Unfinished { .. }) => by_any(Begin::Resume)?,
+        let begun = match (&plan, header.state) {
+            (_, State::Unfinished { .. }) => by_any(Begin::Resume),
             (Plan::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
                 Some(NewKey { passphrase, from, to }) => {
-                    run(Unlock { passphrase, keyslot: Some(*from) }, Begin::Reencrypt { from: *from, to: *to })?
+                    let begin = Begin::Reencrypt { from: *from, to: *to };
+                    Ok(run(Unlock { passphrase, keyslot: Some(*from) }, begin)?)
                 }
-                None => Ended::Finished,
+                None => Ok(Ended::Finished),
             },
-            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt)?,
+            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt),
+            (Plan::Resume, State::Encrypted) if !header.unused.is_empty() => {
+                match prepared_key(platform, &bindings_of(site.version, &header)?)? {
+                    Some(NewKey { passphrase, from, to }) => {
+                        let begin = Begin::Reencrypt { from, to };
+                        Ok(run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin)?)
+                    }
+                    None => Ok(Ended::Finished),
+                }
+            }
             // Done before it was cut short.
-            (Plan::Resume | Plan::Decrypt, _) => Ended::Finished,
+            (Plan::Resume | Plan::Decrypt, _) => Ok(Ended::Finished),
+        };
+        let ended = match begun {
+            // What is said to have failed at its very end is done all the same.
+            Err(error) if is_done(&header, &read(platform, &container.device)?) => {
+                log::warn!("the work on {} is done, but: {}", container.device.display(), error.sentence());
+                Ended::Finished
+            }
+            begun => begun?,
         };
         if ended == Ended::Interrupted {
             return Ok(ended);
         }
     }
+    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) =
+        ((site.version, site.work.kind), &site.containers[..])
+    {
+        renew_volume_key(platform, uuid, container);
+    }
     Ok(Ended::Finished)
+}
+
+/// Puts the new volume key in place of the old one in the daemon's keyring. If it cannot be had now there is none: the old one
+/// is of no use any more.
+fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Container) {
+    let renew = || -> Result<()> {
+        let bindings = bindings_of(MetadataVersion::V2, &read(platform, &container.device)?)?;
+        let key = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None)?;
+        Ok(platform.volume_key_set(&containers::volume_key_name(uuid), &key)?)
+    };
+    if let Err(error) = renew() {
+        log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
+        super::forget_volume_key(platform, uuid);
+    }
+}
+
+/// Whether some header says that the work has been begun and is not completed. What cannot be read counts as begun.
+fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
+    let state = |container: &Container| read(platform, &container.device).map(|header| header.state);
+    site.containers.iter().any(|container| !matches!(state(container), Ok(State::Encrypted | State::Clear)))
+}
+
+/// The new volume key in the header of a container that had not been begun with when the work was cut short in another.
+fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<NewKey>> {
+    let mut failed = None;
+    for (binding, to) in bindings.iter().filter_map(|binding| Some((binding, binding.next?))) {
+        match encryption::passphrase(platform, &binding.mechanism) {
+            Ok(passphrase) => return Ok(Some(NewKey { passphrase, from: binding.keyslot, to })),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), |error| Err(error.into()))
+}
+
+/// Whether a work on a container has been completed between two looks at its header.
+fn is_done(before: &Header, now: &Header) -> bool {
+    let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
+    match (before.state, now.state) {
+        (_, State::Unfinished { .. }) => false,
+        (State::Encrypted, State::Encrypted) => replaced(),
+        (before, now) => before != now,
+    }
 }
 
 // ---- ends ----
@@ -500,6 +579,9 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
         if let Err(error) = &finished {
             pool.note_failure(error);
         }
+        if pool.lacks_volume_key() {
+            engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
+        }
         drop(claim);
         Next::Done(finished)
     })
@@ -507,18 +589,17 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
 
 /// After a failure: a work that has been begun stays unfinished, and what was prepared for one that has not is taken back.
 fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
-    let mut unfinished = false;
-    for container in containers {
-        let header = read(platform, &container.device)?;
-        unfinished |= matches!(header.state, State::Unfinished { .. });
-        let changes = containers::mends(&header);
+    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    if headers.iter().any(|header| matches!(header.state, State::Unfinished { .. })) {
+        return Ok(());
+    }
+    for (container, header) in containers.iter().zip(&headers) {
+        let changes = containers::mends(header);
         if !changes.is_empty() {
             platform.luks_change(&container.device, None, &changes)?;
         }
     }
-    if !unfinished {
-        pool.note_work(None);
-    }
+    pool.note_work(None);
     Ok(())
 }
 
@@ -536,6 +617,8 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> 
         }
         Work::Reencrypt => {
             super::encryption::take_in(platform, pool, &containers)?;
+            let known = platform.volume_key_read(&containers::volume_key_name(pool.uuid()));
+            pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
             let now = platform.now().seconds;
             pool.commit(platform, Choose::Some(platform.random()), |meta| {
                 meta.last_reencrypt = Some(now);

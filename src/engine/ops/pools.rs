@@ -136,7 +136,19 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>
         if pool.recorded_name() == name {
             return Next::Done(Ok(false));
         }
+        // The name stands in the headers of devices that lie in containers, which others may be changing.
+        let mut headers = None;
+        if pool.device_containers().next().is_some() {
+            if let Err(error) = pool.check_no_work() {
+                return Next::Done(Err(error));
+            }
+            headers = engine.claims().claim([Key::Encryption(uuid)]);
+            if headers.is_none() {
+                return Next::Parked(Box::new(rename_claimed(uuid, name, claim)));
+            }
+        }
         let recorded = pool.check_changes().and_then(|()| record_name(engine.platform(), pool, &name));
+        drop(headers);
         if let Err(error) = recorded {
             pool.note_failure(&error);
             return Next::Done(Err(error));

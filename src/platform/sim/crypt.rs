@@ -38,7 +38,7 @@ use crate::{
 };
 
 const SECTOR_LENGTH: usize = SECTOR as usize;
-const ZEROS: [u8; SECTOR_LENGTH] = [0; SECTOR_LENGTH];
+pub(super) const ZEROS: [u8; SECTOR_LENGTH] = [0; SECTOR_LENGTH];
 
 /// What sectors held, by number in the data: the SHA-256 of each. Those that were zeros are not there.
 pub(super) type Marks = BTreeMap<u64, [u8; 32]>;
@@ -77,8 +77,13 @@ impl Cipher {
     /// Both ways: a sector of 512 bytes that is not all zeros.
     fn transform(&self, sector: u64, bytes: &mut [u8]) {
         let stream = self.stream(sector);
-        if *bytes != stream {
-            bytes.iter_mut().zip(stream).for_each(|(byte, other)| *byte ^= other);
+        if *bytes == stream {
+            return;
+        }
+        // By words: this is what an opened device spends its time with.
+        for (bytes, stream) in bytes.chunks_exact_mut(8).zip(stream.chunks_exact(8)) {
+            let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("a chunk has 8 bytes"));
+            bytes.copy_from_slice(&(word(bytes) ^ word(stream)).to_ne_bytes());
         }
     }
 }

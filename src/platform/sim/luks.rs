@@ -7,7 +7,7 @@
 //! - A volume key stands in the area of each of its keyslots, masked with what the passphrase and the keyslot's salt give; its
 //!   digest tells whether it is the one. Both are one round of SHA-256: quick, and as strict as the real ones. A keyslot that
 //!   is destroyed goes from the header, and then its area is overwritten.
-//! - A container whose data is being worked on takes no other change of its header (EBUSY in words).
+//! - A container whose data is being worked on takes no other change of its header (libcryptsetup refuses too).
 //! - A container is opened by one device. Only one in which the encryption has not come to an end may be in use already,
 //!   by those who use its data in the clear.
 //! - Nothing of the data is touched when a container is made.
@@ -16,7 +16,7 @@
 //! `type` and `keyslots`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::Path,
     sync::Arc,
 };
@@ -316,10 +316,19 @@ impl<'a> Container<'a> {
     fn bring_up(&self, loaded: &Loaded, keys: &Keys, name: &str) -> Result<()> {
         let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
         let mut opened = Some(self.opened(&loaded.header.data(), keys)?);
-        self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
+        let up = self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
             Some(opened) => machine.crypt_up(name, &uuid, opened),
             None => Ok(()),
-        })
+        });
+        if up.is_err() && !self.sim.0.control.has_ended() {
+            let mut machine = self.sim.machine()?;
+            // It may have come up nevertheless. One of that name that is not this is left alone.
+            if self.minor(&machine, name).is_some() {
+                let _ = machine.dm_remove(name);
+                self.sim.0.changed.notify_all();
+            }
+        }
+        up
     }
 
     pub(super) fn refused(&self, call: LuksCall, what: &str) -> Error {
@@ -389,11 +398,16 @@ impl<'a> Container<'a> {
         self.load(call)?.ok_or_else(|| self.refused(call, "there is no LUKS2 header"))
     }
 
-    fn encode(&self, header: &stored::Header, second: bool) -> Result<Vec<u8>> {
-        let mut salt = [0; 64];
-        self.sim.0.random.lock().fill_bytes(&mut salt);
-        let no_room = || self.refused(LuksCall::Change, "its header has no room for that");
-        header.encode(second, &salt).ok_or_else(no_room)
+    /// Two copies, each the second or not.
+    fn encode(&self, header: &stored::Header, order: [bool; 2]) -> Result<[Vec<u8>; 2]> {
+        let text = header.text();
+        let copy = |second: bool| {
+            let mut salt = [0; 64];
+            self.sim.0.random.lock().fill_bytes(&mut salt);
+            let no_room = || self.refused(LuksCall::Change, "its header has no room for that");
+            header.encode(&text, second, &salt).ok_or_else(no_room)
+        };
+        Ok([copy(order[0])?, copy(order[1])?])
     }
 
     /// Puts a header in place of one.
@@ -412,7 +426,7 @@ impl<'a> Container<'a> {
         header.sequence = loaded.header.sequence + 1;
         // One that does not count is written first: the other stays until this one is there.
         let order = if loaded.first && !loaded.second { [true, false] } else { [false, true] };
-        let copies = [self.encode(&header, order[0])?, self.encode(&header, order[1])?];
+        let copies = self.encode(&header, order)?;
         let place = |second: bool| if second { header.size } else { 0 };
         let written = self.act(|machine| {
             if !at(machine, Moment::Before) {
@@ -434,7 +448,7 @@ impl<'a> Container<'a> {
     /// Writes a header where there is none, and the areas of its keyslots before it.
     fn write_new(&self, header: &mut stored::Header, areas: &[(u64, Vec<u8>)]) -> Result<()> {
         header.sequence = 1;
-        let copies = [self.encode(header, false)?, self.encode(header, true)?];
+        let copies = self.encode(header, [false, true])?;
         areas.iter().try_for_each(|(at, bytes)| self.write(*at, bytes))?;
         self.write(stored::BINARY as u64, &copies[0][stored::BINARY..])?;
         self.flush()?;
@@ -514,9 +528,9 @@ impl<'a> Container<'a> {
         let mut found = BTreeMap::from([(first, key)]);
         for side in sides {
             if let Side::Key(digest) = side {
-                if !found.contains_key(&Some(digest)) {
+                if let Entry::Vacant(place) = found.entry(Some(digest)) {
                     let any = Unlock { keyslot: None, ..unlock };
-                    found.insert(Some(digest), self.unlock(header, any, |_, of| of == Some(digest))?.1);
+                    place.insert(self.unlock(header, any, |_, of| of == Some(digest))?.1);
                 }
             }
         }
@@ -590,18 +604,19 @@ fn find(machine: &Machine, number: DeviceNumber) -> std::result::Result<Found, S
             Err(wait) => Err(wait),
         }
     };
-    let mut copy = |at: u64, second: bool| -> std::result::Result<Option<stored::Header>, Stop> {
+    let mut copy = |at: u64, second: bool| -> std::result::Result<Option<(u64, Vec<u8>)>, Stop> {
         let Some(start) = read(at, SECTOR as usize)? else { return Ok(None) };
         let Some(size) = stored::Header::size_in(&start, second).filter(|size| !second || *size == at) else {
             return Ok(None);
         };
-        Ok(read(at, size as usize)?.and_then(|bytes| stored::Header::decode(&bytes, second)))
+        let sound = |bytes: Vec<u8>| stored::Header::sequence_in(&bytes, second).map(|sequence| (sequence, bytes));
+        Ok(read(at, size as usize)?.and_then(sound))
     };
     let size = machine.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
     let first = copy(0, false)?;
     let mut second = None;
     match &first {
-        Some(header) => second = copy(header.size, true)?,
+        Some((_, bytes)) => second = copy(bytes.len() as u64, true)?,
         None => {
             for place in stored::SIZES.into_iter().filter(|place| *place < size) {
                 second = copy(place, true)?;
@@ -611,11 +626,13 @@ fn find(machine: &Machine, number: DeviceNumber) -> std::result::Result<Found, S
             }
         }
     }
-    let sequence = |header: &Option<stored::Header>| header.as_ref().map(|header| header.sequence);
+    let sequence = |copy: &Option<(u64, Vec<u8>)>| copy.as_ref().map(|(sequence, _)| *sequence);
     let newest = sequence(&first).max(sequence(&second));
     let (is_first, is_second) = (sequence(&first) == newest, sequence(&second) == newest);
-    if let Some(header) = if is_first { first } else { second } {
-        return Ok(Found::Header(Loaded { header, first: is_first, second: is_second }));
+    if let Some((_, bytes)) = if is_first { first } else { second } {
+        let loaded = |header| Found::Header(Loaded { header, first: is_first, second: is_second });
+        // Whole and not to be understood: not written by anybody here.
+        return Ok(stored::Header::decode(&bytes, !is_first).map_or(Found::Damaged, loaded));
     }
     let start = read(0, stored::MAGIC.len() + 2)?;
     match (unreadable, start) {
@@ -640,7 +657,8 @@ pub(super) fn somebodys() -> Vec<u8> {
     let kdf = Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: BASE64.encode(&[1; 32]) };
     let digest = header.add_digest(BASE64.encode(&[2; 32]), BASE64.encode(&[3; 32]));
     let made = digest.and_then(|digest| header.add_keyslot(0, digest, kdf));
-    let copy = |second| header.encode(second, &[4; 64]).filter(|_| made.is_ok()).unwrap_or_default();
+    let text = header.text();
+    let copy = |second| header.encode(&text, second, &[4; 64]).filter(|_| made.is_ok()).unwrap_or_default();
     [copy(false), copy(true)].concat()
 }
 
@@ -693,7 +711,11 @@ fn put_token(header: &mut stored::Header, number: u32, token: Value) -> std::res
 pub(super) fn describe(header: &stored::Header) -> Header {
     let data = header.data();
     let state = match (&data.unfinished, data.after) {
-        (Some(unfinished), _) => State::Unfinished { work: unfinished.work, done: Bytes(u128::from(unfinished.done)) },
+        (Some(unfinished), _) => {
+            // What a first step was cut short in is not as it was before.
+            let begun = u64::from(unfinished.hot.is_some());
+            State::Unfinished { work: unfinished.work, done: Bytes(u128::from(unfinished.done.max(begun))) }
+        }
         (None, Side::Key(_)) => State::Encrypted,
         (None, Side::Clear) => State::Clear,
     };

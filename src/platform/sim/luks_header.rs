@@ -11,7 +11,7 @@
 //!
 //! Knows bytes and JSON; nothing of disks, keys and passphrases.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ffi::CStr, ops::Range};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -245,13 +245,17 @@ impl Header {
         header
     }
 
-    /// The bytes of a copy; `None` if the JSON does not fit.
-    pub(super) fn encode(&self, second: bool, salt: &[u8; 64]) -> Option<Vec<u8>> {
-        let json = serde_json::to_vec(&self.json).expect("numbers and texts can be written as JSON");
+    /// The JSON of both copies.
+    pub(super) fn text(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.json).expect("numbers and texts can be written as JSON")
+    }
+
+    /// The bytes of a copy with this JSON; `None` if it does not fit.
+    pub(super) fn encode(&self, json: &[u8], second: bool, salt: &[u8; 64]) -> Option<Vec<u8>> {
         let size = usize::try_from(self.size).ok()?;
         let mut bytes = vec![0; size];
         // A NUL ends it.
-        bytes.get_mut(BINARY..size - 1)?.get_mut(..json.len())?.copy_from_slice(&json);
+        bytes.get_mut(BINARY..size - 1)?.get_mut(..json.len())?.copy_from_slice(json);
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, if second { &MAGIC_SECOND } else { &MAGIC });
         put(6, &VERSION.to_be_bytes());
@@ -274,21 +278,26 @@ impl Header {
         number(8).filter(|size| ours && SIZES.contains(size))
     }
 
-    /// Reads a copy. `None`: it is damaged.
-    pub(super) fn decode(bytes: &[u8], second: bool) -> Option<Header> {
+    /// The sequence number of a copy. `None`: it is damaged.
+    pub(super) fn sequence_in(bytes: &[u8], second: bool) -> Option<u64> {
         let size = Header::size_in(bytes, second)?;
-        let mut bytes = bytes.get(..usize::try_from(size).ok()?)?.to_vec();
+        let bytes = bytes.get(..usize::try_from(size).ok()?)?;
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (sequence, place) = (number(16)?, number(256)?);
-        let said: [u8; 32] = bytes[CHECKSUM][..32].try_into().ok()?;
-        let uuid = bytes[168..208].split(|byte| *byte == 0).next()?;
-        let uuid = std::str::from_utf8(uuid).ok()?.to_owned();
-        bytes[CHECKSUM].fill(0);
-        if Sha256::digest(&bytes)[..] != said || place != if second { size } else { 0 } {
-            return None;
-        }
-        let text = bytes[BINARY..].split(|byte| *byte == 0).next()?;
-        let json: Json = serde_json::from_slice(text).ok()?;
+        // It counts as zeros in the checksum that it is.
+        let sum = Sha256::new().chain_update(&bytes[..CHECKSUM.start]).chain_update([0; 64]);
+        let sum = sum.chain_update(&bytes[CHECKSUM.end..]).finalize();
+        let is_sound = sum[..] == bytes[CHECKSUM][..32] && place == if second { size } else { 0 };
+        is_sound.then_some(sequence)
+    }
+
+    /// Reads a copy. `None`: it is damaged.
+    pub(super) fn decode(bytes: &[u8], second: bool) -> Option<Header> {
+        let sequence = Header::sequence_in(bytes, second)?;
+        let size = Header::size_in(bytes, second)?;
+        let uuid = CStr::from_bytes_until_nul(&bytes[168..208]).ok()?.to_str().ok()?.to_owned();
+        let text = CStr::from_bytes_until_nul(&bytes[BINARY..]).ok()?;
+        let json: Json = serde_json::from_slice(text.to_bytes()).ok()?;
         let header = Header { size, sequence, uuid, json };
         header.try_data().is_some().then_some(header)
     }

@@ -5,7 +5,8 @@
 //! next:
 //!
 //! 1. what its sectors hold is noted in memory (`crypt` says what that means for others);
-//! 2. the notes are written to the area of the keyslot of type `reencrypt`, as in resilience `checksum`;
+//! 2. the notes are written to the area of the keyslot of type `reencrypt`, as in resilience `checksum`, and what they are of
+//!    becomes durable with them;
 //! 3. the header names the zone, up to where somebody has written to it since 1;
 //! 4. its sectors are written anew, those that still hold what was noted;
 //! 5. the header says that it is done.
@@ -19,8 +20,8 @@ use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use super::{
     Sim,
-    crypt::{Marks, Opened, Phase, Zone},
-    faults::LuksCall,
+    crypt::{Marks, Opened, Phase, ZEROS, Zone},
+    faults::{Call, LuksCall},
     io::{Patience, Stop},
     luks::{Container, Keys, Loaded, Moment},
     luks_header::{Data, NoRoom, Side, Unfinished},
@@ -143,7 +144,7 @@ impl Container<'_> {
         let area = self.marks_area(loaded)?;
         let read = |at: u64, length: u64| {
             let mut bytes = vec![0; length as usize];
-            self.peek(super::Call::LuksWrite, |machine| machine.read_at(self.number, at, &mut bytes, Patience::Wait))?;
+            self.peek(Call::LuksWrite, |machine| machine.read_at(self.number, at, &mut bytes, Patience::Wait))?;
             Ok(bytes)
         };
         let count = u64::from_be_bytes(read(area.start, 8)?.try_into().expect("8 bytes were read"));
@@ -282,7 +283,7 @@ impl Run<'_> {
         if let Some(pages) = self.container.sim.0.hot_zone {
             return Ok(pages.clamp(1, max));
         }
-        let stored = self.container.peek(super::Call::LuksWrite, |machine| {
+        let stored = self.container.peek(Call::LuksWrite, |machine| {
             let opened = machine.opened(self.minor).ok_or(Stop::Errno(nix::libc::ENXIO))?;
             let (mut at, end, mut count) = (opened.offset, opened.offset + opened.length, 0);
             while let Some(found) = machine.next_stored(self.container.number, at..end)? {
@@ -297,9 +298,7 @@ impl Run<'_> {
     /// Notes what the next zone holds.
     fn note(&self) -> Result<Arc<Marks>> {
         let (number, pages) = (self.container.number, self.pages);
-        self.container.act(|machine| {
-            // What is noted is durable.
-            machine.flush(number, Patience::Wait)?;
+        self.container.peek(Call::LuksWrite, |machine| {
             let opened = machine.opened(self.minor).ok_or(Stop::Errno(nix::libc::ENXIO))?;
             let (done, length, offset) = (opened.done, opened.length, opened.offset);
             let unit = u64::from(opened.sector_size).max(PAGE);
@@ -401,7 +400,7 @@ impl Machine {
             let mut bytes = vec![0; (found.end - found.start) as usize];
             self.read_at(number, found.start, &mut bytes, Patience::Wait)?;
             for (sector, bytes) in ((found.start - offset) / SECTOR..).zip(bytes.chunks_exact(SECTOR as usize)) {
-                if bytes.iter().any(|byte| *byte != 0) {
+                if *bytes != ZEROS {
                     marks.insert(sector, sha2::Sha256::digest(bytes).into());
                 }
             }

@@ -2,8 +2,7 @@
 //!
 //! `observed.jsonl` holds 361 requests in the order in which they were made, with reply and signals, as recorded
 //! (`spec/dbus/dbus-behaviours.md`). Each must be answered in the same way here, or stand in `differences.json`, which says
-//! why and what is answered instead, or in `waiting.json`. Entries in the latter must *not* pass: when they begin to,
-//! the list has to shrink. A difference that is none any more is an error as well.
+//! why and what is answered instead. A difference that is none any more is an error as well.
 //!
 //! Paths and UUIDs are matched by what they stand for; texts for people are not compared; the order of signals is the
 //! matter of other tests, that each comes once is seen here, too.
@@ -70,12 +69,6 @@ struct Difference {
     /// It cannot be asked, since what it is about was not made.
     #[serde(default)]
     unreachable: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct Waiting {
-    why: String,
-    entries: Vec<String>,
 }
 
 /// `7` or `7-9`.
@@ -180,7 +173,6 @@ fn what_was_observed_holds_here_or_differs_for_a_reason() {
     let entries: Vec<Entry> =
         include_str!("observed.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let differences: Vec<Difference> = serde_json::from_str(include_str!("differences.json")).unwrap();
-    let waiting: Vec<Waiting> = serde_json::from_str(include_str!("waiting.json")).unwrap();
     let mut differs: BTreeMap<usize, &Difference> = BTreeMap::new();
     for difference in &differences {
         assert!(difference.why.len() > 20, "{difference:?} has no reason");
@@ -188,8 +180,6 @@ fn what_was_observed_holds_here_or_differs_for_a_reason() {
             assert!(differs.insert(number, difference).is_none(), "{number} is listed twice");
         }
     }
-    let waits: BTreeMap<usize, &str> =
-        waiting.iter().flat_map(|list| numbers(&list.entries).map(|number| (number, list.why.as_str()))).collect();
 
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
@@ -200,19 +190,16 @@ fn what_was_observed_holds_here_or_differs_for_a_reason() {
         let difference = differs.get(&number).copied();
         let outcome = run.play(entry, difference);
         let about = format!("{number}. {} ({})", entry.about, entry.member);
-        match (&outcome, waits.get(&number)) {
-            (Outcome::Passes, Some(why)) => wrong.push(format!("{about} passes; it is said to wait for {why}")),
-            (_, Some(_)) => {}
-            (Outcome::Passes, None) => passed += 1,
-            (Outcome::Unreachable, None) if difference.is_some_and(|difference| difference.unreachable) => {}
-            (outcome, None) => wrong.push(format!("{about}: {outcome:?}")),
+        match outcome {
+            Outcome::Passes => passed += 1,
+            Outcome::Unreachable if difference.is_some_and(|difference| difference.unreachable) => {}
+            outcome => wrong.push(format!("{about}: {outcome:?}")),
         }
     }
     println!(
-        "{} observed requests: {passed} answered as listed, {} of these deliberately in another way; {} wait",
+        "{} observed requests: {passed} answered as listed, {} of these deliberately in another way",
         entries.len(),
-        differs.len(),
-        waits.len()
+        differs.len()
     );
     assert_eq!(entries.len(), 361);
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));

@@ -4,7 +4,9 @@ use std::{
     env, fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Instant,
 };
 
@@ -35,7 +37,6 @@ struct Tang {
 
 impl Tang {
     fn start(port: u16) -> Tang {
-        command("ip", &["link", "set", "lo", "up"]);
         let folder = PathBuf::from(format!("/run/tang-{port}"));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();
@@ -49,6 +50,7 @@ impl Tang {
         let process = Command::new("systemd-socket-activate")
             .args(["--listen", &format!("127.0.0.1:{port}"), "--inetd", "--accept", "/usr/libexec/tangd"])
             .arg(folder)
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let deadline = Instant::now() + LIMIT;
@@ -82,13 +84,39 @@ fn refused(result: Result<impl Sized, Error>, words: &[&str]) {
     assert!(words.iter().all(|word| text.contains(word)) && !text.contains('\n'), "{text}");
 }
 
+/// Nobody sees a secret in arguments or variables of any process while `work` is done. Gives how many were looked at.
+pub(crate) fn unseen(secret: &[u8], work: impl FnOnce()) -> usize {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut seen = 0;
+            while !done.load(Ordering::Relaxed) {
+                for process in fs::read_dir("/proc").unwrap().flatten() {
+                    for file in ["cmdline", "environ"] {
+                        let Ok(text) = fs::read(process.path().join(file)) else { continue };
+                        seen += 1;
+                        assert!(!text.windows(secret.len()).any(|window| window == secret), "{:?}", process.path());
+                    }
+                }
+            }
+            seen
+        });
+        work();
+        done.store(true, Ordering::Relaxed);
+        looking.join().unwrap()
+    })
+}
+
 fn tang(machine: &Machine) {
     let linux = &machine.linux;
     let tang = Tang::start(7500);
     let passphrase = secret("hunter2");
     let config = json!({"url": tang.url, "thp": tang.thumbprint()});
-    let jwe = linux.clevis_encrypt("tang", &config, false, &passphrase).unwrap();
-    assert!(linux.clevis_decrypt(&jwe).unwrap().same(b"hunter2"));
+    let processes = unseen(b"hunter2", || {
+        let jwe = linux.clevis_encrypt("tang", &config, false, &passphrase).unwrap();
+        assert!(linux.clevis_decrypt(&jwe).unwrap().same(b"hunter2"));
+    });
+    println!("        (looked at {processes} command lines)");
     let trusted = linux.clevis_encrypt("tang", &json!({"url": tang.url}), true, &passphrase).unwrap();
     assert!(linux.clevis_decrypt(&trusted).unwrap().same(b"hunter2"));
     // Its advertisement, fetched before.
@@ -192,7 +220,6 @@ fn token(machine: &Machine) {
 }
 
 fn hanging(machine: &Machine) {
-    command("ip", &["link", "set", "lo", "up"]);
     // It takes connections and says nothing.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -2,8 +2,8 @@
 //!
 //! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount namespace). `make
 //! test-machine ONLY=platform` builds it and runs it in a throw-away machine; there, words after it choose the checks
-//! whose names begin so, and `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...` makes a pool of metadata version 1. Prints
-//! a line for each check, and fails if any does.
+//! whose names begin so, `encryption` those of LUKS2 and Clevis, and `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...`
+//! makes a pool of metadata version 1. Prints a line for each check, and fails if any does.
 
 // This is a test; `allow-unwrap-in-tests` does not see it.
 #![allow(clippy::unwrap_used)]
@@ -51,8 +51,9 @@ struct Machine {
 
 type Check = (&'static str, fn(&Machine));
 
-const CHECKS: &[&[Check]] =
-    &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS, containers::CHECKS, clevis::CHECKS];
+const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
+/// Those of the order `encryption`: they take long.
+const OF_ENCRYPTION: &[&[Check]] = &[containers::CHECKS, clevis::CHECKS];
 
 fn main() -> ExitCode {
     if let Some(status) = stratisd::platform::linux::luks::child::run_if_asked() {
@@ -82,9 +83,15 @@ fn main() -> ExitCode {
     }
     let machine = Machine { linux, disks };
     // Words that the names of the wanted checks begin with; all without any.
-    let wanted: Vec<String> = env::args().skip(1).collect();
+    let mut wanted: Vec<String> = env::args().skip(1).collect();
+    let checks = if wanted.first().is_some_and(|word| word == "encryption") {
+        wanted.remove(0);
+        OF_ENCRYPTION
+    } else {
+        CHECKS
+    };
     let (mut passed, mut failed) = (0, Vec::new());
-    for (name, check) in CHECKS.iter().copied().flatten() {
+    for (name, check) in checks.iter().copied().flatten() {
         if !wanted.is_empty() && !wanted.iter().any(|start| name.starts_with(start)) {
             continue;
         }

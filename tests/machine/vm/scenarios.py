@@ -18,6 +18,11 @@ SMALL_DISKS = ("1536M", "3G", "3G")
 # The last disk where the guest's notes.py is used.
 NOTES = "16M"
 JOURNAL_PREFIX = "JOURNAL "
+# The checks of the platform work on the disks themselves.
+PLATFORM = "systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./platform_machine"
+# A TPM as a program, and where the programs that use one find it.
+TPM = ("mkdir -p /run/tpm && swtpm socket --tpm2 --daemon --tpmstate dir=/run/tpm --flags startup-clear"
+       " --server type=tcp,port=2321 --ctrl type=tcp,port=2322 && export TPM2TOOLS_TCTI=swtpm:host=127.0.0.1,port=2321")  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -113,7 +118,9 @@ def all_scenarios(power_cut_seeds, seconds):
     """All of them; each life of a machine may take `seconds`."""
     scenarios = [
         Scenario("platform", "every call of the platform, without a daemon",
-                 [Life("systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./platform_machine")]),
+                 [Life(PLATFORM)]),
+        Scenario("platform-encryption", "LUKS2 with works on data in use killed at any moment, Clevis with Tang and a TPM",
+                 [Life(f"{TPM} && {PLATFORM} encryption")]),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys outlive it",

@@ -120,7 +120,11 @@ impl<'a> Metadata<'a> {
             !segment.hot && digest == new
         };
         let done = Sectors::checked_sum(segments.iter().filter(is_done).map(|segment| segment.length));
-        let done = done.ok_or("its segments are larger than anything")?.bytes();
+        let mut done = done.ok_or("its segments are larger than anything")?.bytes();
+        if segments.iter().any(|segment| segment.hot) {
+            // What a first step was cut short in is not as it was before.
+            done = done.max(Bytes(1));
+        }
         Ok(State::Unfinished { work, done })
     }
 

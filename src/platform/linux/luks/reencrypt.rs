@@ -109,9 +109,12 @@ pub(super) fn run(
     });
     drop(container);
     if let Err(fault) = worked {
-        // The library leaves devices as they were in the midst of the step.
+        // The library leaves devices as they were in the midst of the step. What was wrong first is told; if more is
+        // wrong, it is for the log.
         if repair::is_needed(name)? {
-            repair::repair(device, name, passphrase)?;
+            if let Err(also) = repair::repair(device, name, passphrase) {
+                eprintln!("{also}");
+            }
         }
         return Err(fault.into());
     }

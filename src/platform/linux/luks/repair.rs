@@ -9,7 +9,7 @@
 //!
 //! Knows device-mapper tables and headers; nothing of who uses the data.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use libcryptsetup_rs::{
     CryptParamsReencrypt,
@@ -77,20 +77,25 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
     let mapper = Mapper::open()?;
     let names = Names::of(name);
     let overlay = mapper.find(&names.overlay)?;
+    let half_written = half_written(&mut Container::load(device)?)?;
+    let mut completed = Ok(());
     for hotzone in &names.hotzones {
         let Some(found) = mapper.find(hotzone)? else { continue };
-        if let Some(waiting) = waiting(overlay.as_ref(), &found) {
-            if let Err(fault) = complete(&mapper, &names, device, passphrase, waiting) {
+        if let Some(waiting) = waiting(overlay.as_ref(), &found).or(half_written) {
+            completed = complete(&mapper, &names, device, passphrase, waiting);
+            if completed.is_err() && found.suspended {
                 // What waits must end: with an error, since it can be carried out neither as it is nor otherwise.
                 let length = Sectors(found.table.iter().map(|line| line.length.0).sum());
                 mapper.load(hotzone, &[foreign(Sectors(0), length, "error", String::new())])?;
-                mapper.resume(hotzone, Visibility::Private)?;
-                return Err(fault);
             }
         }
         if found.suspended {
             mapper.resume(hotzone, Visibility::Private)?;
         }
+    }
+    if completed.is_err() && half_written.is_some() {
+        // Half of the stretch is written: until it can be completed it serves nobody.
+        return completed;
     }
     let table = table(device, passphrase)?;
     if overlay.as_ref().is_some_and(|overlay| overlay.suspended) {
@@ -106,7 +111,7 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
             mapper.remove(left)?;
         }
     }
-    Ok(())
+    completed
 }
 
 /// A stretch of the opened device that waits for the end of a step.
@@ -128,6 +133,15 @@ fn waiting(overlay: Option<&Device>, hotzone: &Device) -> Option<Waiting> {
     Some(Waiting { start: line.start, length: line.length })
 }
 
+/// The stretch that the header says is being written. Where the disk did not take it, the library has let I/O to it end with
+/// errors, so that nothing waits.
+fn half_written(container: &mut Container) -> Result<Option<Waiting>> {
+    let segments = container.segments()?;
+    let first = segments.first().map_or(Sectors::ZERO, |segment| segment.offset);
+    let hot = segments.iter().find(|segment| segment.hot);
+    Ok(hot.map(|segment| Waiting { start: segment.offset.saturating_sub(first), length: segment.length }))
+}
+
 /// Has the library complete a step, on another device for the same disk.
 fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
     let size = Container::load(device)?.size();
@@ -142,10 +156,9 @@ fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], wa
     Ok(removed?)
 }
 
-fn complete_on(other: &PathBuf, passphrase: &[u8], waiting: Waiting) -> Result<()> {
+fn complete_on(other: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
     let mut container = Container::load(other)?;
-    let is_hot = container.segments()?.iter().any(|segment| segment.hot);
-    if is_hot {
+    if half_written(&mut container)?.is_some() {
         // It was being written: the library finds out block by block what has been.
         begin(&mut container, passphrase, CryptReencrypt::RECOVERY, Sectors::ZERO)?;
     } else if !is_done(&mut container, waiting)? {
@@ -160,7 +173,7 @@ fn complete_on(other: &PathBuf, passphrase: &[u8], waiting: Waiting) -> Result<(
     }
     drop(container);
     let mut container = Container::load(other)?;
-    if container.segments()?.iter().any(|segment| segment.hot) || !is_done(&mut container, waiting)? {
+    if half_written(&mut container)?.is_some() || !is_done(&mut container, waiting)? {
         return Err(Fault::Other("the step that was cut short could not be completed".to_owned()));
     }
     Ok(())

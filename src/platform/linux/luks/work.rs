@@ -50,17 +50,22 @@ const SECOND_COPIES: [u64; 9] =
     [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000];
 
 /// Why a request was not served.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
     /// The passphrase does not fit.
+    #[error("the passphrase does not fit")]
     WrongKey,
     /// Somebody else uses the device.
+    #[error("the device is in use")]
     Busy,
     /// Nobody waits for the answer any more; nothing was changed.
+    #[error("it was stopped")]
     Alone,
     /// The daemon cannot be talked to.
+    #[error("{0}")]
     Talk(io::Error),
     /// In words.
+    #[error("{0}")]
     Other(String),
 }
 
@@ -70,9 +75,7 @@ impl Fault {
         match self {
             Fault::WrongKey => Answer::WrongKey,
             Fault::Busy => Answer::Busy,
-            Fault::Alone => Answer::Failed("it was stopped".to_owned()),
-            Fault::Talk(fault) => Answer::Failed(fault.to_string()),
-            Fault::Other(what) => Answer::Failed(what),
+            other => Answer::Failed(other.to_string()),
         }
     }
 }

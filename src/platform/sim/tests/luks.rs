@@ -434,6 +434,29 @@ fn a_change_is_made_or_not_wherever_power_goes() {
     assert_eq!(steps, 1 + 2 + 3 * 4 + 2);
 }
 
+/// A change that was told to have failed and is there is not lost by the next.
+#[test]
+fn half_written_changes_stay() {
+    let mut torn = 0;
+    for seed in 0..30 {
+        let sim = Sim::builder().seed(seed).build();
+        format(&sim, Purpose::New);
+        let remove = |number| sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(number)]);
+        // The second copy is not written.
+        sim.faults().fail_at(sim.steps() + 3);
+        assert!(remove(1).is_err());
+        assert_eq!(header(&sim).tokens.len(), 1);
+        // The first to be written now is, or is not, or in part.
+        sim.faults().cut_power_at(sim.steps() + 2);
+        assert!(remove(2).is_err());
+        sim.power_on();
+        let left = header(&sim).tokens;
+        assert!(!left.contains_key(&1), "seed {seed}: {left:?}");
+        torn += u32::from(left.contains_key(&2));
+    }
+    assert!((1..30).contains(&torn), "{torn}");
+}
+
 /// A container that is made is there as a whole or not at all.
 #[test]
 fn a_header_begins_all_at_once() {
@@ -464,6 +487,28 @@ fn a_header_begins_all_at_once() {
             }
         }
         assert!(there > 20 && absent > 20, "{there} {absent}");
+    }
+}
+
+/// An error leaves nothing up, whatever step it was of.
+#[test]
+fn what_was_not_opened_is_not_up() {
+    for purpose in [Purpose::New, Purpose::Encrypt] {
+        for after in [false, true] {
+            for step in 0..2 {
+                let sim = Sim::builder().build();
+                format(&sim, purpose);
+                let at = sim.steps() + step;
+                if after {
+                    sim.faults().fail_after(at)
+                } else {
+                    sim.faults().fail_at(at)
+                }
+                assert!(open(&sim, Some(NAME), "one").is_err());
+                assert!(sim.leftovers().is_empty() && !sim.in_use(Path::new(DISK)).unwrap());
+                open(&sim, Some(NAME), "one").unwrap();
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Work on the data of a container in use: whatever happens on the way, the data is what was written.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 use super::{
     luks::{DATA, DISK, NAME, format, new_keyslot, open, secret, token, with},
@@ -128,7 +128,7 @@ fn all_of_it_is_done_while_it_is_used() {
         assert_eq!(raw == contents(0, 1), work == Work::Encrypt);
         let seen: Mutex<Vec<Progress>> = Mutex::default();
         let ended = run_from(&sim, begin(work), |progress| {
-            seen.lock().unwrap().push(progress);
+            seen.lock().push(progress);
             check(&sim, 1, "on the way");
             let done = progress.done;
             let header = sim.luks_read(Path::new(DISK)).unwrap().unwrap();
@@ -140,7 +140,7 @@ fn all_of_it_is_done_while_it_is_used() {
             true
         });
         assert!(matches!(ended, Ok(Ended::Finished)), "{ended:?}");
-        let seen = seen.into_inner().unwrap();
+        let seen = seen.into_inner();
         assert!(seen.windows(2).all(|pair| pair[0].done < pair[1].done));
         // From nothing to all, with a zone for each of seven pages that hold something.
         assert_eq!((seen.len(), seen[0].done, seen[7].done), (8, Bytes(0), seen[0].total));
@@ -206,8 +206,9 @@ fn it_stops_and_goes_on() {
         loop {
             let asked = Mutex::new(0);
             let ended = run_from(&sim, from, |_| {
-                *asked.lock().unwrap() += 1;
-                *asked.lock().unwrap() < 2
+                let mut asked = asked.lock();
+                *asked += 1;
+                *asked < 2
             });
             check(&sim, 1, "stopped");
             if ended.unwrap() == Ended::Finished {
@@ -241,27 +242,26 @@ enum Strike {
 }
 
 /// Runs the work again and again with one step struck.
-fn strike_each(work: Work, strike: Strike, seeds: u64, judge: impl Fn(&Sim, &str)) -> u64 {
+fn strike_each(work: Work, strike: Strike, pages: u64, judge: impl Fn(&Sim, &str)) -> u64 {
+    let machine = |seed| prepared(Sim::builder().hot_zone(pages).seed(seed).build(), work);
     let steps = {
-        let sim = prepared(Sim::builder().hot_zone(1).build(), work);
+        let sim = machine(0);
         let start = sim.steps();
         run(&sim, work).unwrap();
         sim.steps() - start
     };
-    for seed in 0..seeds {
-        for step in 0..steps {
-            let sim = prepared(Sim::builder().hot_zone(1).seed(seed).build(), work);
-            let at = sim.steps() + step;
-            match strike {
-                Strike::CutPower => sim.faults().cut_power_at(at),
-                Strike::Kill => sim.faults().kill_at(at),
-                Strike::FailBefore => sim.faults().fail_at(at),
-                Strike::FailAfter => sim.faults().fail_after(at),
-            }
-            assert!(run(&sim, work).is_err());
-            sim.faults().clear();
-            judge(&sim, &format!("{work:?}, {strike:?} at step {step} of {steps}, seed {seed}"));
+    for step in 0..steps {
+        let sim = machine(step);
+        let at = sim.steps() + step;
+        match strike {
+            Strike::CutPower => sim.faults().cut_power_at(at),
+            Strike::Kill => sim.faults().kill_at(at),
+            Strike::FailBefore => sim.faults().fail_at(at),
+            Strike::FailAfter => sim.faults().fail_after(at),
         }
+        assert!(run(&sim, work).is_err());
+        sim.faults().clear();
+        judge(&sim, &format!("{work:?}, {strike:?} at step {step} of {steps}"));
     }
     steps
 }
@@ -269,7 +269,7 @@ fn strike_each(work: Work, strike: Strike, seeds: u64, judge: impl Fn(&Sim, &str
 #[test]
 fn a_power_cut_at_every_step_loses_nothing() {
     for work in WORKS {
-        let steps = strike_each(work, Strike::CutPower, 3, |sim, at| {
+        let steps = strike_each(work, Strike::CutPower, 1, |sim, at| {
             sim.power_on();
             open(sim, Some(NAME), "one").unwrap_or_else(|error| panic!("{at}: {error}"));
             check(sim, 1, at);
@@ -286,8 +286,8 @@ fn a_power_cut_at_every_step_loses_nothing() {
 #[test]
 fn what_is_written_after_an_interruption_stays() {
     for work in WORKS {
-        for strike in [Strike::Kill, Strike::FailBefore, Strike::FailAfter] {
-            strike_each(work, strike, 2, |sim, at| {
+        for strike in [Strike::Kill, Strike::FailAfter] {
+            strike_each(work, strike, 3, |sim, at| {
                 check(sim, 1, at);
                 // Every second place; of those some sectors only, so that old and new lie side by side.
                 let some: Vec<u64> = PLACES.into_iter().step_by(2).collect();
@@ -318,12 +318,33 @@ fn what_is_written_after_an_interruption_stays() {
     }
 }
 
+/// What was written after an interruption and is not flushed is there or not, sector by sector.
+#[test]
+fn what_is_not_flushed_is_there_before_or_after() {
+    for work in WORKS {
+        for strike in [Strike::Kill, Strike::FailAfter] {
+            strike_each(work, strike, 2, |sim, at| {
+                fill(sim, 2);
+                sim.cut_power();
+                sim.power_on();
+                open(sim, Some(NAME), "one").unwrap_or_else(|error| panic!("{at}: {error}"));
+                for place in PLACES {
+                    let (old, new) = (contents(place, 1), contents(place, 2));
+                    let found = read(sim, NAME, place, old.len());
+                    let mut sectors = found.chunks(512).zip(old.chunks(512).zip(new.chunks(512)));
+                    assert!(sectors.all(|(found, (old, new))| found == old || found == new), "{at}: {place}");
+                }
+            });
+        }
+    }
+}
+
 /// As the next process does it: the device is up, and the work goes on.
 #[test]
 fn another_process_goes_on_where_one_was_killed() {
     for work in WORKS {
-        for strike in [Strike::Kill, Strike::FailBefore, Strike::FailAfter] {
-            strike_each(work, strike, 1, |sim, at| {
+        for strike in [Strike::Kill, Strike::FailBefore] {
+            strike_each(work, strike, 3, |sim, at| {
                 let place = PLACES[3];
                 write(sim, NAME, place, &contents(place, 2)).unwrap();
                 go_on(sim, work, at);
@@ -383,14 +404,14 @@ fn others_are_not_held_up() {
     });
 }
 
-/// Found when this was thought through: zeros that are not durable yet were taken for stretches that are done.
+/// Zeros that may still be lost with power are no gap to be passed over.
 #[test]
 fn zeros_that_may_be_lost_are_no_gap() {
     for seed in 0..20 {
         let sim = prepared(Sim::builder().seed(seed).hot_zone(1).build(), Work::Reencrypt);
         write(&sim, NAME, 4096, &[0; 512]).unwrap();
         let at = sim.steps();
-        assert!(matches!(run_from(&sim, begin(Work::Reencrypt), |progress| progress.done < Bytes(8192)), Ok(_)));
+        run_from(&sim, begin(Work::Reencrypt), |progress| progress.done < Bytes(8192)).unwrap();
         assert!(sim.steps() > at);
         sim.cut_power();
         sim.power_on();
@@ -428,7 +449,7 @@ fn a_container_lies_on_a_stack() {
     create(&sim, "below", &table);
     let below = sim.dm_node("below");
     let one = secret("one");
-    let layout = super::luks::LAYOUT;
+    let layout = luks::LAYOUT;
     let tokens = std::collections::BTreeMap::new();
     sim.luks_format(&below, &layout, Purpose::New, &[new_keyslot(0, &one)], &tokens).unwrap();
     sim.luks_open(&below, Some(NAME), with(&one)).unwrap();

@@ -1,0 +1,98 @@
+//! How a pool is encrypted, and what is being done about it: in its own header (version 2) or in those of its devices
+//! (version 1).
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::Pool;
+use crate::{
+    engine::{
+        encryption::{Info, read_pool_header},
+        error::{Error, Result},
+        metadata::MetadataVersion,
+    },
+    platform::{Platform, luks::Header},
+    view,
+};
+
+impl Pool {
+    /// How it can be unlocked.
+    ///
+    /// # Errors
+    /// If it is not encrypted.
+    pub(in crate::engine) fn encryption(&self) -> Result<&Info> {
+        self.encryption.as_ref().ok_or_else(|| Error::NothingToOpen { pool: self.name.clone() })
+    }
+
+    /// Whether it is encrypted, as a whole or device by device.
+    pub fn is_encrypted(&self) -> bool {
+        self.encryption.is_some()
+    }
+
+    /// Its devices that are LUKS2 containers, with the names of what is opened of them (version 1).
+    pub(in crate::engine) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
+        let containers = self.members.values().filter_map(|member| member.container.as_ref());
+        containers.map(|encased| (encased.device.path.clone(), encased.name()))
+    }
+
+    /// Closes the containers of its devices, when nothing lies on them any more.
+    ///
+    /// # Errors
+    /// When one is in use.
+    pub(in crate::engine) fn close_devices(&self, platform: &dyn Platform) -> Result<()> {
+        let mut containers = self.members.values().filter_map(|member| member.container.as_ref());
+        containers.try_for_each(|encased| encased.close(platform))
+    }
+
+    /// Takes note of what its header says now (version 2).
+    ///
+    /// # Errors
+    /// If nothing in it is of use.
+    pub(in crate::engine) fn note_header(&mut self, header: &Header) -> Result<()> {
+        self.note_encryption(Some(Info::of_pool(read_pool_header(header)?)));
+        Ok(())
+    }
+
+    /// Takes note of what the containers of its devices say, if these lie in some (version 1).
+    ///
+    /// # Errors
+    /// If only some do.
+    pub(in crate::engine) fn note_containers(&mut self) -> Result<()> {
+        if self.version == MetadataVersion::V1 {
+            let bindings = self.members.values().map(|member| Some(&member.container.as_ref()?.bindings));
+            let info = Info::of_devices(bindings)?;
+            self.note_encryption(info);
+        }
+        Ok(())
+    }
+
+    /// Takes note of how it can be unlocked now.
+    pub(in crate::engine) fn note_encryption(&mut self, info: Option<Info>) {
+        self.encryption = info;
+        self.show();
+    }
+
+    /// Takes note of whether its volume key is in the daemon's keyring.
+    pub(in crate::engine) fn note_volume_key(&mut self, loaded: bool) {
+        self.volume_key_loaded = loaded;
+        self.show();
+    }
+
+    /// Whether it is encrypted as a whole and its volume key is not in the daemon's keyring.
+    pub(in crate::engine) fn lacks_volume_key(&self) -> bool {
+        self.meta.is_encrypted() && !self.volume_key_loaded
+    }
+
+    /// Takes note of a work on its data, or of its end.
+    pub(in crate::engine) fn note_work(&mut self, work: Option<Arc<view::Work>>) {
+        self.work = work;
+        self.show();
+    }
+
+    /// Refuses what cannot be done while its data is being worked on.
+    pub(in crate::engine) fn check_no_work(&self) -> Result<()> {
+        match &self.work {
+            Some(work) => Err(Error::AtWork { pool: self.name.clone(), work: work.kind }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Encrypted pools at set-up: containers opened or adopted, headers put right, what they say taken over
+//! (`spec/engine/encryption.md` §6.3, 6.4, 7.3).
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use crate::{
+    engine::{
+        bda::Choose,
+        containers::{self, Unlock},
+        dm_names::Role,
+        encased::{self, Encased},
+        encryption::{Info, Kind, UnlockMethod},
+        error::{Error, Result},
+        ids::{DevUuid, PoolUuid},
+        metadata::PoolMetadata,
+        name::Name,
+        pool::{Member, Pool},
+        registry::DeviceSet,
+        stack::remove_if_up,
+        undo::Rollback,
+        units::{Bytes, Sectors},
+    },
+    platform::{
+        Platform,
+        luks::{Header, State, Work},
+    },
+    view::{self, Availability},
+};
+
+/// How the containers of a pool's devices can be unlocked, put right where changes of that were cut short; `None` if there are
+/// none.
+pub(super) fn encryption_of(
+    platform: &dyn Platform,
+    uuid: PoolUuid,
+    members: &mut BTreeMap<DevUuid, Member>,
+    name: &str,
+) -> Result<Option<Info>> {
+    let all = members.len();
+    let mut containers: Vec<&mut Encased> =
+        members.values_mut().filter_map(|member| member.container.as_mut()).collect();
+    if containers.is_empty() {
+        return Ok(None);
+    }
+    if containers.len() < all {
+        return Err(Error::PartlyEncrypted(uuid));
+    }
+    if let Err(error) = encased::mend(platform, &mut containers) {
+        log::warn!("pool {name}: what its devices say of its encryption could not be put right: {}", error.sentence());
+    }
+    for encased in containers.iter_mut().filter(|encased| encased.token.pool_name.as_deref() != Some(name)) {
+        if let Err(error) = encased.rename(platform, name) {
+            let path = encased.device.path.display();
+            log::warn!("pool {name}: its name could not be put into the header of {path}: {}", error.sentence());
+        }
+    }
+    Ok(Info::of_devices(containers.iter().map(|encased| Some(&encased.bindings)))?)
+}
+
+/// Takes over how the devices of a pool can be unlocked, and whether they have to be worked on.
+pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encryption: Option<Info>) {
+    let Some(info) = encryption else { return };
+    if let Err(error) = info.agreed() {
+        pool.restrict(Availability::NoRequests, error.to_string());
+    }
+    pool.note_encryption(Some(info));
+    let states = pool.members.values().filter_map(|member| member.container.as_ref().map(|encased| encased.state));
+    let unfinished = states.into_iter().find_map(|state| match state {
+        State::Unfinished { work, .. } => Some(work),
+        _ => None,
+    });
+    if let Some(work) = unfinished {
+        pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+    }
+}
+
+/// Wipes devices in containers of their own whose addition was cut short: they would stay open beside the pool.
+pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
+    let unrecorded = set.containers().filter(|encased| meta.devices().all(|device| device != encased.id()));
+    for encased in unrecorded {
+        let path = encased.device.path.display();
+        if set.devices().any(|found| found.bda.header().device == encased.id() && found.is_uncommitted()) {
+            log::info!("{path} was left over by an addition to the pool that was cut short; wiping it");
+            if let Err(error) = encased.wipe(platform).or_else(|_| encased.wipe(platform)) {
+                log::warn!("{path} could not be wiped: {}", error.sentence());
+            }
+        }
+    }
+}
+
+/// What is to be done about the LUKS2 container of a pool of version 2 (`spec/engine/encryption.md` §6.4). The record of the pool
+/// decides whether it is encrypted: it is written when a header has been made and before any data is encrypted, and again
+/// when all data is in the clear and before the header is wiped.
+#[derive(Debug, PartialEq, Eq)]
+enum Containment {
+    /// There is none.
+    None,
+    /// It is to be opened.
+    Open(Header),
+    /// The pool has been decrypted, which has not been recorded.
+    Decrypted,
+    /// It holds nothing: the pool is recorded as one without.
+    Stale,
+}
+
+fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Containment> {
+    let untouched = State::Unfinished { work: Work::Encrypt, done: Bytes(0) };
+    match (recorded, header) {
+        (false, None) => Ok(Containment::None),
+        (true, None) => Err(Error::NoHeader { pool: pool.clone() }),
+        (true, Some(header)) if header.state == State::Clear => Ok(Containment::Decrypted),
+        (true, Some(header)) => Ok(Containment::Open(header)),
+        (false, Some(header)) if [State::Clear, untouched].contains(&header.state) => Ok(Containment::Stale),
+        (false, Some(_)) => Err(Error::UnrecordedHeader { pool: pool.clone() }),
+    }
+}
+
+/// Opens the container of a pool of version 2, if it has one, or adopts the one that is open.
+pub(super) fn open_container(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    unlock: &Unlock,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let device = platform.dm_node(&pool.stack.name(Role::Cache));
+    let found = pool.stack.find(platform, Role::Crypt)?;
+    let header = platform.luks_read(&device)?;
+    match containment(pool.name(), pool.meta.is_encrypted(), header)? {
+        Containment::None => Ok(()),
+        Containment::Stale => {
+            log::info!("pool {}: removing a LUKS2 header with nothing behind it", pool.name());
+            drop_container(platform, pool)
+        }
+        Containment::Decrypted => {
+            log::info!("pool {}: it has been decrypted, which is recorded now", pool.name());
+            pool.commit(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
+            drop_container(platform, pool)
+        }
+        Containment::Open(header) => {
+            pool.note_header(&header)?;
+            match found {
+                Some(_) => adopt_container(platform, pool, &device),
+                None => open_closed(platform, pool, unlock, &device, undo)?,
+            }
+            let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
+            pool.stack.ensure_all(platform, opened, undo)?;
+            if let State::Unfinished { work, .. } = header.state {
+                pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+            }
+            mend_header(platform, pool, &device, &header);
+            Ok(())
+        }
+    }
+}
+
+fn open_closed(
+    platform: &dyn Platform,
+    pool: &mut Pool,
+    unlock: &Unlock,
+    device: &Path,
+    undo: &mut Rollback,
+) -> Result<()> {
+    let method = unlock.method.ok_or_else(|| Error::NoUnlockMethod { pool: pool.name().clone() })?;
+    let name = pool.stack.name(Role::Crypt);
+    let opened = name.clone();
+    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
+    let bindings = pool.encryption()?.agreed()?.clone();
+    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, unlock.passphrase.as_ref())?;
+    let key_name = containers::volume_key_name(pool.uuid());
+    let unset = key_name.clone();
+    undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
+    let kept = platform.volume_key_set(&key_name, &volume_key);
+    if let Err(error) = &kept {
+        log::warn!("pool {}: its volume key could not be kept, so it cannot grow: {error}", pool.name());
+    }
+    pool.note_volume_key(kept.is_ok());
+    Ok(())
+}
+
+/// Takes over what a daemon that ran before has opened. Its volume key went with it; where the record is ahead of the opened
+/// device the key is needed at once, and otherwise it is looked for later.
+fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path) {
+    let key_name = containers::volume_key_name(pool.uuid());
+    let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
+    let found = known || {
+        let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
+        let keys = bindings.of_kind(Kind::Keyring);
+        let opened = containers::open(platform, device, None, &keys, UnlockMethod::Any, None);
+        opened.is_ok_and(|key| platform.volume_key_set(&key_name, &key).is_ok())
+    };
+    pool.note_volume_key(found);
+}
+
+/// Takes back what changes of the header that were cut short have left: keyslots for a volume key that was never used.
+fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: &Header) {
+    let changes = containers::mends(header);
+    if changes.is_empty() {
+        return;
+    }
+    let mended = platform.luks_change(device, None, &changes).map_err(Error::from);
+    if let Err(error) = mended.and_then(|header| pool.note_header(&header)) {
+        log::warn!("pool {}: its LUKS2 header could not be tidied: {}", pool.name(), error.sentence());
+    }
+}
+
+/// Removes the container of a pool that has nothing in it.
+pub(in crate::engine) fn drop_container(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    let device = platform.dm_node(&pool.stack.name(Role::Cache));
+    pool.stack.move_to_cap(platform, &pool.shape())?;
+    pool.stack.remove(platform, Role::Crypt)?;
+    containers::wipe(platform, &device, Sectors::ZERO, pool.meta.crypt_reserved())
+}
