@@ -26,7 +26,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        loom-full shuttle-long history-long bench power-cuts crash-states build-for-machine \
+        loom-full shuttle-long history-long bench power-cuts encryption-cuts crash-states build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
 
@@ -78,6 +78,9 @@ history-long: ## ten million calls of concurrent clients, recorded and judged (a
 
 power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away machine
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario power-cut --seeds 1..50
+
+encryption-cuts: build-for-machine ## fifty times three moments of a power cut while all data of a pool is encrypted, given a new key, decrypted (two hours)
+	tests/machine/tests --built $(TARGET_DIR)/debug --scenario cut-encryption --seeds 1..50
 
 crash-states: build-for-machine ## five hundred states of lost, reordered and torn writes in the throw-away machine
 	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200

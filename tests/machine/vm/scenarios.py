@@ -13,8 +13,8 @@ import session
 # Room for filesystems beside 0.6 GiB of a pool's own; sparse.
 DISKS = ("3G", "3G", "3G")
 LARGE_DISKS = ("100G", "20G", "20G")
-# All of it is encrypted several times.
-SMALL_DISKS = ("1536M", "3G", "3G")
+# All of it is encrypted several times, so it is about as small as a pool can be.
+SMALL_DISKS = ("1100M",)
 # The last disk where the guest's notes.py is used.
 NOTES = "16M"
 JOURNAL_PREFIX = "JOURNAL "
@@ -64,7 +64,7 @@ def keep_journal(lines, share):
 
 def _pytest(*files):
     # How often what is a matter of chance is tried, and how many there are of what is many, can be set on the host.
-    given = (name for name in ("LINK_TRIES", "FILESYSTEMS") if os.environ.get(name))
+    given = (name for name in ("LINK_TRIES", "FILESYSTEMS", "ENCRYPTED_POOLS") if os.environ.get(name))
     tries = "".join(f"{name}={int(os.environ[name])} " for name in given)
     return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore --durations=5 {' '.join(files)}"
 
@@ -114,8 +114,8 @@ def crash_states(seeds):
     ]
 
 
-def all_scenarios(power_cut_seeds, seconds):
-    """All of them; each life of a machine may take `seconds`."""
+def all_scenarios(seeds, seconds):
+    """All of them, with these seeds (None: a few); each life of a machine may take `seconds`."""
     scenarios = [
         Scenario("platform", "every call of the platform, without a daemon",
                  [Life(PLATFORM)]),
@@ -141,19 +141,19 @@ def all_scenarios(power_cut_seeds, seconds):
                  [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
                   Life(_pytest("reboot.py::test_after"))]),
         Scenario("encryption", "encrypted pools: bound, unlocked by every means, nothing of a secret left behind",
-                 [Life(_pytest("test_encryption.py", "test_secrets.py"))]),
+                 [Life(_pytest("test_encryption.py", "test_secrets.py", "test_pins.py"))]),
         Scenario("old-encryption", "an encrypted pool of metadata version 1",
                  [Life(_pytest("test_old_pool_encrypted.py"))]),
         Scenario("online-encryption", "all data is encrypted, given a new key, decrypted, while in use; kills and stops",
                  [Life(_pytest("test_online_encryption.py"))], disks=SMALL_DISKS),
-        Scenario("start-encryption", "eight encrypted pools start side by side",
+        Scenario("start-encryption", "encrypted pools start side by side",
                  [Life(_pytest("-s", "test_start_encrypted.py"))], disks=LARGE_DISKS),
         Scenario("reboot-encryption", "encrypted pools before and after a reboot",
                  [Life(_pytest("reboot_encrypted.py::test_before_reboot")),
                   Life(_pytest("reboot_encrypted.py::test_after_reboot"))], disks=(*DISKS, NOTES)),
-        *encryption_cuts(power_cut_seeds),
-        *power_cuts(power_cut_seeds),
-        *crash_states(list(power_cut_seeds)[:1]),
+        *encryption_cuts(seeds or [1]),
+        *power_cuts(seeds or [1, 2, 3]),
+        *crash_states((seeds or [1])[:1]),
     ]  # fmt: skip
     for scenario in scenarios:
         scenario.seconds = seconds
