@@ -120,7 +120,8 @@ def all_scenarios(seeds, seconds):
         Scenario("platform", "every call of the platform, without a daemon",
                  [Life(PLATFORM)]),
         Scenario("platform-encryption", "LUKS2 with works on data in use killed at any moment, Clevis with Tang and a TPM",
-                 [Life(f"{TPM} && {PLATFORM} encryption")]),
+                 # How often works are killed there; in `encryption` and `online-encryption` it is the daemon.
+                 [Life(f"{TPM} && export KILLS={int(os.environ.get('KILLS', '2'))} && {PLATFORM} encryption")]),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys outlive it",
