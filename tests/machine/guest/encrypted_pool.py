@@ -6,7 +6,7 @@ with its filesystem mounted.
 import luks_dump
 import stratis_client as client
 import system
-from stratis_bus import Stratis
+from stratis_bus import Stratis, done
 from tang import Tang
 
 # Words that are searched for: they must be nowhere else.
@@ -22,7 +22,6 @@ class EncryptedPool:
         self.disks, self.spare = disks[:2], disks[2]
         self.stratis = Stratis()
         self.tangs = [Tang(f"/root/tang{number}", 7500 + number).start() for number in range(2)]
-        client.unset_keys()
         client.set_key("k1", FIRST)
         tang = self.tangs[0]
         client.ok("pool", "create", "p", *self.disks, "--key-desc=k1", "--clevis=tang", f"--tang-url={tang.url}",
@@ -54,7 +53,7 @@ class EncryptedPool:
 
     def stop(self):
         system.unmount_all()
-        client.ok("pool", "stop", "--name", "p")
+        done(self.stratis.stop_pool(self.uuid))
         assert system.mapped_devices() == []
 
     def start(self, *arguments, stdin=None):

@@ -24,7 +24,6 @@ def tang(tmp_path):
 @pytest.fixture
 def old_pool(disks, tang):
     """Named "old", on one disk, with both bindings; made as by an older daemon, and left up."""
-    client.unset_keys()
     client.set_key("k1", FIRST)
     system.stop_daemon()
     # In a session of its own: ours gets no keys by it.

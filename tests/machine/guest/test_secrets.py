@@ -89,8 +89,8 @@ def test_no_secret_is_left_anywhere(encrypted):
     server = pool.tangs[0]
     arguments = Arguments()
     client.ok("pool", "rebind", "clevis", "p")
-    client.ok("pool", "bind", "nbde", "p", pool.tangs[1].url, "--trust-url", "--token-slot=3")
-    client.ok("pool", "unbind", "clevis", "p", "--token-slot=3")
+    client.ok("pool", "bind", "nbde", "p", pool.tangs[1].url, "--trust-url")
+    client.ok("pool", "unbind", "clevis", "p", "--token-slot=2")
     pool.stop()
     pool.start_refused(f"--keyfile-path={client.key_file('wrong', WRONG)}")
     pool.start(f"--keyfile-path={client.key_file('right', FIRST)}")

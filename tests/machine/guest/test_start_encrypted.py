@@ -35,7 +35,6 @@ def described(times):
 
 
 def test_encrypted_pools_start_side_by_side(stratis, disks):
-    client.unset_keys()
     client.set_key("k1", "a passphrase for all")
     slices = system.cut(disks[0], POOLS + 1, 2 * GIB)
     try:
