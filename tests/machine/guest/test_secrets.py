@@ -19,6 +19,8 @@ from stratis_bus import ANY_SLOT, done
 
 PLACES = ["/run", "/tmp", "/var/tmp", "/var/log", "/var/lib", "/etc", "/dev/shm"]
 CORE_PATTERN = pathlib.Path("/proc/sys/kernel/core_pattern")
+# Between two looks at all processes; without, there is time for little else. Those of Clevis live for longer.
+PAUSE_SECONDS = 0.01
 # How the child that works with keys calls itself.
 CHILD = "stratisd-luks"
 CORES = pathlib.Path("/root/cores")
@@ -33,7 +35,7 @@ class Arguments(threading.Thread):
         self.start()
 
     def run(self):
-        while not self._end.is_set():
+        while not self._end.wait(PAUSE_SECONDS):
             for entry in os.scandir("/proc"):
                 if entry.name.isdigit():
                     for name in ("cmdline", "environ"):
