@@ -179,9 +179,15 @@ mod tests {
     /// Another process that does `before`, takes the lock, and does `then`.
     fn holder(path: &Path, before: &str, then: &str) -> Child {
         // A stand-in for another daemon, not a program of the engine.
+        // A shell cannot trap a signal that was ignored when it began, as it is in what runs in the background.
         #[allow(clippy::disallowed_methods)]
-        let mut child = Command::new("/bin/bash")
-            .args(["-c", &format!("{before} exec 9<>$0; flock 9; echo -n $$ > $0; {then}")])
+        let mut child = Command::new("/usr/bin/env")
+            .args([
+                "--default-signal=INT",
+                "/bin/bash",
+                "-c",
+                &format!("{before} exec 9<>$0; flock 9; echo -n $$ > $0; {then}"),
+            ])
             .arg(path)
             .stdout(Stdio::piped())
             .spawn()
