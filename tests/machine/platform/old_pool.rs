@@ -39,13 +39,7 @@ pub(crate) fn make(linux: Linux, name: &str, words: &[String]) {
             _ => devices.push(PathBuf::from(word)),
         }
     }
-    let new = NewPool {
-        name,
-        devices,
-        version: MetadataVersion::V1,
-        integrity: IntegritySpec::default(),
-        bindings,
-    };
+    let new = NewPool { name, devices, version: MetadataVersion::V1, integrity: IntegritySpec::default(), bindings };
     let made = Pools::default().run(&engine, ops::create_pool(new));
     made.unwrap_or_else(|error| panic!("{}", error.sentence()));
 }
