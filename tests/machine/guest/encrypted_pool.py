@@ -30,7 +30,8 @@ class EncryptedPool:
         self.node = luks_dump.node_of(self.uuid)
         client.ok("filesystem", "create", "p", "f", "--size=1GiB")
         self.mount()
-        self.files = {"first": system.put(FILES, "first", 8 << 20)}
+        self.files = {}
+        self.put("first")
 
     def end(self):
         system.unmount_all()
@@ -48,8 +49,8 @@ class EncryptedPool:
         system.settle()
         system.mount("/dev/stratis/p/f", FILES)
 
-    def put(self, name, size_bytes=8 << 20):
-        self.files[name] = system.put(FILES, name, size_bytes)
+    def put(self, name):
+        self.files[name] = system.put(FILES, name, 8 << 20)
 
     def stop(self):
         system.unmount_all()

@@ -11,6 +11,7 @@ import stratis_client as client
 import system
 from encrypted_pool import FIRST, SECOND, THIRD, WRONG
 from stratis_bus import ANY_SLOT, Stratis, done
+from tang import Tang
 
 GIB = 1 << 30
 
@@ -46,7 +47,7 @@ class SilentServer:
     """The start of another pool whose tang server says nothing: it takes a minute until that is given up."""
 
     def __init__(self, pool):
-        self.stratis, self.server = pool.stratis, pool.tangs[1]
+        self.stratis, self.server = pool.stratis, Tang("/root/silent", 7502).start()
         config = {"url": self.server.url, "stratis:tang:trust_url": True}
         done(self.stratis.create_pool("other", [pool.spare], clevis=[("tang", config)]))
         self.uuid = self.stratis.pool("other").uuid
@@ -72,6 +73,7 @@ class SilentServer:
         self.server.start()
         done(self.stratis.start_pool(self.uuid, slot=ANY_SLOT))
         done(self.stratis.destroy_pool(self.stratis.pool("other").path))
+        self.server.stop()
 
 
 def test_bindings_come_and_go(encrypted):
@@ -90,7 +92,6 @@ def test_bindings_come_and_go(encrypted):
 
     client.set_key("k2", SECOND)
     client.ok("pool", "bind", "keyring", "p", "k2")
-    silent.end()
     client.ok("pool", "bind", "nbde", "p", second.url, "--trust-url")
     now = pool.tokens()
     assert sorted(now) == ["0", "1", "2", "3"]
@@ -114,6 +115,7 @@ def test_bindings_come_and_go(encrypted):
     assert left["tokens"] == before
     assert sorted(left["keyslots"]) == sorted(keyslot for token in before.values() for keyslot in token["keyslots"])
     pool.put("after bindings")
+    silent.end()
 
 
 def test_unlocked_by_every_means(encrypted):
@@ -180,7 +182,7 @@ def test_an_adopted_pool_gets_its_volume_key_again(encrypted):
     small = int(system.run("blockdev", "--getsize64", crypt))
     client.ok("pool", "add-data", "p", pool.spare)
     pool.stratis.refresh()
-    pool.put("more", 600 << 20)
+    pool.put("more")
     assert int(system.run("blockdev", "--getsize64", crypt)) > small
     server.start()
     pool.stop()

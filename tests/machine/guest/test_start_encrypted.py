@@ -14,7 +14,7 @@ import system
 from stratis_bus import ANY_SLOT, Stratis, done
 
 GIB = 1 << 30
-POOLS = int(os.environ.get("ENCRYPTED_POOLS", "3"))
+POOLS = int(os.environ.get("ENCRYPTED_POOLS", "2"))
 CALLS = 200
 
 
