@@ -144,7 +144,7 @@ def all_scenarios(seeds, seconds):
         Scenario("encryption", "encrypted pools: bound, unlocked by every means, nothing of a secret left behind",
                  [Life(_pytest("test_encryption.py", "test_secrets.py", "test_pins.py"))]),
         Scenario("old-encryption", "an encrypted pool of metadata version 1",
-                 [Life(_pytest("test_old_pool_encrypted.py"))], disks=(*SMALL_DISKS, "300M", "16M")),
+                 [Life(_pytest("test_old_pool_encrypted.py"))], disks=(*SMALL_DISKS * 2, "16M")),
         Scenario("online-encryption", "all data is encrypted, given a new key, decrypted, while in use; kills and stops",
                  [Life(_pytest("test_online_encryption.py"))], disks=SMALL_DISKS),
         Scenario("start-encryption", "encrypted pools start side by side",
