@@ -147,6 +147,7 @@ def test_no_core_dump(encrypted):
         assert len(list(CORES.iterdir())) == 1, "and none of the daemon"
     finally:
         CORE_PATTERN.write_text(before)
+        system.start_daemon()
 
 
 def start_with_children_killed(pool):
