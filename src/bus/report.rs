@@ -10,7 +10,7 @@ use crate::{
         properties,
     },
     engine::units::Sectors,
-    view::{Device, Filesystem, LeftOut, Pool, Stopped, StoppedPool, Tier, View, Work},
+    view::{Device, Filesystem, LeftOut, Pace, Pool, Stopped, StoppedPool, Tier, View, Work},
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
@@ -89,15 +89,16 @@ fn work(work: &Work) -> Value {
     let pace = work.pace();
     let mut report =
         json!({ "kind": work.word(), "since": properties::time(work.since.seconds), "bytes_done": pace.done });
-    let known = [
-        ("bytes_total", Some(pace.total).filter(|total| *total > 0)),
-        ("bytes_per_second", pace.per_second),
-        ("seconds_left", pace.seconds_left),
-    ];
+    let total = Some(pace.total).filter(|total| *total > 0);
+    let pace = if work.halted.is_none() { pace } else { Pace::default() };
+    let known = [("bytes_total", total), ("bytes_per_second", pace.per_second), ("seconds_left", pace.seconds_left)];
     for (name, value) in known {
         if let Some(value) = value {
             report[name] = value.into();
         }
+    }
+    if let Some(why) = &work.halted {
+        report["halted"] = (**why).into();
     }
     report
 }

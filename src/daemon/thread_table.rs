@@ -40,7 +40,7 @@ pub const TABLE: [Row; 9] = [
     Row { name: UDEV, waits_on: "udev monitor, waker", does: "submits a request for each device event" },
     Row {
         name: DM_EVENTS,
-        waits_on: "device-mapper control node, waker",
+        waits_on: "device-mapper control node, waker, next look",
         does: "submits checks of pools that had events",
     },
     Row { name: TIMERS, waits_on: "next deadline, waker", does: "submits checks of all pools" },

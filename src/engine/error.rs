@@ -183,7 +183,15 @@ pub enum Error {
         work_word(*.work)
     )]
     AtWork { pool: Name, work: Work },
-    #[error("the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up")]
+    #[error(
+        "pool {pool} has been {} in part only, and nobody is at it any more ({why}); put that right and ask for it once more, \
+         and it goes on", work_word(*.work)
+    )]
+    WorkHalted { pool: Name, work: Work, why: String },
+    #[error(
+        "the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up, and if it does not, \
+         ask for it again"
+    )]
     Interrupted { pool: Name, by: &'static str },
     #[error("the work on pool {pool} was interrupted before it began, and nothing has changed; ask for it again")]
     NotBegun { pool: Name },

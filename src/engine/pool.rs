@@ -5,7 +5,7 @@
 
 mod encryption;
 
-use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     engine::{
@@ -22,7 +22,7 @@ use crate::{
             pool::DeviceSegment,
         },
         name::Name,
-        plan::{growth::Watched, sizes},
+        plan::{sizes, watching::Watched},
         stack::{Base, Piece, Shape, Stack},
         thin_status::{self, PoolStatus, State},
         units::{Bytes, DataBlocks, Sectors},
@@ -107,6 +107,12 @@ pub struct Pool {
     pub(super) metadata_needed: Option<((Sectors, u64), Sectors)>,
     /// With so few free data blocks the kernel is to raise an event; `None`: with the usual number.
     pub(super) low_water: Option<DataBlocks>,
+    /// It is to be looked at again after this time, since no event will tell that somebody writes.
+    pub(super) look_again: Option<Duration>,
+    /// How long nobody was seen to write, as far as that was looked at.
+    pub(super) quiet: Duration,
+    /// Data blocks that were in use when it was last looked at.
+    data_used: Option<DataBlocks>,
     /// State of its thin pool when it was last looked at.
     thin_state: Option<State>,
     /// How it can be unlocked; `None`: it is not encrypted.
@@ -166,6 +172,9 @@ impl Pool {
             is_behind: false,
             metadata_needed: None,
             low_water: None,
+            look_again: None,
+            quiet: Duration::ZERO,
+            data_used: None,
             thin_state: None,
             encryption: None,
             volume_key_loaded: false,
@@ -607,13 +616,6 @@ impl Pool {
     /// Reads anew how full the thin pool and the filesystems are, for clients. `known` is the thin pool's status if it has just
     /// been read; gives it as it is now, if it can be told.
     pub(super) fn refresh(&mut self, platform: &dyn Platform, known: Option<PoolStatus>) -> Option<PoolStatus> {
-        let status = known.map_or_else(|| self.thin_pool_status(platform), Ok);
-        let status = status.inspect_err(|error| log::warn!("pool {}: {}", self.name, error.sentence())).ok();
-        let flexible = self.meta.flexible_metadata_size();
-        let used = status.map(|status| sizes::sectors(status.data_used));
-        let used = used.map(|data| data.saturating_add(flexible).saturating_add(self.metadata_size()));
-        self.changed |= self.shown.used != used;
-        self.shown.used = used;
         for filesystem in self.filesystems.values() {
             let shown = filesystem.view(self.thin_usage(platform, filesystem));
             if self.shown.filesystems.get(&shown.uuid).is_none_or(|known| **known != shown) {
@@ -621,8 +623,32 @@ impl Pool {
                 self.changed = true;
             }
         }
+        self.refresh_thin_pool(platform, known)
+    }
+
+    /// As [`Pool::refresh`], for the thin pool only, which is one question however many filesystems there are.
+    pub(super) fn refresh_thin_pool(
+        &mut self,
+        platform: &dyn Platform,
+        known: Option<PoolStatus>,
+    ) -> Option<PoolStatus> {
+        let status = known.map_or_else(|| self.thin_pool_status(platform), Ok);
+        let status = status.inspect_err(|error| log::warn!("pool {}: {}", self.name, error.sentence())).ok();
+        let flexible = self.meta.flexible_metadata_size();
+        let used = status.map(|status| sizes::sectors(status.data_used));
+        let used = used.map(|data| data.saturating_add(flexible).saturating_add(self.metadata_size()));
+        self.changed |= self.shown.used != used;
+        self.shown.used = used;
         self.show();
         status
+    }
+
+    /// Takes note of how many data blocks are in use, `time` after the look before.
+    pub(super) fn note_use(&mut self, used: DataBlocks, time: Duration) {
+        match self.data_used.replace(used) {
+            Some(before) if before == used => self.quiet = self.quiet.saturating_add(time),
+            _ => self.quiet = Duration::ZERO,
+        }
     }
 
     /// Takes note of a data device's size as the kernel sees it now.

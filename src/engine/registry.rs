@@ -301,9 +301,11 @@ impl DeviceSet {
 
     fn view(&self, uuid: PoolUuid) -> Option<view::StoppedPool> {
         let verdict = self.verdict();
-        // Left-overs belong to nobody and are shown to nobody.
-        if matches!(verdict, Verdict::NeverCommitted | Verdict::Destroying(_)) {
-            return None;
+        // Left-overs belong to nobody and are shown to nobody, but for what is up of one and has to be stopped.
+        match verdict {
+            Verdict::NeverCommitted => return None,
+            Verdict::Destroying(_) if !self.partial => return None,
+            _ => {}
         }
         // Until that resolves itself nothing can be said of a pool of which some devices are encrypted and some are not.
         let encryption = self.encryption().ok()?;

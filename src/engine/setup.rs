@@ -89,7 +89,8 @@ struct Raised {
 }
 
 /// Brings a pool up on its devices, all of which are there, up to its filesystems; devices of the cache tier may be missing if
-/// it is to be dropped.
+/// it is to be dropped. `unlock` says how it may be opened; `None`: somebody holds it, and no key can be derived now, so what is
+/// encrypted must be open.
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
@@ -99,7 +100,7 @@ pub(super) fn lay_foundation(
     set: &DeviceSet,
     mut meta: PoolMetadata,
     cache: CacheTier,
-    unlock: &Unlock,
+    unlock: Option<&Unlock>,
     opened: Rollback,
 ) -> Result<Foundation> {
     let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
@@ -114,13 +115,14 @@ fn lay(
     uuid: PoolUuid,
     set: &DeviceSet,
     meta: PoolMetadata,
-    unlock: &Unlock,
+    unlock: Option<&Unlock>,
     undo: &mut Rollback,
 ) -> Result<(Pool, DeviceNumber, Vec<FilesystemRecord>)> {
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
     // Before anything of it is brought up: at the start of the machine nobody has said yet how it is to be unlocked.
-    if meta.is_encrypted() && unlock.method.is_none() && platform.dm_find(&Role::Crypt.name(uuid))?.is_none() {
+    let method = unlock.and_then(|unlock| unlock.method);
+    if meta.is_encrypted() && method.is_none() && platform.dm_find(&Role::Crypt.name(uuid))?.is_none() {
         return Err(Error::NoUnlockMethod { pool: name });
     }
     let mut members = members(platform, set, &meta)?;
@@ -222,6 +224,12 @@ impl Foundation {
         undo.forget();
         pool.confirm_members(platform);
         pool.refresh(platform, status);
+        // It may have been a change of them that was cut short.
+        if pool.check_changes().is_ok() {
+            if let Err(error) = super::ops::record_bindings(platform, &mut pool) {
+                log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
+            }
+        }
         for (found, container) in &former {
             let path = &found.device.path;
             let doomed = Doomed { path, container: container.as_ref(), parts: Vec::new() };

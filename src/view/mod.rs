@@ -147,6 +147,8 @@ pub struct Work {
     pub kind: luks::Work,
     /// Since when.
     pub since: Timestamp,
+    /// Why nobody is at it any more, as a sentence; `None` while somebody is, or will be by himself.
+    pub halted: Option<Arc<str>>,
     /// Bytes that are as they are to be.
     done: AtomicU64,
     /// Bytes in all; 0: nothing has been noted yet.
@@ -176,7 +178,22 @@ impl Work {
     /// A work that begins now.
     pub fn new(kind: luks::Work, since: Timestamp) -> Work {
         let [done, total, first_done, first_ms, last_ms] = Default::default();
-        Work { kind, since, done, total, first_done, first_ms, last_ms }
+        Work { kind, since, halted: None, done, total, first_done, first_ms, last_ms }
+    }
+
+    /// The same, given up for now.
+    pub fn halted(&self, why: impl Into<Arc<str>>) -> Work {
+        let copy = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
+        Work {
+            kind: self.kind,
+            since: self.since,
+            halted: Some(why.into()),
+            done: copy(&self.done),
+            total: copy(&self.total),
+            first_done: copy(&self.first_done),
+            first_ms: copy(&self.first_ms),
+            last_ms: copy(&self.last_ms),
+        }
     }
 
     /// What is done, in one word.
@@ -218,7 +235,7 @@ impl Work {
 /// The same work, however far it has come.
 impl PartialEq for Work {
     fn eq(&self, other: &Work) -> bool {
-        (self.kind, self.since) == (other.kind, other.since)
+        (self.kind, self.since, &self.halted) == (other.kind, other.since, &other.halted)
     }
 }
 

@@ -7,16 +7,27 @@
 //!
 //! Must never know: what an event means.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Running, Submit, Task, Woken, merge::Merge, wait};
 use crate::{
-    engine::{dm_names::Role, ids::PoolUuid},
+    engine::{
+        dm_names::Role,
+        ids::PoolUuid,
+        ops::{self, Depth},
+    },
     platform::{DmEvents, Platform},
 };
+
+/// A check that has ended, and after which time the pool is to be looked at again.
+type Checked = (PoolUuid, Option<Duration>);
 
 /// The watcher. [`DmWatch::run`] is its thread.
 pub struct DmWatch {
@@ -26,7 +37,7 @@ pub struct DmWatch {
     waker: Waker,
     submit: Submit,
     /// Unbounded, but holds at most one message for each pool: checks that have ended.
-    ended: (Sender<PoolUuid>, Receiver<PoolUuid>),
+    ended: (Sender<Checked>, Receiver<Checked>),
 }
 
 /// The event number of each pool's thin pool, as last seen.
@@ -75,6 +86,7 @@ impl DmWatch {
     pub fn run(mut self, stop: &Stop) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let (mut seen, mut checks) = (Numbers::new(), Merge::new());
+        let mut looks: BTreeMap<PoolUuid, Instant> = BTreeMap::new();
         loop {
             // Armed before the numbers are read: an event after the reading makes the descriptor readable again.
             self.source.arm().map_err(Error::Source)?;
@@ -82,22 +94,38 @@ impl DmWatch {
             seen = now;
             for pool in evented {
                 if checks.cause(pool) {
-                    self.check(pool);
+                    self.check(pool, Depth::Whole);
                 }
             }
-            if wait(Some(self.source.fd()), &self.waker, stop, None)? == Woken::Stop {
+            looks.retain(|pool, _| seen.contains_key(pool));
+            if wait(Some(self.source.fd()), &self.waker, stop, looks.values().min().copied())? == Woken::Stop {
                 return Ok(());
             }
-            for pool in self.ended.1.try_iter() {
+            for (pool, look_again) in self.ended.1.try_iter() {
+                match look_again {
+                    Some(time) => drop(looks.insert(pool, Instant::now() + time)),
+                    None => drop(looks.remove(&pool)),
+                }
                 if checks.ended(&pool) {
-                    self.check(pool);
+                    self.check(pool, Depth::Whole);
+                }
+            }
+            let now = Instant::now();
+            let due: Vec<PoolUuid> = looks.iter().filter(|(_, due)| **due <= now).map(|(pool, _)| *pool).collect();
+            for pool in due {
+                looks.remove(&pool);
+                if checks.cause(pool) {
+                    self.check(pool, Depth::Space);
                 }
             }
         }
     }
 
-    fn check(&self, pool: PoolUuid) {
-        let chain = Ended::of(pool, &self.ended.0, &self.waker).after_check_of(pool);
+    fn check(&self, pool: PoolUuid, depth: Depth) {
+        // The end that is told is that of the quick part, so that what comes after it, which may wait for others, keeps no check
+        // back that may be just what is waited for.
+        let ended = Ended::of((pool, None), &self.ended.0, &self.waker);
+        let chain = ops::check_all(pool, depth, move |look_again| ended.tells((pool, look_again)));
         (self.submit)(Task { label: format!("check of pool {pool} after a device-mapper event"), chain });
     }
 }

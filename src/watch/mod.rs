@@ -24,10 +24,7 @@ pub use running::Running;
 pub use timers::Timers;
 pub use udev::DeviceWatch;
 
-use crate::{
-    engine::{ids::PoolUuid, ops, request::Next},
-    platform,
-};
+use crate::{engine::request::Next, platform};
 
 /// Something that a watcher wants done.
 pub struct Task {
@@ -63,14 +60,13 @@ impl<K: Send + 'static> Ended<K> {
         Ended { key: Some(key), to: to.clone(), waker: waker.clone() }
     }
 
-    fn after(self, chain: Next<()>) -> Next<()> {
-        chain.map(move |()| drop(self))
+    /// It tells this instead, and now.
+    fn tells(mut self, key: K) {
+        self.key = Some(key);
     }
 
-    /// A check of a pool and its filesystems. The end that is told is that of the quick part, so that what comes after it,
-    /// which may wait for others, keeps no check back that may be just what is waited for.
-    fn after_check_of(self, pool: PoolUuid) -> Next<()> {
-        ops::check_all(pool, move || drop(self))
+    fn after(self, chain: Next<()>) -> Next<()> {
+        chain.map(move |()| drop(self))
     }
 }
 

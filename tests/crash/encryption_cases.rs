@@ -302,3 +302,63 @@ fn a_fault_at_every_step_of_setting_a_key_leaves_the_volume_key_to_be_found_late
     }
     println!("setting a key: {steps} steps, each struck three times");
 }
+
+/// Empty, and adopted by a daemon that finds nothing that opens it.
+fn empty_without_key() -> (Bench, u64) {
+    let mut bench = Bench::start(Sim::builder().seed(1).record().build());
+    set_keys(&mut bench);
+    create(&mut bench, V2, "p", &["/dev/a", "/dev/b"], vec![k()]).expect("the pool can be created");
+    unset_key(&mut bench, "k");
+    let bench = Bench::start(bench.sim);
+    assert!(!bench.pool("p").expect("it is up").volume_key_loaded);
+    let first = bench.sim.steps();
+    (bench, first)
+}
+
+fn destroy(bench: &mut Bench) -> Result<()> {
+    bench.run(ops::destroy_pool(bench.id("p"))).map(drop)
+}
+
+/// Found in review: if the destruction could not be recorded, its container had been closed already, and nobody could open it.
+#[test]
+fn a_fault_at_every_step_of_destroying_a_pool_without_its_key_leaves_it_up_or_gone() {
+    let (mut bench, first) = empty_without_key();
+    let before = State::of(&bench);
+    let reading = bench.sim.steps();
+    destroy(&mut bench).expect("it can be destroyed");
+    let (steps, after) = (bench.sim.steps() - reading, State::of(&bench));
+    let mut kept = 0;
+    for step in 0..steps {
+        for strike in ["fails", "is said to have failed", "is the last of the daemon"] {
+            let at = format!("step {step} of {steps} {strike}");
+            let (mut bench, again) = empty_without_key();
+            assert_eq!(again, first);
+            match strike {
+                "fails" => bench.sim.faults().fail_at(first + step),
+                "is said to have failed" => bench.sim.faults().fail_after(first + step),
+                _ => bench.sim.faults().kill_at(first + step),
+            }
+            let destroyed = destroy(&mut bench);
+            bench.sim.faults().clear();
+            let trace = bench.tail(first);
+            if strike == "is the last of the daemon" {
+                bench = Bench::start(bench.sim);
+            }
+            let found = State::of(&bench);
+            let right = match &destroyed {
+                Ok(()) => found == after,
+                Err(_) if strike == "is the last of the daemon" => [&before, &after].contains(&&found),
+                Err(_) => found == before,
+            };
+            assert!(right, "{at}: {found:#?}\n{trace}");
+            bench.check_nothing_left(&at);
+            if found == before {
+                kept += 1;
+                destroy(&mut bench).unwrap_or_else(|error| panic!("{at}: again: {}", error.sentence()));
+            }
+            set_k(&mut bench).expect("a key can be set");
+            other_pool(&mut bench).unwrap_or_else(|error| panic!("{at}: next: {}", error.sentence()));
+        }
+    }
+    println!("destroying a pool without its key: {steps} steps, each struck three times; kept {kept} times");
+}

@@ -69,8 +69,8 @@ impl Bench {
     }
 
     /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
-    pub fn run<T>(&mut self, next: Next<T>) -> T {
-        self.pools.run(&self.engine, next)
+    pub fn run<T: 'static>(&mut self, next: Next<T>) -> T {
+        self.pools.run(&self.engine, watched(next, self.sim.clone()))
     }
 
     /// A pool by name.
@@ -268,3 +268,28 @@ pub fn name(text: &str) -> Name {
 
 /// 1 GiB.
 pub const GIB: Sectors = Sectors(2 << 20);
+
+/// The same chain, of which each step under a lock is looked at: what takes long on any machine is not done there.
+fn watched<T: 'static>(next: Next<T>, sim: Sim) -> Next<T> {
+    match next {
+        Next::Done(value) => Next::Done(value),
+        Next::Under(access, step) => {
+            let label = format!("{access:?}");
+            Next::Under(
+                access,
+                Box::new(move |engine, granted| {
+                    let before = sim.long_calls();
+                    let next = step(engine, granted);
+                    assert_eq!(sim.long_calls(), before, "something slow was done under {label}");
+                    watched(next, sim)
+                }),
+            )
+        }
+        Next::Act(step) => Next::Act(Box::new(move |engine| watched(step(engine), sim))),
+        Next::Long(step) => Next::Long(Box::new(move |engine| watched(step(engine), sim))),
+        Next::Together(parts, join) => {
+            Next::Together(parts, Box::new(move |engine, results| watched(join(engine, results), sim)))
+        }
+        Next::Parked(next) => Next::Parked(Box::new(watched(*next, sim))),
+    }
+}

@@ -7,9 +7,14 @@
 #[allow(dead_code, reason = "shared with other tests, of which each needs a part")]
 mod bench;
 mod bindings;
+mod destroy;
 #[path = "../engine/disks.rs"]
 #[allow(dead_code, reason = "as above")]
 mod disks;
 mod keys;
 mod online;
+#[path = "../engine/scheduler.rs"]
+mod scheduler;
 mod start;
+mod together;
+mod under_way;

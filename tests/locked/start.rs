@@ -2,12 +2,12 @@
 
 use stratisd::{
     engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
-    platform::Platform,
+    platform::{Platform, sim::Trouble},
 };
 
 use crate::{
     bench::Bench,
-    keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},
+    keys::{by_key, by_tang, create, machine, secret, set_key, shown, start, unset_key},
 };
 
 const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
@@ -138,5 +138,27 @@ fn a_destroyed_pool_opens_no_more() {
             assert!(!begins(b"LUKS\xba\xbe") && !begins(b"SKUL\xba\xbe"), "{version:?} {disk}");
         }
         assert!(create(&mut bench, version, "q", &["/dev/a", "/dev/b"], vec![]).unwrap());
+    }
+}
+
+/// Found in review: the volume key of an adopted pool was looked for while the pool was held, and who asked for it waited.
+/// The bench sees to it that nothing of the kind is done under a lock.
+#[test]
+fn a_look_at_everything_anew_finds_the_volume_key() {
+    for by in ["a key", "Clevis"] {
+        let mut bench = machine();
+        let binding = if by == "a key" { by_key(None, "k") } else { by_tang(None, "http://tang") };
+        create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![binding]).unwrap();
+        unset_key(&mut bench, "k");
+        bench.sim.set_all_tang(Some(Trouble::Down));
+        let mut bench = Bench::start(bench.sim);
+        bench.run(ops::refresh()).unwrap();
+        assert!(!bench.pool("p").unwrap().volume_key_loaded, "{by}: nothing opens it");
+        // By another than the daemon.
+        bench.sim.key_set("stratis-1-key-k", &secret("secret of k")).unwrap();
+        bench.sim.set_all_tang(None);
+        bench.run(ops::refresh()).unwrap();
+        assert!(bench.pool("p").unwrap().volume_key_loaded, "{by}");
+        bench.check_nothing_left(by);
     }
 }

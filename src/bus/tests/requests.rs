@@ -509,6 +509,13 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
         "seconds_left": 15,
     });
     assert_eq!(told()[0]["work"], expected);
+    let halted = Pool { work: Some(work.halted("its key is missing").into()), ..pool(1, "p") };
+    let tree = super::tree(vec![is(&halted)]);
+    let report: serde_json::Value = serde_json::from_str(&report::engine_state(&tree.view, &Locks::default())).unwrap();
+    let expected = serde_json::json!({
+        "kind": "reencrypt", "since": since, "bytes_done": 400, "bytes_total": 1000, "halted": "its key is missing",
+    });
+    assert_eq!(report["pools"][0]["work"], expected);
 }
 
 /// A refusal that listed twenty thousand paths was a reply of 150 kB, one that quoted a name of 16 MiB as long as that.

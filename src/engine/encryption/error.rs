@@ -17,19 +17,34 @@ use crate::{
 #[allow(missing_docs)]
 pub enum EncryptionError {
     // ---- a header that says nothing of use ----
-    #[error("the LUKS2 header has no token that says which Stratis pool the device belongs to")]
+    #[error(
+        "the LUKS2 header has no token that says which Stratis pool the device belongs to; if it is one of a pool, restore the \
+         header from a backup"
+    )]
     NoStratisToken,
-    #[error("the LUKS2 header's token that says which Stratis pool the device belongs to is not as it should be: {0}")]
+    #[error(
+        "the LUKS2 header's token that says which Stratis pool the device belongs to cannot be used ({0}); restore the header \
+         from a backup"
+    )]
     StratisToken(String),
-    #[error("the LUKS2 header's token {token} is of type `{}`, where one of type `{expected}` should be", shortened(.found))]
+    #[error(
+        "the LUKS2 header's token {token} is of type `{}`, where one of type `{expected}` should be; restore the header from a \
+         backup", shortened(.found)
+    )]
     TokenType { token: u32, found: String, expected: &'static str },
-    #[error("the LUKS2 header has no token that is of use to unlock a Stratis pool")]
+    #[error("the LUKS2 header has no token that a Stratis pool could be unlocked by; restore the header from a backup")]
     NoBinding,
-    #[error("token {token} of the LUKS2 header is linked to {count} keyslots, not to one")]
+    #[error(
+        "token {token} of the LUKS2 header is linked to {count} keyslots, not to one; remove that token and bind anew, or restore \
+         the header from a backup"
+    )]
     Keyslots { token: u32, count: usize },
-    #[error("what Clevis has written does not say how its passphrase is to be decrypted: {0}")]
+    #[error(
+        "what Clevis has written does not say how its passphrase is to be decrypted ({0}); bind to Clevis anew, or restore the LUKS2 \
+         header from a backup"
+    )]
     Jwe(&'static str),
-    #[error("Clevis pin `{}` is none that is known here", shortened(.0))]
+    #[error("Clevis pin `{}` is none that is known here; bind to tang, tpm2 or sss instead", shortened(.0))]
     JwePin(String),
 
     // ---- a configuration of Clevis from a client ----
@@ -79,7 +94,8 @@ pub enum EncryptionError {
     #[error("the pool has only one way to unlock it left, and without it nobody could; bind another one first")]
     LastBinding,
     #[error(
-        "the devices of the pool do not agree on its binding to {}; stop the pool and see what its devices' headers say",
+        "the devices of the pool do not agree on its binding to {}; stop and start the pool, which puts right what a change that was \
+         cut short has left, and if they still do not agree, restore their LUKS2 headers from backups",
         .0.word()
     )]
     Inconsistent(Kind),
@@ -111,4 +127,32 @@ impl EncryptionError {
 fn attempts(attempts: &[(String, EncryptionError)]) -> String {
     let told = attempts.iter().map(|(with, error)| format!("with {} ({})", shortened(with), chain(error)));
     told.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_header_comes_with_what_to_do() {
+        use EncryptionError as E;
+        let wrong = [
+            E::NoStratisToken,
+            E::StratisToken("`pool_uuid` is missing".to_owned()),
+            E::TokenType { token: 1, found: "clevis".to_owned(), expected: "luks2-keyring" },
+            E::NoBinding,
+            E::Keyslots { token: 1, count: 3 },
+            E::Jwe("it names no pin"),
+            E::JwePin("yubikey".to_owned()),
+            E::Inconsistent(Kind::Clevis),
+            E::Mixed,
+            E::NoHeader("/dev/a".into()),
+        ];
+        for error in wrong {
+            let text = error.to_string();
+            let (what, remedy) = text.split_once("; ").unwrap_or_else(|| panic!("{text}"));
+            let verbs = ["restore", "bind", "remove", "if it is", "stop and start", "disconnect"];
+            assert!(!what.is_empty() && verbs.iter().any(|verb| remedy.starts_with(verb)), "{text}");
+        }
+    }
 }

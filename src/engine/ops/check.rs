@@ -18,6 +18,8 @@
 //! without a lock, once for each size of the pool and each filesystem limit. Data does not wait for that: it grows
 //! before, except by what metadata may need.
 
+use std::time::Duration;
+
 use crate::{
     engine::{
         Engine,
@@ -28,8 +30,9 @@ use crate::{
         layout,
         ops::create_pool::thin_metadata_size,
         plan::{
-            growth::{self, Exhausted, Fill, Growth, Watched},
+            growth::{self, Exhausted, Fill, Growth},
             sizes,
+            watching::{self, Watched, Watching},
         },
         pool::Pool,
         request::{Granted, Next},
@@ -40,6 +43,15 @@ use crate::{
     },
     platform::Platform,
 };
+
+/// How much is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// All, also what each filesystem uses, as clients see it.
+    Whole,
+    /// What must not run out. The time since the look before is that for which it asked to be looked at again.
+    Space,
+}
 
 /// Checks a pool; what goes wrong is logged. Filesystems are checked by
 /// [`check_filesystems`](super::check_filesystems), which may take longer.
@@ -55,20 +67,23 @@ fn note(uuid: PoolUuid, checked: &Result<()>) {
 
 /// As [`check_pool`], and tells what went wrong. A pool that is gone, or must not be changed, is not checked.
 pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| match check_as_known(engine, granted, uuid) {
-        (checked, None) => Next::Done(checked),
-        (checked, Some(asked)) => learn_need(uuid, asked).map(|learnt| checked.and(learnt)),
+    Next::write(uuid, move |engine, granted| {
+        let Checked { result, unknown, .. } = check_as_known(engine, granted, uuid, Depth::Whole);
+        match unknown {
+            None => Next::Done(result),
+            Some(asked) => learn_need(uuid, asked).map(|learnt| result.and(learnt)),
+        }
     })
 }
 
 /// Checks a pool and then its filesystems; what goes wrong is logged. `checked` is called in between, after all that is quick:
 /// programs may have to wait for others of other pools, and an XFS that is extended may wait for space that only the next
-/// check of the pool brings.
-pub fn check_all(uuid: PoolUuid, checked: impl FnOnce() + Send + 'static) -> Next<()> {
+/// check of the pool brings. It is told after which time to look again, if no event will tell that somebody writes.
+pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Duration>) + Send + 'static) -> Next<()> {
     let pool = Next::write(uuid, move |engine, granted| {
-        let (result, unknown) = check_as_known(engine, granted, uuid);
+        let Checked { result, unknown, look_again } = check_as_known(engine, granted, uuid, depth);
         note(uuid, &result);
-        checked();
+        checked(look_again);
         // Asked for once, however often the pool is checked before it is told.
         let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)])?)));
         match asked {
@@ -82,16 +97,26 @@ pub fn check_all(uuid: PoolUuid, checked: impl FnOnce() + Send + 'static) -> Nex
     pool.then(move |()| super::check_filesystems(uuid))
 }
 
-/// Checks a pool with what is known of it. Gives also for which size and how many filesystems the need for metadata is not
-/// known.
-fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid) -> (Result<()>, Option<(Sectors, u64)>) {
-    let Ok(pool) = super::writable(granted, uuid) else { return (Ok(()), None) };
+/// What a check with what is known of a pool has come to.
+struct Checked {
+    result: Result<()>,
+    /// For which size and how many filesystems the need for metadata is not known.
+    unknown: Option<(Sectors, u64)>,
+    /// After which time the pool is to be looked at again.
+    look_again: Option<Duration>,
+}
+
+/// Checks a pool with what is known of it.
+fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: Depth) -> Checked {
+    let nothing = Checked { result: Ok(()), unknown: None, look_again: None };
+    let Ok(pool) = super::writable(granted, uuid) else { return nothing };
     if pool.check_changes().is_err() {
-        return (Ok(()), None);
+        return nothing;
     }
     let asked = (pool.usable_size(), pool.fs_limit());
     let needed = pool.metadata_needed.filter(|(known, _)| *known == asked).map(|(_, needed)| needed);
-    (check(engine.platform(), pool, needed), needed.is_none().then_some(asked))
+    let result = check(engine.platform(), pool, needed, depth);
+    Checked { result, unknown: needed.is_none().then_some(asked), look_again: pool.look_again }
 }
 
 /// Finds out how much metadata a thin pool of this size needs, then checks the pool once more.
@@ -122,14 +147,21 @@ pub(super) fn and_use<T: Send + 'static>(
     })
 }
 
-fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>) -> Result<()> {
+fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>, depth: Depth) -> Result<()> {
+    let mut since = pool.look_again.filter(|_| depth == Depth::Space).unwrap_or_default();
     loop {
         // Read once and handed on, as long as nothing is done in between that changes it. That it is a moment older than what is
         // seen of the filesystems brings the mark, and so the next look, forward at most.
         let mut status = None;
         let checked = grow(platform, pool, metadata_needed, &mut status);
         // Also when something failed: clients see what there is.
-        let status = pool.refresh(platform, status);
+        let status = match depth {
+            Depth::Whole => pool.refresh(platform, status),
+            Depth::Space => pool.refresh_thin_pool(platform, status),
+        };
+        if let Some(status) = &status {
+            pool.note_use(status.data_used, std::mem::take(&mut since));
+        }
         setup::judge_thin_pool(pool, status.as_ref());
         // Who writes faster than is looked has the next look at once: past the new mark already, there may be no event.
         let watched = pool.watched().collect();
@@ -140,8 +172,8 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
 }
 
 /// Puts the mark in place at which the kernel tells that these filesystems have to be looked at, unless it comes before that
-/// already; an error is logged. `status` is the thin pool's, where it is known. `true`: the mark was passed while it was put in
-/// place.
+/// already, or it is better to look again after some time; an error is logged. `status` is the thin pool's, where it is
+/// known. `true`: the mark was passed while it was put in place.
 pub(super) fn arm_or_later(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -156,6 +188,7 @@ pub(super) fn arm_or_later(
 }
 
 fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, watched: Vec<Watched>) -> Result<bool> {
+    pool.look_again = None;
     let status = status.map_or_else(|| pool.thin_pool_status(platform), Ok)?;
     if status.state != State::ReadWrite || status.needs_check || pool.is_behind || pool.check_changes().is_err() {
         return Ok(false);
@@ -163,10 +196,20 @@ fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, wat
     let usual = sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev));
     let free = status.data_total.saturating_sub(status.data_used);
     let now = pool.low_water.unwrap_or(usual);
-    let mark = growth::low_water(now, usual, free, watched);
+    let facts = watching::Pool {
+        mark: now,
+        usual,
+        free,
+        devices: pool.filesystems.len() as u64,
+        // The first mark of all has not been passed by anybody.
+        quiet: if now == usual { Duration::MAX } else { pool.quiet },
+    };
+    let Watching { mark, look_again } = watching::watch(&facts, watched);
+    pool.look_again = look_again;
     if mark == now {
         return Ok(false);
     }
+    pool.quiet = Duration::ZERO;
     let before = pool.low_water.replace(mark);
     pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| {
         pool.low_water = before;

@@ -73,6 +73,7 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
             Ok(found) => found,
             Err(error) => return Next::Done(Err(error)),
         };
+        let seen = engine.claims_given_back();
         if engine.claims().is_claimed(&Key::Drain(uuid)) {
             return Next::Parked(Box::new(join(uuid, paths, purpose)));
         }
@@ -81,7 +82,7 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
         let work = [Key::Growth(uuid), Key::Encryption(uuid)];
         let keys = found.iter().map(|device| Key::Device(device.number)).chain(work);
         let Some(claim) = engine.claims().claim(keys) else {
-            return super::unless_at_work(uuid, join(uuid, paths, purpose));
+            return super::unless_at_work(uuid, seen, join(uuid, paths, purpose));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let pool = match super::readable(granted, uuid) {
@@ -289,8 +290,11 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 /// Lets a pool use what one of its data devices has grown by. `false`: it has not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
     let chain = Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        let container = super::readable(granted, uuid)
-            .map(|pool| pool.members.get(&device).and_then(|member| member.container.clone()));
+        let container = super::readable(granted, uuid).and_then(|pool| {
+            pool.check_requests()?;
+            pool.check_no_work()?;
+            Ok(pool.members.get(&device).and_then(|member| member.container.clone()))
+        });
         match container {
             Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
             Ok(Some(encased)) => grow_encased(uuid, encased),

@@ -19,6 +19,7 @@ use crate::{
         registry::{DeviceSet, Found, STOPPED, Seen, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier, Doomed},
+        stack::Stack,
         undo::Rollback,
     },
     platform::{BlockDevice, DeviceAction, DeviceClass, DeviceEvent},
@@ -271,10 +272,19 @@ fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
 /// in no containers and never came to hold metadata stay as they are: they can be used anew.
 ///
 /// # Errors
-/// If it is such a one, says so.
+/// If it is such a one, says so; or why some of it is still up.
 pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     match set.verdict() {
         Verdict::Destroying(metadata) => {
+            let platform = engine.platform();
+            let take_down = || setup::take_down(platform, &mut Stack::new(uuid), uuid);
+            // What lies on the devices must be gone before they are wiped: nobody would find it then.
+            if let Err(error) = take_down().or_else(|_| take_down()) {
+                log::error!("pool {uuid} is destroyed, but some of it is still up: {}", error.sentence());
+                engine.registry().note_down(uuid, true, Some(&error));
+                return Err(error);
+            }
+            lifecycle::forget_volume_key(platform, uuid);
             engine.registry().take(uuid);
             finish_destruction(engine, uuid, set, &metadata);
             Err(Error::Destroyed(uuid))

@@ -5,7 +5,8 @@
 //! recognized at the next set-up ([`containers::mends`]): a keyslot is made before its token, a token that changes its
 //! keyslot names both until the old one is gone, and a keyslot is destroyed before its token is removed.
 //!
-//! Keys are derived and servers asked without a lock. The claim [`Key::Encryption`] keeps two such requests of a pool apart.
+//! Keys are derived and servers asked without a lock, also to take something back. The claim [`Key::Encryption`] keeps two such
+//! requests of a pool apart.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ use crate::{
             Plan, RebindRequest, SlotRequest, UnlockMethod, plan_bind, plan_rebind, plan_unbind, read_device_header,
             read_pool_header, with_keyslot,
         },
-        error::Result,
+        error::{Error, Result},
         ids::PoolUuid,
         metadata::MetadataVersion,
         pool::Pool,
@@ -117,11 +118,12 @@ pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<B
 
 fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Next<Result<bool>> {
     Next::act(move |engine| {
+        let seen = engine.claims_given_back();
         if engine.claims().is_claimed(&Key::Drain(uuid)) {
             return Next::Parked(Box::new(change(uuid, plan)));
         }
         let Some(claim) = engine.claims().claim([Key::Encryption(uuid)]) else {
-            return super::unless_at_work(uuid, change(uuid, plan));
+            return super::unless_at_work(uuid, seen, change(uuid, plan));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
             let planned = super::readable(granted, uuid).and_then(|pool| {
@@ -131,13 +133,27 @@ fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send 
                     .map(|change| (change, pool.version(), containers_of(engine.platform(), pool))))
             });
             match planned {
-                Ok(Some((change, version, containers))) => {
-                    Next::act(move |engine| carry_out(engine, uuid, &change, version, &containers, claim))
-                }
+                Ok(Some((change, version, containers))) => record_ahead(uuid, &change).then(move |recorded| {
+                    Next::act(move |engine| match recorded {
+                        Ok(()) => carry_out(engine, uuid, &change, version, &containers, claim),
+                        Err(error) => Next::Done(Err(error)),
+                    })
+                }),
                 Ok(None) => Next::Done(Ok(false)),
                 Err(error) => Next::Done(Err(error)),
             }
         })
+    })
+}
+
+/// Records which kinds of bindings there are before one is removed: afterwards there would be a way back only for somebody who
+/// has its key.
+fn record_ahead(uuid: PoolUuid, change: &Change) -> Next<Result<()>> {
+    let Change::Remove(token) = *change else { return Next::Done(Ok(())) };
+    super::change(uuid, move |engine, pool| {
+        let left: Vec<Kind> =
+            pool.encryption()?.agreed()?.iter().filter(|b| b.token != token).map(Binding::kind).collect();
+        record_kinds(engine.platform(), pool, |kind| left.contains(&kind))
     })
 }
 
@@ -163,7 +179,10 @@ fn carry_out(
             Ok(true)
         }
         Change::Remove(token) => {
-            containers.iter().try_for_each(|container| remove(platform, version, &container.device, *token, undo))?;
+            // All are looked at before the first is changed.
+            let doomed = containers.iter().map(|container| Doomed::find(platform, version, &container.device, *token));
+            let doomed = doomed.collect::<Result<Vec<_>>>()?;
+            doomed.into_iter().flatten().try_for_each(|doomed| doomed.remove(platform, version, undo))?;
             Ok(true)
         }
         Change::Replace(assigned) => {
@@ -177,6 +196,16 @@ fn carry_out(
         Ok((false, undo)) => {
             undo.forget();
             Next::Done(Ok(false))
+        }
+        Ok((true, undo)) if matches!(change, Change::Remove(_)) => {
+            undo.forget();
+            take_note(uuid, containers.to_vec(), None, claim).map(|noted| match noted {
+                Err(error) => {
+                    log::error!("the way to unlock is gone, but may be shown still: {}", error.sentence());
+                    Ok(true)
+                }
+                noted => noted,
+            })
         }
         Ok((true, undo)) => take_note(uuid, containers.to_vec(), Some(undo), claim),
         // What failed may have left something behind that could not be taken back.
@@ -202,36 +231,52 @@ fn note_failure(uuid: PoolUuid, result: Result<bool>) -> Next<Result<bool>> {
 fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Next<Result<bool>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        let undone = |undo: Option<Rollback>, error| match undo {
-            Some(undo) => undo.run(platform, error),
-            None => error,
-        };
-        let pool = match super::writable(granted, uuid) {
+        let noted = super::writable(granted, uuid).and_then(|pool| {
+            take_in(platform, pool, &containers)?;
+            record(platform, pool)?;
+            Ok(pool)
+        });
+        let pool = match noted {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(undone(undo, error))),
+            Err(error) => return take_back(uuid, containers, undo.unwrap_or_default(), error, claim),
         };
-        let noted = take_in(platform, pool, &containers).and_then(|()| record(platform, pool));
-        // What has taken the place of something, or has been taken back, is read once more.
-        let (again, result) = match noted {
-            Ok(()) => {
-                undo.into_iter().for_each(Rollback::forget);
-                // An old keyslot that cannot be destroyed now is destroyed at the next set-up.
-                let replaced = containers.iter().filter(|container| forget_old(platform, &container.device));
-                (replaced.count() > 0, Ok(true))
-            }
-            Err(error) => (true, Err(undone(undo, error))),
-        };
-        if again {
-            if let Err(error) = take_in(platform, pool, &containers) {
-                log::warn!("pool {}: what its headers say is not shown: {}", pool.name(), error.sentence());
-            }
-        }
-        if let Err(error) = &result {
-            pool.note_failure(error);
+        undo.into_iter().for_each(Rollback::forget);
+        // An old keyslot that cannot be destroyed now is destroyed at the next set-up.
+        let replaced = containers.iter().filter(|container| forget_old(platform, &container.device));
+        if replaced.count() > 0 {
+            show_anew(platform, pool, &containers);
         }
         drop(claim);
-        Next::Done(result)
+        Next::Done(Ok(true))
     })
+}
+
+/// Takes a change back, for which keys may have to be derived: the pool is not held meanwhile.
+fn take_back(
+    uuid: PoolUuid,
+    containers: Vec<Container>,
+    undo: Rollback,
+    cause: Error,
+    claim: Claim,
+) -> Next<Result<bool>> {
+    Next::act(move |engine| {
+        let error = undo.run(engine.platform(), cause);
+        Next::write(uuid, move |engine, granted| {
+            if let Ok(pool) = super::writable(granted, uuid) {
+                show_anew(engine.platform(), pool, &containers);
+                pool.note_failure(&error);
+            }
+            drop(claim);
+            Next::Done(Err(error))
+        })
+    })
+}
+
+/// Reads once more what has changed since it was read.
+fn show_anew(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) {
+    if let Err(error) = take_in(platform, pool, containers) {
+        log::warn!("pool {}: what its headers say is not shown: {}", pool.name(), error.sentence());
+    }
 }
 
 /// Takes note of what the headers of a pool say now.
@@ -255,11 +300,14 @@ pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Co
 
 /// Records which kinds of bindings a pool of version 2 has, if that is not on record.
 pub(in crate::engine) fn record(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?)) else { return Ok(()) };
+    let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else { return Ok(()) };
+    record_kinds(platform, pool, |kind| bindings.lowest(kind).is_some())
+}
+
+fn record_kinds(platform: &dyn Platform, pool: &mut Pool, has: impl Fn(Kind) -> bool) -> Result<()> {
     if pool.version() == MetadataVersion::V1 {
         return Ok(());
     }
-    let has = |kind| bindings.lowest(kind).is_some();
     let mut wanted = pool.meta.clone();
     wanted.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
     if wanted.features == pool.meta.features {
@@ -303,42 +351,47 @@ fn add(
     with_key(platform, device, &bindings_of(version, &header)?, &changes)
 }
 
-fn remove(
-    platform: &dyn Platform,
-    version: MetadataVersion,
-    device: &Path,
-    token: u32,
-    undo: &mut Rollback,
-) -> Result<()> {
-    let header = read(platform, device)?;
-    let Some(binding) = bindings_of(version, &header)?.get(token).cloned() else { return Ok(()) };
-    let again = (device.to_owned(), header.tokens.get(&token).cloned(), binding.clone());
-    undo.push(format!("make the binding on {} again", device.display()), move |platform| {
-        let (device, value, binding) = again;
-        restore(platform, version, &device, value, &binding)
-    });
-    let changes = [HeaderChange::DestroyKeyslot(binding.keyslot), HeaderChange::RemoveToken(token)];
-    Ok(platform.luks_change(device, None, &changes).map(drop)?)
+/// A binding that is to be removed from a header.
+struct Doomed {
+    device: PathBuf,
+    token: serde_json::Value,
+    binding: Binding,
 }
 
-/// Makes a binding again that has been removed, or half removed.
-fn restore(
-    platform: &dyn Platform,
-    version: MetadataVersion,
-    device: &Path,
-    token: Option<serde_json::Value>,
-    binding: &Binding,
-) -> Result<()> {
-    let header = read(platform, device)?;
-    let Some(token) = token else { return Ok(()) };
-    let passphrase: Secret;
-    let mut changes = Vec::new();
-    if !header.keyslots.contains(&binding.keyslot) {
-        passphrase = encryption::passphrase(platform, &binding.mechanism)?;
-        changes.push(HeaderChange::AddKeyslot(containers::keyslot(binding.kind(), binding.keyslot, &passphrase)));
+impl Doomed {
+    /// The one with this token; `None`: the header has none.
+    fn find(platform: &dyn Platform, version: MetadataVersion, device: &Path, token: u32) -> Result<Option<Doomed>> {
+        let header = read(platform, device)?;
+        let binding = bindings_of(version, &header)?.get(token).cloned();
+        let value = header.tokens.get(&token).cloned();
+        Ok(binding.zip(value).map(|(binding, token)| Doomed { device: device.to_owned(), token, binding }))
     }
-    changes.push(HeaderChange::PutToken(binding.token, token));
-    with_key(platform, device, &bindings_of(version, &header)?, &changes)
+
+    fn remove(self, platform: &dyn Platform, version: MetadataVersion, undo: &mut Rollback) -> Result<()> {
+        let device = self.device.clone();
+        let changes =
+            [HeaderChange::DestroyKeyslot(self.binding.keyslot), HeaderChange::RemoveToken(self.binding.token)];
+        undo.push(format!("make the binding on {} again", device.display()), move |platform| {
+            self.restore(platform, version)
+        });
+        let change = || platform.luks_change(&device, None, &changes).map(drop);
+        // Once more after an error: the way back needs the binding's passphrase, which may not be had any more.
+        Ok(change().or_else(|_| change())?)
+    }
+
+    /// Makes it again when it has been removed, or half removed.
+    fn restore(self, platform: &dyn Platform, version: MetadataVersion) -> Result<()> {
+        let Doomed { device, token, binding } = self;
+        let header = read(platform, &device)?;
+        let passphrase: Secret;
+        let mut changes = Vec::new();
+        if !header.keyslots.contains(&binding.keyslot) {
+            passphrase = encryption::passphrase(platform, &binding.mechanism)?;
+            changes.push(HeaderChange::AddKeyslot(containers::keyslot(binding.kind(), binding.keyslot, &passphrase)));
+        }
+        changes.push(HeaderChange::PutToken(binding.token, token));
+        with_key(platform, &device, &bindings_of(version, &header)?, &changes)
+    }
 }
 
 fn replace(
@@ -387,16 +440,21 @@ fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
 // ---- volume keys ----
 
 /// Looks for the volume key of a pool that has been adopted, so that the pool can grow.
-pub fn load_volume_key(uuid: PoolUuid) -> Next<()> {
-    load(uuid, None)
+pub(super) fn load_volume_key(uuid: PoolUuid) -> Next<()> {
+    load(uuid, |bindings| bindings)
+}
+
+/// As [`load_volume_key`], without asking servers.
+pub(super) fn load_by_keyring(uuid: PoolUuid) -> Next<()> {
+    load(uuid, |bindings| bindings.of_kind(Kind::Keyring))
 }
 
 /// As [`load_volume_key`], by bindings to this key only, if there are any.
 pub(super) fn load_by_key(uuid: PoolUuid, description: super::KeyDescription) -> Next<()> {
-    load(uuid, Some(description))
+    load(uuid, move |bindings| bindings.of_mechanism(&Mechanism::Keyring(description)))
 }
 
-fn load(uuid: PoolUuid, by: Option<super::KeyDescription>) -> Next<()> {
+fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'static) -> Next<()> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(()) };
         let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else {
@@ -405,10 +463,7 @@ fn load(uuid: PoolUuid, by: Option<super::KeyDescription>) -> Next<()> {
         if !pool.lacks_volume_key() {
             return Next::Done(());
         }
-        let bindings = match by {
-            Some(description) => bindings.of_mechanism(&Mechanism::Keyring(description)),
-            None => bindings,
-        };
+        let bindings = choose(bindings);
         let Some(container) = containers_of(engine.platform(), pool).into_iter().next() else { return Next::Done(()) };
         if bindings.count() == 0 {
             return Next::Done(());

@@ -12,7 +12,7 @@ use crate::{
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Pending},
         name::Name,
-        plan::{growth::Watched, sizes},
+        plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
         request::{Next, Part},
         setup, stack,

@@ -55,11 +55,14 @@ pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChang
     Next::act(move |engine| {
         let set = engine.platform().key_set(&description.in_kernel(), &key);
         if matches!(set, Ok(KeyChange::Created | KeyChange::Replaced)) {
-            // It may open a pool of which the volume key is not known to this daemon. Nobody waits for that.
+            // It may open a pool of which the volume key is not known to this daemon, or one with a work on its data that
+            // could not go on without it. Nobody waits for that.
             let running = engine.registry().running_pools();
             for uuid in running {
-                let work = super::encryption::load_by_key(uuid, description.clone());
-                engine.begin(format!("volume key of pool {uuid}"), work);
+                let load = super::encryption::load_by_key(uuid, description.clone());
+                engine.begin(format!("volume key of pool {uuid}"), load);
+                let resume = super::online::resume_by_key(uuid, description.clone());
+                engine.begin(format!("work on the data of pool {uuid}"), resume);
             }
         }
         Next::Done(set.map_err(Error::from))

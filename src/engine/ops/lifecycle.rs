@@ -219,7 +219,18 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
             }
             Some(false) => Next::Done(Ok(Stopped::Already)),
             Some(true) => {
-                let set = engine.registry().get(uuid);
+                let mut set = engine.registry().get(uuid);
+                let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
+                if let Some(set) = destroyed {
+                    // What is up is what has kept it from being wiped.
+                    let ended = renew(engine, set).and_then(|()| discover::end(engine, uuid, set));
+                    if engine.registry().get(uuid).is_none() {
+                        return Next::Done(Ok(Stopped::CleanedUp(uuid)));
+                    }
+                    if let Err(error) = ended {
+                        return Next::Done(Err(error));
+                    }
+                }
                 let clean_up = || setup::clean_up(platform, uuid, set.as_ref());
                 let cleaned = clean_up().or_else(|_| clean_up());
                 let is_up = |set| setup::anything_up(platform, uuid, set);
@@ -406,7 +417,7 @@ pub(super) fn bring_up(
                     return not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name)));
                 }
                 let platform = engine.platform();
-                match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, &unlock, opened) {
+                match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, Some(&unlock), opened) {
                     Ok(foundation) => foundation.build().then(move |built| {
                         Next::act(move |engine| match built {
                             Ok(pool) => show(engine, pool, claim, name_claim),
@@ -478,12 +489,17 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<(
 }
 
 fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
+    // Where the record is ahead of the opened container its volume key is needed, and while the pool is held none is derived.
+    super::encryption::load_by_keyring(uuid).then(move |()| refresh_undisturbed(uuid))
+}
+
+fn refresh_undisturbed(uuid: PoolUuid) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
             let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
             checked.map(|()| refreshed)
         }),
-        None => Next::Parked(Box::new(refresh_pool(uuid))),
+        None => Next::Parked(Box::new(refresh_undisturbed(uuid))),
     })
 }
 
@@ -496,6 +512,13 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
             return Next::Parked(Box::new(refresh_drained(uuid, drain)));
         }
         let refreshed = adopt(engine, pool);
+        if pool.lacks_volume_key() {
+            engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
+        }
+        if pool.work.is_some() {
+            // Whoever was at it goes on by himself, but it may have been halted.
+            engine.begin(format!("work on the data of pool {uuid}"), super::online::resume(uuid));
+        }
         drop(drain);
         match refreshed {
             Ok(links) => super::when_linked(links, Ok(())),
@@ -512,8 +535,8 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     let adopted = renew(engine, &mut set)
         .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
         .and_then(|metadata| {
-            let (unlock, opened) = (Unlock::default(), Rollback::new());
-            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, &unlock, opened)
+            let opened = Rollback::new();
+            setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, None, opened)
         })
         .and_then(|foundation| foundation.build_now(platform));
     match adopted {

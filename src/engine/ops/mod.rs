@@ -19,7 +19,7 @@ mod online;
 mod pools;
 mod snapshot;
 
-pub use check::{check_all, check_now, check_pool};
+pub use check::{Depth, check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
 pub use discover::{device_event, discover};
@@ -45,6 +45,7 @@ pub use crate::platform::keyring::{KeyChange, Secret};
 pub(super) use cache::clear_unrecorded as clear_unrecorded_cache;
 pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
+pub(super) use encryption::record as record_bindings;
 pub(super) use lifecycle::forget_volume_key;
 pub(super) use snapshot::give_identity;
 
@@ -88,10 +89,12 @@ fn change<T: Send + 'static>(
 }
 
 /// Waits for a claim to be given back, and then goes on with `again`; but not for hours, while all data of the pool is being
-/// worked on.
-fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, again: Next<Result<T>>) -> Next<Result<T>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+/// worked on. `seen` is how many claims had been given back before the one that is waited for was asked for: the look at the pool
+/// is a step of its own, and it may have been given back since.
+fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, seen: u64, again: Next<Result<T>>) -> Next<Result<T>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         match readable(granted, uuid).and_then(|pool| pool.check_no_work()) {
+            Ok(()) if engine.claims_given_back() != seen => again,
             Ok(()) => Next::Parked(Box::new(again)),
             Err(error) => Next::Done(Err(error)),
         }

@@ -30,12 +30,13 @@ use crate::{
         ids::PoolUuid,
         metadata::MetadataVersion,
         ops::{
+            KeyDescription,
             check::{and_use, follow},
             encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
-        undo::Rollback,
+        undo::{Rollback, mended},
         units::{Bytes, Sectors},
     },
     platform::{
@@ -66,6 +67,17 @@ pub(super) fn resume(uuid: PoolUuid) -> Next<()> {
     go_on(uuid).map(move |result| {
         if let Err(error) = result {
             log::error!("the work on the data of pool {uuid} stays unfinished for now: {}", error.sentence());
+        }
+    })
+}
+
+/// Goes on with a work that may have had to wait for this key.
+pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Next<()> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        match super::readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
+            // Somebody who is at it may have looked for the key just before; when he has given up it is tried again.
+            true => resume(uuid),
+            false => Next::Done(()),
         }
     })
 }
@@ -105,11 +117,12 @@ fn begin(
     start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
 ) -> Next<Result<bool>> {
     Next::act(move |engine| {
+        let seen = engine.claims_given_back();
         if engine.claims().is_claimed(&Key::Drain(uuid)) {
             return Next::Parked(Box::new(begin(uuid, work, start)));
         }
         let Some(claim) = claim(engine, uuid) else {
-            return super::unless_at_work(uuid, begin(uuid, work, start));
+            return super::unless_at_work(uuid, seen, begin(uuid, work, start));
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
@@ -133,11 +146,11 @@ fn begin(
     })
 }
 
-/// Nothing else may happen to the containers of the pool, or to what they lie on.
+/// Nothing else may happen to the containers of the pool, or to what they lie on: who adds devices claims this, too.
 fn claim(engine: &Engine, uuid: PoolUuid) -> Option<Claim> {
     match engine.claims().is_claimed(&Key::Drain(uuid)) {
         true => None,
-        false => engine.claims().claim([Key::Encryption(uuid), Key::Growth(uuid)]),
+        false => engine.claims().claim([Key::Encryption(uuid)]),
     }
 }
 
@@ -406,15 +419,36 @@ struct Site {
     work: Arc<view::Work>,
 }
 
+impl Site {
+    fn interrupted(&self, by: &'static str) -> Error {
+        Error::Interrupted { pool: self.name.clone(), by }
+    }
+
+    /// Whether the work has been done to its end.
+    fn is_recorded(&self, pool: &Pool) -> bool {
+        match self.work.kind {
+            Work::Encrypt => pool.is_encrypted(),
+            Work::Reencrypt => pool.meta.last_reencrypt.is_some_and(|done| done >= self.work.since.seconds),
+            Work::Decrypt => !pool.is_encrypted(),
+        }
+    }
+}
+
 fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        let site = super::readable(granted, uuid).map(|pool| {
+    Next::write(uuid, move |engine, granted| {
+        let site = super::writable(granted, uuid).map(|pool| {
             let containers = containers_of(engine.platform(), pool);
-            pool.work.clone().map(|work| Site { version: pool.version(), containers, name: pool.name().clone(), work })
+            let mut work = pool.work.clone()?;
+            if work.halted.is_some() {
+                work = Arc::new(view::Work::new(work.kind, work.since));
+                pool.note_work(Some(Arc::clone(&work)));
+            }
+            Some(Site { version: pool.version(), containers, name: pool.name().clone(), work })
         });
         match site {
             Ok(Some(site)) => Next::long(move |engine| {
-                let worked = work(engine, uuid, &site, plan);
+                let given_up = || engine.begin(format!("work on the data of pool {uuid}"), give_up(uuid));
+                let worked = mended(|| work(engine, uuid, &site, plan), given_up);
                 let interrupted = matches!(worked, Ok(Ended::Interrupted));
                 if interrupted && !is_begun(engine.platform(), &site) {
                     // Nothing says any more what was to be done.
@@ -422,11 +456,11 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
                     return finish(uuid, site, Err(error), claim);
                 }
                 if interrupted && engine.is_ending() {
-                    return Next::Done(Err(Error::Interrupted { pool: site.name, by: "daemon ends" }));
+                    return Next::Done(Err(site.interrupted("daemon ends")));
                 }
                 if interrupted {
                     drop(claim);
-                    return wait_and_go_on(uuid, site.name);
+                    return wait_and_go_on(uuid, site);
                 }
                 finish(uuid, site, worked.map(drop), claim)
             }),
@@ -436,13 +470,30 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
     })
 }
 
+/// Lets a pool tell that the work on its data has panicked.
+fn give_up(uuid: PoolUuid) -> Next<()> {
+    Next::write(uuid, move |_, granted| {
+        if let Ok(pool) = super::writable(granted, uuid) {
+            pool.note_halted(&Error::Panicked.sentence());
+        }
+        Next::Done(())
+    })
+}
+
 /// Somebody wants the pool to himself. When he has done with it, the work goes on, unless the pool is gone.
-fn wait_and_go_on(uuid: PoolUuid, name: crate::engine::name::Name) -> Next<Result<()>> {
+fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
-        true => Next::Parked(Box::new(wait_and_go_on(uuid, name))),
-        false => go_on(uuid).map(move |done| match done {
-            Err(Error::NoPool(_)) => Err(Error::Interrupted { pool: name, by: "pool has been stopped" }),
-            done => done,
+        true => Next::Parked(Box::new(wait_and_go_on(uuid, site))),
+        false => go_on(uuid).then(move |done| match done {
+            Err(Error::NoPool(_)) => Next::Done(Err(site.interrupted("pool has been stopped"))),
+            Ok(()) => Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+                Next::Done(match super::readable(granted, uuid) {
+                    // Between two devices of version 1 only who was at it knows how it goes on, and a new look has taken that away.
+                    Ok(pool) if !site.is_recorded(pool) => Err(site.interrupted("pool has been looked at anew")),
+                    _ => Ok(()),
+                })
+            }),
+            done => Next::Done(done),
         }),
     })
 }
@@ -529,10 +580,15 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
     }
 }
 
-/// Whether some header says that the work has been begun and is not completed. What cannot be read counts as begun.
+/// Whether some header says that the work has been begun, or even completed. What cannot be read counts as begun.
 fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
-    let state = |container: &Container| read(platform, &container.device).map(|header| header.state);
-    site.containers.iter().any(|container| !matches!(state(container), Ok(State::Encrypted | State::Clear)))
+    let is_untouched = |header: Header| match (site.work.kind, header.state) {
+        // The new volume key is still to be used.
+        (Work::Reencrypt, State::Encrypted) => !header.unused.is_empty(),
+        (Work::Decrypt, state) => state == State::Encrypted,
+        _ => false,
+    };
+    site.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
 }
 
 /// The new volume key in the header of a container that had not been begun with when the work was cut short in another.
@@ -577,6 +633,7 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
             }
         };
         if let Err(error) = &finished {
+            pool.note_halted(&error.sentence());
             pool.note_failure(error);
         }
         if pool.lacks_volume_key() {

@@ -1,4 +1,7 @@
 //! Destroying and renaming a pool (`spec/engine/storage-stack.md` §10.2, `engine-behaviour.md` §9).
+//!
+//! A destruction is decided by the write of `destroying`. What lies under the thin pool is taken down only then: an encrypted
+//! device could not be brought up again without a key. Devices are wiped when nothing lies on them any more.
 
 use crate::{
     engine::{
@@ -9,6 +12,7 @@ use crate::{
         ids::PoolUuid,
         name::Name,
         pool::Pool,
+        registry::DeviceSet,
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, Doomed},
     },
@@ -34,14 +38,21 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
         if engine.claims().work_in(uuid) {
             return Next::Parked(Box::new(destroy_drained(uuid, drain)));
         }
-        if let Err(error) = destroy(engine, pool) {
-            pool.note_failure(&error);
-            return Next::Done(Err(error));
-        }
+        let destroyed = match destroy(engine, pool) {
+            Ok(destroyed) => destroyed,
+            Err(error) => {
+                pool.note_failure(&error);
+                return Next::Done(Err(error));
+            }
+        };
         Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
             if let Granted::Table(table) = granted {
                 drop(table.remove(uuid));
-                engine.registry().note_ended(uuid);
+                let mut registry = engine.registry();
+                registry.note_ended(uuid);
+                if let Destroyed::Partly(set) = destroyed {
+                    registry.park(uuid, *set);
+                }
             }
             drop(drain);
             Next::Done(Ok(true))
@@ -49,7 +60,15 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
     })
 }
 
-fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
+/// How far a destruction has come that has been decided.
+enum Destroyed {
+    /// To its end, as far as devices could be wiped.
+    Wiped,
+    /// Some of the pool could not be taken down. The rest is done when its devices are next looked at.
+    Partly(Box<DeviceSet>),
+}
+
+fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     let platform = engine.platform();
     if !pool.filesystems.is_empty() {
         let filesystems = pool.filesystems.values().map(|filesystem| filesystem.name.clone()).collect();
@@ -61,16 +80,29 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
         return Err(Error::HasLeftOut { pool: pool.name().clone(), filesystems });
     }
     let uuid = pool.uuid();
-    let decided = setup::take_down(platform, &mut pool.stack, uuid).and_then(|()| {
-        pool.commit(platform, Choose::Everywhere, |meta| {
-            meta.destroying = true;
-            Ok(())
-        })
-    });
+    // As for a stop: what only a key brings up again stays until there is no way back.
+    let decided = setup::take_filesystems_down(platform, uuid)
+        .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
+        .and_then(|()| match pool.meta.destroying {
+            // By a request that panicked after that; its devices may be closed.
+            true => Ok(()),
+            false => pool.commit(platform, Choose::Everywhere, |meta| {
+                meta.destroying = true;
+                Ok(())
+            }),
+        });
     if let Err(cause) = decided {
         return Err(setup::back_up_after(platform, pool, cause));
     }
     pool.set_gone(true);
+    let mut take_down = || setup::take_backstore_down(platform, &mut pool.stack, uuid);
+    if let Err(error) = take_down().or_else(|_| take_down()) {
+        let (name, what) = (pool.name(), error.sentence());
+        log::error!("pool {name} is destroyed, but some of it is still up, and its devices are not wiped yet: {what}");
+        let mut set = DeviceSet::of(pool, false);
+        set.partial = true;
+        return Ok(Destroyed::Partly(Box::new(set)));
+    }
     // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
     let devices = |wanted| {
         let entries = pool.meta.device_entries().filter(move |(tier, _)| *tier == wanted);
@@ -82,7 +114,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<()> {
     };
     setup::wipe_destroyed(platform, devices(Tier::Cache), devices(Tier::Data));
     super::lifecycle::forget_volume_key(platform, uuid);
-    Ok(())
+    Ok(Destroyed::Wiped)
 }
 
 /// Renames a pool. `false`: it has that name already.

@@ -3,7 +3,6 @@
 //! From what the kernel says and what is recorded to what is to be done; doing it is another matter.
 
 use crate::engine::{
-    metadata::FilesystemRecord,
     plan::sizes,
     units::{Bytes, DataBlocks, Sectors},
 };
@@ -175,57 +174,6 @@ pub fn filesystems(list: &[Filesystem], room: Option<Sectors>) -> Vec<Extension>
         Extension::By(growth)
     };
     list.iter().map(decide).collect()
-}
-
-/// Bounds of how many data blocks are given out before filesystems are looked at again: with more than the upper one a new
-/// filesystem could be full before, with fewer than the lower one I/O would be held up too often.
-const LOOK_AFTER: std::ops::RangeInclusive<u64> = 32..=1024;
-
-/// Whose space is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Watched {
-    /// Size of its thin device.
-    pub size: Sectors,
-    /// What of that has been given data blocks.
-    pub mapped: Sectors,
-    /// It does not grow past this.
-    pub limit: Option<Sectors>,
-}
-
-impl Watched {
-    /// The filesystem of a record, with so much of it mapped.
-    pub fn new(record: &FilesystemRecord, mapped: Sectors) -> Watched {
-        Watched { size: record.size, mapped, limit: record.fs_size_limit }
-    }
-
-    /// Whether there is a reason to watch it.
-    pub fn may_grow(&self) -> bool {
-        self.limit.unwrap_or(sizes::DEVICE_MAX) > self.size
-    }
-}
-
-/// The low water mark that a thin pool with so many free data blocks should have.
-///
-/// The kernel raises an event when no more than that are free, once. The usual mark is for the thin pool itself, which must
-/// grow in time; but a filesystem can be full long before, and nothing else tells that one is being filled. So the mark is put
-/// no further below the free blocks than a quarter of what the filesystem with the least room has left; one that was used
-/// and emptied again, and has blocks already, is taken to have a quarter of its size. A mark that serves stays (`now`),
-/// because each change of it holds I/O up for a moment.
-pub fn low_water(
-    now: DataBlocks,
-    usual: DataBlocks,
-    free: DataBlocks,
-    filesystems: impl IntoIterator<Item = Watched>,
-) -> DataBlocks {
-    let room = |Watched { size, mapped, .. }: Watched| size.saturating_sub(mapped).max(Sectors(size.0 / 4));
-    let Some(least) = filesystems.into_iter().filter(Watched::may_grow).map(room).min() else { return usual };
-    let step = (sizes::blocks(least).0 / 4).clamp(*LOOK_AFTER.start(), *LOOK_AFTER.end());
-    if now < free && free.saturating_sub(now).0 <= step {
-        return now;
-    }
-    let soon = free.saturating_sub(DataBlocks(step));
-    // Past the usual mark its event has come, and what could be done was done.
-    if free > usual { soon.max(usual) } else { soon }
 }
 
 #[cfg(test)]

@@ -194,36 +194,3 @@ fn room_is_shared_in_order() {
     assert_eq!(filesystems(&[full, full, full], Some(Sectors(GIB + 4096))), [by(GIB), by(4096), Extension::None]);
     assert_eq!(filesystems(&[full], Some(Sectors(0))), [Extension::None]);
 }
-
-#[test]
-fn the_mark_lies_a_quarter_of_the_least_room_below_the_free_blocks() {
-    const GIB: u64 = 1 << 21;
-    let usual = DataBlocks(15_360);
-    let watched = |size, mapped, limit: Option<u64>| Watched {
-        size: Sectors(size),
-        mapped: Sectors(mapped),
-        limit: limit.map(Sectors),
-    };
-    let mark =
-        |now, free, list: &[Watched]| low_water(DataBlocks(now), usual, DataBlocks(free), list.iter().copied()).0;
-    let one = [watched(2 * GIB, GIB, None)];
-    assert_eq!(mark(15_360, 100_000, &one), 100_000 - 256, "1 GiB is left");
-    assert_eq!(mark(100_000 - 256, 100_000, &one), 100_000 - 256);
-    assert_eq!(mark(100_000 - 256, 99_800, &one), 100_000 - 256, "its event will come soon enough");
-    assert_eq!(mark(100_000 - 256, 99_744, &one), 99_744 - 256, "its event has come");
-    assert_eq!(mark(15_360, 15_400, &one), 15_360, "the usual mark comes before");
-    assert_eq!(mark(15_360, 15_360, &one), 15_360 - 256, "and has come");
-    assert_eq!(mark(15_360, 100, &one), 0, "there is no mark below the last block");
-    assert_eq!(mark(0, 0, &one), 0);
-    assert_eq!(mark(15_360, 100_000, &[watched(1024 * GIB, 0, None)]), 100_000 - 1024, "not more than a new one needs");
-    assert_eq!(
-        mark(15_360, 100_000, &[watched(GIB, GIB, None)]),
-        100_000 - 64,
-        "blocks that were emptied are used first"
-    );
-    assert_eq!(mark(15_360, 100_000, &[watched(GIB / 2, GIB / 2, None)]), 100_000 - 32);
-    assert_eq!(mark(99_000, 100_000, &[watched(GIB, 0, Some(GIB))]), 15_360, "that one does not grow");
-    assert_eq!(mark(99_000, 100_000, &[]), 15_360);
-    let both = [one[0], watched(GIB, GIB / 2, None)];
-    assert_eq!(mark(15_360, 100_000, &both), 100_000 - 128, "the one with the least room");
-}

@@ -1,6 +1,6 @@
 //! Planning: pure functions from state to plan, so that they can be tested by the million and shown as a dry run.
 //!
-//! Knows numbers and the types of the metadata; must never know the kernel, time, or locks.
+//! Knows numbers and the types of the metadata; must never know the kernel, the clock, or locks.
 
 pub mod alloc;
 pub mod cap;
@@ -9,3 +9,4 @@ pub mod prediction;
 pub mod sector_rules;
 pub mod segments;
 pub mod sizes;
+pub mod watching;

@@ -6,9 +6,10 @@ use std::{path::PathBuf, sync::Arc};
 use super::Pool;
 use crate::{
     engine::{
-        encryption::{Info, read_pool_header},
+        encryption::{Info, Mechanism, read_pool_header},
         error::{Error, Result},
         metadata::MetadataVersion,
+        ops::KeyDescription,
     },
     platform::{Platform, luks::Header},
     view,
@@ -88,11 +89,30 @@ impl Pool {
         self.show();
     }
 
+    /// Takes note that nobody is at the work on its data any more, if there is one.
+    pub(in crate::engine) fn note_halted(&mut self, why: &str) {
+        if let Some(work) = &self.work {
+            self.note_work(Some(Arc::new(work.halted(why))));
+        }
+    }
+
     /// Refuses what cannot be done while its data is being worked on.
     pub(in crate::engine) fn check_no_work(&self) -> Result<()> {
-        match &self.work {
-            Some(work) => Err(Error::AtWork { pool: self.name.clone(), work: work.kind }),
-            None => Ok(()),
-        }
+        let Some(work) = &self.work else { return Ok(()) };
+        let (pool, kind) = (self.name.clone(), work.kind);
+        Err(match &work.halted {
+            None => Error::AtWork { pool, work: kind },
+            Some(why) => Error::WorkHalted { pool, work: kind, why: why.to_string() },
+        })
+    }
+
+    /// Whether there is a work on its data that this key may be wanted for.
+    pub(in crate::engine) fn wants_for_work(&self, key: &KeyDescription) -> bool {
+        let opens = |info: &Info| match info.agreed() {
+            Ok(bindings) => bindings.of_mechanism(&Mechanism::Keyring(key.clone())).count() > 0,
+            // It cannot be told.
+            Err(_) => true,
+        };
+        self.work.is_some() && self.encryption.as_ref().is_some_and(opens)
     }
 }

@@ -118,7 +118,7 @@ fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Co
 pub(super) fn open_container(
     platform: &dyn Platform,
     pool: &mut Pool,
-    unlock: &Unlock,
+    unlock: Option<&Unlock>,
     undo: &mut Rollback,
 ) -> Result<()> {
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
@@ -138,7 +138,7 @@ pub(super) fn open_container(
         Containment::Open(header) => {
             pool.note_header(&header)?;
             match found {
-                Some(_) => adopt_container(platform, pool, &device),
+                Some(_) => adopt_container(platform, pool, &device, unlock.is_some()),
                 None => open_closed(platform, pool, unlock, &device, undo)?,
             }
             let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
@@ -155,16 +155,18 @@ pub(super) fn open_container(
 fn open_closed(
     platform: &dyn Platform,
     pool: &mut Pool,
-    unlock: &Unlock,
+    unlock: Option<&Unlock>,
     device: &Path,
     undo: &mut Rollback,
 ) -> Result<()> {
-    let method = unlock.method.ok_or_else(|| Error::NoUnlockMethod { pool: pool.name().clone() })?;
+    let locked = || Error::NoUnlockMethod { pool: pool.name().clone() };
+    let Unlock { method, passphrase } = unlock.ok_or_else(locked)?;
+    let method = method.ok_or_else(locked)?;
     let name = pool.stack.name(Role::Crypt);
     let opened = name.clone();
     undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
-    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, unlock.passphrase.as_ref())?;
+    let volume_key = containers::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
     let key_name = containers::volume_key_name(pool.uuid());
     let unset = key_name.clone();
     undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
@@ -177,16 +179,17 @@ fn open_closed(
 }
 
 /// Takes over what a daemon that ran before has opened. Its volume key went with it; where the record is ahead of the opened
-/// device the key is needed at once, and otherwise it is looked for later.
-fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path) {
+/// device the key is needed at once, and otherwise, or where there is no time to derive one, it is looked for later.
+fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_time: bool) {
     let key_name = containers::volume_key_name(pool.uuid());
     let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
-    let found = known || {
+    let find = || {
         let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
         let keys = bindings.of_kind(Kind::Keyring);
         let opened = containers::open(platform, device, None, &keys, UnlockMethod::Any, None);
         opened.is_ok_and(|key| platform.volume_key_set(&key_name, &key).is_ok())
     };
+    let found = known || has_time && find();
     pool.note_volume_key(found);
 }
 
@@ -208,4 +211,51 @@ pub(in crate::engine) fn drop_container(platform: &dyn Platform, pool: &mut Pool
     pool.stack.move_to_cap(platform, &pool.shape())?;
     pool.stack.remove(platform, Role::Crypt)?;
     containers::wipe(platform, &device, Sectors::ZERO, pool.meta.crypt_reserved())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(recorded: bool, state: Option<State>, expected: fn(&Result<Containment>) -> bool) {
+        let header = state.map(|state| Header {
+            uuid: String::new(),
+            data_offset: Sectors(34_816),
+            sector_size: 512,
+            state,
+            keyslots: [0].into(),
+            unused: [].into(),
+            tokens: [].into(),
+        });
+        let found = containment(&Name::new("p").unwrap(), recorded, header);
+        assert!(expected(&found), "recorded: {recorded}, {state:?}: {found:?}");
+    }
+
+    /// A header that does not count may be wiped only while nothing of the data behind it has been touched.
+    #[test]
+    fn the_record_decides_and_nothing_that_may_be_encrypted_is_given_up() {
+        let unfinished = |work, done| Some(State::Unfinished { work, done: Bytes(done) });
+        let is_refused = |found: &Result<Containment>| matches!(found, Err(Error::UnrecordedHeader { .. }));
+        let is_opened = |found: &Result<Containment>| matches!(found, Ok(Containment::Open(_)));
+        let is_stale = |found: &Result<Containment>| matches!(found, Ok(Containment::Stale));
+        check(false, None, |found| matches!(found, Ok(Containment::None)));
+        check(true, None, |found| matches!(found, Err(Error::NoHeader { .. })));
+        check(true, Some(State::Encrypted), is_opened);
+        check(false, Some(State::Encrypted), is_refused);
+        check(true, Some(State::Clear), |found| matches!(found, Ok(Containment::Decrypted)));
+        check(false, Some(State::Clear), is_stale);
+        check(false, unfinished(Work::Encrypt, 0), is_stale);
+        // Its first part was being worked on.
+        check(false, unfinished(Work::Encrypt, 1), is_refused);
+        for work in [Work::Reencrypt, Work::Decrypt] {
+            for done in [0, 1, 4096] {
+                check(false, unfinished(work, done), is_refused);
+            }
+        }
+        for work in [Work::Encrypt, Work::Reencrypt, Work::Decrypt] {
+            for done in [0, 1, 4096] {
+                check(true, unfinished(work, done), is_opened);
+            }
+        }
+    }
 }

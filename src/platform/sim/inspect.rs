@@ -3,6 +3,7 @@
 use std::{
     ops::Range,
     path::{Path, PathBuf},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -77,6 +78,12 @@ impl Sim {
     /// The steps in order, if the machine was built with [`record`](super::Builder::record): entry `k` is step `k`.
     pub fn trace(&self) -> Vec<Step> {
         self.0.control.trace()
+    }
+
+    /// How often so far a key was derived, a program run, a server or the TPM asked: what takes long on any machine and must
+    /// not be done under a lock.
+    pub fn long_calls(&self) -> u64 {
+        self.0.long_calls.load(Ordering::Relaxed)
     }
 
     /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.

@@ -473,6 +473,7 @@ impl<'a> Container<'a> {
         keyslot: &NewKeyslot<'_>,
         key: &Secret,
     ) -> std::result::Result<(u64, Vec<u8>), NoRoom> {
+        self.sim.takes_long();
         let salt = self.sim.salt();
         let encoded = BASE64.encode(&salt);
         let kdf = match keyslot.cost {
@@ -489,6 +490,7 @@ impl<'a> Container<'a> {
     fn key_in(&self, header: &stored::Header, number: u32, passphrase: &Secret) -> Result<Option<Secret>> {
         let Some(Keyslot::Luks2 { area, kdf, .. }) = header.json.keyslots.get(&number) else { return Ok(None) };
         let Some(digest) = header.digest_of(number) else { return Ok(None) };
+        self.sim.takes_long();
         let mut held = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
         let at = area.range().start;
         self.peek(Call::Luks(LuksCall::Open), |machine| machine.read_at(self.number, at, &mut held, Patience::Wait))?;

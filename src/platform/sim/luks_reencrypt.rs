@@ -57,6 +57,13 @@ pub(super) fn reencrypt(
     let mut loaded = container.load_some(LuksCall::Reencrypt)?;
     let minor = container.minor(&*sim.machine()?, name);
     let minor = minor.ok_or_else(|| container.refused(LuksCall::Reencrypt, "it is not open"))?;
+    // Whoever has to wait until he may derive keys can be told to stop before he has begun.
+    let done = loaded.header.data().unfinished.map_or(0, |unfinished| unfinished.done);
+    let length = sim.machine()?.opened(minor).map_or(0, |opened| opened.length);
+    let [done, total] = [done, length].map(|bytes| Bytes(u128::from(bytes)));
+    if !watch(Progress { done, total }) {
+        return Ok(Ended::Interrupted);
+    }
     container.begin(&mut loaded, unlock, begin)?;
     let keys = container.keys(&loaded.header, unlock)?;
     let mut run = Run { container: &container, minor, keys, loaded, pages: 1 };

@@ -42,7 +42,10 @@ mod tests;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -91,6 +94,8 @@ struct Inner {
     clock: Clock,
     /// How many pages a work on the data of a container takes at a time, if it was said.
     hot_zone: Option<u64>,
+    /// Counts what takes long on any machine.
+    long_calls: AtomicU64,
     random: Mutex<StdRng>,
 }
 
@@ -108,6 +113,9 @@ impl Sim {
 
     /// One step: waits at gates, counts, fails if that is planned, has the effect.
     fn step<T>(&self, call: Call, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
+        if matches!(call, Call::Run(_) | Call::ClevisEncrypt | Call::ClevisDecrypt) {
+            self.takes_long();
+        }
         match self.0.control.begin(call, subject)? {
             Verdict::Do => effect(),
             Verdict::DoThenFail(error) => effect().and(Err(error)),
@@ -116,6 +124,11 @@ impl Sim {
                 Err(Error::PowerCut)
             }
         }
+    }
+
+    /// Takes note of a key derivation, a program, a question to a server.
+    fn takes_long(&self) {
+        self.0.long_calls.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tries until nothing holds the I/O back.

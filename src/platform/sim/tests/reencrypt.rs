@@ -128,11 +128,13 @@ fn all_of_it_is_done_while_it_is_used() {
         assert_eq!(raw == contents(0, 1), work == Work::Encrypt);
         let seen: Mutex<Vec<Progress>> = Mutex::default();
         let ended = run_from(&sim, begin(work), |progress| {
+            let has_begun = !seen.lock().is_empty() || work == Work::Encrypt;
             seen.lock().push(progress);
             check(&sim, 1, "on the way");
             let done = progress.done;
             let header = sim.luks_read(Path::new(DISK)).unwrap().unwrap();
-            assert_eq!(header.state, State::Unfinished { work, done });
+            let state = if has_begun { State::Unfinished { work, done } } else { State::Encrypted };
+            assert_eq!(header.state, state);
             let lines = sim.dm_find(NAME).unwrap().unwrap().table;
             let inside = done.0 > 0 && done < progress.total;
             assert_eq!(lines.len(), if inside { 2 } else { 1 });
@@ -141,9 +143,11 @@ fn all_of_it_is_done_while_it_is_used() {
         });
         assert!(matches!(ended, Ok(Ended::Finished)), "{ended:?}");
         let seen = seen.into_inner();
-        assert!(seen.windows(2).all(|pair| pair[0].done < pair[1].done));
+        // Before it begins, too.
+        assert_eq!(seen[0], seen[1]);
+        assert!(seen[1..].windows(2).all(|pair| pair[0].done < pair[1].done));
         // From nothing to all, with a zone for each of seven pages that hold something.
-        assert_eq!((seen.len(), seen[0].done, seen[7].done), (8, Bytes(0), seen[0].total));
+        assert_eq!((seen.len(), seen[1].done, seen[8].done), (9, Bytes(0), seen[1].total));
         check(&sim, 1, "afterwards");
         check_finished(&sim, work, "afterwards");
         assert_ne!(sim.read(Path::new(DISK), DATA, 512).unwrap(), raw);
@@ -184,8 +188,13 @@ fn what_cannot_begin_is_refused() {
     assert!(done.unwrap_err().to_string().contains("not open"));
     assert_eq!(sim.header(Path::new(DISK)).unwrap(), before);
     check(&sim, 1, "refused");
-    // Meanwhile the header takes no other change, and the device keeps its size.
+    // Nor has it begun when it is told to stop at once.
     assert!(matches!(run_from(&sim, Begin::Decrypt, |_| false), Ok(Ended::Interrupted)));
+    assert_eq!(sim.header(Path::new(DISK)).unwrap(), before);
+    // Meanwhile the header takes no other change, and the device keeps its size.
+    let asked = Mutex::new(0);
+    let once = |_| std::mem::replace(&mut *asked.lock(), 1) == 0;
+    assert!(matches!(run_from(&sim, Begin::Decrypt, once), Ok(Ended::Interrupted)));
     assert!(said(Begin::Decrypt).contains("another work"));
     let changed = sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(1)]);
     assert!(changed.unwrap_err().to_string().contains("not completed"));
@@ -208,7 +217,7 @@ fn it_stops_and_goes_on() {
             let ended = run_from(&sim, from, |_| {
                 let mut asked = asked.lock();
                 *asked += 1;
-                *asked < 2
+                *asked < 3
             });
             check(&sim, 1, "stopped");
             if ended.unwrap() == Ended::Finished {

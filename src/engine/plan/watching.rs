@@ -1,0 +1,201 @@
+//! How it is noticed in time that a filesystem is being filled (`spec/engine/storage-stack.md` §9.5 says what is done then).
+//!
+//! The kernel raises an event, once, when no more than the low water mark of a thin pool's data blocks are free. The usual mark
+//! is for the thin pool itself, which must grow in time; but a filesystem can be full long before, and nothing else tells that
+//! one is being filled. So the mark is put closer, and moved again whenever it was passed.
+//!
+//! That has a price. The kernel takes a new mark with a new table only, and for that it suspends every thin device of the
+//! pool, one after the other, waiting for a grace period of its locks at each: some ms for each filesystem, in which the pool
+//! does no I/O. With few filesystems nobody notices. With hundreds, a mark moved every 256 MiB would leave no time for anything
+//! else. So there the mark is moved when nobody writes: as long as somebody does, the pool is looked at by time, which
+//! costs one question to the kernel.
+//!
+//! Knows numbers; must never know the kernel or the clock.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use crate::engine::{
+    metadata::FilesystemRecord,
+    plan::sizes,
+    units::{DataBlocks, Sectors},
+};
+
+/// Bounds of how many data blocks are given out before filesystems are looked at again: with more than the upper one a new
+/// filesystem could be full before, with fewer than the lower one I/O would be held up too often.
+const LOOK_AFTER: RangeInclusive<u64> = 32..=1024;
+/// A mark may be moved each time that so many data blocks were given out for each thin device. A disk that writes 1 GiB in a
+/// second needs 31 ms for so many, and the kernel about 10 ms to suspend the device.
+const BLOCKS_PER_DEVICE: u64 = 32;
+/// Ten times what the kernel takes to suspend a thin device: so long, for each of them, nobody must have written before the
+/// mark is moved where it may not be moved otherwise.
+const QUIET_PER_DEVICE: Duration = Duration::from_millis(100);
+/// Data blocks that are given out in a second at most: that many disks write 2 GiB in a second.
+const BLOCKS_PER_SECOND: u64 = 2048;
+/// Bounds of the time from one look to the next.
+const LOOK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(5);
+
+/// Whose space is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watched {
+    /// Size of its thin device.
+    pub size: Sectors,
+    /// What of that has been given data blocks.
+    pub mapped: Sectors,
+    /// It does not grow past this.
+    pub limit: Option<Sectors>,
+}
+
+impl Watched {
+    /// The filesystem of a record, with so much of it mapped.
+    pub fn new(record: &FilesystemRecord, mapped: Sectors) -> Watched {
+        Watched { size: record.size, mapped, limit: record.fs_size_limit }
+    }
+
+    /// Whether there is a reason to watch it.
+    pub fn may_grow(&self) -> bool {
+        self.limit.unwrap_or(sizes::DEVICE_MAX) > self.size
+    }
+
+    /// What it has left. One that was used and emptied again, and has blocks already, is taken to have a quarter of its size.
+    fn room(self) -> Sectors {
+        self.size.saturating_sub(self.mapped).max(Sectors(self.size.0 / 4))
+    }
+}
+
+/// A thin pool that is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// The mark that is in place.
+    pub mark: DataBlocks,
+    /// The mark that it should have for itself.
+    pub usual: DataBlocks,
+    /// Free data blocks.
+    pub free: DataBlocks,
+    /// How many thin devices it has.
+    pub devices: u64,
+    /// How long nobody has been seen to write.
+    pub quiet: Duration,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watching {
+    /// The mark that the thin pool should have. One that serves stays.
+    pub mark: DataBlocks,
+    /// After this time it is to be looked at again, since there will be no event.
+    pub look_again: Option<Duration>,
+}
+
+impl Watching {
+    fn by_event(mark: DataBlocks) -> Watching {
+        Watching { mark, look_again: None }
+    }
+}
+
+/// How to watch these filesystems of a pool.
+///
+/// The mark is put no further below the free blocks than a quarter of what the filesystem with the least room has left; nor is
+/// the time to the next look longer than it takes to fill a quarter of that, or to use up what is free above the usual mark.
+pub fn watch(pool: &Pool, filesystems: impl IntoIterator<Item = Watched>) -> Watching {
+    let Pool { mark, usual, free, devices, quiet } = *pool;
+    let Some(least) = filesystems.into_iter().filter(Watched::may_grow).map(Watched::room).min() else {
+        return Watching::by_event(usual);
+    };
+    let quarter = sizes::blocks(least).0 / 4;
+    let step = quarter.clamp(*LOOK_AFTER.start(), *LOOK_AFTER.end());
+    if mark < free && free.saturating_sub(mark).0 <= step {
+        return Watching::by_event(mark);
+    }
+    let may_move = step >= devices.saturating_mul(BLOCKS_PER_DEVICE)
+        || quiet >= QUIET_PER_DEVICE.saturating_mul(u32::try_from(devices).unwrap_or(u32::MAX));
+    // Past the usual mark its event has come, and what could be done was done.
+    let above_usual = Some(free.saturating_sub(usual)).filter(|above| above.0 > 0);
+    if may_move {
+        let soon = free.saturating_sub(DataBlocks(step));
+        return Watching::by_event(if above_usual.is_some() { soon.max(usual) } else { soon });
+    }
+    let ahead = above_usual.map_or(quarter, |above| above.0.min(quarter));
+    let time = Duration::from_millis(ahead.saturating_mul(1000) / BLOCKS_PER_SECOND);
+    Watching { mark, look_again: Some(time.clamp(*LOOK_AGAIN.start(), *LOOK_AGAIN.end())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 21;
+    const USUAL: u64 = 15_360;
+
+    fn watched(size: u64, mapped: u64, limit: Option<u64>) -> Watched {
+        Watched { size: Sectors(size), mapped: Sectors(mapped), limit: limit.map(Sectors) }
+    }
+
+    fn pool(mark: u64, free: u64, devices: u64, quiet: u64) -> Pool {
+        Pool {
+            mark: DataBlocks(mark),
+            usual: DataBlocks(USUAL),
+            free: DataBlocks(free),
+            devices,
+            quiet: Duration::from_millis(quiet),
+        }
+    }
+
+    #[test]
+    fn the_mark_lies_a_quarter_of_the_least_room_below_the_free_blocks() {
+        let mark = |now, free, list: &[Watched]| {
+            let watching = watch(&pool(now, free, 1, 0), list.iter().copied());
+            assert_eq!(watching.look_again, None, "there is an event");
+            watching.mark.0
+        };
+        let one = [watched(2 * GIB, GIB, None)];
+        assert_eq!(mark(15_360, 100_000, &one), 100_000 - 256, "1 GiB is left");
+        assert_eq!(mark(100_000 - 256, 100_000, &one), 100_000 - 256);
+        assert_eq!(mark(100_000 - 256, 99_800, &one), 100_000 - 256, "its event will come soon enough");
+        assert_eq!(mark(100_000 - 256, 99_744, &one), 99_744 - 256, "its event has come");
+        assert_eq!(mark(15_360, 15_400, &one), 15_360, "the usual mark comes before");
+        assert_eq!(mark(15_360, 15_360, &one), 15_360 - 256, "and has come");
+        assert_eq!(mark(15_360, 100, &one), 0, "there is no mark below the last block");
+        assert_eq!(mark(0, 0, &one), 0);
+        let new = [watched(1024 * GIB, 0, None)];
+        assert_eq!(mark(15_360, 100_000, &new), 100_000 - 1024, "not more than a new one needs");
+        let emptied = [watched(GIB, GIB, None)];
+        assert_eq!(mark(15_360, 100_000, &emptied), 100_000 - 64, "blocks that were emptied are used first");
+        assert_eq!(mark(15_360, 100_000, &[watched(GIB / 2, GIB / 2, None)]), 100_000 - 32);
+        assert_eq!(mark(99_000, 100_000, &[watched(GIB, 0, Some(GIB))]), 15_360, "that one does not grow");
+        assert_eq!(mark(99_000, 100_000, &[]), 15_360);
+        let both = [one[0], watched(GIB, GIB / 2, None)];
+        assert_eq!(mark(15_360, 100_000, &both), 100_000 - 128, "the one with the least room");
+    }
+
+    #[test]
+    fn with_many_thin_devices_the_mark_is_moved_when_nobody_writes() {
+        let one = || [watched(2 * GIB, GIB, None)];
+        let watch = |mark, free, devices, quiet| watch(&pool(mark, free, devices, quiet), one());
+        let by_event = |mark| Watching::by_event(DataBlocks(mark));
+        assert_eq!(watch(99_744, 99_744, 8, 0), by_event(99_744 - 256), "256 blocks for 8 of them are not too few");
+        let by_time = Watching { mark: DataBlocks(99_744), look_again: Some(Duration::from_millis(250)) };
+        assert_eq!(watch(99_744, 99_744, 9, 0), by_time, "the event has come, and they write");
+        assert_eq!(watch(99_744, 99_000, 9, 899), by_time);
+        assert_eq!(watch(99_744, 99_000, 9, 900), by_event(99_000 - 256), "they have written");
+        assert_eq!(watch(99_744, 99_745, 1000, 0), by_event(99_744), "the event will come");
+        assert_eq!(watch(USUAL, 99_000, 1000, 99_999).mark.0, USUAL);
+        assert_eq!(watch(USUAL, 99_000, 1000, 100_000), by_event(99_000 - 256));
+    }
+
+    #[test]
+    fn the_next_look_comes_before_there_is_much_less_room() {
+        let look = |size, free| {
+            let watching = watch(&pool(99_999, free, 1000, 0), [watched(size, 0, None)]);
+            watching.look_again.expect("they write").as_millis()
+        };
+        assert_eq!(
+            look(GIB, 90_000),
+            250,
+            "it may be four times as much as is thought fastest until a quarter is full"
+        );
+        assert_eq!(look(16 * GIB, 90_000), 2000);
+        assert_eq!(look(1024 * GIB, 90_000), 5000);
+        assert_eq!(look(1024 * GIB, USUAL + 2048), 1000, "by then the thin pool itself must grow");
+        assert_eq!(look(16 * GIB, USUAL), 2000, "past that its event has come");
+    }
+}

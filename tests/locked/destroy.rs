@@ -1,0 +1,50 @@
+//! Encrypted pools are destroyed: nothing of them is up, and their devices can be used anew.
+
+use stratisd::{
+    engine::{
+        dm_names::Role,
+        metadata::MetadataVersion,
+        ops::{self, Stopped},
+        request::PoolRef,
+    },
+    platform::Platform,
+};
+
+use crate::{
+    bench::Bench,
+    keys::{by_key, create, machine},
+};
+
+/// More attempts than are made.
+const FOR_LONG: u32 = 1000;
+
+fn create_another(bench: &mut Bench) -> bool {
+    create(bench, MetadataVersion::V2, "q", &["/dev/a", "/dev/b"], vec![]).is_ok()
+}
+
+/// What cannot be taken down any more keeps the devices from being wiped, but not the pool from being no more.
+#[test]
+fn what_somebody_holds_is_wiped_when_he_has_let_go() {
+    for again in ["a stop", "another daemon"] {
+        let mut bench = machine();
+        create(&mut bench, MetadataVersion::V2, "p", &["/dev/a", "/dev/b"], vec![by_key(None, "k")]).unwrap();
+        let pool = bench.id("p");
+        bench.sim.hold_device(&Role::Crypt.name(pool), FOR_LONG).unwrap();
+        assert!(bench.run(ops::destroy_pool(pool)).unwrap());
+        assert!(bench.pool("p").is_none());
+        assert!(bench.sim.dm_find(&Role::Crypt.name(pool)).unwrap().is_some());
+        assert!(!create_another(&mut bench), "the devices are in use");
+        assert!(bench.run(ops::stop_pool(PoolRef::Uuid(pool))).is_err(), "it is still held");
+        bench.sim.hold_device(&Role::Crypt.name(pool), 0).unwrap();
+        match again {
+            "a stop" => {
+                let stopped = bench.run(ops::stop_pool(PoolRef::Uuid(pool))).unwrap();
+                assert!(matches!(stopped, Stopped::CleanedUp(_)), "{stopped:?}");
+            }
+            _ => bench = Bench::start(bench.sim),
+        }
+        assert!(bench.sim.leftovers().is_empty(), "{again}: {:?}", bench.sim.leftovers());
+        assert!(create_another(&mut bench), "{again}");
+        bench.check_nothing_left(again);
+    }
+}

@@ -1,0 +1,455 @@
+//! While all data of a pool is being worked on: what others may do meanwhile, and how the work is interrupted, halted and gone
+//! on with.
+
+use std::{path::Path, time::Duration};
+
+use stratisd::{
+    engine::{
+        Engine, Error, Result,
+        dm_names::Role,
+        encryption::{BindRequest, Kind, RebindRequest, SlotRequest, UnlockMethod},
+        metadata::MetadataVersion,
+        ops,
+        request::{Next, PoolRef},
+        units::{Bytes, Sectors},
+    },
+    platform::{
+        DeviceAction, DeviceEvent, Platform,
+        luks::{State, Work},
+        sim::{Call, LuksCall, Sim, Trouble},
+    },
+};
+
+use crate::{
+    bench::{Bench, GIB, name},
+    keys::{by_key, by_tang, create, key, set_key, shown, start, tang, unset_key},
+};
+
+const V1: MetadataVersion = MetadataVersion::V1;
+const V2: MetadataVersion = MetadataVersion::V2;
+const URL: &str = "http://tang";
+const SMALL: &str = "/dev/small";
+/// Enough for a thread to be scheduled; nothing takes as long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Every work, and the version of a pool that it is done with.
+const WORKS: [(Work, MetadataVersion); 4] =
+    [(Work::Encrypt, V2), (Work::Reencrypt, V2), (Work::Reencrypt, V1), (Work::Decrypt, V2)];
+
+/// A pool with a mark in a filesystem, encrypted or not, as is needed for a work.
+fn pool(sim: Sim, work: Work, version: MetadataVersion) -> Bench {
+    let mut bench = Bench::start(sim);
+    set_key(&mut bench, "k", "secret of k");
+    set_key(&mut bench, "l", "secret of l");
+    bench.sim.add_disk(Path::new(SMALL), Sectors(4 * GIB.0)).unwrap();
+    let bindings = match work {
+        Work::Encrypt => vec![],
+        Work::Reencrypt | Work::Decrypt => vec![by_key(Some(1), "k"), by_tang(Some(2), URL)],
+    };
+    create(&mut bench, version, "p", &[SMALL, "/dev/b"], bindings).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench.mark("p", "f", 7);
+    bench
+}
+
+fn ask(bench: &Bench, work: Work) -> Next<Result<bool>> {
+    match work {
+        Work::Encrypt => ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k"), by_tang(None, URL)]),
+        Work::Reencrypt => ops::reencrypt_pool(bench.id("p")),
+        Work::Decrypt => ops::decrypt_pool(bench.id("p")),
+    }
+}
+
+/// The chain up to a step that is as it is said; gives the rest.
+fn until<T: 'static>(next: Next<T>, is_meant: fn(&Next<T>) -> bool) -> Next<Next<T>> {
+    if is_meant(&next) {
+        return Next::Done(next);
+    }
+    match next {
+        Next::Done(value) => Next::Done(Next::Done(value)),
+        Next::Under(access, step) => {
+            Next::Under(access, Box::new(move |engine, granted| until(step(engine, granted), is_meant)))
+        }
+        Next::Act(step) => Next::Act(Box::new(move |engine| until(step(engine), is_meant))),
+        Next::Long(step) => Next::Long(Box::new(move |engine| until(step(engine), is_meant))),
+        Next::Together(parts, join) => {
+            Next::Together(parts, Box::new(move |engine, results| until(join(engine, results), is_meant)))
+        }
+        Next::Parked(next) => Next::Parked(Box::new(until(*next, is_meant))),
+    }
+}
+
+/// A work up to the step that takes hours.
+fn begun(bench: &mut Bench, work: Work) -> Next<Result<bool>> {
+    let asked = ask(bench, work);
+    let rest = bench.run(until(asked, |next| matches!(next, Next::Long(_))));
+    assert!(matches!(rest, Next::Long(_)), "it has not come so far");
+    rest
+}
+
+/// Another request up to where it waits for the work to stop.
+fn waiting<T: 'static>(bench: &mut Bench, asked: Next<T>) -> Next<T> {
+    let rest = bench.run(until(asked, |next| matches!(next, Next::Parked(_))));
+    let Next::Parked(rest) = rest else { panic!("it does not wait") };
+    *rest
+}
+
+/// The work of hours, without what follows.
+fn long<T>(engine: &Engine, next: Next<T>) -> Next<T> {
+    let Next::Long(step) = next else { panic!("it is a step that takes hours") };
+    step(engine)
+}
+
+fn mark(bench: &Bench) -> u8 {
+    bench.mark_of(bench.id("p"), bench.filesystem("p", "f"))
+}
+
+fn device_at(bench: &Bench, path: &str) -> stratisd::engine::ids::DevUuid {
+    let pool = bench.pool("p").unwrap();
+    pool.devices.values().find(|device| device.physical == Path::new(path)).unwrap().uuid
+}
+
+/// Recorded size of the small device in GiB, and its new size, what it lies in not counted.
+fn sizes(bench: &Bench) -> (u64, Option<u64>) {
+    let pool = bench.pool("p").unwrap();
+    let device = &pool.devices[&device_at(bench, SMALL)];
+    let up = |size: Sectors| size.0.div_ceil(GIB.0);
+    (up(device.size), device.new_size.map(up))
+}
+
+fn event(bench: &mut Bench, action: DeviceAction, path: &str) {
+    let device = bench.sim.find_device(Path::new(path)).ok().filter(|_| action != DeviceAction::Remove);
+    bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device }));
+}
+
+fn is_done(bench: &Bench, work: Work) -> bool {
+    let pool = bench.pool("p").unwrap();
+    match work {
+        Work::Encrypt => pool.encryption.is_some() && pool.work.is_none(),
+        Work::Reencrypt => pool.last_reencrypt.is_some() && pool.work.is_none(),
+        Work::Decrypt => pool.encryption.is_none() && pool.work.is_none(),
+    }
+}
+
+/// Found in review: events of devices that say they are the pool's waited for the end of the work. None may: nobody could be told
+/// of them for hours. (A chain that waits makes the bench panic.)
+#[test]
+fn events_of_devices_do_not_wait_for_a_work() {
+    for (work, version) in WORKS {
+        let mut bench = pool(Sim::builder().build(), work, version);
+        let at = format!("{work:?} {version:?}");
+        // What nobody has taken in, and says that it is the pool's.
+        let copy = bench.sim.durable(Path::new(SMALL), 0..20 << 20);
+        let rest = begun(&mut bench, work);
+        bench.sim.add_disk(Path::new("/dev/clone"), Sectors(4 * GIB.0)).unwrap();
+        bench.sim.put(Path::new("/dev/clone"), 0, &copy).unwrap();
+        event(&mut bench, DeviceAction::Add, "/dev/clone");
+        event(&mut bench, DeviceAction::Remove, "/dev/clone");
+        bench.sim.resize_disk(Path::new(SMALL), Sectors(8 * GIB.0)).unwrap();
+        event(&mut bench, DeviceAction::Change, SMALL);
+        assert_eq!(sizes(&bench), (4, Some(8)), "{at}: it is shown at once");
+        let grow = ops::grow_device(bench.id("p"), device_at(&bench, SMALL));
+        assert!(matches!(bench.run(grow), Err(Error::AtWork { .. })), "{at}");
+        event(&mut bench, DeviceAction::Remove, SMALL);
+        event(&mut bench, DeviceAction::Add, SMALL);
+        assert!(bench.run(rest).unwrap(), "{at}");
+        assert_eq!(sizes(&bench), (4, Some(8)), "{at}: nor is it forgotten");
+        let grow = ops::grow_device(bench.id("p"), device_at(&bench, SMALL));
+        assert!(bench.run(grow).unwrap(), "{at}");
+        assert_eq!((sizes(&bench), mark(&bench)), ((8, None), 7), "{at}");
+        bench.check_nothing_left(&at);
+    }
+}
+
+/// A device that became larger, or was added, can be used with the volume key that is new.
+#[test]
+fn a_pool_with_a_new_volume_key_gets_devices_and_grows() {
+    for version in [V1, V2] {
+        let mut bench = pool(Sim::builder().build(), Work::Reencrypt, version);
+        let pool = bench.id("p");
+        assert!(bench.run(ops::reencrypt_pool(pool)).unwrap());
+        bench.sim.add_disk(Path::new("/dev/more"), Sectors(4 * GIB.0)).unwrap();
+        assert_eq!(bench.run(ops::add_data_devices(pool, vec!["/dev/more".into()])).unwrap().len(), 1);
+        let added = bench.pool("p").unwrap();
+        for path in [SMALL, "/dev/more"] {
+            bench.sim.resize_disk(Path::new(path), Sectors(8 * GIB.0)).unwrap();
+            event(&mut bench, DeviceAction::Change, path);
+            assert!(bench.run(ops::grow_device(pool, device_at(&bench, path))).unwrap(), "{version:?} {path}");
+        }
+        bench.run(ops::check_now(pool)).unwrap();
+        let grown = bench.pool("p").unwrap();
+        assert_eq!(grown.total.0, added.total.0 + 8 * GIB.0, "{version:?}");
+        assert!(bench.run(ops::reencrypt_pool(pool)).unwrap(), "{version:?}: once more, with the new device");
+        for method in [UnlockMethod::Token(1), UnlockMethod::Token(2)] {
+            bench.stop_pool("p").unwrap();
+            assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{version:?} {method:?}");
+            assert_eq!((mark(&bench), bench.pool("p").unwrap().total), (7, grown.total), "{version:?} {method:?}");
+        }
+        bench.check_nothing_left("at the end");
+    }
+}
+
+/// What would change containers, or what they lie on.
+fn other_requests(bench: &Bench) -> Vec<(&'static str, Next<Result<()>>)> {
+    let pool = bench.id("p");
+    let unit = |chain: Next<Result<bool>>| chain.map(|result| result.map(drop));
+    let added = |chain: Next<Result<Vec<_>>>| chain.map(|result| result.map(drop));
+    vec![
+        ("bind", unit(ops::bind(pool, BindRequest::Clevis(tang("http://other")), SlotRequest::Free))),
+        ("unbind", unit(ops::unbind(pool, Kind::Clevis, SlotRequest::Legacy))),
+        ("rebind", unit(ops::rebind(pool, RebindRequest::Keyring(key("l")), SlotRequest::Legacy))),
+        ("add a device", added(ops::add_data_devices(pool, vec!["/dev/more".into()]))),
+        ("begin a cache", added(ops::init_cache(pool, vec!["/dev/fast".into()]))),
+        ("grow a device", unit(ops::grow_device(pool, device_at(bench, SMALL)))),
+    ]
+}
+
+#[test]
+fn who_would_have_to_wait_for_hours_is_told_at_once() {
+    for (work, version) in WORKS {
+        let mut bench = pool(Sim::builder().build(), work, version);
+        let rest = begun(&mut bench, work);
+        for (what, request) in other_requests(&bench) {
+            let error = bench.run(request).unwrap_err();
+            assert!(matches!(error, Error::AtWork { .. }), "{work:?} {version:?}, {what}: {}", error.sentence());
+            assert!(error.sentence().contains("this has to wait until that is done"), "{}", error.sentence());
+        }
+        for other in [Work::Reencrypt, Work::Decrypt] {
+            let asked = ask(&bench, other);
+            assert!(matches!(bench.run(asked), Err(Error::AtWork { .. })), "{work:?} {version:?}, {other:?}");
+        }
+        let renamed = bench.run(ops::rename_pool(bench.id("p"), name("q")));
+        match version {
+            // The name stands in the headers.
+            V1 => assert!(matches!(renamed, Err(Error::AtWork { .. })), "{renamed:?}"),
+            V2 => assert!(bench.run(ops::rename_pool(bench.id("q"), name("p"))).unwrap()),
+        }
+        assert!(bench.run(rest).unwrap());
+        assert!(is_done(&bench, work) && mark(&bench) == 7, "{work:?} {version:?}");
+        for (what, request) in other_requests(&bench) {
+            let done = bench.run(request);
+            let is_right = match (what, work, version) {
+                ("bind" | "unbind" | "rebind", Work::Decrypt, _) => matches!(done, Err(Error::NothingToOpen { .. })),
+                // Another cannot be in its place.
+                ("bind", _, V1) => true,
+                _ => done.is_ok(),
+            };
+            assert!(is_right, "{work:?} {version:?}, {what}: {done:?}");
+        }
+    }
+}
+
+/// Who stops the pool just then finds it as it was, and so does the next start. Of an encryption the container is there already,
+/// and it goes on.
+#[test]
+fn a_work_can_be_interrupted_before_it_begins() {
+    for (work, version) in WORKS {
+        let mut bench = pool(Sim::builder().build(), work, version);
+        let at = format!("{work:?} {version:?}");
+        let before = bench.pool("p").unwrap().encryption.clone();
+        let rest = begun(&mut bench, work);
+        let stop = waiting(&mut bench, ops::stop_pool(PoolRef::Name(name("p"))));
+        let interrupted = match work {
+            Work::Encrypt => waiting(&mut bench, rest),
+            _ => Next::Done(bench.run(rest)),
+        };
+        bench.run(stop).unwrap();
+        let error = bench.run(interrupted).unwrap_err();
+        match work {
+            Work::Encrypt => assert!(matches!(error, Error::Interrupted { .. }), "{at}: {error:?}"),
+            _ => assert!(matches!(error, Error::NotBegun { .. }), "{at}: {error:?}"),
+        }
+        assert!(bench.sim.leftovers().is_empty(), "{at}: {:?}", bench.sim.leftovers());
+        assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap(), "{at}");
+        assert_eq!(mark(&bench), 7, "{at}");
+        match work {
+            Work::Encrypt => assert!(is_done(&bench, work), "{at}"),
+            _ => {
+                let pool = bench.pool("p").unwrap();
+                assert_eq!((&pool.encryption, &pool.work, pool.last_reencrypt), (&before, &None, None), "{at}");
+                let asked = ask(&bench, work);
+                assert!(bench.run(asked).unwrap(), "{at}: again");
+                assert!(is_done(&bench, work) && mark(&bench) == 7, "{at}");
+            }
+        }
+        bench.check_nothing_left(&at);
+    }
+}
+
+/// A work up to the moment between two devices, where another request wants the pool to itself. Gives what is left of both.
+fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Next<T>) -> (Next<T>, Next<Result<bool>>) {
+    let devices: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
+    let rest = begun(bench, Work::Reencrypt);
+    let gate = bench.sim.delay(Call::Luks(LuksCall::Reencrypt), &devices[1].to_string_lossy());
+    std::thread::scope(|scope| {
+        let Bench { engine, pools, .. } = bench;
+        let engine = &*engine;
+        let worker = scope.spawn(move || long(engine, rest));
+        assert!(gate.wait_for(1, LIMIT), "the second device is not come to");
+        let other = pools.run(engine, until(other, |next| matches!(next, Next::Parked(_))));
+        let Next::Parked(other) = other else { panic!("the other does not wait") };
+        gate.open();
+        (*other, worker.join().unwrap())
+    })
+}
+
+/// Found in review: it was said that nothing had changed, when one of two devices had its new volume key already.
+#[test]
+fn a_work_that_is_interrupted_between_two_devices_has_begun() {
+    for by in ["a stop", "a new look"] {
+        let mut bench = pool(Sim::builder().build(), Work::Reencrypt, V1);
+        let rest = match by {
+            "a stop" => {
+                let stop = ops::stop_pool(PoolRef::Name(name("p")));
+                let (stop, rest) = interrupted_between(&mut bench, stop);
+                bench.run(stop).unwrap();
+                rest
+            }
+            _ => {
+                let (refresh, rest) = interrupted_between(&mut bench, ops::refresh());
+                bench.run(refresh).unwrap();
+                rest
+            }
+        };
+        let error = bench.run(rest).unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{by}: {error:?}");
+        for method in [UnlockMethod::Token(1), UnlockMethod::Token(2)] {
+            if bench.pool("p").is_some() {
+                bench.stop_pool("p").unwrap();
+            }
+            assert!(start(&mut bench, "p", Some(method), None).unwrap(), "{by}");
+            assert_eq!(mark(&bench), 7, "{by}");
+        }
+        assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap(), "{by}: whoever asks again gets new keys");
+        assert!(is_done(&bench, Work::Reencrypt) && mark(&bench) == 7, "{by}");
+        bench.check_nothing_left(by);
+    }
+}
+
+/// What the containers of the pool lie on.
+fn containers(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf> {
+    match version {
+        V1 => vec![SMALL.into(), "/dev/b".into()],
+        V2 => vec![bench.sim.dm_node(&Role::Cache.name(bench.id("p")))],
+    }
+}
+
+/// A work that was cut short in its very first part: the data is not as before any more, and no byte counts as done.
+#[test]
+fn a_work_that_was_killed_in_its_first_part_goes_on() {
+    for (work, version) in WORKS {
+        let found = (0..60).find_map(|step| {
+            let mut bench = pool(Sim::builder().hot_zone(1).build(), work, version);
+            let rest = begun(&mut bench, work);
+            let paths = containers(&bench, version);
+            bench.sim.faults().kill_at(bench.sim.steps() + step);
+            assert!(bench.run(rest).is_err());
+            bench.sim.faults().clear();
+            let is_hot = |path: &std::path::PathBuf| {
+                let state = bench.sim.header(path).unwrap().state;
+                state == State::Unfinished { work, done: Bytes(1) }
+            };
+            paths.iter().any(is_hot).then_some(bench)
+        });
+        let at = format!("{work:?} {version:?}");
+        let bench = found.unwrap_or_else(|| panic!("{at}: no step leaves the first part hot"));
+        // By one who finds it open, and by one who has to open it.
+        let disks = bench.sim.clone();
+        let mut bench = Bench::start(disks);
+        assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().work);
+        assert!(bench.pool("p").unwrap().work.is_none(), "{at}");
+        assert_eq!(mark(&bench), 7, "{at}");
+        bench.check_nothing_left(&at);
+        bench.stop_pool("p").unwrap();
+        let method = (work != Work::Decrypt).then_some(UnlockMethod::Any);
+        assert!(start(&mut bench, "p", method, None).unwrap(), "{at}");
+        assert_eq!(mark(&bench), 7, "{at}");
+    }
+}
+
+/// A daemon was killed in the midst of a work, and the next one has no key for it.
+fn halted(work: Work, version: MetadataVersion) -> Bench {
+    let mut bench = pool(Sim::builder().build(), work, version);
+    let rest = begun(&mut bench, work);
+    bench.sim.faults().kill_at(bench.sim.steps() + 60);
+    assert!(bench.run(rest).is_err());
+    bench.sim.faults().clear();
+    unset_key(&mut bench, "k");
+    bench.sim.set_tang(URL, Some(Trouble::Down));
+    Bench::start(bench.sim)
+}
+
+/// Found in review: it was said that the pool was being worked on, when nobody was at it any more.
+#[test]
+fn a_work_that_lacks_its_key_says_so_and_goes_on_as_soon_as_the_key_is_set() {
+    for (work, version) in WORKS {
+        let at = format!("{work:?} {version:?}");
+        let mut bench = halted(work, version);
+        let pool = bench.pool("p").unwrap();
+        let why = pool.work.as_ref().and_then(|work| work.halted.clone());
+        assert!(why.as_ref().is_some_and(|why| why.contains("key k is not in the kernel's keyring")), "{at}: {why:?}");
+        for (what, request) in other_requests(&bench) {
+            let error = bench.run(request).unwrap_err();
+            assert!(matches!(error, Error::WorkHalted { .. }), "{at}, {what}: {}", error.sentence());
+            assert!(error.sentence().contains("nobody is at it any more"), "{}", error.sentence());
+        }
+        set_key(&mut bench, "l", "another");
+        assert!(!is_done(&bench, work), "{at}: that opens nothing");
+        set_key(&mut bench, "k", "wrong");
+        assert!(bench.pool("p").unwrap().work.as_ref().is_some_and(|work| work.halted.is_some()), "{at}");
+        set_key(&mut bench, "k", "secret of k");
+        assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().work);
+        let pool = bench.pool("p").unwrap();
+        assert!(pool.work.is_none(), "{at}: {:?}", pool.work);
+        assert_eq!(pool.volume_key_loaded, version == V2 && work != Work::Decrypt, "{at}");
+        assert_eq!(mark(&bench), 7, "{at}");
+        bench.check_nothing_left(&at);
+    }
+}
+
+/// A look at everything anew is one at who is at what, too.
+#[test]
+fn a_work_that_was_given_up_is_tried_again_when_all_is_looked_at_anew() {
+    for (work, version) in WORKS {
+        let at = format!("{work:?} {version:?}");
+        let mut bench = halted(work, version);
+        bench.run(ops::refresh()).unwrap();
+        assert!(bench.pool("p").unwrap().work.as_ref().is_some_and(|work| work.halted.is_some()), "{at}: no key");
+        bench.sim.set_tang(URL, None);
+        bench.run(ops::refresh()).unwrap();
+        assert!(is_done(&bench, work) && mark(&bench) == 7, "{at}");
+        bench.check_nothing_left(&at);
+    }
+}
+
+/// Who has put right what was wrong, be it otherwise, asks for the work again.
+#[test]
+fn a_work_that_was_given_up_goes_on_when_it_is_asked_for() {
+    for (work, version) in WORKS {
+        let mut bench = halted(work, version);
+        bench.sim.set_tang(URL, None);
+        let asked = ask(&bench, work);
+        assert!(bench.run(asked).unwrap(), "{work:?} {version:?}");
+        assert!(is_done(&bench, work) && mark(&bench) == 7, "{work:?} {version:?}");
+    }
+}
+
+/// A defect in the midst of a work leaves nobody at it, and that is told, too.
+#[test]
+fn a_work_that_panics_is_given_up_until_it_is_asked_for_again() {
+    let mut bench = pool(Sim::builder().build(), Work::Reencrypt, V2);
+    let rest = begun(&mut bench, Work::Reencrypt);
+    bench.sim.faults().panic_at(bench.sim.steps() + 60);
+    let engine = &bench.engine;
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(long(engine, rest))));
+    assert!(panicked.is_err());
+    // As whoever runs chains does after every step.
+    bench.run(Next::<()>::Done(()));
+    let request = ops::unbind(bench.id("p"), Kind::Clevis, SlotRequest::Legacy);
+    let error = bench.run(request).unwrap_err();
+    assert!(matches!(error, Error::WorkHalted { .. }), "{}", error.sentence());
+    let asked = ask(&bench, Work::Reencrypt);
+    assert!(bench.run(asked).unwrap());
+    assert!(is_done(&bench, Work::Reencrypt) && mark(&bench) == 7);
+    assert_eq!(shown(&bench, "p").keys, [(1, "k".to_owned())]);
+}
