@@ -26,7 +26,8 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        loom-full shuttle-long history-long bench power-cuts crash-states crash-points build-for-machine \
+        loom-full shuttle-long history-long bench power-cuts encryption-cuts crash-states crash-points \
+        test-machine-longer build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
 
@@ -67,6 +68,10 @@ test-machine: setup-machine ## the tests on a real kernel in the throw-away mach
 
 ## Longer proofs
 
+test-machine-longer: build-for-machine ## what takes long in the machine: every check of LUKS2 and Clevis, eight encrypted pools, power cuts under encryption
+	EVERY_CHECK=1 KILLS=20 ENCRYPTED_POOLS=8 tests/machine/tests --built $(TARGET_DIR)/debug --seconds 3600 \
+	    --scenario platform-encryption --scenario start-encryption --scenario cut-encryption
+
 loom-full: ## every schedule of the lock's scenarios, without a bound (hours)
 	LOCK_UNBOUNDED=1 $(CARGO) test --locked -p stratis-threads --features loom --test loom -- --nocapture
 
@@ -78,6 +83,9 @@ history-long: ## ten million calls of concurrent clients, recorded and judged (a
 
 power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away machine
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario power-cut --seeds 1..50
+
+encryption-cuts: build-for-machine ## fifty times three moments of a power cut while all data of a pool is encrypted, given a new key, decrypted (two hours)
+	tests/machine/tests --built $(TARGET_DIR)/debug --scenario cut-encryption --seeds 1..50
 
 crash-states: build-for-machine ## five hundred states of lost, reordered and torn writes in the throw-away machine
 	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200

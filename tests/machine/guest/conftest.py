@@ -1,5 +1,6 @@
 """What every test in the machine starts from: a running daemon, no pool, empty disks."""
 
+import encrypted_pool
 import pytest
 import stratis_bus
 import system
@@ -21,9 +22,7 @@ def _clear_by_force():
     system.remove_mapped()
 
 
-@pytest.fixture
-def disks():
-    """Empty disks; the daemon knows no pool."""
+def _empty_disks():
     system.start_daemon()
     connection = stratis_bus.Stratis()
     try:
@@ -38,6 +37,26 @@ def disks():
     system.start_daemon()
     assert system.mapped_devices() == []
     return list(system.DISKS)
+
+
+@pytest.fixture
+def disks():
+    """Empty disks; the daemon knows no pool."""
+    return _empty_disks()
+
+
+@pytest.fixture(scope="session")
+def disks_for_all():
+    """Empty disks for several tests, one after the other, none of which may take `disks` before the last has ended."""
+    return _empty_disks()
+
+
+@pytest.fixture(scope="session")
+def encrypted(disks_for_all):
+    """One encrypted pool for several tests."""
+    pool = encrypted_pool.EncryptedPool(disks_for_all)
+    yield pool
+    pool.end()
 
 
 @pytest.fixture

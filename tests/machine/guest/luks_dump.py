@@ -53,7 +53,9 @@ def keyslot_of(node, token):
 
 
 def opens(node, passphrase, token):
-    command = ["cryptsetup", "open", "--test-passphrase", "--key-file=-", f"--key-slot={keyslot_of(node, token)}", node]
+    """Whether a passphrase is that of a token's keyslot. In a session without keys: cryptsetup would try those first."""
+    command = ["keyctl", "session", "-", "cryptsetup", "open", "--test-passphrase", "--key-file=-",
+               f"--key-slot={keyslot_of(node, token)}", node]  # fmt: skip
     return subprocess.run(command, input=passphrase, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 

@@ -46,9 +46,8 @@ def test_before_reboot():
     client.set_key("k1", PASSPHRASE)
     written = {}
     for name, disk, keys, clevis in (
-        ("key", notes.OTHERS[0], ["k1"], ()),
-        ("net", notes.OTHERS[1], (), trusted(tang)),
-        ("both", notes.OTHERS[2], ["k1"], trusted(tang)),
+        ("net", notes.OTHERS[0], (), trusted(tang)),
+        ("both", notes.OTHERS[1], ["k1"], trusted(tang)),
     ):
         pool, _ = done(stratis.create_pool(name, [disk], keys=keys, clevis=clevis))
         done(stratis.create_filesystem(pool, "f", GIB))
@@ -80,7 +79,6 @@ def test_after_reboot():
     stopped = client.ok("pool", "list", "--stopped")
     assert all(name in stopped for name in written) and Stratis().pools() == {}
     # Keys do not outlive a boot, and the server is not there yet.
-    assert "k1" in refused("key", "--unlock-method=any")
     assert tang.url in refused("net", "--unlock-method=any")
     said = refused("both", "--unlock-method=any")
     assert "k1" in said and tang.url in said
@@ -94,7 +92,6 @@ def test_after_reboot():
     stop("both")
     client.unset_keys()
     start("both", "--capture-key", stdin=PASSPHRASE + "\n")
-    start("key", f"--keyfile-path={client.key_file('k1', PASSPHRASE)}")
     start("net", "--token-slot=0")
     orderly_end()
 

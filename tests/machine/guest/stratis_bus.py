@@ -4,6 +4,8 @@ Revision r9 of the interfaces throughout; the client's own tests cover the other
 """
 
 import collections
+import json
+import time
 
 import dbus
 
@@ -17,6 +19,8 @@ Pool = collections.namedtuple("Pool", "path uuid name devices filesystems")
 Filesystem = collections.namedtuple("Filesystem", "path uuid name size origin devnode")
 
 NO = {"flag": (False, 0), "text": (False, "")}
+# Any token slot, as an unlock method and as where a binding is to go.
+ANY_SLOT = (False, dbus.UInt32(0))
 
 
 class Refused(AssertionError):
@@ -42,6 +46,12 @@ def _plain(value):
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
+
+
+def _bindings(keys, clevis):
+    """The two lists of ways to unlock that requests take."""
+    return (dbus.Array([(ANY_SLOT, key) for key in keys], "((bu)s)"),
+            dbus.Array([(ANY_SLOT, pin, json.dumps(config)) for pin, config in clevis], "((bu)ss)"))  # fmt: skip
 
 
 class Stratis:
@@ -91,9 +101,10 @@ class Stratis:
 
     # ---- methods ----
 
-    def create_pool(self, name, devices):
+    def create_pool(self, name, devices, keys=(), clevis=()):
+        """`keys`: descriptions; `clevis`: pairs of pin and configuration; each takes a free token slot."""
         return self._method(TOP, "Manager", "CreatePool", "sasa((bu)s)a((bu)ss)(bt)(bs)(bb)",
-                            name, dbus.Array(devices, "s"), dbus.Array([], "((bu)s)"), dbus.Array([], "((bu)ss)"),
+                            name, dbus.Array(devices, "s"), *_bindings(keys, clevis),
                             (False, dbus.UInt64(0)), (False, ""), (False, False))  # fmt: skip
 
     def destroy_pool(self, path):
@@ -121,10 +132,43 @@ class Stratis:
     def stop_pool(self, uuid):
         return Reply(*self.call(TOP, interface("Manager"), "StopPool", "ss", uuid, "uuid"))
 
-    def start_pool(self, uuid, remove_cache=False):
-        """Without unlocking."""
-        arguments = (uuid, "uuid", (False, (False, 0)), (False, 0), remove_cache)
+    def start_pool(self, uuid, remove_cache=False, slot=None):
+        """`slot`: the token slot to unlock it by, or ANY_SLOT; None: it is not encrypted."""
+        unlock = (False, ANY_SLOT) if slot is None else (True, slot)
+        arguments = (uuid, "uuid", unlock, (False, 0), remove_cache)
         return Reply(*self.call(TOP, interface("Manager"), "StartPool", "ss(b(bu))(bh)b", *arguments))
+
+    def bind_clevis(self, pool_path, pin, config):
+        return self._method(pool_path, "pool", "BindClevis", "ss(bu)", pin, json.dumps(config), ANY_SLOT)
+
+    def encrypt_pool(self, pool_path, keys=(), clevis=()):
+        return self._method(pool_path, "pool", "EncryptPool", "a((bu)s)a((bu)ss)", *_bindings(keys, clevis))
+
+    def reencrypt_pool(self, pool_path):
+        return self._method(pool_path, "pool", "ReencryptPool", "")
+
+    def decrypt_pool(self, pool_path):
+        return self._method(pool_path, "pool", "DecryptPool", "")
+
+    def get(self, path, kind, name):
+        """One property."""
+        return self.call(path, dbus.PROPERTIES_IFACE, "Get", "ss", interface(kind), name)
+
+    def stopped_pools(self):
+        """What is known of stopped pools, by UUID."""
+        return self.get(TOP, "Manager", "StoppedPools")
+
+    def wait_until(self, path, kind, name, value):
+        """For a property of which the daemon sends no signal, so that it has to be asked again and again."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while (found := self.get(path, kind, name)) != value:
+            assert time.monotonic() < deadline, f"{name} stays {found}"
+
+    def report(self):
+        """The engine's state as the daemon reports it."""
+        text, code, what = self.call(TOP, interface("Manager"), "EngineStateReport", "")
+        assert code == 0, what
+        return json.loads(text)
 
     def set_fs_limit(self, pool_path, limit):
         self.bus.call_blocking(NAME, pool_path, dbus.PROPERTIES_IFACE, "Set", "ssv",

@@ -6,6 +6,7 @@ import subprocess
 PROGRAM = "stratis-3.8.2"
 # Not below the places that are searched for secrets.
 KEY_FILES = pathlib.Path("/root/keys")
+_keys = set()
 
 
 def call(*arguments, stdin=None):
@@ -37,14 +38,12 @@ def key_file(name, passphrase):
 
 def set_key(name, passphrase):
     """In the kernel's keyring, by the client; changed if it is there."""
-    verb = "reset" if name in keys() else "set"
+    verb = "reset" if name in _keys else "set"
     ok("key", verb, name, f"--keyfile-path={key_file(name, passphrase)}")
-
-
-def keys():
-    return {line.strip() for line in ok("key", "list").splitlines()[1:]}
+    _keys.add(name)
 
 
 def unset_keys():
-    for name in keys():
-        ok("key", "unset", name)
+    """All that this test run has set; none is there after a boot."""
+    while _keys:
+        ok("key", "unset", _keys.pop())

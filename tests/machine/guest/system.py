@@ -7,6 +7,7 @@ import pathlib
 import select
 import signal
 import subprocess
+import threading
 
 DISKS = os.environ["MACHINE_DISKS"].split()
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +70,16 @@ def remove_mapped(prefix=""):
             run("dmsetup", "remove", "--retry", name)
 
 
+def cut(disk, count, size):
+    """`count` devices of `size` bytes from a disk, by device-mapper."""
+    names = [f"slice{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        sectors = size // 512
+        run("dmsetup", "create", name, "--table", f"0 {sectors} linear {disk} {number * sectors}")
+    settle()
+    return [f"/dev/mapper/{name}" for name in names]
+
+
 # ---- mounts and data ----
 
 
@@ -88,6 +99,35 @@ def unmount_all(below="/mnt"):
     mounts = [line.split()[1] for line in open("/proc/mounts")]
     for place in reversed([m for m in mounts if m.startswith(below + "/")]):
         run("umount", place)
+
+
+class Writer:
+    """Writes files, one after the other and over each other, until it is told to end."""
+
+    FILES = 8
+
+    def __init__(self, place):
+        self.place, self.written, self.rounds = place, {}, 0
+        self._end, self._failure = threading.Event(), None
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def _write(self):
+        try:
+            while not self._end.is_set():
+                name = f"written{self.rounds % self.FILES}"
+                self.written[name] = put(self.place, name, 1 << 20)
+                self.rounds += 1
+        except OSError as failure:
+            self._failure = failure
+
+    def end(self):
+        """Name → digest of what it has written, on stable storage all of it."""
+        self._end.set()
+        self._thread.join()
+        assert self._failure is None, self._failure
+        assert self.rounds > 0
+        return self.written
 
 
 def put(place, name, size_bytes=1 << 20):
@@ -131,9 +171,14 @@ def send_daemon(signal_number):
     thread, and the second one means haste."""
     process = os.pidfd_open(int(unit("MainPID")))
     signal.pidfd_send_signal(process, signal_number)
-    ended, _, _ = select.select([process], [], [], 60)
+    wait_for_end(process)
     os.close(process)
-    assert ended, f"the daemon does not end on signal {signal_number}"
+
+
+def wait_for_end(process):
+    """Of a process that has been sent a signal."""
+    ended, _, _ = select.select([process], [], [], 60)
+    assert ended, "the process does not end"
 
 
 def kill_daemon():
@@ -151,3 +196,30 @@ def kill_daemon():
 
 def daemon_log(lines=60):
     return run("journalctl", "--no-pager", "-o", "cat", "-n", lines, "-u", UNIT, check=False)
+
+
+class Log:
+    """The daemon's log from now on, to wait for what it says."""
+
+    def __init__(self):
+        run("journalctl", "--sync")
+        cursor = run("journalctl", "-n1", "-o", "cat", "--show-cursor").rsplit("-- cursor: ", 1)[1].strip()
+        self._reader = subprocess.Popen(["journalctl", "-f", "-o", "cat", f"--after-cursor={cursor}", "-u", UNIT],
+                                        stdout=subprocess.PIPE)  # fmt: skip
+
+    def wait_for(self, *words, limit=300):
+        """The next line with all these words."""
+        rest, lines = b"", []
+        pipe = self._reader.stdout.fileno()
+        while select.select([pipe], [], [], limit)[0]:
+            rest += os.read(pipe, 1)
+            if rest.endswith(b"\n"):
+                line, rest = rest.decode().strip(), b""
+                lines.append(line)
+                if all(word in line for word in words):
+                    return line
+        raise AssertionError(f"the daemon does not say {words}, but {lines}")
+
+    def close(self):
+        self._reader.kill()
+        self._reader.wait()

@@ -27,18 +27,8 @@ def start_from_nothing():
     return seconds_of(system.start_daemon)
 
 
-def cut(disk, count, size):
-    """`count` devices of `size` bytes from a disk, by device-mapper."""
-    names = [f"slice{number}" for number in range(count)]
-    for number, name in enumerate(names):
-        sectors = size // 512
-        system.run("dmsetup", "create", name, "--table", f"0 {sectors} linear {disk} {number * sectors}")
-    system.settle()
-    return [f"/dev/mapper/{name}" for name in names]
-
-
 def test_sixteen_pools_start_side_by_side(stratis, disks):
-    slices = cut(disks[0], POOLS, 2 * GIB)
+    slices = system.cut(disks[0], POOLS, 2 * GIB)
     try:
         for number, device in enumerate(slices):
             pool, _ = done(stratis.create_pool(f"p{number}", [device]))

@@ -1,7 +1,8 @@
 """All data of a pool in use is encrypted, given a new key, and decrypted, by the daemon on a real kernel; it is stopped and
 killed in the middle, and so is the pool.
 
-What goes on and what is left to do is in the headers, so that whoever comes next finishes it.
+What goes on and what is left to do is in the headers, so that whoever comes next finishes it. The tests are about one pool, in
+this order, since its whole disk is worked on each time.
 """
 
 import os
@@ -20,9 +21,9 @@ PLAIN = "this can be read by everybody who has the disk"
 PIECE, PIECES = 4 << 20, 128
 
 
-@pytest.fixture
-def tang(tmp_path):
-    server = Tang(tmp_path / "tang", 7500).start()
+@pytest.fixture(scope="session")
+def tang():
+    server = Tang("/root/tang", 7500).start()
     yield server
     server.stop()
 
@@ -38,12 +39,12 @@ class Pool:
     """A pool on one disk with a filesystem that is written to all the time."""
 
     def __init__(self, disk, tang):
-        self.disk, self.tang, self.data = disk, tang, {}
+        self.disk, self.tang, self.data, self.writer = disk, tang, {}, None
         self.clevis = [("tang", {"url": tang.url, "stratis:tang:trust_url": True})]
         self.stratis = Stratis()
 
-    def make(self, encrypted):
-        path, _ = done(self.stratis.create_pool("p", [self.disk], clevis=self.clevis if encrypted else ()))
+    def make(self):
+        path, _ = done(self.stratis.create_pool("p", [self.disk]))
         done(self.stratis.create_filesystem(path, "f", GIB))
         system.mount("/dev/stratis/p/f", "/mnt/f")
         with open("/mnt/f/plain", "w") as file:
@@ -58,6 +59,7 @@ class Pool:
 
     def end_writing(self):
         self.data |= self.writer.end()
+        self.writer = None
 
     def check(self):
         """All that was ever written is there."""
@@ -66,11 +68,14 @@ class Pool:
         system.mount("/dev/stratis/p/f", "/mnt/f")
         assert system.contents("/mnt/f") == self.data
 
-    def stop_and_start(self, encrypted):
+    def stop(self):
         uuid = self.found().uuid
         system.unmount_all()
         done(self.stratis.stop_pool(uuid))
         assert system.mapped_devices() == []
+        return uuid
+
+    def start(self, uuid, encrypted):
         done(self.stratis.start_pool(uuid, slot=ANY_SLOT if encrypted else None))
         system.mount("/dev/stratis/p/f", "/mnt/f")
         assert system.contents("/mnt/f") == self.data
@@ -101,11 +106,13 @@ class Pool:
         return pool.get("work")
 
 
-@pytest.fixture
-def pool(disks, tang):
-    made = Pool(disks[0], tang)
+@pytest.fixture(scope="session")
+def pool(disks_for_all, tang):
+    made = Pool(disks_for_all[0], tang)
+    made.make()
     yield made
-    made.writer.end()
+    if made.writer:
+        made.writer.end()
     made.stratis.close()
 
 
@@ -124,17 +131,47 @@ def asked(pool, method, *arguments, **named):
     return thread, replies
 
 
+def killed_at(words, pool, log):
+    """The daemon is killed when it says so, and is there again; the filesystem was written to all the time."""
+    log.wait_for(words)
+    system.kill_daemon()
+    # Nobody works on it: it is as usable as ever.
+    pool.end_writing()
+    pool.begin_to_write()
+    system.start_daemon()
+    pool.again()
+
+
 def test_encrypted_while_in_use(pool, log):
-    pool.make(encrypted=False)
+    """The pool is stopped, then the daemon is stopped, then it is killed."""
     assert pool.reads_in_the_clear()
     call, replies = asked(pool, "encrypt_pool", clevis=pool.clevis)
-    log.wait_for("50 %")
+    log.wait_for("20 %")
     work = pool.under_way()
     assert work["kind"] == "encrypt" and 0 < work["bytes_done"], work
     assert set(pool.found().filesystems) == {"f"}, "the pool is readable meanwhile"
-    call.join()
-    assert replies == [(True, 0, "Ok")]
     pool.end_writing()
+    uuid = pool.stop()
+    call.join()
+    assert replies[0].code == 1 and "stopped" in replies[0].text, replies
+    pool.tang.stop()
+    refused = pool.stratis.start_pool(uuid, slot=ANY_SLOT)
+    assert refused.code == 1 and pool.tang.url in refused.text, refused
+    assert system.mapped_devices() == []
+    pool.tang.start()
+    pool.start(uuid, encrypted=True)
+    pool.begin_to_write()
+
+    log.wait_for("50 %")
+    system.stop_daemon()
+    pool.end_writing()
+    pool.begin_to_write()
+    system.start_daemon()
+    pool.again()
+    killed_at("70 %", pool, log)
+    log.wait_for(DONE)
+    pool.end_writing()
+
     assert pool.get("Encrypted") is True and pool.under_way() is None
     header = pool.header()
     (token,) = header["tokens"].values()
@@ -142,69 +179,21 @@ def test_encrypted_while_in_use(pool, log):
     assert [segment["type"] for segment in header["segments"].values()] == ["crypt"]
     assert header["segments"]["0"]["offset"] == str(34816 * 512)
     pool.check()
-    pool.stop_and_start(encrypted=True)
-    system.unmount_all()
+    uuid = pool.stop()
     assert not pool.reads_in_the_clear()
-
-
-@pytest.mark.parametrize("end", [system.stop_daemon, system.kill_daemon], ids=["stopped", "killed"])
-def test_encryption_outlives_the_daemon(pool, log, end):
-    pool.make(encrypted=False)
-    call, _ = asked(pool, "encrypt_pool", clevis=pool.clevis)
-    log.wait_for("40 %")
-    end()
-    call.join()
-    # Nobody works on it: it is as usable as ever.
-    pool.end_writing()
-    pool.begin_to_write()
-    system.start_daemon()
-    pool.again()
-    log.wait_for(DONE)
-    pool.end_writing()
-    assert pool.get("Encrypted") is True
-    pool.check()
-    pool.stop_and_start(encrypted=True)
-    system.unmount_all()
-    assert not pool.reads_in_the_clear()
-
-
-def test_encryption_goes_on_when_the_pool_is_started_again(pool, log):
-    pool.make(encrypted=False)
-    uuid = pool.found().uuid
-    call, replies = asked(pool, "encrypt_pool", clevis=pool.clevis)
-    log.wait_for("40 %")
-    pool.end_writing()
-    system.unmount_all()
-    done(pool.stratis.stop_pool(uuid))
-    call.join()
-    assert replies[0].code == 1 and "stopped" in replies[0].text, replies
-    assert system.mapped_devices() == []
-    pool.tang.stop()
-    refused = pool.stratis.start_pool(uuid, slot=ANY_SLOT)
-    assert refused.code == 1 and pool.tang.url in refused.text, refused
-    pool.tang.start()
-    done(pool.stratis.start_pool(uuid, slot=ANY_SLOT))
-    system.mount("/dev/stratis/p/f", "/mnt/f")
-    pool.begin_to_write()
-    log.wait_for(DONE)
-    pool.end_writing()
-    pool.check()
-    pool.stop_and_start(encrypted=True)
+    pool.start(uuid, encrypted=True)
 
 
 def test_a_new_volume_key_while_in_use(pool, log):
-    pool.make(encrypted=True)
+    pool.begin_to_write()
     node = luks_dump.node_of(pool.found().uuid)
     (token,) = pool.header()["tokens"]
     passphrase = luks_dump.clevis_passphrase(node, token)
     before = luks_dump.volume_key(node, passphrase)
     assert pool.get("LastReencryptedTimestamp") == (False, "")
     call, _ = asked(pool, "reencrypt_pool")
-    log.wait_for("40 %")
-    system.kill_daemon()
+    killed_at("40 %", pool, log)
     call.join()
-    system.start_daemon()
-    pool.again()
     log.wait_for(DONE)
     pool.end_writing()
     header = pool.header()
@@ -213,22 +202,19 @@ def test_a_new_volume_key_while_in_use(pool, log):
     assert luks_dump.volume_key(node, passphrase) != before
     assert pool.get("LastReencryptedTimestamp")[0] is True
     pool.check()
-    pool.stop_and_start(encrypted=True)
+    pool.start(pool.stop(), encrypted=True)
 
 
 def test_decrypted_while_in_use(pool, log):
-    pool.make(encrypted=True)
+    pool.begin_to_write()
     call, _ = asked(pool, "decrypt_pool")
-    log.wait_for("40 %")
-    system.kill_daemon()
+    killed_at("40 %", pool, log)
     call.join()
-    system.start_daemon()
-    pool.again()
     log.wait_for(DONE)
     pool.end_writing()
     assert pool.get("Encrypted") is False
     assert not luks_dump.is_left_on(pool.disk)
     pool.check()
-    pool.stop_and_start(encrypted=False)
-    system.unmount_all()
+    uuid = pool.stop()
     assert pool.reads_in_the_clear()
+    pool.start(uuid, encrypted=False)

@@ -1,6 +1,7 @@
-"""Eight encrypted pools are started side by side, and what there is to see is seen as fast as ever.
+"""Encrypted pools are started side by side, and what there is to see is seen as fast as ever.
 
-Lines that begin with FIGURE are for docs/performance.md; nothing is asserted of time.
+Lines that begin with FIGURE are for docs/performance.md, where there are eight pools (ENCRYPTED_POOLS=8): to make one takes long,
+since the library tries out how often to derive a key. Nothing is asserted of time.
 """
 
 import os
@@ -13,7 +14,7 @@ import system
 from stratis_bus import ANY_SLOT, Stratis, done
 
 GIB = 1 << 30
-POOLS = 8
+POOLS = int(os.environ.get("ENCRYPTED_POOLS", "2"))
 CALLS = 200
 
 
@@ -22,7 +23,7 @@ def get_times(path, while_alive=()):
     connection, times = Stratis(), []
     while any(thread.is_alive() for thread in while_alive) if while_alive else len(times) < CALLS:
         begin = time.monotonic()
-        assert connection.get(path, "pool", "Name") == "ninth"
+        assert connection.get(path, "pool", "Name") == "other"
         times.append((time.monotonic() - begin) * 1000)
     connection.close()
     return times
@@ -33,8 +34,7 @@ def described(times):
     return f"median {statistics.median(times):.1f} ms, 99 % {times[len(times) * 99 // 100]:.1f} ms, worst {times[-1]:.1f} ms"
 
 
-def test_eight_encrypted_pools_start_side_by_side(stratis, disks):
-    client.unset_keys()
+def test_encrypted_pools_start_side_by_side(stratis, disks):
     client.set_key("k1", "a passphrase for all")
     slices = system.cut(disks[0], POOLS + 1, 2 * GIB)
     try:
@@ -43,7 +43,7 @@ def test_eight_encrypted_pools_start_side_by_side(stratis, disks):
             done(stratis.create_pool(f"p{number}", [device], keys=["k1"]))
             uuids.append(stratis.pool(f"p{number}").uuid)
             done(stratis.stop_pool(uuids[-1]))
-        ninth, _ = done(stratis.create_pool("ninth", [slices[POOLS]]))
+        other, _ = done(stratis.create_pool("other", [slices[POOLS]]))
 
         # What a key costs to derive is found out by the library when the pool is made, and differs a little.
         alone = []
@@ -54,7 +54,7 @@ def test_eight_encrypted_pools_start_side_by_side(stratis, disks):
             done(stratis.stop_pool(uuid))
         one = statistics.mean(alone)
 
-        idle = get_times(ninth)
+        idle = get_times(other)
         failures = []
 
         def start(uuid):
@@ -67,16 +67,16 @@ def test_eight_encrypted_pools_start_side_by_side(stratis, disks):
         begin = time.monotonic()
         for thread in threads:
             thread.start()
-        busy = get_times(ninth, threads)
+        busy = get_times(other, threads)
         for thread in threads:
             thread.join()
         eight = time.monotonic() - begin
         assert failures == []
-        assert set(stratis.pools()) == {"ninth", *(f"p{number}" for number in range(POOLS))}
+        assert set(stratis.pools()) == {"other", *(f"p{number}" for number in range(POOLS))}
         cores = os.cpu_count()
         print(f"FIGURE start of encrypted pools, {cores} cores: one {one:.2f} s, {POOLS} side by side {eight:.2f} s,"
               f" {eight / (one * POOLS / cores):.2f} of (one x {POOLS} / cores)")  # fmt: skip
-        print(f"FIGURE Get on a ninth pool: idle {described(idle)}; while they start {described(busy)}")
+        print(f"FIGURE Get on another pool: idle {described(idle)}; while they start {described(busy)}")
         for pool in stratis.pools().values():
             done(stratis.destroy_pool(pool.path))
     finally:

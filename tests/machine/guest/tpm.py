@@ -8,7 +8,7 @@ import subprocess
 import system
 
 PORT = 2321
-TCTI = f"swtpm:port={PORT}"
+TCTI = f"swtpm:host=127.0.0.1,port={PORT}"
 DROP_IN = pathlib.Path(f"/run/systemd/system/{system.UNIT}.d/tpm.conf")
 
 

@@ -2,7 +2,8 @@
 //!
 //! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount namespace). `make
 //! test-machine ONLY=platform` builds it and runs it in a throw-away machine; there, words after it choose the checks
-//! whose names begin so, `encryption` those of LUKS2 and Clevis, and `old-pool NAME DISK...` makes a pool of metadata version 1. Prints a line for each check, and fails if any does.
+//! whose names begin so, `encryption` those of LUKS2 and Clevis, and `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...`
+//! makes a pool of metadata version 1. Prints a line for each check, and fails if any does.
 
 // This is a test; `allow-unwrap-in-tests` does not see it.
 #![allow(clippy::unwrap_used)]
@@ -74,9 +75,9 @@ fn main() -> ExitCode {
         }
     }
     let linux = Linux::start().expect("a machine with all that is needed");
-    if let [order, name, devices @ ..] = &env::args().skip(1).collect::<Vec<_>>()[..] {
+    if let [order, name, words @ ..] = &env::args().skip(1).collect::<Vec<_>>()[..] {
         if order == "old-pool" {
-            old_pool::make(linux, name, devices.iter().map(PathBuf::from).collect());
+            old_pool::make(linux, name, words);
             return ExitCode::SUCCESS;
         }
     }

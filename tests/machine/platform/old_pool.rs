@@ -3,29 +3,43 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use serde_json::json;
 use stratisd::{
     engine::{
         Engine,
+        encryption::{BindRequest, ClevisRequest, NewBinding},
         metadata::{IntegritySpec, MetadataVersion},
         name::Name,
-        ops::{self, NewPool},
+        ops::{self, KeyDescription, NewPool},
     },
     platform::linux::Linux,
 };
 
 use crate::pools::Pools;
 
-/// Makes the pool. Panics if that fails.
-pub(crate) fn make(linux: Linux, name: &str, devices: Vec<PathBuf>) {
+/// Tokens of the two bindings that there may be in this version.
+const KEYRING_TOKEN: u32 = 1;
+const CLEVIS_TOKEN: u32 = 2;
+
+/// Makes the pool. It is encrypted if words beside the devices say how: `key=DESCRIPTION`, `tang=URL`. Panics if that fails.
+pub(crate) fn make(linux: Linux, name: &str, words: &[String]) {
     let engine = Engine::new(Arc::new(linux));
     let name = Name::new(name).expect("a good name");
-    let new = NewPool {
-        name,
-        devices,
-        version: MetadataVersion::V1,
-        integrity: IntegritySpec::default(),
-        bindings: Vec::new(),
-    };
+    let (mut devices, mut bindings) = (Vec::new(), Vec::new());
+    for word in words {
+        match word.split_once('=') {
+            Some(("key", description)) => {
+                let description = KeyDescription::new(description).expect("a good description");
+                bindings.push(NewBinding { token: Some(KEYRING_TOKEN), request: BindRequest::Keyring(description) });
+            }
+            Some(("tang", url)) => {
+                let clevis = ClevisRequest { pin: "tang".to_owned(), config: json!({ "url": url }), trust: true };
+                bindings.push(NewBinding { token: Some(CLEVIS_TOKEN), request: BindRequest::Clevis(clevis) });
+            }
+            _ => devices.push(PathBuf::from(word)),
+        }
+    }
+    let new = NewPool { name, devices, version: MetadataVersion::V1, integrity: IntegritySpec::default(), bindings };
     let made = Pools::default().run(&engine, ops::create_pool(new));
     made.unwrap_or_else(|error| panic!("{}", error.sentence()));
 }

@@ -5,6 +5,7 @@ The tests themselves are in ../guest. Knows nothing of how a machine is run.
 
 import dataclasses
 import json
+import math
 import os
 
 import session
@@ -12,9 +13,17 @@ import session
 # Room for filesystems beside 0.6 GiB of a pool's own; sparse.
 DISKS = ("3G", "3G", "3G")
 LARGE_DISKS = ("100G", "20G", "20G")
+# All of it is encrypted several times, so it is about as small as a pool can be.
+SMALL_DISKS = ("1100M",)
+# The last disk where the guest's notes.py is used.
+NOTES = "16M"
 JOURNAL_PREFIX = "JOURNAL "
 # The checks of the platform work on the disks themselves.
 PLATFORM = "systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./platform_machine"
+# How the names of the checks of LUKS2 and Clevis begin. Those left out work on all data without a fault, or are stopped and gone
+# on with, as online-encryption does with the daemon; EVERY_CHECK=1 adds them.
+LUKS_CHECKS = "" if os.environ.get("EVERY_CHECK") else (
+    "'a container' 'what cannot' 'volume keys' eight 'a work that' 'a work ends' 'a work meets' clevis")  # fmt: skip
 # A TPM as a program, and where the programs that use one find it.
 TPM = ("mkdir -p /run/tpm && swtpm socket --tpm2 --daemon --tpmstate dir=/run/tpm --flags startup-clear"
        " --server type=tcp,port=2321 --ctrl type=tcp,port=2322 && export TPM2TOOLS_TCTI=swtpm:host=127.0.0.1,port=2321")  # fmt: skip
@@ -37,7 +46,10 @@ class Scenario:
     lives: list
     seed: int = 0
     disks: tuple = DISKS
-    seconds: float = 900
+    # Time limit of a life, if it needs more than others.
+    seconds: float = 0
+    # Run when it is asked for by name only.
+    longer: bool = False
 
     def job(self, life, share, disks_folder):
         cut = None if life.cut_within_seconds is None else session.PowerCut(self.seed, life.cut_within_seconds)
@@ -59,7 +71,7 @@ def keep_journal(lines, share):
 
 def _pytest(*files):
     # How often what is a matter of chance is tried, and how many there are of what is many, can be set on the host.
-    given = (name for name in ("LINK_TRIES", "FILESYSTEMS") if os.environ.get(name))
+    given = (name for name in ("LINK_TRIES", "FILESYSTEMS", "ENCRYPTED_POOLS") if os.environ.get(name))
     tries = "".join(f"{name}={int(os.environ[name])} " for name in given)
     return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore --durations=5 {' '.join(files)}"
 
@@ -72,6 +84,25 @@ def power_cuts(seeds):
             [Life(f"python3 -B stream.py begin {seed}", cut_within_seconds=12),
              Life("python3 -B stream.py check journal continue")],
             seed,
+        )
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def encryption_cuts(seeds):
+    def life(test, seed, is_cut=True):
+        # The guest cuts the power itself, where the work has come to what it drew; the host's limit is never reached.
+        return Life(f"SEED={seed} {_pytest('-s', f'reboot_encrypted.py::{test}')}", math.inf if is_cut else None)
+
+    return [
+        Scenario(
+            f"cut-encryption-{seed}",
+            "the power is cut while all data is encrypted, given a new key, decrypted; each is finished afterwards",
+            [life("test_cut_encrypting", seed), life("test_cut_reencrypting", seed), life("test_cut_decrypting", seed),
+             life("test_after_all_cuts", seed, is_cut=False)],
+            seed,
+            disks=(*SMALL_DISKS, NOTES),
+            longer=True,
         )
         for seed in seeds
     ]  # fmt: skip
@@ -91,13 +122,14 @@ def crash_states(seeds):
     ]
 
 
-def all_scenarios(power_cut_seeds, seconds):
-    """All of them; each life of a machine may take `seconds`."""
+def all_scenarios(seeds, seconds):
+    """All of them, with these seeds (None: a few); each life of a machine may take `seconds`."""
     scenarios = [
         Scenario("platform", "every call of the platform, without a daemon",
                  [Life(PLATFORM)]),
         Scenario("platform-encryption", "LUKS2 with works on data in use killed at any moment, Clevis with Tang and a TPM",
-                 [Life(f"{TPM} && {PLATFORM} encryption")]),
+                 [Life(f"{TPM} && export KILLS={int(os.environ.get('KILLS', '2'))} && {PLATFORM} encryption {LUKS_CHECKS}")],
+                 longer=True),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys outlive it",
@@ -113,13 +145,26 @@ def all_scenarios(power_cut_seeds, seconds):
         Scenario("growth", "filesystems filled at full speed, low water, full pools",
                  [Life(_pytest("-s", "test_growth.py"))], disks=LARGE_DISKS),
         Scenario("many", "many pools, many filesystems",
-                 [Life(_pytest("-s", "test_many.py"))], disks=LARGE_DISKS),
+                 [Life(_pytest("-s", "test_many.py"))], disks=LARGE_DISKS,
+                 seconds=10 * float(os.environ.get("FILESYSTEMS", "0"))),
         Scenario("reboot", "an orderly reboot, and one more",
                  [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
                   Life(_pytest("reboot.py::test_after"))]),
-        *power_cuts(power_cut_seeds),
-        *crash_states(list(power_cut_seeds)[:1]),
+        Scenario("encryption", "encrypted pools: bound, unlocked by every means, nothing of a secret left behind",
+                 [Life(_pytest("test_encryption.py", "test_secrets.py", "test_pins.py"))]),
+        Scenario("old-encryption", "an encrypted pool of metadata version 1",
+                 [Life(_pytest("test_old_pool_encrypted.py"))], disks=(*SMALL_DISKS * 2, "16M")),
+        Scenario("online-encryption", "all data is encrypted, given a new key, decrypted, while in use; kills and stops",
+                 [Life(_pytest("test_online_encryption.py"))], disks=SMALL_DISKS),
+        Scenario("start-encryption", "encrypted pools start side by side",
+                 [Life(_pytest("-s", "test_start_encrypted.py"))], disks=LARGE_DISKS, longer=True),
+        Scenario("reboot-encryption", "encrypted pools before and after a reboot",
+                 [Life(_pytest("reboot_encrypted.py::test_before_reboot")),
+                  Life(_pytest("reboot_encrypted.py::test_after_reboot"))], disks=(*DISKS, NOTES)),
+        *encryption_cuts(seeds or [1]),
+        *power_cuts(seeds or [1, 2, 3]),
+        *crash_states((seeds or [1])[:1]),
     ]  # fmt: skip
     for scenario in scenarios:
-        scenario.seconds = seconds
+        scenario.seconds = max(seconds, scenario.seconds)
     return scenarios

@@ -32,6 +32,10 @@ use crate::{engine::units::Bytes, platform::keyring::Secret};
 /// Signals that ask to end. Half of a step is no place for that.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
+/// How much everybody else goes first. Keys are derived for seconds on all processors, a pool's data is worked on for hours;
+/// what others ask for meanwhile is done in no time, if only it is let.
+const NICENESS: i32 = 10;
+
 /// Serves one request if this program has been started as a child for LUKS2, which every program that uses
 /// [`Linux`](super::super::Linux) must ask first: before it reads its arguments or starts a thread. `None`: it has not.
 pub fn run_if_asked() -> Option<ExitCode> {
@@ -73,6 +77,8 @@ impl Talk {
         // Not before exec: that would make it readable again.
         secrecy::no_core_dumps()?;
         let _ = prctl::set_name(c"stratisd-luks");
+        // Threads of the library inherit it.
+        let _ = rustix::process::nice(NICENESS);
         let ending = SigSet::from_iter(ENDING);
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ending), None)?;
         let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
