@@ -224,7 +224,8 @@ impl Mould<'_> {
 
 /// Puts right what changes of the bindings that were cut short have left: a binding that only some devices have is taken off
 /// them, be it that it came or that it went, as long as another opens them all; a passphrase that only some devices have
-/// changed is changed back. While a work on the data is to be gone on with, keyslots for it are not left over.
+/// changed is changed back. While a work on the data of one is to be gone on with, nothing is: no header takes another change
+/// then, and keyslots for the work are not left over.
 ///
 /// # Errors
 /// When a header cannot be written.
@@ -238,7 +239,6 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()>
         }
         _ => None,
     });
-    let under_way = devices.iter().any(|device| matches!(device.state, State::Unfinished { .. }));
     let everywhere = |kind| devices.iter().all(|device| device.bindings.lowest(kind).is_some());
     let (keys, clevis) = (everywhere(Kind::Keyring), everywhere(Kind::Clevis));
     for device in devices.iter_mut() {
@@ -259,10 +259,6 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()>
             }
         }
         let path: PathBuf = device.device.path.clone();
-        if changes.is_empty() && under_way {
-            // New volume keys of the others are still to be used.
-            continue;
-        }
         if changes.is_empty() {
             let Some(header) = platform.luks_read(&path)? else { continue };
             changes = containers::mends(&header);

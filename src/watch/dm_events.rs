@@ -18,11 +18,7 @@ use threads::{stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Running, Submit, Task, Woken, merge::Merge, wait};
 use crate::{
-    engine::{
-        dm_names::Role,
-        ids::PoolUuid,
-        ops::{self, Depth},
-    },
+    engine::{dm_names::Role, ids::PoolUuid, ops::Depth},
     platform::{DmEvents, Platform},
 };
 
@@ -122,10 +118,8 @@ impl DmWatch {
     }
 
     fn check(&self, pool: PoolUuid, depth: Depth) {
-        // The end that is told is that of the quick part, so that what comes after it, which may wait for others, keeps no check
-        // back that may be just what is waited for.
         let ended = Ended::of((pool, None), &self.ended.0, &self.waker);
-        let chain = ops::check_all(pool, depth, move |look_again| ended.tells((pool, look_again)));
+        let chain = ended.after_check_of(pool, depth, move |look_again| (pool, look_again));
         (self.submit)(Task { label: format!("check of pool {pool} after a device-mapper event"), chain });
     }
 }

@@ -11,7 +11,11 @@ mod running;
 mod timers;
 mod udev;
 
-use std::{io, os::fd::BorrowedFd, time::Instant};
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::Sender;
 use threads::{
@@ -24,7 +28,14 @@ pub use running::Running;
 pub use timers::Timers;
 pub use udev::DeviceWatch;
 
-use crate::{engine::request::Next, platform};
+use crate::{
+    engine::{
+        ids::PoolUuid,
+        ops::{self, Depth},
+        request::Next,
+    },
+    platform,
+};
 
 /// Something that a watcher wants done.
 pub struct Task {
@@ -60,13 +71,23 @@ impl<K: Send + 'static> Ended<K> {
         Ended { key: Some(key), to: to.clone(), waker: waker.clone() }
     }
 
-    /// It tells this instead, and now.
-    fn tells(mut self, key: K) {
-        self.key = Some(key);
-    }
-
     fn after(self, chain: Next<()>) -> Next<()> {
         chain.map(move |()| drop(self))
+    }
+
+    /// A check of a pool and its filesystems. The end that is told is that of the quick part, so that what comes after it,
+    /// which may wait for others, keeps no check back that may be just what is waited for. What is told then is made of the time
+    /// after which to look again.
+    fn after_check_of(
+        mut self,
+        pool: PoolUuid,
+        depth: Depth,
+        tells: impl FnOnce(Option<Duration>) -> K + Send + 'static,
+    ) -> Next<()> {
+        ops::check_all(pool, depth, move |look_again| {
+            self.key = Some(tells(look_again));
+            drop(self);
+        })
     }
 }
 

@@ -11,10 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Running, Submit, Task, Woken, wait};
-use crate::engine::{
-    ids::PoolUuid,
-    ops::{self, Depth},
-};
+use crate::engine::{ids::PoolUuid, ops::Depth};
 
 /// From one round of checks to the next (`spec/engine/engine-behaviour.md` §1.4).
 const PAUSE: Duration = Duration::from_secs(10);
@@ -91,9 +88,8 @@ impl Timers {
 
     fn check(&self, pool: PoolUuid) {
         let ended = Ended::of(pool, &self.ended.0, &self.waker);
-        // The end that is told is that of the quick part, so that what comes after it, which may wait for others, keeps no check
-        // back that may be just what is waited for. Looks before the next round are a matter of the thread `dm-events`.
-        let chain = ops::check_all(pool, Depth::Whole, move |_| drop(ended));
+        // Looks before the next round are a matter of the thread `dm-events`.
+        let chain = ended.after_check_of(pool, Depth::Whole, move |_| pool);
         (self.submit)(Task { label: format!("check of pool {pool} by time"), chain });
     }
 }

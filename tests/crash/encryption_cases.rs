@@ -15,7 +15,7 @@ use stratisd::{
 };
 
 use crate::{
-    Then,
+    Strike, Then,
     bench::{Bench, GIB, name},
     cases::{self, BOTH, Case},
     keys::{by_key, by_tang, create, key, secret, set_key, start, tang, unset_key},
@@ -279,15 +279,11 @@ fn a_fault_at_every_step_of_setting_a_key_leaves_the_volume_key_to_be_found_late
     let (steps, after) = (bench.sim.steps() - first, State::of(&bench));
     assert_ne!(before, after);
     for step in 0..steps {
-        for strike in ["fails", "is said to have failed", "is the last of the daemon"] {
-            let at = format!("step {step} of {steps} {strike}");
+        for strike in [Strike::FailBefore, Strike::FailAfter, Strike::Kill] {
+            let at = format!("{strike:?} at step {step} of {steps}");
             let mut bench = adopted_without_key();
             let first = bench.sim.steps();
-            match strike {
-                "fails" => bench.sim.faults().fail_at(first + step),
-                "is said to have failed" => bench.sim.faults().fail_after(first + step),
-                _ => bench.sim.faults().kill_at(first + step),
-            }
+            strike.at(&bench.sim, first + step);
             let set = set_k(&mut bench);
             bench.sim.faults().clear();
             let found = State::of(&bench);
@@ -329,25 +325,21 @@ fn a_fault_at_every_step_of_destroying_a_pool_without_its_key_leaves_it_up_or_go
     let (steps, after) = (bench.sim.steps() - reading, State::of(&bench));
     let mut kept = 0;
     for step in 0..steps {
-        for strike in ["fails", "is said to have failed", "is the last of the daemon"] {
-            let at = format!("step {step} of {steps} {strike}");
+        for strike in [Strike::FailBefore, Strike::FailAfter, Strike::Kill] {
+            let at = format!("{strike:?} at step {step} of {steps}");
             let (mut bench, again) = empty_without_key();
             assert_eq!(again, first);
-            match strike {
-                "fails" => bench.sim.faults().fail_at(first + step),
-                "is said to have failed" => bench.sim.faults().fail_after(first + step),
-                _ => bench.sim.faults().kill_at(first + step),
-            }
+            strike.at(&bench.sim, first + step);
             let destroyed = destroy(&mut bench);
             bench.sim.faults().clear();
             let trace = bench.tail(first);
-            if strike == "is the last of the daemon" {
+            if strike == Strike::Kill {
                 bench = Bench::start(bench.sim);
             }
             let found = State::of(&bench);
             let right = match &destroyed {
                 Ok(()) => found == after,
-                Err(_) if strike == "is the last of the daemon" => [&before, &after].contains(&&found),
+                Err(_) if strike == Strike::Kill => [&before, &after].contains(&&found),
                 Err(_) => found == before,
             };
             assert!(right, "{at}: {found:#?}\n{trace}");

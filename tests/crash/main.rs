@@ -159,12 +159,28 @@ fn cases() -> impl Iterator<Item = (Variant, Then)> {
 }
 
 /// How a step is struck.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strike {
     /// It fails and has no effect.
     FailBefore,
     /// It takes effect, and is said to have failed.
     FailAfter,
+    /// It is the last of the daemon.
+    Kill,
+    /// It panics.
+    Panic,
+}
+
+impl Strike {
+    /// Has the step of this number struck.
+    fn at(self, sim: &Sim, step: u64) {
+        match self {
+            Strike::FailBefore => sim.faults().fail_at(step),
+            Strike::FailAfter => sim.faults().fail_after(step),
+            Strike::Kill => sim.faults().kill_at(step),
+            Strike::Panic => sim.faults().panic_at(step),
+        }
+    }
 }
 
 /// A prepared machine, and the number of its next step.
@@ -210,10 +226,7 @@ fn found_by_another(case: &Variant, then: Then, seed: u64, begin: fn(&Variant, B
 /// A machine on which a step of the case was struck, the number of its first step, and what the request said.
 fn struck(case: &Variant, strike: Strike, step: u64) -> (Bench, u64, Result<()>) {
     let (mut bench, start) = prepared(case, 1);
-    match strike {
-        Strike::FailBefore => bench.sim.faults().fail_at(start + step),
-        Strike::FailAfter => bench.sim.faults().fail_after(start + step),
-    }
+    strike.at(&bench.sim, start + step);
     let result = case.act(&mut bench);
     bench.sim.faults().clear();
     (bench, start, result)

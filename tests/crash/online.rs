@@ -24,6 +24,7 @@ use stratisd::{
 };
 
 use crate::{
+    Strike,
     bench::{Bench, GIB},
     encryption_cases::set_keys,
     keys::{by_key, by_tang, create},
@@ -288,14 +289,6 @@ fn a_power_cut_at_any_moment_of_a_work_on_all_data_loses_nothing() {
     println!("{total} power cuts during works on all data");
 }
 
-/// How a step is struck while the machine and the daemon go on.
-#[derive(Debug, Clone, Copy)]
-enum Strike {
-    FailBefore,
-    FailAfter,
-    Panic,
-}
-
 #[test]
 fn a_fault_at_any_moment_of_a_work_on_all_data_loses_nothing() {
     let mut total = 0;
@@ -306,12 +299,7 @@ fn a_fault_at_any_moment_of_a_work_on_all_data_loses_nothing() {
         for (step, strike) in points(count).zip(strikes) {
             let at = format!("{} with {strike:?} at step {step} of {count}", online.name);
             let (mut bench, first) = online.prepared(1);
-            let number = first + step as u64;
-            match strike {
-                Strike::FailBefore => bench.sim.faults().fail_at(number),
-                Strike::FailAfter => bench.sim.faults().fail_after(number),
-                Strike::Panic => bench.sim.faults().panic_at(number),
-            }
+            strike.at(&bench.sim, first + step as u64);
             let done = catch_unwind(AssertUnwindSafe(|| (online.act)(&mut bench)));
             assert_eq!(bench.sim.faults().struck(), 1, "{at}");
             let at = format!("{at}\n{}", tail(&bench, first));

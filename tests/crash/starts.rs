@@ -12,6 +12,7 @@ use stratisd::{
 };
 
 use crate::{
+    Strike,
     bench::{Bench, GIB},
     cases, encryption_cases, growth_cases,
     state::State,
@@ -113,14 +114,10 @@ fn a_fault_at_every_step_of_a_start_withholds_nothing_for_good() {
             assert_eq!(bench.names(), ["p"], "{what}: {way:?}");
             bench.check_nothing_left(what);
             for step in 0..steps {
-                for after in [false, true] {
-                    let at =
-                        format!("{what}: {way:?} with a fault at step {step} of {steps}, after its effect: {after}");
+                for strike in [Strike::FailBefore, Strike::FailAfter] {
+                    let at = format!("{what}: {way:?} with {strike:?} at step {step} of {steps}");
                     let bench = prepared(*prepare, *version, *way);
-                    match after {
-                        false => bench.sim.faults().fail_at(first + step),
-                        true => bench.sim.faults().fail_after(first + step),
-                    }
+                    strike.at(&bench.sim, first + step);
                     let mut bench = go(bench, *way);
                     assert_eq!(bench.sim.faults().struck(), 1, "{at}");
                     let runs = bench.names() == ["p"];
