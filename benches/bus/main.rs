@@ -15,6 +15,9 @@ mod writes;
 
 // What the tests of the bus drive it with.
 #[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
+#[path = "../../tests/bus/broker.rs"]
+mod broker;
+#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
 #[path = "../../tests/bus/client.rs"]
 mod client;
 #[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]

@@ -14,7 +14,7 @@
 
 use std::{any::Any, fmt};
 
-use crate::engine::{Engine, ids::PoolUuid, name::Name, pool::Pool};
+use crate::engine::{Engine, claims::Key, ids::PoolUuid, name::Name, pool::Pool};
 
 /// Which pool a request is about. Names are resolved when the lock is granted, not before.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -109,10 +109,30 @@ pub enum Next<T, E = Engine, P = Pool> {
     Parked(Box<Next<T, E, P>>),
 }
 
+/// Whether somebody ends the pool now. If that panicked nobody does, and the pool is still in the table.
+fn ends(engine: &Engine, pool: &Pool) -> bool {
+    pool.is_gone() && engine.claims().is_claimed(&Key::Drain(pool.uuid()))
+}
+
 impl<T: Send + 'static> Next<T> {
-    /// Asks for a lock.
+    /// Asks for a lock. The step does not find a pool that another request is ending: such a pool has given up its devices,
+    /// but is still in the table and in what clients see, so that whatever is answered about it could be taken back by the
+    /// next answer. The step waits until the end has been published.
     pub fn under(access: Access, step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static) -> Next<T> {
-        Next::Under(access, Box::new(step))
+        let again = access.clone();
+        Next::Under(
+            access,
+            Box::new(move |engine, granted| match &granted {
+                Granted::Read(pool) if ends(engine, pool) => Next::Parked(Box::new(Next::under(again, step))),
+                Granted::Write(pool) if ends(engine, pool) => Next::Parked(Box::new(Next::under(again, step))),
+                _ => step(engine, granted),
+            }),
+        )
+    }
+
+    /// Asks for exclusive access to a pool of which the caller has claimed [`Key::Drain`], whether or not it is ending.
+    pub fn alone(pool: PoolUuid, step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static) -> Next<T> {
+        Next::Under(Access::Pool(pool.into(), Mode::Exclusive), Box::new(step))
     }
 
     /// Asks for exclusive access to a pool.

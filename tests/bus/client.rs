@@ -178,6 +178,15 @@ pub fn destroy_pool(pool: &str) -> Message {
     call(TOP, MANAGER, "DestroyPool", (object(pool),))
 }
 
+pub fn stop_pool(name: &str) -> Message {
+    call(TOP, MANAGER, "StopPool", (name, "name"))
+}
+
+/// One that needs no key. The revision is one whose arguments have no descriptor.
+pub fn start_pool(name: &str) -> Message {
+    call(TOP, "org.storage.stratis3.Manager.r7", "StartPool", (name, "name", (false, "")))
+}
+
 pub fn rename_pool(pool: &str, name: &str) -> Message {
     call(pool, POOL, "SetName", (name,))
 }

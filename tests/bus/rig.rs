@@ -13,13 +13,16 @@ use std::{
     time::Duration,
 };
 
+use dbus::channel::Channel;
 use tempfile::TempDir;
+
+use crate::broker;
 
 /// When something that has not come is taken for lost.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
 #[allow(clippy::disallowed_methods, reason = "the processes belong to the test; there is no other way to start them")]
-fn command(program: &str) -> Command {
+pub fn command(program: &str) -> Command {
     Command::new(program)
 }
 
@@ -33,22 +36,67 @@ impl Drop for Process {
     }
 }
 
-/// A bus daemon of our own, with the limits of a system bus. Everybody may do everything on it.
+/// The programs that are the system bus somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `dbus-daemon`: the reference implementation; Debian, SUSE, RHEL 7.
+    Daemon,
+    /// `dbus-broker`: Fedora, RHEL 8 and later, Arch.
+    Broker,
+}
+
+impl Program {
+    /// The one that `STRATIS_TEST_BUS` names; the reference without.
+    pub fn of_environment() -> Program {
+        match std::env::var("STRATIS_TEST_BUS").as_deref() {
+            Ok("dbus-broker") => Program::Broker,
+            Ok("dbus-daemon") | Err(_) => Program::Daemon,
+            Ok(other) => panic!("STRATIS_TEST_BUS is dbus-daemon or dbus-broker, not {other}"),
+        }
+    }
+}
+
+/// A bus of our own, with the limits of a system bus. Everybody may do everything on it.
 pub struct Bus {
     /// Where clients connect.
     pub address: String,
+    pub program: Program,
     _process: Process,
+    _controller: Option<Channel>,
     directory: TempDir,
 }
 
 impl Bus {
-    /// Starts one.
+    /// Starts the one that the environment names.
     pub fn start() -> Bus {
         Bus::with_limits("")
     }
 
-    /// Starts one with `<limit>` elements in its configuration.
+    /// The same with `<limit>` elements in the configuration of the reference bus.
     pub fn with_limits(limits: &str) -> Bus {
+        Bus::of(Program::of_environment(), limits)
+    }
+
+    /// Starts one of these, with `<limit>` elements in the configuration of the reference bus.
+    pub fn of(program: Program, limits: &str) -> Bus {
+        match program {
+            Program::Daemon => Bus::reference(limits),
+            Program::Broker => {
+                let directory = TempDir::new().unwrap();
+                let socket = directory.path().join("socket");
+                let (child, controller) = broker::start(&socket, directory.path());
+                Bus {
+                    address: format!("unix:path={}", socket.display()),
+                    program,
+                    _process: Process(child),
+                    _controller: Some(controller),
+                    directory,
+                }
+            }
+        }
+    }
+
+    fn reference(limits: &str) -> Bus {
         let directory = TempDir::new().unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
         let config = format!(
@@ -76,7 +124,13 @@ impl Bus {
         let mut address = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
         assert!(address.starts_with("unix:"), "the bus daemon did not start");
-        Bus { address: address.trim().to_owned(), _process: Process(child), directory }
+        Bus {
+            address: address.trim().to_owned(),
+            program: Program::Daemon,
+            _process: Process(child),
+            _controller: None,
+            directory,
+        }
     }
 
     /// Path of the socket.

@@ -3,10 +3,16 @@
 //!
 //! `INTERLEAVED_SEEDS` says how many seeds are tried, `INTERLEAVED_FROM` where to begin, to look at one.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use stratisd::{
     engine::{
         Result,
+        ids::PoolUuid,
         metadata::{IntegritySpec, MetadataVersion},
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
         request::{Next, PoolRef},
@@ -331,4 +337,37 @@ fn renames_at_once_leave_one_name() {
         let bench = Bench::start(scheduler.bench.sim.clone());
         assert_eq!(bench.names(), shown, "seed {seed}: {results:?}\n{}", scheduler.history.join("\n"));
     }
+}
+
+/// Found by the history checker: a request was told that a pool is gone while clients were still shown it.
+#[test]
+fn nobody_is_told_of_an_end_before_it_is_seen() {
+    let ends: [fn(PoolUuid) -> Next<String>; 2] = [
+        |pool| told(ops::stop_pool(PoolRef::Uuid(pool)), |_| true),
+        |pool| told(ops::destroy_pool(pool), |destroyed| *destroyed),
+    ];
+    let (mut waited, mut refused) = (0, 0);
+    for (seed, end) in (0..40).flat_map(|seed| ends.iter().map(move |end| (seed, end))) {
+        let bench = prepared(seed);
+        let (pool, device) = (bench.id("q"), bench.device("q", "/dev/b"));
+        let mut scheduler = Scheduler::new(bench, seed);
+        scheduler.begin("end", end(pool));
+        let answered = Arc::new(AtomicBool::new(false));
+        let answers = Arc::clone(&answered);
+        let inform = ops::set_user_info(pool, device, Some("a note".to_owned()));
+        let inform = inform.map(move |result| {
+            answers.store(result.is_err(), Ordering::SeqCst);
+            result
+        });
+        scheduler.begin("inform", told(inform, |changed| *changed));
+        while scheduler.step() {
+            let is_shown = scheduler.bench.pool("q").is_some();
+            let at = || format!("seed {seed}:\n{}", scheduler.history.join("\n"));
+            assert!(!(is_shown && answered.load(Ordering::SeqCst)), "{}", at());
+        }
+        waited += usize::from(scheduler.history.contains(&"inform: write, parked".to_owned()));
+        refused += usize::from(answered.load(Ordering::SeqCst));
+        assert_eq!(scheduler.finish()[0], "changed");
+    }
+    assert!(waited > 5 && refused > waited, "{waited} waited, {refused} came too late");
 }

@@ -42,16 +42,9 @@ enum Place {
     Stopped(PoolUuid),
 }
 
-/// Whether somebody takes the pool down now. If that panicked nobody does, and the pool is still in the table.
-fn is_ending(engine: &Engine, pool: &Pool) -> bool {
-    pool.is_gone() && engine.claims().is_claimed(&Key::Drain(pool.uuid()))
-}
-
 /// Finds a pool.
 fn locate(which: PoolRef) -> Next<Result<Place>> {
     Next::under(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
-        // Its stop or destruction is about to end: then it will be clear what it is.
-        Granted::Read(pool) if is_ending(engine, pool) => Next::Parked(Box::new(locate(which))),
         Granted::Read(pool) => Next::Done(Ok(Place::Running(pool.uuid()))),
         _ => {
             let stopped = engine.registry().resolve(&which);
@@ -100,7 +93,7 @@ fn stop_running(uuid: PoolUuid) -> Next<Result<Stopped>> {
 
 /// New work in the pool waits while `drain` is held, so the work under way comes to an end.
 fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
-    Next::write(uuid, move |engine, granted| {
+    Next::alone(uuid, move |engine, granted| {
         let Ok(pool) = super::drained(granted, uuid) else {
             drop(drain);
             return stop_pool(PoolRef::Uuid(uuid));
@@ -284,8 +277,7 @@ pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Resu
 
 fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
     let which = PoolRef::Uuid(uuid);
-    Next::under(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
-        Granted::Read(pool) if is_ending(engine, pool) => start_pool(which, unlock, cache),
+    Next::under(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
         Granted::Read(pool) if pool.is_encrypted() => Next::Done(Ok(None)),
         Granted::Read(pool) => Next::Done(check_unneeded(&unlock, pool.name()).map(|()| None)),
         // It has been stopped meanwhile.
@@ -505,7 +497,7 @@ fn refresh_undisturbed(uuid: PoolUuid) -> Next<Result<()>> {
 
 /// Reads a pool anew when no work is under way in it, which the new reading would take for left over.
 fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
+    Next::alone(uuid, move |engine, granted| {
         // It has ended meanwhile.
         let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
         if engine.claims().work_in(uuid) {

@@ -30,7 +30,7 @@ pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
 
 /// New work in the pool waits while `drain` is held, so the work under way comes to an end.
 fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
+    Next::alone(uuid, move |engine, granted| {
         let pool = match super::drained(granted, uuid) {
             Ok(pool) => pool,
             Err(_) => return Next::Done(Ok(false)),

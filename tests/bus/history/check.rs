@@ -203,24 +203,39 @@ impl Register {
         }
         self.uses.sort_by_key(|one| one.begin);
         // Ended uses are taken into account as soon as one begins after them.
-        let mut running: BinaryHeap<(Reverse<u64>, usize)> = BinaryHeap::new();
-        let mut newest = None;
-        for one in &self.uses {
+        let mut running: BinaryHeap<(Reverse<u64>, (usize, usize))> = BinaryHeap::new();
+        // The newest version that an ended use has had, and which use that was.
+        let mut newest: Option<(usize, usize)> = None;
+        for (number, one) in self.uses.iter().enumerate() {
             while running.peek().is_some_and(|(Reverse(end), _)| *end < one.begin) {
-                newest = newest.max(running.pop().map(|(_, version)| version));
+                newest = newest.max(running.pop().map(|(_, had)| had));
             }
-            let least = newest.unwrap_or(0);
+            let least = newest.map_or(0, |(version, _)| version);
+            let places = |value: &Option<String>| places.get(value).map(Vec::as_slice).unwrap_or_default();
             let version = match &one.kind {
-                Kind::Write(version) => newest.is_none_or(|newest| *version > newest).then_some(*version),
+                Kind::Write(version) => newest.is_none_or(|(newest, _)| *version > newest).then_some(*version),
                 Kind::Read(Seen::Something) => (least..self.versions.len()).find(|at| self.versions[*at].is_some()),
                 Kind::Read(Seen::Value(value)) => {
-                    let places = places.get(value).map(Vec::as_slice).unwrap_or_default();
+                    let places = places(value);
                     places.get(places.partition_point(|at| *at < least)).copied()
                 }
             };
             match version {
-                Some(version) => running.push((Reverse(one.end), version)),
-                None => found.push(Violation::NotLinearizable(format!("{key:?}: {}", one.about))),
+                Some(version) => running.push((Reverse(one.end), (version, number))),
+                None => {
+                    let has = match &one.kind {
+                        Kind::Write(version) => format!("made version {version}"),
+                        Kind::Read(Seen::Something) => "found something".to_owned(),
+                        Kind::Read(Seen::Value(value)) => format!("found what versions {:?} are", places(value)),
+                    };
+                    let after = newest.map_or("the beginning", |(_, had)| &self.uses[had].about);
+                    let newest = &self.versions[least];
+                    found.push(Violation::NotLinearizable(format!(
+                        "{key:?}: {} {has} of {}, after version {least}, {newest:?}, was had by {after}",
+                        one.about,
+                        self.versions.len(),
+                    )));
+                }
             }
         }
     }
@@ -310,9 +325,10 @@ impl Story {
         let read = |key: Key, seen: Seen| (Vec::new(), vec![(key, seen)]);
         let unknown = |error: &str| error == "UnknownObject";
         let (wrote, read): (Vec<Option<usize>>, Vec<(Key, Seen)>) = match (&call.what, &call.answer) {
-            (What::CreateFilesystem { .. } | What::Snapshot { .. } | What::CreatePool, Answer::Changed(made)) => {
-                (made.iter().map(|path| self.added.get(path).copied()).collect(), Vec::new())
-            }
+            (
+                What::CreateFilesystem { .. } | What::Snapshot { .. } | What::CreatePool | What::StartPool,
+                Answer::Changed(made),
+            ) => (made.iter().map(|path| self.added.get(path).copied()).collect(), Vec::new()),
             (What::CreateFilesystem { pool, name: n } | What::Snapshot { pool, name: n, .. }, Answer::Unchanged) => {
                 read(name(pool, n), Seen::Something)
             }
@@ -321,7 +337,7 @@ impl Story {
                 (vec![self.removed.get(path).copied()], Vec::new())
             }
             (What::DestroyFilesystem { path, .. }, Answer::Unchanged) => read(object(path), gone),
-            (What::DestroyPool { objects }, Answer::Changed(_)) => {
+            (What::DestroyPool { objects } | What::StopPool { objects }, Answer::Changed(_)) => {
                 (objects.iter().map(|path| self.removed.get(path).copied()).collect(), Vec::new())
             }
             (What::Label { path, text }, Answer::Changed(_)) => {

@@ -66,6 +66,7 @@ pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
                     stream: Stream::default(),
                     labels: before.clone(),
                     gone: Vec::new(),
+                    mix: &MIXES[(seed % MIXES.len() as u64) as usize],
                     own_device: format!("/dev/moment-{number}"),
                     own_pool: None,
                 };
@@ -116,19 +117,81 @@ struct Caller {
     labels: Vec<(String, Label)>,
     /// Filesystems that it has heard of, and heard that they are gone.
     gone: Vec<String>,
+    /// What is called how often.
+    mix: &'static Mix,
     /// For its pools of the moment, always the same one: the simulated machine keeps every disk that was ever named.
     own_device: String,
-    own_pool: Option<Vec<String>>,
+    own_pool: Option<Moment>,
 }
+
+/// A pool that only its client makes, stops, starts and destroys.
+enum Moment {
+    /// It runs; the pool and its devices.
+    Up {
+        name: String,
+        objects: Vec<String>,
+    },
+    Stopped {
+        name: String,
+    },
+}
+
+/// How often something is called, of a thousand calls.
+struct Mix {
+    look: u32,
+    list: u32,
+    create: u32,
+    destroy: u32,
+    rename: u32,
+    snapshot: u32,
+    rename_pool: u32,
+    inform: u32,
+    /// Of ten looks, at pools and at devices; the others are at filesystems.
+    pools: u32,
+    devices: u32,
+}
+
+/// Of each hundred calls some are for pools of the moment: what the mix leaves over.
+const MIXES: [Mix; 2] = [
+    // Filesystems come and go.
+    Mix {
+        look: 500,
+        list: 60,
+        create: 160,
+        destroy: 130,
+        rename: 80,
+        snapshot: 30,
+        rename_pool: 10,
+        inform: 20,
+        pools: 1,
+        devices: 1,
+    },
+    // Pools come and go, and whoever asks about them or their devices comes too late or too early.
+    Mix {
+        look: 500,
+        list: 20,
+        create: 40,
+        destroy: 40,
+        rename: 0,
+        snapshot: 0,
+        rename_pool: 10,
+        inform: 290,
+        pools: 1,
+        devices: 8,
+    },
+];
 
 impl Caller {
     fn run(mut self, calls: usize, all_done: &Barrier) -> Stream {
         for _ in 0..calls {
             self.step();
         }
-        if let Some(objects) = self.own_pool.take() {
-            let message = client::destroy_pool(&objects[0]);
-            self.change(What::DestroyPool { objects }, message);
+        // Nothing stays of this history for the next one.
+        if matches!(self.own_pool, Some(Moment::Stopped { .. })) {
+            self.pool_of_the_moment();
+        }
+        if let Some(Moment::Up { objects, .. }) = self.own_pool.take() {
+            self.destroy_pool(objects);
         }
         all_done.wait();
         // All changes have been answered, so their signals come before this answer.
@@ -206,23 +269,33 @@ impl Caller {
     }
 
     fn step(&mut self) {
-        match self.random.random_range(0..1000) {
-            0..500 => self.look(),
-            500..560 => self.list(),
-            560..720 => self.create(),
-            720..850 => self.destroy(),
-            850..930 => self.rename(),
-            930..960 => self.snapshot(),
-            960..970 => self.rename_pool(),
-            970..990 => self.inform(),
-            _ => self.pool_of_the_moment(),
+        let Mix { look, list, create, destroy, rename, snapshot, rename_pool, inform, .. } = *self.mix;
+        type Step = fn(&mut Caller);
+        let calls: [(u32, Step); 8] = [
+            (look, Caller::look),
+            (list, Caller::list),
+            (create, Caller::create),
+            (destroy, Caller::destroy),
+            (rename, Caller::rename),
+            (snapshot, Caller::snapshot),
+            (rename_pool, Caller::rename_pool),
+            (inform, Caller::inform),
+        ];
+        let mut at: u32 = self.random.random_range(0..1000);
+        for (often, call) in calls {
+            match at.checked_sub(often) {
+                Some(rest) => at = rest,
+                None => return call(self),
+            }
         }
+        self.pool_of_the_moment();
     }
 
     fn look(&mut self) {
+        let Mix { pools, devices, .. } = *self.mix;
         let (path, interface, property) = match self.random.random_range(0..10) {
-            0 => (Some(self.pool()), POOL, "Name"),
-            1 => (self.device(), BLOCKDEV, "UserInfo"),
+            at if at < pools => (Some(self.pool()), POOL, "Name"),
+            at if at < pools + devices => (self.device(), BLOCKDEV, "UserInfo"),
             _ => (self.filesystem(), FILESYSTEM, "Name"),
         };
         let Some(path) = path else { return };
@@ -300,19 +373,35 @@ impl Caller {
         self.change(What::Label { path, text: format!("(true {text})") }, message);
     }
 
-    /// Makes a pool, or destroys the one made before.
+    /// Makes a pool, or stops or destroys the one made before, or starts it again.
     fn pool_of_the_moment(&mut self) {
         match self.own_pool.take() {
             None => {
-                let message = client::create_pool(&fresh("moment"), &[&self.own_device]);
-                if let Answer::Changed(objects) = self.change(What::CreatePool, message) {
-                    self.own_pool = Some(objects);
-                }
+                let name = fresh("moment");
+                let message = client::create_pool(&name, &[&self.own_device]);
+                self.up(What::CreatePool, name, message);
             }
-            Some(objects) => {
-                let message = client::destroy_pool(&objects[0]);
-                self.change(What::DestroyPool { objects }, message);
+            Some(Moment::Stopped { name }) => {
+                let message = client::start_pool(&name);
+                self.up(What::StartPool, name, message);
             }
+            Some(Moment::Up { name, objects }) if self.random.random_range(0..2) == 0 => {
+                let message = client::stop_pool(&name);
+                self.change(What::StopPool { objects }, message);
+                self.own_pool = Some(Moment::Stopped { name });
+            }
+            Some(Moment::Up { objects, .. }) => self.destroy_pool(objects),
         }
+    }
+
+    fn up(&mut self, what: What, name: String, message: Message) {
+        if let Answer::Changed(objects) = self.change(what, message) {
+            self.own_pool = Some(Moment::Up { name, objects });
+        }
+    }
+
+    fn destroy_pool(&mut self, objects: Vec<String>) {
+        let message = client::destroy_pool(&objects[0]);
+        self.change(What::DestroyPool { objects }, message);
     }
 }

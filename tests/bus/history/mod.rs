@@ -89,7 +89,7 @@ const FAULTS: &[Planted] = &[
 fn the_checker_finds_planted_faults() {
     let bus = Bus::start();
     let _daemon = daemon_with_pools(&bus);
-    let right: History = clients::history(&bus, 4000, 77);
+    let right: History = clients::history(&bus, 4000, 76);
     assert_eq!(check::check(&right), []);
     for (name, plant, is_it) in FAULTS {
         let mut wrong = right.clone();

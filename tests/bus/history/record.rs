@@ -58,8 +58,13 @@ pub enum What {
         text: String,
     },
     CreatePool,
+    StartPool,
     /// The pool with its devices.
     DestroyPool {
+        objects: Vec<String>,
+    },
+    /// The same.
+    StopPool {
         objects: Vec<String>,
     },
     /// `Get` of the label.

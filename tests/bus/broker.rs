@@ -1,0 +1,70 @@
+//! `dbus-broker`, the system bus of Fedora and its relatives, as a bus of a test.
+//!
+//! It is a bare bus that is told by a *controller* what to listen on and who may do what; on a system that is
+//! `dbus-broker-launch`, which needs systemd. Here the test is the controller: it talks D-Bus to the broker over a socket
+//! that nobody else has, and the broker ends when that socket is closed.
+
+use std::{
+    fs::File,
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::{Child, Stdio},
+};
+
+use dbus::{Message, Path as ObjectPath, arg::Variant, channel::Channel};
+
+use crate::rig::{LIMIT, command};
+
+/// What the launcher of a system gives it by default: bytes, descriptors and match rules of each user.
+const SYSTEM_LIMITS: [&str; 6] = ["--max-bytes", "536870912", "--max-fds", "4096", "--max-matches", "131072"];
+const INTERFACE: &str = "org.bus1.DBus.Broker";
+const PATH: &str = "/org/bus1/DBus/Broker";
+/// The user of a batch of rules that holds for everybody.
+const EVERYBODY: u32 = u32::MAX;
+const PRIORITY: u64 = 1;
+
+/// Whether it may be done, at which priority, whether `name` is a prefix, name.
+type Own = (bool, u64, bool, &'static str);
+/// Whether it may be done, at which priority; name, path, interface, member; type; broadcasts; fewest and most descriptors.
+type Transmit = (bool, u64, &'static str, &'static str, &'static str, &'static str, u32, u32, u64, u64);
+/// Connecting, owning, sending, receiving.
+type Batch = (bool, u64, Vec<Own>, Vec<Transmit>, Vec<Transmit>);
+/// Batches of users and of groups, SELinux contexts, whether AppArmor is asked, kind of bus.
+type Policy = (Vec<(u32, Batch)>, Vec<(bool, u32, u32, Batch)>, Vec<(String, String)>, bool, &'static str);
+
+/// Starts one that listens at a socket and lets everybody do everything, until the controller's channel is dropped.
+pub fn start(socket: &Path, directory: &Path) -> (Child, Channel) {
+    // libdbus connects to addresses only, so the controller's pair of sockets is made by connecting to one.
+    let meeting = directory.join("controller");
+    let listener = UnixListener::bind(&meeting).unwrap();
+    let controller = Channel::open_private(&format!("unix:path={}", meeting.display())).unwrap();
+    let (theirs, _): (UnixStream, _) = listener.accept().unwrap();
+    let child = command("dbus-broker")
+        .args(["--controller", "0", "--machine-id", &"0".repeat(32)])
+        .args(SYSTEM_LIMITS)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("dbus-broker is installed (scripts/setup tests)");
+
+    // Descriptors can be sent when both have said that they do that, which is before the first answer; what it says is the same.
+    let hello = Message::new_method_call(INTERFACE, PATH, INTERFACE, "Hello").unwrap();
+    let _ = controller.send_with_reply_and_block(hello, LIMIT);
+    let everything: Transmit = (true, PRIORITY, "", "", "", "", 0, 0, 0, u64::MAX);
+    let batch: Batch = (true, PRIORITY, vec![(true, PRIORITY, true, "")], vec![everything], vec![everything]);
+    let policy: Policy = (vec![(EVERYBODY, batch)], Vec::new(), Vec::new(), false, "system");
+    let listening = UnixListener::bind(socket).unwrap();
+    // It accepts until there is nobody more.
+    listening.set_nonblocking(true).unwrap();
+    let listening = File::from(OwnedFd::from(listening));
+    let call = Message::new_method_call(INTERFACE, PATH, INTERFACE, "AddListener").unwrap().append3(
+        ObjectPath::from("/org/bus1/DBus/Listener/0"),
+        listening,
+        Variant(policy),
+    );
+    controller.send_with_reply_and_block(call, LIMIT).expect("the broker takes the socket to listen on");
+    (child, controller)
+}
