@@ -13,12 +13,12 @@ use std::{
 use crate::{
     client::{self, Client},
     figures::Samples,
-    rig::{Bus, Daemon},
+    rig::{Bus, Daemon, Limits},
     wire::{Call, Wire},
 };
 
 /// As docs/bus.md has them for tens of thousands of filesystems.
-const LIMITS: &str = r#"<limit name="max_message_size">67108864</limit>"#;
+const LIMITS: Limits = Limits { message_bytes: Some(64 << 20), held_bytes: None };
 const LIMIT_VARIABLE: (&str, &str) = ("STRATISD_DBUS_MAX_MESSAGE_SIZE", "67108864");
 /// As many as a pool may have if nobody says otherwise.
 const FILESYSTEMS_OF_A_POOL: usize = 100;

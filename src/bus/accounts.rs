@@ -2,17 +2,20 @@
 //!
 //! The reference bus holds a message until its receiver has taken it, on the account of the *sender*, and stops reading
 //! from a sender of which it holds 127 MiB. So a client that asks for lists and never reads them would silence the daemon
-//! for everybody. A sender is not told what was delivered; but the bus says, when it is asked, how much it holds for a
-//! connection and how much of a connection's messages it holds (`org.freedesktop.DBus.Debug.Stats`, which root may
-//! ask on the system bus). So what was sent is added up here for each caller and for all, and when a sum gets large the
-//! bus is asked how much of it is still there.
+//! for everybody. dbus-broker has one account for all that connections of one user send each other, and when that is full it
+//! disconnects whoever is to get the next message: root's clients share it with each other, with us and with systemd.
 //!
-//! dbus-broker charges the *receiver*, and disconnects it; it needs no such help. A bus that does not say what it holds
-//! is taken for one of that kind: no limit is set then.
+//! A sender is not told what was delivered; but the bus says, when it is asked, how much it holds ([`statistics`]). So what
+//! was sent is added up here for each caller and for all, and when a sum gets large the bus is asked how much of it is still
+//! there. Where a bus does not say that, no limit is set.
 //!
 //! A pure state: sends nothing, knows nothing of what the messages say.
+//!
+//! [`statistics`]: super::statistics
 
 use std::collections::HashMap;
+
+use crate::bus::statistics::Dialect;
 
 /// What one caller may leave unread before its calls are refused.
 pub const UNREAD_MAX: u64 = 16 << 20;
@@ -38,6 +41,15 @@ pub enum Whom {
     Ourselves,
     /// What it holds for that connection.
     Caller(String),
+}
+
+/// A question to the bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Of whom.
+    pub whom: Whom,
+    /// In which words.
+    pub dialect: Dialect,
 }
 
 /// What becomes of a call.
@@ -122,7 +134,9 @@ pub struct Accounts {
     total: Meter,
     callers: HashMap<String, Meter>,
     /// Questions that the bus has not answered, by serial number.
-    asked: HashMap<u32, Whom>,
+    asked: HashMap<u32, Question>,
+    /// How the bus is asked.
+    dialect: Dialect,
     /// The bus does not say what it holds.
     silent: bool,
     /// It was more than [`TOTAL_MAX`] when it last said so.
@@ -159,18 +173,34 @@ impl Accounts {
         self.callers.entry(name.to_owned()).or_default()
     }
 
+    /// How the bus is to be asked.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
     /// Notes that a question has been sent.
-    pub fn asking(&mut self, serial: u32, whom: Whom) {
-        self.asked.insert(serial, whom);
+    pub fn asking(&mut self, serial: u32, question: Question) {
+        self.asked.insert(serial, question);
+    }
+
+    /// The question of that serial number, if there is one that has not been answered.
+    pub fn question(&self, serial: u32) -> Option<Question> {
+        self.asked.get(&serial).cloned()
     }
 
     /// Notes what the bus answers to the question of that serial number, if there is one.
     pub fn told(&mut self, serial: u32, answer: Answer) {
-        let Some(whom) = self.asked.remove(&serial) else { return };
+        let Some(Question { whom, dialect }) = self.asked.remove(&serial) else { return };
         let held = match (answer, &whom) {
             (Answer::Silence, _) => {
-                self.silent = true;
-                return;
+                // Questions of before may still be under way in other words than those of now.
+                if dialect == self.dialect {
+                    match dialect.next() {
+                        Some(next) => self.dialect = next,
+                        None => self.silent = true,
+                    }
+                }
+                None
             }
             (Answer::Gone, Whom::Caller(name)) => {
                 self.callers.remove(name);
@@ -270,7 +300,8 @@ impl Accounts {
 
 #[cfg(test)]
 mod tests {
-    use super::{Accounts, Answer, LISTS_MAX, REFUSALS_MAX, TOTAL_MAX, UNREAD_MAX, Verdict, Whom};
+    use super::{Accounts, Answer, LISTS_MAX, Question, REFUSALS_MAX, TOTAL_MAX, UNREAD_MAX, Verdict, Whom};
+    use crate::bus::statistics::Dialect;
 
     const MIB: usize = 1 << 20;
 
@@ -278,9 +309,14 @@ mod tests {
         Answer::Holds { of_theirs: bytes, for_them: bytes }
     }
 
+    fn ask(accounts: &mut Accounts, serial: u32, whom: Whom) {
+        let dialect = accounts.dialect();
+        accounts.asking(serial, Question { whom, dialect });
+    }
+
     fn answer_all(accounts: &mut Accounts, about: &str, held: u64) {
         for (serial, whom) in accounts.questions(about).into_iter().enumerate() {
-            accounts.asking(serial as u32, whom);
+            ask(accounts, serial as u32, whom);
             accounts.told(serial as u32, holds(held));
         }
     }
@@ -291,7 +327,7 @@ mod tests {
         for serial in 0..10_000 {
             assert_eq!(accounts.verdict(":1.1"), (Verdict::Admitted, None));
             for whom in accounts.sent(Some(":1.1"), MIB / 7) {
-                accounts.asking(serial, whom);
+                ask(&mut accounts, serial, whom);
                 accounts.told(serial, holds(0));
             }
         }
@@ -302,7 +338,7 @@ mod tests {
         let mut accounts = Accounts::default();
         let asked: Vec<_> = (0..18).flat_map(|_| accounts.sent(Some(":1.1"), MIB)).collect();
         assert_eq!(asked, [Whom::Caller(":1.1".to_owned()), Whom::Ourselves]);
-        accounts.asking(7, asked[0].clone());
+        ask(&mut accounts, 7, asked[0].clone());
         // Not asked twice.
         assert_eq!(accounts.verdict(":1.1"), (Verdict::Refused, None));
         accounts.told(7, holds(UNREAD_MAX + 1));
@@ -313,7 +349,7 @@ mod tests {
             assert_eq!(accounts.verdict(":1.1").0, Verdict::Refused);
         }
         assert_eq!(accounts.verdict(":1.1").0, Verdict::Ignored);
-        accounts.asking(8, whom.unwrap());
+        ask(&mut accounts, 8, whom.unwrap());
         // Sent after the question, so the answer does not tell of it.
         accounts.sent(Some(":1.1"), 100);
         accounts.told(8, holds(0));
@@ -328,7 +364,7 @@ mod tests {
         for _ in 0..10 {
             assert!(accounts.list_fits(":1.1", 40 * MIB));
             for (serial, whom) in accounts.sent(Some(":1.1"), 40 * MIB).into_iter().enumerate() {
-                accounts.asking(serial as u32, whom);
+                ask(&mut accounts, serial as u32, whom);
                 accounts.told(serial as u32, holds(40 * MIB as u64));
             }
             assert_eq!(accounts.verdict(":1.1").0, Verdict::Admitted);
@@ -344,7 +380,7 @@ mod tests {
         let mut accounts = Accounts::default();
         for number in 0..10 {
             for (serial, whom) in accounts.sent(Some(&format!(":1.{number}")), 10 * MIB).into_iter().enumerate() {
-                accounts.asking(serial as u32, whom);
+                ask(&mut accounts, serial as u32, whom);
                 accounts.told(serial as u32, Answer::Failed);
             }
         }
@@ -373,12 +409,24 @@ mod tests {
         assert!(accounts.list_wanted(":1.1"));
     }
 
+    /// It is asked in all the ways that there are.
     #[test]
     fn bus_that_does_not_tell_sets_no_limit() {
         let mut accounts = Accounts::default();
-        let asked = accounts.sent(Some(":1.1"), 200 * MIB);
-        accounts.asking(1, asked[0].clone());
-        accounts.told(1, Answer::Silence);
+        accounts.sent(Some(":1.1"), 200 * MIB);
+        let mut dialects = Vec::new();
+        for serial in 0..2 {
+            assert_eq!(accounts.verdict(":1.1").0, Verdict::Refused);
+            dialects.push(accounts.dialect());
+            accounts.questions(":1.1");
+            ask(&mut accounts, serial, Whom::Ourselves);
+            ask(&mut accounts, 10 + serial, Whom::Caller(":1.1".to_owned()));
+            accounts.told(serial, Answer::Silence);
+            assert!(accounts.is_asking(":1.1") || serial == 1);
+            // Asked in the same words as the first: it says nothing of other words.
+            accounts.told(10 + serial, Answer::Silence);
+        }
+        assert_eq!(dialects, [Dialect::Connection, Dialect::Peers]);
         assert_eq!(accounts.verdict(":1.1"), (Verdict::Admitted, None));
         assert!(accounts.list_fits(":1.1", MIB) && !accounts.is_asking(":1.1"));
     }
@@ -390,7 +438,7 @@ mod tests {
             accounts.sent(Some(&format!(":1.{number}")), 1000);
         }
         assert!(accounts.callers.len() <= super::CALLERS_MAX);
-        accounts.asking(1, Whom::Caller(":1.99999".to_owned()));
+        ask(&mut accounts, 1, Whom::Caller(":1.99999".to_owned()));
         accounts.told(1, Answer::Gone);
         assert!(!accounts.callers.contains_key(":1.99999"));
     }

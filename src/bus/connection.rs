@@ -19,8 +19,7 @@ use std::{
 };
 
 use dbus::{
-    Message, MessageType,
-    arg::{PropMap, prop_cast},
+    Message,
     channel::{BusType, Channel},
 };
 use parking_lot::{Condvar, Mutex};
@@ -28,7 +27,7 @@ use threads::wake::{PollFd, PollFlags, Waker, poll};
 
 use crate::bus::{
     Error,
-    accounts::{Accounts, Answer, Verdict, Whom},
+    accounts::{Accounts, Question, Verdict, Whom},
     job::Caller,
     message::{self, BUS, Envelope, NotAMessage, Outgoing},
     outlet::{Outlet, Part, Sent},
@@ -122,13 +121,14 @@ impl Connection {
                 Whom::Ourselves => self.channel.unique_name().unwrap_or_default(),
                 Whom::Caller(name) => name,
             };
-            let body = Body::of(&[Value::str(name)]);
+            let dialect = accounts.dialect();
+            let (member, body) = dialect.question(name);
             let serial = message::next_serial();
-            let envelope = Envelope::ToBus { serial, interface: BUS_STATISTICS, member: "GetConnectionStats" };
+            let envelope = Envelope::ToBus { serial, interface: BUS_STATISTICS, member };
             match message::message(envelope, &body.signature, &body.bytes) {
                 Ok(question) => {
                     self.put(question.parts);
-                    accounts.asking(serial, whom);
+                    accounts.asking(serial, Question { whom, dialect });
                 }
                 Err(error) => log::error!("{error}"),
             }
@@ -138,23 +138,8 @@ impl Connection {
     /// Takes the answer of the bus to such a question. Anybody may send us answers; only those of the bus count.
     pub fn take_answer(&self, message: &Message) {
         let (Some(serial), Some(BUS)) = (message.get_reply_serial(), message.sender().as_deref()) else { return };
-        let bytes = |map: &PropMap, key: &str| prop_cast::<u32>(map, key).map(|bytes| u64::from(*bytes));
-        let answer = match (message.msg_type(), message.get1::<PropMap>()) {
-            (MessageType::MethodReturn, Some(map)) => {
-                match (bytes(&map, "IncomingBytes"), bytes(&map, "OutgoingBytes")) {
-                    (Some(of_theirs), Some(for_them)) => Answer::Holds { of_theirs, for_them },
-                    _ => Answer::Silence,
-                }
-            }
-            (MessageType::MethodReturn, None) => Answer::Silence,
-            _ => match error_name(message).as_deref() {
-                Some("org.freedesktop.DBus.Error.NameHasNoOwner") => Answer::Gone,
-                Some("org.freedesktop.DBus.Error.LimitsExceeded" | "org.freedesktop.DBus.Error.NoMemory") => {
-                    Answer::Failed
-                }
-                _ => Answer::Silence,
-            },
-        };
+        let Some(Question { whom, dialect }) = self.accounts.lock().question(serial) else { return };
+        let answer = dialect.answer(message, &whom);
         self.accounts.lock().told(serial, answer);
         self.told.notify_all();
     }
@@ -182,8 +167,9 @@ impl Connection {
     pub fn list_fits(&self, caller: &Caller, bytes: usize) -> bool {
         let deadline = Instant::now() + BUS_CALL_LIMIT;
         let mut accounts = self.accounts.lock();
-        // An answer that is under way may be older than what the caller has read since; the second is not.
-        for _ in 0..2 {
+        // An answer that is under way may be older than what the caller has read since, and a question may have to be put in
+        // other words; the third answer is neither.
+        for _ in 0..3 {
             if accounts.list_fits(&caller.name, bytes) {
                 return true;
             }
@@ -302,10 +288,4 @@ fn is_answer(message: &Message, serial: u32) -> bool {
 
 fn text(error: &dbus::Error) -> String {
     error.message().unwrap_or("no reason given").to_owned()
-}
-
-/// The name of an error. The crate gives it only by turning a message into an error.
-fn error_name(message: &Message) -> Option<String> {
-    let error = message.duplicate().ok()?.as_result().err()?;
-    Some(error.name()?.to_owned())
 }

@@ -33,6 +33,7 @@ pub mod policy;
 mod properties;
 mod reader;
 mod report;
+mod statistics;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -350,11 +350,54 @@ pub struct Registry {
     sets: BTreeMap<PoolUuid, DeviceSet>,
     /// Devices of running pools: whose they are.
     running: HashMap<PathBuf, (PoolUuid, DevUuid)>,
+    turns: Turns,
     version: u64,
     changed: bool,
 }
 
+/// When pools came to run and ceased to. What was read of the devices of one before is out of date: it may say of a pool
+/// that a user has stopped that it is to run.
+#[derive(Debug, Default)]
+struct Turns {
+    count: u64,
+    last: HashMap<PoolUuid, u64>,
+    /// The newest of those that have been forgotten.
+    forgotten: u64,
+}
+
+/// A moment, to ask what has happened since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u64);
+
+impl Turns {
+    /// Pools of which it is known when they turned. A moment that counts is seconds old, and no more turn in that time.
+    const KNOWN_MAX: usize = 4096;
+
+    fn note(&mut self, pool: PoolUuid) {
+        self.count += 1;
+        self.last.insert(pool, self.count);
+        if self.last.len() > Turns::KNOWN_MAX {
+            self.forgotten = self.count - Turns::KNOWN_MAX as u64 / 2;
+            self.last.retain(|_, turn| *turn > self.forgotten);
+        }
+    }
+
+    fn any_since(&self, pool: PoolUuid, since: Moment) -> bool {
+        self.last.get(&pool).copied().unwrap_or(self.forgotten) > since.0
+    }
+}
+
 impl Registry {
+    /// Now.
+    pub fn moment(&self) -> Moment {
+        Moment(self.turns.count)
+    }
+
+    /// Whether the pool has come to run, or ceased to, since that moment.
+    pub fn has_turned(&self, pool: PoolUuid, since: Moment) -> bool {
+        self.turns.any_since(pool, since)
+    }
+
     /// Adds a device to its pool's set; what was known of another pool at its path is past.
     pub fn add(&mut self, seen: Seen) {
         let (pool, path) = (seen.pool(), &seen.device().path);
@@ -398,11 +441,18 @@ impl Registry {
         }
     }
 
-    /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found.
-    pub fn replace(&mut self, seen: Vec<Seen>) {
-        let known = std::mem::take(&mut self.sets);
+    /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found that was begun
+    /// at a moment. Of pools that have turned since, what is known is newer.
+    pub fn replace(&mut self, seen: Vec<Seen>, since: Moment) {
+        let (newer, known) =
+            std::mem::take(&mut self.sets).into_iter().partition(|(pool, _)| self.has_turned(*pool, since));
+        let known: BTreeMap<PoolUuid, DeviceSet> = known;
+        self.sets = newer;
         for seen in seen {
             let pool = seen.pool();
+            if self.has_turned(pool, since) {
+                continue;
+            }
             let partial = known.get(&pool).is_some_and(|set| set.partial);
             self.sets.entry(pool).or_insert_with(|| DeviceSet { partial, ..DeviceSet::default() }).add(seen);
         }
@@ -470,6 +520,7 @@ impl Registry {
 
     /// Notes the devices of a pool that runs now; nothing else is known of them any more.
     pub fn note_running(&mut self, pool: PoolUuid, devices: impl IntoIterator<Item = (PathBuf, DevUuid)>) {
+        self.turns.note(pool);
         self.take(pool);
         for (path, device) in devices {
             if self.sets.values().any(|set| set.outer_paths().any(|(known, _)| known == path)) {
@@ -482,6 +533,7 @@ impl Registry {
 
     /// The pool does not run any more.
     pub fn note_ended(&mut self, pool: PoolUuid) {
+        self.turns.note(pool);
         self.running.retain(|_, (of, _)| *of != pool);
     }
 

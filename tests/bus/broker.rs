@@ -16,10 +16,11 @@ use std::{
 
 use dbus::{Message, Path as ObjectPath, arg::Variant, channel::Channel};
 
-use crate::rig::{LIMIT, command};
+use crate::rig::{LIMIT, Limits, command};
 
-/// What the launcher of a system gives it by default: bytes, descriptors and match rules of each user.
-const SYSTEM_LIMITS: [&str; 6] = ["--max-bytes", "536870912", "--max-fds", "4096", "--max-matches", "131072"];
+/// What the launcher of a system gives it by default for each user.
+const BYTES_MAX: u32 = 512 << 20;
+const OTHER_LIMITS: [&str; 4] = ["--max-fds", "4096", "--max-matches", "131072"];
 const INTERFACE: &str = "org.bus1.DBus.Broker";
 const PATH: &str = "/org/bus1/DBus/Broker";
 /// The user of a batch of rules that holds for everybody.
@@ -36,7 +37,7 @@ type Batch = (bool, u64, Vec<Own>, Vec<Transmit>, Vec<Transmit>);
 type Policy = (Vec<(u32, Batch)>, Vec<(bool, u32, u32, Batch)>, Vec<(String, String)>, bool, &'static str);
 
 /// Starts one that listens at a socket and lets everybody do everything, until the controller's channel is dropped.
-pub fn start(socket: &Path, directory: &Path) -> (Child, Channel) {
+pub fn start(socket: &Path, directory: &Path, limits: Limits) -> (Child, Channel) {
     // libdbus connects to addresses only, so the controller's pair of sockets is made by connecting to one.
     let meeting = directory.join("controller");
     let listener = UnixListener::bind(&meeting).unwrap();
@@ -44,7 +45,8 @@ pub fn start(socket: &Path, directory: &Path) -> (Child, Channel) {
     let (theirs, _): (UnixStream, _) = listener.accept().unwrap();
     let child = command("dbus-broker")
         .args(["--controller", "0", "--machine-id", &"0".repeat(32)])
-        .args(SYSTEM_LIMITS)
+        .args(["--max-bytes", &limits.held_bytes.unwrap_or(BYTES_MAX).to_string()])
+        .args(OTHER_LIMITS)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stderr(Stdio::null())
         .spawn()

@@ -56,6 +56,15 @@ impl Program {
     }
 }
 
+/// What is set otherwise than on a system bus.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Longest message. dbus-broker has only that of the specification.
+    pub message_bytes: Option<u32>,
+    /// What the bus holds because somebody does not read: dbus-daemon for each that sends, dbus-broker for each user.
+    pub held_bytes: Option<u32>,
+}
+
 /// A bus of our own, with the limits of a system bus. Everybody may do everything on it.
 pub struct Bus {
     /// Where clients connect.
@@ -69,22 +78,22 @@ pub struct Bus {
 impl Bus {
     /// Starts the one that the environment names.
     pub fn start() -> Bus {
-        Bus::with_limits("")
+        Bus::with_limits(Limits::default())
     }
 
-    /// The same with `<limit>` elements in the configuration of the reference bus.
-    pub fn with_limits(limits: &str) -> Bus {
+    /// The same with other limits.
+    pub fn with_limits(limits: Limits) -> Bus {
         Bus::of(Program::of_environment(), limits)
     }
 
-    /// Starts one of these, with `<limit>` elements in the configuration of the reference bus.
-    pub fn of(program: Program, limits: &str) -> Bus {
+    /// Starts one of these.
+    pub fn of(program: Program, limits: Limits) -> Bus {
         match program {
             Program::Daemon => Bus::reference(limits),
             Program::Broker => {
                 let directory = TempDir::new().unwrap();
                 let socket = directory.path().join("socket");
-                let (child, controller) = broker::start(&socket, directory.path());
+                let (child, controller) = broker::start(&socket, directory.path(), limits);
                 Bus {
                     address: format!("unix:path={}", socket.display()),
                     program,
@@ -96,8 +105,11 @@ impl Bus {
         }
     }
 
-    fn reference(limits: &str) -> Bus {
+    fn reference(limits: Limits) -> Bus {
         let directory = TempDir::new().unwrap();
+        let named = [("max_message_size", limits.message_bytes), ("max_incoming_bytes", limits.held_bytes)];
+        let limit = |(name, bytes): (&str, Option<u32>)| Some(format!(r#"<limit name="{name}">{}</limit>"#, bytes?));
+        let limits: String = named.into_iter().filter_map(limit).collect();
         let path = |name: &str| directory.path().join(name).display().to_string();
         let config = format!(
             r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"

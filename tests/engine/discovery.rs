@@ -4,10 +4,17 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use stratisd::{
-    engine::{Error, dm_names::Role, metadata::MetadataVersion, ops, units::Sectors},
+    engine::{
+        Engine, Error,
+        dm_names::Role,
+        metadata::MetadataVersion,
+        ops,
+        request::{Next, PoolRef},
+        units::Sectors,
+    },
     platform::{
-        DeviceEvents, Platform,
-        sim::{Call, Sim},
+        DeviceAction, DeviceEvent, DeviceEvents, Platform,
+        sim::{Call, Sim, Step},
     },
     view::{Availability, Stopped},
 };
@@ -145,11 +152,7 @@ fn a_device_that_goes_during_set_up_is_forgotten() {
     scheduler.step();
     scheduler.bench.sim.pull_disk(path("/dev/b")).unwrap();
     let mut bench = {
-        let gone = stratisd::platform::DeviceEvent {
-            action: stratisd::platform::DeviceAction::Remove,
-            path: "/dev/b".into(),
-            device: None,
-        };
+        let gone = DeviceEvent { action: DeviceAction::Remove, path: "/dev/b".into(), device: None };
         scheduler.begin("remove", ops::device_event(gone));
         scheduler.finish();
         scheduler.bench
@@ -578,4 +581,59 @@ fn a_pool_with_mixed_sectors_runs_and_is_not_changed() {
         assert!(error.sentence().contains("sectors"), "{}", error.sentence());
     }
     assert!(bench.run(ops::destroy_pool(bench.id("p"))).unwrap(), "it may still be destroyed");
+}
+
+/// Found by the history checker: an event whose device had been read before its pool came to run and was stopped again took the
+/// pool for one that is to run. A new look at everything made the same mistake.
+#[test]
+fn what_was_read_before_a_stop_does_not_undo_it() {
+    let prepared = || {
+        let mut bench = Bench::start(Sim::builder().record().build());
+        bench.create_pool("p", &["/dev/a"]).unwrap();
+        reboot(&bench.sim);
+        Bench::without_discovery(bench.sim)
+    };
+    let event = |bench: &Bench| DeviceEvent {
+        action: DeviceAction::Change,
+        path: "/dev/a".into(),
+        device: Some(bench.sim.find_device(path("/dev/a")).unwrap()),
+    };
+    let look = |engine: &Engine, event: Option<DeviceEvent>| match event {
+        Some(event) => match ops::device_event(event) {
+            Next::Act(step) => vec![step(engine)],
+            _ => panic!("an event is read without a lock"),
+        },
+        None => ops::discover(engine).unwrap(),
+    };
+    for by_event in [true, false] {
+        let bench = prepared();
+        let steps = bench.sim.trace().len();
+        let _ = look(&bench.engine, by_event.then(|| event(&bench)));
+        let is_read = |step: &&Step| step.call == Call::Read && step.subject.contains("/dev/a");
+        let reads = bench.sim.trace()[steps..].iter().filter(is_read).count();
+        assert!(reads > 1, "{reads}");
+        for read in 0..reads {
+            let mut bench = prepared();
+            let about = by_event.then(|| event(&bench));
+            let gate = bench.sim.delay_after(Call::Read, "/dev/a", read);
+            let Bench { engine, pools, .. } = &mut bench;
+            let chains = std::thread::scope(|scope| {
+                let engine = &*engine;
+                let looking = scope.spawn(move || look(engine, about));
+                assert!(gate.wait_for(1, std::time::Duration::from_secs(120)));
+                for chain in ops::discover(engine).unwrap() {
+                    pools.run(engine, chain);
+                }
+                pools.run(engine, ops::stop_pool(PoolRef::Name(name("p")))).unwrap();
+                gate.open();
+                looking.join().unwrap()
+            });
+            for chain in chains {
+                bench.run(chain);
+            }
+            assert_eq!(bench.names(), Vec::<String>::new(), "by event: {by_event}, read {read} of {reads}");
+            assert!(bench.stopped_pool("p").is_some(), "by event: {by_event}, read {read} of {reads}");
+            assert!(bench.start_pool("p").unwrap());
+        }
+    }
 }

@@ -30,8 +30,9 @@ use crate::{
 /// # Errors
 /// When the devices cannot be listed.
 pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
+    let since = engine.registry().moment();
     let found = look_around(engine)?;
-    engine.registry().replace(found);
+    engine.registry().replace(found, since);
     let mut pools = engine.registry().pools();
     // Of two pools of one name the one that is up already goes on.
     pools.sort_by_key(|pool| !setup::partly_up(engine.platform(), *pool));
@@ -122,7 +123,10 @@ pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>
 /// Takes note of an event of a block device; sets up a pool that it completes.
 pub fn device_event(event: DeviceEvent) -> Next<()> {
     Next::act(move |engine| {
-        let member = engine.registry().running_member(&event.path);
+        let (member, since) = {
+            let registry = engine.registry();
+            (registry.running_member(&event.path), registry.moment())
+        };
         if let Some((pool, device)) = member {
             return match (event.action, event.device) {
                 (DeviceAction::Add | DeviceAction::Change, Some(found)) => note_size(pool, device, found),
@@ -138,16 +142,18 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
         match found {
             Some(seen) => {
                 let pool = seen.pool();
+                let again = DeviceEvent { device: Some(seen.device().clone()), ..event };
                 // Devices that join a running pool in containers of their own are known by these only.
                 if is_in_the_making(engine, &seen) || engine.claims().is_claimed(&Key::Growth(pool)) {
                     // It is being set up or initialized: what this event means can be told when that is done.
-                    let again = DeviceEvent { device: Some(seen.device().clone()), ..event };
                     return Next::Parked(Box::new(device_event(again)));
                 }
-                // Who wrote the header has given its claim back, and may have set the pool running in between.
                 let mut registry = engine.registry();
-                if registry.running_member(&event.path).is_some() {
-                    return Next::Done(());
+                if registry.has_turned(pool, since) {
+                    // What was read may be from before: of a pool that was made and stopped in between it would say that it is
+                    // to run, or that its creation was never completed.
+                    drop(registry);
+                    return device_event(again);
                 }
                 registry.add(seen);
                 drop(registry);

@@ -13,7 +13,7 @@
 //! - A planned end of the process strikes before the effect of its step. From then on every call fails and has no effect,
 //!   not even that of tidying up after itself, until [`Faults::clear`]: that is when another process begins.
 //! - A planned panic strikes before the effect of its step, as a defect of the caller would.
-//! - A closed gate holds calls of one kind before their effect. No lock is held meanwhile.
+//! - A closed gate holds calls of one kind before their effect, or one of them after it. No lock is held meanwhile.
 //!
 //! Knows nothing of disks and devices: it counts, decides and waits.
 
@@ -25,7 +25,7 @@ use std::{
 };
 
 use nix::libc;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Sim;
 use crate::platform::{Error, Program, Result};
@@ -255,7 +255,15 @@ struct GateState {
     call: Call,
     /// Only calls whose subject contains this.
     subject: String,
+    /// Only that many calls after the next, and after its effect.
+    after: Option<usize>,
     inner: Mutex<GateInner>,
+}
+
+impl GateState {
+    fn is_for(&self, call: Call, subject: &str) -> bool {
+        self.call == call && subject.contains(&self.subject) && !self.inner.lock().open
+    }
 }
 
 #[derive(Default)]
@@ -263,6 +271,8 @@ struct GateInner {
     open: bool,
     waiting: usize,
     arrived: usize,
+    /// Calls that it was not for because it is for a later one.
+    passed: usize,
 }
 
 /// Counts steps and decides what becomes of each.
@@ -298,23 +308,10 @@ impl Control {
             return Err(Error::PowerCut);
         }
         let boot = state.boot;
-        let matching = |state: &State| {
-            state.gates.iter().find(|g| g.call == call && subject.contains(&g.subject) && !g.inner.lock().open).cloned()
-        };
+        let matching =
+            |state: &State| state.gates.iter().find(|g| g.after.is_none() && g.is_for(call, subject)).cloned();
         while let Some(gate) = matching(&state) {
-            {
-                let mut inner = gate.inner.lock();
-                inner.waiting += 1;
-                inner.arrived += 1;
-            }
-            self.changed.notify_all();
-            while !gate.inner.lock().open && !state.off && state.boot == boot {
-                self.changed.wait(&mut state);
-            }
-            gate.inner.lock().waiting -= 1;
-            if state.off || state.boot != boot {
-                return Err(Error::PowerCut);
-            }
+            self.wait_at(&gate, &mut state)?;
         }
         let Slow { each, part } = &self.slow;
         let is_slow = !each.is_zero()
@@ -355,6 +352,37 @@ impl Control {
         }
     }
 
+    fn wait_at(&self, gate: &GateState, state: &mut MutexGuard<'_, State>) -> Result<()> {
+        let boot = state.boot;
+        {
+            let mut inner = gate.inner.lock();
+            inner.waiting += 1;
+            inner.arrived += 1;
+        }
+        self.changed.notify_all();
+        while !gate.inner.lock().open && !state.off && state.boot == boot {
+            self.changed.wait(state);
+        }
+        gate.inner.lock().waiting -= 1;
+        match state.off || state.boot != boot {
+            true => Err(Error::PowerCut),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits at gates for calls that have had their effect.
+    pub(super) fn end(&self, call: Call, subject: &str) -> Result<()> {
+        let mut state = self.state.lock();
+        let is_here = |gate: &Arc<GateState>| {
+            let mut inner = gate.inner.lock();
+            inner.passed += 1;
+            gate.after.is_some_and(|after| inner.passed == after + 1)
+        };
+        let after = |gate: &&Arc<GateState>| gate.after.is_some() && gate.is_for(call, subject);
+        let held: Vec<_> = state.gates.iter().filter(after).filter(|gate| is_here(gate)).cloned().collect();
+        held.iter().try_for_each(|gate| self.wait_at(gate, &mut state))
+    }
+
     pub(super) fn steps(&self) -> u64 {
         self.state.lock().steps
     }
@@ -382,8 +410,8 @@ impl Control {
         self.changed.notify_all();
     }
 
-    pub(super) fn close_gate(self: &Arc<Self>, call: Call, subject: &str) -> Gate {
-        let state = Arc::new(GateState { call, subject: subject.to_owned(), inner: Mutex::default() });
+    pub(super) fn close_gate(self: &Arc<Self>, call: Call, subject: &str, after: Option<usize>) -> Gate {
+        let state = Arc::new(GateState { call, subject: subject.to_owned(), after, inner: Mutex::default() });
         self.state.lock().gates.push(Arc::clone(&state));
         Gate { control: Arc::clone(self), state }
     }

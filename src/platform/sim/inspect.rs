@@ -88,7 +88,12 @@ impl Sim {
 
     /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.
     pub fn delay(&self, call: Call, subject: &str) -> Gate {
-        self.0.control.close_gate(call, subject)
+        self.0.control.close_gate(call, subject, None)
+    }
+
+    /// Closes a gate for one such call, `later` of them after the next, which waits there when it has had its effect.
+    pub fn delay_after(&self, call: Call, subject: &str, later: usize) -> Gate {
+        self.0.control.close_gate(call, subject, Some(later))
     }
 
     /// The process that uses the machine ends, and with it its own keyring. What it has set up stays.

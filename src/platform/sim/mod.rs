@@ -117,7 +117,11 @@ impl Sim {
             self.takes_long();
         }
         match self.0.control.begin(call, subject)? {
-            Verdict::Do => effect(),
+            Verdict::Do => {
+                let done = effect()?;
+                self.0.control.end(call, subject)?;
+                Ok(done)
+            }
             Verdict::DoThenFail(error) => effect().and(Err(error)),
             Verdict::CutPower => {
                 self.cut_power();

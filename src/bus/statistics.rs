@@ -1,0 +1,106 @@
+//! What the bus says of what it holds (`org.freedesktop.DBus.Debug.Stats`, which root may ask on a system bus), in the two
+//! ways in which the buses in use say it.
+//!
+//! Pure: sends nothing. A text of the bus that is none of these is [`Answer::Silence`].
+
+use std::collections::HashMap;
+
+use dbus::{
+    Message, MessageType,
+    arg::{ArgType, PropMap, Variant, prop_cast},
+};
+
+use crate::bus::{
+    accounts::{Answer, Whom},
+    wire::{Body, Value},
+};
+
+/// How a bus is asked.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// dbus-daemon: one connection at a time; `IncomingBytes` are messages that it has sent, `OutgoingBytes` messages to it.
+    /// Tried first.
+    #[default]
+    Connection,
+    /// dbus-broker: all connections at once, in an entry of its own; `OutgoingBytes` of a peer wait for it to read. By
+    /// whom they were sent is not told.
+    Peers,
+}
+
+/// dbus-broker's entry: `a(sa{sv}a{su})`, name, credentials, figures of each connection.
+const PEERS: &str = "org.bus1.DBus.Debug.Stats.PeerAccounting";
+/// Name, credentials, figures.
+type Peer<'a> = (&'a str, PropMap, HashMap<&'a str, u32>);
+
+impl Dialect {
+    /// What is tried when a bus does not know this one.
+    pub fn next(self) -> Option<Dialect> {
+        match self {
+            Dialect::Connection => Some(Dialect::Peers),
+            Dialect::Peers => None,
+        }
+    }
+
+    /// The method and its arguments that ask about a connection.
+    pub fn question(self, name: &str) -> (&'static str, Body) {
+        match self {
+            Dialect::Connection => ("GetConnectionStats", Body::of(&[Value::str(name)])),
+            Dialect::Peers => ("GetStats", Body::empty()),
+        }
+    }
+
+    /// What a reply says about it.
+    pub fn answer(self, reply: &Message, whom: &Whom) -> Answer {
+        match reply.msg_type() {
+            MessageType::MethodReturn => match self {
+                Dialect::Connection => of_connection(reply),
+                Dialect::Peers => of_peers(reply, whom),
+            }
+            .unwrap_or(Answer::Silence),
+            _ => match error_name(reply).as_deref() {
+                Some("org.freedesktop.DBus.Error.NameHasNoOwner") => Answer::Gone,
+                Some("org.freedesktop.DBus.Error.LimitsExceeded" | "org.freedesktop.DBus.Error.NoMemory") => {
+                    Answer::Failed
+                }
+                _ => Answer::Silence,
+            },
+        }
+    }
+}
+
+fn of_connection(reply: &Message) -> Option<Answer> {
+    let map: PropMap = reply.get1()?;
+    let bytes = |key: &str| prop_cast::<u32>(&map, key).map(|bytes| u64::from(*bytes));
+    Some(Answer::Holds { of_theirs: bytes("IncomingBytes")?, for_them: bytes("OutgoingBytes")? })
+}
+
+fn of_peers(reply: &Message, whom: &Whom) -> Option<Answer> {
+    let mut entries = reply.iter_init().recurse(ArgType::Array)?;
+    while let Some(mut entry) = entries.recurse(ArgType::DictEntry) {
+        if entry.get::<&str>()? != PEERS {
+            entries.next();
+            continue;
+        }
+        entry.next();
+        let Variant(peers) = entry.get::<Variant<Vec<Peer<'_>>>>()?;
+        let mut held = peers.iter().map(|(name, _, figures)| (*name, figures.get("OutgoingBytes").copied()));
+        return match whom {
+            Whom::Caller(caller) => match held.find(|(name, _)| name == caller) {
+                Some((_, bytes)) => bytes.map(|bytes| Answer::Holds { of_theirs: 0, for_them: bytes.into() }),
+                None => Some(Answer::Gone),
+            },
+            // What others have sent is among it; it fills the same store.
+            Whom::Ourselves => {
+                let all: Option<u64> = held.map(|(_, bytes)| bytes.map(u64::from)).sum();
+                all.map(|of_theirs| Answer::Holds { of_theirs, for_them: 0 })
+            }
+        };
+    }
+    None
+}
+
+/// The name of an error. The crate gives it only by turning a message into an error.
+fn error_name(message: &Message) -> Option<String> {
+    let error = message.duplicate().ok()?.as_result().err()?;
+    Some(error.name()?.to_owned())
+}
