@@ -50,7 +50,7 @@ pub fn start(socket: &Path, directory: &Path, limits: Limits) -> (Child, Channel
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stderr(Stdio::null())
         .spawn()
-        .expect("dbus-broker is installed (scripts/setup tests)");
+        .expect("dbus-broker is on the PATH; scripts/test-broker fetches it");
 
     // Descriptors can be sent when both have said that they do that, which is before the first answer; what it says is the same.
     let hello = Message::new_method_call(INTERFACE, PATH, INTERFACE, "Hello").unwrap();

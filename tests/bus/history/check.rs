@@ -250,7 +250,10 @@ struct Story {
     claims: Vec<usize>,
     added: HashMap<String, usize>,
     removed: HashMap<String, usize>,
+    /// By the UUID of the object and the label.
     labelled: HashMap<(String, String), usize>,
+    /// The UUIDs of all objects.
+    uuids: HashMap<String, String>,
 }
 
 impl Story {
@@ -262,6 +265,7 @@ impl Story {
             added: HashMap::new(),
             removed: HashMap::new(),
             labelled: HashMap::new(),
+            uuids: uuids(history),
         };
         let mut labels: HashMap<String, Label> = HashMap::new();
         let mut world = 0;
@@ -285,7 +289,8 @@ impl Story {
                     (path, None)
                 }
                 Event::Labelled(path, new) => {
-                    story.labelled.insert((path.clone(), new.clone()), number);
+                    let uuid = story.uuid(path);
+                    story.labelled.insert((uuid, new.clone()), number);
                     (path, labels.get(path).map(|label| relabelled(label, new)))
                 }
             };
@@ -304,6 +309,10 @@ impl Story {
             story.effects.push(effects);
         }
         story
+    }
+
+    fn uuid(&self, path: &str) -> String {
+        self.uuids.get(path).cloned().unwrap_or_default()
     }
 
     fn register(&mut self, key: Key) -> &mut Register {
@@ -340,8 +349,10 @@ impl Story {
             (What::DestroyPool { objects } | What::StopPool { objects }, Answer::Changed(_)) => {
                 (objects.iter().map(|path| self.removed.get(path).copied()).collect(), Vec::new())
             }
+            // A call is about what its path meant when it came. If the pool is stopped and started before it is carried
+            // out, the object has another path by then.
             (What::Label { path, text }, Answer::Changed(_)) => {
-                (vec![self.labelled.get(&(path.clone(), text.clone())).copied()], Vec::new())
+                (vec![self.labelled.get(&(self.uuid(path), text.clone())).copied()], Vec::new())
             }
             (What::Label { path, text }, Answer::Unchanged) => read(object(path), Seen::Value(Some(text.clone()))),
             // The setting of a property has no other way to refuse than an error.
@@ -375,6 +386,23 @@ impl Story {
             self.register(key).uses.push(Use { begin, end, kind: Kind::Read(seen), about: about() });
         }
     }
+}
+
+/// The UUIDs of all objects that ever were, by their paths.
+fn uuids(history: &History) -> HashMap<String, String> {
+    let mut uuids = HashMap::new();
+    let mut note = |path: &String, interfaces: &Interfaces| {
+        let uuid = interfaces.values().find_map(|properties| properties.get("Uuid"));
+        uuids.insert(path.clone(), uuid.expect("every object has one").clone());
+    };
+    for item in &history.watcher {
+        match item {
+            Item::List(objects) => objects.iter().for_each(|(path, interfaces)| note(path, interfaces)),
+            Item::Signal(Signal::Added(path, interfaces)) => note(path, interfaces),
+            Item::Signal(_) => {}
+        }
+    }
+    uuids
 }
 
 impl Register {

@@ -13,6 +13,8 @@ GUEST_SUITE = "bookworm"
 GUEST_PACKAGES = [
     # a system under systemd, with udev and D-Bus
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "procps",
+    # the other system bus; a test goes over to it
+    "dbus-broker",
     # what the daemon runs and links to
     "xfsprogs", "thin-provisioning-tools", "cryptsetup-bin", "dmsetup", "keyutils",
     "clevis", "clevis-luks", "clevis-tpm2", "tpm2-tools", "tang", "jose", "jq", "curl",

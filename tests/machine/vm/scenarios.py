@@ -134,6 +134,8 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys outlive it",
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
+        Scenario("broker", "the system bus is dbus-broker: policy, client, a bus that ends",
+                 [Life(_pytest("test_broker.py"))]),
         Scenario("old-pool", "a pool of metadata version 1",
                  [Life(_pytest("test_old_pool.py"))]),
         Scenario("cache", "a cache begins, grows, stays and goes; a device grows",
