@@ -79,7 +79,7 @@ shuttle-long: ## a million drawn schedules of the lock's scenarios
 	LOCK_ITERATIONS=1000000 $(CARGO) test --locked -p stratis-threads --features shuttle --test shuttle
 
 history-long: ## ten million calls of concurrent clients, recorded and judged (an hour or two; CALLS=number for another)
-	STRATIS_HISTORY_CALLS=$(or $(CALLS),10000000) $(CARGO) test --locked --test bus histories_of -- --nocapture
+	STRATIS_HISTORY_CALLS=$(or $(CALLS),10000000) $(CARGO) test --locked --release --test bus histories_of -- --nocapture
 
 power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away machine
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario power-cut --seeds 1..50
