@@ -69,8 +69,20 @@ pub fn check(history: &History) -> Vec<Violation> {
     for (key, register) in story.registers {
         register.check(&key, &mut found);
     }
-    found.truncate(20);
-    found
+    some_of_each(found)
+}
+
+/// A fault shows many times over, and beside the answers that it leads to what it is must be seen.
+fn some_of_each(found: Vec<Violation>) -> Vec<Violation> {
+    const EACH: usize = 5;
+    let mut some: Vec<Violation> = Vec::new();
+    for violation in found {
+        let kind = std::mem::discriminant(&violation);
+        if some.iter().filter(|known| std::mem::discriminant(*known) == kind).count() < EACH {
+            some.push(violation);
+        }
+    }
+    some
 }
 
 // ---- the watcher ----
