@@ -21,7 +21,7 @@ use crate::{
         pool::Pool,
         request::PoolRef,
     },
-    platform::{BlockDevice, Timestamp},
+    platform::{BlockDevice, DeviceNumber, Timestamp},
     view,
 };
 
@@ -170,8 +170,14 @@ impl DeviceSet {
         self.containers.retain(|_, encased| encased.device.path != path);
     }
 
+    /// The block devices, and what is in containers that are open.
+    pub fn numbers(&self) -> impl Iterator<Item = DeviceNumber> {
+        let areas = self.devices.values().map(|found| found.device.number);
+        areas.chain(self.containers.values().map(|encased| encased.device.number))
+    }
+
     /// Whether nothing is known of it any more.
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.devices.is_empty() && self.containers.is_empty()
     }
 
@@ -442,7 +448,7 @@ impl Registry {
     }
 
     /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found that was begun
-    /// at a moment. Of pools that have turned since, what is known is newer.
+    /// at a moment. Of pools that have turned since, and of devices of running pools, what is known is newer.
     pub fn replace(&mut self, seen: Vec<Seen>, since: Moment) {
         let (newer, known) =
             std::mem::take(&mut self.sets).into_iter().partition(|(pool, _)| self.has_turned(*pool, since));
@@ -450,7 +456,7 @@ impl Registry {
         self.sets = newer;
         for seen in seen {
             let pool = seen.pool();
-            if self.has_turned(pool, since) {
+            if self.has_turned(pool, since) || self.running.contains_key(&seen.device().path) {
                 continue;
             }
             let partial = known.get(&pool).is_some_and(|set| set.partial);

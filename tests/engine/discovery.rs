@@ -20,7 +20,7 @@ use stratisd::{
 };
 
 use crate::{
-    bench::{Bench, GIB, name},
+    bench::{Bench, GIB, Pools, name},
     disks::{self, reboot},
     witness::listen,
 };
@@ -583,16 +583,9 @@ fn a_pool_with_mixed_sectors_runs_and_is_not_changed() {
     assert!(bench.run(ops::destroy_pool(bench.id("p"))).unwrap(), "it may still be destroyed");
 }
 
-/// Found by the history checker: an event whose device had been read before its pool came to run and was stopped again took the
-/// pool for one that is to run. A new look at everything made the same mistake.
-#[test]
-fn what_was_read_before_a_stop_does_not_undo_it() {
-    let prepared = || {
-        let mut bench = Bench::start(Sim::builder().record().build());
-        bench.create_pool("p", &["/dev/a"]).unwrap();
-        reboot(&bench.sim);
-        Bench::without_discovery(bench.sim)
-    };
+/// Looks at `/dev/a`, by an event of it or by a look at everything, and holds the look after each of its reads in turn while
+/// something else is done. `prepare` makes the machine, `judge` is told what it is about.
+fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), judge: fn(Bench, &str)) {
     let event = |bench: &Bench| DeviceEvent {
         action: DeviceAction::Change,
         path: "/dev/a".into(),
@@ -606,14 +599,14 @@ fn what_was_read_before_a_stop_does_not_undo_it() {
         None => ops::discover(engine).unwrap(),
     };
     for by_event in [true, false] {
-        let bench = prepared();
+        let bench = prepare();
         let steps = bench.sim.trace().len();
         let _ = look(&bench.engine, by_event.then(|| event(&bench)));
         let is_read = |step: &&Step| step.call == Call::Read && step.subject.contains("/dev/a");
         let reads = bench.sim.trace()[steps..].iter().filter(is_read).count();
         assert!(reads > 1, "{reads}");
         for read in 0..reads {
-            let mut bench = prepared();
+            let mut bench = prepare();
             let about = by_event.then(|| event(&bench));
             let gate = bench.sim.delay_after(Call::Read, "/dev/a", read);
             let Bench { engine, pools, .. } = &mut bench;
@@ -621,19 +614,65 @@ fn what_was_read_before_a_stop_does_not_undo_it() {
                 let engine = &*engine;
                 let looking = scope.spawn(move || look(engine, about));
                 assert!(gate.wait_for(1, std::time::Duration::from_secs(120)));
-                for chain in ops::discover(engine).unwrap() {
-                    pools.run(engine, chain);
-                }
-                pools.run(engine, ops::stop_pool(PoolRef::Name(name("p")))).unwrap();
+                meanwhile(engine, pools);
                 gate.open();
                 looking.join().unwrap()
             });
             for chain in chains {
                 bench.run(chain);
             }
-            assert_eq!(bench.names(), Vec::<String>::new(), "by event: {by_event}, read {read} of {reads}");
-            assert!(bench.stopped_pool("p").is_some(), "by event: {by_event}, read {read} of {reads}");
-            assert!(bench.start_pool("p").unwrap());
+            judge(bench, &format!("by event: {by_event}, read {read} of {reads}"));
         }
     }
+}
+
+/// A machine with pool `p` on `/dev/a`, with a daemon that has not looked at it.
+fn not_looked_at() -> Bench {
+    let mut bench = Bench::start(Sim::builder().record().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    reboot(&bench.sim);
+    Bench::without_discovery(bench.sim)
+}
+
+/// Found by the history checker: an event whose device had been read before its pool came to run and was stopped again took the
+/// pool for one that is to run. A new look at everything made the same mistake.
+#[test]
+fn what_was_read_before_a_stop_does_not_undo_it() {
+    let stop = |engine: &Engine, pools: &mut Pools| {
+        for chain in ops::discover(engine).unwrap() {
+            pools.run(engine, chain);
+        }
+        pools.run(engine, ops::stop_pool(PoolRef::Name(name("p")))).unwrap();
+    };
+    while_it_is_read(not_looked_at, stop, |mut bench, at| {
+        assert_eq!(bench.names(), Vec::<String>::new(), "{at}");
+        assert!(bench.stopped_pool("p").is_some(), "{at}");
+        assert!(bench.start_pool("p").unwrap());
+    });
+}
+
+/// Found in review: a device that was left over of a pool whose destruction had been cut short was wiped when it had become
+/// another pool's since it was read.
+#[test]
+fn what_was_left_over_when_it_was_read_is_not_wiped_when_it_is_in_use() {
+    let prepare = || {
+        let bench = not_looked_at();
+        disks::change(&bench.sim, "/dev/a", |json| json["destroying"] = true.into());
+        bench
+    };
+    let create = |engine: &Engine, pools: &mut Pools| {
+        let new = ops::NewPool {
+            name: name("new"),
+            integrity: ops::IntegritySpec::default(),
+            devices: vec!["/dev/a".into()],
+            version: MetadataVersion::V2,
+            bindings: Vec::new(),
+        };
+        assert!(pools.run(engine, ops::create_pool(new)).unwrap().is_some());
+    };
+    while_it_is_read(prepare, create, |bench, at| {
+        assert_eq!(bench.names(), ["new"], "{at}");
+        reboot(&bench.sim);
+        assert_eq!(Bench::start(bench.sim).names(), ["new"], "{at}");
+    });
 }

@@ -149,9 +149,9 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
                     return Next::Parked(Box::new(device_event(again)));
                 }
                 let mut registry = engine.registry();
-                if registry.has_turned(pool, since) {
+                if registry.has_turned(pool, since) || registry.running_member(&again.path).is_some() {
                     // What was read may be from before: of a pool that was made and stopped in between it would say that it is
-                    // to run, or that its creation was never completed.
+                    // to run, or that its creation was never completed; and by now the device may be another pool's.
                     drop(registry);
                     return device_event(again);
                 }
@@ -277,9 +277,25 @@ fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
 /// Ends what is left of a pool that is none, or none any more, now that what is in its devices can be seen. Devices that lie
 /// in no containers and never came to hold metadata stay as they are: they can be used anew.
 ///
+/// What is wiped is read once more while nobody else can begin to use it: since it was read it may have become another pool's.
+///
 /// # Errors
 /// If it is such a one, says so; or why some of it is still up.
 pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
+    let ended = match set.verdict() {
+        Verdict::Destroying(_) => Error::Destroyed(uuid),
+        Verdict::NeverCommitted => Error::NoMetadata(uuid),
+        _ => return Ok(()),
+    };
+    // Whoever has claimed one makes something else of it; the others are looked at again with the next event.
+    let Some(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
+    let mut set = set.clone();
+    lifecycle::renew(engine, &mut set)?;
+    if set.is_empty() {
+        engine.registry().take(uuid);
+        return Err(ended);
+    }
+    let set = &set;
     match set.verdict() {
         Verdict::Destroying(metadata) => {
             let platform = engine.platform();

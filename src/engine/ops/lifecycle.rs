@@ -334,7 +334,7 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mu
 }
 
 /// Reads the devices anew: much may have happened to them since the pool was stopped.
-fn renew(engine: &Engine, set: &mut DeviceSet) -> Result<()> {
+pub(super) fn renew(engine: &Engine, set: &mut DeviceSet) -> Result<()> {
     let platform = engine.platform();
     let mut seen = Vec::new();
     for known in set.containers() {
