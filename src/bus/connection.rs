@@ -14,7 +14,7 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -209,12 +209,12 @@ impl Connection {
         early.or_else(|| self.channel.pop_message())
     }
 
-    /// Waits for something to read, for the socket to take what waits, or for the waker; then reads and writes what is
-    /// possible without blocking. Only for the thread that owns reading.
+    /// Waits for something to read, for the socket to take what waits, for the waker, or for one of `others` to be readable;
+    /// then reads and writes what is possible without blocking. Only for the thread that owns reading.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub fn exchange(&self, deadline: Option<Instant>) -> Result<(), Error> {
+    pub fn exchange(&self, deadline: Option<Instant>, others: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let mut wanted = PollFlags::empty();
         if self.outlet.is_waiting() {
             wanted |= PollFlags::OUT;
@@ -223,9 +223,9 @@ impl Connection {
             wanted |= PollFlags::IN;
         }
         {
-            let waker = self.waker.fd();
-            let mut fds =
-                [PollFd::from_borrowed_fd(self.socket.as_fd(), wanted), PollFd::from_borrowed_fd(waker, PollFlags::IN)];
+            let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+            let mut fds = vec![PollFd::from_borrowed_fd(self.socket.as_fd(), wanted), readable(self.waker.fd())];
+            fds.extend(others.iter().map(|fd| readable(*fd)));
             poll(&mut fds, deadline).map_err(Error::Wait)?;
         }
         self.waker.drain();
@@ -268,7 +268,7 @@ impl Connection {
             match self.channel.pop_message() {
                 Some(message) if is_answer(&message, serial) => break message,
                 Some(message) => early.push_back(message),
-                None if Instant::now() < deadline => self.exchange(Some(deadline))?,
+                None if Instant::now() < deadline => self.exchange(Some(deadline), &[])?,
                 None => return Err(refused("the bus does not answer".to_owned())),
             }
         };

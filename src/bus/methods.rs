@@ -56,6 +56,8 @@ pub enum Work {
     Now(Outcome),
     /// The engine.
     Chain(Next<Outcome>),
+    /// The engine, when this can be read, which may be long after the call, or has not been for too long.
+    After(Descriptor, Next<Outcome>),
     /// A text made of the published state and of what is under way.
     Report(fn(&View, &Locks) -> String),
 }
@@ -124,13 +126,14 @@ pub(super) fn set_key(mut call: Call<'_>) -> Handled {
     })())
 }
 
-/// Reads a passphrase and goes on with it. The client may not have written to its descriptor yet, so it is not read where the
-/// calls of others wait.
+/// Reads a passphrase and goes on with it.
 fn with_passphrase(descriptor: Descriptor, follow: impl FnOnce(Secret) -> Next<Outcome> + Send + 'static) -> Work {
-    Work::Chain(Next::act(move |_| match passphrase::read(&descriptor) {
+    let readable = descriptor.clone();
+    let chain = Next::act(move |_| match passphrase::read(&descriptor) {
         Ok(passphrase) => follow(passphrase),
         Err(error) => Next::Done(Outcome::refused(&error)),
-    }))
+    });
+    Work::After(readable, chain)
 }
 
 fn pair(first: bool, second: bool) -> Late<Value> {

@@ -29,6 +29,7 @@ mod methods;
 pub mod outcome;
 mod outlet;
 mod passphrase;
+mod pending;
 pub mod policy;
 mod properties;
 mod reader;

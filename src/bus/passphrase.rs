@@ -1,7 +1,9 @@
 //! Reading a passphrase from a descriptor that a client sent (`spec/dbus/dbus-api.md` §4.1).
 //!
 //! One read of at most 64 bytes, and never to the end of the file: clients keep their end of the pipe open until the call
-//! returns. The bytes are taken as they are, a new line at their end too. Knows nothing of what the passphrase is for.
+//! returns. The bytes are taken as they are, a new line at their end too. A client may send its descriptor before it writes to
+//! it, so the reader of the bus waits, with all else that it waits for, until there is something to read.
+//! Knows nothing of what the passphrase is for.
 
 use std::{
     io,
@@ -9,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
+use rustix::{fs::OFlags, io::Errno};
 use threads::wake::{PollFd, PollFlags, poll};
 use zeroize::Zeroizing;
 
@@ -19,7 +21,7 @@ use crate::{bus::wire::Descriptor, engine::ops::Secret};
 pub const PASSPHRASE_BYTES_MAX: usize = 64;
 
 /// How long to wait for a client that has sent its descriptor before it wrote to it. Clients give up after a minute or two.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Why there is no passphrase.
 #[derive(Debug, thiserror::Error)]
@@ -33,19 +35,27 @@ pub enum PassphraseError {
     Read(#[source] io::Error),
 }
 
-/// Reads a passphrase. May wait for the client, so it is called where waiting holds up nobody else.
+/// Whether a read would not wait: there is something, or its end, or it is nothing to read from.
+pub fn is_ready(descriptor: &Descriptor) -> bool {
+    let fd = descriptor.0.as_fd();
+    let to_write = rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::WRONLY);
+    to_write || readable(descriptor).unwrap_or(true)
+}
+
+fn readable(descriptor: &Descriptor) -> io::Result<bool> {
+    let mut fds = [PollFd::from_borrowed_fd(descriptor.0.as_fd(), PollFlags::IN)];
+    Ok(poll(&mut fds, Some(Instant::now()))? > 0)
+}
+
+/// Reads a passphrase, if there is one now.
 ///
 /// # Errors
-/// If there is more than fits, nothing comes, or the descriptor cannot be read.
+/// If there is more than fits, nothing has come, or the descriptor cannot be read.
 pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
-    let fd = descriptor.0.as_fd();
-    let readable = |deadline: Instant| -> Result<bool, PassphraseError> {
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-        poll(&mut fds, Some(deadline)).map(|count| count > 0).map_err(PassphraseError::Read)
-    };
-    if !readable(Instant::now() + WAIT_MAX)? {
+    if !is_ready(descriptor) {
         return Err(PassphraseError::Nothing);
     }
+    let fd = descriptor.0.as_fd();
     let mut bytes = Zeroizing::new(vec![0; PASSPHRASE_BYTES_MAX]);
     let length = loop {
         match rustix::io::read(fd, &mut bytes[..]) {
@@ -55,7 +65,7 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
         }
     };
     // Full, and still something there (the end of a file or of a closed pipe counts): it may be longer.
-    if length == PASSPHRASE_BYTES_MAX && readable(Instant::now())? {
+    if length == PASSPHRASE_BYTES_MAX && readable(descriptor).map_err(PassphraseError::Read)? {
         return Err(PassphraseError::TooLong);
     }
     bytes.truncate(length);
@@ -89,6 +99,19 @@ mod tests {
         check(b"pass-one", true, true);
         check(b"", true, true);
         check(&[7; 64], false, true);
+    }
+
+    #[test]
+    fn is_not_ready_before_something_is_written_and_nothing_to_read_from_is_an_error_at_once() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let own = |end: OwnedFd| Descriptor(Arc::new(end));
+        let (theirs, ours) = (own(writer.try_clone().unwrap().into()), own(reader.into()));
+        assert!(!is_ready(&ours));
+        assert!(matches!(read(&ours), Err(PassphraseError::Nothing)));
+        assert!(is_ready(&theirs));
+        assert!(matches!(read(&theirs), Err(PassphraseError::Read(_))));
+        writer.write_all(b"key").unwrap();
+        assert!(is_ready(&ours) && read(&ours).unwrap().same(b"key"));
     }
 
     #[test]

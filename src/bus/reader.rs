@@ -4,7 +4,13 @@
 //! A panic in decoding or in a handler is the failure of that call only.
 //! Knows nothing of how jobs are run.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    cell::RefCell,
+    os::fd::{AsFd, BorrowedFd},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Instant,
+};
 
 use dbus::{Message, MessageType};
 use threads::stop::Stop;
@@ -20,9 +26,11 @@ use crate::{
         message::{self, BadArguments},
         methods::{Call, Work},
         outcome::{Answer, Asked, Outcome, error_name},
+        passphrase,
+        pending::{Load, Pending},
         table::{self, Interface, Kind, Member, Row, Subject},
         tree::{self, Object, Published, TOP, Tree},
-        wire::{Body, Marshaller, Value},
+        wire::{Body, Descriptor, Marshaller, Value},
     },
     engine::request::Next,
     view::View,
@@ -74,6 +82,10 @@ impl From<CallError> for Answer {
     }
 }
 
+/// What a caller is told that has asked for more than it may have waiting.
+const PENDING: &str = "too many calls, or calls with too much in them, wait for the engine; wait for their answers before \
+     making more";
+
 /// What a caller is told that has not read what it has got.
 const UNREAD: &str =
     "too much of what was answered to this connection has not been read; read it before asking for more";
@@ -83,11 +95,28 @@ pub(super) enum Response {
     /// It is answered now.
     Answer(Answer),
     /// The engine is needed.
-    Job(Asked, Next<Outcome>),
+    Job(Asked, Task),
     /// A report that tells also of what is under way.
     Report(Asked, fn(&View, &Locks) -> String),
     /// The lister answers it.
     List,
+}
+
+/// What the engine is to do.
+pub(super) struct Task {
+    pub chain: Next<Outcome>,
+    /// It is begun when there is something to read from this.
+    pub after: Option<Descriptor>,
+    /// What it holds meanwhile.
+    pub load: Load,
+}
+
+/// A job whose client has not written its key yet.
+struct Waiting {
+    descriptor: Descriptor,
+    /// Then it is begun all the same, and says that there is nothing.
+    until: Instant,
+    job: Job,
 }
 
 /// The object of a path.
@@ -104,11 +133,13 @@ pub struct Reader {
     connection: Arc<Connection>,
     published: Arc<Published>,
     lists: Lists,
+    pending: Pending,
+    waiting: RefCell<Vec<Waiting>>,
 }
 
 impl Reader {
     pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>, lists: Lists) -> Reader {
-        Reader { connection, published, lists }
+        Reader { connection, published, lists, pending: Pending::default(), waiting: RefCell::default() }
     }
 
     /// Takes the well-known name. To be called when the first view has been published, so that whoever sees the name
@@ -140,10 +171,29 @@ impl Reader {
                 self.take(&message, submit)?;
             }
             if stopping {
+                // Each is refused, and so answered.
+                self.waiting.take().into_iter().for_each(|Waiting { job, .. }| submit.submit(job));
                 return Ok(());
             }
-            self.connection.exchange(None)?;
+            self.exchange()?;
+            self.submit_ready(submit);
         }
+    }
+
+    fn exchange(&self) -> Result<(), Error> {
+        let waiting = self.waiting.borrow();
+        let descriptors: Vec<BorrowedFd<'_>> = waiting.iter().map(|one| one.descriptor.0.as_fd()).collect();
+        self.connection.exchange(waiting.iter().map(|one| one.until).min(), &descriptors)
+    }
+
+    /// Submits the jobs whose keys have come, or have not for too long.
+    fn submit_ready(&self, submit: &dyn Submit) {
+        let now = Instant::now();
+        let waiting = self.waiting.take();
+        let (ready, not_yet): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|one| one.until <= now || passphrase::is_ready(&one.descriptor));
+        self.waiting.replace(not_yet);
+        ready.into_iter().for_each(|Waiting { job, .. }| submit.submit(job));
     }
 
     fn take(&self, message: &Message, submit: &dyn Submit) -> Result<(), Error> {
@@ -204,16 +254,38 @@ impl Reader {
                 self.connection.send(message::answer(&caller, &answer));
             }
             Response::Answer(_) | Response::Report(..) | Response::List => {}
-            Response::Job(asked, chain) => {
-                let for_failure = caller.clone();
+            Response::Job(asked, Task { chain, after, load }) => {
+                let Some(permit) = self.pending.admit(&caller.name, load) else {
+                    let refusal = Answer::Error(error_name::LIMITS_EXCEEDED, PENDING.to_owned());
+                    if wants_reply {
+                        self.connection.send(message::answer(&caller, &refusal));
+                    }
+                    return;
+                };
+                // It counts as long as it can still be answered in one of the two ways.
+                let permit = Arc::new(permit);
+                let (for_failure, permit_of_failure) = (caller.clone(), Arc::clone(&permit));
                 let reply = move |caller, outcome| {
                     wants_reply.then(|| Reply::to(caller, Box::new(move |tree: &Tree| asked.answer(outcome, tree))))
                 };
-                submit.submit(Job {
+                let job = Job {
                     label: asked.label(),
-                    chain: chain.map(move |outcome| reply(caller, outcome)),
-                    on_failure: Box::new(move |failure: Failure| reply(for_failure, asked.failure(failure))),
-                });
+                    chain: chain.map(move |outcome| {
+                        drop(permit);
+                        reply(caller, outcome)
+                    }),
+                    on_failure: Box::new(move |failure: Failure| {
+                        drop(permit_of_failure);
+                        reply(for_failure, asked.failure(failure))
+                    }),
+                };
+                match after {
+                    Some(descriptor) if !passphrase::is_ready(&descriptor) => {
+                        let until = Instant::now() + passphrase::WAIT_MAX;
+                        self.waiting.borrow_mut().push(Waiting { descriptor, until, job });
+                    }
+                    _ => submit.submit(job),
+                }
             }
         }
     }
@@ -262,9 +334,11 @@ fn handle(
         Target::Object(object) => Some(&**object),
         _ => None,
     };
+    let load = Load::of(&arguments);
     Ok(match handler(Call { tree, object, arguments })? {
         Work::Now(outcome) => Response::Answer(asked.answer(outcome, tree)),
-        Work::Chain(chain) => Response::Job(asked, chain),
+        Work::Chain(chain) => Response::Job(asked, Task { chain, after: None, load }),
+        Work::After(descriptor, chain) => Response::Job(asked, Task { chain, after: Some(descriptor), load }),
         Work::Report(report) => Response::Report(asked, report),
     })
 }

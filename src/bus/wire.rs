@@ -63,6 +63,19 @@ impl Value {
         Value::Variant(Box::new(value))
     }
 
+    /// Every value in this one that contains no others.
+    pub fn leaves(&self, leaf: &mut dyn FnMut(&Value)) {
+        match self {
+            Value::Array(_, items) | Value::Struct(items) => items.iter().for_each(|item| item.leaves(leaf)),
+            Value::Dict(_, entries) => entries.iter().for_each(|(key, value)| {
+                key.leaves(leaf);
+                value.leaves(leaf);
+            }),
+            Value::Variant(inner) => inner.leaves(leaf),
+            _ => leaf(self),
+        }
+    }
+
     /// The type.
     pub fn signature(&self) -> String {
         let mut text = String::new();

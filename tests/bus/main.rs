@@ -16,4 +16,5 @@ mod hostile;
 mod load;
 mod rig;
 mod slow;
+mod waiting;
 mod writes;

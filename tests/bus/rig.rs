@@ -236,6 +236,11 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.process.0.id())).unwrap().count()
     }
 
+    /// Tells it to end.
+    pub fn terminate(&self) {
+        assert!(command("kill").arg(self.process.0.id().to_string()).status().unwrap().success());
+    }
+
     /// Whether it still runs.
     pub fn is_up(&mut self) -> bool {
         self.process.0.try_wait().unwrap().is_none()

@@ -312,7 +312,7 @@ fn a_start_with_a_passphrase_reads_it_first() {
         if revision == 9 {
             message.append_all((false,));
         }
-        let Response::Job(_, chain) = respond(&message, &two_pools()).unwrap() else { panic!("no job") };
+        let Response::Job(_, Task { chain, .. }) = respond(&message, &two_pools()).unwrap() else { panic!("no job") };
         match chain {
             Next::Act(read) => (true, read(&engine)),
             next => (false, next),

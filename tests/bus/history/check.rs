@@ -361,11 +361,12 @@ impl Story {
             (What::DestroyPool { objects } | What::StopPool { objects }, Answer::Changed(_)) => {
                 (objects.iter().map(|path| self.removed.get(path).copied()).collect(), Vec::new())
             }
-            // A call is about what its path meant when it came. If the pool is stopped and started before it is carried
-            // out, the object has another path by then.
-            (What::Label { path, text }, Answer::Changed(_)) => {
-                (vec![self.labelled.get(&(self.uuid(path), text.clone())).copied()], Vec::new())
-            }
+            // A call is about what its path meant when it came, so that must have been something then. If the pool is stopped
+            // and started before it is carried out, the object has another path by then.
+            (What::Label { path, text }, Answer::Changed(_)) => (
+                vec![self.labelled.get(&(self.uuid(path), text.clone())).copied()],
+                vec![(object(path), Seen::Something)],
+            ),
             (What::Label { path, text }, Answer::Unchanged) => read(object(path), Seen::Value(Some(text.clone()))),
             // The setting of a property has no other way to refuse than an error.
             (What::Label { path, .. }, Answer::Refused(_)) => read(object(path), gone),

@@ -1,0 +1,179 @@
+//! What calls that wait for the engine hold: the bound on what one client, and all together, can have us keep.
+//!
+//! A call is admitted when it is read and counts until it has been answered or given up. Reads are answered at once and
+//! never counted. Knows nothing of what the calls are.
+
+use std::{
+    collections::HashMap,
+    ops::{AddAssign, SubAssign},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use crate::bus::wire::Value;
+
+/// What calls hold.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// The calls.
+    pub calls: usize,
+    /// Memory of their arguments, roughly.
+    pub bytes: usize,
+    /// Descriptors that came with them.
+    pub descriptors: usize,
+}
+
+/// What one caller may have waiting. One call more than nothing is admitted whatever it holds: it fitted into a message.
+const OF_ONE: Load = Load { calls: 4096, bytes: 16 << 20, descriptors: 16 };
+/// What all may have waiting. Descriptors are far below the 1024 that a service may have by default.
+const OF_ALL: Load = Load { calls: 16384, bytes: 64 << 20, descriptors: 128 };
+
+impl Load {
+    /// Of one call with these arguments.
+    pub fn of(arguments: &[Value]) -> Load {
+        let mut load = Load { calls: 1, ..Load::default() };
+        let mut note = |value: &Value| {
+            load.bytes += size_of::<Value>();
+            match value {
+                Value::Str(text) | Value::Path(text) => load.bytes += text.len(),
+                Value::Descriptor(Some(_)) => load.descriptors += 1,
+                _ => {}
+            }
+        };
+        arguments.iter().for_each(|argument| argument.leaves(&mut note));
+        load
+    }
+
+    fn exceeds(self, limit: Load) -> bool {
+        self.calls > limit.calls || self.bytes > limit.bytes || self.descriptors > limit.descriptors
+    }
+}
+
+impl AddAssign for Load {
+    fn add_assign(&mut self, other: Load) {
+        self.calls += other.calls;
+        self.bytes += other.bytes;
+        self.descriptors += other.descriptors;
+    }
+}
+
+impl SubAssign for Load {
+    fn sub_assign(&mut self, other: Load) {
+        self.calls -= other.calls;
+        self.bytes -= other.bytes;
+        self.descriptors -= other.descriptors;
+    }
+}
+
+/// All calls that wait. Clones are the same.
+#[derive(Debug, Default, Clone)]
+pub struct Pending(Arc<Mutex<Loads>>);
+
+#[derive(Debug, Default)]
+struct Loads {
+    all: Load,
+    /// Of those callers that have any.
+    of_each: HashMap<String, Load>,
+}
+
+/// A call that is admitted; it counts until this is dropped.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped does not count"]
+pub struct Permit {
+    pending: Pending,
+    caller: String,
+    load: Load,
+}
+
+impl Pending {
+    /// Admits a call; `None` if too much waits already.
+    pub fn admit(&self, caller: &str, load: Load) -> Option<Permit> {
+        let mut loads = self.0.lock();
+        let mut of_caller = loads.of_each.get(caller).copied().unwrap_or_default();
+        let mut of_all = loads.all;
+        let is_first = of_caller.calls == 0;
+        of_caller += load;
+        of_all += load;
+        if (of_caller.exceeds(OF_ONE) && !is_first) || (of_all.exceeds(OF_ALL) && loads.all.calls > 0) {
+            return None;
+        }
+        loads.all = of_all;
+        loads.of_each.insert(caller.to_owned(), of_caller);
+        Some(Permit { pending: self.clone(), caller: caller.to_owned(), load })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut loads = self.pending.0.lock();
+        loads.all -= self.load;
+        if let Some(of_caller) = loads.of_each.get_mut(&self.caller) {
+            *of_caller -= self.load;
+            if of_caller.calls == 0 {
+                loads.of_each.remove(&self.caller);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Load, OF_ALL, OF_ONE, Pending};
+    use crate::bus::wire::{Descriptor, Value};
+
+    const SMALL: Load = Load { calls: 1, bytes: 100, descriptors: 0 };
+
+    fn admitted(pending: &Pending, caller: &str, load: Load) -> Vec<super::Permit> {
+        std::iter::from_fn(|| pending.admit(caller, load)).collect()
+    }
+
+    #[test]
+    fn one_caller_has_its_part_and_others_theirs() {
+        let pending = Pending::default();
+        let many = admitted(&pending, ":1.1", SMALL);
+        assert_eq!(many.len(), OF_ONE.calls);
+        let long = admitted(&pending, ":1.2", Load { bytes: 1 << 20, ..SMALL });
+        assert_eq!(long.len(), 16);
+        let with_keys = admitted(&pending, ":1.3", Load { descriptors: 1, ..SMALL });
+        assert_eq!(with_keys.len(), OF_ONE.descriptors);
+        assert!(pending.admit(":1.4", SMALL).is_some());
+        drop(many);
+        assert!(pending.admit(":1.1", SMALL).is_some());
+    }
+
+    #[test]
+    fn one_call_of_any_size_is_admitted_but_not_beside_too_much_of_others() {
+        let pending = Pending::default();
+        let large = Load { bytes: OF_ONE.bytes * 2, ..SMALL };
+        let first = pending.admit(":1.1", large).unwrap();
+        assert!(pending.admit(":1.1", SMALL).is_none());
+        let second = pending.admit(":1.2", large).unwrap();
+        assert!(pending.admit(":1.3", large).is_none(), "more than {OF_ALL:?} together");
+        drop((first, second));
+        assert!(pending.admit(":1.3", large).is_some());
+    }
+
+    #[test]
+    fn arguments_weigh_what_they_hold() {
+        let texts = Value::Array("s", vec![Value::str("x".repeat(1000)); 10]);
+        let load = Load::of(&[texts, Value::variant(Value::Bool(true))]);
+        assert_eq!((load.calls, load.descriptors), (1, 0));
+        assert!((10_000..12_000).contains(&load.bytes), "{load:?}");
+        let pipe = Descriptor(Arc::new(std::io::pipe().unwrap().0.into()));
+        let with_one = [Value::Struct(vec![Value::Bool(true), Value::Descriptor(Some(pipe))]), Value::Descriptor(None)];
+        assert_eq!(Load::of(&with_one).descriptors, 1);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_callers_without_calls() {
+        let pending = Pending::default();
+        for number in 0..1000 {
+            drop(pending.admit(&format!(":1.{number}"), SMALL));
+        }
+        assert!(pending.0.lock().of_each.is_empty());
+        assert_eq!(pending.0.lock().all, Load::default());
+    }
+}

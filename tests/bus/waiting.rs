@@ -1,0 +1,110 @@
+//! What calls that cannot be answered yet do to others: nothing, and what they hold is bounded.
+
+use std::{fs::File, io::Write, os::fd::OwnedFd};
+
+use crate::{
+    client::{self, BLOCKDEV, Client, MANAGER, Outcome, TOP},
+    rig::Bus,
+};
+
+const HOUR_MS: &str = "3600000";
+/// Half of the daemon's workers.
+const SLOW_MAX: usize = 8;
+/// Keys that one caller may let us wait for.
+const KEYS_MAX: usize = 16;
+const LIMITS_EXCEEDED: Option<&str> = Some("LimitsExceeded");
+
+/// Sends calls that set keys by pipes to which nothing has been written; their serial numbers and the other ends.
+fn unwritten_keys(client: &Client, count: usize) -> Vec<(u32, std::io::PipeWriter)> {
+    let one = |number: usize| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let reader = File::from(OwnedFd::from(reader));
+        (client.send(client::call(TOP, MANAGER, "SetKey", (format!("key{number}"), reader))), writer)
+    };
+    (0..count).map(one).collect()
+}
+
+/// Found in review: each held one of the workers that format filesystems, and its descriptor, for a minute.
+#[test]
+fn keys_that_are_not_written_hold_up_nobody() {
+    let bus = Bus::start();
+    let daemon = bus.daemon(&[]);
+    let bystander = Client::new(&bus);
+    let pool = &bystander.done(client::create_pool("p", &["/dev/a"]))[0];
+    let descriptors = daemon.descriptors();
+    let attackers: Vec<Client> = (0..3).map(|_| Client::new(&bus)).collect();
+    for attacker in &attackers {
+        let mut keys = unwritten_keys(attacker, KEYS_MAX + 20);
+        for (refused, _) in keys.drain(KEYS_MAX..) {
+            assert_eq!(client::error_name(&attacker.wait(refused)).as_deref(), LIMITS_EXCEEDED);
+        }
+        let made = bystander.done(client::create_filesystem(pool, "beside"));
+        bystander.done(client::destroy_filesystem(pool, &made[0]));
+        attacker.call(client::ping());
+        assert!(keys.iter().all(|(waits, _)| !attacker.has_reply(*waits)));
+        assert_eq!(daemon.descriptors(), descriptors + KEYS_MAX);
+        // It was only slow: each is answered as soon as it has written.
+        for (serial, writer) in &mut keys {
+            writer.write_all(b"a key").unwrap();
+            assert!(matches!(client::outcome(&attacker.wait(*serial)), Outcome::Changed(_) | Outcome::Unchanged));
+        }
+        attacker.call(client::ping());
+        assert_eq!(daemon.descriptors(), descriptors);
+    }
+}
+
+/// The end of the daemon does not wait for them.
+#[test]
+fn keys_that_are_not_written_do_not_hold_up_the_end() {
+    let bus = Bus::start();
+    let daemon = bus.logging_daemon("info", &[]);
+    let client = Client::new(&bus);
+    let keys = unwritten_keys(&client, 3);
+    client.call(client::ping());
+    daemon.terminate();
+    for (serial, _) in &keys {
+        match client::outcome(&client.wait(*serial)) {
+            Outcome::Refused(text) => assert!(text.contains("stopping"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Found in review: calls that waited for a worker were kept whatever their number and length.
+#[test]
+fn calls_that_wait_hold_a_bounded_amount() {
+    let bus = Bus::start();
+    let daemon =
+        bus.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]);
+    let bystander = Client::new(&bus);
+    let device = &bystander.done(client::create_pool("p", &["/dev/a"]))[1];
+    let slow = Client::new(&bus);
+    for number in 0..SLOW_MAX {
+        slow.send(client::create_pool(&format!("slow{number}"), &[&format!("/dev/slow-{number}")]));
+        daemon.line_with("on /dev/slow");
+    }
+    let before = daemon.resident_kib();
+
+    let names: Vec<String> = (0..20_000).map(|number| format!("/dev/none{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let attacker = Client::new(&bus);
+    for unheard in [true, false] {
+        for _ in 0..60 {
+            let mut call = client::create_pool("large", &names);
+            call.set_no_reply(unheard);
+            attacker.post(call);
+        }
+        attacker.flush();
+        attacker.call(client::ping());
+    }
+    let refused = attacker.call(client::create_pool("large", &names));
+    assert_eq!(client::error_name(&refused).as_deref(), LIMITS_EXCEEDED);
+    let more = daemon.resident_kib().saturating_sub(before);
+    println!("120 calls of {} names that wait: {more} KiB more", names.len());
+    assert!(more < 64 << 10, "{more} KiB");
+
+    // Others go on with what needs nobody's slow disks.
+    bystander.done(client::set_user_info(device, "mine"));
+    let note = bystander.call(client::get(device, BLOCKDEV, "UserInfo"));
+    assert_eq!(client::value(&note).as_deref(), Ok("(true mine)"));
+}
