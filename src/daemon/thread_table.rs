@@ -35,7 +35,11 @@ pub const TREE_WRITER: &str = "tree-writer";
 /// Every thread but the one of `main`, which starts them, waits for the first of them to end and joins them; in the order in
 /// which they are joined (STYLE §6). The signal thread is the last, so that a second Ctrl-C is heard during all of the stop.
 pub const TABLE: [Row; 9] = [
-    Row { name: BUS_READER, waits_on: "bus socket, waker", does: "answers reads from the view, submits requests" },
+    Row {
+        name: BUS_READER,
+        waits_on: "bus socket, waker, keys not written yet",
+        does: "answers reads from the view, submits requests",
+    },
     Row { name: BUS_LISTER, waits_on: "channel from the reader", does: "sends lists of all objects" },
     Row { name: UDEV, waits_on: "udev monitor, waker", does: "submits a request for each device event" },
     Row {

@@ -10,7 +10,7 @@ use crate::{
         job::{Caller, Failure, Holder, Locks},
         message,
         outcome::{Answer, Asked, Outcome, error_name, readable, sentence},
-        reader::{Response, respond},
+        reader::{Response, Task, respond},
         report,
         table::{Interface, Kind, find_method, find_property},
         tree::{Id, Tree},
