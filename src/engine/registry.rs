@@ -317,7 +317,6 @@ impl DeviceSet {
             uuid,
             name: self.name(),
             devices: self.outer_paths().collect(),
-            ambiguous: false,
             metadata_version: self.version().map(MetadataVersion::number),
             features,
             encryption: encryption.map(|info| info.view()),
@@ -553,12 +552,7 @@ impl Registry {
             return None;
         }
         self.version += 1;
-        let mut pools: Vec<view::StoppedPool> = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid)).collect();
-        let mut uses: HashMap<Name, usize> = HashMap::new();
-        pools.iter().filter_map(|pool| pool.name.clone()).for_each(|name| *uses.entry(name).or_default() += 1);
-        for pool in &mut pools {
-            pool.ambiguous = pool.name.as_ref().is_some_and(|name| uses[name] > 1);
-        }
+        let pools = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid)).collect();
         Some(Arc::new(view::Stopped { version: self.version, pools }))
     }
 }

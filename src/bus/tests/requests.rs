@@ -447,7 +447,6 @@ fn reports_are_json() {
     let stopped = |n: u64| StoppedPool {
         uuid: super::uuid(n),
         name: Some(super::name("s")),
-        ambiguous: true,
         devices: vec![(format!("/dev/s{n}").into(), super::uuid(n * 16))],
         metadata_version: Some(2),
         features: None,
