@@ -201,8 +201,6 @@ pub enum Error {
     OnlyVersion2 { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
-    #[error("the key description {:?} contains a `;`, with which the kernel separates fields; choose another", shortened(.0))]
-    KeyDescription(String),
     #[error("the devices do not have room for {} more; use larger or more devices", .what.readable())]
     NoSpace { what: Sectors },
 

@@ -155,6 +155,12 @@ fn names_without_end() {
     assert_eq!(client::outcome(&attacker.call(few)), Outcome::Unchanged);
     refusal(&attacker, client::call(pool, POOL, "DestroyFilesystems", (unknown,)));
 
+    // A key of the longest description that the kernel takes can be set, no longer one.
+    let set_key = |length| client::call(TOP, MANAGER, "SetKey", ("x".repeat(length), File::open("/dev/null").unwrap()));
+    assert!(matches!(client::outcome(&attacker.call(set_key(4081))), Outcome::Changed(_)));
+    for length in [4082, 1 << 16, 16 << 20] {
+        assert!(refusal(&attacker, set_key(length)).contains("4081"));
+    }
     for length in [300, 1 << 16, 16 << 20] {
         let giant = "x".repeat(length);
         refusal(&attacker, client::create_pool(&giant, &["/dev/b"]));
