@@ -41,11 +41,11 @@ const VALUES_MAX: usize = 100_000;
 pub enum BadArguments {
     #[error("argument {position} is missing; one of type `{wanted}` is wanted")]
     Missing { position: usize, wanted: &'static str },
-    #[error("argument {position} is of type `{found}`, not `{wanted}`")]
+    #[error("argument {position} is of type `{found}`; give it as `{wanted}`, the signature that introspection shows")]
     Type { position: usize, found: String, wanted: &'static str },
-    #[error("the arguments contain more than {VALUES_MAX} values")]
+    #[error("the arguments contain more than {VALUES_MAX} values; ask for less in one call")]
     TooMany,
-    #[error("the value is of type `{found}`, not `{wanted}`")]
+    #[error("the value is of type `{found}`; put one of type `{wanted}`, which introspection shows, into the variant")]
     Variant { found: String, wanted: &'static str },
     #[error("argument {position} is of type `{found}`, not a variant; put the value into one")]
     NotAVariant { position: usize, found: String },

@@ -66,6 +66,8 @@ pub enum Error {
     RelativePaths(Vec<PathBuf>),
     #[error("a pool needs at least one block device; name one")]
     NoDevices,
+    #[error("a cache needs at least one block device; name one")]
+    NoCacheDevices,
     #[error(
         "a pool named {name} exists already with other devices{}{}; choose another name, or name just its devices",
         only(" - only requested: ", .only_requested), only(" - only in the pool: ", .only_present)

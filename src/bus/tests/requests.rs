@@ -8,9 +8,9 @@ use super::{is, plain, pool, read_back, values, with_filesystem};
 use crate::{
     bus::{
         job::{Caller, Failure, Holder, Locks},
-        message,
+        message::{self, BadArguments},
         outcome::{Answer, Asked, Outcome, error_name, readable, sentence},
-        reader::{Response, respond},
+        reader::{CallError, Response, respond},
         report,
         table::{Interface, Kind, find_method, find_property},
         tree::{Id, Tree},
@@ -421,6 +421,32 @@ fn refused_set_has_the_error_name_that_most_clients_explain() {
     assert_eq!(error(9, Outcome::Refused("why".into())), error_name::FAILED);
     let set = asked(Kind::Blockdev, 9, "UserInfo").answer(Outcome::NoChange, &tree);
     assert_eq!(set, Answer::Return(crate::bus::wire::Body::empty()));
+}
+
+/// Found in review: several of them said what is wrong and left it at that.
+#[test]
+fn a_refusal_of_a_call_says_what_to_do() {
+    let text = || "x".to_owned();
+    let refusals = [
+        CallError::UnknownObject(text()),
+        CallError::UnknownInterface { path: text(), interface: text() },
+        CallError::NoInterface(text()),
+        CallError::UnknownMethod { interface: text(), method: text() },
+        CallError::UnknownProperty { interface: text(), property: text() },
+        CallError::ReadOnly(text()),
+        BadArguments::Missing { position: 1, wanted: "s" }.into(),
+        BadArguments::Type { position: 1, found: text(), wanted: "s" }.into(),
+        BadArguments::TooMany.into(),
+        BadArguments::Variant { found: text(), wanted: "s" }.into(),
+        BadArguments::NotAVariant { position: 1, found: text() }.into(),
+        BadArguments::NoInterface.into(),
+    ];
+    for refusal in refusals {
+        let said = refusal.to_string();
+        let remedy = said.split_once("; ").unwrap_or_else(|| panic!("{said}")).1;
+        let verbs = ["introspect", "list", "name", "give", "put", "ask", "one of type"];
+        assert!(verbs.iter().any(|verb| remedy.starts_with(verb)), "{said}");
+    }
 }
 
 #[test]
