@@ -12,7 +12,7 @@ use crate::{
         encryption::{self, BindRequest, ClevisRequest, EncryptionError, Kind, NewBinding, SlotRequest, UnlockMethod},
         ids::{FsUuid, NotAUuid, PoolUuid},
         name::{self, Name, NameError, Subject},
-        ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, NewFilesystem, TagSpec},
+        ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, KeyDescriptionError, NewFilesystem, TagSpec},
         request::PoolRef,
         units::{Bytes, SECTOR, Sectors},
     },
@@ -77,8 +77,8 @@ pub enum ArgumentError {
          one"
     )]
     CacheOfEncrypted(Name),
-    #[error("key description {0} contains `;`, which separates fields in the kernel's list of keys; choose another")]
-    KeyDescription(String),
+    #[error(transparent)]
+    KeyDescription(#[from] KeyDescriptionError),
     #[error("`{0}` is not an integrity tag specification; choose 0b, 32b or 512b")]
     TagSpec(String),
     #[error("integrity journal size {} is no multiple of {}; round it", .0.readable(), JOURNAL_UNIT.readable())]
@@ -145,7 +145,7 @@ pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
 
 /// What a user calls a key.
 pub fn key_description(text: &str) -> Result<KeyDescription> {
-    KeyDescription::new(text).map_err(|_| ArgumentError::KeyDescription(text.to_owned()))
+    Ok(KeyDescription::new(text)?)
 }
 
 /// A pool by UUID, in either form.

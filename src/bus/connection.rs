@@ -41,6 +41,13 @@ const BUS_CALL_LIMIT: Duration = Duration::from_secs(25);
 /// What the bus tells of connections.
 const BUS_STATISTICS: &str = "org.freedesktop.DBus.Debug.Stats";
 
+/// The largest message that the reference bus takes from anybody by default; if it gets a larger one, it ends the
+/// connection. An administrator who raises the limit (`max_message_size` in the bus configuration) tells us by
+/// [`MESSAGE_MAX_VARIABLE`].
+const MESSAGE_BYTES_MAX: usize = 32 << 20;
+/// Environment variable with the largest message in bytes, if the bus has another limit.
+pub const MESSAGE_MAX_VARIABLE: &str = "STRATISD_DBUS_MAX_MESSAGE_SIZE";
+
 /// The connection.
 pub struct Connection {
     channel: Channel,
@@ -48,6 +55,8 @@ pub struct Connection {
     /// thread comes across that.
     socket: OwnedFd,
     outlet: Outlet,
+    /// Nothing longer is sent: the bus would end the connection, and so the daemon.
+    message_bytes_max: usize,
     waker: Waker,
     /// What came before the answer to a call of our own.
     early: Mutex<VecDeque<Message>>,
@@ -82,8 +91,15 @@ impl Connection {
         // The library has made the socket non-blocking, and this is the same one.
         let outlet = Outlet::new(descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?);
         let waker = Waker::new().map_err(Error::Wait)?;
+        let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
+        let message_bytes_max = configured.unwrap_or(MESSAGE_BYTES_MAX);
         let (early, accounts, told) = Default::default();
-        Ok(Connection { channel, socket, outlet, waker, early, accounts, told })
+        Ok(Connection { channel, socket, outlet, message_bytes_max, waker, early, accounts, told })
+    }
+
+    /// The longest message that the bus takes from us, in bytes.
+    pub fn message_bytes_max(&self) -> usize {
+        self.message_bytes_max
     }
 
     /// Wakes the reader out of its wait.
@@ -91,9 +107,10 @@ impl Connection {
         &self.waker
     }
 
-    /// Puts a message on its way. Does not block. From any thread.
+    /// Puts a message on its way. Does not block. From any thread. In place of an answer that is too long for the bus an
+    /// error is sent that says so, in place of anything else nothing.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
-        let Outgoing { parts, to } = match message {
+        let Outgoing { parts, to } = match message.and_then(|outgoing| outgoing.within(self.message_bytes_max)) {
             Ok(outgoing) => outgoing,
             Err(error) => {
                 log::error!("{error}");
@@ -101,7 +118,8 @@ impl Connection {
             }
         };
         let mut accounts = self.accounts.lock();
-        let due = accounts.sent(to.as_deref(), parts.iter().map(|part| part.bytes().len()).sum());
+        let name = to.as_ref().map(|caller| caller.name.as_str());
+        let due = accounts.sent(name, parts.iter().map(|part| part.bytes().len()).sum());
         self.put(parts);
         self.ask(&mut accounts, due);
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::bus::{
-    connection::Connection,
+    connection::{Connection, MESSAGE_MAX_VARIABLE},
     job::Caller,
     message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
     outcome::{Answer, error_name},
@@ -24,19 +24,11 @@ const WAITING_MAX: usize = 4096;
 /// How often a list is built again because a change came in between, before changes are made to wait for it.
 const TRIES: usize = 2;
 
-/// The largest message that the reference bus takes from anybody by default; if it gets a larger one, it ends the
-/// connection. An administrator who raises the limit (`max_message_size` in the bus configuration) tells us by
-/// [`MESSAGE_MAX_VARIABLE`].
-const MESSAGE_BYTES_MAX: usize = 32 << 20;
-/// Environment variable with the largest message in bytes, if the bus has another limit.
-pub const MESSAGE_MAX_VARIABLE: &str = "STRATISD_DBUS_MAX_MESSAGE_SIZE";
-
 /// The lister. [`Lister::run`] is its thread.
 pub struct Lister {
     connection: Arc<Connection>,
     published: Arc<Published>,
     callers: Receiver<Caller>,
-    message_bytes_max: usize,
 }
 
 /// Where lists are asked for.
@@ -72,10 +64,8 @@ impl Lists {
 impl Lister {
     pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>) -> (Lister, Lists) {
         let (sender, callers) = bounded(WAITING_MAX);
-        let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
-        let message_bytes_max = configured.unwrap_or(MESSAGE_BYTES_MAX);
         let lists = Lists { callers: sender, connection: Arc::clone(&connection) };
-        (Lister { connection, published, callers, message_bytes_max }, lists)
+        (Lister { connection, published, callers }, lists)
     }
 
     /// Works until the reader has ended.
@@ -117,7 +107,7 @@ impl Lister {
     fn list(&self, tree: &Tree, caller: &Caller) -> Result<Outgoing, NotAMessage> {
         const HEADER_BYTES_MAX: usize = 1024;
         let body_bytes = message::list_bytes(tree.objects());
-        let limit = self.message_bytes_max.min(ARRAY_BYTES_MAX).saturating_sub(HEADER_BYTES_MAX);
+        let limit = self.connection.message_bytes_max().min(ARRAY_BYTES_MAX).saturating_sub(HEADER_BYTES_MAX);
         if body_bytes > limit {
             let answer = Answer::Error(
                 error_name::LIMITS_EXCEEDED,

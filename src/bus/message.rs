@@ -21,8 +21,9 @@ use dbus::{
 };
 
 use crate::bus::{
+    connection::MESSAGE_MAX_VARIABLE,
     job::Caller,
-    outcome::{Answer, readable},
+    outcome::{Answer, error_name, readable},
     outlet::Part,
     tree::Object,
     wire::{Body, Descriptor, Marshaller, Types, Value},
@@ -41,11 +42,11 @@ const VALUES_MAX: usize = 100_000;
 pub enum BadArguments {
     #[error("argument {position} is missing; one of type `{wanted}` is wanted")]
     Missing { position: usize, wanted: &'static str },
-    #[error("argument {position} is of type `{found}`, not `{wanted}`")]
+    #[error("argument {position} is of type `{found}`; give it as `{wanted}`, the signature that introspection shows")]
     Type { position: usize, found: String, wanted: &'static str },
-    #[error("the arguments contain more than {VALUES_MAX} values")]
+    #[error("the arguments contain more than {VALUES_MAX} values; ask for less in one call")]
     TooMany,
-    #[error("the value is of type `{found}`, not `{wanted}`")]
+    #[error("the value is of type `{found}`; put one of type `{wanted}`, which introspection shows, into the variant")]
     Variant { found: String, wanted: &'static str },
     #[error("argument {position} is of type `{found}`, not a variant; put the value into one")]
     NotAVariant { position: usize, found: String },
@@ -55,12 +56,17 @@ pub enum BadArguments {
     Row,
 }
 
-/// A message could not be made; libdbus refuses it.
+/// A message cannot be sent.
 #[derive(Debug, thiserror::Error)]
-#[error("libdbus refused a message that was to be sent ({what}): {text}")]
-pub struct NotAMessage {
-    what: String,
-    text: String,
+#[allow(missing_docs)]
+pub enum NotAMessage {
+    #[error("libdbus refused a message that was to be sent ({what}): {text}")]
+    Refused { what: String, text: String },
+    #[error(
+        "{what} was not sent, since it has {bytes} bytes, and the bus takes no more than {limit}; raise `max_message_size` of \
+         the bus and set {MESSAGE_MAX_VARIABLE}"
+    )]
+    TooLong { what: String, bytes: usize, limit: usize },
 }
 
 /// What a message is and where it goes.
@@ -157,8 +163,55 @@ fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usiz
 pub struct Outgoing {
     /// Its bytes.
     pub parts: Vec<Part>,
-    /// Whom it is for; signals are for everybody.
-    pub to: Option<String>,
+    /// Whose call it answers; signals are for everybody.
+    pub to: Option<Caller>,
+}
+
+impl Outgoing {
+    /// The message itself if it has no more bytes than the limit, in place of a longer answer an error that says so.
+    ///
+    /// # Errors
+    /// [`NotAMessage::TooLong`] for what nobody waits for, and where not even the error fits.
+    pub fn within(self, limit: usize) -> Result<Outgoing, NotAMessage> {
+        let bytes = self.bytes();
+        if bytes <= limit {
+            return Ok(self);
+        }
+        let error = match &self.to {
+            Some(caller) => answer(caller, &Answer::Error(error_name::LIMITS_EXCEEDED, too_long(bytes, limit)))?,
+            None => return Err(NotAMessage::TooLong { what: self.name(), bytes, limit }),
+        };
+        match error.bytes() {
+            fits if fits <= limit => Ok(error),
+            bytes => Err(NotAMessage::TooLong { what: error.name(), bytes, limit }),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.bytes().len()).sum()
+    }
+
+    /// What it is, for the log. Read from its own bytes, since it is wanted next to never.
+    fn name(&self) -> String {
+        if let Some(caller) = &self.to {
+            return format!("an answer to {}", caller.name);
+        }
+        let message = self.parts.first().and_then(|part| Message::demarshal(part.bytes()).ok());
+        let member = message.as_ref().and_then(Message::member);
+        let path = message.as_ref().and_then(Message::path);
+        match member.zip(path) {
+            Some((member, path)) => format!("the message {member} of {path}"),
+            None => "a message".to_owned(),
+        }
+    }
+}
+
+/// What a caller is told whose answer is longer than the bus allows. The call may have changed something.
+fn too_long(bytes: usize, limit: usize) -> String {
+    format!(
+        "the call was carried out, but its answer has {bytes} bytes, and the bus takes no more than {limit}; ask for less, or \
+         raise `max_message_size` of the bus and set {MESSAGE_MAX_VARIABLE}"
+    )
 }
 
 /// Makes a message of a marshalled body.
@@ -169,7 +222,7 @@ pub fn message(envelope: Envelope<'_>, signature: &str, body: &[u8]) -> Result<O
     let mut m = header(envelope, signature, body.len(), body.len());
     m.marshalled(body);
     let bytes = m.finish();
-    Message::demarshal(&bytes).map_err(|error| NotAMessage {
+    Message::demarshal(&bytes).map_err(|error| NotAMessage::Refused {
         what: match envelope {
             Envelope::Return(caller) => format!("a reply to {}", caller.name),
             Envelope::Error(caller, name) => format!("the error {name} to {}", caller.name),
@@ -179,7 +232,7 @@ pub fn message(envelope: Envelope<'_>, signature: &str, body: &[u8]) -> Result<O
         text: error.message().unwrap_or("not enough memory").to_owned(),
     })?;
     let to = match envelope {
-        Envelope::Return(caller) | Envelope::Error(caller, _) => Some(caller.name.clone()),
+        Envelope::Return(caller) | Envelope::Error(caller, _) => Some(caller.clone()),
         Envelope::Signal { .. } | Envelope::ToBus { .. } => None,
     };
     Ok(Outgoing { parts: vec![Part::Bytes(bytes)], to })
@@ -205,7 +258,7 @@ pub fn list(caller: &Caller, objects: Vec<Arc<Object>>) -> Outgoing {
     let entry = |(number, object)| if number == last { Part::LastEntry(object) } else { Part::Entry(object) };
     let entries = objects.into_iter().enumerate().map(entry);
     let parts = std::iter::once(Part::Bytes(m.finish())).chain(entries).collect();
-    Outgoing { parts, to: Some(caller.name.clone()) }
+    Outgoing { parts, to: Some(caller.clone()) }
 }
 
 /// Makes the message of an answer.

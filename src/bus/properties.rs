@@ -101,8 +101,8 @@ fn pools<'a>(
             )
         });
         let mut entries = vec![("devs", Value::Array("a{ss}", devices.collect()))];
-        // A name that others have, too, would lead to the wrong one.
-        if let Some(name) = pool.name.as_ref().filter(|_| !pool.ambiguous) {
+        // Also if others have it, too: requests by such a name are refused, and clients show it to people.
+        if let Some(name) = &pool.name {
             entries.push(("name", Value::str(name.as_str())));
         }
         if let Some(encryption) = &pool.encryption {

@@ -42,15 +42,21 @@ use crate::{
 pub enum CallError {
     #[error("there is no object {0}; list the managed objects to see what there is")]
     UnknownObject(String),
-    #[error("object {path} has no interface {interface}")]
+    #[error(
+        "object {path} has no interface {interface}; introspect the object to see which it has, and in which revisions"
+    )]
     UnknownInterface { path: String, interface: String },
     #[error("the call names no interface; name the one that has {0}")]
     NoInterface(String),
-    #[error("interface {interface} has no method {method}")]
+    #[error(
+        "interface {interface} has no method {method}; introspect the object to see which interface, or revision of it, has it"
+    )]
     UnknownMethod { interface: String, method: String },
-    #[error("interface {interface} has no property {property}")]
+    #[error(
+        "interface {interface} has no property {property}; introspect the object to see which interface, or revision of it, has it"
+    )]
     UnknownProperty { interface: String, property: String },
-    #[error("property {0} cannot be set")]
+    #[error("property {0} cannot be set; introspect the object to see which can, and which methods there are")]
     ReadOnly(String),
     #[error("property {0} could not be computed; please report it with what the log says")]
     NoValue(String),

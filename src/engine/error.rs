@@ -66,6 +66,8 @@ pub enum Error {
     RelativePaths(Vec<PathBuf>),
     #[error("a pool needs at least one block device; name one")]
     NoDevices,
+    #[error("a cache needs at least one block device; name one")]
+    NoCacheDevices,
     #[error(
         "a pool named {name} exists already with other devices{}{}; choose another name, or name just its devices",
         only(" - only requested: ", .only_requested), only(" - only in the pool: ", .only_present)
@@ -201,8 +203,6 @@ pub enum Error {
     OnlyVersion2 { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
     ThinIdsUsedUp { pool: Name },
-    #[error("the key description {:?} contains a `;`, with which the kernel separates fields; choose another", shortened(.0))]
-    KeyDescription(String),
     #[error("the devices do not have room for {} more; use larger or more devices", .what.readable())]
     NoSpace { what: Sectors },
 

@@ -52,8 +52,8 @@ pub enum NameError {
     #[error("the {0} {1:?} contains control characters; leave them out")]
     Control(Subject, String),
     #[error(
-        "the {0} `{1}` contains the character {2:?}, which udev would change in a link; \
-         of ASCII use only letters, digits and # + , - . : = @ _"
+        "the {0} `{1}` contains the character {2:?}, which {why}; of ASCII use only letters, digits and # + , - . : = @ _",
+        why = match .0 { Subject::Name => "udev would change in a link", Subject::UserInfo => "it cannot have, just as names" }
     )]
     Character(Subject, String, char),
     #[error("the {0} `{1}` is a path; it must not contain `/`")]
@@ -185,6 +185,10 @@ mod tests {
         let says = |subject, text: &str| check(subject, text).expect_err(text).to_string();
         assert_eq!(says(Subject::UserInfo, ""), "the user info must not be empty");
         assert_eq!(says(Subject::Name, ""), "a name must not be empty");
+        assert!(says(Subject::Name, "a b").contains("which udev would change in a link; of ASCII use only letters"));
+        assert!(
+            says(Subject::UserInfo, "a b").contains("which it cannot have, just as names; of ASCII use only letters")
+        );
         for text in ["n".repeat(100_000), "☺/".repeat(100), format!("{}\0", "n".repeat(100_000))] {
             let said = says(Subject::Name, &text);
             assert!(said.chars().count() < 240, "{said}");

@@ -213,6 +213,14 @@ impl DeviceSet {
         seen.into_iter().for_each(|seen| self.add(seen));
     }
 
+    /// Keeps the devices that are the same in what has been read `now`. Of one in a container that has been closed since it is
+    /// the container that tells.
+    pub fn retain_known(&mut self, now: &DeviceSet) {
+        self.containers.retain(|device, _| now.containers.contains_key(device));
+        let containers = &self.containers;
+        self.devices.retain(|device, _| containers.contains_key(device) || now.devices.contains_key(device));
+    }
+
     /// Adds what was seen of a device.
     pub fn add(&mut self, seen: Seen) {
         match seen {
@@ -323,7 +331,6 @@ impl DeviceSet {
             uuid,
             name: self.name(),
             devices: self.outer_paths().collect(),
-            ambiguous: false,
             metadata_version: self.version().map(MetadataVersion::number),
             features,
             encryption: encryption.map(|info| info.view()),
@@ -559,12 +566,7 @@ impl Registry {
             return None;
         }
         self.version += 1;
-        let mut pools: Vec<view::StoppedPool> = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid)).collect();
-        let mut uses: HashMap<Name, usize> = HashMap::new();
-        pools.iter().filter_map(|pool| pool.name.clone()).for_each(|name| *uses.entry(name).or_default() += 1);
-        for pool in &mut pools {
-            pool.ambiguous = pool.name.as_ref().is_some_and(|name| uses[name] > 1);
-        }
+        let pools = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid)).collect();
         Some(Arc::new(view::Stopped { version: self.version, pools }))
     }
 }

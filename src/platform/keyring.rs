@@ -9,6 +9,9 @@ use zeroize::Zeroizing;
 /// What the names of our keys begin with in the kernel (`spec/engine/encryption.md` §3).
 pub const KEY_PREFIX: &str = "stratis-1-key-";
 
+/// Longest name of a key that the kernel takes, in bytes.
+pub const NAME_BYTES_MAX: usize = 4095;
+
 /// Bytes that nobody may see: not printed, not compared in public, wiped when dropped.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);

@@ -321,10 +321,8 @@ pub struct Stopped {
 pub struct StoppedPool {
     /// Its identifier.
     pub uuid: PoolUuid,
-    /// Its name, if it can be told.
+    /// Its name, if it can be told. Other pools that do not run may have it, too.
     pub name: Option<Name>,
-    /// Other pools that do not run have that name, too; it is in no list of names then.
-    pub ambiguous: bool,
     /// The devices found: node and identifier.
     pub devices: Vec<(PathBuf, DevUuid)>,
     /// 1 or 2; `None` if the devices disagree.

@@ -40,6 +40,10 @@ impl Victim {
 
     fn on(bus: Bus) -> Victim {
         let daemon = bus.daemon(&[]);
+        Victim::of(bus, daemon)
+    }
+
+    fn of(bus: Bus, daemon: Daemon) -> Victim {
         let bystander = Client::new(&bus);
         let mut objects = bystander.done(client::create_pool("p", &["/dev/a"]));
         objects.push(bystander.done(client::create_filesystem(&objects[0], "home"))[0].clone());
@@ -155,6 +159,12 @@ fn names_without_end() {
     assert_eq!(client::outcome(&attacker.call(few)), Outcome::Unchanged);
     refusal(&attacker, client::call(pool, POOL, "DestroyFilesystems", (unknown,)));
 
+    // A key of the longest description that the kernel takes can be set, no longer one.
+    let set_key = |length| client::call(TOP, MANAGER, "SetKey", ("x".repeat(length), File::open("/dev/null").unwrap()));
+    assert!(matches!(client::outcome(&attacker.call(set_key(4081))), Outcome::Changed(_)));
+    for length in [4082, 1 << 16, 16 << 20] {
+        assert!(refusal(&attacker, set_key(length)).contains("4081"));
+    }
     for length in [300, 1 << 16, 16 << 20] {
         let giant = "x".repeat(length);
         refusal(&attacker, client::create_pool(&giant, &["/dev/b"]));
@@ -403,6 +413,46 @@ fn signals_to_one_that_never_reads() {
     assert!(client::value(&victim.bystander.wait(look)).is_ok());
     writer.call(client::rename_filesystem(victim.filesystem(), "home"));
     victim.ends_well("signals that nobody reads");
+}
+
+/// Found in review: the bus ends the connection of whoever sends a message that is too long, and only lists were looked at.
+#[test]
+fn what_is_too_long_for_the_bus() {
+    const MOST: u32 = 32_000;
+    let bus = Bus::with_limits(Limits { message_bytes: Some(MOST), ..Limits::default() });
+    let daemon = bus.logging_daemon("error", &[("STRATISD_DBUS_MAX_MESSAGE_SIZE", &MOST.to_string())]);
+    let victim = Victim::of(bus, daemon);
+    let attacker = Client::new(&victim.bus);
+    let stopped_pools = || attacker.call(client::get(TOP, MANAGER, "StoppedPools"));
+    assert_eq!(client::error_name(&stopped_pools()), None);
+    // What is told of them together is longer than a message may be.
+    let names: Vec<String> = (10..74).map(|number| format!("{}{number}", "n".repeat(248))).collect();
+    for name in &names {
+        attacker.done(client::create_pool(name, &[&format!("/dev/{}", &name[50..])]));
+        attacker.done(client::stop_pool(name));
+    }
+    let line = victim.daemon.line_with("was not sent");
+    assert!(line.contains("PropertiesChanged") && line.contains(&MOST.to_string()), "{line}");
+    for _ in 0..10 {
+        assert_eq!(client::error_name(&stopped_pools()).as_deref(), Some("LimitsExceeded"));
+        for call in [
+            client::get(TOP, MANAGER, "StoppedPools"),
+            client::call(TOP, PROPERTIES, "GetAll", (MANAGER,)),
+            client::call(TOP, MANAGER, "EngineStateReport", ()),
+            client::call(TOP, "org.storage.stratis3.Report.r9", "GetReport", ("stopped_pools",)),
+        ] {
+            let text = refusal(&attacker, call);
+            assert!(text.contains(&MOST.to_string()) && text.contains("max_message_size"), "{text}");
+        }
+        victim.is_fine();
+    }
+    for name in &names {
+        let pool = &attacker.done(client::start_pool(name))[0];
+        attacker.done(client::destroy_pool(pool));
+    }
+    assert_eq!(client::error_name(&stopped_pools()), None);
+    drop(attacker);
+    victim.ends_well("too long for the bus");
 }
 
 /// Calls that want no answer, as fast as they can be sent: reads, and changes that have to queue for the pool.

@@ -194,7 +194,7 @@ fn of_two_pools_of_one_name_one_runs() {
 }
 
 #[test]
-fn stopped_pools_of_one_name_are_marked() {
+fn stopped_pools_of_one_name_are_all_shown_with_it() {
     let mut bench = Bench::start(Sim::builder().build());
     for (pool, disk) in [("p", "/dev/a"), ("q", "/dev/b")] {
         bench.create_pool(pool, &[disk]).unwrap();
@@ -208,7 +208,7 @@ fn stopped_pools_of_one_name_are_marked() {
     let bench = Bench::start(bench.sim);
     let stopped = bench.stopped();
     assert_eq!(stopped.pools.len(), 2);
-    assert!(stopped.pools.iter().all(|pool| pool.ambiguous));
+    assert!(stopped.pools.iter().all(|pool| pool.name == Some(name("p"))), "{:?}", stopped.pools);
 }
 
 #[test]

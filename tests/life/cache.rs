@@ -83,7 +83,7 @@ fn a_cache_is_begun_and_made_larger() {
 #[test]
 fn the_same_devices_again_change_nothing_and_others_are_an_error() {
     let mut bench = machine(MetadataVersion::V2);
-    assert!(matches!(init(&mut bench, &[]).unwrap_err(), Error::NoDevices));
+    assert!(matches!(init(&mut bench, &[]).unwrap_err(), Error::NoCacheDevices));
     init(&mut bench, &["/dev/fast", "/dev/faster"]).unwrap();
     let before = bench.sim.snapshot();
     assert_eq!(init(&mut bench, &["/dev/faster", "/dev/fast"]).unwrap(), []);

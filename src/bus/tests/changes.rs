@@ -295,7 +295,6 @@ fn stopped_pool() -> StoppedPool {
     StoppedPool {
         uuid: uuid(8),
         name: Some(name("s")),
-        ambiguous: false,
         devices: vec![("/dev/x".into(), uuid(9))],
         metadata_version: Some(1),
         features: None,
@@ -331,6 +330,17 @@ fn stopped_pools_are_signalled_in_the_form_of_each_revision() {
     assert!(signals[0].ends_with("{'LockedPools'={}} []"), "{}", signals[0]);
     assert!(signals[9].ends_with("'features'=(true {'clevis_present'=true})}}} []"), "{}", signals[9]);
     assert!(!signals[9].contains("key_description"), "{}", signals[9]);
+}
+
+/// Found in review: a name that two of them have was shown for neither.
+#[test]
+fn stopped_pools_of_one_name_are_both_shown_with_it() {
+    let pools = [7, 8].map(|n| StoppedPool { uuid: uuid(n), ..stopped_pool() });
+    let (_, signals) = step(&Tree::default(), stopped(1, pools.into()));
+    assert_eq!(signals.len(), 10);
+    for signal in signals {
+        assert_eq!(signal.matches("'name'='s'").count(), 2, "{signal}");
+    }
 }
 
 #[test]

@@ -8,9 +8,9 @@ use super::{is, plain, pool, read_back, values, with_filesystem};
 use crate::{
     bus::{
         job::{Caller, Failure, Holder, Locks},
-        message,
+        message::{self, BadArguments},
         outcome::{Answer, Asked, Outcome, error_name, readable, sentence},
-        reader::{Response, Task, respond},
+        reader::{CallError, Response, Task, respond},
         report,
         table::{Interface, Kind, find_method, find_property},
         tree::{Id, Tree},
@@ -423,6 +423,32 @@ fn refused_set_has_the_error_name_that_most_clients_explain() {
     assert_eq!(set, Answer::Return(crate::bus::wire::Body::empty()));
 }
 
+/// Found in review: several of them said what is wrong and left it at that.
+#[test]
+fn a_refusal_of_a_call_says_what_to_do() {
+    let text = || "x".to_owned();
+    let refusals = [
+        CallError::UnknownObject(text()),
+        CallError::UnknownInterface { path: text(), interface: text() },
+        CallError::NoInterface(text()),
+        CallError::UnknownMethod { interface: text(), method: text() },
+        CallError::UnknownProperty { interface: text(), property: text() },
+        CallError::ReadOnly(text()),
+        BadArguments::Missing { position: 1, wanted: "s" }.into(),
+        BadArguments::Type { position: 1, found: text(), wanted: "s" }.into(),
+        BadArguments::TooMany.into(),
+        BadArguments::Variant { found: text(), wanted: "s" }.into(),
+        BadArguments::NotAVariant { position: 1, found: text() }.into(),
+        BadArguments::NoInterface.into(),
+    ];
+    for refusal in refusals {
+        let said = refusal.to_string();
+        let remedy = said.split_once("; ").unwrap_or_else(|| panic!("{said}")).1;
+        let verbs = ["introspect", "list", "name", "give", "put", "ask", "one of type"];
+        assert!(verbs.iter().any(|verb| remedy.starts_with(verb)), "{said}");
+    }
+}
+
 #[test]
 fn an_error_is_one_sentence_and_nothing_is_said_twice() {
     #[derive(Debug, thiserror::Error)]
@@ -447,7 +473,6 @@ fn reports_are_json() {
     let stopped = |n: u64| StoppedPool {
         uuid: super::uuid(n),
         name: Some(super::name("s")),
-        ambiguous: true,
         devices: vec![(format!("/dev/s{n}").into(), super::uuid(n * 16))],
         metadata_version: Some(2),
         features: None,

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use super::{read_back, values};
 use crate::bus::{
     job::Caller,
-    message::{self, BadArguments, Envelope},
+    message::{self, BadArguments, Envelope, Outgoing},
+    outcome::Answer,
     wire::{Body, FromValue, Marshaller, PathArgument, Types, Value},
 };
 
@@ -139,6 +140,41 @@ fn lists_are_what_libdbus_takes_to_be_right() {
         let wanted: Vec<_> = tree.objects().map(|object| Value::Path(object.path.to_string())).collect();
         assert_eq!(paths, wanted);
     }
+}
+
+/// The error that takes the place of an answer of more bytes than the limit.
+#[test]
+fn an_answer_that_is_too_long_becomes_an_error_and_a_signal_is_not_sent() {
+    let of = |length: usize| Answer::Return(Body::of(&[Value::Str("x".repeat(length))]));
+    let made = |length| message::answer(&caller(), &of(length)).unwrap();
+    let length = |outgoing: &Outgoing| outgoing.parts.iter().map(|part| part.bytes().len()).sum::<usize>();
+    let limit = length(&made(5000));
+    let sent = made(5000).within(limit).unwrap();
+    assert_eq!(length(&sent), limit);
+
+    let sent = made(5001).within(limit).unwrap();
+    assert_eq!(sent.to.as_ref().map(|to| (to.name.clone(), to.serial)), Some((caller().name, caller().serial)));
+    let mut error = read_back(&sent);
+    assert_eq!(error.get_reply_serial(), Some(caller().serial));
+    let error = error.as_result().unwrap_err();
+    assert_eq!(error.name(), Some("org.freedesktop.DBus.Error.LimitsExceeded"));
+    let said = error.message().unwrap();
+    for part in [(limit + 1).to_string(), limit.to_string(), "max_message_size".to_owned()] {
+        assert!(said.contains(&part), "{said} does not say {part}");
+    }
+    // Not even the error fits.
+    let refused = made(5001).within(100).unwrap_err().to_string();
+    assert!(refused.starts_with("an answer to :1.7 was not sent"), "{refused}");
+
+    let envelope = Envelope::Signal { path: "/a/b", interface: "x.y.Z", member: "M" };
+    let signal = || message::message(envelope, "s", &Body::of(&[Value::Str("x".repeat(5000))]).bytes).unwrap();
+    let bytes = length(&signal());
+    assert_eq!(length(&signal().within(bytes).unwrap()), bytes);
+    let refused = signal().within(bytes - 1).unwrap_err().to_string();
+    assert!(
+        refused.starts_with(&format!("the message M of /a/b was not sent, since it has {bytes} bytes")),
+        "{refused}"
+    );
 }
 
 /// A text with NUL would make libdbus refuse the whole message.

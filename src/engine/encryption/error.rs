@@ -107,6 +107,8 @@ pub enum EncryptionError {
     KeyMissing(KeyDescription),
     #[error("token slot {0} holds nothing that the pool could be unlocked with; name another slot, or none")]
     NothingInSlot(u32),
+    #[error("the pool has no binding to {} that could unlock it; choose the other unlock method, or `any`", .0.word())]
+    NothingOfKind(Kind),
     #[error("nothing opens it: {}", attempts(.0))]
     NothingWorks(Vec<(String, EncryptionError)>),
     #[error("there are not enough free keyslots for a new volume key; remove some of the bindings")]

@@ -92,7 +92,7 @@ fn try_each<T>(
             let meant = |binding: &&Binding| binding.kind() == kind || binding.token == kind.fixed_token();
             let found: Vec<&Binding> = bindings.iter().filter(meant).collect();
             if found.is_empty() {
-                return Err(EncryptionError::NothingInSlot(kind.fixed_token()));
+                return Err(EncryptionError::NothingOfKind(kind));
             }
             found
         }

@@ -96,6 +96,15 @@ fn a_token_that_is_named_is_the_only_one_tried() {
 }
 
 #[test]
+fn a_kind_to_which_there_is_no_binding_is_named_with_what_else_there_is() {
+    let by_key = Bindings::new(vec![binding(3, 13, Mechanism::Keyring(description("k")))], [3].into());
+    let error = tried(&by_key, UnlockMethod::Kind(Kind::Clevis), |_| true, None).1.unwrap_err();
+    assert!(matches!(error, EncryptionError::NothingOfKind(Kind::Clevis)), "{error:?}");
+    let wanted = "the pool has no binding to Clevis that could unlock it; choose the other unlock method, or `any`";
+    assert_eq!(error.to_string(), wanted);
+}
+
+#[test]
 fn while_the_volume_key_is_replaced_any_keyslot_may_be_the_right_one() {
     let half = Binding { next: Some(20), ..binding(1, 11, Mechanism::Keyring(description("k"))) };
     let half = Bindings::new(vec![half], [1].into());

@@ -181,7 +181,7 @@ fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: Purpose) -> Result<Ve
     let has_cache = pool.meta.backstore.cache_tier.is_some();
     match purpose {
         Purpose::NewCache if has_cache => return cache::compare(pool, &found).map(|()| Vec::new()),
-        Purpose::NewCache if found.is_empty() => return Err(Error::NoDevices),
+        Purpose::NewCache if found.is_empty() => return Err(Error::NoCacheDevices),
         Purpose::MoreCache if !has_cache => return Err(Error::NoCache { pool: pool.name().clone() }),
         _ => {}
     }

@@ -282,21 +282,24 @@ fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
 /// # Errors
 /// If it is such a one, says so; or why some of it is still up.
 pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
-    let ended = match set.verdict() {
+    let verdict = set.verdict();
+    let ended = match verdict {
         Verdict::Destroying(_) => Error::Destroyed(uuid),
         Verdict::NeverCommitted => Error::NoMetadata(uuid),
         _ => return Ok(()),
     };
     // Whoever has claimed one makes something else of it; the others are looked at again with the next event.
     let Some(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
+    let mut now = set.clone();
+    lifecycle::renew(engine, &mut now)?;
     let mut set = set.clone();
-    lifecycle::renew(engine, &mut set)?;
+    set.retain_known(&now);
     if set.is_empty() {
         engine.registry().take(uuid);
         return Err(ended);
     }
     let set = &set;
-    match set.verdict() {
+    match verdict {
         Verdict::Destroying(metadata) => {
             let platform = engine.platform();
             let take_down = || setup::take_down(platform, &mut Stack::new(uuid), uuid);

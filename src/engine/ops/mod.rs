@@ -26,7 +26,7 @@ pub use discover::{device_event, discover};
 pub use encryption::{bind, rebind, unbind};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
 pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
-pub use keys::{KeyDescription, list_keys, set_key, unset_key};
+pub use keys::{KeyDescription, KeyDescriptionError, list_keys, set_key, unset_key};
 pub use lifecycle::{Started, Stopped, refresh, start_pool, stop_pool};
 pub use limits::{set_fs_limit, set_overprovisioning};
 pub use metadata::{Generation, filesystem_metadata, pool_metadata};

@@ -192,7 +192,7 @@ pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
 /// Size and size limit of a new filesystem: the default size if none is asked for.
 ///
 /// # Errors
-/// If either is too small or too large, or the limit smaller than the size.
+/// If either is too small, the size too large, or the limit smaller than the size.
 pub fn filesystem(size: Option<Sectors>, limit: Option<Sectors>) -> Result<(Sectors, Option<Sectors>), SizeError> {
     let size = size.unwrap_or(FILESYSTEM_DEFAULT);
     check_filesystem(size)?;
@@ -208,14 +208,16 @@ fn check_filesystem(size: Sectors) -> Result<(), SizeError> {
     }
 }
 
-/// Checks a size limit for a filesystem of this size.
+/// Checks a size limit for a filesystem of this size. One that is larger than any device is as good as none.
 ///
 /// # Errors
-/// If no filesystem can have that size, or it is below the filesystem's.
+/// If it is too small for any filesystem, or below the size of this one.
 pub fn check_limit(size: Sectors, limit: Option<Sectors>) -> Result<(), SizeError> {
-    let Some(limit) = limit else { return Ok(()) };
-    check_filesystem(limit)?;
-    if limit < size { Err(SizeError::LimitBelowSize { limit, size }) } else { Ok(()) }
+    match limit {
+        Some(limit) if limit < FILESYSTEM_MIN => Err(SizeError::FilesystemTooSmall(limit)),
+        Some(limit) if limit < size => Err(SizeError::LimitBelowSize { limit, size }),
+        _ => Ok(()),
+    }
 }
 
 /// Checks the space of a cache for its blocks.

@@ -108,6 +108,11 @@ fn filesystem_sizes_are_checked() {
     assert_eq!(check(None, None), Ok((Sectors(2_147_483_648), None)));
     assert_eq!(check(Some(1_048_576), Some(1_048_576)), Ok((Sectors(1_048_576), Some(Sectors(1_048_576)))));
     assert_eq!(check(Some(1_048_575), None), Err(SizeError::FilesystemTooSmall(Sectors(1_048_575))));
+    let too_large = Sectors(DEVICE_MAX.0 + 1);
+    assert_eq!(check(Some(too_large.0), None), Err(SizeError::FilesystemTooLarge(too_large)));
+    for limit in [too_large.0, u64::MAX] {
+        assert_eq!(check(None, Some(limit)), Ok((FILESYSTEM_DEFAULT, Some(Sectors(limit)))));
+    }
     assert_eq!(check(None, Some(8)), Err(SizeError::FilesystemTooSmall(Sectors(8))));
     let (limit, size) = (Sectors(2_147_483_647), FILESYSTEM_DEFAULT);
     assert_eq!(check(None, Some(limit.0)), Err(SizeError::LimitBelowSize { limit, size }));

@@ -53,7 +53,8 @@ impl Watched {
 
     /// Whether there is a reason to watch it.
     pub fn may_grow(&self) -> bool {
-        self.limit.unwrap_or(sizes::DEVICE_MAX) > self.size
+        // A limit may be larger than any device.
+        self.limit.unwrap_or(sizes::DEVICE_MAX).min(sizes::DEVICE_MAX) > self.size
     }
 
     /// What it has left. One that was used and emptied again, and has blocks already, is taken to have a quarter of its size.
@@ -138,6 +139,15 @@ mod tests {
             devices,
             quiet: Duration::from_millis(quiet),
         }
+    }
+
+    #[test]
+    fn no_limit_makes_a_filesystem_grow_past_the_largest_device() {
+        for limit in [None, Some(sizes::DEVICE_MAX.0), Some(u64::MAX)] {
+            assert!(watched(GIB, GIB, limit).may_grow());
+            assert!(!watched(sizes::DEVICE_MAX.0, GIB, limit).may_grow());
+        }
+        assert!(!watched(GIB, GIB, Some(GIB)).may_grow());
     }
 
     #[test]

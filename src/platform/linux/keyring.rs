@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::platform::{
     Error, Result,
-    keyring::{KeyChange, Secret},
+    keyring::{KeyChange, NAME_BYTES_MAX, Secret},
 };
 
 const TYPE: &CStr = c"user";
@@ -26,6 +26,10 @@ const PERMISSIONS: c_long = 0x003f_0000;
 const VALUE_BYTES_MAX: usize = 32 << 10;
 /// Room for the numbers of keys in the keyring.
 const KEYS_MAX: usize = 1 << 16;
+
+/// Room for what the kernel says of a key: a type of 31 bytes at most, two numbers of 11, permissions of 8, the name, what
+/// separates them, and a NUL at the end.
+const DESCRIPTION_BYTES_MAX: usize = NAME_BYTES_MAX + 31 + 2 * 11 + 8 + 4 + 1;
 
 /// Serial number of a key or keyring.
 type Serial = c_long;
@@ -151,9 +155,11 @@ pub(super) fn list() -> Result<Vec<String>> {
 
 /// The name of a key of our type. One that went away meanwhile has none.
 fn described(serial: Serial) -> Option<String> {
-    let mut text = vec![0_u8; 4096];
+    let mut text = vec![0_u8; DESCRIPTION_BYTES_MAX];
     let length = keyctl(libc::KEYCTL_DESCRIBE, [serial, text.as_mut_ptr() as c_long, text.len() as c_long, 0]);
-    text.truncate(usize::try_from(length).ok()?.saturating_sub(1));
+    // Of a longer one the kernel would have told the length and written nothing.
+    let length = usize::try_from(length).ok().filter(|length| *length <= text.len())?;
+    text.truncate(length.saturating_sub(1));
     // "type;uid;gid;permissions;name": the name is the rest, whatever it holds.
     let text = String::from_utf8(text).ok()?;
     let mut fields = text.splitn(5, ';');

@@ -44,6 +44,16 @@ def test_a_key_is_set_changed_listed_and_removed(key_file):
     assert listed() == set()
 
 
+def test_a_key_of_the_longest_name_is_listed(key_file):
+    """Found in review: the kernel tells of such a key in more bytes than there was room for, and it was never listed."""
+    longest = "x" * (4095 - len("stratis-1-key-"))
+    assert stratis_program("key", "set", longest, f"--keyfile-path={key_file('secret')}").returncode == 0
+    assert listed() == {longest}
+    too_long = stratis_program("key", "set", longest + "x", f"--keyfile-path={key_file('secret')}")
+    assert too_long.returncode != 0 and "4081" in too_long.stdout + too_long.stderr
+    assert listed() == {longest}
+
+
 def test_bad_keys_are_refused(key_file):
     long = stratis_program("key", "set", "k2", f"--keyfile-path={key_file('x' * 65)}")
     assert long.returncode != 0 and "64 bytes" in long.stdout + long.stderr
