@@ -123,6 +123,8 @@ struct Waiting {
     /// Then it is begun all the same, and says that there is nothing.
     until: Instant,
     job: Job,
+    /// Whom it would answer, and in which form.
+    asked: Option<(Caller, Asked)>,
 }
 
 /// The object of a path.
@@ -177,12 +179,20 @@ impl Reader {
                 self.take(&message, submit)?;
             }
             if stopping {
-                // Each is refused, and so answered.
-                self.waiting.take().into_iter().for_each(|Waiting { job, .. }| submit.submit(job));
+                self.refuse_waiting();
                 return Ok(());
             }
             self.exchange()?;
             self.submit_ready(submit);
+        }
+    }
+
+    /// For the end: others may not have been told of it yet, and would begin with them.
+    fn refuse_waiting(&self) {
+        let tree = self.published.load();
+        for (caller, asked) in self.waiting.take().into_iter().filter_map(|one| one.asked) {
+            let answer = asked.answer(asked.failure(Failure::Stopping), &tree);
+            self.connection.send(message::answer(&caller, &answer));
         }
     }
 
@@ -270,6 +280,7 @@ impl Reader {
                 };
                 // It counts as long as it can still be answered in one of the two ways.
                 let permit = Arc::new(permit);
+                let to_refuse = wants_reply.then(|| (caller.clone(), asked));
                 let (for_failure, permit_of_failure) = (caller.clone(), Arc::clone(&permit));
                 let reply = move |caller, outcome| {
                     wants_reply.then(|| Reply::to(caller, Box::new(move |tree: &Tree| asked.answer(outcome, tree))))
@@ -288,7 +299,7 @@ impl Reader {
                 match after {
                     Some(descriptor) if !passphrase::is_ready(&descriptor) => {
                         let until = Instant::now() + passphrase::WAIT_MAX;
-                        self.waiting.borrow_mut().push(Waiting { descriptor, until, job });
+                        self.waiting.borrow_mut().push(Waiting { descriptor, until, job, asked: to_refuse });
                     }
                     _ => submit.submit(job),
                 }
