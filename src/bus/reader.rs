@@ -355,7 +355,10 @@ fn handle(
     Ok(match handler(Call { tree, object, arguments })? {
         Work::Now(outcome) => Response::Answer(asked.answer(outcome, tree)),
         Work::Chain(chain) => Response::Job(asked, Task { chain, after: None, load }),
-        Work::After(descriptor, chain) => Response::Job(asked, Task { chain, after: Some(descriptor), load }),
+        Work::After(descriptor, chain) => {
+            let load = Load { descriptors: 1, ..load };
+            Response::Job(asked, Task { chain, after: Some(descriptor), load })
+        }
         Work::Report(report) => Response::Report(asked, report),
     })
 }

@@ -11,7 +11,7 @@ const HOUR_MS: &str = "3600000";
 /// Half of the daemon's workers.
 const SLOW_MAX: usize = 8;
 /// Keys that one caller may let us wait for.
-const KEYS_MAX: usize = 16;
+const KEYS_MAX: usize = 64;
 const LIMITS_EXCEEDED: Option<&str> = Some("LimitsExceeded");
 
 /// Sends calls that set keys by pipes to which nothing has been written; their serial numbers and the other ends.
