@@ -110,7 +110,7 @@ impl Connection {
     /// Puts a message on its way. Does not block. From any thread. In place of an answer that is too long for the bus an
     /// error is sent that says so, in place of anything else nothing.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
-        let Outgoing { parts, to } = match message.and_then(|outgoing| outgoing.within(self.message_bytes_max)) {
+        let outgoing = match message.and_then(|outgoing| outgoing.within(self.message_bytes_max)) {
             Ok(outgoing) => outgoing,
             Err(error) => {
                 log::error!("{error}");
@@ -118,9 +118,9 @@ impl Connection {
             }
         };
         let mut accounts = self.accounts.lock();
-        let name = to.as_ref().map(|caller| caller.name.as_str());
-        let due = accounts.sent(name, parts.iter().map(|part| part.bytes().len()).sum());
-        self.put(parts);
+        let name = outgoing.to.as_ref().map(|caller| caller.name.as_str());
+        let due = accounts.sent(name, outgoing.bytes());
+        self.put(outgoing.parts);
         self.ask(&mut accounts, due);
     }
 

@@ -187,7 +187,8 @@ impl Outgoing {
         }
     }
 
-    fn bytes(&self) -> usize {
+    /// Its length.
+    pub fn bytes(&self) -> usize {
         self.parts.iter().map(|part| part.bytes().len()).sum()
     }
 

@@ -21,7 +21,7 @@ use crate::{
         accounts::Verdict,
         connection::Connection,
         introspect,
-        job::{Caller, Failure, Job, Locks, Reply, Submit},
+        job::{Caller, Failure, Job, Locks, Recipient, Reply, Submit},
         lister::Lists,
         message::{self, BadArguments},
         methods::{Call, Work},
@@ -123,8 +123,6 @@ struct Waiting {
     /// Then it is begun all the same, and says that there is nothing.
     until: Instant,
     job: Job,
-    /// Whom it would answer, and in which form.
-    asked: Option<(Caller, Asked)>,
 }
 
 /// The object of a path.
@@ -190,9 +188,10 @@ impl Reader {
     /// For the end: others may not have been told of it yet, and would begin with them.
     fn refuse_waiting(&self) {
         let tree = self.published.load();
-        for (caller, asked) in self.waiting.take().into_iter().filter_map(|one| one.asked) {
-            let answer = asked.answer(asked.failure(Failure::Stopping), &tree);
-            self.connection.send(message::answer(&caller, &answer));
+        for Waiting { job, .. } in self.waiting.take() {
+            if let Some(Reply { to: Recipient::Caller(caller, build) }) = (job.on_failure)(Failure::Stopping) {
+                self.connection.send(message::answer(&caller, &build(&tree)));
+            }
         }
     }
 
@@ -280,7 +279,6 @@ impl Reader {
                 };
                 // It counts as long as it can still be answered in one of the two ways.
                 let permit = Arc::new(permit);
-                let to_refuse = wants_reply.then(|| (caller.clone(), asked));
                 let (for_failure, permit_of_failure) = (caller.clone(), Arc::clone(&permit));
                 let reply = move |caller, outcome| {
                     wants_reply.then(|| Reply::to(caller, Box::new(move |tree: &Tree| asked.answer(outcome, tree))))
@@ -299,7 +297,7 @@ impl Reader {
                 match after {
                     Some(descriptor) if !passphrase::is_ready(&descriptor) => {
                         let until = Instant::now() + passphrase::WAIT_MAX;
-                        self.waiting.borrow_mut().push(Waiting { descriptor, until, job, asked: to_refuse });
+                        self.waiting.borrow_mut().push(Waiting { descriptor, until, job });
                     }
                     _ => submit.submit(job),
                 }

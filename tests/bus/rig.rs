@@ -160,6 +160,11 @@ impl Bus {
         self.start_daemon(level, variables, true)
     }
 
+    /// One for which each slow step takes an hour if what it is about has this in its name. The log says when it begins with one.
+    pub fn daemon_slow_on(&self, part: &str) -> Daemon {
+        self.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", "3600000"), ("STRATISD_SIM_SLOW_PATH", part)])
+    }
+
     fn start_daemon(&self, level: &str, variables: &[(&str, &str)], read_log: bool) -> Daemon {
         let notify = self.directory.path().join("notify");
         let told = UnixDatagram::bind(&notify).unwrap();

@@ -8,15 +8,13 @@ use crate::{
     rig::Bus,
 };
 
-const HOUR_MS: &str = "3600000";
 /// Half of the daemon's workers.
-const SLOW_MAX: usize = 8;
+pub const SLOW_MAX: usize = 8;
 
 #[test]
 fn reads_and_other_pools_do_not_wait_for_a_pool_on_slow_disks() {
     let bus = Bus::start();
-    let daemon =
-        bus.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]);
+    let daemon = bus.daemon_slow_on("/dev/slow");
     let quick = Client::new(&bus);
     let pool = &quick.done(client::create_pool("quick", &["/dev/quick"]))[0];
 
@@ -112,8 +110,7 @@ fn latencies_idle_and_beside_a_pool_in_the_making() {
 #[test]
 fn filesystems_of_one_pool_are_formatted_side_by_side() {
     let bus = Bus::start();
-    let daemon =
-        bus.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "thin-fs")]);
+    let daemon = bus.daemon_slow_on("thin-fs");
     let client = Client::new(&bus);
     let made = client.done(client::create_pool("p", &["/dev/a"]));
     let pool = &made[0];

@@ -5,11 +5,9 @@ use std::{fs::File, io::Write, os::fd::OwnedFd};
 use crate::{
     client::{self, BLOCKDEV, Client, MANAGER, Outcome, TOP},
     rig::Bus,
+    slow::SLOW_MAX,
 };
 
-const HOUR_MS: &str = "3600000";
-/// Half of the daemon's workers.
-const SLOW_MAX: usize = 8;
 /// Keys that one caller may let us wait for.
 const KEYS_MAX: usize = 64;
 const LIMITS_EXCEEDED: Option<&str> = Some("LimitsExceeded");
@@ -74,8 +72,7 @@ fn keys_that_are_not_written_do_not_hold_up_the_end() {
 #[test]
 fn calls_that_wait_hold_a_bounded_amount() {
     let bus = Bus::start();
-    let daemon =
-        bus.logging_daemon("debug", &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]);
+    let daemon = bus.daemon_slow_on("/dev/slow");
     let bystander = Client::new(&bus);
     let device = &bystander.done(client::create_pool("p", &["/dev/a"]))[1];
     let slow = Client::new(&bus);
