@@ -8,7 +8,7 @@ use crate::{
         error::{Error, Result},
         ids::DevUuid,
         metadata::{
-            IntegritySpec, MetadataVersion, PoolMetadata, StaticHeader,
+            IntegritySpec, MetadataVersion, PoolMetadata, Rest, StaticHeader,
             pool::{
                 Backstore, BlockDev, BlockDevs, Cap, DeviceSegment, Feature, FlexDevs, Segment, ThinPoolDev,
                 Tier as TierRecord,
@@ -250,8 +250,7 @@ impl PoolMetadata {
         let metadata = metadata.ok_or(Error::NoSpace { what: sizes::CACHE_METADATA })?;
         let blocks = spaces.take_all();
         sizes::check_cache(device_total(&blocks))?;
-        let blockdev = BlockDevs { allocs: vec![blocks, metadata], devs };
-        self.backstore.cache_tier = Some(TierRecord { blockdev, integrity_spec: None });
+        self.backstore.cache_tier = Some(TierRecord::new(BlockDevs::new(vec![blocks, metadata], devs), None));
         Ok(())
     }
 
@@ -362,6 +361,7 @@ fn new_entry(device: &NewDevice<'_>, integrity: Option<&IntegritySpec>) -> Resul
         integrity_meta_allocs,
         user_info: None,
         hardware_info: device.hardware_info.map(str::to_owned),
+        rest: Rest::default(),
     })
 }
 
@@ -389,7 +389,7 @@ impl<'a> Draft<'a> {
     pub fn new(version: MetadataVersion, integrity: IntegritySpec, devices: &'a [NewDevice<'a>]) -> Result<Draft<'a>> {
         let integrity_spec = (version == MetadataVersion::V2).then_some(integrity);
         let devs = devices.iter().map(|device| new_entry(device, integrity_spec.as_ref())).collect::<Result<_>>()?;
-        let tier = TierRecord { blockdev: BlockDevs { allocs: vec![Vec::new()], devs }, integrity_spec };
+        let tier = TierRecord::new(BlockDevs::new(vec![Vec::new()], devs), integrity_spec);
         Ok(Draft { version, devices, tier })
     }
 
@@ -421,18 +421,25 @@ impl<'a> Draft<'a> {
         let parts = sizes::initial(self.usable(), thin_metadata)?;
         let mut record = PoolMetadata {
             name: name.to_owned(),
-            backstore: Backstore { data_tier: self.tier.clone(), cap: Cap::default(), cache_tier: None },
+            backstore: Backstore {
+                data_tier: self.tier.clone(),
+                cap: Cap::default(),
+                cache_tier: None,
+                rest: Rest::default(),
+            },
             flex_devs: FlexDevs::default(),
             thinpool_dev: ThinPoolDev {
                 data_block_size: sizes::DATA_BLOCK,
                 feature_args: Some(FEATURES_ALWAYS.map(str::to_owned).into()),
                 fs_limit: Some(sizes::FS_LIMIT),
                 enable_overprov: Some(true),
+                rest: Rest::default(),
             },
             started: Some(true),
             features: std::collections::BTreeSet::new(),
             last_reencrypt: None,
             destroying: false,
+            rest: Rest::default(),
         };
         let headers: Vec<&StaticHeader> = self.devices.iter().map(|device| device.header).collect();
         if self.crypt_reserved() > Sectors::ZERO {
@@ -448,6 +455,7 @@ impl<'a> Draft<'a> {
             thin_meta_dev: vec![meta],
             thin_data_dev: vec![data],
             thin_meta_dev_spare: vec![spare],
+            rest: Rest::default(),
         };
         Ok(record)
     }

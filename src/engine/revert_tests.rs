@@ -1,7 +1,7 @@
 //! Which reverts are planned, and what the records are afterwards.
 
 use super::*;
-use crate::engine::units::Sectors;
+use crate::engine::{metadata::Rest, units::Sectors};
 
 fn id(n: u8) -> FsUuid {
     FsUuid::from_random([n; 16])
@@ -18,6 +18,7 @@ fn record(n: u8, origin: Option<u8>, merge: bool) -> FilesystemRecord {
         fs_size_limit: Some(Sectors(u64::from(n) << 22)),
         origin: origin.map(id),
         merge,
+        rest: Rest::default(),
     }
 }
 

@@ -6,7 +6,11 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::engine::{ids::FsUuid, metadata::write_cut, units::Sectors};
+use crate::engine::{
+    ids::FsUuid,
+    metadata::{Rest, write_cut},
+    units::Sectors,
+};
 
 /// Directory of the filesystems' records in the metadata volume.
 pub const FILESYSTEMS: &str = "filesystems";
@@ -49,6 +53,9 @@ pub struct FilesystemRecord {
     /// It replaces its origin at the next set-up of the pool.
     #[serde(default)]
     pub merge: bool,
+    /// Other keys, of a newer daemon.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 impl FilesystemRecord {
@@ -101,7 +108,7 @@ pub(super) fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Erro
 
 #[cfg(test)]
 mod tests {
-    use super::{FilesystemRecord, RecordError, check_records, file_name, is_leftover};
+    use super::{FilesystemRecord, RecordError, Rest, check_records, file_name, is_leftover};
     use crate::engine::units::Sectors;
 
     const EXAMPLE: &str = concat!(
@@ -119,6 +126,7 @@ mod tests {
             fs_size_limit: None,
             origin: None,
             merge: false,
+            rest: Rest::default(),
         }
     }
 
@@ -142,6 +150,15 @@ mod tests {
         );
         assert_eq!(String::from_utf8(full.encode()).unwrap(), text);
         assert_eq!(FilesystemRecord::parse(text.as_bytes()).unwrap(), full);
+    }
+
+    /// What a newer daemon had recorded was lost when this one renamed a filesystem.
+    #[test]
+    fn keeps_unknown_keys_of_a_changed_record() {
+        let newer = EXAMPLE.replace(r#""merge":false"#, r#""merge":false,"quota":{"soft":[1,null]},"tag":"x""#);
+        let mut record = FilesystemRecord::parse(newer.as_bytes()).unwrap();
+        record.name = "renamed".to_owned();
+        assert_eq!(String::from_utf8(record.encode()).unwrap(), newer.replace("home", "renamed"));
     }
 
     #[test]

@@ -107,6 +107,19 @@ impl Default for IntegritySpec {
     }
 }
 
+/// Keys of a JSON object that this daemon does not know, with their values: written by a newer daemon, which finds them
+/// again whatever this one changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Rest(serde_json::Map<String, serde_json::Value>);
+
+impl Rest {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// One step of a planned write; offsets in bytes from the start of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {

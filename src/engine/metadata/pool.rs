@@ -1,19 +1,21 @@
 //! The pool-level JSON: what a pool is made of (`spec/engine/ondisk-metadata.md` §6).
 //!
 //! One set of structs serves both metadata versions; the version is a value that decides which keys there are. Keys
-//! are written in the order of the specification's tables, which is that of the fields here. Knows the text and the
-//! rules that its numbers keep ([`check`]); must never know where it is stored.
+//! are written in the order of the specification's tables, which is that of the fields here. Keys that this daemon does
+//! not know, written by a newer one, are kept at every level ([`Rest`]) and written again after the others. Knows the text
+//! and the rules that its numbers keep ([`check`]); must never know where it is stored.
 
 mod check;
+mod form;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::check::{Broken, check, check_members};
 use crate::engine::{
     ids::DevUuid,
-    metadata::{IntegritySpec, MetadataVersion, cut, write_cut},
+    metadata::{IntegritySpec, MetadataVersion, Rest, cut, write_cut},
     units::Sectors,
 };
 
@@ -105,6 +107,9 @@ pub struct PoolMetadata {
     /// it. Written when `true` only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub destroying: bool,
+    /// Other keys.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// What a pool can do.
@@ -132,26 +137,53 @@ pub struct Backstore {
     /// The devices that hold the cache, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_tier: Option<Tier>,
+    /// Other keys.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// A set of devices with one purpose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "form::Tier", into = "form::Tier")]
 pub struct Tier {
     /// Its devices.
     pub blockdev: BlockDevs,
     /// Space reserved for integrity data on each device: data tiers of version 2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub integrity_spec: Option<IntegritySpec>,
+    /// Other keys of the integrity settings.
+    pub spec_rest: Rest,
+    /// Other keys.
+    pub rest: Rest,
 }
 
 /// Devices of a tier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "form::BlockDevs", into = "form::BlockDevs")]
 pub struct BlockDevs {
     /// What is taken of them, in the order in which it is assembled. Data tier: one list, that of the origin. Cache
     /// tier: two, that of the cache and that of its metadata.
     pub allocs: Vec<Vec<DeviceSegment>>,
     /// The devices in pool order: space is taken device by device in this order.
     pub devs: Vec<BlockDev>,
+    /// Other keys of segments, by the place of their list, their device and their first sector: a segment keeps these
+    /// when it becomes longer.
+    pub segment_rests: BTreeMap<(usize, DevUuid, Sectors), Rest>,
+    /// Other keys.
+    pub rest: Rest,
+}
+
+impl Tier {
+    /// A tier of these devices.
+    pub fn new(blockdev: BlockDevs, integrity_spec: Option<IntegritySpec>) -> Tier {
+        Tier { blockdev, integrity_spec, spec_rest: Rest::default(), rest: Rest::default() }
+    }
+}
+
+impl BlockDevs {
+    /// These devices, and what is taken of them.
+    pub fn new(allocs: Vec<Vec<DeviceSegment>>, devs: Vec<BlockDev>) -> BlockDevs {
+        BlockDevs { allocs, devs, segment_rests: BTreeMap::new(), rest: Rest::default() }
+    }
 }
 
 /// One device.
@@ -168,16 +200,22 @@ pub struct BlockDev {
     /// What udev said of it when it was initialized.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "write_cut_if")]
     pub hardware_info: Option<String>,
+    /// Other keys.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// What has been handed out of the cap device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cap {
-    /// Version 1: one element, `[0, total]`. Version 2: one element a request, in the order granted.
+    /// Version 1: one element, `[0, total]`. Version 2: ranges that follow one another.
     pub allocs: Vec<Segment>,
     /// Held for a LUKS2 header (version 2).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub crypt_meta_allocs: Vec<Segment>,
+    /// Other keys.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 /// The devices on the cap device: stretches of it, in order.
@@ -191,6 +229,9 @@ pub struct FlexDevs {
     pub thin_data_dev: Vec<Segment>,
     /// As large as the thin pool's metadata, for its repair.
     pub thin_meta_dev_spare: Vec<Segment>,
+    /// Other keys.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 impl FlexDevs {
@@ -219,6 +260,9 @@ pub struct ThinPoolDev {
     /// Whether filesystems may be larger together than the pool. `None`, in old metadata, counts as `true`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_overprov: Option<bool>,
+    /// Other keys.
+    #[serde(flatten)]
+    pub rest: Rest,
 }
 
 impl PoolMetadata {

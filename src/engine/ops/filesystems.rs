@@ -10,7 +10,7 @@ use crate::{
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
         mdv::Mdv,
-        metadata::{FilesystemRecord, Journal, Pending},
+        metadata::{FilesystemRecord, Journal, Pending, Rest},
         name::Name,
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
@@ -166,6 +166,7 @@ fn begin(engine: &Engine, pool: &mut Pool, wanted: Vec<NewFilesystem>, claim: Cl
             fs_size_limit: new.size_limit,
             origin: None,
             merge: false,
+            rest: Rest::default(),
         });
     }
     let thin_pool = Role::ThinPool.name(pool.uuid());

@@ -8,7 +8,7 @@ use crate::{
         dm_names::Role,
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
-        metadata::FilesystemRecord,
+        metadata::{FilesystemRecord, Rest},
         name::Name,
         ops::filesystems::{self, Batch},
         pool::Pool,
@@ -81,6 +81,7 @@ fn begin(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: C
         fs_size_limit: source.record.fs_size_limit,
         origin: Some(origin),
         merge: false,
+        rest: Rest::default(),
     };
     let mounted = !platform.mount_points(source.number)?.is_empty();
     let device = pool.thin_name(origin);

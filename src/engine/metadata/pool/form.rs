@@ -1,0 +1,108 @@
+//! The JSON form of what is kept in another shape in memory: objects whose own keys are a plain value elsewhere, and whose
+//! other keys are kept beside that value.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BlockDev, DeviceSegment};
+use crate::engine::{
+    ids::DevUuid,
+    metadata::{IntegritySpec, Rest, TagSpec},
+    units::Sectors,
+};
+
+/// See [`super::Tier`].
+#[derive(Serialize, Deserialize)]
+pub struct Tier {
+    blockdev: super::BlockDevs,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    integrity_spec: Option<Spec>,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+/// See [`IntegritySpec`].
+#[derive(Serialize, Deserialize)]
+struct Spec {
+    tag_spec: TagSpec,
+    journal_size: Sectors,
+    block_size: u64,
+    allocate_superblock: bool,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+impl From<Tier> for super::Tier {
+    fn from(form: Tier) -> super::Tier {
+        let Tier { blockdev, integrity_spec, rest } = form;
+        let (integrity_spec, spec_rest) = integrity_spec
+            .map(|spec| {
+                let Spec { tag_spec, journal_size, block_size, allocate_superblock, rest } = spec;
+                (IntegritySpec { tag_spec, journal_size, block_size, allocate_superblock }, rest)
+            })
+            .unzip();
+        super::Tier { blockdev, integrity_spec, spec_rest: spec_rest.unwrap_or_default(), rest }
+    }
+}
+
+impl From<super::Tier> for Tier {
+    fn from(tier: super::Tier) -> Tier {
+        let super::Tier { blockdev, integrity_spec, spec_rest, rest } = tier;
+        let integrity_spec = integrity_spec.map(|spec| {
+            let IntegritySpec { tag_spec, journal_size, block_size, allocate_superblock } = spec;
+            Spec { tag_spec, journal_size, block_size, allocate_superblock, rest: spec_rest }
+        });
+        Tier { blockdev, integrity_spec, rest }
+    }
+}
+
+/// See [`super::BlockDevs`].
+#[derive(Serialize, Deserialize)]
+pub struct BlockDevs {
+    allocs: Vec<Vec<Segment>>,
+    devs: Vec<BlockDev>,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+/// See [`DeviceSegment`].
+#[derive(Serialize, Deserialize)]
+struct Segment {
+    parent: DevUuid,
+    start: Sectors,
+    length: Sectors,
+    #[serde(flatten)]
+    rest: Rest,
+}
+
+impl From<BlockDevs> for super::BlockDevs {
+    fn from(form: BlockDevs) -> super::BlockDevs {
+        let mut segment_rests = BTreeMap::new();
+        let lists = form.allocs.into_iter().enumerate().map(|(list, segments)| {
+            let plain = segments.into_iter().map(|Segment { parent, start, length, rest }| {
+                if !rest.is_empty() {
+                    segment_rests.insert((list, parent, start), rest);
+                }
+                DeviceSegment { parent, start, length }
+            });
+            plain.collect()
+        });
+        let allocs = lists.collect();
+        super::BlockDevs { allocs, devs: form.devs, segment_rests, rest: form.rest }
+    }
+}
+
+impl From<super::BlockDevs> for BlockDevs {
+    fn from(devs: super::BlockDevs) -> BlockDevs {
+        let super::BlockDevs { allocs, devs, mut segment_rests, rest } = devs;
+        let lists = allocs.into_iter().enumerate().map(|(list, segments)| {
+            let full = segments.into_iter().map(|DeviceSegment { parent, start, length }| {
+                let rest = segment_rests.remove(&(list, parent, start)).unwrap_or_default();
+                Segment { parent, start, length, rest }
+            });
+            full.collect()
+        });
+        BlockDevs { allocs: lists.collect(), devs, rest }
+    }
+}
