@@ -1,10 +1,12 @@
-//! Handing out of the cap device: consecutive ranges, one a size (`spec/engine/storage-stack.md` §5).
+//! Handing out of the cap device: consecutive ranges, one a size (`spec/engine/storage-stack.md` §5). What is recorded of
+//! them is only how far the device is handed out: readers want no gaps, and the sum.
 
 use crate::engine::{
     metadata::{
         MetadataVersion,
         pool::{CRYPT_RESERVATION, Cap, Segment},
     },
+    plan::segments,
     units::Sectors,
 };
 
@@ -84,7 +86,14 @@ pub fn hand_out(cap: &mut Cap, base: CapBase, sizes: &[Sectors]) -> Result<Vec<S
     }
     match base {
         CapBase::Sum => cap.allocs = vec![Segment::new(Sectors::ZERO, end)],
-        CapBase::AfterCryptReservation | CapBase::Opened => cap.allocs.extend(&ranges),
+        // The first ranges stay apart, as other daemons write them. Later ones are merged: one range for each growth of
+        // the thin pool, by 50 GiB at most, would fill the metadata area of a pool of some 500 TiB.
+        CapBase::AfterCryptReservation | CapBase::Opened if cap.allocs.is_empty() => cap.allocs.extend(&ranges),
+        CapBase::AfterCryptReservation | CapBase::Opened => {
+            let mut former = std::mem::take(&mut cap.allocs);
+            former.sort_unstable();
+            segments::append(&mut cap.allocs, former.into_iter().chain(ranges.iter().copied()));
+        }
     }
     Ok(ranges)
 }
@@ -135,7 +144,7 @@ mod tests {
     fn goes_on_after_the_highest_range() {
         let mut cap = check(MetadataVersion::V2, false, &[Sectors(8)], &[(34_816, 8)]);
         assert_eq!(hand_out(&mut cap, CapBase::AfterCryptReservation, &[Sectors(4), Sectors(2)]).unwrap().len(), 2);
-        assert_eq!(cap.allocs, segments(&[(34_816, 8), (34_824, 4), (34_828, 2)]));
+        assert_eq!(cap.allocs, segments(&[(34_816, 14)]));
         let mut cap = check(MetadataVersion::V1, false, &[Sectors(8)], &[(0, 8)]);
         assert_eq!(hand_out(&mut cap, CapBase::Sum, &[Sectors(4)]).unwrap(), segments(&[(8, 4)]));
         assert_eq!(cap.allocs, segments(&[(0, 12)]));
