@@ -149,6 +149,11 @@ impl Bda {
         self.mda.and_then(|mda| mda.last_update())
     }
 
+    /// The latest time given to metadata of the device, also to such as could not be written.
+    pub fn last_tried(&self) -> Option<Timestamp> {
+        self.last_tried
+    }
+
     /// Longest JSON that the device can hold, in bytes.
     pub fn capacity(&self) -> u64 {
         Layout::new(self.header.mda_size).map_or(0, |layout| layout.capacity())
@@ -269,7 +274,9 @@ pub fn wipe<D: Disks + ?Sized>(disks: &D, path: &Path) -> Result<()> {
 pub struct Saved {
     /// The time given to it.
     pub stamp: Timestamp,
-    /// The devices, by their place in the list, on which it failed.
+    /// The devices, by their place in the list, that have it.
+    pub written: Vec<usize>,
+    /// Those on which it failed.
     pub failed: Vec<(usize, BdaError)>,
 }
 
@@ -299,19 +306,20 @@ pub fn save_to_pool<D: Disks + ?Sized>(
         chosen.shuffle(&mut StdRng::from_seed(seed));
         chosen.truncate(SAVE_DEVICES_MAX);
     }
-    let tried = chosen.len();
-    let mut failed = Vec::new();
+    let (mut written, mut failed) = (Vec::new(), Vec::new());
     for i in chosen {
         let (path, bda) = &mut devices[i];
-        if let Err(error) = bda.save(disks, path, json, stamp) {
-            failed.push((i, error));
+        match bda.save(disks, path, json, stamp) {
+            Ok(()) => written.push(i),
+            Err(error) => failed.push((i, error)),
         }
     }
+    let tried = failed.len();
     match failed.pop() {
-        Some((_, source)) if failed.len() + 1 == tried => Err(BdaError::NotSaved { tried, source: Box::new(source) }),
+        Some((_, source)) if written.is_empty() => Err(BdaError::NotSaved { tried, source: Box::new(source) }),
         last => {
             failed.extend(last);
-            Ok(Saved { stamp, failed })
+            Ok(Saved { stamp, written, failed })
         }
     }
 }

@@ -169,7 +169,9 @@ pub fn make(
 ) -> Result<Header> {
     let device = platform.dm_node(&stack.name(Role::Cache));
     let wiped = device.clone();
-    undo.push("wipe the LUKS2 header", move |platform| wipe(platform, &wiped, Sectors::ZERO, LAYOUT_V2.data_offset));
+    undo.push_guarded("wipe the LUKS2 header", move |platform| {
+        wipe(platform, &wiped, Sectors::ZERO, LAYOUT_V2.data_offset)
+    });
     let header =
         platform.luks_format(&device, layout, purpose, &prepared.keyslots(0..NUMBERS), &prepared.tokens(0..NUMBERS))?;
     bring_up(platform, stack, &device, prepared, undo)?;

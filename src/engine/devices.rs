@@ -185,7 +185,7 @@ pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rol
         let path = candidate.device.path.clone();
         // Pushed before the write: one that fails half way may have left a signature.
         let wiped = path.clone();
-        undo.push(format!("wipe {}", path.display()), move |platform| bda::wipe(platform, &wiped));
+        undo.push_guarded(format!("wipe {}", path.display()), move |platform| bda::wipe(platform, &wiped));
         let bda = Bda::initialize(platform, &path, header)?;
         if let Some(encased) = &mut candidate.container {
             encased.finish(platform, undo)?;

@@ -137,7 +137,7 @@ impl Encased {
     /// When its header cannot be written.
     pub fn finish(&mut self, platform: &dyn Platform, undo: &mut Rollback) -> Result<()> {
         let path = self.device.path.clone();
-        undo.push(format!("mark {} again", path.display()), move |platform| mark_unfinished(platform, &path));
+        undo.push_guarded(format!("mark {} again", path.display()), move |platform| mark_unfinished(platform, &path));
         platform.luks_change(&self.device.path, None, &[HeaderChange::RemoveToken(UNFINISHED_TOKEN)])?;
         self.unfinished = false;
         Ok(())
@@ -193,7 +193,7 @@ impl Mould<'_> {
         let prepared = Prepared::new(platform, self.bindings)?;
         let token = StratisToken::new(self.pool, DevUuid::from_random(platform.random()), self.name);
         let path = device.path.clone();
-        undo.push(format!("wipe {}", path.display()), move |platform| {
+        undo.push_guarded(format!("wipe {}", path.display()), move |platform| {
             containers::wipe(platform, &path, Sectors::ZERO, LAYOUT_V1.data_offset)
         });
         let mut tokens: BTreeMap<u32, serde_json::Value> = prepared.tokens(0..NUMBERS);

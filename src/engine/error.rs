@@ -206,6 +206,13 @@ pub enum Error {
     #[error("the devices do not have room for {} more; use larger or more devices", .what.readable())]
     NoSpace { what: Sectors },
 
+    #[error(
+        "cannot record this change of pool {pool}: its metadata would have {length} bytes of the {capacity} that fit on its \
+         devices, and the rest is kept for stopping and destroying it; shorten the texts that users gave its devices, or move \
+         data to a pool of fewer, larger devices"
+    )]
+    RecordFull { pool: Name, length: u64, capacity: u64 },
+
     // ---- failed: what was found ----
     #[error("{} of the {total} devices of pool {pool} are missing; connect them", .missing.len())]
     DevicesMissing { pool: Name, missing: Vec<DevUuid>, total: usize },
@@ -252,6 +259,12 @@ pub enum Error {
         leaves: Availability,
     },
 
+    #[error(
+        "{cause}; and the former metadata of pool {pool} could not be written again, so the next start of the pool may find \
+         the change made"
+    )]
+    Unrecorded { pool: Name, cause: Box<Error>, source: Box<Error> },
+
     #[error(transparent)]
     Platform(#[from] platform::Error),
     #[error(transparent)]
@@ -284,7 +297,17 @@ impl Error {
     pub fn leaves(&self) -> Availability {
         match self {
             Error::Rollback { cause, leaves, .. } => (*leaves).max(cause.leaves()),
+            Error::Unrecorded { .. } => Availability::NoPoolChanges,
             _ => Availability::Full,
+        }
+    }
+
+    /// Whether it is not known if a change is on record: what that change needs on disk must stay.
+    pub fn is_unsure(&self) -> bool {
+        match self {
+            Error::Unrecorded { .. } => true,
+            Error::Rollback { cause, .. } => cause.is_unsure(),
+            _ => false,
         }
     }
 
@@ -294,7 +317,7 @@ impl Error {
             Error::Platform(error) => error.is_busy(),
             Error::Encryption(error) => error.is_busy(),
             Error::InUse { .. } | Error::Mounted { .. } => true,
-            Error::Rollback { cause, .. } => cause.is_busy(),
+            Error::Rollback { cause, .. } | Error::Unrecorded { cause, .. } => cause.is_busy(),
             _ => false,
         }
     }

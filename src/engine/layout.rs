@@ -103,6 +103,11 @@ impl PoolMetadata {
         ends.max().unwrap_or_default()
     }
 
+    /// Bytes of the parts that grow without a bound: names, texts, lists of devices and segments.
+    pub fn unbounded_bytes(&self) -> usize {
+        serde_json::to_vec(&(&self.name, &self.backstore, &self.flex_devs)).map_or(usize::MAX, |text| text.len())
+    }
+
     /// The features, for clients.
     pub fn features_view(&self) -> Features {
         Features {
@@ -503,3 +508,7 @@ fn take_from_tier(tier: &mut TierRecord, headers: &[&StaticHeader], wanted: &[Se
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;

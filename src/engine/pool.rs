@@ -4,12 +4,13 @@
 //! metadata is itself the state, so there is no second description of the layout that could disagree with it.
 
 mod encryption;
+mod record;
 
 use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     engine::{
-        bda::{self, Bda, Choose},
+        bda::Bda,
         devices::{Candidate, Initialized},
         dm_names::{self, Role},
         encased::Encased,
@@ -18,8 +19,9 @@ use crate::{
         ids::{DevUuid, FsUuid, PoolUuid},
         layout::{self, NewDevice},
         metadata::{
-            FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader, filesystem::THIN_ID_MAX,
-            pool::DeviceSegment,
+            FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader,
+            filesystem::THIN_ID_MAX,
+            pool::{DeviceSegment, Tier as TierRecord},
         },
         name::Name,
         plan::{sizes, watching::Watched},
@@ -30,6 +32,8 @@ use crate::{
     platform::{BlockDevice, DeviceNumber, Geometry, Platform},
     view::{self, Availability, Tier},
 };
+
+pub use self::record::RESERVE_BYTES;
 
 /// A block device of the pool.
 #[derive(Debug, Clone)]
@@ -82,8 +86,10 @@ pub struct Pool {
     /// The name it is found by. Metadata is ahead of it for the moment of a rename.
     name: Name,
     version: MetadataVersion,
-    /// What is recorded on its devices.
+    /// What is recorded on its devices: see [`Pool::on_record`].
     pub(super) meta: PoolMetadata,
+    /// The recorded cache tier that it is set up without.
+    former_cache: Option<TierRecord>,
     /// Its devices, data and cache.
     pub(super) members: BTreeMap<DevUuid, Member>,
     /// Its layers.
@@ -161,6 +167,7 @@ impl Pool {
             name,
             version,
             meta,
+            former_cache: None,
             members,
             stack,
             filesystems: BTreeMap::new(),
@@ -328,18 +335,6 @@ impl Pool {
         Ok(meta)
     }
 
-    /// Records new devices, or that they are none of the pool's any more, on every data device: one with an older record
-    /// would be enough to set the pool up with other devices than it has.
-    ///
-    /// # Errors
-    /// As [`Pool::commit`].
-    pub(super) fn record(&mut self, platform: &dyn Platform, new: PoolMetadata) -> Result<()> {
-        self.commit(platform, Choose::Everywhere, |meta| {
-            *meta = new;
-            Ok(())
-        })
-    }
-
     /// Signature blocks of its devices.
     pub(super) fn headers(&self) -> Vec<StaticHeader> {
         self.members.values().map(|member| *member.bda.header()).collect()
@@ -349,54 +344,6 @@ impl Pool {
     pub(super) fn shape(&self) -> Shape {
         let usual = shape(self.version, &self.meta, &self.members);
         Shape { low_water: self.low_water.unwrap_or(usual.low_water), ..usual }
-    }
-
-    // ---- metadata ----
-
-    /// Changes the metadata: on disk first, then in memory. On error both are as before.
-    ///
-    /// # Errors
-    /// When no device could be written. If the old state could not be written again either, the error says so
-    /// ([`Error::Rollback`]): a device may hold the new state then.
-    pub(super) fn commit(
-        &mut self,
-        platform: &dyn Platform,
-        choose: Choose,
-        change: impl FnOnce(&mut PoolMetadata) -> Result<()>,
-    ) -> Result<()> {
-        let mut new = self.meta.clone();
-        change(&mut new)?;
-        if let Err(cause) = self.write(platform, choose, &new) {
-            // A write that failed may have reached a disk all the same; the old state with a newer stamp overrules it.
-            return Err(match self.write(platform, Choose::Everywhere, &self.meta.clone()) {
-                Ok(()) => cause,
-                Err(error) => Error::Rollback {
-                    cause: Box::new(cause),
-                    failures: vec![("write the former pool metadata again".to_owned(), error)],
-                    leaves: Availability::NoPoolChanges,
-                },
-            });
-        }
-        self.meta = new;
-        self.show();
-        Ok(())
-    }
-
-    fn write(&mut self, platform: &dyn Platform, choose: Choose, meta: &PoolMetadata) -> Result<()> {
-        let json = meta.encode(self.version);
-        let data: Vec<DevUuid> = meta.data_devices().collect();
-        let devices = self.members.iter_mut().filter(|(uuid, _)| data.contains(uuid));
-        let mut devices: Vec<_> = devices.map(|(_, member)| (member.device.path.as_path(), &mut member.bda)).collect();
-        let saved = bda::save_to_pool(platform, &mut devices, &json, platform.now(), choose)?;
-        for (at, error) in saved.failed {
-            let path = devices.get(at).map(|(path, _)| path.display());
-            log::warn!(
-                "pool {}: metadata was not saved on {}: {error}",
-                meta.name,
-                path.map_or(String::new(), |p| p.to_string())
-            );
-        }
-        Ok(())
     }
 
     /// Mends the headers of the devices, once the metadata says what unfinished requests have come to: writes damaged copies

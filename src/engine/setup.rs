@@ -14,7 +14,7 @@ pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
 use crate::{
     engine::{
-        bda::{self, Choose},
+        bda::{self, Bda, Choose, Repair},
         claims::Claim,
         containers::{self, Unlock},
         dm_names::{self, Role},
@@ -24,7 +24,8 @@ use crate::{
         layout,
         mdv::Mdv,
         metadata::{
-            self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, Pending, PoolMetadata, pool::Segment,
+            self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, Pending, PoolMetadata,
+            pool::{Segment, Tier},
         },
         name::Name,
         plan::sizes,
@@ -38,7 +39,7 @@ use crate::{
         units::Sectors,
     },
     platform::{
-        self, DeviceNumber, Platform, Program,
+        self, DeviceNumber, Platform, Program, Timestamp,
         dm::{Target, Visibility},
     },
     view::Availability,
@@ -103,10 +104,10 @@ pub(super) fn lay_foundation(
     unlock: Option<&Unlock>,
     opened: Rollback,
 ) -> Result<Foundation> {
-    let drops_cache = cache == CacheTier::Drop && meta.backstore.cache_tier.is_some();
-    let former = drops_cache.then(|| drop_cache(&mut meta, set));
+    let tier = meta.backstore.cache_tier.take_if(|_| cache == CacheTier::Drop);
+    let former = tier.as_ref().map(|tier| devices_of(tier, set));
     let ((pool, thin_pool, records), undo) =
-        opened.guard(platform, |undo| lay(platform, uuid, set, meta, unlock, undo))?;
+        opened.guard(platform, |undo| lay(platform, uuid, set, meta, tier, unlock, undo))?;
     Ok(Foundation { pool, thin_pool, records, former, undo })
 }
 
@@ -115,6 +116,7 @@ fn lay(
     uuid: PoolUuid,
     set: &DeviceSet,
     meta: PoolMetadata,
+    former_cache: Option<Tier>,
     unlock: Option<&Unlock>,
     undo: &mut Rollback,
 ) -> Result<(Pool, DeviceNumber, Vec<FilesystemRecord>)> {
@@ -133,6 +135,7 @@ fn lay(
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
     let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
+    pool.set_up_without(former_cache);
     note_encryption(platform, &mut pool, encryption);
     let below = pool.shape().backstore().into_iter().filter(|layer| layer.role != Role::Crypt);
     pool.stack.ensure_all(platform, below, undo)?;
@@ -208,7 +211,7 @@ impl Foundation {
             .collect();
         let drops_cache = former.is_some();
         let mut former = former.unwrap_or_default();
-        let (status, undo) = undo.guard(platform, |_| {
+        let (status, undo) = undo.guard(platform, |undo| {
             for (record, device) in records.into_iter().zip(devices) {
                 pool.note_thin_id(record.thin_id);
                 match device.and_then(|number| Ok((Name::new(&record.name)?, number))) {
@@ -218,7 +221,7 @@ impl Foundation {
             }
             let status = pool.thin_pool_status(platform).ok();
             judge(&mut pool, status.as_ref());
-            former.iter_mut().for_each(|(found, _)| disown(platform, found));
+            former.iter_mut().for_each(|(found, _)| disown(platform, found, undo));
             complete_metadata(platform, &mut pool, drops_cache).map(|()| status)
         })?;
         undo.forget();
@@ -232,7 +235,7 @@ impl Foundation {
         }
         for (found, container) in &former {
             let path = &found.device.path;
-            let doomed = Doomed { path, container: container.as_ref(), parts: Vec::new() };
+            let doomed = Doomed { path, container: container.as_ref(), parts: Vec::new(), stamp: None };
             if let Err(error) = doomed.wipe(platform).or_else(|_| doomed.wipe(platform)) {
                 let what = error.sentence();
                 log::error!("{} is no cache any more, but could not be wiped: {what}", path.display());
@@ -242,9 +245,8 @@ impl Foundation {
     }
 }
 
-/// Takes the cache tier out of the metadata; gives those of its devices that are there, with what they lie in.
-fn drop_cache(meta: &mut PoolMetadata, set: &DeviceSet) -> Vec<(Found, Option<Encased>)> {
-    let Some(tier) = meta.backstore.cache_tier.take() else { return Vec::new() };
+/// Those devices of a tier that are there, with what they lie in.
+fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(Found, Option<Encased>)> {
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
     let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
     former.map(|found| (found.clone(), set.container(found.bda.header().device).cloned())).collect()
@@ -258,6 +260,8 @@ pub(super) struct Doomed<'a> {
     pub container: Option<&'a Encased>,
     /// Where on it parts of the pool's own container lie.
     pub parts: Vec<Segment>,
+    /// When the pool metadata on it was written, if that is known.
+    pub stamp: Option<Timestamp>,
 }
 
 impl Doomed<'_> {
@@ -270,14 +274,11 @@ impl Doomed<'_> {
     }
 }
 
-/// Wipes the devices of a pool that has been destroyed: those of the cache, which hold no pool metadata, and then the data
-/// devices with the parts of the pool's LUKS2 header on them, whose metadata says what is going on. Where that cannot be done now it is done when the devices are next looked
-/// at, so metadata stays as long as there is something that it is needed for.
-pub(super) fn wipe_destroyed<'a>(
-    platform: &dyn Platform,
-    cache: impl Iterator<Item = Doomed<'a>>,
-    data: impl Iterator<Item = Doomed<'a>>,
-) {
+/// Wipes the devices of a pool that has been destroyed, with the parts of the pool's LUKS2 header on them. Those with the
+/// newest metadata, which says that the pool is destroyed, come last, and only when the others are wiped: those of the
+/// cache hold none, and some may hold metadata that says nothing of it. Where that cannot be done now it is done when
+/// the devices are next looked at.
+pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, doomed: impl Iterator<Item = Doomed<'a>>) {
     let wipe = |doomed: &Doomed<'_>| {
         // Tried twice, as there may be nobody soon who looks again.
         let wiped = doomed.wipe(platform).or_else(|_| doomed.wipe(platform));
@@ -288,19 +289,31 @@ pub(super) fn wipe_destroyed<'a>(
         }
         wiped.is_ok()
     };
+    let doomed: Vec<_> = doomed.collect();
+    let newest = doomed.iter().filter_map(|doomed| doomed.stamp).max();
+    let (telling, others): (Vec<_>, Vec<_>) =
+        doomed.iter().partition(|doomed| doomed.stamp.is_some_and(|s| Some(s) == newest));
     // All of them, whatever comes of one.
-    let left = cache.filter(|doomed| !wipe(doomed)).count();
+    let left = others.into_iter().filter(|doomed| !wipe(doomed)).count();
     if left == 0 {
-        data.for_each(|doomed| {
-            wipe(&doomed);
+        telling.into_iter().for_each(|doomed| {
+            wipe(doomed);
         });
     }
 }
 
 /// Marks a device as one that pool metadata does not name, before the metadata is written that does not name it: if it is
 /// not wiped afterwards, it must not stand in the way of the pool.
-fn disown(platform: &dyn Platform, found: &mut Found) {
+fn disown(platform: &dyn Platform, found: &mut Found, undo: &mut Rollback) {
     let path = found.device.path.clone();
+    let at = path.clone();
+    undo.push_guarded(format!("take the mark off {}", path.display()), move |platform| -> Result<()> {
+        // As it is on disk now: a write that failed may have set it.
+        if let Some(mut bda) = Bda::load(platform, &at, Repair::ReadOnly)? {
+            bda.clear_flags(platform, &at, HeaderFlags::UNCOMMITTED)?;
+        }
+        Ok(())
+    });
     if let Err(error) = found.bda.set_flags(platform, &path, HeaderFlags::UNCOMMITTED) {
         log::warn!("{} could not be marked as one that its pool gives up: {error}", path.display());
     }
@@ -317,12 +330,13 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
         log::warn!("the metadata of pool {} lacks keys that are not added: {}", pool.name(), error.sentence());
         return Ok(());
     }
-    let limit = pool.fs_limit();
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
-        meta.complete(limit);
-        // The growth of these devices was cut short before this could be recorded.
-        grown.iter().try_for_each(|header| meta.reserve_integrity(header))
-    })
+    let (old, mut new) = (pool.on_record(), pool.meta.clone());
+    new.complete(pool.fs_limit());
+    // The growth of these devices was cut short before this could be recorded.
+    grown.iter().try_for_each(|header| new.reserve_integrity(header))?;
+    // A device with an older record would be enough to set the pool up with the cache that it has given up.
+    let choose = if cache_dropped { Choose::Everywhere } else { Choose::Some(platform.random()) };
+    pool.commit(platform, choose, Some(&old), new)
 }
 
 fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
@@ -400,7 +414,7 @@ fn repair_thin_metadata(platform: &dyn Platform, pool: &mut Pool, shape: &Shape,
     platform.run(Program::ThinRepair, &["-i", &damaged.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
     pool.stack.remove(platform, Role::ThinMeta)?;
     pool.stack.remove(platform, Role::ThinMetaSpare)?;
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+    pool.change(platform, Choose::Some(platform.random()), |meta| {
         let flex = &mut meta.flex_devs;
         std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
         Ok(())

@@ -527,7 +527,8 @@ fn swap_together(platform: &dyn Platform, changes: &[(String, Vec<Line>)], held:
     swapped.and(go_on().into_iter().collect())
 }
 
-/// Removes a device if it is there, and lets `undo` make it again with the table it had.
+/// Removes a device if it is there, and lets `undo` make it again with the table it had, unless what was decided after that
+/// could not be taken back.
 ///
 /// # Errors
 /// When it is busy.
@@ -535,7 +536,7 @@ pub fn remove_device(platform: &dyn Platform, name: &str, visibility: Visibility
     let Some(device) = platform.dm_find(name)? else { return Ok(()) };
     let again = name.to_owned();
     // Pushed first: a removal that is said to have failed may have been carried out.
-    undo.push(format!("make {name} again"), move |platform| match platform.dm_find(&again)? {
+    undo.push_guarded(format!("make {name} again"), move |platform| match platform.dm_find(&again)? {
         Some(_) => Ok(()),
         None => platform.dm_create(&again, &device.uuid, &device.table, visibility).map(drop),
     });

@@ -4,6 +4,10 @@
 //! backwards; if it succeeds, the list is dropped. So the rollback follows from the steps that ran and is never written by
 //! hand in an error branch.
 //!
+//! What lasts on disk is not always to be taken back. A device that is still in use by what could not be taken down, or that
+//! a record may name which could not be overruled ([`Error::is_unsure`]), is not wiped; and an entry of the journal stays as
+//! long as anything is there that it names. Then the next set-up takes it back or completes it.
+//!
 //! It is also run when the work panics, before the panic goes on to whoever contains it: what that could not know of would
 //! stay on the machine.
 
@@ -15,13 +19,31 @@ use crate::{
     view::Availability,
 };
 
-type Step = Box<dyn FnOnce(&dyn Platform) -> Result<()> + Send>;
+type Undo = Box<dyn FnOnce(&dyn Platform) -> Result<()> + Send>;
+
+/// When a step is taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// Always.
+    Always,
+    /// When nothing uses it or may name it: what was pushed as [`When::Always`] after it has been taken back, and what is on
+    /// record is known.
+    Unused,
+    /// When everything after it has been taken back.
+    Last,
+}
+
+struct Step {
+    what: String,
+    when: When,
+    undo: Undo,
+}
 
 /// The undo steps of what has been done so far, oldest first.
 #[derive(Default)]
 #[must_use]
 pub struct Rollback {
-    steps: Vec<(String, Step)>,
+    steps: Vec<Step>,
 }
 
 impl Rollback {
@@ -30,13 +52,43 @@ impl Rollback {
         Rollback::default()
     }
 
-    /// Remembers how to take back what was just done. `what` completes "could not …".
+    /// Remembers how to take back what was just done to the running machine. `what` completes "could not …".
     pub fn push<E: Into<Error>>(
         &mut self,
         what: impl Into<String>,
         undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
     ) {
-        self.steps.push((what.into(), Box::new(|platform| undo(platform).map_err(Into::into))));
+        self.push_when(When::Always, what, undo);
+    }
+
+    /// As [`Rollback::push`], for what must not be taken back while others need it, such as what was written to a device: it
+    /// stays if a step that was pushed with [`Rollback::push`] after it could not be taken back, or if a record may name it.
+    pub fn push_guarded<E: Into<Error>>(
+        &mut self,
+        what: impl Into<String>,
+        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
+    ) {
+        self.push_when(When::Unused, what, undo);
+    }
+
+    /// As [`Rollback::push`], for what says to the next set-up what is to be done about the steps after it, or must not come
+    /// back before these have been taken back. It stays as it is if one of them could not be.
+    pub fn push_last<E: Into<Error>>(
+        &mut self,
+        what: impl Into<String>,
+        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
+    ) {
+        self.push_when(When::Last, what, undo);
+    }
+
+    fn push_when<E: Into<Error>>(
+        &mut self,
+        when: When,
+        what: impl Into<String>,
+        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
+    ) {
+        let undo = Box::new(|platform: &dyn Platform| undo(platform).map_err(Into::into));
+        self.steps.push(Step { what: what.into(), when, undo });
     }
 
     /// Takes over what was done by others on the same work.
@@ -50,17 +102,28 @@ impl Rollback {
     }
 
     /// Takes everything back, newest first, because of `cause`. A step that cannot be taken back does not keep the
-    /// others from being tried.
+    /// others from being tried, except those that must stay then.
     ///
     /// Gives `cause`, or, if something could not be taken back, an [`Error::Rollback`] that names both.
     pub fn run(mut self, platform: &dyn Platform, cause: Error) -> Error {
         let mut failures = Vec::new();
-        while let Some((what, undo)) = self.steps.pop() {
+        let mut in_use = cause.is_unsure();
+        while let Some(Step { what, when, undo }) = self.steps.pop() {
+            let stays = match when {
+                When::Always => false,
+                When::Unused => in_use,
+                When::Last => in_use || !failures.is_empty(),
+            };
+            if stays {
+                log::warn!("after an error ({}): did not {what}; the next set-up decides", cause.sentence());
+                continue;
+            }
             // One that panics does not keep the others from being tried either.
             let undone = catch_unwind(AssertUnwindSafe(|| undo(platform))).unwrap_or(Err(Error::Panicked));
             if let Err(error) = undone {
                 log::error!("after an error ({}): could not {what}: {}", cause.sentence(), error.sentence());
                 failures.push((what, error));
+                in_use |= when == When::Always;
             }
         }
         match failures.is_empty() {
@@ -111,6 +174,62 @@ mod tests {
 
     use super::*;
     use crate::platform::sim::Sim;
+
+    fn failing() -> impl FnOnce(&dyn Platform) -> Result<()> + Send + 'static {
+        |_| Err(Error::Panicked)
+    }
+
+    fn run(undo: Rollback, cause: Error) -> Error {
+        undo.run(&Sim::builder().build(), cause)
+    }
+
+    /// Found in review: the entry of the journal went although the thin device that it named could not be removed.
+    #[test]
+    fn what_names_a_step_stays_with_it() {
+        for fails in [false, true] {
+            let (told, undone) = channel();
+            let mut undo = Rollback::new();
+            let entry = told.clone();
+            undo.push_last("remove the entry", move |_| -> Result<()> {
+                entry.send("entry").map_err(|_| Error::Panicked)
+            });
+            let disk = told.clone();
+            undo.push_guarded("wipe", move |_| -> Result<()> { disk.send("disk").map_err(|_| Error::Panicked) });
+            match fails {
+                true => undo.push_guarded("delete", failing()),
+                false => note(&mut undo, &told, "delete"),
+            }
+            let error = run(undo, Error::NoDevices);
+            assert_eq!(error.leaves() > Availability::Full, fails);
+            let expected: &[&str] = if fails { &["disk"] } else { &["delete", "disk", "entry"] };
+            assert_eq!(undone.try_iter().collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn a_device_in_use_is_not_wiped() {
+        let (told, undone) = channel();
+        let mut undo = Rollback::new();
+        undo.push_guarded("wipe", move |_| -> Result<()> { told.send("disk").map_err(|_| Error::Panicked) });
+        undo.push("remove", failing());
+        run(undo, Error::NoDevices);
+        assert_eq!(undone.try_iter().count(), 0);
+    }
+
+    /// Found in review: devices were wiped that the record may have named, so the next start missed them.
+    #[test]
+    fn nothing_that_a_record_may_name_is_wiped() {
+        let (told, undone) = channel();
+        let mut undo = Rollback::new();
+        let disk = told.clone();
+        undo.push_guarded("wipe", move |_| -> Result<()> { disk.send("disk").map_err(|_| Error::Panicked) });
+        note(&mut undo, &told, "take down");
+        let pool = crate::engine::name::Name::new("p").expect("a name");
+        let boxed = || Box::new(Error::NoDevices);
+        let error = run(undo, Error::Unrecorded { pool, cause: boxed(), source: boxed() });
+        assert!(error.is_unsure());
+        assert_eq!(undone.try_iter().collect::<Vec<_>>(), ["take down"]);
+    }
 
     fn note(undo: &mut Rollback, told: &Sender<&'static str>, what: &'static str) {
         let told = told.clone();

@@ -16,6 +16,7 @@ mod disks;
 mod extend;
 mod fill;
 mod full;
+mod full_record;
 mod health;
 mod left_out;
 mod low_water;

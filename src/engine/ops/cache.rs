@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::{
     engine::{
+        bda::Choose,
         dm_names::Role,
         error::{Error, Result},
         ids::DevUuid,
@@ -19,7 +20,7 @@ use crate::{
         undo::Rollback,
     },
     platform::{BlockDevice, Platform},
-    view::{Availability, Tier},
+    view::Tier,
 };
 
 /// Whether these are just the devices of the cache that the pool has.
@@ -43,29 +44,22 @@ pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
 /// What the kernel may refuse is tried before the record is written; after it, tables are only swapped.
 ///
 /// # Errors
-/// The pool is without a cache again then, in the kernel and on record. If that could not be recorded, the error leaves
-/// [`Availability::NoPoolChanges`], and the devices must not be wiped.
+/// The pool is without a cache again then, in the kernel and on record. If that could not be recorded, the error says so
+/// ([`Error::is_unsure`]), and the devices must not be wiped.
 pub(super) fn begin(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.init_cache(devices))?;
     let (without, old_stack, old_shape) = (pool.meta.clone(), pool.stack.clone(), pool.shape());
     let shape = pool::shape(pool.version(), &with, &pool.members);
     let begun = Rollback::new().guard(platform, |undo| {
         prepare(platform, &mut pool.stack, &shape, &old_shape, undo)?;
-        pool.record(platform, with)?;
+        pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
         put_in_place(platform, &pool.stack, &shape, &old_shape, undo)
     });
     let Err(cause) = begun.map(|((), undo)| undo.forget()) else { return Ok(()) };
     pool.stack = old_stack;
-    if pool.meta == without {
-        return Err(cause);
-    }
-    match pool.record(platform, without) {
-        Ok(()) => Err(cause),
-        Err(error) => Err(Error::Rollback {
-            cause: Box::new(cause),
-            failures: vec![("record the pool without a cache".to_owned(), error)],
-            leaves: Availability::NoPoolChanges,
-        }),
+    match pool.meta == without {
+        true => Err(cause),
+        false => Err(pool.take_back(platform, without, cause)),
     }
 }
 
@@ -127,7 +121,8 @@ fn put_in_place(
 pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.add_cache_devices(devices))?;
     // On record first: a cache must not remember blocks that no record gives to it.
-    pool.record(platform, with)?;
+    let without = pool.on_record();
+    pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
     follow_or_later(platform, pool);
     Ok(())
 }

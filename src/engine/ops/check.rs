@@ -284,11 +284,23 @@ fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<
         return Ok(false);
     }
     let (version, headers) = (pool.version(), pool.headers());
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+    let extended = pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, plan.data)?;
         meta.thinpool_dev.set_errors_if_no_space(plan.writes_fail);
         Ok(())
-    })?;
+    });
+    match extended {
+        // Nothing more can be handed out, so writes must fail when that is full, as on devices without space.
+        Err(full @ Error::RecordFull { .. }) if !writes_fail => {
+            pool.change(platform, Choose::Some(platform.random()), |meta| {
+                meta.thinpool_dev.set_errors_if_no_space(true);
+                Ok(())
+            })?;
+            follow(platform, pool)?;
+            return Err(full);
+        }
+        extended => extended?,
+    }
     if plan.writes_fail && !writes_fail {
         log::warn!("pool {} has handed out all its space; writes fail when that is full", pool.name());
     }

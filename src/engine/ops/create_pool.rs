@@ -223,7 +223,8 @@ fn assemble(
         pool.note_volume_key(true);
     }
     pool.note_containers()?;
-    pool.commit(platform, Choose::Everywhere, |_| Ok(()))?;
+    let meta = pool.meta.clone();
+    pool.commit(platform, Choose::Everywhere, None, meta)?;
     Ok(pool)
 }
 

@@ -251,13 +251,8 @@ fn take_in(
             Purpose::MoreCache => cache::extend(platform, pool, &added),
         };
         if let Err(error) = taken {
-            // Devices that the metadata may still name are not wiped: without them the pool would not be set up.
-            let error = if error.leaves() < Availability::NoPoolChanges {
-                undo.run(platform, error)
-            } else {
-                undo.forget();
-                error
-            };
+            // Devices that the record may name are not wiped: without them the pool would not be set up.
+            let error = undo.run(platform, error);
             pool.dismiss(&added);
             pool.note_failure(&error);
             return Next::Done(Err(error));
@@ -281,7 +276,9 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
         meta.thinpool_dev.set_errors_if_no_space(false);
         Ok(())
     })?;
-    pool.record(platform, with)?;
+    let without = pool.on_record();
+    // A device with an older record would be enough to set the pool up with other devices than it has.
+    pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
     pool.metadata_exhausted = false;
     follow_or_later(platform, pool);
     Ok(())
@@ -329,8 +326,9 @@ fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
                 member.bda.check_size(&inside, room)?;
             }
             let grown = grow(platform, pool, device);
-            // An opened device that is larger than its record says does no harm, but is not what was asked for.
-            if grown.is_err() && room > before {
+            // An opened device that is larger than its record says does no harm, but is not what was asked for. One that is
+            // smaller than the header may say does.
+            if grown.as_ref().is_err_and(|error| error.leaves() == Availability::Full) && room > before {
                 let back = platform.luks_resize(&path, &encased.name(), &volume_key, Some(before));
                 if let Err(error) = back {
                     log::warn!("{} could not be made smaller again: {error}", inside.display());
@@ -363,13 +361,17 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
     let marked = member.bda.resize(platform, &path, size, old.flags.with(HeaderFlags::GROWN));
     let recorded = marked.map_err(Error::from).and_then(|()| {
         let header = StaticHeader { device_size: size, ..old };
-        pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        pool.change(platform, Choose::Some(platform.random()), |meta| {
             meta.reserve_integrity(&header)?;
             meta.thinpool_dev.set_errors_if_no_space(false);
             Ok(())
         })
     });
     if let Err(cause) = recorded {
+        // The larger size goes with either record: of the mark it is completed at the next set-up.
+        if cause.is_unsure() {
+            return Err(cause);
+        }
         let Some(member) = pool.members.get_mut(&device) else { return Err(cause) };
         return Err(match member.bda.resize(platform, &path, old.device_size, old.flags) {
             Ok(()) => cause,
@@ -438,7 +440,7 @@ fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, i
     if entry(&pool.meta).ok_or_else(missing)? == info {
         return Ok(false);
     }
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+    pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.set_user_info(device, info);
         Ok(())
     })?;

@@ -334,16 +334,16 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
 /// Completes a destruction that was decided but cut short.
 fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata: &PoolMetadata) {
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
-    // Devices of the cache tier hold no metadata; those that do go last. Of those that are closed it cannot be told.
+    // What the closed ones hold cannot be told.
     let closed = set.closed().filter(|encased| metadata.devices().any(|device| device == encased.id()));
-    let closed = closed.map(|encased| Doomed { path: &encased.device.path, container: Some(encased), parts: vec![] });
-    let doomed = |holds_metadata: bool| {
-        let found = set.devices().filter(move |found| found.metadata.is_some() == holds_metadata);
-        found.map(|found| {
-            let device = found.bda.header().device;
-            let container = set.container(device);
-            Doomed { path: &found.device.path, container, parts: metadata.container_on(device) }
-        })
-    };
-    setup::wipe_destroyed(engine.platform(), closed.chain(doomed(false)), doomed(true));
+    let closed = closed.map(|encased| {
+        let path = &encased.device.path;
+        Doomed { path, container: Some(encased), parts: vec![], stamp: None }
+    });
+    let open = set.devices().map(|found| {
+        let device = found.bda.header().device;
+        let (container, parts) = (set.container(device), metadata.container_on(device));
+        Doomed { path: &found.device.path, container, parts, stamp: found.bda.last_update() }
+    });
+    setup::wipe_destroyed(engine.platform(), closed.chain(open));
 }

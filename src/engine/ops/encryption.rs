@@ -34,7 +34,6 @@ use crate::{
         keyring::Secret,
         luks::{Header, HeaderChange, Unlock},
     },
-    view::Availability,
 };
 
 /// Adds a way to unlock a pool. `false`: it is there already.
@@ -208,22 +207,26 @@ fn carry_out(
             })
         }
         Ok((true, undo)) => take_note(uuid, containers.to_vec(), Some(undo), claim),
-        // What failed may have left something behind that could not be taken back.
-        Err(error) => take_note(uuid, containers.to_vec(), None, claim).then(move |_| note_failure(uuid, Err(error))),
+        Err(error) => note_undone(uuid, containers.to_vec(), error, claim),
     }
 }
 
-/// Lets a pool that is still there know what a failure has left of it.
-fn note_failure(uuid: PoolUuid, result: Result<bool>) -> Next<Result<bool>> {
-    match result {
-        Err(error) if error.leaves() > Availability::Full => Next::write(uuid, move |_, granted| {
-            if let Ok(pool) = super::writable(granted, uuid) {
-                pool.note_failure(&error);
+/// Takes note of what a change that failed has left in the headers, which may be more than was there before if it could not be
+/// taken back. No former keyslot is destroyed: of several headers only some may have the new one, and the next set-up needs
+/// the former to take these back.
+fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: Claim) -> Next<Result<bool>> {
+    Next::write(uuid, move |engine, granted| {
+        let platform = engine.platform();
+        if let Ok(pool) = super::writable(granted, uuid) {
+            show_anew(platform, pool, &containers);
+            if let Err(error) = record(platform, pool) {
+                log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
             }
-            Next::Done(Err(error))
-        }),
-        result => Next::Done(result),
-    }
+            pool.note_failure(&error);
+        }
+        drop(claim);
+        Next::Done(Err(error))
+    })
 }
 
 /// Reads the headers anew and shows what they say; in version 2 it is also recorded which kinds of bindings there are, and if
@@ -261,14 +264,7 @@ fn take_back(
 ) -> Next<Result<bool>> {
     Next::act(move |engine| {
         let error = undo.run(engine.platform(), cause);
-        Next::write(uuid, move |engine, granted| {
-            if let Ok(pool) = super::writable(granted, uuid) {
-                show_anew(engine.platform(), pool, &containers);
-                pool.note_failure(&error);
-            }
-            drop(claim);
-            Next::Done(Err(error))
-        })
+        note_undone(uuid, containers, error, claim)
     })
 }
 
@@ -313,7 +309,7 @@ fn record_kinds(platform: &dyn Platform, pool: &mut Pool, has: impl Fn(Kind) -> 
     if wanted.features == pool.meta.features {
         return Ok(());
     }
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+    pool.change(platform, Choose::Some(platform.random()), |meta| {
         *meta = wanted;
         Ok(())
     })

@@ -187,7 +187,8 @@ pub(super) fn make_thin(
     let journal = Journal::Create(records.iter().map(pending).collect());
     let (unborn, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
-        undo.push("remove the entry from the journal", move |platform| Mdv::new(platform, uuid).end(&entry));
+        // It stays as long as there is a thin device that it names: nothing else knows of that one.
+        undo.push_last("remove the entry from the journal", move |platform| Mdv::new(platform, uuid).end(&entry));
         Mdv::new(platform, uuid).begin(&journal)?;
         records.into_iter().map(|record| make_one(engine, pool, record, &create, undo)).collect::<Result<Vec<_>>>()
     })?;
@@ -206,8 +207,8 @@ fn make_one(
     let thin_pool = Role::ThinPool.name(pool.uuid());
     let id = record.thin_id;
     let undo_in = thin_pool.clone();
-    // Pushed first: a message that fails may have been carried out.
-    undo.push(format!("delete thin device {id}"), move |platform| setup::delete_thin_id(platform, &undo_in, id));
+    // Pushed first: a message that fails may have been carried out. It stays if its record does.
+    undo.push_last(format!("delete thin device {id}"), move |platform| setup::delete_thin_id(platform, &undo_in, id));
     match create(id) {
         // Left over by a daemon that keeps no journal; no record names the number, or it would not have been given out.
         Err(error) if error.errno() == Some(nix::libc::EEXIST) => {
@@ -342,7 +343,8 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         for id in doomed {
             stack::remove_device(platform, &pool.thin_name(*id), Visibility::Public, undo)?;
         }
-        // This write decides. One that fails may have reached the disk, so it is taken back as well.
+        // This write decides. One that fails may have reached the disk, so it is taken back as well. If that fails, too, the
+        // next set-up may destroy them, and nobody may write to them until then: their devices stay down.
         let entry = journal.clone();
         undo.push("remove the entry from the journal", move |platform| Mdv::new(platform, uuid).end(&entry));
         Mdv::new(platform, uuid).begin(&journal)
@@ -372,9 +374,18 @@ fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box
         let device = pool.thin_name(*id);
         // Once more after an error, which may be the very one that is being taken back.
         let found = platform.dm_find(&device).or_else(|_| platform.dm_find(&device)).ok().flatten();
-        if let (Some(device), Some(filesystem)) = (found, pool.filesystems.get_mut(id)) {
-            filesystem.number = device.number;
-            moved.push(filesystem.clone());
+        match (found, pool.filesystems.get_mut(id)) {
+            (Some(device), Some(filesystem)) => {
+                filesystem.number = device.number;
+                moved.push(filesystem.clone());
+            }
+            (None, Some(_)) => {
+                if let Some(filesystem) = pool.drop_filesystem(*id) {
+                    let reason = "its destruction failed and could not be taken back; stop and start the pool";
+                    pool.leave_out(filesystem.record, reason.to_owned());
+                }
+            }
+            _ => {}
         }
     }
     super::announce(engine, pool, &moved)

@@ -165,7 +165,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
         .and_then(|()| match pool.meta.destroying || pool.meta.started == Some(false) {
             // By a request that panicked after that; its devices may be closed.
             true => Ok(()),
-            false => pool.commit(platform, Choose::Some(platform.random()), |meta| {
+            false => pool.change(platform, Choose::Some(platform.random()), |meta| {
                 meta.started = Some(false);
                 Ok(())
             }),

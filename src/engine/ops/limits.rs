@@ -69,7 +69,7 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
         None => {}
     }
     let (version, headers) = (pool.version(), pool.headers());
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+    pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, Sectors::ZERO)?;
         meta.thinpool_dev.fs_limit = Some(limit);
         Ok(())
@@ -96,7 +96,7 @@ fn change_overprovisioning(platform: &dyn Platform, pool: &mut Pool, allowed: bo
     if !allowed && needed > room {
         return Err(Error::NoRoom { pool: pool.name().clone(), needed, room });
     }
-    pool.commit(platform, Choose::Some(platform.random()), |meta| {
+    pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.thinpool_dev.enable_overprov = Some(allowed);
         Ok(())
     })?;

@@ -213,7 +213,8 @@ fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Next<Result<()>> {
                 run(uuid, Plan::Resume, claim)
             }
             Err(error) => {
-                // What the record may still name must stay.
+                // What the record may name, or the pool be in, must stay: the header, and the opened device, which the next
+                // daemon could not open without a key.
                 let error = match error.leaves() < Availability::NoPoolChanges {
                     true => undo.run(platform, error),
                     false => {
@@ -237,7 +238,7 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let (without, clear) = (pool.meta.clone(), pool.shape());
     pool.stack.find(platform, Role::Crypt)?;
     let entered = pool
-        .commit(platform, Choose::Everywhere, |meta| meta.set_encrypted(has(Kind::Keyring), has(Kind::Clevis)))
+        .change(platform, Choose::Everywhere, |meta| meta.set_encrypted(has(Kind::Keyring), has(Kind::Clevis)))
         .and_then(|()| pool.note_header(&header))
         .and_then(|()| pool.stack.move_to_cap(platform, &pool.shape()));
     let Err(cause) = entered else {
@@ -246,18 +247,18 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
         return Ok(());
     };
     pool.note_encryption(None);
-    let back = pool.stack.move_from_cap(platform, &clear).and_then(|()| match pool.meta == without {
-        true => Ok(()),
-        false => pool.record(platform, without),
-    });
-    match back {
-        Ok(()) => Err(cause),
-        Err(error) => Err(Error::Rollback {
-            cause: Box::new(cause),
-            failures: vec![("record the pool as not encrypted again".to_owned(), error)],
-            leaves: Availability::NoPoolChanges,
-        }),
+    if pool.meta == without {
+        return Err(cause);
     }
+    Err(match pool.stack.move_from_cap(platform, &clear) {
+        Ok(()) => pool.take_back(platform, without, cause),
+        // Some I/O may go through the container, so the record must not say otherwise.
+        Err(error) => Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![("move the pool out of its container again".to_owned(), error)],
+            leaves: Availability::NoPoolChanges,
+        },
+    })
 }
 
 fn reencrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
@@ -378,7 +379,7 @@ fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let ahead = pool.available().min(pool.meta.handed_out().max(AHEAD_MIN));
     let (version, headers) = (pool.version(), pool.headers());
     if version == MetadataVersion::V2 && ahead > pool.meta.taken_ahead(version) {
-        pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        pool.change(platform, Choose::Some(platform.random()), |meta| {
             meta.take_ahead(version, &headers.iter().collect::<Vec<_>>(), ahead)
         })?;
     }
@@ -677,13 +678,13 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> 
             let known = platform.volume_key_read(&containers::volume_key_name(pool.uuid()));
             pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
             let now = platform.now().seconds;
-            pool.commit(platform, Choose::Some(platform.random()), |meta| {
+            pool.change(platform, Choose::Some(platform.random()), |meta| {
                 meta.last_reencrypt = Some(now);
                 Ok(())
             })?;
         }
         Work::Decrypt => {
-            pool.commit(platform, Choose::Everywhere, |meta| meta.set_clear())?;
+            pool.change(platform, Choose::Everywhere, |meta| meta.set_clear())?;
             pool.note_encryption(None);
             pool.note_volume_key(false);
             super::forget_volume_key(platform, pool.uuid());

@@ -17,7 +17,7 @@ use crate::{
         setup::{self, Doomed},
     },
     platform::Platform,
-    view::{Availability, Tier},
+    view::Availability,
 };
 
 /// Destroys a pool that has no filesystems. `false`: there is no such running pool.
@@ -86,7 +86,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         .and_then(|()| match pool.meta.destroying {
             // By a request that panicked after that; its devices may be closed.
             true => Ok(()),
-            false => pool.commit(platform, Choose::Everywhere, |meta| {
+            false => pool.change(platform, Choose::Everywhere, |meta| {
                 meta.destroying = true;
                 Ok(())
             }),
@@ -104,15 +104,12 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         return Ok(Destroyed::Partly(Box::new(set)));
     }
     // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
-    let devices = |wanted| {
-        let entries = pool.meta.device_entries().filter(move |(tier, _)| *tier == wanted);
-        entries.filter_map(|(_, entry)| {
-            let member = pool.members.get(&entry.uuid)?;
-            let parts = pool.meta.container_on(entry.uuid);
-            Some(Doomed { path: &member.device.path, container: member.container.as_ref(), parts })
-        })
-    };
-    setup::wipe_destroyed(platform, devices(Tier::Cache), devices(Tier::Data));
+    let devices = pool.meta.device_entries().filter_map(|(_, entry)| {
+        let member = pool.members.get(&entry.uuid)?;
+        let (parts, stamp) = (pool.meta.container_on(entry.uuid), member.bda.last_update());
+        Some(Doomed { path: &member.device.path, container: member.container.as_ref(), parts, stamp })
+    });
+    setup::wipe_destroyed(platform, devices);
     super::lifecycle::forget_volume_key(platform, uuid);
     Ok(Destroyed::Wiped)
 }
@@ -144,7 +141,7 @@ fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<
         containers.try_for_each(|encased| encased.rename(platform, name))
     };
     let recorded = named(pool, name.as_str()).and_then(|()| {
-        pool.commit(platform, Choose::Some(platform.random()), |meta| {
+        pool.change(platform, Choose::Some(platform.random()), |meta| {
             meta.name = name.as_str().to_owned();
             Ok(())
         })

@@ -132,7 +132,7 @@ pub(super) fn open_container(
         }
         Containment::Decrypted => {
             log::info!("pool {}: it has been decrypted, which is recorded now", pool.name());
-            pool.commit(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
+            pool.change(platform, Choose::Everywhere, PoolMetadata::set_clear)?;
             drop_container(platform, pool)
         }
         Containment::Open(header) => {

@@ -12,6 +12,8 @@
 //!   those that wait at a gate or for a suspended device, until the machine is switched on again.
 //! - A planned end of the process strikes before the effect of its step. From then on every call fails and has no effect,
 //!   not even that of tidying up after itself, until [`Faults::clear`]: that is when another process begins.
+//! - A planned breakdown begins with a step: from then on every call that changes something whose name contains a given text
+//!   fails and has no effect, as on a disk that has gone, or on a machine of which everything has become read-only.
 //! - A planned panic strikes before the effect of its step, as a defect of the caller would.
 //! - A closed gate holds calls of one kind before their effect, or one of them after it. No lock is held meanwhile.
 //!
@@ -245,6 +247,8 @@ struct State {
     struck: u64,
     /// From this step on the process does not exist.
     ends_at: Option<u64>,
+    /// From this step on nothing that contains this text can be changed.
+    breaks: Option<(u64, String)>,
     record: Option<Vec<Step>>,
     gates: Vec<Arc<GateState>>,
     off: bool,
@@ -331,6 +335,11 @@ impl Control {
         state.steps += 1;
         if let Some(record) = &mut state.record {
             record.push(Step { call, subject: subject.to_owned() });
+        }
+        if call.changes() && state.breaks.as_ref().is_some_and(|(from, part)| *from <= number && subject.contains(part))
+        {
+            state.struck += 1;
+            return Err(call.failure(subject));
         }
         let of_kind = |(kind, part, _): &(Call, String, Plan)| *kind == call && subject.contains(part.as_str());
         let plan = match state.plans.remove(&number) {
@@ -451,6 +460,11 @@ impl Faults<'_> {
         self.0.0.control.state.lock().ends_at = Some(step);
     }
 
+    /// From step `step` on whatever would change something of which the name contains `part` fails and has no effect.
+    pub fn break_from(&self, step: u64, part: &str) {
+        self.0.0.control.state.lock().breaks = Some((step, part.to_owned()));
+    }
+
     /// The next step of a kind whose subject contains `subject` fails and has no effect. Given twice, the next two do.
     pub fn fail_next(&self, call: Call, subject: &str) {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
@@ -470,6 +484,7 @@ impl Faults<'_> {
         state.plans.clear();
         state.kinds.clear();
         state.ends_at = None;
+        state.breaks = None;
     }
 
     /// How many planned faults have struck: shows that an enumeration has reached its step.

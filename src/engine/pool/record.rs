@@ -1,0 +1,182 @@
+//! The record of a pool, its pool-level metadata: the one place that changes it.
+//!
+//! # Order, and why it survives failures
+//!
+//! A change leads from a former state to a new one, and [`Pool::commit`] is given both. The new state is decided when it
+//! is on a device that the former one names, too: a record on new devices only would be missed if these went. Where the new state is
+//! not decided it may nevertheless be on some device, because a write that is said to have failed may have been carried
+//! out. So the former state is written once more, with a newer stamp, to every device that it names; one of them is
+//! enough, since the newest stamp counts and a pool is set up only with all its devices.
+//!
+//! If that fails, too, the record is *unsure* ([`Error::Unrecorded`]): the next set-up finds either state. Memory and
+//! kernel stay with the former one, the pool is not changed any more, and nothing that the new state needs on disk is
+//! taken back ([`Rollback`](crate::engine::undo::Rollback) sees to that).
+//!
+//! A stamp is later than all that any device of the pool was given, so a clock that goes backwards does no harm.
+
+use super::Pool;
+use crate::{
+    engine::{
+        bda::{self, Choose},
+        error::{Error, Result},
+        ids::DevUuid,
+        metadata::{PoolMetadata, mda::next_stamp, pool::Tier},
+    },
+    platform::Platform,
+    view::Availability,
+};
+
+/// Bytes of a device's metadata area that are kept for what must always be possible: to stop and to destroy the pool, to
+/// let writes fail when nothing can be handed out, to note what encrypts it.
+pub const RESERVE_BYTES: u64 = 4096;
+
+impl Pool {
+    /// What is recorded on its devices. That is what it is made of, but for a cache tier that it is set up without.
+    pub(in crate::engine) fn on_record(&self) -> PoolMetadata {
+        let mut recorded = self.meta.clone();
+        if let Some(tier) = &self.former_cache {
+            recorded.backstore.cache_tier = Some(tier.clone());
+        }
+        recorded
+    }
+
+    /// Takes note that it is set up without the cache tier that is recorded. It stays on record until a commit of
+    /// metadata without it.
+    pub(in crate::engine) fn set_up_without(&mut self, cache: Option<Tier>) {
+        self.former_cache = cache;
+    }
+
+    /// Changes what is recorded, as [`Pool::commit`] does.
+    ///
+    /// # Errors
+    /// As there, and those of `change`.
+    pub(in crate::engine) fn change(
+        &mut self,
+        platform: &dyn Platform,
+        choose: Choose,
+        change: impl FnOnce(&mut PoolMetadata) -> Result<()>,
+    ) -> Result<()> {
+        let old = self.on_record();
+        let mut new = old.clone();
+        change(&mut new)?;
+        self.commit(platform, choose, Some(&old), new)
+    }
+
+    /// Puts a new state on record: on disk first, then in memory. `old` is what is recorded now; `None`: the pool is being
+    /// created. A cache tier that the pool was set up without is given up if the new state has none.
+    ///
+    /// # Errors
+    /// When the new state was not decided. Memory is as before then, and so is the disk, or the error is
+    /// [`Error::Unrecorded`] and the pool restricted.
+    pub(in crate::engine) fn commit(
+        &mut self,
+        platform: &dyn Platform,
+        choose: Choose,
+        old: Option<&PoolMetadata>,
+        mut new: PoolMetadata,
+    ) -> Result<()> {
+        self.check_room(old, &new)?;
+        if let Err(cause) = self.save(platform, choose, &new, old) {
+            return Err(self.overrule(platform, old, &new, cause));
+        }
+        if new.backstore.cache_tier.is_none() {
+            self.former_cache = None;
+        } else if self.former_cache.is_some() {
+            self.former_cache = new.backstore.cache_tier.take();
+        }
+        self.meta = new;
+        self.show();
+        Ok(())
+    }
+
+    /// Takes a commit back because of `cause`, something that had to follow it and failed: the former state is on record
+    /// again, and in memory in any case. Gives the error that is to be told: `cause`, or [`Error::Unrecorded`] if the next
+    /// set-up may find the state that was to be taken back.
+    pub(in crate::engine) fn take_back(&mut self, platform: &dyn Platform, old: PoolMetadata, cause: Error) -> Error {
+        let new = std::mem::replace(&mut self.meta, old);
+        self.show();
+        let old = self.on_record();
+        self.overrule(platform, Some(&old), &new, cause)
+    }
+
+    /// Writes the former state with a newer stamp than the new one has on any device.
+    fn overrule(
+        &mut self,
+        platform: &dyn Platform,
+        old: Option<&PoolMetadata>,
+        new: &PoolMetadata,
+        cause: Error,
+    ) -> Error {
+        let overruled = match old {
+            Some(old) => self.save(platform, Choose::Everywhere, old, None),
+            // There was no pool. A device that cannot be wiped now is wiped when it is next seen.
+            None => {
+                let none = PoolMetadata { destroying: true, ..new.clone() };
+                self.save(platform, Choose::Everywhere, &none, None)
+            }
+        };
+        match overruled {
+            Ok(()) => cause,
+            Err(source) => {
+                let pool = self.name.clone();
+                let error = Error::Unrecorded { pool, cause: Box::new(cause), source: Box::new(source) };
+                self.restrict(Availability::NoPoolChanges, error.sentence());
+                error
+            }
+        }
+    }
+
+    /// Refuses a state that would fill the metadata areas, unless it is one that must always be possible. What grows
+    /// without a bound are the lists of segments and what users say of devices.
+    fn check_room(&self, old: Option<&PoolMetadata>, new: &PoolMetadata) -> Result<()> {
+        let length = new.encode(self.version).len() as u64;
+        let capacities = new.data_devices().filter_map(|uuid| Some(self.members.get(&uuid)?.bda.capacity()));
+        let capacity = capacities.max().unwrap_or_default();
+        if length <= capacity.saturating_sub(RESERVE_BYTES) {
+            return Ok(());
+        }
+        let grows = old.is_none_or(|old| old.features == new.features && old.unbounded_bytes() < new.unbounded_bytes());
+        match grows || length > capacity {
+            true => Err(Error::RecordFull { pool: self.name.clone(), length, capacity }),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes a state to its data devices. It is saved when at least one of them has it which `decides` names as well;
+    /// `None`: which any does.
+    fn save(
+        &mut self,
+        platform: &dyn Platform,
+        choose: Choose,
+        meta: &PoolMetadata,
+        decides: Option<&PoolMetadata>,
+    ) -> Result<()> {
+        let json = meta.encode(self.version);
+        // Also of those that are not written this time: no device may hold a newer state than the newest.
+        let last = self.members.values().filter_map(|member| member.bda.last_tried()).max();
+        let stamp = next_stamp(platform.now(), last);
+        let data: Vec<DevUuid> = meta.data_devices().collect();
+        let deciding: Option<Vec<DevUuid>> = decides.map(|decides| decides.data_devices().collect());
+        let (ids, mut devices): (Vec<DevUuid>, Vec<_>) = self
+            .members
+            .iter_mut()
+            .filter(|(uuid, _)| data.contains(uuid))
+            .map(|(uuid, member)| (*uuid, (member.device.path.as_path(), &mut member.bda)))
+            .unzip();
+        let saved = bda::save_to_pool(platform, &mut devices, &json, stamp, choose)?;
+        let decided = saved.written.iter().filter_map(|at| ids.get(*at));
+        let is_decided = decided.into_iter().any(|uuid| deciding.as_ref().is_none_or(|named| named.contains(uuid)));
+        let mut failed = saved.failed.into_iter();
+        if !is_decided {
+            // All of those that decide were tried, or chosen from; so one of them failed.
+            if let Some((_, source)) = failed.next_back() {
+                return Err(bda::BdaError::NotSaved { tried: ids.len(), source: Box::new(source) }.into());
+            }
+        }
+        for (at, error) in failed {
+            let path = devices.get(at).map_or_else(String::new, |(path, _)| path.display().to_string());
+            log::warn!("pool {}: metadata was not saved on {path}: {error}", meta.name);
+        }
+        Ok(())
+    }
+}
