@@ -49,6 +49,26 @@ fn str_cmp_prints_whether_texts_differ_and_succeeds() {
     prints(CMP, &[b"\xff", b"\xfe"], "1\n");
 }
 
+/// The rules compare an event's UUID with the name of the device, which has no hyphens.
+#[test]
+fn str_cmp_knows_the_device_of_a_filesystem() {
+    let uuid = b"3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+    let pool = "0123456789abcdef0123456789abcdef";
+    let name = format!("stratis-1-{pool}-thin-fs-3f2504e04f8941d39a0c0305e82c3301");
+    prints(CMP, &[uuid, name.as_bytes()], "0\n");
+    for other in [
+        format!("stratis-1-{pool}-thin-fs-3f2504e04f8941d39a0c0305e82c3302"),
+        format!("stratis-1-{pool}-flex-mdv-3f2504e04f8941d39a0c0305e82c3301"),
+        format!("x-{pool}-thin-fs-3f2504e04f8941d39a0c0305e82c3301"),
+        "3f2504e04f8941d39a0c0305e82c3301".to_owned(),
+        "-thin-fs-".to_owned(),
+    ] {
+        prints(CMP, &[uuid, other.as_bytes()], "1\n");
+    }
+    prints(CMP, &[b"", name.as_bytes()], "1\n");
+    prints(CMP, &[b"3f2504e04f8941d39a0c0305e82c3301", name.as_bytes()], "1\n");
+}
+
 #[test]
 fn str_cmp_needs_two_arguments() {
     refuses(CMP, &[], NO_FIRST);

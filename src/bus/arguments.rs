@@ -104,7 +104,7 @@ pub fn filesystem(specs: Vec<FilesystemSpec>) -> Result<Option<NewFilesystem>> {
         return Err(ArgumentError::OneFilesystem(parsed.len()));
     }
     let Some((name, size, limit)) = parsed.pop() else { return Ok(None) };
-    let name = Name::new(&name)?;
+    let name = Name::chosen(&name)?;
     let size = size.map(|bytes| size_of(SIZE, &name, bytes)).transpose()?;
     let size_limit = limit.map(|bytes| size_of(LIMIT, &name, bytes)).transpose()?;
     let wanted = size.unwrap_or(FILESYSTEM_DEFAULT);

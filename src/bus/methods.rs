@@ -185,7 +185,7 @@ fn create_pool(
     integrity: impl FnOnce() -> Result<IntegritySpec, ArgumentError>,
 ) -> Result<Work, ArgumentError> {
     let new = NewPool {
-        name: Name::new(&name)?,
+        name: Name::chosen(&name)?,
         integrity: integrity()?,
         devices: paths(devices),
         version: MetadataVersion::V2,
@@ -402,7 +402,7 @@ pub(super) fn snapshot_filesystem(mut call: Call<'_>) -> Handled {
     let pool = call.pool()?;
     checked((|| {
         let origin = arguments::filesystem_of(call.tree, pool, &origin)?;
-        let snapshot = ops::snapshot_filesystem(pool, origin, Name::new(&name)?);
+        let snapshot = ops::snapshot_filesystem(pool, origin, Name::chosen(&name)?);
         Ok(chain(snapshot, move |created| {
             let uuid = created?;
             Some(changed_later(move |tree| Value::Path(tree.path(Id::Filesystem(pool, uuid)))))
@@ -481,7 +481,7 @@ pub(super) fn rename_pool(mut call: Call<'_>) -> Handled {
     let pool = call.pool()?;
     checked((|| {
         let tell = move |renamed: bool| renamed.then(|| changed(Value::str(pool.simple())));
-        Ok(chain(ops::rename_pool(pool, Name::new(&name)?), tell))
+        Ok(chain(ops::rename_pool(pool, Name::chosen(&name)?), tell))
     })())
 }
 
@@ -599,7 +599,7 @@ pub(super) fn rename_filesystem(mut call: Call<'_>) -> Handled {
     let (pool, uuid) = (object.pool, object.filesystem.uuid);
     checked((|| {
         let tell = move |renamed: bool| renamed.then(|| changed(Value::str(uuid.simple())));
-        Ok(chain(ops::rename_filesystem(pool, uuid, Name::new(&name)?), tell))
+        Ok(chain(ops::rename_filesystem(pool, uuid, Name::chosen(&name)?), tell))
     })())
 }
 

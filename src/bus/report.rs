@@ -68,7 +68,7 @@ fn pool(pool: &Pool) -> Value {
         "name": pool.name.as_str(),
         "available_actions": pool.availability.word(),
         "fs_limit": pool.fs_limit,
-        "filesystems": pool.filesystems.values().map(|f| filesystem(f)).collect::<Value>(),
+        "filesystems": pool.filesystems.values().map(|f| filesystem(pool, f)).collect::<Value>(),
         "blockdevs": { "datadevs": tier(Tier::Data), "cachedevs": tier(Tier::Cache) },
     });
     if let Some(reason) = &pool.restriction {
@@ -103,15 +103,20 @@ fn work(work: &Work) -> Value {
     report
 }
 
-fn filesystem(filesystem: &Filesystem) -> Value {
-    json!({
+fn filesystem(pool: &Pool, filesystem: &Filesystem) -> Value {
+    let mut report = json!({
         "name": filesystem.name.as_str(),
         "uuid": filesystem.uuid.hyphenated(),
         "size": filesystem.size.to_string(),
         "used": or_not_set(filesystem.used.map(|used| used.to_string())),
         "size_limit": sectors(filesystem.size_limit),
         "origin": or_not_set(filesystem.origin.map(|origin| origin.hyphenated())),
-    })
+    });
+    // Only where it does not follow from the names, because udev would change them.
+    if filesystem.name.former_link_in(&pool.name).is_some() {
+        report["link"] = filesystem.name.link_in(&pool.name).to_string_lossy().into();
+    }
+    report
 }
 
 fn device(device: &Device) -> Value {

@@ -93,10 +93,10 @@ pub fn pool_of(name: &str) -> Option<PoolUuid> {
     if known { uuid.parse().ok() } else { None }
 }
 
-/// The pool that a device-mapper device is a filesystem of, if its name says so.
-pub fn filesystem_of(name: &str) -> Option<PoolUuid> {
-    let is_private = name.starts_with(&format!("{FORMAT}-private-"));
-    pool_of(name).filter(|_| !is_private)
+/// The pool and the filesystem that a device-mapper device is of, if its name says so.
+pub fn filesystem_of(name: &str) -> Option<(PoolUuid, FsUuid)> {
+    let (pool, filesystem) = name.strip_prefix(FORMAT)?.strip_prefix('-')?.split_once("-thin-fs-")?;
+    Some((pool.parse().ok()?, filesystem.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -109,8 +109,9 @@ mod tests {
         for role in Role::ALL {
             assert_eq!(pool_of(&role.name(pool)), Some(pool), "{role:?}");
         }
-        let of_filesystem = filesystem(pool, FsUuid::from_random([9; 16]));
-        assert_eq!((pool_of(&of_filesystem), filesystem_of(&of_filesystem)), (Some(pool), Some(pool)));
+        let fs = FsUuid::from_random([9; 16]);
+        let of_filesystem = filesystem(pool, fs);
+        assert_eq!((pool_of(&of_filesystem), filesystem_of(&of_filesystem)), (Some(pool), Some((pool, fs))));
         assert_eq!(filesystem_of(&Role::Mdv.name(pool)), None);
         for foreign in ["", "vg-root", "stratis-1-private-zz-flex-mdv", "stratis-2-private", "stratis-1-ünü"] {
             assert_eq!(pool_of(foreign), None, "{foreign}");

@@ -28,15 +28,21 @@ pub mod thin_status;
 mod undo;
 pub mod units;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 
-use self::request::Next;
+use self::{
+    ids::{FsUuid, PoolUuid},
+    request::Next,
+};
 use crate::{platform::Platform, view};
 
 /// What all operations share: the machine, what requests have claimed, and what is known of pools that do not run.
@@ -46,6 +52,8 @@ pub struct Engine {
     registry: Mutex<registry::Registry>,
     /// Work that has been begun and nobody waits for, with its labels.
     background: Mutex<Vec<(String, Next<()>)>>,
+    /// Links that were missing, and how many looks have found them so.
+    links_asked: Mutex<BTreeMap<(PoolUuid, FsUuid), u32>>,
     /// The daemon ends.
     ending: AtomicBool,
 }
@@ -58,6 +66,7 @@ impl Engine {
             claims: Arc::default(),
             registry: Mutex::default(),
             background: Mutex::default(),
+            links_asked: Mutex::default(),
             ending: AtomicBool::new(false),
         }
     }
@@ -103,5 +112,10 @@ impl Engine {
     /// What is known of pools that do not run. A leaf: nothing is asked of the machine while it is held.
     fn registry(&self) -> MutexGuard<'_, registry::Registry> {
         self.registry.lock()
+    }
+
+    /// Links that were missing, and how many looks have found them so. A leaf, as the registry.
+    fn links_asked(&self) -> MutexGuard<'_, BTreeMap<(PoolUuid, FsUuid), u32>> {
+        self.links_asked.lock()
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! The rules are those of `spec/engine/engine-behaviour.md` section 3, in the order of `dbus-api.md` §7.1:
 //! a name must be usable unchanged as one component of a link that udev makes.
+//!
+//! The existing daemon accepts names that udev changes ([`udev_keeps`]). They are refused for what is named from now on
+//! ([`Name::chosen`]); pools and filesystems that have such a name stay usable. Their links are spelled in the encoding that
+//! udev uses for labels (`\x2c` for a comma): no name has a backslash, so no two names have one link.
 
 use std::{
     borrow::{Borrow, Cow},
@@ -20,8 +24,10 @@ pub struct Name(Arc<str>);
 /// What a text that keeps the rules of names is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
-    /// A pool or filesystem.
+    /// A pool or filesystem that has it already.
     Name,
+    /// A pool or filesystem that is to get it.
+    NewName,
     /// What the user says of a device.
     UserInfo,
 }
@@ -29,7 +35,7 @@ pub enum Subject {
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Subject::Name => "name",
+            Subject::Name | Subject::NewName => "name",
             Subject::UserInfo => "user info",
         })
     }
@@ -39,7 +45,7 @@ impl fmt::Display for Subject {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum NameError {
-    #[error("{} must not be empty", match .0 { Subject::Name => "a name", Subject::UserInfo => "the user info" })]
+    #[error("{} must not be empty", match .0 { Subject::UserInfo => "the user info", _ => "a name" })]
     Empty(Subject),
     #[error("the {0} {1:?} contains a NUL character; leave it out")]
     Nul(Subject, String),
@@ -52,8 +58,9 @@ pub enum NameError {
     #[error("the {0} {1:?} contains control characters; leave them out")]
     Control(Subject, String),
     #[error(
-        "the {0} `{1}` contains the character {2:?}, which {why}; of ASCII use only letters, digits and # + , - . : = @ _",
-        why = match .0 { Subject::Name => "udev would change in a link", Subject::UserInfo => "it cannot have, just as names" }
+        "the {0} `{1}` contains the character {2:?}, which {why}; of ASCII use only letters, digits and {marks}",
+        why = match .0 { Subject::UserInfo => "it cannot have, just as names", _ => "udev would change in a link" },
+        marks = match .0 { Subject::NewName => "# + - . : = @ _", _ => "# + , - . : = @ _" }
     )]
     Character(Subject, String, char),
     #[error("the {0} `{1}` is a path; it must not contain `/`")]
@@ -98,15 +105,26 @@ pub fn check(subject: Subject, text: &str) -> Result<(), NameError> {
     if text.contains('/') {
         return Err(NameError::Path(subject, quoted()));
     }
-    let allowed = |c: char| !c.is_ascii() || c.is_ascii_alphanumeric() || "#+,-.:=@_".contains(c);
-    match text.chars().find(|c| !allowed(*c)) {
+    let recordable = |c: char| c == ',' || !c.is_ascii() || udev_keeps(c);
+    let allowed = |c: &char| if subject == Subject::NewName { udev_keeps(*c) } else { recordable(*c) };
+    match text.chars().find(|c| !allowed(c)) {
         Some(bad) => Err(NameError::Character(subject, quoted(), bad)),
         None => Ok(()),
     }
 }
 
+/// Whether udev leaves a character of a link as it is: printable ASCII from its list, and all of Unicode but the 66 code
+/// points that are no characters. The scenario `names` of the machine tests asks udev itself about every code point.
+pub fn udev_keeps(c: char) -> bool {
+    match c {
+        '\0'..='\x7f' => c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c),
+        '\u{fdd0}'..='\u{fdef}' => false,
+        _ => u32::from(c) & 0xfffe != 0xfffe,
+    }
+}
+
 impl Name {
-    /// Checks `text` and makes a name of it.
+    /// Checks the name of a pool or filesystem that has it already and makes a `Name` of it.
     ///
     /// # Errors
     /// The first rule that `text` breaks.
@@ -114,15 +132,56 @@ impl Name {
         check(Subject::Name, text).map(|()| Name(text.into()))
     }
 
+    /// Checks a name that a pool or filesystem is to get and makes a `Name` of it.
+    ///
+    /// # Errors
+    /// The first rule that `text` breaks; names that udev would change in a link are refused here.
+    pub fn chosen(text: &str) -> Result<Name, NameError> {
+        check(Subject::NewName, text).map(|()| Name(text.into()))
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// The name as a component of a link: itself, or with each byte that udev would change written as `\xNN`. No two names
+    /// have the same.
+    pub fn link_text(&self) -> Cow<'_, str> {
+        self.spelled(|byte| format!("\\x{byte:02x}"))
+    }
+
+    /// What udev makes of the name by itself. Two names may have the same.
+    fn replaced(&self) -> Cow<'_, str> {
+        self.spelled(|_| "_".to_owned())
+    }
+
+    fn spelled(&self, spell: impl Fn(u8) -> String) -> Cow<'_, str> {
+        if self.0.chars().all(udev_keeps) {
+            return Cow::Borrowed(&self.0);
+        }
+        let mut text = String::new();
+        for c in self.0.chars() {
+            if udev_keeps(c) {
+                text.push(c);
+            } else {
+                c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| text.push_str(&spell(byte)));
+            }
+        }
+        Cow::Owned(text)
+    }
+
     /// The link through which users reach the filesystem of this name in a pool
     /// (`spec/tools/system-integration.md` §1.1).
     pub fn link_in(&self, pool: &Name) -> PathBuf {
-        Path::new("/dev/stratis").join(pool.as_str()).join(self.as_str())
+        Path::new("/dev/stratis").join(&*pool.link_text()).join(&*self.link_text())
+    }
+
+    /// The link that udev made for the filesystem of this name under the existing daemon; `None`: it is the one that we ask
+    /// for.
+    pub fn former_link_in(&self, pool: &Name) -> Option<PathBuf> {
+        let link = Path::new("/dev/stratis").join(&*pool.replaced()).join(&*self.replaced());
+        (link != self.link_in(pool)).then_some(link)
     }
 }
 
@@ -153,6 +212,35 @@ mod tests {
         for good in ["a", "p1", "a,b", "x=y@z", "#1", "ünïcode☺", "...", "a:b.c-d_e+f", &"n".repeat(255)] {
             assert_eq!(Name::new(good).map(|n| n.as_str().to_owned()), Ok(good.to_owned()));
         }
+    }
+
+    /// A pool named `a,b` had its links under `/dev/stratis/a_b`, where those of a pool named `a_b` are.
+    #[test]
+    fn names_that_udev_changes_are_not_given() {
+        for text in ["a,b", ",", "x\u{fdd0}", "\u{fdef}", "\u{fffe}y", "\u{1ffff}", "\u{10fffe}"] {
+            let error = Name::chosen(text).expect_err(text);
+            assert!(matches!(error, NameError::Character(Subject::NewName, ..)), "{text:?} gave {error:?}");
+            assert!(error.to_string().ends_with("letters, digits and # + - . : = @ _"), "{error}");
+            assert!(Name::new(text).is_ok(), "{text:?}: what has such a name keeps it");
+        }
+        for good in ["a", "x=y@z", "#1", "ünïcode☺", "\u{fdcf}", "\u{fdf0}", "\u{fffd}", "\u{10fffd}"] {
+            assert!(Name::chosen(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn no_two_names_have_one_link() {
+        let name = |text| Name::new(text).unwrap();
+        let link = |pool, filesystem| name(filesystem).link_in(&name(pool)).to_str().unwrap().to_owned();
+        let former = |pool, filesystem| {
+            name(filesystem).former_link_in(&name(pool)).map(|path| path.to_str().unwrap().to_owned())
+        };
+        assert_eq!((link("p", "ü:f"), former("p", "ü:f")), ("/dev/stratis/p/ü:f".to_owned(), None));
+        assert_eq!(link("a,b", "f"), "/dev/stratis/a\\x2cb/f");
+        assert_eq!(former("a,b", "f").as_deref(), Some("/dev/stratis/a_b/f"));
+        assert_eq!(link("p", "\u{fffe}"), "/dev/stratis/p/\\xef\\xbf\\xbe");
+        assert_eq!(former("p", "\u{fffe}").as_deref(), Some("/dev/stratis/p/___"));
+        assert_eq!((link("a_b", "f"), former("a_b", "f")), ("/dev/stratis/a_b/f".to_owned(), None));
     }
 
     #[test]

@@ -520,6 +520,11 @@ impl Registry {
         Some(pool)
     }
 
+    /// The paths of all devices of pools that do not run.
+    pub fn paths(&self) -> BTreeSet<PathBuf> {
+        self.sets.values().flat_map(|set| set.outer_paths().map(|(path, _)| path)).collect()
+    }
+
     /// Whether this device is known to be a member of the pool, which runs or could.
     pub fn lists(&self, pool: PoolUuid, device: DevUuid) -> bool {
         self.running.values().any(|member| *member == (pool, device))

@@ -572,7 +572,8 @@ pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUu
 /// When one is busy; those removed before stay removed.
 pub(super) fn take_filesystems_down(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
     let listed = platform.dm_list()?;
-    let mut filesystems = listed.iter().filter(|device| dm_names::filesystem_of(&device.name) == Some(uuid));
+    let mut filesystems =
+        listed.iter().filter(|device| dm_names::filesystem_of(&device.name).is_some_and(|(pool, _)| pool == uuid));
     filesystems.try_for_each(|device| Ok(platform.dm_remove(&device.name)?))
 }
 

@@ -157,6 +157,11 @@ impl Announcement {
     pub fn link(&self) -> PathBuf {
         self.name.link_in(&self.pool_name)
     }
+
+    /// The link under other daemons, if that is another.
+    pub fn former_link(&self) -> Option<PathBuf> {
+        self.name.former_link_in(&self.pool_name)
+    }
 }
 
 /// Links that udev has been asked for and may not have made yet.
@@ -195,6 +200,9 @@ pub struct DeviceEvent {
     pub path: PathBuf,
     /// The device as it is known after the event; `None` when removed or not yet initialized in the database.
     pub device: Option<BlockDevice>,
+    /// Name of a device-mapper device that has no link under `/dev/stratis` after the event. `None` if it has one, is no
+    /// such device, or the event is udev's answer to an [`Announcement`].
+    pub unlinked: Option<String>,
 }
 
 /// A source of device events. Owned by one thread, which waits for its descriptor and reads without blocking.
@@ -204,8 +212,10 @@ pub trait DeviceEvents: Send {
     /// The next event, `None` if there is none now.
     ///
     /// # Errors
-    /// When the source is broken for good; lost events (an overflow) are not an error but logged.
+    /// When the source is broken for good; lost events (an overflow) are not an error.
     fn next(&mut self) -> Result<Option<DeviceEvent>>;
+    /// Whether events have been lost since this was last asked: any device may have come, changed or gone.
+    fn take_lost(&mut self) -> bool;
 }
 
 /// A source of "some device-mapper device had an event". Owned by one thread.
@@ -411,6 +421,8 @@ pub trait Platform: Send + Sync + 'static {
 
     /// Asks udev to make (or remake) the links of these filesystems.
     fn announce(&self, filesystems: &[Announcement]) -> Result<Box<dyn PendingLinks>>;
+    /// Whether the link of this filesystem is there and leads to its device. Cheap.
+    fn is_linked(&self, filesystem: &Announcement) -> bool;
     /// A new source of device events.
     fn device_events(&self) -> Result<Box<dyn DeviceEvents>>;
     /// A new source of device-mapper events.

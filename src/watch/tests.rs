@@ -70,6 +70,42 @@ fn each_event_of_a_device_becomes_a_task_one_after_the_other() {
     watched.end();
 }
 
+/// Found in review: events that did not fit into the socket were logged and forgotten.
+#[test]
+fn lost_events_lead_to_a_look_at_all_devices() {
+    let sim = Sim::builder().build();
+    let source = sim.device_events().unwrap();
+    // More than the source keeps.
+    for number in 0..5000 {
+        sim.add_disk(Path::new(&format!("/dev/x{number}")), Sectors(1 << 21)).unwrap();
+    }
+    let watched =
+        Watched::start(|submit| DeviceWatch::new(source, Waker::new().unwrap(), submit), |watch, stop| watch.run(stop));
+    let look = loop {
+        let task = watched.next();
+        if task.label.starts_with("a look at all devices") {
+            break task;
+        }
+        assert!(task.label.starts_with("Add of /dev/x"), "{}", task.label);
+    };
+    // What it finds goes the way of events.
+    let engine = crate::engine::Engine::new(Arc::new(sim.clone()));
+    let header = crate::engine::metadata::StaticHeader::new(
+        PoolUuid::from_random([1; 16]),
+        crate::engine::ids::DevUuid::from_random([2; 16]),
+        crate::engine::metadata::MetadataVersion::V2,
+        Sectors(1 << 21),
+        0,
+    );
+    crate::engine::bda::Bda::initialize(&sim, Path::new("/dev/x4999"), header).unwrap();
+    // That raised an event of its own, which is not what is waited for here.
+    drop(watched.next());
+    let Next::Act(step) = look.chain else { panic!("devices are listed without a lock") };
+    assert!(matches!(step(&engine), Next::Done(())));
+    assert_eq!(watched.next().label, "Change of /dev/x4999");
+    watched.end();
+}
+
 #[test]
 fn device_mapper_events_of_a_pool_merge_while_it_is_checked() {
     let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();

@@ -26,6 +26,8 @@ pub struct DeviceWatch {
     submit: Submit,
     /// Unbounded, but holds at most one message for each device: events that have been dealt with.
     ended: (Sender<PathBuf>, Receiver<PathBuf>),
+    /// What stands for events that were lost. Unbounded, but a list comes only after the source has lost some.
+    found: (Sender<Vec<DeviceEvent>>, Receiver<Vec<DeviceEvent>>),
 }
 
 /// Events by device: an entry for each device of which one is being dealt with, with those that wait for that. Changes
@@ -63,7 +65,7 @@ impl Queues {
 impl DeviceWatch {
     /// A watcher of this source.
     pub fn new(source: Box<dyn DeviceEvents>, waker: Waker, submit: Submit) -> DeviceWatch {
-        DeviceWatch { source, waker, submit, ended: unbounded() }
+        DeviceWatch { source, waker, submit, ended: unbounded(), found: unbounded() }
     }
 
     /// Works until the stop.
@@ -79,13 +81,34 @@ impl DeviceWatch {
                     self.deal_with(event);
                 }
             }
+            for event in self.found.1.try_iter().flatten() {
+                if let Some(event) = queues.event(event) {
+                    self.deal_with(event);
+                }
+            }
             while let Some(event) = self.source.next().map_err(Error::Source)? {
                 if let Some(event) = queues.event(event) {
                     self.deal_with(event);
                 }
             }
+            // Asked for after reading, so that what is found is later than what was lost.
+            if self.source.take_lost() {
+                self.look_at_all();
+            }
         }
         Ok(())
+    }
+
+    /// Has all devices looked at; what is found goes the way of events, so that it keeps their order.
+    fn look_at_all(&self) {
+        let (found, waker) = (self.found.0.clone(), self.waker.clone());
+        let chain = ops::present_devices(move |events| {
+            // The watcher may be gone; then nobody wants to know.
+            let _ = found.send(events);
+            waker.wake();
+        });
+        log::info!("events of block devices were lost; looking at all devices");
+        (self.submit)(Task { label: "a look at all devices after lost events".to_owned(), chain });
     }
 
     fn deal_with(&self, event: DeviceEvent) {
@@ -100,7 +123,7 @@ mod tests {
     use super::*;
 
     fn event(path: &str, action: DeviceAction) -> DeviceEvent {
-        DeviceEvent { action, path: path.into(), device: None }
+        DeviceEvent { action, path: path.into(), device: None, unlinked: None }
     }
 
     #[test]

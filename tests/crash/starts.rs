@@ -90,7 +90,12 @@ fn go(mut bench: Bench, way: Way) -> Bench {
             let path = Path::new("/dev/b");
             // udev's own look at the device is not what fails here.
             let device = Some(device_at(&mut bench, path));
-            bench.run(ops::device_event(DeviceEvent { action: DeviceAction::Add, path: path.into(), device }));
+            bench.run(ops::device_event(DeviceEvent {
+                action: DeviceAction::Add,
+                path: path.into(),
+                device,
+                unlinked: None,
+            }));
             bench
         }
     }

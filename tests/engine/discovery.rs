@@ -152,7 +152,7 @@ fn a_device_that_goes_during_set_up_is_forgotten() {
     scheduler.step();
     scheduler.bench.sim.pull_disk(path("/dev/b")).unwrap();
     let mut bench = {
-        let gone = DeviceEvent { action: DeviceAction::Remove, path: "/dev/b".into(), device: None };
+        let gone = DeviceEvent { action: DeviceAction::Remove, path: "/dev/b".into(), device: None, unlinked: None };
         scheduler.begin("remove", ops::device_event(gone));
         scheduler.finish();
         scheduler.bench
@@ -590,6 +590,7 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
         action: DeviceAction::Change,
         path: "/dev/a".into(),
         device: Some(bench.sim.find_device(path("/dev/a")).unwrap()),
+        unlinked: None,
     };
     let look = |engine: &Engine, event: Option<DeviceEvent>| match event {
         Some(event) => match ops::device_event(event) {

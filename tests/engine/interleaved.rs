@@ -143,7 +143,7 @@ fn chain(bench: &Bench, request: &Request) -> Next<String> {
         }
         Request::Event(disk) => {
             let device = bench.sim.find_device(disk.as_ref()).ok();
-            let event = DeviceEvent { action: DeviceAction::Change, path: disk.into(), device };
+            let event = DeviceEvent { action: DeviceAction::Change, path: disk.into(), device, unlinked: None };
             ops::device_event(event).map(|()| "an event".to_owned())
         }
         Request::Stop(text) => told(ops::stop_pool(PoolRef::Uuid(pool(text))), |stopped| match stopped {
@@ -159,7 +159,7 @@ fn chain(bench: &Bench, request: &Request) -> Next<String> {
         Request::Plug => {
             bench.sim.add_disk("/dev/r".as_ref(), DISK_SIZE_DEFAULT).expect("the machine is on");
             let device = bench.sim.find_device("/dev/r".as_ref()).ok();
-            let event = DeviceEvent { action: DeviceAction::Add, path: "/dev/r".into(), device };
+            let event = DeviceEvent { action: DeviceAction::Add, path: "/dev/r".into(), device, unlinked: None };
             ops::device_event(event).map(|()| "an event".to_owned())
         }
     }

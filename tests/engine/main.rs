@@ -12,6 +12,7 @@ mod disks;
 mod filesystems;
 mod input;
 mod interleaved;
+mod links;
 mod old_pools;
 mod restart;
 mod scheduler;

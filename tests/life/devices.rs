@@ -23,7 +23,7 @@ fn machine() -> Bench {
 
 fn event(bench: &mut Bench, action: DeviceAction, path: &str) {
     let device = bench.sim.find_device(Path::new(path)).ok().filter(|_| action != DeviceAction::Remove);
-    bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device }));
+    bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device, unlinked: None }));
 }
 
 fn grow(bench: &mut Bench, path: &str) -> Result<bool> {

@@ -119,7 +119,7 @@ fn sizes(bench: &Bench) -> (u64, Option<u64>) {
 
 fn event(bench: &mut Bench, action: DeviceAction, path: &str) {
     let device = bench.sim.find_device(Path::new(path)).ok().filter(|_| action != DeviceAction::Remove);
-    bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device }));
+    bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device, unlinked: None }));
 }
 
 fn is_done(bench: &Bench, work: Work) -> bool {

@@ -94,7 +94,11 @@ pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Durat
             }),
         }
     });
-    pool.then(move |()| super::check_filesystems(uuid))
+    let filesystems = pool.then(move |()| super::check_filesystems(uuid));
+    match depth {
+        Depth::Whole => filesystems.then(move |()| super::check_links(uuid, None)),
+        Depth::Space => filesystems,
+    }
 }
 
 /// What a check with what is known of a pool has come to.

@@ -209,7 +209,7 @@ fn assemble(
     create(platform, &mut stack, &shape.thin_data(), undo)?;
     create(platform, &mut stack, &shape.mdv(), undo)?;
     let node = platform.dm_node(&stack.name(Role::Mdv));
-    make_xfs(platform, &node, &uuid.hyphenated())?;
+    make_xfs(platform, &node, &uuid.hyphenated(), Discard::Yes)?;
     undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
     let mdv = Mdv::new(platform, uuid);
     mdv.mount(&node)?;
@@ -237,11 +237,23 @@ pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: S
     containers::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
 }
 
+/// Whether what a device holds is given up before it is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Discard {
+    /// Yes.
+    Yes,
+    /// No: what has been written to it stays.
+    No,
+}
+
 /// Makes an XFS with this UUID (`spec/engine/storage-stack.md` §9.1).
-pub(super) fn make_xfs(platform: &dyn Platform, node: &std::path::Path, uuid: &str) -> Result<()> {
+pub(super) fn make_xfs(platform: &dyn Platform, node: &std::path::Path, uuid: &str, discard: Discard) -> Result<()> {
     let node = node.to_string_lossy();
     let uuid = format!("uuid={uuid}");
     let mut arguments = vec!["-f", "-q", &node, "-m", &uuid];
+    if discard == Discard::No {
+        arguments.push("-K");
+    }
     if mkfs_knows_nrext64(platform)? {
         // Large extent counters would make file systems that older kernels cannot mount.
         arguments.extend(["-i", "nrext64=0"]);

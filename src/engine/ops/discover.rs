@@ -15,7 +15,7 @@ use crate::{
         error::{Error, Result, chain},
         ids::PoolUuid,
         metadata::PoolMetadata,
-        ops::lifecycle,
+        ops::{lifecycle, links},
         registry::{DeviceSet, Found, STOPPED, Seen, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef},
         setup::{self, CacheTier, Doomed},
@@ -120,8 +120,39 @@ pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>
     Ok(Some(Found { device, bda, metadata: stamped }))
 }
 
+/// What events would have told that were lost: a change of each device that is there, and the removal of those of stopped pools
+/// that are not there any more. Gives them to `tell`.
+pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> Next<()> {
+    Next::act(move |engine| {
+        let platform = engine.platform();
+        // Known before the look: what comes after it has an event of its own.
+        let known = engine.registry().paths();
+        match platform.block_devices().or_else(|_| platform.block_devices()) {
+            Ok(devices) => {
+                let gone = known.into_iter().filter(|path| devices.iter().all(|device| device.path != *path));
+                let mut events: Vec<DeviceEvent> = gone
+                    .map(|path| DeviceEvent { action: DeviceAction::Remove, path, device: None, unlinked: None })
+                    .collect();
+                events.extend(devices.into_iter().map(|device| DeviceEvent {
+                    action: DeviceAction::Change,
+                    path: device.path.clone(),
+                    device: Some(device),
+                    unlinked: None,
+                }));
+                tell(events);
+            }
+            Err(error) => log::warn!("the devices could not be listed after events were lost: {error}"),
+        }
+        Next::Done(())
+    })
+}
+
 /// Takes note of an event of a block device; sets up a pool that it completes.
 pub fn device_event(event: DeviceEvent) -> Next<()> {
+    if let Some(device) = &event.unlinked {
+        let look = links::of_device(device);
+        return look.then(move |()| device_event(DeviceEvent { unlinked: None, ..event }));
+    }
     Next::act(move |engine| {
         let (member, since) = {
             let registry = engine.registry();

@@ -1,6 +1,6 @@
 //! Creating, destroying and renaming filesystems (`spec/engine/storage-stack.md` §9).
 
-use std::any::Any;
+use std::{any::Any, path::Path};
 
 use crate::{
     engine::{
@@ -17,9 +17,9 @@ use crate::{
         request::{Next, Part},
         setup, stack,
         undo::Rollback,
-        units::Sectors,
+        units::{SECTOR, Sectors},
     },
-    platform::{self, PendingLinks, Platform, dm::Visibility},
+    platform::{self, PendingLinks, Platform, WriteStep, dm::Visibility},
 };
 
 /// What a new filesystem is to be.
@@ -226,11 +226,27 @@ fn make_one(
     Ok(Unborn { filesystem: Filesystem { record, name, number }, device })
 }
 
+/// What is zeroed at each end of a new filesystem's device: a block of the thin pool, which mkfs takes in any case.
+const END_BYTES: usize = 1 << 20;
+
 /// Formats the new filesystems.
 fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
     complete_each(uuid, batch, |platform, device, id| {
-        super::create_pool::make_xfs(platform, &platform.dm_node(device), &id.hyphenated())
+        let node = platform.dm_node(device);
+        clear_ends(platform, &node)?;
+        // A new thin device holds nothing else that could be discarded.
+        super::create_pool::make_xfs(platform, &node, &id.hyphenated(), super::create_pool::Discard::No)
     })
+}
+
+/// Writes zeros where signatures lie. A block that the thin pool gives to a filesystem holds what the disk held before, and
+/// mkfs writes only parts of the blocks at the ends: what remained there of another file system made blkid doubt what the
+/// device holds, so that mount did not know its type.
+fn clear_ends(platform: &dyn Platform, node: &Path) -> Result<()> {
+    let size = platform.geometry(node)?.size.0 * SECTOR;
+    let zeros = vec![0; END_BYTES];
+    let last = size.saturating_sub(END_BYTES as u64);
+    Ok(platform.write(node, &[WriteStep::At(0, &zeros), WriteStep::At(last, &zeros)])?)
 }
 
 /// Makes filesystems of the thin devices side by side, the pool released meanwhile, and takes them into the pool. If one

@@ -14,6 +14,7 @@ mod grow_filesystems;
 mod keys;
 mod lifecycle;
 mod limits;
+mod links;
 mod metadata;
 mod online;
 mod pools;
@@ -22,13 +23,14 @@ mod snapshot;
 pub use check::{Depth, check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
-pub use discover::{device_event, discover};
+pub use discover::{device_event, discover, present_devices};
 pub use encryption::{bind, rebind, unbind};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
 pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
 pub use keys::{KeyDescription, KeyDescriptionError, list_keys, set_key, unset_key};
 pub use lifecycle::{Started, Stopped, refresh, start_pool, stop_pool};
 pub use limits::{set_fs_limit, set_overprovisioning};
+pub use links::check as check_links;
 pub use metadata::{Generation, filesystem_metadata, pool_metadata};
 pub use online::{decrypt_pool, encrypt_pool, reencrypt_pool};
 pub use pools::{destroy_pool, rename_pool};
@@ -128,18 +130,16 @@ fn announce<'a>(
     pool: &Pool,
     filesystems: impl IntoIterator<Item = &'a Filesystem>,
 ) -> Option<Box<dyn PendingLinks>> {
-    let pool_name = pool.recorded_name();
-    let announcements: Vec<Announcement> = filesystems
-        .into_iter()
-        .map(|filesystem| Announcement {
-            number: filesystem.number,
-            filesystem: filesystem.record.uuid,
-            pool_name: pool_name.clone(),
-            name: filesystem.name.clone(),
-        })
-        .collect();
-    if announcements.is_empty() {
-        return None;
+    let announcements: Vec<Announcement> =
+        filesystems.into_iter().map(|filesystem| links::announcement(pool, filesystem)).collect();
+    let pool_name = &announcements.first()?.pool_name;
+    for announcement in announcements.iter().filter(|announcement| announcement.former_link().is_some()) {
+        log::warn!(
+            "the link of filesystem {} of pool {pool_name} is {}, because udev does not keep the names as they are; \
+             rename the pool or the filesystem",
+            announcement.name,
+            announcement.link().display()
+        );
     }
     let announced = engine.platform().announce(&announcements);
     // Once more: a user waits for the link, and asking twice does no harm.

@@ -11,7 +11,7 @@ use std::{
         fd::AsFd,
         unix::fs::{FileTypeExt, MetadataExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -24,6 +24,19 @@ use super::{
     wait,
 };
 use crate::platform::{Announcement, DeviceNumber, PendingLinks};
+
+/// Longest request: the kernel has 2048 bytes for all that an event says.
+const LINE_BYTES_MAX: usize = 1200;
+
+/// Whether the link of a filesystem is there and leads to its device.
+pub(super) fn is_linked(filesystem: &Announcement) -> bool {
+    leads_to(&filesystem.link(), filesystem.number)
+}
+
+fn leads_to(link: &Path, number: DeviceNumber) -> bool {
+    fs::metadata(link)
+        .is_ok_and(|found| found.file_type().is_block_device() && database::number(found.rdev()) == number)
+}
 
 /// Asks udev for the links of these filesystems. What cannot be asked for is logged, and told by the wait.
 pub(super) fn announce(filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
@@ -52,6 +65,8 @@ struct Wanted {
     link: PathBuf,
     number: DeviceNumber,
     request: Request,
+    /// The link that other daemons have left to udev's taste, if it differs and leads nowhere else.
+    former: Option<PathBuf>,
     /// udev has dealt with the request, or never got it.
     answered: bool,
 }
@@ -63,9 +78,12 @@ impl Wanted {
             number: filesystem.number,
             request: Request {
                 uuid: filesystem.filesystem.hyphenated(),
-                pool: BASE32_NOPAD.encode(filesystem.pool_name.as_str().as_bytes()),
-                filesystem: BASE32_NOPAD.encode(filesystem.name.as_str().as_bytes()),
+                pool: BASE32_NOPAD.encode(filesystem.pool_name.link_text().as_bytes()),
+                filesystem: BASE32_NOPAD.encode(filesystem.name.link_text().as_bytes()),
             },
+            former: filesystem
+                .former_link()
+                .filter(|link| fs::symlink_metadata(link).is_err() || leads_to(link, filesystem.number)),
             answered: false,
         }
     }
@@ -73,17 +91,27 @@ impl Wanted {
     fn ask(&self) -> io::Result<()> {
         let file = format!("/sys/dev/block/{}/uevent", self.number);
         // In one call: the kernel takes each write for a request of its own.
-        let line = self.request.line();
+        let line = self.line();
         match OpenOptions::new().write(true).open(file)?.write(line.as_bytes())? {
             written if written == line.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
 
+    /// What the kernel is to tell udev.
+    fn line(&self) -> String {
+        let line = self.request.line();
+        let former = self.former.as_ref().and_then(|link| link.strip_prefix("/dev/stratis").ok());
+        let Some(former) = former else { return line };
+        let with_former =
+            format!("{line} STRATISFORMERLINK={}", BASE32_NOPAD.encode(former.as_os_str().as_encoded_bytes()));
+        // Very long names are reached by their own link only.
+        if with_former.len() <= LINE_BYTES_MAX { with_former } else { line }
+    }
+
     /// Whether the link is there and leads to the device.
     fn is_there(&self) -> bool {
-        fs::metadata(&self.link)
-            .is_ok_and(|found| found.file_type().is_block_device() && database::number(found.rdev()) == self.number)
+        leads_to(&self.link, self.number)
     }
 
     /// Whether it is worth waiting. When udev has dealt with the request and there is no link at all, its rules
@@ -97,7 +125,7 @@ impl Wanted {
 }
 
 impl Request {
-    /// What the kernel is to tell udev. No newline: the kernel takes what follows the action for arguments.
+    /// The request itself. No newline: the kernel takes what follows the action for arguments.
     fn line(&self) -> String {
         format!("change {} STRATISPOOLNAME={} STRATISFSNAME={}", self.uuid, self.pool, self.filesystem)
     }
@@ -177,6 +205,22 @@ mod tests {
         let start = "change 3f2504e0-4f89-41d3-9a0c-0305e82c3301";
         assert_eq!(line("foobar", "foob"), format!("{start} STRATISPOOLNAME=MZXW6YTBOI STRATISFSNAME=MZXW6YQ"));
         assert_eq!(line("f", "ü"), format!("{start} STRATISPOOLNAME=MY STRATISFSNAME=YO6A"));
+    }
+
+    #[test]
+    fn a_name_that_udev_changes_asks_for_both_links() {
+        let line = Wanted::new(&announcement("no-such,pool", "f")).line();
+        let [pool, filesystem, former] =
+            ["no-such\\x2cpool", "f", "no-such_pool/f"].map(|text| data_encoding::BASE32_NOPAD.encode(text.as_bytes()));
+        assert_eq!(
+            line,
+            format!(
+                "change 3f2504e0-4f89-41d3-9a0c-0305e82c3301 STRATISPOOLNAME={pool} STRATISFSNAME={filesystem} \
+                 STRATISFORMERLINK={former}"
+            )
+        );
+        let long = Wanted::new(&announcement(&",".repeat(255), &",".repeat(255)));
+        assert_eq!(long.line(), long.request.line(), "the kernel has no room for more");
     }
 
     #[test]

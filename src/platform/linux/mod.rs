@@ -190,6 +190,10 @@ impl Platform for Linux {
         Ok(announce::announce(filesystems))
     }
 
+    fn is_linked(&self, filesystem: &Announcement) -> bool {
+        announce::is_linked(filesystem)
+    }
+
     fn device_events(&self) -> Result<Box<dyn DeviceEvents>> {
         monitor::device_events()
     }

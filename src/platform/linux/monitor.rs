@@ -25,6 +25,9 @@ const CONTROL: &str = "/run/udev/control";
 /// disks sends that many messages at once at start, and what does not fit is lost.
 const BUFFER_BYTES: usize = 128 << 20;
 
+/// Where our links are.
+const LINKS: &str = "/dev/stratis/";
+
 /// Whether udev runs on this machine.
 pub(super) fn udev_runs() -> bool {
     Path::new(CONTROL).exists()
@@ -43,6 +46,8 @@ pub(super) struct Message {
     pub(super) device: Option<BlockDevice>,
     /// The request that udev answers by this message: UUID and the two names, in the form they were written.
     pub(super) request: Option<Request>,
+    /// Name of a device-mapper device that has no link of ours.
+    pub(super) unlinked: Option<String>,
 }
 
 /// What is written to a device's `uevent` file to have its links made (`spec/engine/storage-stack.md` §9.7).
@@ -59,6 +64,8 @@ pub(super) struct Request {
 /// Listens to udev from the moment it is opened.
 pub(super) struct Monitor {
     socket: MonitorSocket,
+    /// Messages have been lost since [`Monitor::take_lost`].
+    lost: bool,
 }
 
 #[allow(unsafe_code)]
@@ -80,7 +87,12 @@ impl Monitor {
         if let Err(errno) = setsockopt(&socket, RcvBufForce, &BUFFER_BYTES) {
             warn!("the buffer for udev messages stays small, some may be lost when there are many: {errno}");
         }
-        Ok(Monitor { socket })
+        Ok(Monitor { socket, lost: false })
+    }
+
+    /// Whether messages have been lost since this was last asked.
+    pub(super) fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
     }
 
     /// The next message, `None` if there is none now.
@@ -98,10 +110,14 @@ impl Monitor {
                 Some(libc::EAGAIN) => return Ok(None),
                 Some(libc::EINTR) => {}
                 // Reading the error cleared it; what comes next is sound again.
-                Some(libc::ENOBUFS) => warn!("udev sent more messages than could be kept; some are lost"),
+                Some(libc::ENOBUFS) => {
+                    warn!("udev sent more messages than could be kept; some are lost");
+                    self.lost = true;
+                }
                 // About the message just read, which is gone: one bad message must not end the watch.
                 Some(libc::EINVAL | libc::EBADMSG | libc::ENODEV | libc::ENOENT) => {
                     warn!("a message of udev could not be understood: {reason}");
+                    self.lost = true;
                 }
                 _ => return Err(reason),
             }
@@ -131,18 +147,25 @@ impl Message {
                 filesystem: property("SYNTH_ARG_STRATISFSNAME")?,
             })
         };
+        let has_link = || property("DEVLINKS").is_some_and(|links| links.contains(LINKS));
+        let request = request();
+        let unlinked = match (action, &request) {
+            (Some(DeviceAction::Add | DeviceAction::Change), None) => property("DM_NAME").filter(|_| !has_link()),
+            _ => None,
+        };
         Message {
             action,
             node: event.devnode().map(Path::to_owned),
             number: event.devnum().map(database::number),
             device: if action == Some(DeviceAction::Remove) { None } else { database::record(event) },
-            request: request(),
+            request,
+            unlinked,
         }
     }
 
     /// As the engine wants it; `None` if it says nothing of interest.
     fn event(self) -> Option<DeviceEvent> {
-        Some(DeviceEvent { action: self.action?, path: self.node?, device: self.device })
+        Some(DeviceEvent { action: self.action?, path: self.node?, device: self.device, unlinked: self.unlinked })
     }
 }
 
@@ -177,6 +200,10 @@ impl DeviceEvents for Events {
             }
         }
     }
+
+    fn take_lost(&mut self) -> bool {
+        self.0.take_lost()
+    }
 }
 
 #[cfg(test)]
@@ -194,8 +221,10 @@ mod tests {
             number: None,
             device: None,
             request: None,
+            unlinked: None,
         };
-        let event = DeviceEvent { action: DeviceAction::Remove, path: Path::new("/dev/sdb").to_owned(), device: None };
+        let path = Path::new("/dev/sdb").to_owned();
+        let event = DeviceEvent { action: DeviceAction::Remove, path, device: None, unlinked: None };
         assert_eq!(message.clone().event(), Some(event));
         assert_eq!(Message { action: None, ..message.clone() }.event(), None);
         assert_eq!(Message { node: None, ..message }.event(), None);

@@ -1,7 +1,7 @@
 //! Event sources with a descriptor to wait for, as the engine's watchers need them.
 //!
 //! Rules: a device source holds at most [`EVENTS_MAX`] unread events; changes of one device that are unread are told
-//! once; what is lost beyond that is logged, as when a netlink socket overflows. When power goes every source becomes
+//! once; what comes beyond that is lost, and the source says so, as when a netlink socket overflows. When power goes every source becomes
 //! readable and says so. Sources see only what happens after they were made.
 //!
 //! The descriptors are eventfds: the only thing in the simulation that the real kernel knows of.
@@ -54,6 +54,8 @@ struct DeviceShared {
 #[derive(Default)]
 struct Queue {
     events: VecDeque<DeviceEvent>,
+    /// Some did not fit.
+    lost: bool,
     dead: bool,
 }
 
@@ -95,9 +97,11 @@ impl Events {
             match queue.events.iter_mut().rev().find(|held| held.path == event.path) {
                 Some(held) if held.action == DeviceAction::Change && event.action == DeviceAction::Change => {
                     held.device.clone_from(&event.device);
+                    held.unlinked.clone_from(&event.unlinked);
                 }
                 _ if full => {
                     log::warn!("a simulated device event was lost because nobody reads them: {event:?}");
+                    queue.lost = true;
                 }
                 _ => {
                     queue.events.push_back(event.clone());
@@ -154,5 +158,9 @@ impl DeviceEvents for DeviceSource {
             self.0.flag.lower();
         }
         Ok(event)
+    }
+
+    fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.0.queue.lock().lost)
     }
 }

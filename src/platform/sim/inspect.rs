@@ -17,7 +17,7 @@ use super::{
     machine::Machine,
     sparse::Sparse,
     targets::PoolMode,
-    xfs,
+    udev, xfs,
 };
 use crate::{
     engine::units::{Bytes, Sectors},
@@ -411,6 +411,19 @@ impl Sim {
     /// The next `count` announcements get lost.
     pub fn lose_links(&self, count: u32) {
         self.0.machine.lock().udev.to_lose = count;
+    }
+
+    /// A link vanishes, as when the worker of udev that deals with an event of its device is killed.
+    pub fn drop_link(&self, path: &Path) {
+        let mut machine = self.0.machine.lock();
+        if let Some(number) = machine.udev.link(path) {
+            machine.udev.remove_links(number);
+        }
+    }
+
+    /// An `add` event of a device-mapper device, as coldplug sends it.
+    pub fn coldplug(&self, number: DeviceNumber) {
+        self.0.machine.lock().device_event(DeviceAction::Add, &udev::dm_node(number.minor));
     }
 
     /// What is set up now.

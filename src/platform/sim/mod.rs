@@ -429,6 +429,10 @@ impl Platform for Sim {
         })
     }
 
+    fn is_linked(&self, filesystem: &Announcement) -> bool {
+        self.machine().is_ok_and(|machine| machine.udev.link(&filesystem.link()) == Some(filesystem.number))
+    }
+
     fn device_events(&self) -> Result<Box<dyn DeviceEvents>> {
         self.step(Call::DeviceEvents, "udev", || self.machine()?.events.listen_devices())
     }

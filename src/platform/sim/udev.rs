@@ -6,8 +6,8 @@
 //!   superblock or a partition table make it `Other`. Private device-mapper devices are not probed.
 //! - A disk that was written to raises a change event when the write call ends; public device-mapper devices raise
 //!   add, change and remove.
-//! - An announcement makes the link if the device is public and its XFS has the announced UUID, as the shipped rule
-//!   does; the link under the device's former name goes. While links are held back (by a test) announcements wait; a
+//! - An announcement makes the link if the device is public and its name is that of the announced filesystem's device, as
+//!   the shipped rule does; the link under the device's former name goes. While links are held back (by a test) announcements wait; a
 //!   test may also have some lost. An announcement for a suspended device waits for its resume.
 //!
 //! Knows nothing of pools.
@@ -65,6 +65,10 @@ impl Udev {
 
     pub(super) fn links(&self) -> &BTreeMap<PathBuf, DeviceNumber> {
         &self.links
+    }
+
+    fn has_link(&self, number: DeviceNumber) -> bool {
+        self.by_device.contains_key(&number)
     }
 
     pub(super) fn remove_links(&mut self, number: DeviceNumber) {
@@ -177,7 +181,9 @@ impl Machine {
         };
         let device =
             number.filter(|_| action != DeviceAction::Remove).map(|number| self.block_device(path.to_owned(), number));
-        self.events.device_event(&DeviceEvent { action, path: path.to_owned(), device });
+        let unlinked = number.filter(|number| action != DeviceAction::Remove && !self.udev.has_link(*number));
+        let unlinked = unlinked.and_then(|number| self.dm.get(number)).map(|device| device.name.clone());
+        self.events.device_event(&DeviceEvent { action, path: path.to_owned(), device, unlinked });
     }
 
     /// Queues announcements and works on what can be done. Gives their numbers.
@@ -214,18 +220,18 @@ impl Machine {
 
     /// What the rules do about an announcement. An error means that the device cannot be looked at yet.
     fn serve(&mut self, announcement: &Announcement) -> Result<(), Stop> {
-        let is_public = |device: &Device| device.visibility != Visibility::Private;
-        if !self.dm.get(announcement.number).is_some_and(is_public) {
-            return Ok(());
-        }
-        match self.superblock(announcement.number, Patience::Wait) {
-            Ok(Some(superblock)) if superblock.uuid == *announcement.filesystem.as_bytes() => {
+        let is_meant = |device: &Device| {
+            device.visibility != Visibility::Private
+                && device.name.ends_with(&format!("-thin-fs-{}", announcement.filesystem.simple()))
+        };
+        match self.dm.get(announcement.number) {
+            Some(device) if device.suspended => Err(Stop::Suspended),
+            Some(device) if is_meant(device) => {
                 self.udev.make_link(announcement.link(), announcement.number);
                 Ok(())
             }
             // Not the announced filesystem, or none: the rule makes no link.
-            Ok(_) | Err(Stop::Errno(_)) => Ok(()),
-            Err(wait) => Err(wait),
+            _ => Ok(()),
         }
     }
 }

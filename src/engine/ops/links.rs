@@ -1,0 +1,92 @@
+//! Links under `/dev/stratis` that should be there and are not.
+//!
+//! udev makes them when it is asked, and may lose them again: a worker of it is killed, its database is deleted, an event
+//! gets lost. So they are looked at when a device's event tells that it has none, and with each check of a pool; those that
+//! are missing are asked for once more. Nobody waits for them here.
+
+use crate::{
+    engine::{
+        Engine, dm_names,
+        ids::{FsUuid, PoolUuid},
+        pool::{Filesystem, Pool},
+        request::{Access, Granted, Mode, Next, PoolRef},
+    },
+    platform::Announcement,
+};
+
+/// After so many looks in a row that found a link missing it is asked for at each such number of looks only; before, after 1,
+/// 2, 4, 8 looks and so on. A udev that cannot make links is not to be kept busy.
+const LOOKS_MAX: u32 = 64;
+
+/// What udev is told of a filesystem.
+pub(super) fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement {
+    Announcement {
+        number: filesystem.number,
+        filesystem: filesystem.record.uuid,
+        pool_name: pool.recorded_name(),
+        name: filesystem.name.clone(),
+    }
+}
+
+/// Asks for the link of the filesystem on a device-mapper device that has none, if it belongs to a running pool.
+pub(super) fn of_device(dm_name: &str) -> Next<()> {
+    match dm_names::filesystem_of(dm_name) {
+        Some((pool, filesystem)) => check(pool, Some(filesystem)),
+        None => Next::Done(()),
+    }
+}
+
+/// Asks for the links of a pool's filesystems that are missing; with `only`, for that of one.
+pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Next<()> {
+    let look = move |engine: &Engine, granted: Granted<'_>| {
+        let wanted = wanted(granted, uuid, only);
+        if wanted.is_empty() {
+            engine.links_asked().retain(|(pool, _), _| *pool != uuid);
+            return Next::Done(());
+        }
+        // The pool is released meanwhile: a look at a thousand links takes milliseconds.
+        Next::act(move |engine| {
+            let (linked, missing): (Vec<_>, Vec<_>) =
+                wanted.into_iter().partition(|filesystem| engine.platform().is_linked(filesystem));
+            let mut asked = engine.links_asked();
+            linked.iter().for_each(|filesystem| {
+                asked.remove(&(uuid, filesystem.filesystem));
+            });
+            let due = |filesystem: &Announcement| {
+                let looks = asked.entry((uuid, filesystem.filesystem)).or_default();
+                *looks += 1;
+                looks.is_power_of_two() && *looks < LOOKS_MAX || *looks % LOOKS_MAX == 0
+            };
+            let due: Vec<FsUuid> = missing.into_iter().filter(due).map(|filesystem| filesystem.filesystem).collect();
+            drop(asked);
+            if due.is_empty() { Next::Done(()) } else { ask_again(uuid, due) }
+        })
+    };
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), look)
+}
+
+/// Asks for links once more, under the pool's lock: names are told to udev in the order in which they are given, so that of
+/// a renaming and this one the last to be told has the name that counts.
+fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Next<()> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        let mut missing = wanted(granted, uuid, None);
+        missing.retain(|filesystem| due.contains(&filesystem.filesystem) && !engine.platform().is_linked(filesystem));
+        if missing.is_empty() {
+            return Next::Done(());
+        }
+        for filesystem in &missing {
+            log::warn!("the link {} is missing; asking udev for it", filesystem.link().display());
+        }
+        if let Err(error) = engine.platform().announce(&missing) {
+            log::warn!("could not tell udev of filesystems of pool {uuid}: {error}");
+        }
+        Next::Done(())
+    })
+}
+
+/// What links there are to be.
+fn wanted(granted: Granted<'_>, uuid: PoolUuid, only: Option<FsUuid>) -> Vec<Announcement> {
+    let Ok(pool) = super::readable(granted, uuid) else { return Vec::new() };
+    let filesystems = pool.filesystems.values().filter(|filesystem| only.is_none_or(|id| id == filesystem.record.uuid));
+    filesystems.map(|filesystem| announcement(pool, filesystem)).collect()
+}

@@ -1,0 +1,134 @@
+//! Links under `/dev/stratis`: asked for again when they are missing; names that udev changes.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use stratisd::{
+    engine::ops::{self, Depth},
+    platform::{
+        DeviceNumber, Platform, WriteStep,
+        sim::{Call, Sim},
+    },
+};
+
+use crate::{
+    bench::{Bench, GIB},
+    disks::{self, reboot},
+    witness::listen,
+};
+
+fn link(bench: &Bench, path: &str) -> Option<DeviceNumber> {
+    bench.sim.link(Path::new(path))
+}
+
+fn check(bench: &mut Bench) {
+    let pool = bench.id("p");
+    bench.run(ops::check_all(pool, Depth::Whole, |_| ()));
+}
+
+/// Pool `p` with the filesystem `f`; its thin device.
+fn one_filesystem() -> (Bench, DeviceNumber) {
+    let mut bench = Bench::start(Sim::builder().record().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let number = link(&bench, "/dev/stratis/p/f").unwrap();
+    (bench, number)
+}
+
+fn announcements(sim: &Sim) -> usize {
+    sim.trace().iter().filter(|step| step.call == Call::Announce).count()
+}
+
+/// A worker of udev that was killed took the link with it, and nobody asked for it again before the next start.
+#[test]
+fn a_check_asks_for_missing_links() {
+    let (mut bench, number) = one_filesystem();
+    bench.sim.drop_link(Path::new("/dev/stratis/p/f"));
+    let ((), said) = listen(|| check(&mut bench));
+    assert_eq!(link(&bench, "/dev/stratis/p/f"), Some(number));
+    assert!(said.contains("/dev/stratis/p/f is missing"), "{said}");
+    let before = announcements(&bench.sim);
+    check(&mut bench);
+    assert_eq!(announcements(&bench.sim), before, "links that are there are not asked for");
+}
+
+#[test]
+fn an_event_without_a_link_asks_for_it() {
+    let (mut bench, number) = one_filesystem();
+    let mut events = bench.sim.device_events().unwrap();
+    bench.sim.coldplug(number);
+    bench.sim.drop_link(Path::new("/dev/stratis/p/f"));
+    bench.sim.coldplug(number);
+    let mut told = Vec::new();
+    while let Some(event) = events.next().unwrap() {
+        told.push(event.unlinked.is_some());
+        bench.run(ops::device_event(event));
+    }
+    assert_eq!(told, [false, true]);
+    assert_eq!(link(&bench, "/dev/stratis/p/f"), Some(number));
+}
+
+#[test]
+fn links_that_udev_refuses_are_asked_for_ever_less() {
+    let (mut bench, _) = one_filesystem();
+    bench.sim.drop_link(Path::new("/dev/stratis/p/f"));
+    bench.sim.lose_links(u32::MAX);
+    let before = announcements(&bench.sim);
+    for _ in 0..200 {
+        check(&mut bench);
+    }
+    assert_eq!(announcements(&bench.sim) - before, 6 + 3, "after 1, 2, 4 … 32 looks, then after each 64");
+    // And at once when udev makes links again and the link was lost anew.
+    bench.sim.lose_links(0);
+    for _ in 200..256 {
+        check(&mut bench);
+    }
+    assert!(link(&bench, "/dev/stratis/p/f").is_some());
+    check(&mut bench);
+    bench.sim.drop_link(Path::new("/dev/stratis/p/f"));
+    check(&mut bench);
+    assert!(link(&bench, "/dev/stratis/p/f").is_some());
+}
+
+/// The existing daemon takes a comma for a character that udev keeps.
+#[test]
+fn names_that_udev_changes_share_no_link() {
+    let mut bench = Bench::start(Sim::builder().build());
+    for (pool, disk) in [("a_b", "/dev/a"), ("x", "/dev/b")] {
+        bench.create_pool(pool, &[disk]).unwrap();
+        bench.create_filesystems(pool, &["f"]).unwrap();
+    }
+    reboot(&bench.sim);
+    disks::change(&bench.sim, "/dev/b", |json| json["name"] = json!("a,b"));
+    let (bench, said) = listen(|| Bench::start(bench.sim));
+    assert_eq!(bench.names(), ["a,b", "a_b"], "the pool stays usable");
+    let links = bench.sim.leftovers().links;
+    assert_eq!(links, ["/dev/stratis/a\\x2cb/f", "/dev/stratis/a_b/f"].map(PathBuf::from));
+    assert!(said.contains("/dev/stratis/a\\x2cb/f") && said.contains("rename the pool"), "{said}");
+}
+
+/// Another file system's signature between the blocks that mkfs writes made blkid doubt what the device holds.
+#[test]
+fn nothing_old_is_left_at_the_ends_of_a_filesystem() {
+    const BLOCK: usize = 1 << 20;
+    let sim = Sim::builder().build();
+    let mut bench = Bench::start(sim.clone());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    // A disk that was used before: in the space of the pool, where no header lies.
+    let old = vec![0xa5; BLOCK];
+    for block in 64..2048 {
+        sim.put(Path::new("/dev/a"), block * BLOCK as u64, &old).unwrap();
+    }
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    let size = sim.geometry(&node).unwrap().size.0 * 512;
+    assert!(size >= GIB.0 * 512 / 2);
+    for at in [0, size - BLOCK as u64] {
+        let read = sim.read(&node, at, BLOCK).unwrap();
+        let left = read.chunks(512).filter(|sector| sector.iter().all(|byte| *byte == 0xa5)).count();
+        assert_eq!(left, 0, "sectors of what the disk held before, from byte {at} on");
+    }
+    // The test can fail: elsewhere what is new holds what was there.
+    sim.write(&node, &[WriteStep::At(8 * BLOCK as u64, &[1; 512])]).unwrap();
+    assert_eq!(sim.read(&node, 8 * BLOCK as u64 + 512, 512).unwrap(), [0xa5; 512]);
+}
