@@ -9,7 +9,9 @@ use crate::{
         wire::{Descriptor, DescriptorArgument, PathArgument},
     },
     engine::{
-        encryption::{self, BindRequest, ClevisRequest, EncryptionError, Kind, NewBinding, SlotRequest, UnlockMethod},
+        encryption::{
+            self, BindRequest, ClevisRequest, EncryptionError, Kind, NewBinding, SlotRequest, UnlockMethod, strict_json,
+        },
         ids::{FsUuid, NotAUuid, PoolUuid},
         name::{self, Name, NameError, Subject},
         ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, KeyDescriptionError, NewFilesystem, TagSpec},
@@ -68,7 +70,7 @@ pub enum ArgumentError {
     OtherPool { filesystem: Name, pool: Name },
     #[error("{0} stands for no kind of redundancy; there is none but 0, or leave it out")]
     Redundancy(u16),
-    #[error("the Clevis configuration is not JSON; correct it")]
+    #[error("the Clevis configuration cannot be read; correct it")]
     Json(#[source] serde_json::Error),
     #[error(transparent)]
     Encryption(#[from] EncryptionError),
@@ -227,7 +229,7 @@ pub fn redundancy(code: Option<u16>) -> Result<()> {
 
 /// What Clevis is to be bound to.
 pub fn clevis(pin: &str, json: &str) -> Result<BindRequest> {
-    let config = serde_json::from_str(json).map_err(ArgumentError::Json)?;
+    let config = strict_json::parse(json).map_err(ArgumentError::Json)?;
     Ok(BindRequest::Clevis(ClevisRequest::from_client(pin, config)?))
 }
 
@@ -248,7 +250,7 @@ impl Mechanisms {
     pub fn parse(keys: Vec<KeySpec>, clevis: Vec<ClevisSpec>) -> Result<Mechanisms> {
         let clevis = clevis
             .into_iter()
-            .map(|(slot, pin, json)| Ok((slot, pin, serde_json::from_str(&json).map_err(ArgumentError::Json)?)))
+            .map(|(slot, pin, json)| Ok((slot, pin, strict_json::parse(&json).map_err(ArgumentError::Json)?)))
             .collect::<Result<Vec<_>>>()?;
         encryption::requested(keys.iter().map(|(slot, _)| *slot).chain(clevis.iter().map(|(slot, ..)| *slot)))?;
         Ok(Mechanisms { keys, clevis })

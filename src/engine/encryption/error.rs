@@ -54,6 +54,11 @@ pub enum EncryptionError {
     NotAnObject { pin: String },
     #[error("in the Clevis configuration for {pin}, `{member}` must be {expected}; correct it")]
     Member { pin: String, member: &'static str, expected: &'static str },
+    #[error(
+        "the Clevis configuration for sss has an empty list for `{}`; give it one configuration or more, or leave it out",
+        shortened(.pin)
+    )]
+    NoShare { pin: String },
     #[error("the Clevis configuration is nested deeper than {DEPTH_MAX} times; use a simpler one")]
     TooDeep,
     #[error(

@@ -12,6 +12,7 @@ mod passphrase;
 mod plan;
 mod request;
 mod slots;
+pub mod strict_json;
 mod tokens;
 
 use serde_json::Value;

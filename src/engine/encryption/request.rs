@@ -130,9 +130,20 @@ fn is_trusted(pin: &str, config: &Value, depth: usize) -> Result<bool> {
             let pins = members.get("pins").and_then(Value::as_object);
             let pins = pins.ok_or_else(|| member(pin, "pins", "an object of pins and their configurations"))?;
             // All are looked at: a mistake in a later one is told even if an earlier one is not trusted.
-            pins.iter().try_fold(true, |trusted, (pin, config)| Ok(is_trusted(pin, config, depth + 1)? && trusted))
+            pins.iter().try_fold(true, |trusted, (pin, config)| Ok(are_trusted(pin, config, depth + 1)? && trusted))
         }
         _ => Ok(true),
+    }
+}
+
+/// As [`is_trusted`], for what stands under a pin in `sss`: one configuration, or a list of them, each for a share of its own.
+fn are_trusted(pin: &str, configs: &Value, depth: usize) -> Result<bool> {
+    match configs {
+        Value::Array(configs) if configs.is_empty() => Err(EncryptionError::NoShare { pin: pin.to_owned() }),
+        Value::Array(configs) => {
+            configs.iter().try_fold(true, |trusted, config| Ok(is_trusted(pin, config, depth)? && trusted))
+        }
+        config => is_trusted(pin, config, depth),
     }
 }
 

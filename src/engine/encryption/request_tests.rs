@@ -65,11 +65,34 @@ fn shares_are_trusted_if_all_are() {
     // Only the outermost one counts.
     refused("sss", sss(json!({ "tang": { "url": "b", TRUST: true } })), "says which keys");
     // A mistake is told before a lack of trust, in whichever order they come.
-    refused("sss", sss(json!({ "tang": bad, "tpm2": [] })), "the Clevis configuration for tpm2 must be a JSON object");
-    refused("sss", sss(json!({ "tang": [good] })), "the Clevis configuration for tang must be a JSON object");
+    refused("sss", sss(json!({ "tang": bad, "tpm2": 7 })), "the Clevis configuration for tpm2 must be a JSON object");
     refused("sss", sss(json!({ "yubikey": {} })), "`yubikey` is no Clevis pin");
     refused("sss", json!({ "t": 1 }), "`pins` must be an object");
     refused("sss", sss(json!([])), "`pins` must be an object");
+}
+
+/// Lists, as `clevis encrypt sss` takes them, were refused: "must be a JSON object".
+#[test]
+fn sss_takes_lists_of_servers() {
+    let sss = |pins: Value| json!({ "t": 1, "pins": pins });
+    let server = |url: &str| json!({ "url": url, "thp": "t" });
+    let several = sss(json!({ "tang": [server("a"), server("b")], "tpm2": [{}] }));
+    taken("sss", several.clone(), false, several);
+    let nested = sss(json!({ "sss": [sss(json!({ "tang": [server("a")] })), sss(json!({ "tpm2": {} }))] }));
+    taken("sss", nested.clone(), false, nested);
+    // Trust is needed for every server of a list.
+    for list in [json!([server("a"), { "url": "b" }]), json!([{ "url": "b" }, server("a")])] {
+        refused("sss", sss(json!({ "tang": list })), "says which keys");
+    }
+    let mut trusting = sss(json!({ "tang": [{ "url": "a" }, { "url": "b" }] }));
+    trusting[TRUST] = json!(true);
+    taken("sss", trusting, true, sss(json!({ "tang": [{ "url": "a" }, { "url": "b" }] })));
+    refused("sss", sss(json!({ "tang": [server("a"), 7] })), "the Clevis configuration for tang must be a JSON object");
+    refused("sss", sss(json!({ "tang": [[server("a")]] })), "the Clevis configuration for tang must be a JSON object");
+    refused("sss", sss(json!({ "tang": [server("a"), {}] })), "`url` must be the address");
+    refused("sss", sss(json!({ "tang": [] })), "an empty list for `tang`");
+    // A list is for `sss` only.
+    refused("tang", json!([server("a")]), "must be a JSON object");
 }
 
 #[test]
