@@ -244,6 +244,20 @@ pub enum Error {
          when it encrypted the pool: let that daemon complete it"
     )]
     UnrecordedHeader { pool: Name },
+    #[error(
+        "the metadata of the thin pool of {pool} could not be checked, and nothing was changed; start the pool again"
+    )]
+    NotChecked { pool: Name, source: platform::Error },
+    #[error(
+        "the metadata of the thin pool of {pool} is damaged, and thin_repair made nothing sound of it ({said}); nothing was \
+         changed: repair it by hand, or restore the data from a backup"
+    )]
+    BadRepair { pool: Name, said: String },
+    #[error(
+        "the metadata of the thin pool of {pool} is damaged again after a repair ({said}); the spare still holds what it was \
+         before that, and nothing was changed: repair it by hand, or restore the data from a backup"
+    )]
+    DamagedAgain { pool: Name, said: String },
     #[error("thin pool of {pool} does not say how full it is: {status}")]
     ThinStatus { pool: Name, status: String },
     #[error("the metadata volume of pool {pool} holds a damaged record {file}")]

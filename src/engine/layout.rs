@@ -444,6 +444,7 @@ impl<'a> Draft<'a> {
             features: std::collections::BTreeSet::new(),
             last_reencrypt: None,
             destroying: false,
+            repaired: false,
             rest: Rest::default(),
         };
         let headers: Vec<&StaticHeader> = self.devices.iter().map(|device| device.header).collect();

@@ -24,6 +24,7 @@ pub mod request;
 mod revert;
 mod setup;
 mod stack;
+mod thin_check;
 pub mod thin_status;
 mod undo;
 pub mod units;

@@ -3,6 +3,7 @@
 //!
 //! A stack that is already up, left by a daemon that ran before, is adopted layer by layer.
 
+mod thin_pool;
 mod unlock;
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
     path::Path,
 };
 
+use self::thin_pool::bring_up_thin_pool;
 pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
 use crate::{
@@ -33,13 +35,13 @@ use crate::{
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next, Part},
         revert,
-        stack::{Ensured, Shape, Stack, ensure_device},
+        stack::{Ensured, Stack, ensure_device},
         thin_status::{self, PoolStatus},
         undo::Rollback,
         units::Sectors,
     },
     platform::{
-        self, DeviceNumber, Platform, Program, Timestamp,
+        self, DeviceNumber, Platform, Timestamp,
         dm::{Target, Visibility},
     },
     view::Availability,
@@ -359,34 +361,6 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .collect()
 }
 
-/// Brings up the thin pool and its two devices.
-fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
-    let shape = pool.shape();
-    pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
-    let found = platform.dm_find(&pool.stack.name(Role::ThinPool))?;
-    // The mark of one that runs stays until a check finds a better one: to put another in place would hold I/O up.
-    pool.low_water = found.iter().flat_map(|device| &device.table).find_map(|line| match line.target {
-        Target::ThinPool { low_water, .. } => Some(low_water),
-        _ => None,
-    });
-    // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
-    if found.is_none() {
-        let node = platform.dm_node(&pool.stack.name(Role::ThinMeta));
-        if let Err(error) = platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
-            log::warn!("the thin pool's metadata is damaged ({error}); repairing it into the spare");
-            repair_thin_metadata(platform, pool, &shape, undo)?;
-        }
-    }
-    let shape = pool.shape();
-    pool.stack.ensure(platform, &shape.thin_data(), undo)?;
-    if pool.stack.ensure(platform, &shape.thin_pool(), undo)? == Ensured::Adopted {
-        if let Ok(status) = pool.thin_pool_status(platform) {
-            show_sizes(platform, pool, &status)?;
-        }
-    }
-    Ok(())
-}
-
 /// Has the thin pool look at its devices again if it knows less of them than is recorded: whoever made them larger was
 /// killed, or failed, before the thin pool could see it. One that can only be read does not change its size however often it
 /// is asked. `true`: it was so, and the status is out of date.
@@ -403,23 +377,6 @@ pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStat
         pool.stack.put(platform, &pool.shape().thin_pool())?;
     }
     Ok(overlooked)
-}
-
-/// Repairs damaged thin metadata into the spare, which takes its place. That is recorded while neither is in use: a device
-/// that is there is never other than the metadata says, and nothing written by the repaired thin pool can be lost by going
-/// back to what was damaged.
-fn repair_thin_metadata(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
-    pool.stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
-    let [damaged, spare] = [Role::ThinMeta, Role::ThinMetaSpare].map(|role| platform.dm_node(&pool.stack.name(role)));
-    platform.run(Program::ThinRepair, &["-i", &damaged.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
-    pool.stack.remove(platform, Role::ThinMeta)?;
-    pool.stack.remove(platform, Role::ThinMetaSpare)?;
-    pool.change(platform, Choose::Some(platform.random()), |meta| {
-        let flex = &mut meta.flex_devs;
-        std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
-        Ok(())
-    })?;
-    pool.stack.ensure(platform, &pool.shape().thin_meta(), undo).map(drop)
 }
 
 /// Takes back what was being created and completes what was being destroyed or reverted when the last daemon ended. An entry that cannot

@@ -58,6 +58,8 @@ pub enum Error {
     Program {
         /// Which.
         program: Program,
+        /// How it ended.
+        end: ProgramEnd,
         /// Its exit status and what it said on standard error, on one line and cut to a readable length.
         what: String,
     },
@@ -101,6 +103,22 @@ pub enum Error {
     /// The simulated machine has lost power: nothing works until it is switched on again.
     #[error("the simulated machine has no power")]
     PowerCut,
+}
+
+/// How a program ended that did not succeed. Only an exit status is an answer of the program; all else says nothing of what
+/// it was to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProgramEnd {
+    /// It could not be started, or not be listened to.
+    NotRun,
+    /// With this exit status.
+    Status(i32),
+    /// By this signal, which somebody else sent: the kernel when memory is short, or a user.
+    Signal(i32),
+    /// It was killed because its time was up.
+    Late,
+    /// It was killed because its time was up, and has not ended even so: it waits inside the kernel for a device.
+    Stuck,
 }
 
 impl Error {

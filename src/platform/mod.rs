@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-pub use error::{Error, Result};
+pub use error::{Error, ProgramEnd, Result};
 
 use crate::engine::{
     ids::FsUuid,

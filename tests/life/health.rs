@@ -3,7 +3,7 @@
 use stratisd::{
     engine::{dm_names::Role, ops, units::Sectors},
     platform::{
-        Platform,
+        Platform, Program, ProgramEnd,
         sim::{Call, Sim},
     },
     view::Availability,
@@ -54,8 +54,114 @@ fn damaged_metadata_is_repaired_by_a_start() {
     let flex = |json: &serde_json::Value, key: &str| json["flex_devs"][key].clone();
     assert_eq!(flex(&after, "thin_meta_dev"), flex(&before, "thin_meta_dev_spare"));
     assert_eq!(flex(&after, "thin_meta_dev_spare"), flex(&before, "thin_meta_dev"));
+    assert_eq!(after["repaired"], true);
     assert_eq!(bench.pool("p").unwrap().availability, Availability::Full);
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
+    bench.check_nothing_left("after the repair");
+}
+
+/// A killed thin_check led to a repair, as did one that could not be run, and the metadata was replaced.
+#[test]
+fn only_a_verdict_of_thin_check_leads_to_a_repair() {
+    let mut bench = machine();
+    let metadata = Role::ThinMeta.name(bench.id("p"));
+    for end in [ProgramEnd::Signal(9), ProgramEnd::NotRun, ProgramEnd::Status(1), ProgramEnd::Status(127)] {
+        bench.stop_pool("p").unwrap();
+        let before = crate::disks::json_on(&bench.sim, "/dev/a");
+        // A check that ended without a verdict is tried once more.
+        bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
+        bench.start_pool("p").unwrap();
+        bench.stop_pool("p").unwrap();
+        bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
+        bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
+        let error = bench.start_pool("p").unwrap_err().sentence();
+        assert!(error.contains("could not be checked, and nothing was changed; start the pool again"), "{error}");
+        let after = crate::disks::json_on(&bench.sim, "/dev/a");
+        assert_eq!(after["flex_devs"], before["flex_devs"], "{end:?}");
+        bench.start_pool("p").unwrap();
+    }
+    for end in [ProgramEnd::Late, ProgramEnd::Stuck] {
+        bench.stop_pool("p").unwrap();
+        bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
+        let error = bench.start_pool("p").unwrap_err().sentence();
+        assert!(error.contains("did not end in time"), "{error}");
+        bench.start_pool("p").unwrap();
+    }
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
+    bench.check_nothing_left("after checks without a verdict");
+}
+
+/// A disk that could not be read looked like damage.
+#[test]
+fn metadata_that_cannot_be_read_is_not_repaired() {
+    let mut bench = machine();
+    let metadata = bench.sim.dm_node(&Role::ThinMeta.name(bench.id("p")));
+    bench.sim.damage_metadata(&metadata).unwrap();
+    bench.stop_pool("p").unwrap();
+    let before = crate::disks::json_on(&bench.sim, "/dev/a");
+    bench.sim.faults().fail_next(Call::Read, &metadata.to_string_lossy());
+    let error = bench.start_pool("p").unwrap_err().sentence();
+    assert!(error.contains("could not be checked, and nothing was changed"), "{error}");
+    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
+    bench.start_pool("p").unwrap();
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
+}
+
+/// The second repair would have been written over what the first one had kept.
+#[test]
+fn a_repair_keeps_the_old_metadata_until_it_is_found_sound() {
+    let mut bench = machine();
+    let pool = bench.id("p");
+    let metadata = bench.sim.dm_node(&Role::ThinMeta.name(pool));
+    let damage = |bench: &mut Bench| {
+        bench.sim.damage_metadata(&metadata).unwrap();
+        bench.stop_pool("p").unwrap();
+    };
+    damage(&mut bench);
+    bench.start_pool("p").unwrap();
+    damage(&mut bench);
+    let before = crate::disks::json_on(&bench.sim, "/dev/a");
+    let error = bench.start_pool("p").unwrap_err().sentence();
+    assert!(error.contains("damaged again after a repair"), "{error}");
+    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
+    bench.check_nothing_left("after the refusal");
+
+    // After a set-up that found it sound there is a repair again.
+    let mut bench = machine();
+    let pool = bench.id("p");
+    let metadata = bench.sim.dm_node(&Role::ThinMeta.name(pool));
+    bench.sim.damage_metadata(&metadata).unwrap();
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a").get("repaired"), None);
+    bench.sim.damage_metadata(&metadata).unwrap();
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    assert_eq!(bench.mark_of(pool, bench.filesystem("p", "f")), 5);
+}
+
+#[test]
+fn a_repair_that_is_not_sound_changes_nothing() {
+    let mut bench = machine();
+    let pool = bench.id("p");
+    let metadata = bench.sim.dm_node(&Role::ThinMeta.name(pool));
+    bench.sim.damage_metadata(&metadata).unwrap();
+    bench.stop_pool("p").unwrap();
+    let before = crate::disks::json_on(&bench.sim, "/dev/a");
+    let spare = Role::ThinMetaSpare.name(pool);
+    for _ in 0..2 {
+        bench.sim.faults().end_next(Program::ThinCheck, &spare, ProgramEnd::Signal(9));
+    }
+    let error = bench.start_pool("p").unwrap_err().sentence();
+    assert!(error.contains("could not be checked"), "{error}");
+    bench.sim.faults().end_at_next_write(Program::ThinRepair, "", ProgramEnd::Signal(9));
+    let error = bench.start_pool("p").unwrap_err().sentence();
+    assert!(error.contains("thin_repair failed: killed by signal 9"), "{error}");
+    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
+    bench.start_pool("p").unwrap();
+    assert_eq!(bench.mark_of(pool, bench.filesystem("p", "f")), 5);
     bench.check_nothing_left("after the repair");
 }
 

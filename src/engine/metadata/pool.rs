@@ -107,6 +107,10 @@ pub struct PoolMetadata {
     /// it. Written when `true` only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub destroying: bool,
+    /// The spare for the thin pool's metadata holds what that was before a repair, and nothing has found the repaired metadata
+    /// sound since. A key of this daemon, written when `true` only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repaired: bool,
     /// Other keys.
     #[serde(flatten)]
     pub rest: Rest,

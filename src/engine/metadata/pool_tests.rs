@@ -135,6 +135,7 @@ fn v2_from_values() -> PoolMetadata {
         features: BTreeSet::new(),
         last_reencrypt: None,
         destroying: false,
+        repaired: false,
         rest: Rest::default(),
     }
 }
@@ -215,6 +216,10 @@ fn our_own_key_is_there_only_when_it_says_something() {
     let text = text(&destroying, MetadataVersion::V1);
     assert!(text.ends_with(r#","started":false,"last_reencrypt":7,"destroying":true}"#), "{text}");
     assert_eq!(parse(&text, MetadataVersion::V1), destroying);
+    let repaired = PoolMetadata { repaired: true, ..v1() };
+    let text = self::text(&repaired, MetadataVersion::V1);
+    assert!(text.ends_with(r#","started":true,"repaired":true}"#), "{text}");
+    assert_eq!(parse(&text, MetadataVersion::V1), repaired);
 }
 
 /// Keys of a newer daemon were ignored when read and lost at the next write.
@@ -491,7 +496,8 @@ fn any_metadata() -> impl Strategy<Value = PoolMetadata> {
         let rest = Rest::default();
         ThinPoolDev { data_block_size: block, feature_args: args, fs_limit: limit, enable_overprov: over, rest }
     });
-    let rest = (any::<bool>(), prop::collection::btree_set(feature, 0..4), any::<Option<u64>>(), any::<bool>());
+    let rest =
+        (any::<bool>(), prop::collection::btree_set(feature, 0..4), any::<Option<u64>>(), any::<bool>(), any::<bool>());
     ("\\PC{0,40}", backstore, flex, thin, rest).prop_map(|(name, backstore, flex_devs, thinpool_dev, rest)| {
         PoolMetadata {
             name,
@@ -502,6 +508,7 @@ fn any_metadata() -> impl Strategy<Value = PoolMetadata> {
             features: rest.1,
             last_reencrypt: rest.2,
             destroying: rest.3,
+            repaired: rest.4,
             rest: Rest::default(),
         }
     })

@@ -23,7 +23,7 @@ use rustix::event::{PollFd, PollFlags};
 use zeroize::Zeroizing;
 
 use super::{secret_bytes::SecretBytes, wait};
-use crate::platform::{Error, Program, Result};
+use crate::platform::{Error, Program, ProgramEnd, Result};
 
 /// Where programs are looked for, in this order. A distribution may give another list, joined by colons, in
 /// `EXECUTABLES_PATHS` when it builds the daemon. The PATH of the daemon's own environment is not used.
@@ -76,14 +76,19 @@ impl Programs {
 
     /// Runs a program to its end and gives its standard output.
     pub(super) fn run(&self, program: Program, arguments: &[&str]) -> Result<String> {
-        let failed = |what| Error::Program { program, what };
+        let failed = |end, what| Error::Program { program, end, what };
         // `find` has found every program or failed.
-        let path = self.paths.get(&program).ok_or_else(|| failed("not found at start-up".to_owned()))?;
+        let path =
+            self.paths.get(&program).ok_or_else(|| failed(ProgramEnd::NotRun, "not found at start-up".to_owned()))?;
         let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
         let task = Task { path, arguments: &arguments, environment: &[], input: &[], limit: None };
-        let ended = task.run().map_err(|fault| failed(format!("could not be run: {fault}")))?;
+        let ended = task.run().map_err(|fault| failed(ProgramEnd::NotRun, format!("could not be run: {fault}")))?;
         if !ended.status.success() {
-            return Err(failed(complaint(ended.status, &ended.errors.bytes)));
+            let end = match (ended.status.code(), ended.status.signal()) {
+                (Some(status), _) => ProgramEnd::Status(status),
+                (None, signal) => ProgramEnd::Signal(signal.unwrap_or_default()),
+            };
+            return Err(failed(end, complaint(ended.status, &ended.errors.bytes)));
         }
         if ended.output.cut {
             let text = one_line(&ended.output.bytes);

@@ -14,6 +14,7 @@
 //!   not even that of tidying up after itself, until [`Faults::clear`]: that is when another process begins.
 //! - A planned breakdown begins with a step: from then on every call that changes something whose name contains a given text
 //!   fails and has no effect, as on a disk that has gone, or on a machine of which everything has become read-only.
+//! - A program can be planned to end by a signal, late, or without having been run ([`Faults::end_next`]).
 //! - A planned panic strikes before the effect of its step, as a defect of the caller would.
 //! - A closed gate holds calls of one kind before their effect, or one of them after it. No lock is held meanwhile.
 //!
@@ -30,7 +31,7 @@ use nix::libc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Sim;
-use crate::platform::{Error, Program, Result};
+use crate::platform::{Error, Program, ProgramEnd, Result};
 
 /// The kinds of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -185,9 +186,7 @@ impl Call {
                 Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::ENOMEM) }
             }
             Call::DmMessage => Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::EIO) },
-            Call::Run(program) | Call::ProgramWrite(program) => {
-                Error::Program { program, what: format!("ended with status 1: {}: Input/output error", program.name()) }
-            }
+            Call::Run(program) | Call::ProgramWrite(program) => ended(program, ProgramEnd::Status(1)),
             Call::Luks(_) | Call::LuksWrite => luks_error(self, subject, errno(libc::EIO)),
             Call::ClevisEncrypt | Call::ClevisDecrypt => {
                 Error::Clevis { action: self.verb(), with: subject.to_owned(), what: "killed by a signal".to_owned() }
@@ -196,6 +195,18 @@ impl Call {
             _ => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::EIO) },
         }
     }
+}
+
+/// The error that a program gives that ends in this way without a word of what it was to do.
+fn ended(program: Program, end: ProgramEnd) -> Error {
+    let what = match end {
+        ProgramEnd::NotRun => "could not be run: Cannot allocate memory (os error 12)".to_owned(),
+        ProgramEnd::Status(status) => format!("exit status {status}: {}: Input/output error", program.name()),
+        ProgramEnd::Signal(signal) => format!("killed by signal {signal}"),
+        ProgramEnd::Late => "it did not end in time and was killed".to_owned(),
+        ProgramEnd::Stuck => "it did not end in time, and not even when it was killed".to_owned(),
+    };
+    Error::Program { program, end, what }
 }
 
 /// The error that a call gives for an error number.
@@ -227,6 +238,8 @@ pub struct Step {
 enum Plan {
     FailBefore,
     FailAfter,
+    /// Of a program: it ends so, before its effect.
+    End(ProgramEnd),
     CutPower,
     Panic,
 }
@@ -351,6 +364,10 @@ impl Control {
             None => Ok(Verdict::Do),
             Some(Plan::FailBefore) => Err(call.failure(subject)),
             Some(Plan::FailAfter) => Ok(Verdict::DoThenFail(call.failure(subject))),
+            Some(Plan::End(end)) => Err(match call {
+                Call::Run(program) | Call::ProgramWrite(program) => ended(program, end),
+                other => other.failure(subject),
+            }),
             // Without the hook that prints it: there are thousands of them in a test.
             Some(Plan::Panic) => std::panic::resume_unwind(Box::new(format!("planted at step {number}"))),
             Some(Plan::CutPower) => {
@@ -468,6 +485,16 @@ impl Faults<'_> {
     /// The next step of a kind whose subject contains `subject` fails and has no effect. Given twice, the next two do.
     pub fn fail_next(&self, call: Call, subject: &str) {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
+    }
+
+    /// The next run of `program` with `arguments` among its own ends so, and has no effect. Given twice, the next two do.
+    pub fn end_next(&self, program: Program, arguments: &str, end: ProgramEnd) {
+        self.0.0.control.state.lock().kinds.push((Call::Run(program), arguments.to_owned(), Plan::End(end)));
+    }
+
+    /// As [`Faults::end_next`], for the next write of the program to a device whose number contains `subject`: it has begun.
+    pub fn end_at_next_write(&self, program: Program, subject: &str, end: ProgramEnd) {
+        self.0.0.control.state.lock().kinds.push((Call::ProgramWrite(program), subject.to_owned(), Plan::End(end)));
     }
 
     /// Power goes at the beginning of the next step of a kind whose subject contains `subject`.

@@ -19,7 +19,7 @@ use super::{
     thin,
     xfs::{self, Superblock},
 };
-use crate::platform::{DeviceNumber, Error, Program, Result};
+use crate::platform::{DeviceNumber, Error, Program, ProgramEnd, Result};
 
 /// Mappings in a leaf of a thin pool's metadata.
 const MAPPINGS_PER_LEAF: u64 = 126;
@@ -262,7 +262,9 @@ impl Sim {
             Ok(Some(()))
         })?
         .map(|()| String::new())
-        .ok_or_else(|| fail("examining superblock\n  superblock is corrupt\n    bad checksum in superblock".to_owned()))
+        .ok_or_else(|| {
+            fail("examining superblock superblock is corrupt bad checksum in superblock, wanted 7".to_owned())
+        })
     }
 
     fn thin_repair(&self, words: &[&str]) -> Result<String> {
@@ -315,7 +317,7 @@ impl Machine {
 
 /// What a program that ends with status 1 makes of its words.
 fn refusal(program: Program) -> impl Fn(String) -> Error {
-    move |words| Error::Program { program, what: format!("ended with status 1: {}: {words}", program.name()) }
+    move |words| Error::Program { program, end: ProgramEnd::Status(1), what: format!("exit status 1: {words}") }
 }
 
 /// A size with its unit, in bytes.

@@ -21,7 +21,7 @@ fn uuid(sim: &Sim, node: &str) -> Option<String> {
 
 fn fails(sim: &Sim, program: Program, words: &[&str], why: &str) {
     match sim.run(program, words) {
-        Err(Error::Program { program: named, what }) if named == program && what.contains(why) => {}
+        Err(Error::Program { program: named, what, .. }) if named == program && what.contains(why) => {}
         other => panic!("{words:?} gave {other:?}, not {why:?}"),
     }
 }

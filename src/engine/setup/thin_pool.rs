@@ -1,0 +1,95 @@
+//! The thin pool at set-up: its metadata is checked and, if it is damaged, repaired; then it is brought up or adopted
+//! (`spec/engine/storage-stack.md` §8; its CORRECTIONS: only a verdict of thin_check leads to a repair).
+
+use crate::{
+    engine::{
+        bda::Choose,
+        dm_names::Role,
+        error::{Error, Result},
+        layout,
+        pool::Pool,
+        stack::{Ensured, Shape},
+        thin_check::{self, Verdict},
+        undo::Rollback,
+    },
+    platform::{Platform, Program, dm::Target},
+};
+
+/// Brings up the thin pool and its two devices.
+pub(super) fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo: &mut Rollback) -> Result<()> {
+    let shape = pool.shape();
+    pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
+    let found = platform.dm_find(&pool.stack.name(Role::ThinPool))?;
+    // The mark of one that runs stays until a check finds a better one: to put another in place would hold I/O up.
+    pool.low_water = found.iter().flat_map(|device| &device.table).find_map(|line| match line.target {
+        Target::ThinPool { low_water, .. } => Some(low_water),
+        _ => None,
+    });
+    // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
+    if found.is_none() {
+        make_sound(platform, pool, &shape, undo)?;
+    }
+    let shape = pool.shape();
+    pool.stack.ensure(platform, &shape.thin_data(), undo)?;
+    if pool.stack.ensure(platform, &shape.thin_pool(), undo)? == Ensured::Adopted {
+        if let Ok(status) = pool.thin_pool_status(platform) {
+            super::show_sizes(platform, pool, &status)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks the metadata, and repairs it if it is damaged.
+fn make_sound(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
+    match check(platform, pool, Role::ThinMeta)? {
+        Verdict::Sound => {
+            if pool.meta.repaired {
+                let sound = pool.change(platform, Choose::Some(platform.random()), |meta| {
+                    meta.repaired = false;
+                    Ok(())
+                });
+                if let Err(error) = sound {
+                    let what = error.sentence();
+                    log::warn!("pool {}: that its repaired metadata is sound is not recorded: {what}", pool.name());
+                }
+            }
+            Ok(())
+        }
+        Verdict::Damaged(said) if pool.meta.repaired => Err(Error::DamagedAgain { pool: pool.name().clone(), said }),
+        Verdict::Damaged(said) => {
+            log::warn!("pool {}: thin_check found its metadata damaged ({said}); repairing it", pool.name());
+            repair(platform, pool, shape, undo)
+        }
+    }
+}
+
+fn check(platform: &dyn Platform, pool: &Pool, role: Role) -> Result<Verdict> {
+    let size = layout::total(&pool.meta.flex_devs.thin_meta_dev);
+    thin_check::check(platform, &platform.dm_node(&pool.stack.name(role)), size)
+        .map_err(|source| Error::NotChecked { pool: pool.name().clone(), source })
+}
+
+/// Repairs damaged thin metadata into the spare, which takes its place when it has been found sound. That is recorded while
+/// neither is in use: a device that is there is never other than the metadata says, and nothing written by the repaired thin
+/// pool can be lost by going back to what was damaged.
+///
+/// What was damaged becomes the spare, and stays as it is until a later set-up finds the repaired metadata sound: if the repair
+/// turns out to be a bad one, it can be taken back by hand.
+fn repair(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
+    pool.stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
+    let [damaged, spare] = [Role::ThinMeta, Role::ThinMetaSpare].map(|role| platform.dm_node(&pool.stack.name(role)));
+    platform.run(Program::ThinRepair, &["-i", &damaged.to_string_lossy(), "-o", &spare.to_string_lossy()])?;
+    if let Verdict::Damaged(said) = check(platform, pool, Role::ThinMetaSpare)? {
+        return Err(Error::BadRepair { pool: pool.name().clone(), said });
+    }
+    pool.stack.remove(platform, Role::ThinMeta)?;
+    pool.stack.remove(platform, Role::ThinMetaSpare)?;
+    pool.change(platform, Choose::Some(platform.random()), |meta| {
+        let flex = &mut meta.flex_devs;
+        std::mem::swap(&mut flex.thin_meta_dev, &mut flex.thin_meta_dev_spare);
+        meta.repaired = true;
+        Ok(())
+    })?;
+    log::warn!("pool {}: its metadata has been repaired; what it was before is kept in the spare", pool.name());
+    pool.stack.ensure(platform, &pool.shape().thin_meta(), undo).map(drop)
+}
