@@ -13,12 +13,12 @@
 //!   stops first. A request that is dropped anywhere answers as it goes.
 //! - *Whole requests.* A request of which a step has run is run to its end, also when the daemon stops: it may be between
 //!   the step that reserves and the one that commits. Of the others a stop answers those that wait at once.
-//! - *No lost wake-up.* The count of claims given back is read before a step and compared when it parks, under the mutex of
-//!   the list: what was given back in between means that the step is tried again. What is given back after that is
-//!   followed by a look at the list by whoever ran the step that gave it back.
+//! - *No lost wake-up.* A request that finds something claimed waits for just that in `threads::parking`, which says why no
+//!   wake-up gets lost and in which order requests are woken. Whoever gives a claim back wakes at once, in the middle of its
+//!   step; all that happens there is that the woken request becomes a job of a worker.
 //!
-//! Order of the mutexes: `records` before those inside the engine. `queue` is a leaf except for the count of claims. Nothing
-//! of a request is run or dropped under `queue`.
+//! Order of the mutexes: `records` before that of the parking, and that before those inside the engine. `queue` is a leaf.
+//! Nothing of a request is run or dropped under `queue`.
 
 use std::{
     any::Any,
@@ -33,7 +33,8 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Mutex, MutexGuard};
 use threads::{
     lock::{self, Guard, Lock},
-    workers::{Class, Workers},
+    parking::{Arrival, Parking},
+    workers::{Class, Job, Workers},
 };
 
 use super::table::{ReadTable, Resident, WriteTable, target};
@@ -44,7 +45,7 @@ use crate::{
         ids::PoolUuid,
         name::Name,
         pool::Pool,
-        request::{Access, ActStep, Granted, Join, Mode, Next, Part, UnderStep},
+        request::{Access, ActStep, Granted, Join, Mode, Next, Part, UnderStep, Wait},
     },
     view::{self, Change, Update},
 };
@@ -55,6 +56,10 @@ pub trait House: Send + Sync + 'static {
     type Pool: Resident;
     /// Counts how often a claim has been given back.
     fn claims_given_back(&self) -> u64;
+    /// Whether what a request waits for has not come about yet, since the count of claims given back was `since`.
+    fn is_taken(&self, wait: &Wait, since: u64) -> bool;
+    /// Has `watcher` told of all that is given back, after it is free, by whoever gives it back.
+    fn watch_claims(&self, watcher: Box<dyn Fn(Vec<Wait>) + Send + Sync>);
     /// The pools that do not run, if that changed since this was last called.
     fn take_stopped_change(&self) -> Option<Arc<view::Stopped>>;
     /// Lets work of hours stop as soon as it can.
@@ -70,6 +75,14 @@ impl House for Engine {
 
     fn claims_given_back(&self) -> u64 {
         Engine::claims_given_back(self)
+    }
+
+    fn is_taken(&self, wait: &Wait, since: u64) -> bool {
+        Engine::is_taken(self, wait, since)
+    }
+
+    fn watch_claims(&self, watcher: Box<dyn Fn(Vec<Wait>) + Send + Sync>) {
+        Engine::watch_claims(self, watcher);
     }
 
     fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
@@ -126,6 +139,7 @@ pub type Observer = Box<dyn Fn(&[Change]) + Send + Sync>;
 struct Inner<R: Send + 'static, H: House> {
     house: Arc<H>,
     lock: Lock<PoolUuid, Name, H::Pool>,
+    parking: Parking<Wait>,
     workers: Workers,
     records: Mutex<Records<R>>,
     queue: Mutex<Queue<R, H>>,
@@ -148,23 +162,23 @@ struct Queue<R: Send + 'static, H: House> {
     live: BTreeMap<u64, Arc<str>>,
     /// Those that wait for a lock. The lock has only their number, so a stop can take them back.
     waiting: BTreeMap<u64, Waiting<R, H>>,
-    /// Those that wait for a claim to be given back, in the order of arrival.
+    /// Those that wait for a claim to be given back. The parking has only their number, too.
     parked: BTreeMap<u64, Parked<R, H>>,
+    /// Jobs that found the workers closed. They are dropped, and thereby answered, where no mutex is held.
+    late: Vec<Job>,
     /// Dropped when a stop has been asked for and no request is left.
     open: Option<Sender<Infallible>>,
     over: Receiver<Infallible>,
 }
 
-// In both of these the ticket comes last: fields are dropped in order, and a ticket looks for parked requests as it goes,
-// when the claims in the step must have been given back.
+// In both of these the ticket comes last: fields are dropped in order, and when a request counts as over its claims must have
+// been given back.
 struct Waiting<R: Send + 'static, H: House> {
     step: Step<R, H>,
     ticket: Ticket<R, H>,
 }
 
 struct Parked<R: Send + 'static, H: House> {
-    /// Claims given back before the step that parked was begun.
-    seen: u64,
     next: Chain<R, H>,
     ticket: Ticket<R, H>,
 }
@@ -176,6 +190,8 @@ struct Ticket<R: Send + 'static, H: House> {
     label: Arc<str>,
     /// A step has run that did not park.
     begun: bool,
+    /// It has parked, and has not gone on since: the parking knows it.
+    parked: bool,
     on_failure: Option<OnFailure<R>>,
 }
 
@@ -193,12 +209,16 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
             live: BTreeMap::new(),
             waiting: BTreeMap::new(),
             parked: BTreeMap::new(),
+            late: Vec::new(),
             open: Some(open),
             over,
         };
         let records = Records { updates: Some(updates), observer };
         let (records, queue) = (Mutex::new(records), Mutex::new(queue));
-        Dispatcher { inner: Arc::new(Inner { house, lock: Lock::new(), workers, records, queue }) }
+        let (lock, parking) = (Lock::new(), Parking::new());
+        let told = parking.clone();
+        house.watch_claims(Box::new(move |open| told.opened(open)));
+        Dispatcher { inner: Arc::new(Inner { house, lock, parking, workers, records, queue }) }
     }
 
     /// Begins with a request and returns at once. After [`Dispatcher::stop`] it is answered instead.
@@ -221,7 +241,8 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
             Some(number) => {
                 log::debug!("request {number}: {label}");
                 let on_failure = Some(request.on_failure);
-                let ticket = Ticket { inner: Arc::clone(inner), number, label, begun: false, on_failure };
+                let ticket =
+                    Ticket { inner: Arc::clone(inner), number, label, begun: false, parked: false, on_failure };
                 ticket.go_on(request.chain, seen);
             }
             None => {
@@ -279,22 +300,23 @@ impl<R: Send + 'static, H: House> Inner<R, H> {
         self.records.lock().send(&*self.house, changes, reply);
     }
 
-    /// Goes on with what is parked if a claim has been given back since.
-    fn retry_parked(&self) {
-        let due = {
-            let mut queue = self.queue.lock();
-            if queue.parked.is_empty() {
-                return;
-            }
-            let now = self.house.claims_given_back();
-            let (due, stay): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                std::mem::take(&mut queue.parked).into_iter().partition(|(_, parked)| parked.seen != now);
-            queue.parked = stay;
-            due
-        };
-        for (_, Parked { seen, next, ticket }) in due {
-            ticket.go_on(next, seen);
+    /// Goes on with a parked request. Whoever gave the claim back may be in the middle of a step, and hold anything but `queue`.
+    fn woken(&self, number: u64) {
+        let found = self.queue.lock().parked.remove(&number);
+        match found {
+            Some(Parked { next, ticket }) => ticket.run(Class::Quick, move |ticket| {
+                let seen = ticket.inner.house.claims_given_back();
+                ticket.go_on(next, seen);
+            }),
+            // A stop has answered the request, maybe before the parking came to know it. The next one has the turn.
+            None => drop(self.parking.leave(Arrival(number), |wait| !self.house.is_taken(wait, 0))),
         }
+    }
+
+    /// Answers what found the workers closed.
+    fn drop_late(&self) {
+        let late = std::mem::take(&mut self.queue.lock().late);
+        drop(late);
     }
 
     fn is_stopping(&self) -> bool {
@@ -342,14 +364,15 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             Next::Act(step) => self.run_free(Class::Slow, step),
             Next::Long(step) => self.run_free(Class::Long, step),
             Next::Together(parts, join) => self.run_together(parts, join),
-            Next::Parked(next) => self.park(*next, seen),
+            Next::Parked(wait, next) => self.park(wait, *next, seen),
         }
     }
 
     /// Gives the request to the workers. If the daemon stops before they come to it, and nothing of it has been done, it is
     /// answered instead.
     fn run(self, class: Class, step: impl FnOnce(Self) + Send + 'static) {
-        let workers = self.inner.workers.clone();
+        let inner = Arc::clone(&self.inner);
+        let workers = inner.workers.clone();
         let job = Box::new(move || match self.begun || !self.inner.is_stopping() {
             true => {
                 log::trace!("request {}: a step", self.number);
@@ -360,9 +383,8 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                 drop(self);
             }
         });
-        if workers.submit(class, job).is_err() {
-            // Dropping the job has answered the request. Workers are closed only after the last request has ended.
-            log::error!("a request found the workers closed; this is a bug, please report it");
+        if let Err(job) = workers.submit(class, job) {
+            inner.queue.lock().late.push(job);
         }
     }
 
@@ -467,10 +489,21 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         match outcome {
             Ok(Next::Done(_)) | Err(_) => self.answered(),
             Ok(next) => {
-                self.begun |= !matches!(next, Next::Parked(_));
-                inner.retry_parked();
+                if !matches!(next, Next::Parked(..)) {
+                    self.begun = true;
+                    self.leave_parking();
+                }
                 self.go_on(next, seen);
             }
+        }
+        inner.drop_late();
+    }
+
+    /// The request has gone on since it was parked, or ends: who waits for the same may have its turn.
+    fn leave_parking(&mut self) {
+        if std::mem::take(&mut self.parked) {
+            let inner = &self.inner;
+            inner.parking.leave(Arrival(self.number), |wait| !inner.house.is_taken(wait, 0));
         }
     }
 
@@ -493,15 +526,14 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             let job = Box::new(move || {
                 let result = caught(|| part(&inner_of_part.house))
                     .inspect_err(|text| log::error!("{label}: one of several parts panicked: {text}"));
-                inner_of_part.retry_parked();
                 let all = Gathered::put(&mut gathered.lock(), place, result.ok());
                 if let Some(Gathered { results, join, ticket, .. }) = all {
                     ticket.run_join(join, results);
                 }
             });
-            if inner.workers.submit(Class::Slow, job).is_err() {
+            if let Err(job) = inner.workers.submit(Class::Slow, job) {
                 // The request is answered when the last part is dropped.
-                log::error!("a request found the workers closed; this is a bug, please report it");
+                inner.queue.lock().late.push(job);
             }
         }
     }
@@ -512,24 +544,33 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         self.after_free_step(outcome, seen);
     }
 
-    /// Sets the chain aside until a claim is given back; not at all if that has happened since the step was begun.
-    fn park(self, next: Chain<R, H>, seen: u64) {
-        let inner = Arc::clone(&self.inner);
-        let now = {
+    /// Sets the chain aside until what it waits for has come about. `seen` is the count of claims given back before the step
+    /// that asks for this was begun.
+    fn park(mut self, wait: Wait, next: Chain<R, H>, seen: u64) {
+        let (inner, number) = (Arc::clone(&self.inner), self.number);
+        let not_begun = {
             let mut queue = inner.queue.lock();
-            let now = inner.house.claims_given_back();
-            if now == seen && (self.begun || !queue.stopping) {
-                queue.parked.insert(self.number, Parked { seen, next, ticket: self });
-                return;
+            // As with those that wait for a lock.
+            if queue.stopping && !self.begun {
+                Some(Parked { next, ticket: self })
+            } else {
+                self.parked = true;
+                queue.parked.insert(number, Parked { next, ticket: self });
+                None
             }
-            now
         };
-        if now != seen {
-            self.go_on(next, now);
-        } else {
-            drop(next);
-            drop(self);
+        if not_begun.is_some() {
+            return;
         }
+        let (waking, house) = (Arc::clone(&inner), &inner.house);
+        let is_taken = || house.is_taken(&wait, seen);
+        inner.parking.park(
+            Arrival(number),
+            wait.clone(),
+            is_taken,
+            |wait| !house.is_taken(wait, 0),
+            move || waking.woken(number),
+        );
     }
 
     /// The request has been answered and is over.
@@ -544,8 +585,8 @@ impl<R: Send + 'static, H: House> Drop for Ticket<R, H> {
             log::info!("{}: given up, since the daemon stops", self.label);
             self.inner.record(Vec::new(), failed(&self.label, on_failure, Failure::Stopping));
         }
+        self.leave_parking();
         self.inner.ended(self.number);
-        self.inner.retry_parked();
     }
 }
 

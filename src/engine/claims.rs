@@ -6,11 +6,9 @@
 //! set taken at once, so claims cannot deadlock.
 
 use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, OnceLock},
 };
 
 use parking_lot::Mutex;
@@ -65,58 +63,145 @@ impl Key {
     }
 }
 
+/// What a request waits for that has found something claimed by another.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// Nobody has claimed this.
+    Key(Key),
+    /// No request has work under way in the pool.
+    Idle(PoolUuid),
+    /// Some work in the pool has ended since the request looked.
+    Progress(PoolUuid),
+}
+
+/// Told what waiting requests may find in their favour now, right after it has come about.
+pub type Watcher = Box<dyn Fn(Vec<Wait>) + Send + Sync>;
+
 /// All claims of an engine.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Claims {
-    held: Mutex<BTreeSet<Key>>,
-    given_back: AtomicU64,
+    held: Mutex<Held>,
+    watcher: OnceLock<Watcher>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    keys: BTreeSet<Key>,
+    /// By pool, so that nobody has to look through the keys of others. Pools without work are not kept.
+    work: BTreeMap<PoolUuid, Work>,
+    given_back: u64,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    /// How many of the claimed keys are work in this pool.
+    claimed: usize,
+    /// How many claims had been given back, of whatever kind, when the last one in this pool was.
+    last_given_back: u64,
 }
 
 /// A set of claimed keys; dropping it gives them back.
-#[derive(Debug)]
 #[must_use]
 pub struct Claim {
     claims: Arc<Claims>,
-    keys: Vec<Key>,
+    keys: BTreeSet<Key>,
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Claim").field(&self.keys).finish()
+    }
 }
 
 impl Claims {
     /// Claims all of `keys`, or nothing if any is claimed already.
-    pub fn claim(self: &Arc<Self>, keys: impl IntoIterator<Item = Key>) -> Option<Claim> {
+    ///
+    /// # Errors
+    /// What to wait for before the next try.
+    pub fn claim(self: &Arc<Self>, keys: impl IntoIterator<Item = Key>) -> Result<Claim, Wait> {
+        self.claim_unless(None, keys)
+    }
+
+    /// As [`Claims::claim`], for new work in a pool: none may begin while somebody is to use the pool alone.
+    ///
+    /// # Errors
+    /// What to wait for before the next try.
+    pub fn claim_work(self: &Arc<Self>, pool: PoolUuid, keys: impl IntoIterator<Item = Key>) -> Result<Claim, Wait> {
+        self.claim_unless(Some(Key::Drain(pool)), keys)
+    }
+
+    fn claim_unless(self: &Arc<Self>, other: Option<Key>, keys: impl IntoIterator<Item = Key>) -> Result<Claim, Wait> {
         // Doubles within one request are one claim.
         let keys: BTreeSet<Key> = keys.into_iter().collect();
         let mut held = self.held.lock();
-        if keys.iter().any(|key| held.contains(key)) {
-            return None;
+        if let Some(taken) = other.iter().chain(&keys).find(|key| held.keys.contains(key)) {
+            return Err(Wait::Key(taken.clone()));
         }
-        held.extend(keys.iter().cloned());
-        Some(Claim { claims: Arc::clone(self), keys: keys.into_iter().collect() })
+        held.keys.extend(keys.iter().cloned());
+        for pool in keys.iter().filter_map(Key::work_in) {
+            held.work.entry(pool).or_default().claimed += 1;
+        }
+        Ok(Claim { claims: Arc::clone(self), keys })
     }
 
     /// Whether somebody has claimed this.
     pub fn is_claimed(&self, key: &Key) -> bool {
-        self.held.lock().contains(key)
+        self.held.lock().keys.contains(key)
     }
 
     /// Whether any request has work under way inside the pool.
     pub fn work_in(&self, pool: PoolUuid) -> bool {
-        self.held.lock().iter().any(|key| key.work_in() == Some(pool))
+        self.held.lock().work.contains_key(&pool)
+    }
+
+    /// Whether what is waited for has not come about yet. `since` is what [`Claims::given_back`] said before the request
+    /// looked.
+    pub fn is_taken(&self, wait: &Wait, since: u64) -> bool {
+        let held = self.held.lock();
+        match wait {
+            Wait::Key(key) => held.keys.contains(key),
+            Wait::Idle(pool) => held.work.contains_key(pool),
+            Wait::Progress(pool) => held.work.get(pool).is_some_and(|work| work.last_given_back <= since),
+        }
     }
 
     /// How often a claim has been given back so far.
     pub fn given_back(&self) -> u64 {
-        self.given_back.load(Ordering::SeqCst)
+        self.held.lock().given_back
+    }
+
+    /// Has `watcher` told of all that is given back from now on. There is one at most: later ones are not told.
+    pub fn watch(&self, watcher: Watcher) {
+        drop(self.watcher.set(watcher));
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut held = self.claims.held.lock();
-        for key in &self.keys {
-            held.remove(key);
+        let claims = &self.claims;
+        let mut open = Vec::new();
+        {
+            let mut held = claims.held.lock();
+            held.given_back += 1;
+            let now = held.given_back;
+            for key in std::mem::take(&mut self.keys) {
+                held.keys.remove(&key);
+                if let Some((pool, work)) = key.work_in().and_then(|pool| Some((pool, held.work.get_mut(&pool)?))) {
+                    work.claimed -= 1;
+                    work.last_given_back = now;
+                    open.push(Wait::Progress(pool));
+                    if work.claimed == 0 {
+                        held.work.remove(&pool);
+                        open.push(Wait::Idle(pool));
+                    }
+                }
+                open.push(Wait::Key(key));
+            }
         }
-        // Within the mutex: whoever reads the new count finds the keys free.
-        self.claims.given_back.fetch_add(1, Ordering::SeqCst);
+        // After the keys are free, and without the mutex: who is told looks at them.
+        if let Some(watcher) = claims.watcher.get() {
+            watcher(open);
+        }
     }
 }
 
@@ -132,20 +217,77 @@ mod tests {
     fn a_set_is_claimed_whole_or_not_at_all() {
         let claims = Arc::new(Claims::default());
         let first = claims.claim([name("a"), name("b"), name("a")]).unwrap();
-        assert!(claims.claim([name("c"), name("b")]).is_none());
+        assert_eq!(claims.claim([name("c"), name("b")]).err(), Some(Wait::Key(name("b"))));
         assert!(!claims.is_claimed(&name("c")));
         let before = claims.given_back();
         drop(first);
         assert!(claims.given_back() > before);
-        assert!(claims.claim([name("c"), name("b")]).is_some());
+        assert!(claims.claim([name("c"), name("b")]).is_ok());
+    }
+
+    fn pools() -> [PoolUuid; 2] {
+        [1, 2].map(|byte| PoolUuid::from_random([byte; 16]))
+    }
+
+    fn work(pool: PoolUuid, text: &str) -> Key {
+        Key::Filesystem(pool, Name::new(text).unwrap())
     }
 
     #[test]
     fn work_is_counted_per_pool() {
         let claims = Arc::new(Claims::default());
-        let (p, q) = (PoolUuid::from_random([1; 16]), PoolUuid::from_random([2; 16]));
-        let _work = claims.claim([Key::Filesystem(p, Name::new("f").unwrap())]).unwrap();
+        let [p, q] = pools();
+        let first = claims.claim_work(p, [work(p, "f"), work(p, "g")]).unwrap();
+        let second = claims.claim_work(p, [Key::Growth(p)]).unwrap();
         assert!(claims.work_in(p));
         assert!(!claims.work_in(q));
+        drop(first);
+        assert!(claims.work_in(p));
+        drop(second);
+        assert!(!claims.work_in(p));
+    }
+
+    #[test]
+    fn no_work_begins_in_a_pool_that_is_drained() {
+        let claims = Arc::new(Claims::default());
+        let [p, q] = pools();
+        let drain = claims.claim([Key::Drain(p)]).unwrap();
+        assert_eq!(claims.claim_work(p, [work(p, "f")]).err(), Some(Wait::Key(Key::Drain(p))));
+        assert!(claims.claim_work(q, [work(q, "f")]).is_ok());
+        drop(drain);
+        assert!(claims.claim_work(p, [work(p, "f")]).is_ok());
+    }
+
+    #[test]
+    fn progress_is_what_ended_since_the_look() {
+        let claims = Arc::new(Claims::default());
+        let [p, q] = pools();
+        let (first, _second) = (claims.claim([work(p, "f")]).unwrap(), claims.claim([work(p, "g")]).unwrap());
+        let seen = claims.given_back();
+        drop(claims.claim([work(q, "f")]));
+        assert!(claims.is_taken(&Wait::Progress(p), seen), "that was another pool's");
+        drop(first);
+        assert!(!claims.is_taken(&Wait::Progress(p), seen));
+        assert!(claims.is_taken(&Wait::Progress(p), claims.given_back()));
+        // With nothing under way there is nothing to wait for.
+        assert!(!claims.is_taken(&Wait::Progress(q), claims.given_back()));
+    }
+
+    #[test]
+    fn the_watcher_is_told_when_the_keys_are_free() {
+        let claims = Arc::new(Claims::default());
+        let [p, _] = pools();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (inside, book) = (Arc::downgrade(&claims), Arc::clone(&told));
+        claims.watch(Box::new(move |open| {
+            let claims = inside.upgrade().unwrap();
+            assert!(open.iter().all(|wait| !claims.is_taken(wait, 0)));
+            book.lock().extend(open);
+        }));
+        let (first, second) = (claims.claim([work(p, "f")]).unwrap(), claims.claim([Key::Growth(p)]).unwrap());
+        drop(first);
+        assert_eq!(std::mem::take(&mut *told.lock()), [Wait::Progress(p), Wait::Key(work(p, "f"))]);
+        drop(second);
+        assert_eq!(*told.lock(), [Wait::Progress(p), Wait::Idle(p), Wait::Key(Key::Growth(p))]);
     }
 }

@@ -42,7 +42,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use self::{
     ids::{FsUuid, PoolUuid},
-    request::Next,
+    request::{Next, Wait},
 };
 use crate::{platform::Platform, view};
 
@@ -77,9 +77,20 @@ impl Engine {
         &*self.platform
     }
 
-    /// Counts how often a claim has been given back. Who runs chains tries parked ones again when it grows.
+    /// Counts how often a claim has been given back.
     pub fn claims_given_back(&self) -> u64 {
         self.claims.given_back()
+    }
+
+    /// Whether what a parked request waits for has not come about yet. `since` is what [`Engine::claims_given_back`] said before
+    /// the step that parked was begun.
+    pub fn is_taken(&self, wait: &Wait, since: u64) -> bool {
+        self.claims.is_taken(wait, since)
+    }
+
+    /// Has who runs chains told what parked requests may find in their favour, right after it has come about.
+    pub fn watch_claims(&self, watcher: claims::Watcher) {
+        self.claims.watch(watcher);
     }
 
     /// The pools that do not run, if that changed since this was last called.

@@ -9,12 +9,14 @@
 //!   checking, waiting for others is a [`Next::Act`];
 //! - between steps the lock is released. What must not change meanwhile is *claimed* (a name, a device, a pool)
 //!   under the lock before, and the claim is given back by the step that commits or undoes;
-//! - a step that finds what it needs claimed by another answers [`Next::Parked`]: it is run again, from the lock
-//!   request on, when a claim has been given back.
+//! - a step that finds what it needs claimed by another answers [`Next::Parked`] with what it waits for. When that has come
+//!   about the chain goes on; it should begin with the step that claims. Those that wait for the same are woken one after the
+//!   other, in the order of their arrival: the next one when the step of the one before has not claimed it again.
 
 use std::{any::Any, fmt};
 
-use crate::engine::{Engine, claims::Key, ids::PoolUuid, name::Name, pool::Pool};
+pub use crate::engine::claims::{Key, Wait};
+use crate::engine::{Engine, ids::PoolUuid, name::Name, pool::Pool};
 
 /// Which pool a request is about. Names are resolved when the lock is granted, not before.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -105,8 +107,17 @@ pub enum Next<T, E = Engine, P = Pool> {
     Long(ActStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
     Together(Vec<Part<E>>, Join<T, E, P>),
-    /// Something is claimed by another request. When any claim has been given back, go on with this.
-    Parked(Box<Next<T, E, P>>),
+    /// Something is claimed by another request. When this has changed, go on.
+    Parked(Wait, Box<Next<T, E, P>>),
+}
+
+/// Asks for the lock once more when nobody uses the pool alone any more.
+fn until_ended<T: Send + 'static>(
+    pool: &Pool,
+    again: Access,
+    step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static,
+) -> Next<T> {
+    Next::parked(Key::Drain(pool.uuid()), Next::under(again, step))
 }
 
 /// Whether somebody ends the pool now. If that panicked nobody does, and the pool is still in the table.
@@ -123,11 +134,16 @@ impl<T: Send + 'static> Next<T> {
         Next::Under(
             access,
             Box::new(move |engine, granted| match &granted {
-                Granted::Read(pool) if ends(engine, pool) => Next::Parked(Box::new(Next::under(again, step))),
-                Granted::Write(pool) if ends(engine, pool) => Next::Parked(Box::new(Next::under(again, step))),
+                Granted::Read(pool) if ends(engine, pool) => until_ended(pool, again, step),
+                Granted::Write(pool) if ends(engine, pool) => until_ended(pool, again, step),
                 _ => step(engine, granted),
             }),
         )
+    }
+
+    /// Waits until nobody has claimed the key any more, or for whatever [`Wait`] says, and then goes on with `again`.
+    pub fn parked(wait: impl Into<Wait>, again: Next<T>) -> Next<T> {
+        Next::Parked(wait.into(), Box::new(again))
     }
 
     /// Asks for exclusive access to a pool of which the caller has claimed [`Key::Drain`], whether or not it is ending.
@@ -165,13 +181,19 @@ impl<T: Send + 'static> Next<T> {
             Next::Together(parts, join) => {
                 Next::Together(parts, Box::new(move |engine, results| join(engine, results).then(follow)))
             }
-            Next::Parked(next) => Next::Parked(Box::new(next.then(follow))),
+            Next::Parked(wait, next) => Next::Parked(wait, Box::new(next.then(follow))),
         }
     }
 
     /// The same chain with another result.
     pub fn map<U: Send + 'static>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Next<U> {
         self.then(move |value| Next::Done(change(value)))
+    }
+}
+
+impl From<Key> for Wait {
+    fn from(key: Key) -> Wait {
+        Wait::Key(key)
     }
 }
 

@@ -290,6 +290,6 @@ fn watched<T: 'static>(next: Next<T>, sim: Sim) -> Next<T> {
         Next::Together(parts, join) => {
             Next::Together(parts, Box::new(move |engine, results| watched(join(engine, results), sim)))
         }
-        Next::Parked(next) => Next::Parked(Box::new(watched(*next, sim))),
+        Next::Parked(wait, next) => Next::Parked(wait, Box::new(watched(*next, sim))),
     }
 }

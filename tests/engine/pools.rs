@@ -59,7 +59,7 @@ impl Pools {
                         }
                     }
                 }
-                Next::Parked(_) => panic!("a request waits for a claim, but no other request is under way"),
+                Next::Parked(wait, _) => panic!("a request waits for {wait:?}, but no other request is under way"),
             };
         }
     }

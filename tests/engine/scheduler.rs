@@ -1,13 +1,12 @@
 //! Several chains under way at once, without threads: a step of one, then a step of another, as a seed says.
 //!
 //! A step under a lock is whole before the next step of anything begins, so every order of steps that the daemon's lock and
-//! workers can give is among those that a seed can give. A parked chain is tried again by the dispatcher's rule: when a
-//! claim has been given back since the step that parked was begun.
+//! workers can give is among those that a seed can give. A parked chain may go on when what it waits for has come about.
 
 use std::any::Any;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use stratisd::engine::request::{Access, Granted, Join, Mode, Next, Part};
+use stratisd::engine::request::{Access, Granted, Join, Mode, Next, Part, Wait};
 
 use crate::bench::Bench;
 
@@ -16,8 +15,8 @@ const PARKS_MAX: u32 = 50;
 
 enum State<T> {
     Ready(Next<T>),
-    /// With the count of claims given back before the step that parked.
-    Parked(u64, Next<T>),
+    /// With what it waits for, and the count of claims given back before the step that parked.
+    Parked(Wait, u64, Next<T>),
     Together(Vec<Option<Part>>, Vec<Option<Box<dyn Any + Send>>>, Join<T>),
     Done(T),
     /// Only while a step runs.
@@ -53,10 +52,10 @@ impl<T: Send + 'static> Scheduler<T> {
 
     /// Runs one step of one chain. False: none can go on.
     pub fn step(&mut self) -> bool {
-        let back = self.bench.engine.claims_given_back();
+        let engine = &self.bench.engine;
         let can_go_on = |chain: &Chain<T>| match &chain.state {
             State::Ready(_) | State::Together(..) => true,
-            State::Parked(seen, _) => *seen != back,
+            State::Parked(wait, seen, _) => !engine.is_taken(wait, *seen),
             State::Done(_) | State::Running => false,
         };
         let able: Vec<usize> = (0..self.chains.len()).filter(|i| can_go_on(&self.chains[*i])).collect();
@@ -88,7 +87,7 @@ impl<T: Send + 'static> Scheduler<T> {
                 }
                 (join(engine, results), "join")
             }
-            State::Ready(next) | State::Parked(_, next) => match next {
+            State::Ready(next) | State::Parked(_, _, next) => match next {
                 Next::Done(value) => return (State::Done(value), "done"),
                 Next::Act(step) | Next::Long(step) => (step(engine), "act"),
                 Next::Under(Access::Table(_), step) => (step(engine, Granted::Table(pools)), "table"),
@@ -104,12 +103,12 @@ impl<T: Send + 'static> Scheduler<T> {
                     let results = parts.iter().map(|_| None).collect();
                     return (State::Together(parts.into_iter().map(Some).collect(), results, join), "together");
                 }
-                Next::Parked(next) => return (State::Parked(seen, *next), "parked"),
+                Next::Parked(wait, next) => return (State::Parked(wait, seen, *next), "parked"),
             },
             State::Done(_) | State::Running => unreachable!("it was chosen among those that can go on"),
         };
         match next {
-            Next::Parked(next) => (State::Parked(seen, *next), what),
+            Next::Parked(wait, next) => (State::Parked(wait, seen, *next), what),
             next => (State::Ready(next), what),
         }
     }

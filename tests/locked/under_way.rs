@@ -75,7 +75,7 @@ fn until<T: 'static>(next: Next<T>, is_meant: fn(&Next<T>) -> bool) -> Next<Next
         Next::Together(parts, join) => {
             Next::Together(parts, Box::new(move |engine, results| until(join(engine, results), is_meant)))
         }
-        Next::Parked(next) => Next::Parked(Box::new(until(*next, is_meant))),
+        Next::Parked(wait, next) => Next::Parked(wait, Box::new(until(*next, is_meant))),
     }
 }
 
@@ -89,8 +89,8 @@ fn begun(bench: &mut Bench, work: Work) -> Next<Result<bool>> {
 
 /// Another request up to where it waits for the work to stop.
 fn waiting<T: 'static>(bench: &mut Bench, asked: Next<T>) -> Next<T> {
-    let rest = bench.run(until(asked, |next| matches!(next, Next::Parked(_))));
-    let Next::Parked(rest) = rest else { panic!("it does not wait") };
+    let rest = bench.run(until(asked, |next| matches!(next, Next::Parked(..))));
+    let Next::Parked(_, rest) = rest else { panic!("it does not wait") };
     *rest
 }
 
@@ -286,8 +286,8 @@ fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Next<T>) -> 
         let engine = &*engine;
         let worker = scope.spawn(move || long(engine, rest));
         assert!(gate.wait_for(1, LIMIT), "the second device is not come to");
-        let other = pools.run(engine, until(other, |next| matches!(next, Next::Parked(_))));
-        let Next::Parked(other) = other else { panic!("the other does not wait") };
+        let other = pools.run(engine, until(other, |next| matches!(next, Next::Parked(..))));
+        let Next::Parked(_, other) = other else { panic!("the other does not wait") };
         gate.open();
         (*other, worker.join().unwrap())
     })

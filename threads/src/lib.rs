@@ -4,13 +4,17 @@
 //! a bus or a protocol; the crate could be published alone.
 //!
 //! - [`lock`]: a table of entries behind one lock with per-entry grants; it queues requests, not threads
+//! - [`parking`]: where requests wait, as entries, for what others have claimed
 //! - [`workers`]: a fixed number of threads that run jobs; slow jobs hold at most half of them
 //! - [`wake`]: an eventfd that ends a wait in `poll`, and that `poll`
 //! - [`stop`]: the switch that tells everybody to come to an end, and why
 //! - [`group`]: the one place that starts threads, reports how each ended and joins them in order and in bounded time
 
+mod fault;
 pub mod group;
 pub mod lock;
+mod outbox;
+pub mod parking;
 mod primitives;
 pub mod stop;
 pub mod wake;

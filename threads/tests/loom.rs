@@ -7,10 +7,8 @@ use loom as checker;
 
 mod scenarios;
 
-use scenarios::Table;
-
-/// Runs `body` with a new table in each schedule.
-fn model(body: impl Fn(Table) + Send + Sync + 'static, table: impl Fn() -> Table + Send + Sync + 'static) {
+/// Runs `body` with a new table, or whatever it is about, in each schedule.
+fn model<T>(body: impl Fn(T) + Send + Sync + 'static, table: impl Fn() -> T + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     if std::env::var_os("LOCK_UNBOUNDED").is_none() {
         // A new builder has what `LOOM_MAX_PREEMPTIONS` says.

@@ -18,8 +18,8 @@ fn iterations() -> usize {
     std::env::var("LOCK_ITERATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(2000)
 }
 
-/// Runs `body` with a new table in each schedule.
-fn model(body: impl Fn(Table) + Send + Sync + 'static, table: impl Fn() -> Table + Send + Sync + 'static) {
+/// Runs `body` with a new table, or whatever it is about, in each schedule.
+fn model<T>(body: impl Fn(T) + Send + Sync + 'static, table: impl Fn() -> T + Send + Sync + 'static) {
     let body = Arc::new(move || body(table()));
     let again = Arc::clone(&body);
     // One half evenly at random, the other with few changes of thread at the worst of places.

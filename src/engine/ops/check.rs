@@ -85,7 +85,7 @@ pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Durat
         note(uuid, &result);
         checked(look_again);
         // Asked for once, however often the pool is checked before it is told.
-        let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)])?)));
+        let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)]).ok()?)));
         match asked {
             None => Next::Done(()),
             Some((asked, claim)) => learn_need(uuid, asked).map(move |learnt| {

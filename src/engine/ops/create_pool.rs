@@ -68,8 +68,9 @@ pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
             Err(error) => return Next::Done(Err(error)),
         };
         let keys = found.iter().map(|device| Key::Device(device.number)).chain([Key::PoolName(new.name.clone())]);
-        let Some(claim) = engine.claims().claim(keys) else {
-            return Next::Parked(Box::new(create_pool(new)));
+        let claim = match engine.claims().claim(keys) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, create_pool(new)),
         };
         let which = PoolRef::Name(new.name.clone());
         Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
@@ -125,7 +126,7 @@ fn build(
     let prepared = || as_a_whole.then(|| Prepared::new(platform, assigned)).transpose();
     let uuid = PoolUuid::from_random(platform.random());
     // What has been written of it makes events; nobody may take it for left over.
-    let Some(making) = engine.claims().claim([Key::Pool(uuid)]) else {
+    let Ok(making) = engine.claims().claim([Key::Pool(uuid)]) else {
         return Next::Done(Err(Error::PoolNameTaken(new.name)));
     };
     let made = examine(engine, found).and_then(|candidates| Ok((candidates, prepared()?)));

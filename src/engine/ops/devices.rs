@@ -73,16 +73,13 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
             Ok(found) => found,
             Err(error) => return Next::Done(Err(error)),
         };
-        let seen = engine.claims_given_back();
-        if engine.claims().is_claimed(&Key::Drain(uuid)) {
-            return Next::Parked(Box::new(join(uuid, paths, purpose)));
-        }
         // Work in the pool is claimed as well, so that it is not taken down meanwhile.
         // What opens the pool's devices may not change while others are made alike.
         let work = [Key::Growth(uuid), Key::Encryption(uuid)];
         let keys = found.iter().map(|device| Key::Device(device.number)).chain(work);
-        let Some(claim) = engine.claims().claim(keys) else {
-            return super::unless_at_work(uuid, seen, join(uuid, paths, purpose));
+        let claim = match engine.claims().claim_work(uuid, keys) {
+            Ok(claim) => claim,
+            Err(taken) => return super::unless_at_work(uuid, taken, join(uuid, paths, purpose)),
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let pool = match super::readable(granted, uuid) {

@@ -56,10 +56,11 @@ fn look_around(engine: &Engine) -> Result<Vec<Seen>> {
     Ok(seen.filter(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number))).collect())
 }
 
-/// Whether somebody initializes the device, or sets its pool up or makes it.
-fn is_in_the_making(engine: &Engine, seen: &Seen) -> bool {
-    let claims = engine.claims();
-    claims.is_claimed(&Key::Pool(seen.pool())) || claims.is_claimed(&Key::Device(seen.device().number))
+/// What is claimed by whoever initializes the device, or sets its pool up or makes it. Devices that join a running pool in
+/// containers of their own are known by the claim on its growth only.
+fn in_the_making(engine: &Engine, seen: &Seen) -> Option<Key> {
+    let keys = [Key::Pool(seen.pool()), Key::Device(seen.device().number), Key::Growth(seen.pool())];
+    keys.into_iter().find(|key| engine.claims().is_claimed(key))
 }
 
 /// Reads the Stratis area of a device, or the container that one lies in. A device that cannot be read is logged and left
@@ -87,7 +88,7 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
 
 /// Wipes a container that was being made, or wiped, when that was cut short; not one that somebody is making now.
 fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
-    let Some(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
+    let Ok(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
     let clear = || match Encased::read(engine.platform(), device)? {
         Some(encased) if encased.unfinished => encased.wipe(engine.platform()),
         // Whoever was making it has done so meanwhile.
@@ -174,10 +175,9 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
             Some(seen) => {
                 let pool = seen.pool();
                 let again = DeviceEvent { device: Some(seen.device().clone()), ..event };
-                // Devices that join a running pool in containers of their own are known by these only.
-                if is_in_the_making(engine, &seen) || engine.claims().is_claimed(&Key::Growth(pool)) {
+                if let Some(taken) = in_the_making(engine, &seen) {
                     // It is being set up or initialized: what this event means can be told when that is done.
-                    return Next::Parked(Box::new(device_event(again)));
+                    return Next::parked(taken, device_event(again));
                 }
                 let mut registry = engine.registry();
                 if registry.has_turned(pool, since) || registry.running_member(&again.path).is_some() {
@@ -230,8 +230,9 @@ fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDe
 /// Sets a pool up if its devices are all there and nothing speaks against it.
 pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
     Next::act(move |engine| {
-        let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
-            return Next::Parked(Box::new(consider(uuid)));
+        let claim = match engine.claims().claim([Key::Pool(uuid)]) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, consider(uuid)),
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
             let Some(set) = engine.registry().get(uuid) else { return Next::Done(()) };
@@ -320,7 +321,7 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
         _ => return Ok(()),
     };
     // Whoever has claimed one makes something else of it; the others are looked at again with the next event.
-    let Some(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
+    let Ok(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
     let mut now = set.clone();
     lifecycle::renew(engine, &mut now)?;
     let mut set = set.clone();

@@ -117,12 +117,9 @@ pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<B
 
 fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Next<Result<bool>> {
     Next::act(move |engine| {
-        let seen = engine.claims_given_back();
-        if engine.claims().is_claimed(&Key::Drain(uuid)) {
-            return Next::Parked(Box::new(change(uuid, plan)));
-        }
-        let Some(claim) = engine.claims().claim([Key::Encryption(uuid)]) else {
-            return super::unless_at_work(uuid, seen, change(uuid, plan));
+        let claim = match engine.claims().claim_work(uuid, [Key::Encryption(uuid)]) {
+            Ok(claim) => claim,
+            Err(taken) => return super::unless_at_work(uuid, taken, change(uuid, plan)),
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
             let planned = super::readable(granted, uuid).and_then(|pool| {

@@ -14,7 +14,7 @@ use crate::{
         name::Name,
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
-        request::{Next, Part},
+        request::{Next, Part, Wait},
         setup, stack,
         undo::Rollback,
         units::{SECTOR, Sectors},
@@ -69,11 +69,13 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Resul
             Ok(wanted) => wanted,
             Err(error) => return Next::Done(Err(error)),
         };
-        if !is_settled(pool, new.len(), wanted.iter().map(NewFilesystem::size)) {
-            return Next::Parked(Box::new(create_filesystems(uuid, new)));
+        if !is_settled(engine, pool, new.len(), wanted.iter().map(NewFilesystem::size)) {
+            return Next::parked(Wait::Progress(uuid), create_filesystems(uuid, new));
         }
-        let Some(claim) = claim_names(engine, uuid, wanted.iter().map(|new| &new.name)) else {
-            return Next::Parked(Box::new(create_filesystems(uuid, new)));
+        let names = wanted.iter().map(|new| Key::Filesystem(uuid, new.name.clone()));
+        let claim = match engine.claims().claim_work(uuid, names) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, create_filesystems(uuid, new)),
         };
         match begin(engine, pool, wanted, claim) {
             Ok(batch) => format(uuid, batch),
@@ -83,14 +85,6 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Resul
             }
         }
     })
-}
-
-/// Claims names for filesystems of a pool; `None` if one is claimed or the pool is to be used alone.
-pub(super) fn claim_names<'a>(engine: &Engine, pool: PoolUuid, names: impl Iterator<Item = &'a Name>) -> Option<Claim> {
-    if engine.claims().is_claimed(&Key::Drain(pool)) {
-        return None;
-    }
-    engine.claims().claim(names.map(|name| Key::Filesystem(pool, name.clone())))
 }
 
 /// The filesystems that are not there yet, if the request may be carried out.
@@ -120,8 +114,11 @@ fn admissible(pool: &Pool, new: &[NewFilesystem]) -> Result<Vec<NewFilesystem>> 
 }
 
 /// Whether a request that may be carried out as the pool is may also be carried out beside the filesystems in the making. If
-/// not, what becomes of those decides, and it waits for that.
-pub(super) fn is_settled(pool: &Pool, more: usize, sizes: impl Iterator<Item = Sectors>) -> bool {
+/// not, what becomes of those decides, and it waits for that. Those that a panic has left behind are not in the making.
+pub(super) fn is_settled(engine: &Engine, pool: &Pool, more: usize, sizes: impl Iterator<Item = Sectors>) -> bool {
+    if !engine.claims().work_in(pool.uuid()) {
+        return true;
+    }
     check_limit(pool, more.saturating_add(pool.unborn.len())).is_ok()
         && check_room(pool, sizes.chain(pool.unborn.values().copied())).is_ok()
 }
@@ -333,8 +330,9 @@ pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Next<Result<V
         let mut existing: Vec<FsUuid> = doomed.iter().filter(|id| pool.filesystems.contains_key(id)).copied().collect();
         existing.sort_unstable();
         existing.dedup();
-        if existing.iter().any(|id| engine.claims().is_claimed(&Key::Origin(uuid, *id))) {
-            return Next::Parked(Box::new(destroy_filesystems(uuid, doomed)));
+        let origins = existing.iter().map(|id| Key::Origin(uuid, *id));
+        if let Some(taken) = origins.into_iter().find(|origin| engine.claims().is_claimed(origin)) {
+            return Next::parked(taken, destroy_filesystems(uuid, doomed));
         }
         if existing.is_empty() {
             return Next::Done(Ok(existing));
@@ -455,8 +453,9 @@ pub fn rename_filesystem(uuid: PoolUuid, id: FsUuid, name: Name) -> Next<Result<
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(error)),
         };
-        if engine.claims().is_claimed(&Key::Filesystem(uuid, name.clone())) {
-            return Next::Parked(Box::new(rename_filesystem(uuid, id, name)));
+        let taken = Key::Filesystem(uuid, name.clone());
+        if engine.claims().is_claimed(&taken) {
+            return Next::parked(taken, rename_filesystem(uuid, id, name));
         }
         match rename(engine, pool, id, name) {
             Ok(None) => Next::Done(Ok(false)),

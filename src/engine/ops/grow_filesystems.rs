@@ -59,7 +59,7 @@ pub fn check_filesystems_now(uuid: PoolUuid) -> Next<Result<()>> {
         if pool.check_changes().is_err() || pool.filesystems.is_empty() || !may_grow(pool) {
             return Next::Done(Ok(()));
         }
-        let Some(claim) = engine.claims().claim([Key::Extension(uuid)]) else { return Next::Done(Ok(())) };
+        let Ok(claim) = engine.claims().claim([Key::Extension(uuid)]) else { return Next::Done(Ok(())) };
         let filesystems = pool.filesystems.iter().map(|(id, filesystem)| (*id, filesystem.number)).collect();
         Next::act(move |engine| match look(engine.platform(), filesystems) {
             Ok((seen, failed)) if seen.is_empty() => Next::Done(failed),
@@ -121,7 +121,7 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
             if extension == Extension::None {
                 continue;
             }
-            let Some(claim) = engine.claims().claim([Key::Origin(uuid, seen.id)]) else { continue };
+            let Ok(claim) = engine.claims().claim([Key::Origin(uuid, seen.id)]) else { continue };
             match extend_device(engine, pool, seen.id, extension) {
                 Ok(()) => extended.push(Extended { id: seen.id, mount_point: seen.mount_point, claim }),
                 Err(error) => {

@@ -26,7 +26,7 @@ use crate::{
         ops::discover::{self, discover},
         pool::Pool,
         registry::{DeviceSet, Seen, Verdict},
-        request::{Access, Granted, Mode, Next, PoolRef},
+        request::{Access, Granted, Mode, Next, PoolRef, Wait},
         setup::{self, CacheTier},
         undo::Rollback,
     },
@@ -86,8 +86,8 @@ pub fn stop_pool(which: PoolRef) -> Next<Result<Stopped>> {
 
 fn stop_running(uuid: PoolUuid) -> Next<Result<Stopped>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Some(drain) => stop_drained(uuid, drain),
-        None => Next::Parked(Box::new(stop_pool(PoolRef::Uuid(uuid)))),
+        Ok(drain) => stop_drained(uuid, drain),
+        Err(taken) => Next::parked(taken, stop_running(uuid)),
     })
 }
 
@@ -99,7 +99,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
             return stop_pool(PoolRef::Uuid(uuid));
         };
         if engine.claims().work_in(uuid) {
-            return Next::Parked(Box::new(stop_drained(uuid, drain)));
+            return Next::parked(Wait::Idle(uuid), stop_drained(uuid, drain));
         }
         match stop(engine, pool) {
             Ok(left_up) => {
@@ -198,8 +198,9 @@ pub(in crate::engine) fn forget_volume_key(platform: &dyn Platform, uuid: PoolUu
 fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
     Next::act(move |engine| {
         let which = PoolRef::Uuid(uuid);
-        let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
-            return Next::Parked(Box::new(stop_pool(which)));
+        let claim = match engine.claims().claim([Key::Pool(uuid)]) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, clean_up(uuid)),
         };
         let platform = engine.platform();
         // What is known may be out of date: a start that panicked has not told.
@@ -287,8 +288,9 @@ fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Opti
 
 fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
     Next::act(move |engine| {
-        let Some(claim) = engine.claims().claim([Key::Pool(uuid)]) else {
-            return Next::Parked(Box::new(start_pool(PoolRef::Uuid(uuid), unlock, cache)));
+        let claim = match engine.claims().claim([Key::Pool(uuid)]) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, start_stopped(uuid, unlock, cache)),
         };
         let Some(mut set) = engine.registry().get(uuid) else {
             drop(claim);
@@ -399,8 +401,9 @@ pub(super) fn bring_up(
             Ok(name) => name,
             Err(error) => return not_up(engine, uuid, opened.run(engine.platform(), error.into())),
         };
-        let Some(name_claim) = engine.claims().claim([Key::PoolName(name.clone())]) else {
-            return Next::Parked(Box::new(bring_up(uuid, set, metadata, cache, unlock, opened, claim)));
+        let name_claim = match engine.claims().claim([Key::PoolName(name.clone())]) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, bring_up(uuid, set, metadata, cache, unlock, opened, claim)),
         };
         Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
@@ -487,11 +490,11 @@ fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
 
 fn refresh_undisturbed(uuid: PoolUuid) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Some(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
+        Ok(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
             let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
             checked.map(|()| refreshed)
         }),
-        None => Next::Parked(Box::new(refresh_undisturbed(uuid))),
+        Err(taken) => Next::parked(taken, refresh_undisturbed(uuid)),
     })
 }
 
@@ -501,7 +504,7 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
         // It has ended meanwhile.
         let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
         if engine.claims().work_in(uuid) {
-            return Next::Parked(Box::new(refresh_drained(uuid, drain)));
+            return Next::parked(Wait::Idle(uuid), refresh_drained(uuid, drain));
         }
         let refreshed = adopt(engine, pool);
         if pool.lacks_volume_key() {

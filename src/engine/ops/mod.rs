@@ -59,7 +59,7 @@ use crate::{
         error::{Error, Result},
         ids::PoolUuid,
         pool::{Filesystem, Pool},
-        request::{Access, Granted, Mode, Next, PoolRef},
+        request::{Access, Granted, Key, Mode, Next, PoolRef, Wait},
     },
     platform::{Announcement, PendingLinks},
 };
@@ -90,14 +90,15 @@ fn change<T: Send + 'static>(
     })
 }
 
-/// Waits for a claim to be given back, and then goes on with `again`; but not for hours, while all data of the pool is being
-/// worked on. `seen` is how many claims had been given back before the one that is waited for was asked for: the look at the pool
-/// is a step of its own, and it may have been given back since.
-fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, seen: u64, again: Next<Result<T>>) -> Next<Result<T>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+/// Waits until a key is not `taken` any more, and then goes on with `again`; but not for hours, while all data of the pool is
+/// being worked on. Whoever uses the pool alone does not take hours.
+fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, taken: Wait, again: Next<Result<T>>) -> Next<Result<T>> {
+    if taken == Wait::Key(Key::Drain(uuid)) {
+        return Next::parked(taken, again);
+    }
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         match readable(granted, uuid).and_then(|pool| pool.check_no_work()) {
-            Ok(()) if engine.claims_given_back() != seen => again,
-            Ok(()) => Next::Parked(Box::new(again)),
+            Ok(()) => Next::parked(taken, again),
             Err(error) => Next::Done(Err(error)),
         }
     })

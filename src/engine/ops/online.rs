@@ -35,7 +35,7 @@ use crate::{
             encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
-        request::{Access, Mode, Next, PoolRef},
+        request::{Access, Mode, Next, PoolRef, Wait},
         undo::{Rollback, mended},
         units::{Bytes, Sectors},
     },
@@ -117,12 +117,9 @@ fn begin(
     start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
 ) -> Next<Result<bool>> {
     Next::act(move |engine| {
-        let seen = engine.claims_given_back();
-        if engine.claims().is_claimed(&Key::Drain(uuid)) {
-            return Next::Parked(Box::new(begin(uuid, work, start)));
-        }
-        let Some(claim) = claim(engine, uuid) else {
-            return super::unless_at_work(uuid, seen, begin(uuid, work, start));
+        let claim = match claim(engine, uuid) {
+            Ok(claim) => claim,
+            Err(taken) => return super::unless_at_work(uuid, taken, begin(uuid, work, start)),
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
@@ -147,11 +144,8 @@ fn begin(
 }
 
 /// Nothing else may happen to the containers of the pool, or to what they lie on: who adds devices claims this, too.
-fn claim(engine: &Engine, uuid: PoolUuid) -> Option<Claim> {
-    match engine.claims().is_claimed(&Key::Drain(uuid)) {
-        true => None,
-        false => engine.claims().claim([Key::Encryption(uuid)]),
-    }
+fn claim(engine: &Engine, uuid: PoolUuid) -> std::result::Result<Claim, Wait> {
+    engine.claims().claim_work(uuid, [Key::Encryption(uuid)])
 }
 
 // ---- beginnings ----
@@ -400,7 +394,10 @@ enum Plan {
 /// Goes on with what a pool has unfinished, when nobody else does.
 fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
     Next::act(move |engine| {
-        let Some(claim) = claim(engine, uuid) else { return Next::Parked(Box::new(go_on(uuid))) };
+        let claim = match claim(engine, uuid) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, go_on(uuid)),
+        };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             match super::readable(granted, uuid) {
                 // Somebody else has completed it.
@@ -484,7 +481,7 @@ fn give_up(uuid: PoolUuid) -> Next<()> {
 /// Somebody wants the pool to himself. When he has done with it, the work goes on, unless the pool is gone.
 fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Next<Result<()>> {
     Next::act(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
-        true => Next::Parked(Box::new(wait_and_go_on(uuid, site))),
+        true => Next::parked(Key::Drain(uuid), wait_and_go_on(uuid, site)),
         false => go_on(uuid).then(move |done| match done {
             Err(Error::NoPool(_)) => Next::Done(Err(site.interrupted("pool has been stopped"))),
             Ok(()) => Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {

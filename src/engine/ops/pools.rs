@@ -13,7 +13,7 @@ use crate::{
         name::Name,
         pool::Pool,
         registry::DeviceSet,
-        request::{Access, Granted, Mode, Next, PoolRef},
+        request::{Access, Granted, Mode, Next, PoolRef, Wait},
         setup::{self, Doomed},
     },
     platform::Platform,
@@ -23,8 +23,8 @@ use crate::{
 /// Destroys a pool that has no filesystems. `false`: there is no such running pool.
 pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
     Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
-        Some(drain) => destroy_drained(uuid, drain),
-        None => Next::Parked(Box::new(destroy_pool(uuid))),
+        Ok(drain) => destroy_drained(uuid, drain),
+        Err(taken) => Next::parked(taken, destroy_pool(uuid)),
     })
 }
 
@@ -36,7 +36,7 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
             Err(_) => return Next::Done(Ok(false)),
         };
         if engine.claims().work_in(uuid) {
-            return Next::Parked(Box::new(destroy_drained(uuid, drain)));
+            return Next::parked(Wait::Idle(uuid), destroy_drained(uuid, drain));
         }
         let destroyed = match destroy(engine, pool) {
             Ok(destroyed) => destroyed,
@@ -117,12 +117,9 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
 /// Renames a pool. `false`: it has that name already.
 pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
     Next::act(move |engine| {
-        let claim = match engine.claims().is_claimed(&Key::Drain(uuid)) {
-            true => None,
-            false => engine.claims().claim([Key::PoolName(name.clone()), Key::Rename(uuid)]),
-        };
-        let Some(claim) = claim else {
-            return Next::Parked(Box::new(rename_pool(uuid, name)));
+        let claim = match engine.claims().claim_work(uuid, [Key::PoolName(name.clone()), Key::Rename(uuid)]) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, rename_pool(uuid, name)),
         };
         let which = PoolRef::Name(name.clone());
         Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
@@ -171,10 +168,10 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>
             if let Err(error) = pool.check_no_work() {
                 return Next::Done(Err(error));
             }
-            headers = engine.claims().claim([Key::Encryption(uuid)]);
-            if headers.is_none() {
-                return Next::Parked(Box::new(rename_claimed(uuid, name, claim)));
-            }
+            headers = match engine.claims().claim([Key::Encryption(uuid)]) {
+                Ok(headers) => Some(headers),
+                Err(taken) => return Next::parked(taken, rename_claimed(uuid, name, claim)),
+            };
         }
         let recorded = pool.check_changes().and_then(|()| record_name(engine.platform(), pool, &name));
         drop(headers);

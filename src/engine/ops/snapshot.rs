@@ -12,7 +12,7 @@ use crate::{
         name::Name,
         ops::filesystems::{self, Batch},
         pool::Pool,
-        request::Next,
+        request::{Next, Wait},
         undo::mended,
     },
     platform::{Platform, Program, dm::Visibility},
@@ -31,17 +31,14 @@ pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<R
             Err(error) => return Next::Done(Err(error)),
         }
         let size = pool.filesystem(origin).map(|origin| origin.record.size).ok();
-        if !filesystems::is_settled(pool, 1, size.into_iter()) {
-            return Next::Parked(Box::new(snapshot_filesystem(uuid, origin, name)));
+        if !filesystems::is_settled(engine, pool, 1, size.into_iter()) {
+            return Next::parked(Wait::Progress(uuid), snapshot_filesystem(uuid, origin, name));
         }
         // The origin is claimed too: it may not be destroyed while its snapshot is not yet complete.
         let keys = [Key::Filesystem(uuid, name.clone()), Key::Origin(uuid, origin)];
-        let claim = match engine.claims().is_claimed(&Key::Drain(uuid)) {
-            true => None,
-            false => engine.claims().claim(keys),
-        };
-        let Some(claim) = claim else {
-            return Next::Parked(Box::new(snapshot_filesystem(uuid, origin, name)));
+        let claim = match engine.claims().claim_work(uuid, keys) {
+            Ok(claim) => claim,
+            Err(taken) => return Next::parked(taken, snapshot_filesystem(uuid, origin, name)),
         };
         match begin(engine, pool, origin, &name, claim) {
             Ok((batch, mounted)) => complete(uuid, batch, mounted),

@@ -7,8 +7,14 @@
 
 use std::{borrow::Cow, cell::RefCell};
 
-use super::{Access, Guard, Lock, fault::planted, outbox, state::Ident};
-use crate::primitives::{Arc, Condvar, Mutex, PlainArc, PlainWeak, thread_local, wait};
+#[cfg(feature = "planted-faults")]
+use super::Fault;
+use super::{Access, Guard, Lock, state::Ident};
+use crate::{
+    fault::planted,
+    outbox,
+    primitives::{Arc, Condvar, Mutex, PlainArc, PlainWeak, thread_local, wait},
+};
 
 /// Where the granting thread puts the guard for the waiting one.
 /// One mutex of its own, which is held neither while the lock's is taken nor the other way round.

@@ -1,28 +1,9 @@
-//! Mistakes that can be switched on, one at a time, to see that each checker notices them. Only with the feature
-//! `planted-faults`; without it `planted!` is `false` and none of them is compiled.
+//! Mistakes that can be switched on, one at a time, to see that each checker notices them (`crate::fault`).
 //!
 //! Must never know: what the checkers check. Each fault is a mistake that somebody could make: a forgotten case, a step too
 //! early, a second hold of the mutex where one is needed.
 
-/// Whether this fault is switched on, for code that has a `fault` field.
-#[cfg(feature = "planted-faults")]
-macro_rules! planted {
-    ($state:expr, $fault:ident) => {
-        $state.fault == Some($crate::lock::Fault::$fault)
-    };
-}
-
-#[cfg(not(feature = "planted-faults"))]
-macro_rules! planted {
-    ($state:expr, $fault:ident) => {
-        false
-    };
-}
-
-pub(super) use planted;
-
 /// A mistake in the lock.
-#[cfg(feature = "planted-faults")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     // In the state machine:

@@ -57,9 +57,9 @@ use std::{
 };
 
 mod blocking;
+#[cfg(feature = "planted-faults")]
 mod fault;
 mod guard;
-mod outbox;
 pub mod state;
 #[cfg(test)]
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
@@ -70,10 +70,12 @@ pub use fault::Fault;
 pub use guard::{Guard, ReadAllGuard, ReadGuard, WriteAllGuard, WriteGuard};
 pub use state::{Access, Held, Ident, RequestId, Target};
 
-use crate::primitives::{Arc, Mutex};
-use fault::planted;
+use crate::{
+    fault::planted,
+    outbox::{self, Delivery},
+    primitives::{Arc, Mutex},
+};
 use guard::{Hold, Lent, Row, Table};
-use outbox::Delivery;
 use state::{Grant, Map, State};
 
 /// A handle to one table of entries with keys `K`, names `N` and values `T`. Clones are handles to the same table.

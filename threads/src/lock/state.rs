@@ -50,7 +50,7 @@ use std::{
 
 #[cfg(feature = "planted-faults")]
 use super::fault::Fault;
-use super::fault::planted;
+use crate::fault::planted;
 
 /// A hash map without a random seed: the order in which `split` and `iter` walk the entries must repeat from run to run,
 /// or a model checker could not replay a schedule. Keys and names come from whoever may change the table anyway.

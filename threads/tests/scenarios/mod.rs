@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a part of tests, though not itself marked as one")]
 
+mod parking;
 #[cfg(feature = "planted-faults")]
 mod planted;
 

@@ -5,14 +5,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a part of tests, though not itself marked as one")]
 
-use super::Table;
-use threads::lock::Fault;
+use std::fmt::Debug;
+
+use super::{Table, parking::Lot};
+use threads::{lock, parking};
 
 const INSIDE: &str = "LOCK_PLANTED";
 
-fn check_finds(test: &str, fault: Fault, scenario: fn(Table), cause: &str) {
+fn check_finds<T>(
+    test: &str,
+    fault: impl Debug,
+    scenario: fn(T),
+    faulty: impl Fn() -> T + Send + Sync + 'static,
+    cause: &str,
+) where
+    T: 'static,
+{
     if std::env::var_os(INSIDE).is_some() {
-        return crate::model(scenario, move || Table::with_fault(fault));
+        return crate::model(scenario, faulty);
     }
     let program = std::env::current_exe().unwrap();
     let test = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
@@ -27,24 +37,38 @@ fn check_finds(test: &str, fault: Fault, scenario: fn(Table), cause: &str) {
 }
 
 macro_rules! planted {
-    ($($(#[$only:meta])? $name:ident: $fault:ident in $scenario:ident as $cause:expr;)*) => {
+    ($subject:ident, $home:ident, $($(#[$only:meta])? $name:ident: $fault:ident in $scenario:path as $cause:expr;)*) => {
         $(
             $(#[$only])?
             #[test]
             fn $name() {
-                check_finds(stringify!($name), Fault::$fault, super::$scenario, $cause);
+                let fault = $home::Fault::$fault;
+                check_finds(stringify!($name), fault, $scenario, move || $subject::with_fault(fault), $cause);
             }
         )*
     };
 }
 
 planted! {
+    Table, lock,
     // Shuttle changes threads at mutexes and atomics, not where a counted pointer is dropped.
     #[cfg(feature = "loom")]
-    shares_given_up_after_the_grant: SharesTooLong in writer_follows_readers as "a writer's pointer is the only one";
-    callbacks_noted_in_a_second_step: NotesCallbackLater in writers_take_turns as "a waiter's callback is stored";
-    waking_before_the_guard_is_there: NotifiesBeforeFilling in writers_take_turns as "deadlock";
-    callbacks_under_the_mutex: CallsBackUnderMutex in callbacks_may_use_the_lock as "deadlock";
-    cancelling_in_two_steps: CancelsInTwoSteps in cancelled_or_granted as "a waiter's callback is stored";
-    lowering_without_grants: LowerGrantsNobody in readers_wait_for_lowering as "deadlock";
+    shares_given_up_after_the_grant: SharesTooLong in super::writer_follows_readers
+        as "a writer's pointer is the only one";
+    callbacks_noted_in_a_second_step: NotesCallbackLater in super::writers_take_turns as "a waiter's callback is stored";
+    waking_before_the_guard_is_there: NotifiesBeforeFilling in super::writers_take_turns as "deadlock";
+    callbacks_under_the_mutex: CallsBackUnderMutex in super::callbacks_may_use_the_lock as "deadlock";
+    cancelling_in_two_steps: CancelsInTwoSteps in super::cancelled_or_granted as "a waiter's callback is stored";
+    lowering_without_grants: LowerGrantsNobody in super::readers_wait_for_lowering as "deadlock";
+}
+
+planted! {
+    Lot, parking,
+    parking_without_another_look: QueuesAtOpenPlace in super::parking::takers_come_through as "deadlock";
+    looking_before_the_mutex: LooksBeforeMutex in super::parking::takers_come_through as "deadlock";
+    storing_the_callback_later: StoresCallbackLater in super::parking::takers_come_through
+        as "a waiter's callback is stored";
+    keeping_the_turn: KeepsTurn in super::parking::passers_come_through as "deadlock";
+    taking_the_turn_along: TakesTurnAlong in super::parking::who_moves_on_passes_the_turn as "deadlock";
+    waking_under_the_mutex: CallsBackUnderMutex in super::parking::callbacks_may_use_the_parking as "deadlock";
 }

@@ -1,6 +1,6 @@
-//! Handing guards to those who asked for them, outside the lock's mutex and without one hand-over inside another.
+//! Calls what was stored by callers (grants, wake-ups) outside the mutex that it was stored under, and never one inside another.
 //!
-//! Must never know: which guards these are, and of which lock.
+//! Must never know: what is handed over, and by which lock or parking.
 //!
 //! A callback may drop its guard at once (a closed channel does that), which grants the next request, whose callback may do
 //! the same. Called from within each other, ten thousand such waiters would be ten thousand levels of stack. So a thread
@@ -13,8 +13,8 @@ use std::{cell::RefCell, collections::VecDeque};
 
 use crate::primitives::thread_local;
 
-/// One guard on its way to whoever asked for it.
-pub(super) type Delivery = Box<dyn FnOnce()>;
+/// One grant or wake-up on its way to whoever asked for it.
+pub(crate) type Delivery = Box<dyn FnOnce()>;
 
 /// What one thread has to hand over. Other threads have theirs: nobody waits for another's callbacks.
 #[derive(Default)]
@@ -29,7 +29,7 @@ thread_local! {
 }
 
 /// Calls them in order; later, if this thread is in the middle of such a call.
-pub(super) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
+pub(crate) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
     let outermost = OUTBOX.with(|outbox| {
         let mut outbox = outbox.borrow_mut();
         outbox.due.extend(deliveries);
@@ -43,7 +43,7 @@ pub(super) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
 }
 
 /// Whether this thread is inside a callback. To wait for a grant there would be to wait for oneself.
-pub(super) fn is_delivering() -> bool {
+pub(crate) fn is_delivering() -> bool {
     OUTBOX.with(|outbox| outbox.borrow().delivering)
 }
 

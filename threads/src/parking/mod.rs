@@ -1,0 +1,189 @@
+//! Where requests wait, as entries and not as threads, for what others have claimed: rules, order and fairness are those of
+//! [`state`], which decides everything; this is the shell that makes them hold between threads.
+//!
+//! Must never know: the rules, what a place stands for, and what a request does when it is woken.
+//!
+//! # How it holds between threads
+//!
+//! The conditions live outside, behind mutexes of their own. Two agreements make sure that no wake-up gets lost:
+//!
+//! - whoever opens a place does so *first*, and calls [`Parking::opened`] *after* that;
+//! - whoever parks is asked once more whether the place is shut, *under the mutex* of the parking.
+//!
+//! If the answer is "shut", the place is opened later, so the report of that comes later too, and finds the request in its
+//! queue. If the answer is "open", the request is woken at once. Therefore the order of mutexes is: that of the parking before
+//! those of the conditions. A condition must not be changed, nor `opened` be called, by what `is_shut` and `is_open` do.
+//!
+//! A wake-up is decided under the mutex and delivered (callback called) after it, by the same thread in the same call; the
+//! callback was stored in the hold of the mutex in which the request was queued, so whoever wakes a request finds it. A
+//! callback may call the parking again; like those of the lock, callbacks are never called inside one another.
+//!
+//! ```
+//! use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
+//! use threads::parking::{Arrival, Parking};
+//!
+//! let claimed = Arc::new(AtomicBool::new(true));
+//! let parking: Parking<&str> = Parking::new();
+//! let (woken, wakes) = crossbeam_channel::unbounded();
+//!
+//! // Request 7 has found the key claimed.
+//! let is_shut = || claimed.load(Ordering::SeqCst);
+//! parking.park(Arrival(7), "key", is_shut, |_| true, move || drop(woken.send(7)));
+//! assert!(wakes.is_empty());
+//!
+//! // The key is given back first, and reported after that.
+//! claimed.store(false, Ordering::SeqCst);
+//! parking.opened(["key"]);
+//! assert_eq!(wakes.recv(), Ok(7));
+//!
+//! // It has the turn until it has looked at the key again; the next would be woken by this.
+//! parking.leave(Arrival(7), |_| !claimed.load(Ordering::SeqCst));
+//! ```
+
+use std::collections::BTreeMap;
+
+#[cfg(feature = "planted-faults")]
+mod fault;
+pub mod state;
+#[cfg(test)]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod tests;
+
+#[cfg(feature = "planted-faults")]
+pub use fault::Fault;
+pub use state::{Arrival, Spot};
+
+use crate::{
+    fault::planted,
+    outbox::{self, Delivery},
+    primitives::{Arc, Mutex, MutexGuard},
+};
+use state::State;
+
+/// A handle to one set of places. Clones are handles to the same set.
+pub struct Parking<P: Spot> {
+    shared: Arc<Shared<P>>,
+}
+
+impl<P: Spot> Clone for Parking<P> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<P: Spot> Default for Parking<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What all handles share.
+struct Shared<P> {
+    inner: Mutex<Inner<P>>,
+    #[cfg(feature = "planted-faults")]
+    fault: Option<Fault>,
+}
+
+/// All that the mutex guards: whenever it is free, each request that waits in `state` has a callback, and no other has one.
+struct Inner<P> {
+    state: State<P>,
+    callbacks: BTreeMap<Arrival, Callback>,
+}
+
+/// What was given to `park`. Called once or dropped, never under the mutex: it is somebody else's code.
+type Callback = Box<dyn FnOnce() + Send>;
+
+impl<P: Spot> Parking<P> {
+    /// Nobody waits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_state(State::new())
+    }
+
+    /// A parking with a mistake in it, to see whether a checker notices.
+    #[cfg(feature = "planted-faults")]
+    #[must_use]
+    pub fn with_fault(fault: Fault) -> Self {
+        Self::with_state(State::with_fault(fault))
+    }
+
+    fn with_state(state: State<P>) -> Self {
+        // The fault is kept outside the mutex as well: to look at it must not add a step that hides what it is to show.
+        let shared = Shared {
+            #[cfg(feature = "planted-faults")]
+            fault: state.fault,
+            inner: Mutex::new(Inner { state, callbacks: BTreeMap::new() }),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// `who` has found `place` shut and waits until it is woken, when `woken` is called once, without any mutex held; that may
+    /// be before this call returns. If it leaves before that, `woken` is dropped without a call.
+    ///
+    /// `is_shut` and `is_open` are called under the mutex: see the [module](self) on what they must not do.
+    pub fn park(
+        &self,
+        who: Arrival,
+        place: P,
+        is_shut: impl FnOnce() -> bool,
+        is_open: impl FnOnce(&P) -> bool,
+        woken: impl FnOnce() + Send + 'static,
+    ) {
+        let is_shut: Box<dyn FnOnce() -> bool + '_> = if planted!(self.shared, LooksBeforeMutex) {
+            let shut = is_shut();
+            Box::new(move || shut)
+        } else {
+            Box::new(is_shut)
+        };
+        let mut inner = self.shared.inner.lock();
+        let shut = is_shut();
+        if planted!(self.shared, StoresCallbackLater) {
+            let due = inner.state.park(who, place, shut, is_open);
+            drop(inner);
+            inner = self.shared.inner.lock();
+            inner.callbacks.insert(who, Box::new(woken));
+            return self.deliver(inner, due);
+        }
+        inner.callbacks.insert(who, Box::new(woken));
+        let due = inner.state.park(who, place, shut, is_open);
+        self.deliver(inner, due);
+    }
+
+    /// These places have been opened, before this call. Wakes who arrived first at each of them.
+    pub fn opened(&self, places: impl IntoIterator<Item = P>) {
+        let mut inner = self.shared.inner.lock();
+        let due = places.into_iter().filter_map(|place| inner.state.opened(&place)).collect();
+        self.deliver(inner, due);
+    }
+
+    /// `who` goes on, or gives up. True: it was waiting, and its callback will not be called.
+    pub fn leave(&self, who: Arrival, is_open: impl FnOnce(&P) -> bool) -> bool {
+        let mut inner = self.shared.inner.lock();
+        let next = inner.state.leave(who, is_open);
+        let callback = inner.callbacks.remove(&who);
+        let waited = callback.is_some();
+        self.deliver(inner, next.into_iter().collect());
+        // Outside the mutex: what a callback owns may have a destructor that comes back here.
+        drop(callback);
+        waited
+    }
+
+    /// Who waits where now, in the order of arrival.
+    #[must_use]
+    pub fn waiters(&self) -> Vec<(Arrival, P)> {
+        let inner = self.shared.inner.lock();
+        inner.state.waiters().into_iter().map(|(who, place)| (who, place.clone())).collect()
+    }
+
+    /// Takes the callbacks of those that have been woken, in the hold of the mutex in which that was decided, and calls them
+    /// after it.
+    fn deliver(&self, mut inner: MutexGuard<'_, Inner<P>>, woken: Vec<Arrival>) {
+        let mut callback = |who| inner.callbacks.remove(&who).expect("a waiter's callback is stored when it is queued");
+        let due: Vec<Delivery> = woken.into_iter().map(|who| callback(who) as Delivery).collect();
+        if planted!(self.shared, CallsBackUnderMutex) {
+            return outbox::deliver(due);
+        }
+        drop(inner);
+        outbox::deliver(due);
+    }
+}

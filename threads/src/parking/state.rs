@@ -1,0 +1,262 @@
+//! The rules of parking: who waits at which place, and whose turn it is there. A plain value with methods.
+//!
+//! Must never know: threads, sync types, callbacks, time, and what a place stands for.
+//!
+//! A *place* stands for a condition that a request needs: a key is not claimed, a set of keys is empty, something has changed
+//! since it last looked. Somebody else keeps the conditions. A place is *open* while its condition holds, otherwise *shut*;
+//! whoever opens a place reports it with [`State::opened`], after it is open.
+//!
+//! # The promise
+//!
+//! **No lost wake-up.** While requests wait at a place, at least one of these is true: the place is shut for the first of them;
+//! its opening has yet to be reported; a request has been woken and has the *turn*. Whoever has the turn ends it: it goes on or
+//! gives up ([`State::leave`]), or it parks again ([`State::park`]). If it leaves an open place, the next waiter is woken.
+//!
+//! **Order.** A place wakes the waiter that arrived first, and one at a time: the next one is woken when the turn of the one
+//! before has ended and has left the place open.
+//!
+//! **Fairness across parking.** A request has one number, given at its arrival, for as long as it lives. A woken request that
+//! finds the place shut again parks under the same number, so it keeps its place at the front of all that arrived later. A
+//! request that has not parked does not look at the queue: it may find the place open and shut it before the woken one comes.
+//! It then costs the woken one another run of its step, and costs those behind it nothing.
+//!
+//! **One place at a time.** A request that needs several conditions waits for the first that does not hold, holds none of the
+//! others meanwhile, and so cannot deadlock with another.
+//!
+//! An example with one place, a key that 1 has claimed:
+//!
+//! | call | turn | waits | because |
+//! |---|---|---|---|
+//! | park 3, shut | | 3 | |
+//! | park 2, shut | | 2 3 | 2 arrived earlier, although it parks later |
+//! | opened | 2 | 3 | 1 has given the key back |
+//! | park 2, shut | | 2 3 | a newcomer has claimed the key; 2 keeps its place |
+//! | opened | 2 | 3 | |
+//! | leave 2, shut | | 3 | 2 has claimed the key; its end will open the place |
+//! | opened | 3 | | |
+//!
+//! # Cost
+//!
+//! A call looks at one or two places and at the head of their queues, and wakes at most one waiter at each: the cost grows
+//! with the logarithm of how many wait, and with nothing else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::{Debug, Display, Formatter},
+};
+
+#[cfg(feature = "planted-faults")]
+use super::fault::Fault;
+use crate::fault::planted;
+
+/// A request, by its place in the order of arrival. Given by whoever parks; unique among those that live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Arrival(pub u64);
+
+impl Display for Arrival {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "request {}", self.0)
+    }
+}
+
+/// What can stand for a condition. Implemented for all that qualifies.
+pub trait Spot: Clone + Ord + Debug + Send + 'static {}
+
+impl<X: Clone + Ord + Debug + Send + 'static> Spot for X {}
+
+/// Who waits at a place, and who has the turn. Places without either are not kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Place {
+    waiting: BTreeSet<Arrival>,
+    turn: Option<Arrival>,
+    #[cfg(feature = "planted-faults")]
+    opened_in_turn: bool,
+}
+
+/// Where a request stands. Those that neither wait nor have a turn are not kept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Standing<P> {
+    Waits(P),
+    HasTurn(P),
+}
+
+/// All that wait, and all that have a turn.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct State<P> {
+    places: BTreeMap<P, Place>,
+    /// The same by request.
+    standing: BTreeMap<Arrival, Standing<P>>,
+    #[cfg(feature = "planted-faults")]
+    pub(super) fault: Option<Fault>,
+}
+
+impl<P: Spot> Default for State<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<P: Spot> State<P> {
+    /// Nobody waits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            places: BTreeMap::new(),
+            standing: BTreeMap::new(),
+            #[cfg(feature = "planted-faults")]
+            fault: None,
+        }
+    }
+
+    /// Rules with a mistake in them, to see whether a checker notices.
+    #[cfg(feature = "planted-faults")]
+    #[must_use]
+    pub fn with_fault(fault: Fault) -> Self {
+        Self { fault: Some(fault), ..Self::new() }
+    }
+
+    /// `who` has found `place` shut, and waits there; a turn that it had ends. `is_shut` says whether the place is still shut: it
+    /// may have been opened, and that reported, after `who` looked. `is_open` is asked about the place of the former turn.
+    /// Returns who has the turn from now on; that can be `who`.
+    ///
+    /// A request waits at one place at a time: one that waits already must not park.
+    pub fn park(&mut self, who: Arrival, place: P, is_shut: bool, is_open: impl FnOnce(&P) -> bool) -> Vec<Arrival> {
+        debug_assert!(!matches!(self.standing.get(&who), Some(Standing::Waits(_))), "{who} parks twice");
+        let left = if planted!(self, TakesTurnAlong) { None } else { self.end_turn(who) };
+        self.standing.insert(who, Standing::Waits(place.clone()));
+        self.places.entry(place.clone()).or_default().waiting.insert(who);
+        let mut woken = Vec::new();
+        match left {
+            // Behind an earlier one: its condition may hold where that of `who` does not, since it looked before.
+            Some(left) if left == place && self.first_at(&place) == Some(who) => {}
+            Some(left) => woken.extend(self.pass_on(left, is_open)),
+            None => {}
+        }
+        // The first of those that wait, which need not be `who`: if nobody has the turn, the report of the opening is still
+        // under way.
+        if !is_shut && !planted!(self, QueuesAtOpenPlace) {
+            woken.extend(self.wake_first(&place));
+        }
+        woken
+    }
+
+    /// The condition of `place` holds, since before this call. Returns who has the turn from now on. Nobody, if nobody waits
+    /// or another has the turn: the end of that turn looks at the place again.
+    pub fn opened(&mut self, place: &P) -> Option<Arrival> {
+        self.wake_first(place)
+    }
+
+    /// `who` goes on or gives up, whether it waits, has the turn or neither. Returns who has the turn from now on.
+    pub fn leave(&mut self, who: Arrival, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
+        if let Some(left) = self.end_turn(who) {
+            let passes_on = !planted!(self, KeepsTurn);
+            return self.pass_on(left, |place| passes_on && is_open(place));
+        }
+        let Some(Standing::Waits(place)) = self.standing.remove(&who) else { return None };
+        let was_first = self.first_at(&place) == Some(who);
+        if let Some(at) = self.places.get_mut(&place).filter(|_| !planted!(self, StaysInQueue)) {
+            at.waiting.remove(&who);
+        }
+        if was_first && !planted!(self, LeavesNoHeir) {
+            // A place can be open for one and shut for another that looked at it later: then the first has held up the next.
+            return self.pass_on(place, is_open);
+        }
+        self.tidy(&place);
+        None
+    }
+
+    /// Who waits where, in the order of arrival.
+    #[must_use]
+    pub fn waiters(&self) -> Vec<(Arrival, &P)> {
+        let waits = self.standing.iter().filter_map(|(who, standing)| match standing {
+            Standing::Waits(place) => Some((*who, place)),
+            Standing::HasTurn(_) => None,
+        });
+        waits.collect()
+    }
+
+    /// Who has the turn where, in the order of arrival.
+    #[must_use]
+    pub fn turns(&self) -> Vec<(Arrival, &P)> {
+        let turns = self.standing.iter().filter_map(|(who, standing)| match standing {
+            Standing::HasTurn(place) => Some((*who, place)),
+            Standing::Waits(_) => None,
+        });
+        turns.collect()
+    }
+
+    /// Whether places and requests say the same, and nothing empty is kept. For checkers.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let mut places: BTreeMap<P, Place> = BTreeMap::new();
+        for (who, standing) in &self.standing {
+            match standing {
+                Standing::Waits(place) => drop(places.entry(place.clone()).or_default().waiting.insert(*who)),
+                Standing::HasTurn(place) if places.entry(place.clone()).or_default().turn.is_some() => return false,
+                Standing::HasTurn(place) => places.entry(place.clone()).or_default().turn = Some(*who),
+            }
+        }
+        let same = |(place, kept): (&P, &Place)| {
+            places.get(place).is_some_and(|place| (&place.waiting, place.turn) == (&kept.waiting, kept.turn))
+        };
+        places.len() == self.places.len() && self.places.iter().all(same)
+    }
+
+    /// Takes the turn from `who`, and gives the place where it was.
+    fn end_turn(&mut self, who: Arrival) -> Option<P> {
+        let Some(Standing::HasTurn(_)) = self.standing.get(&who) else { return None };
+        let Some(Standing::HasTurn(place)) = self.standing.remove(&who) else { return None };
+        if let Some(left) = self.places.get_mut(&place) {
+            left.turn = None;
+        }
+        Some(place)
+    }
+
+    /// Whoever is next has the turn, if nobody else has and the place is open. A place that is shut wakes when it opens.
+    fn pass_on(&mut self, place: P, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
+        #[cfg(feature = "planted-faults")]
+        if let Some(left) = self.places.get_mut(&place) {
+            if std::mem::take(&mut left.opened_in_turn) && planted!(self, ForgetsOpening) {
+                return None;
+            }
+        }
+        if is_open(&place) {
+            return self.wake_first(&place);
+        }
+        self.tidy(&place);
+        None
+    }
+
+    /// Who arrived first of those that wait at a place.
+    fn first_at(&self, place: &P) -> Option<Arrival> {
+        self.places.get(place).and_then(|at| at.waiting.first().copied())
+    }
+
+    /// Gives the turn to who arrived first, if nobody has it.
+    fn wake_first(&mut self, place: &P) -> Option<Arrival> {
+        let at = self.places.get_mut(place)?;
+        if at.turn.is_some() && !planted!(self, WakesBesideTurn) {
+            #[cfg(feature = "planted-faults")]
+            {
+                at.opened_in_turn = true;
+            }
+            return None;
+        }
+        let next = if planted!(self, WakesNewest) { at.waiting.pop_last() } else { at.waiting.pop_first() };
+        match next {
+            Some(next) => {
+                at.turn = Some(next);
+                self.standing.insert(next, Standing::HasTurn(place.clone()));
+            }
+            None => self.tidy(place),
+        }
+        next
+    }
+
+    /// Forgets a place at which nobody waits and nobody has the turn.
+    fn tidy(&mut self, place: &P) {
+        if self.places.get(place).is_some_and(|place| place.waiting.is_empty() && place.turn.is_none()) {
+            self.places.remove(place);
+        }
+    }
+}
