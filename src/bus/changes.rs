@@ -10,6 +10,7 @@ use imbl::ordmap::DiffItem;
 use crate::{
     bus::{
         message::{self, Envelope, NotAMessage, Outgoing},
+        planted::{self, Fault},
         properties::{DeviceObject, FilesystemObject},
         table::{self, ALL, Emits, Interface, Kind, Member, Row, Subject},
         tree::{ADDED_SIGNATURE, Id, Object, State, TOP, Tree},
@@ -19,26 +20,64 @@ use crate::{
     view::{Change, Device, Filesystem, Pool, View},
 };
 
-/// What is told to everybody about one object.
+/// What is told to everybody about one object. The messages are made when they are sent: ten thousand objects that change
+/// together would hold up the changes of all others otherwise.
 #[derive(Debug)]
 pub enum Signal {
     /// The object is gone, with all its interfaces.
     Removed(Arc<Object>),
     /// The object is there, with all its interfaces and properties.
     Added(Arc<Object>),
-    /// Properties of the object have changed.
-    Changed(Changed),
+    /// The object is another one than before. Says nothing if no property differs.
+    Changed {
+        /// The object before.
+        before: Arc<Object>,
+        /// The object now.
+        after: Arc<Object>,
+    },
+    /// The top object shows something else than before.
+    Manager {
+        /// What it showed.
+        before: View,
+        /// What it shows.
+        after: View,
+    },
 }
 
-/// Properties that have changed, in whatever revisions have them.
+/// Signals of one change that have not been sent yet.
 #[derive(Debug)]
-pub struct Changed {
-    /// Path of the object.
-    pub path: Arc<str>,
-    /// Its kind.
-    pub kind: Kind,
-    /// Rows and their new values; `None` for what is only invalidated.
-    pub rows: Vec<(&'static Row, Option<Value>)>,
+pub struct Signals(std::vec::IntoIter<Signal>);
+
+impl Signals {
+    /// These, in order.
+    pub fn new(signals: Vec<Signal>) -> Signals {
+        Signals(signals.into_iter())
+    }
+
+    /// The messages of the next signals: of as many as it takes to have so many bytes, of all that are left if they have
+    /// less. Those of one signal stay together.
+    pub fn portion(&mut self, bytes: usize) -> Vec<Result<Outgoing, NotAMessage>> {
+        let mut portion = Vec::new();
+        let mut sum = 0;
+        while sum < bytes {
+            let Some(signal) = self.0.next() else { break };
+            let times = match () {
+                () if planted::strikes(Fault::SignalLost) => 0,
+                () if planted::strikes(Fault::SignalTwice) => 2,
+                () => 1,
+            };
+            for message in (0..times).flat_map(|_| signal.messages()) {
+                sum += message.as_ref().map_or(0, Outgoing::bytes);
+                portion.push(message);
+            }
+        }
+        portion
+    }
+
+    /// Whether all have been taken.
+    pub fn is_empty(&self) -> bool {
+        self.0.len() == 0
+    }
 }
 
 /// The tree after the changes, and the signals that tell of the difference: first what is gone, then what is new, then
@@ -156,23 +195,15 @@ impl Step {
         }
     }
 
-    /// Gives an object its new state and notes the properties that differ.
+    /// Gives an object its new state.
     fn change(&mut self, state: State) {
-        let Some((before, after)) = self.tree.change(state) else { return };
-        let rows = differences(before.state.kind(), before.state.subject(), after.state.subject());
-        self.note(Arc::clone(&after.path), after.state.kind(), rows);
+        let changed = self.tree.change(state);
+        self.changed.extend(changed.map(|(before, after)| Signal::Changed { before, after }));
     }
 
     fn change_manager(&mut self, before: &View, after: &View) {
         if !Arc::ptr_eq(&before.stopped, &after.stopped) {
-            let rows = differences(Kind::Manager, Subject::Manager(before), Subject::Manager(after));
-            self.note(TOP.into(), Kind::Manager, rows);
-        }
-    }
-
-    fn note(&mut self, path: Arc<str>, kind: Kind, rows: Vec<(&'static Row, Option<Value>)>) {
-        if !rows.is_empty() {
-            self.changed.push(Signal::Changed(Changed { path, kind, rows }));
+            self.changed.push(Signal::Manager { before: before.clone(), after: after.clone() });
         }
     }
 }
@@ -213,7 +244,7 @@ impl Signal {
         let manager = |member| Envelope::Signal { path: TOP, interface: OBJECT_MANAGER, member };
         match self {
             Signal::Added(object) => {
-                vec![message::message(manager("InterfacesAdded"), ADDED_SIGNATURE, object.entry.added())]
+                vec![message::message(manager("InterfacesAdded"), ADDED_SIGNATURE, object.entry().added())]
             }
             Signal::Removed(object) => {
                 let mut m = Marshaller::default();
@@ -222,16 +253,34 @@ impl Signal {
                 m.array("s", |m| ALL.for_each(|revision| m.str(&Interface { kind, revision }.name())));
                 vec![message::message(manager("InterfacesRemoved"), "oas", &m.finish())]
             }
-            Signal::Changed(changed) => ALL
-                .map(|revision| Interface { kind: changed.kind, revision })
-                .filter(|interface| changed.rows.iter().any(|(row, _)| row.is_in(*interface)))
-                .map(|interface| changed.message(interface))
-                .collect(),
+            Signal::Changed { before, after } => {
+                let (kind, path) = (after.state.kind(), &*after.path);
+                Changed { path, kind, rows: differences(kind, before.state.subject(), after.state.subject()) }
+                    .messages()
+            }
+            Signal::Manager { before, after } => {
+                let rows = differences(Kind::Manager, Subject::Manager(before), Subject::Manager(after));
+                Changed { path: TOP, kind: Kind::Manager, rows }.messages()
+            }
         }
     }
 }
 
-impl Changed {
+/// Properties of an object that have changed, in whatever revisions have them.
+struct Changed<'a> {
+    path: &'a str,
+    kind: Kind,
+    /// Rows and their new values; `None` for what is only invalidated.
+    rows: Vec<(&'static Row, Option<Value>)>,
+}
+
+impl Changed<'_> {
+    fn messages(&self) -> Vec<Result<Outgoing, NotAMessage>> {
+        let interfaces = ALL.map(|revision| Interface { kind: self.kind, revision });
+        let changed = interfaces.filter(|interface| self.rows.iter().any(|(row, _)| row.is_in(*interface)));
+        changed.map(|interface| self.message(interface)).collect()
+    }
+
     fn message(&self, interface: Interface) -> Result<Outgoing, NotAMessage> {
         let rows = || self.rows.iter().filter(|(row, _)| row.is_in(interface));
         let mut m = Marshaller::default();
@@ -246,7 +295,7 @@ impl Changed {
             }
         });
         m.array("s", |m| rows().filter(|(_, value)| value.is_none()).for_each(|(row, _)| m.str(row.name)));
-        let envelope = Envelope::Signal { path: &self.path, interface: PROPERTIES, member: "PropertiesChanged" };
+        let envelope = Envelope::Signal { path: self.path, interface: PROPERTIES, member: "PropertiesChanged" };
         message::message(envelope, "sa{sv}as", &m.finish())
     }
 }

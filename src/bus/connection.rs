@@ -15,9 +15,11 @@
 use std::{
     collections::VecDeque,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use dbus::{
     Message,
     channel::{BusType, Channel},
@@ -63,6 +65,27 @@ pub struct Connection {
     /// Held while a message is put on its way, so that the accounts know what the bus is told before what.
     accounts: Mutex<Accounts>,
     told: Condvar,
+    mark: Mark,
+}
+
+/// A question to the bus whose answer says that it has taken all that was sent before.
+struct Mark {
+    /// Its serial number; 0: there is none under way.
+    serial: AtomicU32,
+    /// Somebody reads the answers: not while the daemon comes up, nor when it ends.
+    is_heard: AtomicBool,
+    passed: (Sender<()>, Receiver<()>),
+}
+
+impl Mark {
+    fn new() -> Mark {
+        Mark { serial: AtomicU32::new(0), is_heard: AtomicBool::new(false), passed: bounded(1) }
+    }
+
+    fn pass(&self) {
+        // Full: it is told already.
+        let _ = self.passed.0.try_send(());
+    }
 }
 
 impl Connection {
@@ -94,7 +117,8 @@ impl Connection {
         let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
         let message_bytes_max = configured.unwrap_or(MESSAGE_BYTES_MAX);
         let (early, accounts, told) = Default::default();
-        Ok(Connection { channel, socket, outlet, message_bytes_max, waker, early, accounts, told })
+        let mark = Mark::new();
+        Ok(Connection { channel, socket, outlet, message_bytes_max, waker, early, accounts, told, mark })
     }
 
     /// The longest message that the bus takes from us, in bytes.
@@ -110,18 +134,75 @@ impl Connection {
     /// Puts a message on its way. Does not block. From any thread. In place of an answer that is too long for the bus an
     /// error is sent that says so, in place of anything else nothing.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
-        let outgoing = match message.and_then(|outgoing| outgoing.within(self.message_bytes_max)) {
-            Ok(outgoing) => outgoing,
+        let outgoing = self.fitting(message);
+        self.send_fitting(&mut self.accounts.lock(), outgoing);
+    }
+
+    /// The same for several, with nothing in between.
+    pub fn send_all(&self, messages: Vec<Result<Outgoing, NotAMessage>>) {
+        let outgoing: Vec<Outgoing> = messages.into_iter().filter_map(|message| self.fitting(message)).collect();
+        self.send_fitting(&mut self.accounts.lock(), outgoing);
+    }
+
+    /// Sends a message if `is_right` says so at the moment at which it is put on its way. What is sent by others comes
+    /// before that moment or after the message. `false`: it was not sent.
+    pub fn send_if(&self, message: Result<Outgoing, NotAMessage>, is_right: impl FnOnce() -> bool) -> bool {
+        let outgoing = self.fitting(message);
+        let mut accounts = self.accounts.lock();
+        let is_right = is_right();
+        if is_right {
+            self.send_fitting(&mut accounts, outgoing);
+        }
+        is_right
+    }
+
+    /// Makes a message, if one is to be made, and puts it on its way at one moment: what is sent by others comes before it
+    /// is made or after it. They wait meanwhile, so it must be made quickly.
+    pub fn send_made_if(&self, make: impl FnOnce() -> Option<Result<Outgoing, NotAMessage>>) {
+        let mut accounts = self.accounts.lock();
+        let outgoing = make().and_then(|message| self.fitting(message));
+        self.send_fitting(&mut accounts, outgoing);
+    }
+
+    fn fitting(&self, message: Result<Outgoing, NotAMessage>) -> Option<Outgoing> {
+        let fitting = message.and_then(|outgoing| outgoing.within(self.message_bytes_max));
+        fitting.inspect_err(|error| log::error!("{error}")).ok()
+    }
+
+    fn send_fitting(&self, accounts: &mut Accounts, messages: impl IntoIterator<Item = Outgoing>) {
+        let (mut parts, mut due) = (Vec::new(), Vec::new());
+        for outgoing in messages {
+            let name = outgoing.to.as_ref().map(|caller| caller.name.as_str());
+            due.extend(accounts.sent(name, outgoing.bytes()));
+            parts.extend(outgoing.parts);
+        }
+        if !parts.is_empty() {
+            self.put(parts);
+            self.ask(accounts, due);
+        }
+    }
+
+    /// Asks the bus to say when it has taken all that was sent before, which is told through [`Connection::passed`]. One at
+    /// a time.
+    pub fn mark(&self) {
+        let serial = message::next_serial();
+        let envelope = Envelope::ToBus { serial, interface: BUS, member: "GetId" };
+        self.mark.serial.store(serial, Ordering::SeqCst);
+        match message::message(envelope, "", &[]) {
+            Ok(question) => self.put(question.parts),
             Err(error) => {
                 log::error!("{error}");
-                return;
+                self.mark.pass();
             }
-        };
-        let mut accounts = self.accounts.lock();
-        let name = outgoing.to.as_ref().map(|caller| caller.name.as_str());
-        let due = accounts.sent(name, outgoing.bytes());
-        self.put(outgoing.parts);
-        self.ask(&mut accounts, due);
+        }
+        if !self.mark.is_heard.load(Ordering::SeqCst) {
+            self.mark.pass();
+        }
+    }
+
+    /// Says that the bus has taken all that was sent before the mark, or that nobody reads its answers.
+    pub fn passed(&self) -> &Receiver<()> {
+        &self.mark.passed.1
     }
 
     fn put(&self, parts: Vec<Part>) {
@@ -153,9 +234,13 @@ impl Connection {
         }
     }
 
-    /// Takes the answer of the bus to such a question. Anybody may send us answers; only those of the bus count.
+    /// Takes the answer of the bus to a question. Anybody may send us answers; only those of the bus count.
     pub fn take_answer(&self, message: &Message) {
         let (Some(serial), Some(BUS)) = (message.get_reply_serial(), message.sender().as_deref()) else { return };
+        if self.mark.serial.compare_exchange(serial, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            // An error says as much as an answer.
+            return self.mark.pass();
+        }
         let Some(Question { whom, dialect }) = self.accounts.lock().question(serial) else { return };
         let answer = dialect.answer(message, &whom);
         self.accounts.lock().told(serial, answer);
@@ -214,11 +299,18 @@ impl Connection {
         self.outlet.wait_for_room()
     }
 
+    /// From now on somebody reads and polls.
+    pub fn begin(&self) {
+        self.mark.is_heard.store(true, Ordering::SeqCst);
+    }
+
     /// Nobody reads or polls any more: whoever waits for room goes on.
     pub fn end(&self) {
         self.outlet.end();
         self.accounts.lock().end();
         self.told.notify_all();
+        self.mark.is_heard.store(false, Ordering::SeqCst);
+        self.mark.pass();
     }
 
     /// The next message that has been read, if any.

@@ -9,7 +9,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     bus::{outcome::Answer, tree::Tree},
-    engine::request::Next,
+    engine::{ids::PoolUuid, request::Next},
 };
 
 /// Takes jobs off the reader's hands.
@@ -17,7 +17,7 @@ pub trait Submit: Send + Sync {
     /// Queues the job and returns at once: the reader waits for nothing. A job that is not taken because the daemon
     /// stops is answered through its `on_failure`.
     fn submit(&self, job: Job);
-    /// Who holds which pools and who waits for them, for people. Asked of the reader's thread: it must be quick.
+    /// Who holds which pools and who waits for them, for people. Asked by the lister.
     fn locks(&self) -> Locks;
 }
 
@@ -79,9 +79,21 @@ pub struct Caller {
 /// that the change made has its path.
 pub type Late<T> = Box<dyn FnOnce(&Tree) -> T + Send>;
 
+/// What a reply tells of: it follows the signals of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// Of no pool, or of one that its own update brings.
+    Nothing,
+    /// Of this one.
+    Pool(PoolUuid),
+    /// That is not known.
+    Any,
+}
+
 /// A reply that waits for its changes to be published and signalled.
 pub struct Reply {
     pub(super) to: Recipient,
+    pub(super) about: About,
 }
 
 /// Who is told.
@@ -94,15 +106,15 @@ pub(super) enum Recipient {
 
 impl Reply {
     /// A reply to a caller on the bus.
-    pub(super) fn to(caller: Caller, answer: Late<Answer>) -> Reply {
-        Reply { to: Recipient::Caller(caller, answer) }
+    pub(super) fn to(caller: Caller, about: About, answer: Late<Answer>) -> Reply {
+        Reply { to: Recipient::Caller(caller, answer), about }
     }
 
     /// Not a message: calls `tell` on the tree writer's thread when the changes of the update, and all changes before
     /// it, have been published. It must be quick. For the start of the daemon, which takes the bus name only after
     /// the first view is up.
     pub fn tell(tell: impl FnOnce() + Send + 'static) -> Reply {
-        Reply { to: Recipient::Inside(Box::new(|_| tell())) }
+        Reply { to: Recipient::Inside(Box::new(|_| tell())), about: About::Any }
     }
 }
 

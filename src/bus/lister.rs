@@ -1,59 +1,73 @@
-//! The lister: answers GetManagedObjects on a thread of its own, since a list can be tens of megabytes and nothing else
-//! shall wait while it is put together.
+//! The lister: sends what takes long to put together, on a thread of its own, since nothing else shall wait for that: lists
+//! of all objects, which can be tens of megabytes, reports, and the introspection of the top object.
 //!
-//! A list is one version of the tree, the newest when it is sent; see [`Published::order`] for its place among the
-//! signals. It waits for the bus to take earlier lists before it makes another, so that a client that asks without end
-//! costs a bounded amount of memory, and sends none to somebody who does not read (see [`super::accounts`]).
+//! Each is made of one version of the tree, the newest when it is sent; see [`Published::order`] for its place among the
+//! signals. The lister waits for the bus to take earlier ones before it makes another, so that a client that asks without
+//! end costs a bounded amount of memory, and sends none to somebody who does not read (see [`super::accounts`]).
 
-use std::sync::Arc;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::bus::{
     connection::{Connection, MESSAGE_MAX_VARIABLE},
-    job::Caller,
+    job::{Caller, Submit},
     message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
-    outcome::{Answer, error_name},
+    outcome::{Answer, Asked, Outcome, error_name},
+    planted::{self, Fault},
+    reader::{self, CallError},
+    report::{Composer, Report},
     tree::{Published, Tree},
+    wire::Value,
 };
 
-/// Lists that may be asked for at the same time; more are refused with an error. Each costs only its caller's name
-/// until it is its turn.
+/// What may be asked for at the same time; more is refused with an error. Each costs only its caller's name until it is its
+/// turn.
 const WAITING_MAX: usize = 4096;
 
-/// How often a list is built again because a change came in between, before changes are made to wait for it.
+/// How often it is made again because a change came in between, before changes are made to wait for it.
 const TRIES: usize = 2;
+
+/// What takes long.
+pub(super) enum Long {
+    /// GetManagedObjects.
+    List,
+    /// A report, which tells also of what is under way.
+    Report(Asked, Report),
+    /// Introspection of the top object, which names all others.
+    Introspection,
+}
 
 /// The lister. [`Lister::run`] is its thread.
 pub struct Lister {
     connection: Arc<Connection>,
     published: Arc<Published>,
-    callers: Receiver<Caller>,
+    asked: Receiver<(Caller, Long)>,
 }
 
-/// Where lists are asked for.
+/// Where such things are asked for.
 #[derive(Clone)]
 pub(super) struct Lists {
-    callers: Sender<Caller>,
+    asked: Sender<(Caller, Long)>,
     connection: Arc<Connection>,
 }
 
 impl Lists {
-    /// Has a list sent to the caller.
+    /// Has it sent to the caller.
     ///
     /// # Errors
     /// An answer that says why not.
-    pub fn ask(&self, caller: Caller) -> Result<(), Answer> {
+    pub fn ask(&self, caller: Caller, what: Long) -> Result<(), Answer> {
         let error = |name, text: &str| Err(Answer::Error(name, text.to_owned()));
         if !self.connection.list_wanted(&caller) {
-            let text = "too many lists of all objects are asked for by this connection; wait for those to come";
+            let text = "too many lists and reports are asked for by this connection; wait for those to come";
             return error(error_name::LIMITS_EXCEEDED, text);
         }
-        match self.callers.try_send(caller) {
+        match self.asked.try_send((caller, what)) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(caller)) => {
+            Err(TrySendError::Full((caller, _))) => {
                 self.connection.list_done(&caller);
-                let text = "too many lists of all objects are asked for at once; try again later";
+                let text = "too many lists and reports are asked for at once; try again later";
                 error(error_name::LIMITS_EXCEEDED, text)
             }
             Err(TrySendError::Disconnected(_)) => error(error_name::FAILED, "the daemon is stopping"),
@@ -63,44 +77,67 @@ impl Lists {
 
 impl Lister {
     pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>) -> (Lister, Lists) {
-        let (sender, callers) = bounded(WAITING_MAX);
-        let lists = Lists { callers: sender, connection: Arc::clone(&connection) };
-        (Lister { connection, published, callers }, lists)
+        let (sender, asked) = bounded(WAITING_MAX);
+        let lists = Lists { asked: sender, connection: Arc::clone(&connection) };
+        (Lister { connection, published, asked }, lists)
     }
 
-    /// Works until the reader has ended.
-    pub fn run(self) {
-        for caller in &self.callers {
+    /// Works until the reader has ended. Reports tell also of the requests of `submit`.
+    pub fn run(self, submit: &dyn Submit) {
+        for (caller, what) in &self.asked {
             if !self.connection.wait_for_room() {
                 break;
             }
-            self.answer(&caller);
+            match what {
+                Long::List => self.answer(&caller, |tree| self.list(tree, &caller)),
+                Long::Introspection => {
+                    self.answer(&caller, |tree| message::answer(&caller, &reader::introspect_top(tree)));
+                }
+                Long::Report(asked, report) => {
+                    let mut composer = Composer::new(report);
+                    self.answer(&caller, |tree| {
+                        let text = AssertUnwindSafe(|| composer.text(&tree.view, &submit.locks()));
+                        let answer = match std::panic::catch_unwind(text) {
+                            Ok(text) => asked.answer(Outcome::done(Value::Str(text)), tree),
+                            Err(_) => CallError::Panicked.into(),
+                        };
+                        message::answer(&caller, &answer)
+                    });
+                }
+            }
             self.connection.list_done(&caller);
         }
     }
 
-    fn answer(&self, caller: &Caller) {
+    fn answer(&self, caller: &Caller, mut make: impl FnMut(&Tree) -> Result<Outgoing, NotAMessage>) {
+        let mut tree = self.published.load();
+        let mut made = make(&tree);
         // A change in between alters the length by little.
-        if !self.connection.list_fits(caller, message::list_bytes(self.published.load().objects())) {
+        if !self.connection.list_fits(caller, made.as_ref().map_or(0, Outgoing::bytes)) {
             let text =
-                "a list of all objects does not fit beside what this connection, or all together, have not read \
-                        yet; read what has been answered, or ask for single objects"
+                "what was asked for does not fit beside what this connection, or all together, have not read yet; \
+                        read what has been answered, or ask for single objects"
                     .to_owned();
             return self.connection.send(message::answer(caller, &Answer::Error(error_name::LIMITS_EXCEEDED, text)));
         }
         for _ in 0..TRIES {
-            let tree = self.published.load();
-            let list = self.list(&tree, caller);
-            let order = self.published.order();
-            if self.published.load().version == tree.version {
-                self.connection.send(list);
-                drop(order);
+            planted::delay();
+            let order = self.published.order_of_list();
+            if self.published.version() == tree.version || planted::is_planted(Fault::StaleList) {
+                self.connection.send(made);
                 return;
             }
+            drop(order);
+            tree = self.published.load();
+            made = make(&tree);
         }
-        // Changes come faster than lists can be made: let them wait for this one.
-        let _order = self.published.order();
-        self.connection.send(self.list(&self.published.load(), caller));
+        // Changes come faster than it can be made: let them wait for this one.
+        let _order = self.published.order_of_list();
+        let tree = match self.published.version() == tree.version {
+            true => tree,
+            false => self.published.load(),
+        };
+        self.connection.send(make(&tree));
     }
 
     /// The message. Where the list is too long for the bus, that is said instead.

@@ -246,7 +246,7 @@ const LIST_START: usize = 8;
 
 /// Bytes of the body of a list.
 pub fn list_bytes<'a>(objects: impl Iterator<Item = &'a Arc<Object>>) -> usize {
-    objects.fold(LIST_START, |bytes, object| bytes.next_multiple_of(8) + object.entry.added().len())
+    objects.fold(LIST_START, |bytes, object| bytes.next_multiple_of(8) + object.entry().added().len())
 }
 
 /// Makes the list of objects, which must not be longer than [`ARRAY_BYTES_MAX`].

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use crate::{
     bus::{
         arguments::{self, ArgumentError, ClevisSpec, FilesystemSpec, KeySpec, Mechanisms},
-        job::{Late, Locks},
+        job::Late,
         message::BadArguments,
         outcome::{Outcome, sentence},
-        passphrase, report,
+        passphrase,
+        report::{self, Report},
         tree::{Id, Object, State, Tree},
         wire::{Descriptor, DescriptorArgument, FromValue, PathArgument, Value},
     },
@@ -26,7 +27,6 @@ use crate::{
         },
         request::{Next, PoolRef},
     },
-    view::View,
 };
 
 /// A call with its arguments, which are of the types that the row names.
@@ -58,8 +58,8 @@ pub enum Work {
     Chain(Next<Outcome>),
     /// The engine, when this can be read, which may be long after the call, or has not been for too long.
     After(Descriptor, Next<Outcome>),
-    /// A text made of the published state and of what is under way.
-    Report(fn(&View, &Locks) -> String),
+    /// A report.
+    Report(Report),
 }
 
 type Handled = Result<Work, BadArguments>;
@@ -212,7 +212,7 @@ pub(super) fn destroy_pool(mut call: Call<'_>) -> Handled {
 
 pub(super) fn engine_state_report(call: Call<'_>) -> Handled {
     drop(call);
-    Ok(Work::Report(report::engine_state))
+    Ok(Work::Report(Report::EngineState))
 }
 
 pub(super) fn get_report(mut call: Call<'_>) -> Handled {

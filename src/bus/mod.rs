@@ -19,6 +19,7 @@
 
 mod accounts;
 mod arguments;
+mod backlog;
 mod changes;
 mod connection;
 mod introspect;
@@ -30,6 +31,7 @@ pub mod outcome;
 mod outlet;
 mod passphrase;
 mod pending;
+mod planted;
 pub mod policy;
 mod properties;
 mod reader;

@@ -40,8 +40,8 @@ impl Part {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Part::Bytes(bytes) => bytes,
-            Part::Entry(object) => object.entry.filled_up(),
-            Part::LastEntry(object) => object.entry.added(),
+            Part::Entry(object) => object.entry().filled_up(),
+            Part::LastEntry(object) => object.entry().added(),
         }
     }
 }

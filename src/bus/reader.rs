@@ -21,19 +21,19 @@ use crate::{
         accounts::Verdict,
         connection::Connection,
         introspect,
-        job::{Caller, Failure, Job, Locks, Recipient, Reply, Submit},
-        lister::Lists,
+        job::{About, Caller, Failure, Job, Recipient, Reply, Submit},
+        lister::{Lists, Long},
         message::{self, BadArguments},
         methods::{Call, Work},
         outcome::{Answer, Asked, Outcome, error_name},
         passphrase,
         pending::{Load, Pending},
+        planted::{self, Fault},
         table::{self, Interface, Kind, Member, Row, Subject},
         tree::{self, Object, Published, TOP, Tree},
         wire::{Body, Descriptor, Marshaller, Value},
     },
     engine::request::Next,
-    view::View,
 };
 
 /// A call that is answered with a D-Bus error.
@@ -88,6 +88,11 @@ impl From<CallError> for Answer {
     }
 }
 
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// How often a read is made again because its object has changed in between, before signals are made to wait for it.
+const TRIES: usize = 4;
+
 /// What a caller is told that has asked for more than it may have waiting.
 const PENDING: &str = "too many calls, or calls with too much in them, wait for the engine; wait for their answers before \
      making more";
@@ -102,10 +107,8 @@ pub(super) enum Response {
     Answer(Answer),
     /// The engine is needed.
     Job(Asked, Task),
-    /// A report that tells also of what is under way.
-    Report(Asked, fn(&View, &Locks) -> String),
     /// The lister answers it.
-    List,
+    Long(Long),
 }
 
 /// What the engine is to do.
@@ -115,6 +118,8 @@ pub(super) struct Task {
     pub after: Option<Descriptor>,
     /// What it holds meanwhile.
     pub load: Load,
+    /// What its reply is about.
+    pub about: About,
 }
 
 /// A job whose client has not written its key yet.
@@ -164,6 +169,7 @@ impl Reader {
     /// When the bus or the name is lost.
     pub fn run(self, submit: &dyn Submit, stop: &Stop) -> Result<(), Error> {
         stop.on_stop(self.connection.waker().clone());
+        self.connection.begin();
         let result = self.serve(submit, stop);
         self.connection.end();
         result
@@ -189,7 +195,7 @@ impl Reader {
     fn refuse_waiting(&self) {
         let tree = self.published.load();
         for Waiting { job, .. } in self.waiting.take() {
-            if let Some(Reply { to: Recipient::Caller(caller, build) }) = (job.on_failure)(Failure::Stopping) {
+            if let Some(Reply { to: Recipient::Caller(caller, build), .. }) = (job.on_failure)(Failure::Stopping) {
                 self.connection.send(message::answer(&caller, &build(&tree)));
             }
         }
@@ -237,6 +243,48 @@ impl Reader {
         }
     }
 
+    /// Answers what can be answered from the published tree; gives what is to be done otherwise.
+    ///
+    /// Signals of newer versions may be sent by the tree writer at any time, and a read must not follow them with an older
+    /// value: a client that keeps what it reads and what it hears would be wrong from then on. So an answer is sent only if what it
+    /// was made from is still the newest at the moment at which it is put on its way, and made anew otherwise.
+    fn answer(&self, message: &Message, caller: &Caller, wants_reply: bool) -> Option<Response> {
+        for _ in 0..TRIES {
+            let tree = self.published.load();
+            let answer = match response(message, &tree) {
+                Response::Answer(answer) if wants_reply => message::answer(caller, &answer),
+                other => return Some(other),
+            };
+            planted::delay();
+            if self.connection.send_if(answer, || self.is_newest(&tree, message)) {
+                return None;
+            }
+        }
+        // Changes come faster than it can be made: let their signals wait for this one.
+        let mut other = None;
+        self.connection.send_made_if(|| {
+            let tree = self.published.load();
+            match response(message, &tree) {
+                Response::Answer(answer) => Some(message::answer(caller, &answer)),
+                response => {
+                    other = Some(response);
+                    None
+                }
+            }
+        });
+        other
+    }
+
+    /// Whether an answer that was made from this version would be the same now.
+    fn is_newest(&self, tree: &Tree, message: &Message) -> bool {
+        if self.published.version() == tree.version || planted::is_planted(Fault::StaleRead) {
+            return true;
+        }
+        // Reads are about their object alone.
+        let reads = message.interface().as_deref() == Some(PROPERTIES);
+        reads && message.path().is_some_and(|path| self.published.load().shows_the_same(tree, &path))
+    }
+
     fn call(&self, message: &Message, submit: &dyn Submit) {
         let (Some(sender), Some(serial)) = (message.sender(), message.get_serial()) else { return };
         let caller = Caller { name: sender.to_string(), serial };
@@ -249,27 +297,15 @@ impl Reader {
             }
             Verdict::Ignored => return,
         }
-        let tree = self.published.load();
-        let response = std::panic::catch_unwind(AssertUnwindSafe(|| respond(message, &tree)))
-            .unwrap_or_else(|_| Err(CallError::Panicked))
-            .unwrap_or_else(|error| Response::Answer(error.into()));
+        let Some(response) = self.answer(message, &caller, wants_reply) else { return };
         match response {
-            Response::Answer(answer) if wants_reply => self.connection.send(message::answer(&caller, &answer)),
-            Response::List if wants_reply => {
-                if let Err(answer) = self.lists.ask(caller.clone()) {
+            Response::Long(what) if wants_reply => {
+                if let Err(answer) = self.lists.ask(caller.clone(), what) {
                     self.connection.send(message::answer(&caller, &answer));
                 }
             }
-            Response::Report(asked, report) if wants_reply => {
-                let report = std::panic::catch_unwind(AssertUnwindSafe(|| report(&tree.view, &submit.locks())));
-                let answer = match report {
-                    Ok(text) => asked.answer(Outcome::done(Value::Str(text)), &tree),
-                    Err(_) => CallError::Panicked.into(),
-                };
-                self.connection.send(message::answer(&caller, &answer));
-            }
-            Response::Answer(_) | Response::Report(..) | Response::List => {}
-            Response::Job(asked, Task { chain, after, load }) => {
+            Response::Answer(_) | Response::Long(_) => {}
+            Response::Job(asked, Task { chain, after, load, about }) => {
                 let Some(permit) = self.pending.admit(&caller.name, load) else {
                     let refusal = Answer::Error(error_name::LIMITS_EXCEEDED, PENDING.to_owned());
                     if wants_reply {
@@ -281,7 +317,8 @@ impl Reader {
                 let permit = Arc::new(permit);
                 let (for_failure, permit_of_failure) = (caller.clone(), Arc::clone(&permit));
                 let reply = move |caller, outcome| {
-                    wants_reply.then(|| Reply::to(caller, Box::new(move |tree: &Tree| asked.answer(outcome, tree))))
+                    wants_reply
+                        .then(|| Reply::to(caller, about, Box::new(move |tree: &Tree| asked.answer(outcome, tree))))
                 };
                 let job = Job {
                     label: asked.label(),
@@ -306,6 +343,13 @@ impl Reader {
     }
 }
 
+/// What becomes of a call. A panic is the failure of that call.
+fn response(message: &Message, tree: &Tree) -> Response {
+    std::panic::catch_unwind(AssertUnwindSafe(|| respond(message, tree)))
+        .unwrap_or_else(|_| Err(CallError::Panicked))
+        .unwrap_or_else(|error| Response::Answer(error.into()))
+}
+
 pub(super) fn respond(message: &Message, tree: &Tree) -> Result<Response, CallError> {
     let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
     let (path, interface, member) = (message.path(), message.interface(), message.member());
@@ -319,12 +363,12 @@ pub(super) fn respond(message: &Message, tree: &Tree) -> Result<Response, CallEr
     match interface {
         None => Err(CallError::NoInterface(method)),
         Some("org.freedesktop.DBus.Introspectable") => match method.as_str() {
-            "Introspect" => Ok(Response::Answer(introspection(target, tree))),
+            "Introspect" => Ok(introspection(target)),
             _ => Err(unknown_method(interface, method)),
         },
-        Some("org.freedesktop.DBus.Properties") => properties(message, &path, target, tree, method),
+        Some(PROPERTIES) => properties(message, &path, target, tree, method),
         Some("org.freedesktop.DBus.ObjectManager") if matches!(target, Target::Top) => match method.as_str() {
-            "GetManagedObjects" => Ok(Response::List),
+            "GetManagedObjects" => Ok(Response::Long(Long::List)),
             _ => Err(unknown_method(interface, method)),
         },
         Some(name) => {
@@ -350,15 +394,32 @@ fn handle(
         _ => None,
     };
     let load = Load::of(&arguments);
+    let about = about(asked, object, &arguments, tree);
     Ok(match handler(Call { tree, object, arguments })? {
         Work::Now(outcome) => Response::Answer(asked.answer(outcome, tree)),
-        Work::Chain(chain) => Response::Job(asked, Task { chain, after: None, load }),
+        Work::Chain(chain) => Response::Job(asked, Task { chain, after: None, load, about }),
         Work::After(descriptor, chain) => {
             let load = Load { descriptors: 1, ..load };
-            Response::Job(asked, Task { chain, after: Some(descriptor), load })
+            Response::Job(asked, Task { chain, after: Some(descriptor), load, about })
         }
-        Work::Report(report) => Response::Report(asked, report),
+        Work::Report(report) => Response::Long(Long::Report(asked, report)),
     })
+}
+
+/// Which pool the reply to a call will be about.
+fn about(asked: Asked, object: Option<&Object>, arguments: &[Value], tree: &Tree) -> About {
+    if let Some(object) = object {
+        return About::Pool(object.state.id().pool());
+    }
+    // A new pool comes with its reply, and keys are no pools. All others of Manager name a pool first, or none.
+    match (asked.row.name, arguments.first()) {
+        ("CreatePool" | "ListKeys" | "SetKey" | "UnsetKey", _) => About::Nothing,
+        (_, Some(Value::Path(path))) => {
+            tree.at(path).map_or(About::Any, |object| About::Pool(object.state.id().pool()))
+        }
+        (_, Some(Value::Str(id))) => tree.view.pool_of(id).map_or(About::Any, About::Pool),
+        _ => About::Any,
+    }
 }
 
 fn find<'a>(path: &str, tree: &'a Tree) -> Result<Target<'a>, CallError> {
@@ -387,13 +448,18 @@ fn interface_of(name: &str, path: &str, target: Target<'_>) -> Result<Interface,
         .ok_or_else(|| CallError::UnknownInterface { path: path.to_owned(), interface: name.to_owned() })
 }
 
-fn introspection(target: Target<'_>, tree: &Tree) -> Answer {
+fn introspection(target: Target<'_>) -> Response {
     let xml = match target {
         Target::Above(child) => introspect::above(child),
-        Target::Top => introspect::top(tree.objects().map(|object| &*object.path)),
+        Target::Top => return Response::Long(Long::Introspection),
         Target::Object(object) => introspect::object(object.state.kind()).to_owned(),
     };
-    Answer::Return(Body::of(&[Value::Str(xml)]))
+    Response::Answer(Answer::Return(Body::of(&[Value::Str(xml)])))
+}
+
+/// Introspection of the top object.
+pub(super) fn introspect_top(tree: &Tree) -> Answer {
+    Answer::Return(Body::of(&[Value::Str(introspect::top(tree.objects().map(|object| &*object.path)))]))
 }
 
 fn subject<'a>(target: Target<'a>, tree: &'a Tree) -> Subject<'a> {
@@ -413,7 +479,7 @@ fn properties(
     let wanted: &[&'static str] = match method.as_str() {
         "Get" | "Set" => &["s", "s"],
         "GetAll" => &["s"],
-        _ => return Err(unknown_method(Some("org.freedesktop.DBus.Properties"), method)),
+        _ => return Err(unknown_method(Some(PROPERTIES), method)),
     };
     let mut arguments = message::arguments(message, wanted.iter().copied())?.into_iter();
     let mut next_text = || match arguments.next() {
@@ -436,7 +502,7 @@ fn properties(
     let interface = interface_of(&name, path, target)?;
     if method == "GetAll" {
         return Ok(Response::Answer(Answer::Return(match target {
-            Target::Object(object) => object.entry.all(interface.revision),
+            Target::Object(object) => object.entry().all(interface.revision),
             Target::Top | Target::Above(_) => tree::all_properties(interface, subject(target, tree)),
         })));
     }

@@ -2,6 +2,9 @@
 //!
 //! Knows nothing that is not in the published state, or told of the requests under way.
 
+use std::sync::Arc;
+
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -22,8 +25,16 @@ const LOCKS: &str = "locks";
 #[error("there is no report named {0}; there are {STOPPED_POOLS} and {LOCKS}")]
 pub struct NoSuchReport(String);
 
-/// Makes a report.
-pub type Report = fn(&View, &Locks) -> String;
+/// The reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// Pools that do not run.
+    StoppedPools,
+    /// Who is at work on pools, and who waits.
+    Locks,
+    /// Everything about all pools, running (sorted by UUID) and stopped, and who is at work on them.
+    EngineState,
+}
 
 /// The report of that name.
 ///
@@ -31,18 +42,55 @@ pub type Report = fn(&View, &Locks) -> String;
 /// When there is none.
 pub fn by_name(name: &str) -> Result<Report, NoSuchReport> {
     match name {
-        STOPPED_POOLS => Ok(|view, _| Value::Object(stopped(&view.stopped)).to_string()),
-        LOCKS => Ok(|_, held| locks(held).to_string()),
+        STOPPED_POOLS => Ok(Report::StoppedPools),
+        LOCKS => Ok(Report::Locks),
         _ => Err(NoSuchReport(name.to_owned())),
     }
 }
 
-/// Everything about all pools, running (sorted by UUID) and stopped, and who is at work on them.
-pub fn engine_state(view: &View, held: &Locks) -> String {
-    let mut report = stopped(&view.stopped);
-    report.insert("pools".into(), view.pools.values().map(|running| pool(running)).collect());
-    report.insert(LOCKS.into(), locks(held));
-    Value::Object(report).to_string()
+/// Puts a report together, anew as long as the state changes meanwhile. What it has written of a pool is kept for the next
+/// time, since one pool with ten thousand filesystems takes longer than changes are apart.
+pub struct Composer {
+    report: Report,
+    written: Vec<(Arc<Pool>, String)>,
+}
+
+impl Composer {
+    /// For this report.
+    pub fn new(report: Report) -> Composer {
+        Composer { report, written: Vec::new() }
+    }
+
+    /// The report on a state.
+    pub fn text(&mut self, view: &View, held: &Locks) -> String {
+        match self.report {
+            Report::StoppedPools => Value::Object(stopped(&view.stopped)).to_string(),
+            Report::Locks => locks(held).to_string(),
+            Report::EngineState => {
+                let mut report = stopped(&view.stopped);
+                report.insert(LOCKS.into(), locks(held));
+                let mut text = Value::Object(report).to_string();
+                // In place of the brace at the end, since the pools are text already.
+                text.pop();
+                text.push_str(",\"pools\":[");
+                self.write(view);
+                let pools: Vec<&str> = self.written.iter().map(|(_, text)| text.as_str()).collect();
+                text.push_str(&pools.join(","));
+                text.push_str("]}");
+                text
+            }
+        }
+    }
+
+    fn write(&mut self, view: &View) {
+        let mut before = std::mem::take(&mut self.written).into_iter().peekable();
+        for running in view.pools.values() {
+            while before.next_if(|(known, _)| known.uuid < running.uuid).is_some() {}
+            let known = before.next_if(|(known, _)| Arc::ptr_eq(known, running));
+            let text = known.map_or_else(|| pool(running), |(_, text)| text);
+            self.written.push((Arc::clone(running), text));
+        }
+    }
 }
 
 fn locks(held: &Locks) -> Value {
@@ -61,27 +109,43 @@ fn sectors(size: Option<Sectors>) -> String {
     or_not_set(size.map(|size| size.to_string()))
 }
 
-fn pool(pool: &Pool) -> Value {
-    let tier = |tier| pool.devices.values().filter(|device| device.tier == tier).map(|d| device(d)).collect::<Value>();
-    let mut report = json!({
-        "uuid": pool.uuid.hyphenated(),
-        "name": pool.name.as_str(),
-        "available_actions": pool.availability.word(),
-        "fs_limit": pool.fs_limit,
-        "filesystems": pool.filesystems.values().map(|f| filesystem(pool, f)).collect::<Value>(),
-        "blockdevs": { "datadevs": tier(Tier::Data), "cachedevs": tier(Tier::Cache) },
-    });
-    if let Some(reason) = &pool.restriction {
-        report["restriction"] = Value::from(&**reason);
+fn pool(pool: &Pool) -> String {
+    #[derive(Serialize)]
+    struct Devices<'a> {
+        cachedevs: Vec<DeviceReport<'a>>,
+        datadevs: Vec<DeviceReport<'a>>,
     }
-    if !pool.left_out.is_empty() {
-        let one = |LeftOut { uuid, name, reason }: &LeftOut| json!({ "uuid": uuid.hyphenated(), "name": name, "reason": reason });
-        report["filesystems_left_out"] = pool.left_out.iter().map(one).collect();
+    // Members in the order in which a map has them.
+    #[derive(Serialize)]
+    struct PoolReport<'a> {
+        available_actions: &'static str,
+        blockdevs: Devices<'a>,
+        filesystems: Vec<FilesystemReport<'a>>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        filesystems_left_out: Vec<Value>,
+        fs_limit: u64,
+        name: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        restriction: Option<&'a str>,
+        uuid: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        work: Option<Value>,
     }
-    if let Some(under_way) = &pool.work {
-        report["work"] = work(under_way);
-    }
-    report
+    let tier = |tier| pool.devices.values().filter(|device| device.tier == tier).map(|d| device(d)).collect();
+    let left_out =
+        |LeftOut { uuid, name, reason }: &LeftOut| json!({ "uuid": uuid.hyphenated(), "name": name, "reason": reason });
+    let report = PoolReport {
+        available_actions: pool.availability.word(),
+        blockdevs: Devices { cachedevs: tier(Tier::Cache), datadevs: tier(Tier::Data) },
+        filesystems: pool.filesystems.values().map(|f| filesystem(pool, f)).collect(),
+        filesystems_left_out: pool.left_out.iter().map(left_out).collect(),
+        fs_limit: pool.fs_limit,
+        name: pool.name.as_str(),
+        restriction: pool.restriction.as_deref(),
+        uuid: pool.uuid.hyphenated(),
+        work: pool.work.as_ref().map(|under_way| work(under_way)),
+    };
+    serde_json::to_string(&report).expect("texts and numbers can always be written")
 }
 
 /// A work on all data of a pool: what is not known yet is left out.
@@ -103,34 +167,53 @@ fn work(work: &Work) -> Value {
     report
 }
 
-fn filesystem(pool: &Pool, filesystem: &Filesystem) -> Value {
-    let mut report = json!({
-        "name": filesystem.name.as_str(),
-        "uuid": filesystem.uuid.hyphenated(),
-        "size": filesystem.size.to_string(),
-        "used": or_not_set(filesystem.used.map(|used| used.to_string())),
-        "size_limit": sectors(filesystem.size_limit),
-        "origin": or_not_set(filesystem.origin.map(|origin| origin.hyphenated())),
-    });
-    // Only where it does not follow from the names, because udev would change them.
-    if filesystem.name.former_link_in(&pool.name).is_some() {
-        report["link"] = filesystem.name.link_in(&pool.name).to_string_lossy().into();
-    }
-    report
+#[derive(Serialize)]
+struct FilesystemReport<'a> {
+    /// Only where it does not follow from the names, because udev would change them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    link: Option<String>,
+    name: &'a str,
+    origin: String,
+    size: String,
+    size_limit: String,
+    used: String,
+    uuid: String,
 }
 
-fn device(device: &Device) -> Value {
-    let mut report = json!({
-        "uuid": device.uuid.hyphenated(),
-        "path": device.physical.to_string_lossy(),
-        "size": device.size.to_string(),
-        "in_use": device.in_use,
-        "blksizes": format!("logical {} bytes, physical {} bytes", device.sector_bytes.0, device.sector_bytes.1),
-    });
-    if let Some(size) = device.new_size {
-        report["new_size"] = Value::from(size.to_string());
+fn filesystem<'a>(pool: &Pool, filesystem: &'a Filesystem) -> FilesystemReport<'a> {
+    let is_altered = filesystem.name.former_link_in(&pool.name).is_some();
+    FilesystemReport {
+        link: is_altered.then(|| filesystem.name.link_in(&pool.name).to_string_lossy().into_owned()),
+        name: filesystem.name.as_str(),
+        origin: or_not_set(filesystem.origin.map(|origin| origin.hyphenated())),
+        size: filesystem.size.to_string(),
+        size_limit: sectors(filesystem.size_limit),
+        used: or_not_set(filesystem.used.map(|used| used.to_string())),
+        uuid: filesystem.uuid.hyphenated(),
     }
-    report
+}
+
+#[derive(Serialize)]
+struct DeviceReport<'a> {
+    blksizes: String,
+    in_use: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    new_size: Option<String>,
+    path: std::borrow::Cow<'a, str>,
+    size: String,
+    uuid: String,
+}
+
+fn device(device: &Device) -> DeviceReport<'_> {
+    let (logical, physical) = device.sector_bytes;
+    DeviceReport {
+        blksizes: format!("logical {logical} bytes, physical {physical} bytes"),
+        in_use: device.in_use,
+        new_size: device.new_size.map(|size| size.to_string()),
+        path: device.physical.to_string_lossy(),
+        size: device.size.to_string(),
+        uuid: device.uuid.hyphenated(),
+    }
 }
 
 fn stopped(stopped: &Stopped) -> Map<String, Value> {

@@ -1,14 +1,15 @@
 //! The published tree: one immutable version of everything that can be read on the bus.
 //!
 //! The tree writer makes a new version from the last one and swaps it in; readers keep the version that they began with.
-//! Versions share what did not change. What is expensive to build of an object, its entry in GetManagedObjects, is kept
-//! with it as bytes, so that one change costs one object.
+//! Versions share what did not change. What is expensive to build of an object, its entry in GetManagedObjects, is built
+//! when it is first asked for and then kept with the object as bytes. So a change of ten thousand objects costs the tree
+//! writer no more than their places, and a list after a change of one object builds one entry.
 //! Knows nothing of the connection, of signals, or where changes come from.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use imbl::{OrdMap, Vector};
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::{
     bus::{
@@ -39,6 +40,15 @@ pub enum State {
     Pool(Arc<Pool>),
     Filesystem(FilesystemObject),
     Device(DeviceObject),
+}
+
+impl Id {
+    /// The pool that it is, or belongs to.
+    pub fn pool(self) -> PoolUuid {
+        match self {
+            Id::Pool(pool) | Id::Filesystem(pool, _) | Id::Device(pool, _) => pool,
+        }
+    }
 }
 
 impl State {
@@ -77,15 +87,19 @@ pub struct Object {
     pub path: Arc<str>,
     /// Its subject.
     pub state: State,
-    /// What is kept in bytes.
-    pub entry: Entry,
+    /// What is kept in bytes, once it has been asked for.
+    entry: OnceLock<Entry>,
 }
 
 impl Object {
     /// The object of that path and state.
     pub fn new(path: Arc<str>, state: State) -> Object {
-        let entry = Entry::build(&path, state.kind(), state.subject());
-        Object { path, state, entry }
+        Object { path, state, entry: OnceLock::new() }
+    }
+
+    /// What is kept in bytes. Who asks first builds it; whoever asks meanwhile waits for that.
+    pub fn entry(&self) -> &Entry {
+        self.entry.get_or_init(|| Entry::build(&self.path, self.state.kind(), self.state.subject()))
     }
 }
 
@@ -212,6 +226,15 @@ impl Tree {
         self.objects.get(self.numbers.get(&id)?)
     }
 
+    /// Whether the object of a path, or what the top object shows, is the same value in another version.
+    pub fn shows_the_same(&self, other: &Tree, path: &str) -> bool {
+        match (self.at(path), other.at(path)) {
+            (Some(one), Some(another)) => Arc::ptr_eq(one, another),
+            (None, None) => path != TOP || Arc::ptr_eq(&self.view.stopped, &other.view.stopped),
+            _ => false,
+        }
+    }
+
     /// The path of what an operation has made, also when somebody has destroyed it before the reply could be sent: a
     /// reply waits for links, outside any lock. `/` for what went too long ago.
     pub fn path(&self, id: Id) -> String {
@@ -254,13 +277,30 @@ impl Tree {
 #[derive(Debug, Default)]
 pub struct Published {
     current: RwLock<Arc<Tree>>,
-    order: Mutex<()>,
+    order: Mutex<Order>,
+    turn: Condvar,
+}
+
+/// The order of lists and signals.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    /// Some signals of the current version are still to be sent.
+    pub is_open: bool,
+    /// Lists that wait for those.
+    waiting: usize,
+    /// Counts the lists that have had their turn.
+    turns: u64,
 }
 
 impl Published {
     /// The current version. Waits for nothing but the copy of a pointer.
     pub fn load(&self) -> Arc<Tree> {
         Arc::clone(&self.current.read())
+    }
+
+    /// Number of the current version.
+    pub fn version(&self) -> u64 {
+        self.current.read().version
     }
 
     /// Makes a version the current one. Only the tree writer does that, with [`Published::order`] held.
@@ -270,11 +310,40 @@ impl Published {
         drop(before);
     }
 
-    /// Keeps the order of list and signals: the writer holds this from the publication of a version until its signals
-    /// are on their way, and who sends a list of all objects holds it while it makes sure that the list is of the
-    /// current version and sends it. So whoever gets a list and then follows the signals misses nothing, and no list
-    /// takes back what a signal has told before.
-    pub(super) fn order(&self) -> MutexGuard<'_, ()> {
+    /// Keeps the order of list and signals: the writer holds this from the publication of a version until its first signals
+    /// are on their way, and notes whether that was all. Who sends a list of all objects holds it while it makes sure that
+    /// the list is of the current version and sends it. So whoever gets a list and then follows the signals misses nothing,
+    /// hears nothing twice, and no list takes back what a signal has told before.
+    pub(super) fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock()
+    }
+
+    /// The same for a list, when all signals of the current version have been sent.
+    pub(super) fn order_of_list(&self) -> MutexGuard<'_, Order> {
+        let mut order = self.order.lock();
+        order.waiting += 1;
+        self.turn.wait_while(&mut order, |order| order.is_open);
+        order.waiting -= 1;
+        order.turns += 1;
+        self.turn.notify_all();
+        order
+    }
+
+    /// All signals of the current version have been sent.
+    pub(super) fn close(&self) {
+        self.order.lock().is_open = false;
+        self.turn.notify_all();
+    }
+
+    /// Whether a list waits until all signals have been sent.
+    pub(super) fn list_waits(&self) -> bool {
+        self.order.lock().waiting > 0
+    }
+
+    /// Lets a list that waits have its turn. Only when it is not waiting for the caller.
+    pub(super) fn give_way(&self) {
+        let mut order = self.order.lock();
+        let turns = order.turns;
+        self.turn.wait_while(&mut order, |order| order.waiting > 0 && order.turns == turns);
     }
 }

@@ -4,19 +4,25 @@
 //! the signals, then the reply. Whoever gets a reply therefore finds the change in whatever is read next, and has its
 //! signals before it.
 //!
+//! A large change is published as a whole as well, but only the first of its signals are sent with it. The others go out in
+//! portions, each when the bus has taken the one before, and what is about other pools passes in between; what is about
+//! the same pool waits (see [`super::backlog`]).
+//!
 //! Knows nothing of the engine but the changes that it reports.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, select};
 
 use crate::{
     bus::{
-        changes,
+        backlog::{Backlog, Tail, Topics},
+        changes::{self, Signal, Signals},
         connection::Connection,
         job::{Recipient, Reply},
-        message,
+        message::{self, NotAMessage, Outgoing},
         outcome::{Answer, error_name},
+        planted::{self, Fault},
         tree::{Published, Tree},
     },
     view::{Change, Update},
@@ -24,45 +30,137 @@ use crate::{
 
 /// How long the bus may take at the end for what has not been sent yet.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
+/// Bytes of signals that are sent together with the publication of their version. Those of a change of a few objects are
+/// less.
+const FIRST_PORTION_BYTES: usize = 64 << 10;
+/// Bytes of signals that are sent before somebody else has a turn. The reference bus needs 10 µs for a message of 250 bytes,
+/// and all that others are told waits for that.
+const PORTION_BYTES: usize = 2 << 10;
 
 /// The tree writer. [`Writer::run`] is its thread.
 pub struct Writer {
     connection: Arc<Connection>,
     published: Arc<Published>,
+    backlog: Backlog,
+}
+
+/// A version that has not been published yet.
+struct Prepared {
+    tree: Arc<Tree>,
+    /// The signals that are sent with it.
+    first: Vec<Result<Outgoing, NotAMessage>>,
+    /// Those that are sent later.
+    rest: Signals,
+}
+
+impl Prepared {
+    fn new(before: &Tree, changes: Vec<Change>) -> Prepared {
+        let (tree, mut signals) = changes::apply(before, changes);
+        // What the top object shows has an order of its own, and so is never sent later.
+        let manager = signals.pop_if(|signal| matches!(signal, Signal::Manager { .. }));
+        let mut rest = Signals::new(signals);
+        let mut first = rest.portion(planted::first_portion(FIRST_PORTION_BYTES));
+        first.extend(manager.iter().flat_map(Signal::messages));
+        Prepared { tree: Arc::new(tree), first, rest }
+    }
 }
 
 impl Writer {
     pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>) -> Writer {
-        Writer { connection, published }
+        Writer { connection, published, backlog: Backlog::default() }
     }
 
     /// Works until every sender of updates is gone and all has been sent. The reader has ended before, so that nobody
     /// else uses the connection then.
-    pub fn run(self, updates: &Receiver<Update<Reply>>) {
-        for Update { changes, reply } in updates {
-            let tree = self.publish(changes);
-            if let Some(reply) = reply {
-                self.reply(reply, &tree);
+    pub fn run(mut self, updates: &Receiver<Update<Reply>>) {
+        let connection = Arc::clone(&self.connection);
+        loop {
+            if self.backlog.is_empty() {
+                match updates.recv() {
+                    Ok(update) => self.take(update),
+                    Err(_) => break,
+                }
+                continue;
             }
+            select! {
+                recv(updates) -> update => match update {
+                    Ok(update) => self.take(update),
+                    Err(_) => break,
+                },
+                recv(connection.passed()) -> _ => self.send_portion(),
+            }
+        }
+        while !self.backlog.is_empty() {
+            self.send_portion();
         }
         self.connection.flush(LAST_WORDS_LIMIT);
     }
 
-    fn publish(&self, changes: Vec<Change>) -> Arc<Tree> {
-        let old = self.published.load();
+    fn take(&mut self, update: Update<Reply>) {
+        let may_go_on = match planted::is_planted(Fault::TailOvertaken) {
+            true => Some((Topics::of(&update), update)),
+            false => self.backlog.hold(update),
+        };
+        let Some((topics, Update { changes, mut reply })) = may_go_on else { return };
         if changes.is_empty() {
-            return old;
+            return self.reply(reply, &self.published.load());
         }
-        let (tree, signals) = changes::apply(&old, changes);
-        let tree = Arc::new(tree);
-        let order = self.published.order();
-        self.published.store(Arc::clone(&tree));
-        signals.iter().flat_map(|signal| signal.messages()).for_each(|message| self.connection.send(message));
-        drop(order);
-        tree
+        if planted::strikes(Fault::ReplyFirst) {
+            let (tree, _) = changes::apply(&self.published.load(), changes.clone());
+            self.reply(reply.take(), &tree);
+        }
+        let mut next = Prepared::new(&self.published.load(), changes.clone());
+        if !next.rest.is_empty() && self.published.list_waits() {
+            // Large changes of one pool after the other would keep it waiting for ever.
+            if !self.backlog.is_empty() {
+                return self.backlog.put_back(topics, Update { changes, reply });
+            }
+            self.published.give_way();
+        }
+        self.publish(&mut next);
+        if next.rest.is_empty() {
+            return self.reply(reply, &self.published.load());
+        }
+        // A mark is under way as long as there are tails.
+        if self.backlog.is_empty() {
+            self.connection.mark();
+        }
+        self.backlog.add(Tail { topics, signals: next.rest, reply });
     }
 
-    fn reply(&self, reply: Reply, tree: &Tree) {
+    fn publish(&self, next: &mut Prepared) {
+        let mut order = self.published.order();
+        let mut first = std::mem::take(&mut next.first);
+        if planted::is_planted(Fault::SignalsFirst) {
+            self.connection.send_all(std::mem::take(&mut first));
+            planted::delay();
+        }
+        self.published.store(Arc::clone(&next.tree));
+        planted::delay();
+        self.connection.send_all(first);
+        order.is_open |= !next.rest.is_empty();
+    }
+
+    /// Sends the next signals of the tail whose turn it is.
+    fn send_portion(&mut self) {
+        let Some(mut tail) = self.backlog.next() else { return };
+        self.connection.send_all(tail.signals.portion(PORTION_BYTES));
+        if !tail.signals.is_empty() {
+            self.backlog.add(tail);
+            return self.connection.mark();
+        }
+        self.reply(tail.reply, &self.published.load());
+        match self.backlog.is_empty() {
+            true => self.published.close(),
+            false => self.connection.mark(),
+        }
+        for (_, update) in self.backlog.ended() {
+            self.take(update);
+        }
+    }
+
+    fn reply(&self, reply: Option<Reply>, tree: &Tree) {
+        let Some(reply) = reply else { return };
         match reply.to {
             Recipient::Caller(caller, build) => {
                 let answer = std::panic::catch_unwind(AssertUnwindSafe(|| build(tree))).unwrap_or_else(|_| {

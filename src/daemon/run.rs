@@ -114,8 +114,9 @@ fn start(
         writer.run(&published);
         Ok(())
     })?;
+    let jobs = Jobs(dispatcher.clone());
     group.spawn(names::BUS_LISTER, move || {
-        lister.run();
+        lister.run(&jobs);
         Ok(())
     })?;
 

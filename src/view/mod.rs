@@ -32,6 +32,19 @@ pub struct View {
     pub stopped: Arc<Stopped>,
 }
 
+impl View {
+    /// The one pool that has this UUID or name, whether it runs or not.
+    pub fn pool_of(&self, id: &str) -> Option<PoolUuid> {
+        if let Ok(uuid) = id.parse() {
+            return Some(uuid);
+        }
+        let running = self.pools.values().filter(|pool| pool.name.as_str() == id).map(|pool| pool.uuid);
+        let named = |pool: &&StoppedPool| pool.name.as_ref().is_some_and(|name| name.as_str() == id);
+        let mut found = running.chain(self.stopped.pools.iter().filter(named).map(|pool| pool.uuid));
+        found.next().filter(|_| found.next().is_none())
+    }
+}
+
 /// What may still be done with a pool (`spec/dbus/dbus-api.md` §8).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Availability {

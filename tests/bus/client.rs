@@ -166,6 +166,18 @@ pub fn get(path: &str, interface: &str, property: &str) -> Message {
     call(path, PROPERTIES, "Get", (interface, property))
 }
 
+pub fn get_all(path: &str, interface: &str) -> Message {
+    call(path, PROPERTIES, "GetAll", (interface,))
+}
+
+pub fn introspect(path: &str) -> Message {
+    call(path, "org.freedesktop.DBus.Introspectable", "Introspect", ())
+}
+
+pub fn engine_state_report() -> Message {
+    call(TOP, MANAGER, "EngineStateReport", ())
+}
+
 pub fn create_pool(name: &str, devices: &[&str]) -> Message {
     let keys: Vec<((bool, u32), &str)> = Vec::new();
     let clevis: Vec<((bool, u32), &str, &str)> = Vec::new();
@@ -291,6 +303,34 @@ pub fn value(reply: &Message) -> Result<String, String> {
         Some(error) => Err(error),
         None => Ok(text(&mut reply.iter_init())),
     }
+}
+
+/// One of the values that `GetAll` answers with.
+pub fn value_of(reply: &Message, property: &str) -> Result<String, String> {
+    match error_name(reply) {
+        Some(error) => Err(error),
+        None => Ok(properties(&mut reply.iter_init()).remove(property).expect("the object has that property")),
+    }
+}
+
+/// The paths of the objects below the top object, by its introspection.
+pub fn children(reply: &Message) -> Vec<String> {
+    let xml = text(&mut reply.iter_init());
+    let nodes = xml.split("<node name=\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0));
+    nodes.map(|name| format!("{TOP}/{name}")).collect()
+}
+
+/// UUID, as objects show it, and name of all pools and filesystems in a report on the engine's state.
+pub fn reported_names(reply: &Message) -> Vec<(String, String)> {
+    let report: serde_json::Value = serde_json::from_str(&text(&mut reply.iter_init())).expect("a report is JSON");
+    let one = |of: &serde_json::Value| {
+        let text = |member: &str| of[member].as_str().expect("every one has it").to_owned();
+        (text("uuid").replace('-', ""), text("name"))
+    };
+    let each = |of: &serde_json::Value| of.as_array().expect("a list").clone();
+    let pools = each(&report["pools"]);
+    let filesystems = pools.iter().flat_map(|pool| each(&pool["filesystems"]));
+    filesystems.chain(pools.clone()).map(|of| one(&of)).collect()
 }
 
 /// The value at the iterator as a text. Equal texts are equal values, if they are of one type.

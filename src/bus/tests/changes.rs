@@ -158,7 +158,7 @@ fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
     expected.extend(revisions("pool", 8..=8, "~/0", &format!("{{{slots}}} []")));
     expected.extend(revisions("pool", 9..=9, "~/0", &format!("{{'Encrypted'=true {slots}}} []")));
     assert_eq!(signals, expected);
-    let all = after.at("/org/storage/stratis3/0").unwrap().entry.all(8);
+    let all = after.at("/org/storage/stratis3/0").unwrap().entry().all(8);
     let message = message::message(Envelope::Signal { path: "/", interface: "a.b", member: "C" }, "a{sv}", &all.bytes);
     let properties = &values(&read_back(&message.unwrap()))[0];
     assert_eq!(entry(properties, "Encrypted"), &Value::variant(Value::Bool(true)));
@@ -460,7 +460,7 @@ proptest! {
             for object in tree.objects() {
                 // The bytes that are kept are what would be built anew.
                 let fresh = Object::new(Arc::clone(&object.path), object.state.clone());
-                prop_assert_eq!(&object.entry, &fresh.entry);
+                prop_assert_eq!(object.entry(), fresh.entry());
                 hear(&mut published, &Signal::Added(Arc::clone(object)));
             }
             let signalled = |(_, interface, property): &(String, String, String)| {
@@ -481,7 +481,7 @@ fn entry_is_accepted_by_libdbus_for_every_kind() {
     let tree = tree(vec![is(&with_filesystem(pool(1, "p"), 3))]);
     for object in tree.objects() {
         let envelope = Envelope::Signal { path: "/", interface: "a.b", member: "C" };
-        let message = message::message(envelope, ADDED_SIGNATURE, object.entry.added()).unwrap();
+        let message = message::message(envelope, ADDED_SIGNATURE, object.entry().added()).unwrap();
         assert_eq!(values(&read_back(&message))[0], Value::Path(object.path.to_string()));
     }
 }

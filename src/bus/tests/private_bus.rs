@@ -121,7 +121,9 @@ impl Server {
         let (updates, received) = unbounded();
         let (job_sender, jobs) = unbounded();
         let stop = Stop::new();
-        let others = vec![std::thread::spawn(move || writer.run(&received)), std::thread::spawn(move || lister.run())];
+        let held = Jobs(job_sender.clone());
+        let others =
+            vec![std::thread::spawn(move || writer.run(&received)), std::thread::spawn(move || lister.run(&held))];
         let server = Server { updates: Some(updates), jobs, stop: stop.clone(), reader: None, others };
         server.publish(first);
         reader.request_name().unwrap();
@@ -558,7 +560,7 @@ fn there_is_no_bus() {
 #[test]
 fn a_filesystem_takes_about_four_kilobytes_of_a_list() {
     let tree = super::tree(vec![is(&large(1))]);
-    let bytes = tree.objects().nth(1).unwrap().entry.added().len();
+    let bytes = tree.objects().nth(1).unwrap().entry().added().len();
     assert_eq!(
         tree.objects().nth(1).unwrap().state.id(),
         crate::bus::tree::Id::Filesystem(pool_id(1), filesystem(10_000).uuid)

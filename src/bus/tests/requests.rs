@@ -8,10 +8,11 @@ use super::{is, plain, pool, read_back, values, with_filesystem};
 use crate::{
     bus::{
         job::{Caller, Failure, Holder, Locks},
+        lister::Long,
         message::{self, BadArguments},
         outcome::{Answer, Asked, Outcome, error_name, readable, sentence},
         reader::{CallError, Response, Task, respond},
-        report,
+        report::{self, Composer, Report},
         table::{Interface, Kind, find_method, find_property},
         tree::{Id, Tree},
         wire::Value,
@@ -22,6 +23,10 @@ use crate::{
 /// A pool `p` with a filesystem, and a pool `q`: paths 0 to 2 and 3 to 4.
 fn two_pools() -> Tree {
     super::tree(vec![is(&with_filesystem(pool(1, "p"), 5)), is(&pool(2, "q"))])
+}
+
+fn composed(report: Report, view: &View, held: &Locks) -> String {
+    Composer::new(report).text(view, held)
 }
 
 fn at(n: u64) -> dbus::Path<'static> {
@@ -47,8 +52,9 @@ fn answer(path: &str, interface: &str, member: &str, arguments: impl AppendAll) 
     match respond(&message, &two_pools()).unwrap() {
         Response::Answer(answer) => shown(&answer),
         Response::Job(..) => "a job".into(),
-        Response::Report(..) => "a report".into(),
-        Response::List => "a list".into(),
+        Response::Long(Long::Report(..)) => "a report".into(),
+        Response::Long(Long::List) => "a list".into(),
+        Response::Long(Long::Introspection) => "an introspection".into(),
     }
 }
 
@@ -484,7 +490,7 @@ fn reports_are_json() {
     view.stopped = std::sync::Arc::new(crate::view::Stopped { version: 1, pools });
     let holder = Holder { request: "pool.r9.SetName".into(), access: "Write(p)".into(), age: Duration::from_secs(2) };
     let held = Locks { holders: vec![], waiters: vec![holder] };
-    let report: serde_json::Value = serde_json::from_str(&report::engine_state(&view, &held)).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&composed(Report::EngineState, &view, &held)).unwrap();
     let of = |pointer: &str| report.pointer(pointer).unwrap_or_else(|| panic!("{report} has no {pointer}"));
     assert_eq!(of("/pools/0/name"), "p");
     assert_eq!(of("/pools/0/filesystems_left_out/0/name"), "lost");
@@ -503,8 +509,9 @@ fn reports_are_json() {
     assert_eq!(of("/pools/0/blockdevs/datadevs/0/in_use"), true);
     assert_eq!(of("/locks/waiters/0/request"), "pool.r9.SetName");
     assert_eq!(of("/locks/waiters/0/age_ms"), 2000);
-    let by_name =
-        |name| -> serde_json::Value { serde_json::from_str(&report::by_name(name).unwrap()(&view, &held)).unwrap() };
+    let by_name = |name| -> serde_json::Value {
+        serde_json::from_str(&composed(report::by_name(name).unwrap(), &view, &held)).unwrap()
+    };
     assert!(by_name("stopped_pools").get("pools").is_none());
     assert_eq!(by_name("locks").pointer("/holders"), Some(&serde_json::json!([])));
     assert!(report::by_name("engine_state_report").is_err());
@@ -520,7 +527,7 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
     let work = std::sync::Arc::new(Work::new(Kind::Reencrypt, at(1_795_227_303)));
     let tree = super::tree(vec![is(&Pool { work: Some(work.clone()), ..pool(1, "p") }), is(&pool(2, "q"))]);
     let told = || -> serde_json::Value {
-        let report = report::engine_state(&tree.view, &Locks::default());
+        let report = composed(Report::EngineState, &tree.view, &Locks::default());
         serde_json::from_str::<serde_json::Value>(&report).unwrap()["pools"].take()
     };
     let since = "2026-11-21T02:15:03Z";
@@ -536,7 +543,8 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
     assert_eq!(told()[0]["work"], expected);
     let halted = Pool { work: Some(work.halted("its key is missing").into()), ..pool(1, "p") };
     let tree = super::tree(vec![is(&halted)]);
-    let report: serde_json::Value = serde_json::from_str(&report::engine_state(&tree.view, &Locks::default())).unwrap();
+    let report: serde_json::Value =
+        serde_json::from_str(&composed(Report::EngineState, &tree.view, &Locks::default())).unwrap();
     let expected = serde_json::json!({
         "kind": "reencrypt", "since": since, "bytes_done": 400, "bytes_total": 1000, "halted": "its key is missing",
     });

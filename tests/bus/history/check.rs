@@ -13,6 +13,8 @@
 //!   exactly: a call must not have a version older than one that a call that ended before it began has had, and a write
 //!   must be newer than all those. A value may fit several versions; the oldest possible is taken, which leaves most room
 //!   for all others.
+//! - *As new as heard.* What a client reads is not older than what it has heard before the answer: who keeps what it reads
+//!   and what it hears would be wrong from then on.
 //!
 //! Knows no bus.
 
@@ -41,6 +43,8 @@ pub enum Violation {
     NoNews(String),
     /// No order of the calls explains this one.
     NotLinearizable(String),
+    /// A read found less than its client had heard by then.
+    OlderThanHeard(String),
     /// An answer that the call must not have.
     Answer(String),
 }
@@ -179,6 +183,10 @@ enum Key {
     Named(Option<String>, String),
     /// All labels together, as a digest.
     World,
+    /// All paths.
+    Paths,
+    /// The names of all pools and filesystems with their UUIDs.
+    Names,
 }
 
 /// What a read found.
@@ -198,6 +206,8 @@ struct Use {
     begin: u64,
     end: u64,
     kind: Kind,
+    /// The version that its client had heard of before the answer, if it is a read.
+    heard: usize,
     about: String,
 }
 
@@ -229,7 +239,14 @@ impl Register {
                 Kind::Read(Seen::Something) => (least..self.versions.len()).find(|at| self.versions[*at].is_some()),
                 Kind::Read(Seen::Value(value)) => {
                     let places = places(value);
-                    places.get(places.partition_point(|at| *at < least)).copied()
+                    let newest = places.last().copied();
+                    if newest.is_some_and(|newest| newest < one.heard) {
+                        found.push(Violation::OlderThanHeard(format!(
+                            "{key:?}: {} found version {newest:?}, after version {} was heard of",
+                            one.about, one.heard,
+                        )));
+                    }
+                    places.get(places.partition_point(|at| *at < least.max(one.heard))).copied()
                 }
             };
             match version {
@@ -258,6 +275,8 @@ struct Story {
     registers: HashMap<Key, Register>,
     /// Which versions each event made.
     effects: Vec<Vec<(Key, usize)>>,
+    /// Which versions of each register were made by which events, in order.
+    made: HashMap<Key, Vec<(usize, usize)>>,
     /// How many calls each event belongs to.
     claims: Vec<usize>,
     added: HashMap<String, usize>,
@@ -273,6 +292,7 @@ impl Story {
         let mut story = Story {
             registers: HashMap::new(),
             effects: Vec::new(),
+            made: HashMap::new(),
             claims: vec![0; events.len()],
             added: HashMap::new(),
             removed: HashMap::new(),
@@ -280,16 +300,24 @@ impl Story {
             uuids: uuids(history),
         };
         let mut labels: HashMap<String, Label> = HashMap::new();
-        let mut world = 0;
+        let (mut world, mut paths, mut names) = (0, 0, 0);
+        let named = |story: &Story, path: &str, label: &Label| match label {
+            Label::Pool(_) | Label::Filesystem(..) => digest(&story.uuid(path), text(label)),
+            Label::Device(_) => 0,
+        };
         for (path, label) in history.before() {
             world ^= digest(&path, text(&label));
+            paths ^= digest(&path, "");
+            names ^= named(&story, &path, &label);
             story.registers.insert(Key::Object(path.clone()), Register::starting(Some(text(&label).to_owned())));
             if let Some(key) = name_of(&label) {
                 story.registers.insert(key, Register::starting(Some(path.clone())));
             }
             labels.insert(path, label);
         }
-        story.registers.insert(Key::World, Register::starting(Some(world.to_string())));
+        for (key, all) in [(Key::World, world), (Key::Paths, paths), (Key::Names, names)] {
+            story.registers.insert(key, Register::starting(Some(all.to_string())));
+        }
         for (number, event) in events.iter().enumerate() {
             let (path, after) = match event {
                 Event::Added(path, label) => {
@@ -312,15 +340,30 @@ impl Story {
             };
             for label in [&before, &after].into_iter().flatten() {
                 world ^= digest(path, text(label));
+                paths ^= digest(path, "");
+                names ^= named(&story, path, label);
             }
             let value = after.as_ref().map(|label| text(label).to_owned());
-            let mut effects = vec![(Key::Object(path.clone()), value), (Key::World, Some(world.to_string()))];
+            let all = [(Key::World, world), (Key::Paths, paths), (Key::Names, names)];
+            let mut effects = vec![(Key::Object(path.clone()), value)];
+            effects.extend(all.map(|(key, all)| (key, Some(all.to_string()))));
             effects.extend(before.as_ref().and_then(name_of).map(|key| (key, None)));
             effects.extend(after.as_ref().and_then(name_of).map(|key| (key, Some(path.clone()))));
-            let effects = effects.into_iter().map(|(key, value)| (key.clone(), story.version(key, value))).collect();
+            let effects: Vec<_> =
+                effects.into_iter().map(|(key, value)| (key.clone(), story.version(key, value))).collect();
+            for (key, version) in &effects {
+                story.made.entry(key.clone()).or_default().push((number, *version));
+            }
             story.effects.push(effects);
         }
         story
+    }
+
+    /// The version that the first so many events make.
+    fn after(&self, key: &Key, events: usize) -> usize {
+        let made = self.made.get(key).map(Vec::as_slice).unwrap_or_default();
+        let count = made.partition_point(|(event, _)| *event < events);
+        count.checked_sub(1).map_or(0, |last| made[last].1)
     }
 
     fn uuid(&self, path: &str) -> String {
@@ -375,7 +418,9 @@ impl Story {
                 read(object(path), gone)
             }
             (What::Look { path }, Answer::Label(text)) => read(object(path), Seen::Value(Some(text.clone()))),
-            (What::List, Answer::Listed(world)) => read(Key::World, Seen::Value(Some(world.to_string()))),
+            (What::List, Answer::Listed(all)) => read(Key::World, Seen::Value(Some(all.to_string()))),
+            (What::Introspect, Answer::Listed(all)) => read(Key::Paths, Seen::Value(Some(all.to_string()))),
+            (What::Report, Answer::Listed(all)) => read(Key::Names, Seen::Value(Some(all.to_string()))),
             _ => {
                 found.push(Violation::Answer(about()));
                 return;
@@ -392,11 +437,15 @@ impl Story {
                 found.push(Violation::ReplyBeforeSignal(about()));
             }
             for (key, version) in self.effects[event].clone() {
-                self.register(key).uses.push(Use { begin, end, kind: Kind::Write(version), about: about() });
+                let kind = Kind::Write(version);
+                self.register(key).uses.push(Use { begin, end, kind, heard: 0, about: about() });
             }
         }
+        // A change may be refused for what has changed since, by the time of its answer.
+        let reads = matches!(call.what, What::Look { .. } | What::List | What::Introspect | What::Report);
         for (key, seen) in read {
-            self.register(key).uses.push(Use { begin, end, kind: Kind::Read(seen), about: about() });
+            let heard = if reads { self.after(&key, call.heard) } else { 0 };
+            self.register(key).uses.push(Use { begin, end, kind: Kind::Read(seen), heard, about: about() });
         }
     }
 }

@@ -35,7 +35,7 @@ fn fresh(word: &str) -> String {
     format!("{word}{}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Makes a history of about this many calls. `pools` must exist; filesystems may be there.
+/// Makes a history of about this many calls. Pools must exist; filesystems may be there.
 pub fn history(bus: &Bus, calls: usize, seed: u64) -> History {
     let rules = [
         ",member='InterfacesAdded'".to_owned(),
@@ -299,8 +299,10 @@ impl Caller {
             _ => (self.filesystem(), FILESYSTEM, "Name"),
         };
         let Some(path) = path else { return };
-        let message = client::get(&path, interface, property);
-        self.call(What::Look { path }, message, |reply| match client::value(reply) {
+        let all = self.random.random_range(0..3) == 0;
+        let message = if all { client::get_all(&path, interface) } else { client::get(&path, interface, property) };
+        let read = |reply: &Message| if all { client::value_of(reply, property) } else { client::value(reply) };
+        self.call(What::Look { path }, message, |reply| match read(reply) {
             Ok(text) => Answer::Label(text),
             Err(name) => Answer::Error(name),
         });
@@ -310,7 +312,23 @@ impl Caller {
         self.pick(|label| matches!(label, Label::Device(_))).map(|(path, _)| path)
     }
 
+    /// One of those that show everything.
     fn list(&mut self) {
+        let all = |words: Vec<(String, String)>| {
+            Answer::Listed(words.iter().fold(0, |all, (what, text)| all ^ digest(what, text)))
+        };
+        match self.random.random_range(0..4) {
+            0 => drop(self.call(What::Introspect, client::introspect(client::TOP), |reply| {
+                all(client::children(reply).into_iter().map(|path| (path, String::new())).collect())
+            })),
+            1 => {
+                drop(self.call(What::Report, client::engine_state_report(), |reply| all(client::reported_names(reply))))
+            }
+            _ => self.list_objects(),
+        }
+    }
+
+    fn list_objects(&mut self) {
         self.call(What::List, client::list(), |reply| {
             let labels = client::labels(reply);
             Answer::Listed(labels.iter().fold(0, |all, (path, label)| all ^ digest(path, text(label))))

@@ -5,6 +5,8 @@
 mod check;
 mod clients;
 mod faults;
+#[cfg(feature = "planted-faults")]
+mod planted;
 mod record;
 
 use check::Violation;
@@ -26,7 +28,11 @@ const RESIDENT_KIB: u64 = 128 << 10;
 const SIMULATED_BYTES_PER_CALL: u64 = 100;
 
 fn daemon_with_pools(bus: &Bus) -> Daemon {
-    let daemon = bus.daemon(&[]);
+    daemon_with_pools_and(bus, &[])
+}
+
+fn daemon_with_pools_and(bus: &Bus, variables: &[(&str, &str)]) -> Daemon {
+    let daemon = bus.daemon(variables);
     let client = Client::new(bus);
     for number in 0..2 {
         client.done(client::create_pool(&format!("lasting-{number}"), &[&format!("/dev/{number}")]));

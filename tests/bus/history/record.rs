@@ -67,12 +67,16 @@ pub enum What {
     StopPool {
         objects: Vec<String>,
     },
-    /// `Get` of the label.
+    /// `Get` or `GetAll` of the label.
     Look {
         path: String,
     },
     /// GetManagedObjects.
     List,
+    /// Introspection of the top object.
+    Introspect,
+    /// EngineStateReport.
+    Report,
 }
 
 /// What it ended with.
@@ -85,7 +89,7 @@ pub enum Answer {
     Error(String),
     /// The label read.
     Label(String),
-    /// [`digest`] of the labels listed.
+    /// [`digest`] of the labels listed, of the paths of objects, or of the names of pools and filesystems with their UUIDs.
     Listed(u64),
 }
 

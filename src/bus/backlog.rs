@@ -1,0 +1,161 @@
+//! What waits in the tree writer behind large changes: the signals of those, and what is about the same pools.
+//!
+//! A change of ten thousand objects is published at once, but its signals go out in portions, with what is about other
+//! pools in between. Until the last of them has gone, nothing else that is about the same pool is published or answered.
+//! So what a client reads of an object is at most one change ahead of what it has heard of it, never behind.
+//!
+//! A pure state: sends nothing.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::{
+    bus::{
+        changes::Signals,
+        job::{About, Reply},
+    },
+    engine::ids::PoolUuid,
+    view::{Change, Update},
+};
+
+/// What an update is about.
+#[derive(Debug, Default)]
+pub struct Topics {
+    pools: Vec<PoolUuid>,
+    /// It is a reply that tells of pools that are not known here.
+    any: bool,
+}
+
+impl Topics {
+    /// Those of an update.
+    pub fn of(Update { changes, reply }: &Update<Reply>) -> Topics {
+        let changed = changes.iter().filter_map(|change| match change {
+            Change::Pool(pool) => Some(pool.uuid),
+            Change::PoolGone(pool) => Some(*pool),
+            // Has its own order, by its version.
+            Change::Stopped(_) => None,
+        });
+        let about = reply.as_ref().map_or(About::Nothing, |reply| reply.about);
+        let told = match about {
+            About::Pool(pool) => Some(pool),
+            About::Nothing | About::Any => None,
+        };
+        Topics { pools: changed.chain(told).collect(), any: about == About::Any }
+    }
+}
+
+/// The rest of a large change.
+#[derive(Debug)]
+pub struct Tail {
+    /// What it is about.
+    pub topics: Topics,
+    /// What is still to be sent.
+    pub signals: Signals,
+    /// What is sent after that.
+    pub reply: Option<Reply>,
+}
+
+/// What waits.
+#[derive(Default)]
+pub struct Backlog {
+    tails: VecDeque<Tail>,
+    /// Updates that wait for a tail, in the order in which they came.
+    held: VecDeque<(Topics, Update<Reply>)>,
+    /// The pools that tails and held updates are about.
+    busy: HashSet<PoolUuid>,
+}
+
+impl Backlog {
+    /// Whether no signals wait. Then nothing else does.
+    pub fn is_empty(&self) -> bool {
+        self.tails.is_empty()
+    }
+
+    /// Keeps an update back that is about what waits already; gives it back if it may go on.
+    pub fn hold(&mut self, update: Update<Reply>) -> Option<(Topics, Update<Reply>)> {
+        let topics = Topics::of(&update);
+        let waits_for = |pool| self.busy.contains(pool);
+        if !topics.pools.iter().any(waits_for) && (!topics.any || self.is_empty()) {
+            return Some((topics, update));
+        }
+        self.put_back(topics, update);
+        None
+    }
+
+    /// Keeps an update back in any case.
+    pub fn put_back(&mut self, topics: Topics, update: Update<Reply>) {
+        self.busy.extend(&topics.pools);
+        self.held.push_back((topics, update));
+    }
+
+    /// Adds the rest of a change.
+    pub fn add(&mut self, tail: Tail) {
+        self.busy.extend(&tail.topics.pools);
+        self.tails.push_back(tail);
+    }
+
+    /// Takes out the tail whose turn it is. It is added again, or its [`Backlog::ended`] is told.
+    pub fn next(&mut self) -> Option<Tail> {
+        self.tails.pop_front()
+    }
+
+    /// A tail has come to its end. Gives the updates that waited, which are to be tried again in this order.
+    pub fn ended(&mut self) -> VecDeque<(Topics, Update<Reply>)> {
+        self.busy = self.tails.iter().flat_map(|tail| &tail.topics.pools).copied().collect();
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::job::Caller;
+
+    fn pool(byte: u8) -> PoolUuid {
+        PoolUuid::from_random([byte; 16])
+    }
+
+    fn change(byte: u8) -> Update<Reply> {
+        Update { changes: vec![Change::PoolGone(pool(byte))], reply: None }
+    }
+
+    fn reply(about: About) -> Update<Reply> {
+        let caller = Caller { name: ":1.1".into(), serial: 1 };
+        let answer = Box::new(|_: &_| unreachable!("nobody asks"));
+        Update { changes: Vec::new(), reply: Some(Reply::to(caller, about, answer)) }
+    }
+
+    fn tail(byte: u8) -> Tail {
+        Tail { topics: Topics::of(&change(byte)), signals: Signals::new(Vec::new()), reply: None }
+    }
+
+    #[test]
+    fn other_pools_pass_and_the_same_pool_waits_in_order() {
+        let mut backlog = Backlog::default();
+        assert!(backlog.hold(change(1)).is_some());
+        backlog.add(tail(1));
+        assert!(backlog.hold(change(2)).is_some() && backlog.hold(reply(About::Pool(pool(2)))).is_some());
+        assert!(backlog.hold(reply(About::Nothing)).is_some());
+        assert!(backlog.hold(change(1)).is_none() && backlog.hold(reply(About::Pool(pool(1)))).is_none());
+        let both = Update { changes: vec![Change::PoolGone(pool(3)), Change::PoolGone(pool(1))], reply: None };
+        assert!(backlog.hold(both).is_none());
+        assert!(backlog.hold(change(3)).is_none(), "behind one that waits");
+        assert!(backlog.next().is_some());
+        let waited: Vec<Vec<PoolUuid>> = backlog.ended().into_iter().map(|(topics, _)| topics.pools).collect();
+        assert_eq!(waited, [vec![pool(1)], vec![pool(1)], vec![pool(3), pool(1)], vec![pool(3)]]);
+        assert!(backlog.hold(change(1)).is_some() && backlog.is_empty());
+    }
+
+    #[test]
+    fn reply_about_unknown_pools_waits_for_all_signals() {
+        let mut backlog = Backlog::default();
+        backlog.add(tail(1));
+        backlog.add(tail(2));
+        assert!(backlog.hold(reply(About::Any)).is_none());
+        assert!(backlog.hold(change(3)).is_some(), "and keeps nobody else waiting");
+        backlog.next();
+        let again: Vec<_> = backlog.ended().into_iter().filter_map(|(_, update)| backlog.hold(update)).collect();
+        assert!(again.is_empty(), "one is left");
+        backlog.next();
+        assert_eq!(backlog.ended().into_iter().filter_map(|(_, update)| backlog.hold(update)).count(), 1);
+    }
+}
