@@ -50,7 +50,7 @@ const ROOMS: &[Room] = &[
     Room {
         folder: "src/platform/linux",
         may_use: &["platform", "engine::ids", "engine::name", "engine::units"],
-        crates: &["devicemapper", "libblkid_rs", "udev", "nix", "rustix", "libc", "parking_lot"],
+        crates: &["devicemapper", "libblkid_rs", "udev", "nix", "rustix", "libc", "parking_lot", "threads"],
     },
     Room {
         folder: "src/platform/sim",

@@ -1,7 +1,8 @@
 //! A device's own Stratis area (BDA: static header and metadata area), read and written.
 //!
 //! Joins the codecs of [`metadata`](crate::engine::metadata) with a machine's disks. Every change of a device is one
-//! `write` call whose steps are in an order that a power cut may end anywhere. Must never know what the JSON says.
+//! `write` call whose steps are in an order that a power cut may end anywhere; several devices are written side by side.
+//! Must never know what the JSON says.
 
 use std::path::{Path, PathBuf};
 
@@ -12,11 +13,11 @@ use crate::{
         metadata::{
             HeaderFlags, Layout, Mda, StaticHeader, Step,
             header::{self, BLOCK_BYTES, Found, Half, Invalid, Resolved, Unresolved},
-            mda::{MdaError, next_stamp},
+            mda::{MdaError, Plan, next_stamp},
         },
         units::Sectors,
     },
-    platform::{self, Platform, Timestamp, WriteStep},
+    platform::{self, DeviceWrite, Platform, Timestamp, WriteStep},
 };
 
 /// At most so many devices are written in one save, unless all are asked for.
@@ -34,6 +35,8 @@ pub trait Disks {
     /// # Errors
     /// When one cannot be carried out; those after it have not been then.
     fn write_steps(&self, path: &Path, steps: &[WriteStep<'_>]) -> platform::Result<()>;
+    /// As [`Disks::write_steps`], for several devices side by side; the results in the order of the writes.
+    fn write_steps_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<platform::Result<()>>;
 }
 
 impl<P: Platform + ?Sized> Disks for P {
@@ -43,6 +46,10 @@ impl<P: Platform + ?Sized> Disks for P {
 
     fn write_steps(&self, path: &Path, steps: &[WriteStep<'_>]) -> platform::Result<()> {
         self.write(path, steps)
+    }
+
+    fn write_steps_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<platform::Result<()>> {
+        self.write_each(writes)
     }
 }
 
@@ -124,19 +131,28 @@ impl Bda {
         Ok(Some(bda))
     }
 
-    /// Makes a Stratis device: an empty metadata area first, then the header, so that a device never shows a header
-    /// with garbage behind it.
+    /// Makes Stratis devices, side by side: an empty metadata area first, then the header, so that a device never shows a
+    /// header with garbage behind it.
     ///
     /// # Errors
-    /// If the header breaks a rule, or writing fails; the device may then have a header already.
-    pub fn initialize<D: Disks + ?Sized>(disks: &D, path: &Path, header: StaticHeader) -> Result<Bda> {
-        header.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
-        let layout = layout(path, &header)?;
-        let mut steps = Mda::plan_initialize(layout);
-        steps.extend(header::plan_initialize(&header));
-        carry_out(disks, path, &steps)?;
-        let mda = Some(Mda::empty(layout));
-        Ok(Bda { header, header_unsure: false, damaged: None, mda, unflushed: false, last_tried: None })
+    /// If a header breaks a rule (nothing is written then), or writing fails; any of the devices may then have a header
+    /// already.
+    pub fn initialize<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, StaticHeader)]) -> Result<Vec<Bda>> {
+        let plan = |(path, header): &(&Path, StaticHeader)| -> Result<(Layout, Vec<Step>)> {
+            header.check().map_err(|source| BdaError::BadHeader { path: path.to_path_buf(), source })?;
+            let layout = layout(path, header)?;
+            let mut steps = Mda::plan_initialize(layout);
+            steps.extend(header::plan_initialize(header));
+            Ok((layout, steps))
+        };
+        let planned = devices.iter().map(plan).collect::<Result<Vec<_>>>()?;
+        let writes = devices.iter().zip(&planned).map(|((path, _), (_, steps))| (*path, steps.as_slice()));
+        carry_out_each(disks, writes).into_iter().collect::<Result<()>>()?;
+        let made = |(&(_, header), (layout, _)): (&(&Path, StaticHeader), (Layout, Vec<Step>))| {
+            let mda = Some(Mda::empty(layout));
+            Bda { header, header_unsure: false, damaged: None, mda, unflushed: false, last_tried: None }
+        };
+        Ok(devices.iter().zip(planned).map(made).collect())
     }
 
     /// The header.
@@ -175,17 +191,29 @@ impl Bda {
     /// If the device holds metadata as new as `stamp`, or the JSON is too long (nothing is written then), or writing
     /// fails: the device may then hold either generation.
     pub fn save<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, json: &[u8], stamp: Timestamp) -> Result<()> {
-        let mut mda = self.regions(disks, path)?;
-        let plan = mda.plan_write(json, stamp).map_err(|source| mda_error(path, source))?;
+        let save = self.begin_save(disks, path, json, stamp)?;
+        carry_out(disks, path, &save.plan.steps)?;
+        self.end_save(save);
+        Ok(())
+    }
+
+    /// Plans a save. From here on it is not known what is on the device, until [`Bda::end_save`].
+    fn begin_save<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, json: &[u8], stamp: Timestamp) -> Result<Save> {
+        let mda = self.regions(disks, path)?;
+        let mut plan = mda.plan_write(json, stamp).map_err(|source| mda_error(path, source))?;
         self.last_tried = self.last_tried.max(Some(stamp));
         self.mda = None;
-        let first = self.unflushed.then_some(Step::Flush);
-        self.unflushed = true;
-        carry_out(disks, path, first.iter().chain(&plan.steps))?;
+        if std::mem::replace(&mut self.unflushed, true) {
+            plan.steps.insert(0, Step::Flush);
+        }
+        Ok(Save { mda, plan })
+    }
+
+    /// Takes note that a save has been carried out.
+    fn end_save(&mut self, Save { mut mda, plan }: Save) {
         self.unflushed = false;
         mda.written(&plan);
         self.mda = Some(mda);
-        Ok(())
     }
 
     /// Writes a copy of the header anew that was found not to be as the other; durable when done.
@@ -208,15 +236,6 @@ impl Bda {
     /// opposite, settles it.
     pub fn set_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
         self.rewrite(disks, path, StaticHeader { flags: self.header.flags.with(marks), ..self.header })
-    }
-
-    /// Clears marks in the header; durable when done.
-    ///
-    /// # Errors
-    /// If writing fails; the marks on the device are then as they were, or cleared. Asking again, or asking for the
-    /// opposite, settles it.
-    pub fn clear_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
-        self.rewrite(disks, path, StaticHeader { flags: self.header.flags.without(marks), ..self.header })
     }
 
     /// Records another size of the device; durable when done. `marks` are all that it has afterwards.
@@ -244,21 +263,70 @@ impl Bda {
     }
 
     fn rewrite<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, new: StaticHeader) -> Result<()> {
-        new.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
-        if new != self.header || self.header_unsure {
-            // The order of the writes rests on both copies being good.
-            self.repair(disks, path)?;
-            self.header_unsure = true;
-            carry_out(disks, path, &header::plan_rewrite(&new))?;
-            self.header = new;
-            self.header_unsure = false;
+        if let Some(steps) = self.begin_rewrite(disks, path, &new)? {
+            carry_out(disks, path, &steps)?;
+            self.end_rewrite(new);
         }
         Ok(())
+    }
+
+    /// Plans another header; `None`: it is on the device already. From here on it is not known which one the device holds,
+    /// until [`Bda::end_rewrite`].
+    fn begin_rewrite<D: Disks + ?Sized>(
+        &mut self,
+        disks: &D,
+        path: &Path,
+        new: &StaticHeader,
+    ) -> Result<Option<Vec<Step>>> {
+        new.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
+        if *new == self.header && !self.header_unsure {
+            return Ok(None);
+        }
+        // The order of the writes rests on both copies being good.
+        self.repair(disks, path)?;
+        self.header_unsure = true;
+        Ok(Some(header::plan_rewrite(new)))
+    }
+
+    /// Takes note that another header has been written.
+    fn end_rewrite(&mut self, new: StaticHeader) {
+        self.header = new;
+        self.header_unsure = false;
     }
 
     fn regions<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<Mda> {
         self.mda.map_or_else(|| load_mda(disks, path, &self.header), Ok)
     }
+}
+
+/// A save that has been planned.
+struct Save {
+    mda: Mda,
+    plan: Plan,
+}
+
+/// Mends the headers of devices, side by side: writes damaged copies anew and clears marks; durable when done. Gives the
+/// results in the order of the devices.
+///
+/// After an error the marks on that device are as they were, or cleared. Asking again, or asking for the opposite, settles it.
+pub fn clear_flags<D: Disks + ?Sized>(
+    disks: &D,
+    devices: &mut [(&Path, &mut Bda)],
+    marks: HeaderFlags,
+) -> Vec<Result<()>> {
+    let mut results = Vec::with_capacity(devices.len());
+    let mut begun = Vec::new();
+    for (at, (path, bda)) in devices.iter_mut().enumerate() {
+        let new = StaticHeader { flags: bda.header.flags.without(marks), ..bda.header };
+        let planned = bda.repair(disks, path).and_then(|()| bda.begin_rewrite(disks, path, &new));
+        results.push(planned.map(|steps| begun.extend(steps.map(|steps| (at, new, steps)))));
+    }
+    let writes = begun.iter().map(|(at, _, steps)| (devices[*at].0, steps.as_slice()));
+    let written = carry_out_each(disks, writes);
+    for ((at, new, _), written) in begun.into_iter().zip(written) {
+        results[at] = written.map(|()| devices[at].1.end_rewrite(new));
+    }
+    results
 }
 
 /// Makes a device one that does not belong to Stratis; durable when done. What lies after its header stays.
@@ -267,6 +335,12 @@ impl Bda {
 /// If writing fails; the device may then still be found by its second copy.
 pub fn wipe<D: Disks + ?Sized>(disks: &D, path: &Path) -> Result<()> {
     carry_out(disks, path, &header::plan_wipe())
+}
+
+/// As [`wipe`], for several devices side by side; the results in their order.
+pub fn wipe_each<'a, D: Disks + ?Sized>(disks: &D, paths: impl IntoIterator<Item = &'a Path>) -> Vec<Result<()>> {
+    let steps = header::plan_wipe();
+    carry_out_each(disks, paths.into_iter().map(|path| (path, steps.as_slice())))
 }
 
 /// What a save to a pool did.
@@ -280,7 +354,7 @@ pub struct Saved {
     pub failed: Vec<(usize, BdaError)>,
 }
 
-/// Saves a pool's metadata on its data devices (§3.7). Its time is `now`, or just after the latest that any of the
+/// Saves a pool's metadata on its data devices, side by side (§3.7). Its time is `now`, or just after the latest that any of the
 /// devices was given, whichever is later.
 ///
 /// # Errors
@@ -306,11 +380,22 @@ pub fn save_to_pool<D: Disks + ?Sized>(
         chosen.shuffle(&mut StdRng::from_seed(seed));
         chosen.truncate(SAVE_DEVICES_MAX);
     }
-    let (mut written, mut failed) = (Vec::new(), Vec::new());
+    let (mut begun, mut written, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for i in chosen {
         let (path, bda) = &mut devices[i];
-        match bda.save(disks, path, json, stamp) {
-            Ok(()) => written.push(i),
+        match bda.begin_save(disks, path, json, stamp) {
+            Ok(save) => begun.push((i, save)),
+            Err(error) => failed.push((i, error)),
+        }
+    }
+    let writes = begun.iter().map(|(i, save)| (devices[*i].0, save.plan.steps.as_slice()));
+    let results = carry_out_each(disks, writes);
+    for ((i, save), result) in begun.into_iter().zip(results) {
+        match result {
+            Ok(()) => {
+                devices[i].1.end_save(save);
+                written.push(i);
+            }
             Err(error) => failed.push((i, error)),
         }
     }
@@ -385,15 +470,26 @@ fn mda_error(path: &Path, source: MdaError) -> BdaError {
     BdaError::Mda { path: path.to_owned(), source }
 }
 
-fn carry_out<'a, D: Disks + ?Sized>(disks: &D, path: &Path, steps: impl IntoIterator<Item = &'a Step>) -> Result<()> {
-    let steps: Vec<WriteStep<'_>> = steps
-        .into_iter()
+fn carry_out<D: Disks + ?Sized>(disks: &D, path: &Path, steps: &[Step]) -> Result<()> {
+    Ok(disks.write_steps(path, &write_steps(steps))?)
+}
+
+fn carry_out_each<'a, D: Disks + ?Sized>(
+    disks: &D,
+    writes: impl Iterator<Item = (&'a Path, &'a [Step])>,
+) -> Vec<Result<()>> {
+    let writes: Vec<_> = writes.map(|(path, steps)| DeviceWrite { path, steps: write_steps(steps) }).collect();
+    disks.write_steps_each(&writes).into_iter().map(|written| Ok(written?)).collect()
+}
+
+fn write_steps(steps: &[Step]) -> Vec<WriteStep<'_>> {
+    steps
+        .iter()
         .map(|step| match step {
             Step::At(offset, bytes) => WriteStep::At(*offset, bytes),
             Step::Flush => WriteStep::Flush,
         })
-        .collect();
-    Ok(disks.write_steps(path, &steps)?)
+        .collect()
 }
 
 #[cfg(test)]

@@ -134,6 +134,18 @@ impl Disks for Machine {
             Ok(())
         })
     }
+
+    fn write_steps_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<platform::Result<()>> {
+        writes.iter().map(|write| self.write_steps(write.path, &write.steps)).collect()
+    }
+}
+
+fn initialize(machine: &Machine, path: &Path, header: StaticHeader) -> Result<Bda> {
+    Ok(Bda::initialize(machine, &[(path, header)])?.remove(0))
+}
+
+fn clear(machine: &Machine, bda: &mut Bda, marks: HeaderFlags) -> Result<()> {
+    clear_flags(machine, &mut [(disk(), bda)], marks).remove(0)
 }
 
 fn disk() -> &'static Path {
@@ -157,7 +169,7 @@ fn json(i: u64) -> Vec<u8> {
 /// A device with this many generations saved.
 fn saved(generations: u64) -> Contents {
     let machine = Machine::default();
-    let mut bda = Bda::initialize(&machine, disk(), header()).unwrap();
+    let mut bda = initialize(&machine, disk(), header()).unwrap();
     for i in 1..=generations {
         bda.save(&machine, disk(), &json(i), at(i)).unwrap();
     }
@@ -221,7 +233,7 @@ fn steps_of(before: &Contents, change: impl FnOnce(&Machine, &mut Bda)) -> Vec<S
 fn a_new_device_is_read_back() {
     let machine = Machine::default();
     assert_eq!(load(&machine).unwrap(), None);
-    let bda = Bda::initialize(&machine, disk(), header()).unwrap();
+    let bda = initialize(&machine, disk(), header()).unwrap();
     let read = load(&machine).unwrap().unwrap();
     assert_eq!((read.header, read.mda, read.last_tried), (bda.header, bda.mda, bda.last_tried));
     assert_eq!((bda.last_update(), bda.capacity(), bda.header()), (None, 260_064, &header()));
@@ -240,8 +252,8 @@ fn a_new_device_is_read_back() {
 fn a_header_that_breaks_a_rule_is_not_written() {
     let machine = Machine::default();
     let small = StaticHeader { device_size: Sectors(8191), ..header() };
-    assert!(matches!(Bda::initialize(&machine, disk(), small), Err(BdaError::BadHeader { .. })));
-    let mut bda = Bda::initialize(&machine, disk(), header()).unwrap();
+    assert!(matches!(initialize(&machine, disk(), small), Err(BdaError::BadHeader { .. })));
+    let mut bda = initialize(&machine, disk(), header()).unwrap();
     let before = machine.contents();
     assert!(matches!(bda.resize(&machine, disk(), Sectors(8191), HeaderFlags::NONE), Err(BdaError::BadHeader { .. })));
     assert_eq!((machine.contents(), bda.header()), (before, &header()));
@@ -256,7 +268,7 @@ fn initializing_survives_power_cuts() {
     before.write(0, &[0; STATIC_HEADER_BYTES]);
     before.write(268_288, &[0xa5; 32]);
     let machine = Machine::holding(before.clone());
-    Bda::initialize(&machine, disk(), StaticHeader { flags: HeaderFlags::UNCOMMITTED, ..header() }).unwrap();
+    initialize(&machine, disk(), StaticHeader { flags: HeaderFlags::UNCOMMITTED, ..header() }).unwrap();
     let (_, steps) = machine.with(disk(), |device| device.history.remove(0));
     let mut seen = BTreeSet::new();
     after_power_cuts(&before, &steps, |state| {
@@ -355,10 +367,10 @@ fn flags_are_set_and_cleared_on_the_device() {
     let flags = || load(&machine).unwrap().unwrap().header().flags;
     bda.set_flags(&machine, disk(), HeaderFlags::UNCOMMITTED).unwrap();
     assert_eq!(flags(), HeaderFlags::UNCOMMITTED);
-    bda.clear_flags(&machine, disk(), HeaderFlags::UNCOMMITTED).unwrap();
+    clear(&machine, &mut bda, HeaderFlags::UNCOMMITTED).unwrap();
     assert_eq!((flags(), bda.header()), (HeaderFlags::NONE, &header()));
     let writes = machine.with(disk(), |device| device.history.len());
-    bda.clear_flags(&machine, disk(), HeaderFlags::UNCOMMITTED).unwrap();
+    clear(&machine, &mut bda, HeaderFlags::UNCOMMITTED).unwrap();
     assert_eq!(machine.with(disk(), |device| device.history.len()), writes, "no change is no write");
 }
 
@@ -492,7 +504,7 @@ impl Pool {
         let devices = (0..count).map(|i| {
             let path = PathBuf::from(format!("/disk{i}"));
             let header = StaticHeader { device: DevUuid::from_random([i; 16]), ..header() };
-            let bda = Bda::initialize(&machine, &path, header).unwrap();
+            let bda = initialize(&machine, &path, header).unwrap();
             (path, bda)
         });
         let devices = devices.collect();
@@ -577,7 +589,7 @@ fn longer_json_goes_to_the_devices_that_have_room() {
     let mut pool = Pool::new(2);
     let path = PathBuf::from("/large");
     let large = StaticHeader { mda_size: Sectors(4064), device: DevUuid::from_random([7; 16]), ..header() };
-    let bda = Bda::initialize(&pool.machine, &path, large).unwrap();
+    let bda = initialize(&pool.machine, &path, large).unwrap();
     pool.devices.push((path, bda));
     let saved = pool.save(&vec![b' '; 260_065], at(1), Choose::Everywhere).unwrap();
     assert!(saved.failed.is_empty());

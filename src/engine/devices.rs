@@ -8,7 +8,7 @@ use crate::{
         Engine,
         bda::{self, Bda, Repair},
         encased::{Encased, Mould},
-        error::{Error, Result},
+        error::{Error, Result, list},
         ids::{DevUuid, PoolUuid},
         layout::NewDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
@@ -175,18 +175,20 @@ pub fn plan(
     candidates.into_iter().map(plan).collect()
 }
 
-/// Initializes devices.
+/// Initializes devices, side by side.
 ///
 /// # Errors
-/// When one cannot be written. `undo` wipes those that were.
+/// When one cannot be written. `undo` wipes all of them: also one whose write failed half way may have a signature.
 pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rollback) -> Result<Vec<Initialized>> {
+    let paths: Vec<PathBuf> = planned.iter().map(|planned| planned.candidate.device.path.clone()).collect();
+    undo.push_guarded(format!("wipe {}", list(&paths)), move |platform| {
+        let wiped = bda::wipe_each(platform, paths.iter().map(PathBuf::as_path));
+        wiped.into_iter().collect::<std::result::Result<(), _>>()
+    });
+    let headers: Vec<_> = planned.iter().map(|p| (p.candidate.device.path.as_path(), p.header)).collect();
+    let areas = Bda::initialize(platform, &headers)?;
     let mut done = Vec::new();
-    for Planned { mut candidate, header } in planned {
-        let path = candidate.device.path.clone();
-        // Pushed before the write: one that fails half way may have left a signature.
-        let wiped = path.clone();
-        undo.push_guarded(format!("wipe {}", path.display()), move |platform| bda::wipe(platform, &wiped));
-        let bda = Bda::initialize(platform, &path, header)?;
+    for (Planned { mut candidate, .. }, bda) in planned.into_iter().zip(areas) {
         if let Some(encased) = &mut candidate.container {
             encased.finish(platform, undo)?;
         }

@@ -370,7 +370,8 @@ fn tier_word(tier: Tier) -> &'static str {
     }
 }
 
-fn list(paths: &[PathBuf]) -> String {
+/// Paths for messages: the first ones, and how many more there are.
+pub(super) fn list(paths: &[PathBuf]) -> String {
     some(paths.iter().map(|path| shortened(&path.to_string_lossy()).into_owned()))
 }
 

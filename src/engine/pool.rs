@@ -10,7 +10,7 @@ use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc, time::
 
 use crate::{
     engine::{
-        bda::Bda,
+        bda::{self, Bda},
         devices::{Candidate, Initialized},
         dm_names::{self, Role},
         encased::Encased,
@@ -351,13 +351,13 @@ impl Pool {
     /// tried again at the next set-up.
     pub(super) fn confirm_members(&mut self, platform: &dyn Platform) {
         let marks = HeaderFlags::UNCOMMITTED.with(HeaderFlags::GROWN);
-        for member in self.members.values_mut() {
-            let path = &member.device.path;
-            // Both write nothing where nothing is to be done.
-            let mended = member.bda.repair(platform, path);
-            let cleared = mended.and_then(|()| member.bda.clear_flags(platform, path, marks));
+        let members = self.members.values_mut();
+        let mut devices: Vec<_> = members.map(|member| (member.device.path.as_path(), &mut member.bda)).collect();
+        // Nothing is written where nothing is to be done.
+        let cleared = bda::clear_flags(platform, &mut devices, marks);
+        for ((path, _), cleared) in devices.into_iter().zip(cleared) {
             if let Err(error) = cleared {
-                log::warn!("could not write the header of {}: {}", path.display(), Error::from(error).sentence());
+                log::warn!("cannot write the header of {}: {}", path.display(), Error::from(error).sentence());
             }
         }
     }

@@ -235,13 +235,12 @@ impl Foundation {
                 log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
             }
         }
-        for (found, container) in &former {
-            let path = &found.device.path;
-            let doomed = Doomed { path, container: container.as_ref(), parts: Vec::new(), stamp: None };
-            if let Err(error) = doomed.wipe(platform).or_else(|_| doomed.wipe(platform)) {
-                let what = error.sentence();
-                log::error!("{} is no cache any more, but could not be wiped: {what}", path.display());
-            }
+        let doomed = former.iter().map(|(found, container)| {
+            let (path, container) = (found.device.path.as_path(), container.as_ref());
+            Doomed { path, container, parts: Vec::new(), stamp: None }
+        });
+        for (Doomed { path, .. }, error) in wipe_each(platform, doomed.collect()) {
+            log::error!("cannot wipe {}, which is no cache device any more: {}", path.display(), error.sentence());
         }
         Ok(pool)
     }
@@ -267,13 +266,29 @@ pub(super) struct Doomed<'a> {
 }
 
 impl Doomed<'_> {
-    fn wipe(&self, platform: &dyn Platform) -> Result<()> {
+    /// Wipes all but the Stratis area of a device that lies in no container.
+    fn wipe_other(&self, platform: &dyn Platform) -> Result<()> {
         self.parts.iter().try_for_each(|part| containers::wipe(platform, self.path, part.start, part.length))?;
-        match self.container {
-            Some(encased) => encased.wipe(platform),
-            None => Ok(bda::wipe(platform, self.path)?),
-        }
+        self.container.map_or(Ok(()), |encased| encased.wipe(platform))
     }
+}
+
+/// Wipes devices, Stratis areas side by side. A device that cannot be wiped does not keep the others from being wiped; it
+/// is tried twice, as nobody may look at it again soon. Gives those that are left.
+fn wipe_each<'a>(platform: &dyn Platform, doomed: Vec<Doomed<'a>>) -> Vec<(Doomed<'a>, Error)> {
+    let wipe = |doomed: Vec<Doomed<'a>>| -> Vec<(Doomed<'a>, Error)> {
+        let mut wiped: Vec<Result<()>> = doomed.iter().map(|doomed| doomed.wipe_other(platform)).collect();
+        let areas = |(at, doomed): (usize, &Doomed<'a>)| {
+            let is_next = doomed.container.is_none() && wiped[at].is_ok();
+            is_next.then_some((at, doomed.path))
+        };
+        let areas: Vec<(usize, &Path)> = doomed.iter().enumerate().filter_map(areas).collect();
+        let results = bda::wipe_each(platform, areas.iter().map(|(_, path)| *path));
+        areas.iter().zip(results).for_each(|((at, _), result)| wiped[*at] = result.map_err(Error::from));
+        doomed.into_iter().zip(wiped).filter_map(|(doomed, wiped)| Some((doomed, wiped.err()?))).collect()
+    };
+    let left = wipe(doomed);
+    wipe(left.into_iter().map(|(doomed, _)| doomed).collect())
 }
 
 /// Wipes the devices of a pool that has been destroyed, with the parts of the pool's LUKS2 header on them. Those with the
@@ -281,26 +296,20 @@ impl Doomed<'_> {
 /// cache hold none, and some may hold metadata that says nothing of it. Where that cannot be done now it is done when
 /// the devices are next looked at.
 pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, doomed: impl Iterator<Item = Doomed<'a>>) {
-    let wipe = |doomed: &Doomed<'_>| {
-        // Tried twice, as there may be nobody soon who looks again.
-        let wiped = doomed.wipe(platform).or_else(|_| doomed.wipe(platform));
-        if let Err(error) = &wiped {
-            let path = doomed.path.display();
-            let what = error.sentence();
-            log::error!("{path} belongs to a pool that has been destroyed, but could not be wiped: {what}");
+    let wipe = |doomed: Vec<Doomed<'_>>| {
+        let left = wipe_each(platform, doomed);
+        for (Doomed { path, .. }, error) in &left {
+            let (path, what) = (path.display(), error.sentence());
+            log::error!("cannot wipe {path}, which belongs to a pool that has been destroyed: {what}");
         }
-        wiped.is_ok()
+        left.is_empty()
     };
     let doomed: Vec<_> = doomed.collect();
     let newest = doomed.iter().filter_map(|doomed| doomed.stamp).max();
     let (telling, others): (Vec<_>, Vec<_>) =
-        doomed.iter().partition(|doomed| doomed.stamp.is_some_and(|s| Some(s) == newest));
-    // All of them, whatever comes of one.
-    let left = others.into_iter().filter(|doomed| !wipe(doomed)).count();
-    if left == 0 {
-        telling.into_iter().for_each(|doomed| {
-            wipe(doomed);
-        });
+        doomed.into_iter().partition(|doomed| doomed.stamp.is_some_and(|s| Some(s) == newest));
+    if wipe(others) {
+        wipe(telling);
     }
 }
 

@@ -94,6 +94,15 @@ pub enum WriteStep<'a> {
     Flush,
 }
 
+/// A write to one of several devices.
+#[derive(Debug, Clone)]
+pub struct DeviceWrite<'a> {
+    /// The device.
+    pub path: &'a Path,
+    /// What is done with it, in order.
+    pub steps: Vec<WriteStep<'a>>,
+}
+
 /// A program that the engine runs. Where it lies is the platform's business, checked at start-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -251,6 +260,10 @@ pub trait Platform: Send + Sync + 'static {
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>>;
     /// Carries out the steps in order, opening the device once.
     fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()>;
+    /// Writes to several devices, each as [`Platform::write`] does, side by side: it takes as long as the slowest of
+    /// them, not as long as all of them. A device that fails does not keep the others from being written. Gives the
+    /// results in the order of the writes.
+    fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>>;
 
     // ---- device-mapper ----
 

@@ -97,7 +97,7 @@ fn lost_events_lead_to_a_look_at_all_devices() {
         Sectors(1 << 21),
         0,
     );
-    crate::engine::bda::Bda::initialize(&sim, Path::new("/dev/x4999"), header).unwrap();
+    crate::engine::bda::Bda::initialize(&sim, &[(Path::new("/dev/x4999"), header)]).unwrap();
     // That raised an event of its own, which is not what is waited for here.
     drop(watched.next());
     let Next::Act(step) = look.chain else { panic!("devices are listed without a lock") };

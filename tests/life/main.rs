@@ -9,6 +9,7 @@
 #[allow(dead_code, reason = "shared with other tests, of which each needs a part")]
 mod bench;
 mod cache;
+mod cost;
 mod devices;
 #[path = "../engine/disks.rs"]
 #[allow(dead_code, reason = "as above")]

@@ -8,7 +8,8 @@
 //! - [`workers`]: a fixed number of threads that run jobs; slow jobs hold at most half of them
 //! - [`wake`]: an eventfd that ends a wait in `poll`, and that `poll`
 //! - [`stop`]: the switch that tells everybody to come to an end, and why
-//! - [`group`]: the one place that starts threads, reports how each ended and joins them in order and in bounded time
+//! - [`side_by_side`]: the same work on several items at once, for a caller that waits for it
+//! - [`group`]: the one place that starts threads which outlive a call, reports how each ended and joins them in order and in bounded time
 
 mod fault;
 pub mod group;
@@ -16,6 +17,7 @@ pub mod lock;
 mod outbox;
 pub mod parking;
 mod primitives;
+pub mod side_by_side;
 pub mod stop;
 pub mod wake;
 pub mod workers;

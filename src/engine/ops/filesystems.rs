@@ -351,7 +351,9 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
     let platform = engine.platform();
     let uuid = pool.uuid();
     pool.check_requests()?;
-    let pending = doomed.iter().map(|id| may_go(engine, pool, *id, doomed)).collect::<Result<Vec<_>>>()?;
+    let pending = doomed.iter().map(|id| may_go(pool, *id, doomed)).collect::<Result<Vec<_>>>()?;
+    let filesystems = doomed.iter().filter_map(|id| pool.filesystems.get(id));
+    super::check_unmounted(platform, filesystems.map(|filesystem| (filesystem.name.clone(), filesystem.number)))?;
     let journal = Journal::Destroy(pending.clone());
     let ((), undo) = Rollback::new().guard(platform, |undo| {
         for id in doomed {
@@ -367,13 +369,17 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
     // Space is free again, and fewer filesystems are promised theirs.
     pool.metadata_exhausted = false;
     // From here on the filesystems are gone; what cannot be done now is done at the next set-up, as the journal says.
+    // The records as they are on disk: what is in memory passes the origins on before.
+    let survivors = pool.records().filter(|record| !doomed.contains(&record.uuid)).cloned().collect::<Vec<_>>();
     for id in doomed {
         pool.drop_filesystem(*id);
     }
     pass_on_origins(engine, pool, &pending);
     // Every step can be repeated; one failure is not yet a reason to leave it to the next set-up.
-    let cleaned = clean_up(engine, pool, &journal, &pending).or_else(|_| clean_up(engine, pool, &journal, &pending));
-    if let Err(error) = cleaned {
+    let cleaned =
+        clean_up(engine, pool, &pending, &survivors).or_else(|_| clean_up(engine, pool, &pending, &survivors));
+    let ended = cleaned.and_then(|()| Ok(Mdv::new(platform, uuid).end(&journal)?));
+    if let Err(error) = ended {
         let what = error.sentence();
         log::warn!("pool {}: what is left of destroyed filesystems stays until the next set-up: {what}", pool.name());
     }
@@ -406,16 +412,12 @@ fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box
 }
 
 /// Whether a filesystem may be destroyed, and how.
-fn may_go(engine: &Engine, pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
+fn may_go(pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
     let filesystem = pool.filesystem(id)?;
     let record = &filesystem.record;
     let name = filesystem.name.clone();
     if record.merge || pool.records().any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
         return Err(Error::RevertScheduled { name });
-    }
-    let mount_points = engine.platform().mount_points(filesystem.number)?;
-    if !mount_points.is_empty() {
-        return Err(Error::Mounted { name, mount_points });
     }
     // The heir is the next of its origins that stays.
     let mut heir = record.origin;
@@ -435,15 +437,9 @@ fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     }
 }
 
-fn clean_up(engine: &Engine, pool: &Pool, journal: &Journal, pending: &[Pending]) -> Result<()> {
-    let platform = engine.platform();
-    let mdv = Mdv::new(platform, pool.uuid());
-    // As on disk, where the origins may not have been passed on yet.
-    let mut survivors = mdv.records(&mdv.journal()?)?;
-    for gone in pending {
-        setup::finish_destroy(platform, pool, gone, &mut survivors)?;
-    }
-    Ok(mdv.end(journal)?)
+fn clean_up(engine: &Engine, pool: &Pool, pending: &[Pending], survivors: &[FilesystemRecord]) -> Result<()> {
+    let mut survivors = survivors.to_vec();
+    pending.iter().try_for_each(|gone| setup::finish_destroy(engine.platform(), pool, gone, &mut survivors))
 }
 
 /// Renames a filesystem. `false`: it has that name already.

@@ -143,13 +143,7 @@ fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
         let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
         Some((Name::new(&record.name).ok()?, device.number))
     });
-    for (name, number) in set_up.chain(left_out) {
-        let mount_points = platform.mount_points(number)?;
-        if !mount_points.is_empty() {
-            return Err(Error::Mounted { name, mount_points });
-        }
-    }
-    Ok(())
+    super::check_unmounted(platform, set_up.chain(left_out))
 }
 
 /// Takes a pool down and records that it is stopped. Gives why something is still up, if it is.

@@ -51,17 +51,18 @@ pub(super) use encryption::record as record_bindings;
 pub(super) use lifecycle::forget_volume_key;
 pub(super) use snapshot::give_identity;
 
-use std::time::Duration;
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use crate::{
     engine::{
         Engine,
         error::{Error, Result},
         ids::PoolUuid,
+        name::Name,
         pool::{Filesystem, Pool},
         request::{Access, Granted, Key, Mode, Next, PoolRef, Wait},
     },
-    platform::{Announcement, PendingLinks},
+    platform::{Announcement, DeviceNumber, PendingLinks, Platform},
 };
 
 /// Longest wait for udev to make the links of filesystems. A machine under load takes tens of milliseconds.
@@ -123,6 +124,20 @@ fn readable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&Pool> {
         Granted::Write(pool) if !pool.is_gone() => Ok(pool),
         _ => Err(Error::NoPool(uuid)),
     }
+}
+
+/// Refuses if one of these filesystems is mounted. Reads the table of mounts once, however many filesystems there are.
+fn check_unmounted(platform: &dyn Platform, filesystems: impl Iterator<Item = (Name, DeviceNumber)>) -> Result<()> {
+    let mut mounts: HashMap<DeviceNumber, Vec<PathBuf>> = HashMap::new();
+    for (number, mount_point) in platform.mounts()? {
+        mounts.entry(number).or_default().push(mount_point);
+    }
+    for (name, number) in filesystems {
+        if let Some(mount_points) = mounts.remove(&number) {
+            return Err(Error::Mounted { name, mount_points });
+        }
+    }
+    Ok(())
 }
 
 /// Asks udev for the links of filesystems. A failure is logged: the filesystems are there without them.

@@ -11,6 +11,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom},
+    num::NonZeroUsize,
     os::{
         fd::AsRawFd,
         unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
@@ -21,10 +22,11 @@ use std::{
 use libblkid_rs::{BlkidProbe, BlkidSublks, BlkidSublksFlags};
 use nix::libc;
 use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
+use threads::side_by_side::side_by_side;
 
 use crate::{
     engine::units::{SECTOR, Sectors},
-    platform::{Contents, Error, Geometry, Result, WriteStep},
+    platform::{Contents, DeviceWrite, Error, Geometry, Result, WriteStep},
 };
 
 mod blkroget {
@@ -58,6 +60,9 @@ mod blkroget {
         Ok(answer != 0)
     }
 }
+
+/// Most devices that are written at once: more than any pool is expected to have, few enough that the threads are no burden.
+const DEVICES_AT_ONCE: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
 
 /// Direct I/O needs memory at a multiple of the logical sector size at most; no kernel asks for more than a page.
 const MEMORY_ALIGNMENT: usize = 4096;
@@ -138,6 +143,12 @@ pub(super) fn write(path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
         WriteStep::At(offset, bytes) => file.write_all_at(bytes, *offset).map_err(error("write to", path)),
         WriteStep::Flush => file.sync_all().map_err(error("write to the stable storage of", path)),
     })
+}
+
+/// As [`write`], for several devices side by side. A flush keeps its caller waiting and not the processor, so each device
+/// has a thread.
+pub(super) fn write_each(writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
+    side_by_side(DEVICES_AT_ONCE, writes, |DeviceWrite { path, steps }| write(path, steps))
 }
 
 /// A fresh look at what is on the device.

@@ -34,8 +34,8 @@ use serde_json::Value;
 use self::{dm::Mapper, files::Place, luks::Luks, programs::Programs};
 use crate::engine::units::Sectors;
 use crate::platform::{
-    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DmEvents, Geometry, PendingLinks, Platform,
-    Program, Result, Timestamp, Usage, WriteStep,
+    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, PendingLinks,
+    Platform, Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
@@ -96,6 +96,10 @@ impl Platform for Linux {
 
     fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
         devices::write(path, steps)
+    }
+
+    fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
+        devices::write_each(writes)
     }
 
     fn dm_list(&self) -> Result<Vec<Listed>> {

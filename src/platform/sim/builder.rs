@@ -315,6 +315,7 @@ impl Builder {
             clock: if self.real_clock { Clock::Real } else { Clock::logical() },
             hot_zone: self.hot_zone,
             long_calls: Default::default(),
+            flush_waits: Default::default(),
             random: Mutex::new(StdRng::seed_from_u64(self.seed ^ 0x5eed_0f1d_5eed_0f1d)),
         }))
     }

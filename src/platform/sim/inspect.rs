@@ -86,6 +86,12 @@ impl Sim {
         self.0.long_calls.load(Ordering::Relaxed)
     }
 
+    /// How often a caller of [`Platform::write`](crate::platform::Platform::write) or
+    /// [`Platform::write_each`](crate::platform::Platform::write_each) has waited for a flush since the machine was made.
+    pub fn flush_waits(&self) -> u64 {
+        self.0.flush_waits.load(Ordering::Relaxed)
+    }
+
     /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.
     pub fn delay(&self, call: Call, subject: &str) -> Gate {
         self.0.control.close_gate(call, subject, None)

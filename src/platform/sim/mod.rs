@@ -66,8 +66,8 @@ use self::{
     machine::Machine,
 };
 use super::{
-    Announcement, BlockDevice, Contents, DeviceAction, DeviceEvents, DeviceNumber, DmEvents, Error, Geometry,
-    PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
+    Announcement, BlockDevice, Contents, DeviceAction, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Error,
+    Geometry, PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
@@ -96,6 +96,8 @@ struct Inner {
     hot_zone: Option<u64>,
     /// Counts what takes long on any machine.
     long_calls: AtomicU64,
+    /// Counts the flushes of writes; those of several devices in the same round count once.
+    flush_waits: AtomicU64,
     random: Mutex<StdRng>,
 }
 
@@ -258,14 +260,35 @@ impl Platform for Sim {
 
     fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
         let (_, number) = self.node(path)?;
-        let subject = text(path);
-        let done = steps.iter().try_for_each(|step| match step {
-            WriteStep::At(offset, bytes) => {
-                self.io(Call::Write, &subject, |machine| machine.write_at(number, *offset, bytes, Patience::Wait))
+        let done = steps.iter().try_for_each(|step| {
+            if matches!(step, WriteStep::Flush) {
+                self.0.flush_waits.fetch_add(1, Ordering::Relaxed);
             }
-            WriteStep::Flush => self.io(Call::Flush, &subject, |machine| machine.flush(number, Patience::Wait)),
+            self.write_step(path, number, step)
         });
         done.and(self.written(number))
+    }
+
+    /// The first step of each device, then the second of each, and so on: of all orders the one that leaves the most
+    /// devices unfinished at a fault.
+    fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
+        let open = |write: &DeviceWrite<'_>| match self.node(write.path) {
+            Ok((_, number)) => (Some(number), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        let (opened, mut results): (Vec<Option<DeviceNumber>>, Vec<Result<()>>) = writes.iter().map(open).unzip();
+        let rounds = writes.iter().map(|write| write.steps.len()).max().unwrap_or(0);
+        for round in 0..rounds {
+            let mut waits = false;
+            for ((write, number), result) in writes.iter().zip(&opened).zip(&mut results) {
+                let (Some(number), Some(step), Ok(())) = (number, write.steps.get(round), &result) else { continue };
+                waits |= matches!(step, WriteStep::Flush);
+                *result = self.write_step(write.path, *number, step);
+            }
+            self.0.flush_waits.fetch_add(u64::from(waits), Ordering::Relaxed);
+        }
+        let closed = opened.into_iter().map(|number| number.map_or(Ok(()), |number| self.written(number)));
+        results.into_iter().zip(closed).map(|(result, closed)| result.and(closed)).collect()
     }
 
     fn dm_list(&self) -> Result<Vec<Listed>> {
@@ -543,6 +566,15 @@ impl Platform for Sim {
 }
 
 impl Sim {
+    fn write_step(&self, path: &Path, number: DeviceNumber, step: &WriteStep<'_>) -> Result<()> {
+        match step {
+            WriteStep::At(offset, bytes) => {
+                self.io(Call::Write, &text(path), |machine| machine.write_at(number, *offset, bytes, Patience::Wait))
+            }
+            WriteStep::Flush => self.io(Call::Flush, &text(path), |machine| machine.flush(number, Patience::Wait)),
+        }
+    }
+
     fn sync_directory(&self, path: &str) -> Result<()> {
         self.io(Call::SyncDirectory, path, |machine| {
             machine.flush_files(path)?;
