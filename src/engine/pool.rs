@@ -121,6 +121,8 @@ pub struct Pool {
     data_used: Option<DataBlocks>,
     /// State of its thin pool when it was last looked at.
     thin_state: Option<State>,
+    /// Data blocks in use, as clients see them; `None` if the thin pool does not say.
+    blocks_shown: Option<DataBlocks>,
     /// How it can be unlocked; `None`: it is not encrypted.
     encryption: Option<Info>,
     /// Its volume key is in the daemon's keyring (version 2).
@@ -183,6 +185,7 @@ impl Pool {
             quiet: Duration::ZERO,
             data_used: None,
             thin_state: None,
+            blocks_shown: None,
             encryption: None,
             volume_key_loaded: false,
             work: None,
@@ -581,11 +584,7 @@ impl Pool {
     ) -> Option<PoolStatus> {
         let status = known.map_or_else(|| self.thin_pool_status(platform), Ok);
         let status = status.inspect_err(|error| log::warn!("pool {}: {}", self.name, error.sentence())).ok();
-        let flexible = self.meta.flexible_metadata_size();
-        let used = status.map(|status| sizes::sectors(status.data_used));
-        let used = used.map(|data| data.saturating_add(flexible).saturating_add(self.metadata_size()));
-        self.changed |= self.shown.used != used;
-        self.shown.used = used;
+        self.blocks_shown = status.map(|status| status.data_used);
         self.show();
         status
     }
@@ -628,6 +627,8 @@ impl Pool {
         shown.no_alloc_space = self.meta.thinpool_dev.errors_if_no_space();
         shown.total = self.total_size();
         shown.allocated = self.meta.allocated(self.version).saturating_add(self.metadata_size());
+        let other = self.meta.flexible_metadata_size().saturating_add(self.metadata_size());
+        shown.used = self.blocks_shown.map(|blocks| sizes::sectors(blocks).saturating_add(other));
         let listed = self.meta.device_entries().filter_map(|(tier, entry)| {
             let member = self.members.get(&entry.uuid)?;
             let header = member.bda.header();

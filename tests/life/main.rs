@@ -28,5 +28,6 @@ mod revert;
 mod scheduler;
 mod stop_start;
 mod together;
+mod usage;
 mod wire;
 mod without_cache;

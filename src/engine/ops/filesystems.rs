@@ -310,10 +310,11 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
         let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
         unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
+        let status = pool.refresh_thin_pool(platform, None);
         // Without one to watch the mark is that of the others.
         if !watched.is_empty() {
             // What passes the mark meanwhile is seen by the timer.
-            let _ = super::check::arm_or_later(platform, pool, None, watched);
+            let _ = super::check::arm_or_later(platform, pool, status, watched);
         }
         drop(claim);
         super::when_linked(links, Ok(created))
@@ -383,6 +384,7 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         let what = error.sentence();
         log::warn!("pool {}: what is left of destroyed filesystems stays until the next set-up: {what}", pool.name());
     }
+    pool.refresh_thin_pool(platform, None);
     Ok(())
 }
 
