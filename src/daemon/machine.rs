@@ -73,7 +73,8 @@ impl Machine {
             Choice::Real => {
                 // First: what follows would disturb a daemon that is at work.
                 let pid_file = PidFile::take(Path::new(pid_file::DAEMON))?;
-                pid_file::take_over(Path::new(pid_file::EARLY_DAEMON), EARLY_DAEMON_LIMIT)?;
+                let early = Path::new(pid_file::EARLY_DAEMON);
+                pid_file::take_over(early, pid_file::EARLY_PROGRAM, EARLY_DAEMON_LIMIT)?;
                 let linux = Arc::new(Linux::start()?);
                 Ok(Machine { platform: Arc::clone(&linux) as Arc<dyn Platform>, real: Some((linux, pid_file)) })
             }

@@ -2,16 +2,19 @@
 //! (`spec/engine/engine-behaviour.md` §1.2). Knows nothing of what the daemon does.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
-    os::fd::AsFd,
+    os::{
+        fd::AsFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, Mode, fchmod, flock},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
@@ -22,6 +25,10 @@ use super::wait;
 pub const DAEMON: &str = "/run/stratisd.pid";
 /// That of the small daemon of early boot.
 pub const EARLY_DAEMON: &str = "/run/stratisd-min.pid";
+/// The program that this daemon is.
+pub const EARLY_PROGRAM: &str = "stratisd-min";
+/// A lock needs no more than that the file can be read, so nobody but root may.
+const MODE: u32 = 0o600;
 /// A process number is shorter; what is longer is none.
 const TEXT_BYTES_MAX: u64 = 32;
 
@@ -43,6 +50,20 @@ pub enum PidFileError {
         path: PathBuf,
         /// What is written in it.
         holder: String,
+    },
+    /// The process that the file names is not the one that should be asked to end.
+    #[error(
+        "{} is locked, but process `{holder}`, which it names, is not {program}; find the process that holds the lock (as with \
+         lslocks) and stop it",
+        path.display()
+    )]
+    Stranger {
+        /// The lock file.
+        path: PathBuf,
+        /// What is written in it.
+        holder: String,
+        /// The program that was expected.
+        program: String,
     },
     /// The file cannot be used.
     #[error("could not {action} {}; is the daemon run as root?", path.display())]
@@ -88,12 +109,13 @@ impl PidFile {
     }
 }
 
-/// Makes another daemon give up its lock: sends it SIGINT and waits until it has ended, at most for `limit`. The lock
-/// is not kept. If nobody holds it, there is nothing to do.
+/// Makes another daemon, which is this program, give up its lock: sends it SIGINT and waits until it has ended, at most for
+/// `limit`. The lock is not kept. If nobody holds it, there is nothing to do.
 ///
 /// # Errors
-/// [`PidFileError::Stays`] when the lock is still held in the end.
-pub fn take_over(path: &Path, limit: Duration) -> Result<(), PidFileError> {
+/// [`PidFileError::Stays`] when the lock is still held in the end; [`PidFileError::Stranger`] when the file names another
+/// process, which is left alone.
+pub fn take_over(path: &Path, program: &str, limit: Duration) -> Result<(), PidFileError> {
     let mut file = open(path)?;
     if try_lock(&file, path)? {
         unlock(&file);
@@ -102,7 +124,12 @@ pub fn take_over(path: &Path, limit: Duration) -> Result<(), PidFileError> {
     let holder = holder(&mut file, path)?;
     let deadline = Instant::now() + limit;
     if let Some(pid) = holder.trim().parse().ok().filter(|pid| *pid > 1).and_then(Pid::from_raw) {
-        interrupt(pid, deadline).map_err(error("interrupt the process named in", path))?;
+        match interrupt(pid, program, deadline).map_err(error("interrupt the process named in", path))? {
+            Interrupted::Yes => {}
+            Interrupted::Stranger => {
+                return Err(PidFileError::Stranger { path: path.to_owned(), holder, program: program.to_owned() });
+            }
+        }
     }
     // The locks of a process go with its descriptors, when it ends.
     if try_lock(&file, path)? {
@@ -112,24 +139,55 @@ pub fn take_over(path: &Path, limit: Duration) -> Result<(), PidFileError> {
     Err(PidFileError::Stays { path: path.to_owned(), holder })
 }
 
-/// Sends SIGINT and waits for the end of the process. Through a descriptor, which names that very process even if its
-/// number is given to another one meanwhile, and becomes readable when it ends.
-fn interrupt(pid: Pid, deadline: Instant) -> io::Result<()> {
+/// What came of an interruption.
+enum Interrupted {
+    /// The process was asked to end, or has ended.
+    Yes,
+    /// It is another program: the number is out of date, and has been given to it.
+    Stranger,
+}
+
+/// Sends SIGINT to a process that runs this program and waits for its end. Through a descriptor, which names that very
+/// process even if its number is given to another one meanwhile, and becomes readable when it ends.
+fn interrupt(pid: Pid, program: &str, deadline: Instant) -> io::Result<Interrupted> {
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
         // Ended since it was looked up.
-        Err(Errno::SRCH) => return Ok(()),
+        Err(Errno::SRCH) => return Ok(Interrupted::Yes),
         other => other?,
     };
+    // After the descriptor: it is this process that is looked at and then signalled, or one that has ended.
+    match runs(pid, program) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Interrupted::Stranger),
+        Err(ended) if ended.kind() == io::ErrorKind::NotFound => return Ok(Interrupted::Yes),
+        Err(error) => return Err(error),
+    }
     match pidfd_send_signal(&process, Signal::INT) {
         Ok(()) | Err(Errno::SRCH) => {}
         Err(errno) => return Err(errno.into()),
     }
     // In time or not: the lock tells.
-    wait::readable(process.as_fd(), deadline).map(drop)
+    wait::readable(process.as_fd(), deadline).map(|_| Interrupted::Yes)
 }
 
+/// Whether a process runs a program of this name. Its file may have been replaced or left behind in an initial ramdisk, which
+/// the kernel marks in the link.
+fn runs(pid: Pid, program: &str) -> io::Result<bool> {
+    let executable = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))?;
+    let name = executable.file_name().unwrap_or_default().to_string_lossy();
+    Ok(name.strip_suffix(" (deleted)").unwrap_or(&name) == program)
+}
+
+/// Opens a lock file. One that an older daemon has made so that everybody could read it, and hold its lock, is closed to them.
 fn open(path: &Path) -> Result<File, PidFileError> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(error("open", path))
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(MODE);
+    let file = options.open(path).map_err(error("open", path))?;
+    let mode = file.metadata().map_err(error("look at", path))?.permissions().mode();
+    if mode & 0o777 != MODE {
+        fchmod(&file, Mode::from_raw_mode(MODE)).map_err(|errno| error("set the mode of", path)(errno.into()))?;
+    }
+    Ok(file)
 }
 
 /// `false`: another has it.
@@ -163,6 +221,7 @@ mod tests {
     use std::{
         fs,
         io::{BufRead, BufReader},
+        os::unix::fs::PermissionsExt,
         path::{Path, PathBuf},
         process::{Child, Command, Stdio},
         time::Duration,
@@ -214,8 +273,37 @@ mod tests {
     #[test]
     fn a_lock_that_nobody_holds_is_taken_over_and_left() {
         let (_directory, path) = path();
-        take_over(&path, Duration::from_secs(3600)).unwrap();
+        take_over(&path, "bash", Duration::from_secs(3600)).unwrap();
         PidFile::take(&path).unwrap();
+    }
+
+    /// With a file that everybody could read, everybody could hold the lock and keep the daemon from starting.
+    #[test]
+    fn nobody_else_can_hold_the_lock() {
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let (_directory, path) = path();
+        drop(PidFile::take(&path).unwrap());
+        assert_eq!(mode(&path), 0o600, "a new file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        drop(PidFile::take(&path).unwrap());
+        assert_eq!(mode(&path), 0o600, "one that was there");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        take_over(&path, "bash", Duration::ZERO).unwrap();
+        assert_eq!(mode(&path), 0o600, "that of another daemon");
+    }
+
+    /// The number in the file may be out of date and belong to any process by now.
+    #[test]
+    fn another_program_is_not_interrupted() {
+        let (_directory, path) = path();
+        let then = "trap 'echo -n hit > $0.hit' INT; echo ready; while :; do sleep 0.1; done";
+        let mut child = holder(&path, "", then);
+        let error = take_over(&path, "stratisd-min", Duration::from_secs(3600)).unwrap_err();
+        let PidFileError::Stranger { holder, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(*holder, child.id().to_string());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!path.with_extension("pid.hit").exists());
     }
 
     #[test]
@@ -224,7 +312,7 @@ mod tests {
         // On SIGINT it does something first, and then ends: the lock must not be had before.
         let then = "trap \"echo -n done > $0.done; kill $!; exit 0\" INT; echo ready; wait";
         let mut child = holder(&path, "sleep 1000 > /dev/null &", then);
-        take_over(&path, Duration::from_secs(3600)).unwrap();
+        take_over(&path, "bash", Duration::from_secs(3600)).unwrap();
         assert_eq!(fs::read_to_string(path.with_extension("pid.done")).unwrap(), "done");
         assert!(child.wait().unwrap().success());
     }
@@ -233,7 +321,7 @@ mod tests {
     fn a_holder_that_stays_is_named() {
         let (_directory, path) = path();
         let mut child = holder(&path, "", "trap '' INT; echo ready; exec sleep 1000");
-        let error = take_over(&path, Duration::ZERO).unwrap_err();
+        let error = take_over(&path, "sleep", Duration::ZERO).unwrap_err();
         let PidFileError::Stays { holder, .. } = &error else { panic!("{error:?}") };
         assert_eq!(*holder, child.id().to_string());
         child.kill().unwrap();
@@ -247,7 +335,7 @@ mod tests {
         // 0 and negative numbers would mean whole groups, 1 the first process.
         for text in ["", "0", "-1", "1", "x", "99999999999999999999999999999999999999"] {
             fs::write(&path, text).unwrap();
-            assert!(matches!(take_over(&path, Duration::ZERO), Err(PidFileError::Stays { .. })), "{text}");
+            assert!(matches!(take_over(&path, "bash", Duration::ZERO), Err(PidFileError::Stays { .. })), "{text}");
         }
         drop(held);
     }
