@@ -198,16 +198,13 @@ fn wait_for<T>(messages: &Receiver<T>, group: &Group, stop: &Stop) -> Result<Opt
     }
 }
 
-/// The life of the signal thread: the first signal stops the daemon; a second SIGINT, from somebody who does not want to
-/// wait, ends it at once. A SIGINT after a SIGTERM is a second program that asks for the same, as systemd does.
+/// The life of the signal thread: the first signal stops the daemon. Those that follow are others who ask for the same, as
+/// systemd and a daemon that takes over do, and change nothing: the stop has its own limits of time.
 fn listen(mut signals: Signals, stop: &Stop) {
-    let mut interrupted = false;
     for signal in signals.forever() {
         let name = signal_name(signal).unwrap_or("a signal");
-        let again = signal == SIGINT && std::mem::replace(&mut interrupted, true);
-        if again && stop.is_on() {
-            eprintln!("stratisd: {name} while stopping: ends at once; pools stay as they are");
-            std::process::exit(1);
+        if stop.is_on() {
+            log::info!("{name} while stopping changes nothing; SIGQUIT ends the daemon at once");
         }
         stop.trigger(name);
     }

@@ -158,7 +158,7 @@ def unit(property_name):
 
 
 def start_daemon():
-    """Returns when the daemon owns its name (the unit is of Type=dbus)."""
+    """Returns when the daemon owns its name: then it says that it is ready."""
     run("systemctl", "start", UNIT)
 
 

@@ -1,6 +1,9 @@
 """The daemon under systemd: stopped, killed and started again while filesystems are mounted and written to."""
 
+import os
+import pathlib
 import signal
+import stat
 import subprocess
 
 import pytest
@@ -77,6 +80,47 @@ def test_sigterm_is_a_clean_stop_too(stratis, mounted):
     system.stop_daemon()
     assert system.unit("Result") == "success"
     assert system.unit("ExecMainStatus") == "0"
+
+
+def test_two_sigints_are_a_clean_stop(stratis, mounted):
+    """systemd sends one, and a daemon that takes over another; the second ended the daemon at once."""
+    process = os.pidfd_open(int(system.unit("MainPID")))
+    for _ in range(2):
+        signal.pidfd_send_signal(process, signal.SIGINT)
+    system.wait_for_end(process)
+    os.close(process)
+    system.stop_daemon()
+    assert system.unit("Result") == "success"
+    assert system.unit("ExecMainStatus") == "0"
+
+
+def test_the_unit_is_confined(stratis, mounted):
+    exposure = system.run("systemd-analyze", "security", "--threshold=50", "--no-pager", system.UNIT, check=False)
+    assert "Overall exposure level" in exposure
+    level = float(exposure.rsplit(": ", 1)[1].split()[0])
+    assert level <= 4.8, exposure
+    verified = subprocess.run(["systemd-analyze", "verify", system.UNIT], capture_output=True, text=True, check=False)
+    assert system.UNIT not in verified.stderr, verified.stderr
+    pid = system.unit("MainPID")
+    assert pathlib.Path(f"/proc/{pid}/oom_score_adj").read_text().strip() == "-900"
+    assert stat.S_IMODE(os.stat("/run/stratisd.pid").st_mode) == 0o600
+
+
+def test_units_that_need_pools_are_ordered_after_it(stratis, mounted):
+    """The daemon came after the target that wants such units: a cycle, which systemd broke by leaving one out."""
+    unit = pathlib.Path("/run/systemd/system/needs-pools.service")
+    wanted = pathlib.Path("/run/systemd/system/multi-user.target.wants", unit.name)
+    unit.write_text("[Unit]\nAfter=stratisd.service\n[Service]\nType=oneshot\nExecStart=/bin/true\n")
+    wanted.parent.mkdir(exist_ok=True)
+    wanted.symlink_to(unit)
+    try:
+        verify = ["systemd-analyze", "verify", "multi-user.target"]
+        verified = subprocess.run(verify, capture_output=True, text=True, check=False)
+        assert "cycle" not in verified.stderr, verified.stderr
+    finally:
+        wanted.unlink()
+        unit.unlink()
+        system.run("systemctl", "daemon-reload")
 
 
 def test_systemd_starts_a_killed_daemon_again(stratis, mounted):
