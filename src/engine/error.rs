@@ -325,6 +325,15 @@ impl Error {
         }
     }
 
+    /// Whether the kernel refuses a table as it is, so that asking again changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Error::Platform(error) => error.is_refusal(),
+            Error::OtherTable { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether somebody's use of a device was the cause.
     pub fn is_busy(&self) -> bool {
         match self {

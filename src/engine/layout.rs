@@ -496,7 +496,12 @@ fn take_from_tier(tier: &mut TierRecord, headers: &[&StaticHeader], wanted: &[Se
     for entry in &devs.devs {
         let Some(header) = headers.iter().find(|header| header.device == entry.uuid) else { continue };
         let allocated = taken.iter().filter(|segment| segment.parent == entry.uuid).map(DeviceSegment::segment);
-        space_of.push(entry.uuid, space(header, allocated.chain(entry.integrity_meta_allocs.iter().copied()))?);
+        // Of a device that has shrunk, what is held past its end is gone.
+        let held = entry.integrity_meta_allocs.iter().filter_map(|&Segment { start, length }| {
+            let length = length.min(header.device_size.saturating_sub(start));
+            (length > Sectors::ZERO).then_some(Segment { start, length })
+        });
+        space_of.push(entry.uuid, space(header, allocated.chain(held))?);
     }
     let Some(new) = space_of.request(wanted)? else {
         return Err(Error::NoSpace { what: Sectors::checked_sum(wanted.iter().copied()).unwrap_or_default() });

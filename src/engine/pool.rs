@@ -24,10 +24,10 @@ use crate::{
             pool::{DeviceSegment, Tier as TierRecord},
         },
         name::Name,
-        plan::{sizes, watching::Watched},
+        plan::{growth::Growth, sizes, watching::Watched},
         stack::{Base, Piece, Shape, Stack},
         thin_status::{self, PoolStatus, State},
-        units::{Bytes, DataBlocks, Sectors},
+        units::{Bytes, DataBlocks, SECTOR, Sectors},
     },
     platform::{BlockDevice, DeviceNumber, Geometry, Platform},
     view::{self, Availability, Tier},
@@ -109,6 +109,8 @@ pub struct Pool {
     pub(super) metadata_exhausted: bool,
     /// The kernel's tables are behind what is recorded.
     pub(super) is_behind: bool,
+    /// A growth that the kernel has refused, with the space that there was: it is not asked for again while that is the same.
+    pub(super) refused: Option<(Growth, Sectors)>,
     /// Size that its thin metadata should have, as found out for this much space and so many filesystems.
     pub(super) metadata_needed: Option<((Sectors, u64), Sectors)>,
     /// With so few free data blocks the kernel is to raise an event; `None`: with the usual number.
@@ -179,6 +181,7 @@ impl Pool {
             gone: false,
             metadata_exhausted: false,
             is_behind: false,
+            refused: None,
             metadata_needed: None,
             low_water: None,
             look_again: None,
@@ -343,9 +346,32 @@ impl Pool {
         self.members.values().map(|member| *member.bda.header()).collect()
     }
 
+    /// Signature blocks of its devices, to hand out space by: of a device that has shrunk only what is left of it. The kernel
+    /// makes no table that leads past the end of a device.
+    pub(super) fn headers_as_found(&self) -> Vec<StaticHeader> {
+        let mut headers = self.headers();
+        for header in &mut headers {
+            let found = self.members.get(&header.device).map_or(header.device_size, |member| member.geometry.size);
+            header.device_size = header.device_size.min(found.max(self.meta.used_up_to(header.device)));
+        }
+        headers
+    }
+
+    /// Space of a device that could be handed out, had the device not shrunk.
+    fn lost(&self, device: DevUuid) -> Sectors {
+        let Some(member) = self.members.get(&device) else { return Sectors::ZERO };
+        let end = member.bda.header().device_size.saturating_sub(self.meta.integrity_reserved(device));
+        end.saturating_sub(member.geometry.size.max(self.meta.used_up_to(device)))
+    }
+
     /// The stack that the metadata asks for.
     pub(super) fn shape(&self) -> Shape {
-        let usual = shape(self.version, &self.meta, &self.members);
+        self.shape_of(&self.meta)
+    }
+
+    /// The stack that other metadata of it asks for.
+    pub(super) fn shape_of(&self, meta: &PoolMetadata) -> Shape {
+        let usual = shape(self.version, meta, &self.members);
         Shape { low_water: self.low_water.unwrap_or(usual.low_water), ..usual }
     }
 
@@ -476,6 +502,15 @@ impl Pool {
 
     // ---- sizes (`spec/engine/storage-stack.md` §4, 11) ----
 
+    /// Logical sector size of the thin pool. The kernel refuses a thin device whose size is no multiple of it.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(super) fn sector_size(&self, platform: &dyn Platform) -> Result<Sectors> {
+        let geometry = platform.geometry(&platform.dm_node(&Role::ThinPool.name(self.uuid)))?;
+        Ok(Sectors(u64::from(geometry.logical) / SECTOR).max(Sectors(1)))
+    }
+
     /// Space of the data devices that Stratis' own metadata takes.
     pub(super) fn metadata_size(&self) -> Sectors {
         let of_device = |uuid: DevUuid| {
@@ -499,7 +534,9 @@ impl Pool {
 
     /// What of the usable space has not been handed out.
     pub(super) fn available(&self) -> Sectors {
-        self.usable_size().saturating_sub(self.meta.handed_out())
+        let lost =
+            self.meta.data_devices().map(|device| self.lost(device)).fold(Sectors::ZERO, Sectors::saturating_add);
+        self.usable_size().saturating_sub(self.meta.handed_out()).saturating_sub(lost)
     }
 
     /// What can be given to the thin pool now: while its data is being worked on, its container cannot be made larger.

@@ -3,6 +3,7 @@
 //!
 //! A stack that is already up, left by a daemon that ran before, is adopted layer by layer.
 
+mod raise;
 mod thin_pool;
 mod unlock;
 
@@ -11,6 +12,7 @@ use std::{
     path::Path,
 };
 
+use self::raise::{Raise, Raised};
 use self::thin_pool::bring_up_thin_pool;
 pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
@@ -35,7 +37,7 @@ use crate::{
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next, Part},
         revert,
-        stack::{Ensured, Stack, ensure_device},
+        stack::{Stack, ensure_device},
         thin_status::{self, PoolStatus},
         undo::Rollback,
         units::Sectors,
@@ -79,15 +81,11 @@ pub enum CacheTier {
 pub(super) struct Foundation {
     pool: Pool,
     thin_pool: DeviceNumber,
+    /// Logical sector size of the thin pool.
+    sector: Sectors,
     records: Vec<FilesystemRecord>,
     /// Devices of a cache that it goes on without, with what they lie in; `None` if it has had none or keeps it.
     former: Option<Vec<(Found, Option<Encased>)>>,
-    undo: Rollback,
-}
-
-/// A filesystem's thin device, brought up or not.
-struct Raised {
-    device: Result<(DeviceNumber, Ensured)>,
     undo: Rollback,
 }
 
@@ -110,7 +108,12 @@ pub(super) fn lay_foundation(
     let former = tier.as_ref().map(|tier| devices_of(tier, set));
     let ((pool, thin_pool, records), undo) =
         opened.guard(platform, |undo| lay(platform, uuid, set, meta, tier, unlock, undo))?;
-    Ok(Foundation { pool, thin_pool, records, former, undo })
+    // Without it the kernel says of each size whether it will do.
+    let sector = pool.sector_size(platform).unwrap_or_else(|error| {
+        log::warn!("pool {}: cannot read its sector size: {}", pool.name(), error.sentence());
+        Sectors(1)
+    });
+    Ok(Foundation { pool, thin_pool, sector, records, former, undo })
 }
 
 fn lay(
@@ -162,24 +165,16 @@ fn lay(
 }
 
 impl Foundation {
-    /// Brings up the thin device of a filesystem.
-    fn raise(&self, record: &FilesystemRecord) -> impl Fn(&dyn Platform) -> Raised + use<> {
-        let device = self.pool.thin_name(record.uuid);
-        let table = super::ops::thin_table(self.thin_pool, record.thin_id, record.size);
-        move |platform| {
-            let mut undo = Rollback::new();
-            let mut raise = || ensure_device(platform, &device, &table, Visibility::Public, &mut undo);
-            // Tried twice: what is left out stays away from its user until the pool is next set up.
-            let device = raise().or_else(|_| raise());
-            Raised { device, undo }
-        }
+    /// How to bring up the thin device of a filesystem.
+    fn raise(&self, record: &FilesystemRecord) -> Raise {
+        Raise::new(self.pool.uuid(), self.thin_pool, record, self.sector)
     }
 
     /// Sets up the filesystems side by side, and the pool is complete.
     pub fn build(self) -> Next<Result<Pool>> {
         let part = |record: &FilesystemRecord| -> Part {
             let raise = self.raise(record);
-            Box::new(move |engine| Box::new(raise(engine.platform())))
+            Box::new(move |engine| Box::new(raise.run(engine.platform())))
         };
         let parts = self.records.iter().map(part).collect();
         Next::Together(
@@ -196,19 +191,19 @@ impl Foundation {
     /// # Errors
     /// As [`lay_foundation`].
     pub fn build_now(self, platform: &dyn Platform) -> Result<Pool> {
-        let raised = self.records.iter().map(|record| Some(self.raise(record)(platform))).collect();
+        let raised = self.records.iter().map(|record| Some(self.raise(record).run(platform))).collect();
         self.complete(platform, raised)
     }
 
     /// Takes the filesystems in and records what is to be recorded. `None`: bringing up a filesystem panicked.
     fn complete(self, platform: &dyn Platform, raised: Vec<Option<Raised>>) -> Result<Pool> {
         let Foundation { mut pool, records, former, mut undo, .. } = self;
-        let devices: Vec<Result<DeviceNumber>> = raised
+        let devices: Vec<Result<(DeviceNumber, Sectors)>> = raised
             .into_iter()
             .map(|raised| {
                 let Raised { device, undo: others } = raised.ok_or(Error::Panicked)?;
                 undo.append(others);
-                Ok(device?.0)
+                device
             })
             .collect();
         let drops_cache = former.is_some();
@@ -216,8 +211,11 @@ impl Foundation {
         let (status, undo) = undo.guard(platform, |undo| {
             for (record, device) in records.into_iter().zip(devices) {
                 pool.note_thin_id(record.thin_id);
-                match device.and_then(|number| Ok((Name::new(&record.name)?, number))) {
-                    Ok((name, number)) => pool.put_filesystem(platform, Filesystem { record, name, number }),
+                match device.and_then(|(number, size)| Ok((Name::new(&record.name)?, number, size))) {
+                    Ok((name, number, size)) => {
+                        let record = correct_size(platform, &pool, record, size);
+                        pool.put_filesystem(platform, Filesystem { record, name, number });
+                    }
                     Err(error) => pool.leave_out(record, error.sentence()),
                 }
             }
@@ -244,6 +242,20 @@ impl Foundation {
         }
         Ok(pool)
     }
+}
+
+/// The record of a filesystem with the size that its thin device has been brought up with, also on disk if it was another. A
+/// record that cannot be written is corrected at the next set-up.
+fn correct_size(platform: &dyn Platform, pool: &Pool, mut record: FilesystemRecord, size: Sectors) -> FilesystemRecord {
+    let recorded = std::mem::replace(&mut record.size, size);
+    if recorded != size {
+        let (name, pool_name) = (&record.name, pool.name());
+        log::warn!("filesystem {name} of pool {pool_name} has {}, not the recorded {}", size.bytes(), recorded.bytes());
+        if let Err(error) = pool.check_changes().and_then(|()| Mdv::new(platform, pool.uuid()).save(&record)) {
+            log::warn!("cannot record the size of filesystem {name} of pool {pool_name}: {}", error.sentence());
+        }
+    }
+    record
 }
 
 /// Those devices of a tier that are there, with what they lie in.
@@ -321,7 +333,7 @@ fn disown(platform: &dyn Platform, found: &mut Found, undo: &mut Rollback) {
     undo.push_guarded(format!("take the mark off {}", path.display()), move |platform| -> Result<()> {
         // As it is on disk now: a write that failed may have set it.
         if let Some(mut bda) = Bda::load(platform, &at, Repair::ReadOnly)? {
-            bda.clear_flags(platform, &at, HeaderFlags::UNCOMMITTED)?;
+            bda::clear_flags(platform, &mut [(&at, &mut bda)], HeaderFlags::UNCOMMITTED).remove(0)?;
         }
         Ok(())
     });

@@ -418,6 +418,21 @@ impl Stack {
         swap(platform, &self.name(layer.role), &self.table(&layer.make), Visibility::Private)
     }
 
+    /// Whether a layer is up just as it should be.
+    ///
+    /// # Errors
+    /// When device-mapper cannot be asked.
+    pub fn is_as(&self, platform: &dyn Platform, layer: &Layer) -> Result<bool> {
+        let found = platform.dm_find(&self.name(layer.role))?;
+        Ok(found.is_some_and(|found| match layer.make {
+            Make::Opened(length) => found.size() == length,
+            _ => {
+                let wanted = self.table(&layer.make);
+                found.table.len() == wanted.len() && found.table.iter().zip(&wanted).all(|(f, w)| is_same(f, w))
+            }
+        }))
+    }
+
     /// Removes a layer if it is up.
     ///
     /// # Errors

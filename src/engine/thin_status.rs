@@ -96,6 +96,12 @@ pub fn mapped(text: &str) -> Option<Sectors> {
     text.split_ascii_whitespace().next()?.parse().ok().map(Sectors)
 }
 
+/// End of the last data block of a thin device that is mapped, in sectors of the device; `None` if there is none.
+pub fn mapped_end(text: &str) -> Option<Sectors> {
+    let highest: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    highest.checked_add(1).map(Sectors)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +130,9 @@ mod tests {
             assert_eq!(state(garbled), None, "{garbled:?}");
         }
         assert_eq!(mapped("2048 4095"), Some(Sectors(2048)));
+        assert_eq!(mapped_end("2048 4095"), Some(Sectors(4096)));
+        assert_eq!(mapped_end("0 -"), None);
+        assert_eq!(mapped_end("Fail"), None);
         assert_eq!(mapped("-"), None);
         assert_eq!(mapped("Fail"), None);
     }

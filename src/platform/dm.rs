@@ -32,6 +32,13 @@ pub struct Device {
     pub table: Vec<Line>,
 }
 
+impl Device {
+    /// Its size, that of its table.
+    pub fn size(&self) -> Sectors {
+        self.table.last().map_or(Sectors::ZERO, |line| line.start.saturating_add(line.length))
+    }
+}
+
 /// Whether udev rules look at a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Visibility {

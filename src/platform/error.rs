@@ -130,6 +130,11 @@ impl Error {
         }
     }
 
+    /// Whether the kernel refuses what was asked for as it is, so that asking again changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Error::Dm { .. }) && self.errno() == Some(nix::libc::EINVAL)
+    }
+
     /// Whether somebody else's use of a device was the cause.
     pub fn is_busy(&self) -> bool {
         matches!(self, Error::Busy { .. }) || self.errno() == Some(nix::libc::EBUSY)

@@ -26,6 +26,7 @@ mod revert;
 #[path = "../engine/scheduler.rs"]
 #[allow(dead_code, reason = "as above")]
 mod scheduler;
+mod sizes;
 mod stop_start;
 mod together;
 mod usage;

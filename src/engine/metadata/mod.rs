@@ -10,6 +10,7 @@ pub mod header;
 pub mod journal;
 pub mod mda;
 pub mod pool;
+mod xfs;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -19,6 +20,7 @@ pub use self::{
     journal::{Journal, Pending, Revert},
     mda::{Layout, Mda},
     pool::PoolMetadata,
+    xfs::xfs_size,
 };
 use crate::engine::units::{Bytes, Sectors};
 

@@ -8,8 +8,9 @@
 //! what was synced to them would be lost. In the order chosen a cut leaves a record that is ahead of the thin pool's own
 //! idea of its size, and to set up a thin pool on devices larger than it knows is just what extends it.
 //!
-//! So the write of the pool's metadata decides, and from then on there is no way back, only forward: tables that could not be
-//! put in place now ([`Pool::is_behind`]) are put in place by the next check, or by the next daemon that adopts the stack.
+//! So the write of the pool's metadata decides, and from then on the way is forward: tables that could not be put in place
+//! now ([`Pool::is_behind`]) are put in place by the next check, or by the next daemon that adopts the stack. There is a
+//! way back only from a record of which the kernel makes no table, now or ever, and has seen nothing.
 //!
 //! # What is done where
 //!
@@ -28,6 +29,7 @@ use crate::{
         error::{Error, Result},
         ids::PoolUuid,
         layout,
+        metadata::PoolMetadata,
         ops::create_pool::thin_metadata_size,
         plan::{
             growth::{self, Exhausted, Fill, Growth},
@@ -37,6 +39,7 @@ use crate::{
         pool::Pool,
         request::{Granted, Next},
         setup,
+        stack::Layer,
         thin_status::{PoolStatus, State},
         undo::Rollback,
         units::Sectors,
@@ -287,7 +290,12 @@ fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<
     if (plan.metadata, plan.data, plan.writes_fail) == (Sectors::ZERO, Sectors::ZERO, writes_fail) {
         return Ok(false);
     }
-    let (version, headers) = (pool.version(), pool.headers());
+    let available = pool.growable();
+    if pool.refused == Some((*plan, available)) {
+        return Ok(false);
+    }
+    let former = pool.meta.clone();
+    let (version, headers) = (pool.version(), pool.headers_as_found());
     let extended = pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, plan.data)?;
         meta.thinpool_dev.set_errors_if_no_space(plan.writes_fail);
@@ -313,7 +321,29 @@ fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<
             log::info!("pool {}: its thin pool gets {} more for {what}", pool.name(), more.readable());
         }
     }
-    follow(platform, pool).map(|()| true)
+    follow_or_back(platform, pool, former).inspect_err(|error| {
+        pool.refused = error.is_refusal().then_some((*plan, available));
+    })?;
+    Ok(true)
+}
+
+/// As [`follow`], after a growth of the former state. A growth that the kernel refuses for good is taken back, as long as it has
+/// not seen any of it: otherwise no growth would be possible any more.
+///
+/// # Errors
+/// When the kernel refuses a table.
+pub(super) fn follow_or_back(platform: &dyn Platform, pool: &mut Pool, former: PoolMetadata) -> Result<()> {
+    let refused = match follow(platform, pool) {
+        Err(refused) if refused.is_refusal() => refused,
+        followed => return followed,
+    };
+    let is_former = |layer: &Layer| pool.stack.is_as(platform, layer).unwrap_or(false);
+    if !pool.shape_of(&former).layers().iter().all(is_former) {
+        return Err(refused);
+    }
+    log::error!("pool {} cannot grow, since the kernel refuses its table: {}", pool.name(), refused.sentence());
+    pool.is_behind = false;
+    Err(pool.take_back(platform, former, refused))
 }
 
 /// Puts the tables in place that the record asks for.

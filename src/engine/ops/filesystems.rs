@@ -64,7 +64,7 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Resul
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(error)),
         };
-        let wanted = match admissible(pool, &new) {
+        let wanted = match admissible(engine.platform(), pool, &new) {
             Ok(wanted) if wanted.is_empty() => return Next::Done(Ok(Vec::new())),
             Ok(wanted) => wanted,
             Err(error) => return Next::Done(Err(error)),
@@ -88,12 +88,15 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Resul
 }
 
 /// The filesystems that are not there yet, if the request may be carried out.
-fn admissible(pool: &Pool, new: &[NewFilesystem]) -> Result<Vec<NewFilesystem>> {
+fn admissible(platform: &dyn Platform, pool: &Pool, new: &[NewFilesystem]) -> Result<Vec<NewFilesystem>> {
     pool.check_requests()?;
     check_limit(pool, new.len())?;
+    // The default size is a multiple of any sector size.
+    let asks = new.iter().any(|request| request.size.is_some() || request.size_limit.is_some());
+    let sector = if asks { pool.sector_size(platform)? } else { Sectors(1) };
     let mut wanted: Vec<NewFilesystem> = Vec::new();
     for request in new {
-        sizes::filesystem(request.size, request.size_limit)
+        sizes::check_new_filesystem(request.size(), request.size_limit, sector)
             .map_err(|source| Error::FilesystemSize { name: request.name.clone(), source })?;
         let same_name = pool.filesystem_named(&request.name).map(|(_, existing)| existing.record.size);
         let same_name = same_name.or(wanted.iter().find(|other| other.name == request.name).map(NewFilesystem::size));

@@ -5,8 +5,9 @@
 //!
 //! Record, then thin device, then XFS: a size is never smaller in an earlier one of these than in a later one. An XFS that is
 //! larger than its device is not mounted by any kernel, and its end is lost; an XFS that is smaller than its device, or a
-//! device that was made smaller than its record says, is merely extended once more. So no step is ever taken back
-//! either, not even when `xfs_growfs` fails: it may have succeeded.
+//! device that was made smaller than its record says, is merely extended once more. So a step is not taken back when the
+//! next one fails, not even `xfs_growfs`: it may have succeeded. The exception is a size of which the kernel makes no table,
+//! now or ever: the former record is written again, or the filesystem could not be set up any more.
 //!
 //! The pool is held for records and tables only. How full filesystems are is asked, and XFS are extended, without a
 //! lock and side by side.
@@ -25,7 +26,7 @@ use crate::{
             growth::{self, Extension},
             sizes,
         },
-        pool::Pool,
+        pool::{Filesystem, Pool},
         request::{Access, Mode, Next, Part, PoolRef},
         stack,
         thin_status::State,
@@ -117,7 +118,11 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
             return Next::Done(Ok(()));
         }
         let (mut extended, mut failed) = (Vec::new(), Ok(()));
-        for (seen, extension) in plan(pool, seen) {
+        let sector = match pool.sector_size(engine.platform()) {
+            Ok(sector) => sector,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        for (seen, extension) in plan(pool, seen, sector) {
             if extension == Extension::None {
                 continue;
             }
@@ -136,7 +141,7 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
 }
 
 /// What is to be done with those that are still there.
-fn plan(pool: &Pool, seen: Vec<Seen>) -> Vec<(Seen, Extension)> {
+fn plan(pool: &Pool, seen: Vec<Seen>, sector: Sectors) -> Vec<(Seen, Extension)> {
     let facts = |seen: Seen| {
         let record = &pool.filesystems.get(&seen.id)?.record;
         let Usage { total, used } = seen.usage;
@@ -144,12 +149,13 @@ fn plan(pool: &Pool, seen: Vec<Seen>) -> Vec<(Seen, Extension)> {
     };
     let (seen, facts): (Vec<Seen>, Vec<growth::Filesystem>) = seen.into_iter().filter_map(facts).unzip();
     let room = (!pool.overprovisioning()).then(|| pool.room().saturating_sub(pool.filesystems_size()));
-    seen.into_iter().zip(growth::filesystems(&facts, room)).collect()
+    seen.into_iter().zip(growth::filesystems(&facts, room, sector)).collect()
 }
 
 fn extend_device(engine: &Engine, pool: &mut Pool, id: FsUuid, extension: Extension) -> Result<()> {
     let platform = engine.platform();
-    let mut filesystem = pool.filesystem(id)?.clone();
+    let former = pool.filesystem(id)?.clone();
+    let mut filesystem = former.clone();
     if let Extension::By(growth) = extension {
         filesystem.record.size = filesystem.record.size.checked_add(growth).unwrap_or(filesystem.record.size);
         save_record(engine, pool, &filesystem.record)?;
@@ -163,7 +169,33 @@ fn extend_device(engine: &Engine, pool: &mut Pool, id: FsUuid, extension: Extens
     let extended =
         stack::ensure_device(platform, &pool.thin_name(id), &table, Visibility::Public, &mut nothing_to_undo);
     nothing_to_undo.forget();
-    extended.map(drop)
+    match extended {
+        Err(refused) if refused.is_refusal() => Err(take_back(engine, pool, former, refused)),
+        extended => extended.map(drop),
+    }
+}
+
+/// Writes the record of a filesystem again that its device still has the size of, because the kernel refuses another. Gives
+/// the error to be told.
+fn take_back(engine: &Engine, pool: &mut Pool, former: Filesystem, refused: Error) -> Error {
+    let platform = engine.platform();
+    let size = platform.dm_find(&pool.thin_name(former.record.uuid)).ok().flatten().map(|device| device.size());
+    let recorded = pool.filesystem(former.record.uuid).map(|filesystem| filesystem.record.size);
+    let is_ahead = size.is_some_and(|size| size <= former.record.size) && recorded.ok() != Some(former.record.size);
+    if !is_ahead {
+        return refused;
+    }
+    match save_record(engine, pool, &former.record) {
+        Ok(()) => {
+            pool.put_filesystem(platform, former);
+            refused
+        }
+        // The next set-up corrects it.
+        Err(error) => {
+            log::error!("cannot record the size that filesystem {} has: {}", former.name, error.sentence());
+            refused
+        }
+    }
 }
 
 /// Extends XFS to the size of their devices, side by side, the pool released meanwhile.
@@ -205,11 +237,12 @@ pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Nex
 fn change_size_limit(engine: &Engine, pool: &mut Pool, id: FsUuid, limit: Option<Sectors>) -> Result<bool> {
     pool.check_requests()?;
     let mut filesystem = pool.filesystem(id)?.clone();
-    sizes::check_limit(filesystem.record.size, limit)
-        .map_err(|source| Error::SizeLimit { name: filesystem.name.clone(), source })?;
     if filesystem.record.fs_size_limit == limit {
         return Ok(false);
     }
+    let sector = limit.map_or(Ok(Sectors(1)), |_| pool.sector_size(engine.platform()))?;
+    sizes::check_limit(filesystem.record.size, limit, sector)
+        .map_err(|source| Error::SizeLimit { name: filesystem.name.clone(), source })?;
     filesystem.record.fs_size_limit = limit;
     save_record(engine, pool, &filesystem.record)?;
     pool.put_filesystem(engine.platform(), filesystem);

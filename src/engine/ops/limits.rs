@@ -8,7 +8,7 @@ use crate::{
         ids::PoolUuid,
         layout,
         ops::{
-            check::{and_use, facts, follow_or_later},
+            check::{and_use, facts, follow_or_back},
             create_pool::thin_metadata_size,
         },
         plan::{
@@ -68,7 +68,8 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
         Some(Exhausted::Promised) => return Err(Error::MetadataPromised { pool: name() }),
         None => {}
     }
-    let (version, headers) = (pool.version(), pool.headers());
+    let former = pool.meta.clone();
+    let (version, headers) = (pool.version(), pool.headers_as_found());
     pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, Sectors::ZERO)?;
         meta.thinpool_dev.fs_limit = Some(limit);
@@ -76,7 +77,12 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
     })?;
     pool.metadata_needed = Some(((pool.usable_size(), limit), needed));
     if plan.metadata > Sectors::ZERO {
-        follow_or_later(platform, pool);
+        if let Err(error) = follow_or_back(platform, pool, former) {
+            if pool.fs_limit() != limit {
+                return Err(error);
+            }
+            log::warn!("pool {}: tables follow at the next check: {}", pool.name(), error.sentence());
+        }
     }
     Ok(())
 }

@@ -371,7 +371,7 @@ fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     const AHEAD_MIN: Sectors = Sectors(50 << 21);
     pool.check_requests()?;
     let ahead = pool.available().min(pool.meta.handed_out().max(AHEAD_MIN));
-    let (version, headers) = (pool.version(), pool.headers());
+    let (version, headers) = (pool.version(), pool.headers_as_found());
     if version == MetadataVersion::V2 && ahead > pool.meta.taken_ahead(version) {
         pool.change(platform, Choose::Some(platform.random()), |meta| {
             meta.take_ahead(version, &headers.iter().collect::<Vec<_>>(), ahead)

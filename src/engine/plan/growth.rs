@@ -152,9 +152,9 @@ pub enum Extension {
     By(Sectors),
 }
 
-/// What is to be done with filesystems. `room` is what the pool has left for them together; `None`: they may be larger
-/// than the pool. Who comes first is served first.
-pub fn filesystems(list: &[Filesystem], room: Option<Sectors>) -> Vec<Extension> {
+/// What is to be done with filesystems in a pool with this logical sector size, of which every size is a multiple. `room` is
+/// what the pool has left for them together; `None`: they may be larger than the pool. Who comes first is served first.
+pub fn filesystems(list: &[Filesystem], room: Option<Sectors>, sector: Sectors) -> Vec<Extension> {
     let mut left = room;
     let decide = |filesystem: &Filesystem| {
         if filesystem.used.0.saturating_mul(2) <= filesystem.total.0 {
@@ -167,6 +167,9 @@ pub fn filesystems(list: &[Filesystem], room: Option<Sectors>) -> Vec<Extension>
         let largest = filesystem.limit.unwrap_or(sizes::DEVICE_MAX).min(sizes::DEVICE_MAX);
         let growth =
             filesystem.size.min(largest.saturating_sub(filesystem.size)).min(left.unwrap_or(sizes::DEVICE_MAX));
+        // Limits may be of an age in which they were not checked, and so may the room be.
+        let grown = filesystem.size.saturating_add(growth).round_down(sector);
+        let growth = grown.saturating_sub(filesystem.size);
         if growth == Sectors::ZERO {
             return Extension::None;
         }
@@ -174,6 +177,21 @@ pub fn filesystems(list: &[Filesystem], room: Option<Sectors>) -> Vec<Extension>
         Extension::By(growth)
     };
     list.iter().map(decide).collect()
+}
+
+/// The size that a thin device must have, which another daemon may have made larger than is recorded: that one extends device
+/// and XFS first, and writes the record last. `xfs` is the size that the XFS on it has, `mapped` the end of the last data
+/// block that is in use. Such a daemon has gone one extension ahead of its record at most, so nothing larger is believed.
+pub fn outgrown(recorded: Sectors, limit: Option<Sectors>, xfs: Option<Sectors>, mapped: Option<Sectors>) -> Sectors {
+    let largest = recorded.saturating_add(recorded).min(sizes::DEVICE_MAX);
+    let xfs = xfs.filter(|xfs| *xfs <= largest).unwrap_or_default();
+    let size = recorded.max(xfs);
+    // The last block may lie past the end of the device in part.
+    match mapped.filter(|mapped| Some(*mapped) > size.round_up(sizes::DATA_BLOCK)) {
+        // The XFS has grown, and only its log says so yet.
+        Some(mapped) => limit.map_or(largest, |limit| limit.min(largest)).max(mapped),
+        None => size,
+    }
 }
 
 #[cfg(test)]

@@ -167,30 +167,71 @@ fn filesystem(size: u64, used_percent: u64) -> Filesystem {
 fn a_filesystem_doubles_when_more_than_half_is_used() {
     let full = filesystem(GIB, 51);
     let half = Filesystem { used: Bytes(full.total.0 / 2), ..full };
-    assert_eq!(filesystems(&[full, half], None), [Extension::By(Sectors(GIB)), Extension::None]);
+    assert_eq!(filesystems(&[full, half], None, Sectors(1)), [Extension::By(Sectors(GIB)), Extension::None]);
     let limited = |limit| Filesystem { limit: Some(Sectors(limit)), ..full };
     let list = [limited(GIB), limited(GIB + 8), limited(3 * GIB), limited(GIB - 8)];
     let expected = [Extension::None, Extension::By(Sectors(8)), Extension::By(Sectors(GIB)), Extension::None];
-    assert_eq!(filesystems(&list, None), expected);
+    assert_eq!(filesystems(&list, None, Sectors(1)), expected);
     let largest =
         Filesystem { size: Sectors(u64::MAX), total: Bytes(u64::MAX as u128 * 512), used: Bytes(1 << 100), ..full };
-    assert_eq!(filesystems(&[largest], None), [Extension::None]);
+    assert_eq!(filesystems(&[largest], None, Sectors(1)), [Extension::None]);
 }
 
 #[test]
 fn an_extension_that_was_cut_short_is_completed_first() {
     let full = filesystem(GIB, 80);
     let behind = Filesystem { size: Sectors(2 * GIB), ..full };
-    assert_eq!(filesystems(&[behind], None), [Extension::Complete]);
+    assert_eq!(filesystems(&[behind], None, Sectors(1)), [Extension::Complete]);
     // The smallest XFS has 64 MiB of log in 512 MiB; that is not being behind.
     let small = Filesystem { size: Sectors(GIB / 2), limit: None, total: Bytes(448 << 20), used: Bytes(300 << 20) };
-    assert_eq!(filesystems(&[small], None), [Extension::By(Sectors(GIB / 2))]);
+    assert_eq!(filesystems(&[small], None, Sectors(1)), [Extension::By(Sectors(GIB / 2))]);
 }
 
 #[test]
 fn room_is_shared_in_order() {
     let full = filesystem(GIB, 80);
     let by = |size| Extension::By(Sectors(size));
-    assert_eq!(filesystems(&[full, full, full], Some(Sectors(GIB + 4096))), [by(GIB), by(4096), Extension::None]);
-    assert_eq!(filesystems(&[full], Some(Sectors(0))), [Extension::None]);
+    assert_eq!(
+        filesystems(&[full, full, full], Some(Sectors(GIB + 4096)), Sectors(1)),
+        [by(GIB), by(4096), Extension::None]
+    );
+    assert_eq!(filesystems(&[full], Some(Sectors(0)), Sectors(1)), [Extension::None]);
+}
+
+#[test]
+fn a_device_grows_by_whole_logical_sectors() {
+    let full = Filesystem { limit: Some(Sectors(GIB + 4097)), ..filesystem(GIB, 80) };
+    let check = |list: &[Filesystem], room: Option<u64>, expected: u64| {
+        let expected = if expected == 0 { Extension::None } else { Extension::By(Sectors(expected)) };
+        assert_eq!(filesystems(list, room.map(Sectors), Sectors(8)), [expected]);
+    };
+    check(&[full], None, 4096);
+    check(&[Filesystem { limit: Some(Sectors(GIB + 7)), ..full }], None, 0);
+    check(&[Filesystem { limit: None, ..full }], Some(4099), 4096);
+    // A size that is not whole is made so.
+    check(&[Filesystem { limit: None, size: Sectors(GIB + 1), ..full }], Some(15), 15);
+    let largest = Sectors(sizes::DEVICE_MAX.0 / 2 + 1);
+    check(
+        &[Filesystem { limit: None, total: largest.bytes(), used: largest.bytes(), size: largest }],
+        None,
+        largest.0 - 8,
+    );
+}
+
+#[test]
+fn a_device_is_made_as_large_as_its_xfs() {
+    let size = |xfs: u64, mapped: u64| outgrown(Sectors(GIB), None, Some(Sectors(xfs)), Some(Sectors(mapped))).0;
+    assert_eq!(size(GIB, GIB), GIB);
+    assert_eq!(size(GIB + 8, 4096), GIB + 8);
+    assert_eq!(size(2 * GIB, 4096), 2 * GIB);
+    // No daemon is more than one extension ahead of its record.
+    assert_eq!(size(2 * GIB + 8, 4096), GIB);
+    // What is written past the end tells that the XFS is larger than its superblock says.
+    assert_eq!(size(GIB, GIB + 2048), 2 * GIB);
+    let limited = |mapped: u64| outgrown(Sectors(GIB), Some(Sectors(GIB + 9000)), None, Some(Sectors(mapped))).0;
+    assert_eq!(limited(GIB + 2048), GIB + 9000);
+    assert_eq!(limited(GIB + 10 * 2048), GIB + 10 * 2048);
+    // The last block of a device that does not end with one.
+    assert_eq!(outgrown(Sectors(GIB + 8), None, None, Some(Sectors(GIB + 2048))).0, GIB + 8);
+    assert_eq!(outgrown(Sectors(GIB), None, None, None).0, GIB);
 }

@@ -49,6 +49,8 @@ pub enum SizeError {
     TooSmall { usable: Sectors },
     #[error("a size of {0} is not a multiple of {SECTOR} bytes; round it")]
     PartOfSector(Bytes),
+    #[error("a size of {} is not a multiple of the pool's logical sector size of {} bytes; round it", .size.bytes(), .sector.bytes().0)]
+    PartOfPoolSector { size: Sectors, sector: Sectors },
     #[error("a filesystem of {} is too small; it must have at least {}", .0.readable(), FILESYSTEM_MIN.readable())]
     FilesystemTooSmall(Sectors),
     #[error(
@@ -189,15 +191,19 @@ pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
     size.sectors().ok_or(SizeError::Overflow)
 }
 
-/// Size and size limit of a new filesystem: the default size if none is asked for.
+/// Checks size and size limit of a new filesystem in a pool with this logical sector size.
 ///
 /// # Errors
-/// If either is too small, the size too large, or the limit smaller than the size.
-pub fn filesystem(size: Option<Sectors>, limit: Option<Sectors>) -> Result<(Sectors, Option<Sectors>), SizeError> {
-    let size = size.unwrap_or(FILESYSTEM_DEFAULT);
+/// If either is too small or no multiple of the sector size, the size too large, or the limit smaller than the size.
+pub fn check_new_filesystem(size: Sectors, limit: Option<Sectors>, sector: Sectors) -> Result<(), SizeError> {
     check_filesystem(size)?;
-    check_limit(size, limit)?;
-    Ok((size, limit))
+    check_sector(size, sector)?;
+    check_limit(size, limit, sector)
+}
+
+/// The kernel makes no table of a size that is no multiple of the logical sector size of what lies below.
+fn check_sector(size: Sectors, sector: Sectors) -> Result<(), SizeError> {
+    if size.round_down(sector) == size { Ok(()) } else { Err(SizeError::PartOfPoolSector { size, sector }) }
 }
 
 fn check_filesystem(size: Sectors) -> Result<(), SizeError> {
@@ -208,15 +214,17 @@ fn check_filesystem(size: Sectors) -> Result<(), SizeError> {
     }
 }
 
-/// Checks a size limit for a filesystem of this size. One that is larger than any device is as good as none.
+/// Checks a size limit for a filesystem of this size in a pool with this logical sector size. One that is larger than any
+/// device is as good as none.
 ///
 /// # Errors
-/// If it is too small for any filesystem, or below the size of this one.
-pub fn check_limit(size: Sectors, limit: Option<Sectors>) -> Result<(), SizeError> {
+/// If it is too small for any filesystem, below the size of this one, or no multiple of the sector size.
+pub fn check_limit(size: Sectors, limit: Option<Sectors>, sector: Sectors) -> Result<(), SizeError> {
     match limit {
         Some(limit) if limit < FILESYSTEM_MIN => Err(SizeError::FilesystemTooSmall(limit)),
         Some(limit) if limit < size => Err(SizeError::LimitBelowSize { limit, size }),
-        _ => Ok(()),
+        Some(limit) => check_sector(limit, sector),
+        None => Ok(()),
     }
 }
 

@@ -104,21 +104,37 @@ fn low_water_and_growth_have_their_limits() {
 
 #[test]
 fn filesystem_sizes_are_checked() {
-    let check = |size: Option<u64>, limit: Option<u64>| filesystem(size.map(Sectors), limit.map(Sectors));
-    assert_eq!(check(None, None), Ok((Sectors(2_147_483_648), None)));
-    assert_eq!(check(Some(1_048_576), Some(1_048_576)), Ok((Sectors(1_048_576), Some(Sectors(1_048_576)))));
-    assert_eq!(check(Some(1_048_575), None), Err(SizeError::FilesystemTooSmall(Sectors(1_048_575))));
+    let check = |size: u64, limit: Option<u64>| check_new_filesystem(Sectors(size), limit.map(Sectors), Sectors(1));
+    let default = FILESYSTEM_DEFAULT.0;
+    assert_eq!(check(default, None), Ok(()));
+    assert_eq!(check(1_048_576, Some(1_048_576)), Ok(()));
+    assert_eq!(check(1_048_577, Some(1_048_579)), Ok(()));
+    assert_eq!(check(1_048_575, None), Err(SizeError::FilesystemTooSmall(Sectors(1_048_575))));
     let too_large = Sectors(DEVICE_MAX.0 + 1);
-    assert_eq!(check(Some(too_large.0), None), Err(SizeError::FilesystemTooLarge(too_large)));
+    assert_eq!(check(too_large.0, None), Err(SizeError::FilesystemTooLarge(too_large)));
     for limit in [too_large.0, u64::MAX] {
-        assert_eq!(check(None, Some(limit)), Ok((FILESYSTEM_DEFAULT, Some(Sectors(limit)))));
+        assert_eq!(check(default, Some(limit)), Ok(()));
     }
-    assert_eq!(check(None, Some(8)), Err(SizeError::FilesystemTooSmall(Sectors(8))));
+    assert_eq!(check(default, Some(8)), Err(SizeError::FilesystemTooSmall(Sectors(8))));
     let (limit, size) = (Sectors(2_147_483_647), FILESYSTEM_DEFAULT);
-    assert_eq!(check(None, Some(limit.0)), Err(SizeError::LimitBelowSize { limit, size }));
+    assert_eq!(check(default, Some(limit.0)), Err(SizeError::LimitBelowSize { limit, size }));
     assert_eq!(whole_sectors(Bytes(1024)), Ok(Sectors(2)));
     assert_eq!(whole_sectors(Bytes(1000)), Err(SizeError::PartOfSector(Bytes(1000))));
     assert_eq!(whole_sectors(Bytes(1 << 73)), Err(SizeError::Overflow));
+}
+
+#[test]
+fn sizes_consist_of_whole_logical_sectors() {
+    let sector = Sectors(8);
+    let check = |size: u64, limit: Option<u64>| check_new_filesystem(Sectors(size), limit.map(Sectors), sector);
+    let refused = |size| Err(SizeError::PartOfPoolSector { size: Sectors(size), sector });
+    assert_eq!(check(1_048_584, Some(1_048_592)), Ok(()));
+    assert_eq!(check(1_048_577, None), refused(1_048_577));
+    assert_eq!(check(1_048_576, Some(1_048_583)), refused(1_048_583));
+    assert_eq!(
+        SizeError::PartOfPoolSector { size: Sectors(1_048_577), sector }.to_string(),
+        "a size of 536871424 bytes is not a multiple of the pool's logical sector size of 4096 bytes; round it"
+    );
 }
 
 proptest! {

@@ -6,7 +6,8 @@
 //!   have, an unknown target, bad parameters, another target in place of a thin pool EINVAL; a device below that is not there ENXIO, is mounted or otherwise in
 //!   exclusive use EBUSY, is read-only EACCES. Thin pool: a metadata device of another pool EBUSY, one that holds
 //!   something else EILSEQ. Thin: no pool there, or a suspended one, EINVAL; unknown id ENODATA.
-//! - resume: no table at all, a line past the end of the device below, a pool that shrank EINVAL. What fails after a
+//! - resume: no table at all, a line past the end of the device below or not of whole logical sectors of it, a pool that
+//!   shrank EINVAL. What fails after a
 //!   load leaves the device suspended, as in the kernel.
 //! - remove: anybody who has it open (a mount, another device's active or waiting table, a holder that a test
 //!   simulates) EBUSY. rename: a name that is taken EBUSY.

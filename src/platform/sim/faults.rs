@@ -236,6 +236,7 @@ pub struct Step {
 /// When a planned failure strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
+    Refuse,
     FailBefore,
     FailAfter,
     /// Of a program: it ends so, before its effect.
@@ -362,6 +363,7 @@ impl Control {
         state.struck += u64::from(plan.is_some());
         match plan {
             None => Ok(Verdict::Do),
+            Some(Plan::Refuse) => Err(dm_error(call, subject, libc::EINVAL)),
             Some(Plan::FailBefore) => Err(call.failure(subject)),
             Some(Plan::FailAfter) => Ok(Verdict::DoThenFail(call.failure(subject))),
             Some(Plan::End(end)) => Err(match call {
@@ -495,6 +497,11 @@ impl Faults<'_> {
     /// As [`Faults::end_next`], for the next write of the program to a device whose number contains `subject`: it has begun.
     pub fn end_at_next_write(&self, program: Program, subject: &str, end: ProgramEnd) {
         self.0.0.control.state.lock().kinds.push((Call::ProgramWrite(program), subject.to_owned(), Plan::End(end)));
+    }
+
+    /// The kernel refuses the next step of a kind of device-mapper whose subject contains `subject`, as it would again.
+    pub fn refuse_next(&self, call: Call, subject: &str) {
+        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::Refuse));
     }
 
     /// Power goes at the beginning of the next step of a kind whose subject contains `subject`.

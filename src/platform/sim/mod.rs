@@ -584,6 +584,13 @@ impl Sim {
 }
 
 impl Machine {
+    /// Logical sector size of a device in bytes: the largest of what it stands on.
+    fn logical_sector(&self, number: DeviceNumber) -> u32 {
+        let below = self.disks_below(number);
+        let largest = below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| disk.shape.logical).max();
+        largest.unwrap_or(512).max(self.encryption_sector(number))
+    }
+
     /// Writes out the device that a private path lies on.
     fn flush_files(&mut self, path: &str) -> std::result::Result<(), Stop> {
         let device = self.device_of_file(path).ok_or(Stop::Errno(libc::ENOENT))?;
@@ -593,12 +600,11 @@ impl Machine {
     fn geometry(&self, number: DeviceNumber) -> std::result::Result<Geometry, Stop> {
         let size = self.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
         let below = self.disks_below(number);
-        let encrypted = self.encryption_sector(number);
-        let shapes = || below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| &disk.shape);
+        let physical = below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| disk.shape.physical).max();
         Ok(Geometry {
             size: Sectors(size / crate::engine::units::SECTOR),
-            logical: shapes().map(|shape| shape.logical).max().unwrap_or(512).max(encrypted),
-            physical: shapes().map(|shape| shape.physical).max().unwrap_or(512).max(encrypted),
+            logical: self.logical_sector(number),
+            physical: physical.unwrap_or(512).max(self.encryption_sector(number)),
             read_only: self.disks.get(number).is_some_and(|disk| disk.shape.read_only),
         })
     }

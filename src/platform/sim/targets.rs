@@ -327,8 +327,23 @@ impl Machine {
         }
     }
 
-    /// Whether every line stays within the device below it.
+    /// Whether every line stays within the device below it, and begins and ends with one of its logical sectors.
     pub(super) fn areas_fit(&self, table: &[Line]) -> bool {
+        table.iter().all(|line| self.is_aligned(line)) && self.are_within(table)
+    }
+
+    /// Whether a line and the stretch that it leads to consist of whole logical sectors of what lies below.
+    fn is_aligned(&self, line: &Line) -> bool {
+        let offset = match line.target {
+            Target::Linear { offset, .. } => offset.0,
+            _ => 0,
+        };
+        let sector = |device: &DeviceNumber| u64::from(self.logical_sector(*device)) / SECTOR;
+        let below = uses(std::slice::from_ref(line));
+        below.iter().map(sector).all(|unit| [line.start.0, line.length.0, offset].iter().all(|at| at % unit == 0))
+    }
+
+    fn are_within(&self, table: &[Line]) -> bool {
         let within = |device: &DeviceNumber, start: u64, length: u64| {
             let size = self.size_of(*device).unwrap_or(0) / SECTOR;
             start.checked_add(length).is_some_and(|end| end <= size)

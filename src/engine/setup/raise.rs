@@ -1,0 +1,111 @@
+//! The thin device of a filesystem, brought up with the size that it should have. That is the recorded one, unless a daemon
+//! was interrupted between kernel and record:
+//!
+//! - Other daemons extend the device and its XFS first and write the record last. A device that is up and larger keeps its
+//!   size; one that is made again is made as large as its XFS, which no kernel mounts on a smaller device.
+//! - A size that is no multiple of the pool's logical sector size is one of which the kernel makes no table. It is rounded down:
+//!   the device never had it, and neither has its XFS.
+
+use crate::{
+    engine::{
+        dm_names,
+        error::Result,
+        ids::PoolUuid,
+        metadata::{FilesystemRecord, xfs_size},
+        ops::thin_table,
+        plan::growth,
+        stack::{Ensured, ensure_device},
+        thin_status,
+        undo::Rollback,
+        units::Sectors,
+    },
+    platform::{
+        DeviceNumber, Platform,
+        dm::{Line, Target, Visibility},
+    },
+};
+
+/// The first sector of an XFS, which says how large it is.
+const SUPERBLOCK_BYTES: usize = 512;
+
+/// A thin device, brought up or not.
+pub(super) struct Raised {
+    /// Its number and its size.
+    pub device: Result<(DeviceNumber, Sectors)>,
+    /// Takes it down again.
+    pub undo: Rollback,
+}
+
+/// What a filesystem's thin device is made from.
+#[derive(Clone)]
+pub(super) struct Raise {
+    name: String,
+    thin_pool: DeviceNumber,
+    thin_id: u32,
+    recorded: Sectors,
+    limit: Option<Sectors>,
+}
+
+impl Raise {
+    /// For the filesystem of this record, in a pool with this logical sector size.
+    pub fn new(pool: PoolUuid, thin_pool: DeviceNumber, record: &FilesystemRecord, sector: Sectors) -> Raise {
+        Raise {
+            name: dm_names::filesystem(pool, record.uuid),
+            thin_pool,
+            thin_id: record.thin_id,
+            recorded: record.size.round_down(sector),
+            limit: record.fs_size_limit,
+        }
+    }
+
+    /// Brings the device up. Tried twice: what is left out stays away from its user until the pool is next set up.
+    pub fn run(&self, platform: &dyn Platform) -> Raised {
+        let mut undo = Rollback::new();
+        let device = self.raise(platform, &mut undo).or_else(|_| self.raise(platform, &mut undo));
+        Raised { device, undo }
+    }
+
+    fn raise(&self, platform: &dyn Platform, undo: &mut Rollback) -> Result<(DeviceNumber, Sectors)> {
+        let mut size = self.recorded.max(self.live_size(platform)?);
+        let (number, ensured) = self.ensure(platform, size, undo)?;
+        if ensured == Ensured::Created {
+            let outgrown = growth::outgrown(size, self.limit, self.xfs_size(platform), self.mapped(platform));
+            if outgrown > size {
+                size = outgrown;
+                self.ensure(platform, size, undo)?;
+            }
+        }
+        Ok((number, size))
+    }
+
+    fn ensure(&self, platform: &dyn Platform, size: Sectors, undo: &mut Rollback) -> Result<(DeviceNumber, Ensured)> {
+        let table = thin_table(self.thin_pool, self.thin_id, size);
+        ensure_device(platform, &self.name, &table, Visibility::Public, undo)
+    }
+
+    /// Size of the device if it is up; zero if it is not, or is another one than that of the record.
+    fn live_size(&self, platform: &dyn Platform) -> Result<Sectors> {
+        let table = platform.dm_find(&self.name)?.map(|device| device.table);
+        Ok(match table.as_deref() {
+            Some(&[Line { start: Sectors::ZERO, length, target: Target::Thin { pool, id } }])
+                if (pool, id) == (self.thin_pool, self.thin_id) =>
+            {
+                length
+            }
+            _ => Sectors::ZERO,
+        })
+    }
+
+    /// Size of the XFS on the device; `None` if there is none that can be read.
+    fn xfs_size(&self, platform: &dyn Platform) -> Option<Sectors> {
+        let read = platform.read(&platform.dm_node(&self.name), 0, SUPERBLOCK_BYTES);
+        let sector =
+            read.inspect_err(|error| log::warn!("cannot read the superblock of {}: {error}", self.name)).ok()?;
+        xfs_size(&sector)
+    }
+
+    /// End of the last data block in use.
+    fn mapped(&self, platform: &dyn Platform) -> Option<Sectors> {
+        thin_status::mapped_end(platform.dm_status(&self.name).ok()?.first()?)
+    }
+}

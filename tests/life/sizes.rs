@@ -1,0 +1,248 @@
+//! Sizes on record and in the kernel: which ones are refused, and what becomes of records that say another size than the
+//! kernel has, or can have.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{
+        Error, dm_names,
+        ids::FsUuid,
+        metadata::FilesystemRecord,
+        ops::{self, NewFilesystem},
+        units::{Bytes, Sectors},
+    },
+    platform::{
+        DeviceAction, DeviceEvent, Platform, Program, WriteStep,
+        dm::Visibility,
+        sim::{Call, Sim},
+    },
+};
+
+use crate::bench::{Bench, GIB, name};
+
+/// More than half of a filesystem of 1 GiB.
+const FULL: Bytes = Bytes(600 << 20);
+/// Not a multiple of 4096 bytes.
+const ODD: Sectors = Sectors(GIB.0 + GIB.0 / 2 + 1);
+
+/// A pool with a filesystem on disks of this logical sector size.
+fn machine(logical: u32) -> Bench {
+    let size = Sectors(100 * GIB.0);
+    let sim = Sim::builder().disk("/dev/a", size).logical(logical).physical(4096);
+    let sim = sim.disk("/dev/b", size).logical(logical).physical(4096).build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench
+}
+
+fn record_path(bench: &Bench, id: FsUuid) -> String {
+    format!(".mdv-{}/filesystems/{}.json", bench.id("p").simple(), id.simple())
+}
+
+fn record(bench: &Bench) -> FilesystemRecord {
+    let path = record_path(bench, bench.filesystem("p", "f"));
+    FilesystemRecord::parse(&bench.sim.read_file(&path).unwrap()).unwrap()
+}
+
+/// Changes the record behind the daemon's back, as another daemon has left it.
+fn put_record(bench: &Bench, change: impl FnOnce(&mut FilesystemRecord)) {
+    let mut record = record(bench);
+    change(&mut record);
+    bench.sim.replace_file(&record_path(bench, record.uuid), &record.encode()).unwrap();
+}
+
+/// Size on record, in the view, of the device and of the XFS.
+fn sizes(bench: &Bench) -> [Sectors; 4] {
+    let pool = bench.pool("p").unwrap();
+    let id = bench.filesystem("p", "f");
+    let device = dm_names::filesystem(pool.uuid, id);
+    let xfs = bench.sim.xfs_size(&bench.sim.dm_node(&device)).unwrap().sectors().unwrap();
+    [record(bench).size, pool.filesystems[&id].size, bench.sim.dm_find(&device).unwrap().unwrap().size(), xfs]
+}
+
+/// Makes the thin device larger as another daemon does, which has not come to write the record.
+fn extend_device(bench: &Bench, size: Sectors) {
+    let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
+    let mut table = bench.sim.dm_find(&device).unwrap().unwrap().table;
+    table[0].length = size;
+    bench.sim.dm_load(&device, &table).unwrap();
+    bench.sim.dm_resume(&device, Visibility::Public).unwrap();
+}
+
+fn set_limit(bench: &mut Bench, limit: Sectors) -> Result<bool, Error> {
+    bench.run(ops::set_size_limit(bench.id("p"), bench.filesystem("p", "f"), Some(limit)))
+}
+
+fn create(bench: &mut Bench, size: Sectors, size_limit: Option<Sectors>) -> Result<(), Error> {
+    let new = NewFilesystem { name: name("g"), size: Some(size), size_limit };
+    bench.run(ops::create_filesystems(bench.id("p"), vec![new])).map(drop)
+}
+
+fn fill_and_check(bench: &mut Bench) -> Result<(), Error> {
+    bench.mount("p", "f");
+    bench.sim.set_used(Path::new("/mnt/f"), FULL).unwrap();
+    bench.run(ops::check_filesystems_now(bench.id("p")))
+}
+
+/// Such a limit was accepted and recorded, and the growth up to it refused by the kernel for ever: the filesystem could not be
+/// set up any more.
+#[test]
+fn sizes_of_part_of_a_sector_are_refused() {
+    let mut bench = machine(4096);
+    let before = bench.pool("p").unwrap();
+    assert!(matches!(set_limit(&mut bench, ODD), Err(Error::SizeLimit { .. })));
+    assert!(matches!(create(&mut bench, ODD, None), Err(Error::FilesystemSize { .. })));
+    assert!(matches!(create(&mut bench, GIB, Some(ODD)), Err(Error::FilesystemSize { .. })));
+    assert_eq!(bench.pool("p").unwrap(), before);
+    assert!(set_limit(&mut bench, Sectors(ODD.0 + 7)).unwrap());
+    create(&mut bench, Sectors(ODD.0 + 7), None).unwrap();
+}
+
+#[test]
+fn small_sectors_allow_every_whole_sector() {
+    let mut bench = machine(512);
+    assert!(set_limit(&mut bench, ODD).unwrap());
+    create(&mut bench, ODD, None).unwrap();
+    fill_and_check(&mut bench).unwrap();
+    let [record, view, device, _] = sizes(&bench);
+    assert_eq!([record, view, device], [ODD; 3]);
+    assert_eq!(bench.reboot().pool("p").unwrap().filesystems.len(), 2);
+}
+
+/// A limit recorded by a daemon that did not look at sector sizes.
+#[test]
+fn growth_up_to_an_odd_limit_ends_at_a_whole_sector() {
+    let bench = machine(4096);
+    put_record(&bench, |record| record.fs_size_limit = Some(ODD));
+    let mut bench = Bench::start(bench.sim);
+    fill_and_check(&mut bench).unwrap();
+    assert_eq!(sizes(&bench), [Sectors(ODD.0 - 1); 4]);
+    bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap();
+    assert_eq!(sizes(&bench), [Sectors(ODD.0 - 1); 4]);
+    let bench = bench.reboot();
+    assert_eq!(sizes(&bench), [Sectors(ODD.0 - 1); 4]);
+}
+
+/// The filesystem could neither be used, nor mended, nor destroyed.
+#[test]
+fn a_recorded_size_of_which_no_table_can_be_made_is_corrected() {
+    let bench = machine(4096);
+    bench.mark("p", "f", 5);
+    put_record(&bench, |record| record.size = Sectors(GIB.0 + 3));
+    let bench = bench.reboot();
+    assert_eq!(sizes(&bench), [GIB; 4]);
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
+}
+
+/// The record stayed ahead of the kernel for good, so that the filesystem could not be set up any more.
+#[test]
+fn a_refused_extension_leaves_the_former_record() {
+    let mut bench = machine(512);
+    let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
+    bench.sim.faults().refuse_next(Call::DmLoad, &device);
+    assert!(fill_and_check(&mut bench).is_err_and(|error| error.is_refusal()));
+    assert_eq!(sizes(&bench), [GIB; 4]);
+    // A failure that passes is not a reason to go back.
+    bench.sim.faults().fail_next(Call::DmLoad, &device);
+    bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap_err();
+    assert_eq!(sizes(&bench), [Sectors(2 * GIB.0), Sectors(2 * GIB.0), GIB, GIB]);
+    bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap();
+    assert_eq!(sizes(&bench), [Sectors(2 * GIB.0); 4]);
+}
+
+/// Another daemon extends device and XFS first and writes the record last. Such a device was called one of another table, and
+/// its filesystem left out.
+#[test]
+fn a_thin_device_larger_than_its_record_is_adopted() {
+    let bench = machine(512);
+    extend_device(&bench, Sectors(2 * GIB.0));
+    let bench = Bench::start(bench.sim);
+    assert_eq!(sizes(&bench), [Sectors(2 * GIB.0), Sectors(2 * GIB.0), Sectors(2 * GIB.0), GIB]);
+}
+
+/// The same, and the machine was switched off before that daemon came to write the record.
+#[test]
+fn an_xfs_larger_than_its_record_gets_a_device_that_fits() {
+    let bench = machine(512);
+    extend_device(&bench, Sectors(2 * GIB.0));
+    bench.mount("p", "f");
+    bench.sim.run(Program::XfsGrowfs, &["/mnt/f", "-d"]).unwrap();
+    bench.sim.unmount_user(Path::new("/mnt/f")).unwrap();
+    let bench = bench.reboot();
+    assert_eq!(sizes(&bench), [Sectors(2 * GIB.0); 4]);
+    bench.mount("p", "f");
+}
+
+/// Only blocks past the recorded end tell that the XFS has grown: its superblock may be in its log alone.
+#[test]
+fn blocks_past_the_recorded_end_are_kept() {
+    let bench = machine(512);
+    extend_device(&bench, Sectors(2 * GIB.0));
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    let past = u64::try_from(GIB.bytes().0).unwrap() + (5 << 20);
+    bench.sim.write(&node, &[WriteStep::At(past, &[7; 512]), WriteStep::Flush]).unwrap();
+    let bench = bench.reboot();
+    assert_eq!(sizes(&bench), [Sectors(2 * GIB.0), Sectors(2 * GIB.0), Sectors(2 * GIB.0), GIB]);
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    assert_eq!(bench.sim.read(&node, past, 1).unwrap(), [7]);
+}
+
+/// Capacity of the thin pool's data device in the kernel, and what metadata gives to it.
+fn data_sizes(bench: &Bench) -> (Sectors, Sectors) {
+    let name = dm_names::Role::ThinData.name(bench.id("p"));
+    let device = bench.sim.dm_find(&name).unwrap().unwrap().size();
+    (device, bench.pool("p").unwrap().allocated)
+}
+
+/// The record stayed ahead of the kernel for good, and each check failed with the same refusal.
+#[test]
+fn a_refused_growth_of_the_thin_pool_is_taken_back() {
+    let mut bench = machine(512);
+    fill_thin_pool(&mut bench);
+    let before = data_sizes(&bench);
+    bench.sim.faults().refuse_next(Call::DmLoad, "originsub");
+    assert!(bench.run(ops::check_now(bench.id("p"))).is_err_and(|error| error.is_refusal()));
+    assert_eq!(data_sizes(&bench), before);
+    // The kernel is not asked for the same again.
+    let steps = bench.sim.flush_waits();
+    bench.run(ops::check_now(bench.id("p"))).unwrap();
+    assert_eq!((data_sizes(&bench), bench.sim.flush_waits()), (before, steps));
+    // More space is another question.
+    bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()])).unwrap();
+    assert!(data_sizes(&bench).0 > before.0);
+    let bench = bench.reboot();
+    assert_eq!(bench.pool("p").unwrap().filesystems.len(), 2);
+}
+
+/// Space past the end of a device that had shrunk was handed out, of which the kernel makes no table.
+#[test]
+fn lost_space_is_not_handed_out() {
+    let mut bench = machine(512);
+    let path = Path::new("/dev/a");
+    bench.sim.resize_disk(path, Sectors(60 * GIB.0)).unwrap();
+    let device = bench.sim.find_device(path).ok();
+    bench.run(ops::device_event(DeviceEvent {
+        action: DeviceAction::Change,
+        path: path.into(),
+        device,
+        unlinked: None,
+    }));
+    fill_thin_pool(&mut bench);
+    let before = data_sizes(&bench).0;
+    bench.run(ops::check_now(bench.id("p"))).unwrap();
+    bench.run(ops::check_now(bench.id("p"))).unwrap();
+    let after = data_sizes(&bench).0;
+    assert!(before < after && after < Sectors(60 * GIB.0), "{before} {after}");
+}
+
+/// Fills the thin pool up to its low water mark.
+fn fill_thin_pool(bench: &mut Bench) {
+    // How much metadata it needs is known from here on.
+    bench.check_pools();
+    create(bench, Sectors(60 * GIB.0), None).unwrap();
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "g"));
+    let used = u64::try_from(data_sizes(bench).0.bytes().0).unwrap() >> 20;
+    let steps: Vec<WriteStep<'_>> = (0..used - 10_000).map(|mib| WriteStep::At(mib << 20, &[1; 512])).collect();
+    bench.sim.write(&node, &steps).unwrap();
+}
