@@ -1,7 +1,10 @@
 //! Devices that a user names: found, looked at, and either known already, or good to be initialized, or refused with the
 //! reason (`spec/engine/storage-stack.md` §12).
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     engine::{
@@ -15,7 +18,7 @@ use crate::{
         plan::sizes::DEVICE_MIN,
         undo::Rollback,
     },
-    platform::{BlockDevice, DeviceClass, Geometry, Platform},
+    platform::{self, BlockDevice, DeviceClass, Geometry, Hold, Platform},
 };
 
 /// A device that may be initialized.
@@ -27,6 +30,8 @@ pub struct Candidate {
     pub geometry: Geometry,
     /// The container that was made on the block device that was named; `device` is what has been opened of it then.
     pub container: Option<Encased>,
+    /// Keeps it from everybody else between the first look and the last write.
+    hold: Option<Arc<dyn Hold>>,
 }
 
 impl Candidate {
@@ -34,11 +39,13 @@ impl Candidate {
     ///
     /// # Errors
     /// When that cannot be made; `undo` takes it away again.
-    pub fn encase(self, platform: &dyn Platform, mould: &Mould<'_>, undo: &mut Rollback) -> Result<Candidate> {
+    pub fn encase(mut self, platform: &dyn Platform, mould: &Mould<'_>, undo: &mut Rollback) -> Result<Candidate> {
+        // Who makes the container opens the device exclusively in turn, and refuses one that is in use.
+        self.hold = None;
         let (encased, device) = mould.encase(platform, &self.device, self.geometry, undo)?;
         let geometry = platform.geometry(&device.path)?;
         // What udev says of the block device stands in headers that can be read without a key, and so is not recorded.
-        Ok(Candidate { device: BlockDevice { wwn: None, ..device }, geometry, container: Some(encased) })
+        Ok(Candidate { device: BlockDevice { wwn: None, ..device }, geometry, container: Some(encased), hold: None })
     }
 }
 
@@ -73,6 +80,12 @@ pub fn find(platform: &dyn Platform, paths: &[PathBuf]) -> Result<Vec<BlockDevic
 pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -> Result<Candidate> {
     let platform = engine.platform();
     let path = device.path.clone();
+    // Told last: what is on a device explains best why it is in use.
+    let hold = match platform.hold(&path) {
+        Ok(hold) => Some(Arc::from(hold)),
+        Err(error) if error.is_busy() => None,
+        Err(error) => return Err(error.into()),
+    };
     let foreign = |what: &str| Error::Foreign { path: path.clone(), what: what.to_owned() };
     match &device.class {
         DeviceClass::Stratis | DeviceClass::Unowned => {}
@@ -108,13 +121,13 @@ pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -
         None if contents.superblock.is_some() => return Err(Error::NoSignature { path }),
         None => {}
     }
-    if platform.in_use(&path)? {
+    if hold.is_none() {
         return Err(Error::InUse { path });
     }
     if geometry.size < DEVICE_MIN {
         return Err(Error::TooSmall { path, size: geometry.size, minimum: DEVICE_MIN });
     }
-    Ok(Candidate { device, geometry, container: None })
+    Ok(Candidate { device, geometry, container: None, hold })
 }
 
 /// Whether a device with a signature belongs to nobody all the same: its initialization was cut short before its pool's
@@ -130,6 +143,19 @@ fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
         // Newer metadata on another device may say otherwise.
         _ => Ok(!engine.registry().lists(header.pool, header.device)),
     }
+}
+
+/// Wipes devices side by side; the results in their order. One that somebody uses is not ours any more, and is left alone.
+pub fn wipe_each<'a>(platform: &dyn Platform, paths: impl IntoIterator<Item = &'a Path>) -> Vec<Result<()>> {
+    let held: Vec<_> = paths.into_iter().map(|path| (path, platform.hold(path))).collect();
+    let ours = held.iter().filter(|(_, hold)| hold.is_ok()).map(|(path, _)| *path);
+    let mut wiped = bda::wipe_each(platform, ours).into_iter();
+    let result = |(path, hold): (&Path, platform::Result<_>)| match hold {
+        Ok(_hold) => wiped.next().expect("each device that is held has been wiped").map_err(Error::from),
+        Err(error) if error.is_busy() => Err(Error::InUse { path: path.to_owned() }),
+        Err(error) => Err(error.into()),
+    };
+    held.into_iter().map(result).collect()
 }
 
 /// A device that has just been initialized: its area as it is on disk now.
@@ -182,13 +208,15 @@ pub fn plan(
 pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rollback) -> Result<Vec<Initialized>> {
     let paths: Vec<PathBuf> = planned.iter().map(|planned| planned.candidate.device.path.clone()).collect();
     undo.push_guarded(format!("wipe {}", list(&paths)), move |platform| {
-        let wiped = bda::wipe_each(platform, paths.iter().map(PathBuf::as_path));
-        wiped.into_iter().collect::<std::result::Result<(), _>>()
+        let wiped = wipe_each(platform, paths.iter().map(PathBuf::as_path));
+        wiped.into_iter().collect::<Result<()>>()
     });
     let headers: Vec<_> = planned.iter().map(|p| (p.candidate.device.path.as_path(), p.header)).collect();
     let areas = Bda::initialize(platform, &headers)?;
     let mut done = Vec::new();
     for (Planned { mut candidate, .. }, bda) in planned.into_iter().zip(areas) {
+        // From here on it is device-mapper that uses it.
+        candidate.hold = None;
         if let Some(encased) = &mut candidate.container {
             encased.finish(platform, undo)?;
         }

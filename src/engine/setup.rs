@@ -18,9 +18,10 @@ pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
 use crate::{
     engine::{
-        bda::{self, Bda, Choose, Repair},
+        bda::{Bda, Choose, Repair},
         claims::Claim,
         containers::{self, Unlock},
+        devices,
         dm_names::{self, Role},
         encased::Encased,
         error::{Error, Result},
@@ -295,8 +296,8 @@ fn wipe_each<'a>(platform: &dyn Platform, doomed: Vec<Doomed<'a>>) -> Vec<(Doome
             is_next.then_some((at, doomed.path))
         };
         let areas: Vec<(usize, &Path)> = doomed.iter().enumerate().filter_map(areas).collect();
-        let results = bda::wipe_each(platform, areas.iter().map(|(_, path)| *path));
-        areas.iter().zip(results).for_each(|((at, _), result)| wiped[*at] = result.map_err(Error::from));
+        let results = devices::wipe_each(platform, areas.iter().map(|(_, path)| *path));
+        areas.iter().zip(results).for_each(|((at, _), result)| wiped[*at] = result);
         doomed.into_iter().zip(wiped).filter_map(|(doomed, wiped)| Some((doomed, wiped.err()?))).collect()
     };
     let left = wipe(doomed);

@@ -13,6 +13,7 @@ pub mod sim;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -214,6 +215,9 @@ pub struct DeviceEvent {
     pub unlinked: Option<String>,
 }
 
+/// A device taken for this process alone ([`Platform::hold`]); dropping it gives it back.
+pub trait Hold: Send + Sync + fmt::Debug {}
+
 /// A source of device events. Owned by one thread, which waits for its descriptor and reads without blocking.
 pub trait DeviceEvents: Send {
     /// Becomes readable when there is something to read.
@@ -253,9 +257,13 @@ pub trait Platform: Send + Sync + 'static {
     fn contents(&self, path: &Path) -> Result<Contents>;
     /// Size and sector sizes.
     fn geometry(&self, path: &Path) -> Result<Geometry>;
-    /// Whether somebody else has the device open for their own use (mounted, swap, part of md, multipath or another
-    /// device-mapper device): an exclusive open is refused by the kernel.
-    fn in_use(&self, path: &Path) -> Result<bool>;
+    /// Takes a device for this process alone, until the hold is dropped. Meanwhile every call with this path is about the device
+    /// that is held, whatever the path leads to.
+    ///
+    /// # Errors
+    /// One that [is busy](Error::is_busy) if somebody has the device open for their own use: mounted, swap, part of md,
+    /// multipath or another device-mapper device; also if it is held already.
+    fn hold(&self, path: &Path) -> Result<Box<dyn Hold>>;
     /// `length` bytes at `offset`, past the page cache where that could be stale.
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>>;
     /// Carries out the steps in order, opening the device once.

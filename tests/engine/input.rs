@@ -1,6 +1,9 @@
 //! Bad input: a clear error, and nothing changed.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use stratisd::{
     engine::{
@@ -16,8 +19,8 @@ use stratisd::{
         units::{Bytes, Sectors},
     },
     platform::{
-        self,
-        sim::{Preset, Sim},
+        self, Platform,
+        sim::{Call, Preset, Sim},
     },
     view::Tier,
 };
@@ -28,6 +31,8 @@ use crate::{
 };
 
 const TIB: Sectors = Sectors(1 << 31);
+/// Longest wait for something that must happen.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Devices of every kind that is not to be had; pools `p` on `/dev/a` and `other` on `/dev/other`.
 fn machine() -> Bench {
@@ -413,4 +418,24 @@ fn user_info_of_old_pools_keeps_the_rules_of_names() {
         }
         assert_eq!(set.is_err(), refused);
     }
+}
+
+/// Between the look at a disk and the first write to it somebody else could begin to use it, and was written over.
+#[test]
+fn nobody_comes_between_the_look_and_the_write() {
+    let sim = Sim::builder().record().build();
+    let gate = sim.delay(Call::Write, "/dev/a");
+    let mut bench = Bench::start(sim.clone());
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| bench.create_pool("p", &["/dev/a", "/dev/b"]));
+        assert!(gate.wait_for(1, LIMIT));
+        for disk in ["/dev/a", "/dev/b"] {
+            assert!(sim.hold(Path::new(disk)).unwrap_err().is_busy(), "{disk} is free for others");
+        }
+        gate.open();
+        creation.join().unwrap().unwrap();
+    });
+    let trace = sim.trace();
+    let first = trace.iter().find(|step| step.subject == "/dev/a" && step.call != Call::FindDevice).unwrap();
+    assert_eq!(first.call, Call::Hold, "it is taken before anything of it is looked at");
 }

@@ -7,8 +7,12 @@
 //!   above it, a partition of it, another path to it, another machine;
 //! - a direct read first writes back what the cache of the same node holds of that range, so the two agree;
 //! - buffered writes may begin and end anywhere; on disks with sectors of 4096 bytes a direct one could not.
+//!
+//! A device that is held is used through the descriptors of the hold only, so that nobody comes between a look at it and a
+//! write to it.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom},
     num::NonZeroUsize,
@@ -16,17 +20,19 @@ use std::{
         fd::AsRawFd,
         unix::fs::{FileExt, FileTypeExt, OpenOptionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use libblkid_rs::{BlkidProbe, BlkidSublks, BlkidSublksFlags};
 use nix::libc;
+use parking_lot::Mutex;
 use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
 use threads::side_by_side::side_by_side;
 
 use crate::{
     engine::units::{SECTOR, Sectors},
-    platform::{Contents, DeviceWrite, Error, Geometry, Result, WriteStep},
+    platform::{Contents, DeviceWrite, Error, Geometry, Hold, Result, WriteStep},
 };
 
 mod blkroget {
@@ -79,36 +85,140 @@ fn open(path: &Path, options: &OpenOptions) -> Result<File> {
     if kind.is_block_device() { Ok(file) } else { Err(Error::NoDevice { path: path.to_owned() }) }
 }
 
-/// Size and sector sizes.
-pub(super) fn geometry(path: &Path) -> Result<Geometry> {
-    let mut file = open(path, OpenOptions::new().read(true))?;
-    let mut look = || -> io::Result<Geometry> {
-        Ok(Geometry {
-            size: Sectors(file.seek(SeekFrom::End(0))? / SECTOR),
-            logical: ioctl_blksszget(&file)?,
-            physical: ioctl_blkpbszget(&file)?,
-            read_only: blkroget::read_only(&file)?,
-        })
-    };
-    look().map_err(error("read the size of", path))
+/// A device open for this process alone.
+struct Held {
+    /// Opened exclusively, for reading.
+    exclusive: File,
+    /// The same device, for direct reads.
+    direct: File,
+    /// The same device, for writing. Opened when it is first written to: udev looks anew at whatever somebody has had open so, and
+    /// a device that is refused is to be left alone.
+    writable: OnceLock<File>,
 }
 
-/// Whether an exclusive open is refused: the kernel grants it to one user at a time, and a mount, a swap area, md,
-/// multipath and device-mapper tables all hold it. A disk counts as used when a partition of it is.
-pub(super) fn in_use(path: &Path) -> Result<bool> {
-    match open(path, OpenOptions::new().read(true).custom_flags(libc::O_EXCL)) {
-        Ok(_) => Ok(false),
-        Err(refused) if refused.is_busy() => Ok(true),
-        Err(other) => Err(other),
+impl Held {
+    /// The device that is open already, opened once more. Not by its path, which may lead to another by now.
+    fn reopen(exclusive: &File, path: &Path, options: &OpenOptions) -> Result<File> {
+        let same = format!("/proc/self/fd/{}", exclusive.as_raw_fd());
+        options.open(same).map_err(error("open", path))
+    }
+
+    fn writable(&self, path: &Path) -> Result<&File> {
+        if self.writable.get().is_none() {
+            let file = Held::reopen(&self.exclusive, path, OpenOptions::new().read(true).write(true))?;
+            // Of two at a time one is closed again.
+            let _ = self.writable.set(file);
+        }
+        Ok(self.writable.get().unwrap_or(&self.exclusive))
     }
 }
 
-/// `length` bytes at `offset`, as they are on the device.
-pub(super) fn read(path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
-    let file = open(path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
-    // Not rounded more than the device asks for: a bad sector must not hide its good neighbours.
-    let unit = ioctl_blksszget(&file).map_err(|errno| error("read the sector size of", path)(errno.into()))?;
-    read_aligned(&file, u64::from(unit), offset, length).map_err(error("read", path))
+/// The block devices, with those that are held. Clones know the same.
+#[derive(Clone, Default)]
+pub(super) struct Devices {
+    held: Arc<Mutex<HashMap<PathBuf, Arc<Held>>>>,
+}
+
+/// Ends a hold.
+struct Release {
+    path: PathBuf,
+    devices: Devices,
+}
+
+impl std::fmt::Debug for Release {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "hold of {}", self.path.display())
+    }
+}
+
+impl Hold for Release {}
+
+impl Drop for Release {
+    /// Closing the device makes udev look at it anew, as after [`Devices::write`].
+    fn drop(&mut self) {
+        // Not closed under the lock: that writes out what the page cache holds of it.
+        let held = self.devices.held.lock().remove(&self.path);
+        drop(held);
+    }
+}
+
+impl Devices {
+    /// Opens a device exclusively: the kernel grants that to one user at a time, and a mount, a swap area, md, multipath and
+    /// device-mapper tables all hold it. A disk counts as used when a partition of it is.
+    pub(super) fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
+        let exclusive = open(path, OpenOptions::new().read(true).custom_flags(libc::O_EXCL))?;
+        let direct = Held::reopen(&exclusive, path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
+        let held = Held { exclusive, direct, writable: OnceLock::new() };
+        self.held.lock().insert(path.to_owned(), Arc::new(held));
+        Ok(Box::new(Release { path: path.to_owned(), devices: self.clone() }))
+    }
+
+    fn held(&self, path: &Path) -> Option<Arc<Held>> {
+        self.held.lock().get(path).cloned()
+    }
+
+    /// Does something with a device that is open for reading through the page cache.
+    fn with<T>(&self, path: &Path, work: impl FnOnce(&File) -> Result<T>) -> Result<T> {
+        match self.held(path) {
+            Some(held) => work(&held.exclusive),
+            None => work(&open(path, OpenOptions::new().read(true))?),
+        }
+    }
+
+    /// Size and sector sizes.
+    pub(super) fn geometry(&self, path: &Path) -> Result<Geometry> {
+        self.with(path, |file| {
+            let mut from = file;
+            let mut look = || -> io::Result<Geometry> {
+                Ok(Geometry {
+                    size: Sectors(from.seek(SeekFrom::End(0))? / SECTOR),
+                    logical: ioctl_blksszget(file)?,
+                    physical: ioctl_blkpbszget(file)?,
+                    read_only: blkroget::read_only(file)?,
+                })
+            };
+            look().map_err(error("read the size of", path))
+        })
+    }
+
+    /// `length` bytes at `offset`, as they are on the device.
+    pub(super) fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
+        let read = |file: &File| {
+            // Not rounded more than the device asks for: a bad sector must not hide its good neighbours.
+            let unit = ioctl_blksszget(file).map_err(|errno| error("read the sector size of", path)(errno.into()))?;
+            read_aligned(file, u64::from(unit), offset, length).map_err(error("read", path))
+        };
+        match self.held(path) {
+            Some(held) => read(&held.direct),
+            None => read(&open(path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?),
+        }
+    }
+
+    /// Carries out the steps in order. Closing the device afterwards makes udev look at it anew, which is what tells
+    /// the rest of the system of a new or wiped signature.
+    pub(super) fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
+        let write = |file: &File| {
+            steps.iter().try_for_each(|step| match step {
+                WriteStep::At(offset, bytes) => file.write_all_at(bytes, *offset).map_err(error("write to", path)),
+                WriteStep::Flush => file.sync_all().map_err(error("write to the stable storage of", path)),
+            })
+        };
+        match self.held(path) {
+            Some(held) => write(held.writable(path)?),
+            None => write(&open(path, OpenOptions::new().read(true).write(true))?),
+        }
+    }
+
+    /// As [`Devices::write`], for several devices side by side. A flush keeps its caller waiting and not the processor, so each
+    /// device has a thread.
+    pub(super) fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
+        side_by_side(DEVICES_AT_ONCE, writes, |DeviceWrite { path, steps }| self.write(path, steps))
+    }
+
+    /// A fresh look at what is on the device.
+    pub(super) fn contents(&self, path: &Path) -> Result<Contents> {
+        self.with(path, |file| probe(file).map_err(|fault| error("probe", path)(io::Error::other(fault.to_string()))))
+    }
 }
 
 /// Reads with offset, length and memory aligned as direct I/O demands; `unit` in bytes, a power of two.
@@ -133,28 +243,6 @@ fn read_aligned(file: &File, unit: u64, offset: u64, length: usize) -> io::Resul
         }
     }
     Ok(window[lead..lead + length].to_vec())
-}
-
-/// Carries out the steps in order. Closing the device afterwards makes udev look at it anew, which is what tells
-/// the rest of the system of a new or wiped signature.
-pub(super) fn write(path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
-    let file = open(path, OpenOptions::new().read(true).write(true))?;
-    steps.iter().try_for_each(|step| match step {
-        WriteStep::At(offset, bytes) => file.write_all_at(bytes, *offset).map_err(error("write to", path)),
-        WriteStep::Flush => file.sync_all().map_err(error("write to the stable storage of", path)),
-    })
-}
-
-/// As [`write`], for several devices side by side. A flush keeps its caller waiting and not the processor, so each device
-/// has a thread.
-pub(super) fn write_each(writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
-    side_by_side(DEVICES_AT_ONCE, writes, |DeviceWrite { path, steps }| write(path, steps))
-}
-
-/// A fresh look at what is on the device.
-pub(super) fn contents(path: &Path) -> Result<Contents> {
-    let file = open(path, OpenOptions::new().read(true))?;
-    probe(&file).map_err(|fault| error("probe", path)(io::Error::other(fault.to_string())))
 }
 
 fn probe(file: &File) -> libblkid_rs::Result<Contents> {

@@ -31,11 +31,11 @@ use std::{
 use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
-use self::{dm::Mapper, files::Place, luks::Luks, programs::Programs};
+use self::{devices::Devices, dm::Mapper, files::Place, luks::Luks, programs::Programs};
 use crate::engine::units::Sectors;
 use crate::platform::{
-    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, PendingLinks,
-    Platform, Program, Result, Timestamp, Usage, WriteStep,
+    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, Hold,
+    PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
@@ -43,6 +43,7 @@ use crate::platform::{
 
 /// A machine that runs Linux.
 pub struct Linux {
+    devices: Devices,
     programs: Programs,
     mapper: Mapper,
     /// The private directory.
@@ -79,27 +80,27 @@ impl Platform for Linux {
     }
 
     fn contents(&self, path: &Path) -> Result<Contents> {
-        devices::contents(path)
+        self.devices.contents(path)
     }
 
     fn geometry(&self, path: &Path) -> Result<Geometry> {
-        devices::geometry(path)
+        self.devices.geometry(path)
     }
 
-    fn in_use(&self, path: &Path) -> Result<bool> {
-        devices::in_use(path)
+    fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
+        self.devices.hold(path)
     }
 
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
-        devices::read(path, offset, length)
+        self.devices.read(path, offset, length)
     }
 
     fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
-        devices::write(path, steps)
+        self.devices.write(path, steps)
     }
 
     fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
-        devices::write_each(writes)
+        self.devices.write_each(writes)
     }
 
     fn dm_list(&self) -> Result<Vec<Listed>> {

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     Linux,
+    devices::Devices,
     dm::Mapper,
     keyring,
     luks::{self, Luks},
@@ -46,7 +47,7 @@ pub(super) fn start() -> Result<Linux> {
     }
     let place = mounts::make_place()?;
     luks::orphans::wait_for_end(ORPHANS_LIMIT);
-    Ok(Linux { programs, mapper, place, luks: Luks::default() })
+    Ok(Linux { devices: Devices::default(), programs, mapper, place, luks: Luks::default() })
 }
 
 /// Without device-mapper's own rules, udev never reports back, and the first device made would be waited for without

@@ -41,7 +41,7 @@ pub enum Call {
     FindDevice,
     Contents,
     Geometry,
-    InUse,
+    Hold,
     Read,
     Write,
     Flush,
@@ -103,7 +103,7 @@ impl Call {
                 | Call::FindDevice
                 | Call::Contents
                 | Call::Geometry
-                | Call::InUse
+                | Call::Hold
                 | Call::Read
                 | Call::DmList
                 | Call::DmFind
@@ -129,7 +129,7 @@ impl Call {
             Call::FindDevice => "look up",
             Call::Contents => "look at the contents of",
             Call::Geometry => "read the size of",
-            Call::InUse => "open",
+            Call::Hold => "open",
             Call::Read => "read",
             Call::Write | Call::ProgramWrite(_) => "write to",
             Call::Flush => "flush",

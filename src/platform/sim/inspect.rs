@@ -104,7 +104,9 @@ impl Sim {
 
     /// The process that uses the machine ends, and with it its own keyring. What it has set up stays.
     pub fn end_process(&self) {
-        self.0.machine.lock().volume_keys.clear();
+        let mut machine = self.0.machine.lock();
+        machine.volume_keys.clear();
+        machine.held.clear();
     }
 
     /// Cuts power now.

@@ -25,6 +25,8 @@ pub(super) struct Machine {
     pub(super) xfs: Xfs,
     pub(super) udev: Udev,
     pub(super) events: Events,
+    /// Devices that the process that uses the machine has open exclusively, with the serial number of the hold.
+    pub(super) held: BTreeMap<DeviceNumber, u64>,
     /// Calls whose I/O waits for a suspended device or a full pool.
     pub(super) stalled: usize,
     /// Keys, by name. They are gone after a power cut, as the kernel's are.
@@ -48,6 +50,7 @@ impl Machine {
             xfs: Xfs::default(),
             udev: Udev::default(),
             events: Events::default(),
+            held: BTreeMap::new(),
             stalled: 0,
             chance: StdRng::seed_from_u64(seed),
             keyring: BTreeMap::new(),
@@ -88,6 +91,20 @@ impl Machine {
         Some((path, number))
     }
 
+    /// Takes a device for the process alone. Gives the serial number of the hold.
+    pub(super) fn hold(&mut self, number: DeviceNumber) -> u64 {
+        self.keys += 1;
+        self.held.insert(number, self.keys);
+        self.keys
+    }
+
+    /// Ends a hold, unless it has ended with its process.
+    pub(super) fn release(&mut self, number: DeviceNumber, serial: u64) {
+        if self.held.get(&number) == Some(&serial) {
+            self.held.remove(&number);
+        }
+    }
+
     /// Applies what a power cut does.
     pub(super) fn lose_power(&mut self) {
         if !self.powered {
@@ -110,6 +127,7 @@ impl Machine {
         self.events.lose_power();
         self.keyring.clear();
         self.volume_keys.clear();
+        self.held.clear();
     }
 
     pub(super) fn power_on(&mut self) {

@@ -67,7 +67,7 @@ use self::{
 };
 use super::{
     Announcement, BlockDevice, Contents, DeviceAction, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Error,
-    Geometry, PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
+    Geometry, Hold, PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
@@ -213,6 +213,27 @@ impl Sim {
     }
 }
 
+/// A device that is held.
+struct Held {
+    sim: Sim,
+    number: DeviceNumber,
+    serial: u64,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "hold of {}", self.number)
+    }
+}
+
+impl Hold for Held {}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.sim.0.machine.lock().release(self.number, self.serial);
+    }
+}
+
 /// A path as a subject of steps.
 fn text(path: &Path) -> std::borrow::Cow<'_, str> {
     path.to_string_lossy()
@@ -240,9 +261,13 @@ impl Platform for Sim {
         self.io(Call::Geometry, &text(path), |machine| machine.geometry(number))
     }
 
-    fn in_use(&self, path: &Path) -> Result<bool> {
+    fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
         let (_, number) = self.node(path)?;
-        self.io(Call::InUse, &text(path), |machine| Ok(machine.is_in_use(number)))
+        let serial = self.io(Call::Hold, &text(path), |machine| match machine.is_in_use(number) {
+            true => Err(Stop::Errno(libc::EBUSY)),
+            false => Ok(machine.hold(number)),
+        })?;
+        Ok(Box::new(Held { sim: self.clone(), number, serial }))
     }
 
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {

@@ -168,6 +168,9 @@ impl Machine {
         if self.size_of(below).is_none() {
             return Err(libc::ENXIO);
         }
+        if self.held.contains_key(&below) {
+            return Err(libc::EBUSY);
+        }
         if let Some(disk) = self.disks.get(below) {
             if disk.shape.in_use {
                 return Err(libc::EBUSY);

@@ -311,9 +311,11 @@ impl Machine {
         Ok(Superblock::decode(&sector))
     }
 
-    /// Whether the device is a disk or dm device that somebody else holds exclusively.
+    /// Whether the device is a disk or dm device that somebody holds exclusively.
     pub(super) fn is_in_use(&self, device: DeviceNumber) -> bool {
-        self.dm.is_open(device) || self.disks.get(device).is_some_and(|disk| disk.shape.in_use)
+        self.dm.is_open(device)
+            || self.held.contains_key(&device)
+            || self.disks.get(device).is_some_and(|disk| disk.shape.in_use)
     }
 
     pub(super) fn mount(&mut self, device: DeviceNumber, at: &Path, options: &str) -> Result<(), Stop> {

@@ -1,6 +1,11 @@
 //! Disks: what udev, libblkid and the kernel say of them, and their bytes.
 
-use std::{fs, os::unix::fs::FileExt, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use stratisd::{
@@ -23,6 +28,7 @@ pub(crate) const CHECKS: &[Check] = &[
     ("a failed write is not read back", failed_write),
     ("read errors are told", read_error),
     ("a device in use is known", in_use),
+    ("a device that is held is used by its descriptor", held),
     ("a read-only device is known", read_only),
     ("devices that come and go are told", come_and_go),
     ("events go on after some were lost", overflow),
@@ -64,7 +70,7 @@ fn empty_disk(machine: &Machine) {
     assert_eq!(geometry.size, Sectors(size));
     assert_eq!((geometry.logical, geometry.read_only), (512, false));
     assert!(geometry.physical >= 512);
-    assert!(!machine.linux.in_use(&disk.path).unwrap());
+    assert!(!machine.linux.hold(&disk.path).is_err_and(|error| error.is_busy()));
 }
 
 fn no_device(machine: &Machine) {
@@ -189,15 +195,43 @@ fn read_error(machine: &Machine) {
 
 fn in_use(machine: &Machine) {
     let path = machine.disk(2).path;
-    assert!(!machine.linux.in_use(&path).unwrap());
+    assert!(!machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
     let (name, _) = machine.linear("user", 2, 0, 8192);
-    assert!(machine.linux.in_use(&path).unwrap());
-    assert!(!machine.linux.in_use(&machine.linux.dm_node(&name)).unwrap());
+    assert!(machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
+    assert!(!machine.linux.hold(&machine.linux.dm_node(&name)).is_err_and(|error| error.is_busy()));
     machine.linux.dm_remove(&name).unwrap();
-    assert!(!machine.linux.in_use(&path).unwrap());
+    assert!(!machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
     // Open by somebody, but not for himself.
     let _open = fs::File::open(&path).unwrap();
-    assert!(!machine.linux.in_use(&path).unwrap());
+    assert!(!machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
+}
+
+/// What a path led to was looked at, and what it led to later was written.
+fn held(machine: &Machine) {
+    let linux = &machine.linux;
+    let (one, two) = (machine.disk(1).path, machine.disk(2).path);
+    linux.write(&two, &[WriteStep::At(0, &[0; 512]), WriteStep::Flush]).unwrap();
+    let link = PathBuf::from("/run/held-disk");
+    let point_to = |disk: &Path| {
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(disk, &link).unwrap();
+    };
+    point_to(&one);
+    let hold = linux.hold(&link).unwrap();
+    assert!(linux.hold(&one).unwrap_err().is_busy());
+    let table = [Line::linear(Sectors(0), Sectors(8), machine.disk(1).number, Sectors(0))];
+    let name = machine.private("held");
+    assert!(linux.dm_create(&name, &name, &table, Visibility::Private).unwrap_err().is_busy());
+    point_to(&two);
+    linux.write(&link, &[WriteStep::At(0, &[7; 512]), WriteStep::Flush]).unwrap();
+    assert_eq!(linux.read(&link, 0, 512).unwrap(), [7; 512]);
+    assert_eq!(linux.read(&one, 0, 512).unwrap(), [7; 512]);
+    assert_eq!(linux.read(&two, 0, 512).unwrap(), [0; 512]);
+    drop(hold);
+    assert_eq!(linux.read(&link, 0, 512).unwrap(), [0; 512]);
+    drop(linux.hold(&one).unwrap());
+    linux.write(&one, &[WriteStep::At(0, &[0; 512]), WriteStep::Flush]).unwrap();
+    fs::remove_file(&link).unwrap();
 }
 
 fn read_only(machine: &Machine) {

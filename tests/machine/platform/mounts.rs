@@ -127,7 +127,7 @@ fn users(machine: &Machine) {
     outside("mount", &["--bind", &format!("{place}/inside"), part]);
     assert_eq!(linux.mount_points(number).unwrap(), [Path::new(place), Path::new(part)]);
     assert!(linux.usage(Path::new(place), number).unwrap().total > Bytes(400 << 20));
-    assert!(linux.in_use(Path::new(&node)).unwrap());
+    assert!(linux.hold(Path::new(&node)).is_err_and(|error| error.is_busy()));
     assert!(matches!(linux.dm_remove(&name), Err(Error::Busy { .. })));
     // We do not keep it mounted when users let go.
     outside("umount", &[part]);

@@ -50,7 +50,7 @@ fn bad_tables_are_refused_and_leave_nothing() {
         assert_eq!(errno(sim.dm_create("x", "x", &table, Visibility::Private)), expected, "{table:?}");
         assert!(sim.leftovers().is_empty());
     }
-    assert!(!sim.in_use(Path::new("/dev/a")).unwrap());
+    assert!(!sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
 }
 
 #[test]
@@ -72,12 +72,12 @@ fn a_device_in_use_is_not_removed() {
     sim.mount_user(Path::new("/dev/mapper/fs"), Path::new("/mnt")).unwrap();
     assert!(matches!(sim.dm_remove("fs"), Err(Error::Busy { name }) if name == "fs"));
     sim.unmount_user(Path::new("/mnt")).unwrap();
-    assert!(sim.in_use(Path::new("/dev/a")).unwrap());
+    assert!(sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
     for name in ["fs", "pool", "data", "meta"] {
         sim.dm_remove(name).unwrap();
     }
     assert!(sim.leftovers().is_empty());
-    assert!(!sim.in_use(Path::new("/dev/a")).unwrap());
+    assert!(!sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
     assert_eq!(errno(sim.dm_remove("fs")), ENXIO);
 }
 

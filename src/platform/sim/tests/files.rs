@@ -66,7 +66,7 @@ fn mounts_are_checked() {
     assert_eq!(mount("/dev/c", "x", ""), EBUSY);
     assert_eq!(mount("/dev/b", "y", ""), EINVAL);
     assert_eq!(mount("/dev/b", "y", "nouuid"), 0);
-    assert!(sim.in_use(Path::new("/dev/a")).unwrap());
+    assert!(sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
     // The private place is not counted.
     let a = number(&sim, "/dev/a");
     assert_eq!(sim.mount_points(a).unwrap(), Vec::<std::path::PathBuf>::new());
@@ -77,7 +77,7 @@ fn mounts_are_checked() {
     }
     sim.unmount_user(Path::new("/home")).unwrap();
     assert!(sim.leftovers().is_empty());
-    assert!(!sim.in_use(Path::new("/dev/a")).unwrap());
+    assert!(!sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
     // A device that became too small.
     sim.resize_disk(Path::new("/dev/a"), Sectors(1 << 20)).unwrap();
     assert_eq!(mount("/dev/a", "x", ""), EINVAL);

@@ -136,7 +136,7 @@ fn an_opened_device_transforms_what_lies_below() {
         offset: LAYOUT.data_offset,
     };
     assert_eq!(device.table, [Line { start: Sectors(0), length: Sectors(size.0 - 16384), target }]);
-    assert!(sim.in_use(Path::new(DISK)).unwrap());
+    assert!(sim.hold(Path::new(DISK)).is_err_and(|error| error.is_busy()));
     // At any place and length; what was not written is zeros.
     write(&sim, NAME, 1000, b"something").unwrap();
     write(&sim, NAME, 4096, &[7; 1024]).unwrap();
@@ -159,7 +159,7 @@ fn an_opened_device_transforms_what_lies_below() {
     open(&sim, Some("again"), "two").unwrap();
     assert_eq!(read(&sim, "again", 1000, 9), b"something");
     sim.dm_remove("again").unwrap();
-    assert!(!sim.in_use(Path::new(DISK)).unwrap());
+    assert!(!sim.hold(Path::new(DISK)).is_err_and(|error| error.is_busy()));
 }
 
 /// Read with another key, or as if it lay elsewhere, it is garbage.
@@ -505,7 +505,7 @@ fn what_was_not_opened_is_not_up() {
                     sim.faults().fail_at(at)
                 }
                 assert!(open(&sim, Some(NAME), "one").is_err());
-                assert!(sim.leftovers().is_empty() && !sim.in_use(Path::new(DISK)).unwrap());
+                assert!(sim.leftovers().is_empty() && !sim.hold(Path::new(DISK)).is_err_and(|error| error.is_busy()));
                 open(&sim, Some(NAME), "one").unwrap();
             }
         }

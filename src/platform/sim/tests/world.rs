@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     engine::{ids::FsUuid, name::Name},
     platform::{
-        Announcement, DeviceAction, DeviceClass, DeviceEvent, DeviceEvents, Program,
+        Announcement, DeviceAction, DeviceClass, DeviceEvent, DeviceEvents,
         sim::{Call, DISK_SIZE_DEFAULT, Preset},
     },
 };
@@ -60,8 +60,8 @@ fn a_machine_can_have_given_disks_only() {
     assert_eq!((geometry.size, geometry.logical, geometry.physical), (Sectors(1 << 21), 4096, 4096));
     assert!(sim.geometry(Path::new("/dev/ro")).unwrap().read_only);
     assert_eq!(errno(sim.write(Path::new("/dev/ro"), &[WriteStep::At(0, b"x")])), EPERM);
-    assert!(sim.in_use(Path::new("/dev/used")).unwrap());
-    assert!(!sim.in_use(Path::new("/dev/a")).unwrap());
+    assert!(sim.hold(Path::new("/dev/used")).is_err_and(|error| error.is_busy()));
+    assert!(!sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
 }
 
 /// The worked example of the specification (ondisk-metadata §2.2): the first 128 bytes of a signature block.
@@ -165,13 +165,14 @@ fn what_stands_on_a_pulled_disk_fails() {
 }
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
+const DEVICE: &str = "stratis-1-0123456789abcdef0123456789abcdef-thin-fs-3f2504e04f8941d39a0c0305e82c3301";
 
 /// A machine with one filesystem, and how to announce it under a name.
 fn filesystem() -> (Sim, impl Fn(&str) -> Announcement) {
     let sim = Sim::builder().build();
     let pool = stack(&sim, 1000, "");
-    let number = thin(&sim, pool, "fs", 0);
-    sim.run(Program::MkfsXfs, &["/dev/mapper/fs", "-m", &format!("uuid={UUID}")]).unwrap();
+    // The rule looks at the name of the device, and not at what is on it.
+    let number = thin(&sim, pool, DEVICE, 0);
     let announcement = move |name: &str| Announcement {
         number,
         filesystem: UUID.parse::<FsUuid>().unwrap(),
@@ -196,7 +197,7 @@ fn links_follow_announcements() {
     let wrong = Announcement { filesystem: FsUuid::from_random(sim.random()), ..announcement("three") };
     sim.announce(&[wrong]).unwrap();
     assert_eq!((link("three"), link("two")), (None, Some(one.number)));
-    sim.dm_remove("fs").unwrap();
+    sim.dm_remove(DEVICE).unwrap();
     assert_eq!(sim.leftovers().links, Vec::<PathBuf>::new());
 }
 
@@ -217,10 +218,10 @@ fn links_can_be_late_or_lost() {
     let pending = sim.announce(&[announcement("lost")]).unwrap();
     assert_eq!(pending.wait(Duration::ZERO), [announcement("lost").link()]);
     // While the device is suspended udev cannot look; it does when it is resumed.
-    sim.dm_suspend("fs", true).unwrap();
+    sim.dm_suspend(DEVICE, true).unwrap();
     let pending = sim.announce(&[announcement("then")]).unwrap();
     assert_eq!(sim.link(&announcement("then").link()), None);
-    sim.dm_resume("fs", Visibility::Public).unwrap();
+    sim.dm_resume(DEVICE, Visibility::Public).unwrap();
     assert_eq!(pending.wait(Duration::ZERO), Vec::<PathBuf>::new());
 }
 
@@ -232,7 +233,7 @@ fn nobody_waits_for_a_link_that_something_newer_has_undone() {
     let one = sim.announce(&[announcement("one")]).unwrap();
     let two = sim.announce(&[announcement("two")]).unwrap();
     assert_eq!(one.wait(forever), [announcement("one").link()]);
-    sim.dm_remove("fs").unwrap();
+    sim.dm_remove(DEVICE).unwrap();
     assert_eq!(two.wait(forever), [announcement("two").link()]);
 }
 
@@ -265,4 +266,26 @@ fn options_come_from_variables() {
 fn steps_that_change_nothing_are_known() {
     assert!(Call::Write.changes() && Call::DmMessage.changes() && Call::SyncDirectory.changes());
     assert!(!Call::Read.changes() && !Call::DmStatus.changes() && !Call::Usage.changes());
+}
+
+#[test]
+fn a_device_that_is_held_is_nobody_elses() {
+    let sim = Sim::builder().build();
+    let path = Path::new("/dev/a");
+    let number = sim.find_device(path).unwrap().number;
+    let table = [Line::linear(Sectors(0), Sectors(8), number, Sectors(0))];
+    let hold = sim.hold(path).unwrap();
+    assert!(sim.hold(path).unwrap_err().is_busy());
+    assert!(sim.dm_create("x", "x", &table, Visibility::Private).unwrap_err().is_busy());
+    // Its holder uses it.
+    sim.write(path, &[WriteStep::At(0, b"x")]).unwrap();
+    drop(hold);
+    let hold = sim.hold(path).unwrap();
+    sim.end_process();
+    let next = sim.hold(path).unwrap();
+    drop(hold);
+    assert!(sim.hold(path).unwrap_err().is_busy(), "a hold of a process that has ended ends no other");
+    drop(next);
+    sim.dm_create("x", "x", &table, Visibility::Private).unwrap();
+    assert!(sim.hold(path).unwrap_err().is_busy());
 }
