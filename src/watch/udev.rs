@@ -26,7 +26,7 @@ pub struct DeviceWatch {
     submit: Submit,
     /// Unbounded, but holds at most one message for each device: events that have been dealt with.
     ended: (Sender<PathBuf>, Receiver<PathBuf>),
-    /// What stands for events that were lost. Unbounded, but a list comes only after the source has lost some.
+    /// What stands for events that were lost. Unbounded, but holds one list at most: there is one look at a time.
     found: (Sender<Vec<DeviceEvent>>, Receiver<Vec<DeviceEvent>>),
 }
 
@@ -75,15 +75,19 @@ impl DeviceWatch {
     pub fn run(mut self, stop: &Stop) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let mut queues = Queues::default();
+        let (mut lost, mut looking) = (false, false);
         while wait(Some(self.source.fd()), &self.waker, stop, None)? != Woken::Stop {
             for path in self.ended.1.try_iter() {
                 if let Some(event) = queues.ended(&path) {
                     self.deal_with(event);
                 }
             }
-            for event in self.found.1.try_iter().flatten() {
-                if let Some(event) = queues.event(event) {
-                    self.deal_with(event);
+            for found in self.found.1.try_iter() {
+                looking = false;
+                for event in found {
+                    if let Some(event) = queues.event(event) {
+                        self.deal_with(event);
+                    }
                 }
             }
             while let Some(event) = self.source.next().map_err(Error::Source)? {
@@ -92,7 +96,9 @@ impl DeviceWatch {
                 }
             }
             // Asked for after reading, so that what is found is later than what was lost.
-            if self.source.take_lost() {
+            lost |= self.source.take_lost();
+            if lost && !looking {
+                (lost, looking) = (false, true);
                 self.look_at_all();
             }
         }
@@ -101,11 +107,10 @@ impl DeviceWatch {
 
     /// Has all devices looked at; what is found goes the way of events, so that it keeps their order.
     fn look_at_all(&self) {
-        let (found, waker) = (self.found.0.clone(), self.waker.clone());
+        let mut ended = Ended::of(Vec::new(), &self.found.0, &self.waker);
         let chain = ops::present_devices(move |events| {
-            // The watcher may be gone; then nobody wants to know.
-            let _ = found.send(events);
-            waker.wake();
+            ended.key = Some(events);
+            drop(ended);
         });
         log::info!("events of block devices were lost; looking at all devices");
         (self.submit)(Task { label: "a look at all devices after lost events".to_owned(), chain });
