@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use log::warn;
+
 use super::{
     Linux,
     devices::Devices,
@@ -38,21 +40,27 @@ pub(super) fn start() -> Result<Linux> {
     secrecy::no_core_dumps().map_err(|fault| {
         Error::Missing(format!("the kernel does not let this process keep its memory to itself ({fault})"))
     })?;
+    if let Err(fault) = secrecy::lock_memory() {
+        warn!("keys may be written to swap: this process cannot lock its memory ({fault}); raise LimitMEMLOCK");
+    }
     keyring::make_process_keyring()?;
     mounts::leave_root_namespace()?;
     let programs = Programs::find()?;
     let mapper = Mapper::open()?;
-    if udev_runs() {
-        check_completion(&RULES.map(PathBuf::from))?;
-    }
+    check_udev(udev_runs(), &RULES.map(PathBuf::from))?;
     let place = mounts::make_place()?;
     luks::orphans::wait_for_end(ORPHANS_LIMIT);
     Ok(Linux { devices: Devices::default(), programs, mapper, place, luks: Luks::default() })
 }
 
-/// Without device-mapper's own rules, udev never reports back, and the first device made would be waited for without
-/// end; better to say so at once.
-fn check_completion(directories: &[PathBuf]) -> Result<()> {
+/// Without udev no device is found and no link is made. Without device-mapper's own rules it never reports back, and each
+/// device would be waited for in vain; better to say so at once.
+fn check_udev(runs: bool, directories: &[PathBuf]) -> Result<()> {
+    if !runs {
+        return Err(Error::Missing(
+            "udev does not run, so no devices can be found; start it (systemctl start systemd-udevd)".to_owned(),
+        ));
+    }
     let rules = directories.iter().flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());
     let reports = |path: &Path| {
         path.extension().is_some_and(|extension| extension == "rules")
@@ -73,7 +81,7 @@ fn check_completion(directories: &[PathBuf]) -> Result<()> {
 mod tests {
     use std::{fs, path::PathBuf};
 
-    use super::check_completion;
+    use super::check_udev;
     use crate::platform::Error;
 
     #[test]
@@ -81,11 +89,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let places = [PathBuf::from("/nonexistent"), directory.path().to_owned()];
         let rule = "ENV{DM_COOKIE}==\"?*\", RUN+=\"/usr/sbin/dmsetup udevcomplete $env{DM_COOKIE}\"\n";
-        assert!(matches!(check_completion(&places), Err(Error::Missing(_))));
+        assert!(matches!(check_udev(true, &places), Err(Error::Missing(_))));
         fs::write(directory.path().join("60-block.rules"), "SUBSYSTEM!=\"block\", GOTO=\"end\"\n").unwrap();
         fs::write(directory.path().join("95-dm-notify.rules.off"), rule).unwrap();
-        assert!(matches!(check_completion(&places), Err(Error::Missing(_))));
+        assert!(matches!(check_udev(true, &places), Err(Error::Missing(_))));
         fs::write(directory.path().join("95-dm-notify.rules"), rule).unwrap();
-        assert!(check_completion(&places).is_ok());
+        assert!(check_udev(true, &places).is_ok());
+        let error = check_udev(false, &places).unwrap_err();
+        assert!(error.to_string().contains("udev does not run"), "{error}");
     }
 }

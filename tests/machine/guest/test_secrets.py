@@ -164,3 +164,38 @@ def start_with_children_killed(pool):
             except ProcessLookupError:  # it has ended
                 pass
     return replies[0]
+
+
+def not_locked(process):
+    """Stretches of a process's memory that could go to swap: what it may not write to comes from files."""
+    found, stretch = [], None
+    for line in open(f"/proc/{process}/smaps"):
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            stretch = words
+        elif words[0] == "VmFlags:" and "w" in stretch[1] and "lo" not in words:
+            found.append(stretch)
+    return found
+
+
+def test_memory_with_keys_is_locked(encrypted):
+    """Keys could be written to swap: by the daemon, and by its processes that work with LUKS2."""
+    assert not_locked(system.unit("MainPID")) == []
+    seen, ended = [], threading.Event()
+
+    def look():
+        while not ended.is_set():
+            for entry in os.scandir("/proc"):
+                try:
+                    if entry.name.isdigit() and pathlib.Path(entry.path, "comm").read_text().strip() == CHILD:
+                        seen.append(not_locked(entry.name))
+                except (OSError, TypeError, IndexError):  # it has just begun, or ended
+                    pass
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    encrypted.stop()
+    encrypted.start()
+    ended.set()
+    watcher.join()
+    assert seen and not any(seen), seen

@@ -76,6 +76,8 @@ impl Talk {
     fn begin() -> io::Result<Talk> {
         // Not before exec: that would make it readable again.
         secrecy::no_core_dumps()?;
+        // Where that is not allowed the daemon has said so at its start.
+        let _ = secrecy::lock_memory();
         let _ = prctl::set_name(c"stratisd-luks");
         // Threads of the library inherit it.
         let _ = rustix::process::nice(NICENESS);
