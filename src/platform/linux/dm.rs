@@ -3,25 +3,23 @@
 //! Conventions are those of `spec/engine/storage-stack.md` §2. Knows tables as values ([`crate::platform::dm`]) and
 //! nothing of what the devices are for.
 //!
-//! Resume, remove and rename wait until udev has dealt with the change (the library's cookies), so that the node is
-//! there, or gone, when they return. That wait happens after the kernel has done its part. When it fails, the kernel
-//! is asked how things stand, and what is done counts as done. A signal would make it fail, and leave the cookie's
-//! semaphore behind, so signals are held back meanwhile; other threads take them.
+//! Resume, remove and rename wait until udev has dealt with the change, so that the node is there, or gone, when they
+//! return; but not for ever ([`change`]).
+
+mod change;
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmResult, DmUuid, errors};
+use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, DmUdevFlags, DmUuid, errors};
 use log::warn;
-use nix::{
-    libc,
-    sys::signal::{SigSet, SigmaskHow},
-};
+use nix::libc;
 
+use self::change::{Change, Punctuality};
 use super::{
     monitor::{Monitor, udev_runs},
     wait,
@@ -50,6 +48,7 @@ type RawLine = (u64, u64, String, String);
 /// The way to the kernel's device-mapper. Calls may be made from several threads at a time.
 pub(super) struct Mapper {
     dm: DM,
+    udev: Punctuality,
 }
 
 impl Mapper {
@@ -66,7 +65,7 @@ impl Mapper {
         })?;
         let (major, minor, patch) = dm.version().map_err(|fault| failed("tell its version through", CONTROL, fault))?;
         check_version(major, minor, patch)?;
-        Ok(Mapper { dm })
+        Ok(Mapper { dm, udev: Punctuality::default() })
     }
 
     pub(super) fn list(&self) -> Result<Vec<Listed>> {
@@ -163,35 +162,34 @@ impl Mapper {
     }
 
     fn resume_once(&self, name: &str, visibility: Visibility) -> Result<()> {
-        let options = match visibility {
-            Visibility::Private => DmOptions::private(),
-            Visibility::Public => DmOptions::default(),
+        let flags = match visibility {
+            Visibility::Private => DmOptions::private().udev_flags(),
+            Visibility::Public => DmUdevFlags::empty(),
         };
-        let id = id("resume", name)?;
-        let result = undisturbed(|| self.dm.device_suspend(&id, options));
-        self.settle("resume", name, result, |mapper| {
-            let pending = DmFlags::DM_SUSPEND | DmFlags::DM_INACTIVE_PRESENT;
-            mapper.info(name).is_ok_and(|info| info.is_some_and(|info| !info.flags().intersects(pending)))
-        })
+        self.change("resume", name, Change::Resume, flags)
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<()> {
-        let id = id("remove", name)?;
-        self.wait_until_free(name)?;
-        // The library tries again by itself when somebody opens the device between the look and the call.
-        let result = undisturbed(|| self.dm.device_remove(&id, DmOptions::default()));
-        if result.as_ref().err().and_then(errno) == Some(libc::EBUSY) {
-            return Err(Error::Busy { name: name.to_owned() });
+        for _ in 1..REMOVE_LOOKS {
+            self.wait_until_free(name)?;
+            match self.change("remove", name, Change::Remove, DmUdevFlags::empty()) {
+                // Somebody has opened the device between the look and the call.
+                Err(busy) if busy.is_busy() => wait::pause(REMOVE_PAUSE),
+                other => return other,
+            }
         }
-        self.settle("remove", name, result, |mapper| mapper.info(name).is_ok_and(|info| info.is_none()))
+        Err(Error::Busy { name: name.to_owned() })
     }
 
     pub(super) fn rename(&self, name: &str, new_name: &str) -> Result<()> {
-        let old = DmName::new(name).map_err(|fault| failed("rename", name, fault))?;
-        let new = id("rename", new_name)?;
-        let result = undisturbed(|| self.dm.device_rename(old, &new));
-        self.settle("rename", name, result, |mapper| {
-            mapper.info(new_name).is_ok_and(|info| info.is_some()) && mapper.info(name).is_ok_and(|info| info.is_none())
+        self.change("rename", name, Change::Rename(new_name), DmUdevFlags::empty())
+    }
+
+    fn change(&self, action: &'static str, name: &str, change: Change<'_>, flags: DmUdevFlags) -> Result<()> {
+        self.udev.make(self.dm.file().as_fd(), name, change, flags).map_err(|source| Error::Dm {
+            action,
+            name: name.to_owned(),
+            source,
         })
     }
 
@@ -257,44 +255,26 @@ impl Mapper {
         (open, _) = opens()?;
         if open == 0 { Ok(()) } else { Err(Error::Busy { name: name.to_owned() }) }
     }
+}
 
-    /// Turns the library's answer into ours. When only the wait for udev failed, `done` tells whether the kernel has
-    /// done what was asked.
-    fn settle(
-        &self,
-        action: &'static str,
-        name: &str,
-        result: DmResult<DeviceInfo>,
-        done: impl FnOnce(&Mapper) -> bool,
-    ) -> Result<()> {
-        match result {
-            Ok(_) => Ok(()),
-            Err(DmError::Core(errors::Error::UdevSync(fault))) if done(self) => {
-                warn!("device-mapper did {action} {name}, but waiting for udev failed: {fault}");
-                Ok(())
-            }
-            Err(fault) => Err(failed(action, name, fault)),
-        }
+/// Makes the node of a device that somebody else has brought up, if udev has not.
+pub(super) fn mend_node(name: &str) {
+    if fs::exists(node(name)).unwrap_or(true) {
+        return;
+    }
+    let info = id("find", name).and_then(|id| {
+        let dm = DM::new().map_err(|fault| failed("find", name, fault))?;
+        dm.device_info(&id).map_err(|fault| failed("find", name, fault))
+    });
+    match info {
+        Ok(info) => change::mend_node(name, number(info.device())),
+        Err(fault) => warn!("udev has not made the node of {name}: {fault}"),
     }
 }
 
 /// The node that udev makes for a device; it is there once the device has been resumed.
 pub(super) fn node(name: &str) -> PathBuf {
     Path::new("/dev/mapper").join(name)
-}
-
-/// Does something while no signal is delivered to this thread.
-fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
-    struct Restore(Option<SigSet>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            // Fails for a mask that is none only; this one comes from the kernel.
-            let _ = self.0.take().map(|mask| mask.thread_set_mask());
-        }
-    }
-    // On any way out, a panic included. Without the mask the work is done all the same.
-    let _restore = Restore(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).ok());
-    work()
 }
 
 fn check_version(major: u32, minor: u32, patch: u32) -> Result<()> {
@@ -391,9 +371,7 @@ impl DmEvents for Events {
 mod tests {
     use std::path::Path;
 
-    use devicemapper::{DmError, errors};
-
-    use super::{check_version, failed, node, raw_lines};
+    use super::{check_version, node, raw_lines};
     use crate::{
         engine::units::{DataBlocks, Sectors},
         platform::{
@@ -438,15 +416,6 @@ mod tests {
         let target = Target::Foreign { kind: "sixteen-letters-".to_owned(), parameters: String::new() };
         let table = [Line { start: Sectors(0), length: Sectors(8), target }];
         assert!(matches!(raw_lines("create", "x", &table), Err(Error::Dm { .. })));
-    }
-
-    #[test]
-    fn faults_of_the_library_keep_their_words() {
-        let fault = DmError::Core(errors::Error::UdevSync("no semaphore".to_owned()));
-        let error = failed("resume", "x", fault);
-        assert_eq!(error.errno(), None);
-        let Error::Dm { source, .. } = error else { panic!("{error:?}") };
-        assert!(source.to_string().contains("no semaphore"), "{source}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod announce;
 mod clevis;
+mod cookie;
 mod database;
 pub mod descriptors;
 mod devices;

@@ -40,6 +40,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use log::warn;
 use rustix::event::{PollFd, PollFlags};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -49,6 +50,7 @@ use self::{
     wire::{Answer, Change, Garbled, Nth, Received, Request},
 };
 use super::{
+    cookie, dm,
     programs::{self, Kept, Task},
     wait,
 };
@@ -65,6 +67,10 @@ use crate::{
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// How often a work on data is asked about when it has nothing to say.
 const WATCH: Duration = Duration::from_secs(1);
+/// How long a child waits for udev to deal with a change of a device. Its library would wait for ever.
+const UDEV_LIMIT: Duration = Duration::from_secs(30);
+/// How often is looked whether a child that has nothing to say waits so long.
+const UDEV_LOOK: Duration = Duration::from_secs(10);
 
 /// LUKS2 as the daemon sees it.
 pub struct Luks {
@@ -163,7 +169,10 @@ impl Luks {
         let request = Request::Open { device: device.to_owned(), name: name.map(str::to_owned), unlock };
         let call = Call { luks: self, device, action: "open" };
         match call.ask(&request, &secrets, None)? {
-            (Answer::VolumeKey, Some(key)) => Ok(key),
+            (Answer::VolumeKey, Some(key)) => {
+                name.into_iter().for_each(dm::mend_node);
+                Ok(key)
+            }
             other => Err(call.unexpected(&other.0)),
         }
     }
@@ -174,7 +183,9 @@ impl Luks {
         let mut secrets = Secrets::default();
         let volume_key = secrets.add(volume_key);
         let request = Request::Reopen { device: device.to_owned(), name: name.to_owned(), volume_key };
-        Call { luks: self, device, action: "open" }.ask_to_do(&request, &secrets)
+        Call { luks: self, device, action: "open" }.ask_to_do(&request, &secrets)?;
+        dm::mend_node(name);
+        Ok(())
     }
 
     /// # Errors
@@ -277,6 +288,7 @@ impl Call<'_> {
         let task = Task { path: &self.luks.program, arguments: &arguments, environment: &[], input: &[], limit: None };
         let mut child = task.start().map_err(|fault| died(format!("no process for it could be started: {fault}")))?;
         let mut talk = Talk::new(&mut child, &self.luks.memory, watch);
+        let process = child.id();
         let talked = talk.ask(&wire::frame(request, &secrets.0)).and_then(|()| talk.listen());
         if talked.is_err() {
             // What it says is not understood: whatever it does, it must not go on.
@@ -286,6 +298,10 @@ impl Call<'_> {
         drop((input, permit));
         // In any case, so that it does not stay as a zombie.
         let status = child.wait().map_err(|fault| died(fault.to_string()))?;
+        if answer.is_none() {
+            // What it waited for when it was killed is left to nobody.
+            cookie::release(process, Duration::ZERO);
+        }
         talked.map_err(|fault| died(fault.to_string()))?;
         let device = || self.device.to_owned();
         match answer {
@@ -309,6 +325,8 @@ impl Call<'_> {
 
 /// The daemon's end of a conversation.
 struct Talk<'a> {
+    /// The child's number.
+    process: u32,
     /// `None`: the child has been told to stop.
     input: Option<ChildStdin>,
     output: Option<ChildStdout>,
@@ -325,6 +343,7 @@ struct Talk<'a> {
 impl<'a> Talk<'a> {
     fn new(child: &mut Child, memory: &'a Memory, watch: Option<Watch<'a>>) -> Talk<'a> {
         Talk {
+            process: child.id(),
             input: child.stdin.take(),
             output: child.stdout.take(),
             log: child.stderr.take(),
@@ -356,16 +375,25 @@ impl<'a> Talk<'a> {
     fn listen(&mut self) -> io::Result<()> {
         let mut buffer = Zeroizing::new([0; 4096]);
         let mut next_watch = Instant::now() + WATCH;
+        let mut next_look = Instant::now() + UDEV_LOOK;
         while self.output.is_some() || self.log.is_some() {
             let output = self.output.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
             let log = self.log.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
             let with_output = usize::from(output.is_some());
             let mut fds: Vec<PollFd<'_>> = [output, log].into_iter().flatten().collect();
-            let in_time = wait::any(&mut fds, self.watch.map(|_| next_watch))?;
+            let next = self.watch.map_or(next_look, |_| next_watch.min(next_look));
+            let in_time = wait::any(&mut fds, Some(next))?;
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             if !in_time {
-                self.ask_watch();
-                next_watch = Instant::now() + WATCH;
+                let now = Instant::now();
+                if now >= next_look {
+                    self.end_waits_for_udev();
+                    next_look = now + UDEV_LOOK;
+                }
+                if now >= next_watch {
+                    self.ask_watch();
+                    next_watch = now + WATCH;
+                }
                 continue;
             }
             if with_output == 1 && ready[0] {
@@ -385,6 +413,17 @@ impl<'a> Talk<'a> {
             }
         }
         if self.received.is_empty() { Ok(()) } else { Err(garbled(Garbled("a message without its end".to_owned()))) }
+    }
+
+    /// A worker of udev that was killed never tells the child that it is done.
+    fn end_waits_for_udev(&self) {
+        let count = cookie::release(self.process, UDEV_LIMIT);
+        if count > 0 {
+            let (process, limit) = (self.process, UDEV_LIMIT.as_secs());
+            warn!(
+                "udev has not answered process {process}, which works with LUKS2, within {limit} s; it goes on without"
+            );
+        }
     }
 
     /// Takes in what has been said.

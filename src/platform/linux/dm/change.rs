@@ -1,0 +1,224 @@
+//! The three calls of device-mapper that raise an event for udev: resume, remove, rename; made in step with udev.
+//!
+//! The library makes them too, but waits for udev without a deadline. Knows nothing of what the devices are for.
+
+use std::{
+    fs, io,
+    os::{
+        fd::BorrowedFd,
+        unix::fs::{FileTypeExt, MetadataExt, symlink},
+    },
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use devicemapper::DmUdevFlags;
+use log::warn;
+
+use super::{super::cookie::Cookie, super::database, super::monitor::udev_runs, node};
+use crate::platform::DeviceNumber;
+
+/// Longest wait for udev to deal with a change. On a machine that sets up thousands of disks at once its queue is long; its
+/// own limit for an event is three minutes.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait after one that ended at its deadline, until udev answers in time again: one worker that hangs must not cost
+/// each device of a pool half a minute.
+const LIMIT_WHEN_LATE: Duration = Duration::from_secs(1);
+
+/// A change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change<'a> {
+    /// A loaded table becomes active, I/O goes on.
+    Resume,
+    /// The device goes.
+    Remove,
+    /// It gets this name.
+    Rename(&'a str),
+}
+
+impl Change<'_> {
+    fn word(self) -> &'static str {
+        match self {
+            Change::Resume => "resume",
+            Change::Remove => "remove",
+            Change::Rename(_) => "rename",
+        }
+    }
+}
+
+mod ioctl {
+    //! The calls themselves.
+    #![allow(unsafe_code)]
+
+    use std::{
+        ffi::c_char,
+        io,
+        os::fd::{AsRawFd, BorrowedFd},
+    };
+
+    use super::Change;
+
+    /// What every call takes and gives (`struct dm_ioctl` of linux/dm-ioctl.h), with room for a name behind it.
+    #[repr(C)]
+    struct Call {
+        version: [u32; 3],
+        data_size: u32,
+        data_start: u32,
+        target_count: u32,
+        open_count: i32,
+        flags: u32,
+        event_nr: u32,
+        padding: u32,
+        dev: u64,
+        name: [c_char; 128],
+        uuid: [c_char; 129],
+        data: [c_char; 7],
+        new_name: [c_char; 128],
+    }
+
+    /// Bytes before `new_name`: the size of the structure that the number of the call names.
+    const HEAD_BYTES: usize = size_of::<Call>() - 128;
+    const DM_IOCTL: u8 = 0xfd;
+    /// "An event was raised."
+    const UEVENT_GENERATED: u32 = 1 << 13;
+
+    /// Sends a call. Gives the kernel's number of the device, and whether an event was raised.
+    pub(super) fn send(control: BorrowedFd<'_>, name: &str, change: Change<'_>, event: u32) -> io::Result<(u64, bool)> {
+        let (number, new_name): (u8, &str) = match change {
+            Change::Remove => (4, ""),
+            Change::Rename(new_name) => (5, new_name),
+            Change::Resume => (6, ""),
+        };
+        let mut call = Call {
+            version: [4, 0, 0],
+            data_size: size_of::<Call>() as u32,
+            data_start: HEAD_BYTES as u32,
+            target_count: 0,
+            open_count: 0,
+            flags: 0,
+            event_nr: event,
+            padding: 0,
+            dev: 0,
+            name: text(name)?,
+            uuid: [0; 129],
+            data: [0; 7],
+            new_name: text(new_name)?,
+        };
+        let request = nix::request_code_readwrite!(DM_IOCTL, number, HEAD_BYTES);
+        // SAFETY: the kernel reads and writes `data_size` bytes, which is the size of the structure; it has no pointers, every
+        // value of its fields is valid, and it outlives the call.
+        let answer = unsafe { nix::libc::ioctl(control.as_raw_fd(), request, &raw mut call) };
+        if answer < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((call.dev, call.flags & UEVENT_GENERATED != 0))
+    }
+
+    /// A text with a NUL behind it.
+    fn text(text: &str) -> io::Result<[c_char; 128]> {
+        let mut bytes = [0; 128];
+        if text.len() >= bytes.len() || text.contains('\0') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        bytes.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from.cast_signed() as c_char);
+        Ok(bytes)
+    }
+}
+
+/// How udev has done so far.
+#[derive(Debug, Default)]
+pub(super) struct Punctuality {
+    /// The last wait ended at its deadline.
+    is_late: AtomicBool,
+    /// So many have.
+    unanswered: AtomicU64,
+}
+
+impl Punctuality {
+    /// Carries out a change, and waits until udev has dealt with it. When udev does not in time, the node is made, or removed,
+    /// here, and that is all that its users need; the wait is given up.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn make(
+        &self,
+        control: BorrowedFd<'_>,
+        name: &str,
+        change: Change<'_>,
+        flags: DmUdevFlags,
+    ) -> io::Result<()> {
+        let cookie = if udev_runs() {
+            let no_cookie = |fault: &io::Error| warn!("cannot wait for udev to {} {name}: {fault}", change.word());
+            Cookie::new().inspect_err(no_cookie).ok()
+        } else {
+            None
+        };
+        let flags = flags | DmUdevFlags::DM_UDEV_PRIMARY_SOURCE_FLAG;
+        let event = flags.bits() << 16 | cookie.as_ref().map_or(0, Cookie::number);
+        let (dev, raised) = ioctl::send(control, name, change, event)?;
+        let in_time = match &cookie {
+            Some(cookie) if raised => self.wait(cookie, name, change),
+            other => other.is_some(),
+        };
+        if !in_time {
+            let number = database::number(dev);
+            match change {
+                Change::Resume => mend_node(name, number),
+                Change::Remove => remove_node(name),
+                Change::Rename(new_name) => {
+                    remove_node(name);
+                    mend_node(new_name, number);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, cookie: &Cookie, name: &str, change: Change<'_>) -> bool {
+        let limit = if self.is_late.load(Ordering::Relaxed) { LIMIT_WHEN_LATE } else { LIMIT };
+        let in_time = cookie.wait(limit).unwrap_or_else(|fault| {
+            warn!("cannot wait for udev to {} {name}: {fault}", change.word());
+            false
+        });
+        self.is_late.store(!in_time, Ordering::Relaxed);
+        if !in_time {
+            let count = self.unanswered.fetch_add(1, Ordering::Relaxed) + 1;
+            warn!(
+                "udev has not dealt with the {} of {name} within {} s (unanswered so far: {count}); going on without it",
+                change.word(),
+                limit.as_secs()
+            );
+        }
+        in_time
+    }
+}
+
+/// Makes the link in `/dev/mapper` that udev has not made, as device-mapper's own library does. udev takes it over when it
+/// deals with the device.
+pub(super) fn mend_node(name: &str, number: DeviceNumber) {
+    let link = node(name);
+    let is_right = fs::metadata(&link)
+        .is_ok_and(|found| found.file_type().is_block_device() && database::number(found.rdev()) == number);
+    if is_right {
+        return;
+    }
+    let target = Path::new("..").join(format!("dm-{}", number.minor));
+    let _ = fs::remove_file(&link);
+    match symlink(target, &link) {
+        Ok(()) => warn!("made {} in udev's place", link.display()),
+        // udev was faster.
+        Err(fault) if fault.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(fault) => warn!("cannot make {} in udev's place: {fault}", link.display()),
+    }
+}
+
+/// Removes the link of a device that does not have the name any more.
+fn remove_node(name: &str) {
+    let link = node(name);
+    if fs::symlink_metadata(&link).is_ok_and(|found| found.is_symlink()) {
+        if let Err(fault) = fs::remove_file(&link) {
+            warn!("cannot remove {}: {fault}", link.display());
+        }
+    }
+}
