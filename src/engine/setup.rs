@@ -18,7 +18,7 @@ pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
 use crate::{
     engine::{
-        bda::{Bda, Choose, Repair},
+        bda::{self, Bda, Choose, Repair},
         claims::Claim,
         containers::{self, Unlock},
         devices,

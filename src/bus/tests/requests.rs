@@ -390,6 +390,21 @@ fn names_and_user_info() {
     assert_eq!(answer("/0", "pool.r9", "AddDataDevs", (vec!["/dev/x"],)), "a job");
 }
 
+/// A pool named `a,b` had its links where those of a pool named `a_b` are.
+#[test]
+fn names_that_udev_changes_are_refused() {
+    let refused = |answer: String| {
+        assert!(answer.contains("contains the character ',', which udev would change in a link"), "{answer}");
+    };
+    refused(create_pool("a,b", vec![], vec![], (None, None)));
+    refused(answer("/0", "pool.r0", "SetName", ("a,b",)));
+    refused(answer("/1", "filesystem.r9", "SetName", ("a,b",)));
+    refused(answer("/0", "pool.r9", "SnapshotFilesystem", (at(1), "a,b")));
+    refused(answer("/0", "pool.r9", "CreateFilesystems", (vec![("a,b", (false, ""), (false, ""))],)));
+    // What has such a name is still found by it.
+    assert_eq!(answer("", "Manager.r9", "StopPool", ("a,b", "name")), "a job");
+}
+
 fn asked(kind: Kind, revision: u8, name: &str) -> Asked {
     let interface = Interface { kind, revision };
     let row = find_method(interface, name).or_else(|| find_property(interface, name)).unwrap();

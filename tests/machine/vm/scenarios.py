@@ -132,6 +132,8 @@ def all_scenarios(seeds, seconds):
                  longer=True),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
+        Scenario("udev", "links through every event, doubtful contents, names that udev changes, workers killed, lost messages",
+                 [Life(_pytest("test_udev.py"))]),
         Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys outlive it",
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
         Scenario("bus-restarted", "the bus, udevd, or both are restarted under load; every pool is watched again",
