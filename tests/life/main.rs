@@ -14,6 +14,7 @@ mod devices;
 #[path = "../engine/disks.rs"]
 #[allow(dead_code, reason = "as above")]
 mod disks;
+mod every_device;
 mod extend;
 mod fill;
 mod full;

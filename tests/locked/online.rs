@@ -7,6 +7,7 @@ use stratisd::{
 
 use crate::{
     bench::Bench,
+    disks,
     keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},
 };
 
@@ -115,4 +116,23 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 
 fn cap(bench: &Bench) -> String {
     stratisd::engine::dm_names::Role::Cache.name(bench.id("p"))
+}
+
+/// A save of pool metadata that chooses goes to ten devices. A device of the pool that says otherwise would do harm here.
+#[test]
+fn whether_a_pool_is_encrypted_is_recorded_on_every_device() {
+    let paths: Vec<String> = (10..34).map(|number| format!("/dev/d{number}")).collect();
+    let mut bench = machine();
+    let devices: Vec<&str> = paths.iter().map(String::as_str).collect();
+    create(&mut bench, MetadataVersion::V2, "p", &devices, vec![]).unwrap();
+    let recorded = |bench: &Bench| {
+        let features: Vec<_> = paths.iter().map(|path| disks::json_on(&bench.sim, path)["features"].clone()).collect();
+        assert!(features.iter().all(|other| *other == features[0]), "{features:?}");
+        features[0].to_string()
+    };
+    let clear = recorded(&bench);
+    assert!(encrypt(&mut bench));
+    assert_ne!(recorded(&bench), clear);
+    assert!(bench.run(ops::decrypt_pool(bench.id("p"))).unwrap());
+    assert_eq!(recorded(&bench), clear);
 }
