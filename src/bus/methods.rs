@@ -129,7 +129,7 @@ pub(super) fn set_key(mut call: Call<'_>) -> Handled {
 /// Reads a passphrase and goes on with it.
 fn with_passphrase(descriptor: Descriptor, follow: impl FnOnce(Secret) -> Next<Outcome> + Send + 'static) -> Work {
     let readable = descriptor.clone();
-    let chain = Next::act(move |_| match passphrase::read(&descriptor) {
+    let chain = Next::brief(move |_| match passphrase::read(&descriptor) {
         Ok(passphrase) => follow(passphrase),
         Err(error) => Next::Done(Outcome::refused(&error)),
     });

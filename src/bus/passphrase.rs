@@ -7,11 +7,15 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    fs::{FileType, Mode, OFlags},
+    io::Errno,
+    net::RecvFlags,
+};
 use threads::wake::{PollFd, PollFlags, poll};
 use zeroize::Zeroizing;
 
@@ -31,6 +35,8 @@ pub enum PassphraseError {
     TooLong,
     #[error("nothing was written to the descriptor of the key within {} seconds; write it before the call", WAIT_MAX.as_secs())]
     Nothing,
+    #[error("the key was read by another call with the same descriptor; open one for each call")]
+    Taken,
     #[error("the key could not be read from its descriptor")]
     Read(#[source] io::Error),
 }
@@ -38,8 +44,11 @@ pub enum PassphraseError {
 /// Whether a read would not wait: there is something, or its end, or it is nothing to read from.
 pub fn is_ready(descriptor: &Descriptor) -> bool {
     let fd = descriptor.0.as_fd();
-    let to_write = rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::WRONLY);
-    to_write || readable(descriptor).unwrap_or(true)
+    is_to_write(fd) || readable(descriptor).unwrap_or(true)
+}
+
+fn is_to_write(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags & OFlags::ACCMODE == OFlags::WRONLY)
 }
 
 fn readable(descriptor: &Descriptor) -> io::Result<bool> {
@@ -55,12 +64,12 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
     if !is_ready(descriptor) {
         return Err(PassphraseError::Nothing);
     }
-    let fd = descriptor.0.as_fd();
     let mut bytes = Zeroizing::new(vec![0; PASSPHRASE_BYTES_MAX]);
     let length = loop {
-        match rustix::io::read(fd, &mut bytes[..]) {
+        match read_now(descriptor.0.as_fd(), &mut bytes) {
             Ok(length) => break length,
             Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Err(PassphraseError::Taken),
             Err(error) => return Err(PassphraseError::Read(error.into())),
         }
     };
@@ -70,6 +79,29 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
     }
     bytes.truncate(length);
     Ok(Secret::new(bytes))
+}
+
+/// A read that waits for nobody, whatever others do with the same pipe meanwhile: between a look whether there is something
+/// and the read, another call may have taken it. The descriptor itself stays as it is, since the client shares its flags.
+///
+/// # Errors
+/// AGAIN: there is nothing now.
+fn read_now(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
+    // Opened once more, the other end of a pipe could be read.
+    if is_to_write(fd) {
+        return Err(Errno::BADF);
+    }
+    match FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) {
+        // Files have no writer to wait for.
+        FileType::RegularFile => rustix::io::read(fd, bytes),
+        FileType::Socket => Ok(rustix::net::recv(fd, bytes, RecvFlags::DONTWAIT)?.0),
+        // Whatever has a writer: opened once more, without waiting.
+        _ => {
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            let own = rustix::fs::open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty())?;
+            rustix::io::read(own, bytes)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +144,33 @@ mod tests {
         assert!(matches!(read(&theirs), Err(PassphraseError::Read(_))));
         writer.write_all(b"key").unwrap();
         assert!(is_ready(&ours) && read(&ours).unwrap().same(b"key"));
+    }
+
+    /// One pipe in several calls: all but one waited in a read for as long as the client lived, each with a worker.
+    #[test]
+    fn a_key_that_another_call_has_read_is_not_waited_for() {
+        let (pipe, mut writer) = io::pipe().unwrap();
+        let (socket, mut other_end) = std::os::unix::net::UnixStream::pair().unwrap();
+        for (reader, writer) in [
+            (OwnedFd::from(pipe), &mut writer as &mut dyn Write),
+            (OwnedFd::from(socket), &mut other_end as &mut dyn Write),
+        ] {
+            let flags = rustix::fs::fcntl_getfl(&reader).unwrap();
+            let mut bytes = [0; 8];
+            assert_eq!(read_now(reader.as_fd(), &mut bytes), Err(Errno::AGAIN));
+            writer.write_all(b"key").unwrap();
+            assert_eq!(read_now(reader.as_fd(), &mut bytes), Ok(3));
+            assert_eq!(read_now(reader.as_fd(), &mut bytes), Err(Errno::AGAIN));
+            assert_eq!(rustix::fs::fcntl_getfl(&reader).unwrap(), flags, "the client shares them");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_from_where_it_stands() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"skipped-key").unwrap();
+        io::Seek::seek(&mut file, io::SeekFrom::Start(8)).unwrap();
+        assert!(read(&Descriptor(Arc::new(file.into()))).unwrap().same(b"key"));
     }
 
     #[test]

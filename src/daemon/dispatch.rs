@@ -5,7 +5,12 @@
 //! # The promises
 //!
 //! - *No thread waits.* A request waits for a lock as an entry in the lock's queue, for a claim as an entry in the list of
-//!   the parked, for a worker as a job. So any number of waiting requests leaves every worker free.
+//!   the parked, for links as an entry of one thread's list ([`Links`]), for a worker as a job. So any number of waiting
+//!   requests leaves every worker free.
+//! - *What hangs holds up its own.* Each step is run as a job of a share: what the request is about, a pool as a rule
+//!   (`threads::workers`). Brief steps never wait for slow ones.
+//! - *In the order of arrival.* A request has one number for life, and by that number it waits for a lock, for a claim and for a
+//!   worker. So what has been begun goes before what has come since.
 //! - *Commit order.* What a step changed goes to the tree writer while the step's grant is still held, in one record with
 //!   the reply if it is the last step. What is known of pools that do not run is taken from the engine and sent under one
 //!   mutex, so whoever finds it taken by another finds it sent, too: a reply never passes the change it is about.
@@ -27,6 +32,7 @@ use std::{
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender};
@@ -34,9 +40,10 @@ use parking_lot::{Mutex, MutexGuard};
 use threads::{
     lock::{self, Guard, Lock},
     parking::{Arrival, Parking},
-    workers::{Class, Job, Workers},
+    workers::{self, Bounds, Class, Job, Limits},
 };
 
+use super::links::Links;
 use super::table::{ReadTable, Resident, WriteTable, target};
 use crate::{
     bus::job::Failure,
@@ -45,9 +52,26 @@ use crate::{
         ids::PoolUuid,
         name::Name,
         pool::Pool,
-        request::{Access, ActStep, Granted, Join, Mode, Next, Part, UnderStep, Wait},
+        request::{
+            Access, ActStep, Granted, Join, LinkedStep, Mode, Next, Pace, Part, PoolRef, Share, UnderStep, Wait,
+        },
     },
+    platform::PendingLinks,
     view::{self, Change, Update},
+};
+
+/// Threads that run steps. A share of `None` is that of steps which are about nothing in particular.
+pub type Workers = workers::Workers<Option<Share>>;
+
+/// How many steps run at once. Brief steps are those under a lock as well, so a device that hangs can hold up one of each class and
+/// more: as many as its share may have.
+///
+/// Eight brief ones keep two processors busy, and disks side by side. Sixteen slow ones are sixteen formats or programs of
+/// different pools, eight of them of one pool. Beyond that each share has one of its own, until 64 hang.
+pub const LIMITS: Limits = Limits {
+    kept: 8,
+    brief: Bounds { shared: 8, per_share: 4, most: 64 },
+    slow: Bounds { shared: 16, per_share: 8, most: 64 },
 };
 
 /// What running chains asks of what all their steps share.
@@ -106,6 +130,8 @@ pub type Chain<R, H> = Next<Option<R>, H, <H as House>::Pool>;
 type Step<R, H> = UnderStep<Option<R>, H, <H as House>::Pool>;
 /// A step of such a chain without one.
 type FreeStep<R, H> = ActStep<Option<R>, H, <H as House>::Pool>;
+/// What follows when links are there.
+type AfterLinks<R, H> = LinkedStep<Option<R>, H, <H as House>::Pool>;
 /// What follows the parts of such a chain that ran side by side.
 type JoinStep<R, H> = Join<Option<R>, H, <H as House>::Pool>;
 
@@ -141,6 +167,7 @@ struct Inner<R: Send + 'static, H: House> {
     lock: Lock<PoolUuid, Name, H::Pool>,
     parking: Parking<Wait>,
     workers: Workers,
+    links: Links,
     records: Mutex<Records<R>>,
     queue: Mutex<Queue<R, H>>,
 }
@@ -190,6 +217,8 @@ struct Ticket<R: Send + 'static, H: House> {
     label: Arc<str>,
     /// A step has run that did not park.
     begun: bool,
+    /// What it has been about so far.
+    share: Option<Share>,
     /// It has parked, and has not gone on since: the parking knows it.
     parked: bool,
     on_failure: Option<OnFailure<R>>,
@@ -199,8 +228,9 @@ struct Ticket<R: Send + 'static, H: House> {
 type Outcome<R, H> = Result<Chain<R, H>, String>;
 
 impl<R: Send + 'static, H: House> Dispatcher<R, H> {
-    /// A dispatcher with an empty table of pools. Records go to `updates`, after `observer` has seen their changes.
-    pub fn new(house: Arc<H>, workers: Workers, updates: Sender<Update<R>>, observer: Observer) -> Self {
+    /// A dispatcher with an empty table of pools. Records go to `updates`, after `observer` has seen their changes. A thread must
+    /// run `links`.
+    pub fn new(house: Arc<H>, workers: Workers, links: Links, updates: Sender<Update<R>>, observer: Observer) -> Self {
         // Nothing is ever sent on it.
         let (open, over) = crossbeam_channel::bounded(0);
         let queue = Queue {
@@ -218,7 +248,7 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
         let (lock, parking) = (Lock::new(), Parking::new());
         let told = parking.clone();
         house.watch_claims(Box::new(move |open| told.opened(open)));
-        Dispatcher { inner: Arc::new(Inner { house, lock, parking, workers, records, queue }) }
+        Dispatcher { inner: Arc::new(Inner { house, lock, parking, workers, links, records, queue }) }
     }
 
     /// Begins with a request and returns at once. After [`Dispatcher::stop`] it is answered instead.
@@ -241,8 +271,15 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
             Some(number) => {
                 log::debug!("request {number}: {label}");
                 let on_failure = Some(request.on_failure);
-                let ticket =
-                    Ticket { inner: Arc::clone(inner), number, label, begun: false, parked: false, on_failure };
+                let ticket = Ticket {
+                    inner: Arc::clone(inner),
+                    number,
+                    label,
+                    begun: false,
+                    share: None,
+                    parked: false,
+                    on_failure,
+                };
                 ticket.go_on(request.chain, seen);
             }
             None => {
@@ -279,6 +316,7 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
     /// The very end: lets the workers go, and the tree writer when it has worked off what there is. To be called when the
     /// channel of [`Dispatcher::stop`] is disconnected; what is still under way after that is not published.
     pub fn close(&self) {
+        self.inner.links.close();
         self.inner.workers.close();
         self.inner.records.lock().updates = None;
     }
@@ -304,7 +342,7 @@ impl<R: Send + 'static, H: House> Inner<R, H> {
     fn woken(&self, number: u64) {
         let found = self.queue.lock().parked.remove(&number);
         match found {
-            Some(Parked { next, ticket }) => ticket.run(Class::Quick, move |ticket| {
+            Some(Parked { next, ticket }) => ticket.run(Class::Brief(None), move |ticket| {
                 let seen = ticket.inner.house.claims_given_back();
                 ticket.go_on(next, seen);
             }),
@@ -361,8 +399,9 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                 self.answered();
             }
             Next::Under(access, step) => self.wait_for_lock(access, step),
-            Next::Act(step) => self.run_free(Class::Slow, step),
-            Next::Long(step) => self.run_free(Class::Long, step),
+            Next::Act(pace, step) => self.run_free(pace, step),
+            Next::Long(step) => self.run(Class::Long, |ticket| ticket.run_step(step)),
+            Next::Linked(links, limit, step) => self.wait_for_links(links, limit, step),
             Next::Together(parts, join) => self.run_together(parts, join),
             Next::Parked(wait, next) => self.park(wait, *next, seen),
         }
@@ -370,9 +409,8 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
 
     /// Gives the request to the workers. If the daemon stops before they come to it, and nothing of it has been done, it is
     /// answered instead.
-    fn run(self, class: Class, step: impl FnOnce(Self) + Send + 'static) {
-        let inner = Arc::clone(&self.inner);
-        let workers = inner.workers.clone();
+    fn run(self, class: Class<Option<Share>>, step: impl FnOnce(Self) + Send + 'static) {
+        let (inner, number) = (Arc::clone(&self.inner), self.number);
         let job = Box::new(move || match self.begun || !self.inner.is_stopping() {
             true => {
                 log::trace!("request {}: a step", self.number);
@@ -383,21 +421,48 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                 drop(self);
             }
         });
-        if let Err(job) = workers.submit(class, job) {
+        if let Err(job) = inner.workers.submit(class, number, job) {
             inner.queue.lock().late.push(job);
         }
     }
 
-    /// Runs a step that has no lock.
-    fn run_free(self, class: Class, step: FreeStep<R, H>) {
-        self.run(class, move |ticket| {
-            let seen = ticket.inner.house.claims_given_back();
-            let outcome = caught(|| step(&ticket.inner.house));
-            ticket.after_free_step(outcome, seen);
-        });
+    /// The class of a brief step about what the request has been about so far.
+    fn brief(&self) -> Class<Option<Share>> {
+        Class::Brief(self.share.clone())
     }
 
-    fn wait_for_lock(self, access: Access, step: Step<R, H>) {
+    /// Runs a step that has no lock.
+    fn run_free(mut self, pace: Pace, step: FreeStep<R, H>) {
+        let class = match pace {
+            Pace::Brief => self.brief(),
+            Pace::Slow(share) => {
+                self.share = share.or_else(|| self.share.take());
+                Class::Slow(self.share.clone())
+            }
+        };
+        self.run(class, |ticket| ticket.run_step(step));
+    }
+
+    fn run_step(self, step: FreeStep<R, H>) {
+        let seen = self.inner.house.claims_given_back();
+        let outcome = caught(|| step(&self.inner.house));
+        self.after_free_step(outcome, seen);
+    }
+
+    /// Goes on when links are there, or will not come.
+    fn wait_for_links(self, links: Box<dyn PendingLinks>, limit: Duration, step: AfterLinks<R, H>) {
+        let thread = self.inner.links.clone();
+        let then = move |missing| {
+            let class = self.brief();
+            self.run(class, move |ticket| ticket.run_step(Box::new(move |house| step(house, missing))));
+        };
+        thread.wait(links, limit, Box::new(then));
+    }
+
+    fn wait_for_lock(mut self, access: Access, step: Step<R, H>) {
+        if let Access::Pool(PoolRef::Uuid(pool), _) = &access {
+            self.share = Some(Share::Pool(*pool));
+        }
         let (inner, number) = (Arc::clone(&self.inner), self.number);
         let label = Cow::Owned(self.label.to_string());
         let not_begun = {
@@ -420,11 +485,22 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             Access::Table(Mode::Exclusive) => lock::Access::WriteAll,
         };
         let granting = Arc::clone(&inner);
-        inner.lock.submit(access, label, move |guard| {
+        inner.lock.submit(number, access, label, move |guard| {
             let found = granting.queue.lock().waiting.remove(&number);
             // None: a stop has answered the request. The guard is dropped, and the grant goes to the next.
-            if let Some(Waiting { step, ticket }) = found {
-                ticket.run(Class::Quick, move |ticket| ticket.run_under(guard, step));
+            if let Some(Waiting { step, mut ticket }) = found {
+                // A name is known to be that of a pool only now.
+                match &guard {
+                    Guard::Read(pool) => ticket.share = Some(Share::Pool(*pool.key())),
+                    Guard::Write(pool) => ticket.share = Some(Share::Pool(*pool.key())),
+                    _ => {}
+                }
+                // The whole table is nobody's in particular: nothing that can hang is done with it.
+                let class = match &guard {
+                    Guard::ReadAll(_) | Guard::WriteAll(_) => Class::Brief(None),
+                    _ => ticket.brief(),
+                };
+                ticket.run(class, move |ticket| ticket.run_under(guard, step));
             }
         });
     }
@@ -515,10 +591,12 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     /// Runs parts side by side; whoever ends the last one runs the join.
     fn run_together(self, parts: Vec<Part<H>>, join: JoinStep<R, H>) {
         if parts.is_empty() {
-            self.run(Class::Slow, move |ticket| ticket.run_join(join, Vec::new()));
+            let class = self.brief();
+            self.run(class, move |ticket| ticket.run_join(join, Vec::new()));
             return;
         }
         let (inner, label) = (Arc::clone(&self.inner), Arc::clone(&self.label));
+        let (number, class) = (self.number, Class::Slow(self.share.clone()));
         let results = parts.iter().map(|_| None).collect();
         let gathered = Arc::new(Mutex::new(Some(Gathered { results, left: parts.len(), join, ticket: self })));
         for (place, part) in parts.into_iter().enumerate() {
@@ -531,7 +609,7 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                     ticket.run_join(join, results);
                 }
             });
-            if let Err(job) = inner.workers.submit(Class::Slow, job) {
+            if let Err(job) = inner.workers.submit(class.clone(), number, job) {
                 // The request is answered when the last part is dropped.
                 inner.queue.lock().late.push(job);
             }

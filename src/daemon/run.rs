@@ -2,7 +2,7 @@
 //!
 //! Must never know: any policy about pools.
 
-use std::{io, num::NonZeroUsize, sync::Arc};
+use std::{io, sync::Arc};
 
 use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
 use signal_hook::{
@@ -15,11 +15,11 @@ use threads::{
     lock::{Observation, Observed},
     stop::Stop,
     wake::Waker,
-    workers::Workers,
 };
 
 use super::{
-    dispatch::{Dispatcher, Request},
+    dispatch::{Dispatcher, LIMITS, Request, Workers},
+    links::Links,
     machine::{self, Choice, Machine},
     readiness, sentence,
     stop::{self, Stuck},
@@ -31,10 +31,6 @@ use crate::{
     platform,
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
 };
-
-/// Workers wait for disks and programs, hardly ever for a processor, so their number does not follow that of processors. Half
-/// of them may run slow steps: so many formats go on at the same time.
-const WORKERS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
 
 /// Why the daemon did not come up or did not stay up.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +103,12 @@ fn start(
     let observed = running.clone();
     // Unbounded: see `Records` in `dispatch`.
     let (updates, published) = unbounded();
-    let workers = Workers::start(group, WORKERS)?;
+    let workers = Workers::start(group, LIMITS)?;
+    let links = Links::new().map_err(Error::Waker)?;
+    let waits = links.clone();
+    group.spawn(names::LINKS, move || waits.run().map_err(|error| sentence(&error)))?;
     let observer = Box::new(move |changes: &[_]| observed.note(changes));
-    let dispatcher = &*dispatcher.insert(Dispatcher::new(Arc::clone(&engine), workers, updates, observer));
+    let dispatcher = &*dispatcher.insert(Dispatcher::new(Arc::clone(&engine), workers, links, updates, observer));
     group.spawn(names::TREE_WRITER, move || {
         writer.run(&published);
         Ok(())

@@ -63,7 +63,7 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
         }
         dispatcher.close();
     }
-    join(&[names::WORKERS, names::LONG]);
+    join(&[names::LINKS, names::WORKERS]);
     join(&[names::TREE_WRITER]);
     signals.close();
     join(&[names::SIGNALS]);

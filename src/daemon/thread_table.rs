@@ -27,8 +27,8 @@ pub const BUS_READER: &str = "bus-reader";
 pub const BUS_LISTER: &str = "bus-lister";
 /// Run steps of requests.
 pub const WORKERS: &str = "worker-*";
-/// Run steps that take hours.
-pub const LONG: &str = "long-*";
+/// Waits for links.
+pub const LINKS: &str = "links";
 /// Publishes changes.
 pub const TREE_WRITER: &str = "tree-writer";
 
@@ -48,8 +48,8 @@ pub const TABLE: [Row; 9] = [
         does: "submits checks of pools that had events",
     },
     Row { name: TIMERS, waits_on: "next deadline, waker", does: "submits checks of all pools" },
+    Row { name: LINKS, waits_on: "udev monitors of requests, waker, deadlines", does: "has requests go on" },
     Row { name: WORKERS, waits_on: "ready jobs", does: "run steps of requests" },
-    Row { name: LONG, waits_on: "long jobs", does: "run steps that take hours, one thread for each under way" },
     Row { name: TREE_WRITER, waits_on: "channel of updates", does: "publishes, signals, replies, in this order" },
     Row { name: SIGNALS, waits_on: "SIGINT, SIGTERM", does: "turns the stop switch on" },
 ];

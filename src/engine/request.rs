@@ -6,17 +6,20 @@
 //!
 //! Rules of the game:
 //! - a step that runs [`Next::Under`] a lock is quick: memory, device-mapper calls, metadata writes. Formatting,
-//!   checking, waiting for others is a [`Next::Act`];
+//!   checking, waiting for others is a [`Next::Act`], which says what it may hold up if it hangs ([`Share`]);
 //! - between steps the lock is released. What must not change meanwhile is *claimed* (a name, a device, a pool)
 //!   under the lock before, and the claim is given back by the step that commits or undoes;
 //! - a step that finds what it needs claimed by another answers [`Next::Parked`] with what it waits for. When that has come
 //!   about the chain goes on; it should begin with the step that claims. Those that wait for the same are woken one after the
 //!   other, in the order of their arrival: the next one when the step of the one before has not claimed it again.
 
-use std::{any::Any, fmt};
+use std::{any::Any, fmt, path::PathBuf, time::Duration};
 
 pub use crate::engine::claims::{Key, Wait};
-use crate::engine::{Engine, ids::PoolUuid, name::Name, pool::Pool};
+use crate::{
+    engine::{Engine, ids::PoolUuid, name::Name, pool::Pool},
+    platform::PendingLinks,
+};
 
 /// Which pool a request is about. Names are resolved when the lock is granted, not before.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -94,6 +97,28 @@ pub type Part<E = Engine> = Box<dyn FnOnce(&E) -> Box<dyn Any + Send> + Send>;
 /// What follows when all parts are done; their results in the order of the parts. A part that panicked gives `None`.
 pub type Join<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<Option<Box<dyn Any + Send>>>) -> Next<T, E, P> + Send>;
 
+/// What follows when links are there, or will not come: it is given those that are missing.
+pub type LinkedStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<PathBuf>) -> Next<T, E, P> + Send>;
+
+/// How long a step without a lock may take, and what it may hold up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pace {
+    /// What people do not notice: memory, the keyring, a look at names. It never waits for slow steps.
+    Brief,
+    /// Disks, programs, the network; and what it holds up if it hangs, if that is not the pool which the request was about so
+    /// far.
+    Slow(Option<Share>),
+}
+
+/// What a step that hangs may hold up. Everything else goes on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Share {
+    /// What else is to be done with this pool.
+    Pool(PoolUuid),
+    /// What else is to be done with this device, which belongs to no pool yet.
+    Device(PathBuf),
+}
+
 /// What a chain needs next. Chains of the engine are about its pools; who runs chains has no need to know, and is
 /// tested with chains about something smaller.
 pub enum Next<T, E = Engine, P = Pool> {
@@ -101,8 +126,10 @@ pub enum Next<T, E = Engine, P = Pool> {
     Done(T),
     /// A lock, then this step.
     Under(Access, UnderStep<T, E, P>),
-    /// Time without a lock: this step may be slow.
-    Act(ActStep<T, E, P>),
+    /// Time without a lock.
+    Act(Pace, ActStep<T, E, P>),
+    /// Links that udev has been asked for, at most for this time. No thread waits meanwhile.
+    Linked(Box<dyn PendingLinks>, Duration, LinkedStep<T, E, P>),
     /// As `Act`, for what may take hours: it gets a thread of its own, so that it keeps nobody else from a worker.
     Long(ActStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
@@ -159,9 +186,19 @@ impl<T: Send + 'static> Next<T> {
         Next::under(Access::Pool(pool.into(), Mode::Exclusive), step)
     }
 
-    /// Asks for time without a lock.
+    /// Asks for time without a lock for a slow step, about the pool that the request was about so far.
     pub fn act(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
-        Next::Act(Box::new(step))
+        Next::Act(Pace::Slow(None), Box::new(step))
+    }
+
+    /// Asks for time without a lock for a slow step about `share`.
+    pub fn slow(share: Share, step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
+        Next::Act(Pace::Slow(Some(share)), Box::new(step))
+    }
+
+    /// Asks for a moment without a lock.
+    pub fn brief(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
+        Next::Act(Pace::Brief, Box::new(step))
     }
 
     /// Asks for a thread for hours.
@@ -176,7 +213,10 @@ impl<T: Send + 'static> Next<T> {
             Next::Under(access, step) => {
                 Next::Under(access, Box::new(move |engine, granted| step(engine, granted).then(follow)))
             }
-            Next::Act(step) => Next::Act(Box::new(move |engine| step(engine).then(follow))),
+            Next::Act(pace, step) => Next::Act(pace, Box::new(move |engine| step(engine).then(follow))),
+            Next::Linked(links, limit, step) => {
+                Next::Linked(links, limit, Box::new(move |engine, missing| step(engine, missing).then(follow)))
+            }
             Next::Long(step) => Next::Long(Box::new(move |engine| step(engine).then(follow))),
             Next::Together(parts, join) => {
                 Next::Together(parts, Box::new(move |engine, results| join(engine, results).then(follow)))

@@ -179,6 +179,13 @@ pub trait PendingLinks: Send {
     /// Waits until every link is there and points to its device, at most `limit` in all.
     /// Called without any lock. Returns the links that are not there in the end.
     fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf>;
+    /// Takes note of what has happened, without waiting. Whether there is nothing left to wait for: every link is there, or
+    /// those that are missing will not come.
+    fn advance(&mut self) -> bool;
+    /// Readable when it is worth calling [`PendingLinks::advance`] again. `None`: nothing would tell.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+    /// The links that are not there now.
+    fn missing(self: Box<Self>) -> Vec<PathBuf>;
 }
 
 /// A file system somewhere in the private place, as the kernel counts it.

@@ -100,7 +100,7 @@ fn lost_events_lead_to_a_look_at_all_devices() {
     crate::engine::bda::Bda::initialize(&sim, &[(Path::new("/dev/x4999"), header)]).unwrap();
     // That raised an event of its own, which is not what is waited for here.
     drop(watched.next());
-    let Next::Act(step) = look.chain else { panic!("devices are listed without a lock") };
+    let Next::Act(_, step) = look.chain else { panic!("devices are listed without a lock") };
     assert!(matches!(step(&engine), Next::Done(())));
     assert_eq!(watched.next().label, "Change of /dev/x4999");
     watched.end();

@@ -285,7 +285,10 @@ fn watched<T: 'static>(next: Next<T>, sim: Sim) -> Next<T> {
                 }),
             )
         }
-        Next::Act(step) => Next::Act(Box::new(move |engine| watched(step(engine), sim))),
+        Next::Act(pace, step) => Next::Act(pace, Box::new(move |engine| watched(step(engine), sim))),
+        Next::Linked(links, limit, step) => {
+            Next::Linked(links, limit, Box::new(move |engine, missing| watched(step(engine, missing), sim)))
+        }
         Next::Long(step) => Next::Long(Box::new(move |engine| watched(step(engine), sim))),
         Next::Together(parts, join) => {
             Next::Together(parts, Box::new(move |engine, results| watched(join(engine, results), sim)))

@@ -594,7 +594,7 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
     };
     let look = |engine: &Engine, event: Option<DeviceEvent>| match event {
         Some(event) => match ops::device_event(event) {
-            Next::Act(step) => vec![step(engine)],
+            Next::Act(_, step) => vec![step(engine)],
             _ => panic!("an event is read without a lock"),
         },
         None => ops::discover(engine).unwrap(),

@@ -38,7 +38,8 @@ impl Pools {
                     engine.take_background().into_iter().for_each(|(_, work)| self.run(engine, work));
                     return value;
                 }
-                Next::Act(step) | Next::Long(step) => step(engine),
+                Next::Act(_, step) | Next::Long(step) => step(engine),
+                Next::Linked(links, limit, step) => step(engine, links.wait(limit)),
                 Next::Together(parts, join) => {
                     let run = |part: Part| catch_unwind(AssertUnwindSafe(|| part(engine))).ok();
                     let results = parts.into_iter().map(run).collect();

@@ -89,7 +89,8 @@ impl<T: Send + 'static> Scheduler<T> {
             }
             State::Ready(next) | State::Parked(_, _, next) => match next {
                 Next::Done(value) => return (State::Done(value), "done"),
-                Next::Act(step) | Next::Long(step) => (step(engine), "act"),
+                Next::Act(_, step) | Next::Long(step) => (step(engine), "act"),
+                Next::Linked(links, limit, step) => (step(engine, links.wait(limit)), "links"),
                 Next::Under(Access::Table(_), step) => (step(engine, Granted::Table(pools)), "table"),
                 Next::Under(Access::Pool(which, mode), step) => {
                     let uuid = pools.resolve(&which);

@@ -1,10 +1,13 @@
 //! A filesystem that is being filled is extended because the kernel tells of it: no timer runs here.
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, unbounded};
 use stratisd::{
-    daemon::dispatch::{Dispatcher, Request},
+    daemon::{
+        dispatch::{Dispatcher, LIMITS, Request, Workers},
+        links::Links,
+    },
     engine::{
         Engine, dm_names,
         dm_names::Role,
@@ -21,7 +24,7 @@ use stratisd::{
     view::{Availability, Update},
     watch::{DmWatch, Running, Task},
 };
-use threads::{group::Group, stop::Stop, wake::Waker, workers::Workers};
+use threads::{group::Group, stop::Stop, wake::Waker};
 
 use crate::bench::{Bench, GIB};
 
@@ -30,8 +33,6 @@ const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;
 /// Blocks that are written between two looks.
 const CHUNK: u64 = 16;
-const WORKERS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
-
 /// A pool with one filesystem of 1 GiB.
 fn machine() -> Bench {
     let mut bench = Bench::start(Sim::builder().record().build());
@@ -78,11 +79,19 @@ impl Daemon {
         let waker = Waker::new().unwrap();
         let running = Running::new(vec![waker.clone()]);
         let observed = running.clone();
-        let (group, stop) = (Group::new(&["worker-*", "dm-events"]), Stop::new());
-        let workers = Workers::start(&group, WORKERS).unwrap();
+        let (group, stop) = (Group::new(&["links", "worker-*", "dm-events"]), Stop::new());
+        let workers = Workers::start(&group, LIMITS).unwrap();
+        let links = Links::new().unwrap();
+        let waits = links.clone();
+        group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
         let (sender, updates) = unbounded();
-        let dispatcher =
-            Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(move |changes| observed.note(changes)));
+        let dispatcher = Dispatcher::new(
+            Arc::clone(&engine),
+            workers,
+            links,
+            sender,
+            Box::new(move |changes| observed.note(changes)),
+        );
         let (done, checked) = unbounded();
         let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
             dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });

@@ -1,11 +1,14 @@
 //! A pool that runs low is dealt with at once, whatever becomes of the others: the watcher of device-mapper, the dispatcher,
 //! its workers and the engine together, on the simulated machine.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, unbounded};
 use stratisd::{
-    daemon::dispatch::{Dispatcher, Request},
+    daemon::{
+        dispatch::{Dispatcher, LIMITS, Request, Workers},
+        links::Links,
+    },
     engine::{
         Engine, dm_names,
         ids::PoolUuid,
@@ -20,15 +23,13 @@ use stratisd::{
     view::{Change, Update},
     watch::{DmWatch, Running, Task},
 };
-use threads::{group::Group, stop::Stop, wake::Waker, workers::Workers};
+use threads::{group::Group, stop::Stop, wake::Waker};
 
 use crate::bench::{Bench, GIB, name};
 
 /// Only so that a lost event fails the test.
 const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;
-const WORKERS: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not zero");
-
 /// Blocks of a new pool's data, and of them those that may be free when it is to grow.
 const DATA: u64 = 51_200;
 const LOW: u64 = 15_360;
@@ -62,14 +63,17 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
     let (sim, [low, held, slow], node) = pools();
     let platform: Arc<dyn Platform> = Arc::new(sim.clone());
     let engine = Arc::new(Engine::new(Arc::clone(&platform)));
-    let (group, stop) = (Group::new(&["worker-*", "dm-events"]), Stop::new());
-    let workers = Workers::start(&group, WORKERS).unwrap();
+    let (group, stop) = (Group::new(&["links", "worker-*", "dm-events"]), Stop::new());
+    let workers = Workers::start(&group, LIMITS).unwrap();
+    let links = Links::new().unwrap();
+    let waits = links.clone();
+    group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
     let (sender, updates) = unbounded();
     let waker = Waker::new().unwrap();
     let running = Running::new(vec![waker.clone()]);
     let observed = running.clone();
     let dispatcher =
-        Dispatcher::new(Arc::clone(&engine), workers, sender, Box::new(move |changes| observed.note(changes)));
+        Dispatcher::new(Arc::clone(&engine), workers, links, sender, Box::new(move |changes| observed.note(changes)));
     let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
         dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });
     };
@@ -99,10 +103,10 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
         ops::create_filesystems(pool, vec![new]).map(|_| Some(()))
     };
     submit(&dispatcher, "create in held".to_owned(), create(held, "f"));
-    for i in 0..WORKERS.get() {
+    for i in 0..2 * LIMITS.slow.per_share {
         submit(&dispatcher, format!("create {i} in slow"), create(slow, &format!("f{i}")));
     }
-    assert!(kernel.wait_for(1, HANG) && formats.wait_for(WORKERS.get() / 2, HANG));
+    assert!(kernel.wait_for(1, HANG) && formats.wait_for(LIMITS.slow.per_share, HANG));
 
     let watch = {
         let (source, dispatcher) = (sim.dm_events().unwrap(), dispatcher.clone());
@@ -120,7 +124,7 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
     }
     wait_for_growth(&updates, low, before);
     assert_eq!(kernel.waiting(), 1, "it hangs still");
-    assert_eq!(formats.waiting(), WORKERS.get() / 2);
+    assert_eq!(formats.waiting(), LIMITS.slow.per_share);
 
     [kernel, formats].iter().for_each(|gate| gate.open());
     stop.trigger("the test is over");

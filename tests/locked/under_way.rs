@@ -70,7 +70,10 @@ fn until<T: 'static>(next: Next<T>, is_meant: fn(&Next<T>) -> bool) -> Next<Next
         Next::Under(access, step) => {
             Next::Under(access, Box::new(move |engine, granted| until(step(engine, granted), is_meant)))
         }
-        Next::Act(step) => Next::Act(Box::new(move |engine| until(step(engine), is_meant))),
+        Next::Act(pace, step) => Next::Act(pace, Box::new(move |engine| until(step(engine), is_meant))),
+        Next::Linked(links, limit, step) => {
+            Next::Linked(links, limit, Box::new(move |engine, missing| until(step(engine, missing), is_meant)))
+        }
         Next::Long(step) => Next::Long(Box::new(move |engine| until(step(engine), is_meant))),
         Next::Together(parts, join) => {
             Next::Together(parts, Box::new(move |engine, results| until(join(engine, results), is_meant)))

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use thiserror::Error;
 
 use crate::primitives::{Mutex, PlainArc};
@@ -45,13 +45,16 @@ struct Shared {
     allowed: &'static [&'static str],
     /// Those started and not joined yet, in the order of their start.
     threads: Mutex<Vec<Thread>>,
-    /// Unbounded, and holds at most one message for each thread ever started: a thread sends one when it ends.
+    /// Unbounded, and holds at most one message for each thread ever started: a thread sends one when it ends. Passing ones send
+    /// none, unless they panic.
     ended: (Sender<Ended>, Receiver<Ended>),
 }
 
 #[derive(Debug)]
 struct Thread {
     name: String,
+    /// It was started by [`Group::spawn_passing`].
+    passing: bool,
     /// Disconnected when the thread has nothing left to do but to go: a join that comes after that is quick.
     over: Receiver<std::convert::Infallible>,
     handle: std::thread::JoinHandle<()>,
@@ -126,11 +129,39 @@ impl Group {
         Self { shared: PlainArc::new(Shared { allowed: names, threads: Mutex::new(Vec::new()), ended }) }
     }
 
+    /// Starts a thread of a family whose members come and go: that it returns is not reported, and several may have one name,
+    /// since one that ends is there for a moment longer. A panic is reported as for the others.
+    ///
+    /// # Errors
+    /// The name is not allowed or too long, or the system refuses.
+    pub fn spawn_passing(&self, name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), SpawnError> {
+        // What has ended is let go here, or it would stay in the list for as long as the group.
+        let ended: Vec<Thread> = {
+            let mut threads = self.shared.threads.lock();
+            let is_over = |over: &Receiver<_>| over.try_recv() == Err(TryRecvError::Disconnected);
+            threads.extract_if(.., |thread| thread.passing && is_over(&thread.over)).collect()
+        };
+        ended.into_iter().for_each(Thread::join);
+        self.start(name, true, move || {
+            f();
+            Ok(())
+        })
+    }
+
     /// Starts a thread. How it ends is reported to [`Group::ended`]; a panic is caught and is one of the ways.
     ///
     /// # Errors
     /// The name is not allowed, too long or in use, or the system refuses.
     pub fn spawn(&self, name: &str, f: impl FnOnce() -> Result<(), String> + Send + 'static) -> Result<(), SpawnError> {
+        self.start(name, false, f)
+    }
+
+    fn start(
+        &self,
+        name: &str,
+        passing: bool,
+        f: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<(), SpawnError> {
         let owned = || name.to_owned();
         if !self.shared.allowed.iter().any(|pattern| matches(pattern, name)) {
             return Err(SpawnError::NotListed { name: owned() });
@@ -140,7 +171,7 @@ impl Group {
         }
         // Held over the start, so that a name cannot be taken twice; the new thread does not need it.
         let mut threads = self.shared.threads.lock();
-        if threads.iter().any(|thread| thread.name == name) {
+        if threads.iter().any(|thread| thread.name == name && !(thread.passing && passing)) {
             return Err(SpawnError::Exists { name: owned() });
         }
         let (running, over) = crossbeam_channel::bounded(0);
@@ -157,14 +188,16 @@ impl Group {
             log::debug!("thread {name_inside} ended: {how:?}");
             // The group may be gone; then nobody is interested. The report comes before `running` is dropped, so whoever
             // has joined the thread finds its report.
-            let _ = reports.send(Ended { name: name_inside, how });
+            if !passing || how != How::Returned {
+                let _ = reports.send(Ended { name: name_inside, how });
+            }
             drop(running);
         };
         let handle = std::thread::Builder::new()
             .name(owned())
             .spawn(body)
             .map_err(|source| SpawnError::System { name: owned(), source })?;
-        threads.push(Thread { name: owned(), over, handle });
+        threads.push(Thread { name: owned(), passing, over, handle });
         Ok(())
     }
 
@@ -189,9 +222,8 @@ impl Group {
                 if let Err(crossbeam_channel::RecvTimeoutError::Timeout) = thread.over.recv_deadline(deadline) {
                     hanging.push(thread.name.clone());
                     self.shared.threads.lock().push(thread);
-                } else if thread.handle.join().is_err() {
-                    // The body catches all panics; what is left is one in the drop of a panic's own value.
-                    log::error!("thread {} ended by a panic outside its function", thread.name);
+                } else {
+                    thread.join();
                 }
             }
         }
@@ -201,6 +233,16 @@ impl Group {
     /// Takes the threads that a name or family means out of the list, so that nothing is waited for under the mutex.
     fn take(&self, pattern: &str) -> Vec<Thread> {
         self.shared.threads.lock().extract_if(.., |thread| matches(pattern, &thread.name)).collect()
+    }
+}
+
+impl Thread {
+    /// Joins a thread that has nothing left to do.
+    fn join(self) {
+        if self.handle.join().is_err() {
+            // The body catches all panics; what is left is one in the drop of a panic's own value.
+            log::error!("thread {} ended by a panic outside its function", self.name);
+        }
     }
 }
 

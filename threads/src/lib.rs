@@ -5,7 +5,7 @@
 //!
 //! - [`lock`]: a table of entries behind one lock with per-entry grants; it queues requests, not threads
 //! - [`parking`]: where requests wait, as entries, for what others have claimed
-//! - [`workers`]: a fixed number of threads that run jobs; slow jobs hold at most half of them
+//! - [`workers`]: threads that run jobs, as many as are needed; what hangs holds up its own share only
 //! - [`wake`]: an eventfd that ends a wait in `poll`, and that `poll`
 //! - [`stop`]: the switch that tells everybody to come to an end, and why
 //! - [`side_by_side`]: the same work on several items at once, for a caller that waits for it

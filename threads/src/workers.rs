@@ -1,37 +1,38 @@
-//! A fixed number of threads that run jobs, of which slow ones hold at most half; and one more for each job of hours.
+//! Threads that run jobs, as many as are needed and not more than is stated.
 //!
 //! Must never know: what a job is about, and which lock grants it carries.
 //!
 //! # The promise
 //!
-//! Jobs start in the order of their submission, except that quick ones pass slow ones that have to wait. A slow job waits
-//! only while half of the workers (at least one) run slow ones; a quick job waits only while all workers are busy. With
-//! more than one worker there is always one that no slow job may take. A worker outlives a panic of its job.
+//! A job is *brief*, *slow* or *long*, and brief and slow ones belong to a *share*: the part of the program's work that may be
+//! held up if the job hangs. Each class has its [`Bounds`], so that
 //!
-//! Long jobs wait for nobody and nobody waits for them: each has a thread, `long-1`, `long-2` …, which the next one takes over.
-
-//! # Why half
+//! - brief jobs never wait for slow ones, nor slow ones for brief ones;
+//! - a share whose jobs hang holds up nobody but itself: every other share can run at least one job of each class, until
+//!   [`Bounds::most`] shares hang;
+//! - within a class and share jobs start by their rank, and by submission among those of one rank.
 //!
-//! Slow jobs wait for other programs or the network, for minutes at times. If they could have all workers, the shortest
-//! request would wait for as long as the slowest of them takes. Nor is a half kept for quick ones alone: as long as there are no
-//! slow jobs, all workers are for the quick.
+//! Long jobs wait for nobody, and nobody waits for them.
+//!
+//! Threads are named `worker-1`, `worker-2` …. As many as are to be kept are started at once and stay. Others are started when a job
+//! may run and all are busy, and end when there is nothing for them to do. A thread outlives a panic of its job.
 //!
 //! ```
-//! use std::{num::NonZeroUsize, time::Duration};
-//! use threads::{group::Group, workers::{Class, Workers}};
+//! use std::time::Duration;
+//! use threads::{group::Group, workers::{Bounds, Class, Limits, Workers}};
 //!
 //! let group = Group::new(&["worker-*"]);
-//! let workers = Workers::start(&group, NonZeroUsize::MIN).expect("a thread can be started");
+//! let bounds = Bounds { shared: 2, per_share: 1, most: 8 };
+//! let workers = Workers::start(&group, Limits { kept: 2, brief: bounds, slow: bounds }).expect("threads can be started");
 //! let (done, results) = crossbeam_channel::unbounded();
-//! assert!(workers.submit(Class::Quick, Box::new(move || drop(done.send(6 * 7)))).is_ok());
+//! assert!(workers.submit(Class::Brief("disk"), 1, Box::new(move || drop(done.send(6 * 7)))).is_ok());
 //! assert_eq!(results.recv(), Ok(42));
 //! workers.close();
 //! group.join(&["worker-*"], Duration::from_secs(60)).expect("nothing is left to do");
 //! ```
 
 use std::{
-    collections::VecDeque,
-    num::NonZeroUsize,
+    collections::{BTreeSet, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -40,140 +41,130 @@ use crate::{
     primitives::{Condvar, Mutex, MutexGuard, PlainArc, wait},
 };
 
+mod admission;
+#[cfg(test)]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
+mod tests;
+
+use admission::Admission;
+pub use admission::Bounds;
+
 /// What a worker runs. It owns all that it needs, for instance the guard of a lock, which ends with it.
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// How long a job may take.
+/// How long a job may take, and what it may hold up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub enum Class<K> {
     /// What people do not notice.
-    Quick,
-    /// Anything else: formats, checks, waits for other programs or the network.
-    Slow,
+    Brief(K),
+    /// Formats, checks, waits for other programs or the network.
+    Slow(K),
     /// What may take hours.
     Long,
 }
 
+/// How many threads there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Those that stay when there is nothing to do.
+    pub kept: usize,
+    /// For brief jobs.
+    pub brief: Bounds,
+    /// For slow jobs.
+    pub slow: Bounds,
+}
+
+/// What can be a share. Implemented for all that qualifies.
+pub trait Share: Ord + Clone + Send + 'static {}
+
+impl<X: Ord + Clone + Send + 'static> Share for X {}
+
 /// The pool of workers. Clones are the same pool; it is closed when the last one is dropped.
-#[derive(Clone)]
-pub struct Workers {
-    handle: PlainArc<Handle>,
+pub struct Workers<K: Share> {
+    handle: PlainArc<Handle<K>>,
+}
+
+impl<K: Share> Clone for Workers<K> {
+    fn clone(&self) -> Self {
+        Self { handle: PlainArc::clone(&self.handle) }
+    }
 }
 
 /// Ends the threads when nobody can submit any more. The threads have the board itself, not this.
-struct Handle {
-    board: PlainArc<Board>,
-    group: Group,
+struct Handle<K: Share> {
+    board: PlainArc<Board<K>>,
 }
 
-/// Where the jobs are, and where the workers wait for them.
-struct Board {
-    jobs: Mutex<Jobs>,
-    /// Notified when a worker that found nothing to do may find something: a new job, room for a slow one, the end.
+/// Where the jobs are, and where idle threads wait for them.
+struct Board<K> {
+    jobs: Mutex<Jobs<K>>,
+    /// Notified when there is a job that may run, and at the end.
     changed: Condvar,
-    /// Notified when there is a long job, and at the end.
-    long_changed: Condvar,
-    /// How many slow jobs may run at once: half of the workers, rounded down, and one if that is none.
-    slow_max: usize,
+    group: Group,
+    kept: usize,
 }
 
 /// Unbounded, since a job may submit the next step of its own work: a bound would let workers wait for each other. What is in
 /// it is bounded by whoever submits: one job for each request that was let in.
-#[derive(Default)]
-struct Jobs {
-    /// Numbered in the order of submission, over both queues, so that the older of the two heads is known.
-    quick: VecDeque<(u64, Job)>,
-    slow: VecDeque<(u64, Job)>,
-    /// Never more than free threads for them, unless there could be no more threads.
-    long: VecDeque<Job>,
-    /// Threads for long jobs,
-    long_threads: usize,
-    /// and how many of them run none.
-    long_free: usize,
-    /// Raised under the mutex by whoever takes the job, lowered when the job is over, panicked or not.
-    slow_running: usize,
+struct Jobs<K> {
+    brief: Admission<K, Job>,
+    slow: Admission<K, Job>,
+    /// Those that may run, each counted as running. Never more than idle threads, unless no more threads could be started.
+    ready: VecDeque<(Class<K>, Job)>,
+    /// Threads that run no job: those that wait, those that have been notified, and those that are about to begin.
+    idle: usize,
+    /// The numbers in the names of all threads.
+    threads: BTreeSet<usize>,
     submitted: u64,
     closed: bool,
 }
 
-impl Workers {
-    /// Starts `count` threads, named `worker-1`, `worker-2` …
+impl<K: Share> Workers<K> {
+    /// Starts the threads that are kept.
     ///
     /// # Errors
     /// One of them could not be started; those that were end again.
-    pub fn start(group: &Group, count: NonZeroUsize) -> Result<Workers, SpawnError> {
-        let board = PlainArc::new(Board {
-            jobs: Mutex::new(Jobs::default()),
-            changed: Condvar::new(),
-            long_changed: Condvar::new(),
-            slow_max: (count.get() / 2).max(1),
-        });
+    pub fn start(group: &Group, limits: Limits) -> Result<Self, SpawnError> {
+        let kept = limits.kept.max(1);
+        let jobs = Jobs {
+            brief: Admission::new(limits.brief),
+            slow: Admission::new(limits.slow),
+            ready: VecDeque::new(),
+            idle: 0,
+            threads: BTreeSet::new(),
+            submitted: 0,
+            closed: false,
+        };
+        let board =
+            PlainArc::new(Board { jobs: Mutex::new(jobs), changed: Condvar::new(), group: group.clone(), kept });
         // From here on an early return drops the handle, which closes the board and thereby ends the threads.
-        let handle = Handle { board: PlainArc::clone(&board), group: group.clone() };
-        let workers = Workers { handle: PlainArc::new(handle) };
-        for number in 1..=count.get() {
-            let board = PlainArc::clone(&board);
-            group.spawn(&format!("worker-{number}"), move || {
-                board.work();
-                Ok(())
-            })?;
+        let workers = Workers { handle: PlainArc::new(Handle { board: PlainArc::clone(&board) }) };
+        let mut jobs = board.jobs.lock();
+        for _ in 0..kept {
+            board.start_thread(&mut jobs)?;
         }
+        drop(jobs);
         Ok(workers)
     }
 
-    /// Queues a job.
+    /// Queues a job. Jobs of one class and share start by `rank`.
     ///
     /// # Errors
     /// The pool is closed; the job is handed back.
-    pub fn submit(&self, class: Class, job: Job) -> Result<(), Job> {
+    pub fn submit(&self, class: Class<K>, rank: u64, job: Job) -> Result<(), Job> {
         let board = &self.handle.board;
         let mut jobs = board.jobs.lock();
         if jobs.closed {
             return Err(job);
         }
-        if class == Class::Long {
-            return self.submit_long(jobs, job);
-        }
         jobs.submitted += 1;
-        let number = jobs.submitted;
+        let place = (rank, jobs.submitted);
         match class {
-            Class::Quick => jobs.quick.push_back((number, job)),
-            Class::Slow | Class::Long => jobs.slow.push_back((number, job)),
+            Class::Brief(share) => jobs.brief.add(share, place, job),
+            Class::Slow(share) => jobs.slow.add(share, place, job),
+            Class::Long => jobs.ready.push_back((Class::Long, job)),
         }
-        drop(jobs);
-        // Not lost: a worker looks at the queues and falls asleep under one hold of the mutex, so it either sees this job or
-        // is asleep by now. One is enough, since any worker may take this job; if the class is at its limit, the one woken
-        // sleeps again and the end of a slow job wakes the next.
-        board.changed.notify_one();
-        Ok(())
-    }
-
-    /// Gives a long job to a thread that has none, or to a new one.
-    fn submit_long(&self, mut jobs: MutexGuard<'_, Jobs>, job: Job) -> Result<(), Job> {
-        let board = &self.handle.board;
-        if jobs.long.len() >= jobs.long_free {
-            // Under the mutex, so that no two ask for one name; the new thread waits for it.
-            let (name, its_board) = (format!("long-{}", jobs.long_threads + 1), PlainArc::clone(board));
-            let spawned = self.handle.group.spawn(&name, move || {
-                its_board.work_long();
-                Ok(())
-            });
-            match spawned {
-                Ok(()) => {
-                    jobs.long_threads += 1;
-                    jobs.long_free += 1;
-                }
-                Err(error) if jobs.long_threads == 0 => {
-                    log::warn!("no thread for a long job, which becomes a slow one: {error}");
-                    drop(jobs);
-                    return self.submit(Class::Slow, job);
-                }
-                Err(error) => log::warn!("no thread for a long job, which waits for another one: {error}"),
-            }
-        }
-        jobs.long.push_back(job);
-        drop(jobs);
-        board.long_changed.notify_one();
+        board.make_ready(&mut jobs);
         Ok(())
     }
 
@@ -183,73 +174,75 @@ impl Workers {
     }
 }
 
-impl Drop for Handle {
+impl<K: Share> Drop for Handle<K> {
     fn drop(&mut self) {
         self.board.close();
     }
 }
 
-impl Board {
+impl<K: Share> Board<K> {
     fn close(&self) {
         self.jobs.lock().closed = true;
-        // From here on `submit` refuses, so the queues only get shorter, and the last worker finds them empty.
-        // All: each has to see it. Not lost, for the reason given in `submit`.
+        // From here on `submit` refuses. Jobs that may not run yet are made ready by the threads that run others.
+        // All: each has to see it. Not lost, for the reason given in `make_ready`.
         self.changed.notify_all();
-        self.long_changed.notify_all();
     }
 
-    /// The life of a worker.
-    fn work(&self) {
-        while let Some((class, job)) = self.next() {
-            contained(job);
-            if class == Class::Slow {
-                self.slow_ended();
+    /// Lets all jobs that may run be run, by threads that are idle or are started for it.
+    fn make_ready(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, Jobs<K>>) {
+        while let Some((share, job)) = jobs.brief.admit() {
+            jobs.ready.push_back((Class::Brief(share), job));
+        }
+        while let Some((share, job)) = jobs.slow.admit() {
+            jobs.ready.push_back((Class::Slow(share), job));
+        }
+        while jobs.ready.len() > jobs.idle {
+            if let Err(error) = self.start_thread(jobs) {
+                log::warn!("a job waits for a thread that has another one: {error}");
+                break;
             }
+        }
+        // Not lost: a thread looks for ready jobs and falls asleep under one hold of the mutex, which is held here. Each
+        // ready job has an idle thread, and notifying those that are not asleep any more does no harm.
+        for _ in 0..jobs.ready.len() {
+            self.changed.notify_one();
         }
     }
 
-    /// The life of a thread for long jobs.
-    fn work_long(&self) {
+    /// Starts a thread, which is idle at first.
+    fn start_thread(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, Jobs<K>>) -> Result<(), SpawnError> {
+        let number = (1..).find(|number| !jobs.threads.contains(number)).unwrap_or_default();
+        let board = PlainArc::clone(self);
+        // Under the mutex, so that no two ask for one name; the new thread waits for it.
+        self.group.spawn_passing(&format!("worker-{number}"), move || board.work(number))?;
+        jobs.threads.insert(number);
+        jobs.idle += 1;
+        Ok(())
+    }
+
+    /// The life of a thread.
+    fn work(self: &PlainArc<Self>, number: usize) {
         let mut jobs = self.jobs.lock();
         loop {
-            if let Some(job) = jobs.long.pop_front() {
-                jobs.long_free -= 1;
+            if let Some((class, job)) = jobs.ready.pop_front() {
+                jobs.idle -= 1;
                 drop(jobs);
                 contained(job);
                 jobs = self.jobs.lock();
-                jobs.long_free += 1;
-            } else if jobs.closed {
+                jobs.idle += 1;
+                match class {
+                    Class::Brief(share) => jobs.brief.ended(&share),
+                    Class::Slow(share) => jobs.slow.ended(&share),
+                    Class::Long => {}
+                }
+                self.make_ready(&mut jobs);
+            } else if jobs.closed || jobs.threads.len() > self.kept {
+                jobs.idle -= 1;
+                jobs.threads.remove(&number);
                 return;
             } else {
-                jobs = wait(&self.long_changed, jobs);
+                jobs = wait(&self.changed, jobs);
             }
-        }
-    }
-
-    /// The next job that may be run, in the order of submission; None when there will be no more.
-    fn next(&self) -> Option<(Class, Job)> {
-        let mut jobs = self.jobs.lock();
-        loop {
-            if let Some(found) = jobs.take(self.slow_max) {
-                return Some(found);
-            }
-            // When slow jobs are left they wait for the end of others, whose workers then take them on; nobody else is needed.
-            if jobs.closed {
-                return None;
-            }
-            jobs = wait(&self.changed, jobs);
-        }
-    }
-
-    /// Makes room for another slow job, and sees to it that it is taken.
-    fn slow_ended(&self) {
-        let mut jobs = self.jobs.lock();
-        jobs.slow_running -= 1;
-        let more = !jobs.slow.is_empty();
-        drop(jobs);
-        if more {
-            // This worker looks for work next, but may find an older quick job; so another one is told that a slow job may run.
-            self.changed.notify_one();
         }
     }
 }
@@ -261,25 +254,3 @@ fn contained(job: Job) {
         log::error!("a job panicked: {}", panic_text(panic.as_ref()));
     }
 }
-
-impl Jobs {
-    /// The oldest job that may be run.
-    fn take(&mut self, slow_max: usize) -> Option<(Class, Job)> {
-        let quick = self.quick.front().map(|(number, _)| *number);
-        let slow = self.slow.front().map(|(number, _)| *number).filter(|_| self.slow_running < slow_max);
-        let slow_first = match (quick, slow) {
-            (Some(quick), Some(slow)) => slow < quick,
-            (quick, _) => quick.is_none(),
-        };
-        if slow_first && slow.is_some() {
-            self.slow_running += 1;
-            self.slow.pop_front().map(|(_, job)| (Class::Slow, job))
-        } else {
-            self.quick.pop_front().map(|(_, job)| (Class::Quick, job))
-        }
-    }
-}
-
-#[cfg(test)]
-#[cfg(not(any(feature = "loom", feature = "shuttle")))]
-mod tests;

@@ -3,8 +3,8 @@
 //! Must never know: how the state machine counts and queues; it is judged by what it grants and by its lists of holders and
 //! waiters, against a plain restatement of the promise.
 //!
-//! A step is one of: a request of every mode, by key and by name, for entries that exist, do not exist yet or do not exist
-//! any more; the release, lowering or split of any grant; the cancelling of any waiter; and under WriteAll the addition,
+//! A step is one of: a request of every mode, by key and by name, with and without a rank, for entries that exist, do not exist
+//! yet or do not exist any more; the release, lowering or split of any grant; the cancelling of any waiter; and under WriteAll the addition,
 //! removal and renaming of entries.
 //!
 //! Histories that arrive at the same state (same entries, holders and queue) go on as one, and are counted as many: what may
@@ -12,7 +12,7 @@
 //! of fewer steps one by one, without that, and must count the same.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::DefaultHasher},
     hash::BuildHasherDefault,
 };
 
@@ -29,6 +29,8 @@ type Ask = Access<Key, Name>;
 #[derive(Clone, Debug)]
 enum Move {
     Request(Ask),
+    /// With a rank: ahead of all that have none.
+    RequestRanked(Ask),
     Release(usize),
     Lower(usize),
     Split(usize),
@@ -45,10 +47,12 @@ struct World {
     entries: BTreeMap<Key, Name>,
     waiting: BTreeMap<RequestId, Ask>,
     holding: BTreeMap<RequestId, Held<Key>>,
+    /// Those that were given a rank.
+    ranked: BTreeSet<RequestId>,
 }
 
 /// A state without its history: entries, what is held (the order does not matter), who waits for what (it does).
-type Situation = (Vec<(Key, Name)>, Vec<String>, Vec<Ask>);
+type Situation = (Vec<(Key, Name)>, Vec<String>, Vec<(bool, Ask)>);
 
 /// For each state: one history that leads there (to tell it), and how many do. Without a random seed, so that a fault is told
 /// by the same history each time.
@@ -64,13 +68,14 @@ impl World {
             ensure(state.insert(*key, *name), || "a new entry must be taken in".into())?;
         }
         ensure(state.release(id).is_empty(), || "nobody waits yet".into())?;
-        Ok(Self { state, entries, waiting: BTreeMap::new(), holding: BTreeMap::new() })
+        Ok(Self { state, entries, waiting: BTreeMap::new(), holding: BTreeMap::new(), ranked: BTreeSet::new() })
     }
 
     fn situation(&self) -> Situation {
         let mut held: Vec<_> = self.holding.values().map(|held| format!("{held:?}")).collect();
         held.sort();
-        (self.entries.iter().map(|(key, name)| (*key, *name)).collect(), held, self.waiting.values().cloned().collect())
+        let waiting = self.waiting.iter().map(|(id, ask)| (self.ranked.contains(id), ask.clone())).collect();
+        (self.entries.iter().map(|(key, name)| (*key, *name)).collect(), held, waiting)
     }
 
     /// All that can happen next.
@@ -80,6 +85,11 @@ impl World {
         for target in [Target::Key(1), Target::Name('a'), Target::Key(2), Target::Key(3), Target::Name('c')] {
             moves.push(Move::Request(Access::Read(target.clone())));
             moves.push(Move::Request(Access::Write(target)));
+        }
+        for access in
+            [Access::ReadAll, Access::WriteAll, Access::Write(Target::Key(1)), Access::Read(Target::Name('a'))]
+        {
+            moves.push(Move::RequestRanked(access));
         }
         for (place, held) in self.holding.values().enumerate() {
             moves.push(Move::Release(place));
@@ -105,8 +115,14 @@ impl World {
                 let (id, held) = self.state.request(access.clone());
                 let newest = self.waiting.keys().chain(self.holding.keys()).max();
                 ensure(newest < Some(&id), || "ids grow".into())?;
-                self.waiting.insert(id, access.clone());
-                self.granted(held.map(|held| Grant { id, held }).into_iter().collect())?;
+                self.requested(id, access, held)?;
+            }
+            Move::RequestRanked(access) => {
+                let (id, held) = self.state.request_ranked(0, access.clone());
+                let ahead = |other: &RequestId| self.ranked.contains(other) == (*other < id);
+                ensure(self.waiting.keys().all(ahead), || "behind those of its rank, ahead of the others".into())?;
+                self.ranked.insert(id);
+                self.requested(id, access, held)?;
             }
             Move::Release(place) => {
                 let id = holder(*place);
@@ -170,6 +186,12 @@ impl World {
             }
         }
         self.check()
+    }
+
+    fn requested(&mut self, id: RequestId, access: &Ask, held: Option<Held<Key>>) -> Result<(), String> {
+        ensure(!self.holding.contains_key(&id), || "ids are used once".into())?;
+        self.waiting.insert(id, access.clone());
+        self.granted(held.map(|held| Grant { id, held }).into_iter().collect())
     }
 
     /// Enters grants in our book. Each must have waited, and hold what its request means now.
@@ -347,6 +369,11 @@ mod planted {
     #[test]
     fn passing_waiters() {
         check_finds(Fault::PassesWaiters, &["passed"]);
+    }
+
+    #[test]
+    fn ignoring_ranks() {
+        check_finds(Fault::IgnoresRank, &["behind those of its rank"]);
     }
 
     #[test]

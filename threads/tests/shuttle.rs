@@ -12,7 +12,7 @@ use shuttle::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
-use threads::lock::{Access, Guard, Target};
+use threads::lock::{Access, Guard, Target, UNRANKED};
 
 fn iterations() -> usize {
     std::env::var("LOCK_ITERATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(2000)
@@ -70,7 +70,7 @@ fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
     let more = random.gen_range(0..3);
     if random.gen_range(0..6) == 0 {
         // Granted or not by then: what counts is that those behind it come through.
-        let id = lock.submit(access, "cancelled".into(), drop);
+        let id = lock.submit(UNRANKED, access, "cancelled".into(), drop);
         lock.cancel(id);
         return;
     }

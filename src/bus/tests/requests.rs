@@ -320,7 +320,7 @@ fn a_start_with_a_passphrase_reads_it_first() {
         }
         let Response::Job(_, Task { chain, .. }) = respond(&message, &two_pools()).unwrap() else { panic!("no job") };
         match chain {
-            Next::Act(read) => (true, read(&engine)),
+            Next::Act(_, read) => (true, read(&engine)),
             next => (false, next),
         }
     };

@@ -1,8 +1,9 @@
 //! The promises of the dispatcher, with chains about pools that are nothing but a number. Events come over channels; the
 //! time limits are only there so that a lost event fails the test.
 
+mod shares;
+
 use std::{
-    num::NonZeroUsize,
     sync::{
         OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,7 +12,7 @@ use std::{
 };
 
 use crossbeam_channel::{bounded, unbounded};
-use threads::group::Group;
+use threads::{group::Group, workers::Bounds};
 
 use super::*;
 use crate::{
@@ -146,7 +147,6 @@ type Todo = Chain<Answer, Home>;
 struct Daemon {
     home: Arc<Home>,
     group: Group,
-    workers: Workers,
     dispatcher: Dispatcher<Answer, Home>,
     updates: Receiver<Update<Answer>>,
 }
@@ -171,24 +171,39 @@ fn daemon(workers: usize) -> Daemon {
 }
 
 impl Daemon {
+    /// So many brief steps at once, and half as many slow ones.
     fn new(workers: usize, observer: Observer) -> Daemon {
-        let group = Group::new(&["worker-*"]);
-        let workers = Workers::start(&group, NonZeroUsize::new(workers).unwrap()).unwrap();
+        let bounds = |count| Bounds { shared: count, per_share: count, most: count };
+        let limits = Limits { kept: workers, brief: bounds(workers), slow: bounds((workers / 2).max(1)) };
+        Daemon::with_limits(limits, observer)
+    }
+
+    fn with_limits(limits: Limits, observer: Observer) -> Daemon {
+        let group = Group::new(&["links", "worker-*"]);
+        let workers = Workers::start(&group, limits).unwrap();
+        let links = Links::new().unwrap();
+        let waits = links.clone();
+        group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
         let (sender, updates) = unbounded();
         let home = Arc::new(Home::default());
-        let dispatcher = Dispatcher::new(Arc::clone(&home), workers.clone(), sender, observer);
-        Daemon { home, group, workers, dispatcher, updates }
+        let dispatcher = Dispatcher::new(Arc::clone(&home), workers, links, sender, observer);
+        Daemon { home, group, dispatcher, updates }
     }
 
     fn insert_pools(&self) {
+        self.insert(vec![Toy::new(uuid(1), "a"), Toy::new(uuid(2), "b")]);
+    }
+
+    fn insert(&self, toys: Vec<Toy>) {
+        let count = toys.len();
         let step = whole_table(|_, table| {
-            for toy in [Toy::new(uuid(1), "a"), Toy::new(uuid(2), "b")] {
+            for toy in toys {
                 assert!(table.insert(toy).is_ok());
             }
             done(0)
         });
         self.submit("insert", step);
-        assert_eq!(self.next().changes.len(), 2);
+        assert_eq!(self.next().changes.len(), count);
     }
 
     fn submit(&self, label: &'static str, chain: Todo) {
@@ -217,8 +232,8 @@ impl Daemon {
     fn end(self) {
         let over = self.dispatcher.stop();
         assert!(over.recv_timeout(HANG).is_err_and(|error| error.is_disconnected()));
-        self.workers.close();
-        self.group.join(&["worker-*"], HANG).unwrap();
+        self.dispatcher.close();
+        self.group.join(&["links", "worker-*"], HANG).unwrap();
     }
 }
 
@@ -227,7 +242,7 @@ fn done(number: u64) -> Todo {
 }
 
 fn act(step: impl FnOnce(&Home) -> Todo + Send + 'static) -> Todo {
-    Next::Act(Box::new(step))
+    Next::Act(Pace::Slow(None), Box::new(step))
 }
 
 fn write(pool: PoolRef, step: impl FnOnce(&Home, &mut Toy) -> Todo + Send + 'static) -> Todo {

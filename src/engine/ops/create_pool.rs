@@ -25,7 +25,7 @@ use crate::{
         ops::devices::sizes_of,
         plan::{sector_rules, sizes},
         pool::{self, Member, Pool},
-        request::{Access, Granted, Mode, Next, PoolRef},
+        request::{Access, Granted, Mode, Next, PoolRef, Share},
         setup,
         stack::{Layer, Stack},
         undo::Rollback,
@@ -54,7 +54,9 @@ pub type Created = (PoolUuid, Vec<DevUuid>);
 
 /// Creates a pool. `None`: it exists already with just these data devices.
 pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
-    Next::act(move |engine| {
+    // It belongs to no pool yet; one of its devices may hang.
+    let share = Share::Device(new.devices.first().cloned().unwrap_or_default());
+    Next::slow(share, move |engine| {
         if let Err(error) = sizes::check_integrity_spec(&new.integrity) {
             return Next::Done(Err(error.into()));
         }

@@ -22,7 +22,7 @@ use crate::{
         },
         plan::sector_rules::{self, SectorError, SectorSizes},
         pool::Pool,
-        request::{Access, Mode, Next, PoolRef},
+        request::{Access, Mode, Next, PoolRef, Share},
         undo::Rollback,
     },
     platform::{BlockDevice, Geometry, Platform},
@@ -68,7 +68,7 @@ pub fn add_cache_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec
 
 /// Initializes devices without a lock, claimed, and takes them into the pool.
 fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Vec<DevUuid>>> {
-    Next::act(move |engine| {
+    Next::slow(Share::Pool(uuid), move |engine| {
         let found = match devices::find(engine.platform(), &paths) {
             Ok(found) => found,
             Err(error) => return Next::Done(Err(error)),
@@ -301,7 +301,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
 /// As [`grow`], for a device in a container of its own, which has to grow before. For that its volume key is needed, and found
 /// without a lock.
 fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
-    Next::act(move |engine| {
+    Next::slow(Share::Pool(uuid), move |engine| {
         let (platform, path, device) = (engine.platform(), encased.device.path.clone(), encased.id());
         let volume_key = containers::open(platform, &path, None, &encased.bindings, UnlockMethod::Any, None);
         let volume_key = match volume_key {

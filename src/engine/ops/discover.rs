@@ -17,7 +17,7 @@ use crate::{
         metadata::PoolMetadata,
         ops::{lifecycle, links},
         registry::{DeviceSet, Found, STOPPED, Seen, Verdict},
-        request::{Access, Granted, Mode, Next, PoolRef},
+        request::{Access, Granted, Mode, Next, PoolRef, Share},
         setup::{self, CacheTier, Doomed},
         stack::Stack,
         undo::Rollback,
@@ -154,7 +154,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
         let look = links::of_device(device);
         return look.then(move |()| device_event(DeviceEvent { unlinked: None, ..event }));
     }
-    Next::act(move |engine| {
+    Next::slow(Share::Device(event.path.clone()), move |engine| {
         let (member, since) = {
             let registry = engine.registry();
             (registry.running_member(&event.path), registry.moment())
@@ -201,7 +201,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
 }
 
 fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDevice) -> Next<()> {
-    Next::act(move |engine| {
+    Next::slow(Share::Pool(pool), move |engine| {
         let Ok(geometry) = engine.platform().geometry(&found.path) else { return Next::Done(()) };
         Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
             let known = match super::readable(granted, pool) {
@@ -229,7 +229,7 @@ fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDe
 
 /// Sets a pool up if its devices are all there and nothing speaks against it.
 pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
-    Next::act(move |engine| {
+    Next::brief(move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
             Err(taken) => return Next::parked(taken, consider(uuid)),

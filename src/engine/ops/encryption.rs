@@ -116,7 +116,7 @@ pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<B
 }
 
 fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Next<Result<bool>> {
-    Next::act(move |engine| {
+    Next::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::Encryption(uuid)]) {
             Ok(claim) => claim,
             Err(taken) => return super::unless_at_work(uuid, taken, change(uuid, plan)),

@@ -80,7 +80,7 @@ impl fmt::Display for KeyDescription {
 
 /// Sets a key.
 pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChange>> {
-    Next::act(move |engine| {
+    Next::brief(move |engine| {
         let set = engine.platform().key_set(&description.in_kernel(), &key);
         if matches!(set, Ok(KeyChange::Created | KeyChange::Replaced)) {
             // It may open a pool of which the volume key is not known to this daemon, or one with a work on its data that
@@ -99,12 +99,12 @@ pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChang
 
 /// Removes a key. `false`: there was none.
 pub fn unset_key(description: KeyDescription) -> Next<Result<bool>> {
-    Next::act(move |engine| Next::Done(engine.platform().key_unset(&description.in_kernel()).map_err(Error::from)))
+    Next::brief(move |engine| Next::Done(engine.platform().key_unset(&description.in_kernel()).map_err(Error::from)))
 }
 
 /// The descriptions of all keys, sorted.
 pub fn list_keys() -> Next<Result<Vec<String>>> {
-    Next::act(|engine| {
+    Next::brief(|engine| {
         let keys = engine.platform().key_list().map(|names| {
             let ours = names.iter().filter_map(|name| name.strip_prefix(KEY_PREFIX)).map(str::to_owned);
             let mut ours: Vec<String> = ours.collect();

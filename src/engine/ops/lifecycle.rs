@@ -26,7 +26,7 @@ use crate::{
         ops::discover::{self, discover},
         pool::Pool,
         registry::{DeviceSet, Seen, Verdict},
-        request::{Access, Granted, Mode, Next, PoolRef, Wait},
+        request::{Access, Granted, Mode, Next, PoolRef, Share, Wait},
         setup::{self, CacheTier},
         undo::Rollback,
     },
@@ -85,7 +85,7 @@ pub fn stop_pool(which: PoolRef) -> Next<Result<Stopped>> {
 }
 
 fn stop_running(uuid: PoolUuid) -> Next<Result<Stopped>> {
-    Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+    Next::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => stop_drained(uuid, drain),
         Err(taken) => Next::parked(taken, stop_running(uuid)),
     })
@@ -190,7 +190,7 @@ pub(in crate::engine) fn forget_volume_key(platform: &dyn Platform, uuid: PoolUu
 
 /// Takes down what is up of a pool that does not run.
 fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
-    Next::act(move |engine| {
+    Next::slow(Share::Pool(uuid), move |engine| {
         let which = PoolRef::Uuid(uuid);
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
@@ -281,7 +281,7 @@ fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Opti
 }
 
 fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
-    Next::act(move |engine| {
+    Next::slow(Share::Pool(uuid), move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
             Err(taken) => return Next::parked(taken, start_stopped(uuid, unlock, cache)),
@@ -390,7 +390,7 @@ pub(super) fn bring_up(
     opened: Rollback,
     claim: Claim,
 ) -> Next<Result<Started>> {
-    Next::act(move |engine| {
+    Next::brief(move |engine| {
         let name = match Name::new(&metadata.name) {
             Ok(name) => name,
             Err(error) => return not_up(engine, uuid, opened.run(engine.platform(), error.into())),
@@ -473,7 +473,7 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<(
     match items.pop() {
         None => Next::Done(Ok(())),
         Some(item) => each(item)
-            .then(move |result| Next::act(move |_| one_by_one(items, each).map(move |others| result.and(others)))),
+            .then(move |result| Next::brief(move |_| one_by_one(items, each).map(move |others| result.and(others)))),
     }
 }
 
@@ -483,7 +483,7 @@ fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
 }
 
 fn refresh_undisturbed(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+    Next::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
             let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
             checked.map(|()| refreshed)

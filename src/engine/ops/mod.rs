@@ -169,11 +169,15 @@ fn announce<'a>(
 fn when_linked<T: Send + 'static>(links: Option<Box<dyn PendingLinks>>, value: T) -> Next<T> {
     match links {
         None => Next::Done(value),
-        Some(links) => Next::act(move |_| {
-            for missing in links.wait(LINKS_WAIT_MAX) {
-                log::warn!("udev has not made the link {}", missing.display());
-            }
-            Next::Done(value)
-        }),
+        Some(links) => Next::Linked(
+            links,
+            LINKS_WAIT_MAX,
+            Box::new(move |_, missing| {
+                for missing in missing {
+                    log::warn!("udev has not made the link {}", missing.display());
+                }
+                Next::Done(value)
+            }),
+        ),
     }
 }

@@ -116,7 +116,7 @@ fn begin(
     work: Work,
     start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
 ) -> Next<Result<bool>> {
-    Next::act(move |engine| {
+    Next::brief(move |engine| {
         let claim = match claim(engine, uuid) {
             Ok(claim) => claim,
             Err(taken) => return super::unless_at_work(uuid, taken, begin(uuid, work, start)),
@@ -393,7 +393,7 @@ enum Plan {
 
 /// Goes on with what a pool has unfinished, when nobody else does.
 fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::act(move |engine| {
+    Next::brief(move |engine| {
         let claim = match claim(engine, uuid) {
             Ok(claim) => claim,
             Err(taken) => return Next::parked(taken, go_on(uuid)),
@@ -480,7 +480,7 @@ fn give_up(uuid: PoolUuid) -> Next<()> {
 
 /// Somebody wants the pool to himself. When he has done with it, the work goes on, unless the pool is gone.
 fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Next<Result<()>> {
-    Next::act(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
+    Next::brief(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
         true => Next::parked(Key::Drain(uuid), wait_and_go_on(uuid, site)),
         false => go_on(uuid).then(move |done| match done {
             Err(Error::NoPool(_)) => Next::Done(Err(site.interrupted("pool has been stopped"))),

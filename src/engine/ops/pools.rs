@@ -22,7 +22,7 @@ use crate::{
 
 /// Destroys a pool that has no filesystems. `false`: there is no such running pool.
 pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
-    Next::act(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+    Next::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => destroy_drained(uuid, drain),
         Err(taken) => Next::parked(taken, destroy_pool(uuid)),
     })
@@ -116,7 +116,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
 
 /// Renames a pool. `false`: it has that name already.
 pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
-    Next::act(move |engine| {
+    Next::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::PoolName(name.clone()), Key::Rename(uuid)]) {
             Ok(claim) => claim,
             Err(taken) => return Next::parked(taken, rename_pool(uuid, name)),

@@ -8,7 +8,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     os::{
-        fd::AsFd,
+        fd::{AsFd, BorrowedFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
@@ -53,7 +53,7 @@ pub(super) fn announce(filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
             wanted
         })
         .collect();
-    Box::new(Links { monitor, wanted })
+    Box::new(Links { monitor, wanted, looked: false })
 }
 
 fn listen() -> Option<Monitor> {
@@ -135,46 +135,64 @@ struct Links {
     /// `None` if udev does not run, so that nothing can be waited for.
     monitor: Option<Monitor>,
     wanted: Vec<Wanted>,
+    /// The links have been looked at since they were asked for.
+    looked: bool,
 }
 
 impl PendingLinks for Links {
     fn wait(mut self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
         let deadline = Instant::now() + limit;
-        // The links are looked at after each wake-up and not before the messages are read, so that the last message
-        // cannot come unnoticed between the look and the wait: then it is still there to wake the wait.
-        loop {
-            self.wanted.retain(|wanted| !wanted.is_there());
-            if !self.wanted.iter().any(Wanted::may_come) {
-                break;
-            }
-            match self.next_messages(deadline) {
+        while !self.advance() {
+            let Some(monitor) = &self.monitor else { break };
+            match wait::readable(monitor.as_fd(), deadline) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(fault) => {
-                    warn!("waiting for udev failed: {fault}");
+                    warn!("cannot wait for udev: {fault}");
                     break;
                 }
             }
         }
+        self.missing()
+    }
+
+    fn advance(&mut self) -> bool {
+        match self.read_messages() {
+            // Messages about other devices come in numbers when many links are made; they are not worth a look.
+            Ok(false) if self.looked => return false,
+            Ok(_) => {}
+            Err(fault) => {
+                warn!("cannot read what udev says: {fault}");
+                self.monitor = None;
+            }
+        }
+        self.looked = true;
+        // The links are looked at after the messages were read: a message that comes after that wakes the next wait.
         self.wanted.retain(|wanted| !wanted.is_there());
-        self.wanted.into_iter().map(|wanted| wanted.link).collect()
+        self.monitor.is_none() || !self.wanted.iter().any(Wanted::may_come)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.monitor.as_ref().map(AsFd::as_fd)
+    }
+
+    fn missing(self: Box<Self>) -> Vec<PathBuf> {
+        self.wanted.into_iter().filter(|wanted| !wanted.is_there()).map(|wanted| wanted.link).collect()
     }
 }
 
 impl Links {
-    /// Waits for messages and reads them all. `false`: none came in time.
-    fn next_messages(&mut self, deadline: Instant) -> io::Result<bool> {
-        let Some(monitor) = &mut self.monitor else { return Ok(false) };
-        if !wait::readable(monitor.as_fd(), deadline)? {
-            return Ok(false);
-        }
+    /// Reads all messages that there are. Whether one was about a device that is waited for.
+    fn read_messages(&mut self) -> io::Result<bool> {
+        let mut any = false;
+        let Some(monitor) = &mut self.monitor else { return Ok(any) };
         while let Some(message) = monitor.next()? {
-            for wanted in &mut self.wanted {
-                let ours = message.number == Some(wanted.number) && message.request.as_ref() == Some(&wanted.request);
-                wanted.answered |= ours;
+            for wanted in self.wanted.iter_mut().filter(|wanted| message.number == Some(wanted.number)) {
+                wanted.answered |= message.request.as_ref() == Some(&wanted.request);
+                any = true;
             }
         }
-        Ok(true)
+        Ok(any)
     }
 }
 
@@ -226,14 +244,14 @@ mod tests {
     #[test]
     fn without_udev_the_wait_ends_at_once_and_names_the_links() {
         let wanted = vec![Wanted::new(&announcement("no-such-pool", "a")), Wanted::new(&announcement("b", "c"))];
-        let links = Box::new(Links { monitor: None, wanted });
+        let links = Box::new(Links { monitor: None, wanted, looked: false });
         let missing = links.wait(Duration::from_secs(3600));
         assert_eq!(missing, [PathBuf::from("/dev/stratis/no-such-pool/a"), PathBuf::from("/dev/stratis/b/c")]);
     }
 
     #[test]
     fn nothing_wanted_is_nothing_missing() {
-        let links = Box::new(Links { monitor: None, wanted: Vec::new() });
+        let links = Box::new(Links { monitor: None, wanted: Vec::new(), looked: false });
         assert_eq!(links.wait(Duration::from_secs(3600)), Vec::<PathBuf>::new());
     }
 

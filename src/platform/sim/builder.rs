@@ -14,6 +14,7 @@ use super::{
     clevis::{Helpers, Trouble},
     clock::Clock,
     disks::{DiskShape, Disks},
+    events::Changed,
     faults::{Control, Slow},
     machine::{self, Machine},
 };
@@ -309,7 +310,7 @@ impl Builder {
         // Two streams, so that what one is asked for does not change what the other says.
         Sim(Arc::new(Inner {
             machine: Mutex::new(Machine::new(disks, self.helpers, self.seed)),
-            changed: Condvar::new(),
+            changed: Changed::default(),
             stalls: Condvar::new(),
             control: Arc::new(Control::new(self.record, self.slow)),
             clock: if self.real_clock { Clock::Real } else { Clock::logical() },

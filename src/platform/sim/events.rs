@@ -10,9 +10,10 @@ use std::{
     collections::VecDeque,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Weak},
+    time::Instant,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard, WaitTimeoutResult};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::platform::{DeviceAction, DeviceEvent, DeviceEvents, DmEvents, Error, Result};
@@ -20,10 +21,10 @@ use crate::platform::{DeviceAction, DeviceEvent, DeviceEvents, DmEvents, Error, 
 const EVENTS_MAX: usize = 4096;
 
 /// A descriptor that is readable while a flag is up.
-struct Flag(OwnedFd);
+pub(super) struct Flag(OwnedFd);
 
 impl Flag {
-    fn new() -> Result<Flag> {
+    pub(super) fn new() -> Result<Flag> {
         match eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC) {
             Ok(fd) => Ok(Flag(fd)),
             Err(errno) => Err(Error::Io { action: "make", path: "an event descriptor".into(), source: errno.into() }),
@@ -35,9 +36,38 @@ impl Flag {
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    fn lower(&self) {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    pub(super) fn lower(&self) {
         // Refused only when it is down.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
+    }
+}
+
+/// Told of everything that somebody may wait for, with a thread of its own or with a descriptor.
+#[derive(Default)]
+pub(super) struct Changed {
+    threads: Condvar,
+    descriptors: Mutex<Vec<Weak<Flag>>>,
+}
+
+impl Changed {
+    pub(super) fn notify_all(&self) {
+        self.threads.notify_all();
+        self.descriptors.lock().retain(|flag| flag.upgrade().map(|flag| flag.raise()).is_some());
+    }
+
+    pub(super) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, until: Instant) -> WaitTimeoutResult {
+        self.threads.wait_until(guard, until)
+    }
+
+    /// A flag that is up after each change, for as long as it is kept.
+    pub(super) fn listen(&self) -> Result<Arc<Flag>> {
+        let flag = Arc::new(Flag::new()?);
+        self.descriptors.lock().push(Arc::downgrade(&flag));
+        Ok(flag)
     }
 }
 

@@ -41,6 +41,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -61,6 +62,7 @@ pub use inspect::{Leftovers, Snapshot};
 
 use self::{
     clock::Clock,
+    events::{Changed, Flag},
     faults::{Control, Verdict, dm_error, io_error},
     io::{Patience, Stop},
     machine::Machine,
@@ -87,7 +89,7 @@ pub struct Sim(Arc<Inner>);
 struct Inner {
     machine: Mutex<Machine>,
     /// Told of everything that may let waiting I/O go on, of links, and of power.
-    changed: Condvar,
+    changed: Changed,
     /// Told when I/O begins to wait. Its own, so that what waits does not wake itself.
     stalls: Condvar,
     control: Arc<Control>,
@@ -470,10 +472,14 @@ impl Platform for Sim {
             filesystems.iter().map(|announcement| (announcement.link(), announcement.number)).collect();
         let subject = wanted.first().map(|(link, _)| text(link).into_owned()).unwrap_or_default();
         self.step(Call::Announce, &subject, || {
-            let numbers = self.machine()?.announce(filesystems);
+            let (numbers, boot) = {
+                let mut machine = self.machine()?;
+                (machine.announce(filesystems), machine.boot)
+            };
+            let told = self.0.changed.listen()?;
             self.0.changed.notify_all();
             let wanted = wanted.into_iter().zip(numbers).collect();
-            Ok(Box::new(Pending { sim: self.clone(), wanted }) as Box<dyn PendingLinks>)
+            Ok(Box::new(Pending { sim: self.clone(), wanted, boot, told }) as Box<dyn PendingLinks>)
         })
     }
 
@@ -639,22 +645,44 @@ struct Pending {
     sim: Sim,
     /// Links with their devices, and the numbers of the announcements.
     wanted: Vec<((PathBuf, DeviceNumber), u64)>,
+    boot: u64,
+    /// Up when anything may have changed.
+    told: Arc<Flag>,
+}
+
+impl Pending {
+    /// Those that are not there, and whether it is not worth waiting for them.
+    fn look(&self, machine: &Machine) -> (Vec<PathBuf>, bool) {
+        let missing = || self.wanted.iter().filter(|((link, number), _)| machine.udev.link(link) != Some(*number));
+        // A link that has been made and is gone again will not come back: something newer has seen to that.
+        let may_come = missing().any(|(_, announcement)| machine.udev.may_come(*announcement));
+        let over = !machine.powered || machine.boot != self.boot;
+        (missing().map(|((link, _), _)| link.clone()).collect(), over || !may_come)
+    }
 }
 
 impl PendingLinks for Pending {
     fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
         let until = Instant::now() + limit;
         let mut machine = self.sim.0.machine.lock();
-        let boot = machine.boot;
         loop {
-            let missing = || self.wanted.iter().filter(|((link, number), _)| machine.udev.link(link) != Some(*number));
-            // A link that has been made and is gone again will not come back: something newer has seen to that.
-            let may_come = missing().any(|(_, announcement)| machine.udev.may_come(*announcement));
-            let missing: Vec<PathBuf> = missing().map(|((link, _), _)| link.clone()).collect();
-            let over = !machine.powered || machine.boot != boot;
-            if !may_come || over || self.sim.0.changed.wait_until(&mut machine, until).timed_out() {
+            let (missing, over) = self.look(&machine);
+            if over || self.sim.0.changed.wait_until(&mut machine, until).timed_out() {
                 return missing;
             }
         }
+    }
+
+    fn advance(&mut self) -> bool {
+        self.told.lower();
+        self.look(&self.sim.0.machine.lock()).1
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.told.fd())
+    }
+
+    fn missing(self: Box<Self>) -> Vec<PathBuf> {
+        self.look(&self.sim.0.machine.lock()).0
     }
 }

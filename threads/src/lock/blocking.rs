@@ -9,7 +9,10 @@ use std::{borrow::Cow, cell::RefCell};
 
 #[cfg(feature = "planted-faults")]
 use super::Fault;
-use super::{Access, Guard, Lock, state::Ident};
+use super::{
+    Access, Guard, Lock,
+    state::{Ident, UNRANKED},
+};
 use crate::{
     fault::planted,
     outbox,
@@ -45,7 +48,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let slot = Arc::new(Slot { guard: Mutex::new(None), filled: Condvar::new() });
         let theirs = Arc::clone(&slot);
         let early = planted!(self.shared, NotifiesBeforeFilling);
-        self.submit(access, label, move |guard| {
+        self.submit(UNRANKED, access, label, move |guard| {
             if early {
                 theirs.filled.notify_one();
             }

@@ -9,6 +9,8 @@ pub enum Fault {
     // In the state machine:
     /// A request looks at holders only and passes earlier waiters.
     PassesWaiters,
+    /// A request with a rank stands behind all that came before it.
+    IgnoresRank,
     /// A writer does not mind readers of its entry.
     WritesBesideReaders,
     /// A release grants one waiter and leaves the other compatible ones waiting.

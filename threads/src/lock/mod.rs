@@ -24,21 +24,21 @@
 //! Threads that have other things to do submit, and get the guard through a channel:
 //!
 //! ```
-//! use threads::lock::{Access, Guard, Lock, Target};
+//! use threads::lock::{Access, Guard, Lock, Target, UNRANKED};
 //!
 //! let lock: Lock<u32, String, Vec<u8>> = Lock::new();
 //! let (granted, guards) = crossbeam_channel::unbounded();
 //!
 //! // Entries come and go under WriteAll.
 //! let sender = granted.clone();
-//! lock.submit(Access::WriteAll, "fill".into(), move |guard| drop(sender.send(guard)));
+//! lock.submit(UNRANKED, Access::WriteAll, "fill".into(), move |guard| drop(sender.send(guard)));
 //! if let Ok(Guard::WriteAll(mut table)) = guards.recv() {
 //!     assert!(table.insert(1, "first".to_owned(), vec![7]).is_ok());
 //! } // its end hands over to whoever waits
 //!
 //! // Others find them by key or by name, and hold that entry alone.
 //! let by_name = Access::Write(Target::Name("first".to_owned()));
-//! lock.submit(by_name, "grow".into(), move |guard| drop(granted.send(guard)));
+//! lock.submit(UNRANKED, by_name, "grow".into(), move |guard| drop(granted.send(guard)));
 //! match guards.recv() {
 //!     Ok(Guard::Write(mut entry)) => entry.push(8),
 //!     Ok(Guard::Absent) => println!("there is no such entry"),
@@ -68,7 +68,7 @@ mod tests;
 #[cfg(feature = "planted-faults")]
 pub use fault::Fault;
 pub use guard::{Guard, ReadAllGuard, ReadGuard, WriteAllGuard, WriteGuard};
-pub use state::{Access, Held, Ident, RequestId, Target};
+pub use state::{Access, Held, Ident, RequestId, Target, UNRANKED};
 
 use crate::{
     fault::planted,
@@ -191,9 +191,11 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     /// thread from its own work, so it should only pass the guard on. If the request is cancelled, `granted` is dropped
     /// without a call.
     ///
+    /// Waiters are served by `rank`, and those of one rank in the order of their requests ([`UNRANKED`]: behind all others).
     /// `label` says for people who asks.
     pub fn submit(
         &self,
+        rank: u64,
         access: Access<K, N>,
         label: Cow<'static, str>,
         granted: impl FnOnce(Guard<K, N, T>) + Send + 'static,
@@ -201,7 +203,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         // Built before the mutex is taken: text and clones are nobody else's business.
         let traced = log::log_enabled!(log::Level::Trace).then(|| (label.clone(), format!("{access:?}")));
         let mut inner = self.shared.inner.lock();
-        let (id, held) = inner.state.request(access);
+        let (id, held) = inner.state.request_ranked(rank, access);
         inner.tickets.insert(id, Ticket { label, since: Instant::now() });
         // The queueing and the callback in one hold of the mutex: whoever grants this request later finds the callback.
         let now = match held {

@@ -6,12 +6,15 @@
 //!
 //! **Exclusion.** No two holders conflict ([`conflict`]).
 //!
-//! **Order.** A request is granted at once if it conflicts with no holder and with no earlier waiter, else it waits. So a
-//! request never passes an earlier one that it conflicts with, and requests on one entry are served in the order in which
-//! they came (readers that stand side by side, together).
+//! **Order.** Each request has a *rank*; of those of one rank, the one that was made first is earlier. A request is granted
+//! at once if it conflicts with no holder and with no earlier waiter, else it waits. So a request never passes an earlier one
+//! that it conflicts with, and requests on one entry are served by rank, and in the order in which they came (readers that
+//! stand side by side, together). Whoever goes on with what it has begun takes its old rank along, and need not stand behind
+//! those that have not begun.
 //!
-//! **No starvation.** What a waiter waits for is a fixed set: the holders and the waiters that were there before it. None
-//! can be added to it, so when each holder lets go in the end, each waiter is granted in the end.
+//! **No starvation.** What a waiter waits for is the holders and the earlier waiters. None can be added to these but requests
+//! of a lower rank. Where ranks are given in the order of arrival, and each that has arrived makes so many requests and no
+//! more, these come to an end; so when each holder lets go in the end, each waiter is granted in the end.
 //!
 //! **No wait without need.** Whoever waits conflicts with a holder or with an earlier waiter, at every moment between two
 //! calls. A request that conflicts with nothing ahead of it overtakes, and each change that frees something (`release`,
@@ -61,16 +64,22 @@ pub trait Ident: Clone + Eq + Hash + Debug + Send + Sync + 'static {}
 
 impl<X: Clone + Eq + Hash + Debug + Send + Sync + 'static> Ident for X {}
 
-/// One request, from when it is made until its guard is dropped. Later requests have greater ones. The parts of a split
-/// grant get one each.
+/// One request, from when it is made until its guard is dropped. Later requests have greater ones, if their rank is not
+/// lower. The parts of a split grant get one each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(u64);
+pub struct RequestId {
+    rank: u64,
+    number: u64,
+}
 
 impl Display for RequestId {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        write!(f, "#{}", self.0)
+        write!(f, "#{}", self.number)
     }
 }
+
+/// The rank of those that have none: behind all others.
+pub const UNRANKED: u64 = u64::MAX;
 
 /// How a request points at its entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -217,7 +226,7 @@ impl Counts {
     }
 }
 
-/// Who waits in each mode. Ids grow, so the order of ids is the order of arrival, and "is anyone ahead of me" is a look at
+/// Who waits in each mode. The order of ids is the order in which waiters are served, so "is anyone ahead of me" is a look at
 /// the least id.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Queue([BTreeSet<RequestId>; 4]);
@@ -297,10 +306,15 @@ impl<K: Ident, N: Ident> State<K, N> {
         Self { fault: Some(fault), ..Self::new() }
     }
 
-    /// A new request: what it holds from now on, or None if it waits.
+    /// A new request without a rank: what it holds from now on, or None if it waits.
     pub fn request(&mut self, access: Access<K, N>) -> (RequestId, Option<Held<K>>) {
-        let id = self.fresh_id();
-        // Its own id is greater than all others, so "earlier waiters" are all waiters.
+        self.request_ranked(UNRANKED, access)
+    }
+
+    /// A new request with a rank: what it holds from now on, or None if it waits. If it waits, those of a greater rank that wait
+    /// are behind it from now on: nobody is granted by that, since nobody waits for less.
+    pub fn request_ranked(&mut self, rank: u64, access: Access<K, N>) -> (RequestId, Option<Held<K>>) {
+        let id = self.fresh_id(rank);
         let held = self.grantable(id, &access);
         match &held {
             Some(held) => self.hold(id, held.clone()),
@@ -370,7 +384,7 @@ impl<K: Ident, N: Ident> State<K, N> {
             .into_iter()
             .map(|key| {
                 // No waiter is passed: the parts hold less than the whole did.
-                let grant = Grant { id: self.fresh_id(), held: part(key) };
+                let grant = Grant { id: self.fresh_id(UNRANKED), held: part(key) };
                 self.hold(grant.id, grant.held.clone());
                 grant
             })
@@ -463,9 +477,9 @@ impl<K: Ident, N: Ident> State<K, N> {
     }
 
     /// Ids are never used twice: at a million requests in a second they last for half a million years.
-    fn fresh_id(&mut self) -> RequestId {
+    fn fresh_id(&mut self, rank: u64) -> RequestId {
         self.next_id += 1;
-        RequestId(self.next_id)
+        RequestId { rank: if planted!(self, IgnoresRank) { UNRANKED } else { rank }, number: self.next_id }
     }
 
     /// What `access`, waiting as `id`, can hold now; None if a holder or an earlier waiter stands in its way.

@@ -9,7 +9,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::{Access, Guard, Lock, ReadGuard, RequestId, Target, WriteGuard};
+use super::{Access, Guard, Lock, ReadGuard, RequestId, Target, UNRANKED, WriteGuard};
 
 type Table = Lock<u32, String, Vec<u32>>;
 type Given = Guard<u32, String, Vec<u32>>;
@@ -31,7 +31,7 @@ fn table(count: u32) -> Table {
 /// A request, and where its guard will come.
 fn submit(lock: &Table, access: Access<u32, String>, label: &'static str) -> (RequestId, Receiver<Given>) {
     let (given, guards) = unbounded();
-    let id = lock.submit(access, label.into(), move |guard| {
+    let id = lock.submit(UNRANKED, access, label.into(), move |guard| {
         // The test may have gone on without it.
         let _ = given.send(guard);
     });
@@ -198,7 +198,7 @@ fn a_long_queue_of_those_who_left_is_no_deep_stack() {
     let calls = Arc::new(());
     for _ in 0..100_000 {
         let call = Arc::clone(&calls);
-        lock.submit(write(0), "left".into(), move |guard| drop((guard, call)));
+        lock.submit(UNRANKED, write(0), "left".into(), move |guard| drop((guard, call)));
     }
     drop(held);
     assert_eq!(Arc::strong_count(&calls), 1, "all were called");
@@ -209,7 +209,7 @@ fn a_long_queue_of_those_who_left_is_no_deep_stack() {
 fn a_callback_that_panics_keeps_no_guard_from_the_others() {
     let lock = table(1);
     let held = submit(&lock, write(0), "holds").1.try_recv().unwrap();
-    lock.submit(read_name("0"), "panics".into(), |_| panic!("planned"));
+    lock.submit(UNRANKED, read_name("0"), "panics".into(), |_| panic!("planned"));
     let (_, beside) = submit(&lock, read_name("0"), "beside");
     let (_, behind) = submit(&lock, write(0), "behind");
     assert!(catch_unwind(AssertUnwindSafe(|| drop(held))).is_err());
@@ -268,6 +268,8 @@ fn one_thread_waits_for_no_second_grant() {
         drop(guard);
         drop(inside.acquire(write(0), "inside".into()));
     };
-    assert!(catch_unwind(AssertUnwindSafe(|| lock.submit(write(0), "outside".into(), waits_inside))).is_err());
+    assert!(
+        catch_unwind(AssertUnwindSafe(|| lock.submit(UNRANKED, write(0), "outside".into(), waits_inside))).is_err()
+    );
     assert!(matches!(lock.acquire(write(0), "at last".into()), Guard::Write(_)));
 }

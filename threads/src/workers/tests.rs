@@ -1,19 +1,32 @@
-//! What this module promises, shown.
+//! What this module promises, shown. Which jobs may run is shown beside the rules, in `admission.rs`.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::{Class, Workers};
-use crate::group::Group;
+use super::{Bounds, Class, Limits, Workers};
+use crate::{
+    group::{Group, How},
+    primitives::Mutex,
+};
 
 /// Long enough for any machine; reached only by a test that has failed.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn start(count: usize) -> (Group, Workers) {
-    let group = Group::new(&["worker-*", "long-*"]);
-    let workers = Workers::start(&group, NonZeroUsize::new(count).unwrap()).unwrap();
+fn start(kept: usize, bounds: Bounds) -> (Group, Workers<usize>) {
+    let group = Group::new(&["worker-*"]);
+    let workers = Workers::start(&group, Limits { kept, brief: bounds, slow: bounds }).unwrap();
     (group, workers)
+}
+
+fn end(group: &Group, workers: &Workers<usize>) {
+    workers.close();
+    group.join(&["worker-*"], LIMIT).unwrap();
+}
+
+/// So many jobs of one share, and no others beside them.
+fn one_share(count: usize) -> Bounds {
+    Bounds { shared: count, per_share: count, most: count }
 }
 
 /// Jobs that say that they have started, and stay until the gate is dropped.
@@ -28,13 +41,13 @@ impl Gated {
         (Self { started: unbounded(), gate }, keep)
     }
 
-    fn submit(&self, workers: &Workers, class: Class, number: usize) {
+    fn submit(&self, workers: &Workers<usize>, class: Class<usize>, number: usize) {
         let (started, gate) = (self.started.0.clone(), self.gate.clone());
         let job = Box::new(move || {
             started.send(number).unwrap();
             assert!(gate.recv().is_err(), "nothing is ever sent through the gate");
         });
-        assert!(workers.submit(class, job).is_ok());
+        assert!(workers.submit(class, number as u64, job).is_ok());
     }
 
     fn next(&self) -> usize {
@@ -42,129 +55,117 @@ impl Gated {
     }
 }
 
-/// With `count` workers, `slow_max` slow jobs run at once and all others are free for quick ones.
-fn check_slow_share(count: usize, slow_max: usize) {
-    let (group, workers) = start(count);
-    let (slow, slow_gate) = Gated::new();
-    let (quick, quick_gate) = Gated::new();
-    // More slow jobs than workers, and all of them before the first quick one.
-    (0..2 * count).for_each(|number| slow.submit(&workers, Class::Slow, number));
-    (slow_max..count).for_each(|number| quick.submit(&workers, Class::Quick, number));
-    (0..slow_max).for_each(|_| assert!(slow.next() < slow_max));
-    (slow_max..count).for_each(|_| assert!(quick.next() >= slow_max));
-    // Every worker is at one of the jobs seen now, so no further slow job can be running.
-    assert!(slow.started.1.is_empty());
-
-    // With the gates open all the rest come through.
-    drop((slow_gate, quick_gate));
-    (slow_max..2 * count).for_each(|_| assert!(slow.next() >= slow_max));
-    workers.close();
-    group.join(&["worker-*"], LIMIT).unwrap();
+/// Sixteen pools with a hung device each, more jobs than each may run: the seventeenth had to wait for one of them.
+#[test]
+fn sixteen_hung_shares_leave_the_seventeenth_alone() {
+    let (group, workers) = start(2, Bounds { shared: 4, per_share: 2, most: 32 });
+    let (hung, hung_gate) = Gated::new();
+    for share in 0..16 {
+        (0..5).for_each(|_| hung.submit(&workers, Class::Slow(share), share));
+    }
+    let mut begun: Vec<_> = (0..16).map(|_| hung.next()).collect();
+    begun.sort_unstable();
+    let (free, free_gate) = Gated::new();
+    drop(free_gate);
+    for number in 16..36 {
+        free.submit(&workers, Class::Slow(16), number);
+        assert_eq!(free.next(), number);
+        free.submit(&workers, Class::Brief(number % 17), number);
+        assert_eq!(free.next(), number, "a brief job of any share waits for no slow one");
+    }
+    drop(hung_gate);
+    end(&group, &workers);
+    assert_eq!(hung.started.1.len(), 16 * 5 - 16, "all the others came through");
 }
 
 #[test]
-fn long_jobs_have_threads_of_their_own() {
-    let (group, workers) = start(1);
-    let (quick, quick_gate) = Gated::new();
-    quick.submit(&workers, Class::Quick, 0);
-    assert_eq!(quick.next(), 0, "the only worker is busy");
+fn hung_brief_jobs_hold_up_their_share_only() {
+    let (group, workers) = start(1, Bounds { shared: 2, per_share: 2, most: 8 });
+    let (hung, hung_gate) = Gated::new();
+    (0..4).for_each(|number| hung.submit(&workers, Class::Brief(0), number));
+    assert_eq!((hung.next(), hung.next()), (0, 1));
+    let (free, free_gate) = Gated::new();
+    drop(free_gate);
+    free.submit(&workers, Class::Brief(1), 7);
+    assert_eq!(free.next(), 7);
+    assert!(hung.started.1.is_empty(), "a share has its bound");
+    drop(hung_gate);
+    end(&group, &workers);
+}
+
+#[test]
+fn long_jobs_wait_for_nobody() {
+    let (group, workers) = start(1, one_share(1));
+    let (others, others_gate) = Gated::new();
+    others.submit(&workers, Class::Brief(0), 0);
+    others.submit(&workers, Class::Slow(0), 1);
+    let begun = [others.next(), others.next()];
+    assert!(begun.contains(&0) && begun.contains(&1));
     let (long, long_gate) = Gated::new();
     for number in 0..3 {
         long.submit(&workers, Class::Long, number);
         assert_eq!(long.next(), number);
     }
-    drop((long_gate, quick_gate));
-    // One that panics does not take its thread along. Those that are free are used again.
-    for _ in 0..10 {
-        assert!(workers.submit(Class::Long, Box::new(|| panic!("a mistake"))).is_ok());
+    drop((long_gate, others_gate));
+    end(&group, &workers);
+}
+
+#[test]
+fn threads_end_when_there_is_nothing_for_them_to_do() {
+    let (group, workers) = start(2, one_share(16));
+    for _ in 0..5 {
+        let (jobs, gate) = Gated::new();
+        (0..16).for_each(|number| jobs.submit(&workers, Class::Slow(0), number));
+        (0..16).for_each(|_| assert!(jobs.next() < 16));
+        assert_eq!(workers.handle.board.jobs.lock().threads.len(), 16);
+        drop(gate);
+        // Each ends by itself when it finds nothing to do; the kept ones come to it as well.
+        let over = || workers.handle.board.jobs.lock().threads.len() == 2;
+        while !over() {
+            std::thread::yield_now();
+        }
     }
-    let (done, ends) = unbounded();
-    assert!(workers.submit(Class::Long, Box::new(move || done.send(()).unwrap())).is_ok());
-    ends.recv_timeout(LIMIT).unwrap();
-    workers.close();
-    group.join(&["worker-*", "long-*"], LIMIT).unwrap();
+    end(&group, &workers);
+    assert_eq!(group.ended().try_iter().count(), 0, "that they end is no news");
 }
 
 #[test]
-fn a_long_job_without_a_thread_is_a_slow_one() {
-    // No thread of that name may be started.
-    let group = Group::new(&["worker-*"]);
-    let workers = Workers::start(&group, NonZeroUsize::MIN).unwrap();
-    let (done, ends) = unbounded();
-    assert!(workers.submit(Class::Long, Box::new(move || done.send(()).unwrap())).is_ok());
-    ends.recv_timeout(LIMIT).unwrap();
-    workers.close();
-    group.join(&["worker-*"], LIMIT).unwrap();
-}
-
-#[test]
-fn slow_jobs_hold_at_most_half() {
-    check_slow_share(2, 1);
-    check_slow_share(3, 1);
-    check_slow_share(4, 2);
-    check_slow_share(7, 3);
-}
-
-#[test]
-fn a_single_worker_runs_slow_jobs_too() {
-    check_slow_share(1, 1);
-}
-
-#[test]
-fn the_end_of_a_slow_job_starts_the_next_though_its_worker_takes_a_quick_one() {
-    let (group, workers) = start(2);
+fn jobs_of_a_share_start_by_rank_and_then_by_submission() {
+    let (group, workers) = start(1, one_share(1));
     let (first, first_gate) = Gated::new();
-    let (quick, quick_gate) = Gated::new();
-    let (second, second_gate) = Gated::new();
-    first.submit(&workers, Class::Slow, 0);
-    quick.submit(&workers, Class::Quick, 1);
-    assert_eq!((first.next(), quick.next()), (0, 1));
-    // Both workers are busy. An older quick job and a slow one wait; the first worker to be free takes the quick one.
-    quick.submit(&workers, Class::Quick, 2);
-    second.submit(&workers, Class::Slow, 3);
-    drop(first_gate);
-    assert_eq!(quick.next(), 2);
-    drop(quick_gate);
-    assert_eq!(second.next(), 3);
-    drop(second_gate);
-    workers.close();
-    group.join(&["worker-*"], LIMIT).unwrap();
-}
-
-#[test]
-fn jobs_start_in_the_order_of_submission() {
-    let (group, workers) = start(1);
-    let (jobs, gate) = Gated::new();
-    drop(gate);
-    for number in 0..100 {
-        jobs.submit(&workers, if number % 3 == 0 { Class::Slow } else { Class::Quick }, number);
+    first.submit(&workers, Class::Brief(0), 0);
+    assert_eq!(first.next(), 0);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    for (number, rank) in [9, 3, 7, 3, 1].into_iter().enumerate() {
+        let order = Arc::clone(&order);
+        assert!(workers.submit(Class::Brief(0), rank, Box::new(move || order.lock().push(number))).is_ok());
     }
-    (0..100).for_each(|number| assert_eq!(jobs.next(), number));
-    workers.close();
-    group.join(&["worker-*"], LIMIT).unwrap();
+    drop(first_gate);
+    end(&group, &workers);
+    assert_eq!(*order.lock(), [4, 1, 3, 2, 0]);
 }
 
 #[test]
-fn a_worker_outlives_a_panic_and_a_slow_panic_frees_its_place() {
-    let (group, workers) = start(1);
-    for class in [Class::Slow, Class::Quick, Class::Slow] {
-        assert!(workers.submit(class, Box::new(|| panic!("planned"))).is_ok());
+fn a_worker_outlives_a_panic_and_a_panic_frees_its_place() {
+    let (group, workers) = start(1, one_share(1));
+    for class in [Class::Slow(0), Class::Brief(0), Class::Long, Class::Slow(0)] {
+        assert!(workers.submit(class, 0, Box::new(|| panic!("planned"))).is_ok());
     }
     let (after, gate) = Gated::new();
     drop(gate);
-    after.submit(&workers, Class::Slow, 7);
+    after.submit(&workers, Class::Slow(0), 7);
     assert_eq!(after.next(), 7);
-    workers.close();
-    group.join(&["worker-*"], LIMIT).unwrap();
+    end(&group, &workers);
+    assert!(group.ended().try_iter().all(|ended| ended.how == How::Returned));
 }
 
 #[test]
 fn closing_runs_what_is_queued_and_hands_back_what_comes_later() {
-    let (group, workers) = start(2);
+    let (group, workers) = start(2, one_share(1));
     let (jobs, gate) = Gated::new();
-    (0..10).for_each(|number| jobs.submit(&workers, Class::Slow, number));
+    (0..10).for_each(|number| jobs.submit(&workers, Class::Slow(0), number));
     workers.close();
-    let Err(job) = workers.submit(Class::Quick, Box::new(|| panic!("handed back, but called"))) else {
+    let Err(job) = workers.submit(Class::Brief(0), 0, Box::new(|| panic!("handed back, but called"))) else {
         panic!("a closed pool took a job")
     };
     drop(job);
@@ -175,11 +176,11 @@ fn closing_runs_what_is_queued_and_hands_back_what_comes_later() {
 
 #[test]
 fn the_threads_end_with_the_last_handle() {
-    let (group, workers) = start(3);
+    let (group, workers) = start(3, one_share(1));
     drop(workers.clone());
     let (jobs, gate) = Gated::new();
     drop(gate);
-    jobs.submit(&workers, Class::Quick, 1);
+    jobs.submit(&workers, Class::Brief(0), 1);
     drop(workers);
     group.join(&["worker-*"], LIMIT).unwrap();
     assert_eq!(jobs.next(), 1);
@@ -196,7 +197,8 @@ fn threads_that_were_started_end_when_a_later_one_cannot_be() {
             Ok(())
         })
         .unwrap();
-    assert!(Workers::start(&group, NonZeroUsize::new(3).unwrap()).is_err());
+    let bounds = one_share(1);
+    assert!(Workers::<usize>::start(&group, Limits { kept: 3, brief: bounds, slow: bounds }).is_err());
     group.join(&["worker-1", "worker-3"], LIMIT).unwrap();
     drop(keep);
     group.join(&["worker-2"], LIMIT).unwrap();

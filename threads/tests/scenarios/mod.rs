@@ -20,7 +20,7 @@ use crate::checker::{
     },
     thread,
 };
-use threads::lock::{Access, Guard, Lock, Target};
+use threads::lock::{Access, Guard, Lock, Target, UNRANKED};
 
 /// Each of the functions named here, in front of the checker.
 macro_rules! checked {
@@ -211,7 +211,7 @@ fn splitting_hands_over(lock: Table) {
     let (table, parts) = (Mailbox::new(), Mailbox::new());
     let theirs = Arc::clone(&table);
     // By `submit`, because the guard goes from thread to thread.
-    lock.submit(Access::WriteAll, "splits".into(), move |guard| theirs.put(guard));
+    lock.submit(UNRANKED, Access::WriteAll, "splits".into(), move |guard| theirs.put(guard));
     let theirs = Arc::clone(&parts);
     let threads = [spawn(&lock, |lock| write(&lock, Target::Key(2))), spawn(&lock, move |_| drop(theirs.take()))];
     let Guard::WriteAll(guard) = table.take() else { panic!("asked for WriteAll") };
@@ -229,10 +229,10 @@ fn cancelled_or_granted(lock: Table) {
     let lock = with_entries(lock);
     let holder = Mailbox::new();
     let theirs = Arc::clone(&holder);
-    lock.submit(Access::Write(Target::Key(1)), "first".into(), move |guard| theirs.put(guard));
+    lock.submit(UNRANKED, Access::Write(Target::Key(1)), "first".into(), move |guard| theirs.put(guard));
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
-    let second = lock.submit(Access::WriteAll, "second".into(), move |guard| {
+    let second = lock.submit(UNRANKED, Access::WriteAll, "second".into(), move |guard| {
         counted.fetch_add(1, Ordering::SeqCst);
         drop(guard);
     });
@@ -255,9 +255,9 @@ fn callbacks_may_use_the_lock(lock: Table) {
     let thread = spawn(&lock, |lock| write(&lock, Target::Key(1)));
     let mailbox = Mailbox::new();
     let (theirs, inside) = (Arc::clone(&mailbox), lock.clone());
-    lock.submit(Access::Read(Target::Key(1)), "asks for more".into(), move |guard| {
+    lock.submit(UNRANKED, Access::Read(Target::Key(1)), "asks for more".into(), move |guard| {
         assert!(!inside.observe().holders.is_empty());
-        inside.submit(Access::ReadAll, "more".into(), move |guard| theirs.put(guard));
+        inside.submit(UNRANKED, Access::ReadAll, "more".into(), move |guard| theirs.put(guard));
         drop(guard);
     });
     assert!(matches!(mailbox.take(), Guard::ReadAll(_)));

@@ -1,0 +1,206 @@
+//! What hangs holds up its own, and what has begun goes first.
+
+use std::{os::fd::BorrowedFd, path::PathBuf};
+
+use threads::wake::Waker;
+
+use super::*;
+
+fn pool(number: u128) -> PoolRef {
+    PoolRef::Uuid(uuid(number))
+}
+
+fn slow_in(number: u128, step: impl FnOnce(&Home) -> Todo + Send + 'static) -> Todo {
+    Next::Act(Pace::Slow(Some(Share::Pool(uuid(number)))), Box::new(step))
+}
+
+fn brief(step: impl FnOnce(&Home) -> Todo + Send + 'static) -> Todo {
+    Next::Act(Pace::Brief, Box::new(step))
+}
+
+/// The pools are 1 to 17, with the limits of the daemon.
+fn seventeen() -> Daemon {
+    let daemon = Daemon::with_limits(LIMITS, Box::new(|_| ()));
+    daemon.insert((1..=17).map(|number| Toy::new(uuid(number), &format!("p{number}"))).collect());
+    daemon
+}
+
+/// Steps that hang until the gate is dropped.
+struct Hung {
+    begun: (Sender<()>, Receiver<()>),
+    gate: (Option<Sender<()>>, Receiver<()>),
+}
+
+impl Hung {
+    fn new() -> Hung {
+        let (keep, gate) = bounded(0);
+        Hung { begun: unbounded(), gate: (Some(keep), gate) }
+    }
+
+    fn step(&self) -> impl FnOnce() -> Todo + Send + 'static {
+        let (begun, gate) = (self.begun.0.clone(), self.gate.1.clone());
+        move || {
+            begun.send(()).unwrap();
+            assert!(gate.recv().is_err(), "nothing is ever sent through the gate");
+            done(0)
+        }
+    }
+
+    fn wait_for(&self, count: usize) {
+        (0..count).for_each(|_| begun(&self.begun.1));
+    }
+
+    fn let_go(&mut self) {
+        self.gate.0 = None;
+    }
+}
+
+/// Every kind of step of the seventeenth pool, and steps of no pool.
+fn serves_the_seventeenth(daemon: &Daemon) {
+    for number in 1..=20 {
+        daemon.submit("lists keys", brief(move |_| done(1000 + number)));
+        assert_eq!(daemon.answer(), Answer::Number(1000 + number));
+        daemon.submit("is about nothing known", act(move |_| done(2000 + number)));
+        assert_eq!(daemon.answer(), Answer::Number(2000 + number));
+        let device = Share::Device("/dev/new".into());
+        let creates = Next::Act(
+            Pace::Slow(Some(device)),
+            Box::new(|_: &Home| whole_table(|_, table| done(table.list().len() as u64))),
+        );
+        daemon.submit("creates a pool", creates);
+        assert_eq!(daemon.answer(), Answer::Number(17));
+        let part = || -> Part<Home> { Box::new(|_| Box::new(())) };
+        let parts = (0..4).map(|_| part()).collect();
+        let formats = write(pool(17), |_, toy| {
+            toy.add_one();
+            Next::Together(parts, Box::new(|_, _| slow_in(17, |_| write(pool(17), |_, toy| done(toy.add_one())))))
+        });
+        daemon.submit("formats", formats);
+        assert_eq!(daemon.answer(), Answer::Number(2 * number));
+    }
+}
+
+/// Slow steps held at most half of the workers, whatever they were about: eight formats that hung in one pool were enough.
+#[test]
+fn sixteen_pools_with_hung_programs_leave_the_seventeenth_alone() {
+    let daemon = seventeen();
+    let mut hung = Hung::new();
+    for number in 1..=16 {
+        for _ in 0..20 {
+            let step = hung.step();
+            daemon.submit("hangs", slow_in(number, move |_| step()));
+        }
+    }
+    hung.wait_for(16);
+    serves_the_seventeenth(&daemon);
+    // Steps of the hung pools that are not slow go on as well.
+    daemon.submit("renames", write(pool(3), |_, toy| done(toy.add_one())));
+    assert_eq!(daemon.answer(), Answer::Number(1));
+    hung.let_go();
+    daemon.end();
+}
+
+#[test]
+fn sixteen_pools_hung_under_their_lock_leave_the_seventeenth_alone() {
+    let daemon = seventeen();
+    let mut hung = Hung::new();
+    for number in 1..=16 {
+        for _ in 0..5 {
+            let step = hung.step();
+            daemon.submit("hangs", write(pool(number), move |_, _| step()));
+        }
+    }
+    hung.wait_for(16);
+    // The whole table waits for them: what creates a pool does not get it.
+    for number in 1..=20 {
+        daemon.submit(
+            "grows",
+            write(pool(17), |_, toy| {
+                slow_in(17, {
+                    let now = toy.add_one();
+                    move |_| done(now)
+                })
+            }),
+        );
+        assert_eq!(daemon.answer(), Answer::Number(number));
+        daemon.submit("lists keys", brief(|_| done(7)));
+        assert_eq!(daemon.answer(), Answer::Number(7));
+    }
+    hung.let_go();
+    daemon.end();
+}
+
+/// The first of 160 creations was answered when nearly all had been formatted: each time it needed the pool, a worker or its
+/// link it stood behind all that had come since.
+#[test]
+fn what_was_begun_first_stands_before_what_has_come_since() {
+    let daemon = daemon(2);
+    let (first, has_begun, go_first) = held(None, write(a(), |_, _| done(1)));
+    daemon.submit("first", first);
+    begun(&has_begun);
+    let (holder, has_begun, go_holder) = held(Some(a()), done(0));
+    daemon.submit("holder", holder);
+    begun(&has_begun);
+    for number in 2..50 {
+        daemon.submit("later", write(a(), move |_, _| done(number)));
+    }
+    go_first.send(()).unwrap();
+    while daemon.dispatcher.observe().waiters.len() < 49 {
+        std::thread::yield_now();
+    }
+    go_holder.send(()).unwrap();
+    assert_eq!(daemon.answer(), Answer::Number(0));
+    for number in 1..50 {
+        assert_eq!(daemon.answer(), Answer::Number(number));
+    }
+    daemon.end();
+}
+
+/// Links that are there when the waker has been woken.
+struct Awaited(Waker);
+
+impl PendingLinks for Awaited {
+    fn wait(self: Box<Self>, _: Duration) -> Vec<PathBuf> {
+        panic!("a worker waits")
+    }
+
+    fn advance(&mut self) -> bool {
+        self.0.drain()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.fd())
+    }
+
+    fn missing(self: Box<Self>) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn waiting_for_links_holds_no_worker() {
+    let daemon = daemon(1);
+    let wakers: Vec<Waker> = (0..100).map(|_| Waker::new().unwrap()).collect();
+    for (number, waker) in wakers.iter().enumerate() {
+        let links = Box::new(Awaited(waker.clone()));
+        let wait = Next::Linked(links, HANG, Box::new(move |_, missing| done((number + missing.len()) as u64)));
+        daemon.submit("waits", wait);
+    }
+    for number in 1..=20 {
+        daemon.submit(
+            "other",
+            write(a(), |_, toy| {
+                slow_in(1, {
+                    let now = toy.add_one();
+                    move |_| done(now)
+                })
+            }),
+        );
+        assert_eq!(daemon.answer(), Answer::Number(number));
+    }
+    for (number, waker) in wakers.iter().enumerate().rev() {
+        waker.wake();
+        assert_eq!(daemon.answer(), Answer::Number(number as u64));
+    }
+    daemon.end();
+}
