@@ -344,17 +344,25 @@ impl Connection {
         if written.is_ok() && read.is_ok() { Ok(()) } else { Err(Error::Lost) }
     }
 
-    /// Sends all that waits, within the limit. For the end, when no other thread reads or polls.
-    pub fn flush(&self, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        while self.outlet.is_waiting() && Instant::now() < deadline {
+    /// Sends all that waits: for as long as the bus takes some of it at least each `pause`, and within the limit. For the end,
+    /// when no other thread reads or polls.
+    pub fn flush(&self, pause: Duration, limit: Duration) {
+        let end = Instant::now() + limit;
+        let mut left = self.outlet.bytes_waiting();
+        let mut deadline = end.min(Instant::now() + pause);
+        while left > 0 && Instant::now() < deadline {
             let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT)];
             if poll(&mut fds, Some(deadline)).is_err() || self.outlet.write().is_err() {
                 break;
             }
+            let now = self.outlet.bytes_waiting();
+            if now < left {
+                deadline = end.min(Instant::now() + pause);
+            }
+            left = now;
         }
-        if self.outlet.is_waiting() {
-            log::warn!("the bus did not take all replies and signals before the daemon ended");
+        if left > 0 {
+            log::warn!("the bus did not take {left} bytes of replies and signals before the daemon ended");
         }
     }
 

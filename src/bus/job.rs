@@ -64,6 +64,8 @@ pub enum Failure {
     Panicked,
     /// The daemon stops and the job was not begun.
     Stopping,
+    /// The daemon ends and could not wait for the job any longer.
+    Unfinished,
 }
 
 /// The caller of a method, as a reply names it.

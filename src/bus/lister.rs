@@ -70,9 +70,14 @@ impl Lists {
                 let text = "too many lists and reports are asked for at once; try again later";
                 error(error_name::LIMITS_EXCEEDED, text)
             }
-            Err(TrySendError::Disconnected(_)) => error(error_name::FAILED, "the daemon is stopping"),
+            Err(TrySendError::Disconnected(_)) => Err(stopping()),
         }
     }
+}
+
+/// The answer to a list that is asked for too late.
+fn stopping() -> Answer {
+    Answer::Error(error_name::FAILED, "the daemon is stopping; ask again when it is up".to_owned())
 }
 
 impl Lister {
@@ -86,7 +91,10 @@ impl Lister {
     pub fn run(self, submit: &dyn Submit) {
         for (caller, what) in &self.asked {
             if !self.connection.wait_for_room() {
-                break;
+                // It could be made, but the bus may not take it in the time that is left.
+                self.connection.send(message::answer(&caller, &stopping()));
+                self.connection.list_done(&caller);
+                continue;
             }
             match what {
                 Long::List => self.answer(&caller, |tree| self.list(tree, &caller)),

@@ -157,6 +157,10 @@ impl Asked {
             Failure::Stopping => {
                 "the daemon is stopping and takes no more requests; try again when it is up".to_owned()
             }
+            Failure::Unfinished => format!(
+                "the daemon is stopping and could not wait for the end of {}; look what has become of it when it is up",
+                self.label()
+            ),
         })
     }
 }

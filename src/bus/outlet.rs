@@ -113,6 +113,11 @@ impl Outlet {
         !self.queue.lock().parts.is_empty()
     }
 
+    /// How many bytes wait for the socket.
+    pub fn bytes_waiting(&self) -> usize {
+        self.queue.lock().bytes
+    }
+
     /// Whether calls should be read and lists be built, or the bus first take what there is.
     pub fn has_room(&self) -> bool {
         self.queue.lock().has_room()

@@ -28,8 +28,9 @@ use crate::{
     view::{Change, Update},
 };
 
-/// How long the bus may take at the end for what has not been sent yet.
-const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
+/// How long the bus may take nothing at the end, when there are still replies and signals for it; and how long it may take in
+/// all.
+const LAST_WORDS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(20));
 /// Bytes of signals that are sent together with the publication of their version. Those of a change of a few objects are
 /// less.
 const FIRST_PORTION_BYTES: usize = 64 << 10;
@@ -93,7 +94,7 @@ impl Writer {
         while !self.backlog.is_empty() {
             self.send_portion();
         }
-        self.connection.flush(LAST_WORDS_LIMIT);
+        self.connection.flush(LAST_WORDS.0, LAST_WORDS.1);
     }
 
     fn take(&mut self, update: Update<Reply>) {

@@ -15,9 +15,11 @@
 //!   the reply if it is the last step. What is known of pools that do not run is taken from the engine and sent under one
 //!   mutex, so whoever finds it taken by another finds it sent, too: a reply never passes the change it is about.
 //! - *One answer.* Each request is answered once: by its chain, or by its `on_failure` when a step panics or the daemon
-//!   stops first. A request that is dropped anywhere answers as it goes.
+//!   stops first. What answers stands in the list of requests, and whoever takes it out answers. A request that is dropped
+//!   anywhere answers as it goes.
 //! - *Whole requests.* A request of which a step has run is run to its end, also when the daemon stops: it may be between
-//!   the step that reserves and the one that commits. Of the others a stop answers those that wait at once.
+//!   the step that reserves and the one that commits. The others are answered by the stop at once, wherever they wait.
+//!   Those that have not come to their end when its time is up are answered by [`Dispatcher::close`].
 //! - *No lost wake-up.* A request that finds something claimed waits for just that in `threads::parking`, which says why no
 //!   wake-up gets lost and in which order requests are woken. Whoever gives a claim back wakes at once, in the middle of its
 //!   step; all that happens there is that the woken request becomes a job of a worker.
@@ -40,7 +42,7 @@ use parking_lot::{Mutex, MutexGuard};
 use threads::{
     lock::{self, Guard, Lock},
     parking::{Arrival, Parking},
-    workers::{self, Bounds, Class, Job, Limits},
+    workers::{self, Bounds, Class, Limits},
 };
 
 use super::links::Links;
@@ -185,20 +187,29 @@ struct Queue<R: Send + 'static, H: House> {
     stopping: bool,
     /// Numbers the requests in the order of their arrival.
     arrivals: u64,
-    /// All requests that have not ended, for the end and for people. As many as the bus lets in.
-    live: BTreeMap<u64, Arc<str>>,
+    /// All requests that have not ended. As many as the bus lets in.
+    live: BTreeMap<u64, Live<R>>,
     /// Those that wait for a lock. The lock has only their number, so a stop can take them back.
     waiting: BTreeMap<u64, Waiting<R, H>>,
     /// Those that wait for a claim to be given back. The parking has only their number, too.
     parked: BTreeMap<u64, Parked<R, H>>,
-    /// Jobs that found the workers closed. They are dropped, and thereby answered, where no mutex is held.
-    late: Vec<Job>,
+    /// Those that wait for a worker. The workers have only their number, too.
+    ready: BTreeMap<u64, Ready<R, H>>,
+    /// Those that found the workers closed. They are dropped where no mutex is held.
+    late: Vec<Ready<R, H>>,
     /// Dropped when a stop has been asked for and no request is left.
     open: Option<Sender<Infallible>>,
     over: Receiver<Infallible>,
 }
 
-// In both of these the ticket comes last: fields are dropped in order, and when a request counts as over its claims must have
+/// A request that has not ended.
+struct Live<R> {
+    label: Arc<str>,
+    /// None: it has been answered.
+    on_failure: Option<OnFailure<R>>,
+}
+
+// In all of these the ticket comes last: fields are dropped in order, and when a request counts as over its claims must have
 // been given back.
 struct Waiting<R: Send + 'static, H: House> {
     step: Step<R, H>,
@@ -207,6 +218,11 @@ struct Waiting<R: Send + 'static, H: House> {
 
 struct Parked<R: Send + 'static, H: House> {
     next: Chain<R, H>,
+    ticket: Ticket<R, H>,
+}
+
+struct Ready<R: Send + 'static, H: House> {
+    step: Box<dyn FnOnce(Ticket<R, H>) + Send>,
     ticket: Ticket<R, H>,
 }
 
@@ -221,7 +237,6 @@ struct Ticket<R: Send + 'static, H: House> {
     share: Option<Share>,
     /// It has parked, and has not gone on since: the parking knows it.
     parked: bool,
-    on_failure: Option<OnFailure<R>>,
 }
 
 /// What became of a step: what comes next, or the text of its panic.
@@ -239,6 +254,7 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
             live: BTreeMap::new(),
             waiting: BTreeMap::new(),
             parked: BTreeMap::new(),
+            ready: BTreeMap::new(),
             late: Vec::new(),
             open: Some(open),
             over,
@@ -259,35 +275,27 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
         let number = {
             let mut queue = inner.queue.lock();
             if queue.stopping {
-                None
+                Err(request.on_failure)
             } else {
                 queue.arrivals += 1;
                 let number = queue.arrivals;
-                queue.live.insert(number, Arc::clone(&label));
-                Some(number)
+                let live = Live { label: Arc::clone(&label), on_failure: Some(request.on_failure) };
+                queue.live.insert(number, live);
+                Ok(number)
             }
         };
         match number {
-            Some(number) => {
+            Ok(number) => {
                 log::debug!("request {number}: {label}");
-                let on_failure = Some(request.on_failure);
-                let ticket = Ticket {
-                    inner: Arc::clone(inner),
-                    number,
-                    label,
-                    begun: false,
-                    share: None,
-                    parked: false,
-                    on_failure,
-                };
-                ticket.go_on(request.chain, seen);
+                let inner = Arc::clone(inner);
+                Ticket { inner, number, label, begun: false, share: None, parked: false }.go_on(request.chain, seen);
             }
-            None => {
+            Err(on_failure) => {
                 log::info!("{label}: refused, since the daemon stops");
-                let reply = failed(&label, request.on_failure, Failure::Stopping);
-                inner.record(Vec::new(), reply);
+                inner.record(Vec::new(), failed(&label, on_failure, Failure::Stopping));
             }
         }
+        inner.drop_late();
     }
 
     /// Takes no more requests; those that wait and have not begun are answered. The others go on to their end, for
@@ -295,35 +303,42 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
     pub fn stop(&self) -> Receiver<Infallible> {
         let inner = &self.inner;
         inner.house.end();
-        let (waiting, parked, over) = {
+        let (waiting, parked, ready, over) = {
             let mut queue = inner.queue.lock();
             queue.stopping = true;
             queue.close_if_over();
-            let (waiting, begun): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                std::mem::take(&mut queue.waiting).into_iter().partition(|(_, waiting)| !waiting.ticket.begun);
-            queue.waiting = begun;
-            let (parked, begun): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                std::mem::take(&mut queue.parked).into_iter().partition(|(_, parked)| !parked.ticket.begun);
-            queue.parked = begun;
-            (waiting, parked, queue.over.clone())
+            let waiting = take_new(&mut queue.waiting, |waiting| waiting.ticket.begun);
+            let parked = take_new(&mut queue.parked, |parked| parked.ticket.begun);
+            let ready = take_new(&mut queue.ready, |ready| ready.ticket.begun);
+            (waiting, parked, ready, queue.over.clone())
         };
-        // Each answers as it is dropped, outside the mutex. The lock still has their numbers, and finds nobody.
-        drop(waiting);
-        drop(parked);
+        // Each answers as it is dropped, outside the mutex. Lock, parking and workers still have their numbers, and find nobody.
+        drop((waiting, parked, ready));
         over
     }
 
     /// The very end: lets the workers go, and the tree writer when it has worked off what there is. To be called when the
-    /// channel of [`Dispatcher::stop`] is disconnected; what is still under way after that is not published.
+    /// channel of [`Dispatcher::stop`] is disconnected. Requests that are still under way are answered here, without an
+    /// outcome, and what they do after that is not published.
     pub fn close(&self) {
-        self.inner.links.close();
-        self.inner.workers.close();
-        self.inner.records.lock().updates = None;
+        let inner = &self.inner;
+        inner.links.close();
+        inner.workers.close();
+        let unanswered: Vec<_> = {
+            let mut queue = inner.queue.lock();
+            let live = queue.live.values_mut();
+            live.filter_map(|live| Some((Arc::clone(&live.label), live.on_failure.take()?))).collect()
+        };
+        for (label, on_failure) in unanswered {
+            log::error!("{label}: not at its end when the daemon ends");
+            inner.record(Vec::new(), failed(&label, on_failure, Failure::Unfinished));
+        }
+        inner.records.lock().updates = None;
     }
 
     /// Labels of the requests that have not ended, in the order of arrival.
     pub fn unfinished(&self) -> Vec<String> {
-        self.inner.queue.lock().live.values().map(|label| label.to_string()).collect()
+        self.inner.queue.lock().live.values().map(|live| live.label.to_string()).collect()
     }
 
     /// Who holds and who waits for which pool.
@@ -351,14 +366,25 @@ impl<R: Send + 'static, H: House> Inner<R, H> {
         }
     }
 
-    /// Answers what found the workers closed.
+    /// Runs a request whose worker has come.
+    fn run_ready(&self, number: u64) {
+        let found = self.queue.lock().ready.remove(&number);
+        // None: a stop has answered the request.
+        if let Some(Ready { step, ticket }) = found {
+            log::trace!("request {number}: a step");
+            step(ticket);
+        }
+    }
+
+    /// Answers what has come too late for a worker.
     fn drop_late(&self) {
         let late = std::mem::take(&mut self.queue.lock().late);
         drop(late);
     }
 
-    fn is_stopping(&self) -> bool {
-        self.queue.lock().stopping
+    /// What answers a request that does not come to its end, if it has not been answered. Whoever takes it answers.
+    fn unanswered(&self, number: u64) -> Option<OnFailure<R>> {
+        self.queue.lock().live.get_mut(&number)?.on_failure.take()
     }
 
     fn ended(&self, number: u64) {
@@ -395,8 +421,8 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     fn go_on(self, next: Chain<R, H>, seen: u64) {
         match next {
             Next::Done(reply) => {
+                let reply = self.inner.unanswered(self.number).and(reply);
                 self.inner.record(Vec::new(), reply);
-                self.answered();
             }
             Next::Under(access, step) => self.wait_for_lock(access, step),
             Next::Act(pace, step) => self.run_free(pace, step),
@@ -407,22 +433,25 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         }
     }
 
-    /// Gives the request to the workers. If the daemon stops before they come to it, and nothing of it has been done, it is
+    /// Gives the request to the workers. If the daemon stops before one comes to it, and nothing of it has been done, it is
     /// answered instead.
     fn run(self, class: Class<Option<Share>>, step: impl FnOnce(Self) + Send + 'static) {
         let (inner, number) = (Arc::clone(&self.inner), self.number);
-        let job = Box::new(move || match self.begun || !self.inner.is_stopping() {
-            true => {
-                log::trace!("request {}: a step", self.number);
-                step(self);
+        let ready = Ready { step: Box::new(step), ticket: self };
+        {
+            let mut queue = inner.queue.lock();
+            // As with those that wait for a lock. Not dropped here: this may be in the middle of somebody's step.
+            if queue.stopping && !ready.ticket.begun {
+                return queue.late.push(ready);
             }
-            false => {
-                drop(step);
-                drop(self);
-            }
-        });
-        if let Err(job) = inner.workers.submit(class, number, job) {
-            inner.queue.lock().late.push(job);
+            queue.ready.insert(number, ready);
+        }
+        let running = Arc::clone(&inner);
+        let job = Box::new(move || running.run_ready(number));
+        if inner.workers.submit(class, number, job).is_err() {
+            let mut queue = inner.queue.lock();
+            let ready = queue.ready.remove(&number);
+            queue.late.extend(ready);
         }
     }
 
@@ -453,8 +482,9 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     fn wait_for_links(self, links: Box<dyn PendingLinks>, limit: Duration, step: AfterLinks<R, H>) {
         let thread = self.inner.links.clone();
         let then = move |missing| {
-            let class = self.brief();
+            let (class, inner) = (self.brief(), Arc::clone(&self.inner));
             self.run(class, move |ticket| ticket.run_step(Box::new(move |house| step(house, missing))));
+            inner.drop_late();
         };
         thread.wait(links, limit, Box::new(then));
     }
@@ -547,15 +577,15 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         records: MutexGuard<'_, Records<R>>,
         guard: Guard<PoolUuid, Name, H::Pool>,
     ) {
+        let inner = Arc::clone(&self.inner);
         let reply = match &mut outcome {
-            Ok(Next::Done(reply)) => reply.take(),
+            Ok(Next::Done(reply)) => inner.unanswered(self.number).and(reply.take()),
             Ok(_) => None,
             Err(text) => {
                 log::error!("{}: a step panicked: {text}", self.label);
-                self.on_failure.take().and_then(|on_failure| failed(&self.label, on_failure, Failure::Panicked))
+                inner.unanswered(self.number).and_then(|on_failure| failed(&self.label, on_failure, Failure::Panicked))
             }
         };
-        let inner = Arc::clone(&self.inner);
         records.send(&*inner.house, changes, reply);
         drop(records);
         drop(guard);
@@ -563,7 +593,8 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             Dispatcher { inner: Arc::clone(&inner) }.submit(Request { label, chain, on_failure: Box::new(|_| None) });
         }
         match outcome {
-            Ok(Next::Done(_)) | Err(_) => self.answered(),
+            // The request is over.
+            Ok(Next::Done(_)) | Err(_) => drop(self),
             Ok(next) => {
                 if !matches!(next, Next::Parked(..)) {
                     self.begun = true;
@@ -609,10 +640,8 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                     ticket.run_join(join, results);
                 }
             });
-            if let Err(job) = inner.workers.submit(class.clone(), number, job) {
-                // The request is answered when the last part is dropped.
-                inner.queue.lock().late.push(job);
-            }
+            // Refused when the workers are closed: then the request has been answered, and goes with its last part.
+            drop(inner.workers.submit(class.clone(), number, job));
         }
     }
 
@@ -650,16 +679,11 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             move || waking.woken(number),
         );
     }
-
-    /// The request has been answered and is over.
-    fn answered(mut self) {
-        self.on_failure = None;
-    }
 }
 
 impl<R: Send + 'static, H: House> Drop for Ticket<R, H> {
     fn drop(&mut self) {
-        if let Some(on_failure) = self.on_failure.take() {
+        if let Some(on_failure) = self.inner.unanswered(self.number) {
             log::info!("{}: given up, since the daemon stops", self.label);
             self.inner.record(Vec::new(), failed(&self.label, on_failure, Failure::Stopping));
         }
@@ -686,6 +710,13 @@ impl<R: Send + 'static, H: House> Gathered<R, H> {
         parts.left -= 1;
         if parts.left == 0 { gathered.take() } else { None }
     }
+}
+
+/// Takes out the requests of which nothing has been done.
+fn take_new<T>(requests: &mut BTreeMap<u64, T>, begun: impl Fn(&T) -> bool) -> BTreeMap<u64, T> {
+    let (begun, new) = std::mem::take(requests).into_iter().partition(|(_, request)| begun(request));
+    *requests = begun;
+    new
 }
 
 /// The answer of a request that does not come to its end. What makes it is the caller's and may panic, too.

@@ -3,8 +3,9 @@
 //! Must never know: why it stops; pools stay as they are in any case.
 //!
 //! The order: the switch is on and wakes everybody; no request is taken any more, and those that wait are answered; the bus
-//! reader and the watchers end; requests that have begun go on to their end; the workers end; the tree writer publishes and
-//! answers what is left and ends; the signal thread ends. A step that takes too long is named, and the next ones follow
+//! reader and the watchers end; requests that have begun go on to their end, but no format is begun for them any more; those
+//! that do not come to it in time are told so; the workers end; the tree writer publishes and answers what is left, has the
+//! bus take it, and ends; the signal thread ends. A step that takes too long is named, and the next ones follow
 //! all the same, as far as they do not need it.
 
 use std::time::Duration;
@@ -20,8 +21,10 @@ use super::{dispatch::Dispatcher, readiness, thread_table as names};
 use crate::bus::Reply;
 
 /// How long requests that have begun may take. The longest single step is a format or a repair, which take seconds; and the
-/// service manager loses patience after 90 seconds.
-const REQUESTS_LIMIT: Duration = Duration::from_secs(60);
+/// service manager loses patience after 90 seconds, of which this and the two below are a part.
+const REQUESTS_LIMIT: Duration = Duration::from_secs(45);
+/// How long the tree writer may take, at the end of which the bus takes what has been answered ([`crate::bus`] bounds that).
+const WRITER_LIMIT: Duration = Duration::from_secs(25);
 /// How long threads may take that have nothing to do but to end.
 const THREADS_LIMIT: Duration = Duration::from_secs(5);
 
@@ -37,9 +40,19 @@ pub struct Stuck {
 
 impl Stuck {
     fn what(&self) -> String {
-        let requests = (!self.requests.is_empty()).then(|| format!("requests under way: {}", self.requests.join(", ")));
-        let threads = (!self.threads.is_empty()).then(|| format!("threads still running: {}", self.threads.join(", ")));
-        [requests, threads].into_iter().flatten().collect::<Vec<_>>().join("; ")
+        let told = [("requests under way", &self.requests), ("threads still running", &self.threads)];
+        let told = told.into_iter().filter(|(_, names)| !names.is_empty());
+        told.map(|(what, names)| format!("{what}: {}", some_of(names))).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Names for a sentence: the first ones, and how many there are.
+fn some_of(names: &[String]) -> String {
+    const TOLD: usize = 5;
+    let first = names.iter().take(TOLD).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(TOLD) {
+        0 => first,
+        more => format!("{first} and {more} more"),
     }
 }
 
@@ -50,12 +63,13 @@ impl Stuck {
 pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signals: &Handle) -> Result<(), Stuck> {
     readiness::tell(readiness::STOPPING);
     let mut stuck = Stuck::default();
-    let mut join = |names: &[&str]| match group.join(names, THREADS_LIMIT) {
+    let mut join = |names: &[&str], limit| match group.join(names, limit) {
         Ok(()) => {}
         Err(Hanging { names }) => stuck.threads.extend(names),
     };
     let over = dispatcher.map(Dispatcher::stop);
-    join(&[names::BUS_READER, names::BUS_LISTER, names::UDEV, names::DM_EVENTS, names::TIMERS]);
+    let sources = [names::BUS_READER, names::BUS_LISTER, names::UDEV, names::DM_EVENTS, names::TIMERS];
+    join(&sources, THREADS_LIMIT);
     if let (Some(dispatcher), Some(over)) = (dispatcher, over) {
         if over.recv_timeout(REQUESTS_LIMIT) == Err(RecvTimeoutError::Timeout) {
             stuck.requests = dispatcher.unfinished();
@@ -63,10 +77,10 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
         }
         dispatcher.close();
     }
-    join(&[names::LINKS, names::WORKERS]);
-    join(&[names::TREE_WRITER]);
+    join(&[names::LINKS, names::WORKERS], THREADS_LIMIT);
+    join(&[names::TREE_WRITER], WRITER_LIMIT);
     signals.close();
-    join(&[names::SIGNALS]);
+    join(&[names::SIGNALS], THREADS_LIMIT);
     for Ended { name, how } in group.ended().try_iter() {
         match how {
             How::Returned => {}

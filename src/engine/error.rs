@@ -264,6 +264,8 @@ pub enum Error {
     Record { pool: PoolUuid, file: String, source: metadata::filesystem::RecordError },
     #[error("the request panicked and was abandoned; please report this as a bug")]
     Panicked,
+    #[error("the daemon is stopping, and nothing was changed; try again when it is up")]
+    Ending,
 
     #[error("{cause}; and it could not all be taken back: {}", undone(.failures))]
     Rollback {

@@ -108,6 +108,11 @@ impl Engine {
         self.ending.store(true, Ordering::SeqCst);
     }
 
+    /// Refuses to begin with what takes long, once the daemon is to end.
+    fn check_ending(&self) -> Result<()> {
+        if self.is_ending() { Err(Error::Ending) } else { Ok(()) }
+    }
+
     fn is_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
     }

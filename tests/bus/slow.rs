@@ -1,15 +1,22 @@
 //! P1, P5 and P6: what goes on beside something slow. Slow steps of the simulated machine here take an hour, so what is
 //! answered is answered while they are under way; only the figures are taken with short ones.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    io::Write,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
 
 use crate::{
-    client::{self, Client, POOL},
+    client::{self, Client, MANAGER, POOL, TOP},
     rig::Bus,
 };
 
-/// Half of the daemon's workers.
+/// Slow steps of one pool at once.
 pub const SLOW_MAX: usize = 8;
+/// Slow steps of all at once, each about something else.
+pub const SLOW_MOST: usize = 64;
 
 #[test]
 fn reads_and_other_pools_do_not_wait_for_a_pool_on_slow_disks() {
@@ -125,7 +132,35 @@ fn filesystems_of_one_pool_are_formatted_side_by_side() {
     assert!(calls.iter().all(|call| !client.has_reply(*call)));
     let more = daemon.lines_so_far("Run(MkfsXfs)");
     println!("10 CreateFilesystems of one pool: {} mkfs at once, the others wait for a worker", SLOW_MAX + more);
-    assert_eq!(more, 0, "slow steps take at most half of the workers");
+    assert_eq!(more, 0, "a pool has its bound");
+}
+
+/// Eight formats that hung in one pool were half of the workers: keys were not listed, and no other pool was changed.
+#[test]
+fn hung_formats_of_one_pool_hold_up_nobody_else() {
+    let bus = Bus::start();
+    let daemon = bus.daemon_slow_on("thin-fs");
+    let client = Client::new(&bus);
+    let hung = client.done(client::create_pool("hung", &["/dev/a"]))[0].clone();
+    let other = client.done(client::create_pool("other", &["/dev/b"]))[0].clone();
+    let calls: Vec<u32> =
+        (0..20).map(|number| client.send(client::create_filesystem(&hung, &format!("fs{number}")))).collect();
+    for _ in 0..SLOW_MAX {
+        daemon.line_with("Run(MkfsXfs)");
+    }
+    for round in 0..5 {
+        client.call(client::call(TOP, MANAGER, "ListKeys", ()));
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"a key").unwrap();
+        let key = File::from(OwnedFd::from(reader));
+        client.done(client::call(TOP, MANAGER, "SetKey", (format!("key{round}"), key)));
+        let third = client.done(client::create_pool(&format!("third{round}"), &[&format!("/dev/c{round}")]));
+        client.done(client::rename_pool(&third[0], &format!("renamed{round}")));
+        client.done(client::add_devices(&other, &[&format!("/dev/d{round}")]));
+        client.done(client::stop_pool(&format!("renamed{round}")));
+        client.done(client::start_pool(&format!("renamed{round}")));
+    }
+    assert!(calls.iter().all(|call| !client.has_reply(*call)), "the formats hang");
 }
 
 /// All ten are made in the end, in whatever order.

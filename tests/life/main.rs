@@ -29,6 +29,7 @@ mod revert;
 mod scheduler;
 mod sizes;
 mod stop_start;
+mod stop_under_load;
 mod together;
 mod usage;
 mod wire;

@@ -86,11 +86,8 @@ impl World {
             moves.push(Move::Request(Access::Read(target.clone())));
             moves.push(Move::Request(Access::Write(target)));
         }
-        for access in
-            [Access::ReadAll, Access::WriteAll, Access::Write(Target::Key(1)), Access::Read(Target::Name('a'))]
-        {
-            moves.push(Move::RequestRanked(access));
-        }
+        // One mode that reads and one that writes, so that all others find such a one ahead.
+        moves.extend([Access::ReadAll, Access::Write(Target::Name('a'))].map(Move::RequestRanked));
         for (place, held) in self.holding.values().enumerate() {
             moves.push(Move::Release(place));
             match held {

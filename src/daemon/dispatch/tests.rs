@@ -2,6 +2,7 @@
 //! time limits are only there so that a lost event fails the test.
 
 mod shares;
+mod stopping;
 
 use std::{
     sync::{
@@ -707,82 +708,6 @@ fn pools_do_not_wait_for_each_other() {
     daemon.end();
 }
 
-#[test]
-fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
-    let daemon = daemon(2);
-    assert!(daemon.home.claim());
-    let stopping = |label| Answer::Failed(label, Failure::Stopping);
-    // Begun, in its slow middle part; it still needs a lock and a claim after that.
-    let (begun_chain, has_begun, go) = held(
-        None,
-        write(a(), |_, toy| {
-            toy.add_one();
-            act(|home| {
-                home.give_back();
-                write(b(), |_, toy| done(toy.add_one()))
-            })
-        }),
-    );
-    daemon.submit("begun", act(|_| begun_chain));
-    begun(&has_begun);
-    // Begun and parked: it goes on when the first one gives its claim back.
-    let (parked, has_parked) = bounded(1);
-    daemon.submit(
-        "begun parked",
-        write(b(), move |_, _| {
-            parked.send(()).unwrap();
-            claiming_quick(2)
-        }),
-    );
-    begun(&has_parked);
-    // Parked before anything was done.
-    daemon.submit("parked", claiming_quick(3));
-    // One worker is left for quick steps, and grants of a pool are given in order: when this has run, that has parked.
-    daemon.submit("barrier", write(a(), |_, _| done(0)));
-    assert_eq!(daemon.answer(), Answer::Number(0));
-    // Waits for the lock: pool B is held by a step.
-    let (holder, has_begun, go_holder) = held(Some(b()), done(4));
-    daemon.submit("holder", holder);
-    begun(&has_begun);
-    daemon.submit("waits", write(b(), |_, _| done(5)));
-    // Waits for a worker: the only slow one is taken.
-    daemon.submit("queued", act(|_| done(6)));
-    let over = daemon.dispatcher.stop();
-    daemon.submit("late", done(7));
-    let mut at_once = [(); 3].map(|()| daemon.answer());
-    at_once.sort_by_key(|answer| format!("{answer:?}"));
-    assert_eq!(at_once, [stopping("late"), stopping("parked"), stopping("waits")]);
-    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
-    assert_eq!(daemon.dispatcher.unfinished(), ["begun", "begun parked", "holder", "queued"]);
-    go_holder.send(()).unwrap();
-    assert_eq!(daemon.answer(), Answer::Number(4));
-    go.send(()).unwrap();
-    let mut rest = [(); 3].map(|()| daemon.answer());
-    rest.sort_by_key(|answer| format!("{answer:?}"));
-    assert_eq!(rest, [stopping("queued"), Answer::Number(1), Answer::Number(2)]);
-    assert!(over.recv_timeout(HANG).is_err_and(|error| error.is_disconnected()));
-    let updates = daemon.updates.clone();
-    daemon.end();
-    assert!(updates.try_recv().is_err(), "nobody is answered twice");
-}
-
-#[test]
-fn a_stop_does_not_give_up_what_waits_for_its_next_lock() {
-    let daemon = daemon(2);
-    let (holder, has_begun, go) = held(Some(b()), done(1));
-    daemon.submit("holder", holder);
-    begun(&has_begun);
-    daemon.submit("begun", write(a(), |_, _| write(b(), |_, toy| done(toy.add_one() + 1))));
-    // The one free worker comes to this when it has queued the second step of that.
-    daemon.submit("barrier", write(a(), |_, _| done(0)));
-    assert_eq!(daemon.answer(), Answer::Number(0));
-    let over = daemon.dispatcher.stop();
-    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
-    go.send(()).unwrap();
-    assert_eq!([(); 2].map(|()| daemon.answer()), [1, 2].map(Answer::Number));
-    daemon.end();
-}
-
 /// As [`claiming`], under a lock, so that it finds a worker while the slow ones are taken.
 fn claiming_quick(number: u64) -> Todo {
     write(a(), move |home, _| match home.claim() {
@@ -792,10 +717,4 @@ fn claiming_quick(number: u64) -> Todo {
         }
         false => parked(claiming_quick(number)),
     })
-}
-
-#[test]
-fn an_idle_dispatcher_stops_at_once() {
-    let daemon = daemon(1);
-    daemon.end();
 }

@@ -122,6 +122,9 @@ fn build(
     assigned: &[Assigned],
     claim: Claim,
 ) -> Next<Result<Option<Created>>> {
+    if let Err(error) = engine.check_ending() {
+        return Next::Done(Err(error));
+    }
     let platform = engine.platform();
     // Version 1 makes a container of each device instead, each with passphrases of its own.
     let as_a_whole = !assigned.is_empty() && new.version == MetadataVersion::V2;

@@ -97,7 +97,8 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
                     };
                     Next::act(move |engine| {
                         let platform = engine.platform();
-                        let made = examine(engine, uuid, found, &rules).and_then(|candidates| {
+                        let examined = engine.check_ending().and_then(|()| examine(engine, uuid, found, &rules));
+                        let made = examined.and_then(|candidates| {
                             Rollback::new().guard(platform, |undo| {
                                 let candidates = match &casing {
                                     Some(casing) => casing.encase(platform, uuid, candidates, undo)?,

@@ -258,7 +258,11 @@ pub(super) fn complete_each(
 ) -> Next<Result<Vec<(FsUuid, Name)>>> {
     let part = |unborn: &Unborn| -> Part {
         let (device, uuid) = (unborn.device.clone(), unborn.filesystem.record.uuid);
-        Box::new(move |engine| Box::new(make(engine.platform(), &device, uuid)) as Box<dyn Any + Send>)
+        Box::new(move |engine| {
+            // With hundreds of them the daemon could not wait for all.
+            let made = engine.check_ending().and_then(|()| make(engine.platform(), &device, uuid));
+            Box::new(made) as Box<dyn Any + Send>
+        })
     };
     let parts = batch.unborn.iter().map(part).collect();
     Next::Together(

@@ -291,7 +291,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
             return start_pool(PoolRef::Uuid(uuid), unlock, cache);
         };
         let platform = engine.platform();
-        let ready = renew(engine, &mut set).and_then(|()| {
+        let ready = engine.check_ending().and_then(|()| renew(engine, &mut set)).and_then(|()| {
             Rollback::new().guard(platform, |undo| {
                 open_devices(engine, &mut set, &unlock, undo)?;
                 discover::end(engine, uuid, &set)?;

@@ -1,0 +1,116 @@
+//! How requests come to their end when the daemon stops.
+
+use super::*;
+
+#[test]
+fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
+    let daemon = daemon(2);
+    assert!(daemon.home.claim());
+    let stopping = |label| Answer::Failed(label, Failure::Stopping);
+    // Begun, in its slow middle part; it still needs a lock and a claim after that.
+    let (begun_chain, has_begun, go) = held(
+        None,
+        write(a(), |_, toy| {
+            toy.add_one();
+            act(|home| {
+                home.give_back();
+                write(b(), |_, toy| done(toy.add_one()))
+            })
+        }),
+    );
+    daemon.submit("begun", act(|_| begun_chain));
+    begun(&has_begun);
+    // Begun and parked: it goes on when the first one gives its claim back.
+    let (parked, has_parked) = bounded(1);
+    daemon.submit(
+        "begun parked",
+        write(b(), move |_, _| {
+            parked.send(()).unwrap();
+            claiming_quick(2)
+        }),
+    );
+    begun(&has_parked);
+    // Parked before anything was done.
+    daemon.submit("parked", claiming_quick(3));
+    // One worker is left for quick steps, and grants of a pool are given in order: when this has run, that has parked.
+    daemon.submit("barrier", write(a(), |_, _| done(0)));
+    assert_eq!(daemon.answer(), Answer::Number(0));
+    // Waits for the lock: pool B is held by a step.
+    let (holder, has_begun, go_holder) = held(Some(b()), done(4));
+    daemon.submit("holder", holder);
+    begun(&has_begun);
+    daemon.submit("waits", write(b(), |_, _| done(5)));
+    // Waits for a worker: the only slow one is taken.
+    daemon.submit("queued", act(|_| done(6)));
+    let over = daemon.dispatcher.stop();
+    daemon.submit("late", done(7));
+    let mut at_once = [(); 4].map(|()| daemon.answer());
+    at_once.sort_by_key(|answer| format!("{answer:?}"));
+    assert_eq!(at_once, ["late", "parked", "queued", "waits"].map(stopping));
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    assert_eq!(daemon.dispatcher.unfinished(), ["begun", "begun parked", "holder"]);
+    go_holder.send(()).unwrap();
+    assert_eq!(daemon.answer(), Answer::Number(4));
+    go.send(()).unwrap();
+    let mut rest = [(); 2].map(|()| daemon.answer());
+    rest.sort_by_key(|answer| format!("{answer:?}"));
+    assert_eq!(rest, [1, 2].map(Answer::Number));
+    assert!(over.recv_timeout(HANG).is_err_and(|error| error.is_disconnected()));
+    let updates = daemon.updates.clone();
+    daemon.end();
+    assert!(updates.try_recv().is_err(), "nobody is answered twice");
+}
+
+#[test]
+fn a_stop_does_not_give_up_what_waits_for_its_next_lock() {
+    let daemon = daemon(2);
+    let (holder, has_begun, go) = held(Some(b()), done(1));
+    daemon.submit("holder", holder);
+    begun(&has_begun);
+    daemon.submit("begun", write(a(), |_, _| write(b(), |_, toy| done(toy.add_one() + 1))));
+    // The one free worker comes to this when it has queued the second step of that.
+    daemon.submit("barrier", write(a(), |_, _| done(0)));
+    assert_eq!(daemon.answer(), Answer::Number(0));
+    let over = daemon.dispatcher.stop();
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    go.send(()).unwrap();
+    assert_eq!([(); 2].map(|()| daemon.answer()), [1, 2].map(Answer::Number));
+    daemon.end();
+}
+
+#[test]
+fn an_idle_dispatcher_stops_at_once() {
+    let daemon = daemon(1);
+    daemon.end();
+}
+
+/// 800 creations were under way: their callers were told nothing.
+#[test]
+fn the_end_answers_what_it_could_not_wait_for_and_nobody_twice() {
+    let daemon = daemon(4);
+    let (under_lock, has_begun, go_on) = held(Some(a()), done(1));
+    daemon.submit("hangs under a lock", under_lock);
+    begun(&has_begun);
+    let (free, has_begun, go) = held(None, write(a(), |_, _| done(2)));
+    daemon.submit("hangs", act(|_| free));
+    begun(&has_begun);
+    // Begun, and behind the first in the queue of the lock.
+    daemon.submit("waits", write(b(), |_, _| write(a(), |_, _| done(3))));
+    while daemon.dispatcher.observe().waiters.is_empty() {
+        std::thread::yield_now();
+    }
+    let over = daemon.dispatcher.stop();
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    daemon.dispatcher.close();
+    let mut answers = [(); 3].map(|()| daemon.answer());
+    answers.sort_by_key(|answer| format!("{answer:?}"));
+    assert_eq!(
+        answers,
+        ["hangs under a lock", "hangs", "waits"].map(|label| Answer::Failed(label, Failure::Unfinished))
+    );
+    let updates = daemon.updates.clone();
+    go_on.send(()).unwrap();
+    go.send(()).unwrap();
+    daemon.end();
+    assert!(updates.try_recv().is_err(), "somebody is answered twice");
+}
