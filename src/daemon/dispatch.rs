@@ -212,6 +212,8 @@ struct Live<R> {
 // In all of these the ticket comes last: fields are dropped in order, and when a request counts as over its claims must have
 // been given back.
 struct Waiting<R: Send + 'static, H: House> {
+    /// In the lock's queue, when it is known.
+    asked: Option<lock::RequestId>,
     step: Step<R, H>,
     ticket: Ticket<R, H>,
 }
@@ -312,7 +314,11 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
             let ready = take_new(&mut queue.ready, |ready| ready.ticket.begun);
             (waiting, parked, ready, queue.over.clone())
         };
-        // Each answers as it is dropped, outside the mutex. Lock, parking and workers still have their numbers, and find nobody.
+        // They stand in nobody's way any more. Those that are being granted find nobody, and the grant goes to the next.
+        for id in waiting.values().filter_map(|waiting| waiting.asked) {
+            inner.lock.cancel(id);
+        }
+        // Each answers as it is dropped, outside the mutex. Parking and workers still have their numbers, and find nobody.
         drop((waiting, parked, ready));
         over
     }
@@ -499,9 +505,9 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             let mut queue = inner.queue.lock();
             // A stop that came before this has not seen the request; one that comes later finds it in the list.
             if queue.stopping && !self.begun {
-                Some(Waiting { step, ticket: self })
+                Some(Waiting { asked: None, step, ticket: self })
             } else {
-                queue.waiting.insert(number, Waiting { step, ticket: self });
+                queue.waiting.insert(number, Waiting { asked: None, step, ticket: self });
                 None
             }
         };
@@ -515,10 +521,10 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             Access::Table(Mode::Exclusive) => lock::Access::WriteAll,
         };
         let granting = Arc::clone(&inner);
-        inner.lock.submit(number, access, label, move |guard| {
+        let asked = inner.lock.submit(number, access, label, move |guard| {
             let found = granting.queue.lock().waiting.remove(&number);
             // None: a stop has answered the request. The guard is dropped, and the grant goes to the next.
-            if let Some(Waiting { step, mut ticket }) = found {
+            if let Some(Waiting { step, mut ticket, .. }) = found {
                 // A name is known to be that of a pool only now.
                 match &guard {
                     Guard::Read(pool) => ticket.share = Some(Share::Pool(*pool.key())),
@@ -533,6 +539,9 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                 ticket.run(class, move |ticket| ticket.run_under(guard, step));
             }
         });
+        if let Some(waiting) = inner.queue.lock().waiting.get_mut(&number) {
+            waiting.asked = Some(asked);
+        }
     }
 
     /// Runs a step with its grant.

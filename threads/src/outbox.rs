@@ -42,11 +42,6 @@ pub(crate) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
     }
 }
 
-/// Whether this thread is inside a callback. To wait for a grant there would be to wait for oneself.
-pub(crate) fn is_delivering() -> bool {
-    OUTBOX.with(|outbox| outbox.borrow().delivering)
-}
-
 fn deliver_due() {
     // The borrow ends before the call: the call may come back here.
     while let Some(delivery) = OUTBOX.with(|outbox| outbox.borrow_mut().due.pop_front()) {

@@ -7,9 +7,8 @@
 //! Channels are not here: neither checker knows crossbeam's, so channels stay out of what is modelled (the lock). The other
 //! modules of the crate take their mutexes from here too, but are tested with the real ones only.
 
-// Bookkeeping that no decision of a release build hangs on (see `lock::blocking`), and that is not worth modelling: loom
-// has no weak pointers, and every modelled pointer multiplies the schedules to look at.
-pub(crate) use std::sync::{Arc as PlainArc, Weak as PlainWeak};
+// For what is not worth modelling: every modelled pointer multiplies the schedules to look at.
+pub(crate) use std::sync::Arc as PlainArc;
 
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
 mod chosen {

@@ -4,7 +4,7 @@
 //! waiters, against a plain restatement of the promise.
 //!
 //! A step is one of: a request of every mode, by key and by name, with and without a rank, for entries that exist, do not exist
-//! yet or do not exist any more; the release, lowering or split of any grant; the cancelling of any waiter; and under WriteAll the addition,
+//! yet or do not exist any more; the release of any grant; the cancelling of any waiter; and under WriteAll the addition,
 //! removal and renaming of entries.
 //!
 //! Histories that arrive at the same state (same entries, holders and queue) go on as one, and are counted as many: what may
@@ -32,8 +32,6 @@ enum Move {
     /// With a rank: ahead of all that have none.
     RequestRanked(Ask),
     Release(usize),
-    Lower(usize),
-    Split(usize),
     Cancel(usize),
     Insert(Key, Name),
     Remove(Key),
@@ -88,14 +86,7 @@ impl World {
         }
         // One mode that reads and one that writes, so that all others find such a one ahead.
         moves.extend([Access::ReadAll, Access::Write(Target::Name('a'))].map(Move::RequestRanked));
-        for (place, held) in self.holding.values().enumerate() {
-            moves.push(Move::Release(place));
-            match held {
-                Held::Write(_) => moves.push(Move::Lower(place)),
-                Held::ReadAll | Held::WriteAll => moves.push(Move::Split(place)),
-                _ => {}
-            }
-        }
+        moves.extend((0..self.holding.len()).map(Move::Release));
         moves.extend((0..self.waiting.len()).map(Move::Cancel));
         if self.holding.values().any(|held| *held == Held::WriteAll) {
             moves.extend([Move::Insert(3, 'c'), Move::Insert(3, 'a'), Move::Remove(1), Move::Remove(2)]);
@@ -125,34 +116,6 @@ impl World {
                 let id = holder(*place);
                 self.holding.remove(&id);
                 let grants = self.state.release(id);
-                self.granted(grants)?;
-            }
-            Move::Lower(place) => {
-                let id = holder(*place);
-                if let Some(held) = self.holding.get_mut(&id) {
-                    *held = match held {
-                        Held::Write(key) => Held::Read(*key),
-                        other => return Err(format!("{other:?} cannot be lowered")),
-                    };
-                }
-                let grants = self.state.lower(id);
-                self.granted(grants)?;
-            }
-            Move::Split(place) => {
-                let id = holder(*place);
-                let whole = self.holding.remove(&id);
-                let (parts, grants) = self.state.split(id);
-                let mut keys: Vec<_> = self.entries.keys().copied().collect();
-                for Grant { id, held } in parts {
-                    let key = match (&whole, &held) {
-                        (Some(Held::WriteAll), Held::Write(key)) | (Some(Held::ReadAll), Held::Read(key)) => *key,
-                        _ => return Err(format!("{held:?} is no part of {whole:?}")),
-                    };
-                    ensure(keys.contains(&key), || "a part is of an entry, and each entry has one".into())?;
-                    keys.retain(|other| *other != key);
-                    ensure(self.holding.insert(id, held).is_none(), || "each part has its own id".into())?;
-                }
-                ensure(keys.is_empty(), || "each entry is in a part".into())?;
                 self.granted(grants)?;
             }
             Move::Cancel(place) => {
@@ -384,11 +347,6 @@ mod planted {
     }
 
     #[test]
-    fn lowering_without_grants() {
-        check_finds(Fault::LowerGrantsNobody, &["waits for nothing"]);
-    }
-
-    #[test]
     fn cancelling_without_grants() {
         check_finds(Fault::CancelGrantsNobody, &["waits for nothing"]);
     }
@@ -406,10 +364,5 @@ mod planted {
     #[test]
     fn keeping_former_names() {
         check_finds(Fault::KeepsFormerName, &["the counters are the lists"]);
-    }
-
-    #[test]
-    fn splitting_without_one() {
-        check_finds(Fault::SplitLosesOne, &["each entry is in a part"]);
     }
 }

@@ -15,8 +15,6 @@ pub enum Fault {
     WritesBesideReaders,
     /// A release grants one waiter and leaves the other compatible ones waiting.
     GrantsOnlyOne,
-    /// A lowered guard hands over to nobody.
-    LowerGrantsNobody,
     /// A cancelled request leaves those behind it waiting.
     CancelGrantsNobody,
     /// Any waiter, in conflict or not, makes later requests wait.
@@ -25,15 +23,11 @@ pub enum Fault {
     OverlooksNames,
     /// A rename leaves the former name pointing at the entry.
     KeepsFormerName,
-    /// A split leaves an entry out.
-    SplitLosesOne,
     // In the shell:
     /// A reader gives up its share of the value after its grant instead of before.
     SharesTooLong,
     /// The callback of a request that has to wait is noted in a second hold of the mutex.
     NotesCallbackLater,
-    /// The guard is put into the slot after the waiting thread was woken.
-    NotifiesBeforeFilling,
     /// Callbacks are called with the mutex held.
     CallsBackUnderMutex,
     /// Cancelling takes the callback away first, and the request out of the queue in a second hold of the mutex.

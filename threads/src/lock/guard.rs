@@ -10,10 +10,10 @@
 use std::ops::{Deref, DerefMut};
 
 use super::{
-    Shared, lower, release, split,
+    Shared, release,
     state::{Ident, Map, RequestId, Target},
 };
-use crate::primitives::{Arc, PlainArc};
+use crate::primitives::Arc;
 
 // Why the steps below cannot fail.
 pub(super) const VALUE_AT_HOME: &str =
@@ -59,14 +59,11 @@ pub(super) enum Lent<K, N, T> {
 }
 
 /// The end of a grant: dropping this gives back what was lent and hands over to whoever is next, in that order.
-/// It is the only part of a guard with a `Drop`, so that guards can be taken apart by `lower` and `split`.
 pub(super) struct Hold<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) shared: Arc<Shared<K, N, T>>,
     /// None: the grant went on as something else.
     pub(super) id: Option<RequestId>,
     pub(super) lent: Lent<K, N, T>,
-    /// Set by the blocking form: the mark that its thread holds a guard. See `super::blocking`.
-    pub(super) mark: Option<PlainArc<()>>,
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
@@ -142,20 +139,6 @@ pub enum Guard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     WriteAll(WriteAllGuard<K, N, T>),
 }
 
-impl<K: Ident, N: Ident, T: Send + Sync> Guard<K, N, T> {
-    /// Marks what is held as held by the blocking form.
-    pub(super) fn set_mark(&mut self, mark: Option<PlainArc<()>>) {
-        let hold = match self {
-            Guard::Absent => return,
-            Guard::Read(guard) => &mut guard.hold,
-            Guard::Write(guard) => &mut guard.hold,
-            Guard::ReadAll(guard) => &mut guard.hold,
-            Guard::WriteAll(guard) => &mut guard.hold,
-        };
-        hold.mark = mark;
-    }
-}
-
 /// One entry, for reading. Others may read it too. Its value does not change while this guard lives, nor does its name, and it
 /// is not removed.
 #[must_use = "a grant ends when its guard is dropped"]
@@ -209,16 +192,6 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteGuard<K, N, T> {
     pub fn name(&self) -> &N {
         &self.name
     }
-
-    /// Goes on as a reader, without a moment in which somebody else could change the entry. Readers who wait for this entry
-    /// and have no writer ahead of them are granted.
-    ///
-    /// There is no way back: two readers who both wanted to become writers would wait for each other.
-    pub fn lower(self) -> ReadGuard<K, N, T> {
-        let WriteGuard { key, name, hold } = self;
-        // The same request goes on, with its label; its age is counted from the first grant.
-        ReadGuard { hold: lower(hold, &key), key, name }
-    }
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Deref for WriteGuard<K, N, T> {
@@ -256,18 +229,6 @@ impl<K: Ident, N: Ident, T: Send + Sync> ReadAllGuard<K, N, T> {
     #[must_use]
     pub fn get(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
         self.hold.row(target)
-    }
-
-    /// Goes on as one reader for each entry: each can end by itself, so whoever wants to change an entry waits for that one
-    /// alone, and the table can get new entries when all have ended.
-    pub fn split(self) -> Vec<ReadGuard<K, N, T>> {
-        let parts = split(self.hold).into_iter();
-        parts
-            .filter_map(|guard| match guard {
-                Guard::Read(guard) => Some(guard),
-                _ => None,
-            })
-            .collect()
     }
 }
 
@@ -331,17 +292,5 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
             row.name = name;
         }
         true
-    }
-
-    /// Goes on as one writer for each entry: the table is free for others, who can have each entry when its part ends. To be
-    /// done when what has to be seen as one has been done, and the rest is entry by entry.
-    pub fn split(self) -> Vec<WriteGuard<K, N, T>> {
-        let parts = split(self.hold).into_iter();
-        parts
-            .filter_map(|guard| match guard {
-                Guard::Write(guard) => Some(guard),
-                _ => None,
-            })
-            .collect()
     }
 }

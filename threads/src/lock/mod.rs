@@ -45,9 +45,10 @@
 //!     _ => unreachable!("a request for one entry is granted that or nothing"),
 //! }
 //!
-//! // Threads that have nothing else to do wait.
-//! let Guard::ReadAll(table) = lock.acquire(Access::ReadAll, "list".into()) else { unreachable!("asked for ReadAll") };
-//! assert_eq!(table.iter().next(), Some((&1, &"first".to_owned(), &vec![7, 8])));
+//! lock.submit(UNRANKED, Access::ReadAll, "list".into(), move |guard| match guard {
+//!     Guard::ReadAll(table) => assert_eq!(table.iter().next(), Some((&1, &"first".to_owned(), &vec![7, 8]))),
+//!     _ => unreachable!("asked for ReadAll"),
+//! });
 //! ```
 
 use std::{
@@ -56,7 +57,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-mod blocking;
 #[cfg(feature = "planted-faults")]
 mod fault;
 mod guard;
@@ -284,7 +284,7 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
     inner: &mut Inner<K, N, T>,
     grant: Grant<K>,
 ) -> Guard<K, N, T> {
-    let hold = |lent| Hold { shared: Arc::clone(shared), id: Some(grant.id), lent, mark: None };
+    let hold = |lent| Hold { shared: Arc::clone(shared), id: Some(grant.id), lent };
     // From here on its age says how long it holds, no longer how long it waits.
     if let Some(ticket) = inner.tickets.get_mut(&grant.id) {
         ticket.since = Instant::now();
@@ -368,49 +368,6 @@ fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id
         log::trace!("{id} {label}: ended after {:?}", since.elapsed());
     }
     outbox::deliver(due);
-}
-
-/// Makes a writer's hold a reader's: the value goes home, and a share of it takes its place. Readers that wait for it may have
-/// it in the same hold of the mutex, so they can be granted by this call.
-fn lower<K: Ident, N: Ident, T: Send + Sync>(mut hold: Hold<K, N, T>, key: &K) -> Hold<K, N, T> {
-    // A pointer of its own, since `hold` has to be changed while the mutex, which belongs to it, is held.
-    let shared = Arc::clone(&hold.shared);
-    let mut inner = shared.inner.lock();
-    inner.take_back(std::mem::replace(&mut hold.lent, Lent::Nothing));
-    let row = inner.table.as_ref().expect(TABLE_AT_HOME).rows.get(key).expect(KNOWN_ENTRY);
-    hold.lent = Lent::Read(Arc::clone(row.value.as_ref().expect(guard::VALUE_AT_HOME)));
-    let grants = hold.id.map_or_else(Vec::new, |id| inner.state.lower(id));
-    let due = collect(&shared, &mut inner, grants);
-    drop(inner);
-    outbox::deliver(due);
-    hold
-}
-
-/// Makes a hold of the table one guard for each entry, with its label and its age.
-fn split<K: Ident, N: Ident, T: Send + Sync>(mut hold: Hold<K, N, T>) -> Vec<Guard<K, N, T>> {
-    let shared = Arc::clone(&hold.shared);
-    let mut inner = shared.inner.lock();
-    inner.take_back(std::mem::replace(&mut hold.lent, Lent::Nothing));
-    // Taken out: the grant goes on as its parts, and the end of `hold` ends nothing.
-    let Some(id) = hold.id.take() else { return Vec::new() };
-    let (parts, grants) = inner.state.split(id);
-    let ticket = inner.tickets.remove(&id);
-    // The parts come before the others' grants are collected: both are compatible, but a part must find its value at home.
-    let guards = parts.into_iter().map(|part| {
-        let id = part.id;
-        let mut guard = make_guard(&shared, &mut inner, part);
-        if let Some(ticket) = &ticket {
-            inner.tickets.insert(id, ticket.clone());
-        }
-        // All parts share the mark: the thread holds something until the last of them has ended.
-        guard.set_mark(hold.mark.clone());
-        guard
-    });
-    let guards = guards.collect();
-    let due = collect(&shared, &mut inner, grants);
-    drop(inner);
-    outbox::deliver(due);
-    guards
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Inner<K, N, T> {

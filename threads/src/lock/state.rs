@@ -18,7 +18,7 @@
 //!
 //! **No wait without need.** Whoever waits conflicts with a holder or with an earlier waiter, at every moment between two
 //! calls. A request that conflicts with nothing ahead of it overtakes, and each change that frees something (`release`,
-//! `lower`, `split`, `cancel`) grants *all* that became compatible. What is granted is held when the call returns: there is
+//! `cancel`) grants *all* that became compatible. What is granted is held when the call returns: there is
 //! nothing that is "woken but not yet holding", and so nobody who could snatch it in between.
 //!
 //! **Names are resolved at the grant.** While a request by name waits, it counts as the entry that has the name now. A
@@ -36,14 +36,13 @@
 //! | W3 | W1 | R2 W3 | W1 holds |
 //! | N4 | W1 | R2 W3 | what does not exist is in nobody's way: it passes, is told so, and is done |
 //! | A5 | W1 | R2 W3 A5 | W1 holds; and W3, which is ahead, will |
-//! | lower W1 | R1 R2 | W3 A5 | readers stand side by side; A5 may not pass W3 |
-//! | cancel W3 | R1 R2 A5 | | nobody is left for A5 to wait for |
+//! | release W1 | R2 | W3 A5 | A5 could stand beside R2, but may not pass W3 |
+//! | cancel W3 | R2 A5 | | nobody is left for A5 to wait for |
 //!
 //! # Cost
 //!
 //!
-//! A request looks at a fixed number of counters and queue heads, for the All modes too: entries are never walked, except by
-//! `split`, whose result is one grant per entry. A release looks at the heads of the queues that it can have freed.
+//! A request looks at a fixed number of counters and queue heads, for the All modes too: entries are never walked. A release looks at the heads of the queues that it can have freed.
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::DefaultHasher},
@@ -55,7 +54,7 @@ use std::{
 use super::fault::Fault;
 use crate::fault::planted;
 
-/// A hash map without a random seed: the order in which `split` and `iter` walk the entries must repeat from run to run,
+/// A hash map without a random seed: the order in which `iter` walks the entries must repeat from run to run,
 /// or a model checker could not replay a schedule. Keys and names come from whoever may change the table anyway.
 pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
 
@@ -65,7 +64,7 @@ pub trait Ident: Clone + Eq + Hash + Debug + Send + Sync + 'static {}
 impl<X: Clone + Eq + Hash + Debug + Send + Sync + 'static> Ident for X {}
 
 /// One request, from when it is made until its guard is dropped. Later requests have greater ones, if their rank is not
-/// lower. The parts of a split grant get one each.
+/// lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId {
     rank: u64,
@@ -325,7 +324,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     }
 
     /// The end of a grant. Returns who holds from now on, in the order of arrival. An id that holds nothing (an absent
-    /// entry's, a split grant's) frees nothing.
+    /// entry's) frees nothing.
     pub fn release(&mut self, id: RequestId) -> Vec<Grant<K>> {
         match self.unhold(id) {
             Some(held) => self.freed(&held),
@@ -350,46 +349,6 @@ impl<K: Ident, N: Ident> State<K, N> {
             }
             None => self.settle_all(),
         })
-    }
-
-    /// Turns a Write grant into a Read grant of the same entry and id. Readers who waited for the writer hold from now on.
-    /// Other grants stay as they are.
-    pub fn lower(&mut self, id: RequestId) -> Vec<Grant<K>> {
-        let Some(Held::Write(key)) = self.holding.get(&id) else { return Vec::new() };
-        let key = key.clone();
-        // Both under the same id and in one call: there is no moment in which the entry is free for another writer.
-        self.unhold(id);
-        self.hold(id, Held::Read(key.clone()));
-        if planted!(self, LowerGrantsNobody) {
-            return Vec::new();
-        }
-        self.freed(&Held::Write(key))
-    }
-
-    /// Turns WriteAll into one Write per entry, or ReadAll into one Read per entry. Returns first these parts, each with an id
-    /// of its own (the old id is spent), then who else holds from now on: with the table free, those who wait for what does not
-    /// exist, and if there are no entries, whoever is first. Other grants stay as they are.
-    pub fn split(&mut self, id: RequestId) -> (Vec<Grant<K>>, Vec<Grant<K>>) {
-        // Each part allows for its entry what the whole did, so whoever splits loses nothing but the right to the table.
-        let part: fn(K) -> Held<K> = match self.holding.get(&id) {
-            Some(Held::WriteAll) => Held::Write,
-            Some(Held::ReadAll) => Held::Read,
-            _ => return (Vec::new(), Vec::new()),
-        };
-        // The whole goes before its parts come, or they would be counted beside it; nobody can look in between.
-        let whole = self.unhold(id);
-        let lost = usize::from(planted!(self, SplitLosesOne));
-        let keys: Vec<K> = self.names.keys().skip(lost).cloned().collect();
-        let parts = keys
-            .into_iter()
-            .map(|key| {
-                // No waiter is passed: the parts hold less than the whole did.
-                let grant = Grant { id: self.fresh_id(UNRANKED), held: part(key) };
-                self.hold(grant.id, grant.held.clone());
-                grant
-            })
-            .collect();
-        (parts, whole.map_or_else(Vec::new, |whole| self.freed(&whole)))
     }
 
     /// Adds an entry; false if the key or the name is taken. Only under WriteAll, as `remove` and `rename`: everybody else

@@ -13,6 +13,8 @@ mod parking;
 #[cfg(feature = "planted-faults")]
 mod planted;
 
+use std::borrow::Cow;
+
 use crate::checker::{
     sync::{
         Arc, Condvar, Mutex,
@@ -40,9 +42,6 @@ checked! {
     writers_take_turns
     readers_see_whole_writes
     writer_follows_readers
-    lowering_hands_over
-    readers_wait_for_lowering
-    splitting_hands_over
     cancelled_or_granted
     callbacks_may_use_the_lock
     names_are_resolved_at_the_grant
@@ -52,7 +51,7 @@ pub type Table = Lock<u8, char, AtomicUsize>;
 
 /// A table with two entries: 1 named a and 2 named b, both with the value 0.
 pub fn with_entries(lock: Table) -> Table {
-    let Guard::WriteAll(mut table) = lock.acquire(Access::WriteAll, "fill".into()) else {
+    let Guard::WriteAll(mut table) = acquire(&lock, Access::WriteAll, "fill".into()) else {
         panic!("asked for WriteAll")
     };
     for (key, name) in [(1, 'a'), (2, 'b')] {
@@ -82,14 +81,14 @@ pub fn increase(value: &mut AtomicUsize) {
 }
 
 fn write(lock: &Table, target: Target<u8, char>) {
-    match lock.acquire(Access::Write(target), "writer".into()) {
+    match acquire(&lock, Access::Write(target), "writer".into()) {
         Guard::Write(mut value) => increase(&mut value),
         _ => panic!("the entry is there"),
     }
 }
 
 fn read(lock: &Table, target: Target<u8, char>) -> usize {
-    match lock.acquire(Access::Read(target), "reader".into()) {
+    match acquire(&lock, Access::Read(target), "reader".into()) {
         Guard::Read(value) => value.load(Ordering::Relaxed),
         _ => panic!("the entry is there"),
     }
@@ -122,6 +121,14 @@ impl Mailbox {
     }
 }
 
+/// A request that its thread waits for.
+pub fn acquire(lock: &Table, access: Access<u8, char>, label: Cow<'static, str>) -> Guard<u8, char, AtomicUsize> {
+    let mailbox = Mailbox::new();
+    let theirs = Arc::clone(&mailbox);
+    lock.submit(UNRANKED, access, label, move |guard| theirs.put(guard));
+    mailbox.take()
+}
+
 /// Two who change one entry, by key and by name.
 fn writers_take_turns(lock: Table) {
     let lock = with_entries(lock);
@@ -134,14 +141,14 @@ fn writers_take_turns(lock: Table) {
 /// Three who want all to different degrees.
 fn readers_see_whole_writes(lock: Table) {
     let lock = with_entries(lock);
-    let both = |lock: &Table| match lock.acquire(Access::WriteAll, "both".into()) {
+    let both = |lock: &Table| match acquire(&lock, Access::WriteAll, "both".into()) {
         Guard::WriteAll(mut table) => {
             increase(table.get_mut(&Target::Key(1)).unwrap());
             increase(table.get_mut(&Target::Name('b')).unwrap());
         }
         _ => panic!("asked for WriteAll"),
     };
-    let compare = |lock: &Table| match lock.acquire(Access::ReadAll, "compare".into()) {
+    let compare = |lock: &Table| match acquire(&lock, Access::ReadAll, "compare".into()) {
         Guard::ReadAll(table) => {
             let values: Vec<_> = table.iter().map(|(_, _, value)| value.load(Ordering::Relaxed)).collect();
             assert_eq!(values[0], values[1], "the changes of a WriteAll grant are seen together");
@@ -163,65 +170,6 @@ fn writer_follows_readers(lock: Table) {
     ];
     read(&lock, Target::Name('a'));
     all_over(&lock, threads);
-}
-
-/// A guard that is lowered lets a reader in and keeps a writer out; the value stays what it was made.
-fn lowering_hands_over(lock: Table) {
-    let lock = with_entries(lock);
-    let threads = [
-        spawn(&lock, |lock| match lock.acquire(Access::Write(Target::Key(1)), "lowers".into()) {
-            Guard::Write(mut value) => {
-                increase(&mut value);
-                let seen = value.load(Ordering::Relaxed);
-                let value = value.lower();
-                thread::yield_now();
-                assert_eq!(value.load(Ordering::Relaxed), seen);
-            }
-            _ => panic!("the entry is there"),
-        }),
-        spawn(&lock, |lock| assert!(read(&lock, Target::Name('a')) <= 2)),
-    ];
-    write(&lock, Target::Key(1));
-    all_over(&lock, threads);
-    assert_eq!(read(&lock, Target::Key(1)), 2);
-}
-
-/// A lowered guard is kept until a reader has been: the reader must not have to wait for its end.
-fn readers_wait_for_lowering(lock: Table) {
-    let lock = with_entries(lock);
-    let seen = Mailbox::new();
-    let theirs = Arc::clone(&seen);
-    let thread = spawn(&lock, move |lock| {
-        assert!(read(&lock, Target::Name('a')) <= 1);
-        theirs.put(Guard::Absent);
-    });
-    let Guard::Write(mut value) = lock.acquire(Access::Write(Target::Key(1)), "lowers".into()) else {
-        panic!("the entry is there")
-    };
-    increase(&mut value);
-    let value = value.lower();
-    drop(seen.take());
-    drop(value);
-    all_over(&lock, [thread]);
-}
-
-/// The parts of a split grant end one by one, in different threads, and each hands over its own entry.
-fn splitting_hands_over(lock: Table) {
-    let lock = with_entries(lock);
-    let (table, parts) = (Mailbox::new(), Mailbox::new());
-    let theirs = Arc::clone(&table);
-    // By `submit`, because the guard goes from thread to thread.
-    lock.submit(UNRANKED, Access::WriteAll, "splits".into(), move |guard| theirs.put(guard));
-    let theirs = Arc::clone(&parts);
-    let threads = [spawn(&lock, |lock| write(&lock, Target::Key(2))), spawn(&lock, move |_| drop(theirs.take()))];
-    let Guard::WriteAll(guard) = table.take() else { panic!("asked for WriteAll") };
-    for mut part in guard.split() {
-        increase(&mut part);
-        parts.put(Guard::Write(part));
-    }
-    drop(parts.take());
-    all_over(&lock, threads);
-    assert_eq!((read(&lock, Target::Key(1)), read(&lock, Target::Key(2))), (1, 2));
 }
 
 /// A request is cancelled while the one before it ends: either it was, or its callback is called, and never both.
@@ -268,7 +216,7 @@ fn callbacks_may_use_the_lock(lock: Table) {
 fn names_are_resolved_at_the_grant(lock: Table) {
     let lock = with_entries(lock);
     let threads = [
-        spawn(&lock, |lock| match lock.acquire(Access::WriteAll, "renames".into()) {
+        spawn(&lock, |lock| match acquire(&lock, Access::WriteAll, "renames".into()) {
             Guard::WriteAll(mut table) => {
                 assert!(table.remove(&2).is_some());
                 assert!(table.rename(&1, 'b'));
@@ -276,12 +224,12 @@ fn names_are_resolved_at_the_grant(lock: Table) {
             }
             _ => panic!("asked for WriteAll"),
         }),
-        spawn(&lock, |lock| match lock.acquire(Access::Read(Target::Name('b')), "by name".into()) {
+        spawn(&lock, |lock| match acquire(&lock, Access::Read(Target::Name('b')), "by name".into()) {
             Guard::Read(value) => assert_eq!(usize::from(*value.key() == 1), value.load(Ordering::Relaxed)),
             _ => panic!("there is always a b"),
         }),
     ];
-    match lock.acquire(Access::Write(Target::Key(2)), "by key".into()) {
+    match acquire(&lock, Access::Write(Target::Key(2)), "by key".into()) {
         Guard::Write(value) => assert_eq!((*value.key(), *value.name()), (2, 'b')),
         Guard::Absent => {}
         _ => panic!("asked for an entry"),

@@ -56,10 +56,8 @@ planted! {
     shares_given_up_after_the_grant: SharesTooLong in super::writer_follows_readers
         as "a writer's pointer is the only one";
     callbacks_noted_in_a_second_step: NotesCallbackLater in super::writers_take_turns as "a waiter's callback is stored";
-    waking_before_the_guard_is_there: NotifiesBeforeFilling in super::writers_take_turns as "deadlock";
     callbacks_under_the_mutex: CallsBackUnderMutex in super::callbacks_may_use_the_lock as "deadlock";
     cancelling_in_two_steps: CancelsInTwoSteps in super::cancelled_or_granted as "a waiter's callback is stored";
-    lowering_without_grants: LowerGrantsNobody in super::readers_wait_for_lowering as "deadlock";
 }
 
 planted! {
