@@ -15,6 +15,8 @@ use crate::{
 
 /// Slow steps of one pool at once.
 pub const SLOW_MAX: usize = 8;
+/// What the daemon logs of each format that has begun: its first write takes an hour.
+const SLOW_STEP: &str = "takes 3600000 ms";
 /// Slow steps of all at once, each about something else.
 pub const SLOW_MOST: usize = 64;
 
@@ -113,6 +115,44 @@ fn latencies_idle_and_beside_a_pool_in_the_making() {
     report("meanwhile", gets, lists, changes);
 }
 
+/// Figures of other pools beside requests that wait for a name; that the waiting ones do nothing meanwhile is counted in the
+/// dispatcher's own tests. A creation elsewhere took 11.5 s, since each change of anything had all of them look again.
+#[test]
+fn latencies_beside_twelve_thousand_parked_requests() {
+    let bus = Bus::start();
+    let daemon = bus.daemon_slow_on("thin-fs");
+    let client = Client::new(&bus);
+    let made = client.done(client::create_pool("hung", &["/dev/a"]));
+    let (hung, device) = (&made[0], &made[1]);
+    let other = client.done(client::create_pool("other", &["/dev/b"]))[0].clone();
+    let sample = |when: &str| {
+        let (mut gets, mut changes) = (vec![], vec![]);
+        for number in 0..50 {
+            gets.extend((0..10).map(|_| timed(&client, client::get(&other, POOL, "Name"))));
+            let begin = Instant::now();
+            let made = client.done(client::create_pool(&format!("{when}{number}"), &[&format!("/dev/{when}{number}")]));
+            changes.push(begin.elapsed());
+            client.done(client::destroy_pool(&made[0]));
+        }
+        figures(&format!("Get, {when}"), gets);
+        figures(&format!("CreatePool, {when}"), changes);
+    };
+    sample("idle");
+    let waiting: Vec<Client> = (0..3).map(|_| Client::new(&bus)).collect();
+    let calls: Vec<Vec<u32>> = waiting
+        .iter()
+        .map(|client| (0..4000).map(|_| client.send(client::create_filesystem(hung, "same"))).collect())
+        .collect();
+    daemon.line_with(SLOW_STEP);
+    for client in &waiting {
+        client.call(client::ping());
+    }
+    // They come to the pool in the order of arrival, so all have found the name taken when this is answered.
+    client.done(client::set_user_info(device, "last"));
+    sample("parked");
+    assert!(waiting.iter().zip(&calls).all(|(client, calls)| calls.iter().all(|call| !client.has_reply(*call))));
+}
+
 /// P6. No mkfs of these ends, so those that have begun are under way at the same time.
 #[test]
 fn filesystems_of_one_pool_are_formatted_side_by_side() {
@@ -124,13 +164,13 @@ fn filesystems_of_one_pool_are_formatted_side_by_side() {
     let calls: Vec<u32> =
         (0..10).map(|number| client.send(client::create_filesystem(pool, &format!("fs{number}")))).collect();
     for _ in 0..SLOW_MAX {
-        daemon.line_with("Run(MkfsXfs)");
+        daemon.line_with(SLOW_STEP);
     }
     // The pool is free meanwhile, and so are reads.
     client.done(client::set_user_info(&made[1], "busy"));
     assert_eq!(client::paths(&client.list()).len(), 2, "no filesystem yet");
     assert!(calls.iter().all(|call| !client.has_reply(*call)));
-    let more = daemon.lines_so_far("Run(MkfsXfs)");
+    let more = daemon.lines_so_far(SLOW_STEP);
     println!("10 CreateFilesystems of one pool: {} mkfs at once, the others wait for a worker", SLOW_MAX + more);
     assert_eq!(more, 0, "a pool has its bound");
 }
@@ -146,7 +186,7 @@ fn hung_formats_of_one_pool_hold_up_nobody_else() {
     let calls: Vec<u32> =
         (0..20).map(|number| client.send(client::create_filesystem(&hung, &format!("fs{number}")))).collect();
     for _ in 0..SLOW_MAX {
-        daemon.line_with("Run(MkfsXfs)");
+        daemon.line_with(SLOW_STEP);
     }
     for round in 0..5 {
         client.call(client::call(TOP, MANAGER, "ListKeys", ()));
