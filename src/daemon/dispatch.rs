@@ -90,6 +90,8 @@ pub trait House: Send + Sync + 'static {
     fn take_stopped_change(&self) -> Option<Arc<view::Stopped>>;
     /// Lets work of hours stop as soon as it can.
     fn end(&self);
+    /// Lets requests that have begun take back what they have done instead of going on with what takes long.
+    fn hurry(&self);
     /// Work that steps have begun and nobody waits for, with its labels.
     fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)>
     where
@@ -117,6 +119,10 @@ impl House for Engine {
 
     fn end(&self) {
         Engine::end(self);
+    }
+
+    fn hurry(&self) {
+        Engine::hurry(self);
     }
 
     fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
@@ -321,6 +327,12 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
         // Each answers as it is dropped, outside the mutex. Parking and workers still have their numbers, and find nobody.
         drop((waiting, parked, ready));
         over
+    }
+
+    /// Waits no longer for what takes long: of the requests that have begun, those that have it still before them take back
+    /// what they have done, and are refused.
+    pub fn hurry(&self) {
+        self.inner.house.hurry();
     }
 
     /// The very end: lets the workers go, and the tree writer when it has worked off what there is. To be called when the

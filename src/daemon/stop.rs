@@ -3,10 +3,10 @@
 //! Must never know: why it stops; pools stay as they are in any case.
 //!
 //! The order: the switch is on and wakes everybody; no request is taken any more, and those that wait are answered; the bus
-//! reader and the watchers end; requests that have begun go on to their end, but no format is begun for them any more; those
-//! that do not come to it in time are told so; the workers end; the tree writer publishes and answers what is left, has the
-//! bus take it, and ends; the signal thread ends. A step that takes too long is named, and the next ones follow
-//! all the same, as far as they do not need it.
+//! reader and the watchers end; requests that have begun go on to their end; after ten seconds no format is begun for them
+//! any more, and those that have not ended 35 seconds later are told so; the workers end; the tree writer publishes and
+//! answers what is left, has the bus take it, and ends; the signal thread ends. A step that takes too long is named, and
+//! the next ones follow all the same, as far as they do not need it.
 
 use std::time::Duration;
 
@@ -20,9 +20,12 @@ use threads::{
 use super::{dispatch::Dispatcher, readiness, thread_table as names};
 use crate::bus::Reply;
 
-/// How long requests that have begun may take. The longest single step is a format or a repair, which take seconds; and the
+/// How long all requests that have begun may go on. After that those that have not begun to format, or to make a pool, take
+/// back what they have done.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long they may take after that. The longest single step is a format or a repair, which take seconds; and the
 /// service manager loses patience after 90 seconds, of which this and the two below are a part.
-const REQUESTS_LIMIT: Duration = Duration::from_secs(45);
+const REQUESTS_LIMIT: Duration = Duration::from_secs(35);
 /// How long the tree writer may take, at the end of which the bus takes what has been answered ([`crate::bus`] bounds that).
 const WRITER_LIMIT: Duration = Duration::from_secs(25);
 /// How long threads may take that have nothing to do but to end.
@@ -71,7 +74,15 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
     let sources = [names::BUS_READER, names::BUS_LISTER, names::UDEV, names::DM_EVENTS, names::TIMERS];
     join(&sources, THREADS_LIMIT);
     if let (Some(dispatcher), Some(over)) = (dispatcher, over) {
-        if over.recv_timeout(REQUESTS_LIMIT) == Err(RecvTimeoutError::Timeout) {
+        let is_late = |limit| over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+        if is_late(PATIENCE) {
+            log::warn!(
+                "{} requests are under way; what they have not begun is given up",
+                dispatcher.unfinished().len()
+            );
+            dispatcher.hurry();
+        }
+        if is_late(REQUESTS_LIMIT) {
             stuck.requests = dispatcher.unfinished();
             log_locks(&dispatcher.observe());
         }

@@ -57,6 +57,8 @@ pub struct Engine {
     links_asked: Mutex<BTreeMap<(PoolUuid, FsUuid), u32>>,
     /// The daemon ends.
     ending: AtomicBool,
+    /// It does not wait any longer for what takes long.
+    hurried: AtomicBool,
 }
 
 impl Engine {
@@ -69,6 +71,7 @@ impl Engine {
             background: Mutex::default(),
             links_asked: Mutex::default(),
             ending: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
         }
     }
 
@@ -108,9 +111,15 @@ impl Engine {
         self.ending.store(true, Ordering::SeqCst);
     }
 
-    /// Refuses to begin with what takes long, once the daemon is to end.
+    /// Lets requests that have begun take back what they have done instead of going on with what takes long: there are too
+    /// many of them for the daemon to wait for.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::SeqCst);
+    }
+
+    /// Refuses to begin with what takes long, once the daemon waits no longer for it.
     fn check_ending(&self) -> Result<()> {
-        if self.is_ending() { Err(Error::Ending) } else { Ok(()) }
+        if self.hurried.load(Ordering::SeqCst) { Err(Error::Ending) } else { Ok(()) }
     }
 
     fn is_ending(&self) -> bool {

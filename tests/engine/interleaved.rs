@@ -284,11 +284,11 @@ fn a_crowd_of_requests_comes_to_its_end() {
             scheduler.begin(&format!("{request:?}"), chain);
         }
         scheduler.finish();
-        let bench = scheduler.bench;
+        let (bench, history) = (scheduler.bench, scheduler.history.join("\n"));
         bench.check_nothing_left(&format!("seed {seed}"));
         let state = State::of(&bench);
         let bench = Bench::start(bench.sim);
-        assert_eq!(State::of(&bench), state, "seed {seed}, after a restart");
+        assert_eq!(State::of(&bench), state, "seed {seed}, after a restart, which came after\n{history}");
     }
 }
 

@@ -86,6 +86,7 @@ fn of_two_hundred_creations_those_being_formatted_are_completed_and_the_others_r
     }
 
     let over = dispatcher.stop();
+    dispatcher.hurry();
     formats.open();
     assert!(over.recv_timeout(HANG).is_err_and(|error| error.is_disconnected()), "it comes to its end");
     dispatcher.close();

@@ -123,6 +123,8 @@ impl House for Home {
 
     fn end(&self) {}
 
+    fn hurry(&self) {}
+
     fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
         Vec::new()
     }
