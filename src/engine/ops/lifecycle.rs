@@ -194,7 +194,8 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
         let which = PoolRef::Uuid(uuid);
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, clean_up(uuid)),
+            // By then it may run.
+            Err(taken) => return Next::parked(taken, stop_pool(which)),
         };
         let platform = engine.platform();
         // What is known may be out of date: a start that panicked has not told.
@@ -284,7 +285,8 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
     Next::slow(Share::Pool(uuid), move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, start_stopped(uuid, unlock, cache)),
+            // By then it may run, and be known as one that does not all the same: an event of one of its devices may say so.
+            Err(taken) => return Next::parked(taken, start_pool(PoolRef::Uuid(uuid), unlock, cache)),
         };
         let Some(mut set) = engine.registry().get(uuid) else {
             drop(claim);
