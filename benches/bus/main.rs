@@ -4,6 +4,7 @@
 //! Times are from the first byte of a call written to the last byte of its reply read, by a client that does no more than
 //! that ([`wire`]); a library in the client comes on top.
 
+mod beside;
 mod cost;
 mod figures;
 mod lists;
@@ -28,7 +29,7 @@ use std::{env, fs};
 
 use figures::Musts;
 
-const USAGE: &str = "usage: bus [--only reads|lists|writes|scale|start|idle|memory] [--calls NUMBER]";
+const USAGE: &str = "usage: bus [--only reads|lists|writes|scale|beside|start|idle|memory] [--calls NUMBER]";
 /// Calls over which memory must stay flat; `--calls 1000000` is what is promised.
 const CALLS: usize = 100_000;
 
@@ -61,6 +62,9 @@ fn main() {
     }
     if wanted("scale") {
         scale::measure(&mut musts);
+    }
+    if wanted("beside") {
+        beside::measure(&mut musts);
     }
     if wanted("start") {
         cost::start();

@@ -13,7 +13,7 @@
 //!
 //! [`statistics`]: super::statistics
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use crate::bus::statistics::Dialect;
 
@@ -31,8 +31,12 @@ const LISTS_MAX: usize = 16;
 /// After so much more has been sent the bus is asked again.
 const CALLER_ASKED_EVERY: u64 = 1 << 20;
 const TOTAL_ASKED_EVERY: u64 = 8 << 20;
-/// Callers that are remembered before those that owe next to nothing are forgotten.
+/// Callers that are remembered before each new one has an old one forgotten that owes next to nothing, or asked about.
 const CALLERS_MAX: usize = 1024;
+/// Old callers that are looked at for each new one. More than one, so that they become fewer.
+const LOOKED_AT: usize = 2;
+/// Questions under way before old callers are not asked about.
+const QUESTIONS_MAX: usize = 16;
 
 /// Of whom the bus is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +137,8 @@ impl Meter {
 pub struct Accounts {
     total: Meter,
     callers: HashMap<String, Meter>,
+    /// The names of callers in the order in which they are looked at, whether they are still remembered or not.
+    order: VecDeque<String>,
     /// Questions that the bus has not answered, by serial number.
     asked: HashMap<u32, Question>,
     /// How the bus is asked.
@@ -157,6 +163,9 @@ impl Accounts {
             due.push(Whom::Ourselves);
         }
         if let Some(name) = to {
+            if self.callers.len() > CALLERS_MAX && !self.callers.contains_key(name) {
+                due.extend(self.forget_some());
+            }
             let meter = self.meter(name);
             meter.sent(bytes as u64);
             if meter.since_asked >= CALLER_ASKED_EVERY && meter.ask() {
@@ -167,10 +176,29 @@ impl Accounts {
     }
 
     fn meter(&mut self, name: &str) -> &mut Meter {
-        if self.callers.len() >= CALLERS_MAX && !self.callers.contains_key(name) {
-            self.callers.retain(|_, meter| meter.unread > SMALL || meter.is_asked || meter.lists > 0);
+        if !self.callers.contains_key(name) {
+            self.order.push_back(name.to_owned());
         }
         self.callers.entry(name.to_owned()).or_default()
+    }
+
+    /// Forgets old callers that owe next to nothing. Others may have ended without a word: gives those of whom the bus is
+    /// to be asked.
+    fn forget_some(&mut self) -> Vec<Whom> {
+        let mut due = Vec::new();
+        for _ in 0..LOOKED_AT {
+            let Some(name) = self.order.pop_front() else { break };
+            let Some(meter) = self.callers.get_mut(&name) else { continue };
+            if meter.unread <= SMALL && !meter.is_asked && meter.lists == 0 {
+                self.callers.remove(&name);
+                continue;
+            }
+            if meter.lists == 0 && self.asked.len() + due.len() < QUESTIONS_MAX && meter.ask() {
+                due.push(Whom::Caller(name.clone()));
+            }
+            self.order.push_back(name);
+        }
+        due
     }
 
     /// How the bus is to be asked.
@@ -292,8 +320,11 @@ impl Accounts {
 
     /// Notes that it has got one, or been refused it.
     pub fn list_done(&mut self, caller: &str) {
-        if let Some(meter) = self.callers.get_mut(caller) {
-            meter.lists = meter.lists.saturating_sub(1);
+        let Some(meter) = self.callers.get_mut(caller) else { return };
+        meter.lists = meter.lists.saturating_sub(1);
+        // Where the bus does not tell, nothing else is noted of anybody.
+        if meter.lists == 0 && self.silent {
+            self.callers.remove(caller);
         }
     }
 }
@@ -437,9 +468,33 @@ mod tests {
         for number in 0..100_000 {
             accounts.sent(Some(&format!(":1.{number}")), 1000);
         }
-        assert!(accounts.callers.len() <= super::CALLERS_MAX);
+        assert!(accounts.callers.len() <= super::CALLERS_MAX + 1);
         ask(&mut accounts, 1, Whom::Caller(":1.99999".to_owned()));
         accounts.told(1, Answer::Gone);
         assert!(!accounts.callers.contains_key(":1.99999"));
+    }
+
+    /// Each had got one list of 100 kB and gone. They were taken for clients that do not read: all were kept, and all were
+    /// looked at for each new one.
+    #[test]
+    fn callers_that_took_a_list_and_went_are_forgotten() {
+        let mut accounts = Accounts::default();
+        let (mut serial, mut questions) = (0, 0);
+        for number in 0..10_000 {
+            for whom in accounts.sent(Some(&format!(":1.{number}")), 100_000) {
+                serial += 1;
+                let answer = match &whom {
+                    Whom::Ourselves => holds(0),
+                    Whom::Caller(_) => {
+                        questions += 1;
+                        Answer::Gone
+                    }
+                };
+                ask(&mut accounts, serial, whom);
+                accounts.told(serial, answer);
+            }
+            assert!(accounts.callers.len() <= super::CALLERS_MAX + 2 && accounts.order.len() <= 2 * super::CALLERS_MAX);
+        }
+        assert!(questions <= 2 * 10_000, "{questions}: at most two old ones are looked at for each new one");
     }
 }

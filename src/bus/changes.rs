@@ -17,7 +17,7 @@ use crate::{
         wire::{Marshaller, Value},
     },
     engine::ids::PoolUuid,
-    view::{Change, Device, Filesystem, Pool, View},
+    view::{Change, Device, Filesystem, Pool, Stopped, StoppedPool, View},
 };
 
 /// What is told to everybody about one object. The messages are made when they are sent: ten thousand objects that change
@@ -235,6 +235,27 @@ fn differences(kind: Kind, before: Subject<'_>, after: Subject<'_>) -> Vec<(&'st
         .collect()
 }
 
+/// Stopped pools whose whole list is signalled. That of more than so many is signalled as changed, without its value: it
+/// would be made and sent in eight revisions for each pool that stops.
+const STOPPED_TOLD_MAX: usize = 64;
+
+/// The same for the top object. Its properties are lists of stopped pools, of which few have changed, and only those are
+/// compared as clients would see them.
+fn manager_differences(before: &View, after: &View) -> Vec<(&'static Row, Option<Value>)> {
+    let [only_before, only_after] = [(before, after), (after, before)].map(|(of, other)| {
+        let is_other = |pool: &&StoppedPool| {
+            let found = other.stopped.pools.binary_search_by_key(&pool.uuid, |other| other.uuid);
+            found.map_or(true, |at| other.stopped.pools[at] != **pool)
+        };
+        let pools = of.stopped.pools.iter().filter(is_other).cloned().collect();
+        View { stopped: Arc::new(Stopped { pools, ..Stopped::default() }), ..View::default() }
+    });
+    let rows = differences(Kind::Manager, Subject::Manager(&only_before), Subject::Manager(&only_after));
+    let is_told = after.stopped.pools.len() <= STOPPED_TOLD_MAX;
+    let whole = |row| is_told.then(|| table::value(row, Subject::Manager(after))).flatten();
+    rows.into_iter().map(|(row, _)| (row, whole(row))).collect()
+}
+
 const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
@@ -259,8 +280,7 @@ impl Signal {
                     .messages()
             }
             Signal::Manager { before, after } => {
-                let rows = differences(Kind::Manager, Subject::Manager(before), Subject::Manager(after));
-                Changed { path: TOP, kind: Kind::Manager, rows }.messages()
+                Changed { path: TOP, kind: Kind::Manager, rows: manager_differences(before, after) }.messages()
             }
         }
     }

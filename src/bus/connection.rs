@@ -319,12 +319,12 @@ impl Connection {
         early.or_else(|| self.channel.pop_message())
     }
 
-    /// Waits for something to read, for the socket to take what waits, for the waker, or for one of `others` to be readable;
+    /// Waits for something to read, for the socket to take what waits, for the waker, or for `other` to be readable;
     /// then reads and writes what is possible without blocking. Only for the thread that owns reading.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub fn exchange(&self, deadline: Option<Instant>, others: &[BorrowedFd<'_>]) -> Result<(), Error> {
+    pub fn exchange(&self, deadline: Option<Instant>, other: Option<BorrowedFd<'_>>) -> Result<(), Error> {
         let mut wanted = PollFlags::empty();
         if self.outlet.is_waiting() {
             wanted |= PollFlags::OUT;
@@ -335,7 +335,7 @@ impl Connection {
         {
             let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
             let mut fds = vec![PollFd::from_borrowed_fd(self.socket.as_fd(), wanted), readable(self.waker.fd())];
-            fds.extend(others.iter().map(|fd| readable(*fd)));
+            fds.extend(other.map(readable));
             poll(&mut fds, deadline).map_err(Error::Wait)?;
         }
         self.waker.drain();
@@ -386,7 +386,7 @@ impl Connection {
             match self.channel.pop_message() {
                 Some(message) if is_answer(&message, serial) => break message,
                 Some(message) => early.push_back(message),
-                None if Instant::now() < deadline => self.exchange(Some(deadline), &[])?,
+                None if Instant::now() < deadline => self.exchange(Some(deadline), None)?,
                 None => return Err(refused("the bus does not answer".to_owned())),
             }
         };

@@ -19,6 +19,7 @@
 
 mod accounts;
 mod arguments;
+mod awaited;
 mod backlog;
 mod changes;
 mod connection;
@@ -97,7 +98,7 @@ impl Bus {
     /// # Errors
     /// When there is no bus.
     pub fn connect() -> Result<Bus, Error> {
-        Ok(Bus::over(Connection::system()?))
+        Bus::over(Connection::system()?)
     }
 
     /// The same for the bus at a D-Bus address.
@@ -105,14 +106,14 @@ impl Bus {
     /// # Errors
     /// When there is none.
     pub fn connect_to(address: &str) -> Result<Bus, Error> {
-        Ok(Bus::over(Connection::at(address)?))
+        Bus::over(Connection::at(address)?)
     }
 
-    fn over(connection: Connection) -> Bus {
+    fn over(connection: Connection) -> Result<Bus, Error> {
         let connection = Arc::new(connection);
         let published = Arc::new(Published::default());
         let (lister, lists) = Lister::new(Arc::clone(&connection), Arc::clone(&published));
-        let reader = Reader::new(Arc::clone(&connection), Arc::clone(&published), lists);
-        Bus { reader, lister, writer: Writer::new(connection, published) }
+        let reader = Reader::new(Arc::clone(&connection), Arc::clone(&published), lists)?;
+        Ok(Bus { reader, lister, writer: Writer::new(connection, published) })
     }
 }

@@ -4,13 +4,7 @@
 //! A panic in decoding or in a handler is the failure of that call only.
 //! Knows nothing of how jobs are run.
 
-use std::{
-    cell::RefCell,
-    os::fd::{AsFd, BorrowedFd},
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    time::Instant,
-};
+use std::{cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use dbus::{Message, MessageType};
 use threads::stop::Stop;
@@ -19,6 +13,7 @@ use crate::{
     bus::{
         Error, NAME,
         accounts::Verdict,
+        awaited::Awaited,
         connection::Connection,
         introspect,
         job::{About, Caller, Failure, Job, Recipient, Reply, Submit},
@@ -122,14 +117,6 @@ pub(super) struct Task {
     pub about: About,
 }
 
-/// A job whose client has not written its key yet.
-struct Waiting {
-    descriptor: Descriptor,
-    /// Then it is begun all the same, and says that there is nothing.
-    until: Instant,
-    job: Job,
-}
-
 /// The object of a path.
 #[derive(Clone, Copy)]
 enum Target<'a> {
@@ -145,12 +132,15 @@ pub struct Reader {
     published: Arc<Published>,
     lists: Lists,
     pending: Pending,
-    waiting: RefCell<Vec<Waiting>>,
+    /// Jobs whose clients have not written their keys yet. One that has waited long enough is begun all the same, and says
+    /// that there is nothing.
+    waiting: RefCell<Awaited<Job>>,
 }
 
 impl Reader {
-    pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>, lists: Lists) -> Reader {
-        Reader { connection, published, lists, pending: Pending::default(), waiting: RefCell::default() }
+    pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>, lists: Lists) -> Result<Reader, Error> {
+        let waiting = RefCell::new(Awaited::new().map_err(Error::Wait)?);
+        Ok(Reader { connection, published, lists, pending: Pending::default(), waiting })
     }
 
     /// Takes the well-known name. To be called when the first view has been published, so that whoever sees the name
@@ -194,7 +184,7 @@ impl Reader {
     /// For the end: others may not have been told of it yet, and would begin with them.
     fn refuse_waiting(&self) {
         let tree = self.published.load();
-        for Waiting { job, .. } in self.waiting.take() {
+        for job in self.waiting.borrow_mut().take_all() {
             if let Some(Reply { to: Recipient::Caller(caller, build), .. }) = (job.on_failure)(Failure::Stopping) {
                 self.connection.send(message::answer(&caller, &build(&tree)));
             }
@@ -203,18 +193,13 @@ impl Reader {
 
     fn exchange(&self) -> Result<(), Error> {
         let waiting = self.waiting.borrow();
-        let descriptors: Vec<BorrowedFd<'_>> = waiting.iter().map(|one| one.descriptor.0.as_fd()).collect();
-        self.connection.exchange(waiting.iter().map(|one| one.until).min(), &descriptors)
+        self.connection.exchange(waiting.deadline(), Some(waiting.fd()))
     }
 
     /// Submits the jobs whose keys have come, or have not for too long.
     fn submit_ready(&self, submit: &dyn Submit) {
-        let now = Instant::now();
-        let waiting = self.waiting.take();
-        let (ready, not_yet): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|one| one.until <= now || passphrase::is_ready(&one.descriptor));
-        self.waiting.replace(not_yet);
-        ready.into_iter().for_each(|Waiting { job, .. }| submit.submit(job));
+        let due = self.waiting.borrow_mut().take_due(Instant::now());
+        due.into_iter().for_each(|job| submit.submit(job));
     }
 
     fn take(&self, message: &Message, submit: &dyn Submit) -> Result<(), Error> {
@@ -334,7 +319,8 @@ impl Reader {
                 match after {
                     Some(descriptor) if !passphrase::is_ready(&descriptor) => {
                         let until = Instant::now() + passphrase::WAIT_MAX;
-                        self.waiting.borrow_mut().push(Waiting { descriptor, until, job });
+                        let ready = self.waiting.borrow_mut().add(descriptor, until, job);
+                        ready.into_iter().for_each(|job| submit.submit(job));
                     }
                     _ => submit.submit(job),
                 }

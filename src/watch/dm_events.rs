@@ -5,6 +5,10 @@
 //! thin pools have events that anything follows from, so each is asked for its number: a list of all devices would make
 //! each filesystem dearer the more there are.
 //!
+//! One call for each running pool is the least that the kernel allows. It has three ways to tell of events: poll on the
+//! control device, which does not say which device had one; `DM_LIST_DEVICES`, which walks all devices under the lock that
+//! every other call takes, and a pool has at least seven; `DM_DEV_WAIT`, which keeps a thread for each device.
+//!
 //! Must never know: what an event means.
 
 use std::{

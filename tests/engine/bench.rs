@@ -20,7 +20,7 @@ use stratisd::{
         name::Name,
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
         pool::Pool,
-        request::{Next, PoolRef},
+        request::{Access, Next, PoolRef},
         units::Sectors,
     },
     platform::{Platform, WriteStep, sim::Sim},
@@ -275,12 +275,15 @@ fn watched<T: 'static>(next: Next<T>, sim: Sim) -> Next<T> {
         Next::Done(value) => Next::Done(value),
         Next::Under(access, step) => {
             let label = format!("{access:?}");
+            let has_table = matches!(access, Access::Table(_));
             Next::Under(
                 access,
                 Box::new(move |engine, granted| {
-                    let before = sim.long_calls();
+                    let (before, announced) = (sim.long_calls(), sim.announcements());
                     let next = step(engine, granted);
                     assert_eq!(sim.long_calls(), before, "something slow was done under {label}");
+                    // Renaming a pool of 10,000 filesystems held up all pools while udev was told of each.
+                    assert!(!has_table || sim.announcements() == announced, "udev was told of names under {label}");
                     watched(next, sim)
                 }),
             )

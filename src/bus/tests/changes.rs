@@ -351,6 +351,22 @@ fn why_a_pool_does_not_run_is_told_in_reports_only() {
     assert_eq!((after.view.stopped.version, signals), (2, vec![]));
 }
 
+/// A stop beside a thousand stopped pools made and sent the list of all of them in eight revisions.
+#[test]
+fn stop_beside_many_stopped_pools_tells_no_more() {
+    let told = |count: u64| {
+        let pools = |count| (0..count).map(|n| StoppedPool { uuid: uuid(100 + n), ..stopped_pool() }).collect();
+        let before = tree(vec![stopped(1, pools(count))]);
+        let (after, signals) = step(&before, stopped(2, pools(count + 1)));
+        assert_eq!(after.view.stopped.pools.len() as u64, count + 1);
+        signals
+    };
+    let few = told(10);
+    assert!(few.len() == 10 && few[9].matches("/dev/x").count() == 11, "{few:?}");
+    assert_eq!(told(100), told(1000));
+    assert_eq!(told(1000)[9], "~ PropertiesChanged 'Manager.r9' {} ['StoppedPools']");
+}
+
 #[test]
 fn older_list_of_stopped_pools_is_ignored() {
     let newer = tree(vec![stopped(5, vec![stopped_pool()])]);

@@ -445,6 +445,41 @@ fn lists_are_never_torn_and_never_older_than_the_signals_before() {
     Arc::into_inner(server).unwrap().end().unwrap();
 }
 
+/// A rename of a pool with ten thousand filesystems kept all others from their signals and replies for 1.7 s.
+#[test]
+fn large_change_lets_other_pools_pass_and_its_own_wait() {
+    const FILESYSTEMS: usize = 500;
+    let bus = PrivateBus::start();
+    let named = |text: &str| Pool { name: name(text), ..large(FILESYSTEMS as u64) };
+    let server = Server::start(&bus, vec![is(&named("first")), is(&pool(2, "q"))]);
+    let client = Client::new(&bus).listens();
+    for change in [is(&named("second")), is(&named("third")), is(&pool(2, "other"))] {
+        server.send(vec![change], None);
+    }
+    // What is told of the newest revisions: new names of pools, and that links of filesystems have changed.
+    let mut heard: Vec<String> = Vec::new();
+    while heard.len() < 3 + 2 * FILESYSTEMS {
+        let message = client.next();
+        let arguments = values(&message);
+        match &arguments[..] {
+            [Value::Str(interface), changed, _] if interface.ends_with(".pool.r9") => {
+                heard.push(plain(entry(changed, "Name")));
+            }
+            [Value::Str(interface), _, Value::Array(..)] if interface.ends_with(".filesystem.r9") => {
+                heard.push("link".to_owned());
+            }
+            _ => {}
+        }
+    }
+    let place = |text: &str| heard.iter().position(|word| word == text).unwrap();
+    let links_before = |place: usize| heard[..place].iter().filter(|word| *word == "link").count();
+    assert_eq!((place("'second'"), links_before(place("'third'"))), (0, FILESYSTEMS));
+    assert!(links_before(place("'other'")) < FILESYSTEMS, "other pools do not wait");
+    // A read is of the newest version.
+    assert_eq!(client.get(&at(0), "pool.r9", "Name"), "'third'");
+    server.end().unwrap();
+}
+
 /// A list that the bus would not take is an error, not the end of the connection; a large one that fits arrives, and
 /// while it is made and sent, others are answered.
 #[test]

@@ -3,20 +3,22 @@
 //! A destruction is decided by the write of `destroying`. What lies under the thin pool is taken down only then: an encrypted
 //! device could not be brought up again without a key. Devices are wiped when nothing lies on them any more.
 
+use std::ops::Bound;
+
 use crate::{
     engine::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
         error::{Error, Result},
-        ids::PoolUuid,
+        ids::{FsUuid, PoolUuid},
         name::Name,
         pool::Pool,
         registry::DeviceSet,
         request::{Access, Granted, Mode, Next, PoolRef, Wait},
         setup::{self, Doomed},
     },
-    platform::Platform,
+    platform::{PendingLinks, Platform},
     view::Availability,
 };
 
@@ -179,13 +181,41 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>
             pool.note_failure(&error);
             return Next::Done(Err(error));
         }
-        Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
+        Next::under(Access::Table(Mode::Exclusive), move |_, granted| {
             let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
             let Some(pool) = table.rename(uuid, name.clone()) else { return Next::Done(Err(Error::NoPool(uuid))) };
             pool.set_name(name);
             drop(claim);
-            let links = super::announce(engine, pool, pool.filesystems.values());
-            super::when_linked(links, Ok(true))
+            announce_all(uuid, None, Vec::new())
         })
     })
+}
+
+/// Filesystems whose names are told to udev before the pool is released. Each is a write to a file of the kernel's.
+const TOLD_AT_ONCE: usize = 256;
+
+/// Tells udev the names of all filesystems that come after one, and waits for the links. Some at a time, under the pool's
+/// lock: with the whole table held all pools would wait, and without any lock a name that is given meanwhile could be told
+/// before the former one.
+fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Next<Result<bool>> {
+    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        let Ok(pool) = super::readable(granted, uuid) else { return wait_for_all(links) };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut next = pool.filesystems.range((from, Bound::Unbounded)).take(TOLD_AT_ONCE).peekable();
+        if next.peek().is_none() {
+            return wait_for_all(links);
+        }
+        let mut last = after;
+        let some = next.inspect(|(uuid, _)| last = Some(**uuid)).map(|(_, filesystem)| filesystem);
+        links.extend(super::announce(engine, pool, some));
+        announce_all(uuid, last, links)
+    })
+}
+
+/// Waits for links that udev was asked for in this order; so the last first, when the others are there as well.
+fn wait_for_all(mut links: Vec<Box<dyn PendingLinks>>) -> Next<Result<bool>> {
+    match links.pop() {
+        None => Next::Done(Ok(true)),
+        Some(last) => super::when_linked(Some(last), ()).then(move |()| wait_for_all(links)),
+    }
 }

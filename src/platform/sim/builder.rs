@@ -317,6 +317,7 @@ impl Builder {
             hot_zone: self.hot_zone,
             long_calls: Default::default(),
             flush_waits: Default::default(),
+            announcements: Default::default(),
             random: Mutex::new(StdRng::seed_from_u64(self.seed ^ 0x5eed_0f1d_5eed_0f1d)),
         }))
     }

@@ -92,6 +92,11 @@ impl Sim {
         self.0.flush_waits.load(Ordering::Relaxed)
     }
 
+    /// How often so far udev was told of filesystems.
+    pub fn announcements(&self) -> u64 {
+        self.0.announcements.load(Ordering::Relaxed)
+    }
+
     /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.
     pub fn delay(&self, call: Call, subject: &str) -> Gate {
         self.0.control.close_gate(call, subject, None)

@@ -100,6 +100,8 @@ struct Inner {
     long_calls: AtomicU64,
     /// Counts the flushes of writes; those of several devices in the same round count once.
     flush_waits: AtomicU64,
+    /// How often udev was told of filesystems.
+    announcements: AtomicU64,
     random: Mutex<StdRng>,
 }
 
@@ -471,6 +473,7 @@ impl Platform for Sim {
         let wanted: Vec<(PathBuf, DeviceNumber)> =
             filesystems.iter().map(|announcement| (announcement.link(), announcement.number)).collect();
         let subject = wanted.first().map(|(link, _)| text(link).into_owned()).unwrap_or_default();
+        self.0.announcements.fetch_add(1, Ordering::Relaxed);
         self.step(Call::Announce, &subject, || {
             let (numbers, boot) = {
                 let mut machine = self.machine()?;

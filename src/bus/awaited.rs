@@ -1,0 +1,162 @@
+//! Calls whose key has not been written yet: the reader waits for all of them as for one descriptor.
+//!
+//! The kernel keeps the list (epoll). A poll over all descriptors would be a scan of them in each round, and each round of
+//! the reader is somebody's read: 256 awaited keys made a `Get` six times as slow.
+//! Knows nothing of what is done when a key has come.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Instant,
+};
+
+use rustix::{
+    buffer::spare_capacity,
+    event::epoll::{self, CreateFlags, EventData, EventFlags},
+};
+
+use crate::bus::wire::Descriptor;
+
+/// Descriptors taken from the kernel at once; the others are still readable in the next round.
+const READY_AT_ONCE: usize = 64;
+
+/// What waits until a descriptor can be read.
+pub struct Awaited<T> {
+    epoll: OwnedFd,
+    /// Numbers them. None is ever given twice.
+    next: u64,
+    waiting: HashMap<u64, (Descriptor, Instant, T)>,
+    deadlines: BTreeSet<(Instant, u64)>,
+}
+
+impl<T> Awaited<T> {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// The process or the system has no descriptor left.
+    pub fn new() -> io::Result<Awaited<T>> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        Ok(Awaited { epoll, next: 0, waiting: HashMap::new(), deadlines: BTreeSet::new() })
+    }
+
+    /// Lets something wait, at most until then. Gives it back if the descriptor cannot be waited for.
+    pub fn add(&mut self, descriptor: Descriptor, until: Instant, what: T) -> Option<T> {
+        let number = self.next;
+        self.next += 1;
+        let data = EventData::new_u64(number);
+        if epoll::add(&self.epoll, &*descriptor.0, data, EventFlags::IN).is_err() {
+            return Some(what);
+        }
+        self.deadlines.insert((until, number));
+        self.waiting.insert(number, (descriptor, until, what));
+        None
+    }
+
+    /// Readable when something has come.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// When the first has waited long enough.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(until, _)| *until)
+    }
+
+    /// Takes those out whose descriptors can be read, and those that have waited long enough.
+    pub fn take_due(&mut self, now: Instant) -> Vec<T> {
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let mut ready = Vec::with_capacity(READY_AT_ONCE);
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Interrupted: the next round asks again.
+        let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&at_once));
+        let ready = ready.into_iter().map(|event| event.data.u64());
+        let late = self.deadlines.iter().take_while(|(until, _)| *until <= now).map(|(_, number)| *number);
+        let due: Vec<u64> = ready.chain(late).collect();
+        due.into_iter().filter_map(|number| self.take(number)).collect()
+    }
+
+    /// Takes all out.
+    pub fn take_all(&mut self) -> Vec<T> {
+        let numbers: Vec<u64> = self.deadlines.iter().map(|(_, number)| *number).collect();
+        numbers.into_iter().filter_map(|number| self.take(number)).collect()
+    }
+
+    fn take(&mut self, number: u64) -> Option<T> {
+        let (descriptor, until, what) = self.waiting.remove(&number)?;
+        self.deadlines.remove(&(until, number));
+        // The client has the same pipe, so closing ours would not take it from the list.
+        let _ = epoll::delete(&self.epoll, &*descriptor.0);
+        Some(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, sync::Arc, time::Duration};
+
+    use threads::wake::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    fn pipe() -> (Descriptor, io::PipeWriter) {
+        let (reader, writer) = io::pipe().unwrap();
+        (Descriptor(Arc::new(reader.into())), writer)
+    }
+
+    fn is_readable(awaited: &Awaited<u32>) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(awaited.fd(), PollFlags::IN)];
+        poll(&mut fds, Some(Instant::now())).unwrap() > 0
+    }
+
+    #[test]
+    fn those_that_can_be_read_are_due_and_no_others() {
+        let mut awaited = Awaited::new().unwrap();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(3600);
+        let mut writers: Vec<_> = (0..100)
+            .map(|number| {
+                let (descriptor, writer) = pipe();
+                // A client may pass one pipe in several calls.
+                assert!(awaited.add(descriptor.clone(), later, number).is_none());
+                writer
+            })
+            .collect();
+        assert!(!is_readable(&awaited) && awaited.take_due(now).is_empty());
+        writers[7].write_all(b"key").unwrap();
+        drop(writers.remove(50));
+        assert!(is_readable(&awaited));
+        let mut due = awaited.take_due(now);
+        due.sort_unstable();
+        assert_eq!(due, [7, 50]);
+        assert!(!is_readable(&awaited), "what has been taken is not waited for any more");
+        assert_eq!(awaited.take_all().len(), 98);
+        assert!(awaited.deadline().is_none());
+    }
+
+    #[test]
+    fn whoever_has_waited_long_enough_is_due() {
+        let mut awaited = Awaited::new().unwrap();
+        let now = Instant::now();
+        let ends: Vec<_> = (0..3)
+            .map(|number| {
+                let (descriptor, writer) = pipe();
+                awaited.add(descriptor, now + Duration::from_secs(number), number as u32);
+                writer
+            })
+            .collect();
+        assert_eq!(awaited.deadline(), Some(now));
+        assert_eq!(awaited.take_due(now + Duration::from_secs(1)), [0, 1]);
+        assert_eq!(awaited.deadline(), Some(now + Duration::from_secs(2)));
+        drop(ends);
+    }
+
+    #[test]
+    fn what_cannot_be_waited_for_is_given_back() {
+        let file = tempfile::tempfile().unwrap();
+        let mut awaited = Awaited::new().unwrap();
+        assert_eq!(awaited.add(Descriptor(Arc::new(file.into())), Instant::now(), 1), Some(1));
+    }
+}
