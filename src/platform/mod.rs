@@ -217,8 +217,9 @@ pub struct DeviceEvent {
     pub path: PathBuf,
     /// The device as it is known after the event; `None` when removed or not yet initialized in the database.
     pub device: Option<BlockDevice>,
-    /// Name of a device-mapper device that has no link under `/dev/stratis` after the event. `None` if it has one, is no
-    /// such device, or the event is udev's answer to an [`Announcement`].
+    /// Name of a device-mapper device that has no link under `/dev/stratis` after it was added, which coldplug also says of
+    /// devices that have been there for long. `None` if it has one, or is no such device. Not told of changes: there is
+    /// always one between the making of a filesystem and that of its link.
     pub unlinked: Option<String>,
 }
 

@@ -46,7 +46,7 @@ pub(super) struct Message {
     pub(super) device: Option<BlockDevice>,
     /// The request that udev answers by this message: UUID and the two names, in the form they were written.
     pub(super) request: Option<Request>,
-    /// Name of a device-mapper device that has no link of ours.
+    /// Name of a device-mapper device that was added and has no link of ours.
     pub(super) unlinked: Option<String>,
 }
 
@@ -150,7 +150,7 @@ impl Message {
         let has_link = || property("DEVLINKS").is_some_and(|links| links.contains(LINKS));
         let request = request();
         let unlinked = match (action, &request) {
-            (Some(DeviceAction::Add | DeviceAction::Change), None) => property("DM_NAME").filter(|_| !has_link()),
+            (Some(DeviceAction::Add), None) => property("DM_NAME").filter(|_| !has_link()),
             _ => None,
         };
         Message {

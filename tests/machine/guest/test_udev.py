@@ -63,7 +63,9 @@ def test_links_survive_events(stratis, pool, action):
     # Nobody is there to ask for it again.
     system.stop_daemon()
     link = os.path.realpath("/dev/stratis/p/f")
-    system.run("udevadm", "trigger", "--settle", f"--action={action}", "--subsystem-match=block")
+    # The kernel sends the others of no block device, and device-mapper's own rules do not know them.
+    devices = ["--subsystem-match=block"] if action in ("add", "change") else [link]
+    system.run("udevadm", "trigger", "--settle", f"--action={action}", *devices)
     assert os.path.realpath("/dev/stratis/p/f") == link
     system.start_daemon()
     expect_link(Stratis(), "p", "f")
