@@ -7,7 +7,7 @@ use std::{env, path::Path, process::ExitCode, sync::Arc, time::Duration};
 use crate::platform::{
     self, Platform,
     linux::{
-        Linux, luks,
+        self, Linux,
         pid_file::{self, PidFile, PidFileError},
     },
     sim::Sim,
@@ -59,7 +59,7 @@ pub struct Machine {
 /// Does the work of a child process, if this program has been started as one. To be asked before all else. `None`: it has
 /// been started as a daemon.
 pub fn serve_as_child() -> Option<ExitCode> {
-    luks::child::run_if_asked()
+    linux::run_as_child()
 }
 
 impl Machine {

@@ -80,6 +80,8 @@ pub struct DeviceSet {
     pub partial: bool,
     /// What went wrong when it was last to be set up or taken down.
     pub trouble: Option<Arc<str>>,
+    /// It is being set up.
+    pub being_set_up: bool,
 }
 
 /// What a set of devices says of its pool.
@@ -349,6 +351,9 @@ impl DeviceSet {
     /// Why the pool does not run. What its devices say comes first: they may have changed since something went wrong.
     fn reason(&self, uuid: PoolUuid, verdict: Verdict) -> Option<Arc<str>> {
         let was_stopped = matches!(&verdict, Verdict::Complete(metadata) if metadata.started == Some(false));
+        if self.being_set_up {
+            return Some(BEING_SET_UP.into());
+        }
         let obstacle = verdict.obstacle(uuid).map(|error| error.sentence().into());
         obstacle.or_else(|| self.trouble.clone()).or_else(|| was_stopped.then(|| STOPPED.into()))
     }
@@ -356,6 +361,9 @@ impl DeviceSet {
 
 /// Why a pool does not run with which nothing is wrong.
 pub const STOPPED: &str = "it was stopped by request";
+
+/// Why a pool does not run that will soon.
+pub const BEING_SET_UP: &str = "it is being set up";
 
 /// Everything known of pools that do not run.
 #[derive(Debug, Default)]
@@ -466,8 +474,10 @@ impl Registry {
             if self.has_turned(pool, since) || self.running.contains_key(&seen.device().path) {
                 continue;
             }
-            let partial = known.get(&pool).is_some_and(|set| set.partial);
-            self.sets.entry(pool).or_insert_with(|| DeviceSet { partial, ..DeviceSet::default() }).add(seen);
+            let (partial, being_set_up) =
+                known.get(&pool).map(|set| (set.partial, set.being_set_up)).unwrap_or_default();
+            let new = || DeviceSet { partial, being_set_up, ..DeviceSet::default() };
+            self.sets.entry(pool).or_insert_with(new).add(seen);
         }
         self.changed = true;
     }
@@ -490,9 +500,22 @@ impl Registry {
     pub fn note_down(&mut self, pool: PoolUuid, partial: bool, trouble: Option<&Error>) {
         if let Some(set) = self.sets.get_mut(&pool) {
             let trouble = trouble.map(|error| error.sentence().into());
-            self.changed |= (set.partial, &set.trouble) != (partial, &trouble);
-            (set.partial, set.trouble) = (partial, trouble);
+            self.changed |= (set.partial, &set.trouble) != (partial, &trouble) || set.being_set_up;
+            (set.partial, set.trouble, set.being_set_up) = (partial, trouble, false);
         }
+    }
+
+    /// Notes that a pool is being set up, until it runs or [`Registry::note_down`] is told that it does not.
+    pub fn note_being_set_up(&mut self, pool: PoolUuid) {
+        if let Some(set) = self.sets.get_mut(&pool) {
+            self.changed |= !std::mem::replace(&mut set.being_set_up, true);
+        }
+    }
+
+    /// The pools that are being set up, by name, or by identifier where that is not known.
+    pub fn being_set_up(&self) -> Vec<String> {
+        let sets = self.sets.iter().filter(|(_, set)| set.being_set_up);
+        sets.map(|(pool, set)| set.name().map_or_else(|| pool.to_string(), |name| name.to_string())).collect()
     }
 
     fn tidy(&mut self) {

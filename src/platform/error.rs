@@ -63,6 +63,14 @@ pub enum Error {
         /// Its exit status and what it said on standard error, on one line and cut to a readable length.
         what: String,
     },
+    /// An XFS could not be extended.
+    #[error("could not extend the XFS at {}: {what}", shortened(&path.to_string_lossy()))]
+    Grow {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// Why not, on one line.
+        what: String,
+    },
     /// No keyslot opens with a passphrase.
     #[error("the passphrase does not open {}; give the right one", shortened(&device.to_string_lossy()))]
     WrongKey {

@@ -110,7 +110,6 @@ pub struct DeviceWrite<'a> {
 pub enum Program {
     MkfsXfs,
     XfsDb,
-    XfsGrowfs,
     ThinCheck,
     ThinRepair,
     ThinMetadataSize,
@@ -118,24 +117,54 @@ pub enum Program {
 
 impl Program {
     /// Every program, for the check at start-up.
-    pub const ALL: [Program; 6] = [
-        Program::MkfsXfs,
-        Program::XfsDb,
-        Program::XfsGrowfs,
-        Program::ThinCheck,
-        Program::ThinRepair,
-        Program::ThinMetadataSize,
-    ];
+    pub const ALL: [Program; 5] =
+        [Program::MkfsXfs, Program::XfsDb, Program::ThinCheck, Program::ThinRepair, Program::ThinMetadataSize];
 
     /// Name of the executable file.
     pub fn name(self) -> &'static str {
         match self {
             Program::MkfsXfs => "mkfs.xfs",
             Program::XfsDb => "xfs_db",
-            Program::XfsGrowfs => "xfs_growfs",
             Program::ThinCheck => "thin_check",
             Program::ThinRepair => "thin_repair",
             Program::ThinMetadataSize => "thin_metadata_size",
+        }
+    }
+}
+
+/// A program that runs at the moment, or any other child of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningProgram {
+    /// What it does, for people: `mkfs.xfs on /dev/mapper/x`.
+    pub label: String,
+    /// Its process.
+    pub process: u32,
+    /// How long it has been running.
+    pub age: Duration,
+    /// It was killed because its time was up, and has not ended.
+    pub is_stuck: bool,
+}
+
+/// Where a user has mounted a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The device.
+    pub number: DeviceNumber,
+    /// The path, as it is seen in the mount namespace that the mount is in.
+    pub mount_point: PathBuf,
+    /// A process of that namespace; `None`: it is that of the first process.
+    pub process: Option<u32>,
+}
+
+impl Mount {
+    /// The path as the administrator of the machine can use it.
+    pub fn shown(&self) -> PathBuf {
+        match self.process {
+            None => self.mount_point.clone(),
+            Some(process) => {
+                let below = self.mount_point.strip_prefix("/").unwrap_or(&self.mount_point);
+                Path::new("/proc").join(process.to_string()).join("root").join(below)
+            }
         }
     }
 }
@@ -320,6 +349,8 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Program`] with its standard error text if it ends with another status than 0.
     fn run(&self, program: Program, arguments: &[&str]) -> Result<String>;
+    /// Programs and other children that run at the moment, the oldest first.
+    fn running_programs(&self) -> Vec<RunningProgram>;
 
     // ---- mounts and files ----
 
@@ -328,16 +359,26 @@ pub trait Platform: Send + Sync + 'static {
     fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()>;
     /// Unmounts and removes the directory; nothing mounted there is no error.
     fn unmount(&self, at: &str) -> Result<()>;
-    /// Where a device is mounted, in any order; the private place not counted.
-    fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>>;
-    /// Where devices are mounted, the private place not counted. Of a device's mounts those of the whole file system
-    /// come before those of a part of it.
-    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>>;
-    /// How full the file system on a device is, which is mounted at this (absolute) path.
+    /// Where these devices are mounted, in any mount namespace, the private place not counted. Of a device's mounts those of the
+    /// whole file system come before those of a part of it.
+    fn mounts(&self, devices: &[DeviceNumber]) -> Result<Vec<Mount>>;
+    /// Where a device is mounted, for people.
+    ///
+    /// # Errors
+    /// As [`Platform::mounts`].
+    fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>> {
+        Ok(self.mounts(&[number])?.iter().map(Mount::shown).collect())
+    }
+    /// How full the file system of a mount is.
     ///
     /// # Errors
     /// [`Error::OtherMount`] when something else is there.
-    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage>;
+    fn usage(&self, mount: &Mount) -> Result<Usage>;
+    /// Extends the XFS of a mount to the size of its device.
+    ///
+    /// # Errors
+    /// [`Error::OtherMount`] when something else is there.
+    fn grow_xfs(&self, mount: &Mount) -> Result<()>;
     /// Names of the files in a directory; a missing directory is made and empty.
     fn list_files(&self, directory: &str) -> Result<Vec<String>>;
     /// A whole file.
@@ -444,7 +485,22 @@ pub trait Platform: Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`Platform::clevis_encrypt`].
-    fn clevis_decrypt(&self, jwe: &serde_json::Value) -> Result<keyring::Secret>;
+    fn clevis_decrypt(&self, jwe: &serde_json::Value) -> Result<keyring::Secret> {
+        let nothing = Error::Unexpected { what: "the end of Clevis", text: "nothing came of it".to_owned() };
+        let mut found = Err(nothing);
+        self.clevis_decrypt_each(&[jwe], &mut |_, decrypted| {
+            found = decrypted;
+            true
+        });
+        found
+    }
+    /// Decrypts passphrases side by side; each is handed over with its number as it comes, or why it cannot be had. `true`: that
+    /// is enough, and the others are given up.
+    fn clevis_decrypt_each(
+        &self,
+        jwes: &[&serde_json::Value],
+        take: &mut dyn FnMut(usize, Result<keyring::Secret>) -> bool,
+    );
 
     // ---- udev, time, chance ----
 

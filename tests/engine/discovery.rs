@@ -485,6 +485,8 @@ fn damaged_thin_metadata_is_repaired_into_the_spare() {
     let mut swapped = before.clone();
     swapped["flex_devs"]["thin_meta_dev"] = before["flex_devs"]["thin_meta_dev_spare"].clone();
     swapped["flex_devs"]["thin_meta_dev_spare"] = before["flex_devs"]["thin_meta_dev"].clone();
+    // The spare holds the old metadata as long as this is here.
+    swapped["repaired"] = true.into();
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), swapped, "the swap is saved");
     bench.create_filesystems("p", &["g"]).unwrap();
     // What the repaired pool wrote is still there next time.
@@ -594,7 +596,10 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
     };
     let look = |engine: &Engine, event: Option<DeviceEvent>| match event {
         Some(event) => match ops::device_event(event) {
-            Next::Act(_, step) => vec![step(engine)],
+            Next::Act(_, step) => match step(engine) {
+                Next::Long(read) => vec![read(engine)],
+                _ => panic!("the device of an event is read on a thread of its own"),
+            },
             _ => panic!("an event is read without a lock"),
         },
         None => ops::discover(engine).unwrap(),

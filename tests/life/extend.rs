@@ -8,7 +8,7 @@ use stratisd::{
         units::{Bytes, Sectors},
     },
     platform::{
-        Platform, Program,
+        Platform,
         sim::{Call, Sim},
     },
 };
@@ -83,6 +83,26 @@ fn those_that_are_mounted_and_more_than_half_full_double() {
     assert_eq!(sizes(&bench, "f"), (2, 2, 2));
 }
 
+/// Below a private mount, and in a container, a filesystem was never extended: the daemon did not see that it was mounted.
+#[test]
+fn one_that_is_mounted_in_another_namespace_is_extended_too() {
+    let mut bench = machine();
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    let path = bench.sim.mount_elsewhere(4711, &node, Path::new("/data")).unwrap();
+    bench.sim.set_used(&path, FULL).unwrap();
+    use_space(&bench, &["g"]);
+    check(&mut bench).unwrap();
+    assert_eq!(["f", "g", "h"].map(|name| sizes(&bench, name)), [(2, 2, 2), (2, 2, 2), (1, 1, 1)]);
+    // And it is in use: whoever wants it gone is told by whom.
+    let error = bench.stop_pool("p").unwrap_err().sentence();
+    assert!(error.contains("/proc/4711/root/data") || error.contains("/mnt/g"), "{error}");
+    bench.sim.unmount_user(Path::new("/mnt/g")).unwrap();
+    let error = bench.stop_pool("p").unwrap_err().sentence();
+    assert!(error.contains("mounted on /proc/4711/root/data"), "{error}");
+    bench.sim.unmount_user(&path).unwrap();
+    bench.stop_pool("p").unwrap();
+}
+
 #[test]
 fn none_grows_past_its_limit() {
     let mut bench = machine();
@@ -103,9 +123,9 @@ fn none_grows_past_its_limit() {
 fn an_xfs_that_cannot_be_extended_is_tried_again_and_keeps_no_other_back() {
     let mut bench = machine();
     use_space(&bench, &["f", "g"]);
-    bench.sim.faults().fail_next(Call::Run(Program::XfsGrowfs), "/mnt/f");
+    bench.sim.faults().fail_next(Call::GrowXfs, "/mnt/f");
     let error = check(&mut bench).unwrap_err();
-    assert!(error.sentence().contains("xfs_growfs"), "{}", error.sentence());
+    assert!(error.sentence().contains("could not extend the XFS at /mnt/f"), "{}", error.sentence());
     assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(2, 2, 1), (2, 2, 2)]);
     assert_eq!(bench.pool("p").unwrap().restriction, None);
     check(&mut bench).unwrap();

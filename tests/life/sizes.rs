@@ -12,7 +12,7 @@ use stratisd::{
         units::{Bytes, Sectors},
     },
     platform::{
-        DeviceAction, DeviceEvent, Platform, Program, WriteStep,
+        DeviceAction, DeviceEvent, Platform, WriteStep,
         dm::Visibility,
         sim::{Call, Sim},
     },
@@ -167,7 +167,10 @@ fn an_xfs_larger_than_its_record_gets_a_device_that_fits() {
     let bench = machine(512);
     extend_device(&bench, Sectors(2 * GIB.0));
     bench.mount("p", "f");
-    bench.sim.run(Program::XfsGrowfs, &["/mnt/f", "-d"]).unwrap();
+    let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
+    let number = bench.sim.dm_find(&device).unwrap().unwrap().number;
+    let mount = bench.sim.mounts(&[number]).unwrap().remove(0);
+    bench.sim.grow_xfs(&mount).unwrap();
     bench.sim.unmount_user(Path::new("/mnt/f")).unwrap();
     let bench = bench.reboot();
     assert_eq!(sizes(&bench), [Sectors(2 * GIB.0); 4]);

@@ -51,19 +51,52 @@ pub fn passphrase(platform: &dyn Platform, mechanism: &Mechanism) -> Result<Secr
     }
 }
 
+/// What comes of looking for the passphrases of several bindings: the number of each with what was found; `true` is enough.
+type Take<'a> = dyn FnMut(usize, Result<Secret>) -> bool + 'a;
+
+/// Looks for passphrases: first the keys of the kernel's keyring, in their order, then all that Clevis has to decrypt, side by
+/// side, each as it comes. So one that answers is enough, and a server that is silent costs no time but its own.
+fn obtain_each(platform: &dyn Platform, mechanisms: &[&Mechanism], take: &mut Take<'_>) {
+    let (mut numbers, mut jwes) = (Vec::new(), Vec::new());
+    for (number, mechanism) in mechanisms.iter().enumerate() {
+        match mechanism {
+            Mechanism::Keyring(description) => {
+                if take(number, key(platform, description)) {
+                    return;
+                }
+            }
+            Mechanism::Clevis { jwe, .. } => {
+                numbers.push(number);
+                jwes.push(jwe);
+            }
+        }
+    }
+    platform.clevis_decrypt_each(&jwes, &mut |nth, found| take(numbers[nth], found.map_err(EncryptionError::from)));
+}
+
 /// The passphrases of all bindings, in their order.
 ///
 /// # Errors
 /// If one cannot be had; says which.
 pub fn every_passphrase(platform: &dyn Platform, bindings: &Bindings) -> Result<Vec<(Binding, Secret)>> {
-    let each = bindings.iter().map(|binding| match passphrase(platform, &binding.mechanism) {
-        Ok(secret) => Ok((binding.clone(), secret)),
-        Err(error) => Err(EncryptionError::NothingWorks(vec![(binding.to_string(), error)])),
+    let all: Vec<&Binding> = bindings.iter().collect();
+    let mechanisms: Vec<&Mechanism> = all.iter().map(|binding| &binding.mechanism).collect();
+    let mut found: Vec<Option<Secret>> = all.iter().map(|_| None).collect();
+    let mut failed = None;
+    obtain_each(platform, &mechanisms, &mut |number, obtained| {
+        match obtained {
+            Ok(secret) => found[number] = Some(secret),
+            Err(error) => failed = Some((all[number].to_string(), error)),
+        }
+        failed.is_some()
     });
-    each.collect()
+    if let Some(failed) = failed {
+        return Err(EncryptionError::NothingWorks(vec![failed]));
+    }
+    Ok(all.into_iter().zip(found).filter_map(|(binding, secret)| Some((binding.clone(), secret?))).collect())
 }
 
-/// Opens something with a passphrase: the one that was given, or each that can be had, in turn, until one fits. Keys of the
+/// Opens something with a passphrase: the one that was given, or each that can be had, as it comes, until one fits. Keys of the
 /// kernel's keyring come before Clevis, which may have to wait for servers.
 ///
 /// # Errors
@@ -75,14 +108,14 @@ pub fn unlock<T>(
     given: Option<&Secret>,
     open: impl FnMut(Unlock<'_>) -> platform::Result<T>,
 ) -> Result<T> {
-    try_each(bindings, method, given, |mechanism| passphrase(platform, mechanism), open)
+    try_each(bindings, method, given, |mechanisms, take| obtain_each(platform, mechanisms, take), open)
 }
 
 fn try_each<T>(
     bindings: &Bindings,
     method: UnlockMethod,
     given: Option<&Secret>,
-    mut obtain: impl FnMut(&Mechanism) -> Result<Secret>,
+    obtain: impl FnOnce(&[&Mechanism], &mut Take<'_>),
     mut open: impl FnMut(Unlock<'_>) -> platform::Result<T>,
 ) -> Result<T> {
     let candidates: Vec<&Binding> = match method {
@@ -108,19 +141,29 @@ fn try_each<T>(
         };
         return Ok(open(Unlock { passphrase, keyslot })?);
     }
-    let mut failures = Vec::new();
-    for binding in candidates {
-        let error = match obtain(&binding.mechanism) {
-            Ok(passphrase) => match open(Unlock { passphrase: &passphrase, keyslot: keyslot(binding) }) {
-                Ok(opened) => return Ok(opened),
+    let mechanisms: Vec<&Mechanism> = candidates.iter().map(|binding| &binding.mechanism).collect();
+    let mut failures: Vec<Option<EncryptionError>> = candidates.iter().map(|_| None).collect();
+    let mut opened = None;
+    obtain(&mechanisms, &mut |number, obtained| {
+        let error = match obtained {
+            Ok(passphrase) => match open(Unlock { passphrase: &passphrase, keyslot: keyslot(candidates[number]) }) {
                 Err(error @ platform::Error::WrongKey { .. }) => error.into(),
-                Err(error) => return Err(error.into()),
+                // It is open, or nothing would open it.
+                other => {
+                    opened = Some(other);
+                    return true;
+                }
             },
             Err(error) => error,
         };
-        failures.push((binding.to_string(), error));
+        failures[number] = Some(error);
+        false
+    });
+    if let Some(opened) = opened {
+        return Ok(opened?);
     }
-    Err(EncryptionError::NothingWorks(failures))
+    let told = candidates.iter().zip(failures).filter_map(|(binding, error)| Some((binding.to_string(), error?)));
+    Err(EncryptionError::NothingWorks(told.collect()))
 }
 
 /// The keyslot to try. While the volume key is being replaced either of the two may be the one that counts.

@@ -5,7 +5,7 @@ use std::{cell::RefCell, path::PathBuf};
 use serde_json::json;
 
 use super::*;
-use crate::platform::sim::Sim;
+use crate::platform::sim::{Sim, Trouble};
 
 fn secret(text: &str) -> Secret {
     Secret::new(Zeroizing::new(text.as_bytes().to_vec()))
@@ -51,6 +51,10 @@ fn tried(
         Mechanism::Keyring(description) => Err(EncryptionError::KeyMissing(description.clone())),
         Mechanism::Clevis { jwe, .. } if has(jwe.as_str().unwrap()) => Ok(secret(jwe.as_str().unwrap())),
         Mechanism::Clevis { .. } => Err(platform::Error::Missing("no clevis".to_owned()).into()),
+    };
+    // One after the other, in the order in which they are asked for.
+    let obtain = |mechanisms: &[&Mechanism], take: &mut Take<'_>| {
+        let _ = mechanisms.iter().enumerate().any(|(number, mechanism)| take(number, obtain(mechanism)));
     };
     let opened = try_each(bindings, method, None, obtain, |unlock| {
         tried.borrow_mut().push(unlock.keyslot);
@@ -132,7 +136,9 @@ fn a_passphrase_that_is_given_is_the_only_one_used() {
 #[test]
 fn another_failure_than_of_the_passphrase_ends_it() {
     let mut calls = 0;
-    let obtain = |_: &Mechanism| Ok(secret("s"));
+    let obtain = |_: &[&Mechanism], take: &mut Take<'_>| {
+        while !take(0, Ok(secret("s"))) {}
+    };
     let result: Result<()> = try_each(&bindings(), UnlockMethod::Any, None, obtain, |_| {
         calls += 1;
         Err(platform::Error::Busy { name: "x".to_owned() })
@@ -161,6 +167,33 @@ fn keys_are_those_of_the_kernels_keyring() {
     sim.key_set("stratis-1-key-missing", &secret("other")).unwrap();
     let all = every_passphrase(&sim, &two).unwrap();
     assert!(all[0].0.token == 1 && all[0].1.same(b"pass") && all[1].0.token == 2 && all[1].1.same(b"other"));
+}
+
+/// One after the other, each silent server cost an unlock its whole time.
+#[test]
+fn a_server_that_answers_is_not_kept_waiting_by_one_that_is_silent() {
+    let sim = Sim::builder().build();
+    let servers = ["http://silent", "http://gone", "http://answers"];
+    let list = servers.iter().zip(0..).map(|(url, token)| {
+        let config = json!({ "url": url });
+        let jwe = sim.clevis_encrypt("tang", &config, true, &secret(url)).unwrap();
+        binding(token, token + 10, Mechanism::Clevis { jwe, pin: "tang".to_owned(), config })
+    });
+    let bindings = Bindings::new(list.collect(), [0, 1, 2].into());
+    sim.set_tang("http://silent", Some(Trouble::Silent));
+    sim.set_tang("http://gone", Some(Trouble::Down));
+    let opened = unlock(&sim, &bindings, UnlockMethod::Any, None, |unlock| {
+        assert!(unlock.passphrase.same(b"http://answers"));
+        Ok(unlock.keyslot)
+    });
+    assert_eq!(opened.unwrap(), Some(12));
+    assert_eq!(sim.patience_lost(), 0, "nobody waited for the silent server to the end");
+    // Where nobody answers all are told, in their order.
+    sim.set_tang("http://answers", Some(Trouble::Silent));
+    let error = unlock(&sim, &bindings, UnlockMethod::Any, None, |_| Ok(())).unwrap_err().to_string();
+    let told: Vec<usize> = servers.iter().map(|url| error.find(url).unwrap()).collect();
+    assert!(told.is_sorted(), "{error}");
+    assert_eq!(sim.patience_lost(), 1, "side by side");
 }
 
 #[test]

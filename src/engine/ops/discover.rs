@@ -3,7 +3,9 @@
 //! Devices are read and pools set up without any lock; a pool that is being set up is claimed, so that the events that its
 //! own set-up causes wait and then find it running.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use parking_lot::Mutex;
 
 use crate::{
     engine::{
@@ -16,7 +18,7 @@ use crate::{
         ids::PoolUuid,
         metadata::PoolMetadata,
         ops::{lifecycle, links},
-        registry::{DeviceSet, Found, STOPPED, Seen, Verdict},
+        registry::{DeviceSet, Found, Moment, STOPPED, Seen, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef, Share},
         setup::{self, CacheTier, Doomed},
         stack::Stack,
@@ -33,10 +35,113 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
     let since = engine.registry().moment();
     let found = look_around(engine)?;
     engine.registry().replace(found, since);
+    Ok(considerations(engine).into_iter().map(|(_, chain)| chain).collect())
+}
+
+/// A chain with its label.
+pub type Labelled = (String, Next<()>);
+
+/// A chain for each pool known, with its label.
+fn considerations(engine: &Engine) -> Vec<Labelled> {
     let mut pools = engine.registry().pools();
     // Of two pools of one name the one that is up already goes on.
     pools.sort_by_key(|pool| !setup::partly_up(engine.platform(), *pool));
-    Ok(pools.into_iter().map(consider).collect())
+    pools.into_iter().map(|pool| (format!("discovery of pool {pool}"), consider(pool))).collect()
+}
+
+/// The look at all devices at the start of the daemon: each is read by a chain of its own, since one that does not answer must not
+/// delay the others. Clones are the same look.
+#[derive(Clone)]
+pub struct FirstLook(Arc<Mutex<Reading>>);
+
+struct Reading {
+    /// Those that are not read yet, by their place in the list of devices.
+    unread: BTreeMap<usize, PathBuf>,
+    seen: BTreeMap<usize, Seen>,
+    /// Nobody waits any more: whoever has been read is dealt with by himself.
+    over: bool,
+}
+
+impl FirstLook {
+    /// Ends the wait for devices; gives a chain for each pool found so far, with its label. Devices that are read after that
+    /// are treated as if they had just come.
+    pub fn end(&self, engine: &Engine) -> Vec<Labelled> {
+        let seen = {
+            let mut reading = self.0.lock();
+            reading.over = true;
+            std::mem::take(&mut reading.seen)
+        };
+        // In the order of the list, however they came: of a device and its clone the first counts.
+        seen.into_values().for_each(|seen| engine.registry().add(seen));
+        considerations(engine)
+    }
+
+    /// The devices that have not been read yet.
+    pub fn unread(&self) -> Vec<PathBuf> {
+        self.0.lock().unread.values().cloned().collect()
+    }
+
+    /// Takes note of what was read of a device.
+    fn note(&self, place: usize, seen: Option<Seen>) -> Next<()> {
+        let mut reading = self.0.lock();
+        let path = reading.unread.remove(&place);
+        match seen {
+            Some(seen) if !reading.over => drop(reading.seen.insert(place, seen)),
+            Some(seen) => {
+                drop(reading);
+                let (path, device) = (path.unwrap_or_default(), seen.device().clone());
+                log::info!("{} has been read at last", path.display());
+                return device_event(DeviceEvent {
+                    action: DeviceAction::Add,
+                    path,
+                    device: Some(device),
+                    unlinked: None,
+                });
+            }
+            None => {}
+        }
+        Next::Done(())
+    }
+}
+
+/// Begins the look at all devices at the start of the daemon: gives a chain for each device, with its label; they may run side
+/// by side. When they have ended, or nobody wants to wait longer, [`FirstLook::end`] gives what comes next.
+///
+/// # Errors
+/// When the devices cannot be listed.
+pub fn first_look(engine: &Engine) -> Result<(FirstLook, Vec<Labelled>)> {
+    let devices: Vec<BlockDevice> = devices(engine)?.into_iter().filter(is_ours).collect();
+    let unread = devices.iter().enumerate().map(|(place, device)| (place, device.path.clone())).collect();
+    let look = FirstLook(Arc::new(Mutex::new(Reading { unread, seen: BTreeMap::new(), over: false })));
+    let chain = |(place, device): (usize, BlockDevice)| {
+        let (look, label) = (look.clone(), format!("look at {}", device.path.display()));
+        (label, Next::long(move |engine| look.note(place, identify(engine, device))))
+    };
+    let chains = devices.into_iter().enumerate().map(chain).collect();
+    Ok((look, chains))
+}
+
+/// The pools that are being set up at the moment, by name, or by identifier where that is not known.
+pub fn being_set_up(engine: &Engine) -> Vec<String> {
+    engine.registry().being_set_up()
+}
+
+/// All devices that may be a pool's; first those that the kernel uses for one, so that of a device and its clone it counts.
+///
+/// # Errors
+/// When they cannot be listed.
+fn devices(engine: &Engine) -> Result<Vec<BlockDevice>> {
+    // Once more after an error: without this list the daemon cannot start.
+    let platform = engine.platform();
+    let mut devices = platform.block_devices().or_else(|_| platform.block_devices())?;
+    let used = setup::devices_in_use(platform);
+    devices.sort_by_key(|device| !used.contains(&device.number));
+    Ok(devices)
+}
+
+/// Whether there is anything to read on a device.
+fn is_ours(device: &BlockDevice) -> bool {
+    matches!(device.class, DeviceClass::Stratis | DeviceClass::Luks)
 }
 
 /// Reads the Stratis areas of all devices that are not those of running pools, or of pools to be.
@@ -44,13 +149,7 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 /// # Errors
 /// When the devices cannot be listed.
 fn look_around(engine: &Engine) -> Result<Vec<Seen>> {
-    // Once more after an error: without this list the daemon cannot start.
-    let platform = engine.platform();
-    let mut devices = platform.block_devices().or_else(|_| platform.block_devices())?;
-    // Of a device and its clone the one that the kernel uses for the pool comes first, and so counts.
-    let used = setup::devices_in_use(engine.platform());
-    devices.sort_by_key(|device| !used.contains(&device.number));
-    let new = devices.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
+    let new = devices(engine)?.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
     let seen = new.filter_map(|device| identify(engine, device));
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
     Ok(seen.filter(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number))).collect())
@@ -166,38 +265,49 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
                 _ => Next::Done(()),
             };
         }
-        let found = match (event.action, event.device) {
-            (DeviceAction::Remove, _) | (_, None) => None,
-            (_, Some(device)) => identify(engine, device),
-        };
-        // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
-        match found {
-            Some(seen) => {
-                let pool = seen.pool();
-                let again = DeviceEvent { device: Some(seen.device().clone()), ..event };
-                if let Some(taken) = in_the_making(engine, &seen) {
-                    // It is being set up or initialized: what this event means can be told when that is done.
-                    return Next::parked(taken, device_event(again));
-                }
-                let mut registry = engine.registry();
-                if registry.has_turned(pool, since) || registry.running_member(&again.path).is_some() {
-                    // What was read may be from before: of a pool that was made and stopped in between it would say that it is
-                    // to run, or that its creation was never completed; and by now the device may be another pool's.
-                    drop(registry);
-                    return device_event(again);
-                }
-                registry.add(seen);
-                drop(registry);
-                consider(pool)
+        match (event.action, &event.device) {
+            // It may not answer, and must not keep a worker.
+            (DeviceAction::Add | DeviceAction::Change, Some(device)) if is_ours(device) => {
+                let device = device.clone();
+                Next::long(move |engine| {
+                    let found = identify(engine, device);
+                    found_by_event(engine, event, found, since)
+                })
             }
-            None => {
-                if event.action != DeviceAction::Add {
-                    engine.registry().remove_path(&event.path);
-                }
-                Next::Done(())
-            }
+            _ => found_by_event(engine, event, None, since),
         }
     })
+}
+
+/// Goes on when the device of an event has been read.
+fn found_by_event(engine: &Engine, event: DeviceEvent, found: Option<Seen>, since: Moment) -> Next<()> {
+    // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
+    match found {
+        Some(seen) => {
+            let pool = seen.pool();
+            let again = DeviceEvent { device: Some(seen.device().clone()), ..event };
+            if let Some(taken) = in_the_making(engine, &seen) {
+                // It is being set up or initialized: what this event means can be told when that is done.
+                return Next::parked(taken, device_event(again));
+            }
+            let mut registry = engine.registry();
+            if registry.has_turned(pool, since) || registry.running_member(&again.path).is_some() {
+                // What was read may be from before: of a pool that was made and stopped in between it would say that it is
+                // to run, or that its creation was never completed; and by now the device may be another pool's.
+                drop(registry);
+                return device_event(again);
+            }
+            registry.add(seen);
+            drop(registry);
+            consider(pool)
+        }
+        None => {
+            if event.action != DeviceAction::Add {
+                engine.registry().remove_path(&event.path);
+            }
+            Next::Done(())
+        }
+    }
 }
 
 fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDevice) -> Next<()> {
@@ -247,7 +357,8 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
                 }
                 return Next::Done(());
             }
-            Next::act(move |engine| judge(engine, uuid, set, claim))
+            // What is to be set up or taken down may not answer.
+            Next::long(move |engine| judge(engine, uuid, set, claim))
         })
     })
 }

@@ -6,13 +6,13 @@
 //! Record, then thin device, then XFS: a size is never smaller in an earlier one of these than in a later one. An XFS that is
 //! larger than its device is not mounted by any kernel, and its end is lost; an XFS that is smaller than its device, or a
 //! device that was made smaller than its record says, is merely extended once more. So a step is not taken back when the
-//! next one fails, not even `xfs_growfs`: it may have succeeded. The exception is a size of which the kernel makes no table,
+//! next one fails, not even the extension of the XFS: it may have succeeded. The exception is a size of which the kernel makes no table,
 //! now or ever: the former record is written again, or the filesystem could not be set up any more.
 //!
 //! The pool is held for records and tables only. How full filesystems are is asked, and XFS are extended, without a
 //! lock and side by side.
 
-use std::{any::Any, collections::HashMap, path::PathBuf};
+use std::{any::Any, collections::HashMap};
 
 use crate::{
     engine::{
@@ -33,13 +33,13 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{self, DeviceNumber, Platform, Program, Usage, dm::Visibility},
+    platform::{self, DeviceNumber, Mount, Platform, Usage, dm::Visibility},
 };
 
 /// A mounted filesystem, looked at without a lock.
 struct Seen {
     id: FsUuid,
-    mount_point: PathBuf,
+    mount: Mount,
     usage: Usage,
 }
 
@@ -74,7 +74,7 @@ pub fn check_filesystems_now(uuid: PoolUuid) -> Next<Result<()>> {
     })
 }
 
-/// A thin pool that is full, or does not work, would hold `xfs_growfs` up.
+/// A thin pool that is full, or does not work, would hold the extension up.
 fn may_grow(pool: &Pool) -> bool {
     pool.thin_state().is_none_or(|state| state == State::ReadWrite)
 }
@@ -82,16 +82,16 @@ fn may_grow(pool: &Pool) -> bool {
 /// Looks how full the mounted ones are; those that are less than half full are left out. Unmounted ones are left alone.
 /// Gives also the first error of those that could not be looked at.
 fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Result<(Vec<Seen>, Result<()>)> {
-    let mounts = platform.mounts()?;
-    let mut first: HashMap<DeviceNumber, PathBuf> = HashMap::new();
-    for (number, mount_point) in mounts {
-        first.entry(number).or_insert(mount_point);
+    let numbers: Vec<DeviceNumber> = filesystems.iter().map(|(_, number)| *number).collect();
+    let mut first: HashMap<DeviceNumber, Mount> = HashMap::new();
+    for mount in platform.mounts(&numbers)? {
+        first.entry(mount.number).or_insert(mount);
     }
     let (mut seen, mut failed) = (Vec::new(), Ok(()));
     for (id, number) in filesystems {
-        let Some(mount_point) = first.remove(&number) else { continue };
-        match platform.usage(&mount_point, number) {
-            Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => seen.push(Seen { id, mount_point, usage }),
+        let Some(mount) = first.remove(&number) else { continue };
+        match platform.usage(&mount) {
+            Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => seen.push(Seen { id, mount, usage }),
             Ok(_) => {}
             // It has been unmounted meanwhile. How full another file system is must not decide anything of this one.
             Err(platform::Error::OtherMount { .. }) => {}
@@ -104,7 +104,7 @@ fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Re
 /// An XFS that is to be extended to the size of its device.
 struct Extended {
     id: FsUuid,
-    mount_point: PathBuf,
+    mount: Mount,
     /// Keeps it from being destroyed meanwhile.
     claim: Claim,
 }
@@ -128,7 +128,7 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
             }
             let Ok(claim) = engine.claims().claim([Key::Origin(uuid, seen.id)]) else { continue };
             match extend_device(engine, pool, seen.id, extension) {
-                Ok(()) => extended.push(Extended { id: seen.id, mount_point: seen.mount_point, claim }),
+                Ok(()) => extended.push(Extended { id: seen.id, mount: seen.mount, claim }),
                 Err(error) => {
                     pool.note_failure(&error);
                     log::warn!("filesystem {} of pool {} was not extended: {}", seen.id, pool.name(), error.sentence());
@@ -201,10 +201,10 @@ fn take_back(engine: &Engine, pool: &mut Pool, former: Filesystem, refused: Erro
 /// Extends XFS to the size of their devices, side by side, the pool released meanwhile.
 fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
     let part = |extended: &Extended| -> Part {
-        let mount_point = extended.mount_point.clone();
+        let mount = extended.mount.clone();
         Box::new(move |engine| {
-            let grown = engine.platform().run(Program::XfsGrowfs, &[&mount_point.to_string_lossy(), "-d"]);
-            Box::new(grown.map(drop).map_err(Error::from)) as Box<dyn Any + Send>
+            let grown = engine.platform().grow_xfs(&mount);
+            Box::new(grown.map_err(Error::from)) as Box<dyn Any + Send>
         })
     };
     let parts = extended.iter().map(part).collect();

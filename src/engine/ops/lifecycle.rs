@@ -403,10 +403,12 @@ pub(super) fn bring_up(
         };
         Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
-            Next::act(move |engine| {
+            // A device of it may not answer, for hours or for ever, and must not keep others from a worker.
+            Next::long(move |engine| {
                 if taken {
                     return not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name)));
                 }
+                engine.registry().note_being_set_up(uuid);
                 let platform = engine.platform();
                 match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, Some(&unlock), opened) {
                     Ok(foundation) => foundation.build().then(move |built| {

@@ -23,7 +23,7 @@ mod snapshot;
 pub use check::{Depth, check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
-pub use discover::{device_event, discover, present_devices};
+pub use discover::{FirstLook, Labelled, being_set_up, device_event, discover, first_look, present_devices};
 pub use encryption::{bind, rebind, unbind};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
 pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
@@ -126,11 +126,13 @@ fn readable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&Pool> {
     }
 }
 
-/// Refuses if one of these filesystems is mounted. Reads the table of mounts once, however many filesystems there are.
+/// Refuses if one of these filesystems is mounted. Looks for mounts once, however many filesystems there are.
 fn check_unmounted(platform: &dyn Platform, filesystems: impl Iterator<Item = (Name, DeviceNumber)>) -> Result<()> {
+    let filesystems: Vec<(Name, DeviceNumber)> = filesystems.collect();
+    let numbers: Vec<DeviceNumber> = filesystems.iter().map(|(_, number)| *number).collect();
     let mut mounts: HashMap<DeviceNumber, Vec<PathBuf>> = HashMap::new();
-    for (number, mount_point) in platform.mounts()? {
-        mounts.entry(number).or_default().push(mount_point);
+    for mount in platform.mounts(&numbers)? {
+        mounts.entry(mount.number).or_default().push(mount.shown());
     }
     for (name, number) in filesystems {
         if let Some(mount_points) = mounts.remove(&number) {

@@ -4,12 +4,15 @@
 //! configuration, which is an argument, holds no secret. Of the daemon's environment they get what says where a TPM
 //! ([`PASSED_ON`]) or a proxy is: an administrator sets these for the daemon's service because Clevis needs them there.
 //!
-//! curl, which asks Tang servers, has no limit of its own that would be of use, so the whole is ended after [`LIMIT`].
+//! curl, which asks Tang servers, has no limit of its own that would be of use, so the whole has one. Several passphrases are
+//! decrypted side by side, so that a server that is silent costs no time but its own.
 
 use std::{
     collections::BTreeSet,
     env,
     ffi::{OsStr, OsString},
+    io,
+    os::fd::BorrowedFd,
     path::PathBuf,
     time::Duration,
 };
@@ -17,11 +20,16 @@ use std::{
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::Value;
 
-use super::programs::{self, Ended, PLACES, Task};
-use crate::platform::{Error, Result, clevis as jwe, keyring::Secret, luks::PASSPHRASE_BYTES_MAX};
+use super::{
+    limits::{self, Work},
+    processes::{self, Ended, How, Input, Task},
+    programs::{self, PLACES},
+};
+use crate::{
+    engine::units::Bytes,
+    platform::{Error, Result, clevis as jwe, keyring::Secret, luks::PASSPHRASE_BYTES_MAX},
+};
 
-/// How long a server or a TPM may take.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Pins within pins.
 const DEPTH_MAX: usize = 20;
 /// Where the TPM is, if it is not the kernel's; how servers are reached, as curl reads it.
@@ -32,26 +40,13 @@ const TPM2_PROGRAM: &str = "clevis-pin-tpm2";
 /// Servers that an error names; there may be any number.
 const SERVERS_NAMED_MAX: usize = 8;
 
-/// Encrypts a passphrase; gives the JWE as it stands in a token.
-pub(super) fn encrypt(pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
-    Clevis::default().encrypt(pin, config, trust, passphrase)
-}
-
-/// Decrypts one.
-pub(super) fn decrypt(jwe: &Value) -> Result<Secret> {
-    Clevis::default().decrypt(jwe)
-}
-
 /// Clevis, and what may be different in tests.
-struct Clevis<'a> {
+pub(super) struct Clevis<'a> {
     places: &'a str,
-    limit: Duration,
-}
-
-impl Default for Clevis<'_> {
-    fn default() -> Self {
-        Clevis { places: PLACES, limit: LIMIT }
-    }
+    /// `None`: as the table of limits says.
+    limit: Option<Duration>,
+    /// The mount namespace in which its programs are run: a configuration may name a file of the user's.
+    namespace: Option<BorrowedFd<'a>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,15 +154,38 @@ impl Asked {
     }
 }
 
-impl Clevis<'_> {
-    fn encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
+/// A call of `clevis`, prepared.
+struct Call {
+    action: Action,
+    asked: Asked,
+    path: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(&'static str, OsString)>,
+}
+
+impl Call {
+    fn failed(&self, what: String) -> Error {
+        Error::Clevis { action: self.action.name(), with: self.asked.description(), what }
+    }
+}
+
+impl<'a> Clevis<'a> {
+    /// The Clevis of this machine, its programs run in this mount namespace.
+    pub(super) fn new(namespace: Option<BorrowedFd<'a>>) -> Clevis<'a> {
+        Clevis { places: PLACES, limit: None, namespace }
+    }
+
+    /// Encrypts a passphrase; gives the JWE as it stands in a token.
+    pub(super) fn encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
         let asked = Asked::by_config(pin, config);
         let config = config.to_string();
         let mut arguments = vec!["encrypt", pin, &config];
         if trust {
             arguments.push("-y");
         }
-        let ended = self.run(Action::Encrypt, &asked, &arguments, passphrase.bytes())?;
+        let call = self.prepare(Action::Encrypt, asked, &arguments)?;
+        let words = words(&call);
+        let ended = self.ended(&call, self.task(&call, &words, passphrase.bytes()).run())?;
         let text = String::from_utf8_lossy(&ended.output.bytes);
         jwe::from_compact(&text).ok_or_else(|| Error::Unexpected {
             what: "what Clevis encrypted a passphrase to",
@@ -175,38 +193,77 @@ impl Clevis<'_> {
         })
     }
 
-    fn decrypt(&self, jwe: &Value) -> Result<Secret> {
+    /// Decrypts passphrases side by side; each is handed over with its number as it comes. `true`: that is enough, and the
+    /// others are given up.
+    pub(super) fn decrypt_each(&self, jwes: &[&Value], take: &mut dyn FnMut(usize, Result<Secret>) -> bool) {
+        let mut calls = Vec::new();
+        for (number, jwe) in jwes.iter().enumerate() {
+            match self.prepare_decryption(jwe) {
+                Ok((call, compact)) => calls.push((number, call, compact)),
+                Err(error) => {
+                    if take(number, Err(error)) {
+                        return;
+                    }
+                }
+            }
+        }
+        let words: Vec<Vec<&OsStr>> = calls.iter().map(|(_, call, _)| words(call)).collect();
+        let tasks =
+            calls.iter().zip(&words).map(|((_, call, compact), words)| self.task(call, words, compact.as_bytes()));
+        processes::run_all(tasks.collect(), |nth, ended| {
+            let (number, call, _) = &calls[nth];
+            take(*number, self.ended(call, ended).and_then(|ended| passphrase_of(call, ended)))
+        });
+    }
+
+    fn prepare_decryption(&self, jwe: &Value) -> Result<(Call, String)> {
         let not_understood = || Error::Unexpected {
             what: "a passphrase encrypted by Clevis",
             text: programs::one_line(jwe.to_string().as_bytes()),
         };
         let asked = Asked::by_jwe(jwe).ok_or_else(not_understood)?;
         let compact = jwe::to_compact(jwe).ok_or_else(not_understood)?;
-        let ended = self.run(Action::Decrypt, &asked, &["decrypt"], compact.as_bytes())?;
-        let passphrase = ended.output.bytes.into_inner();
-        if passphrase.is_empty() || passphrase.len() > PASSPHRASE_BYTES_MAX {
-            let what = format!("a passphrase of {} bytes came out", passphrase.len());
-            return Err(Error::Clevis { action: Action::Decrypt.name(), with: asked.description(), what });
-        }
-        Ok(Secret::new(passphrase))
+        Ok((self.prepare(Action::Decrypt, asked, &["decrypt"])?, compact))
     }
 
-    fn run(&self, action: Action, asked: &Asked, arguments: &[&str], input: &[u8]) -> Result<Ended> {
-        let failed = |what| Error::Clevis { action: action.name(), with: asked.description(), what };
-        let path = self.find(action, asked)?;
+    fn prepare(&self, action: Action, asked: Asked, arguments: &[&str]) -> Result<Call> {
+        let path = self.find(action, &asked)?;
         let passed_on = PASSED_ON.into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
-        let environment: Vec<(&str, OsString)> = passed_on.chain([("PATH", OsString::from(self.places))]).collect();
-        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
-        let limit = Some(self.limit);
-        let task = Task { path: &path, arguments: &arguments, environment: &environment, input, limit };
-        let ended = task.run().map_err(|fault| failed(format!("it could not be run: {fault}")))?;
-        if ended.late {
-            return Err(failed(format!("there was no answer within {} s", self.limit.as_secs())));
+        let environment = passed_on.chain([("PATH", OsString::from(self.places))]).collect();
+        Ok(Call { action, asked, path, arguments: arguments.iter().map(OsString::from).collect(), environment })
+    }
+
+    fn limit(&self, action: Action) -> Option<Duration> {
+        let work = match action {
+            Action::Encrypt => Work::ClevisEncrypt,
+            Action::Decrypt => Work::ClevisDecrypt,
+        };
+        self.limit.or_else(|| limits::of(work, Bytes::ZERO))
+    }
+
+    fn task<'t>(&'t self, call: &'t Call, words: &'t [&'t OsStr], input: &'t [u8]) -> Task<'t> {
+        Task {
+            label: format!("clevis {} with {}", call.action.name(), call.asked.description()),
+            path: &call.path,
+            arguments: words,
+            environment: &call.environment,
+            input: Input::Bytes(input),
+            limit: self.limit(call.action),
+            namespace: self.namespace,
         }
-        if !ended.status.success() {
-            return Err(failed(programs::complaint(ended.status, &ended.errors.bytes)));
+    }
+
+    /// What came of a call, if it succeeded.
+    fn ended(&self, call: &Call, ended: io::Result<Ended>) -> Result<Ended> {
+        let ended = ended.map_err(|fault| call.failed(format!("it could not be run: {fault}")))?;
+        match ended.how {
+            How::Ended(status) if status.success() => Ok(ended),
+            How::Ended(status) => Err(call.failed(programs::complaint(status, &ended.errors.bytes))),
+            How::Late | How::Stuck => {
+                let seconds = self.limit(call.action).unwrap_or_default().as_secs();
+                Err(call.failed(format!("there was no answer within {seconds} s")))
+            }
         }
-        Ok(ended)
     }
 
     /// Where `clevis` lies, if all that is needed is there.
@@ -229,6 +286,18 @@ impl Clevis<'_> {
             ))),
         }
     }
+}
+
+fn words(call: &Call) -> Vec<&OsStr> {
+    call.arguments.iter().map(OsString::as_os_str).collect()
+}
+
+fn passphrase_of(call: &Call, ended: Ended) -> Result<Secret> {
+    let passphrase = ended.output.bytes.into_inner();
+    if passphrase.is_empty() || passphrase.len() > PASSPHRASE_BYTES_MAX {
+        return Err(call.failed(format!("a passphrase of {} bytes came out", passphrase.len())));
+    }
+    Ok(Secret::new(passphrase))
 }
 
 #[cfg(test)]
@@ -268,8 +337,21 @@ mod tests {
 
     const TANG: [&str; 6] = ["clevis", "clevis-encrypt-tang", "clevis-decrypt-tang", "clevis-decrypt", "jose", "curl"];
 
-    fn clevis(folder: &TempDir, limit: Duration) -> (String, Duration) {
-        (format!("{}:/usr/bin:/bin", folder.path().display()), limit)
+    fn places(folder: &TempDir) -> String {
+        format!("{}:/usr/bin:/bin", folder.path().display())
+    }
+
+    fn clevis(places: &str, limit: Option<Duration>) -> Clevis<'_> {
+        Clevis { places, limit, namespace: None }
+    }
+
+    fn decrypt(clevis: &Clevis<'_>, jwe: &Value) -> Result<Secret> {
+        let mut result = None;
+        clevis.decrypt_each(&[jwe], &mut |_, decrypted| {
+            result = Some(decrypted);
+            false
+        });
+        result.unwrap()
     }
 
     #[test]
@@ -299,8 +381,8 @@ mod tests {
     #[test]
     fn missing_programs_are_named_together() {
         let folder = programs(&["clevis", "jose"], "");
-        let clevis = Clevis { places: folder.path().to_str().unwrap(), limit: LIMIT };
-        let Err(Error::Missing(text)) = clevis.decrypt(&tang("http://a")) else { panic!("all found") };
+        let clevis = clevis(folder.path().to_str().unwrap(), None);
+        let Err(Error::Missing(text)) = decrypt(&clevis, &tang("http://a")) else { panic!("all found") };
         assert!(text.starts_with("clevis-decrypt, clevis-decrypt-tang, curl not found in"), "{text}");
         assert!(text.ends_with("; install clevis, curl"), "{text}");
         let Err(Error::Missing(text)) = clevis.encrypt("tpm2", &json!({}), false, &secret("x")) else {
@@ -320,37 +402,60 @@ mod tests {
             [ \"$(cat)\" = hunter2 ] || exit 8
             echo a.b.c.d.e";
         let folder = programs(&TANG, script);
-        let (places, limit) = clevis(&folder, LIMIT);
-        let clevis = Clevis { places: &places, limit };
-        let jwe = clevis.encrypt("tang", &json!({"url": "http://a"}), true, &secret("hunter2")).unwrap();
+        let found = places(&folder);
+        let jwe = clevis(&found, None).encrypt("tang", &json!({"url": "http://a"}), true, &secret("hunter2")).unwrap();
         assert_eq!(jwe, json!({"protected": "a", "encrypted_key": "b", "iv": "c", "ciphertext": "d", "tag": "e"}));
 
         let folder = programs(&TANG, "[ $* = decrypt ] && cut -d. -f3-4");
-        let (places, limit) = self::clevis(&folder, LIMIT);
-        let passphrase = Clevis { places: &places, limit }.decrypt(&tang("http://a")).unwrap();
+        let found = places(&folder);
+        let passphrase = decrypt(&clevis(&found, None), &tang("http://a")).unwrap();
         assert!(passphrase.same(b"aXY.Y2lwaGVy\n"));
     }
 
     #[test]
     fn refusals_name_the_server() {
-        let check = |script: &str, limit: Duration, expected: &str| {
+        let check = |script: &str, limit: Option<Duration>, expected: &str| {
             let folder = programs(&TANG, script);
-            let (places, limit) = clevis(&folder, limit);
-            let error = Clevis { places: &places, limit }.decrypt(&tang("http://10.0.0.1")).unwrap_err();
+            let found = places(&folder);
+            let error = decrypt(&clevis(&found, limit), &tang("http://10.0.0.1")).unwrap_err();
             let start = "Clevis could not decrypt a passphrase with tang (http://10.0.0.1): ";
             assert_eq!(error.to_string(), format!("{start}{expected}"));
         };
         check(
             "echo Error communicating >&2; echo with server >&2; exit 1",
-            LIMIT,
+            None,
             "exit status 1: Error communicating with server",
         );
-        check("yes | head -c 65", LIMIT, "a passphrase of 65 bytes came out");
-        check("exit 0", LIMIT, "a passphrase of 0 bytes came out");
-        check("sleep infinity | cat", Duration::from_millis(50), "there was no answer within 0 s");
+        check("yes | head -c 65", None, "a passphrase of 65 bytes came out");
+        check("exit 0", None, "a passphrase of 0 bytes came out");
+        check("sleep infinity | cat", Some(Duration::from_millis(50)), "there was no answer within 0 s");
         let folder = programs(&TANG, "echo nonsense");
-        let (places, limit) = clevis(&folder, LIMIT);
-        let error = Clevis { places: &places, limit }.encrypt("tang", &json!({}), false, &secret("x")).unwrap_err();
+        let found = places(&folder);
+        let error = clevis(&found, None).encrypt("tang", &json!({}), false, &secret("x")).unwrap_err();
         assert!(matches!(error, Error::Unexpected { .. }), "{error}");
+    }
+
+    /// One after the other, a silent server cost every unlock its whole time before the next was asked.
+    #[test]
+    fn the_first_of_several_that_answers_is_enough() {
+        // What is asked for tells the servers apart: one never answers, one does, one refuses.
+        let script =
+            "read -r jwe; case $jwe in *c2lsZW50*) sleep infinity;; *cmVmdXNlcw*) exit 1;; *) printf found;; esac";
+        let folder = programs(&TANG, script);
+        let found = places(&folder);
+        let server = |iv: &str| {
+            let mut jwe = tang("http://a");
+            jwe["iv"] = json!(iv);
+            jwe
+        };
+        let jwes = ["c2lsZW50", "cmVmdXNlcw", "YW5zd2Vycw"].map(server);
+        let jwes: Vec<&Value> = jwes.iter().collect();
+        let mut seen = Vec::new();
+        clevis(&found, None).decrypt_each(&jwes, &mut |number, decrypted| {
+            seen.push((number, decrypted.is_ok_and(|passphrase| passphrase.same(b"found"))));
+            seen.last() == Some(&(2, true))
+        });
+        seen.sort();
+        assert!(seen == [(1, false), (2, true)] || seen == [(2, true)], "{seen:?}");
     }
 }

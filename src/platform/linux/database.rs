@@ -11,7 +11,10 @@ use std::{
 use nix::libc;
 use udev::{DeviceType, Enumerator};
 
-use crate::platform::{BlockDevice, DeviceClass, DeviceNumber, Error, Result};
+use crate::{
+    engine::units::{Bytes, Sectors},
+    platform::{BlockDevice, DeviceClass, DeviceNumber, Error, Result},
+};
 
 /// Where udev keeps the database; named in errors only.
 const DATABASE: &str = "/run/udev/data";
@@ -61,6 +64,12 @@ fn no_device(path: &Path) -> Error {
 /// Splits the kernel's device number.
 pub(super) fn number(devnum: libc::dev_t) -> DeviceNumber {
     DeviceNumber { major: libc::major(devnum), minor: libc::minor(devnum) }
+}
+
+/// How large a block device is; what cannot be told counts as empty. The device is not opened, which might have to wait for it.
+pub(super) fn size(number: DeviceNumber) -> Bytes {
+    let text = fs::read_to_string(format!("/sys/dev/block/{number}/size")).unwrap_or_default();
+    Sectors(text.trim().parse().unwrap_or_default()).bytes()
 }
 
 /// What udev knows of a device. `None` if it has not been initialized yet, or has no node: not to be used then.

@@ -211,6 +211,13 @@ impl Mapper {
         Ok(lines.into_iter().map(|(_, _, _, status)| status).collect())
     }
 
+    /// Whether somebody has a device open, as who has mounted it has. What cannot be told counts as open.
+    pub(super) fn is_open(&self, number: DeviceNumber) -> bool {
+        let name = fs::read_to_string(format!("/sys/dev/block/{number}/dm/name"));
+        let Ok(name) = name else { return true };
+        self.info(name.trim_end_matches('\n')).map_or(true, |info| info.is_some_and(|info| info.open_count() > 0))
+    }
+
     fn info(&self, name: &str) -> Result<Option<DeviceInfo>> {
         match self.dm.device_info(&id("find", name)?) {
             Ok(info) => Ok(Some(info)),

@@ -13,38 +13,53 @@ mod dm;
 mod files;
 pub mod heap;
 mod keyring;
+mod limits;
 pub mod luks;
 mod monitor;
+mod mount_table;
 mod mounts;
+mod namespace;
 pub mod pid_file;
+mod processes;
 mod programs;
 mod secrecy;
 mod secret_bytes;
 mod startup;
+mod user_mounts;
 mod wait;
+mod xfs_child;
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
-use self::{devices::Devices, dm::Mapper, files::Place, luks::Luks, programs::Programs};
+use self::{clevis::Clevis, devices::Devices, dm::Mapper, files::Place, luks::Luks, namespace::Origin, programs::Programs};
 use crate::engine::units::Sectors;
 use crate::platform::{
-    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, Hold,
-    PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
+    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, Hold, Mount,
+    PendingLinks, Platform, Program, Result, RunningProgram, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
 };
 
+/// Does the work of a child process of the daemon if this program has been started as one. To be asked before arguments are
+/// read or a thread is started. `None`: it has not.
+pub fn run_as_child() -> Option<ExitCode> {
+    luks::child::run_if_asked().or_else(xfs_child::run_if_asked)
+}
+
 /// A machine that runs Linux.
 pub struct Linux {
     devices: Devices,
+    /// The mount namespace of the first process, if it can be reached.
+    origin: Option<Origin>,
     programs: Programs,
     mapper: Mapper,
     /// The private directory.
@@ -55,8 +70,7 @@ pub struct Linux {
 impl Linux {
     /// Gets the machine ready: leaves the root mount namespace, checks that programs and device-mapper are there, makes
     /// the private directory. To be called before any thread is started, since only the calling thread changes its
-    /// namespace, and threads started later inherit it. A program that does so must have asked
-    /// [`luks::child::run_if_asked`] before.
+    /// namespace, and threads started later inherit it. A program that does so must have asked [`run_as_child`] before.
     ///
     /// # Errors
     /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; others say which call failed.
@@ -68,6 +82,10 @@ impl Linux {
     /// logged and left to the kernel.
     pub fn leave(&self) {
         mounts::leave_place();
+    }
+
+    fn clevis(&self) -> Clevis<'_> {
+        Clevis::new(self.origin.as_ref().map(Origin::namespace))
     }
 }
 
@@ -153,7 +171,11 @@ impl Platform for Linux {
     }
 
     fn run(&self, program: Program, arguments: &[&str]) -> Result<String> {
-        self.programs.run(program, arguments)
+        self.programs.run(program, arguments, self.origin.as_ref().map(Origin::namespace))
+    }
+
+    fn running_programs(&self) -> Vec<RunningProgram> {
+        processes::running()
     }
 
     fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()> {
@@ -164,16 +186,16 @@ impl Platform for Linux {
         mounts::unmount(&self.place, at)
     }
 
-    fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>> {
-        mounts::mount_points(number)
+    fn mounts(&self, devices: &[DeviceNumber]) -> Result<Vec<Mount>> {
+        user_mounts::find(devices, |number| self.mapper.is_open(number))
     }
 
-    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>> {
-        mounts::mounts()
+    fn usage(&self, mount: &Mount) -> Result<Usage> {
+        user_mounts::usage(self.origin.as_ref(), mount)
     }
 
-    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage> {
-        mounts::usage(mount_point, number)
+    fn grow_xfs(&self, mount: &Mount) -> Result<()> {
+        user_mounts::grow_xfs(self.origin.as_ref(), mount)
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {
@@ -279,11 +301,11 @@ impl Platform for Linux {
     }
 
     fn clevis_encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
-        clevis::encrypt(pin, config, trust, passphrase)
+        self.clevis().encrypt(pin, config, trust, passphrase)
     }
 
-    fn clevis_decrypt(&self, jwe: &Value) -> Result<Secret> {
-        clevis::decrypt(jwe)
+    fn clevis_decrypt_each(&self, jwes: &[&Value], take: &mut dyn FnMut(usize, Result<Secret>) -> bool) {
+        self.clevis().decrypt_each(jwes, take);
     }
 
     fn now(&self) -> Timestamp {

@@ -16,7 +16,7 @@ use super::{
     keyring,
     luks::{self, Luks},
     monitor::udev_runs,
-    mounts,
+    mounts, namespace,
     programs::Programs,
     secrecy,
 };
@@ -44,13 +44,13 @@ pub(super) fn start() -> Result<Linux> {
         warn!("keys may be written to swap: this process cannot lock its memory ({fault}); raise LimitMEMLOCK");
     }
     keyring::make_process_keyring()?;
-    mounts::leave_root_namespace()?;
+    let origin = namespace::leave()?;
     let programs = Programs::find()?;
     let mapper = Mapper::open()?;
     check_udev(udev_runs(), &RULES.map(PathBuf::from))?;
     let place = mounts::make_place()?;
     luks::orphans::wait_for_end(ORPHANS_LIMIT);
-    Ok(Linux { devices: Devices::default(), programs, mapper, place, luks: Luks::default() })
+    Ok(Linux { devices: Devices::default(), origin, programs, mapper, place, luks: Luks::default() })
 }
 
 /// Without udev no device is found and no link is made. Without device-mapper's own rules it never reports back, and each

@@ -318,6 +318,7 @@ impl Builder {
             long_calls: Default::default(),
             flush_waits: Default::default(),
             announcements: Default::default(),
+            running: Default::default(),
             random: Mutex::new(StdRng::seed_from_u64(self.seed ^ 0x5eed_0f1d_5eed_0f1d)),
         }))
     }

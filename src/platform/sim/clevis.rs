@@ -4,7 +4,8 @@
 //! - Every URL is that of a Tang server, whose keys follow from the URL: one to sign with and one to exchange with. A server
 //!   and the TPM live on when power goes. A test can make one of them not answer, answer nonsense, or lose its keys.
 //! - Each question to a server or the TPM is a step, whose subject is the pin and the URL (`tang http://a`): a gate there
-//!   lets it hang. A client gives up by itself, so one that is [`Trouble::Silent`] is an error at once.
+//!   lets it hang. A client gives up by itself, so one that is [`Trouble::Silent`] is an error at once. Of several passphrases
+//!   that are decrypted side by side, those that need a silent one come last.
 //! - What an encryption gives is in the form of a real one (RFC 7516), with the protected header as `clevis` writes it; the
 //!   contents are bound to what the pin stands for and to the header. There is no elliptic curve in it: what the server
 //!   would agree on with the client follows from the server's exchange key and a salt in the header.
@@ -55,6 +56,8 @@ pub(super) struct Helpers {
     tpm: Helper,
     /// What is wrong with every server that nothing else is said of.
     all_servers: Option<Trouble>,
+    /// How often a client has waited for one that is silent until it gave up.
+    waited: u64,
 }
 
 impl Helpers {
@@ -87,6 +90,11 @@ impl Sim {
     /// Says what is wrong with all Tang servers from now on, of which nothing else is said after this.
     pub fn set_all_tang(&self, trouble: Option<Trouble>) {
         self.0.machine.lock().helpers.set_all_servers(trouble);
+    }
+
+    /// How often somebody has waited for a silent server, or several of them side by side, until he gave up.
+    pub fn patience_lost(&self) -> u64 {
+        self.0.machine.lock().helpers.waited
     }
 
     /// A Tang server gets new keys and forgets the old.
@@ -131,6 +139,8 @@ impl Sim {
 struct Refusal {
     with: String,
     what: String,
+    /// It was waited for to the end.
+    late: bool,
 }
 
 type Attempt<T> = std::result::Result<T, Problem>;
@@ -142,12 +152,17 @@ enum Problem {
 }
 
 fn refuse<T>(with: impl Into<String>, what: impl Into<String>) -> Attempt<T> {
-    Err(Problem::Refused(Refusal { with: with.into(), what: what.into() }))
+    Err(Problem::Refused(Refusal { with: with.into(), what: what.into(), late: false }))
+}
+
+/// As [`refuse`], when the client has given up.
+fn give_up<T>(with: impl Into<String>, what: impl Into<String>) -> Attempt<T> {
+    Err(Problem::Refused(Refusal { with: with.into(), what: what.into(), late: true }))
 }
 
 fn told<T>(action: &'static str, done: Attempt<T>) -> Result<T> {
     done.map_err(|problem| match problem {
-        Problem::Refused(Refusal { with, what }) => Error::Clevis { action, with, what },
+        Problem::Refused(Refusal { with, what, .. }) => Error::Clevis { action, with, what },
         Problem::Machine(error) => error,
     })
 }
@@ -157,12 +172,30 @@ pub(super) fn encrypt(sim: &Sim, pin: &str, config: &Value, trust: bool, passphr
     clevis::from_compact(&jwe).ok_or(Error::Unexpected { what: "the output of clevis", text: jwe })
 }
 
-pub(super) fn decrypt(sim: &Sim, jwe: &Value) -> Result<Secret> {
-    let compact = clevis::to_compact(jwe);
-    let opened = match compact {
-        Some(compact) => open(sim, &compact, 0),
-        None => refuse("no pin", "the token does not hold a JWE"),
-    };
+/// Side by side: of those that are silent it is heard last, and they are waited for together.
+pub(super) fn decrypt_each(sim: &Sim, jwes: &[&Value], take: &mut dyn FnMut(usize, Result<Secret>) -> bool) {
+    let mut late = Vec::new();
+    for (number, jwe) in jwes.iter().enumerate() {
+        let opened = match clevis::to_compact(jwe) {
+            Some(compact) => open(sim, &compact, 0),
+            None => refuse("no pin", "the token does not hold a JWE"),
+        };
+        match opened {
+            Err(Problem::Refused(refusal)) if refusal.late => late.push((number, refusal)),
+            opened => {
+                if take(number, passphrase_of(opened)) {
+                    return;
+                }
+            }
+        }
+    }
+    if !late.is_empty() {
+        sim.0.machine.lock().helpers.waited += 1;
+    }
+    let _ = late.into_iter().any(|(number, refusal)| take(number, passphrase_of(Err(Problem::Refused(refusal)))));
+}
+
+fn passphrase_of(opened: Attempt<Zeroizing<Vec<u8>>>) -> Result<Secret> {
     let passphrase = told("decrypt", opened)?;
     if passphrase.len() > PASSPHRASE_BYTES_MAX {
         return Err(Error::Unexpected { what: "the output of clevis decrypt", text: "too long".to_owned() });
@@ -324,10 +357,11 @@ fn join(sim: &Sim, shared: &Value, depth: u32) -> Attempt<[u8; 32]> {
         None => {
             let with: Vec<&str> = refusals.iter().map(|refusal| refusal.with.as_str()).collect();
             let what: Vec<&str> = refusals.iter().map(|refusal| refusal.what.as_str()).collect();
-            refuse(
-                format!("sss ({})", with.join(", ")),
-                format!("{opened} of the {threshold} parts that are needed can be opened: {}", what.join("; ")),
-            )
+            Err(Problem::Refused(Refusal {
+                with: format!("sss ({})", with.join(", ")),
+                what: format!("{opened} of the {threshold} parts that are needed can be opened: {}", what.join("; ")),
+                late: refusals.iter().any(|refusal| refusal.late),
+            }))
         }
     }
 }
@@ -341,7 +375,7 @@ fn ask_tang(sim: &Sim, call: Call, url: &str) -> Attempt<u64> {
     match helper.trouble {
         None => Ok(helper.generation),
         Some(Trouble::Down) => refuse(name, "the server cannot be reached: connection refused"),
-        Some(Trouble::Silent) => refuse(name, "the server does not answer"),
+        Some(Trouble::Silent) => give_up(name, "the server does not answer"),
         Some(Trouble::Nonsense) => refuse(name, "the answer of the server cannot be understood"),
     }
 }
@@ -351,7 +385,7 @@ fn ask_tpm(sim: &Sim, call: Call) -> Attempt<u64> {
     match helper.trouble {
         None => Ok(helper.generation),
         Some(Trouble::Down) => refuse("tpm2", "there is no TPM 2.0"),
-        Some(Trouble::Silent) => refuse("tpm2", "the TPM does not answer"),
+        Some(Trouble::Silent) => give_up("tpm2", "the TPM does not answer"),
         Some(Trouble::Nonsense) => refuse("tpm2", "the answer of the TPM cannot be understood"),
     }
 }

@@ -57,6 +57,10 @@ pub enum Call {
     DmStatus,
     Run(Program),
     ProgramWrite(Program),
+    /// The extension of a mounted XFS.
+    GrowXfs,
+    /// What that writes.
+    GrowWrite,
     Mount,
     Unmount,
     MountPoints,
@@ -123,6 +127,20 @@ impl Call {
         )
     }
 
+    /// Whether it is a program, or another child of the daemon, from its beginning to its end.
+    pub(super) fn is_program(self) -> bool {
+        matches!(self, Call::Run(_) | Call::GrowXfs | Call::ClevisEncrypt | Call::ClevisDecrypt)
+    }
+
+    /// What such a program is called.
+    pub(super) fn program_name(self) -> &'static str {
+        match self {
+            Call::Run(program) => program.name(),
+            Call::ClevisEncrypt | Call::ClevisDecrypt => "clevis",
+            other => other.verb(),
+        }
+    }
+
     fn verb(self) -> &'static str {
         match self {
             Call::BlockDevices => "list the block devices",
@@ -144,6 +162,7 @@ impl Call {
             Call::DmMessage => "send a message to",
             Call::DmStatus => "read the status of",
             Call::Run(_) => "run",
+            Call::GrowXfs | Call::GrowWrite => "extend the XFS at",
             Call::Mount => "mount",
             Call::Unmount => "unmount",
             Call::MountPoints => "read the mounts of",
@@ -187,6 +206,9 @@ impl Call {
             }
             Call::DmMessage => Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::EIO) },
             Call::Run(program) | Call::ProgramWrite(program) => ended(program, ProgramEnd::Status(1)),
+            Call::GrowXfs | Call::GrowWrite => {
+                Error::Grow { path: subject.into(), what: "exit status 1: Input/output error (os error 5)".to_owned() }
+            }
             Call::Luks(_) | Call::LuksWrite => luks_error(self, subject, errno(libc::EIO)),
             Call::ClevisEncrypt | Call::ClevisDecrypt => {
                 Error::Clevis { action: self.verb(), with: subject.to_owned(), what: "killed by a signal".to_owned() }
@@ -333,7 +355,10 @@ impl Control {
         }
         let Slow { each, part } = &self.slow;
         let is_slow = !each.is_zero()
-            && matches!(call, Call::Write | Call::Flush | Call::Run(_) | Call::Luks(_) | Call::LuksWrite);
+            && matches!(
+                call,
+                Call::Write | Call::Flush | Call::Run(_) | Call::GrowXfs | Call::Luks(_) | Call::LuksWrite
+            );
         if is_slow && subject.contains(part.as_str()) {
             log::debug!("{call:?} on {subject} takes {} ms", each.as_millis());
             let until = Instant::now() + *each;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     engine::units::{Bytes, Sectors},
-    platform::{DeviceAction, DeviceNumber, Error, Platform, Result, Timestamp, luks::Header},
+    platform::{DeviceAction, DeviceNumber, Error, Mount, Platform, Result, Timestamp, luks::Header},
 };
 
 /// The bytes of all disks that a power cut would leave if it lost every write that waits.
@@ -362,6 +362,17 @@ impl Sim {
             |machine| machine.mount(number, at, ""),
             |errno| io_error(Call::Mount, &node.to_string_lossy(), errno),
         )
+    }
+
+    /// A user mounts a filesystem where only the mount namespace of this process sees it; gives the path by which others come
+    /// to it.
+    ///
+    /// # Errors
+    /// As [`Sim::mount_user`].
+    pub fn mount_elsewhere(&self, process: u32, node: &Path, at: &Path) -> Result<PathBuf> {
+        let (_, number) = self.node(node)?;
+        let path = Mount { number, mount_point: at.to_owned(), process: Some(process) }.shown();
+        self.mount_user(node, &path).map(|()| path)
     }
 
     /// A user unmounts it.

@@ -69,7 +69,7 @@ use self::{
 };
 use super::{
     Announcement, BlockDevice, Contents, DeviceAction, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Error,
-    Geometry, Hold, PendingLinks, Platform, Program, Result, Timestamp, Usage, WriteStep,
+    Geometry, Hold, Mount, PendingLinks, Platform, Program, Result, RunningProgram, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
@@ -102,6 +102,8 @@ struct Inner {
     flush_waits: AtomicU64,
     /// How often udev was told of filesystems.
     announcements: AtomicU64,
+    /// What runs, with a number for each.
+    running: Mutex<BTreeMap<u64, (String, Instant)>>,
     random: Mutex<StdRng>,
 }
 
@@ -119,9 +121,10 @@ impl Sim {
 
     /// One step: waits at gates, counts, fails if that is planned, has the effect.
     fn step<T>(&self, call: Call, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
-        if matches!(call, Call::Run(_) | Call::ClevisEncrypt | Call::ClevisDecrypt) {
+        let _runs = call.is_program().then(|| {
             self.takes_long();
-        }
+            Runs::begin(self, call, subject)
+        });
         match self.0.control.begin(call, subject)? {
             Verdict::Do => {
                 let done = effect()?;
@@ -235,6 +238,27 @@ impl Hold for Held {}
 impl Drop for Held {
     fn drop(&mut self) {
         self.sim.0.machine.lock().release(self.number, self.serial);
+    }
+}
+
+/// A program that runs, until this is dropped.
+struct Runs<'a> {
+    sim: &'a Sim,
+    number: u64,
+}
+
+impl<'a> Runs<'a> {
+    fn begin(sim: &'a Sim, call: Call, subject: &str) -> Runs<'a> {
+        let mut running = sim.0.running.lock();
+        let number = running.keys().next_back().map_or(1, |last| last + 1);
+        running.insert(number, (format!("{} {subject}", call.program_name()), Instant::now()));
+        Runs { sim, number }
+    }
+}
+
+impl Drop for Runs<'_> {
+    fn drop(&mut self) {
+        self.sim.0.running.lock().remove(&self.number);
     }
 }
 
@@ -400,6 +424,17 @@ impl Platform for Sim {
         self.step(Call::Run(program), &arguments.join(" "), || self.run_program(program, arguments))
     }
 
+    fn running_programs(&self) -> Vec<RunningProgram> {
+        let running = self.0.running.lock();
+        let told = |(number, (label, since)): (&u64, &(String, Instant))| RunningProgram {
+            label: label.clone(),
+            process: u32::try_from(*number).unwrap_or(u32::MAX),
+            age: since.elapsed(),
+            is_stuck: false,
+        };
+        running.iter().map(told).collect()
+    }
+
     fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()> {
         let (_, number) = self.node(node)?;
         let at = Path::new(xfs::PRIVATE).join(at);
@@ -411,20 +446,19 @@ impl Platform for Sim {
         self.io(Call::Unmount, at, |machine| machine.unmount(&full).map(|_| ()))
     }
 
-    fn mount_points(&self, number: DeviceNumber) -> Result<Vec<PathBuf>> {
-        self.io(Call::MountPoints, "/proc/self/mountinfo", |machine| Ok(machine.xfs.mount_points(number)))
+    fn mounts(&self, devices: &[DeviceNumber]) -> Result<Vec<Mount>> {
+        self.io(Call::MountPoints, "/proc/*/mountinfo", |machine| Ok(machine.xfs.mounts_of(devices)))
     }
 
-    fn mounts(&self) -> Result<Vec<(DeviceNumber, PathBuf)>> {
-        self.io(Call::MountPoints, "/proc/self/mountinfo", |machine| {
-            let found = machine.xfs.mounts().filter(|(at, _)| !at.starts_with(xfs::PRIVATE));
-            Ok(found.map(|(at, number)| (number, at.clone())).collect())
-        })
+    fn usage(&self, mount: &Mount) -> Result<Usage> {
+        let path = mount.shown();
+        let (device, usage) = self.io(Call::Usage, &text(&path), |machine| machine.usage(&path))?;
+        if device == mount.number { Ok(usage) } else { Err(Error::OtherMount { path, number: mount.number }) }
     }
 
-    fn usage(&self, mount_point: &Path, number: DeviceNumber) -> Result<Usage> {
-        let (device, usage) = self.io(Call::Usage, &text(mount_point), |machine| machine.usage(mount_point))?;
-        if device == number { Ok(usage) } else { Err(Error::OtherMount { path: mount_point.to_owned(), number }) }
+    fn grow_xfs(&self, mount: &Mount) -> Result<()> {
+        let path = mount.shown();
+        self.step(Call::GrowXfs, &text(&path), || self.grow(&path, mount.number))
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {
@@ -586,8 +620,8 @@ impl Platform for Sim {
         clevis::encrypt(self, pin, config, trust, passphrase)
     }
 
-    fn clevis_decrypt(&self, jwe: &Value) -> Result<Secret> {
-        clevis::decrypt(self, jwe)
+    fn clevis_decrypt_each(&self, jwes: &[&Value], take: &mut dyn FnMut(usize, Result<Secret>) -> bool) {
+        clevis::decrypt_each(self, jwes, take);
     }
 
     fn now(&self) -> Timestamp {

@@ -81,7 +81,6 @@ impl Sim {
         match program {
             Program::MkfsXfs => self.mkfs_xfs(words),
             Program::XfsDb => self.xfs_db(words),
-            Program::XfsGrowfs => self.xfs_growfs(words),
             Program::ThinCheck => self.thin_check(words),
             Program::ThinRepair => self.thin_repair(words),
             Program::ThinMetadataSize => metadata_size(words).map_err(refusal(program)),
@@ -223,23 +222,28 @@ impl Sim {
         Ok(said)
     }
 
-    fn xfs_growfs(&self, words: &[&str]) -> Result<String> {
-        const PROGRAM: Program = Program::XfsGrowfs;
-        let fail = refusal(PROGRAM);
-        let arguments = Arguments::parse(words, &["-d"], &[]).map_err(&fail)?;
-        let at = arguments.only().map_err(&fail)?;
-        let Some(number) = self.machine()?.xfs.device_at(Path::new(at)) else {
-            return Err(fail(format!("{at} is not a mounted XFS filesystem")));
-        };
-        let superblock = self.program_io(PROGRAM, |machine| machine.superblock(number, Patience::Wait))?;
-        let Some(superblock) = superblock else { return Err(fail(format!("{at} is not a mounted XFS filesystem"))) };
+    /// Extends a mounted XFS; its first step is taken.
+    pub(super) fn grow(&self, at: &Path, expected: DeviceNumber) -> Result<()> {
+        let fail = |what: String| Error::Grow { path: at.to_owned(), what };
+        let failed = |errno| fail(format!("exit status 1: {}", std::io::Error::from_raw_os_error(errno)));
+        let Some(number) = self.machine()?.xfs.device_at(at) else { return Err(failed(libc::ENOENT)) };
+        if number != expected {
+            return Err(Error::OtherMount { path: at.to_owned(), number: expected });
+        }
+        let superblock = self.wait_for_io(|machine| machine.superblock(number, Patience::Wait), failed)?;
+        let Some(superblock) = superblock else { return Err(failed(libc::ENOTTY)) };
         let blocks = self.machine()?.size_of(number).unwrap_or(0) / xfs::BLOCK;
         if blocks <= superblock.blocks {
-            return Ok(format!("data size {blocks} too small, old size is {}\n", superblock.blocks));
+            return Ok(());
         }
-        self.program_write(PROGRAM, number, 0, &Superblock { blocks, ..superblock }.encode())?;
-        self.program_flush(PROGRAM, number)?;
-        Ok(format!("data blocks changed from {} to {blocks}\n", superblock.blocks))
+        let sector = Superblock { blocks, ..superblock }.encode();
+        let subject = number.to_string();
+        self.step(Call::GrowWrite, &subject, || {
+            self.wait_for_io(|machine| machine.write_at(number, 0, &sector, Patience::Wait), failed)
+        })?;
+        self.step(Call::GrowWrite, &subject, || {
+            self.wait_for_io(|machine| machine.flush(number, Patience::Wait), failed)
+        })
     }
 
     fn thin_check(&self, words: &[&str]) -> Result<String> {

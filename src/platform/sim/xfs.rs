@@ -8,6 +8,7 @@
 //! - A mount marks the log as dirty on the device, an unmount clears it; two mounted file systems with one UUID are
 //!   refused with EINVAL unless `nouuid` is given, as are a device without XFS and one that has become too small. A
 //!   device that is in other use is EBUSY. Mount options other than `nouuid`, `ro`, `rw` and `defaults` are EINVAL.
+//! - A path below `/proc/PROCESS/root` is one in the mount namespace of that process: what is mounted there is seen nowhere else.
 //! - One directory takes one mount; a second device there is EBUSY (the kernel would stack them).
 //! - Changes of names are journaled in order; a power cut keeps a beginning of what is not synced, chosen by the
 //!   generator. A sync of a file makes its contents durable and the journal up to the file's own last change; a sync of
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     engine::units::Bytes,
-    platform::{DeviceNumber, Usage, dm::Target},
+    platform::{self, DeviceNumber, Usage, dm::Target},
 };
 
 /// Where the private mounts are.
@@ -90,6 +91,8 @@ struct Mount {
     device: DeviceNumber,
     key: Key,
     uuid: [u8; 16],
+    /// A process of the mount namespace that it is in; `None`: it is that of the first process.
+    process: Option<u32>,
 }
 
 /// All file systems and mounts.
@@ -115,9 +118,18 @@ impl Xfs {
         self.mounts.iter().map(|(at, mount)| (at, mount.device))
     }
 
-    pub(super) fn mount_points(&self, device: DeviceNumber) -> Vec<PathBuf> {
-        let all = self.by_device.get(&device).into_iter().flatten();
-        all.filter(|at| !at.starts_with(PRIVATE)).cloned().collect()
+    /// The mounts of users.
+    pub(super) fn mounts_of(&self, devices: &[DeviceNumber]) -> Vec<platform::Mount> {
+        let points = |device: &DeviceNumber| self.by_device.get(device).into_iter().flatten();
+        let mounts = devices.iter().flat_map(points).filter(|at| !at.starts_with(PRIVATE));
+        mounts
+            .filter_map(|at| {
+                let Mount { device, process, .. } = self.mounts.get(at)?;
+                let below = at.components().skip(if process.is_some() { 4 } else { 1 });
+                let mount_point = Path::new("/").join(below.collect::<PathBuf>());
+                Some(platform::Mount { number: *device, mount_point, process: *process })
+            })
+            .collect()
     }
 
     pub(super) fn forget_usage(&mut self, device: DeviceNumber) {
@@ -347,7 +359,10 @@ impl Machine {
         let dirty = Superblock { dirty: true, ..superblock };
         self.write_at(device, 0, &dirty.encode(), Patience::Wait)?;
         self.flush(device, Patience::Wait)?;
-        let mount = Mount { device, key: superblock.key, uuid: superblock.uuid };
+        let mut parts = at.components().skip(1);
+        let process = parts.next().filter(|part| part.as_os_str() == "proc").and_then(|_| parts.next());
+        let process = process.and_then(|part| part.as_os_str().to_str()?.parse().ok());
+        let mount = Mount { device, key: superblock.key, uuid: superblock.uuid, process };
         self.xfs.by_uuid.entry(mount.uuid).or_default().insert(device);
         self.xfs.by_device.entry(device).or_default().push(at.to_owned());
         self.xfs.mounts.insert(at.to_owned(), mount);
@@ -402,7 +417,7 @@ impl Machine {
     }
 
     fn is_thin(&self, device: DeviceNumber) -> bool {
-        let thin = |line: &crate::platform::dm::Line| matches!(line.target, Target::Thin { .. });
+        let thin = |line: &platform::dm::Line| matches!(line.target, Target::Thin { .. });
         device.major == DM_MAJOR && self.dm.get(device).is_some_and(|found| found.table.iter().any(thin))
     }
 

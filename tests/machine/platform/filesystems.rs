@@ -174,13 +174,14 @@ fn grow(machine: &Machine) {
     // Created, and mounted by its link at once, as a user would.
     outside("mkdir", &["-p", "/mnt/fs"]);
     outside("mount", &[link.to_str().unwrap(), "/mnt/fs"]);
-    let mount_points = linux.mount_points(filesystem.number).unwrap();
-    assert_eq!(mount_points, [Path::new("/mnt/fs")]);
-    let before = linux.usage(&mount_points[0], filesystem.number).unwrap().total;
+    let mounts = linux.mounts(&[filesystem.number]).unwrap();
+    assert_eq!(linux.mount_points(filesystem.number).unwrap(), [Path::new("/mnt/fs")]);
+    let before = linux.usage(&mounts[0]).unwrap().total;
     linux.dm_load(&filesystem.device, &[line(2 * SIZE, pool, 0)]).unwrap();
     linux.dm_resume(&filesystem.device, Visibility::Public).unwrap();
-    linux.run(Program::XfsGrowfs, &["/mnt/fs", "-d"]).unwrap();
-    let after = linux.usage(&mount_points[0], filesystem.number).unwrap().total;
+    linux.grow_xfs(&mounts[0]).unwrap();
+    linux.grow_xfs(&mounts[0]).unwrap();
+    let after = linux.usage(&mounts[0]).unwrap().total;
     assert!(after.0 > before.0 * 19 / 10, "{before:?} {after:?}");
     assert_eq!(node_behind(&link), Some(PathBuf::from(format!("/dev/dm-{}", filesystem.number.minor))));
     assert!(matches!(linux.dm_remove(&filesystem.device), Err(Error::Busy { .. })));

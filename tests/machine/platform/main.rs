@@ -56,7 +56,7 @@ const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, f
 const OF_ENCRYPTION: &[&[Check]] = &[containers::CHECKS, clevis::CHECKS];
 
 fn main() -> ExitCode {
-    if let Some(status) = stratisd::platform::linux::luks::child::run_if_asked() {
+    if let Some(status) = stratisd::platform::linux::run_as_child() {
         return status;
     }
     if env::var("STRATISD_MACHINE").as_deref() != Ok("1") {

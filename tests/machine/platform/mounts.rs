@@ -3,13 +3,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use stratisd::{
     engine::units::{Bytes, Sectors},
     platform::{
         Error, Platform, Program, WriteStep,
-        dm::{Line, Visibility},
+        dm::{Line, Target, Visibility},
         linux::Linux,
     },
 };
@@ -21,6 +22,8 @@ pub(crate) const CHECKS: &[Check] = &[
     ("a volume is mounted, used and unmounted", volume),
     ("a mount that fails is told", failed_mounts),
     ("mounts of users are seen", users),
+    ("mounts in other namespaces are seen and extended, and kept by nobody", elsewhere),
+    ("no mount of a user is kept busy by the daemon", copies),
     ("a new start finds a clean private directory", leftovers),
 ];
 
@@ -29,6 +32,8 @@ const AT: &str = ".mdv-0123456789abcdef0123456789abcdef";
 
 fn private(_machine: &Machine) {
     assert_ne!(fs::read_link("/proc/self/ns/mnt").unwrap(), fs::read_link("/proc/1/ns/mnt").unwrap());
+    // The disk of the machine itself stays where it is.
+    assert!(Path::new("/usr/sbin").exists() && Path::new("/proc/self").exists());
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = table.lines().find(|line| line.contains(PLACE)).unwrap();
     assert!(line.contains("tmpfs") && line.contains("size=1024k"), "{line}");
@@ -68,8 +73,6 @@ fn volume(machine: &Machine) {
         assert_eq!(linux.read_file(&file).unwrap(), content.as_bytes());
     }
     assert_eq!(linux.list_files(&directory).unwrap(), ["3f2504e04f8941d39a0c0305e82c3301.json"]);
-    let usage = linux.usage(&path, number).unwrap();
-    assert!(usage.total > Bytes(400 << 20) && usage.used < usage.total, "{usage:?}");
 
     // It lasts over an unmount; an unmounted place has no files.
     linux.unmount(AT).unwrap();
@@ -126,7 +129,9 @@ fn users(machine: &Machine) {
     outside("mkdir", &[&format!("{place}/inside")]);
     outside("mount", &["--bind", &format!("{place}/inside"), part]);
     assert_eq!(linux.mount_points(number).unwrap(), [Path::new(place), Path::new(part)]);
-    assert!(linux.usage(Path::new(place), number).unwrap().total > Bytes(400 << 20));
+    let mounts = linux.mounts(&[number]).unwrap();
+    assert!(mounts.iter().all(|mount| mount.process.is_none()), "{mounts:?}");
+    assert!(linux.usage(&mounts[0]).unwrap().total > Bytes(400 << 20));
     assert!(linux.hold(Path::new(&node)).is_err_and(|error| error.is_busy()));
     assert!(matches!(linux.dm_remove(&name), Err(Error::Busy { .. })));
     // We do not keep it mounted when users let go.
@@ -134,6 +139,60 @@ fn users(machine: &Machine) {
     outside("umount", &[place]);
     assert_eq!(linux.mount_points(number).unwrap(), Vec::<PathBuf>::new());
     linux.dm_remove(&name).unwrap();
+}
+
+/// Mounts that no propagation brings anywhere else.
+fn elsewhere(machine: &Machine) {
+    let linux = &machine.linux;
+    let (name, node) = make_volume(machine);
+    let found = linux.dm_find(&name).unwrap().unwrap();
+    fs::create_dir_all("/mnt/elsewhere").unwrap();
+    // The shell is the only process of its namespace.
+    let script = format!("mount {node} /mnt/elsewhere && touch /mnt/elsewhere/ready && read line; true");
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdin(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    let mounts = loop {
+        let mounts = linux.mounts(&[found.number]).unwrap();
+        match mounts.first().and_then(|mount| mount.process) {
+            Some(process) if Path::new(&format!("/proc/{process}/root/mnt/elsewhere/ready")).exists() => break mounts,
+            _ => assert!(shell.try_wait().unwrap().is_none(), "the shell has ended"),
+        }
+    };
+    assert_eq!(mounts.len(), 1);
+    assert_eq!(linux.mount_points(found.number).unwrap(), [mounts[0].shown()]);
+    let before = linux.usage(&mounts[0]).unwrap().total;
+    assert!(before > Bytes(400 << 20), "{before:?}");
+    let Target::Linear { device, offset } = found.table[0].target else { panic!("{:?}", found.table) };
+    linux.dm_load(&name, &[Line::linear(Sectors(0), Sectors(2 * 1_048_576), device, offset)]).unwrap();
+    linux.dm_resume(&name, Visibility::Private).unwrap();
+    linux.grow_xfs(&mounts[0]).unwrap();
+    let after = linux.usage(&mounts[0]).unwrap().total;
+    assert!(after.0 > before.0 * 19 / 10, "{before:?} {after:?}");
+    // When its user has gone nothing holds it.
+    drop(shell.stdin.take());
+    assert!(shell.wait().unwrap().success());
+    assert_eq!(linux.mounts(&[found.number]).unwrap(), []);
+    assert!(matches!(linux.usage(&mounts[0]), Err(Error::Io { .. } | Error::OtherMount { .. })));
+    linux.dm_remove(&name).unwrap();
+}
+
+/// A mount that was there before the daemon, below one that is not shared: its unmount did not reach the daemon's copy of it.
+fn copies(machine: &Machine) {
+    let linux = &machine.linux;
+    let (name, node) = make_volume(machine);
+    outside("mkdir", &["-p", "/mnt/parent"]);
+    outside("mount", &["-t", "tmpfs", "--make-private", "tmpfs", "/mnt/parent"]);
+    outside("mkdir", &["-p", "/mnt/parent/child"]);
+    outside("mount", &[&node, "/mnt/parent/child"]);
+    let again = Linux::start().unwrap();
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!table.contains("/mnt/"), "{table}");
+    outside("umount", &["/mnt/parent/child"]);
+    again.dm_remove(&name).unwrap();
+    outside("umount", &["/mnt/parent"]);
+    drop(again);
+    assert!(linux.dm_find(&name).unwrap().is_none());
 }
 
 fn leftovers(machine: &Machine) {

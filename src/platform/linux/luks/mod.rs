@@ -17,7 +17,8 @@
 //! | `orphans` | both | children that outlive their daemon |
 //!
 //! When the daemon stops in order, the engine has told works on data to stop, and waits for it. When it dies, its end of
-//! the pipes is closed, and a child ends by itself, where that does no harm. systemd kills the daemon's process only
+//! the pipes is closed, and a child ends by itself, where that does no harm. A child that takes too long is killed, which does no
+//! harm either: whatever it was at is put right as after a power cut. systemd kills the daemon's process only
 //! (KillMode=process); at shutdown it sends SIGTERM to all, which a child takes as a wish to stop.
 
 pub mod child;
@@ -36,7 +37,7 @@ use std::{
     ffi::OsStr,
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout},
+    process::{ChildStderr, ChildStdin, ChildStdout},
     time::{Duration, Instant},
 };
 
@@ -51,7 +52,9 @@ use self::{
 };
 use super::{
     cookie, dm,
-    programs::{self, Kept, Task},
+    limits::{self, KILLED, NOTICE, Work},
+    processes::{Input, Kept, Process, Task},
+    programs::{self, THIS_PROGRAM},
     wait,
 };
 use crate::{
@@ -63,8 +66,6 @@ use crate::{
     },
 };
 
-/// This program, also after it has been replaced by a newer one.
-const THIS_PROGRAM: &str = "/proc/self/exe";
 /// How often a work on data is asked about when it has nothing to say.
 const WATCH: Duration = Duration::from_secs(1);
 /// How long a child waits for udev to deal with a change of a device. Its library would wait for ever.
@@ -285,24 +286,36 @@ impl Call<'_> {
     ) -> std::result::Result<(Answer, Option<Secret>), End> {
         let died = |what: String| End::Died(self.failed(what));
         let arguments = [OsStr::new(wire::CHILD)];
-        let task = Task { path: &self.luks.program, arguments: &arguments, environment: &[], input: &[], limit: None };
+        let limit = limits::of(work_of(request), Bytes::ZERO);
+        let mut task = Task {
+            label: format!("work on the LUKS2 container on {} (to {} it)", self.device.display(), self.action),
+            path: &self.luks.program,
+            arguments: &arguments,
+            environment: &[],
+            input: Input::Bytes(&[]),
+            limit,
+            namespace: None,
+        };
         let mut child = task.start().map_err(|fault| died(format!("no process for it could be started: {fault}")))?;
-        let mut talk = Talk::new(&mut child, &self.luks.memory, watch);
+        let mut talk = Talk::new(&mut child, &self.luks.memory, limit, watch);
         let process = child.id();
-        let talked = talk.ask(&wire::frame(request, &secrets.0)).and_then(|()| talk.listen());
+        let talked = talk.ask(&wire::frame(request, &secrets.0)).and_then(|()| talk.listen(&child));
         if talked.is_err() {
-            // What it says is not understood: whatever it does, it must not go on.
-            programs::kill(&mut child);
+            // It takes too long, or what it says is not understood: whatever it does, it must not go on.
+            child.kill();
         }
         let Talk { input, permit, answer, errors, .. } = talk;
         drop((input, permit));
-        // In any case, so that it does not stay as a zombie.
-        let status = child.wait().map_err(|fault| died(fault.to_string()))?;
+        // In any case, so that it does not stay as a zombie. One that has said all ends as soon as it is let.
+        let patience = if talked.is_ok() { NOTICE } else { KILLED };
+        let status = child.wait(patience).map_err(|fault| died(fault.to_string()))?;
         if answer.is_none() {
             // What it waited for when it was killed is left to nobody.
             cookie::release(process, Duration::ZERO);
         }
         talked.map_err(|fault| died(fault.to_string()))?;
+        let status =
+            status.ok_or_else(|| died("the process for it does not end: a device does not answer".to_owned()))?;
         let device = || self.device.to_owned();
         match answer {
             None => Err(died(format!("the process for it ended: {}", programs::complaint(status, &errors.bytes)))),
@@ -323,6 +336,17 @@ impl Call<'_> {
     }
 }
 
+/// What a request is, as far as the time that it may take follows from that.
+fn work_of(request: &Request) -> Work {
+    match request {
+        Request::Read { .. } | Request::Reopen { .. } | Request::Resize { .. } => Work::LuksQuick,
+        Request::Format { .. } | Request::Change { .. } | Request::Open { .. } | Request::Repair { .. } => {
+            Work::LuksKeys
+        }
+        Request::Reencrypt { .. } => Work::LuksData,
+    }
+}
+
 /// The daemon's end of a conversation.
 struct Talk<'a> {
     /// The child's number.
@@ -335,18 +359,28 @@ struct Talk<'a> {
     received: Received,
     memory: &'a Memory,
     permit: Option<Permit<'a>>,
+    /// How long it may take, and until when; the wait for memory is not its time.
+    limit: Option<Duration>,
+    deadline: Option<Instant>,
+    /// When it is said that it takes long.
+    notice: Option<Instant>,
     watch: Option<Watch<'a>>,
     progress: Option<Progress>,
     answer: Option<(Answer, Option<Secret>)>,
 }
 
 impl<'a> Talk<'a> {
-    fn new(child: &mut Child, memory: &'a Memory, watch: Option<Watch<'a>>) -> Talk<'a> {
+    fn new(child: &mut Process, memory: &'a Memory, limit: Option<Duration>, watch: Option<Watch<'a>>) -> Talk<'a> {
+        let (input, output, log) = child.pipes();
+        let now = Instant::now();
         Talk {
             process: child.id(),
-            input: child.stdin.take(),
-            output: child.stdout.take(),
-            log: child.stderr.take(),
+            input,
+            output,
+            log,
+            limit,
+            deadline: limit.map(|limit| now + limit),
+            notice: Some(now + NOTICE),
             errors: Kept::new(),
             received: Received::new(),
             memory,
@@ -372,7 +406,10 @@ impl<'a> Talk<'a> {
     }
 
     /// Listens until the child has said all and ended.
-    fn listen(&mut self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When its time is up, or it cannot be understood.
+    fn listen(&mut self, child: &Process) -> io::Result<()> {
         let mut buffer = Zeroizing::new([0; 4096]);
         let mut next_watch = Instant::now() + WATCH;
         let mut next_look = Instant::now() + UDEV_LOOK;
@@ -381,16 +418,23 @@ impl<'a> Talk<'a> {
             let log = self.log.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
             let with_output = usize::from(output.is_some());
             let mut fds: Vec<PollFd<'_>> = [output, log].into_iter().flatten().collect();
-            let next = self.watch.map_or(next_look, |_| next_watch.min(next_look));
-            let in_time = wait::any(&mut fds, Some(next))?;
+            let next = [self.watch.map(|_| next_watch), self.deadline, self.notice, Some(next_look)];
+            let in_time = wait::any(&mut fds, next.into_iter().flatten().min())?;
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let now = Instant::now();
+            if self.notice.is_some_and(|notice| notice <= now) {
+                child.warn_of_age();
+                self.notice = None;
+            }
             if !in_time {
-                let now = Instant::now();
                 if now >= next_look {
                     self.end_waits_for_udev();
                     next_look = now + UDEV_LOOK;
                 }
-                if now >= next_watch {
+                if self.deadline.is_some_and(|deadline| deadline <= now) {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, limits::late(self.limit)));
+                }
+                if self.watch.is_some() && next_watch <= now {
                     self.ask_watch();
                     next_watch = now + WATCH;
                 }
@@ -440,6 +484,7 @@ impl<'a> Talk<'a> {
                         self.permit = None;
                     }
                     self.progress = Some(progress);
+                    self.notice = Some(Instant::now() + NOTICE);
                     self.ask_watch();
                 }
                 answer => self.answer = Some((answer, secrets.pop())),
@@ -451,6 +496,9 @@ impl<'a> Talk<'a> {
     fn grant(&mut self, memory: Bytes) -> io::Result<()> {
         self.permit = None;
         self.permit = Some(self.memory.take(memory));
+        let now = Instant::now();
+        self.deadline = self.limit.map(|limit| now + limit);
+        self.notice = Some(now + NOTICE);
         self.tell(&[wire::GO])
     }
 

@@ -5,7 +5,7 @@ use nix::libc::{EBUSY, EINVAL, EIO, ENOENT, EOPNOTSUPP};
 use super::*;
 use crate::{
     engine::units::Bytes,
-    platform::{Program, sim::Preset},
+    platform::{Mount, Program, sim::Preset},
 };
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
@@ -157,20 +157,39 @@ fn growing_follows_the_device() {
     create(&sim, "x", &linear(disk, 0, 1 << 20));
     mkfs(&sim, "/dev/mapper/x", UUID);
     let at = Path::new("/mnt");
-    fails(&sim, Program::XfsGrowfs, &["/mnt", "-d"], "not a mounted XFS");
-    sim.mount_user(&sim.dm_node("x"), at).unwrap();
     let x = sim.dm_find("x").unwrap().unwrap().number;
-    let total = |sim: &Sim| sim.usage(at, x).unwrap().total;
+    let mount = Mount { number: x, mount_point: at.to_owned(), process: None };
+    assert!(matches!(sim.grow_xfs(&mount), Err(Error::Grow { .. })));
+    sim.mount_user(&sim.dm_node("x"), at).unwrap();
+    let total = |sim: &Sim| sim.usage(&mount).unwrap().total;
     assert_eq!(total(&sim), Bytes(512 << 20));
     sim.dm_load("x", &linear(disk, 0, 1 << 21)).unwrap();
     sim.dm_resume("x", Visibility::Private).unwrap();
     assert_eq!(total(&sim), Bytes(512 << 20));
-    sim.run(Program::XfsGrowfs, &["/mnt", "-d"]).unwrap();
+    sim.grow_xfs(&mount).unwrap();
     assert_eq!(total(&sim), Bytes(1 << 30));
     sim.set_used(at, Bytes(700 << 20)).unwrap();
-    assert_eq!(sim.usage(at, x).unwrap().used, Bytes(700 << 20));
-    assert_eq!(errno(sim.usage(Path::new("/nowhere"), x)), ENOENT);
-    assert!(matches!(sim.usage(at, disk), Err(Error::OtherMount { number, .. }) if number == disk));
+    assert_eq!(sim.usage(&mount).unwrap().used, Bytes(700 << 20));
+    assert_eq!(errno(sim.usage(&Mount { mount_point: "/nowhere".into(), ..mount.clone() })), ENOENT);
+    let other = Mount { number: disk, ..mount.clone() };
+    assert!(matches!(sim.usage(&other), Err(Error::OtherMount { number, .. }) if number == disk));
+    assert!(matches!(sim.grow_xfs(&other), Err(Error::OtherMount { number, .. }) if number == disk));
+}
+
+#[test]
+fn a_mount_is_seen_in_its_own_namespace_only() {
+    let sim = Sim::builder().build();
+    create(&sim, "x", &linear(number(&sim, "/dev/a"), 0, 1 << 20));
+    mkfs(&sim, "/dev/mapper/x", UUID);
+    let x = sim.dm_find("x").unwrap().unwrap().number;
+    let path = sim.mount_elsewhere(77, &sim.dm_node("x"), Path::new("/data/a")).unwrap();
+    let mount = Mount { number: x, mount_point: "/data/a".into(), process: Some(77) };
+    assert_eq!(sim.mounts(&[x]).unwrap(), std::slice::from_ref(&mount));
+    assert_eq!((path.as_path(), mount.shown().as_path()), (Path::new("/proc/77/root/data/a"), path.as_path()));
+    assert!(sim.usage(&mount).is_ok());
+    assert_eq!(errno(sim.usage(&Mount { process: None, ..mount })), ENOENT);
+    sim.unmount_user(&path).unwrap();
+    assert_eq!(sim.mounts(&[x]).unwrap(), []);
 }
 
 #[test]

@@ -186,3 +186,19 @@ fn slowness_does_not_outlast_power() {
         assert!(matches!(held.join().unwrap(), Err(Error::PowerCut)));
     });
 }
+
+/// A hung program was nowhere to be seen.
+#[test]
+fn a_program_that_hangs_is_told() {
+    let sim = Sim::builder().build();
+    let gate = sim.delay(Call::Run(Program::MkfsXfs), "");
+    std::thread::scope(|scope| {
+        let held = scope.spawn(|| sim.run(Program::MkfsXfs, &["-V"]));
+        assert!(gate.wait_for(1, LIMIT));
+        let running: Vec<String> = sim.running_programs().into_iter().map(|program| program.label).collect();
+        assert_eq!(running, ["mkfs.xfs -V"]);
+        gate.open();
+        held.join().unwrap().unwrap();
+    });
+    assert_eq!(sim.running_programs(), []);
+}

@@ -1,0 +1,185 @@
+//! Processes: what they inherit, what is kept of what they say, and how they are ended.
+
+use std::{ffi::OsStr, fs, path::Path, time::Duration};
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+
+use super::*;
+use crate::platform::linux::programs::complaint;
+
+fn shell(script: &str) -> Ended {
+    told(script, &[], None)
+}
+
+fn told(script: &str, input: &[u8], limit: Option<Duration>) -> Ended {
+    let arguments = [OsStr::new("-c"), OsStr::new(script)];
+    task(Path::new("/bin/sh"), &arguments, input, limit).run().unwrap()
+}
+
+fn task<'a>(path: &'a Path, arguments: &'a [&'a OsStr], input: &'a [u8], limit: Option<Duration>) -> Task<'a> {
+    let (label, input) = ("test".to_owned(), Input::Bytes(input));
+    Task { label, path, arguments, environment: &[], input, limit, namespace: None }
+}
+
+fn status(ended: &Ended) -> ExitStatus {
+    match ended.how {
+        How::Ended(status) => status,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn output_and_errors_are_kept_apart() {
+    let ended = shell("echo out; echo err >&2; exit 3");
+    assert_eq!((text(&ended.output.bytes), text(&ended.errors.bytes)), ("out\n", "err\n"));
+    assert_eq!(complaint(status(&ended), &ended.errors.bytes), "exit status 3: err");
+}
+
+#[test]
+fn much_output_on_both_is_read_to_the_end_and_cut() {
+    let ended = shell("yes | head -c 3000000 >&2; yes | head -c 3000000");
+    assert!(status(&ended).success());
+    for kept in [&ended.output, &ended.errors] {
+        assert!(kept.cut);
+        assert_eq!(kept.bytes.len(), OUTPUT_BYTES_MAX);
+    }
+}
+
+#[test]
+fn output_of_just_the_bound_is_not_cut() {
+    let ended = shell(&format!("yes | head -c {OUTPUT_BYTES_MAX}"));
+    assert!(!ended.output.cut);
+    assert_eq!(ended.output.bytes.len(), OUTPUT_BYTES_MAX);
+}
+
+#[test]
+fn a_death_by_signal_is_told() {
+    let ended = shell("kill -9 $$");
+    assert_eq!(complaint(status(&ended), &ended.errors.bytes), "killed by signal 9");
+}
+
+#[test]
+fn the_child_is_set_apart() {
+    // SIGUSR1 and SIGINT are blocked where the child is started, and must not be in the child.
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGUSR1);
+    blocked.add(Signal::SIGINT);
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut before)).unwrap();
+    let ended = shell("grep SigBlk /proc/self/status; echo $LC_ALL; echo ${HOME-none}; pwd; cat");
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None).unwrap();
+    assert_eq!(text(&ended.output.bytes), "SigBlk:\t0000000000000000\nC\nnone\n/\n");
+}
+
+#[test]
+fn the_child_has_only_three_descriptors() {
+    // One that is not close-on-exec, as a careless library would open it.
+    let file = fs::File::open("/dev/null").unwrap();
+    let careless = rustix::io::dup(&file).unwrap();
+    assert!(!rustix::io::fcntl_getfd(&careless).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+    // The descriptor through which the shell lists them is closed again when it looks at each.
+    let ended = shell("for fd in /proc/$$/fd/*; do [ ! -e $fd ] || echo ${fd##*/}; done");
+    assert_eq!(text(&ended.output.bytes), "0\n1\n2\n");
+}
+
+#[test]
+fn the_child_leads_its_own_session_without_a_terminal() {
+    let ended = shell(
+        "read -r pid name state parent group session terminal rest < /proc/$$/stat
+        [ $pid = $group ] && [ $pid = $session ] && [ $terminal = 0 ]",
+    );
+    assert!(status(&ended).success());
+}
+
+#[test]
+fn much_input_and_output_pass_each_other() {
+    let input = vec![b'x'; 300_000];
+    let ended = told("cat", &input, None);
+    assert!(*ended.output.bytes == *input && status(&ended).success());
+    // One that does not listen, and one that has gone before all is said.
+    assert!(status(&told("exit 0", &input, None)).success());
+    assert_eq!(text(&told("head -c 3", &input, None).output.bytes), "xxx");
+}
+
+#[test]
+fn one_that_takes_too_long_is_killed_with_what_it_started() {
+    // Without end, and so are its children, which hold the pipes.
+    let ended = told("echo begun; sleep infinity & sleep infinity", b"", Some(Duration::from_millis(50)));
+    assert_eq!((ended.how, text(&ended.output.bytes)), (How::Late, "begun\n"));
+}
+
+/// Such a child would hold a pipe open, and so its caller, as long as it likes.
+#[test]
+fn what_a_program_leaves_running_ends_with_it() {
+    let ended = shell("sleep infinity & echo $!");
+    assert!(status(&ended).success());
+    let stat = format!("/proc/{}/stat", text(&ended.output.bytes).trim());
+    // It has been killed; this ends when it is gone, or waits for its parent to take notice.
+    while fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z")) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn programs_run_side_by_side_and_the_first_answer_is_enough() {
+    let scripts = ["sleep infinity", "echo second; exit 3", "sleep infinity"];
+    let arguments = scripts.map(|script| [OsStr::new("-c"), OsStr::new(script)]);
+    let tasks = || arguments.iter().map(|arguments| task(Path::new("/bin/sh"), arguments, &[], None)).collect();
+    let mut seen = Vec::new();
+    run_all(tasks(), |number, ended| {
+        let ended = ended.unwrap();
+        seen.push((number, status(&ended).code(), text(&ended.output.bytes).to_owned()));
+        true
+    });
+    assert_eq!(seen, [(1, Some(3), "second\n".to_owned())]);
+    // One that cannot be started is told, and keeps no other back.
+    let nothing: [&OsStr; 0] = [];
+    let mut list: Vec<Task<'_>> = vec![task(Path::new("/nonexistent"), &nothing, &[], None)];
+    list.push(task(Path::new("/bin/sh"), &arguments[1], &[], None));
+    let mut seen = Vec::new();
+    run_all(list, |number, ended| {
+        seen.push((number, ended.is_ok()));
+        false
+    });
+    assert_eq!(seen, [(0, false), (1, true)]);
+}
+
+#[test]
+fn what_runs_is_told() {
+    let arguments = [OsStr::new("-c"), OsStr::new("read line")];
+    let mut task = Task { label: "a test that waits".to_owned(), ..task(Path::new("/bin/sh"), &arguments, b"x", None) };
+    let is_told = || running().iter().any(|program| program.label == "a test that waits" && !program.is_stuck);
+    let process = task.start().unwrap();
+    assert!(is_told());
+    drop(process);
+    assert!(!is_told());
+}
+
+/// A child that waits for a device inside the kernel held its worker for ever.
+#[test]
+fn a_child_that_does_not_end_is_given_up_and_reaped_later() {
+    let arguments = [OsStr::new("-c"), OsStr::new("sleep infinity")];
+    let mut process = task(Path::new("/bin/sh"), &arguments, &[], None).start().unwrap();
+    let pid = process.child.as_ref().unwrap().id();
+    // For all that can be seen it does not end, however often it is killed.
+    let (silent, _open) = io::pipe().unwrap();
+    process.end = Some(silent.into());
+    process.kill();
+    process.killed = Some(Instant::now() - KILLED);
+    drop(process);
+    assert!(CHILDREN.lock()[&pid].stuck.is_some());
+    // It is dead in truth, so that it is taken leave of when it is next looked for.
+    while running().iter().any(|program| program.process == pid) {
+        std::thread::yield_now();
+    }
+    assert!(!CHILDREN.lock().contains_key(&pid));
+}
+
+#[test]
+fn an_unusable_program_is_an_error() {
+    assert!(task(Path::new("/nonexistent"), &[], &[], None).run().is_err());
+}

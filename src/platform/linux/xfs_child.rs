@@ -1,0 +1,101 @@
+//! The child process that extends a mounted XFS: the kernel's call for that is made on a directory of the file system, which
+//! xfs_growfs finds in its own mount namespace only.
+//!
+//! It is given the root directory of the namespace as standard input, the device that it expects, and the path. Knows nothing
+//! of who has mounted what.
+#![allow(unsafe_code)]
+
+use std::{
+    env, io,
+    os::fd::{AsFd, AsRawFd},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::database;
+use crate::platform::DeviceNumber;
+
+/// The first argument of such a child.
+pub(super) const CHILD: &str = "grow-xfs-as-child";
+/// Its exit status if something else is mounted there.
+pub(super) const OTHER_MOUNT: u8 = 3;
+
+mod calls {
+    //! `xfs/libxfs/xfs_fs.h`: the two calls, with what they take.
+
+    /// `struct xfs_fsop_geom_v4`.
+    #[repr(C)]
+    #[derive(Default)]
+    pub(super) struct Geometry {
+        pub(super) block_bytes: u32,
+        _sizes: [u32; 6],
+        pub(super) inode_percent: u32,
+        pub(super) data_blocks: u64,
+        _realtime: [u64; 3],
+        _uuid: [u8; 16],
+        _layout: [u32; 8],
+    }
+
+    /// `struct xfs_growfs_data`.
+    #[repr(C)]
+    pub(super) struct Growth {
+        pub(super) data_blocks: u64,
+        pub(super) inode_percent: u32,
+    }
+
+    nix::ioctl_read!(geometry, b'X', 124, Geometry);
+    nix::ioctl_write_ptr!(grow, b'X', 110, Growth);
+}
+
+/// Does the work if this program has been started as such a child. `None`: it has not.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut arguments = env::args_os().skip(1);
+    if arguments.next()? != CHILD {
+        return None;
+    }
+    let number = arguments.next()?.to_str()?.parse().ok()?;
+    let path = PathBuf::from(arguments.next()?);
+    Some(match serve(number, &path) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(OTHER_MOUNT),
+        Err(fault) => {
+            eprintln!("{fault}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// `false`: another device is mounted there.
+fn serve(number: DeviceNumber, path: &Path) -> io::Result<bool> {
+    // A mount may be of one file, which must not make the child wait.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let place = rustix::fs::openat(io::stdin().as_fd(), path, flags, Mode::empty())?;
+    if database::number(rustix::fs::fstat(&place)?.st_dev) != number {
+        return Ok(false);
+    }
+    let mut geometry = calls::Geometry::default();
+    // SAFETY: the descriptor is open, and the kernel fills in a structure of the size that the call's number says.
+    unsafe { calls::geometry(place.as_raw_fd(), &raw mut geometry) }?;
+    let blocks = database::size(number).0 / u128::from(geometry.block_bytes.max(1));
+    let data_blocks = u64::try_from(blocks).unwrap_or(u64::MAX);
+    if data_blocks <= geometry.data_blocks {
+        return Ok(true);
+    }
+    let growth = calls::Growth { data_blocks, inode_percent: geometry.inode_percent };
+    // SAFETY: as above; the kernel only reads it.
+    unsafe { calls::grow(place.as_raw_fd(), &raw const growth) }?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::calls::{Geometry, Growth};
+
+    /// The size is part of the call's number.
+    #[test]
+    fn the_structures_are_as_large_as_the_kernels() {
+        assert_eq!((size_of::<Geometry>(), size_of::<Growth>()), (112, 16));
+    }
+}
