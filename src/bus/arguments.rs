@@ -70,7 +70,7 @@ pub enum ArgumentError {
     OtherPool { filesystem: Name, pool: Name },
     #[error("{0} stands for no kind of redundancy; there is none but 0, or leave it out")]
     Redundancy(u16),
-    #[error("the Clevis configuration cannot be read; correct it")]
+    #[error("the Clevis configuration is not JSON that can be used; correct it")]
     Json(#[source] serde_json::Error),
     #[error(transparent)]
     Encryption(#[from] EncryptionError),

@@ -17,17 +17,32 @@ pub trait Submit: Send + Sync {
     /// Queues the job and returns at once: the reader waits for nothing. A job that is not taken because the daemon
     /// stops is answered through its `on_failure`.
     fn submit(&self, job: Job);
-    /// Who holds which pools and who waits for them, for people. Asked by the lister.
+    /// Who holds which pools and who waits for them, and which programs run, for people. Asked by the lister.
     fn locks(&self) -> Locks;
 }
 
-/// Who holds and who waits, at one moment.
+/// Who holds and who waits, at one moment, and what runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Locks {
+    /// Programs, the oldest first.
+    pub programs: Vec<RunningProgram>,
     /// Those that hold, in the order of their requests.
     pub holders: Vec<Holder>,
     /// Those that wait, in the order of arrival.
     pub waiters: Vec<Holder>,
+}
+
+/// A program that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningProgram {
+    /// What it does.
+    pub label: String,
+    /// Its process.
+    pub process: u32,
+    /// How long it has been running.
+    pub age: Duration,
+    /// It was killed because its time was up, and has not ended.
+    pub is_stuck: bool,
 }
 
 /// A request that holds or waits.

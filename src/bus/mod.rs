@@ -48,7 +48,7 @@ mod writer;
 use std::{io, sync::Arc};
 
 pub use connection::MESSAGE_MAX_VARIABLE;
-pub use job::{Failure, Holder, Job, Locks, Reply, Submit};
+pub use job::{Failure, Holder, Job, Locks, Reply, RunningProgram, Submit};
 pub use lister::Lister;
 pub use reader::Reader;
 pub use writer::Writer;

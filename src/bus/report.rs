@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     bus::{
-        job::{Holder, Locks},
+        job::{Holder, Locks, RunningProgram},
         properties,
     },
     engine::units::Sectors,
@@ -98,7 +98,19 @@ fn locks(held: &Locks) -> Value {
         let one = |Holder { request, access, age }: &Holder| json!({ "request": request, "access": access, "age_ms": age.as_millis() as u64 });
         list.iter().map(one).collect()
     };
-    json!({ "holders": each(&held.holders), "waiters": each(&held.waiters) })
+    let program = |RunningProgram { label, process, age, is_stuck }: &RunningProgram| {
+        let mut report = json!({ "program": label, "process": process, "age_ms": age.as_millis() as u64 });
+        if *is_stuck {
+            report["stuck"] =
+                "it was killed because its time was up, and waits for a device that does not answer".into();
+        }
+        report
+    };
+    json!({
+        "holders": each(&held.holders),
+        "waiters": each(&held.waiters),
+        "programs": held.programs.iter().map(program).collect::<Value>(),
+    })
 }
 
 fn or_not_set(text: Option<String>) -> String {

@@ -3,6 +3,7 @@
 //! Must never know: any policy about pools. It builds, joins and stops.
 
 pub mod dispatch;
+mod first_look;
 pub mod links;
 pub mod logging;
 pub mod machine;

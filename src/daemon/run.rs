@@ -4,14 +4,14 @@
 
 use std::{io, sync::Arc};
 
-use crossbeam_channel::{Receiver, Sender, never, select, unbounded};
+use crossbeam_channel::unbounded;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
     low_level::signal_name,
 };
 use threads::{
-    group::{Ended, Group, How, SpawnError},
+    group::{Group, SpawnError},
     lock::{Observation, Observed},
     stop::Stop,
     wake::Waker,
@@ -19,6 +19,7 @@ use threads::{
 
 use super::{
     dispatch::{Dispatcher, LIMITS, Request, Workers},
+    first_look::{self, Start, Waited},
     links::Links,
     machine::{self, Choice, Machine},
     readiness, sentence,
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     bus::{self, Bus, Holder, Job, Locks, Reader, Reply},
     engine::{self, Engine, request::Next},
-    platform,
+    platform::{self, Platform},
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
 };
 
@@ -71,7 +72,7 @@ pub fn run(choice: &Choice) -> Result<(), Error> {
     let mut dispatcher = None;
     let outcome = start(&machine, signals, &group, &stop, &mut dispatcher)
         // Up, or told to stop on the way, which is seen at once.
-        .and_then(|()| wait_for(&never::<()>(), &group, &stop).map(drop));
+        .and_then(|()| first_look::wait_for_stop(&group, &stop));
     if let Err(error) = &outcome {
         stop.trigger(sentence(error));
     }
@@ -79,8 +80,8 @@ pub fn run(choice: &Choice) -> Result<(), Error> {
     outcome.and(stopped.map_err(Error::Stuck))
 }
 
-/// Brings everything up, the view first and the name last: whoever sees the name sees the pools. Returns early when it is
-/// told to stop.
+/// Brings everything up, the view first and the name last: whoever sees the name sees the pools, but for those that take long to
+/// be set up, which are shown as being set up. Returns early when it is told to stop.
 fn start(
     machine: &Machine,
     signals: Signals,
@@ -113,7 +114,7 @@ fn start(
         writer.run(&published);
         Ok(())
     })?;
-    let jobs = Jobs(dispatcher.clone());
+    let jobs = Jobs { dispatcher: dispatcher.clone(), platform: Arc::clone(&platform) };
     group.spawn(names::BUS_LISTER, move || {
         lister.run(&jobs);
         Ok(())
@@ -122,9 +123,15 @@ fn start(
     // The sources come first and the look at the machine second, so nothing that happens in between is missed.
     let device_events = platform.device_events().map_err(Error::Events)?;
     let dm_events = platform.dm_events().map_err(Error::Events)?;
-    let chains = engine::ops::discover(&engine).map_err(|error| Error::Discovery(error.sentence()))?;
-    if !run_all(chains, dispatcher, group, stop)? {
-        return Ok(());
+    let begin = Start { dispatcher, tell: |told| Reply::tell(told), group, stop };
+    let (look, devices) = engine::ops::first_look(&engine).map_err(|error| Error::Discovery(error.sentence()))?;
+    match begin.run(devices, first_look::DEVICES_LIMIT)? {
+        Waited::All => {}
+        Waited::Late => {
+            let unread: Vec<String> = look.unread().iter().map(|path| path.display().to_string()).collect();
+            log::warn!("{} cannot be read so far; going on without them", unread.join(", "));
+        }
+        Waited::Stop => return Ok(()),
     }
 
     let submit = || -> watch::Submit {
@@ -136,65 +143,29 @@ fn start(
     };
     let watch = DeviceWatch::new(device_events, waker()?, submit());
     spawn_watcher(names::UDEV, group, stop, |stop| watch.run(stop))?;
-    let watch = DmWatch::new(platform, dm_events, running.clone(), dm_waker, submit());
+    let watch = DmWatch::new(Arc::clone(&platform), dm_events, running.clone(), dm_waker, submit());
     spawn_watcher(names::DM_EVENTS, group, stop, |stop| watch.run(stop))?;
     let timers = Timers::new(running, timers_waker, submit());
     spawn_watcher(names::TIMERS, group, stop, |stop| timers.run(stop))?;
 
+    // Pools are watched from the moment in which they run, whatever the others do.
+    match begin.run(look.end(&engine), first_look::POOLS_LIMIT)? {
+        Waited::All => {}
+        Waited::Late => {
+            log::warn!("still being set up: {}; going on without", engine::ops::being_set_up(&engine).join(", "));
+        }
+        Waited::Stop => return Ok(()),
+    }
+    // When this is told, all that is known so far has been published.
+    let nothing = vec![("the first view".to_owned(), Next::Done(()))];
+    if begin.run(nothing, first_look::POOLS_LIMIT)? == Waited::Stop {
+        return Ok(());
+    }
     reader.request_name()?;
-    spawn_reader(reader, group, stop, dispatcher)?;
+    spawn_reader(reader, group, stop, Jobs { dispatcher: dispatcher.clone(), platform })?;
     log::info!("{} is served", bus::NAME);
     readiness::tell(readiness::READY);
     Ok(())
-}
-
-/// Runs chains to their end and the publishing of what they changed. `false`: told to stop meanwhile.
-fn run_all(chains: Vec<Next<()>>, dispatcher: &Dispatcher<Reply>, group: &Group, stop: &Stop) -> Result<bool, Error> {
-    // Unbounded, but holds at most one message for each chain.
-    let (done, all_done) = unbounded();
-    let count = chains.len();
-    for chain in chains {
-        // Told by the tree writer, after the change: then it is published, too.
-        let told = |done: Sender<()>| {
-            Some(Reply::tell(move || {
-                // Nobody waits any more when the daemon has been told to stop.
-                let _ = done.send(());
-            }))
-        };
-        let (end, failure) = (done.clone(), done.clone());
-        dispatcher.submit(Request {
-            label: "discovery of a pool".to_owned(),
-            chain: chain.map(move |()| told(end)),
-            on_failure: Box::new(move |_| told(failure)),
-        });
-    }
-    for _ in 0..count {
-        if wait_for(&all_done, group, stop)?.is_none() {
-            return Ok(false);
-        }
-    }
-    Ok(!stop.is_on())
-}
-
-/// Waits for a message, or the stop switch (`None`), or the end of any thread, which is an error unless it stops.
-fn wait_for<T>(messages: &Receiver<T>, group: &Group, stop: &Stop) -> Result<Option<T>, Error> {
-    let ended = |Ended { name, how }| {
-        let why = match how {
-            How::Returned => String::new(),
-            How::Failed(why) => format!(": {why}"),
-            How::Panicked(text) => format!(" by a panic: {text}; please report it"),
-        };
-        Error::ThreadEnded { name, why }
-    };
-    select! {
-        recv(messages) -> message => Ok(message.ok()),
-        recv(stop.receiver()) -> _ => Ok(None),
-        recv(group.ended()) -> report => match report {
-            Ok(report) if !stop.is_on() => Err(ended(report)),
-            // A thread that ends after the switch is turned on does so because of it.
-            _ => Ok(None),
-        }
-    }
 }
 
 /// The life of the signal thread: the first signal stops the daemon. Those that follow are others who ask for the same, as
@@ -219,17 +190,20 @@ fn spawn_watcher(
     Ok(group.spawn(name, move || run(&stop).map_err(|error| sentence(&error)))?)
 }
 
-fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, dispatcher: &Dispatcher<Reply>) -> Result<(), Error> {
-    let (stop, jobs) = (stop.clone(), Jobs(dispatcher.clone()));
+fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, jobs: Jobs) -> Result<(), Error> {
+    let stop = stop.clone();
     Ok(group.spawn(names::BUS_READER, move || reader.run(&jobs, &stop).map_err(|error| sentence(&error)))?)
 }
 
 /// Where the bus reader's jobs go.
-struct Jobs(Dispatcher<Reply>);
+struct Jobs {
+    dispatcher: Dispatcher<Reply>,
+    platform: Arc<dyn Platform>,
+}
 
 impl bus::Submit for Jobs {
     fn submit(&self, Job { label, chain, on_failure }: Job) {
-        self.0.submit(Request { label, chain, on_failure });
+        self.dispatcher.submit(Request { label, chain, on_failure });
     }
 
     fn locks(&self) -> Locks {
@@ -237,7 +211,14 @@ impl bus::Submit for Jobs {
             let tell = |Observed { label, access, age, .. }| Holder { request: label.into_owned(), access, age };
             observed.into_iter().map(tell).collect()
         };
-        let Observation { holders, waiters } = self.0.observe();
-        Locks { holders: told(holders), waiters: told(waiters) }
+        let Observation { holders, waiters } = self.dispatcher.observe();
+        let running = self.platform.running_programs().into_iter();
+        let programs = running.map(|platform::RunningProgram { label, process, age, is_stuck }| bus::RunningProgram {
+            label,
+            process,
+            age,
+            is_stuck,
+        });
+        Locks { holders: told(holders), waiters: told(waiters), programs: programs.collect() }
     }
 }

@@ -101,7 +101,7 @@ impl Submit for Jobs {
 
     fn locks(&self) -> Locks {
         let holder = Holder { request: "a test".into(), access: "Write(p)".into(), age: Duration::from_millis(1500) };
-        Locks { holders: vec![holder], waiters: Vec::new() }
+        Locks { holders: vec![holder], ..Locks::default() }
     }
 }
 

@@ -7,7 +7,7 @@ use dbus::{Message, arg::AppendAll};
 use super::{is, plain, pool, read_back, values, with_filesystem};
 use crate::{
     bus::{
-        job::{Caller, Failure, Holder, Locks},
+        job::{Caller, Failure, Holder, Locks, RunningProgram},
         lister::Long,
         message::{self, BadArguments},
         outcome::{Answer, Asked, Outcome, error_name, readable, sentence},
@@ -504,7 +504,13 @@ fn reports_are_json() {
     let pools = [7, 8, 9].map(stopped).into();
     view.stopped = std::sync::Arc::new(crate::view::Stopped { version: 1, pools });
     let holder = Holder { request: "pool.r9.SetName".into(), access: "Write(p)".into(), age: Duration::from_secs(2) };
-    let held = Locks { holders: vec![], waiters: vec![holder] };
+    let program = RunningProgram {
+        label: "mkfs.xfs on /dev/mapper/x".to_owned(),
+        process: 7,
+        age: Duration::from_millis(9),
+        is_stuck: true,
+    };
+    let held = Locks { holders: vec![], waiters: vec![holder], programs: vec![program] };
     let report: serde_json::Value = serde_json::from_str(&composed(Report::EngineState, &view, &held)).unwrap();
     let of = |pointer: &str| report.pointer(pointer).unwrap_or_else(|| panic!("{report} has no {pointer}"));
     assert_eq!(of("/pools/0/name"), "p");
@@ -524,6 +530,8 @@ fn reports_are_json() {
     assert_eq!(of("/pools/0/blockdevs/datadevs/0/in_use"), true);
     assert_eq!(of("/locks/waiters/0/request"), "pool.r9.SetName");
     assert_eq!(of("/locks/waiters/0/age_ms"), 2000);
+    assert_eq!(of("/locks/programs/0/program"), "mkfs.xfs on /dev/mapper/x");
+    assert!(of("/locks/programs/0/stuck").is_string());
     let by_name = |name| -> serde_json::Value {
         serde_json::from_str(&composed(report::by_name(name).unwrap(), &view, &held)).unwrap()
     };

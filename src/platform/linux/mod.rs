@@ -39,7 +39,9 @@ use std::{
 use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
-use self::{clevis::Clevis, devices::Devices, dm::Mapper, files::Place, luks::Luks, namespace::Origin, programs::Programs};
+use self::{
+    clevis::Clevis, devices::Devices, dm::Mapper, files::Place, luks::Luks, namespace::Origin, programs::Programs,
+};
 use crate::engine::units::Sectors;
 use crate::platform::{
     Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, Hold, Mount,

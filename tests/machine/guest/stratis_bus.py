@@ -170,6 +170,12 @@ class Stratis:
         assert code == 0, what
         return json.loads(text)
 
+    def pool_metadata(self, name):
+        """What is recorded of a running pool."""
+        text, code, what = self.call(self.pool(name).path, interface("pool"), "Metadata", "b", True)
+        assert code == 0, what
+        return json.loads(text)
+
     def set_fs_limit(self, pool_path, limit):
         self.bus.call_blocking(NAME, pool_path, dbus.PROPERTIES_IFACE, "Set", "ssv",
                                (interface("pool"), "FsLimit", dbus.UInt64(limit, variant_level=1)))  # fmt: skip

@@ -1,0 +1,267 @@
+//! The first look for pools: who waits for what at the start, and for how long.
+//!
+//! Devices are read and pools set up side by side, each on a thread of its own. What is quick is waited for, so that who sees the
+//! daemon's name sees those pools; what does not answer is named and comes when it comes, without delaying anything else.
+//!
+//! Must never know: what a look or a set-up consists of, who is told of a change and how.
+
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, after, never, select, unbounded};
+use threads::{
+    group::{Ended, Group, How},
+    stop::Stop,
+};
+
+use super::{
+    dispatch::{Dispatcher, Request},
+    run::Error,
+};
+use crate::engine::request::Next;
+
+/// How long the devices may take to be read. A disk that spins up takes some seconds; what takes longer is a disk that tries
+/// again and again, and its pool is set up when it has answered.
+pub(super) const DEVICES_LIMIT: Duration = Duration::from_secs(10);
+/// How long the set-up of a pool is waited for. Pools are set up side by side, so this is also how long all of them are.
+pub(super) const POOLS_LIMIT: Duration = Duration::from_secs(10);
+
+/// Called when what a request changed has been published.
+pub(super) type Told = Box<dyn FnOnce() + Send>;
+
+/// What requests of the start are run with.
+pub(super) struct Start<'a, R: Send + 'static> {
+    pub(super) dispatcher: &'a Dispatcher<R>,
+    /// Makes the answer to a request that tells the one who waits for it.
+    pub(super) tell: fn(Told) -> R,
+    pub(super) group: &'a Group,
+    pub(super) stop: &'a Stop,
+}
+
+/// What came of waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waited {
+    /// All have come to their end, and what they changed is published.
+    All,
+    /// Some are still under way.
+    Late,
+    /// The daemon has been told to stop.
+    Stop,
+}
+
+impl<R: Send + 'static> Start<'_, R> {
+    /// Runs requests, with their labels, and waits for their ends, at most so long. Those that are late go on.
+    ///
+    /// # Errors
+    /// When a thread of the daemon ends.
+    pub(super) fn run(&self, requests: Vec<(String, Next<()>)>, limit: Duration) -> Result<Waited, Error> {
+        // Unbounded, but holds at most one message for each request.
+        let (done, all_done) = unbounded();
+        let count = requests.len();
+        let tell = self.tell;
+        for (label, chain) in requests {
+            let told = move |done: crossbeam_channel::Sender<()>| {
+                // Nobody waits any more when it is late, or the daemon has been told to stop.
+                Some(tell(Box::new(move || {
+                    let _ = done.send(());
+                })))
+            };
+            let (end, failure) = (done.clone(), done.clone());
+            self.dispatcher.submit(Request {
+                label,
+                chain: chain.map(move |()| told(end)),
+                on_failure: Box::new(move |_| told(failure)),
+            });
+        }
+        let late = after(limit);
+        for _ in 0..count {
+            match wait_for(&all_done, &late, self.group, self.stop)? {
+                Waited::All => {}
+                other => return Ok(other),
+            }
+        }
+        Ok(if self.stop.is_on() { Waited::Stop } else { Waited::All })
+    }
+}
+
+/// Waits for a message, the time limit, the stop switch, or the end of any thread, which is an error unless it stops.
+fn wait_for<T, L>(messages: &Receiver<T>, late: &Receiver<L>, group: &Group, stop: &Stop) -> Result<Waited, Error> {
+    let ended = |Ended { name, how }| {
+        let why = match how {
+            How::Returned => String::new(),
+            How::Failed(why) => format!(": {why}"),
+            How::Panicked(text) => format!(" by a panic: {text}; please report it"),
+        };
+        Error::ThreadEnded { name, why }
+    };
+    select! {
+        recv(messages) -> message => Ok(if message.is_ok() { Waited::All } else { Waited::Stop }),
+        recv(late) -> _ => Ok(Waited::Late),
+        recv(stop.receiver()) -> _ => Ok(Waited::Stop),
+        recv(group.ended()) -> report => match report {
+            Ok(report) if !stop.is_on() => Err(ended(report)),
+            // A thread that ends after the switch is turned on does so because of it.
+            _ => Ok(Waited::Stop),
+        }
+    }
+}
+
+/// Waits until the daemon is told to stop.
+///
+/// # Errors
+/// When a thread of the daemon ends before.
+pub(super) fn wait_for_stop(group: &Group, stop: &Stop) -> Result<(), Error> {
+    wait_for(&never::<()>(), &never::<()>(), group, stop).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use super::*;
+    use crate::{
+        daemon::{
+            dispatch::{LIMITS, Workers},
+            links::Links,
+        },
+        engine::{Engine, dm_names::Role, ids::PoolUuid, name::Name, ops, units::Sectors},
+        platform::sim::{Call, Sim},
+        view::{Change, Update},
+    };
+
+    /// Only so that a lost wake-up fails the test.
+    const HANG: Duration = Duration::from_secs(120);
+    const TEN_GIB: Sectors = Sectors(10 << 21);
+
+    /// A daemon without a bus: what is published goes to a channel.
+    struct House {
+        group: Group,
+        stop: Stop,
+        engine: Arc<Engine>,
+        dispatcher: Dispatcher<Told>,
+        published: Receiver<Change>,
+    }
+
+    impl House {
+        fn new(sim: &Sim) -> House {
+            let group = Group::new(&["worker-*", "links", "writer"]);
+            let workers = Workers::start(&group, LIMITS).unwrap();
+            let links = Links::new().unwrap();
+            let waits = links.clone();
+            group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
+            let engine = Arc::new(Engine::new(Arc::new(sim.clone())));
+            let (updates, to_write) = unbounded::<Update<Told>>();
+            let (publish, published) = unbounded();
+            let dispatcher = Dispatcher::new(Arc::clone(&engine), workers, links, updates, Box::new(|_| {}));
+            group
+                .spawn("writer", move || {
+                    for Update { changes, reply } in to_write {
+                        changes.into_iter().for_each(|change| drop(publish.send(change)));
+                        if let Some(told) = reply {
+                            told();
+                        }
+                    }
+                    Ok(())
+                })
+                .unwrap();
+            House { group, stop: Stop::new(), engine, dispatcher, published }
+        }
+
+        fn start(&self) -> Start<'_, Told> {
+            Start { dispatcher: &self.dispatcher, tell: |told| told, group: &self.group, stop: &self.stop }
+        }
+
+        /// Waits until pools of these names are published.
+        fn wait_for_pools(&self, names: &[&str]) {
+            let mut missing: BTreeSet<&str> = names.iter().copied().collect();
+            while !missing.is_empty() {
+                if let Change::Pool(pool) = self.published.recv_timeout(HANG).expect("the pool should come") {
+                    missing.remove(pool.name.as_str());
+                }
+            }
+        }
+
+        fn end(self) {
+            self.dispatcher.stop().recv_timeout(HANG).expect_err("nothing is sent on it");
+            self.dispatcher.close();
+            self.group.join(&["links", "worker-*", "writer"], HANG).unwrap();
+        }
+    }
+
+    /// A machine with the pools `slow` on eight disks and `quick` on one, both taken down.
+    fn machine() -> Sim {
+        let names: Vec<String> = (0..8).map(|n| format!("/dev/slow{n}")).collect();
+        let mut builder = Sim::builder().disk("/dev/quick", TEN_GIB);
+        for name in &names {
+            builder = builder.disk(name, TEN_GIB);
+        }
+        let sim = builder.build();
+        let house = House::new(&sim);
+        let create = |name: &str, paths: Vec<String>| {
+            let new = ops::NewPool {
+                name: Name::new(name).unwrap(),
+                devices: paths.into_iter().map(Into::into).collect(),
+                integrity: ops::IntegritySpec::default(),
+                version: ops::MetadataVersion::V2,
+                bindings: Vec::new(),
+            };
+            let made = ops::create_pool(new).map(|made| assert!(made.unwrap().is_some()));
+            assert_eq!(house.start().run(vec![("create".to_owned(), made)], HANG).unwrap(), Waited::All);
+        };
+        create("slow", names);
+        create("quick", vec!["/dev/quick".to_owned()]);
+        house.end();
+        sim.cut_power();
+        sim.power_on();
+        sim
+    }
+
+    /// One pool that did not answer left all others without watchers and the bus without its name.
+    #[test]
+    fn a_slow_pool_delays_no_other() {
+        let sim = machine();
+        let house = House::new(&sim);
+        let (look, devices) = ops::first_look(&house.engine).unwrap();
+        assert_eq!(house.start().run(devices, HANG).unwrap(), Waited::All);
+        let pools = look.end(&house.engine);
+        assert_eq!((pools.len(), look.unread().len()), (2, 0));
+        // Its devices have been read; the first table that lies on one of them hangs.
+        let slow = look_up(&house.engine, "slow");
+        let gate = sim.delay(Call::DmCreate, &Role::OriginSub.name(slow));
+        assert_eq!(house.start().run(pools, Duration::ZERO).unwrap(), Waited::Late);
+        house.wait_for_pools(&["quick"]);
+        assert!(gate.wait_for(1, HANG));
+        // It is shown as what it is, and who asks for it waits.
+        assert_eq!(ops::being_set_up(&house.engine), ["slow"]);
+        let stop = ops::start_pool(slow.into(), ops::Unlock::default(), ops::CacheTier::Keep);
+        let stop = stop.map(|started| assert_eq!(started.unwrap(), None, "it runs when the answer comes"));
+        assert_eq!(house.start().run(vec![("start".to_owned(), stop)], Duration::ZERO).unwrap(), Waited::Late);
+        gate.open();
+        house.wait_for_pools(&["slow"]);
+        house.end();
+    }
+
+    /// Eight disks that did not answer held everybody who was to read another.
+    #[test]
+    fn disks_that_hang_delay_no_other_pool() {
+        let sim = machine();
+        let gate = sim.delay(Call::Read, "/dev/slow");
+        let house = House::new(&sim);
+        let (look, devices) = ops::first_look(&house.engine).unwrap();
+        assert_eq!(devices.len(), 9);
+        assert_eq!(house.start().run(devices, Duration::from_millis(1)).unwrap(), Waited::Late);
+        assert!(gate.wait_for(8, HANG));
+        let pools = look.end(&house.engine);
+        // One that answers when the time is up sets its pool up by itself.
+        house.start().run(pools, HANG).unwrap();
+        house.wait_for_pools(&["quick"]);
+        assert!((8..=9).contains(&look.unread().len()), "{:?}", look.unread());
+        gate.open();
+        house.wait_for_pools(&["slow"]);
+        house.end();
+    }
+
+    fn look_up(engine: &Engine, name: &str) -> PoolUuid {
+        let stopped = engine.take_stopped_change().unwrap();
+        stopped.pools.iter().find(|pool| pool.name.as_ref().is_some_and(|of| of.as_str() == name)).unwrap().uuid
+    }
+}

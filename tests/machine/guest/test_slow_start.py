@@ -1,0 +1,38 @@
+"""A pool whose disks do not answer at the start of the daemon: all others are there and watched, and it comes when they do."""
+
+import system
+from stratis_bus import Stratis, done
+
+GIB = 1 << 30
+
+
+def test_a_pool_that_does_not_answer_delays_no_other(stratis, disks):
+    slices = system.cut(disks[0], 2, GIB)
+    done(stratis.create_pool("slow", slices))
+    path, _ = done(stratis.create_pool("quick", disks[1:]))
+    done(stratis.create_filesystem(path, "f", GIB))
+    uuids = {name: stratis.pool(name).uuid for name in ("slow", "quick")}
+    stratis.close()
+    # Taken down by hand, as after a reboot: the record says that both are to run.
+    system.stop_daemon()
+    system.remove_mapped("stratis-1")
+    for node in slices:
+        system.run("dmsetup", "suspend", "--noflush", node)
+    try:
+        system.start_daemon()
+        again = Stratis()
+        assert set(again.pools()) == {"quick"}
+        # It works: filesystems are made, and the pool is stopped and started.
+        done(again.create_filesystem(again.pool("quick").path, "g", GIB))
+        done(again.stop_pool(uuids["quick"]))
+        done(again.start_pool(uuids["quick"]))
+    finally:
+        for node in slices:
+            system.run("dmsetup", "resume", node)
+    # Who asks for it waits until it is there.
+    while uuids["slow"] not in {pool.uuid for pool in again.pools().values()}:
+        again.start_pool(uuids["slow"])
+    assert set(again.pools()) == {"quick", "slow"}
+    done(again.destroy_pool(again.pool("slow").path))
+    system.remove_mapped("slice")
+    again.close()
