@@ -163,7 +163,7 @@ impl Accounts {
             due.push(Whom::Ourselves);
         }
         if let Some(name) = to {
-            if self.callers.len() > CALLERS_MAX && !self.callers.contains_key(name) {
+            if self.order.len() > CALLERS_MAX && !self.callers.contains_key(name) {
                 due.extend(self.forget_some());
             }
             let meter = self.meter(name);
@@ -493,7 +493,8 @@ mod tests {
                 ask(&mut accounts, serial, whom);
                 accounts.told(serial, answer);
             }
-            assert!(accounts.callers.len() <= super::CALLERS_MAX + 2 && accounts.order.len() <= 2 * super::CALLERS_MAX);
+            let (callers, names) = (accounts.callers.len(), accounts.order.len());
+            assert!(callers <= 2 * super::CALLERS_MAX && names <= 3 * super::CALLERS_MAX, "{callers}, {names}");
         }
         assert!(questions <= 2 * 10_000, "{questions}: at most two old ones are looked at for each new one");
     }
