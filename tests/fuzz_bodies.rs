@@ -20,7 +20,7 @@ const POOL: &str = concat!(
     r#"9322880,1048576]],"crypt_meta_allocs":[[0,34816]]}},"flex_devs":{"meta_dev":[[19322880,1048576]],"thin_m"#,
     r#"eta_dev":[[34816,12288]],"thin_data_dev":[[59392,19263488]],"thin_meta_dev_spare":[[47104,12288]]},"thin"#,
     r#"pool_dev":{"data_block_size":2048,"feature_args":["no_discard_passdown"],"fs_limit":100},"started":true,"#,
-    r#""last_reencrypt":1700000000,"destroying":true}"#
+    r#""last_reencrypt":1700000000,"destroying":[1700000000,5]}"#
 );
 const RECORD: &str = concat!(
     r#"{"name":"home","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":0,"size":2147483648,"#,

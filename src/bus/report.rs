@@ -12,8 +12,8 @@ use crate::{
         job::{Holder, Locks, RunningProgram},
         properties,
     },
-    engine::units::Sectors,
-    view::{Device, Filesystem, LeftOut, Pace, Pool, Stopped, StoppedPool, Tier, View, Work},
+    engine::{ids::PoolUuid, units::Sectors},
+    view::{Device, Filesystem, LeftAside, LeftOut, Pace, Pool, Stopped, StoppedPool, Tier, View, Work},
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
@@ -255,7 +255,18 @@ fn stopped(stopped: &Stopped) -> Map<String, Value> {
         ("partially_constructed_pools".to_owned(), list(true).collect()),
         ("path_to_ids_map".to_owned(), paths.into()),
         ("name_to_pool_uuid_map".to_owned(), names.into()),
+        ("devices_left_aside".to_owned(), stopped.left_aside.iter().map(left_aside).collect()),
     ])
+}
+
+/// Ours: devices with the signature of a pool, running or not, that are not used as its devices.
+fn left_aside((pool, device): &(PoolUuid, LeftAside)) -> Value {
+    json!({
+        "pool_uuid": pool.hyphenated(),
+        "path": device.path.to_string_lossy(),
+        "uuid": device.device.hyphenated(),
+        "reason": &*device.reason,
+    })
 }
 
 fn stopped_pool(pool: &StoppedPool) -> Value {

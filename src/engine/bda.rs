@@ -70,6 +70,8 @@ pub enum BdaError {
         path.display(), .actual.readable(), .recorded.readable()
     )]
     Shrunk { path: PathBuf, recorded: Sectors, actual: Sectors },
+    #[error("{} is not device {} of pool {} any more; nothing is written to it", path.display(), .was.device, .was.pool)]
+    OtherDevice { path: PathBuf, was: Box<StaticHeader> },
     #[error(transparent)]
     Platform(#[from] platform::Error),
     #[error("the pool's metadata could not be saved on any of {tried} devices")]
@@ -199,6 +201,7 @@ impl Bda {
 
     /// Plans a save. From here on it is not known what is on the device, until [`Bda::end_save`].
     fn begin_save<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, json: &[u8], stamp: Timestamp) -> Result<Save> {
+        self.check_identity(disks, path)?;
         let mda = self.regions(disks, path)?;
         let mut plan = mda.plan_write(json, stamp).map_err(|source| mda_error(path, source))?;
         self.last_tried = self.last_tried.max(Some(stamp));
@@ -282,6 +285,7 @@ impl Bda {
         if *new == self.header && !self.header_unsure {
             return Ok(None);
         }
+        self.check_identity(disks, path)?;
         // The order of the writes rests on both copies being good.
         self.repair(disks, path)?;
         self.header_unsure = true;
@@ -292,6 +296,15 @@ impl Bda {
     fn end_rewrite(&mut self, new: StaticHeader) {
         self.header = new;
         self.header_unsure = false;
+    }
+
+    /// Refuses to write where another device is by now: its node, even its number, may be another's when it was pulled out.
+    fn check_identity<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<()> {
+        let is_same = |found: &StaticHeader| (found.pool, found.device) == (self.header.pool, self.header.device);
+        match load_header(disks, path)? {
+            Some((found, _)) if is_same(&found) => Ok(()),
+            _ => Err(BdaError::OtherDevice { path: path.to_owned(), was: Box::new(self.header) }),
+        }
     }
 
     fn regions<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<Mda> {

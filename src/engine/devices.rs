@@ -136,13 +136,16 @@ fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
     let platform = engine.platform();
     let header = bda.header();
     match bda.read_json(platform, path)? {
-        Some(json) if !PoolMetadata::parse(&json, header.version).is_ok_and(|metadata| metadata.destroying) => {
-            Ok(false)
-        }
+        Some(json) if !is_condemned(bda, &json) => Ok(false),
         None if !header.flags.contains(HeaderFlags::UNCOMMITTED) => Ok(false),
         // Newer metadata on another device may say otherwise.
         _ => Ok(!engine.registry().lists(header.pool, header.device)),
     }
+}
+
+fn is_condemned(bda: &Bda, json: &[u8]) -> bool {
+    let metadata = PoolMetadata::parse(json, bda.header().version).ok();
+    metadata.zip(bda.last_update()).is_some_and(|(metadata, stamp)| metadata.is_condemned(stamp))
 }
 
 /// Wipes devices side by side; the results in their order. One that somebody uses is not ours any more, and is left alone.

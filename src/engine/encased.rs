@@ -19,6 +19,7 @@ use crate::{
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         stack::remove_if_up,
+        ties,
         undo::Rollback,
         units::Sectors,
     },
@@ -82,15 +83,18 @@ impl Encased {
         dm_names::opened_device(self.token.device)
     }
 
-    /// The opened device, if it is up.
+    /// The device that has been opened of it, if it is up.
     ///
     /// # Errors
     /// When it cannot be looked for.
     pub fn opened(&self, platform: &dyn Platform) -> Result<Option<BlockDevice>> {
         let name = self.name();
         match platform.dm_find(&name)? {
-            Some(_) => Ok(Some(platform.find_device(&platform.dm_node(&name))?)),
-            None => Ok(None),
+            // The name says which device it is; a clone has the same.
+            Some(opened) if ties::is_opened_on(platform, opened.number, self.device.number)? => {
+                Ok(Some(platform.find_device(&platform.dm_node(&name))?))
+            }
+            _ => Ok(None),
         }
     }
 

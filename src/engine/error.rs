@@ -216,8 +216,18 @@ pub enum Error {
     // ---- failed: what was found ----
     #[error("{} of the {total} devices of pool {pool} are missing; connect them", .missing.len())]
     DevicesMissing { pool: Name, missing: Vec<DevUuid>, total: usize },
-    #[error("device {device} carries pool {pool}'s signature but is not listed in its metadata; disconnect it")]
+    #[error(
+        "several devices ({}) say that they are device {device} of pool {pool}, and it cannot be told which one is; disconnect \
+         all but that one", list(.paths)
+    )]
+    Clash { pool: String, device: DevUuid, paths: Vec<PathBuf> },
+    #[error(
+        "device {device} holds the newest metadata of pool {pool}, which does not name the device; disconnect it if it is not part \
+         of the pool"
+    )]
     ExtraDevice { pool: Name, device: DevUuid },
+    #[error("none of the data devices of pool {pool} can be read; connect them, or stop the pool")]
+    DevicesGone { pool: Name },
     #[error("the devices of pool {0} have different metadata versions; disconnect those that do not belong to it")]
     MixedVersions(PoolUuid),
     #[error(

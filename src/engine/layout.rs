@@ -443,7 +443,7 @@ impl<'a> Draft<'a> {
             started: Some(true),
             features: std::collections::BTreeSet::new(),
             last_reencrypt: None,
-            destroying: false,
+            destroying: None,
             repaired: false,
             rest: Rest::default(),
         };

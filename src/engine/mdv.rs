@@ -54,14 +54,15 @@ impl<'a> Mdv<'a> {
         self.platform.unmount(&self.directory())
     }
 
-    /// All records but those of filesystems that the journal says are gone: their names may be in use again. Left-over
+    /// All records but those of filesystems that the journal says are gone, unless somebody has changed them since: their names
+    /// may be in use again. Left-over
     /// temporary files are removed, not read.
     ///
     /// # Errors
     /// A record that cannot be read or parsed, or two with one name or UUID.
     pub fn records(&self, journal: &[Journal]) -> Result<Vec<FilesystemRecord>> {
         let mut records = self.parse_all(&self.records_directory(), FilesystemRecord::parse)?;
-        records.retain(|record| journal.iter().all(|entry| !entry.destroys(record.uuid)));
+        records.retain(|record| journal.iter().all(|entry| !entry.destroys(record)));
         filesystem::check_records(&records)?;
         Ok(records)
     }

@@ -26,6 +26,7 @@ mod setup;
 mod stack;
 mod thin_check;
 pub mod thin_status;
+mod ties;
 mod undo;
 pub mod units;
 

@@ -293,11 +293,12 @@ impl Pool {
 
     // ---- devices ----
 
-    /// Paths of its devices, with their identifiers.
-    pub(super) fn paths(&self) -> impl Iterator<Item = (PathBuf, DevUuid)> {
+    /// Its devices: numbers, nodes, identifiers. Containers and what is in them.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (DeviceNumber, PathBuf, DevUuid)> {
         let outer = self.members.iter().filter(|(_, member)| member.container.is_some());
-        let outer = outer.map(|(uuid, member)| (member.outer().path.clone(), *uuid));
-        self.members.iter().map(|(uuid, member)| (member.device.path.clone(), *uuid)).chain(outer)
+        let outer = outer.map(|(uuid, member)| (member.outer(), *uuid));
+        let all = self.members.iter().map(|(uuid, member)| (&member.device, *uuid)).chain(outer);
+        all.map(|(device, uuid)| (device.number, device.path.clone(), uuid))
     }
 
     /// The tier that a device number is in, if it is the pool's.

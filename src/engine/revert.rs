@@ -77,7 +77,12 @@ fn apply(records: &mut Vec<FilesystemRecord>, revert: &Revert) -> Option<Vec<Fil
     let origin = records.iter_mut().find(|record| record.uuid == revert.origin)?;
     let mut changed = Vec::new();
     match snapshot {
-        Some(snapshot) if snapshot.thin_id == revert.thin_id => {
+        // Somebody may have called it off.
+        Some(snapshot)
+            if snapshot.thin_id == revert.thin_id
+                && snapshot.merge
+                && [revert.replaced, revert.thin_id].contains(&origin.thin_id) =>
+        {
             origin.thin_id = snapshot.thin_id;
             origin.size = snapshot.size;
             origin.fs_size_limit = snapshot.fs_size_limit;

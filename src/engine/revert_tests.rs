@@ -103,6 +103,9 @@ fn what_another_daemon_has_made_of_them_is_left_alone() {
         vec![record(2, Some(1), true)],
         vec![record(1, None, false), FilesystemRecord { thin_id: 7, ..record(2, None, false) }],
         vec![],
+        // Called off, or the origin has been replaced by another one.
+        vec![record(1, None, false), record(2, Some(1), false)],
+        vec![FilesystemRecord { thin_id: 9, ..record(1, None, false) }, record(2, Some(1), true)],
     ] {
         let before = changed.clone();
         assert_eq!(apply(&mut changed, &revert), None);

@@ -43,10 +43,7 @@ use crate::{
         undo::Rollback,
         units::Sectors,
     },
-    platform::{
-        self, DeviceNumber, Platform, Timestamp,
-        dm::{Target, Visibility},
-    },
+    platform::{self, DeviceNumber, Platform, Timestamp, dm::Visibility},
     view::Availability,
 };
 
@@ -55,7 +52,7 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
     Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
         let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(pool.uuid()))) };
         let (uuid, name) = (pool.uuid(), pool.name().clone());
-        let devices: Vec<_> = pool.paths().collect();
+        let devices: Vec<_> = pool.nodes().collect();
         let inserted = match table.insert(pool) {
             Ok(()) => {
                 engine.registry().note_running(uuid, devices);
@@ -105,6 +102,8 @@ pub(super) fn lay_foundation(
     unlock: Option<&Unlock>,
     opened: Rollback,
 ) -> Result<Foundation> {
+    // Somebody has used the pool since its destruction was decided, or it would not be set up.
+    meta.destroying = None;
     let tier = meta.backstore.cache_tier.take_if(|_| cache == CacheTier::Drop);
     let former = tier.as_ref().map(|tier| devices_of(tier, set));
     let ((pool, thin_pool, records), undo) =
@@ -357,7 +356,16 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
     let (old, mut new) = (pool.on_record(), pool.meta.clone());
     new.complete(pool.fs_limit());
     // The growth of these devices was cut short before this could be recorded.
-    grown.iter().try_for_each(|header| new.reserve_integrity(header))?;
+    for header in &grown {
+        if let Err(error) = new.reserve_integrity(header) {
+            // Another daemon has given the space to the thin pool meanwhile.
+            let (device, what) = (header.device, error.sentence());
+            log::warn!(
+                "pool {}: no space for integrity data is reserved on device {device}, which has grown: {what}",
+                new.name
+            );
+        }
+    }
     // A device with an older record would be enough to set the pool up with the cache that it has given up.
     let choose = if cache_dropped { Choose::Everywhere } else { Choose::Some(platform.random()) };
     pool.commit(platform, choose, Some(&old), new)
@@ -425,7 +433,8 @@ fn work_off_journal(
         }
         for pending in entry.pending() {
             pool.note_thin_id(pending.thin_id);
-            if entry.destroys(pending.uuid) {
+            let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
+            if matches!(entry, Journal::Destroy(_)) && !is_recorded {
                 // As finish_destroy does, of which not all may have been done.
                 let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
                 snapshots.for_each(|record| record.origin = pending.heir);
@@ -436,12 +445,23 @@ fn work_off_journal(
 
 fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
     for pending in entry.pending() {
-        if entry.destroys(pending.uuid) {
-            log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), pending.uuid);
-            finish_destroy(platform, pool, pending, records)?;
-        } else if records.iter().all(|record| record.uuid != pending.uuid) {
-            log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), pending.uuid);
-            delete_thin(platform, pool, pending, records)?;
+        // Those whose destruction goes on are not among the records.
+        let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
+        match (entry, is_recorded) {
+            (Journal::Destroy(_), true) => log::warn!(
+                "pool {}: filesystem {} was to be destroyed and has been changed since; keeping it",
+                pool.name(),
+                pending.uuid
+            ),
+            (Journal::Destroy(_), false) => {
+                log::info!("pool {}: completing the destruction of filesystem {}", pool.name(), pending.uuid);
+                finish_destroy(platform, pool, pending, records)?;
+            }
+            (_, true) => {}
+            (_, false) => {
+                log::info!("pool {}: filesystem {} was never completed; removing it", pool.name(), pending.uuid);
+                delete_thin(platform, pool, pending, records)?;
+            }
         }
     }
     Ok(())
@@ -631,22 +651,4 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
 pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
     let is_open = |encased: &Encased| matches!(platform.dm_find(&encased.name()), Ok(Some(_)));
     partly_up(platform, pool) || set.containers().any(is_open)
-}
-
-/// Block devices that the lowest layers of pools lie on. What cannot be asked counts as not in use.
-pub(super) fn devices_in_use(platform: &dyn Platform) -> BTreeSet<DeviceNumber> {
-    let listed = platform.dm_list().unwrap_or_default();
-    let lowest = listed.into_iter().filter(|device| {
-        if device.name.starts_with("stratis-1-private-") && device.name.ends_with("-crypt") {
-            return true;
-        }
-        let roles = [Role::OriginSub, Role::CacheMeta, Role::CacheSub];
-        dm_names::pool_of(&device.name).is_some_and(|pool| roles.iter().any(|role| role.name(pool) == device.name))
-    });
-    let tables = lowest.filter_map(|device| Some(platform.dm_find(&device.name).ok()??.table));
-    let parents = tables.flatten().filter_map(|line| match line.target {
-        Target::Linear { device, .. } | Target::Crypt { device, .. } => Some(device),
-        _ => None,
-    });
-    parents.collect()
 }

@@ -12,7 +12,7 @@ pub mod luks;
 pub mod sim;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
@@ -301,6 +301,9 @@ pub trait Platform: Send + Sync + 'static {
     /// One that [is busy](Error::is_busy) if somebody has the device open for their own use: mounted, swap, part of md,
     /// multipath or another device-mapper device; also if it is held already.
     fn hold(&self, path: &Path) -> Result<Box<dyn Hold>>;
+    /// The block devices that this one lies on, directly or not: those below device-mapper and md devices, and below loop devices
+    /// that are made of one. None for a disk.
+    fn lower_devices(&self, number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>>;
     /// `length` bytes at `offset`, past the page cache where that could be stale.
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>>;
     /// Carries out the steps in order, opening the device once.

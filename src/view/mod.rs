@@ -327,6 +327,19 @@ pub struct Stopped {
     pub version: u64,
     /// The pools.
     pub pools: Vec<StoppedPool>,
+    /// Devices that say that they belong to a pool, running or not, and are not used as its devices; with their pools.
+    pub left_aside: Vec<(PoolUuid, LeftAside)>,
+}
+
+/// A device with a pool's signature that the pool does not use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftAside {
+    /// Its node.
+    pub path: PathBuf,
+    /// The device of the pool that it says it is.
+    pub device: DevUuid,
+    /// Why it is left aside.
+    pub reason: Arc<str>,
 }
 
 /// A pool that is known but not running.

@@ -28,19 +28,19 @@ use crate::{
 const TIB: Sectors = Sectors(1 << 31);
 
 /// A daemon that listens to udev.
-struct Watched {
-    bench: Bench,
+pub struct Watched {
+    pub bench: Bench,
     events: Box<dyn DeviceEvents>,
 }
 
 impl Watched {
-    fn start(sim: Sim) -> Watched {
+    pub fn start(sim: Sim) -> Watched {
         let events = sim.device_events().unwrap();
         Watched { bench: Bench::start(sim), events }
     }
 
     /// Works on all events, also on those that this causes. Gives how many there were.
-    fn settle(&mut self) -> usize {
+    pub fn settle(&mut self) -> usize {
         let mut count = 0;
         while let Some(event) = self.events.next().unwrap() {
             self.bench.run(ops::device_event(event));
@@ -50,13 +50,13 @@ impl Watched {
         count
     }
 
-    fn stopped(&self) -> Arc<Stopped> {
+    pub fn stopped(&self) -> Arc<Stopped> {
         self.bench.engine.take_stopped_change().expect("what is known of stopped pools has changed")
     }
 }
 
 /// Pool `p` with filesystem `f` on `/dev/a` and `/dev/b`, machine rebooted.
-fn two_disks() -> Sim {
+pub fn two_disks() -> Sim {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
@@ -212,53 +212,6 @@ fn stopped_pools_of_one_name_are_all_shown_with_it() {
 }
 
 #[test]
-fn a_clone_of_a_device_is_ignored() {
-    let mut bench = Bench::start(Sim::builder().build());
-    bench.create_pool("p", &["/dev/a"]).unwrap();
-    let clone = |sim: &Sim, to: &str| {
-        sim.add_disk(path(to), TIB).unwrap();
-        sim.put(path(to), 0, &sim.durable(path("/dev/a"), 0..1 << 20)).unwrap();
-    };
-    // At the start, beside the device that it is a clone of.
-    clone(&bench.sim, "/dev/clone");
-    reboot(&bench.sim);
-    let (mut watched, said) = listen(|| Watched::start(bench.sim));
-    assert_eq!(watched.bench.names(), ["p"]);
-    assert_eq!(watched.bench.pool("p").unwrap().devices.values().next().unwrap().node, path("/dev/a"));
-    assert!(said.contains("/dev/clone") && said.contains("clone of the first"), "{said}");
-    // And plugged in while the pool runs.
-    let (_, said) = listen(|| {
-        clone(&watched.bench.sim, "/dev/second");
-        watched.settle();
-    });
-    assert!(said.contains("/dev/second says that it belongs to pool p, which does not know it"), "{said}");
-    assert_eq!(watched.bench.pool("p").unwrap().devices.len(), 1);
-    assert_eq!(watched.bench.engine.take_stopped_change().map_or(0, |stopped| stopped.pools.len()), 0);
-}
-
-#[test]
-fn a_device_that_the_metadata_does_not_know_parks_the_pool() {
-    let sim = two_disks();
-    let uuid = disks::json_on(&sim, "/dev/a")["backstore"]["data_tier"]["blockdev"]["devs"][0]["uuid"].clone();
-    let bda = stratisd::engine::bda::Bda::load(&sim, path("/dev/a"), stratisd::engine::bda::Repair::ReadOnly);
-    let pool = bda.unwrap().unwrap().header().pool;
-    sim.add_disk(path("/dev/surplus"), TIB).unwrap();
-    let surplus = "99999999-9999-4999-8999-999999999999";
-    let (version, json) = (MetadataVersion::V2, None);
-    disks::Device { path: "/dev/surplus", uuid: surplus, pool, version, json }.put(&sim);
-    assert!(uuid.is_string());
-    let (mut watched, said) = listen(|| Watched::start(sim));
-    assert_eq!(watched.bench.names(), Vec::<String>::new());
-    assert_eq!(watched.stopped().pools[0].devices.len(), 3);
-    assert!(said.contains(surplus) && said.contains("disconnect"), "{said}");
-    // Disconnected, as the message says; the next event of a member brings the pool up.
-    watched.bench.sim.pull_disk(path("/dev/surplus")).unwrap();
-    watched.bench.sim.resize_disk(path("/dev/a"), TIB).unwrap();
-    watched.settle();
-    assert_eq!(watched.bench.names(), ["p"]);
-}
-
-#[test]
 fn devices_of_both_versions_make_no_pool() {
     let sim = two_disks();
     // Both copies of the header of one say version 1.
@@ -398,7 +351,7 @@ fn one_copy_of_the_metadata_is_enough() {
 }
 
 /// Runs something on the metadata volume of pool `p`, and starts a daemon on a rebooted machine.
-fn with_volume_changed(change: impl FnOnce(&Sim, &str)) -> (Bench, String) {
+pub fn with_volume_changed(change: impl FnOnce(&Sim, &str)) -> (Bench, String) {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/a", "/dev/b"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
@@ -663,7 +616,7 @@ fn what_was_read_before_a_stop_does_not_undo_it() {
 fn what_was_left_over_when_it_was_read_is_not_wiped_when_it_is_in_use() {
     let prepare = || {
         let bench = not_looked_at();
-        disks::change(&bench.sim, "/dev/a", |json| json["destroying"] = true.into());
+        disks::condemn(&bench.sim, "/dev/a");
         bench
     };
     let create = |engine: &Engine, pools: &mut Pools| {

@@ -111,6 +111,16 @@ pub fn save(sim: &Sim, path: &str, json: &[u8]) {
     bda.save(sim, &path, json, Timestamp { seconds: later, nanoseconds: 0 }).unwrap();
 }
 
+/// Decides the destruction of the pool on a disk, as a daemon does that is killed right afterwards.
+pub fn condemn(sim: &Sim, path: &str) {
+    let bda = Bda::load(sim, path.as_ref(), Repair::ReadOnly).unwrap().expect("a Stratis device");
+    let later = bda.last_update().map_or(1, |last| last.seconds + 1);
+    change(sim, path, |json| {
+        json["started"] = false.into();
+        json["destroying"] = serde_json::json!([later, 0]);
+    });
+}
+
 /// Changes the pool-level metadata on a disk.
 pub fn change(sim: &Sim, path: &str, change: impl FnOnce(&mut Value)) {
     let mut json = json_on(sim, path);

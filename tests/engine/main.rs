@@ -10,10 +10,12 @@ mod bench;
 mod discovery;
 mod disks;
 mod filesystems;
+mod identity;
 mod input;
 mod interleaved;
 mod links;
 mod old_pools;
+mod other_daemon;
 mod restart;
 mod scheduler;
 #[path = "../crash/state.rs"]

@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "shared with other tests, of which each needs a part")]
 mod bench;
 mod bindings;
+mod clones;
 mod destroy;
 #[path = "../engine/disks.rs"]
 #[allow(dead_code, reason = "as above")]

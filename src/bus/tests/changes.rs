@@ -288,7 +288,7 @@ fn pool_that_goes_and_comes_back_gets_new_objects() {
 }
 
 fn stopped(version: u64, pools: Vec<StoppedPool>) -> Change {
-    Change::Stopped(Arc::new(Stopped { version, pools }))
+    Change::Stopped(Arc::new(Stopped { version, pools, ..Stopped::default() }))
 }
 
 fn stopped_pool() -> StoppedPool {

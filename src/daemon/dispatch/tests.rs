@@ -114,7 +114,7 @@ impl House for Home {
     fn take_stopped_change(&self) -> Option<Arc<Stopped>> {
         let taken = {
             let mut stopped = self.stopped.lock();
-            std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped { version: stopped.0, pools: Vec::new() }))
+            std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped { version: stopped.0, ..Stopped::default() }))
         };
         // Whoever could pass between the taking and the sending is given every chance to.
         (0..20).for_each(|_| std::thread::yield_now());

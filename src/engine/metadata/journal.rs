@@ -10,20 +10,23 @@
 //! - [`Journal::Revert`] is written when the thin device that is to take the place of another is up, and before the first
 //!   record is changed: from then on the revert happens, as above.
 //!
+//! Another daemon may have run in between. It does not know of the entries, and sets up what is recorded. So a filesystem that is
+//! recorded otherwise than when its destruction was decided is kept, and so is a snapshot whose revert has been called off.
+//!
 //! Knows texts and names of files; must never know how files are read and written.
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{
     ids::FsUuid,
-    metadata::filesystem::{self, RecordError, thin_id},
+    metadata::filesystem::{self, FilesystemRecord, RecordError, thin_id},
 };
 
 /// Directory of the journal in the metadata volume.
 pub const PENDING: &str = "pending";
 
 /// A thin device that is being made or destroyed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// The filesystem on it.
     pub uuid: FsUuid,
@@ -33,6 +36,18 @@ pub struct Pending {
     /// Destroying: what the snapshots of this filesystem are snapshots of afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heir: Option<FsUuid>,
+    /// Destroying: its record when that was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<FilesystemRecord>,
+}
+
+impl Pending {
+    /// Whether this is the record of the filesystem, and nobody has changed it since. The origin does not count: it is passed on
+    /// when another filesystem goes.
+    fn is_recorded_as(&self, record: &FilesystemRecord) -> bool {
+        let is_as = |was: &FilesystemRecord| FilesystemRecord { origin: was.origin, ..record.clone() } == *was;
+        self.uuid == record.uuid && self.was.as_ref().is_none_or(is_as)
+    }
 }
 
 /// A snapshot that takes the place of its origin.
@@ -84,9 +99,9 @@ impl Journal {
         }
     }
 
-    /// Whether the destruction of this filesystem has been decided.
-    pub fn destroys(&self, filesystem: FsUuid) -> bool {
-        matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.uuid == filesystem))
+    /// Whether the destruction of the filesystem that is recorded so has been decided.
+    pub fn destroys(&self, record: &FilesystemRecord) -> bool {
+        matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.is_recorded_as(record)))
     }
 
     /// Name of the entry's file: that of the first filesystem in it that comes or goes, which is in no other entry. `None`:
@@ -102,15 +117,16 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use super::{Journal, Pending, Revert};
+    use super::{FilesystemRecord, Journal, Pending, Revert};
+    use crate::engine::{metadata::Rest, units::Sectors};
 
     const HOME: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
     const OTHER: &str = "00000000-0000-4000-8000-000000000001";
 
     fn pending() -> Vec<Pending> {
         vec![
-            Pending { uuid: HOME.parse().unwrap(), thin_id: 7, heir: None },
-            Pending { uuid: OTHER.parse().unwrap(), thin_id: 0xff_ffff, heir: Some(HOME.parse().unwrap()) },
+            Pending { uuid: HOME.parse().unwrap(), thin_id: 7, heir: None, was: None },
+            Pending { uuid: OTHER.parse().unwrap(), thin_id: 0xff_ffff, heir: Some(HOME.parse().unwrap()), was: None },
         ]
     }
 
@@ -151,10 +167,40 @@ mod tests {
         }
     }
 
+    fn record(uuid: &str) -> FilesystemRecord {
+        FilesystemRecord {
+            name: "home".to_owned(),
+            uuid: uuid.parse().unwrap(),
+            thin_id: 7,
+            size: Sectors(8192),
+            created: 5,
+            fs_size_limit: None,
+            origin: None,
+            merge: false,
+            rest: Rest::default(),
+        }
+    }
+
+    /// Another daemon that ran in between had set the filesystem up, and somebody had used it.
+    #[test]
+    fn what_has_been_changed_since_is_not_destroyed() {
+        let was = record(HOME);
+        let pending = Pending { uuid: was.uuid, thin_id: 7, heir: None, was: Some(was.clone()) };
+        let text = serde_json::to_string(&pending).unwrap();
+        assert_eq!(serde_json::from_str::<Pending>(&text).unwrap(), pending, "{text}");
+        let entry = Journal::Destroy(vec![pending]);
+        assert!(entry.destroys(&was));
+        assert!(entry.destroys(&FilesystemRecord { origin: Some(OTHER.parse().unwrap()), ..was.clone() }));
+        assert!(!entry.destroys(&FilesystemRecord { name: "renamed".to_owned(), ..was.clone() }));
+        assert!(!entry.destroys(&FilesystemRecord { size: Sectors(16384), ..was.clone() }));
+        assert!(!entry.destroys(&FilesystemRecord { fs_size_limit: Some(Sectors(1 << 20)), ..was.clone() }));
+        assert!(!entry.destroys(&FilesystemRecord { thin_id: 8, ..was }));
+    }
+
     #[test]
     fn only_a_destruction_destroys() {
         let [home, other] = [HOME, OTHER].map(|uuid| uuid.parse().unwrap());
-        let destroys = |entry: Journal| [entry.destroys(home), entry.destroys(other)];
+        let destroys = |entry: Journal| [entry.destroys(&record(HOME)), entry.destroys(&record(OTHER))];
         assert_eq!(destroys(Journal::Destroy(pending())), [true, true]);
         assert_eq!(destroys(Journal::Create(pending())), [false, false]);
         let revert = Journal::Revert(Revert { origin: home, replaced: 3, snapshot: other, thin_id: 4 });

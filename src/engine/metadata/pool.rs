@@ -13,10 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::check::{Broken, check, check_members};
-use crate::engine::{
-    ids::DevUuid,
-    metadata::{IntegritySpec, MetadataVersion, Rest, cut, write_cut},
-    units::Sectors,
+use crate::{
+    engine::{
+        ids::DevUuid,
+        metadata::{IntegritySpec, MetadataVersion, Rest, cut, write_cut},
+        units::Sectors,
+    },
+    platform::Timestamp,
 };
 
 /// A data block of a thin pool; no other size is ever recorded.
@@ -103,10 +106,15 @@ pub struct PoolMetadata {
     /// When it was last re-encrypted completely, seconds since 1970.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     pub last_reencrypt: Option<u64>,
-    /// Its destruction has begun and is to be completed when it is found. A key of this daemon: others do not look at
-    /// it. Written when `true` only.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub destroying: bool,
+    /// Its destruction has been decided: the time stamp of the generation of metadata that says so. A key of this daemon. Others
+    /// do not know it, and drop it or keep it when they write; see [`PoolMetadata::is_condemned`].
+    #[serde(
+        default,
+        deserialize_with = "stamp",
+        serialize_with = "write_stamp",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub destroying: Option<Timestamp>,
     /// The spare for the thin pool's metadata holds what that was before a repair, and nothing has found the repaired metadata
     /// sound since. A key of this daemon, written when `true` only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -280,6 +288,18 @@ impl PoolMetadata {
         Ok(metadata)
     }
 
+    /// Whether the destruction of the pool is to be completed, by metadata that was written at `stamp`. Not if somebody has
+    /// written it since, as a daemon does that starts the pool.
+    pub fn is_condemned(&self, stamp: Timestamp) -> bool {
+        self.destroying == Some(stamp) && self.started == Some(false)
+    }
+
+    /// As it is written at `stamp`.
+    #[must_use]
+    pub fn stamped(&self, stamp: Timestamp) -> PoolMetadata {
+        PoolMetadata { destroying: self.destroying.map(|_| stamp), ..self.clone() }
+    }
+
     /// The JSON for a pool of this version: compact, with the keys that the version has.
     pub fn encode(&self, version: MetadataVersion) -> Vec<u8> {
         let mut metadata = self.clone();
@@ -321,6 +341,17 @@ impl PoolMetadata {
 /// See [`write_cut`]; `None` is skipped before.
 fn write_cut_if<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
     text.as_deref().map(cut).serialize(to)
+}
+
+/// A time stamp as seconds and nanoseconds. Anything else is none: nothing is destroyed because of it.
+fn stamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    let parts: Option<(u64, u32)> = serde_json::from_value(value).ok();
+    Ok(parts.map(|(seconds, nanoseconds)| Timestamp { seconds, nanoseconds }))
+}
+
+fn write_stamp<S: Serializer>(stamp: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+    stamp.map(|stamp| (stamp.seconds, stamp.nanoseconds)).serialize(to)
 }
 
 /// A key that may be missing but, if there, has a value.

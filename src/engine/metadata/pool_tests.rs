@@ -134,7 +134,7 @@ fn v2_from_values() -> PoolMetadata {
         started: Some(true),
         features: BTreeSet::new(),
         last_reencrypt: None,
-        destroying: false,
+        destroying: None,
         repaired: false,
         rest: Rest::default(),
     }
@@ -212,9 +212,10 @@ fn reads_metadata_of_older_series() {
 
 #[test]
 fn our_own_key_is_there_only_when_it_says_something() {
-    let destroying = PoolMetadata { destroying: true, last_reencrypt: Some(7), started: Some(false), ..v1() };
+    let stamp = Timestamp { seconds: 9, nanoseconds: 8 };
+    let destroying = PoolMetadata { destroying: Some(stamp), last_reencrypt: Some(7), started: Some(false), ..v1() };
     let text = text(&destroying, MetadataVersion::V1);
-    assert!(text.ends_with(r#","started":false,"last_reencrypt":7,"destroying":true}"#), "{text}");
+    assert!(text.ends_with(r#","started":false,"last_reencrypt":7,"destroying":[9,8]}"#), "{text}");
     assert_eq!(parse(&text, MetadataVersion::V1), destroying);
     let repaired = PoolMetadata { repaired: true, ..v1() };
     let text = self::text(&repaired, MetadataVersion::V1);
@@ -496,8 +497,13 @@ fn any_metadata() -> impl Strategy<Value = PoolMetadata> {
         let rest = Rest::default();
         ThinPoolDev { data_block_size: block, feature_args: args, fs_limit: limit, enable_overprov: over, rest }
     });
-    let rest =
-        (any::<bool>(), prop::collection::btree_set(feature, 0..4), any::<Option<u64>>(), any::<bool>(), any::<bool>());
+    let rest = (
+        any::<bool>(),
+        prop::collection::btree_set(feature, 0..4),
+        any::<Option<u64>>(),
+        any::<Option<(u64, u32)>>(),
+        any::<bool>(),
+    );
     ("\\PC{0,40}", backstore, flex, thin, rest).prop_map(|(name, backstore, flex_devs, thinpool_dev, rest)| {
         PoolMetadata {
             name,
@@ -507,7 +513,7 @@ fn any_metadata() -> impl Strategy<Value = PoolMetadata> {
             started: Some(rest.0),
             features: rest.1,
             last_reencrypt: rest.2,
-            destroying: rest.3,
+            destroying: rest.3.map(|(seconds, nanoseconds)| Timestamp { seconds, nanoseconds }),
             repaired: rest.4,
             rest: Rest::default(),
         }
@@ -553,7 +559,7 @@ proptest! {
         });
         let mut read = PoolMetadata::parse(&serde_json::to_vec(&written).unwrap(), version).unwrap();
         read.name.push('x');
-        read.destroying = !read.destroying;
+        read.destroying = Some(Timestamp { seconds: 1, nanoseconds: 2 });
         read.started = Some(false);
         read.thinpool_dev.fs_limit = Some(7);
         // A segment that grows is the same segment.

@@ -261,7 +261,7 @@ fn take_in(
             log::error!("pool {}: {}", pool.name(), error.sentence());
         }
         pool.show();
-        engine.registry().note_running(uuid, pool.paths());
+        engine.registry().note_running(uuid, pool.nodes());
         drop(claim);
         Next::Done(Ok(added))
     })

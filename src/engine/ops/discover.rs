@@ -3,7 +3,11 @@
 //! Devices are read and pools set up without any lock; a pool that is being set up is claimed, so that the events that its
 //! own set-up causes wait and then find it running.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 
@@ -13,18 +17,21 @@ use crate::{
         bda::{Bda, Repair},
         claims::{Claim, Key},
         containers::Unlock,
+        dm_names,
         encased::Encased,
         error::{Error, Result, chain},
-        ids::PoolUuid,
-        metadata::PoolMetadata,
+        ids::{DevUuid, PoolUuid},
+        metadata::{MetadataVersion, PoolMetadata, StaticHeader},
         ops::{lifecycle, links},
         registry::{DeviceSet, Found, Moment, STOPPED, Seen, Verdict},
         request::{Access, Granted, Mode, Next, PoolRef, Share},
         setup::{self, CacheTier, Doomed},
         stack::Stack,
+        ties::Ties,
         undo::Rollback,
     },
-    platform::{BlockDevice, DeviceAction, DeviceClass, DeviceEvent},
+    platform::{self, BlockDevice, DeviceAction, DeviceClass, DeviceEvent, DeviceNumber, Platform},
+    view::LeftAside,
 };
 
 /// Looks at all devices and gives one chain for each pool found; they may run side by side.
@@ -44,6 +51,13 @@ pub type Labelled = (String, Next<()>);
 /// A chain for each pool known, with its label.
 fn considerations(engine: &Engine) -> Vec<Labelled> {
     let mut pools = engine.registry().pools();
+    let running = engine.registry().running_pools();
+    for pool in pools.iter().chain(&running) {
+        settle(engine, *pool);
+        for aside in engine.registry().aside(*pool) {
+            tell_of(*pool, &aside);
+        }
+    }
     // Of two pools of one name the one that is up already goes on.
     pools.sort_by_key(|pool| !setup::partly_up(engine.platform(), *pool));
     pools.into_iter().map(|pool| (format!("discovery of pool {pool}"), consider(pool))).collect()
@@ -71,7 +85,6 @@ impl FirstLook {
             reading.over = true;
             std::mem::take(&mut reading.seen)
         };
-        // In the order of the list, however they came: of a device and its clone the first counts.
         seen.into_values().for_each(|seen| engine.registry().add(seen));
         considerations(engine)
     }
@@ -126,17 +139,14 @@ pub fn being_set_up(engine: &Engine) -> Vec<String> {
     engine.registry().being_set_up()
 }
 
-/// All devices that may be a pool's; first those that the kernel uses for one, so that of a device and its clone it counts.
+/// All devices that may be a pool's.
 ///
 /// # Errors
 /// When they cannot be listed.
 fn devices(engine: &Engine) -> Result<Vec<BlockDevice>> {
     // Once more after an error: without this list the daemon cannot start.
     let platform = engine.platform();
-    let mut devices = platform.block_devices().or_else(|_| platform.block_devices())?;
-    let used = setup::devices_in_use(platform);
-    devices.sort_by_key(|device| !used.contains(&device.number));
-    Ok(devices)
+    Ok(platform.block_devices().or_else(|_| platform.block_devices())?)
 }
 
 /// Whether there is anything to read on a device.
@@ -144,12 +154,33 @@ fn is_ours(device: &BlockDevice) -> bool {
     matches!(device.class, DeviceClass::Stratis | DeviceClass::Luks)
 }
 
+/// Asks the kernel where several devices carry one identity.
+fn settle(engine: &Engine, pool: PoolUuid) {
+    let doubt = engine.registry().doubt(pool);
+    if let Some(doubt) = doubt {
+        let ties = Ties::look(engine.platform(), pool, &doubt);
+        engine.registry().note_ties(pool, ties);
+    }
+}
+
+/// As [`settle`], for a set that is not in the registry.
+pub(super) fn settle_set(platform: &dyn Platform, pool: PoolUuid, set: &mut DeviceSet) {
+    if let Some(doubt) = set.doubt(&[]) {
+        set.note_ties(Ties::look(platform, pool, &doubt));
+    }
+}
+
+fn tell_of(pool: PoolUuid, aside: &LeftAside) {
+    let LeftAside { path, device, reason } = aside;
+    log::warn!("{} (device {device} of pool {pool}) is left aside: {reason}", path.display());
+}
+
 /// Reads the Stratis areas of all devices that are not those of running pools, or of pools to be.
 ///
 /// # Errors
 /// When the devices cannot be listed.
 fn look_around(engine: &Engine) -> Result<Vec<Seen>> {
-    let new = devices(engine)?.into_iter().filter(|device| engine.registry().running_member(&device.path).is_none());
+    let new = devices(engine)?.into_iter().filter(|device| engine.registry().running_member(device.number).is_none());
     let seen = new.filter_map(|device| identify(engine, device));
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
     Ok(seen.filter(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number))).collect())
@@ -217,7 +248,19 @@ pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>
         log::warn!("{path} has pool metadata that cannot be read: {error}");
     }
     let stamped = metadata.map(|result| result.map(|metadata| (bda.last_update().unwrap_or_default(), metadata)));
-    Ok(Some(Found { device, bda, metadata: stamped }))
+    let within = opened_from(engine.platform(), &device, bda.header())?;
+    Ok(Some(Found { device, bda, metadata: stamped, within }))
+}
+
+/// What a device lies on, if it has been opened from a container.
+fn opened_from(platform: &dyn Platform, device: &BlockDevice, header: &StaticHeader) -> Result<BTreeSet<DeviceNumber>> {
+    if header.version != MetadataVersion::V1 {
+        return Ok(BTreeSet::new());
+    }
+    match platform.dm_find(&dm_names::opened_device(header.device))? {
+        Some(opened) if opened.number == device.number => Ok(platform.lower_devices(device.number)?),
+        _ => Ok(BTreeSet::new()),
+    }
 }
 
 /// What events would have told that were lost: a change of each device that is there, and the removal of those of stopped pools
@@ -248,69 +291,138 @@ pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> 
 }
 
 /// Takes note of an event of a block device; sets up a pool that it completes.
+///
+/// Devices are known by what they carry: a node, and the number of a device that no table lies on, may be another device's by
+/// the next event.
 pub fn device_event(event: DeviceEvent) -> Next<()> {
     if let Some(device) = &event.unlinked {
         let look = links::of_device(device);
         return look.then(move |()| device_event(DeviceEvent { unlinked: None, ..event }));
     }
     Next::slow(Share::Device(event.path.clone()), move |engine| {
-        let (member, since) = {
-            let registry = engine.registry();
-            (registry.running_member(&event.path), registry.moment())
+        let since = engine.registry().moment();
+        let Some(device) = event.device.clone().filter(|_| event.action != DeviceAction::Remove) else {
+            return gone(engine, &event);
         };
-        if let Some((pool, device)) = member {
-            return match (event.action, event.device) {
-                (DeviceAction::Add | DeviceAction::Change, Some(found)) => note_size(pool, device, found),
-                // A running pool does not react to a device that vanishes; its I/O will tell.
-                _ => Next::Done(()),
-            };
+        let member = engine.registry().running_member(device.number);
+        if let Some((pool, member)) = member.filter(|_| event.action == DeviceAction::Change) {
+            return note_size(pool, member, device);
         }
-        match (event.action, &event.device) {
-            // It may not answer, and must not keep a worker.
-            (DeviceAction::Add | DeviceAction::Change, Some(device)) if is_ours(device) => {
-                let device = device.clone();
-                Next::long(move |engine| {
-                    let found = identify(engine, device);
-                    found_by_event(engine, event, found, since)
-                })
-            }
-            _ => found_by_event(engine, event, None, since),
+        match member {
+            _ if is_ours(&device) => Next::long(move |engine| {
+                // It may not answer, and must not keep a worker.
+                let found = identify(engine, device.clone());
+                found_by_event(engine, event, device, found, since)
+            }),
+            Some((pool, member)) => note_size(pool, member, device),
+            None => gone(engine, &event),
         }
     })
 }
 
 /// Goes on when the device of an event has been read.
-fn found_by_event(engine: &Engine, event: DeviceEvent, found: Option<Seen>, since: Moment) -> Next<()> {
+fn found_by_event(
+    engine: &Engine,
+    event: DeviceEvent,
+    device: BlockDevice,
+    found: Option<Seen>,
+    since: Moment,
+) -> Next<()> {
+    let member = engine.registry().running_member(device.number);
+    match (&found, member) {
+        (Some(seen), Some((pool, member))) if (seen.pool(), seen.id()) != (pool, member) => {
+            log::warn!("{} was device {member} of pool {pool} and is another device now", device.path.display());
+            engine.registry().lose_member(device.number);
+        }
+        (_, Some((pool, member))) => {
+            return note_size(pool, member, device.clone()).then(move |()| rejoin(pool, member, device));
+        }
+        _ => {}
+    }
     // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
-    match found {
-        Some(seen) => {
-            let pool = seen.pool();
-            let again = DeviceEvent { device: Some(seen.device().clone()), ..event };
-            if let Some(taken) = in_the_making(engine, &seen) {
-                // It is being set up or initialized: what this event means can be told when that is done.
-                return Next::parked(taken, device_event(again));
-            }
-            let mut registry = engine.registry();
-            if registry.has_turned(pool, since) || registry.running_member(&again.path).is_some() {
-                // What was read may be from before: of a pool that was made and stopped in between it would say that it is
-                // to run, or that its creation was never completed; and by now the device may be another pool's.
-                drop(registry);
-                return device_event(again);
-            }
-            registry.add(seen);
-            drop(registry);
+    let Some(seen) = found else { return gone(engine, &event) };
+    let (pool, id) = (seen.pool(), seen.id());
+    if let Some(taken) = in_the_making(engine, &seen) {
+        // It is being set up or initialized: what this event means can be told when that is done.
+        return Next::parked(taken, device_event(event));
+    }
+    let mut registry = engine.registry();
+    if registry.has_turned(pool, since) || registry.running_member(device.number).is_some() {
+        // What was read may be from before: of a pool that was made and stopped in between it would say that it is
+        // to run, or that its creation was never completed; and by now the device may be another pool's.
+        drop(registry);
+        return device_event(event);
+    }
+    registry.add(seen);
+    drop(registry);
+    settle(engine, pool);
+    let is_member = engine.registry().has_member(pool, id);
+    let next = if is_member { rejoin(pool, id, device.clone()) } else { Next::Done(()) };
+    next.then(move |()| {
+        Next::brief(move |engine| {
+            let aside = engine.registry().aside(pool).into_iter().find(|aside| aside.path == device.path);
+            aside.iter().for_each(|aside| tell_of(pool, aside));
+            consider(pool)
+        })
+    })
+}
+
+/// A device is gone, or carries nothing of ours. What stood in the way of its pool may have gone with it.
+fn gone(engine: &Engine, event: &DeviceEvent) -> Next<()> {
+    if event.action == DeviceAction::Add {
+        return Next::Done(());
+    }
+    let pool = engine.registry().remove_path(&event.path);
+    match pool {
+        Some(pool) => {
+            settle(engine, pool);
             consider(pool)
         }
-        None => {
-            if event.action != DeviceAction::Add {
-                engine.registry().remove_path(&event.path);
-            }
-            Next::Done(())
-        }
+        None => Next::Done(()),
     }
 }
 
-fn note_size(pool: PoolUuid, device: crate::engine::ids::DevUuid, found: BlockDevice) -> Next<()> {
+/// A device says that it is one of a running pool. It is, if the pool has lost track of that one and no table leads to it: it has
+/// come back under another node. A device that tables lead to is dead when it has gone, and counts again when the pool has been
+/// stopped.
+fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Next<()> {
+    Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+        let Ok(running) = super::readable(granted, pool) else { return Next::Done(()) };
+        let known = running.members.get(&id).filter(|member| member.container.is_none() && !running.meta.is_in_use(id));
+        let known = known.map(|member| (member.device.number, member.device.path.clone()));
+        let Some((number, path)) = known.filter(|(number, path)| (*number, path) != (device.number, &device.path))
+        else {
+            return Next::Done(());
+        };
+        Next::slow(Share::Pool(pool), move |engine| {
+            let platform = engine.platform();
+            let is_moved = match platform.find_device(&path) {
+                Ok(there) => there.number != number || number == device.number,
+                Err(error) => matches!(error, platform::Error::NoDevice { .. }),
+            };
+            let Some(geometry) = platform.geometry(&device.path).ok().filter(|_| is_moved) else {
+                return Next::Done(());
+            };
+            Next::write(pool, move |engine, granted| {
+                let Ok(running) = super::writable(granted, pool) else { return Next::Done(()) };
+                if running.meta.is_in_use(id) {
+                    return Next::Done(());
+                }
+                // Read while nobody else writes to it.
+                let bda = Bda::load(engine.platform(), &device.path, Repair::ReadOnly).ok().flatten();
+                let bda = bda.filter(|bda| (bda.header().pool, bda.header().device) == (pool, id));
+                let (Some(member), Some(bda)) = (running.members.get_mut(&id), bda) else { return Next::Done(()) };
+                log::info!("{} of pool {pool} is now {}", member.device.path.display(), device.path.display());
+                (member.device, member.bda, member.geometry) = (device, bda, geometry);
+                running.show();
+                engine.registry().note_running(pool, running.nodes());
+                Next::Done(())
+            })
+        })
+    })
+}
+
+fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Next<()> {
     Next::slow(Share::Pool(pool), move |engine| {
         let Ok(geometry) = engine.platform().geometry(&found.path) else { return Next::Done(()) };
         Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
@@ -345,18 +457,9 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
             Err(taken) => return Next::parked(taken, consider(uuid)),
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-            let Some(set) = engine.registry().get(uuid) else { return Next::Done(()) };
-            if let Granted::Read(pool) = granted {
-                engine.registry().take(uuid);
-                for found in set.devices().filter(|found| pool.tier_of(found.device.number).is_none()) {
-                    log::warn!(
-                        "{} says that it belongs to pool {}, which does not know it",
-                        found.device.path.display(),
-                        pool.name()
-                    );
-                }
-                return Next::Done(());
-            }
+            // What says that it belongs to a pool that runs is known beside the pool.
+            let set = if matches!(granted, Granted::Read(_)) { None } else { engine.registry().get(uuid) };
+            let Some(set) = set else { return Next::Done(()) };
             // What is to be set up or taken down may not answer.
             Next::long(move |engine| judge(engine, uuid, set, claim))
         })
@@ -369,6 +472,13 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
         // A daemon that was killed may have left some of it up.
         Verdict::Complete(metadata) if metadata.started == Some(false) => {
             trouble = clear_away(engine, uuid, &set).err();
+            engine.registry().note_recorded_stop(uuid);
+            STOPPED.to_owned()
+        }
+        // It was stopped while its devices were gone.
+        Verdict::Complete(metadata) if engine.registry().is_stop_unrecorded(uuid) => {
+            let cleared = clear_away(engine, uuid, &set);
+            trouble = cleared.and_then(|()| lifecycle::record_stop(engine, uuid, &set, &metadata)).err();
             STOPPED.to_owned()
         }
         Verdict::Complete(metadata) => {
@@ -434,7 +544,9 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
     // Whoever has claimed one makes something else of it; the others are looked at again with the next event.
     let Ok(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
     let mut now = set.clone();
-    lifecycle::renew(engine, &mut now)?;
+    if let Some(error) = lifecycle::renew(engine, uuid, &mut now) {
+        return Err(error);
+    }
     let mut set = set.clone();
     set.retain_known(&now);
     if set.is_empty() {

@@ -183,7 +183,8 @@ pub(super) fn make_thin(
 ) -> Result<Batch> {
     let platform = engine.platform();
     let uuid = pool.uuid();
-    let pending = |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, heir: None };
+    let pending =
+        |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, heir: None, was: None };
     let journal = Journal::Create(records.iter().map(pending).collect());
     let (unborn, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
@@ -433,7 +434,7 @@ fn may_go(pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
     while let Some(next) = heir.filter(|origin| doomed.contains(origin)) {
         heir = pool.filesystem(next)?.record.origin;
     }
-    Ok(Pending { uuid: id, thin_id: record.thin_id, heir })
+    Ok(Pending { uuid: id, thin_id: record.thin_id, heir, was: Some(record.clone()) })
 }
 
 /// Lets snapshots of what is gone have its origin. What clients see does not depend on whether the disk keeps up: the journal

@@ -8,12 +8,15 @@
 //!
 //! A start is set-up by request. The pool is listed as stopped until the moment in which it is listed as running.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     engine::{
         Engine,
-        bda::Choose,
+        bda::{self, Bda, Choose, Repair},
         claims::{Claim, Key},
         containers::{self, Unlock},
         dm_names::Role,
@@ -21,7 +24,7 @@ use crate::{
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         mdv::Mdv,
-        metadata::PoolMetadata,
+        metadata::{PoolMetadata, StaticHeader},
         name::Name,
         ops::discover::{self, discover},
         pool::Pool,
@@ -104,6 +107,12 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
         match stop(engine, pool) {
             Ok(left_up) => {
                 let mut set = DeviceSet::of(pool, left_up.is_none());
+                if left_up.is_none() {
+                    forget_gone(engine, uuid, &mut set);
+                }
+                let beside = engine.registry().beside(uuid);
+                set.absorb(beside.unwrap_or_default());
+                discover::settle_set(engine.platform(), uuid, &mut set);
                 set.partial = left_up.is_some() && setup::anything_up(engine.platform(), uuid, &set);
                 set.trouble = left_up.as_ref().filter(|_| set.partial).map(|error| {
                     format!("it was stopped, but some of it could not be taken down: {}", error.sentence()).into()
@@ -154,18 +163,38 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
     check_unmounted(platform, pool)?;
+    let was_decided = pool.meta.destroying.is_some() || pool.meta.started == Some(false);
+    let reach = match was_decided {
+        // By a request that panicked after that; its devices may be closed.
+        true => Reach::First,
+        false => find_members(engine, pool),
+    };
     let decided = setup::take_filesystems_down(platform, uuid)
         .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
-        .and_then(|()| match pool.meta.destroying || pool.meta.started == Some(false) {
-            // By a request that panicked after that; its devices may be closed.
-            true => Ok(()),
-            false => pool.change(platform, Choose::Some(platform.random()), |meta| {
+        .and_then(|()| {
+            let choose = match reach {
+                _ if was_decided => return Ok(()),
+                Reach::None => return Ok(()),
+                Reach::First => Choose::Some(platform.random()),
+                Reach::Others => Choose::Everywhere,
+            };
+            pool.change(platform, choose, |meta| {
                 meta.started = Some(false);
                 Ok(())
-            }),
+            })
         });
-    if let Err(cause) = decided {
-        return Err(setup::back_up_after(platform, pool, cause));
+    match decided {
+        // On devices that are gone nothing can be brought up again; the pool can be stopped once more.
+        Err(cause) if reach == Reach::None => return Err(cause),
+        Err(cause) => return Err(setup::back_up_after(platform, pool, cause)),
+        Ok(()) => {}
+    }
+    if reach == Reach::None {
+        engine.registry().note_unrecorded_stop(uuid);
+        log::warn!(
+            "pool {} is stopped, but that could not be recorded, since its devices are gone; it is recorded when they are back",
+            pool.name()
+        );
     }
     pool.set_gone(true);
     let mut take_down = || {
@@ -179,6 +208,88 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
         log::error!("pool {} is stopped, but some of it is still up: {}", pool.name(), error.sentence());
     }
     Ok(left_up)
+}
+
+/// Which data devices of a running pool are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// The first, and so, as a rule, all.
+    First,
+    /// Not the first, but others.
+    Others,
+    /// None of them.
+    None,
+}
+
+/// Looks which data devices of a pool are still there. One that has come back under another node is the same device: its
+/// metadata is written there from now on. The tables of the pool go on to lead to the dead one.
+pub(super) fn find_members(engine: &Engine, pool: &mut Pool) -> Reach {
+    let platform = engine.platform();
+    let beside = engine.registry().beside(pool.uuid()).unwrap_or_default();
+    let data: Vec<DevUuid> = pool.meta.data_devices().collect();
+    for (place, device) in data.into_iter().enumerate() {
+        let Some(member) = pool.members.get_mut(&device) else { continue };
+        let is_there = |path: &Path, header: &StaticHeader| {
+            // A device that is taken for gone is not told of the stop, so one error is no proof.
+            let load = || Bda::load(platform, path, Repair::ReadOnly);
+            let found = load().or_else(|_| load()).or_else(|_| load()).ok().flatten();
+            found.filter(|found| (found.header().pool, found.header().device) == (header.pool, header.device))
+        };
+        let header = *member.bda.header();
+        let mut found = is_there(&member.device.path, &header).is_some();
+        if let Some(back) = beside.devices().find(|back| back.bda.header().device == device).filter(|_| !found) {
+            if let Some(bda) = is_there(&back.device.path, &header) {
+                log::info!("{} is back as {}", member.device.path.display(), back.device.path.display());
+                (member.device, member.bda, found) = (back.device.clone(), bda, true);
+            }
+        }
+        match (found, place) {
+            (true, 0) => return Reach::First,
+            (true, _) => return Reach::Others,
+            (false, _) => {}
+        }
+    }
+    Reach::None
+}
+
+/// Forgets devices that are gone, of a pool that has been stopped. Where none of them could be reached, a node that is there
+/// says nothing: what cannot be read is gone, too.
+fn forget_gone(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) {
+    let unreachable = engine.registry().is_stop_unrecorded(uuid);
+    for known in set.all() {
+        let device = known.device();
+        let is_gone = match engine.platform().find_device(&device.path) {
+            Ok(found) => {
+                found.number != device.number || unreachable && !reread(engine, &known).is_ok_and(|now| !now.is_empty())
+            }
+            Err(error) => matches!(error, platform::Error::NoDevice { .. }),
+        };
+        if is_gone {
+            log::warn!("{} of pool {uuid} is gone", device.path.display());
+            set.forget_number(device.number);
+        }
+    }
+}
+
+/// Records a stop that could not be recorded when it was asked for.
+///
+/// # Errors
+/// When no device can be written.
+pub(super) fn record_stop(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata: &PoolMetadata) -> Result<()> {
+    let platform = engine.platform();
+    let version = set.version().ok_or(Error::MixedVersions(uuid))?;
+    let json = PoolMetadata { started: Some(false), ..metadata.clone() }.encode(version);
+    let listed: Vec<DevUuid> = metadata.data_devices().collect();
+    let data = set.devices().filter(|found| listed.contains(&found.bda.header().device));
+    let mut areas: Vec<(PathBuf, Bda)> = data.map(|found| (found.device.path.clone(), found.bda.clone())).collect();
+    let mut areas: Vec<_> = areas.iter_mut().map(|(path, bda)| (path.as_path(), bda)).collect();
+    bda::save_to_pool(platform, &mut areas, &json, platform.now(), Choose::Everywhere)?;
+    let mut now = set.clone();
+    renew(engine, uuid, &mut now);
+    let mut registry = engine.registry();
+    registry.note_recorded_stop(uuid);
+    registry.park(uuid, now);
+    Ok(())
 }
 
 /// Forgets the volume key of a pool that is down.
@@ -212,7 +323,8 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                 let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
                 if let Some(set) = destroyed {
                     // What is up is what has kept it from being wiped.
-                    let ended = renew(engine, set).and_then(|()| discover::end(engine, uuid, set));
+                    let ended =
+                        renew(engine, uuid, set).map_or(Ok(()), Err).and_then(|()| discover::end(engine, uuid, set));
                     if engine.registry().get(uuid).is_none() {
                         return Next::Done(Ok(Stopped::CleanedUp(uuid)));
                     }
@@ -225,6 +337,15 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                 let is_up = |set| setup::anything_up(platform, uuid, set);
                 let partial = cleaned.is_err() && set.as_ref().is_some_and(is_up);
                 engine.registry().note_down(uuid, partial, cleaned.as_ref().err());
+                if !partial {
+                    // While it was up they were kept.
+                    for known in set.iter().flat_map(DeviceSet::all) {
+                        let path = &known.device().path;
+                        if matches!(platform.find_device(path), Err(platform::Error::NoDevice { .. })) {
+                            engine.registry().remove_path(path);
+                        }
+                    }
+                }
                 Next::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
             }
         }
@@ -293,12 +414,19 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
             return start_pool(PoolRef::Uuid(uuid), unlock, cache);
         };
         let platform = engine.platform();
-        let ready = engine.check_ending().and_then(|()| renew(engine, &mut set)).and_then(|()| {
+        let mut unread = None;
+        let ready = engine.check_ending().and_then(|()| {
+            unread = renew(engine, uuid, &mut set);
             Rollback::new().guard(platform, |undo| {
                 open_devices(engine, &mut set, &unlock, undo)?;
                 discover::end(engine, uuid, &set)?;
                 admissible(uuid, &set, cache)
             })
+        });
+        // A device that cannot be read is missing, and that is why.
+        let ready = ready.map_err(|error| match (error, unread) {
+            (Error::DevicesMissing { .. } | Error::Unusable { .. }, Some(unread)) => unread,
+            (error, _) => error,
         });
         let (metadata, opened) = match ready {
             Ok(ready) => ready,
@@ -319,50 +447,71 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
     })
 }
 
-/// Opens the containers of a pool's devices and reads what is in them.
+/// Opens the containers of a pool's devices and reads what is in them. One that cannot be opened stands in nobody's way if the
+/// others say that it is none of the pool's.
 fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mut Rollback) -> Result<()> {
+    if matches!(set.verdict(), Verdict::Clash(..)) {
+        // Which container is to be opened cannot be told.
+        return Ok(());
+    }
     let closed: Vec<Encased> = set.closed().cloned().collect();
+    let mut failed = None;
     for encased in closed {
-        let device = encased.open(engine.platform(), unlock, undo)?;
-        if let Some(found) = discover::read(engine, device)? {
-            set.add(Seen::Area(found));
+        let opened = encased.open(engine.platform(), unlock, undo).and_then(|device| discover::read(engine, device));
+        match opened {
+            Ok(found) => found.into_iter().for_each(|found| set.add(Seen::Area(found))),
+            Err(error) => failed = failed.or(Some((encased.device.path, error))),
         }
     }
-    Ok(())
+    match failed {
+        Some((path, error)) if matches!(set.verdict(), Verdict::Complete(_)) => {
+            log::warn!("{} is not opened, and the pool does not need it: {}", path.display(), error.sentence());
+            Ok(())
+        }
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
 }
 
-/// Reads the devices anew: much may have happened to them since the pool was stopped.
-pub(super) fn renew(engine: &Engine, set: &mut DeviceSet) -> Result<()> {
-    let platform = engine.platform();
+/// Reads the devices anew: much may have happened to them since the pool was stopped. Gives why one could not be read, if one
+/// could not; that one is not in the set any more.
+pub(super) fn renew(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) -> Option<Error> {
     let mut seen = Vec::new();
-    for known in set.containers() {
-        let device = match platform.find_device(&known.device.path) {
-            Err(platform::Error::NoDevice { .. }) => None,
-            device => Some(device?),
-        };
-        let read = device.map(|device| Encased::read(platform, &device)).transpose()?.flatten();
-        match read {
-            Some(same) if same.id() == known.id() => {
-                let opened = same.opened(platform)?.map(|device| discover::read(engine, device)).transpose()?.flatten();
-                seen.extend(opened.map(Seen::Area));
-                seen.push(Seen::Container(same));
+    let mut unread = None;
+    for known in set.all() {
+        let path = &known.device().path;
+        match reread(engine, &known) {
+            Ok(now) if now.is_empty() => log::warn!("{} is not a device of the pool any more", path.display()),
+            Ok(now) => seen.extend(now),
+            Err(error) => {
+                log::warn!("{} could not be read: {}", path.display(), error.sentence());
+                unread = unread.or(Some(error));
             }
-            _ => log::warn!("{} is not a device of the pool any more", known.device.path.display()),
-        }
-    }
-    for known in set.devices().filter(|found| set.container(found.bda.header().device).is_none()) {
-        let read = match engine.platform().find_device(&known.device.path) {
-            // What is missing is told by what is found.
-            Err(platform::Error::NoDevice { .. }) => None,
-            device => discover::read(engine, device?)?,
-        };
-        match read {
-            Some(same) if same.bda.header().device == known.bda.header().device => seen.push(Seen::Area(same)),
-            _ => log::warn!("{} is not a device of the pool any more", known.device.path.display()),
         }
     }
     set.renew(seen);
-    Ok(())
+    discover::settle_set(engine.platform(), uuid, set);
+    unread
+}
+
+/// What is at the node of a device now, if it is still that device; with what is in it if it is a container that is open.
+fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
+    let platform = engine.platform();
+    let device = match platform.find_device(&known.device().path) {
+        Err(platform::Error::NoDevice { .. }) => return Ok(Vec::new()),
+        device => device?,
+    };
+    let mut now: Vec<Seen> = match known {
+        Seen::Area(_) => discover::read(engine, device)?.map(Seen::Area).into_iter().collect(),
+        Seen::Container(_) => Encased::read(platform, &device)?.map(Seen::Container).into_iter().collect(),
+    };
+    now.retain(|now| (now.pool(), now.id()) == (known.pool(), known.id()));
+    if let Some(Seen::Container(encased)) = now.first() {
+        if let Some(opened) = encased.opened(platform)? {
+            now.extend(discover::read(engine, opened)?.map(Seen::Area));
+        }
+    }
+    Ok(now)
 }
 
 /// The metadata of a pool that may be set up; devices of a cache that is to be dropped may be missing.
@@ -525,8 +674,9 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     let platform = engine.platform();
     let uuid = pool.uuid();
     let mut set = DeviceSet::of(pool, false);
-    let adopted = renew(engine, &mut set)
-        .and_then(|()| admissible(uuid, &set, CacheTier::Keep))
+    let unread = renew(engine, uuid, &mut set);
+    let adopted = admissible(uuid, &set, CacheTier::Keep)
+        .map_err(|error| unread.unwrap_or(error))
         .and_then(|metadata| {
             let opened = Rollback::new();
             setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), CacheTier::Keep, None, opened)
@@ -535,7 +685,7 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     match adopted {
         Ok(fresh) => {
             pool.become_as_read(fresh);
-            engine.registry().note_running(uuid, pool.paths());
+            engine.registry().note_running(uuid, pool.nodes());
             Ok(super::announce(engine, pool, pool.filesystems.values()))
         }
         Err(cause) => {

@@ -13,12 +13,13 @@ use crate::{
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
         name::Name,
+        ops::lifecycle::{self, Reach},
         pool::Pool,
         registry::DeviceSet,
         request::{Access, Granted, Mode, Next, PoolRef, Wait},
         setup::{self, Doomed},
     },
-    platform::{PendingLinks, Platform},
+    platform::{PendingLinks, Platform, Timestamp},
     view::Availability,
 };
 
@@ -82,14 +83,20 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         return Err(Error::HasLeftOut { pool: pool.name().clone(), filesystems });
     }
     let uuid = pool.uuid();
+    if pool.meta.destroying.is_none() && lifecycle::find_members(engine, pool) == Reach::None {
+        return Err(Error::DevicesGone { pool: pool.name().clone() });
+    }
     // As for a stop: what only a key brings up again stays until there is no way back.
     let decided = setup::take_filesystems_down(platform, uuid)
         .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| match pool.meta.destroying {
             // By a request that panicked after that; its devices may be closed.
-            true => Ok(()),
-            false => pool.change(platform, Choose::Everywhere, |meta| {
-                meta.destroying = true;
+            Some(_) => Ok(()),
+            // A daemon that does not know of destructions finds a stopped pool. If somebody starts it there, that is recorded, and
+            // the destruction is void.
+            None => pool.change(platform, Choose::Everywhere, |meta| {
+                meta.destroying = Some(Timestamp::default());
+                meta.started = Some(false);
                 Ok(())
             }),
         });
@@ -112,7 +119,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         Some(Doomed { path: &member.device.path, container: member.container.as_ref(), parts, stamp })
     });
     setup::wipe_destroyed(platform, devices);
-    super::lifecycle::forget_volume_key(platform, uuid);
+    lifecycle::forget_volume_key(platform, uuid);
     Ok(Destroyed::Wiped)
 }
 

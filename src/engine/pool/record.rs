@@ -22,7 +22,7 @@ use crate::{
         ids::DevUuid,
         metadata::{PoolMetadata, mda::next_stamp, pool::Tier},
     },
-    platform::Platform,
+    platform::{Platform, Timestamp},
     view::Availability,
 };
 
@@ -111,7 +111,8 @@ impl Pool {
             Some(old) => self.save(platform, Choose::Everywhere, old, None),
             // There was no pool. A device that cannot be wiped now is wiped when it is next seen.
             None => {
-                let none = PoolMetadata { destroying: true, ..new.clone() };
+                let condemned = Some(Timestamp::default());
+                let none = PoolMetadata { destroying: condemned, started: Some(false), ..new.clone() };
                 self.save(platform, Choose::Everywhere, &none, None)
             }
         };
@@ -151,10 +152,10 @@ impl Pool {
         meta: &PoolMetadata,
         decides: Option<&PoolMetadata>,
     ) -> Result<()> {
-        let json = meta.encode(self.version);
         // Also of those that are not written this time: no device may hold a newer state than the newest.
         let last = self.members.values().filter_map(|member| member.bda.last_tried()).max();
         let stamp = next_stamp(platform.now(), last);
+        let json = meta.stamped(stamp).encode(self.version);
         let data: Vec<DevUuid> = meta.data_devices().collect();
         let deciding: Option<Vec<DevUuid>> = decides.map(|decides| decides.data_devices().collect());
         let (ids, mut devices): (Vec<DevUuid>, Vec<_>) = self

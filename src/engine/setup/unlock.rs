@@ -73,7 +73,8 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
     }
 }
 
-/// Wipes devices in containers of their own whose addition was cut short: they would stay open beside the pool.
+/// Wipes devices in containers of their own whose addition was cut short: they would stay open beside the pool. Others that the
+/// pool's metadata does not name are closed.
 pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
     let unrecorded = set.containers().filter(|encased| meta.devices().all(|device| device != encased.id()));
     for encased in unrecorded {
@@ -83,6 +84,8 @@ pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta:
             if let Err(error) = encased.wipe(platform).or_else(|_| encased.wipe(platform)) {
                 log::warn!("{path} could not be wiped: {}", error.sentence());
             }
+        } else if let Err(error) = encased.close(platform) {
+            log::warn!("{path} is none of the pool's and could not be closed: {}", error.sentence());
         }
     }
 }

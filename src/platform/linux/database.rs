@@ -3,6 +3,7 @@
 //! Reads what udev's rules have found out; never looks at the devices themselves, and knows nothing of pools.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
@@ -55,6 +56,48 @@ fn number_of(path: &Path) -> Result<DeviceNumber> {
         _ => Error::Io { action: "look at", path: path.to_owned(), source },
     })?;
     if metadata.file_type().is_block_device() { Ok(number(metadata.rdev())) } else { Err(no_device(path)) }
+}
+
+/// Where the kernel shows a block device by its number.
+fn shown_at(number: DeviceNumber) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}", number.major, number.minor))
+}
+
+/// The block devices that this one lies on, directly or not.
+pub(super) fn lower_devices(number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>> {
+    let mut found = BTreeSet::new();
+    let mut ahead = vec![number];
+    while let Some(number) = ahead.pop() {
+        for below in directly_below(number)? {
+            if found.insert(below) {
+                ahead.push(below);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn directly_below(number: DeviceNumber) -> Result<Vec<DeviceNumber>> {
+    let place = shown_at(number);
+    let list = place.join("slaves");
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { action: "read", path, source }
+    };
+    let mut below = Vec::new();
+    // A partition has no such list.
+    for entry in fs::read_dir(&list).into_iter().flatten() {
+        let file = entry.map_err(failed(&list))?.path().join("dev");
+        let text = fs::read_to_string(&file).map_err(failed(&file))?;
+        let parsed =
+            text.trim().split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        below.extend(parsed.map(|(major, minor)| DeviceNumber { major, minor }));
+    }
+    // A loop device is listed nowhere as the holder of the device that it is made of.
+    if let Ok(backing) = fs::read_to_string(place.join("loop/backing_file")) {
+        below.extend(number_of(Path::new(backing.trim_end_matches('\n'))));
+    }
+    Ok(below)
 }
 
 fn no_device(path: &Path) -> Error {

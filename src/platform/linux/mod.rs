@@ -30,7 +30,7 @@ mod wait;
 mod xfs_child;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
@@ -110,6 +110,10 @@ impl Platform for Linux {
 
     fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
         self.devices.hold(path)
+    }
+
+    fn lower_devices(&self, number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>> {
+        database::lower_devices(number)
     }
 
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {

@@ -7,6 +7,8 @@
 //!   of its sectors survives or is lost by itself. A sector is never torn. The generator decides, write by write.
 //! - A discarded stretch that waits is discarded or not, as a whole.
 //! - No disk has more than the kernel can count, whatever a test asks for.
+//! - A disk that is pulled out while something lies on it keeps its number until nothing does, and that number stays dead. The
+//!   disk comes back with another number, and under any node.
 //! - A bad sector fails every read that touches it until it is written.
 //!
 //! Knows nothing of device-mapper, nor of what the bytes mean.
@@ -248,6 +250,40 @@ impl Disks {
         self.paths.insert(path.clone(), self.disks.len());
         self.disks.push(Disk::new(path, number, shape));
         number
+    }
+
+    /// Puts a disk that was pulled out back in, under this node. While something holds its former number it gets a new one.
+    /// False if no disk that was pulled out had the node `former`, or another disk that is there has the new one.
+    pub(super) fn put_back(&mut self, former: &Path, path: PathBuf, is_held: impl Fn(DeviceNumber) -> bool) -> bool {
+        let Some(index) = self.paths.get(former).copied().filter(|index| !self.disks[*index].present) else {
+            return false;
+        };
+        let displaced = self.paths.get(&path).copied().filter(|_| path != former);
+        if displaced.is_some_and(|other| self.disks[other].present) {
+            return false;
+        }
+        let nodes: Vec<PathBuf> =
+            self.paths.iter().filter(|(_, at)| **at == index).map(|(path, _)| path.clone()).collect();
+        let mut at = index;
+        if is_held(self.disks[index].number) {
+            at = self.disks.len();
+            let number = DeviceNumber { major: DISK_MAJOR, minor: at as u32 };
+            let dead = Disk::new(former.to_owned(), self.disks[index].number, self.disks[index].shape.clone());
+            let back = std::mem::replace(&mut self.disks[index], Disk { present: false, ..dead });
+            self.disks.push(Disk { number, ..back });
+        }
+        for node in nodes {
+            self.paths.remove(&node);
+            self.paths.insert(if node == former { path.clone() } else { node }, at);
+        }
+        self.disks[at].path = path;
+        self.disks[at].present = true;
+        if let Some(other) = displaced {
+            // One that has been pulled out as well: the two change their nodes.
+            self.paths.insert(former.to_owned(), other);
+            former.clone_into(&mut self.disks[other].path);
+        }
+        true
     }
 
     /// Another node with the number of a disk that is there.

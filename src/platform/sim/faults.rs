@@ -42,6 +42,7 @@ pub enum Call {
     Contents,
     Geometry,
     Hold,
+    LowerDevices,
     Read,
     Write,
     Flush,
@@ -108,6 +109,7 @@ impl Call {
                 | Call::Contents
                 | Call::Geometry
                 | Call::Hold
+                | Call::LowerDevices
                 | Call::Read
                 | Call::DmList
                 | Call::DmFind
@@ -148,6 +150,7 @@ impl Call {
             Call::Contents => "look at the contents of",
             Call::Geometry => "read the size of",
             Call::Hold => "open",
+            Call::LowerDevices => "see what lies below",
             Call::Read => "read",
             Call::Write | Call::ProgramWrite(_) => "write to",
             Call::Flush => "flush",

@@ -158,21 +158,34 @@ impl Sim {
         done.ok_or_else(|| Error::NoDevice { path: path.to_owned() })
     }
 
-    /// Plugs a new disk in, or one that was pulled out back in (which keeps what it holds and its size).
+    /// Plugs a new disk in, or one that was pulled out back in (which keeps what it holds and its size; see
+    /// [`Sim::replug_disk`]).
     ///
     /// # Errors
     /// A relative path.
     pub fn add_disk(&self, path: &Path, size: Sectors) -> Result<()> {
+        if self.0.machine.lock().disks.number_at(path).is_some() {
+            return self.replug_disk(path, path).or(Ok(()));
+        }
         self.change(path, |machine, path| {
-            match machine.disks.known(&path) {
-                Some(disk) => disk.present = true,
-                None => {
-                    let shape = DiskShape { size, ..machine.disks.template().clone() };
-                    machine.disks.add(path.clone(), shape);
-                }
-            }
+            let shape = DiskShape { size, ..machine.disks.template().clone() };
+            machine.disks.add(path.clone(), shape);
             machine.device_event(DeviceAction::Add, &path);
             Some(())
+        })
+    }
+
+    /// Plugs a disk that was pulled out back in, under the same node or another. As in the kernel, it has another number than
+    /// before if something still lies on the dead one.
+    ///
+    /// # Errors
+    /// If no disk with that node has been pulled out, or the node `to` is another disk's.
+    pub fn replug_disk(&self, from: &Path, to: &Path) -> Result<()> {
+        let to = machine::normal(to).ok_or_else(|| Error::NoDevice { path: to.to_owned() })?;
+        self.change(from, |machine, from| {
+            let Machine { disks, dm, .. } = machine;
+            let back = disks.put_back(&from, to.clone(), |number| dm.is_open(number));
+            back.then(|| machine.device_event(DeviceAction::Add, &to))
         })
     }
 

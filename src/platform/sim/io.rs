@@ -4,7 +4,7 @@
 //! it is first written and copies it when it is shared; a cache writes through, so its origin always has the bytes; a
 //! flush of a thin device commits its pool. Metadata I/O of a pool does not wait for its metadata device.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 use nix::libc;
 
@@ -397,18 +397,22 @@ impl Machine {
 
     /// The disks that a device rests on.
     pub(super) fn disks_below(&self, number: DeviceNumber) -> Vec<DeviceNumber> {
-        let mut found = Vec::new();
+        let mut found = self.lower_devices(number);
+        found.insert(number);
+        found.into_iter().filter(|number| number.major != DM_MAJOR).collect()
+    }
+
+    /// Everything that a device lies on.
+    pub(super) fn lower_devices(&self, number: DeviceNumber) -> BTreeSet<DeviceNumber> {
+        let mut found = BTreeSet::new();
         let mut ahead = vec![number];
         while let Some(number) = ahead.pop() {
-            if number.major != DM_MAJOR {
-                if !found.contains(&number) {
-                    found.push(number);
+            for below in self.dm.get(number).map_or_else(Vec::new, |device| uses(&device.table)) {
+                if found.insert(below) {
+                    ahead.push(below);
                 }
-            } else if let Some(device) = self.dm.get(number) {
-                ahead.extend(uses(&device.table));
             }
         }
-        found.sort();
         found
     }
 }

@@ -40,7 +40,7 @@ mod xfs;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::{
@@ -296,6 +296,12 @@ impl Platform for Sim {
             false => Ok(machine.hold(number)),
         })?;
         Ok(Box::new(Held { sim: self.clone(), number, serial }))
+    }
+
+    fn lower_devices(&self, number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>> {
+        self.step(Call::LowerDevices, &format!("{}:{}", number.major, number.minor), || {
+            Ok(self.machine()?.lower_devices(number))
+        })
     }
 
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {

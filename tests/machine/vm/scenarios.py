@@ -152,6 +152,8 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("test_old_pool.py"))]),
         Scenario("cache", "a cache begins, grows, stays and goes; a device grows",
                  [Life(_pytest("test_cache.py"))]),
+        Scenario("identity", "an older clone; a disk back under another node; a pulled disk whose pool is stopped",
+                 [Life(_pytest("test_identity.py"))]),
         Scenario("refusals", "bad input gives a clear error and changes nothing",
                  [Life(_pytest("test_refusals.py"))]),
         Scenario("run", "`make run DISKS=...` on a machine that never had a stratisd",

@@ -160,8 +160,29 @@ fn what_stands_on_a_pulled_disk_fails() {
     create(&sim, "x", &linear(number(&sim, "/dev/a"), 0, 8));
     sim.pull_disk(Path::new("/dev/a")).unwrap();
     assert_eq!(errno(write(&sim, "x", 0, b"x")), EIO);
+    // A disk that comes back does not wake what stood on it: it is another device to the kernel.
+    let before = number(&sim, "/dev/b");
     sim.add_disk(Path::new("/dev/a"), Sectors(1)).unwrap();
+    assert!(number(&sim, "/dev/a").minor > before.minor);
+    assert_eq!(errno(write(&sim, "x", 0, b"x")), EIO);
+    sim.dm_remove("x").unwrap();
+    create(&sim, "x", &linear(number(&sim, "/dev/a"), 0, 8));
     write(&sim, "x", 0, b"x").unwrap();
+}
+
+#[test]
+fn a_disk_comes_back_under_any_node() {
+    let sim = Sim::builder().build();
+    let [a, z] = ["/dev/a", "/dev/z"].map(Path::new);
+    let before = number(&sim, "/dev/a");
+    sim.put(a, 0, b"x").unwrap();
+    assert!(sim.replug_disk(a, z).is_err(), "it has not been pulled out");
+    sim.pull_disk(a).unwrap();
+    sim.replug_disk(a, z).unwrap();
+    assert_eq!(number(&sim, "/dev/z"), before, "nothing held the number");
+    assert_eq!(sim.read(z, 0, 1).unwrap(), b"x");
+    assert_eq!(sim.read(a, 0, 1).unwrap(), [0], "another disk, made on demand");
+    assert!(sim.replug_disk(z, a).is_err(), "that node is taken");
 }
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";

@@ -1,0 +1,218 @@
+//! Several devices that carry one identity: a clone, a stale copy, a device under a device-mapper device, a device that has
+//! come back under another node. Which of them counts.
+//!
+//! The rules, in this order:
+//!
+//! 1. The device that an active device-mapper table of the pool lies on is the pool's.
+//! 2. A device counts before what it lies on: dm-linear, multipath, md, loop devices. Both are one device.
+//! 3. Of devices whose signature blocks agree, the one with the newer metadata counts. The others are stale.
+//! 4. Otherwise nothing can be told, and the pool does not start.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use crate::{
+    engine::{
+        dm_names::{self, Role},
+        error::{Error, Result},
+        ids::{DevUuid, PoolUuid},
+        metadata::{HeaderFlags, StaticHeader},
+    },
+    platform::{self, DeviceNumber, Platform, Timestamp, dm::Target},
+};
+
+/// What the kernel says of devices of one pool.
+#[derive(Debug, Clone, Default)]
+pub struct Ties {
+    /// Devices that active tables of the pool lie on.
+    used: BTreeSet<DeviceNumber>,
+    /// What each device lies on, directly or not.
+    lies_on: BTreeMap<DeviceNumber, BTreeSet<DeviceNumber>>,
+    /// Devices whose nodes lead elsewhere by now, or nowhere.
+    gone: BTreeSet<DeviceNumber>,
+}
+
+/// Devices of a pool that the kernel is to be asked about.
+#[derive(Debug, Default)]
+pub struct Doubt {
+    /// Nodes and numbers of devices with an identity that others have, too.
+    pub devices: Vec<(PathBuf, DeviceNumber)>,
+    /// Those of their identifiers that are known to lie in a container.
+    pub contained: BTreeSet<DevUuid>,
+    /// Devices of the running pool.
+    pub members: Vec<DeviceNumber>,
+}
+
+impl Ties {
+    /// Asks the kernel. What it does not tell counts as unknown.
+    pub fn look(platform: &dyn Platform, pool: PoolUuid, doubt: &Doubt) -> Ties {
+        let mut ties = Ties::default();
+        let roles = [Role::OriginSub, Role::CacheMeta, Role::CacheSub].map(|role| role.name(pool));
+        let opened = doubt.contained.iter().map(|device| dm_names::opened_device(*device));
+        for name in roles.into_iter().chain(opened) {
+            let table = platform.dm_find(&name).ok().flatten().map(|device| device.table).unwrap_or_default();
+            ties.used.extend(table.iter().filter_map(|line| match line.target {
+                Target::Linear { device, .. } | Target::Crypt { device, .. } => Some(device),
+                _ => None,
+            }));
+        }
+        for (path, number) in &doubt.devices {
+            match platform.find_device(path) {
+                Ok(found) if found.number != *number => drop(ties.gone.insert(*number)),
+                Err(platform::Error::NoDevice { .. }) => drop(ties.gone.insert(*number)),
+                _ => {}
+            }
+        }
+        let asked = doubt.devices.iter().map(|(_, number)| *number).chain(doubt.members.iter().copied());
+        for number in asked {
+            match platform.lower_devices(number) {
+                Ok(lower) => drop(ties.lies_on.insert(number, lower)),
+                Err(error) => log::warn!("cannot tell what device {}:{} lies on: {error}", number.major, number.minor),
+            }
+        }
+        ties
+    }
+
+    /// Whether the device was not there any more.
+    pub fn is_gone(&self, device: DeviceNumber) -> bool {
+        self.gone.contains(&device)
+    }
+
+    /// Whether one of the two lies on the other.
+    pub fn are_one(&self, a: DeviceNumber, b: DeviceNumber) -> bool {
+        a == b || self.holds(a, b) || self.holds(b, a)
+    }
+
+    fn holds(&self, holder: DeviceNumber, held: DeviceNumber) -> bool {
+        self.lies_on.get(&holder).is_some_and(|lower| lower.contains(&held))
+    }
+
+    /// Which of devices with one identity counts: its place in the list.
+    pub fn choose(&self, copies: &[Carrier]) -> Choice {
+        let number = |at: usize| copies[at].number;
+        if let Some(used) = (0..copies.len()).find(|at| self.used.contains(&number(*at))) {
+            return Choice::Counts(used);
+        }
+        let is_held = |at: usize| (0..copies.len()).any(|other| other != at && self.holds(number(other), number(at)));
+        let apart: Vec<usize> = (0..copies.len()).filter(|at| !is_held(*at)).collect();
+        match apart[..] {
+            [] => Choice::Counts(0),
+            [one] => Choice::Counts(one),
+            _ => newest(copies, &apart).map_or(Choice::Clash(apart), Choice::Counts),
+        }
+    }
+}
+
+/// The one that is newer than all others, if their signature blocks agree.
+fn newest(copies: &[Carrier], apart: &[usize]) -> Option<usize> {
+    let known: Vec<(usize, StaticHeader, Option<Timestamp>)> =
+        apart.iter().map(|at| copies[*at].area.map(|(header, stamp)| (*at, header, stamp))).collect::<Option<_>>()?;
+    let (_, first, _) = known.first()?;
+    // Marks come and go with requests and say nothing of the device.
+    let bare = |header: &StaticHeader| StaticHeader { flags: HeaderFlags::NONE, ..*header };
+    if known.iter().any(|(_, header, _)| bare(header) != bare(first)) {
+        return None;
+    }
+    let (newest, _, stamp) = known.iter().max_by_key(|(.., stamp)| *stamp)?;
+    let unique = known.iter().filter(|(.., other)| other == stamp).count() == 1;
+    unique.then_some(*newest)
+}
+
+/// One of several devices with one identity.
+#[derive(Debug, Clone, Copy)]
+pub struct Carrier {
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Its signature block and when its metadata was written; `None`: it is a container, and cannot be looked into.
+    pub area: Option<(StaticHeader, Option<Timestamp>)>,
+}
+
+/// What came of a choice.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This one counts.
+    Counts(usize),
+    /// It cannot be told which of these counts.
+    Clash(Vec<usize>),
+}
+
+/// Whether what was opened under a container's name lies on this container, and not on a clone of it.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn is_opened_on(platform: &dyn Platform, opened: DeviceNumber, container: DeviceNumber) -> Result<bool> {
+    Ok(platform.lower_devices(opened).map_err(Error::from)?.contains(&container))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{metadata::MetadataVersion, units::Sectors};
+
+    fn number(minor: u32) -> DeviceNumber {
+        DeviceNumber { major: 8, minor }
+    }
+
+    fn header(size: u64) -> StaticHeader {
+        let (pool, device) = (PoolUuid::from_random([1; 16]), DevUuid::from_random([2; 16]));
+        StaticHeader::new(pool, device, MetadataVersion::V2, Sectors(size), 7)
+    }
+
+    fn copy(minor: u32, size: u64, seconds: Option<u64>) -> Carrier {
+        let stamp = seconds.map(|seconds| Timestamp { seconds, nanoseconds: 0 });
+        Carrier { number: number(minor), area: Some((header(size), stamp)) }
+    }
+
+    fn closed(minor: u32) -> Carrier {
+        Carrier { number: number(minor), area: None }
+    }
+
+    fn check(ties: &Ties, copies: &[Carrier], expected: Choice) {
+        assert_eq!(ties.choose(copies), expected, "{copies:?}, {ties:?}");
+    }
+
+    #[test]
+    fn the_newer_of_equal_devices_counts() {
+        let ties = Ties::default();
+        check(&ties, &[copy(0, 9, Some(1))], Choice::Counts(0));
+        check(&ties, &[copy(0, 9, Some(1)), copy(1, 9, Some(2))], Choice::Counts(1));
+        check(&ties, &[copy(0, 9, Some(3)), copy(1, 9, Some(2)), copy(2, 9, None)], Choice::Counts(0));
+        // A mark that came since the clone was made says nothing.
+        let mut marked = copy(0, 9, Some(3));
+        marked.area = marked.area.map(|(header, at)| (StaticHeader { flags: HeaderFlags::GROWN, ..header }, at));
+        check(&ties, &[marked, copy(1, 9, Some(2))], Choice::Counts(0));
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_a_clash() {
+        let ties = Ties::default();
+        check(&ties, &[copy(0, 9, Some(1)), copy(1, 9, Some(1))], Choice::Clash(vec![0, 1]));
+        check(&ties, &[copy(0, 9, None), copy(1, 9, None)], Choice::Clash(vec![0, 1]));
+        check(&ties, &[copy(0, 9, Some(1)), copy(1, 8, Some(2))], Choice::Clash(vec![0, 1]));
+        check(&ties, &[closed(0), closed(1)], Choice::Clash(vec![0, 1]));
+        check(&ties, &[closed(0), copy(1, 9, Some(1))], Choice::Clash(vec![0, 1]));
+        let copies = [copy(0, 9, Some(5)), copy(1, 9, Some(5)), copy(2, 9, Some(4))];
+        check(&ties, &copies, Choice::Clash(vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn a_device_counts_before_what_it_lies_on() {
+        let ties = Ties { lies_on: [(number(1), [number(0)].into())].into(), ..Ties::default() };
+        check(&ties, &[copy(0, 9, Some(2)), copy(1, 9, Some(1))], Choice::Counts(1));
+        check(&ties, &[closed(0), closed(1)], Choice::Counts(1));
+        // Both are one device: the clone clashes with that one alone.
+        let copies = [copy(0, 9, Some(1)), copy(1, 9, Some(1)), copy(2, 9, Some(1))];
+        check(&ties, &copies, Choice::Clash(vec![1, 2]));
+        assert!(ties.are_one(number(0), number(1)) && !ties.are_one(number(0), number(2)));
+    }
+
+    #[test]
+    fn what_a_table_lies_on_counts_before_all() {
+        let mut ties = Ties { used: [number(0)].into(), ..Ties::default() };
+        ties.lies_on.insert(number(1), [number(0)].into());
+        check(&ties, &[copy(1, 9, Some(2)), copy(0, 8, Some(1))], Choice::Counts(1));
+        check(&ties, &[closed(2), closed(0)], Choice::Counts(1));
+    }
+}

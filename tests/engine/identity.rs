@@ -1,0 +1,375 @@
+//! Devices are known by what they carry: clones, stale copies, devices left over, devices under others, devices that come back
+//! under another node.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{
+        bda::{Bda, Repair},
+        dm_names::Role,
+        metadata::MetadataVersion,
+        ops,
+        units::Sectors,
+    },
+    platform::{
+        Platform, Timestamp,
+        dm::{Line, Visibility},
+        sim::Sim,
+    },
+    view::LeftAside,
+};
+
+use crate::{
+    bench::{Bench, name},
+    discovery::{Watched, two_disks},
+    disks::{self, reboot},
+    witness::listen,
+};
+
+const TIB: Sectors = Sectors(1 << 31);
+
+fn path(text: &str) -> &Path {
+    Path::new(text)
+}
+
+/// Copies the beginning of a disk, where all metadata lies, to a new one.
+fn clone_disk(sim: &Sim, from: &str, to: &str) {
+    sim.add_disk(path(to), TIB).unwrap();
+    sim.put(path(to), 0, &sim.durable(path(from), 0..1 << 20)).unwrap();
+}
+
+/// Pool `p` on `/dev/m`, of which something has been written since it was cloned to the nodes `clones`. The machine is off.
+fn with_stale_clones(clones: &[&str]) -> Sim {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("old", &["/dev/m"]).unwrap();
+    clones.iter().for_each(|clone| clone_disk(&bench.sim, "/dev/m", clone));
+    bench.run(ops::rename_pool(bench.id("old"), name("p"))).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    reboot(&bench.sim);
+    bench.sim
+}
+
+fn aside(bench: &Bench) -> Vec<LeftAside> {
+    bench.stopped().left_aside.iter().map(|(_, device)| device.clone()).collect()
+}
+
+fn node(bench: &Bench, pool: &str) -> String {
+    bench.pool(pool).unwrap().devices.values().next().unwrap().node.display().to_string()
+}
+
+/// Whichever of two devices with one identity was seen first was used: an old copy put the pool back to what it had been.
+#[test]
+fn a_clone_older_than_its_original_is_left_aside() {
+    let (bench, said) = listen(|| Bench::start(with_stale_clones(&["/dev/a", "/dev/z"])));
+    assert_eq!(bench.names(), ["p"], "{said}");
+    assert_eq!(node(&bench, "p"), "/dev/m");
+    assert_eq!(bench.pool("p").unwrap().filesystems.len(), 1);
+    let left: Vec<_> = aside(&bench).into_iter().map(|device| device.path).collect();
+    assert_eq!(left, [path("/dev/a"), path("/dev/z")]);
+    assert!(said.contains("/dev/a") && said.contains("is left aside"), "{said}");
+    // Nothing is written to a clone.
+    let clone = Bda::load(&bench.sim, path("/dev/a"), Repair::ReadOnly).unwrap().unwrap();
+    assert!(
+        String::from_utf8(clone.read_json(&bench.sim, path("/dev/a")).unwrap().unwrap()).unwrap().contains("\"old\"")
+    );
+    bench.check_nothing_left("beside clones");
+}
+
+#[test]
+fn equal_clones_keep_the_pool_down_until_one_goes() {
+    let sim = two_disks();
+    clone_disk(&sim, "/dev/a", "/dev/clone");
+    let mut watched = Watched::start(sim);
+    assert_eq!(watched.bench.names(), Vec::<String>::new());
+    let stopped = watched.stopped();
+    let reason = stopped.pools[0].reason.clone().unwrap();
+    assert!(reason.contains("/dev/a, /dev/clone") && reason.contains("pool p"), "{reason}");
+    let nodes: Vec<_> = stopped.pools[0].devices.iter().map(|(node, _)| node.clone()).collect();
+    for clashing in ["/dev/a", "/dev/b", "/dev/clone"] {
+        assert!(nodes.iter().any(|node| node == path(clashing)), "{nodes:?}");
+    }
+    let error = watched.bench.start_pool("p").unwrap_err().sentence();
+    assert!(error.contains("/dev/a, /dev/clone"), "{error}");
+    assert!(watched.bench.sim.leftovers().is_empty(), "nothing of it is brought up");
+    // The pool comes up as soon as it can be told.
+    watched.bench.sim.pull_disk(path("/dev/clone")).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p"]);
+    assert_eq!(watched.bench.stopped().pools, []);
+}
+
+#[test]
+fn copies_with_other_headers_keep_the_pool_down() {
+    let sim = with_stale_clones(&["/dev/a"]);
+    for half in stratisd::engine::metadata::header::Half::BOTH {
+        let header = *Bda::load(&sim, path("/dev/a"), Repair::ReadOnly).unwrap().unwrap().header();
+        let other = stratisd::engine::metadata::StaticHeader { initialized: header.initialized + 1, ..header };
+        sim.put(path("/dev/a"), half.half_offset(), &other.encode_half()).unwrap();
+    }
+    let bench = Bench::start(sim);
+    assert_eq!(bench.names(), Vec::<String>::new());
+    let reason = bench.stopped().pools[0].reason.clone().unwrap();
+    assert!(reason.contains("/dev/a, /dev/m"), "{reason}");
+}
+
+#[test]
+fn the_device_that_a_table_lies_on_is_the_pools() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/m"]).unwrap();
+    // Even when the clone says that it is newer.
+    for clone in ["/dev/a", "/dev/z"] {
+        clone_disk(&bench.sim, "/dev/m", clone);
+        disks::change(&bench.sim, clone, |json| json["name"] = "other".into());
+    }
+    let bench = Bench::start(bench.sim);
+    assert_eq!(bench.names(), ["p"]);
+    assert_eq!(node(&bench, "p"), "/dev/m");
+    assert_eq!(aside(&bench).len(), 2);
+}
+
+#[test]
+fn a_clone_that_comes_during_a_run_is_reported() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/m"]).unwrap();
+    let mut watched = Watched::start(bench.sim);
+    let ((), said) = listen(|| {
+        clone_disk(&watched.bench.sim, "/dev/m", "/dev/second");
+        watched.settle();
+    });
+    assert!(said.contains("/dev/second") && said.contains("the pool uses as /dev/m"), "{said}");
+    let left = aside(&watched.bench);
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].path, path("/dev/second"));
+    assert_eq!(watched.bench.pool("p").unwrap().devices.len(), 1);
+    assert_eq!(watched.bench.stopped().pools, []);
+    // When the pool is stopped, it cannot be told any more which is which, unless one has been written since.
+    watched.bench.stop_pool("p").unwrap();
+    assert!(watched.bench.start_pool("p").unwrap(), "the stop has been written to the device of the pool");
+    assert_eq!(node(&watched.bench, "p"), "/dev/m");
+    watched.bench.sim.pull_disk(path("/dev/second")).unwrap();
+    watched.settle();
+    assert_eq!(aside(&watched.bench), []);
+}
+
+/// A cache that had been given up while it was missing kept the pool down when it was back.
+#[test]
+fn a_device_that_the_metadata_does_not_name_is_left_aside() {
+    let sim = two_disks();
+    let pool = Bda::load(&sim, path("/dev/a"), Repair::ReadOnly).unwrap().unwrap().header().pool;
+    sim.add_disk(path("/dev/surplus"), TIB).unwrap();
+    let surplus = "99999999-9999-4999-8999-999999999999";
+    disks::Device { path: "/dev/surplus", uuid: surplus, pool, version: MetadataVersion::V2, json: None }.put(&sim);
+    let (bench, said) = listen(|| Bench::start(sim.clone()));
+    assert_eq!(bench.names(), ["p"], "{said}");
+    let left = aside(&bench);
+    assert_eq!(left.len(), 1);
+    assert_eq!((left[0].path.as_path(), left[0].device.to_string()), (path("/dev/surplus"), surplus.to_owned()));
+    assert!(said.contains("/dev/surplus") && said.contains("does not name it"), "{said}");
+    bench.check_nothing_left("beside a device left over");
+    // Nor does it when it cannot be read, or when the pool is stopped and started.
+    let mut bench = bench;
+    sim.spoil(path("/dev/surplus"), 16..4096).unwrap();
+    bench.stop_pool("p").unwrap();
+    assert_eq!(bench.stopped_pool("p").unwrap().devices.len(), 2);
+    assert!(bench.start_pool("p").unwrap());
+}
+
+const STRANGER: &str = "99999999-9999-4999-8999-999999999999";
+
+/// A device of the pool that its own metadata, written at this time, does not name.
+fn add_stranger(sim: &Sim, seconds: u64) {
+    let json = disks::json_on(sim, "/dev/a").to_string();
+    let pool = Bda::load(sim, path("/dev/a"), Repair::ReadOnly).unwrap().unwrap().header().pool;
+    sim.add_disk(path("/dev/surplus"), TIB).unwrap();
+    let version = MetadataVersion::V2;
+    disks::Device { path: "/dev/surplus", uuid: STRANGER, pool, version, json: None }.put(sim);
+    let mut bda = Bda::load(sim, path("/dev/surplus"), Repair::ReadOnly).unwrap().unwrap();
+    bda.save(sim, path("/dev/surplus"), json.as_bytes(), Timestamp { seconds, nanoseconds: 0 }).unwrap();
+}
+
+#[test]
+fn older_metadata_on_a_device_left_aside_does_not_count() {
+    let sim = two_disks();
+    add_stranger(&sim, 1);
+    let bench = Bench::start(sim);
+    assert_eq!(bench.names(), ["p"]);
+    assert_eq!(aside(&bench).len(), 1);
+}
+
+#[test]
+fn newer_metadata_on_a_device_that_it_does_not_name_is_refused() {
+    let sim = two_disks();
+    add_stranger(&sim, 1 << 40);
+    let bench = Bench::start(sim);
+    let reason = bench.stopped().pools[0].reason.clone().unwrap();
+    assert!(reason.contains(STRANGER) && reason.contains("does not name the device"), "{reason}");
+}
+
+/// Puts a device-mapper device over a whole disk, as multipath does.
+fn put_over(sim: &Sim, disk: &str, holder: &str) {
+    let number = sim.find_device(path(disk)).unwrap().number;
+    let line = Line::linear(Sectors::ZERO, TIB, number, Sectors::ZERO);
+    sim.dm_create(holder, holder, &[line], Visibility::Public).unwrap();
+}
+
+#[test]
+fn a_holder_counts_before_the_disk_under_it() {
+    let sim = two_disks();
+    put_over(&sim, "/dev/a", "holder");
+    let mut bench = Bench::start(sim.clone());
+    let holder = sim.find_device(&sim.dm_node("holder")).unwrap();
+    let nodes = |bench: &Bench| {
+        let pool = bench.pool("p").unwrap();
+        pool.devices.values().map(|device| device.node.clone()).collect::<Vec<_>>()
+    };
+    assert!(nodes(&bench).contains(&holder.path), "{:?}", nodes(&bench));
+    assert_eq!(aside(&bench), [], "the disk under it is no other device");
+    // The same by events: the disk is seen before its holder.
+    bench.stop_pool("p").unwrap();
+    sim.dm_remove("holder").unwrap();
+    let mut watched = Watched::start(sim.clone());
+    put_over(&sim, "/dev/a", "holder");
+    watched.settle();
+    assert!(watched.bench.start_pool("p").unwrap());
+    let holder = sim.find_device(&sim.dm_node("holder")).unwrap();
+    assert!(nodes(&watched.bench).contains(&holder.path), "{:?}", nodes(&watched.bench));
+    assert_eq!(aside(&watched.bench), []);
+    // And without it the disk is there again.
+    watched.bench.stop_pool("p").unwrap();
+    sim.dm_remove("holder").unwrap();
+    watched.settle();
+    assert!(watched.bench.start_pool("p").unwrap());
+    assert!(nodes(&watched.bench).contains(&path("/dev/a").to_owned()), "{:?}", nodes(&watched.bench));
+}
+
+#[test]
+fn a_disk_back_under_another_node_is_the_same_device() {
+    let sim = two_disks();
+    sim.pull_disk(path("/dev/b")).unwrap();
+    let mut watched = Watched::start(sim.clone());
+    sim.replug_disk(path("/dev/b"), path("/dev/elsewhere")).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), ["p"]);
+    // While it is stopped.
+    watched.bench.stop_pool("p").unwrap();
+    sim.pull_disk(path("/dev/elsewhere")).unwrap();
+    sim.replug_disk(path("/dev/elsewhere"), path("/dev/third")).unwrap();
+    watched.settle();
+    assert!(watched.bench.start_pool("p").unwrap());
+    let pool = watched.bench.pool("p").unwrap();
+    assert!(pool.devices.values().any(|device| device.node == path("/dev/third")), "{:?}", pool.devices);
+}
+
+/// What was told of a device while its pool ran was forgotten, and the pool could not be started again.
+#[test]
+fn a_disk_that_moved_during_a_run_is_found_afterwards() {
+    let mut watched = Watched::start(two_disks());
+    let sim = watched.bench.sim.clone();
+    let before = sim.find_device(path("/dev/a")).unwrap().number;
+    sim.pull_disk(path("/dev/a")).unwrap();
+    sim.replug_disk(path("/dev/a"), path("/dev/moved")).unwrap();
+    watched.settle();
+    assert_ne!(sim.find_device(path("/dev/moved")).unwrap().number, before, "the tables hold the dead one");
+    assert_eq!(watched.bench.names(), ["p"]);
+    assert_eq!(aside(&watched.bench)[0].path, path("/dev/moved"));
+    watched.bench.stop_pool("p").unwrap();
+    // On the disk itself, too.
+    assert_eq!(disks::json_on(&sim, "/dev/moved")["started"], false);
+    watched.settle();
+    assert!(watched.bench.start_pool("p").unwrap());
+    let pool = watched.bench.pool("p").unwrap();
+    assert!(pool.devices.values().any(|device| device.node == path("/dev/moved")), "{:?}", pool.devices);
+    watched.bench.check_nothing_left("the disk moved");
+}
+
+/// No table leads to a disk of which nothing has been taken yet.
+#[test]
+fn an_unused_disk_that_moved_goes_on_as_a_member() {
+    let mut watched = Watched::start(two_disks());
+    let sim = watched.bench.sim.clone();
+    sim.pull_disk(path("/dev/b")).unwrap();
+    watched.settle();
+    sim.replug_disk(path("/dev/b"), path("/dev/moved")).unwrap();
+    watched.settle();
+    let pool = watched.bench.pool("p").unwrap();
+    assert!(pool.devices.values().any(|device| device.node == path("/dev/moved")), "{:?}", pool.devices);
+    assert_eq!(aside(&watched.bench), []);
+    watched.bench.run(ops::rename_pool(watched.bench.id("p"), name("renamed"))).unwrap();
+    assert_eq!(disks::json_on(&sim, "/dev/moved")["name"], "renamed");
+}
+
+/// Two disks that had changed places were each taken for the other: a pool was never found.
+#[test]
+fn disks_that_change_nodes_are_not_confused() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_pool("q", &["/dev/b"]).unwrap();
+    let mut watched = Watched::start(bench.sim);
+    let sim = watched.bench.sim.clone();
+    watched.bench.stop_pool("q").unwrap();
+    for disk in ["/dev/a", "/dev/b"] {
+        sim.pull_disk(path(disk)).unwrap();
+    }
+    // The disk of the pool that runs is dead; that of the other comes back under its node.
+    sim.replug_disk(path("/dev/b"), path("/dev/a")).unwrap();
+    watched.settle();
+    assert!(watched.bench.start_pool("q").unwrap());
+    assert_eq!(node(&watched.bench, "q"), "/dev/a");
+    // Nothing of the one is written to the other.
+    let before = sim.durable(path("/dev/a"), 0..1 << 20);
+    assert!(watched.bench.run(ops::rename_pool(watched.bench.id("p"), name("other"))).is_err());
+    assert_eq!(sim.durable(path("/dev/a"), 0..1 << 20), before);
+}
+
+#[test]
+fn a_pool_whose_disks_are_gone_is_stopped_and_forgotten() {
+    let mut watched = Watched::start(two_disks());
+    let sim = watched.bench.sim.clone();
+    for disk in ["/dev/a", "/dev/b"] {
+        sim.pull_disk(path(disk)).unwrap();
+    }
+    watched.settle();
+    let (stopped, said) = listen(|| watched.bench.stop_pool("p"));
+    stopped.unwrap();
+    assert!(said.contains("its devices are gone"), "{said}");
+    assert_eq!(watched.bench.names(), Vec::<String>::new());
+    assert_eq!(watched.bench.stopped().pools, [], "nothing is known of it");
+    assert!(sim.leftovers().is_empty(), "{:?}", sim.leftovers());
+    // Back, the one under another node: stopped it stays, on record now, until it is started.
+    sim.replug_disk(path("/dev/a"), path("/dev/a")).unwrap();
+    sim.replug_disk(path("/dev/b"), path("/dev/c")).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), Vec::<String>::new());
+    assert_eq!(disks::json_on(&sim, "/dev/a")["started"], false);
+    let shown = watched.bench.stopped_pool("p").expect("it is known again");
+    assert_eq!(shown.reason.as_deref(), Some("it was stopped by request"));
+    assert!(watched.bench.start_pool("p").unwrap());
+    watched.bench.check_nothing_left("started again");
+    assert_eq!(watched.bench.pool("p").unwrap().filesystems.len(), 1);
+}
+
+#[test]
+fn a_stop_is_recorded_on_the_disk_that_is_left() {
+    let mut watched = Watched::start(two_disks());
+    let sim = watched.bench.sim.clone();
+    sim.pull_disk(path("/dev/a")).unwrap();
+    watched.settle();
+    watched.bench.stop_pool("p").unwrap();
+    assert_eq!(disks::json_on(&sim, "/dev/b")["started"], false);
+    assert_eq!(watched.bench.stopped_pool("p").unwrap().devices.len(), 1);
+    sim.replug_disk(path("/dev/a"), path("/dev/a")).unwrap();
+    watched.settle();
+    assert_eq!(watched.bench.names(), Vec::<String>::new());
+    assert!(watched.bench.start_pool("p").unwrap());
+}
+
+#[test]
+fn a_pool_whose_disks_are_gone_is_not_destroyed() {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.sim.pull_disk(path("/dev/a")).unwrap();
+    let error = bench.run(ops::destroy_pool(bench.id("p"))).unwrap_err().sentence();
+    assert_eq!(error, "none of the data devices of pool p can be read; connect them, or stop the pool");
+    assert!(bench.sim.dm_find(&Role::ThinPool.name(bench.id("p"))).unwrap().is_some(), "it is as it was");
+    bench.stop_pool("p").unwrap();
+}

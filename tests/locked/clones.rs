@@ -1,0 +1,85 @@
+//! Containers that carry one identity, and containers that are none of the pool's: nothing in them can be seen before they are
+//! opened.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{encryption::UnlockMethod, metadata::MetadataVersion},
+    platform::{Platform, luks::HeaderChange, sim::Sim},
+};
+
+use crate::{
+    bench::Bench,
+    keys::{by_key, create, machine, set_key, start, unset_key},
+};
+
+/// A version 1 pool `p` with a filesystem.
+fn pool() -> Bench {
+    let mut bench = machine();
+    assert!(create(&mut bench, MetadataVersion::V1, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap());
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench.mark("p", "f", 7);
+    bench
+}
+
+/// Copies a disk as far as headers and metadata go.
+fn clone_disk(sim: &Sim, from: &str, to: &str) {
+    sim.add_disk(Path::new(to), sim.geometry(Path::new(from)).unwrap().size).unwrap();
+    for mebibyte in 0..20_u64 {
+        let range = mebibyte << 20..(mebibyte + 1) << 20;
+        sim.put(Path::new(to), range.start, &sim.durable(Path::new(from), range)).unwrap();
+    }
+}
+
+#[test]
+fn equal_containers_are_named_and_none_is_opened() {
+    let mut bench = pool();
+    bench.stop_pool("p").unwrap();
+    clone_disk(&bench.sim, "/dev/a", "/dev/clone");
+    let mut bench = bench.reboot();
+    set_key(&mut bench, "k", "secret of k");
+    let reason = bench.stopped_pool("p").unwrap().reason.unwrap();
+    assert!(reason.contains("/dev/a, /dev/clone"), "{reason}");
+    let error = start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap_err().sentence();
+    assert!(error.contains("/dev/a, /dev/clone"), "{error}");
+    assert!(bench.sim.opened().is_empty(), "{:?}", bench.sim.opened());
+    bench.sim.pull_disk(Path::new("/dev/clone")).unwrap();
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7);
+}
+
+#[test]
+fn the_container_that_is_open_is_the_pools() {
+    let bench = pool();
+    for clone in ["/dev/0", "/dev/z"] {
+        clone_disk(&bench.sim, "/dev/a", clone);
+    }
+    let bench = Bench::start(bench.sim);
+    assert_eq!(bench.names(), ["p"]);
+    assert_eq!(bench.stopped().left_aside.len(), 2);
+    bench.check_nothing_left("beside clones");
+}
+
+/// A container of a cache that had been given up, with another key than the pool has by now, kept the pool down.
+#[test]
+fn a_container_that_is_none_of_the_pools_keeps_it_not_down() {
+    let mut bench = pool();
+    set_key(&mut bench, "other", "secret of other");
+    assert!(create(&mut bench, MetadataVersion::V1, "q", &["/dev/c"], vec![by_key(Some(1), "other")]).unwrap());
+    let uuid = bench.id("p");
+    bench.stop_pool("p").unwrap();
+    bench.stop_pool("q").unwrap();
+    unset_key(&mut bench, "other");
+    // Left over, it says that it belongs to `p`.
+    let disk = Path::new("/dev/c");
+    let header = bench.sim.header(disk).unwrap();
+    let (number, mut token) = header.tokens.into_iter().find(|(_, token)| token.get("pool_uuid").is_some()).unwrap();
+    token["pool_uuid"] = uuid.simple().to_string().into();
+    token["pool_name"] = "p".into();
+    bench.sim.luks_change(disk, None, &[HeaderChange::PutToken(number, token)]).unwrap();
+    let mut bench = bench.reboot();
+    set_key(&mut bench, "k", "secret of k");
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+    bench.check_nothing_left("beside a container left over");
+    assert_eq!(bench.stopped().left_aside.len(), 1, "{:?}", bench.stopped().left_aside);
+}
