@@ -149,6 +149,8 @@ fn elsewhere(machine: &Machine) {
     fs::create_dir_all("/mnt/elsewhere").unwrap();
     // The shell is the only process of its namespace.
     let script = format!("mount {node} /mnt/elsewhere && touch /mnt/elsewhere/ready && read line; true");
+    // A user's shell, which the daemon does not start.
+    #[allow(clippy::disallowed_methods)]
     let mut shell = Command::new("unshare");
     shell.args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdin(Stdio::piped());
     let mut shell = shell.spawn().unwrap();
