@@ -307,13 +307,14 @@ impl Builder {
         for (alias, target) in self.aliases {
             disks.add_alias(normal(alias), normal(target));
         }
+        let clock = if self.real_clock { Clock::Real } else { Clock::logical() };
         // Two streams, so that what one is asked for does not change what the other says.
         Sim(Arc::new(Inner {
-            machine: Mutex::new(Machine::new(disks, self.helpers, self.seed)),
+            machine: Mutex::new(Machine::new(disks, self.helpers, clock.clone(), self.seed)),
             changed: Changed::default(),
             stalls: Condvar::new(),
             control: Arc::new(Control::new(self.record, self.slow)),
-            clock: if self.real_clock { Clock::Real } else { Clock::logical() },
+            clock,
             hot_zone: self.hot_zone,
             long_calls: Default::default(),
             flush_waits: Default::default(),

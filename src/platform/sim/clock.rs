@@ -2,7 +2,10 @@
 //!
 //! The logical clock makes a history repeatable and every moment in it different.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use parking_lot::Mutex;
 
@@ -14,27 +17,35 @@ const TICK: Duration = Duration::from_millis(1);
 /// Where the logical clock starts: 2023-11-14 22:13:20 UTC.
 const START: Duration = Duration::from_secs(1_700_000_000);
 
+/// Clones are the same clock.
+#[derive(Clone)]
 pub(super) enum Clock {
     Real,
-    Logical(Mutex<Duration>),
+    Logical(Arc<Mutex<Duration>>),
 }
 
 impl Clock {
     pub(super) fn logical() -> Clock {
-        Clock::Logical(Mutex::new(START))
+        Clock::Logical(Arc::new(Mutex::new(START)))
     }
 
     pub(super) fn now(&self) -> Timestamp {
-        let since = match self {
+        self.advance(TICK);
+        let since = self.time();
+        Timestamp { seconds: since.as_secs(), nanoseconds: since.subsec_nanos() }
+    }
+
+    /// The time since 1970, without a tick.
+    pub(super) fn time(&self) -> Duration {
+        match self {
             // A clock before 1970 counts as 1970; nothing better can be said of it.
             Clock::Real => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-            Clock::Logical(now) => {
-                let mut now = now.lock();
-                *now += TICK;
-                *now
-            }
-        };
-        Timestamp { seconds: since.as_secs(), nanoseconds: since.subsec_nanos() }
+            Clock::Logical(now) => *now.lock(),
+        }
+    }
+
+    pub(super) fn is_real(&self) -> bool {
+        matches!(self, Clock::Real)
     }
 
     /// Moves the logical clock on; the real one goes by itself.

@@ -324,7 +324,7 @@ impl Machine {
     }
 
     /// Tells that the contents of a device-mapper device may have changed.
-    pub(super) fn changed_event(&self, minor: u32) {
+    pub(super) fn changed_event(&mut self, minor: u32) {
         let visible = self.dm.get(dm::number(minor)).is_some_and(|device| device.visibility == Visibility::Public);
         if visible {
             self.device_event(DeviceAction::Change, &udev::dm_node(minor));

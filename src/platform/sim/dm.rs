@@ -9,15 +9,19 @@
 //! - resume: no table at all, a line past the end of the device below or not of whole logical sectors of it, a pool that
 //!   shrank EINVAL. What fails after a
 //!   load leaves the device suspended, as in the kernel.
+//! - suspend: with flush it waits until nothing of the device is queued in a thin pool that is out of space, without it
+//!   such writes are put back and wait for the resume. A file system that cannot write its log is shut down, and the
+//!   suspend fails.
 //! - remove: anybody who has it open (a mount, another device's active or waiting table, a holder that a test
-//!   simulates) EBUSY. rename: a name that is taken EBUSY.
+//!   simulates) EBUSY; so does a device that a program or a mount has only just left, the first times. rename: a name that is taken EBUSY.
 //! - message: no active table ENXIO, a target that takes none or words that are not understood EINVAL, a read-only pool
 //!   EOPNOTSUPP, `create_thin`/`create_snap` of a used id EEXIST, an unknown origin or a deletion of an unknown id
 //!   ENODATA, the deletion of a device in use EBUSY. Their effect is durable when they return.
+//! - status: nothing is committed for it (`DM_NOFLUSH`), so that a pool's mode is that of its last commit.
 //! - events: a device's number grows with each event of its target and with a rename. The global event is raised by
 //!   that, and by create, remove and the swap of a table.
 //!
-//! Targets: linear, thin-pool, thin, cache (`writethrough` or `passthrough`; `writeback` is refused with EINVAL). The
+//! Targets: linear, error, thin-pool, thin, cache (`writethrough` or `passthrough`; `writeback` is refused with EINVAL). The
 //! origin serves all I/O of a cache: nothing is ever promoted. Crypt is made by those who open a container (`crypt`) and
 //! refused in a table that is loaded.
 //!
@@ -182,7 +186,7 @@ pub(super) fn number(minor: u32) -> DeviceNumber {
 pub(super) fn errno(stop: Stop) -> i32 {
     match stop {
         Stop::Errno(errno) => errno,
-        Stop::Suspended | Stop::Full => libc::EBUSY,
+        Stop::Suspended | Stop::Full { .. } | Stop::Queued => libc::EBUSY,
     }
 }
 
@@ -273,7 +277,7 @@ impl Machine {
             return Err(libc::EINVAL);
         }
         if self.dm.devices[&minor].suspended {
-            self.pre_resume(minor)?;
+            self.pre_resume(minor, swapped)?;
         }
         let was_private = self.dm.device_mut(minor).is_some_and(|device| {
             device.suspended = false;
@@ -289,13 +293,16 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn dm_suspend(&mut self, name: &str, flush: bool) -> Result<(), i32> {
-        let minor = self.dm.minor_of(name)?;
+    pub(super) fn dm_suspend(&mut self, name: &str, flush: bool) -> Result<(), Stop> {
+        let minor = self.dm.minor_of(name).map_err(Stop::Errno)?;
         if self.dm.devices[&minor].suspended {
             return Ok(());
         }
+        if flush && self.has_queued_writes(minor) {
+            return Err(Stop::Queued);
+        }
         if flush && self.xfs.is_mounted(number(minor)) {
-            self.sync_file_system(number(minor)).map_err(errno)?;
+            self.sync_file_system(number(minor))?;
         }
         // As in the kernel, a commit that fails shows in the pool's mode and not here.
         let _ = self.commit_pool(minor);
@@ -399,11 +406,8 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn dm_status(&mut self, name: &str) -> Result<Vec<String>, i32> {
+    pub(super) fn dm_status(&self, name: &str) -> Result<Vec<String>, i32> {
         let minor = self.dm.minor_of(name)?;
-        if self.dm.pool(minor).is_some() && !self.dm.devices[&minor].suspended {
-            let _ = self.commit_pool(minor);
-        }
         let lines = self.dm.active(minor);
         Ok(lines.iter().map(|line| self.status(minor, &line.target)).collect())
     }

@@ -15,6 +15,7 @@
 //! - A planned breakdown begins with a step: from then on every call that changes something whose name contains a given text
 //!   fails and has no effect, as on a disk that has gone, or on a machine of which everything has become read-only.
 //! - A program can be planned to end by a signal, late, or without having been run ([`Faults::end_next`]).
+//! - A program may be planned to do nothing and to end as if it had.
 //! - A planned panic strikes before the effect of its step, as a defect of the caller would.
 //! - A closed gate holds calls of one kind before their effect, or one of them after it. No lock is held meanwhile.
 //!
@@ -284,6 +285,8 @@ struct State {
     /// For the next step of a kind.
     kinds: Vec<(Call, String, Plan)>,
     struck: u64,
+    /// Programs that will end at once, with status 0.
+    idle: Vec<Program>,
     /// From this step on the process does not exist.
     ends_at: Option<u64>,
     /// From this step on nothing that contains this text can be changed.
@@ -439,6 +442,13 @@ impl Control {
         held.iter().try_for_each(|gate| self.wait_at(gate, &mut state))
     }
 
+    /// Whether a program does nothing this time.
+    pub(super) fn is_idle(&self, program: Program) -> bool {
+        let mut state = self.state.lock();
+        let at = state.idle.iter().position(|idle| *idle == program);
+        at.map(|at| state.idle.swap_remove(at)).is_some()
+    }
+
     pub(super) fn steps(&self) -> u64 {
         self.state.lock().steps
     }
@@ -532,6 +542,11 @@ impl Faults<'_> {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::Refuse));
     }
 
+    /// The next run of a program ends with status 0 and has done nothing. Given twice, the next two do.
+    pub fn idle_next(&self, program: Program) {
+        self.0.0.control.state.lock().idle.push(program);
+    }
+
     /// Power goes at the beginning of the next step of a kind whose subject contains `subject`.
     pub fn cut_power_at_next(&self, call: Call, subject: &str) {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
@@ -545,6 +560,7 @@ impl Faults<'_> {
         let mut state = self.0.0.control.state.lock();
         state.plans.clear();
         state.kinds.clear();
+        state.idle.clear();
         state.ends_at = None;
         state.breaks = None;
     }

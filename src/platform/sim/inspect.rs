@@ -16,7 +16,6 @@ use super::{
     luks, machine,
     machine::Machine,
     sparse::Sparse,
-    targets::PoolMode,
     udev, xfs,
 };
 use crate::{
@@ -140,6 +139,8 @@ impl Sim {
     /// Moves the logical clock on.
     pub fn advance_clock(&self, by: Duration) {
         self.0.clock.advance(by);
+        self.0.machine.lock().give_up_waiting();
+        self.0.changed.notify_all();
     }
 
     /// Sets the logical clock.
@@ -314,7 +315,23 @@ impl Sim {
     pub fn fail_metadata(&self, name: &str) -> Result<()> {
         let mut machine = self.machine()?;
         let minor = machine.dm.by_name(name).ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))?;
-        machine.metadata_failed(minor, PoolMode::ReadOnly);
+        machine.metadata_failed(minor);
+        Ok(())
+    }
+
+    /// Takes metadata blocks of a thin pool until so many are free beside its reserve, as mappings would take them. The pool
+    /// finds that out when it next commits.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn take_metadata(&self, name: &str, free: u64) -> Result<()> {
+        let mut machine = self.machine()?;
+        let minor = machine.dm.by_name(name);
+        let key = minor.and_then(|minor| machine.dm.pool(minor)).map(|run| run.key);
+        let store = key.and_then(|key| machine.thin.get_mut(&key));
+        let store = store.ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))?;
+        store.current.taken += store.current.free_metadata().saturating_sub(free);
+        store.dirty = true;
         Ok(())
     }
 
@@ -425,7 +442,42 @@ impl Sim {
         self.0.machine.lock().superblock(number, super::io::Patience::Pass).ok()?
     }
 
+    /// How often a device that a program, a write or a mount has left is found open by those who would remove it.
+    pub fn set_lingering(&self, attempts: u32) {
+        self.0.machine.lock().lingering = attempts;
+    }
+
+    /// A mounted file system has met an error of its log.
+    ///
+    /// # Errors
+    /// If nothing is mounted there.
+    pub fn shut_down(&self, at: &Path) -> Result<()> {
+        let mut machine = self.machine()?;
+        let device = machine.xfs.device_at(at);
+        let device = device.ok_or_else(|| io_error(Call::Mount, &at.to_string_lossy(), libc::ENOENT))?;
+        machine.xfs.shut_down(device);
+        Ok(())
+    }
+
     // ---- udev ----
+
+    /// From now on udev is behind: its database says what it says now, and events wait.
+    pub fn hold_udev(&self) {
+        let mut machine = self.0.machine.lock();
+        machine.udev.held = true;
+        machine.hold_database();
+    }
+
+    /// Udev catches up: the events come in their order, with what the devices hold now.
+    pub fn release_udev(&self) {
+        self.0.machine.lock().release_database();
+        self.release_links();
+    }
+
+    /// The next `count` device events get lost on their way, as when a netlink socket overflows.
+    pub fn lose_events(&self, count: u32) {
+        self.0.machine.lock().udev.events_to_lose = count;
+    }
 
     /// The device that a link points to.
     pub fn link(&self, path: &Path) -> Option<DeviceNumber> {

@@ -2,9 +2,12 @@
 //!
 //! Rules: I/O to a suspended device waits, also when it reaches it from a device above; a thin device maps a block when
 //! it is first written and copies it when it is shared; a cache writes through, so its origin always has the bytes; a
-//! flush of a thin device commits its pool. Metadata I/O of a pool does not wait for its metadata device.
+//! flush of a thin device commits its pool. A pool without free data blocks holds writers back for
+//! [`NO_SPACE_TIMEOUT`] of the machine's clock, and lets them fail from then on until it can write again. One without free
+//! metadata blocks (the reserve not counted) finds that out when it commits: it can be read, writes of what is mapped go on,
+//! its status is `ro`, and nothing needs a check. Metadata I/O of a pool does not wait for its metadata device.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{collections::BTreeSet, ops::Range, time::Duration};
 
 use nix::libc;
 
@@ -16,8 +19,14 @@ use super::{
 };
 use crate::{
     engine::units::SECTOR,
-    platform::{DeviceNumber, dm::Target},
+    platform::{
+        DeviceNumber,
+        dm::{Line, Target},
+    },
 };
+
+/// How long a pool out of data blocks holds its writers back (`no_space_timeout` of the kernel's module).
+const NO_SPACE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why I/O did not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +35,15 @@ pub(super) enum Stop {
     Errno(i32),
     /// A device on the way is suspended; try again when something has changed.
     Suspended,
-    /// A pool has no free blocks and holds its writers back; try again when something has changed.
-    Full,
+    /// A pool has no free blocks and holds writers of this thin device back; try again when something has changed.
+    Full {
+        /// Minor number of the pool.
+        pool: u32,
+        /// The thin device in it.
+        id: u32,
+    },
+    /// Such writers have to be served first; try again when something has changed.
+    Queued,
 }
 
 /// Whether I/O waits for a suspended device.
@@ -199,7 +215,10 @@ impl Machine {
                 return Err(Stop::Suspended);
             }
             self.flush(data, patience)?;
-            self.commit_pool(pool)?;
+            // The pool commits for the flush if there is something to commit, and has no other word for what is wrong.
+            if self.pool_store(pool)?.dirty {
+                self.commit_pool(pool).map_err(|_| Stop::Errno(libc::EIO))?;
+            }
         }
         Ok(())
     }
@@ -239,6 +258,7 @@ impl Machine {
         let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
         let (data, key, zeroing) = (run.data, run.key, run.features.zero_new_blocks);
         let size = self.pool_store(pool)?.current.block * SECTOR;
+        self.check_batch(pool, id, blocks(offset, bytes.len(), size).map(|(block, ..)| block))?;
         for (block, within, part) in blocks(offset, bytes.len(), size) {
             let meta = &self.pool_store(pool)?.current;
             if !meta.exists(id) {
@@ -249,7 +269,7 @@ impl Machine {
                 self.write_at(data, held * size + within, &bytes[part], patience)?;
                 continue;
             }
-            let fresh = self.take_block(pool)?;
+            let fresh = self.take_block(pool, id)?;
             if (part.len() as u64) < size {
                 // The rest of the block: what the device had there; for a new mapping zeros, if that is asked for,
                 // and else whatever lies there.
@@ -269,22 +289,33 @@ impl Machine {
         Ok(())
     }
 
-    /// A free block of a pool; raises the low-water event, and that of being full.
-    fn take_block(&mut self, pool: u32) -> Io<u64> {
+    /// The kernel looks for metadata space when it takes data blocks and maps those of one batch afterwards: with many at
+    /// once even the reserve runs out, in the middle of a transaction. That is given up then.
+    fn check_batch(&mut self, pool: u32, id: u32, blocks: impl Iterator<Item = u64>) -> Io {
+        let store = self.pool_store(pool)?;
+        let meta = &store.current;
+        let fresh =
+            blocks.filter(|block| meta.lookup(id, *block).is_none_or(|held| meta.is_shared(held))).count() as u64;
+        let is_writing = self.dm.pool(pool).is_some_and(|run| run.mode == PoolMode::Write);
+        if is_writing && fresh > 1 && fresh <= meta.free_data() && !meta.has_metadata_for(fresh) {
+            self.metadata_failed(pool);
+            return Err(Stop::Errno(libc::EIO));
+        }
+        Ok(())
+    }
+
+    /// A free block of a pool; raises the low-water event, and those of being out of data or metadata.
+    fn take_block(&mut self, pool: u32, id: u32) -> Io<u64> {
         let (key, mode) = {
             let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
             (run.key, run.mode)
         };
         match mode {
             PoolMode::Write => {}
-            PoolMode::OutOfData => return Err(self.no_space(pool)),
+            PoolMode::OutOfData => return Err(self.no_space(pool, id)),
             _ => return Err(Stop::Errno(libc::EIO)),
         }
         let store = self.thin.get(&key).ok_or(Stop::Errno(libc::EIO))?;
-        if !store.room_for_metadata() {
-            self.metadata_failed(pool, PoolMode::OutOfMetadata);
-            return Err(Stop::Errno(libc::EIO));
-        }
         let free = store.current.free_data();
         let low = self.dm.pool_mut(pool).is_some_and(|run| {
             let low = free <= run.low_water && !run.low_water_triggered;
@@ -293,6 +324,13 @@ impl Machine {
         });
         if low {
             self.raise_dm_event(pool);
+        }
+        if self.thin.get(&key).is_some_and(|store| store.current.free_metadata() == 0) {
+            // Committed before the reserve is used, which tells that there is no more.
+            self.commit_pool(pool)?;
+            if self.dm.pool(pool).is_none_or(|run| run.mode != PoolMode::Write) {
+                return Err(Stop::Errno(libc::EIO));
+            }
         }
         if let Some(block) = self.thin.get(&key).and_then(thin::Store::free_block) {
             return Ok(block);
@@ -303,14 +341,41 @@ impl Machine {
             return Ok(block);
         }
         self.set_pool_mode(pool, PoolMode::OutOfData);
-        Err(self.no_space(pool))
+        Err(self.no_space(pool, id))
     }
 
-    fn no_space(&self, pool: u32) -> Stop {
+    fn no_space(&self, pool: u32, id: u32) -> Stop {
         match self.dm.pool(pool) {
-            Some(run) if !run.features.error_if_no_space => Stop::Full,
+            Some(run) if !run.features.error_if_no_space => Stop::Full { pool, id },
             _ => Stop::Errno(libc::ENOSPC),
         }
+    }
+
+    /// Whether writes to a device are held back by its pool, which is out of data blocks.
+    pub(super) fn has_queued_writes(&self, minor: u32) -> bool {
+        self.dm.active(minor).iter().any(|line| match line.target {
+            Target::Thin { pool, id } => self.queued.contains(&(pool.minor, id)),
+            _ => false,
+        })
+    }
+
+    /// Pools that have been out of data blocks for as long as the kernel is patient let their writers fail from now on.
+    pub(super) fn give_up_waiting(&mut self) {
+        let now = self.clock.time();
+        for pool in self.dm.pool_minors() {
+            let Some(run) = self.dm.pool_mut(pool) else { continue };
+            if run.gives_up_at.is_some_and(|at| at <= now) {
+                run.gives_up_at = None;
+                run.features.error_if_no_space = true;
+                self.raise_dm_event(pool);
+            }
+        }
+    }
+
+    /// How long until the first pool gives up waiting.
+    pub(super) fn gives_up_in(&self) -> Option<Duration> {
+        let runs = self.dm.pool_minors().into_iter().filter_map(|pool| self.dm.pool(pool)?.gives_up_at);
+        runs.min().map(|at| at.saturating_sub(self.clock.time()))
     }
 
     /// Writes a pool's metadata: data first, then the superblock, and both durable.
@@ -328,20 +393,23 @@ impl Machine {
                 .and_then(|()| self.write_at(metadata, 0, &sector, Patience::Pass))
                 .and_then(|()| self.flush(metadata, Patience::Pass));
             if let Err(stop) = written {
-                self.metadata_failed(pool, PoolMode::ReadOnly);
+                self.metadata_failed(pool);
                 return Err(stop);
             }
             let mut low = false;
             if let Some(store) = self.thin.get_mut(&key) {
                 store.commit();
                 let meta = &store.current;
-                low = meta.metadata_blocks.saturating_sub(meta.used_metadata())
-                    <= metadata_threshold(meta.metadata_blocks);
+                low = meta.unused_metadata() <= metadata_threshold(meta.metadata_blocks);
             }
             let was_low = self.dm.pool_mut(pool).is_some_and(|run| std::mem::replace(&mut run.metadata_low, low));
             if low && !was_low {
                 self.raise_dm_event(pool);
             }
+        }
+        if self.thin.get(&key).is_some_and(|store| store.current.free_metadata() == 0) {
+            // Nothing is given up and nothing has to be checked: more metadata is all that it takes.
+            self.set_pool_mode(pool, PoolMode::OutOfMetadata);
         }
         let free = self.thin.get(&key).map_or(0, |store| store.current.free_data());
         if free > 0 && self.dm.pool(pool).is_some_and(|run| run.mode == PoolMode::OutOfData) {
@@ -351,21 +419,35 @@ impl Machine {
     }
 
     /// A transaction is given up: back to the last commit, to be checked before the pool may be changed again.
-    pub(super) fn metadata_failed(&mut self, pool: u32, mode: PoolMode) {
-        let Some(key) = self.dm.pool(pool).map(|run| run.key) else { return };
+    pub(super) fn metadata_failed(&mut self, pool: u32) {
+        let Some(run) = self.dm.pool(pool) else { return };
+        let (key, metadata) = (run.key, run.metadata);
+        // The flag reaches a device that works.
+        let is_sound = self.flush(metadata, Patience::Pass).is_ok();
         if let Some(store) = self.thin.get_mut(&key) {
             store.abort();
             store.current.needs_check = true;
-            if mode == PoolMode::OutOfMetadata {
-                // The device is sound, so the flag reaches it.
+            if is_sound {
                 store.commit();
             }
         }
-        self.set_pool_mode(pool, mode);
+        self.set_pool_mode(pool, PoolMode::ReadOnly);
     }
 
     pub(super) fn set_pool_mode(&mut self, pool: u32, mode: PoolMode) {
-        let changed = self.dm.pool_mut(pool).is_some_and(|run| std::mem::replace(&mut run.mode, mode) != mode);
+        let asked = matches!(
+            self.dm.active(pool).first(),
+            Some(Line { target: Target::ThinPool { features, .. }, .. })
+                if features.iter().any(|word| word == "error_if_no_space")
+        );
+        let gives_up_at = self.clock.time() + NO_SPACE_TIMEOUT;
+        let Some(run) = self.dm.pool_mut(pool) else { return };
+        let changed = std::mem::replace(&mut run.mode, mode) != mode;
+        if mode == PoolMode::Write {
+            run.features.error_if_no_space = asked;
+        }
+        let waits = mode == PoolMode::OutOfData && !run.features.error_if_no_space;
+        run.gives_up_at = waits.then_some(gives_up_at);
         if changed {
             self.raise_dm_event(pool);
         }

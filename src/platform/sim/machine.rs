@@ -11,8 +11,13 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{clevis::Helpers, disks::Disks, dm, dm::Dm, events::Events, thin::Stores, udev, udev::Udev, xfs::Xfs};
+use super::{
+    clevis::Helpers, clock::Clock, disks::Disks, dm, dm::Dm, events::Events, thin::Stores, udev, udev::Udev, xfs::Xfs,
+};
 use crate::platform::{DeviceNumber, keyring::Secret};
+
+/// Without a word from a test: less than a removal tries.
+const LINGERING_DEFAULT: u32 = 2;
 
 /// Everything there is.
 pub(super) struct Machine {
@@ -29,18 +34,23 @@ pub(super) struct Machine {
     pub(super) held: BTreeMap<DeviceNumber, u64>,
     /// Calls whose I/O waits for a suspended device or a full pool.
     pub(super) stalled: usize,
+    /// Pool and thin device of each write that a full pool holds back.
+    pub(super) queued: Vec<(u32, u32)>,
+    /// How often a device that has just been left is found open by those who would remove it.
+    pub(super) lingering: u32,
+    pub(super) clock: Clock,
     /// Keys, by name. They are gone after a power cut, as the kernel's are.
     pub(super) keyring: BTreeMap<String, Secret>,
     /// Volume keys in the process keyring of the daemon.
     pub(super) volume_keys: BTreeMap<String, Secret>,
     /// Tang servers and the TPM.
     pub(super) helpers: Helpers,
-    chance: StdRng,
+    pub(super) chance: StdRng,
     keys: u64,
 }
 
 impl Machine {
-    pub(super) fn new(disks: Disks, helpers: Helpers, seed: u64) -> Machine {
+    pub(super) fn new(disks: Disks, helpers: Helpers, clock: Clock, seed: u64) -> Machine {
         Machine {
             powered: true,
             boot: 0,
@@ -52,6 +62,9 @@ impl Machine {
             events: Events::default(),
             held: BTreeMap::new(),
             stalled: 0,
+            queued: Vec::new(),
+            lingering: LINGERING_DEFAULT,
+            clock,
             chance: StdRng::seed_from_u64(seed),
             keyring: BTreeMap::new(),
             volume_keys: BTreeMap::new(),
@@ -133,6 +146,14 @@ impl Machine {
     pub(super) fn power_on(&mut self) {
         self.powered = true;
         self.boot += 1;
+    }
+
+    /// Somebody has closed a device; udev, or the kernel itself, is not done with it at once.
+    pub(super) fn left(&mut self, number: DeviceNumber) {
+        let lingering = self.lingering;
+        if let Some(device) = (number.major == dm::DM_MAJOR).then(|| self.dm.device_mut(number.minor)).flatten() {
+            device.holds = device.holds.max(lingering);
+        }
     }
 
     /// Pulls a disk out: its cache loses power, its node is gone. False if there is no such disk.

@@ -152,23 +152,40 @@ impl Sim {
     ) -> Result<T> {
         let mut machine = self.machine()?;
         let (boot, mut until) = (machine.boot, None);
+        let mut was_queued = false;
         loop {
-            match act(&mut machine) {
+            machine.give_up_waiting();
+            let acted = act(&mut machine);
+            if std::mem::take(&mut was_queued) {
+                // A suspend may wait for it to have been served.
+                self.0.changed.notify_all();
+            }
+            let stop = match acted {
                 Ok(done) => return Ok(done),
                 Err(Stop::Errno(errno)) => return Err(failed(errno)),
-                Err(Stop::Suspended | Stop::Full) => {
-                    let until = *until.get_or_insert_with(|| Instant::now() + STALL_MAX);
-                    machine.stalled += 1;
-                    self.0.stalls.notify_all();
-                    let late = self.0.changed.wait_until(&mut machine, until).timed_out();
-                    machine.stalled -= 1;
-                    if !machine.powered || machine.boot != boot {
-                        return Err(Error::PowerCut);
-                    }
-                    if late {
-                        return Err(failed(libc::ETIMEDOUT));
-                    }
+                Err(stop) => stop,
+            };
+            let until = *until.get_or_insert_with(|| Instant::now() + STALL_MAX);
+            machine.stalled += 1;
+            if let Stop::Full { pool, id } = stop {
+                machine.queued.push((pool, id));
+            }
+            self.0.stalls.notify_all();
+            let patience = machine.gives_up_in().filter(|_| self.0.clock.is_real());
+            let wake = patience.map_or(until, |patience| until.min(Instant::now() + patience));
+            let late = self.0.changed.wait_until(&mut machine, wake).timed_out() && Instant::now() >= until;
+            machine.stalled -= 1;
+            if let Stop::Full { pool, id } = stop {
+                if let Some(at) = machine.queued.iter().position(|queued| *queued == (pool, id)) {
+                    machine.queued.swap_remove(at);
                 }
+                was_queued = true;
+            }
+            if !machine.powered || machine.boot != boot {
+                return Err(Error::PowerCut);
+            }
+            if late {
+                return Err(failed(libc::ETIMEDOUT));
             }
         }
     }
@@ -191,7 +208,9 @@ impl Sim {
         act: impl FnOnce(&mut Machine) -> std::result::Result<T, i32>,
     ) -> Result<T> {
         self.step(call, name, || {
-            let done = act(&mut *self.machine()?).map_err(|errno| dm_error(call, name, errno));
+            let mut machine = self.machine()?;
+            machine.give_up_waiting();
+            let done = act(&mut machine).map_err(|errno| dm_error(call, name, errno));
             self.0.changed.notify_all();
             done
         })
@@ -204,9 +223,11 @@ impl Sim {
 
     /// A device was open for writing and is closed: udev looks at it again.
     fn written(&self, number: DeviceNumber) -> Result<()> {
-        let machine = self.machine()?;
+        let mut machine = self.machine()?;
+        machine.left(number);
         if let Some(disk) = machine.disks.get(number) {
-            machine.device_event(DeviceAction::Change, &disk.path);
+            let path = disk.path.clone();
+            machine.device_event(DeviceAction::Change, &path);
         } else if machine.opened(number.minor).is_some() {
             machine.changed_event(number.minor);
         }
@@ -275,7 +296,7 @@ impl Platform for Sim {
     fn find_device(&self, path: &Path) -> Result<BlockDevice> {
         self.step(Call::FindDevice, &text(path), || {
             let (node, number) = self.node(path)?;
-            Ok(self.machine()?.block_device(node, number))
+            self.machine()?.block_device(node, number).ok_or_else(|| Error::NoDevice { path: path.to_owned() })
         })
     }
 
@@ -383,7 +404,16 @@ impl Platform for Sim {
     }
 
     fn dm_suspend(&self, name: &str, flush: bool) -> Result<()> {
-        self.dm(Call::DmSuspend, name, |machine| machine.dm_suspend(name, flush))
+        let failed = |errno| dm_error(Call::DmSuspend, name, errno);
+        if flush && self.machine()?.is_thin_named(name) {
+            // It waits for what is queued in a full pool.
+            self.takes_long();
+        }
+        self.step(Call::DmSuspend, name, || {
+            let done = self.wait_for_io(|machine| machine.dm_suspend(name, flush), failed);
+            self.0.changed.notify_all();
+            done
+        })
     }
 
     fn dm_resume(&self, name: &str, visibility: Visibility) -> Result<()> {
@@ -427,7 +457,10 @@ impl Platform for Sim {
     }
 
     fn run(&self, program: Program, arguments: &[&str]) -> Result<String> {
-        self.step(Call::Run(program), &arguments.join(" "), || self.run_program(program, arguments))
+        self.step(Call::Run(program), &arguments.join(" "), || match self.0.control.is_idle(program) {
+            true => Ok(String::new()),
+            false => self.run_program(program, arguments),
+        })
     }
 
     fn running_programs(&self) -> Vec<RunningProgram> {
@@ -488,11 +521,12 @@ impl Platform for Sim {
             let (files, inside) = machine.files(&temp)?;
             found(files.write(&inside, bytes))
         })?;
-        self.io(Call::SyncFile, &temp, |machine| {
+        let synced = self.io(Call::SyncFile, &temp, |machine| {
             machine.flush_files(&temp)?;
             let (files, inside) = machine.files(&temp)?;
             found(files.sync(&inside))
-        })?;
+        });
+        self.shut_down_after(synced, &temp)?;
         self.io(Call::RenameFile, path, |machine| {
             let (_, from) = machine.files(&temp)?;
             let (files, to) = machine.files(path)?;
@@ -650,10 +684,23 @@ impl Sim {
     }
 
     fn sync_directory(&self, path: &str) -> Result<()> {
-        self.io(Call::SyncDirectory, path, |machine| {
+        let synced = self.io(Call::SyncDirectory, path, |machine| {
             machine.flush_files(path)?;
             machine.files(path).map(|(files, _)| files.sync_directory())
-        })
+        });
+        self.shut_down_after(synced, path)
+    }
+
+    /// The log of a file system was to be written: an I/O error there, also a planned one, is its end until it is mounted
+    /// again.
+    fn shut_down_after(&self, synced: Result<()>, path: &str) -> Result<()> {
+        if synced.as_ref().is_err_and(|error| error.errno() == Some(libc::EIO)) && !self.0.control.has_ended() {
+            let mut machine = self.machine()?;
+            if let Some(device) = machine.device_of_file(path) {
+                machine.xfs.shut_down(device);
+            }
+        }
+        synced
     }
 }
 
@@ -668,7 +715,7 @@ impl Machine {
     /// Writes out the device that a private path lies on.
     fn flush_files(&mut self, path: &str) -> std::result::Result<(), Stop> {
         let device = self.device_of_file(path).ok_or(Stop::Errno(libc::ENOENT))?;
-        self.flush(device, Patience::Wait)
+        self.write_log(device)
     }
 
     fn geometry(&self, number: DeviceNumber) -> std::result::Result<Geometry, Stop> {

@@ -4,8 +4,11 @@
 //! with status 1. A program opens its device exclusively. Each of its writes is a step. Versions are those of Debian 12
 //! (xfsprogs 6.1, thin-provisioning-tools 0.9).
 //!
-//! mkfs.xfs writes the superblock and three copies of it (4 blocks of a thin pool); a real one also zeroes a log, which
-//! takes some 500 blocks more.
+//! mkfs.xfs writes the superblock, a copy of it at the beginning of each allocation group, the end of the device, and a log in
+//! the middle, of which the beginning of each MiB is written here: that maps as many blocks of a thin pool as a real one
+//! does, 545 for a file system of 1 TiB.
+//!
+//! xfs_db refuses by words alone: a UUID that is to be written while the log needs a replay is not, and its status is 0.
 
 use std::path::Path;
 
@@ -21,10 +24,7 @@ use super::{
 };
 use crate::platform::{DeviceNumber, Error, Program, ProgramEnd, Result};
 
-/// Mappings in a leaf of a thin pool's metadata.
-const MAPPINGS_PER_LEAF: u64 = 126;
-
-/// Where mkfs.xfs puts copies of the superblock, in quarters of the device.
+/// Where xfs_db writes copies of the superblock, in quarters of the device: some of them will do.
 const COPIES: [u64; 3] = [3, 2, 1];
 
 /// Arguments taken apart: options with their values in order, and the rest.
@@ -126,6 +126,30 @@ impl Sim {
         })
     }
 
+    /// Headers of allocation groups, the log, the end of the device. One step, which can be repeated when it has to wait in the
+    /// middle.
+    fn program_write_layout(&self, number: DeviceNumber, size: u64, sector: &[u8; 512]) -> Result<()> {
+        const PROGRAM: Program = Program::MkfsXfs;
+        const STRETCH: u64 = 1 << 20;
+        let groups = xfs::groups(size);
+        let group = size / groups / xfs::BLOCK * xfs::BLOCK;
+        // Behind the headers of the group in the middle.
+        let log = groups / 2 * group + 8 * xfs::BLOCK;
+        let stretches = xfs::log_bytes(size) / STRETCH;
+        self.step(Call::ProgramWrite(PROGRAM), &number.to_string(), || {
+            self.program_io(PROGRAM, |machine| {
+                for group in (1..groups).map(|index| index * group) {
+                    machine.write_at(number, group, sector, Patience::Wait)?;
+                }
+                let log = (0..=stretches).map(|stretch| log + stretch * STRETCH);
+                for at in log.chain([size / xfs::BLOCK * xfs::BLOCK - xfs::BLOCK]) {
+                    machine.write_at(number, at, &[0; 512], Patience::Wait)?;
+                }
+                Ok(())
+            })
+        })
+    }
+
     fn mkfs_xfs(&self, words: &[&str]) -> Result<String> {
         const PROGRAM: Program = Program::MkfsXfs;
         let fail = refusal(PROGRAM);
@@ -168,9 +192,7 @@ impl Sim {
         }
         let key = self.machine()?.new_key();
         let sector = Superblock { uuid, blocks: size / xfs::BLOCK, key, dirty: false }.encode();
-        for quarter in COPIES {
-            self.program_write(PROGRAM, number, size / 4 / xfs::BLOCK * quarter * xfs::BLOCK, &sector)?;
-        }
+        self.program_write_layout(number, size, &sector)?;
         // The first sector last: it is what makes it a file system.
         self.machine()?.xfs.new_files(key);
         self.program_write(PROGRAM, number, 0, &sector)?;
@@ -182,7 +204,7 @@ impl Sim {
     fn xfs_db(&self, words: &[&str]) -> Result<String> {
         const PROGRAM: Program = Program::XfsDb;
         let fail = refusal(PROGRAM);
-        let arguments = Arguments::parse(words, &["-x"], &["-c"]).map_err(&fail)?;
+        let arguments = Arguments::parse(words, &["-x", "-r"], &["-c"]).map_err(&fail)?;
         let path = arguments.only().map_err(&fail)?;
         let number = self.open_exclusively(PROGRAM, path)?;
         let superblock = self.program_io(PROGRAM, |machine| machine.superblock(number, Patience::Wait))?;
@@ -199,10 +221,15 @@ impl Sim {
                 ["uuid", text] => {
                     let uuid = uuid::Uuid::try_parse(text).map_err(|_| fail("invalid UUID".to_owned()))?;
                     if superblock.dirty {
-                        return Err(fail(
-                            "ERROR: The filesystem has valuable metadata changes in a log which needs to be replayed."
-                                .to_owned(),
-                        ));
+                        said.push_str(
+                            "ERROR: The filesystem has valuable metadata changes in a log which needs to\n\
+                             be replayed.  Mount the filesystem to replay the log, and unmount it before\n\
+                             re-running xfs_db.  If you are unable to mount the filesystem, then use\n\
+                             the xfs_repair -L option to destroy the log and attempt a repair.\n\
+                             Note that destroying the log may cause corruption -- please attempt a mount\n\
+                             of the filesystem before doing this.\n",
+                        );
+                        continue;
                     }
                     superblock.uuid = *uuid.as_bytes();
                     let sector = superblock.encode();
@@ -213,7 +240,7 @@ impl Sim {
                     self.program_write(PROGRAM, number, 0, &sector)?;
                     self.program_flush(PROGRAM, number)?;
                     self.written(number)?;
-                    said.push_str("Clearing log and setting UUID\nwriting all SBs\n");
+                    said.push_str("Clearing log and setting UUID\nwriting all SBs\nnew ");
                 }
                 _ => return Err(fail(format!("command {command} not found"))),
             }
@@ -230,6 +257,9 @@ impl Sim {
         if number != expected {
             return Err(Error::OtherMount { path: at.to_owned(), number: expected });
         }
+        if self.machine()?.xfs.is_shut_down(number) {
+            return Err(failed(libc::EIO));
+        }
         let superblock = self.wait_for_io(|machine| machine.superblock(number, Patience::Wait), failed)?;
         let Some(superblock) = superblock else { return Err(failed(libc::ENOTTY)) };
         let blocks = self.machine()?.size_of(number).unwrap_or(0) / xfs::BLOCK;
@@ -241,9 +271,12 @@ impl Sim {
         self.step(Call::GrowWrite, &subject, || {
             self.wait_for_io(|machine| machine.write_at(number, 0, &sector, Patience::Wait), failed)
         })?;
-        self.step(Call::GrowWrite, &subject, || {
-            self.wait_for_io(|machine| machine.flush(number, Patience::Wait), failed)
-        })
+        let logged =
+            self.step(Call::GrowWrite, &subject, || self.wait_for_io(|machine| machine.write_log(number), failed));
+        if let (Err(_), Ok(mut machine)) = (&logged, self.machine()) {
+            machine.xfs.shut_down(number);
+        }
+        logged
     }
 
     fn thin_check(&self, words: &[&str]) -> Result<String> {
@@ -360,7 +393,7 @@ fn metadata_size(words: &[&str]) -> std::result::Result<String, String> {
     }
     let sectors = pool
         .div_ceil(block)
-        .div_ceil(MAPPINGS_PER_LEAF)
+        .div_ceil(thin::MAPPINGS_PER_LEAF)
         .checked_add(thins)
         .and_then(|blocks| blocks.checked_mul(8))
         .ok_or("number of thins too large")?;

@@ -2,7 +2,7 @@
 //!
 //! The rules stand in `dm`. Knows nothing of names and of which table of a device is active.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use nix::libc;
 
@@ -88,6 +88,8 @@ pub(super) struct PoolRun {
     pub(super) data: DeviceNumber,
     pub(super) features: Features,
     pub(super) mode: PoolMode,
+    /// When it gives up waiting for data blocks: out of them, and its writers queue.
+    pub(super) gives_up_at: Option<Duration>,
     pub(super) low_water: u64,
     pub(super) low_water_triggered: bool,
     /// Free metadata blocks have fallen below the threshold, and the event for that was raised.
@@ -220,6 +222,7 @@ impl Machine {
                 }
                 line.target.clone()
             }
+            Target::Foreign { kind, .. } if kind == "error" => line.target.clone(),
             Target::Crypt { .. } | Target::Foreign { .. } => return Err(libc::EINVAL),
         };
         Ok(Line { start: line.start, length: line.length, target })
@@ -257,6 +260,7 @@ impl Machine {
             data,
             features,
             mode: PoolMode::Write,
+            gives_up_at: None,
             low_water: 0,
             low_water_triggered: false,
             metadata_low: false,
@@ -359,8 +363,10 @@ impl Machine {
         })
     }
 
-    /// What a thin pool does before it goes on: takes its new arguments and the new sizes of its devices.
-    pub(super) fn pre_resume(&mut self, minor: u32) -> Result<(), i32> {
+    /// What a thin pool does before it goes on: takes its arguments and the new sizes of its devices. A table that is
+    /// new makes it try to write again, whatever it was out of; the one that it had leaves its mode, except that a larger
+    /// metadata device is the end of being out of metadata space.
+    pub(super) fn pre_resume(&mut self, minor: u32, is_new: bool) -> Result<(), i32> {
         let Some(Line { length, target: Target::ThinPool { metadata, low_water, features, .. }, .. }) =
             self.dm.active(minor).first()
         else {
@@ -376,7 +382,9 @@ impl Machine {
             return Err(libc::EINVAL);
         }
         let sound = !store.current.needs_check;
-        if sound && (data_blocks, metadata_blocks) != (store.current.data_blocks, store.current.metadata_blocks) {
+        let more_metadata = sound && metadata_blocks > store.current.metadata_blocks;
+        let resized = more_metadata || sound && data_blocks > store.current.data_blocks;
+        if resized {
             store.current.data_blocks = data_blocks;
             store.current.metadata_blocks = metadata_blocks;
             store.dirty = true;
@@ -391,12 +399,18 @@ impl Machine {
         };
         let wanted = match mode {
             PoolMode::Fail => PoolMode::Fail,
-            _ if !sound || features.read_only => PoolMode::ReadOnly,
-            _ => PoolMode::Write,
+            _ if is_new && features.read_only => PoolMode::ReadOnly,
+            // It can never write again before it has been checked.
+            PoolMode::Write if !sound => PoolMode::ReadOnly,
+            _ if is_new && sound => PoolMode::Write,
+            PoolMode::OutOfMetadata if more_metadata => PoolMode::Write,
+            mode => mode,
         };
         self.set_pool_mode(minor, wanted);
-        // A commit that fails has put the pool into the mode that says so; the device goes on regardless.
-        let _ = self.commit_pool(minor);
+        if resized {
+            // A commit that fails has put the pool into the mode that says so; the device goes on regardless.
+            let _ = self.commit_pool(minor);
+        }
         Ok(())
     }
 
@@ -453,7 +467,7 @@ impl Machine {
         format!(
             "{} {}/{} {}/{} {held} {mode} {discard} {no_space} {check} {threshold} ",
             meta.transaction,
-            meta.used_metadata(),
+            meta.metadata_blocks - meta.free_metadata(),
             meta.metadata_blocks,
             meta.used_data(),
             meta.data_blocks,

@@ -5,7 +5,8 @@
 //!   they are found exactly where that sector is found; a zeroed first block means a new pool.
 //! - A block is shared while more than one device maps it. (The kernel goes by times and also copies blocks that were
 //!   shared once.)
-//! - Metadata use is a formula, [`Meta::used_metadata`]: it grows with what is mapped, and is not the kernel's number.
+//! - Metadata use is a formula, [`Meta::used_metadata`]: it grows with what is mapped, and is not the kernel's number. Of
+//!   free metadata blocks a tenth, 4096 at most, is kept back, as in the kernel: the status counts it as used.
 //! - The kernel commits once a second even if nobody asks; here a power cut throws a coin for each pool whether that
 //!   has just happened.
 //!
@@ -28,6 +29,12 @@ pub(super) const METADATA_BLOCKS_MAX: u64 = 255 * ((1 << 14) - 64);
 /// Bytes of a metadata block.
 pub(super) const METADATA_BLOCK: u64 = 4096;
 
+/// Most metadata blocks that are kept back.
+const METADATA_RESERVE_MAX: u64 = 4096;
+
+/// As many mappings as a leaf of the metadata holds.
+pub(super) const MAPPINGS_PER_LEAF: u64 = 126;
+
 const MAGIC: u64 = 27_022_010;
 
 /// The mappings of a pool at one moment.
@@ -44,6 +51,8 @@ pub(super) struct Meta {
     /// How many devices map a block; absent for one or none.
     shared: OrdMap<u64, u32>,
     used: u64,
+    /// Metadata blocks that a test has taken, as mappings would.
+    pub(super) taken: u64,
     /// No block from here on was ever used.
     frontier: u64,
     /// Free blocks below the frontier.
@@ -62,9 +71,27 @@ impl Meta {
             thins: OrdMap::new(),
             shared: OrdMap::new(),
             used: 0,
+            taken: 0,
             frontier: 0,
             freed: OrdSet::new(),
         }
+    }
+
+    /// Free metadata blocks, the reserve not counted. With none left the pool stops mapping at its next commit.
+    pub(super) fn free_metadata(&self) -> u64 {
+        let reserve = (self.metadata_blocks / 10).min(METADATA_RESERVE_MAX);
+        self.metadata_blocks.saturating_sub(self.used_metadata()).saturating_sub(reserve)
+    }
+
+    /// Free metadata blocks, those of the reserve among them.
+    pub(super) fn unused_metadata(&self) -> u64 {
+        self.metadata_blocks.saturating_sub(self.used_metadata())
+    }
+
+    /// Whether the whole metadata device holds the mappings of so many more blocks.
+    pub(super) fn has_metadata_for(&self, blocks: u64) -> bool {
+        let more = (self.used + blocks).div_ceil(MAPPINGS_PER_LEAF) - self.used.div_ceil(MAPPINGS_PER_LEAF);
+        self.used_metadata() + more <= self.metadata_blocks
     }
 
     /// Metadata blocks in use: the superblock, the two space maps (a bitmap block tells of 16320 blocks), the two
@@ -72,7 +99,7 @@ impl Meta {
     pub(super) fn used_metadata(&self) -> u64 {
         let maps = self.metadata_blocks.div_ceil(16320) + self.data_blocks.div_ceil(16320);
         let devices = self.thins.len() as u64;
-        7 + maps + devices + devices.div_ceil(126) + self.used.div_ceil(126)
+        7 + self.taken + maps + devices + devices.div_ceil(126) + self.used.div_ceil(MAPPINGS_PER_LEAF)
     }
 
     fn room_for_metadata(&self) -> bool {
@@ -245,11 +272,6 @@ impl Store {
 
     pub(super) fn free_block(&self) -> Option<u64> {
         self.current.free_block(&self.committed)
-    }
-
-    /// Whether a new mapping finds room in the metadata.
-    pub(super) fn room_for_metadata(&self) -> bool {
-        self.current.room_for_metadata()
     }
 
     pub(super) fn map(&mut self, id: u32, block: u64, data: u64) {

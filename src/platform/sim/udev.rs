@@ -1,7 +1,9 @@
 //! What udev knows and makes: whose a device is, device events, links under `/dev/stratis`.
 //!
 //! Rules:
-//! - The class of a device is computed from its bytes whenever it is asked for: the database is never behind. A block
+//! - The class of a device is computed from its bytes when it is asked for. While udev is held back (by a test) it is what
+//!   it was then: a device that has come since is not known yet, one that was written to is what it was before, and events
+//!   wait for the release. Events may get lost on their way to who listens; the database knows better. A block
 //!   with the Stratis magic and a right checksum in either place makes it `Stratis`; then LUKS magic; then an XFS
 //!   superblock or a partition table make it `Other`. Private device-mapper devices are not probed.
 //! - A disk that was written to raises a change event when the write call ends; public device-mapper devices raise
@@ -56,6 +58,12 @@ pub(super) struct Udev {
     pub(super) held: bool,
     /// So many of the next announcements get lost.
     pub(super) to_lose: u32,
+    /// So many of the next device events get lost.
+    pub(super) events_to_lose: u32,
+    /// What the database says while it is behind; `None`: it is not. Absent: not initialized.
+    database: Option<BTreeMap<DeviceNumber, DeviceClass>>,
+    /// Events that come when the database catches up.
+    late: Vec<(DeviceAction, PathBuf)>,
 }
 
 impl Udev {
@@ -90,6 +98,7 @@ impl Udev {
     }
 
     pub(super) fn lose_power(&mut self) {
+        // A new boot looks at everything.
         *self = Udev { held: self.held, ..Udev::default() };
     }
 }
@@ -139,6 +148,36 @@ impl Machine {
         Ok(Contents { partitions: found.table.unwrap_or(0), superblock: superblock.map(str::to_owned) })
     }
 
+    /// Keeps what the database says now.
+    pub(super) fn hold_database(&mut self) {
+        let known = self.nodes().into_iter().filter_map(|(_, number)| Some((number, self.known_class(number)?)));
+        let known = known.collect();
+        self.udev.database.get_or_insert(known);
+    }
+
+    /// Lets the database catch up.
+    pub(super) fn release_database(&mut self) {
+        self.udev.database = None;
+        for (action, path) in std::mem::take(&mut self.udev.late) {
+            self.device_event(action, &path);
+        }
+    }
+
+    /// Nodes that udev looks at.
+    fn nodes(&self) -> Vec<(PathBuf, DeviceNumber)> {
+        let disks = self.disks.nodes().filter(|(_, disk)| disk.present).map(|(path, disk)| (path.clone(), disk.number));
+        let stacked = self.dm.public().into_iter().map(|minor| (dm_node(minor), super::dm::number(minor)));
+        disks.chain(stacked).collect()
+    }
+
+    /// What the database says of a device; `None`: it is not initialized.
+    fn known_class(&self, number: DeviceNumber) -> Option<DeviceClass> {
+        match &self.udev.database {
+            Some(database) => database.get(&number).cloned(),
+            None => Some(self.class(number)),
+        }
+    }
+
     fn class(&self, number: DeviceNumber) -> DeviceClass {
         if self.disks.get(number).is_some_and(|disk| disk.shape.multipath) {
             return DeviceClass::MultipathMember;
@@ -155,32 +194,37 @@ impl Machine {
         }
     }
 
-    /// A device as the database knows it.
-    pub(super) fn block_device(&self, path: PathBuf, number: DeviceNumber) -> BlockDevice {
+    /// A device as the database knows it; `None`: it is not initialized.
+    pub(super) fn block_device(&self, path: PathBuf, number: DeviceNumber) -> Option<BlockDevice> {
         let wwn = self.disks.get(number).and_then(|disk| disk.shape.wwn.clone());
-        BlockDevice { path, number, class: self.class(number), wwn }
+        Some(BlockDevice { path, number, class: self.known_class(number)?, wwn })
     }
 
     /// Devices that hold a Stratis signature or a LUKS header, disks first, each in order.
     pub(super) fn block_devices(&self) -> Vec<BlockDevice> {
-        let disks = self.disks.nodes().filter(|(_, disk)| disk.present);
-        let disks = disks.map(|(path, disk)| self.block_device(path.clone(), disk.number));
-        let stacked = self.dm.public().into_iter();
-        let stacked = stacked.map(|minor| self.block_device(dm_node(minor), super::dm::number(minor)));
-        disks.chain(stacked).filter(|found| matches!(found.class, DeviceClass::Stratis | DeviceClass::Luks)).collect()
+        let known = self.nodes().into_iter().filter_map(|(path, number)| self.block_device(path, number));
+        known.filter(|found| matches!(found.class, DeviceClass::Stratis | DeviceClass::Luks)).collect()
     }
 
     /// Tells every listener that something happened to a node.
-    pub(super) fn device_event(&self, action: DeviceAction, path: &Path) {
-        if !self.events.has_device_listeners() {
+    pub(super) fn device_event(&mut self, action: DeviceAction, path: &Path) {
+        if self.udev.database.is_some() {
+            self.udev.late.push((action, path.to_owned()));
             return;
         }
         let number = match path.to_str().and_then(|text| text.strip_prefix("/dev/dm-")) {
             Some(minor) => minor.parse().ok().map(super::dm::number),
             None => self.disks.number_at(path),
         };
-        let device =
-            number.filter(|_| action != DeviceAction::Remove).map(|number| self.block_device(path.to_owned(), number));
+        if self.udev.events_to_lose > 0 {
+            self.udev.events_to_lose -= 1;
+            return;
+        }
+        if !self.events.has_device_listeners() {
+            return;
+        }
+        let device = number.filter(|_| action != DeviceAction::Remove);
+        let device = device.and_then(|number| self.block_device(path.to_owned(), number));
         let unlinked = number.filter(|number| action == DeviceAction::Add && !self.udev.has_link(*number));
         let unlinked = unlinked.and_then(|number| self.dm.get(number)).map(|device| device.name.clone());
         self.events.device_event(&DeviceEvent { action, path: path.to_owned(), device, unlinked });

@@ -9,6 +9,9 @@
 //!   refused with EINVAL unless `nouuid` is given, as are a device without XFS and one that has become too small. A
 //!   device that is in other use is EBUSY. Mount options other than `nouuid`, `ro`, `rw` and `defaults` are EINVAL.
 //! - A path below `/proc/PROCESS/root` is one in the mount namespace of that process: what is mounted there is seen nowhere else.
+//! - An I/O error while the log is written (by a sync, a suspend with flush, an unmount, xfs_growfs), or on a device that
+//!   does not answer when files are used, shuts the file system down: every call on its files fails with EIO until it has been unmounted and mounted again, and what was not durable
+//!   is lost as by a power cut. How full it is can still be asked. Its log stays dirty.
 //! - One directory takes one mount; a second device there is EBUSY (the kernel would stack them).
 //! - Changes of names are journaled in order; a power cut keeps a beginning of what is not synced, chosen by the
 //!   generator. A sync of a file makes its contents durable and the journal up to the file's own last change; a sync of
@@ -41,6 +44,21 @@ pub(super) const PRIVATE: &str = "/run/stratisd/ns_mounts";
 
 /// Bytes of a file system block.
 pub(super) const BLOCK: u64 = 4096;
+
+/// What mkfs.xfs makes the log of a file system of this size: a 2048th, at least 64 MiB and less than 2 GiB.
+pub(super) fn log_bytes(size: u64) -> u64 {
+    (size / 2048).clamp(64 << 20, (2 << 30) - (10 << 20))
+}
+
+/// How many allocation groups mkfs.xfs makes of a device of this size that has a stripe width, as thin devices have: from
+/// 8 to 32, and one for each TiB of larger ones.
+pub(super) fn groups(size: u64) -> u64 {
+    match size {
+        ..=0x1_ffff_ffff => 8,
+        0x2_0000_0000..=0x7f_ffff_ffff => 16,
+        _ => size.div_ceil(1 << 40).max(32),
+    }
+}
 
 /// mkfs.xfs makes nothing smaller.
 pub(super) const BYTES_MIN: u64 = 300 << 20;
@@ -103,9 +121,22 @@ pub(super) struct Xfs {
     by_device: HashMap<DeviceNumber, Vec<PathBuf>>,
     by_uuid: HashMap<[u8; 16], BTreeSet<DeviceNumber>>,
     used: HashMap<DeviceNumber, Bytes>,
+    /// Mounted ones that are shut down.
+    shut_down: BTreeSet<DeviceNumber>,
 }
 
 impl Xfs {
+    /// It could not write its log.
+    pub(super) fn shut_down(&mut self, device: DeviceNumber) {
+        if self.is_mounted(device) {
+            self.shut_down.insert(device);
+        }
+    }
+
+    pub(super) fn is_shut_down(&self, device: DeviceNumber) -> bool {
+        self.shut_down.contains(&device)
+    }
+
     pub(super) fn is_mounted(&self, device: DeviceNumber) -> bool {
         self.by_device.contains_key(&device)
     }
@@ -149,6 +180,7 @@ impl Xfs {
         self.by_device.clear();
         self.by_uuid.clear();
         self.used.clear();
+        self.shut_down.clear();
         self.files.values_mut().for_each(|files| files.lose_power(chance));
     }
 }
@@ -376,17 +408,21 @@ impl Machine {
         let (device, key, uuid) = (mount.device, mount.key, mount.uuid);
         let last = self.xfs.by_device.get(&device).is_none_or(|all| all.len() == 1);
         if last {
-            let synced = self.sync_file_system(device).and_then(|()| {
+            let alive = !self.xfs.is_shut_down(device);
+            let synced = if alive { self.sync_file_system(device) } else { Err(Stop::Errno(libc::EIO)) };
+            let synced = synced.and_then(|()| {
                 let superblock = self.superblock(device, Patience::Wait)?.filter(|found| found.key == key);
                 let Some(superblock) = superblock else { return Ok(()) };
                 self.write_at(device, 0, &Superblock { dirty: false, ..superblock }.encode(), Patience::Wait)?;
                 self.flush(device, Patience::Wait)
             });
             match synced {
-                // A dead device does not keep it mounted.
-                Ok(()) | Err(Stop::Errno(_)) => {}
+                Ok(()) => {}
+                // A dead device does not keep it mounted. What it could not write is lost.
+                Err(Stop::Errno(_)) => self.lose_files(device, key),
                 Err(wait) => return Err(wait),
             }
+            self.xfs.shut_down.remove(&device);
         }
         self.xfs.mounts.remove(at);
         if let Some(all) = self.xfs.by_device.get_mut(&device) {
@@ -402,18 +438,45 @@ impl Machine {
             }
         }
         self.dm.close(device);
+        self.left(device);
         Ok(true)
+    }
+
+    /// Files on a device that are not durable are lost as by a power cut.
+    fn lose_files(&mut self, device: DeviceNumber, key: Key) {
+        if self.is_thin(device) {
+            return;
+        }
+        if let Some(files) = self.xfs.files.get_mut(&key) {
+            files.lose_power(&mut self.chance);
+        }
+    }
+
+    /// Makes a mounted file system's log durable, or shuts it down.
+    pub(super) fn write_log(&mut self, device: DeviceNumber) -> Result<(), Stop> {
+        if self.xfs.is_shut_down(device) {
+            return Err(Stop::Errno(libc::EIO));
+        }
+        let written = self.flush(device, Patience::Wait);
+        if let Err(Stop::Errno(_)) = written {
+            self.xfs.shut_down(device);
+        }
+        written
     }
 
     /// Writes out everything that a mounted file system holds.
     pub(super) fn sync_file_system(&mut self, device: DeviceNumber) -> Result<(), Stop> {
-        self.flush(device, Patience::Wait)?;
+        self.write_log(device)?;
         let at = self.xfs.by_device.get(&device).and_then(|all| all.first());
         let key = at.and_then(|at| self.xfs.mounts.get(at)).map(|mount| mount.key).filter(|_| !self.is_thin(device));
         if let Some(files) = key.and_then(|key| self.xfs.files.get_mut(&key)) {
             files.sync_all();
         }
         Ok(())
+    }
+
+    pub(super) fn is_thin_named(&self, name: &str) -> bool {
+        self.dm.by_name(name).is_some_and(|minor| self.is_thin(DeviceNumber { major: DM_MAJOR, minor }))
     }
 
     fn is_thin(&self, device: DeviceNumber) -> bool {
@@ -438,10 +501,16 @@ impl Machine {
         if self.is_thin(device) {
             return Err(Stop::Errno(libc::EOPNOTSUPP));
         }
+        if self.xfs.is_shut_down(device) {
+            return Err(Stop::Errno(libc::EIO));
+        }
         let inside = full.strip_prefix(at).unwrap_or(Path::new("")).to_string_lossy().into_owned();
-        self.superblock(device, Patience::Wait)?
-            .filter(|superblock| superblock.key == key)
-            .ok_or(Stop::Errno(libc::EIO))?;
+        let superblock = self.superblock(device, Patience::Wait).inspect_err(|stop| {
+            if matches!(stop, Stop::Errno(_)) {
+                self.xfs.shut_down(device);
+            }
+        })?;
+        superblock.filter(|superblock| superblock.key == key).ok_or(Stop::Errno(libc::EIO))?;
         let files = self.xfs.files.get_mut(&key).ok_or(Stop::Errno(libc::EIO))?;
         Ok((files, inside))
     }

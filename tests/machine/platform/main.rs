@@ -2,12 +2,14 @@
 //!
 //! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount namespace). `make
 //! test-machine ONLY=platform` builds it and runs it in a throw-away machine; there, words after it choose the checks
-//! whose names begin so, `encryption` those of LUKS2 and Clevis, and `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...`
+//! whose names begin so, `encryption` those of LUKS2 and Clevis, `simulation` those that the simulation passes as well, and `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...`
 //! makes a pool of metadata version 1. Prints a line for each check, and fails if any does.
 
 // This is a test; `allow-unwrap-in-tests` does not see it.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../simulation/alike.rs"]
+mod alike;
 mod clevis;
 mod containers;
 mod devices;
@@ -17,6 +19,7 @@ mod mounts;
 mod old_pool;
 #[path = "../../engine/pools.rs"]
 mod pools;
+mod simulated;
 
 use std::{
     env,
@@ -54,6 +57,8 @@ type Check = (&'static str, fn(&Machine));
 const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
 /// Those of the order `encryption`: they take long.
 const OF_ENCRYPTION: &[&[Check]] = &[containers::CHECKS, clevis::CHECKS];
+/// Those of the order `simulation`: what the simulation must do as well.
+const OF_SIMULATION: &[&[Check]] = &[simulated::CHECKS];
 
 fn main() -> ExitCode {
     if let Some(status) = stratisd::platform::linux::run_as_child() {
@@ -84,12 +89,15 @@ fn main() -> ExitCode {
     let machine = Machine { linux, disks };
     // Words that the names of the wanted checks begin with; all without any.
     let mut wanted: Vec<String> = env::args().skip(1).collect();
-    let checks = if wanted.first().is_some_and(|word| word == "encryption") {
-        wanted.remove(0);
-        OF_ENCRYPTION
-    } else {
-        CHECKS
+    let of_order = match wanted.first().map(String::as_str) {
+        Some("encryption") => Some(OF_ENCRYPTION),
+        Some("simulation") => Some(OF_SIMULATION),
+        _ => None,
     };
+    if of_order.is_some() {
+        wanted.remove(0);
+    }
+    let checks = of_order.unwrap_or(CHECKS);
     let (mut passed, mut failed) = (0, Vec::new());
     for (name, check) in checks.iter().copied().flatten() {
         if !wanted.is_empty() && !wanted.iter().any(|start| name.starts_with(start)) {

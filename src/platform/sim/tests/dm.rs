@@ -56,7 +56,7 @@ fn bad_tables_are_refused_and_leave_nothing() {
 #[test]
 fn a_device_in_use_is_not_removed() {
     let sim = Sim::builder().build();
-    let pool = stack(&sim, 100, "");
+    let pool = stack(&sim, 1000, "");
     thin(&sim, pool, "fs", 0);
     for name in ["meta", "data", "pool"] {
         assert!(sim.dm_remove(name).unwrap_err().is_busy(), "{name}");
@@ -65,7 +65,7 @@ fn a_device_in_use_is_not_removed() {
     let spare = create(&sim, "spare", &linear(number(&sim, "/dev/a"), 0, 8));
     sim.dm_load("data", &linear(spare, 0, 8)).unwrap();
     assert!(sim.dm_remove("spare").unwrap_err().is_busy());
-    sim.dm_load("data", &linear(number(&sim, "/dev/a"), METADATA.0, 100 * MIB)).unwrap();
+    sim.dm_load("data", &linear(number(&sim, "/dev/a"), METADATA.0, 1000 * MIB)).unwrap();
     sim.dm_remove("spare").unwrap();
 
     sim.run(crate::platform::Program::MkfsXfs, &["/dev/mapper/fs"]).unwrap();

@@ -102,7 +102,7 @@ fn faults_of_a_kind_strike_the_next_that_matches() {
 /// Everything a run shows.
 fn history(seed: u64) -> (Vec<Step>, Vec<[u8; 16]>, Timestamp, Snapshot) {
     let sim = Sim::builder().seed(seed).record().build();
-    let pool = stack(&sim, 1000, "skip_block_zeroing");
+    let pool = stack(&sim, 5000, "skip_block_zeroing");
     let mut values = Vec::new();
     for id in 0..5 {
         let name = format!("fs{id}");

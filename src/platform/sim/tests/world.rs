@@ -310,3 +310,27 @@ fn a_device_that_is_held_is_nobody_elses() {
     sim.dm_create("x", "x", &table, Visibility::Private).unwrap();
     assert!(sim.hold(path).unwrap_err().is_busy());
 }
+
+/// The database and the events are those of a moment ago, until udev catches up; what gets lost does not come.
+#[test]
+fn udev_is_late_and_loses_events() {
+    let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();
+    let mut events = sim.device_events().unwrap();
+    let mut told = || std::iter::from_fn(|| events.next().unwrap()).collect::<Vec<_>>();
+    sim.hold_udev();
+    sim.put(Path::new("/dev/a"), 512, &signature()).unwrap();
+    sim.add_disk(Path::new("/dev/late"), Sectors(1 << 21)).unwrap();
+    assert_eq!(class(&sim, "/dev/a"), DeviceClass::Unowned);
+    assert!(unknown(&sim, "/dev/late"));
+    assert_eq!(sim.contents(Path::new("/dev/a")).unwrap().superblock.as_deref(), Some("stratis"));
+    assert!(told().is_empty() && sim.block_devices().unwrap().is_empty());
+    sim.release_udev();
+    let late: Vec<_> = told().into_iter().map(|event| (event.action, event.device.unwrap().class)).collect();
+    assert_eq!(late, [(DeviceAction::Change, DeviceClass::Stratis), (DeviceAction::Add, DeviceClass::Unowned)]);
+
+    sim.lose_events(1);
+    sim.pull_disk(Path::new("/dev/late")).unwrap();
+    assert!(told().is_empty());
+    sim.set_read_only(Path::new("/dev/a"), true).unwrap();
+    assert_eq!(told().len(), 1);
+}

@@ -1,0 +1,96 @@
+//! The simulation beside the kernel: the same commands and the same words. What is compared stands in `alike`, and what is
+//! not modelled in docs/simulation.md; `make test-machine ONLY=simulation` runs `alike` on a real kernel.
+
+mod alike;
+
+use std::{path::Path, time::Duration};
+
+use alike::Place;
+use stratisd::{
+    engine::units::Sectors,
+    platform::{Platform, sim::Sim},
+};
+
+/// A simulated machine with one disk.
+struct Simulated(Sim);
+
+impl Place for Simulated {
+    fn platform(&self) -> &dyn Platform {
+        &self.0
+    }
+
+    fn disk(&self) -> &Path {
+        Path::new("/dev/a")
+    }
+
+    fn mount(&self, node: &Path, at: &Path) {
+        self.0.mount_user(node, at).unwrap();
+    }
+
+    fn unmount(&self, at: &Path) {
+        self.0.unmount_user(at).unwrap();
+    }
+
+    fn lose_patience(&self) {
+        // Both who wait have begun to.
+        assert!(self.0.wait_for_stalled(2, alike::LIMIT));
+        self.0.advance_clock(Duration::from_secs(60));
+    }
+
+    fn hold_udev(&self) {
+        self.0.hold_udev();
+    }
+
+    fn release_udev(&self) {
+        self.0.release_udev();
+    }
+}
+
+fn run(body: fn(&dyn Place)) {
+    body(&Simulated(Sim::builder().disk("/dev/a", Sectors(6 << 20)).only_these().build()));
+}
+
+#[test]
+fn metadata_space_runs_out_and_comes_back() {
+    run(alike::metadata_space);
+}
+
+#[test]
+fn a_deletion_gives_metadata_space_back() {
+    run(alike::metadata_deletion);
+}
+
+#[test]
+fn many_blocks_at_once_overrun_the_reserve() {
+    run(alike::metadata_overrun);
+}
+
+#[test]
+fn a_full_pool_loses_patience() {
+    run(alike::patience);
+}
+
+#[test]
+fn xfs_db_leaves_a_dirty_log_alone() {
+    run(alike::dirty_log);
+}
+
+#[test]
+fn mkfs_maps_its_log() {
+    run(alike::mkfs_blocks);
+}
+
+#[test]
+fn an_xfs_without_its_log_is_shut_down() {
+    run(alike::shutdown);
+}
+
+#[test]
+fn a_device_is_removed_right_after_its_use() {
+    run(alike::lingering);
+}
+
+#[test]
+fn the_device_database_is_late() {
+    run(alike::late_udev);
+}
