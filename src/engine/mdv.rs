@@ -3,6 +3,7 @@
 
 use crate::{
     engine::{
+        dm_names::Role,
         error::{Error, Result},
         ids::{FsUuid, PoolUuid},
         metadata::{
@@ -36,6 +37,31 @@ impl<'a> Mdv<'a> {
 
     fn journal_directory(&self) -> String {
         format!("{}/{}", self.directory(), journal::PENDING)
+    }
+
+    /// Does something with the volume. An XFS that met an error while it wrote its log is shut down: it fails every call until
+    /// it has been mounted again, however well its device works by then. So it is mounted again, and asked once more; all
+    /// that is asked here can be repeated.
+    fn revived<T>(&self, act: impl Fn() -> platform::Result<T>) -> platform::Result<T> {
+        act().or_else(|error| {
+            let is_shut_down = match error.errno() {
+                Some(nix::libc::EIO) => true,
+                // An earlier attempt did not get further than the unmount; mounting what is mounted changes nothing.
+                Some(nix::libc::ENOENT) => false,
+                _ => return Err(error),
+            };
+            if is_shut_down && self.unmount().is_err() {
+                return Err(error);
+            }
+            let node = self.platform.dm_node(&Role::Mdv.name(self.pool));
+            match self.mount(&node).or_else(|_| self.mount(&node)) {
+                Ok(()) => act(),
+                Err(again) => {
+                    log::warn!("the metadata volume of pool {} cannot be mounted again: {again}", self.pool);
+                    Err(error)
+                }
+            }
+        })
     }
 
     /// Mounts it from its device node, in the private place.
@@ -81,13 +107,13 @@ impl<'a> Mdv<'a> {
         parse: impl Fn(&[u8]) -> std::result::Result<T, RecordError>,
     ) -> Result<Vec<T>> {
         let mut found = Vec::new();
-        for file in self.platform.list_files(directory)? {
+        for file in self.revived(|| self.platform.list_files(directory))? {
             let path = format!("{directory}/{file}");
             if filesystem::is_leftover(&file) {
-                self.platform.remove_file(&path)?;
+                self.revived(|| self.platform.remove_file(&path))?;
                 continue;
             }
-            let bytes = self.platform.read_file(&path)?;
+            let bytes = self.revived(|| self.platform.read_file(&path))?;
             found.push(parse(&bytes).map_err(|source| Error::Record { pool: self.pool, file, source })?);
         }
         Ok(found)
@@ -99,7 +125,8 @@ impl<'a> Mdv<'a> {
     /// When it cannot be written; the old record is still there then, or the new one.
     pub fn save(&self, record: &FilesystemRecord) -> Result<()> {
         let path = format!("{}/{}", self.records_directory(), filesystem::file_name(record.uuid));
-        Ok(self.platform.replace_file(&path, &record.encode())?)
+        let record = record.encode();
+        Ok(self.revived(|| self.platform.replace_file(&path, &record))?)
     }
 
     /// Removes a record, durably; a missing one is no error.
@@ -108,7 +135,8 @@ impl<'a> Mdv<'a> {
     /// When the volume cannot be written.
     pub fn remove(&self, id: FsUuid) -> platform::Result<()> {
         let file = filesystem::file_name(id);
-        self.platform.remove_file(&format!("{}/{file}", self.records_directory()))
+        let path = format!("{}/{file}", self.records_directory());
+        self.revived(|| self.platform.remove_file(&path))
     }
 
     /// Writes an entry of the journal, durably. An empty one is not written.
@@ -118,8 +146,12 @@ impl<'a> Mdv<'a> {
     pub fn begin(&self, entry: &Journal) -> Result<()> {
         let Some(file) = entry.file() else { return Ok(()) };
         // The directory of the journal is ours and may not exist yet on a volume made by another daemon.
-        self.platform.list_files(&self.journal_directory())?;
-        Ok(self.platform.replace_file(&format!("{}/{file}", self.journal_directory()), &entry.encode())?)
+        let (directory, entry) = (self.journal_directory(), entry.encode());
+        let write = || {
+            self.platform.list_files(&directory)?;
+            self.platform.replace_file(&format!("{directory}/{file}"), &entry)
+        };
+        Ok(self.revived(write)?)
     }
 
     /// Removes an entry of the journal, durably. Tried twice, because what it would be worked off for has been done.
@@ -129,6 +161,7 @@ impl<'a> Mdv<'a> {
     pub fn end(&self, entry: &Journal) -> platform::Result<()> {
         let Some(file) = entry.file() else { return Ok(()) };
         let path = format!("{}/{file}", self.journal_directory());
-        self.platform.remove_file(&path).or_else(|_| self.platform.remove_file(&path))
+        let remove = || self.revived(|| self.platform.remove_file(&path));
+        remove().or_else(|_| remove())
     }
 }

@@ -48,6 +48,20 @@ impl Place {
         Ok(self.root.join(name))
     }
 
+    /// Refuses a path where nothing is mounted: what is done there would be done to this place itself, and be lost with the
+    /// machine.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub(super) fn check_mounted(&self, path: &str) -> Result<()> {
+        let (device, first) = (fs::stat(&self.root), components(path)?.first().map(|first| self.root.join(first)));
+        let mounted = match (device, first.map(|first| fs::stat(&first))) {
+            (Ok(root), Some(Ok(found))) => found.st_dev != root.st_dev,
+            _ => false,
+        };
+        if mounted { Ok(()) } else { Err(self.error("find a mounted file system for", path)(Errno::NOENT.into())) }
+    }
+
     /// Makes a directory if it is missing, and gives its absolute path.
     pub(super) fn make_directory(&self, name: &str) -> Result<PathBuf> {
         self.open_directory(&components(name)?, Absent::Make)?;

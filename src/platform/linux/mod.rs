@@ -205,18 +205,22 @@ impl Platform for Linux {
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {
+        self.place.check_mounted(directory)?;
         self.place.list(directory)
     }
 
     fn read_file(&self, path: &str) -> Result<Vec<u8>> {
+        self.place.check_mounted(path)?;
         self.place.read(path)
     }
 
     fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.place.check_mounted(path)?;
         self.place.replace(path, bytes)
     }
 
     fn remove_file(&self, path: &str) -> Result<()> {
+        self.place.check_mounted(path)?;
         self.place.remove(path)
     }
 
