@@ -150,6 +150,11 @@ pub enum Error {
          add a data device, destroy filesystems or allow overprovisioning"
     )]
     MetadataPromised { pool: Name },
+    #[error(
+        "pool {pool} has no free space, which a snapshot of filesystem {origin} needs; add a data device or destroy \
+         filesystems, then try again"
+    )]
+    PoolFull { pool: Name, origin: Name },
     #[error("filesystem {name} is in use (mounted on {}); unmount it first", list(.mount_points))]
     Mounted { name: Name, mount_points: Vec<PathBuf> },
     #[error("filesystem {name} is no snapshot of another, so there is nothing that it could replace")]
@@ -272,6 +277,16 @@ pub enum Error {
     ThinStatus { pool: Name, status: String },
     #[error("the metadata volume of pool {pool} holds a damaged record {file}")]
     Record { pool: PoolUuid, file: String, source: metadata::filesystem::RecordError },
+    #[error(
+        "{} ended without an error, but the XFS on {} has UUID {} and not {expected}; see the log of the kernel, and try again",
+        program.name(), node.display(), .found.map_or("(none)".to_owned(), |found| found.to_string())
+    )]
+    XfsIdentity { node: PathBuf, expected: uuid::Uuid, found: Option<uuid::Uuid>, program: platform::Program },
+    #[error(
+        "the kernel extended the XFS mounted on {} without an error, but it is as large as before; see the log of the kernel",
+        mount_point.display()
+    )]
+    NotExtended { mount_point: PathBuf },
     #[error("the request panicked and was abandoned; please report this as a bug")]
     Panicked,
     #[error("the daemon is stopping, and nothing was changed; try again when it is up")]

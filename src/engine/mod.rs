@@ -29,6 +29,7 @@ pub mod thin_status;
 mod ties;
 mod undo;
 pub mod units;
+mod xfs;
 
 use std::{
     collections::BTreeMap,
@@ -79,6 +80,11 @@ impl Engine {
     /// The machine.
     pub fn platform(&self) -> &dyn Platform {
         &*self.platform
+    }
+
+    /// The machine, for what outlives a step.
+    fn shared_platform(&self) -> Arc<dyn Platform> {
+        Arc::clone(&self.platform)
     }
 
     /// Counts how often a claim has been given back.

@@ -21,6 +21,7 @@ use crate::{
         pool::Pool,
         setup, stack,
         undo::Rollback,
+        xfs,
     },
     platform::{Platform, dm::Visibility},
     view::Availability,
@@ -215,7 +216,7 @@ fn identify(
     let device = pool.thin_name(revert.origin);
     // Up already, unless a power cut came between.
     stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
-    ops::give_identity(platform, &device, revert.origin, false)
+    xfs::identify(platform, &device, revert.origin, false)
 }
 
 fn delete_replaced(

@@ -121,9 +121,28 @@ fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: 
         return nothing;
     }
     let asked = (pool.usable_size(), pool.fs_limit());
-    let needed = pool.metadata_needed.filter(|(known, _)| *known == asked).map(|(_, needed)| needed);
+    let needed = known_need(pool);
     let result = check(engine.platform(), pool, needed, depth);
     Checked { result, unknown: needed.is_none().then_some(asked), look_again: pool.look_again }
+}
+
+/// The need for metadata, if it has been found out for the pool as it is.
+fn known_need(pool: &Pool) -> Option<Sectors> {
+    let asked = (pool.usable_size(), pool.fs_limit());
+    pool.metadata_needed.filter(|(known, _)| *known == asked).map(|(_, needed)| needed)
+}
+
+/// Whether the thin pool has free data blocks. If not it is given some first, as far as there is something to give.
+///
+/// # Errors
+/// When it does not say.
+pub(super) fn has_data_space(platform: &dyn Platform, pool: &mut Pool) -> Result<bool> {
+    if pool.thin_pool_status(platform)?.state != State::OutOfDataSpace {
+        return Ok(true);
+    }
+    let needed = known_need(pool);
+    note(pool.uuid(), &check(platform, pool, needed, Depth::Space));
+    Ok(pool.thin_pool_status(platform)?.state != State::OutOfDataSpace)
 }
 
 /// Finds out how much metadata a thin pool of this size needs, then checks the pool once more.
@@ -235,8 +254,9 @@ fn grow(
     known: &mut Option<PoolStatus>,
 ) -> Result<()> {
     let mut status = pool.thin_pool_status(platform);
-    // Whatever is recorded for it, the kernel does not use it; the next start of the pool will.
-    if status.as_ref().is_ok_and(PoolStatus::is_restricted) {
+    // Whatever is recorded for it, the kernel does not use it; the next start of the pool will. One that is merely out of
+    // metadata space uses what it is given.
+    if status.as_ref().is_ok_and(PoolStatus::is_damaged) {
         *known = status.ok();
         return Ok(());
     }

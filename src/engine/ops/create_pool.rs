@@ -30,6 +30,7 @@ use crate::{
         stack::{Layer, Stack},
         undo::Rollback,
         units::Sectors,
+        xfs::{self, Discard},
     },
     platform::{BlockDevice, DeviceNumber, Platform, Program, dm, luks},
 };
@@ -215,7 +216,7 @@ fn assemble(
     create(platform, &mut stack, &shape.thin_data(), undo)?;
     create(platform, &mut stack, &shape.mdv(), undo)?;
     let node = platform.dm_node(&stack.name(Role::Mdv));
-    make_xfs(platform, &node, &uuid.hyphenated(), Discard::Yes)?;
+    xfs::make(platform, &node, uuid::Uuid::from_bytes(*uuid.as_bytes()), Discard::Yes)?;
     undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
     let mdv = Mdv::new(platform, uuid);
     mdv.mount(&node)?;
@@ -241,38 +242,6 @@ fn create(platform: &dyn Platform, stack: &mut Stack, layer: &Layer, undo: &mut 
 
 pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: Sectors) -> Result<()> {
     containers::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
-}
-
-/// Whether what a device holds is given up before it is formatted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Discard {
-    /// Yes.
-    Yes,
-    /// No: what has been written to it stays.
-    No,
-}
-
-/// Makes an XFS with this UUID (`spec/engine/storage-stack.md` §9.1).
-pub(super) fn make_xfs(platform: &dyn Platform, node: &std::path::Path, uuid: &str, discard: Discard) -> Result<()> {
-    let node = node.to_string_lossy();
-    let uuid = format!("uuid={uuid}");
-    let mut arguments = vec!["-f", "-q", &node, "-m", &uuid];
-    if discard == Discard::No {
-        arguments.push("-K");
-    }
-    if mkfs_knows_nrext64(platform)? {
-        // Large extent counters would make file systems that older kernels cannot mount.
-        arguments.extend(["-i", "nrext64=0"]);
-    }
-    platform.run(Program::MkfsXfs, &arguments)?;
-    Ok(())
-}
-
-/// Whether mkfs.xfs is new enough to need telling; one that does not say its version is taken to be.
-fn mkfs_knows_nrext64(platform: &dyn Platform) -> Result<bool> {
-    let text = platform.run(Program::MkfsXfs, &["-V"])?;
-    let major = text.split_ascii_whitespace().last().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
-    Ok(major.is_none_or(|major| major >= 6))
 }
 
 /// What the metadata of a new pool says: how its space is laid out (`spec/engine/storage-stack.md` §4, 5, 7.2, 7.3).

@@ -31,7 +31,8 @@ use crate::{
         stack,
         thin_status::State,
         undo::Rollback,
-        units::Sectors,
+        units::{Bytes, Sectors},
+        xfs,
     },
     platform::{self, DeviceNumber, Mount, Platform, Usage, dm::Visibility},
 };
@@ -105,6 +106,10 @@ fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Re
 struct Extended {
     id: FsUuid,
     mount: Mount,
+    /// Its size, as the kernel told before.
+    before: Bytes,
+    /// By how much its device is larger.
+    growth: Sectors,
     /// Keeps it from being destroyed meanwhile.
     claim: Claim,
 }
@@ -128,7 +133,15 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
             }
             let Ok(claim) = engine.claims().claim([Key::Origin(uuid, seen.id)]) else { continue };
             match extend_device(engine, pool, seen.id, extension) {
-                Ok(()) => extended.push(Extended { id: seen.id, mount: seen.mount, claim }),
+                Ok(()) => {
+                    let Seen { id, mount, usage: Usage { total: before, .. } } = seen;
+                    let growth = match extension {
+                        Extension::By(growth) => growth,
+                        // A quarter of the device at least.
+                        Extension::None | Extension::Complete => Sectors(u64::MAX),
+                    };
+                    extended.push(Extended { id, mount, before, growth, claim });
+                }
                 Err(error) => {
                     pool.note_failure(&error);
                     log::warn!("filesystem {} of pool {} was not extended: {}", seen.id, pool.name(), error.sentence());
@@ -201,11 +214,8 @@ fn take_back(engine: &Engine, pool: &mut Pool, former: Filesystem, refused: Erro
 /// Extends XFS to the size of their devices, side by side, the pool released meanwhile.
 fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
     let part = |extended: &Extended| -> Part {
-        let mount = extended.mount.clone();
-        Box::new(move |engine| {
-            let grown = engine.platform().grow_xfs(&mount);
-            Box::new(grown.map_err(Error::from)) as Box<dyn Any + Send>
-        })
+        let (mount, before, growth) = (extended.mount.clone(), extended.before, extended.growth);
+        Box::new(move |engine| Box::new(xfs::extend(engine.platform(), &mount, before, growth)) as Box<dyn Any + Send>)
     };
     let parts = extended.iter().map(part).collect();
     Next::Together(

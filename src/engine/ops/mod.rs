@@ -49,7 +49,6 @@ pub(super) use create_pool::thin_table;
 pub(super) use devices::check_sector_sizes;
 pub(super) use encryption::record as record_bindings;
 pub(super) use lifecycle::forget_volume_key;
-pub(super) use snapshot::give_identity;
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 

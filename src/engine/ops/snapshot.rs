@@ -1,6 +1,8 @@
 //! Snapshots, and the order that one is to take the place of its origin (`spec/engine/storage-stack.md` §9.3, 9.6). The
 //! revert itself is done when the pool is next set up: see [`revert`](crate::engine::revert).
 
+use std::{cell::RefCell, sync::Arc};
+
 use crate::{
     engine::{
         Engine,
@@ -13,9 +15,9 @@ use crate::{
         ops::filesystems::{self, Batch},
         pool::Pool,
         request::{Next, Wait},
-        undo::mended,
+        xfs,
     },
-    platform::{Platform, Program, dm::Visibility},
+    platform::{self, Platform, dm::Visibility},
 };
 
 /// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
@@ -40,8 +42,8 @@ pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<R
             Ok(claim) => claim,
             Err(taken) => return Next::parked(taken, snapshot_filesystem(uuid, origin, name)),
         };
-        match begin(engine, pool, origin, &name, claim) {
-            Ok((batch, mounted)) => complete(uuid, batch, mounted),
+        match plan(engine, pool, origin, &name, claim) {
+            Ok(planned) => take(uuid, planned),
             Err(error) => {
                 pool.note_failure(&error);
                 Next::Done(Err(error))
@@ -65,10 +67,23 @@ fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
     Ok(false)
 }
 
-/// Takes the snapshot, its origin held still for the moment. Gives also whether the origin is mounted.
-fn begin(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<(Batch, bool)> {
+/// A snapshot that may be taken.
+struct Planned {
+    record: FilesystemRecord,
+    /// Number and name of the origin's thin device.
+    origin: (u32, String),
+    /// The origin is mounted, so the log of its XFS has something in it.
+    mounted: bool,
+    claim: Claim,
+}
+
+/// What the snapshot will be. Counts as a filesystem in the making from here on.
+fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<Planned> {
     let platform = engine.platform();
     let source = pool.filesystem(origin)?.clone();
+    if !super::check::has_data_space(platform, pool)? {
+        return Err(Error::PoolFull { pool: pool.name().clone(), origin: source.name });
+    }
     let record = FilesystemRecord {
         name: name.as_str().to_owned(),
         uuid: FsUuid::from_random(platform.random()),
@@ -81,48 +96,96 @@ fn begin(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: C
         rest: Rest::default(),
     };
     let mounted = !platform.mount_points(source.number)?.is_empty();
-    let device = pool.thin_name(origin);
+    pool.unborn.insert(record.uuid, record.size);
+    Ok(Planned { record, origin: (source.record.thin_id, pool.thin_name(origin)), mounted, claim })
+}
+
+/// A filesystem's device whose I/O is held back. It goes on when this is dropped.
+struct Held {
+    platform: Arc<dyn Platform>,
+    device: String,
+    is_over: bool,
+}
+
+impl Held {
+    /// Writes out what is under way and holds back what comes.
+    fn hold(platform: Arc<dyn Platform>, device: String) -> Result<Held> {
+        // Made before: a suspend that fails, or panics, may have been carried out.
+        let held = Held { platform, device, is_over: false };
+        held.platform.dm_suspend(&held.device, true)?;
+        Ok(held)
+    }
+
+    fn release(mut self) -> platform::Result<()> {
+        self.resume()
+    }
+
+    fn resume(&mut self) -> platform::Result<()> {
+        // A second try costs nothing against a file system that hangs.
+        let resume = || self.platform.dm_resume(&self.device, Visibility::Public);
+        let resumed = resume().or_else(|_| resume());
+        self.is_over |= resumed.is_ok();
+        resumed
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.is_over {
+            if let Err(error) = self.resume() {
+                log::error!("{} is left suspended: {error}", self.device);
+            }
+        }
+    }
+}
+
+/// Takes the snapshot, its origin held still meanwhile.
+///
+/// Holding it still first writes out what is under way, which waits if the thin pool runs full just now, until the pool's
+/// check has found more space. So the pool is not held during that.
+fn take(uuid: PoolUuid, planned: Planned) -> Next<Result<Option<FsUuid>>> {
+    Next::act(move |engine| {
+        let held = Held::hold(engine.shared_platform(), planned.origin.1.clone());
+        Next::write(uuid, move |engine, granted| {
+            let pool = match super::writable(granted, uuid) {
+                Ok(pool) => pool,
+                Err(error) => return Next::Done(Err(error)),
+            };
+            let (snapshot, mounted) = (planned.record.uuid, planned.mounted);
+            match held.and_then(|held| begin(engine, pool, planned, held)) {
+                Ok(batch) => complete(uuid, batch, mounted),
+                Err(error) => {
+                    pool.unborn.remove(&snapshot);
+                    pool.note_failure(&error);
+                    Next::Done(Err(error))
+                }
+            }
+        })
+    })
+}
+
+fn begin(engine: &Engine, pool: &mut Pool, planned: Planned, held: Held) -> Result<Batch> {
+    let platform = engine.platform();
+    // Another request may have restricted it meanwhile.
+    pool.check_requests()?;
+    let Planned { record, origin: (origin, _), claim, .. } = planned;
     let thin_pool = Role::ThinPool.name(pool.uuid());
-    let batch = filesystems::make_thin(engine, pool, vec![record], claim, |id| {
-        let message = format!("create_snap {id} {}", source.record.thin_id);
-        // Whatever happens, the origin must go on. A second try costs nothing against a file system that hangs.
-        let resume = || {
-            let resumed = platform.dm_resume(&device, Visibility::Public);
-            resumed.or_else(|_| platform.dm_resume(&device, Visibility::Public))
-        };
-        let take = || platform.dm_suspend(&device, true).and_then(|()| platform.dm_message(&thin_pool, &message));
-        let taken = mended(take, || drop(resume()));
-        mended(resume, || drop(resume()))?;
+    let held = RefCell::new(Some(held));
+    filesystems::make_thin(engine, pool, vec![record], claim, |id| {
+        let taken = platform.dm_message(&thin_pool, &format!("create_snap {id} {origin}"));
+        if taken.as_ref().is_err_and(|error| error.errno() == Some(nix::libc::EEXIST)) {
+            // It is taken again, of an origin that has to be still then too.
+            return taken;
+        }
+        held.take().map_or(Ok(()), Held::release)?;
         taken
-    })?;
-    Ok((batch, mounted))
+    })
 }
 
 /// Gives the snapshot an identity of its own, the pool released meanwhile, and takes it into the pool.
 fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Next<Result<Option<FsUuid>>> {
-    filesystems::complete_each(uuid, batch, move |platform, device, id| give_identity(platform, device, id, mounted))
+    filesystems::complete_each(uuid, batch, move |platform, device, id| xfs::identify(platform, device, id, mounted))
         .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
-}
-
-/// Writes a UUID into the XFS on a snapshot's device. A log that has not been replayed, as that of an origin that was
-/// mounted, does not let it be changed; mounting it for a moment replays it.
-pub(in crate::engine) fn give_identity(platform: &dyn Platform, device: &str, id: FsUuid, mounted: bool) -> Result<()> {
-    let node = platform.dm_node(device);
-    let write_uuid = || {
-        platform
-            .run(Program::XfsDb, &["-x", "-c", &format!("uuid {}", id.hyphenated()), &node.to_string_lossy()])
-            .map(drop)
-    };
-    if !mounted && write_uuid().is_ok() {
-        return Ok(());
-    }
-    let at = format!("stratis_mp_{}", id.simple());
-    // Also after a mount that is said to have failed; somebody who looks at new mounts may hold it for a moment.
-    let unmount = || platform.unmount(&at).or_else(|_| platform.unmount(&at));
-    let mounted = mended(|| platform.mount(&node, &at, "nouuid"), || drop(unmount()));
-    let unmounted = mended(unmount, || drop(unmount()));
-    mounted.and(unmounted)?;
-    Ok(write_uuid()?)
 }
 
 /// Lets a snapshot take the place of its origin at the next start of the pool, or not. `false`: so it is already.

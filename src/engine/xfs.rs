@@ -1,0 +1,136 @@
+//! The XFS on a filesystem's thin device or on the metadata volume: made, given an identity, extended
+//! (`spec/engine/storage-stack.md` §9.1, 9.3, 9.5).
+//!
+//! The status of a program does not tell whether the program did what it was asked for: `xfs_db` leaves a UUID as it is
+//! while the log needs a replay, says so on standard output, and ends with status 0. So every change is looked for on the
+//! device, or in what the kernel says of the mounted file system, before it counts.
+
+use std::path::Path;
+
+use crate::{
+    engine::{
+        error::{Error, Result},
+        ids::FsUuid,
+        plan::sizes,
+        undo::mended,
+        units::{Bytes, Sectors},
+    },
+    platform::{self, Mount, Platform, Program},
+};
+
+/// Magic and UUID of a superblock, at the beginning of the device.
+const MAGIC: &[u8] = b"XFSB";
+const UUID_AT: usize = 32;
+const SUPERBLOCK_BYTES: usize = 512;
+
+/// The kernel does not use a rest of a device that is smaller than the smallest allocation group.
+const GROWTH_MIN: Sectors = sizes::DATA_BLOCK;
+
+/// The UUID of the XFS on a device; `None`: there is no XFS.
+///
+/// # Errors
+/// When the device cannot be read.
+pub(super) fn identity(platform: &dyn Platform, node: &Path) -> platform::Result<Option<uuid::Uuid>> {
+    let superblock = platform.read(node, 0, SUPERBLOCK_BYTES)?;
+    let uuid = superblock.get(UUID_AT..UUID_AT + size_of::<uuid::Uuid>());
+    let uuid = uuid.and_then(|bytes| uuid::Uuid::from_slice(bytes).ok());
+    Ok(uuid.filter(|_| superblock.starts_with(MAGIC)))
+}
+
+/// Whether what a device holds is given up before it is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Discard {
+    /// Yes.
+    Yes,
+    /// No: what has been written to it stays.
+    No,
+}
+
+/// Makes an XFS with this UUID.
+///
+/// # Errors
+/// When `mkfs.xfs` fails, or there is no such XFS when it has ended.
+pub(super) fn make(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid, discard: Discard) -> Result<()> {
+    let text = node.to_string_lossy();
+    let with_uuid = format!("uuid={}", uuid.hyphenated());
+    let mut arguments = vec!["-f", "-q", &text, "-m", &with_uuid];
+    if discard == Discard::No {
+        arguments.push("-K");
+    }
+    if mkfs_knows_nrext64(platform)? {
+        // Large extent counters would make file systems that older kernels cannot mount.
+        arguments.extend(["-i", "nrext64=0"]);
+    }
+    platform.run(Program::MkfsXfs, &arguments)?;
+    expect_identity(platform, node, uuid, Program::MkfsXfs)
+}
+
+/// Whether mkfs.xfs is new enough to need telling; one that does not say its version is taken to be.
+fn mkfs_knows_nrext64(platform: &dyn Platform) -> Result<bool> {
+    let text = platform.run(Program::MkfsXfs, &["-V"])?;
+    let major = text.split_ascii_whitespace().last().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    Ok(major.is_none_or(|major| major >= 6))
+}
+
+fn expect_identity(platform: &dyn Platform, node: &Path, expected: uuid::Uuid, program: Program) -> Result<()> {
+    let found = identity(platform, node)?;
+    match found == Some(expected) {
+        true => Ok(()),
+        false => Err(Error::XfsIdentity { node: node.to_owned(), expected, found, program }),
+    }
+}
+
+/// Gives the XFS on a device the UUID of a filesystem. A log that has not been replayed does not let the UUID be changed:
+/// that of an origin that was mounted (`is_dirty`), or was mounted when the machine or the pool went down. The XFS is mounted
+/// for a moment then, which replays the log.
+///
+/// # Errors
+/// When the XFS has another UUID afterwards, or that is not known.
+pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dirty: bool) -> Result<()> {
+    let node = platform.dm_node(device);
+    let uuid = uuid::Uuid::from_bytes(*id.as_bytes());
+    let write_uuid = || {
+        let command = format!("uuid {}", id.hyphenated());
+        platform.run(Program::XfsDb, &["-x", "-c", &command, &node.to_string_lossy()])?;
+        expect_identity(platform, &node, uuid, Program::XfsDb)
+    };
+    if !is_dirty && write_uuid().is_ok() {
+        return Ok(());
+    }
+    let at = replayed_at(id);
+    // Also after a mount that is said to have failed; a program that looks at new mounts may hold it for a moment.
+    let unmount = || platform.unmount(&at).or_else(|_| platform.unmount(&at));
+    let mounted = mended(|| platform.mount(&node, &at, "nouuid"), || drop(unmount()));
+    let unmounted = mended(unmount, || drop(unmount()));
+    mounted.and(unmounted)?;
+    write_uuid()
+}
+
+/// Where the XFS of a filesystem is mounted to have its log replayed.
+fn replayed_at(id: FsUuid) -> String {
+    format!("stratis_mp_{}", id.simple())
+}
+
+/// Unmounts the XFS of a filesystem from there, where a daemon that was killed may have left it mounted.
+///
+/// # Errors
+/// When it is busy.
+pub(super) fn leave(platform: &dyn Platform, id: FsUuid) -> platform::Result<()> {
+    platform.unmount(&replayed_at(id))
+}
+
+/// Extends a mounted XFS to the size of its device. `before` is the size that the kernel told of it, and the device is larger
+/// by `growth`.
+///
+/// # Errors
+/// When the kernel refuses, or the XFS is as large as before.
+pub(super) fn extend(platform: &dyn Platform, mount: &Mount, before: Bytes, growth: Sectors) -> Result<()> {
+    platform.grow_xfs(mount)?;
+    match platform.usage(mount) {
+        Ok(now) if now.total > before || growth < GROWTH_MIN => Ok(()),
+        Ok(_) => Err(Error::NotExtended { mount_point: mount.shown() }),
+        // It was unmounted meanwhile; the next check that finds it mounted compares again.
+        Err(platform::Error::OtherMount { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

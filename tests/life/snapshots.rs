@@ -1,0 +1,152 @@
+//! Snapshots of origins that have crashed or whose pool is full, and programs that end well and have done nothing.
+
+use std::{path::Path, time::Duration};
+
+use stratisd::{
+    engine::{Error, Result, dm_names::Role, ids::FsUuid, metadata::MetadataVersion, ops, units::Sectors},
+    platform::{Platform, Program, WriteStep, sim::Sim},
+    view::Availability,
+};
+
+use crate::bench::{Bench, GIB, name};
+
+const HANG: Duration = Duration::from_secs(60);
+const BLOCK: u64 = 1 << 20;
+
+fn machine(version: MetadataVersion) -> Bench {
+    let mut bench = Bench::start(Sim::builder().build());
+    bench.create_pool_of(version, "p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench
+}
+
+fn snapshot(bench: &mut Bench, origin: &str, to: &str) -> Result<Option<FsUuid>> {
+    let origin = bench.filesystem("p", origin);
+    bench.run(ops::snapshot_filesystem(bench.id("p"), origin, name(to)))
+}
+
+/// Each filesystem has an XFS of its own UUID, and so a link.
+fn expect_identities(bench: &Bench, expected: &[&str]) {
+    let pool = bench.pool("p").unwrap();
+    let mut names: Vec<&str> = pool.filesystems.values().map(|filesystem| filesystem.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, expected);
+    for filesystem in pool.filesystems.values() {
+        let uuid = bench.sim.xfs_uuid(&bench.thin_node(pool.uuid, filesystem.uuid)).map(|uuid| *uuid.as_bytes());
+        assert_eq!(uuid, Some(*filesystem.uuid.as_bytes()), "{}", filesystem.name);
+        assert!(bench.is_linked("p", filesystem), "{}", filesystem.name);
+    }
+}
+
+/// xfs_db left the origin's UUID in it, and ended with status 0: the snapshot never had a link.
+#[test]
+fn a_snapshot_of_a_crashed_origin_is_itself() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let bench = machine(version);
+        bench.mount("p", "f");
+        bench.mark("p", "f", 5);
+        let mut bench = bench.reboot();
+        let made = snapshot(&mut bench, "f", "s").unwrap().unwrap();
+        expect_identities(&bench, &["f", "s"]);
+        assert_eq!(bench.mark_of(bench.id("p"), made), 5);
+        bench.mount("p", "f");
+        bench.mount("p", "s");
+    }
+}
+
+/// As there: the filesystem that was reverted kept the UUID of its snapshot, and had no link.
+#[test]
+fn a_revert_to_a_crashed_snapshot_keeps_the_identity() {
+    let mut bench = machine(MetadataVersion::V2);
+    let made = snapshot(&mut bench, "f", "s").unwrap().unwrap();
+    bench.mount("p", "s");
+    bench.mark("p", "s", 6);
+    let mut bench = bench.reboot();
+    assert!(bench.run(ops::schedule_revert(bench.id("p"), made, true)).unwrap());
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    expect_identities(&bench, &["f"]);
+    assert_eq!(bench.pool("p").unwrap().availability, Availability::Full);
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 6);
+    bench.check_nothing_left("after the revert");
+}
+
+#[test]
+fn programs_that_do_nothing_do_not_count_as_done() {
+    let mut bench = machine(MetadataVersion::V2);
+    // The version is asked for before.
+    bench.sim.faults().idle_next(Program::MkfsXfs);
+    bench.sim.faults().idle_next(Program::MkfsXfs);
+    let error = bench.create_filesystems("p", &["g"]).unwrap_err();
+    assert!(matches!(error, Error::XfsIdentity { program: Program::MkfsXfs, .. }), "{error:?}");
+    for _ in 0..2 {
+        bench.sim.faults().idle_next(Program::XfsDb);
+    }
+    let error = snapshot(&mut bench, "f", "s").unwrap_err();
+    assert!(matches!(error, Error::XfsIdentity { program: Program::XfsDb, .. }), "{error:?}");
+    expect_identities(&bench, &["f"]);
+    bench.check_nothing_left("after both");
+}
+
+/// A pool of 60 GiB whose thin pool, not checked since it was made, has 50 GiB, and a filesystem that is larger.
+fn unchecked(disk: u64) -> Bench {
+    let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(disk)).build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    let new = ops::NewFilesystem { name: name("f"), size: Some(Sectors(1024 * GIB.0)), size_limit: None };
+    bench.run(ops::create_filesystems(bench.id("p"), vec![new])).unwrap();
+    bench
+}
+
+/// Takes all data blocks that are free, and some more.
+fn fill(sim: &Sim, thin_pool: &str, node: &Path) -> stratisd::platform::Result<()> {
+    let status = sim.dm_status(thin_pool).unwrap().remove(0);
+    let status = stratisd::engine::thin_status::PoolStatus::parse(&status).unwrap();
+    let free = status.data_total.0 - status.data_used.0;
+    // Some of them have been written by mkfs.
+    let writes: Vec<WriteStep<'_>> = (0..free + 64).map(|block| WriteStep::At((block + 1) * BLOCK, b"x")).collect();
+    sim.write(node, &writes)
+}
+
+/// The suspend waited for the writes, the writes for space, and the check that would have found it for the snapshot: 63 s.
+#[test]
+fn a_full_pool_gets_space_before_a_snapshot() {
+    let mut bench = unchecked(60 * GIB.0);
+    let (sim, thin_pool) = (bench.sim.clone(), Role::ThinPool.name(bench.id("p")));
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| fill(&sim, &thin_pool, &node));
+        assert!(sim.wait_for_stalled(1, HANG));
+        snapshot(&mut bench, "f", "s").unwrap().unwrap();
+        writer.join().unwrap().unwrap();
+    });
+    expect_identities(&bench, &["f", "s"]);
+    bench.check_nothing_left("after the snapshot");
+}
+
+#[test]
+fn a_full_pool_without_space_refuses_a_snapshot() {
+    let mut bench = unchecked(5 * GIB.0);
+    bench.run(ops::check_now(bench.id("p"))).unwrap();
+    let thin_pool = Role::ThinPool.name(bench.id("p"));
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    assert_eq!(fill(&bench.sim, &thin_pool, &node).unwrap_err().errno(), Some(nix::libc::ENOSPC));
+    let error = snapshot(&mut bench, "f", "s").unwrap_err();
+    assert!(matches!(error, Error::PoolFull { .. }), "{error:?}");
+    let pool = bench.pool("p").unwrap();
+    assert_eq!(pool.availability, Availability::Full);
+    bench.run(ops::add_data_devices(pool.uuid, vec!["/dev/more".into()])).unwrap();
+    snapshot(&mut bench, "f", "s").unwrap().unwrap();
+    expect_identities(&bench, &["f", "s"]);
+}
+
+/// An origin that cannot be held still goes on, and nothing of the snapshot counts.
+#[test]
+fn an_origin_that_cannot_be_suspended_goes_on() {
+    let mut bench = machine(MetadataVersion::V2);
+    let device = stratisd::engine::dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
+    bench.sim.faults().fail_next(stratisd::platform::sim::Call::DmSuspend, &device);
+    snapshot(&mut bench, "f", "s").unwrap_err();
+    assert!(!bench.sim.dm_find(&device).unwrap().unwrap().suspended);
+    snapshot(&mut bench, "f", "s").unwrap().unwrap();
+    expect_identities(&bench, &["f", "s"]);
+}
