@@ -34,6 +34,8 @@ use crate::{
 };
 
 pub use self::record::RESERVE_BYTES;
+/// Why a pool is restricted whose thin pool is out of metadata space.
+const STARVED: &str = "its thin pool has no space left for metadata; add a data device or destroy filesystems";
 
 /// A block device of the pool.
 #[derive(Debug, Clone)]
@@ -131,6 +133,11 @@ pub struct Pool {
     volume_key_loaded: bool,
     /// The work on its data that is under way, or that was cut short and goes on soon.
     pub(super) work: Option<Arc<view::Work>>,
+    /// What is known to be wrong with it, worst first: how far that restricts it, and why. It stays until the pool is next set
+    /// up.
+    damage: Option<(Availability, Arc<str>)>,
+    /// Its thin pool is out of metadata space, and could not be given any. That ends by itself when there is some.
+    starved: bool,
     shown: view::Pool,
     changed: bool,
 }
@@ -192,6 +199,8 @@ impl Pool {
             encryption: None,
             volume_key_loaded: false,
             work: None,
+            damage: None,
+            starved: false,
             shown,
             changed: true,
         };
@@ -231,13 +240,40 @@ impl Pool {
 
     /// Allows nothing above `level` any more; a lower level that is in force stays.
     pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
-        if level > self.shown.availability {
+        if level > self.damage.as_ref().map_or(Availability::Full, |(level, _)| *level) {
             let reason = reason.into();
             log::error!("pool {} is now in state {}: {reason}", self.name, level.word());
-            self.shown.availability = level;
-            self.shown.restriction = Some(reason.into());
-            self.changed = true;
+            self.damage = Some((level, reason.into()));
+            self.show_availability();
         }
+    }
+
+    /// Takes note of whether its thin pool is out of metadata space. Unlike what [`Pool::restrict`] is for, that is over as
+    /// soon as there is some.
+    pub(super) fn note_starved(&mut self, starved: bool) {
+        if std::mem::replace(&mut self.starved, starved) == starved {
+            return;
+        }
+        match starved {
+            true => log::warn!("pool {} is restricted: {STARVED}", self.name),
+            false => log::info!("the thin pool of {} has metadata space again", self.name),
+        }
+        self.show_availability();
+    }
+
+    /// Whether its thin pool is out of metadata space, as last noted.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    fn show_availability(&mut self) {
+        let (availability, restriction) = match &self.damage {
+            Some((level, reason)) => (*level, Some(Arc::clone(reason))),
+            None if self.starved => (Availability::NoRequests, Some(STARVED.into())),
+            None => (Availability::Full, None),
+        };
+        self.changed |= (availability, &restriction) != (self.shown.availability, &self.shown.restriction);
+        (self.shown.availability, self.shown.restriction) = (availability, restriction);
     }
 
     /// Takes over what a failed undo leaves of the pool's availability.
@@ -278,6 +314,12 @@ impl Pool {
         self.check_level(Availability::NoRequests)
     }
 
+    /// As [`Pool::check_requests`], for what may bring space to the thin pool: being out of metadata space does not stand in
+    /// its way.
+    pub(super) fn check_requests_for_space(&self) -> Result<()> {
+        if self.starved && self.damage.is_none() { Ok(()) } else { self.check_requests() }
+    }
+
     /// Refuses what nobody may do in a pool whose state is not known to be right (mark C).
     pub(super) fn check_changes(&self) -> Result<()> {
         self.check_level(Availability::NoPoolChanges)
@@ -288,6 +330,9 @@ impl Pool {
             return Ok(());
         }
         let (pool, level) = (self.name.clone(), self.shown.availability);
+        if self.damage.is_none() {
+            return Err(Error::MetadataExhausted { pool });
+        }
         Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
     }
 

@@ -42,6 +42,7 @@ use crate::{
         thin_status::{self, PoolStatus},
         undo::Rollback,
         units::Sectors,
+        xfs,
     },
     platform::{self, DeviceNumber, Platform, Timestamp, dm::Visibility},
     view::Availability,
@@ -402,7 +403,7 @@ pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStat
     // A few blocks of a metadata device may be of no use to the kernel.
     let behind = pool.thin_metadata().saturating_sub(metadata) >= sizes::DATA_BLOCK
         || status.data_total < sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev));
-    let overlooked = behind && !status.is_restricted();
+    let overlooked = behind && !status.is_damaged();
     if overlooked {
         pool.stack.put(platform, &pool.shape().thin_pool())?;
     }
@@ -516,15 +517,29 @@ pub(super) fn delete_thin(
     }
     let name = dm_names::filesystem(pool.uuid(), pending.uuid);
     if platform.dm_find(&name)?.is_some() {
+        xfs::leave(platform, pending.uuid)?;
         platform.dm_remove(&name)?;
     }
     delete_thin_id(platform, &Role::ThinPool.name(pool.uuid()), pending.thin_id)?;
     Ok(())
 }
 
-/// Deletes a device in a thin pool; one that is not there is deleted already.
+/// Deletes a device in a thin pool; one that is not there is deleted already. A thin pool that is out of metadata space
+/// takes no messages, not even this one that would give it some. A table, also the one that it has, lets it try again: the
+/// metadata that it keeps back is enough for a deletion.
 pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) -> platform::Result<()> {
-    match platform.dm_message(thin_pool, &format!("delete {id}")) {
+    let delete = || platform.dm_message(thin_pool, &format!("delete {id}"));
+    let deleted = match delete() {
+        Err(error) if error.errno() == Some(nix::libc::EOPNOTSUPP) => match platform.dm_find(thin_pool)? {
+            Some(found) if !found.table.is_empty() => platform
+                .dm_load(thin_pool, &found.table)
+                .and_then(|()| platform.dm_resume(thin_pool, Visibility::Private))
+                .and_then(|()| delete()),
+            _ => Err(error),
+        },
+        other => other,
+    };
+    match deleted {
         Err(error) if error.errno() == Some(nix::libc::ENODATA) => Ok(()),
         other => other,
     }
@@ -540,9 +555,11 @@ fn judge(pool: &mut Pool, status: Option<&PoolStatus>) {
 }
 
 /// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
-/// what can still be read may be all that its users have. `status` is what the thin pool has just said, if that was understood.
+/// what can still be read may be all that its users have. One that is merely out of metadata space is restricted until it
+/// has some. `status` is what the thin pool has just said, if that was understood.
 pub(super) fn judge_thin_pool(pool: &mut Pool, status: Option<&PoolStatus>) {
     let needs_check = status.is_some_and(|status| status.needs_check);
+    pool.note_starved(status.is_some_and(PoolStatus::is_out_of_metadata));
     let (level, what) = match pool.thin_state() {
         Some(thin_status::State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
         Some(thin_status::State::ReadOnly) => {

@@ -7,8 +7,10 @@ use crate::engine::units::{DataBlocks, Sectors};
 pub enum State {
     /// Reads and writes.
     ReadWrite,
-    /// Only reads: its metadata could not be written.
+    /// Only reads: its metadata could not be written, and has to be checked.
     ReadOnly,
+    /// Only reads, for as long as no metadata blocks are left. Nothing is wrong with it.
+    OutOfMetadataSpace,
     /// No data blocks are left.
     OutOfDataSpace,
     /// It has failed; nothing more is known of it.
@@ -20,7 +22,8 @@ impl State {
     pub fn says(self) -> &'static str {
         match self {
             State::ReadWrite => "works normally",
-            State::ReadOnly => "can only be read: its metadata could not be written, or has to be checked",
+            State::ReadOnly => "can only be read: its metadata could not be written, and has to be checked",
+            State::OutOfMetadataSpace => "can only be read: it has no free metadata blocks left",
             State::OutOfDataSpace => "has no free data blocks left",
             State::Failed => "has failed",
         }
@@ -61,7 +64,9 @@ impl PoolStatus {
         let (data_used, data_total) = pair(words.get(2)?)?;
         let state = match *words.get(4)? {
             "rw" => State::ReadWrite,
-            "ro" => State::ReadOnly,
+            // Whenever the kernel gives a transaction up it asks for a check as well.
+            "ro" if words.contains(&"needs_check") => State::ReadOnly,
+            "ro" => State::OutOfMetadataSpace,
             "out_of_data_space" => State::OutOfDataSpace,
             _ => return None,
         };
@@ -77,8 +82,13 @@ impl PoolStatus {
         })
     }
 
+    /// Whether it has no free metadata blocks. The kernel notices that when it next commits.
+    pub fn is_out_of_metadata(&self) -> bool {
+        self.state == State::OutOfMetadataSpace || self.metadata_used >= self.metadata_total
+    }
+
     /// Whether nothing can be changed of it before its metadata has been checked.
-    pub fn is_restricted(&self) -> bool {
+    pub fn is_damaged(&self) -> bool {
         self.needs_check || matches!(self.state, State::ReadOnly | State::Failed)
     }
 }
@@ -120,6 +130,16 @@ mod tests {
         let status = PoolStatus::parse(text).unwrap();
         assert_eq!(status.state, State::OutOfDataSpace);
         assert!(status.errors_if_no_space && status.needs_check);
+    }
+
+    /// Read-only for want of metadata space was taken for damage, and nothing but a stop of the pool ended it.
+    #[test]
+    fn want_of_metadata_space_is_no_damage() {
+        let status = PoolStatus::parse("1 64/64 9/94 - ro no_discard_passdown queue_if_no_space - 16 ").unwrap();
+        assert_eq!((status.state, status.is_damaged()), (State::OutOfMetadataSpace, false));
+        let status =
+            PoolStatus::parse("1 64/64 9/94 - ro no_discard_passdown queue_if_no_space needs_check 16 ").unwrap();
+        assert_eq!((status.state, status.is_damaged()), (State::ReadOnly, true));
     }
 
     #[test]

@@ -28,6 +28,8 @@ mod revert;
 #[allow(dead_code, reason = "as above")]
 mod scheduler;
 mod sizes;
+mod snapshots;
+mod starved;
 mod stop_start;
 mod stop_under_load;
 mod together;

@@ -41,6 +41,14 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
+    /// Refuses a pool that may not be changed now. One that lacks nothing but space is given some.
+    fn check(self, pool: &Pool) -> Result<()> {
+        match self {
+            Purpose::Data => pool.check_requests_for_space(),
+            Purpose::NewCache | Purpose::MoreCache => pool.check_requests(),
+        }
+    }
+
     /// Puts such devices into a pool's metadata.
     fn record(self, meta: &mut PoolMetadata, devices: &[NewDevice<'_>]) -> Result<()> {
         match self {
@@ -170,7 +178,7 @@ impl Casing {
 
 /// The devices that are not in the tier yet.
 fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: Purpose) -> Result<Vec<BlockDevice>> {
-    pool.check_requests()?;
+    purpose.check(pool)?;
     pool.check_no_work()?;
     let tier = match purpose {
         Purpose::Data => Tier::Data,
@@ -239,7 +247,7 @@ fn take_in(
             Err(error) => return Next::Done(Err(undo.run(platform, error))),
         };
         // Another request may have restricted it meanwhile.
-        if let Err(error) = pool.check_requests().and_then(|()| pool.check_no_work()) {
+        if let Err(error) = purpose.check(pool).and_then(|()| pool.check_no_work()) {
             return Next::Done(Err(undo.run(platform, error)));
         }
         let added = pool.admit(initialized);
@@ -286,7 +294,7 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
     let chain = Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         let container = super::readable(granted, uuid).and_then(|pool| {
-            pool.check_requests()?;
+            pool.check_requests_for_space()?;
             pool.check_no_work()?;
             Ok(pool.members.get(&device).and_then(|member| member.container.clone()))
         });
@@ -311,7 +319,7 @@ fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
         };
         super::change(uuid, move |engine, pool| {
             let platform = engine.platform();
-            pool.check_requests()?;
+            pool.check_requests_for_space()?;
             pool.check_no_work()?;
             let Some(member) = pool.members.get(&device) else {
                 return Err(Error::NoDevice { pool: pool.name().clone(), device });
@@ -340,7 +348,7 @@ fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
 /// The new size is recorded on the device first, with a mark: from then on it has grown. What integrity data needs of
 /// that is reserved in the pool's metadata next, and if the power goes before that, at the next set-up because of the mark.
 fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
-    pool.check_requests()?;
+    pool.check_requests_for_space()?;
     pool.check_no_work()?;
     let name = pool.name().clone();
     let is_data = pool.meta.data_devices().any(|uuid| uuid == device);
@@ -383,6 +391,7 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
     pool.confirm_members(platform);
     pool.note_size(device, size);
     pool.show();
+    pool.metadata_exhausted = false;
     follow_or_later(platform, pool);
     Ok(true)
 }

@@ -16,8 +16,10 @@ use crate::{
         pool::{Filesystem, Pool},
         request::{Next, Part, Wait},
         setup, stack,
+        thin_status::{self, State},
         undo::Rollback,
         units::{SECTOR, Sectors},
+        xfs::{self, Discard},
     },
     platform::{self, PendingLinks, Platform, WriteStep, dm::Visibility},
 };
@@ -217,6 +219,8 @@ fn make_one(
             setup::delete_thin_id(platform, &thin_pool, id)?;
             create(id)?;
         }
+        // It has been found out by a write, and no check has come since.
+        Err(error) if error.errno() == Some(nix::libc::EOPNOTSUPP) => return Err(refusal(pool, platform, error)),
         other => other?,
     }
     let number = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
@@ -227,6 +231,14 @@ fn make_one(
     Ok(Unborn { filesystem: Filesystem { record, name, number }, device })
 }
 
+/// Why the thin pool takes no messages.
+fn refusal(pool: &Pool, platform: &dyn Platform, error: platform::Error) -> Error {
+    let status = platform.dm_status(&Role::ThinPool.name(pool.uuid())).unwrap_or_default();
+    match status.first().and_then(|text| thin_status::state(text)) {
+        Some(State::OutOfMetadataSpace) => Error::MetadataExhausted { pool: pool.name().clone() },
+        _ => error.into(),
+    }
+}
 /// What is zeroed at each end of a new filesystem's device: a block of the thin pool, which mkfs takes in any case.
 const END_BYTES: usize = 1 << 20;
 
@@ -236,7 +248,7 @@ fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
         let node = platform.dm_node(device);
         clear_ends(platform, &node)?;
         // A new thin device holds nothing else that could be discarded.
-        super::create_pool::make_xfs(platform, &node, &id.hyphenated(), super::create_pool::Discard::No)
+        xfs::make(platform, &node, uuid::Uuid::from_bytes(*id.as_bytes()), Discard::No)
     })
 }
 
@@ -359,7 +371,7 @@ pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Next<Result<V
 fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
     let platform = engine.platform();
     let uuid = pool.uuid();
-    pool.check_requests()?;
+    pool.check_requests_for_space()?;
     let pending = doomed.iter().map(|id| may_go(pool, *id, doomed)).collect::<Result<Vec<_>>>()?;
     let filesystems = doomed.iter().filter_map(|id| pool.filesystems.get(id));
     super::check_unmounted(platform, filesystems.map(|filesystem| (filesystem.name.clone(), filesystem.number)))?;
@@ -392,7 +404,11 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         let what = error.sentence();
         log::warn!("pool {}: what is left of destroyed filesystems stays until the next set-up: {what}", pool.name());
     }
-    pool.refresh_thin_pool(platform, None);
+    let status = pool.refresh_thin_pool(platform, None);
+    if pool.is_starved() {
+        // They may have given back what the thin pool lacked.
+        setup::judge_thin_pool(pool, status.as_ref());
+    }
     Ok(())
 }
 

@@ -107,8 +107,11 @@ fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
     if pool.metadata_exhausted {
         return Ok(Sectors::ZERO);
     }
-    let is_low =
-        pool.fill.is_some_and(|fill| fill.metadata_low_water.is_some_and(|low_water| fill.metadata_free < low_water));
+    let is_out = pool.fill.is_some_and(|fill| fill.metadata_free == 0);
+    let is_low = is_out
+        || pool
+            .fill
+            .is_some_and(|fill| fill.metadata_low_water.is_some_and(|low_water| fill.metadata_free < low_water));
     let wanted = match is_low {
         true => pool.metadata.saturating_add(pool.metadata).min(pool.usable.round_down(sizes::DATA_BLOCK)),
         false => pool.metadata_needed.unwrap_or(pool.metadata),
@@ -122,8 +125,11 @@ fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
     if !pool.overprovisioning && Sectors::checked_sum(taken).is_none_or(|taken| taken >= pool.usable) {
         return Err(Exhausted::Promised);
     }
+    // Without any metadata left not a block can be written, so whatever there is will do.
+    let half = Sectors(pool.available.0 / 2).round_down(sizes::DATA_BLOCK);
+    let growth = if is_out { growth.min(half) } else { growth };
     match growth.checked_add(growth) {
-        Some(both) if both <= pool.available => Ok(growth),
+        Some(both) if both <= pool.available && growth > Sectors::ZERO => Ok(growth),
         _ => Err(Exhausted::Devices),
     }
 }

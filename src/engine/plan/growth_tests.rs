@@ -83,8 +83,12 @@ fn metadata_follows_the_need_and_doubles_when_it_is_low() {
     check(needs(1024), Growth::default());
     check(Pool { metadata_needed: None, ..calm() }, Growth::default());
     check(low_on_metadata(), Growth { metadata: Sectors(59_392), ..Growth::default() });
-    let unsaid = calm().fill.map(|fill| Fill { metadata_free: 0, metadata_low_water: None, ..fill });
-    check(Pool { fill: unsaid, ..calm() }, Growth::default());
+    let unsaid = |metadata_free| calm().fill.map(|fill| Fill { metadata_free, metadata_low_water: None, ..fill });
+    check(Pool { fill: unsaid(1), ..calm() }, Growth::default());
+    check(Pool { fill: unsaid(0), ..calm() }, Growth { metadata: Sectors(59_392), ..Growth::default() });
+    // Out of it altogether, less than twice as much will do.
+    let scarce = Pool { fill: unsaid(0), available: Sectors(2 * 2048 + 1), ..calm() };
+    check(scarce, Growth { metadata: Sectors(2048), ..Growth::default() });
     let huge = Pool { usable: Sectors(u64::MAX), available: Sectors(u64::MAX), ..low_on_metadata() };
     let metadata = Sectors(33_000_000);
     check(Pool { metadata, ..huge }, Growth { metadata: Sectors(292_288), ..Growth::default() });

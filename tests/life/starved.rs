@@ -1,0 +1,177 @@
+//! Thin pools without metadata space: no damage, given more where there is any, and restricted only until then.
+
+use std::path::Path;
+
+use stratisd::{
+    engine::{
+        Error, Result,
+        dm_names::Role,
+        ops,
+        thin_status::{PoolStatus, State},
+        units::Sectors,
+    },
+    platform::{Platform, WriteStep, sim::Sim},
+    view::Availability,
+};
+
+use crate::bench::{Bench, GIB};
+
+const SMALL: Sectors = Sectors(2 * GIB.0);
+const BLOCK: u64 = 1 << 20;
+
+/// A pool on a disk of 2 GiB of which all is handed out, with two filesystems, and a large disk beside it.
+fn small() -> Bench {
+    let sim = Sim::builder().disk("/dev/small", SMALL).disk("/dev/large", Sectors(100 * GIB.0)).build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool("p", &["/dev/small"]).unwrap();
+    bench.create_filesystems("p", &["f", "g"]).unwrap();
+    bench.mark("p", "f", 7);
+    check(&mut bench).unwrap();
+    bench
+}
+
+fn check(bench: &mut Bench) -> Result<()> {
+    bench.run(ops::check_now(bench.id("p")))
+}
+
+fn status(bench: &Bench) -> PoolStatus {
+    let text = bench.sim.dm_status(&Role::ThinPool.name(bench.id("p"))).unwrap().remove(0);
+    PoolStatus::parse(&text).unwrap()
+}
+
+/// Writes to a block of f that has not been written yet.
+fn write(bench: &Bench, block: u64) -> stratisd::platform::Result<()> {
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
+    bench.sim.write(&node, &[WriteStep::At(block * BLOCK, b"new"), WriteStep::Flush])
+}
+
+/// Uses up the metadata space of the thin pool.
+fn starve(bench: &Bench) {
+    bench.sim.take_metadata(&Role::ThinPool.name(bench.id("p")), 0).unwrap();
+    assert_eq!(write(bench, 900).unwrap_err().errno(), Some(nix::libc::EIO));
+    let status = status(bench);
+    assert_eq!((status.state, status.needs_check), (State::OutOfMetadataSpace, false));
+}
+
+fn expect_free(bench: &mut Bench, at: &str) {
+    let pool = bench.pool("p").unwrap();
+    assert_eq!((pool.availability, pool.restriction.clone()), (Availability::Full, None), "{at}");
+    assert_eq!(status(bench).state, State::ReadWrite, "{at}");
+    write(bench, 901).unwrap();
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7, "{at}");
+    bench.create_filesystems("p", &["more"]).unwrap();
+    bench.check_nothing_left(at);
+}
+
+fn expect_restricted(bench: &mut Bench) {
+    let pool = bench.pool("p").unwrap();
+    assert_eq!(pool.availability, Availability::NoRequests);
+    let reason = pool.restriction.as_deref().unwrap();
+    assert!(reason.contains("no space left for metadata") && reason.contains("add a data device"), "{reason}");
+    let error = bench.create_filesystems("p", &["more"]).unwrap_err();
+    assert!(matches!(error, Error::MetadataExhausted { .. }), "{error:?}");
+}
+
+/// Read-only for want of metadata space was taken for damage: the check did not grow it, and only a stop set it free.
+#[test]
+fn the_check_gives_metadata_space_where_there_is_some() {
+    let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(100 * GIB.0)).build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    bench.mark("p", "f", 7);
+    check(&mut bench).unwrap();
+    starve(&bench);
+    let before = status(&bench).metadata_total;
+    check(&mut bench).unwrap();
+    assert!(status(&bench).metadata_total > before);
+    expect_free(&mut bench, "after the check");
+    expect_free_after_reboot(bench);
+}
+
+fn expect_free_after_reboot(bench: Bench) {
+    let bench = bench.reboot();
+    assert_eq!(bench.pool("p").unwrap().availability, Availability::Full);
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 7);
+}
+
+/// A disk was refused because the pool was restricted, which the disk would have ended.
+#[test]
+fn a_disk_ends_the_restriction() {
+    let mut bench = small();
+    starve(&bench);
+    check(&mut bench).unwrap_err();
+    expect_restricted(&mut bench);
+    let added = bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
+    assert_eq!(added.len(), 1);
+    expect_free(&mut bench, "after a disk was added");
+    expect_free_after_reboot(bench);
+}
+
+#[test]
+fn a_grown_device_ends_the_restriction() {
+    let mut bench = small();
+    starve(&bench);
+    check(&mut bench).unwrap_err();
+    expect_restricted(&mut bench);
+    bench.sim.resize_disk(Path::new("/dev/small"), Sectors(20 * GIB.0)).unwrap();
+    let device = bench.device("p", "/dev/small");
+    assert!(bench.run(ops::grow_device(bench.id("p"), device)).unwrap());
+    expect_free(&mut bench, "after the device has grown");
+}
+
+/// The kernel refuses a deletion in this state, until the pool's table has been loaded anew.
+#[test]
+fn a_destroyed_filesystem_ends_the_restriction() {
+    let mut bench = small();
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "g"));
+    for block in 0..400 {
+        bench.sim.write(&node, &[WriteStep::At(block * BLOCK, b"x"), WriteStep::Flush]).unwrap();
+    }
+    starve(&bench);
+    check(&mut bench).unwrap_err();
+    expect_restricted(&mut bench);
+    let g = bench.filesystem("p", "g");
+    assert_eq!(bench.run(ops::destroy_filesystems(bench.id("p"), vec![g])).unwrap(), [g]);
+    expect_free(&mut bench, "after a filesystem was destroyed");
+}
+
+#[test]
+fn a_daemon_that_starts_on_such_a_pool_takes_a_disk_too() {
+    let bench = small();
+    starve(&bench);
+    let mut bench = Bench::start(bench.sim);
+    expect_restricted(&mut bench);
+    bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
+    expect_free(&mut bench, "after a disk was added");
+}
+
+/// The thin device of a filesystem in the making could not be deleted again, and the pool was restricted for ever.
+#[test]
+fn a_creation_that_uses_the_last_metadata_leaves_nothing() {
+    let mut bench = small();
+    for free in 0..3 {
+        bench.sim.take_metadata(&Role::ThinPool.name(bench.id("p")), free).unwrap();
+        bench.create_filesystems("p", &["more"]).unwrap_err();
+        // That metadata cannot grow is told once.
+        let _ = check(&mut bench);
+        bench.check_nothing_left(&format!("with {free} blocks"));
+    }
+    bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
+    expect_free(&mut bench, "after a disk was added");
+}
+
+/// What is damaged stays restricted, whatever space there is.
+#[test]
+fn damage_is_not_ended_by_space() {
+    let mut bench = small();
+    starve(&bench);
+    check(&mut bench).unwrap_err();
+    bench.sim.fail_metadata(&Role::ThinPool.name(bench.id("p"))).unwrap();
+    check(&mut bench).unwrap();
+    let error = bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap_err();
+    assert!(matches!(error, Error::Restricted { .. }), "{error:?}");
+    bench.stop_pool("p").unwrap();
+    bench.start_pool("p").unwrap();
+    bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
+    expect_free(&mut bench, "after a start and a disk");
+}
