@@ -50,13 +50,16 @@ pub(super) fn log_bytes(size: u64) -> u64 {
     (size / 2048).clamp(64 << 20, (2 << 30) - (10 << 20))
 }
 
+/// A real mkfs.xfs makes millions of allocation groups of the largest devices, and takes hours for it.
+const GROUPS_MAX: u64 = 1024;
+
 /// How many allocation groups mkfs.xfs makes of a device of this size that has a stripe width, as thin devices have: from
 /// 8 to 32, and one for each TiB of larger ones.
 pub(super) fn groups(size: u64) -> u64 {
     match size {
         ..=0x1_ffff_ffff => 8,
         0x2_0000_0000..=0x7f_ffff_ffff => 16,
-        _ => size.div_ceil(1 << 40).max(32),
+        _ => size.div_ceil(1 << 40).clamp(32, GROUPS_MAX),
     }
 }
 
