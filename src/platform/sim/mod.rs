@@ -312,11 +312,18 @@ impl Platform for Sim {
 
     fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
         let (_, number) = self.node(path)?;
-        let serial = self.io(Call::Hold, &text(path), |machine| match machine.is_in_use(number) {
+        let mut made = None;
+        let held = self.io(Call::Hold, &text(path), |machine| match machine.is_in_use(number) {
             true => Err(Stop::Errno(libc::EBUSY)),
-            false => Ok(machine.hold(number)),
-        })?;
-        Ok(Box::new(Held { sim: self.clone(), number, serial }))
+            false => {
+                made = Some(machine.hold(number));
+                Ok(())
+            }
+        });
+        // Of a call that fails after its effect nothing stays: the kernel gives no descriptor then.
+        let hold = made.map(|serial| Held { sim: self.clone(), number, serial });
+        held?;
+        Ok(Box::new(hold.expect("a device is held when the call succeeds")))
     }
 
     fn lower_devices(&self, number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>> {
