@@ -119,7 +119,7 @@ fn a_number_that_another_filesystem_has_now_is_not_deleted() {
         let mdv = format!(".mdv-{}", pool.simple());
         let record = bench.sim.read_file(&format!("{mdv}/filesystems/{}.json", f.simple())).unwrap();
         let thin_id = FilesystemRecord::parse(&record).unwrap().thin_id;
-        let entry = entry(vec![Pending { uuid: lost, thin_id, heir: None }]);
+        let entry = entry(vec![Pending { uuid: lost, thin_id, heir: None, was: None }]);
         let file = entry.file().unwrap();
         bench.sim.replace_file(&format!("{mdv}/pending/{file}"), &entry.encode()).unwrap();
         let mut bench = bench.reboot();
