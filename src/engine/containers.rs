@@ -18,7 +18,7 @@ use crate::{
         ids::PoolUuid,
         ops::KeyDescription,
         plan::sizes,
-        stack::{Stack, remove_if_up},
+        stack::{Stack, remove_surely},
         undo::Rollback,
         units::{Bytes, Sectors},
     },
@@ -192,7 +192,7 @@ pub fn bring_up(
     let Some(Draft { passphrase, .. }) = prepared.0.first() else { return Err(EncryptionError::NoMechanism.into()) };
     let name = stack.name(Role::Crypt);
     let opened = name.clone();
-    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
+    undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let volume_key = platform.luks_open(device, Some(&name), luks::Unlock { passphrase, keyslot: Some(0) })?;
     let key_name = volume_key_name(stack.pool());
     let unset = key_name.clone();

@@ -18,7 +18,7 @@ use crate::{
         plan::sizes::DEVICE_MIN,
         undo::Rollback,
     },
-    platform::{self, BlockDevice, DeviceClass, Geometry, Hold, Platform},
+    platform::{self, BlockDevice, DeviceClass, Geometry, Hold, Platform, Timestamp},
 };
 
 /// A device that may be initialized.
@@ -204,16 +204,28 @@ pub fn plan(
     candidates.into_iter().map(plan).collect()
 }
 
+/// Wipes devices that were initialized in vain. Those with the newest metadata come last, and only when the others are
+/// wiped: it says that there is no pool, where others may hold metadata that says nothing of it.
+fn wipe(platform: &dyn Platform, paths: &[PathBuf]) -> Result<()> {
+    let stamp = |path: &Path| Bda::load(platform, path, Repair::ReadOnly).ok()??.last_update();
+    let stamped: Vec<_> = paths.iter().map(|path| (path.as_path(), stamp(path))).collect();
+    let newest = stamped.iter().filter_map(|(_, stamp)| *stamp).max();
+    let is_telling = |stamp: &Option<Timestamp>| stamp.is_some() && *stamp == newest;
+    let (telling, others): (Vec<_>, Vec<_>) = stamped.into_iter().partition(|(_, stamp)| is_telling(stamp));
+    for group in [others, telling] {
+        let wiped = wipe_each(platform, group.into_iter().map(|(path, _)| path));
+        wiped.into_iter().collect::<Result<()>>()?;
+    }
+    Ok(())
+}
+
 /// Initializes devices, side by side.
 ///
 /// # Errors
 /// When one cannot be written. `undo` wipes all of them: also one whose write failed half way may have a signature.
 pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rollback) -> Result<Vec<Initialized>> {
     let paths: Vec<PathBuf> = planned.iter().map(|planned| planned.candidate.device.path.clone()).collect();
-    undo.push_guarded(format!("wipe {}", list(&paths)), move |platform| {
-        let wiped = wipe_each(platform, paths.iter().map(PathBuf::as_path));
-        wiped.into_iter().collect::<Result<()>>()
-    });
+    undo.push_guarded(format!("wipe {}", list(&paths)), move |platform| wipe(platform, &paths));
     let headers: Vec<_> = planned.iter().map(|p| (p.candidate.device.path.as_path(), p.header)).collect();
     let areas = Bda::initialize(platform, &headers)?;
     let mut done = Vec::new();

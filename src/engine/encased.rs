@@ -18,7 +18,7 @@ use crate::{
         },
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
-        stack::remove_if_up,
+        stack::{remove_if_up, remove_surely},
         ties,
         undo::Rollback,
         units::Sectors,
@@ -106,7 +106,7 @@ impl Encased {
         let name = self.name();
         let method = unlock.method.ok_or(Error::Locked { pool: self.token.pool })?;
         let opened = name.clone();
-        undo.push(format!("close {}", self.device.path.display()), move |platform| remove_if_up(platform, &opened));
+        undo.push(format!("close {}", self.device.path.display()), move |platform| remove_surely(platform, &opened));
         let given = unlock.passphrase.as_ref();
         containers::open(platform, &self.device.path, Some(&name), &self.bindings, method, given)?;
         Ok(platform.find_device(&platform.dm_node(&name))?)
@@ -141,7 +141,9 @@ impl Encased {
     /// When its header cannot be written.
     pub fn finish(&mut self, platform: &dyn Platform, undo: &mut Rollback) -> Result<()> {
         let path = self.device.path.clone();
-        undo.push_guarded(format!("mark {} again", path.display()), move |platform| mark_unfinished(platform, &path));
+        undo.push_unless_recorded(format!("mark {} again", path.display()), move |platform| {
+            mark_unfinished(platform, &path)
+        });
         platform.luks_change(&self.device.path, None, &[HeaderChange::RemoveToken(UNFINISHED_TOKEN)])?;
         self.unfinished = false;
         Ok(())
@@ -218,7 +220,7 @@ impl Mould<'_> {
         let Some(first) = keyslots.first() else { return Err(EncryptionError::NoMechanism.into()) };
         let name = encased.name();
         let opened = name.clone();
-        undo.push(format!("close {}", device.path.display()), move |platform| remove_if_up(platform, &opened));
+        undo.push(format!("close {}", device.path.display()), move |platform| remove_surely(platform, &opened));
         let unlock = luks::Unlock { passphrase: first.passphrase, keyslot: Some(first.number) };
         platform.luks_open(&device.path, Some(&name), unlock)?;
         let inside = platform.find_device(&platform.dm_node(&name))?;

@@ -149,6 +149,10 @@ fn lay(
         open_container(platform, &mut pool, unlock, undo)?;
     }
     let shape = pool.shape();
+    if shape.cap() == Role::OriginSub {
+        // What lies on a cache that was begun and could not be taken back is moved off it.
+        pool.stack.find(platform, Role::Cache)?;
+    }
     pool.stack.move_to_cap(platform, &shape)?;
     super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
     discard_unrecorded(platform, set, &pool.meta);

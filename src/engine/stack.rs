@@ -292,7 +292,7 @@ impl Stack {
         let Some(found) = platform.dm_find(&name)? else {
             let volume_key = volume_key()?.ok_or(Error::VolumeKey { pool: self.pool })?;
             let made = name.clone();
-            undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &made));
+            undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &made));
             platform.luks_reopen(&container, &name, &volume_key)?;
             let number = platform.dm_find(&name)?.ok_or(Error::VolumeKey { pool: self.pool })?.number;
             return Ok((number, Ensured::Created));
@@ -479,7 +479,7 @@ pub fn ensure_device(
     let made = name.to_owned();
     // Pushed first: a creation that panics may have been carried out in part. It may be gone by then: a later step of the
     // same work may have taken it down again.
-    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &made));
+    undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &made));
     Ok((platform.dm_create(name, name, table, visibility)?, Ensured::Created))
 }
 
@@ -492,6 +492,14 @@ pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
         Some(_) => Ok(platform.dm_remove(name)?),
         None => Ok(()),
     }
+}
+
+/// As [`remove_if_up`], tried twice: what stays up keeps all that it lies on from being used.
+///
+/// # Errors
+/// As there.
+pub fn remove_surely(platform: &dyn Platform, name: &str) -> Result<()> {
+    remove_if_up(platform, name).or_else(|_| remove_if_up(platform, name))
 }
 
 /// Puts a table in place of a device's one. I/O waits for the moment of the swap only: the table is loaded before.
@@ -581,6 +589,7 @@ fn is_permutation(a: &[String], b: &[String]) -> bool {
 /// its settings. I/O that went through the one finds its data through the other.
 fn precedes(found: &[Line], wanted: &[Line]) -> bool {
     match (found, wanted) {
+        ([found], [wanted]) if is_unrecorded_cache(found, wanted) => true,
         ([found], [wanted]) if !matches!(wanted.target, Target::Linear { .. }) => {
             found.start == wanted.start
                 && found.length <= wanted.length
@@ -588,6 +597,18 @@ fn precedes(found: &[Line], wanted: &[Line]) -> bool {
         }
         _ => is_beginning(found, wanted),
     }
+}
+
+/// Whether a cache was found where version 2 wants its placeholder: a cache that was begun, and could not be taken back when
+/// that was not recorded. It is written through, so its origin has everything.
+fn is_unrecorded_cache(found: &Line, wanted: &Line) -> bool {
+    let on_origin = match (&found.target, &wanted.target) {
+        (Target::Cache { origin, features, .. }, Target::Linear { device, offset: Sectors::ZERO }) => {
+            origin == device && features.iter().any(|feature| feature == "writethrough")
+        }
+        _ => false,
+    };
+    on_origin && found.start == wanted.start && found.length <= wanted.length
 }
 
 /// As [`precedes`], for targets that take up a whole device.

@@ -26,8 +26,9 @@ type Undo = Box<dyn FnOnce(&dyn Platform) -> Result<()> + Send>;
 enum When {
     /// Always.
     Always,
-    /// When nothing uses it or may name it: what was pushed as [`When::Always`] after it has been taken back, and what is on
-    /// record is known.
+    /// When it is known what is on record.
+    Known,
+    /// When nothing uses it or may name it: what was pushed as [`When::Always`] after it has been taken back, too.
     Unused,
     /// When everything after it has been taken back.
     Last,
@@ -59,6 +60,15 @@ impl Rollback {
         undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
     ) {
         self.push_when(When::Always, what, undo);
+    }
+
+    /// As [`Rollback::push`], for what a record may name: it stays if it is not known whether one does.
+    pub fn push_unless_recorded<E: Into<Error>>(
+        &mut self,
+        what: impl Into<String>,
+        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
+    ) {
+        self.push_when(When::Known, what, undo);
     }
 
     /// As [`Rollback::push`], for what must not be taken back while others need it, such as what was written to a device: it
@@ -107,10 +117,13 @@ impl Rollback {
     /// Gives `cause`, or, if something could not be taken back, an [`Error::Rollback`] that names both.
     pub fn run(mut self, platform: &dyn Platform, cause: Error) -> Error {
         let mut failures = Vec::new();
-        let mut in_use = cause.is_unsure();
+        let unsure = cause.is_unsure();
+        // Others that worked on it may have left something up.
+        let mut in_use = unsure || cause.leaves() > Availability::Full;
         while let Some(Step { what, when, undo }) = self.steps.pop() {
             let stays = match when {
                 When::Always => false,
+                When::Known => unsure,
                 When::Unused => in_use,
                 When::Last => in_use || !failures.is_empty(),
             };

@@ -25,6 +25,7 @@ mod growth_cases;
 #[path = "../locked/keys.rs"]
 mod keys;
 mod online;
+mod pairs;
 mod starts;
 mod state;
 
@@ -112,7 +113,7 @@ struct Variant {
 impl Variant {
     /// Whether pools are encrypted in it.
     fn is_locked(&self) -> bool {
-        ENCRYPTION_CASES.iter().any(|case| std::ptr::eq(case, self.case))
+        ENCRYPTION_CASES.iter().chain(pairs::LOCKED).any(|case| std::ptr::eq(case, self.case))
     }
 
     /// Another daemon starts.
@@ -239,6 +240,15 @@ fn is_held(bench: &Bench, mount: &str) -> bool {
     device.flatten().is_some_and(|device| device.suspended)
 }
 
+/// The private mounts go with the last process that sees them; a child may outlive the daemon.
+fn unmount_private(bench: &Bench) {
+    let mounts = bench.sim.leftovers().mounts;
+    let private = mounts.iter().filter_map(|at| at.strip_prefix(Sim::private_directory()).ok()?.to_str());
+    // One on a device that is held still stays until that goes on.
+    let free = private.filter(|at| !is_held(bench, at));
+    free.for_each(|at| bench.sim.unmount(at).expect("a private mount can be unmounted"));
+}
+
 #[test]
 fn a_fault_at_every_step_leaves_the_state_before_or_after() {
     let mut total = 0;
@@ -303,12 +313,7 @@ fn a_kill_at_every_step_leaves_the_state_before_or_after() {
             let answered = case.act(&mut bench).is_ok();
             bench.sim.faults().clear();
             if step % 2 == 0 {
-                // The private mounts go with the last process that sees them; a child may outlive the daemon.
-                let mounts = bench.sim.leftovers().mounts;
-                let private = mounts.iter().filter_map(|at| at.strip_prefix(Sim::private_directory()).ok()?.to_str());
-                // One on a device that is held still stays until that goes on.
-                let free = private.filter(|at| !is_held(&bench, at));
-                free.for_each(|at| bench.sim.unmount(at).expect("a private mount can be unmounted"));
+                unmount_private(&bench);
             }
             let trace = bench.tail(start);
             let mut bench = then.settle_started(Bench::start(bench.sim));

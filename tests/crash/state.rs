@@ -28,8 +28,9 @@ fn size_of(bench: &Bench, name: &str) -> u64 {
 }
 
 fn metadata_of(bench: &Bench, pool: PoolUuid) -> u64 {
-    let status = bench.sim.dm_status(&Role::ThinPool.name(pool)).expect("the machine runs");
-    PoolStatus::parse(&status[0]).map_or(0, |status| status.metadata_total)
+    // Of a pool that could not be brought up again it may be missing.
+    let status = bench.sim.dm_status(&Role::ThinPool.name(pool)).unwrap_or_default();
+    status.first().and_then(|line| PoolStatus::parse(line)).map_or(0, |status| status.metadata_total)
 }
 
 /// Whether the metadata volume, the thin pool's metadata and its data all lie on a cache.

@@ -32,6 +32,7 @@ mod snapshots;
 mod starved;
 mod stop_start;
 mod stop_under_load;
+mod taken_back;
 mod together;
 mod usage;
 mod wire;

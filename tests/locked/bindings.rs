@@ -132,3 +132,41 @@ fn a_fault_at_any_step_of_an_unbind_needs_no_key_of_what_goes() {
         }
     }
 }
+
+/// Found in review: the former passphrase was destroyed on those devices that had the new one, although the others did not, so
+/// that nothing opened all of them any more.
+#[test]
+fn a_rebind_that_cannot_be_taken_back_locks_nobody_out() {
+    for version in VERSIONS {
+        let prepare = || {
+            let mut bench = machine();
+            create(&mut bench, version, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
+            set_key(&mut bench, "l", "secret of l");
+            let first = bench.sim.steps();
+            (bench, first)
+        };
+        let rebind = |bench: &mut Bench| {
+            bench.run(ops::rebind(bench.id("p"), RebindRequest::Keyring(key("l")), SlotRequest::Legacy))
+        };
+        let (mut bench, first) = prepare();
+        rebind(&mut bench).unwrap();
+        for step in 0..bench.sim.steps() - first {
+            let (mut bench, first) = prepare();
+            bench.sim.faults().fail_at(first + step);
+            bench.sim.faults().break_from(first + step + 1, "");
+            let done = rebind(&mut bench);
+            bench.sim.faults().clear();
+            let at = format!("{version:?}: step {step}: {done:?}");
+            let restriction = bench.pool("p").unwrap().restriction.clone();
+            let is_told = done.is_ok() || restriction.is_some() || shown(&bench, "p").keys == [(1, "k".to_owned())];
+            assert!(is_told, "{at}");
+            let mut bench = Bench::start(bench.sim);
+            assert_eq!(bench.pool("p").unwrap().restriction, None, "{at}");
+            let by = shown(&bench, "p").keys.clone();
+            assert!([vec![(1, "k".to_owned())], vec![(1, "l".to_owned())]].contains(&by), "{at}: {by:?}");
+            bench.stop_pool("p").unwrap();
+            start(&mut bench, "p", Some(UnlockMethod::Token(1)), None)
+                .unwrap_or_else(|error| panic!("{at}: {error:?}"));
+        }
+    }
+}

@@ -133,7 +133,8 @@ pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUu
 /// # Errors
 /// When a device cannot be removed.
 pub(in crate::engine) fn clear_unrecorded(platform: &dyn Platform, stack: &mut Stack, shape: &Shape) -> Result<()> {
-    if shape.cache.is_some() || platform.dm_find(&stack.name(Role::CacheMeta))?.is_none() {
+    let is_up = |role| platform.dm_find(&stack.name(role)).map(|found| found.is_some());
+    if shape.cache.is_some() || !is_up(Role::CacheMeta)? && !is_up(Role::CacheSub)? {
         return Ok(());
     }
     log::info!("removing what is left of a cache that was begun and never recorded");

@@ -17,7 +17,7 @@ use crate::{
         bda::{Bda, Repair},
         claims::{Claim, Key},
         containers::Unlock,
-        dm_names,
+        dm_names::{self, Role},
         encased::Encased,
         error::{Error, Result, chain},
         ids::{DevUuid, PoolUuid},
@@ -30,7 +30,10 @@ use crate::{
         ties::Ties,
         undo::Rollback,
     },
-    platform::{self, BlockDevice, DeviceAction, DeviceClass, DeviceEvent, DeviceNumber, Platform},
+    platform::{
+        self, BlockDevice, DeviceAction, DeviceClass, DeviceEvent, DeviceNumber, Platform,
+        dm::{Line, Target},
+    },
     view::LeftAside,
 };
 
@@ -220,13 +223,29 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
 fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
     let Ok(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
     let clear = || match Encased::read(engine.platform(), device)? {
-        Some(encased) if encased.unfinished => encased.wipe(engine.platform()),
+        Some(encased) if encased.unfinished => {
+            clear_above(engine.platform(), &encased)?;
+            encased.wipe(engine.platform())
+        }
         // Whoever was making it has done so meanwhile.
         _ => Ok(()),
     };
     log::info!("{} was left over by an unfinished request; wiping it", device.path.display());
     if let Err(error) = clear().or_else(|_| clear()) {
         log::warn!("{} is left over and could not be wiped: {}", device.path.display(), error.sentence());
+    }
+}
+
+/// Takes down what was made on a container that belongs to nobody: the creation of its pool failed, and could not take it down.
+fn clear_above(platform: &dyn Platform, encased: &Encased) -> Result<()> {
+    let pool = encased.token.pool;
+    let (opened, joined) = (platform.dm_find(&encased.name())?, platform.dm_find(&Role::OriginSub.name(pool))?);
+    let is_on = |line: &Line, number| matches!(line.target, Target::Linear { device, .. } if device == number);
+    match (opened, joined) {
+        (Some(opened), Some(joined)) if joined.table.iter().any(|line| is_on(line, opened.number)) => {
+            setup::take_down(platform, &mut Stack::new(pool), pool)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
         keyring::Secret,
         luks::{Header, HeaderChange, Unlock},
     },
+    view::Availability,
 };
 
 /// Adds a way to unlock a pool. `false`: it is there already.
@@ -195,17 +196,31 @@ fn carry_out(
         }
         Ok((true, undo)) if matches!(change, Change::Remove(_)) => {
             undo.forget();
-            take_note(uuid, containers.to_vec(), None, claim).map(|noted| match noted {
-                Err(error) => {
-                    log::error!("the way to unlock is gone, but may be shown still: {}", error.sentence());
-                    Ok(true)
-                }
-                noted => noted,
+            let Change::Remove(token) = *change else { return Next::Done(Ok(true)) };
+            take_note(uuid, containers.to_vec(), None, claim).then(move |noted| match noted {
+                Err(error) => note_gone(uuid, token, error),
+                noted => Next::Done(noted),
             })
         }
         Ok((true, undo)) => take_note(uuid, containers.to_vec(), Some(undo), claim),
         Err(error) => note_undone(uuid, containers.to_vec(), error, claim),
     }
+}
+
+/// Tells of a way to unlock that is gone where that could not be read or recorded.
+fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Next<Result<bool>> {
+    Next::write(uuid, move |_, granted| {
+        if let Ok(pool) = super::writable(granted, uuid) {
+            let what = error.sentence();
+            log::error!("pool {}: a way to unlock it is gone, but: {what}", pool.name());
+            let is_shown = |info: &Info| info.agreed().map_or(true, |bindings| bindings.get(token).is_some());
+            if pool.encryption().is_ok_and(is_shown) {
+                let reason = format!("a way to unlock it is gone, and its headers could not be read since: {what}");
+                pool.restrict(Availability::NoRequests, reason);
+            }
+        }
+        Next::Done(Ok(true))
+    })
 }
 
 /// Takes note of what a change that failed has left in the headers, which may be more than was there before if it could not be

@@ -18,6 +18,7 @@ use crate::{
         xfs,
     },
     platform::{self, Platform, dm::Visibility},
+    view::Availability,
 };
 
 /// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
@@ -152,9 +153,11 @@ fn take(uuid: PoolUuid, planned: Planned) -> Next<Result<Option<FsUuid>>> {
                 Err(error) => return Next::Done(Err(error)),
             };
             let (snapshot, mounted) = (planned.record.uuid, planned.mounted);
+            let origin = planned.origin.1.clone();
             match held.and_then(|held| begin(engine, pool, planned, held)) {
                 Ok(batch) => complete(uuid, batch, mounted),
                 Err(error) => {
+                    let error = go_on(engine.platform(), &origin, error);
                     pool.unborn.remove(&snapshot);
                     pool.note_failure(&error);
                     Next::Done(Err(error))
@@ -180,6 +183,21 @@ fn begin(engine: &Engine, pool: &mut Pool, planned: Planned, held: Held) -> Resu
         held.take().map_or(Ok(()), Held::release)?;
         taken
     })
+}
+
+/// After a failed snapshot: resumes the origin if it is still suspended. Gives the error that is to be told.
+fn go_on(platform: &dyn Platform, origin: &str, cause: Error) -> Error {
+    if platform.dm_find(origin).is_ok_and(|found| found.is_none_or(|device| !device.suspended)) {
+        return cause;
+    }
+    match platform.dm_resume(origin, Visibility::Public) {
+        Ok(()) => cause,
+        Err(error) => Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![(format!("resume {origin}"), error.into())],
+            leaves: Availability::NoRequests,
+        },
+    }
 }
 
 /// Gives the snapshot an identity of its own, the pool released meanwhile, and takes it into the pool.

@@ -16,7 +16,7 @@ use crate::{
         name::Name,
         pool::{Member, Pool},
         registry::DeviceSet,
-        stack::remove_if_up,
+        stack::remove_surely,
         undo::Rollback,
         units::{Bytes, Sectors},
     },
@@ -167,7 +167,7 @@ fn open_closed(
     let method = method.ok_or_else(locked)?;
     let name = pool.stack.name(Role::Crypt);
     let opened = name.clone();
-    undo.push(format!("remove {name}"), move |platform| remove_if_up(platform, &opened));
+    undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
     let volume_key = containers::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
     let key_name = containers::volume_key_name(pool.uuid());
