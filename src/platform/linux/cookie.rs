@@ -37,7 +37,7 @@ mod semaphore {
         _pointer: *mut c_void,
     }
 
-    // Missing in the crate, there in every C library for Linux (semop(2)).
+    // SAFETY: missing in the crate, there in every C library for Linux with these arguments (semop(2)).
     unsafe extern "C" {
         fn semtimedop(set: c_int, steps: *mut sembuf, count: size_t, limit: *const timespec) -> c_int;
     }
