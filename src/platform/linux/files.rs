@@ -54,12 +54,13 @@ impl Place {
     /// # Errors
     /// `ENOENT`.
     pub(super) fn check_mounted(&self, path: &str) -> Result<()> {
-        let (device, first) = (fs::stat(&self.root), components(path)?.first().map(|first| self.root.join(first)));
-        let mounted = match (device, first.map(|first| fs::stat(&first))) {
-            (Ok(root), Some(Ok(found))) => found.st_dev != root.st_dev,
-            _ => false,
-        };
-        if mounted { Ok(()) } else { Err(self.error("find a mounted file system for", path)(Errno::NOENT.into())) }
+        let failed = |errno: Errno| self.error("find a mounted file system for", path)(errno.into());
+        let root = fs::stat(&self.root).map_err(failed)?;
+        let first = components(path)?.first().map_or(Err(Errno::NOENT), |first| fs::stat(self.root.join(first)));
+        match first.map_err(failed)?.st_dev == root.st_dev {
+            true => Err(failed(Errno::NOENT)),
+            false => Ok(()),
+        }
     }
 
     /// Makes a directory if it is missing, and gives its absolute path.
