@@ -87,7 +87,7 @@ fn a_destruction_is_recorded_on_every_device() {
     bench.run(ops::destroy_pool(bench.id("p"))).unwrap();
     all_agree(&bench);
     for path in paths() {
-        assert_eq!(disks::json_on(&bench.sim, &path)["destroying"], true, "{path}");
+        assert!(disks::json_on(&bench.sim, &path)["destroying"].is_array(), "{path}");
     }
 }
 

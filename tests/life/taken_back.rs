@@ -128,9 +128,10 @@ fn a_filesystem_that_may_be_destroyed_stays_down() {
     let mut bench = one_disk(MetadataVersion::V2);
     let doomed = bench.filesystem("p", "f");
     let faults = bench.sim.faults();
-    faults.fail_next(Call::SyncDirectory, "/pending/");
+    // After the first the metadata volume is mounted again, and the entry is written once more.
+    (0..2).for_each(|_| faults.fail_next(Call::SyncDirectory, "/pending/"));
     // As often as the entry is to be removed.
-    (0..2).for_each(|_| faults.fail_next(Call::RemoveFile, "/pending/"));
+    (0..4).for_each(|_| faults.fail_next(Call::RemoveFile, "/pending/"));
     let error = bench.run(ops::destroy_filesystems(bench.id("p"), vec![doomed])).unwrap_err();
     assert_eq!(error.leaves(), Availability::NoRequests, "{}", error.sentence());
     let pool = bench.pool("p").unwrap();
