@@ -1,6 +1,8 @@
 //! The simulation beside the kernel: the same commands and the same words. What is compared stands in `alike`, and what is
 //! not modelled in docs/simulation.md; `make test-machine ONLY=simulation` runs `alike` on a real kernel.
 
+#![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
+
 mod alike;
 
 use std::{path::Path, time::Duration};
