@@ -4,6 +4,7 @@ Disks are stretches of the machine's disks: such a one can be pulled (its table 
 """
 
 import json
+import pathlib
 import time
 
 import pytest
@@ -129,6 +130,8 @@ def test_a_clone_older_than_its_original_is_left_aside(plug):
     assert refused.code == 1 and canonical(clone) in refused.text, refused
     system.run("dmsetup", "remove", "clone")
     soon("the pool comes up when the clone is gone", lambda: "q" in stratis.pools())
+    # Nobody asked for it by a request, whose reply would have waited for the link.
+    soon("its filesystem has a link", pathlib.Path("/dev/stratis/q/f").exists)
     check_files("q", files)
 
 
@@ -180,7 +183,7 @@ def test_a_pool_whose_disk_was_pulled_is_stopped(plug):
     uuid, files = make_pool(stratis, "/dev/mapper/disk")
     plug.pull("disk")
     refused = stratis.destroy_pool(stratis.pool("p").path)
-    assert refused.code == 1 and "none of the data devices of pool p can be read" in refused.text, refused
+    assert refused.code == 1 and len(stratis.pool("p").filesystems) == 1, refused
     done(stratis.stop_pool(uuid))
     assert stratis.pools() == {}
     assert [name for name in system.mapped_devices() if name.startswith("stratis-")] == []

@@ -14,12 +14,20 @@ GIB = 1 << 30
 
 @contextlib.contextmanager
 def thin_check_that(does):
-    """Programs see this script where thin_check lies; `real` in it runs the one that was there."""
+    """Programs see this script where thin_check lies; /run/thin-tools has the programs that were there.
+
+    On Debian thin_check is one of many names of one program, which looks at the name by which it is called."""
     place = pathlib.Path(system.run("sh", "-c", "command -v thin_check").strip())
     target = pathlib.Path(os.path.realpath(place))
-    script, real = pathlib.Path("/run/thin_check"), pathlib.Path("/run/thin_check.real")
+    script, tools = pathlib.Path("/run/thin_check"), pathlib.Path("/run/thin-tools")
+    tools.mkdir(exist_ok=True)
+    real = tools / "program"
     real.write_bytes(target.read_bytes())
-    script.write_text(f"#!/bin/sh\n{does}\n")
+    for name in ("thin_check", "thin_repair", "thin_metadata_size"):
+        (tools / name).unlink(missing_ok=True)
+        (tools / name).symlink_to(real)
+    others = f'[ "${{0##*/}}" = thin_check ] || exec "{tools}/${{0##*/}}" "$@"'
+    script.write_text(f"#!/bin/sh\n{others}\n{does}\n")
     for file in (script, real):
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
     system.run("mount", "--bind", script, target)
@@ -65,7 +73,7 @@ def test_a_verdict_is_followed_by_a_repair_that_keeps_the_old_metadata(stratis, 
     uuid, data, before = stopped
     # Damaged for whoever looks first; what thin_repair makes of it is looked at as it is.
     finding = "echo 'examining superblock' >&2; echo '  bad checksum in btree node (block 7)' >&2; exit 1"
-    with thin_check_that(f'case "$*" in *thinmetaspare*) exec /run/thin_check.real "$@";; esac; {finding}'):
+    with thin_check_that(f'case "$*" in *thinmetaspare*) exec /run/thin-tools/thin_check "$@";; esac; {finding}'):
         done(stratis.start_pool(uuid))
         after = flex_devs(stratis)
         assert after["thin_meta_dev"] == before["thin_meta_dev_spare"]
