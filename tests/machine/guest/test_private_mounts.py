@@ -49,9 +49,9 @@ def test_a_filesystem_in_a_container_grows(stratis, pool):
         assert shell.stdout.readline() == "ready\n"
         assert "/mnt/inside" not in open("/proc/mounts").read()
         inside = f"/proc/{shell.pid}/root/mnt/inside"
-        before = size_of(inside)
         stratis.wait_until(pool.filesystems["f"].path, "filesystem", "Size", str(2 * GIB))
-        while size_of(inside) < before * 1.9:
+        # It may have grown while it was written to, so its size by now says nothing.
+        while size_of(inside) < 1.9 * GIB:
             system.settle()
         reply = stratis.stop_pool(pool.uuid)
         assert reply.code != 0 and "/mnt/inside" in reply.text, reply
