@@ -44,7 +44,7 @@ fn goes_through_cache(bench: &Bench, pool: PoolUuid) -> bool {
 }
 
 /// Pools by name.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     running: BTreeMap<String, PoolState>,
     /// The devices of those that do not run, and whether some of them is up.
