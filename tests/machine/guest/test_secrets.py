@@ -195,7 +195,7 @@ def test_memory_with_keys_is_locked(encrypted):
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     encrypted.stop()
-    encrypted.start()
+    encrypted.start("--unlock-method=any")
     ended.set()
     watcher.join()
     assert seen and not any(seen), seen
