@@ -9,7 +9,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a part of tests, though not itself marked as one")]
 
-mod parking;
 #[cfg(feature = "planted-faults")]
 mod planted;
 
@@ -24,21 +23,24 @@ use crate::checker::{
 };
 use threads::lock::{Access, Guard, Lock, Target, UNRANKED};
 
-/// Each of the functions named here, in front of the checker.
+/// Each of the functions named here, in front of the checker, with what it is about as `$subject` makes it.
 macro_rules! checked {
-    ($($scenario:ident)*) => {
+    ($subject:ident: $($scenario:ident)*) => {
         mod checked {
             $(
                 #[test]
                 fn $scenario() {
-                    crate::model(super::$scenario, super::Table::new);
+                    crate::model(super::$scenario, super::$subject::new);
                 }
             )*
         }
     };
 }
 
+mod parking;
+
 checked! {
+    Table:
     writers_take_turns
     readers_see_whole_writes
     writer_follows_readers

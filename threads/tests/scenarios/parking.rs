@@ -15,21 +15,8 @@ use crate::checker::{
 };
 use threads::parking::{Arrival, Parking};
 
-/// Each of the functions named here, in front of the checker.
-macro_rules! checked {
-    ($($scenario:ident)*) => {
-        mod checked {
-            $(
-                #[test]
-                fn $scenario() {
-                    crate::model(super::$scenario, super::Lot::new);
-                }
-            )*
-        }
-    };
-}
-
 checked! {
+    Lot:
     takers_come_through
     passers_come_through
     who_moves_on_passes_the_turn
