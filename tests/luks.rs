@@ -24,7 +24,7 @@ use stratisd::{
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-/// As the specification has them (`spec/engine/encryption.md` §1).
+/// As the specification has them (`docs/spec/engine/encryption.md` §1).
 const OF_DEVICE: Layout =
     Layout { metadata: Bytes(16 << 10), keyslots: Bytes(16352 << 10), data_offset: Sectors(32768), sector_size: None };
 const OF_POOL: Layout = Layout {

@@ -1,4 +1,4 @@
-//! The two udev helpers, run as udev runs them: what they print and how they end (`spec/tools/utilities.md` §7, 8).
+//! The two udev helpers, run as udev runs them: what they print and how they end (`docs/spec/tools/utilities.md` §7, 8).
 
 use std::{
     ffi::OsStr,

@@ -1,5 +1,5 @@
 //! `stratis-base32-decode KEY B32`: a udev helper that prints `KEY=TEXT`, where TEXT is what B32 (RFC 4648, upper case,
-//! without padding) stands for (`spec/tools/utilities.md` §8). The kernel lets only letters and digits through in a
+//! without padding) stands for (`docs/spec/tools/utilities.md` §8). The kernel lets only letters and digits through in a
 //! synthetic event, so names of pools and filesystems travel in this form. Knows nothing of pools or the daemon.
 
 use std::{

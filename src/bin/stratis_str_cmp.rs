@@ -1,5 +1,5 @@
 //! `stratis-str-cmp A B`: a udev helper that prints `0` if the two texts are equal, else `1`; it succeeds either way, since
-//! a rule reads what it prints (`spec/tools/utilities.md` §7). Runs for every event of a filesystem's device and in the
+//! a rule reads what it prints (`docs/spec/tools/utilities.md` §7). Runs for every event of a filesystem's device and in the
 //! initrd, so it needs nothing but the standard library, and knows nothing of pools or the daemon.
 //!
 //! A filesystem's UUID also equals the name of that filesystem's device-mapper device, which ends in it without hyphens:

@@ -1,5 +1,5 @@
 //! Checks of arguments that can be made before the engine is asked: sizes, names, paths of objects, encryption and
-//! integrity parameters (`spec/dbus/dbus-api.md` §2.2 and §7). Each refusal is one sentence for people.
+//! integrity parameters (`docs/spec/dbus/dbus-api.md` §2.2 and §7). Each refusal is one sentence for people.
 //!
 //! Knows nothing of pools but what the published tree shows.
 

@@ -1,7 +1,7 @@
 //! The methods: decoded arguments in, an operation of the engine out. A handler decodes nothing, locks nothing and
 //! sends nothing; what it gives back is either the outcome or the chain that leads to it.
 //!
-//! Facts: `spec/dbus/dbus-api.md` §2. Handlers of a method that changed its arguments differ in taking them apart.
+//! Facts: `docs/spec/dbus/dbus-api.md` §2. Handlers of a method that changed its arguments differ in taking them apart.
 
 use std::path::PathBuf;
 

@@ -2,7 +2,7 @@
 //! does so.
 //!
 //! Engine errors never become D-Bus errors of *methods*; setting a property knows nothing else. Texts are for people:
-//! no client reads them (`spec/dbus/dbus-api.md` §6).
+//! no client reads them (`docs/spec/dbus/dbus-api.md` §6).
 
 use std::error::Error;
 

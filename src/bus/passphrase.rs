@@ -1,4 +1,4 @@
-//! Reading a passphrase from a descriptor that a client sent (`spec/dbus/dbus-api.md` §4.1).
+//! Reading a passphrase from a descriptor that a client sent (`docs/spec/dbus/dbus-api.md` §4.1).
 //!
 //! One read of at most 64 bytes, and never to the end of the file: clients keep their end of the pipe open until the call
 //! returns. The bytes are taken as they are, a new line at their end too. A client may send its descriptor before it writes to

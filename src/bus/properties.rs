@@ -1,6 +1,6 @@
 //! The properties: each a function from the published state to its value on the bus.
 //!
-//! Facts: `spec/dbus/dbus-api.md` §3 and §4.2. Knows nothing of revisions (the table says which function serves
+//! Facts: `docs/spec/dbus/dbus-api.md` §3 and §4.2. Knows nothing of revisions (the table says which function serves
 //! which) nor of the engine behind the state.
 
 use std::{path::Path, sync::Arc};

@@ -1,4 +1,4 @@
-//! The reports: the published state as JSON text for people (`spec/dbus/dbus-api.md` §4.3). Its shape is not stable.
+//! The reports: the published state as JSON text for people (`docs/spec/dbus/dbus-api.md` §4.3). Its shape is not stable.
 //!
 //! Knows nothing that is not in the published state, or told of the requests under way.
 

@@ -1,5 +1,5 @@
 //! LUKS2 containers of pools: laid out, made, opened, wiped; and what their headers say of how a pool can be unlocked
-//! (`spec/engine/encryption.md` §1, 6).
+//! (`docs/spec/engine/encryption.md` §1, 6).
 //!
 //! Version 2 has one container, on the pool's cap device; version 1 has one on each device. What is done to one is the same.
 //! Knows neither locks nor requests.

@@ -1,5 +1,5 @@
 //! Devices that a user names: found, looked at, and either known already, or good to be initialized, or refused with the
-//! reason (`spec/engine/storage-stack.md` §12).
+//! reason (`docs/spec/engine/storage-stack.md` §12).
 
 use std::{
     path::{Path, PathBuf},

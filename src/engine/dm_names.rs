@@ -1,4 +1,4 @@
-//! Names of device-mapper devices (`spec/engine/storage-stack.md` §1), composed and read back. The device-mapper UUID of
+//! Names of device-mapper devices (`docs/spec/engine/storage-stack.md` §1), composed and read back. The device-mapper UUID of
 //! each is the same text as its name.
 
 use crate::engine::ids::{DevUuid, FsUuid, PoolUuid};

@@ -1,5 +1,5 @@
 //! Devices of version 1 pools that lie in LUKS2 containers of their own: found, opened, made, mended, wiped
-//! (`spec/engine/encryption.md` §2.1, 6.1, 7.3).
+//! (`docs/spec/engine/encryption.md` §2.1, 6.1, 7.3).
 //!
 //! What is inside, from the Stratis header on, is the same as on any other device.
 

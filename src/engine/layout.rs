@@ -1,5 +1,5 @@
 //! What pool-level metadata means: which devices and segments it names, how much space is where, and how a new pool or a new
-//! device is laid out (`spec/engine/storage-stack.md` §4, 5, 7.3, 11).
+//! device is laid out (`docs/spec/engine/storage-stack.md` §4, 5, 7.3, 11).
 //!
 //! Pure: from metadata to metadata. Where its bytes lie on disk is the business of [`crate::engine::metadata`].
 
@@ -213,7 +213,7 @@ impl PoolMetadata {
         }
     }
 
-    /// Whether keys that old daemons did not write are missing (`spec/engine/ondisk-metadata.md` §8).
+    /// Whether keys that old daemons did not write are missing (`docs/spec/engine/ondisk-metadata.md` §8).
     pub fn needs_completion(&self) -> bool {
         let thin = &self.thinpool_dev;
         self.started != Some(true) || thin.feature_args.is_none() || thin.fs_limit.is_none()
@@ -354,7 +354,7 @@ pub struct NewDevice<'a> {
     pub hardware_info: Option<&'a str>,
 }
 
-/// The record of a new data device. Integrity data lies at its end (`spec/engine/storage-stack.md` §4).
+/// The record of a new data device. Integrity data lies at its end (`docs/spec/engine/storage-stack.md` §4).
 fn new_entry(device: &NewDevice<'_>, integrity: Option<&IntegritySpec>) -> Result<BlockDev> {
     let header = device.header;
     let integrity_meta_allocs = match integrity {

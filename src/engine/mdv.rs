@@ -1,4 +1,4 @@
-//! The metadata volume (MDV): the records of a pool's filesystems (`spec/engine/ondisk-metadata.md` §7), and the
+//! The metadata volume (MDV): the records of a pool's filesystems (`docs/spec/engine/ondisk-metadata.md` §7), and the
 //! [journal](Journal) of what is being made or destroyed.
 
 use crate::{

@@ -1,6 +1,6 @@
 //! Names of pools and filesystems: what is allowed, checked once, carried as a type.
 //!
-//! The rules are those of `spec/engine/engine-behaviour.md` section 3, in the order of `dbus-api.md` §7.1:
+//! The rules are those of `docs/spec/engine/engine-behaviour.md` section 3, in the order of `dbus-api.md` §7.1:
 //! a name must be usable unchanged as one component of a link that udev makes.
 //!
 //! The existing daemon accepts names that udev changes ([`udev_keeps`]). They are refused for what is named from now on
@@ -172,7 +172,7 @@ impl Name {
     }
 
     /// The link through which users reach the filesystem of this name in a pool
-    /// (`spec/tools/system-integration.md` §1.1).
+    /// (`docs/spec/tools/system-integration.md` §1.1).
     pub fn link_in(&self, pool: &Name) -> PathBuf {
         Path::new("/dev/stratis").join(&*pool.link_text()).join(&*self.link_text())
     }

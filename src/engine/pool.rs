@@ -309,7 +309,7 @@ impl Pool {
         self.show();
     }
 
-    /// Refuses what clients may not ask of a restricted pool (`spec/engine/engine-behaviour.md` §10, mark R).
+    /// Refuses what clients may not ask of a restricted pool (`docs/spec/engine/engine-behaviour.md` §10, mark R).
     pub(super) fn check_requests(&self) -> Result<()> {
         self.check_level(Availability::NoRequests)
     }
@@ -546,7 +546,7 @@ impl Pool {
         thin_status::mapped(status.first()?)
     }
 
-    // ---- sizes (`spec/engine/storage-stack.md` §4, 11) ----
+    // ---- sizes (`docs/spec/engine/storage-stack.md` §4, 11) ----
 
     /// Logical sector size of the thin pool. The kernel refuses a thin device whose size is no multiple of it.
     ///

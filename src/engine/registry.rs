@@ -1,5 +1,5 @@
 //! What is known of devices whose pool does not run: sets of devices by pool, and their names
-//! (`spec/engine/engine-behaviour.md` §2, 4).
+//! (`docs/spec/engine/engine-behaviour.md` §2, 4).
 //!
 //! A value in memory. Devices are read before it is asked, so its mutex is never held over I/O.
 

@@ -1,4 +1,4 @@
-//! Reverts: snapshots that take the place of their origins when the pool is set up (`spec/engine/storage-stack.md` §9.6).
+//! Reverts: snapshots that take the place of their origins when the pool is set up (`docs/spec/engine/storage-stack.md` §9.6).
 //!
 //! Which are done follows from the records alone ([`plan`]). Doing one is three steps:
 //!

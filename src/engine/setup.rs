@@ -1,4 +1,4 @@
-//! Setting up a pool from what is on its devices (`spec/engine/engine-behaviour.md` §8, `storage-stack.md` §8), and putting
+//! Setting up a pool from what is on its devices (`docs/spec/engine/engine-behaviour.md` §8, `storage-stack.md` §8), and putting
 //! pools into the table.
 //!
 //! A stack that is already up, left by a daemon that ran before, is adopted layer by layer.
@@ -549,7 +549,7 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
     }
 }
 
-/// Restricts a pool whose devices break the rule of sector sizes (`spec/engine/storage-stack.md` §12), or whose thin pool
+/// Restricts a pool whose devices break the rule of sector sizes (`docs/spec/engine/storage-stack.md` §12), or whose thin pool
 /// is not well.
 fn judge(pool: &mut Pool, status: Option<&PoolStatus>) {
     if let Err(error) = super::ops::check_sector_sizes(pool) {
@@ -597,7 +597,7 @@ pub(super) fn take_filesystems_down(platform: &dyn Platform, uuid: PoolUuid) -> 
     filesystems.try_for_each(|device| Ok(platform.dm_remove(&device.name)?))
 }
 
-/// The first part of [`take_down`] (`spec/engine/storage-stack.md` §10.3): what the kernel writes to.
+/// The first part of [`take_down`] (`docs/spec/engine/storage-stack.md` §10.3): what the kernel writes to.
 ///
 /// # Errors
 /// As there.

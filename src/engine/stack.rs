@@ -1,5 +1,5 @@
 //! The device-mapper stack of a pool: an ordered list of layers, planned as values, then brought up, adopted or taken down
-//! (`spec/engine/storage-stack.md` §1–3, 6, 10.3).
+//! (`docs/spec/engine/storage-stack.md` §1–3, 6, 10.3).
 //!
 //! The two metadata versions differ in the list of layers ([`plan`]) and in nothing else here.
 
@@ -566,7 +566,7 @@ pub fn remove_device(platform: &dyn Platform, name: &str, visibility: Visibility
     Ok(platform.dm_remove(name)?)
 }
 
-/// Whether a line found in the kernel is the wanted one (`spec/engine/storage-stack.md` §2): the kernel gives another name
+/// Whether a line found in the kernel is the wanted one (`docs/spec/engine/storage-stack.md` §2): the kernel gives another name
 /// to a cache's policy, and feature arguments in another order. The low water mark of a thin pool is where it is needed at the
 /// moment.
 fn is_same(found: &Line, wanted: &Line) -> bool {

@@ -1,4 +1,4 @@
-//! What the kernel says of a thin pool and of thin devices (`spec/engine/storage-stack.md` §7.6), read from its text.
+//! What the kernel says of a thin pool and of thin devices (`docs/spec/engine/storage-stack.md` §7.6), read from its text.
 
 use crate::engine::units::{DataBlocks, Sectors};
 

@@ -1,5 +1,5 @@
 //! The XFS on a filesystem's thin device or on the metadata volume: made, given an identity, extended
-//! (`spec/engine/storage-stack.md` §9.1, 9.3, 9.5).
+//! (`docs/spec/engine/storage-stack.md` §9.1, 9.3, 9.5).
 //!
 //! The status of a program does not tell whether the program did what it was asked for: `xfs_db` leaves a UUID as it is
 //! while the log needs a replay, says so on standard output, and ends with status 0. So every change is looked for on the

@@ -1,6 +1,6 @@
 //! Device-mapper tables as values: written as the kernel reads them, read as it writes them.
 //!
-//! Knows the text forms of the targets that Stratis uses (`spec/engine/storage-stack.md` §1, 6, 7) and nothing of
+//! Knows the text forms of the targets that Stratis uses (`docs/spec/engine/storage-stack.md` §1, 6, 7) and nothing of
 //! what they are used for.
 
 use std::{fmt, str::FromStr};

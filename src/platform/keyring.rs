@@ -6,7 +6,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// What the names of our keys begin with in the kernel (`spec/engine/encryption.md` §3).
+/// What the names of our keys begin with in the kernel (`docs/spec/engine/encryption.md` §3).
 pub const KEY_PREFIX: &str = "stratis-1-key-";
 
 /// Longest name of a key that the kernel takes, in bytes.

@@ -1,5 +1,5 @@
 //! LUKS2 as values: what a header is to be, what one says, and what is to be changed in it
-//! (`spec/engine/encryption.md` §1, 2, 9).
+//! (`docs/spec/engine/encryption.md` §1, 2, 9).
 //!
 //! Knows containers, keyslots and tokens. What a token means, and which keys open a pool, is decided in the engine.
 

@@ -36,7 +36,7 @@ pub struct DeviceNumber {
     pub minor: u32,
 }
 
-/// What the device database (udev) says a device belongs to. Order of the decision: `spec/engine/ondisk-metadata.md` §4.
+/// What the device database (udev) says a device belongs to. Order of the decision: `docs/spec/engine/ondisk-metadata.md` §4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceClass {
     /// Holds a Stratis signature block.
@@ -387,7 +387,7 @@ pub trait Platform: Send + Sync + 'static {
     /// A whole file.
     fn read_file(&self, path: &str) -> Result<Vec<u8>>;
     /// Puts a file in place of any of that name: all or nothing, durable when done
-    /// (`NAME.temp`, fsync, rename, fsync of the directory; `spec/engine/ondisk-metadata.md` §7.2).
+    /// (`NAME.temp`, fsync, rename, fsync of the directory; `docs/spec/engine/ondisk-metadata.md` §7.2).
     fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()>;
     /// Removes a file, durable when done; a missing one is no error.
     fn remove_file(&self, path: &str) -> Result<()>;

@@ -45,7 +45,7 @@ impl View {
     }
 }
 
-/// What may still be done with a pool (`spec/dbus/dbus-api.md` §8).
+/// What may still be done with a pool (`docs/spec/dbus/dbus-api.md` §8).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Availability {
     /// Everything.
@@ -363,7 +363,7 @@ pub struct StoppedPool {
     pub reason: Option<Arc<str>>,
 }
 
-/// Features that a stopped pool's metadata names (`spec/engine/ondisk-metadata.md` §6.7).
+/// Features that a stopped pool's metadata names (`docs/spec/engine/ondisk-metadata.md` §6.7).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Features {
     /// The pool is encrypted.

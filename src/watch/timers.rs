@@ -13,7 +13,7 @@ use threads::{stop::Stop, wake::Waker};
 use super::{Ended, Error, Running, Submit, Task, Woken, wait};
 use crate::engine::{ids::PoolUuid, ops::Depth};
 
-/// From one round of checks to the next (`spec/engine/engine-behaviour.md` §1.4).
+/// From one round of checks to the next (`docs/spec/engine/engine-behaviour.md` §1.4).
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The watcher. [`Timers::run`] is its thread.

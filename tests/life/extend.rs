@@ -1,4 +1,4 @@
-//! Filesystems that grow with what is in them (`spec/engine/storage-stack.md` §9.5).
+//! Filesystems that grow with what is in them (`docs/spec/engine/storage-stack.md` §9.5).
 
 use std::{path::Path, time::Duration};
 

@@ -1,5 +1,5 @@
 //! Reverts: which may be scheduled, which are done when the pool is set up, and what is left of them
-//! (`spec/engine/storage-stack.md` §9.6).
+//! (`docs/spec/engine/storage-stack.md` §9.6).
 
 use std::path::Path;
 

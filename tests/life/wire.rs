@@ -1,5 +1,5 @@
 //! The same on the bus, against `stratisd --sim`: items 193–200, 251–254 and 314–361 of
-//! `spec/dbus/dbus-behaviours.md`, as far as they are about pools that are not encrypted. Texts are for people and not
+//! `docs/spec/dbus/dbus-behaviours.md`, as far as they are about pools that are not encrypted. Texts are for people and not
 //! compared word by word. Waits are for messages; the limit is only there so that a lost one fails the test.
 
 use std::{

@@ -171,7 +171,7 @@ fn property(pool: &Pool, revision: u8, name: &str) -> String {
     super::plain(&table::value(row, table::Subject::Pool(pool)).unwrap())
 }
 
-/// `spec/dbus/dbus-api.md` §3.2: which form each kind of pool has.
+/// `docs/spec/dbus/dbus-api.md` §3.2: which form each kind of pool has.
 #[test]
 fn bindings_are_told_by_version_and_agreement() {
     let encryption = |keys: Vec<(u32, &str)>, clevis: Vec<(u32, &str, &str)>| Encryption {

@@ -1,5 +1,5 @@
 //! What the encrypted passphrases of Clevis say of how they were made: the pin and its configuration, in the protected header
-//! of a JWE (`spec/engine/encryption.md` §2.4). Knows nothing of how they are decrypted.
+//! of a JWE (`docs/spec/engine/encryption.md` §2.4). Knows nothing of how they are decrypted.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value, json};

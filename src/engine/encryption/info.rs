@@ -1,5 +1,5 @@
 //! The bindings of a pool, gathered over its headers: one in version 2, one on each device in version 1, which must agree
-//! (`spec/engine/encryption.md` §7.3).
+//! (`docs/spec/engine/encryption.md` §7.3).
 
 use serde_json::Value;
 

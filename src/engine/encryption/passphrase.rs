@@ -1,4 +1,4 @@
-//! Coming by passphrases: from the kernel's keyring, from Clevis, by chance (`spec/engine/encryption.md` §6.1, 6.3, 7.2).
+//! Coming by passphrases: from the kernel's keyring, from Clevis, by chance (`docs/spec/engine/encryption.md` §6.1, 6.3, 7.2).
 //!
 //! What a passphrase is used for is the caller's: it is handed to a closure, and the next one is tried when it does not fit.
 

@@ -1,4 +1,4 @@
-//! What a request to bind, unbind or rebind comes to, as the tables of `spec/engine/encryption.md` §7.1 and 7.2 say. Decides
+//! What a request to bind, unbind or rebind comes to, as the tables of `docs/spec/engine/encryption.md` §7.1 and 7.2 say. Decides
 //! only; whether keys and servers are there shows when the plan is carried out.
 //!
 //! The two metadata versions differ in which token a new binding gets, in which slots may be named, and in that version 1

@@ -1,4 +1,4 @@
-//! The tables of `spec/engine/encryption.md` §7.1 and 7.2, row by row.
+//! The tables of `docs/spec/engine/encryption.md` §7.1 and 7.2, row by row.
 
 use serde_json::json;
 

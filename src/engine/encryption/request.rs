@@ -1,4 +1,4 @@
-//! What a client wants a pool to be bound to (`spec/engine/encryption.md` §4).
+//! What a client wants a pool to be bound to (`docs/spec/engine/encryption.md` §4).
 
 use std::fmt;
 

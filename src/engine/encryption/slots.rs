@@ -1,4 +1,4 @@
-//! Which token each binding of a newly encrypted pool gets (`spec/engine/encryption.md` §6.2).
+//! Which token each binding of a newly encrypted pool gets (`docs/spec/engine/encryption.md` §6.2).
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! The tokens of `spec/engine/encryption.md` §2, written and read, and what is not taken for one.
+//! The tokens of `docs/spec/engine/encryption.md` §2, written and read, and what is not taken for one.
 
 use std::collections::BTreeMap;
 

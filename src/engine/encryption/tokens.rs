@@ -1,4 +1,4 @@
-//! The tokens of a LUKS2 header, read and written (`spec/engine/encryption.md` §2.1 to 2.3).
+//! The tokens of a LUKS2 header, read and written (`docs/spec/engine/encryption.md` §2.1 to 2.3).
 //!
 //! A token that should be a binding and cannot be used (no keyslot, three of them, a pin that nobody here knows) is left out
 //! with a line in the log: the others unlock the pool as well without it. Its number counts as taken.

@@ -1,4 +1,4 @@
-//! The records of filesystems, one JSON file each in the metadata volume (`spec/engine/ondisk-metadata.md` §7).
+//! The records of filesystems, one JSON file each in the metadata volume (`docs/spec/engine/ondisk-metadata.md` §7).
 //!
 //! Knows texts and names of files; must never know how files are read and written.
 

@@ -1,4 +1,4 @@
-//! The static header: who a device is and how its first sectors are divided (`spec/engine/ondisk-metadata.md` §2).
+//! The static header: who a device is and how its first sectors are divided (`docs/spec/engine/ondisk-metadata.md` §2).
 //!
 //! Sixteen sectors hold two copies of one 512-byte signature block, each alone in a half of 4 KiB. A copy is always
 //! written as its whole half and the halves are never in flight together, so that whatever a power cut does to one,

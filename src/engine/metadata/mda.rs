@@ -1,5 +1,5 @@
 //! The metadata area (MDA): four regions that hold the last two generations of the pool's JSON, each twice
-//! (`spec/engine/ondisk-metadata.md` §3).
+//! (`docs/spec/engine/ondisk-metadata.md` §3).
 //!
 //! A region is a header of 32 bytes and, right after it, the JSON. Regions 0 and 2 are pair 0, regions 1 and 3 are
 //! pair 1; a write goes to the pair with the older generation, so that the newer one stays whole until the write is

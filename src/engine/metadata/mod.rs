@@ -1,7 +1,7 @@
 //! What is on disk: the static header, the metadata area, the pool-level and filesystem-level JSON,
 //! the journal of filesystems.
 //!
-//! Codecs from bytes to values and back, specified by `spec/engine/ondisk-metadata.md`. Knows bytes and errors; must
+//! Codecs from bytes to values and back, specified by `docs/spec/engine/ondisk-metadata.md`. Knows bytes and errors; must
 //! never know files, threads, locks or names of devices. Who reads and writes the bytes is
 //! [`bda`](crate::engine::bda).
 
@@ -24,7 +24,7 @@ pub use self::{
 };
 use crate::engine::units::{Bytes, Sectors};
 
-/// The two forms of a pool on disk (`spec/engine/ondisk-metadata.md` §1).
+/// The two forms of a pool on disk (`docs/spec/engine/ondisk-metadata.md` §1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MetadataVersion {
     /// Each device is encrypted by itself; not made any more.
@@ -52,7 +52,7 @@ impl MetadataVersion {
     }
 }
 
-/// How much space to reserve on each data device for integrity data (`spec/engine/ondisk-metadata.md` §6.3).
+/// How much space to reserve on each data device for integrity data (`docs/spec/engine/ondisk-metadata.md` §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntegritySpec {
     /// Tag bits per integrity block.

@@ -1,4 +1,4 @@
-//! The pool-level JSON: what a pool is made of (`spec/engine/ondisk-metadata.md` §6).
+//! The pool-level JSON: what a pool is made of (`docs/spec/engine/ondisk-metadata.md` §6).
 //!
 //! One set of structs serves both metadata versions; the version is a value that decides which keys there are. Keys
 //! are written in the order of the specification's tables, which is that of the fields here. Keys that this daemon does

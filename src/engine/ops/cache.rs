@@ -1,4 +1,4 @@
-//! A pool's cache: begun, and made larger (`spec/engine/storage-stack.md` §6).
+//! A pool's cache: begun, and made larger (`docs/spec/engine/storage-stack.md` §6).
 //!
 //! The cache is written through: what is on the data devices is complete at every moment. So a cache that the kernel uses
 //! and no record names, as a power cut in the middle may leave it, loses nothing. The other way round, a cache that is

@@ -1,4 +1,4 @@
-//! The check of a pool: how full it is, and the growth of its thin pool (`spec/engine/storage-stack.md` §7.6, 7.7). Asked
+//! The check of a pool: how full it is, and the growth of its thin pool (`docs/spec/engine/storage-stack.md` §7.6, 7.7). Asked
 //! for by events of device-mapper, by time, and after everything that brings space.
 //!
 //! # Order, and why it survives a power cut

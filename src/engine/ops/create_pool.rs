@@ -1,4 +1,4 @@
-//! Creating a pool (`spec/engine/storage-stack.md` §10.1).
+//! Creating a pool (`docs/spec/engine/storage-stack.md` §10.1).
 //!
 //! The name and the devices are claimed first; all the rest is done without a lock, because nobody can know of the pool
 //! before its entry is in the table. On disk the pool comes to be with its first metadata: until then its devices carry a
@@ -244,7 +244,7 @@ pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: S
     containers::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
 }
 
-/// What the metadata of a new pool says: how its space is laid out (`spec/engine/storage-stack.md` §4, 5, 7.2, 7.3).
+/// What the metadata of a new pool says: how its space is laid out (`docs/spec/engine/storage-stack.md` §4, 5, 7.2, 7.3).
 fn plan_metadata(platform: &dyn Platform, new: &NewPool, planned: &[Planned]) -> Result<PoolMetadata> {
     let devices: Vec<NewDevice<'_>> = planned.iter().map(Into::into).collect();
     let draft = Draft::new(new.version, new.integrity, &devices)?;

@@ -1,4 +1,4 @@
-//! Operations on a pool's devices (`spec/engine/storage-stack.md` §10.4, 10.6, 12).
+//! Operations on a pool's devices (`docs/spec/engine/storage-stack.md` §10.4, 10.6, 12).
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Finding pools: at the start, and by the events of block devices (`spec/engine/engine-behaviour.md` §5, 6, 8).
+//! Finding pools: at the start, and by the events of block devices (`docs/spec/engine/engine-behaviour.md` §5, 6, 8).
 //!
 //! Devices are read and pools set up without any lock; a pool that is being set up is claimed, so that the events that its
 //! own set-up causes wait and then find it running.

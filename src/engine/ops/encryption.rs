@@ -1,4 +1,4 @@
-//! Ways to unlock a pool: added, removed, replaced (`spec/engine/encryption.md` §7).
+//! Ways to unlock a pool: added, removed, replaced (`docs/spec/engine/encryption.md` §7).
 //!
 //! What a pool can be unlocked with stands in LUKS2 headers: one in version 2, one on each device in version 1. Each change of a
 //! header is all or nothing by itself, and so ordered that what a kill or a power cut leaves between two of them is

@@ -1,4 +1,4 @@
-//! Creating, destroying and renaming filesystems (`spec/engine/storage-stack.md` §9).
+//! Creating, destroying and renaming filesystems (`docs/spec/engine/storage-stack.md` §9).
 
 use std::{any::Any, path::Path};
 
@@ -57,7 +57,7 @@ pub(super) struct Batch {
 
 /// Creates filesystems, their mkfs side by side, all or none; gives the new ones, none if all are there already. If the daemon
 /// is killed while it writes their records, each is there as a whole or not at all. Clients never see that: no revision of
-/// the bus takes more than one in a call (`spec/dbus/dbus-api.md` §2.4). To take the others back at the next set-up would
+/// the bus takes more than one in a call (`docs/spec/dbus/dbus-api.md` §2.4). To take the others back at the next set-up would
 /// be wrong, too: an entry of the journal may be left over, and then a filesystem that was destroyed since is not one that was
 /// never completed.
 pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Result<Vec<(FsUuid, Name)>>> {

@@ -1,5 +1,5 @@
 //! The check of a pool's filesystems: those that are mounted and more than half full are extended
-//! (`spec/engine/storage-stack.md` §9.5).
+//! (`docs/spec/engine/storage-stack.md` §9.5).
 //!
 //! # Order, and why it survives a power cut
 //!

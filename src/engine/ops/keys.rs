@@ -1,4 +1,4 @@
-//! Passphrases in the kernel's keyring (`spec/engine/encryption.md` §3).
+//! Passphrases in the kernel's keyring (`docs/spec/engine/encryption.md` §3).
 
 use std::fmt;
 

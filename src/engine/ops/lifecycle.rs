@@ -1,4 +1,4 @@
-//! Stopping and starting pools, and looking at everything anew (`spec/engine/engine-behaviour.md` §4, 8, 9,
+//! Stopping and starting pools, and looking at everything anew (`docs/spec/engine/engine-behaviour.md` §4, 8, 9,
 //! `storage-stack.md` §10.3).
 //!
 //! A stop is decided by the write of `started: false`. What comes before it is taken back if something fails, and undone by

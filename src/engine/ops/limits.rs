@@ -1,5 +1,5 @@
 //! What a pool promises: how many filesystems it may have, and whether they may be larger together than the pool
-//! (`spec/engine/storage-stack.md` §10.7).
+//! (`docs/spec/engine/storage-stack.md` §10.7).
 
 use crate::{
     engine::{

@@ -1,4 +1,4 @@
-//! Encrypting, re-encrypting and decrypting all data of a running pool (`spec/engine/encryption.md` §9).
+//! Encrypting, re-encrypting and decrypting all data of a running pool (`docs/spec/engine/encryption.md` §9).
 //!
 //! # Order, and why it survives a power cut
 //!

@@ -1,4 +1,4 @@
-//! Destroying and renaming a pool (`spec/engine/storage-stack.md` §10.2, `engine-behaviour.md` §9).
+//! Destroying and renaming a pool (`docs/spec/engine/storage-stack.md` §10.2, `engine-behaviour.md` §9).
 //!
 //! A destruction is decided by the write of `destroying`. What lies under the thin pool is taken down only then: an encrypted
 //! device could not be brought up again without a key. Devices are wiped when nothing lies on them any more.

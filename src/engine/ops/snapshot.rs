@@ -1,4 +1,4 @@
-//! Snapshots, and the order that one is to take the place of its origin (`spec/engine/storage-stack.md` §9.3, 9.6). The
+//! Snapshots, and the order that one is to take the place of its origin (`docs/spec/engine/storage-stack.md` §9.3, 9.6). The
 //! revert itself is done when the pool is next set up: see [`revert`](crate::engine::revert).
 
 use std::{cell::RefCell, sync::Arc};

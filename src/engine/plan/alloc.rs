@@ -1,4 +1,4 @@
-//! Space of raw devices: which ranges are taken, and which are taken next (`spec/engine/storage-stack.md` §4, 5).
+//! Space of raw devices: which ranges are taken, and which are taken next (`docs/spec/engine/storage-stack.md` §4, 5).
 //!
 //! A device's space is taken from the front, lowest free range first; space for integrity data from the back. A tier
 //! is served device by device in pool order. Space is never given back, so there is no way to free; to see what a

@@ -1,4 +1,4 @@
-//! Handing out of the cap device: consecutive ranges, one a size (`spec/engine/storage-stack.md` §5). What is recorded of
+//! Handing out of the cap device: consecutive ranges, one a size (`docs/spec/engine/storage-stack.md` §5). What is recorded of
 //! them is only how far the device is handed out: readers want no gaps, and the sum.
 
 use crate::engine::{

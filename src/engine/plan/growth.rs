@@ -1,4 +1,4 @@
-//! When a thin pool and its filesystems grow, and by how much (`spec/engine/storage-stack.md` §7.6, 7.7, 9.5).
+//! When a thin pool and its filesystems grow, and by how much (`docs/spec/engine/storage-stack.md` §7.6, 7.7, 9.5).
 //!
 //! From what the kernel says and what is recorded to what is to be done; doing it is another matter.
 

@@ -1,4 +1,4 @@
-//! What a request for a pool or for filesystems would take, before anything is done (`spec/tools/utilities.md` §2).
+//! What a request for a pool or for filesystems would take, before anything is done (`docs/spec/tools/utilities.md` §2).
 //!
 //! Pure: the one thing that a program has to say, the size of the thin pool's metadata, is asked for by the caller, for
 //! the size that [`Devices::usable`] gives.

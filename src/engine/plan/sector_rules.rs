@@ -1,4 +1,4 @@
-//! Which devices go together by their sector sizes (`spec/engine/storage-stack.md` §12).
+//! Which devices go together by their sector sizes (`docs/spec/engine/storage-stack.md` §12).
 
 use std::fmt;
 

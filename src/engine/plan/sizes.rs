@@ -1,4 +1,4 @@
-//! Sizes of the stack's parts (`spec/engine/storage-stack.md` §4, 7, 9.2).
+//! Sizes of the stack's parts (`docs/spec/engine/storage-stack.md` §4, 7, 9.2).
 
 pub use crate::engine::metadata::pool::{CRYPT_RESERVATION, DATA_BLOCK, INTEGRITY_UNIT};
 use crate::engine::{

@@ -159,7 +159,7 @@ proptest! {
 
 #[test]
 fn the_bound_on_metadata_is_above_what_the_program_says() {
-    // Size of the pool in GiB, and what is printed for 100 filesystems (`spec/engine/storage-stack.md` §7.2).
+    // Size of the pool in GiB, and what is printed for 100 filesystems (`docs/spec/engine/storage-stack.md` §7.2).
     for (gib, printed) in [(1, "872"), (10, "1456"), (100, "7304"), (1024, "67384"), (10 * 1024, "666568")] {
         let (needed, bound) = (thin_metadata(printed).unwrap(), thin_metadata_at_most(Sectors(gib << 21), 100));
         assert!(needed < bound && bound.0 < needed.0 * 4, "{gib} GiB: {needed} and {bound}");

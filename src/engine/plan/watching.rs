@@ -1,4 +1,4 @@
-//! How it is noticed in time that a filesystem is being filled (`spec/engine/storage-stack.md` §9.5 says what is done then).
+//! How it is noticed in time that a filesystem is being filled (`docs/spec/engine/storage-stack.md` §9.5 says what is done then).
 //!
 //! The kernel raises an event, once, when no more than the low water mark of a thin pool's data blocks are free. The usual mark
 //! is for the thin pool itself, which must grow in time; but a filesystem can be full long before, and nothing else tells that

@@ -465,7 +465,7 @@ impl DeviceSet {
     // ---- what they say of the pool ----
 
     /// The device with the newest metadata, and that metadata. The one with the greatest stamp counts, and if it cannot be read no
-    /// other does (`spec/engine/ondisk-metadata.md` §3.8).
+    /// other does (`docs/spec/engine/ondisk-metadata.md` §3.8).
     fn newest(&self) -> Option<(&Found, Result<&Arc<PoolMetadata>, &String>)> {
         let dated = self.devices.values().filter_map(|found| {
             let stamp = found.bda.last_update()?;

@@ -1,5 +1,5 @@
 //! The thin pool at set-up: its metadata is checked and, if it is damaged, repaired; then it is brought up or adopted
-//! (`spec/engine/storage-stack.md` §8; its CORRECTIONS: only a verdict of thin_check leads to a repair).
+//! (`docs/spec/engine/storage-stack.md` §8): only a verdict of thin_check leads to a repair.
 
 use crate::{
     engine::{

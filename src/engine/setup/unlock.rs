@@ -1,5 +1,5 @@
 //! Encrypted pools at set-up: containers opened or adopted, headers put right, what they say taken over
-//! (`spec/engine/encryption.md` §6.3, 6.4, 7.3).
+//! (`docs/spec/engine/encryption.md` §6.3, 6.4, 7.3).
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -90,7 +90,7 @@ pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta:
     }
 }
 
-/// What is to be done about the LUKS2 container of a pool of version 2 (`spec/engine/encryption.md` §6.4). The record of the pool
+/// What is to be done about the LUKS2 container of a pool of version 2 (`docs/spec/engine/encryption.md` §6.4). The record of the pool
 /// decides whether it is encrypted: it is written when a header has been made and before any data is encrypted, and again
 /// when all data is in the clear and before the header is wiped.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Has udev make the links under `/dev/stratis`, and waits until they are there.
 //!
 //! udev alone makes and removes these links; here it is only asked, through synthetic uevents
-//! (`spec/engine/storage-stack.md` §9.7, `spec/tools/system-integration.md` §1). Knows nothing of locks or replies:
+//! (`docs/spec/engine/storage-stack.md` §9.7, `docs/spec/tools/system-integration.md` §1). Knows nothing of locks or replies:
 //! whoever asks decides when to wait.
 
 use std::{

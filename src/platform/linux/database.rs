@@ -129,7 +129,7 @@ pub(super) fn record(device: &udev::Device) -> Option<BlockDevice> {
     })
 }
 
-/// Whose a device is, from its properties, in the order of `spec/engine/ondisk-metadata.md` §4.
+/// Whose a device is, from its properties, in the order of `docs/spec/engine/ondisk-metadata.md` §4.
 fn classify(property: impl Fn(&str) -> Option<String>) -> DeviceClass {
     if property("DM_MULTIPATH_DEVICE_PATH").as_deref() == Some("1") {
         return DeviceClass::MultipathMember;

@@ -1,6 +1,6 @@
 //! Device-mapper: the calls of the kernel, one device each, in step with udev.
 //!
-//! Conventions are those of `spec/engine/storage-stack.md` §2. Knows tables as values ([`crate::platform::dm`]) and
+//! Conventions are those of `docs/spec/engine/storage-stack.md` §2. Knows tables as values ([`crate::platform::dm`]) and
 //! nothing of what the devices are for.
 //!
 //! Resume, remove and rename wait until udev has dealt with the change, so that the node is there, or gone, when they

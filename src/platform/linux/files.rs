@@ -114,7 +114,7 @@ impl Place {
         Ok(bytes)
     }
 
-    /// Puts a file in place of any of that name, in the order of `spec/engine/ondisk-metadata.md` §7.2: after a power
+    /// Puts a file in place of any of that name, in the order of `docs/spec/engine/ondisk-metadata.md` §7.2: after a power
     /// cut there is the old file or the new one, whole.
     pub(super) fn replace(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let (directory, name) = split(path)?;

@@ -1,5 +1,5 @@
 //! The kernel's keyrings: the persistent one of root, where passphrases are kept, and the daemon's own, where volume keys
-//! are (`spec/engine/encryption.md` §3).
+//! are (`docs/spec/engine/encryption.md` §3).
 //!
 //! The persistent keyring is fetched and linked into the session keyring before each use, because it expires when it is not used for
 //! days. Knows names and bytes; nothing of what a key opens.

@@ -50,7 +50,7 @@ pub(super) struct Message {
     pub(super) unlinked: Option<String>,
 }
 
-/// What is written to a device's `uevent` file to have its links made (`spec/engine/storage-stack.md` §9.7).
+/// What is written to a device's `uevent` file to have its links made (`docs/spec/engine/storage-stack.md` §9.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
     /// UUID of the filesystem, hyphenated.

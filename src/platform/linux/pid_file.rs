@@ -1,5 +1,5 @@
 //! One daemon at a time: the lock on a file in `/run` that also tells its process number
-//! (`spec/engine/engine-behaviour.md` §1.2). Knows nothing of what the daemon does.
+//! (`docs/spec/engine/engine-behaviour.md` §1.2). Knows nothing of what the daemon does.
 
 use std::{
     fs::{self, File, OpenOptions},

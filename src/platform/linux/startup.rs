@@ -1,4 +1,4 @@
-//! The order in which a machine is got ready for the daemon (`spec/engine/engine-behaviour.md` §1.3), and the checks
+//! The order in which a machine is got ready for the daemon (`docs/spec/engine/engine-behaviour.md` §1.3), and the checks
 //! on the way. Knows nothing of pools.
 
 use std::{

@@ -1,7 +1,7 @@
 //! What the existing daemon was observed to answer, entry by entry, against this one.
 //!
 //! `observed.jsonl` holds 361 requests in the order in which they were made, with reply and signals, as recorded
-//! (`spec/dbus/dbus-behaviours.md`). Each must be answered in the same way here, or stand in `differences.json`, which says
+//! (`docs/spec/dbus/dbus-behaviours.md`). Each must be answered in the same way here, or stand in `differences.json`, which says
 //! why and what is answered instead. A difference that is none any more is an error as well.
 //!
 //! Paths and UUIDs are matched by what they stand for; texts for people are not compared; the order of signals is the
