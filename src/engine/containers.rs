@@ -19,7 +19,7 @@ use crate::{
         ops::KeyDescription,
         plan::sizes,
         stack::{Stack, remove_surely},
-        undo::Rollback,
+        undo::{Rollback, When},
         units::{Bytes, Sectors},
     },
     platform::{
@@ -169,7 +169,7 @@ pub fn make(
 ) -> Result<Header> {
     let device = platform.dm_node(&stack.name(Role::Cache));
     let wiped = device.clone();
-    undo.push_guarded("wipe the LUKS2 header", move |platform| {
+    undo.push(When::Unused, "wipe the LUKS2 header", move |platform| {
         wipe(platform, &wiped, Sectors::ZERO, LAYOUT_V2.data_offset)
     });
     let header =
@@ -192,11 +192,13 @@ pub fn bring_up(
     let Some(Draft { passphrase, .. }) = prepared.0.first() else { return Err(EncryptionError::NoMechanism.into()) };
     let name = stack.name(Role::Crypt);
     let opened = name.clone();
-    undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &opened));
+    undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let volume_key = platform.luks_open(device, Some(&name), luks::Unlock { passphrase, keyslot: Some(0) })?;
     let key_name = volume_key_name(stack.pool());
     let unset = key_name.clone();
-    undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
+    undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
+        platform.volume_key_unset(&unset).map(drop)
+    });
     Ok(platform.volume_key_set(&key_name, &volume_key)?)
 }
 

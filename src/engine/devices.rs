@@ -16,7 +16,7 @@ use crate::{
         layout::NewDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         plan::sizes::DEVICE_MIN,
-        undo::Rollback,
+        undo::{Rollback, When},
     },
     platform::{self, BlockDevice, DeviceClass, Geometry, Hold, Platform, Timestamp},
 };
@@ -225,7 +225,7 @@ fn wipe(platform: &dyn Platform, paths: &[PathBuf]) -> Result<()> {
 /// When one cannot be written. `undo` wipes all of them: also one whose write failed half way may have a signature.
 pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rollback) -> Result<Vec<Initialized>> {
     let paths: Vec<PathBuf> = planned.iter().map(|planned| planned.candidate.device.path.clone()).collect();
-    undo.push_guarded(format!("wipe {}", list(&paths)), move |platform| wipe(platform, &paths));
+    undo.push(When::Unused, format!("wipe {}", list(&paths)), move |platform| wipe(platform, &paths));
     let headers: Vec<_> = planned.iter().map(|p| (p.candidate.device.path.as_path(), p.header)).collect();
     let areas = Bda::initialize(platform, &headers)?;
     let mut done = Vec::new();

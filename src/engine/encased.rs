@@ -20,7 +20,7 @@ use crate::{
         ids::{DevUuid, PoolUuid},
         stack::{remove_if_up, remove_surely},
         ties,
-        undo::Rollback,
+        undo::{Rollback, When},
         units::Sectors,
     },
     platform::{
@@ -106,7 +106,9 @@ impl Encased {
         let name = self.name();
         let method = unlock.method.ok_or(Error::Locked { pool: self.token.pool })?;
         let opened = name.clone();
-        undo.push(format!("close {}", self.device.path.display()), move |platform| remove_surely(platform, &opened));
+        undo.push(When::Always, format!("close {}", self.device.path.display()), move |platform| {
+            remove_surely(platform, &opened)
+        });
         let given = unlock.passphrase.as_ref();
         containers::open(platform, &self.device.path, Some(&name), &self.bindings, method, given)?;
         Ok(platform.find_device(&platform.dm_node(&name))?)
@@ -141,7 +143,7 @@ impl Encased {
     /// When its header cannot be written.
     pub fn finish(&mut self, platform: &dyn Platform, undo: &mut Rollback) -> Result<()> {
         let path = self.device.path.clone();
-        undo.push_unless_recorded(format!("mark {} again", path.display()), move |platform| {
+        undo.push(When::Known, format!("mark {} again", path.display()), move |platform| {
             mark_unfinished(platform, &path)
         });
         platform.luks_change(&self.device.path, None, &[HeaderChange::RemoveToken(UNFINISHED_TOKEN)])?;
@@ -199,7 +201,7 @@ impl Mould<'_> {
         let prepared = Prepared::new(platform, self.bindings)?;
         let token = StratisToken::new(self.pool, DevUuid::from_random(platform.random()), self.name);
         let path = device.path.clone();
-        undo.push_guarded(format!("wipe {}", path.display()), move |platform| {
+        undo.push(When::Unused, format!("wipe {}", path.display()), move |platform| {
             containers::wipe(platform, &path, Sectors::ZERO, LAYOUT_V1.data_offset)
         });
         let mut tokens: BTreeMap<u32, serde_json::Value> = prepared.tokens(0..NUMBERS);
@@ -220,7 +222,9 @@ impl Mould<'_> {
         let Some(first) = keyslots.first() else { return Err(EncryptionError::NoMechanism.into()) };
         let name = encased.name();
         let opened = name.clone();
-        undo.push(format!("close {}", device.path.display()), move |platform| remove_surely(platform, &opened));
+        undo.push(When::Always, format!("close {}", device.path.display()), move |platform| {
+            remove_surely(platform, &opened)
+        });
         let unlock = luks::Unlock { passphrase: first.passphrase, keyslot: Some(first.number) };
         platform.luks_open(&device.path, Some(&name), unlock)?;
         let inside = platform.find_device(&platform.dm_node(&name))?;

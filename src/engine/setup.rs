@@ -40,7 +40,7 @@ use crate::{
         revert,
         stack::{Stack, ensure_device},
         thin_status::{self, PoolStatus},
-        undo::Rollback,
+        undo::{Rollback, When},
         units::Sectors,
         xfs,
     },
@@ -158,7 +158,7 @@ fn lay(
     discard_unrecorded(platform, set, &pool.meta);
     pool.stack.ensure(platform, &shape.mdv(), undo)?;
     let mdv = Mdv::new(platform, uuid);
-    undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
+    undo.push(When::Always, "unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
     mdv.mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?;
     let journal = mdv.journal()?;
     let mut records = mdv.records(&journal)?;
@@ -335,7 +335,7 @@ pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, doomed: impl Iterator<
 fn disown(platform: &dyn Platform, found: &mut Found, undo: &mut Rollback) {
     let path = found.device.path.clone();
     let at = path.clone();
-    undo.push_guarded(format!("take the mark off {}", path.display()), move |platform| -> Result<()> {
+    undo.push(When::Unused, format!("take the mark off {}", path.display()), move |platform| -> Result<()> {
         // As it is on disk now: a write that failed may have set it.
         if let Some(mut bda) = Bda::load(platform, &at, Repair::ReadOnly)? {
             bda::clear_flags(platform, &mut [(&at, &mut bda)], HeaderFlags::UNCOMMITTED).remove(0)?;

@@ -14,7 +14,7 @@ use crate::{
         layout,
         metadata::{MetadataVersion, pool::Segment},
         plan::sizes,
-        undo::{Rollback, mended},
+        undo::{Rollback, When, mended},
         units::{DataBlocks, Sectors},
     },
     platform::{
@@ -292,7 +292,7 @@ impl Stack {
         let Some(found) = platform.dm_find(&name)? else {
             let volume_key = volume_key()?.ok_or(Error::VolumeKey { pool: self.pool })?;
             let made = name.clone();
-            undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &made));
+            undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &made));
             platform.luks_reopen(&container, &name, &volume_key)?;
             let number = platform.dm_find(&name)?.ok_or(Error::VolumeKey { pool: self.pool })?.number;
             return Ok((number, Ensured::Created));
@@ -479,7 +479,7 @@ pub fn ensure_device(
     let made = name.to_owned();
     // Pushed first: a creation that panics may have been carried out in part. It may be gone by then: a later step of the
     // same work may have taken it down again.
-    undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &made));
+    undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &made));
     Ok((platform.dm_create(name, name, table, visibility)?, Ensured::Created))
 }
 
@@ -559,7 +559,7 @@ pub fn remove_device(platform: &dyn Platform, name: &str, visibility: Visibility
     let Some(device) = platform.dm_find(name)? else { return Ok(()) };
     let again = name.to_owned();
     // Pushed first: a removal that is said to have failed may have been carried out.
-    undo.push_guarded(format!("make {name} again"), move |platform| match platform.dm_find(&again)? {
+    undo.push(When::Unused, format!("make {name} again"), move |platform| match platform.dm_find(&again)? {
         Some(_) => Ok(()),
         None => platform.dm_create(&again, &device.uuid, &device.table, visibility).map(drop),
     });

@@ -23,14 +23,16 @@ type Undo = Box<dyn FnOnce(&dyn Platform) -> Result<()> + Send>;
 
 /// When a step is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum When {
-    /// Always.
+pub enum When {
+    /// Always. For what was done to the running machine.
     Always,
-    /// When it is known what is on record.
+    /// When it is known what is on record. For what a record may name.
     Known,
-    /// When nothing uses it or may name it: what was pushed as [`When::Always`] after it has been taken back, too.
+    /// When no record may name it and every step that was pushed as [`When::Always`] after it has been taken back. For what
+    /// others may still need, such as what was written to a device.
     Unused,
-    /// When everything after it has been taken back.
+    /// When every step after it has been taken back. For what tells the next set-up what to do about those steps, or must not
+    /// come back before they have been taken back.
     Last,
 }
 
@@ -53,45 +55,8 @@ impl Rollback {
         Rollback::default()
     }
 
-    /// Remembers how to take back what was just done to the running machine. `what` completes "could not …".
+    /// Remembers how to take back what was just done, and when that may be done. `what` completes "could not …".
     pub fn push<E: Into<Error>>(
-        &mut self,
-        what: impl Into<String>,
-        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
-    ) {
-        self.push_when(When::Always, what, undo);
-    }
-
-    /// As [`Rollback::push`], for what a record may name: it stays if it is not known whether one does.
-    pub fn push_unless_recorded<E: Into<Error>>(
-        &mut self,
-        what: impl Into<String>,
-        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
-    ) {
-        self.push_when(When::Known, what, undo);
-    }
-
-    /// As [`Rollback::push`], for what must not be taken back while others need it, such as what was written to a device: it
-    /// stays if a step that was pushed with [`Rollback::push`] after it could not be taken back, or if a record may name it.
-    pub fn push_guarded<E: Into<Error>>(
-        &mut self,
-        what: impl Into<String>,
-        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
-    ) {
-        self.push_when(When::Unused, what, undo);
-    }
-
-    /// As [`Rollback::push`], for what says to the next set-up what is to be done about the steps after it, or must not come
-    /// back before these have been taken back. It stays as it is if one of them could not be.
-    pub fn push_last<E: Into<Error>>(
-        &mut self,
-        what: impl Into<String>,
-        undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
-    ) {
-        self.push_when(When::Last, what, undo);
-    }
-
-    fn push_when<E: Into<Error>>(
         &mut self,
         when: When,
         what: impl Into<String>,
@@ -203,13 +168,13 @@ mod tests {
             let (told, undone) = channel();
             let mut undo = Rollback::new();
             let entry = told.clone();
-            undo.push_last("remove the entry", move |_| -> Result<()> {
+            undo.push(When::Last, "remove the entry", move |_| -> Result<()> {
                 entry.send("entry").map_err(|_| Error::Panicked)
             });
             let disk = told.clone();
-            undo.push_guarded("wipe", move |_| -> Result<()> { disk.send("disk").map_err(|_| Error::Panicked) });
+            undo.push(When::Unused, "wipe", move |_| -> Result<()> { disk.send("disk").map_err(|_| Error::Panicked) });
             match fails {
-                true => undo.push_guarded("delete", failing()),
+                true => undo.push(When::Unused, "delete", failing()),
                 false => note(&mut undo, &told, "delete"),
             }
             let error = run(undo, Error::NoDevices);
@@ -223,8 +188,8 @@ mod tests {
     fn a_device_in_use_is_not_wiped() {
         let (told, undone) = channel();
         let mut undo = Rollback::new();
-        undo.push_guarded("wipe", move |_| -> Result<()> { told.send("disk").map_err(|_| Error::Panicked) });
-        undo.push("remove", failing());
+        undo.push(When::Unused, "wipe", move |_| -> Result<()> { told.send("disk").map_err(|_| Error::Panicked) });
+        undo.push(When::Always, "remove", failing());
         run(undo, Error::NoDevices);
         assert_eq!(undone.try_iter().count(), 0);
     }
@@ -235,7 +200,7 @@ mod tests {
         let (told, undone) = channel();
         let mut undo = Rollback::new();
         let disk = told.clone();
-        undo.push_guarded("wipe", move |_| -> Result<()> { disk.send("disk").map_err(|_| Error::Panicked) });
+        undo.push(When::Unused, "wipe", move |_| -> Result<()> { disk.send("disk").map_err(|_| Error::Panicked) });
         note(&mut undo, &told, "take down");
         let pool = crate::engine::name::Name::new("p").expect("a name");
         let boxed = || Box::new(Error::NoDevices);
@@ -246,7 +211,7 @@ mod tests {
 
     fn note(undo: &mut Rollback, told: &Sender<&'static str>, what: &'static str) {
         let told = told.clone();
-        undo.push(what, move |_| -> Result<()> {
+        undo.push(When::Always, what, move |_| -> Result<()> {
             told.send(what).expect("the test listens");
             Ok(())
         });
@@ -262,7 +227,7 @@ mod tests {
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             before.guard(&sim, |undo| -> Result<()> {
                 note(undo, &told, "second");
-                undo.push("third", |_| -> Result<()> { resume_unwind(Box::new("in the undo")) });
+                undo.push(When::Always, "third", |_| -> Result<()> { resume_unwind(Box::new("in the undo")) });
                 resume_unwind(Box::new("in the work"))
             })
         }));

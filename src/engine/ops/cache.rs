@@ -17,7 +17,7 @@ use crate::{
         plan::sizes,
         pool::{self, Pool},
         stack::{Shape, Stack},
-        undo::Rollback,
+        undo::{Rollback, When},
     },
     platform::{BlockDevice, Platform},
     view::Tier,
@@ -83,7 +83,9 @@ fn prepare(
             Role::Cache => {
                 if let Some(placeholder) = old_shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
                     let stack = stack.clone();
-                    undo.push("put the cache's place-holder back", move |platform| stack.put(platform, &placeholder));
+                    undo.push(When::Always, "put the cache's place-holder back", move |platform| {
+                        stack.put(platform, &placeholder)
+                    });
                 }
                 stack.load(platform, &layer)?;
             }
@@ -104,7 +106,9 @@ fn put_in_place(
     match shape.version {
         MetadataVersion::V1 => {
             let (back, old_shape) = (stack.clone(), old_shape.clone());
-            undo.push("move the pool off its cache again", move |platform| back.move_from_cap(platform, &old_shape));
+            undo.push(When::Always, "move the pool off its cache again", move |platform| {
+                back.move_from_cap(platform, &old_shape)
+            });
             stack.move_to_cap(platform, shape)
         }
         MetadataVersion::V2 => match shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {

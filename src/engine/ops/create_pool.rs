@@ -28,7 +28,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, PoolRef, Share},
         setup,
         stack::{Layer, Stack},
-        undo::Rollback,
+        undo::{Rollback, When},
         units::Sectors,
         xfs::{self, Discard},
     },
@@ -217,7 +217,7 @@ fn assemble(
     create(platform, &mut stack, &shape.mdv(), undo)?;
     let node = platform.dm_node(&stack.name(Role::Mdv));
     xfs::make(platform, &node, uuid::Uuid::from_bytes(*uuid.as_bytes()), Discard::Yes)?;
-    undo.push("unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
+    undo.push(When::Always, "unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());
     let mdv = Mdv::new(platform, uuid);
     mdv.mount(&node)?;
     // Makes the directory, so that other daemons find what they expect.

@@ -27,7 +27,7 @@ use crate::{
         metadata::MetadataVersion,
         pool::Pool,
         request::{Access, Mode, Next, PoolRef},
-        undo::Rollback,
+        undo::{Rollback, When},
     },
     platform::{
         Platform,
@@ -349,7 +349,7 @@ fn add(
     let keyslot = header.free_keyslots().next().ok_or(EncryptionError::Full)?;
     let prepared = Prepared::new(platform, std::slice::from_ref(assigned))?;
     let (token, path) = (assigned.token, device.to_owned());
-    undo.push(format!("remove the new binding on {}", device.display()), move |platform| {
+    undo.push(When::Always, format!("remove the new binding on {}", device.display()), move |platform| {
         let changes = [HeaderChange::DestroyKeyslot(keyslot), HeaderChange::RemoveToken(token)];
         platform.luks_change(&path, None, &changes).map(drop)
     });
@@ -379,7 +379,7 @@ impl Doomed {
         let device = self.device.clone();
         let changes =
             [HeaderChange::DestroyKeyslot(self.binding.keyslot), HeaderChange::RemoveToken(self.binding.token)];
-        undo.push(format!("make the binding on {} again", device.display()), move |platform| {
+        undo.push(When::Always, format!("make the binding on {} again", device.display()), move |platform| {
             self.restore(platform, version)
         });
         let change = || platform.luks_change(&device, None, &changes).map(drop);
@@ -416,7 +416,7 @@ fn replace(
     let prepared = Prepared::new(platform, std::slice::from_ref(assigned))?;
     let former = header.tokens.get(&assigned.token).cloned();
     let (token, path) = (assigned.token, device.to_owned());
-    undo.push(format!("put the former binding on {} back", device.display()), move |platform| {
+    undo.push(When::Always, format!("put the former binding on {} back", device.display()), move |platform| {
         let former = former.map(|former| HeaderChange::PutToken(token, former));
         let changes: Vec<_> = former.into_iter().chain([HeaderChange::DestroyKeyslot(keyslot)]).collect();
         platform.luks_change(&path, None, &changes).map(drop)

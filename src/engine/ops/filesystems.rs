@@ -17,7 +17,7 @@ use crate::{
         request::{Next, Part, Wait},
         setup, stack,
         thin_status::{self, State},
-        undo::Rollback,
+        undo::{Rollback, When},
         units::{SECTOR, Sectors},
         xfs::{self, Discard},
     },
@@ -191,7 +191,9 @@ pub(super) fn make_thin(
     let (unborn, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
         // It stays as long as there is a thin device that it names: nothing else knows of that one.
-        undo.push_last("remove the entry from the journal", move |platform| Mdv::new(platform, uuid).end(&entry));
+        undo.push(When::Last, "remove the entry from the journal", move |platform| {
+            Mdv::new(platform, uuid).end(&entry)
+        });
         Mdv::new(platform, uuid).begin(&journal)?;
         records.into_iter().map(|record| make_one(engine, pool, record, &create, undo)).collect::<Result<Vec<_>>>()
     })?;
@@ -211,7 +213,9 @@ fn make_one(
     let id = record.thin_id;
     let undo_in = thin_pool.clone();
     // Pushed first: a message that fails may have been carried out. It stays if its record does.
-    undo.push_last(format!("delete thin device {id}"), move |platform| setup::delete_thin_id(platform, &undo_in, id));
+    undo.push(When::Last, format!("delete thin device {id}"), move |platform| {
+        setup::delete_thin_id(platform, &undo_in, id)
+    });
     match create(id) {
         // Left over by a daemon that keeps no journal; no record names the number, or it would not have been given out.
         Err(error) if error.errno() == Some(nix::libc::EEXIST) => {
@@ -309,7 +313,9 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
             pool.check_requests()?;
             for Unborn { filesystem, .. } in &unborn {
                 let id = filesystem.record.uuid;
-                undo.push(format!("remove the record of {id}"), move |platform| Mdv::new(platform, uuid).remove(id));
+                undo.push(When::Always, format!("remove the record of {id}"), move |platform| {
+                    Mdv::new(platform, uuid).remove(id)
+                });
                 Mdv::new(platform, uuid).save(&filesystem.record)?;
             }
             Ok(())
@@ -383,7 +389,9 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         // This write decides. One that fails may have reached the disk, so it is taken back as well. If that fails, too, the
         // next set-up may destroy them, and nobody may write to them until then: their devices stay down.
         let entry = journal.clone();
-        undo.push("remove the entry from the journal", move |platform| Mdv::new(platform, uuid).end(&entry));
+        undo.push(When::Always, "remove the entry from the journal", move |platform| {
+            Mdv::new(platform, uuid).end(&entry)
+        });
         Mdv::new(platform, uuid).begin(&journal)
     })?;
     undo.forget();

@@ -36,7 +36,7 @@ use crate::{
         },
         pool::Pool,
         request::{Access, Mode, Next, PoolRef, Wait},
-        undo::{Rollback, mended},
+        undo::{Rollback, When, mended},
         units::{Bytes, Sectors},
     },
     platform::{
@@ -313,7 +313,7 @@ fn prepare_new_key(
         return Err(EncryptionError::NoKeyslots.into());
     }
     let (device, slots) = (container.device.clone(), free.clone());
-    undo.push(format!("remove the new volume key from {}", device.display()), move |platform| {
+    undo.push(When::Always, format!("remove the new volume key from {}", device.display()), move |platform| {
         let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
         platform.luks_change(&device, None, &changes).map(drop)
     });

@@ -17,7 +17,7 @@ use crate::{
         pool::{Member, Pool},
         registry::DeviceSet,
         stack::remove_surely,
-        undo::Rollback,
+        undo::{Rollback, When},
         units::{Bytes, Sectors},
     },
     platform::{
@@ -167,12 +167,14 @@ fn open_closed(
     let method = method.ok_or_else(locked)?;
     let name = pool.stack.name(Role::Crypt);
     let opened = name.clone();
-    undo.push(format!("remove {name}"), move |platform| remove_surely(platform, &opened));
+    undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
     let volume_key = containers::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
     let key_name = containers::volume_key_name(pool.uuid());
     let unset = key_name.clone();
-    undo.push("remove the volume key from the keyring", move |platform| platform.volume_key_unset(&unset).map(drop));
+    undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
+        platform.volume_key_unset(&unset).map(drop)
+    });
     let kept = platform.volume_key_set(&key_name, &volume_key);
     if let Err(error) = &kept {
         log::warn!("pool {}: its volume key could not be kept, so it cannot grow: {error}", pool.name());
