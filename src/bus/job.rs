@@ -17,7 +17,7 @@ pub trait Submit: Send + Sync {
     /// Queues the job and returns at once: the reader waits for nothing. A job that is not taken because the daemon
     /// stops is answered through its `on_failure`.
     fn submit(&self, job: Job);
-    /// Who holds which pools and who waits for them, and which programs run, for people. Asked by the lister.
+    /// Who holds which pools and who waits for them, which programs run, and how udev does, for people. Asked by the lister.
     fn locks(&self) -> Locks;
 }
 
@@ -30,6 +30,8 @@ pub struct Locks {
     pub holders: Vec<Holder>,
     /// Those that wait, in the order of arrival.
     pub waiters: Vec<Holder>,
+    /// Events that udev has not answered in time since the start.
+    pub unanswered_udev_events: u64,
 }
 
 /// A program that runs.

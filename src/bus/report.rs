@@ -19,6 +19,8 @@ use crate::{
 const STOPPED_POOLS: &str = "stopped_pools";
 /// Ours: the existing daemon has no such report.
 const LOCKS: &str = "locks";
+/// Ours: how many events udev has not answered in time.
+const UNANSWERED: &str = "udev_events_unanswered";
 
 /// There is no report of that name.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,7 @@ impl Composer {
             Report::EngineState => {
                 let mut report = stopped(&view.stopped);
                 report.insert(LOCKS.into(), locks(held));
+                report.insert(UNANSWERED.into(), held.unanswered_udev_events.into());
                 let mut text = Value::Object(report).to_string();
                 // In place of the brace at the end, since the pools are text already.
                 text.pop();

@@ -219,6 +219,7 @@ impl bus::Submit for Jobs {
             age,
             is_stuck,
         });
-        Locks { holders: told(holders), waiters: told(waiters), programs: programs.collect() }
+        let unanswered_udev_events = self.platform.unanswered_udev_events();
+        Locks { holders: told(holders), waiters: told(waiters), programs: programs.collect(), unanswered_udev_events }
     }
 }

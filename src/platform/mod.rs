@@ -354,6 +354,8 @@ pub trait Platform: Send + Sync + 'static {
     fn run(&self, program: Program, arguments: &[&str]) -> Result<String>;
     /// Programs and other children that run at the moment, the oldest first.
     fn running_programs(&self) -> Vec<RunningProgram>;
+    /// How many events udev has not answered in time since the start. What waited for them has gone on without it.
+    fn unanswered_udev_events(&self) -> u64;
 
     // ---- mounts and files ----
 

@@ -510,7 +510,7 @@ fn reports_are_json() {
         age: Duration::from_millis(9),
         is_stuck: true,
     };
-    let held = Locks { holders: vec![], waiters: vec![holder], programs: vec![program] };
+    let held = Locks { holders: vec![], waiters: vec![holder], programs: vec![program], unanswered_udev_events: 3 };
     let report: serde_json::Value = serde_json::from_str(&composed(Report::EngineState, &view, &held)).unwrap();
     let of = |pointer: &str| report.pointer(pointer).unwrap_or_else(|| panic!("{report} has no {pointer}"));
     assert_eq!(of("/pools/0/name"), "p");
@@ -532,6 +532,7 @@ fn reports_are_json() {
     assert_eq!(of("/locks/waiters/0/age_ms"), 2000);
     assert_eq!(of("/locks/programs/0/program"), "mkfs.xfs on /dev/mapper/x");
     assert!(of("/locks/programs/0/stuck").is_string());
+    assert_eq!(of("/udev_events_unanswered"), 3);
     let by_name = |name| -> serde_json::Value {
         serde_json::from_str(&composed(report::by_name(name).unwrap(), &view, &held)).unwrap()
     };

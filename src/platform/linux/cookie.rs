@@ -8,6 +8,7 @@
 
 use std::{
     fs, io,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,6 +21,19 @@ const MAGIC: u32 = 0x0d4d;
 const DRAWS: u32 = 16;
 /// All semaphores of the machine.
 const SEMAPHORES: &str = "/proc/sysvipc/sem";
+
+/// Waits of the daemon and of its children that udev did not end. One count, since it is one udev.
+static UNANSWERED: AtomicU64 = AtomicU64::new(0);
+
+/// Notes waits that have been given up. Gives how many there have been so far.
+pub(super) fn note_unanswered(count: u64) -> u64 {
+    UNANSWERED.fetch_add(count, Ordering::Relaxed) + count
+}
+
+/// Waits that have been given up so far.
+pub(super) fn unanswered() -> u64 {
+    UNANSWERED.load(Ordering::Relaxed)
+}
 
 mod semaphore {
     //! The calls on semaphores, each on the first and only one of a set.

@@ -184,6 +184,10 @@ impl Platform for Linux {
         processes::running()
     }
 
+    fn unanswered_udev_events(&self) -> u64 {
+        cookie::unanswered()
+    }
+
     fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()> {
         mounts::mount_xfs(&self.place, node, at, options)
     }

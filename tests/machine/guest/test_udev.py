@@ -264,6 +264,7 @@ def test_a_killed_worker_blocks_nothing(stratis, pool, rule):
     kill_workers(rule, "stratis-1-*-thin-fs-*")
     done(stratis.create_filesystem(pool, "g", SMALL))
     assert "unanswered so far: 1" in log.wait_for("udev has not dealt with the resume of")
+    assert stratis.report()["udev_events_unanswered"] == 1
     log.close()
     expect_link(stratis, "p", "g")
     system.mount("/dev/stratis/p/g", "/mnt/g")

@@ -9,14 +9,19 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt, symlink},
     },
     path::Path,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use devicemapper::DmUdevFlags;
 use log::warn;
 
-use super::{super::cookie::Cookie, super::database, super::monitor::udev_runs, node};
+use super::{
+    super::cookie::{self, Cookie},
+    super::database,
+    super::monitor::udev_runs,
+    node,
+};
 use crate::platform::DeviceNumber;
 
 /// Longest wait for udev to deal with a change. On a machine that sets up thousands of disks at once its queue is long; its
@@ -131,8 +136,6 @@ mod ioctl {
 pub(super) struct Punctuality {
     /// The last wait ended at its deadline.
     is_late: AtomicBool,
-    /// So many have.
-    unanswered: AtomicU64,
 }
 
 impl Punctuality {
@@ -183,7 +186,7 @@ impl Punctuality {
         });
         self.is_late.store(!in_time, Ordering::Relaxed);
         if !in_time {
-            let count = self.unanswered.fetch_add(1, Ordering::Relaxed) + 1;
+            let count = cookie::note_unanswered(1);
             warn!(
                 "udev has not dealt with the {} of {name} within {} s (unanswered so far: {count}); going on without it",
                 change.word(),

@@ -464,8 +464,10 @@ impl<'a> Talk<'a> {
         let count = cookie::release(self.process, UDEV_LIMIT);
         if count > 0 {
             let (process, limit) = (self.process, UDEV_LIMIT.as_secs());
+            let so_far = cookie::note_unanswered(count as u64);
             warn!(
-                "udev has not answered process {process}, which works with LUKS2, within {limit} s; it goes on without"
+                "udev has not answered process {process}, which works with LUKS2, within {limit} s (unanswered so far: \
+                 {so_far}); it goes on without"
             );
         }
     }
