@@ -1,7 +1,10 @@
-//! Rules of the house that the compiler does not know: who may know whom (STYLE §2), where `unsafe` may stand, that
+//! Rules of the house that the compiler does not know: who may know whom, where `unsafe` may stand, that
 //! each module says what it is, how long a file may be, and what no file may name.
 //!
 //! Reads the sources as text. Knows nothing of what they do.
+
+#[path = "tidy/documents.rs"]
+mod documents;
 
 use std::{
     collections::BTreeSet,

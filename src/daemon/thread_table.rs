@@ -33,7 +33,7 @@ pub const LINKS: &str = "links";
 pub const TREE_WRITER: &str = "tree-writer";
 
 /// Every thread but the one of `main`, which starts them, waits for the first of them to end and joins them; in the order in
-/// which they are joined (STYLE §6). The signal thread is the last, so that a second Ctrl-C is heard during all of the stop.
+/// which they are joined (docs/architecture.md). The signal thread is the last, so that a second Ctrl-C is heard during all of the stop.
 pub const TABLE: [Row; 9] = [
     Row {
         name: BUS_READER,

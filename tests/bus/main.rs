@@ -1,4 +1,4 @@
-//! The promises about the bus (DESIGN P1-P6, P9) on a whole daemon: one `stratisd --sim` on a bus of its own for each
+//! The promises about the bus (P1 to P6 and P9 of docs/architecture.md) on a whole daemon: one `stratisd --sim` on a bus of its own for each
 //! test, driven as clients would.
 //!
 //! Order of events is asserted, never time; figures that are printed are for people (`cargo test --test bus --

@@ -1,0 +1,163 @@
+//! References to documents: each document and each section that a source or another document names exists.
+//!
+//! A reference is a file name that ends in `.md`, and the section numbers that follow it: `docs/spec/dbus/dbus-api.md`
+//! §7.1 and 7.3. A name without folder means the file of that name below docs/.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::{is_word, project};
+
+/// A document that a text names, and the sections of it.
+#[derive(Debug, PartialEq)]
+struct Reference {
+    file: String,
+    sections: Vec<String>,
+}
+
+/// Comment signs at the beginning of a line are not part of a sentence that goes on there.
+fn one_line(text: &str) -> String {
+    let lines =
+        text.lines().map(|line| line.trim_start().trim_start_matches("//").trim_start_matches(['/', '!', '#']).trim());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
+fn references(text: &str) -> Vec<Reference> {
+    let text = one_line(text);
+    let mut found = Vec::new();
+    let mut from = 0;
+    while let Some(at) = text[from..].find(".md").map(|at| from + at) {
+        let end = at + ".md".len();
+        from = end;
+        let start = text[..at]
+            .rfind(|c: char| !(is_word(c) || matches!(c, '/' | '-' | '.')))
+            .map_or(0, |i| i + text[i..].chars().next().map_or(1, char::len_utf8));
+        let after = &text[end..];
+        if start == at || after.starts_with(|c: char| is_word(c) || c == '/') {
+            continue;
+        }
+        let after = after.trim_start_matches(['`', ' ', ')', '\'']);
+        let sections = after.strip_prefix('§').map(numbers).unwrap_or_default();
+        found.push(Reference { file: text[start..end].to_owned(), sections });
+    }
+    found
+}
+
+/// The list of section numbers at the beginning of a text: `1–3, 6, 10.3`. A range names its two ends.
+fn numbers(text: &str) -> Vec<String> {
+    let mut numbers = Vec::new();
+    let mut rest = text.trim_start();
+    loop {
+        let length = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(rest.len());
+        let number = rest[..length].trim_end_matches('.');
+        if number.is_empty() {
+            return numbers;
+        }
+        numbers.push(number.to_owned());
+        rest = &rest[number.len()..];
+        let joined = [", §", ", ", "–", " to ", " and §", " and "].iter().find_map(|by| rest.strip_prefix(by));
+        let Some(next) = joined else { return numbers };
+        rest = next;
+    }
+}
+
+/// The numbers of a document's headings: `### 6.10 Worked example`.
+fn headings(document: &str) -> BTreeSet<String> {
+    let titles = document.lines().filter_map(|line| line.strip_prefix('#')).map(|l| l.trim_start_matches('#').trim());
+    titles.filter_map(|title| numbers(title).into_iter().next()).collect()
+}
+
+#[allow(clippy::disallowed_methods)] // git alone knows which files belong to the project
+fn files() -> Vec<String> {
+    let Ok(listed) = Command::new("git").args(["ls-files", "-z"]).current_dir(project()).output() else {
+        return Vec::new(); // a source archive: the rule has been checked where the archive was made
+    };
+    let listed = String::from_utf8(listed.stdout).expect("file names in UTF-8");
+    listed.split('\0').filter(|file| !file.is_empty()).map(str::to_owned).collect()
+}
+
+/// The file that a reference in `from` means: from the project, from the folder of `from`, or by name below docs/.
+fn resolve(named: &str, from: &str, documents: &BTreeMap<String, Vec<String>>) -> Option<String> {
+    let beside = Path::new(from).parent().map(|folder| folder.join(named)).unwrap_or_default();
+    let exists = [PathBuf::from(named), beside].into_iter().find(|path| project().join(path).is_file());
+    if let Some(path) = exists {
+        return Some(path.to_string_lossy().into_owned());
+    }
+    match documents.get(named).map(Vec::as_slice) {
+        Some([only]) => Some(only.clone()),
+        _ => documents.values().flatten().find(|path| path.ends_with(&format!("/{named}"))).cloned(),
+    }
+}
+
+fn wrong_references(from: &str, text: &str, documents: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for Reference { file, sections } in references(text) {
+        let Some(path) = resolve(&file, from, documents) else {
+            wrong.push(format!("{from} names {file}, which does not exist"));
+            continue;
+        };
+        if sections.is_empty() {
+            continue;
+        }
+        let there = headings(&fs::read_to_string(project().join(&path)).expect("a readable document"));
+        let missing = sections.iter().filter(|section| !there.contains(*section));
+        wrong.extend(missing.map(|section| format!("{from} names {file} §{section}; {path} has no such section")));
+    }
+    wrong
+}
+
+fn documents() -> BTreeMap<String, Vec<String>> {
+    let mut documents: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for file in files().into_iter().filter(|file| file.starts_with("docs/") && file.ends_with(".md")) {
+        let name = file.rsplit('/').next().unwrap_or_default().to_owned();
+        documents.entry(name).or_default().push(file);
+    }
+    documents
+}
+
+#[test]
+fn each_document_and_section_named_exists() {
+    let documents = documents();
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in files() {
+        // What is planted below names documents that are not there.
+        if file == "tests/tidy/documents.rs" || !project().join(&file).is_file() {
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(project().join(&file)) else { continue };
+        seen += references(&text).len();
+        wrong.extend(wrong_references(&file, &text, &documents));
+    }
+    assert!(files().is_empty() || seen > 100, "only {seen} references were found");
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn planted_dead_references_are_found() {
+    let documents = documents();
+    if documents.is_empty() {
+        return;
+    }
+    let planted = [
+        "//! (`docs/spec/engine/no-such.md` §1)",
+        "//! (`docs/spec/engine/encryption.md` §99)",
+        "//! (`docs/spec/engine/encryption.md` §2.1, 99)",
+        "//! (`docs/spec/engine/encryption.md`\n//! §2.1 to 2.99)",
+        "see `dbus-api.md` §77",
+    ];
+    for text in planted {
+        assert_eq!(wrong_references("src/lib.rs", text, &documents).len(), 1, "not found: {text}");
+    }
+    let good = [
+        "//! (`docs/spec/engine/encryption.md` §2.1 to 2.3, 6).",
+        "[the units](spec/tools/system-integration.md) and dbus-api.md §12 row 3",
+    ];
+    for text in good {
+        assert_eq!(wrong_references("docs/bus.md", text, &documents), Vec::<String>::new());
+    }
+}
