@@ -65,7 +65,7 @@ fn main() -> ExitCode {
     let machine = if arguments.sim {
         Choice::Simulated(SimOptions {
             disk_gib: arguments.sim_disk_size,
-            slow_ms: arguments.sim_slow,
+            step_delay_ms: arguments.sim_slow,
             seed: arguments.sim_seed,
         })
     } else {

@@ -1,6 +1,6 @@
 //! Runs chains of steps over the lock and the workers, and hands what they change to the tree writer.
 //!
-//! Must never know: what a chain is for, what a pool is beyond [`Resident`], who is told of an outcome and how.
+//! Must never know: what a chain is for, what a pool is beyond [`PoolEntry`], who is told of an outcome and how.
 //!
 //! # The promises
 //!
@@ -46,7 +46,7 @@ use threads::{
 };
 
 use super::links::Links;
-use super::table::{ReadTable, Resident, WriteTable, target};
+use super::table::{PoolEntry, ReadTable, WriteTable, target};
 use crate::{
     bus::job::Failure,
     engine::{
@@ -77,9 +77,9 @@ pub const LIMITS: Limits = Limits {
 };
 
 /// What running chains asks of what all their steps share.
-pub trait House: Send + Sync + 'static {
+pub trait Context: Send + Sync + 'static {
     /// What the lock guards.
-    type Pool: Resident;
+    type Pool: PoolEntry;
     /// Counts how often a claim has been given back.
     fn claims_given_back(&self) -> u64;
     /// Whether what a request waits for has not come about yet, since the count of claims given back was `since`.
@@ -98,7 +98,7 @@ pub trait House: Send + Sync + 'static {
         Self: Sized;
 }
 
-impl House for Engine {
+impl Context for Engine {
     type Pool = Pool;
 
     fn claims_given_back(&self) -> u64 {
@@ -131,37 +131,37 @@ impl House for Engine {
     }
 }
 
-/// A chain whose steps are about a house and its pools, and that ends with what answers the caller, if anything does.
-pub type Chain<R, H> = Next<Option<R>, H, <H as House>::Pool>;
+/// A chain of steps over a context and its pools. It ends with the answer to the caller, if there is one.
+pub type Chain<R, C> = Next<Option<R>, C, <C as Context>::Pool>;
 
 /// A step of such a chain under a lock.
-type Step<R, H> = UnderStep<Option<R>, H, <H as House>::Pool>;
+type Step<R, C> = UnderStep<Option<R>, C, <C as Context>::Pool>;
 /// A step of such a chain without one.
-type FreeStep<R, H> = ActStep<Option<R>, H, <H as House>::Pool>;
+type FreeStep<R, C> = ActStep<Option<R>, C, <C as Context>::Pool>;
 /// What follows when links are there.
-type AfterLinks<R, H> = LinkedStep<Option<R>, H, <H as House>::Pool>;
+type AfterLinks<R, C> = LinkedStep<Option<R>, C, <C as Context>::Pool>;
 /// What follows the parts of such a chain that ran side by side.
-type JoinStep<R, H> = Join<Option<R>, H, <H as House>::Pool>;
+type JoinStep<R, C> = Join<Option<R>, C, <C as Context>::Pool>;
 
 /// Makes the answer of a request that does not come to its end.
 pub type OnFailure<R> = Box<dyn FnOnce(Failure) -> Option<R> + Send>;
 
 /// Something to be run.
-pub struct Request<R, H: House = Engine> {
+pub struct Request<R, C: Context = Engine> {
     /// Who asks for what, for the log.
     pub label: String,
     /// What is to be done.
-    pub chain: Chain<R, H>,
+    pub chain: Chain<R, C>,
     /// The answer if the chain does not come to its end.
     pub on_failure: OnFailure<R>,
 }
 
 /// Runs requests. Clones are the same dispatcher.
-pub struct Dispatcher<R: Send + 'static, H: House = Engine> {
-    inner: Arc<Inner<R, H>>,
+pub struct Dispatcher<R: Send + 'static, C: Context = Engine> {
+    inner: Arc<Inner<R, C>>,
 }
 
-impl<R: Send + 'static, H: House> Clone for Dispatcher<R, H> {
+impl<R: Send + 'static, C: Context> Clone for Dispatcher<R, C> {
     fn clone(&self) -> Self {
         Dispatcher { inner: Arc::clone(&self.inner) }
     }
@@ -170,14 +170,14 @@ impl<R: Send + 'static, H: House> Clone for Dispatcher<R, H> {
 /// Sees all changes in commit order, before the tree writer does. It must be quick.
 pub type Observer = Box<dyn Fn(&[Change]) + Send + Sync>;
 
-struct Inner<R: Send + 'static, H: House> {
-    house: Arc<H>,
-    lock: Lock<PoolUuid, Name, H::Pool>,
+struct Inner<R: Send + 'static, C: Context> {
+    context: Arc<C>,
+    lock: Lock<PoolUuid, Name, C::Pool>,
     parking: Parking<Wait>,
     workers: Workers,
     links: Links,
     records: Mutex<Records<R>>,
-    queue: Mutex<Queue<R, H>>,
+    queue: Mutex<Queue<R, C>>,
 }
 
 /// The way to the tree writer. Its mutex is held from taking a change from the engine to its sending, and over a step that
@@ -189,20 +189,20 @@ struct Records<R> {
     observer: Observer,
 }
 
-struct Queue<R: Send + 'static, H: House> {
+struct Queue<R: Send + 'static, C: Context> {
     stopping: bool,
     /// Numbers the requests in the order of their arrival.
     arrivals: u64,
     /// All requests that have not ended. As many as the bus lets in.
     live: BTreeMap<u64, Live<R>>,
     /// Those that wait for a lock. The lock has only their number, so a stop can take them back.
-    waiting: BTreeMap<u64, Waiting<R, H>>,
+    waiting: BTreeMap<u64, Waiting<R, C>>,
     /// Those that wait for a claim to be given back. The parking has only their number, too.
-    parked: BTreeMap<u64, Parked<R, H>>,
+    parked: BTreeMap<u64, Parked<R, C>>,
     /// Those that wait for a worker. The workers have only their number, too.
-    ready: BTreeMap<u64, Ready<R, H>>,
+    ready: BTreeMap<u64, Ready<R, C>>,
     /// Those that found the workers closed. They are dropped where no mutex is held.
-    late: Vec<Ready<R, H>>,
+    late: Vec<Ready<R, C>>,
     /// Dropped when a stop has been asked for and no request is left.
     open: Option<Sender<Infallible>>,
     over: Receiver<Infallible>,
@@ -217,26 +217,26 @@ struct Live<R> {
 
 // In all of these the ticket comes last: fields are dropped in order, and when a request counts as over its claims must have
 // been given back.
-struct Waiting<R: Send + 'static, H: House> {
+struct Waiting<R: Send + 'static, C: Context> {
     /// In the lock's queue, when it is known.
     asked: Option<lock::RequestId>,
-    step: Step<R, H>,
-    ticket: Ticket<R, H>,
+    step: Step<R, C>,
+    ticket: Ticket<R, C>,
 }
 
-struct Parked<R: Send + 'static, H: House> {
-    next: Chain<R, H>,
-    ticket: Ticket<R, H>,
+struct Parked<R: Send + 'static, C: Context> {
+    next: Chain<R, C>,
+    ticket: Ticket<R, C>,
 }
 
-struct Ready<R: Send + 'static, H: House> {
-    step: Box<dyn FnOnce(Ticket<R, H>) + Send>,
-    ticket: Ticket<R, H>,
+struct Ready<R: Send + 'static, C: Context> {
+    step: Box<dyn FnOnce(Ticket<R, C>) + Send>,
+    ticket: Ticket<R, C>,
 }
 
 /// A request on its way. Whoever has it has the duty to go on with it; dropping it answers that the daemon stops.
-struct Ticket<R: Send + 'static, H: House> {
-    inner: Arc<Inner<R, H>>,
+struct Ticket<R: Send + 'static, C: Context> {
+    inner: Arc<Inner<R, C>>,
     number: u64,
     label: Arc<str>,
     /// A step has run that did not park.
@@ -248,12 +248,18 @@ struct Ticket<R: Send + 'static, H: House> {
 }
 
 /// What became of a step: what comes next, or the text of its panic.
-type Outcome<R, H> = Result<Chain<R, H>, String>;
+type Outcome<R, C> = Result<Chain<R, C>, String>;
 
-impl<R: Send + 'static, H: House> Dispatcher<R, H> {
+impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
     /// A dispatcher with an empty table of pools. Records go to `updates`, after `observer` has seen their changes. A thread must
     /// run `links`.
-    pub fn new(house: Arc<H>, workers: Workers, links: Links, updates: Sender<Update<R>>, observer: Observer) -> Self {
+    pub fn new(
+        context: Arc<C>,
+        workers: Workers,
+        links: Links,
+        updates: Sender<Update<R>>,
+        observer: Observer,
+    ) -> Self {
         // Nothing is ever sent on it.
         let (open, over) = crossbeam_channel::bounded(0);
         let queue = Queue {
@@ -271,15 +277,15 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
         let (records, queue) = (Mutex::new(records), Mutex::new(queue));
         let (lock, parking) = (Lock::new(), Parking::new());
         let told = parking.clone();
-        house.watch_claims(Box::new(move |open| told.opened(open)));
-        Dispatcher { inner: Arc::new(Inner { house, lock, parking, workers, links, records, queue }) }
+        context.watch_claims(Box::new(move |open| told.opened(open)));
+        Dispatcher { inner: Arc::new(Inner { context, lock, parking, workers, links, records, queue }) }
     }
 
     /// Begins with a request and returns at once. After [`Dispatcher::stop`] it is answered instead.
-    pub fn submit(&self, request: Request<R, H>) {
+    pub fn submit(&self, request: Request<R, C>) {
         let inner = &self.inner;
         let label: Arc<str> = request.label.into();
-        let seen = inner.house.claims_given_back();
+        let seen = inner.context.claims_given_back();
         let number = {
             let mut queue = inner.queue.lock();
             if queue.stopping {
@@ -310,7 +316,7 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
     /// which the workers must stay: the channel given back is disconnected when no request is left.
     pub fn stop(&self) -> Receiver<Infallible> {
         let inner = &self.inner;
-        inner.house.end();
+        inner.context.end();
         let (waiting, parked, ready, over) = {
             let mut queue = inner.queue.lock();
             queue.stopping = true;
@@ -332,7 +338,7 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
     /// Waits no longer for what takes long: of the requests that have begun, those that have it still before them take back
     /// what they have done, and are refused.
     pub fn hurry(&self) {
-        self.inner.house.hurry();
+        self.inner.context.hurry();
     }
 
     /// The very end: lets the workers go, and the tree writer when it has worked off what there is. To be called when the
@@ -365,10 +371,10 @@ impl<R: Send + 'static, H: House> Dispatcher<R, H> {
     }
 }
 
-impl<R: Send + 'static, H: House> Inner<R, H> {
+impl<R: Send + 'static, C: Context> Inner<R, C> {
     /// Sends a step's changes and the reply, if there is anything to send.
     fn record(&self, changes: Vec<Change>, reply: Option<R>) {
-        self.records.lock().send(&*self.house, changes, reply);
+        self.records.lock().send(&*self.context, changes, reply);
     }
 
     /// Goes on with a parked request. Whoever gave the claim back may be in the middle of a step, and hold anything but `queue`.
@@ -376,11 +382,11 @@ impl<R: Send + 'static, H: House> Inner<R, H> {
         let found = self.queue.lock().parked.remove(&number);
         match found {
             Some(Parked { next, ticket }) => ticket.run(Class::Brief(None), move |ticket| {
-                let seen = ticket.inner.house.claims_given_back();
+                let seen = ticket.inner.context.claims_given_back();
                 ticket.go_on(next, seen);
             }),
             // A stop has answered the request, maybe before the parking came to know it. The next one has the turn.
-            None => drop(self.parking.leave(Arrival(number), |wait| !self.house.is_taken(wait, 0))),
+            None => drop(self.parking.leave(Arrival(number), |wait| !self.context.is_taken(wait, 0))),
         }
     }
 
@@ -413,8 +419,8 @@ impl<R: Send + 'static, H: House> Inner<R, H> {
 }
 
 impl<R> Records<R> {
-    fn send<H: House>(&self, house: &H, mut changes: Vec<Change>, reply: Option<R>) {
-        changes.extend(house.take_stopped_change().map(Change::Stopped));
+    fn send<C: Context>(&self, context: &C, mut changes: Vec<Change>, reply: Option<R>) {
+        changes.extend(context.take_stopped_change().map(Change::Stopped));
         if changes.is_empty() && reply.is_none() {
             return;
         }
@@ -426,7 +432,7 @@ impl<R> Records<R> {
     }
 }
 
-impl<R: Send + 'static, H: House> Queue<R, H> {
+impl<R: Send + 'static, C: Context> Queue<R, C> {
     fn close_if_over(&mut self) {
         if self.stopping && self.live.is_empty() {
             self.open = None;
@@ -434,9 +440,9 @@ impl<R: Send + 'static, H: House> Queue<R, H> {
     }
 }
 
-impl<R: Send + 'static, H: House> Ticket<R, H> {
+impl<R: Send + 'static, C: Context> Ticket<R, C> {
     /// Arranges for what the chain needs next. `seen` is the count of claims given back before the step that asks.
-    fn go_on(self, next: Chain<R, H>, seen: u64) {
+    fn go_on(self, next: Chain<R, C>, seen: u64) {
         match next {
             Next::Done(reply) => {
                 let reply = self.inner.unanswered(self.number).and(reply);
@@ -479,7 +485,7 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     }
 
     /// Runs a step that has no lock.
-    fn run_free(mut self, pace: Pace, step: FreeStep<R, H>) {
+    fn run_free(mut self, pace: Pace, step: FreeStep<R, C>) {
         let class = match pace {
             Pace::Brief => self.brief(),
             Pace::Slow(share) => {
@@ -490,24 +496,24 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         self.run(class, |ticket| ticket.run_step(step));
     }
 
-    fn run_step(self, step: FreeStep<R, H>) {
-        let seen = self.inner.house.claims_given_back();
-        let outcome = caught(|| step(&self.inner.house));
+    fn run_step(self, step: FreeStep<R, C>) {
+        let seen = self.inner.context.claims_given_back();
+        let outcome = caught(|| step(&self.inner.context));
         self.after_free_step(outcome, seen);
     }
 
     /// Goes on when links are there, or will not come.
-    fn wait_for_links(self, links: Box<dyn PendingLinks>, limit: Duration, step: AfterLinks<R, H>) {
+    fn wait_for_links(self, links: Box<dyn PendingLinks>, limit: Duration, step: AfterLinks<R, C>) {
         let thread = self.inner.links.clone();
         let then = move |missing| {
             let (class, inner) = (self.brief(), Arc::clone(&self.inner));
-            self.run(class, move |ticket| ticket.run_step(Box::new(move |house| step(house, missing))));
+            self.run(class, move |ticket| ticket.run_step(Box::new(move |context| step(context, missing))));
             inner.drop_late();
         };
         thread.wait(links, limit, Box::new(then));
     }
 
-    fn wait_for_lock(mut self, access: Access, step: Step<R, H>) {
+    fn wait_for_lock(mut self, access: Access, step: Step<R, C>) {
         if let Access::Pool(PoolRef::Uuid(pool), _) = &access {
             self.share = Some(Share::Pool(*pool));
         }
@@ -557,20 +563,20 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     }
 
     /// Runs a step with its grant.
-    fn run_under(self, mut guard: Guard<PoolUuid, Name, H::Pool>, step: Step<R, H>) {
+    fn run_under(self, mut guard: Guard<PoolUuid, Name, C::Pool>, step: Step<R, C>) {
         let inner = Arc::clone(&self.inner);
-        let house = &*inner.house;
-        let seen = house.claims_given_back();
+        let context = &*inner.context;
+        let seen = context.claims_given_back();
         let whole_table = matches!(guard, Guard::WriteAll(_)).then(|| inner.records.lock());
         let (outcome, changes) = match &mut guard {
-            Guard::Absent => (caught(|| step(house, Granted::NoPool)), Vec::new()),
-            Guard::Read(pool) => (caught(|| step(house, Granted::Read(pool))), Vec::new()),
+            Guard::Absent => (caught(|| step(context, Granted::NoPool)), Vec::new()),
+            Guard::Read(pool) => (caught(|| step(context, Granted::Read(pool))), Vec::new()),
             Guard::ReadAll(guard) => {
                 let mut table = ReadTable(guard);
-                (caught(|| step(house, Granted::Table(&mut table))), Vec::new())
+                (caught(|| step(context, Granted::Table(&mut table))), Vec::new())
             }
             Guard::Write(pool) => {
-                let outcome = caught(|| step(house, Granted::Write(pool)));
+                let outcome = caught(|| step(context, Granted::Write(pool)));
                 if outcome.is_err() {
                     pool.restrict();
                 }
@@ -578,7 +584,7 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
             }
             Guard::WriteAll(guard) => {
                 let mut table = WriteTable::new(guard);
-                let outcome = caught(|| step(house, Granted::Table(&mut table)));
+                let outcome = caught(|| step(context, Granted::Table(&mut table)));
                 if outcome.is_err() {
                     table.restrict_touched();
                 }
@@ -592,11 +598,11 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     /// Sends what a step changed, and only then gives its grant back and goes on.
     fn after_step(
         mut self,
-        mut outcome: Outcome<R, H>,
+        mut outcome: Outcome<R, C>,
         seen: u64,
         changes: Vec<Change>,
         records: MutexGuard<'_, Records<R>>,
-        guard: Guard<PoolUuid, Name, H::Pool>,
+        guard: Guard<PoolUuid, Name, C::Pool>,
     ) {
         let inner = Arc::clone(&self.inner);
         let reply = match &mut outcome {
@@ -607,10 +613,10 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
                 inner.unanswered(self.number).and_then(|on_failure| failed(&self.label, on_failure, Failure::Panicked))
             }
         };
-        records.send(&*inner.house, changes, reply);
+        records.send(&*inner.context, changes, reply);
         drop(records);
         drop(guard);
-        for (label, chain) in inner.house.take_background() {
+        for (label, chain) in inner.context.take_background() {
             Dispatcher { inner: Arc::clone(&inner) }.submit(Request { label, chain, on_failure: Box::new(|_| None) });
         }
         match outcome {
@@ -631,17 +637,17 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
     fn leave_parking(&mut self) {
         if std::mem::take(&mut self.parked) {
             let inner = &self.inner;
-            inner.parking.leave(Arrival(self.number), |wait| !inner.house.is_taken(wait, 0));
+            inner.parking.leave(Arrival(self.number), |wait| !inner.context.is_taken(wait, 0));
         }
     }
 
-    fn after_free_step(self, outcome: Outcome<R, H>, seen: u64) {
+    fn after_free_step(self, outcome: Outcome<R, C>, seen: u64) {
         let inner = Arc::clone(&self.inner);
         self.after_step(outcome, seen, Vec::new(), inner.records.lock(), Guard::Absent);
     }
 
     /// Runs parts side by side; whoever ends the last one runs the join.
-    fn run_together(self, parts: Vec<Part<H>>, join: JoinStep<R, H>) {
+    fn run_together(self, parts: Vec<Part<C>>, join: JoinStep<R, C>) {
         if parts.is_empty() {
             let class = self.brief();
             self.run(class, move |ticket| ticket.run_join(join, Vec::new()));
@@ -654,7 +660,7 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         for (place, part) in parts.into_iter().enumerate() {
             let (gathered, inner_of_part, label) = (Arc::clone(&gathered), Arc::clone(&inner), Arc::clone(&label));
             let job = Box::new(move || {
-                let result = caught(|| part(&inner_of_part.house))
+                let result = caught(|| part(&inner_of_part.context))
                     .inspect_err(|text| log::error!("{label}: one of several parts panicked: {text}"));
                 let all = Gathered::put(&mut gathered.lock(), place, result.ok());
                 if let Some(Gathered { results, join, ticket, .. }) = all {
@@ -666,15 +672,15 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         }
     }
 
-    fn run_join(self, join: JoinStep<R, H>, results: Vec<PartResult>) {
-        let seen = self.inner.house.claims_given_back();
-        let outcome = caught(|| join(&self.inner.house, results));
+    fn run_join(self, join: JoinStep<R, C>, results: Vec<PartResult>) {
+        let seen = self.inner.context.claims_given_back();
+        let outcome = caught(|| join(&self.inner.context, results));
         self.after_free_step(outcome, seen);
     }
 
     /// Sets the chain aside until what it waits for has come about. `seen` is the count of claims given back before the step
     /// that asks for this was begun.
-    fn park(mut self, wait: Wait, next: Chain<R, H>, seen: u64) {
+    fn park(mut self, wait: Wait, next: Chain<R, C>, seen: u64) {
         let (inner, number) = (Arc::clone(&self.inner), self.number);
         let not_begun = {
             let mut queue = inner.queue.lock();
@@ -690,19 +696,19 @@ impl<R: Send + 'static, H: House> Ticket<R, H> {
         if not_begun.is_some() {
             return;
         }
-        let (waking, house) = (Arc::clone(&inner), &inner.house);
-        let is_taken = || house.is_taken(&wait, seen);
+        let (waking, context) = (Arc::clone(&inner), &inner.context);
+        let is_taken = || context.is_taken(&wait, seen);
         inner.parking.park(
             Arrival(number),
             wait.clone(),
             is_taken,
-            |wait| !house.is_taken(wait, 0),
+            |wait| !context.is_taken(wait, 0),
             move || waking.woken(number),
         );
     }
 }
 
-impl<R: Send + 'static, H: House> Drop for Ticket<R, H> {
+impl<R: Send + 'static, C: Context> Drop for Ticket<R, C> {
     fn drop(&mut self) {
         if let Some(on_failure) = self.inner.unanswered(self.number) {
             log::info!("{}: given up, since the daemon stops", self.label);
@@ -716,14 +722,14 @@ impl<R: Send + 'static, H: House> Drop for Ticket<R, H> {
 type PartResult = Option<Box<dyn Any + Send>>;
 
 /// Parts of one request that run side by side.
-struct Gathered<R: Send + 'static, H: House> {
+struct Gathered<R: Send + 'static, C: Context> {
     results: Vec<PartResult>,
     left: usize,
-    join: JoinStep<R, H>,
-    ticket: Ticket<R, H>,
+    join: JoinStep<R, C>,
+    ticket: Ticket<R, C>,
 }
 
-impl<R: Send + 'static, H: House> Gathered<R, H> {
+impl<R: Send + 'static, C: Context> Gathered<R, C> {
     /// Notes a result; if it was the last, takes everything out, to go on with it.
     fn put(gathered: &mut Option<Self>, place: usize, result: PartResult) -> Option<Self> {
         let parts = gathered.as_mut()?;

@@ -133,7 +133,7 @@ mod tests {
     const TEN_GIB: Sectors = Sectors(10 << 21);
 
     /// A daemon without a bus: what is published goes to a channel.
-    struct House {
+    struct Bench {
         group: Group,
         stop: Stop,
         engine: Arc<Engine>,
@@ -141,8 +141,8 @@ mod tests {
         published: Receiver<Change>,
     }
 
-    impl House {
-        fn new(sim: &Sim) -> House {
+    impl Bench {
+        fn new(sim: &Sim) -> Bench {
             let group = Group::new(&["worker-*", "links", "writer"]);
             let workers = Workers::start(&group, LIMITS).unwrap();
             let links = Links::new().unwrap();
@@ -163,7 +163,7 @@ mod tests {
                     Ok(())
                 })
                 .unwrap();
-            House { group, stop: Stop::new(), engine, dispatcher, published }
+            Bench { group, stop: Stop::new(), engine, dispatcher, published }
         }
 
         fn start(&self) -> Start<'_, Told> {
@@ -195,7 +195,7 @@ mod tests {
             builder = builder.disk(name, TEN_GIB);
         }
         let sim = builder.build();
-        let house = House::new(&sim);
+        let bench = Bench::new(&sim);
         let create = |name: &str, paths: Vec<String>| {
             let new = ops::NewPool {
                 name: Name::new(name).unwrap(),
@@ -205,11 +205,11 @@ mod tests {
                 bindings: Vec::new(),
             };
             let made = ops::create_pool(new).map(|made| assert!(made.unwrap().is_some()));
-            assert_eq!(house.start().run(vec![("create".to_owned(), made)], HANG).unwrap(), Waited::All);
+            assert_eq!(bench.start().run(vec![("create".to_owned(), made)], HANG).unwrap(), Waited::All);
         };
         create("slow", names);
         create("quick", vec!["/dev/quick".to_owned()]);
-        house.end();
+        bench.end();
         sim.cut_power();
         sim.power_on();
         sim
@@ -219,25 +219,25 @@ mod tests {
     #[test]
     fn a_slow_pool_delays_no_other() {
         let sim = machine();
-        let house = House::new(&sim);
-        let (look, devices) = ops::first_look(&house.engine).unwrap();
-        assert_eq!(house.start().run(devices, HANG).unwrap(), Waited::All);
-        let pools = look.end(&house.engine);
+        let bench = Bench::new(&sim);
+        let (look, devices) = ops::first_look(&bench.engine).unwrap();
+        assert_eq!(bench.start().run(devices, HANG).unwrap(), Waited::All);
+        let pools = look.end(&bench.engine);
         assert_eq!((pools.len(), look.unread().len()), (2, 0));
         // Its devices have been read; the first table that lies on one of them hangs.
-        let slow = look_up(&house.engine, "slow");
+        let slow = look_up(&bench.engine, "slow");
         let gate = sim.delay(Call::DmCreate, &Role::OriginSub.name(slow));
-        assert_eq!(house.start().run(pools, Duration::ZERO).unwrap(), Waited::Late);
-        house.wait_for_pools(&["quick"]);
+        assert_eq!(bench.start().run(pools, Duration::ZERO).unwrap(), Waited::Late);
+        bench.wait_for_pools(&["quick"]);
         assert!(gate.wait_for(1, HANG));
         // It is shown as what it is, and who asks for it waits.
-        assert_eq!(ops::being_set_up(&house.engine), ["slow"]);
+        assert_eq!(ops::being_set_up(&bench.engine), ["slow"]);
         let stop = ops::start_pool(slow.into(), ops::Unlock::default(), ops::CacheTier::Keep);
         let stop = stop.map(|started| assert_eq!(started.unwrap(), None, "it runs when the answer comes"));
-        assert_eq!(house.start().run(vec![("start".to_owned(), stop)], Duration::ZERO).unwrap(), Waited::Late);
+        assert_eq!(bench.start().run(vec![("start".to_owned(), stop)], Duration::ZERO).unwrap(), Waited::Late);
         gate.open();
-        house.wait_for_pools(&["slow"]);
-        house.end();
+        bench.wait_for_pools(&["slow"]);
+        bench.end();
     }
 
     /// Eight disks that did not answer held everybody who was to read another.
@@ -245,19 +245,19 @@ mod tests {
     fn disks_that_hang_delay_no_other_pool() {
         let sim = machine();
         let gate = sim.delay(Call::Read, "/dev/slow");
-        let house = House::new(&sim);
-        let (look, devices) = ops::first_look(&house.engine).unwrap();
+        let bench = Bench::new(&sim);
+        let (look, devices) = ops::first_look(&bench.engine).unwrap();
         assert_eq!(devices.len(), 9);
-        assert_eq!(house.start().run(devices, Duration::from_millis(1)).unwrap(), Waited::Late);
+        assert_eq!(bench.start().run(devices, Duration::from_millis(1)).unwrap(), Waited::Late);
         assert!(gate.wait_for(8, HANG));
-        let pools = look.end(&house.engine);
+        let pools = look.end(&bench.engine);
         // One that answers when the time is up sets its pool up by itself.
-        house.start().run(pools, HANG).unwrap();
-        house.wait_for_pools(&["quick"]);
+        bench.start().run(pools, HANG).unwrap();
+        bench.wait_for_pools(&["quick"]);
         assert!((8..=9).contains(&look.unread().len()), "{:?}", look.unread());
         gate.open();
-        house.wait_for_pools(&["slow"]);
-        house.end();
+        bench.wait_for_pools(&["slow"]);
+        bench.end();
     }
 
     fn look_up(engine: &Engine, name: &str) -> PoolUuid {

@@ -33,7 +33,7 @@ pub struct SimOptions {
     /// Size of each disk in GiB.
     pub disk_gib: Option<u64>,
     /// How long each step of the machine takes, in milliseconds.
-    pub slow_ms: Option<u64>,
+    pub step_delay_ms: Option<u64>,
     /// Where all chance comes from.
     pub seed: Option<u64>,
 }
@@ -117,7 +117,7 @@ impl SimOptions {
     fn get(&self, variable: &str) -> Option<String> {
         match variable {
             "STRATISD_SIM_DISK_GIB" => self.disk_gib,
-            "STRATISD_SIM_SLOW_MS" => self.slow_ms,
+            "STRATISD_SIM_SLOW_MS" => self.step_delay_ms,
             "STRATISD_SIM_SEED" => self.seed,
             _ => None,
         }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What running a chain asks of the pools that it is about.
-pub trait Resident: Send + Sync + 'static {
+pub trait PoolEntry: Send + Sync + 'static {
     /// Its identifier.
     fn uuid(&self) -> PoolUuid;
     /// Its name.
@@ -31,7 +31,7 @@ pub trait Resident: Send + Sync + 'static {
     fn restrict(&mut self);
 }
 
-impl Resident for Pool {
+impl PoolEntry for Pool {
     fn uuid(&self) -> PoolUuid {
         Pool::uuid(self)
     }
@@ -62,9 +62,9 @@ pub(super) fn target(which: &PoolRef) -> Target<PoolUuid, Name> {
 }
 
 /// The table under shared access: it can be looked at.
-pub(super) struct ReadTable<'a, P: Resident>(pub(super) &'a ReadAllGuard<PoolUuid, Name, P>);
+pub(super) struct ReadTable<'a, P: PoolEntry>(pub(super) &'a ReadAllGuard<PoolUuid, Name, P>);
 
-impl<P: Resident> Table<P> for ReadTable<'_, P> {
+impl<P: PoolEntry> Table<P> for ReadTable<'_, P> {
     fn list(&self) -> Vec<(PoolUuid, Name)> {
         self.0.iter().map(|(uuid, name, _)| (*uuid, name.clone())).collect()
     }
@@ -94,7 +94,7 @@ fn refused(what: &str) {
 }
 
 /// The table under exclusive access, with a note of what the step did to it.
-pub(super) struct WriteTable<'a, P: Resident> {
+pub(super) struct WriteTable<'a, P: PoolEntry> {
     guard: &'a mut WriteAllGuard<PoolUuid, Name, P>,
     done: Vec<Done>,
 }
@@ -106,7 +106,7 @@ enum Done {
     Removed(PoolUuid),
 }
 
-impl<'a, P: Resident> WriteTable<'a, P> {
+impl<'a, P: PoolEntry> WriteTable<'a, P> {
     pub(super) fn new(guard: &'a mut WriteAllGuard<PoolUuid, Name, P>) -> WriteTable<'a, P> {
         WriteTable { guard, done: Vec::new() }
     }
@@ -137,7 +137,7 @@ impl<'a, P: Resident> WriteTable<'a, P> {
     }
 }
 
-impl<P: Resident> Table<P> for WriteTable<'_, P> {
+impl<P: PoolEntry> Table<P> for WriteTable<'_, P> {
     fn list(&self) -> Vec<(PoolUuid, Name)> {
         self.guard.iter().map(|(uuid, name, _)| (*uuid, name.clone())).collect()
     }

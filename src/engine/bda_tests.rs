@@ -541,7 +541,7 @@ fn at_most_ten_devices_are_written_unless_all_are_asked_for() {
         written.extend(chosen);
         assert_eq!(pool.newest().unwrap().unwrap().time, saved.stamp);
     }
-    assert_eq!(written.len(), 14, "each device has its turn");
+    assert_eq!(written.len(), 14, "each device is written");
     let saved = pool.save(b"all", at(30), Choose::Everywhere).unwrap();
     assert_eq!(pool.holding(saved.stamp).len(), 14);
     let mut small = Pool::new(3);
@@ -612,53 +612,53 @@ fn the_newest_or_nothing() {
 }
 
 #[derive(Debug, Clone)]
-enum Turn {
+enum Attempt {
     Save(usize),
     Fail(usize, usize),
     Kill(usize, usize),
     Cut(usize, usize, u64),
 }
 
-fn turns() -> impl Strategy<Value = Vec<Turn>> {
-    let turn = prop_oneof![
-        (1..3000_usize).prop_map(Turn::Save),
-        (1..3000_usize, 1..7_usize).prop_map(|(length, step)| Turn::Fail(length, step)),
-        (1..3000_usize, 1..7_usize).prop_map(|(length, step)| Turn::Kill(length, step)),
-        (1..3000_usize, 1..7_usize, any::<u64>()).prop_map(|(length, step, subset)| Turn::Cut(length, step, subset)),
+fn attempts() -> impl Strategy<Value = Vec<Attempt>> {
+    let attempt = prop_oneof![
+        (1..3000_usize).prop_map(Attempt::Save),
+        (1..3000_usize, 1..7_usize).prop_map(|(length, step)| Attempt::Fail(length, step)),
+        (1..3000_usize, 1..7_usize).prop_map(|(length, step)| Attempt::Kill(length, step)),
+        (1..3000_usize, 1..7_usize, any::<u64>()).prop_map(|(length, step, subset)| Attempt::Cut(length, step, subset)),
     ];
-    prop::collection::vec(turn, 1..12)
+    prop::collection::vec(attempt, 1..12)
 }
 
 proptest! {
     /// Saves, failures, kills and power cuts in any order, a failed call's writes still in the disk's cache during the next:
     /// what is read is the last that was saved, or something tried after it, and after a power cut it stays so.
     #[test]
-    fn nothing_acknowledged_is_ever_lost(turns in turns()) {
+    fn nothing_acknowledged_is_ever_lost(attempts in attempts()) {
         let machine = Machine::holding(saved(0));
         let mut bda = load(&machine).unwrap().unwrap();
         let mut possible: Vec<Option<Vec<u8>>> = vec![None];
-        for (i, turn) in turns.into_iter().enumerate() {
-            let (Turn::Save(length) | Turn::Fail(length, _) | Turn::Kill(length, _) | Turn::Cut(length, ..)) = turn;
+        for (i, attempt) in attempts.into_iter().enumerate() {
+            let (Attempt::Save(length) | Attempt::Fail(length, _) | Attempt::Kill(length, _) | Attempt::Cut(length, ..)) = attempt;
             let json: Vec<u8> = (0..length).map(|at| (at * 7 + i) as u8).collect();
             let fail = |step| machine.with(disk(), |device| device.fail_at = Some(device.steps + step));
-            if let Turn::Fail(_, step) | Turn::Kill(_, step) | Turn::Cut(_, step, _) = turn {
+            if let Attempt::Fail(_, step) | Attempt::Kill(_, step) | Attempt::Cut(_, step, _) = attempt {
                 fail(step);
             }
             let result = bda.save(&machine, disk(), &json, at(i as u64 + 1));
-            prop_assert_eq!(result.is_ok(), matches!(turn, Turn::Save(_)));
+            prop_assert_eq!(result.is_ok(), matches!(attempt, Attempt::Save(_)));
             if result.is_ok() {
                 possible.clear();
             }
             possible.push(Some(json));
-            if let Turn::Cut(.., subset) = turn {
+            if let Attempt::Cut(.., subset) = attempt {
                 machine.with(disk(), |device| device.cut(subset));
             }
-            if matches!(turn, Turn::Cut(..) | Turn::Kill(..)) {
+            if matches!(attempt, Attempt::Cut(..) | Attempt::Kill(..)) {
                 bda = load(&machine).unwrap().unwrap();
             }
             let found = load(&machine).unwrap().unwrap().read_json(&machine, disk()).unwrap();
             prop_assert!(possible.contains(&found));
-            if matches!(turn, Turn::Cut(..)) {
+            if matches!(attempt, Attempt::Cut(..)) {
                 possible = vec![found];
             }
         }

@@ -36,7 +36,7 @@ pub struct Registry {
     running: BTreeMap<PoolUuid, Running>,
     /// Devices of running pools, by number: while a table lies on one, no other gets its number. A node may.
     members: HashMap<DeviceNumber, (PoolUuid, DevUuid)>,
-    turns: Turns,
+    generations: Generations,
     /// Pools that a user has stopped while their devices were gone: the devices still say that the pools are to run.
     unrecorded_stops: BTreeSet<PoolUuid>,
     version: u64,
@@ -53,13 +53,14 @@ struct Running {
     beside: DeviceSet,
 }
 
-/// When pools came to run and ceased to. What was read of the devices of one before is out of date: it may say of a pool
-/// that a user has stopped that it is to run.
+/// A generation counter per pool. It advances when the pool starts to run or stops. What was read from the devices of a
+/// pool before that is out of date: it may say of a pool which a user has stopped that the pool is to run.
 #[derive(Debug, Default)]
-struct Turns {
+struct Generations {
+    /// Advances with each pool.
     count: u64,
     last: HashMap<PoolUuid, u64>,
-    /// The newest of those that have been forgotten.
+    /// The newest generation that was dropped from `last`.
     forgotten: u64,
 }
 
@@ -67,20 +68,20 @@ struct Turns {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(u64);
 
-impl Turns {
-    /// Pools of which it is known when they turned. A moment that counts is seconds old, and no more turn in that time.
+impl Generations {
+    /// Pools whose last change is kept. A moment that is asked about is seconds old, and no more pools change in that time.
     const KNOWN_MAX: usize = 4096;
 
-    fn note(&mut self, pool: PoolUuid) {
+    fn advance(&mut self, pool: PoolUuid) {
         self.count += 1;
         self.last.insert(pool, self.count);
-        if self.last.len() > Turns::KNOWN_MAX {
-            self.forgotten = self.count - Turns::KNOWN_MAX as u64 / 2;
-            self.last.retain(|_, turn| *turn > self.forgotten);
+        if self.last.len() > Generations::KNOWN_MAX {
+            self.forgotten = self.count - Generations::KNOWN_MAX as u64 / 2;
+            self.last.retain(|_, generation| *generation > self.forgotten);
         }
     }
 
-    fn any_since(&self, pool: PoolUuid, since: Moment) -> bool {
+    fn has_advanced(&self, pool: PoolUuid, since: Moment) -> bool {
         self.last.get(&pool).copied().unwrap_or(self.forgotten) > since.0
     }
 }
@@ -88,12 +89,12 @@ impl Turns {
 impl Registry {
     /// Now.
     pub fn moment(&self) -> Moment {
-        Moment(self.turns.count)
+        Moment(self.generations.count)
     }
 
-    /// Whether the pool has come to run, or ceased to, since that moment.
-    pub fn has_turned(&self, pool: PoolUuid, since: Moment) -> bool {
-        self.turns.any_since(pool, since)
+    /// Whether the pool has started to run or stopped since that moment.
+    pub fn has_started_or_stopped(&self, pool: PoolUuid, since: Moment) -> bool {
+        self.generations.has_advanced(pool, since)
     }
 
     /// Adds a device to its pool's set, or to what is known beside a running pool; what was known at its path is past.
@@ -176,19 +177,21 @@ impl Registry {
         }
     }
 
-    /// Forgets everything known of pools that do not run, and takes what a new look at the machine has found that was begun
-    /// at a moment. Of pools that have turned since, and of devices of running pools, what is known is newer.
+    /// Replaces everything known of stopped pools by the findings of a scan that began at `since`. Pools that started or
+    /// stopped since then and devices of running pools keep what is known, which is newer.
     pub fn replace(&mut self, seen: Vec<Seen>, since: Moment) {
         let (newer, known) =
-            std::mem::take(&mut self.sets).into_iter().partition(|(pool, _)| self.has_turned(*pool, since));
+            std::mem::take(&mut self.sets).into_iter().partition(|(pool, _)| self.has_started_or_stopped(*pool, since));
         let known: BTreeMap<PoolUuid, DeviceSet> = known;
         self.sets = newer;
-        for pool in self.running.keys().copied().filter(|pool| !self.has_turned(*pool, since)).collect::<Vec<_>>() {
+        for pool in
+            self.running.keys().copied().filter(|pool| !self.has_started_or_stopped(*pool, since)).collect::<Vec<_>>()
+        {
             self.running.entry(pool).or_default().beside = DeviceSet::default();
         }
         for seen in seen {
             let pool = seen.pool();
-            if self.has_turned(pool, since) || self.members.contains_key(&seen.device().number) {
+            if self.has_started_or_stopped(pool, since) || self.members.contains_key(&seen.device().number) {
                 continue;
             }
             if let Some(running) = self.running.get_mut(&pool) {
@@ -212,8 +215,8 @@ impl Registry {
         set
     }
 
-    /// Takes in the devices of a pool that has been taken down. What is known of others that say they belong to it stays known.
-    pub fn park(&mut self, pool: PoolUuid, mut set: DeviceSet) {
+    /// Adds the devices of a pool that has been taken down. Other devices with the pool's signature stay known.
+    pub fn add_stopped(&mut self, pool: PoolUuid, mut set: DeviceSet) {
         if let Some(others) = self.sets.remove(&pool) {
             set.absorb(others);
         }
@@ -304,7 +307,7 @@ impl Registry {
         pool: PoolUuid,
         devices: impl IntoIterator<Item = (DeviceNumber, PathBuf, DevUuid)>,
     ) {
-        self.turns.note(pool);
+        self.generations.advance(pool);
         self.unrecorded_stops.remove(&pool);
         // With what is known of how its devices lie on each other.
         let mut beside = self.take(pool).unwrap_or_default();
@@ -328,7 +331,7 @@ impl Registry {
 
     /// The pool does not run any more.
     pub fn note_ended(&mut self, pool: PoolUuid) {
-        self.turns.note(pool);
+        self.generations.advance(pool);
         self.members.retain(|_, (of, _)| *of != pool);
         if let Some(running) = self.running.remove(&pool) {
             self.changed |= !running.beside.is_empty();

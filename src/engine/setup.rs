@@ -59,7 +59,7 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
                 engine.registry().note_running(uuid, devices);
                 Ok(())
             }
-            // Its name is claimed and its identifier is random or parked, so only a defect can bring us here.
+            // Its name is claimed and its identifier is random or that of a stopped pool, so only a defect can bring us here.
             Err(_) => Err(Error::PoolNameTaken(name)),
         };
         drop(claim);

@@ -272,8 +272,8 @@ fn a_device_without_a_good_copy_of_its_header_is_missing() {
     assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
 }
 
-/// Damages a pool on two disks that does not run, and checks that it is parked and shown, with a reason that says so.
-fn check_parked(what: &str, damage: impl FnOnce(&Sim), devices: usize, reason: &str) {
+/// Damages a pool on two disks that does not run, and checks that it stays stopped and is listed with this reason.
+fn check_stopped(what: &str, damage: impl FnOnce(&Sim), devices: usize, reason: &str) {
     let sim = two_disks();
     damage(&sim);
     let (bench, said) = listen(|| Bench::start(sim));
@@ -287,33 +287,33 @@ fn check_parked(what: &str, damage: impl FnOnce(&Sim), devices: usize, reason: &
 }
 
 #[test]
-fn a_pool_whose_metadata_is_damaged_is_parked_and_shown() {
-    check_parked("newest metadata is no JSON", |sim| disks::save(sim, "/dev/a", b"not json"), 2, "as it must be");
-    check_parked(
+fn a_pool_whose_metadata_is_damaged_stays_stopped_and_listed() {
+    check_stopped("newest metadata is no JSON", |sim| disks::save(sim, "/dev/a", b"not json"), 2, "as it must be");
+    check_stopped(
         "newest metadata lacks a key",
         |sim| disks::change(sim, "/dev/b", |json| drop(json.as_object_mut().unwrap().remove("backstore"))),
         2,
         "missing field `backstore`",
     );
-    check_parked(
+    check_stopped(
         "newest metadata contradicts itself",
         |sim| disks::change(sim, "/dev/b", |json| json["flex_devs"]["meta_dev"][0][1] = json!(8)),
         2,
         "contradicts itself",
     );
-    check_parked(
+    check_stopped(
         "an unknown feature",
         |sim| disks::change(sim, "/dev/b", |json| json["features"] = json!(["Levitation"])),
         2,
         "Levitation",
     );
-    check_parked(
+    check_stopped(
         "a name that is none",
         |sim| disks::change(sim, "/dev/b", |json| json["name"] = json!("a/b")),
         2,
         "must not contain `/`",
     );
-    check_parked(
+    check_stopped(
         "both copies of the newest metadata",
         |sim| {
             // The newest generation is written to both copies of one pair; JSON begins 32 bytes into a region.
@@ -325,7 +325,7 @@ fn a_pool_whose_metadata_is_damaged_is_parked_and_shown() {
         2,
         "neither copy of the newest metadata",
     );
-    check_parked(
+    check_stopped(
         "both headers of a pair",
         |sim| {
             for region in [0, 2] {
@@ -335,7 +335,7 @@ fn a_pool_whose_metadata_is_damaged_is_parked_and_shown() {
         1,
         "neither header of pair 0",
     );
-    check_parked("a disk that shrank", |sim| sim.resize_disk(path("/dev/a"), GIB).unwrap(), 2, "less than");
+    check_stopped("a disk that shrank", |sim| sim.resize_disk(path("/dev/a"), GIB).unwrap(), 2, "less than");
 }
 
 #[test]
@@ -361,7 +361,7 @@ pub fn with_volume_changed(change: impl FnOnce(&Sim, &str)) -> (Bench, String) {
 }
 
 #[test]
-fn a_pool_whose_records_are_damaged_is_parked_and_shown() {
+fn a_pool_whose_records_are_damaged_stays_stopped_and_listed() {
     let some = "3f2504e04f8941d39a0c0305e82c3301";
     let record = |name: &str| {
         format!(

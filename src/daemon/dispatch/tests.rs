@@ -24,15 +24,15 @@ use crate::{
 const HANG: Duration = Duration::from_secs(60);
 
 /// A pool that is a number, shown as its filesystem limit.
-struct Toy {
+struct ToyPool {
     shown: view::Pool,
     changed: bool,
 }
 
-impl Toy {
-    fn new(uuid: PoolUuid, name: &str) -> Toy {
+impl ToyPool {
+    fn new(uuid: PoolUuid, name: &str) -> ToyPool {
         let shown = view::Pool::bare(uuid, Name::new(name).unwrap());
-        Toy { shown, changed: false }
+        ToyPool { shown, changed: false }
     }
 
     fn add_one(&mut self) -> u64 {
@@ -42,7 +42,7 @@ impl Toy {
     }
 }
 
-impl Resident for Toy {
+impl PoolEntry for ToyPool {
     fn uuid(&self) -> PoolUuid {
         self.shown.uuid
     }
@@ -67,7 +67,7 @@ impl Resident for Toy {
 
 /// One thing that can be claimed, and a number for what is known of pools that do not run.
 #[derive(Default)]
-struct Home {
+struct ToyContext {
     claimed: AtomicBool,
     given_back: AtomicU64,
     watcher: OnceLock<Box<dyn Fn(Vec<Wait>) + Send + Sync>>,
@@ -76,7 +76,7 @@ struct Home {
     stopped: Mutex<(u64, bool)>,
 }
 
-impl Home {
+impl ToyContext {
     fn claim(&self) -> bool {
         self.looks.fetch_add(1, Ordering::SeqCst);
         !self.claimed.swap(true, Ordering::SeqCst)
@@ -95,8 +95,8 @@ impl Home {
     }
 }
 
-impl House for Home {
-    type Pool = Toy;
+impl Context for ToyContext {
+    type Pool = ToyPool;
 
     fn claims_given_back(&self) -> u64 {
         self.given_back.load(Ordering::SeqCst)
@@ -130,7 +130,7 @@ impl House for Home {
     }
 }
 
-/// What to wait for when [`Home::claim`] finds it claimed.
+/// What to wait for when [`ToyContext::claim`] finds it claimed.
 fn the_claim() -> Wait {
     Wait::Key(Key::PoolName(Name::new("claim").unwrap()))
 }
@@ -145,12 +145,12 @@ enum Answer {
     Failed(&'static str, Failure),
 }
 
-type Todo = Chain<Answer, Home>;
+type Todo = Chain<Answer, ToyContext>;
 
 struct Daemon {
-    home: Arc<Home>,
+    context: Arc<ToyContext>,
     group: Group,
-    dispatcher: Dispatcher<Answer, Home>,
+    dispatcher: Dispatcher<Answer, ToyContext>,
     updates: Receiver<Update<Answer>>,
 }
 
@@ -188,20 +188,20 @@ impl Daemon {
         let waits = links.clone();
         group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
         let (sender, updates) = unbounded();
-        let home = Arc::new(Home::default());
-        let dispatcher = Dispatcher::new(Arc::clone(&home), workers, links, sender, observer);
-        Daemon { home, group, dispatcher, updates }
+        let context = Arc::new(ToyContext::default());
+        let dispatcher = Dispatcher::new(Arc::clone(&context), workers, links, sender, observer);
+        Daemon { context, group, dispatcher, updates }
     }
 
     fn insert_pools(&self) {
-        self.insert(vec![Toy::new(uuid(1), "a"), Toy::new(uuid(2), "b")]);
+        self.insert(vec![ToyPool::new(uuid(1), "a"), ToyPool::new(uuid(2), "b")]);
     }
 
-    fn insert(&self, toys: Vec<Toy>) {
+    fn insert(&self, toys: Vec<ToyPool>) {
         let count = toys.len();
         let step = whole_table(|_, table| {
-            for toy in toys {
-                assert!(table.insert(toy).is_ok());
+            for pool in toys {
+                assert!(table.insert(pool).is_ok());
             }
             done(0)
         });
@@ -244,25 +244,25 @@ fn done(number: u64) -> Todo {
     Next::Done(Some(Answer::Number(number)))
 }
 
-fn act(step: impl FnOnce(&Home) -> Todo + Send + 'static) -> Todo {
+fn act(step: impl FnOnce(&ToyContext) -> Todo + Send + 'static) -> Todo {
     Next::Act(Pace::Slow(None), Box::new(step))
 }
 
-fn write(pool: PoolRef, step: impl FnOnce(&Home, &mut Toy) -> Todo + Send + 'static) -> Todo {
+fn write(pool: PoolRef, step: impl FnOnce(&ToyContext, &mut ToyPool) -> Todo + Send + 'static) -> Todo {
     Next::Under(
         Access::Pool(pool, Mode::Exclusive),
-        Box::new(move |home, granted| match granted {
-            Granted::Write(toy) => step(home, toy),
+        Box::new(move |context, granted| match granted {
+            Granted::Write(pool) => step(context, pool),
             _ => panic!("no write grant"),
         }),
     )
 }
 
-fn whole_table(step: impl FnOnce(&Home, &mut dyn Table<Toy>) -> Todo + Send + 'static) -> Todo {
+fn whole_table(step: impl FnOnce(&ToyContext, &mut dyn Table<ToyPool>) -> Todo + Send + 'static) -> Todo {
     Next::Under(
         Access::Table(Mode::Exclusive),
-        Box::new(move |home, granted| match granted {
-            Granted::Table(table) => step(home, table),
+        Box::new(move |context, granted| match granted {
+            Granted::Table(table) => step(context, table),
             _ => panic!("no table grant"),
         }),
     )
@@ -304,7 +304,7 @@ fn records_come_in_commit_order_with_their_replies() {
             let daemon = &daemon;
             scope.spawn(move || {
                 for _ in 0..EACH {
-                    daemon.submit("add", write(pool.clone(), |_, toy| done(toy.add_one())));
+                    daemon.submit("add", write(pool.clone(), |_, pool| done(pool.add_one())));
                 }
             });
         }
@@ -323,7 +323,7 @@ fn records_come_in_commit_order_with_their_replies() {
 
 #[test]
 fn the_grant_is_held_while_the_record_is_made() {
-    let dispatcher = Arc::new(OnceLock::<Dispatcher<Answer, Home>>::new());
+    let dispatcher = Arc::new(OnceLock::<Dispatcher<Answer, ToyContext>>::new());
     let (seen, holders) = unbounded();
     let watched = Arc::clone(&dispatcher);
     let observer = Box::new(move |_: &[Change]| {
@@ -334,7 +334,7 @@ fn the_grant_is_held_while_the_record_is_made() {
     assert!(dispatcher.set(daemon.dispatcher.clone()).is_ok());
     daemon.insert_pools();
     assert_eq!(holders.recv_timeout(HANG).unwrap(), ["insert"]);
-    daemon.submit("add", write(a(), |_, toy| done(toy.add_one())));
+    daemon.submit("add", write(a(), |_, pool| done(pool.add_one())));
     assert_eq!(holders.recv_timeout(HANG).unwrap(), ["add"]);
     daemon.end();
 }
@@ -343,9 +343,9 @@ fn the_grant_is_held_while_the_record_is_made() {
 fn a_chain_goes_through_its_steps_and_replies_once() {
     let daemon = daemon(2);
     let chain = act(|_| {
-        write(a(), |_, toy| {
-            toy.add_one();
-            act(|_| write(b(), |_, toy| done(toy.add_one() + 10)))
+        write(a(), |_, pool| {
+            pool.add_one();
+            act(|_| write(b(), |_, pool| done(pool.add_one() + 10)))
         })
     });
     daemon.submit("chain", chain);
@@ -366,20 +366,20 @@ fn names_are_resolved_and_missing_pools_told() {
         "rename",
         whole_table(|_, table| {
             let name = Name::new("c").unwrap();
-            let toy = table.rename(uuid(1), name.clone()).expect("pool a is there");
-            toy.shown.name = name;
-            toy.changed = true;
+            let pool = table.rename(uuid(1), name.clone()).expect("pool a is there");
+            pool.shown.name = name;
+            pool.changed = true;
             assert!(table.rename(uuid(2), Name::new("c").unwrap()).is_none(), "the name is taken");
-            assert!(table.insert(Toy::new(uuid(1), "d")).is_err(), "the identifier is taken");
+            assert!(table.insert(ToyPool::new(uuid(1), "d")).is_err(), "the identifier is taken");
             done(1)
         }),
     );
     let update = daemon.next();
     assert_eq!(pool_of(&update.changes[0]).name.as_str(), "c");
     assert_eq!((update.changes.len(), update.reply), (1, Some(Answer::Number(1))));
-    daemon.submit("new name", write(by_name("c"), |_, toy| done(toy.add_one())));
+    daemon.submit("new name", write(by_name("c"), |_, pool| done(pool.add_one())));
     assert_eq!(daemon.answer(), Answer::Number(1));
-    let missing: Step<Answer, Home> = Box::new(|_, granted| match granted {
+    let missing: Step<Answer, ToyContext> = Box::new(|_, granted| match granted {
         Granted::NoPool => done(404),
         _ => done(0),
     });
@@ -403,9 +403,9 @@ fn names_are_resolved_and_missing_pools_told() {
 #[test]
 fn a_shared_table_is_not_changed() {
     let daemon = daemon(2);
-    let step: Step<Answer, Home> = Box::new(|_, granted| {
+    let step: Step<Answer, ToyContext> = Box::new(|_, granted| {
         let Granted::Table(table) = granted else { return done(0) };
-        assert!(table.insert(Toy::new(uuid(3), "x")).is_err());
+        assert!(table.insert(ToyPool::new(uuid(3), "x")).is_err());
         assert!(table.remove(uuid(1)).is_none());
         assert!(table.rename(uuid(1), Name::new("x").unwrap()).is_none());
         done(table.list().len() as u64)
@@ -421,8 +421,8 @@ fn a_reply_never_passes_what_is_known_of_stopped_pools() {
     const REQUESTS: u64 = 500;
     let daemon = daemon(4);
     for _ in 0..REQUESTS {
-        daemon.submit("change", write(a(), |home, _| done(home.change_stopped())));
-        daemon.submit("change", act(|home| done(home.change_stopped())));
+        daemon.submit("change", write(a(), |context, _| done(context.change_stopped())));
+        daemon.submit("change", act(|context| done(context.change_stopped())));
     }
     let (mut published, mut answered) = (0, 0);
     while answered < 2 * REQUESTS {
@@ -441,11 +441,11 @@ fn a_reply_never_passes_what_is_known_of_stopped_pools() {
 }
 
 /// Claims the one thing there is; parks while another has it.
-fn claiming(number: u64, then: impl FnOnce(&Home) + Send + 'static) -> Todo {
-    act(move |home| match home.claim() {
+fn claiming(number: u64, then: impl FnOnce(&ToyContext) + Send + 'static) -> Todo {
+    act(move |context| match context.claim() {
         true => {
-            then(home);
-            home.give_back();
+            then(context);
+            context.give_back();
             done(number)
         }
         false => parked(claiming(number, then)),
@@ -455,13 +455,13 @@ fn claiming(number: u64, then: impl FnOnce(&Home) + Send + 'static) -> Todo {
 #[test]
 fn parked_requests_go_on_in_the_order_of_arrival_when_a_claim_is_given_back() {
     let daemon = daemon(1);
-    assert!(daemon.home.claim());
+    assert!(daemon.context.claim());
     for number in [2, 3, 4] {
         daemon.submit("waiter", claiming(number, |_| ()));
     }
     daemon.let_all_park();
-    let giver = act(|home| {
-        home.give_back();
+    let giver = act(|context| {
+        context.give_back();
         done(1)
     });
     daemon.submit("giver", giver);
@@ -472,22 +472,22 @@ fn parked_requests_go_on_in_the_order_of_arrival_when_a_claim_is_given_back() {
 #[test]
 fn no_wake_up_is_lost_between_the_look_and_the_parking() {
     let daemon = daemon(1);
-    assert!(daemon.home.claim());
+    assert!(daemon.context.claim());
     let (looked, has_looked) = bounded(1);
     let (given, is_given) = bounded::<()>(1);
     // The claim is given back by somebody whom the dispatcher knows nothing of, after the step has looked for it and
     // before it parks. Nobody will look at the list again.
     daemon.submit(
         "late",
-        act(move |home| {
-            assert!(!home.claim());
+        act(move |context| {
+            assert!(!context.claim());
             looked.send(()).unwrap();
             is_given.recv_timeout(HANG).unwrap();
             parked(claiming(1, |_| ()))
         }),
     );
     begun(&has_looked);
-    daemon.home.give_back();
+    daemon.context.give_back();
     given.send(()).unwrap();
     assert_eq!(daemon.answer(), Answer::Number(1));
     daemon.end();
@@ -496,7 +496,7 @@ fn no_wake_up_is_lost_between_the_look_and_the_parking() {
 #[test]
 fn a_claim_given_back_in_the_middle_of_a_chain_wakes_the_parked_at_once() {
     let daemon = daemon(4);
-    assert!(daemon.home.claim());
+    assert!(daemon.context.claim());
     daemon.submit("waiter", claiming_quick(1));
     // Grants of a pool are given in order, so the waiter has looked for the claim; whether it has parked makes no difference.
     daemon.submit("barrier", write(a(), |_, _| done(0)));
@@ -504,8 +504,8 @@ fn a_claim_given_back_in_the_middle_of_a_chain_wakes_the_parked_at_once() {
     let (rest, has_begun, go) = held(None, done(2));
     daemon.submit(
         "giver",
-        act(|home| {
-            home.give_back();
+        act(|context| {
+            context.give_back();
             rest
         }),
     );
@@ -538,29 +538,29 @@ fn every_claimer_gets_its_turn() {
 fn twelve_thousand_parked_cost_another_pool_nothing() {
     const PARKED: u64 = 12_000;
     let daemon = daemon(4);
-    assert!(daemon.home.claim());
+    assert!(daemon.context.claim());
     for number in 0..PARKED {
         daemon.submit("parked", claiming_quick(number));
     }
     daemon.submit("barrier", write(a(), |_, _| done(u64::MAX)));
     assert_eq!(daemon.answer(), Answer::Number(u64::MAX));
-    let looks = daemon.home.looks.load(Ordering::SeqCst);
+    let looks = daemon.context.looks.load(Ordering::SeqCst);
     assert!(looks > PARKED, "all have looked once");
     for number in 1..=100 {
-        let other = write(b(), |home, toy| {
+        let other = write(b(), |context, pool| {
             // Something else is given back, too.
-            home.watcher.get().unwrap()(vec![Wait::Idle(uuid(2)), Wait::Progress(uuid(2))]);
-            done(toy.add_one())
+            context.watcher.get().unwrap()(vec![Wait::Idle(uuid(2)), Wait::Progress(uuid(2))]);
+            done(pool.add_one())
         });
         daemon.submit("other pool", other);
         assert_eq!(daemon.answer(), Answer::Number(number));
     }
-    assert_eq!(daemon.home.looks.load(Ordering::SeqCst), looks, "a parked request ran its step");
+    assert_eq!(daemon.context.looks.load(Ordering::SeqCst), looks, "a parked request ran its step");
     // And when the claim is given back, each runs its step once.
-    daemon.home.give_back();
+    daemon.context.give_back();
     let answers: Vec<_> = (0..PARKED).map(|_| daemon.answer()).collect();
     assert_eq!(answers, (0..PARKED).map(Answer::Number).collect::<Vec<_>>(), "in the order of arrival");
-    assert_eq!(daemon.home.looks.load(Ordering::SeqCst), looks + PARKED);
+    assert_eq!(daemon.context.looks.load(Ordering::SeqCst), looks + PARKED);
     daemon.end();
 }
 
@@ -569,8 +569,8 @@ fn a_panic_under_a_write_grant_restricts_the_pool_and_is_answered() {
     let daemon = daemon(2);
     daemon.submit(
         "bad",
-        write(a(), |_, toy| {
-            toy.add_one();
+        write(a(), |_, pool| {
+            pool.add_one();
             panic!("planted")
         }),
     );
@@ -579,7 +579,7 @@ fn a_panic_under_a_write_grant_restricts_the_pool_and_is_answered() {
     assert_eq!((pool.availability, pool.fs_limit), (Availability::NoPoolChanges, 1));
     assert_eq!(update.reply, Some(Answer::Failed("bad", Failure::Panicked)));
     // Pool, worker and dispatcher go on.
-    daemon.submit("good", write(a(), |_, toy| done(toy.add_one())));
+    daemon.submit("good", write(a(), |_, pool| done(pool.add_one())));
     assert_eq!(daemon.answer(), Answer::Number(2));
     daemon.end();
 }
@@ -590,7 +590,7 @@ fn a_panic_elsewhere_is_answered_and_restricts_only_what_was_held() {
     let failed = |label| Answer::Failed(label, Failure::Panicked);
     daemon.submit("act", act(|_| panic!("planted")));
     assert_eq!(daemon.answer(), failed("act"));
-    let reading: Step<Answer, Home> = Box::new(|_, _| panic!("planted"));
+    let reading: Step<Answer, ToyContext> = Box::new(|_, _| panic!("planted"));
     daemon.submit("read", Next::Under(Access::Pool(a(), Mode::Shared), reading));
     let update = daemon.next();
     assert_eq!((update.changes.len(), update.reply), (0, Some(failed("read"))));
@@ -605,7 +605,7 @@ fn a_panic_elsewhere_is_answered_and_restricts_only_what_was_held() {
     assert_eq!(update.changes.len(), 1, "pool B was not touched");
     assert_eq!(pool_of(&update.changes[0]).availability, Availability::NoPoolChanges);
     assert_eq!(update.reply, Some(failed("table")));
-    let bad_join: JoinStep<Answer, Home> = Box::new(|_, _| panic!("planted"));
+    let bad_join: JoinStep<Answer, ToyContext> = Box::new(|_, _| panic!("planted"));
     daemon.submit("join", Next::Together(Vec::new(), bad_join));
     assert_eq!(daemon.answer(), failed("join"));
     // Not even what makes the answer can do harm.
@@ -617,15 +617,15 @@ fn a_panic_elsewhere_is_answered_and_restricts_only_what_was_held() {
 
 #[test]
 fn a_claim_given_back_by_a_panic_wakes_the_parked() {
-    struct Claim(Arc<Home>);
+    struct Claim(Arc<ToyContext>);
     impl Drop for Claim {
         fn drop(&mut self) {
             self.0.give_back();
         }
     }
     let daemon = daemon(1);
-    assert!(daemon.home.claim());
-    let claim = Claim(Arc::clone(&daemon.home));
+    assert!(daemon.context.claim());
+    let claim = Claim(Arc::clone(&daemon.context));
     daemon.submit("waiter", claiming(1, |_| ()));
     daemon.let_all_park();
     let holder = act(move |_| {
@@ -644,20 +644,20 @@ fn parts_run_side_by_side_and_the_join_gets_their_results_in_order() {
     // Two slow workers: each part waits for the other.
     let (to_second, from_first) = bounded::<()>(1);
     let (to_first, from_second) = bounded::<()>(1);
-    let part = |send: Sender<()>, receive: Receiver<()>, result: u64| -> Part<Home> {
+    let part = |send: Sender<()>, receive: Receiver<()>, result: u64| -> Part<ToyContext> {
         Box::new(move |_| {
             send.send(()).unwrap();
             receive.recv_timeout(HANG).unwrap();
             Box::new(result)
         })
     };
-    let parts: Vec<Part<Home>> = vec![
+    let parts: Vec<Part<ToyContext>> = vec![
         part(to_second, from_second, 1),
         part(to_first, from_first, 2),
         Box::new(|_| panic!("planted")),
         Box::new(|_| Box::new(4u64)),
     ];
-    let join: JoinStep<Answer, Home> = Box::new(|_, results| {
+    let join: JoinStep<Answer, ToyContext> = Box::new(|_, results| {
         let results: Vec<Option<u64>> =
             results.into_iter().map(|result| result.map(|number| *number.downcast().unwrap())).collect();
         assert_eq!(results, [Some(1), Some(2), None, Some(4)]);
@@ -681,7 +681,7 @@ fn quick_requests_run_while_slow_ones_fill_their_half() {
     begun(&slow[0].0);
     begun(&slow[1].0);
     for number in 1..=20 {
-        daemon.submit("quick", write(a(), |_, toy| done(toy.add_one())));
+        daemon.submit("quick", write(a(), |_, pool| done(pool.add_one())));
         assert_eq!(daemon.answer(), Answer::Number(number));
     }
     assert!(slow[2..].iter().all(|(has_begun, _)| has_begun.is_empty()), "slow ones took more than half");
@@ -700,7 +700,7 @@ fn pools_do_not_wait_for_each_other() {
         daemon.submit("waiter", write(a(), |_, _| done(2)));
     }
     for number in 1..=50 {
-        daemon.submit("other pool", write(b(), |_, toy| done(toy.add_one())));
+        daemon.submit("other pool", write(b(), |_, pool| done(pool.add_one())));
         let update = daemon.next();
         assert_eq!(update.reply, Some(Answer::Number(number)));
         assert_eq!(pool_of(&update.changes[0]).uuid, uuid(2));
@@ -712,9 +712,9 @@ fn pools_do_not_wait_for_each_other() {
 
 /// As [`claiming`], under a lock, so that it finds a worker while the slow ones are taken.
 fn claiming_quick(number: u64) -> Todo {
-    write(a(), move |home, _| match home.claim() {
+    write(a(), move |context, _| match context.claim() {
         true => {
-            home.give_back();
+            context.give_back();
             done(number)
         }
         false => parked(claiming_quick(number)),

@@ -366,7 +366,7 @@ fn found_by_event(
         return Next::parked(taken, device_event(event));
     }
     let mut registry = engine.registry();
-    if registry.has_turned(pool, since) || registry.running_member(device.number).is_some() {
+    if registry.has_started_or_stopped(pool, since) || registry.running_member(device.number).is_some() {
         // What was read may be from before: of a pool that was made and stopped in between it would say that it is
         // to run, or that its creation was never completed; and by now the device may be another pool's.
         drop(registry);

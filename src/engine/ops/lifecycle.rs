@@ -123,7 +123,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
                     let partial = set.partial;
                     let mut registry = engine.registry();
                     registry.note_ended(uuid);
-                    registry.park(uuid, set);
+                    registry.add_stopped(uuid, set);
                     drop(registry);
                     drop(drain);
                     log::info!("pool {uuid} is stopped");
@@ -288,7 +288,7 @@ pub(super) fn record_stop(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, meta
     renew(engine, uuid, &mut now);
     let mut registry = engine.registry();
     registry.note_recorded_stop(uuid);
-    registry.park(uuid, now);
+    registry.add_stopped(uuid, now);
     Ok(())
 }
 

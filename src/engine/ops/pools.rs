@@ -54,7 +54,7 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
                 let mut registry = engine.registry();
                 registry.note_ended(uuid);
                 if let Destroyed::Partly(set) = destroyed {
-                    registry.park(uuid, *set);
+                    registry.add_stopped(uuid, *set);
                 }
             }
             drop(drain);

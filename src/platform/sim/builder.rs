@@ -15,7 +15,7 @@ use super::{
     clock::Clock,
     disks::{DiskShape, Disks},
     events::Changed,
-    faults::{Control, Slow},
+    faults::{Control, StepDelay},
     machine::{self, Machine},
 };
 use crate::engine::units::Sectors;
@@ -78,7 +78,7 @@ pub struct Builder {
     on_demand: bool,
     real_clock: bool,
     record: bool,
-    slow: Slow,
+    step_delay: StepDelay,
     helpers: Helpers,
     hot_zone: Option<u64>,
 }
@@ -102,7 +102,7 @@ impl Default for Builder {
             on_demand: true,
             real_clock: false,
             record: false,
-            slow: Slow::default(),
+            step_delay: StepDelay::default(),
             helpers: Helpers::default(),
             hot_zone: None,
         }
@@ -221,15 +221,15 @@ impl Builder {
         self
     }
 
-    /// Every write, flush and program takes so long, for demonstrations.
-    pub fn slow(mut self, each: Duration) -> Builder {
-        self.slow.each = each;
+    /// Delays each write, flush and program by this time, for tests and demonstrations.
+    pub fn step_delay(mut self, each: Duration) -> Builder {
+        self.step_delay.each = each;
         self
     }
 
-    /// Of the slow steps only those whose subject contains this: a disk by its path, a program by its arguments.
-    pub fn slow_at(mut self, part: &str) -> Builder {
-        self.slow.part = part.to_owned();
+    /// Delays only the steps whose subject contains this: the path of a disk, the arguments of a program.
+    pub fn step_delay_at(mut self, part: &str) -> Builder {
+        self.step_delay.part = part.to_owned();
         self
     }
 
@@ -259,8 +259,8 @@ impl Builder {
     }
 
     /// Takes the options of `--sim` from variables, usually those of the environment:
-    /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see [`Builder::slow`]), `STRATISD_SIM_SLOW_PATH`
-    /// (see [`Builder::slow_at`]) and `STRATISD_SIM_SEED`.
+    /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see [`Builder::step_delay`]), `STRATISD_SIM_SLOW_PATH`
+    /// (see [`Builder::step_delay_at`]) and `STRATISD_SIM_SEED`.
     ///
     /// # Errors
     /// The name of a variable that is not a number.
@@ -273,10 +273,10 @@ impl Builder {
             self.template.size = Sectors(gib.checked_mul(1 << 21).ok_or("STRATISD_SIM_DISK_GIB")?);
         }
         if let Some(ms) = number("STRATISD_SIM_SLOW_MS")? {
-            self.slow.each = Duration::from_millis(ms);
+            self.step_delay.each = Duration::from_millis(ms);
         }
         if let Some(part) = get("STRATISD_SIM_SLOW_PATH") {
-            self.slow.part = part;
+            self.step_delay.part = part;
         }
         if let Some(seed) = number("STRATISD_SIM_SEED")? {
             self.seed = seed;
@@ -313,7 +313,7 @@ impl Builder {
             machine: Mutex::new(Machine::new(disks, self.helpers, clock.clone(), self.seed)),
             changed: Changed::default(),
             stalls: Condvar::new(),
-            control: Arc::new(Control::new(self.record, self.slow)),
+            control: Arc::new(Control::new(self.record, self.step_delay)),
             clock,
             hot_zone: self.hot_zone,
             long_calls: Default::default(),

@@ -326,24 +326,24 @@ pub(super) struct Control {
     state: Mutex<State>,
     /// Told of every change of gates and power.
     changed: Condvar,
-    slow: Slow,
+    step_delay: StepDelay,
 }
 
-/// What takes time.
+/// How long steps take, and which ones.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Slow {
-    /// How long each write, flush and program takes.
+pub(super) struct StepDelay {
+    /// The delay of each write, flush and program.
     pub each: Duration,
     /// Only those whose subject contains this.
     pub part: String,
 }
 
 impl Control {
-    pub(super) fn new(record: bool, slow: Slow) -> Control {
+    pub(super) fn new(record: bool, step_delay: StepDelay) -> Control {
         Control {
             state: Mutex::new(State { record: record.then(Vec::new), ..State::default() }),
             changed: Condvar::new(),
-            slow,
+            step_delay,
         }
     }
 
@@ -359,13 +359,13 @@ impl Control {
         while let Some(gate) = matching(&state) {
             self.wait_at(&gate, &mut state)?;
         }
-        let Slow { each, part } = &self.slow;
-        let is_slow = !each.is_zero()
+        let StepDelay { each, part } = &self.step_delay;
+        let is_delayed = !each.is_zero()
             && matches!(
                 call,
                 Call::Write | Call::Flush | Call::Run(_) | Call::GrowXfs | Call::Luks(_) | Call::LuksWrite
             );
-        if is_slow && subject.contains(part.as_str()) {
+        if is_delayed && subject.contains(part.as_str()) {
             log::debug!("{call:?} on {subject} takes {} ms", each.as_millis());
             let until = Instant::now() + *each;
             while !state.off && state.boot == boot && !self.changed.wait_until(&mut state, until).timed_out() {}

@@ -6,22 +6,22 @@ use threads::wake::Waker;
 
 use super::*;
 
-fn pool(number: u128) -> PoolRef {
+fn by_number(number: u128) -> PoolRef {
     PoolRef::Uuid(uuid(number))
 }
 
-fn slow_in(number: u128, step: impl FnOnce(&Home) -> Todo + Send + 'static) -> Todo {
+fn slow_in(number: u128, step: impl FnOnce(&ToyContext) -> Todo + Send + 'static) -> Todo {
     Next::Act(Pace::Slow(Some(Share::Pool(uuid(number)))), Box::new(step))
 }
 
-fn brief(step: impl FnOnce(&Home) -> Todo + Send + 'static) -> Todo {
+fn brief(step: impl FnOnce(&ToyContext) -> Todo + Send + 'static) -> Todo {
     Next::Act(Pace::Brief, Box::new(step))
 }
 
 /// The pools are 1 to 17, with the limits of the daemon.
 fn seventeen() -> Daemon {
     let daemon = Daemon::with_limits(LIMITS, Box::new(|_| ()));
-    daemon.insert((1..=17).map(|number| Toy::new(uuid(number), &format!("p{number}"))).collect());
+    daemon.insert((1..=17).map(|number| ToyPool::new(uuid(number), &format!("p{number}"))).collect());
     daemon
 }
 
@@ -65,15 +65,18 @@ fn serves_the_seventeenth(daemon: &Daemon) {
         let device = Share::Device("/dev/new".into());
         let creates = Next::Act(
             Pace::Slow(Some(device)),
-            Box::new(|_: &Home| whole_table(|_, table| done(table.list().len() as u64))),
+            Box::new(|_: &ToyContext| whole_table(|_, table| done(table.list().len() as u64))),
         );
         daemon.submit("creates a pool", creates);
         assert_eq!(daemon.answer(), Answer::Number(17));
-        let part = || -> Part<Home> { Box::new(|_| Box::new(())) };
+        let part = || -> Part<ToyContext> { Box::new(|_| Box::new(())) };
         let parts = (0..4).map(|_| part()).collect();
-        let formats = write(pool(17), |_, toy| {
-            toy.add_one();
-            Next::Together(parts, Box::new(|_, _| slow_in(17, |_| write(pool(17), |_, toy| done(toy.add_one())))))
+        let formats = write(by_number(17), |_, pool| {
+            pool.add_one();
+            Next::Together(
+                parts,
+                Box::new(|_, _| slow_in(17, |_| write(by_number(17), |_, pool| done(pool.add_one())))),
+            )
         });
         daemon.submit("formats", formats);
         assert_eq!(daemon.answer(), Answer::Number(2 * number));
@@ -94,7 +97,7 @@ fn sixteen_pools_with_hung_programs_leave_the_seventeenth_alone() {
     hung.wait_for(16);
     serves_the_seventeenth(&daemon);
     // Steps of the hung pools that are not slow go on as well.
-    daemon.submit("renames", write(pool(3), |_, toy| done(toy.add_one())));
+    daemon.submit("renames", write(by_number(3), |_, pool| done(pool.add_one())));
     assert_eq!(daemon.answer(), Answer::Number(1));
     hung.let_go();
     daemon.end();
@@ -107,7 +110,7 @@ fn sixteen_pools_hung_under_their_lock_leave_the_seventeenth_alone() {
     for number in 1..=16 {
         for _ in 0..5 {
             let step = hung.step();
-            daemon.submit("hangs", write(pool(number), move |_, _| step()));
+            daemon.submit("hangs", write(by_number(number), move |_, _| step()));
         }
     }
     hung.wait_for(16);
@@ -115,9 +118,9 @@ fn sixteen_pools_hung_under_their_lock_leave_the_seventeenth_alone() {
     for number in 1..=20 {
         daemon.submit(
             "grows",
-            write(pool(17), |_, toy| {
+            write(by_number(17), |_, pool| {
                 slow_in(17, {
-                    let now = toy.add_one();
+                    let now = pool.add_one();
                     move |_| done(now)
                 })
             }),
@@ -189,9 +192,9 @@ fn waiting_for_links_holds_no_worker() {
     for number in 1..=20 {
         daemon.submit(
             "other",
-            write(a(), |_, toy| {
+            write(a(), |_, pool| {
                 slow_in(1, {
-                    let now = toy.add_one();
+                    let now = pool.add_one();
                     move |_| done(now)
                 })
             }),

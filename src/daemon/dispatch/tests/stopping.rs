@@ -5,16 +5,16 @@ use super::*;
 #[test]
 fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
     let daemon = daemon(2);
-    assert!(daemon.home.claim());
+    assert!(daemon.context.claim());
     let stopping = |label| Answer::Failed(label, Failure::Stopping);
     // Begun, in its slow middle part; it still needs a lock and a claim after that.
     let (begun_chain, has_begun, go) = held(
         None,
-        write(a(), |_, toy| {
-            toy.add_one();
-            act(|home| {
-                home.give_back();
-                write(b(), |_, toy| done(toy.add_one()))
+        write(a(), |_, pool| {
+            pool.add_one();
+            act(|context| {
+                context.give_back();
+                write(b(), |_, pool| done(pool.add_one()))
             })
         }),
     );
@@ -67,7 +67,7 @@ fn a_stop_does_not_give_up_what_waits_for_its_next_lock() {
     let (holder, has_begun, go) = held(Some(b()), done(1));
     daemon.submit("holder", holder);
     begun(&has_begun);
-    daemon.submit("begun", write(a(), |_, _| write(b(), |_, toy| done(toy.add_one() + 1))));
+    daemon.submit("begun", write(a(), |_, _| write(b(), |_, pool| done(pool.add_one() + 1))));
     // The one free worker comes to this when it has queued the second step of that.
     daemon.submit("barrier", write(a(), |_, _| done(0)));
     assert_eq!(daemon.answer(), Answer::Number(0));

@@ -179,7 +179,7 @@ fn power_and_dropping_open_a_gate() {
 /// A slow machine's waiting ends with its power.
 #[test]
 fn slowness_does_not_outlast_power() {
-    let sim = Sim::builder().slow(Duration::from_secs(3600)).build();
+    let sim = Sim::builder().step_delay(Duration::from_secs(3600)).build();
     std::thread::scope(|scope| {
         let held = scope.spawn(|| sim.write(Path::new("/dev/a"), &[WriteStep::Flush]));
         sim.cut_power();
