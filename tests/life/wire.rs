@@ -1,4 +1,4 @@
-//! The same on the bus, against `stratisd --sim`: items 193–200, 251–254 and 314–361 of
+//! The same on the bus, against `stratisd --sim`: entries 193–200, 251–254 and 314–361 of
 //! `docs/spec/dbus/dbus-behaviours.md`, as far as they are about pools that are not encrypted. Texts are for people and not
 //! compared word by word. Waits are for messages; the limit is only there so that a lost one fails the test.
 
