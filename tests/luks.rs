@@ -18,7 +18,7 @@ use stratisd::{
         Error,
         keyring::Secret,
         linux::luks::Luks,
-        luks::{Begin, Cost, Header, HeaderChange, Layout, NewKeyslot, Purpose, State, Unlock, Work},
+        luks::{Begin, Cost, Header, HeaderChange, Layout, NewKeyslot, Purpose, ReencryptionMode, State, Unlock},
     },
 };
 use tempfile::TempDir;
@@ -266,7 +266,7 @@ fn a_header_around_data_in_the_clear_says_that_nothing_is_done() {
     let tokens = BTreeMap::from([(1, keyring_token(0)), (2, clevis_token(1))]);
     let keyslots = [keyslot(0, &first), keyslot(1, &second)];
     let header = container.format(&OF_POOL, Purpose::Encrypt, &keyslots, &tokens).unwrap();
-    assert_eq!(header.state, State::Unfinished { work: Work::Encrypt, done: Bytes(0) });
+    assert_eq!(header.state, State::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
     assert_eq!(header, container.read());
     assert_eq!((&header.keyslots, &header.tokens), (&[0, 1].into(), &tokens));
     assert_eq!((header.data_offset, header.sector_size), (OF_POOL.data_offset, 4096));

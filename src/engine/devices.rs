@@ -10,10 +10,10 @@ use crate::{
     engine::{
         Engine,
         bda::{self, Bda, Repair},
-        encased::{Encased, Mould},
         error::{Error, Result, list},
         ids::{DevUuid, PoolUuid},
         layout::NewDevice,
+        luks_device::{LuksDevice, LuksFormat},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         plan::sizes::DEVICE_MIN,
         undo::{Rollback, When},
@@ -29,7 +29,7 @@ pub struct Candidate {
     /// Its size and sector sizes.
     pub geometry: Geometry,
     /// The container that was made on the block device that was named; `device` is what has been opened of it then.
-    pub container: Option<Encased>,
+    pub container: Option<LuksDevice>,
     /// Keeps it from everybody else between the first look and the last write.
     hold: Option<Arc<dyn Hold>>,
 }
@@ -39,13 +39,23 @@ impl Candidate {
     ///
     /// # Errors
     /// When that cannot be made; `undo` takes it away again.
-    pub fn encase(mut self, platform: &dyn Platform, mould: &Mould<'_>, undo: &mut Rollback) -> Result<Candidate> {
+    pub fn format_luks(
+        mut self,
+        platform: &dyn Platform,
+        format: &LuksFormat<'_>,
+        undo: &mut Rollback,
+    ) -> Result<Candidate> {
         // Who makes the container opens the device exclusively in turn, and refuses one that is in use.
         self.hold = None;
-        let (encased, device) = mould.encase(platform, &self.device, self.geometry, undo)?;
+        let (luks_device, device) = format.format(platform, &self.device, self.geometry, undo)?;
         let geometry = platform.geometry(&device.path)?;
         // What udev says of the block device stands in headers that can be read without a key, and so is not recorded.
-        Ok(Candidate { device: BlockDevice { wwn: None, ..device }, geometry, container: Some(encased), hold: None })
+        Ok(Candidate {
+            device: BlockDevice { wwn: None, ..device },
+            geometry,
+            container: Some(luks_device),
+            hold: None,
+        })
     }
 }
 
@@ -194,7 +204,7 @@ pub fn plan(
     candidates: Vec<Candidate>,
 ) -> Vec<Planned> {
     let plan = |candidate: Candidate| {
-        let device = candidate.container.as_ref().map(Encased::id);
+        let device = candidate.container.as_ref().map(LuksDevice::id);
         let device = device.unwrap_or_else(|| DevUuid::from_random(platform.random()));
         let size = candidate.geometry.size;
         let mut header = StaticHeader::new(pool, device, version, size, platform.now().seconds);
@@ -232,8 +242,8 @@ pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rol
     for (Planned { mut candidate, .. }, bda) in planned.into_iter().zip(areas) {
         // From here on it is device-mapper that uses it.
         candidate.hold = None;
-        if let Some(encased) = &mut candidate.container {
-            encased.finish(platform, undo)?;
+        if let Some(luks_device) = &mut candidate.container {
+            luks_device.finish(platform, undo)?;
         }
         done.push(Initialized { candidate, bda });
     }

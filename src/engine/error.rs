@@ -14,7 +14,7 @@ use crate::{
         request::PoolRef,
         units::Sectors,
     },
-    platform::{self, luks::Work},
+    platform::{self, luks::ReencryptionMode},
     view::{Availability, Tier},
 };
 
@@ -189,12 +189,12 @@ pub enum Error {
         "pool {pool} is being {}, and this has to wait until that is done; its progress is in the report of the engine's state",
         work_word(*.work)
     )]
-    AtWork { pool: Name, work: Work },
+    AtWork { pool: Name, work: ReencryptionMode },
     #[error(
         "pool {pool} has been {} in part only, and nobody is at it any more ({why}); put that right and ask for it once more, \
          and it goes on", work_word(*.work)
     )]
-    WorkHalted { pool: Name, work: Work, why: String },
+    WorkHalted { pool: Name, work: ReencryptionMode, why: String },
     #[error(
         "the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up, and if it does not, \
          ask for it again"
@@ -203,7 +203,7 @@ pub enum Error {
     #[error("the work on pool {pool} was interrupted before it began, and nothing has changed; ask for it again")]
     NotBegun { pool: Name },
     #[error("not all of pool {pool} has been {}, though it was said so; ask for it again, and report this as a bug", work_word(*.work))]
-    WorkNotDone { pool: Name, work: Work },
+    WorkNotDone { pool: Name, work: ReencryptionMode },
     #[error("pool {pool} has metadata of version 1, with which this cannot be done; make a new pool and copy the data")]
     OnlyVersion2 { pool: Name },
     #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
@@ -390,11 +390,11 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// The word for a work in messages.
-fn work_word(work: Work) -> &'static str {
+fn work_word(work: ReencryptionMode) -> &'static str {
     match work {
-        Work::Encrypt => "encrypted",
-        Work::Reencrypt => "re-encrypted",
-        Work::Decrypt => "decrypted",
+        ReencryptionMode::Encrypt => "encrypted",
+        ReencryptionMode::Reencrypt => "re-encrypted",
+        ReencryptionMode::Decrypt => "decrypted",
     }
 }
 

@@ -13,11 +13,11 @@ use crate::{
         bda::{self, Bda},
         devices::{Candidate, Initialized},
         dm_names::{self, Role},
-        encased::Encased,
         encryption::Info,
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
         layout::{self, NewDevice},
+        luks_device::LuksDevice,
         metadata::{
             FilesystemRecord, HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader,
             filesystem::THIN_ID_MAX,
@@ -47,7 +47,7 @@ pub struct Member {
     /// Its Stratis area.
     pub bda: Bda,
     /// The container that it lies in: a version 1 pool that is encrypted. `device` is what has been opened of it then.
-    pub container: Option<Encased>,
+    pub container: Option<LuksDevice>,
 }
 
 impl Member {
@@ -58,7 +58,7 @@ impl Member {
 
     /// The block device that people know.
     pub fn outer(&self) -> &BlockDevice {
-        self.container.as_ref().map_or(&self.device, |encased| &encased.device)
+        self.container.as_ref().map_or(&self.device, |luks_device| &luks_device.device)
     }
 }
 

@@ -23,10 +23,10 @@ use crate::{
         containers::{self, Unlock},
         devices,
         dm_names::{self, Role},
-        encased::Encased,
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         layout,
+        luks_device::LuksDevice,
         mdv::Mdv,
         metadata::{
             self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, Pending, PoolMetadata,
@@ -84,7 +84,7 @@ pub(super) struct Foundation {
     sector: Sectors,
     records: Vec<FilesystemRecord>,
     /// Devices of a cache that it goes on without, with what they lie in; `None` if it has had none or keeps it.
-    former: Option<Vec<(Found, Option<Encased>)>>,
+    former: Option<Vec<(Found, Option<LuksDevice>)>>,
     undo: Rollback,
 }
 
@@ -264,7 +264,7 @@ fn correct_size(platform: &dyn Platform, pool: &Pool, mut record: FilesystemReco
 }
 
 /// Those devices of a tier that are there, with what they lie in.
-fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(Found, Option<Encased>)> {
+fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(Found, Option<LuksDevice>)> {
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
     let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
     former.map(|found| (found.clone(), set.container(found.bda.header().device).cloned())).collect()
@@ -275,7 +275,7 @@ pub(super) struct Doomed<'a> {
     /// What holds the Stratis area.
     pub path: &'a Path,
     /// The container that it lies in.
-    pub container: Option<&'a Encased>,
+    pub container: Option<&'a LuksDevice>,
     /// Where on it parts of the pool's own container lie.
     pub parts: Vec<Segment>,
     /// When the pool metadata on it was written, if that is known.
@@ -286,7 +286,7 @@ impl Doomed<'_> {
     /// Wipes all but the Stratis area of a device that lies in no container.
     fn wipe_other(&self, platform: &dyn Platform) -> Result<()> {
         self.parts.iter().try_for_each(|part| containers::wipe(platform, self.path, part.start, part.length))?;
-        self.container.map_or(Ok(()), |encased| encased.wipe(platform))
+        self.container.map_or(Ok(()), |luks_device| luks_device.wipe(platform))
     }
 }
 
@@ -622,7 +622,7 @@ pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uu
 /// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
 pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid, set: Option<&DeviceSet>) -> Result<()> {
     take_down(platform, &mut Stack::new(uuid), uuid)?;
-    set.iter().flat_map(|set| set.containers()).try_for_each(|encased| encased.close(platform))?;
+    set.iter().flat_map(|set| set.containers()).try_for_each(|luks_device| luks_device.close(platform))?;
     super::ops::forget_volume_key(platform, uuid);
     Ok(())
 }
@@ -670,6 +670,6 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
 
 /// As [`partly_up`], with the containers of its devices.
 pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
-    let is_open = |encased: &Encased| matches!(platform.dm_find(&encased.name()), Ok(Some(_)));
+    let is_open = |luks_device: &LuksDevice| matches!(platform.dm_find(&luks_device.name()), Ok(Some(_)));
     partly_up(platform, pool) || set.containers().any(is_open)
 }

@@ -137,7 +137,7 @@ mod tests {
         for (status, said) in failures {
             assert!(!is_finding(ProgramEnd::Status(status), said), "{said}");
         }
-        for end in [ProgramEnd::NotRun, ProgramEnd::Signal(9), ProgramEnd::Late, ProgramEnd::Stuck] {
+        for end in [ProgramEnd::NotRun, ProgramEnd::Signal(9), ProgramEnd::TimedOut, ProgramEnd::Unkillable] {
             assert!(!is_finding(end, "examining superblock superblock is corrupt"), "{end:?}");
         }
     }

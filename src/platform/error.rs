@@ -124,9 +124,9 @@ pub enum ProgramEnd {
     /// By this signal, which somebody else sent: the kernel when memory is short, or a user.
     Signal(i32),
     /// It was killed because its time was up.
-    Late,
+    TimedOut,
     /// It was killed because its time was up, and has not ended even so: it waits inside the kernel for a device.
-    Stuck,
+    Unkillable,
 }
 
 impl Error {

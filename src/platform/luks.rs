@@ -38,7 +38,7 @@ pub enum Purpose {
     /// A container with nothing in it yet.
     New,
     /// A container around what lies behind the data offset in the clear now. The header says from the first moment that nothing is
-    /// encrypted yet ([`State::Unfinished`] with [`Work::Encrypt`] and nothing done), and only
+    /// encrypted yet ([`State::Unfinished`] with [`ReencryptionMode::Encrypt`] and nothing done), and only
     /// [`Platform::luks_reencrypt`](super::Platform::luks_reencrypt) begins with it.
     Encrypt,
 }
@@ -74,7 +74,7 @@ pub struct Unlock<'a> {
 
 /// What an unfinished work does with the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Work {
+pub enum ReencryptionMode {
     /// Encrypts what is in the clear.
     Encrypt,
     /// Puts a new volume key in place of the old one.
@@ -91,7 +91,7 @@ pub enum State {
     /// A work on it has been begun and not completed.
     Unfinished {
         /// Which.
-        work: Work,
+        mode: ReencryptionMode,
         /// So many bytes of it are as they are to be. 0: the data is as it was before, and no part of it was being worked on
         /// either; where just the first part was, it is 1.
         done: Bytes,

@@ -157,7 +157,7 @@ impl Pool {
 #[derive(Debug)]
 pub struct Work {
     /// What is done.
-    pub kind: luks::Work,
+    pub kind: luks::ReencryptionMode,
     /// Since when.
     pub since: Timestamp,
     /// Why nobody is at it any more, as a sentence; `None` while somebody is, or will be by himself.
@@ -189,7 +189,7 @@ pub struct Pace {
 
 impl Work {
     /// A work that begins now.
-    pub fn new(kind: luks::Work, since: Timestamp) -> Work {
+    pub fn new(kind: luks::ReencryptionMode, since: Timestamp) -> Work {
         let [done, total, first_done, first_ms, last_ms] = Default::default();
         Work { kind, since, halted: None, done, total, first_done, first_ms, last_ms }
     }
@@ -212,9 +212,9 @@ impl Work {
     /// What is done, in one word.
     pub fn word(&self) -> &'static str {
         match self.kind {
-            luks::Work::Encrypt => "encrypt",
-            luks::Work::Reencrypt => "reencrypt",
-            luks::Work::Decrypt => "decrypt",
+            luks::ReencryptionMode::Encrypt => "encrypt",
+            luks::ReencryptionMode::Reencrypt => "reencrypt",
+            luks::ReencryptionMode::Decrypt => "decrypt",
         }
     }
 
@@ -399,7 +399,7 @@ mod tests {
     use super::*;
 
     fn noted(notes: &[(u64, u64)]) -> Pace {
-        let work = Work::new(luks::Work::Reencrypt, Timestamp::default());
+        let work = Work::new(luks::ReencryptionMode::Reencrypt, Timestamp::default());
         for (done, ms) in notes {
             let now = Timestamp { seconds: ms / 1000, nanoseconds: (ms % 1000) as u32 * 1_000_000 };
             work.note(*done, 10_000, now);
@@ -424,9 +424,9 @@ mod tests {
     #[test]
     fn how_far_a_work_has_come_is_no_change() {
         let begun = |kind| Work::new(kind, Timestamp { seconds: 7, nanoseconds: 0 });
-        let (one, other) = (begun(luks::Work::Encrypt), begun(luks::Work::Encrypt));
+        let (one, other) = (begun(luks::ReencryptionMode::Encrypt), begun(luks::ReencryptionMode::Encrypt));
         other.note(1, 2, Timestamp::default());
         assert_eq!(one, other);
-        assert_ne!(one, begun(luks::Work::Decrypt));
+        assert_ne!(one, begun(luks::ReencryptionMode::Decrypt));
     }
 }

@@ -11,7 +11,7 @@ use stratisd::{
     platform::{
         Platform,
         dm::{Line, Target},
-        luks::Work,
+        luks::ReencryptionMode,
     },
     view::Tier,
 };
@@ -72,7 +72,7 @@ struct PoolState {
     /// Whether its volume key has ever been replaced.
     reencrypted: bool,
     /// The work on its data that is not done.
-    work: Option<Work>,
+    work: Option<ReencryptionMode>,
     filesystems: BTreeMap<String, FilesystemState>,
 }
 

@@ -80,7 +80,7 @@ fn only_a_verdict_of_thin_check_leads_to_a_repair() {
         assert_eq!(after["flex_devs"], before["flex_devs"], "{end:?}");
         bench.start_pool("p").unwrap();
     }
-    for end in [ProgramEnd::Late, ProgramEnd::Stuck] {
+    for end in [ProgramEnd::TimedOut, ProgramEnd::Unkillable] {
         bench.stop_pool("p").unwrap();
         bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
         let error = bench.start_pool("p").unwrap_err().sentence();

@@ -15,7 +15,7 @@ use stratisd::{
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
-        luks::{State, Work},
+        luks::{ReencryptionMode, State},
         sim::{Call, LuksCall, Sim, Trouble},
     },
 };
@@ -33,18 +33,22 @@ const SMALL: &str = "/dev/small";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Every work, and the version of a pool that it is done with.
-const WORKS: [(Work, MetadataVersion); 4] =
-    [(Work::Encrypt, V2), (Work::Reencrypt, V2), (Work::Reencrypt, V1), (Work::Decrypt, V2)];
+const WORKS: [(ReencryptionMode, MetadataVersion); 4] = [
+    (ReencryptionMode::Encrypt, V2),
+    (ReencryptionMode::Reencrypt, V2),
+    (ReencryptionMode::Reencrypt, V1),
+    (ReencryptionMode::Decrypt, V2),
+];
 
 /// A pool with a mark in a filesystem, encrypted or not, as is needed for a work.
-fn pool(sim: Sim, work: Work, version: MetadataVersion) -> Bench {
+fn pool(sim: Sim, work: ReencryptionMode, version: MetadataVersion) -> Bench {
     let mut bench = Bench::start(sim);
     set_key(&mut bench, "k", "secret of k");
     set_key(&mut bench, "l", "secret of l");
     bench.sim.add_disk(Path::new(SMALL), Sectors(4 * GIB.0)).unwrap();
     let bindings = match work {
-        Work::Encrypt => vec![],
-        Work::Reencrypt | Work::Decrypt => vec![by_key(Some(1), "k"), by_tang(Some(2), URL)],
+        ReencryptionMode::Encrypt => vec![],
+        ReencryptionMode::Reencrypt | ReencryptionMode::Decrypt => vec![by_key(Some(1), "k"), by_tang(Some(2), URL)],
     };
     create(&mut bench, version, "p", &[SMALL, "/dev/b"], bindings).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
@@ -52,11 +56,11 @@ fn pool(sim: Sim, work: Work, version: MetadataVersion) -> Bench {
     bench
 }
 
-fn ask(bench: &Bench, work: Work) -> Next<Result<bool>> {
+fn ask(bench: &Bench, work: ReencryptionMode) -> Next<Result<bool>> {
     match work {
-        Work::Encrypt => ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k"), by_tang(None, URL)]),
-        Work::Reencrypt => ops::reencrypt_pool(bench.id("p")),
-        Work::Decrypt => ops::decrypt_pool(bench.id("p")),
+        ReencryptionMode::Encrypt => ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k"), by_tang(None, URL)]),
+        ReencryptionMode::Reencrypt => ops::reencrypt_pool(bench.id("p")),
+        ReencryptionMode::Decrypt => ops::decrypt_pool(bench.id("p")),
     }
 }
 
@@ -83,7 +87,7 @@ fn until<T: 'static>(next: Next<T>, is_meant: fn(&Next<T>) -> bool) -> Next<Next
 }
 
 /// A work up to the step that takes hours.
-fn begun(bench: &mut Bench, work: Work) -> Next<Result<bool>> {
+fn begun(bench: &mut Bench, work: ReencryptionMode) -> Next<Result<bool>> {
     let asked = ask(bench, work);
     let rest = bench.run(until(asked, |next| matches!(next, Next::Long(_))));
     assert!(matches!(rest, Next::Long(_)), "it has not come so far");
@@ -125,12 +129,12 @@ fn event(bench: &mut Bench, action: DeviceAction, path: &str) {
     bench.run(ops::device_event(DeviceEvent { action, path: path.into(), device, unlinked: None }));
 }
 
-fn is_done(bench: &Bench, work: Work) -> bool {
+fn is_done(bench: &Bench, work: ReencryptionMode) -> bool {
     let pool = bench.pool("p").unwrap();
     match work {
-        Work::Encrypt => pool.encryption.is_some() && pool.work.is_none(),
-        Work::Reencrypt => pool.last_reencrypt.is_some() && pool.work.is_none(),
-        Work::Decrypt => pool.encryption.is_none() && pool.work.is_none(),
+        ReencryptionMode::Encrypt => pool.encryption.is_some() && pool.work.is_none(),
+        ReencryptionMode::Reencrypt => pool.last_reencrypt.is_some() && pool.work.is_none(),
+        ReencryptionMode::Decrypt => pool.encryption.is_none() && pool.work.is_none(),
     }
 }
 
@@ -168,7 +172,7 @@ fn events_of_devices_do_not_wait_for_a_work() {
 #[test]
 fn a_pool_with_a_new_volume_key_gets_devices_and_grows() {
     for version in [V1, V2] {
-        let mut bench = pool(Sim::builder().build(), Work::Reencrypt, version);
+        let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, version);
         let pool = bench.id("p");
         assert!(bench.run(ops::reencrypt_pool(pool)).unwrap());
         bench.sim.add_disk(Path::new("/dev/more"), Sectors(4 * GIB.0)).unwrap();
@@ -217,7 +221,7 @@ fn who_would_have_to_wait_for_hours_is_told_at_once() {
             assert!(matches!(error, Error::AtWork { .. }), "{work:?} {version:?}, {what}: {}", error.sentence());
             assert!(error.sentence().contains("this has to wait until that is done"), "{}", error.sentence());
         }
-        for other in [Work::Reencrypt, Work::Decrypt] {
+        for other in [ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt] {
             let asked = ask(&bench, other);
             assert!(matches!(bench.run(asked), Err(Error::AtWork { .. })), "{work:?} {version:?}, {other:?}");
         }
@@ -232,7 +236,9 @@ fn who_would_have_to_wait_for_hours_is_told_at_once() {
         for (what, request) in other_requests(&bench) {
             let done = bench.run(request);
             let is_right = match (what, work, version) {
-                ("bind" | "unbind" | "rebind", Work::Decrypt, _) => matches!(done, Err(Error::NothingToOpen { .. })),
+                ("bind" | "unbind" | "rebind", ReencryptionMode::Decrypt, _) => {
+                    matches!(done, Err(Error::NothingToOpen { .. }))
+                }
                 // Another cannot be in its place.
                 ("bind", _, V1) => true,
                 _ => done.is_ok(),
@@ -253,20 +259,20 @@ fn a_work_can_be_interrupted_before_it_begins() {
         let rest = begun(&mut bench, work);
         let stop = waiting(&mut bench, ops::stop_pool(PoolRef::Name(name("p"))));
         let interrupted = match work {
-            Work::Encrypt => waiting(&mut bench, rest),
+            ReencryptionMode::Encrypt => waiting(&mut bench, rest),
             _ => Next::Done(bench.run(rest)),
         };
         bench.run(stop).unwrap();
         let error = bench.run(interrupted).unwrap_err();
         match work {
-            Work::Encrypt => assert!(matches!(error, Error::Interrupted { .. }), "{at}: {error:?}"),
+            ReencryptionMode::Encrypt => assert!(matches!(error, Error::Interrupted { .. }), "{at}: {error:?}"),
             _ => assert!(matches!(error, Error::NotBegun { .. }), "{at}: {error:?}"),
         }
         assert!(bench.sim.leftovers().is_empty(), "{at}: {:?}", bench.sim.leftovers());
         assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap(), "{at}");
         assert_eq!(mark(&bench), 7, "{at}");
         match work {
-            Work::Encrypt => assert!(is_done(&bench, work), "{at}"),
+            ReencryptionMode::Encrypt => assert!(is_done(&bench, work), "{at}"),
             _ => {
                 let pool = bench.pool("p").unwrap();
                 assert_eq!((&pool.encryption, &pool.work, pool.last_reencrypt), (&before, &None, None), "{at}");
@@ -282,7 +288,7 @@ fn a_work_can_be_interrupted_before_it_begins() {
 /// A work up to the moment between two devices, where another request wants the pool to itself. Gives what is left of both.
 fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Next<T>) -> (Next<T>, Next<Result<bool>>) {
     let devices: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
-    let rest = begun(bench, Work::Reencrypt);
+    let rest = begun(bench, ReencryptionMode::Reencrypt);
     let gate = bench.sim.delay(Call::Luks(LuksCall::Reencrypt), &devices[1].to_string_lossy());
     std::thread::scope(|scope| {
         let Bench { engine, pools, .. } = bench;
@@ -300,7 +306,7 @@ fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Next<T>) -> 
 #[test]
 fn a_work_that_is_interrupted_between_two_devices_has_begun() {
     for by in ["a stop", "a new look"] {
-        let mut bench = pool(Sim::builder().build(), Work::Reencrypt, V1);
+        let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V1);
         let rest = match by {
             "a stop" => {
                 let stop = ops::stop_pool(PoolRef::Name(name("p")));
@@ -324,7 +330,7 @@ fn a_work_that_is_interrupted_between_two_devices_has_begun() {
             assert_eq!(mark(&bench), 7, "{by}");
         }
         assert!(bench.run(ops::reencrypt_pool(bench.id("p"))).unwrap(), "{by}: whoever asks again gets new keys");
-        assert!(is_done(&bench, Work::Reencrypt) && mark(&bench) == 7, "{by}");
+        assert!(is_done(&bench, ReencryptionMode::Reencrypt) && mark(&bench) == 7, "{by}");
         bench.check_nothing_left(by);
     }
 }
@@ -350,7 +356,7 @@ fn a_work_that_was_killed_in_its_first_part_goes_on() {
             bench.sim.faults().clear();
             let is_hot = |path: &std::path::PathBuf| {
                 let state = bench.sim.header(path).unwrap().state;
-                state == State::Unfinished { work, done: Bytes(1) }
+                state == State::Unfinished { mode: work, done: Bytes(1) }
             };
             paths.iter().any(is_hot).then_some(bench)
         });
@@ -364,14 +370,14 @@ fn a_work_that_was_killed_in_its_first_part_goes_on() {
         assert_eq!(mark(&bench), 7, "{at}");
         bench.check_nothing_left(&at);
         bench.stop_pool("p").unwrap();
-        let method = (work != Work::Decrypt).then_some(UnlockMethod::Any);
+        let method = (work != ReencryptionMode::Decrypt).then_some(UnlockMethod::Any);
         assert!(start(&mut bench, "p", method, None).unwrap(), "{at}");
         assert_eq!(mark(&bench), 7, "{at}");
     }
 }
 
 /// A daemon was killed in the midst of a work, and the next one has no key for it.
-fn halted(work: Work, version: MetadataVersion) -> Bench {
+fn halted(work: ReencryptionMode, version: MetadataVersion) -> Bench {
     let mut bench = pool(Sim::builder().build(), work, version);
     let rest = begun(&mut bench, work);
     bench.sim.faults().kill_at(bench.sim.steps() + 60);
@@ -404,7 +410,7 @@ fn a_work_that_lacks_its_key_says_so_and_goes_on_as_soon_as_the_key_is_set() {
         assert!(is_done(&bench, work), "{at}: {:?}", bench.pool("p").unwrap().work);
         let pool = bench.pool("p").unwrap();
         assert!(pool.work.is_none(), "{at}: {:?}", pool.work);
-        assert_eq!(pool.volume_key_loaded, version == V2 && work != Work::Decrypt, "{at}");
+        assert_eq!(pool.volume_key_loaded, version == V2 && work != ReencryptionMode::Decrypt, "{at}");
         assert_eq!(mark(&bench), 7, "{at}");
         bench.check_nothing_left(&at);
     }
@@ -440,8 +446,8 @@ fn a_work_that_was_given_up_goes_on_when_it_is_asked_for() {
 /// A defect in the midst of a work leaves nobody at it, and that is told, too.
 #[test]
 fn a_work_that_panics_is_given_up_until_it_is_asked_for_again() {
-    let mut bench = pool(Sim::builder().build(), Work::Reencrypt, V2);
-    let rest = begun(&mut bench, Work::Reencrypt);
+    let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V2);
+    let rest = begun(&mut bench, ReencryptionMode::Reencrypt);
     bench.sim.faults().panic_at(bench.sim.steps() + 60);
     let engine = &bench.engine;
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(long(engine, rest))));
@@ -451,8 +457,8 @@ fn a_work_that_panics_is_given_up_until_it_is_asked_for_again() {
     let request = ops::unbind(bench.id("p"), Kind::Clevis, SlotRequest::Legacy);
     let error = bench.run(request).unwrap_err();
     assert!(matches!(error, Error::WorkHalted { .. }), "{}", error.sentence());
-    let asked = ask(&bench, Work::Reencrypt);
+    let asked = ask(&bench, ReencryptionMode::Reencrypt);
     assert!(bench.run(asked).unwrap());
-    assert!(is_done(&bench, Work::Reencrypt) && mark(&bench) == 7);
+    assert!(is_done(&bench, ReencryptionMode::Reencrypt) && mark(&bench) == 7);
     assert_eq!(shown(&bench, "p").keys, [(1, "k".to_owned())]);
 }

@@ -220,7 +220,7 @@ fn work_on_all_data_is_signalled_when_it_is_done() {
     let encryption = Encryption { keys, clevis: vec![], keys_agree: true, clevis_agree: true };
     let encrypted = Pool { encryption: Some(encryption), volume_key_loaded: true, ..pool(1, "p") };
     let before = tree(vec![is(&encrypted)]);
-    let work = Some(Arc::new(Work::new(luks::Work::Reencrypt, Timestamp::default())));
+    let work = Some(Arc::new(Work::new(luks::ReencryptionMode::Reencrypt, Timestamp::default())));
     let (busy, signals) = step(&before, is(&Pool { work, ..encrypted.clone() }));
     assert_eq!(signals, [""; 0]);
     let reencrypted = Pool { last_reencrypt: Some(1_795_227_303), ..encrypted };

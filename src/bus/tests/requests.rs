@@ -544,7 +544,7 @@ fn reports_are_json() {
 #[test]
 fn a_report_tells_of_work_on_all_data_of_a_pool() {
     use crate::{
-        platform::{Timestamp, luks::Work as Kind},
+        platform::{Timestamp, luks::ReencryptionMode as Kind},
         view::{Pool, Work},
     };
     let at = |seconds| Timestamp { seconds, nanoseconds: 0 };

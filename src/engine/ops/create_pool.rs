@@ -14,11 +14,11 @@ use crate::{
         containers::{self, Prepared},
         devices::{self, Candidate, Planned},
         dm_names::Role,
-        encased::Mould,
         encryption::{self, Assigned, BindRequest, Kind, NewBinding},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         layout::{Draft, NewDevice},
+        luks_device::LuksFormat,
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
         name::Name,
@@ -140,9 +140,11 @@ fn build(
         Rollback::new().guard(platform, |undo| {
             let candidates = match new.version {
                 MetadataVersion::V1 if !assigned.is_empty() => {
-                    let mould = Mould { pool: uuid, name: new.name.as_str(), bindings: assigned, sector_size: None };
-                    let encased = candidates.into_iter().map(|candidate| candidate.encase(platform, &mould, undo));
-                    encased.collect::<Result<_>>()?
+                    let format =
+                        LuksFormat { pool: uuid, name: new.name.as_str(), bindings: assigned, sector_size: None };
+                    let formatted =
+                        candidates.into_iter().map(|candidate| candidate.format_luks(platform, &format, undo));
+                    formatted.collect::<Result<_>>()?
                 }
                 _ => candidates,
             };

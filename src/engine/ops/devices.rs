@@ -9,11 +9,11 @@ use crate::{
         claims::{Claim, Key},
         containers,
         devices::{self, Candidate},
-        encased::{Encased, Mould},
         encryption::{Assigned, Binding, UnlockMethod},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
         layout::NewDevice,
+        luks_device::{LuksDevice, LuksFormat},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         name::{self, Subject},
         ops::{
@@ -99,8 +99,8 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
                 Ok(found) => {
                     let rules = SectorRules::of(pool, purpose);
                     let (version, mut meta) = (pool.version(), pool.meta.clone());
-                    let casing = match Casing::of(pool, purpose) {
-                        Ok(casing) => casing,
+                    let parameters = match LuksParameters::of(pool, purpose) {
+                        Ok(parameters) => parameters,
                         Err(error) => return Next::Done(Err(error)),
                     };
                     Next::act(move |engine| {
@@ -108,8 +108,8 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
                         let examined = engine.check_ending().and_then(|()| examine(engine, uuid, found, &rules));
                         let made = examined.and_then(|candidates| {
                             Rollback::new().guard(platform, |undo| {
-                                let candidates = match &casing {
-                                    Some(casing) => casing.encase(platform, uuid, candidates, undo)?,
+                                let candidates = match &parameters {
+                                    Some(parameters) => parameters.format(platform, uuid, candidates, undo)?,
                                     None => candidates,
                                 };
                                 let planned = devices::plan(platform, uuid, version, candidates);
@@ -131,16 +131,16 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
 }
 
 /// How devices that join a version 1 pool which is encrypted are encrypted alike.
-struct Casing {
+struct LuksParameters {
     name: String,
     bindings: Vec<Assigned>,
     sector_size: Option<u32>,
     /// A device of the pool, which everything that is to open the new ones must be able to open.
-    proof: Option<Encased>,
+    proof: Option<LuksDevice>,
 }
 
-impl Casing {
-    fn of(pool: &Pool, purpose: Purpose) -> Result<Option<Casing>> {
+impl LuksParameters {
+    fn of(pool: &Pool, purpose: Purpose) -> Result<Option<LuksParameters>> {
         let mut containers = pool.members.values().filter_map(|member| member.container.clone());
         let Some(first) = containers.next() else { return Ok(None) };
         let agreed = pool.encryption()?.agreed()?;
@@ -149,7 +149,7 @@ impl Casing {
         };
         let tier = if purpose == Purpose::Data { Tier::Data } else { Tier::Cache };
         let logical = sector_sizes(pool, tier).into_iter().filter_map(|member| Some(member.crypt?.logical)).max();
-        Ok(Some(Casing {
+        Ok(Some(LuksParameters {
             name: pool.meta.name.clone(),
             bindings: agreed.iter().map(assign).collect::<Result<_>>()?,
             sector_size: logical,
@@ -158,21 +158,21 @@ impl Casing {
         }))
     }
 
-    fn encase(
+    fn format(
         &self,
         platform: &dyn Platform,
         pool: PoolUuid,
         candidates: Vec<Candidate>,
         undo: &mut Rollback,
     ) -> Result<Vec<Candidate>> {
-        if let Some(Encased { device, bindings, .. }) = &self.proof {
+        if let Some(LuksDevice { device, bindings, .. }) = &self.proof {
             for binding in bindings.iter() {
                 containers::open(platform, &device.path, None, bindings, UnlockMethod::Token(binding.token), None)?;
             }
         }
-        let Casing { name, bindings, sector_size, .. } = self;
-        let mould = Mould { pool, name, bindings, sector_size: *sector_size };
-        candidates.into_iter().map(|candidate| candidate.encase(platform, &mould, undo)).collect()
+        let LuksParameters { name, bindings, sector_size, .. } = self;
+        let format = LuksFormat { pool, name, bindings, sector_size: *sector_size };
+        candidates.into_iter().map(|candidate| candidate.format_luks(platform, &format, undo)).collect()
     }
 }
 
@@ -300,7 +300,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
         });
         match container {
             Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
-            Ok(Some(encased)) => grow_encased(uuid, encased),
+            Ok(Some(luks_device)) => grow_luks_device(uuid, luks_device),
             Err(error) => Next::Done(Err(error)),
         }
     });
@@ -309,10 +309,10 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
 
 /// As [`grow`], for a device in a container of its own, which has to grow before. For that its volume key is needed, and found
 /// without a lock.
-fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
+fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Next<Result<bool>> {
     Next::slow(Share::Pool(uuid), move |engine| {
-        let (platform, path, device) = (engine.platform(), encased.device.path.clone(), encased.id());
-        let volume_key = containers::open(platform, &path, None, &encased.bindings, UnlockMethod::Any, None);
+        let (platform, path, device) = (engine.platform(), luks_device.device.path.clone(), luks_device.id());
+        let volume_key = containers::open(platform, &path, None, &luks_device.bindings, UnlockMethod::Any, None);
         let volume_key = match volume_key {
             Ok(volume_key) => volume_key,
             Err(error) => return Next::Done(Err(error)),
@@ -325,9 +325,9 @@ fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
                 return Err(Error::NoDevice { pool: pool.name().clone(), device });
             };
             let before = member.bda.header().device_size;
-            let (inside, room) = (member.device.path.clone(), encased.room(platform.geometry(&path)?.size));
+            let (inside, room) = (member.device.path.clone(), luks_device.room(platform.geometry(&path)?.size));
             if room > before {
-                platform.luks_resize(&path, &encased.name(), &volume_key, None)?;
+                platform.luks_resize(&path, &luks_device.name(), &volume_key, None)?;
             } else {
                 member.bda.check_size(&inside, room)?;
             }
@@ -335,7 +335,7 @@ fn grow_encased(uuid: PoolUuid, encased: Encased) -> Next<Result<bool>> {
             // An opened device that is larger than its record says does no harm, but is not what was asked for. One that is
             // smaller than the header may say does.
             if grown.as_ref().is_err_and(|error| error.leaves() == Availability::Full) && room > before {
-                let back = platform.luks_resize(&path, &encased.name(), &volume_key, Some(before));
+                let back = platform.luks_resize(&path, &luks_device.name(), &volume_key, Some(before));
                 if let Err(error) = back {
                     log::warn!("{} could not be made smaller again: {error}", inside.display());
                 }
@@ -410,7 +410,7 @@ fn sector_sizes(pool: &Pool, tier: Tier) -> Vec<sector_rules::Member> {
             let member = pool.members.get(&entry.uuid)?;
             let inside = sizes_of(&member.geometry);
             let (base, crypt) = match &member.container {
-                Some(encased) => (sizes_of(&encased.geometry), Some(inside)),
+                Some(luks_device) => (sizes_of(&luks_device.geometry), Some(inside)),
                 None => (inside, None),
             };
             Some(sector_rules::Member { base, crypt, in_use: pool.meta.is_in_use(entry.uuid) })

@@ -18,9 +18,9 @@ use crate::{
         claims::{Claim, Key},
         containers::Unlock,
         dm_names::{self, Role},
-        encased::Encased,
         error::{Error, Result, chain},
         ids::{DevUuid, PoolUuid},
+        luks_device::LuksDevice,
         metadata::{MetadataVersion, PoolMetadata, StaticHeader},
         ops::{lifecycle, links},
         registry::{DeviceSet, Found, Moment, STOPPED, Seen, Verdict},
@@ -201,7 +201,7 @@ fn in_the_making(engine: &Engine, seen: &Seen) -> Option<Key> {
 fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
     let look = || match device.class {
         DeviceClass::Stratis => Ok(read(engine, device.clone())?.map(Seen::Area)),
-        DeviceClass::Luks => Ok(Encased::read(engine.platform(), &device)?.map(Seen::Container)),
+        DeviceClass::Luks => Ok(LuksDevice::read(engine.platform(), &device)?.map(Seen::Container)),
         _ => Ok(None),
     };
     let path = device.path.clone();
@@ -211,8 +211,8 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
         None
     });
     match seen {
-        Some(Seen::Container(encased)) if encased.unfinished => {
-            clear_unfinished(engine, &encased.device);
+        Some(Seen::Container(luks_device)) if luks_device.unfinished => {
+            clear_unfinished(engine, &luks_device.device);
             None
         }
         seen => seen,
@@ -222,10 +222,10 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
 /// Wipes a container that was being made, or wiped, when that was cut short; not one that somebody is making now.
 fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
     let Ok(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
-    let clear = || match Encased::read(engine.platform(), device)? {
-        Some(encased) if encased.unfinished => {
-            clear_above(engine.platform(), &encased)?;
-            encased.wipe(engine.platform())
+    let clear = || match LuksDevice::read(engine.platform(), device)? {
+        Some(luks_device) if luks_device.unfinished => {
+            clear_above(engine.platform(), &luks_device)?;
+            luks_device.wipe(engine.platform())
         }
         // Whoever was making it has done so meanwhile.
         _ => Ok(()),
@@ -237,9 +237,9 @@ fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
 }
 
 /// Takes down what was made on a container that belongs to nobody: the creation of its pool failed, and could not take it down.
-fn clear_above(platform: &dyn Platform, encased: &Encased) -> Result<()> {
-    let pool = encased.token.pool;
-    let (opened, joined) = (platform.dm_find(&encased.name())?, platform.dm_find(&Role::OriginSub.name(pool))?);
+fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> {
+    let pool = luks_device.token.pool;
+    let (opened, joined) = (platform.dm_find(&luks_device.name())?, platform.dm_find(&Role::OriginSub.name(pool))?);
     let is_on = |line: &Line, number| matches!(line.target, Target::Linear { device, .. } if device == number);
     match (opened, joined) {
         (Some(opened), Some(joined)) if joined.table.iter().any(|line| is_on(line, opened.number)) => {
@@ -449,7 +449,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Next<()> {
                 // Of an encrypted device it is the outer one that changes its size.
                 Ok(pool) => {
                     pool.members.get(&device).filter(|member| member.outer().number == found.number).map(|member| {
-                        let inside = member.container.as_ref().map(|encased| encased.room(geometry.size));
+                        let inside = member.container.as_ref().map(|luks_device| luks_device.room(geometry.size));
                         (member.geometry.size, inside.unwrap_or(geometry.size))
                     })
                 }
@@ -589,10 +589,11 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
             Err(Error::Destroyed(uuid))
         }
         Verdict::NeverCommitted => {
-            for encased in set.containers() {
-                let path = encased.device.path.display();
+            for luks_device in set.containers() {
+                let path = luks_device.device.path.display();
                 log::info!("{path} was left over by the unfinished creation of pool {uuid}; wiping it");
-                if let Err(error) = encased.wipe(engine.platform()).or_else(|_| encased.wipe(engine.platform())) {
+                if let Err(error) = luks_device.wipe(engine.platform()).or_else(|_| luks_device.wipe(engine.platform()))
+                {
                     log::warn!("{path} is left over and could not be wiped: {}", error.sentence());
                 }
             }
@@ -609,10 +610,10 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
 fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata: &PoolMetadata) {
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
     // What the closed ones hold cannot be told.
-    let closed = set.closed().filter(|encased| metadata.devices().any(|device| device == encased.id()));
-    let closed = closed.map(|encased| {
-        let path = &encased.device.path;
-        Doomed { path, container: Some(encased), parts: vec![], stamp: None }
+    let closed = set.closed().filter(|luks_device| metadata.devices().any(|device| device == luks_device.id()));
+    let closed = closed.map(|luks_device| {
+        let path = &luks_device.device.path;
+        Doomed { path, container: Some(luks_device), parts: vec![], stamp: None }
     });
     let open = set.devices().map(|found| {
         let device = found.bda.header().device;

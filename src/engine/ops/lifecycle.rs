@@ -20,9 +20,9 @@ use crate::{
         claims::{Claim, Key},
         containers::{self, Unlock},
         dm_names::Role,
-        encased::Encased,
         error::{Error, Result},
         ids::{DevUuid, FsUuid, PoolUuid},
+        luks_device::LuksDevice,
         mdv::Mdv,
         metadata::{PoolMetadata, StaticHeader},
         name::Name,
@@ -454,13 +454,14 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mu
         // Which container is to be opened cannot be told.
         return Ok(());
     }
-    let closed: Vec<Encased> = set.closed().cloned().collect();
+    let closed: Vec<LuksDevice> = set.closed().cloned().collect();
     let mut failed = None;
-    for encased in closed {
-        let opened = encased.open(engine.platform(), unlock, undo).and_then(|device| discover::read(engine, device));
+    for luks_device in closed {
+        let opened =
+            luks_device.open(engine.platform(), unlock, undo).and_then(|device| discover::read(engine, device));
         match opened {
             Ok(found) => found.into_iter().for_each(|found| set.add(Seen::Area(found))),
-            Err(error) => failed = failed.or(Some((encased.device.path, error))),
+            Err(error) => failed = failed.or(Some((luks_device.device.path, error))),
         }
     }
     match failed {
@@ -503,11 +504,11 @@ fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
     };
     let mut now: Vec<Seen> = match known {
         Seen::Area(_) => discover::read(engine, device)?.map(Seen::Area).into_iter().collect(),
-        Seen::Container(_) => Encased::read(platform, &device)?.map(Seen::Container).into_iter().collect(),
+        Seen::Container(_) => LuksDevice::read(platform, &device)?.map(Seen::Container).into_iter().collect(),
     };
     now.retain(|now| (now.pool(), now.id()) == (known.pool(), known.id()));
-    if let Some(Seen::Container(encased)) = now.first() {
-        if let Some(opened) = encased.opened(platform)? {
+    if let Some(Seen::Container(luks_device)) = now.first() {
+        if let Some(opened) = luks_device.opened(platform)? {
             now.extend(discover::read(engine, opened)?.map(Seen::Area));
         }
     }

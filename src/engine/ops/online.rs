@@ -42,24 +42,24 @@ use crate::{
     platform::{
         Platform,
         keyring::Secret,
-        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, State, Unlock, Work},
+        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, ReencryptionMode, State, Unlock},
     },
     view::{self, Availability},
 };
 
 /// Encrypts a pool. `false`: it is encrypted already.
 pub fn encrypt_pool(uuid: PoolUuid, new: Vec<NewBinding>) -> Next<Result<bool>> {
-    begin(uuid, Work::Encrypt, move |claim| encrypt(uuid, new, claim))
+    begin(uuid, ReencryptionMode::Encrypt, move |claim| encrypt(uuid, new, claim))
 }
 
 /// Puts a new volume key in the place of the one that a pool is encrypted with.
 pub fn reencrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
-    begin(uuid, Work::Reencrypt, move |claim| reencrypt(uuid, claim))
+    begin(uuid, ReencryptionMode::Reencrypt, move |claim| reencrypt(uuid, claim))
 }
 
 /// Decrypts a pool. `false`: it is not encrypted.
 pub fn decrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
-    begin(uuid, Work::Decrypt, move |claim| decrypt(uuid, claim))
+    begin(uuid, ReencryptionMode::Decrypt, move |claim| decrypt(uuid, claim))
 }
 
 /// Goes on with a work that was cut short.
@@ -92,18 +92,22 @@ enum Outlook {
     Begin,
 }
 
-fn outlook(pool: &Pool, work: Work) -> Result<Outlook> {
+fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<Outlook> {
     pool.check_requests()?;
     match (&pool.work, work, pool.is_encrypted()) {
         (Some(unfinished), _, _) if unfinished.kind == work => return Ok(Outlook::GoOn),
-        (None, Work::Encrypt, true) | (None, Work::Decrypt, false) => return Ok(Outlook::Nothing),
-        (None, Work::Reencrypt, false) => return Err(Error::NothingToOpen { pool: pool.name().clone() }),
+        (None, ReencryptionMode::Encrypt, true) | (None, ReencryptionMode::Decrypt, false) => {
+            return Ok(Outlook::Nothing);
+        }
+        (None, ReencryptionMode::Reencrypt, false) => return Err(Error::NothingToOpen { pool: pool.name().clone() }),
         _ => pool.check_no_work()?,
     }
     match (pool.version(), work) {
-        (MetadataVersion::V1, Work::Encrypt | Work::Decrypt) => Err(Error::OnlyVersion2 { pool: pool.name().clone() }),
+        (MetadataVersion::V1, ReencryptionMode::Encrypt | ReencryptionMode::Decrypt) => {
+            Err(Error::OnlyVersion2 { pool: pool.name().clone() })
+        }
         // It has to be made larger once more before.
-        (MetadataVersion::V2, Work::Reencrypt | Work::Decrypt) if pool.lacks_volume_key() => {
+        (MetadataVersion::V2, ReencryptionMode::Reencrypt | ReencryptionMode::Decrypt) if pool.lacks_volume_key() => {
             Err(Error::VolumeKey { pool: pool.uuid() })
         }
         _ => Ok(Outlook::Begin),
@@ -113,7 +117,7 @@ fn outlook(pool: &Pool, work: Work) -> Result<Outlook> {
 /// Claims the pool for a work, and looks whether there is anything to do.
 fn begin(
     uuid: PoolUuid,
-    work: Work,
+    work: ReencryptionMode,
     start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
 ) -> Next<Result<bool>> {
     Next::brief(move |engine| {
@@ -237,7 +241,7 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
         .and_then(|()| pool.stack.move_to_cap(platform, &pool.shape()));
     let Err(cause) = entered else {
         pool.note_volume_key(true);
-        pool.note_work(Some(Arc::new(view::Work::new(Work::Encrypt, platform.now()))));
+        pool.note_work(Some(Arc::new(view::Work::new(ReencryptionMode::Encrypt, platform.now()))));
         return Ok(());
     };
     pool.note_encryption(None);
@@ -276,7 +280,9 @@ fn reencrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
                 })
             });
             match made {
-                Ok((keys, undo)) => announce(uuid, Work::Reencrypt, Plan::Reencrypt(keys), Some(undo), claim),
+                Ok((keys, undo)) => {
+                    announce(uuid, ReencryptionMode::Reencrypt, Plan::Reencrypt(keys), Some(undo), claim)
+                }
                 Err(error) => Next::Done(Err(error)),
             }
         })
@@ -340,13 +346,19 @@ fn prepare_new_key(
 
 fn decrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
     super::change(uuid, |engine, pool| put_space_ahead(engine.platform(), pool)).then(move |ready| match ready {
-        Ok(()) => announce(uuid, Work::Decrypt, Plan::Decrypt, None, claim),
+        Ok(()) => announce(uuid, ReencryptionMode::Decrypt, Plan::Decrypt, None, claim),
         Err(error) => Next::Done(Err(error)),
     })
 }
 
 /// Lets the pool tell of the work that is about to begin.
-fn announce(uuid: PoolUuid, work: Work, plan: Plan, undo: Option<Rollback>, claim: Claim) -> Next<Result<()>> {
+fn announce(
+    uuid: PoolUuid,
+    work: ReencryptionMode,
+    plan: Plan,
+    undo: Option<Rollback>,
+    claim: Claim,
+) -> Next<Result<()>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         let pool = super::writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
@@ -425,9 +437,9 @@ impl Site {
     /// Whether the work has been done to its end.
     fn is_recorded(&self, pool: &Pool) -> bool {
         match self.work.kind {
-            Work::Encrypt => pool.is_encrypted(),
-            Work::Reencrypt => pool.meta.last_reencrypt.is_some_and(|done| done >= self.work.since.seconds),
-            Work::Decrypt => !pool.is_encrypted(),
+            ReencryptionMode::Encrypt => pool.is_encrypted(),
+            ReencryptionMode::Reencrypt => pool.meta.last_reencrypt.is_some_and(|done| done >= self.work.since.seconds),
+            ReencryptionMode::Decrypt => !pool.is_encrypted(),
         }
     }
 }
@@ -556,7 +568,7 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
             return Ok(ended);
         }
     }
-    if let ((MetadataVersion::V2, Work::Reencrypt), [container]) =
+    if let ((MetadataVersion::V2, ReencryptionMode::Reencrypt), [container]) =
         ((site.version, site.work.kind), &site.containers[..])
     {
         renew_volume_key(platform, uuid, container);
@@ -582,8 +594,8 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
 fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
     let is_untouched = |header: Header| match (site.work.kind, header.state) {
         // The new volume key is still to be used.
-        (Work::Reencrypt, State::Encrypted) => !header.unused.is_empty(),
-        (Work::Decrypt, state) => state == State::Encrypted,
+        (ReencryptionMode::Reencrypt, State::Encrypted) => !header.unused.is_empty(),
+        (ReencryptionMode::Decrypt, state) => state == State::Encrypted,
         _ => false,
     };
     site.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
@@ -658,19 +670,19 @@ fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> 
     Ok(())
 }
 
-fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> {
+fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) -> Result<()> {
     let containers = containers_of(platform, pool);
     let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
-    let wanted = if work == Work::Decrypt { State::Clear } else { State::Encrypted };
+    let wanted = if work == ReencryptionMode::Decrypt { State::Clear } else { State::Encrypted };
     if headers.iter().any(|header| header.state != wanted) {
         return Err(Error::WorkNotDone { pool: pool.name().clone(), work });
     }
     match work {
-        Work::Encrypt => {
+        ReencryptionMode::Encrypt => {
             super::encryption::take_in(platform, pool, &containers)?;
             super::encryption::record(platform, pool)?;
         }
-        Work::Reencrypt => {
+        ReencryptionMode::Reencrypt => {
             super::encryption::take_in(platform, pool, &containers)?;
             let known = platform.volume_key_read(&containers::volume_key_name(pool.uuid()));
             pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
@@ -680,7 +692,7 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: Work) -> Result<()> 
                 Ok(())
             })?;
         }
-        Work::Decrypt => {
+        ReencryptionMode::Decrypt => {
             pool.change(platform, Choose::Everywhere, |meta| meta.set_clear())?;
             pool.note_encryption(None);
             pool.note_volume_key(false);

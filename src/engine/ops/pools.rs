@@ -144,7 +144,7 @@ fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<
     let former = pool.meta.name.clone();
     let named = |pool: &mut Pool, name: &str| -> Result<()> {
         let mut containers = pool.members.values_mut().filter_map(|member| member.container.as_mut());
-        containers.try_for_each(|encased| encased.rename(platform, name))
+        containers.try_for_each(|luks_device| luks_device.rename(platform, name))
     };
     let recorded = named(pool, name.as_str()).and_then(|()| {
         pool.change(platform, Choose::Some(platform.random()), |meta| {

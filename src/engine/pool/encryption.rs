@@ -32,7 +32,7 @@ impl Pool {
     /// Its devices that are LUKS2 containers, with the names of what is opened of them (version 1).
     pub(in crate::engine) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
         let containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.map(|encased| (encased.device.path.clone(), encased.name()))
+        containers.map(|luks_device| (luks_device.device.path.clone(), luks_device.name()))
     }
 
     /// Closes the containers of its devices, when nothing lies on them any more.
@@ -41,7 +41,7 @@ impl Pool {
     /// When one is in use.
     pub(in crate::engine) fn close_devices(&self, platform: &dyn Platform) -> Result<()> {
         let mut containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.try_for_each(|encased| encased.close(platform))
+        containers.try_for_each(|luks_device| luks_device.close(platform))
     }
 
     /// Takes note of what its header says now (version 2).

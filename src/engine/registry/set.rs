@@ -12,10 +12,10 @@ use std::{
 use crate::{
     engine::{
         bda::Bda,
-        encased::Encased,
         encryption::{EncryptionError, Info},
         error::Error,
         ids::{DevUuid, PoolUuid},
+        luks_device::LuksDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata},
         name::Name,
         pool::Pool,
@@ -64,7 +64,7 @@ pub enum Seen {
     /// A Stratis area.
     Area(Found),
     /// A LUKS2 container that a Stratis device lies in.
-    Container(Encased),
+    Container(LuksDevice),
 }
 
 impl Seen {
@@ -72,7 +72,7 @@ impl Seen {
     pub fn pool(&self) -> PoolUuid {
         match self {
             Seen::Area(found) => found.bda.header().pool,
-            Seen::Container(encased) => encased.token.pool,
+            Seen::Container(luks_device) => luks_device.token.pool,
         }
     }
 
@@ -80,7 +80,7 @@ impl Seen {
     pub fn id(&self) -> DevUuid {
         match self {
             Seen::Area(found) => found.id(),
-            Seen::Container(encased) => encased.id(),
+            Seen::Container(luks_device) => luks_device.id(),
         }
     }
 
@@ -88,7 +88,7 @@ impl Seen {
     pub fn device(&self) -> &BlockDevice {
         match self {
             Seen::Area(found) => &found.device,
-            Seen::Container(encased) => &encased.device,
+            Seen::Container(luks_device) => &luks_device.device,
         }
     }
 }
@@ -97,7 +97,7 @@ impl Seen {
 #[derive(Debug, Clone, Default)]
 struct Copies {
     areas: Vec<Found>,
-    containers: Vec<Encased>,
+    containers: Vec<LuksDevice>,
 }
 
 impl Copies {
@@ -119,22 +119,27 @@ impl Copies {
         }
         match seen {
             Seen::Area(found) => self.areas.push(found),
-            Seen::Container(encased) => self.containers.push(encased),
+            Seen::Container(luks_device) => self.containers.push(luks_device),
         }
     }
 
     fn forget(&mut self, is_meant: impl Fn(&BlockDevice) -> bool) {
         // What is in a container goes with it; a container that is closed stays.
-        let gone: Vec<DeviceNumber> =
-            self.containers.iter().map(|encased| &encased.device).filter(|d| is_meant(d)).map(|d| d.number).collect();
-        self.containers.retain(|encased| !is_meant(&encased.device));
+        let gone: Vec<DeviceNumber> = self
+            .containers
+            .iter()
+            .map(|luks_device| &luks_device.device)
+            .filter(|d| is_meant(d))
+            .map(|d| d.number)
+            .collect();
+        self.containers.retain(|luks_device| !is_meant(&luks_device.device));
         let goes_with = |found: &Found| gone.iter().any(|container| found.within.contains(container));
         self.areas.retain(|found| !is_meant(&found.device) && !goes_with(found));
     }
 
     fn devices(&self) -> impl Iterator<Item = &BlockDevice> {
         let areas = self.areas.iter().map(|found| &found.device);
-        areas.chain(self.containers.iter().map(|encased| &encased.device))
+        areas.chain(self.containers.iter().map(|luks_device| &luks_device.device))
     }
 
     fn is_empty(&self) -> bool {
@@ -143,19 +148,21 @@ impl Copies {
 
     /// Containers, and areas that lie in the open.
     fn outer(&self) -> Vec<&BlockDevice> {
-        let containers = self.containers.iter().map(|encased| &encased.device);
+        let containers = self.containers.iter().map(|luks_device| &luks_device.device);
         containers.chain(self.bare().map(|found| &found.device)).collect()
     }
 
     /// Areas that do not lie in a container which is known.
     fn bare(&self) -> impl Iterator<Item = &Found> {
-        let is_inside =
-            |found: &&Found| self.containers.iter().any(|encased| found.within.contains(&encased.device.number));
+        let is_inside = |found: &&Found| {
+            self.containers.iter().any(|luks_device| found.within.contains(&luks_device.device.number))
+        };
         self.areas.iter().filter(move |found| !is_inside(found))
     }
 
     fn choose(&self, ties: &Ties) -> Choice {
-        let containers = self.containers.iter().map(|encased| Carrier { number: encased.device.number, area: None });
+        let containers =
+            self.containers.iter().map(|luks_device| Carrier { number: luks_device.device.number, area: None });
         let areas = self.bare().map(|found| Carrier {
             number: found.device.number,
             area: Some((*found.bda.header(), found.bda.last_update())),
@@ -172,7 +179,7 @@ pub struct DeviceSet {
     /// Of each identity the device that counts; while that cannot be told, any.
     devices: BTreeMap<DevUuid, Found>,
     /// The containers of those that lie in one, opened or not.
-    containers: BTreeMap<DevUuid, Encased>,
+    containers: BTreeMap<DevUuid, LuksDevice>,
     /// Identities of which it cannot be told which device counts, with the nodes of those in question.
     clashes: BTreeMap<DevUuid, Vec<PathBuf>>,
     /// Some of the pool's device-mapper devices are up.
@@ -236,15 +243,15 @@ impl DeviceSet {
     pub fn of(pool: &Pool, closed: bool) -> DeviceSet {
         let mut set = DeviceSet::default();
         for (uuid, member) in &pool.members {
-            if let Some(encased) = &member.container {
-                set.add(Seen::Container(encased.clone()));
+            if let Some(luks_device) = &member.container {
+                set.add(Seen::Container(luks_device.clone()));
             }
             if !closed || member.container.is_none() {
                 // Devices of the cache tier hold none.
                 let holds_metadata = pool.meta.data_devices().any(|data| data == *uuid);
                 let stamp = member.bda.last_update().unwrap_or_default();
                 let metadata = holds_metadata.then(|| Ok((stamp, Arc::new(pool.meta.stamped(stamp)))));
-                let within = member.container.iter().map(|encased| encased.device.number).collect();
+                let within = member.container.iter().map(|luks_device| luks_device.device.number).collect();
                 set.add(Seen::Area(Found { device: member.device.clone(), bda: member.bda.clone(), metadata, within }));
             }
         }
@@ -257,18 +264,18 @@ impl DeviceSet {
     }
 
     /// The container that a device lies in.
-    pub fn container(&self, device: DevUuid) -> Option<&Encased> {
+    pub fn container(&self, device: DevUuid) -> Option<&LuksDevice> {
         self.containers.get(&device)
     }
 
     /// The containers that count.
-    pub fn containers(&self) -> impl Iterator<Item = &Encased> {
+    pub fn containers(&self) -> impl Iterator<Item = &LuksDevice> {
         self.containers.values()
     }
 
     /// The containers that do not show what is in them.
-    pub fn closed(&self) -> impl Iterator<Item = &Encased> {
-        self.containers.values().filter(|encased| !self.devices.contains_key(&encased.id()))
+    pub fn closed(&self) -> impl Iterator<Item = &LuksDevice> {
+        self.containers.values().filter(|luks_device| !self.devices.contains_key(&luks_device.id()))
     }
 
     /// Everything that was seen and lies in no container, whether it counts or not.
@@ -283,7 +290,7 @@ impl DeviceSet {
     /// The block devices, and what is in containers that are open.
     pub fn numbers(&self) -> impl Iterator<Item = DeviceNumber> {
         let areas = self.devices.values().map(|found| found.device.number);
-        areas.chain(self.containers.values().map(|encased| encased.device.number))
+        areas.chain(self.containers.values().map(|luks_device| luks_device.device.number))
     }
 
     /// Whether nothing is known of it any more.
@@ -394,10 +401,10 @@ impl DeviceSet {
     fn take(&mut self, id: DevUuid, at: usize) {
         let Some(copies) = self.seen.get(&id) else { return };
         match copies.containers.get(at) {
-            Some(encased) => {
-                let inside = copies.areas.iter().find(|found| found.within.contains(&encased.device.number));
+            Some(luks_device) => {
+                let inside = copies.areas.iter().find(|found| found.within.contains(&luks_device.device.number));
                 self.devices.extend(inside.map(|found| (id, found.clone())));
-                self.containers.insert(id, encased.clone());
+                self.containers.insert(id, luks_device.clone());
             }
             None => {
                 let bare = copies.bare().nth(at.saturating_sub(copies.containers.len()));
@@ -436,7 +443,7 @@ impl DeviceSet {
         let listed = self.listed();
         let mut aside = Vec::new();
         for (id, copies) in &self.seen {
-            let chosen = self.containers.get(id).map(|encased| &encased.device);
+            let chosen = self.containers.get(id).map(|luks_device| &luks_device.device);
             let chosen = chosen.or_else(|| self.devices.get(id).map(|found| &found.device));
             let member = members.values().find(|(_, member)| member == id);
             let is_member = |number| members.keys().any(|member| self.ties.are_one(*member, number));
@@ -489,7 +496,7 @@ impl DeviceSet {
         let metadata = newest.and_then(|(_, metadata)| metadata.ok());
         let listed: Option<BTreeSet<DevUuid>> = metadata.map(|metadata| metadata.devices().collect());
         let counts = |device: &DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(device));
-        let mut closed = self.closed().map(Encased::id);
+        let mut closed = self.closed().map(LuksDevice::id);
         if newest.is_none() && closed.next().is_none() && self.devices.values().all(Found::is_uncommitted) {
             return Verdict::NeverCommitted;
         }
@@ -499,7 +506,7 @@ impl DeviceSet {
                 return Verdict::Clash(metadata.cloned(), *device, paths.clone());
             }
             // What is closed may be left over of an addition. Devices that are open and name all others decide.
-            if self.closed().any(|encased| counts(&encased.id())) {
+            if self.closed().any(|luks_device| counts(&luks_device.id())) {
                 return Verdict::Locked;
             }
         }
@@ -531,7 +538,7 @@ impl DeviceSet {
         let counts = |device: &DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(device));
         let bare = self.devices.keys().filter(|device| counts(device) && !self.containers.contains_key(device));
         let containers = self.containers.iter().filter(|(device, _)| counts(device));
-        Info::of_devices(containers.map(|(_, encased)| Some(&encased.bindings)).chain(bare.map(|_| None)))
+        Info::of_devices(containers.map(|(_, luks_device)| Some(&luks_device.bindings)).chain(bare.map(|_| None)))
     }
 
     /// Whether metadata that counts names this device as a member.
@@ -562,7 +569,7 @@ impl DeviceSet {
             | Verdict::Stranger(meta, _)
             | Verdict::Clash(Some(meta), ..) => Name::new(&meta.name).ok(),
             Verdict::Locked | Verdict::Clash(None, ..) => {
-                let mut names = self.containers.values().map(|encased| encased.token.pool_name.as_deref());
+                let mut names = self.containers.values().map(|luks_device| luks_device.token.pool_name.as_deref());
                 let first = names.next()??;
                 names.all(|name| name == Some(first)).then(|| Name::new(first).ok())?
             }
@@ -603,7 +610,7 @@ impl DeviceSet {
         let counts = |device: &&DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(*device));
         let mut shown = Vec::new();
         for id in self.seen.keys().filter(counts) {
-            let container = self.containers.get(id).map(|encased| &encased.device);
+            let container = self.containers.get(id).map(|luks_device| &luks_device.device);
             let chosen = container.or_else(|| self.devices.get(id).map(|found| &found.device));
             match (self.clashes.get(id), chosen) {
                 (Some(paths), _) => shown.extend(paths.iter().map(|path| (path.clone(), *id))),

@@ -8,10 +8,10 @@ use crate::{
         bda::Choose,
         containers::{self, Unlock},
         dm_names::Role,
-        encased::{self, Encased},
         encryption::{Info, Kind, UnlockMethod},
         error::{Error, Result},
         ids::{DevUuid, PoolUuid},
+        luks_device::{self, LuksDevice},
         metadata::PoolMetadata,
         name::Name,
         pool::{Member, Pool},
@@ -22,7 +22,7 @@ use crate::{
     },
     platform::{
         Platform,
-        luks::{Header, State, Work},
+        luks::{Header, ReencryptionMode, State},
     },
     view::{self, Availability},
 };
@@ -36,7 +36,7 @@ pub(super) fn encryption_of(
     name: &str,
 ) -> Result<Option<Info>> {
     let all = members.len();
-    let mut containers: Vec<&mut Encased> =
+    let mut containers: Vec<&mut LuksDevice> =
         members.values_mut().filter_map(|member| member.container.as_mut()).collect();
     if containers.is_empty() {
         return Ok(None);
@@ -44,16 +44,17 @@ pub(super) fn encryption_of(
     if containers.len() < all {
         return Err(Error::PartlyEncrypted(uuid));
     }
-    if let Err(error) = encased::mend(platform, &mut containers) {
+    if let Err(error) = luks_device::mend(platform, &mut containers) {
         log::warn!("pool {name}: what its devices say of its encryption could not be put right: {}", error.sentence());
     }
-    for encased in containers.iter_mut().filter(|encased| encased.token.pool_name.as_deref() != Some(name)) {
-        if let Err(error) = encased.rename(platform, name) {
-            let path = encased.device.path.display();
+    for luks_device in containers.iter_mut().filter(|luks_device| luks_device.token.pool_name.as_deref() != Some(name))
+    {
+        if let Err(error) = luks_device.rename(platform, name) {
+            let path = luks_device.device.path.display();
             log::warn!("pool {name}: its name could not be put into the header of {path}: {}", error.sentence());
         }
     }
-    Ok(Info::of_devices(containers.iter().map(|encased| Some(&encased.bindings)))?)
+    Ok(Info::of_devices(containers.iter().map(|luks_device| Some(&luks_device.bindings)))?)
 }
 
 /// Takes over how the devices of a pool can be unlocked, and whether they have to be worked on.
@@ -63,28 +64,29 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
         pool.restrict(Availability::NoRequests, error.to_string());
     }
     pool.note_encryption(Some(info));
-    let states = pool.members.values().filter_map(|member| member.container.as_ref().map(|encased| encased.state));
+    let states =
+        pool.members.values().filter_map(|member| member.container.as_ref().map(|luks_device| luks_device.state));
     let unfinished = states.into_iter().find_map(|state| match state {
-        State::Unfinished { work, .. } => Some(work),
+        State::Unfinished { mode, .. } => Some(mode),
         _ => None,
     });
-    if let Some(work) = unfinished {
-        pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+    if let Some(mode) = unfinished {
+        pool.note_work(Some(Arc::new(view::Work::new(mode, platform.now()))));
     }
 }
 
 /// Wipes devices in containers of their own whose addition was cut short: they would stay open beside the pool. Others that the
 /// pool's metadata does not name are closed.
 pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
-    let unrecorded = set.containers().filter(|encased| meta.devices().all(|device| device != encased.id()));
-    for encased in unrecorded {
-        let path = encased.device.path.display();
-        if set.devices().any(|found| found.bda.header().device == encased.id() && found.is_uncommitted()) {
+    let unrecorded = set.containers().filter(|luks_device| meta.devices().all(|device| device != luks_device.id()));
+    for luks_device in unrecorded {
+        let path = luks_device.device.path.display();
+        if set.devices().any(|found| found.bda.header().device == luks_device.id() && found.is_uncommitted()) {
             log::info!("{path} was left over by an addition to the pool that was cut short; wiping it");
-            if let Err(error) = encased.wipe(platform).or_else(|_| encased.wipe(platform)) {
+            if let Err(error) = luks_device.wipe(platform).or_else(|_| luks_device.wipe(platform)) {
                 log::warn!("{path} could not be wiped: {}", error.sentence());
             }
-        } else if let Err(error) = encased.close(platform) {
+        } else if let Err(error) = luks_device.close(platform) {
             log::warn!("{path} is none of the pool's and could not be closed: {}", error.sentence());
         }
     }
@@ -106,7 +108,7 @@ enum Containment {
 }
 
 fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Containment> {
-    let untouched = State::Unfinished { work: Work::Encrypt, done: Bytes(0) };
+    let untouched = State::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
     match (recorded, header) {
         (false, None) => Ok(Containment::None),
         (true, None) => Err(Error::NoHeader { pool: pool.clone() }),
@@ -146,8 +148,8 @@ pub(super) fn open_container(
             }
             let opened = pool.shape().backstore().into_iter().filter(|layer| layer.role == Role::Crypt);
             pool.stack.ensure_all(platform, opened, undo)?;
-            if let State::Unfinished { work, .. } = header.state {
-                pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+            if let State::Unfinished { mode, .. } = header.state {
+                pool.note_work(Some(Arc::new(view::Work::new(mode, platform.now()))));
             }
             mend_header(platform, pool, &device, &header);
             Ok(())
@@ -239,7 +241,7 @@ mod tests {
     /// A header that does not count may be wiped only while nothing of the data behind it has been touched.
     #[test]
     fn the_record_decides_and_nothing_that_may_be_encrypted_is_given_up() {
-        let unfinished = |work, done| Some(State::Unfinished { work, done: Bytes(done) });
+        let unfinished = |mode, done| Some(State::Unfinished { mode, done: Bytes(done) });
         let is_refused = |found: &Result<Containment>| matches!(found, Err(Error::UnrecordedHeader { .. }));
         let is_opened = |found: &Result<Containment>| matches!(found, Ok(Containment::Open(_)));
         let is_stale = |found: &Result<Containment>| matches!(found, Ok(Containment::Stale));
@@ -249,15 +251,15 @@ mod tests {
         check(false, Some(State::Encrypted), is_refused);
         check(true, Some(State::Clear), |found| matches!(found, Ok(Containment::Decrypted)));
         check(false, Some(State::Clear), is_stale);
-        check(false, unfinished(Work::Encrypt, 0), is_stale);
+        check(false, unfinished(ReencryptionMode::Encrypt, 0), is_stale);
         // Its first part was being worked on.
-        check(false, unfinished(Work::Encrypt, 1), is_refused);
-        for work in [Work::Reencrypt, Work::Decrypt] {
+        check(false, unfinished(ReencryptionMode::Encrypt, 1), is_refused);
+        for work in [ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt] {
             for done in [0, 1, 4096] {
                 check(false, unfinished(work, done), is_refused);
             }
         }
-        for work in [Work::Encrypt, Work::Reencrypt, Work::Decrypt] {
+        for work in [ReencryptionMode::Encrypt, ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt] {
             for done in [0, 1, 4096] {
                 check(true, unfinished(work, done), is_opened);
             }

@@ -21,8 +21,8 @@ use data_encoding::BASE64URL_NOPAD;
 use serde_json::Value;
 
 use super::{
-    limits::{self, Work},
-    processes::{self, Ended, How, Input, Task},
+    limits::{self, Activity},
+    processes::{self, Ended, Input, Outcome, Task},
     programs::{self, PLACES},
 };
 use crate::{
@@ -235,8 +235,8 @@ impl<'a> Clevis<'a> {
 
     fn limit(&self, action: Action) -> Option<Duration> {
         let work = match action {
-            Action::Encrypt => Work::ClevisEncrypt,
-            Action::Decrypt => Work::ClevisDecrypt,
+            Action::Encrypt => Activity::ClevisEncrypt,
+            Action::Decrypt => Activity::ClevisDecrypt,
         };
         self.limit.or_else(|| limits::of(work, Bytes::ZERO))
     }
@@ -256,10 +256,10 @@ impl<'a> Clevis<'a> {
     /// What came of a call, if it succeeded.
     fn ended(&self, call: &Call, ended: io::Result<Ended>) -> Result<Ended> {
         let ended = ended.map_err(|fault| call.failed(format!("it could not be run: {fault}")))?;
-        match ended.how {
-            How::Ended(status) if status.success() => Ok(ended),
-            How::Ended(status) => Err(call.failed(programs::complaint(status, &ended.errors.bytes))),
-            How::Late | How::Stuck => {
+        match ended.outcome {
+            Outcome::Exited(status) if status.success() => Ok(ended),
+            Outcome::Exited(status) => Err(call.failed(programs::complaint(status, &ended.errors.bytes))),
+            Outcome::TimedOut | Outcome::Unkillable => {
                 let seconds = self.limit(call.action).unwrap_or_default().as_secs();
                 Err(call.failed(format!("there was no answer within {seconds} s")))
             }

@@ -71,19 +71,19 @@ impl Kept {
 
 /// How a program came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
+pub(super) enum Outcome {
     /// By itself, or by a signal that somebody else sent.
-    Ended(ExitStatus),
+    Exited(ExitStatus),
     /// It was killed because its time was up.
-    Late,
+    TimedOut,
     /// It was killed because its time was up, or nobody listened any more, and has not ended even so.
-    Stuck,
+    Unkillable,
 }
 
 /// How a program ended and what it said.
 pub(super) struct Ended {
     /// How.
-    pub(super) how: How,
+    pub(super) outcome: Outcome,
     /// Its standard output.
     pub(super) output: Kept,
     /// Its standard error.
@@ -432,7 +432,7 @@ impl<'a> Running<'a> {
 
     /// Does what can be done without waiting; `ready` says of each of its descriptors whether there is something to do. Gives
     /// how it ended, when it has.
-    fn serve(&mut self, ready: &mut impl Iterator<Item = bool>, buffer: &mut [u8]) -> io::Result<Option<How>> {
+    fn serve(&mut self, ready: &mut impl Iterator<Item = bool>, buffer: &mut [u8]) -> io::Result<Option<Outcome>> {
         let mut take = |there: bool| there && ready.next().unwrap_or(false);
         let told = take(self.input.is_some());
         let says = take(self.output.pipe.is_some());
@@ -462,7 +462,7 @@ impl<'a> Running<'a> {
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             if self.late {
-                return Ok(Some(How::Stuck));
+                return Ok(Some(Outcome::Unkillable));
             }
             self.late = true;
             self.process.kill();
@@ -477,22 +477,22 @@ impl<'a> Running<'a> {
     }
 
     /// How it ended, when that is known to have happened.
-    fn status(&mut self) -> io::Result<How> {
-        let Some(mut child) = self.process.child.take() else { return Ok(How::Stuck) };
+    fn status(&mut self) -> io::Result<Outcome> {
+        let Some(mut child) = self.process.child.take() else { return Ok(Outcome::Unkillable) };
         CHILDREN.lock().remove(&child.id());
         let status = child.wait()?;
-        Ok(if self.late { How::Late } else { How::Ended(status) })
+        Ok(if self.late { Outcome::TimedOut } else { Outcome::Exited(status) })
     }
 
-    fn end(self, how: How) -> Ended {
-        if !matches!(how, How::Ended(_)) {
+    fn end(self, outcome: Outcome) -> Ended {
+        if !matches!(outcome, Outcome::Exited(_)) {
             let seconds = self.process.since.elapsed().as_secs();
             warn!("{} was killed after {seconds} s", self.process.label);
         }
-        Ended { how, output: self.output.kept, errors: self.errors.kept }
+        Ended { outcome, output: self.output.kept, errors: self.errors.kept }
     }
 
-    /// Writes a piece. A program that does not want to hear it is no error: how it ends tells.
+    /// Writes a piece. A program that does not want to hear it is no error: outcome it ends tells.
     fn tell(&mut self) -> io::Result<()> {
         let Some((pipe, left)) = &mut self.input else { return Ok(()) };
         match pipe.write(&left[..left.len().min(WRITE_BYTES_MAX)]) {

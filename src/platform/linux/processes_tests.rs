@@ -22,8 +22,8 @@ fn task<'a>(path: &'a Path, arguments: &'a [&'a OsStr], input: &'a [u8], limit: 
 }
 
 fn status(ended: &Ended) -> ExitStatus {
-    match ended.how {
-        How::Ended(status) => status,
+    match ended.outcome {
+        Outcome::Exited(status) => status,
         other => panic!("{other:?}"),
     }
 }
@@ -109,7 +109,7 @@ fn much_input_and_output_pass_each_other() {
 fn one_that_takes_too_long_is_killed_with_what_it_started() {
     // Without end, and so are its children, which hold the pipes.
     let ended = told("echo begun; sleep infinity & sleep infinity", b"", Some(Duration::from_millis(50)));
-    assert_eq!((ended.how, text(&ended.output.bytes)), (How::Late, "begun\n"));
+    assert_eq!((ended.outcome, text(&ended.output.bytes)), (Outcome::TimedOut, "begun\n"));
 }
 
 /// Such a child would hold a pipe open, and so its caller, as long as it likes.

@@ -14,8 +14,8 @@ use std::{
 
 use super::{
     database,
-    limits::{self, Work},
-    processes::{How, Input, Task},
+    limits::{self, Activity},
+    processes::{Input, Outcome, Task},
 };
 use crate::{
     engine::units::Bytes,
@@ -78,7 +78,7 @@ impl Programs {
         let path = self.paths.get(&program).ok_or_else(not_found)?;
         let devices: Vec<&str> = arguments.iter().copied().filter(|argument| argument.starts_with("/dev/")).collect();
         let size = devices.iter().map(|device| size_of(Path::new(device))).max().unwrap_or_default();
-        let limit = limits::of(Work::Run(program), size);
+        let limit = limits::of(Activity::Run(program), size);
         let label = match devices[..] {
             [] => program.name().to_owned(),
             _ => format!("{} on {}", program.name(), devices.join(", ")),
@@ -87,10 +87,10 @@ impl Programs {
         let input = Input::Bytes(&[]);
         let task = Task { label, path, arguments: &arguments, environment: &[], input, limit, namespace };
         let ended = task.run().map_err(|fault| failed(ProgramEnd::NotRun, format!("could not be run: {fault}")))?;
-        let status = match ended.how {
-            How::Ended(status) => status,
-            How::Late => return Err(failed(ProgramEnd::Late, limits::late(limit))),
-            How::Stuck => return Err(failed(ProgramEnd::Stuck, limits::stuck(limit))),
+        let status = match ended.outcome {
+            Outcome::Exited(status) => status,
+            Outcome::TimedOut => return Err(failed(ProgramEnd::TimedOut, limits::timed_out(limit))),
+            Outcome::Unkillable => return Err(failed(ProgramEnd::Unkillable, limits::unkillable(limit))),
         };
         if !status.success() {
             let end = match (status.code(), status.signal()) {

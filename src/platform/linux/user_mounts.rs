@@ -17,10 +17,10 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{
     database,
-    limits::{self, Work},
+    limits::{self, Activity},
     mount_table::{self, Entry},
     namespace::Origin,
-    processes::{How, Input, Task},
+    processes::{Input, Outcome, Task},
     programs, xfs_child,
 };
 use crate::{
@@ -112,7 +112,7 @@ pub(super) fn grow_xfs(origin: Option<&Origin>, mount: &Mount) -> Result<()> {
     let root = root(origin, mount)?;
     let number = mount.number.to_string();
     let arguments = [OsStr::new(xfs_child::CHILD), OsStr::new(&number), below(&mount.mount_point).as_os_str()];
-    let limit = limits::of(Work::GrowXfs, database::size(mount.number));
+    let limit = limits::of(Activity::GrowXfs, database::size(mount.number));
     let task = Task {
         label: format!("extension of the XFS at {}", mount.shown().display()),
         path: Path::new(programs::THIS_PROGRAM),
@@ -123,14 +123,14 @@ pub(super) fn grow_xfs(origin: Option<&Origin>, mount: &Mount) -> Result<()> {
         namespace: None,
     };
     let ended = task.run().map_err(|fault| failed(format!("no process for it could be started: {fault}")))?;
-    match ended.how {
-        How::Ended(status) if status.success() => Ok(()),
-        How::Ended(status) if status.code() == Some(xfs_child::OTHER_MOUNT.into()) => {
+    match ended.outcome {
+        Outcome::Exited(status) if status.success() => Ok(()),
+        Outcome::Exited(status) if status.code() == Some(xfs_child::OTHER_MOUNT.into()) => {
             Err(Error::OtherMount { path: mount.shown(), number: mount.number })
         }
-        How::Ended(status) => Err(failed(programs::complaint(status, &ended.errors.bytes))),
-        How::Late => Err(failed(limits::late(limit))),
-        How::Stuck => Err(failed(limits::stuck(limit))),
+        Outcome::Exited(status) => Err(failed(programs::complaint(status, &ended.errors.bytes))),
+        Outcome::TimedOut => Err(failed(limits::timed_out(limit))),
+        Outcome::Unkillable => Err(failed(limits::unkillable(limit))),
     }
 }
 

@@ -229,8 +229,8 @@ fn ended(program: Program, end: ProgramEnd) -> Error {
         ProgramEnd::NotRun => "could not be run: Cannot allocate memory (os error 12)".to_owned(),
         ProgramEnd::Status(status) => format!("exit status {status}: {}: Input/output error", program.name()),
         ProgramEnd::Signal(signal) => format!("killed by signal {signal}"),
-        ProgramEnd::Late => "it did not end in time and was killed".to_owned(),
-        ProgramEnd::Stuck => "it did not end in time, and not even when it was killed".to_owned(),
+        ProgramEnd::TimedOut => "it did not end in time and was killed".to_owned(),
+        ProgramEnd::Unkillable => "it did not end in time, and not even when it was killed".to_owned(),
     };
     Error::Program { program, end, what }
 }

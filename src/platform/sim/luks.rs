@@ -43,7 +43,8 @@ use crate::{
         DeviceNumber, Error, Result,
         keyring::Secret,
         luks::{
-            Cost, Header, HeaderChange, Layout, NUMBERS, NewKeyslot, Purpose, State, Unlock, VOLUME_KEY_BYTES, Work,
+            Cost, Header, HeaderChange, Layout, NUMBERS, NewKeyslot, Purpose, ReencryptionMode, State, Unlock,
+            VOLUME_KEY_BYTES,
         },
     },
 };
@@ -145,7 +146,7 @@ pub(super) fn format(
         put_token(&mut header, *number, token.clone()).map_err(refused)?;
     }
     if purpose == Purpose::Encrypt {
-        header.begin(Work::Encrypt, Side::Clear, Side::Key(digest)).map_err(no_room)?;
+        header.begin(ReencryptionMode::Encrypt, Side::Clear, Side::Key(digest)).map_err(no_room)?;
     }
     let written = container.write_new(&mut header, &areas);
     written.and(sim.written(container.number)).map(|()| describe(&header))
@@ -232,7 +233,7 @@ pub(super) fn open(sim: &Sim, device: &Path, name: Option<&str>, unlock: Unlock<
         if machine.dm.by_name(name).is_some() {
             return Err(refused("a device of that name is up"));
         }
-        let is_shared = data.unfinished.as_ref().is_some_and(|unfinished| unfinished.work == Work::Encrypt);
+        let is_shared = data.unfinished.as_ref().is_some_and(|unfinished| unfinished.mode == ReencryptionMode::Encrypt);
         if machine.is_in_use(container.number) && !is_shared {
             return Err(Error::Busy { name: text(device).into_owned() });
         }
@@ -716,7 +717,7 @@ pub(super) fn describe(header: &stored::Header) -> Header {
         (Some(unfinished), _) => {
             // What a first step was cut short in is not as it was before.
             let begun = u64::from(unfinished.hot.is_some());
-            State::Unfinished { work: unfinished.work, done: Bytes(u128::from(unfinished.done.max(begun))) }
+            State::Unfinished { mode: unfinished.mode, done: Bytes(u128::from(unfinished.done.max(begun))) }
         }
         (None, Side::Key(_)) => State::Encrypted,
         (None, Side::Clear) => State::Clear,

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::platform::luks::{NUMBERS, VOLUME_KEY_BYTES, Work};
+use crate::platform::luks::{NUMBERS, ReencryptionMode, VOLUME_KEY_BYTES};
 
 /// Sizes that a copy may have, and so the places where the second may begin.
 pub(super) const SIZES: [u64; 9] =
@@ -216,7 +216,7 @@ pub(super) struct Data {
 /// A work that is not completed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unfinished {
-    pub(super) work: Work,
+    pub(super) mode: ReencryptionMode,
     /// How what is not done is kept.
     pub(super) before: Side,
     /// So much is done, from the beginning.
@@ -404,8 +404,8 @@ impl Header {
     }
 
     /// Begins a work. The keyslot for it takes the highest free number, where nobody looks for one.
-    pub(super) fn begin(&mut self, work: Work, before: Side, after: Side) -> Result<(), NoRoom> {
-        let data = Data { after, unfinished: Some(Unfinished { work, before, done: 0, hot: None }), ..self.data() };
+    pub(super) fn begin(&mut self, mode: ReencryptionMode, before: Side, after: Side) -> Result<(), NoRoom> {
+        let data = Data { after, unfinished: Some(Unfinished { mode, before, done: 0, hot: None }), ..self.data() };
         let free = |number: &u32| !self.json.keyslots.contains_key(number);
         let number = (0..NUMBERS).rev().find(free).ok_or(NoRoom)?;
         let place = self.gaps().into_iter().max_by_key(|gap| gap.end - gap.start).ok_or(NoRoom)?;
@@ -418,10 +418,10 @@ impl Header {
             hash: "sha256".to_owned(),
             sector_size: 512,
         };
-        let mode = match work {
-            Work::Encrypt => Mode::Encrypt,
-            Work::Reencrypt => Mode::Reencrypt,
-            Work::Decrypt => Mode::Decrypt,
+        let mode = match mode {
+            ReencryptionMode::Encrypt => Mode::Encrypt,
+            ReencryptionMode::Reencrypt => Mode::Reencrypt,
+            ReencryptionMode::Decrypt => Mode::Decrypt,
         };
         let keyslot = Keyslot::Reencrypt { key_size: 1, mode, direction: "forward".to_owned(), priority: 0, area };
         self.json.keyslots.insert(number, keyslot);
@@ -433,12 +433,12 @@ impl Header {
     /// Ends a work: all data is kept as it was to be. The areas of keyslots that nothing needs any more.
     pub(super) fn finish(&mut self) -> Vec<Range<u64>> {
         let data = self.data();
-        let Some(Unfinished { work, before, .. }) = data.unfinished else { return Vec::new() };
+        let Some(Unfinished { mode, before, .. }) = data.unfinished else { return Vec::new() };
         self.json.keyslots.retain(|_, keyslot| matches!(keyslot, Keyslot::Luks2 { .. }));
         self.json.config.requirements = None;
         self.set_data(&Data { unfinished: None, ..data });
-        match (work, before) {
-            (Work::Reencrypt, Side::Key(digest)) => {
+        match (mode, before) {
+            (ReencryptionMode::Reencrypt, Side::Key(digest)) => {
                 let old: Vec<u32> = self.keyslots().filter(|number| self.digest_of(*number) == Some(digest)).collect();
                 old.into_iter().filter_map(|number| self.remove_keyslot(number)).collect()
             }
@@ -477,10 +477,10 @@ impl Header {
         let Some(mode) = mode else {
             return Some(Data { offset, sector_size, after: self.side(*first, segment), unfinished: None });
         };
-        let work = match mode {
-            Mode::Encrypt => Work::Encrypt,
-            Mode::Reencrypt => Work::Reencrypt,
-            Mode::Decrypt => Work::Decrypt,
+        let mode = match mode {
+            Mode::Encrypt => ReencryptionMode::Encrypt,
+            Mode::Reencrypt => ReencryptionMode::Reencrypt,
+            Mode::Decrypt => ReencryptionMode::Decrypt,
         };
         let (before, after) = (flagged(BACKUP_PREVIOUS)?, flagged(BACKUP_FINAL)?);
         // Ahead of the hot zone and of what is as before lies what is done.
@@ -498,7 +498,7 @@ impl Header {
             Some((_, segment)) => Some(end(segment)?),
             None => None,
         };
-        Some(Data { offset, sector_size, after, unfinished: Some(Unfinished { work, before, done, hot }) })
+        Some(Data { offset, sector_size, after, unfinished: Some(Unfinished { mode, before, done, hot }) })
     }
 
     /// Writes down what is said of the data.

@@ -31,7 +31,7 @@ use crate::{
     engine::units::{Bytes, SECTOR},
     platform::{
         Result,
-        luks::{Begin, Ended, Progress, Unlock, Work},
+        luks::{Begin, Ended, Progress, ReencryptionMode, Unlock},
     },
 };
 
@@ -76,14 +76,14 @@ impl Container<'_> {
     fn begin(&self, loaded: &mut Loaded, unlock: Unlock<'_>, begin: Begin) -> Result<()> {
         let refused = |what: &str| self.refused(LuksCall::Reencrypt, what);
         let Data { after, unfinished, .. } = loaded.header.data();
-        let (work, before, after) = match (begin, unfinished, after) {
+        let (mode, before, after) = match (begin, unfinished, after) {
             (Begin::Resume, Some(_), _) => return Ok(()),
             (Begin::Resume, None, _) => return Err(refused("there is no work to go on with")),
             (_, Some(_), _) => return Err(refused("another work on its data is not completed")),
             (_, None, Side::Clear) => return Err(refused("its data is in the clear")),
             (Begin::Decrypt, None, key @ Side::Key(digest)) => {
                 self.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
-                (Work::Decrypt, key, Side::Clear)
+                (ReencryptionMode::Decrypt, key, Side::Clear)
             }
             (Begin::Reencrypt { from, to }, None, key @ Side::Key(digest)) => {
                 let header = &loaded.header;
@@ -94,11 +94,11 @@ impl Container<'_> {
                 for keyslot in [from, to] {
                     self.unlock(header, Unlock { keyslot: Some(keyslot), ..unlock }, |_, _| true)?;
                 }
-                (Work::Reencrypt, key, Side::Key(next))
+                (ReencryptionMode::Reencrypt, key, Side::Key(next))
             }
         };
         let mut header = loaded.header.clone();
-        header.begin(work, before, after).map_err(|NoRoom| refused("there is no room to note what is worked on"))?;
+        header.begin(mode, before, after).map_err(|NoRoom| refused("there is no room to note what is worked on"))?;
         self.update(loaded, header)
     }
 

@@ -27,7 +27,10 @@ use stratisd::{
         dm::{Line, Target, Visibility},
         keyring::Secret,
         linux::luks::Luks,
-        luks::{Begin, Cost, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, State, Unlock, Work},
+        luks::{
+            Begin, Cost, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, ReencryptionMode, State,
+            Unlock,
+        },
     },
 };
 use zeroize::Zeroizing;
@@ -416,7 +419,7 @@ fn works(machine: &Machine) {
     assert!(clear(&container));
 
     let header = container.format(Purpose::Encrypt);
-    assert_eq!(header.state, State::Unfinished { work: Work::Encrypt, done: Bytes(0) });
+    assert_eq!(header.state, State::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
     container.open();
     files.move_to(&container.name, 0);
     files.check();
@@ -472,9 +475,9 @@ fn some(progress: Progress) -> bool {
     progress.done == Bytes(0)
 }
 
-fn done(container: &Container<'_>, work: Work) -> u128 {
+fn done(container: &Container<'_>, work: ReencryptionMode) -> u128 {
     match container.header().state {
-        State::Unfinished { work: present, done } if present == work => done.0 >> 20,
+        State::Unfinished { mode: present, done } if present == work => done.0 >> 20,
         state => panic!("{state:?}"),
     }
 }
@@ -496,13 +499,17 @@ fn interrupted(machine: &Machine) {
     };
     // Before anything was done.
     assert_eq!(container.work(Begin::Resume, &|_| false).unwrap(), Ended::Interrupted);
-    assert_eq!(done(&container, Work::Encrypt), 0);
+    assert_eq!(done(&container, ReencryptionMode::Encrypt), 0);
     assert!(container.left().is_empty());
-    for (work, begin) in [(Work::Encrypt, None), (Work::Reencrypt, Some(())), (Work::Decrypt, Some(()))] {
+    for (work, begin) in [
+        (ReencryptionMode::Encrypt, None),
+        (ReencryptionMode::Reencrypt, Some(())),
+        (ReencryptionMode::Decrypt, Some(())),
+    ] {
         let begin = match (work, begin) {
-            (Work::Reencrypt, _) => container.prepare(),
-            (Work::Decrypt, _) => Begin::Decrypt,
-            (Work::Encrypt, _) => Begin::Resume,
+            (ReencryptionMode::Reencrypt, _) => container.prepare(),
+            (ReencryptionMode::Decrypt, _) => Begin::Decrypt,
+            (ReencryptionMode::Encrypt, _) => Begin::Resume,
         };
         let (ended, _) = writing(&files, || container.work(begin, &some).unwrap());
         assert_eq!(ended, Ended::Interrupted);
@@ -512,7 +519,9 @@ fn interrupted(machine: &Machine) {
         files.check();
         // Another work cannot be begun, nor the header changed; both parts are served, also when opened anew.
         assert!(
-            container.work(if work == Work::Decrypt { container_begin() } else { Begin::Decrypt }, &|_| true).is_err()
+            container
+                .work(if work == ReencryptionMode::Decrypt { container_begin() } else { Begin::Decrypt }, &|_| true)
+                .is_err()
         );
         reopen();
         let key = container.key();
@@ -532,7 +541,7 @@ fn interrupted(machine: &Machine) {
         let (ended, _) = writing(&files, || container.work(Begin::Resume, &|_| true).unwrap());
         assert_eq!(ended, Ended::Finished);
         files.check();
-        if work == Work::Decrypt {
+        if work == ReencryptionMode::Decrypt {
             assert_eq!(container.header().state, State::Clear);
         } else {
             assert_eq!(container.header().state, State::Encrypted);
@@ -648,7 +657,7 @@ fn killed(machine: &Machine) {
         files.check();
         match (result, container.header().state) {
             (Ok(Ended::Finished), State::Encrypted) => begin = container.prepare(),
-            (Err(error), State::Unfinished { work: Work::Reencrypt, .. }) => {
+            (Err(error), State::Unfinished { mode: ReencryptionMode::Reencrypt, .. }) => {
                 assert!(error.to_string().contains("killed by signal 9"), "{error}");
                 begin = Begin::Resume;
             }
@@ -784,10 +793,10 @@ fn fails(container: &Container<'_>, files: &Files<'_>, begin: Begin) {
     let (result, _) = writing(files, || container.work(begin, &|_| true));
     println!("        ({})", result.unwrap_err());
     files.check();
-    let before = done(container, Work::Reencrypt);
+    let before = done(container, ReencryptionMode::Reencrypt);
     assert!(before > 0);
     container.work(Begin::Resume, &|_| true).unwrap_err();
-    assert_eq!(done(container, Work::Reencrypt), before);
+    assert_eq!(done(container, ReencryptionMode::Reencrypt), before);
     files.check();
 }
 

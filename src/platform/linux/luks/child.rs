@@ -23,9 +23,8 @@ use zeroize::Zeroizing;
 
 use super::{
     super::{secrecy, wait},
-    orphans,
+    calls, orphans,
     wire::{self, Answer, CHILD, GO, Garbled, Received, Request},
-    work,
 };
 use crate::{engine::units::Bytes, platform::keyring::Secret};
 
@@ -57,10 +56,10 @@ fn serve() -> io::Result<()> {
     // The new daemon waits until those of the one before it have ended.
     let _at_work = orphans::mark();
     let Some((request, secrets)) = talk.request()? else { return Ok(()) };
-    match work::serve(&request, &secrets, &mut talk) {
+    match calls::serve(&request, &secrets, &mut talk) {
         Ok((answer, secret)) => talk.say(&answer, secret.as_slice()),
-        Err(work::Fault::Alone) => Ok(()),
-        Err(work::Fault::Talk(fault)) => Err(fault),
+        Err(calls::Fault::Alone) => Ok(()),
+        Err(calls::Fault::Talk(fault)) => Err(fault),
         Err(fault) => talk.say(&fault.into_answer(), &[]),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     engine::units::{Bytes, SECTOR, Sectors},
-    platform::luks::{Header, State, Work},
+    platform::luks::{Header, ReencryptionMode, State},
 };
 
 /// What an encryption sector is where nothing says so.
@@ -106,7 +106,7 @@ impl<'a> Metadata<'a> {
 
     /// What it says of the data.
     pub(super) fn state(&self, segments: &[Segment]) -> Result<State, String> {
-        let Some(work) = self.work()? else {
+        let Some(mode) = self.mode()? else {
             let encrypted = segments.iter().filter(|segment| segment.crypt.is_some()).count();
             return match encrypted {
                 0 => Ok(State::Clear),
@@ -125,19 +125,19 @@ impl<'a> Metadata<'a> {
             // What a first step was cut short in is not as it was before.
             done = done.max(Bytes(1));
         }
-        Ok(State::Unfinished { work, done })
+        Ok(State::Unfinished { mode, done })
     }
 
     /// The work that is under way.
-    fn work(&self) -> Result<Option<Work>, String> {
+    fn mode(&self) -> Result<Option<ReencryptionMode>, String> {
         let keyslots = numbered(self.json, "keyslots")?;
         let Some(keyslot) = keyslots.values().find(|keyslot| text(keyslot, "type") == Some("reencrypt")) else {
             return Ok(None);
         };
         match text(keyslot, "mode") {
-            Some("encrypt") => Ok(Some(Work::Encrypt)),
-            Some("reencrypt") => Ok(Some(Work::Reencrypt)),
-            Some("decrypt") => Ok(Some(Work::Decrypt)),
+            Some("encrypt") => Ok(Some(ReencryptionMode::Encrypt)),
+            Some("reencrypt") => Ok(Some(ReencryptionMode::Reencrypt)),
+            Some("decrypt") => Ok(Some(ReencryptionMode::Decrypt)),
             other => Err(format!("a work of the kind {other:?} is under way")),
         }
     }
@@ -321,9 +321,9 @@ mod tests {
         assert_eq!(self::header(&clear).unwrap().state, State::Clear);
     }
 
-    fn state(json: &Value) -> (Work, u128) {
+    fn state(json: &Value) -> (ReencryptionMode, u128) {
         match header(json).unwrap().state {
-            State::Unfinished { work, done } => (work, done.0 >> 20),
+            State::Unfinished { mode, done } => (mode, done.0 >> 20),
             state => panic!("{state:?}"),
         }
     }
@@ -334,13 +334,13 @@ mod tests {
         let last = segment("crypt", 16, None, &["backup-final"]);
         let begun = [segment("linear", 16, None, &[]), previous.clone(), last.clone()];
         let digests = json!({"0": {"keyslots": ["0"], "segments": ["2"]}});
-        assert_eq!(state(&metadata(Some("encrypt"), &begun, digests)), (Work::Encrypt, 0));
+        assert_eq!(state(&metadata(Some("encrypt"), &begun, digests)), (ReencryptionMode::Encrypt, 0));
         // In the midst of a step: what is hot does not count.
         let hot = segment("crypt", 46, Some(10), &["in-reencryption"]);
         let some = [segment("crypt", 16, Some(30), &[]), hot, segment("linear", 56, None, &[]), previous, last];
         let digests = json!({"0": {"keyslots": ["0"], "segments": ["0", "1", "4"]}});
         let json = metadata(Some("encrypt"), &some, digests);
-        assert_eq!(state(&json), (Work::Encrypt, 30));
+        assert_eq!(state(&json), (ReencryptionMode::Encrypt, 30));
         assert_eq!(header(&json).unwrap().sector_size, 4096);
 
         let previous = segment("crypt", 16, None, &["backup-previous"]);
@@ -350,7 +350,7 @@ mod tests {
         let digests = json!({"0": {"keyslots": ["0"], "segments": ["1", "2", "3"]},
             "1": {"keyslots": ["3"], "segments": ["0", "1", "4"]}});
         let json = metadata(Some("reencrypt"), &[new, hot, old, previous.clone(), last.clone()], digests);
-        assert_eq!(state(&json), (Work::Reencrypt, 30));
+        assert_eq!(state(&json), (ReencryptionMode::Reencrypt, 30));
         let whole = Metadata::new(&json, SIZE);
         assert_eq!((whole.previous_digest().unwrap(), whole.final_digest().unwrap()), (Some(0), Some(1)));
         let digests: Vec<u32> = whole.segments().unwrap().into_iter().map(|one| one.crypt.unwrap().digest).collect();
@@ -359,12 +359,12 @@ mod tests {
         let digests =
             json!({"0": {"keyslots": ["0"], "segments": ["1"]}, "1": {"keyslots": ["3"], "segments": ["0", "2"]}});
         let json = metadata(Some("reencrypt"), &[segment("crypt", 16, None, &[]), previous.clone(), last], digests);
-        assert_eq!(state(&json), (Work::Reencrypt, 100));
+        assert_eq!(state(&json), (ReencryptionMode::Reencrypt, 100));
 
         let last = segment("linear", 16, None, &["backup-final"]);
         let some = [segment("linear", 16, Some(30), &[]), segment("crypt", 46, None, &[]), previous, last];
         let digests = json!({"0": {"keyslots": ["0"], "segments": ["1", "2"]}});
-        assert_eq!(state(&metadata(Some("decrypt"), &some, digests)), (Work::Decrypt, 30));
+        assert_eq!(state(&metadata(Some("decrypt"), &some, digests)), (ReencryptionMode::Decrypt, 30));
     }
 
     #[test]

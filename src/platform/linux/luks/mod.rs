@@ -21,6 +21,7 @@
 //! harm either: whatever it was at is put right as after a power cut. systemd kills the daemon's process only
 //! (KillMode=process); at shutdown it sends SIGTERM to all, which a child takes as a wish to stop.
 
+mod calls;
 pub mod child;
 mod header;
 mod memory;
@@ -30,7 +31,6 @@ mod repair;
 mod staged;
 mod table;
 mod wire;
-mod work;
 
 use std::{
     collections::BTreeMap,
@@ -52,7 +52,7 @@ use self::{
 };
 use super::{
     cookie, dm,
-    limits::{self, KILLED, NOTICE, Work},
+    limits::{self, Activity, KILLED, NOTICE},
     processes::{Input, Kept, Process, Task},
     programs::{self, THIS_PROGRAM},
     wait,
@@ -286,7 +286,7 @@ impl Call<'_> {
     ) -> std::result::Result<(Answer, Option<Secret>), End> {
         let died = |what: String| End::Died(self.failed(what));
         let arguments = [OsStr::new(wire::CHILD)];
-        let limit = limits::of(work_of(request), Bytes::ZERO);
+        let limit = limits::of(activity_of(request), Bytes::ZERO);
         let mut task = Task {
             label: format!("work on the LUKS2 container on {} (to {} it)", self.device.display(), self.action),
             path: &self.luks.program,
@@ -337,13 +337,13 @@ impl Call<'_> {
 }
 
 /// What a request is, as far as the time that it may take follows from that.
-fn work_of(request: &Request) -> Work {
+fn activity_of(request: &Request) -> Activity {
     match request {
-        Request::Read { .. } | Request::Reopen { .. } | Request::Resize { .. } => Work::LuksQuick,
+        Request::Read { .. } | Request::Reopen { .. } | Request::Resize { .. } => Activity::LuksQuick,
         Request::Format { .. } | Request::Change { .. } | Request::Open { .. } | Request::Repair { .. } => {
-            Work::LuksKeys
+            Activity::LuksKeys
         }
-        Request::Reencrypt { .. } => Work::LuksData,
+        Request::Reencrypt { .. } => Activity::LuksData,
     }
 }
 
@@ -432,7 +432,7 @@ impl<'a> Talk<'a> {
                     next_look = now + UDEV_LOOK;
                 }
                 if self.deadline.is_some_and(|deadline| deadline <= now) {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, limits::late(self.limit)));
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, limits::timed_out(self.limit)));
                 }
                 if self.watch.is_some() && next_watch <= now {
                     self.ask_watch();

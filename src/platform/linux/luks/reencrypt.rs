@@ -19,14 +19,14 @@ use libcryptsetup_rs::{
 use rustix::mm::{MlockAllFlags, mlockall};
 
 use super::{
+    calls::{Container, Fault, Result, luks2_parameters, may_use, sync, with_key},
     child::Talk,
     repair,
     wire::Answer,
-    work::{Container, Fault, Result, luks2_parameters, may_use, sync, with_key},
 };
 use crate::{
     engine::units::{Bytes, SECTOR, Sectors},
-    platform::luks::{Begin, Ended, Progress, State, Work},
+    platform::luks::{Begin, Ended, Progress, ReencryptionMode, State},
 };
 
 /// How a step is protected: the method and its hash.
@@ -49,7 +49,7 @@ pub(super) fn run(
     let segments = metadata.segments()?;
     let total = segments.iter().fold(Sectors::ZERO, |sum, segment| sum.saturating_add(segment.length)).bytes();
     let (unfinished, done) = match metadata.state(&segments)? {
-        State::Unfinished { work, done } => (Some(work), done),
+        State::Unfinished { mode, done } => (Some(mode), done),
         State::Encrypted | State::Clear => (None, Bytes(0)),
     };
     talk.say(&Answer::Progress(Progress { done, total }), &[]).map_err(Fault::Talk)?;
@@ -70,17 +70,20 @@ pub(super) fn run(
     let cipher = metadata.segments()?.into_iter().find_map(|segment| Some(segment.crypt?.cipher));
 
     let (mode, from, to, flags) = match (begin, unfinished) {
-        (Begin::Resume, Some(work)) => {
+        (Begin::Resume, Some(mode)) => {
             // The passphrase may open a keyslot for each of two keys; where it was said which, one need not be tried.
             let digest = keyslot.map(|keyslot| metadata.digest_of_keyslot(keyslot)).transpose()?.flatten();
-            let is_new = work == Work::Encrypt || (digest.is_some() && digest == metadata.final_digest()?);
+            let is_new =
+                mode == ReencryptionMode::Encrypt || (digest.is_some() && digest == metadata.final_digest()?);
             let (from, to) = if is_new { (None, keyslot) } else { (keyslot, None) };
-            (mode(work), from, to, CryptReencrypt::RESUME_ONLY)
+            (crypt_mode(mode), from, to, CryptReencrypt::RESUME_ONLY)
         }
         (Begin::Resume, None) => return Err(Fault::Other("no work on its data is unfinished".to_owned())),
         (_, Some(_)) => return Err(Fault::Other("another work on its data is unfinished".to_owned())),
-        (Begin::Reencrypt { from, to }, None) => (mode(Work::Reencrypt), Some(from), Some(to), CryptReencrypt::empty()),
-        (Begin::Decrypt, None) => (mode(Work::Decrypt), keyslot, None, CryptReencrypt::empty()),
+        (Begin::Reencrypt { from, to }, None) => {
+            (crypt_mode(ReencryptionMode::Reencrypt), Some(from), Some(to), CryptReencrypt::empty())
+        }
+        (Begin::Decrypt, None) => (crypt_mode(ReencryptionMode::Decrypt), keyslot, None, CryptReencrypt::empty()),
     };
     let parameters = CryptParamsReencrypt {
         mode,
@@ -126,18 +129,18 @@ pub(super) fn run(
 }
 
 /// The work that the header says is unfinished.
-fn unfinished_work(container: &mut Container) -> Result<Option<Work>> {
+fn unfinished_work(container: &mut Container) -> Result<Option<ReencryptionMode>> {
     match container.header()?.state {
-        State::Unfinished { work, .. } => Ok(Some(work)),
+        State::Unfinished { mode, .. } => Ok(Some(mode)),
         State::Encrypted | State::Clear => Ok(None),
     }
 }
 
-fn mode(work: Work) -> CryptReencryptModeInfo {
-    match work {
-        Work::Encrypt => CryptReencryptModeInfo::Encrypt,
-        Work::Reencrypt => CryptReencryptModeInfo::Reencrypt,
-        Work::Decrypt => CryptReencryptModeInfo::Decrypt,
+fn crypt_mode(mode: ReencryptionMode) -> CryptReencryptModeInfo {
+    match mode {
+        ReencryptionMode::Encrypt => CryptReencryptModeInfo::Encrypt,
+        ReencryptionMode::Reencrypt => CryptReencryptModeInfo::Reencrypt,
+        ReencryptionMode::Decrypt => CryptReencryptModeInfo::Decrypt,
     }
 }
 

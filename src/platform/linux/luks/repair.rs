@@ -21,10 +21,10 @@ use libcryptsetup_rs::{
 
 use super::{
     super::dm::{self, Mapper},
+    calls::{Container, Fault, Result, luks2_parameters, with_key},
     header::Segment,
     reencrypt::{RESILIENCE, steps},
     table::{foreign, number, table},
-    work::{Container, Fault, Result, luks2_parameters, with_key},
 };
 use crate::{
     engine::units::Sectors,

@@ -23,9 +23,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::Value;
 
 use super::{
+    calls::{CIPHER, Container, Fault, Result, Secrets, bytes, fill, luks2_parameters, with_key},
     reencrypt,
     wire::NewKeyslot,
-    work::{CIPHER, Container, Fault, Result, Secrets, bytes, fill, luks2_parameters, with_key},
 };
 use crate::platform::luks::{Header, Layout};
 

@@ -9,7 +9,7 @@ use nix::libc;
 
 use super::{
     super::{dm::Mapper, keyring},
-    work::{Container, Fault, Result},
+    calls::{Container, Fault, Result},
 };
 use crate::{
     engine::units::{SECTOR, Sectors},

@@ -11,7 +11,7 @@ use crate::{
     platform::{
         DeviceAction, DeviceClass,
         keyring::Secret,
-        luks::{Cost, Header, HeaderChange, Layout, NewKeyslot, Purpose, State, Unlock, Work},
+        luks::{Cost, Header, HeaderChange, Layout, NewKeyslot, Purpose, ReencryptionMode, State, Unlock},
         sim::{Call, LuksCall, Preset},
     },
 };
@@ -477,7 +477,7 @@ fn a_header_begins_all_at_once() {
                 match sim.luks_read(Path::new(DISK)).unwrap() {
                     Some(header) => {
                         there += 1;
-                        let begun = State::Unfinished { work: Work::Encrypt, done: Bytes(0) };
+                        let begun = State::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
                         let state = if purpose == Purpose::New { State::Encrypted } else { begun };
                         assert_eq!(header.state, state);
                         assert!(open(&sim, None, "one").is_ok() && open(&sim, None, "two").is_ok());

@@ -9,12 +9,13 @@ use super::{
 use crate::{
     engine::units::Bytes,
     platform::{
-        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, State, Unlock, Work},
+        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, ReencryptionMode, State, Unlock},
         sim::Call,
     },
 };
 
-const WORKS: [Work; 3] = [Work::Encrypt, Work::Reencrypt, Work::Decrypt];
+const MODES: [ReencryptionMode; 3] =
+    [ReencryptionMode::Encrypt, ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt];
 
 /// Where something is written: near, far, in one page and across pages.
 const PLACES: [u64; 8] = [0, 1536, 4096, 8192, 20_480, 1 << 20, (1 << 20) + 512, 1 << 39];
@@ -44,12 +45,12 @@ fn fill(sim: &Sim, stamp: u8) {
 }
 
 /// A container with data in it, open, on which this work can begin.
-fn prepared(sim: Sim, work: Work) -> Sim {
-    format(&sim, if work == Work::Encrypt { Purpose::Encrypt } else { Purpose::New });
+fn prepared(sim: Sim, mode: ReencryptionMode) -> Sim {
+    format(&sim, if mode == ReencryptionMode::Encrypt { Purpose::Encrypt } else { Purpose::New });
     open(&sim, Some(NAME), "one").unwrap();
     fill(&sim, 1);
     flush(&sim, NAME);
-    if work == Work::Reencrypt {
+    if mode == ReencryptionMode::Reencrypt {
         let (one, two) = (secret("one"), secret("two"));
         let next = |number, passphrase| HeaderChange::AddNextKeyslot(new_keyslot(number, passphrase));
         let changes = [
@@ -63,11 +64,11 @@ fn prepared(sim: Sim, work: Work) -> Sim {
     sim
 }
 
-fn begin(work: Work) -> Begin {
-    match work {
-        Work::Encrypt => Begin::Resume,
-        Work::Reencrypt => Begin::Reencrypt { from: 0, to: 2 },
-        Work::Decrypt => Begin::Decrypt,
+fn begin(mode: ReencryptionMode) -> Begin {
+    match mode {
+        ReencryptionMode::Encrypt => Begin::Resume,
+        ReencryptionMode::Reencrypt => Begin::Reencrypt { from: 0, to: 2 },
+        ReencryptionMode::Decrypt => Begin::Decrypt,
     }
 }
 
@@ -79,61 +80,61 @@ fn run_from(sim: &Sim, begin: Begin, watch: impl Fn(Progress) -> bool + Sync) ->
     sim.luks_reencrypt(Path::new(DISK), NAME, with(&secret("one")), begin, &watch)
 }
 
-fn run(sim: &Sim, work: Work) -> Result<Ended, Error> {
-    run_from(sim, begin(work), |_| true)
+fn run(sim: &Sim, mode: ReencryptionMode) -> Result<Ended, Error> {
+    run_from(sim, begin(mode), |_| true)
 }
 
 /// Goes on with a work that was cut short, or begins with it if it had not begun.
-fn go_on(sim: &Sim, work: Work, at: &str) {
+fn go_on(sim: &Sim, mode: ReencryptionMode, at: &str) {
     let begun = matches!(state(sim), State::Unfinished { .. });
-    let finished = sim.header(Path::new(DISK)).is_some_and(|header| is_finished(&header, work));
-    let begin = if begun { Begin::Resume } else { begin(work) };
+    let finished = sim.header(Path::new(DISK)).is_some_and(|header| is_finished(&header, mode));
+    let begin = if begun { Begin::Resume } else { begin(mode) };
     if !finished {
         let ended = run_from(sim, begin, |_| true);
         assert!(matches!(ended, Ok(Ended::Finished)), "{at}: {ended:?}");
     }
 }
 
-fn is_finished(header: &Header, work: Work) -> bool {
-    match work {
-        Work::Encrypt => header.state == State::Encrypted,
-        Work::Reencrypt => header.state == State::Encrypted && !header.keyslots.contains(&0),
-        Work::Decrypt => header.state == State::Clear,
+fn is_finished(header: &Header, mode: ReencryptionMode) -> bool {
+    match mode {
+        ReencryptionMode::Encrypt => header.state == State::Encrypted,
+        ReencryptionMode::Reencrypt => header.state == State::Encrypted && !header.keyslots.contains(&0),
+        ReencryptionMode::Decrypt => header.state == State::Clear,
     }
 }
 
 /// The header and the disk after a work.
-fn check_finished(sim: &Sim, work: Work, at: &str) {
+fn check_finished(sim: &Sim, mode: ReencryptionMode, at: &str) {
     let header = sim.header(Path::new(DISK)).unwrap();
-    assert!(is_finished(&header, work), "{at}: {header:?}");
-    if work == Work::Reencrypt {
+    assert!(is_finished(&header, mode), "{at}: {header:?}");
+    if mode == ReencryptionMode::Reencrypt {
         assert_eq!(header.keyslots, [2, 3].into(), "{at}");
         assert_eq!(header.tokens[&1], token("luks2-keyring", &["2"]), "{at}");
         assert_eq!(header.tokens[&2], token("clevis", &["3"]), "{at}");
     }
     let raw = sim.read(Path::new(DISK), DATA, 512).unwrap();
     let clear = [contents(0, 1), contents(0, 2)].contains(&raw);
-    assert_eq!(clear, work == Work::Decrypt, "{at}");
+    assert_eq!(clear, mode == ReencryptionMode::Decrypt, "{at}");
     let table = sim.dm_find(NAME).unwrap().unwrap().table;
     assert_eq!(table.len(), 1, "{at}");
-    assert_eq!(table[0].kind(), if work == Work::Decrypt { "linear" } else { "crypt" }, "{at}");
+    assert_eq!(table[0].kind(), if mode == ReencryptionMode::Decrypt { "linear" } else { "crypt" }, "{at}");
 }
 
 #[test]
 fn all_of_it_is_done_while_it_is_used() {
-    for work in WORKS {
-        let sim = prepared(Sim::builder().hot_zone(1).build(), work);
+    for mode in MODES {
+        let sim = prepared(Sim::builder().hot_zone(1).build(), mode);
         let key = open(&sim, None, "one").unwrap();
         let raw = sim.read(Path::new(DISK), DATA, 512).unwrap();
-        assert_eq!(raw == contents(0, 1), work == Work::Encrypt);
+        assert_eq!(raw == contents(0, 1), mode == ReencryptionMode::Encrypt);
         let seen: Mutex<Vec<Progress>> = Mutex::default();
-        let ended = run_from(&sim, begin(work), |progress| {
-            let has_begun = !seen.lock().is_empty() || work == Work::Encrypt;
+        let ended = run_from(&sim, begin(mode), |progress| {
+            let has_begun = !seen.lock().is_empty() || mode == ReencryptionMode::Encrypt;
             seen.lock().push(progress);
             check(&sim, 1, "on the way");
             let done = progress.done;
             let header = sim.luks_read(Path::new(DISK)).unwrap().unwrap();
-            let state = if has_begun { State::Unfinished { work, done } } else { State::Encrypted };
+            let state = if has_begun { State::Unfinished { mode, done } } else { State::Encrypted };
             assert_eq!(header.state, state);
             let lines = sim.dm_find(NAME).unwrap().unwrap().table;
             let inside = done.0 > 0 && done < progress.total;
@@ -149,10 +150,10 @@ fn all_of_it_is_done_while_it_is_used() {
         // From nothing to all, with a zone for each of seven pages that hold something.
         assert_eq!((seen.len(), seen[1].done, seen[8].done), (9, Bytes(0), seen[1].total));
         check(&sim, 1, "afterwards");
-        check_finished(&sim, work, "afterwards");
+        check_finished(&sim, mode, "afterwards");
         assert_ne!(sim.read(Path::new(DISK), DATA, 512).unwrap(), raw);
         let now = open(&sim, None, "one").unwrap();
-        assert_eq!(now.same(key.bytes()), work != Work::Reencrypt);
+        assert_eq!(now.same(key.bytes()), mode != ReencryptionMode::Reencrypt);
         assert!(now.same(open(&sim, None, "two").unwrap().bytes()));
         // It is a device as any, and so it is found after a boot.
         fill(&sim, 2);
@@ -167,7 +168,7 @@ fn all_of_it_is_done_while_it_is_used() {
 
 #[test]
 fn what_cannot_begin_is_refused() {
-    let sim = prepared(Sim::builder().build(), Work::Reencrypt);
+    let sim = prepared(Sim::builder().build(), ReencryptionMode::Reencrypt);
     let before = sim.header(Path::new(DISK)).unwrap();
     let said = |begin: Begin| match run_from(&sim, begin, |_| true) {
         Err(error) => error.to_string(),
@@ -208,9 +209,9 @@ fn what_cannot_begin_is_refused() {
 /// container with two keys a passphrase that opens both is needed.
 #[test]
 fn it_stops_and_goes_on() {
-    for work in WORKS {
-        let sim = prepared(Sim::builder().hot_zone(1).build(), work);
-        let mut from = begin(work);
+    for mode in MODES {
+        let sim = prepared(Sim::builder().hot_zone(1).build(), mode);
+        let mut from = begin(mode);
         let mut rounds = 0;
         loop {
             let asked = Mutex::new(0);
@@ -226,18 +227,18 @@ fn it_stops_and_goes_on() {
             rounds += 1;
             from = Begin::Resume;
             let header = sim.header(Path::new(DISK)).unwrap();
-            assert!(matches!(header.state, State::Unfinished { work: w, done } if w == work && done > Bytes(0)));
+            assert!(matches!(header.state, State::Unfinished { mode: w, done } if w == mode && done > Bytes(0)));
             sim.dm_remove(NAME).unwrap();
             for wrong in ["wrong", ""] {
                 assert!(matches!(open(&sim, Some(NAME), wrong), Err(Error::WrongKey { .. })));
             }
-            let slot = if work == Work::Reencrypt { 2 } else { 0 };
+            let slot = if mode == ReencryptionMode::Reencrypt { 2 } else { 0 };
             let one = secret("one");
             sim.luks_open(Path::new(DISK), Some(NAME), Unlock { passphrase: &one, keyslot: Some(slot) }).unwrap();
             check(&sim, 1, "opened again");
         }
         assert_eq!(rounds, 6, "a zone at a time");
-        check_finished(&sim, work, "in the end");
+        check_finished(&sim, mode, "in the end");
     }
 }
 
@@ -251,12 +252,12 @@ enum Strike {
 }
 
 /// Runs the work again and again with one step struck.
-fn strike_each(work: Work, strike: Strike, pages: u64, judge: impl Fn(&Sim, &str)) -> u64 {
-    let machine = |seed| prepared(Sim::builder().hot_zone(pages).seed(seed).build(), work);
+fn strike_each(mode: ReencryptionMode, strike: Strike, pages: u64, judge: impl Fn(&Sim, &str)) -> u64 {
+    let machine = |seed| prepared(Sim::builder().hot_zone(pages).seed(seed).build(), mode);
     let steps = {
         let sim = machine(0);
         let start = sim.steps();
-        run(&sim, work).unwrap();
+        run(&sim, mode).unwrap();
         sim.steps() - start
     };
     for step in 0..steps {
@@ -268,25 +269,25 @@ fn strike_each(work: Work, strike: Strike, pages: u64, judge: impl Fn(&Sim, &str
             Strike::FailBefore => sim.faults().fail_at(at),
             Strike::FailAfter => sim.faults().fail_after(at),
         }
-        assert!(run(&sim, work).is_err());
+        assert!(run(&sim, mode).is_err());
         sim.faults().clear();
-        judge(&sim, &format!("{work:?}, {strike:?} at step {step} of {steps}"));
+        judge(&sim, &format!("{mode:?}, {strike:?} at step {step} of {steps}"));
     }
     steps
 }
 
 #[test]
 fn a_power_cut_at_every_step_loses_nothing() {
-    for work in WORKS {
-        let steps = strike_each(work, Strike::CutPower, 1, |sim, at| {
+    for mode in MODES {
+        let steps = strike_each(mode, Strike::CutPower, 1, |sim, at| {
             sim.power_on();
             open(sim, Some(NAME), "one").unwrap_or_else(|error| panic!("{at}: {error}"));
             check(sim, 1, at);
-            go_on(sim, work, at);
+            go_on(sim, mode, at);
             check(sim, 1, at);
-            check_finished(sim, work, at);
+            check_finished(sim, mode, at);
         });
-        println!("{work:?}: {steps} steps");
+        println!("{mode:?}: {steps} steps");
         assert!(steps > 80, "{steps}");
     }
 }
@@ -294,9 +295,9 @@ fn a_power_cut_at_every_step_loses_nothing() {
 /// The device serves all, and so it does after the next power cut, whatever was written meanwhile.
 #[test]
 fn what_is_written_after_an_interruption_stays() {
-    for work in WORKS {
+    for mode in MODES {
         for strike in [Strike::Kill, Strike::FailAfter] {
-            strike_each(work, strike, 3, |sim, at| {
+            strike_each(mode, strike, 3, |sim, at| {
                 check(sim, 1, at);
                 // Every second place; of those some sectors only, so that old and new lie side by side.
                 let some: Vec<u64> = PLACES.into_iter().step_by(2).collect();
@@ -320,7 +321,7 @@ fn what_is_written_after_an_interruption_stays() {
                 assert!(is_written(sim, last, 3) || is_written(sim, last, 1), "{at}");
                 write(sim, NAME, last, &contents(last, 1)).unwrap();
                 check_mixed("after a cut");
-                go_on(sim, work, at);
+                go_on(sim, mode, at);
                 check_mixed("in the end");
             });
         }
@@ -330,9 +331,9 @@ fn what_is_written_after_an_interruption_stays() {
 /// What was written after an interruption and is not flushed is there or not, sector by sector.
 #[test]
 fn what_is_not_flushed_is_there_before_or_after() {
-    for work in WORKS {
+    for mode in MODES {
         for strike in [Strike::Kill, Strike::FailAfter] {
-            strike_each(work, strike, 2, |sim, at| {
+            strike_each(mode, strike, 2, |sim, at| {
                 fill(sim, 2);
                 sim.cut_power();
                 sim.power_on();
@@ -351,16 +352,16 @@ fn what_is_not_flushed_is_there_before_or_after() {
 /// As the next process does it: the device is up, and the work goes on.
 #[test]
 fn another_process_goes_on_where_one_was_killed() {
-    for work in WORKS {
+    for mode in MODES {
         for strike in [Strike::Kill, Strike::FailBefore] {
-            strike_each(work, strike, 3, |sim, at| {
+            strike_each(mode, strike, 3, |sim, at| {
                 let place = PLACES[3];
                 write(sim, NAME, place, &contents(place, 2)).unwrap();
-                go_on(sim, work, at);
+                go_on(sim, mode, at);
                 assert!(is_written(sim, place, 2), "{at}");
                 write(sim, NAME, place, &contents(place, 1)).unwrap();
                 check(sim, 1, at);
-                check_finished(sim, work, at);
+                check_finished(sim, mode, at);
             });
         }
     }
@@ -369,12 +370,12 @@ fn another_process_goes_on_where_one_was_killed() {
 /// Somebody writes between the steps of the work, at every one of them in one round or another.
 #[test]
 fn others_write_at_every_step() {
-    for work in WORKS {
+    for mode in MODES {
         for round in 0..7 {
-            let sim = prepared(Sim::builder().hot_zone(2).build(), work);
+            let sim = prepared(Sim::builder().hot_zone(2).build(), mode);
             let mut gate = sim.delay(Call::LuksWrite, DISK);
             std::thread::scope(|scope| {
-                let running = scope.spawn(|| run(&sim, work));
+                let running = scope.spawn(|| run(&sim, mode));
                 let mut stamp = 1;
                 for turn in 0..60 {
                     assert!(gate.wait_for(1, LIMIT));
@@ -382,7 +383,7 @@ fn others_write_at_every_step() {
                         stamp += 2;
                         fill(&sim, stamp);
                     }
-                    check(&sim, stamp, &format!("{work:?}, round {round}, turn {turn}"));
+                    check(&sim, stamp, &format!("{mode:?}, round {round}, turn {turn}"));
                     // The next is closed before this one lets the work go on, by one step.
                     let next = sim.delay(Call::LuksWrite, DISK);
                     drop(std::mem::replace(&mut gate, next));
@@ -391,7 +392,7 @@ fn others_write_at_every_step() {
                 assert!(matches!(running.join().unwrap(), Ok(Ended::Finished)));
                 check(&sim, stamp, "in the end");
             });
-            assert!(is_finished(&sim.header(Path::new(DISK)).unwrap(), work));
+            assert!(is_finished(&sim.header(Path::new(DISK)).unwrap(), mode));
         }
     }
 }
@@ -399,9 +400,9 @@ fn others_write_at_every_step() {
 /// Others read and write as fast as they can.
 #[test]
 fn others_are_not_held_up() {
-    let sim = prepared(Sim::builder().build(), Work::Reencrypt);
+    let sim = prepared(Sim::builder().build(), ReencryptionMode::Reencrypt);
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| run(&sim, Work::Reencrypt));
+        let running = scope.spawn(|| run(&sim, ReencryptionMode::Reencrypt));
         let mut stamp = 1;
         while !running.is_finished() {
             stamp = (stamp + 2) % 100;
@@ -417,10 +418,10 @@ fn others_are_not_held_up() {
 #[test]
 fn zeros_that_may_be_lost_are_no_gap() {
     for seed in 0..20 {
-        let sim = prepared(Sim::builder().seed(seed).hot_zone(1).build(), Work::Reencrypt);
+        let sim = prepared(Sim::builder().seed(seed).hot_zone(1).build(), ReencryptionMode::Reencrypt);
         write(&sim, NAME, 4096, &[0; 512]).unwrap();
         let at = sim.steps();
-        run_from(&sim, begin(Work::Reencrypt), |progress| progress.done < Bytes(8192)).unwrap();
+        run_from(&sim, begin(ReencryptionMode::Reencrypt), |progress| progress.done < Bytes(8192)).unwrap();
         assert!(sim.steps() > at);
         sim.cut_power();
         sim.power_on();
@@ -432,12 +433,12 @@ fn zeros_that_may_be_lost_are_no_gap() {
 /// By itself it takes about as many steps as are to be cut at.
 #[test]
 fn a_well_filled_container_gives_a_thousand_steps() {
-    let sim = prepared(Sim::builder().build(), Work::Encrypt);
+    let sim = prepared(Sim::builder().build(), ReencryptionMode::Encrypt);
     for page in 0..512_u64 {
         write(&sim, NAME, (1 << 32) + page * 8192, &contents(0, 5)).unwrap();
     }
     let start = sim.steps();
-    run(&sim, Work::Encrypt).unwrap();
+    run(&sim, ReencryptionMode::Encrypt).unwrap();
     let steps = sim.steps() - start;
     assert!((800..2000).contains(&steps), "{steps}");
     check(&sim, 1, "in the end");

@@ -31,7 +31,7 @@ use crate::{
 
 /// The container of a device, as it was last read.
 #[derive(Debug, Clone)]
-pub struct Encased {
+pub struct LuksDevice {
     /// The device that it is on.
     pub device: BlockDevice,
     /// Size of that, and its sector sizes.
@@ -48,12 +48,12 @@ pub struct Encased {
     pub unfinished: bool,
 }
 
-impl Encased {
+impl LuksDevice {
     /// Reads the container on a device. `None`: there is none, or it is nobody's of ours.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn read(platform: &dyn Platform, device: &BlockDevice) -> Result<Option<Encased>> {
+    pub fn read(platform: &dyn Platform, device: &BlockDevice) -> Result<Option<LuksDevice>> {
         let Some(header) = platform.luks_read(&device.path)? else { return Ok(None) };
         let found = match read_device_header(&header) {
             Ok(found) => found,
@@ -62,7 +62,7 @@ impl Encased {
                 return Ok(None);
             }
         };
-        Ok(Some(Encased {
+        Ok(Some(LuksDevice {
             device: device.clone(),
             geometry: platform.geometry(&device.path)?,
             token: found.token,
@@ -175,7 +175,7 @@ fn mark_unfinished(platform: &dyn Platform, device: &Path) -> Result<()> {
 }
 
 /// What containers of one pool are made alike in.
-pub struct Mould<'a> {
+pub struct LuksFormat<'a> {
     /// The pool.
     pub pool: PoolUuid,
     /// Its name.
@@ -186,18 +186,18 @@ pub struct Mould<'a> {
     pub sector_size: Option<u32>,
 }
 
-impl Mould<'_> {
+impl LuksFormat<'_> {
     /// Makes a container on a device, and opens it.
     ///
     /// # Errors
     /// If a key is not there, Clevis fails or the device cannot be written. `undo` closes and wipes it.
-    pub fn encase(
+    pub fn format(
         &self,
         platform: &dyn Platform,
         device: &BlockDevice,
         geometry: Geometry,
         undo: &mut Rollback,
-    ) -> Result<(Encased, BlockDevice)> {
+    ) -> Result<(LuksDevice, BlockDevice)> {
         let prepared = Prepared::new(platform, self.bindings)?;
         let token = StratisToken::new(self.pool, DevUuid::from_random(platform.random()), self.name);
         let path = device.path.clone();
@@ -210,7 +210,7 @@ impl Mould<'_> {
         let layout = Layout { sector_size: self.sector_size, ..LAYOUT_V1 };
         let keyslots = prepared.keyslots(0..NUMBERS);
         let header = platform.luks_format(&device.path, &layout, Purpose::New, &keyslots, &tokens)?;
-        let encased = Encased {
+        let luks_device = LuksDevice {
             device: device.clone(),
             geometry,
             token,
@@ -220,7 +220,7 @@ impl Mould<'_> {
             unfinished: true,
         };
         let Some(first) = keyslots.first() else { return Err(EncryptionError::NoMechanism.into()) };
-        let name = encased.name();
+        let name = luks_device.name();
         let opened = name.clone();
         undo.push(When::Always, format!("close {}", device.path.display()), move |platform| {
             remove_surely(platform, &opened)
@@ -228,7 +228,7 @@ impl Mould<'_> {
         let unlock = luks::Unlock { passphrase: first.passphrase, keyslot: Some(first.number) };
         platform.luks_open(&device.path, Some(&name), unlock)?;
         let inside = platform.find_device(&platform.dm_node(&name))?;
-        Ok((encased, inside))
+        Ok((luks_device, inside))
     }
 }
 
@@ -239,7 +239,7 @@ impl Mould<'_> {
 ///
 /// # Errors
 /// When a header cannot be written.
-pub fn mend(platform: &dyn Platform, devices: &mut [&mut Encased]) -> Result<()> {
+pub fn mend(platform: &dyn Platform, devices: &mut [&mut LuksDevice]) -> Result<()> {
     if devices.iter().any(|device| matches!(device.state, State::Unfinished { .. })) {
         return Ok(());
     }

@@ -33,7 +33,7 @@ use crate::{
     engine::units::{Bytes, SECTOR, Sectors},
     platform::{
         keyring::Secret,
-        luks::{Cost, Header, Layout, Purpose, State, VOLUME_KEY_BYTES, Work},
+        luks::{Cost, Header, Layout, Purpose, ReencryptionMode, State, VOLUME_KEY_BYTES},
     },
 };
 
@@ -511,7 +511,7 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
             }
             key
         }
-        State::Unfinished { work, done } => {
+        State::Unfinished { mode, done } => {
             // The key that all data is to have in the end, or, if it is to be in the clear, that it had before.
             let digest = metadata.final_digest()?.or(metadata.previous_digest()?);
             let digest = digest.ok_or_else(|| "its volume key is not known".to_owned())?;
@@ -520,7 +520,7 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
             }
             let key = container.key_with(digest, passphrase)?;
             if let Some(name) = name {
-                if work == Work::Encrypt && done == Bytes(0) {
+                if mode == ReencryptionMode::Encrypt && done == Bytes(0) {
                     // What is in the clear yet is in use through the device itself.
                     table::bring_up(device, name, passphrase)?;
                 } else {
