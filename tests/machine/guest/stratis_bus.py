@@ -19,6 +19,8 @@ Pool = collections.namedtuple("Pool", "path uuid name devices filesystems")
 Filesystem = collections.namedtuple("Filesystem", "path uuid name size origin devnode")
 
 NO = {"flag": (False, 0), "text": (False, "")}
+# What a report says of a pool that is about to run.
+BEING_SET_UP = "it is being set up"
 # Any token slot, as an unlock method and as where a binding is to go.
 ANY_SLOT = (False, dbus.UInt32(0))
 
@@ -57,8 +59,12 @@ def _bindings(keys, clevis):
 class Stratis:
     """A connection to the daemon."""
 
-    def __init__(self):
+    def __init__(self, all_pools=True):
+        """The daemon serves its name after ten seconds at the latest, also when pools are still being set up. `all_pools`:
+        waits for those, too."""
         self.bus = dbus.SystemBus(private=True)
+        if all_pools:
+            self.wait_for_pools()
 
     def close(self):
         self.bus.close()
@@ -163,6 +169,12 @@ class Stratis:
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while (found := self.get(path, kind, name)) != value:
             assert time.monotonic() < deadline, f"{name} stays {found}"
+
+    def wait_for_pools(self):
+        """Until none is being set up. That a pool is not any more is told by a signal only if it runs."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while BEING_SET_UP in (report := json.dumps(self.report())):
+            assert time.monotonic() < deadline, f"pools are still being set up: {report}"
 
     def report(self):
         """The engine's state as the daemon reports it."""

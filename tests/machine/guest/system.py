@@ -1,4 +1,4 @@
-"""The guest's side of a test: disks, mounts, the daemon as a service, programs. Knows nothing of D-Bus."""
+"""The guest's side of a test: disks, mounts, the daemon as a service, programs. Knows no call on D-Bus."""
 
 import ctypes
 import hashlib
@@ -8,6 +8,8 @@ import select
 import signal
 import subprocess
 import threading
+
+import stratis_bus
 
 DISKS = os.environ["MACHINE_DISKS"].split()
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -157,9 +159,11 @@ def unit(property_name):
     return run("systemctl", "show", "-P", property_name, UNIT).strip()
 
 
-def start_daemon():
-    """Returns when the daemon owns its name: then it says that it is ready."""
+def start_daemon(all_pools=True):
+    """Returns when the daemon owns its name: then it says that it is ready. `all_pools`: and when no pool is being set up."""
     run("systemctl", "start", UNIT)
+    if all_pools:
+        stratis_bus.Stratis().close()
 
 
 def stop_daemon():

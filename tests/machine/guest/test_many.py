@@ -21,7 +21,7 @@ def seconds_of(work):
 
 
 def start_from_nothing():
-    """Seconds until the daemon serves its name, with nothing of any pool up before: as after a boot."""
+    """Seconds until the daemon has set up all pools, with nothing of any pool up before: as after a boot."""
     system.stop_daemon()
     system.remove_mapped("stratis-")
     return seconds_of(system.start_daemon)
@@ -42,7 +42,7 @@ def test_sixteen_pools_start_side_by_side(stratis, disks):
         assert sorted(pools) == sorted(f"p{number}" for number in range(POOLS))
         for name in pools:
             system.mount(f"/dev/stratis/{name}/f", f"/mnt/{name}")
-        print(f"FIGURE start to name acquired: one pool {alone:.2f} s, {POOLS} pools {together:.2f} s")
+        print(f"FIGURE start until all are set up: one pool {alone:.2f} s, {POOLS} pools {together:.2f} s")
         system.unmount_all()
         for pool in pools.values():
             done(stratis.destroy_filesystem(pool.path, pool.filesystems["f"].path))
