@@ -1,7 +1,7 @@
 //! The device-mapper stack of a pool: an ordered list of layers, planned as values, then brought up, adopted or taken down
 //! (`docs/spec/engine/storage-stack.md` §1–3, 6, 10.3).
 //!
-//! The two metadata versions differ in the list of layers ([`plan`]) and in nothing else here.
+//! The two metadata versions differ in the list of layers ([`Shape::layers`]) and in nothing else here.
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 //! One set of structs serves both metadata versions; the version is a value that decides which keys there are. Keys
 //! are written in the order of the specification's tables, which is that of the fields here. Keys that this daemon does
 //! not know, written by a newer one, are kept at every level ([`Rest`]) and written again after the others. Knows the text
-//! and the rules that its numbers keep ([`check`]); must never know where it is stored.
+//! and the rules that its numbers keep ([`check`](mod@check)); must never know where it is stored.
 
 mod check;
 mod form;

@@ -85,8 +85,8 @@ impl Sim {
         self.0.long_calls.load(Ordering::Relaxed)
     }
 
-    /// How often a caller of [`Platform::write`](crate::platform::Platform::write) or
-    /// [`Platform::write_each`](crate::platform::Platform::write_each) has waited for a flush since the machine was made.
+    /// How often a caller of [`Platform::write`] or
+    /// [`Platform::write_each`] has waited for a flush since the machine was made.
     pub fn flush_waits(&self) -> u64 {
         self.0.flush_waits.load(Ordering::Relaxed)
     }
@@ -385,7 +385,7 @@ impl Sim {
     /// A user mounts a filesystem.
     ///
     /// # Errors
-    /// As [`Platform::mount`](crate::platform::Platform::mount), with the path of the device in it.
+    /// As [`Platform::mount`], with the path of the device in it.
     pub fn mount_user(&self, node: &Path, at: &Path) -> Result<()> {
         let (_, number) = self.node(node)?;
         self.wait_for_io(
