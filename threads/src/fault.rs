@@ -1,9 +1,11 @@
-//! How a mistake is planted, to see that a checker notices it. The mistakes themselves stand beside the code that they are in.
+//! Compiles a planted fault into the code, to show that a checker finds it. Each fault is defined
+//! next to the code that it breaks.
 //!
-//! Must never know: the mistakes.
+//! Must never know: the faults.
 
-/// Whether this fault is switched on, for code that has a `fault` field and the enum `Fault` in scope. Without the feature
-/// `planted-faults` it is `false`, and the mistake is not compiled.
+/// Whether this fault is switched on. The calling code must have a `fault` field and the enum
+/// `Fault` in scope. Without the feature `planted-faults` the macro is `false` and the fault is not
+/// compiled.
 #[cfg(feature = "planted-faults")]
 macro_rules! planted {
     ($state:expr, $fault:ident) => {

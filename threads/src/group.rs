@@ -1,10 +1,11 @@
-//! The one place that starts threads: names from a fixed list, panics caught, each end reported, joins bounded.
+//! The one place that starts threads: names from a fixed list, panics caught, each end reported,
+//! joins bounded.
 //!
 //! Must never know: what the threads do, and what their end means for the program.
-
 //!
-//! The order of a stop is the order of the names given to [`Group::join`]. Each of these threads has been told to end by
-//! then, by a stop or by the end of what it waits on; the join only sees to it, and says who did not listen.
+//! The order of a stop is the order of the names given to [`Group::join`]. By then each of these
+//! threads has been told to end, by a stop or by the end of what it waits on. The join waits for
+//! them and names those that do not end.
 //!
 //! ```
 //! use std::time::Duration;
@@ -30,7 +31,7 @@ use thiserror::Error;
 
 use crate::primitives::{Mutex, PlainArc};
 
-/// How long the name of a thread may be, in bytes: the kernel keeps 15 and a zero, and cuts off the rest.
+/// Longest name of a thread in bytes: the kernel keeps 15 and a zero, and truncates the rest.
 pub const NAME_BYTES_MAX: usize = 15;
 
 /// The threads of a program. Clones are the same group.
@@ -39,23 +40,24 @@ pub struct Group {
     shared: PlainArc<Shared>,
 }
 
-/// What the clones share. The threads themselves do not keep it alive: each has only the sender for its report.
+/// State shared by the clones. The threads do not keep it alive: each has only the sender for its
+/// report.
 #[derive(Debug)]
 struct Shared {
     allowed: &'static [&'static str],
-    /// Those started and not joined yet, in the order of their start.
+    /// Threads that were started and not joined yet, in the order of their start.
     threads: Mutex<Vec<Thread>>,
-    /// Unbounded, and holds at most one message for each thread ever started: a thread sends one when it ends. Passing ones send
-    /// none, unless they panic.
+    /// Unbounded, but holds at most one message for each thread ever started, sent at its end.
+    /// Transient threads send one only if they panic.
     ended: (Sender<Ended>, Receiver<Ended>),
 }
 
 #[derive(Debug)]
 struct Thread {
     name: String,
-    /// It was started by [`Group::spawn_passing`].
-    passing: bool,
-    /// Disconnected when the thread has nothing left to do but to go: a join that comes after that is quick.
+    /// Started by [`Group::spawn_transient`].
+    transient: bool,
+    /// Disconnected when the thread has nothing left to do but exit: a join after that is quick.
     over: Receiver<std::convert::Infallible>,
     handle: std::thread::JoinHandle<()>,
 }
@@ -84,29 +86,29 @@ pub enum How {
 #[derive(Debug, Error)]
 pub enum SpawnError {
     /// The name is not on the group's list.
-    #[error("{name:?} is not one of this program's threads; add it to the list of thread names")]
+    #[error("cannot start thread {name:?}: the name is not listed; add it to the list of thread names")]
     NotListed {
         /// The name asked for.
         name: String,
     },
     /// The kernel would cut the name.
-    #[error("the thread name {name:?} is longer than {NAME_BYTES_MAX} bytes; choose a shorter one")]
+    #[error("cannot start thread {name:?}: the name is longer than {NAME_BYTES_MAX} bytes; choose a shorter one")]
     NameTooLong {
         /// The name asked for.
         name: String,
     },
-    /// A thread of that name was started and not joined yet.
-    #[error("there is already a thread named {name:?}; join it first")]
+    /// A thread of that name was started and has not been joined.
+    #[error("cannot start thread {name:?}: a thread of that name exists; join it first")]
     Exists {
         /// The name asked for.
         name: String,
     },
     /// The system refused.
-    #[error("the system did not start the thread {name:?}; look at the limits on tasks and memory")]
+    #[error("cannot start thread {name:?}; check the limits on tasks and memory")]
     System {
         /// The name asked for.
         name: String,
-        /// What it said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
@@ -116,30 +118,32 @@ pub enum SpawnError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("still running after the time allowed: {}", names.join(", "))]
 pub struct Hanging {
-    /// Their names, in the order in which they were waited for.
+    /// Their names, in the order of the joins.
     pub names: Vec<String>,
 }
 
 impl Group {
-    /// A group without threads. `names` are those that threads may have; one that ends in `-*` stands for a family
-    /// (`worker-*`: `worker-1`, `worker-2` …).
+    /// A group without threads. `names` lists the names that threads may have; a name that ends in
+    /// `-*` stands for a family (`worker-*`: `worker-1`, `worker-2` …).
     #[must_use]
     pub fn new(names: &'static [&'static str]) -> Self {
         let ended = crossbeam_channel::unbounded();
         Self { shared: PlainArc::new(Shared { allowed: names, threads: Mutex::new(Vec::new()), ended }) }
     }
 
-    /// Starts a thread of a family whose members come and go: that it returns is not reported, and several may have one name,
-    /// since one that ends is there for a moment longer. A panic is reported as for the others.
+    /// Starts a transient thread: one of a family whose threads come and go. Its return is not
+    /// reported. Several may have the same name, because one that ends exists a moment longer. A
+    /// panic is reported as for other threads.
     ///
     /// # Errors
     /// The name is not allowed or too long, or the system refuses.
-    pub fn spawn_passing(&self, name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), SpawnError> {
-        // What has ended is let go here, or it would stay in the list for as long as the group.
+    pub fn spawn_transient(&self, name: &str, f: impl FnOnce() + Send + 'static) -> Result<(), SpawnError> {
+        // Joins transient threads that have ended; otherwise the list would grow as long as the
+        // group lives.
         let ended: Vec<Thread> = {
             let mut threads = self.shared.threads.lock();
             let is_over = |over: &Receiver<_>| over.try_recv() == Err(TryRecvError::Disconnected);
-            threads.extract_if(.., |thread| thread.passing && is_over(&thread.over)).collect()
+            threads.extract_if(.., |thread| thread.transient && is_over(&thread.over)).collect()
         };
         ended.into_iter().for_each(Thread::join);
         self.start(name, true, move || {
@@ -148,7 +152,8 @@ impl Group {
         })
     }
 
-    /// Starts a thread. How it ends is reported to [`Group::ended`]; a panic is caught and is one of the ways.
+    /// Starts a thread. [`Group::ended`] reports how it ends; a panic is caught and reported there
+    /// too.
     ///
     /// # Errors
     /// The name is not allowed, too long or in use, or the system refuses.
@@ -159,7 +164,7 @@ impl Group {
     fn start(
         &self,
         name: &str,
-        passing: bool,
+        transient: bool,
         f: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) -> Result<(), SpawnError> {
         let owned = || name.to_owned();
@@ -169,26 +174,28 @@ impl Group {
         if name.len() > NAME_BYTES_MAX {
             return Err(SpawnError::NameTooLong { name: owned() });
         }
-        // Held over the start, so that a name cannot be taken twice; the new thread does not need it.
+        // Held over the start, so that no name is used twice. The new thread does not need the
+        // mutex.
         let mut threads = self.shared.threads.lock();
-        if threads.iter().any(|thread| thread.name == name && !(thread.passing && passing)) {
+        if threads.iter().any(|thread| thread.name == name && !(thread.transient && transient)) {
             return Err(SpawnError::Exists { name: owned() });
         }
         let (running, over) = crossbeam_channel::bounded(0);
         let reports = self.shared.ended.0.clone();
         let name_inside = owned();
         let body = move || {
-            // Caught here and not found out by the join: a panic must be known when it happens, since the stop follows from
-            // it. What the function used is not looked at again by anybody but its owner, so it cannot be seen half changed.
+            // Caught here, not by the join: a panic must be known when it happens, because it stops
+            // the program. Only the owner of the function's data looks at it again, so nobody else
+            // sees it half changed.
             let how = match catch_unwind(AssertUnwindSafe(f)) {
                 Ok(Ok(())) => How::Returned,
                 Ok(Err(error)) => How::Failed(error),
                 Err(panic) => How::Panicked(panic_text(panic.as_ref())),
             };
             log::debug!("thread {name_inside} ended: {how:?}");
-            // The group may be gone; then nobody is interested. The report comes before `running` is dropped, so whoever
-            // has joined the thread finds its report.
-            if !passing || how != How::Returned {
+            // If the group is gone, nobody wants the report. The report is sent before `running` is
+            // dropped, so whoever has joined the thread finds it.
+            if !transient || how != How::Returned {
                 let _ = reports.send(Ended { name: name_inside, how });
             }
             drop(running);
@@ -197,28 +204,31 @@ impl Group {
             .name(owned())
             .spawn(body)
             .map_err(|source| SpawnError::System { name: owned(), source })?;
-        threads.push(Thread { name: owned(), passing, over, handle });
+        threads.push(Thread { name: owned(), transient, over, handle });
         Ok(())
     }
 
-    /// Where the end of each thread is reported, once. All receivers share the reports: one reader is meant.
+    /// The channel that reports the end of each thread once. All receivers share the reports, so
+    /// use one reader.
     #[must_use]
     pub fn ended(&self) -> Receiver<Ended> {
         self.shared.ended.1.clone()
     }
 
-    /// Waits for the named threads to end, one after the other in this order, and `limit` for all of them together. A family
-    /// (`worker-*`) stands for its threads in the order of their start; names that have no thread are passed over.
+    /// Waits for the named threads to end, one after the other in this order, and at most `limit`
+    /// for all of them together. A family (`worker-*`) stands for its threads in the order of their
+    /// start. Names without a thread are skipped.
     ///
     /// # Errors
-    /// Names the threads that had not ended when the time was up. They stay in the group and can be joined again.
+    /// Names the threads that did not end in time. They stay in the group and can be joined again.
     pub fn join(&self, names: &[&str], limit: Duration) -> Result<(), Hanging> {
-        // One deadline for all: the time that the first one takes is not there for the others, so the whole is bounded.
+        // One deadline for all of them, so that the whole join is bounded.
         let deadline = Instant::now() + limit;
         let mut hanging = Vec::new();
         for pattern in names {
             for thread in self.take(pattern) {
-                // After the deadline this still sees those that have ended: they are joined, and only the others named.
+                // After the deadline this still finds the threads that have ended and joins them;
+                // only the others are named.
                 if let Err(crossbeam_channel::RecvTimeoutError::Timeout) = thread.over.recv_deadline(deadline) {
                     hanging.push(thread.name.clone());
                     self.shared.threads.lock().push(thread);
@@ -230,7 +240,8 @@ impl Group {
         if hanging.is_empty() { Ok(()) } else { Err(Hanging { names: hanging }) }
     }
 
-    /// Takes the threads that a name or family means out of the list, so that nothing is waited for under the mutex.
+    /// Removes the threads of a name or family from the list, so that no wait happens under the
+    /// mutex.
     fn take(&self, pattern: &str) -> Vec<Thread> {
         self.shared.threads.lock().extract_if(.., |thread| matches(pattern, &thread.name)).collect()
     }
@@ -240,14 +251,14 @@ impl Thread {
     /// Joins a thread that has nothing left to do.
     fn join(self) {
         if self.handle.join().is_err() {
-            // The body catches all panics; what is left is one in the drop of a panic's own value.
+            // The body catches all panics except one in the drop of a panic payload.
             log::error!("thread {} ended by a panic outside its function", self.name);
         }
     }
 }
 
-/// Whether a name is meant by an item of a list of names.
-/// A family needs the dash, so that `timers*` is a mistake that nothing matches and not a wide door.
+/// Whether an item of a list of names covers this name. A family needs the dash, so that `timers*`
+/// matches nothing instead of too much.
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) if prefix.ends_with('-') => name.len() > prefix.len() && name.starts_with(prefix),
@@ -255,8 +266,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// The text of a panic, for people. `panic!` with a plain text carries a `&str`, with arguments a `String`; anything else was
-/// thrown by `panic_any` and cannot be told.
+/// The text of a panic, for people. `panic!` with a literal carries a `&str`, with arguments a
+/// `String`. A payload of `panic_any` has no text.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     panic
         .downcast_ref::<&str>()

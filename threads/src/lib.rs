@@ -1,15 +1,20 @@
-//! Concurrency for daemons that are built from a few dedicated threads and a fixed pool of workers.
+//! Concurrency for daemons that consist of a few dedicated threads and a pool of workers.
 //!
-//! Must never know: what the entries of the lock are, what a job does, what a daemon serves. Nothing here names a disk,
-//! a bus or a protocol; the crate could be published alone.
+//! Must never know: what the entries of the lock are, what a job does, what a daemon serves.
+//! Nothing here names a disk, a bus or a protocol; the crate could be published on its own.
 //!
-//! - [`lock`]: a table of entries behind one lock with per-entry grants; it queues requests, not threads
-//! - [`parking`]: where requests wait, as entries, for what others have claimed
-//! - [`workers`]: threads that run jobs, as many as are needed; what hangs holds up its own share only
+//! - [`lock`]: a table of entries behind one lock with per-entry grants; it queues requests, not
+//!   threads
+//! - [`parking`]: where requests wait, as entries, for a claim of another request
+//! - [`workers`]: threads that run jobs, started as needed; a job that hangs blocks its own share
+//!   only
 //! - [`wake`]: an eventfd that ends a wait in `poll`, and that `poll`
-//! - [`stop`]: the switch that tells everybody to come to an end, and why
-//! - [`side_by_side`]: the same work on several items at once, for a caller that waits for it
-//! - [`group`]: the one place that starts threads which outlive a call, reports how each ended and joins them in order and in bounded time
+//! - [`stop`]: the switch that tells all threads to end, with the reason
+//! - [`side_by_side`]: runs one function on several items in parallel and waits for the results
+//! - [`group`]: the one place that starts threads which outlive a call; it reports how each one
+//!   ended and joins them in order, within a time limit
+//! - [`group`]: the one place that starts threads which outlive a call, reports how each ended and
+//!   joins them in order and in bounded time
 
 mod fault;
 pub mod group;

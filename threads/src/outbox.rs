@@ -1,26 +1,28 @@
-//! Calls what was stored by callers (grants, wake-ups) outside the mutex that it was stored under, and never one inside another.
+//! Runs callbacks (grants, wake-ups) outside the mutex under which they were stored, and never one
+//! inside another.
 //!
-//! Must never know: what is handed over, and by which lock or parking.
+//! Must never know: what is delivered, and by which lock or parking.
 //!
-//! A callback may drop its guard at once (a closed channel does that), which grants the next request, whose callback may do
-//! the same. Called from within each other, ten thousand such waiters would be ten thousand levels of stack. So a thread
-//! that is handing over already only notes what else there is, and the outermost call does it.
+//! A callback may drop its guard at once (a closed channel does that). The drop grants the next
+//! request, whose callback may do the same. If the calls were nested, ten thousand such waiters
+//! would need ten thousand stack frames. So a thread that is already delivering only queues further
+//! deliveries, and the outermost call runs them.
 //!
-//! No hand-over gets lost: what is noted is noted by this very thread, inside a call that the outermost loop is waiting for;
-//! so the loop looks at the list after it was noted.
+//! No delivery gets lost: the thread that queues a delivery does so inside a call that its own
+//! outermost loop is running, so the loop sees the queue afterwards.
 
 use std::{cell::RefCell, collections::VecDeque};
 
 use crate::primitives::thread_local;
 
-/// One grant or wake-up on its way to whoever asked for it.
+/// A grant or wake-up on its way to the request that asked for it.
 pub(crate) type Delivery = Box<dyn FnOnce()>;
 
-/// What one thread has to hand over. Other threads have theirs: nobody waits for another's callbacks.
+/// The deliveries of one thread. No thread waits for another thread's callbacks.
 #[derive(Default)]
 struct Outbox {
     delivering: bool,
-    /// Never longer than the grants that one thread made at once.
+    /// Never longer than the number of grants that one thread made at once.
     due: VecDeque<Delivery>,
 }
 
@@ -28,7 +30,7 @@ thread_local! {
     static OUTBOX: RefCell<Outbox> = RefCell::new(Outbox::default());
 }
 
-/// Calls them in order; later, if this thread is in the middle of such a call.
+/// Runs deliveries in order. If this thread is already inside a delivery, they run after it.
 pub(crate) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
     let outermost = OUTBOX.with(|outbox| {
         let mut outbox = outbox.borrow_mut();
@@ -43,14 +45,14 @@ pub(crate) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
 }
 
 fn deliver_due() {
-    // The borrow ends before the call: the call may come back here.
+    // The borrow ends before the call, because the callback may call `deliver`.
     while let Some(delivery) = OUTBOX.with(|outbox| outbox.borrow_mut().due.pop_front()) {
         delivery();
     }
 }
 
-/// Also after a callback panicked the others get their guards: the panic goes on up, but their grants were made already, and
-/// whoever waits for one of them would wait for ever.
+/// Delivers the rest even if a callback panics. The panic propagates, but the other grants have
+/// already been made, and their requests would wait forever.
 struct Rest;
 
 impl Drop for Rest {

@@ -1,13 +1,15 @@
-//! The one place this crate takes its sync types from, so that a model checker can put its own in their place.
+//! The only source of sync types in this crate, so that a model checker can replace them.
 //!
 //! Must never know: what is built from them.
 //!
-//! Three sets have one shape: parking_lot for use, loom and shuttle (features of the same names) for checking. The shape
-//! is as small as the lock needs: a mutex without poison, a condition variable, a counted pointer, a thread-local.
-//! Channels are not here: neither checker knows crossbeam's, so channels stay out of what is modelled (the lock). The other
-//! modules of the crate take their mutexes from here too, but are tested with the real ones only.
+//! Three sets of types have the same interface: parking_lot for production, loom and shuttle
+//! (features of the same names) for checking. The interface is as small as the lock needs: a mutex
+//! without poisoning, a condition variable, a reference-counted pointer, a thread-local. Channels
+//! are not here: neither checker knows crossbeam's, so the modelled part (the lock and the parking)
+//! uses none. The other modules take their mutexes from here too, but are tested with the real ones
+//! only.
 
-// For what is not worth modelling: every modelled pointer multiplies the schedules to look at.
+// For pointers that are not worth modelling: every modelled pointer multiplies the schedules.
 pub(crate) use std::sync::Arc as PlainArc;
 
 #[cfg(not(any(feature = "loom", feature = "shuttle")))]
@@ -15,14 +17,15 @@ mod chosen {
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
     pub(crate) use std::{sync::Arc, thread_local};
 
-    /// Waits for a notification; may also return without one, so the caller looks at its condition again.
+    /// Waits for a notification. It may also return without one, so the caller checks its condition
+    /// again.
     pub(crate) fn wait<'a, T>(condvar: &Condvar, mut guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         condvar.wait(&mut guard);
         guard
     }
 }
 
-// When both are asked for (`--all-features`), loom wins: something has to, and clippy shall be able to look at everything.
+// If both features are on (`--all-features`), loom wins, so that clippy can check everything.
 #[cfg(any(feature = "loom", feature = "shuttle"))]
 mod chosen {
     #[cfg(feature = "loom")]
@@ -35,7 +38,8 @@ mod chosen {
         thread_local,
     };
 
-    /// The checker's mutex in the shape of parking_lot's: no poison. A model that panicked has failed anyway.
+    /// The checker's mutex with parking_lot's interface, without poisoning. A model that panicked
+    /// has failed anyway.
     #[derive(Debug)]
     pub(crate) struct Mutex<T>(checker::sync::Mutex<T>);
 
@@ -44,7 +48,7 @@ mod chosen {
             Self(checker::sync::Mutex::new(value))
         }
 
-        /// In the shape of parking_lot's, which returns the guard itself.
+        /// Returns the guard itself, like parking_lot's `lock`.
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
         }

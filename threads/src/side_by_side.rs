@@ -1,7 +1,8 @@
-//! The same work on several items at once, for a caller that waits for all of it.
+//! Runs one function on several items in parallel, for a caller that waits for all results.
 //!
-//! Must never know: what the work is. The threads live no longer than the call, so they belong to no
-//! [`group`](crate::group): the caller joins them before it goes on, and a panic in one of them becomes the caller's.
+//! Must never know: what the work is. The threads live no longer than the call, so they belong to
+//! no [`group`](crate::group): the caller joins them before it returns, and a panic in one of them
+//! becomes the caller's panic.
 
 use std::{
     num::NonZeroUsize,
@@ -10,11 +11,12 @@ use std::{
     thread,
 };
 
-/// Name of the threads, as debuggers and `ps -L` show it.
+/// The name of the threads in debuggers and `ps -L`.
 const NAME: &str = "side-by-side";
 
-/// Runs `work` on each item and returns the results in the order of the items. At most `width` items are worked on at
-/// once, one of them by the caller. Where the kernel refuses more threads, those that run do all the work.
+/// Runs `work` on each item and returns the results in the order of the items. At most `width`
+/// items are processed at once, one of them by the calling thread. If the kernel refuses to start a
+/// thread, the running ones do all the work.
 ///
 /// # Panics
 /// If `work` panics, after all threads have ended.
@@ -23,7 +25,8 @@ pub fn side_by_side<I: Sync, T: Send>(width: NonZeroUsize, items: &[I], work: im
     let run = || {
         let mut done = Vec::new();
         loop {
-            // Hands out each index once, which needs no order; the joins make the results visible.
+            // Each index is handed out once. That needs no memory order; the joins make the results
+            // visible.
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(item) = items.get(at) else { return done };
             done.push((at, work(item)));
@@ -65,9 +68,9 @@ mod tests {
         assert!(side_by_side(width(4), &[] as &[u8], |item| *item).is_empty());
     }
 
-    /// Each call waits for all others, so the test ends only if they are under way together.
+    /// Each call waits for all others, so the test ends only if all of them run at once.
     #[test]
-    fn as_many_items_as_the_width_are_worked_on_at_once() {
+    fn items_up_to_the_width_run_at_once() {
         let together = Barrier::new(8);
         side_by_side(width(8), &[(); 16], |()| together.wait());
     }

@@ -1,10 +1,10 @@
-//! The switch that brings a program to its end: once on, it stays on, and everybody who waits for anything learns of it.
+//! The stop switch of a program: once on, it stays on, and every waiting thread learns of it.
 //!
-//! Must never know: who stops how. It says that and why, not what to do.
+//! Must never know: how each thread stops. It says that the program stops and why, not what to do.
 //!
-//! No stop is missed: whoever asks ([`Stop::is_on`]), waits on a channel ([`Stop::receiver`]) or on descriptors
-//! ([`Stop::on_stop`]) before *or after* the trigger sees it, since all three are states, not events.
-
+//! No thread misses the stop: [`Stop::is_on`], the channel ([`Stop::receiver`]) and the descriptors
+//! ([`Stop::on_stop`]) are states, not events. A thread sees the stop whether it asks before *or
+//! after* the trigger.
 //!
 //! ```
 //! use crossbeam_channel::{select, unbounded};
@@ -36,7 +36,7 @@ pub struct Stop {
     shared: PlainArc<Shared>,
 }
 
-/// The receiver stands outside the mutex: to clone it is no look at the state.
+/// The receiver is outside the mutex: cloning it does not look at the state.
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
@@ -45,9 +45,10 @@ struct Shared {
 
 #[derive(Debug)]
 enum State {
-    /// `_open` keeps the channel connected. The list grows only by registrations, one for each thread that waits in poll.
+    /// `_open` keeps the channel connected. The list grows by one entry for each thread that waits
+    /// in `poll`.
     Off { wakers: Vec<Waker>, _open: Sender<Infallible> },
-    /// For good: there is no way back, so what was seen on stays true.
+    /// Final: the switch cannot be turned off.
     On { reason: String },
 }
 
@@ -61,13 +62,13 @@ impl Stop {
     /// A switch that is off.
     #[must_use]
     pub fn new() -> Self {
-        // Nothing is ever sent (there is no value of the type), so the bound does not matter.
+        // The channel carries no message (the type has no value), so its bound does not matter.
         let (sender, receiver) = crossbeam_channel::bounded(0);
         let state = Mutex::new(State::Off { wakers: Vec::new(), _open: sender });
         Self { shared: PlainArc::new(Shared { state, receiver }) }
     }
 
-    /// Turns it on. The first reason is kept: what comes later is mostly a consequence of it.
+    /// Turns the switch on. The first reason is kept: later ones are mostly consequences of it.
     pub fn trigger(&self, reason: impl Into<String>) {
         let mut state = self.shared.state.lock();
         if let State::On { .. } = *state {
@@ -75,25 +76,26 @@ impl Stop {
         }
         let reason = reason.into();
         log::info!("stopping: {reason}");
-        // Sets the state and drops the sender in one step under the mutex; each registration is either in this list or
-        // comes later and finds the switch on. So every waker is woken.
+        // The state changes and the list of wakers is taken in one step under the mutex. A
+        // registration is either in this list or comes later and finds the switch on, so every
+        // waker is woken.
         let former = std::mem::replace(&mut *state, State::On { reason });
         drop(state);
-        // Outside the mutex: who is woken will want to look at the state at once. The state came first, so whoever learns of
-        // the stop by a channel or a waker and then asks is told that it is on.
+        // Outside the mutex: a woken thread looks at the state at once. The state changed first, so
+        // a thread that learns of the stop by a channel or a waker then finds the switch on.
         if let State::Off { wakers, _open } = former {
             drop(_open);
             wakers.iter().for_each(Waker::wake);
         }
     }
 
-    /// Whether it is on.
+    /// Whether the switch is on.
     #[must_use]
     pub fn is_on(&self) -> bool {
         matches!(*self.shared.state.lock(), State::On { .. })
     }
 
-    /// Why it is on; None if it is off.
+    /// Why the switch is on; None if it is off.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         match &*self.shared.state.lock() {
@@ -102,13 +104,14 @@ impl Stop {
         }
     }
 
-    /// Has `waker` woken by the trigger; at once if that was before.
+    /// Registers `waker` to be woken by the trigger. If the switch is already on, wakes it at once.
     pub fn on_stop(&self, waker: Waker) {
         let mut state = self.shared.state.lock();
         match &mut *state {
-            // The trigger comes later, takes the mutex after this, and finds it in the list.
+            // The trigger comes later, takes the mutex after this call and finds the waker in the
+            // list.
             State::Off { wakers, .. } => wakers.push(waker),
-            // The trigger was before, and has taken the list as it was.
+            // The trigger came first and has taken the list without this waker.
             State::On { .. } => {
                 drop(state);
                 waker.wake();
@@ -116,7 +119,7 @@ impl Stop {
         }
     }
 
-    /// A channel on which nothing ever comes and that is disconnected by the trigger: for `select!`.
+    /// A channel for `select!`: it never carries a message and is disconnected by the trigger.
     #[must_use]
     pub fn receiver(&self) -> Receiver<Infallible> {
         self.shared.receiver.clone()
@@ -131,11 +134,11 @@ mod tests {
     use super::Stop;
     use crate::wake::{PollFd, PollFlags, Waker, poll};
 
-    /// Long enough for any machine; reached only by a test that has failed.
+    /// Long enough for any machine; only a failing test reaches it.
     const LIMIT: Duration = Duration::from_secs(60);
 
     #[test]
-    fn it_is_off_until_it_is_on_and_keeps_the_first_reason() {
+    fn a_stop_stays_on_and_keeps_its_first_reason() {
         let stop = Stop::new();
         assert!(!stop.is_on());
         assert_eq!(stop.reason(), None);
@@ -146,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn receivers_are_disconnected_by_the_trigger_and_not_before() {
+    fn only_the_trigger_disconnects_receivers() {
         let stop = Stop::new();
         let before = stop.receiver();
         assert!(before.try_recv().is_err_and(|error| error.is_empty()));
@@ -154,13 +157,13 @@ mod tests {
         let waits = std::thread::Builder::new().spawn(move || trigger.trigger("other thread")).unwrap();
         assert!(before.recv_timeout(LIMIT).is_err_and(|error| error.is_disconnected()));
         assert!(stop.receiver().try_recv().is_err_and(|error| error.is_disconnected()));
-        // What a receiver tells is true for those who ask.
+        // Whoever learns of the stop by a receiver finds the switch on.
         assert!(stop.is_on());
         waits.join().unwrap();
     }
 
     #[test]
-    fn wakers_are_woken_whether_they_come_before_or_after() {
+    fn wakers_registered_before_and_after_are_woken() {
         let stop = Stop::new();
         let (before, after, other) = (Waker::new().unwrap(), Waker::new().unwrap(), Waker::new().unwrap());
         stop.on_stop(before.clone());

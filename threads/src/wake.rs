@@ -1,9 +1,11 @@
-//! Ending a wait on file descriptors from another thread: a descriptor to wait on beside the others, and the wait itself.
+//! Ends a wait on file descriptors from another thread: a descriptor to wait on beside the others,
+//! and the wait itself.
 //!
-//! Must never know: what the other descriptors are, and why somebody is woken.
+//! Must never know: what the other descriptors are, and why a thread is woken.
 //!
-//! A wake-up is never lost: it is a count in the kernel, which stays until it is drained. Whoever waits drains first and then
-//! looks at what it was woken for; what is asked for after that look leaves the descriptor readable for the next wait.
+//! No wake-up gets lost: it is a counter in the kernel that stays set until it is drained. The
+//! waiting thread drains first and then looks at its work; a wake-up after that look leaves the
+//! descriptor readable for the next wait.
 
 use std::{
     io,
@@ -20,64 +22,67 @@ pub use rustix::event::{PollFd, PollFlags};
 
 use crate::primitives::PlainArc;
 
-/// A descriptor (an eventfd) that becomes readable by [`Waker::wake`]. Clones are the same waker.
+/// An eventfd that [`Waker::wake`] makes readable. Clones are the same waker.
 #[derive(Clone, Debug)]
 pub struct Waker {
-    /// Shared and not duplicated: one descriptor, however many hold it, and closed by the last.
+    /// Shared, not duplicated: one descriptor for all clones, closed by the last one.
     fd: PlainArc<OwnedFd>,
 }
 
 impl Waker {
-    /// A waker that nobody has woken yet.
+    /// A waker in the state "not woken".
     ///
     /// # Errors
     /// The process or the system has no descriptor left.
     pub fn new() -> io::Result<Self> {
-        // Non-blocking, so that neither side can ever get stuck in it: a wait is in `poll` and nowhere else.
+        // Non-blocking, so that neither side can block on it: threads wait in `poll` only.
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { fd: PlainArc::new(fd) })
     }
 
-    /// Makes the descriptor readable until the next [`Waker::drain`]. Many wake-ups before a drain are one. Does not block.
+    /// Makes the descriptor readable until the next [`Waker::drain`]. Several wake-ups before a
+    /// drain count as one. Does not block.
     pub fn wake(&self) {
         loop {
             match rustix::io::write(&self.fd, &1u64.to_ne_bytes()) {
                 Err(Errno::INTR) => {}
-                // AGAIN: the count is at its limit, so the descriptor is readable, and that is all a wake-up is. Nothing
-                // else can come from an eventfd that is open, and it is open as long as this value exists.
+                // EAGAIN: the counter is at its limit, so the descriptor is readable, which is all
+                // a wake-up needs. An open eventfd returns no other error, and it stays open as
+                // long as this value exists.
                 Ok(_) | Err(_) => return,
             }
         }
     }
 
-    /// Takes all wake-ups so far; true if there was one. Does not block. To be called *before* looking at the work.
+    /// Takes all wake-ups so far; true if there was one. Does not block. Call it *before* looking
+    /// at the work.
     pub fn drain(&self) -> bool {
         let mut count = [0; 8];
         loop {
             match rustix::io::read(&self.fd, &mut count) {
                 Err(Errno::INTR) => {}
-                // One read takes the whole count. AGAIN says that there was none.
+                // One read takes the whole counter. EAGAIN: there was no wake-up.
                 outcome => return outcome.is_ok(),
             }
         }
     }
 
-    /// The descriptor to wait on for `PollFlags::IN`.
+    /// The descriptor to poll for `PollFlags::IN`.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-/// Waits until one of `fds` has an event or the deadline has come, and returns how many have one (0: the deadline).
-/// Without a deadline it waits as long as it takes. A signal does not end the wait.
+/// Waits until one of `fds` has an event or the deadline has passed. Returns how many have one (0:
+/// deadline). Without a deadline it waits indefinitely. A signal does not end the wait.
 ///
 /// # Errors
-/// What poll(2) says, except EINTR.
+/// All errors of poll(2) except EINTR.
 pub fn poll(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<usize> {
     loop {
-        // Computed anew in each round, so interruptions do not put the deadline off. A time too great for the kernel's
-        // type is no limit at all.
+        // Computed in each round, so that interruptions do not postpone the deadline. A time too
+        // long for the kernel's type counts as no limit.
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match rustix::event::poll(fds, timeout.as_ref()) {
@@ -94,7 +99,7 @@ mod tests {
 
     use super::{PollFd, PollFlags, Waker, poll};
 
-    /// How many of two wakers `poll` finds, and which.
+    /// How many of two wakers `poll` reports, and which ones.
     fn ready(wakers: [&Waker; 2], deadline: Option<Instant>) -> (usize, [bool; 2]) {
         let mut fds = wakers.map(|waker| PollFd::from_borrowed_fd(waker.fd(), PollFlags::IN));
         let count = poll(&mut fds, deadline).unwrap();
@@ -106,7 +111,8 @@ mod tests {
         let (woken, other) = (Waker::new().unwrap(), Waker::new().unwrap());
         woken.clone().wake();
         woken.wake();
-        // Twice without a deadline: had it not stayed, the second would not return.
+        // Twice without a deadline: if the first poll had consumed the wake-up, the second would
+        // not return.
         assert_eq!(ready([&woken, &other], None), (1, [true, false]));
         assert_eq!(ready([&woken, &other], None), (1, [true, false]));
         assert!(woken.drain());
@@ -115,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_the_wait_of_another_thread() {
+    fn a_wake_up_ends_another_threads_wait() {
         let (here, there) = (Waker::new().unwrap(), Waker::new().unwrap());
         let (wakes, waits) = (there.clone(), here.clone());
         let thread = std::thread::Builder::new().spawn(move || {
@@ -130,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_far_away_or_long_past_is_one_too() {
+    fn far_and_past_deadlines_work() {
         let (a, b) = (Waker::new().unwrap(), Waker::new().unwrap());
         let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now);
         assert_eq!(ready([&a, &b], Some(past)).0, 0);
@@ -140,9 +146,9 @@ mod tests {
     }
 
     #[test]
-    fn a_full_count_neither_blocks_nor_is_lost() {
+    fn a_full_counter_neither_blocks_nor_loses() {
         let waker = Waker::new().unwrap();
-        // One less than the greatest count: the next wake-up has no room.
+        // One less than the maximum: the next wake-up does not fit.
         rustix::io::write(&waker.fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         waker.wake();
         assert!(waker.drain());

@@ -1,21 +1,22 @@
-//! Threads that run jobs, as many as are needed and not more than is stated.
+//! Threads that run jobs: as many as needed, up to a stated number.
 //!
 //! Must never know: what a job is about, and which lock grants it carries.
 //!
 //! # The promise
 //!
-//! A job is *brief*, *slow* or *long*, and brief and slow ones belong to a *share*: the part of the program's work that may be
-//! held up if the job hangs. Each class has its [`Bounds`], so that
+//! A job is *brief*, *slow* or *long*. Brief and slow jobs belong to a *share*: the part of the
+//! program's work that the job blocks if it hangs. Each class has its [`Bounds`], so that
 //!
 //! - brief jobs never wait for slow ones, nor slow ones for brief ones;
-//! - a share whose jobs hang holds up nobody but itself: every other share can run at least one job of each class, until
-//!   [`Bounds::most`] shares hang;
-//! - within a class and share jobs start by their rank, and by submission among those of one rank.
+//! - a share whose jobs hang blocks only itself: every other share can run at least one job of each
+//!   class, until [`Bounds::most`] shares hang;
+//! - within a class and share, jobs start by rank, and by submission within a rank.
 //!
-//! Long jobs wait for nobody, and nobody waits for them.
+//! Long jobs wait for no other job, and no job waits for them.
 //!
-//! Threads are named `worker-1`, `worker-2` …. As many as are to be kept are started at once and stay. Others are started when a job
-//! may run and all are busy, and end when there is nothing for them to do. A thread outlives a panic of its job.
+//! Threads are named `worker-1`, `worker-2` …. A fixed number of them is started at once and kept.
+//! More are started when a job may run and all threads are busy, and end when they have nothing to
+//! do. A thread survives a panic of its job.
 //!
 //! ```
 //! use std::time::Duration;
@@ -49,37 +50,38 @@ mod tests;
 use admission::Admission;
 pub use admission::Bounds;
 
-/// What a worker runs. It owns all that it needs, for instance the guard of a lock, which ends with it.
+/// The function a worker runs. It owns everything it needs, for instance the guard of a lock, which
+/// ends with it.
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// How long a job may take, and what it may hold up.
+/// How long a job may take, and which share it may block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class<K> {
-    /// What people do not notice.
+    /// Too short for a user to notice.
     Brief(K),
     /// Formats, checks, waits for other programs or the network.
     Slow(K),
-    /// What may take hours.
+    /// May take hours.
     Long,
 }
 
-/// How many threads there are.
+/// The number of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Those that stay when there is nothing to do.
+    /// Threads that are kept when idle.
     pub kept: usize,
-    /// For brief jobs.
+    /// Bounds of brief jobs.
     pub brief: Bounds,
-    /// For slow jobs.
+    /// Bounds of slow jobs.
     pub slow: Bounds,
 }
 
-/// What can be a share. Implemented for all that qualifies.
+/// A type that can be a share. Implemented for every type that qualifies.
 pub trait Share: Ord + Clone + Send + 'static {}
 
 impl<X: Ord + Clone + Send + 'static> Share for X {}
 
-/// The pool of workers. Clones are the same pool; it is closed when the last one is dropped.
+/// The worker pool. Clones are the same pool; dropping the last one closes it.
 pub struct Workers<K: Share> {
     handle: PlainArc<Handle<K>>,
 }
@@ -90,28 +92,29 @@ impl<K: Share> Clone for Workers<K> {
     }
 }
 
-/// Ends the threads when nobody can submit any more. The threads have the board itself, not this.
+/// Ends the threads when nobody can submit any more. The threads own the board, not this handle.
 struct Handle<K: Share> {
     board: PlainArc<Board<K>>,
 }
 
-/// Where the jobs are, and where idle threads wait for them.
+/// The jobs, and the place where idle threads wait for them.
 struct Board<K> {
     jobs: Mutex<Jobs<K>>,
-    /// Notified when there is a job that may run, and at the end.
+    /// Notified when a job may run, and when the pool is closed.
     changed: Condvar,
     group: Group,
     kept: usize,
 }
 
-/// Unbounded, since a job may submit the next step of its own work: a bound would let workers wait for each other. What is in
-/// it is bounded by whoever submits: one job for each request that was let in.
+/// Unbounded, since a job may submit the next step of its own work: with a bound, workers could
+/// wait for each other. The submitter bounds the number of jobs: one for each admitted request.
 struct Jobs<K> {
     brief: Admission<K, Job>,
     slow: Admission<K, Job>,
-    /// Those that may run, each counted as running. Never more than idle threads, unless no more threads could be started.
+    /// Jobs that may run, each counted as running. Never more than idle threads, unless no more
+    /// threads could be started.
     ready: VecDeque<(Class<K>, Job)>,
-    /// Threads that run no job: those that wait, those that have been notified, and those that are about to begin.
+    /// Threads that run no job: waiting, notified, or about to start.
     idle: usize,
     /// The numbers in the names of all threads.
     threads: BTreeSet<usize>,
@@ -123,7 +126,7 @@ impl<K: Share> Workers<K> {
     /// Starts the threads that are kept.
     ///
     /// # Errors
-    /// One of them could not be started; those that were end again.
+    /// A thread cannot be started. Those already started end again.
     pub fn start(group: &Group, limits: Limits) -> Result<Self, SpawnError> {
         let kept = limits.kept.max(1);
         let jobs = Jobs {
@@ -137,7 +140,8 @@ impl<K: Share> Workers<K> {
         };
         let board =
             PlainArc::new(Board { jobs: Mutex::new(jobs), changed: Condvar::new(), group: group.clone(), kept });
-        // From here on an early return drops the handle, which closes the board and thereby ends the threads.
+        // From here on an early return drops the handle, which closes the board and ends the
+        // threads.
         let workers = Workers { handle: PlainArc::new(Handle { board: PlainArc::clone(&board) }) };
         let mut jobs = board.jobs.lock();
         for _ in 0..kept {
@@ -150,7 +154,7 @@ impl<K: Share> Workers<K> {
     /// Queues a job. Jobs of one class and share start by `rank`.
     ///
     /// # Errors
-    /// The pool is closed; the job is handed back.
+    /// The pool is closed; the job is returned.
     pub fn submit(&self, class: Class<K>, rank: u64, job: Job) -> Result<(), Job> {
         let board = &self.handle.board;
         let mut jobs = board.jobs.lock();
@@ -168,7 +172,7 @@ impl<K: Share> Workers<K> {
         Ok(())
     }
 
-    /// Takes no more jobs. Those in the queue are still run; then the threads end.
+    /// Refuses new jobs. The threads run the queued ones and then end.
     pub fn close(&self) {
         self.handle.board.close();
     }
@@ -183,12 +187,13 @@ impl<K: Share> Drop for Handle<K> {
 impl<K: Share> Board<K> {
     fn close(&self) {
         self.jobs.lock().closed = true;
-        // From here on `submit` refuses. Jobs that may not run yet are made ready by the threads that run others.
-        // All: each has to see it. Not lost, for the reason given in `make_ready`.
+        // From here on `submit` refuses. Threads that end a job make the remaining ones ready.
+        // Every thread has to see the change, so all are notified; no notification is lost, for the
+        // reason given in `make_ready`.
         self.changed.notify_all();
     }
 
-    /// Lets all jobs that may run be run, by threads that are idle or are started for it.
+    /// Hands all jobs that may run to idle threads, or starts threads for them.
     fn make_ready(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, Jobs<K>>) {
         while let Some((share, job)) = jobs.brief.admit() {
             jobs.ready.push_back((Class::Brief(share), job));
@@ -198,12 +203,13 @@ impl<K: Share> Board<K> {
         }
         while jobs.ready.len() > jobs.idle {
             if let Err(error) = self.start_thread(jobs) {
-                log::warn!("a job waits for a thread that has another one: {error}");
+                log::warn!("a job waits for a busy thread: {error}");
                 break;
             }
         }
-        // Not lost: a thread looks for ready jobs and falls asleep under one hold of the mutex, which is held here. Each
-        // ready job has an idle thread, and notifying those that are not asleep any more does no harm.
+        // No notification is lost: a thread looks for ready jobs and goes to sleep under one lock
+        // of the mutex, which is held here. Each ready job has an idle thread; notifying a thread
+        // that is awake does no harm.
         for _ in 0..jobs.ready.len() {
             self.changed.notify_one();
         }
@@ -213,14 +219,14 @@ impl<K: Share> Board<K> {
     fn start_thread(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, Jobs<K>>) -> Result<(), SpawnError> {
         let number = (1..).find(|number| !jobs.threads.contains(number)).unwrap_or_default();
         let board = PlainArc::clone(self);
-        // Under the mutex, so that no two ask for one name; the new thread waits for it.
-        self.group.spawn_passing(&format!("worker-{number}"), move || board.work(number))?;
+        // Under the mutex, so that no two threads get the same name. The new thread waits for it.
+        self.group.spawn_transient(&format!("worker-{number}"), move || board.work(number))?;
         jobs.threads.insert(number);
         jobs.idle += 1;
         Ok(())
     }
 
-    /// The life of a thread.
+    /// The main loop of a thread.
     fn work(self: &PlainArc<Self>, number: usize) {
         let mut jobs = self.jobs.lock();
         loop {
@@ -247,10 +253,11 @@ impl<K: Share> Board<K> {
     }
 }
 
-/// Runs a job. It is expected to catch its own panics, where it is known what to answer. This catch is for the pool: other
-/// jobs must not lose their thread. Nothing is shared with the job but what it brought along.
+/// Runs a job. The job is expected to catch its own panics, because it knows what to answer. This
+/// catch protects the pool: other jobs must not lose their thread. The job shares nothing but what
+/// it brought along.
 fn contained(job: Job) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
-        log::error!("a job panicked: {}", panic_text(panic.as_ref()));
+        log::error!("a job panicked: {}; please report it", panic_text(panic.as_ref()));
     }
 }

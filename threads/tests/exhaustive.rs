@@ -1,15 +1,16 @@
-//! Every history of the lock's rules up to a number of steps, each step checked against what the rules promise.
+//! Checks every history of the lock's rules up to a number of steps, each step against the promise
+//! of the rules.
 //!
-//! Must never know: how the state machine counts and queues; it is judged by what it grants and by its lists of holders and
-//! waiters, against a plain restatement of the promise.
+//! Must never know: how the state machine counts and queues. It is judged by its grants and by its
+//! lists of holders and waiters, against an independent statement of the promise.
 //!
-//! A step is one of: a request of every mode, by key and by name, with and without a rank, for entries that exist, do not exist
-//! yet or do not exist any more; the release of any grant; the cancelling of any waiter; and under WriteAll the addition,
-//! removal and renaming of entries.
+//! A step is one of: a request in any mode, by key and by name, with and without a rank, for
+//! entries that exist, do not exist yet or no longer exist; the release of any grant; the
+//! cancellation of any waiter; and, under WriteAll, the addition, removal and renaming of entries.
 //!
-//! Histories that arrive at the same state (same entries, holders and queue) go on as one, and are counted as many: what may
-//! follow depends on the state alone, which `counts_match` makes sure of at each step. A second test walks all histories
-//! of fewer steps one by one, without that, and must count the same.
+//! Histories that lead to the same state (same entries, holders and queue) are continued as one and
+//! counted as many: what may follow depends on the state alone, which `counts_match` verifies at
+//! each step. A second test walks all shorter histories one by one and must get the same count.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map::DefaultHasher},
@@ -25,11 +26,12 @@ type Key = u8;
 type Name = char;
 type Ask = Access<Key, Name>;
 
-/// One step of a history. Grants and waiters are meant by their place in the state machine's lists.
+/// One step of a history. Holders and waiters are named by their position in the state machine's
+/// lists.
 #[derive(Clone, Debug)]
 enum Move {
     Request(Ask),
-    /// With a rank: ahead of all that have none.
+    /// With a rank: ahead of all requests without one.
     RequestRanked(Ask),
     Release(usize),
     Cancel(usize),
@@ -38,22 +40,23 @@ enum Move {
     Rename(Key, Name),
 }
 
-/// The state machine, and beside it our own book of what it said.
+/// The state machine, and our own record of its answers.
 #[derive(Clone)]
 struct World {
     state: State<Key, Name>,
     entries: BTreeMap<Key, Name>,
     waiting: BTreeMap<RequestId, Ask>,
     holding: BTreeMap<RequestId, Held<Key>>,
-    /// Those that were given a rank.
+    /// Requests that were given a rank.
     ranked: BTreeSet<RequestId>,
 }
 
-/// A state without its history: entries, what is held (the order does not matter), who waits for what (it does).
+/// A state without its history: entries, grants (in no order), waiters and what they ask for (in
+/// order).
 type Situation = (Vec<(Key, Name)>, Vec<String>, Vec<(bool, Ask)>);
 
-/// For each state: one history that leads there (to tell it), and how many do. Without a random seed, so that a fault is told
-/// by the same history each time.
+/// For each state: one history that leads to it (for the report), and how many do. Without a random
+/// seed, so that a fault is reported with the same history each time.
 type Frontier = HashMap<Situation, (World, Vec<Move>, u64), BuildHasherDefault<DefaultHasher>>;
 
 impl World {
@@ -63,9 +66,9 @@ impl World {
         let (id, held) = state.request(Access::WriteAll);
         ensure(held == Some(Held::WriteAll), || "the first request must be granted".into())?;
         for (key, name) in &entries {
-            ensure(state.insert(*key, *name), || "a new entry must be taken in".into())?;
+            ensure(state.insert(*key, *name), || "a new entry must be accepted".into())?;
         }
-        ensure(state.release(id).is_empty(), || "nobody waits yet".into())?;
+        ensure(state.release(id).is_empty(), || "no request waits yet".into())?;
         Ok(Self { state, entries, waiting: BTreeMap::new(), holding: BTreeMap::new(), ranked: BTreeSet::new() })
     }
 
@@ -76,15 +79,15 @@ impl World {
         (self.entries.iter().map(|(key, name)| (*key, *name)).collect(), held, waiting)
     }
 
-    /// All that can happen next.
+    /// All steps that can come next.
     fn moves(&self) -> Vec<Move> {
         let mut moves = vec![Move::Request(Access::ReadAll), Move::Request(Access::WriteAll)];
-        // Both ways to the first entry, one to the second, and two that are absent at first.
+        // Both ways to the first entry, one to the second, and two that do not exist at first.
         for target in [Target::Key(1), Target::Name('a'), Target::Key(2), Target::Key(3), Target::Name('c')] {
             moves.push(Move::Request(Access::Read(target.clone())));
             moves.push(Move::Request(Access::Write(target)));
         }
-        // One mode that reads and one that writes, so that all others find such a one ahead.
+        // One mode that reads and one that writes, so that all others meet one of each ahead.
         moves.extend([Access::ReadAll, Access::Write(Target::Name('a'))].map(Move::RequestRanked));
         moves.extend((0..self.holding.len()).map(Move::Release));
         moves.extend((0..self.waiting.len()).map(Move::Cancel));
@@ -95,14 +98,14 @@ impl World {
         moves
     }
 
-    /// Makes the move and checks everything that was promised.
+    /// Makes the step and checks the whole promise.
     fn make(&mut self, step: &Move) -> Result<(), String> {
-        let holder = |place: usize| *self.holding.keys().nth(place).expect("moves name holders that are there");
+        let holder = |place: usize| *self.holding.keys().nth(place).expect("a step names an existing holder");
         match step {
             Move::Request(access) => {
                 let (id, held) = self.state.request(access.clone());
                 let newest = self.waiting.keys().chain(self.holding.keys()).max();
-                ensure(newest < Some(&id), || "ids grow".into())?;
+                ensure(newest < Some(&id), || "ids must grow".into())?;
                 self.requested(id, access, held)?;
             }
             Move::RequestRanked(access) => {
@@ -119,27 +122,31 @@ impl World {
                 self.granted(grants)?;
             }
             Move::Cancel(place) => {
-                let id = *self.waiting.keys().nth(*place).expect("moves name waiters that are there");
+                let id = *self.waiting.keys().nth(*place).expect("a step names an existing waiter");
                 self.waiting.remove(&id);
-                let grants = self.state.cancel(id).ok_or("whoever waits can be cancelled")?;
-                ensure(self.state.cancel(id).is_none(), || "a request is cancelled once".into())?;
+                let grants = self.state.cancel(id).ok_or("a waiter cannot be cancelled")?;
+                ensure(self.state.cancel(id).is_none(), || "a request was cancelled twice".into())?;
                 self.granted(grants)?;
             }
             Move::Insert(key, name) => {
                 let free = !self.entries.contains_key(key) && !self.entries.values().any(|other| other == name);
-                ensure(self.state.insert(*key, *name) == free, || format!("an insertion works when free: {free}"))?;
+                ensure(self.state.insert(*key, *name) == free, || {
+                    format!("an insertion must succeed if free: {free}")
+                })?;
                 if free {
                     self.entries.insert(*key, *name);
                 }
             }
             Move::Remove(key) => {
                 let there = self.entries.remove(key).is_some();
-                ensure(self.state.remove(key) == there, || format!("a removal works when there: {there}"))?;
+                ensure(self.state.remove(key) == there, || {
+                    format!("a removal must succeed if the entry exists: {there}")
+                })?;
             }
             Move::Rename(key, name) => {
                 let taken = self.entries.iter().any(|(other, has)| other != key && has == name);
                 let works = !taken && self.entries.contains_key(key);
-                ensure(self.state.rename(key, *name) == works, || format!("a renaming works when free: {works}"))?;
+                ensure(self.state.rename(key, *name) == works, || format!("a renaming must succeed if free: {works}"))?;
                 if works {
                     self.entries.insert(*key, *name);
                 }
@@ -149,23 +156,23 @@ impl World {
     }
 
     fn requested(&mut self, id: RequestId, access: &Ask, held: Option<Held<Key>>) -> Result<(), String> {
-        ensure(!self.holding.contains_key(&id), || "ids are used once".into())?;
+        ensure(!self.holding.contains_key(&id), || "an id was reused".into())?;
         self.waiting.insert(id, access.clone());
         self.granted(held.map(|held| Grant { id, held }).into_iter().collect())
     }
 
-    /// Enters grants in our book. Each must have waited, and hold what its request means now.
+    /// Records grants. Each request must have waited, and must hold what it means now.
     fn granted(&mut self, grants: Vec<Grant<Key>>) -> Result<(), String> {
-        ensure(grants.is_sorted_by_key(|grant| grant.id), || "grants come in the order of arrival".into())?;
+        ensure(grants.is_sorted_by_key(|grant| grant.id), || "grants must come in the order of arrival".into())?;
         for Grant { id, held } in &grants {
-            let access = self.waiting.remove(id).ok_or("only who waits is granted, and once")?;
+            let access = self.waiting.remove(id).ok_or("only a waiter may be granted, and once")?;
             let meant = self.meaning(&access);
             ensure(*held == meant, || format!("{access:?} means {meant:?} now, not {held:?}"))?;
             if meant != Held::Absent {
                 self.holding.insert(*id, meant);
             }
         }
-        // Nobody passes an earlier waiter that it conflicts with.
+        // No request passes an earlier waiter with which it conflicts.
         for Grant { id, held } in &grants {
             let passed = self.waiting.range(..id).find(|(_, earlier)| in_conflict(held, &self.meaning(earlier)));
             ensure(passed.is_none(), || format!("{held:?} passed {passed:?}"))?;
@@ -173,19 +180,19 @@ impl World {
         Ok(())
     }
 
-    /// What must be true between any two steps.
+    /// The invariants between any two steps.
     fn check(&self) -> Result<(), String> {
         let theirs: Vec<_> = self.state.holders().into_iter().map(|(id, held)| (id, held.clone())).collect();
         ensure(theirs.iter().map(|(id, held)| (id, held)).eq(&self.holding), || format!("holders: {theirs:?}"))?;
         let theirs: Vec<_> = self.state.waiters().into_iter().map(|(id, ask)| (id, ask.clone())).collect();
         ensure(theirs.iter().map(|(id, ask)| (id, ask)).eq(&self.waiting), || format!("waiters: {theirs:?}"))?;
-        ensure(self.state.counts_match(), || "the counters are the lists, counted".into())?;
+        ensure(self.state.counts_match(), || "the counters differ from the lists".into())?;
 
         for (id, held) in &self.holding {
             let other = self.holding.range(..id).find(|(_, other)| in_conflict(held, other));
             ensure(other.is_none(), || format!("{held:?} is held beside {other:?}"))?;
         }
-        // Nobody waits without need.
+        // No request waits without need.
         for (id, access) in &self.waiting {
             let wants = self.meaning(access);
             let held = self.holding.values().any(|held| in_conflict(&wants, held));
@@ -210,11 +217,11 @@ impl World {
     }
 }
 
-/// The table of the design, written down once more and in another way than in the code.
+/// The conflict table of the README, written independently of the code.
 fn in_conflict(a: &Held<Key>, b: &Held<Key>) -> bool {
     let writes = |held: &Held<Key>| matches!(held, Held::Write(_) | Held::WriteAll);
     let overlap = match (a, b) {
-        // What does not exist is part of nothing but "everything there may ever be".
+        // An absent entry is part of nothing except "every entry that may exist".
         (Held::Absent, other) | (other, Held::Absent) => *other == Held::WriteAll,
         (Held::ReadAll | Held::WriteAll, _) | (_, Held::ReadAll | Held::WriteAll) => true,
         (Held::Read(p) | Held::Write(p), Held::Read(q) | Held::Write(q)) => p == q,
@@ -226,8 +233,9 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
-/// Walks all histories of up to `steps` steps. Says for each number of steps how many there are and how many different
-/// states their last steps set out from; or which one breaks which promise.
+/// Walks all histories of up to `steps` steps. Returns for each number of steps the number of
+/// histories and the number of different states before their last step; or the broken promise with
+/// its history.
 fn check_all(state: State<Key, Name>, steps: usize) -> Result<Vec<(u64, usize)>, String> {
     let start = World::new(state)?;
     let mut frontier = Frontier::from_iter([(start.situation(), (start, Vec::new(), 1))]);
@@ -240,7 +248,7 @@ fn check_all(state: State<Key, Name>, steps: usize) -> Result<Vec<(u64, usize)>,
                 let mut after = world.clone();
                 after.make(&choice).map_err(|what| format!("{what}\nafter {past:?}\nand then {choice:?}"))?;
                 histories += count;
-                // What the last step leads to is checked, but nothing follows from it.
+                // The state after the last step is checked but not continued.
                 if step < steps {
                     let entry = next.entry(after.situation()).or_insert_with(|| {
                         let history = past.iter().cloned().chain([choice.clone()]).collect();
@@ -256,7 +264,7 @@ fn check_all(state: State<Key, Name>, steps: usize) -> Result<Vec<(u64, usize)>,
     Ok(checked)
 }
 
-/// The same, history by history.
+/// The same, one history at a time.
 fn check_each(world: &World, steps: usize) -> Result<u64, String> {
     if steps == 0 {
         return Ok(1);
@@ -270,7 +278,7 @@ fn check_each(world: &World, steps: usize) -> Result<u64, String> {
     Ok(histories)
 }
 
-/// More with `LOCK_STEPS=7` and up, see the README.
+/// `LOCK_STEPS=7` and more: see the README.
 fn steps() -> usize {
     std::env::var("LOCK_STEPS").ok().and_then(|steps| steps.parse().ok()).unwrap_or(6)
 }
@@ -284,7 +292,7 @@ fn every_history_keeps_the_promise() {
 }
 
 #[test]
-fn histories_that_meet_may_go_on_as_one() {
+fn merging_equal_states_loses_no_history() {
     let world = World::new(State::new()).unwrap();
     for (step, (merged, _)) in check_all(State::new(), 4).unwrap().into_iter().enumerate() {
         assert_eq!(check_each(&world, step + 1).unwrap(), merged);
@@ -292,7 +300,7 @@ fn histories_that_meet_may_go_on_as_one() {
 }
 
 #[test]
-fn conflicts_are_symmetric_and_those_of_the_table() {
+fn conflicts_are_symmetric_and_match_the_table() {
     let kinds =
         [Held::ReadAll, Held::WriteAll, Held::Read(1), Held::Read(2), Held::Write(1), Held::Write(2), Held::Absent];
     for a in &kinds {
@@ -302,7 +310,7 @@ fn conflicts_are_symmetric_and_those_of_the_table() {
             assert_eq!(conflict(a.mode(), b.mode(), same), in_conflict(a, b), "{a:?} {b:?}");
         }
     }
-    // The picture in the design, as it stands there: rows are held, columns are asked.
+    // The table of the README: rows are held, columns are asked.
     let (r, w) = (false, true);
     let order = [Mode::ReadAll, Mode::WriteAll, Mode::Read, Mode::Write];
     let picture = [[r, w, r, w], [w, w, w, w], [r, w, r, w], [w, w, w, w]];
@@ -313,17 +321,17 @@ fn conflicts_are_symmetric_and_those_of_the_table() {
     }
 }
 
-/// The checker is itself checked: each of these mistakes must be found.
+/// Checks the checker: it must find each of these faults.
 #[cfg(feature = "planted-faults")]
 mod planted {
     use super::{State, check_all};
     use threads::lock::Fault;
 
-    /// `what` are the broken promises as which the shortest histories show the fault.
+    /// `what`: the promises that the shortest histories with this fault can break.
     fn check_finds(fault: Fault, what: &[&str]) {
-        let found = check_all(State::with_fault(fault), 5).expect_err("the mistake must be noticed");
+        let found = check_all(State::with_fault(fault), 5).expect_err("the fault must be found");
         println!("{fault:?}: {found}");
-        assert!(what.iter().any(|what| found.contains(what)), "{fault:?} is noticed as: {found}");
+        assert!(what.iter().any(|what| found.contains(what)), "{fault:?} is found as: {found}");
     }
 
     #[test]
@@ -363,6 +371,6 @@ mod planted {
 
     #[test]
     fn keeping_former_names() {
-        check_finds(Fault::KeepsFormerName, &["the counters are the lists"]);
+        check_finds(Fault::KeepsFormerName, &["the counters differ"]);
     }
 }

@@ -1,12 +1,15 @@
-//! Every history of the rules of parking up to a number of steps, each step checked against what the rules promise.
+//! Checks every history of the rules of parking up to a number of steps, each step against the
+//! promise of the rules.
 //!
-//! Must never know: how the rules keep their queues; they are judged by whom they wake and by their lists.
+//! Must never know: how the rules keep their queues. They are judged by the requests they wake and
+//! by their lists.
 //!
-//! The world around the rules: two keys that requests and an outsider claim and give back, and the condition that something has
-//! been given back since a request looked. To give a key back and to report that are two steps, and so are looking at a place
-//! and parking there: all that can happen in between does.
+//! The world around the rules: two keys that requests and an outsider claim and give back, and the
+//! condition that something has been given back since a request looked. Giving a key back and
+//! reporting it are two steps, and so are looking at a place and parking there, so that everything
+//! can happen in between.
 //!
-//! Histories that arrive at the same situation go on as one, and are counted as many.
+//! Histories that lead to the same situation are continued as one and counted as many.
 
 use std::collections::{BTreeMap, HashMap, HashSet, hash_map::DefaultHasher};
 use std::hash::BuildHasherDefault;
@@ -19,15 +22,16 @@ const KEYS: [Place; 2] = [0, 1];
 const CHANGE: Place = 2;
 const REQUESTS: usize = 3;
 
-/// What a request does.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Doing {
-    /// A step of its own.
+    /// It runs a step.
     Runs,
-    /// It has found a place shut, and is about to park there. Whether that has changed since, for [`CHANGE`].
+    /// It has found a place shut and is about to park there. For [`CHANGE`]: whether that place has
+    /// opened since.
     Looked(Place, bool),
     Waits(Place, bool),
-    /// Its step has found what it needs, and has claimed this key, or none.
+    /// Its step has found what it needs and has claimed this key, or none.
     Goes(Option<Place>),
     /// Its step is over.
     Holds(Place),
@@ -99,7 +103,7 @@ impl World {
 
     fn make(&mut self, step: Move) -> Result<(), String> {
         let claimed = self.claimed;
-        // After a change the next may look, too.
+        // After a change the next request may look, too.
         let is_open = |place: &Place| claimed.get(*place).is_none_or(|claimed| !claimed);
         let arrival = |who: usize| Arrival(u64::try_from(who).expect("few requests"));
         let woken = match step {
@@ -131,7 +135,9 @@ impl World {
                 Vec::new()
             }
             Move::Park(who) => {
-                let Doing::Looked(place, changed) = self.requests[who] else { return Err("it has not looked".into()) };
+                let Doing::Looked(place, changed) = self.requests[who] else {
+                    return Err("the request has not looked".into());
+                };
                 self.requests[who] = Doing::Waits(place, changed);
                 let is_shut = if place == CHANGE { !changed } else { self.claimed[place] };
                 self.state.park(arrival(who), place, is_shut, is_open)
@@ -146,7 +152,7 @@ impl World {
                 Vec::new()
             }
             Move::End(who) => {
-                let Doing::Goes(claimed) = self.requests[who] else { return Err("it does not go on".into()) };
+                let Doing::Goes(claimed) = self.requests[who] else { return Err("the request does not go on".into()) };
                 self.requests[who] = claimed.map_or(Doing::Gone, Doing::Holds);
                 self.state.leave(arrival(who), is_open).into_iter().collect()
             }
@@ -159,7 +165,7 @@ impl World {
         self.check()
     }
 
-    /// Each that is woken waited, and nobody at its place had arrived before it.
+    /// Each woken request waited, and no earlier arrival waits at its place.
     fn woken(&mut self, woken: &[Arrival]) -> Result<(), String> {
         for arrival in woken {
             let who = usize::try_from(arrival.0).expect("few requests");
@@ -177,10 +183,10 @@ impl World {
     }
 
     fn check(&self) -> Result<(), String> {
-        ensure(self.state.is_consistent(), || "places and requests say different things".into())?;
+        ensure(self.state.is_consistent(), || "places and requests disagree".into())?;
         let waits: BTreeMap<_, _> = self.state.waiters().into_iter().map(|(who, place)| (who.0, *place)).collect();
         let ours = (0..3).flat_map(|place| self.waiting_at(place).map(move |who| (who as u64, place))).collect();
-        ensure(waits == ours, || format!("the rules say that {waits:?} wait"))?;
+        ensure(waits == ours, || format!("the rules list {waits:?} as waiting"))?;
         let turns: HashSet<Place> = self.state.turns().into_iter().map(|(_, place)| *place).collect();
         for (who, _) in self.state.turns() {
             let doing = self.requests[usize::try_from(who.0).expect("few requests")];
@@ -194,13 +200,13 @@ impl World {
                 _ => self.claimed[place],
             };
             let fine = shut || self.unreported[place] > 0 || turns.contains(&place);
-            ensure(fine, || format!("nobody will wake request {first} at place {place}"))?;
+            ensure(fine, || format!("no wake-up is left for request {first} at place {place}"))?;
         }
         Ok(())
     }
 
-    /// Everybody goes on as well as it can: nobody must be left. What is given back once more at the end is for those that wait
-    /// for a change.
+    /// Lets every request run to its end; none may be left. The keys given back once more at the
+    /// end are for the requests that wait for a change.
     fn drain(mut self) -> Result<(), String> {
         let mut changes = 0;
         loop {
@@ -216,14 +222,15 @@ impl World {
                 }
                 None => {
                     let left: Vec<_> = (0..3).flat_map(|place| self.waiting_at(place)).collect();
-                    return ensure(left.is_empty(), || format!("{left:?} wait for ever"));
+                    return ensure(left.is_empty(), || format!("{left:?} wait forever"));
                 }
             }
         }
     }
 }
 
-/// Two that wait for a change, and three that wait for a key: where histories begin that would otherwise be long.
+/// The beginnings of histories: two requests that wait for a change, and three that wait for a key.
+/// Without them the histories would be long.
 const BEGINNINGS: [&[Move]; 3] = [
     &[],
     &[Move::Claim(0), Move::Look(0, CHANGE), Move::Look(1, CHANGE), Move::Park(0), Move::Park(1)],
@@ -238,7 +245,8 @@ const BEGINNINGS: [&[Move]; 3] = [
     ],
 ];
 
-/// Walks all histories of so many steps after each beginning; gives how many there are, and in how many situations they arrive.
+/// Walks all histories of this many steps after each beginning. Returns the number of histories and
+/// of situations at their ends.
 fn walk(state: &State<Place>, steps: usize) -> Result<(u128, usize), String> {
     let walked = BEGINNINGS.map(|beginning| walk_on(state.clone(), beginning, steps));
     walked.into_iter().try_fold((0, 0), |(histories, situations), walked| {
@@ -298,14 +306,14 @@ mod planted {
     #[test]
     fn every_planted_fault_of_the_rules_is_found() {
         for (fault, told) in [
-            (Fault::QueuesAtOpenPlace, "nobody will wake"),
-            (Fault::KeepsTurn, "nobody will wake"),
+            (Fault::QueuesAtOpenPlace, "no wake-up is left"),
+            (Fault::KeepsTurn, "no wake-up is left"),
             (Fault::TakesTurnAlong, "places and requests"),
             (Fault::WakesNewest, "was woken before"),
             (Fault::WakesBesideTurn, "places and requests"),
-            (Fault::ForgetsOpening, "nobody will wake"),
+            (Fault::ForgetsOpening, "no wake-up is left"),
             (Fault::StaysInQueue, "did not wait"),
-            (Fault::LeavesNoHeir, "nobody will wake"),
+            (Fault::LeaverWakesNobody, "no wake-up is left"),
         ] {
             let found = walk(&State::with_fault(fault), steps()).expect_err(&format!("{fault:?} must be found"));
             assert!(found.contains(told), "{fault:?} is found as: {found}");

@@ -1,6 +1,8 @@
-//! The lock's shell under shuttle: schedules drawn at random, so more threads and longer histories than loom can look at.
+//! The lock's shell under shuttle: random schedules, so more threads and longer histories than loom
+//! can explore.
 //!
-//! A failure prints the schedule, which `shuttle::replay` takes. `LOCK_ITERATIONS` draws more of them, see the README.
+//! A failure prints the schedule for `shuttle::replay`. `LOCK_ITERATIONS` sets their number; see
+//! the README.
 
 use shuttle as checker;
 
@@ -18,16 +20,16 @@ fn iterations() -> usize {
     std::env::var("LOCK_ITERATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(2000)
 }
 
-/// Runs `body` with a new table, or whatever it is about, in each schedule.
+/// Runs `body` with a new subject in each schedule.
 fn model<T>(body: impl Fn(T) + Send + Sync + 'static, table: impl Fn() -> T + Send + Sync + 'static) {
     let body = Arc::new(move || body(table()));
     let again = Arc::clone(&body);
-    // One half evenly at random, the other with few changes of thread at the worst of places.
+    // One half uniformly random, the other half with few preemptions at the worst places.
     shuttle::check_random(move || body(), iterations() / 2);
     shuttle::check_pct(move || again(), iterations() / 2, 3);
 }
 
-/// Five threads, each with four requests of any kind, which they use in any way they can.
+/// Five threads, each with four requests of any kind, used in every possible way.
 #[test]
 fn all_sorts_of_requests() {
     model(all_sorts, Table::new);
@@ -49,7 +51,7 @@ fn all_sorts(lock: Table) {
     all_over(&lock, threads);
     let Guard::ReadAll(table) = acquire(&lock, Access::ReadAll, "sum".into()) else { panic!("asked for ReadAll") };
     let sum: usize = table.iter().map(|(_, _, value)| value.load(Ordering::SeqCst)).sum();
-    assert_eq!(sum, changes.load(Ordering::SeqCst), "each change was made to what the one before it had left");
+    assert_eq!(sum, changes.load(Ordering::SeqCst), "a change was lost");
 }
 
 fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
@@ -69,7 +71,7 @@ fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
     };
     let more = random.gen_range(0..3);
     if random.gen_range(0..6) == 0 {
-        // Granted or not by then: what counts is that those behind it come through.
+        // Granted or not: the requests behind it must be granted.
         let id = lock.submit(UNRANKED, access, "cancelled".into(), drop);
         lock.cancel(id);
         return;
@@ -90,16 +92,16 @@ fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
         Guard::WriteAll(mut table) => match more {
             0 => {
                 for key in [1, 2] {
-                    change(table.get_mut(&Target::Key(key)).expect("it is there between the grants"));
+                    change(table.get_mut(&Target::Key(key)).expect("the entry exists between the grants"));
                 }
             }
             1 => {
-                // What is free depends on what the others did.
+                // The free name depends on the other threads.
                 let _ =
                     table.rename(&1, 'c') || table.rename(&2, 'c') || table.rename(&1, 'a') && table.rename(&2, 'b');
             }
             _ => {
-                let value = table.remove(&2).expect("entry 2 is there between the grants");
+                let value = table.remove(&2).expect("entry 2 exists between the grants");
                 assert!(table.get(&Target::Key(2)).is_none());
                 let free = ['a', 'b', 'c'].into_iter().find(|name| table.get(&Target::Name(*name)).is_none());
                 let free = free.expect("two entries do not have three names");

@@ -1,4 +1,4 @@
-//! What this module promises, shown.
+//! The promises of this module.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,10 +6,10 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::{Ended, Group, Hanging, How, SpawnError};
 
-/// Long enough for any machine; reached only by a test that has failed.
+/// Long enough for any machine; only a failing test reaches it.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Starts a thread that stays until what is returned is dropped.
+/// Starts a thread that runs until the returned sender is dropped.
 fn spawn_gated(group: &Group, name: &str) -> Sender<()> {
     let (keep, gate) = bounded::<()>(0);
     let body = move || {
@@ -21,14 +21,14 @@ fn spawn_gated(group: &Group, name: &str) -> Sender<()> {
 }
 
 #[test]
-fn each_end_is_reported_with_its_kind() {
+fn each_end_is_reported_with_its_cause() {
     let group = Group::new(&["returns", "fails", "panics", "panics-more"]);
     group.spawn("returns", || Ok(())).unwrap();
     group.spawn("fails", || Err("no luck".into())).unwrap();
     group.spawn("panics", || panic!("planned")).unwrap();
     group.spawn("panics-more", || panic!("planned {}", 2)).unwrap();
     group.join(&["panics-more", "returns", "fails", "panics"], LIMIT).unwrap();
-    // Joined, so reported.
+    // The threads are joined, so their reports are there.
     let ended: HashMap<_, _> = group.ended().try_iter().map(|Ended { name, how }| (name, how)).collect();
     let expected = [
         ("returns", How::Returned),
@@ -40,11 +40,11 @@ fn each_end_is_reported_with_its_kind() {
 }
 
 #[test]
-fn join_names_the_threads_that_hang_and_joins_the_others() {
+fn join_names_hanging_threads_and_joins_the_others() {
     let group = Group::new(&["first", "second", "worker-*"]);
     let gates = ["first", "worker-1", "worker-2"].map(|name| spawn_gated(&group, name));
     group.spawn("second", || Ok(())).unwrap();
-    // So that it has ended whatever the time.
+    // So that it has ended, whatever the time limit below.
     group.join(&["second"], LIMIT).unwrap();
     let Hanging { names } = group.join(&["worker-*", "second", "first"], Duration::ZERO).unwrap_err();
     assert_eq!(names, ["worker-1", "worker-2", "first"]);
@@ -58,7 +58,7 @@ fn join_names_the_threads_that_hang_and_joins_the_others() {
 }
 
 #[test]
-fn a_thread_that_has_ended_is_joined_after_the_time_is_up() {
+fn an_ended_thread_is_joined_after_the_deadline() {
     let group = Group::new(&["hangs", "ended"]);
     let gate = spawn_gated(&group, "hangs");
     group.spawn("ended", || Ok(())).unwrap();
@@ -80,7 +80,7 @@ fn threads_have_their_names() {
 }
 
 #[test]
-fn names_are_checked() {
+fn only_listed_free_and_short_names_are_allowed() {
     let group = Group::new(&["worker-*", "sixteen-bytes-xx", "timers"]);
     let refused = |name: &str| group.spawn(name, || Ok(())).unwrap_err();
     for name in ["worker", "worker-", "timer", "timers-1", "Timers", ""] {

@@ -1,11 +1,13 @@
-//! What a grant is in the hands of its owner: owned guards, through which alone the values can be reached.
+//! Owned guards: a grant in the hands of its owner, and the only way to the values.
 //!
-//! Must never know: who waits, and who is next; a guard's end is reported to the shell, which asks the state machine.
+//! Must never know: who waits and who is next. A guard reports its end to the shell, which asks the
+//! state machine.
 //!
-//! Where the values are, and why no `unsafe` is needed: a value moves. A Write guard takes its entry's value out of the table
-//! and a WriteAll guard takes the table, so they own what they change. A Read guard shares the value and a ReadAll guard the
-//! table, by counted pointers that are gone before the grant is. That the pointer of a writer is the only one follows from
-//! the grant; if it ever were not, `get_mut` would notice and nobody's data would be changed under them.
+//! Why no `unsafe` is needed: values move. A Write guard takes its entry's value out of the table
+//! and a WriteAll guard takes the table, so each owns what it changes. A Read guard shares the
+//! value and a ReadAll guard the table, by reference-counted pointers that are dropped before the
+//! grant ends. The grant implies that a writer's pointer is the only one; if that were ever false,
+//! `get_mut` would notice before any data is changed under a reader.
 
 use std::ops::{Deref, DerefMut};
 
@@ -16,37 +18,40 @@ use super::{
 use crate::primitives::Arc;
 
 // Why the steps below cannot fail.
-pub(super) const VALUE_AT_HOME: &str =
+pub(super) const VALUE_PRESENT: &str =
     "the value is in its row: no Write grant lives beside one of the table or another on the entry";
 const ONLY_OWNER: &str = "a writer's pointer is the only one: readers give up theirs before their grant";
 
-/// The entries with their values. Owned by the shell, shared with ReadAll guards, or owned by a WriteAll guard.
+/// The entries with their values. Owned by the shell, shared with ReadAll guards, or owned by a
+/// WriteAll guard.
 pub(super) struct Table<K, N, T> {
     pub(super) rows: Map<K, Row<N, T>>,
 }
 
-/// One entry. Its name is also in the state machine; both are changed by the methods of [`WriteAllGuard`] and nowhere else.
+/// One entry. The state machine has its name too; only the methods of [`WriteAllGuard`] change
+/// either.
 pub(super) struct Row<N, T> {
     pub(super) name: N,
-    /// None while a Write guard has it.
+    /// None while a Write guard owns it.
     pub(super) value: Option<Arc<T>>,
 }
 
 impl<N, T> Row<N, T> {
-    /// For who has the table: then no value is away.
+    /// For the owner of the table: no value is taken out then.
     fn value(&self) -> &T {
-        self.value.as_deref().expect(VALUE_AT_HOME)
+        self.value.as_deref().expect(VALUE_PRESENT)
     }
 
-    /// For who has the table for writing: then no value is shared.
+    /// For the writer of the table: no value is shared then.
     fn value_mut(&mut self) -> &mut T {
         self.value.as_mut().and_then(Arc::get_mut).expect(ONLY_OWNER)
     }
 }
 
-/// What a guard took out of the table and has to give back, or shares with it and has to give up, when its grant ends.
+/// A loan from the table: what a guard has to put back, or shares and has to drop, when its grant
+/// ends.
 pub(super) enum Lent<K, N, T> {
-    /// Given back already.
+    /// Already returned.
     Nothing,
     /// A share of one value.
     Read(Arc<T>),
@@ -58,18 +63,19 @@ pub(super) enum Lent<K, N, T> {
     WriteAll(Table<K, N, T>),
 }
 
-/// The end of a grant: dropping this gives back what was lent and hands over to whoever is next, in that order.
+/// The end of a grant: dropping this returns the loan, then grants the next requests.
 pub(super) struct Hold<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) shared: Arc<Shared<K, N, T>>,
-    /// None: the grant went on as something else.
+    /// None: the grant has been ended.
     pub(super) id: Option<RequestId>,
     pub(super) lent: Lent<K, N, T>,
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
     fn drop(&mut self) {
-        // What was lent goes along and is put back in the same hold of the mutex that ends the grant. The last pointer to the
-        // shared part may go with `self`, after that: a guard may be the last to know its table.
+        // The loan is put back under the same lock of the mutex that ends the grant. `self` drops
+        // its pointer to the shared part after that, because a guard may be the last owner of its
+        // table.
         if let Some(id) = self.id.take() {
             release(&self.shared, id, std::mem::replace(&mut self.lent, Lent::Nothing));
         }
@@ -77,7 +83,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
-    /// The value that a guard of one entry is about. No lock is taken: the grant is the right to look.
+    /// The value of a guard of one entry. Takes no lock: the grant gives the right to read.
     fn value(&self) -> &T {
         match &self.lent {
             Lent::Read(value) | Lent::Write(_, value) => value,
@@ -85,7 +91,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
         }
     }
 
-    /// The table that a guard of the whole is about.
+    /// The table of a ReadAll or WriteAll guard.
     fn table(&self) -> &Table<K, N, T> {
         match &self.lent {
             Lent::ReadAll(table) => table,
@@ -94,7 +100,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
         }
     }
 
-    /// The same, to change it.
+    /// The same, for changes.
     fn table_mut(&mut self) -> &mut Table<K, N, T> {
         match &mut self.lent {
             Lent::WriteAll(table) => table,
@@ -113,8 +119,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
         Some((key, &row.name, row.value()))
     }
 
-    /// Names are looked up in the state machine, which has the index; they cannot change while the table is held, so what it
-    /// says is still true when the mutex is free again.
+    /// The state machine has the index of names. Names cannot change while a guard has the table,
+    /// so the answer stays true after the mutex is released.
     fn resolve(&self, target: &Target<K, N>) -> Option<K> {
         match target {
             Target::Key(key) => Some(key.clone()),
@@ -123,11 +129,11 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
     }
 }
 
-/// A grant, with access to what it is about. Owned and `Send`: it may be dropped by another thread than the one it was
-/// given to. Dropping it ends the grant and hands over to every waiter that became compatible.
+/// A grant with access to its entry or table. Owned and `Send`: another thread than the receiving
+/// one may drop it. Dropping it ends the grant and grants every waiter that became compatible.
 #[must_use = "a grant ends when its guard is dropped"]
 pub enum Guard<K: Ident, N: Ident, T: Send + Sync + 'static> {
-    /// When the grant was made there was no entry of that key or name. Holds nothing.
+    /// No entry had that key or name when the grant was made. Holds nothing.
     Absent,
     /// One entry, for reading.
     Read(ReadGuard<K, N, T>),
@@ -135,12 +141,12 @@ pub enum Guard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     Write(WriteGuard<K, N, T>),
     /// The table, for reading.
     ReadAll(ReadAllGuard<K, N, T>),
-    /// The table, for changing values, names, and which entries there are.
+    /// The table, for changing values, names and the set of entries.
     WriteAll(WriteAllGuard<K, N, T>),
 }
 
-/// One entry, for reading. Others may read it too. Its value does not change while this guard lives, nor does its name, and it
-/// is not removed.
+/// One entry, for reading. Others may read it too. While this guard lives its value and name do not
+/// change, and it is not removed.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct ReadGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) key: K,
@@ -170,9 +176,9 @@ impl<K: Ident, N: Ident, T: Send + Sync> Deref for ReadGuard<K, N, T> {
     }
 }
 
-/// One entry, for changing its value. Nobody else has it; it keeps its name and is not removed while this guard lives. A panic
-/// with this guard in hand ends the grant and leaves the value as it is by then: whether it can still be trusted is for its
-/// owner to say.
+/// One entry, for changing its value. No other grant covers it; while this guard lives the entry
+/// keeps its name and is not removed. A panic that drops this guard ends the grant and leaves the
+/// value as it is: the owner decides whether it can still be trusted.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct WriteGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) key: K,
@@ -204,7 +210,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Deref for WriteGuard<K, N, T> {
 
 impl<K: Ident, N: Ident, T: Send + Sync> DerefMut for WriteGuard<K, N, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // Looks at the count each time, which is cheap, and is why no `unsafe` is needed to trust the grant.
+        // Checks the count each time, which is cheap and makes `unsafe` unnecessary.
         match &mut self.hold.lent {
             Lent::Write(_, value) => Arc::get_mut(value).expect(ONLY_OWNER),
             _ => unreachable!("a Write guard is made with its value"),
@@ -212,8 +218,8 @@ impl<K: Ident, N: Ident, T: Send + Sync> DerefMut for WriteGuard<K, N, T> {
     }
 }
 
-/// The table, for reading. Others may read too. Neither names nor values change while this guard lives, so what is read of
-/// several entries belongs together.
+/// The table, for reading. Others may read too. Neither names nor values change while this guard
+/// lives, so several entries read through it are consistent.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct ReadAllGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) hold: Hold<K, N, T>,
@@ -232,7 +238,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> ReadAllGuard<K, N, T> {
     }
 }
 
-/// The table, for changing values, names, and which entries there are. Nobody else has anything.
+/// The table, for changing values, names and the set of entries. No other grant exists.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct WriteAllGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) hold: Hold<K, N, T>,
@@ -250,20 +256,21 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
         self.hold.row(target)
     }
 
-    /// One entry's value, to change it.
+    /// A mutable reference to one entry's value.
     #[must_use]
     pub fn get_mut(&mut self, target: &Target<K, N>) -> Option<&mut T> {
         let key = self.hold.resolve(target)?;
         self.hold.table_mut().rows.get_mut(&key).map(Row::value_mut)
     }
 
-    /// Adds an entry. Others who asked for this key or name while it was not there find it at the end of this grant, if they
-    /// are still waiting.
+    /// Adds an entry. Requests for this key or name that are still waiting find it when this grant
+    /// ends.
     ///
     /// # Errors
-    /// Gives the value back if the key or the name is taken.
+    /// Returns the value if the key or the name is taken.
     pub fn insert(&mut self, key: K, name: N, value: T) -> Result<(), T> {
-        // The state machine decides; the mutex is let go before the table is touched, which is this guard's own.
+        // The state machine decides. The mutex is released before the table is touched, which this
+        // guard owns.
         if !self.hold.shared.inner.lock().state.insert(key.clone(), name.clone()) {
             return Err(value);
         }
@@ -271,19 +278,20 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
         Ok(())
     }
 
-    /// Removes an entry and gives its value; None if there is none. Those who wait for it are told [`Guard::Absent`] at the
-    /// end of this grant, unless it is there again by then.
+    /// Removes an entry and returns its value; None if there is none. Requests that wait for it get
+    /// [`Guard::Absent`] when this grant ends, unless the entry exists again by then.
     pub fn remove(&mut self, key: &K) -> Option<T> {
         if !self.hold.shared.inner.lock().state.remove(key) {
             return None;
         }
         let row = self.hold.table_mut().rows.remove(key)?;
-        let value = row.value.expect(VALUE_AT_HOME);
+        let value = row.value.expect(VALUE_PRESENT);
         Some(Arc::try_unwrap(value).ok().expect(ONLY_OWNER))
     }
 
-    /// Gives an entry another name; false if another entry has that name or there is no such entry. Who waits for the former
-    /// name waits for nothing from now on, and who waits for the new one waits for this entry.
+    /// Renames an entry; false if another entry has that name or there is no such entry. Requests
+    /// that wait for the former name now wait for nothing, and those that wait for the new one wait
+    /// for this entry.
     pub fn rename(&mut self, key: &K, name: N) -> bool {
         if !self.hold.shared.inner.lock().state.rename(key, name.clone()) {
             return false;

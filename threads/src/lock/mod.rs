@@ -1,27 +1,33 @@
-//! A table of entries behind one lock, which queues requests instead of threads: modes, fairness and promises are those of
-//! [`state`], which decides everything; this is the shell that makes them hold between threads.
+//! A table of entries behind one lock, which queues requests instead of threads. [`state`] decides
+//! everything (modes, order, fairness); this module is the shell that makes its promises hold
+//! between threads.
 //!
-//! Must never know: the rules. The shell asks the state machine what a call grants, and delivers that.
+//! Must never know: the rules. The shell asks the state machine what a call grants, and delivers
+//! that.
 //!
-//! # How it holds between threads
+//! # Why the promises hold between threads
 //!
-//! One mutex guards the state machine and the table. Every call takes it once, for a short time that contains no callback, no
-//! log line, no destructor of a value and no wait; it is a leaf: nothing else is locked under it. So the calls happen one after
-//! the other, each as a whole, and what [`state`] promises of a sequence of calls holds between threads.
+//! One mutex guards the state machine and the table. Every call takes it once and briefly: no
+//! callback, no log line, no destructor of a value and no wait happens under it. The mutex is a
+//! leaf: no other lock is taken under it. So calls happen one after the other, each as a whole, and
+//! what [`state`] promises for a sequence of calls holds between threads.
 //!
-//! A grant is *made* under the mutex and *delivered* (callback called with the guard) after it, by the same thread in the same
-//! call. No grant gets lost in between: between making and delivering there is nothing that can fail or wait, and the callback
-//! was stored in the hold of the mutex in which the request was queued, so whoever grants a waiter finds its callback.
-//! Two deliveries by different threads may overtake each other; the grants they carry are compatible, or the second was made
-//! after the guard of the first had been dropped.
+//! A grant is *made* under the mutex and *delivered* after it (the callback is called with the
+//! guard), by the same thread in the same call. No grant gets lost in between: nothing there can
+//! fail or wait, and the callback was stored under the same lock of the mutex as the request, so
+//! the thread that grants a waiter finds its callback. Two deliveries by different threads may
+//! overtake each other. Then their grants are compatible, or the second one was made after the
+//! first guard was dropped.
 //!
-//! A callback may drop its guard, call the lock again, or panic: `outbox.rs` says what becomes of the others then.
+//! A callback may drop its guard, call the lock again, or panic; `outbox.rs` says what happens to
+//! the other deliveries then.
 //!
-//! What a holder wrote is seen by the next holder: values are put back under the mutex before the grant is ended there.
+//! The next holder sees what a holder wrote: a value is put back under the mutex before its grant
+//! is ended there.
 //!
 //! # Use
 //!
-//! Threads that have other things to do submit, and get the guard through a channel:
+//! Threads that have other work submit a request and receive the guard through a channel:
 //!
 //! ```
 //! use threads::lock::{Access, Guard, Lock, Target, UNRANKED};
@@ -34,7 +40,7 @@
 //! lock.submit(UNRANKED, Access::WriteAll, "fill".into(), move |guard| drop(sender.send(guard)));
 //! if let Ok(Guard::WriteAll(mut table)) = guards.recv() {
 //!     assert!(table.insert(1, "first".to_owned(), vec![7]).is_ok());
-//! } // its end hands over to whoever waits
+//! } // dropping the guard grants the next request
 //!
 //! // Others find them by key or by name, and hold that entry alone.
 //! let by_name = Access::Write(Target::Name("first".to_owned()));
@@ -78,7 +84,8 @@ use crate::{
 use guard::{Hold, Lent, Row, Table};
 use state::{Grant, Map, State};
 
-/// A handle to one table of entries with keys `K`, names `N` and values `T`. Clones are handles to the same table.
+/// A handle to one table of entries with keys `K`, names `N` and values `T`. Clones are handles to
+/// the same table.
 pub struct Lock<K: Ident, N: Ident, T: Send + Sync + 'static> {
     shared: Arc<Shared<K, N, T>>,
 }
@@ -101,43 +108,47 @@ impl<K: Ident, N: Ident, T: Send + Sync> Default for Lock<K, N, T> {
     }
 }
 
-/// What all handles and all guards of one table share. It lives as long as any of them, so a guard may outlive the handles.
+/// State shared by all handles and guards of one table. It lives as long as any of them, so a guard
+/// may outlive the handles.
 struct Shared<K: Ident, N: Ident, T: Send + Sync + 'static> {
     inner: Mutex<Inner<K, N, T>>,
     #[cfg(feature = "planted-faults")]
     fault: Option<Fault>,
 }
 
-/// All that the mutex guards. The fields change together: an id that waits in `state` has a callback, one that holds has its
-/// value out of `table` or shared from it, and both have a ticket, whenever the mutex is free.
+/// Everything that the mutex guards. The fields change together. Whenever the mutex is free: a
+/// waiting request has a callback, a holder has its value out of `table` or shared from it, and
+/// both have a ticket.
 struct Inner<K: Ident, N: Ident, T: Send + Sync + 'static> {
     state: State<K, N>,
-    /// None while a WriteAll guard has it. Shared with ReadAll guards, so giving it to one costs the same for any number of
-    /// entries.
+    /// None while a WriteAll guard owns it. ReadAll guards share it, so a ReadAll grant costs the
+    /// same for any number of entries.
     table: Option<Arc<Table<K, N, T>>>,
-    /// What to do at the grant, for each waiting request. Grows with the requests that wait; how many are let in is for
-    /// whoever submits to decide.
+    /// The callback of each waiting request. Grows with the number of waiting requests, which the
+    /// submitter bounds.
     callbacks: Map<RequestId, Callback<K, N, T>>,
-    /// For people: one for each holder and waiter.
+    /// For people: one per holder and waiter.
     tickets: Map<RequestId, Ticket>,
 }
 
-/// What was given to `submit`. Called once or dropped, never under the mutex: it is somebody else's code.
+/// The callback given to `submit`. Called once or dropped, never under the mutex, because it is the
+/// caller's code.
 type Callback<K, N, T> = Box<dyn FnOnce(Guard<K, N, T>) + Send>;
 
-/// For people and the log, never for a decision: who it is, and since when it holds or waits.
+/// For people and the log, never for a decision: the label, and since when the request has held or
+/// waited.
 #[derive(Clone)]
 struct Ticket {
     label: Cow<'static, str>,
     since: Instant,
 }
 
-/// Who holds and who waits, at one moment.
+/// The holders and waiters at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
-    /// Those that hold, in the order of their requests.
+    /// Holders, in the order of their requests.
     pub holders: Vec<Observed>,
-    /// Those that wait, in the order of arrival.
+    /// Waiters, in the order of arrival.
     pub waiters: Vec<Observed>,
 }
 
@@ -146,18 +157,18 @@ pub struct Observation {
 pub struct Observed {
     /// The request.
     pub id: RequestId,
-    /// The label it was submitted with.
+    /// The label given to `submit`.
     pub label: Cow<'static, str>,
-    /// What it holds or asks for, for people.
+    /// The access held or asked for, for people.
     pub access: String,
-    /// How long it has held or waited.
+    /// How long the request has held or waited.
     pub age: Duration,
 }
 
-// Why the steps below cannot fail. Each follows from the rules, which are checked by themselves; were one of them broken, the
-// daemon's panic handling is a better place to be in than a table with two writers.
-const TABLE_AT_HOME: &str = "the table is at home: no other grant lives beside WriteAll";
-const TABLE_UNSHARED: &str = "nobody else has the table: no ReadAll grant lives beside one that writes";
+// Why the steps below cannot fail. Each reason follows from the rules, which have their own checks.
+// If a rule were broken, a panic would be better than a table with two writers.
+const TABLE_PRESENT: &str = "the table is present: no other grant exists beside WriteAll";
+const TABLE_UNSHARED: &str = "nobody shares the table: no ReadAll grant exists beside a writer";
 const KNOWN_ENTRY: &str = "the entry of a grant is in the table: entries are removed only under WriteAll";
 
 impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
@@ -167,7 +178,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         Self::with_state(State::new())
     }
 
-    /// A lock with a mistake in it, to see whether a checker notices.
+    /// A lock with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
     pub fn with_fault(fault: Fault) -> Self {
@@ -177,7 +188,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     fn with_state(state: State<K, N>) -> Self {
         let table = Some(Arc::new(Table { rows: Map::default() }));
         let inner = Inner { state, table, callbacks: Map::default(), tickets: Map::default() };
-        // The fault is kept outside the mutex as well: to look at it must not add a step that hides what it is to show.
+        // Kept outside the mutex as well: a look at it must not add a step that hides the fault.
         let shared = Shared {
             #[cfg(feature = "planted-faults")]
             fault: inner.state.fault,
@@ -186,13 +197,13 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Queues a request. `granted` is called exactly once, with the guard, by whoever makes the grant: by this call or by the
-    /// thread that ends what is in the way. It is called without any mutex held and may call the lock, but it keeps the
-    /// thread from its own work, so it should only pass the guard on. If the request is cancelled, `granted` is dropped
-    /// without a call.
+    /// Queues a request. `granted` is called exactly once with the guard, by the thread that makes
+    /// the grant: this one, or the thread that ends what is in the way. It is called without any
+    /// mutex held and may call the lock, but it delays that thread, so it should only pass the
+    /// guard on. If the request is cancelled, `granted` is dropped without a call.
     ///
-    /// Waiters are served by `rank`, and those of one rank in the order of their requests ([`UNRANKED`]: behind all others).
-    /// `label` says for people who asks.
+    /// Waiters are served by `rank`, and those of the same rank in the order of their requests
+    /// ([`UNRANKED`]: behind all others). `label` says for people who asks.
     pub fn submit(
         &self,
         rank: u64,
@@ -200,12 +211,13 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         label: Cow<'static, str>,
         granted: impl FnOnce(Guard<K, N, T>) + Send + 'static,
     ) -> RequestId {
-        // Built before the mutex is taken: text and clones are nobody else's business.
+        // Built before the mutex is taken, which keeps formatting and clones out of it.
         let traced = log::log_enabled!(log::Level::Trace).then(|| (label.clone(), format!("{access:?}")));
         let mut inner = self.shared.inner.lock();
         let (id, held) = inner.state.request_ranked(rank, access);
         inner.tickets.insert(id, Ticket { label, since: Instant::now() });
-        // The queueing and the callback in one hold of the mutex: whoever grants this request later finds the callback.
+        // Queueing the request and storing the callback happen under one lock of the mutex, so the
+        // thread that grants this request later finds the callback.
         let now = match held {
             Some(held) => Some((granted, make_guard(&self.shared, &mut inner, Grant { id, held }))),
             None => {
@@ -222,15 +234,16 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
             let outcome = if now.is_some() { "granted" } else { "waits" };
             log::trace!("{id} {label}: {access} {outcome}");
         }
-        // Through the outbox even if it is this call's own: a callback that submits must not run another inside itself.
+        // Through the outbox even in this call: a callback that submits must not run another
+        // callback inside itself.
         if let Some((granted, guard)) = now {
             outbox::deliver([Box::new(move || granted(guard)) as Delivery]);
         }
         id
     }
 
-    /// Takes a request out of the queue. True: it was still waiting, and its callback will not be called. False: its guard
-    /// has been delivered, or is about to be.
+    /// Removes a request from the queue. True: it was still waiting, and its callback will not be
+    /// called. False: its guard has been delivered or is about to be.
     pub fn cancel(&self, id: RequestId) -> bool {
         let mut inner = self.shared.inner.lock();
         let mut callback = None;
@@ -242,22 +255,22 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let Some(grants) = inner.state.cancel(id) else { return false };
         callback = inner.callbacks.remove(&id).or(callback);
         inner.tickets.remove(&id);
-        // It waited until here, under the mutex: nobody has taken the callback, and nobody will.
-        // Those that waited only because of this one are granted here and delivered below.
+        // The request waited until now, under the mutex, so nobody else takes the callback.
+        // Requests that waited only for this one are granted here and delivered below.
         let due = collect(&self.shared, &mut inner, grants);
         drop(inner);
         log::trace!("{id} cancelled");
-        // Outside the mutex: what a callback owns may have a destructor that comes back here.
+        // Outside the mutex: a destructor of the callback's data may call the lock.
         drop(callback);
         outbox::deliver(due);
         true
     }
 
-    /// Who holds and who waits now.
+    /// The current holders and waiters.
     #[must_use]
     pub fn observe(&self) -> Observation {
-        // One hold of the mutex, so the picture is of one moment: nobody is in it twice, or missing on the way from the queue
-        // to its grant.
+        // Under one lock of the mutex, so the result describes one moment: no request appears twice
+        // or is missing between queue and grant.
         let inner = self.shared.inner.lock();
         let ticket = |id: RequestId| inner.tickets.get(&id).cloned();
         let holders: Vec<_> =
@@ -265,7 +278,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let waiters: Vec<_> =
             inner.state.waiters().into_iter().map(|(id, ask)| (id, ask.clone(), ticket(id))).collect();
         drop(inner);
-        // The texts are made without the mutex: they cost more than all the rest.
+        // The texts are formatted outside the mutex: they cost more than everything else here.
         Observation {
             holders: holders.into_iter().filter_map(|(id, held, ticket)| observed(id, &held, ticket?)).collect(),
             waiters: waiters.into_iter().filter_map(|(id, access, ticket)| observed(id, &access, ticket?)).collect(),
@@ -273,58 +286,60 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     }
 }
 
-/// One line of an observation.
+/// One entry of an observation.
 fn observed(id: RequestId, access: &impl Debug, ticket: Ticket) -> Option<Observed> {
     Some(Observed { id, label: ticket.label, access: format!("{access:?}"), age: ticket.since.elapsed() })
 }
 
-/// Makes the guard of a grant: takes out of the table, or shares with it, what the guard gives access to.
+/// Makes the guard of a grant: takes what it gives access to out of the table, or shares it.
 fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
     shared: &Arc<Shared<K, N, T>>,
     inner: &mut Inner<K, N, T>,
     grant: Grant<K>,
 ) -> Guard<K, N, T> {
     let hold = |lent| Hold { shared: Arc::clone(shared), id: Some(grant.id), lent };
-    // From here on its age says how long it holds, no longer how long it waits.
+    // From here on the age counts the time held, not the time waited.
     if let Some(ticket) = inner.tickets.get_mut(&grant.id) {
         ticket.since = Instant::now();
     }
     match grant.held {
         Held::Absent => {
-            // Holds nothing, so nothing will ever end it; what is known about the request goes now.
+            // Holds nothing, so no release will come; the ticket goes now.
             inner.tickets.remove(&grant.id);
             Guard::Absent
         }
-        // A share of the value, by a counted pointer: other readers have theirs, and the table keeps its own.
+        // A share of the value: other readers have their own, and the table keeps one.
         Held::Read(key) => {
-            let row = inner.table.as_ref().expect(TABLE_AT_HOME).rows.get(&key).expect(KNOWN_ENTRY);
-            let value = Arc::clone(row.value.as_ref().expect(guard::VALUE_AT_HOME));
+            let row = inner.table.as_ref().expect(TABLE_PRESENT).rows.get(&key).expect(KNOWN_ENTRY);
+            let value = Arc::clone(row.value.as_ref().expect(guard::VALUE_PRESENT));
             let name = row.name.clone();
             Guard::Read(ReadGuard { key, name, hold: hold(Lent::Read(value)) })
         }
-        // The value itself. Its row stays, since the entry does, and nobody looks into the row while this grant lives.
+        // The value itself. The row stays because the entry does, and nobody looks into it while
+        // this grant exists.
         Held::Write(key) => {
             let row = inner.row_mut(&key);
-            let value = row.value.take().expect(guard::VALUE_AT_HOME);
+            let value = row.value.take().expect(guard::VALUE_PRESENT);
             let name = row.name.clone();
             Guard::Write(WriteGuard { key: key.clone(), name, hold: hold(Lent::Write(key, value)) })
         }
-        // A share of the table. While it lives no value can leave its row, so a reader of all finds them all there.
+        // A share of the table. While it exists no value can leave its row, so a ReadAll guard
+        // finds all values there.
         Held::ReadAll => {
-            let table = Arc::clone(inner.table.as_ref().expect(TABLE_AT_HOME));
+            let table = Arc::clone(inner.table.as_ref().expect(TABLE_PRESENT));
             Guard::ReadAll(ReadAllGuard { hold: hold(Lent::ReadAll(table)) })
         }
-        // The table itself, to be changed without the mutex.
+        // The table itself, which the guard changes without the mutex.
         Held::WriteAll => {
-            let table = inner.table.take().expect(TABLE_AT_HOME);
+            let table = inner.table.take().expect(TABLE_PRESENT);
             let table = Arc::try_unwrap(table).ok().expect(TABLE_UNSHARED);
             Guard::WriteAll(WriteAllGuard { hold: hold(Lent::WriteAll(table)) })
         }
     }
 }
 
-/// Makes the guards of these grants and puts each with its callback, in the hold of the mutex in which they were granted:
-/// from then on nothing that others do can come between a grant and its delivery.
+/// Makes the guards of these grants and pairs each with its callback, under the lock of the mutex
+/// that granted them. From then on no other thread can interfere between grant and delivery.
 fn collect<K: Ident, N: Ident, T: Send + Sync>(
     shared: &Arc<Shared<K, N, T>>,
     inner: &mut Inner<K, N, T>,
@@ -332,7 +347,8 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
 ) -> Vec<Delivery> {
     let each = grants.into_iter().map(|grant| {
         let id = grant.id;
-        // Before the guard is made, which sets the age anew: what is told is how long it waited.
+        // Taken before the guard is made, which resets the age: the log line reports the time
+        // waited.
         let ticket = inner.tickets.get(&id).filter(|_| log::log_enabled!(log::Level::Trace)).cloned();
         let guard = make_guard(shared, inner, grant);
         let callback = inner.callbacks.remove(&id).expect("a waiter's callback is stored when it is queued");
@@ -346,11 +362,11 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
     each.collect()
 }
 
-/// Ends a grant, and hands over to all that became compatible by it. Called when a guard is dropped, so also while a panic goes
-/// up: it asserts nothing that the panic may have broken, because it touches nothing that the panicking code could reach.
+/// Ends a grant and grants everything that became compatible. Runs when a guard is dropped, also
+/// during unwinding, so it touches nothing that the panicking code could have broken.
 fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id: RequestId, lent: Lent<K, N, T>) {
     let mut inner = shared.inner.lock();
-    // First what was lent, then the grant: whoever is granted by this finds everything in its place.
+    // The loan is returned before the grant ends: the next holder finds everything in place.
     let late = match &lent {
         Lent::Read(value) if planted!(shared, SharesTooLong) => Some(Arc::clone(value)),
         _ => None,
@@ -371,11 +387,12 @@ fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Inner<K, N, T> {
-    /// Puts back what a guard took, or gives up what it shared, before its grant ends.
+    /// Puts back what a guard took, or drops what it shared, before its grant ends.
     fn take_back(&mut self, lent: Lent<K, N, T>) {
         match lent {
             Lent::Nothing => {}
-            // The table keeps its own pointer, so no value and no table is destroyed here, under the mutex.
+            // The table keeps its own pointer, so no value and no table is destroyed under the
+            // mutex.
             Lent::Read(value) => drop(value),
             Lent::ReadAll(table) => drop(table),
             Lent::Write(key, value) => self.row_mut(&key).value = Some(value),
@@ -383,9 +400,9 @@ impl<K: Ident, N: Ident, T: Send + Sync> Inner<K, N, T> {
         }
     }
 
-    /// The row of an entry, to take its value out or put it back.
+    /// The row of an entry, to take its value or put it back.
     fn row_mut(&mut self, key: &K) -> &mut Row<N, T> {
-        let table = self.table.as_mut().expect(TABLE_AT_HOME);
+        let table = self.table.as_mut().expect(TABLE_PRESENT);
         Arc::get_mut(table).expect(TABLE_UNSHARED).rows.get_mut(key).expect(KNOWN_ENTRY)
     }
 }

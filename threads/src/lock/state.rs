@@ -1,48 +1,53 @@
-//! The rules of the lock: who may hold what beside whom, and who is next. A plain value with methods.
+//! The rules of the lock: which grants may exist together, and which request is next. A plain value
+//! with methods.
 //!
-//! Must never know: threads, sync types, callbacks, time, and the values that the entries stand for.
+//! Must never know: threads, sync types, callbacks, time, and the values of the entries.
 //!
 //! # The promise
 //!
 //! **Exclusion.** No two holders conflict ([`conflict`]).
 //!
-//! **Order.** Each request has a *rank*; of those of one rank, the one that was made first is earlier. A request is granted
-//! at once if it conflicts with no holder and with no earlier waiter, else it waits. So a request never passes an earlier one
-//! that it conflicts with, and requests on one entry are served by rank, and in the order in which they came (readers that
-//! stand side by side, together). Whoever goes on with what it has begun takes its old rank along, and need not stand behind
-//! those that have not begun.
+//! **Order.** Each request has a *rank*; among requests of the same rank, the one made first is
+//! earlier. A request is granted at once if it conflicts with no holder and with no earlier waiter;
+//! otherwise it waits. So a request never passes an earlier one with which it conflicts. Requests
+//! for one entry are served by rank, and in the order of arrival within a rank (compatible readers
+//! together). A request that continues work it has begun keeps its old rank and need not queue
+//! behind those that have not begun.
 //!
-//! **No starvation.** What a waiter waits for is the holders and the earlier waiters. None can be added to these but requests
-//! of a lower rank. Where ranks are given in the order of arrival, and each that has arrived makes so many requests and no
-//! more, these come to an end; so when each holder lets go in the end, each waiter is granted in the end.
+//! **No starvation.** A waiter waits for holders and earlier waiters only. Only requests of a lower
+//! rank can be added to these. If ranks are given in the order of arrival, and each arrival makes a
+//! bounded number of requests, these additions come to an end. So if every holder releases
+//! eventually, every waiter is granted eventually.
 //!
-//! **No wait without need.** Whoever waits conflicts with a holder or with an earlier waiter, at every moment between two
-//! calls. A request that conflicts with nothing ahead of it overtakes, and each change that frees something (`release`,
-//! `cancel`) grants *all* that became compatible. What is granted is held when the call returns: there is
-//! nothing that is "woken but not yet holding", and so nobody who could snatch it in between.
+//! **No wait without need.** Between two calls every waiter conflicts with a holder or with an
+//! earlier waiter. A request that conflicts with nothing ahead of it overtakes, and each change
+//! that frees something (`release`, `cancel`) grants *all* requests that became compatible. A
+//! granted request holds when the call returns: no request is "woken but not yet holding", so no
+//! other one can slip in between.
 //!
-//! **Names are resolved at the grant.** While a request by name waits, it counts as the entry that has the name now. A
-//! request for what does not exist conflicts with WriteAll alone, since only that can bring the entry about, and its grant is
-//! [`Held::Absent`], which holds nothing. Names change only under WriteAll, where everybody else waits in any case; so no
-//! two holders, and no holder and passer-by, ever come to disagree about what a name meant.
+//! **Names are resolved at the grant.** A waiting request by name counts as a request for the entry
+//! that has the name now. A request for an entry that does not exist conflicts with WriteAll alone,
+//! since only WriteAll can create the entry; its grant is [`Held::Absent`], which holds nothing.
+//! Names change only under WriteAll, while every other request waits anyway. So no two holders, and
+//! no holder and overtaking request, ever disagree about what a name meant.
 //!
-//! An example, with one entry `p`. W and R are requests to write and to read it, A is ReadAll, N a request for a name that
-//! nobody has:
+//! An example with one entry `p`. W and R are requests to write and to read it, A is ReadAll, N a
+//! request for a name that no entry has:
 //!
 //! | call | holds afterwards | waits afterwards | because |
 //! |---|---|---|---|
 //! | W1 | W1 | | nothing is ahead |
 //! | R2 | W1 | R2 | W1 holds |
 //! | W3 | W1 | R2 W3 | W1 holds |
-//! | N4 | W1 | R2 W3 | what does not exist is in nobody's way: it passes, is told so, and is done |
-//! | A5 | W1 | R2 W3 A5 | W1 holds; and W3, which is ahead, will |
-//! | release W1 | R2 | W3 A5 | A5 could stand beside R2, but may not pass W3 |
-//! | cancel W3 | R2 A5 | | nobody is left for A5 to wait for |
+//! | N4 | W1 | R2 W3 | a missing entry conflicts with nothing here: N passes, gets Absent and is done |
+//! | A5 | W1 | R2 W3 A5 | W1 holds, and W3 is ahead |
+//! | release W1 | R2 | W3 A5 | A5 is compatible with R2, but may not pass W3 |
+//! | cancel W3 | R2 A5 | | A5 has nothing left to wait for |
 //!
 //! # Cost
 //!
-//!
-//! A request looks at a fixed number of counters and queue heads, for the All modes too: entries are never walked. A release looks at the heads of the queues that it can have freed.
+//! A request looks at a fixed number of counters and queue heads, in the All modes too: it never
+//! walks the entries. A release looks at the heads of the queues that it can have freed.
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::DefaultHasher},
@@ -54,17 +59,18 @@ use std::{
 use super::fault::Fault;
 use crate::fault::planted;
 
-/// A hash map without a random seed: the order in which `iter` walks the entries must repeat from run to run,
-/// or a model checker could not replay a schedule. Keys and names come from whoever may change the table anyway.
+/// A hash map without a random seed: `iter` must walk the entries in the same order in each run, or
+/// a model checker could not replay a schedule. Collision attacks do not matter: whoever chooses
+/// keys and names may change the table anyway.
 pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
 
-/// What can be a key or a name of an entry. Implemented for all that qualifies.
+/// A type that can be a key or a name. Implemented for every type that qualifies.
 pub trait Ident: Clone + Eq + Hash + Debug + Send + Sync + 'static {}
 
 impl<X: Clone + Eq + Hash + Debug + Send + Sync + 'static> Ident for X {}
 
-/// One request, from when it is made until its guard is dropped. Later requests have greater ones, if their rank is not
-/// lower.
+/// One request, from its submission until its guard is dropped. A later request has a greater id,
+/// unless its rank is lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId {
     rank: u64,
@@ -77,24 +83,24 @@ impl Display for RequestId {
     }
 }
 
-/// The rank of those that have none: behind all others.
+/// The rank of a request without one: behind all others.
 pub const UNRANKED: u64 = u64::MAX;
 
-/// How a request points at its entry.
+/// How a request names its entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target<K, N> {
     /// By key, which an entry keeps for life.
     Key(K),
-    /// By name, whichever entry has it when the grant is made.
+    /// By name: the entry that has this name when the grant is made.
     Name(N),
 }
 
-/// What a request asks for.
+/// The access that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Access<K, N> {
     /// To read the whole table.
     ReadAll,
-    /// To change everything: values, names, which entries exist.
+    /// To change everything: values, names and the set of entries.
     WriteAll,
     /// To read one entry.
     Read(Target<K, N>),
@@ -102,7 +108,7 @@ pub enum Access<K, N> {
     Write(Target<K, N>),
 }
 
-/// What a grant holds, with names resolved.
+/// What a grant holds, after names are resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Held<K> {
     /// Nothing: no entry has that key or name.
@@ -117,7 +123,7 @@ pub enum Held<K> {
     WriteAll,
 }
 
-/// A request that holds something from now on.
+/// A request that has been granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant<K> {
     /// The request.
@@ -126,12 +132,12 @@ pub struct Grant<K> {
     pub held: Held<K>,
 }
 
-/// The kind of a claim, without the entry it is about.
+/// The kind of a request or grant, without its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// The table, for reading.
     ReadAll,
-    /// The table, for everything.
+    /// The table, for changing everything.
     WriteAll,
     /// One entry, for reading.
     Read,
@@ -142,12 +148,14 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Those that can be asked for and counted; `Absent` is what Read and Write turn out to be.
+    /// The modes that can be requested and counted. Read and Write become `Absent` if there is no
+    /// entry.
     const COUNTED: [Mode; 4] = [Mode::ReadAll, Mode::WriteAll, Mode::Read, Mode::Write];
 }
 
-/// The one statement of who conflicts with whom. Symmetric in `a` and `b`; `same_entry` matters only between two claims on
-/// single entries. Waiting and holding make no difference: what could not be held together may not overtake either.
+/// The only definition of conflicts. Symmetric in `a` and `b`; `same_entry` matters only between
+/// two modes on single entries. It does not matter whether the other request holds or waits: a
+/// request may not overtake what it could not hold together with.
 ///
 /// | held or ahead \ asked | ReadAll | WriteAll | Read(p) | Write(p) | Absent |
 /// |---|---|---|---|---|---|
@@ -167,7 +175,7 @@ pub fn conflict(a: Mode, b: Mode, same_entry: bool) -> bool {
 }
 
 impl<K, N> Access<K, N> {
-    /// The kind of what is asked for.
+    /// The mode asked for.
     fn mode(&self) -> Mode {
         match self {
             Access::ReadAll => Mode::ReadAll,
@@ -177,7 +185,7 @@ impl<K, N> Access<K, N> {
         }
     }
 
-    /// The entry that is asked for, as it was asked; None for the whole table.
+    /// The entry asked for, by key or name; None for the whole table.
     fn target(&self) -> Option<&Target<K, N>> {
         match self {
             Access::ReadAll | Access::WriteAll => None,
@@ -187,7 +195,7 @@ impl<K, N> Access<K, N> {
 }
 
 impl<K> Held<K> {
-    /// The kind of what is held.
+    /// The mode held.
     #[must_use]
     pub fn mode(&self) -> Mode {
         match self {
@@ -199,7 +207,7 @@ impl<K> Held<K> {
         }
     }
 
-    /// The entry that is held; None for the whole table and for nothing.
+    /// The key of the entry held; None for the whole table and for nothing.
     fn key(&self) -> Option<&K> {
         match self {
             Held::Read(key) | Held::Write(key) => Some(key),
@@ -208,40 +216,40 @@ impl<K> Held<K> {
     }
 }
 
-/// How many hold in each mode, by the order of [`Mode::COUNTED`]. Counts are enough for holders: whether somebody holds is
-/// all that a request has to know, since every holder is ahead of it.
+/// How many requests hold in each mode, indexed like [`Mode::COUNTED`]. Counts are enough for
+/// holders: every holder is ahead of a new request, which only needs to know whether there is one.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Counts([usize; 4]);
 
 impl Counts {
-    /// Whether anybody holds in this mode.
+    /// Whether any request holds in this mode.
     fn any(&self, mode: Mode) -> bool {
         self.0[mode as usize] > 0
     }
 
-    /// Nobody holds: what is kept for an entry that nobody holds can go.
+    /// No request holds, so the counts of the entry can be dropped.
     fn is_empty(&self) -> bool {
         self.0 == [0; 4]
     }
 }
 
-/// Who waits in each mode. The order of ids is the order in which waiters are served, so "is anyone ahead of me" is a look at
-/// the least id.
+/// The waiters in each mode. Waiters are served in the order of their ids, so the least id answers
+/// "is anyone ahead of me".
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Queue([BTreeSet<RequestId>; 4]);
 
 impl Queue {
-    /// Who has waited longest of those in this mode.
+    /// The first waiter in this mode.
     fn first(&self, mode: Mode) -> Option<RequestId> {
         self.0[mode as usize].first().copied()
     }
 
-    /// Whether anybody who came before `id` waits in this mode. The first decides: if it is not before, none is.
+    /// Whether a request earlier than `id` waits in this mode. Checking the first waiter is enough.
     fn any_before(&self, mode: Mode, id: RequestId) -> bool {
         self.first(mode).is_some_and(|first| first < id)
     }
 
-    /// Who has waited longest.
+    /// The first waiter in any mode.
     fn first_of_all(&self) -> Option<RequestId> {
         Mode::COUNTED.iter().filter_map(|mode| self.first(*mode)).min()
     }
@@ -251,21 +259,24 @@ impl Queue {
     }
 }
 
-/// Who holds and who waits. `K` is the key of an entry, `N` its name.
+/// Holders and waiters. `K` is the key of an entry, `N` its name.
 #[derive(Clone, Debug)]
 pub struct State<K, N> {
-    /// Which entries exist, whether held or not; changed under WriteAll only. Both maps say the same, one from each end.
+    /// The existing entries, held or not; changed under WriteAll only. The two maps are inverses of
+    /// each other.
     names: Map<K, N>,
     keys: Map<N, K>,
-    /// What each request asked or holds. The counters and queues below are these two, sorted for quick answers.
+    /// What each request asks for or holds. The counters and queues below are derived from these
+    /// two maps, for quick answers.
     waiting: Map<RequestId, Access<K, N>>,
     holding: Map<RequestId, Held<K>>,
-    /// The whole table's counters and queue: every holder and every waiter is in them.
+    /// Counters and queue of the whole table: every holder and every waiter is in them.
     held: Counts,
     queued: Queue,
-    /// The same by entry held, and by target as it was asked. A waiter by name stays under its name, so that a rename moves
-    /// nothing: the entry's queue is what waits for its key and what waits for its present name, looked up together.
-    /// Items without content are taken out, so clients that ask for ever new names leave nothing behind.
+    /// The same by key held, and by target as requested. A waiter by name stays under its name, so
+    /// that a rename moves nothing: the waiters of an entry are those of its key and those of its
+    /// current name. Empty items are removed, so clients that ask for ever new names leave nothing
+    /// behind.
     held_by_key: Map<K, Counts>,
     queued_by_target: Map<Target<K, N>, Queue>,
     next_id: u64,
@@ -298,20 +309,21 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
-    /// A table with a mistake in it, to see whether a checker notices.
+    /// A table with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
     pub fn with_fault(fault: Fault) -> Self {
         Self { fault: Some(fault), ..Self::new() }
     }
 
-    /// A new request without a rank: what it holds from now on, or None if it waits.
+    /// Makes a request without a rank. Returns what it holds, or None if it waits.
     pub fn request(&mut self, access: Access<K, N>) -> (RequestId, Option<Held<K>>) {
         self.request_ranked(UNRANKED, access)
     }
 
-    /// A new request with a rank: what it holds from now on, or None if it waits. If it waits, those of a greater rank that wait
-    /// are behind it from now on: nobody is granted by that, since nobody waits for less.
+    /// Makes a request with a rank. Returns what it holds, or None if it waits. If it waits,
+    /// waiters of a greater rank are behind it from now on. They only get more to wait for, so none
+    /// becomes grantable.
     pub fn request_ranked(&mut self, rank: u64, access: Access<K, N>) -> (RequestId, Option<Held<K>>) {
         let id = self.fresh_id(rank);
         let held = self.grantable(id, &access);
@@ -319,12 +331,12 @@ impl<K: Ident, N: Ident> State<K, N> {
             Some(held) => self.hold(id, held.clone()),
             None => self.enqueue(id, access),
         }
-        // A grant takes something away from others, or (Absent) nothing; it frees nothing. So there is nobody else to grant.
+        // A grant frees nothing, so no other request becomes grantable.
         (id, held)
     }
 
-    /// The end of a grant. Returns who holds from now on, in the order of arrival. An id that holds nothing (an absent
-    /// entry's) frees nothing.
+    /// Ends a grant. Returns the new grants in the order of arrival. An id that holds nothing (that
+    /// of an absent entry) frees nothing.
     pub fn release(&mut self, id: RequestId) -> Vec<Grant<K>> {
         match self.unhold(id) {
             Some(held) => self.freed(&held),
@@ -332,8 +344,8 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
-    /// The end of a wait without a grant; None if the request does not wait (any more). Those that waited only because this
-    /// one was ahead of them hold from now on.
+    /// Ends a wait without a grant; None if the request does not wait (any more). Returns the
+    /// grants of the requests that waited only for this one.
     pub fn cancel(&mut self, id: RequestId) -> Option<Vec<Grant<K>>> {
         let access = self.dequeue(id)?;
         if planted!(self, CancelGrantsNobody) {
@@ -351,8 +363,9 @@ impl<K: Ident, N: Ident> State<K, N> {
         })
     }
 
-    /// Adds an entry; false if the key or the name is taken. Only under WriteAll, as `remove` and `rename`: everybody else
-    /// waits then, and waits on whatever a name comes to mean; so there is nobody to grant until its release.
+    /// Adds an entry; false if the key or the name is taken. Like `remove` and `rename` only under
+    /// WriteAll: every other request waits then, whatever its name comes to mean, so nothing
+    /// becomes grantable before the release.
     pub fn insert(&mut self, key: K, name: N) -> bool {
         debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
         if self.names.contains_key(&key) || self.keys.contains_key(&name) {
@@ -375,13 +388,13 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
-    /// Gives an entry another name; false if another entry has that name, or there is no such entry.
+    /// Renames an entry; false if another entry has that name or there is no such entry.
     pub fn rename(&mut self, key: &K, name: N) -> bool {
         debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
         if self.keys.get(&name).is_some_and(|owner| owner != key) {
             return false;
         }
-        // To be given the name one has is no conflict, and changes nothing below but to write the same again.
+        // Renaming an entry to its current name is no conflict and only rewrites the same values.
         let Some(present) = self.names.get_mut(key) else { return false };
         let former = std::mem::replace(present, name.clone());
         if !planted!(self, KeepsFormerName) {
@@ -400,13 +413,13 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
-    /// The present name of an entry.
+    /// The current name of an entry.
     #[must_use]
     pub fn name(&self, key: &K) -> Option<&N> {
         self.names.get(key)
     }
 
-    /// Who holds what, in the order of ids.
+    /// The holders and what they hold, in the order of ids.
     #[must_use]
     pub fn holders(&self) -> Vec<(RequestId, &Held<K>)> {
         let mut holders: Vec<_> = self.holding.iter().map(|(id, held)| (*id, held)).collect();
@@ -414,7 +427,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         holders
     }
 
-    /// Who waits for what, in the order of arrival.
+    /// The waiters and what they ask for, in the order of arrival.
     #[must_use]
     pub fn waiters(&self) -> Vec<(RequestId, &Access<K, N>)> {
         let mut waiters: Vec<_> = self.waiting.iter().map(|(id, access)| (*id, access)).collect();
@@ -422,8 +435,9 @@ impl<K: Ident, N: Ident> State<K, N> {
         waiters
     }
 
-    /// Whether the counters and queues say the same as the lists of holders and waiters that they are made from. For checkers:
-    /// where this is true at every step, what a state does next depends on those lists and the entries alone.
+    /// Whether the counters and queues agree with the lists of holders and waiters from which they
+    /// are derived. For checkers: if they agree after every step, the next step depends on those
+    /// lists and the entries alone.
     #[must_use]
     pub fn counts_match(&self) -> bool {
         let mut recount = Self { names: self.names.clone(), keys: self.keys.clone(), ..Self::new() };
@@ -435,13 +449,14 @@ impl<K: Ident, N: Ident> State<K, N> {
             && self.names.iter().all(|(key, name)| self.keys.get(name) == Some(key))
     }
 
-    /// Ids are never used twice: at a million requests in a second they last for half a million years.
+    /// Ids are never reused: at a million requests per second they last for half a million years.
     fn fresh_id(&mut self, rank: u64) -> RequestId {
         self.next_id += 1;
         RequestId { rank: if planted!(self, IgnoresRank) { UNRANKED } else { rank }, number: self.next_id }
     }
 
-    /// What `access`, waiting as `id`, can hold now; None if a holder or an earlier waiter stands in its way.
+    /// What the waiter `id` can hold now for `access`; None if a holder or an earlier waiter blocks
+    /// it.
     fn grantable(&self, id: RequestId, access: &Access<K, N>) -> Option<Held<K>> {
         let held = match access {
             Access::ReadAll => Held::ReadAll,
@@ -449,20 +464,20 @@ impl<K: Ident, N: Ident> State<K, N> {
             Access::Read(target) => self.resolve(target).map_or(Held::Absent, Held::Read),
             Access::Write(target) => self.resolve(target).map_or(Held::Absent, Held::Write),
         };
-        // Asks the one statement about kinds instead of persons: it is the same for all holders and waiters of one kind, so it
-        // needs to be asked once for each kind that is there.
+        // `conflict` is asked once for each mode in use, not for each request: the answer is the
+        // same for all requests of one mode.
         let mine = held.mode();
-        let minds = |mode, same_entry| {
+        let conflicts = |mode, same_entry| {
             conflict(mine, mode, same_entry)
                 && !(planted!(self, WritesBesideReaders) && (mine, mode) == (Mode::Write, Mode::Read))
         };
         let waits = |queue: &Queue, mode| queue.any_before(mode, id) && !planted!(self, PassesWaiters);
-        // One of the waiters counted here as Read or Write may in truth be absent and conflict with less. That never holds
-        // anybody up wrongly: an absent waiter waits for a WriteAll that holds or is ahead of it, so also ahead of whoever is
-        // behind it, and a WriteAll stops them all.
-        let table = |mode| minds(mode, false) && (self.held.any(mode) || waits(&self.queued, mode));
+        // A waiter counted here as Read or Write may be absent and conflict with less. That never
+        // blocks a request wrongly: an absent waiter waits for a WriteAll that holds or is ahead of
+        // it. That WriteAll is also ahead of every request behind it, and blocks them all.
+        let table = |mode| conflicts(mode, false) && (self.held.any(mode) || waits(&self.queued, mode));
         let entry = |mode, key: &K| {
-            minds(mode, true)
+            conflicts(mode, true)
                 && (self.held_by_key.get(key).is_some_and(|counts| counts.any(mode))
                     || self
                         .targets_of(key)
@@ -470,41 +485,44 @@ impl<K: Ident, N: Ident> State<K, N> {
                         .any(|target| self.queued_by_target.get(target).is_some_and(|queue| waits(queue, mode))))
         };
         let blocked = Mode::COUNTED.iter().any(|mode| table(*mode) || held.key().is_some_and(|key| entry(*mode, key)));
-        let needless = planted!(self, WaitsBehindAnyone) && self.waiting.keys().any(|other| *other < id);
-        (!blocked && !needless).then_some(held)
+        let unneeded = planted!(self, WaitsBehindAnyone) && self.waiting.keys().any(|other| *other < id);
+        (!blocked && !unneeded).then_some(held)
     }
 
-    /// The two ways to ask for an entry: its key and its present name. Who waits for one of these waits for this entry, and
-    /// nobody else does, for as long as the name stays; that is until a WriteAll, which looks at all queues when it ends.
+    /// The two ways to ask for an entry: its key and its current name. Exactly the requests for one
+    /// of these wait for this entry, as long as the name stays, that is until a WriteAll, which
+    /// looks at all queues when it ends.
     fn targets_of(&self, key: &K) -> Vec<Target<K, N>> {
         let name = self.names.get(key).filter(|_| !planted!(self, OverlooksNames));
         let name = name.map(|name| Target::Name(name.clone()));
         std::iter::once(Target::Key(key.clone())).chain(name).collect()
     }
 
-    /// Grants all that became compatible when `held` went, or became less.
+    /// Grants all requests that became compatible when `held` was released or became less.
     fn freed(&mut self, held: &Held<K>) -> Vec<Grant<K>> {
         match held {
             Held::Absent => Vec::new(),
-            // Only who wants this entry or the whole table can have waited for it.
+            // Only requests for this entry or the whole table can have waited for it.
             Held::Read(key) | Held::Write(key) => self.settle(self.targets_of(key)),
             Held::ReadAll | Held::WriteAll => self.settle_all(),
         }
     }
 
-    /// Grants all that can be granted, whatever they wait for: one look at the head of each queue there is. How many entries
-    /// there are makes no difference, only for how many of them somebody waits.
+    /// Grants all that can be granted, by one look at the head of each queue. The cost depends on
+    /// the number of entries with waiters, not on the number of entries.
     fn settle_all(&mut self) -> Vec<Grant<K>> {
         self.settle(self.queued_by_target.keys().cloned().collect())
     }
 
-    /// Grants who can be granted of those that wait for one of `targets` or for the whole table, in the order of arrival.
+    /// Grants what can be granted of the requests for one of `targets` or for the whole table, in
+    /// the order of arrival.
     ///
-    /// Each queue is served from its head until someone has to stay. Whoever stays keeps all behind it in the same queue: a
-    /// reader that is stopped by something stops neither more nor less than the next reader, and a writer behind it conflicts
-    /// with it. Queues do not depend on the order in which they are served, since a waiter that becomes a holder is in the way
-    /// of the same others as before. The exception is an absent one, which vanishes with its grant: it can be in the way of
-    /// WriteAll alone, so WriteAll is served last.
+    /// Each queue is served from its head until a request has to stay. That request keeps all
+    /// behind it waiting: whatever blocks a reader blocks the next reader too, and a writer behind
+    /// it conflicts with it. The order in which queues are served makes no difference, since a
+    /// waiter that becomes a holder blocks the same requests as before. The exception is an absent
+    /// request, which disappears with its grant. It can block WriteAll alone, so WriteAll is served
+    /// last.
     fn settle(&mut self, targets: Vec<Target<K, N>>) -> Vec<Grant<K>> {
         let mut grants = Vec::new();
         for target in targets {
@@ -517,8 +535,8 @@ impl<K: Ident, N: Ident> State<K, N> {
         grants
     }
 
-    /// Grants one queue from its head, until one has to stay. Each that is granted holds before the next is looked at, so the
-    /// next is judged by what is true by then.
+    /// Grants one queue from its head until a request has to stay. Each granted request holds
+    /// before the next one is checked.
     fn serve(&mut self, grants: &mut Vec<Grant<K>>, head: impl Fn(&Self) -> Option<RequestId>) {
         while let Some(id) = head(self) {
             let Some(held) = self.waiting.get(&id).and_then(|access| self.grantable(id, access)) else { return };
@@ -531,7 +549,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
-    /// Enters a waiter in the list and in the queues made from it.
+    /// Adds a waiter to the list and to the queues derived from it.
     fn enqueue(&mut self, id: RequestId, access: Access<K, N>) {
         let mode = access.mode() as usize;
         self.queued.0[mode].insert(id);
@@ -541,7 +559,7 @@ impl<K: Ident, N: Ident> State<K, N> {
         self.waiting.insert(id, access);
     }
 
-    /// Takes a waiter out of the list and the queues; None if it does not wait.
+    /// Removes a waiter from the list and the queues; None if it does not wait.
     fn dequeue(&mut self, id: RequestId) -> Option<Access<K, N>> {
         let access = self.waiting.remove(&id)?;
         let mode = access.mode() as usize;
@@ -557,9 +575,9 @@ impl<K: Ident, N: Ident> State<K, N> {
         Some(access)
     }
 
-    /// Enters a holder in the list and in the counters made from it.
+    /// Adds a holder to the list and to the counters derived from it.
     fn hold(&mut self, id: RequestId, held: Held<K>) {
-        // An absent entry's grant holds nothing: it is over when it is made.
+        // The grant of an absent entry holds nothing: it is over when it is made.
         if held.mode() == Mode::Absent {
             return;
         }
@@ -571,7 +589,8 @@ impl<K: Ident, N: Ident> State<K, N> {
         self.holding.insert(id, held);
     }
 
-    /// Takes a holder out of the list and the counters; None if it holds nothing. Nobody is granted by this alone.
+    /// Removes a holder from the list and the counters; None if it holds nothing. Does not grant
+    /// anything by itself.
     fn unhold(&mut self, id: RequestId) -> Option<Held<K>> {
         let held = self.holding.remove(&id)?;
         let mode = held.mode() as usize;

@@ -1,4 +1,4 @@
-//! What this module promises, shown.
+//! The promises of this module.
 
 use std::{
     borrow::Cow,
@@ -15,10 +15,10 @@ use super::{Access, Guard, Lock, ReadGuard, RequestId, Target, UNRANKED, WriteGu
 type Table = Lock<u32, String, Vec<u32>>;
 type Given = Guard<u32, String, Vec<u32>>;
 
-/// Long enough for any machine; reached only by a test that has failed.
+/// Long enough for any machine; only a failing test reaches it.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A table with `count` entries: 0 named "0" …
+/// A table with `count` entries: key 0 named "0", and so on.
 fn table(count: u32) -> Table {
     let lock = Table::new();
     let Guard::WriteAll(mut all) = acquire(&lock, Access::WriteAll, "fill".into()) else {
@@ -31,17 +31,17 @@ fn table(count: u32) -> Table {
     lock
 }
 
-/// A request, and where its guard will come.
+/// Submits a request; returns its id and the receiver of its guard.
 fn submit(lock: &Table, access: Access<u32, String>, label: &'static str) -> (RequestId, Receiver<Given>) {
     let (given, guards) = unbounded();
     let id = lock.submit(UNRANKED, access, label.into(), move |guard| {
-        // The test may have gone on without it.
+        // The test may have dropped the receiver.
         let _ = given.send(guard);
     });
     (id, guards)
 }
 
-/// The guard of a request that nobody stands in the way of.
+/// The guard of a request that is granted at once.
 fn acquire(lock: &Table, access: Access<u32, String>, label: Cow<'static, str>) -> Given {
     let (given, guards) = unbounded();
     lock.submit(UNRANKED, access, label, move |guard| drop(given.send(guard)));
@@ -67,7 +67,7 @@ fn as_read(guard: Given) -> ReadGuard<u32, String, Vec<u32>> {
 }
 
 #[test]
-fn guards_are_owned_and_go_to_other_threads() {
+fn another_thread_may_drop_a_guard() {
     fn owned<X: Send + 'static>() {}
     owned::<Given>();
     let lock = table(1);
@@ -77,13 +77,13 @@ fn guards_are_owned_and_go_to_other_threads() {
     let (_, second) = submit(&lock, read_name("0"), "second");
     assert!(second.is_empty());
     Builder::new().spawn(move || drop(guard)).unwrap().join().unwrap();
-    // Granted by the other thread, before its drop returned.
+    // The other thread granted it before its drop returned.
     let guard = as_read(second.try_recv().unwrap());
     assert_eq!((*guard.key(), guard.name().as_str(), guard.as_slice()), (0, "0", &[0, 7][..]));
 }
 
 #[test]
-fn what_does_not_exist_is_absent_at_once_or_after_the_one_who_might_make_it() {
+fn a_missing_entry_waits_for_write_all_only() {
     let lock = table(1);
     assert!(matches!(acquire(&lock, read_name("new"), "early".into()), Guard::Absent));
     let Guard::WriteAll(mut all) = submit(&lock, Access::WriteAll, "makes").1.try_recv().unwrap() else {
@@ -102,7 +102,7 @@ fn what_does_not_exist_is_absent_at_once_or_after_the_one_who_might_make_it() {
 }
 
 #[test]
-fn the_whole_table_can_be_looked_at_and_changed() {
+fn write_all_and_read_all_reach_every_entry() {
     let lock = table(3);
     let Guard::WriteAll(mut all) = acquire(&lock, Access::WriteAll, "changes".into()) else {
         panic!("asked for WriteAll")
@@ -127,8 +127,8 @@ fn the_whole_table_can_be_looked_at_and_changed() {
 }
 
 #[test]
-fn all_modes_have_the_same_number_of_steps_for_any_number_of_entries() {
-    // Not the time, but what the time would be spent on: the table is the same one, neither copied nor walked.
+fn read_all_neither_copies_nor_walks_the_table() {
+    // Checks the cause of the cost instead of the time: both guards share one table.
     let lock = table(10_000);
     let shared = |guard: &Given| match guard {
         Guard::ReadAll(all) => all.get(&Target::Key(5)).map(|(_, _, value)| std::ptr::from_ref(value)),
@@ -141,7 +141,7 @@ fn all_modes_have_the_same_number_of_steps_for_any_number_of_entries() {
 }
 
 #[test]
-fn a_cancelled_request_is_dropped_uncalled_and_lets_others_pass() {
+fn a_cancelled_request_lets_others_pass() {
     let lock = table(1);
     let held = submit(&lock, read_name("0"), "holds").1.try_recv().unwrap();
     let (writer, refused) = submit(&lock, write(0), "cancelled");
@@ -158,8 +158,9 @@ fn a_cancelled_request_is_dropped_uncalled_and_lets_others_pass() {
 }
 
 #[test]
-fn a_long_queue_of_those_who_left_is_no_deep_stack() {
-    // Each callback drops its guard, which grants the next: called from within each other they would overflow the stack.
+fn deliveries_are_never_nested() {
+    // Each callback drops its guard, which grants the next request: nested calls would overflow the
+    // stack.
     let lock = table(1);
     let held = submit(&lock, write(0), "holds").1.try_recv().unwrap();
     let calls = Arc::new(());
@@ -173,7 +174,7 @@ fn a_long_queue_of_those_who_left_is_no_deep_stack() {
 }
 
 #[test]
-fn a_callback_that_panics_keeps_no_guard_from_the_others() {
+fn a_panicking_callback_does_not_block_other_grants() {
     let lock = table(1);
     let held = submit(&lock, write(0), "holds").1.try_recv().unwrap();
     lock.submit(UNRANKED, read_name("0"), "panics".into(), |_| panic!("planned"));
@@ -181,14 +182,14 @@ fn a_callback_that_panics_keeps_no_guard_from_the_others() {
     let (_, behind) = submit(&lock, write(0), "behind");
     assert!(catch_unwind(AssertUnwindSafe(|| drop(held))).is_err());
     drop(beside.try_recv().unwrap());
-    // Granted, as the guard that was given to the panicking callback has ended as well.
+    // Granted, because the guard given to the panicking callback was dropped as well.
     assert!(behind.try_recv().is_ok());
-    // And this thread delivers as before.
+    // This thread still delivers.
     assert!(matches!(acquire(&lock, write(0), "later".into()), Guard::Write(_)));
 }
 
 #[test]
-fn a_panic_with_a_guard_in_hand_ends_its_grant() {
+fn a_panic_that_drops_a_guard_ends_its_grant() {
     let lock = table(1);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut guard = as_write(acquire(&lock, write(0), "panics".into()));
@@ -200,7 +201,7 @@ fn a_panic_with_a_guard_in_hand_ends_its_grant() {
 }
 
 #[test]
-fn who_holds_and_who_waits_can_be_seen() {
+fn an_observation_shows_holders_and_waiters() {
     let lock = table(2);
     let held = submit(&lock, write(0), "grow").1.try_recv().unwrap();
     let (waits, guard) = submit(&lock, read_name("0"), "list");

@@ -1,8 +1,9 @@
-//! Mistakes that can be switched on, one at a time, to see that each checker notices them (`crate::fault`).
+//! Faults that can be switched on, one at a time, to show that each checker finds them (see
+//! `crate::fault`).
 //!
 //! Must never know: what the checkers check.
 
-/// A mistake in the parking.
+/// A planted fault of the parking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
     // In the rules:
@@ -10,23 +11,23 @@ pub enum Fault {
     QueuesAtOpenPlace,
     /// A request that leaves with the turn does not pass it on.
     KeepsTurn,
-    /// A request that parks at another place takes the turn of its former place along.
+    /// A request that parks at another place keeps the turn of its former place.
     TakesTurnAlong,
     /// A place that opens wakes the newest of its waiters instead of the oldest.
     WakesNewest,
-    /// A place that opens wakes a waiter although another has the turn.
+    /// A place that opens wakes a waiter although another request has the turn.
     WakesBesideTurn,
-    /// A place that opens during a turn makes the end of that turn wake nobody.
+    /// If a place opens during a turn, the end of that turn wakes nobody.
     ForgetsOpening,
     /// A request that gives up its wait stays in the queue.
     StaysInQueue,
-    /// The first of a queue gives up its wait, and nobody looks whether the place is open for the next one.
-    LeavesNoHeir,
+    /// When the first waiter gives up, nobody checks whether the place is open for the next one.
+    LeaverWakesNobody,
     // In the shell:
-    /// Whether the place is shut is asked before the mutex is taken.
+    /// The check whether the place is shut happens before the mutex is taken.
     LooksBeforeMutex,
-    /// The callback of a request that has to wait is stored in a second hold of the mutex.
+    /// The callback of a request that has to wait is stored under a second lock of the mutex.
     StoresCallbackLater,
-    /// Callbacks are called with the mutex held.
+    /// Callbacks run with the mutex held.
     CallsBackUnderMutex,
 }

@@ -1,22 +1,26 @@
-//! Where requests wait, as entries and not as threads, for what others have claimed: rules, order and fairness are those of
-//! [`state`], which decides everything; this is the shell that makes them hold between threads.
+//! Parks requests, as entries and not as threads, until a claim of another request is given back.
+//! [`state`] decides everything (rules, order, fairness); this module is the shell that makes its
+//! promises hold between threads.
 //!
 //! Must never know: the rules, what a place stands for, and what a request does when it is woken.
 //!
-//! # How it holds between threads
+//! # Why no wake-up gets lost between threads
 //!
-//! The conditions live outside, behind mutexes of their own. Two agreements make sure that no wake-up gets lost:
+//! The conditions live outside, behind mutexes of their own. Two agreements prevent lost wake-ups:
 //!
-//! - whoever opens a place does so *first*, and calls [`Parking::opened`] *after* that;
-//! - whoever parks is asked once more whether the place is shut, *under the mutex* of the parking.
+//! - Whoever opens a place does so *first* and calls [`Parking::opened`] *after* that.
+//! - A request that parks checks once more whether the place is shut, *under the mutex* of the
+//!   parking.
 //!
-//! If the answer is "shut", the place is opened later, so the report of that comes later too, and finds the request in its
-//! queue. If the answer is "open", the request is woken at once. Therefore the order of mutexes is: that of the parking before
-//! those of the conditions. A condition must not be changed, nor `opened` be called, by what `is_shut` and `is_open` do.
+//! If the place is still shut, it is opened later, so its report comes later too and finds the
+//! request in the queue. If the place is open, the request is woken at once. Therefore the mutex of
+//! the parking is taken before those of the conditions. `is_shut` and `is_open` must not change a
+//! condition or call `opened`.
 //!
-//! A wake-up is decided under the mutex and delivered (callback called) after it, by the same thread in the same call; the
-//! callback was stored in the hold of the mutex in which the request was queued, so whoever wakes a request finds it. A
-//! callback may call the parking again; like those of the lock, callbacks are never called inside one another.
+//! A wake-up is decided under the mutex and delivered after it (the callback is called), by the
+//! same thread in the same call. The callback was stored under the same lock of the mutex as the
+//! request, so the thread that wakes a request finds it. A callback may call the parking again;
+//! like the callbacks of the lock, they never run inside one another.
 //!
 //! ```
 //! use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
@@ -36,7 +40,7 @@
 //! parking.opened(["key"]);
 //! assert_eq!(wakes.recv(), Ok(7));
 //!
-//! // It has the turn until it has looked at the key again; the next would be woken by this.
+//! // It has the turn until it has looked at the key again. Leaving would wake the next request.
 //! parking.leave(Arrival(7), |_| !claimed.load(Ordering::SeqCst));
 //! ```
 
@@ -77,30 +81,32 @@ impl<P: Spot> Default for Parking<P> {
     }
 }
 
-/// What all handles share.
+/// State shared by all handles.
 struct Shared<P> {
     inner: Mutex<Inner<P>>,
     #[cfg(feature = "planted-faults")]
     fault: Option<Fault>,
 }
 
-/// All that the mutex guards: whenever it is free, each request that waits in `state` has a callback, and no other has one.
+/// Everything that the mutex guards. Whenever it is free, exactly the requests that wait in `state`
+/// have a callback.
 struct Inner<P> {
     state: State<P>,
     callbacks: BTreeMap<Arrival, Callback>,
 }
 
-/// What was given to `park`. Called once or dropped, never under the mutex: it is somebody else's code.
+/// The callback given to `park`. Called once or dropped, never under the mutex, because it is the
+/// caller's code.
 type Callback = Box<dyn FnOnce() + Send>;
 
 impl<P: Spot> Parking<P> {
-    /// Nobody waits.
+    /// A parking without waiters.
     #[must_use]
     pub fn new() -> Self {
         Self::with_state(State::new())
     }
 
-    /// A parking with a mistake in it, to see whether a checker notices.
+    /// A parking with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
     pub fn with_fault(fault: Fault) -> Self {
@@ -108,7 +114,7 @@ impl<P: Spot> Parking<P> {
     }
 
     fn with_state(state: State<P>) -> Self {
-        // The fault is kept outside the mutex as well: to look at it must not add a step that hides what it is to show.
+        // Kept outside the mutex as well: a look at it must not add a step that hides the fault.
         let shared = Shared {
             #[cfg(feature = "planted-faults")]
             fault: state.fault,
@@ -117,10 +123,12 @@ impl<P: Spot> Parking<P> {
         Self { shared: Arc::new(shared) }
     }
 
-    /// `who` has found `place` shut and waits until it is woken, when `woken` is called once, without any mutex held; that may
-    /// be before this call returns. If it leaves before that, `woken` is dropped without a call.
+    /// Parks `who`, which has found `place` shut. `woken` is called once when the request is woken,
+    /// without any mutex held; that may be before this call returns. If the request leaves first,
+    /// `woken` is dropped without a call.
     ///
-    /// `is_shut` and `is_open` are called under the mutex: see the [module](self) on what they must not do.
+    /// `is_shut` and `is_open` are called under the mutex: see the [module](self) on what they must
+    /// not do.
     pub fn park(
         &self,
         who: Arrival,
@@ -149,34 +157,34 @@ impl<P: Spot> Parking<P> {
         self.deliver(inner, due);
     }
 
-    /// These places have been opened, before this call. Wakes who arrived first at each of them.
+    /// Reports places that were opened before this call. Wakes the first arrival at each of them.
     pub fn opened(&self, places: impl IntoIterator<Item = P>) {
         let mut inner = self.shared.inner.lock();
         let due = places.into_iter().filter_map(|place| inner.state.opened(&place)).collect();
         self.deliver(inner, due);
     }
 
-    /// `who` goes on, or gives up. True: it was waiting, and its callback will not be called.
+    /// `who` goes on or gives up. True: it was waiting, and its callback will not be called.
     pub fn leave(&self, who: Arrival, is_open: impl FnOnce(&P) -> bool) -> bool {
         let mut inner = self.shared.inner.lock();
         let next = inner.state.leave(who, is_open);
         let callback = inner.callbacks.remove(&who);
         let waited = callback.is_some();
         self.deliver(inner, next.into_iter().collect());
-        // Outside the mutex: what a callback owns may have a destructor that comes back here.
+        // Outside the mutex: a destructor of the callback's data may call the parking.
         drop(callback);
         waited
     }
 
-    /// Who waits where now, in the order of arrival.
+    /// The waiting requests and their places, in the order of arrival.
     #[must_use]
     pub fn waiters(&self) -> Vec<(Arrival, P)> {
         let inner = self.shared.inner.lock();
         inner.state.waiters().into_iter().map(|(who, place)| (who, place.clone())).collect()
     }
 
-    /// Takes the callbacks of those that have been woken, in the hold of the mutex in which that was decided, and calls them
-    /// after it.
+    /// Takes the callbacks of woken requests under the lock of the mutex that woke them, and calls
+    /// them after it.
     fn deliver(&self, mut inner: MutexGuard<'_, Inner<P>>, woken: Vec<Arrival>) {
         let mut callback = |who| inner.callbacks.remove(&who).expect("a waiter's callback is stored when it is queued");
         let due: Vec<Delivery> = woken.into_iter().map(|who| callback(who) as Delivery).collect();

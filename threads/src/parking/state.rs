@@ -1,27 +1,31 @@
-//! The rules of parking: who waits at which place, and whose turn it is there. A plain value with methods.
+//! The rules of parking: which requests wait at which place, and which one has the turn there. A
+//! plain value with methods.
 //!
 //! Must never know: threads, sync types, callbacks, time, and what a place stands for.
 //!
-//! A *place* stands for a condition that a request needs: a key is not claimed, a set of keys is empty, something has changed
-//! since it last looked. Somebody else keeps the conditions. A place is *open* while its condition holds, otherwise *shut*;
-//! whoever opens a place reports it with [`State::opened`], after it is open.
+//! A *place* stands for a condition that a request needs: a key is not claimed, a set of keys is
+//! empty, something has changed since the request last looked. Code outside keeps the conditions. A
+//! place is *open* while its condition holds, otherwise *shut*. Whoever opens a place reports it
+//! with [`State::opened`] after it is open.
 //!
 //! # The promise
 //!
-//! **No lost wake-up.** While requests wait at a place, at least one of these is true: the place is shut for the first of them;
-//! its opening has yet to be reported; a request has been woken and has the *turn*. Whoever has the turn ends it: it goes on or
-//! gives up ([`State::leave`]), or it parks again ([`State::park`]). If it leaves an open place, the next waiter is woken.
+//! **No lost wake-up.** While requests wait at a place, at least one of these is true: the place is
+//! shut for the first of them; its opening has yet to be reported; a request has been woken and has
+//! the *turn*. A request ends its turn when it goes on or gives up ([`State::leave`]) or parks
+//! again ([`State::park`]). If it leaves the place open, the next waiter is woken.
 //!
-//! **Order.** A place wakes the waiter that arrived first, and one at a time: the next one is woken when the turn of the one
-//! before has ended and has left the place open.
+//! **Order.** A place wakes the waiter that arrived first, and one at a time: the next waiter is
+//! woken when the turn before has ended and left the place open.
 //!
-//! **Fairness across parking.** A request has one number, given at its arrival, for as long as it lives. A woken request that
-//! finds the place shut again parks under the same number, so it keeps its place at the front of all that arrived later. A
-//! request that has not parked does not look at the queue: it may find the place open and shut it before the woken one comes.
-//! It then costs the woken one another run of its step, and costs those behind it nothing.
+//! **Fairness across parking.** A request keeps the number of its arrival for life. A woken request
+//! that finds the place shut again parks under the same number, so it stays ahead of all later
+//! arrivals. A request that has not parked does not look at the queue: it may find the place open
+//! and shut it before the woken request runs. That costs the woken request another run of its step
+//! and costs those behind it nothing.
 //!
-//! **One place at a time.** A request that needs several conditions waits for the first that does not hold, holds none of the
-//! others meanwhile, and so cannot deadlock with another.
+//! **One place at a time.** A request that needs several conditions waits for the first that does
+//! not hold and holds none of the others meanwhile, so it cannot deadlock with another request.
 //!
 //! An example with one place, a key that 1 has claimed:
 //!
@@ -37,8 +41,8 @@
 //!
 //! # Cost
 //!
-//! A call looks at one or two places and at the head of their queues, and wakes at most one waiter at each: the cost grows
-//! with the logarithm of how many wait, and with nothing else.
+//! A call looks at one or two places and at the heads of their queues, and wakes at most one waiter
+//! at each. The cost grows with the logarithm of the number of waiters and with nothing else.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +53,8 @@ use std::{
 use super::fault::Fault;
 use crate::fault::planted;
 
-/// A request, by its place in the order of arrival. Given by whoever parks; unique among those that live.
+/// A request, identified by its position in the order of arrival. The caller gives the number; it
+/// is unique among live requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Arrival(pub u64);
 
@@ -59,12 +64,12 @@ impl Display for Arrival {
     }
 }
 
-/// What can stand for a condition. Implemented for all that qualifies.
+/// A type that can stand for a condition. Implemented for every type that qualifies.
 pub trait Spot: Clone + Ord + Debug + Send + 'static {}
 
 impl<X: Clone + Ord + Debug + Send + 'static> Spot for X {}
 
-/// Who waits at a place, and who has the turn. Places without either are not kept.
+/// The waiters at a place and the request that has the turn. A place without either is dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Place {
     waiting: BTreeSet<Arrival>,
@@ -73,14 +78,14 @@ struct Place {
     opened_in_turn: bool,
 }
 
-/// Where a request stands. Those that neither wait nor have a turn are not kept.
+/// The state of a request. Requests that neither wait nor have a turn are dropped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Standing<P> {
     Waits(P),
     HasTurn(P),
 }
 
-/// All that wait, and all that have a turn.
+/// All waiting requests and all turns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct State<P> {
     places: BTreeMap<P, Place>,
@@ -97,7 +102,7 @@ impl<P: Spot> Default for State<P> {
 }
 
 impl<P: Spot> State<P> {
-    /// Nobody waits.
+    /// No waiters.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -108,18 +113,19 @@ impl<P: Spot> State<P> {
         }
     }
 
-    /// Rules with a mistake in them, to see whether a checker notices.
+    /// Rules with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
     pub fn with_fault(fault: Fault) -> Self {
         Self { fault: Some(fault), ..Self::new() }
     }
 
-    /// `who` has found `place` shut, and waits there; a turn that it had ends. `is_shut` says whether the place is still shut: it
-    /// may have been opened, and that reported, after `who` looked. `is_open` is asked about the place of the former turn.
-    /// Returns who has the turn from now on; that can be `who`.
+    /// `who` has found `place` shut and waits there; its turn elsewhere ends. `is_shut` says
+    /// whether the place is still shut: it may have been opened, and reported, after `who` looked.
+    /// `is_open` is asked about the place of the former turn. Returns the requests that have the
+    /// turn now; `who` may be one of them.
     ///
-    /// A request waits at one place at a time: one that waits already must not park.
+    /// A request waits at one place at a time: a waiting request must not park.
     pub fn park(&mut self, who: Arrival, place: P, is_shut: bool, is_open: impl FnOnce(&P) -> bool) -> Vec<Arrival> {
         debug_assert!(!matches!(self.standing.get(&who), Some(Standing::Waits(_))), "{who} parks twice");
         let left = if planted!(self, TakesTurnAlong) { None } else { self.end_turn(who) };
@@ -127,26 +133,28 @@ impl<P: Spot> State<P> {
         self.places.entry(place.clone()).or_default().waiting.insert(who);
         let mut woken = Vec::new();
         match left {
-            // Behind an earlier one: its condition may hold where that of `who` does not, since it looked before.
+            // An earlier waiter is ahead at the same place. Its condition may hold where that of
+            // `who` does not, since it looked earlier.
             Some(left) if left == place && self.first_at(&place) == Some(who) => {}
             Some(left) => woken.extend(self.pass_on(left, is_open)),
             None => {}
         }
-        // The first of those that wait, which need not be `who`: if nobody has the turn, the report of the opening is still
-        // under way.
+        // Wakes the first waiter, which need not be `who`: if nobody has the turn, the report of
+        // the opening is still on its way.
         if !is_shut && !planted!(self, QueuesAtOpenPlace) {
             woken.extend(self.wake_first(&place));
         }
         woken
     }
 
-    /// The condition of `place` holds, since before this call. Returns who has the turn from now on. Nobody, if nobody waits
-    /// or another has the turn: the end of that turn looks at the place again.
+    /// `place` was opened before this call. Returns the request that has the turn now: None if no
+    /// request waits or another has the turn, whose end looks at the place again.
     pub fn opened(&mut self, place: &P) -> Option<Arrival> {
         self.wake_first(place)
     }
 
-    /// `who` goes on or gives up, whether it waits, has the turn or neither. Returns who has the turn from now on.
+    /// `who` goes on or gives up, whether it waits, has the turn or neither. Returns the request
+    /// that has the turn now.
     pub fn leave(&mut self, who: Arrival, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
         if let Some(left) = self.end_turn(who) {
             let passes_on = !planted!(self, KeepsTurn);
@@ -157,15 +165,16 @@ impl<P: Spot> State<P> {
         if let Some(at) = self.places.get_mut(&place).filter(|_| !planted!(self, StaysInQueue)) {
             at.waiting.remove(&who);
         }
-        if was_first && !planted!(self, LeavesNoHeir) {
-            // A place can be open for one and shut for another that looked at it later: then the first has held up the next.
+        if was_first && !planted!(self, LeaverWakesNobody) {
+            // A place can be open for one waiter and shut for another that looked later. Then the
+            // first one has blocked the next.
             return self.pass_on(place, is_open);
         }
         self.tidy(&place);
         None
     }
 
-    /// Who waits where, in the order of arrival.
+    /// The waiting requests and their places, in the order of arrival.
     #[must_use]
     pub fn waiters(&self) -> Vec<(Arrival, &P)> {
         let waits = self.standing.iter().filter_map(|(who, standing)| match standing {
@@ -175,7 +184,7 @@ impl<P: Spot> State<P> {
         waits.collect()
     }
 
-    /// Who has the turn where, in the order of arrival.
+    /// The requests that have a turn and its place, in the order of arrival.
     #[must_use]
     pub fn turns(&self) -> Vec<(Arrival, &P)> {
         let turns = self.standing.iter().filter_map(|(who, standing)| match standing {
@@ -185,7 +194,7 @@ impl<P: Spot> State<P> {
         turns.collect()
     }
 
-    /// Whether places and requests say the same, and nothing empty is kept. For checkers.
+    /// Whether places and requests agree and no empty item is kept. For checkers.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
         let mut places: BTreeMap<P, Place> = BTreeMap::new();
@@ -202,7 +211,7 @@ impl<P: Spot> State<P> {
         places.len() == self.places.len() && self.places.iter().all(same)
     }
 
-    /// Takes the turn from `who`, and gives the place where it was.
+    /// Ends the turn of `who` and returns its place.
     fn end_turn(&mut self, who: Arrival) -> Option<P> {
         let Some(Standing::HasTurn(_)) = self.standing.get(&who) else { return None };
         let Some(Standing::HasTurn(place)) = self.standing.remove(&who) else { return None };
@@ -212,7 +221,8 @@ impl<P: Spot> State<P> {
         Some(place)
     }
 
-    /// Whoever is next has the turn, if nobody else has and the place is open. A place that is shut wakes when it opens.
+    /// Wakes the next waiter if nobody has the turn and the place is open. A shut place wakes it
+    /// when it opens.
     fn pass_on(&mut self, place: P, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
         #[cfg(feature = "planted-faults")]
         if let Some(left) = self.places.get_mut(&place) {
@@ -227,12 +237,12 @@ impl<P: Spot> State<P> {
         None
     }
 
-    /// Who arrived first of those that wait at a place.
+    /// The first arrival among the waiters at a place.
     fn first_at(&self, place: &P) -> Option<Arrival> {
         self.places.get(place).and_then(|at| at.waiting.first().copied())
     }
 
-    /// Gives the turn to who arrived first, if nobody has it.
+    /// Gives the turn to the first arrival, if no request has it.
     fn wake_first(&mut self, place: &P) -> Option<Arrival> {
         let at = self.places.get_mut(place)?;
         if at.turn.is_some() && !planted!(self, WakesBesideTurn) {
@@ -253,7 +263,7 @@ impl<P: Spot> State<P> {
         next
     }
 
-    /// Forgets a place at which nobody waits and nobody has the turn.
+    /// Drops a place without waiters and without a turn.
     fn tidy(&mut self, place: &P) {
         if self.places.get(place).is_some_and(|place| place.waiting.is_empty() && place.turn.is_none()) {
             self.places.remove(place);

@@ -1,4 +1,5 @@
-//! What the shell adds to the rules: callbacks, and where they are called. The rules have `tests/parking.rs`.
+//! What the shell adds to the rules: callbacks, and where they run. `tests/parking.rs` tests the
+//! rules.
 
 use std::sync::{
     Arc,
@@ -24,7 +25,7 @@ fn a_place_that_opens_wakes_the_first_arrival_only() {
     parking.opened([7]);
     parking.opened([7]);
     assert_eq!(wakes.try_iter().collect::<Vec<_>>(), [1]);
-    assert!(!parking.leave(Arrival(1), always), "it had been woken");
+    assert!(!parking.leave(Arrival(1), always), "a woken request does not wait");
     assert_eq!(wakes.try_iter().collect::<Vec<_>>(), [2]);
     parking.leave(Arrival(2), |_| false);
     assert_eq!(parking.waiters(), [(Arrival(3), 7)]);
@@ -33,7 +34,7 @@ fn a_place_that_opens_wakes_the_first_arrival_only() {
 }
 
 #[test]
-fn who_leaves_before_it_is_woken_is_never_called() {
+fn a_request_that_leaves_early_is_never_called() {
     let parking = Parking::new();
     let called = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&called);
@@ -46,8 +47,8 @@ fn who_leaves_before_it_is_woken_is_never_called() {
 }
 
 #[test]
-fn a_callback_may_leave_at_once_ten_thousand_times() {
-    // Each wakes the next from inside its own callback: nested calls would overflow the stack.
+fn ten_thousand_callbacks_that_leave_are_not_nested() {
+    // Each callback wakes the next request: nested calls would overflow the stack.
     const MANY: u64 = 10_000;
     let parking = Parking::new();
     let count = Arc::new(AtomicUsize::new(0));

@@ -1,38 +1,40 @@
-//! Which jobs of one class may run: a plain value with methods.
+//! Decides which jobs of one class may run. A plain value with methods.
 //!
 //! Must never know: threads, sync types, what a job does, and what a share stands for.
 //!
-//! Each job belongs to a *share*: the part of the program's work that it may hold up, and nothing else may. At most
-//! [`Bounds::per_share`] jobs of a share run at once. All shares together may run [`Bounds::shared`] jobs; beyond that a share
-//! may run one job if it runs none, so that a share is never held up by others. [`Bounds::most`] bounds the whole.
+//! Each job belongs to a *share*: the part of the program's work that it may block, and the only
+//! one. At most [`Bounds::per_share`] jobs of a share run at once. All shares together may run
+//! [`Bounds::shared`] jobs; beyond that a share may run one job if it runs none, so that no share
+//! is blocked by others. [`Bounds::most`] bounds the total.
 //!
-//! Of the shares that wait, the one with the fewest running jobs is next, and of those the one whose first job has the
-//! lowest rank. Within a share jobs run by rank, and by submission among those of one rank.
+//! Of the waiting shares, the one with the fewest running jobs is next, and among those the one
+//! whose first job has the lowest rank. Within a share jobs run by rank, and by submission within a
+//! rank.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How many jobs of a class may run at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Of all shares, not counting the one job that each share may run in any case.
+    /// Of all shares together, not counting the one job that each share may always run.
     pub shared: usize,
     /// Of one share.
     pub per_share: usize,
-    /// In all, whatever waits.
+    /// In total, whatever waits.
     pub most: usize,
 }
 
-/// The rank that a job was given, and its number in the order of submission.
+/// The rank of a job and its number in the order of submission.
 pub(super) type Place = (u64, u64);
 
-/// The jobs of one class that wait, and how many run.
+/// The waiting jobs of one class, and how many run.
 #[derive(Debug)]
 pub(super) struct Admission<K, J> {
     bounds: Bounds,
     running: usize,
-    /// Those of which a job waits or runs.
+    /// Shares with a waiting or running job.
     shares: BTreeMap<K, Share<J>>,
-    /// Those of which a job waits: who is next comes first. So nobody has to look through the shares.
+    /// Shares with a waiting job, the next one first. So no lookup walks the shares.
     waiting: BTreeSet<(usize, Place, K)>,
 }
 
@@ -47,15 +49,15 @@ impl<K: Ord + Clone, J> Admission<K, J> {
         Self { bounds, running: 0, shares: BTreeMap::new(), waiting: BTreeSet::new() }
     }
 
-    /// A job that waits until [`Admission::admit`] gives it.
+    /// Adds a job, which waits until [`Admission::admit`] returns it.
     pub(super) fn add(&mut self, share: K, place: Place, job: J) {
         self.change(&share, |share| drop(share.jobs.insert(place, job)));
     }
 
-    /// The next job that may run, which counts as running from now on.
+    /// Returns the next job that may run and counts it as running.
     pub(super) fn admit(&mut self) -> Option<(K, J)> {
         let (running, place, share) = self.waiting.first()?.clone();
-        // The first has the fewest running: if this one may not, no other may.
+        // The first share runs the fewest jobs: if it may not run another one, no share may.
         let may = running < self.bounds.per_share
             && self.running < self.bounds.most
             && (self.running < self.bounds.shared || running == 0);
@@ -71,13 +73,13 @@ impl<K: Ord + Clone, J> Admission<K, J> {
         job.map(|job| (share, job))
     }
 
-    /// A job of this share that was admitted is over.
+    /// An admitted job of this share has ended.
     pub(super) fn ended(&mut self, share: &K) {
         self.running -= 1;
         self.change(share, |share| share.running -= 1);
     }
 
-    /// Changes a share, and its place among those that wait.
+    /// Changes a share and its position among the waiting shares.
     fn change(&mut self, key: &K, change: impl FnOnce(&mut Share<J>)) {
         let share = self.shares.entry(key.clone()).or_insert_with(|| Share { running: 0, jobs: BTreeMap::new() });
         let standing = |share: &Share<J>| share.jobs.keys().next().map(|first| (share.running, *first, key.clone()));
@@ -101,7 +103,8 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { shared: 4, per_share: 3, most: 6 };
 
-    /// Adds jobs of these shares, with ranks in this order, and gives those that may run.
+    /// Adds jobs of these shares, with ranks in this order, and returns the shares of those that
+    /// may run.
     fn admitted(admission: &mut Admission<char, u64>, shares: &str) -> String {
         for (rank, share) in shares.chars().enumerate() {
             admission.add(share, (rank as u64, rank as u64), rank as u64);
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_has_its_bound() {
+    fn a_share_runs_no_more_than_its_bound() {
         let mut admission = Admission::new(BOUNDS);
         assert_eq!(admitted(&mut admission, "aaaaa"), "aaa");
         admission.ended(&'a');
@@ -123,28 +126,28 @@ mod tests {
     }
 
     #[test]
-    fn every_share_may_run_one_job_beyond_what_all_share() {
+    fn every_share_may_run_one_job_beyond_the_shared_bound() {
         let mut admission = Admission::new(BOUNDS);
         assert_eq!(admitted(&mut admission, "aaabbb"), "abab");
-        // All that is shared is taken, but c and d run nothing.
+        // The shared bound is reached, but c and d run nothing.
         assert_eq!(admitted(&mut admission, "ccd"), "cd");
-        // That was the most there may be.
+        // The maximum is reached.
         assert_eq!(admitted(&mut admission, "e"), "");
         admission.ended(&'a');
         assert_eq!(all(&mut admission), "e", "it runs nothing; c and b run something");
     }
 
     #[test]
-    fn the_share_with_the_fewest_running_is_next_and_then_the_oldest() {
+    fn the_share_with_fewest_running_jobs_is_next() {
         let mut admission = Admission::new(Bounds { shared: 3, per_share: 3, most: 3 });
         assert_eq!(admitted(&mut admission, "aaaabc"), "abc");
         admission.ended(&'b');
-        assert_eq!(all(&mut admission), "a", "nobody else waits");
+        assert_eq!(all(&mut admission), "a", "no other share waits");
         let mut admission = Admission::new(Bounds { shared: 2, per_share: 2, most: 2 });
         assert_eq!(admitted(&mut admission, "ab"), "ab");
         assert_eq!(admitted(&mut admission, "bcab"), "");
         admission.ended(&'a');
-        assert_eq!(all(&mut admission), "c", "it is older than that of a, and b runs one");
+        assert_eq!(all(&mut admission), "c", "c is older than a, and b runs a job");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What this module promises, shown. Which jobs may run is shown beside the rules, in `admission.rs`.
+//! The promises of this module. `admission.rs` tests which jobs may run.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     primitives::Mutex,
 };
 
-/// Long enough for any machine; reached only by a test that has failed.
+/// Long enough for any machine; only a failing test reaches it.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn start(kept: usize, bounds: Bounds) -> (Group, Workers<usize>) {
@@ -24,12 +24,12 @@ fn end(group: &Group, workers: &Workers<usize>) {
     group.join(&["worker-*"], LIMIT).unwrap();
 }
 
-/// So many jobs of one share, and no others beside them.
+/// Bounds of this many jobs in one share, and none in others.
 fn one_share(count: usize) -> Bounds {
     Bounds { shared: count, per_share: count, most: count }
 }
 
-/// Jobs that say that they have started, and stay until the gate is dropped.
+/// Jobs that report their start and run until the gate is dropped.
 struct Gated {
     started: (Sender<usize>, Receiver<usize>),
     gate: Receiver<()>,
@@ -45,7 +45,7 @@ impl Gated {
         let (started, gate) = (self.started.0.clone(), self.gate.clone());
         let job = Box::new(move || {
             started.send(number).unwrap();
-            assert!(gate.recv().is_err(), "nothing is ever sent through the gate");
+            assert!(gate.recv().is_err(), "the gate carries no message");
         });
         assert!(workers.submit(class, number as u64, job).is_ok());
     }
@@ -55,7 +55,8 @@ impl Gated {
     }
 }
 
-/// Sixteen pools with a hung device each, more jobs than each may run: the seventeenth had to wait for one of them.
+/// Sixteen pools with a hung device each had more jobs than each may run; the seventeenth pool had
+/// to wait for one of them.
 #[test]
 fn sixteen_hung_shares_leave_the_seventeenth_alone() {
     let (group, workers) = start(2, Bounds { shared: 4, per_share: 2, most: 32 });
@@ -71,15 +72,15 @@ fn sixteen_hung_shares_leave_the_seventeenth_alone() {
         free.submit(&workers, Class::Slow(16), number);
         assert_eq!(free.next(), number);
         free.submit(&workers, Class::Brief(number % 17), number);
-        assert_eq!(free.next(), number, "a brief job of any share waits for no slow one");
+        assert_eq!(free.next(), number, "a brief job never waits for a slow one");
     }
     drop(hung_gate);
     end(&group, &workers);
-    assert_eq!(hung.started.1.len(), 16 * 5 - 16, "all the others came through");
+    assert_eq!(hung.started.1.len(), 16 * 5 - 16, "all other jobs have run");
 }
 
 #[test]
-fn hung_brief_jobs_hold_up_their_share_only() {
+fn hung_brief_jobs_block_only_their_share() {
     let (group, workers) = start(1, Bounds { shared: 2, per_share: 2, most: 8 });
     let (hung, hung_gate) = Gated::new();
     (0..4).for_each(|number| hung.submit(&workers, Class::Brief(0), number));
@@ -88,13 +89,13 @@ fn hung_brief_jobs_hold_up_their_share_only() {
     drop(free_gate);
     free.submit(&workers, Class::Brief(1), 7);
     assert_eq!(free.next(), 7);
-    assert!(hung.started.1.is_empty(), "a share has its bound");
+    assert!(hung.started.1.is_empty(), "a share exceeds its bound");
     drop(hung_gate);
     end(&group, &workers);
 }
 
 #[test]
-fn long_jobs_wait_for_nobody() {
+fn long_jobs_wait_for_no_other_job() {
     let (group, workers) = start(1, one_share(1));
     let (others, others_gate) = Gated::new();
     others.submit(&workers, Class::Brief(0), 0);
@@ -111,7 +112,7 @@ fn long_jobs_wait_for_nobody() {
 }
 
 #[test]
-fn threads_end_when_there_is_nothing_for_them_to_do() {
+fn idle_threads_beyond_the_kept_ones_end() {
     let (group, workers) = start(2, one_share(16));
     for _ in 0..5 {
         let (jobs, gate) = Gated::new();
@@ -119,14 +120,14 @@ fn threads_end_when_there_is_nothing_for_them_to_do() {
         (0..16).for_each(|_| assert!(jobs.next() < 16));
         assert_eq!(workers.handle.board.jobs.lock().threads.len(), 16);
         drop(gate);
-        // Each ends by itself when it finds nothing to do; the kept ones come to it as well.
+        // Each thread ends by itself when it finds no job; the kept ones go through the same check.
         let over = || workers.handle.board.jobs.lock().threads.len() == 2;
         while !over() {
             std::thread::yield_now();
         }
     }
     end(&group, &workers);
-    assert_eq!(group.ended().try_iter().count(), 0, "that they end is no news");
+    assert_eq!(group.ended().try_iter().count(), 0, "the end of a transient thread is reported");
 }
 
 #[test]
@@ -146,7 +147,7 @@ fn jobs_of_a_share_start_by_rank_and_then_by_submission() {
 }
 
 #[test]
-fn a_worker_outlives_a_panic_and_a_panic_frees_its_place() {
+fn a_worker_survives_a_panic_of_its_job() {
     let (group, workers) = start(1, one_share(1));
     for class in [Class::Slow(0), Class::Brief(0), Class::Long, Class::Slow(0)] {
         assert!(workers.submit(class, 0, Box::new(|| panic!("planned"))).is_ok());
@@ -160,13 +161,13 @@ fn a_worker_outlives_a_panic_and_a_panic_frees_its_place() {
 }
 
 #[test]
-fn closing_runs_what_is_queued_and_hands_back_what_comes_later() {
+fn closing_runs_queued_jobs_and_refuses_new_ones() {
     let (group, workers) = start(2, one_share(1));
     let (jobs, gate) = Gated::new();
     (0..10).for_each(|number| jobs.submit(&workers, Class::Slow(0), number));
     workers.close();
-    let Err(job) = workers.submit(Class::Brief(0), 0, Box::new(|| panic!("handed back, but called"))) else {
-        panic!("a closed pool took a job")
+    let Err(job) = workers.submit(Class::Brief(0), 0, Box::new(|| panic!("a returned job ran"))) else {
+        panic!("a closed pool accepted a job")
     };
     drop(job);
     drop(gate);
@@ -187,8 +188,8 @@ fn the_threads_end_with_the_last_handle() {
 }
 
 #[test]
-fn threads_that_were_started_end_when_a_later_one_cannot_be() {
-    // A thread of the second worker's name is there already.
+fn a_failed_start_ends_the_threads_already_started() {
+    // The second worker's name is already in use.
     let group = Group::new(&["worker-*"]);
     let (keep, gate) = bounded::<()>(0);
     group

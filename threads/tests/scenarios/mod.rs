@@ -1,13 +1,14 @@
-//! What the threads do in front of a model checker. Loom and shuttle run the same bodies, each with its own threads and sync
-//! types: the file that includes this one names them `checker`.
+//! The scenarios for the model checkers. Loom and shuttle run the same bodies, each with its own
+//! threads and sync types: the file that includes this one names them `checker`.
 //!
 //! Must never know: which checker runs it, and how schedules are chosen.
 //!
-//! The value of an entry is one of the checker's atomics, but only ever changed through `&mut`. So what is looked for is: two
-//! that hold what conflicts (counts come out wrong; loom also sees a change that the next holder need not have seen), a
-//! grant that nobody delivers (a thread waits for ever, which both checkers report), a callback called twice or never.
+//! The value of an entry is one of the checker's atomics, but is only changed through `&mut`. The
+//! scenarios look for: two conflicting holders (counts are wrong; loom also reports a change that
+//! the next holder need not have seen), a grant that is not delivered (a thread waits forever,
+//! which both checkers report), a callback that is called twice or never.
 
-#![allow(clippy::unwrap_used, reason = "a part of tests, though not itself marked as one")]
+#![allow(clippy::unwrap_used, reason = "part of the tests, without their attribute")]
 
 #[cfg(feature = "planted-faults")]
 mod planted;
@@ -23,7 +24,7 @@ use crate::checker::{
 };
 use threads::lock::{Access, Guard, Lock, Target, UNRANKED};
 
-/// Each of the functions named here, in front of the checker, with what it is about as `$subject` makes it.
+/// Runs each of these functions under the checker, with a subject that `$subject` creates.
 macro_rules! checked {
     ($subject:ident: $($scenario:ident)*) => {
         mod checked {
@@ -68,7 +69,7 @@ pub fn spawn(lock: &Table, body: impl FnOnce(Table) + Send + 'static) -> thread:
     thread::spawn(move || body(lock))
 }
 
-/// Nothing is held and nobody waits when all is over.
+/// After all threads have ended, no request holds or waits.
 pub fn all_over(lock: &Table, threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     let seen = lock.observe();
@@ -77,7 +78,7 @@ pub fn all_over(lock: &Table, threads: impl IntoIterator<Item = thread::JoinHand
 
 pub fn increase(value: &mut AtomicUsize) {
     let before = value.load(Ordering::Relaxed);
-    // Others can run here; if one of them had the same entry, one of the two increases would be lost.
+    // Other threads can run here. If one of them had the same entry, one increment would be lost.
     thread::yield_now();
     *value = AtomicUsize::new(before + 1);
 }
@@ -85,18 +86,18 @@ pub fn increase(value: &mut AtomicUsize) {
 fn write(lock: &Table, target: Target<u8, char>) {
     match acquire(&lock, Access::Write(target), "writer".into()) {
         Guard::Write(mut value) => increase(&mut value),
-        _ => panic!("the entry is there"),
+        _ => panic!("the entry exists"),
     }
 }
 
 fn read(lock: &Table, target: Target<u8, char>) -> usize {
     match acquire(&lock, Access::Read(target), "reader".into()) {
         Guard::Read(value) => value.load(Ordering::Relaxed),
-        _ => panic!("the entry is there"),
+        _ => panic!("the entry exists"),
     }
 }
 
-/// A place for one guard, for those who ask by `submit`.
+/// A mailbox for the guard of a submitted request.
 struct Mailbox {
     guards: Mutex<Vec<Guard<u8, char, AtomicUsize>>>,
     changed: Condvar,
@@ -123,7 +124,7 @@ impl Mailbox {
     }
 }
 
-/// A request that its thread waits for.
+/// Submits a request and waits for its guard.
 pub fn acquire(lock: &Table, access: Access<u8, char>, label: Cow<'static, str>) -> Guard<u8, char, AtomicUsize> {
     let mailbox = Mailbox::new();
     let theirs = Arc::clone(&mailbox);
@@ -131,7 +132,7 @@ pub fn acquire(lock: &Table, access: Access<u8, char>, label: Cow<'static, str>)
     mailbox.take()
 }
 
-/// Two who change one entry, by key and by name.
+/// Two writers of one entry, by key and by name.
 fn writers_take_turns(lock: Table) {
     let lock = with_entries(lock);
     let threads =
@@ -140,7 +141,7 @@ fn writers_take_turns(lock: Table) {
     assert_eq!(read(&lock, Target::Key(1)), 2);
 }
 
-/// Three who want all to different degrees.
+/// A reader of one entry, a reader of all and a writer of all.
 fn readers_see_whole_writes(lock: Table) {
     let lock = with_entries(lock);
     let both = |lock: &Table| match acquire(&lock, Access::WriteAll, "both".into()) {
@@ -163,7 +164,7 @@ fn readers_see_whole_writes(lock: Table) {
     assert_eq!(read(&lock, Target::Key(1)), 1);
 }
 
-/// A reader's share of the value is gone when the writer comes.
+/// A reader's share of the value is dropped before the writer is granted.
 fn writer_follows_readers(lock: Table) {
     let lock = with_entries(lock);
     let threads = [
@@ -174,7 +175,8 @@ fn writer_follows_readers(lock: Table) {
     all_over(&lock, threads);
 }
 
-/// A request is cancelled while the one before it ends: either it was, or its callback is called, and never both.
+/// A request is cancelled while the one before it ends: either it is cancelled or its callback is
+/// called, never both.
 fn cancelled_or_granted(lock: Table) {
     let lock = with_entries(lock);
     let holder = Mailbox::new();
@@ -193,13 +195,13 @@ fn cancelled_or_granted(lock: Table) {
         spawn(&lock, move |_| drop(holder.take())),
         thread::spawn(move || told.store(usize::from(cancelling.cancel(second)), Ordering::SeqCst)),
     ];
-    // Behind both of them, so it comes whatever becomes of the second.
+    // Behind both of them, so it is granted whatever happens to the second.
     read(&lock, Target::Key(1));
     all_over(&lock, threads);
     assert_eq!(calls.load(Ordering::SeqCst) + outcome.load(Ordering::SeqCst), 1);
 }
 
-/// Callbacks are called without the mutex: this one looks at the lock, and asks for more.
+/// Callbacks run without the mutex: this one observes the lock and submits a request.
 fn callbacks_may_use_the_lock(lock: Table) {
     let lock = with_entries(lock);
     let thread = spawn(&lock, |lock| write(&lock, Target::Key(1)));
@@ -214,7 +216,8 @@ fn callbacks_may_use_the_lock(lock: Table) {
     all_over(&lock, [thread]);
 }
 
-/// The meaning of a name changes while somebody waits for it, or it does not: the value always is the named entry's.
+/// A name may change its meaning while a request waits for it: the value is always that of the
+/// named entry.
 fn names_are_resolved_at_the_grant(lock: Table) {
     let lock = with_entries(lock);
     let threads = [

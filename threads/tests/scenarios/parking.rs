@@ -1,9 +1,10 @@
-//! What requests that park do in front of a model checker. A request is a thread here, which waits for its callback.
+//! The scenarios of parking for the model checkers. A request is a thread that waits for its
+//! callback.
 //!
 //! Must never know: which checker runs it, and how schedules are chosen.
 //!
-//! What is looked for: a wake-up that nobody delivers (a thread waits for ever, which both checkers report), a callback
-//! called twice, two that have one key.
+//! The scenarios look for: a wake-up that is not delivered (a thread waits forever, which both
+//! checkers report), a callback that is called twice, two owners of one key.
 
 use super::increase;
 use crate::checker::{
@@ -19,21 +20,22 @@ checked! {
     Lot:
     takers_come_through
     passers_come_through
-    who_moves_on_passes_the_turn
+    parking_elsewhere_passes_the_turn
     left_or_woken
     callbacks_may_use_the_parking
 }
 
 pub type Lot = Parking<usize>;
 
-/// Two keys behind mutexes of their own, as conditions are, and what is used by whoever has key 0.
+/// Two keys behind mutexes of their own, like real conditions, and a value that the owner of key 0
+/// uses.
 struct Site {
     lot: Lot,
     taken: [Mutex<bool>; 2],
     used: Mutex<Option<AtomicUsize>>,
 }
 
-/// Told once.
+/// A signal that is given once.
 struct Signal {
     told: Mutex<bool>,
     changed: Condvar,
@@ -59,7 +61,7 @@ impl Signal {
 }
 
 impl Site {
-    /// The keys that are taken at first are those of nobody in particular.
+    /// Keys that are taken at first belong to no request.
     fn new(lot: Lot, taken: [bool; 2]) -> Arc<Self> {
         Arc::new(Self { lot, taken: taken.map(Mutex::new), used: Mutex::new(Some(AtomicUsize::new(0))) })
     }
@@ -80,7 +82,7 @@ impl Site {
         self.lot.leave(Arrival(who), |key| !self.is_taken(*key))
     }
 
-    /// Waits until `look` finds what it wants at the key. It has the turn then, if it has waited.
+    /// Parks until `look` succeeds at the key. The request then has the turn, if it has waited.
     fn until(&self, who: u64, key: usize, look: impl Fn() -> bool) {
         while !look() {
             let signal = Signal::new();
@@ -105,7 +107,7 @@ impl Site {
         self.lot.opened([key]);
     }
 
-    /// Whoever has key 0 has the value alone, without a mutex held meanwhile.
+    /// The owner of key 0 uses the value alone, without holding a mutex.
     fn use_it(&self) {
         let mut value = self.used.lock().unwrap().take().expect("nobody else has the key");
         increase(&mut value);
@@ -123,7 +125,7 @@ fn spawn(site: &Arc<Site>, body: impl FnOnce(&Site) + Send + 'static) -> thread:
     thread::spawn(move || body(&site))
 }
 
-/// Two that take a key one after the other, while a third gives it back.
+/// Two requests take a key one after the other, while a third thread gives it back.
 pub fn takers_come_through(lot: Lot) {
     let site = Site::new(lot, [true, false]);
     let taker = |who| {
@@ -139,7 +141,7 @@ pub fn takers_come_through(lot: Lot) {
     site.all_over(2);
 }
 
-/// Two that only want the key to be free: both go on after it is given back once.
+/// Two requests only need the key to be free: both go on after it is given back once.
 pub fn passers_come_through(lot: Lot) {
     let site = Site::new(lot, [true, false]);
     let threads = [spawn(&site, |site| site.pass(1, 0)), spawn(&site, |site| site.pass(2, 0))];
@@ -148,15 +150,16 @@ pub fn passers_come_through(lot: Lot) {
     site.all_over(0);
 }
 
-/// One that needs another key after the first keeps nobody waiting at the first.
-pub fn who_moves_on_passes_the_turn(lot: Lot) {
+/// A request that parks at another key does not block the first one.
+pub fn parking_elsewhere_passes_the_turn(lot: Lot) {
     let site = Site::new(lot, [true, true]);
     let second = Signal::new();
     let passed = Arc::clone(&second);
     let threads = [
         spawn(&site, |site| {
             site.until(1, 0, || !site.is_taken(0));
-            // No leave in between: as a step that finds the first key free, and the second one taken.
+            // No leave in between, like a step that finds the first key free and the second one
+            // taken.
             site.pass(1, 1);
         }),
         spawn(&site, move |site| {
@@ -171,7 +174,8 @@ pub fn who_moves_on_passes_the_turn(lot: Lot) {
     site.all_over(0);
 }
 
-/// A request gives up while the key is given back: either it was waiting, or it has been woken, and the next comes through.
+/// A request gives up while the key is given back: it was either waiting or woken, and the next
+/// request goes on.
 pub fn left_or_woken(lot: Lot) {
     let site = Site::new(lot, [true, false]);
     let calls = Arc::new(AtomicUsize::new(0));
@@ -186,7 +190,7 @@ pub fn left_or_woken(lot: Lot) {
     site.all_over(0);
 }
 
-/// Callbacks are called without the mutex: this one looks at the parking and leaves it.
+/// Callbacks run without the mutex: this one observes the parking and leaves it.
 pub fn callbacks_may_use_the_parking(lot: Lot) {
     let site = Site::new(lot, [true, false]);
     let (inside, left) = (Arc::clone(&site), Signal::new());

@@ -1,9 +1,9 @@
-//! The checkers are themselves checked: each of these mistakes must be found, and found for what it is.
+//! Checks the checkers: they must find each planted fault and report it as what it is.
 //!
-//! Each runs in a process of its own, this same test again: what a checker does about a deadlock or a panic may end in
-//! another panic while guards are dropped, and so in an abort.
+//! Each test runs itself again in a process of its own: after a deadlock or a panic, a checker may
+//! panic again while guards are dropped, and so abort.
 
-#![allow(clippy::unwrap_used, reason = "a part of tests, though not itself marked as one")]
+#![allow(clippy::unwrap_used, reason = "part of the tests, without their attribute")]
 
 use std::fmt::Debug;
 
@@ -26,14 +26,14 @@ fn check_finds<T>(
     }
     let program = std::env::current_exe().unwrap();
     let test = format!("{}::{test}", module_path!().split_once("::").unwrap().1);
-    // The one program that is run here is this one.
+    // The program that runs here is this test itself.
     #[allow(clippy::disallowed_methods)]
     let mut command = std::process::Command::new(program);
     let run = command.args(["--exact", &test, "--nocapture"]).env(INSIDE, "").output().unwrap();
     let told = [run.stdout, run.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(told.contains("running 1 test"), "{told}");
-    assert!(!run.status.success(), "{fault:?} must be noticed");
-    assert!(told.contains(cause), "{fault:?} is noticed as: {told}");
+    assert!(!run.status.success(), "{fault:?} must be found");
+    assert!(told.contains(cause), "{fault:?} is found as: {told}");
 }
 
 macro_rules! planted {
@@ -51,7 +51,8 @@ macro_rules! planted {
 
 planted! {
     Table, lock,
-    // Shuttle changes threads at mutexes and atomics, not where a counted pointer is dropped.
+    // Shuttle switches threads at mutexes and atomics, not where a reference-counted pointer is
+    // dropped.
     #[cfg(feature = "loom")]
     shares_given_up_after_the_grant: SharesTooLong in super::writer_follows_readers
         as "a writer's pointer is the only one";
@@ -67,6 +68,6 @@ planted! {
     storing_the_callback_later: StoresCallbackLater in super::parking::takers_come_through
         as "a waiter's callback is stored";
     keeping_the_turn: KeepsTurn in super::parking::passers_come_through as "deadlock";
-    taking_the_turn_along: TakesTurnAlong in super::parking::who_moves_on_passes_the_turn as "deadlock";
+    taking_the_turn_along: TakesTurnAlong in super::parking::parking_elsewhere_passes_the_turn as "deadlock";
     waking_under_the_mutex: CallsBackUnderMutex in super::parking::callbacks_may_use_the_parking as "deadlock";
 }
