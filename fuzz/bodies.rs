@@ -1,18 +1,17 @@
 //! What the fuzz targets do with bytes, and what must hold for any: no panic, no memory asked for without bound, and
 //! what is read and written again is the same. Shared by the targets and by tests/fuzz_bodies.rs.
 
-use stratisd::engine::{
-    ids::PoolUuid,
-    metadata::{
+use stratisd::platform::Timestamp;
+use stratisd::{
+    base::{ids::PoolUuid, units::Sectors},
+    engine::metadata::{
         FilesystemRecord, Journal, Layout, Mda, MetadataVersion, Pending, PoolMetadata, StaticHeader, Step,
         filesystem::THIN_ID_MAX,
         header::{self, BLOCK_BYTES, Found, Resolved},
         mda::{Cause, decode_region, encode_region},
         pool,
     },
-    units::Sectors,
 };
-use stratisd::platform::Timestamp;
 
 /// Two signature blocks, one after the other; each also with its checksum made right, or else hardly any would pass.
 pub fn header(bytes: &[u8]) {

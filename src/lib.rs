@@ -13,10 +13,11 @@
 //! | [`watch`] | udev, device-mapper events and timers, turned into requests | [`watch::DeviceWatch`] |
 //! | [`engine`] | pools: operations, discovery, metadata, planning | [`engine::ops`] |
 //! | [`view`] | the published state, as immutable values | [`view::View`] |
+//! | [`base`] | identifiers, names, units, an error with its causes: every room may use them | [`base::ids`] |
 //! | [`platform`] | what the engine asks of a machine, by one trait | [`platform::Platform`] |
 //!
-//! Arrows point one way: `bin → daemon → {bus, watch} → {engine, view} → platform`, with the crate `threads` (lock, parking,
-//! workers) below all of them. [`platform::linux`] is the only room that makes system calls; [`platform::sim`] is a machine
+//! Arrows point one way: `bin → daemon → {bus, watch} → {engine, view} → platform`, with [`base`] and the crate `threads`
+//! (lock, parking, workers) below all of them. [`platform::linux`] is the only room that makes system calls; [`platform::sim`] is a machine
 //! in memory, on which the tests and `stratisd --sim` run the same engine.
 //!
 //! # Where to read on
@@ -26,6 +27,7 @@
 //! - `docs/spec/`: the formats on disk, the device-mapper tables and the interface on the bus
 //! - `CONTRIBUTING.md`: how to submit a change, and what checks it
 
+pub mod base;
 pub mod bus;
 pub mod daemon;
 pub mod engine;

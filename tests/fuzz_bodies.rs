@@ -5,12 +5,14 @@
 mod bodies;
 
 use proptest::{collection::vec, prelude::*};
-use stratisd::engine::{
-    ids::{DevUuid, PoolUuid},
-    metadata::{Journal, Layout, Mda, MetadataVersion, PoolMetadata, StaticHeader, Step},
-    units::Sectors,
-};
 use stratisd::platform::Timestamp;
+use stratisd::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        units::Sectors,
+    },
+    engine::metadata::{Journal, Layout, Mda, MetadataVersion, PoolMetadata, StaticHeader, Step},
+};
 
 const POOL: &str = concat!(
     r#"{"name":"p1","backstore":{"data_tier":{"blockdev":{"allocs":[[{"parent":"fedcba98-7654-3210-fedc-ba98765"#,

@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 use stratisd::{
-    engine::units::{Bytes, Sectors},
+    base::units::{Bytes, Sectors},
     platform::{
         Error,
         keyring::Secret,

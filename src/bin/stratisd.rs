@@ -4,9 +4,12 @@ use std::{process::ExitCode, sync::LazyLock};
 
 use clap::{Parser, ValueEnum};
 use log::LevelFilter;
-use stratisd::daemon::{
-    self,
-    machine::{Choice, SimOptions},
+use stratisd::{
+    base::error_chain,
+    daemon::{
+        self,
+        machine::{Choice, SimOptions},
+    },
 };
 
 static VERSION: LazyLock<String> = LazyLock::new(daemon::version);
@@ -74,7 +77,7 @@ fn main() -> ExitCode {
     match daemon::run(&machine) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("stratisd: {}", daemon::sentence(&error));
+            eprintln!("stratisd: {}", error_chain::sentence(&error));
             ExitCode::FAILURE
         }
     }

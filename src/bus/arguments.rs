@@ -4,19 +4,22 @@
 //! Knows nothing of pools but what the published tree shows.
 
 use crate::{
+    base::{
+        ids::{FsUuid, NotAUuid, PoolUuid},
+        name::{self, Name, NameError, Subject},
+        pool_ref::PoolRef,
+        units::{Bytes, SECTOR, Sectors},
+    },
     bus::{
         tree::{Object, State, Tree},
         wire::{Descriptor, DescriptorArgument, PathArgument},
     },
     engine::{
         encryption::{
-            self, BindRequest, ClevisRequest, EncryptionError, Kind, NewBinding, SlotRequest, UnlockMethod, strict_json,
+            self, BindRequest, ClevisRequest, EncryptionError, KeyDescription, KeyDescriptionError, Kind, NewBinding,
+            SlotRequest, UnlockMethod, strict_json,
         },
-        ids::{FsUuid, NotAUuid, PoolUuid},
-        name::{self, Name, NameError, Subject},
-        ops::{IntegritySpec, JOURNAL_UNIT, KeyDescription, KeyDescriptionError, NewFilesystem, TagSpec},
-        request::PoolRef,
-        units::{Bytes, SECTOR, Sectors},
+        ops::{IntegritySpec, JOURNAL_UNIT, NewFilesystem, TagSpec},
     },
 };
 

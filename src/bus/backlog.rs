@@ -9,11 +9,11 @@
 use std::collections::{HashSet, VecDeque};
 
 use crate::{
+    base::ids::PoolUuid,
     bus::{
         changes::Signals,
         job::{About, Reply},
     },
-    engine::ids::PoolUuid,
     view::{Change, Update},
 };
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use imbl::ordmap::DiffItem;
 
 use crate::{
+    base::ids::PoolUuid,
     bus::{
         message::{self, Envelope, NotAMessage, Outgoing},
         planted::{self, Fault},
@@ -16,7 +17,6 @@ use crate::{
         tree::{ADDED_SIGNATURE, Id, Object, State, TOP, Tree},
         wire::{Marshaller, Value},
     },
-    engine::ids::PoolUuid,
     view::{Change, Device, Filesystem, Pool, Stopped, StoppedPool, View},
 };
 

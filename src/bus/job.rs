@@ -8,8 +8,9 @@
 use std::{fmt, time::Duration};
 
 use crate::{
+    base::ids::PoolUuid,
     bus::{outcome::Answer, tree::Tree},
-    engine::{ids::PoolUuid, request::Next},
+    engine::request::Next,
 };
 
 /// Takes jobs off the reader's hands.

@@ -6,11 +6,17 @@
 use std::path::PathBuf;
 
 use crate::{
+    base::{
+        error_chain,
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        pool_ref::PoolRef,
+    },
     bus::{
         arguments::{self, ArgumentError, ClevisSpec, FilesystemSpec, KeySpec, Mechanisms},
         job::Late,
         message::BadArguments,
-        outcome::{Outcome, sentence},
+        outcome::Outcome,
         passphrase,
         report::{self, Report},
         tree::{Id, Object, State, Tree},
@@ -19,13 +25,11 @@ use crate::{
     engine::{
         Error,
         encryption::{BindRequest, EncryptionError, Kind, NewBinding, RebindRequest, SlotRequest, UnlockMethod},
-        ids::{DevUuid, FsUuid, PoolUuid},
-        name::Name,
         ops::{
             self, CacheTier, Generation, IntegritySpec, KeyChange, MetadataVersion, NewPool, Secret, Stopped, TagSpec,
             Unlock,
         },
-        request::{Next, PoolRef},
+        request::Next,
     },
 };
 
@@ -324,7 +328,7 @@ fn stop_pool(which: PoolRef) -> Work {
             Ok(Stopped::Partly(uuid, error)) => Outcome::Refused(format!(
                 "pool {uuid} has been stopped, but some of its devices could not be taken down ({}); see what uses them, \
                  then stop the pool again",
-                sentence(&error)
+                error_chain::sentence(&error)
             )),
             Err(error) => Outcome::refused(&error),
         }

@@ -6,12 +6,15 @@
 
 use std::error::Error;
 
-use crate::bus::{
-    job::{Failure, Late},
-    properties::NO_UUID,
-    table::{Filler, Interface, Member, Row},
-    tree::Tree,
-    wire::{Body, Value},
+use crate::{
+    base::error_chain,
+    bus::{
+        job::{Failure, Late},
+        properties::NO_UUID,
+        table::{Filler, Interface, Member, Row},
+        tree::Tree,
+        wire::{Body, Value},
+    },
 };
 
 /// Return code and text of a method that did what was asked, or found it done.
@@ -38,7 +41,7 @@ impl Outcome {
 
     /// It was refused or failed.
     pub fn refused(error: &dyn Error) -> Outcome {
-        Outcome::Refused(sentence(error))
+        Outcome::Refused(error_chain::sentence(error))
     }
 
     /// From an engine operation: `tell` makes of its result what is told, `None` if nothing was changed.
@@ -51,21 +54,6 @@ impl Outcome {
             Err(error) => Outcome::refused(&error),
         }
     }
-}
-
-/// An error and its causes as one sentence. A cause whose text is already in it is not said twice.
-pub fn sentence(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let next = cause.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Longest text for people in an answer, in bytes.

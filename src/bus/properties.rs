@@ -6,8 +6,9 @@
 use std::{path::Path, sync::Arc};
 
 use crate::{
+    base::{ids::PoolUuid, name::Name, units::Sectors},
     bus::{INTERFACE_LEVEL, wire::Value},
-    engine::{encryption::BINDINGS_MAX, ids::PoolUuid, name::Name, units::Sectors},
+    engine::encryption::BINDINGS_MAX,
     view::{Device, Encryption, Filesystem, Pool, StoppedPool, Tier, View},
 };
 

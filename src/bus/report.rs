@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    base::{ids::PoolUuid, units::Sectors},
     bus::{
         job::{Holder, Locks, RunningProgram},
         properties,
     },
-    engine::{ids::PoolUuid, units::Sectors},
     view::{Device, Filesystem, LeftAside, LeftOut, Pace, Pool, Stopped, StoppedPool, Tier, View, Work},
 };
 
@@ -273,7 +273,7 @@ fn left_aside((pool, device): &(PoolUuid, LeftAside)) -> Value {
 }
 
 fn stopped_pool(pool: &StoppedPool) -> Value {
-    let device = |(path, uuid): &(std::path::PathBuf, crate::engine::ids::DevUuid)| json!({ "path": path.to_string_lossy(), "uuid": uuid.hyphenated() });
+    let device = |(path, uuid): &(std::path::PathBuf, crate::base::ids::DevUuid)| json!({ "path": path.to_string_lossy(), "uuid": uuid.hyphenated() });
     let mut report = json!({
         "pool_uuid": pool.uuid.hyphenated(),
         "name": pool.name.as_ref().map(|name| name.as_str()),

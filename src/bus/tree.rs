@@ -12,12 +12,12 @@ use imbl::{OrdMap, Vector};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::{
+    base::ids::{DevUuid, FsUuid, PoolUuid},
     bus::{
         properties::{DeviceObject, FilesystemObject},
         table::{self, ALL, Interface, Kind, Member, REVISIONS, Subject},
         wire::{Body, Marshaller},
     },
-    engine::ids::{DevUuid, FsUuid, PoolUuid},
     view::{Pool, View},
 };
 

@@ -48,15 +48,12 @@ use threads::{
 use super::links::Links;
 use super::table::{PoolEntry, ReadTable, WriteTable, target};
 use crate::{
+    base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
     bus::job::Failure,
     engine::{
         Engine,
-        ids::PoolUuid,
-        name::Name,
         pool::Pool,
-        request::{
-            Access, ActStep, Granted, Join, LinkedStep, Mode, Next, Pace, Part, PoolRef, Share, UnderStep, Wait,
-        },
+        request::{Access, ActStep, Granted, Join, LinkedStep, Mode, Next, Pace, Part, Share, UnderStep, Wait},
     },
     platform::PendingLinks,
     view::{self, Change, Update},

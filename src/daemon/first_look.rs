@@ -119,11 +119,12 @@ mod tests {
 
     use super::*;
     use crate::{
+        base::{ids::PoolUuid, name::Name, units::Sectors},
         daemon::{
             dispatch::{LIMITS, Workers},
             links::Links,
         },
-        engine::{Engine, dm_names::Role, ids::PoolUuid, name::Name, ops, units::Sectors},
+        engine::{Engine, dm_names::Role, ops},
         platform::sim::{Call, Sim},
         view::{Change, Update},
     };

@@ -22,9 +22,3 @@ use crate::bus::INTERFACE_LEVEL;
 pub fn version() -> String {
     format!("{} (interface level {INTERFACE_LEVEL})", env!("CARGO_PKG_VERSION"))
 }
-
-/// An error and its causes as one sentence.
-pub fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}

@@ -22,11 +22,12 @@ use super::{
     first_look::{self, Start, Waited},
     links::Links,
     machine::{self, Choice, Machine},
-    readiness, sentence,
+    readiness,
     stop::{self, Stuck},
     thread_table as names, version,
 };
 use crate::{
+    base::error_chain,
     bus::{self, Bus, Holder, Job, Locks, Reader, Reply},
     engine::{self, Engine, request::Next},
     platform::{self, Platform},
@@ -74,7 +75,7 @@ pub fn run(choice: &Choice) -> Result<(), Error> {
         // Up, or told to stop on the way, which is seen at once.
         .and_then(|()| first_look::wait_for_stop(&group, &stop));
     if let Err(error) = &outcome {
-        stop.trigger(sentence(error));
+        stop.trigger(error_chain::sentence(error));
     }
     let stopped = stop::stop(&group, dispatcher.as_ref(), &handle);
     outcome.and(stopped.map_err(Error::Stuck))
@@ -107,7 +108,7 @@ fn start(
     let workers = Workers::start(group, LIMITS)?;
     let links = Links::new().map_err(Error::Waker)?;
     let waits = links.clone();
-    group.spawn(names::LINKS, move || waits.run().map_err(|error| sentence(&error)))?;
+    group.spawn(names::LINKS, move || waits.run().map_err(|error| error_chain::sentence(&error)))?;
     let observer = Box::new(move |changes: &[_]| observed.note(changes));
     let dispatcher = &*dispatcher.insert(Dispatcher::new(Arc::clone(&engine), workers, links, updates, observer));
     group.spawn(names::TREE_WRITER, move || {
@@ -187,12 +188,13 @@ fn spawn_watcher(
     run: impl FnOnce(&Stop) -> Result<(), watch::Error> + Send + 'static,
 ) -> Result<(), Error> {
     let stop = stop.clone();
-    Ok(group.spawn(name, move || run(&stop).map_err(|error| sentence(&error)))?)
+    Ok(group.spawn(name, move || run(&stop).map_err(|error| error_chain::sentence(&error)))?)
 }
 
 fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, jobs: Jobs) -> Result<(), Error> {
     let stop = stop.clone();
-    Ok(group.spawn(names::BUS_READER, move || reader.run(&jobs, &stop).map_err(|error| sentence(&error)))?)
+    Ok(group
+        .spawn(names::BUS_READER, move || reader.run(&jobs, &stop).map_err(|error| error_chain::sentence(&error)))?)
 }
 
 /// Where the bus reader's jobs go.

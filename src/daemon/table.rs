@@ -8,12 +8,8 @@ use std::sync::Arc;
 use threads::lock::{ReadAllGuard, Target, WriteAllGuard};
 
 use crate::{
-    engine::{
-        ids::PoolUuid,
-        name::Name,
-        pool::Pool,
-        request::{PoolRef, Table},
-    },
+    base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
+    engine::{pool::Pool, request::Table},
     view::{self, Availability, Change},
 };
 

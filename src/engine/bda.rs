@@ -9,13 +9,11 @@ use std::path::{Path, PathBuf};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::{
-    engine::{
-        metadata::{
-            HeaderFlags, Layout, Mda, StaticHeader, Step,
-            header::{self, BLOCK_BYTES, Found, Half, Invalid, Resolved, Unresolved},
-            mda::{MdaError, Plan, next_stamp},
-        },
-        units::Sectors,
+    base::units::Sectors,
+    engine::metadata::{
+        HeaderFlags, Layout, Mda, StaticHeader, Step,
+        header::{self, BLOCK_BYTES, Found, Half, Invalid, Resolved, Unresolved},
+        mda::{MdaError, Plan, next_stamp},
     },
     platform::{self, DeviceWrite, Platform, Timestamp, WriteStep},
 };

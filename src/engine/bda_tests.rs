@@ -9,9 +9,9 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::{
-    ids::{DevUuid, PoolUuid},
-    metadata::{MetadataVersion, header::STATIC_HEADER_BYTES},
+use crate::{
+    base::ids::{DevUuid, PoolUuid},
+    engine::metadata::{MetadataVersion, header::STATIC_HEADER_BYTES},
 };
 
 const SECTOR: usize = 512;

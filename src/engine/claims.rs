@@ -14,7 +14,7 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    engine::{
+    base::{
         ids::{FsUuid, PoolUuid},
         name::Name,
     },

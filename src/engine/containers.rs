@@ -9,18 +9,20 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::Value;
 
 use crate::{
+    base::{
+        ids::PoolUuid,
+        units::{Bytes, Sectors},
+    },
     engine::{
         dm_names::Role,
         encryption::{
-            self, Assigned, BindRequest, Bindings, EncryptionError, Kind, UnlockMethod, clevis_token, keyring_token,
+            self, Assigned, BindRequest, Bindings, EncryptionError, KeyDescription, Kind, UnlockMethod, clevis_token,
+            keyring_token,
         },
         error::Result,
-        ids::PoolUuid,
-        ops::KeyDescription,
         plan::sizes,
         stack::{Stack, remove_surely},
         undo::{Rollback, When},
-        units::{Bytes, Sectors},
     },
     platform::{
         Platform, WriteStep,

@@ -7,11 +7,11 @@ use std::{
 };
 
 use crate::{
+    base::ids::{DevUuid, PoolUuid},
     engine::{
         Engine,
         bda::{self, Bda, Repair},
         error::{Error, Result, list},
-        ids::{DevUuid, PoolUuid},
         layout::NewDevice,
         luks_device::{LuksDevice, LuksFormat},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},

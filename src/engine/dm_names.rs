@@ -1,7 +1,7 @@
 //! Names of device-mapper devices (`docs/spec/engine/storage-stack.md` §1), composed and read back. The device-mapper UUID of
 //! each is the same text as its name.
 
-use crate::engine::ids::{DevUuid, FsUuid, PoolUuid};
+use crate::base::ids::{DevUuid, FsUuid, PoolUuid};
 
 /// Version of the name format.
 const FORMAT: &str = "stratis-1";

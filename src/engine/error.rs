@@ -4,16 +4,14 @@
 use std::path::PathBuf;
 
 use crate::{
-    engine::{
-        bda,
-        encryption::EncryptionError,
+    base::{
+        error_chain,
         ids::{DevUuid, FsUuid, PoolUuid},
-        metadata,
         name::{Name, NameError, shortened},
-        plan,
-        request::PoolRef,
+        pool_ref::PoolRef,
         units::Sectors,
     },
+    engine::{bda, encryption::EncryptionError, metadata, plan},
     platform::{self, luks::ReencryptionMode},
     view::{Availability, Tier},
 };
@@ -331,7 +329,7 @@ pub enum Error {
 impl Error {
     /// The whole chain of causes as one sentence: cause, and what to do.
     pub fn sentence(&self) -> String {
-        chain(self)
+        error_chain::sentence(self)
     }
 
     /// What an undo that failed leaves of the pool's availability.
@@ -371,22 +369,6 @@ impl Error {
             _ => false,
         }
     }
-}
-
-/// An error with the whole chain of its causes, as one sentence.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        // A source that the text quotes already is not said twice.
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    text
 }
 
 /// The word for a work in messages.

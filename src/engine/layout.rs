@@ -4,9 +4,9 @@
 //! Pure: from metadata to metadata. Where its bytes lie on disk is the business of [`crate::engine::metadata`].
 
 use crate::{
+    base::{ids::DevUuid, units::Sectors},
     engine::{
         error::{Error, Result},
-        ids::DevUuid,
         metadata::{
             IntegritySpec, MetadataVersion, PoolMetadata, Rest, StaticHeader,
             pool::{
@@ -19,7 +19,6 @@ use crate::{
             cap::{self, CapBase},
             segments, sizes,
         },
-        units::Sectors,
     },
     view::{Features, Tier},
 };

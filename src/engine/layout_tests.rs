@@ -1,16 +1,17 @@
 //! How long pool-level metadata becomes while a pool grows as large as pools are made.
 
 use super::*;
-use crate::engine::{
-    ids::PoolUuid,
-    metadata::{
-        Layout,
-        header::MDA_SIZE,
-        pool::{DATA_BLOCK, check},
+use crate::{
+    base::{ids::PoolUuid, units::DataBlocks},
+    engine::{
+        metadata::{
+            Layout,
+            header::MDA_SIZE,
+            pool::{DATA_BLOCK, check},
+        },
+        plan::growth,
+        pool::RESERVE_BYTES,
     },
-    plan::growth,
-    pool::RESERVE_BYTES,
-    units::DataBlocks,
 };
 
 const GIB: u64 = 2 << 20;

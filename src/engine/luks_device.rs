@@ -9,6 +9,10 @@ use std::{
 };
 
 use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        units::Sectors,
+    },
     engine::{
         containers::{self, LAYOUT_V1, Prepared, Unlock},
         dm_names,
@@ -17,11 +21,9 @@ use crate::{
             keyring_token, read_device_header, unfinished_token,
         },
         error::{Error, Result},
-        ids::{DevUuid, PoolUuid},
         stack::{remove_if_up, remove_surely},
         ties,
         undo::{Rollback, When},
-        units::Sectors,
     },
     platform::{
         BlockDevice, Geometry, Platform,

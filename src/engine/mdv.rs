@@ -2,10 +2,10 @@
 //! [journal](Journal) of what is being made or destroyed.
 
 use crate::{
+    base::ids::{FsUuid, PoolUuid},
     engine::{
         dm_names::Role,
         error::{Error, Result},
-        ids::{FsUuid, PoolUuid},
         metadata::{
             filesystem::{self, FilesystemRecord, RecordError},
             journal::{self, Journal},

@@ -10,12 +10,10 @@ mod devices;
 pub mod dm_names;
 pub mod encryption;
 pub mod error;
-pub mod ids;
 mod layout;
 mod luks_device;
 mod mdv;
 pub mod metadata;
-pub mod name;
 pub mod ops;
 pub mod plan;
 pub mod pool;
@@ -28,7 +26,6 @@ mod thin_check;
 pub mod thin_status;
 mod ties;
 mod undo;
-pub mod units;
 mod xfs;
 
 use std::{
@@ -42,11 +39,12 @@ use std::{
 pub use error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 
-use self::{
-    ids::{FsUuid, PoolUuid},
-    request::{Next, Wait},
+use self::request::{Next, Wait};
+use crate::{
+    base::ids::{FsUuid, PoolUuid},
+    platform::Platform,
+    view,
 };
-use crate::{platform::Platform, view};
 
 /// What all operations share: the machine, what requests have claimed, and what is known of pools that do not run.
 pub struct Engine {

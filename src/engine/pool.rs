@@ -9,13 +9,17 @@ mod record;
 use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
+    base::{
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        units::{Bytes, DataBlocks, SECTOR, Sectors},
+    },
     engine::{
         bda::{self, Bda},
         devices::{Candidate, Initialized},
         dm_names::{self, Role},
         encryption::Info,
         error::{Error, Result},
-        ids::{DevUuid, FsUuid, PoolUuid},
         layout::{self, NewDevice},
         luks_device::LuksDevice,
         metadata::{
@@ -23,11 +27,9 @@ use crate::{
             filesystem::THIN_ID_MAX,
             pool::{DeviceSegment, Tier as TierRecord},
         },
-        name::Name,
         plan::{growth::Growth, sizes, watching::Watched},
         stack::{Base, Piece, Shape, Stack},
         thin_status::{self, PoolStatus, State},
-        units::{Bytes, DataBlocks, SECTOR, Sectors},
     },
     platform::{BlockDevice, DeviceNumber, Geometry, Platform},
     view::{self, Availability, Tier},

@@ -13,10 +13,12 @@ use std::{
 
 pub use self::set::{DeviceSet, Found, Seen, Verdict};
 use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        pool_ref::PoolRef,
+    },
     engine::{
         error::{Error, Result},
-        ids::{DevUuid, PoolUuid},
-        request::PoolRef,
         ties::{Doubt, Ties},
     },
     platform::DeviceNumber,

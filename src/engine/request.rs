@@ -13,31 +13,14 @@
 //!   about the chain goes on; it should begin with the step that claims. Those that wait for the same are woken one after the
 //!   other, in the order of their arrival: the next one when the step of the one before has not claimed it again.
 
-use std::{any::Any, fmt, path::PathBuf, time::Duration};
+use std::{any::Any, path::PathBuf, time::Duration};
 
 pub use crate::engine::claims::{Key, Wait};
 use crate::{
-    engine::{Engine, ids::PoolUuid, name::Name, pool::Pool},
+    base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
+    engine::{Engine, pool::Pool},
     platform::PendingLinks,
 };
-
-/// Which pool a request is about. Names are resolved when the lock is granted, not before.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum PoolRef {
-    /// By identifier.
-    Uuid(PoolUuid),
-    /// By its current name.
-    Name(Name),
-}
-
-impl fmt::Display for PoolRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PoolRef::Uuid(uuid) => write!(f, "UUID {uuid}"),
-            PoolRef::Name(name) => write!(f, "name {name}"),
-        }
-    }
-}
 
 /// Whether others may look on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -234,17 +217,5 @@ impl<T: Send + 'static> Next<T> {
 impl From<Key> for Wait {
     fn from(key: Key) -> Wait {
         Wait::Key(key)
-    }
-}
-
-impl From<PoolUuid> for PoolRef {
-    fn from(uuid: PoolUuid) -> PoolRef {
-        PoolRef::Uuid(uuid)
-    }
-}
-
-impl From<Name> for PoolRef {
-    fn from(name: Name) -> PoolRef {
-        PoolRef::Name(name)
     }
 }

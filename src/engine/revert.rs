@@ -11,10 +11,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    base::ids::{FsUuid, PoolUuid},
     engine::{
         dm_names::Role,
         error::{Error, Result},
-        ids::{FsUuid, PoolUuid},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Revert},
         ops,

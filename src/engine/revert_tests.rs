@@ -1,7 +1,7 @@
 //! Which reverts are planned, and what the records are afterwards.
 
 use super::*;
-use crate::engine::{metadata::Rest, units::Sectors};
+use crate::{base::units::Sectors, engine::metadata::Rest};
 
 fn id(n: u8) -> FsUuid {
     FsUuid::from_random([n; 16])

@@ -17,6 +17,11 @@ use self::thin_pool::bring_up_thin_pool;
 pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
 use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        name::Name,
+        units::Sectors,
+    },
     engine::{
         bda::{self, Bda, Choose, Repair},
         claims::Claim,
@@ -24,7 +29,6 @@ use crate::{
         devices,
         dm_names::{self, Role},
         error::{Error, Result},
-        ids::{DevUuid, PoolUuid},
         layout,
         luks_device::LuksDevice,
         mdv::Mdv,
@@ -32,7 +36,6 @@ use crate::{
             self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, Pending, PoolMetadata,
             pool::{Segment, Tier},
         },
-        name::Name,
         plan::sizes,
         pool::{Filesystem, Member, Pool},
         registry::{DeviceSet, Found},
@@ -41,7 +44,6 @@ use crate::{
         stack::{Stack, ensure_device},
         thin_status::{self, PoolStatus},
         undo::{Rollback, When},
-        units::Sectors,
         xfs,
     },
     platform::{self, DeviceNumber, Platform, Timestamp, dm::Visibility},

@@ -6,16 +6,18 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    base::{
+        ids::PoolUuid,
+        units::{DataBlocks, Sectors},
+    },
     engine::{
         containers,
         dm_names::Role,
         error::{Error, Result},
-        ids::PoolUuid,
         layout,
         metadata::{MetadataVersion, pool::Segment},
         plan::sizes,
         undo::{Rollback, When, mended},
-        units::{DataBlocks, Sectors},
     },
     platform::{
         DeviceNumber, Platform,

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use crate::{
-    engine::units::{Bytes, SECTOR, Sectors},
+    base::units::{Bytes, SECTOR, Sectors},
     platform::{Error, Platform, Program, ProgramEnd, Result},
 };
 

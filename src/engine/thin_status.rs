@@ -1,6 +1,6 @@
 //! What the kernel says of a thin pool and of thin devices (`docs/spec/engine/storage-stack.md` §7.6), read from its text.
 
-use crate::engine::units::{DataBlocks, Sectors};
+use crate::base::units::{DataBlocks, Sectors};
 
 /// State of a thin pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

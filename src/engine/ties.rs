@@ -14,10 +14,10 @@ use std::{
 };
 
 use crate::{
+    base::ids::{DevUuid, PoolUuid},
     engine::{
         dm_names::{self, Role},
         error::{Error, Result},
-        ids::{DevUuid, PoolUuid},
         metadata::{HeaderFlags, StaticHeader},
     },
     platform::{self, DeviceNumber, Platform, Timestamp, dm::Target},
@@ -149,7 +149,7 @@ pub fn is_opened_on(platform: &dyn Platform, opened: DeviceNumber, container: De
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{metadata::MetadataVersion, units::Sectors};
+    use crate::{base::units::Sectors, engine::metadata::MetadataVersion};
 
     fn number(minor: u32) -> DeviceNumber {
         DeviceNumber { major: 8, minor }

@@ -202,7 +202,7 @@ mod tests {
         let disk = told.clone();
         undo.push(When::Unused, "wipe", move |_| -> Result<()> { disk.send("disk").map_err(|_| Error::Panicked) });
         note(&mut undo, &told, "take down");
-        let pool = crate::engine::name::Name::new("p").expect("a name");
+        let pool = crate::base::name::Name::new("p").expect("a name");
         let boxed = || Box::new(Error::NoDevices);
         let error = run(undo, Error::Unrecorded { pool, cause: boxed(), source: boxed() });
         assert!(error.is_unsure());

@@ -8,12 +8,14 @@
 use std::path::Path;
 
 use crate::{
+    base::{
+        ids::FsUuid,
+        units::{Bytes, Sectors},
+    },
     engine::{
         error::{Error, Result},
-        ids::FsUuid,
         plan::sizes,
         undo::mended,
-        units::{Bytes, Sectors},
     },
     platform::{self, Mount, Platform, Program},
 };

@@ -6,7 +6,7 @@
 use std::{fmt, str::FromStr};
 
 use crate::{
-    engine::units::{DataBlocks, Sectors},
+    base::units::{DataBlocks, Sectors},
     platform::DeviceNumber,
 };
 

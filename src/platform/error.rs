@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use crate::{
-    engine::name::shortened,
+    base::name::shortened,
     platform::{DeviceNumber, Program},
 };
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::keyring::Secret;
-use crate::engine::units::{Bytes, Sectors};
+use crate::base::units::{Bytes, Sectors};
 
 /// Length of a volume key in bytes: two keys of AES-256, as XTS takes them.
 pub const VOLUME_KEY_BYTES: usize = 64;

@@ -21,7 +21,7 @@ use std::{
 
 pub use error::{Error, ProgramEnd, Result};
 
-use crate::engine::{
+use crate::base::{
     ids::FsUuid,
     name::Name,
     units::{Bytes, Sectors},

@@ -15,7 +15,7 @@ use std::{
 use imbl::OrdMap;
 
 use crate::{
-    engine::{
+    base::{
         ids::{DevUuid, FsUuid, PoolUuid},
         name::Name,
         units::{Bytes, Sectors},

@@ -22,7 +22,8 @@ use threads::{stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Running, Submit, Task, Woken, merge::Merge, wait};
 use crate::{
-    engine::{dm_names::Role, ids::PoolUuid, ops::Depth},
+    base::ids::PoolUuid,
+    engine::{dm_names::Role, ops::Depth},
     platform::{DmEvents, Platform},
 };
 
@@ -132,7 +133,8 @@ impl DmWatch {
 mod tests {
     use super::*;
     use crate::{
-        engine::{dm_names, ids::FsUuid, units::Sectors},
+        base::{ids::FsUuid, units::Sectors},
+        engine::dm_names,
         platform::{
             dm::{Line, Visibility},
             sim::{Call, Sim},

@@ -29,8 +29,8 @@ pub use timers::Timers;
 pub use udev::DeviceWatch;
 
 use crate::{
+    base::ids::PoolUuid,
     engine::{
-        ids::PoolUuid,
         ops::{self, Depth},
         request::Next,
     },

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use parking_lot::Mutex;
 use threads::wake::Waker;
 
-use crate::{engine::ids::PoolUuid, view::Change};
+use crate::{base::ids::PoolUuid, view::Change};
 
 /// The identifiers of the running pools. Clones are the same set.
 #[derive(Clone)]

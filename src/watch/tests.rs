@@ -8,8 +8,13 @@ use threads::{group::Group, stop::Stop, wake::Waker};
 
 use super::*;
 use crate::{
-    engine::{dm_names::Role, ids::PoolUuid, name::Name, units::Sectors},
-    platform::{Platform, dm::Line, dm::Visibility, sim::Sim},
+    base::{ids::PoolUuid, name::Name, units::Sectors},
+    engine::dm_names::Role,
+    platform::{
+        Platform,
+        dm::{Line, Visibility},
+        sim::Sim,
+    },
     view::{self, Change},
 };
 
@@ -92,7 +97,7 @@ fn lost_events_lead_to_a_look_at_all_devices() {
     let engine = crate::engine::Engine::new(Arc::new(sim.clone()));
     let header = crate::engine::metadata::StaticHeader::new(
         PoolUuid::from_random([1; 16]),
-        crate::engine::ids::DevUuid::from_random([2; 16]),
+        crate::base::ids::DevUuid::from_random([2; 16]),
         crate::engine::metadata::MetadataVersion::V2,
         Sectors(1 << 21),
         0,

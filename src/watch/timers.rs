@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Running, Submit, Task, Woken, wait};
-use crate::engine::{ids::PoolUuid, ops::Depth};
+use crate::{base::ids::PoolUuid, engine::ops::Depth};
 
 /// From one round of checks to the next (`docs/spec/engine/engine-behaviour.md` §1.4).
 const PAUSE: Duration = Duration::from_secs(10);

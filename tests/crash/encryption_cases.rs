@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use stratisd::{
+    base::{pool_ref::PoolRef, units::Sectors},
     engine::{
         Result,
         encryption::{BindRequest, Kind, NewBinding, RebindRequest, SlotRequest, UnlockMethod},
         metadata::MetadataVersion,
         ops,
-        request::PoolRef,
-        units::Sectors,
     },
     platform::sim::Sim,
 };
@@ -95,7 +94,7 @@ fn resized(bench: &mut Bench, version: MetadataVersion) {
 }
 
 /// The device of a pool that people know by this path.
-fn device_at(bench: &Bench, path: &str) -> stratisd::engine::ids::DevUuid {
+fn device_at(bench: &Bench, path: &str) -> stratisd::base::ids::DevUuid {
     let pool = bench.pool("p").expect("the pool runs");
     let found = pool.devices.values().find(|device| device.physical == Path::new(path));
     found.expect("the device is the pool's").uuid

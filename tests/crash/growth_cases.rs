@@ -5,12 +5,14 @@
 use std::path::Path;
 
 use stratisd::{
+    base::{
+        pool_ref::PoolRef,
+        units::{Bytes, Sectors},
+    },
     engine::{
         Result,
         metadata::MetadataVersion,
         ops::{self, CacheTier, Stopped, Unlock},
-        request::PoolRef,
-        units::{Bytes, Sectors},
     },
     platform::{Platform, WriteStep},
 };

@@ -37,7 +37,8 @@ use encryption_cases::ENCRYPTION_CASES;
 use growth_cases::GROWTH_CASES;
 use state::State;
 use stratisd::{
-    engine::{Result, dm_names::Role, metadata::MetadataVersion, ops, request::PoolRef},
+    base::pool_ref::PoolRef,
+    engine::{Result, dm_names::Role, metadata::MetadataVersion, ops},
     platform::{Platform, sim::Sim},
 };
 

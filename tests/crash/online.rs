@@ -16,7 +16,8 @@ use std::{
 };
 
 use stratisd::{
-    engine::{Result, dm_names::Role, encryption::NewBinding, metadata::MetadataVersion, ops, units::Sectors},
+    base::units::Sectors,
+    engine::{Result, dm_names::Role, encryption::NewBinding, metadata::MetadataVersion, ops},
     platform::{
         Platform, WriteStep,
         sim::{Call, Sim},

@@ -14,13 +14,12 @@ use std::{cell::Cell, path::Path};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use stratisd::{
+    base::{pool_ref::PoolRef, units::Sectors},
     engine::{
         Result,
         encryption::{BindRequest, Kind, RebindRequest, SlotRequest},
         metadata::MetadataVersion,
         ops::{self, CacheTier, Unlock},
-        request::PoolRef,
-        units::Sectors,
     },
     platform::{
         Platform,

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stratisd::{
+    base::ids::PoolUuid,
     engine::{
         dm_names::{self, Role},
-        ids::PoolUuid,
         thin_status::PoolStatus,
     },
     platform::{

@@ -13,15 +13,18 @@ mod pools;
 
 pub use pools::Pools;
 use stratisd::{
+    base::{
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        pool_ref::PoolRef,
+        units::Sectors,
+    },
     engine::{
         Engine, Result, dm_names,
-        ids::{DevUuid, FsUuid, PoolUuid},
         metadata::{IntegritySpec, MetadataVersion},
-        name::Name,
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
         pool::Pool,
-        request::{Access, Next, PoolRef},
-        units::Sectors,
+        request::{Access, Next},
     },
     platform::{Platform, WriteStep, sim::Sim},
     view,

@@ -4,14 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use stratisd::{
-    engine::{
-        Engine, Error,
-        dm_names::Role,
-        metadata::MetadataVersion,
-        ops,
-        request::{Next, PoolRef},
-        units::Sectors,
-    },
+    base::{pool_ref::PoolRef, units::Sectors},
+    engine::{Engine, Error, dm_names::Role, metadata::MetadataVersion, ops, request::Next},
     platform::{
         DeviceAction, DeviceEvent, DeviceEvents, Platform,
         sim::{Call, Sim, Step},

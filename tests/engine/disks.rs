@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use stratisd::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        units::{DataBlocks, Sectors},
+    },
     engine::{
         bda::{Bda, Repair},
-        ids::{DevUuid, PoolUuid},
         metadata::{
             MetadataVersion, StaticHeader, Step,
             header::plan_initialize,
             mda::{Layout, Mda},
         },
-        units::{DataBlocks, Sectors},
     },
     platform::{
         DeviceNumber, Platform, Program, Timestamp, WriteStep,

@@ -2,11 +2,10 @@
 
 use serde_json::json;
 use stratisd::{
+    base::{ids::FsUuid, units::Sectors},
     engine::{
         Error, Result,
-        ids::FsUuid,
         ops::{self, NewFilesystem},
-        units::Sectors,
     },
     platform::{Platform, sim::Call},
 };

@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use stratisd::{
+    base::units::Sectors,
     engine::{
         bda::{Bda, Repair},
         dm_names::Role,
         metadata::MetadataVersion,
         ops,
-        units::Sectors,
     },
     platform::{
         Platform, Timestamp,

@@ -6,17 +6,20 @@ use std::{
 };
 
 use stratisd::{
+    base::{
+        name::{NameError, Subject},
+        units::{Bytes, Sectors},
+    },
     engine::{
         Error, Result,
+        encryption::KeyDescription,
         error::Error::*,
         metadata::{IntegritySpec, MetadataVersion, TagSpec},
-        name::{NameError, Subject},
         ops::{self, NewFilesystem, NewPool},
         plan::{
             sector_rules::SectorError,
             sizes::{self, SizeError},
         },
-        units::{Bytes, Sectors},
     },
     platform::{
         self, Platform,
@@ -136,7 +139,7 @@ fn bad_devices_are_refused_when_they_are_added() {
     let other: Refusal = (&["/dev/4k"], |e| matches!(e, SectorSizes(SectorError::OtherThanTier { .. })));
     check_refused(&other, "add", |bench, devices| add(bench, devices).map(drop));
     let mut bench = machine();
-    let nobody = stratisd::engine::ids::PoolUuid::from_random([1; 16]);
+    let nobody = stratisd::base::ids::PoolUuid::from_random([1; 16]);
     let error = bench.run(ops::add_data_devices(nobody, paths(&["/dev/good"]))).unwrap_err();
     assert!(matches!(error, NoPool(uuid) if uuid == nobody), "{error:?}");
 }
@@ -341,7 +344,7 @@ fn texts_of_any_length_are_quoted_in_a_line() {
         let said = bench.run(ops::create_pool(new)).unwrap_err().sentence();
         assert!(said.chars().count() < 240, "{said}");
     }
-    let said = ops::KeyDescription::new(&format!("{long};")).unwrap_err().to_string();
+    let said = KeyDescription::new(&format!("{long};")).unwrap_err().to_string();
     assert!(said.chars().count() < 240, "{said}");
 }
 
@@ -361,8 +364,8 @@ fn what_is_not_there_is_an_error_that_names_it() {
     let mut bench = machine();
     bench.create_filesystems("p", &["f", "g"]).unwrap();
     let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
-    let nobody = stratisd::engine::ids::FsUuid::from_random([1; 16]);
-    let no_pool = stratisd::engine::ids::PoolUuid::from_random([1; 16]);
+    let nobody = stratisd::base::ids::FsUuid::from_random([1; 16]);
+    let no_pool = stratisd::base::ids::PoolUuid::from_random([1; 16]);
     let before = Witness::of(&bench);
     let check = |result: Result<()>, expected: fn(&Error) -> bool| {
         let error = result.unwrap_err();
@@ -380,7 +383,7 @@ fn what_is_not_there_is_an_error_that_names_it() {
         bench.run(ops::destroy_pool(pool)).map(drop),
         |e| matches!(e, HasFilesystems { filesystems, .. } if filesystems.len() == 2),
     );
-    let device = stratisd::engine::ids::DevUuid::from_random([1; 16]);
+    let device = stratisd::base::ids::DevUuid::from_random([1; 16]);
     check(bench.run(ops::set_user_info(pool, device, None)).map(drop), |e| matches!(e, NoDevice { .. }));
     before.check_unchanged(&bench, "requests about what is not there");
     assert!(!bench.run(ops::destroy_pool(no_pool)).unwrap());

@@ -10,12 +10,12 @@ use std::sync::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use stratisd::{
+    base::{ids::PoolUuid, pool_ref::PoolRef},
     engine::{
         Result,
-        ids::PoolUuid,
         metadata::{IntegritySpec, MetadataVersion},
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
-        request::{Next, PoolRef},
+        request::Next,
     },
     platform::{
         DeviceAction, DeviceEvent, Platform, Program,

@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 use stratisd::{
-    engine::{dm_names::Role, ids::PoolUuid, metadata::MetadataVersion, ops, units::Sectors},
+    base::{ids::PoolUuid, units::Sectors},
+    engine::{dm_names::Role, metadata::MetadataVersion, ops},
     platform::{
         Platform,
         dm::{Line, Target},

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use stratisd::{
+    base::units::Sectors,
     engine::{
         bda::{Bda, Repair},
         metadata::HeaderFlags,
-        units::Sectors,
     },
     platform::{DeviceClass, Platform, sim::Sim},
 };

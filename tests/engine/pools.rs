@@ -7,12 +7,11 @@ use std::{
 };
 
 use stratisd::{
+    base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
     engine::{
         Engine,
-        ids::PoolUuid,
-        name::Name,
         pool::Pool,
-        request::{Access, Granted, Mode, Next, Part, PoolRef, Table},
+        request::{Access, Granted, Mode, Next, Part, Table},
     },
     view::Availability,
 };

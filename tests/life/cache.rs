@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use stratisd::{
-    engine::{Error, Result, dm_names::Role, ids::DevUuid, metadata::MetadataVersion, ops, units::Sectors},
+    base::{ids::DevUuid, units::Sectors},
+    engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops},
     platform::{DeviceClass, DeviceNumber, Platform, dm::Target, sim::Sim},
     view::Tier,
 };

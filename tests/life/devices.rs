@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use stratisd::{
-    engine::{Error, Result, ops, request::PoolRef, units::Sectors},
+    base::{pool_ref::PoolRef, units::Sectors},
+    engine::{Error, Result, ops},
     platform::{DeviceAction, DeviceEvent, Platform, sim::Sim},
 };
 

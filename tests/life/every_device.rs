@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use stratisd::{
+    base::pool_ref::PoolRef,
     engine::{
         bda::{Bda, Repair},
         dm_names::Role,
         metadata::{FilesystemRecord, Journal, Pending},
         ops::{self, CacheTier, Unlock},
-        request::PoolRef,
     },
     platform::{
         Platform,

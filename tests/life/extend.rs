@@ -3,10 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use stratisd::{
-    engine::{
-        Error, dm_names, ops,
-        units::{Bytes, Sectors},
-    },
+    base::units::{Bytes, Sectors},
+    engine::{Error, dm_names, ops},
     platform::{
         Platform,
         sim::{Call, Sim},

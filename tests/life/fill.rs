@@ -4,17 +4,19 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, unbounded};
 use stratisd::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        units::Bytes,
+    },
     daemon::{
         dispatch::{Dispatcher, LIMITS, Request, Workers},
         links::Links,
     },
     engine::{
-        Engine, dm_names,
-        dm_names::Role,
-        ids::{FsUuid, PoolUuid},
+        Engine,
+        dm_names::{self, Role},
         ops,
         request::Next,
-        units::Bytes,
     },
     platform::{
         Platform, WriteStep,

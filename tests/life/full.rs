@@ -3,7 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use stratisd::{
-    engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops, thin_status::PoolStatus, units::Sectors},
+    base::units::Sectors,
+    engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops, thin_status::PoolStatus},
     platform::{
         Platform, WriteStep,
         sim::{Call, Sim},

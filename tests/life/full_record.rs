@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use stratisd::{
+    base::units::Sectors,
     engine::{
         Error,
         metadata::MetadataVersion,
         ops::{self, Generation, NewFilesystem},
-        units::Sectors,
     },
     platform::{Platform, WriteStep, sim::Sim},
 };

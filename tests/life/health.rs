@@ -1,7 +1,8 @@
 //! Thin pools that are not well: the pool is restricted, shown with the reason, and healed by a stop and a start.
 
 use stratisd::{
-    engine::{dm_names::Role, ops, units::Sectors},
+    base::units::Sectors,
+    engine::{dm_names::Role, ops},
     platform::{
         Platform, Program, ProgramEnd,
         sim::{Call, Sim},

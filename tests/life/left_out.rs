@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use stratisd::{
+    base::ids::FsUuid,
     engine::{
         Error,
         dm_names::{self, Role},
-        ids::FsUuid,
         ops::{self, Generation},
     },
     platform::{

@@ -5,16 +5,15 @@ use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, unbounded};
 use stratisd::{
+    base::{ids::PoolUuid, units::Sectors},
     daemon::{
         dispatch::{Dispatcher, LIMITS, Request, Workers},
         links::Links,
     },
     engine::{
         Engine, dm_names,
-        ids::PoolUuid,
         ops::{self, NewFilesystem},
         request::Next,
-        units::Sectors,
     },
     platform::{
         Platform, Program, WriteStep,

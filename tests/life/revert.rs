@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use stratisd::{
+    base::units::Sectors,
     engine::{
         Error, Result, dm_names,
         metadata::{FilesystemRecord, MetadataVersion},
         ops::{self, Generation},
-        units::Sectors,
     },
     platform::{Platform, sim::Sim},
 };

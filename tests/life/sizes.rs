@@ -4,12 +4,14 @@
 use std::path::Path;
 
 use stratisd::{
+    base::{
+        ids::FsUuid,
+        units::{Bytes, Sectors},
+    },
     engine::{
         Error, dm_names,
-        ids::FsUuid,
         metadata::FilesystemRecord,
         ops::{self, NewFilesystem},
-        units::{Bytes, Sectors},
     },
     platform::{
         DeviceAction, DeviceEvent, Platform, WriteStep,

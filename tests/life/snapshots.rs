@@ -3,7 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use stratisd::{
-    engine::{Error, Result, dm_names::Role, ids::FsUuid, metadata::MetadataVersion, ops, units::Sectors},
+    base::{ids::FsUuid, units::Sectors},
+    engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops},
     platform::{Platform, Program, WriteStep, sim::Sim},
     view::Availability,
 };

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use stratisd::{
+    base::units::Sectors,
     engine::{
         Error, Result,
         dm_names::Role,
         ops,
         thin_status::{PoolStatus, State},
-        units::Sectors,
     },
     platform::{Platform, WriteStep, sim::Sim},
     view::Availability,

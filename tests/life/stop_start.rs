@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use stratisd::{
+    base::pool_ref::PoolRef,
     engine::{
         Error,
         dm_names::{self, Role},
         metadata::MetadataVersion,
         ops::{self, CacheTier, Secret, Stopped, Unlock},
-        request::PoolRef,
     },
     platform::sim::{Call, Sim},
 };

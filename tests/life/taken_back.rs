@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use stratisd::{
+    base::{pool_ref::PoolRef, units::Sectors},
     engine::{
         Result, dm_names,
         metadata::MetadataVersion,
         ops::{self, CacheTier, Unlock},
-        request::PoolRef,
-        units::Sectors,
     },
     platform::{
         Platform, Program,

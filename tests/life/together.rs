@@ -2,11 +2,11 @@
 //! outcome is that of one after the other.
 
 use stratisd::{
+    base::{name::Name, pool_ref::PoolRef},
     engine::{
         self,
-        name::Name,
         ops::{self, CacheTier, NewFilesystem, Stopped, Unlock},
-        request::{Next, PoolRef},
+        request::Next,
     },
     platform::sim::Sim,
 };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use stratisd::engine::{ops, units::Sectors};
+use stratisd::{base::units::Sectors, engine::ops};
 
 use crate::bench::{Bench, GIB, name};
 

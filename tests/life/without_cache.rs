@@ -3,14 +3,12 @@
 use std::path::Path;
 
 use stratisd::{
+    base::{name::Name, pool_ref::PoolRef, units::Sectors},
     engine::{
         Error, Result,
         dm_names::Role,
         metadata::MetadataVersion,
-        name::Name,
         ops::{self, CacheTier, Started, Unlock},
-        request::PoolRef,
-        units::Sectors,
     },
     platform::{
         DeviceClass, Platform,

@@ -1,11 +1,11 @@
 //! Encrypted pools are destroyed: nothing of them is up, and their devices can be used anew.
 
 use stratisd::{
+    base::pool_ref::PoolRef,
     engine::{
         dm_names::Role,
         metadata::MetadataVersion,
         ops::{self, Stopped},
-        request::PoolRef,
     },
     platform::Platform,
 };

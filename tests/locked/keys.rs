@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use stratisd::{
+    base::pool_ref::PoolRef,
     engine::{
         Result,
-        encryption::{BindRequest, ClevisRequest, NewBinding, UnlockMethod},
+        encryption::{BindRequest, ClevisRequest, KeyDescription, NewBinding, UnlockMethod},
         metadata::{IntegritySpec, MetadataVersion},
-        ops::{self, CacheTier, KeyDescription, NewPool, Secret, Unlock},
-        request::PoolRef,
+        ops::{self, CacheTier, NewPool, Secret, Unlock},
     },
     platform::sim::Sim,
     view,

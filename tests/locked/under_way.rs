@@ -4,14 +4,17 @@
 use std::{path::Path, time::Duration};
 
 use stratisd::{
+    base::{
+        pool_ref::PoolRef,
+        units::{Bytes, Sectors},
+    },
     engine::{
         Engine, Error, Result,
         dm_names::Role,
         encryption::{BindRequest, Kind, RebindRequest, SlotRequest, UnlockMethod},
         metadata::MetadataVersion,
         ops,
-        request::{Next, PoolRef},
-        units::{Bytes, Sectors},
+        request::Next,
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
@@ -111,7 +114,7 @@ fn mark(bench: &Bench) -> u8 {
     bench.mark_of(bench.id("p"), bench.filesystem("p", "f"))
 }
 
-fn device_at(bench: &Bench, path: &str) -> stratisd::engine::ids::DevUuid {
+fn device_at(bench: &Bench, path: &str) -> stratisd::base::ids::DevUuid {
     let pool = bench.pool("p").unwrap();
     pool.devices.values().find(|device| device.physical == Path::new(path)).unwrap().uuid
 }

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stratisd::{
-    engine::units::{DataBlocks, Sectors},
+    base::units::{DataBlocks, Sectors},
     platform::{
         DeviceAction, DeviceClass, DeviceNumber, Platform, Program, Result, WriteStep,
         dm::{Line, Target, Visibility},

@@ -9,7 +9,7 @@ use std::{path::Path, time::Duration};
 
 use alike::Place;
 use stratisd::{
-    engine::units::Sectors,
+    base::units::Sectors,
     platform::{Platform, sim::Sim},
 };
 

@@ -9,6 +9,7 @@ use super::{
     with_filesystem,
 };
 use crate::{
+    base::units::Sectors,
     bus::{
         changes::{Signal, apply},
         message::{self, Envelope},
@@ -16,7 +17,6 @@ use crate::{
         tree::{ADDED_SIGNATURE, Id, Object, Tree},
         wire::Value,
     },
-    engine::units::Sectors,
     view::{Availability, Change, Encryption, Features, Pool, Stopped, StoppedPool},
 };
 

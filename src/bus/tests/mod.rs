@@ -11,15 +11,15 @@ use std::sync::Arc;
 use dbus::Message;
 
 use crate::{
+    base::{
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        units::{Bytes, Sectors},
+    },
     bus::{
         message::{self, Outgoing},
         tree::Tree,
         wire::{Types, Value},
-    },
-    engine::{
-        ids::{DevUuid, FsUuid, PoolUuid},
-        name::Name,
-        units::{Bytes, Sectors},
     },
     view::{Availability, Change, Device, Filesystem, Pool, Tier},
 };

@@ -10,7 +10,7 @@ use crate::{
         job::{Caller, Failure, Holder, Locks, RunningProgram},
         lister::Long,
         message::{self, BadArguments},
-        outcome::{Answer, Asked, Outcome, error_name, readable, sentence},
+        outcome::{Answer, Asked, Outcome, error_name, readable},
         reader::{CallError, Response, Task, respond},
         report::{self, Composer, Report},
         table::{Interface, Kind, find_method, find_property},
@@ -301,9 +301,10 @@ fn a_start_with_a_passphrase_reads_it_first() {
     use std::{fs::File, io::Write, os::fd::OwnedFd, sync::Arc};
 
     use crate::{
+        base::pool_ref::PoolRef,
         engine::{
             Engine,
-            request::{Access, Mode, Next, PoolRef},
+            request::{Access, Mode, Next},
         },
         platform::sim::Sim,
     };
@@ -468,22 +469,6 @@ fn a_refusal_of_a_call_says_what_to_do() {
         let verbs = ["introspect", "list", "name", "give", "put", "ask", "one of type"];
         assert!(verbs.iter().any(|verb| remedy.starts_with(verb)), "{said}");
     }
-}
-
-#[test]
-fn an_error_is_one_sentence_and_nothing_is_said_twice() {
-    #[derive(Debug, thiserror::Error)]
-    enum Chain {
-        #[error("outer")]
-        Outer(#[source] Box<Chain>),
-        #[error("has inner in it")]
-        Quotes(#[source] Box<Chain>),
-        #[error("inner")]
-        Inner,
-    }
-    let chain = Chain::Outer(Box::new(Chain::Quotes(Box::new(Chain::Inner))));
-    assert_eq!(sentence(&chain), "outer: has inner in it");
-    assert_eq!(sentence(&Chain::Outer(Box::new(Chain::Inner))), "outer: inner");
 }
 
 #[test]

@@ -17,7 +17,8 @@ use threads::{group::Group, workers::Bounds};
 
 use super::*;
 use crate::{
-    engine::request::{Key, PoolRef, Table},
+    base::pool_ref::PoolRef,
+    engine::request::{Key, Table},
     view::{Availability, Stopped},
 };
 

@@ -5,7 +5,11 @@ use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{ClevisRequest, DEPTH_MAX, EncryptionError, Result};
+use super::{
+    error::{EncryptionError, Result},
+    mechanism::{DEPTH_MAX, Mechanism},
+    request::{BindRequest, ClevisRequest},
+};
 
 const NO_HEADER: EncryptionError = EncryptionError::Jwe("it has no readable header");
 
@@ -28,21 +32,36 @@ pub(super) fn shown(jwe: &Value) -> Result<(String, Value)> {
     of_object(jwe, Purpose::Shown)
 }
 
-/// What is to be bound to get the same binding anew. The servers may have new keys and are trusted with them: that is what
-/// `clevis luks regen` is for.
-///
-/// # Errors
-/// As for [`shown`].
-pub(super) fn renewal(jwe: &Value) -> Result<ClevisRequest> {
-    of_object(jwe, Purpose::Renewal).map(|(pin, config)| ClevisRequest { pin, config, trust: true })
+impl ClevisRequest {
+    /// The request that makes the binding with this encrypted passphrase anew. The servers may have new keys and are
+    /// trusted with them: that is what `clevis luks regen` is for.
+    ///
+    /// # Errors
+    /// If the JWE does not say what it was made from.
+    pub fn renewal(jwe: &Value) -> Result<ClevisRequest> {
+        of_object(jwe, Purpose::Renewal).map(|(pin, config)| ClevisRequest { pin, config, trust: true })
+    }
+
+    /// The request that makes the same binding on another device. The servers must have the keys that they had.
+    ///
+    /// # Errors
+    /// As for [`ClevisRequest::renewal`].
+    fn elsewhere(jwe: &Value) -> Result<ClevisRequest> {
+        of_object(jwe, Purpose::Elsewhere).map(|(pin, config)| ClevisRequest { pin, config, trust: false })
+    }
 }
 
-/// What is to be bound to get the same binding on another device. The servers must have the keys that they had.
-///
-/// # Errors
-/// As for [`shown`].
-pub(super) fn elsewhere(jwe: &Value) -> Result<ClevisRequest> {
-    of_object(jwe, Purpose::Elsewhere).map(|(pin, config)| ClevisRequest { pin, config, trust: false })
+impl Mechanism {
+    /// The request that makes the same binding on another device of the pool.
+    ///
+    /// # Errors
+    /// If the encrypted passphrase does not say what it was made from.
+    pub fn elsewhere(&self) -> Result<BindRequest> {
+        Ok(match self {
+            Mechanism::Keyring(description) => BindRequest::Keyring(description.clone()),
+            Mechanism::Clevis { jwe, .. } => BindRequest::Clevis(ClevisRequest::elsewhere(jwe)?),
+        })
+    }
 }
 
 fn of_object(jwe: &Value, purpose: Purpose) -> Result<(String, Value)> {

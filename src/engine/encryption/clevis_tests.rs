@@ -62,8 +62,8 @@ fn of_a_tpm_nothing_is_shown_but_what_the_user_chose_is_kept() {
     shows(&tpm2_header(), "tpm2", json!({}));
     let chosen = json!({ "hash": "sha256", "key": "ecc", "pcr_bank": "sha256", "pcr_ids": "0,7" });
     let config = |request: ClevisRequest| (request.config, request.trust);
-    assert_eq!(config(renewal(&jwe(&tpm2_header())).unwrap()), (chosen.clone(), true));
-    assert_eq!(config(elsewhere(&jwe(&tpm2_header())).unwrap()), (chosen, false));
+    assert_eq!(config(ClevisRequest::renewal(&jwe(&tpm2_header())).unwrap()), (chosen.clone(), true));
+    assert_eq!(config(ClevisRequest::elsewhere(&jwe(&tpm2_header())).unwrap()), (chosen, false));
 }
 
 #[test]
@@ -74,13 +74,13 @@ fn shares_are_shown_by_pin_in_their_order_and_at_any_depth() {
     let nested = json!({ "t": 2, "pins": { "tang": [tang("http://b")], "tpm2": [{}] } });
     shows(&header, "sss", json!({ "t": 1, "pins": { "tang": [tang("http://a"), tang("http://c")], "sss": [nested] } }));
 
-    let renewed = renewal(&jwe(&header)).unwrap();
+    let renewed = ClevisRequest::renewal(&jwe(&header)).unwrap();
     let tpm2 = json!({ "hash": "sha256", "key": "ecc", "pcr_bank": "sha256", "pcr_ids": "0,7" });
     let nested = json!({ "t": 2, "pins": { "tang": [{ "url": "http://b" }], "tpm2": [tpm2] } });
     let whole = json!({ "t": 1, "pins": { "tang": [{ "url": "http://a" }, { "url": "http://c" }], "sss": [nested] } });
     assert_eq!(renewed, ClevisRequest { pin: "sss".to_owned(), config: whole, trust: true });
     // Elsewhere only the keys that are trusted already.
-    let same = elsewhere(&jwe(&header)).unwrap();
+    let same = ClevisRequest::elsewhere(&jwe(&header)).unwrap();
     assert!(!same.trust && same.config.to_string().matches(THUMBPRINT).count() == 3);
     assert!(BindRequest::Clevis(same).check().is_ok());
 }
@@ -183,7 +183,7 @@ proptest! {
         if let Value::Object(members) = &mut header {
             members.insert("clevis".to_owned(), json!({ "pin": pin, &*pin: made_with }));
         }
-        for read in [shown(&jwe(&header)).is_ok(), renewal(&jwe(&header)).is_ok(), elsewhere(&jwe(&header)).is_ok()] {
+        for read in [shown(&jwe(&header)).is_ok(), ClevisRequest::renewal(&jwe(&header)).is_ok(), ClevisRequest::elsewhere(&jwe(&header)).is_ok()] {
             prop_assert!(!read || header.is_object());
         }
     }

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 
 use crate::{
-    engine::{
-        encryption::{BINDINGS_MAX, DEPTH_MAX, Kind},
-        error::chain,
-        name::shortened,
-        ops::KeyDescription,
+    base::{error_chain, name::shortened},
+    engine::encryption::{
+        key_description::KeyDescription,
+        mechanism::{BINDINGS_MAX, DEPTH_MAX, Kind},
     },
     platform::{self, luks::NUMBERS},
 };
+
+/// Result of what this room does.
+pub type Result<T> = std::result::Result<T, EncryptionError>;
 
 /// Why not.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +134,8 @@ impl EncryptionError {
 }
 
 fn attempts(attempts: &[(String, EncryptionError)]) -> String {
-    let told = attempts.iter().map(|(with, error)| format!("with {} ({})", shortened(with), chain(error)));
+    let told =
+        attempts.iter().map(|(with, error)| format!("with {} ({})", shortened(with), error_chain::sentence(error)));
     told.collect::<Vec<_>>().join(", ")
 }
 

@@ -155,7 +155,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::engine::ops::KeyDescription;
+    use crate::engine::encryption::KeyDescription;
 
     fn key(token: u32, description: &str) -> Binding {
         let mechanism = Mechanism::Keyring(KeyDescription::new(description).unwrap());

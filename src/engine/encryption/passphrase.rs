@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::{Binding, Bindings, EncryptionError, Kind, Mechanism, Result, UnlockMethod};
 use crate::{
-    engine::ops::KeyDescription,
+    engine::encryption::KeyDescription,
     platform::{
         self, Platform,
         keyring::Secret,

@@ -6,7 +6,7 @@
 
 use super::{BINDINGS_MAX, BindRequest, Binding, EncryptionError, Info, Kind, Mechanism, Result};
 use crate::{
-    engine::{metadata::MetadataVersion, ops::KeyDescription},
+    engine::{encryption::KeyDescription, metadata::MetadataVersion},
     platform::luks::NUMBERS,
 };
 

@@ -4,8 +4,11 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::{DEPTH_MAX, EncryptionError, Kind, Mechanism, Result, clevis};
-use crate::engine::ops::KeyDescription;
+use super::{
+    error::{EncryptionError, Result},
+    key_description::KeyDescription,
+    mechanism::{DEPTH_MAX, Kind, Mechanism},
+};
 
 /// Our own member of a configuration: take the keys that the servers send.
 const TRUST: &str = "stratis:tang:trust_url";
@@ -90,14 +93,6 @@ impl ClevisRequest {
             true => Ok(ClevisRequest { pin: pin.to_owned(), config, trust }),
             false => Err(EncryptionError::NotTrusted { pin: pin.to_owned() }),
         }
-    }
-
-    /// What the binding with this encrypted passphrase is to be made anew from.
-    ///
-    /// # Errors
-    /// If the JWE does not say what it was made from.
-    pub fn renewal(jwe: &Value) -> Result<ClevisRequest> {
-        clevis::renewal(jwe)
     }
 }
 

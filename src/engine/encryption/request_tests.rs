@@ -113,7 +113,7 @@ fn what_is_no_configuration_is_refused() {
 
 proptest! {
     #[test]
-    fn nothing_that_is_asked_makes_it_panic(pin in "tang|tpm2|sss|.{0,3}", config in clevis::tests::any_json()) {
+    fn nothing_that_is_asked_makes_it_panic(pin in "tang|tpm2|sss|.{0,3}", config in super::super::clevis::tests::any_json()) {
         if let Ok(request) = asked(&pin, config) {
             prop_assert!(pin == "tpm2" || request.config.get(TRUST).is_none());
         }

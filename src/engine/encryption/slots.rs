@@ -64,10 +64,7 @@ pub fn assign(new: Vec<NewBinding>) -> Result<Vec<Assigned>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{
-        encryption::{ClevisRequest, EncryptionError as E},
-        ops::KeyDescription,
-    };
+    use crate::engine::encryption::{ClevisRequest, EncryptionError as E, KeyDescription};
 
     fn key(token: Option<u32>, description: &str) -> NewBinding {
         NewBinding { token, request: BindRequest::Keyring(KeyDescription::new(description).unwrap()) }

@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    engine::{encryption::Kind, units::Sectors},
-    platform::luks::State,
-};
+use crate::{base::units::Sectors, engine::encryption::Kind, platform::luks::State};
 
 const POOL: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const DEVICE: &str = "fedcba98-7654-3210-fedc-ba9876543210";

@@ -10,12 +10,11 @@ use super::{
     UNFINISHED_TOKEN, clevis,
 };
 use crate::{
-    engine::{
-        dm_names,
+    base::{
         ids::{DevUuid, PoolUuid},
         name::shortened,
-        ops::KeyDescription,
     },
+    engine::{dm_names, encryption::KeyDescription},
     platform::luks::{Header, NUMBERS},
 };
 

@@ -6,10 +6,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
-use crate::engine::{
-    ids::FsUuid,
-    metadata::{Rest, write_cut},
-    units::Sectors,
+use crate::{
+    base::{ids::FsUuid, units::Sectors},
+    engine::metadata::{Rest, write_cut},
 };
 
 /// Directory of the filesystems' records in the metadata volume.
@@ -109,7 +108,7 @@ pub(super) fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Erro
 #[cfg(test)]
 mod tests {
     use super::{FilesystemRecord, RecordError, Rest, check_records, file_name, is_leftover};
-    use crate::engine::units::Sectors;
+    use crate::base::units::Sectors;
 
     const EXAMPLE: &str = concat!(
         r#"{"name":"home","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":0,"#,

@@ -4,10 +4,12 @@
 //! written as its whole half and the halves are never in flight together, so that whatever a power cut does to one,
 //! the other is whole. Knows bytes; must never know where they come from.
 
-use crate::engine::{
-    ids::{DevUuid, PoolUuid},
-    metadata::{MetadataVersion, Step, array_at, u32_at, u64_at},
-    units::Sectors,
+use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        units::Sectors,
+    },
+    engine::metadata::{MetadataVersion, Step, array_at, u32_at, u64_at},
 };
 
 /// Sectors of the static header: both halves.

@@ -17,9 +17,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{
-    ids::FsUuid,
-    metadata::filesystem::{self, FilesystemRecord, RecordError, thin_id},
+use crate::{
+    base::ids::FsUuid,
+    engine::metadata::filesystem::{self, FilesystemRecord, RecordError, thin_id},
 };
 
 /// Directory of the journal in the metadata volume.
@@ -118,7 +118,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::{FilesystemRecord, Journal, Pending, Revert};
-    use crate::engine::{metadata::Rest, units::Sectors};
+    use crate::{base::units::Sectors, engine::metadata::Rest};
 
     const HOME: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
     const OTHER: &str = "00000000-0000-4000-8000-000000000001";

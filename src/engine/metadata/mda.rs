@@ -13,10 +13,8 @@
 use std::error::Error as StdError;
 
 use crate::{
-    engine::{
-        metadata::{Step, array_at, header::STATIC_HEADER_BYTES, u32_at, u64_at},
-        units::{SECTOR, Sectors},
-    },
+    base::units::{SECTOR, Sectors},
+    engine::metadata::{Step, array_at, header::STATIC_HEADER_BYTES, u32_at, u64_at},
     platform::Timestamp,
 };
 

@@ -22,7 +22,7 @@ pub use self::{
     pool::PoolMetadata,
     xfs::xfs_size,
 };
-use crate::engine::units::{Bytes, Sectors};
+use crate::base::units::{Bytes, Sectors};
 
 /// The two forms of a pool on disk (`docs/spec/engine/ondisk-metadata.md` §1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,11 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::check::{Broken, check, check_members};
 use crate::{
-    engine::{
-        ids::DevUuid,
-        metadata::{IntegritySpec, MetadataVersion, Rest, cut, write_cut},
-        units::Sectors,
-    },
+    base::{ids::DevUuid, units::Sectors},
+    engine::metadata::{IntegritySpec, MetadataVersion, Rest, cut, write_cut},
     platform::Timestamp,
 };
 

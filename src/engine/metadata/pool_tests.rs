@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use serde_json::{Map, Value};
 
 use super::*;
-use crate::engine::{
-    ids::PoolUuid,
-    metadata::{StaticHeader, TagSpec},
+use crate::{
+    base::ids::PoolUuid,
+    engine::metadata::{StaticHeader, TagSpec},
 };
 
 const V2: &str = r#"{"name":"p1",

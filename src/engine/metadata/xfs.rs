@@ -1,6 +1,6 @@
 //! What an XFS says of its own size, in the first sector of its device. Knows nothing else of XFS.
 
-use crate::engine::units::{Bytes, Sectors};
+use crate::base::units::{Bytes, Sectors};
 
 const MAGIC: &[u8; 4] = b"XFSB";
 
@@ -18,7 +18,7 @@ pub fn xfs_size(sector: &[u8]) -> Option<Sectors> {
 #[cfg(test)]
 mod tests {
     use super::xfs_size;
-    use crate::engine::units::Sectors;
+    use crate::base::units::Sectors;
 
     fn superblock(magic: &[u8], block: u32, blocks: u64) -> Vec<u8> {
         [magic, &block.to_be_bytes(), &blocks.to_be_bytes(), &[0; 496]].concat()

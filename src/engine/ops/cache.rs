@@ -7,11 +7,11 @@
 use std::path::PathBuf;
 
 use crate::{
+    base::ids::DevUuid,
     engine::{
         bda::Choose,
         dm_names::Role,
         error::{Error, Result},
-        ids::DevUuid,
         metadata::MetadataVersion,
         ops::{check::follow_or_later, create_pool::zero},
         plan::sizes,

@@ -22,12 +22,12 @@
 use std::time::Duration;
 
 use crate::{
+    base::{ids::PoolUuid, units::Sectors},
     engine::{
         Engine,
         bda::Choose,
         claims::Key,
         error::{Error, Result},
-        ids::PoolUuid,
         layout,
         metadata::PoolMetadata,
         ops::create_pool::thin_metadata_size,
@@ -42,7 +42,6 @@ use crate::{
         stack::Layer,
         thin_status::{PoolStatus, State},
         undo::Rollback,
-        units::Sectors,
     },
     platform::Platform,
 };

@@ -7,6 +7,12 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        name::Name,
+        pool_ref::PoolRef,
+        units::Sectors,
+    },
     engine::{
         Engine,
         bda::Choose,
@@ -16,20 +22,17 @@ use crate::{
         dm_names::Role,
         encryption::{self, Assigned, BindRequest, Kind, NewBinding},
         error::{Error, Result},
-        ids::{DevUuid, PoolUuid},
         layout::{Draft, NewDevice},
         luks_device::LuksFormat,
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
-        name::Name,
         ops::devices::sizes_of,
         plan::{sector_rules, sizes},
         pool::{self, Member, Pool},
-        request::{Access, Granted, Mode, Next, PoolRef, Share},
+        request::{Access, Granted, Mode, Next, Share},
         setup,
         stack::{Layer, Stack},
         undo::{Rollback, When},
-        units::Sectors,
         xfs::{self, Discard},
     },
     platform::{BlockDevice, DeviceNumber, Platform, Program, dm, luks},

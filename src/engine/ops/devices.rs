@@ -3,6 +3,11 @@
 use std::path::PathBuf;
 
 use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        name::{self, Subject},
+        pool_ref::PoolRef,
+    },
     engine::{
         Engine,
         bda::Choose,
@@ -11,18 +16,16 @@ use crate::{
         devices::{self, Candidate},
         encryption::{Assigned, Binding, UnlockMethod},
         error::{Error, Result},
-        ids::{DevUuid, PoolUuid},
         layout::NewDevice,
         luks_device::{LuksDevice, LuksFormat},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
-        name::{self, Subject},
         ops::{
             cache,
             check::{and_use, follow_or_later},
         },
         plan::sector_rules::{self, SectorError, SectorSizes},
         pool::Pool,
-        request::{Access, Mode, Next, PoolRef, Share},
+        request::{Access, Mode, Next, Share},
         undo::Rollback,
     },
     platform::{BlockDevice, Geometry, Platform},

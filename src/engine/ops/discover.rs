@@ -12,19 +12,23 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
+    base::{
+        error_chain,
+        ids::{DevUuid, PoolUuid},
+        pool_ref::PoolRef,
+    },
     engine::{
         Engine,
         bda::{Bda, Repair},
         claims::{Claim, Key},
         containers::Unlock,
         dm_names::{self, Role},
-        error::{Error, Result, chain},
-        ids::{DevUuid, PoolUuid},
+        error::{Error, Result},
         luks_device::LuksDevice,
         metadata::{MetadataVersion, PoolMetadata, StaticHeader},
         ops::{lifecycle, links},
         registry::{DeviceSet, Found, Moment, STOPPED, Seen, Verdict},
-        request::{Access, Granted, Mode, Next, PoolRef, Share},
+        request::{Access, Granted, Mode, Next, Share},
         setup::{self, CacheTier, Doomed},
         stack::Stack,
         ties::Ties,
@@ -258,9 +262,11 @@ pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>
     let Some(bda) = Bda::load(engine.platform(), &device.path, Repair::ReadOnly)? else { return Ok(None) };
     let metadata = match bda.read_json(engine.platform(), &device.path) {
         Ok(None) => None,
-        Ok(Some(json)) => {
-            Some(PoolMetadata::parse(&json, bda.header().version).map(Arc::new).map_err(|error| chain(&error)))
-        }
+        Ok(Some(json)) => Some(
+            PoolMetadata::parse(&json, bda.header().version)
+                .map(Arc::new)
+                .map_err(|error| error_chain::sentence(&error)),
+        ),
         Err(error) => Some(Err(Error::from(error).sentence())),
     };
     if let Some(Err(error)) = &metadata {

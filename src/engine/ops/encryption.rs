@@ -11,6 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
+    base::{ids::PoolUuid, pool_ref::PoolRef},
     engine::{
         Engine,
         bda::Choose,
@@ -18,15 +19,14 @@ use crate::{
         containers::{self, Prepared},
         dm_names::Role,
         encryption::{
-            self, Assigned, BindRequest, Binding, Bindings, ClevisRequest, EncryptionError, Info, Kind, Mechanism,
-            Plan, RebindRequest, SlotRequest, UnlockMethod, plan_bind, plan_rebind, plan_unbind, read_device_header,
-            read_pool_header, with_keyslot,
+            self, Assigned, BindRequest, Binding, Bindings, ClevisRequest, EncryptionError, Info, KeyDescription, Kind,
+            Mechanism, Plan, RebindRequest, SlotRequest, UnlockMethod, plan_bind, plan_rebind, plan_unbind,
+            read_device_header, read_pool_header, with_keyslot,
         },
         error::{Error, Result},
-        ids::PoolUuid,
         metadata::MetadataVersion,
         pool::Pool,
-        request::{Access, Mode, Next, PoolRef},
+        request::{Access, Mode, Next},
         undo::{Rollback, When},
     },
     platform::{
@@ -458,7 +458,7 @@ pub(super) fn load_by_keyring(uuid: PoolUuid) -> Next<()> {
 }
 
 /// As [`load_volume_key`], by bindings to this key only, if there are any.
-pub(super) fn load_by_key(uuid: PoolUuid, description: super::KeyDescription) -> Next<()> {
+pub(super) fn load_by_key(uuid: PoolUuid, description: KeyDescription) -> Next<()> {
     load(uuid, move |bindings| bindings.of_mechanism(&Mechanism::Keyring(description)))
 }
 

@@ -3,22 +3,24 @@
 use std::{any::Any, path::Path};
 
 use crate::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        name::Name,
+        units::{SECTOR, Sectors},
+    },
     engine::{
         Engine,
         claims::{Claim, Key},
         dm_names::Role,
         error::{Error, Result},
-        ids::{FsUuid, PoolUuid},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Pending, Rest},
-        name::Name,
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
         request::{Next, Part, Wait},
         setup, stack,
         thin_status::{self, State},
         undo::{Rollback, When},
-        units::{SECTOR, Sectors},
         xfs::{self, Discard},
     },
     platform::{self, PendingLinks, Platform, WriteStep, dm::Visibility},

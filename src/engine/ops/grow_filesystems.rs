@@ -15,23 +15,26 @@
 use std::{any::Any, collections::HashMap};
 
 use crate::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        pool_ref::PoolRef,
+        units::{Bytes, Sectors},
+    },
     engine::{
         Engine,
         claims::{Claim, Key},
         dm_names::Role,
         error::{Error, Result},
-        ids::{FsUuid, PoolUuid},
         ops::filesystems::save_record,
         plan::{
             growth::{self, Extension},
             sizes,
         },
         pool::{Filesystem, Pool},
-        request::{Access, Mode, Next, Part, PoolRef},
+        request::{Access, Mode, Next, Part},
         stack,
         thin_status::State,
         undo::Rollback,
-        units::{Bytes, Sectors},
         xfs,
     },
     platform::{self, DeviceNumber, Mount, Platform, Usage, dm::Visibility},

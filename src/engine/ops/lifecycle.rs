@@ -14,6 +14,11 @@ use std::{
 };
 
 use crate::{
+    base::{
+        ids::{DevUuid, FsUuid, PoolUuid},
+        name::Name,
+        pool_ref::PoolRef,
+    },
     engine::{
         Engine,
         bda::{self, Bda, Choose, Repair},
@@ -21,15 +26,13 @@ use crate::{
         containers::{self, Unlock},
         dm_names::Role,
         error::{Error, Result},
-        ids::{DevUuid, FsUuid, PoolUuid},
         luks_device::LuksDevice,
         mdv::Mdv,
         metadata::{PoolMetadata, StaticHeader},
-        name::Name,
         ops::discover::{self, discover},
         pool::Pool,
         registry::{DeviceSet, Seen, Verdict},
-        request::{Access, Granted, Mode, Next, PoolRef, Share, Wait},
+        request::{Access, Granted, Mode, Next, Share, Wait},
         setup::{self, CacheTier},
         undo::Rollback,
     },

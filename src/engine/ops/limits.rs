@@ -2,10 +2,10 @@
 //! (`docs/spec/engine/storage-stack.md` §10.7).
 
 use crate::{
+    base::{ids::PoolUuid, pool_ref::PoolRef, units::Sectors},
     engine::{
         bda::Choose,
         error::{Error, Result},
-        ids::PoolUuid,
         layout,
         ops::{
             check::{and_use, facts, follow_or_back},
@@ -16,8 +16,7 @@ use crate::{
             sizes,
         },
         pool::Pool,
-        request::{Access, Mode, Next, PoolRef},
-        units::Sectors,
+        request::{Access, Mode, Next},
     },
     platform::Platform,
 };

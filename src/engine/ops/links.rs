@@ -5,11 +5,14 @@
 //! are missing are asked for once more. Nobody waits for them here.
 
 use crate::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        pool_ref::PoolRef,
+    },
     engine::{
         Engine, dm_names,
-        ids::{FsUuid, PoolUuid},
         pool::{Filesystem, Pool},
-        request::{Access, Granted, Mode, Next, PoolRef},
+        request::{Access, Granted, Mode, Next},
     },
     platform::Announcement,
 };

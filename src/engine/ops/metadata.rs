@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        pool_ref::PoolRef,
+    },
     engine::{
         bda,
         error::{Error, Result},
-        ids::{FsUuid, PoolUuid},
         mdv::Mdv,
         metadata::FilesystemRecord,
         pool::Pool,
-        request::{Access, Mode, Next, PoolRef},
+        request::{Access, Mode, Next},
     },
     platform::Platform,
 };

@@ -27,7 +27,7 @@ pub use discover::{FirstLook, Labelled, being_set_up, device_event, discover, fi
 pub use encryption::{bind, rebind, unbind};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
 pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
-pub use keys::{KeyDescription, KeyDescriptionError, list_keys, set_key, unset_key};
+pub use keys::{list_keys, set_key, unset_key};
 pub use lifecycle::{Started, Stopped, refresh, start_pool, stop_pool};
 pub use limits::{set_fs_limit, set_overprovisioning};
 pub use links::check as check_links;
@@ -53,13 +53,12 @@ pub(super) use lifecycle::forget_volume_key;
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use crate::{
+    base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
     engine::{
         Engine,
         error::{Error, Result},
-        ids::PoolUuid,
-        name::Name,
         pool::{Filesystem, Pool},
-        request::{Access, Granted, Key, Mode, Next, PoolRef, Wait},
+        request::{Access, Granted, Key, Mode, Next, Wait},
     },
     platform::{Announcement, DeviceNumber, PendingLinks, Platform},
 };

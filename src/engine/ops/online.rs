@@ -17,6 +17,11 @@
 use std::sync::Arc;
 
 use crate::{
+    base::{
+        ids::PoolUuid,
+        pool_ref::PoolRef,
+        units::{Bytes, Sectors},
+    },
     engine::{
         Engine,
         bda::Choose,
@@ -24,20 +29,18 @@ use crate::{
         containers::{self, Prepared},
         dm_names::Role,
         encryption::{
-            self, Assigned, Binding, Bindings, EncryptionError, Kind, NewBinding, UnlockMethod, with_keyslot,
+            self, Assigned, Binding, Bindings, EncryptionError, KeyDescription, Kind, NewBinding, UnlockMethod,
+            with_keyslot,
         },
         error::{Error, Result},
-        ids::PoolUuid,
         metadata::MetadataVersion,
         ops::{
-            KeyDescription,
             check::{and_use, follow},
             encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
-        request::{Access, Mode, Next, PoolRef, Wait},
+        request::{Access, Mode, Next, Wait},
         undo::{Rollback, When, mended},
-        units::{Bytes, Sectors},
     },
     platform::{
         Platform,
@@ -425,7 +428,7 @@ fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
 struct Site {
     version: MetadataVersion,
     containers: Vec<Container>,
-    name: crate::engine::name::Name,
+    name: crate::base::name::Name,
     work: Arc<view::Work>,
 }
 

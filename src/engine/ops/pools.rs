@@ -6,17 +6,20 @@
 use std::ops::Bound;
 
 use crate::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        name::Name,
+        pool_ref::PoolRef,
+    },
     engine::{
         Engine,
         bda::Choose,
         claims::{Claim, Key},
         error::{Error, Result},
-        ids::{FsUuid, PoolUuid},
-        name::Name,
         ops::lifecycle::{self, Reach},
         pool::Pool,
         registry::DeviceSet,
-        request::{Access, Granted, Mode, Next, PoolRef, Wait},
+        request::{Access, Granted, Mode, Next, Wait},
         setup::{self, Doomed},
     },
     platform::{PendingLinks, Platform, Timestamp},

@@ -4,14 +4,16 @@
 use std::{cell::RefCell, sync::Arc};
 
 use crate::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        name::Name,
+    },
     engine::{
         Engine,
         claims::{Claim, Key},
         dm_names::Role,
         error::{Error, Result},
-        ids::{FsUuid, PoolUuid},
         metadata::{FilesystemRecord, Rest},
-        name::Name,
         ops::filesystems::{self, Batch},
         pool::Pool,
         request::{Next, Wait},

@@ -4,11 +4,12 @@
 //! is served device by device in pool order. Space is never given back, so there is no way to free; to see what a
 //! request would give, clone and ask the clone.
 
-use crate::engine::{
-    ids::DevUuid,
-    metadata::pool::{DeviceSegment, Segment},
-    plan::segments,
-    units::Sectors,
+use crate::{
+    base::{ids::DevUuid, units::Sectors},
+    engine::{
+        metadata::pool::{DeviceSegment, Segment},
+        plan::segments,
+    },
 };
 
 /// Why space of a device cannot be taken.

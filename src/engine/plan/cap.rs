@@ -1,13 +1,15 @@
 //! Handing out of the cap device: consecutive ranges, one a size (`docs/spec/engine/storage-stack.md` §5). What is recorded of
 //! them is only how far the device is handed out: readers want no gaps, and the sum.
 
-use crate::engine::{
-    metadata::{
-        MetadataVersion,
-        pool::{CRYPT_RESERVATION, Cap, Segment},
+use crate::{
+    base::units::Sectors,
+    engine::{
+        metadata::{
+            MetadataVersion,
+            pool::{CRYPT_RESERVATION, Cap, Segment},
+        },
+        plan::segments,
     },
-    plan::segments,
-    units::Sectors,
 };
 
 /// Why nothing can be handed out.
@@ -101,12 +103,12 @@ pub fn hand_out(cap: &mut Cap, base: CapBase, sizes: &[Sectors]) -> Result<Vec<S
 #[cfg(test)]
 mod tests {
     use super::{CapBase, CapError, hand_out, next, reserve_crypt};
-    use crate::engine::{
-        metadata::{
+    use crate::{
+        base::units::Sectors,
+        engine::metadata::{
             MetadataVersion,
             pool::{Cap, Segment},
         },
-        units::Sectors,
     };
 
     const V2_SIZES: [Sectors; 4] = [Sectors(12_288), Sectors(12_288), Sectors(19_263_488), Sectors(1_048_576)];

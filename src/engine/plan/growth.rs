@@ -2,9 +2,9 @@
 //!
 //! From what the kernel says and what is recorded to what is to be done; doing it is another matter.
 
-use crate::engine::{
-    plan::sizes,
-    units::{Bytes, DataBlocks, Sectors},
+use crate::{
+    base::units::{Bytes, DataBlocks, Sectors},
+    engine::plan::sizes,
 };
 
 /// What the kernel says of a thin pool, as far as growth looks at it.

@@ -3,10 +3,12 @@
 //! Pure: the one thing that a program has to say, the size of the thin pool's metadata, is asked for by the caller, for
 //! the size that [`Devices::usable`] gives.
 
-use crate::engine::{
-    metadata::IntegritySpec,
-    plan::sizes::{self, SizeError},
-    units::{Bytes, Sectors},
+use crate::{
+    base::units::{Bytes, Sectors},
+    engine::{
+        metadata::IntegritySpec,
+        plan::sizes::{self, SizeError},
+    },
 };
 
 /// A device's signature blocks and metadata areas.

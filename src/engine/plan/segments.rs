@@ -2,9 +2,9 @@
 //!
 //! The order of a list is that of the device assembled from it, so nothing is ever sorted here.
 
-use crate::engine::{
-    metadata::pool::{DeviceSegment, Segment},
-    units::Sectors,
+use crate::{
+    base::units::Sectors,
+    engine::metadata::pool::{DeviceSegment, Segment},
 };
 
 /// What can be appended to a list and merged with its end.
@@ -55,10 +55,9 @@ pub fn total<S: Stretch>(list: &[S]) -> Option<Sectors> {
 #[cfg(test)]
 mod tests {
     use super::{append, total};
-    use crate::engine::{
-        ids::DevUuid,
-        metadata::pool::{DeviceSegment, Segment},
-        units::Sectors,
+    use crate::{
+        base::{ids::DevUuid, units::Sectors},
+        engine::metadata::pool::{DeviceSegment, Segment},
     };
 
     fn segment(start: u64, length: u64) -> Segment {

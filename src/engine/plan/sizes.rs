@@ -1,9 +1,9 @@
 //! Sizes of the stack's parts (`docs/spec/engine/storage-stack.md` §4, 7, 9.2).
 
 pub use crate::engine::metadata::pool::{CRYPT_RESERVATION, DATA_BLOCK, INTEGRITY_UNIT};
-use crate::engine::{
-    metadata::{IntegritySpec, JOURNAL_UNIT},
-    units::{Bytes, DataBlocks, SECTOR, Sectors},
+use crate::{
+    base::units::{Bytes, DataBlocks, SECTOR, Sectors},
+    engine::metadata::{IntegritySpec, JOURNAL_UNIT},
 };
 
 /// A metadata block of a thin pool.

@@ -14,10 +14,9 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use crate::engine::{
-    metadata::FilesystemRecord,
-    plan::sizes,
-    units::{DataBlocks, Sectors},
+use crate::{
+    base::units::{DataBlocks, Sectors},
+    engine::{metadata::FilesystemRecord, plan::sizes},
 };
 
 /// Bounds of how many data blocks are given out before filesystems are looked at again: with more than the upper one a new

@@ -6,10 +6,9 @@ use std::{path::PathBuf, sync::Arc};
 use super::Pool;
 use crate::{
     engine::{
-        encryption::{Info, Mechanism, read_pool_header},
+        encryption::{Info, KeyDescription, Mechanism, read_pool_header},
         error::{Error, Result},
         metadata::MetadataVersion,
-        ops::KeyDescription,
     },
     platform::{Platform, luks::Header},
     view,

@@ -16,10 +16,10 @@
 
 use super::Pool;
 use crate::{
+    base::ids::DevUuid,
     engine::{
         bda::{self, Choose},
         error::{Error, Result},
-        ids::DevUuid,
         metadata::{PoolMetadata, mda::next_stamp, pool::Tier},
     },
     platform::{Platform, Timestamp},

@@ -10,14 +10,16 @@ use std::{
 };
 
 use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        name::Name,
+    },
     engine::{
         bda::Bda,
         encryption::{EncryptionError, Info},
         error::Error,
-        ids::{DevUuid, PoolUuid},
         luks_device::LuksDevice,
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata},
-        name::Name,
         pool::Pool,
         ties::{Carrier, Choice, Doubt, Ties},
     },

@@ -7,17 +7,16 @@
 //!   the device never had it, and neither has its XFS.
 
 use crate::{
+    base::{ids::PoolUuid, units::Sectors},
     engine::{
         dm_names,
         error::Result,
-        ids::PoolUuid,
         metadata::{FilesystemRecord, xfs_size},
         ops::thin_table,
         plan::growth,
         stack::{Ensured, ensure_device},
         thin_status,
         undo::Rollback,
-        units::Sectors,
     },
     platform::{
         DeviceNumber, Platform,

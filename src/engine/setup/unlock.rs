@@ -4,21 +4,23 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        name::Name,
+        units::{Bytes, Sectors},
+    },
     engine::{
         bda::Choose,
         containers::{self, Unlock},
         dm_names::Role,
         encryption::{Info, Kind, UnlockMethod},
         error::{Error, Result},
-        ids::{DevUuid, PoolUuid},
         luks_device::{self, LuksDevice},
         metadata::PoolMetadata,
-        name::Name,
         pool::{Member, Pool},
         registry::DeviceSet,
         stack::remove_surely,
         undo::{Rollback, When},
-        units::{Bytes, Sectors},
     },
     platform::{
         Platform,

@@ -202,7 +202,7 @@ mod tests {
 
     use super::{Links, Wanted};
     use crate::{
-        engine::name::Name,
+        base::name::Name,
         platform::{Announcement, DeviceNumber, PendingLinks},
     };
 

@@ -26,7 +26,7 @@ use super::{
     programs::{self, PLACES},
 };
 use crate::{
-    engine::units::Bytes,
+    base::units::Bytes,
     platform::{Error, Result, clevis as jwe, keyring::Secret, luks::PASSPHRASE_BYTES_MAX},
 };
 

@@ -13,7 +13,7 @@ use nix::libc;
 use udev::{DeviceType, Enumerator};
 
 use crate::{
-    engine::units::{Bytes, Sectors},
+    base::units::{Bytes, Sectors},
     platform::{BlockDevice, DeviceClass, DeviceNumber, Error, Result},
 };
 

@@ -31,7 +31,7 @@ use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
 use threads::side_by_side::side_by_side;
 
 use crate::{
-    engine::units::{SECTOR, Sectors},
+    base::units::{SECTOR, Sectors},
     platform::{Contents, DeviceWrite, Error, Geometry, Hold, Result, WriteStep},
 };
 

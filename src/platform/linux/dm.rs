@@ -25,7 +25,7 @@ use super::{
     wait,
 };
 use crate::{
-    engine::units::Sectors,
+    base::units::Sectors,
     platform::{
         DeviceNumber, DmEvents, Error, Result,
         dm::{Device, Line, Listed, Visibility},
@@ -380,7 +380,7 @@ mod tests {
 
     use super::{check_version, node, raw_lines};
     use crate::{
-        engine::units::{DataBlocks, Sectors},
+        base::units::{DataBlocks, Sectors},
         platform::{
             DeviceNumber, Error,
             dm::{Line, Target},

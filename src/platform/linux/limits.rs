@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::{engine::units::Bytes, platform::Program};
+use crate::{base::units::Bytes, platform::Program};
 
 /// What a child does, as far as its limit follows from that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

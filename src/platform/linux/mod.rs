@@ -42,7 +42,7 @@ use serde_json::Value;
 use self::{
     clevis::Clevis, devices::Devices, dm::Mapper, files::Place, luks::Luks, namespace::Origin, programs::Programs,
 };
-use crate::engine::units::Sectors;
+use crate::base::units::Sectors;
 use crate::platform::{
     Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, Hold, Mount,
     PendingLinks, Platform, Program, Result, RunningProgram, Timestamp, Usage, WriteStep,

@@ -18,7 +18,7 @@ use super::{
     processes::{Input, Outcome, Task},
 };
 use crate::{
-    engine::units::Bytes,
+    base::units::Bytes,
     platform::{Error, Program, ProgramEnd, Result},
 };
 

@@ -24,7 +24,7 @@ use super::{
     programs, xfs_child,
 };
 use crate::{
-    engine::units::Bytes,
+    base::units::Bytes,
     platform::{DeviceNumber, Error, Mount, Result, Usage},
 };
 

@@ -18,7 +18,7 @@ use super::{
     faults::{Control, StepDelay},
     machine::{self, Machine},
 };
-use crate::engine::units::Sectors;
+use crate::base::units::Sectors;
 
 /// Size of a disk that nobody gave one.
 pub const DISK_SIZE_DEFAULT: Sectors = Sectors(1 << 31);

@@ -30,7 +30,7 @@ use super::{
     udev,
 };
 use crate::{
-    engine::units::{SECTOR, Sectors},
+    base::units::{SECTOR, Sectors},
     platform::{
         DeviceAction, DeviceNumber,
         dm::{Line, Target, Visibility},

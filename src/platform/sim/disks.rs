@@ -24,10 +24,8 @@ use rand::{Rng, rngs::StdRng};
 
 use super::{io::Stop, sparse::Sparse};
 use crate::{
-    engine::{
-        plan::sizes::DEVICE_MAX,
-        units::{SECTOR, Sectors},
-    },
+    base::units::{SECTOR, Sectors},
+    engine::plan::sizes::DEVICE_MAX,
     platform::DeviceNumber,
 };
 

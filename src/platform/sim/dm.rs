@@ -40,7 +40,7 @@ use super::{
     udev,
 };
 use crate::{
-    engine::units::Sectors,
+    base::units::Sectors,
     platform::{
         DeviceAction, DeviceNumber,
         dm::{self, Line, Target, Visibility},

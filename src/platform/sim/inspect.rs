@@ -19,7 +19,7 @@ use super::{
     udev, xfs,
 };
 use crate::{
-    engine::units::{Bytes, Sectors},
+    base::units::{Bytes, Sectors},
     platform::{DeviceAction, DeviceNumber, Error, Mount, Platform, Result, Timestamp, luks::Header},
 };
 

@@ -18,7 +18,7 @@ use super::{
     thin,
 };
 use crate::{
-    engine::units::SECTOR,
+    base::units::SECTOR,
     platform::{
         DeviceNumber,
         dm::{Line, Target},

@@ -38,7 +38,7 @@ use super::{
     text,
 };
 use crate::{
-    engine::units::{Bytes, SECTOR, Sectors},
+    base::units::{Bytes, SECTOR, Sectors},
     platform::{
         DeviceNumber, Error, Result,
         keyring::Secret,

@@ -28,7 +28,7 @@ use super::{
     machine::Machine,
 };
 use crate::{
-    engine::units::{Bytes, SECTOR},
+    base::units::{Bytes, SECTOR},
     platform::{
         Result,
         luks::{Begin, Ended, Progress, ReencryptionMode, Unlock},

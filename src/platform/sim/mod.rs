@@ -74,7 +74,7 @@ use super::{
     keyring::{KeyChange, Secret},
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
 };
-use crate::engine::units::Sectors;
+use crate::base::units::Sectors;
 
 /// The longest that I/O waits for a suspended device or a full pool.
 pub const STALL_MAX: Duration = Duration::from_secs(60);
@@ -735,7 +735,7 @@ impl Machine {
         let below = self.disks_below(number);
         let physical = below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| disk.shape.physical).max();
         Ok(Geometry {
-            size: Sectors(size / crate::engine::units::SECTOR),
+            size: Sectors(size / crate::base::units::SECTOR),
             logical: self.logical_sector(number),
             physical: physical.unwrap_or(512).max(self.encryption_sector(number)),
             read_only: self.disks.get(number).is_some_and(|disk| disk.shape.read_only),

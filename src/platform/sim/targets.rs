@@ -13,10 +13,8 @@ use super::{
     thin::{self, Key, METADATA_BLOCK, METADATA_BLOCKS_MAX, THIN_ID_MAX},
 };
 use crate::{
-    engine::{
-        plan::sizes::DEVICE_MAX,
-        units::{DataBlocks, SECTOR, Sectors},
-    },
+    base::units::{DataBlocks, SECTOR, Sectors},
+    engine::plan::sizes::DEVICE_MAX,
     platform::{
         DeviceNumber,
         dm::{Line, Target},

@@ -35,7 +35,7 @@ use super::{
     machine::Machine,
 };
 use crate::{
-    engine::units::Bytes,
+    base::units::Bytes,
     platform::{self, DeviceNumber, Usage, dm::Target},
 };
 

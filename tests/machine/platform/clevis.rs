@@ -184,7 +184,7 @@ fn token(machine: &Machine) {
     use std::collections::BTreeMap;
 
     use stratisd::{
-        engine::units::{Bytes, Sectors},
+        base::units::{Bytes, Sectors},
         platform::luks::{Cost, Layout, NewKeyslot, Purpose, Unlock},
     };
     let linux = &machine.linux;

@@ -21,7 +21,7 @@ use nix::{
 use parking_lot::Mutex;
 use rustix::event::{Timespec, poll};
 use stratisd::{
-    engine::units::{Bytes, Sectors},
+    base::units::{Bytes, Sectors},
     platform::{
         Error, Platform, Program, WriteStep,
         dm::{Line, Target, Visibility},

@@ -9,7 +9,7 @@ use std::{
 
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use stratisd::{
-    engine::units::Sectors,
+    base::units::Sectors,
     platform::{
         Contents, DeviceAction, DeviceClass, DeviceEvents, Error, Platform, WriteStep,
         dm::{Line, Target, Visibility},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use stratisd::{
-    engine::{ids::FsUuid, name::Name, units::Sectors},
+    base::{ids::FsUuid, name::Name, units::Sectors},
     platform::{
         Announcement, DeviceNumber, Error, Platform, Program,
         dm::{Line, Target, Visibility},

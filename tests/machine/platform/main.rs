@@ -32,7 +32,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stratisd::{
-    engine::units::Sectors,
+    base::units::Sectors,
     platform::{
         BlockDevice, DeviceEvent, DeviceEvents, DeviceNumber, Platform,
         dm::{Line, Visibility},

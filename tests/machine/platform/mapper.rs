@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 use stratisd::{
-    engine::units::{DataBlocks, Sectors},
+    base::units::{DataBlocks, Sectors},
     platform::{
         DeviceNumber, Error, Platform, Program, WriteStep,
         dm::{Line, Target, Visibility},

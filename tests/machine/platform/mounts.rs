@@ -7,7 +7,7 @@ use std::{
 };
 
 use stratisd::{
-    engine::units::{Bytes, Sectors},
+    base::units::{Bytes, Sectors},
     platform::{
         Error, Platform, Program, WriteStep,
         dm::{Line, Target, Visibility},

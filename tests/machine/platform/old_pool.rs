@@ -5,12 +5,12 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde_json::json;
 use stratisd::{
+    base::name::Name,
     engine::{
         Engine,
-        encryption::{BindRequest, ClevisRequest, NewBinding},
+        encryption::{BindRequest, ClevisRequest, KeyDescription, NewBinding},
         metadata::{IntegritySpec, MetadataVersion},
-        name::Name,
-        ops::{self, KeyDescription, NewPool},
+        ops::{self, NewPool},
     },
     platform::linux::Linux,
 };

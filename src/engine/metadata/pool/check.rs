@@ -4,13 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::engine::{
-    ids::{DevUuid, PoolUuid},
-    metadata::{
+use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        units::Sectors,
+    },
+    engine::metadata::{
         IntegritySpec, MetadataVersion, StaticHeader,
         pool::{CRYPT_RESERVATION, DATA_BLOCK, DeviceSegment, INTEGRITY_UNIT, PoolMetadata, Segment},
     },
-    units::Sectors,
 };
 
 /// A rule that a pool's metadata breaks.

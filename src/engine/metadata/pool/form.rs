@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{BlockDev, DeviceSegment};
-use crate::engine::{
-    ids::DevUuid,
-    metadata::{IntegritySpec, Rest, TagSpec},
-    units::Sectors,
+use crate::{
+    base::{ids::DevUuid, units::Sectors},
+    engine::metadata::{IntegritySpec, Rest, TagSpec},
 };
 
 /// See [`super::Tier`].

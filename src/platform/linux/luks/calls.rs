@@ -30,7 +30,7 @@ use super::{
     wire::{Answer, Change, NewKeyslot, Nth, Request, Unlock},
 };
 use crate::{
-    engine::units::{Bytes, SECTOR, Sectors},
+    base::units::{Bytes, SECTOR, Sectors},
     platform::{
         keyring::Secret,
         luks::{Cost, Header, Layout, Purpose, ReencryptionMode, State, VOLUME_KEY_BYTES},

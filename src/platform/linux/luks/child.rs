@@ -26,7 +26,7 @@ use super::{
     calls, orphans,
     wire::{self, Answer, CHILD, GO, Garbled, Received, Request},
 };
-use crate::{engine::units::Bytes, platform::keyring::Secret};
+use crate::{base::units::Bytes, platform::keyring::Secret};
 
 /// Signals that ask to end. Half of a step is no place for that.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];

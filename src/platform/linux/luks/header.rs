@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use crate::{
-    engine::units::{Bytes, SECTOR, Sectors},
+    base::units::{Bytes, SECTOR, Sectors},
     platform::luks::{Header, ReencryptionMode, State},
 };
 

@@ -7,7 +7,7 @@ use std::fs;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::engine::units::Bytes;
+use crate::base::units::Bytes;
 
 /// What is taken for the memory of a machine that does not tell.
 const MACHINE: Bytes = Bytes(2 << 30);

@@ -58,7 +58,7 @@ use super::{
     wait,
 };
 use crate::{
-    engine::units::{Bytes, Sectors},
+    base::units::{Bytes, Sectors},
     platform::{
         Error, Result,
         keyring::Secret,

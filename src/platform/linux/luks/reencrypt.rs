@@ -25,7 +25,7 @@ use super::{
     wire::Answer,
 };
 use crate::{
-    engine::units::{Bytes, SECTOR, Sectors},
+    base::units::{Bytes, SECTOR, Sectors},
     platform::luks::{Begin, Ended, Progress, ReencryptionMode, State},
 };
 

@@ -27,7 +27,7 @@ use super::{
     table::{foreign, number, table},
 };
 use crate::{
-    engine::units::Sectors,
+    base::units::Sectors,
     platform::{
         Error,
         dm::{Device, Line, Target, Visibility},

@@ -12,7 +12,7 @@ use super::{
     calls::{Container, Fault, Result},
 };
 use crate::{
-    engine::units::{SECTOR, Sectors},
+    base::units::{SECTOR, Sectors},
     platform::{
         DeviceNumber,
         dm::{Line, Target, Visibility},

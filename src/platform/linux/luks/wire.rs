@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::super::secret_bytes::SecretBytes;
 use crate::{
-    engine::units::{Bytes, Sectors},
+    base::units::{Bytes, Sectors},
     platform::{
         keyring::Secret,
         luks::{Begin, Cost, Ended, Header, Layout, Progress, Purpose},

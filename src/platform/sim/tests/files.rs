@@ -4,7 +4,7 @@ use nix::libc::{EBUSY, EINVAL, EIO, ENOENT, EOPNOTSUPP};
 
 use super::*;
 use crate::{
-    engine::units::Bytes,
+    base::units::Bytes,
     platform::{Mount, Program, sim::Preset},
 };
 

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::{
-    engine::units::Bytes,
+    base::units::Bytes,
     platform::{
         DeviceAction, DeviceClass,
         keyring::Secret,

@@ -16,7 +16,7 @@ use std::{path::Path, time::Duration};
 
 use super::Sim;
 use crate::{
-    engine::units::{DataBlocks, Sectors},
+    base::units::{DataBlocks, Sectors},
     platform::{
         DeviceNumber, Error, Platform, WriteStep,
         dm::{Line, Target, Visibility},

@@ -7,7 +7,7 @@ use super::{
     *,
 };
 use crate::{
-    engine::units::Bytes,
+    base::units::Bytes,
     platform::{
         luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, ReencryptionMode, State, Unlock},
         sim::Call,

@@ -6,7 +6,7 @@ use nix::libc::{EIO, ENOSPC, EPERM};
 
 use super::*;
 use crate::{
-    engine::{ids::FsUuid, name::Name},
+    base::{ids::FsUuid, name::Name},
     platform::{
         Announcement, DeviceAction, DeviceClass, DeviceEvent, DeviceEvents,
         sim::{Call, DISK_SIZE_DEFAULT, Preset},
