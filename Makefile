@@ -26,7 +26,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        loom-full shuttle-long history-long bench power-cuts encryption-cuts crash-states crash-points crash-pairs \
+        loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts crash-states crash-points crash-pairs \
         test-machine-longer build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
@@ -95,6 +95,11 @@ crash-points: ## a thousand moments of a kill, a power cut and a fault of each w
 
 crash-pairs: ## pairs of faults in everything that puts something on record, a thousand for each operation and size of pool, simulated (half an hour; PAIR_SEED=number for others)
 	PAIRS=$(or $(PAIRS),1000) $(CARGO) test --locked --release --test crash pairs -- --nocapture
+
+# FILES is a pattern in which `*` matches slashes too.
+mutants: ## mutation testing of the engine, the bus and threads/: SAMPLE=number of mutants of each area, SEED=number; FILES='src/engine/plan/*' for all of some files; ALL=1 (hours)
+	@scripts/setup build mutants
+	@scripts/mutants $(if $(FILES),--files '$(FILES)') $(if $(ALL),--all) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
 bench: ## what the bus side costs, against floors of the same run (three minutes; CALLS=1000000 for the longer proof of flat memory)
 	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS))
