@@ -17,10 +17,10 @@ TARGET_DIR ?= $(or $(CARGO_TARGET_DIR),target)
 BUILT       = $(TARGET_DIR)/$(PROFILEDIR)
 # The udev programs lie in a folder of their own: `cargo test` builds them too, but not statically.
 STATIC      = $(BUILT)/static
-# For a look at it a quick build is the better one; on real disks the real one.
+# A debug build suffices for a first look; real disks get the release build.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
-# Fails unless a program needs no library.
+# Fails unless a program is statically linked.
 is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
                   { echo "$(STATIC)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
 
@@ -31,31 +31,40 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help: ## this guide
+	@echo "stratisd, a storage daemon. New here: \`make run\` starts it on simulated disks and shows a first session,"
+	@echo "\`make test-quick\` tests it. README.md says what it is, CONTRIBUTING.md how to change it."
+	@awk -F ':.*## ' -v width=100 ' \
+	    /^## / { printf "\n%s\n", substr($$0, 4) } \
+	    /^[a-z-]+:.*## / { \
+	        line = sprintf("  make %-20s", $$1); words = split($$2, word, " "); \
+	        for (i = 1; i <= words; i++) { \
+	            if (length(line) + length(word[i]) + 1 > width) { print line; line = sprintf("%27s", "") } \
+	            line = line (line ~ / $$/ ? "" : " ") word[i] } \
+	        print line }' $(firstword $(MAKEFILE_LIST))
 
-## Trying it
+## Try it
 
-run: ## start stratisd on simulated disks, make a pool with the stratis client, leave it up; DISKS="/dev/x /dev/y" for real ones
+run: ## start stratisd on simulated disks and show a session with the stratis client; DISKS="/dev/x /dev/y" takes real disks (root; erases them)
 	@scripts/setup build run $(if $(DISKS),disks)
 	@$(MAKE) --no-print-directory build PROFILEDIR=$(RUN_PROFILE)
 	@BUILT=$(TARGET_DIR)/$(RUN_PROFILE) scripts/run start $(DISKS)
 
-stop: ## end what `make run` left up
+stop: ## end what `make run` left running
 	@scripts/run stop
 
-machine: ## a shell in a throw-away machine with three disks, real device-mapper and stratisd; KEEP=folder keeps the disks
+machine: ## open a shell in a throw-away machine with three disks and stratisd; KEEP=folder keeps the disks
 	@scripts/setup build run machine
 	@$(MAKE) --no-print-directory build PROFILEDIR=debug
 	@python3 tests/machine/shell --built $(TARGET_DIR)/debug $(if $(KEEP),--keep $(KEEP))
 
-machine-image: ## build what the throw-away machine boots from (root, once; kept in ~/.cache/stratisd-machine)
+machine-image: ## build what the throw-away machine boots from (root; once)
 	@scripts/setup machine
 	@python3 tests/machine/vm build
 
-## Testing it
+## Test it
 
-test: ## everything that CI runs
+test: ## run everything that CI runs
 	@scripts/setup build run machine
 	@scripts/test
 
@@ -63,45 +72,45 @@ test-quick: ## the same without the throw-away machine
 	@scripts/setup build run
 	@scripts/test --quick
 
-test-machine: setup-machine ## the tests on a real kernel in the throw-away machine; ONLY=name for one of them
+test-machine: setup-machine ## test on a real kernel in the throw-away machine; ONLY=name runs one scenario
 	@scripts/test --only build --only machine $(if $(ONLY),--scenario $(ONLY))
 
 ## Longer proofs
 
-test-machine-longer: build-for-machine ## what takes long in the machine: every check of LUKS2 and Clevis, eight encrypted pools, power cuts under encryption
+test-machine-longer: build-for-machine ## every check of LUKS2 and Clevis, eight encrypted pools, power cuts under encryption
 	EVERY_CHECK=1 KILLS=20 ENCRYPTED_POOLS=8 tests/machine/tests --built $(TARGET_DIR)/debug --seconds 3600 \
 	    --scenario platform-encryption --scenario start-encryption --scenario cut-encryption
 
-loom-full: ## every schedule of the lock's scenarios, without a bound (hours)
+loom-full: ## every schedule of the scenarios of the lock, without a bound (hours)
 	LOCK_UNBOUNDED=1 $(CARGO) test --locked -p stratis-threads --features loom --test loom -- --nocapture
 
-shuttle-long: ## a million drawn schedules of the lock's scenarios
+shuttle-long: ## a million random schedules of the scenarios of the lock
 	LOCK_ITERATIONS=1000000 $(CARGO) test --locked -p stratis-threads --features shuttle --test shuttle
 
-history-long: ## ten million calls of concurrent clients, recorded and judged (an hour or two; CALLS=number for another)
+history-long: ## ten million calls of concurrent clients, recorded and judged (two hours); CALLS=number for another count
 	STRATIS_HISTORY_CALLS=$(or $(CALLS),10000000) $(CARGO) test --locked --release --test bus histories_of -- --nocapture
 
-power-cuts: build-for-machine ## fifty moments of a power cut in the throw-away machine
+power-cuts: build-for-machine ## fifty power cuts in the throw-away machine
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario power-cut --seeds 1..50
 
-encryption-cuts: build-for-machine ## fifty times three moments of a power cut while all data of a pool is encrypted, given a new key, decrypted (two hours)
+encryption-cuts: build-for-machine ## power cuts during encryption, re-encryption and decryption, fifty of each (two hours)
 	tests/machine/tests --built $(TARGET_DIR)/debug --scenario cut-encryption --seeds 1..50
 
 crash-states: build-for-machine ## five hundred states of lost, reordered and torn writes in the throw-away machine
 	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200
 
-crash-points: ## a thousand moments of a kill, a power cut and a fault of each work on all data of a pool, simulated (half an hour)
+crash-points: ## a thousand kills, power cuts and faults of each re-encryption job, simulated (half an hour)
 	CRASH_POINTS=1000 $(CARGO) test --locked --release --test crash online -- --nocapture
 
-crash-pairs: ## pairs of faults in everything that puts something on record, a thousand for each operation and size of pool, simulated (half an hour; PAIR_SEED=number for others)
+crash-pairs: ## pairs of faults in every operation that commits, a thousand for each, simulated (half an hour); PAIR_SEED=number for other pairs
 	PAIRS=$(or $(PAIRS),1000) $(CARGO) test --locked --release --test crash pairs -- --nocapture
 
 # FILES is a pattern in which `*` matches slashes too.
-mutants: ## mutation testing of the engine, the bus and threads/: SAMPLE=number of mutants of each area, SEED=number; FILES='src/engine/plan/*' for all of some files; ALL=1 (hours)
+mutants: ## mutation tests of the engine, the bus and threads; SAMPLE=number SEED=number, FILES='src/engine/plan/*', ALL=1 (hours)
 	@scripts/setup build mutants
 	@scripts/mutants $(if $(FILES),--files '$(FILES)') $(if $(ALL),--all) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
 
-bench: ## what the bus side costs, against floors of the same run (three minutes; CALLS=1000000 for the longer proof of flat memory)
+bench: ## measure the bus side against floors of the same run (three minutes); CALLS=1000000 shows that memory is flat
 	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS))
 
 build-for-machine: setup-machine
@@ -110,10 +119,10 @@ build-for-machine: setup-machine
 setup-machine:
 	@scripts/setup build run machine
 
-setup: ## install the system packages that all of this needs
+setup: ## install all system packages that the other commands need
 	@scripts/setup build run disks machine
 
-## Building and installing
+## Build and install
 
 build: build-daemon build-udev-programs ## build the daemon and the udev programs
 
@@ -130,7 +139,7 @@ build-udev-programs:
 	    $(call is_static,$$program); \
 	done
 
-install: install-daemon install-udev install-dbus install-systemd ## install what `make build` built
+install: install-daemon install-udev install-dbus install-systemd ## install what `make build` built (root)
 
 install-daemon:
 	$(INSTALL) -D -m 0755 $(BUILT)/stratisd $(DESTDIR)$(LIBEXECDIR)/stratisd
@@ -150,7 +159,7 @@ install-systemd:
 	sed 's|@LIBEXECDIR@|$(LIBEXECDIR)|' systemd/stratisd.service > $(DESTDIR)$(UNITDIR)/stratisd.service
 	chmod 0644 $(DESTDIR)$(UNITDIR)/stratisd.service
 
-uninstall: ## remove what `make install` installed
+uninstall: ## remove what `make install` installed (root)
 	rm -f $(DESTDIR)$(LIBEXECDIR)/stratisd $(DESTDIR)$(UDEVDIR)/rules.d/61-stratisd.rules \
 	    $(addprefix $(DESTDIR)$(UDEVDIR)/,$(UDEV_PROGRAMS)) \
 	    $(DESTDIR)$(DATADIR)/dbus-1/system.d/stratisd.conf $(DESTDIR)$(UNITDIR)/stratisd.service
