@@ -9,10 +9,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::Value;
 
 use crate::{
-    base::{
-        ids::PoolUuid,
-        units::{Bytes, Sectors},
-    },
+    base::units::{Bytes, Sectors},
     engine::{
         dm_names::Role,
         encryption::{
@@ -23,6 +20,7 @@ use crate::{
         plan::sizes,
         stack::{Stack, remove_surely},
         undo::{Rollback, When},
+        volume_keys,
     },
     platform::{
         Platform, WriteStep,
@@ -46,11 +44,6 @@ pub const LAYOUT_V1: Layout = Layout {
     data_offset: Sectors(32_768),
     sector_size: None,
 };
-
-/// Name of a pool's volume key in the daemon's keyring.
-pub fn volume_key_name(pool: PoolUuid) -> String {
-    format!("stratis-1-vk-{}", pool.hyphenated())
-}
 
 /// How a pool is to be unlocked.
 #[derive(Debug, Clone, Default)]
@@ -196,7 +189,7 @@ pub fn bring_up(
     let opened = name.clone();
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let volume_key = platform.luks_open(device, Some(&name), luks::Unlock { passphrase, keyslot: Some(0) })?;
-    let key_name = volume_key_name(stack.pool());
+    let key_name = volume_keys::name(stack.pool());
     let unset = key_name.clone();
     undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
         platform.volume_key_unset(&unset).map(drop)

@@ -9,16 +9,14 @@ use std::{
 use crate::{
     base::ids::{DevUuid, PoolUuid},
     engine::{
-        Engine,
         bda::{self, Bda, Repair},
         error::{Error, Result, list},
         layout::NewDevice,
         luks_device::{LuksDevice, LuksFormat},
-        metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
-        plan::sizes::DEVICE_MIN,
+        metadata::{HeaderFlags, MetadataVersion, StaticHeader},
         undo::{Rollback, When},
     },
-    platform::{self, BlockDevice, DeviceClass, Geometry, Hold, Platform, Timestamp},
+    platform::{self, BlockDevice, Geometry, Hold, Platform, Timestamp},
 };
 
 /// A device that may be initialized.
@@ -31,7 +29,7 @@ pub struct Candidate {
     /// The container that was made on the block device that was named; `device` is what has been opened of it then.
     pub container: Option<LuksDevice>,
     /// Keeps it from everybody else between the first look and the last write.
-    hold: Option<Arc<dyn Hold>>,
+    pub(super) hold: Option<Arc<dyn Hold>>,
 }
 
 impl Candidate {
@@ -80,82 +78,6 @@ pub fn find(platform: &dyn Platform, paths: &[PathBuf]) -> Result<Vec<BlockDevic
         }
     }
     Ok(found)
-}
-
-/// Looks at a device that is to be initialized for a pool. Whether it is a member of that pool already has been decided
-/// before.
-///
-/// # Errors
-/// The reason why it must not be touched.
-pub fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -> Result<Candidate> {
-    let platform = engine.platform();
-    let path = device.path.clone();
-    // Told last: what is on a device explains best why it is in use.
-    let hold = match platform.hold(&path) {
-        Ok(hold) => Some(Arc::from(hold)),
-        Err(error) if error.is_busy() => None,
-        Err(error) => return Err(error.into()),
-    };
-    let foreign = |what: &str| Error::Foreign { path: path.clone(), what: what.to_owned() };
-    match &device.class {
-        DeviceClass::Stratis | DeviceClass::Unowned => {}
-        DeviceClass::Luks => return Err(foreign("a LUKS volume")),
-        DeviceClass::MultipathMember => {
-            return Err(foreign("a path of a multipath device (name the multipath device instead)"));
-        }
-        DeviceClass::Other(what) => return Err(foreign(what)),
-    }
-    let contents = platform.contents(&path)?;
-    if contents.partitions > 0 {
-        return Err(foreign(&format!("a table of {} partitions", contents.partitions)));
-    }
-    if let Some(superblock) = contents.superblock.as_deref().filter(|kind| *kind != "stratis") {
-        return Err(foreign(&format!("a {superblock} signature")));
-    }
-    let geometry = platform.geometry(&path)?;
-    if geometry.read_only {
-        return Err(Error::ReadOnly { path });
-    }
-    match Bda::load(platform, &path, Repair::ReadOnly)? {
-        Some(bda) => {
-            if !left_over(engine, &path, &bda)? {
-                let pool = bda.header().pool;
-                return Err(match target {
-                    Some(target) if target == pool => Error::UnknownMember { path },
-                    _ => Error::OwnedByPool { path, pool },
-                });
-            }
-            log::info!("{} was left over by an unfinished request of pool {}", path.display(), bda.header().pool);
-        }
-        // Where a fresh look finds nothing of Stratis either, the device database is behind: the device was wiped just now.
-        None if contents.superblock.is_some() => return Err(Error::NoSignature { path }),
-        None => {}
-    }
-    if hold.is_none() {
-        return Err(Error::InUse { path });
-    }
-    if geometry.size < DEVICE_MIN {
-        return Err(Error::TooSmall { path, size: geometry.size, minimum: DEVICE_MIN });
-    }
-    Ok(Candidate { device, geometry, container: None, hold })
-}
-
-/// Whether a device with a signature belongs to nobody all the same: its initialization was cut short before its pool's
-/// metadata named it, or its pool's destruction was cut short after it had been decided.
-fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
-    let platform = engine.platform();
-    let header = bda.header();
-    match bda.read_json(platform, path)? {
-        Some(json) if !is_condemned(bda, &json) => Ok(false),
-        None if !header.flags.contains(HeaderFlags::UNCOMMITTED) => Ok(false),
-        // Newer metadata on another device may say otherwise.
-        _ => Ok(!engine.registry().lists(header.pool, header.device)),
-    }
-}
-
-fn is_condemned(bda: &Bda, json: &[u8]) -> bool {
-    let metadata = PoolMetadata::parse(json, bda.header().version).ok();
-    metadata.zip(bda.last_update()).is_some_and(|(metadata, stamp)| metadata.is_condemned(stamp))
 }
 
 /// Wipes devices side by side; the results in their order. One that somebody uses is not ours any more, and is left alone.

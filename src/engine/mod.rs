@@ -22,10 +22,13 @@ pub mod request;
 mod revert;
 mod setup;
 mod stack;
+mod take_down;
 mod thin_check;
+mod thin_devices;
 pub mod thin_status;
 mod ties;
 mod undo;
+mod volume_keys;
 mod xfs;
 
 use std::{

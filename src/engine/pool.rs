@@ -5,6 +5,7 @@
 
 mod encryption;
 mod record;
+pub(in crate::engine) mod sector_sizes;
 
 use std::{cmp::Ordering, collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 

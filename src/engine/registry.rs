@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-pub use self::set::{DeviceSet, Found, Seen, Verdict};
+pub use self::set::{DeviceSet, Found, STOPPED, Seen, Verdict};
 use crate::{
     base::{
         ids::{DevUuid, PoolUuid},
@@ -24,12 +24,6 @@ use crate::{
     platform::DeviceNumber,
     view,
 };
-
-/// Why a pool does not run with which nothing is wrong.
-pub const STOPPED: &str = "it was stopped by request";
-
-/// Why a pool does not run that will soon.
-pub const BEING_SET_UP: &str = "it is being set up";
 
 /// Everything known of pools that do not run.
 #[derive(Debug, Default)]

@@ -17,9 +17,8 @@ use crate::{
         error::{Error, Result},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Revert},
-        ops,
         pool::Pool,
-        setup, stack,
+        stack, thin_devices,
         undo::Rollback,
         xfs,
     },
@@ -170,7 +169,7 @@ fn decide(
             return Err(Error::StillUp(own));
         }
         let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
-        let table = ops::thin_table(thin_pool, snapshot.thin_id, snapshot.size);
+        let table = thin_devices::thin_table(thin_pool, snapshot.thin_id, snapshot.size);
         // The origin's device, if it is still up, has another table.
         stack::ensure_device(platform, &device, &table, Visibility::Public, undo).map(drop)
     };
@@ -212,7 +211,7 @@ fn identify(
 ) -> Result<()> {
     let Some(record) = records.iter().find(|record| record.uuid == revert.origin) else { return Ok(()) };
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
-    let table = ops::thin_table(thin_pool, record.thin_id, record.size);
+    let table = thin_devices::thin_table(thin_pool, record.thin_id, record.size);
     let device = pool.thin_name(revert.origin);
     // Up already, unless a power cut came between.
     stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
@@ -229,7 +228,7 @@ fn delete_replaced(
     if records.iter().any(|record| record.thin_id == revert.replaced) {
         return Ok(());
     }
-    Ok(setup::delete_thin_id(platform, &Role::ThinPool.name(pool), revert.replaced)?)
+    Ok(thin_devices::delete_thin_id(platform, &Role::ThinPool.name(pool), revert.replaced)?)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod raise;
 mod thin_pool;
 mod unlock;
+mod unrecorded_cache;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,24 +30,23 @@ use crate::{
         devices,
         dm_names::{self, Role},
         error::{Error, Result},
-        layout,
         luks_device::LuksDevice,
         mdv::Mdv,
         metadata::{
             self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, Pending, PoolMetadata,
             pool::{Segment, Tier},
         },
-        plan::sizes,
-        pool::{Filesystem, Member, Pool},
+        pool::{Filesystem, Member, Pool, sector_sizes},
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Next, Part},
         revert,
         stack::{Stack, ensure_device},
-        thin_status::{self, PoolStatus},
+        thin_devices,
+        thin_status::PoolStatus,
         undo::{Rollback, When},
         xfs,
     },
-    platform::{self, DeviceNumber, Platform, Timestamp, dm::Visibility},
+    platform::{DeviceNumber, Platform, Timestamp, dm::Visibility},
     view::Availability,
 };
 
@@ -156,7 +156,7 @@ fn lay(
         pool.stack.find(platform, Role::Cache)?;
     }
     pool.stack.move_to_cap(platform, &shape)?;
-    super::ops::clear_unrecorded_cache(platform, &mut pool.stack, &shape)?;
+    unrecorded_cache::remove(platform, &mut pool.stack, &shape)?;
     discard_unrecorded(platform, set, &pool.meta);
     pool.stack.ensure(platform, &shape.mdv(), undo)?;
     let mdv = Mdv::new(platform, uuid);
@@ -236,7 +236,7 @@ impl Foundation {
         pool.refresh(platform, status);
         // It may have been a change of them that was cut short.
         if pool.check_changes().is_ok() {
-            if let Err(error) = super::ops::record_bindings(platform, &mut pool) {
+            if let Err(error) = pool.record_bindings(platform) {
                 log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
             }
         }
@@ -398,24 +398,6 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .collect()
 }
 
-/// Has the thin pool look at its devices again if it knows less of them than is recorded: whoever made them larger was
-/// killed, or failed, before the thin pool could see it. One that can only be read does not change its size however often it
-/// is asked. `true`: it was so, and the status is out of date.
-///
-/// # Errors
-/// When the kernel refuses.
-pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStatus) -> Result<bool> {
-    let metadata = Sectors(status.metadata_total.saturating_mul(sizes::METADATA_BLOCK.0));
-    // A few blocks of a metadata device may be of no use to the kernel.
-    let behind = pool.thin_metadata().saturating_sub(metadata) >= sizes::DATA_BLOCK
-        || status.data_total < sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev));
-    let overlooked = behind && !status.is_damaged();
-    if overlooked {
-        pool.stack.put(platform, &pool.shape().thin_pool())?;
-    }
-    Ok(overlooked)
-}
-
 /// Takes back what was being created and completes what was being destroyed or reverted when the last daemon ended. An entry that cannot
 /// be worked off now stays until the next set-up: a device that somebody still has open is no reason to withhold the pool.
 fn work_off_journal(
@@ -483,7 +465,7 @@ fn set_up_filesystem(
 ) -> Result<()> {
     let name = Name::new(&record.name)?;
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
-    let table = super::ops::thin_table(thin_pool, record.thin_id, record.size);
+    let table = thin_devices::thin_table(thin_pool, record.thin_id, record.size);
     let device = pool.thin_name(record.uuid);
     let (number, _) = ensure_device(platform, &device, &table, Visibility::Public, undo)?;
     pool.put_filesystem(platform, Filesystem { record, name, number });
@@ -526,107 +508,17 @@ pub(super) fn delete_thin(
         xfs::leave(platform, pending.uuid)?;
         platform.dm_remove(&name)?;
     }
-    delete_thin_id(platform, &Role::ThinPool.name(pool.uuid()), pending.thin_id)?;
+    thin_devices::delete_thin_id(platform, &Role::ThinPool.name(pool.uuid()), pending.thin_id)?;
     Ok(())
-}
-
-/// Deletes a device in a thin pool; one that is not there is deleted already. A thin pool that is out of metadata space
-/// takes no messages, not even this one that would give it some. A table, also the one that it has, lets it try again: the
-/// metadata that it keeps back is enough for a deletion.
-pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) -> platform::Result<()> {
-    let delete = || platform.dm_message(thin_pool, &format!("delete {id}"));
-    let deleted = match delete() {
-        Err(error) if error.errno() == Some(nix::libc::EOPNOTSUPP) => match platform.dm_find(thin_pool)? {
-            Some(found) if !found.table.is_empty() => platform
-                .dm_load(thin_pool, &found.table)
-                .and_then(|()| platform.dm_resume(thin_pool, Visibility::Private))
-                .and_then(|()| delete()),
-            _ => Err(error),
-        },
-        other => other,
-    };
-    match deleted {
-        Err(error) if error.errno() == Some(nix::libc::ENODATA) => Ok(()),
-        other => other,
-    }
 }
 
 /// Restricts a pool whose devices break the rule of sector sizes (`docs/spec/engine/storage-stack.md` §12), or whose thin pool
 /// is not well.
 fn judge(pool: &mut Pool, status: Option<&PoolStatus>) {
-    if let Err(error) = super::ops::check_sector_sizes(pool) {
+    if let Err(error) = sector_sizes::check(pool) {
         pool.restrict(Availability::NoPoolChanges, error.sentence());
     }
-    judge_thin_pool(pool, status);
-}
-
-/// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
-/// what can still be read may be all that its users have. One that is merely out of metadata space is restricted until it
-/// has some. `status` is what the thin pool has just said, if that was understood.
-pub(super) fn judge_thin_pool(pool: &mut Pool, status: Option<&PoolStatus>) {
-    let needs_check = status.is_some_and(|status| status.needs_check);
-    pool.note_starved(status.is_some_and(PoolStatus::is_out_of_metadata));
-    let (level, what) = match pool.thin_state() {
-        Some(thin_status::State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
-        Some(thin_status::State::ReadOnly) => {
-            (Availability::NoRequests, "the metadata of its thin pool could not be written")
-        }
-        _ if needs_check => (Availability::NoRequests, "the metadata of its thin pool must be checked"),
-        _ => return,
-    };
-    pool.restrict(level, format!("{what}; the next start of the pool checks and repairs it"));
-}
-
-/// Takes a pool's whole stack down, from the top.
-///
-/// # Errors
-/// When a device is busy; what was taken down before stays down.
-pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
-    take_filesystems_down(platform, uuid)?;
-    take_thin_pool_down(platform, stack)?;
-    take_backstore_down(platform, stack, uuid)
-}
-
-/// Removes the devices of a pool's filesystems: all that device-mapper lists. A request that panicked may have left some that
-/// nothing else knows of.
-///
-/// # Errors
-/// When one is busy; those removed before stay removed.
-pub(super) fn take_filesystems_down(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
-    let listed = platform.dm_list()?;
-    let mut filesystems =
-        listed.iter().filter(|device| dm_names::filesystem_of(&device.name).is_some_and(|(pool, _)| pool == uuid));
-    filesystems.try_for_each(|device| Ok(platform.dm_remove(&device.name)?))
-}
-
-/// The first part of [`take_down`] (`docs/spec/engine/storage-stack.md` §10.3): what the kernel writes to.
-///
-/// # Errors
-/// As there.
-pub(super) fn take_thin_pool_down(platform: &dyn Platform, stack: &mut Stack) -> Result<()> {
-    let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare];
-    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
-}
-
-/// The second part: what is left.
-///
-/// # Errors
-/// As there.
-pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
-    Mdv::new(platform, uuid).unmount()?;
-    let roles = [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub];
-    roles.into_iter().try_for_each(|role| stack.remove(platform, role))
-}
-
-/// Takes down whatever is up of a pool that does not run.
-///
-/// # Errors
-/// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
-pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid, set: Option<&DeviceSet>) -> Result<()> {
-    take_down(platform, &mut Stack::new(uuid), uuid)?;
-    set.iter().flat_map(|set| set.containers()).try_for_each(|luks_device| luks_device.close(platform))?;
-    super::ops::forget_volume_key(platform, uuid);
-    Ok(())
+    thin_devices::judge_thin_pool(pool, status);
 }
 
 /// Brings a pool up again of which the take-down failed, and gives the error that is to be told.
@@ -657,21 +549,4 @@ pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result
     undo.forget();
     up?;
     Ok(Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?)
-}
-
-/// Whether any device-mapper device of the pool is up, filesystems not counted: they cannot be without the others.
-pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
-    match platform.dm_list() {
-        Ok(list) => Role::ALL.iter().any(|role| list.iter().any(|device| device.name == role.name(pool))),
-        Err(error) => {
-            log::warn!("could not list device-mapper devices, looking for each by name: {error}");
-            Role::ALL.iter().any(|role| matches!(platform.dm_find(&role.name(pool)), Ok(Some(_))))
-        }
-    }
-}
-
-/// As [`partly_up`], with the containers of its devices.
-pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
-    let is_open = |luks_device: &LuksDevice| matches!(platform.dm_find(&luks_device.name()), Ok(Some(_)));
-    partly_up(platform, pool) || set.containers().any(is_open)
 }

@@ -11,13 +11,13 @@ use crate::{
         units::{DataBlocks, Sectors},
     },
     engine::{
-        containers,
         dm_names::Role,
         error::{Error, Result},
         layout,
         metadata::{MetadataVersion, pool::Segment},
         plan::sizes,
         undo::{Rollback, When, mended},
+        volume_keys,
     },
     platform::{
         DeviceNumber, Platform,
@@ -290,7 +290,7 @@ impl Stack {
     ) -> Result<(DeviceNumber, Ensured)> {
         let name = self.name(Role::Crypt);
         let container = platform.dm_node(&self.name(Role::Cache));
-        let volume_key = || platform.volume_key_read(&containers::volume_key_name(self.pool));
+        let volume_key = || platform.volume_key_read(&volume_keys::name(self.pool));
         let Some(found) = platform.dm_find(&name)? else {
             let volume_key = volume_key()?.ok_or(Error::VolumeKey { pool: self.pool })?;
             let made = name.clone();

@@ -130,23 +130,3 @@ pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUu
     follow_or_later(platform, pool);
     Ok(())
 }
-
-/// Removes what the beginning of a cache has left in the kernel, where the record knows of none: the daemon was killed
-/// before it wrote that record. The cap must be in place.
-///
-/// # Errors
-/// When a device cannot be removed.
-pub(in crate::engine) fn clear_unrecorded(platform: &dyn Platform, stack: &mut Stack, shape: &Shape) -> Result<()> {
-    let is_up = |role| platform.dm_find(&stack.name(role)).map(|found| found.is_some());
-    if shape.cache.is_some() || !is_up(Role::CacheMeta)? && !is_up(Role::CacheSub)? {
-        return Ok(());
-    }
-    log::info!("removing what is left of a cache that was begun and never recorded");
-    match shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
-        // It may have been loaded; its table in its place takes it away.
-        Some(placeholder) => stack.put(platform, &placeholder)?,
-        None => stack.remove(platform, Role::Cache)?,
-    }
-    stack.remove(platform, Role::CacheSub)?;
-    stack.remove(platform, Role::CacheMeta)
-}

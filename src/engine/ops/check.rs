@@ -30,7 +30,6 @@ use crate::{
         error::{Error, Result},
         layout,
         metadata::PoolMetadata,
-        ops::create_pool::thin_metadata_size,
         plan::{
             growth::{self, Exhausted, Fill, Growth},
             sizes,
@@ -38,8 +37,8 @@ use crate::{
         },
         pool::Pool,
         request::{Granted, Next},
-        setup,
         stack::Layer,
+        thin_devices::{self, thin_metadata_size},
         thin_status::{PoolStatus, State},
         undo::Rollback,
     },
@@ -187,7 +186,7 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
         if let Some(status) = &status {
             pool.note_use(status.data_used, std::mem::take(&mut since));
         }
-        setup::judge_thin_pool(pool, status.as_ref());
+        thin_devices::judge_thin_pool(pool, status.as_ref());
         // Who writes faster than is looked has the next look at once: past the new mark already, there may be no event.
         let watched = pool.watched().collect();
         if !arm_or_later(platform, pool, status, watched) || checked.is_err() {
@@ -264,7 +263,7 @@ fn grow(
         status = pool.thin_pool_status(platform);
     }
     if let Ok(overtaken) = &status {
-        if setup::show_sizes(platform, pool, overtaken)? {
+        if thin_devices::show_sizes(platform, pool, overtaken)? {
             status = pool.thin_pool_status(platform);
         }
     }

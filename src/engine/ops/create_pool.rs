@@ -26,16 +26,17 @@ use crate::{
         luks_device::LuksFormat,
         mdv::Mdv,
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
-        ops::devices::sizes_of,
+        ops::candidates,
         plan::{sector_rules, sizes},
-        pool::{self, Member, Pool},
+        pool::{self, Member, Pool, sector_sizes},
         request::{Access, Granted, Mode, Next, Share},
         setup,
         stack::{Layer, Stack},
+        thin_devices::thin_metadata_size,
         undo::{Rollback, When},
         xfs::{self, Discard},
     },
-    platform::{BlockDevice, DeviceNumber, Platform, Program, dm, luks},
+    platform::{BlockDevice, Platform, luks},
 };
 
 /// What a new pool is to be.
@@ -172,8 +173,8 @@ fn build(
 
 fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
     let candidates: Vec<Candidate> =
-        found.into_iter().map(|device| devices::examine(engine, device, None)).collect::<Result<_>>()?;
-    sector_rules::common(candidates.iter().map(|candidate| sizes_of(&candidate.geometry)))?;
+        found.into_iter().map(|device| candidates::examine(engine, device, None)).collect::<Result<_>>()?;
+    sector_rules::common(candidates.iter().map(|candidate| sector_sizes::of_device(&candidate.geometry)))?;
     Ok(candidates)
 }
 
@@ -255,16 +256,4 @@ fn plan_metadata(platform: &dyn Platform, new: &NewPool, planned: &[Planned]) ->
     let draft = Draft::new(new.version, new.integrity, &devices)?;
     let thin_metadata = thin_metadata_size(platform, draft.usable(), sizes::FS_LIMIT)?;
     draft.lay_out(new.name.as_str(), thin_metadata)
-}
-
-/// Size of the thin pool's metadata device for a pool of this size and number of filesystems.
-pub(super) fn thin_metadata_size(platform: &dyn Platform, pool: Sectors, filesystems: u64) -> Result<Sectors> {
-    let arguments = sizes::thin_metadata_size_arguments(pool, filesystems);
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    Ok(sizes::thin_metadata(&platform.run(Program::ThinMetadataSize, &arguments)?)?)
-}
-
-/// The table of a thin device.
-pub(in crate::engine) fn thin_table(pool: DeviceNumber, id: u32, size: Sectors) -> [dm::Line; 1] {
-    [dm::Line { start: Sectors::ZERO, length: size, target: dm::Target::Thin { pool, id } }]
 }

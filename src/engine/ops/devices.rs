@@ -20,15 +20,15 @@ use crate::{
         luks_device::{LuksDevice, LuksFormat},
         metadata::{HeaderFlags, MetadataVersion, PoolMetadata, StaticHeader},
         ops::{
-            cache,
+            cache, candidates,
             check::{and_use, follow_or_later},
         },
         plan::sector_rules::{self, SectorError, SectorSizes},
-        pool::Pool,
+        pool::{Pool, sector_sizes},
         request::{Access, Mode, Next, Share},
         undo::Rollback,
     },
-    platform::{BlockDevice, Geometry, Platform},
+    platform::{BlockDevice, Platform},
     view::{Availability, Tier},
 };
 
@@ -151,7 +151,8 @@ impl LuksParameters {
             Ok(Assigned { token: binding.token, request: binding.mechanism.elsewhere()? })
         };
         let tier = if purpose == Purpose::Data { Tier::Data } else { Tier::Cache };
-        let logical = sector_sizes(pool, tier).into_iter().filter_map(|member| Some(member.crypt?.logical)).max();
+        let logical =
+            sector_sizes::of_tier(pool, tier).into_iter().filter_map(|member| Some(member.crypt?.logical)).max();
         Ok(Some(LuksParameters {
             name: pool.meta.name.clone(),
             bindings: agreed.iter().map(assign).collect::<Result<_>>()?,
@@ -215,7 +216,7 @@ struct SectorRules {
 impl SectorRules {
     fn of(pool: &Pool, purpose: Purpose) -> SectorRules {
         let tier = if purpose == Purpose::MoreCache { Tier::Cache } else { Tier::Data };
-        SectorRules { purpose, tier: sector_sizes(pool, tier) }
+        SectorRules { purpose, tier: sector_sizes::of_tier(pool, tier) }
     }
 
     fn check(&self, new: impl Iterator<Item = SectorSizes>) -> std::result::Result<(), SectorError> {
@@ -229,9 +230,9 @@ impl SectorRules {
 fn examine(engine: &Engine, pool: PoolUuid, found: Vec<BlockDevice>, rules: &SectorRules) -> Result<Vec<Candidate>> {
     let candidates = found
         .into_iter()
-        .map(|device| devices::examine(engine, device, Some(pool)))
+        .map(|device| candidates::examine(engine, device, Some(pool)))
         .collect::<Result<Vec<Candidate>>>()?;
-    rules.check(candidates.iter().map(|candidate| sizes_of(&candidate.geometry)))?;
+    rules.check(candidates.iter().map(|candidate| sector_sizes::of_device(&candidate.geometry)))?;
     Ok(candidates)
 }
 
@@ -397,39 +398,6 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
     pool.metadata_exhausted = false;
     follow_or_later(platform, pool);
     Ok(true)
-}
-
-/// Sector sizes of a device.
-pub(super) fn sizes_of(geometry: &Geometry) -> SectorSizes {
-    SectorSizes { logical: geometry.logical, physical: geometry.physical }
-}
-
-/// The devices of a tier, as far as the rules of sector sizes look at them.
-fn sector_sizes(pool: &Pool, tier: Tier) -> Vec<sector_rules::Member> {
-    pool.meta
-        .device_entries()
-        .filter(|(of_tier, _)| *of_tier == tier)
-        .filter_map(|(_, entry)| {
-            let member = pool.members.get(&entry.uuid)?;
-            let inside = sizes_of(&member.geometry);
-            let (base, crypt) = match &member.container {
-                Some(luks_device) => (sizes_of(&luks_device.geometry), Some(inside)),
-                None => (inside, None),
-            };
-            Some(sector_rules::Member { base, crypt, in_use: pool.meta.is_in_use(entry.uuid) })
-        })
-        .collect()
-}
-
-/// Refuses a pool whose tiers mix sector sizes in a way that may tear writes.
-pub(in crate::engine) fn check_sector_sizes(pool: &Pool) -> Result<()> {
-    for tier in [Tier::Data, Tier::Cache] {
-        let sizes = sector_sizes(pool, tier);
-        if !sizes.is_empty() {
-            sector_rules::effective(&sizes)?;
-        }
-    }
-    Ok(())
 }
 
 /// Sets or removes what the user says of a device. `false`: that is what it says already.

@@ -31,8 +31,10 @@ use crate::{
         request::{Access, Granted, Mode, Next, Share},
         setup::{self, CacheTier, Doomed},
         stack::Stack,
+        take_down,
         ties::Ties,
         undo::Rollback,
+        volume_keys,
     },
     platform::{
         self, BlockDevice, DeviceAction, DeviceClass, DeviceEvent, DeviceNumber, Platform,
@@ -66,7 +68,7 @@ fn considerations(engine: &Engine) -> Vec<Labelled> {
         }
     }
     // Of two pools of one name the one that is up already goes on.
-    pools.sort_by_key(|pool| !setup::partly_up(engine.platform(), *pool));
+    pools.sort_by_key(|pool| !take_down::partly_up(engine.platform(), *pool));
     pools.into_iter().map(|pool| (format!("discovery of pool {pool}"), consider(pool))).collect()
 }
 
@@ -247,7 +249,7 @@ fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> 
     let is_on = |line: &Line, number| matches!(line.target, Target::Linear { device, .. } if device == number);
     match (opened, joined) {
         (Some(opened), Some(joined)) if joined.table.iter().any(|line| is_on(line, opened.number)) => {
-            setup::take_down(platform, &mut Stack::new(pool), pool)
+            take_down::take_down(platform, &mut Stack::new(pool), pool)
         }
         _ => Ok(()),
     }
@@ -528,7 +530,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
         }
         // A start or a stop that was cut short has left some of its devices open.
         locked @ Verdict::Locked => {
-            if !setup::partly_up(engine.platform(), uuid) {
+            if !take_down::partly_up(engine.platform(), uuid) {
                 trouble = clear_away(engine, uuid, &set).err();
             }
             locked.obstacle(uuid).map_or_else(String::new, |error| error.sentence())
@@ -536,7 +538,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
         other => other.obstacle(uuid).map_or_else(String::new, |error| error.sentence()),
     };
     log::info!("pool {uuid} is not set up: {reason}");
-    let partial = setup::partly_up(engine.platform(), uuid);
+    let partial = take_down::partly_up(engine.platform(), uuid);
     engine.registry().note_down(uuid, partial, trouble.as_ref());
     Next::Done(())
 }
@@ -544,10 +546,10 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
 /// Takes down what is up of a pool that is not to run. An error is logged here.
 fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let platform = engine.platform();
-    if !setup::partly_up(platform, uuid) && set.containers().next().is_none() {
+    if !take_down::partly_up(platform, uuid) && set.containers().next().is_none() {
         return Ok(());
     }
-    setup::clean_up(platform, uuid, Some(set)).inspect_err(|error| {
+    take_down::clean_up(platform, uuid, Some(set)).inspect_err(|error| {
         log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
     })
 }
@@ -582,14 +584,14 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
     match verdict {
         Verdict::Destroying(metadata) => {
             let platform = engine.platform();
-            let take_down = || setup::take_down(platform, &mut Stack::new(uuid), uuid);
+            let take_down = || take_down::take_down(platform, &mut Stack::new(uuid), uuid);
             // What lies on the devices must be gone before they are wiped: nobody would find it then.
             if let Err(error) = take_down().or_else(|_| take_down()) {
                 log::error!("pool {uuid} is destroyed, but some of it is still up: {}", error.sentence());
                 engine.registry().note_down(uuid, true, Some(&error));
                 return Err(error);
             }
-            lifecycle::forget_volume_key(platform, uuid);
+            volume_keys::forget(platform, uuid);
             engine.registry().take(uuid);
             finish_destruction(engine, uuid, set, &metadata);
             Err(Error::Destroyed(uuid))

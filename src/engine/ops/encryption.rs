@@ -14,7 +14,6 @@ use crate::{
     base::{ids::PoolUuid, pool_ref::PoolRef},
     engine::{
         Engine,
-        bda::Choose,
         claims::{Claim, Key},
         containers::{self, Prepared},
         dm_names::Role,
@@ -28,6 +27,7 @@ use crate::{
         pool::Pool,
         request::{Access, Mode, Next},
         undo::{Rollback, When},
+        volume_keys,
     },
     platform::{
         Platform,
@@ -150,7 +150,7 @@ fn record_ahead(uuid: PoolUuid, change: &Change) -> Next<Result<()>> {
     super::change(uuid, move |engine, pool| {
         let left: Vec<Kind> =
             pool.encryption()?.agreed()?.iter().filter(|b| b.token != token).map(Binding::kind).collect();
-        record_kinds(engine.platform(), pool, |kind| left.contains(&kind))
+        pool.record_kinds(engine.platform(), |kind| left.contains(&kind))
     })
 }
 
@@ -231,7 +231,7 @@ fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: 
         let platform = engine.platform();
         if let Ok(pool) = super::writable(granted, uuid) {
             show_anew(platform, pool, &containers);
-            if let Err(error) = record(platform, pool) {
+            if let Err(error) = pool.record_bindings(platform) {
                 log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
             }
             pool.note_failure(&error);
@@ -248,7 +248,7 @@ fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>,
         let platform = engine.platform();
         let noted = super::writable(granted, uuid).and_then(|pool| {
             take_in(platform, pool, &containers)?;
-            record(platform, pool)?;
+            pool.record_bindings(platform)?;
             Ok(pool)
         });
         let pool = match noted {
@@ -304,27 +304,6 @@ pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Co
         }
     }
     pool.note_containers()
-}
-
-/// Records which kinds of bindings a pool of version 2 has, if that is not on record.
-pub(in crate::engine) fn record(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
-    let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else { return Ok(()) };
-    record_kinds(platform, pool, |kind| bindings.lowest(kind).is_some())
-}
-
-fn record_kinds(platform: &dyn Platform, pool: &mut Pool, has: impl Fn(Kind) -> bool) -> Result<()> {
-    if pool.version() == MetadataVersion::V1 {
-        return Ok(());
-    }
-    let mut wanted = pool.meta.clone();
-    wanted.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
-    if wanted.features == pool.meta.features {
-        return Ok(());
-    }
-    pool.change(platform, Choose::Some(platform.random()), |meta| {
-        *meta = wanted;
-        Ok(())
-    })
 }
 
 pub(super) fn read(platform: &dyn Platform, device: &Path) -> Result<Header> {
@@ -479,7 +458,7 @@ fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'stat
         Next::act(move |engine| {
             let platform = engine.platform();
             let opened = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None);
-            let kept = opened.and_then(|key| Ok(platform.volume_key_set(&containers::volume_key_name(uuid), &key)?));
+            let kept = opened.and_then(|key| Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?));
             if let Err(error) = kept {
                 log::warn!("pool {uuid} cannot grow, since its volume key was not found: {}", error.sentence());
                 return Next::Done(());
@@ -488,7 +467,7 @@ fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'stat
                 match super::writable(granted, uuid) {
                     Ok(pool) => pool.note_volume_key(true),
                     // It has been stopped meanwhile.
-                    Err(_) => super::forget_volume_key(engine.platform(), uuid),
+                    Err(_) => volume_keys::forget(engine.platform(), uuid),
                 }
                 Next::Done(())
             })

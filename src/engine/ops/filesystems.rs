@@ -18,7 +18,7 @@ use crate::{
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
         request::{Next, Part, Wait},
-        setup, stack,
+        setup, stack, thin_devices,
         thin_status::{self, State},
         undo::{Rollback, When},
         xfs::{self, Discard},
@@ -216,13 +216,13 @@ fn make_one(
     let undo_in = thin_pool.clone();
     // Pushed first: a message that fails may have been carried out. It stays if its record does.
     undo.push(When::Last, format!("delete thin device {id}"), move |platform| {
-        setup::delete_thin_id(platform, &undo_in, id)
+        thin_devices::delete_thin_id(platform, &undo_in, id)
     });
     match create(id) {
         // Left over by a daemon that keeps no journal; no record names the number, or it would not have been given out.
         Err(error) if error.errno() == Some(nix::libc::EEXIST) => {
             log::warn!("pool {}: thin device {id} exists without a record; replacing it", pool.name());
-            setup::delete_thin_id(platform, &thin_pool, id)?;
+            thin_devices::delete_thin_id(platform, &thin_pool, id)?;
             create(id)?;
         }
         // It has been found out by a write, and no check has come since.
@@ -231,7 +231,7 @@ fn make_one(
     }
     let number = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
     let device = pool.thin_name(record.uuid);
-    let table = super::thin_table(number, id, record.size);
+    let table = thin_devices::thin_table(number, id, record.size);
     let (number, _) = stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
     let name = Name::new(&record.name)?;
     Ok(Unborn { filesystem: Filesystem { record, name, number }, device })
@@ -417,7 +417,7 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
     let status = pool.refresh_thin_pool(platform, None);
     if pool.is_starved() {
         // They may have given back what the thin pool lacked.
-        setup::judge_thin_pool(pool, status.as_ref());
+        thin_devices::judge_thin_pool(pool, status.as_ref());
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ use crate::{
         },
         pool::{Filesystem, Pool},
         request::{Access, Mode, Next, Part},
-        stack,
+        stack, thin_devices,
         thin_status::State,
         undo::Rollback,
         xfs,
@@ -180,7 +180,7 @@ fn extend_device(engine: &Engine, pool: &mut Pool, id: FsUuid, extension: Extens
         pool.put_filesystem(platform, filesystem.clone());
     }
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
-    let table = super::thin_table(thin_pool, filesystem.record.thin_id, filesystem.record.size);
+    let table = thin_devices::thin_table(thin_pool, filesystem.record.thin_id, filesystem.record.size);
     let mut nothing_to_undo = Rollback::new();
     let extended =
         stack::ensure_device(platform, &pool.thin_name(id), &table, Visibility::Public, &mut nothing_to_undo);

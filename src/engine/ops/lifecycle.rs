@@ -23,7 +23,7 @@ use crate::{
         Engine,
         bda::{self, Bda, Choose, Repair},
         claims::{Claim, Key},
-        containers::{self, Unlock},
+        containers::Unlock,
         dm_names::Role,
         error::{Error, Result},
         luks_device::LuksDevice,
@@ -34,7 +34,9 @@ use crate::{
         registry::{DeviceSet, Seen, Verdict},
         request::{Access, Granted, Mode, Next, Share, Wait},
         setup::{self, CacheTier},
+        take_down,
         undo::Rollback,
+        volume_keys,
     },
     platform::{self, PendingLinks, Platform},
     view::Availability,
@@ -116,7 +118,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
                 let beside = engine.registry().beside(uuid);
                 set.absorb(beside.unwrap_or_default());
                 discover::settle_set(engine.platform(), uuid, &mut set);
-                set.partial = left_up.is_some() && setup::anything_up(engine.platform(), uuid, &set);
+                set.partial = left_up.is_some() && take_down::anything_up(engine.platform(), uuid, &set);
                 set.trouble = left_up.as_ref().filter(|_| set.partial).map(|error| {
                     format!("it was stopped, but some of it could not be taken down: {}", error.sentence()).into()
                 });
@@ -172,8 +174,8 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
         true => Reach::First,
         false => find_members(engine, pool),
     };
-    let decided = setup::take_filesystems_down(platform, uuid)
-        .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
+    let decided = take_down::take_filesystems_down(platform, uuid)
+        .and_then(|()| take_down::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| {
             let choose = match reach {
                 _ if was_decided => return Ok(()),
@@ -201,12 +203,12 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     }
     pool.set_gone(true);
     let mut take_down = || {
-        setup::take_backstore_down(platform, &mut pool.stack, uuid)?;
+        take_down::take_backstore_down(platform, &mut pool.stack, uuid)?;
         pool.close_devices(platform)
     };
     // One failure is not yet a reason to leave something up.
     let left_up = take_down().or_else(|_| take_down()).err();
-    forget_volume_key(platform, uuid);
+    volume_keys::forget(platform, uuid);
     if let Some(error) = &left_up {
         log::error!("pool {} is stopped, but some of it is still up: {}", pool.name(), error.sentence());
     }
@@ -295,13 +297,6 @@ pub(super) fn record_stop(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, meta
     Ok(())
 }
 
-/// Forgets the volume key of a pool that is down.
-pub(in crate::engine) fn forget_volume_key(platform: &dyn Platform, uuid: PoolUuid) {
-    if let Err(error) = platform.volume_key_unset(&containers::volume_key_name(uuid)) {
-        log::error!("the volume key of pool {uuid} could not be removed from the keyring: {error}");
-    }
-}
-
 /// Takes down what is up of a pool that does not run.
 fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
     Next::slow(Share::Pool(uuid), move |engine| {
@@ -313,7 +308,8 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
         };
         let platform = engine.platform();
         // What is known may be out of date: a start that panicked has not told.
-        let partial = engine.registry().get(uuid).map(|set| set.partial || setup::anything_up(platform, uuid, &set));
+        let partial =
+            engine.registry().get(uuid).map(|set| set.partial || take_down::anything_up(platform, uuid, &set));
         match partial {
             // It has come up meanwhile.
             None => {
@@ -335,9 +331,9 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                         return Next::Done(Err(error));
                     }
                 }
-                let clean_up = || setup::clean_up(platform, uuid, set.as_ref());
+                let clean_up = || take_down::clean_up(platform, uuid, set.as_ref());
                 let cleaned = clean_up().or_else(|_| clean_up());
-                let is_up = |set| setup::anything_up(platform, uuid, set);
+                let is_up = |set| take_down::anything_up(platform, uuid, set);
                 let partial = cleaned.is_err() && set.as_ref().is_some_and(is_up);
                 engine.registry().note_down(uuid, partial, cleaned.as_ref().err());
                 if !partial {
@@ -439,7 +435,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
             check_unlock(&unlock, &name, metadata.is_encrypted() || set.containers().next().is_some())?;
             if cache == CacheTier::Drop && set.partial {
                 // What is up may lie on the cache.
-                setup::clean_up(platform, uuid, None)?;
+                take_down::clean_up(platform, uuid, None)?;
             }
             Ok(())
         });
@@ -578,7 +574,7 @@ pub(super) fn bring_up(
 }
 
 fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Next<Result<Started>> {
-    let partial = setup::partly_up(engine.platform(), uuid);
+    let partial = take_down::partly_up(engine.platform(), uuid);
     engine.registry().note_down(uuid, partial, Some(&error));
     Next::Done(Err(error))
 }

@@ -7,16 +7,14 @@ use crate::{
         bda::Choose,
         error::{Error, Result},
         layout,
-        ops::{
-            check::{and_use, facts, follow_or_back},
-            create_pool::thin_metadata_size,
-        },
+        ops::check::{and_use, facts, follow_or_back},
         plan::{
             growth::{self, Exhausted},
             sizes,
         },
         pool::Pool,
         request::{Access, Mode, Next},
+        thin_devices::thin_metadata_size,
     },
     platform::Platform,
 };

@@ -4,6 +4,7 @@
 //! commits it. What comes after the commit can be repeated and is finished at the next set-up if it is cut short.
 
 mod cache;
+mod candidates;
 mod check;
 mod create_pool;
 mod devices;
@@ -43,12 +44,6 @@ pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, 
 pub use crate::engine::setup::CacheTier;
 /// A passphrase, and what setting it did.
 pub use crate::platform::keyring::{KeyChange, Secret};
-
-pub(super) use cache::clear_unrecorded as clear_unrecorded_cache;
-pub(super) use create_pool::thin_table;
-pub(super) use devices::check_sector_sizes;
-pub(super) use encryption::record as record_bindings;
-pub(super) use lifecycle::forget_volume_key;
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 

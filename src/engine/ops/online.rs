@@ -41,6 +41,7 @@ use crate::{
         pool::Pool,
         request::{Access, Mode, Next, Wait},
         undo::{Rollback, When, mended},
+        volume_keys,
     },
     platform::{
         Platform,
@@ -585,11 +586,11 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
     let renew = || -> Result<()> {
         let bindings = bindings_of(MetadataVersion::V2, &read(platform, &container.device)?)?;
         let key = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None)?;
-        Ok(platform.volume_key_set(&containers::volume_key_name(uuid), &key)?)
+        Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?)
     };
     if let Err(error) = renew() {
         log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
-        super::forget_volume_key(platform, uuid);
+        volume_keys::forget(platform, uuid);
     }
 }
 
@@ -683,11 +684,11 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
     match work {
         ReencryptionMode::Encrypt => {
             super::encryption::take_in(platform, pool, &containers)?;
-            super::encryption::record(platform, pool)?;
+            pool.record_bindings(platform)?;
         }
         ReencryptionMode::Reencrypt => {
             super::encryption::take_in(platform, pool, &containers)?;
-            let known = platform.volume_key_read(&containers::volume_key_name(pool.uuid()));
+            let known = platform.volume_key_read(&volume_keys::name(pool.uuid()));
             pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
             let now = platform.now().seconds;
             pool.change(platform, Choose::Some(platform.random()), |meta| {
@@ -699,7 +700,7 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
             pool.change(platform, Choose::Everywhere, |meta| meta.set_clear())?;
             pool.note_encryption(None);
             pool.note_volume_key(false);
-            super::forget_volume_key(platform, pool.uuid());
+            volume_keys::forget(platform, pool.uuid());
             let mut leave = || crate::engine::setup::drop_container(platform, pool);
             // Decided: what cannot be done now is done at the next set-up.
             if let Err(error) = leave().or_else(|_| leave()) {

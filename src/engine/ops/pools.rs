@@ -21,6 +21,7 @@ use crate::{
         registry::DeviceSet,
         request::{Access, Granted, Mode, Next, Wait},
         setup::{self, Doomed},
+        take_down, volume_keys,
     },
     platform::{PendingLinks, Platform, Timestamp},
     view::Availability,
@@ -90,8 +91,8 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         return Err(Error::DevicesGone { pool: pool.name().clone() });
     }
     // As for a stop: what only a key brings up again stays until there is no way back.
-    let decided = setup::take_filesystems_down(platform, uuid)
-        .and_then(|()| setup::take_thin_pool_down(platform, &mut pool.stack))
+    let decided = take_down::take_filesystems_down(platform, uuid)
+        .and_then(|()| take_down::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| match pool.meta.destroying {
             // By a request that panicked after that; its devices may be closed.
             Some(_) => Ok(()),
@@ -107,7 +108,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         return Err(setup::back_up_after(platform, pool, cause));
     }
     pool.set_gone(true);
-    let mut take_down = || setup::take_backstore_down(platform, &mut pool.stack, uuid);
+    let mut take_down = || take_down::take_backstore_down(platform, &mut pool.stack, uuid);
     if let Err(error) = take_down().or_else(|_| take_down()) {
         let (name, what) = (pool.name(), error.sentence());
         log::error!("pool {name} is destroyed, but some of it is still up, and its devices are not wiped yet: {what}");
@@ -122,7 +123,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         Some(Doomed { path: &member.device.path, container: member.container.as_ref(), parts, stamp })
     });
     setup::wipe_destroyed(platform, devices);
-    lifecycle::forget_volume_key(platform, uuid);
+    volume_keys::forget(platform, uuid);
     Ok(Destroyed::Wiped)
 }
 

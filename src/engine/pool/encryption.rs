@@ -6,7 +6,8 @@ use std::{path::PathBuf, sync::Arc};
 use super::Pool;
 use crate::{
     engine::{
-        encryption::{Info, KeyDescription, Mechanism, read_pool_header},
+        bda::Choose,
+        encryption::{Info, KeyDescription, Kind, Mechanism, read_pool_header},
         error::{Error, Result},
         metadata::MetadataVersion,
     },
@@ -32,6 +33,38 @@ impl Pool {
     pub(in crate::engine) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
         let containers = self.members.values().filter_map(|member| member.container.as_ref());
         containers.map(|luks_device| (luks_device.device.path.clone(), luks_device.name()))
+    }
+
+    /// Records which kinds of bindings a pool of version 2 has, if that is not on record.
+    ///
+    /// # Errors
+    /// When the metadata cannot be written.
+    pub(in crate::engine) fn record_bindings(&mut self, platform: &dyn Platform) -> Result<()> {
+        let Ok(bindings) = self.encryption().and_then(|info| Ok(info.agreed()?.clone())) else { return Ok(()) };
+        self.record_kinds(platform, |kind| bindings.lowest(kind).is_some())
+    }
+
+    /// Records that a pool of version 2 has the kinds of bindings of which `has` says so.
+    ///
+    /// # Errors
+    /// When the metadata cannot be written.
+    pub(in crate::engine) fn record_kinds(
+        &mut self,
+        platform: &dyn Platform,
+        has: impl Fn(Kind) -> bool,
+    ) -> Result<()> {
+        if self.version == MetadataVersion::V1 {
+            return Ok(());
+        }
+        let mut wanted = self.meta.clone();
+        wanted.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
+        if wanted.features == self.meta.features {
+            return Ok(());
+        }
+        self.change(platform, Choose::Some(platform.random()), |meta| {
+            *meta = wanted;
+            Ok(())
+        })
     }
 
     /// Closes the containers of its devices, when nothing lies on them any more.

@@ -27,6 +27,11 @@ use crate::{
     view,
 };
 
+/// Why a pool does not run with which nothing is wrong.
+pub const STOPPED: &str = "it was stopped by request";
+/// Why a pool does not run that will soon.
+pub const BEING_SET_UP: &str = "it is being set up";
+
 /// A device found, with its Stratis area as read.
 #[derive(Debug, Clone)]
 pub struct Found {
@@ -627,9 +632,9 @@ impl DeviceSet {
     fn reason(&self, uuid: PoolUuid, verdict: Verdict) -> Option<Arc<str>> {
         let was_stopped = matches!(&verdict, Verdict::Complete(metadata) if metadata.started == Some(false));
         if self.being_set_up {
-            return Some(super::BEING_SET_UP.into());
+            return Some(BEING_SET_UP.into());
         }
         let obstacle = verdict.obstacle(uuid).map(|error| error.sentence().into());
-        obstacle.or_else(|| self.trouble.clone()).or_else(|| was_stopped.then(|| super::STOPPED.into()))
+        obstacle.or_else(|| self.trouble.clone()).or_else(|| was_stopped.then(|| STOPPED.into()))
     }
 }

@@ -10,6 +10,7 @@ use crate::{
         pool::Pool,
         stack::{Ensured, Shape},
         thin_check::{self, Verdict},
+        thin_devices,
         undo::Rollback,
     },
     platform::{Platform, Program, dm::Target},
@@ -33,7 +34,7 @@ pub(super) fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo:
     pool.stack.ensure(platform, &shape.thin_data(), undo)?;
     if pool.stack.ensure(platform, &shape.thin_pool(), undo)? == Ensured::Adopted {
         if let Ok(status) = pool.thin_pool_status(platform) {
-            super::show_sizes(platform, pool, &status)?;
+            thin_devices::show_sizes(platform, pool, &status)?;
         }
     }
     Ok(())

@@ -21,6 +21,7 @@ use crate::{
         registry::DeviceSet,
         stack::remove_surely,
         undo::{Rollback, When},
+        volume_keys,
     },
     platform::{
         Platform,
@@ -174,7 +175,7 @@ fn open_closed(
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &opened));
     let bindings = pool.encryption()?.agreed()?.clone();
     let volume_key = containers::open(platform, device, Some(&name), &bindings, method, passphrase.as_ref())?;
-    let key_name = containers::volume_key_name(pool.uuid());
+    let key_name = volume_keys::name(pool.uuid());
     let unset = key_name.clone();
     undo.push(When::Always, "remove the volume key from the keyring", move |platform| {
         platform.volume_key_unset(&unset).map(drop)
@@ -190,7 +191,7 @@ fn open_closed(
 /// Takes over what a daemon that ran before has opened. Its volume key went with it; where the record is ahead of the opened
 /// device the key is needed at once, and otherwise, or where there is no time to derive one, it is looked for later.
 fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_time: bool) {
-    let key_name = containers::volume_key_name(pool.uuid());
+    let key_name = volume_keys::name(pool.uuid());
     let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
     let find = || {
         let bindings = pool.encryption().ok().and_then(|info| info.agreed().ok()).cloned().unwrap_or_default();
