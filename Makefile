@@ -26,7 +26,7 @@ is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynami
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop test test-quick test-machine machine machine-image setup setup-machine \
-        loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts crash-states crash-points crash-pairs \
+        structure loom-full shuttle-long history-long mutants bench power-cuts encryption-cuts crash-states crash-points crash-pairs \
         test-machine-longer build-for-machine \
         build build-daemon build-udev-programs build-machine-checks \
         install install-daemon install-udev install-dbus install-systemd uninstall
@@ -109,6 +109,9 @@ crash-pairs: ## pairs of faults in every operation that commits, a thousand for 
 mutants: ## mutation tests of the engine, the bus and threads; SAMPLE=number SEED=number, FILES='src/engine/plan/*', ALL=1 (hours)
 	@scripts/setup build mutants
 	@scripts/mutants $(if $(FILES),--files '$(FILES)') $(if $(ALL),--all) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED))
+
+structure: ## draw the structure from the `use` lines again, into docs/structure.md
+	@STRUCTURE=write $(CARGO) test --locked --quiet --test tidy -- --ignored structure_page
 
 bench: ## measure the bus side against floors of the same run (three minutes); CALLS=1000000 shows that memory is flat
 	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS))

@@ -15,6 +15,7 @@
 //! | [`view`] | the published state, as immutable values | [`view::View`] |
 //! | [`base`] | identifiers, names, units, an error with its causes: every room may use them | [`base::ids`] |
 //! | [`platform`] | what the engine asks of a machine, by one trait | [`platform::Platform`] |
+//! | [`base`] | identifiers, names, units, error chains | the modules themselves |
 //!
 //! Arrows point one way: `bin → daemon → {bus, watch} → {engine, view} → platform`, with [`base`] and the crate `threads`
 //! (lock, parking, workers) below all of them. [`platform::linux`] is the only room that makes system calls; [`platform::sim`] is a machine

@@ -5,6 +5,8 @@
 
 #[path = "tidy/documents.rs"]
 mod documents;
+#[path = "tidy/structure.rs"]
+mod structure;
 
 use std::{
     collections::BTreeSet,
