@@ -1,6 +1,7 @@
-//! `stratis-base32-decode KEY B32`: a udev helper that prints `KEY=TEXT`, where TEXT is what B32 (RFC 4648, upper case,
-//! without padding) stands for (`docs/spec/tools/utilities.md` §8). The kernel lets only letters and digits through in a
-//! synthetic event, so names of pools and filesystems travel in this form. Knows nothing of pools or the daemon.
+//! `stratis-base32-decode KEY B32`: a udev helper that prints `KEY=TEXT`, where TEXT is B32 decoded
+//! (RFC 4648, upper case, without padding; `docs/spec/tools/utilities.md` §8). The kernel accepts
+//! only letters and digits in the properties of a synthetic event, so names of pools and
+//! filesystems travel in this form. Knows nothing of pools or the daemon.
 
 use std::{
     env,
@@ -16,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let key = arguments.next().ok_or("missing first argument, this program requires exactly 2 arguments")?;
     let encoded = arguments.next().ok_or("missing second argument, this program requires exactly 2 arguments")?;
     let text = String::from_utf8(BASE32_NOPAD.decode(encoded.as_bytes())?)?;
-    // One write, so that nothing is printed when anything is wrong.
+    // One write, so that nothing is printed on an error.
     let line = [key.as_bytes(), b"=", text.as_bytes(), b"\n"].concat();
     io::stdout().write_all(&line)?;
     Ok(())

@@ -1,9 +1,10 @@
-//! `stratis-str-cmp A B`: a udev helper that prints `0` if the two texts are equal, else `1`; it succeeds either way, since
-//! a rule reads what it prints (`docs/spec/tools/utilities.md` §7). Runs for every event of a filesystem's device and in the
-//! initrd, so it needs nothing but the standard library, and knows nothing of pools or the daemon.
+//! `stratis-str-cmp A B`: a udev helper that prints `0` if the two texts are equal, else `1`. It
+//! succeeds either way, because the rule reads its output (`docs/spec/tools/utilities.md` §7). It
+//! runs for every event of a filesystem's device and in the initrd, so it uses only the standard
+//! library. Knows nothing of pools or the daemon.
 //!
-//! A filesystem's UUID also equals the name of that filesystem's device-mapper device, which ends in it without hyphens:
-//! udev rules can neither cut a text nor remove characters from it.
+//! A filesystem's UUID also equals the name of its device-mapper device, which ends in the UUID
+//! without hyphens: udev rules can neither cut a text nor remove characters from it.
 
 use std::{
     env,
@@ -12,7 +13,7 @@ use std::{
     os::unix::ffi::OsStrExt,
 };
 
-/// Where a UUID has hyphens.
+/// The positions of the hyphens in a UUID.
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
 const UUID_BYTES: usize = 36;
 
@@ -25,7 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Whether this is the name of the device of the filesystem with this UUID: `stratis-1-POOL-thin-fs-FILESYSTEM`.
+/// Whether this is the device name of the filesystem with this UUID:
+/// `stratis-1-POOL-thin-fs-FILESYSTEM`.
 fn is_device_of(name: &[u8], uuid: &[u8]) -> bool {
     let has_form = uuid.len() == UUID_BYTES
         && uuid.iter().enumerate().all(|(at, byte)| match HYPHENS.contains(&at) {

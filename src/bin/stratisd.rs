@@ -1,4 +1,4 @@
-//! `stratisd`: takes the command line apart and runs the daemon. Knows nothing else.
+//! `stratisd`: parses the command line and runs the daemon. Knows nothing else.
 
 use std::{process::ExitCode, sync::LazyLock};
 
@@ -21,17 +21,16 @@ struct Arguments {
     /// Work on a simulated machine: any absolute path is a disk, and nothing real is touched
     #[arg(long)]
     sim: bool,
-    /// Least level of messages to write to standard error; without it RUST_LOG decides, and without both only errors are
-    /// written
+    /// Lowest level of messages to write to standard error; default: RUST_LOG, or errors only
     #[arg(long, value_enum)]
     log_level: Option<Level>,
     /// Size of each simulated disk (also: STRATISD_SIM_DISK_GIB)
     #[arg(long, value_name = "GIB", requires = "sim")]
     sim_disk_size: Option<u64>,
-    /// How long each step of the simulated machine takes (also: STRATISD_SIM_SLOW_MS)
+    /// Delay of each step of the simulated machine (also: STRATISD_SIM_SLOW_MS)
     #[arg(long, value_name = "MILLISECONDS", requires = "sim")]
     sim_slow: Option<u64>,
-    /// Where the simulated machine's chance comes from (also: STRATISD_SIM_SEED)
+    /// Random seed of the simulated machine (also: STRATISD_SIM_SEED)
     #[arg(long, value_name = "NUMBER", requires = "sim")]
     sim_seed: Option<u64>,
 }
@@ -57,9 +56,10 @@ impl From<Level> for LevelFilter {
     }
 }
 
-// SIGPIPE is ignored from the start, by Rust's runtime: a bus or a log that closes is an error where it is written to.
+// Rust's runtime ignores SIGPIPE from the start: writing to a closed bus or log is an ordinary
+// error.
 fn main() -> ExitCode {
-    // Before anything else: as a child it has other arguments, and no threads.
+    // Before anything else: a child process has other arguments and no threads.
     if let Some(status) = daemon::machine::serve_as_child() {
         return status;
     }

@@ -1,9 +1,10 @@
-//! The first look for pools: who waits for what at the start, and for how long.
+//! The first scan for pools: what the start waits for, and for how long.
 //!
-//! Devices are read and pools set up side by side, each on a thread of its own. What is quick is waited for, so that who sees the
-//! daemon's name sees those pools; what does not answer is named and comes when it comes, without delaying anything else.
+//! Devices are read and pools are set up in parallel, each on a thread of its own. The start waits
+//! for what is quick, so that a client that sees the daemon's name sees those pools. Devices and
+//! pools that do not answer are named and follow later; they delay nothing else.
 //!
-//! Must never know: what a look or a set-up consists of, who is told of a change and how.
+//! Must never know: what a scan or a set-up consists of, who receives a change and how.
 
 use std::time::Duration;
 
@@ -19,57 +20,59 @@ use super::{
 };
 use crate::engine::request::Next;
 
-/// How long the devices may take to be read. A disk that spins up takes some seconds; what takes longer is a disk that tries
-/// again and again, and its pool is set up when it has answered.
+/// How long reading the devices may take. A disk needs some seconds to spin up. One that takes
+/// longer retries again and again; its pool is set up when the disk has answered.
 pub(super) const DEVICES_LIMIT: Duration = Duration::from_secs(10);
-/// How long the set-up of a pool is waited for. Pools are set up side by side, so this is also how long all of them are.
+/// How long the start waits for pools. Pools are set up in parallel, so this limit covers all of
+/// them.
 pub(super) const POOLS_LIMIT: Duration = Duration::from_secs(10);
 
-/// Called when what a request changed has been published.
-pub(super) type Told = Box<dyn FnOnce() + Send>;
+/// Called when the changes of a request have been published.
+pub(super) type OnPublished = Box<dyn FnOnce() + Send>;
 
-/// What requests of the start are run with.
+/// What is needed to run the requests of the start.
 pub(super) struct Start<'a, R: Send + 'static> {
     pub(super) dispatcher: &'a Dispatcher<R>,
-    /// Makes the answer to a request that tells the one who waits for it.
-    pub(super) tell: fn(Told) -> R,
+    /// Makes an answer that calls the given function.
+    pub(super) answer: fn(OnPublished) -> R,
     pub(super) group: &'a Group,
     pub(super) stop: &'a Stop,
 }
 
-/// What came of waiting.
+/// The outcome of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Waited {
-    /// All have come to their end, and what they changed is published.
+    /// All requests have ended, and their changes are published.
     All,
-    /// Some are still under way.
+    /// Some requests still run.
     Late,
     /// The daemon has been told to stop.
     Stop,
 }
 
 impl<R: Send + 'static> Start<'_, R> {
-    /// Runs requests, with their labels, and waits for their ends, at most so long. Those that are late go on.
+    /// Runs requests, with their labels, and waits for their ends, at most `limit`. Late ones go
+    /// on.
     ///
     /// # Errors
-    /// When a thread of the daemon ends.
+    /// A thread of the daemon ended.
     pub(super) fn run(&self, requests: Vec<(String, Next<()>)>, limit: Duration) -> Result<Waited, Error> {
         // Unbounded, but holds at most one message for each request.
         let (done, all_done) = unbounded();
         let count = requests.len();
-        let tell = self.tell;
+        let answer = self.answer;
         for (label, chain) in requests {
-            let told = move |done: crossbeam_channel::Sender<()>| {
-                // Nobody waits any more when it is late, or the daemon has been told to stop.
-                Some(tell(Box::new(move || {
+            let answered = move |done: crossbeam_channel::Sender<()>| {
+                // No receiver is left once the wait is over, because of the limit or a stop.
+                Some(answer(Box::new(move || {
                     let _ = done.send(());
                 })))
             };
             let (end, failure) = (done.clone(), done.clone());
             self.dispatcher.submit(Request {
                 label,
-                chain: chain.map(move |()| told(end)),
-                on_failure: Box::new(move |_| told(failure)),
+                chain: chain.map(move |()| answered(end)),
+                on_failure: Box::new(move |_| answered(failure)),
             });
         }
         let late = after(limit);
@@ -83,7 +86,8 @@ impl<R: Send + 'static> Start<'_, R> {
     }
 }
 
-/// Waits for a message, the time limit, the stop switch, or the end of any thread, which is an error unless it stops.
+/// Waits for a message, the time limit, the stop switch, or the end of a thread, which is an error
+/// unless the daemon stops.
 fn wait_for<T, L>(messages: &Receiver<T>, late: &Receiver<L>, group: &Group, stop: &Stop) -> Result<Waited, Error> {
     let ended = |Ended { name, how }| {
         let why = match how {
@@ -99,7 +103,7 @@ fn wait_for<T, L>(messages: &Receiver<T>, late: &Receiver<L>, group: &Group, sto
         recv(stop.receiver()) -> _ => Ok(Waited::Stop),
         recv(group.ended()) -> report => match report {
             Ok(report) if !stop.is_on() => Err(ended(report)),
-            // A thread that ends after the switch is turned on does so because of it.
+            // A thread that ends after the switch is on ends because of it.
             _ => Ok(Waited::Stop),
         }
     }
@@ -108,7 +112,7 @@ fn wait_for<T, L>(messages: &Receiver<T>, late: &Receiver<L>, group: &Group, sto
 /// Waits until the daemon is told to stop.
 ///
 /// # Errors
-/// When a thread of the daemon ends before.
+/// A thread of the daemon ended before.
 pub(super) fn wait_for_stop(group: &Group, stop: &Stop) -> Result<(), Error> {
     wait_for(&never::<()>(), &never::<()>(), group, stop).map(drop)
 }
@@ -129,16 +133,16 @@ mod tests {
         view::{Change, Update},
     };
 
-    /// Only so that a lost wake-up fails the test.
+    /// Long enough for any machine; only a lost wake-up reaches it.
     const HANG: Duration = Duration::from_secs(120);
     const TEN_GIB: Sectors = Sectors(10 << 21);
 
-    /// A daemon without a bus: what is published goes to a channel.
+    /// A daemon without a bus: changes are published to a channel.
     struct Bench {
         group: Group,
         stop: Stop,
         engine: Arc<Engine>,
-        dispatcher: Dispatcher<Told>,
+        dispatcher: Dispatcher<OnPublished>,
         published: Receiver<Change>,
     }
 
@@ -150,15 +154,15 @@ mod tests {
             let waits = links.clone();
             group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
             let engine = Arc::new(Engine::new(Arc::new(sim.clone())));
-            let (updates, to_write) = unbounded::<Update<Told>>();
+            let (updates, to_write) = unbounded::<Update<OnPublished>>();
             let (publish, published) = unbounded();
             let dispatcher = Dispatcher::new(Arc::clone(&engine), workers, links, updates, Box::new(|_| {}));
             group
                 .spawn("writer", move || {
                     for Update { changes, reply } in to_write {
                         changes.into_iter().for_each(|change| drop(publish.send(change)));
-                        if let Some(told) = reply {
-                            told();
+                        if let Some(on_published) = reply {
+                            on_published();
                         }
                     }
                     Ok(())
@@ -167,22 +171,27 @@ mod tests {
             Bench { group, stop: Stop::new(), engine, dispatcher, published }
         }
 
-        fn start(&self) -> Start<'_, Told> {
-            Start { dispatcher: &self.dispatcher, tell: |told| told, group: &self.group, stop: &self.stop }
+        fn start(&self) -> Start<'_, OnPublished> {
+            Start {
+                dispatcher: &self.dispatcher,
+                answer: |on_published| on_published,
+                group: &self.group,
+                stop: &self.stop,
+            }
         }
 
         /// Waits until pools of these names are published.
         fn wait_for_pools(&self, names: &[&str]) {
             let mut missing: BTreeSet<&str> = names.iter().copied().collect();
             while !missing.is_empty() {
-                if let Change::Pool(pool) = self.published.recv_timeout(HANG).expect("the pool should come") {
+                if let Change::Pool(pool) = self.published.recv_timeout(HANG).expect("the pool is published") {
                     missing.remove(pool.name.as_str());
                 }
             }
         }
 
         fn end(self) {
-            self.dispatcher.stop().recv_timeout(HANG).expect_err("nothing is sent on it");
+            self.dispatcher.stop().recv_timeout(HANG).expect_err("the channel carries no message");
             self.dispatcher.close();
             self.group.join(&["links", "worker-*", "writer"], HANG).unwrap();
         }
@@ -216,7 +225,8 @@ mod tests {
         sim
     }
 
-    /// One pool that did not answer left all others without watchers and the bus without its name.
+    /// One pool that did not answer left all others without watchers and kept the daemon from
+    /// taking its bus name.
     #[test]
     fn a_slow_pool_delays_no_other() {
         let sim = machine();
@@ -225,13 +235,13 @@ mod tests {
         assert_eq!(bench.start().run(devices, HANG).unwrap(), Waited::All);
         let pools = look.end(&bench.engine);
         assert_eq!((pools.len(), look.unread().len()), (2, 0));
-        // Its devices have been read; the first table that lies on one of them hangs.
+        // Its devices have been read; the first table on one of them hangs.
         let slow = look_up(&bench.engine, "slow");
         let gate = sim.delay(Call::DmCreate, &Role::OriginSub.name(slow));
         assert_eq!(bench.start().run(pools, Duration::ZERO).unwrap(), Waited::Late);
         bench.wait_for_pools(&["quick"]);
         assert!(gate.wait_for(1, HANG));
-        // It is shown as what it is, and who asks for it waits.
+        // The pool is listed as being set up, and a request to start it waits.
         assert_eq!(ops::being_set_up(&bench.engine), ["slow"]);
         let stop = ops::start_pool(slow.into(), ops::Unlock::default(), ops::CacheTier::Keep);
         let stop = stop.map(|started| assert_eq!(started.unwrap(), None, "it runs when the answer comes"));
@@ -241,7 +251,7 @@ mod tests {
         bench.end();
     }
 
-    /// Eight disks that did not answer held everybody who was to read another.
+    /// Eight disks that did not answer blocked the reading of all others.
     #[test]
     fn disks_that_hang_delay_no_other_pool() {
         let sim = machine();
@@ -252,7 +262,7 @@ mod tests {
         assert_eq!(bench.start().run(devices, Duration::from_millis(1)).unwrap(), Waited::Late);
         assert!(gate.wait_for(8, HANG));
         let pools = look.end(&bench.engine);
-        // One that answers when the time is up sets its pool up by itself.
+        // A disk that answers after the limit sets its pool up by itself.
         bench.start().run(pools, HANG).unwrap();
         bench.wait_for_pools(&["quick"]);
         assert!((8..=9).contains(&look.unread().len()), "{:?}", look.unread());

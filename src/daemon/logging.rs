@@ -1,6 +1,7 @@
-//! Where messages go: to standard error, with a level that the journal understands when it is at the other end.
+//! Writes log messages to standard error. If the journal is at the other end, each line carries its
+//! level.
 //!
-//! Must never know: what is said.
+//! Must never know: the content of messages.
 
 use std::{
     env,
@@ -14,8 +15,8 @@ use log::{Level, LevelFilter, Record};
 /// Modules whose messages are the daemon's own.
 const OWN: [&str; 2] = ["stratisd", "threads"];
 
-/// Begins with logging: the daemon's own messages of at least `level`; without that what `RUST_LOG` says, and without
-/// both only errors.
+/// Starts logging: the daemon's own messages of at least `level`; without it what `RUST_LOG` says;
+/// without both only errors.
 pub fn init(level: Option<LevelFilter>) {
     let mut builder = match level {
         Some(level) => {
@@ -30,17 +31,18 @@ pub fn init(level: Option<LevelFilter>) {
     if stderr_is_the_journal() {
         builder.format(write_for_journal);
     }
-    // Fails only if there is a logger already, which then is the one.
+    // Fails only if another logger is installed, which is then used.
     let _ = builder.try_init();
 }
 
-/// Whether standard error is the very socket that systemd named in `$JOURNAL_STREAM` (systemd.exec(5)).
+/// Whether standard error is the socket that systemd named in `$JOURNAL_STREAM` (systemd.exec(5)).
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
     rustix::fs::fstat(io::stderr().as_fd()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// One line a message, since the journal takes each line for one: `<3>stratisd::bus: text`. It notes the time itself.
+/// Writes one line per line of text, since the journal takes each line as a message:
+/// `<3>stratisd::bus: text`. The journal records the time itself.
 fn write_for_journal(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
     let priority = priority(record.level());
     let text = record.args().to_string();

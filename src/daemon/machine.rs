@@ -1,4 +1,5 @@
-//! Gets the machine that the daemon works on: the real one, of which there can be one daemon, or a simulated one.
+//! Provides the machine that the daemon works on: the real one, which admits one daemon, or a
+//! simulated one.
 //!
 //! Must never know: what is done with the machine.
 
@@ -13,10 +14,10 @@ use crate::platform::{
     sim::Sim,
 };
 
-/// How long the daemon of early boot may take to end.
+/// How long the early-boot daemon may take to end.
 const EARLY_DAEMON_LIMIT: Duration = Duration::from_secs(30);
 
-/// What the daemon is to work on.
+/// The machine to work on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Choice {
     /// This machine.
@@ -26,7 +27,7 @@ pub enum Choice {
     Simulated(SimOptions),
 }
 
-/// What can be said of a simulated machine; for each there is also a variable of the environment, which
+/// Options of a simulated machine. Each also has an environment variable, which
 /// [`Builder::variables`](platform::sim::Builder::variables) reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SimOptions {
@@ -34,7 +35,7 @@ pub struct SimOptions {
     pub disk_gib: Option<u64>,
     /// How long each step of the machine takes, in milliseconds.
     pub step_delay_ms: Option<u64>,
-    /// Where all chance comes from.
+    /// Random seed.
     pub seed: Option<u64>,
 }
 
@@ -44,34 +45,34 @@ pub struct SimOptions {
 pub enum Error {
     #[error(transparent)]
     PidFile(#[from] PidFileError),
-    #[error("the machine is not ready for the daemon")]
+    #[error("cannot prepare this machine for the daemon")]
     Platform(#[from] platform::Error),
-    #[error("the variable {0} is not a number that makes sense; set it to a whole number or remove it")]
+    #[error("cannot use the variable {0}: its value is not a number in range; set a whole number or unset it")]
     Variable(&'static str),
 }
 
-/// A machine in use. Dropping it gives it up; pools stay as they are.
+/// A machine in use. Dropping it releases it; pools stay as they are.
 pub struct Machine {
     platform: Arc<dyn Platform>,
     real: Option<(Arc<Linux>, PidFile)>,
 }
 
-/// Does the work of a child process, if this program has been started as one. To be asked before all else. `None`: it has
-/// been started as a daemon.
+/// Does the work of a child process if this program was started as one. Call it first of all.
+/// `None`: the program was started as a daemon.
 pub fn serve_as_child() -> Option<ExitCode> {
     linux::run_as_child()
 }
 
 impl Machine {
-    /// Gets the machine ready. The real one must be asked for before any thread is started, since only the calling thread
-    /// and those that it starts get into the private mount namespace.
+    /// Prepares the machine. Prepare the real one before any thread starts: only the calling thread
+    /// and its later threads enter the private mount namespace.
     ///
     /// # Errors
-    /// When another daemon has it or it lacks something.
+    /// Another daemon uses the machine, or the machine lacks something.
     pub fn start(choice: &Choice) -> Result<Machine, Error> {
         match choice {
             Choice::Real => {
-                // First: what follows would disturb a daemon that is at work.
+                // First, because the next steps would disturb a running daemon.
                 let pid_file = PidFile::take(Path::new(pid_file::DAEMON))?;
                 let early = Path::new(pid_file::EARLY_DAEMON);
                 pid_file::take_over(early, pid_file::EARLY_PROGRAM, EARLY_DAEMON_LIMIT)?;
@@ -90,7 +91,7 @@ impl Machine {
         }
     }
 
-    /// What the engine asks.
+    /// The platform for the engine.
     pub fn platform(&self) -> Arc<dyn Platform> {
         Arc::clone(&self.platform)
     }
@@ -113,7 +114,7 @@ impl Drop for Machine {
 }
 
 impl SimOptions {
-    /// The option for which this variable stands.
+    /// The option that corresponds to this variable.
     fn get(&self, variable: &str) -> Option<String> {
         match variable {
             "STRATISD_SIM_DISK_GIB" => self.disk_gib,

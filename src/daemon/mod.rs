@@ -1,4 +1,4 @@
-//! Which threads exist, what connects them, how the daemon comes up and how it stops.
+//! The threads of the daemon, what connects them, and how it starts and stops.
 //!
 //! Must never know: any policy about pools. It builds, joins and stops.
 
@@ -18,7 +18,7 @@ pub use stop::Stuck;
 
 use crate::bus::INTERFACE_LEVEL;
 
-/// Our version, and the level of the interfaces that clients compare with what they need.
+/// Our version, and the interface level that clients compare with the one they need.
 pub fn version() -> String {
     format!("{} (interface level {INTERFACE_LEVEL})", env!("CARGO_PKG_VERSION"))
 }

@@ -1,4 +1,4 @@
-//! The life of the daemon: come up in order, wait for the first reason to stop, stop in order.
+//! The life of the daemon: start in order, wait for the first reason to stop, stop in order.
 //!
 //! Must never know: any policy about pools.
 
@@ -34,25 +34,25 @@ use crate::{
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
 };
 
-/// Why the daemon did not come up or did not stay up.
+/// Why the daemon did not start or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {
     #[error(transparent)]
     Machine(#[from] machine::Error),
-    #[error("the daemon cannot listen to signals")]
+    #[error("cannot listen for signals")]
     Signals(#[source] io::Error),
-    #[error("the daemon cannot make what its threads are woken with")]
+    #[error("cannot create an eventfd to wake a thread")]
     Waker(#[source] io::Error),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error(transparent)]
     Bus(#[from] bus::Error),
-    #[error("the machine does not tell of events")]
+    #[error("cannot receive device events")]
     Events(#[source] platform::Error),
-    #[error("the pools of this machine could not be looked for: {0}")]
+    #[error("cannot scan this machine for pools: {0}")]
     Discovery(String),
-    #[error("thread {name} ended{why}; without it the daemon cannot go on")]
+    #[error("thread {name} ended{why}; the daemon cannot run without it")]
     ThreadEnded { name: String, why: String },
     #[error(transparent)]
     Stuck(#[from] Stuck),
@@ -61,18 +61,18 @@ pub enum Error {
 /// Runs the daemon until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// Any other reason why it ended.
+/// Any other reason to end.
 pub fn run(choice: &Choice) -> Result<(), Error> {
-    // Both before any thread, see there.
+    // Both come before the first thread, for the reasons given there.
     platform::linux::heap::give_back();
     let machine = Machine::start(choice)?;
-    log::info!("stratisd {} begins on {}", version(), machine.description());
+    log::info!("stratisd {} starts on {}", version(), machine.description());
     let signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;
     let handle = signals.handle();
     let (group, stop) = (Group::new(&names::NAMES), Stop::new());
     let mut dispatcher = None;
     let outcome = start(&machine, signals, &group, &stop, &mut dispatcher)
-        // Up, or told to stop on the way, which is seen at once.
+        // The daemon is up, or a stop has been requested, which the wait notices at once.
         .and_then(|()| first_look::wait_for_stop(&group, &stop));
     if let Err(error) = &outcome {
         stop.trigger(error_chain::sentence(error));
@@ -81,8 +81,8 @@ pub fn run(choice: &Choice) -> Result<(), Error> {
     outcome.and(stopped.map_err(Error::Stuck))
 }
 
-/// Brings everything up, the view first and the name last: whoever sees the name sees the pools, but for those that take long to
-/// be set up, which are shown as being set up. Returns early when it is told to stop.
+/// Starts everything, the view first and the bus name last: a client that sees the name sees the
+/// pools. Pools that take long to set up are listed as being set up. Returns early on a stop.
 fn start(
     machine: &Machine,
     signals: Signals,
@@ -121,16 +121,16 @@ fn start(
         Ok(())
     })?;
 
-    // The sources come first and the look at the machine second, so nothing that happens in between is missed.
+    // The event sources come first and the scan second, so no event in between is missed.
     let device_events = platform.device_events().map_err(Error::Events)?;
     let dm_events = platform.dm_events().map_err(Error::Events)?;
-    let begin = Start { dispatcher, tell: |told| Reply::tell(told), group, stop };
+    let begin = Start { dispatcher, answer: |told| Reply::tell(told), group, stop };
     let (look, devices) = engine::ops::first_look(&engine).map_err(|error| Error::Discovery(error.sentence()))?;
     match begin.run(devices, first_look::DEVICES_LIMIT)? {
         Waited::All => {}
         Waited::Late => {
             let unread: Vec<String> = look.unread().iter().map(|path| path.display().to_string()).collect();
-            log::warn!("{} cannot be read so far; going on without them", unread.join(", "));
+            log::warn!("starting without devices that do not answer: {}", unread.join(", "));
         }
         Waited::Stop => return Ok(()),
     }
@@ -149,15 +149,15 @@ fn start(
     let timers = Timers::new(running, timers_waker, submit());
     spawn_watcher(names::TIMERS, group, stop, |stop| timers.run(stop))?;
 
-    // Pools are watched from the moment in which they run, whatever the others do.
+    // Pools are watched from the moment they run, independently of the others.
     match begin.run(look.end(&engine), first_look::POOLS_LIMIT)? {
         Waited::All => {}
         Waited::Late => {
-            log::warn!("still being set up: {}; going on without", engine::ops::being_set_up(&engine).join(", "));
+            log::warn!("serving while pools are still being set up: {}", engine::ops::being_set_up(&engine).join(", "));
         }
         Waited::Stop => return Ok(()),
     }
-    // When this is told, all that is known so far has been published.
+    // When this request is answered, everything known so far has been published.
     let nothing = vec![("the first view".to_owned(), Next::Done(()))];
     if begin.run(nothing, first_look::POOLS_LIMIT)? == Waited::Stop {
         return Ok(());
@@ -169,13 +169,14 @@ fn start(
     Ok(())
 }
 
-/// The life of the signal thread: the first signal stops the daemon. Those that follow are others who ask for the same, as
-/// systemd and a daemon that takes over do, and change nothing: the stop has its own limits of time.
+/// The body of the signal thread. The first signal stops the daemon. Later ones change nothing:
+/// systemd and a daemon that takes over may send a second one, and the stop has its own time
+/// limits.
 fn listen(mut signals: Signals, stop: &Stop) {
     for signal in signals.forever() {
         let name = signal_name(signal).unwrap_or("a signal");
         if stop.is_on() {
-            log::info!("{name} while stopping changes nothing; SIGQUIT ends the daemon at once");
+            log::info!("ignoring {name}: the daemon is already stopping; SIGQUIT ends it at once");
         }
         stop.trigger(name);
     }
@@ -197,7 +198,7 @@ fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, jobs: Jobs) -> Resul
         .spawn(names::BUS_READER, move || reader.run(&jobs, &stop).map_err(|error| error_chain::sentence(&error)))?)
 }
 
-/// Where the bus reader's jobs go.
+/// Receives the jobs of the bus reader.
 struct Jobs {
     dispatcher: Dispatcher<Reply>,
     platform: Arc<dyn Platform>,
@@ -209,9 +210,9 @@ impl bus::Submit for Jobs {
     }
 
     fn locks(&self) -> Locks {
-        let told = |observed: Vec<Observed>| -> Vec<Holder> {
-            let tell = |Observed { label, access, age, .. }| Holder { request: label.into_owned(), access, age };
-            observed.into_iter().map(tell).collect()
+        let list = |observed: Vec<Observed>| -> Vec<Holder> {
+            let holder = |Observed { label, access, age, .. }| Holder { request: label.into_owned(), access, age };
+            observed.into_iter().map(holder).collect()
         };
         let Observation { holders, waiters } = self.dispatcher.observe();
         let running = self.platform.running_programs().into_iter();
@@ -222,6 +223,6 @@ impl bus::Submit for Jobs {
             is_stuck,
         });
         let unanswered_udev_events = self.platform.unanswered_udev_events();
-        Locks { holders: told(holders), waiters: told(waiters), programs: programs.collect(), unanswered_udev_events }
+        Locks { holders: list(holders), waiters: list(waiters), programs: programs.collect(), unanswered_udev_events }
     }
 }

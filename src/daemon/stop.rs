@@ -1,12 +1,20 @@
-//! How the daemon comes to its end: in one order, in bounded time, with the name of what hangs.
+//! Stops the daemon: in a fixed order, in bounded time, naming whatever hangs.
 //!
 //! Must never know: why it stops; pools stay as they are in any case.
 //!
-//! The order: the switch is on and wakes everybody; no request is taken any more, and those that wait are answered; the bus
-//! reader and the watchers end; requests that have begun go on to their end; after ten seconds no format is begun for them
-//! any more, and those that have not ended 35 seconds later are told so; the workers end; the tree writer publishes and
-//! answers what is left, has the bus take it, and ends; the signal thread ends. A step that takes too long is named, and
-//! the next ones follow all the same, as far as they do not need it.
+//! The order:
+//!
+//! 1. The switch is on and wakes all threads. New requests are refused; waiting ones are answered.
+//! 2. The bus reader and the watchers end.
+//! 3. Requests that have begun run to their end. After 10 s they start no more long steps; those
+//!    that have not ended 35 s later get an answer that says so.
+//! 4. The workers end.
+//! 5. The tree writer publishes and answers what is left, waits until the bus has taken it, and
+//!    ends.
+//! 6. The signal thread ends.
+//!
+//! A step that takes too long is named. The next ones follow all the same, as far as they do not
+//! need it.
 
 use std::time::Duration;
 
@@ -20,22 +28,24 @@ use threads::{
 use super::{dispatch::Dispatcher, readiness, thread_table as names};
 use crate::bus::Reply;
 
-/// How long all requests that have begun may go on. After that those that have not begun to format, or to make a pool, take
-/// back what they have done.
+/// How long requests that have begun may run before they are cut short. Then those that have not
+/// begun to format, or to create a pool, undo their changes.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long they may take after that. The longest single step is a format or a repair, which take seconds; and the
-/// service manager loses patience after 90 seconds, of which this and the two below are a part.
+/// How long they may take after that. The longest single step is a format or a repair, which takes
+/// seconds. The service manager kills the daemon after 90 s, which have to cover this limit and the
+/// two below.
 const REQUESTS_LIMIT: Duration = Duration::from_secs(35);
-/// How long the tree writer may take, at the end of which the bus takes what has been answered ([`crate::bus`] bounds that).
+/// How long the tree writer may take, including the time until the bus has taken the answers
+/// ([`crate::bus`] bounds that).
 const WRITER_LIMIT: Duration = Duration::from_secs(25);
-/// How long threads may take that have nothing to do but to end.
+/// How long threads without work may take to end.
 const THREADS_LIMIT: Duration = Duration::from_secs(5);
 
-/// What did not come to its end in time. The process ends without it.
+/// Requests and threads that did not end in time. The process exits without them.
 #[derive(Debug, Default, PartialEq, Eq, thiserror::Error)]
-#[error("the daemon could not stop in order; {}", self.what())]
+#[error("cannot stop in order: {}; the log names the locks they hold", self.what())]
 pub struct Stuck {
-    /// Requests that were still under way.
+    /// Requests that were still running.
     pub requests: Vec<String>,
     /// Threads that were still running.
     pub threads: Vec<String>,
@@ -43,26 +53,26 @@ pub struct Stuck {
 
 impl Stuck {
     fn what(&self) -> String {
-        let told = [("requests under way", &self.requests), ("threads still running", &self.threads)];
-        let told = told.into_iter().filter(|(_, names)| !names.is_empty());
-        told.map(|(what, names)| format!("{what}: {}", some_of(names))).collect::<Vec<_>>().join("; ")
+        let stuck = [("requests still running", &self.requests), ("threads still running", &self.threads)];
+        let stuck = stuck.into_iter().filter(|(_, names)| !names.is_empty());
+        stuck.map(|(what, names)| format!("{what}: {}", some_of(names))).collect::<Vec<_>>().join("; ")
     }
 }
 
-/// Names for a sentence: the first ones, and how many there are.
+/// Stops everything. The switch is already on. Threads that were never started are skipped.
 fn some_of(names: &[String]) -> String {
-    const TOLD: usize = 5;
-    let first = names.iter().take(TOLD).cloned().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(TOLD) {
+    const SHOWN: usize = 5;
+    let first = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
         0 => first,
         more => format!("{first} and {more} more"),
     }
 }
 
-/// Brings everything to its end. The switch has been turned on. Threads that were never started are passed over.
+/// Stops everything. The switch is already on. Threads that were never started are skipped.
 ///
 /// # Errors
-/// What was still under way when its time was up.
+/// Requests and threads that have not ended in time.
 pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signals: &Handle) -> Result<(), Stuck> {
     readiness::tell(readiness::STOPPING);
     let mut stuck = Stuck::default();
@@ -76,9 +86,10 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
     if let (Some(dispatcher), Some(over)) = (dispatcher, over) {
         let is_late = |limit| over.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
         if is_late(PATIENCE) {
+            let count = dispatcher.unfinished().len();
             log::warn!(
-                "{} requests are under way; what they have not begun is given up",
-                dispatcher.unfinished().len()
+                "{count} requests still run after {} s; long steps not begun yet are cancelled",
+                PATIENCE.as_secs()
             );
             dispatcher.hurry();
         }
@@ -101,11 +112,11 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
     if stuck == Stuck::default() { Ok(()) } else { Err(stuck) }
 }
 
-/// Who has what and who waits for it, to find the cause of a hang.
+/// Logs the holders and waiters of all locks, to find the cause of a hang.
 fn log_locks(locks: &Observation) {
-    for (what, list) in [("holds", &locks.holders), ("waits for", &locks.waiters)] {
+    for (what, list) in [("has held", &locks.holders), ("has waited for", &locks.waiters)] {
         for one in list {
-            log::error!("{} {what} {} since {:?}", one.label, one.access, one.age);
+            log::error!("{} {what} {} for {:.1?}", one.label, one.access, one.age);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The table of running pools as the engine's steps see it, over the whole-table grants of the lock; and what a step did
-//! to it, as changes for the tree writer.
+//! The table of running pools as the engine's steps see it, over the whole-table grants of the
+//! lock; and the changes of a step to it, for the tree writer.
 //!
-//! Must never know: why a pool comes, goes or is renamed.
+//! Must never know: why a pool is added, removed or renamed.
 
 use std::sync::Arc;
 
@@ -13,17 +13,18 @@ use crate::{
     view::{self, Availability, Change},
 };
 
-/// What running a chain asks of the pools that it is about.
+/// What the dispatcher needs from a pool.
 pub trait PoolEntry: Send + Sync + 'static {
     /// Its identifier.
     fn uuid(&self) -> PoolUuid;
     /// Its name.
     fn name(&self) -> &Name;
-    /// What clients see of it.
+    /// The view of the pool that clients see.
     fn view(&self) -> Arc<view::Pool>;
-    /// What clients see of it, if that changed since this was last called.
+    /// The view of the pool, if it changed since the last call.
     fn take_change(&mut self) -> Option<Arc<view::Pool>>;
-    /// Allows no changes any more: a step that had it panicked, so memory and machine may disagree.
+    /// Allows no changes any more: a step that had the pool panicked, so memory and disk may
+    /// disagree.
     fn restrict(&mut self);
 }
 
@@ -49,7 +50,7 @@ impl PoolEntry for Pool {
     }
 }
 
-/// How the lock finds a pool.
+/// The target of the lock for a pool.
 pub(super) fn target(which: &PoolRef) -> Target<PoolUuid, Name> {
     match which {
         PoolRef::Uuid(uuid) => Target::Key(*uuid),
@@ -57,7 +58,7 @@ pub(super) fn target(which: &PoolRef) -> Target<PoolUuid, Name> {
     }
 }
 
-/// The table under shared access: it can be looked at.
+/// The table under shared access: read-only.
 pub(super) struct ReadTable<'a, P: PoolEntry>(pub(super) &'a ReadAllGuard<PoolUuid, Name, P>);
 
 impl<P: PoolEntry> Table<P> for ReadTable<'_, P> {
@@ -86,18 +87,18 @@ impl<P: PoolEntry> Table<P> for ReadTable<'_, P> {
 }
 
 fn refused(what: &str) {
-    log::error!("a step that asked to share the table tried to {what} a pool; this is a bug, please report it");
+    log::error!("cannot {what} a pool: the step has shared access to the table; this is a bug, please report it");
 }
 
-/// The table under exclusive access, with a note of what the step did to it.
+/// The table under exclusive access, with a record of the step's changes to it.
 pub(super) struct WriteTable<'a, P: PoolEntry> {
     guard: &'a mut WriteAllGuard<PoolUuid, Name, P>,
     done: Vec<Done>,
 }
 
-/// Something that a step did to the table.
+/// A change of a step to the table.
 enum Done {
-    /// It inserted the pool or had it for renaming.
+    /// The step inserted the pool or took it for renaming.
     Touched(PoolUuid),
     Removed(PoolUuid),
 }
@@ -107,7 +108,7 @@ impl<'a, P: PoolEntry> WriteTable<'a, P> {
         WriteTable { guard, done: Vec::new() }
     }
 
-    /// Restricts every pool that the step could change, since it did not come to its end.
+    /// Restricts every pool that the step could change, because the step did not complete.
     pub(super) fn restrict_touched(&mut self) {
         for done in &self.done {
             if let Done::Touched(uuid) = done {
@@ -118,7 +119,7 @@ impl<'a, P: PoolEntry> WriteTable<'a, P> {
         }
     }
 
-    /// What the step did, in its order.
+    /// The changes of the step, in order.
     pub(super) fn changes(self) -> Vec<Change> {
         let WriteTable { guard, done } = self;
         done.into_iter()
@@ -151,7 +152,8 @@ impl<P: PoolEntry> Table<P> for WriteTable<'_, P> {
 
     fn remove(&mut self, uuid: PoolUuid) -> Option<P> {
         let pool = self.guard.remove(&uuid)?;
-        // What was done to it before is nobody's concern now; a later pool of this identifier is another one.
+        // Earlier changes to the removed pool need no publication. A later pool of the same UUID is
+        // another one.
         self.done.retain(|done| !matches!(done, Done::Touched(touched) if *touched == uuid));
         self.done.push(Done::Removed(uuid));
         Some(pool)

@@ -1,8 +1,8 @@
 //! The published state: plain immutable values that answer every read.
 //!
-//! The engine keeps these values up to date beside its own state; the tree writer publishes them and compares old with
-//! new to make signals. Knows no locks, no D-Bus types, no object paths. Maps share structure, so a copy is cheap and
-//! a comparison looks only at what differs.
+//! The engine keeps these values up to date beside its own state. The tree writer publishes them
+//! and compares old with new values to make signals. Knows no locks, no D-Bus types, no object
+//! paths. Maps share structure, so a copy is cheap and a comparison visits only the differences.
 
 use std::{
     path::PathBuf,
@@ -23,17 +23,18 @@ use crate::{
     platform::{Timestamp, luks},
 };
 
-/// Everything that clients can see, one version of it.
+/// One version of everything that clients can see.
 #[derive(Debug, Clone, Default)]
 pub struct View {
     /// Running pools.
     pub pools: OrdMap<PoolUuid, Arc<Pool>>,
-    /// Pools that are known but not running.
+    /// Stopped pools.
     pub stopped: Arc<Stopped>,
 }
 
 impl View {
-    /// The one pool that has this UUID or name, whether it runs or not.
+    /// The UUID in `id`, or that of the one pool, running or stopped, with this name; `None` if no
+    /// pool or several pools have the name.
     pub fn pool_of(&self, id: &str) -> Option<PoolUuid> {
         if let Ok(uuid) = id.parse() {
             return Some(uuid);
@@ -45,20 +46,20 @@ impl View {
     }
 }
 
-/// What may still be done with a pool (`docs/spec/dbus/dbus-api.md` §8).
+/// Which changes of a pool are allowed (`docs/spec/dbus/dbus-api.md` §8).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Availability {
-    /// Everything.
+    /// All changes.
     #[default]
     Full,
-    /// No requests of clients that change the pool.
+    /// No client requests that change the pool.
     NoRequests,
     /// No changes at all, not even by the daemon itself.
     NoPoolChanges,
 }
 
 impl Availability {
-    /// The word on the bus.
+    /// The word that clients see.
     pub fn word(self) -> &'static str {
         match self {
             Availability::Full => "fully_operational",
@@ -75,20 +76,20 @@ pub struct Encryption {
     pub keys: Vec<(u32, String)>,
     /// Clevis bindings: token slot, pin and configuration.
     pub clevis: Vec<(u32, String, String)>,
-    /// Whether every device agrees on its keyring binding (version 1; always true for version 2).
+    /// Whether all devices agree on the keyring binding (version 1; always true for version 2).
     pub keys_agree: bool,
-    /// Whether every device agrees on its Clevis binding.
+    /// Whether all devices agree on the Clevis binding.
     pub clevis_agree: bool,
 }
 
 /// A running pool.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pool {
-    /// Its identifier.
+    /// Its UUID.
     pub uuid: PoolUuid,
     /// Its name.
     pub name: Name,
-    /// 1 or 2.
+    /// Metadata version, 1 or 2.
     pub metadata_version: u8,
     /// How it is encrypted; `None` if it is not.
     pub encryption: Option<Encryption>,
@@ -96,29 +97,29 @@ pub struct Pool {
     pub volume_key_loaded: bool,
     /// Seconds since 1970 of the last completed re-encryption.
     pub last_reencrypt: Option<u64>,
-    /// What is being done with all of its data.
+    /// Its re-encryption job, if there is one.
     pub work: Option<Arc<Work>>,
-    /// What may be done.
+    /// Its availability.
     pub availability: Availability,
-    /// Why not everything; `None` if everything may be done.
+    /// The reason of a restriction; `None` without one.
     pub restriction: Option<Arc<str>>,
     /// Whether it has a cache tier.
     pub has_cache: bool,
-    /// Largest number of filesystems.
+    /// Maximum number of filesystems.
     pub fs_limit: u64,
-    /// Whether filesystems may be larger together than the pool.
+    /// Whether the pool may be overprovisioned.
     pub overprovisioning: bool,
-    /// Nothing is left to give to the thin pool.
+    /// The pool has no space left for the thin pool.
     pub no_alloc_space: bool,
-    /// Sum of the data devices.
+    /// Total size of the data devices.
     pub total: Sectors,
-    /// Given to the thin pool and to metadata.
+    /// Allocated to the thin pool and to metadata.
     pub allocated: Sectors,
-    /// In use; `None` when the thin pool does not say.
+    /// In use; `None` if the thin pool does not report it.
     pub used: Option<Sectors>,
     /// Its filesystems.
     pub filesystems: OrdMap<FsUuid, Arc<Filesystem>>,
-    /// Filesystems of it that could not be set up.
+    /// Its filesystems that could not be set up.
     pub left_out: Arc<[LeftOut]>,
     /// Its block devices, data and cache.
     pub devices: OrdMap<DevUuid, Arc<Device>>,
@@ -126,7 +127,7 @@ pub struct Pool {
 
 #[cfg(test)]
 impl Pool {
-    /// A pool with nothing in it, for tests.
+    /// An empty pool, for tests.
     pub fn bare(uuid: PoolUuid, name: Name) -> Pool {
         Pool {
             uuid,
@@ -152,49 +153,49 @@ impl Pool {
     }
 }
 
-/// A work on all data of a pool, that takes as long as there is much. How far it has come is the one thing here that changes by
-/// itself: signals do not tell of it, reports do.
+/// A re-encryption job. Its progress is the only value of the view that changes by itself: reports
+/// show it, signals do not.
 #[derive(Debug)]
 pub struct Work {
-    /// What is done.
+    /// The kind of the job.
     pub kind: luks::ReencryptionMode,
-    /// Since when.
+    /// When it started.
     pub since: Timestamp,
-    /// Why nobody is at it any more, as a sentence; `None` while somebody is, or will be by himself.
+    /// Why the job has stopped, as a sentence; `None` while it runs or resumes by itself.
     pub halted: Option<Arc<str>>,
-    /// Bytes that are as they are to be.
+    /// Bytes processed.
     done: AtomicU64,
-    /// Bytes in all; 0: nothing has been noted yet.
+    /// Total bytes; 0: no progress has been recorded yet.
     total: AtomicU64,
-    /// Bytes done when first noted: one that goes on after an interruption begins with some.
+    /// Bytes processed when first recorded: a resumed job starts above 0.
     first_done: AtomicU64,
-    /// When first noted, in milliseconds since 1970.
+    /// When first recorded, in milliseconds since 1970.
     first_ms: AtomicU64,
-    /// When last noted.
+    /// When last recorded.
     last_ms: AtomicU64,
 }
 
-/// How far a work has come, and how fast it is.
+/// Progress and speed of a re-encryption job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pace {
-    /// Bytes that are as they are to be.
+    /// Bytes processed.
     pub done: u64,
-    /// Bytes in all; 0: that is not known yet.
+    /// Total bytes; 0: not known yet.
     pub total: u64,
-    /// Bytes done in a second, on the average of what has been done without an interruption; `None`: too little has.
+    /// Average bytes per second since the last interruption; `None`: not enough progress.
     pub per_second: Option<u64>,
-    /// What is left to do takes so long at this pace.
+    /// Seconds left at this speed.
     pub seconds_left: Option<u64>,
 }
 
 impl Work {
-    /// A work that begins now.
+    /// A job that starts now.
     pub fn new(kind: luks::ReencryptionMode, since: Timestamp) -> Work {
         let [done, total, first_done, first_ms, last_ms] = Default::default();
         Work { kind, since, halted: None, done, total, first_done, first_ms, last_ms }
     }
 
-    /// The same, given up for now.
+    /// The same job, stopped with this reason.
     pub fn halted(&self, why: impl Into<Arc<str>>) -> Work {
         let copy = |value: &AtomicU64| AtomicU64::new(value.load(Ordering::Relaxed));
         Work {
@@ -209,7 +210,7 @@ impl Work {
         }
     }
 
-    /// What is done, in one word.
+    /// The kind of the job, in one word.
     pub fn word(&self) -> &'static str {
         match self.kind {
             luks::ReencryptionMode::Encrypt => "encrypt",
@@ -218,7 +219,7 @@ impl Work {
         }
     }
 
-    /// Takes note of how far it has come: bytes done, and in all. Called by who does it, and by nobody else.
+    /// Records the progress: processed and total bytes. Only the thread that runs the job calls it.
     pub fn note(&self, done: u64, total: u64, now: Timestamp) {
         let now_ms = now.seconds.saturating_mul(1000).saturating_add(u64::from(now.nanoseconds / 1_000_000));
         if self.total.load(Ordering::Relaxed) == 0 {
@@ -230,7 +231,7 @@ impl Work {
         self.total.store(total, Ordering::Relaxed);
     }
 
-    /// How far it has come.
+    /// Progress and speed.
     pub fn pace(&self) -> Pace {
         let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let (done, total) = (read(&self.done), read(&self.total));
@@ -245,17 +246,18 @@ impl Work {
     }
 }
 
-/// The same work, however far it has come.
+/// Compares jobs without their progress.
 impl PartialEq for Work {
     fn eq(&self, other: &Work) -> bool {
         (self.kind, self.since, &self.halted) == (other.kind, other.since, &other.halted)
     }
 }
 
-/// A filesystem that is recorded but could not be set up. It has no object: nothing can be done with it.
+/// A filesystem that is recorded but could not be set up. It has no D-Bus object: no operation is
+/// possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Its identifier.
+    /// Its UUID.
     pub uuid: FsUuid,
     /// Its name as recorded.
     pub name: String,
@@ -266,7 +268,7 @@ pub struct LeftOut {
 /// A filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filesystem {
-    /// Its identifier.
+    /// Its UUID.
     pub uuid: FsUuid,
     /// Its name.
     pub name: Name,
@@ -276,15 +278,15 @@ pub struct Filesystem {
     pub size: Sectors,
     /// Bytes in use, where known.
     pub used: Option<Bytes>,
-    /// It will not grow past this.
+    /// Its maximum size.
     pub size_limit: Option<Sectors>,
-    /// The filesystem that it is a snapshot of.
+    /// Its origin, if it is a snapshot.
     pub origin: Option<FsUuid>,
-    /// It replaces its origin at the next start of the pool.
+    /// A revert is scheduled: it replaces its origin when the pool is next set up.
     pub merge_scheduled: bool,
 }
 
-/// Which tier a block device belongs to.
+/// The tier of a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tier {
     /// Holds data.
@@ -296,99 +298,101 @@ pub enum Tier {
 /// A block device of a running pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Its identifier.
+    /// Its UUID.
     pub uuid: DevUuid,
     /// Its tier.
     pub tier: Tier,
-    /// Node on which the Stratis metadata lies.
+    /// The node with the Stratis metadata.
     pub node: PathBuf,
-    /// Node of the real device.
+    /// The node of the physical device.
     pub physical: PathBuf,
-    /// What udev said of it when it was initialized.
+    /// The hardware information that udev had at its initialization.
     pub hardware_info: Option<String>,
-    /// What the user said of it.
+    /// The user's description of it.
     pub user_info: Option<String>,
     /// Seconds since 1970 of its initialization.
     pub initialized: u64,
-    /// Size as recorded.
+    /// Its recorded size.
     pub size: Sectors,
-    /// Size as the kernel sees it now, if different.
+    /// Its current size in the kernel, if different.
     pub new_size: Option<Sectors>,
-    /// Space of it is handed out for more than metadata of its own.
+    /// Space of it is allocated to more than the pool's metadata.
     pub in_use: bool,
     /// Logical and physical sector size in bytes.
     pub sector_bytes: (u32, u32),
 }
 
-/// Pools that are known but not running; sorted by identifier.
+/// Stopped pools, sorted by UUID.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stopped {
-    /// Counts the versions, so that a late one does not replace a newer one.
+    /// Version number, so that an old value does not replace a newer one.
     pub version: u64,
     /// The pools.
     pub pools: Vec<StoppedPool>,
-    /// Devices that say that they belong to a pool, running or not, and are not used as its devices; with their pools.
+    /// Devices with the signature of a pool, running or stopped, that are left aside; with their
+    /// pools.
     pub left_aside: Vec<(PoolUuid, LeftAside)>,
 }
 
-/// A device with a pool's signature that the pool does not use.
+/// A device that is left aside: it has the signature of a pool that does not use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftAside {
     /// Its node.
     pub path: PathBuf,
-    /// The device of the pool that it says it is.
+    /// The member UUID in its signature.
     pub device: DevUuid,
     /// Why it is left aside.
     pub reason: Arc<str>,
 }
 
-/// A pool that is known but not running.
+/// A stopped pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoppedPool {
-    /// Its identifier.
+    /// Its UUID.
     pub uuid: PoolUuid,
-    /// Its name, if it can be told. Other pools that do not run may have it, too.
+    /// Its name, if known. Other stopped pools may have the same name.
     pub name: Option<Name>,
-    /// The devices found: node and identifier.
+    /// The devices found: node and UUID.
     pub devices: Vec<(PathBuf, DevUuid)>,
     /// 1 or 2; `None` if the devices disagree.
     pub metadata_version: Option<u8>,
-    /// What the metadata says of encryption; `None` if it cannot be read.
+    /// Its features according to the metadata; `None` if the metadata cannot be read.
     pub features: Option<Features>,
-    /// Encryption as the LUKS headers of version 1 devices tell it.
+    /// Its encryption according to the LUKS headers of version 1 devices.
     pub encryption: Option<Encryption>,
-    /// Some of its device-mapper devices are up.
+    /// Some of its device-mapper devices are set up.
     pub partial: bool,
-    /// Why it does not run, or what keeps some of it up, as a sentence; `None` while it is being set up.
+    /// Why it is stopped, or why some of its devices are set up, as a sentence; `None` while the
+    /// pool is being set up.
     pub reason: Option<Arc<str>>,
 }
 
-/// Features that a stopped pool's metadata names (`docs/spec/engine/ondisk-metadata.md` §6.7).
+/// Features in the metadata of a stopped pool (`docs/spec/engine/ondisk-metadata.md` §6.7).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Features {
     /// The pool is encrypted.
     pub encryption: bool,
-    /// At least one key of the kernel keyring opens it.
+    /// At least one key of the kernel keyring unlocks it.
     pub key_description: bool,
-    /// At least one Clevis binding opens it.
+    /// At least one Clevis binding unlocks it.
     pub clevis: bool,
 }
 
 /// One difference between two versions of the view, as the engine reports it.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// The pool is new or has changed: this is its state now.
+    /// The pool is new or has changed; this is its current state.
     Pool(Arc<Pool>),
     /// The pool no longer runs.
     PoolGone(PoolUuid),
-    /// The pools that do not run, now.
+    /// The current stopped pools.
     Stopped(Arc<Stopped>),
 }
 
-/// What one step of a request hands to the tree writer: its changes, in commit order, and the reply if it is the last
-/// step. `R` is whatever answers the caller, once the changes can be seen.
+/// What one step of a request gives to the tree writer: its changes in commit order, and the reply
+/// if it is the last step. `R` answers the caller once the changes are visible.
 pub struct Update<R> {
-    /// What changed, in order; several belong to one version of the view.
+    /// The changes in order; several of them may belong to one version of the view.
     pub changes: Vec<Change>,
     /// Sent after the changes have been published and signalled.
     pub reply: Option<R>,
@@ -408,21 +412,21 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_of_a_work_is_that_of_what_was_done_without_interruption() {
+    fn the_pace_counts_only_uninterrupted_work() {
         assert_eq!(noted(&[]), Pace::default());
         assert_eq!(noted(&[(0, 5000)]), Pace { done: 0, total: 10_000, per_second: None, seconds_left: None });
         let pace = |done, rate, left| Pace { done, total: 10_000, per_second: Some(rate), seconds_left: Some(left) };
         assert_eq!(noted(&[(0, 5000), (500, 7500)]), pace(500, 200, 48));
-        // It went on at 4000: what was done before does not count for how fast it is.
+        // Resumed at 4000: earlier progress does not count for the speed.
         assert_eq!(noted(&[(4000, 5000), (4500, 6000), (5000, 7000)]), pace(5000, 500, 10));
         assert_eq!(noted(&[(0, 5000), (10_000, 6000)]), pace(10_000, 10_000, 0));
-        // A clock that was set back, and no time at all.
+        // A clock that was set back, and no elapsed time.
         assert_eq!(noted(&[(0, 5000), (500, 4000)]).per_second, None);
         assert_eq!(noted(&[(0, 5000), (500, 5000)]).per_second, None);
     }
 
     #[test]
-    fn how_far_a_work_has_come_is_no_change() {
+    fn progress_alone_is_no_change() {
         let begun = |kind| Work::new(kind, Timestamp { seconds: 7, nanoseconds: 0 });
         let (one, other) = (begun(luks::ReencryptionMode::Encrypt), begun(luks::ReencryptionMode::Encrypt));
         other.note(1, 2, Timestamp::default());

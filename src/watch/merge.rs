@@ -1,13 +1,14 @@
-//! Repeated causes merge: for each key one run, and one more if the cause came again meanwhile.
+//! Merges repeated causes: for each key one run, and one more if the cause came again during the
+//! run.
 //!
 //! Must never know: what is run.
 
 use std::collections::BTreeMap;
 
-/// What is under way, by key.
+/// The running keys.
 #[derive(Debug)]
 pub(super) struct Merge<K> {
-    /// The value: whether to run again.
+    /// Whether to run again.
     running: BTreeMap<K, bool>,
 }
 
@@ -16,7 +17,7 @@ impl<K: Ord> Merge<K> {
         Merge { running: BTreeMap::new() }
     }
 
-    /// The cause has come. True: run now.
+    /// The cause has occurred. True: run now.
     pub(super) fn cause(&mut self, key: K) -> bool {
         let mut first = false;
         let again = self.running.entry(key).or_insert_with(|| {
@@ -27,7 +28,7 @@ impl<K: Ord> Merge<K> {
         first
     }
 
-    /// A run has ended. True: run again, since the cause came while it was under way.
+    /// A run has ended. True: run again, because the cause occurred during the run.
     pub(super) fn ended(&mut self, key: &K) -> bool {
         match self.running.get_mut(key) {
             Some(again) if *again => {
@@ -47,15 +48,15 @@ mod tests {
     use super::Merge;
 
     #[test]
-    fn one_runs_and_one_waits() {
+    fn one_run_and_at_most_one_more() {
         let mut merge = Merge::new();
         assert!(merge.cause("a"));
-        assert!(!merge.cause("a") && !merge.cause("a"), "two causes during a run");
-        assert!(merge.cause("b"), "another key is its own");
-        assert!(merge.ended(&"a"), "are one more run");
-        assert!(!merge.cause("a"), "during which the cause can come again");
+        assert!(!merge.cause("a") && !merge.cause("a"), "causes during a run must wait");
+        assert!(merge.cause("b"), "another key must not wait");
+        assert!(merge.ended(&"a"), "causes during a run cause one more");
+        assert!(!merge.cause("a"), "a cause during the second run must wait");
         assert!(merge.ended(&"a"));
-        assert!(!merge.ended(&"a"), "and that is all");
+        assert!(!merge.ended(&"a"), "a run without a cause");
         assert!(merge.cause("a"));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Must never know: what the engine does with an event, who runs a request and how.
 //!
-//! Each watcher is a thread that waits in poll for its source and for its [`Waker`], which the stop switch and the ends of its
-//! own requests wake. None looks at anything while nothing happens.
+//! Each watcher is a thread that waits in `poll` for its source and for its [`Waker`], which the
+//! stop switch and the ends of its own requests wake. A watcher does nothing while nothing happens.
 
 mod dm_events;
 mod merge;
@@ -37,19 +37,20 @@ use crate::{
     platform,
 };
 
-/// Something that a watcher wants done.
+/// A request of a watcher.
 pub struct Task {
     /// Why, for the log.
     pub label: String,
-    /// What is to be done.
+    /// The steps.
     pub chain: Next<()>,
 }
 
 /// Takes tasks and returns at once.
 pub type Submit = Box<dyn Fn(Task) + Send>;
 
-/// Tells a watcher that a task of its has come to its end. It is moved into the last step of the task's chain and tells by
-/// being dropped, so it tells also of a chain that panics or is given up.
+/// Reports to a watcher that one of its tasks has ended. It is moved into the last step of the
+/// task's chain and reports when it is dropped, so it also reports a chain that panics or is
+/// cancelled.
 struct Ended<K> {
     key: Option<K>,
     to: Sender<K>,
@@ -59,7 +60,7 @@ struct Ended<K> {
 impl<K> Drop for Ended<K> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            // The watcher may be gone; then nobody wants to know.
+            // If the watcher is gone, nobody needs the report.
             let _ = self.to.send(key);
             self.waker.wake();
         }
@@ -75,39 +76,39 @@ impl<K: Send + 'static> Ended<K> {
         chain.map(move |()| drop(self))
     }
 
-    /// A check of a pool and its filesystems. The end that is told is that of the quick part, so that what comes after it,
-    /// which may wait for others, keeps no check back that may be just what is waited for. What is told then is made of the time
-    /// after which to look again.
+    /// A check of a pool and its filesystems. The report comes after the quick part: what follows
+    /// may wait for other requests, and must not delay a check on which those may depend. `report`
+    /// makes the report from the time until the next check.
     fn after_check_of(
         mut self,
         pool: PoolUuid,
         depth: Depth,
-        tells: impl FnOnce(Option<Duration>) -> K + Send + 'static,
+        report: impl FnOnce(Option<Duration>) -> K + Send + 'static,
     ) -> Next<()> {
         ops::check_all(pool, depth, move |look_again| {
-            self.key = Some(tells(look_again));
+            self.key = Some(report(look_again));
             drop(self);
         })
     }
 }
 
-/// Why a watcher gave up.
+/// Why a watcher stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Waiting is not possible.
-    #[error("waiting for events failed")]
+    /// `poll` failed.
+    #[error("cannot wait for events")]
     Wait(#[source] io::Error),
-    /// The source of events is broken.
-    #[error("the source of events failed")]
+    /// The event source failed.
+    #[error("cannot read events")]
     Source(#[source] platform::Error),
 }
 
-/// Why a wait has ended.
+/// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
     /// The daemon stops.
     Stop,
-    /// The source has something to say. There may be other reasons as well.
+    /// The source has an event. There may be other reasons as well.
     Source,
     /// The waker or the deadline.
     Other,
@@ -118,10 +119,10 @@ fn wait(source: Option<BorrowedFd<'_>>, waker: &Waker, stop: &Stop, deadline: Op
     let fds = [Some(waker.fd()), source].into_iter().flatten();
     let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
     poll(&mut fds, deadline).map_err(Error::Wait)?;
-    let source_speaks = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
-    // Before the look at what there is to do, so that no wake-up after that look is lost.
+    let source_ready = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
+    // Before the look at the work, so that no later wake-up is lost.
     waker.drain();
-    Ok(match (stop.is_on(), source_speaks) {
+    Ok(match (stop.is_on(), source_ready) {
         (true, _) => Woken::Stop,
         (false, true) => Woken::Source,
         (false, false) => Woken::Other,

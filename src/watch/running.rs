@@ -1,6 +1,7 @@
-//! Which pools run, for those who act on pools by themselves and must not wake up when there are none.
+//! The set of running pools, for threads that act on pools by themselves and must not wake up when
+//! there are none.
 //!
-//! Must never know: anything else of a pool.
+//! Must never know: anything else about a pool.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -9,21 +10,21 @@ use threads::wake::Waker;
 
 use crate::{base::ids::PoolUuid, view::Change};
 
-/// The identifiers of the running pools. Clones are the same set.
+/// The UUIDs of the running pools. Clones are the same set.
 #[derive(Clone)]
 pub struct Running {
     pools: Arc<Mutex<BTreeSet<PoolUuid>>>,
-    /// Woken when a pool comes.
+    /// Woken when a pool is added.
     wakers: Arc<[Waker]>,
 }
 
 impl Running {
-    /// None yet. All `wakers` are woken when there is one more, or another.
+    /// An empty set. Each added pool wakes all `wakers`.
     pub fn new(wakers: Vec<Waker>) -> Running {
         Running { pools: Arc::default(), wakers: wakers.into() }
     }
 
-    /// Takes note of changes, in commit order.
+    /// Applies changes in commit order.
     pub fn note(&self, changes: &[Change]) {
         let mut pools = self.pools.lock();
         let mut is_new = false;
@@ -41,7 +42,7 @@ impl Running {
         }
     }
 
-    /// All of them, in order.
+    /// All UUIDs, sorted.
     pub fn list(&self) -> Vec<PoolUuid> {
         self.pools.lock().iter().copied().collect()
     }

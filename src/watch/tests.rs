@@ -1,5 +1,5 @@
-//! The watchers as threads, over a simulated machine. Whoever takes a task from the channel plays the engine: dropping the
-//! task is its end. The time limits are only there so that a lost event fails the test.
+//! The watchers as threads, over a simulated machine. The test plays the engine: it takes tasks
+//! from the channel, and dropping a task ends it. Only a lost event reaches a time limit.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ impl Watched {
         run: impl FnOnce(W, &Stop) -> Result<(), Error> + Send + 'static,
     ) -> Watched {
         let (sender, tasks) = unbounded();
-        let watch = make(Box::new(move |task| sender.send(task).expect("the test has the other end")));
+        let watch = make(Box::new(move |task| sender.send(task).expect("the test owns the receiver")));
         let (group, stop) = (Group::new(&["watcher"]), Stop::new());
         let switch = stop.clone();
         group.spawn("watcher", move || run(watch, &switch).map_err(|error| error.to_string())).unwrap();
@@ -40,14 +40,14 @@ impl Watched {
     }
 
     fn next(&self) -> Task {
-        self.tasks.recv_timeout(HANG).expect("a task should come")
+        self.tasks.recv_timeout(HANG).expect("a task comes")
     }
 
     fn end(self) {
         self.stop.trigger("the test is over");
         self.group.join(&["watcher"], HANG).unwrap();
         assert_eq!(self.group.ended().recv().unwrap().how, threads::group::How::Returned);
-        assert!(self.tasks.try_recv().is_err(), "nothing is asked for without a cause");
+        assert!(self.tasks.try_recv().is_err(), "a task without a cause");
     }
 }
 
@@ -56,7 +56,7 @@ fn comes(pool: PoolUuid) -> Change {
 }
 
 #[test]
-fn each_event_of_a_device_becomes_a_task_one_after_the_other() {
+fn events_of_one_device_are_processed_in_order() {
     let sim = Sim::builder().build();
     let source = sim.device_events().unwrap();
     let watched =
@@ -68,7 +68,7 @@ fn each_event_of_a_device_becomes_a_task_one_after_the_other() {
     sim.pull_disk(a).unwrap();
     sim.add_disk(b, Sectors(1 << 21)).unwrap();
     let other = watched.next();
-    assert_eq!(other.label, "Add of /dev/b", "the removal waits for the end of the first event, this does not");
+    assert_eq!(other.label, "Add of /dev/b", "the removal must wait for the first event, this one must not");
     drop(add);
     assert_eq!(watched.next().label, "Remove of /dev/a");
     drop(other);
@@ -77,10 +77,10 @@ fn each_event_of_a_device_becomes_a_task_one_after_the_other() {
 
 /// Found in review: events that did not fit into the socket were logged and forgotten.
 #[test]
-fn lost_events_lead_to_a_look_at_all_devices() {
+fn lost_events_cause_a_scan_of_all_devices() {
     let sim = Sim::builder().build();
     let source = sim.device_events().unwrap();
-    // More than the source keeps.
+    // More events than the source keeps.
     for number in 0..5000 {
         sim.add_disk(Path::new(&format!("/dev/x{number}")), Sectors(1 << 21)).unwrap();
     }
@@ -88,12 +88,12 @@ fn lost_events_lead_to_a_look_at_all_devices() {
         Watched::start(|submit| DeviceWatch::new(source, Waker::new().unwrap(), submit), |watch, stop| watch.run(stop));
     let look = loop {
         let task = watched.next();
-        if task.label.starts_with("a look at all devices") {
+        if task.label.starts_with("scan of all devices") {
             break task;
         }
         assert!(task.label.starts_with("Add of /dev/x"), "{}", task.label);
     };
-    // What it finds goes the way of events.
+    // Its findings are processed like events.
     let engine = crate::engine::Engine::new(Arc::new(sim.clone()));
     let header = crate::engine::metadata::StaticHeader::new(
         PoolUuid::from_random([1; 16]),
@@ -103,16 +103,16 @@ fn lost_events_lead_to_a_look_at_all_devices() {
         0,
     );
     crate::engine::bda::Bda::initialize(&sim, &[(Path::new("/dev/x4999"), header)]).unwrap();
-    // That raised an event of its own, which is not what is waited for here.
+    // That raised an event of its own, which does not matter here.
     drop(watched.next());
-    let Next::Act(_, step) = look.chain else { panic!("devices are listed without a lock") };
+    let Next::Act(_, step) = look.chain else { panic!("the scan takes a lock") };
     assert!(matches!(step(&engine), Next::Done(())));
     assert_eq!(watched.next().label, "Change of /dev/x4999");
     watched.end();
 }
 
 #[test]
-fn device_mapper_events_of_a_pool_merge_while_it_is_checked() {
+fn device_mapper_events_merge_during_a_check() {
     let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();
     let disk = sim.find_device(Path::new("/dev/a")).unwrap().number;
     let source = sim.dm_events().unwrap();
@@ -137,10 +137,10 @@ fn device_mapper_events_of_a_pool_merge_while_it_is_checked() {
     sim.raise_event(&Role::ThinPool.name(a)).unwrap();
     make(b);
     let other = watched.next();
-    assert_eq!(other.label, label(b), "events of one pool do not keep back those of another");
+    assert_eq!(other.label, label(b), "a pool must not wait for another");
     drop(first);
     let second = watched.next();
-    assert_eq!(second.label, label(a), "two events while it was checked are one more check");
+    assert_eq!(second.label, label(a), "two events during a check cause one more");
     drop((second, other));
     watched.end();
 }
@@ -154,7 +154,7 @@ fn the_first_pool_wakes_the_timer() {
     let pool = PoolUuid::from_random([7; 16]);
     observed.note(&[comes(pool)]);
     let check = watched.next();
-    assert_eq!(check.label, format!("check of pool {pool} by time"));
+    assert_eq!(check.label, format!("periodic check of pool {pool}"));
     observed.note(&[Change::PoolGone(pool)]);
     drop(check);
     assert!(observed.list().is_empty());

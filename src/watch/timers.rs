@@ -1,4 +1,5 @@
-//! The thread `timers`: has every running pool checked every ten seconds, and does not wake up when no pool runs.
+//! The thread `timers`: checks every running pool every ten seconds, and does not wake up when no
+//! pool runs.
 //!
 //! Must never know: what a check looks at.
 
@@ -13,7 +14,7 @@ use threads::{stop::Stop, wake::Waker};
 use super::{Ended, Error, Running, Submit, Task, Woken, wait};
 use crate::{base::ids::PoolUuid, engine::ops::Depth};
 
-/// From one round of checks to the next (`docs/spec/engine/engine-behaviour.md` §1.4).
+/// The time between two rounds of checks (`docs/spec/engine/engine-behaviour.md` §1.4).
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// The watcher. [`Timers::run`] is its thread.
@@ -21,23 +22,24 @@ pub struct Timers {
     running: Running,
     waker: Waker,
     submit: Submit,
-    /// Unbounded, but holds at most one message for each pool: checks that have ended.
+    /// Checks that have ended. Unbounded, but holds at most one message for each pool.
     ended: (Sender<PoolUuid>, Receiver<PoolUuid>),
 }
 
-/// The rounds. A pool whose check takes its time is left out of them and keeps no other waiting.
+/// The rounds of checks. A round skips a pool whose last check still runs, so that no other pool
+/// waits for it.
 #[derive(Debug, Default)]
 struct Rounds {
     under_way: BTreeSet<PoolUuid>,
     last: Option<Instant>,
 }
 
-/// What to do next.
+/// The next action.
 #[derive(Debug, PartialEq, Eq)]
 enum Due {
-    /// Check these, then ask again.
+    /// Check these pools, then ask again.
     Check(Vec<PoolUuid>),
-    /// Wait to be woken, at most until then.
+    /// Wait for a wake-up, at most until then.
     Wait(Option<Instant>),
 }
 
@@ -47,7 +49,7 @@ impl Rounds {
         self.under_way.remove(&pool);
     }
 
-    /// What is due with these pools running. After `Check` the caller begins these checks.
+    /// The next action while these pools run. After `Check` the caller starts these checks.
     fn due(&mut self, now: Instant, pools: Vec<PoolUuid>) -> Due {
         match self.last.map(|last| last + PAUSE) {
             _ if pools.is_empty() => Due::Wait(None),
@@ -61,15 +63,15 @@ impl Rounds {
 }
 
 impl Timers {
-    /// A watcher of the pools of `running`. `waker` is the one that `running` wakes.
+    /// A watcher of the pools of `running`, which wakes `waker`.
     pub fn new(running: Running, waker: Waker, submit: Submit) -> Timers {
         Timers { running, waker, submit, ended: unbounded() }
     }
 
-    /// Works until the stop.
+    /// Runs until the stop.
     ///
     /// # Errors
-    /// When waiting is not possible.
+    /// Waiting for events failed.
     pub fn run(self, stop: &Stop) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let mut rounds = Rounds::default();
@@ -88,9 +90,9 @@ impl Timers {
 
     fn check(&self, pool: PoolUuid) {
         let ended = Ended::of(pool, &self.ended.0, &self.waker);
-        // Looks before the next round are a matter of the thread `dm-events`.
+        // An earlier check than the next round is the business of the thread `dm-events`.
         let chain = ended.after_check_of(pool, Depth::Whole, move |_| pool);
-        (self.submit)(Task { label: format!("check of pool {pool} by time"), chain });
+        (self.submit)(Task { label: format!("periodic check of pool {pool}"), chain });
     }
 }
 
@@ -107,26 +109,26 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_waited_for_without_pools() {
+    fn without_pools_there_is_no_deadline() {
         let mut rounds = Rounds::default();
         let now = Instant::now();
         assert_eq!(rounds.due(now, pools(0)), Due::Wait(None));
         assert_eq!(rounds.due(now, pools(1)), Due::Check(pools(1)));
         ended(&mut rounds, pools(1));
-        assert_eq!(rounds.due(now + PAUSE, pools(0)), Due::Wait(None), "not even when a round is due");
+        assert_eq!(rounds.due(now + PAUSE, pools(0)), Due::Wait(None), "a round without pools is due");
     }
 
     #[test]
-    fn a_round_begins_ten_seconds_after_the_last_and_waits_for_nobody() {
+    fn a_round_starts_every_ten_seconds() {
         let mut rounds = Rounds::default();
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(rounds.due(start, pools(2)), Due::Check(pools(2)), "the first at once");
+        assert_eq!(rounds.due(start, pools(2)), Due::Check(pools(2)), "the first round starts at once");
         assert_eq!(rounds.due(start, pools(2)), Due::Wait(Some(after(10))));
         let [first, second] = [pools(2)[0], pools(2)[1]];
         rounds.ended(first);
         assert_eq!(rounds.due(after(9), pools(2)), Due::Wait(Some(after(10))));
-        assert_eq!(rounds.due(after(10), pools(2)), Due::Check(vec![first]), "the other is still under way");
+        assert_eq!(rounds.due(after(10), pools(2)), Due::Check(vec![first]), "the other check still runs");
         rounds.ended(second);
         assert_eq!(rounds.due(after(19), pools(2)), Due::Wait(Some(after(20))));
         assert_eq!(rounds.due(after(20), pools(3)), Due::Check(vec![second, pools(3)[2]]));

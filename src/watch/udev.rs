@@ -1,9 +1,10 @@
-//! The thread `udev`: makes a request of each event of a block device.
+//! The thread `udev`: turns each event of a block device into a request.
 //!
 //! Must never know: what an event means for a pool.
 //!
-//! Events of one device are dealt with one after the other, in their order, since the later one tells what is true now; those
-//! of different devices side by side, since one of them may set up a pool, which takes time.
+//! Events of one device are processed one after the other, since the later one is the current
+//! state. Events of different devices are processed in parallel, since one of them may set up a
+//! pool, which takes time.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,35 +25,37 @@ pub struct DeviceWatch {
     source: Box<dyn DeviceEvents>,
     waker: Waker,
     submit: Submit,
-    /// Unbounded, but holds at most one message for each device: events that have been dealt with.
+    /// Processed events. Unbounded, but holds at most one message for each device.
     ended: (Sender<PathBuf>, Receiver<PathBuf>),
-    /// What stands for events that were lost. Unbounded, but holds one list at most: there is one look at a time.
+    /// Replacements for lost events. Unbounded, but holds at most one list: only one scan runs at a
+    /// time.
     found: (Sender<Vec<DeviceEvent>>, Receiver<Vec<DeviceEvent>>),
 }
 
-/// Events by device: an entry for each device of which one is being dealt with, with those that wait for that. Changes
-/// merge, so a queue grows only when a device comes and goes again and again while one event of it is dealt with.
+/// Events by device: an entry for each device with an event in process, and the events that wait
+/// for it. Changes merge, so a queue grows only if a device is added and removed again and again
+/// while one of its events is in process.
 #[derive(Debug, Default)]
 struct Queues {
     devices: BTreeMap<PathBuf, VecDeque<DeviceEvent>>,
 }
 
 impl Queues {
-    /// An event has come; gives it back if it is to be dealt with now.
+    /// Takes a new event; returns it if it can be processed now.
     fn event(&mut self, event: DeviceEvent) -> Option<DeviceEvent> {
         let Some(queue) = self.devices.get_mut(&event.path) else {
             self.devices.insert(event.path.clone(), VecDeque::new());
             return Some(event);
         };
         match queue.back_mut() {
-            // Of several changes the last tells all.
+            // The last of several changes covers them all.
             Some(last) if last.action == DeviceAction::Change && event.action == DeviceAction::Change => *last = event,
             _ => queue.push_back(event),
         }
         None
     }
 
-    /// The event of this device has been dealt with; gives the next.
+    /// The event of this device has been processed; returns the next one.
     fn ended(&mut self, path: &PathBuf) -> Option<DeviceEvent> {
         let next = self.devices.get_mut(path)?.pop_front();
         if next.is_none() {
@@ -68,10 +71,10 @@ impl DeviceWatch {
         DeviceWatch { source, waker, submit, ended: unbounded(), found: unbounded() }
     }
 
-    /// Works until the stop.
+    /// Runs until the stop.
     ///
     /// # Errors
-    /// When waiting is not possible or the source is broken for good.
+    /// Waiting for events failed, or the event source failed for good.
     pub fn run(mut self, stop: &Stop) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let mut queues = Queues::default();
@@ -95,7 +98,8 @@ impl DeviceWatch {
                     self.deal_with(event);
                 }
             }
-            // Asked for after reading, so that what is found is later than what was lost.
+            // The scan is requested after the events were read, so its findings are newer than the
+            // lost events.
             lost |= self.source.take_lost();
             if lost && !looking {
                 (lost, looking) = (false, true);
@@ -105,15 +109,15 @@ impl DeviceWatch {
         Ok(())
     }
 
-    /// Has all devices looked at; what is found goes the way of events, so that it keeps their order.
+    /// Scans all devices. The findings are processed like events, so that they keep their order.
     fn look_at_all(&self) {
         let mut ended = Ended::of(Vec::new(), &self.found.0, &self.waker);
         let chain = ops::present_devices(move |events| {
             ended.key = Some(events);
             drop(ended);
         });
-        log::info!("events of block devices were lost; looking at all devices");
-        (self.submit)(Task { label: "a look at all devices after lost events".to_owned(), chain });
+        log::info!("events of block devices were lost; scanning all devices");
+        (self.submit)(Task { label: "scan of all devices after lost events".to_owned(), chain });
     }
 
     fn deal_with(&self, event: DeviceEvent) {
@@ -132,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn events_of_one_device_wait_for_each_other_and_changes_merge() {
+    fn events_of_one_device_queue_and_changes_merge() {
         use DeviceAction::{Add, Change, Remove};
         let mut queues = Queues::default();
         let (a, b) = (PathBuf::from("a"), PathBuf::from("b"));
@@ -140,11 +144,11 @@ mod tests {
         for action in [Change, Change, Remove, Add, Change, Change] {
             assert_eq!(queues.event(event("a", action)), None);
         }
-        assert_eq!(queues.event(event("b", Remove)), Some(event("b", Remove)), "another device does not wait");
+        assert_eq!(queues.event(event("b", Remove)), Some(event("b", Remove)), "another device must not wait");
         for action in [Change, Remove, Add, Change] {
             assert_eq!(queues.ended(&a), Some(event("a", action)));
         }
         assert_eq!((queues.ended(&a), queues.ended(&b)), (None, None));
-        assert!(queues.devices.is_empty(), "nothing is kept of devices without events");
+        assert!(queues.devices.is_empty(), "an entry of a device without events stays");
     }
 }

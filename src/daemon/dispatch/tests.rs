@@ -1,5 +1,5 @@
-//! The promises of the dispatcher, with chains about pools that are nothing but a number. Events come over channels; the
-//! time limits are only there so that a lost event fails the test.
+//! The promises of the dispatcher, with pools that are nothing but a number. Events come over
+//! channels; only a lost event reaches a time limit.
 
 mod shares;
 mod stopping;
@@ -15,11 +15,13 @@ use std::{
 use crossbeam_channel::{bounded, unbounded};
 use threads::{group::Group, workers::Bounds};
 
-use super::*;
+use super::{context::JoinStep, *};
 use crate::{
     base::pool_ref::PoolRef,
-    engine::request::{Key, Table},
-    view::{Availability, Stopped},
+    daemon::table::PoolEntry,
+    engine::request::{Access, Granted, Key, Mode, Next, Pace, Part, Table},
+    platform::PendingLinks,
+    view::{self, Availability, Stopped},
 };
 
 const HANG: Duration = Duration::from_secs(60);
@@ -66,13 +68,13 @@ impl PoolEntry for ToyPool {
     }
 }
 
-/// One thing that can be claimed, and a number for what is known of pools that do not run.
+/// One thing that can be claimed, and a version number of the stopped pools.
 #[derive(Default)]
 struct ToyContext {
     claimed: AtomicBool,
     given_back: AtomicU64,
     watcher: OnceLock<Box<dyn Fn(Vec<Wait>) + Send + Sync>>,
-    /// How often a step looked for the claim.
+    /// How often a step tried to claim.
     looks: AtomicU64,
     stopped: Mutex<(u64, bool)>,
 }
@@ -117,7 +119,7 @@ impl Context for ToyContext {
             let mut stopped = self.stopped.lock();
             std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped { version: stopped.0, ..Stopped::default() }))
         };
-        // Whoever could pass between the taking and the sending is given every chance to.
+        // Gives other threads the chance to run between taking and sending the change.
         (0..20).for_each(|_| std::thread::yield_now());
         taken
     }
@@ -131,7 +133,7 @@ impl Context for ToyContext {
     }
 }
 
-/// What to wait for when [`ToyContext::claim`] finds it claimed.
+/// The wait after [`ToyContext::claim`] has failed.
 fn the_claim() -> Wait {
     Wait::Key(Key::PoolName(Name::new("claim").unwrap()))
 }
@@ -167,7 +169,7 @@ fn b() -> PoolRef {
     PoolRef::Uuid(uuid(2))
 }
 
-/// A dispatcher over so many workers, with pools A (named "a") and B (named "b").
+/// A dispatcher over `workers` threads, with pools A (named "a") and B (named "b").
 fn daemon(workers: usize) -> Daemon {
     let daemon = Daemon::new(workers, Box::new(|_| ()));
     daemon.insert_pools();
@@ -175,7 +177,7 @@ fn daemon(workers: usize) -> Daemon {
 }
 
 impl Daemon {
-    /// So many brief steps at once, and half as many slow ones.
+    /// Up to `workers` brief steps at once, and half as many slow ones.
     fn new(workers: usize, observer: Observer) -> Daemon {
         let bounds = |count| Bounds { shared: count, per_share: count, most: count };
         let limits = Limits { kept: workers, brief: bounds(workers), slow: bounds((workers / 2).max(1)) };
@@ -216,7 +218,7 @@ impl Daemon {
     }
 
     fn next(&self) -> Update<Answer> {
-        self.updates.recv_timeout(HANG).expect("an update should come")
+        self.updates.recv_timeout(HANG).expect("an update comes")
     }
 
     fn answer(&self) -> Answer {
@@ -227,7 +229,7 @@ impl Daemon {
         }
     }
 
-    /// Comes back when every slow step submitted before has been run. For one worker.
+    /// Returns when every slow step submitted before has run. For one worker.
     fn let_all_park(&self) {
         self.submit("barrier", act(|_| done(u64::MAX)));
         assert_eq!(self.answer(), Answer::Number(u64::MAX));
@@ -269,7 +271,8 @@ fn whole_table(step: impl FnOnce(&ToyContext, &mut dyn Table<ToyPool>) -> Todo +
     )
 }
 
-/// A chain that holds its worker, and the pool if one is given, until told to go on; and its two ends.
+/// A chain that occupies its worker, and the pool if one is given, until it is told to go on; the
+/// ends of its two channels.
 fn held(pool: Option<PoolRef>, then: Todo) -> (Todo, Receiver<()>, Sender<()>) {
     let (begun, has_begun) = bounded(1);
     let (go, may_go) = bounded::<()>(1);
@@ -286,7 +289,7 @@ fn held(pool: Option<PoolRef>, then: Todo) -> (Todo, Receiver<()>, Sender<()>) {
 }
 
 fn begun(has_begun: &Receiver<()>) {
-    has_begun.recv_timeout(HANG).expect("the step should begin");
+    has_begun.recv_timeout(HANG).expect("the step begins");
 }
 
 fn pool_of(change: &Change) -> &view::Pool {
@@ -313,7 +316,7 @@ fn records_come_in_commit_order_with_their_replies() {
     let mut seen = BTreeMap::new();
     for _ in 0..4 * EACH {
         let update = daemon.next();
-        let [change] = &update.changes[..] else { panic!("one change each") };
+        let [change] = &update.changes[..] else { panic!("a record has one change") };
         let pool = pool_of(change);
         let before = seen.insert(pool.uuid, pool.fs_limit).unwrap_or(0);
         assert_eq!(pool.fs_limit, before + 1);
@@ -341,7 +344,7 @@ fn the_grant_is_held_while_the_record_is_made() {
 }
 
 #[test]
-fn a_chain_goes_through_its_steps_and_replies_once() {
+fn a_chain_runs_its_steps_and_replies_once() {
     let daemon = daemon(2);
     let chain = act(|_| {
         write(a(), |_, pool| {
@@ -360,14 +363,14 @@ fn a_chain_goes_through_its_steps_and_replies_once() {
 }
 
 #[test]
-fn names_are_resolved_and_missing_pools_told() {
+fn names_are_resolved_and_missing_pools_reported() {
     let daemon = daemon(2);
     let by_name = |name: &str| PoolRef::Name(Name::new(name).unwrap());
     daemon.submit(
         "rename",
         whole_table(|_, table| {
             let name = Name::new("c").unwrap();
-            let pool = table.rename(uuid(1), name.clone()).expect("pool a is there");
+            let pool = table.rename(uuid(1), name.clone()).expect("pool a exists");
             pool.shown.name = name;
             pool.changed = true;
             assert!(table.rename(uuid(2), Name::new("c").unwrap()).is_none(), "the name is taken");
@@ -402,7 +405,7 @@ fn names_are_resolved_and_missing_pools_told() {
 }
 
 #[test]
-fn a_shared_table_is_not_changed() {
+fn shared_access_cannot_change_the_table() {
     let daemon = daemon(2);
     let step: Step<Answer, ToyContext> = Box::new(|_, granted| {
         let Granted::Table(table) = granted else { return done(0) };
@@ -418,7 +421,7 @@ fn a_shared_table_is_not_changed() {
 }
 
 #[test]
-fn a_reply_never_passes_what_is_known_of_stopped_pools() {
+fn a_reply_never_overtakes_the_stopped_pools() {
     const REQUESTS: u64 = 500;
     let daemon = daemon(4);
     for _ in 0..REQUESTS {
@@ -441,7 +444,7 @@ fn a_reply_never_passes_what_is_known_of_stopped_pools() {
     daemon.end();
 }
 
-/// Claims the one thing there is; parks while another has it.
+/// Claims the one thing; parks while another request has it.
 fn claiming(number: u64, then: impl FnOnce(&ToyContext) + Send + 'static) -> Todo {
     act(move |context| match context.claim() {
         true => {
@@ -454,7 +457,7 @@ fn claiming(number: u64, then: impl FnOnce(&ToyContext) + Send + 'static) -> Tod
 }
 
 #[test]
-fn parked_requests_go_on_in_the_order_of_arrival_when_a_claim_is_given_back() {
+fn parked_requests_go_on_in_order_of_arrival() {
     let daemon = daemon(1);
     assert!(daemon.context.claim());
     for number in [2, 3, 4] {
@@ -471,13 +474,13 @@ fn parked_requests_go_on_in_the_order_of_arrival_when_a_claim_is_given_back() {
 }
 
 #[test]
-fn no_wake_up_is_lost_between_the_look_and_the_parking() {
+fn no_wake_up_is_lost_before_parking() {
     let daemon = daemon(1);
     assert!(daemon.context.claim());
     let (looked, has_looked) = bounded(1);
     let (given, is_given) = bounded::<()>(1);
-    // The claim is given back by somebody whom the dispatcher knows nothing of, after the step has looked for it and
-    // before it parks. Nobody will look at the list again.
+    // A thread unknown to the dispatcher gives the claim back, after the step has tried it and
+    // before it parks. No later event would wake the request.
     daemon.submit(
         "late",
         act(move |context| {
@@ -495,11 +498,12 @@ fn no_wake_up_is_lost_between_the_look_and_the_parking() {
 }
 
 #[test]
-fn a_claim_given_back_in_the_middle_of_a_chain_wakes_the_parked_at_once() {
+fn a_claim_given_back_wakes_a_request_at_once() {
     let daemon = daemon(4);
     assert!(daemon.context.claim());
     daemon.submit("waiter", claiming_quick(1));
-    // Grants of a pool are given in order, so the waiter has looked for the claim; whether it has parked makes no difference.
+    // Grants of a pool are given in order, so the waiter has tried to claim; whether it has parked
+    // makes no difference.
     daemon.submit("barrier", write(a(), |_, _| done(0)));
     assert_eq!(daemon.answer(), Answer::Number(0));
     let (rest, has_begun, go) = held(None, done(2));
@@ -533,10 +537,10 @@ fn every_claimer_gets_its_turn() {
     daemon.end();
 }
 
-/// One creation on another pool looked at all of them, and a claim given back anywhere made each of them run its step: with
-/// 12,100 parked that was 11.5 s.
+/// One creation in another pool used to look at all parked requests, and each claim given back made
+/// each of them run its step: 11.5 s with 12,100 parked requests.
 #[test]
-fn twelve_thousand_parked_cost_another_pool_nothing() {
+fn parked_requests_cost_another_pool_nothing() {
     const PARKED: u64 = 12_000;
     let daemon = daemon(4);
     assert!(daemon.context.claim());
@@ -546,10 +550,10 @@ fn twelve_thousand_parked_cost_another_pool_nothing() {
     daemon.submit("barrier", write(a(), |_, _| done(u64::MAX)));
     assert_eq!(daemon.answer(), Answer::Number(u64::MAX));
     let looks = daemon.context.looks.load(Ordering::SeqCst);
-    assert!(looks > PARKED, "all have looked once");
+    assert!(looks > PARKED, "each request has tried once");
     for number in 1..=100 {
         let other = write(b(), |context, pool| {
-            // Something else is given back, too.
+            // Other things are given back, too.
             context.watcher.get().unwrap()(vec![Wait::Idle(uuid(2)), Wait::Progress(uuid(2))]);
             done(pool.add_one())
         });
@@ -557,7 +561,7 @@ fn twelve_thousand_parked_cost_another_pool_nothing() {
         assert_eq!(daemon.answer(), Answer::Number(number));
     }
     assert_eq!(daemon.context.looks.load(Ordering::SeqCst), looks, "a parked request ran its step");
-    // And when the claim is given back, each runs its step once.
+    // When the claim is given back, each request runs its step once.
     daemon.context.give_back();
     let answers: Vec<_> = (0..PARKED).map(|_| daemon.answer()).collect();
     assert_eq!(answers, (0..PARKED).map(Answer::Number).collect::<Vec<_>>(), "in the order of arrival");
@@ -566,7 +570,7 @@ fn twelve_thousand_parked_cost_another_pool_nothing() {
 }
 
 #[test]
-fn a_panic_under_a_write_grant_restricts_the_pool_and_is_answered() {
+fn a_panic_under_a_write_grant_restricts_the_pool() {
     let daemon = daemon(2);
     daemon.submit(
         "bad",
@@ -579,14 +583,14 @@ fn a_panic_under_a_write_grant_restricts_the_pool_and_is_answered() {
     let pool = pool_of(&update.changes[0]);
     assert_eq!((pool.availability, pool.fs_limit), (Availability::NoPoolChanges, 1));
     assert_eq!(update.reply, Some(Answer::Failed("bad", Failure::Panicked)));
-    // Pool, worker and dispatcher go on.
+    // Pool, worker and dispatcher still work.
     daemon.submit("good", write(a(), |_, pool| done(pool.add_one())));
     assert_eq!(daemon.answer(), Answer::Number(2));
     daemon.end();
 }
 
 #[test]
-fn a_panic_elsewhere_is_answered_and_restricts_only_what_was_held() {
+fn a_panic_restricts_only_pools_held_for_writing() {
     let daemon = daemon(2);
     let failed = |label| Answer::Failed(label, Failure::Panicked);
     daemon.submit("act", act(|_| panic!("planted")));
@@ -609,7 +613,7 @@ fn a_panic_elsewhere_is_answered_and_restricts_only_what_was_held() {
     let bad_join: JoinStep<Answer, ToyContext> = Box::new(|_, _| panic!("planted"));
     daemon.submit("join", Next::Together(Vec::new(), bad_join));
     assert_eq!(daemon.answer(), failed("join"));
-    // Not even what makes the answer can do harm.
+    // A panic of the code that makes the answer does no harm either.
     let on_failure: OnFailure<Answer> = Box::new(|_| panic!("planted"));
     let chain = act(|_| panic!("planted"));
     daemon.dispatcher.submit(Request { label: "twice".to_owned(), chain, on_failure });
@@ -617,7 +621,7 @@ fn a_panic_elsewhere_is_answered_and_restricts_only_what_was_held() {
 }
 
 #[test]
-fn a_claim_given_back_by_a_panic_wakes_the_parked() {
+fn a_claim_dropped_by_a_panic_wakes_requests() {
     struct Claim(Arc<ToyContext>);
     impl Drop for Claim {
         fn drop(&mut self) {
@@ -640,7 +644,7 @@ fn a_claim_given_back_by_a_panic_wakes_the_parked() {
 }
 
 #[test]
-fn parts_run_side_by_side_and_the_join_gets_their_results_in_order() {
+fn parts_run_in_parallel_and_join_in_order() {
     let daemon = daemon(4);
     // Two slow workers: each part waits for the other.
     let (to_second, from_first) = bounded::<()>(1);
@@ -670,7 +674,7 @@ fn parts_run_side_by_side_and_the_join_gets_their_results_in_order() {
 }
 
 #[test]
-fn quick_requests_run_while_slow_ones_fill_their_half() {
+fn brief_steps_run_while_slow_ones_fill_their_bound() {
     let daemon = daemon(4);
     let slow: Vec<_> = (0..5)
         .map(|_| {
@@ -685,7 +689,7 @@ fn quick_requests_run_while_slow_ones_fill_their_half() {
         daemon.submit("quick", write(a(), |_, pool| done(pool.add_one())));
         assert_eq!(daemon.answer(), Answer::Number(number));
     }
-    assert!(slow[2..].iter().all(|(has_begun, _)| has_begun.is_empty()), "slow ones took more than half");
+    assert!(slow[2..].iter().all(|(has_begun, _)| has_begun.is_empty()), "slow steps exceeded their bound");
     slow.iter().for_each(|(_, go)| go.send(()).unwrap());
     daemon.end();
 }
@@ -711,7 +715,7 @@ fn pools_do_not_wait_for_each_other() {
     daemon.end();
 }
 
-/// As [`claiming`], under a lock, so that it finds a worker while the slow ones are taken.
+/// Like [`claiming`], but under a lock, so that it finds a worker while the slow ones are taken.
 fn claiming_quick(number: u64) -> Todo {
     write(a(), move |context, _| match context.claim() {
         true => {

@@ -1,4 +1,4 @@
-//! What hangs holds up its own, and what has begun goes first.
+//! A hang blocks its own share only, and requests that have begun go first.
 
 use std::{os::fd::BorrowedFd, path::PathBuf};
 
@@ -18,7 +18,7 @@ fn brief(step: impl FnOnce(&ToyContext) -> Todo + Send + 'static) -> Todo {
     Next::Act(Pace::Brief, Box::new(step))
 }
 
-/// The pools are 1 to 17, with the limits of the daemon.
+/// Pools 1 to 17, with the limits of the daemon.
 fn seventeen() -> Daemon {
     let daemon = Daemon::with_limits(LIMITS, Box::new(|_| ()));
     daemon.insert((1..=17).map(|number| ToyPool::new(uuid(number), &format!("p{number}"))).collect());
@@ -41,7 +41,7 @@ impl Hung {
         let (begun, gate) = (self.begun.0.clone(), self.gate.1.clone());
         move || {
             begun.send(()).unwrap();
-            assert!(gate.recv().is_err(), "nothing is ever sent through the gate");
+            assert!(gate.recv().is_err(), "the gate carries no message");
             done(0)
         }
     }
@@ -60,7 +60,7 @@ fn serves_the_seventeenth(daemon: &Daemon) {
     for number in 1..=20 {
         daemon.submit("lists keys", brief(move |_| done(1000 + number)));
         assert_eq!(daemon.answer(), Answer::Number(1000 + number));
-        daemon.submit("is about nothing known", act(move |_| done(2000 + number)));
+        daemon.submit("has no share", act(move |_| done(2000 + number)));
         assert_eq!(daemon.answer(), Answer::Number(2000 + number));
         let device = Share::Device("/dev/new".into());
         let creates = Next::Act(
@@ -83,9 +83,10 @@ fn serves_the_seventeenth(daemon: &Daemon) {
     }
 }
 
-/// Slow steps held at most half of the workers, whatever they were about: eight formats that hung in one pool were enough.
+/// Slow steps used to hold at most half of the workers, whatever their share: eight hung formats of
+/// one pool were enough to block all.
 #[test]
-fn sixteen_pools_with_hung_programs_leave_the_seventeenth_alone() {
+fn sixteen_hung_pools_leave_the_seventeenth_alone() {
     let daemon = seventeen();
     let mut hung = Hung::new();
     for number in 1..=16 {
@@ -96,7 +97,7 @@ fn sixteen_pools_with_hung_programs_leave_the_seventeenth_alone() {
     }
     hung.wait_for(16);
     serves_the_seventeenth(&daemon);
-    // Steps of the hung pools that are not slow go on as well.
+    // Brief steps of the hung pools still run.
     daemon.submit("renames", write(by_number(3), |_, pool| done(pool.add_one())));
     assert_eq!(daemon.answer(), Answer::Number(1));
     hung.let_go();
@@ -104,7 +105,7 @@ fn sixteen_pools_with_hung_programs_leave_the_seventeenth_alone() {
 }
 
 #[test]
-fn sixteen_pools_hung_under_their_lock_leave_the_seventeenth_alone() {
+fn pools_hung_under_their_lock_leave_others_alone() {
     let daemon = seventeen();
     let mut hung = Hung::new();
     for number in 1..=16 {
@@ -114,7 +115,7 @@ fn sixteen_pools_hung_under_their_lock_leave_the_seventeenth_alone() {
         }
     }
     hung.wait_for(16);
-    // The whole table waits for them: what creates a pool does not get it.
+    // A request for the whole table waits for them, so a creation is not granted.
     for number in 1..=20 {
         daemon.submit(
             "grows",
@@ -133,10 +134,10 @@ fn sixteen_pools_hung_under_their_lock_leave_the_seventeenth_alone() {
     daemon.end();
 }
 
-/// The first of 160 creations was answered when nearly all had been formatted: each time it needed the pool, a worker or its
-/// link it stood behind all that had come since.
+/// The first of 160 creations was answered when nearly all had been formatted: whenever it needed
+/// the pool, a worker or its link, it queued behind all later arrivals.
 #[test]
-fn what_was_begun_first_stands_before_what_has_come_since() {
+fn begun_requests_go_before_later_arrivals() {
     let daemon = daemon(2);
     let (first, has_begun, go_first) = held(None, write(a(), |_, _| done(1)));
     daemon.submit("first", first);
@@ -159,7 +160,7 @@ fn what_was_begun_first_stands_before_what_has_come_since() {
     daemon.end();
 }
 
-/// Links that are there when the waker has been woken.
+/// Links that exist once the waker has been woken.
 struct Awaited(Waker);
 
 impl PendingLinks for Awaited {

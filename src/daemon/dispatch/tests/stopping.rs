@@ -1,13 +1,13 @@
-//! How requests come to their end when the daemon stops.
+//! How requests end when the daemon stops.
 
 use super::*;
 
 #[test]
-fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
+fn a_stop_answers_waiters_and_completes_begun_requests() {
     let daemon = daemon(2);
     assert!(daemon.context.claim());
     let stopping = |label| Answer::Failed(label, Failure::Stopping);
-    // Begun, in its slow middle part; it still needs a lock and a claim after that.
+    // Begun, in its slow middle part; it still needs a lock and a claim.
     let (begun_chain, has_begun, go) = held(
         None,
         write(a(), |_, pool| {
@@ -20,7 +20,7 @@ fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
     );
     daemon.submit("begun", act(|_| begun_chain));
     begun(&has_begun);
-    // Begun and parked: it goes on when the first one gives its claim back.
+    // Begun and parked: it goes on when the first request gives its claim back.
     let (parked, has_parked) = bounded(1);
     daemon.submit(
         "begun parked",
@@ -30,12 +30,13 @@ fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
         }),
     );
     begun(&has_parked);
-    // Parked before anything was done.
+    // Parked before its first step has done anything.
     daemon.submit("parked", claiming_quick(3));
-    // One worker is left for quick steps, and grants of a pool are given in order: when this has run, that has parked.
+    // One worker is left for brief steps, and grants of a pool are given in order: when this
+    // request has run, the other has parked.
     daemon.submit("barrier", write(a(), |_, _| done(0)));
     assert_eq!(daemon.answer(), Answer::Number(0));
-    // Waits for the lock: pool B is held by a step.
+    // Waits for the lock: a step holds pool B.
     let (holder, has_begun, go_holder) = held(Some(b()), done(4));
     daemon.submit("holder", holder);
     begun(&has_begun);
@@ -47,7 +48,7 @@ fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
     let mut at_once = [(); 4].map(|()| daemon.answer());
     at_once.sort_by_key(|answer| format!("{answer:?}"));
     assert_eq!(at_once, ["late", "parked", "queued", "waits"].map(stopping));
-    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests still run");
     assert_eq!(daemon.dispatcher.unfinished(), ["begun", "begun parked", "holder"]);
     go_holder.send(()).unwrap();
     assert_eq!(daemon.answer(), Answer::Number(4));
@@ -58,21 +59,21 @@ fn a_stop_answers_everything_and_runs_what_has_begun_to_its_end() {
     assert!(over.recv_timeout(HANG).is_err_and(|error| error.is_disconnected()));
     let updates = daemon.updates.clone();
     daemon.end();
-    assert!(updates.try_recv().is_err(), "nobody is answered twice");
+    assert!(updates.try_recv().is_err(), "a request was answered twice");
 }
 
 #[test]
-fn a_stop_does_not_give_up_what_waits_for_its_next_lock() {
+fn a_stop_lets_begun_requests_wait_for_locks() {
     let daemon = daemon(2);
     let (holder, has_begun, go) = held(Some(b()), done(1));
     daemon.submit("holder", holder);
     begun(&has_begun);
     daemon.submit("begun", write(a(), |_, _| write(b(), |_, pool| done(pool.add_one() + 1))));
-    // The one free worker comes to this when it has queued the second step of that.
+    // The free worker runs this after it has queued the second step of the other request.
     daemon.submit("barrier", write(a(), |_, _| done(0)));
     assert_eq!(daemon.answer(), Answer::Number(0));
     let over = daemon.dispatcher.stop();
-    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests still run");
     go.send(()).unwrap();
     assert_eq!([(); 2].map(|()| daemon.answer()), [1, 2].map(Answer::Number));
     daemon.end();
@@ -84,9 +85,9 @@ fn an_idle_dispatcher_stops_at_once() {
     daemon.end();
 }
 
-/// 800 creations were under way: their callers were told nothing.
+/// 800 creations were running at a stop: their callers got no answer.
 #[test]
-fn the_end_answers_what_it_could_not_wait_for_and_nobody_twice() {
+fn unfinished_requests_are_answered_once_at_the_end() {
     let daemon = daemon(4);
     let (under_lock, has_begun, go_on) = held(Some(a()), done(1));
     daemon.submit("hangs under a lock", under_lock);
@@ -94,13 +95,13 @@ fn the_end_answers_what_it_could_not_wait_for_and_nobody_twice() {
     let (free, has_begun, go) = held(None, write(a(), |_, _| done(2)));
     daemon.submit("hangs", act(|_| free));
     begun(&has_begun);
-    // Begun, and behind the first in the queue of the lock.
+    // Begun, and queued behind the first request in the lock.
     daemon.submit("waits", write(b(), |_, _| write(a(), |_, _| done(3))));
     while daemon.dispatcher.observe().waiters.is_empty() {
         std::thread::yield_now();
     }
     let over = daemon.dispatcher.stop();
-    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests are still under way");
+    assert!(over.try_recv().is_err_and(|error| error.is_empty()), "requests still run");
     daemon.dispatcher.close();
     let mut answers = [(); 3].map(|()| daemon.answer());
     answers.sort_by_key(|answer| format!("{answer:?}"));
@@ -112,5 +113,5 @@ fn the_end_answers_what_it_could_not_wait_for_and_nobody_twice() {
     go_on.send(()).unwrap();
     go.send(()).unwrap();
     daemon.end();
-    assert!(updates.try_recv().is_err(), "somebody is answered twice");
+    assert!(updates.try_recv().is_err(), "a request was answered twice");
 }

@@ -1,0 +1,86 @@
+//! What the dispatcher needs from the object that all steps share: the engine, or a toy in its
+//! tests; and the types of chains and steps over it.
+//!
+//! Must never know: how chains are run.
+
+use std::sync::Arc;
+
+use super::super::table::PoolEntry;
+use crate::{
+    engine::{
+        Engine,
+        pool::Pool,
+        request::{ActStep, Join, LinkedStep, Next, UnderStep, Wait},
+    },
+    view,
+};
+
+/// What the dispatcher needs from the object that all steps share.
+pub trait Context: Send + Sync + 'static {
+    /// The values that the lock guards.
+    type Pool: PoolEntry;
+    /// How often a claim has been given back so far.
+    fn claims_given_back(&self) -> u64;
+    /// Whether a request still has to wait for `wait`. `since` is the count of claims given back
+    /// when its step began.
+    fn is_taken(&self, wait: &Wait, since: u64) -> bool;
+    /// Registers `watcher`. Whoever gives something back calls it afterwards, with all that became
+    /// free.
+    fn watch_claims(&self, watcher: Box<dyn Fn(Vec<Wait>) + Send + Sync>);
+    /// The stopped pools, if they changed since the last call.
+    fn take_stopped_change(&self) -> Option<Arc<view::Stopped>>;
+    /// Asks background work that takes hours to stop as soon as it can.
+    fn end(&self);
+    /// Asks requests that have begun to undo their changes instead of starting long work.
+    fn hurry(&self);
+    /// Background work that steps have started and no caller waits for, with its labels.
+    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)>
+    where
+        Self: Sized;
+}
+
+impl Context for Engine {
+    type Pool = Pool;
+
+    fn claims_given_back(&self) -> u64 {
+        Engine::claims_given_back(self)
+    }
+
+    fn is_taken(&self, wait: &Wait, since: u64) -> bool {
+        Engine::is_taken(self, wait, since)
+    }
+
+    fn watch_claims(&self, watcher: Box<dyn Fn(Vec<Wait>) + Send + Sync>) {
+        Engine::watch_claims(self, watcher);
+    }
+
+    fn take_stopped_change(&self) -> Option<Arc<view::Stopped>> {
+        Engine::take_stopped_change(self)
+    }
+
+    fn end(&self) {
+        Engine::end(self);
+    }
+
+    fn hurry(&self) {
+        Engine::hurry(self);
+    }
+
+    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
+        let begun = Engine::take_background(self).into_iter();
+        begun.map(|(label, chain)| (label, chain.map(|()| None))).collect()
+    }
+}
+
+/// A chain of steps over a context and its pools. It ends with the answer to the caller, if there
+/// is one.
+pub type Chain<R, C> = Next<Option<R>, C, <C as Context>::Pool>;
+
+/// A step of such a chain under a lock.
+pub(super) type Step<R, C> = UnderStep<Option<R>, C, <C as Context>::Pool>;
+/// A step of such a chain without a lock.
+pub(super) type FreeStep<R, C> = ActStep<Option<R>, C, <C as Context>::Pool>;
+/// The step that follows when the links exist.
+pub(super) type AfterLinks<R, C> = LinkedStep<Option<R>, C, <C as Context>::Pool>;
+/// The step that follows the parallel parts of a chain.
+pub(super) type JoinStep<R, C> = Join<Option<R>, C, <C as Context>::Pool>;
