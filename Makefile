@@ -1,6 +1,6 @@
 # The commands of this project. `make` alone lists them.
 #
-# Where things are installed (all can be set on the command line, DESTDIR goes in front):
+# Installation paths. The command line can set them; DESTDIR is prepended.
 PREFIX     ?= /usr
 LIBEXECDIR ?= $(PREFIX)/libexec
 DATADIR    ?= $(PREFIX)/share
@@ -15,7 +15,7 @@ CARGO      ?= cargo
 CARGO_FLAGS = --locked $(if $(filter release,$(PROFILEDIR)),--release)
 TARGET_DIR ?= $(or $(CARGO_TARGET_DIR),target)
 BUILT       = $(TARGET_DIR)/$(PROFILEDIR)
-# The udev programs lie in a folder of their own: `cargo test` builds them too, but not statically.
+# A folder of their own for the udev programs: `cargo test` builds them too, but not statically.
 STATIC      = $(BUILT)/static
 # A debug build suffices for a first look; real disks get the release build.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
@@ -135,7 +135,7 @@ build-daemon:
 build-machine-checks:
 	@$(CARGO) build $(CARGO_FLAGS) --example platform_machine
 
-# udev runs these for many events and in the initial ramdisk, where no library may be: they must be static.
+# udev runs these for many events, and in the initrd, which may have no libraries: they must be static.
 build-udev-programs:
 	@mkdir -p $(STATIC); for program in $(UDEV_PROGRAMS); do \
 	    $(CARGO) rustc $(CARGO_FLAGS) --bin $$program -- -C target-feature=+crt-static && cp $(BUILT)/$$program $(STATIC)/ || exit 1; \
