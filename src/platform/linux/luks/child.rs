@@ -77,6 +77,8 @@ impl Talk {
         secrecy::no_core_dumps()?;
         // Where that is not allowed the daemon has said so at its start.
         let _ = secrecy::lock_memory();
+        // Without filters of system calls the pages of keys that are freed early are unlocked.
+        let _ = secrecy::keep_memory_locked();
         let _ = prctl::set_name(c"stratisd-luks");
         // Threads of the library inherit it.
         let _ = rustix::process::nice(NICENESS);
