@@ -1,4 +1,5 @@
-//! References to documents: each document and each section that a source or another document names exists.
+//! References to documents: each document and each section that a source or another document names exists. References
+//! from documents: each `cargo test` command in one runs a test.
 //!
 //! A reference is a file name that ends in `.md`, and the section numbers that follow it: `docs/spec/dbus/dbus-api.md`
 //! §7.1 and 7.3. A name without folder means the file of that name below docs/.
@@ -10,7 +11,7 @@ use std::{
     process::Command,
 };
 
-use super::{is_word, project};
+use super::{is_word, project, rust_sources};
 
 /// A document that a text names, and the sections of it.
 #[derive(Debug, PartialEq)]
@@ -135,6 +136,65 @@ fn each_document_and_section_named_exists() {
     }
     assert!(files().is_empty() || seen > 100, "only {seen} references were found");
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// What the `cargo test` commands of a document select tests by: `starved::` in `cargo test --test life starved::`.
+fn test_filters(document: &str) -> Vec<String> {
+    let document = document.split_whitespace().collect::<Vec<_>>().join(" ");
+    let commands = document.split('`').skip(1).step_by(2).filter_map(|code| {
+        let (_, words) = code.split_once("cargo test ")?;
+        let mut words = words.split(' ').take_while(|word| *word != "--");
+        let mut filter = None;
+        while let Some(word) = words.next() {
+            match word {
+                "--test" | "--bench" | "--features" | "-p" => drop(words.next()),
+                option if option.starts_with('-') => {}
+                // NAME stands for any.
+                name if name.chars().any(char::is_lowercase) => filter = Some(name.to_owned()),
+                _ => {}
+            }
+        }
+        filter
+    });
+    commands.collect()
+}
+
+/// The names that a filter may select by: those of functions and modules.
+fn names_in_sources() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for source in rust_sources(&["src", "threads", "tests"]) {
+        names.extend(source.path.split('/').map(|part| part.trim_end_matches(".rs").to_owned()));
+        for keyword in ["fn ", "mod "] {
+            let after = source.text.match_indices(keyword).map(|(at, _)| &source.text[at + keyword.len()..]);
+            names.extend(after.map(|text| text.chars().take_while(|c| is_word(*c)).collect()));
+        }
+    }
+    names
+}
+
+fn selects_nothing(filter: &str, names: &BTreeSet<String>) -> bool {
+    let mut parts = filter.split("::").filter(|part| !part.is_empty());
+    !parts.all(|part| names.iter().any(|name| name.contains(part)))
+}
+
+#[test]
+fn each_test_command_in_a_document_runs_a_test() {
+    let names = names_in_sources();
+    let documents = files().into_iter().filter(|file| file.ends_with(".md"));
+    let mut wrong = Vec::new();
+    for file in documents.filter(|file| project().join(file).is_file()) {
+        let text = fs::read_to_string(project().join(&file)).expect("a readable document");
+        let dead = test_filters(&text).into_iter().filter(|filter| selects_nothing(filter, &names));
+        wrong.extend(dead.map(|filter| format!("{file}: no test is named {filter}")));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert_eq!(
+        test_filters("`cargo test -p stratisd --test life a::b -- --nocapture`, `cargo test --lib\nc`"),
+        ["a::b", "c"]
+    );
+    let planted = ["life::no_such_promise", "nowhere::"];
+    let some = ["life", "a_promise_is_kept"].map(str::to_owned).into();
+    assert!(planted.iter().all(|filter| selects_nothing(filter, &some)) && !selects_nothing("life::a_promise", &some));
 }
 
 #[test]
