@@ -1,5 +1,5 @@
 //! References to documents: each document and each section that a source or another document names exists. References
-//! from documents: each `cargo test` command in one runs a test.
+//! from documents: each source file that one names exists, and each `cargo test` command in one runs a test.
 //!
 //! A reference is a file name that ends in `.md`, and the section numbers that follow it: `docs/spec/dbus/dbus-api.md`
 //! §7.1 and 7.3. A name without folder means the file of that name below docs/.
@@ -136,6 +136,38 @@ fn each_document_and_section_named_exists() {
     }
     assert!(files().is_empty() || seen > 100, "only {seen} references were found");
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// The files and folders of the project that a document names as code: `src/bus/table.rs`, `ops/check.rs`, `tests/bus`.
+fn named_files(document: &str) -> Vec<String> {
+    const FOLDERS: [&str; 9] =
+        ["src/", "tests/", "threads/", "docs/", "scripts/", "benches/", "fuzz/", "systemd/", "udev/"];
+    let code = document.split('`').skip(1).step_by(2);
+    let is_path = |text: &&str| text.chars().all(|c| is_word(c) || matches!(c, '/' | '.' | '-'));
+    let is_ours = |text: &&str| text.ends_with(".rs") || FOLDERS.iter().any(|folder| text.starts_with(folder));
+    code.filter(is_path).filter(is_ours).map(|text| text.trim_end_matches('/').to_owned()).collect()
+}
+
+fn is_nowhere(named: &str, files: &[String]) -> bool {
+    !files.iter().any(|file| {
+        let (whole, below, inside) = (file == named, format!("/{named}"), format!("{named}/"));
+        whole || file.ends_with(&below) || file.starts_with(&inside) || file.contains(&format!("{below}/"))
+    })
+}
+
+#[test]
+fn each_source_named_in_a_document_exists() {
+    let files = files();
+    let mut wrong = Vec::new();
+    for file in files.iter().filter(|file| file.ends_with(".md") && project().join(file).is_file()) {
+        let text = fs::read_to_string(project().join(file)).expect("a readable document");
+        let dead = named_files(&text).into_iter().filter(|named| is_nowhere(named, &files));
+        wrong.extend(dead.map(|named| format!("{file} names {named}, which does not exist")));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    let planted = named_files("see `src/no/such.rs`, `such.rs`, `tests/nowhere/`, `a word`, `x.py`");
+    assert_eq!(planted, ["src/no/such.rs", "such.rs", "tests/nowhere"]);
+    assert!(files.is_empty() || planted.iter().all(|named| is_nowhere(named, &files)));
 }
 
 /// What the `cargo test` commands of a document select tests by: `starved::` in `cargo test --test life starved::`.
