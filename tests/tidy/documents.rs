@@ -247,7 +247,7 @@ fn planted_dead_references_are_found() {
     }
     let good = [
         "//! (`docs/spec/engine/encryption.md` §2.1 to 2.3, 6).",
-        "[the units](spec/tools/system-integration.md) and dbus-api.md §12 row 3",
+        "[the units](docs/spec/tools/system-integration.md) and dbus-api.md §12 row 3",
     ];
     for text in good {
         assert_eq!(wrong_references("docs/bus.md", text, &documents), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Names of passphrases in the kernel's keyring (`spec/engine/encryption.md` §3).
+//! Names of passphrases in the kernel's keyring (`docs/spec/engine/encryption.md` §3).
 
 use std::fmt;
 

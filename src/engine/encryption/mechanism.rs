@@ -1,4 +1,4 @@
-//! The ways to unlock a pool as values, and the numbers of their tokens (`spec/engine/encryption.md` §2).
+//! The ways to unlock a pool as values, and the numbers of their tokens (`docs/spec/engine/encryption.md` §2).
 
 use serde_json::Value;
 
