@@ -17,7 +17,7 @@ use crate::{
         tree::{ADDED_SIGNATURE, Id, Object, State, TOP, Tree},
         wire::{Marshaller, Value},
     },
-    view::{Change, Device, Filesystem, Pool, Stopped, StoppedPool, View},
+    view::{Change, Device, Filesystem, Pool, Stopped, View},
 };
 
 /// What is told to everybody about one object. The messages are made when they are sent: ten thousand objects that change
@@ -242,16 +242,21 @@ const STOPPED_TOLD_MAX: usize = 64;
 /// The same for the top object. Its properties are lists of stopped pools, of which few have changed, and only those are
 /// compared as clients would see them.
 fn manager_differences(before: &View, after: &View) -> Vec<(&'static Row, Option<Value>)> {
-    let [only_before, only_after] = [(before, after), (after, before)].map(|(of, other)| {
-        let is_other = |pool: &&StoppedPool| {
-            let found = other.stopped.pools.binary_search_by_key(&pool.uuid, |other| other.uuid);
-            found.map_or(true, |at| other.stopped.pools[at] != **pool)
-        };
-        let pools = of.stopped.pools.iter().filter(is_other).cloned().collect();
-        View { stopped: Arc::new(Stopped { pools, ..Stopped::default() }), ..View::default() }
-    });
+    let [mut only_before, mut only_after] = [Stopped::default(), Stopped::default()];
+    for difference in before.stopped.pools().diff(after.stopped.pools()) {
+        match difference {
+            DiffItem::Add(_, new) => only_after.insert(Arc::clone(new)),
+            DiffItem::Remove(_, old) => only_before.insert(Arc::clone(old)),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                only_before.insert(Arc::clone(old));
+                only_after.insert(Arc::clone(new));
+            }
+        }
+    }
+    let [only_before, only_after] =
+        [only_before, only_after].map(|stopped| View { stopped: Arc::new(stopped), ..View::default() });
     let rows = differences(Kind::Manager, Subject::Manager(&only_before), Subject::Manager(&only_after));
-    let is_told = after.stopped.pools.len() <= STOPPED_TOLD_MAX;
+    let is_told = after.stopped.pools().len() <= STOPPED_TOLD_MAX;
     let whole = |row| is_told.then(|| table::value(row, Subject::Manager(after))).flatten();
     rows.into_iter().map(|(row, _)| (row, whole(row))).collect()
 }

@@ -61,37 +61,42 @@ pub(super) fn version(_: &View) -> Value {
 
 /// Before r2: only pools that wait for their (version 1) encryption to be opened.
 pub(super) fn locked_pools(view: &View) -> Value {
-    pools(view.stopped.pools.iter().filter(|pool| pool.encryption.is_some()), |_| Vec::new())
+    pools(view, |pool| pool.encryption.is_some(), |_| Vec::new())
 }
 
 pub(super) fn stopped_pools_r2(view: &View) -> Value {
-    pools(view.stopped.pools.iter(), |_| Vec::new())
+    pools(view, |_| true, |_| Vec::new())
 }
 
 /// From r8 on, metadata version and features are always there, at least as "unknown".
 pub(super) fn stopped_pools_r8(view: &View) -> Value {
-    pools(view.stopped.pools.iter(), |pool| {
-        let version = Value::Struct(vec![
-            Value::Bool(pool.metadata_version.is_some()),
-            Value::U64(pool.metadata_version.unwrap_or(0).into()),
-        ]);
-        let features = pool.features.unwrap_or_default();
-        let present = [
-            ("encryption", features.encryption),
-            ("key_description_present", features.key_description),
-            ("clevis_present", features.clevis),
-        ];
-        let names = present.into_iter().filter(|(_, is_there)| *is_there);
-        let features = Value::Struct(vec![
-            Value::Bool(pool.features.is_some()),
-            Value::Dict("{sb}", names.map(|(name, _)| (Value::str(name), Value::Bool(true))).collect()),
-        ]);
-        vec![("metadata_version", version), ("features", features)]
-    })
+    pools(
+        view,
+        |_| true,
+        |pool| {
+            let version = Value::Struct(vec![
+                Value::Bool(pool.metadata_version.is_some()),
+                Value::U64(pool.metadata_version.unwrap_or(0).into()),
+            ]);
+            let features = pool.features.unwrap_or_default();
+            let present = [
+                ("encryption", features.encryption),
+                ("key_description_present", features.key_description),
+                ("clevis_present", features.clevis),
+            ];
+            let names = present.into_iter().filter(|(_, is_there)| *is_there);
+            let features = Value::Struct(vec![
+                Value::Bool(pool.features.is_some()),
+                Value::Dict("{sb}", names.map(|(name, _)| (Value::str(name), Value::Bool(true))).collect()),
+            ]);
+            vec![("metadata_version", version), ("features", features)]
+        },
+    )
 }
 
-fn pools<'a>(
-    pools: impl Iterator<Item = &'a StoppedPool>,
+fn pools(
+    view: &View,
+    is_meant: fn(&StoppedPool) -> bool,
     more: fn(&StoppedPool) -> Vec<(&'static str, Value)>,
 ) -> Value {
     let describe = |pool: &StoppedPool| {
@@ -113,7 +118,8 @@ fn pools<'a>(
         entries.extend(more(pool));
         Value::Dict("{sv}", entries.into_iter().map(|(key, value)| (Value::str(key), Value::variant(value))).collect())
     };
-    Value::Dict("{sa{sv}}", pools.map(|pool| (Value::str(pool.uuid.simple()), describe(pool))).collect())
+    let meant = view.stopped.pools().values().filter(|pool| is_meant(pool));
+    Value::Dict("{sa{sv}}", meant.map(|pool| (Value::str(pool.uuid.simple()), describe(pool))).collect())
 }
 
 /// `(bv)`: the information, or a text saying why there is none.

@@ -232,10 +232,12 @@ fn device(device: &Device) -> DeviceReport<'_> {
 }
 
 fn stopped(stopped: &Stopped) -> Map<String, Value> {
-    let list = |partial: bool| stopped.pools.iter().filter(move |pool| pool.partial == partial).map(stopped_pool);
+    let list = |partial: bool| {
+        stopped.pools().values().filter(move |pool| pool.partial == partial).map(|pool| stopped_pool(pool))
+    };
     let mut paths = Map::new();
     let mut names: Map<String, Value> = Map::new();
-    for pool in &stopped.pools {
+    for pool in stopped.pools().values() {
         let uuid = pool.uuid.hyphenated();
         for (path, device) in &pool.devices {
             paths.insert(path.to_string_lossy().into_owned(), json!([uuid, device.hyphenated()]));
@@ -253,17 +255,19 @@ fn stopped(stopped: &Stopped) -> Map<String, Value> {
             names.insert(name.as_str().to_owned(), entry);
         }
     }
+    let left_aside =
+        stopped.left_aside.iter().flat_map(|(pool, devices)| devices.iter().map(|device| left_aside(*pool, device)));
     Map::from_iter([
         (STOPPED_POOLS.to_owned(), list(false).collect()),
         ("partially_constructed_pools".to_owned(), list(true).collect()),
         ("path_to_ids_map".to_owned(), paths.into()),
         ("name_to_pool_uuid_map".to_owned(), names.into()),
-        ("devices_left_aside".to_owned(), stopped.left_aside.iter().map(left_aside).collect()),
+        ("devices_left_aside".to_owned(), left_aside.collect()),
     ])
 }
 
 /// Ours: devices with the signature of a pool, running or not, that are not used as its devices.
-fn left_aside((pool, device): &(PoolUuid, LeftAside)) -> Value {
+fn left_aside(pool: PoolUuid, device: &LeftAside) -> Value {
     json!({
         "pool_uuid": pool.hyphenated(),
         "path": device.path.to_string_lossy(),

@@ -273,6 +273,6 @@ mod tests {
 
     fn look_up(engine: &Engine, name: &str) -> PoolUuid {
         let stopped = engine.take_stopped_change().unwrap();
-        stopped.pools.iter().find(|pool| pool.name.as_ref().is_some_and(|of| of.as_str() == name)).unwrap().uuid
+        stopped.named(name).next().unwrap()
     }
 }

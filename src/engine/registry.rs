@@ -3,7 +3,10 @@
 //!
 //! A value in memory. Devices are read before it is asked, so its mutex is never held over I/O.
 
+mod entries;
 mod set;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,6 +14,7 @@ use std::{
     sync::Arc,
 };
 
+use self::entries::{Entries, Entry};
 pub use self::set::{DeviceSet, Found, STOPPED, Seen, Verdict};
 use crate::{
     base::{
@@ -28,15 +32,12 @@ use crate::{
 /// Everything known of pools that do not run.
 #[derive(Debug, Default)]
 pub struct Registry {
-    sets: BTreeMap<PoolUuid, DeviceSet>,
-    running: BTreeMap<PoolUuid, Running>,
+    entries: Entries,
     /// Devices of running pools, by number: while a table lies on one, no other gets its number. A node may.
     members: HashMap<DeviceNumber, (PoolUuid, DevUuid)>,
     generations: Generations,
     /// Pools that a user has stopped while their devices were gone: the devices still say that the pools are to run.
     unrecorded_stops: BTreeSet<PoolUuid>,
-    version: u64,
-    changed: bool,
 }
 
 /// What is known of a pool that runs.
@@ -96,70 +97,71 @@ impl Registry {
     /// Adds a device to its pool's set, or to what is known beside a running pool; what was known at its path is past.
     pub fn add(&mut self, seen: Seen) {
         let (pool, path) = (seen.pool(), seen.device().path.clone());
-        let others = self.sets.iter_mut().filter(|(other, _)| **other != pool).map(|(_, set)| set);
-        let beside =
-            self.running.iter_mut().filter(|(other, _)| **other != pool).map(|(_, running)| &mut running.beside);
-        for set in others.chain(beside) {
-            set.forget(&path);
-        }
-        match self.running.get_mut(&pool) {
+        self.forget_node_but(&path, pool);
+        self.entries.edit(pool, |entry| match &mut entry.running {
             Some(running) => running.beside.add(seen),
-            None => self.sets.entry(pool).or_default().add(seen),
+            None => entry.set.add(seen),
+        });
+    }
+
+    /// Forgets the device of this node that pools other than one know.
+    fn forget_node_but(&mut self, path: &Path, pool: PoolUuid) {
+        for other in self.entries.at(path).into_iter().filter(|other| *other != pool) {
+            self.entries.edit(other, |entry| {
+                entry.set.forget(path);
+                entry.running.iter_mut().for_each(|running| _ = running.beside.forget(path));
+            });
         }
-        self.tidy();
     }
 
     /// What the kernel has to be asked of devices that say they belong to a pool, before it can be told which of them count.
     pub fn doubt(&self, pool: PoolUuid) -> Option<Doubt> {
-        match self.running.get(&pool) {
+        let entry = self.entries.get(pool)?;
+        match &entry.running {
             Some(running) => running.beside.doubt(&running.members.keys().copied().collect::<Vec<_>>()),
-            None => self.sets.get(&pool)?.doubt(&[]),
+            None => entry.set.doubt(&[]),
         }
     }
 
     /// Takes note of what the kernel has said.
     pub fn note_ties(&mut self, pool: PoolUuid, ties: Ties) {
-        if let Some(set) = self.running.get_mut(&pool).map(|running| &mut running.beside).or(self.sets.get_mut(&pool)) {
-            set.note_ties(ties);
-        }
-        self.tidy();
+        self.entries.edit(pool, |entry| match &mut entry.running {
+            Some(running) => running.beside.note_ties(ties),
+            None => entry.set.note_ties(ties),
+        });
     }
 
     /// The devices that are known beside those of a running pool.
     pub fn beside(&self, pool: PoolUuid) -> Option<DeviceSet> {
-        self.running.get(&pool).map(|running| running.beside.clone())
+        self.entries.running(pool).map(|running| running.beside.clone())
     }
 
     /// The devices of a pool that are left aside, with the reasons.
     pub fn aside(&self, pool: PoolUuid) -> Vec<view::LeftAside> {
-        match self.running.get(&pool) {
-            Some(running) => running.beside.aside(&running.members),
-            None => self.sets.get(&pool).map_or_else(Vec::new, |set| set.aside(&BTreeMap::new())),
-        }
+        self.entries.get(pool).map(Entry::aside).unwrap_or_default()
     }
 
     /// A copy of a pool's set, to set the pool up from. The set itself stays, so that the pool is always to be found and a
     /// device that goes away meanwhile is forgotten.
     pub fn get(&self, pool: PoolUuid) -> Option<DeviceSet> {
-        self.sets.get(&pool).cloned()
+        self.entries.stopped(pool).cloned()
     }
 
     /// Which pool is meant, of those that do not run.
     ///
     /// # Errors
     /// If there is none, or more than one of that name. Pools of which the name is not known might be meant, too.
-    pub fn resolve(&self, which: &PoolRef) -> Result<PoolUuid> {
+    pub fn resolve(&mut self, which: &PoolRef) -> Result<PoolUuid> {
         match which {
             PoolRef::Uuid(uuid) => {
-                let shown = self.sets.get(uuid).and_then(|set| set.view(*uuid));
-                shown.map(|pool| pool.uuid).ok_or_else(|| Error::UnknownPool(which.clone()))
+                let is_shown = self.entries.shown().pools().contains_key(uuid);
+                is_shown.then_some(*uuid).ok_or_else(|| Error::UnknownPool(which.clone()))
             }
             PoolRef::Name(name) => {
-                let named = |set: &DeviceSet| set.name().is_some_and(|of_set| of_set == *name);
-                let pools: Vec<_> = self.sets.iter().filter(|(_, set)| named(set)).map(|(uuid, _)| *uuid).collect();
+                let pools: Vec<PoolUuid> = self.entries.named(name).into_iter().collect();
                 match pools[..] {
                     [] => {
-                        let shown = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid));
+                        let shown = self.entries.shown().pools().values();
                         let nameless: Vec<_> = shown.filter(|pool| pool.name.is_none()).map(|pool| pool.uuid).collect();
                         Err(match nameless.is_empty() {
                             true => Error::UnknownPool(which.clone()),
@@ -176,48 +178,48 @@ impl Registry {
     /// Replaces everything known of stopped pools by the findings of a scan that began at `since`. Pools that started or
     /// stopped since then and devices of running pools keep what is known, which is newer.
     pub fn replace(&mut self, seen: Vec<Seen>, since: Moment) {
-        let (newer, known) =
-            std::mem::take(&mut self.sets).into_iter().partition(|(pool, _)| self.has_started_or_stopped(*pool, since));
-        let known: BTreeMap<PoolUuid, DeviceSet> = known;
-        self.sets = newer;
-        for pool in
-            self.running.keys().copied().filter(|pool| !self.has_started_or_stopped(*pool, since)).collect::<Vec<_>>()
-        {
-            self.running.entry(pool).or_default().beside = DeviceSet::default();
-        }
-        for seen in seen {
-            let pool = seen.pool();
-            if self.has_started_or_stopped(pool, since) || self.members.contains_key(&seen.device().number) {
-                continue;
+        let (generations, members) = (&self.generations, &self.members);
+        let is_old = |pool: PoolUuid| !generations.has_advanced(pool, since);
+        let mut found: BTreeMap<PoolUuid, Vec<Seen>> = BTreeMap::new();
+        for seen in seen.into_iter().filter(|seen| is_old(seen.pool())) {
+            if !members.contains_key(&seen.device().number) {
+                found.entry(seen.pool()).or_default().push(seen);
             }
-            if let Some(running) = self.running.get_mut(&pool) {
-                running.beside.add(seen);
-                continue;
-            }
-            let (partial, being_set_up) =
-                known.get(&pool).map(|set| (set.partial, set.being_set_up)).unwrap_or_default();
-            let set = self.sets.entry(pool).or_default();
-            set.partial |= partial;
-            set.being_set_up |= being_set_up;
-            set.add(seen);
         }
-        self.changed = true;
+        let known: Vec<PoolUuid> = self.entries.iter().map(|(pool, _)| pool).filter(|pool| is_old(*pool)).collect();
+        for pool in known {
+            found.entry(pool).or_default();
+        }
+        for (pool, found) in found {
+            self.entries.edit(pool, |entry| {
+                let former = std::mem::take(&mut entry.set);
+                let set = match &mut entry.running {
+                    Some(running) => {
+                        running.beside = DeviceSet::default();
+                        &mut running.beside
+                    }
+                    None => {
+                        (entry.set.partial, entry.set.being_set_up) = (former.partial, former.being_set_up);
+                        &mut entry.set
+                    }
+                };
+                found.into_iter().for_each(|seen| set.add(seen));
+            });
+        }
     }
 
     /// Takes a pool's set out: the pool runs, or nothing is left of it.
     pub fn take(&mut self, pool: PoolUuid) -> Option<DeviceSet> {
-        let set = self.sets.remove(&pool);
-        self.changed |= set.is_some();
-        set
+        self.entries.stopped(pool)?;
+        Some(self.entries.edit(pool, |entry| std::mem::take(&mut entry.set)))
     }
 
     /// Adds the devices of a pool that has been taken down. Other devices with the pool's signature stay known.
-    pub fn add_stopped(&mut self, pool: PoolUuid, mut set: DeviceSet) {
-        if let Some(others) = self.sets.remove(&pool) {
-            set.absorb(others);
-        }
-        self.sets.insert(pool, set);
-        self.tidy();
+    pub fn add_stopped(&mut self, pool: PoolUuid, set: DeviceSet) {
+        self.entries.edit(pool, |entry| {
+            let others = std::mem::replace(&mut entry.set, set);
+            entry.set.absorb(others);
+        });
     }
 
     /// Notes that a user has stopped a pool, which could not be recorded, since its devices were gone.
@@ -238,62 +240,60 @@ impl Registry {
     /// Notes what has come of setting a pool up or taking it down: whether some of its device-mapper devices are up, and what
     /// went wrong.
     pub fn note_down(&mut self, pool: PoolUuid, partial: bool, trouble: Option<&Error>) {
-        if let Some(set) = self.sets.get_mut(&pool) {
-            let trouble = trouble.map(|error| error.sentence().into());
-            self.changed |= (set.partial, &set.trouble) != (partial, &trouble) || set.being_set_up;
-            (set.partial, set.trouble, set.being_set_up) = (partial, trouble, false);
-        }
+        let trouble = trouble.map(|error| error.sentence().into());
+        self.entries.edit(pool, |entry| {
+            (entry.set.partial, entry.set.trouble, entry.set.being_set_up) = (partial, trouble, false);
+        });
     }
 
     /// Notes that a pool is being set up, until it runs or [`Registry::note_down`] is told that it does not.
     pub fn note_being_set_up(&mut self, pool: PoolUuid) {
-        if let Some(set) = self.sets.get_mut(&pool) {
-            self.changed |= !std::mem::replace(&mut set.being_set_up, true);
-        }
+        self.entries.edit(pool, |entry| entry.set.being_set_up = true);
     }
 
     /// The pools that are being set up, by name, or by identifier where that is not known.
     pub fn being_set_up(&self) -> Vec<String> {
-        let sets = self.sets.iter().filter(|(_, set)| set.being_set_up);
+        let sets = self.entries.iter().filter_map(|(pool, entry)| Some((pool, entry.stopped()?)));
+        let sets = sets.filter(|(_, set)| set.being_set_up);
         sets.map(|(pool, set)| set.name().map_or_else(|| pool.to_string(), |name| name.to_string())).collect()
-    }
-
-    fn tidy(&mut self) {
-        self.sets.retain(|_, set| !set.is_empty());
-        self.changed = true;
     }
 
     /// Forgets the device at this path. Gives its pool, if it was known.
     pub fn remove_path(&mut self, path: &Path) -> Option<PoolUuid> {
-        for running in self.running.values_mut() {
-            self.changed |= running.beside.forget(path);
+        let at = self.entries.at(path);
+        for pool in &at {
+            self.entries.edit(*pool, |entry| {
+                entry.running.iter_mut().for_each(|running| _ = running.beside.forget(path));
+            });
         }
-        let pool = self.sets.iter().find(|(_, set)| set.knows(path)).map(|(pool, _)| *pool)?;
-        let set = self.sets.get_mut(&pool)?;
-        // What is up of a partially constructed pool uses its devices; they are not forgotten before it is taken down.
-        if set.partial {
-            return None;
-        }
-        set.forget(path);
-        self.tidy();
-        Some(pool)
+        let is_in =
+            |pool: &PoolUuid| self.entries.stopped(*pool).is_some_and(|set| set.nodes().any(|node| node == path));
+        let pool = at.into_iter().find(is_in)?;
+        self.entries.edit(pool, |entry| {
+            // What is up of a partially constructed pool uses its devices; they are not forgotten before it is taken down.
+            (!entry.set.partial).then(|| {
+                entry.set.forget(path);
+                pool
+            })
+        })
     }
 
     /// The paths of all devices of pools that do not run, and of those beside pools that do.
     pub fn paths(&self) -> BTreeSet<PathBuf> {
-        let sets = self.sets.values().chain(self.running.values().map(|running| &running.beside));
+        let sets = self.entries.iter().flat_map(|(_, entry)| {
+            [entry.stopped(), entry.running.as_ref().map(|running| &running.beside)].into_iter().flatten()
+        });
         sets.flat_map(DeviceSet::all).map(|seen| seen.device().path.clone()).collect()
     }
 
     /// Whether this device is known to be a member of the pool, which runs or could.
     pub fn lists(&self, pool: PoolUuid, device: DevUuid) -> bool {
-        self.members.values().any(|member| *member == (pool, device))
-            || self.sets.get(&pool).is_some_and(|set| set.lists(device))
+        self.has_member(pool, device) || self.entries.stopped(pool).is_some_and(|set| set.lists(device))
     }
 
     /// Pools that are known and do not run.
     pub fn pools(&self) -> Vec<PoolUuid> {
-        self.sets.keys().copied().collect()
+        self.entries.iter().filter(|(_, entry)| entry.stopped().is_some()).map(|(pool, _)| pool).collect()
     }
 
     /// Notes the devices of a pool that runs now: number, node, identifier. Nothing else is known of them any more; others that
@@ -305,54 +305,61 @@ impl Registry {
     ) {
         self.generations.advance(pool);
         self.unrecorded_stops.remove(&pool);
-        // With what is known of how its devices lie on each other.
-        let mut beside = self.take(pool).unwrap_or_default();
-        (beside.partial, beside.trouble, beside.being_set_up) = (false, None, false);
-        self.members.retain(|_, (of, _)| *of != pool);
-        let mut running = self.running.remove(&pool).unwrap_or_default();
-        running.members.clear();
-        beside.absorb(std::mem::take(&mut running.beside));
-        running.beside = beside;
-        for (number, path, device) in devices {
-            for set in self.sets.values_mut().chain(self.running.values_mut().map(|running| &mut running.beside)) {
-                self.changed |= set.forget(&path);
-            }
-            self.changed |= running.beside.forget_number(number);
-            self.members.insert(number, (pool, device));
-            running.members.insert(number, (path, device));
+        self.forget_members(pool);
+        let members: BTreeMap<_, _> =
+            devices.into_iter().map(|(number, path, device)| (number, (path, device))).collect();
+        for (number, (path, device)) in &members {
+            self.forget_node_but(path, pool);
+            self.members.insert(*number, (pool, *device));
         }
-        self.running.insert(pool, running);
-        self.sets.retain(|_, set| !set.is_empty());
+        self.entries.edit(pool, |entry| {
+            // With what is known of how its devices lie on each other.
+            let mut beside = std::mem::take(&mut entry.set);
+            (beside.partial, beside.trouble, beside.being_set_up) = (false, None, false);
+            beside.absorb(entry.running.take().map(|running| running.beside).unwrap_or_default());
+            members.keys().for_each(|number| _ = beside.forget_number(*number));
+            entry.running = Some(Running { members, beside });
+        });
     }
 
     /// The pool does not run any more.
     pub fn note_ended(&mut self, pool: PoolUuid) {
         self.generations.advance(pool);
-        self.members.retain(|_, (of, _)| *of != pool);
-        if let Some(running) = self.running.remove(&pool) {
-            self.changed |= !running.beside.is_empty();
-            self.sets.entry(pool).or_default().absorb(running.beside);
+        self.forget_members(pool);
+        self.entries.edit(pool, |entry| {
+            if let Some(running) = entry.running.take() {
+                entry.set.absorb(running.beside);
+            }
+        });
+    }
+
+    /// Devices of the pool are nobody's by number. Another pool may have one of the numbers by now.
+    fn forget_members(&mut self, pool: PoolUuid) {
+        for number in self.entries.running(pool).into_iter().flat_map(|running| running.members.keys()) {
+            if self.members.get(number).is_some_and(|(of, _)| *of == pool) {
+                self.members.remove(number);
+            }
         }
-        self.sets.retain(|_, set| !set.is_empty());
     }
 
     /// A device of a running pool is another's by now.
     pub fn lose_member(&mut self, number: DeviceNumber) {
         if let Some((pool, _)) = self.members.remove(&number) {
-            if let Some(running) = self.running.get_mut(&pool) {
-                running.members.remove(&number);
-            }
+            self.entries.edit(pool, |entry| {
+                entry.running.iter_mut().for_each(|running| drop(running.members.remove(&number)));
+            });
         }
     }
 
     /// Whether a running pool has this device.
     pub fn has_member(&self, pool: PoolUuid, device: DevUuid) -> bool {
-        self.running.get(&pool).is_some_and(|running| running.members.values().any(|(_, member)| *member == device))
+        let running = self.entries.running(pool);
+        running.is_some_and(|running| running.members.values().any(|(_, member)| *member == device))
     }
 
     /// The pools that run.
     pub fn running_pools(&self) -> BTreeSet<PoolUuid> {
-        self.running.keys().copied().collect()
+        self.entries.iter().filter(|(_, entry)| entry.running.is_some()).map(|(pool, _)| pool).collect()
     }
 
     /// The running pool that this device is a member of.
@@ -362,13 +369,6 @@ impl Registry {
 
     /// The pools that do not run, as clients see them, if that changed since this was last called.
     pub fn take_change(&mut self) -> Option<Arc<view::Stopped>> {
-        if !std::mem::take(&mut self.changed) {
-            return None;
-        }
-        self.version += 1;
-        let pools = self.sets.iter().filter_map(|(uuid, set)| set.view(*uuid)).collect();
-        let known = self.sets.keys().chain(self.running.keys());
-        let left_aside = known.flat_map(|pool| self.aside(*pool).into_iter().map(|device| (*pool, device))).collect();
-        Some(Arc::new(view::Stopped { version: self.version, pools, left_aside }))
+        self.entries.take_change()
     }
 }

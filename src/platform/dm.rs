@@ -17,6 +17,8 @@ pub struct Listed {
     pub name: String,
     /// Its number.
     pub number: DeviceNumber,
+    /// How many events it has had; `None`: the kernel does not say it here.
+    pub event: Option<u32>,
 }
 
 /// A device that exists.

@@ -320,7 +320,7 @@ pub trait Platform: Send + Sync + 'static {
     /// One device by name, with its active table.
     fn dm_find(&self, name: &str) -> Result<Option<dm::Device>>;
     /// How many events one device has had, by name; `None`: there is no such device. Costs the same beside any number of
-    /// others, which a list does not.
+    /// others; for many devices the list is one call.
     fn dm_event(&self, name: &str) -> Result<Option<u32>>;
     /// Makes, loads and starts a device; nothing is left of it on error. Gives its number.
     fn dm_create(&self, name: &str, uuid: &str, table: &[dm::Line], visibility: dm::Visibility)

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 
 use crate::{
     base::{
@@ -40,8 +40,7 @@ impl View {
             return Some(uuid);
         }
         let running = self.pools.values().filter(|pool| pool.name.as_str() == id).map(|pool| pool.uuid);
-        let named = |pool: &&StoppedPool| pool.name.as_ref().is_some_and(|name| name.as_str() == id);
-        let mut found = running.chain(self.stopped.pools.iter().filter(named).map(|pool| pool.uuid));
+        let mut found = running.chain(self.stopped.named(id));
         found.next().filter(|_| found.next().is_none())
     }
 }
@@ -322,16 +321,59 @@ pub struct Device {
     pub sector_bytes: (u32, u32),
 }
 
-/// Stopped pools, sorted by UUID.
+/// Stopped pools. A copy costs the same for any number of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stopped {
     /// Version number, so that an old value does not replace a newer one.
     pub version: u64,
+    pools: OrdMap<PoolUuid, Arc<StoppedPool>>,
+    /// Whose name it is.
+    names: OrdMap<Name, OrdSet<PoolUuid>>,
+    /// Devices with the signature of a pool, running or stopped, that are left aside.
+    pub left_aside: OrdMap<PoolUuid, Arc<[LeftAside]>>,
+}
+
+impl Stopped {
+    /// No pools, in a version.
+    pub fn new(version: u64) -> Stopped {
+        Stopped { version, ..Stopped::default() }
+    }
+
     /// The pools.
-    pub pools: Vec<StoppedPool>,
-    /// Devices with the signature of a pool, running or stopped, that are left aside; with their
-    /// pools.
-    pub left_aside: Vec<(PoolUuid, LeftAside)>,
+    pub fn pools(&self) -> &OrdMap<PoolUuid, Arc<StoppedPool>> {
+        &self.pools
+    }
+
+    /// The pools, sorted by UUID.
+    pub fn list(&self) -> Vec<Arc<StoppedPool>> {
+        self.pools.values().cloned().collect()
+    }
+
+    /// The pools of that name.
+    pub fn named(&self, name: &str) -> impl Iterator<Item = PoolUuid> {
+        self.names.get(name).into_iter().flatten().copied()
+    }
+
+    /// Adds a pool, or gives it another state.
+    pub fn insert(&mut self, pool: impl Into<Arc<StoppedPool>>) {
+        let pool = pool.into();
+        self.remove(pool.uuid);
+        if let Some(name) = &pool.name {
+            self.names.entry(name.clone()).or_default().insert(pool.uuid);
+        }
+        self.pools.insert(pool.uuid, pool);
+    }
+
+    /// Takes a pool away.
+    pub fn remove(&mut self, uuid: PoolUuid) {
+        let Some(name) = self.pools.remove(&uuid).and_then(|pool| pool.name.clone()) else { return };
+        if let Some(pools) = self.names.get_mut(&name) {
+            pools.remove(&uuid);
+            if pools.is_empty() {
+                self.names.remove(&name);
+            }
+        }
+    }
 }
 
 /// A device that is left aside: it has the signature of a pool that does not use it.

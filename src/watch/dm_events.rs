@@ -1,18 +1,18 @@
 //! The thread `dm-events`: has a pool checked when its thin pool had an event, as when it runs out of space, and when it has
 //! begun to run.
 //!
-//! The kernel tells that some device-mapper device changed, and does so several times for each filesystem that is made. Only
-//! thin pools have events that anything follows from, so each is asked for its number: a list of all devices would make
-//! each filesystem dearer the more there are.
+//! The kernel tells that some device-mapper device changed, and does so several times for each filesystem that is made. It
+//! does not say which device it was. Only thin pools have events that anything follows from, so their numbers of events are
+//! compared with those before, and only pools with another number are checked.
 //!
-//! One call for each running pool is the least that the kernel allows. It has three ways to tell of events: poll on the
-//! control device, which does not say which device had one; `DM_LIST_DEVICES`, which walks all devices under the lock that
-//! every other call takes, and a pool has at least seven; `DM_DEV_WAIT`, which keeps a thread for each device.
+//! The numbers come at the cost of a bounded number of calls. Up to [`ASKED_MAX`] pools are asked one by one, which costs the
+//! same beside any number of filesystems. Beyond that, one list of all devices tells all numbers: one call, of some 0.1 µs
+//! for each device, instead of one of some µs for each pool. `DM_DEV_WAIT`, the third way, keeps a thread for each device.
 //!
 //! Must never know: what an event means.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +24,7 @@ use super::{Ended, Error, Running, Submit, Task, Woken, merge::Merge, wait};
 use crate::{
     base::ids::PoolUuid,
     engine::{dm_names::Role, ops::Depth},
-    platform::{DmEvents, Platform},
+    platform::{DmEvents, Platform, dm::Listed},
 };
 
 /// A check that has ended, and after which time the pool is to be looked at again.
@@ -44,19 +44,35 @@ pub struct DmWatch {
 /// The event number of each pool's thin pool, as last seen.
 type Numbers = BTreeMap<PoolUuid, u32>;
 
+/// So many running pools are asked one by one.
+const ASKED_MAX: usize = 16;
+
 /// Reads the numbers of these pools. Gives also those that are new, or of which the number is another than before.
-fn look(platform: &dyn Platform, before: &Numbers, running: Vec<PoolUuid>) -> (Numbers, Vec<PoolUuid>) {
+fn look(platform: &dyn Platform, before: &Numbers, running: BTreeSet<PoolUuid>) -> (Numbers, Vec<PoolUuid>) {
+    let listed = match running.len() <= ASKED_MAX {
+        true => None,
+        false => match platform.dm_list() {
+            Ok(devices) => numbers(devices),
+            Err(error) => {
+                // What is not known changed is checked by time; the next event tries again.
+                log::warn!("after an event of device-mapper, its devices could not be listed: {error}");
+                let known = before.iter().filter(|(pool, _)| running.contains(pool));
+                return (known.map(|(pool, number)| (*pool, *number)).collect(), Vec::new());
+            }
+        },
+    };
     let (mut now, mut evented) = (Numbers::new(), Vec::new());
     for pool in running {
         let known = before.get(&pool).copied();
-        let number = match platform.dm_event(&Role::ThinPool.name(pool)) {
-            Ok(number) => number,
-            Err(error) => {
-                // What is not known changed is checked by time; the next event tries again.
-                log::warn!("after an event of device-mapper, the thin pool of pool {pool} could not be asked: {error}");
-                known
-            }
+        let thin_pool = Role::ThinPool.name(pool);
+        let asked = match &listed {
+            Some(listed) => Ok(listed.get(&thin_pool).copied()),
+            None => platform.dm_event(&thin_pool),
         };
+        let number = asked.unwrap_or_else(|error| {
+            log::warn!("after an event of device-mapper, the thin pool of pool {pool} could not be asked: {error}");
+            known
+        });
         // One that is just being stopped has none. Should it go on, it is new.
         let Some(number) = number else { continue };
         if known != Some(number) {
@@ -65,6 +81,12 @@ fn look(platform: &dyn Platform, before: &Numbers, running: Vec<PoolUuid>) -> (N
         now.insert(pool, number);
     }
     (now, evented)
+}
+
+/// The numbers of all devices by name; `None`: the kernel lists devices without them (device-mapper before 4.37), so each pool
+/// has to be asked.
+fn numbers(devices: Vec<Listed>) -> Option<HashMap<String, u32>> {
+    devices.into_iter().map(|Listed { name, event, .. }| Some((name, event?))).collect()
 }
 
 impl DmWatch {
@@ -91,7 +113,7 @@ impl DmWatch {
         loop {
             // Armed before the numbers are read: an event after the reading makes the descriptor readable again.
             self.source.arm().map_err(Error::Source)?;
-            let (now, evented) = look(&*self.platform, &seen, self.running.list());
+            let (now, evented) = look(&*self.platform, &seen, self.running.list().into_iter().collect());
             seen = now;
             for pool in evented {
                 if checks.cause(pool) {
@@ -141,21 +163,28 @@ mod tests {
         },
     };
 
-    #[test]
-    fn a_pool_is_checked_when_the_number_of_its_thin_pool_changes() {
-        let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();
+    fn uuid(number: usize) -> PoolUuid {
+        PoolUuid::from_random([number as u8; 16])
+    }
+
+    fn make(sim: &Sim, name: &str) {
         let disk = sim.find_device("/dev/a".as_ref()).unwrap().number;
-        let make = |name: &str| {
-            let table = [Line::linear(Sectors(0), Sectors(8), disk, Sectors(0))];
-            sim.dm_create(name, name, &table, Visibility::Private).unwrap();
-        };
-        let [a, b] = [1, 2].map(|byte| PoolUuid::from_random([byte; 16]));
+        let table = [Line::linear(Sectors(0), Sectors(8), disk, Sectors(0))];
+        sim.dm_create(name, name, &table, Visibility::Private).unwrap();
+    }
+
+    /// Beside so many other pools.
+    fn events(others: usize) {
+        let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();
+        let [a, b] = [1, 2].map(uuid);
+        let others: Vec<PoolUuid> = (3..3 + others).map(uuid).collect();
         let [of_a, of_b] = [a, b].map(|pool| Role::ThinPool.name(pool));
         let filesystem = dm_names::filesystem(a, FsUuid::from_random([3; 16]));
-        [of_a.as_str(), &of_b, &filesystem].into_iter().for_each(make);
-        let mut seen = Numbers::new();
+        [of_a.as_str(), &of_b, &filesystem].into_iter().for_each(|name| make(&sim, name));
+        others.iter().for_each(|other| make(&sim, &Role::ThinPool.name(*other)));
+        let mut seen = look(&sim, &Numbers::new(), others.iter().copied().collect()).0;
         let mut evented = |running: &[PoolUuid]| {
-            let (now, evented) = look(&sim, &seen, running.to_vec());
+            let (now, evented) = look(&sim, &seen, running.iter().chain(&others).copied().collect());
             seen = now;
             evented
         };
@@ -167,24 +196,57 @@ mod tests {
         sim.raise_event(&of_a).unwrap();
         assert_eq!(evented(&[a, b]), [a]);
         sim.raise_event(&of_b).unwrap();
-        sim.faults().fail_next(Call::DmFind, &of_b);
+        match others.len() < ASKED_MAX {
+            true => sim.faults().fail_next(Call::DmFind, &of_b),
+            false => sim.faults().fail_next(Call::DmList, ""),
+        }
         assert!(evented(&[a, b]).is_empty(), "it could not be asked");
         assert_eq!(evented(&[a, b]), [b], "and is asked again");
         sim.dm_remove(&of_a).unwrap();
         assert!(evented(&[a, b]).is_empty(), "it is being stopped");
-        make(&of_a);
+        make(&sim, &of_a);
         assert_eq!(evented(&[a, b]), [a], "and goes on");
         assert!(evented(&[b]).is_empty(), "gone");
         assert_eq!(evented(&[a, b]), [a], "and back");
     }
 
+    #[test]
+    fn a_pool_is_checked_when_the_number_of_its_thin_pool_changes() {
+        events(0);
+        events(100);
+    }
+
+    /// What is asked of the machine after an event.
+    fn asked(running: &[PoolUuid]) -> Vec<(Call, String)> {
+        let sim = Sim::builder().record().build();
+        look(&sim, &Numbers::new(), running.iter().copied().collect());
+        sim.trace().into_iter().map(|step| (step.call, step.subject)).collect()
+    }
+
     /// Found by measuring: each filesystem that was made beside a thousand cost a list of a thousand devices.
     #[test]
-    fn other_devices_are_not_looked_at() {
-        let sim = Sim::builder().record().build();
-        let pools = [1, 2].map(|byte| PoolUuid::from_random([byte; 16]));
-        look(&sim, &Numbers::new(), pools.to_vec());
-        let asked: Vec<_> = sim.trace().into_iter().map(|step| (step.call, step.subject)).collect();
-        assert_eq!(asked, pools.map(|pool| (Call::DmFind, Role::ThinPool.name(pool))));
+    fn beside_few_pools_other_devices_are_not_looked_at() {
+        let pools = [1, 2].map(uuid);
+        assert_eq!(asked(&pools), pools.map(|pool| (Call::DmFind, Role::ThinPool.name(pool))));
+    }
+
+    /// Found in review: an event cost one call for each running pool.
+    #[test]
+    fn beside_many_pools_an_event_costs_one_call() {
+        let pools: Vec<PoolUuid> = (0..250).map(uuid).collect();
+        assert_eq!(asked(&pools[..ASKED_MAX]).len(), ASKED_MAX);
+        assert_eq!(asked(&pools[..=ASKED_MAX]), [(Call::DmList, String::new())]);
+        assert_eq!(asked(&pools), [(Call::DmList, String::new())]);
+    }
+
+    #[test]
+    fn a_list_without_numbers_is_of_no_use() {
+        let device = |event| Listed {
+            name: "d".to_owned(),
+            number: crate::platform::DeviceNumber { major: 253, minor: 0 },
+            event,
+        };
+        assert_eq!(numbers(vec![device(Some(7))]), Some(HashMap::from([("d".to_owned(), 7)])));
+        assert_eq!(numbers(vec![device(Some(7)), device(None)]), None);
     }
 }

@@ -414,12 +414,12 @@ fn unlock_all(bench: &mut Bench, at: &str) {
 /// Starts all pools that do not run. Of some it is seen only when they are open that they are none, or none any more; then
 /// nothing is left of them.
 fn start_all(bench: &mut Bench, at: &str) {
-    for pool in bench.stopped().pools.iter() {
+    for pool in bench.stopped().list().iter() {
         let is_locked = pool.encryption.is_some() || pool.features.is_some_and(|features| features.encryption);
         let unlock = if is_locked { ops::Unlock::any() } else { ops::Unlock::default() };
         let started = ops::start_pool(PoolRef::Uuid(pool.uuid), unlock, ops::CacheTier::Keep);
         if let Err(error) = bench.run(started) {
-            let is_known = bench.stopped().pools.iter().any(|known| known.uuid == pool.uuid);
+            let is_known = bench.stopped().list().iter().any(|known| known.uuid == pool.uuid);
             assert!(!is_known, "{at}: start: {}", error.sentence());
         }
     }
@@ -431,7 +431,7 @@ fn stop_all(bench: &mut Bench, at: &str) {
     for mount in mounts.iter().filter(|mount| mount.starts_with("/mnt")) {
         bench.sim.unmount_user(mount).expect("it is mounted");
     }
-    let stopped = bench.stopped().pools.iter().filter_map(|pool| Some(pool.name.as_ref()?.to_string())).collect();
+    let stopped = bench.stopped().list().iter().filter_map(|pool| Some(pool.name.as_ref()?.to_string())).collect();
     for pool in [bench.names(), stopped].concat() {
         let stopped = bench.stop_pool(&pool).unwrap_or_else(|error| panic!("{at}: stop: {}", error.sentence()));
         assert!(!matches!(stopped, ops::Stopped::Partly(..)), "{at}: {stopped:?}");

@@ -377,7 +377,7 @@ fn strike(
         // What is still up of a pool that does not run is told with its reason.
         let is_told = is_restricted
             || is_ordered
-            || bench.stopped().pools.iter().any(|pool| pool.partial && pool.reason.is_some());
+            || bench.stopped().list().iter().any(|pool| pool.partial && pool.reason.is_some());
         // Without a restriction what is in memory is what was said. What a failed undo has left belongs to nobody then.
         if !is_told {
             if result.is_err() && !then.is_forward() && leaves == Availability::Full {

@@ -127,7 +127,7 @@ fn a_fault_at_every_step_of_a_start_withholds_nothing_for_good() {
                     assert_eq!(bench.sim.faults().struck(), 1, "{at}");
                     let runs = bench.names() == ["p"];
                     let trace = bench.tail(first);
-                    assert!(runs || !bench.stopped().pools.is_empty(), "{at}: the pool is not shown\n{trace}");
+                    assert!(runs || !bench.stopped().list().is_empty(), "{at}: the pool is not shown\n{trace}");
                     ran += u32::from(runs);
                     // The next look at it, by whichever way.
                     if step % 2 == 0 {

@@ -209,7 +209,7 @@ impl State {
         let running = pools.collect();
         let stopped = bench
             .stopped()
-            .pools
+            .list()
             .iter()
             .map(|pool| {
                 let devices = pool.devices.iter().map(|(path, _)| path.display().to_string()).collect();

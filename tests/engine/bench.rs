@@ -96,8 +96,8 @@ impl Bench {
 
     /// A pool that does not run, by name.
     pub fn stopped_pool(&self, name: &str) -> Option<view::StoppedPool> {
-        let named = |pool: &&view::StoppedPool| pool.name.as_ref().is_some_and(|of_pool| of_pool.as_str() == name);
-        self.stopped().pools.iter().find(named).cloned()
+        let named = |pool: &&Arc<view::StoppedPool>| pool.name.as_ref().is_some_and(|of_pool| of_pool.as_str() == name);
+        self.stopped().list().iter().find(named).map(|pool| (**pool).clone())
     }
 
     /// Stops a pool.
@@ -208,7 +208,7 @@ impl Bench {
         }
         devices.sort();
         let stopped = self.stopped();
-        let partial = |uuid: PoolUuid| stopped.pools.iter().any(|pool| pool.uuid == uuid && pool.partial);
+        let partial = |uuid: PoolUuid| stopped.list().iter().any(|pool| pool.uuid == uuid && pool.partial);
         let listed = self.sim.dm_list().expect("the machine runs").into_iter().map(|dm| dm.name);
         let mut found: Vec<String> = listed.filter(|name| !dm_names::pool_of(name).is_some_and(partial)).collect();
         found.sort();

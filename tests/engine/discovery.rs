@@ -63,7 +63,7 @@ fn path(text: &str) -> &Path {
 }
 
 fn names(stopped: &Stopped) -> Vec<Option<String>> {
-    stopped.pools.iter().map(|pool| pool.name.as_ref().map(ToString::to_string)).collect()
+    stopped.list().iter().map(|pool| pool.name.as_ref().map(ToString::to_string)).collect()
 }
 
 #[test]
@@ -74,13 +74,13 @@ fn a_missing_device_parks_the_pool_until_it_comes() {
     assert_eq!(watched.bench.names(), Vec::<String>::new());
     let stopped = watched.stopped();
     assert_eq!(names(&stopped), [Some("p".to_owned())]);
-    assert_eq!(stopped.pools[0].devices.len(), 1);
+    assert_eq!(stopped.list()[0].devices.len(), 1);
     assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
 
     watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
     watched.settle();
     assert_eq!(watched.bench.names(), ["p"]);
-    assert_eq!(watched.stopped().pools, []);
+    assert_eq!(watched.stopped().list(), []);
     watched.bench.check_nothing_left("the device came");
     let filesystem = watched.bench.pool("p").unwrap().filesystems.values().next().unwrap().clone();
     assert!(watched.bench.is_linked("p", &filesystem));
@@ -93,7 +93,7 @@ fn a_pool_is_put_together_from_nothing_by_events() {
     sim.pull_disk(path("/dev/a")).unwrap();
     sim.pull_disk(path("/dev/b")).unwrap();
     let mut watched = Watched::start(sim);
-    assert!(watched.bench.stopped().pools.is_empty());
+    assert!(watched.bench.stopped().list().is_empty());
     for disk in ["/dev/b", "/dev/a"] {
         assert_eq!(watched.bench.names(), Vec::<String>::new());
         watched.bench.sim.add_disk(path(disk), TIB).unwrap();
@@ -107,17 +107,17 @@ fn a_stopped_pool_forgets_devices_that_go() {
     let sim = two_disks();
     sim.pull_disk(path("/dev/b")).unwrap();
     let mut watched = Watched::start(sim);
-    assert_eq!(watched.stopped().pools.len(), 1);
+    assert_eq!(watched.stopped().list().len(), 1);
     watched.bench.sim.pull_disk(path("/dev/a")).unwrap();
     watched.settle();
-    assert_eq!(watched.stopped().pools, []);
+    assert_eq!(watched.stopped().list(), []);
     // A device that is wiped goes as well.
     watched.bench.sim.add_disk(path("/dev/a"), TIB).unwrap();
     watched.settle();
-    assert_eq!(watched.stopped().pools.len(), 1);
+    assert_eq!(watched.stopped().list().len(), 1);
     watched.bench.sim.put(path("/dev/a"), 0, &[0; 8192]).unwrap();
     watched.settle();
-    assert_eq!(watched.stopped().pools, []);
+    assert_eq!(watched.stopped().list(), []);
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_running_pool_does_not_mind_devices_that_go_and_come() {
     watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
     watched.settle();
     assert_eq!(watched.bench.names(), ["p"]);
-    assert_eq!(watched.bench.engine.take_stopped_change().map_or(0, |stopped| stopped.pools.len()), 0);
+    assert_eq!(watched.bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()), 0);
 }
 
 /// Found in review: a device that went away while its pool was being set up was known for ever.
@@ -153,7 +153,7 @@ fn a_device_that_goes_during_set_up_is_forgotten() {
     };
     assert_eq!(bench.names(), Vec::<String>::new());
     let stopped = bench.engine.take_stopped_change().unwrap();
-    assert_eq!(stopped.pools[0].devices.len(), 1, "{stopped:?}");
+    assert_eq!(stopped.list()[0].devices.len(), 1, "{stopped:?}");
     bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
     bench = Bench::start(bench.sim);
     assert_eq!(bench.names(), ["p"]);
@@ -174,7 +174,7 @@ fn of_two_pools_of_one_name_one_runs() {
     let (mut watched, said) = listen(|| Watched::start(sim));
     assert_eq!(watched.bench.names(), ["p", "q"]);
     let stopped = watched.stopped();
-    assert_eq!(stopped.pools.len(), 1);
+    assert_eq!(stopped.list().len(), 1);
     assert!(said.contains("a running pool is named p too"), "{said}");
     watched.bench.check_nothing_left("the other is not up");
 
@@ -201,8 +201,8 @@ fn stopped_pools_of_one_name_are_all_shown_with_it() {
     });
     let bench = Bench::start(bench.sim);
     let stopped = bench.stopped();
-    assert_eq!(stopped.pools.len(), 2);
-    assert!(stopped.pools.iter().all(|pool| pool.name == Some(name("p"))), "{:?}", stopped.pools);
+    assert_eq!(stopped.list().len(), 2);
+    assert!(stopped.list().iter().all(|pool| pool.name == Some(name("p"))), "{:?}", stopped.list());
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn devices_of_both_versions_make_no_pool() {
     }
     let (bench, said) = listen(|| Bench::start(sim));
     let stopped = bench.engine.take_stopped_change().unwrap();
-    assert_eq!((stopped.pools.len(), stopped.pools[0].metadata_version), (1, None));
+    assert_eq!((stopped.list().len(), stopped.list()[0].metadata_version), (1, None));
     assert!(said.contains("different metadata versions"), "{said}");
 }
 
@@ -243,7 +243,7 @@ fn a_header_that_cannot_be_mended_neither_hides_the_pool_nor_keeps_udev_busy() {
     sim.set_read_only(path("/dev/a"), true).unwrap();
     sim.pull_disk(path("/dev/b")).unwrap();
     let mut watched = Watched::start(sim);
-    assert_eq!(watched.stopped().pools.len(), 1);
+    assert_eq!(watched.stopped().list().len(), 1);
     assert_eq!(watched.settle(), 0);
     watched.bench.sim.set_read_only(path("/dev/a"), false).unwrap();
     assert_eq!(watched.settle(), 1);
@@ -262,7 +262,7 @@ fn a_device_without_a_good_copy_of_its_header_is_missing() {
     sim.put(path("/dev/a"), 4608, &[0xa5; 512]).unwrap();
     let (bench, said) = listen(|| Bench::start(sim));
     assert_eq!(bench.names(), Vec::<String>::new());
-    assert_eq!(bench.stopped().pools[0].devices.len(), 1);
+    assert_eq!(bench.stopped().list()[0].devices.len(), 1);
     assert!(said.contains("1 of the 2 devices of pool p are missing"), "{said}");
 }
 
@@ -273,11 +273,11 @@ fn check_stopped(what: &str, damage: impl FnOnce(&Sim), devices: usize, reason: 
     let (bench, said) = listen(|| Bench::start(sim));
     assert_eq!(bench.names(), Vec::<String>::new(), "{what}");
     let stopped = bench.engine.take_stopped_change().unwrap_or_else(|| panic!("{what}: it is hidden"));
-    assert_eq!(stopped.pools.len(), 1, "{what}");
-    assert_eq!(stopped.pools[0].devices.len(), devices, "{what}");
+    assert_eq!(stopped.list().len(), 1, "{what}");
+    assert_eq!(stopped.list()[0].devices.len(), devices, "{what}");
     assert!(said.contains(reason), "{what}: {said}");
     assert!(bench.sim.leftovers().is_empty(), "{what}: {:?}", bench.sim.leftovers());
-    assert!(!stopped.pools[0].partial, "{what}");
+    assert!(!stopped.list()[0].partial, "{what}");
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn a_pool_whose_records_are_damaged_stays_stopped_and_listed() {
             sim.replace_file(&format!("{mdv}/{directory}/{some}.json"), text.as_bytes()).unwrap();
         });
         assert_eq!(bench.names(), Vec::<String>::new(), "{text}");
-        assert_eq!(bench.engine.take_stopped_change().unwrap().pools.len(), 1, "{text}");
+        assert_eq!(bench.engine.take_stopped_change().unwrap().list().len(), 1, "{text}");
         assert!(said.contains(reason), "{text}: {said}");
         assert!(bench.sim.leftovers().is_empty(), "{text}: {:?}", bench.sim.leftovers());
     }

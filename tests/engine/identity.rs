@@ -50,7 +50,7 @@ fn with_stale_clones(clones: &[&str]) -> Sim {
 }
 
 fn aside(bench: &Bench) -> Vec<LeftAside> {
-    bench.stopped().left_aside.iter().map(|(_, device)| device.clone()).collect()
+    bench.stopped().left_aside.values().flat_map(|devices| devices.iter().cloned()).collect()
 }
 
 fn node(bench: &Bench, pool: &str) -> String {
@@ -82,9 +82,9 @@ fn equal_clones_keep_the_pool_down_until_one_goes() {
     let mut watched = Watched::start(sim);
     assert_eq!(watched.bench.names(), Vec::<String>::new());
     let stopped = watched.stopped();
-    let reason = stopped.pools[0].reason.clone().unwrap();
+    let reason = stopped.list()[0].reason.clone().unwrap();
     assert!(reason.contains("/dev/a, /dev/clone") && reason.contains("pool p"), "{reason}");
-    let nodes: Vec<_> = stopped.pools[0].devices.iter().map(|(node, _)| node.clone()).collect();
+    let nodes: Vec<_> = stopped.list()[0].devices.iter().map(|(node, _)| node.clone()).collect();
     for clashing in ["/dev/a", "/dev/b", "/dev/clone"] {
         assert!(nodes.iter().any(|node| node == path(clashing)), "{nodes:?}");
     }
@@ -95,7 +95,7 @@ fn equal_clones_keep_the_pool_down_until_one_goes() {
     watched.bench.sim.pull_disk(path("/dev/clone")).unwrap();
     watched.settle();
     assert_eq!(watched.bench.names(), ["p"]);
-    assert_eq!(watched.bench.stopped().pools, []);
+    assert_eq!(watched.bench.stopped().list(), []);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn copies_with_other_headers_keep_the_pool_down() {
     }
     let bench = Bench::start(sim);
     assert_eq!(bench.names(), Vec::<String>::new());
-    let reason = bench.stopped().pools[0].reason.clone().unwrap();
+    let reason = bench.stopped().list()[0].reason.clone().unwrap();
     assert!(reason.contains("/dev/a, /dev/m"), "{reason}");
 }
 
@@ -141,7 +141,7 @@ fn a_clone_that_comes_during_a_run_is_reported() {
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].path, path("/dev/second"));
     assert_eq!(watched.bench.pool("p").unwrap().devices.len(), 1);
-    assert_eq!(watched.bench.stopped().pools, []);
+    assert_eq!(watched.bench.stopped().list(), []);
     // When the pool is stopped, it cannot be told any more which is which, unless one has been written since.
     watched.bench.stop_pool("p").unwrap();
     assert!(watched.bench.start_pool("p").unwrap(), "the stop has been written to the device of the pool");
@@ -201,7 +201,7 @@ fn newer_metadata_on_a_device_that_it_does_not_name_is_refused() {
     let sim = two_disks();
     add_stranger(&sim, 1 << 40);
     let bench = Bench::start(sim);
-    let reason = bench.stopped().pools[0].reason.clone().unwrap();
+    let reason = bench.stopped().list()[0].reason.clone().unwrap();
     assert!(reason.contains(STRANGER) && reason.contains("does not name the device"), "{reason}");
 }
 
@@ -333,7 +333,7 @@ fn a_pool_whose_disks_are_gone_is_stopped_and_forgotten() {
     stopped.unwrap();
     assert!(said.contains("its devices are gone"), "{said}");
     assert_eq!(watched.bench.names(), Vec::<String>::new());
-    assert_eq!(watched.bench.stopped().pools, [], "nothing is known of it");
+    assert_eq!(watched.bench.stopped().list(), [], "nothing is known of it");
     assert!(sim.leftovers().is_empty(), "{:?}", sim.leftovers());
     // Back, the one under another node: stopped it stays, on record now, until it is started.
     sim.replug_disk(path("/dev/a"), path("/dev/a")).unwrap();

@@ -170,7 +170,7 @@ type Outcome = (State, usize);
 
 fn outcome(bench: &Bench) -> Outcome {
     // None are known on a machine that has just been prepared, and a change is told once.
-    (State::of(bench), bench.engine.take_stopped_change().map_or(0, |stopped| stopped.pools.len()))
+    (State::of(bench), bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()))
 }
 
 /// Every order of so many things.
@@ -287,7 +287,7 @@ fn a_crowd_of_requests_comes_to_its_end() {
         let (bench, history) = (scheduler.bench, scheduler.history.join("\n"));
         bench.check_nothing_left(&format!("seed {seed}"));
         // Of two pools of one name, the one that was refused when it came is set up by a restart if the other is stopped by then.
-        let stopped = bench.stopped().pools.clone();
+        let stopped = bench.stopped().list();
         let mut names: Vec<_> = stopped.iter().filter_map(|pool| pool.name.clone()).collect();
         names.extend(bench.pools.0.values().map(|pool| pool.name().clone()));
         let distinct: std::collections::BTreeSet<_> = names.iter().cloned().collect();

@@ -254,9 +254,9 @@ fn a_pool_that_was_stopped_stays_stopped() {
     let (bench, said) = listen(|| Bench::start(sim));
     assert_eq!(bench.names(), Vec::<String>::new());
     let stopped = bench.engine.take_stopped_change().expect("it is told of");
-    assert_eq!(stopped.pools.len(), 1);
-    assert_eq!(stopped.pools[0].name.as_ref().map(ToString::to_string).as_deref(), Some("p1"));
-    assert!(!stopped.pools[0].partial);
+    assert_eq!(stopped.list().len(), 1);
+    assert_eq!(stopped.list()[0].name.as_ref().map(ToString::to_string).as_deref(), Some("p1"));
+    assert!(!stopped.list()[0].partial);
     assert!(said.contains("stopped by request"), "{said}");
     assert!(bench.sim.leftovers().is_empty());
     assert_eq!(disks::json_on(&bench.sim, "/dev/a"), before);
@@ -269,7 +269,7 @@ fn an_encrypted_pool_is_shown_with_what_unlocks_it() {
     let (bench, said) = listen(|| Bench::start(sim));
     assert_eq!(bench.names(), Vec::<String>::new());
     let stopped = bench.engine.take_stopped_change().expect("it is told of");
-    let features = stopped.pools[0].features.expect("the metadata can be read");
+    let features = stopped.list()[0].features.expect("the metadata can be read");
     assert!(features.encryption && features.key_description && !features.clevis);
     assert!(said.contains("p1 is encrypted"), "{said}");
     assert!(bench.sim.leftovers().is_empty());

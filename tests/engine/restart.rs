@@ -125,7 +125,7 @@ fn disks_of_a_creation_cut_short_can_be_used_at_once() {
         }
         let again = bench.create_pool("p", &["/dev/a", "/dev/b"]);
         again.unwrap_or_else(|error| panic!("{at}: {}\n{said}\n{}", error.sentence(), bench.tail(start)));
-        assert_eq!(bench.engine.take_stopped_change().map_or(0, |stopped| stopped.pools.len()), 0, "{at}");
+        assert_eq!(bench.engine.take_stopped_change().map_or(0, |stopped| stopped.list().len()), 0, "{at}");
     }
     assert!(left > 0 && made > 0, "{left} creations were taken back, {made} were completed");
 }

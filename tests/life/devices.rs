@@ -134,7 +134,7 @@ fn a_clone_does_not_take_the_place_of_a_device_that_is_in_use() {
     bench.run(ops::refresh()).unwrap();
     bench.device("p", "/dev/b");
     event(&mut bench, DeviceAction::Change, "/dev/a");
-    assert_eq!(bench.stopped().pools.len(), 0);
+    assert_eq!(bench.stopped().list().len(), 0);
     bench.create_filesystems("p", &["g"]).unwrap();
     bench.check_nothing_left("beside a clone");
     // Of a pool that does not run as well: it is started on the devices that it was stopped with.

@@ -27,10 +27,10 @@ fn nothing_changes_where_nothing_has_changed() {
     // How full they are is shown as of the last look.
     bench.check_pools();
     let pools = || ["p", "q"];
-    let before = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().pools.clone());
+    let before = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().list().clone());
     let disks_before = bench.sim.snapshot();
     bench.run(ops::refresh()).unwrap();
-    let after = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().pools.clone());
+    let after = (pools().map(|pool| bench.pool(pool)), bench.sim.leftovers(), bench.stopped().list().clone());
     assert_eq!(after, before);
     assert_eq!(disks_before.differences(&bench.sim.snapshot()), []);
     bench.check_nothing_left("after a refresh");
@@ -46,10 +46,10 @@ fn what_has_changed_behind_the_daemon_is_seen() {
     bench.run(ops::refresh()).unwrap();
     assert_eq!(bench.pool("q").unwrap().fs_limit, 123);
     let stopped = bench.stopped();
-    assert_eq!(stopped.pools[0].name.as_ref().unwrap().as_str(), "renamed");
+    assert_eq!(stopped.list()[0].name.as_ref().unwrap().as_str(), "renamed");
     bench.sim.pull_disk(Path::new("/dev/c")).unwrap();
     bench.run(ops::refresh()).unwrap();
-    assert_eq!(bench.stopped().pools.len(), 0);
+    assert_eq!(bench.stopped().list().len(), 0);
     bench.sim.add_disk(Path::new("/dev/c"), crate::bench::GIB).unwrap();
     disks::change(&bench.sim, "/dev/c", |json| json["started"] = serde_json::json!(true));
     bench.run(ops::refresh()).unwrap();

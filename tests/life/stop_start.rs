@@ -37,8 +37,8 @@ fn by_name(text: &str) -> PoolRef {
 /// Whether the pool of that name, which does not run, is up in part. `None`: no such pool is known.
 fn is_partial(bench: &Bench, pool: &str) -> Option<bool> {
     let stopped = bench.stopped();
-    let named = |found: &&stratisd::view::StoppedPool| found.name.as_ref().is_some_and(|name| name.as_str() == pool);
-    stopped.pools.iter().find(named).map(|found| found.partial)
+    let found = stopped.named(pool).next();
+    found.map(|uuid| stopped.pools()[&uuid].partial)
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_pool_is_stopped_and_started_again() {
         assert!(matches!(stopped, Stopped::Done(uuid) if uuid == before.uuid), "{stopped:?}");
         assert_eq!(bench.names(), Vec::<String>::new());
         assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
-        let shown = &bench.stopped().pools[0];
+        let shown = &bench.stopped().list()[0];
         assert_eq!((shown.uuid, shown.partial, shown.metadata_version), (before.uuid, false, Some(version.number())));
         assert_eq!(shown.devices.len(), 2);
         assert_eq!(disks::json_on(&bench.sim, "/dev/a")["started"], false);
@@ -60,7 +60,7 @@ fn a_pool_is_stopped_and_started_again() {
         let started = ops::start_pool(PoolRef::Uuid(before.uuid), Unlock::default(), CacheTier::Keep);
         let started = bench.run(started).unwrap().expect("it did not run");
         assert_eq!((started.pool, started.devices.len(), started.filesystems.len()), (before.uuid, 2, 2));
-        assert_eq!(bench.stopped().pools.len(), 0);
+        assert_eq!(bench.stopped().list().len(), 0);
         let after = bench.pool("p").unwrap();
         assert_eq!(after.filesystems, before.filesystems);
         assert_eq!(after.devices, before.devices);
@@ -174,7 +174,7 @@ fn a_name_of_several_stopped_pools_is_of_none() {
     bench.create_pool("p", &["/dev/c"]).unwrap();
     let second = bench.id("p");
     // The first may have the name of a running one, and by that name the running one is meant.
-    let first = bench.stopped().pools[0].uuid;
+    let first = bench.stopped().list()[0].uuid;
     assert!(!bench.start_pool("p").unwrap());
     let taken = bench.run(ops::start_pool(PoolRef::Uuid(first), Unlock::default(), CacheTier::Keep)).unwrap_err();
     assert!(matches!(&taken, Error::NameRuns(of) if of.as_str() == "p"), "{taken:?}");
@@ -182,7 +182,7 @@ fn a_name_of_several_stopped_pools_is_of_none() {
     bench.check_nothing_left("the first was not started");
 
     bench.stop_pool("p").unwrap();
-    assert!(bench.stopped().pools.iter().all(|pool| pool.name == Some(name("p"))));
+    assert!(bench.stopped().list().iter().all(|pool| pool.name == Some(name("p"))));
     for error in [bench.stop_pool("p").unwrap_err(), bench.start_pool("p").unwrap_err()] {
         assert!(matches!(&error, Error::AmbiguousName { pools, .. } if pools.len() == 2), "{error:?}");
     }
@@ -261,8 +261,8 @@ fn a_pool_that_lacks_a_device_says_so() {
 /// Why the one pool that does not run does not.
 fn reason(bench: &Bench) -> String {
     let stopped = bench.stopped();
-    assert_eq!(stopped.pools.len(), 1, "{stopped:?}");
-    stopped.pools[0].reason.as_deref().expect("nobody sets it up now").to_owned()
+    assert_eq!(stopped.list().len(), 1, "{stopped:?}");
+    stopped.list()[0].reason.as_deref().expect("nobody sets it up now").to_owned()
 }
 
 #[test]
@@ -275,12 +275,12 @@ fn why_a_pool_does_not_run_is_known() {
     assert_eq!(reason(&bench), error.sentence());
     bench.sim.add_disk(Path::new("/dev/b"), crate::bench::GIB).unwrap();
     // A start that fails on the way.
-    let device = Role::ThinPool.name(bench.stopped().pools[0].uuid);
+    let device = Role::ThinPool.name(bench.stopped().list()[0].uuid);
     bench.sim.faults().fail_next(Call::DmCreate, &device);
     bench.start_pool("p").unwrap_err();
     assert!(reason(&bench).contains(&device), "{}", reason(&bench));
     assert!(bench.start_pool("p").unwrap());
-    assert_eq!(bench.stopped().pools.len(), 0);
+    assert_eq!(bench.stopped().list().len(), 0);
     bench.stop_pool("p").unwrap();
     assert_eq!(reason(&bench), "it was stopped by request", "what went wrong once is past");
 

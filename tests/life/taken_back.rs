@@ -168,7 +168,7 @@ fn a_pool_that_was_not_made_never_comes_up() {
             bench.create_pool_of(version, "p", &["/dev/a"]).unwrap_err();
             let mut bench = Bench::start(bench.sim);
             let at = format!("{version:?}: step {step}, then {wipe}");
-            assert!(bench.names().is_empty() && bench.stopped().pools.is_empty(), "{at}");
+            assert!(bench.names().is_empty() && bench.stopped().list().is_empty(), "{at}");
             bench
                 .create_pool_of(version, "q", &["/dev/a"])
                 .unwrap_or_else(|error| panic!("{at}: {}", error.sentence()));

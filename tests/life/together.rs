@@ -118,10 +118,10 @@ fn whatever_comes_together_comes_to_its_end() {
         assert!(results[2].is_ok(), "seed {seed}: a pool that exists was not found: {results:?}\n{history}");
         let running = all.bench.names();
         let stopped = all.bench.stopped();
-        assert_eq!(running.len() + stopped.pools.len(), 2, "seed {seed}: {running:?} and {stopped:?}\n{history}");
-        assert!(stopped.pools.iter().all(|pool| !pool.partial), "seed {seed}:\n{history}");
+        assert_eq!(running.len() + stopped.list().len(), 2, "seed {seed}: {running:?} and {stopped:?}\n{history}");
+        assert!(stopped.list().iter().all(|pool| !pool.partial), "seed {seed}:\n{history}");
         all.bench.check_nothing_left(&history);
-        if stopped.pools.is_empty() {
+        if stopped.list().is_empty() {
             // Everything that was answered is there.
             let expected = if results[3] == Ok(true) { 2 } else { 1 };
             assert_eq!(all.bench.pool("p").unwrap().filesystems.len(), expected, "seed {seed}:\n{history}");

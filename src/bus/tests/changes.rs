@@ -288,7 +288,9 @@ fn pool_that_goes_and_comes_back_gets_new_objects() {
 }
 
 fn stopped(version: u64, pools: Vec<StoppedPool>) -> Change {
-    Change::Stopped(Arc::new(Stopped { version, pools, ..Stopped::default() }))
+    let mut stopped = Stopped::new(version);
+    pools.into_iter().for_each(|pool| stopped.insert(pool));
+    Change::Stopped(Arc::new(stopped))
 }
 
 fn stopped_pool() -> StoppedPool {
@@ -358,7 +360,7 @@ fn stop_beside_many_stopped_pools_tells_no_more() {
         let pools = |count| (0..count).map(|n| StoppedPool { uuid: uuid(100 + n), ..stopped_pool() }).collect();
         let before = tree(vec![stopped(1, pools(count))]);
         let (after, signals) = step(&before, stopped(2, pools(count + 1)));
-        assert_eq!(after.view.stopped.pools.len() as u64, count + 1);
+        assert_eq!(after.view.stopped.pools().len() as u64, count + 1);
         signals
     };
     let few = told(10);

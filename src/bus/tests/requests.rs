@@ -486,8 +486,9 @@ fn reports_are_json() {
         partial: n == 9,
         reason: (n == 9).then(|| "it was busy".into()),
     };
-    let pools = [7, 8, 9].map(stopped).into();
-    view.stopped = std::sync::Arc::new(crate::view::Stopped { version: 1, pools, ..Default::default() });
+    let mut known = crate::view::Stopped::new(1);
+    [7, 8, 9].map(stopped).into_iter().for_each(|pool| known.insert(pool));
+    view.stopped = std::sync::Arc::new(known);
     let holder = Holder { request: "pool.r9.SetName".into(), access: "Write(p)".into(), age: Duration::from_secs(2) };
     let program = RunningProgram {
         label: "mkfs.xfs on /dev/mapper/x".to_owned(),

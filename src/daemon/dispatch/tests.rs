@@ -117,7 +117,7 @@ impl Context for ToyContext {
     fn take_stopped_change(&self) -> Option<Arc<Stopped>> {
         let taken = {
             let mut stopped = self.stopped.lock();
-            std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped { version: stopped.0, ..Stopped::default() }))
+            std::mem::take(&mut stopped.1).then(|| Arc::new(Stopped::new(stopped.0)))
         };
         // Gives other threads the chance to run between taking and sending the change.
         (0..20).for_each(|_| std::thread::yield_now());

@@ -343,9 +343,9 @@ impl DeviceSet {
         !affected.is_empty()
     }
 
-    /// Whether a device with this node is here.
-    pub fn knows(&self, path: &Path) -> bool {
-        self.seen.values().flat_map(Copies::devices).any(|known| known.path == path)
+    /// The nodes of all devices that are here.
+    pub fn nodes(&self) -> impl Iterator<Item = &Path> {
+        self.seen.values().flat_map(Copies::devices).map(|known| known.path.as_path())
     }
 
     /// Puts what has just been read of its devices in place of what was known of them.

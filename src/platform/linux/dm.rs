@@ -70,8 +70,11 @@ impl Mapper {
 
     pub(super) fn list(&self) -> Result<Vec<Listed>> {
         let devices = self.dm.list_devices().map_err(|fault| failed("list its devices through", CONTROL, fault))?;
-        let listed =
-            devices.into_iter().map(|(name, device, _)| Listed { name: name.to_string(), number: number(device) });
+        let listed = devices.into_iter().map(|(name, device, event)| Listed {
+            name: name.to_string(),
+            number: number(device),
+            event,
+        });
         Ok(listed.collect())
     }
 

@@ -162,7 +162,11 @@ impl Dm {
     }
 
     pub(super) fn list(&self) -> Vec<dm::Listed> {
-        let listed = |(name, minor): (&String, &u32)| dm::Listed { name: name.clone(), number: number(*minor) };
+        let listed = |(name, minor): (&String, &u32)| dm::Listed {
+            name: name.clone(),
+            number: number(*minor),
+            event: self.event(name),
+        };
         self.names.iter().map(listed).collect()
     }
 
