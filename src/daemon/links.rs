@@ -3,7 +3,9 @@
 //! Must never know: which request waits, and what it does next.
 
 use std::{
+    collections::HashSet,
     io,
+    os::fd::AsRawFd,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -78,6 +80,7 @@ impl Links {
                 waiting.append(&mut inbox.new);
                 inbox.closed
             };
+            heard(&mut waiting);
             let now = Instant::now();
             for over in waiting.extract_if(.., |one| closed || one.links.advance() || one.until <= now) {
                 (over.then)(over.links.missing());
@@ -86,10 +89,25 @@ impl Links {
                 return Ok(());
             }
             let until = waiting.iter().map(|one| one.until).min();
-            let sources = waiting.iter().filter_map(|one| one.links.fd()).chain([self.shared.waker.fd()]);
+            let sources = sources(&waiting).into_iter().map(|at| waiting[at].links.fd());
+            let sources = sources.flatten().chain([self.shared.waker.fd()]);
             let mut fds: Vec<_> = sources.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
             poll(&mut fds, until)?;
         }
+    }
+}
+
+/// One of those that wait for each descriptor: as a rule all have the same.
+fn sources(waiting: &[Waiting]) -> Vec<usize> {
+    let mut seen = HashSet::new();
+    let is_new = |at: &usize| waiting[*at].links.fd().is_some_and(|fd| seen.insert(fd.as_raw_fd()));
+    (0..waiting.len()).filter(is_new).collect()
+}
+
+/// Takes in what has been said.
+fn heard(waiting: &mut [Waiting]) {
+    for at in sources(waiting) {
+        waiting[at].links.hear();
     }
 }
 
@@ -116,8 +134,11 @@ mod tests {
             unreachable!("nobody waits in its own thread")
         }
 
-        fn advance(&mut self) -> bool {
+        fn hear(&mut self) {
             self.there |= self.made.drain();
+        }
+
+        fn advance(&mut self) -> bool {
             self.there
         }
 
@@ -171,6 +192,17 @@ mod tests {
         assert_eq!(bench.next(), ("a", 0));
         assert!(bench.told.is_empty());
         bench.end();
+    }
+
+    #[test]
+    fn those_with_one_descriptor_are_waited_for_once() {
+        let (one, other) = (Waker::new().unwrap(), Waker::new().unwrap());
+        let waiting = [&one, &other, &one, &one, &other].map(|made| Waiting {
+            links: Box::new(OneLink { name: "", made: made.clone(), there: false }),
+            until: Instant::now(),
+            then: Box::new(drop),
+        });
+        assert_eq!(sources(&waiting), [0, 1]);
     }
 
     #[test]

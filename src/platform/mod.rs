@@ -205,13 +205,16 @@ impl Announcement {
 
 /// Links that udev has been asked for and may not have made yet.
 pub trait PendingLinks: Send {
-    /// Waits until every link is there and points to its device, at most `limit` in all.
-    /// Called without any lock. Returns the links that are not there in the end.
+    /// Waits until every link is there and points to its device, at most `limit` in all. For those who do nothing else: one
+    /// thread at a time may wait for links. Called without any lock. Returns the links that are not there in the end.
     fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf>;
-    /// Takes note of what has happened, without waiting. Whether there is nothing left to wait for: every link is there, or
+    /// Takes in what has been said, for all that have the same [`PendingLinks::fd`].
+    fn hear(&mut self);
+    /// Takes note of what has been heard, without waiting. Whether there is nothing left to wait for: every link is there, or
     /// those that are missing will not come.
     fn advance(&mut self) -> bool;
-    /// Readable when it is worth calling [`PendingLinks::advance`] again. `None`: nothing would tell.
+    /// Readable when it is worth calling [`PendingLinks::hear`], by one of those that have it, and [`PendingLinks::advance`],
+    /// by all of them. `None`: nothing would tell.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
     /// The links that are not there now.
     fn missing(self: Box<Self>) -> Vec<PathBuf>;

@@ -8,7 +8,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::BorrowedFd,
         unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
@@ -20,7 +20,8 @@ use log::warn;
 
 use super::{
     database,
-    monitor::{Monitor, Request, udev_runs},
+    listener::{Listener, Subscription, Told},
+    monitor::{Request, udev_runs},
     wait,
 };
 use crate::platform::{Announcement, DeviceNumber, PendingLinks};
@@ -39,9 +40,9 @@ fn leads_to(link: &Path, number: DeviceNumber) -> bool {
 }
 
 /// Asks udev for the links of these filesystems. What cannot be asked for is logged, and told by the wait.
-pub(super) fn announce(filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
+pub(super) fn announce(listener: &Listener, filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
     // Listen first: the answer to the first request may come before the last is written.
-    let monitor = if filesystems.is_empty() || !udev_runs() { None } else { listen() };
+    let udev = if filesystems.is_empty() || !udev_runs() { None } else { listen(listener, filesystems) };
     let wanted = filesystems
         .iter()
         .map(|filesystem| {
@@ -53,11 +54,13 @@ pub(super) fn announce(filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
             wanted
         })
         .collect();
-    Box::new(Links { monitor, wanted, looked: false })
+    Box::new(Links { udev, wanted, looked: false })
 }
 
-fn listen() -> Option<Monitor> {
-    Monitor::open().inspect_err(|fault| warn!("cannot listen to udev, links may appear late: {fault}")).ok()
+fn listen(listener: &Listener, filesystems: &[Announcement]) -> Option<Subscription> {
+    let devices = filesystems.iter().map(|filesystem| filesystem.number).collect();
+    let no_socket = |fault: &io::Error| warn!("cannot listen to udev, links may appear late: {fault}");
+    listener.subscribe(devices).inspect_err(no_socket).ok()
 }
 
 /// A link asked for.
@@ -133,7 +136,7 @@ impl Request {
 
 struct Links {
     /// `None` if udev does not run, so that nothing can be waited for.
-    monitor: Option<Monitor>,
+    udev: Option<Subscription>,
     wanted: Vec<Wanted>,
     /// The links have been looked at since they were asked for.
     looked: bool,
@@ -142,9 +145,13 @@ struct Links {
 impl PendingLinks for Links {
     fn wait(mut self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
         let deadline = Instant::now() + limit;
-        while !self.advance() {
-            let Some(monitor) = &self.monitor else { break };
-            match wait::readable(monitor.as_fd(), deadline) {
+        loop {
+            self.hear();
+            if self.advance() {
+                break;
+            }
+            let Some(udev) = &self.udev else { break };
+            match wait::readable(udev.fd(), deadline) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(fault) => {
@@ -156,24 +163,32 @@ impl PendingLinks for Links {
         self.missing()
     }
 
+    fn hear(&mut self) {
+        if let Some(udev) = &self.udev {
+            udev.hear();
+        }
+    }
+
     fn advance(&mut self) -> bool {
-        match self.read_messages() {
+        match self.udev.as_ref().map_or(Told::Broken, Subscription::take) {
             // Messages about other devices come in numbers when many links are made; they are not worth a look.
-            Ok(false) if self.looked => return false,
-            Ok(_) => {}
-            Err(fault) => {
-                warn!("cannot read what udev says: {fault}");
-                self.monitor = None;
+            Told::Nothing if self.looked => return false,
+            Told::Nothing => {}
+            Told::News(requests) => {
+                for wanted in &mut self.wanted {
+                    wanted.answered |= requests.contains(&wanted.request);
+                }
             }
+            Told::Broken => self.udev = None,
         }
         self.looked = true;
         // The links are looked at after the messages were read: a message that comes after that wakes the next wait.
         self.wanted.retain(|wanted| !wanted.is_there());
-        self.monitor.is_none() || !self.wanted.iter().any(Wanted::may_come)
+        self.udev.is_none() || !self.wanted.iter().any(Wanted::may_come)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.monitor.as_ref().map(AsFd::as_fd)
+        self.udev.as_ref().map(Subscription::fd)
     }
 
     fn missing(self: Box<Self>) -> Vec<PathBuf> {
@@ -181,26 +196,11 @@ impl PendingLinks for Links {
     }
 }
 
-impl Links {
-    /// Reads all messages that there are. Whether one was about a device that is waited for.
-    fn read_messages(&mut self) -> io::Result<bool> {
-        let mut any = false;
-        let Some(monitor) = &mut self.monitor else { return Ok(any) };
-        while let Some(message) = monitor.next()? {
-            for wanted in self.wanted.iter_mut().filter(|wanted| message.number == Some(wanted.number)) {
-                wanted.answered |= message.request.as_ref() == Some(&wanted.request);
-                any = true;
-            }
-        }
-        Ok(any)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{path::PathBuf, time::Duration};
 
-    use super::{Links, Wanted};
+    use super::{Links, Listener, Wanted};
     use crate::{
         base::name::Name,
         platform::{Announcement, DeviceNumber, PendingLinks},
@@ -244,20 +244,20 @@ mod tests {
     #[test]
     fn without_udev_the_wait_ends_at_once_and_names_the_links() {
         let wanted = vec![Wanted::new(&announcement("no-such-pool", "a")), Wanted::new(&announcement("b", "c"))];
-        let links = Box::new(Links { monitor: None, wanted, looked: false });
+        let links = Box::new(Links { udev: None, wanted, looked: false });
         let missing = links.wait(Duration::from_secs(3600));
         assert_eq!(missing, [PathBuf::from("/dev/stratis/no-such-pool/a"), PathBuf::from("/dev/stratis/b/c")]);
     }
 
     #[test]
     fn nothing_wanted_is_nothing_missing() {
-        let links = Box::new(Links { monitor: None, wanted: Vec::new(), looked: false });
+        let links = Box::new(Links { udev: None, wanted: Vec::new(), looked: false });
         assert_eq!(links.wait(Duration::from_secs(3600)), Vec::<PathBuf>::new());
     }
 
     #[test]
     fn what_cannot_be_asked_for_is_told_without_waiting() {
-        let links = super::announce(&[announcement("no-such-pool", "x")]);
+        let links = super::announce(&Listener::default(), &[announcement("no-such-pool", "x")]);
         assert_eq!(links.wait(Duration::from_secs(3600)), [PathBuf::from("/dev/stratis/no-such-pool/x")]);
     }
 }

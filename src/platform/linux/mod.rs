@@ -14,6 +14,7 @@ mod files;
 pub mod heap;
 mod keyring;
 mod limits;
+mod listener;
 pub mod luks;
 mod monitor;
 mod mount_table;
@@ -40,7 +41,8 @@ use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
 use self::{
-    clevis::Clevis, devices::Devices, dm::Mapper, files::Place, luks::Luks, namespace::Origin, programs::Programs,
+    clevis::Clevis, devices::Devices, dm::Mapper, files::Place, listener::Listener, luks::Luks, namespace::Origin,
+    programs::Programs,
 };
 use crate::base::units::Sectors;
 use crate::platform::{
@@ -67,6 +69,8 @@ pub struct Linux {
     /// The private directory.
     place: Place,
     luks: Luks,
+    /// For those who wait for links.
+    listener: Listener,
 }
 
 impl Linux {
@@ -229,7 +233,7 @@ impl Platform for Linux {
     }
 
     fn announce(&self, filesystems: &[Announcement]) -> Result<Box<dyn PendingLinks>> {
-        Ok(announce::announce(filesystems))
+        Ok(announce::announce(&self.listener, filesystems))
     }
 
     fn is_linked(&self, filesystem: &Announcement) -> bool {

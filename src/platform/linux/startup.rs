@@ -14,6 +14,7 @@ use super::{
     devices::Devices,
     dm::Mapper,
     keyring,
+    listener::Listener,
     luks::{self, Luks},
     monitor::udev_runs,
     mounts, namespace,
@@ -50,7 +51,15 @@ pub(super) fn start() -> Result<Linux> {
     check_udev(udev_runs(), &RULES.map(PathBuf::from))?;
     let place = mounts::make_place()?;
     luks::orphans::wait_for_end(ORPHANS_LIMIT);
-    Ok(Linux { devices: Devices::default(), origin, programs, mapper, place, luks: Luks::default() })
+    Ok(Linux {
+        devices: Devices::default(),
+        origin,
+        programs,
+        mapper,
+        place,
+        luks: Luks::default(),
+        listener: Listener::default(),
+    })
 }
 
 /// Without udev no device is found and no link is made. Without device-mapper's own rules it never reports back, and each

@@ -775,8 +775,11 @@ impl PendingLinks for Pending {
         }
     }
 
-    fn advance(&mut self) -> bool {
+    fn hear(&mut self) {
         self.told.lower();
+    }
+
+    fn advance(&mut self) -> bool {
         self.look(&self.sim.0.machine.lock()).1
     }
 

@@ -168,6 +168,8 @@ impl PendingLinks for Awaited {
         panic!("a worker waits")
     }
 
+    fn hear(&mut self) {}
+
     fn advance(&mut self) -> bool {
         self.0.drain()
     }
