@@ -108,7 +108,7 @@ impl Backlog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::job::Caller;
+    use crate::bus::caller::Caller;
 
     fn pool(byte: u8) -> PoolUuid {
         PoolUuid::from_random([byte; 16])

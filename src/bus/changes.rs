@@ -10,11 +10,14 @@ use imbl::ordmap::DiffItem;
 use crate::{
     base::ids::PoolUuid,
     bus::{
+        entry::ADDED_SIGNATURE,
         message::{self, Envelope, NotAMessage, Outgoing},
         planted::{self, Fault},
         properties::{DeviceObject, FilesystemObject},
-        table::{self, ALL, Emits, Interface, Kind, Member, Row, Subject},
-        tree::{ADDED_SIGNATURE, Id, Object, State, TOP, Tree},
+        rendering,
+        schema::{ALL, Emits, Interface, Kind, Subject},
+        table::{self, Member, Row},
+        tree::{Id, Object, State, TOP, Tree},
         wire::{Marshaller, Value},
     },
     view::{Change, Device, Filesystem, Pool, Stopped, View},
@@ -270,7 +273,7 @@ impl Signal {
         let manager = |member| Envelope::Signal { path: TOP, interface: OBJECT_MANAGER, member };
         match self {
             Signal::Added(object) => {
-                vec![message::message(manager("InterfacesAdded"), ADDED_SIGNATURE, object.entry().added())]
+                vec![message::message(manager("InterfacesAdded"), ADDED_SIGNATURE, rendering::entry(object).added())]
             }
             Signal::Removed(object) => {
                 let mut m = Marshaller::default();

@@ -7,7 +7,7 @@
 //! No wake-up gets lost: the sender queues first and wakes then; the reader drains the waker first and looks at the queue
 //! then.
 //!
-//! Whoever is to get a message is noted in the [`accounts`](super::accounts), and the bus asked what it holds when they
+//! Whoever is to get a message is noted in the [`quota`](super::quota), and the bus asked what it holds when they
 //! say so.
 //!
 //! Knows nothing of what the messages say, but those of the bus itself.
@@ -29,10 +29,12 @@ use threads::wake::{PollFd, PollFlags, Waker, poll};
 
 use crate::bus::{
     Error,
-    accounts::{Accounts, Question, Verdict, Whom},
-    job::Caller,
+    caller::Caller,
     message::{self, BUS, Envelope, NotAMessage, Outgoing},
+    names::MESSAGE_MAX_VARIABLE,
     outlet::{Outlet, Part, Sent},
+    quota::{Admission, Quotas},
+    statistics::{Question, Side},
     wire::{Body, Value},
 };
 use crate::platform::linux::descriptors;
@@ -47,8 +49,6 @@ const BUS_STATISTICS: &str = "org.freedesktop.DBus.Debug.Stats";
 /// connection. An administrator who raises the limit (`max_message_size` in the bus configuration) tells us by
 /// [`MESSAGE_MAX_VARIABLE`].
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
-/// Environment variable with the largest message in bytes, if the bus has another limit.
-pub const MESSAGE_MAX_VARIABLE: &str = "STRATISD_DBUS_MAX_MESSAGE_SIZE";
 
 /// The connection.
 pub struct Connection {
@@ -62,8 +62,8 @@ pub struct Connection {
     waker: Waker,
     /// What came before the answer to a call of our own.
     early: Mutex<VecDeque<Message>>,
-    /// Held while a message is put on its way, so that the accounts know what the bus is told before what.
-    accounts: Mutex<Accounts>,
+    /// Held while a message is put on its way, so that the quotas know what the bus is told before what.
+    quotas: Mutex<Quotas>,
     told: Condvar,
     mark: Mark,
 }
@@ -116,9 +116,9 @@ impl Connection {
         let waker = Waker::new().map_err(Error::Wait)?;
         let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
         let message_bytes_max = configured.unwrap_or(MESSAGE_BYTES_MAX);
-        let (early, accounts, told) = Default::default();
+        let (early, quotas, told) = Default::default();
         let mark = Mark::new();
-        Ok(Connection { channel, socket, outlet, message_bytes_max, waker, early, accounts, told, mark })
+        Ok(Connection { channel, socket, outlet, message_bytes_max, waker, early, quotas, told, mark })
     }
 
     /// The longest message that the bus takes from us, in bytes.
@@ -135,23 +135,23 @@ impl Connection {
     /// error is sent that says so, in place of anything else nothing.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
         let outgoing = self.fitting(message);
-        self.send_fitting(&mut self.accounts.lock(), outgoing);
+        self.send_fitting(&mut self.quotas.lock(), outgoing);
     }
 
     /// The same for several, with nothing in between.
     pub fn send_all(&self, messages: Vec<Result<Outgoing, NotAMessage>>) {
         let outgoing: Vec<Outgoing> = messages.into_iter().filter_map(|message| self.fitting(message)).collect();
-        self.send_fitting(&mut self.accounts.lock(), outgoing);
+        self.send_fitting(&mut self.quotas.lock(), outgoing);
     }
 
     /// Sends a message if `is_right` says so at the moment at which it is put on its way. What is sent by others comes
     /// before that moment or after the message. `false`: it was not sent.
     pub fn send_if(&self, message: Result<Outgoing, NotAMessage>, is_right: impl FnOnce() -> bool) -> bool {
         let outgoing = self.fitting(message);
-        let mut accounts = self.accounts.lock();
+        let mut quotas = self.quotas.lock();
         let is_right = is_right();
         if is_right {
-            self.send_fitting(&mut accounts, outgoing);
+            self.send_fitting(&mut quotas, outgoing);
         }
         is_right
     }
@@ -159,9 +159,9 @@ impl Connection {
     /// Makes a message, if one is to be made, and puts it on its way at one moment: what is sent by others comes before it
     /// is made or after it. They wait meanwhile, so it must be made quickly.
     pub fn send_made_if(&self, make: impl FnOnce() -> Option<Result<Outgoing, NotAMessage>>) {
-        let mut accounts = self.accounts.lock();
+        let mut quotas = self.quotas.lock();
         let outgoing = make().and_then(|message| self.fitting(message));
-        self.send_fitting(&mut accounts, outgoing);
+        self.send_fitting(&mut quotas, outgoing);
     }
 
     fn fitting(&self, message: Result<Outgoing, NotAMessage>) -> Option<Outgoing> {
@@ -169,16 +169,16 @@ impl Connection {
         fitting.inspect_err(|error| log::error!("{error}")).ok()
     }
 
-    fn send_fitting(&self, accounts: &mut Accounts, messages: impl IntoIterator<Item = Outgoing>) {
+    fn send_fitting(&self, quotas: &mut Quotas, messages: impl IntoIterator<Item = Outgoing>) {
         let (mut parts, mut due) = (Vec::new(), Vec::new());
         for outgoing in messages {
             let name = outgoing.to.as_ref().map(|caller| caller.name.as_str());
-            due.extend(accounts.sent(name, outgoing.bytes()));
+            due.extend(quotas.sent(name, outgoing.bytes()));
             parts.extend(outgoing.parts);
         }
         if !parts.is_empty() {
             self.put(parts);
-            self.ask(accounts, due);
+            self.ask(quotas, due);
         }
     }
 
@@ -214,20 +214,20 @@ impl Connection {
     }
 
     /// Asks the bus what it holds.
-    fn ask(&self, accounts: &mut Accounts, about: Vec<Whom>) {
-        for whom in about {
-            let name = match &whom {
-                Whom::Ourselves => self.channel.unique_name().unwrap_or_default(),
-                Whom::Caller(name) => name,
+    fn ask(&self, quotas: &mut Quotas, about: Vec<Side>) {
+        for side in about {
+            let name = match &side {
+                Side::Ours => self.channel.unique_name().unwrap_or_default(),
+                Side::Caller(name) => name,
             };
-            let dialect = accounts.dialect();
+            let dialect = quotas.dialect();
             let (member, body) = dialect.question(name);
             let serial = message::next_serial();
             let envelope = Envelope::ToBus { serial, interface: BUS_STATISTICS, member };
             match message::message(envelope, &body.signature, &body.bytes) {
                 Ok(question) => {
                     self.put(question.parts);
-                    accounts.asking(serial, Question { whom, dialect });
+                    quotas.asking(serial, Question { side, dialect });
                 }
                 Err(error) => log::error!("{error}"),
             }
@@ -241,52 +241,52 @@ impl Connection {
             // An error says as much as an answer.
             return self.mark.pass();
         }
-        let Some(Question { whom, dialect }) = self.accounts.lock().question(serial) else { return };
-        let answer = dialect.answer(message, &whom);
-        self.accounts.lock().told(serial, answer);
+        let Some(Question { side, dialect }) = self.quotas.lock().question(serial) else { return };
+        let answer = dialect.answer(message, &side);
+        self.quotas.lock().note_answer(serial, answer);
         self.told.notify_all();
     }
 
     /// What is to become of a call, by what its caller has read.
-    pub fn verdict(&self, caller: &Caller) -> Verdict {
-        let mut accounts = self.accounts.lock();
-        let (verdict, whom) = accounts.verdict(&caller.name);
-        self.ask(&mut accounts, whom.into_iter().collect());
-        verdict
+    pub fn admission(&self, caller: &Caller) -> Admission {
+        let mut quotas = self.quotas.lock();
+        let (admission, side) = quotas.admission(&caller.name);
+        self.ask(&mut quotas, side.into_iter().collect());
+        admission
     }
 
     /// Whether one more list may wait for its turn.
     pub fn list_wanted(&self, caller: &Caller) -> bool {
-        self.accounts.lock().list_wanted(&caller.name)
+        self.quotas.lock().list_wanted(&caller.name)
     }
 
     /// The counterpart of [`Connection::list_wanted`].
     pub fn list_done(&self, caller: &Caller) {
-        self.accounts.lock().list_done(&caller.name);
+        self.quotas.lock().list_done(&caller.name);
     }
 
     /// Whether a list of so many bytes may be sent. If that is not clear, the bus is asked and its answer waited for.
     /// Not for the reader, which brings that answer.
     pub fn list_fits(&self, caller: &Caller, bytes: usize) -> bool {
         let deadline = Instant::now() + BUS_CALL_LIMIT;
-        let mut accounts = self.accounts.lock();
+        let mut quotas = self.quotas.lock();
         // An answer that is under way may be older than what the caller has read since, and a question may have to be put in
         // other words; the third answer is neither.
         for _ in 0..3 {
-            if accounts.list_fits(&caller.name, bytes) {
+            if quotas.list_fits(&caller.name, bytes) {
                 return true;
             }
-            let about = accounts.questions(&caller.name);
-            self.ask(&mut accounts, about);
+            let about = quotas.questions(&caller.name);
+            self.ask(&mut quotas, about);
             self.waker.wake();
-            while accounts.is_asking(&caller.name) {
+            while quotas.is_asking(&caller.name) {
                 // The reader notifies after every answer, and when it ends.
-                if self.told.wait_until(&mut accounts, deadline).timed_out() {
+                if self.told.wait_until(&mut quotas, deadline).timed_out() {
                     return false;
                 }
             }
         }
-        accounts.list_fits(&caller.name, bytes)
+        quotas.list_fits(&caller.name, bytes)
     }
 
     /// Whether calls should be read and lists be built, or the bus first take what there is.
@@ -307,7 +307,7 @@ impl Connection {
     /// Nobody reads or polls any more: whoever waits for room goes on.
     pub fn end(&self) {
         self.outlet.end();
-        self.accounts.lock().end();
+        self.quotas.lock().end();
         self.told.notify_all();
         self.mark.is_heard.store(false, Ordering::SeqCst);
         self.mark.pass();

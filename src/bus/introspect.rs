@@ -5,8 +5,11 @@
 use std::{fmt::Write, sync::LazyLock};
 
 use crate::bus::{
-    table::{ALL, Emits, Interface, Kind, Member, ROWS, Row, STATUS},
-    tree::TOP,
+    answer::Answer,
+    schema::{ALL, Emits, Interface, Kind},
+    table::{Member, ROWS, Row, STATUS},
+    tree::{TOP, Tree},
+    wire::{Body, Value},
 };
 
 const DOCTYPE: &str = "<!DOCTYPE node PUBLIC \"-//freedesktop//DTD D-BUS Object Introspection 1.0//EN\" \
@@ -149,4 +152,9 @@ fn annotated(xml: &mut String, emits: &str) {
 
 fn push(xml: &mut String, text: std::fmt::Arguments<'_>) {
     xml.write_fmt(text).expect("writing to a String does not fail");
+}
+
+/// Introspection of the top object.
+pub fn top_answer(tree: &Tree) -> Answer {
+    Answer::Return(Body::of(&[Value::Str(top(tree.objects().map(|object| &*object.path)))]))
 }

@@ -9,7 +9,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     base::ids::PoolUuid,
-    bus::{outcome::Answer, tree::Tree},
+    bus::{answer::Answer, caller::Caller, outcome::Failure, tree::Late},
     engine::request::Next,
 };
 
@@ -74,30 +74,6 @@ impl fmt::Debug for Job {
         f.debug_struct("Job").field("label", &self.label).finish_non_exhaustive()
     }
 }
-
-/// Why a chain did not come to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// A step panicked.
-    Panicked,
-    /// The daemon stops and the job was not begun.
-    Stopping,
-    /// The daemon ends and could not wait for the job any longer.
-    Unfinished,
-}
-
-/// The caller of a method, as a reply names it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Caller {
-    /// Its unique name on the bus.
-    pub name: String,
-    /// The serial number of its call.
-    pub serial: u32,
-}
-
-/// Builds the body of a reply. Runs on the tree writer after the changes have been published, so that every object
-/// that the change made has its path.
-pub type Late<T> = Box<dyn FnOnce(&Tree) -> T + Send>;
 
 /// What a reply tells of: it follows the signals of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,21 +3,28 @@
 //!
 //! Each is made of one version of the tree, the newest when it is sent; see [`Published::order`] for its place among the
 //! signals. The lister waits for the bus to take earlier ones before it makes another, so that a client that asks without
-//! end costs a bounded amount of memory, and sends none to somebody who does not read (see [`super::accounts`]).
+//! end costs a bounded amount of memory, and sends none to somebody who does not read (see [`super::quota`]).
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::bus::{
-    connection::{Connection, MESSAGE_MAX_VARIABLE},
-    job::{Caller, Submit},
+    answer::{Answer, error_name},
+    asked::Asked,
+    call_error::CallError,
+    caller::Caller,
+    connection::Connection,
+    introspect,
+    job::Submit,
     message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
-    outcome::{Answer, Asked, Outcome, error_name},
+    names::MESSAGE_MAX_VARIABLE,
+    outcome::Outcome,
     planted::{self, Fault},
-    reader::{self, CallError},
+    published::Published,
+    rendering,
     report::{Composer, Report},
-    tree::{Published, Tree},
+    tree::Tree,
     wire::Value,
 };
 
@@ -99,7 +106,7 @@ impl Lister {
             match what {
                 Long::List => self.answer(&caller, |tree| self.list(tree, &caller)),
                 Long::Introspection => {
-                    self.answer(&caller, |tree| message::answer(&caller, &reader::introspect_top(tree)));
+                    self.answer(&caller, |tree| message::answer(&caller, &introspect::top_answer(tree)));
                 }
                 Long::Report(asked, report) => {
                     let mut composer = Composer::new(report);
@@ -151,7 +158,7 @@ impl Lister {
     /// The message. Where the list is too long for the bus, that is said instead.
     fn list(&self, tree: &Tree, caller: &Caller) -> Result<Outgoing, NotAMessage> {
         const HEADER_BYTES_MAX: usize = 1024;
-        let body_bytes = message::list_bytes(tree.objects());
+        let body_bytes = message::list_bytes(tree.objects().map(|object| rendering::entry(object)));
         let limit = self.connection.message_bytes_max().min(ARRAY_BYTES_MAX).saturating_sub(HEADER_BYTES_MAX);
         if body_bytes > limit {
             let answer = Answer::Error(
@@ -163,6 +170,6 @@ impl Lister {
             );
             return message::answer(caller, &answer);
         }
-        Ok(message::list(caller, tree.objects().cloned().collect()))
+        Ok(message::list(caller, tree.objects().map(|object| rendering::entry(object)).cloned().collect()))
     }
 }

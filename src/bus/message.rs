@@ -21,11 +21,11 @@ use dbus::{
 };
 
 use crate::bus::{
-    connection::MESSAGE_MAX_VARIABLE,
-    job::Caller,
-    outcome::{Answer, error_name, readable},
+    answer::{Answer, error_name, readable},
+    caller::Caller,
+    entry::Entry,
+    names::MESSAGE_MAX_VARIABLE,
     outlet::Part,
-    tree::Object,
     wire::{Body, Descriptor, Marshaller, Types, Value},
 };
 
@@ -245,20 +245,20 @@ const LIST_SIGNATURE: &str = "a{oa{sa{sv}}}";
 const LIST_START: usize = 8;
 
 /// Bytes of the body of a list.
-pub fn list_bytes<'a>(objects: impl Iterator<Item = &'a Arc<Object>>) -> usize {
-    objects.fold(LIST_START, |bytes, object| bytes.next_multiple_of(8) + object.entry().added().len())
+pub fn list_bytes<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> usize {
+    entries.fold(LIST_START, |bytes, entry| bytes.next_multiple_of(8) + entry.added().len())
 }
 
 /// Makes the list of objects, which must not be longer than [`ARRAY_BYTES_MAX`].
-pub fn list(caller: &Caller, objects: Vec<Arc<Object>>) -> Outgoing {
-    let body_bytes = list_bytes(objects.iter());
+pub fn list(caller: &Caller, entries: Vec<Arc<Entry>>) -> Outgoing {
+    let body_bytes = list_bytes(entries.iter());
     let mut m = header(Envelope::Return(caller), LIST_SIGNATURE, body_bytes, LIST_START);
     m.u32((body_bytes - LIST_START) as u32);
     m.align(8);
-    let last = objects.len().saturating_sub(1);
-    let entry = |(number, object)| if number == last { Part::LastEntry(object) } else { Part::Entry(object) };
-    let entries = objects.into_iter().enumerate().map(entry);
-    let parts = std::iter::once(Part::Bytes(m.finish())).chain(entries).collect();
+    let last = entries.len().saturating_sub(1);
+    let part = |(number, entry)| if number == last { Part::LastEntry(entry) } else { Part::Entry(entry) };
+    let parts = entries.into_iter().enumerate().map(part);
+    let parts = std::iter::once(Part::Bytes(m.finish())).chain(parts).collect();
     Outgoing { parts, to: Some(caller.clone()) }
 }
 

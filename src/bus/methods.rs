@@ -14,12 +14,11 @@ use crate::{
     },
     bus::{
         arguments::{self, ArgumentError, ClevisSpec, FilesystemSpec, KeySpec, Mechanisms},
-        job::Late,
         message::BadArguments,
         outcome::Outcome,
         passphrase,
         report::{self, Report},
-        tree::{Id, Object, State, Tree},
+        tree::{Id, Late, Object, State, Tree},
         wire::{Descriptor, DescriptorArgument, FromValue, PathArgument, Value},
     },
     engine::{

@@ -17,17 +17,23 @@
 //!    └──────── signals, then replies ◀─── tree-writer ◀────────────┘
 //! ```
 
-mod accounts;
+mod answer;
 mod arguments;
+mod asked;
 mod awaited;
 mod backlog;
+mod call_error;
+mod caller;
 mod changes;
 mod connection;
+mod entry;
+mod error;
 mod introspect;
 pub mod job;
 mod lister;
 mod message;
 mod methods;
+mod names;
 pub mod outcome;
 mod outlet;
 mod passphrase;
@@ -35,8 +41,12 @@ mod pending;
 mod planted;
 pub mod policy;
 mod properties;
+mod published;
+mod quota;
 mod reader;
+mod rendering;
 mod report;
+mod schema;
 mod statistics;
 mod table;
 #[cfg(test)]
@@ -45,39 +55,18 @@ pub mod tree;
 mod wire;
 mod writer;
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
-pub use connection::MESSAGE_MAX_VARIABLE;
-pub use job::{Failure, Holder, Job, Locks, Reply, RunningProgram, Submit};
+pub use error::Error;
+pub use job::{Holder, Job, Locks, Reply, RunningProgram, Submit};
 pub use lister::Lister;
+pub use names::{INTERFACE_LEVEL, MESSAGE_MAX_VARIABLE, NAME};
+pub use outcome::Failure;
 pub use reader::Reader;
 pub use writer::Writer;
 
 use connection::Connection;
-use tree::Published;
-
-/// The name on the bus.
-pub const NAME: &str = "org.storage.stratis3";
-
-/// The version that `Manager.Version` tells: the level of the interfaces, which clients compare with what they need. It
-/// is not the version of this program.
-pub const INTERFACE_LEVEL: &str = "3.9.2";
-
-/// What is wrong with the bus. Each ends the daemon.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum Error {
-    #[error("the system bus cannot be reached: {0}; start it, or set DBUS_SYSTEM_BUS_ADDRESS to another")]
-    NoBus(String),
-    #[error("the name {name} on the bus is not to be had: {why}")]
-    Name { name: &'static str, why: String },
-    #[error("the name {0} on the bus was lost; see what else has taken it")]
-    NameLost(&'static str),
-    #[error("the connection to the bus was lost; see why the bus has ended")]
-    Lost,
-    #[error("waiting for the bus failed")]
-    Wait(#[source] io::Error),
-}
+use published::Published;
 
 /// Our side of the bus, not yet at work. Each part is for a thread of its own; they end in the order reader, lister,
 /// writer: the first by its stop switch (or an error), the second when the first has gone, the last when every sender

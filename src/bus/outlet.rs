@@ -16,7 +16,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use crate::bus::tree::Object;
+use crate::bus::entry::Entry;
 
 /// Bytes that may wait for the socket to take them before no more calls are read, and no more lists built. Small change
 /// is not held up by it: it is what the bus has left lying of some large lists.
@@ -30,9 +30,9 @@ pub enum Part {
     /// Its own.
     Bytes(Vec<u8>),
     /// The entry of an object in a list, filled up to where the next begins.
-    Entry(Arc<Object>),
+    Entry(Arc<Entry>),
     /// The last one, which is not.
-    LastEntry(Arc<Object>),
+    LastEntry(Arc<Entry>),
 }
 
 impl Part {
@@ -40,8 +40,8 @@ impl Part {
     pub fn bytes(&self) -> &[u8] {
         match self {
             Part::Bytes(bytes) => bytes,
-            Part::Entry(object) => object.entry().filled_up(),
-            Part::LastEntry(object) => object.entry().added(),
+            Part::Entry(entry) => entry.filled_up(),
+            Part::LastEntry(entry) => entry.added(),
         }
     }
 }

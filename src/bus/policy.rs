@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use crate::bus::{
     NAME,
-    table::{ALL, Interface, Kind},
+    schema::{ALL, Interface, Kind},
 };
 
 /// Methods of Manager that anybody may call, in every revision.
@@ -62,7 +62,10 @@ pub fn text() -> String {
 #[cfg(test)]
 mod tests {
     use super::{OPEN_METHODS, text};
-    use crate::bus::table::{ALL, Interface, Kind, find_method};
+    use crate::bus::{
+        schema::{ALL, Interface, Kind},
+        table::find_method,
+    };
 
     #[test]
     fn the_installed_file_is_this_text() {

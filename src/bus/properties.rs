@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     base::{ids::PoolUuid, name::Name, units::Sectors},
-    bus::{INTERFACE_LEVEL, wire::Value},
+    bus::{names::INTERFACE_LEVEL, wire::Value},
     engine::encryption::BINDINGS_MAX,
     view::{Device, Encryption, Filesystem, Pool, StoppedPool, Tier, View},
 };

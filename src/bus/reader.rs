@@ -12,76 +12,31 @@ use threads::stop::Stop;
 use crate::{
     bus::{
         Error, NAME,
-        accounts::Verdict,
+        answer::{Answer, error_name},
+        asked::Asked,
         awaited::Awaited,
+        call_error::CallError,
+        caller::Caller,
         connection::Connection,
         introspect,
-        job::{About, Caller, Failure, Job, Recipient, Reply, Submit},
+        job::{About, Job, Recipient, Reply, Submit},
         lister::{Lists, Long},
         message::{self, BadArguments},
         methods::{Call, Work},
-        outcome::{Answer, Asked, Outcome, error_name},
+        outcome::{Failure, Outcome},
         passphrase,
         pending::{Load, Pending},
         planted::{self, Fault},
-        table::{self, Interface, Kind, Member, Row, Subject},
-        tree::{self, Object, Published, TOP, Tree},
+        published::Published,
+        quota::Admission,
+        rendering,
+        schema::{Interface, Kind, Subject},
+        table::{self, Member, Row},
+        tree::{Object, TOP, Tree},
         wire::{Body, Descriptor, Marshaller, Value},
     },
     engine::request::Next,
 };
-
-/// A call that is answered with a D-Bus error.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum CallError {
-    #[error("there is no object {0}; list the managed objects to see what there is")]
-    UnknownObject(String),
-    #[error(
-        "object {path} has no interface {interface}; introspect the object to see which it has, and in which revisions"
-    )]
-    UnknownInterface { path: String, interface: String },
-    #[error("the call names no interface; name the one that has {0}")]
-    NoInterface(String),
-    #[error(
-        "interface {interface} has no method {method}; introspect the object to see which interface, or revision of it, has it"
-    )]
-    UnknownMethod { interface: String, method: String },
-    #[error(
-        "interface {interface} has no property {property}; introspect the object to see which interface, or revision of it, has it"
-    )]
-    UnknownProperty { interface: String, property: String },
-    #[error("property {0} cannot be set; introspect the object to see which can, and which methods there are")]
-    ReadOnly(String),
-    #[error("property {0} could not be computed; please report it with what the log says")]
-    NoValue(String),
-    #[error("the call met with a fault of the daemon and was given up; please report it with what the log says")]
-    Panicked,
-    #[error("{0}")]
-    MachineId(String),
-    #[error(transparent)]
-    Arguments(#[from] BadArguments),
-}
-
-impl CallError {
-    fn name(&self) -> &'static str {
-        match self {
-            CallError::UnknownObject(_) => error_name::UNKNOWN_OBJECT,
-            CallError::UnknownInterface { .. } | CallError::NoInterface(_) => error_name::UNKNOWN_INTERFACE,
-            CallError::UnknownMethod { .. } => error_name::UNKNOWN_METHOD,
-            CallError::UnknownProperty { .. } => error_name::UNKNOWN_PROPERTY,
-            CallError::ReadOnly(_) => error_name::PROPERTY_READ_ONLY,
-            CallError::Arguments(_) => error_name::INVALID_ARGS,
-            CallError::NoValue(_) | CallError::Panicked | CallError::MachineId(_) => error_name::FAILED,
-        }
-    }
-}
-
-impl From<CallError> for Answer {
-    fn from(error: CallError) -> Answer {
-        Answer::Error(error.name(), error.to_string())
-    }
-}
 
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
@@ -274,13 +229,13 @@ impl Reader {
         let (Some(sender), Some(serial)) = (message.sender(), message.get_serial()) else { return };
         let caller = Caller { name: sender.to_string(), serial };
         let wants_reply = !message.get_no_reply();
-        match if wants_reply { self.connection.verdict(&caller) } else { Verdict::Admitted } {
-            Verdict::Admitted => {}
-            Verdict::Refused => {
+        match if wants_reply { self.connection.admission(&caller) } else { Admission::Admitted } {
+            Admission::Admitted => {}
+            Admission::Refused => {
                 let refusal = Answer::Error(error_name::LIMITS_EXCEEDED, UNREAD.to_owned());
                 return self.connection.send(message::answer(&caller, &refusal));
             }
-            Verdict::Ignored => return,
+            Admission::Ignored => return,
         }
         let Some(response) = self.answer(message, &caller, wants_reply) else { return };
         match response {
@@ -443,11 +398,6 @@ fn introspection(target: Target<'_>) -> Response {
     Response::Answer(Answer::Return(Body::of(&[Value::Str(xml)])))
 }
 
-/// Introspection of the top object.
-pub(super) fn introspect_top(tree: &Tree) -> Answer {
-    Answer::Return(Body::of(&[Value::Str(introspect::top(tree.objects().map(|object| &*object.path)))]))
-}
-
 fn subject<'a>(target: Target<'a>, tree: &'a Tree) -> Subject<'a> {
     match target {
         Target::Object(object) => object.state.subject(),
@@ -488,8 +438,8 @@ fn properties(
     let interface = interface_of(&name, path, target)?;
     if method == "GetAll" {
         return Ok(Response::Answer(Answer::Return(match target {
-            Target::Object(object) => object.entry().all(interface.revision),
-            Target::Top | Target::Above(_) => tree::all_properties(interface, subject(target, tree)),
+            Target::Object(object) => rendering::entry(object).all(interface.revision),
+            Target::Top | Target::Above(_) => rendering::all_properties(interface, subject(target, tree)),
         })));
     }
     let row = table::find_property(interface, &property).ok_or_else(unknown)?;

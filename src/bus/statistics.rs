@@ -1,7 +1,7 @@
 //! What the bus says of what it holds (`org.freedesktop.DBus.Debug.Stats`, which root may ask on a system bus), in the two
 //! ways in which the buses in use say it.
 //!
-//! Pure: sends nothing. A text of the bus that is none of these is [`Answer::Silence`].
+//! Pure: sends nothing. A text of the bus that is none of these is [`Holding::Silence`].
 
 use std::collections::HashMap;
 
@@ -10,10 +10,43 @@ use dbus::{
     arg::{ArgType, PropMap, Variant, prop_cast},
 };
 
-use crate::bus::{
-    accounts::{Answer, Whom},
-    wire::{Body, Value},
-};
+use crate::bus::wire::{Body, Value};
+
+/// Which messages the bus is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Side {
+    /// Those that we have sent, whoever is to get them.
+    Ours,
+    /// Those to that connection.
+    Caller(String),
+}
+
+/// A question to the bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// About which messages.
+    pub side: Side,
+    /// In which words.
+    pub dialect: Dialect,
+}
+
+/// What the bus says that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// So many bytes of the connection's messages, and so many for it.
+    Holds {
+        /// Sent by the connection, and not taken by whoever is to get them.
+        of_theirs: u64,
+        /// Not taken by the connection.
+        for_them: u64,
+    },
+    /// The connection has ended.
+    Gone,
+    /// Not this time.
+    Failed,
+    /// It does not say such things.
+    Silence,
+}
 
 /// How a bus is asked.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +55,8 @@ pub enum Dialect {
     /// Tried first.
     #[default]
     Connection,
-    /// dbus-broker: all connections at once, in an entry of its own; `OutgoingBytes` of a peer wait for it to read. By
-    /// whom they were sent is not told.
+    /// dbus-broker: all connections at once, in an entry of its own; `OutgoingBytes` of a peer wait for it to read. It
+    /// does not say who sent them.
     Peers,
 }
 
@@ -50,31 +83,31 @@ impl Dialect {
     }
 
     /// What a reply says about it.
-    pub fn answer(self, reply: &Message, whom: &Whom) -> Answer {
+    pub fn answer(self, reply: &Message, side: &Side) -> Holding {
         match reply.msg_type() {
             MessageType::MethodReturn => match self {
                 Dialect::Connection => of_connection(reply),
-                Dialect::Peers => of_peers(reply, whom),
+                Dialect::Peers => of_peers(reply, side),
             }
-            .unwrap_or(Answer::Silence),
+            .unwrap_or(Holding::Silence),
             _ => match error_name(reply).as_deref() {
-                Some("org.freedesktop.DBus.Error.NameHasNoOwner") => Answer::Gone,
+                Some("org.freedesktop.DBus.Error.NameHasNoOwner") => Holding::Gone,
                 Some("org.freedesktop.DBus.Error.LimitsExceeded" | "org.freedesktop.DBus.Error.NoMemory") => {
-                    Answer::Failed
+                    Holding::Failed
                 }
-                _ => Answer::Silence,
+                _ => Holding::Silence,
             },
         }
     }
 }
 
-fn of_connection(reply: &Message) -> Option<Answer> {
+fn of_connection(reply: &Message) -> Option<Holding> {
     let map: PropMap = reply.get1()?;
     let bytes = |key: &str| prop_cast::<u32>(&map, key).map(|bytes| u64::from(*bytes));
-    Some(Answer::Holds { of_theirs: bytes("IncomingBytes")?, for_them: bytes("OutgoingBytes")? })
+    Some(Holding::Holds { of_theirs: bytes("IncomingBytes")?, for_them: bytes("OutgoingBytes")? })
 }
 
-fn of_peers(reply: &Message, whom: &Whom) -> Option<Answer> {
+fn of_peers(reply: &Message, side: &Side) -> Option<Holding> {
     let mut entries = reply.iter_init().recurse(ArgType::Array)?;
     while let Some(mut entry) = entries.recurse(ArgType::DictEntry) {
         if entry.get::<&str>()? != PEERS {
@@ -84,15 +117,15 @@ fn of_peers(reply: &Message, whom: &Whom) -> Option<Answer> {
         entry.next();
         let Variant(peers) = entry.get::<Variant<Vec<Peer<'_>>>>()?;
         let mut held = peers.iter().map(|(name, _, figures)| (*name, figures.get("OutgoingBytes").copied()));
-        return match whom {
-            Whom::Caller(caller) => match held.find(|(name, _)| name == caller) {
-                Some((_, bytes)) => bytes.map(|bytes| Answer::Holds { of_theirs: 0, for_them: bytes.into() }),
-                None => Some(Answer::Gone),
+        return match side {
+            Side::Caller(caller) => match held.find(|(name, _)| name == caller) {
+                Some((_, bytes)) => bytes.map(|bytes| Holding::Holds { of_theirs: 0, for_them: bytes.into() }),
+                None => Some(Holding::Gone),
             },
             // What others have sent is among it; it fills the same store.
-            Whom::Ourselves => {
+            Side::Ours => {
                 let all: Option<u64> = held.map(|(_, bytes)| bytes.map(u64::from)).sum();
-                all.map(|of_theirs| Answer::Holds { of_theirs, for_them: 0 })
+                all.map(|of_theirs| Holding::Holds { of_theirs, for_them: 0 })
             }
         };
     }

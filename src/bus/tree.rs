@@ -9,14 +9,13 @@
 use std::sync::{Arc, OnceLock};
 
 use imbl::{OrdMap, Vector};
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::{
     base::ids::{DevUuid, FsUuid, PoolUuid},
     bus::{
+        entry::Entry,
         properties::{DeviceObject, FilesystemObject},
-        table::{self, ALL, Interface, Kind, Member, REVISIONS, Subject},
-        wire::{Body, Marshaller},
+        schema::{Kind, Subject},
     },
     view::{Pool, View},
 };
@@ -88,7 +87,7 @@ pub struct Object {
     /// Its subject.
     pub state: State,
     /// What is kept in bytes, once it has been asked for.
-    entry: OnceLock<Entry>,
+    entry: OnceLock<Arc<Entry>>,
 }
 
 impl Object {
@@ -97,91 +96,10 @@ impl Object {
         Object { path, state, entry: OnceLock::new() }
     }
 
-    /// What is kept in bytes. Who asks first builds it; whoever asks meanwhile waits for that.
-    pub fn entry(&self) -> &Entry {
-        self.entry.get_or_init(|| Entry::build(&self.path, self.state.kind(), self.state.subject()))
+    /// What is kept in bytes, built by `build` if nobody has asked for it before.
+    pub(super) fn kept(&self, build: impl FnOnce() -> Entry) -> &Arc<Entry> {
+        self.entry.get_or_init(|| Arc::new(build()))
     }
-}
-
-/// An object's entry in GetManagedObjects: path and `a{sa{sv}}`. It is at the same time the body of its
-/// InterfacesAdded signal, and contains the answers to GetAll.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Filled up with zeros to a multiple of 8, where the next one may begin.
-    bytes: Box<[u8]>,
-    length: usize,
-    /// Where the `{sv}` entries of each revision lie.
-    properties: [(u32, u32); REVISIONS],
-}
-
-/// Signature of [`Entry::added`].
-pub const ADDED_SIGNATURE: &str = "oa{sa{sv}}";
-
-impl Entry {
-    fn build(path: &str, kind: Kind, subject: Subject<'_>) -> Entry {
-        // Each value is computed and marshalled once and copied to the revisions that have it.
-        let values: Vec<_> = table::properties(kind)
-            .filter_map(|row| {
-                let value = table::value(row, subject)?;
-                let mut m = Marshaller::default();
-                m.str(row.name);
-                m.property(&value);
-                Some((row, m.finish()))
-            })
-            .collect();
-        let mut properties = [(0, 0); REVISIONS];
-        let mut m = Marshaller::default();
-        m.str(path);
-        m.array("{sa{sv}}", |m| {
-            for (revision, place) in ALL.zip(&mut properties) {
-                let interface = Interface { kind, revision };
-                m.align(8);
-                m.str(&interface.name());
-                m.array("{sv}", |m| {
-                    let start = m.position();
-                    values.iter().filter(|(row, _)| row.is_in(interface)).for_each(|(_, bytes)| m.marshalled(bytes));
-                    *place = (start as u32, m.position() as u32);
-                });
-            }
-        });
-        let length = m.position();
-        m.align(8);
-        Entry { bytes: m.finish().into(), length, properties }
-    }
-
-    /// The arguments of InterfacesAdded, of signature [`ADDED_SIGNATURE`].
-    pub fn added(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-
-    /// The same up to where another entry may begin.
-    pub fn filled_up(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// The answer to GetAll for a revision.
-    pub fn all(&self, revision: u8) -> Body {
-        let mut m = Marshaller::default();
-        if let Some((start, end)) = self.properties.get(usize::from(revision)) {
-            m.array("{sv}", |m| m.marshalled(&self.bytes[*start as usize..*end as usize]));
-        }
-        Body { signature: "a{sv}".into(), bytes: m.finish() }
-    }
-}
-
-/// The answer to GetAll for an interface whose object has no [`Entry`].
-pub fn all_properties(interface: Interface, subject: Subject<'_>) -> Body {
-    let mut m = Marshaller::default();
-    m.array("{sv}", |m| {
-        for row in table::properties(interface.kind).filter(|row| row.is_in(interface)) {
-            if let (Some(value), Member::Property { .. }) = (table::value(row, subject), row.member) {
-                m.align(8);
-                m.str(row.name);
-                m.property(&value);
-            }
-        }
-    });
-    Body { signature: "a{sv}".into(), bytes: m.finish() }
 }
 
 /// How many objects that are gone still have their paths. A reply waits for seconds at most.
@@ -273,77 +191,6 @@ impl Tree {
     }
 }
 
-/// Where the current version is found.
-#[derive(Debug, Default)]
-pub struct Published {
-    current: RwLock<Arc<Tree>>,
-    order: Mutex<Order>,
-    turn: Condvar,
-}
-
-/// The order of lists and signals.
-#[derive(Debug, Default)]
-pub(super) struct Order {
-    /// Some signals of the current version are still to be sent.
-    pub is_open: bool,
-    /// Lists that wait for those.
-    waiting: usize,
-    /// Counts the lists that have had their turn.
-    turns: u64,
-}
-
-impl Published {
-    /// The current version. Waits for nothing but the copy of a pointer.
-    pub fn load(&self) -> Arc<Tree> {
-        Arc::clone(&self.current.read())
-    }
-
-    /// Number of the current version.
-    pub fn version(&self) -> u64 {
-        self.current.read().version
-    }
-
-    /// Makes a version the current one. Only the tree writer does that, with [`Published::order`] held.
-    pub(super) fn store(&self, tree: Arc<Tree>) {
-        let before = std::mem::replace(&mut *self.current.write(), tree);
-        // Freed after the lock has been released.
-        drop(before);
-    }
-
-    /// Keeps the order of list and signals: the writer holds this from the publication of a version until its first signals
-    /// are on their way, and notes whether that was all. Who sends a list of all objects holds it while it makes sure that
-    /// the list is of the current version and sends it. So whoever gets a list and then follows the signals misses nothing,
-    /// hears nothing twice, and no list takes back what a signal has told before.
-    pub(super) fn order(&self) -> MutexGuard<'_, Order> {
-        self.order.lock()
-    }
-
-    /// The same for a list, when all signals of the current version have been sent.
-    pub(super) fn order_of_list(&self) -> MutexGuard<'_, Order> {
-        let mut order = self.order.lock();
-        order.waiting += 1;
-        self.turn.wait_while(&mut order, |order| order.is_open);
-        order.waiting -= 1;
-        order.turns += 1;
-        self.turn.notify_all();
-        order
-    }
-
-    /// All signals of the current version have been sent.
-    pub(super) fn close(&self) {
-        self.order.lock().is_open = false;
-        self.turn.notify_all();
-    }
-
-    /// Whether a list waits until all signals have been sent.
-    pub(super) fn list_waits(&self) -> bool {
-        self.order.lock().waiting > 0
-    }
-
-    /// Lets a list that waits have its turn. Only when it is not waiting for the caller.
-    pub(super) fn give_way(&self) {
-        let mut order = self.order.lock();
-        let turns = order.turns;
-        self.turn.wait_while(&mut order, |order| order.waiting > 0 && order.turns == turns);
-    }
-}
+/// Builds the body of a reply. Runs on the tree writer after the changes have been published, so that every object
+/// that the change made has its path.
+pub type Late<T> = Box<dyn FnOnce(&Tree) -> T + Send>;

@@ -16,14 +16,15 @@ use crossbeam_channel::{Receiver, select};
 
 use crate::{
     bus::{
+        answer::{Answer, error_name},
         backlog::{Backlog, Tail, Topics},
         changes::{self, Signal, Signals},
         connection::Connection,
         job::{Recipient, Reply},
         message::{self, NotAMessage, Outgoing},
-        outcome::{Answer, error_name},
         planted::{self, Fault},
-        tree::{Published, Tree},
+        published::Published,
+        tree::Tree,
     },
     view::{Change, Update},
 };

@@ -57,7 +57,7 @@ use self::{context::Step, ticket::Ticket};
 use super::links::Links;
 use crate::{
     base::{ids::PoolUuid, name::Name},
-    bus::job::Failure,
+    bus::Failure,
     engine::{
         Engine,
         request::{Share, Wait},

@@ -12,9 +12,12 @@ use crate::{
     base::units::Sectors,
     bus::{
         changes::{Signal, apply},
+        entry::ADDED_SIGNATURE,
         message::{self, Envelope},
-        table::{self, ALL, Emits, Interface, Kind, Member},
-        tree::{ADDED_SIGNATURE, Id, Object, Tree},
+        rendering,
+        schema::{ALL, Emits, Interface, Kind, Subject},
+        table::{self, Member},
+        tree::{Id, Object, Tree},
         wire::Value,
     },
     view::{Availability, Change, Encryption, Features, Pool, Stopped, StoppedPool},
@@ -158,7 +161,7 @@ fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
     expected.extend(revisions("pool", 8..=8, "~/0", &format!("{{{slots}}} []")));
     expected.extend(revisions("pool", 9..=9, "~/0", &format!("{{'Encrypted'=true {slots}}} []")));
     assert_eq!(signals, expected);
-    let all = after.at("/org/storage/stratis3/0").unwrap().entry().all(8);
+    let all = rendering::entry(after.at("/org/storage/stratis3/0").unwrap()).all(8);
     let message = message::message(Envelope::Signal { path: "/", interface: "a.b", member: "C" }, "a{sv}", &all.bytes);
     let properties = &values(&read_back(&message.unwrap()))[0];
     assert_eq!(entry(properties, "Encrypted"), &Value::variant(Value::Bool(true)));
@@ -168,7 +171,7 @@ fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
 /// A property of the pool, in few characters.
 fn property(pool: &Pool, revision: u8, name: &str) -> String {
     let row = table::find_property(Interface { kind: Kind::Pool, revision }, name).unwrap();
-    super::plain(&table::value(row, table::Subject::Pool(pool)).unwrap())
+    super::plain(&table::value(row, Subject::Pool(pool)).unwrap())
 }
 
 /// `docs/spec/dbus/dbus-api.md` §3.2: which form each kind of pool has.
@@ -478,7 +481,7 @@ proptest! {
             for object in tree.objects() {
                 // The bytes that are kept are what would be built anew.
                 let fresh = Object::new(Arc::clone(&object.path), object.state.clone());
-                prop_assert_eq!(object.entry(), fresh.entry());
+                prop_assert_eq!(rendering::entry(object), rendering::entry(&fresh));
                 hear(&mut published, &Signal::Added(Arc::clone(object)));
             }
             let signalled = |(_, interface, property): &(String, String, String)| {
@@ -499,7 +502,7 @@ fn entry_is_accepted_by_libdbus_for_every_kind() {
     let tree = tree(vec![is(&with_filesystem(pool(1, "p"), 3))]);
     for object in tree.objects() {
         let envelope = Envelope::Signal { path: "/", interface: "a.b", member: "C" };
-        let message = message::message(envelope, ADDED_SIGNATURE, object.entry().added()).unwrap();
+        let message = message::message(envelope, ADDED_SIGNATURE, rendering::entry(object).added()).unwrap();
         assert_eq!(values(&read_back(&message))[0], Value::Path(object.path.to_string()));
     }
 }

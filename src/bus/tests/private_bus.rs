@@ -24,8 +24,9 @@ use super::{entry, filesystem, is, name, plain, pool, pool_id, values, with_file
 use crate::{
     bus::{
         Bus, Error, NAME,
-        job::{Failure, Holder, Job, Locks, Reply, Submit},
-        policy,
+        job::{Holder, Job, Locks, Reply, Submit},
+        outcome::Failure,
+        policy, rendering,
         wire::Value,
     },
     view::{Change, Pool, Update},
@@ -595,7 +596,7 @@ fn there_is_no_bus() {
 #[test]
 fn a_filesystem_takes_about_four_kilobytes_of_a_list() {
     let tree = super::tree(vec![is(&large(1))]);
-    let bytes = tree.objects().nth(1).unwrap().entry().added().len();
+    let bytes = rendering::entry(tree.objects().nth(1).unwrap()).added().len();
     assert_eq!(
         tree.objects().nth(1).unwrap().state.id(),
         crate::bus::tree::Id::Filesystem(pool_id(1), filesystem(10_000).uuid)

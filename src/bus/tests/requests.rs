@@ -7,13 +7,18 @@ use dbus::{Message, arg::AppendAll};
 use super::{is, plain, pool, read_back, values, with_filesystem};
 use crate::{
     bus::{
-        job::{Caller, Failure, Holder, Locks, RunningProgram},
+        answer::{Answer, error_name, readable},
+        asked::Asked,
+        call_error::CallError,
+        caller::Caller,
+        job::{Holder, Locks, RunningProgram},
         lister::Long,
         message::{self, BadArguments},
-        outcome::{Answer, Asked, Outcome, error_name, readable},
-        reader::{CallError, Response, Task, respond},
+        outcome::{Failure, Outcome},
+        reader::{Response, Task, respond},
         report::{self, Composer, Report},
-        table::{Interface, Kind, find_method, find_property},
+        schema::{Interface, Kind},
+        table::{find_method, find_property},
         tree::{Id, Tree},
         wire::Value,
     },

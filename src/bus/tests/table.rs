@@ -6,7 +6,8 @@ use super::{filesystem_id, pool, with_filesystem};
 use crate::bus::{
     introspect,
     methods::Call,
-    table::{self, ALL, Handler, Interface, Kind, LAST_REVISION, Member, ROWS, Row, STATUS, Subject},
+    schema::{ALL, Interface, Kind, LAST_REVISION, Subject},
+    table::{self, Handler, Member, ROWS, Row, STATUS},
     tree::{Id, Object, Tree},
     wire::{Types, Value},
 };

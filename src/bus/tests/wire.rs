@@ -1,15 +1,16 @@
 //! The marshaller against libdbus's own parser.
 
-use std::os::fd::AsRawFd;
+use std::{os::fd::AsRawFd, sync::Arc};
 
 use dbus::Message;
 use proptest::prelude::*;
 
 use super::{read_back, values};
 use crate::bus::{
-    job::Caller,
+    answer::Answer,
+    caller::Caller,
     message::{self, BadArguments, Envelope, Outgoing},
-    outcome::Answer,
+    rendering,
     wire::{Body, FromValue, Marshaller, PathArgument, Types, Value},
 };
 
@@ -131,7 +132,10 @@ fn lists_are_what_libdbus_takes_to_be_right() {
             pool = super::with_filesystem(pool, 10_u64.pow(filesystem % 10) + u64::from(filesystem));
         }
         let tree = if filesystems == 0 { super::tree(vec![]) } else { super::tree(vec![super::is(&pool)]) };
-        let message = read_back(&message::list(&caller(), tree.objects().cloned().collect()));
+        let message = read_back(&message::list(
+            &caller(),
+            tree.objects().map(|object| Arc::clone(rendering::entry(object))).collect(),
+        ));
         assert_eq!(message.get_reply_serial(), Some(42));
         assert_eq!(message.destination().as_deref(), Some(":1.7"));
         let listed = values(&message);

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
-    bus::job::Failure,
+    bus::Failure,
     engine::request::{Access, Granted, Mode, Next, Pace, Part, Share, Wait},
     platform::PendingLinks,
     view::Change,

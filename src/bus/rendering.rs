@@ -1,0 +1,62 @@
+//! Objects as bytes: each property is computed once and marshalled for every revision that has it.
+
+use std::sync::Arc;
+
+use super::{
+    entry::Entry,
+    schema::{ALL, Interface, Kind, REVISIONS, Subject},
+    table::{self, Member},
+    tree::Object,
+    wire::{Body, Marshaller},
+};
+
+/// An object's entry. Who asks first builds it; whoever asks meanwhile waits for that.
+pub fn entry(object: &Object) -> &Arc<Entry> {
+    object.kept(|| build(&object.path, object.state.kind(), object.state.subject()))
+}
+
+fn build(path: &str, kind: Kind, subject: Subject<'_>) -> Entry {
+    // Each value is computed and marshalled once and copied to the revisions that have it.
+    let values: Vec<_> = table::properties(kind)
+        .filter_map(|row| {
+            let value = table::value(row, subject)?;
+            let mut m = Marshaller::default();
+            m.str(row.name);
+            m.property(&value);
+            Some((row, m.finish()))
+        })
+        .collect();
+    let mut properties = [(0, 0); REVISIONS];
+    let mut m = Marshaller::default();
+    m.str(path);
+    m.array("{sa{sv}}", |m| {
+        for (revision, place) in ALL.zip(&mut properties) {
+            let interface = Interface { kind, revision };
+            m.align(8);
+            m.str(&interface.name());
+            m.array("{sv}", |m| {
+                let start = m.position();
+                values.iter().filter(|(row, _)| row.is_in(interface)).for_each(|(_, bytes)| m.marshalled(bytes));
+                *place = (start as u32, m.position() as u32);
+            });
+        }
+    });
+    let length = m.position();
+    m.align(8);
+    Entry { bytes: m.finish().into(), length, properties }
+}
+
+/// The answer to GetAll for an interface whose object has no [`Entry`].
+pub fn all_properties(interface: Interface, subject: Subject<'_>) -> Body {
+    let mut m = Marshaller::default();
+    m.array("{sv}", |m| {
+        for row in table::properties(interface.kind).filter(|row| row.is_in(interface)) {
+            if let (Some(value), Member::Property { .. }) = (table::value(row, subject), row.member) {
+                m.align(8);
+                m.str(row.name);
+                m.property(&value);
+            }
+        }
+    });
+    Body { signature: "a{sv}".into(), bytes: m.finish() }
+}
