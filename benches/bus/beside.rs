@@ -1,5 +1,5 @@
-//! What calls about one pool cost beside something large, long or hung of others, against the same calls with nothing beside
-//! them.
+//! What calls about one pool cost beside something large, long or hung in other pools, against the
+//! same calls on an idle daemon.
 
 use std::{
     fs::File,
@@ -21,23 +21,23 @@ const FILESYSTEMS: usize = 10_000;
 const FILESYSTEMS_OF_A_CALL: usize = 250;
 /// Formats that never end. Half of the workers may run slow steps.
 const HUNG: usize = 8;
-/// Requests for what such a format holds, and how many one client may have waiting.
+/// Requests that wait for a claim of such a format, and the limit of one client.
 const PARKED: usize = 12_000;
 const PARKED_OF_ONE: usize = 4_000;
 const KEYS: usize = 256;
 const KEYS_OF_ONE: usize = 64;
-/// Of each measurement. A rename of all filesystems takes a second.
+/// The time of each measurement. A rename of all filesystems takes a second.
 const STRETCH: Duration = Duration::from_secs(5);
 const GET_P99_MAX: Duration = Duration::from_millis(10);
 
-/// A pool that has nothing to do with what goes on.
+/// A pool that the load does not touch.
 struct Quiet {
     pool: String,
     device: String,
     filesystem: String,
 }
 
-/// What its calls took.
+/// The times of its calls.
 struct Figures {
     get: Samples,
     set: Samples,
@@ -52,7 +52,7 @@ pub fn measure(musts: &mut Musts) {
     let quiet = Quiet { pool: made[0].clone(), device: made[1].clone(), filesystem };
     let large = large_pool(&stage.client);
 
-    chapter("One pool beside what others do");
+    chapter("One pool beside load on others");
     head(&["beside", "Get, median", "p99", "Set, median", "p99", "creation, median", "p99"]);
     let idle = calls(&stage, &quiet);
     tell("nothing", &idle);
@@ -96,7 +96,7 @@ pub fn measure(musts: &mut Musts) {
     drop(parked);
 }
 
-/// A pool with many filesystems; its path.
+/// Creates a pool with many filesystems; returns its path.
 fn large_pool(client: &Client) -> String {
     let pool = client.done(client::create_pool("large", &["/dev/large"])).swap_remove(0);
     let limit = Variant(Box::new(2 * FILESYSTEMS as u64) as Box<dyn RefArg>);
@@ -109,7 +109,7 @@ fn large_pool(client: &Client) -> String {
     pool
 }
 
-/// Measures while a client does something again and again.
+/// Measures while a client repeats some work.
 fn beside(stage: &Stage, quiet: &Quiet, work: impl Fn(&Client, usize) + Sync) -> Figures {
     let over = AtomicBool::new(false);
     let client = Client::new(&stage.bus);
@@ -154,12 +154,12 @@ fn tell(beside: &str, Figures { get, set, creation }: &Figures) {
     row(&std::iter::once(beside.to_owned()).chain(figures).collect::<Vec<_>>());
 }
 
-/// Calls whose keys are never written, and the ends to which they would be.
+/// Calls whose keys are never written, and the write ends of their pipes.
 fn awaited_keys(stage: &Stage) -> Vec<(Client, Vec<std::io::PipeWriter>)> {
     let one = |of: usize| {
         let client = Client::new(&stage.bus);
         let ends = (0..KEYS_OF_ONE).map(|number| {
-            let (reader, writer) = std::io::pipe().expect("there are descriptors left");
+            let (reader, writer) = std::io::pipe().expect("descriptors are left");
             let reader = File::from(OwnedFd::from(reader));
             client.send(client::call(TOP, MANAGER, "SetKey", (format!("key-{of}-{number}"), reader)));
             writer
@@ -171,7 +171,7 @@ fn awaited_keys(stage: &Stage) -> Vec<(Client, Vec<std::io::PipeWriter>)> {
     (0..KEYS / KEYS_OF_ONE).map(one).collect()
 }
 
-/// A client with many calls that wait for the name of a pool in the making.
+/// A client with many calls that wait for the name of a pool whose creation hangs.
 fn parked_calls(stage: &Stage) -> Client {
     let client = Client::new(&stage.bus);
     for _ in 0..PARKED_OF_ONE {

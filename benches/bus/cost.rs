@@ -1,4 +1,4 @@
-//! What the daemon costs by being there: its start, its wake-ups when nobody asks for anything, its memory.
+//! The idle cost of the daemon: its start, its wake-ups without requests, its memory.
 
 use std::{
     collections::BTreeMap,
@@ -16,11 +16,12 @@ const IDLE: Duration = Duration::from_secs(12);
 /// Two or three rounds of checks.
 const IDLE_WITH_POOLS: Duration = Duration::from_secs(25);
 const POOLS: u64 = 3;
-/// Those that the check of a pool by time needs.
+/// The threads that the periodic check needs.
 const OF_THE_CHECK: [&str; 3] = ["timers", "worker-", "tree-writer"];
 const FILESYSTEMS: usize = 1000;
 const LISTS: usize = 20;
-/// What memory may grow by over many calls and be called flat: the allocator's pages move a little.
+/// The growth of memory over many calls that still counts as flat: the allocator's pages move a
+/// little.
 const GROWTH_MAX_KIB: u64 = 512;
 
 pub fn start() {
@@ -33,7 +34,7 @@ pub fn start() {
     }
     chapter("Start");
     head(&["", "median", "max"]);
-    row(&["program started to name acquired and readiness told", &time(samples.median()), &time(samples.max())]);
+    row(&["program started to name acquired and readiness reported", &time(samples.median()), &time(samples.max())]);
 }
 
 pub fn idle(musts: &mut Musts) {
@@ -64,21 +65,21 @@ pub fn idle(musts: &mut Musts) {
 pub fn memory(calls: usize, musts: &mut Musts) {
     let mut stage = Stage::new(&[]);
     let mib = |kib: u64| kib as f64 / 1024.0;
-    let told = |what: &str, kib: u64| row(&[what, &format!("{:.1} MiB", mib(kib))]);
+    let line = |what: &str, kib: u64| row(&[what, &format!("{:.1} MiB", mib(kib))]);
     chapter("Resident memory");
     head(&["", "VmRSS"]);
     let idle = stage.daemon.resident_kib();
-    told("idle, no pool", idle);
+    line("idle, no pool", idle);
     stage.grow_to(FILESYSTEMS);
-    told("1000 filesystems made", stage.daemon.resident_kib());
+    line("1000 filesystems created", stage.daemon.resident_kib());
     let mut wire = stage.wire();
     for _ in 0..LISTS {
         wire.call(&mut list());
     }
     let listed = stage.daemon.resident_kib();
-    told(&format!("… and listed {LISTS} times"), listed);
+    line(&format!("… and listed {LISTS} times"), listed);
 
-    let filesystem = stage.filesystems().next().expect("there are some");
+    let filesystem = stage.filesystems().next().expect("filesystems exist");
     let mut kinds = [ping(), get(filesystem), get_all(filesystem)];
     let mut after = Vec::new();
     for _ in 0..10 {
@@ -88,8 +89,8 @@ pub fn memory(calls: usize, musts: &mut Musts) {
         wire.call(&mut list());
         after.push(stage.daemon.resident_kib());
     }
-    told(&format!("… after {} calls", calls / 10), after[0]);
-    told(&format!("… after {calls} calls"), after[9]);
+    line(&format!("… after {} calls", calls / 10), after[0]);
+    line(&format!("… after {calls} calls"), after[9]);
     musts.at_most("resident memory, idle", mib(idle), 12.0, " MiB");
     musts.at_most("resident memory, 1000 filesystems, listed", mib(listed), 40.0, " MiB");
     let growth = after[9].saturating_sub(after[0]);

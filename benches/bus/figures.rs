@@ -1,10 +1,10 @@
-//! Samples, and how they are told: tables and lines in Markdown, as they stand in docs/performance.md.
+//! Samples, and their report as Markdown tables and lines, as in docs/performance.md.
 //!
 //! Knows nothing of what was measured.
 
 use std::{fmt::Display, time::Duration};
 
-/// Durations of one kind.
+/// Durations of one kind of call.
 #[derive(Debug, Default)]
 pub struct Samples(Vec<Duration>);
 
@@ -44,7 +44,7 @@ impl Samples {
     }
 }
 
-/// A duration in the unit that suits it.
+/// A duration in a suitable unit.
 pub fn time(duration: Duration) -> String {
     let us = duration.as_nanos() as f64 / 1e3;
     match us {
@@ -75,16 +75,16 @@ pub fn row(cells: &[impl Display]) {
     println!("| {} |", cells.join(" | "));
 }
 
-/// What must be reached, and what was.
+/// The required limits and the measured values.
 #[derive(Debug, Default)]
 pub struct Musts {
     lines: Vec<(bool, String)>,
 }
 
 impl Musts {
-    /// `what` must not be more than `most`.
+    /// Requires that `what` is at most `most`.
     pub fn at_most(&mut self, what: &str, found: f64, most: f64, unit: &str) {
-        // As it is shown: 1.204 is told as 1.20 and is that.
+        // Compares the value as it is shown: 1.204 is shown as 1.20 and counts as 1.20.
         let shown = format!("{found:.2}");
         let reached = shown.parse().is_ok_and(|found: f64| found <= most);
         self.note(what, &format!("{shown}{unit}, at most {most}{unit}"), reached);
@@ -94,9 +94,9 @@ impl Musts {
         self.lines.push((reached, format!("{what} | {found}")));
     }
 
-    /// The table of all.
+    /// Prints the table of all limits.
     pub fn tell(&self) {
-        chapter("Must be reached");
+        chapter("Limits");
         head(&["what", "found", ""]);
         for (reached, line) in &self.lines {
             row(&[line.as_str(), if *reached { "ok" } else { "**NOT REACHED**" }]);

@@ -1,6 +1,7 @@
-//! GetManagedObjects against two floors, taken in turn by the same client: a byte array of the same size, and the very same
-//! list out of another program's memory. The second is what the bus makes of a list, whoever sends it: it checks every
-//! value. Neither floor has work of its own.
+//! GetManagedObjects against two floors, called alternately by the same client: a byte array of the
+//! same size, and the same list from the memory of another program. The second floor is the cost of
+//! the bus, which checks every value of the list whoever sends it. Neither floor has work of its
+//! own.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -14,11 +15,11 @@ use crate::{
     wire::Call,
 };
 
-/// Filesystems, and how often each list is asked for.
+/// Numbers of filesystems, and how often each list is requested.
 const SIZES: [(usize, usize); 4] = [(10, 200), (100, 100), (1000, 40), (10_000, 6)];
-/// How many the figures that must be reached speak of.
+/// The number of filesystems for which limits are set.
 const JUDGED: usize = 1000;
-/// Lists under way while single reads are timed.
+/// Lists requested while single reads are timed.
 const LISTS_MEANWHILE: usize = 6;
 
 pub fn measure(musts: &mut Musts) {
@@ -43,7 +44,7 @@ fn one_size(stage: &Stage, filesystems: usize, rounds: usize, musts: &mut Musts)
     wire.call(&mut floor("Keep"));
     let length = wire.call(&mut list).len();
     let [mut of_bytes, mut of_kept, mut of_unchanged, mut of_changed] = [const { Samples::new() }; 4];
-    let changed = stage.filesystems().next().expect("there are some");
+    let changed = stage.filesystems().next().expect("filesystems exist");
     for round in 0..rounds {
         sample(&mut wire, &mut bytes, &mut of_bytes);
         sample(&mut wire, &mut list, &mut of_unchanged);
@@ -66,9 +67,9 @@ fn one_size(stage: &Stage, filesystems: usize, rounds: usize, musts: &mut Musts)
     }
 }
 
-/// Single reads while another client asks for one list after the other.
+/// Single reads while another client requests one list after the other.
 fn meanwhile(stage: &Stage, when: &str, mut list: Call) {
-    let mut get = get(stage.filesystems().next().expect("there are some"));
+    let mut get = get(stage.filesystems().next().expect("filesystems exist"));
     let (over, mut samples) = (AtomicBool::new(false), Samples::new());
     let mut lister = stage.wire();
     std::thread::scope(|scope| {

@@ -1,8 +1,9 @@
-//! What the bus side costs, always against a floor that is measured in the same run and in turn with it, so that whatever
-//! else the machine does hits both alike. `make bench` runs it; docs/performance.md has what it printed.
+//! The cost of the bus side, always against a floor that is measured alternately in the same run,
+//! so that other load on the machine affects both alike. `make bench` runs it; docs/performance.md
+//! has its output.
 //!
-//! Times are from the first byte of a call written to the last byte of its reply read, by a client that does no more than
-//! that ([`wire`]); a library in the client comes on top.
+//! Times are from the first byte of a call written to the last byte of its reply read, by a client
+//! that does no more than that ([`wire`]); a client library adds its own cost.
 
 mod beside;
 mod cost;
@@ -14,14 +15,14 @@ mod stage;
 mod wire;
 mod writes;
 
-// What the tests of the bus drive it with.
-#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
+// The client of the tests of the bus.
+#[allow(dead_code, clippy::unwrap_used, reason = "part of the tests, which use more of it")]
 #[path = "../../tests/bus/broker.rs"]
 mod broker;
-#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
+#[allow(dead_code, clippy::unwrap_used, reason = "part of the tests, which use more of it")]
 #[path = "../../tests/bus/client.rs"]
 mod client;
-#[allow(dead_code, clippy::unwrap_used, reason = "it is part of the tests, which use more of it")]
+#[allow(dead_code, clippy::unwrap_used, reason = "part of the tests, which use more of it")]
 #[path = "../../tests/bus/rig.rs"]
 mod rig;
 
@@ -30,7 +31,7 @@ use std::{env, fs};
 use figures::Musts;
 
 const USAGE: &str = "usage: bus [--only reads|lists|writes|scale|beside|start|idle|memory] [--calls NUMBER]";
-/// Calls over which memory must stay flat; `--calls 1000000` is what is promised.
+/// Calls over which memory must stay flat; docs/performance.md promises it for `--calls 1000000`.
 const CALLS: usize = 100_000;
 
 fn main() {

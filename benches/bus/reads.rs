@@ -1,5 +1,5 @@
-//! Single reads against `Peer.Ping` to the same daemon, which is the way there and back: idle, while every pool is being
-//! written, and by more and more clients.
+//! Single reads against `Peer.Ping` to the same daemon, which is the cost of the round trip: idle,
+//! while every pool is being written, and with a growing number of clients.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -16,7 +16,7 @@ use crate::{
 const ROUNDS: usize = 20_000;
 const POOLS: usize = 4;
 const CLIENTS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
-/// Of one row of clients, for each kind of call.
+/// The time for each row of clients, for each kind of call.
 const STRETCH: Duration = Duration::from_millis(700);
 
 pub fn measure(musts: &mut Musts) {
@@ -31,7 +31,7 @@ pub fn measure(musts: &mut Musts) {
     writing(&stage, || against_ping(&stage, "every pool is being written", musts));
     chapter("Many clients");
     head(&["clients", "Get/s", "median", "p99", "Ping/s", "median", "p99"]);
-    let filesystem = stage.filesystems().next().expect("there are some");
+    let filesystem = stage.filesystems().next().expect("filesystems exist");
     for clients in CLIENTS {
         let mut cells = vec![clients.to_string()];
         for call in [&|| get(filesystem), &ping as &(dyn Fn() -> Call + Sync)] {
@@ -45,7 +45,7 @@ pub fn measure(musts: &mut Musts) {
 
 fn against_ping(stage: &Stage, when: &str, musts: &mut Musts) {
     let mut wire = stage.wire();
-    let filesystem = stage.filesystems().next().expect("there are some");
+    let filesystem = stage.filesystems().next().expect("filesystems exist");
     let mut calls = [("Ping", ping()), ("Get", get(filesystem)), ("GetAll", get_all(filesystem))];
     let mut samples = [const { Samples::new() }; 3];
     for _ in 0..ROUNDS {
@@ -65,7 +65,8 @@ fn against_ping(stage: &Stage, when: &str, musts: &mut Musts) {
     }
 }
 
-/// Runs `measure` while a client for each pool creates, renames and destroys filesystems in it without pause.
+/// Runs `measure` while one client for each pool keeps creating, renaming and destroying
+/// filesystems in it.
 fn writing(stage: &Stage, measure: impl FnOnce()) {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -83,14 +84,14 @@ fn writing(stage: &Stage, measure: impl FnOnce()) {
     });
 }
 
-/// Three mutations, after which all is as before.
+/// Three mutations that restore the former state.
 pub fn write_once(client: &Client, pool: &str, name: &str) {
     let made = client.done(client::create_filesystem(pool, name));
     client.done(client::rename_filesystem(&made[0], &format!("{name}-renamed")));
     client.done(client::destroy_filesystem(pool, &made[0]));
 }
 
-/// So many clients that call without pause, and how long they did.
+/// Runs clients that call without pause; returns their samples and the time they took.
 fn crowd(stage: &Stage, clients: usize, call: &(dyn Fn() -> Call + Sync)) -> (Samples, Duration) {
     let wires: Vec<_> = (0..clients).map(|_| stage.wire()).collect();
     let begin = Instant::now();

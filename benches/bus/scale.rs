@@ -1,5 +1,5 @@
-//! One pool with more and more filesystems: what one more costs, and the list, the stop and the start of all. The floor is the
-//! same at the smallest number: cost per filesystem must not grow.
+//! One pool with a growing number of filesystems: the cost of one more, and of the list, the stop
+//! and the start of all. The floor is the smallest number: the cost per filesystem must not grow.
 
 use std::{
     fs::File,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const NUMBERS: [usize; 4] = [125, 250, 500, 1000];
-/// By how much the cost of a filesystem may differ between the smallest and the largest number and still be called the same.
+/// The tolerated growth of the cost per filesystem between the smallest and the largest number.
 const TOLERANCE: f64 = 1.5;
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
@@ -29,7 +29,7 @@ fn named(member: &str, pool_name: &str) -> dbus::Message {
     match member {
         // Not encrypted, no key, with its cache.
         "StartPool" => {
-            let none = File::open("/dev/null").expect("every system has it");
+            let none = File::open("/dev/null").expect("/dev/null exists");
             call.append3((false, (false, 0_u32)), (false, none), false)
         }
         _ => call,

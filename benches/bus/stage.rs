@@ -1,5 +1,5 @@
-//! What the figures are taken of: a private bus with its limits raised, one `stratisd --sim`, a second program that
-//! serves the floors, and pools with filesystems.
+//! The measured system: a private bus with raised limits, one `stratisd --sim`, a second program
+//! that serves the floors, and pools with filesystems.
 //!
 //! Knows nothing of what is measured.
 
@@ -17,14 +17,14 @@ use crate::{
     wire::{Call, Wire},
 };
 
-/// As docs/bus.md has them for tens of thousands of filesystems.
+/// As docs/bus.md recommends for tens of thousands of filesystems.
 const LIMITS: Limits = Limits { message_bytes: Some(64 << 20), held_bytes: None };
 const LIMIT_VARIABLE: (&str, &str) = ("STRATISD_DBUS_MAX_MESSAGE_SIZE", "67108864");
-/// As many as a pool may have if nobody says otherwise.
+/// The default limit of filesystems in a pool.
 const FILESYSTEMS_OF_A_POOL: usize = 100;
-/// Name and path of the program that serves the floors.
+/// Bus name and object path of the program that serves the floors.
 const FLOORS: &str = "bench.Floors";
-/// The argument that makes this program that one; the socket of the bus follows.
+/// The argument that turns this program into that one; the socket of the bus follows.
 pub const SERVE_FLOORS: &str = "--serve-floors";
 
 pub fn list() -> Call {
@@ -48,21 +48,21 @@ pub fn floor(method: &str) -> Call {
     Call::new(FLOORS, "/", FLOORS, method, &[])
 }
 
-/// What that program does.
+/// The main function of that program.
 pub fn serve_floors(socket: &str) -> ! {
     let mut wire = Wire::connect(socket.as_ref());
     wire.take_name(FLOORS);
     wire.serve_floors(&mut list(), "a{oa{sa{sv}}}")
 }
 
-/// Sends a call, waits for its reply, and notes how long that took.
+/// Sends a call, waits for its reply and records the time.
 pub fn sample(wire: &mut Wire, call: &mut Call, samples: &mut Samples) {
     let begin = Instant::now();
     wire.call(call);
     samples.add(begin.elapsed());
 }
 
-/// A child that ends with the stage.
+/// A child process that ends with the stage.
 struct Floors(Child);
 
 impl Drop for Floors {
@@ -72,27 +72,27 @@ impl Drop for Floors {
     }
 }
 
-/// The whole. Fields are dropped in order: the bus last.
+/// The measured system. Fields are dropped in order, the bus last.
 pub struct Stage {
     _floors: Floors,
     pub daemon: Daemon,
     pub client: Client,
-    /// Paths of the pools and, beside each, of its filesystems.
+    /// Paths of the pools, each with those of its filesystems.
     pub pools: Vec<(String, Vec<String>)>,
     pub bus: Bus,
 }
 
 impl Stage {
-    /// A bus and a daemon with nothing in it.
+    /// A bus and a daemon without pools.
     pub fn new(variables: &[(&str, &str)]) -> Stage {
         let bus = Bus::with_limits(LIMITS);
         let daemon = bus.daemon(&[&[LIMIT_VARIABLE], variables].concat());
-        #[allow(clippy::disallowed_methods, reason = "a floor must be served by another process, as the daemon is one")]
-        let floors = Command::new(std::env::current_exe().expect("a program has a file"))
+        #[allow(clippy::disallowed_methods, reason = "like the daemon, a floor must be another process")]
+        let floors = Command::new(std::env::current_exe().expect("the path of this program is known"))
             .arg(SERVE_FLOORS)
             .arg(bus.socket())
             .spawn()
-            .expect("this program can be started once more");
+            .expect("this program can be started again");
         let client = Client::new(&bus);
         Stage { _floors: Floors(floors), daemon, client, pools: Vec::new(), bus }
     }
@@ -101,7 +101,7 @@ impl Stage {
         Wire::connect(&self.bus.socket())
     }
 
-    /// Makes filesystems until there are so many, and pools for them.
+    /// Creates filesystems up to this number, and pools for them.
     pub fn grow_to(&mut self, filesystems: usize) {
         for number in self.filesystems().count()..filesystems {
             if number.is_multiple_of(FILESYSTEMS_OF_A_POOL) {
@@ -111,14 +111,14 @@ impl Stage {
         }
     }
 
-    /// Makes a filesystem in the last pool.
+    /// Creates a filesystem in the last pool.
     pub fn add_filesystem(&mut self, name: &str) {
-        let (pool, filesystems) = self.pools.last_mut().expect("pools are made first");
-        // Its path; its name follows.
+        let (pool, filesystems) = self.pools.last_mut().expect("pools are created first");
+        // The reply has its path, then its name.
         filesystems.push(self.client.done(client::create_filesystem(pool, name)).swap_remove(0));
     }
 
-    /// Makes a pool.
+    /// Creates a pool.
     pub fn add_pool(&mut self) {
         let number = self.pools.len();
         let made = self.client.done(client::create_pool(&format!("p{number}"), &[&format!("/dev/d{number}")]));
@@ -129,16 +129,16 @@ impl Stage {
         self.pools.iter().flat_map(|(_, filesystems)| filesystems)
     }
 
-    /// How often each thread of the daemon has gone to sleep since it began, by names.
+    /// How often each thread of the daemon has gone to sleep since it started, by thread name.
     pub fn sleeps(&self) -> BTreeMap<String, u64> {
         let bus = "org.freedesktop.DBus";
         let mut ask = Call::new(bus, "/org/freedesktop/DBus", bus, "GetConnectionUnixProcessID", &[client::NAME]);
         let mut wire = self.wire();
         let answer = wire.call(&mut ask);
-        let process = u32::from_le_bytes(answer.try_into().expect("a process is one number"));
+        let process = u32::from_le_bytes(answer.try_into().expect("a process id is one number"));
         let mut sleeps = BTreeMap::new();
         for task in fs::read_dir(format!("/proc/{process}/task")).expect("the daemon runs") {
-            let task = task.expect("a readable folder").path();
+            let task = task.expect("a readable directory").path();
             let name = fs::read_to_string(task.join("comm")).expect("threads do not end while the daemon runs");
             let status = fs::read_to_string(task.join("status")).expect("threads do not end while the daemon runs");
             let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
@@ -148,8 +148,9 @@ impl Stage {
         sleeps
     }
 
-    /// Threads that woke up within a time, and how often. What goes on when this is called may take a second to settle.
-    #[allow(clippy::disallowed_methods, reason = "what happens in a stretch of time is the question here")]
+    /// The threads that woke up within a time, and how often. Work that is running at the start may
+    /// take a second to settle.
+    #[allow(clippy::disallowed_methods, reason = "the measurement is about a span of time")]
     pub fn wakings(&self, within: Duration) -> BTreeMap<String, u64> {
         std::thread::sleep(Duration::from_secs(1));
         let before = self.sleeps();

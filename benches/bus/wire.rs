@@ -1,7 +1,7 @@
-//! The least that speaks D-Bus: calls that are bytes before the clock starts, and replies taken from the socket and looked
-//! into no further than their header. What a library does with a message is in no figure.
+//! A minimal D-Bus client: calls are bytes before the clock starts, and of a reply only the header
+//! is parsed. The figures contain no cost of a D-Bus library.
 //!
-//! Knows nothing of what the calls mean. It trusts what comes: both ends are ours.
+//! Knows nothing of what the calls mean. It trusts its input: both ends are ours.
 
 use std::{
     io::{self, Read, Write},
@@ -11,7 +11,7 @@ use std::{
 
 const METHOD_CALL: u8 = 1;
 const METHOD_RETURN: u8 = 2;
-/// Bytes before the header's fields.
+/// Bytes before the header fields.
 const FIXED_BYTES: usize = 16;
 
 /// Codes of header fields.
@@ -98,7 +98,7 @@ impl Call {
     }
 }
 
-/// What a message's header says.
+/// The header of a message.
 #[derive(Debug, Default)]
 struct Header {
     kind: u8,
@@ -114,7 +114,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Where the body begins and the message ends; `None` if too little has been read to tell.
+/// The start of the body and the end of the message; `None` if too little has been read.
 fn extent(bytes: &[u8]) -> Option<(usize, usize)> {
     let fixed = bytes.get(..FIXED_BYTES)?;
     let body_at = FIXED_BYTES + (u32_at(fixed, 12) as usize).next_multiple_of(8);
@@ -153,11 +153,11 @@ fn header(message: &[u8], (body_at, bytes): (usize, usize)) -> Header {
     header
 }
 
-/// A connection.
+/// A connection to the bus.
 pub struct Wire {
     socket: UnixStream,
     serial: u32,
-    /// What has been read begins with the last message taken, which ends at `taken`.
+    /// Starts with the last message taken, which ends at `taken`.
     buffer: Vec<u8>,
     filled: usize,
     taken: usize,
@@ -167,13 +167,13 @@ impl Wire {
     /// Connects to the bus at a socket.
     pub fn connect(socket: &Path) -> Wire {
         let mut wire = Wire {
-            socket: UnixStream::connect(socket).expect("the bus listens"),
+            socket: UnixStream::connect(socket).expect("the bus accepts connections"),
             serial: 0,
             buffer: vec![0; 64 << 10],
             filled: 0,
             taken: 0,
         };
-        wire.authenticate().expect("the bus takes us");
+        wire.authenticate().expect("the bus accepts us");
         let bus = "org.freedesktop.DBus";
         wire.call(&mut Call::new(bus, "/org/freedesktop/DBus", bus, "Hello", &[]));
         wire
@@ -202,13 +202,13 @@ impl Wire {
         self.call(&mut Call::with_body(bus, "/org/freedesktop/DBus", bus, "RequestName", "su", &body.0));
     }
 
-    /// A body's first argument, a text.
+    /// The first argument of a body, a text.
     fn text(body: &[u8]) -> String {
         let length = body.get(..4).map_or(0, |bytes| u32_at(bytes, 0) as usize);
         String::from_utf8_lossy(body.get(4..4 + length).unwrap_or(body)).into_owned()
     }
 
-    /// Sends a call and waits for its reply, which must be no error. Gives its body.
+    /// Sends a call, waits for its reply, which must not be an error, and returns the body.
     pub fn call(&mut self, call: &mut Call) -> &[u8] {
         let serial = self.send(&mut call.0);
         loop {
@@ -225,11 +225,11 @@ impl Wire {
     fn send(&mut self, message: &mut [u8]) -> u32 {
         self.serial += 1;
         message[8..12].copy_from_slice(&self.serial.to_le_bytes());
-        self.socket.write_all(message).expect("the bus is there");
+        self.socket.write_all(message).expect("the bus is connected");
         self.serial
     }
 
-    /// Waits for the next message, which is then at the front of the buffer.
+    /// Waits for the next message and moves it to the front of the buffer.
     fn next(&mut self) -> Header {
         self.buffer.copy_within(self.taken..self.filled, 0);
         self.filled -= self.taken;
@@ -248,17 +248,18 @@ impl Wire {
                 }
                 _ => {}
             }
-            let read = self.socket.read(&mut self.buffer[self.filled..]).expect("the bus is there");
-            assert!(read > 0, "the bus has hung up");
+            let read = self.socket.read(&mut self.buffer[self.filled..]).expect("the bus is connected");
+            assert!(read > 0, "the bus has closed the connection");
             self.filled += read;
         }
     }
 
-    /// Serves the floors until the bus hangs up:
+    /// Serves the floors until the bus closes the connection:
     ///
-    /// - `Keep` has it ask for the list that `call` gives, and keep its bytes,
-    /// - `Bytes` answers with a byte array of that size: what any method costs that gives so much back,
-    /// - `Kept` answers with the list itself: what the bus makes of it costs the same, whoever sends it.
+    /// - `Keep` requests the list that `list` asks for and keeps its bytes.
+    /// - `Bytes` answers with a byte array of that size: the cost of any method that returns so
+    ///   much.
+    /// - `Kept` answers with the list itself: the cost of the list to the bus, whoever sends it.
     pub fn serve_floors(mut self, list: &mut Call, signature: &str) -> ! {
         let (mut kept, mut bytes) = (Vec::new(), Vec::new());
         loop {

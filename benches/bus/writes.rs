@@ -1,5 +1,6 @@
-//! Mutations: a filesystem is created, renamed and destroyed, each durable on the simulated disks, signalled and answered.
-//! By one client and by several, with and without a pool in the making that never gets done.
+//! Mutations: a filesystem is created, renamed and destroyed, each durable on the simulated disks,
+//! signalled and answered. By one client and by several, with and without a creation of a pool that
+//! never ends.
 
 use std::time::{Duration, Instant};
 
@@ -11,16 +12,17 @@ use crate::{
 };
 
 const POOLS: usize = 8;
-/// Of the time each row is measured, and in how many turns.
+/// The time of one round, and the number of rounds of each row.
 const STRETCH: Duration = Duration::from_millis(500);
-const TURNS: usize = 4;
+const ROUNDS: usize = 4;
 const HOUR_MS: &str = "3600000";
 
 pub fn measure() {
     let mut stages =
         [&[][..], &[("STRATISD_SIM_SLOW_MS", HOUR_MS), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]].map(Stage::new);
     stages.iter_mut().for_each(|stage| (0..POOLS).for_each(|_| stage.add_pool()));
-    // Under way when what the same client sent after it has been answered; it never ends.
+    // This creation is running once a later call of the same client has been answered. It never
+    // ends.
     let slow = Client::new(&stages[1].bus);
     let serial = slow.send(client::create_pool("slow", &["/dev/slow-a", "/dev/slow-b"]));
     slow.call(client::ping());
@@ -29,23 +31,23 @@ pub fn measure() {
     head(&["clients", "", "mutations/s", "three, median", "p99"]);
     for (clients, pools) in [(1, 1), (8, 1), (8, 8)] {
         let mut figures = [const { (Samples::new(), Duration::ZERO) }; 2];
-        for _ in 0..TURNS {
+        for _ in 0..ROUNDS {
             for (stage, (samples, took)) in stages.iter().zip(&mut figures) {
                 let begin = Instant::now();
-                samples.append(turn(stage, clients, pools));
+                samples.append(round(stage, clients, pools));
                 *took += begin.elapsed();
             }
         }
-        for ((samples, took), beside) in figures.iter().zip(["", ", a long mutation under way"]) {
+        for ((samples, took), beside) in figures.iter().zip(["alone", "beside a long mutation"]) {
             let rate = format!("{:.0}", (3 * samples.count()) as f64 / took.as_secs_f64());
             let who = format!("{clients} on {pools} pool{}", if pools == 1 { "" } else { "s" });
-            row(&[who, format!("alone{beside}"), rate, time(samples.median()), time(samples.p99())]);
+            row(&[who, beside.to_owned(), rate, time(samples.median()), time(samples.p99())]);
         }
     }
     assert!(!slow.has_reply(serial), "the long mutation has ended");
 }
 
-fn turn(stage: &Stage, clients: usize, pools: usize) -> Samples {
+fn round(stage: &Stage, clients: usize, pools: usize) -> Samples {
     let mut all = Samples::new();
     let clients: Vec<Client> = (0..clients).map(|_| Client::new(&stage.bus)).collect();
     let begin = Instant::now();

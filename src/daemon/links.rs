@@ -1,4 +1,4 @@
-//! Waits for links that udev has been asked for: one thread, on behalf of all requests that have nothing else to do.
+//! Waits for links that udev has been asked for: one thread on behalf of all requests.
 //!
 //! Must never know: which request waits, and what it does next.
 
@@ -16,10 +16,11 @@ use threads::wake::{PollFd, PollFlags, Waker, poll};
 
 use crate::platform::PendingLinks;
 
-/// Told which links are not there in the end. It must be quick: others wait for the thread that calls it.
+/// Called with the links that are still missing. It must return quickly: other requests wait for
+/// the calling thread.
 pub type Then = Box<dyn FnOnce(Vec<PathBuf>) + Send>;
 
-/// Where requests leave what they wait for. Clones are the same place.
+/// Takes the links that requests wait for. Clones are the same object.
 #[derive(Clone)]
 pub struct Links {
     shared: Arc<Shared>,
@@ -32,7 +33,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Inbox {
-    /// Those that the thread does not know yet. Bounded by the requests let in.
+    /// Requests that the thread has not seen yet. Bounded by the number of admitted requests.
     new: Vec<Waiting>,
     closed: bool,
 }
@@ -44,43 +45,44 @@ struct Waiting {
 }
 
 impl Links {
-    /// Nobody waits, and no thread runs.
+    /// An object without waiting requests; no thread runs yet.
     ///
     /// # Errors
-    /// The process or the system has no descriptor left.
+    /// No file descriptor is left.
     pub fn new() -> io::Result<Links> {
         let shared = Shared { inbox: Mutex::default(), waker: Waker::new()? };
         Ok(Links { shared: Arc::new(shared) })
     }
 
-    /// Has `then` called when all links are there, when waiting longer would not help, or after `limit`.
+    /// Calls `then` when all links exist, when further waiting is useless, or after `limit`.
     pub fn wait(&self, links: Box<dyn PendingLinks>, limit: Duration, then: Then) {
         let until = Instant::now() + limit;
         self.shared.inbox.lock().new.push(Waiting { links, until, then });
         self.shared.waker.wake();
     }
 
-    /// Ends [`Links::run`]. Those that wait by then are told at once what is missing.
+    /// Ends [`Links::run`]. Waiting requests are called at once with their missing links.
     pub fn close(&self) {
         self.shared.inbox.lock().closed = true;
         self.shared.waker.wake();
     }
 
-    /// The life of the thread.
+    /// The body of the thread.
     ///
     /// # Errors
-    /// When the kernel does not let it wait.
+    /// Waiting on the descriptors failed.
     pub fn run(&self) -> io::Result<()> {
         let mut waiting: Vec<Waiting> = Vec::new();
         loop {
-            // Drained before the look at the inbox and the links: what comes after that look wakes the next wait.
+            // Drained before the look at the inbox and the links: a later wake-up ends the next
+            // wait.
             self.shared.waker.drain();
             let closed = {
                 let mut inbox = self.shared.inbox.lock();
                 waiting.append(&mut inbox.new);
                 inbox.closed
             };
-            heard(&mut waiting);
+            read_all(&mut waiting);
             let now = Instant::now();
             for over in waiting.extract_if(.., |one| closed || one.links.advance() || one.until <= now) {
                 (over.then)(over.links.missing());
@@ -97,15 +99,15 @@ impl Links {
     }
 }
 
-/// One of those that wait for each descriptor: as a rule all have the same.
+/// The positions of one waiting request for each descriptor: usually all have the same descriptor.
 fn sources(waiting: &[Waiting]) -> Vec<usize> {
     let mut seen = HashSet::new();
     let is_new = |at: &usize| waiting[*at].links.fd().is_some_and(|fd| seen.insert(fd.as_raw_fd()));
     (0..waiting.len()).filter(is_new).collect()
 }
 
-/// Takes in what has been said.
-fn heard(waiting: &mut [Waiting]) {
+/// Reads the messages of each descriptor.
+fn read_all(waiting: &mut [Waiting]) {
     for at in sources(waiting) {
         waiting[at].links.hear();
     }
@@ -122,7 +124,7 @@ mod tests {
 
     const HANG: Duration = Duration::from_secs(60);
 
-    /// A link that is there when its waker has been woken.
+    /// A link that exists once its waker has been woken.
     struct OneLink {
         name: &'static str,
         made: Waker,
@@ -131,7 +133,7 @@ mod tests {
 
     impl PendingLinks for OneLink {
         fn wait(self: Box<Self>, _: Duration) -> Vec<PathBuf> {
-            unreachable!("nobody waits in its own thread")
+            unreachable!("no request waits in its own thread")
         }
 
         fn hear(&mut self) {
@@ -157,7 +159,8 @@ mod tests {
         told: Receiver<(&'static str, usize)>,
     }
 
-    /// A thread that waits for links of these names, each up to its time; and what makes them.
+    /// A thread that waits for links of these names, each up to its limit; and the wakers that
+    /// create them.
     fn bench<const N: usize>(wanted: [(&'static str, Duration); N]) -> (Bench, [Waker; N]) {
         let (links, group) = (Links::new().unwrap(), Group::new(&["links"]));
         let runs = links.clone();
@@ -174,7 +177,7 @@ mod tests {
 
     impl Bench {
         fn next(&self) -> (&'static str, usize) {
-            self.told.recv_timeout(HANG).expect("somebody should be told")
+            self.told.recv_timeout(HANG).expect("a request is called")
         }
 
         fn end(self) {
@@ -184,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn each_goes_on_when_its_own_link_is_there() {
+    fn each_request_goes_on_with_its_own_link() {
         let (bench, [a, b, _c]) = bench([("a", HANG), ("b", HANG), ("c", HANG)]);
         b.wake();
         assert_eq!(bench.next(), ("b", 0));
@@ -195,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn those_with_one_descriptor_are_waited_for_once() {
+    fn each_descriptor_is_polled_once() {
         let (one, other) = (Waker::new().unwrap(), Waker::new().unwrap());
         let waiting = [&one, &other, &one, &one, &other].map(|made| Waiting {
             links: Box::new(OneLink { name: "", made: made.clone(), there: false }),
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_does_not_come_is_told_after_its_time() {
+    fn a_missing_link_is_reported_after_its_limit() {
         let (bench, [_slow, quick]) = bench([("slow", Duration::ZERO), ("quick", HANG)]);
         assert_eq!(bench.next(), ("slow", 1));
         quick.wake();
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_tells_those_that_wait() {
+    fn closing_reports_the_missing_links() {
         let (bench, [_a]) = bench([("a", HANG)]);
         let told = bench.told.clone();
         bench.end();

@@ -1,5 +1,5 @@
-//! Tells the service manager how far the daemon is: one datagram to the socket that `$NOTIFY_SOCKET` names, as
-//! sd_notify(3) describes it. Without that variable nobody has asked.
+//! Reports the daemon's state to the service manager: one datagram to the socket in
+//! `$NOTIFY_SOCKET`, as in sd_notify(3). Without that variable it reports nothing.
 //!
 //! Must never know: what being ready takes.
 
@@ -19,21 +19,21 @@ use std::{
 /// The variable with the address.
 pub const VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// The daemon serves.
+/// The daemon is ready.
 pub const READY: &str = "READY=1";
-/// The daemon has begun to stop.
+/// The daemon is stopping.
 pub const STOPPING: &str = "STOPPING=1";
 
-/// Tells it to whoever asked to be told. A failure is logged: the daemon works as well without.
+/// Sends a state. A failure is only logged, since the daemon works without it.
 pub fn tell(state: &str) {
     if let Some(address) = env::var_os(VARIABLE)
         && let Err(error) = send(&address, state)
     {
-        log::warn!("the service manager could not be told {state}: {error}");
+        log::warn!("cannot send {state} to the service manager: {error}");
     }
 }
 
-/// A name that begins with `@` is in the abstract space, any other is a path.
+/// An address that begins with `@` is in the abstract namespace; any other is a path.
 fn send(address: &OsStr, state: &str) -> io::Result<()> {
     let address = match address.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
@@ -55,11 +55,11 @@ mod tests {
     }
 
     #[test]
-    fn a_path_and_an_abstract_name_are_reached() {
+    fn paths_and_abstract_addresses_work() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         arrives(&UnixDatagram::bind(&path).unwrap(), path.as_os_str());
-        // The path is unique on this machine, so this is, too.
+        // The path is unique on this machine, so this name is too.
         let name = format!("{}-abstract", path.display());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         arrives(&UnixDatagram::bind_addr(&address).unwrap(), OsStr::new(&format!("@{name}")));

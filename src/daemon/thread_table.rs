@@ -1,4 +1,5 @@
-//! The threads of the daemon, as data: their names, what each waits on, and the order in which they end.
+//! The threads of the daemon, as data: their names, what each waits on, and the order in which they
+//! end.
 //!
 //! Must never know: what a thread does inside.
 
@@ -13,27 +14,28 @@ pub struct Row {
     pub does: &'static str,
 }
 
-/// Waits for signals.
+/// Receives signals.
 pub const SIGNALS: &str = "signals";
 /// Reads device events.
 pub const UDEV: &str = "udev";
 /// Waits for device-mapper events.
 pub const DM_EVENTS: &str = "dm-events";
-/// Has pools checked from time to time.
+/// Checks pools periodically.
 pub const TIMERS: &str = "timers";
 /// Reads calls from the bus.
 pub const BUS_READER: &str = "bus-reader";
-/// Sends large lists.
+/// Sends large lists of objects.
 pub const BUS_LISTER: &str = "bus-lister";
-/// Run steps of requests.
+/// Run the steps of requests.
 pub const WORKERS: &str = "worker-*";
-/// Waits for links.
+/// Waits for links of udev.
 pub const LINKS: &str = "links";
-/// Publishes changes.
+/// Publishes changes, signals and replies.
 pub const TREE_WRITER: &str = "tree-writer";
 
-/// Every thread but the one of `main`, which starts them, waits for the first of them to end and joins them; in the order in
-/// which they are joined (docs/architecture.md). The signal thread is the last, so that a second Ctrl-C is heard during all of the stop.
+/// Every thread except the one of `main`, which starts them, waits for the first of them to end and
+/// joins them; in the order of the joins (docs/architecture.md). The signal thread is the last, so
+/// that a second Ctrl-C is handled during the whole stop.
 pub const TABLE: [Row; 9] = [
     Row {
         name: BUS_READER,
@@ -44,11 +46,11 @@ pub const TABLE: [Row; 9] = [
     Row { name: UDEV, waits_on: "udev monitor, waker", does: "submits a request for each device event" },
     Row {
         name: DM_EVENTS,
-        waits_on: "device-mapper control node, waker, next look",
+        waits_on: "device-mapper control node, waker, next check",
         does: "submits checks of pools that had events",
     },
     Row { name: TIMERS, waits_on: "next deadline, waker", does: "submits checks of all pools" },
-    Row { name: LINKS, waits_on: "udev monitors of requests, waker, deadlines", does: "has requests go on" },
+    Row { name: LINKS, waits_on: "udev monitors of requests, waker, deadlines", does: "lets requests continue" },
     Row { name: WORKERS, waits_on: "ready jobs", does: "run steps of requests" },
     Row { name: TREE_WRITER, waits_on: "channel of updates", does: "publishes, signals, replies, in this order" },
     Row { name: SIGNALS, waits_on: "SIGINT, SIGTERM", does: "turns the stop switch on" },
@@ -70,7 +72,7 @@ mod tests {
     use super::NAMES;
 
     #[test]
-    fn the_kernel_keeps_the_names_whole() {
+    fn the_kernel_does_not_truncate_names() {
         for name in NAMES {
             // A family's numbers have up to three digits.
             let longest = name.replace('*', "100");

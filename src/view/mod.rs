@@ -327,14 +327,14 @@ pub struct Stopped {
     /// Version number, so that an old value does not replace a newer one.
     pub version: u64,
     pools: OrdMap<PoolUuid, Arc<StoppedPool>>,
-    /// Whose name it is.
+    /// The pools by name.
     names: OrdMap<Name, OrdSet<PoolUuid>>,
     /// Devices with the signature of a pool, running or stopped, that are left aside.
     pub left_aside: OrdMap<PoolUuid, Arc<[LeftAside]>>,
 }
 
 impl Stopped {
-    /// No pools, in a version.
+    /// A version without pools.
     pub fn new(version: u64) -> Stopped {
         Stopped { version, ..Stopped::default() }
     }
@@ -349,12 +349,12 @@ impl Stopped {
         self.pools.values().cloned().collect()
     }
 
-    /// The pools of that name.
+    /// The pools with this name.
     pub fn named(&self, name: &str) -> impl Iterator<Item = PoolUuid> {
         self.names.get(name).into_iter().flatten().copied()
     }
 
-    /// Adds a pool, or gives it another state.
+    /// Adds or replaces a pool.
     pub fn insert(&mut self, pool: impl Into<Arc<StoppedPool>>) {
         let pool = pool.into();
         self.remove(pool.uuid);
@@ -364,7 +364,7 @@ impl Stopped {
         self.pools.insert(pool.uuid, pool);
     }
 
-    /// Takes a pool away.
+    /// Removes a pool.
     pub fn remove(&mut self, uuid: PoolUuid) {
         let Some(name) = self.pools.remove(&uuid).and_then(|pool| pool.name.clone()) else { return };
         if let Some(pools) = self.names.get_mut(&name) {

@@ -1,13 +1,15 @@
-//! The thread `dm-events`: has a pool checked when its thin pool had an event, as when it runs out of space, and when it has
-//! begun to run.
+//! The thread `dm-events`: checks a pool when its thin pool had an event, for instance when it runs
+//! out of space, and when the pool has started to run.
 //!
-//! The kernel tells that some device-mapper device changed, and does so several times for each filesystem that is made. It
-//! does not say which device it was. Only thin pools have events that anything follows from, so their numbers of events are
-//! compared with those before, and only pools with another number are checked.
+//! The kernel reports that some device-mapper device changed, several times for each new
+//! filesystem, but not which device. Only events of thin pools matter. So the watcher compares the
+//! event numbers of the thin pools with the former ones, and checks only the pools whose number
+//! differs.
 //!
-//! The numbers come at the cost of a bounded number of calls. Up to [`ASKED_MAX`] pools are asked one by one, which costs the
-//! same beside any number of filesystems. Beyond that, one list of all devices tells all numbers: one call, of some 0.1 µs
-//! for each device, instead of one of some µs for each pool. `DM_DEV_WAIT`, the third way, keeps a thread for each device.
+//! Reading the numbers takes a bounded number of calls. Up to [`ASKED_MAX`] pools are queried one
+//! by one; the cost does not depend on the number of filesystems. Beyond that, one list of all
+//! devices has all numbers: one call, of about 0.1 µs per device, instead of one call of several µs
+//! per pool. `DM_DEV_WAIT`, the third way, occupies a thread per device.
 //!
 //! Must never know: what an event means.
 
@@ -27,7 +29,7 @@ use crate::{
     platform::{DmEvents, Platform, dm::Listed},
 };
 
-/// A check that has ended, and after which time the pool is to be looked at again.
+/// A check that has ended, and the time after which the pool is to be checked again.
 type Checked = (PoolUuid, Option<Duration>);
 
 /// The watcher. [`DmWatch::run`] is its thread.
@@ -37,25 +39,26 @@ pub struct DmWatch {
     running: Running,
     waker: Waker,
     submit: Submit,
-    /// Unbounded, but holds at most one message for each pool: checks that have ended.
+    /// Checks that have ended. Unbounded, but holds at most one message for each pool.
     ended: (Sender<Checked>, Receiver<Checked>),
 }
 
-/// The event number of each pool's thin pool, as last seen.
+/// The last event number of each pool's thin pool.
 type Numbers = BTreeMap<PoolUuid, u32>;
 
-/// So many running pools are asked one by one.
+/// Up to this number of running pools are queried one by one.
 const ASKED_MAX: usize = 16;
 
-/// Reads the numbers of these pools. Gives also those that are new, or of which the number is another than before.
+/// Reads the event numbers of these pools. Also returns the pools that are new or whose number
+/// differs from `before`.
 fn look(platform: &dyn Platform, before: &Numbers, running: BTreeSet<PoolUuid>) -> (Numbers, Vec<PoolUuid>) {
     let listed = match running.len() <= ASKED_MAX {
         true => None,
         false => match platform.dm_list() {
             Ok(devices) => numbers(devices),
             Err(error) => {
-                // What is not known changed is checked by time; the next event tries again.
-                log::warn!("after an event of device-mapper, its devices could not be listed: {error}");
+                // The periodic check covers events missed here; the next event tries again.
+                log::warn!("cannot list devices after a device-mapper event: {error}; the periodic check covers it");
                 let known = before.iter().filter(|(pool, _)| running.contains(pool));
                 return (known.map(|(pool, number)| (*pool, *number)).collect(), Vec::new());
             }
@@ -70,10 +73,10 @@ fn look(platform: &dyn Platform, before: &Numbers, running: BTreeSet<PoolUuid>) 
             None => platform.dm_event(&thin_pool),
         };
         let number = asked.unwrap_or_else(|error| {
-            log::warn!("after an event of device-mapper, the thin pool of pool {pool} could not be asked: {error}");
+            log::warn!("cannot query the thin pool of pool {pool} after a device-mapper event: {error}");
             known
         });
-        // One that is just being stopped has none. Should it go on, it is new.
+        // A pool that is being stopped has no thin pool. If it goes on, it counts as new.
         let Some(number) = number else { continue };
         if known != Some(number) {
             evented.push(pool);
@@ -83,15 +86,15 @@ fn look(platform: &dyn Platform, before: &Numbers, running: BTreeSet<PoolUuid>) 
     (now, evented)
 }
 
-/// The numbers of all devices by name; `None`: the kernel lists devices without them (device-mapper before 4.37), so each pool
-/// has to be asked.
+/// The event numbers of all devices by name. `None`: the kernel lists devices without them
+/// (device-mapper before 4.37), so each pool has to be queried.
 fn numbers(devices: Vec<Listed>) -> Option<HashMap<String, u32>> {
     devices.into_iter().map(|Listed { name, event, .. }| Some((name, event?))).collect()
 }
 
 impl DmWatch {
-    /// A watcher of the thin pools of `running`. `source` was asked of the same machine, and `waker` is one that `running`
-    /// wakes.
+    /// A watcher of the thin pools of `running`, which wakes `waker`. `source` must belong to
+    /// `platform`.
     pub fn new(
         platform: Arc<dyn Platform>,
         source: Box<dyn DmEvents>,
@@ -102,16 +105,16 @@ impl DmWatch {
         DmWatch { platform, source, running, waker, submit, ended: unbounded() }
     }
 
-    /// Works until the stop.
+    /// Runs until the stop.
     ///
     /// # Errors
-    /// When waiting or arming is not possible.
+    /// Waiting for events or arming the source failed.
     pub fn run(mut self, stop: &Stop) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let (mut seen, mut checks) = (Numbers::new(), Merge::new());
         let mut looks: BTreeMap<PoolUuid, Instant> = BTreeMap::new();
         loop {
-            // Armed before the numbers are read: an event after the reading makes the descriptor readable again.
+            // Armed before the numbers are read: a later event makes the descriptor readable again.
             self.source.arm().map_err(Error::Source)?;
             let (now, evented) = look(&*self.platform, &seen, self.running.list().into_iter().collect());
             seen = now;
@@ -173,7 +176,7 @@ mod tests {
         sim.dm_create(name, name, &table, Visibility::Private).unwrap();
     }
 
-    /// Beside so many other pools.
+    /// The events of two pools beside `others` more.
     fn events(others: usize) {
         let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();
         let [a, b] = [1, 2].map(uuid);
@@ -188,11 +191,11 @@ mod tests {
             seen = now;
             evented
         };
-        assert_eq!(evented(&[a]), [a], "new");
+        assert_eq!(evented(&[a]), [a], "a new pool");
         assert!(evented(&[a]).is_empty());
-        assert_eq!(evented(&[a, b]), [b], "another new one");
+        assert_eq!(evented(&[a, b]), [b], "another new pool");
         sim.raise_event(&filesystem).unwrap();
-        assert!(evented(&[a, b]).is_empty(), "thin devices have no events that count");
+        assert!(evented(&[a, b]).is_empty(), "events of thin devices do not matter");
         sim.raise_event(&of_a).unwrap();
         assert_eq!(evented(&[a, b]), [a]);
         sim.raise_event(&of_b).unwrap();
@@ -200,14 +203,14 @@ mod tests {
             true => sim.faults().fail_next(Call::DmFind, &of_b),
             false => sim.faults().fail_next(Call::DmList, ""),
         }
-        assert!(evented(&[a, b]).is_empty(), "it could not be asked");
-        assert_eq!(evented(&[a, b]), [b], "and is asked again");
+        assert!(evented(&[a, b]).is_empty(), "the query failed");
+        assert_eq!(evented(&[a, b]), [b], "the pool is queried again");
         sim.dm_remove(&of_a).unwrap();
-        assert!(evented(&[a, b]).is_empty(), "it is being stopped");
+        assert!(evented(&[a, b]).is_empty(), "the pool is being stopped");
         make(&sim, &of_a);
-        assert_eq!(evented(&[a, b]), [a], "and goes on");
-        assert!(evented(&[b]).is_empty(), "gone");
-        assert_eq!(evented(&[a, b]), [a], "and back");
+        assert_eq!(evented(&[a, b]), [a], "the pool goes on");
+        assert!(evented(&[b]).is_empty(), "the pool is gone");
+        assert_eq!(evented(&[a, b]), [a], "the pool is back");
     }
 
     #[test]
@@ -216,14 +219,15 @@ mod tests {
         events(100);
     }
 
-    /// What is asked of the machine after an event.
+    /// The calls after an event.
     fn asked(running: &[PoolUuid]) -> Vec<(Call, String)> {
         let sim = Sim::builder().record().build();
         look(&sim, &Numbers::new(), running.iter().copied().collect());
         sim.trace().into_iter().map(|step| (step.call, step.subject)).collect()
     }
 
-    /// Found by measuring: each filesystem that was made beside a thousand cost a list of a thousand devices.
+    /// Found by measuring: each new filesystem beside a thousand others cost a list of a thousand
+    /// devices.
     #[test]
     fn beside_few_pools_other_devices_are_not_looked_at() {
         let pools = [1, 2].map(uuid);
@@ -240,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_without_numbers_is_of_no_use() {
+    fn a_list_without_numbers_is_not_used() {
         let device = |event| Listed {
             name: "d".to_owned(),
             number: crate::platform::DeviceNumber { major: 253, minor: 0 },
