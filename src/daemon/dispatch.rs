@@ -1,6 +1,6 @@
 //! Runs chains of steps over the lock and the workers, and sends their changes to the tree writer.
 //!
-//! Must never know: what a chain is for, what a pool is beyond [`PoolEntry`], who receives an
+//! Must never know: what a chain is for, what a pool is beyond [`PoolEntry`](super::table::PoolEntry), who receives an
 //! outcome and how.
 //!
 //! # The promises
