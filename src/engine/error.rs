@@ -31,71 +31,71 @@ pub enum Error {
     #[error("no pool with {0} is known, running or stopped; list the pools and check the identifier")]
     UnknownPool(PoolRef),
     #[error(
-        "no pool named {name} is known, running or stopped, but the names of these pools that do not run could not be read: {}; \
-         name one by its UUID if it is meant", uuids(.nameless)
+        "no pool named {name} is known, but the names of these stopped pools could not be read: {}; use the UUID to refer to \
+         one of them", uuids(.nameless)
     )]
     UnknownName { name: Name, nameless: Vec<PoolUuid> },
-    #[error("several pools that do not run are named {name} ({}); use the UUID of the one that is meant", uuids(.pools))]
+    #[error("several stopped pools are named {name} ({}); use a UUID", uuids(.pools))]
     AmbiguousName { name: Name, pools: Vec<PoolUuid> },
-    #[error("pool {pool} is not encrypted, but {given} was given; leave that out")]
+    #[error("pool {pool} is not encrypted; omit {given}")]
     NotEncrypted { pool: Name, given: &'static str },
-    #[error("the devices of pool {pool} are encrypted; say how they are to be unlocked")]
+    #[error("the devices of pool {pool} are encrypted; give an unlock method")]
     Locked { pool: PoolUuid },
-    #[error("some devices of pool {0} are encrypted and some are not; disconnect those that do not belong to it")]
+    #[error("only some devices of pool {0} are encrypted; disconnect those that do not belong to it")]
     PartlyEncrypted(PoolUuid),
-    #[error("pool {pool} is encrypted; say how it is to be unlocked")]
+    #[error("pool {pool} is encrypted; give an unlock method")]
     NoUnlockMethod { pool: Name },
     #[error("pool {pool} has no filesystem with UUID {filesystem}; list its filesystems and check the identifier")]
     NoFilesystem { pool: Name, filesystem: FsUuid },
     #[error("pool {pool} has no block device with UUID {device}; list its devices and check the identifier")]
     NoDevice { pool: Name, device: DevUuid },
-    #[error("a pool named {0} exists already; choose another name")]
+    #[error("a pool named {0} already exists; choose another name")]
     PoolNameTaken(Name),
-    #[error("a running pool is named {0} too; rename or stop one of the two")]
+    #[error("another running pool is named {0}; rename or stop one of the two")]
     NameRuns(Name),
-    #[error("pool {pool} has a filesystem named {name} already; choose another name")]
+    #[error("pool {pool} already has a filesystem named {name}; choose another name")]
     FilesystemNameTaken { pool: Name, name: Name },
     #[error(
-        "pool {pool} has a filesystem named {name} already, which could not be set up; see the log for the reason, or choose \
+        "pool {pool} already has a filesystem named {name}, which could not be set up; see the log for the reason, or choose \
          another name"
     )]
     LeftOut { pool: Name, name: Name },
-    #[error("these device paths are not absolute: {}; give full paths, as /dev/sda", list(.0))]
+    #[error("device paths must be absolute: {}; give full paths, such as /dev/sda", list(.0))]
     RelativePaths(Vec<PathBuf>),
-    #[error("a pool needs at least one block device; name one")]
+    #[error("a pool needs at least one block device; give one")]
     NoDevices,
-    #[error("a cache needs at least one block device; name one")]
+    #[error("a cache needs at least one block device; give one")]
     NoCacheDevices,
     #[error(
-        "a pool named {name} exists already with other devices{}{}; choose another name, or name just its devices",
+        "a pool named {name} already exists with other devices{}{}; choose another name, or give exactly its devices",
         only(" - only requested: ", .only_requested), only(" - only in the pool: ", .only_present)
     )]
     OtherDevices { name: Name, only_requested: Vec<PathBuf>, only_present: Vec<PathBuf> },
     #[error("{} belongs to pool {pool}; remove it from that pool or destroy the pool first", path.display())]
     OwnedByPool { path: PathBuf, pool: PoolUuid },
     #[error(
-        "{} says that it belongs to this pool, but the pool does not know it; wipe its first sectors if it holds nothing of \
+        "{} carries the signature of this pool, but the pool does not list it; wipe its first sectors if it holds nothing of \
          value", path.display()
     )]
     UnknownMember { path: PathBuf },
-    #[error("{} is in the {} tier of this pool already; name another device", path.display(), tier_word(*.tier))]
+    #[error("{} is already in the {} tier of this pool; give another device", path.display(), tier_word(*.tier))]
     InOtherTier { path: PathBuf, tier: Tier },
-    #[error("{} holds {what}; wipe it first if that is of no value", path.display())]
+    #[error("{} holds {what}; wipe it if its contents are not needed", path.display())]
     Foreign { path: PathBuf, what: String },
     #[error("{} is in use by the system (mounted, or part of another device); release it first", path.display())]
     InUse { path: PathBuf },
-    #[error("{} is read-only; make it writable or name another device", path.display())]
+    #[error("{} is read-only; make it writable or give another device", path.display())]
     ReadOnly { path: PathBuf },
     #[error(
-        "{} has {}, which is less than the {} that a pool needs of a device; name a larger one",
+        "{} is too small: it has {}, and a pool needs {} of each device; give a larger one",
         path.display(), .size.readable(), .minimum.readable()
     )]
     TooSmall { path: PathBuf, size: Sectors, minimum: Sectors },
-    #[error("{} and {} are the same device; name it once", .0.display(), .1.display())]
+    #[error("{} and {} are the same device; give it once", .0.display(), .1.display())]
     SameDevice(PathBuf, PathBuf),
     #[error(
-        "{} has been formatted for this pool and lost track of: udev calls it a Stratis device, but it has no readable \
-         signature; wipe its first sectors if it holds nothing of value", path.display()
+        "{} has no readable signature, although udev reports a Stratis device; wipe its first sectors if it holds nothing of \
+         value", path.display()
     )]
     NoSignature { path: PathBuf },
     #[error(
@@ -104,115 +104,111 @@ pub enum Error {
     )]
     HasFilesystems { pool: Name, filesystems: Vec<Name> },
     #[error(
-        "pool {pool} has filesystems that could not be set up ({}), and what is in them would be lost; stop and start the pool to \
-         have them set up again, and see the engine state report for the reason if that does not help; to give them up, stop \
-         the pool and wipe its devices", some(.filesystems.iter().map(|name| shortened(name).into_owned()))
+        "pool {pool} has filesystems that could not be set up ({}), and their contents would be lost; stop and start the pool to \
+         set them up again, and see the engine state report for the reason; to discard them, stop the pool and wipe its \
+         devices", some(.filesystems.iter().map(|name| shortened(name).into_owned()))
     )]
     HasLeftOut { pool: Name, filesystems: Vec<String> },
-    #[error(
-        "pool {pool} may have {limit} filesystems and would have {wanted}; raise its filesystem limit or destroy some"
-    )]
+    #[error("pool {pool} would have {wanted} filesystems, and its limit is {limit}; raise the limit or destroy some")]
     FilesystemLimit { pool: Name, limit: u64, wanted: u64 },
     #[error(
-        "filesystem {name} exists with {}, not with the {} asked for; choose another name or its size",
+        "filesystem {name} already exists with a size of {}, not {}; choose another name or the same size",
         .existing.readable(), .requested.readable()
     )]
     OtherSize { name: Name, existing: Sectors, requested: Sectors },
     #[error(
-        "pool {pool} does not allow overprovisioning, and {} of filesystems do not fit into its {}; \
+        "pool {pool} does not allow overprovisioning: its filesystems would need {}, and it has room for {}; \
          add a data device, choose a smaller size or allow overprovisioning", .needed.readable(), .room.readable()
     )]
     NoRoom { pool: Name, needed: Sectors, room: Sectors },
     #[error(
-        "pool {pool} has a cache already with other devices{}{}; use just its devices, or add devices to the cache",
+        "pool {pool} already has a cache with other devices{}{}; give exactly its devices, or add devices to the cache",
         only(" - only requested: ", .only_requested), only(" - only in the cache: ", .only_present)
     )]
     OtherCache { pool: Name, only_requested: Vec<PathBuf>, only_present: Vec<PathBuf> },
     #[error("pool {pool} has no cache; initialize one first")]
     NoCache { pool: Name },
-    #[error("{} is a cache device of pool {pool}, and only data devices can be grown", path.display())]
+    #[error("cannot grow {}: it is a cache device of pool {pool}, and only data devices can be grown", path.display())]
     CacheDoesNotGrow { pool: Name, path: PathBuf },
-    #[error("pool {pool} has a filesystem limit of {limit} now; choose a larger one than that")]
+    #[error("cannot lower the filesystem limit of pool {pool}: it is {limit}; choose a larger one")]
     FilesystemLimitNotRaised { pool: Name, limit: u64 },
     #[error("the metadata volume of pool {pool} has room for {maximum} filesystems; choose a limit up to that")]
     FilesystemLimitTooHigh { pool: Name, maximum: u64 },
-    #[error("filesystem {name} cannot have this size limit")]
+    #[error("cannot set the size limit of filesystem {name}")]
     SizeLimit { name: Name, source: plan::sizes::SizeError },
     #[error(
-        "the thin pool of {pool} needs more space for its metadata, and there is none left; add a data device or \
-         destroy filesystems"
+        "cannot extend the thin metadata of pool {pool}: no space is left; add a data device or destroy filesystems"
     )]
     MetadataExhausted { pool: Name },
     #[error(
-        "the thin pool of {pool} needs more space for its metadata, and all there is has been promised to filesystems; \
-         add a data device, destroy filesystems or allow overprovisioning"
+        "cannot extend the thin metadata of pool {pool}: all space is reserved for filesystems; add a data device, destroy filesystems or allow overprovisioning"
     )]
     MetadataPromised { pool: Name },
     #[error(
-        "pool {pool} has no free space, which a snapshot of filesystem {origin} needs; add a data device or destroy \
+        "cannot create a snapshot of filesystem {origin}: pool {pool} has no free space; add a data device or destroy \
          filesystems, then try again"
     )]
     PoolFull { pool: Name, origin: Name },
     #[error("filesystem {name} is in use (mounted on {}); unmount it first", list(.mount_points))]
     Mounted { name: Name, mount_points: Vec<PathBuf> },
-    #[error("filesystem {name} is no snapshot of another, so there is nothing that it could replace")]
+    #[error("filesystem {name} is not a snapshot, so it has no origin to replace")]
     NoOrigin { name: Name },
     #[error(
-        "filesystem {name} cannot replace {origin}, which is itself to replace another at the next start; cancel that first"
+        "filesystem {name} cannot replace {origin}: {origin} is itself scheduled to replace its origin; cancel that first"
     )]
     OriginScheduled { name: Name, origin: String },
     #[error(
-        "filesystem {name} cannot replace its origin, which {sibling} is to replace at the next start; cancel that first"
+        "filesystem {name} cannot replace its origin: {sibling} is already scheduled to replace it; cancel that first"
     )]
     SiblingScheduled { name: Name, sibling: String },
     #[error(
-        "filesystem {name} cannot replace its origin, since {snapshot} is to replace {name} at the next start; cancel that first"
+        "filesystem {name} cannot replace its origin: {snapshot} is scheduled to replace {name}; cancel that first"
     )]
     SnapshotScheduled { name: Name, snapshot: String },
-    #[error("filesystem {name} is to replace its origin, or to be replaced, at the next start; cancel that first")]
+    #[error("filesystem {name} is part of a scheduled revert; cancel that first")]
     RevertScheduled { name: Name },
     #[error(
-        "pool {pool} is in state {}, in which this is not done ({reason}); stop and start the pool, or restart the daemon, to \
-         have it looked at anew", .level.word()
+        "pool {pool} is restricted to {} ({reason}); stop and start the pool, or restart the daemon, to check it again", .level.word()
     )]
     Restricted { pool: Name, level: Availability, reason: String },
-    #[error("pool {pool} is not encrypted, so this cannot be done with it; encrypt it first")]
+    #[error("pool {pool} is not encrypted; encrypt it first")]
     NothingToOpen { pool: Name },
     #[error(
-        "the volume key of pool {pool} is not in the daemon's keyring, and without it the pool's encrypted device cannot be made \
-         larger; set a key that opens the pool, or stop and start the pool"
+        "cannot resize the crypt device of pool {pool}: its volume key is not in the daemon's keyring; set a key that opens \
+         the pool, or stop and start the pool"
     )]
     VolumeKey { pool: PoolUuid },
     #[error(
-        "pool {pool} is being {}, and this has to wait until that is done; its progress is in the report of the engine's state",
+        "pool {pool} is being {}; wait until that has finished (the engine state report shows its progress)",
         work_word(*.work)
     )]
     AtWork { pool: Name, work: ReencryptionMode },
     #[error(
-        "pool {pool} has been {} in part only, and nobody is at it any more ({why}); put that right and ask for it once more, \
-         and it goes on", work_word(*.work)
+        "pool {pool} is only partly {}: the job stopped ({why}); fix the cause and repeat the request to resume it", work_word(*.work)
     )]
     WorkHalted { pool: Name, work: ReencryptionMode, why: String },
     #[error(
-        "the work on pool {pool} has been interrupted, since the {by}; it goes on when the pool is next set up, and if it does not, \
-         ask for it again"
+        "the re-encryption job of pool {pool} was interrupted, because the {by}; it resumes when the pool is next set up, or \
+         when the request is repeated"
     )]
     Interrupted { pool: Name, by: &'static str },
-    #[error("the work on pool {pool} was interrupted before it began, and nothing has changed; ask for it again")]
+    #[error(
+        "the re-encryption job of pool {pool} was interrupted before it began, and nothing has changed; repeat the request"
+    )]
     NotBegun { pool: Name },
-    #[error("not all of pool {pool} has been {}, though it was said so; ask for it again, and report this as a bug", work_word(*.work))]
+    #[error("pool {pool} is not completely {}, although the job reported success; repeat the request, and report this as a bug", work_word(*.work))]
     WorkNotDone { pool: Name, work: ReencryptionMode },
-    #[error("pool {pool} has metadata of version 1, with which this cannot be done; make a new pool and copy the data")]
+    #[error("pool {pool} has metadata version 1, which does not support this; create a new pool and copy the data")]
     OnlyVersion2 { pool: Name },
-    #[error("pool {pool} has no free thin device numbers left; destroy the pool to begin anew")]
+    #[error("pool {pool} has used all thin device numbers; create a new pool and move the data there")]
     ThinIdsUsedUp { pool: Name },
-    #[error("the devices do not have room for {} more; use larger or more devices", .what.readable())]
+    #[error("the devices have no room for another {}; use larger or more devices", .what.readable())]
     NoSpace { what: Sectors },
 
     #[error(
-        "cannot record this change of pool {pool}: its metadata would have {length} bytes of the {capacity} that fit on its \
-         devices, and the rest is kept for stopping and destroying it; shorten the texts that users gave its devices, or move \
-         data to a pool of fewer, larger devices"
+        "cannot record this change of pool {pool}: its metadata would take {length} of {capacity} bytes, and the rest is kept for \
+         stopping and destroying it; shorten the user information of its devices, or move data to a pool of fewer, larger \
+         devices"
     )]
     RecordFull { pool: Name, length: u64, capacity: u64 },
 
@@ -220,13 +216,12 @@ pub enum Error {
     #[error("{} of the {total} devices of pool {pool} are missing; connect them", .missing.len())]
     DevicesMissing { pool: Name, missing: Vec<DevUuid>, total: usize },
     #[error(
-        "several devices ({}) say that they are device {device} of pool {pool}, and it cannot be told which one is; disconnect \
-         all but that one", list(.paths)
+        "several devices ({}) carry the identity of device {device} of pool {pool}; disconnect all but the right one", list(.paths)
     )]
     Clash { pool: String, device: DevUuid, paths: Vec<PathBuf> },
     #[error(
-        "device {device} holds the newest metadata of pool {pool}, which does not name the device; disconnect it if it is not part \
-         of the pool"
+        "device {device} holds the newest metadata of pool {pool}, which does not list the device; disconnect it if it is not \
+         part of the pool"
     )]
     ExtraDevice { pool: Name, device: DevUuid },
     #[error("none of the data devices of pool {pool} can be read; connect them, or stop the pool")]
@@ -239,12 +234,12 @@ pub enum Error {
     NoMetadata(PoolUuid),
     #[error("the metadata of pool {pool} cannot be used: {why}")]
     Unusable { pool: PoolUuid, why: String },
-    #[error("pool {0} has been destroyed; what is left of it is wiped when its devices are next seen")]
+    #[error("pool {0} has been destroyed; its remaining devices are wiped when they are next connected")]
     Destroyed(PoolUuid),
-    #[error("device-mapper device {0} is up, which another has to take the place of")]
+    #[error("cannot replace active device {0}; close what uses it")]
     StillUp(String),
     #[error(
-        "device-mapper device {name} exists with another table or UUID than pool metadata asks for; remove it by hand"
+        "device-mapper device {name} exists, but its table or UUID does not match the pool metadata; remove it with dmsetup"
     )]
     OtherTable { name: String },
     #[error(
@@ -257,40 +252,38 @@ pub enum Error {
          when it encrypted the pool: let that daemon complete it"
     )]
     UnrecordedHeader { pool: Name },
-    #[error(
-        "the metadata of the thin pool of {pool} could not be checked, and nothing was changed; start the pool again"
-    )]
+    #[error("the thin metadata of pool {pool} could not be checked, and nothing was changed; start the pool again")]
     NotChecked { pool: Name, source: platform::Error },
     #[error(
-        "the metadata of the thin pool of {pool} is damaged, and thin_repair made nothing sound of it ({said}); nothing was \
-         changed: repair it by hand, or restore the data from a backup"
+        "the thin metadata of pool {pool} is damaged, and thin_repair could not repair it ({said}); nothing was changed: repair \
+         it by hand, or restore the data from a backup"
     )]
     BadRepair { pool: Name, said: String },
     #[error(
-        "the metadata of the thin pool of {pool} is damaged again after a repair ({said}); the spare still holds what it was \
-         before that, and nothing was changed: repair it by hand, or restore the data from a backup"
+        "the thin metadata of pool {pool} is damaged again after a repair ({said}); the spare still holds the metadata from \
+         before the repair, and nothing was changed: repair it by hand, or restore the data from a backup"
     )]
     DamagedAgain { pool: Name, said: String },
-    #[error("thin pool of {pool} does not say how full it is: {status}")]
+    #[error("cannot parse the status of the thin pool of {pool}: {status}")]
     ThinStatus { pool: Name, status: String },
     #[error("the metadata volume of pool {pool} holds a damaged record {file}")]
     Record { pool: PoolUuid, file: String, source: metadata::filesystem::RecordError },
     #[error(
-        "{} ended without an error, but the XFS on {} has UUID {} and not {expected}; see the log of the kernel, and try again",
+        "{} reported success, but the XFS on {} has UUID {} instead of {expected}; see the kernel log, and try again",
         program.name(), node.display(), .found.map_or("(none)".to_owned(), |found| found.to_string())
     )]
     XfsIdentity { node: PathBuf, expected: uuid::Uuid, found: Option<uuid::Uuid>, program: platform::Program },
     #[error(
-        "the kernel extended the XFS mounted on {} without an error, but it is as large as before; see the log of the kernel",
+        "the kernel reported that it extended the XFS mounted on {}, but its size has not changed; see the kernel log",
         mount_point.display()
     )]
     NotExtended { mount_point: PathBuf },
-    #[error("the request panicked and was abandoned; please report this as a bug")]
+    #[error("the request failed because of a bug in the daemon; report it with the log")]
     Panicked,
-    #[error("the daemon is stopping, and nothing was changed; try again when it is up")]
+    #[error("the daemon is stopping, and nothing was changed; try again when it runs")]
     Ending,
 
-    #[error("{cause}; and it could not all be taken back: {}", undone(.failures))]
+    #[error("{cause}; some changes could not be undone: {}", undone(.failures))]
     Rollback {
         #[source]
         cause: Box<Error>,
@@ -299,8 +292,7 @@ pub enum Error {
     },
 
     #[error(
-        "{cause}; and the former metadata of pool {pool} could not be written again, so the next start of the pool may find \
-         the change made"
+        "{cause}; the former metadata of pool {pool} could not be restored, so the change may be in effect at the next start"
     )]
     Unrecorded { pool: Name, cause: Box<Error>, source: Box<Error> },
 
@@ -312,7 +304,7 @@ pub enum Error {
     Bda(#[from] bda::BdaError),
     #[error(transparent)]
     Records(#[from] metadata::filesystem::RecordError),
-    #[error("the metadata of pool {pool} contradicts itself; it may be damaged")]
+    #[error("the metadata of pool {pool} is inconsistent and may be damaged; restore it from a backup")]
     Broken { pool: Name, source: metadata::pool::Broken },
     #[error(transparent)]
     Allocation(#[from] plan::alloc::AllocError),
@@ -320,7 +312,7 @@ pub enum Error {
     Cap(#[from] plan::cap::CapError),
     #[error(transparent)]
     Size(#[from] plan::sizes::SizeError),
-    #[error("filesystem {name} cannot be created")]
+    #[error("cannot create filesystem {name}")]
     FilesystemSize { name: Name, source: plan::sizes::SizeError },
     #[error(transparent)]
     SectorSizes(#[from] plan::sector_rules::SectorError),

@@ -175,7 +175,7 @@ fn of_two_pools_of_one_name_one_runs() {
     assert_eq!(watched.bench.names(), ["p", "q"]);
     let stopped = watched.stopped();
     assert_eq!(stopped.list().len(), 1);
-    assert!(said.contains("a running pool is named p too"), "{said}");
+    assert!(said.contains("another running pool is named p"), "{said}");
     watched.bench.check_nothing_left("the other is not up");
 
     // When the one that runs has another name, the next event of the other brings it up.
@@ -293,7 +293,7 @@ fn a_pool_whose_metadata_is_damaged_stays_stopped_and_listed() {
         "newest metadata contradicts itself",
         |sim| disks::change(sim, "/dev/b", |json| json["flex_devs"]["meta_dev"][0][1] = json!(8)),
         2,
-        "contradicts itself",
+        "is inconsistent",
     );
     check_stopped(
         "an unknown feature",

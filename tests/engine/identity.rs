@@ -202,7 +202,7 @@ fn newer_metadata_on_a_device_that_it_does_not_name_is_refused() {
     add_stranger(&sim, 1 << 40);
     let bench = Bench::start(sim);
     let reason = bench.stopped().list()[0].reason.clone().unwrap();
-    assert!(reason.contains(STRANGER) && reason.contains("does not name the device"), "{reason}");
+    assert!(reason.contains(STRANGER) && reason.contains("does not list the device"), "{reason}");
 }
 
 /// Puts a device-mapper device over a whole disk, as multipath does.

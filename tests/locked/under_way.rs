@@ -222,7 +222,7 @@ fn who_would_have_to_wait_for_hours_is_told_at_once() {
         for (what, request) in other_requests(&bench) {
             let error = bench.run(request).unwrap_err();
             assert!(matches!(error, Error::AtWork { .. }), "{work:?} {version:?}, {what}: {}", error.sentence());
-            assert!(error.sentence().contains("this has to wait until that is done"), "{}", error.sentence());
+            assert!(error.sentence().contains("wait until that has finished"), "{}", error.sentence());
         }
         for other in [ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt] {
             let asked = ask(&bench, other);
@@ -403,7 +403,7 @@ fn a_work_that_lacks_its_key_says_so_and_goes_on_as_soon_as_the_key_is_set() {
         for (what, request) in other_requests(&bench) {
             let error = bench.run(request).unwrap_err();
             assert!(matches!(error, Error::WorkHalted { .. }), "{at}, {what}: {}", error.sentence());
-            assert!(error.sentence().contains("nobody is at it any more"), "{}", error.sentence());
+            assert!(error.sentence().contains("the job stopped"), "{}", error.sentence());
         }
         set_key(&mut bench, "l", "another");
         assert!(!is_done(&bench, work), "{at}: that opens nothing");
