@@ -2,7 +2,7 @@
 //!
 //! `make structure` writes the drawing to docs/structure.md; `scripts/test --only structure` fails when it is stale. An
 //! arrow is a path in the code, without tests, that leads to another file. A name that a module only passes on
-//! (`pub use`) leads to the file that it comes from.
+//! (`pub use`) leads to the file that it comes from, and is no arrow of the module that passes it on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,6 +52,26 @@ fn passed_on(code: &str) -> Vec<String> {
         }
     }
     found
+}
+
+/// The code without what it passes on.
+fn without_passed_on(code: &str) -> String {
+    let mut kept = String::with_capacity(code.len());
+    let mut rest = code;
+    while let Some(at) = rest.find("use ") {
+        let before = &rest[..at];
+        let start = before.trim_end().rfind([';', '}', '{']).map_or(0, |end| end + 1);
+        let is_passed_on = before[start..].trim_start().starts_with("pub") && !before[start..].contains("fn ");
+        let end = rest[at..].find(';').map_or(rest.len(), |end| at + end + 1);
+        if is_passed_on {
+            kept.push_str(&before[..start]);
+            rest = &rest[end..];
+        } else {
+            kept.push_str(&rest[..at + "use ".len()]);
+            rest = &rest[at + "use ".len()..];
+        }
+    }
+    kept + rest
 }
 
 struct Modules {
@@ -138,7 +158,7 @@ impl Modules {
         let mut arrows = Arrows::new();
         for (path, module) in &self.by_path {
             let used = arrows.entry(module.file.clone()).or_default();
-            for named in named_paths(&module.code) {
+            for named in named_paths(&without_passed_on(&module.code)) {
                 let first = named.split("::").next().unwrap_or_default();
                 let is_child = self.by_path.contains_key(&format!("{path}::{first}"));
                 let known = matches!(first, "crate" | "stratisd" | "super" | "self" | "threads") || is_child;
