@@ -48,7 +48,7 @@ impl Preset {
                 };
                 return superblock.encode().to_vec();
             }
-            Preset::Luks => return super::luks::somebodys(),
+            Preset::Luks => return super::luks_device::somebodys(),
             Preset::PartitionTable(partitions) => {
                 sector[510..].copy_from_slice(&[0x55, 0xaa]);
                 for entry in 0..usize::from(partitions.min(4)) {

@@ -13,7 +13,7 @@ use super::{
     Call, Faults, Gate, Preset, Sim, Step,
     disks::DiskShape,
     faults::{dm_error, io_error},
-    luks, machine,
+    luks_device, machine,
     machine::Machine,
     sparse::Sparse,
     udev, xfs,
@@ -377,7 +377,7 @@ impl Sim {
     /// The header on a device, whatever is planned to fail.
     pub fn header(&self, path: &Path) -> Option<Header> {
         let (_, number) = self.node(path).ok()?;
-        luks::header_on(&self.0.machine.lock(), number)
+        luks_device::header_on(&self.0.machine.lock(), number)
     }
 
     // ---- file systems ----

@@ -23,7 +23,7 @@ use super::{
     crypt::{Marks, Opened, Phase, ZEROS, Zone},
     faults::{Call, LuksCall},
     io::{Patience, Stop},
-    luks::{Container, Keys, Loaded, Moment},
+    luks_device::{Container, Keys, Loaded, Moment},
     luks_header::{Data, NoRoom, Side, Unfinished},
     machine::Machine,
 };

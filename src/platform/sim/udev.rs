@@ -23,7 +23,7 @@ use std::{
 use super::{
     dm::Device,
     io::{Patience, Stop},
-    luks, luks_header,
+    luks_device, luks_header,
     machine::Machine,
     xfs,
 };
@@ -133,7 +133,7 @@ impl Machine {
             found.table = Some((0..4).filter(|entry| first[446 + entry * 16 + 4] != 0).count() as u32);
         }
         // As libblkid does: a header whose first copy is gone is one.
-        found.luks |= !found.xfs && found.table.is_none() && luks::has_second_copy(self, number);
+        found.luks |= !found.xfs && found.table.is_none() && luks_device::has_second_copy(self, number);
         Ok(found)
     }
 

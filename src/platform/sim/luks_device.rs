@@ -1,0 +1,489 @@
+//! One device with a LUKS2 header: the header read, written and found again after a power cut, keys found, tables made.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    path::Path,
+    sync::Arc,
+};
+
+use data_encoding::BASE64;
+use nix::libc;
+use rand::RngCore;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use super::{
+    Sim,
+    crypt::{Cipher, Coding, Opened},
+    faults::{Call, LuksCall, luks_error},
+    io::{Patience, Stop},
+    luks_header::{self as stored, Data, Kdf, Keyslot, NoRoom, Side},
+    machine::Machine,
+    text,
+};
+use crate::{
+    base::units::{Bytes, SECTOR, Sectors},
+    platform::{
+        DeviceNumber, Error, Result,
+        keyring::Secret,
+        luks::{Cost, Header, NewKeyslot, State, Unlock, VOLUME_KEY_BYTES},
+    },
+};
+
+/// What is written to a keyslot's area: the masked key, and zeros to the end of a sector.
+pub(super) const KEY_AREA: usize = SECTOR as usize;
+
+/// A device with a container on it, or to be.
+pub(super) struct Container<'a> {
+    pub(super) sim: &'a Sim,
+    pub(super) path: &'a Path,
+    pub(super) number: DeviceNumber,
+}
+
+/// A header, and which of its copies hold it.
+#[derive(Debug, Clone)]
+pub(super) struct Loaded {
+    pub(super) header: stored::Header,
+    first: bool,
+    second: bool,
+}
+
+/// When the first copy of a header counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// Not yet.
+    Before,
+    /// As long as there is power.
+    Written,
+    /// From now on.
+    Durable,
+}
+
+pub(super) enum Found {
+    Nothing,
+    Damaged,
+    Header(Loaded),
+}
+
+/// What the data of a container is kept with.
+pub(super) struct Keys {
+    pub(super) before: Coding,
+    pub(super) after: Coding,
+    /// The volume key in use, or that is to be.
+    pub(super) volume_key: Secret,
+}
+
+impl<'a> Container<'a> {
+    pub(super) fn at(sim: &'a Sim, path: &'a Path) -> Result<Container<'a>> {
+        let (_, number) = sim.node(path)?;
+        Ok(Container { sim, path, number })
+    }
+
+    /// Makes the opened device.
+    pub(super) fn bring_up(&self, loaded: &Loaded, keys: &Keys, name: &str) -> Result<()> {
+        let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
+        let mut opened = Some(self.opened(&loaded.header.data(), keys)?);
+        let up = self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
+            Some(opened) => machine.crypt_up(name, &uuid, opened),
+            None => Ok(()),
+        });
+        if up.is_err() && !self.sim.0.control.has_ended() {
+            let mut machine = self.sim.machine()?;
+            // It may have come up nevertheless. One of that name that is not this is left alone.
+            if self.minor(&machine, name).is_some() {
+                let _ = machine.dm_remove(name);
+                self.sim.0.changed.notify_all();
+            }
+        }
+        up
+    }
+
+    pub(super) fn refused(&self, call: LuksCall, what: &str) -> Error {
+        luks_error(Call::Luks(call), &text(self.path), what)
+    }
+
+    /// I/O that is part of a step.
+    pub(super) fn peek<T>(
+        &self,
+        call: Call,
+        act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+    ) -> Result<T> {
+        let failed = |errno| luks_error(call, &text(self.path), std::io::Error::from_raw_os_error(errno));
+        self.sim.wait_for_io(act, failed)
+    }
+
+    /// A step that writes or flushes.
+    pub(super) fn act<T>(&self, act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>) -> Result<T> {
+        self.sim.step(Call::LuksWrite, &text(self.path), || self.peek(Call::LuksWrite, act))
+    }
+
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.act(|machine| machine.write_at(self.number, offset, bytes, Patience::Wait))
+    }
+
+    pub(super) fn flush(&self) -> Result<()> {
+        self.act(|machine| machine.flush(self.number, Patience::Wait))
+    }
+
+    /// Overwrites a keyslot's area.
+    pub(super) fn wipe(&self, offset: u64) -> Result<()> {
+        let mut noise = [0; KEY_AREA];
+        self.sim.0.random.lock().fill_bytes(&mut noise);
+        self.write(offset, &noise)?;
+        self.flush()
+    }
+
+    // ---- headers ----
+
+    pub(super) fn find(&self, call: Call) -> Result<Found> {
+        self.peek(call, |machine| find(machine, self.number))
+    }
+
+    pub(super) fn some(&self, found: Found, call: LuksCall) -> Result<Loaded> {
+        match found {
+            Found::Header(loaded) => Ok(loaded),
+            Found::Nothing => Err(self.refused(call, "there is no LUKS2 header")),
+            Found::Damaged => Err(self.damaged(call)),
+        }
+    }
+
+    pub(super) fn damaged(&self, call: LuksCall) -> Error {
+        self.refused(call, "both copies of its header are damaged; restore the header from a backup")
+    }
+
+    /// The first step of a call: reads the header.
+    pub(super) fn load(&self, call: LuksCall) -> Result<Option<Loaded>> {
+        self.sim.step(Call::Luks(call), &text(self.path), || match self.find(Call::Luks(call))? {
+            Found::Nothing => Ok(None),
+            Found::Header(loaded) => Ok(Some(loaded)),
+            Found::Damaged => Err(self.damaged(call)),
+        })
+    }
+
+    /// As [`Container::load`]; there must be one.
+    pub(super) fn load_some(&self, call: LuksCall) -> Result<Loaded> {
+        self.load(call)?.ok_or_else(|| self.refused(call, "there is no LUKS2 header"))
+    }
+
+    /// Two copies, each the second or not.
+    pub(super) fn encode(&self, header: &stored::Header, order: [bool; 2]) -> Result<[Vec<u8>; 2]> {
+        let text = header.text();
+        let copy = |second: bool| {
+            let mut salt = [0; 64];
+            self.sim.0.random.lock().fill_bytes(&mut salt);
+            let no_room = || self.refused(LuksCall::Change, "its header has no room for that");
+            header.encode(&text, second, &salt).ok_or_else(no_room)
+        };
+        Ok([copy(order[0])?, copy(order[1])?])
+    }
+
+    /// Puts a header in place of one.
+    pub(super) fn update(&self, loaded: &mut Loaded, header: stored::Header) -> Result<()> {
+        self.update_with(loaded, header, |_, _| true).map(drop)
+    }
+
+    /// Puts a header in place of one. `at` is told of the moments of its first copy, together with what it is told of; if it
+    /// says no to the first, nothing is done. Gives whether it was.
+    pub(super) fn update_with(
+        &self,
+        loaded: &mut Loaded,
+        mut header: stored::Header,
+        mut at: impl FnMut(&mut Machine, Moment) -> bool,
+    ) -> Result<bool> {
+        header.sequence = loaded.header.sequence + 1;
+        // One that does not count is written first: the other stays until this one is there.
+        let order = if loaded.first && !loaded.second { [true, false] } else { [false, true] };
+        let copies = self.encode(&header, order)?;
+        let place = |second: bool| if second { header.size } else { 0 };
+        let written = self.act(|machine| {
+            if !at(machine, Moment::Before) {
+                return Ok(false);
+            }
+            machine.write_at(self.number, place(order[0]), &copies[0], Patience::Wait)?;
+            Ok(at(machine, Moment::Written))
+        })?;
+        if !written {
+            return Ok(false);
+        }
+        self.act(|machine| machine.flush(self.number, Patience::Wait).map(|()| at(machine, Moment::Durable)))?;
+        self.write(place(order[1]), &copies[1])?;
+        self.flush()?;
+        *loaded = Loaded { header, first: true, second: true };
+        Ok(true)
+    }
+
+    /// Writes a header where there is none, and the areas of its keyslots before it.
+    pub(super) fn write_new(&self, header: &mut stored::Header, areas: &[(u64, Vec<u8>)]) -> Result<()> {
+        header.sequence = 1;
+        let copies = self.encode(header, [false, true])?;
+        areas.iter().try_for_each(|(at, bytes)| self.write(*at, bytes))?;
+        self.write(stored::BINARY as u64, &copies[0][stored::BINARY..])?;
+        self.flush()?;
+        self.write(0, &copies[0][..stored::BINARY])?;
+        self.flush()?;
+        self.write(header.size, &copies[1])?;
+        self.flush()
+    }
+
+    // ---- keys ----
+
+    pub(super) fn add_digest(&self, header: &mut stored::Header, key: &Secret) -> std::result::Result<u32, NoRoom> {
+        let salt = self.sim.salt();
+        header.add_digest(BASE64.encode(&salt), BASE64.encode(&digest(&salt, key.bytes())))
+    }
+
+    /// Puts a keyslot into a header. Gives where its area begins and what belongs there.
+    pub(super) fn add_keyslot(
+        &self,
+        header: &mut stored::Header,
+        digest: u32,
+        keyslot: &NewKeyslot<'_>,
+        key: &Secret,
+    ) -> std::result::Result<(u64, Vec<u8>), NoRoom> {
+        self.sim.takes_long();
+        let salt = self.sim.salt();
+        let encoded = BASE64.encode(&salt);
+        let kdf = match keyslot.cost {
+            Cost::Guessable => Kdf::Argon2id { time: 4, memory: 1 << 20, cpus: 4, salt: encoded },
+            Cost::Random => Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: encoded },
+        };
+        let place = header.add_keyslot(keyslot.number, digest, kdf)?;
+        let mut area = masked(&salt, keyslot.passphrase, key.bytes()).to_vec();
+        area.resize(KEY_AREA, 0);
+        Ok((place.start, area))
+    }
+
+    /// The volume key in a keyslot, if the passphrase is the right one.
+    pub(super) fn key_in(&self, header: &stored::Header, number: u32, passphrase: &Secret) -> Result<Option<Secret>> {
+        let Some(Keyslot::Luks2 { area, kdf, .. }) = header.json.keyslots.get(&number) else { return Ok(None) };
+        let Some(digest) = header.digest_of(number) else { return Ok(None) };
+        self.sim.takes_long();
+        let mut held = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
+        let at = area.range().start;
+        self.peek(Call::Luks(LuksCall::Open), |machine| machine.read_at(self.number, at, &mut held, Patience::Wait))?;
+        let salt = BASE64.decode(kdf.salt().as_bytes()).unwrap_or_default();
+        let key = masked(&salt, passphrase, &held);
+        Ok(has_digest(header, digest, &key).then(|| Secret::new(key)))
+    }
+
+    /// The first keyslot that the passphrase opens, of those that may be tried.
+    pub(super) fn unlock(
+        &self,
+        header: &stored::Header,
+        unlock: Unlock<'_>,
+        may: impl Fn(u32, Option<u32>) -> bool,
+    ) -> Result<(u32, Secret)> {
+        for number in header.keyslots() {
+            if unlock.keyslot.is_none_or(|only| only == number) && may(number, header.digest_of(number)) {
+                if let Some(key) = self.key_in(header, number, unlock.passphrase)? {
+                    return Ok((number, key));
+                }
+            }
+        }
+        Err(Error::WrongKey { device: self.path.to_owned() })
+    }
+
+    /// What the data is kept with. The passphrase must open all that is needed.
+    pub(super) fn keys(&self, header: &stored::Header, unlock: Unlock<'_>) -> Result<Keys> {
+        let data = header.data();
+        let before = data.unfinished.as_ref().map_or(data.after, |unfinished| unfinished.before);
+        let sides = [data.after, before];
+        let needed = |digest: Option<u32>| {
+            // In the clear on all sides: any keyslot shows that the passphrase is right.
+            sides == [Side::Clear; 2] || digest.is_some_and(|digest| sides.contains(&Side::Key(digest)))
+        };
+        let (first, key) = self.unlock(header, unlock, |_, digest| needed(digest))?;
+        let first = header.digest_of(first);
+        let mut found = BTreeMap::from([(first, key)]);
+        for side in sides {
+            if let Side::Key(digest) = side {
+                if let Entry::Vacant(place) = found.entry(Some(digest)) {
+                    let any = Unlock { keyslot: None, ..unlock };
+                    place.insert(self.unlock(header, any, |_, of| of == Some(digest))?.1);
+                }
+            }
+        }
+        let coding = |side: Side| match side {
+            Side::Clear => Coding::Clear,
+            Side::Key(digest) => Coding::Key(Arc::new(Cipher::new(found[&Some(digest)].bytes(), data.sector_size))),
+        };
+        let of = |side: Side| match side {
+            Side::Key(digest) => Some(&found[&Some(digest)]),
+            Side::Clear => None,
+        };
+        let volume_key = of(data.after).or(of(before)).unwrap_or(&found[&first]).clone();
+        Ok(Keys { before: coding(before), after: coding(data.after), volume_key })
+    }
+
+    // ---- devices ----
+
+    /// Bytes that an opened device can have.
+    pub(super) fn room(&self, data: &Data) -> Result<u64> {
+        let size = self.sim.machine()?.size_of(self.number).unwrap_or(0).saturating_sub(data.offset);
+        let size = size - size % u64::from(data.sector_size);
+        if size > 0 { Ok(size) } else { Err(self.refused(LuksCall::Open, "the device is too small")) }
+    }
+
+    /// An opened device as it is to be; nothing is hot.
+    pub(super) fn opened(&self, data: &Data, keys: &Keys) -> Result<Opened> {
+        Ok(Opened {
+            below: self.number,
+            offset: data.offset,
+            length: self.room(data)?,
+            sector_size: data.sector_size,
+            before: keys.before.clone(),
+            after: keys.after.clone(),
+            done: data.unfinished.as_ref().map_or(u64::MAX, |unfinished| unfinished.done),
+            zone: None,
+        })
+    }
+
+    /// The minor number of the device that this container was opened as.
+    pub(super) fn minor(&self, machine: &Machine, name: &str) -> Option<u32> {
+        let minor = machine.dm.by_name(name)?;
+        machine.opened(minor).filter(|opened| opened.below == self.number).map(|_| minor)
+    }
+}
+
+impl Sim {
+    pub(super) fn random_key(&self) -> Secret {
+        let mut key = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
+        self.0.random.lock().fill_bytes(&mut key);
+        Secret::new(key)
+    }
+
+    pub(super) fn salt(&self) -> [u8; 32] {
+        let mut salt = [0; 32];
+        self.0.random.lock().fill_bytes(&mut salt);
+        salt
+    }
+}
+
+pub(super) fn find(machine: &Machine, number: DeviceNumber) -> std::result::Result<Found, Stop> {
+    // A part that cannot be read is as good as a damaged one, as long as the other can be.
+    let mut unreadable = None;
+    let mut read = |at: u64, length: usize| -> std::result::Result<Option<Vec<u8>>, Stop> {
+        let mut bytes = vec![0; length];
+        match machine.read_at(number, at, &mut bytes, Patience::Wait) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(Stop::Errno(errno)) => {
+                unreadable = Some(errno);
+                Ok(None)
+            }
+            Err(wait) => Err(wait),
+        }
+    };
+    let mut copy = |at: u64, second: bool| -> std::result::Result<Option<(u64, Vec<u8>)>, Stop> {
+        let Some(start) = read(at, SECTOR as usize)? else { return Ok(None) };
+        let Some(size) = stored::Header::size_in(&start, second).filter(|size| !second || *size == at) else {
+            return Ok(None);
+        };
+        let sound = |bytes: Vec<u8>| stored::Header::sequence_in(&bytes, second).map(|sequence| (sequence, bytes));
+        Ok(read(at, size as usize)?.and_then(sound))
+    };
+    let size = machine.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
+    let first = copy(0, false)?;
+    let mut second = None;
+    match &first {
+        Some((_, bytes)) => second = copy(bytes.len() as u64, true)?,
+        None => {
+            for place in stored::SIZES.into_iter().filter(|place| *place < size) {
+                second = copy(place, true)?;
+                if second.is_some() {
+                    break;
+                }
+            }
+        }
+    }
+    let sequence = |copy: &Option<(u64, Vec<u8>)>| copy.as_ref().map(|(sequence, _)| *sequence);
+    let newest = sequence(&first).max(sequence(&second));
+    let (is_first, is_second) = (sequence(&first) == newest, sequence(&second) == newest);
+    if let Some((_, bytes)) = if is_first { first } else { second } {
+        let loaded = |header| Found::Header(Loaded { header, first: is_first, second: is_second });
+        // Whole and not to be understood: not written by anybody here.
+        return Ok(stored::Header::decode(&bytes, !is_first).map_or(Found::Damaged, loaded));
+    }
+    let start = read(0, stored::MAGIC.len() + 2)?;
+    match (unreadable, start) {
+        (Some(errno), _) => Err(Stop::Errno(errno)),
+        (None, Some(start)) if start.starts_with(&stored::MAGIC) && start[6..] == [0, 2] => Ok(Found::Damaged),
+        _ => Ok(Found::Nothing),
+    }
+}
+
+/// The header on a device.
+pub(super) fn header_on(machine: &Machine, number: DeviceNumber) -> Option<Header> {
+    match find(machine, number).ok()? {
+        Found::Header(loaded) => Some(describe(&loaded.header)),
+        Found::Nothing | Found::Damaged => None,
+    }
+}
+
+/// The header of a container whose passphrase nobody knows.
+pub(super) fn somebodys() -> Vec<u8> {
+    let uuid = "5f3a2d0c-6b1e-4c58-9a77-0d9e8f7a6b5c".to_owned();
+    let mut header = stored::Header::new(stored::SIZES[0], 1 << 20, uuid, 16 << 20, 512);
+    let kdf = Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: BASE64.encode(&[1; 32]) };
+    let digest = header.add_digest(BASE64.encode(&[2; 32]), BASE64.encode(&[3; 32]));
+    let made = digest.and_then(|digest| header.add_keyslot(0, digest, kdf));
+    let text = header.text();
+    let copy = |second| header.encode(&text, second, &[4; 64]).filter(|_| made.is_ok()).unwrap_or_default();
+    [copy(false), copy(true)].concat()
+}
+
+/// Whether a device holds the second copy of a header.
+pub(super) fn has_second_copy(machine: &Machine, number: DeviceNumber) -> bool {
+    stored::SIZES.into_iter().any(|place| {
+        let mut start = [0; SECTOR as usize];
+        let read = machine.read_at(number, place, &mut start, Patience::Wait);
+        read.is_ok() && stored::Header::size_in(&start, true) == Some(place)
+    })
+}
+
+/// A key in the form that stands in a keyslot, and back.
+pub(super) fn masked(salt: &[u8], passphrase: &Secret, key: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut mask = Zeroizing::new(Vec::with_capacity(VOLUME_KEY_BYTES));
+    for half in [0_u8, 1] {
+        let hash = Sha256::new().chain_update(salt).chain_update([half]).chain_update(passphrase.bytes()).finalize();
+        mask.extend_from_slice(&hash);
+    }
+    Zeroizing::new(key.iter().zip(mask.iter()).map(|(byte, mask)| byte ^ mask).collect())
+}
+
+pub(super) fn digest(salt: &[u8], key: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(salt).chain_update(key).finalize().into()
+}
+
+pub(super) fn has_digest(header: &stored::Header, number: u32, key: &[u8]) -> bool {
+    let Some(known) = header.json.digests.get(&number) else { return false };
+    let salt = BASE64.decode(known.salt.as_bytes()).unwrap_or_default();
+    BASE64.encode(&digest(&salt, key)) == known.digest
+}
+
+/// What a header says, as others see it.
+pub(super) fn describe(header: &stored::Header) -> Header {
+    let data = header.data();
+    let state = match (&data.unfinished, data.after) {
+        (Some(unfinished), _) => {
+            // What a first step was cut short in is not as it was before.
+            let begun = u64::from(unfinished.hot.is_some());
+            State::Unfinished { mode: unfinished.mode, done: Bytes(u128::from(unfinished.done.max(begun))) }
+        }
+        (None, Side::Key(_)) => State::Encrypted,
+        (None, Side::Clear) => State::Clear,
+    };
+    Header {
+        uuid: header.uuid.clone(),
+        data_offset: Sectors(data.offset / SECTOR),
+        sector_size: data.sector_size,
+        state,
+        keyslots: header.keyslots().collect::<BTreeSet<_>>(),
+        unused: header.keyslots().filter(|keyslot| !header.is_used(*keyslot)).collect(),
+        tokens: header.json.tokens.clone(),
+    }
+}
+
+/// Sizes that a device can have fit; others are as good as too large.
+pub(super) fn bytes(size: Bytes) -> u64 {
+    u64::try_from(size.0).unwrap_or(u64::MAX)
+}
