@@ -11,9 +11,9 @@
 #[path = "../../simulation/alike.rs"]
 mod alike;
 mod clevis;
-mod containers;
 mod devices;
 mod filesystems;
+mod luks;
 mod mapper;
 mod mounts;
 mod old_pool;
@@ -56,7 +56,7 @@ type Check = (&'static str, fn(&Machine));
 
 const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
 /// Those of the order `encryption`: they take long.
-const OF_ENCRYPTION: &[&[Check]] = &[containers::CHECKS, clevis::CHECKS];
+const OF_ENCRYPTION: &[&[Check]] = &[luks::CHECKS, clevis::CHECKS];
 /// Those of the order `simulation`: what the simulation must do as well.
 const OF_SIMULATION: &[&[Check]] = &[simulated::CHECKS];
 
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     assert!(disks.len() >= 3, "three disks are needed, MACHINE_DISKS names {disks:?}");
     if let [order, arguments @ ..] = &env::args().skip(1).collect::<Vec<_>>()[..] {
         if order == "luks-work" {
-            containers::work_as_daemon(arguments);
+            luks::killed::work_as_daemon(arguments);
             return ExitCode::SUCCESS;
         }
     }

@@ -1,0 +1,276 @@
+//! Re-encryption jobs that are killed, or meet a bad range of the disk, under a mounted file system.
+
+use super::*;
+
+/// The process of a LUKS2 child.
+pub(super) fn child() -> Option<Pid> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let is_child = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "stratisd-luks\n");
+    let found = processes.map(|entry| entry.path()).find(|path| is_child(path))?;
+    found.file_name()?.to_str()?.parse().ok().map(Pid::from_raw)
+}
+
+/// Lets so much time pass: the moment of a kill is drawn.
+fn pass(time: Duration) {
+    poll(&mut [], Some(&Timespec::try_from(time).unwrap())).unwrap();
+}
+
+/// Waits for something that must happen.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        pass(Duration::from_millis(1));
+    }
+}
+
+/// Where a work was when it was killed.
+#[derive(Debug, Default)]
+struct Moments {
+    /// I/O waits, and the header says that the step is being written.
+    writing: u32,
+    /// I/O waits, and the header does not say so: the step is being read, or has been completed.
+    reading: u32,
+    between: u32,
+}
+
+impl Moments {
+    /// Waits for a drawn moment of a step.
+    fn wait(container: &Container<'_>, is_over: &dyn Fn() -> bool, moment: Duration) {
+        until("no step begins", || container.is_held_back() || is_over());
+        pass(moment);
+    }
+
+    fn note(&mut self, container: &Container<'_>) {
+        let waits = container.is_held_back();
+        // Not through the library, whose lock it may hold.
+        let bytes = container.machine.linux.read(&container.device, 4096, 60 << 10).unwrap();
+        match (waits, String::from_utf8_lossy(&bytes).contains("in-reencryption")) {
+            (true, true) => self.writing += 1,
+            (true, false) => self.reading += 1,
+            (false, _) => self.between += 1,
+        }
+    }
+}
+
+/// A container that is encrypted, with files on it.
+fn encrypted(machine: &Machine) -> (Container<'_>, Files<'_>) {
+    let container = Container::new(machine, "base", 0, 2048, SIZE);
+    container.format(Purpose::New);
+    container.open();
+    let files = Files::new(machine, &container.name, 0);
+    (container, files)
+}
+
+fn moments(seed: u32) -> impl Iterator<Item = Duration> {
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Duration::from_millis(u64::from(state >> 16) % 300)
+    })
+}
+
+fn kills() -> u32 {
+    std::env::var("KILLS").ok().and_then(|number| number.parse().ok()).unwrap_or(KILLS)
+}
+
+pub(super) fn killed(machine: &Machine) {
+    let (container, files) = encrypted(machine);
+    let mut seen = Moments::default();
+    let mut begin = container.prepare();
+    for moment in moments(1).take(kills() as usize) {
+        let over = AtomicBool::new(false);
+        let (result, _) = writing(&files, || {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    Moments::wait(&container, &|| over.load(Ordering::Relaxed), moment);
+                    // Held, to see where it is; then killed.
+                    if let Some(child) = child() {
+                        let _ = kill(child, Signal::SIGSTOP);
+                        seen.note(&container);
+                        let _ = kill(child, Signal::SIGKILL);
+                    }
+                });
+                let result = container.work(begin, &|_| true);
+                over.store(true, Ordering::Relaxed);
+                result
+            })
+        });
+        assert!(container.left().is_empty(), "{:?} after {result:?}", container.left());
+        files.check();
+        match (result, container.header().state) {
+            (Ok(Ended::Finished), State::Encrypted) => begin = container.prepare(),
+            (Err(error), State::Unfinished { mode: ReencryptionMode::Reencrypt, .. }) => {
+                assert!(error.to_string().contains("killed by signal 9"), "{error}");
+                begin = Begin::Resume;
+            }
+            // In the last step, which was then completed; or before the header said that it has begun.
+            (Err(_), State::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
+            (Err(_), State::Encrypted) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    println!("        (killed while {seen:?})");
+    if container.header().state != State::Encrypted {
+        assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), Ended::Finished);
+    }
+    files.check();
+    files.down();
+    container.remove();
+}
+
+/// The order of the command line that works on a container as a daemon does: `luks-work DEVICE NAME FROM TO`.
+pub(crate) fn work_as_daemon(arguments: &[String]) {
+    let [device, name, from, to] = arguments else { panic!("{arguments:?}") };
+    let begin = match (from.parse(), to.parse()) {
+        (Ok(from), Ok(to)) => Begin::Reencrypt { from, to },
+        _ => Begin::Resume,
+    };
+    let passphrase = secret(PASSPHRASES[0]);
+    let tell = |progress: Progress| {
+        println!("{}", progress.done.0);
+        true
+    };
+    println!("{:?}", Luks::default().reencrypt(Path::new(device), name, unlock(&passphrase), begin, &tell));
+}
+
+/// Has another process work on a container, and kills it at a drawn moment; `with_child`: and the child with it.
+fn work_and_kill(container: &Container<'_>, begin: Begin, moment: Duration, with_child: bool, seen: &mut Moments) {
+    let (from, to) = match begin {
+        Begin::Reencrypt { from, to } => (from.to_string(), to.to_string()),
+        _ => ("-".to_owned(), "-".to_owned()),
+    };
+    #[allow(clippy::disallowed_methods)]
+    let mut daemon = Command::new("/proc/self/exe")
+        .args(["luks-work", container.device.to_str().unwrap(), &container.name, &from, &to])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let number = Pid::from_raw(daemon.id().try_into().unwrap());
+    Moments::wait(container, &|| kill(number, None).is_err(), moment);
+    let child = child();
+    if with_child {
+        if let Some(child) = child {
+            let _ = kill(child, Signal::SIGSTOP);
+            seen.note(container);
+        }
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    if let Some(child) = child.filter(|_| with_child) {
+        let _ = kill(child, Signal::SIGKILL);
+    }
+    until("the child does not end", || self::child().is_none());
+}
+
+pub(super) fn daemon_killed(machine: &Machine) {
+    let (container, files) = encrypted(machine);
+    let mut begin = container.prepare();
+    for moment in moments(2).take(3) {
+        let (_, rounds) = writing(&files, || work_and_kill(&container, begin, moment, false, &mut Moments::default()));
+        // Nothing to be put right.
+        assert!(container.left().is_empty(), "{:?}", container.left());
+        files.check();
+        println!(
+            "        (killed after {} ms, {rounds} files written meanwhile: {:?})",
+            moment.as_millis(),
+            container.header().state
+        );
+        begin = if container.header().state == State::Encrypted { container.prepare() } else { Begin::Resume };
+    }
+    files.down();
+    container.remove();
+}
+
+pub(super) fn both_killed(machine: &Machine) {
+    let (container, files) = encrypted(machine);
+    let mut seen = Moments::default();
+    let mut begin = container.prepare();
+    for moment in moments(3).take(kills() as usize) {
+        let (ended, _) = writing(&files, || {
+            work_and_kill(&container, begin, moment, true, &mut seen);
+            // The next daemon goes on with it.
+            match container.header().state {
+                State::Encrypted => Ok(Ended::Finished),
+                _ => container.work(Begin::Resume, &some),
+            }
+        });
+        ended.unwrap();
+        assert!(container.left().is_empty(), "{:?}", container.left());
+        files.check();
+        begin = if container.header().state == State::Encrypted { container.prepare() } else { Begin::Resume };
+    }
+    println!("        (killed while {seen:?})");
+    files.down();
+    container.remove();
+}
+
+/// A container of whose base a small stretch, where no file is, has other targets.
+fn with_stretch<'a>(
+    machine: &'a Machine,
+    target: impl FnOnce() -> Target,
+    work: impl FnOnce(&Container<'a>, &Files<'a>, Begin),
+) {
+    let linux = &machine.linux;
+    let (container, files) = encrypted(machine);
+    let begin = container.prepare();
+    let disk = machine.disk(0).number;
+    let (bad, length) = (SIZE - 8192, 8);
+    let table = [
+        Line::linear(Sectors(0), Sectors(bad), disk, Sectors(2048)),
+        Line { start: Sectors(bad), length: Sectors(length), target: target() },
+        Line::linear(Sectors(bad + length), Sectors(SIZE - bad - length), disk, Sectors(2048 + bad + length)),
+    ];
+    linux.dm_load(&container.base, &table).unwrap();
+    linux.dm_resume(&container.base, Visibility::Private).unwrap();
+    work(&container, &files, begin);
+    assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), Ended::Finished);
+    assert!(container.left().is_empty(), "{:?}", container.left());
+    files.check();
+    files.down();
+    container.remove();
+}
+
+/// Goes on with a work, which fails at the bad stretch, again and again.
+fn fails(container: &Container<'_>, files: &Files<'_>, begin: Begin) {
+    let (result, _) = writing(files, || container.work(begin, &|_| true));
+    println!("        ({})", result.unwrap_err());
+    files.check();
+    let before = done(container, ReencryptionMode::Reencrypt);
+    assert!(before > 0);
+    container.work(Begin::Resume, &|_| true).unwrap_err();
+    assert_eq!(done(container, ReencryptionMode::Reencrypt), before);
+    files.check();
+}
+
+pub(super) fn not_read(machine: &Machine) {
+    let error = || Target::Foreign { kind: "error".to_owned(), parameters: String::new() };
+    with_stretch(machine, error, |container, files, begin| {
+        fails(container, files, begin);
+        assert!(container.left().is_empty(), "{:?}", container.left());
+        let good = Line::linear(Sectors(0), Sectors(SIZE), machine.disk(0).number, Sectors(2048));
+        machine.linux.dm_load(&container.base, &[good]).unwrap();
+        machine.linux.dm_resume(&container.base, Visibility::Private).unwrap();
+    });
+}
+
+/// On a file with holes, in a file system that is full until a filler is removed.
+pub(super) fn not_written(machine: &Machine) {
+    let shell = |script: &str| command("sh", &["-c", script]);
+    let hole = || {
+        shell(
+            "mkdir -p /run/full && mount -t tmpfs -o size=64k full /run/full && truncate -s 1M /run/full/hole
+            (cat /dev/zero > /run/full/filler) 2> /dev/null; losetup /dev/loop0 /run/full/hole
+            udevadm settle",
+        );
+        let device = machine.linux.find_device(Path::new("/dev/loop0")).unwrap().number;
+        Target::Linear { device, offset: Sectors(0) }
+    };
+    with_stretch(machine, hole, |container, files, begin| {
+        fails(container, files, begin);
+        // Half of a stretch is written: it is kept apart until it can be completed.
+        assert!(!container.left().is_empty());
+        shell("rm /run/full/filler");
+    });
+    shell("losetup -d /dev/loop0; umount /run/full");
+}
