@@ -1,7 +1,7 @@
-//! Device-mapper tables as values: written as the kernel reads them, read as it writes them.
+//! Device-mapper tables as plain values, formatted and parsed as the kernel does.
 //!
-//! Knows the text forms of the targets that Stratis uses (`docs/spec/engine/storage-stack.md` §1, 6, 7) and nothing of
-//! what they are used for.
+//! Knows the text forms of the targets that Stratis uses (`docs/spec/engine/storage-stack.md` §1,
+//! 6, 7), but not what the devices are for.
 
 use std::{fmt, str::FromStr};
 
@@ -28,72 +28,72 @@ pub struct Device {
     pub number: DeviceNumber,
     /// Its device-mapper UUID.
     pub uuid: String,
-    /// I/O to it is held back.
+    /// It is suspended.
     pub suspended: bool,
-    /// Its active table; empty if it has none.
+    /// Its live table; empty if it has none.
     pub table: Vec<Line>,
 }
 
 impl Device {
-    /// Its size, that of its table.
+    /// Its size: the end of its table.
     pub fn size(&self) -> Sectors {
         self.table.last().map_or(Sectors::ZERO, |line| line.start.saturating_add(line.length))
     }
 }
 
-/// Whether udev rules look at a device.
+/// Whether udev rules process a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Visibility {
-    /// A part of the stack: no links, no probing.
+    /// An internal device of the table stack: no links, no probing.
     Private,
-    /// A filesystem: probed like any disk.
+    /// A filesystem: udev probes it like any disk.
     Public,
 }
 
-/// One line of a table: a stretch of the device and what serves it.
+/// One line of a table: a range of the device and its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     /// First sector.
     pub start: Sectors,
     /// Number of sectors.
     pub length: Sectors,
-    /// What serves it.
+    /// The target.
     pub target: Target,
 }
 
-/// What serves a stretch of a device.
+/// A device-mapper target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// A stretch of another device.
+    /// Maps to a range of another device.
     Linear {
-        /// The other device.
+        /// Start of the range on it.
         device: DeviceNumber,
         /// Where the stretch begins there.
         offset: Sectors,
     },
-    /// A pool of data blocks for thin devices.
+    /// A thin pool: data blocks for thin devices.
     ThinPool {
-        /// Device with the mappings.
+        /// The metadata device.
         metadata: DeviceNumber,
-        /// Device with the blocks.
+        /// The data device.
         data: DeviceNumber,
         /// Size of a block.
         block: Sectors,
-        /// An event is raised when fewer blocks are free.
+        /// The kernel raises an event when fewer blocks are free.
         low_water: DataBlocks,
         /// Feature arguments, in any order.
         features: Vec<String>,
     },
-    /// A thin device of a pool.
+    /// A thin device of a thin pool.
     Thin {
-        /// The pool.
+        /// The thin pool.
         pool: DeviceNumber,
-        /// Its number in the pool.
+        /// Its thin device number.
         id: u32,
     },
-    /// A slow device with a fast one before it.
+    /// A slow device with a fast one as its cache.
     Cache {
-        /// Device with the map.
+        /// The metadata device.
         metadata: DeviceNumber,
         /// The fast device.
         cache: DeviceNumber,
@@ -106,19 +106,19 @@ pub enum Target {
         /// Replacement policy.
         policy: String,
     },
-    /// A stretch of an encrypted device. Made by those who open LUKS2 containers, never from here: the key, which the
-    /// kernel shows to root, is not kept.
+    /// A range of an encrypted device. The LUKS2 code creates these tables; this type never does,
+    /// because it does not keep the volume key that the kernel shows to root.
     Crypt {
-        /// The cipher, as `aes-xts-plain64`.
+        /// The cipher, such as `aes-xts-plain64`.
         cipher: String,
-        /// Added to the sector numbers that the cipher is told.
+        /// Offset added to the sector numbers that go into the cipher.
         iv_offset: Sectors,
         /// The encrypted device.
         device: DeviceNumber,
-        /// Where the stretch begins there.
+        /// Start of the range on it.
         offset: Sectors,
     },
-    /// Something that Stratis does not make; kept as the kernel wrote it.
+    /// A target that Stratis does not create, as the kernel printed it.
     Foreign {
         /// Name of the target.
         kind: String,
@@ -133,7 +133,7 @@ impl Line {
         Line { start, length, target: Target::Linear { device, offset } }
     }
 
-    /// Name of the target, as the kernel knows it.
+    /// The kernel's name of the target.
     pub fn kind(&self) -> &str {
         match &self.target {
             Target::Linear { .. } => "linear",
@@ -145,10 +145,10 @@ impl Line {
         }
     }
 
-    /// Reads a line from the kernel's words. What is not understood becomes [`Target::Foreign`].
+    /// Parses a line as the kernel prints it. Unknown forms become [`Target::Foreign`].
     pub fn parse(start: Sectors, length: Sectors, kind: &str, parameters: &str) -> Line {
         let words: Vec<&str> = parameters.split_ascii_whitespace().collect();
-        // Nothing of a table that holds a key may be kept unread.
+        // A crypt table contains the key, so never keep its unparsed text.
         let parameters = if kind == "crypt" { "" } else { parameters };
         let target = parse_target(kind, &words)
             .unwrap_or_else(|| Target::Foreign { kind: kind.to_owned(), parameters: parameters.to_owned() });
@@ -195,7 +195,7 @@ fn parse_target(kind: &str, words: &[&str]) -> Option<Target> {
     }
 }
 
-/// The target's parameters, as the kernel reads them.
+/// The target's parameters in the kernel's format.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -227,7 +227,7 @@ impl fmt::Display for DeviceNumber {
 impl FromStr for DeviceNumber {
     type Err = ();
 
-    /// `MAJOR:MINOR`, as the kernel writes a device in a table.
+    /// Parses `MAJOR:MINOR`, as tables contain it.
     fn from_str(text: &str) -> Result<DeviceNumber, ()> {
         let (major, minor) = text.split_once(':').ok_or(())?;
         Ok(DeviceNumber { major: major.parse().map_err(drop)?, minor: minor.parse().map_err(drop)? })

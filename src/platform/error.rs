@@ -1,4 +1,4 @@
-//! What can go wrong when a machine is asked for something.
+//! Errors of platform calls.
 
 use std::{io, path::PathBuf};
 
@@ -10,17 +10,17 @@ use crate::{
 /// Result of a platform call.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A failed platform call: what was asked, of whom, and the cause.
+/// A failed platform call: what was tried, on what, and the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A device, file or directory could not be used.
-    #[error("could not {action} {}", shortened(&path.to_string_lossy()))]
+    #[error("cannot {action} {}", shortened(&path.to_string_lossy()))]
     Io {
-        /// What was tried, as in "could not … /dev/sda".
+        /// What was tried: the verb in "cannot … /dev/sda".
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// There is no such block device.
@@ -29,108 +29,108 @@ pub enum Error {
         /// The path as given.
         path: PathBuf,
     },
-    /// What is mounted at a path is not, or no longer, the device that is meant.
+    /// The mount point does not, or no longer, belong to the expected device.
     #[error("{} is not where device {}:{} is mounted; look up its mount points again", shortened(&path.to_string_lossy()), number.major, number.minor)]
     OtherMount {
-        /// The path.
+        /// The mount point.
         path: PathBuf,
-        /// The device that was expected there.
+        /// The expected device.
         number: DeviceNumber,
     },
     /// A device-mapper call failed.
-    #[error("device-mapper could not {action} {name}")]
+    #[error("device-mapper cannot {action} {name}")]
     Dm {
         /// What was tried.
         action: &'static str,
         /// Name of the device.
         name: String,
-        /// Why not: the errno of the ioctl. `raw_os_error` is always there when the kernel refused.
+        /// The errno of the ioctl. `raw_os_error` is always set if the kernel refused.
         source: io::Error,
     },
-    /// Somebody is using the device.
+    /// Something uses the device.
     #[error("{name} is in use; unmount it or stop the program that uses it, then try again")]
     Busy {
         /// Device name or path.
         name: String,
     },
-    /// A program could not be started or ended with an error.
+    /// A program did not start, or exited with an error.
     #[error("{} failed: {what}", program.name())]
     Program {
-        /// Which.
+        /// The program.
         program: Program,
         /// How it ended.
         end: ProgramEnd,
-        /// Its exit status and what it said on standard error, on one line and cut to a readable length.
+        /// Exit status and standard error on one line, truncated to a readable length.
         what: String,
     },
-    /// An XFS could not be extended.
-    #[error("could not extend the XFS at {}: {what}", shortened(&path.to_string_lossy()))]
+    /// An XFS could not be grown.
+    #[error("cannot grow the XFS at {}: {what}", shortened(&path.to_string_lossy()))]
     Grow {
-        /// Where it is mounted.
+        /// Its mount point.
         path: PathBuf,
-        /// Why not, on one line.
+        /// The cause, on one line.
         what: String,
     },
-    /// No keyslot opens with a passphrase.
+    /// The passphrase opens no keyslot.
     #[error("the passphrase does not open {}; give the right one", shortened(&device.to_string_lossy()))]
     WrongKey {
-        /// The container.
+        /// The LUKS device.
         device: PathBuf,
     },
-    /// Something could not be done with a LUKS2 container.
-    #[error("could not {action} the LUKS2 container on {}: {what}", shortened(&device.to_string_lossy()))]
+    /// An operation on a LUKS device failed.
+    #[error("cannot {action} LUKS device {}: {what}", shortened(&device.to_string_lossy()))]
     Luks {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The LUKS device.
         device: PathBuf,
-        /// Why not, in the words of the library or the kernel.
+        /// The cause in the words of the library or the kernel.
         what: String,
     },
     /// Clevis could not encrypt or decrypt a passphrase.
-    #[error("Clevis could not {action} a passphrase with {with}: {what}")]
+    #[error("Clevis cannot {action} a passphrase with {with}: {what}")]
     Clevis {
         /// `encrypt` or `decrypt`.
         action: &'static str,
-        /// The pin, and the servers that it asks: `tang (http://10.0.0.1)`.
+        /// The pin and its servers: `tang (http://10.0.0.1)`.
         with: String,
-        /// Why not, on one line.
+        /// The cause, on one line.
         what: String,
     },
-    /// The kernel or a tool said something that is not understood.
-    #[error("{what} could not be understood: {text}")]
+    /// The kernel or a program printed something that the daemon cannot parse.
+    #[error("cannot parse {what}: {text}")]
     Unexpected {
-        /// Whose words.
+        /// The source of the text.
         what: &'static str,
-        /// The words, cut.
+        /// The text, truncated.
         text: String,
     },
-    /// The machine does not have what the daemon needs.
+    /// The machine lacks something that the daemon needs.
     #[error("{0}")]
     Missing(String),
-    /// The simulated machine has lost power: nothing works until it is switched on again.
+    /// The simulated machine has no power; every call fails until it is switched on.
     #[error("the simulated machine has no power")]
     PowerCut,
 }
 
-/// How a program ended that did not succeed. Only an exit status is an answer of the program; all else says nothing of what
-/// it was to look at.
+/// How a program failed. Only an exit status is a verdict of the program; all other ends say
+/// nothing about what it was to examine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProgramEnd {
-    /// It could not be started, or not be listened to.
+    /// It could not be started, or its output could not be read.
     NotRun,
-    /// With this exit status.
+    /// It exited with this status.
     Status(i32),
-    /// By this signal, which somebody else sent: the kernel when memory is short, or a user.
+    /// A signal from elsewhere ended it: the OOM killer, or a user.
     Signal(i32),
-    /// It was killed because its time was up.
+    /// It was killed at its time limit.
     TimedOut,
-    /// It was killed because its time was up, and has not ended even so: it waits inside the kernel for a device.
+    /// It was killed at its time limit and has not exited: it waits in the kernel for a device.
     Unkillable,
 }
 
 impl Error {
-    /// The kernel's error number, if it was the kernel that refused.
+    /// The kernel's errno, if the kernel refused.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::Io { source, .. } | Error::Dm { source, .. } => source.raw_os_error(),
@@ -138,12 +138,12 @@ impl Error {
         }
     }
 
-    /// Whether the kernel refuses what was asked for as it is, so that asking again changes nothing.
+    /// Whether the kernel rejects the request itself (EINVAL), so that a retry cannot succeed.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Error::Dm { .. }) && self.errno() == Some(nix::libc::EINVAL)
     }
 
-    /// Whether somebody else's use of a device was the cause.
+    /// Whether another user of the device is the cause.
     pub fn is_busy(&self) -> bool {
         matches!(self, Error::Busy { .. }) || self.errno() == Some(nix::libc::EBUSY)
     }

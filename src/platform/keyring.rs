@@ -1,33 +1,33 @@
-//! Keys as the kernel's keyring holds them: secrets that are wiped from memory when they are let go.
+//! Keys of the kernel keyring: secrets that are wiped from memory when dropped.
 //!
-//! Knows names and bytes; nothing of what a key opens.
+//! Knows names and bytes, but not what a key unlocks.
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
-/// What the names of our keys begin with in the kernel (`docs/spec/engine/encryption.md` §3).
+/// Prefix of our key names in the kernel (`docs/spec/engine/encryption.md` §3).
 pub const KEY_PREFIX: &str = "stratis-1-key-";
 
-/// Longest name of a key that the kernel takes, in bytes.
+/// Longest key name that the kernel accepts, in bytes.
 pub const NAME_BYTES_MAX: usize = 4095;
 
-/// Bytes that nobody may see: not printed, not compared in public, wiped when dropped.
+/// Secret bytes: never printed, compared in constant time, wiped when dropped.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// Takes the bytes over.
+    /// Takes ownership of the bytes.
     pub fn new(bytes: Zeroizing<Vec<u8>>) -> Secret {
         Secret(bytes)
     }
 
-    /// The bytes, for those who must hand them to a machine.
+    /// The bytes, for calls that pass them on to the kernel or a program.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether both hold the same; takes the same time wherever they differ.
+    /// Whether both are equal, in a time that does not depend on where they differ.
     pub fn same(&self, other: &[u8]) -> bool {
         self.0.len() == other.len() && self.0.iter().zip(other).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
     }
@@ -39,14 +39,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What setting a key did.
+/// Result of setting a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyChange {
-    /// There was no key of that name.
+    /// No key had that name.
     Created,
-    /// There was one with another value.
+    /// The key had another value.
     Replaced,
-    /// There was one with this value.
+    /// The key had this value already.
     Same,
 }
 

@@ -1,7 +1,8 @@
-//! LUKS2 as values: what a header is to be, what one says, and what is to be changed in it
+//! LUKS2 as plain values: how to format a header, what a header says, and how to change it
 //! (`docs/spec/engine/encryption.md` §1, 2, 9).
 //!
-//! Knows containers, keyslots and tokens. What a token means, and which keys open a pool, is decided in the engine.
+//! Knows LUKS devices, keyslots and tokens. The engine decides what a token means and which keys
+//! unlock a pool.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,156 +16,157 @@ use crate::base::units::{Bytes, Sectors};
 pub const VOLUME_KEY_BYTES: usize = 64;
 /// Longest passphrase in bytes.
 pub const PASSPHRASE_BYTES_MAX: usize = 64;
-/// A keyslot or token number is below this.
+/// Keyslot and token numbers are below this.
 pub const NUMBERS: u32 = 32;
 
-/// Where things lie in a container that is to be made. The cipher is always `aes-xts-plain64` with a random volume key of
-/// [`VOLUME_KEY_BYTES`]. There are two copies of the header, then the keyslots, then the data.
+/// Layout of a new LUKS device. The cipher is always `aes-xts-plain64` with a random volume key of
+/// [`VOLUME_KEY_BYTES`]. Two copies of the header come first, then the keyslots, then the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
-    /// Size of each copy of the header, its binary part of 4 KiB included.
+    /// Size of each copy of the header, including its binary part of 4 KiB.
     pub metadata: Bytes,
-    /// Size of all keyslots together.
+    /// Size of the area of all keyslots.
     pub keyslots: Bytes,
-    /// Where the data begins.
+    /// Start of the data.
     pub data_offset: Sectors,
-    /// Size of an encryption sector in bytes; `None`: what suits the device.
+    /// Encryption sector size in bytes; `None` to let the library choose what suits the device.
     pub sector_size: Option<u32>,
 }
 
-/// What a header is made for.
+/// What a header is formatted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
-    /// A container with nothing in it yet.
+    /// A LUKS device without data.
     New,
-    /// A container around what lies behind the data offset in the clear now. The header says from the first moment that nothing is
-    /// encrypted yet ([`State::Unfinished`] with [`ReencryptionMode::Encrypt`] and nothing done), and only
-    /// [`Platform::luks_reencrypt`](super::Platform::luks_reencrypt) begins with it.
+    /// A LUKS device over plaintext data that already lies behind the data offset. The header says
+    /// from the start that nothing is encrypted yet ([`State::Unfinished`] with
+    /// [`ReencryptionMode::Encrypt`] and 0 bytes done). Only
+    /// [`Platform::luks_reencrypt`](super::Platform::luks_reencrypt) starts to encrypt.
     Encrypt,
 }
 
-/// How much work it is to find a keyslot's key from a passphrase.
+/// Cost of deriving a keyslot's key from a passphrase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cost {
-    /// As is right for what people remember: the default of the library.
+    /// For passphrases that people remember: the library's default.
     Guessable,
-    /// Little: the passphrase is random and as long as they may be.
+    /// Low: the passphrase is random and of the longest size.
     Random,
 }
 
-/// A passphrase that gets a keyslot.
+/// A passphrase for a new keyslot.
 #[derive(Debug)]
 pub struct NewKeyslot<'a> {
-    /// Number of the keyslot; it is free.
+    /// Number of the keyslot, which must be free.
     pub number: u32,
-    /// What is to open it.
+    /// The passphrase.
     pub passphrase: &'a Secret,
-    /// The work it is to be.
+    /// Cost of the key derivation.
     pub cost: Cost,
 }
 
-/// A passphrase, and where it fits.
+/// A passphrase and the keyslot to try it on.
 #[derive(Debug, Clone, Copy)]
 pub struct Unlock<'a> {
     /// The passphrase.
     pub passphrase: &'a Secret,
-    /// The keyslot to be tried; `None`: each.
+    /// The keyslot to try; `None` for all.
     pub keyslot: Option<u32>,
 }
 
-/// What an unfinished work does with the data.
+/// What a re-encryption job does with the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ReencryptionMode {
-    /// Encrypts what is in the clear.
+    /// Encrypts plaintext.
     Encrypt,
-    /// Puts a new volume key in place of the old one.
+    /// Replaces the volume key.
     Reencrypt,
-    /// Decrypts what is encrypted.
+    /// Decrypts to plaintext.
     Decrypt,
 }
 
-/// What a header says of the data behind it.
+/// What a header says about the data behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// It is encrypted.
+    /// The data is encrypted.
     Encrypted,
-    /// A work on it has been begun and not completed.
+    /// A re-encryption job was started and not completed.
     Unfinished {
-        /// Which.
+        /// Its mode.
         mode: ReencryptionMode,
-        /// So many bytes of it are as they are to be. 0: the data is as it was before, and no part of it was being worked on
-        /// either; where just the first part was, it is 1.
+        /// Number of bytes that the job has finished. 0 means that the job has not touched the
+        /// data. If only its first hot zone was being rewritten, this is 1.
         done: Bytes,
     },
-    /// It is in the clear: it has been decrypted completely.
+    /// The data is plaintext: it has been decrypted completely.
     Clear,
 }
 
 /// A header, as read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// UUID of the container.
+    /// UUID of the LUKS device.
     pub uuid: String,
-    /// Where the data begins.
+    /// Start of the data.
     pub data_offset: Sectors,
-    /// Size of an encryption sector in bytes.
+    /// Encryption sector size in bytes.
     pub sector_size: u32,
-    /// What it says of the data.
+    /// What the header says about the data.
     pub state: State,
-    /// Keyslots that hold a volume key: the one in use, or one that is to be.
+    /// Keyslots that hold a volume key, either the current one or its successor.
     pub keyslots: BTreeSet<u32>,
-    /// Those of them that hold a volume key which no data is encrypted with, nor is about to be: left over.
+    /// The keyslots among them whose volume key neither encrypts data nor is about to: leftovers.
     pub unused: BTreeSet<u32>,
-    /// Tokens, each an object with `type` and `keyslots`.
+    /// Tokens: objects with `type` and `keyslots`.
     pub tokens: BTreeMap<u32, Value>,
 }
 
 impl Header {
-    /// The numbers that no keyslot has, from the lowest on.
+    /// The free keyslot numbers, lowest first.
     pub fn free_keyslots(&self) -> impl Iterator<Item = u32> {
         (0..NUMBERS).filter(|number| !self.keyslots.contains(number))
     }
 
-    /// The lowest number that no token has.
+    /// The lowest free token number.
     pub fn free_token(&self) -> Option<u32> {
         (0..NUMBERS).find(|number| !self.tokens.contains_key(number))
     }
 }
 
-/// One change of a header. Each is durable and all or nothing by itself: the header has two copies.
+/// One change of a header. Each is durable and atomic by itself, because the header has two copies.
 #[derive(Debug)]
 pub enum HeaderChange<'a> {
-    /// A further passphrase for the volume key in use.
+    /// Adds a passphrase for the current volume key.
     AddKeyslot(NewKeyslot<'a>),
-    /// A passphrase for the volume key that is to take the place of the one in use. The first such change makes that key; those
-    /// after it, in the same call, hold the same.
+    /// Adds a passphrase for the next volume key, which will replace the current one. The first
+    /// such change of a call generates that key; later ones in the same call use it too.
     AddNextKeyslot(NewKeyslot<'a>),
-    /// Overwrites a keyslot and takes its number out of all tokens. Destroying one that is not there is no error.
+    /// Wipes a keyslot and removes its number from all tokens. Succeeds if there is none.
     DestroyKeyslot(u32),
-    /// Puts a token in place of any of that number. Its keyslots must be there.
+    /// Writes or replaces a token. Its keyslots must exist.
     PutToken(u32, Value),
-    /// Removes a token, its keyslots stay; none there is no error.
+    /// Removes a token and keeps its keyslots. Succeeds if there is none.
     RemoveToken(u32),
 }
 
-/// How far a work on the data of a container has come.
+/// Progress of a re-encryption job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Bytes that are as they are to be.
+    /// Bytes finished.
     pub done: Bytes,
     /// Bytes in all.
     pub total: Bytes,
 }
 
-/// Which work is to be begun or gone on with.
+/// Which re-encryption job to start or resume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Begin {
-    /// Go on with the one that the header says is unfinished.
+    /// Resume the job that the header names.
     Resume,
-    /// Put the volume key of one keyslot in place of that of another; the same passphrase opens both. All keyslots of the
-    /// old volume key are gone when it is done.
+    /// Replace the volume key of one keyslot by that of another; the same passphrase opens both.
+    /// When the job completes, no keyslot holds the old volume key.
     Reencrypt {
-        /// Keyslot of the volume key in use.
+        /// Keyslot of the current volume key.
         from: u32,
         /// Keyslot made by [`HeaderChange::AddNextKeyslot`].
         to: u32,
@@ -173,11 +175,11 @@ pub enum Begin {
     Decrypt,
 }
 
-/// How a work on the data of a container ended.
+/// How a re-encryption job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
-    /// All of it is done.
+    /// It is complete.
     Finished,
-    /// It was told to stop; the header says how far it came.
+    /// It was told to stop. The header says how far it came.
     Interrupted,
 }

@@ -1,7 +1,7 @@
-//! What the engine asks of a machine: one trait, two homes (`linux`, `sim`).
+//! What the engine asks of a machine: one trait with two implementations, `linux` and `sim`.
 //!
-//! The level is that of a kernel and its disks: bytes of a device, device-mapper calls, named programs, mounts in a
-//! private place, what udev knows. Nothing here decides anything about pools.
+//! The trait has the level of a kernel and its disks: bytes of a device, device-mapper calls, named
+//! programs, mounts in a private directory, udev properties. No decision about pools is made here.
 
 pub mod clevis;
 pub mod dm;
@@ -36,40 +36,41 @@ pub struct DeviceNumber {
     pub minor: u32,
 }
 
-/// What the device database (udev) says a device belongs to. Order of the decision: `docs/spec/engine/ondisk-metadata.md` §4.
+/// What the udev database says a device belongs to. Order of the decision:
+/// `docs/spec/engine/ondisk-metadata.md` §4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceClass {
     /// Holds a Stratis signature block.
     Stratis,
     /// Holds a LUKS header.
     Luks,
-    /// A path of a multipath device; never to be used itself.
+    /// A path of a multipath device. The daemon never uses it directly.
     MultipathMember,
-    /// Nothing is known to be on it.
+    /// udev knows of nothing on it.
     Unowned,
-    /// Somebody else's; the text says what was seen (`xfs`, `partition table dos`).
+    /// Belongs to something else; the text says what was found (`xfs`, `partition table dos`).
     Other(String),
 }
 
-/// A block device as the device database knows it.
+/// A block device as the udev database describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockDevice {
     /// The device node, canonical.
     pub path: PathBuf,
     /// Its number.
     pub number: DeviceNumber,
-    /// Whose it is.
+    /// What it belongs to.
     pub class: DeviceClass,
     /// World-wide name (udev `ID_WWN`), if it has one.
     pub wwn: Option<String>,
 }
 
-/// What a fresh look at a device's contents (libblkid: superblocks and partition tables) found.
+/// What a fresh libblkid probe found on a device: superblocks and partition tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Partitions in a partition table.
+    /// Number of partitions in the partition table.
     pub partitions: u32,
-    /// Type of the superblock, as `stratis`, `xfs`, `crypto_LUKS`.
+    /// Superblock type, such as `stratis`, `xfs`, `crypto_LUKS`.
     pub superblock: Option<String>,
 }
 
@@ -78,20 +79,20 @@ pub struct Contents {
 pub struct Geometry {
     /// Size of the whole device.
     pub size: Sectors,
-    /// Logical sector size in bytes: the unit of transfer.
+    /// Logical sector size in bytes: the unit of I/O.
     pub logical: u32,
-    /// Physical sector size in bytes: the unit of atomic writing.
+    /// Physical sector size in bytes: the unit of atomic writes.
     pub physical: u32,
-    /// The kernel refuses to write to it.
+    /// The kernel refuses writes to it.
     pub read_only: bool,
 }
 
-/// One step of a write to a device. Steps take effect in order; nothing is durable before a `Flush` after it.
+/// One step of a write to a device. Steps run in order; only a later `Flush` makes a write durable.
 #[derive(Debug, Clone, Copy)]
 pub enum WriteStep<'a> {
-    /// These bytes at this offset, both in bytes.
+    /// Writes these bytes at this offset in bytes.
     At(u64, &'a [u8]),
-    /// Everything written to the device so far is on stable storage when this step is done.
+    /// Makes everything written to the device so far durable.
     Flush,
 }
 
@@ -100,11 +101,11 @@ pub enum WriteStep<'a> {
 pub struct DeviceWrite<'a> {
     /// The device.
     pub path: &'a Path,
-    /// What is done with it, in order.
+    /// The steps, in order.
     pub steps: Vec<WriteStep<'a>>,
 }
 
-/// A program that the engine runs. Where it lies is the platform's business, checked at start-up.
+/// A program that the engine runs. The platform finds its path and checks it at start-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Program {
@@ -132,32 +133,32 @@ impl Program {
     }
 }
 
-/// A program that runs at the moment, or any other child of the daemon.
+/// A running program, or any other child process of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningProgram {
-    /// What it does, for people: `mkfs.xfs on /dev/mapper/x`.
+    /// What it does, for users: `mkfs.xfs on /dev/mapper/x`.
     pub label: String,
-    /// Its process.
+    /// Its process ID.
     pub process: u32,
-    /// How long it has been running.
+    /// How long it has run so far.
     pub age: Duration,
-    /// It was killed because its time was up, and has not ended.
+    /// It was killed at its time limit and has not exited.
     pub is_stuck: bool,
 }
 
-/// Where a user has mounted a device.
+/// A mount of a device outside the private directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// The device.
     pub number: DeviceNumber,
-    /// The path, as it is seen in the mount namespace that the mount is in.
+    /// The mount point as seen in the mount's own namespace.
     pub mount_point: PathBuf,
-    /// A process of that namespace; `None`: it is that of the first process.
+    /// A process in that mount namespace; `None` for the namespace of PID 1.
     pub process: Option<u32>,
 }
 
 impl Mount {
-    /// The path as the administrator of the machine can use it.
+    /// The mount point as a path that the administrator can open.
     pub fn shown(&self) -> PathBuf {
         match self.process {
             None => self.mount_point.clone(),
@@ -169,7 +170,7 @@ impl Mount {
     }
 }
 
-/// A moment: seconds and nanoseconds since 1970-01-01 00:00 UTC.
+/// A point in time: seconds and nanoseconds since 1970-01-01 00:00 UTC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
     /// Whole seconds.
@@ -178,7 +179,8 @@ pub struct Timestamp {
     pub nanoseconds: u32,
 }
 
-/// Names of a filesystem to be told to udev, which makes the link `/dev/stratis/POOL/FILESYSTEM` from them.
+/// The names of a filesystem for udev, which makes the link `/dev/stratis/POOL/FILESYSTEM` from
+/// them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Announcement {
     /// The thin device.
@@ -192,127 +194,133 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// The link that is to point to the device.
+    /// The link that must point to the device.
     pub fn link(&self) -> PathBuf {
         self.name.link_in(&self.pool_name)
     }
 
-    /// The link under other daemons, if that is another.
+    /// The link that other daemons would make, if it differs.
     pub fn former_link(&self) -> Option<PathBuf> {
         self.name.former_link_in(&self.pool_name)
     }
 }
 
-/// Links that udev has been asked for and may not have made yet.
+/// Links that udev was asked for and may not have made yet.
 pub trait PendingLinks: Send {
-    /// Waits until every link is there and points to its device, at most `limit` in all. For those who do nothing else: one
-    /// thread at a time may wait for links. Called without any lock. Returns the links that are not there in the end.
+    /// Waits until every link exists and points to its device, for at most `limit` in all. For
+    /// callers that do nothing else: one thread at a time may wait for links. The caller holds no
+    /// lock. Returns the links that are missing at the end.
     fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf>;
-    /// Takes in what has been said, for all that have the same [`PendingLinks::fd`].
+    /// Reads the pending messages, for all values with the same [`PendingLinks::fd`].
     fn hear(&mut self);
-    /// Takes note of what has been heard, without waiting. Whether there is nothing left to wait for: every link is there, or
-    /// those that are missing will not come.
+    /// Takes in the messages read so far, without waiting. Returns `true` when there is nothing
+    /// left to wait for: every link exists, or the missing ones will not come.
     fn advance(&mut self) -> bool;
-    /// Readable when it is worth calling [`PendingLinks::hear`], by one of those that have it, and [`PendingLinks::advance`],
-    /// by all of them. `None`: nothing would tell.
+    /// Becomes readable when [`PendingLinks::hear`] is worth a call on one of the values that share
+    /// it, and then [`PendingLinks::advance`] on all of them. `None`: no descriptor would tell.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
-    /// The links that are not there now.
+    /// The links that are missing now.
     fn missing(self: Box<Self>) -> Vec<PathBuf>;
 }
 
-/// A file system somewhere in the private place, as the kernel counts it.
+/// Space of a file system, as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Size of the file system.
     pub total: Bytes,
-    /// Bytes of it in use.
+    /// Bytes in use.
     pub used: Bytes,
 }
 
 /// What happened to a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceAction {
-    /// It appeared.
+    /// The device appeared.
     Add,
     /// Its contents or properties may have changed.
     Change,
-    /// It is gone.
+    /// The device is gone.
     Remove,
 }
 
-/// A message from the device database.
+/// An event from udev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceEvent {
     /// What happened.
     pub action: DeviceAction,
-    /// The node; the only thing that is sure for a removed device.
+    /// The device node. For a removed device nothing else is certain.
     pub path: PathBuf,
-    /// The device as it is known after the event; `None` when removed or not yet initialized in the database.
+    /// The device as the database describes it after the event; `None` when it is removed or not
+    /// yet initialized.
     pub device: Option<BlockDevice>,
-    /// Name of a device-mapper device that has no link under `/dev/stratis` after it was added, which coldplug also says of
-    /// devices that have been there for long. `None` if it has one, or is no such device. Not told of changes: there is
-    /// always one between the making of a filesystem and that of its link.
+    /// Name of a device-mapper device that has no link under `/dev/stratis` after an `add` event.
+    /// Coldplug sends `add` for existing devices too. `None` if the device has its link or is not a
+    /// device-mapper device. Never set for `change` events: one always comes between the creation
+    /// of a filesystem and that of its link.
     pub unlinked: Option<String>,
 }
 
-/// A device taken for this process alone ([`Platform::hold`]); dropping it gives it back.
+/// Exclusive use of a device ([`Platform::hold`]). Dropping it releases the device.
 pub trait Hold: Send + Sync + fmt::Debug {}
 
-/// A source of device events. Owned by one thread, which waits for its descriptor and reads without blocking.
+/// A source of udev events. One thread owns it, waits for its descriptor and reads without
+/// blocking.
 pub trait DeviceEvents: Send {
-    /// Becomes readable when there is something to read.
+    /// Becomes readable when there is an event to read.
     fn fd(&self) -> BorrowedFd<'_>;
-    /// The next event, `None` if there is none now.
+    /// The next event; `None` if there is none now.
     ///
     /// # Errors
-    /// When the source is broken for good; lost events (an overflow) are not an error.
+    /// If the source is broken for good. Lost events (an overflow) are no error.
     fn next(&mut self) -> Result<Option<DeviceEvent>>;
-    /// Whether events have been lost since this was last asked: any device may have come, changed or gone.
+    /// Whether events were lost since the last call. If so, any device may have come, changed or
+    /// gone.
     fn take_lost(&mut self) -> bool;
 }
 
-/// A source of "some device-mapper device had an event". Owned by one thread.
+/// A source of device-mapper events. It says that some device had one, not which. One thread owns
+/// it.
 pub trait DmEvents: Send {
     /// Becomes readable when any device had an event since the last [`DmEvents::arm`].
     fn fd(&self) -> BorrowedFd<'_>;
-    /// Arms it again; call before reading event numbers, so that none is missed.
+    /// Arms the source again. Call it before reading event numbers, so that no event is missed.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     fn arm(&mut self) -> Result<()>;
 }
 
-/// A machine: the calls that the engine needs. Every call may fail, and each is safe to make from any thread.
+/// A machine: the calls that the engine needs. Every call may fail, and any thread may make it.
 ///
-/// Paths given to the mount and file calls are relative to a private directory that no other program sees
+/// Paths in the mount and file calls are relative to a private directory that no other program sees
 /// (`/run/stratisd/ns_mounts` in a private mount namespace).
 pub trait Platform: Send + Sync + 'static {
     // ---- devices ----
 
-    /// Every initialized block device that holds a Stratis signature or a LUKS header.
+    /// Every initialized block device that carries a Stratis signature or a LUKS header.
     fn block_devices(&self) -> Result<Vec<BlockDevice>>;
-    /// The device behind an absolute path (links followed).
+    /// The device behind an absolute path. Follows links.
     fn find_device(&self, path: &Path) -> Result<BlockDevice>;
-    /// A fresh look at what is on the device.
+    /// Probes the contents of the device.
     fn contents(&self, path: &Path) -> Result<Contents>;
     /// Size and sector sizes.
     fn geometry(&self, path: &Path) -> Result<Geometry>;
-    /// Takes a device for this process alone, until the hold is dropped. Meanwhile every call with this path is about the device
-    /// that is held, whatever the path leads to.
+    /// Takes exclusive use of a device until the hold is dropped. Meanwhile every call with this
+    /// path reaches the held device, whatever the path leads to.
     ///
     /// # Errors
-    /// One that [is busy](Error::is_busy) if somebody has the device open for their own use: mounted, swap, part of md,
-    /// multipath or another device-mapper device; also if it is held already.
+    /// An error that [is busy](Error::is_busy) if something else uses the device: a mount, swap,
+    /// md, multipath, another device-mapper device, or an earlier hold.
     fn hold(&self, path: &Path) -> Result<Box<dyn Hold>>;
-    /// The block devices that this one lies on, directly or not: those below device-mapper and md devices, and below loop devices
-    /// that are made of one. None for a disk.
+    /// The block devices that this one lies on, directly or not: those below device-mapper and md
+    /// devices, and those below loop devices that are backed by one. Empty for a disk.
     fn lower_devices(&self, number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>>;
-    /// `length` bytes at `offset`, past the page cache where that could be stale.
+    /// Reads `length` bytes at `offset`, bypassing the page cache where that could be stale.
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>>;
-    /// Carries out the steps in order, opening the device once.
+    /// Runs the steps in order, with the device opened once.
     fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()>;
-    /// Writes to several devices, each as [`Platform::write`] does, side by side: it takes as long as the slowest of
-    /// them, not as long as all of them. A device that fails does not keep the others from being written. Gives the
+    /// Writes to several devices in parallel, each as [`Platform::write`] does. The call takes as
+    /// long as the slowest device. A failure on one device does not stop the others. Returns the
     /// results in the order of the writes.
     fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>>;
 
@@ -320,57 +328,59 @@ pub trait Platform: Send + Sync + 'static {
 
     /// All device-mapper devices.
     fn dm_list(&self) -> Result<Vec<dm::Listed>>;
-    /// One device by name, with its active table.
+    /// Finds one device by name, with its active table.
     fn dm_find(&self, name: &str) -> Result<Option<dm::Device>>;
-    /// How many events one device has had, by name; `None`: there is no such device. Costs the same beside any number of
-    /// others; for many devices the list is one call.
+    /// Event number of one device, by name; `None` if there is no such device. The cost does not
+    /// depend on the number of other devices; for many devices, the list is a single call.
     fn dm_event(&self, name: &str) -> Result<Option<u32>>;
-    /// Makes, loads and starts a device; nothing is left of it on error. Gives its number.
+    /// Creates a device, loads its table and resumes it. Leaves nothing behind on error. Returns
+    /// its number.
     fn dm_create(&self, name: &str, uuid: &str, table: &[dm::Line], visibility: dm::Visibility)
     -> Result<DeviceNumber>;
-    /// Loads a table that becomes active at the next resume.
+    /// Loads a table, which becomes live at the next resume.
     fn dm_load(&self, name: &str, table: &[dm::Line]) -> Result<()>;
-    /// Stops I/O to the device. `flush` writes file system and thin-pool data out first.
+    /// Suspends the device. `flush` first writes out file system and thin-pool data.
     fn dm_suspend(&self, name: &str, flush: bool) -> Result<()>;
-    /// Makes a loaded table active and lets I/O go on.
+    /// Makes a loaded table live and resumes I/O.
     fn dm_resume(&self, name: &str, visibility: dm::Visibility) -> Result<()>;
-    /// Removes a device, trying again for about a second while it is busy.
+    /// Removes a device; retries for about a second while it is busy.
     ///
     /// # Errors
-    /// [`Error::Busy`] when it is still open then. A device that does not exist is an error too.
+    /// [`Error::Busy`] if it is still open then. Also if there is no such device.
     fn dm_remove(&self, name: &str) -> Result<()>;
-    /// Gives a device another name.
+    /// Renames a device.
     fn dm_rename(&self, name: &str, new_name: &str) -> Result<()>;
     /// Sends a message to the target at sector 0.
     fn dm_message(&self, name: &str, message: &str) -> Result<()>;
-    /// The status texts of the device's targets.
+    /// The status lines of the device's targets.
     fn dm_status(&self, name: &str) -> Result<Vec<String>>;
-    /// The node of a device-mapper device of that name.
+    /// The device node for a device-mapper name.
     fn dm_node(&self, name: &str) -> PathBuf;
 
     // ---- programs ----
 
-    /// Runs a program to its end and gives its standard output.
+    /// Runs a program to its end and returns its standard output.
     ///
     /// # Errors
-    /// [`Error::Program`] with its standard error text if it ends with another status than 0.
+    /// [`Error::Program`] with the text of standard error if the exit status is not 0.
     fn run(&self, program: Program, arguments: &[&str]) -> Result<String>;
-    /// Programs and other children that run at the moment, the oldest first.
+    /// Running programs and other child processes, the oldest first.
     fn running_programs(&self) -> Vec<RunningProgram>;
-    /// How many events udev has not answered in time since the start. What waited for them has gone on without it.
+    /// Number of udev events since start-up that udev did not finish in time. The operations that
+    /// waited for them went on.
     fn unanswered_udev_events(&self) -> u64;
 
     // ---- mounts and files ----
 
-    /// Mounts the XFS on `node` on the directory `at` (made if missing) of the private place. Mounted there already
-    /// is no error. `options` as for mount(8), empty for none.
+    /// Mounts the XFS on `node` at the directory `at` of the private directory, which it creates if
+    /// needed. Succeeds if it is already mounted there. `options` as for mount(8), empty for none.
     fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()>;
-    /// Unmounts and removes the directory; nothing mounted there is no error.
+    /// Unmounts and removes the directory. Succeeds if nothing is mounted there.
     fn unmount(&self, at: &str) -> Result<()>;
-    /// Where these devices are mounted, in any mount namespace, the private place not counted. Of a device's mounts those of the
-    /// whole file system come before those of a part of it.
+    /// Mounts of these devices in any mount namespace, except those in the private directory. For
+    /// each device, mounts of the whole file system come before mounts of a part of it.
     fn mounts(&self, devices: &[DeviceNumber]) -> Result<Vec<Mount>>;
-    /// Where a device is mounted, for people.
+    /// Mount points of a device, for users.
     ///
     /// # Errors
     /// As [`Platform::mounts`].
@@ -380,56 +390,58 @@ pub trait Platform: Send + Sync + 'static {
     /// How full the file system of a mount is.
     ///
     /// # Errors
-    /// [`Error::OtherMount`] when something else is there.
+    /// [`Error::OtherMount`] if something else is mounted there.
     fn usage(&self, mount: &Mount) -> Result<Usage>;
-    /// Extends the XFS of a mount to the size of its device.
+    /// Grows the XFS of a mount to the size of its device.
     ///
     /// # Errors
-    /// [`Error::OtherMount`] when something else is there.
+    /// [`Error::OtherMount`] if something else is mounted there.
     fn grow_xfs(&self, mount: &Mount) -> Result<()>;
-    /// Names of the files in a directory; a missing directory is made and empty.
+    /// Names of the files in a directory. Creates a missing directory.
     fn list_files(&self, directory: &str) -> Result<Vec<String>>;
-    /// A whole file.
+    /// Reads a whole file.
     fn read_file(&self, path: &str) -> Result<Vec<u8>>;
-    /// Puts a file in place of any of that name: all or nothing, durable when done
-    /// (`NAME.temp`, fsync, rename, fsync of the directory; `docs/spec/engine/ondisk-metadata.md` §7.2).
+    /// Creates or replaces a file atomically and durably (`NAME.temp`, fsync, rename, fsync of the
+    /// directory; `docs/spec/engine/ondisk-metadata.md` §7.2).
     fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()>;
-    /// Removes a file, durable when done; a missing one is no error.
+    /// Removes a file durably. Succeeds if there is none.
     fn remove_file(&self, path: &str) -> Result<()>;
 
     // ---- keys ----
 
-    /// Sets a key of the kernel's persistent keyring of root; it is there until the next boot. `name` is the whole name.
+    /// Sets a key in the kernel's persistent keyring of root, which keeps it until the next boot.
+    /// `name` is the full name.
     fn key_set(&self, name: &str, value: &keyring::Secret) -> Result<keyring::KeyChange>;
-    /// Removes a key. `false`: there was none.
+    /// Removes a key. `false` if there was none.
     fn key_unset(&self, name: &str) -> Result<bool>;
-    /// The names of all keys.
+    /// Names of all keys.
     fn key_list(&self) -> Result<Vec<String>>;
-    /// A key of it; `None`: there is none of that name.
+    /// Reads a key; `None` if there is none of that name.
     fn key_read(&self, name: &str) -> Result<Option<keyring::Secret>>;
-    /// Keeps a volume key in the daemon's own (process) keyring, where it is as long as the daemon runs. `name` is the
-    /// whole name. One that is there is replaced.
+    /// Stores or replaces a volume key in the daemon's process keyring, which keeps it as long as
+    /// the daemon runs. `name` is the full name.
     fn volume_key_set(&self, name: &str, value: &keyring::Secret) -> Result<()>;
-    /// A volume key that is kept there.
+    /// Reads a volume key from there.
     fn volume_key_read(&self, name: &str) -> Result<Option<keyring::Secret>>;
-    /// Removes a volume key. `false`: there was none.
+    /// Removes a volume key. `false` if there was none.
     fn volume_key_unset(&self, name: &str) -> Result<bool>;
 
     // ---- LUKS2 ----
     //
-    // Each call may take seconds: keys are derived at a cost. Calls on different devices run side by side.
+    // Each call may take seconds, since key derivation is slow. Calls on different devices run in
+    // parallel.
 
-    /// The header on a device; `None`: there is no LUKS2 header.
+    /// Reads the header of a device; `None` if it has no LUKS2 header.
     ///
     /// # Errors
-    /// When both copies are damaged, or the device cannot be read.
+    /// If both copies are damaged, or the device cannot be read.
     fn luks_read(&self, device: &Path) -> Result<Option<luks::Header>>;
-    /// Makes a header with these keyslots (at least one) and tokens. For [`luks::Purpose::New`] an error may leave a header
-    /// without use, which the caller wipes; for [`luks::Purpose::Encrypt`] nothing of it is on the device before it is
-    /// complete.
+    /// Formats a LUKS2 header with these keyslots (at least one) and tokens. For
+    /// [`luks::Purpose::New`] an error may leave a useless header behind, which the caller wipes.
+    /// For [`luks::Purpose::Encrypt`] the device stays unchanged until the header is complete.
     ///
     /// # Errors
-    /// Also if the data would not begin at the offset asked for.
+    /// Also if the data would not start at the requested offset.
     fn luks_format(
         &self,
         device: &Path,
@@ -438,34 +450,36 @@ pub trait Platform: Send + Sync + 'static {
         keyslots: &[luks::NewKeyslot<'_>],
         tokens: &BTreeMap<u32, serde_json::Value>,
     ) -> Result<luks::Header>;
-    /// Carries out the changes in order, up to the first that fails; gives the header as it is then. `unlock` is needed for
-    /// changes that add keyslots.
+    /// Applies the changes in order up to the first that fails, and returns the resulting header.
+    /// Changes that add keyslots need `unlock`.
     fn luks_change(
         &self,
         device: &Path,
         unlock: Option<luks::Unlock<'_>>,
         changes: &[luks::HeaderChange<'_>],
     ) -> Result<luks::Header>;
-    /// Finds the volume key; with `name` also brings the opened device up, `/dev/mapper/NAME`. Where a work on the data was
-    /// cut short, what it was at is put right first, and the device serves both parts of the data.
+    /// Finds the volume key. With `name`, also activates the crypt device `/dev/mapper/NAME`. If a
+    /// re-encryption job was cut short, recovers its hot zone first; the crypt device then serves
+    /// both parts of the data.
     ///
     /// # Errors
-    /// [`Error::WrongKey`] if the passphrase fits no keyslot (or not the one named). A device of that name that is up
-    /// already is an error, too.
+    /// [`Error::WrongKey`] if the passphrase opens no keyslot, or not the given one. Also if a
+    /// device of that name is active.
     fn luks_open(&self, device: &Path, name: Option<&str>, unlock: luks::Unlock<'_>) -> Result<keyring::Secret>;
-    /// Brings an opened device up, as [`Platform::luks_open`] does, with the volume key itself.
+    /// Activates the crypt device as [`Platform::luks_open`] does, with the volume key itself.
     ///
     /// # Errors
-    /// Also where a work on the data is unfinished: that needs a passphrase.
+    /// Also if a re-encryption job is unfinished: to resume it takes a passphrase.
     fn luks_reopen(&self, device: &Path, name: &str, volume_key: &keyring::Secret) -> Result<()>;
-    /// Lets an opened device be as large as what it lies on gives room for, or `size`.
+    /// Resizes a crypt device to all the space of its LUKS device, or to `size`.
     fn luks_resize(&self, device: &Path, name: &str, volume_key: &keyring::Secret, size: Option<Sectors>)
     -> Result<()>;
-    /// Works on the data of a container whose opened device `name` is up and in use, until all is done or `watch` says
-    /// `false`, which is asked again and again, at least once in a few seconds.
+    /// Runs a re-encryption job on a LUKS device whose crypt device `name` is active and may be in
+    /// use, until it is complete or `watch` returns `false`. Calls `watch` at least once every few
+    /// seconds.
     ///
     /// # Errors
-    /// The header says how far it came, and the opened device serves all data nevertheless.
+    /// The header then says how far the job came. The crypt device still serves all data.
     fn luks_reencrypt(
         &self,
         device: &Path,
@@ -477,11 +491,12 @@ pub trait Platform: Send + Sync + 'static {
 
     // ---- Clevis ----
 
-    /// Encrypts a passphrase so that only what the pin stands for (a Tang server, the TPM, a number of such) helps to
-    /// decrypt it. Gives the JWE as it stands in a token. `trust`: take the keys that a server sends.
+    /// Encrypts a passphrase so that it takes the resource of the pin (a Tang server, the TPM, or a
+    /// threshold of several) to decrypt it. Returns the JWE as a token holds it. `trust`: accept
+    /// the keys that a server sends.
     ///
     /// # Errors
-    /// [`Error::Clevis`]; [`Error::Missing`] names the programs that are not there.
+    /// [`Error::Clevis`]; [`Error::Missing`] names the missing programs.
     fn clevis_encrypt(
         &self,
         pin: &str,
@@ -494,7 +509,7 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// As [`Platform::clevis_encrypt`].
     fn clevis_decrypt(&self, jwe: &serde_json::Value) -> Result<keyring::Secret> {
-        let nothing = Error::Unexpected { what: "the end of Clevis", text: "nothing came of it".to_owned() };
+        let nothing = Error::Unexpected { what: "the result of Clevis", text: "no passphrase and no error".to_owned() };
         let mut found = Err(nothing);
         self.clevis_decrypt_each(&[jwe], &mut |_, decrypted| {
             found = decrypted;
@@ -502,25 +517,25 @@ pub trait Platform: Send + Sync + 'static {
         });
         found
     }
-    /// Decrypts passphrases side by side; each is handed over with its number as it comes, or why it cannot be had. `true`: that
-    /// is enough, and the others are given up.
+    /// Decrypts passphrases in parallel. Hands each over to `take` with its index as it arrives, or
+    /// the reason why not. `take` returns `true` when it needs no more; the rest is then cancelled.
     fn clevis_decrypt_each(
         &self,
         jwes: &[&serde_json::Value],
         take: &mut dyn FnMut(usize, Result<keyring::Secret>) -> bool,
     );
 
-    // ---- udev, time, chance ----
+    // ---- udev, time, random numbers ----
 
-    /// Asks udev to make (or remake) the links of these filesystems.
+    /// Asks udev to make the links of these filesystems, or to make them again.
     fn announce(&self, filesystems: &[Announcement]) -> Result<Box<dyn PendingLinks>>;
-    /// Whether the link of this filesystem is there and leads to its device. Cheap.
+    /// Whether the link of this filesystem exists and points to its device. Cheap.
     fn is_linked(&self, filesystem: &Announcement) -> bool;
-    /// A new source of device events.
+    /// A new source of udev events.
     fn device_events(&self) -> Result<Box<dyn DeviceEvents>>;
     /// A new source of device-mapper events.
     fn dm_events(&self) -> Result<Box<dyn DmEvents>>;
-    /// Now, by the calendar.
+    /// The current calendar time.
     fn now(&self) -> Timestamp;
     /// Random bytes.
     fn random(&self) -> [u8; 16];

@@ -123,7 +123,7 @@ fn an_xfs_that_cannot_be_extended_is_tried_again_and_keeps_no_other_back() {
     use_space(&bench, &["f", "g"]);
     bench.sim.faults().fail_next(Call::GrowXfs, "/mnt/f");
     let error = check(&mut bench).unwrap_err();
-    assert!(error.sentence().contains("could not extend the XFS at /mnt/f"), "{}", error.sentence());
+    assert!(error.sentence().contains("cannot grow the XFS at /mnt/f"), "{}", error.sentence());
     assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(2, 2, 1), (2, 2, 2)]);
     assert_eq!(bench.pool("p").unwrap().restriction, None);
     check(&mut bench).unwrap();

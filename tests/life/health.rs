@@ -85,7 +85,7 @@ fn only_a_verdict_of_thin_check_leads_to_a_repair() {
         bench.stop_pool("p").unwrap();
         bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
         let error = bench.start_pool("p").unwrap_err().sentence();
-        assert!(error.contains("did not end in time"), "{error}");
+        assert!(error.contains("did not exit in time"), "{error}");
         bench.start_pool("p").unwrap();
     }
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);

@@ -114,7 +114,7 @@ fn the_journal_names_a_thin_device_that_stays() {
     let pool = bench.pool("p").unwrap();
     let pending = format!(".mdv-{}/pending", pool.uuid.simple());
     assert_eq!(bench.sim.list_files(&pending).unwrap().len(), 1);
-    assert!(pool.restriction.as_ref().unwrap().contains("could not"), "{:?}", pool.restriction);
+    assert!(pool.restriction.as_ref().unwrap().contains("cannot"), "{:?}", pool.restriction);
     let mut bench = Bench::start(bench.sim);
     bench.check_nothing_left("after a restart");
     assert_eq!(bench.create_filesystems("p", &["g"]).unwrap(), 1);

@@ -1,11 +1,13 @@
-//! Clevis: its programs are run to have a passphrase encrypted or decrypted by what a pin stands for.
+//! Clevis: runs its programs to encrypt a passphrase with a pin, or to decrypt it.
 //!
-//! They are looked for when they are needed, and only those that the pin needs. The passphrase goes through pipes; a
-//! configuration, which is an argument, holds no secret. Of the daemon's environment they get what says where a TPM
-//! ([`PASSED_ON`]) or a proxy is: an administrator sets these for the daemon's service because Clevis needs them there.
+//! The programs are searched at each use, and only those that the pin needs. The passphrase passes
+//! through pipes. A configuration passes as an argument, since it holds no secret. Of the daemon's
+//! environment the programs get only the variables that locate a TPM or a proxy ([`PASSED_ON`]): an
+//! administrator sets these for the daemon's service because Clevis needs them.
 //!
-//! curl, which asks Tang servers, has no limit of its own that would be of use, so the whole has one. Several passphrases are
-//! decrypted side by side, so that a server that is silent costs no time but its own.
+//! curl, which contacts Tang servers, has no useful time limit of its own, so the whole call has
+//! one. Several passphrases are decrypted in parallel, so that a silent server costs its own time
+//! only.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +24,7 @@ use serde_json::Value;
 
 use super::{
     limits::{self, Activity},
-    processes::{self, Ended, Input, Outcome, Task},
+    processes::{self, Finished, Input, Outcome, Task},
     programs::{self, PLACES},
 };
 use crate::{
@@ -30,22 +32,23 @@ use crate::{
     platform::{Error, Result, clevis as jwe, keyring::Secret, luks::PASSPHRASE_BYTES_MAX},
 };
 
-/// Pins within pins.
+/// Limit of nesting of pins.
 const DEPTH_MAX: usize = 20;
-/// Where the TPM is, if it is not the kernel's; how servers are reached, as curl reads it.
+/// Location of the TPM, if it is not the kernel's; proxies, as curl reads them.
 const PASSED_ON: [&str; 8] =
     ["TPM2TOOLS_TCTI", "http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"];
-/// What takes the place of the TPM's programs on some systems.
+/// A program that replaces the TPM tools on some systems.
 const TPM2_PROGRAM: &str = "clevis-pin-tpm2";
-/// Servers that an error names; there may be any number.
+/// Number of servers that an error names; a configuration may have any number.
 const SERVERS_NAMED_MAX: usize = 8;
 
-/// Clevis, and what may be different in tests.
+/// Access to Clevis, with settings that tests change.
 pub(super) struct Clevis<'a> {
     places: &'a str,
-    /// `None`: as the table of limits says.
+    /// `None` for the limits of the table.
     limit: Option<Duration>,
-    /// The mount namespace in which its programs are run: a configuration may name a file of the user's.
+    /// The mount namespace to run the programs in: a configuration may name a file that only the
+    /// user's namespace shows.
     namespace: Option<BorrowedFd<'a>>,
 }
 
@@ -64,10 +67,10 @@ impl Action {
     }
 }
 
-/// What a configuration or a JWE asks: pins, within each other, and servers.
+/// The pins, including nested ones, and the servers of a configuration or a JWE.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Asked {
-    /// The outermost.
+    /// The outermost pin.
     pin: String,
     pins: BTreeSet<String>,
     servers: Vec<String>,
@@ -91,13 +94,13 @@ impl Asked {
         self.add(pin, config);
         let Some(pins) = config.get("pins").and_then(Value::as_object).filter(|_| depth < DEPTH_MAX) else { return };
         for (pin, configs) in pins {
-            // One of a kind may stand without the list.
+            // A single configuration may stand without a list.
             let configs = configs.as_array().map_or(std::slice::from_ref(configs), Vec::as_slice);
             configs.iter().for_each(|config| self.add_config(pin, config, depth + 1));
         }
     }
 
-    /// `None`: it is no JWE of Clevis.
+    /// `None` if it is no JWE of Clevis.
     fn by_jwe(jwe: &Value) -> Option<Asked> {
         let mut asked = Asked::default();
         asked.pin = asked.add_header(jwe.get("protected")?.as_str()?, 0)?;
@@ -112,14 +115,14 @@ impl Asked {
         self.add(pin, inside);
         if let Some(shares) = inside.get("jwe").and_then(Value::as_array).filter(|_| depth < DEPTH_MAX) {
             for share in shares.iter().filter_map(Value::as_str) {
-                // One that is not understood is for Clevis to complain about.
+                // Clevis itself reports a malformed share.
                 let _ = self.add_header(share.split('.').next().unwrap_or_default(), depth + 1);
             }
         }
         Some(pin.to_owned())
     }
 
-    /// For people: `tang (http://10.0.0.1)`.
+    /// Description for users: `tang (http://10.0.0.1)`.
     fn description(&self) -> String {
         let mut named: Vec<&str> = self.servers.iter().take(SERVERS_NAMED_MAX).map(String::as_str).collect();
         if self.servers.len() > named.len() {
@@ -128,7 +131,7 @@ impl Asked {
         if named.is_empty() { self.pin.clone() } else { format!("{} ({})", self.pin, named.join(", ")) }
     }
 
-    /// Programs that are needed, each with the package that brings it.
+    /// The programs needed, each with the package that contains it.
     fn needs(&self, action: Action, places: &str) -> Vec<(String, &'static str)> {
         let mut needed = vec![("clevis".to_owned(), "clevis"), ("jose".to_owned(), "jose")];
         if action == Action::Decrypt {
@@ -154,7 +157,7 @@ impl Asked {
     }
 }
 
-/// A call of `clevis`, prepared.
+/// A prepared call of `clevis`.
 struct Call {
     action: Action,
     asked: Asked,
@@ -170,12 +173,12 @@ impl Call {
 }
 
 impl<'a> Clevis<'a> {
-    /// The Clevis of this machine, its programs run in this mount namespace.
+    /// Clevis as installed on this machine, with its programs run in this mount namespace.
     pub(super) fn new(namespace: Option<BorrowedFd<'a>>) -> Clevis<'a> {
         Clevis { places: PLACES, limit: None, namespace }
     }
 
-    /// Encrypts a passphrase; gives the JWE as it stands in a token.
+    /// Encrypts a passphrase. Returns the JWE as a token holds it.
     pub(super) fn encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
         let asked = Asked::by_config(pin, config);
         let config = config.to_string();
@@ -185,16 +188,16 @@ impl<'a> Clevis<'a> {
         }
         let call = self.prepare(Action::Encrypt, asked, &arguments)?;
         let words = words(&call);
-        let ended = self.ended(&call, self.task(&call, &words, passphrase.bytes()).run())?;
-        let text = String::from_utf8_lossy(&ended.output.bytes);
+        let finished = self.check(&call, self.task(&call, &words, passphrase.bytes()).run())?;
+        let text = String::from_utf8_lossy(&finished.output.bytes);
         jwe::from_compact(&text).ok_or_else(|| Error::Unexpected {
-            what: "what Clevis encrypted a passphrase to",
+            what: "the output of clevis encrypt",
             text: programs::one_line(text.as_bytes()),
         })
     }
 
-    /// Decrypts passphrases side by side; each is handed over with its number as it comes. `true`: that is enough, and the
-    /// others are given up.
+    /// Decrypts passphrases in parallel. Hands over each result with its index as it arrives.
+    /// `take` returns `true` when it needs no more; the rest is then killed.
     pub(super) fn decrypt_each(&self, jwes: &[&Value], take: &mut dyn FnMut(usize, Result<Secret>) -> bool) {
         let mut calls = Vec::new();
         for (number, jwe) in jwes.iter().enumerate() {
@@ -210,19 +213,19 @@ impl<'a> Clevis<'a> {
         let words: Vec<Vec<&OsStr>> = calls.iter().map(|(_, call, _)| words(call)).collect();
         let tasks =
             calls.iter().zip(&words).map(|((_, call, compact), words)| self.task(call, words, compact.as_bytes()));
-        processes::run_all(tasks.collect(), |nth, ended| {
+        processes::run_all(tasks.collect(), |nth, finished| {
             let (number, call, _) = &calls[nth];
-            take(*number, self.ended(call, ended).and_then(|ended| passphrase_of(call, ended)))
+            take(*number, self.check(call, finished).and_then(|finished| passphrase_of(call, finished)))
         });
     }
 
     fn prepare_decryption(&self, jwe: &Value) -> Result<(Call, String)> {
-        let not_understood = || Error::Unexpected {
+        let malformed = || Error::Unexpected {
             what: "a passphrase encrypted by Clevis",
             text: programs::one_line(jwe.to_string().as_bytes()),
         };
-        let asked = Asked::by_jwe(jwe).ok_or_else(not_understood)?;
-        let compact = jwe::to_compact(jwe).ok_or_else(not_understood)?;
+        let asked = Asked::by_jwe(jwe).ok_or_else(malformed)?;
+        let compact = jwe::to_compact(jwe).ok_or_else(malformed)?;
         Ok((self.prepare(Action::Decrypt, asked, &["decrypt"])?, compact))
     }
 
@@ -234,11 +237,11 @@ impl<'a> Clevis<'a> {
     }
 
     fn limit(&self, action: Action) -> Option<Duration> {
-        let work = match action {
+        let activity = match action {
             Action::Encrypt => Activity::ClevisEncrypt,
             Action::Decrypt => Activity::ClevisDecrypt,
         };
-        self.limit.or_else(|| limits::of(work, Bytes::ZERO))
+        self.limit.or_else(|| limits::of(activity, Bytes::ZERO))
     }
 
     fn task<'t>(&'t self, call: &'t Call, words: &'t [&'t OsStr], input: &'t [u8]) -> Task<'t> {
@@ -253,20 +256,20 @@ impl<'a> Clevis<'a> {
         }
     }
 
-    /// What came of a call, if it succeeded.
-    fn ended(&self, call: &Call, ended: io::Result<Ended>) -> Result<Ended> {
-        let ended = ended.map_err(|fault| call.failed(format!("it could not be run: {fault}")))?;
-        match ended.outcome {
-            Outcome::Exited(status) if status.success() => Ok(ended),
-            Outcome::Exited(status) => Err(call.failed(programs::complaint(status, &ended.errors.bytes))),
+    /// Turns an unsuccessful end of a call into an error.
+    fn check(&self, call: &Call, finished: io::Result<Finished>) -> Result<Finished> {
+        let finished = finished.map_err(|fault| call.failed(format!("cannot run it: {fault}")))?;
+        match finished.outcome {
+            Outcome::Exited(status) if status.success() => Ok(finished),
+            Outcome::Exited(status) => Err(call.failed(programs::complaint(status, &finished.errors.bytes))),
             Outcome::TimedOut | Outcome::Unkillable => {
                 let seconds = self.limit(call.action).unwrap_or_default().as_secs();
-                Err(call.failed(format!("there was no answer within {seconds} s")))
+                Err(call.failed(format!("no answer within {seconds} s")))
             }
         }
     }
 
-    /// Where `clevis` lies, if all that is needed is there.
+    /// Finds `clevis`, if all needed programs are installed.
     fn find(&self, action: Action, asked: &Asked) -> Result<PathBuf> {
         let needed = asked.needs(action, self.places);
         let (mut missing, mut packages) = (Vec::new(), BTreeSet::new());
@@ -279,7 +282,7 @@ impl<'a> Clevis<'a> {
         match programs::find("clevis", self.places) {
             Some(path) if missing.is_empty() => Ok(path),
             _ => Err(Error::Missing(format!(
-                "{} not found in {}; install {}",
+                "cannot find {} in {}; install {}",
                 missing.join(", "),
                 self.places,
                 packages.into_iter().collect::<Vec<_>>().join(", ")
@@ -292,10 +295,10 @@ fn words(call: &Call) -> Vec<&OsStr> {
     call.arguments.iter().map(OsString::as_os_str).collect()
 }
 
-fn passphrase_of(call: &Call, ended: Ended) -> Result<Secret> {
-    let passphrase = ended.output.bytes.into_inner();
+fn passphrase_of(call: &Call, finished: Finished) -> Result<Secret> {
+    let passphrase = finished.output.bytes.into_inner();
     if passphrase.is_empty() || passphrase.len() > PASSPHRASE_BYTES_MAX {
-        return Err(call.failed(format!("a passphrase of {} bytes came out", passphrase.len())));
+        return Err(call.failed(format!("it returned a passphrase of {} bytes", passphrase.len())));
     }
     Ok(Secret::new(passphrase))
 }
@@ -323,7 +326,7 @@ mod tests {
             "iv": "aXY", "ciphertext": "Y2lwaGVy", "tag": "dGFn"})
     }
 
-    /// A folder with programs of these names; `clevis` does what the script says.
+    /// A directory with programs of these names, where `clevis` runs the script.
     fn programs(names: &[&str], script: &str) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
         for name in names {
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_is_understood_at_any_depth() {
+    fn nested_pins_and_servers_are_found() {
         let config = json!({"t": 2, "pins": {"tang": [{"url": "http://a"}, {"url": "http://b"}],
             "sss": {"t": 1, "pins": {"tpm2": [{}]}}}});
         let asked = Asked::by_config("sss", &config);
@@ -383,7 +386,7 @@ mod tests {
         let folder = programs(&["clevis", "jose"], "");
         let clevis = clevis(folder.path().to_str().unwrap(), None);
         let Err(Error::Missing(text)) = decrypt(&clevis, &tang("http://a")) else { panic!("all found") };
-        assert!(text.starts_with("clevis-decrypt, clevis-decrypt-tang, curl not found in"), "{text}");
+        assert!(text.starts_with("cannot find clevis-decrypt, clevis-decrypt-tang, curl in"), "{text}");
         assert!(text.ends_with("; install clevis, curl"), "{text}");
         let Err(Error::Missing(text)) = clevis.encrypt("tpm2", &json!({}), false, &secret("x")) else {
             panic!("found")
@@ -393,7 +396,7 @@ mod tests {
         let Err(Error::Missing(text)) = clevis.encrypt("tpm2", &json!({}), false, &secret("x")) else {
             panic!("found")
         };
-        assert!(text.starts_with("clevis-encrypt-tpm2 not found"), "{text}");
+        assert!(text.starts_with("cannot find clevis-encrypt-tpm2 in"), "{text}");
     }
 
     #[test]
@@ -413,12 +416,12 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_the_server() {
+    fn errors_name_the_server() {
         let check = |script: &str, limit: Option<Duration>, expected: &str| {
             let folder = programs(&TANG, script);
             let found = places(&folder);
             let error = decrypt(&clevis(&found, limit), &tang("http://10.0.0.1")).unwrap_err();
-            let start = "Clevis could not decrypt a passphrase with tang (http://10.0.0.1): ";
+            let start = "Clevis cannot decrypt a passphrase with tang (http://10.0.0.1): ";
             assert_eq!(error.to_string(), format!("{start}{expected}"));
         };
         check(
@@ -426,19 +429,19 @@ mod tests {
             None,
             "exit status 1: Error communicating with server",
         );
-        check("yes | head -c 65", None, "a passphrase of 65 bytes came out");
-        check("exit 0", None, "a passphrase of 0 bytes came out");
-        check("sleep infinity | cat", Some(Duration::from_millis(50)), "there was no answer within 0 s");
+        check("yes | head -c 65", None, "it returned a passphrase of 65 bytes");
+        check("exit 0", None, "it returned a passphrase of 0 bytes");
+        check("sleep infinity | cat", Some(Duration::from_millis(50)), "no answer within 0 s");
         let folder = programs(&TANG, "echo nonsense");
         let found = places(&folder);
         let error = clevis(&found, None).encrypt("tang", &json!({}), false, &secret("x")).unwrap_err();
         assert!(matches!(error, Error::Unexpected { .. }), "{error}");
     }
 
-    /// One after the other, a silent server cost every unlock its whole time before the next was asked.
+    /// In sequence, a silent server used to cost every unlock its whole time limit.
     #[test]
-    fn the_first_of_several_that_answers_is_enough() {
-        // What is asked for tells the servers apart: one never answers, one does, one refuses.
+    fn the_first_answer_of_several_is_enough() {
+        // The JWE tells the servers apart: one never answers, one does, one refuses.
         let script =
             "read -r jwe; case $jwe in *c2lsZW50*) sleep infinity;; *cmVmdXNlcw*) exit 1;; *) printf found;; esac";
         let folder = programs(&TANG, script);

@@ -1,8 +1,9 @@
-//! Cookies: how device-mapper tells that udev is done with a change of a device.
+//! udev cookies: how device-mapper learns that udev has processed a change.
 //!
-//! A cookie is the key of a System V semaphore. Its number goes along with a call that changes a device, into the event that
-//! the kernel sends; the last rule of device-mapper (`95-dm-notify.rules`) lets `dmsetup udevcomplete` take one off the
-//! semaphore. A worker of udev that is killed never does. So every wait ends at a deadline, and no semaphore is left behind.
+//! A cookie is the key of a System V semaphore. The call that changes a device carries its number,
+//! and so does the event that the kernel raises. The last rule of device-mapper
+//! (`95-dm-notify.rules`) runs `dmsetup udevcomplete`, which decrements the semaphore. A killed
+//! udev worker never does that, so every wait has a deadline, after which the semaphore is removed.
 //!
 //! Knows nothing of devices.
 
@@ -15,35 +16,35 @@ use std::{
 use nix::libc;
 use rand::{TryRngCore, rngs::OsRng};
 
-/// Upper half of the key of each cookie.
+/// Upper half of every cookie's key.
 const MAGIC: u32 = 0x0d4d;
-/// How often a number that is taken is drawn again.
+/// Attempts to draw a number that is not in use.
 const DRAWS: u32 = 16;
-/// All semaphores of the machine.
+/// The kernel's list of all semaphores.
 const SEMAPHORES: &str = "/proc/sysvipc/sem";
 
-/// Waits of the daemon and of its children that udev did not end. One count, since it is one udev.
+/// Waits of the daemon and its children that timed out. One counter, since there is one udev.
 static UNANSWERED: AtomicU64 = AtomicU64::new(0);
 
-/// Notes waits that have been given up. Gives how many there have been so far.
+/// Counts waits that timed out. Returns the total.
 pub(super) fn note_unanswered(count: u64) -> u64 {
     UNANSWERED.fetch_add(count, Ordering::Relaxed) + count
 }
 
-/// Waits that have been given up so far.
+/// Number of waits that timed out so far.
 pub(super) fn unanswered() -> u64 {
     UNANSWERED.load(Ordering::Relaxed)
 }
 
 mod semaphore {
-    //! The calls on semaphores, each on the first and only one of a set.
+    //! The semaphore calls. Each set has one semaphore.
     #![allow(unsafe_code)]
 
     use std::{ffi::c_void, io, time::Duration};
 
     use nix::libc::{self, GETPID, IPC_CREAT, IPC_EXCL, IPC_RMID, SETVAL, c_int, key_t, sembuf, size_t, timespec};
 
-    /// What goes along with a control call; glibc leaves its definition to the caller (semctl(2)).
+    /// Argument of a control call; glibc leaves its definition to the caller (semctl(2)).
     #[repr(C)]
     #[derive(Clone, Copy)]
     union Argument {
@@ -51,7 +52,8 @@ mod semaphore {
         _pointer: *mut c_void,
     }
 
-    // SAFETY: missing in the crate, there in every C library for Linux with these arguments (semop(2)).
+    // SAFETY: the libc crate lacks this function; every C library for Linux has it with these
+    // arguments (semop(2)).
     unsafe extern "C" {
         fn semtimedop(set: c_int, steps: *mut sembuf, count: size_t, limit: *const timespec) -> c_int;
     }
@@ -60,7 +62,7 @@ mod semaphore {
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
     }
 
-    /// Makes a semaphore for root alone; a key that is taken is an error.
+    /// Creates a semaphore for root alone. Fails if the key is in use.
     pub(super) fn make(key: u32) -> io::Result<c_int> {
         // SAFETY: the call takes numbers only.
         checked(unsafe { libc::semget(key as key_t, 1, 0o600 | IPC_CREAT | IPC_EXCL) })
@@ -76,25 +78,26 @@ mod semaphore {
         checked(unsafe { libc::semctl(set, 0, IPC_RMID) }).map(drop)
     }
 
-    /// The process that changed it last.
+    /// The process that last changed the semaphore.
     pub(super) fn last_process(set: c_int) -> io::Result<c_int> {
         // SAFETY: GETPID ignores the fourth argument.
         checked(unsafe { libc::semctl(set, 0, GETPID) })
     }
 
-    /// Waits for it to be 0.
+    /// Waits until the semaphore is 0.
     pub(super) fn wait_for_zero(set: c_int, limit: Duration) -> io::Result<()> {
         let mut step = sembuf { sem_num: 0, sem_op: 0, sem_flg: 0 };
         let limit = timespec {
             tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: limit.subsec_nanos().into(),
         };
-        // SAFETY: both pointers are to values that live until the call returns, and there is one step, as is said.
+        // SAFETY: both pointers point to values that live until the call returns, and `count` is 1
+        // for one step.
         checked(unsafe { semtimedop(set, &mut step, 1, &limit) }).map(drop)
     }
 }
 
-/// A semaphore that stands at 1 until udev is done; removed when dropped.
+/// A semaphore that stays at 1 until udev is done. Dropping it removes the semaphore.
 #[derive(Debug)]
 pub(super) struct Cookie {
     key: u32,
@@ -102,15 +105,15 @@ pub(super) struct Cookie {
 }
 
 impl Cookie {
-    /// A cookie that nobody else uses.
+    /// Creates a cookie with a key that is not in use.
     ///
     /// # Errors
-    /// When the kernel has no semaphore to give.
+    /// If the kernel has no free semaphore.
     pub(super) fn new() -> io::Result<Cookie> {
         let mut failed = io::Error::from(io::ErrorKind::AlreadyExists);
         for _ in 0..DRAWS {
             let number = OsRng.try_next_u32().map_err(io::Error::other)? & 0xffff;
-            // No cookie has the number 0: with the call it means that there is none.
+            // The number 0 means "no cookie" in the call.
             if number == 0 {
                 continue;
             }
@@ -128,15 +131,15 @@ impl Cookie {
         Err(failed)
     }
 
-    /// What goes along with the call: the lower half of the key.
+    /// The number for the call: the lower half of the key.
     pub(super) fn number(&self) -> u32 {
         self.key & 0xffff
     }
 
-    /// Waits until udev is done, or somebody has removed the semaphore. `false`: not within `limit`.
+    /// Waits until udev is done or another process removes the semaphore. `false` on timeout.
     ///
     /// # Errors
-    /// When the kernel refuses to wait.
+    /// If the kernel refuses to wait.
     pub(super) fn wait(&self, limit: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
@@ -155,7 +158,7 @@ impl Cookie {
 
 impl Drop for Cookie {
     fn drop(&mut self) {
-        // One that has gone already is no matter; for another reason it cannot fail.
+        // The semaphore may be gone already; removal cannot fail for another reason.
         let _ = semaphore::remove(self.set);
     }
 }
@@ -165,12 +168,12 @@ impl Drop for Cookie {
 struct Listed {
     key: u32,
     set: libc::c_int,
-    /// Seconds since 1970 of the last change of its value.
+    /// Time of the last change of its value, in seconds since 1970.
     changed: u64,
 }
 
-/// Reads a line of the kernel's list: key, set, permissions, count, four owners, times of the last step and of the last
-/// setting.
+/// Parses a line of the kernel's list: key, set, permissions, count, four owners, time of the last
+/// operation, time of the last control call.
 fn listed(line: &str) -> Option<Listed> {
     let mut words = line.split_ascii_whitespace();
     let key: i32 = words.next()?.parse().ok()?;
@@ -181,9 +184,11 @@ fn listed(line: &str) -> Option<Listed> {
     Some(Listed { key: key.cast_unsigned(), set, changed })
 }
 
-/// Removes the cookies that a process has been waiting for so long: it goes on then, as if udev were done. Gives how many.
+/// Removes the cookies that a process has waited for at least this long, so that it continues as if
+/// udev were done. Returns their number.
 ///
-/// Device-mapper's own library waits without a deadline. A process that waits has itself changed the semaphore last.
+/// libdevmapper waits without a deadline. The process that waits was the last to change the
+/// semaphore.
 pub(super) fn release(process: u32, waiting: Duration) -> usize {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let is_late = |semaphore: &Listed| {
@@ -204,7 +209,7 @@ mod tests {
 
     use super::{Cookie, Listed, SEMAPHORES, listed, release, semaphore};
 
-    /// One of these tests removes all cookies of the process.
+    /// One of these tests removes all cookies of the process, so they exclude each other.
     static ALONE: Mutex<()> = Mutex::new(());
 
     fn is_there(cookie: u32) -> bool {
@@ -212,7 +217,7 @@ mod tests {
         list.lines().filter_map(listed).any(|semaphore| semaphore.key == cookie)
     }
 
-    /// A worker of udev that was killed blocked the pool for ever.
+    /// A killed udev worker used to block the pool for ever.
     #[test]
     fn a_wait_ends_at_its_deadline() {
         let _alone = ALONE.lock();
@@ -222,7 +227,7 @@ mod tests {
         assert!(is_there(key));
         assert!(!cookie.wait(Duration::from_millis(1)).unwrap());
         drop(cookie);
-        assert!(!is_there(key), "no semaphore is left behind");
+        assert!(!is_there(key), "the semaphore is still there");
     }
 
     #[test]
@@ -248,12 +253,12 @@ mod tests {
         let _alone = ALONE.lock();
         let (cookie, other) = (Cookie::new().unwrap(), Cookie::new().unwrap());
         let us = std::process::id();
-        assert_eq!(release(us, Duration::from_secs(3600)), 0, "it has not waited so long");
-        assert_eq!(release(u32::MAX, Duration::ZERO), 0, "they are not that process's");
+        assert_eq!(release(us, Duration::from_secs(3600)), 0, "a cookie was removed too early");
+        assert_eq!(release(u32::MAX, Duration::ZERO), 0, "a cookie of another process was removed");
         assert!(is_there(cookie.key) && is_there(other.key));
         assert_eq!(release(us, Duration::ZERO), 2);
         assert!(!is_there(cookie.key) && !is_there(other.key));
-        assert!(cookie.wait(Duration::from_secs(3600)).unwrap(), "who waits goes on");
+        assert!(cookie.wait(Duration::from_secs(3600)).unwrap(), "the wait timed out");
     }
 
     #[test]

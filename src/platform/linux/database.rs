@@ -1,6 +1,6 @@
-//! The device database (udev): which block devices there are, and to whom they belong.
+//! The udev database: which block devices exist and what they belong to.
 //!
-//! Reads what udev's rules have found out; never looks at the devices themselves, and knows nothing of pools.
+//! Reads what udev's rules have found, never the devices themselves. Knows nothing of pools.
 
 use std::{
     collections::BTreeSet,
@@ -17,12 +17,12 @@ use crate::{
     platform::{BlockDevice, DeviceClass, DeviceNumber, Error, Result},
 };
 
-/// Where udev keeps the database; named in errors only.
+/// Path of the database, for errors only.
 const DATABASE: &str = "/run/udev/data";
 const STRATIS: &str = "stratis";
 const LUKS: &str = "crypto_LUKS";
 
-/// Every initialized block device that holds a Stratis signature or a LUKS header.
+/// Every initialized block device that carries a Stratis signature or a LUKS header.
 pub(super) fn block_devices() -> Result<Vec<BlockDevice>> {
     let scan = || -> io::Result<Vec<BlockDevice>> {
         let mut devices = Enumerator::new()?;
@@ -40,7 +40,7 @@ pub(super) fn block_devices() -> Result<Vec<BlockDevice>> {
     Ok(found)
 }
 
-/// The device behind a path, links followed.
+/// The device behind a path. Follows links.
 pub(super) fn find_device(path: &Path) -> Result<BlockDevice> {
     let number = number_of(path)?;
     udev::Device::from_devnum(DeviceType::Block, libc::makedev(number.major, number.minor))
@@ -49,16 +49,16 @@ pub(super) fn find_device(path: &Path) -> Result<BlockDevice> {
         .ok_or_else(|| no_device(path))
 }
 
-/// Number of the block device behind a path.
+/// Device number of the block device behind a path.
 fn number_of(path: &Path) -> Result<DeviceNumber> {
     let metadata = fs::metadata(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => no_device(path),
-        _ => Error::Io { action: "look at", path: path.to_owned(), source },
+        _ => Error::Io { action: "stat", path: path.to_owned(), source },
     })?;
     if metadata.file_type().is_block_device() { Ok(number(metadata.rdev())) } else { Err(no_device(path)) }
 }
 
-/// Where the kernel shows a block device by its number.
+/// Path of a block device in sysfs.
 fn shown_at(number: DeviceNumber) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{}:{}", number.major, number.minor))
 }
@@ -93,7 +93,7 @@ fn directly_below(number: DeviceNumber) -> Result<Vec<DeviceNumber>> {
             text.trim().split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
         below.extend(parsed.map(|(major, minor)| DeviceNumber { major, minor }));
     }
-    // A loop device is listed nowhere as the holder of the device that it is made of.
+    // sysfs does not list a loop device as the holder of its backing device.
     if let Ok(backing) = fs::read_to_string(place.join("loop/backing_file")) {
         below.extend(number_of(Path::new(backing.trim_end_matches('\n'))));
     }
@@ -109,13 +109,14 @@ pub(super) fn number(devnum: libc::dev_t) -> DeviceNumber {
     DeviceNumber { major: libc::major(devnum), minor: libc::minor(devnum) }
 }
 
-/// How large a block device is; what cannot be told counts as empty. The device is not opened, which might have to wait for it.
+/// Size of a block device, or 0 if unknown. Does not open the device, which might block.
 pub(super) fn size(number: DeviceNumber) -> Bytes {
     let text = fs::read_to_string(format!("/sys/dev/block/{number}/size")).unwrap_or_default();
     Sectors(text.trim().parse().unwrap_or_default()).bytes()
 }
 
-/// What udev knows of a device. `None` if it has not been initialized yet, or has no node: not to be used then.
+/// What udev knows of a device. `None` if it is not initialized yet or has no node, in which case
+/// it must not be used.
 pub(super) fn record(device: &udev::Device) -> Option<BlockDevice> {
     if !device.is_initialized() {
         return None;
@@ -129,7 +130,8 @@ pub(super) fn record(device: &udev::Device) -> Option<BlockDevice> {
     })
 }
 
-/// Whose a device is, from its properties, in the order of `docs/spec/engine/ondisk-metadata.md` §4.
+/// Decides from a device's properties what it belongs to, in the order of
+/// `docs/spec/engine/ondisk-metadata.md` §4.
 fn classify(property: impl Fn(&str) -> Option<String>) -> DeviceClass {
     if property("DM_MULTIPATH_DEVICE_PATH").as_deref() == Some("1") {
         return DeviceClass::MultipathMember;
@@ -145,7 +147,7 @@ fn classify(property: impl Fn(&str) -> Option<String>) -> DeviceClass {
     let usage = property("ID_FS_USAGE");
     match (usage, table) {
         (Some(usage), _) => DeviceClass::Other(kind.unwrap_or(usage)),
-        // A partition inherits the property from the disk it lies on, where the table is.
+        // A partition inherits this property from the disk with the table.
         (None, Some(table)) if !is_partition => DeviceClass::Other(format!("partition table {table}")),
         (None, _) => DeviceClass::Unowned,
     }
@@ -181,12 +183,12 @@ mod tests {
     }
 
     #[test]
-    fn a_multipath_member_is_nothing_else() {
+    fn a_multipath_path_is_never_classified_otherwise() {
         check(
             &[("DM_MULTIPATH_DEVICE_PATH", "1"), ("ID_FS_TYPE", "stratis"), ("ID_FS_USAGE", "raid")],
             DeviceClass::MultipathMember,
         );
-        // udev sets the property to 0 on devices that multipath has looked at and left alone.
+        // udev sets the property to 0 on devices that multipath has checked and left alone.
         check(&[("DM_MULTIPATH_DEVICE_PATH", "0"), ("ID_FS_TYPE", "stratis")], DeviceClass::Stratis);
     }
 

@@ -1,4 +1,5 @@
-//! File descriptors that a C library hands out as bare numbers. Knows nothing of what they are.
+//! File descriptors that a C library hands out as plain numbers. Knows nothing of what they refer
+//! to.
 
 use std::{
     io,
@@ -7,18 +8,18 @@ use std::{
 
 use nix::libc;
 
-/// A copy of a descriptor that belongs to somebody else, closed when a program is started.
+/// A close-on-exec copy of a descriptor that another owner keeps.
 ///
 /// # Errors
-/// If the number is not that of an open descriptor.
+/// If the number is not an open descriptor.
 #[allow(unsafe_code)]
 pub fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes a number and looks it up; one that is not open gives an error.
+    // SAFETY: the call takes a number and looks it up; a closed one gives an error.
     let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 0) };
     if copy < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor for us, so nobody else owns it.
+    // SAFETY: the kernel has just made this descriptor, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 

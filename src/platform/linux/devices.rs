@@ -1,15 +1,18 @@
-//! The bytes and the shape of block devices, and what libblkid sees on them. Knows nothing of what the bytes mean.
+//! Contents, size and sector sizes of block devices, and what libblkid finds on them. Knows nothing
+//! of what the bytes mean.
 //!
-//! Reads are direct (`O_DIRECT`), writes go through the page cache and are made durable by an fsync, because:
-//! - after a write or fsync that failed, the cache still holds the new bytes and calls them clean; only a direct read
-//!   tells what a restart would find, and the engine decides on that;
-//! - the device may have been changed behind the back of the cache of its node: through a device-mapper device
-//!   above it, a partition of it, another path to it, another machine;
-//! - a direct read first writes back what the cache of the same node holds of that range, so the two agree;
-//! - buffered writes may begin and end anywhere; on disks with sectors of 4096 bytes a direct one could not.
+//! Reads are direct (`O_DIRECT`). Writes go through the page cache and become durable by an fsync.
+//! The reasons:
+//! - After a failed write or fsync, the cache still holds the new bytes and calls them clean. Only
+//!   a direct read shows what a restart would find, and the engine decides on that.
+//! - The device may change without its node's cache noticing: through a device-mapper device above
+//!   it, one of its partitions, another path to it, another machine.
+//! - A direct read first writes back what the cache of the same node holds of that range, so the
+//!   two agree.
+//! - Buffered writes may have any alignment; direct ones to disks with 4096-byte sectors may not.
 //!
-//! A device that is held is used through the descriptors of the hold only, so that nobody comes between a look at it and a
-//! write to it.
+//! A held device is used only through the descriptors of its hold, so that nothing can intervene
+//! between a check of it and a write to it.
 
 use std::{
     collections::HashMap,
@@ -36,7 +39,7 @@ use crate::{
 };
 
 mod blkroget {
-    //! The one request that no crate wraps.
+    //! An ioctl that no crate wraps.
     #![allow(unsafe_code)]
 
     use std::{
@@ -49,28 +52,30 @@ mod blkroget {
 
     mod request {
         nix::ioctl_read_bad!(
-            /// `BLKROGET`: whether the kernel refuses to write.
+            /// `BLKROGET`: whether the kernel refuses writes.
             blkroget,
             nix::request_code_none!(0x12, 94),
             nix::libc::c_int
         );
     }
 
-    /// Whether the kernel refuses to write to the device.
+    /// Whether the kernel refuses writes to the device.
     pub(super) fn read_only(device: &File) -> io::Result<bool> {
         let fd: RawFd = device.as_raw_fd();
         let mut answer: c_int = 0;
-        // SAFETY: BLKROGET writes one int to its argument, which is a valid int that outlives the call; on
-        // descriptors of other kinds it fails without writing.
+        // SAFETY: BLKROGET writes one int to its argument, which is a valid int that outlives the
+        // call. On descriptors of other kinds it fails without writing.
         unsafe { request::blkroget(fd, &mut answer) }?;
         Ok(answer != 0)
     }
 }
 
-/// Most devices that are written at once: more than any pool is expected to have, few enough that the threads are no burden.
+/// Number of devices written in parallel: more than any expected pool has, few enough for one
+/// thread each.
 const DEVICES_AT_ONCE: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
 
-/// Direct I/O needs memory at a multiple of the logical sector size at most; no kernel asks for more than a page.
+/// Direct I/O needs memory aligned to at most the logical sector size; no kernel asks for more than
+/// a page.
 const MEMORY_ALIGNMENT: usize = 4096;
 
 fn error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -78,26 +83,28 @@ fn error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { action, path, source }
 }
 
-/// Opens a node and makes sure that it is one: a device that has gone may have left a plain file of its name behind.
+/// Opens a node and checks that it is a block device: a removed device may have left a plain file
+/// of its name behind.
 fn open(path: &Path, options: &OpenOptions) -> Result<File> {
     let file = options.open(path).map_err(error("open", path))?;
-    let kind = file.metadata().map_err(error("look at", path))?.file_type();
+    let kind = file.metadata().map_err(error("stat", path))?.file_type();
     if kind.is_block_device() { Ok(file) } else { Err(Error::NoDevice { path: path.to_owned() }) }
 }
 
-/// A device open for this process alone.
+/// A device open for exclusive use.
 struct Held {
-    /// Opened exclusively, for reading.
+    /// Opened with `O_EXCL` for reading.
     exclusive: File,
     /// The same device, for direct reads.
     direct: File,
-    /// The same device, for writing. Opened when it is first written to: udev looks anew at whatever somebody has had open so, and
-    /// a device that is refused is to be left alone.
+    /// The same device, for writing. Opened at the first write only: udev probes every device again
+    /// that was open for writing, and a refused device must be left alone.
     writable: OnceLock<File>,
 }
 
 impl Held {
-    /// The device that is open already, opened once more. Not by its path, which may lead to another by now.
+    /// Opens the device again through its descriptor, because its path may lead to another device
+    /// by now.
     fn reopen(exclusive: &File, path: &Path, options: &OpenOptions) -> Result<File> {
         let same = format!("/proc/self/fd/{}", exclusive.as_raw_fd());
         options.open(same).map_err(error("open", path))
@@ -106,20 +113,20 @@ impl Held {
     fn writable(&self, path: &Path) -> Result<&File> {
         if self.writable.get().is_none() {
             let file = Held::reopen(&self.exclusive, path, OpenOptions::new().read(true).write(true))?;
-            // Of two at a time one is closed again.
+            // If two threads race, one of the files is closed again.
             let _ = self.writable.set(file);
         }
         Ok(self.writable.get().unwrap_or(&self.exclusive))
     }
 }
 
-/// The block devices, with those that are held. Clones know the same.
+/// Access to block devices, with the current holds. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Devices {
     held: Arc<Mutex<HashMap<PathBuf, Arc<Held>>>>,
 }
 
-/// Ends a hold.
+/// Releases a hold when dropped.
 struct Release {
     path: PathBuf,
     devices: Devices,
@@ -134,17 +141,18 @@ impl std::fmt::Debug for Release {
 impl Hold for Release {}
 
 impl Drop for Release {
-    /// Closing the device makes udev look at it anew, as after [`Devices::write`].
+    /// Closing the device makes udev probe it again, as after [`Devices::write`].
     fn drop(&mut self) {
-        // Not closed under the lock: that writes out what the page cache holds of it.
+        // Close it outside the lock, because closing writes out the page cache of the device.
         let held = self.devices.held.lock().remove(&self.path);
         drop(held);
     }
 }
 
 impl Devices {
-    /// Opens a device exclusively: the kernel grants that to one user at a time, and a mount, a swap area, md, multipath and
-    /// device-mapper tables all hold it. A disk counts as used when a partition of it is.
+    /// Opens a device exclusively. The kernel grants that to one user at a time: a mount, a swap
+    /// area, md, multipath and device-mapper tables all count. A disk counts as used if one of its
+    /// partitions is.
     pub(super) fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
         let exclusive = open(path, OpenOptions::new().read(true).custom_flags(libc::O_EXCL))?;
         let direct = Held::reopen(&exclusive, path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
@@ -157,7 +165,7 @@ impl Devices {
         self.held.lock().get(path).cloned()
     }
 
-    /// Does something with a device that is open for reading through the page cache.
+    /// Calls `work` with the device opened for buffered reads.
     fn with<T>(&self, path: &Path, work: impl FnOnce(&File) -> Result<T>) -> Result<T> {
         match self.held(path) {
             Some(held) => work(&held.exclusive),
@@ -181,10 +189,11 @@ impl Devices {
         })
     }
 
-    /// `length` bytes at `offset`, as they are on the device.
+    /// Reads `length` bytes at `offset` from the device itself.
     pub(super) fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
         let read = |file: &File| {
-            // Not rounded more than the device asks for: a bad sector must not hide its good neighbours.
+            // Round no more than the device requires: a bad sector must not hide its good
+            // neighbours.
             let unit = ioctl_blksszget(file).map_err(|errno| error("read the sector size of", path)(errno.into()))?;
             read_aligned(file, u64::from(unit), offset, length).map_err(error("read", path))
         };
@@ -194,13 +203,13 @@ impl Devices {
         }
     }
 
-    /// Carries out the steps in order. Closing the device afterwards makes udev look at it anew, which is what tells
-    /// the rest of the system of a new or wiped signature.
+    /// Runs the steps in order. Closing the device afterwards makes udev probe it again, which
+    /// announces a new or wiped signature to the rest of the system.
     pub(super) fn write(&self, path: &Path, steps: &[WriteStep<'_>]) -> Result<()> {
         let write = |file: &File| {
             steps.iter().try_for_each(|step| match step {
                 WriteStep::At(offset, bytes) => file.write_all_at(bytes, *offset).map_err(error("write to", path)),
-                WriteStep::Flush => file.sync_all().map_err(error("write to the stable storage of", path)),
+                WriteStep::Flush => file.sync_all().map_err(error("flush writes to", path)),
             })
         };
         match self.held(path) {
@@ -209,19 +218,20 @@ impl Devices {
         }
     }
 
-    /// As [`Devices::write`], for several devices side by side. A flush keeps its caller waiting and not the processor, so each
-    /// device has a thread.
+    /// Calls [`Devices::write`] for several devices in parallel, with a thread for each: a flush
+    /// blocks its caller but takes no processor time.
     pub(super) fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
         side_by_side(DEVICES_AT_ONCE, writes, |DeviceWrite { path, steps }| self.write(path, steps))
     }
 
-    /// A fresh look at what is on the device.
+    /// Probes the contents of the device.
     pub(super) fn contents(&self, path: &Path) -> Result<Contents> {
         self.with(path, |file| probe(file).map_err(|fault| error("probe", path)(io::Error::other(fault.to_string()))))
     }
 }
 
-/// Reads with offset, length and memory aligned as direct I/O demands; `unit` in bytes, a power of two.
+/// Reads with offset, length and memory aligned as direct I/O requires. `unit` is in bytes and a
+/// power of two.
 fn read_aligned(file: &File, unit: u64, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let too_large = || io::Error::from(io::ErrorKind::InvalidInput);
     let start = offset - offset % unit;
@@ -252,11 +262,11 @@ fn probe(file: &File) -> libblkid_rs::Result<Contents> {
     probe.enable_superblocks(true)?;
     probe.set_superblock_flags(BlkidSublksFlags::new(vec![BlkidSublks::Type]))?;
     probe.enable_partitions(true)?;
-    // Not the "safe" probe: where several signatures are found that one names none, and a device with two foreign
-    // signatures would pass for an empty one.
+    // Not the "safe" probe: if it finds several signatures it names none, so a device with two
+    // foreign signatures would look empty.
     probe.do_fullprobe()?;
     let superblock = if probe.has_value("TYPE")? { Some(probe.lookup_value("TYPE")?) } else { None };
-    // The library's list of partitions is "an error" where there is no table.
+    // The library fails to list partitions if there is no table.
     let partitions = if probe.has_value("PTTYPE")? { probe.get_partitions()?.number_of_partitions()? } else { 0 };
     Ok(Contents { partitions: u32::try_from(partitions).unwrap_or(0), superblock })
 }
@@ -269,7 +279,7 @@ mod tests {
     use crate::platform::Error;
 
     #[test]
-    fn any_stretch_is_read_with_aligned_calls() {
+    fn any_range_is_read_with_aligned_calls() {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i % 251) as u8).collect();
         file.write_all(&bytes).unwrap();
@@ -282,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn past_the_end_is_an_error() {
+    fn reading_past_the_end_fails() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[1; 1000]).unwrap();
         for (offset, length) in [(999, 2), (1000, 1), (1 << 40, 1)] {

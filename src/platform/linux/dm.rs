@@ -1,10 +1,10 @@
-//! Device-mapper: the calls of the kernel, one device each, in step with udev.
+//! Device-mapper: the kernel's calls on single devices, synchronized with udev.
 //!
-//! Conventions are those of `docs/spec/engine/storage-stack.md` §2. Knows tables as values ([`crate::platform::dm`]) and
-//! nothing of what the devices are for.
+//! Conventions are those of `docs/spec/engine/storage-stack.md` §2. Knows tables as values
+//! ([`crate::platform::dm`]), but not what the devices are for.
 //!
-//! Resume, remove and rename wait until udev has dealt with the change, so that the node is there, or gone, when they
-//! return; but not for ever ([`change`]).
+//! Resume, remove and rename wait until udev has processed the change, so that the node exists, or
+//! is gone, when they return. The wait is bounded ([`change`]).
 
 mod change;
 
@@ -32,20 +32,20 @@ use crate::{
     },
 };
 
-/// Where device-mapper takes its calls.
+/// The control node of device-mapper.
 const CONTROL: &str = "/dev/mapper/control";
-/// First minor version of the calls (major 4) that can be polled for events.
+/// First minor version of the interface (major 4) whose events can be polled.
 const MINOR_VERSION_MIN: u32 = 37;
-/// Longest name of a target that fits into a call.
+/// Longest target name that fits into a call.
 const KIND_BYTES_MAX: usize = 15;
-/// How often a removal looks whether a busy device has become free, and how long it waits between two looks.
+/// Number of attempts to remove a busy device, and the pause between two of them.
 const REMOVE_LOOKS: u32 = 5;
 const REMOVE_PAUSE: Duration = Duration::from_millis(200);
 
-/// A line as the library wants it: start and length in sectors, target, parameters.
+/// A table line as the library takes it: start and length in sectors, target, parameters.
 type RawLine = (u64, u64, String, String);
 
-/// The way to the kernel's device-mapper. Calls may be made from several threads at a time.
+/// The connection to the kernel's device-mapper. Several threads may make calls at a time.
 pub(super) struct Mapper {
     dm: DM,
     udev: Punctuality,
@@ -55,21 +55,21 @@ impl Mapper {
     /// Opens the control node and checks that the kernel is not too old.
     ///
     /// # Errors
-    /// [`Error::Missing`] says what is not there.
+    /// [`Error::Missing`] says what is missing.
     pub(super) fn open() -> Result<Mapper> {
         let dm = DM::new().map_err(|fault| {
             Error::Missing(format!(
-                "device-mapper cannot be reached through {CONTROL} ({}); run as root on a kernel that has it",
+                "cannot use device-mapper through {CONTROL}: {}; run as root on a kernel that supports it",
                 io_error(fault)
             ))
         })?;
-        let (major, minor, patch) = dm.version().map_err(|fault| failed("tell its version through", CONTROL, fault))?;
+        let (major, minor, patch) = dm.version().map_err(|fault| failed("read the version from", CONTROL, fault))?;
         check_version(major, minor, patch)?;
         Ok(Mapper { dm, udev: Punctuality::default() })
     }
 
     pub(super) fn list(&self) -> Result<Vec<Listed>> {
-        let devices = self.dm.list_devices().map_err(|fault| failed("list its devices through", CONTROL, fault))?;
+        let devices = self.dm.list_devices().map_err(|fault| failed("list devices through", CONTROL, fault))?;
         let listed = devices.into_iter().map(|(name, device, event)| Listed {
             name: name.to_string(),
             number: number(device),
@@ -125,7 +125,7 @@ impl Mapper {
             Ok(()) => Ok(number(info.device())),
             Err(fault) => {
                 if let Err(left) = self.remove(name) {
-                    warn!("the device {name} that could not be started is left behind: {left}");
+                    warn!("cannot remove device {name} after its activation failed: {left}");
                 }
                 Err(fault)
             }
@@ -141,24 +141,24 @@ impl Mapper {
     }
 
     pub(super) fn suspend(&self, name: &str, flush: bool) -> Result<()> {
-        let how = if flush { DmFlags::empty() } else { DmFlags::DM_NOFLUSH | DmFlags::DM_SKIP_LOCKFS };
-        let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND | how);
+        let mode = if flush { DmFlags::empty() } else { DmFlags::DM_NOFLUSH | DmFlags::DM_SKIP_LOCKFS };
+        let options = DmOptions::default().set_flags(DmFlags::DM_SUSPEND | mode);
         self.dm.device_suspend(&id("suspend", name)?, options).map(drop).map_err(|fault| failed("suspend", name, fault))
     }
 
-    /// The kernel looks at a new table's devices and sizes only here. When it refuses, it forgets that table and
-    /// leaves the device suspended; the device then goes on with the table it had.
+    /// The kernel checks a new table's devices and sizes only at resume. If it refuses, it drops
+    /// that table and leaves the device suspended; this call then resumes it with its former table.
     pub(super) fn resume(&self, name: &str, visibility: Visibility) -> Result<()> {
         let resumed = self.resume_once(name, visibility);
-        if resumed.is_err() && self.waits_with_old_table(name) {
-            if let Err(stuck) = self.resume_once(name, visibility) {
-                warn!("the device {name} is left suspended: {stuck}");
+        if resumed.is_err() && self.is_suspended_with_old_table(name) {
+            if let Err(fault) = self.resume_once(name, visibility) {
+                warn!("device {name} stays suspended: {fault}");
             }
         }
         resumed
     }
 
-    fn waits_with_old_table(&self, name: &str) -> bool {
+    fn is_suspended_with_old_table(&self, name: &str) -> bool {
         let flags = self.info(name).ok().flatten().map_or(DmFlags::empty(), |info| info.flags());
         flags.contains(DmFlags::DM_SUSPEND | DmFlags::DM_ACTIVE_PRESENT)
             && !flags.contains(DmFlags::DM_INACTIVE_PRESENT)
@@ -176,7 +176,7 @@ impl Mapper {
         for _ in 1..REMOVE_LOOKS {
             self.wait_until_free(name)?;
             match self.change("remove", name, Change::Remove, DmUdevFlags::empty()) {
-                // Somebody has opened the device between the look and the call.
+                // Another process opened the device after the check.
                 Err(busy) if busy.is_busy() => wait::pause(REMOVE_PAUSE),
                 other => return other,
             }
@@ -203,8 +203,8 @@ impl Mapper {
             .map_err(|fault| failed("send a message to", name, fault))
     }
 
-    /// The status texts. Asked for without a flush: with it, each look at an idle thin pool would write its metadata
-    /// out and wake the disks. The counts are those in memory, which are never behind for what has been allocated.
+    /// The status lines, read without a flush. A flush would commit the metadata of an idle thin
+    /// pool on each read and wake the disks. The counts in memory are never behind the allocations.
     pub(super) fn status(&self, name: &str) -> Result<Vec<String>> {
         let options = DmOptions::default().set_flags(DmFlags::DM_NOFLUSH);
         let (_, lines) = self
@@ -214,7 +214,8 @@ impl Mapper {
         Ok(lines.into_iter().map(|(_, _, _, status)| status).collect())
     }
 
-    /// Whether somebody has a device open, as who has mounted it has. What cannot be told counts as open.
+    /// Whether any process has the device open, which includes mounts. If unknown, assumes that it
+    /// is open.
     pub(super) fn is_open(&self, number: DeviceNumber) -> bool {
         let name = fs::read_to_string(format!("/sys/dev/block/{number}/dm/name"));
         let Ok(name) = name else { return true };
@@ -229,14 +230,14 @@ impl Mapper {
         }
     }
 
-    /// Waits until nobody has the device open, about a second at most.
+    /// Waits up to about a second until no process has the device open.
     ///
-    /// What keeps a device open for a moment is mostly udev itself, looking at it because somebody closed it; its
-    /// message tells when it is done. Of others (a mount, another probing program) the kernel tells nobody when they
-    /// let go; for them it is looked again from time to time.
+    /// A device is usually held for a moment by udev, which probes it after somebody closed it;
+    /// udev's event then tells when it is done. The kernel announces no other close (a mount,
+    /// another probing program), so those are polled.
     fn wait_until_free(&self, name: &str) -> Result<()> {
         let opens = || -> Result<(i32, DeviceNumber)> {
-            // A device that is not there: the removal itself says so.
+            // If the device is gone, let the removal report that.
             Ok(self
                 .info(name)?
                 .map_or((0, DeviceNumber { major: 0, minor: 0 }), |info| (info.open_count(), number(info.device()))))
@@ -245,7 +246,7 @@ impl Mapper {
         if open == 0 {
             return Ok(());
         }
-        // Listening from before the next look, so that a message after it is not missed.
+        // Listen before the next check, so that no later event is missed.
         let mut monitor = if udev_runs() { Monitor::open().ok() } else { None };
         for _ in 1..REMOVE_LOOKS {
             (open, _) = opens()?;
@@ -255,7 +256,7 @@ impl Mapper {
             match &mut monitor {
                 Some(listening) => {
                     if let Err(fault) = wait_for_message(listening, device, Instant::now() + REMOVE_PAUSE) {
-                        warn!("cannot listen to udev while {name} is busy: {fault}");
+                        warn!("cannot listen to udev events while device {name} is busy: {fault}; polling instead");
                         monitor = None;
                     }
                 }
@@ -267,7 +268,7 @@ impl Mapper {
     }
 }
 
-/// Makes the node of a device that somebody else has brought up, if udev has not.
+/// Creates the node of a device that another component activated, if udev has not.
 pub(super) fn mend_node(name: &str) {
     if fs::exists(node(name)).unwrap_or(true) {
         return;
@@ -278,11 +279,11 @@ pub(super) fn mend_node(name: &str) {
     });
     match info {
         Ok(info) => change::mend_node(name, number(info.device())),
-        Err(fault) => warn!("udev has not made the node of {name}: {fault}"),
+        Err(fault) => warn!("cannot create the node of {name}, which udev has not made: {fault}"),
     }
 }
 
-/// The node that udev makes for a device; it is there once the device has been resumed.
+/// The node that udev makes for a device. It exists once the device has been resumed.
 pub(super) fn node(name: &str) -> PathBuf {
     Path::new("/dev/mapper").join(name)
 }
@@ -292,12 +293,12 @@ fn check_version(major: u32, minor: u32, patch: u32) -> Result<()> {
         return Ok(());
     }
     Err(Error::Missing(format!(
-        "this kernel's device-mapper has version {major}.{minor}.{patch}, but 4.{MINOR_VERSION_MIN} is needed; \
+        "device-mapper of this kernel has version {major}.{minor}.{patch}, but the daemon needs 4.{MINOR_VERSION_MIN}; \
          use Linux 4.14 or later"
     )))
 }
 
-/// Waits for a message about the device, and reads all there are. At the deadline that is no error either.
+/// Waits for an event of the device and reads all pending ones. Reaching the deadline is no error.
 fn wait_for_message(monitor: &mut Monitor, device: DeviceNumber, deadline: Instant) -> io::Result<()> {
     while wait::readable(monitor.as_fd(), deadline)? {
         let mut ours = false;
@@ -325,7 +326,7 @@ fn raw_lines(action: &'static str, name: &str, table: &[Line]) -> Result<Vec<Raw
         .map(|line| {
             let kind = line.kind();
             if kind.len() > KIND_BYTES_MAX {
-                let source = io::Error::new(io::ErrorKind::InvalidInput, format!("there is no target `{kind}`"));
+                let source = io::Error::new(io::ErrorKind::InvalidInput, format!("the kernel has no target `{kind}`"));
                 return Err(Error::Dm { action, name: name.to_owned(), source });
             }
             Ok((line.start.0, line.length.0, kind.to_owned(), line.target.to_string()))
@@ -344,7 +345,7 @@ fn io_error(fault: DmError) -> io::Error {
     }
 }
 
-/// The kernel's error number, if it was the kernel that refused.
+/// The kernel's errno, if the kernel refused.
 fn errno(fault: &DmError) -> Option<i32> {
     match fault {
         DmError::Core(errors::Error::Ioctl(_, _, _, errno)) => Some(**errno as i32),
@@ -356,14 +357,14 @@ fn is_absent(fault: &DmError) -> bool {
     errno(fault) == Some(libc::ENXIO)
 }
 
-/// Tells when any device had an event, through a descriptor of its own.
+/// Reports events of any device through its own descriptor.
 struct Events(DM);
 
-/// A new source of device-mapper events; those from now on are told.
+/// A new source of device-mapper events. It reports those from now on.
 pub(super) fn events() -> Result<Box<dyn DmEvents>> {
     match DM::new() {
         Ok(dm) => Ok(Box::new(Events(dm))),
-        Err(fault) => Err(failed("be watched through", CONTROL, fault)),
+        Err(fault) => Err(failed("watch events through", CONTROL, fault)),
     }
 }
 
@@ -373,7 +374,7 @@ impl DmEvents for Events {
     }
 
     fn arm(&mut self) -> Result<()> {
-        self.0.arm_poll().map(drop).map_err(|fault| failed("be watched through", CONTROL, fault))
+        self.0.arm_poll().map(drop).map_err(|fault| failed("watch events through", CONTROL, fault))
     }
 }
 
@@ -429,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_are_where_udev_makes_them() {
+    fn nodes_lie_in_dev_mapper() {
         assert_eq!(node("stratis-1-x"), Path::new("/dev/mapper/stratis-1-x"));
     }
 }

@@ -1,7 +1,7 @@
-//! Files in the private directory, mostly on metadata volumes. Knows nothing of what is in them.
+//! Files in the private directory, mostly on metadata volumes. Knows nothing of their contents.
 //!
-//! The disks below may come from strangers: a name is opened component by component and never through a symbolic
-//! link, only plain files are read, and only so much of them.
+//! The disks may come from strangers. So names are opened component by component and never through
+//! a symbolic link, and only regular files of limited size are read.
 
 use std::{
     ffi::CStr,
@@ -18,7 +18,7 @@ use rustix::{
 
 use crate::platform::{Error, Result};
 
-/// Largest file that is read; a record of a filesystem is a thousandth of that.
+/// Largest file that is read; a filesystem record has a thousandth of that size.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -27,7 +27,7 @@ pub(super) struct Place {
     root: PathBuf,
 }
 
-/// What to do about a directory that is not there.
+/// What to do if a directory is missing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Absent {
     Refuse,
@@ -39,17 +39,17 @@ impl Place {
         Place { root: root.to_owned() }
     }
 
-    /// The absolute path of a name in this place.
+    /// The absolute path of a name in this directory.
     ///
     /// # Errors
-    /// When a component of it could lead out.
+    /// If a component could lead out of the directory.
     pub(super) fn path(&self, name: &str) -> Result<PathBuf> {
         components(name)?;
         Ok(self.root.join(name))
     }
 
-    /// Refuses a path where nothing is mounted: what is done there would be done to this place itself, and be lost with the
-    /// machine.
+    /// Refuses a path on which nothing is mounted: a file there would be on the tmpfs itself and be
+    /// lost at power-off.
     ///
     /// # Errors
     /// `ENOENT`.
@@ -63,13 +63,13 @@ impl Place {
         }
     }
 
-    /// Makes a directory if it is missing, and gives its absolute path.
+    /// Creates a directory if it is missing. Returns its absolute path.
     pub(super) fn make_directory(&self, name: &str) -> Result<PathBuf> {
         self.open_directory(&components(name)?, Absent::Make)?;
         self.path(name)
     }
 
-    /// Names of everything in a directory that is no directory itself; a missing directory is made and empty.
+    /// Names of everything in a directory except subdirectories. Creates a missing directory.
     pub(super) fn list(&self, directory: &str) -> Result<Vec<String>> {
         let open = self.open_directory(&components(directory)?, Absent::Make)?;
         let failed = |errno: Errno| self.error("list", directory)(errno.into());
@@ -93,29 +93,29 @@ impl Place {
         Ok(names)
     }
 
-    /// A whole file.
+    /// Reads a whole file.
     pub(super) fn read(&self, path: &str) -> Result<Vec<u8>> {
         let (directory, name) = split(path)?;
         let open = self.open_directory(&directory, Absent::Refuse)?;
-        // Without waiting for the other end, should it be a pipe.
+        // Non-blocking, in case it is a FIFO.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(
             fs::openat(&open, name, flags, Mode::empty()).map_err(|errno| self.error("open", path)(errno.into()))?,
         );
         let mut bytes = Vec::new();
-        let plain = file.metadata().map_err(self.error("look at", path))?.is_file();
+        let plain = file.metadata().map_err(self.error("stat", path))?.is_file();
         if plain {
             file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(self.error("read", path))?;
         }
         if !plain || bytes.len() as u64 > FILE_BYTES_MAX {
             let text = self.root.join(path).display().to_string();
-            return Err(Error::Unexpected { what: "a file that is too large or no plain file", text });
+            return Err(Error::Unexpected { what: "a file that is too large or not regular", text });
         }
         Ok(bytes)
     }
 
-    /// Puts a file in place of any of that name, in the order of `docs/spec/engine/ondisk-metadata.md` §7.2: after a power
-    /// cut there is the old file or the new one, whole.
+    /// Creates or replaces a file in the order of `docs/spec/engine/ondisk-metadata.md` §7.2. After
+    /// a power cut there is either the old file or the new one, complete.
     pub(super) fn replace(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let (directory, name) = split(path)?;
         let open = self.open_directory(&directory, Absent::Refuse)?;
@@ -124,7 +124,7 @@ impl Place {
             fs::renameat(&open, &temporary, &open, name).map_err(|errno| self.error("replace", path)(errno.into()))
         });
         if written.is_err() {
-            // Readers pass over it, so that it may stay if even this fails.
+            // Readers skip it, so it may stay if even this fails.
             let _ = fs::unlinkat(&open, &temporary, AtFlags::empty());
         }
         written?;
@@ -140,10 +140,10 @@ impl Place {
         let opened = fs::openat(directory, temporary, flags, Mode::RUSR | Mode::WUSR);
         let mut file = File::from(opened.map_err(|errno| self.error("replace", path)(errno.into()))?);
         file.write_all(bytes).map_err(self.error("write", path))?;
-        file.sync_all().map_err(self.error("write to the stable storage of", path))
+        file.sync_all().map_err(self.error("flush writes to", path))
     }
 
-    /// Removes a file, durable when done; a missing one, or a missing directory, is no error.
+    /// Removes a file durably. Succeeds if the file or its directory is missing.
     pub(super) fn remove(&self, path: &str) -> Result<()> {
         let (directory, name) = split(path)?;
         let open = match self.open_directory(&directory, Absent::Refuse) {
@@ -158,8 +158,7 @@ impl Place {
     }
 
     fn sync(&self, directory: &OwnedFd, path: &str) -> Result<()> {
-        fs::fsync(directory)
-            .map_err(|errno| self.error("write to the stable storage of the directory of", path)(errno.into()))
+        fs::fsync(directory).map_err(|errno| self.error("flush the directory of", path)(errno.into()))
     }
 
     fn open_directory(&self, components: &[&str], absent: Absent) -> Result<OwnedFd> {
@@ -172,7 +171,7 @@ impl Place {
                     match fs::mkdirat(&open, *component, Mode::RWXU) {
                         Ok(()) => self.sync(&open, &name)?,
                         Err(Errno::EXIST) => {}
-                        Err(errno) => return Err(self.error("make the directory", &name)(errno.into())),
+                        Err(errno) => return Err(self.error("create the directory", &name)(errno.into())),
                     }
                     fs::openat(&open, *component, DIRECTORY, Mode::empty()).map_err(failed)?
                 }
@@ -191,7 +190,7 @@ impl Place {
 fn is_directory(parent: &OwnedFd, name: &CStr, kind: FileType) -> rustix::io::Result<bool> {
     match kind {
         FileType::Directory => Ok(true),
-        // The file system does not tell in its lists.
+        // The file system does not report types in its listings.
         FileType::Unknown => {
             let found = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
             Ok(FileType::from_raw_mode(found.st_mode) == FileType::Directory)
@@ -200,20 +199,20 @@ fn is_directory(parent: &OwnedFd, name: &CStr, kind: FileType) -> rustix::io::Re
     }
 }
 
-/// The components of a relative path, each a plain name.
+/// Splits a relative path into components, each a plain name.
 fn components(path: &str) -> Result<Vec<&str>> {
     let parts: Vec<&str> = path.split('/').collect();
     let plain = |part: &&str| !part.is_empty() && *part != "." && *part != ".." && !part.contains('\0');
     if parts.iter().all(plain) {
         return Ok(parts);
     }
-    Err(Error::Unexpected { what: "a name in the private directory", text: path.chars().take(200).collect() })
+    Err(Error::Unexpected { what: "a path in the private directory", text: path.chars().take(200).collect() })
 }
 
-/// Directory and name of a file.
+/// Splits a path into its directory and file name.
 fn split(path: &str) -> Result<(Vec<&str>, &str)> {
     let mut parts = components(path)?;
-    // A split has at least one part.
+    // There is at least one part.
     let name = parts.pop().unwrap_or_default();
     Ok((parts, name))
 }
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_interrupted_replacement_left_is_no_hindrance() {
+    fn a_leftover_temporary_file_is_replaced() {
         let (root, place) = place();
         fs::create_dir(root.path().join("d")).unwrap();
         fs::write(root.path().join("d/a.temp"), "much more than the whole").unwrap();
@@ -267,11 +266,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_replacement_keeps_the_old_file_and_nothing_else() {
+    fn a_failed_replacement_leaves_only_the_old_file() {
         let (root, place) = place();
         fs::create_dir(root.path().join("d")).unwrap();
         fs::create_dir_all(root.path().join("d/a.json/full")).unwrap();
-        // A file cannot take the place of a directory.
+        // A file cannot replace a directory.
         assert!(place.replace("d/a.json", b"new").is_err());
         assert!(root.path().join("d/a.json/full").is_dir());
         assert!(!root.path().join("d/a.temp").exists());
@@ -313,7 +312,7 @@ mod tests {
         assert!(place.replace("directory/new.json", b"x").is_err());
         assert!(place.remove("directory/secret").is_err());
         assert!(place.read("d/link.json").is_err());
-        // Neither the link in the way of the temporary file nor the one that is replaced is written through.
+        // Neither the link at the temporary name nor the link that is replaced is followed.
         place.replace("d/x.json", b"x").unwrap();
         place.replace("d/link.json", b"y").unwrap();
         assert_eq!(place.read("d/link.json").unwrap(), b"y");
@@ -322,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_files_of_sensible_size_are_read() {
+    fn only_regular_files_of_limited_size_are_read() {
         let (root, place) = place();
         let path = |name: &str| root.path().join(name);
         let large = fs::File::create(path("large")).unwrap();

@@ -1,20 +1,21 @@
-//! How the C library keeps memory. Knows nothing of what is kept.
+//! Settings of the C library's allocator.
 
-/// Has memory that is free given back, whichever thread used it. To be called before there are threads.
+/// Makes the C library return freed memory to the kernel, whichever thread used it. Call it before
+/// any thread is started.
 ///
-/// The C library gives every thread a stretch of its own, up to eight for each processor, so twenty threads that take turns
-/// would each hold on to what they once needed: with a thousand filesystems 6 MiB. And once a large block has been
-/// freed it no longer takes blocks of that size from the kernel and gives them back, but puts them between small ones that
-/// stay, which held 10 MiB more in half of all runs.
+/// The C library gives each thread its own arena, up to eight per processor. Twenty threads that
+/// take turns would each keep their peak: 6 MiB with a thousand filesystems. Once a large block has
+/// been freed, the library also stops to map blocks of that size separately and places them between
+/// small, long-lived ones; this held 10 MiB more in half of all runs.
 #[allow(unsafe_code)]
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     {
         use nix::libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, mallopt};
-        // As the library begins; to set it keeps it so.
+        // The library's initial value. Setting it keeps the library from raising it.
         const LARGE_BYTES: nix::libc::c_int = 128 << 10;
-        // SAFETY: these calls take numbers and set options of the allocator; they may be made at any time. If one is
-        // refused, all works as before.
+        // SAFETY: these calls take numbers and set options of the allocator, at any time. If one is
+        // refused, nothing changes.
         unsafe {
             mallopt(M_ARENA_MAX, 2);
             mallopt(M_MMAP_THRESHOLD, LARGE_BYTES);

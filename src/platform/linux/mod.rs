@@ -1,7 +1,7 @@
-//! A real machine: the Linux kernel, udev, and the programs that are installed.
+//! A real machine: the Linux kernel, udev and the installed programs.
 //!
-//! One file per concern; this one only puts them together. Knows nothing of pools, and is the only place in the
-//! workspace where the kernel is spoken to.
+//! One file per concern; this one ties them together. Knows nothing of pools. It is the only place
+//! in the workspace that calls the kernel.
 
 mod announce;
 mod clevis;
@@ -53,8 +53,8 @@ use crate::platform::{
     luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
 };
 
-/// Does the work of a child process of the daemon if this program has been started as one. To be asked before arguments are
-/// read or a thread is started. `None`: it has not.
+/// Runs the work of a child process if this program was started as one. Call it before arguments
+/// are read or threads are started. `None` if it was not.
 pub fn run_as_child() -> Option<ExitCode> {
     luks::child::run_if_asked().or_else(xfs_child::run_if_asked)
 }
@@ -62,7 +62,7 @@ pub fn run_as_child() -> Option<ExitCode> {
 /// A machine that runs Linux.
 pub struct Linux {
     devices: Devices,
-    /// The mount namespace of the first process, if it can be reached.
+    /// The mount namespace of PID 1, if the daemon can reach it.
     origin: Option<Origin>,
     programs: Programs,
     mapper: Mapper,
@@ -74,18 +74,20 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Gets the machine ready: leaves the root mount namespace, checks that programs and device-mapper are there, makes
-    /// the private directory. To be called before any thread is started, since only the calling thread changes its
-    /// namespace, and threads started later inherit it. A program that does so must have asked [`run_as_child`] before.
+    /// Prepares the machine: leaves the root mount namespace, checks programs and device-mapper,
+    /// creates the private directory. Call it before any thread is started: only the calling thread
+    /// changes its namespace, and later threads inherit it. The program must have called
+    /// [`run_as_child`] before.
     ///
     /// # Errors
-    /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; others say which call failed.
+    /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; other
+    /// errors name the call that failed.
     pub fn start() -> Result<Linux> {
         startup::start()
     }
 
-    /// Unmounts everything private. The last thing at a clean exit; pools stay as they are. What is still in use is
-    /// logged and left to the kernel.
+    /// Unmounts everything in the private directory, as the last step of a clean exit. Pools stay
+    /// up. Mounts still in use are logged and left to the kernel.
     pub fn leave(&self) {
         mounts::leave_place();
     }
@@ -327,7 +329,7 @@ impl Platform for Linux {
     }
 
     fn now(&self) -> Timestamp {
-        // A clock before 1970 is as good as one at its start: it is wrong.
+        // A clock before 1970 is wrong anyway; treat it as 1970.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Timestamp { seconds: since.as_secs(), nanoseconds: since.subsec_nanos() }
     }

@@ -1,4 +1,4 @@
-//! The tables of mounts: of any process, each of its mount namespace. Knows nothing of what is mounted.
+//! Mount tables of processes, each for its mount namespace. Knows nothing of what is mounted.
 
 use std::{
     collections::BTreeMap,
@@ -14,26 +14,26 @@ use crate::platform::{DeviceNumber, Error, Result};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) number: DeviceNumber,
-    /// Its root is mounted, not a directory below.
+    /// The root of the file system is mounted, not a directory below it.
     pub(super) is_whole: bool,
     pub(super) mount_point: PathBuf,
 }
 
-/// The table of a process, which may be `self`.
+/// Reads the table of a process, which may be `self`.
 ///
 /// # Errors
-/// When it cannot be read, or is not as it should be.
+/// If it cannot be read or parsed.
 pub(super) fn read(process: &str) -> Result<Vec<Entry>> {
     let path = PathBuf::from(format!("/proc/{process}/mountinfo"));
     let text = fs::read(&path).map_err(|source| Error::Io { action: "read the mount table", path, source })?;
     parse(&text)
 }
 
-/// A process of each mount namespace that some process is in: the one with the lowest number. Processes that may not be looked
-/// at are passed over.
+/// One process of each mount namespace in use: the one with the lowest ID. Skips processes that may
+/// not be inspected.
 ///
 /// # Errors
-/// When processes cannot be listed.
+/// If the processes cannot be listed.
 pub(super) fn namespaces() -> Result<Vec<u32>> {
     let path = PathBuf::from("/proc");
     let listed = |source: io::Error| Error::Io { action: "list the processes in", path: path.clone(), source };
@@ -47,12 +47,13 @@ pub(super) fn namespaces() -> Result<Vec<u32>> {
     Ok(first.into_values().collect())
 }
 
-/// The number of the mount namespace that a process is in.
+/// The inode number of a process's mount namespace.
 pub(super) fn namespace(process: &str) -> Option<u64> {
     fs::metadata(format!("/proc/{process}/ns/mnt")).ok().map(|found| found.ino())
 }
 
-/// Reads `mountinfo` (proc_pid_mountinfo(5)): identifiers, `MAJOR:MINOR`, root, mount point, and more.
+/// Parses `mountinfo` (proc_pid_mountinfo(5)): identifiers, `MAJOR:MINOR`, root, mount point, and
+/// more.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<Entry>> {
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines

@@ -1,5 +1,5 @@
-//! The private directory: a small tmpfs at [`PLACE`] that no other program sees, in which metadata volumes are mounted. Knows
-//! nothing of what is mounted.
+//! The private directory: a small tmpfs at [`PLACE`] that no other program sees. The metadata
+//! volumes are mounted in it. Knows nothing of what is mounted.
 
 use std::{
     fs, io,
@@ -19,32 +19,33 @@ use crate::platform::{Error, Result};
 
 /// The private directory.
 pub(super) const PLACE: &str = "/run/stratisd/ns_mounts";
-/// Holds mount points only.
+/// The tmpfs holds mount points only.
 const PLACE_OPTIONS: &str = "size=1M,mode=0700";
-/// Nothing in the private directory is a program or a device, whatever is on the disks.
+/// Nothing in the private directory is a program or a device, whatever the disks contain.
 const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-/// How often an unmount is tried while something still uses the mount, and how long it waits between two tries. Of
-/// the end of that use the kernel tells nobody.
+/// Attempts to unmount a busy mount, and the pause between two of them. The kernel does not
+/// announce the end of the use.
 const UNMOUNT_TRIES: u32 = 3;
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(100);
 
-/// An error number of a call on a path.
+/// Wraps the errno of a call on a path.
 pub(super) fn error(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> Error {
     let path = path.to_owned();
     move |errno| Error::Io { action, path, source: errno.into() }
 }
 
-/// Makes the private directory: a tmpfs, empty. What an earlier daemon left there is unmounted first.
+/// Creates the private directory as an empty tmpfs. First unmounts what an earlier daemon left
+/// there.
 ///
 /// # Errors
-/// When it cannot be made or mounted, or is no directory.
+/// If it cannot be created or mounted, or is no directory.
 pub(super) fn make_place() -> Result<Place> {
     let place = Path::new(PLACE);
     if fs::symlink_metadata(place).is_ok_and(|found| !found.is_dir()) {
-        return Err(Error::Missing(format!("{PLACE} is not a directory; remove it")));
+        return Err(Error::Missing(format!("cannot use {PLACE}: it is not a directory; remove it")));
     }
     fs::DirBuilder::new().recursive(true).mode(0o755).create(place).map_err(|source| Error::Io {
-        action: "make the directory",
+        action: "create the directory",
         path: place.to_owned(),
         source,
     })?;
@@ -52,16 +53,16 @@ pub(super) fn make_place() -> Result<Place> {
     mount(Some("tmpfs"), place, Some("tmpfs"), SAFE, Some(PLACE_OPTIONS)).map_err(error("mount a tmpfs on", place))?;
     let nothing: Option<&str> = None;
     mount(nothing, place, nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing)
-        .map_err(error("keep mounts private under", place))?;
+        .map_err(error("make mounts private under", place))?;
     Ok(Place::new(place))
 }
 
-/// Unmounts everything in the private directory, and what is mounted on it.
+/// Unmounts everything in the private directory, and the tmpfs itself.
 ///
 /// # Errors
-/// When something there is in use.
+/// If something there is in use.
 pub(super) fn clear_place() -> Result<()> {
-    // The table lists a mount after the one it lies on, so backwards is from the inside out.
+    // The table lists a mount after the one below it, so go backwards.
     for entry in mount_table::read("self")?.iter().rev().filter(|entry| entry.mount_point.starts_with(PLACE)) {
         info!("unmounting {}", entry.mount_point.display());
         unmount_busy(&entry.mount_point).map_err(error("unmount", &entry.mount_point))?;
@@ -76,7 +77,8 @@ pub(super) fn mount_xfs(place: &Place, node: &Path, at: &str, options: &str) -> 
     let result = mount(Some(node), &target, Some("xfs"), SAFE | flags, Some(data.as_str()));
     match result {
         Ok(()) => Ok(()),
-        // Also said when somebody else has the device for himself: look which it is.
+        // The kernel also returns EBUSY if something else has the device open exclusively, so
+        // check.
         Err(Errno::EBUSY) if is_mounted(node, &target)? => Ok(()),
         Err(errno) => Err(error("mount a file system from", node)(errno)),
     }
@@ -86,7 +88,7 @@ pub(super) fn mount_xfs(place: &Place, node: &Path, at: &str, options: &str) -> 
 pub(super) fn unmount(place: &Place, at: &str) -> Result<()> {
     let target = place.path(at)?;
     match unmount_busy(&target) {
-        // Not a mount point; not there at all.
+        // Not a mount point, or not there at all.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(errno) => return Err(error("unmount", &target)(errno)),
     }
@@ -109,12 +111,12 @@ fn unmount_busy(target: &Path) -> std::result::Result<(), Errno> {
 }
 
 fn is_mounted(node: &Path, target: &Path) -> Result<bool> {
-    let found = fs::metadata(node).map_err(|source| Error::Io { action: "look at", path: node.to_owned(), source })?;
+    let found = fs::metadata(node).map_err(|source| Error::Io { action: "stat", path: node.to_owned(), source })?;
     let number = database::number(found.rdev());
     Ok(mount_table::read("self")?.iter().any(|entry| entry.number == number && entry.mount_point == target))
 }
 
-/// Options as of mount(8): those that the kernel knows by a flag, and the text for the file system.
+/// Splits options of mount(8) into kernel flags and the text for the file system.
 fn split_options(options: &str) -> (MsFlags, String) {
     let mut flags = MsFlags::empty();
     let mut text = Vec::new();
@@ -132,11 +134,11 @@ fn split_options(options: &str) -> (MsFlags, String) {
     (flags, text.join(","))
 }
 
-/// Unmounts everything private, at the end of the daemon. What cannot be unmounted is logged: the kernel does it when
-/// the namespace ends with its last process.
+/// Unmounts everything private at the end of the daemon. Logs what cannot be unmounted; the kernel
+/// unmounts it when the last process of the namespace exits.
 pub(super) fn leave_place() {
     if let Err(fault) = clear_place() {
-        warn!("the private mounts are left to the kernel: {fault}");
+        warn!("cannot unmount the private directory, leaving it to the kernel: {fault}");
     }
 }
 

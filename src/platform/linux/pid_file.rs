@@ -1,4 +1,4 @@
-//! One daemon at a time: the lock on a file in `/run` that also tells its process number
+//! One daemon at a time: a locked file in `/run` that also contains the process ID
 //! (`docs/spec/engine/engine-behaviour.md` §1.2). Knows nothing of what the daemon does.
 
 use std::{
@@ -21,63 +21,63 @@ use rustix::{
 
 use super::wait;
 
-/// The daemon's file.
+/// Lock file of this daemon.
 pub const DAEMON: &str = "/run/stratisd.pid";
-/// That of the small daemon of early boot.
+/// Lock file of the early-boot daemon.
 pub const EARLY_DAEMON: &str = "/run/stratisd-min.pid";
-/// The program that this daemon is.
+/// Program name of the early-boot daemon.
 pub const EARLY_PROGRAM: &str = "stratisd-min";
-/// A lock needs no more than that the file can be read, so nobody but root may.
+/// Anyone who can read the file could lock it, so only root may.
 const MODE: u32 = 0o600;
-/// A process number is shorter; what is longer is none.
+/// Longer than any process ID; a longer text is none.
 const TEXT_BYTES_MAX: u64 = 32;
 
-/// Why the lock could not be had.
+/// Why the lock cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum PidFileError {
-    /// Another daemon has it.
-    #[error("stratisd is running already, with process number `{holder}`; stop it first ({})", path.display())]
+    /// Another daemon holds it.
+    #[error("cannot start: stratisd runs already as process `{holder}`; stop it first (lock file {})", path.display())]
     Taken {
         /// The lock file.
         path: PathBuf,
-        /// What is written in it: the supposed process number.
+        /// The text of the file: supposedly the process ID.
         holder: String,
     },
-    /// The holder did not give the lock up.
-    #[error("the daemon of early boot, process number `{holder}`, did not end; stop it ({})", path.display())]
+    /// The holder did not release the lock.
+    #[error("cannot take over from the early-boot daemon, process `{holder}`: it does not exit; stop it (lock file {})", path.display())]
     Stays {
         /// The lock file.
         path: PathBuf,
-        /// What is written in it.
+        /// The text of the file.
         holder: String,
     },
-    /// The process that the file names is not the one that should be asked to end.
+    /// The process that the file names is not the expected program, so it was not interrupted.
     #[error(
-        "{} is locked, but process `{holder}`, which it names, is not {program}; find the process that holds the lock (as with \
+        "{} is locked, but process `{holder}`, which it names, is not {program}; find the process that holds the lock (with \
          lslocks) and stop it",
         path.display()
     )]
     Stranger {
         /// The lock file.
         path: PathBuf,
-        /// What is written in it.
+        /// The text of the file.
         holder: String,
-        /// The program that was expected.
+        /// The expected program.
         program: String,
     },
-    /// The file cannot be used.
-    #[error("could not {action} {}; is the daemon run as root?", path.display())]
+    /// An operation on the file failed.
+    #[error("cannot {action} {}; run the daemon as root", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
         /// The lock file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The lock; held until dropped. The file stays.
+/// The lock, held until dropped. The file stays.
 #[derive(Debug)]
 pub struct PidFile {
     locked: File,
@@ -90,10 +90,10 @@ impl Drop for PidFile {
 }
 
 impl PidFile {
-    /// Takes the lock and writes this process's number into the file.
+    /// Takes the lock and writes this process's ID into the file.
     ///
     /// # Errors
-    /// [`PidFileError::Taken`] if another process has it; nothing is changed then.
+    /// [`PidFileError::Taken`] if another process holds it; the file is unchanged then.
     pub fn take(path: &Path) -> Result<PidFile, PidFileError> {
         let mut file = open(path)?;
         if !try_lock(&file, path)? {
@@ -109,12 +109,12 @@ impl PidFile {
     }
 }
 
-/// Makes another daemon, which is this program, give up its lock: sends it SIGINT and waits until it has ended, at most for
-/// `limit`. The lock is not kept. If nobody holds it, there is nothing to do.
+/// Makes another daemon, `program`, release its lock: sends it SIGINT and waits up to `limit` for
+/// it to exit. Does not keep the lock. Does nothing if nobody holds it.
 ///
 /// # Errors
-/// [`PidFileError::Stays`] when the lock is still held in the end; [`PidFileError::Stranger`] when the file names another
-/// process, which is left alone.
+/// [`PidFileError::Stays`] if the lock is still held at the end. [`PidFileError::Stranger`] if the
+/// file names another program, which is not interrupted.
 pub fn take_over(path: &Path, program: &str, limit: Duration) -> Result<(), PidFileError> {
     let mut file = open(path)?;
     if try_lock(&file, path)? {
@@ -131,7 +131,7 @@ pub fn take_over(path: &Path, program: &str, limit: Duration) -> Result<(), PidF
             }
         }
     }
-    // The locks of a process go with its descriptors, when it ends.
+    // The kernel releases the locks of a process when it exits.
     if try_lock(&file, path)? {
         unlock(&file);
         return Ok(());
@@ -139,23 +139,23 @@ pub fn take_over(path: &Path, program: &str, limit: Duration) -> Result<(), PidF
     Err(PidFileError::Stays { path: path.to_owned(), holder })
 }
 
-/// What came of an interruption.
+/// Result of an interruption.
 enum Interrupted {
-    /// The process was asked to end, or has ended.
+    /// The process was interrupted, or has exited.
     Yes,
-    /// It is another program: the number is out of date, and has been given to it.
+    /// The process runs another program: the process ID is stale and was reused.
     Stranger,
 }
 
-/// Sends SIGINT to a process that runs this program and waits for its end. Through a descriptor, which names that very
-/// process even if its number is given to another one meanwhile, and becomes readable when it ends.
+/// Sends SIGINT to a process that runs this program and waits until it exits. The pidfd keeps
+/// naming the same process even if its ID is reused, and becomes readable when it exits.
 fn interrupt(pid: Pid, program: &str, deadline: Instant) -> io::Result<Interrupted> {
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
-        // Ended since it was looked up.
+        // It exited in between.
         Err(Errno::SRCH) => return Ok(Interrupted::Yes),
         other => other?,
     };
-    // After the descriptor: it is this process that is looked at and then signalled, or one that has ended.
+    // With the pidfd open, the process checked here is the one signalled below, or has exited.
     match runs(pid, program) {
         Ok(true) => {}
         Ok(false) => return Ok(Interrupted::Stranger),
@@ -166,31 +166,32 @@ fn interrupt(pid: Pid, program: &str, deadline: Instant) -> io::Result<Interrupt
         Ok(()) | Err(Errno::SRCH) => {}
         Err(errno) => return Err(errno.into()),
     }
-    // In time or not: the lock tells.
+    // Timeout or not, the lock decides.
     wait::readable(process.as_fd(), deadline).map(|_| Interrupted::Yes)
 }
 
-/// Whether a process runs a program of this name. Its file may have been replaced or left behind in an initial ramdisk, which
-/// the kernel marks in the link.
+/// Whether a process runs a program of this name. The kernel marks the link if the executable was
+/// replaced, or left behind in an initramfs.
 fn runs(pid: Pid, program: &str) -> io::Result<bool> {
     let executable = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))?;
     let name = executable.file_name().unwrap_or_default().to_string_lossy();
     Ok(name.strip_suffix(" (deleted)").unwrap_or(&name) == program)
 }
 
-/// Opens a lock file. One that an older daemon has made so that everybody could read it, and hold its lock, is closed to them.
+/// Opens a lock file. An older daemon may have made it readable for all users, who could then lock
+/// it, so the mode is corrected.
 fn open(path: &Path) -> Result<File, PidFileError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(MODE);
     let file = options.open(path).map_err(error("open", path))?;
-    let mode = file.metadata().map_err(error("look at", path))?.permissions().mode();
+    let mode = file.metadata().map_err(error("stat", path))?.permissions().mode();
     if mode & 0o777 != MODE {
         fchmod(&file, Mode::from_raw_mode(MODE)).map_err(|errno| error("set the mode of", path)(errno.into()))?;
     }
     Ok(file)
 }
 
-/// `false`: another has it.
+/// Returns `false` if another process holds the lock.
 fn try_lock(file: &File, path: &Path) -> Result<bool, PidFileError> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
@@ -199,9 +200,10 @@ fn try_lock(file: &File, path: &Path) -> Result<bool, PidFileError> {
     }
 }
 
-/// Not left to the closing of the file: a child that is just being started has it open too, until its exec.
+/// Unlocks explicitly instead of by closing the file: a child that is just being started has it
+/// open too until its exec.
 fn unlock(file: &File) {
-    // Fails for what is no lock only; then there is nothing to give up.
+    // This fails only if nothing is locked.
     let _ = flock(file, FlockOperation::Unlock);
 }
 
@@ -235,10 +237,11 @@ mod tests {
         (directory, path)
     }
 
-    /// Another process that does `before`, takes the lock, and does `then`.
+    /// Starts another process that runs `before`, takes the lock, and runs `then`.
     fn holder(path: &Path, before: &str, then: &str) -> Child {
         // A stand-in for another daemon, not a program of the engine.
-        // A shell cannot trap a signal that was ignored when it began, as it is in what runs in the background.
+        // `env` restores SIGINT: a shell cannot trap a signal that was ignored when it started, as
+        // in the background.
         #[allow(clippy::disallowed_methods)]
         let mut child = Command::new("/usr/bin/env")
             .args([
@@ -258,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_holder() {
+    fn only_one_process_holds_the_lock() {
         let (_directory, path) = path();
         fs::write(&path, "an older and longer text").unwrap();
         let first = PidFile::take(&path).unwrap();
@@ -271,28 +274,29 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_nobody_holds_is_taken_over_and_left() {
+    fn taking_over_a_free_lock_leaves_it_free() {
         let (_directory, path) = path();
         take_over(&path, "bash", Duration::from_secs(3600)).unwrap();
         PidFile::take(&path).unwrap();
     }
 
-    /// With a file that everybody could read, everybody could hold the lock and keep the daemon from starting.
+    /// With a file that every user could read, any user could hold the lock and keep the daemon
+    /// from starting.
     #[test]
-    fn nobody_else_can_hold_the_lock() {
+    fn the_lock_file_is_for_root_only() {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let (_directory, path) = path();
         drop(PidFile::take(&path).unwrap());
-        assert_eq!(mode(&path), 0o600, "a new file");
+        assert_eq!(mode(&path), 0o600, "mode of a new file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         drop(PidFile::take(&path).unwrap());
-        assert_eq!(mode(&path), 0o600, "one that was there");
+        assert_eq!(mode(&path), 0o600, "mode of an existing file");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         take_over(&path, "bash", Duration::ZERO).unwrap();
-        assert_eq!(mode(&path), 0o600, "that of another daemon");
+        assert_eq!(mode(&path), 0o600, "mode of another daemon's file");
     }
 
-    /// The number in the file may be out of date and belong to any process by now.
+    /// The process ID in the file may be stale and belong to any process by now.
     #[test]
     fn another_program_is_not_interrupted() {
         let (_directory, path) = path();
@@ -309,7 +313,7 @@ mod tests {
     #[test]
     fn the_holder_is_interrupted_and_waited_for() {
         let (_directory, path) = path();
-        // On SIGINT it does something first, and then ends: the lock must not be had before.
+        // On SIGINT it first does something and then exits; the lock must stay taken until then.
         let then = "trap \"echo -n done > $0.done; kill $!; exit 0\" INT; echo ready; wait";
         let mut child = holder(&path, "sleep 1000 > /dev/null &", then);
         take_over(&path, "bash", Duration::from_secs(3600)).unwrap();
@@ -329,10 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_process_number_interrupts_nobody() {
+    fn an_invalid_process_id_interrupts_nobody() {
         let (_directory, path) = path();
         let held = PidFile::take(&path).unwrap();
-        // 0 and negative numbers would mean whole groups, 1 the first process.
+        // 0 and negative numbers would mean process groups, 1 is init.
         for text in ["", "0", "-1", "1", "x", "99999999999999999999999999999999999999"] {
             fs::write(&path, text).unwrap();
             assert!(matches!(take_over(&path, "bash", Duration::ZERO), Err(PidFileError::Stays { .. })), "{text}");

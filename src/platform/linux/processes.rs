@@ -1,12 +1,15 @@
-//! Children of the daemon: starting one, running some to their ends side by side, killing what takes too long.
+//! Child processes of the daemon: starting one, running several in parallel, killing one at its
+//! time limit.
 //!
-//! The only place that starts processes. A child gets the C locale, a fixed PATH, no signal blocked, a session of its own (so
-//! that Ctrl-C on the daemon's terminal does not reach it, and it has no terminal to ask on), and of the daemon's descriptors
-//! only those for what it is told and what it says. What passes through them may be secret and is wiped.
+//! This is the only place that starts processes. A child gets the C locale, a fixed PATH, no
+//! blocked signals and a session of its own, so that Ctrl-C on the daemon's terminal does not reach
+//! it and it has no terminal to prompt on. Of the daemon's descriptors it gets only those for its
+//! input and output. Data that passes through them may be secret and is wiped.
 //!
-//! A child that takes longer than its limit is killed with all that it started. One that does not even end then waits inside
-//! the kernel, and nothing ends it before its device answers: the caller is told and goes on, and the child is taken leave of
-//! when it ends ([`reap`]). Everything that runs, and everything that hangs, is told by [`running`].
+//! At its time limit a child is killed, together with everything that it started. A child that
+//! survives even that waits in the kernel, and nothing ends it before its device answers. The
+//! caller gets an error and goes on; [`reap`] collects the child when it exits. [`running`] lists
+//! all children, hung ones included.
 //!
 //! Knows nothing of what the programs are for.
 
@@ -40,28 +43,28 @@ use super::{
 };
 use crate::platform::RunningProgram;
 
-/// What is kept of each output of a program; it may say more.
+/// Limit of what is kept of each output; a program may print more.
 pub(super) const OUTPUT_BYTES_MAX: usize = 1 << 20;
-/// Room for an output before it has to move.
+/// Initial capacity for an output.
 const OUTPUT_BYTES: usize = 8 << 10;
-/// So much fits into any pipe that is ready to be written to, so that the write does not wait.
+/// This much fits into any pipe that is ready for writing, so that the write does not block.
 const WRITE_BYTES_MAX: usize = 4096;
 
-/// The first bytes of an output.
+/// The beginning of an output.
 pub(super) struct Kept {
     /// The bytes.
     pub(super) bytes: SecretBytes,
-    /// There was more.
+    /// The output was longer.
     pub(super) cut: bool,
 }
 
 impl Kept {
-    /// Nothing yet.
+    /// No output yet.
     pub(super) fn new() -> Kept {
         Kept { bytes: SecretBytes::with_room(OUTPUT_BYTES), cut: false }
     }
 
-    /// Keeps as much of it as there is room for.
+    /// Keeps as many of the bytes as there is room for.
     pub(super) fn keep(&mut self, bytes: &[u8]) {
         let room = OUTPUT_BYTES_MAX - self.bytes.len();
         self.cut |= bytes.len() > room;
@@ -69,20 +72,20 @@ impl Kept {
     }
 }
 
-/// How a program came to its end.
+/// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// By itself, or by a signal that somebody else sent.
+    /// It exited, or a signal from elsewhere ended it.
     Exited(ExitStatus),
-    /// It was killed because its time was up.
+    /// It was killed at its time limit.
     TimedOut,
-    /// It was killed because its time was up, or nobody listened any more, and has not ended even so.
+    /// It was killed at its time limit, or because its caller gave up, and has not exited.
     Unkillable,
 }
 
-/// How a program ended and what it said.
-pub(super) struct Ended {
-    /// How.
+/// How a program ended and what it printed.
+pub(super) struct Finished {
+    /// How it ended.
     pub(super) outcome: Outcome,
     /// Its standard output.
     pub(super) output: Kept,
@@ -90,7 +93,7 @@ pub(super) struct Ended {
     pub(super) errors: Kept,
 }
 
-/// What a child is given on standard input.
+/// Standard input of a child.
 pub(super) enum Input<'a> {
     /// A pipe with these bytes.
     Bytes(&'a [u8]),
@@ -98,32 +101,32 @@ pub(super) enum Input<'a> {
     Descriptor(OwnedFd),
 }
 
-/// A program to be run.
+/// A program to run.
 pub(super) struct Task<'a> {
-    /// What it is to do, for people: `mkfs.xfs on /dev/mapper/x`.
+    /// What it does, for users: `mkfs.xfs on /dev/mapper/x`.
     pub(super) label: String,
-    /// Where it lies.
+    /// Path of the executable.
     pub(super) path: &'a Path,
-    /// What it is given. Everybody can see them: never a secret.
+    /// Its arguments. Every user can see them, so never put a secret there.
     pub(super) arguments: &'a [&'a OsStr],
-    /// Variables beside the locale and the PATH; these may be set to other values.
+    /// Environment variables besides the locale and the PATH, which they may override.
     pub(super) environment: &'a [(&'a str, OsString)],
-    /// What it is told on standard input.
+    /// Its standard input.
     pub(super) input: Input<'a>,
-    /// How long it may take; `None`: as long as it takes.
+    /// Its time limit; `None` for no limit.
     pub(super) limit: Option<Duration>,
-    /// The mount namespace that it is to run in, if not the daemon's.
+    /// The mount namespace to run it in, if not the daemon's.
     pub(super) namespace: Option<BorrowedFd<'a>>,
 }
 
 impl Task<'_> {
-    /// Starts it, with a pipe for each of the three standard descriptors.
+    /// Starts the program with pipes for its standard descriptors.
     ///
     /// # Errors
-    /// When there is no such program.
+    /// If there is no such program.
     pub(super) fn start(&mut self) -> io::Result<Process> {
         reap();
-        // The one place where programs are started.
+        // The only place that starts programs.
         #[allow(clippy::disallowed_methods)]
         let mut command = Command::new(self.path);
         let stdin = match &mut self.input {
@@ -144,23 +147,23 @@ impl Task<'_> {
         Ok(Process::new(command.spawn()?, self.label.clone()))
     }
 
-    /// Runs it to its end.
+    /// Runs the program to its end.
     ///
     /// # Errors
-    /// When it could not be started or listened to.
-    pub(super) fn run(self) -> io::Result<Ended> {
+    /// If it cannot be started, or its output cannot be read.
+    pub(super) fn run(self) -> io::Result<Finished> {
         let mut result = None;
-        run_all(vec![self], |_, ended| {
-            result = Some(ended);
+        run_all(vec![self], |_, finished| {
+            result = Some(finished);
             true
         });
-        result.unwrap_or_else(|| Err(io::Error::other("it was given up")))
+        result.unwrap_or_else(|| Err(io::Error::other("its result was not delivered")))
     }
 }
 
-/// Runs tasks side by side. Each one's number and end is handed over as it comes; `true`: that is enough, and the others are
-/// killed.
-pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Result<Ended>) -> bool) {
+/// Runs tasks in parallel. Hands over each result with the task's index as it arrives. `ended`
+/// returns `true` when it needs no more; the remaining tasks are then killed.
+pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Result<Finished>) -> bool) {
     let mut running = Vec::new();
     for (number, mut task) in tasks.into_iter().enumerate() {
         match task.start() {
@@ -182,7 +185,7 @@ pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Res
         };
         let ready = match ready {
             Ok(ready) => ready,
-            // Without a wait there is nothing that could be done for any of them.
+            // Without a working poll nothing can be done for any of them.
             Err(fault) => {
                 for (number, _) in running {
                     if ended(number, Err(io::Error::from(fault.kind()))) {
@@ -198,9 +201,9 @@ pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Res
             let number = *number;
             match one.serve(&mut ready, &mut buffer) {
                 Ok(None) => at += 1,
-                Ok(Some(how)) => {
+                Ok(Some(outcome)) => {
                     let (_, one) = running.remove(at);
-                    if ended(number, Ok(one.end(how))) {
+                    if ended(number, Ok(one.end(outcome))) {
                         return;
                     }
                 }
@@ -215,19 +218,19 @@ pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Res
     }
 }
 
-// ---- what runs ----
+// ---- running children ----
 
-/// Everything that runs and everything that hangs, by process.
+/// All children that run or hang, by process ID.
 static CHILDREN: Mutex<BTreeMap<u32, Entry>> = Mutex::new(BTreeMap::new());
 
 struct Entry {
     label: String,
     since: Instant,
-    /// A child that was given up; it has not been waited for.
+    /// A child that was given up and not yet reaped.
     stuck: Option<Child>,
 }
 
-/// What runs at the moment, the oldest first.
+/// Running children, the oldest first.
 pub(super) fn running() -> Vec<RunningProgram> {
     reap();
     let children = CHILDREN.lock();
@@ -244,13 +247,13 @@ pub(super) fn running() -> Vec<RunningProgram> {
     list
 }
 
-/// Takes leave of those that were given up and have ended since.
+/// Reaps children that were given up and have exited since.
 pub(super) fn reap() {
     CHILDREN.lock().retain(|process, Entry { label, since, stuck }| {
         let has_ended = stuck.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
         if has_ended {
             info!(
-                "{label} (process {process}), which had been given up, has ended after {} s",
+                "{label} (process {process}), which had not reacted to SIGKILL, exited after {} s",
                 since.elapsed().as_secs()
             );
         }
@@ -258,11 +261,11 @@ pub(super) fn reap() {
     });
 }
 
-/// A child that has been started. Dropping it kills it with all that it started.
+/// A started child. Dropping it kills the child and everything that it started.
 pub(super) struct Process {
-    /// `None`: it has been waited for, or given up.
+    /// `None` once it has been reaped or given up.
     child: Option<Child>,
-    /// Readable when the child has ended. `None` before Linux 5.3.
+    /// Becomes readable when the child exits. `None` before Linux 5.3.
     end: Option<OwnedFd>,
     label: String,
     since: Instant,
@@ -272,19 +275,19 @@ pub(super) struct Process {
 impl Process {
     fn new(child: Child, label: String) -> Process {
         let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        // It has not been waited for, so the number is its own.
+        // The child is not reaped yet, so the process ID is still its own.
         let end = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let since = Instant::now();
         CHILDREN.lock().insert(child.id(), Entry { label: label.clone(), since, stuck: None });
         Process { child: Some(child), end, label, since, killed: None }
     }
 
-    /// Its number.
+    /// Its process ID.
     pub(super) fn id(&self) -> u32 {
         self.child.as_ref().map(Child::id).unwrap_or_default()
     }
 
-    /// Its pipes, each of which can be taken once.
+    /// Its pipes. Each can be taken once.
     pub(super) fn pipes(&mut self) -> (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>) {
         match &mut self.child {
             Some(child) => (child.stdin.take(), child.stdout.take(), child.stderr.take()),
@@ -292,24 +295,26 @@ impl Process {
         }
     }
 
-    /// Says in the log that it takes long.
-    pub(super) fn warn_of_age(&self) {
+    /// Logs how long it has been running.
+    pub(super) fn log_age(&self) {
         let process = self.id();
         warn!("{} (process {process}) has been running for {} s", self.label, self.since.elapsed().as_secs());
     }
 
-    /// Kills it with all that it started (and that did not set itself apart in turn).
+    /// Kills the child and everything that it started, unless that set up its own session in turn.
     pub(super) fn kill(&mut self) {
         let Some(child) = &mut self.child else { return };
         self.killed.get_or_insert_with(Instant::now);
         let group = i32::try_from(child.id()).map(Pid::from_raw);
-        // It leads its own session and so a group of that number, which is nobody else's as long as it is not waited for.
+        // The child leads its own session, so its process group has its ID. Nobody else gets that
+        // ID before the child is reaped.
         if !group.is_ok_and(|group| killpg(group, Signal::SIGKILL).is_ok()) {
             let _ = child.kill();
         }
     }
 
-    /// Waits for its end, at most so long; `None`: it has not ended and is given up. What it started ends with it.
+    /// Waits for the child to exit, for at most `limit`. `None`: it has not exited and is given up.
+    /// What it started is killed when it exits.
     pub(super) fn wait(mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
         let has_ended = match &self.end {
             Some(end) => wait::readable(end.as_fd(), Instant::now() + limit)?,
@@ -345,8 +350,8 @@ impl Drop for Process {
         } else if let Some(entry) = children.get_mut(&child.id()) {
             let seconds = self.since.elapsed().as_secs();
             error!(
-                "{} (process {}) was killed after {seconds} s and does not end; it waits for a device that does not answer, \
-                 and is given up",
+                "{} (process {}) was killed after {seconds} s but does not exit: it waits for a device that does not respond; \
+                 continuing without it",
                 self.label,
                 child.id()
             );
@@ -355,26 +360,27 @@ impl Drop for Process {
     }
 }
 
-// ---- one that is listened to ----
+// ---- a child whose output is read ----
 
-/// A child with its pipes, on the way to its end.
+/// A child that runs, with its pipes.
 struct Running<'a> {
     process: Process,
-    /// With what is still to be said; `None` when all is.
+    /// The input pipe with the bytes still to write; `None` when all are written.
     input: Option<(ChildStdin, &'a [u8])>,
     output: Output<ChildStdout>,
     errors: Output<ChildStderr>,
-    /// When its time is up; after that, when it is given up.
+    /// Its time limit; once it has been killed, the time at which to give it up.
     deadline: Option<Instant>,
     notice: Option<Instant>,
     late: bool,
-    /// It has ended; until then its outputs are read, which something that it started may hold open.
+    /// Set when the child has exited: until this time its outputs are still read, because something
+    /// that it started may hold them open.
     ended: Option<Instant>,
 }
 
-/// An output that is being read.
+/// An output pipe that is being read.
 struct Output<P> {
-    /// `None` after its end.
+    /// `None` after end of file.
     pipe: Option<P>,
     kept: Kept,
 }
@@ -384,7 +390,7 @@ impl<P: Read> Output<P> {
         Output { pipe, kept: Kept::new() }
     }
 
-    /// Reads once, which does not wait when the pipe is ready.
+    /// Reads once. Does not block if the pipe is ready.
     fn take(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let Some(pipe) = &mut self.pipe else { return Ok(()) };
         match pipe.read(buffer) {
@@ -417,7 +423,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// What is waited for.
+    /// The descriptors to wait for.
     fn fds(&self) -> impl Iterator<Item = PollFd<'_>> {
         let input = self.input.as_ref().map(|(pipe, _)| PollFd::new(pipe, PollFlags::OUT));
         let output = self.output.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
@@ -430,8 +436,8 @@ impl<'a> Running<'a> {
         self.ended.or_else(|| self.deadline.into_iter().chain(self.notice).min())
     }
 
-    /// Does what can be done without waiting; `ready` says of each of its descriptors whether there is something to do. Gives
-    /// how it ended, when it has.
+    /// Does everything that is possible without blocking; `ready` says for each of its descriptors
+    /// whether it is ready. Returns the outcome once the child has ended.
     fn serve(&mut self, ready: &mut impl Iterator<Item = bool>, buffer: &mut [u8]) -> io::Result<Option<Outcome>> {
         let mut take = |there: bool| there && ready.next().unwrap_or(false);
         let told = take(self.input.is_some());
@@ -439,7 +445,7 @@ impl<'a> Running<'a> {
         let complains = take(self.errors.pipe.is_some());
         let ends = take(self.process.end.is_some() && self.ended.is_none());
         if told {
-            self.tell()?;
+            self.write_input()?;
         }
         if says {
             self.output.take(buffer)?;
@@ -450,7 +456,7 @@ impl<'a> Running<'a> {
         let silent = self.output.pipe.is_none() && self.errors.pipe.is_none();
         let now = Instant::now();
         if ends || (self.process.end.is_none() && silent && self.ended.is_none()) {
-            // What it started would hold its pipes open, and has nobody left to work for.
+            // What the child started would hold its pipes open, and has no use any more.
             self.process.kill();
             self.ended = Some(now + KILLED);
         }
@@ -470,13 +476,13 @@ impl<'a> Running<'a> {
             self.notice = None;
         }
         if self.notice.is_some_and(|notice| notice <= now) {
-            self.process.warn_of_age();
+            self.process.log_age();
             self.notice = None;
         }
         Ok(None)
     }
 
-    /// How it ended, when that is known to have happened.
+    /// Reaps the child, which is known to have exited.
     fn status(&mut self) -> io::Result<Outcome> {
         let Some(mut child) = self.process.child.take() else { return Ok(Outcome::Unkillable) };
         CHILDREN.lock().remove(&child.id());
@@ -484,16 +490,17 @@ impl<'a> Running<'a> {
         Ok(if self.late { Outcome::TimedOut } else { Outcome::Exited(status) })
     }
 
-    fn end(self, outcome: Outcome) -> Ended {
+    fn end(self, outcome: Outcome) -> Finished {
         if !matches!(outcome, Outcome::Exited(_)) {
             let seconds = self.process.since.elapsed().as_secs();
             warn!("{} was killed after {seconds} s", self.process.label);
         }
-        Ended { outcome, output: self.output.kept, errors: self.errors.kept }
+        Finished { outcome, output: self.output.kept, errors: self.errors.kept }
     }
 
-    /// Writes a piece. A program that does not want to hear it is no error: outcome it ends tells.
-    fn tell(&mut self) -> io::Result<()> {
+    /// Writes a piece of the input. A program that closes its input early is no error; its exit
+    /// status decides.
+    fn write_input(&mut self) -> io::Result<()> {
         let Some((pipe, left)) = &mut self.input else { return Ok(()) };
         match pipe.write(&left[..left.len().min(WRITE_BYTES_MAX)]) {
             Ok(count) => *left = &left[count..],
@@ -509,9 +516,10 @@ impl<'a> Running<'a> {
 }
 
 mod set_apart {
-    //! What a child would inherit and must not: signals that the parent's thread blocks (programs do not expect any
-    //! to be blocked), descriptors that some library, or whoever started the daemon, left open across an exec, the
-    //! session with its terminal, and the mount namespace, in which what users have mounted cannot be seen.
+    //! Removes what a child must not inherit: blocked signals of the parent's thread (programs do
+    //! not expect any), descriptors that a library or the starter of the daemon left open across
+    //! exec, the session with its terminal, and the mount namespace, in which the mounts of users
+    //! are not visible.
     #![allow(unsafe_code)]
 
     use std::{
@@ -530,22 +538,23 @@ mod set_apart {
 
     pub(super) fn child_of(command: &mut Command, namespace: Option<BorrowedFd<'_>>) {
         let none = SigSet::empty();
-        // Open at least as long as the task, and so until the child has been started.
+        // The descriptor is open at least as long as the task, and so until the child has started.
         let namespace = namespace.map(|namespace| namespace.as_raw_fd());
         let before_exec = move || {
             if let Some(namespace) = namespace {
-                // SAFETY: a system call on numbers. Where it is refused the child runs in the daemon's namespace, where it
-                // finds its devices as well.
+                // SAFETY: a system call on numbers. If it fails, the child runs in the daemon's
+                // namespace, where it finds its devices as well.
                 unsafe { setns(namespace, CLONE_NEWNS) };
             }
-            // SAFETY: a system call on numbers. It marks descriptors and closes none, so that nobody who owns one is
-            // wronged. Before Linux 5.11 it fails, which leaves things as they would be without it.
+            // SAFETY: a system call on numbers. It marks descriptors and closes none, so their
+            // owners are unaffected. Before Linux 5.11 it fails, which changes nothing.
             unsafe { syscall(SYS_close_range, 3, c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
             setsid()?;
             Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&none), None)?)
         };
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed. The closure makes four system calls,
-        // on values made before the fork, and allocates nothing: an error is an errno.
+        // SAFETY: only async-signal-safe calls are allowed between fork and exec. The closure makes
+        // four system calls on values made before the fork, and allocates nothing: an error is an
+        // errno.
         unsafe { command.pre_exec(before_exec) };
     }
 }

@@ -1,4 +1,4 @@
-//! Processes: what they inherit, what is kept of what they say, and how they are ended.
+//! Processes: what they inherit, what is kept of their output, and how they are killed.
 
 use std::{ffi::OsStr, fs, path::Path, time::Duration};
 
@@ -7,11 +7,11 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use super::*;
 use crate::platform::linux::programs::complaint;
 
-fn shell(script: &str) -> Ended {
-    told(script, &[], None)
+fn shell(script: &str) -> Finished {
+    run(script, &[], None)
 }
 
-fn told(script: &str, input: &[u8], limit: Option<Duration>) -> Ended {
+fn run(script: &str, input: &[u8], limit: Option<Duration>) -> Finished {
     let arguments = [OsStr::new("-c"), OsStr::new(script)];
     task(Path::new("/bin/sh"), &arguments, input, limit).run().unwrap()
 }
@@ -21,7 +21,7 @@ fn task<'a>(path: &'a Path, arguments: &'a [&'a OsStr], input: &'a [u8], limit: 
     Task { label, path, arguments, environment: &[], input, limit, namespace: None }
 }
 
-fn status(ended: &Ended) -> ExitStatus {
+fn status(ended: &Finished) -> ExitStatus {
     match ended.outcome {
         Outcome::Exited(status) => status,
         other => panic!("{other:?}"),
@@ -57,14 +57,14 @@ fn output_of_just_the_bound_is_not_cut() {
 }
 
 #[test]
-fn a_death_by_signal_is_told() {
+fn a_death_by_signal_is_reported() {
     let ended = shell("kill -9 $$");
     assert_eq!(complaint(status(&ended), &ended.errors.bytes), "killed by signal 9");
 }
 
 #[test]
-fn the_child_is_set_apart() {
-    // SIGUSR1 and SIGINT are blocked where the child is started, and must not be in the child.
+fn the_child_inherits_no_signals_or_environment() {
+    // SIGUSR1 and SIGINT are blocked in the parent and must not be in the child.
     let mut blocked = SigSet::empty();
     blocked.add(Signal::SIGUSR1);
     blocked.add(Signal::SIGINT);
@@ -77,11 +77,11 @@ fn the_child_is_set_apart() {
 
 #[test]
 fn the_child_has_only_three_descriptors() {
-    // One that is not close-on-exec, as a careless library would open it.
+    // Not close-on-exec, as a careless library would open it.
     let file = fs::File::open("/dev/null").unwrap();
     let careless = rustix::io::dup(&file).unwrap();
     assert!(!rustix::io::fcntl_getfd(&careless).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-    // The descriptor through which the shell lists them is closed again when it looks at each.
+    // The shell has closed the descriptor with which it lists them when it tests each.
     let ended = shell("for fd in /proc/$$/fd/*; do [ ! -e $fd ] || echo ${fd##*/}; done");
     assert_eq!(text(&ended.output.bytes), "0\n1\n2\n");
 }
@@ -98,27 +98,27 @@ fn the_child_leads_its_own_session_without_a_terminal() {
 #[test]
 fn much_input_and_output_pass_each_other() {
     let input = vec![b'x'; 300_000];
-    let ended = told("cat", &input, None);
+    let ended = run("cat", &input, None);
     assert!(*ended.output.bytes == *input && status(&ended).success());
-    // One that does not listen, and one that has gone before all is said.
-    assert!(status(&told("exit 0", &input, None)).success());
-    assert_eq!(text(&told("head -c 3", &input, None).output.bytes), "xxx");
+    // One program does not read its input; another exits before it has read all of it.
+    assert!(status(&run("exit 0", &input, None)).success());
+    assert_eq!(text(&run("head -c 3", &input, None).output.bytes), "xxx");
 }
 
 #[test]
-fn one_that_takes_too_long_is_killed_with_what_it_started() {
-    // Without end, and so are its children, which hold the pipes.
-    let ended = told("echo begun; sleep infinity & sleep infinity", b"", Some(Duration::from_millis(50)));
+fn a_timeout_kills_the_whole_process_group() {
+    // The shell and its children, which hold the pipes, run without end.
+    let ended = run("echo begun; sleep infinity & sleep infinity", b"", Some(Duration::from_millis(50)));
     assert_eq!((ended.outcome, text(&ended.output.bytes)), (Outcome::TimedOut, "begun\n"));
 }
 
-/// Such a child would hold a pipe open, and so its caller, as long as it likes.
+/// Such a child would hold a pipe open, and so block the caller, as long as it likes.
 #[test]
-fn what_a_program_leaves_running_ends_with_it() {
+fn children_of_a_program_end_with_it() {
     let ended = shell("sleep infinity & echo $!");
     assert!(status(&ended).success());
     let stat = format!("/proc/{}/stat", text(&ended.output.bytes).trim());
-    // It has been killed; this ends when it is gone, or waits for its parent to take notice.
+    // It has been killed. The loop ends when it is gone or a zombie.
     while fs::read_to_string(&stat).is_ok_and(|state| !state.contains(") Z")) {
         std::thread::yield_now();
     }
@@ -136,7 +136,7 @@ fn programs_run_side_by_side_and_the_first_answer_is_enough() {
         true
     });
     assert_eq!(seen, [(1, Some(3), "second\n".to_owned())]);
-    // One that cannot be started is told, and keeps no other back.
+    // A program that cannot be started is reported and does not stop the others.
     let nothing: [&OsStr; 0] = [];
     let mut list: Vec<Task<'_>> = vec![task(Path::new("/nonexistent"), &nothing, &[], None)];
     list.push(task(Path::new("/bin/sh"), &arguments[1], &[], None));
@@ -149,30 +149,30 @@ fn programs_run_side_by_side_and_the_first_answer_is_enough() {
 }
 
 #[test]
-fn what_runs_is_told() {
+fn running_programs_are_listed() {
     let arguments = [OsStr::new("-c"), OsStr::new("read line")];
     let mut task = Task { label: "a test that waits".to_owned(), ..task(Path::new("/bin/sh"), &arguments, b"x", None) };
-    let is_told = || running().iter().any(|program| program.label == "a test that waits" && !program.is_stuck);
+    let is_listed = || running().iter().any(|program| program.label == "a test that waits" && !program.is_stuck);
     let process = task.start().unwrap();
-    assert!(is_told());
+    assert!(is_listed());
     drop(process);
-    assert!(!is_told());
+    assert!(!is_listed());
 }
 
-/// A child that waits for a device inside the kernel held its worker for ever.
+/// A child that waits for a device in the kernel used to block its worker for ever.
 #[test]
-fn a_child_that_does_not_end_is_given_up_and_reaped_later() {
+fn an_unkillable_child_is_given_up_and_reaped_later() {
     let arguments = [OsStr::new("-c"), OsStr::new("sleep infinity")];
     let mut process = task(Path::new("/bin/sh"), &arguments, &[], None).start().unwrap();
     let pid = process.child.as_ref().unwrap().id();
-    // For all that can be seen it does not end, however often it is killed.
+    // The parent never sees it exit, however often it kills it.
     let (silent, _open) = io::pipe().unwrap();
     process.end = Some(silent.into());
     process.kill();
     process.killed = Some(Instant::now() - KILLED);
     drop(process);
     assert!(CHILDREN.lock()[&pid].stuck.is_some());
-    // It is dead in truth, so that it is taken leave of when it is next looked for.
+    // In truth it is dead, so the next listing reaps it.
     while running().iter().any(|program| program.process == pid) {
         std::thread::yield_now();
     }
@@ -180,6 +180,6 @@ fn a_child_that_does_not_end_is_given_up_and_reaped_later() {
 }
 
 #[test]
-fn an_unusable_program_is_an_error() {
+fn a_missing_program_is_an_error() {
     assert!(task(Path::new("/nonexistent"), &[], &[], None).run().is_err());
 }

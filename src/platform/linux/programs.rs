@@ -1,4 +1,4 @@
-//! Programs: where they lie, and what becomes of what they say. How a process is run is told in [`super::processes`].
+//! Programs: how they are found, and what becomes of their output. [`super::processes`] runs them.
 
 use std::{
     collections::HashMap,
@@ -22,18 +22,19 @@ use crate::{
     platform::{Error, Program, ProgramEnd, Result},
 };
 
-/// Where programs are looked for, in this order. A distribution may give another list, joined by colons, in
-/// `EXECUTABLES_PATHS` when it builds the daemon. The PATH of the daemon's own environment is not used.
+/// Directories in which programs are searched, in this order. A distribution can set another list,
+/// joined by colons, as `EXECUTABLES_PATHS` when it builds the daemon. The PATH of the daemon's
+/// environment is not used.
 pub(super) const PLACES: &str = match option_env!("EXECUTABLES_PATHS") {
     Some(places) => places,
     None => "/usr/sbin:/sbin:/usr/bin:/bin",
 };
-/// This program, also after it has been replaced by a newer one: it serves as its own child.
+/// This executable, even after a newer one has replaced it: the daemon starts it as its own child.
 pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
-/// What is told of it when it fails.
+/// Length limit of an error text of a program.
 const COMPLAINT_CHARS_MAX: usize = 400;
 
-/// The programs, found.
+/// The programs that were found.
 pub(super) struct Programs {
     paths: HashMap<Program, PathBuf>,
 }
@@ -42,7 +43,7 @@ impl Programs {
     /// Finds every program.
     ///
     /// # Errors
-    /// [`Error::Missing`] names all that are not there.
+    /// [`Error::Missing`] names all missing programs.
     pub(super) fn find() -> Result<Programs> {
         Programs::find_in(PLACES)
     }
@@ -60,12 +61,13 @@ impl Programs {
             return Ok(Programs { paths });
         }
         Err(Error::Missing(format!(
-            "{} not found in {places}; install the packages that bring them (xfsprogs, thin-provisioning-tools)",
+            "cannot find {} in {places}; install the packages that contain them (xfsprogs, thin-provisioning-tools)",
             missing.join(", ")
         )))
     }
 
-    /// Runs a program to its end and gives its standard output. `namespace`: the mount namespace that it is to run in.
+    /// Runs a program to its end and returns its standard output. `namespace`: the mount namespace
+    /// to run it in.
     pub(super) fn run(
         &self,
         program: Program,
@@ -73,7 +75,7 @@ impl Programs {
         namespace: Option<BorrowedFd<'_>>,
     ) -> Result<String> {
         let failed = |end, what| Error::Program { program, end, what };
-        // `find` has found every program or failed.
+        // `find` either found every program or failed.
         let not_found = || failed(ProgramEnd::NotRun, "not found at start-up".to_owned());
         let path = self.paths.get(&program).ok_or_else(not_found)?;
         let devices: Vec<&str> = arguments.iter().copied().filter(|argument| argument.starts_with("/dev/")).collect();
@@ -86,7 +88,7 @@ impl Programs {
         let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
         let input = Input::Bytes(&[]);
         let task = Task { label, path, arguments: &arguments, environment: &[], input, limit, namespace };
-        let ended = task.run().map_err(|fault| failed(ProgramEnd::NotRun, format!("could not be run: {fault}")))?;
+        let ended = task.run().map_err(|fault| failed(ProgramEnd::NotRun, format!("cannot run it: {fault}")))?;
         let status = match ended.outcome {
             Outcome::Exited(status) => status,
             Outcome::TimedOut => return Err(failed(ProgramEnd::TimedOut, limits::timed_out(limit))),
@@ -101,18 +103,18 @@ impl Programs {
         }
         if ended.output.cut {
             let text = one_line(&ended.output.bytes);
-            return Err(Error::Unexpected { what: "the far too long output of a program", text });
+            return Err(Error::Unexpected { what: "the output of a program, which is too long", text });
         }
         Ok(String::from_utf8_lossy(&ended.output.bytes).into_owned())
     }
 }
 
-/// How large the block device at a path is.
+/// Size of the block device at a path.
 fn size_of(device: &Path) -> Bytes {
     fs::metadata(device).map_or(Bytes::ZERO, |found| database::size(database::number(found.rdev())))
 }
 
-/// The first executable file of that name in places joined by colons.
+/// The first executable file with this name in a colon-separated list of directories.
 pub(super) fn find(name: &str, places: &str) -> Option<PathBuf> {
     places.split(':').map(|place| Path::new(place).join(name)).find(|path| is_executable(path))
 }
@@ -121,7 +123,7 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// How it ended and what it said, for people.
+/// How a program ended and what it printed, for users.
 pub(super) fn complaint(status: ExitStatus, errors: &[u8]) -> String {
     let end = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
@@ -134,7 +136,7 @@ pub(super) fn complaint(status: ExitStatus, errors: &[u8]) -> String {
     }
 }
 
-/// The words of a text on one line, cut to a readable length.
+/// The words of a text on one line, truncated to a readable length.
 pub(super) fn one_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let words: Vec<&str> =
@@ -170,19 +172,19 @@ mod tests {
             fs::write(&path, "#!/bin/sh\necho $0 \"$@\"; [ $# = 2 ]\n").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        // Neither a directory nor a file without the right is a program.
+        // Directories and files without execute permission do not count.
         fs::create_dir(first.path().join("mkfs.xfs")).unwrap();
         fs::write(first.path().join("xfs_db"), "").unwrap();
         let programs = Programs::find_in(&places).unwrap();
         let said = programs.run(Program::XfsDb, &["-x", "uuid  a"], None).unwrap();
         assert_eq!(said, format!("{}/xfs_db -x uuid  a\n", second.path().display()));
         let error = programs.run(Program::XfsDb, &["one"], None).unwrap_err();
-        let is_told = |what: &str, end| what == "exit status 1" && end == ProgramEnd::Status(1);
-        assert!(matches!(&error, Error::Program { what, end, .. } if is_told(what, *end)), "{error:?}");
+        let is_status_1 = |what: &str, end| what == "exit status 1" && end == ProgramEnd::Status(1);
+        assert!(matches!(&error, Error::Program { what, end, .. } if is_status_1(what, *end)), "{error:?}");
 
         fs::remove_file(second.path().join("thin_check")).unwrap();
         fs::remove_file(second.path().join("mkfs.xfs")).unwrap();
         let Err(Error::Missing(text)) = Programs::find_in(&places) else { panic!("all found") };
-        assert!(text.starts_with("mkfs.xfs, thin_check not found in"), "{text}");
+        assert!(text.starts_with("cannot find mkfs.xfs, thin_check in"), "{text}");
     }
 }

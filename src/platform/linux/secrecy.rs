@@ -1,4 +1,4 @@
-//! A process that holds keys leaves no trace of them on disks. Knows nothing of the keys.
+//! Keeps the keys of a process off disks. Knows nothing of the keys.
 
 use std::io;
 
@@ -12,21 +12,23 @@ use rustix::{
     process::{Resource, Rlimit, setrlimit},
 };
 
-/// From now on this process leaves no core dump, nor may others of the same user look into its memory. The limit is
-/// inherited by all programs that it starts, the rest is not. To be called before any secret is read.
+/// Disables core dumps of this process and keeps other processes of the same user from reading its
+/// memory. Programs that it starts inherit the core limit, but not the rest. Call it before any
+/// secret is read.
 ///
 /// # Errors
-/// When the kernel refuses, which it has no reason to.
+/// If the kernel refuses.
 pub(super) fn no_core_dumps() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(prctl::set_dumpable(false)?)
 }
 
-/// From now on no memory of this process goes to swap: not the keys, nor what libraries copy of them. Nothing of it is
-/// inherited by programs that it starts. Memory that is not used yet is not taken before it is.
+/// Keeps all memory of this process out of swap: the keys and the copies that libraries make.
+/// Programs that it starts do not inherit this. Pages are locked when they are first used, not
+/// before.
 ///
 /// # Errors
-/// When the limit of locked memory (`LimitMEMLOCK`) does not allow it.
+/// If the limit of locked memory (`LimitMEMLOCK`) is too low.
 pub(super) fn lock_memory() -> io::Result<()> {
     Ok(mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?)
 }

@@ -1,16 +1,15 @@
-//! Bytes that grow and leave nothing behind: what a longer stretch of memory takes over is wiped where it was.
-//! Knows nothing of what they are.
+//! Secret bytes that can grow: memory that is left behind is wiped. Knows nothing of their content.
 
 use std::ops::Deref;
 
 use zeroize::Zeroizing;
 
-/// Bytes that are wiped when they move and when they are let go.
+/// Bytes that are wiped when they move and when they are dropped.
 #[derive(Default)]
 pub(super) struct SecretBytes(Zeroizing<Vec<u8>>);
 
 impl SecretBytes {
-    /// With room for so many before they have to move.
+    /// With capacity for this many bytes before they move.
     pub(super) fn with_room(bytes: usize) -> SecretBytes {
         SecretBytes(Zeroizing::new(Vec::with_capacity(bytes)))
     }
@@ -19,7 +18,7 @@ impl SecretBytes {
     pub(super) fn push(&mut self, more: &[u8]) {
         let length = self.0.len() + more.len();
         if length > self.0.capacity() {
-            // The vector would move by itself, but not wipe.
+            // The vector would move by itself, but without wiping.
             let mut larger = Zeroizing::new(Vec::with_capacity(length.next_power_of_two()));
             larger.extend_from_slice(&self.0);
             self.0 = larger;
@@ -27,13 +26,13 @@ impl SecretBytes {
         self.0.extend_from_slice(more);
     }
 
-    /// Takes the first bytes away.
+    /// Removes the first bytes.
     pub(super) fn drop_first(&mut self, count: usize) {
         let rest = Zeroizing::new(self.0.split_off(count));
         self.0 = rest;
     }
 
-    /// The bytes, to be kept.
+    /// The bytes, for the caller to keep.
     pub(super) fn into_inner(self) -> Zeroizing<Vec<u8>> {
         self.0
     }

@@ -1,5 +1,5 @@
-//! The order in which a machine is got ready for the daemon (`docs/spec/engine/engine-behaviour.md` §1.3), and the checks
-//! on the way. Knows nothing of pools.
+//! Prepares a machine for the daemon in the order of `docs/spec/engine/engine-behaviour.md` §1.3,
+//! with the checks on the way. Knows nothing of pools.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::platform::{Error, Result};
 
-/// Where udev reads its rules.
+/// The directories of udev's rules.
 const RULES: [&str; 5] = [
     "/etc/udev/rules.d",
     "/run/udev/rules.d",
@@ -31,18 +31,18 @@ const RULES: [&str; 5] = [
     "/usr/lib/udev/rules.d",
     "/lib/udev/rules.d",
 ];
-/// How long processes that work on encrypted devices for an earlier daemon are waited for; a step takes about a second.
+/// How long to wait for processes that still re-encrypt devices for an earlier daemon; a step takes
+/// about a second.
 const ORPHANS_LIMIT: Duration = Duration::from_secs(30);
-/// What some rule of device-mapper's calls when udev is done with one of its devices.
+/// The command that a device-mapper rule runs when udev is done with a device.
 const COMPLETION: &str = "udevcomplete";
 
-/// Gets the machine ready. See [`Linux::start`].
+/// Prepares the machine. See [`Linux::start`].
 pub(super) fn start() -> Result<Linux> {
-    secrecy::no_core_dumps().map_err(|fault| {
-        Error::Missing(format!("the kernel does not let this process keep its memory to itself ({fault})"))
-    })?;
+    secrecy::no_core_dumps()
+        .map_err(|fault| Error::Missing(format!("cannot disable core dumps of this process: {fault}; run as root")))?;
     if let Err(fault) = secrecy::lock_memory() {
-        warn!("keys may be written to swap: this process cannot lock its memory ({fault}); raise LimitMEMLOCK");
+        warn!("cannot lock the memory of this process, so keys may reach swap: {fault}; raise LimitMEMLOCK");
     }
     keyring::make_process_keyring()?;
     let origin = namespace::leave()?;
@@ -62,12 +62,12 @@ pub(super) fn start() -> Result<Linux> {
     })
 }
 
-/// Without udev no device is found and no link is made. Without device-mapper's own rules it never reports back, and each
-/// device would be waited for in vain; better to say so at once.
+/// Without udev, no device is found and no link is made. Without device-mapper's own rules, udev
+/// never reports back, and every wait for it would time out. Better to refuse at once.
 fn check_udev(runs: bool, directories: &[PathBuf]) -> Result<()> {
     if !runs {
         return Err(Error::Missing(
-            "udev does not run, so no devices can be found; start it (systemctl start systemd-udevd)".to_owned(),
+            "udev does not run, so the daemon cannot find devices; start it (systemctl start systemd-udevd)".to_owned(),
         ));
     }
     let rules = directories.iter().flat_map(|directory| fs::read_dir(directory).into_iter().flatten().flatten());

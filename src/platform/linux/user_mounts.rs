@@ -1,8 +1,9 @@
-//! What users have mounted, in whichever mount namespace: where, how full it is, and its extension.
+//! Mounts of users in any mount namespace: where they are, how full they are, and how to grow them.
 //!
-//! The namespace of the first process is looked at first. Only if a device that is in use is not mounted there, the
-//! others are: a process of each is found, and its mounts are reached through `/proc/PROCESS/root`. Nothing of them is kept,
-//! since to hold a namespace is to hold its mounts.
+//! The namespace of PID 1 comes first. Only if an open device is not mounted there, the other
+//! namespaces are searched: through one process of each, whose mounts are reached as
+//! `/proc/PROCESS/root`. No descriptor of a namespace is kept, because that would keep its mounts
+//! alive.
 //!
 //! Knows nothing of what is mounted.
 
@@ -28,11 +29,12 @@ use crate::{
     platform::{DeviceNumber, Error, Mount, Result, Usage},
 };
 
-/// Where these devices are mounted, the private directory not counted. Of one device's mounts those of the whole file system
-/// come before those of a part of it. `is_open` tells whether somebody has a device open, as who has mounted it has.
+/// Finds the mounts of these devices, except those in the private directory. For each device,
+/// mounts of the whole file system come before mounts of a part of it. `is_open` says whether any
+/// process, or a mount, has a device open.
 ///
 /// # Errors
-/// When the table of the first process cannot be read.
+/// If the mount table of PID 1 cannot be read.
 pub(super) fn find(devices: &[DeviceNumber], is_open: impl Fn(DeviceNumber) -> bool) -> Result<Vec<Mount>> {
     let wanted: BTreeSet<DeviceNumber> = devices.iter().copied().collect();
     let mut missing = wanted.clone();
@@ -47,7 +49,8 @@ pub(super) fn find(devices: &[DeviceNumber], is_open: impl Fn(DeviceNumber) -> b
         let first = mount_table::namespace("1");
         for process in mount_table::namespaces()? {
             let text = process.to_string();
-            // One that has ended meanwhile has let go of what it had; should its namespace go on, the next look finds it.
+            // A process that has exited held nothing of its own; if its namespace lives on, the
+            // next search finds it.
             let Ok(table) = mount_table::read(&text) else { continue };
             if [ours, first].contains(&mount_table::namespace(&text)) {
                 continue;
@@ -63,7 +66,7 @@ pub(super) fn find(devices: &[DeviceNumber], is_open: impl Fn(DeviceNumber) -> b
         .collect())
 }
 
-/// The root directory from which the path of a mount leads to it.
+/// The root directory that the path of a mount is relative to.
 fn root(origin: Option<&Origin>, mount: &Mount) -> Result<OwnedFd> {
     let path = PathBuf::from(format!("/proc/{}/root", mount.process.unwrap_or(1)));
     let opened = match (origin, mount.process) {
@@ -74,7 +77,7 @@ fn root(origin: Option<&Origin>, mount: &Mount) -> Result<OwnedFd> {
     opened.map_err(|source| Error::Io { action: "open", path, source })
 }
 
-/// The path from the root.
+/// The path relative to the root.
 fn below(path: &Path) -> &Path {
     match path.strip_prefix("/") {
         Ok(rest) if rest.as_os_str().is_empty() => Path::new("."),
@@ -83,12 +86,13 @@ fn below(path: &Path) -> &Path {
     }
 }
 
-/// How full the file system of a mount is.
+/// Returns how full the file system of a mount is.
 ///
-/// The path is opened once, so that what is compared is what is counted, whatever is mounted there meanwhile.
+/// The path is opened once, so that the device that is compared is the one that is measured,
+/// whatever is mounted there meanwhile.
 ///
 /// # Errors
-/// [`Error::OtherMount`] when something else is mounted there.
+/// [`Error::OtherMount`] if something else is mounted there.
 pub(super) fn usage(origin: Option<&Origin>, mount: &Mount) -> Result<Usage> {
     let failed =
         |errno: rustix::io::Errno| Error::Io { action: "read the usage of", path: mount.shown(), source: errno.into() };
@@ -103,10 +107,11 @@ pub(super) fn usage(origin: Option<&Origin>, mount: &Mount) -> Result<Usage> {
     Ok(Usage { total: bytes(counted.f_blocks), used: bytes(counted.f_blocks.saturating_sub(counted.f_bfree)) })
 }
 
-/// Extends the XFS of a mount to the size of its device. A child does it, since the kernel may let it wait.
+/// Grows the XFS of a mount to the size of its device. A child process makes the call, because it
+/// may block in the kernel.
 ///
 /// # Errors
-/// [`Error::OtherMount`] when something else is mounted there; [`Error::Grow`].
+/// [`Error::OtherMount`] if something else is mounted there; otherwise [`Error::Grow`].
 pub(super) fn grow_xfs(origin: Option<&Origin>, mount: &Mount) -> Result<()> {
     let failed = |what: String| Error::Grow { path: mount.shown(), what };
     let root = root(origin, mount)?;
@@ -114,7 +119,7 @@ pub(super) fn grow_xfs(origin: Option<&Origin>, mount: &Mount) -> Result<()> {
     let arguments = [OsStr::new(xfs_child::CHILD), OsStr::new(&number), below(&mount.mount_point).as_os_str()];
     let limit = limits::of(Activity::GrowXfs, database::size(mount.number));
     let task = Task {
-        label: format!("extension of the XFS at {}", mount.shown().display()),
+        label: format!("growth of the XFS at {}", mount.shown().display()),
         path: Path::new(programs::THIS_PROGRAM),
         arguments: &arguments,
         environment: &[],
@@ -122,7 +127,7 @@ pub(super) fn grow_xfs(origin: Option<&Origin>, mount: &Mount) -> Result<()> {
         limit,
         namespace: None,
     };
-    let ended = task.run().map_err(|fault| failed(format!("no process for it could be started: {fault}")))?;
+    let ended = task.run().map_err(|fault| failed(format!("cannot start the child process: {fault}")))?;
     match ended.outcome {
         Outcome::Exited(status) if status.success() => Ok(()),
         Outcome::Exited(status) if status.code() == Some(xfs_child::OTHER_MOUNT.into()) => {
@@ -152,7 +157,7 @@ mod tests {
         assert!(counted.total >= counted.used && counted.total > Bytes(1 << 20), "{counted:?}");
         let nowhere = Mount { mount_point: "/nonexistent".into(), ..root.clone() };
         assert!(matches!(usage(None, &nowhere), Err(Error::Io { .. })));
-        // Something else is mounted there.
+        // Another device is mounted at the path.
         let number = DeviceNumber { minor: root.number.minor + 1, ..root.number };
         let error = usage(None, &Mount { number, ..root.clone() }).unwrap_err();
         assert!(matches!(&error, Error::OtherMount { number: named, .. } if *named == number), "{error}");
@@ -160,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_nobody_has_open_is_mounted_nowhere() {
+    fn an_unknown_device_has_no_mounts() {
         let nowhere = DeviceNumber { major: 4000, minor: 1 };
         assert_eq!(find(&[nowhere], |_| false).unwrap(), []);
         assert_eq!(find(&[nowhere], |_| true).unwrap(), []);

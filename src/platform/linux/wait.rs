@@ -1,4 +1,4 @@
-//! Waiting for descriptors or for a short time. Knows nothing of what is waited for.
+//! Waiting for descriptors or for a short time. Knows nothing of what they stand for.
 
 use std::{
     io,
@@ -11,16 +11,17 @@ use rustix::{
     io::Errno,
 };
 
-/// Waits until `fd` has something to read (or an error to tell), at most until `deadline`. `false`: time is up.
+/// Waits until `fd` is readable or in error, at most until `deadline`. `false` on timeout.
 ///
 /// # Errors
-/// When the kernel refuses to wait; interruption by a signal is not an error.
+/// If the kernel refuses to wait. Interruption by a signal is no error.
 pub(super) fn readable(fd: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     poll_until(&mut fds, Some(deadline))
 }
 
-/// Waits until something of these is ready, at most until `deadline`; the descriptors tell what is. `false`: time is up.
+/// Waits until any of the descriptors is ready, at most until `deadline`; their `revents` tell
+/// which. `false` on timeout.
 ///
 /// # Errors
 /// As for [`readable`].
@@ -28,17 +29,17 @@ pub(super) fn any(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Resu
     poll_until(fds, deadline)
 }
 
-/// Lets time pass. For the few conditions of which the kernel tells nobody, each of them bounded by its caller.
+/// Sleeps. Only for conditions that the kernel does not announce; each caller bounds them.
 pub(super) fn pause(length: Duration) {
-    // A poll on nothing cannot fail for a reason other than interruption, which `poll_until` deals with; should the
-    // kernel be out of memory for it, the caller looks again at once, which is harmless.
+    // A poll on nothing fails only by interruption, which `poll_until` handles, or if the kernel is
+    // out of memory; the caller then checks again at once, which is harmless.
     let _ = poll_until(&mut [], Some(Instant::now() + length));
 }
 
 fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // A limit too long to be written down is no limit.
+        // A limit too long to express is no limit.
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(fds, timeout.as_ref()) {
             Ok(ready) => return Ok(ready > 0),
@@ -61,18 +62,18 @@ mod tests {
     use super::{any, readable};
 
     #[test]
-    fn tells_ready_from_late() {
+    fn a_ready_descriptor_wins_over_the_deadline() {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let past = Instant::now();
         assert!(!readable(reader.as_fd(), past).unwrap());
         writer.write_all(b"x").unwrap();
-        // Ready wins over late: a deadline in the past still looks once.
+        // A deadline in the past still checks once.
         assert!(readable(reader.as_fd(), past).unwrap());
         assert!(readable(reader.as_fd(), Instant::now() + Duration::from_secs(3600)).unwrap());
     }
 
     #[test]
-    fn of_two_the_ready_ones_are_told() {
+    fn each_ready_descriptor_is_reported() {
         let (one, mut one_end) = std::io::pipe().unwrap();
         let (other, other_end) = std::io::pipe().unwrap();
         let ready = || {

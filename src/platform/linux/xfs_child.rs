@@ -1,8 +1,8 @@
-//! The child process that extends a mounted XFS: the kernel's call for that is made on a directory of the file system, which
-//! xfs_growfs finds in its own mount namespace only.
+//! The child process that grows a mounted XFS. The ioctl needs a directory of the file system, and
+//! xfs_growfs looks that up in its own mount namespace only.
 //!
-//! It is given the root directory of the namespace as standard input, the device that it expects, and the path. Knows nothing
-//! of who has mounted what.
+//! The child gets the root directory of the mount's namespace as standard input, and the expected
+//! device and the path as arguments. Knows nothing of who mounted what.
 #![allow(unsafe_code)]
 
 use std::{
@@ -17,13 +17,13 @@ use rustix::fs::{Mode, OFlags};
 use super::database;
 use crate::platform::DeviceNumber;
 
-/// The first argument of such a child.
+/// First argument of such a child.
 pub(super) const CHILD: &str = "grow-xfs-as-child";
-/// Its exit status if something else is mounted there.
+/// Its exit status if something else is mounted at the path.
 pub(super) const OTHER_MOUNT: u8 = 3;
 
 mod calls {
-    //! `xfs/libxfs/xfs_fs.h`: the two calls, with what they take.
+    //! The two ioctls of `xfs/libxfs/xfs_fs.h` and their arguments.
 
     /// `struct xfs_fsop_geom_v4`.
     #[repr(C)]
@@ -49,7 +49,7 @@ mod calls {
     nix::ioctl_write_ptr!(grow, b'X', 110, Growth);
 }
 
-/// Does the work if this program has been started as such a child. `None`: it has not.
+/// Does the work if this program was started as such a child. `None` if not.
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
     if arguments.next()? != CHILD {
@@ -67,16 +67,17 @@ pub fn run_if_asked() -> Option<ExitCode> {
     })
 }
 
-/// `false`: another device is mounted there.
+/// Returns `false` if another device is mounted at the path.
 fn serve(number: DeviceNumber, path: &Path) -> io::Result<bool> {
-    // A mount may be of one file, which must not make the child wait.
+    // The mount may be of a single file, such as a FIFO, which must not block the child.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let place = rustix::fs::openat(io::stdin().as_fd(), path, flags, Mode::empty())?;
     if database::number(rustix::fs::fstat(&place)?.st_dev) != number {
         return Ok(false);
     }
     let mut geometry = calls::Geometry::default();
-    // SAFETY: the descriptor is open, and the kernel fills in a structure of the size that the call's number says.
+    // SAFETY: the descriptor is open, and the kernel fills in a structure of the size in the
+    // request number.
     unsafe { calls::geometry(place.as_raw_fd(), &raw mut geometry) }?;
     let blocks = database::size(number).0 / u128::from(geometry.block_bytes.max(1));
     let data_blocks = u64::try_from(blocks).unwrap_or(u64::MAX);
@@ -84,7 +85,7 @@ fn serve(number: DeviceNumber, path: &Path) -> io::Result<bool> {
         return Ok(true);
     }
     let growth = calls::Growth { data_blocks, inode_percent: geometry.inode_percent };
-    // SAFETY: as above; the kernel only reads it.
+    // SAFETY: as above; the kernel only reads the structure.
     unsafe { calls::grow(place.as_raw_fd(), &raw const growth) }?;
     Ok(true)
 }
@@ -93,9 +94,9 @@ fn serve(number: DeviceNumber, path: &Path) -> io::Result<bool> {
 mod tests {
     use super::calls::{Geometry, Growth};
 
-    /// The size is part of the call's number.
+    /// The request number contains the size.
     #[test]
-    fn the_structures_are_as_large_as_the_kernels() {
+    fn the_structures_have_the_kernels_size() {
         assert_eq!((size_of::<Geometry>(), size_of::<Growth>()), (112, 16));
     }
 }

@@ -1,4 +1,4 @@
-//! How a simulated machine is put together.
+//! Describes and builds a simulated machine.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,22 +20,22 @@ use super::{
 };
 use crate::base::units::Sectors;
 
-/// Size of a disk that nobody gave one.
+/// Default size of a disk.
 pub const DISK_SIZE_DEFAULT: Sectors = Sectors(1 << 31);
 
-/// What a disk holds when it is bought.
+/// Initial contents of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
-    /// Somebody's XFS.
+    /// A foreign XFS.
     Xfs,
-    /// Somebody's LUKS2 container.
+    /// A foreign LUKS2 device.
     Luks,
-    /// A DOS partition table with so many partitions, at most 4.
+    /// A DOS partition table with this many partitions, at most 4.
     PartitionTable(u8),
 }
 
 impl Preset {
-    /// What lies at the beginning.
+    /// The bytes at the start of the disk.
     pub(super) fn content(self, size: Sectors) -> Vec<u8> {
         let mut sector = vec![0; 512];
         match self {
@@ -48,7 +48,7 @@ impl Preset {
                 };
                 return superblock.encode().to_vec();
             }
-            Preset::Luks => return super::luks_device::somebodys(),
+            Preset::Luks => return super::luks_device::foreign(),
             Preset::PartitionTable(partitions) => {
                 sector[510..].copy_from_slice(&[0x55, 0xaa]);
                 for entry in 0..usize::from(partitions.min(4)) {
@@ -68,8 +68,8 @@ struct Planned {
     twins: Vec<PathBuf>,
 }
 
-/// Puts a machine together. Methods that describe a disk speak of the last one named, and before any is named of those
-/// that appear on demand.
+/// Describes a machine. Methods that describe a disk apply to the last one added, or before the
+/// first one to disks that appear on demand.
 pub struct Builder {
     seed: u64,
     template: DiskShape,
@@ -110,18 +110,18 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Where all chance comes from.
+    /// Seed of all random choices.
     pub fn seed(mut self, seed: u64) -> Builder {
         self.seed = seed;
         self
     }
 
-    /// A seed that differs from run to run, for a machine that is used and not tested.
+    /// Uses a random seed, for a machine that is used and not tested.
     pub fn random_seed(self) -> Builder {
         self.seed(StdRng::from_os_rng().random())
     }
 
-    /// A disk at an absolute path.
+    /// Adds a disk at an absolute path.
     pub fn disk(mut self, path: impl Into<PathBuf>, size: Sectors) -> Builder {
         let shape = DiskShape { size, ..self.template.clone() };
         let path = path.into();
@@ -134,13 +134,13 @@ impl Builder {
         self
     }
 
-    /// Size of the disks that appear on demand.
+    /// Size of disks that appear on demand.
     pub fn disk_size(mut self, size: Sectors) -> Builder {
         self.template.size = size;
         self
     }
 
-    /// Logical sector size in bytes; the physical one becomes at least as large.
+    /// Logical sector size in bytes; raises the physical one to at least this.
     pub fn logical(self, bytes: u32) -> Builder {
         self.shape(|shape| {
             shape.logical = bytes;
@@ -153,27 +153,27 @@ impl Builder {
         self.shape(|shape| shape.physical = bytes)
     }
 
-    /// The kernel refuses to write to it.
+    /// The kernel refuses writes to the disk.
     pub fn read_only(self) -> Builder {
         self.shape(|shape| shape.read_only = true)
     }
 
-    /// Its world-wide name.
+    /// World-wide name of the disk.
     pub fn wwn(self, name: &str) -> Builder {
         self.shape(|shape| shape.wwn = Some(name.to_owned()))
     }
 
-    /// It is a path of a multipath device.
+    /// The disk is a path of a multipath device.
     pub fn multipath_member(self) -> Builder {
         self.shape(|shape| shape.multipath = true)
     }
 
-    /// Somebody else has it open exclusively.
+    /// The disk is open exclusively elsewhere.
     pub fn in_use(self) -> Builder {
         self.shape(|shape| shape.in_use = true)
     }
 
-    /// What the last disk named holds from the start.
+    /// Initial contents of the last disk.
     pub fn holding(mut self, preset: Preset) -> Builder {
         if let Some(disk) = self.disks.last_mut() {
             disk.preset = Some(preset);
@@ -181,7 +181,7 @@ impl Builder {
         self
     }
 
-    /// Bytes that the last disk named holds from the start.
+    /// Initial bytes of the last disk at an offset.
     pub fn content(mut self, offset: u64, bytes: &[u8]) -> Builder {
         if let Some(disk) = self.disks.last_mut() {
             disk.content.push((offset, bytes.to_vec()));
@@ -189,7 +189,7 @@ impl Builder {
         self
     }
 
-    /// A second node with the device number of the last disk named.
+    /// Adds a second node with the device number of the last disk.
     pub fn second_node(mut self, path: impl Into<PathBuf>) -> Builder {
         if let Some(disk) = self.disks.last_mut() {
             disk.twins.push(path.into());
@@ -197,25 +197,25 @@ impl Builder {
         self
     }
 
-    /// A symbolic link to another path.
+    /// Adds a symbolic link to another path.
     pub fn link(mut self, alias: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Builder {
         self.aliases.push((alias.into(), target.into()));
         self
     }
 
-    /// No disks but those named: other paths lead nowhere.
+    /// Allows only the added disks; all other paths lead nowhere.
     pub fn only_these(mut self) -> Builder {
         self.on_demand = false;
         self
     }
 
-    /// Time goes by as it does; otherwise each look at the clock moves it on by a millisecond.
+    /// Uses the real clock. The default clock advances by a millisecond per reading.
     pub fn real_clock(mut self) -> Builder {
         self.real_clock = true;
         self
     }
 
-    /// Keeps every step for [`Sim::trace`].
+    /// Records every step for [`Sim::trace`].
     pub fn record(mut self) -> Builder {
         self.record = true;
         self
@@ -227,43 +227,45 @@ impl Builder {
         self
     }
 
-    /// Delays only the steps whose subject contains this: the path of a disk, the arguments of a program.
+    /// Delays only steps whose subject contains this text: the path of a disk, the arguments of a
+    /// program.
     pub fn step_delay_at(mut self, part: &str) -> Builder {
         self.step_delay.part = part.to_owned();
         self
     }
 
-    /// Something is wrong with the Tang server of this URL from the start.
+    /// The Tang server with this URL has trouble from the start.
     pub fn tang(mut self, url: &str, trouble: Trouble) -> Builder {
         self.helpers.set_server(url, Some(trouble));
         self
     }
 
-    /// Something is wrong with all Tang servers from the start.
+    /// All Tang servers have trouble from the start.
     pub fn all_tang(mut self, trouble: Trouble) -> Builder {
         self.helpers.set_all_servers(Some(trouble));
         self
     }
 
-    /// Something is wrong with the TPM from the start.
+    /// The TPM has trouble from the start.
     pub fn tpm(mut self, trouble: Trouble) -> Builder {
         self.helpers.set_tpm(Some(trouble));
         self
     }
 
-    /// A work on the data of a LUKS2 container takes so many stretches of 4 KiB at a time, of those that hold something;
-    /// otherwise it takes a 64th of them, so that there are about a thousand steps.
+    /// Sets the number of non-empty 4 KiB pages per step of a re-encryption job. The default is a
+    /// 64th of all non-empty pages, which gives about a thousand simulated steps.
     pub fn hot_zone(mut self, pages: u64) -> Builder {
         self.hot_zone = Some(pages);
         self
     }
 
     /// Takes the options of `--sim` from variables, usually those of the environment:
-    /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see [`Builder::step_delay`]), `STRATISD_SIM_SLOW_PATH`
-    /// (see [`Builder::step_delay_at`]) and `STRATISD_SIM_SEED`.
+    /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see
+    /// [`Builder::step_delay`]), `STRATISD_SIM_SLOW_PATH` (see [`Builder::step_delay_at`]) and
+    /// `STRATISD_SIM_SEED`.
     ///
     /// # Errors
-    /// The name of a variable that is not a number.
+    /// The name of a variable whose value is no number.
     pub fn variables(mut self, get: impl Fn(&str) -> Option<String>) -> Result<Builder, &'static str> {
         let number = |name: &'static str| match get(name) {
             Some(text) => text.parse::<u64>().map(Some).map_err(|_| name),
@@ -284,7 +286,7 @@ impl Builder {
         Ok(self)
     }
 
-    /// Switches the machine on.
+    /// Builds the machine and switches it on.
     pub fn build(self) -> Sim {
         let normal = |path: PathBuf| machine::normal(&path).unwrap_or_else(|| Path::new("/").join(path));
         let mut disks = Disks::new(self.template, self.on_demand);
@@ -308,7 +310,7 @@ impl Builder {
             disks.add_alias(normal(alias), normal(target));
         }
         let clock = if self.real_clock { Clock::Real } else { Clock::logical() };
-        // Two streams, so that what one is asked for does not change what the other says.
+        // Two generators, so that the use of one does not change the sequence of the other.
         Sim(Arc::new(Inner {
             machine: Mutex::new(Machine::new(disks, self.helpers, clock.clone(), self.seed)),
             changed: Changed::default(),

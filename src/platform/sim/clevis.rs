@@ -1,18 +1,21 @@
-//! Clevis, with the Tang servers and the TPM that it asks.
+//! Clevis, with the Tang servers and the TPM that it contacts.
 //!
 //! Rules:
-//! - Every URL is that of a Tang server, whose keys follow from the URL: one to sign with and one to exchange with. A server
-//!   and the TPM live on when power goes. A test can make one of them not answer, answer nonsense, or lose its keys.
-//! - Each question to a server or the TPM is a step, whose subject is the pin and the URL (`tang http://a`): a gate there
-//!   lets it hang. A client gives up by itself, so one that is [`Trouble::Silent`] is an error at once. Of several passphrases
-//!   that are decrypted side by side, those that need a silent one come last.
-//! - What an encryption gives is in the form of a real one (RFC 7516), with the protected header as `clevis` writes it; the
-//!   contents are bound to what the pin stands for and to the header. There is no elliptic curve in it: what the server
-//!   would agree on with the client follows from the server's exchange key and a salt in the header.
-//! - `sss` counts: each part holds the whole of what the others hold, and as many parts as the threshold says must be
-//!   opened.
+//! - Every URL belongs to a Tang server, whose keys follow from the URL: a signing key and an
+//!   exchange key. Servers and the TPM survive a power cut. A test can make one of them
+//!   unreachable, silent or garbled, or make it lose its keys.
+//! - Each request to a server or the TPM is a step whose subject is the pin and the URL (`tang
+//!   http://a`); a gate there makes it hang. A client has its own timeout, so a [`Trouble::Silent`]
+//!   server gives an error at once. Of several passphrases that are decrypted in parallel, those
+//!   that need a silent server come last.
+//! - The result of an encryption has the form of a real one (RFC 7516), with the protected header
+//!   that `clevis` writes. Its contents are bound to the pin's resource and to the header. No
+//!   elliptic curve is involved: the shared secret is a hash of the server's exchange key and a
+//!   salt in the header.
+//! - `sss` counts: each part holds the whole secret, and as many parts as the threshold says must
+//!   be decrypted.
 //!
-//! Knows nothing of LUKS2, and not why a client is trusted.
+//! Knows nothing of LUKS2, nor why a client is trusted.
 
 use std::collections::BTreeMap;
 
@@ -25,19 +28,19 @@ use zeroize::Zeroizing;
 use super::{Sim, faults::Call};
 use crate::platform::{Error, Result, clevis, keyring::Secret, luks::PASSPHRASE_BYTES_MAX};
 
-/// Deeper than this no configuration is followed.
+/// Limit of nesting of a configuration.
 const DEPTH_MAX: u32 = 20;
-/// Parts of a shared secret.
+/// Most parts of a shared secret.
 const PARTS_MAX: u64 = 255;
 
-/// What is wrong with a Tang server or the TPM.
+/// A fault of a Tang server or the TPM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// It refuses to talk.
+    /// It refuses connections.
     Down,
-    /// It says nothing until the client gives up.
+    /// It does not answer until the client times out.
     Silent,
-    /// What it says makes no sense.
+    /// Its answers are malformed.
     Nonsense,
 }
 
@@ -45,18 +48,18 @@ pub enum Trouble {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Helper {
     trouble: Option<Trouble>,
-    /// How often it has got new keys and lost the old.
+    /// Incremented when it gets new keys and loses the old ones.
     generation: u64,
 }
 
-/// Who helps to decrypt. They do not belong to the machine's power.
+/// The servers and the TPM. A power cut of the machine does not affect them.
 #[derive(Debug, Default)]
 pub(super) struct Helpers {
     servers: BTreeMap<String, Helper>,
     tpm: Helper,
-    /// What is wrong with every server that nothing else is said of.
+    /// Fault of every server without an entry of its own.
     all_servers: Option<Trouble>,
-    /// How often a client has waited for one that is silent until it gave up.
+    /// Number of times a client has waited for a silent server until its timeout.
     waited: u64,
 }
 
@@ -82,22 +85,23 @@ impl Helpers {
 }
 
 impl Sim {
-    /// Says what is wrong with a Tang server from now on.
+    /// Sets the fault of a Tang server from now on.
     pub fn set_tang(&self, url: &str, trouble: Option<Trouble>) {
         self.0.machine.lock().helpers.set_server(url, trouble);
     }
 
-    /// Says what is wrong with all Tang servers from now on, of which nothing else is said after this.
+    /// Sets the fault of all Tang servers from now on, until set for one of them again.
     pub fn set_all_tang(&self, trouble: Option<Trouble>) {
         self.0.machine.lock().helpers.set_all_servers(trouble);
     }
 
-    /// How often somebody has waited for a silent server, or several of them side by side, until he gave up.
+    /// Number of times a client has waited until its timeout, for one silent server or for several
+    /// in parallel.
     pub fn patience_lost(&self) -> u64 {
         self.0.machine.lock().helpers.waited
     }
 
-    /// A Tang server gets new keys and forgets the old.
+    /// Gives a Tang server new keys and drops the old ones.
     pub fn replace_tang_keys(&self, url: &str) {
         let helpers = &mut self.0.machine.lock().helpers;
         let mut server = helpers.server(url);
@@ -105,25 +109,25 @@ impl Sim {
         helpers.servers.insert(url.to_owned(), server);
     }
 
-    /// The thumbprint of a Tang server's signing key.
+    /// Thumbprint of a Tang server's signing key.
     pub fn tang_thumbprint(&self, url: &str) -> String {
         let generation = self.0.machine.lock().helpers.server(url).generation;
         thumbprint(&advertised(url, generation)).unwrap_or_default()
     }
 
-    /// What a Tang server would send to who asks for its keys.
+    /// The advertisement of a Tang server's keys.
     pub fn tang_advertisement(&self, url: &str) -> Value {
         let generation = self.0.machine.lock().helpers.server(url).generation;
         let keys = serde_json::to_vec(&advertised(url, generation)).unwrap_or_default();
         json!({"payload": BASE64URL_NOPAD.encode(&keys), "protected": "", "signature": ""})
     }
 
-    /// Says what is wrong with the TPM from now on.
+    /// Sets the fault of the TPM from now on.
     pub fn set_tpm(&self, trouble: Option<Trouble>) {
         self.0.machine.lock().helpers.set_tpm(trouble);
     }
 
-    /// The TPM is cleared: what it has sealed is lost.
+    /// Clears the TPM: it loses what it has sealed.
     pub fn clear_tpm(&self) {
         self.0.machine.lock().helpers.tpm.generation += 1;
     }
@@ -135,11 +139,11 @@ impl Sim {
     }
 }
 
-/// Why it cannot be done, with whom, on one line.
+/// The reason of a refusal and who refused, on one line.
 struct Refusal {
     with: String,
     what: String,
-    /// It was waited for to the end.
+    /// The client waited for its timeout.
     late: bool,
 }
 
@@ -147,7 +151,7 @@ type Attempt<T> = std::result::Result<T, Problem>;
 
 enum Problem {
     Refused(Refusal),
-    /// The machine itself: a planned fault, no power.
+    /// The machine itself failed: a planned fault, no power.
     Machine(Error),
 }
 
@@ -155,12 +159,12 @@ fn refuse<T>(with: impl Into<String>, what: impl Into<String>) -> Attempt<T> {
     Err(Problem::Refused(Refusal { with: with.into(), what: what.into(), late: false }))
 }
 
-/// As [`refuse`], when the client has given up.
+/// As [`refuse`], at the client's timeout.
 fn give_up<T>(with: impl Into<String>, what: impl Into<String>) -> Attempt<T> {
     Err(Problem::Refused(Refusal { with: with.into(), what: what.into(), late: true }))
 }
 
-fn told<T>(action: &'static str, done: Attempt<T>) -> Result<T> {
+fn checked<T>(action: &'static str, done: Attempt<T>) -> Result<T> {
     done.map_err(|problem| match problem {
         Problem::Refused(Refusal { with, what, .. }) => Error::Clevis { action, with, what },
         Problem::Machine(error) => error,
@@ -168,17 +172,17 @@ fn told<T>(action: &'static str, done: Attempt<T>) -> Result<T> {
 }
 
 pub(super) fn encrypt(sim: &Sim, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
-    let jwe = told("encrypt", seal(sim, pin, config, trust, passphrase.bytes(), 0))?;
+    let jwe = checked("encrypt", seal(sim, pin, config, trust, passphrase.bytes(), 0))?;
     clevis::from_compact(&jwe).ok_or(Error::Unexpected { what: "the output of clevis", text: jwe })
 }
 
-/// Side by side: of those that are silent it is heard last, and they are waited for together.
+/// In parallel: silent servers are waited for together, so their results come last.
 pub(super) fn decrypt_each(sim: &Sim, jwes: &[&Value], take: &mut dyn FnMut(usize, Result<Secret>) -> bool) {
     let mut late = Vec::new();
     for (number, jwe) in jwes.iter().enumerate() {
         let opened = match clevis::to_compact(jwe) {
             Some(compact) => open(sim, &compact, 0),
-            None => refuse("no pin", "the token does not hold a JWE"),
+            None => refuse("no pin", "the token contains no JWE"),
         };
         match opened {
             Err(Problem::Refused(refusal)) if refusal.late => late.push((number, refusal)),
@@ -196,7 +200,7 @@ pub(super) fn decrypt_each(sim: &Sim, jwes: &[&Value], take: &mut dyn FnMut(usiz
 }
 
 fn passphrase_of(opened: Attempt<Zeroizing<Vec<u8>>>) -> Result<Secret> {
-    let passphrase = told("decrypt", opened)?;
+    let passphrase = checked("decrypt", opened)?;
     if passphrase.len() > PASSPHRASE_BYTES_MAX {
         return Err(Error::Unexpected { what: "the output of clevis decrypt", text: "too long".to_owned() });
     }
@@ -207,14 +211,14 @@ fn passphrase_of(opened: Attempt<Zeroizing<Vec<u8>>>) -> Result<Secret> {
 
 fn seal(sim: &Sim, pin: &str, config: &Value, trust: bool, contents: &[u8], depth: u32) -> Attempt<String> {
     let Some(config) = config.as_object().filter(|_| depth < DEPTH_MAX) else {
-        return refuse(pin, "the configuration is not an object, or goes too deep");
+        return refuse(pin, "the configuration is no object or is nested too deeply");
     };
     let salt = sim.salt16();
     let (header, key) = match pin {
         "tang" => with_tang(sim, config, trust, &salt)?,
         "tpm2" => with_tpm(sim, config, &salt)?,
         "sss" => return with_parts(sim, config, trust, contents, depth),
-        _ => return refuse(pin, "there is no such pin"),
+        _ => return refuse(pin, "unknown pin"),
     };
     Ok(compact(&header, &key, &salt, contents))
 }
@@ -227,7 +231,7 @@ fn with_tang(sim: &Sim, config: &Map<String, Value>, trust: bool, salt: &[u8; 16
     let keys = match config.get("adv") {
         Some(given) => match keys_in(given) {
             Some(keys) => keys,
-            None => return refuse(name, "the advertisement in the configuration cannot be read"),
+            None => return refuse(name, "the advertisement in the configuration is malformed"),
         },
         None => {
             let generation = ask_tang(sim, Call::ClevisEncrypt, url)?;
@@ -237,12 +241,12 @@ fn with_tang(sim: &Sim, config: &Map<String, Value>, trust: bool, salt: &[u8; 16
     let thumbprint = thumbprint(&keys);
     match (config.get("thp").map(Value::as_str), config.contains_key("adv")) {
         (Some(Some(thp)), _) if thumbprint.as_deref() == Some(thp) => {}
-        (Some(_), _) => return refuse(name, "the server does not have a key with the thumbprint that was given"),
+        (Some(_), _) => return refuse(name, "the server has no key with the given thumbprint"),
         (None, true) => {}
         (None, false) if trust => {}
-        (None, false) => return refuse(name, "the keys of the server are not trusted, and there is nobody to ask"),
+        (None, false) => return refuse(name, "the keys of the server are not trusted, and no user can be asked"),
     }
-    let Some(key) = exchanged(&keys, salt) else { return refuse(name, "the server has no key to exchange with") };
+    let Some(key) = exchanged(&keys, salt) else { return refuse(name, "the server has no exchange key") };
     let header = json!({
         "alg": "ECDH-ES",
         "clevis": {"pin": "tang", "tang": {"adv": keys, "url": url}},
@@ -302,7 +306,7 @@ fn open(sim: &Sim, jwe: &str, depth: u32) -> Attempt<Zeroizing<Vec<u8>>> {
     let parts: Vec<&str> = jwe.split('.').collect();
     let decoded: Option<Vec<Vec<u8>>> = parts.iter().map(|p| BASE64URL_NOPAD.decode(p.as_bytes()).ok()).collect();
     let Some([header, _, salt, sealed, tag]) = decoded.as_deref() else {
-        return refuse("no pin", "the JWE cannot be read");
+        return refuse("no pin", "the JWE is malformed");
     };
     let header: Value = serde_json::from_slice(header).unwrap_or_default();
     let node = &header["clevis"];
@@ -311,12 +315,13 @@ fn open(sim: &Sim, jwe: &str, depth: u32) -> Attempt<Zeroizing<Vec<u8>>> {
             let url = node["tang"]["url"].as_str().unwrap_or_default();
             let name = format!("tang ({url})");
             let generation = ask_tang(sim, Call::ClevisDecrypt, url)?;
-            // The server has the keys that it has: others than those in the header give another key.
+            // The server uses the keys that it has; if those in the header differ, so does the
+            // result.
             let here = exchanged(&advertised(url, generation), salt);
             let there = exchanged(&node["tang"]["adv"], salt);
             match here.filter(|_| here == there) {
                 Some(key) => (name, key),
-                None => return refuse(name, "the server does not have the key any more"),
+                None => return refuse(name, "the server no longer has the key"),
             }
         }
         Some("tpm2") => {
@@ -325,17 +330,17 @@ fn open(sim: &Sim, jwe: &str, depth: u32) -> Attempt<Zeroizing<Vec<u8>>> {
             ("tpm2".to_owned(), unsealed(generation, &sealed.unwrap_or_default()))
         }
         Some("sss") if depth < DEPTH_MAX => ("sss".to_owned(), join(sim, &node["sss"], depth)?),
-        Some(pin) => return refuse(pin, "there is no such pin"),
-        None => return refuse("no pin", "the header of the JWE names none"),
+        Some(pin) => return refuse(pin, "unknown pin"),
+        None => return refuse("no pin", "the header of the JWE names no pin"),
     };
     if tag_of(&key, parts[0], salt, sealed)[..] != tag[..] {
-        return refuse(name, "what it gives does not decrypt the passphrase");
+        return refuse(name, "its key does not decrypt the passphrase");
     }
     let mask = mask(&key, salt, sealed.len());
     Ok(Zeroizing::new(sealed.iter().zip(mask.iter()).map(|(byte, mask)| byte ^ mask).collect()))
 }
 
-/// The key of a shared secret, if enough parts can be opened.
+/// The key of a shared secret, if enough parts can be decrypted.
 fn join(sim: &Sim, shared: &Value, depth: u32) -> Attempt<[u8; 32]> {
     let threshold = shared["t"].as_u64().unwrap_or(u64::MAX);
     let (mut opened, mut key, mut refusals) = (0, None, Vec::new());
@@ -359,7 +364,7 @@ fn join(sim: &Sim, shared: &Value, depth: u32) -> Attempt<[u8; 32]> {
             let what: Vec<&str> = refusals.iter().map(|refusal| refusal.what.as_str()).collect();
             Err(Problem::Refused(Refusal {
                 with: format!("sss ({})", with.join(", ")),
-                what: format!("{opened} of the {threshold} parts that are needed can be opened: {}", what.join("; ")),
+                what: format!("only {opened} of {threshold} required parts can be decrypted: {}", what.join("; ")),
                 late: refusals.iter().any(|refusal| refusal.late),
             }))
         }
@@ -368,15 +373,15 @@ fn join(sim: &Sim, shared: &Value, depth: u32) -> Attempt<[u8; 32]> {
 
 // ---- servers and the TPM ----
 
-/// Asks a server for something. Gives the generation of its keys.
+/// Sends a request to a server. Returns the generation of its keys.
 fn ask_tang(sim: &Sim, call: Call, url: &str) -> Attempt<u64> {
     let helper = ask(sim, call, &format!("tang {url}"), |helpers| helpers.server(url))?;
     let name = format!("tang ({url})");
     match helper.trouble {
         None => Ok(helper.generation),
-        Some(Trouble::Down) => refuse(name, "the server cannot be reached: connection refused"),
+        Some(Trouble::Down) => refuse(name, "cannot reach the server: connection refused"),
         Some(Trouble::Silent) => give_up(name, "the server does not answer"),
-        Some(Trouble::Nonsense) => refuse(name, "the answer of the server cannot be understood"),
+        Some(Trouble::Nonsense) => refuse(name, "the answer of the server is malformed"),
     }
 }
 
@@ -386,7 +391,7 @@ fn ask_tpm(sim: &Sim, call: Call) -> Attempt<u64> {
         None => Ok(helper.generation),
         Some(Trouble::Down) => refuse("tpm2", "there is no TPM 2.0"),
         Some(Trouble::Silent) => give_up("tpm2", "the TPM does not answer"),
-        Some(Trouble::Nonsense) => refuse("tpm2", "the answer of the TPM cannot be understood"),
+        Some(Trouble::Nonsense) => refuse("tpm2", "the answer of the TPM is malformed"),
     }
 }
 
@@ -405,7 +410,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// A public key in the form of a JSON Web Key.
+/// A public key as a JSON Web Key.
 fn point(seed: &[u8], operation: Option<(&str, &str)>) -> Value {
     let coordinate = |name: &[u8]| {
         // P-521: 66 bytes.
@@ -421,7 +426,7 @@ fn point(seed: &[u8], operation: Option<(&str, &str)>) -> Value {
     key
 }
 
-/// The keys that a server sends to all who ask.
+/// The keys that a server advertises.
 fn advertised(url: &str, generation: u64) -> Value {
     let seed = |use_: &[u8]| hash(&[b"tang", url.as_bytes(), use_, &generation.to_be_bytes()]);
     let sign = point(&seed(b"sign"), Some(("ES512", "verify")));
@@ -433,7 +438,7 @@ fn key_for<'a>(keys: &'a Value, operation: &str) -> Option<&'a Value> {
     keys.get("keys")?.as_array()?.iter().find(|key| key["key_ops"] == json!([operation]))
 }
 
-/// The keys in an advertisement that a client was given: a JWS, or the keys themselves; as JSON or as its text.
+/// The keys in a given advertisement: a JWS, or the keys themselves, as JSON or as its text.
 fn keys_in(given: &Value) -> Option<Value> {
     let parsed;
     let given = match given {
@@ -450,7 +455,7 @@ fn keys_in(given: &Value) -> Option<Value> {
     key_for(&keys, "verify").is_some().then_some(keys)
 }
 
-/// The thumbprint (RFC 7638) of the key that signs.
+/// Thumbprint (RFC 7638) of the signing key.
 fn thumbprint(keys: &Value) -> Option<String> {
     let mut key = key_for(keys, "verify")?.as_object()?.clone();
     key.remove("alg");
@@ -460,13 +465,13 @@ fn thumbprint(keys: &Value) -> Option<String> {
     Some(BASE64URL_NOPAD.encode(&Sha256::digest(text)))
 }
 
-/// What client and server agree on.
+/// The secret that client and server agree on.
 fn exchanged(keys: &Value, salt: &[u8]) -> Option<[u8; 32]> {
     let key = key_for(keys, "deriveKey")?;
     Some(hash(&[b"exchange", key["x"].as_str()?.as_bytes(), salt]))
 }
 
-/// What the TPM gives back for what it has sealed.
+/// The secret that the TPM unseals.
 fn unsealed(generation: u64, salt: &[u8]) -> [u8; 32] {
     hash(&[b"tpm", &generation.to_be_bytes(), salt])
 }
@@ -481,7 +486,7 @@ fn tag_of(key: &[u8], header: &str, salt: &[u8], sealed: &[u8]) -> [u8; 16] {
     hash[..16].try_into().expect("16 of 32 bytes")
 }
 
-/// The compact form of a JWE whose key is agreed on directly.
+/// The compact serialization of a JWE with direct key agreement.
 fn compact(header: &Value, key: &[u8], salt: &[u8], contents: &[u8]) -> String {
     let header = BASE64URL_NOPAD.encode(header.to_string().as_bytes());
     let mask = mask(key, salt, contents.len());

@@ -1,6 +1,6 @@
-//! The simulated machine's clock: the real one, or a logical one that ticks each time it is looked at.
+//! Clock of the simulated machine: the real one, or a logical one that ticks at each reading.
 //!
-//! The logical clock makes a history repeatable and every moment in it different.
+//! The logical clock makes a history repeatable and each of its time stamps unique.
 
 use std::{
     sync::Arc,
@@ -11,13 +11,13 @@ use parking_lot::Mutex;
 
 use crate::platform::Timestamp;
 
-/// What a look at the logical clock adds to it.
+/// Advance of the logical clock per reading.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Where the logical clock starts: 2023-11-14 22:13:20 UTC.
+/// Start of the logical clock: 2023-11-14 22:13:20 UTC.
 const START: Duration = Duration::from_secs(1_700_000_000);
 
-/// Clones are the same clock.
+/// A clock. Clones are the same clock.
 #[derive(Clone)]
 pub(super) enum Clock {
     Real,
@@ -38,7 +38,7 @@ impl Clock {
     /// The time since 1970, without a tick.
     pub(super) fn time(&self) -> Duration {
         match self {
-            // A clock before 1970 counts as 1970; nothing better can be said of it.
+            // A clock before 1970 is wrong anyway; treat it as 1970.
             Clock::Real => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             Clock::Logical(now) => *now.lock(),
         }
@@ -48,14 +48,14 @@ impl Clock {
         matches!(self, Clock::Real)
     }
 
-    /// Moves the logical clock on; the real one goes by itself.
+    /// Advances the logical clock; the real one advances by itself.
     pub(super) fn advance(&self, by: Duration) {
         if let Clock::Logical(now) = self {
             *now.lock() += by;
         }
     }
 
-    /// Sets the logical clock, backwards too: an administrator may.
+    /// Sets the logical clock, possibly backwards, as an administrator may.
     pub(super) fn set(&self, to: Timestamp) {
         if let Clock::Logical(now) = self {
             *now.lock() = Duration::new(to.seconds, to.nanoseconds);

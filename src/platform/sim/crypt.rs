@@ -1,22 +1,24 @@
-//! The opened devices of LUKS2 containers: what lies below is transformed sector by sector.
+//! Crypt devices: data is transformed sector by sector on its way to the LUKS device.
 //!
 //! Rules:
-//! - A sector is combined with a stream of bytes that depends on the volume key, the sector's number and the size of an
-//!   encryption sector. With another key, or read as if it lay elsewhere, it is garbage. Two contents stand for themselves:
-//!   zeros and the stream. So what was never written reads as zeros whatever the key, and takes no memory; a real
-//!   container that was never written to reads as garbage. Each sector of 512 bytes stands alone, as each 16 bytes do in XTS,
-//!   so that one that is torn at sectors can be read.
-//! - While a work on the data is unfinished, what is done is kept in the one way and the rest in the other. In between lies
-//!   the hot zone, for which it is known what its sectors held when it began (marks): a sector that holds that still is as
-//!   before; any other, and zeros, are as after. So whoever reads or writes there does not wait, and what was there when
-//!   power went can be told apart.
-//! - The zone is longer than what it holds: stretches of zeros are as they are to be from the beginning.
-//! - Until the marks are known to be on the disk a write to the hot zone goes the old way, and the zone ends there: the rest is
-//!   left to the next. Once the header that names it is written, the first write makes that durable before it goes the new
-//!   way.
-//! - Discards are not passed on, as without `allow_discards`.
+//! - A sector is combined with a stream of bytes that depends on the volume key, the sector's
+//!   number and the encryption sector size. With another key, or at another place, it reads as
+//!   garbage. Zeros and the stream itself map to themselves. So data that was never written reads
+//!   as zeros with any key, and takes no memory; on a real LUKS device it reads as garbage. Each
+//!   512-byte sector is independent, as each 16-byte block is in XTS, so a write that was torn
+//!   between sectors remains readable.
+//! - While a re-encryption job is unfinished, finished data has the new encoding and the rest the
+//!   old one. In between lies the hot zone, whose sector contents at its start are known (marks): a
+//!   sector that still has that content has the old encoding; any other sector, and zeros, have the
+//!   new one. So I/O to the zone need not wait, and after a power cut both kinds of sectors can be
+//!   told apart.
+//! - The zone covers more than its data: ranges of zeros are in their final state from the start.
+//! - Until the marks are known to be on the disk, a write to the hot zone uses the old encoding and
+//!   ends the zone there; the rest is left to the next zone. Once the header that names the zone is
+//!   written, the first write flushes that header before it uses the new encoding.
+//! - Discards are not passed down, as without `allow_discards`.
 //!
-//! Knows nothing of headers, passphrases and of how a work goes on.
+//! Knows nothing of headers, of passphrases, or of how a re-encryption job proceeds.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -40,13 +42,13 @@ use crate::{
 const SECTOR_LENGTH: usize = SECTOR as usize;
 pub(super) const ZEROS: [u8; SECTOR_LENGTH] = [0; SECTOR_LENGTH];
 
-/// What sectors held, by number in the data: the SHA-256 of each. Those that were zeros are not there.
+/// SHA-256 of each sector's content, by sector number in the data. Sectors of zeros are left out.
 pub(super) type Marks = BTreeMap<u64, [u8; 32]>;
 
-/// The way from data to what lies on the disk and back, which are the same.
+/// The transformation between data and disk, the same in both directions.
 pub(super) struct Cipher {
     seed: [u64; 2],
-    /// 512-byte sectors in an encryption sector.
+    /// Number of 512-byte sectors in an encryption sector.
     unit: u64,
 }
 
@@ -74,13 +76,13 @@ impl Cipher {
         stream
     }
 
-    /// Both ways: a sector of 512 bytes that is not all zeros.
+    /// Transforms, in either direction, a 512-byte sector that is not all zeros.
     fn transform(&self, sector: u64, bytes: &mut [u8]) {
         let stream = self.stream(sector);
         if *bytes == stream {
             return;
         }
-        // By words: this is what an opened device spends its time with.
+        // By words, because crypt devices spend most of their time here.
         for (bytes, stream) in bytes.chunks_exact_mut(8).zip(stream.chunks_exact(8)) {
             let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("a chunk has 8 bytes"));
             bytes.copy_from_slice(&(word(bytes) ^ word(stream)).to_ne_bytes());
@@ -88,7 +90,7 @@ impl Cipher {
     }
 }
 
-/// How a stretch of the data is kept.
+/// Encoding of a range of the data.
 #[derive(Clone)]
 pub(super) enum Coding {
     Clear,
@@ -96,7 +98,7 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// Both ways: a sector of 512 bytes.
+    /// Transforms a 512-byte sector, in either direction.
     pub(super) fn transform(&self, sector: u64, bytes: &mut [u8]) {
         match self {
             Coding::Key(cipher) if *bytes != ZEROS => cipher.transform(sector, bytes),
@@ -105,47 +107,48 @@ impl Coding {
     }
 }
 
-/// How far a hot zone has come.
+/// Phase of a hot zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// What it holds has been noted; nobody may rely on that yet. All goes the old way.
+    /// Its contents have been noted, but the marks may not be relied on. All I/O uses the old
+    /// encoding.
     Noted,
-    /// The header names it, and may still be lost.
+    /// The header names the zone, but may still be lost.
     Named,
-    /// The header that names it is durable.
+    /// The header that names the zone is durable.
     Hot,
 }
 
-/// What is being worked on, from where all is done.
+/// The hot zone, which starts where the finished data ends.
 pub(super) struct Zone {
     pub(super) end: u64,
     pub(super) marks: Arc<Marks>,
     pub(super) phase: Phase,
 }
 
-/// An opened device. Places are bytes of its data.
+/// A crypt device. Offsets are bytes of its data.
 pub(super) struct Opened {
     pub(super) below: DeviceNumber,
-    /// Where the data begins below.
+    /// Start of the data on the device below.
     pub(super) offset: u64,
     pub(super) length: u64,
     pub(super) sector_size: u32,
     pub(super) before: Coding,
     pub(super) after: Coding,
-    /// All before this is kept as after.
+    /// Everything before this has the new encoding.
     pub(super) done: u64,
     pub(super) zone: Option<Zone>,
 }
 
 impl Opened {
-    /// All of it is kept as after.
+    /// Gives all data the new encoding.
     pub(super) fn settle(&mut self) {
         self.before = self.after.clone();
         self.done = u64::MAX;
         self.zone = None;
     }
 
-    /// Whether a sector holds what it held when it was noted.
+    /// Whether a sector still has the content that was noted.
     pub(super) fn is_as_noted(marks: &Marks, sector: u64, bytes: &[u8]) -> bool {
         marks.get(&sector).is_some_and(|mark| Sha256::digest(bytes)[..] == *mark)
     }
@@ -154,7 +157,7 @@ impl Opened {
         let at = sector * SECTOR;
         let coding = match &self.zone {
             _ if at < self.done => &self.after,
-            // Until it is hot nothing in it was written the new way.
+            // Until the zone is hot, nothing in it was written with the new encoding.
             Some(zone) if at < zone.end && zone.phase == Phase::Hot => {
                 if *bytes == ZEROS || Opened::is_as_noted(&zone.marks, sector, bytes) {
                     &self.before
@@ -174,7 +177,7 @@ impl Opened {
         coding.transform(sector, bytes);
     }
 
-    /// The table, a line for each stretch that is kept in one way.
+    /// The table, with a line for each range of one encoding.
     fn lines(&self) -> Vec<Line> {
         let split = self.done.min(self.length);
         let line = |range: Range<u64>, coding: &Coding| {
@@ -193,7 +196,7 @@ impl Opened {
     }
 }
 
-/// The whole sectors around a stretch.
+/// The whole sectors that cover a range.
 fn whole(at: u64, length: usize) -> Range<u64> {
     at - at % SECTOR..(at + length as u64).next_multiple_of(SECTOR)
 }
@@ -243,7 +246,7 @@ impl Machine {
         self.write_at(below, offset + range.start, &sectors, patience)
     }
 
-    /// What a write does to the hot zone.
+    /// Applies the effect of a write on the hot zone.
     fn touch_zone(&mut self, minor: u32, range: &Range<u64>) -> Io {
         let Some(opened) = self.opened_mut(minor) else { return Ok(()) };
         let below = opened.below;
@@ -262,14 +265,14 @@ impl Machine {
         Ok(())
     }
 
-    /// The header that names the zone is durable.
+    /// Marks the header that names the zone as durable.
     pub(super) fn heat_zone(&mut self, minor: u32) {
         if let Some(zone) = self.opened_mut(minor).and_then(|opened| opened.zone.as_mut()) {
             zone.phase = Phase::Hot;
         }
     }
 
-    /// Brings an opened device up.
+    /// Activates a crypt device.
     pub(super) fn crypt_up(&mut self, name: &str, uuid: &str, opened: Opened) -> Result<(), i32> {
         let minor = self.dm_new(name, uuid)?;
         let below = opened.below;
@@ -288,7 +291,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes the table of an opened device anew.
+    /// Rebuilds the table of a crypt device.
     pub(super) fn crypt_changed(&mut self, minor: u32) {
         if let Some(device) = self.dm.device_mut(minor) {
             if let Some(opened) = &device.opened {
@@ -298,8 +301,8 @@ impl Machine {
         self.events.dm_event();
     }
 
-    /// The first stretch of a part of a device that may hold something else than zeros. At most 4 KiB long, if not all of
-    /// them hold something.
+    /// The first part of a device's range that may hold something other than zeros. At most 4 KiB
+    /// long, unless all of a longer part does.
     pub(super) fn next_stored(&self, number: DeviceNumber, range: Range<u64>) -> Io<Option<Range<u64>>> {
         if range.is_empty() {
             return Ok(None);
@@ -310,7 +313,8 @@ impl Machine {
         self.next_stored_above(number, range)
     }
 
-    /// Whether an opened device is on the way down from a device: the largest of their encryption sectors.
+    /// The largest encryption sector size of the crypt devices in the stack below a device,
+    /// including itself; 0 for none.
     pub(super) fn encryption_sector(&self, number: DeviceNumber) -> u32 {
         let Some(device) = self.dm.get(number) else { return 0 };
         let own = device.opened.as_ref().map_or(0, |opened| opened.sector_size);
@@ -318,12 +322,12 @@ impl Machine {
         below.fold(own, u32::max)
     }
 
-    /// The minor number of an opened device.
+    /// Minor number of a crypt device by name.
     pub(super) fn opened_named(&self, name: &str) -> Option<u32> {
         self.dm.by_name(name).filter(|minor| self.opened(*minor).is_some())
     }
 
-    /// Tells that the contents of a device-mapper device may have changed.
+    /// Raises a change event: the contents of a device-mapper device may have changed.
     pub(super) fn changed_event(&mut self, minor: u32) {
         let visible = self.dm.get(dm::number(minor)).is_some_and(|device| device.visibility == Visibility::Public);
         if visible {

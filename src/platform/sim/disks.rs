@@ -1,14 +1,15 @@
-//! Virtual disks: bytes with a volatile write cache, sector sizes, bad spots, and what is said of them.
+//! Virtual disks: bytes with a volatile write cache, sector sizes, bad sectors, and properties.
 //!
 //! Fault rules:
-//! - A write is seen by every reader at once and is durable only after a flush, or when more than [`CACHE_BYTES_MAX`]
-//!   are waiting (a real cache is finite too).
-//! - When power goes, each write that waits survives, is lost, or, if it is longer than a logical sector, is torn: each
-//!   of its sectors survives or is lost by itself. A sector is never torn. The generator decides, write by write.
-//! - A discarded stretch that waits is discarded or not, as a whole.
-//! - No disk has more than the kernel can count, whatever a test asks for.
-//! - A disk that is pulled out while something lies on it keeps its number until nothing does, and that number stays dead. The
-//!   disk comes back with another number, and under any node.
+//! - Every reader sees a write at once. It is durable only after a flush, or once more than
+//!   [`CACHE_BYTES_MAX`] are cached, because a real cache is finite too.
+//! - At a power cut, each cached write survives or is lost; one that is longer than a logical
+//!   sector may be torn, in which case each of its sectors survives or is lost separately. A sector
+//!   is never torn. The generator decides write by write.
+//! - A cached discard takes effect as a whole or not at all.
+//! - No disk is larger than the kernel supports, whatever a test asks for.
+//! - A disk that is pulled while devices lie on it keeps its number until none does, and that
+//!   number stays dead. The disk comes back with another number, under any node.
 //! - A bad sector fails every read that touches it until it is written.
 //!
 //! Knows nothing of device-mapper, nor of what the bytes mean.
@@ -29,13 +30,13 @@ use crate::{
     platform::DeviceNumber,
 };
 
-/// Major number of the disks (`blkext`, as the kernel gives to drivers without their own).
+/// Major number of the disks: `blkext`, which the kernel uses for drivers without their own.
 pub(super) const DISK_MAJOR: u32 = 259;
 
-/// More than this does not wait in a cache.
+/// Capacity of the write cache.
 const CACHE_BYTES_MAX: u64 = 64 << 20;
 
-/// How a disk is made.
+/// Properties of a disk.
 #[derive(Debug, Clone)]
 pub(super) struct DiskShape {
     pub(super) size: Sectors,
@@ -53,7 +54,7 @@ pub(super) struct Disk {
     pub(super) path: PathBuf,
     pub(super) number: DeviceNumber,
     pub(super) shape: DiskShape,
-    /// False while it is pulled out.
+    /// False while it is pulled.
     pub(super) present: bool,
     current: Sparse,
     durable: Sparse,
@@ -62,7 +63,7 @@ pub(super) struct Disk {
     bad: BTreeSet<u64>,
 }
 
-/// A change that is in the cache only.
+/// A change that is only in the cache.
 enum Waiting {
     Bytes(u64, Box<[u8]>),
     Zeros(u64, u64),
@@ -132,7 +133,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Discards a stretch, which then reads as zeros.
+    /// Discards a range, which then reads as zeros.
     pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
         self.check(offset, length, libc::ENOSPC)?;
         if self.shape.read_only {
@@ -164,7 +165,7 @@ impl Disk {
         self.waiting_bytes = 0;
     }
 
-    /// Loses what the generator does not spare.
+    /// Loses the cached changes that the generator does not keep.
     pub(super) fn lose_power(&mut self, chance: &mut StdRng) {
         let unit = u64::from(self.shape.logical);
         for change in std::mem::take(&mut self.waiting) {
@@ -189,13 +190,13 @@ impl Disk {
         self.current = self.durable.clone();
     }
 
-    /// Writes past cache and read-only flag: what was on the disk when it was bought.
+    /// Writes initial contents, past the cache and the read-only flag.
     pub(super) fn preset(&mut self, offset: u64, bytes: &[u8]) {
         self.current.write(offset, bytes);
         self.durable.write(offset, bytes);
     }
 
-    /// The first stretch of a part of it that holds something else than zeros.
+    /// The first range of non-zero pages within `range`.
     pub(super) fn next_stored(&self, range: Range<u64>) -> Option<Range<u64>> {
         self.current.next_stored(range)
     }
@@ -204,13 +205,13 @@ impl Disk {
         self.bad.extend(sectors);
     }
 
-    /// The bytes that a power cut that loses every waiting write would leave.
+    /// The bytes that would remain if a power cut lost every cached write.
     pub(super) fn durable(&self) -> &Sparse {
         &self.durable
     }
 }
 
-/// A stretch cut at multiples of `unit`.
+/// Splits a range at multiples of `unit`.
 fn pieces(at: u64, length: u64, unit: u64) -> impl Iterator<Item = (u64, u64)> {
     let end = at + length;
     let mut start = at;
@@ -225,7 +226,7 @@ fn pieces(at: u64, length: u64, unit: u64) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// All disks of the machine, and the paths that lead to them.
+/// All disks of the machine and the paths that lead to them.
 pub(super) struct Disks {
     disks: Vec<Disk>,
     paths: BTreeMap<PathBuf, usize>,
@@ -239,7 +240,7 @@ impl Disks {
         Disks { disks: Vec::new(), paths: BTreeMap::new(), aliases: BTreeMap::new(), template, on_demand }
     }
 
-    /// Makes a disk; a path that is taken keeps its disk.
+    /// Adds a disk. If the path is in use, keeps the disk there.
     pub(super) fn add(&mut self, path: PathBuf, shape: DiskShape) -> DeviceNumber {
         if let Some(number) = self.number_at(&path) {
             return number;
@@ -250,8 +251,9 @@ impl Disks {
         number
     }
 
-    /// Puts a disk that was pulled out back in, under this node. While something holds its former number it gets a new one.
-    /// False if no disk that was pulled out had the node `former`, or another disk that is there has the new one.
+    /// Reinserts a pulled disk under the node `path`. It gets a new number while something holds
+    /// its former one. Returns false if no pulled disk had the node `former`, or if a present disk
+    /// has the new one.
     pub(super) fn put_back(&mut self, former: &Path, path: PathBuf, is_held: impl Fn(DeviceNumber) -> bool) -> bool {
         let Some(index) = self.paths.get(former).copied().filter(|index| !self.disks[*index].present) else {
             return false;
@@ -277,14 +279,14 @@ impl Disks {
         self.disks[at].path = path;
         self.disks[at].present = true;
         if let Some(other) = displaced {
-            // One that has been pulled out as well: the two change their nodes.
+            // The disk at the new node is pulled as well, so the two swap nodes.
             self.paths.insert(former.to_owned(), other);
             former.clone_into(&mut self.disks[other].path);
         }
         true
     }
 
-    /// Another node with the number of a disk that is there.
+    /// Adds another node with the number of an existing disk.
     pub(super) fn add_twin(&mut self, path: PathBuf, of: &Path) -> bool {
         let index = self.paths.get(of).copied();
         index.is_some_and(|index| self.paths.insert(path, index).is_none())
@@ -294,12 +296,12 @@ impl Disks {
         self.aliases.insert(alias, target);
     }
 
-    /// The node that a path leads to, links followed.
+    /// The node that a path leads to, following links.
     pub(super) fn resolve(&self, path: PathBuf) -> PathBuf {
         self.aliases.get(&path).cloned().unwrap_or(path)
     }
 
-    /// The disk at a path, made now if the machine makes disks on demand.
+    /// The disk at a path. Creates it if the machine makes disks on demand.
     pub(super) fn find(&mut self, path: &Path) -> Option<DeviceNumber> {
         if let Some(index) = self.paths.get(path) {
             let disk = &self.disks[*index];
@@ -308,12 +310,12 @@ impl Disks {
         self.on_demand.then(|| self.add(path.to_owned(), self.template.clone()))
     }
 
-    /// The number of the disk at a path, present or not; never makes one.
+    /// Device number of the disk at a path, present or not; never creates one.
     pub(super) fn number_at(&self, path: &Path) -> Option<DeviceNumber> {
         self.paths.get(path).map(|index| self.disks[*index].number)
     }
 
-    /// The disk at a path, present or not; never makes one.
+    /// The disk at a path, present or not; never creates one.
     pub(super) fn known(&mut self, path: &Path) -> Option<&mut Disk> {
         let index = *self.paths.get(path)?;
         self.disks.get_mut(index)
@@ -327,7 +329,7 @@ impl Disks {
         (number.major == DISK_MAJOR).then(|| self.disks.get_mut(number.minor as usize)).flatten()
     }
 
-    /// Every node in order of its path.
+    /// Every node, sorted by path.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&PathBuf, &Disk)> {
         self.paths.iter().map(|(path, index)| (path, &self.disks[*index]))
     }

@@ -1,31 +1,34 @@
-//! Device-mapper: devices, their two table slots, who uses whom, event numbers.
+//! Device-mapper: devices, their two table slots, open counts, event numbers.
 //!
-//! Rules, with the error number that the kernel gives:
-//! - create: a name or UUID that is taken EBUSY; a `/` in the name, or one too long, EINVAL.
-//! - load: unknown device ENXIO; lines that do not follow each other from 0 or that a device of less than 8 EiB does not
-//!   have, an unknown target, bad parameters, another target in place of a thin pool EINVAL; a device below that is not there ENXIO, is mounted or otherwise in
-//!   exclusive use EBUSY, is read-only EACCES. Thin pool: a metadata device of another pool EBUSY, one that holds
-//!   something else EILSEQ. Thin: no pool there, or a suspended one, EINVAL; unknown id ENODATA.
-//! - resume: no table at all, a line past the end of the device below or not of whole logical sectors of it, a pool that
-//!   shrank EINVAL. What fails after a
-//!   load leaves the device suspended, as in the kernel.
-//! - suspend: with flush it waits until nothing of the device is queued in a thin pool that is out of space, without it
-//!   such writes are put back and wait for the resume. A file system that cannot write its log is shut down, and the
-//!   suspend fails.
-//! - remove: anybody who has it open (a mount, another device's active or waiting table, a holder that a test
-//!   simulates) EBUSY; so does a device that a program or a mount has only just left, the first times. rename: a name that is taken EBUSY.
-//! - message: no active table ENXIO, a target that takes none or words that are not understood EINVAL, a read-only pool
-//!   EOPNOTSUPP, `create_thin`/`create_snap` of a used id EEXIST, an unknown origin or a deletion of an unknown id
-//!   ENODATA, the deletion of a device in use EBUSY. Their effect is durable when they return.
-//! - status: nothing is committed for it (`DM_NOFLUSH`), so that a pool's mode is that of its last commit.
-//! - events: a device's number grows with each event of its target and with a rename. The global event is raised by
-//!   that, and by create, remove and the swap of a table.
+//! Rules, with the kernel's errors:
+//! - create: a name or UUID in use EBUSY; a `/` in the name, or a name that is too long, EINVAL.
+//! - load: unknown device ENXIO. Lines that do not follow each other from 0, or that exceed a
+//!   device of less than 8 EiB, an unknown target, bad parameters, a thin pool replaced by another
+//!   target EINVAL. A device below that does not exist ENXIO, is mounted or otherwise in exclusive
+//!   use EBUSY, is read-only EACCES. Thin pool: metadata device of another pool EBUSY, with other
+//!   contents EILSEQ. Thin: no pool there, or a suspended one, EINVAL; unknown id ENODATA.
+//! - resume: no table at all, a line past the end of the device below or not of whole logical
+//!   sectors of it, a pool that shrank EINVAL. A failure after a load leaves the device suspended,
+//!   as in the kernel.
+//! - suspend: with flush it waits until no write of the device is queued in a thin pool that is out
+//!   of space; without flush such writes are requeued and wait for the resume. A file system that
+//!   cannot write its log shuts down, and the suspend fails.
+//! - remove: open (a mount, another device's live or loaded table, a holder that a test simulates)
+//!   EBUSY; also the first times after a program or a mount closed the device. rename: a name in
+//!   use EBUSY.
+//! - message: no live table ENXIO, a target that takes none or malformed words EINVAL, a read-only
+//!   pool EOPNOTSUPP, `create_thin`/`create_snap` of a used id EEXIST, an unknown origin or a
+//!   deletion of an unknown id ENODATA, a deletion of a device in use EBUSY. The effect is durable
+//!   at return.
+//! - status: causes no commit (`DM_NOFLUSH`), so the mode of a pool is that of its last commit.
+//! - events: a device's event number grows with each event of its target and with a rename. The
+//!   global event is raised by these, and by create, remove and the swap of a table.
 //!
-//! Targets: linear, error, thin-pool, thin, cache (`writethrough` or `passthrough`; `writeback` is refused with EINVAL). The
-//! origin serves all I/O of a cache: nothing is ever promoted. Crypt is made by those who open a container (`crypt`) and
-//! refused in a table that is loaded.
+//! Targets: linear, error, thin-pool, thin, cache (`writethrough` or `passthrough`; `writeback` is
+//! refused with EINVAL). The origin serves all I/O of a cache: nothing is ever promoted. Crypt
+//! tables are made by opening a LUKS device (`crypt`) and refused in a load.
 //!
-//! Knows nothing of names' meaning, nor of how a disk works.
+//! Knows neither what names mean nor how a disk works.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -59,14 +62,14 @@ pub(super) struct Device {
     pub(super) uuid: String,
     pub(super) event: u32,
     pub(super) suspended: bool,
-    /// The active table.
+    /// The live table.
     pub(super) table: Vec<Line>,
-    /// Loaded, to become active at the next resume.
+    /// The loaded table, which becomes live at the next resume.
     waiting: Option<Vec<Line>>,
     pub(super) visibility: Visibility,
-    /// Removals that will find it open, as while udev probes it.
+    /// Number of removals that will still find it open, as while udev probes it.
     pub(super) holds: u32,
-    /// It is an opened LUKS2 container, and its table is made from this.
+    /// Set for a crypt device; its table is made from this.
     pub(super) opened: Option<Opened>,
 }
 
@@ -82,10 +85,10 @@ pub(super) struct Dm {
     devices: BTreeMap<u32, Device>,
     names: BTreeMap<String, u32>,
     uuids: HashMap<String, u32>,
-    /// Minor numbers below `next` that are free.
+    /// Free minor numbers below `next`.
     free: BTreeSet<u32>,
     next: u32,
-    /// How many tables and mounts have a device open.
+    /// Number of tables and mounts that have a device open.
     opens: HashMap<DeviceNumber, u32>,
     pools: BTreeMap<u32, PoolRun>,
     by_metadata: HashMap<DeviceNumber, u32>,
@@ -131,7 +134,7 @@ impl Dm {
         }
     }
 
-    /// The active table of a device; empty if there is none.
+    /// The live table of a device; empty if there is none.
     pub(super) fn active(&self, minor: u32) -> &[Line] {
         self.devices.get(&minor).map_or(&[], |device| &device.table)
     }
@@ -308,7 +311,7 @@ impl Machine {
         if flush && self.xfs.is_mounted(number(minor)) {
             self.sync_file_system(number(minor))?;
         }
-        // As in the kernel, a commit that fails shows in the pool's mode and not here.
+        // As in the kernel, a failed commit shows in the pool's mode and not here.
         let _ = self.commit_pool(minor);
         if let Some(device) = self.dm.device_mut(minor) {
             device.suspended = true;
@@ -405,7 +408,8 @@ impl Machine {
             _ => return Err(libc::EINVAL),
         }
         store.dirty = true;
-        // As in the kernel: a commit that fails shows in the pool's mode and not in the message's result.
+        // As in the kernel, a failed commit shows in the pool's mode and not in the result of the
+        // message.
         let _ = self.commit_pool(minor);
         Ok(())
     }
@@ -416,7 +420,7 @@ impl Machine {
         Ok(lines.iter().map(|line| self.status(minor, &line.target)).collect())
     }
 
-    /// Puts a pool into its failed mode, as when its metadata cannot even be read any more.
+    /// Puts a pool into Fail mode, as when its metadata cannot even be read any more.
     pub(super) fn fail_pool(&mut self, name: &str) -> Result<(), i32> {
         let minor = self.dm.minor_of(name)?;
         self.set_pool_mode(minor, PoolMode::Fail);

@@ -1,10 +1,11 @@
 //! Event sources with a descriptor to wait for, as the engine's watchers need them.
 //!
-//! Rules: a device source holds at most [`EVENTS_MAX`] unread events; changes of one device that are unread are told
-//! once; what comes beyond that is lost, and the source says so, as when a netlink socket overflows. When power goes every source becomes
-//! readable and says so. Sources see only what happens after they were made.
+//! Rules: a source of device events holds at most [`EVENTS_MAX`] unread events. Unread change
+//! events of one device are merged. Further events are lost, and the source reports that, as when a
+//! netlink socket overflows. At a power cut every source becomes readable and reports it. A source
+//! sees only events after its creation.
 //!
-//! The descriptors are eventfds: the only thing in the simulation that the real kernel knows of.
+//! The descriptors are eventfds, the only part of the simulation that the real kernel sees.
 
 use std::{
     collections::VecDeque,
@@ -20,19 +21,19 @@ use crate::platform::{DeviceAction, DeviceEvent, DeviceEvents, DmEvents, Error, 
 
 const EVENTS_MAX: usize = 4096;
 
-/// A descriptor that is readable while a flag is up.
+/// A descriptor that is readable while the flag is raised.
 pub(super) struct Flag(OwnedFd);
 
 impl Flag {
     pub(super) fn new() -> Result<Flag> {
         match eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC) {
             Ok(fd) => Ok(Flag(fd)),
-            Err(errno) => Err(Error::Io { action: "make", path: "an event descriptor".into(), source: errno.into() }),
+            Err(errno) => Err(Error::Io { action: "create", path: "an event descriptor".into(), source: errno.into() }),
         }
     }
 
     fn raise(&self) {
-        // Refused only when the counter is full, and then the flag is up.
+        // Fails only if the counter is full, and then the flag is raised.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
@@ -41,12 +42,12 @@ impl Flag {
     }
 
     pub(super) fn lower(&self) {
-        // Refused only when it is down.
+        // Fails only if the flag is not raised.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }
 
-/// Told of everything that somebody may wait for, with a thread of its own or with a descriptor.
+/// Notified of everything that a thread or a descriptor may wait for.
 #[derive(Default)]
 pub(super) struct Changed {
     threads: Condvar,
@@ -63,7 +64,7 @@ impl Changed {
         self.threads.wait_until(guard, until)
     }
 
-    /// A flag that is up after each change, for as long as it is kept.
+    /// A flag that is raised after each change, as long as it is kept.
     pub(super) fn listen(&self) -> Result<Arc<Flag>> {
         let flag = Arc::new(Flag::new()?);
         self.descriptors.lock().push(Arc::downgrade(&flag));
@@ -84,12 +85,12 @@ struct DeviceShared {
 #[derive(Default)]
 struct Queue {
     events: VecDeque<DeviceEvent>,
-    /// Some did not fit.
+    /// Some events did not fit.
     lost: bool,
     dead: bool,
 }
 
-/// Whom to tell.
+/// The event sources.
 #[derive(Default)]
 pub(super) struct Events {
     dm: Vec<Weak<DmShared>>,
@@ -111,7 +112,7 @@ impl Events {
         Ok(Box::new(DeviceSource(shared)))
     }
 
-    /// Whether anybody would hear of a device.
+    /// Whether any source would see a device event.
     pub(super) fn has_device_listeners(&self) -> bool {
         self.devices.iter().any(|weak| weak.strong_count() > 0)
     }
@@ -130,7 +131,7 @@ impl Events {
                     held.unlinked.clone_from(&event.unlinked);
                 }
                 _ if full => {
-                    log::warn!("a simulated device event was lost because nobody reads them: {event:?}");
+                    log::warn!("simulation lost a device event because a source is full: {event:?}");
                     queue.lost = true;
                 }
                 _ => {
@@ -184,7 +185,7 @@ impl DeviceEvents for DeviceSource {
         }
         let event = queue.events.pop_front();
         if queue.events.is_empty() {
-            // Under the queue's lock, so that an event that comes now raises it again.
+            // Under the queue's lock, so that a concurrent event raises it again.
             self.0.flag.lower();
         }
         Ok(event)

@@ -1,23 +1,30 @@
-//! Steps, planned faults, gates: where a test takes hold of the simulated machine.
+//! Steps, planned faults, gates: the test's controls of the simulated machine.
 //!
 //! Fault rules:
-//! - Every call of the platform is one step, and each part of a call that has parts is one of its own: the writes and
-//!   flushes of [`write`](crate::platform::Platform::write), the four parts of a file replacement, create, load and
-//!   resume of a new device, every write of a program, every write and flush of a LUKS2 container, every question to a Tang
-//!   server or the TPM. Steps are numbered from 0 in the order in which they begin.
-//!   `now`, `random`, `dm_node` and the event sources cannot fail and are not counted.
-//! - A planned failure strikes one step, before its effect (nothing happened) or after it (it happened, and the caller
-//!   is told that it failed). Whether the enclosing call undoes earlier steps is the call's business, as on a machine.
-//! - A planned power cut strikes before the effect of its step. From then on every call fails with `PowerCut`, also
-//!   those that wait at a gate or for a suspended device, until the machine is switched on again.
-//! - A planned end of the process strikes before the effect of its step. From then on every call fails and has no effect,
-//!   not even that of tidying up after itself, until [`Faults::clear`]: that is when another process begins.
-//! - A planned breakdown begins with a step: from then on every call that changes something whose name contains a given text
-//!   fails and has no effect, as on a disk that has gone, or on a machine of which everything has become read-only.
-//! - A program can be planned to end by a signal, late, or without having been run ([`Faults::end_next`]).
-//! - A program may be planned to do nothing and to end as if it had.
+//! - Every call of the platform is one step, and each part of a composite call is a step of its
+//!   own: the writes and flushes of [`write`](crate::platform::Platform::write), the four parts of
+//!   a file replacement, create, load and resume of a new device, every write of a program, every
+//!   write and flush of a LUKS device, every request to a Tang server or the TPM. Steps are
+//!   numbered from 0 in the order in which they start. `now`, `random`, `dm_node` and the event
+//!   sources cannot fail and do not count.
+//! - A planned failure strikes one step, before its effect (nothing happened) or after it (it
+//!   happened, but the caller gets an error). Whether the enclosing call undoes earlier steps is up
+//!   to that call, as on a machine.
+//! - A planned power cut strikes before the effect of its step. From then on every call fails with
+//!   `PowerCut`, including those that wait at a gate or for a suspended device, until the machine
+//!   is switched on again.
+//! - A planned kill of the process strikes before the effect of its step. From then on every call
+//!   fails without effect, even its own cleanup, until [`Faults::clear`], which stands for the next
+//!   process.
+//! - A planned breakdown starts with a step: from then on every change of something whose name
+//!   contains a given text fails without effect, as on a disk that is gone, or on a machine that
+//!   has become read-only.
+//! - A program can be planned to end by a signal, at its time limit, or without having run
+//!   ([`Faults::end_next`]).
+//! - A program can be planned to do nothing and exit successfully.
 //! - A planned panic strikes before the effect of its step, as a defect of the caller would.
-//! - A closed gate holds calls of one kind before their effect, or one of them after it. No lock is held meanwhile.
+//! - A closed gate holds calls of one kind before their effect, or a single one after it. No lock
+//!   is held meanwhile.
 //!
 //! Knows nothing of disks and devices: it counts, decides and waits.
 
@@ -59,9 +66,9 @@ pub enum Call {
     DmStatus,
     Run(Program),
     ProgramWrite(Program),
-    /// The extension of a mounted XFS.
+    /// Growth of a mounted XFS.
     GrowXfs,
-    /// What that writes.
+    /// A write by that growth.
     GrowWrite,
     Mount,
     Unmount,
@@ -79,16 +86,17 @@ pub enum Call {
     DmEvents,
     Key,
     Luks(LuksCall),
-    /// A write to a container, or a flush of it, by those who work on the container itself.
+    /// A write to a LUKS device, or a flush of it, by an operation on that device itself.
     LuksWrite,
-    /// A question to a Tang server or the TPM for a passphrase that is to be encrypted.
+    /// A request to a Tang server or the TPM, to encrypt a passphrase.
     ClevisEncrypt,
-    /// One for a passphrase that is to be decrypted.
+    /// Such a request, to decrypt a passphrase.
     ClevisDecrypt,
 }
 
-/// The calls on LUKS2 containers: each begins with a step in which the header is read and keys are derived. What is then
-/// written are steps of their own, and the device that is brought up is one of [`Call::DmCreate`].
+/// The calls on LUKS devices. Each starts with a step that reads the header and derives keys. Its
+/// writes are steps of their own, and the activation of the crypt device is one of
+/// [`Call::DmCreate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum LuksCall {
@@ -101,7 +109,8 @@ pub enum LuksCall {
 }
 
 impl Call {
-    /// Whether the machine is not the same after it: the steps at which a power cut is worth trying.
+    /// Whether the call changes the machine. These are the steps at which a power cut is worth
+    /// trying.
     pub fn changes(self) -> bool {
         !matches!(
             self,
@@ -130,12 +139,12 @@ impl Call {
         )
     }
 
-    /// Whether it is a program, or another child of the daemon, from its beginning to its end.
+    /// Whether the call stands for a whole run of a program or another child of the daemon.
     pub(super) fn is_program(self) -> bool {
         matches!(self, Call::Run(_) | Call::GrowXfs | Call::ClevisEncrypt | Call::ClevisDecrypt)
     }
 
-    /// What such a program is called.
+    /// Name of that program.
     pub(super) fn program_name(self) -> &'static str {
         match self {
             Call::Run(program) => program.name(),
@@ -148,10 +157,10 @@ impl Call {
         match self {
             Call::BlockDevices => "list the block devices",
             Call::FindDevice => "look up",
-            Call::Contents => "look at the contents of",
+            Call::Contents => "probe",
             Call::Geometry => "read the size of",
             Call::Hold => "open",
-            Call::LowerDevices => "see what lies below",
+            Call::LowerDevices => "list the devices below",
             Call::Read => "read",
             Call::Write | Call::ProgramWrite(_) => "write to",
             Call::Flush => "flush",
@@ -166,7 +175,7 @@ impl Call {
             Call::DmMessage => "send a message to",
             Call::DmStatus => "read the status of",
             Call::Run(_) => "run",
-            Call::GrowXfs | Call::GrowWrite => "extend the XFS at",
+            Call::GrowXfs | Call::GrowWrite => "grow the XFS at",
             Call::Mount => "mount",
             Call::Unmount => "unmount",
             Call::MountPoints => "read the mounts of",
@@ -182,18 +191,18 @@ impl Call {
             Call::DmEvents => "listen to device-mapper at",
             Call::Key => "use the key",
             Call::Luks(LuksCall::Read) => "read",
-            Call::Luks(LuksCall::Format) => "make",
+            Call::Luks(LuksCall::Format) => "format",
             Call::Luks(LuksCall::Change) => "change",
             Call::Luks(LuksCall::Open) => "open",
             Call::Luks(LuksCall::Resize) => "resize",
-            Call::Luks(LuksCall::Reencrypt) => "work on the data of",
+            Call::Luks(LuksCall::Reencrypt) => "re-encrypt",
             Call::LuksWrite => "write to",
             Call::ClevisEncrypt => "encrypt",
             Call::ClevisDecrypt => "decrypt",
         }
     }
 
-    /// The error that a real machine would give for a call of this kind that fails for no reason of ours.
+    /// The error of a real machine for a call of this kind that fails for an external reason.
     fn failure(self, subject: &str) -> Error {
         let errno = |number| io::Error::from_raw_os_error(number);
         match self {
@@ -209,7 +218,7 @@ impl Call {
                 Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::ENOMEM) }
             }
             Call::DmMessage => Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::EIO) },
-            Call::Run(program) | Call::ProgramWrite(program) => ended(program, ProgramEnd::Status(1)),
+            Call::Run(program) | Call::ProgramWrite(program) => program_error(program, ProgramEnd::Status(1)),
             Call::GrowXfs | Call::GrowWrite => {
                 Error::Grow { path: subject.into(), what: "exit status 1: Input/output error (os error 5)".to_owned() }
             }
@@ -223,29 +232,29 @@ impl Call {
     }
 }
 
-/// The error that a program gives that ends in this way without a word of what it was to do.
-fn ended(program: Program, end: ProgramEnd) -> Error {
+/// The error of a program that ends in this way, without a finding of its own.
+fn program_error(program: Program, end: ProgramEnd) -> Error {
     let what = match end {
-        ProgramEnd::NotRun => "could not be run: Cannot allocate memory (os error 12)".to_owned(),
+        ProgramEnd::NotRun => "cannot run it: Cannot allocate memory (os error 12)".to_owned(),
         ProgramEnd::Status(status) => format!("exit status {status}: {}: Input/output error", program.name()),
         ProgramEnd::Signal(signal) => format!("killed by signal {signal}"),
-        ProgramEnd::TimedOut => "it did not end in time and was killed".to_owned(),
-        ProgramEnd::Unkillable => "it did not end in time, and not even when it was killed".to_owned(),
+        ProgramEnd::TimedOut => "it did not exit in time and was killed".to_owned(),
+        ProgramEnd::Unkillable => "it did not exit in time, not even when killed".to_owned(),
     };
     Error::Program { program, end, what }
 }
 
-/// The error that a call gives for an error number.
+/// The error of a call for an errno.
 pub(super) fn io_error(call: Call, subject: &str, errno: i32) -> Error {
     Error::Io { action: call.verb(), path: subject.into(), source: io::Error::from_raw_os_error(errno) }
 }
 
-/// The error that a device-mapper call gives for an error number.
+/// The error of a device-mapper call for an errno.
 pub(super) fn dm_error(call: Call, name: &str, errno: i32) -> Error {
     Error::Dm { action: call.verb(), name: name.to_owned(), source: io::Error::from_raw_os_error(errno) }
 }
 
-/// The error that a call on a LUKS2 container gives for what the kernel said.
+/// The error of a call on a LUKS device for a cause.
 pub(super) fn luks_error(call: Call, subject: &str, said: impl std::fmt::Display) -> Error {
     Error::Luks { action: call.verb(), device: subject.into(), what: said.to_string() }
 }
@@ -253,25 +262,25 @@ pub(super) fn luks_error(call: Call, subject: &str, said: impl std::fmt::Display
 /// A step that was taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What kind of call it was part of.
+    /// The kind of call.
     pub call: Call,
-    /// The device, file or program arguments it was about.
+    /// The device, file or program arguments that it is about.
     pub subject: String,
 }
 
-/// When a planned failure strikes.
+/// A planned fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plan {
     Refuse,
     FailBefore,
     FailAfter,
-    /// Of a program: it ends so, before its effect.
+    /// For a program: it ends so, before its effect.
     End(ProgramEnd),
     CutPower,
     Panic,
 }
 
-/// What becomes of a step.
+/// What happens at a step.
 pub(super) enum Verdict {
     Do,
     DoThenFail(Error),
@@ -282,14 +291,14 @@ pub(super) enum Verdict {
 struct State {
     steps: u64,
     plans: BTreeMap<u64, Plan>,
-    /// For the next step of a kind.
+    /// Plans for the next step of a kind.
     kinds: Vec<(Call, String, Plan)>,
     struck: u64,
-    /// Programs that will end at once, with status 0.
+    /// Programs that will do nothing and exit with status 0.
     idle: Vec<Program>,
-    /// From this step on the process does not exist.
+    /// From this step on the process is dead.
     ends_at: Option<u64>,
-    /// From this step on nothing that contains this text can be changed.
+    /// From this step on, changes of anything whose name contains the text fail.
     breaks: Option<(u64, String)>,
     record: Option<Vec<Step>>,
     gates: Vec<Arc<GateState>>,
@@ -301,7 +310,7 @@ struct GateState {
     call: Call,
     /// Only calls whose subject contains this.
     subject: String,
-    /// Only that many calls after the next, and after its effect.
+    /// Holds only the call after this many others, and after its effect.
     after: Option<usize>,
     inner: Mutex<GateInner>,
 }
@@ -317,14 +326,14 @@ struct GateInner {
     open: bool,
     waiting: usize,
     arrived: usize,
-    /// Calls that it was not for because it is for a later one.
+    /// Calls that passed because the gate is for a later one.
     passed: usize,
 }
 
-/// Counts steps and decides what becomes of each.
+/// Counts steps and decides what happens at each.
 pub(super) struct Control {
     state: Mutex<State>,
-    /// Told of every change of gates and power.
+    /// Notified of every change of gates and power.
     changed: Condvar,
     step_delay: StepDelay,
 }
@@ -332,9 +341,9 @@ pub(super) struct Control {
 /// How long steps take, and which ones.
 #[derive(Debug, Clone, Default)]
 pub(super) struct StepDelay {
-    /// The delay of each write, flush and program.
+    /// Delay of each write, flush and program.
     pub each: Duration,
-    /// Only those whose subject contains this.
+    /// Only steps whose subject contains this.
     pub part: String,
 }
 
@@ -347,7 +356,7 @@ impl Control {
         }
     }
 
-    /// Waits at gates, then takes the next number and looks what is planned for it.
+    /// Waits at gates, takes the next number and looks up the plan for it.
     pub(super) fn begin(&self, call: Call, subject: &str) -> Result<Verdict> {
         let mut state = self.state.lock();
         if state.off {
@@ -400,10 +409,10 @@ impl Control {
             Some(Plan::FailBefore) => Err(call.failure(subject)),
             Some(Plan::FailAfter) => Ok(Verdict::DoThenFail(call.failure(subject))),
             Some(Plan::End(end)) => Err(match call {
-                Call::Run(program) | Call::ProgramWrite(program) => ended(program, end),
+                Call::Run(program) | Call::ProgramWrite(program) => program_error(program, end),
                 other => other.failure(subject),
             }),
-            // Without the hook that prints it: there are thousands of them in a test.
+            // Without the panic hook that prints it: a test has thousands of them.
             Some(Plan::Panic) => std::panic::resume_unwind(Box::new(format!("planted at step {number}"))),
             Some(Plan::CutPower) => {
                 state.off = true;
@@ -455,7 +464,7 @@ impl Control {
         self.state.lock().steps
     }
 
-    /// Whether the process that calls is past its planned end.
+    /// Whether the calling process is past its planned end.
     pub(super) fn has_ended(&self) -> bool {
         let state = self.state.lock();
         state.ends_at.is_some_and(|end| end <= state.steps)
@@ -465,7 +474,7 @@ impl Control {
         self.state.lock().record.clone().unwrap_or_default()
     }
 
-    /// Wakes everything that waits at a gate, to fail.
+    /// Makes everything that waits at a gate fail.
     pub(super) fn power_off(&self) {
         self.state.lock().off = true;
         self.changed.notify_all();
@@ -485,7 +494,7 @@ impl Control {
     }
 }
 
-/// Plans failures and power cuts of a machine. Numbers count from 0; the next step has the number
+/// Plans failures and power cuts. Steps are numbered from 0; the next one has the number
 /// [`Sim::steps`](super::Sim::steps).
 pub struct Faults<'a>(pub(super) &'a Sim);
 
@@ -494,68 +503,72 @@ impl Faults<'_> {
         self.0.0.control.state.lock().plans.insert(step, plan);
     }
 
-    /// Step `step` fails and has no effect.
+    /// Makes step `step` fail without effect.
     pub fn fail_at(&self, step: u64) {
         self.plan(step, Plan::FailBefore);
     }
 
-    /// Step `step` takes effect, and its caller is told that it failed.
+    /// Makes step `step` take effect but report failure.
     pub fn fail_after(&self, step: u64) {
         self.plan(step, Plan::FailAfter);
     }
 
-    /// Power goes at the beginning of step `step`.
+    /// Cuts power at the start of step `step`.
     pub fn cut_power_at(&self, step: u64) {
         self.plan(step, Plan::CutPower);
     }
 
-    /// Whoever takes step `step` panics at its beginning.
+    /// Makes the caller of step `step` panic at its start.
     pub fn panic_at(&self, step: u64) {
         self.plan(step, Plan::Panic);
     }
 
-    /// The process is killed at the beginning of step `step`; the machine runs on.
+    /// Kills the process at the start of step `step`; the machine runs on.
     pub fn kill_at(&self, step: u64) {
         self.0.0.control.state.lock().ends_at = Some(step);
     }
 
-    /// From step `step` on whatever would change something of which the name contains `part` fails and has no effect. Links
-    /// are not changes of the machine.
+    /// From step `step` on, makes every change of something whose name contains `part` fail without
+    /// effect. Links do not count as changes of the machine.
     pub fn break_from(&self, step: u64, part: &str) {
         self.0.0.control.state.lock().breaks = Some((step, part.to_owned()));
     }
 
-    /// The next step of a kind whose subject contains `subject` fails and has no effect. Given twice, the next two do.
+    /// Makes the next step of a kind whose subject contains `subject` fail without effect. Calls
+    /// add up.
     pub fn fail_next(&self, call: Call, subject: &str) {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
     }
 
-    /// The next run of `program` with `arguments` among its own ends so, and has no effect. Given twice, the next two do.
+    /// Makes the next run of `program` whose arguments contain `arguments` end so, without effect.
+    /// Calls add up.
     pub fn end_next(&self, program: Program, arguments: &str, end: ProgramEnd) {
         self.0.0.control.state.lock().kinds.push((Call::Run(program), arguments.to_owned(), Plan::End(end)));
     }
 
-    /// As [`Faults::end_next`], for the next write of the program to a device whose number contains `subject`: it has begun.
+    /// As [`Faults::end_next`], but at the program's next write to a device whose number contains
+    /// `subject`, after it has started.
     pub fn end_at_next_write(&self, program: Program, subject: &str, end: ProgramEnd) {
         self.0.0.control.state.lock().kinds.push((Call::ProgramWrite(program), subject.to_owned(), Plan::End(end)));
     }
 
-    /// The kernel refuses the next step of a kind of device-mapper whose subject contains `subject`, as it would again.
+    /// Makes the kernel refuse the next device-mapper step of a kind whose subject contains
+    /// `subject`, as it would again.
     pub fn refuse_next(&self, call: Call, subject: &str) {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::Refuse));
     }
 
-    /// The next run of a program ends with status 0 and has done nothing. Given twice, the next two do.
+    /// Makes the next run of a program do nothing and exit with status 0. Calls add up.
     pub fn idle_next(&self, program: Program) {
         self.0.0.control.state.lock().idle.push(program);
     }
 
-    /// Power goes at the beginning of the next step of a kind whose subject contains `subject`.
+    /// Cuts power at the start of the next step of a kind whose subject contains `subject`.
     pub fn cut_power_at_next(&self, call: Call, subject: &str) {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
     }
 
-    /// Forgets everything planned that has not struck. If the process was killed, another one begins.
+    /// Drops all plans that have not struck. If the process was killed, the next one starts.
     pub fn clear(&self) {
         if self.0.0.control.has_ended() {
             self.0.end_process();
@@ -568,7 +581,7 @@ impl Faults<'_> {
         state.breaks = None;
     }
 
-    /// How many planned faults have struck: shows that an enumeration has reached its step.
+    /// Number of planned faults that have struck: shows that an enumeration has reached its step.
     pub fn struck(&self) -> u64 {
         self.0.0.control.state.lock().struck
     }
@@ -582,7 +595,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Lets everything through, now and from now on.
+    /// Lets everything through, from now on.
     pub fn open(&self) {
         let mut state = self.control.state.lock();
         self.state.inner.lock().open = true;
@@ -590,12 +603,13 @@ impl Gate {
         self.control.changed.notify_all();
     }
 
-    /// Calls that wait at it now.
+    /// Number of calls that wait now.
     pub fn waiting(&self) -> usize {
         self.state.inner.lock().waiting
     }
 
-    /// Waits until `count` calls have arrived in all since the gate was closed, at most `limit`. True if they have.
+    /// Waits until `count` calls in all have arrived since the gate was closed, for at most
+    /// `limit`. Returns whether they have.
     pub fn wait_for(&self, count: usize, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let mut state = self.control.state.lock();

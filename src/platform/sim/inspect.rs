@@ -1,4 +1,4 @@
-//! What a test does to the machine and asks of it, beyond what the engine can.
+//! What a test can do to the machine and read from it, beyond the platform's calls.
 
 use std::{
     ops::Range,
@@ -23,13 +23,13 @@ use crate::{
     platform::{DeviceAction, DeviceNumber, Error, Mount, Platform, Result, Timestamp, luks::Header},
 };
 
-/// The bytes of all disks that a power cut would leave if it lost every write that waits.
+/// The durable bytes of all disks: what remains if a power cut loses every cached write.
 #[derive(Clone)]
 pub struct Snapshot(Vec<(PathBuf, Sparse)>);
 
 impl Snapshot {
-    /// Where this and a later one differ: node and ranges of whole 4 KiB pages, in bytes. A disk that only one of them
-    /// has differs in what it holds.
+    /// Where this and another snapshot differ: node and ranges of whole 4 KiB pages, in bytes. A
+    /// disk that is in one snapshot only differs where it is not zero.
     pub fn differences(&self, other: &Snapshot) -> Vec<(PathBuf, Vec<Range<u64>>)> {
         let empty = Sparse::default();
         let find = |snapshot: &Snapshot, path: &Path| -> Sparse {
@@ -43,12 +43,12 @@ impl Snapshot {
     }
 }
 
-/// What is set up on the machine: nothing of it should be left when everything was taken down.
+/// What is set up on the machine. After everything was taken down, nothing should be left.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Leftovers {
     /// Names of device-mapper devices.
     pub devices: Vec<String>,
-    /// Mount points, private ones too.
+    /// Mount points, including private ones.
     pub mounts: Vec<PathBuf>,
     /// Links under `/dev/stratis`.
     pub links: Vec<PathBuf>,
@@ -69,29 +69,31 @@ impl Sim {
         Faults(self)
     }
 
-    /// How many steps were taken; also the number of the next.
+    /// Number of steps taken so far; also the number of the next one.
     pub fn steps(&self) -> u64 {
         self.0.control.steps()
     }
 
-    /// The steps in order, if the machine was built with [`record`](super::Builder::record): entry `k` is step `k`.
+    /// The steps in order, if the machine was built with [`record`](super::Builder::record): entry
+    /// `k` is step `k`.
     pub fn trace(&self) -> Vec<Step> {
         self.0.control.trace()
     }
 
-    /// How often so far a key was derived, a program run, a server or the TPM asked: what takes long on any machine and must
-    /// not be done under a lock.
+    /// Number of key derivations, program runs, and requests to servers or the TPM so far: calls
+    /// that are slow on any machine and must not be made under a lock.
     pub fn long_calls(&self) -> u64 {
         self.0.long_calls.load(Ordering::Relaxed)
     }
 
-    /// How often a caller of [`Platform::write`] or
-    /// [`Platform::write_each`] has waited for a flush since the machine was made.
+    /// Number of times a caller of [`Platform::write`](crate::platform::Platform::write) or
+    /// [`Platform::write_each`](crate::platform::Platform::write_each) has waited for a flush so
+    /// far.
     pub fn flush_waits(&self) -> u64 {
         self.0.flush_waits.load(Ordering::Relaxed)
     }
 
-    /// How often so far udev was told of filesystems.
+    /// Number of calls that asked udev for links so far.
     pub fn announcements(&self) -> u64 {
         self.0.announcements.load(Ordering::Relaxed)
     }
@@ -101,12 +103,13 @@ impl Sim {
         self.0.control.close_gate(call, subject, None)
     }
 
-    /// Closes a gate for one such call, `later` of them after the next, which waits there when it has had its effect.
+    /// Closes a gate for a single call, after `later` other matching ones, which waits there after
+    /// its effect.
     pub fn delay_after(&self, call: Call, subject: &str, later: usize) -> Gate {
         self.0.control.close_gate(call, subject, Some(later))
     }
 
-    /// The process that uses the machine ends, and with it its own keyring. What it has set up stays.
+    /// Ends the process that uses the machine, and with it its keyring. Devices and mounts stay.
     pub fn end_process(&self) {
         let mut machine = self.0.machine.lock();
         machine.volume_keys.clear();
@@ -120,8 +123,8 @@ impl Sim {
         self.0.changed.notify_all();
     }
 
-    /// Switches the machine on again: disks as the cut left them, nothing set up. On a machine that is on it does
-    /// nothing.
+    /// Switches the machine on again: the disks are as the power cut left them, nothing is set up.
+    /// Does nothing if the machine has power.
     pub fn power_on(&self) {
         let mut machine = self.0.machine.lock();
         if !machine.powered {
@@ -131,12 +134,12 @@ impl Sim {
         self.0.changed.notify_all();
     }
 
-    /// Whether it is on.
+    /// Whether the machine has power.
     pub fn has_power(&self) -> bool {
         self.0.machine.lock().powered
     }
 
-    /// Moves the logical clock on.
+    /// Advances the logical clock.
     pub fn advance_clock(&self, by: Duration) {
         self.0.clock.advance(by);
         self.0.machine.lock().give_up_waiting();
@@ -159,7 +162,7 @@ impl Sim {
         done.ok_or_else(|| Error::NoDevice { path: path.to_owned() })
     }
 
-    /// Plugs a new disk in, or one that was pulled out back in (which keeps what it holds and its size; see
+    /// Plugs in a new disk, or a pulled one again, which keeps its contents and size (see
     /// [`Sim::replug_disk`]).
     ///
     /// # Errors
@@ -176,11 +179,11 @@ impl Sim {
         })
     }
 
-    /// Plugs a disk that was pulled out back in, under the same node or another. As in the kernel, it has another number than
-    /// before if something still lies on the dead one.
+    /// Plugs a pulled disk in again, under the same node or another. As in the kernel, it gets
+    /// another number if a device still lies on the dead one.
     ///
     /// # Errors
-    /// If no disk with that node has been pulled out, or the node `to` is another disk's.
+    /// If no disk with that node has been pulled, or if the node `to` belongs to another disk.
     pub fn replug_disk(&self, from: &Path, to: &Path) -> Result<()> {
         let to = machine::normal(to).ok_or_else(|| Error::NoDevice { path: to.to_owned() })?;
         self.change(from, |machine, from| {
@@ -190,7 +193,7 @@ impl Sim {
         })
     }
 
-    /// Pulls a disk out. What uses it finds it dead; what waited in its cache is partly lost.
+    /// Pulls a disk. Its users find it dead; cached writes are partly lost.
     ///
     /// # Errors
     /// If there is no such disk.
@@ -200,7 +203,7 @@ impl Sim {
         })
     }
 
-    /// Gives a disk another size.
+    /// Resizes a disk.
     ///
     /// # Errors
     /// If there is no such disk.
@@ -208,7 +211,7 @@ impl Sim {
         self.change_disk(path, |disk| disk.shape.size = size)
     }
 
-    /// Sets whether the kernel refuses to write to a disk.
+    /// Sets whether the kernel refuses writes to a disk.
     ///
     /// # Errors
     /// If there is no such disk.
@@ -216,7 +219,7 @@ impl Sim {
         self.change_disk(path, |disk| disk.shape.read_only = read_only)
     }
 
-    /// Sets whether somebody else has a disk open exclusively.
+    /// Sets whether a disk is open exclusively elsewhere.
     ///
     /// # Errors
     /// If there is no such disk.
@@ -224,7 +227,8 @@ impl Sim {
         self.change_disk(path, |disk| disk.shape.in_use = in_use)
     }
 
-    /// Puts bytes on a disk as if they had always been there: no step, no cache, also on a read-only disk.
+    /// Puts bytes on a disk as if they had always been there: without a step, past the cache, even
+    /// on a read-only disk.
     ///
     /// # Errors
     /// If there is no such disk.
@@ -232,7 +236,7 @@ impl Sim {
         self.change_disk(path, |disk| disk.preset(offset, bytes))
     }
 
-    /// Makes a disk somebody else's.
+    /// Gives a disk foreign contents.
     ///
     /// # Errors
     /// If there is no such disk.
@@ -257,7 +261,8 @@ impl Sim {
         })
     }
 
-    /// The durable bytes of a disk: what is left if a power cut loses every write that waits. Works without power.
+    /// The durable bytes of a disk: what remains if a power cut loses every cached write. Works
+    /// without power.
     pub fn durable(&self, path: &Path, range: Range<u64>) -> Vec<u8> {
         let mut bytes = vec![0; (range.end - range.start) as usize];
         if let Some(disk) = self.0.machine.lock().disks.known(path) {
@@ -266,20 +271,20 @@ impl Sim {
         bytes
     }
 
-    /// The durable bytes of all disks, to compare. Works without power.
+    /// The durable bytes of all disks, for comparison. Works without power.
     pub fn snapshot(&self) -> Snapshot {
         let machine = self.0.machine.lock();
         Snapshot(machine.disks.nodes().map(|(path, disk)| (path.clone(), disk.durable().clone())).collect())
     }
 
-    /// Bytes of memory that the durable contents of all disks take.
+    /// Memory that the durable contents of all disks take, in bytes.
     pub fn stored_bytes(&self) -> u64 {
         self.0.machine.lock().disks.nodes().map(|(_, disk)| disk.durable().stored_bytes()).sum()
     }
 
     // ---- device-mapper ----
 
-    /// The next `count` attempts to remove a device find it open, as while udev looks at it.
+    /// Makes the next `count` attempts to remove a device find it open, as while udev probes it.
     ///
     /// # Errors
     /// If there is no such device.
@@ -290,7 +295,7 @@ impl Sim {
         device.map(|device| device.holds = count).ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))
     }
 
-    /// Raises an event of a device, as its target does when it has something to tell.
+    /// Raises an event of a device, as its target would.
     ///
     /// # Errors
     /// If there is no such device.
@@ -300,7 +305,7 @@ impl Sim {
         Ok(())
     }
 
-    /// Puts a thin pool into its failed mode.
+    /// Puts a thin pool into Fail mode.
     ///
     /// # Errors
     /// If there is no such device.
@@ -308,7 +313,8 @@ impl Sim {
         self.machine()?.fail_pool(name).map_err(|errno| dm_error(Call::DmFind, name, errno))
     }
 
-    /// Lets a thin pool fail to write its metadata: it goes back to its last commit, can only be read, and wants a check.
+    /// Makes a thin pool fail to write its metadata: it goes back to its last commit, becomes
+    /// read-only and needs a check.
     ///
     /// # Errors
     /// If there is no such device.
@@ -319,8 +325,8 @@ impl Sim {
         Ok(())
     }
 
-    /// Takes metadata blocks of a thin pool until so many are free beside its reserve, as mappings would take them. The pool
-    /// finds that out when it next commits.
+    /// Uses up metadata blocks of a thin pool until `free` are free besides its reserve, as
+    /// mappings would. The pool notices at its next commit.
     ///
     /// # Errors
     /// If there is no such device.
@@ -335,10 +341,11 @@ impl Sim {
         Ok(())
     }
 
-    /// Damages the thin-pool metadata on a device, so that `thin_check` fails and `thin_repair` can mend it.
+    /// Damages the thin-pool metadata on a device, so that `thin_check` fails and `thin_repair` can
+    /// repair it.
     ///
     /// # Errors
-    /// If there is no device or no such metadata on it.
+    /// If there is no such device or no such metadata on it.
     pub fn damage_metadata(&self, node: &Path) -> Result<()> {
         let (_, number) = self.node(node)?;
         let mut machine = self.machine()?;
@@ -347,14 +354,15 @@ impl Sim {
         store.map(|store| store.damaged = true).ok_or_else(|| Error::NoDevice { path: node.to_owned() })
     }
 
-    /// Numbers of the thin devices of a running pool; `None` if it is not one.
+    /// Thin device numbers of a running pool; `None` if it is no pool.
     pub fn thin_ids(&self, pool: &str) -> Option<Vec<u32>> {
         let machine = self.0.machine.lock();
         let run = machine.dm.pool(machine.dm.by_name(pool)?)?;
         Some(machine.thin.get(&run.key)?.current.ids())
     }
 
-    /// Waits until `count` calls at once wait for a suspended device or a full pool, at most `limit`. True if they do.
+    /// Waits until `count` calls at once wait for a suspended device or a full pool, for at most
+    /// `limit`. Returns whether they do.
     pub fn wait_for_stalled(&self, count: usize, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let mut machine = self.0.machine.lock();
@@ -368,13 +376,13 @@ impl Sim {
 
     // ---- LUKS2 ----
 
-    /// Names of the opened devices of containers, in order.
+    /// Names of all crypt devices, sorted.
     pub fn opened(&self) -> Vec<String> {
         let machine = self.0.machine.lock();
         machine.dm.names().filter(|name| machine.opened_named(name).is_some()).cloned().collect()
     }
 
-    /// The header on a device, whatever is planned to fail.
+    /// The header on a device, regardless of planned faults.
     pub fn header(&self, path: &Path) -> Option<Header> {
         let (_, number) = self.node(path).ok()?;
         luks_device::header_on(&self.0.machine.lock(), number)
@@ -382,10 +390,10 @@ impl Sim {
 
     // ---- file systems ----
 
-    /// A user mounts a filesystem.
+    /// Mounts a filesystem as a user.
     ///
     /// # Errors
-    /// As [`Platform::mount`], with the path of the device in it.
+    /// As [`Platform::mount`](crate::platform::Platform::mount), with the path of the device in it.
     pub fn mount_user(&self, node: &Path, at: &Path) -> Result<()> {
         let (_, number) = self.node(node)?;
         self.wait_for_io(
@@ -394,8 +402,8 @@ impl Sim {
         )
     }
 
-    /// A user mounts a filesystem where only the mount namespace of this process sees it; gives the path by which others come
-    /// to it.
+    /// Mounts a filesystem as a user, visible only in the mount namespace of this process. Returns
+    /// the path by which others can reach it.
     ///
     /// # Errors
     /// As [`Sim::mount_user`].
@@ -405,7 +413,7 @@ impl Sim {
         self.mount_user(node, &path).map(|()| path)
     }
 
-    /// A user unmounts it.
+    /// Unmounts as a user.
     ///
     /// # Errors
     /// If nothing is mounted there.
@@ -415,7 +423,7 @@ impl Sim {
         if there { Ok(()) } else { Err(failed(libc::EINVAL)) }
     }
 
-    /// Sets how much of the file system mounted there is used.
+    /// Sets the used space of the file system that is mounted there.
     ///
     /// # Errors
     /// If nothing is mounted there.
@@ -442,12 +450,13 @@ impl Sim {
         self.0.machine.lock().superblock(number, super::io::Patience::Pass).ok()?
     }
 
-    /// How often a device that a program, a write or a mount has left is found open by those who would remove it.
+    /// Sets how many removals find a device still busy after a program, a write or a mount has
+    /// closed it.
     pub fn set_lingering(&self, attempts: u32) {
         self.0.machine.lock().lingering = attempts;
     }
 
-    /// A mounted file system has met an error of its log.
+    /// Shuts down a mounted file system, as an error on its log does.
     ///
     /// # Errors
     /// If nothing is mounted there.
@@ -461,20 +470,20 @@ impl Sim {
 
     // ---- udev ----
 
-    /// From now on udev is behind: its database says what it says now, and events wait.
+    /// Holds udev back: its database stays as it is now, and events wait.
     pub fn hold_udev(&self) {
         let mut machine = self.0.machine.lock();
         machine.udev.held = true;
         machine.hold_database();
     }
 
-    /// Udev catches up: the events come in their order, with what the devices hold now.
+    /// Lets udev catch up: the events come in order, with what the devices contain then.
     pub fn release_udev(&self) {
         self.0.machine.lock().release_database();
         self.release_links();
     }
 
-    /// The next `count` device events get lost on their way, as when a netlink socket overflows.
+    /// Loses the next `count` device events on their way, as when a netlink socket overflows.
     pub fn lose_events(&self, count: u32) {
         self.0.machine.lock().udev.events_to_lose = count;
     }
@@ -484,12 +493,12 @@ impl Sim {
         self.0.machine.lock().udev.link(path)
     }
 
-    /// Holds back the making of links.
+    /// Holds links back.
     pub fn hold_links(&self) {
         self.0.machine.lock().udev.held = true;
     }
 
-    /// Makes the links that were held back, and those to come.
+    /// Makes the links that were held back, and later ones.
     pub fn release_links(&self) {
         let mut machine = self.0.machine.lock();
         machine.udev.held = false;
@@ -497,12 +506,12 @@ impl Sim {
         self.0.changed.notify_all();
     }
 
-    /// The next `count` announcements get lost.
+    /// Loses the next `count` announcements.
     pub fn lose_links(&self, count: u32) {
         self.0.machine.lock().udev.to_lose = count;
     }
 
-    /// A link vanishes, as when the worker of udev that deals with an event of its device is killed.
+    /// Removes a link, as when the udev worker that processes an event of its device is killed.
     pub fn drop_link(&self, path: &Path) {
         let mut machine = self.0.machine.lock();
         if let Some(number) = machine.udev.link(path) {
@@ -510,7 +519,7 @@ impl Sim {
         }
     }
 
-    /// An `add` event of a device-mapper device, as coldplug sends it.
+    /// Sends an `add` event of a device-mapper device, as coldplug does.
     pub fn coldplug(&self, number: DeviceNumber) {
         self.0.machine.lock().device_event(DeviceAction::Add, &udev::dm_node(number.minor));
     }
@@ -525,7 +534,7 @@ impl Sim {
         }
     }
 
-    /// Where the private mounts are.
+    /// The directory of the private mounts.
     pub fn private_directory() -> &'static Path {
         Path::new(xfs::PRIVATE)
     }

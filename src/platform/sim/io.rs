@@ -1,11 +1,12 @@
-//! Bytes on their way through the stack of devices down to the disks.
+//! I/O on its way through the table stack down to the disks.
 //!
-//! Rules: I/O to a suspended device waits, also when it reaches it from a device above; a thin device maps a block when
-//! it is first written and copies it when it is shared; a cache writes through, so its origin always has the bytes; a
-//! flush of a thin device commits its pool. A pool without free data blocks holds writers back for
-//! [`NO_SPACE_TIMEOUT`] of the machine's clock, and lets them fail from then on until it can write again. One without free
-//! metadata blocks (the reserve not counted) finds that out when it commits: it can be read, writes of what is mapped go on,
-//! its status is `ro`, and nothing needs a check. Metadata I/O of a pool does not wait for its metadata device.
+//! Rules: I/O to a suspended device waits, also when it arrives from a device above. A thin device
+//! maps a block at its first write and copies it if it is shared. A cache writes through, so its
+//! origin always has the data. A flush of a thin device commits its pool. A pool without free data
+//! blocks queues writes for [`NO_SPACE_TIMEOUT`] of the machine's clock and then fails them until
+//! it has space again. A pool without free metadata blocks (not counting the reserve) notices at
+//! its next commit: reads and writes to mapped blocks go on, its status is `ro`, and it needs no
+//! check. Metadata I/O of a pool does not wait for its metadata device.
 
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
@@ -25,24 +26,25 @@ use crate::{
     },
 };
 
-/// How long a pool out of data blocks holds its writers back (`no_space_timeout` of the kernel's module).
+/// How long a pool that is out of data space queues writes (`no_space_timeout` of the kernel's
+/// module).
 const NO_SPACE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why I/O did not happen.
+/// Why I/O did not complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// It never will.
+    /// It failed for good.
     Errno(i32),
-    /// A device on the way is suspended; try again when something has changed.
+    /// A device on the way is suspended; retry after a change.
     Suspended,
-    /// A pool has no free blocks and holds writers of this thin device back; try again when something has changed.
+    /// A pool has no free blocks and queues writes of this thin device; retry after a change.
     Full {
         /// Minor number of the pool.
         pool: u32,
         /// The thin device in it.
         id: u32,
     },
-    /// Such writers have to be served first; try again when something has changed.
+    /// Queued writes must be served first; retry after a change.
     Queued,
 }
 
@@ -50,11 +52,11 @@ pub(super) enum Stop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
     Wait,
-    /// It is the kernel's own and passes.
+    /// I/O by the kernel itself, which does not wait.
     Pass,
 }
 
-/// Where a stretch of a device leads to; offsets in bytes.
+/// Where a range of a device is mapped to; offsets in bytes.
 enum Hop {
     Device(DeviceNumber, u64),
     Thin {
@@ -62,7 +64,7 @@ enum Hop {
         id: u32,
         offset: u64,
     },
-    /// All of the stretch, in an opened container.
+    /// The whole range, on a crypt device.
     Crypt {
         minor: u32,
         at: u64,
@@ -80,7 +82,7 @@ impl Machine {
         }
     }
 
-    /// Cuts a stretch of a device-mapper device at the lines of its table.
+    /// Splits a range of a device-mapper device at the lines of its table.
     fn hops(
         &self,
         number: DeviceNumber,
@@ -113,7 +115,7 @@ impl Machine {
                 Target::ThinPool { data, .. } => Hop::Device(*data, within),
                 Target::Cache { origin, .. } => Hop::Device(*origin, within),
                 Target::Thin { pool, id } => Hop::Thin { pool: pool.minor, id: *id, offset: within },
-                // Seen to above, and refused when a table is loaded.
+                // Crypt is handled above; the rest is refused when a table is loaded.
                 Target::Crypt { .. } | Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
             };
             hops.push((hop, (from - stretch.start) as usize..(to - stretch.start) as usize));
@@ -137,7 +139,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts `bytes` at `offset`. When it stops to wait, part of it may have happened; it is the same when repeated.
+    /// Writes `bytes` at `offset`. If it stops to wait, part of it may be written; a repetition is
+    /// idempotent.
     pub(super) fn write_at(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8], patience: Patience) -> Io {
         if let Some(disk) = self.disks.get_mut(number) {
             return disk.write(offset, bytes);
@@ -153,7 +156,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Discards a stretch: disks then read as zeros there, thin devices give back the whole blocks in it.
+    /// Discards a range: disks then read as zeros there, thin devices free the whole blocks in it.
     pub(super) fn discard_at(&mut self, number: DeviceNumber, offset: u64, length: u64) -> Io {
         if let Some(disk) = self.disks.get_mut(number) {
             return disk.zero(offset, length);
@@ -162,7 +165,7 @@ impl Machine {
         for (hop, part) in self.hops(number, offset..end, libc::ENOSPC, Patience::Wait)? {
             match hop {
                 Hop::Device(below, at) => self.discard_at(below, at, part.len() as u64)?,
-                // Not passed on.
+                // Not passed down.
                 Hop::Crypt { .. } => {}
                 Hop::Thin { pool, id, offset } => {
                     let store = self.pool_store(pool)?;
@@ -215,7 +218,8 @@ impl Machine {
                 return Err(Stop::Suspended);
             }
             self.flush(data, patience)?;
-            // The pool commits for the flush if there is something to commit, and has no other word for what is wrong.
+            // The flush commits the pool if there is something to commit, and reports any failure
+            // as EIO.
             if self.pool_store(pool)?.dirty {
                 self.commit_pool(pool).map_err(|_| Stop::Errno(libc::EIO))?;
             }
@@ -271,8 +275,8 @@ impl Machine {
             }
             let fresh = self.take_block(pool, id)?;
             if (part.len() as u64) < size {
-                // The rest of the block: what the device had there; for a new mapping zeros, if that is asked for,
-                // and else whatever lies there.
+                // The rest of the block: its former contents; for a new mapping zeros, if the pool
+                // zeroes new blocks, or else whatever lies there.
                 if held.is_some() || zeroing {
                     let mut rest = vec![0; size as usize];
                     if let Some(held) = held {
@@ -289,8 +293,9 @@ impl Machine {
         Ok(())
     }
 
-    /// The kernel looks for metadata space when it takes data blocks and maps those of one batch afterwards: with many at
-    /// once even the reserve runs out, in the middle of a transaction. That is given up then.
+    /// The kernel checks for metadata space when it allocates data blocks, and maps the blocks of a
+    /// batch afterwards. With many at once even the reserve runs out in the middle of a
+    /// transaction, which is then aborted.
     fn check_batch(&mut self, pool: u32, id: u32, blocks: impl Iterator<Item = u64>) -> Io {
         let store = self.pool_store(pool)?;
         let meta = &store.current;
@@ -304,7 +309,8 @@ impl Machine {
         Ok(())
     }
 
-    /// A free block of a pool; raises the low-water event, and those of being out of data or metadata.
+    /// Allocates a block of a pool. Raises the events for the low-water mark and for exhausted data
+    /// or metadata.
     fn take_block(&mut self, pool: u32, id: u32) -> Io<u64> {
         let (key, mode) = {
             let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
@@ -326,7 +332,7 @@ impl Machine {
             self.raise_dm_event(pool);
         }
         if self.thin.get(&key).is_some_and(|store| store.current.free_metadata() == 0) {
-            // Committed before the reserve is used, which tells that there is no more.
+            // The pool commits before it uses the reserve, and notices that no metadata is left.
             self.commit_pool(pool)?;
             if self.dm.pool(pool).is_none_or(|run| run.mode != PoolMode::Write) {
                 return Err(Stop::Errno(libc::EIO));
@@ -335,7 +341,7 @@ impl Machine {
         if let Some(block) = self.thin.get(&key).and_then(thin::Store::free_block) {
             return Ok(block);
         }
-        // What the running transaction freed can be had after a commit.
+        // Blocks that the running transaction freed become available after a commit.
         self.commit_pool(pool)?;
         if let Some(block) = self.thin.get(&key).and_then(thin::Store::free_block) {
             return Ok(block);
@@ -351,7 +357,7 @@ impl Machine {
         }
     }
 
-    /// Whether writes to a device are held back by its pool, which is out of data blocks.
+    /// Whether the pool of a device, out of data space, queues writes to it.
     pub(super) fn has_queued_writes(&self, minor: u32) -> bool {
         self.dm.active(minor).iter().any(|line| match line.target {
             Target::Thin { pool, id } => self.queued.contains(&(pool.minor, id)),
@@ -359,7 +365,7 @@ impl Machine {
         })
     }
 
-    /// Pools that have been out of data blocks for as long as the kernel is patient let their writers fail from now on.
+    /// Fails queued writes of pools that have been out of data space for the timeout.
     pub(super) fn give_up_waiting(&mut self) {
         let now = self.clock.time();
         for pool in self.dm.pool_minors() {
@@ -372,13 +378,13 @@ impl Machine {
         }
     }
 
-    /// How long until the first pool gives up waiting.
+    /// Time until the first pool reaches that timeout.
     pub(super) fn gives_up_in(&self) -> Option<Duration> {
         let runs = self.dm.pool_minors().into_iter().filter_map(|pool| self.dm.pool(pool)?.gives_up_at);
         runs.min().map(|at| at.saturating_sub(self.clock.time()))
     }
 
-    /// Writes a pool's metadata: data first, then the superblock, and both durable.
+    /// Commits a pool's metadata: data first, then the superblock, both durable.
     pub(super) fn commit_pool(&mut self, pool: u32) -> Io {
         let Some(run) = self.dm.pool(pool) else { return Err(Stop::Errno(libc::EIO)) };
         let (key, data, metadata) = (run.key, run.data, run.metadata);
@@ -408,7 +414,7 @@ impl Machine {
             }
         }
         if self.thin.get(&key).is_some_and(|store| store.current.free_metadata() == 0) {
-            // Nothing is given up and nothing has to be checked: more metadata is all that it takes.
+            // Nothing is aborted and nothing needs a check: more metadata space is all it takes.
             self.set_pool_mode(pool, PoolMode::OutOfMetadata);
         }
         let free = self.thin.get(&key).map_or(0, |store| store.current.free_data());
@@ -418,11 +424,12 @@ impl Machine {
         Ok(())
     }
 
-    /// A transaction is given up: back to the last commit, to be checked before the pool may be changed again.
+    /// Aborts a transaction: back to the last commit; the pool needs a check before it can be
+    /// changed.
     pub(super) fn metadata_failed(&mut self, pool: u32) {
         let Some(run) = self.dm.pool(pool) else { return };
         let (key, metadata) = (run.key, run.metadata);
-        // The flag reaches a device that works.
+        // The flag can be written only if the metadata device works.
         let is_sound = self.flush(metadata, Patience::Pass).is_ok();
         if let Some(store) = self.thin.get_mut(&key) {
             store.abort();
@@ -453,13 +460,13 @@ impl Machine {
         }
     }
 
-    /// Writes and flushes by the kernel on its own behalf.
+    /// Writes and flushes on the kernel's own behalf.
     pub(super) fn write_durably(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8]) -> Io {
         self.write_at(number, offset, bytes, Patience::Pass)?;
         self.flush(number, Patience::Pass)
     }
 
-    /// See [`Machine::next_stored`], for a device-mapper device.
+    /// See [`Machine::next_stored`]; for device-mapper devices.
     pub(super) fn next_stored_above(&self, number: DeviceNumber, range: Range<u64>) -> Io<Option<Range<u64>>> {
         for (hop, part) in self.hops(number, range.clone(), libc::EIO, Patience::Pass)? {
             let from = range.start + part.start as u64;
@@ -467,7 +474,7 @@ impl Machine {
                 Hop::Device(below, at) => self
                     .next_stored(below, at..at + part.len() as u64)?
                     .map(|found| from + (found.start - at)..from + (found.end - at)),
-                // Not looked into.
+                // Contents are not examined.
                 Hop::Thin { .. } | Hop::Crypt { .. } => Some(from..from + part.len().min(4096) as u64),
             };
             if found.is_some() {
@@ -477,14 +484,14 @@ impl Machine {
         Ok(None)
     }
 
-    /// The disks that a device rests on.
+    /// The disks below a device.
     pub(super) fn disks_below(&self, number: DeviceNumber) -> Vec<DeviceNumber> {
         let mut found = self.lower_devices(number);
         found.insert(number);
         found.into_iter().filter(|number| number.major != DM_MAJOR).collect()
     }
 
-    /// Everything that a device lies on.
+    /// All devices below a device.
     pub(super) fn lower_devices(&self, number: DeviceNumber) -> BTreeSet<DeviceNumber> {
         let mut found = BTreeSet::new();
         let mut ahead = vec![number];
@@ -499,7 +506,7 @@ impl Machine {
     }
 }
 
-/// The parts of a stretch that lie in one block each: block, offset in the block, range in the stretch.
+/// Splits a range by blocks: block, offset in the block, part of the range.
 fn blocks(offset: u64, length: usize, size: u64) -> impl Iterator<Item = (u64, u64, Range<usize>)> {
     let end = offset + length as u64;
     let mut at = offset;

@@ -1,19 +1,22 @@
-//! LUKS2 containers as libcryptsetup handles them: headers read, made and changed, keys found, devices opened.
+//! LUKS2 devices as libcryptsetup handles them: formats, reads and changes headers, finds keys,
+//! activates crypt devices.
 //!
 //! Rules:
-//! - A header is two copies (`luks_header`). An update writes one, flushes, writes the other, flushes; the first to be written
-//!   is one that does not count. So power may go at any moment: the header is the one before or the one after. A new
-//!   header's binary part is written last, so that there is none before all of it is there.
-//! - A volume key stands in the area of each of its keyslots, masked with what the passphrase and the keyslot's salt give; its
-//!   digest tells whether it is the one. Both are one round of SHA-256: quick, and as strict as the real ones. A keyslot that
-//!   is destroyed goes from the header, and then its area is overwritten.
-//! - A container whose data is being worked on takes no other change of its header (libcryptsetup refuses too).
-//! - A container is opened by one device. Only one in which the encryption has not come to an end may be in use already,
-//!   by those who use its data in the clear.
-//! - Nothing of the data is touched when a container is made.
+//! - A header has two copies (`luks_header`). An update writes one, flushes, writes the other,
+//!   flushes, and starts with a copy that is not valid if there is one. So at a power cut the
+//!   header is either the old or the new one. The binary part of a new header is written last, so
+//!   that no valid header exists before it is complete.
+//! - The area of each keyslot holds the volume key, masked with a hash of the passphrase and the
+//!   keyslot's salt. The digest of the key tells whether it is right. Both are one round of
+//!   SHA-256: fast, and as strict as the real ones. A destroyed keyslot first leaves the header,
+//!   and then its area is overwritten.
+//! - During a re-encryption job, the header takes no other change (libcryptsetup refuses too).
+//! - A LUKS device has at most one crypt device. Only while its encryption is unfinished may it
+//!   already be in use, by users of its plaintext.
+//! - A format does not touch the data.
 //!
-//! How a work goes on is in `luks_reencrypt`. Knows nothing of pools, and of tokens only that each is an object with
-//! `type` and `keyslots`.
+//! `luks_reencrypt` runs re-encryption jobs. Knows nothing of pools, and of tokens only that each
+//! is an object with `type` and `keyslots`.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -56,7 +59,7 @@ pub(super) fn format(
     let offset = layout.data_offset.bytes();
     let areas = Bytes(u128::from(metadata) * 2 + u128::from(space));
     if !stored::SIZES.contains(&metadata) || !space.is_multiple_of(4096) || offset < areas {
-        return Err(refused("the header and its keyslots do not have the room that was asked for"));
+        return Err(refused("there is not enough space for the header and its keyslots"));
     }
     let (geometry, in_use) = sim.step(call, &text(device), || {
         container.peek(call, |machine| {
@@ -72,15 +75,15 @@ pub(super) fn format(
     }
     let sector_size = layout.sector_size.unwrap_or(geometry.physical.clamp(512, 4096));
     if !matches!(sector_size, 512 | 1024 | 2048 | 4096) || sector_size < geometry.logical.min(4096) {
-        return Err(refused("the device does not have such sectors"));
+        return Err(refused("the device does not support this sector size"));
     }
     if keyslots.is_empty() {
-        return Err(refused("it would have no keyslot"));
+        return Err(refused("the header would have no keyslot"));
     }
     let uuid = uuid::Builder::from_random_bytes(sim.random_bytes()).into_uuid().to_string();
     let mut header = stored::Header::new(metadata, space, uuid, bytes(offset), sector_size);
     let volume_key = sim.random_key();
-    let no_room = |NoRoom| refused("a keyslot's number is taken, or there is no room for it");
+    let no_room = |NoRoom| refused("the keyslot number is in use, or there is no space for the keyslot");
     let digest = container.add_digest(&mut header, &volume_key).map_err(no_room)?;
     let mut areas = Vec::new();
     for keyslot in keyslots {
@@ -106,14 +109,14 @@ pub(super) fn change(
     let mut loaded = container.load_some(LuksCall::Change)?;
     let refused = |what: &str| container.refused(LuksCall::Change, what);
     let Data { after, unfinished: None, .. } = loaded.header.data() else {
-        return Err(refused("a work on its data is not completed"));
+        return Err(refused("a re-encryption job is unfinished"));
     };
     let adds =
         |change: &HeaderChange<'_>| matches!(change, HeaderChange::AddKeyslot(_) | HeaderChange::AddNextKeyslot(_));
     let current = match (unlock, after) {
         _ if !changes.iter().any(adds) => None,
-        (None, _) => return Err(refused("a passphrase is needed to add a keyslot")),
-        (Some(_), Side::Clear) => return Err(refused("its data is in the clear")),
+        (None, _) => return Err(refused("adding a keyslot takes a passphrase that opens the device")),
+        (Some(_), Side::Clear) => return Err(refused("its data is not encrypted")),
         (Some(unlock), Side::Key(digest)) => {
             let (_, key) = container.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
             Some((digest, key))
@@ -122,7 +125,7 @@ pub(super) fn change(
     let mut next = None;
     let done = changes.iter().try_for_each(|change| {
         let mut header = loaded.header.clone();
-        let no_room = |NoRoom| refused("a keyslot's number is taken, or there is no room for it");
+        let no_room = |NoRoom| refused("the keyslot number is in use, or there is no space for the keyslot");
         let add = |header: &mut stored::Header, digest: u32, key: &Secret, keyslot: &NewKeyslot<'_>| {
             let area = container.add_keyslot(header, digest, keyslot, key).map_err(no_room)?;
             container.write(area.0, &area.1)?;
@@ -175,7 +178,7 @@ pub(super) fn open(sim: &Sim, device: &Path, name: Option<&str>, unlock: Unlock<
     {
         let machine = sim.machine()?;
         if machine.dm.by_name(name).is_some() {
-            return Err(refused("a device of that name is up"));
+            return Err(refused("a device of that name is active"));
         }
         let is_shared = data.unfinished.as_ref().is_some_and(|unfinished| unfinished.mode == ReencryptionMode::Encrypt);
         if machine.is_in_use(container.number) && !is_shared {
@@ -196,7 +199,7 @@ pub(super) fn reopen(sim: &Sim, device: &Path, name: &str, volume_key: &Secret) 
     let data = loaded.header.data();
     let Side::Key(digest) = data.after else { return Err(refused("it is not encrypted")) };
     if data.unfinished.is_some() {
-        return Err(refused("a work on its data is not completed"));
+        return Err(refused("a re-encryption job is unfinished"));
     }
     if !has_digest(&loaded.header, digest, volume_key.bytes()) {
         return Err(Error::WrongKey { device: device.to_owned() });
@@ -220,11 +223,11 @@ pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, 
         let loaded = container.some(container.find(call)?, LuksCall::Resize)?;
         let data = loaded.header.data();
         if data.unfinished.is_some() {
-            return Err(refused("a work on its data is not completed"));
+            return Err(refused("a re-encryption job is unfinished"));
         }
         if let Side::Key(digest) = data.after {
             if !has_digest(&loaded.header, digest, volume_key.bytes()) {
-                return Err(refused("the volume key is not its own"));
+                return Err(refused("the volume key does not match its digest"));
             }
         }
         let room = container.room(&data)?;
@@ -234,12 +237,12 @@ pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, 
         };
         let wanted = wanted - wanted % u64::from(data.sector_size);
         if wanted == 0 || wanted > room {
-            return Err(refused("there is no room for that size"));
+            return Err(refused("the device is too small for that size"));
         }
         let mut machine = sim.machine()?;
-        let Some(minor) = container.minor(&machine, name) else { return Err(refused("it is not open")) };
+        let Some(minor) = container.minor(&machine, name) else { return Err(refused("it has no active crypt device")) };
         if let Some(opened) = machine.opened_mut(minor) {
-            // What was left at the end of a work is as the rest.
+            // The rest of a finished re-encryption job has the new encoding, too.
             opened.settle();
             opened.length = wanted;
         }
@@ -258,10 +261,10 @@ fn put_token(header: &mut stored::Header, number: u32, token: Value) -> std::res
     };
     let keyslots = token.get("keyslots").and_then(Value::as_array);
     if number >= NUMBERS {
-        return Err("there is no such token number");
+        return Err("the token number is too large");
     }
     if !token.get("type").is_some_and(Value::is_string) || !keyslots.is_some_and(|all| all.iter().all(is_there)) {
-        return Err("the token is not an object with a type and keyslots that are there");
+        return Err("the token is no object with a type and existing keyslots");
     }
     header.json.tokens.insert(number, token);
     Ok(())

@@ -1,4 +1,5 @@
-//! One device with a LUKS2 header: the header read, written and found again after a power cut, keys found, tables made.
+//! A device with a LUKS2 header: reads and writes the header, chooses the valid copy after a power
+//! cut, finds keys, builds the crypt device.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -30,17 +31,17 @@ use crate::{
     },
 };
 
-/// What is written to a keyslot's area: the masked key, and zeros to the end of a sector.
+/// Size of what is written to a keyslot's area: the masked key, padded with zeros to a sector.
 pub(super) const KEY_AREA: usize = SECTOR as usize;
 
-/// A device with a container on it, or to be.
+/// A device that has a LUKS2 header or is being formatted.
 pub(super) struct Container<'a> {
     pub(super) sim: &'a Sim,
     pub(super) path: &'a Path,
     pub(super) number: DeviceNumber,
 }
 
-/// A header, and which of its copies hold it.
+/// A header, and which of its copies are valid.
 #[derive(Debug, Clone)]
 pub(super) struct Loaded {
     pub(super) header: stored::Header,
@@ -48,14 +49,14 @@ pub(super) struct Loaded {
     second: bool,
 }
 
-/// When the first copy of a header counts.
+/// State of the first copy in an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
-    /// Not yet.
+    /// Not written yet.
     Before,
-    /// As long as there is power.
+    /// Written, but not flushed.
     Written,
-    /// From now on.
+    /// Durable.
     Durable,
 }
 
@@ -65,11 +66,11 @@ pub(super) enum Found {
     Header(Loaded),
 }
 
-/// What the data of a container is kept with.
+/// Encodings of the data and its volume key.
 pub(super) struct Keys {
     pub(super) before: Coding,
     pub(super) after: Coding,
-    /// The volume key in use, or that is to be.
+    /// The volume key that the data has, or will have.
     pub(super) volume_key: Secret,
 }
 
@@ -79,7 +80,7 @@ impl<'a> Container<'a> {
         Ok(Container { sim, path, number })
     }
 
-    /// Makes the opened device.
+    /// Activates the crypt device.
     pub(super) fn bring_up(&self, loaded: &Loaded, keys: &Keys, name: &str) -> Result<()> {
         let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
         let mut opened = Some(self.opened(&loaded.header.data(), keys)?);
@@ -89,7 +90,8 @@ impl<'a> Container<'a> {
         });
         if up.is_err() && !self.sim.0.control.has_ended() {
             let mut machine = self.sim.machine()?;
-            // It may have come up nevertheless. One of that name that is not this is left alone.
+            // It may have come up nevertheless. Leave a device of that name alone if it is another
+            // one.
             if self.minor(&machine, name).is_some() {
                 let _ = machine.dm_remove(name);
                 self.sim.0.changed.notify_all();
@@ -142,13 +144,13 @@ impl<'a> Container<'a> {
     pub(super) fn some(&self, found: Found, call: LuksCall) -> Result<Loaded> {
         match found {
             Found::Header(loaded) => Ok(loaded),
-            Found::Nothing => Err(self.refused(call, "there is no LUKS2 header")),
+            Found::Nothing => Err(self.refused(call, "the device has no LUKS2 header")),
             Found::Damaged => Err(self.damaged(call)),
         }
     }
 
     pub(super) fn damaged(&self, call: LuksCall) -> Error {
-        self.refused(call, "both copies of its header are damaged; restore the header from a backup")
+        self.refused(call, "both copies of the header are damaged; restore the header from a backup")
     }
 
     /// The first step of a call: reads the header.
@@ -160,30 +162,31 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// As [`Container::load`]; there must be one.
+    /// As [`Container::load`], but fails if there is no header.
     pub(super) fn load_some(&self, call: LuksCall) -> Result<Loaded> {
-        self.load(call)?.ok_or_else(|| self.refused(call, "there is no LUKS2 header"))
+        self.load(call)?.ok_or_else(|| self.refused(call, "the device has no LUKS2 header"))
     }
 
-    /// Two copies, each the second or not.
+    /// Encodes two copies; `order` says for each whether it is the second.
     pub(super) fn encode(&self, header: &stored::Header, order: [bool; 2]) -> Result<[Vec<u8>; 2]> {
         let text = header.text();
         let copy = |second: bool| {
             let mut salt = [0; 64];
             self.sim.0.random.lock().fill_bytes(&mut salt);
-            let no_room = || self.refused(LuksCall::Change, "its header has no room for that");
+            let no_room = || self.refused(LuksCall::Change, "the header has no space for the change");
             header.encode(&text, second, &salt).ok_or_else(no_room)
         };
         Ok([copy(order[0])?, copy(order[1])?])
     }
 
-    /// Puts a header in place of one.
+    /// Replaces a header.
     pub(super) fn update(&self, loaded: &mut Loaded, header: stored::Header) -> Result<()> {
         self.update_with(loaded, header, |_, _| true).map(drop)
     }
 
-    /// Puts a header in place of one. `at` is told of the moments of its first copy, together with what it is told of; if it
-    /// says no to the first, nothing is done. Gives whether it was.
+    /// Replaces a header. Calls `at` at the moments of the first copy, in the same step as the
+    /// write; if `at` refuses the first moment, nothing is written. Returns whether the header was
+    /// written.
     pub(super) fn update_with(
         &self,
         loaded: &mut Loaded,
@@ -191,7 +194,7 @@ impl<'a> Container<'a> {
         mut at: impl FnMut(&mut Machine, Moment) -> bool,
     ) -> Result<bool> {
         header.sequence = loaded.header.sequence + 1;
-        // One that does not count is written first: the other stays until this one is there.
+        // Write an invalid copy first, so that a valid one always exists.
         let order = if loaded.first && !loaded.second { [true, false] } else { [false, true] };
         let copies = self.encode(&header, order)?;
         let place = |second: bool| if second { header.size } else { 0 };
@@ -212,7 +215,7 @@ impl<'a> Container<'a> {
         Ok(true)
     }
 
-    /// Writes a header where there is none, and the areas of its keyslots before it.
+    /// Writes a new header, after the areas of its keyslots.
     pub(super) fn write_new(&self, header: &mut stored::Header, areas: &[(u64, Vec<u8>)]) -> Result<()> {
         header.sequence = 1;
         let copies = self.encode(header, [false, true])?;
@@ -232,7 +235,7 @@ impl<'a> Container<'a> {
         header.add_digest(BASE64.encode(&salt), BASE64.encode(&digest(&salt, key.bytes())))
     }
 
-    /// Puts a keyslot into a header. Gives where its area begins and what belongs there.
+    /// Adds a keyslot to a header. Returns the offset of its area and the bytes for it.
     pub(super) fn add_keyslot(
         &self,
         header: &mut stored::Header,
@@ -253,7 +256,7 @@ impl<'a> Container<'a> {
         Ok((place.start, area))
     }
 
-    /// The volume key in a keyslot, if the passphrase is the right one.
+    /// The volume key in a keyslot, if the passphrase opens it.
     pub(super) fn key_in(&self, header: &stored::Header, number: u32, passphrase: &Secret) -> Result<Option<Secret>> {
         let Some(Keyslot::Luks2 { area, kdf, .. }) = header.json.keyslots.get(&number) else { return Ok(None) };
         let Some(digest) = header.digest_of(number) else { return Ok(None) };
@@ -266,7 +269,7 @@ impl<'a> Container<'a> {
         Ok(has_digest(header, digest, &key).then(|| Secret::new(key)))
     }
 
-    /// The first keyslot that the passphrase opens, of those that may be tried.
+    /// The first keyslot among the allowed ones that the passphrase opens.
     pub(super) fn unlock(
         &self,
         header: &stored::Header,
@@ -283,13 +286,13 @@ impl<'a> Container<'a> {
         Err(Error::WrongKey { device: self.path.to_owned() })
     }
 
-    /// What the data is kept with. The passphrase must open all that is needed.
+    /// Finds the encodings of the data. The passphrase must open all keys needed.
     pub(super) fn keys(&self, header: &stored::Header, unlock: Unlock<'_>) -> Result<Keys> {
         let data = header.data();
         let before = data.unfinished.as_ref().map_or(data.after, |unfinished| unfinished.before);
         let sides = [data.after, before];
         let needed = |digest: Option<u32>| {
-            // In the clear on all sides: any keyslot shows that the passphrase is right.
+            // Plaintext on both sides: any keyslot proves the passphrase.
             sides == [Side::Clear; 2] || digest.is_some_and(|digest| sides.contains(&Side::Key(digest)))
         };
         let (first, key) = self.unlock(header, unlock, |_, digest| needed(digest))?;
@@ -317,14 +320,14 @@ impl<'a> Container<'a> {
 
     // ---- devices ----
 
-    /// Bytes that an opened device can have.
+    /// Largest size of the crypt device in bytes.
     pub(super) fn room(&self, data: &Data) -> Result<u64> {
         let size = self.sim.machine()?.size_of(self.number).unwrap_or(0).saturating_sub(data.offset);
         let size = size - size % u64::from(data.sector_size);
         if size > 0 { Ok(size) } else { Err(self.refused(LuksCall::Open, "the device is too small")) }
     }
 
-    /// An opened device as it is to be; nothing is hot.
+    /// The crypt device for this header, without a hot zone.
     pub(super) fn opened(&self, data: &Data, keys: &Keys) -> Result<Opened> {
         Ok(Opened {
             below: self.number,
@@ -338,7 +341,7 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// The minor number of the device that this container was opened as.
+    /// Minor number of the crypt device on this LUKS device.
     pub(super) fn minor(&self, machine: &Machine, name: &str) -> Option<u32> {
         let minor = machine.dm.by_name(name)?;
         machine.opened(minor).filter(|opened| opened.below == self.number).map(|_| minor)
@@ -360,7 +363,7 @@ impl Sim {
 }
 
 pub(super) fn find(machine: &Machine, number: DeviceNumber) -> std::result::Result<Found, Stop> {
-    // A part that cannot be read is as good as a damaged one, as long as the other can be.
+    // An unreadable copy is treated like a damaged one, as long as the other can be read.
     let mut unreadable = None;
     let mut read = |at: u64, length: usize| -> std::result::Result<Option<Vec<u8>>, Stop> {
         let mut bytes = vec![0; length];
@@ -400,7 +403,7 @@ pub(super) fn find(machine: &Machine, number: DeviceNumber) -> std::result::Resu
     let (is_first, is_second) = (sequence(&first) == newest, sequence(&second) == newest);
     if let Some((_, bytes)) = if is_first { first } else { second } {
         let loaded = |header| Found::Header(Loaded { header, first: is_first, second: is_second });
-        // Whole and not to be understood: not written by anybody here.
+        // Valid checksum but malformed content: written by something else.
         return Ok(stored::Header::decode(&bytes, !is_first).map_or(Found::Damaged, loaded));
     }
     let start = read(0, stored::MAGIC.len() + 2)?;
@@ -419,8 +422,8 @@ pub(super) fn header_on(machine: &Machine, number: DeviceNumber) -> Option<Heade
     }
 }
 
-/// The header of a container whose passphrase nobody knows.
-pub(super) fn somebodys() -> Vec<u8> {
+/// A header whose passphrase nobody knows.
+pub(super) fn foreign() -> Vec<u8> {
     let uuid = "5f3a2d0c-6b1e-4c58-9a77-0d9e8f7a6b5c".to_owned();
     let mut header = stored::Header::new(stored::SIZES[0], 1 << 20, uuid, 16 << 20, 512);
     let kdf = Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: BASE64.encode(&[1; 32]) };
@@ -440,7 +443,7 @@ pub(super) fn has_second_copy(machine: &Machine, number: DeviceNumber) -> bool {
     })
 }
 
-/// A key in the form that stands in a keyslot, and back.
+/// Masks a key for its keyslot area, and unmasks it.
 pub(super) fn masked(salt: &[u8], passphrase: &Secret, key: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut mask = Zeroizing::new(Vec::with_capacity(VOLUME_KEY_BYTES));
     for half in [0_u8, 1] {
@@ -460,12 +463,12 @@ pub(super) fn has_digest(header: &stored::Header, number: u32, key: &[u8]) -> bo
     BASE64.encode(&digest(&salt, key)) == known.digest
 }
 
-/// What a header says, as others see it.
+/// The header as the platform returns it.
 pub(super) fn describe(header: &stored::Header) -> Header {
     let data = header.data();
     let state = match (&data.unfinished, data.after) {
         (Some(unfinished), _) => {
-            // What a first step was cut short in is not as it was before.
+            // The first hot zone, cut short, no longer has its original data.
             let begun = u64::from(unfinished.hot.is_some());
             State::Unfinished { mode: unfinished.mode, done: Bytes(u128::from(unfinished.done.max(begun))) }
         }
@@ -483,7 +486,7 @@ pub(super) fn describe(header: &stored::Header) -> Header {
     }
 }
 
-/// Sizes that a device can have fit; others are as good as too large.
+/// Sizes that fit a device are exact; larger ones saturate.
 pub(super) fn bytes(size: Bytes) -> u64 {
     u64::try_from(size.0).unwrap_or(u64::MAX)
 }

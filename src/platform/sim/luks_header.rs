@@ -1,15 +1,15 @@
-//! LUKS2 headers as bytes: a binary part of 4 KiB and JSON behind it, in two copies (LUKS2 On-Disk Format Specification
-//! 1.1). What is written here is read by `cryptsetup luksDump`.
+//! LUKS2 headers as bytes: a binary part of 4 KiB, followed by JSON, in two copies (LUKS2 On-Disk
+//! Format Specification 1.1). `cryptsetup luksDump` can read what is written here.
 //!
-//! Only the first sector of the binary part says anything, so a write of it is never torn. It holds a checksum of the whole
-//! copy: one that was torn is known by that, and the other copy counts. Of two that are whole the one with the higher
-//! sequence number counts.
+//! Only the first sector of the binary part has contents, so its write is never torn. It holds a
+//! checksum of the whole copy, which detects a torn copy; the other copy is then valid. Of two
+//! valid copies, the one with the higher sequence number counts.
 //!
-//! A work on the data is recorded as libcryptsetup does: segments for what is done, for the hot zone and for what is as
-//! before; two more segments for how all was before and how all will be; and a keyslot of type `reencrypt`, whose area holds
-//! what the hot zone is put right with.
+//! A re-encryption job is recorded as libcryptsetup does: segments for the finished data, for the
+//! hot zone and for the rest; two more segments for the state before and after the job; and a
+//! keyslot of type `reencrypt`, whose area holds the data for recovery of the hot zone.
 //!
-//! Knows bytes and JSON; nothing of disks, keys and passphrases.
+//! Knows bytes and JSON, but not disks, keys and passphrases.
 
 use std::{collections::BTreeMap, ffi::CStr, ops::Range};
 
@@ -19,20 +19,20 @@ use sha2::{Digest as _, Sha256};
 
 use crate::platform::luks::{NUMBERS, ReencryptionMode, VOLUME_KEY_BYTES};
 
-/// Sizes that a copy may have, and so the places where the second may begin.
+/// Valid sizes of a copy, and so the possible offsets of the second.
 pub(super) const SIZES: [u64; 9] =
     [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000];
-/// Bytes of the binary part.
+/// Size of the binary part in bytes.
 pub(super) const BINARY: usize = 4096;
-/// What the first copy begins with.
+/// Magic bytes of the first copy.
 pub(super) const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
-/// What the second copy begins with.
+/// Magic bytes of the second copy.
 pub(super) const MAGIC_SECOND: [u8; 6] = *b"SKUL\xba\xbe";
 
 const VERSION: u16 = 2;
 const CHECKSUM: Range<usize> = 448..512;
 const STRIPES: u64 = 4000;
-/// Bytes of a keyslot's area: as many as the real thing takes with its anti-forensic stripes.
+/// Size of a keyslot's area, as the real one has it with its anti-forensic stripes.
 const AREA: u64 = (VOLUME_KEY_BYTES as u64 * STRIPES).next_multiple_of(4096);
 const CIPHER: &str = "aes-xts-plain64";
 const BACKUP_PREVIOUS: &str = "backup-previous";
@@ -40,7 +40,7 @@ const BACKUP_FINAL: &str = "backup-final";
 const HOT: &str = "in-reencryption";
 const REQUIREMENT: &str = "online-reencrypt-v2";
 
-/// A number that stands in the JSON as a string.
+/// A number that the JSON holds as a string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub(super) struct Decimal(pub(super) u64);
@@ -59,12 +59,12 @@ impl TryFrom<String> for Decimal {
     }
 }
 
-/// A header, as both copies of it say.
+/// The contents of a header, the same in both copies.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Header {
-    /// Bytes of a copy.
+    /// Size of a copy in bytes.
     pub(super) size: u64,
-    /// Grows with each change.
+    /// Incremented by each change.
     pub(super) sequence: u64,
     pub(super) uuid: String,
     pub(super) json: Json,
@@ -110,7 +110,7 @@ pub(super) enum Area {
 }
 
 impl Area {
-    /// Where it lies, in bytes.
+    /// Its range in bytes.
     pub(super) fn range(&self) -> Range<u64> {
         match self {
             Area::Raw { offset, size, .. } | Area::Checksum { offset, size, .. } => offset.0..offset.0 + size.0,
@@ -146,7 +146,7 @@ struct Segment {
     #[serde(rename = "type")]
     kind: String,
     offset: Decimal,
-    /// A number, or `dynamic`: to the end.
+    /// A number, or `dynamic`: to the end of the device.
     size: String,
     #[serde(flatten)]
     cipher: Option<SegmentCipher>,
@@ -192,40 +192,40 @@ struct Requirements {
     mandatory: Vec<String>,
 }
 
-/// How a stretch of the data is kept.
+/// Encoding of a range of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
-    /// In the clear.
+    /// Plaintext.
     Clear,
-    /// Encrypted with the volume key that this digest is of.
+    /// Encrypted with the volume key of this digest.
     Key(u32),
 }
 
-/// What a header says of the data. Places count in bytes from where the data begins.
+/// What a header says about the data. Offsets are bytes from the start of the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Data {
-    /// Where it begins.
+    /// Start of the data on the device.
     pub(super) offset: u64,
-    /// Bytes of an encryption sector.
+    /// Encryption sector size in bytes.
     pub(super) sector_size: u32,
-    /// All of it is kept like this, or is to be.
+    /// Encoding of all data, now or after the job.
     pub(super) after: Side,
     pub(super) unfinished: Option<Unfinished>,
 }
 
-/// A work that is not completed.
+/// An unfinished re-encryption job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unfinished {
     pub(super) mode: ReencryptionMode,
-    /// How what is not done is kept.
+    /// Encoding of the data that is not done.
     pub(super) before: Side,
-    /// So much is done, from the beginning.
+    /// Length of the finished data, from the start.
     pub(super) done: u64,
-    /// What is being worked on goes from there to here. `u64::MAX`: to the end.
+    /// End of the hot zone, which starts there. `u64::MAX`: the end of the data.
     pub(super) hot: Option<u64>,
 }
 
-/// Two keyslots, tokens or digests want one number, or there is no room.
+/// The number is in use or too large, or there is no space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NoRoom;
 
@@ -245,16 +245,16 @@ impl Header {
         header
     }
 
-    /// The JSON of both copies.
+    /// The JSON text of both copies.
     pub(super) fn text(&self) -> Vec<u8> {
         serde_json::to_vec(&self.json).expect("numbers and texts can be written as JSON")
     }
 
-    /// The bytes of a copy with this JSON; `None` if it does not fit.
+    /// Encodes a copy with this JSON; `None` if it does not fit.
     pub(super) fn encode(&self, json: &[u8], second: bool, salt: &[u8; 64]) -> Option<Vec<u8>> {
         let size = usize::try_from(self.size).ok()?;
         let mut bytes = vec![0; size];
-        // A NUL ends it.
+        // A NUL terminates the JSON.
         bytes.get_mut(BINARY..size - 1)?.get_mut(..json.len())?.copy_from_slice(json);
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, if second { &MAGIC_SECOND } else { &MAGIC });
@@ -270,7 +270,7 @@ impl Header {
         Some(bytes)
     }
 
-    /// Bytes of a copy, from its beginning; `None`: this is not the beginning of one.
+    /// Size of a copy, from its first bytes; `None` if they do not start one.
     pub(super) fn size_in(first: &[u8], second: bool) -> Option<u64> {
         let number = |at: usize| Some(u64::from_be_bytes(first.get(at..at + 8)?.try_into().ok()?));
         let magic = if second { &MAGIC_SECOND } else { &MAGIC };
@@ -278,20 +278,20 @@ impl Header {
         number(8).filter(|size| ours && SIZES.contains(size))
     }
 
-    /// The sequence number of a copy. `None`: it is damaged.
+    /// The sequence number of a copy; `None` if it is damaged.
     pub(super) fn sequence_in(bytes: &[u8], second: bool) -> Option<u64> {
         let size = Header::size_in(bytes, second)?;
         let bytes = bytes.get(..usize::try_from(size).ok()?)?;
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (sequence, place) = (number(16)?, number(256)?);
-        // It counts as zeros in the checksum that it is.
+        // The checksum field counts as zeros in its own checksum.
         let sum = Sha256::new().chain_update(&bytes[..CHECKSUM.start]).chain_update([0; 64]);
         let sum = sum.chain_update(&bytes[CHECKSUM.end..]).finalize();
         let is_sound = sum[..] == bytes[CHECKSUM][..32] && place == if second { size } else { 0 };
         is_sound.then_some(sequence)
     }
 
-    /// Reads a copy. `None`: it is damaged.
+    /// Decodes a copy; `None` if it is damaged.
     pub(super) fn decode(bytes: &[u8], second: bool) -> Option<Header> {
         let sequence = Header::sequence_in(bytes, second)?;
         let size = Header::size_in(bytes, second)?;
@@ -304,25 +304,25 @@ impl Header {
 
     // ---- keyslots ----
 
-    /// Numbers of the keyslots that hold a volume key.
+    /// Numbers of the keyslots with a volume key.
     pub(super) fn keyslots(&self) -> impl Iterator<Item = u32> {
         let holds_key = |(_, keyslot): &(&u32, &Keyslot)| matches!(keyslot, Keyslot::Luks2 { .. });
         self.json.keyslots.iter().filter(holds_key).map(|(number, _)| *number)
     }
 
-    /// The digest of a keyslot's volume key.
+    /// Digest of a keyslot's volume key.
     pub(super) fn digest_of(&self, keyslot: u32) -> Option<u32> {
         let has = |digest: &Digest| digest.keyslots.contains(&Decimal(u64::from(keyslot)));
         self.json.digests.iter().find(|(_, digest)| has(digest)).map(|(number, _)| *number)
     }
 
-    /// Whether any segment is encrypted with a keyslot's volume key, or is to be.
+    /// Whether a keyslot's volume key encrypts any segment, now or later.
     pub(super) fn is_used(&self, keyslot: u32) -> bool {
         let digest = self.digest_of(keyslot).and_then(|number| self.json.digests.get(&number));
         digest.is_some_and(|digest| !digest.segments.is_empty())
     }
 
-    /// Free stretches of the keyslots' area, in order.
+    /// Free ranges of the keyslots area, sorted.
     fn gaps(&self) -> Vec<Range<u64>> {
         let mut taken: Vec<Range<u64>> = self.json.keyslots.values().map(|keyslot| keyslot.area().range()).collect();
         let start = 2 * self.size;
@@ -338,7 +338,7 @@ impl Header {
         gaps
     }
 
-    /// Takes a place for a keyslot's key and the number for it in the digest. The place, or what stands in the way.
+    /// Reserves an area for a keyslot and adds its number to the digest. Returns the area.
     pub(super) fn add_keyslot(&mut self, number: u32, digest: u32, kdf: Kdf) -> Result<Range<u64>, NoRoom> {
         let place = self.gaps().into_iter().find(|gap| gap.end - gap.start >= AREA).ok_or(NoRoom)?;
         if number >= NUMBERS || self.json.keyslots.contains_key(&number) {
@@ -357,7 +357,7 @@ impl Header {
         Ok(place.start..place.start + AREA)
     }
 
-    /// Puts a digest down that no keyslot has yet; its number.
+    /// Adds a digest without keyslots. Returns its number.
     pub(super) fn add_digest(&mut self, salt: String, digest: String) -> Result<u32, NoRoom> {
         let number = (0..NUMBERS).find(|number| !self.json.digests.contains_key(number)).ok_or(NoRoom)?;
         let digest = Digest {
@@ -370,14 +370,14 @@ impl Header {
             digest,
         };
         self.json.digests.insert(number, digest);
-        // Segments of a header without any digest wait for the first.
+        // The segments of a header without digests refer to the first one.
         if let Some(data) = self.try_data() {
             self.set_data(&data);
         }
         Ok(number)
     }
 
-    /// Takes a keyslot out, of digests and tokens too. Its area, if it was there.
+    /// Removes a keyslot, also from digests and tokens. Returns its area, if it existed.
     pub(super) fn remove_keyslot(&mut self, number: u32) -> Option<Range<u64>> {
         let keyslot = self.json.keyslots.remove(&number)?;
         let name = number.to_string();
@@ -389,12 +389,12 @@ impl Header {
                 keyslots.retain(|known| known.as_str() != Some(&name));
             }
         }
-        // A key that no keyslot holds and no data needs is nobody's.
+        // A digest without keyslots and segments serves nothing.
         self.json.digests.retain(|_, digest| !digest.keyslots.is_empty() || !digest.segments.is_empty());
         Some(keyslot.area().range())
     }
 
-    /// Where the checksums of a hot zone lie, while a work is unfinished.
+    /// Area of the hot zone's checksums, while a re-encryption job is unfinished.
     pub(super) fn checksums(&self) -> Option<Range<u64>> {
         let area = |keyslot: &Keyslot| match keyslot {
             Keyslot::Reencrypt { area, .. } => Some(area.range()),
@@ -403,7 +403,8 @@ impl Header {
         self.json.keyslots.values().find_map(area)
     }
 
-    /// Begins a work. The keyslot for it takes the highest free number, where nobody looks for one.
+    /// Starts a re-encryption job. Its keyslot gets the highest free number, out of the way of
+    /// others.
     pub(super) fn begin(&mut self, mode: ReencryptionMode, before: Side, after: Side) -> Result<(), NoRoom> {
         let data = Data { after, unfinished: Some(Unfinished { mode, before, done: 0, hot: None }), ..self.data() };
         let free = |number: &u32| !self.json.keyslots.contains_key(number);
@@ -430,7 +431,8 @@ impl Header {
         Ok(())
     }
 
-    /// Ends a work: all data is kept as it was to be. The areas of keyslots that nothing needs any more.
+    /// Ends a re-encryption job: all data has the final encoding. Returns the areas of keyslots
+    /// that are no longer needed.
     pub(super) fn finish(&mut self) -> Vec<Range<u64>> {
         let data = self.data();
         let Some(Unfinished { mode, before, .. }) = data.unfinished else { return Vec::new() };
@@ -448,9 +450,9 @@ impl Header {
 
     // ---- data ----
 
-    /// What it says of the data.
+    /// What the header says about the data.
     pub(super) fn data(&self) -> Data {
-        self.try_data().expect("looked at when it was read, and written by set_data since")
+        self.try_data().expect("checked by decode, and written by set_data since")
     }
 
     fn side(&self, number: u32, segment: &Segment) -> Side {
@@ -483,7 +485,7 @@ impl Header {
             Mode::Decrypt => ReencryptionMode::Decrypt,
         };
         let (before, after) = (flagged(BACKUP_PREVIOUS)?, flagged(BACKUP_FINAL)?);
-        // Ahead of the hot zone and of what is as before lies what is done.
+        // The finished segments come before the hot zone and the rest.
         let in_use = || segments.iter().filter(|(_, s)| !s.has(BACKUP_PREVIOUS) && !s.has(BACKUP_FINAL));
         let end = |segment: &Segment| match segment.size.as_str() {
             "dynamic" => Some(u64::MAX),
@@ -501,7 +503,7 @@ impl Header {
         Some(Data { offset, sector_size, after, unfinished: Some(Unfinished { mode, before, done, hot }) })
     }
 
-    /// Writes down what is said of the data.
+    /// Records the state of the data.
     pub(super) fn set_data(&mut self, data: &Data) {
         let mut made: Vec<(Segment, Side)> = Vec::new();
         let mut add = |from: u64, to: u64, side: Side, flag: Option<&str>| {

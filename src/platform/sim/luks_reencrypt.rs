@@ -1,18 +1,19 @@
-//! Work on the data of a container that is in use: encryption, a new volume key, decryption.
+//! Re-encryption jobs on a LUKS device in use: encryption, a new volume key, decryption.
 //!
-//! The data is taken zone by zone, each with so much in it that there are about 64 (or as the builder was told); stretches
-//! that hold only zeros are the same in every key and cost nothing. What is done with a zone, each line durable before the
-//! next:
+//! The data is processed zone by zone. Zones have equal numbers of non-zero pages, chosen for about
+//! 64 zones, or set by the builder. Ranges of zeros are the same with every key and cost nothing.
+//! The steps for a zone, each durable before the next:
 //!
-//! 1. what its sectors hold is noted in memory (`crypt` says what that means for others);
-//! 2. the notes are written to the area of the keyslot of type `reencrypt`, as in resilience `checksum`, and what they are of
-//!    becomes durable with them;
-//! 3. the header names the zone, up to where somebody has written to it since 1;
-//! 4. its sectors are written anew, those that still hold what was noted;
-//! 5. the header says that it is done.
+//! 1. note the contents of its sectors in memory (`crypt` defines what that means for other users);
+//! 2. write the notes to the area of the keyslot of type `reencrypt`, as with resilience
+//!    `checksum`, which also makes the noted data durable;
+//! 3. name the zone in the header, up to where somebody has written to it since 1;
+//! 4. rewrite its sectors, if they still have the noted contents;
+//! 5. record in the header that it is done.
 //!
-//! Cut short between 3 and 5, step 4 is done once more by the next that opens the container or goes on with the work. Cut short
-//! anywhere, the device that is up serves all data. The rules of `luks` hold for headers here, too.
+//! After an interruption between 3 and 5, step 4 is repeated by the next one that opens the LUKS
+//! device or resumes the job. After any interruption, the active crypt device serves all data. The
+//! rules of `luks` for headers apply here too.
 //!
 //! Knows nothing of who uses the data.
 
@@ -35,14 +36,14 @@ use crate::{
     },
 };
 
-/// Zones that the data is taken in, unless the builder said how large they are.
+/// Number of zones, unless the builder set their size.
 const ZONES: u64 = 64;
-/// Longest zone, in pages that hold something: what is noted of it must fit.
+/// Longest zone in non-zero pages: its marks must fit into the area.
 const PAGES_MAX: u64 = 1024;
 const PAGE: u64 = 4096;
-/// Bytes noted of a sector: its number and its hash.
+/// Size of the mark of a sector: its number and its hash.
 const MARK: u64 = 8 + 32;
-/// Sectors that are written anew with one write.
+/// Most sectors rewritten by one write.
 const RUN_MAX: u64 = 128;
 
 pub(super) fn reencrypt(
@@ -56,8 +57,8 @@ pub(super) fn reencrypt(
     let container = Container::at(sim, device)?;
     let mut loaded = container.load_some(LuksCall::Reencrypt)?;
     let minor = container.minor(&*sim.machine()?, name);
-    let minor = minor.ok_or_else(|| container.refused(LuksCall::Reencrypt, "it is not open"))?;
-    // Whoever has to wait until he may derive keys can be told to stop before he has begun.
+    let minor = minor.ok_or_else(|| container.refused(LuksCall::Reencrypt, "it has no active crypt device"))?;
+    // A caller that waits for memory can be stopped before the job starts.
     let done = loaded.header.data().unfinished.map_or(0, |unfinished| unfinished.done);
     let length = sim.machine()?.opened(minor).map_or(0, |opened| opened.length);
     let [done, total] = [done, length].map(|bytes| Bytes(u128::from(bytes)));
@@ -72,15 +73,15 @@ pub(super) fn reencrypt(
 }
 
 impl Container<'_> {
-    /// Writes down that a work begins, if it is not one to go on with.
+    /// Records the start of a job, unless one is to be resumed.
     fn begin(&self, loaded: &mut Loaded, unlock: Unlock<'_>, begin: Begin) -> Result<()> {
         let refused = |what: &str| self.refused(LuksCall::Reencrypt, what);
         let Data { after, unfinished, .. } = loaded.header.data();
         let (mode, before, after) = match (begin, unfinished, after) {
             (Begin::Resume, Some(_), _) => return Ok(()),
-            (Begin::Resume, None, _) => return Err(refused("there is no work to go on with")),
-            (_, Some(_), _) => return Err(refused("another work on its data is not completed")),
-            (_, None, Side::Clear) => return Err(refused("its data is in the clear")),
+            (Begin::Resume, None, _) => return Err(refused("no re-encryption job is unfinished")),
+            (_, Some(_), _) => return Err(refused("another re-encryption job is unfinished")),
+            (_, None, Side::Clear) => return Err(refused("its data is not encrypted")),
             (Begin::Decrypt, None, key @ Side::Key(digest)) => {
                 self.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
                 (ReencryptionMode::Decrypt, key, Side::Clear)
@@ -89,7 +90,7 @@ impl Container<'_> {
                 let header = &loaded.header;
                 let next = header.digest_of(to).filter(|next| *next != digest);
                 let (Some(next), true) = (next, header.digest_of(from) == Some(digest)) else {
-                    return Err(refused("the keyslots do not hold the volume key in use and the next one"));
+                    return Err(refused("the keyslots do not hold the current volume key and the next one"));
                 };
                 for keyslot in [from, to] {
                     self.unlock(header, Unlock { keyslot: Some(keyslot), ..unlock }, |_, _| true)?;
@@ -98,11 +99,14 @@ impl Container<'_> {
             }
         };
         let mut header = loaded.header.clone();
-        header.begin(mode, before, after).map_err(|NoRoom| refused("there is no room to note what is worked on"))?;
+        header
+            .begin(mode, before, after)
+            .map_err(|NoRoom| refused("there is no space for the checksums of the hot zone"))?;
         self.update(loaded, header)
     }
 
-    /// Puts right what a work was at when it was cut short. The container is not open.
+    /// Recovers the hot zone of a job that was cut short. The LUKS device has no active crypt
+    /// device.
     pub(super) fn recover(&self, loaded: &mut Loaded, keys: &Keys) -> Result<()> {
         let data = loaded.header.data();
         let Some(Unfinished { hot: Some(end), .. }) = data.unfinished else { return Ok(()) };
@@ -112,13 +116,13 @@ impl Container<'_> {
         self.record(loaded, end, None)
     }
 
-    /// Says in the header how far it has come, and what is being worked on.
+    /// Records the progress and the hot zone in the header.
     fn record(&self, loaded: &mut Loaded, done: u64, hot: Option<u64>) -> Result<()> {
         let header = recorded(loaded, done, hot);
         self.update(loaded, header)
     }
 
-    /// Writes the sectors of a zone that still hold what was noted the new way.
+    /// Rewrites the sectors of a zone that still have the noted contents.
     fn rewrite(&self, marks: &Marks, end: u64, offset: u64, keys: &Keys) -> Result<()> {
         runs(marks, end).into_iter().try_for_each(|run| {
             self.act(|machine| {
@@ -156,7 +160,7 @@ impl Container<'_> {
         };
         let count = u64::from_be_bytes(read(area.start, 8)?.try_into().expect("8 bytes were read"));
         if count.checked_mul(MARK).is_none_or(|length| length + 8 > area.end - area.start) {
-            return Err(self.refused(LuksCall::Open, "what was noted of the zone that is worked on is damaged"));
+            return Err(self.refused(LuksCall::Open, "the checksums of the hot zone are damaged"));
         }
         let bytes = read(area.start + 8, count * MARK)?;
         let marks = bytes.chunks_exact(MARK as usize).map(|entry| {
@@ -168,7 +172,7 @@ impl Container<'_> {
     }
 
     fn marks_area(&self, loaded: &Loaded) -> Result<Range<u64>> {
-        let no_area = || self.refused(LuksCall::Reencrypt, "its header has no place to note what is worked on");
+        let no_area = || self.refused(LuksCall::Reencrypt, "the header has no area for the checksums of the hot zone");
         loaded.header.checksums().ok_or_else(no_area)
     }
 }
@@ -184,7 +188,7 @@ fn recorded(loaded: &Loaded, done: u64, hot: Option<u64>) -> super::luks_header:
     header
 }
 
-/// The sectors before `end` that something was noted of, in stretches.
+/// The sectors before `end` that have marks, in runs.
 fn runs(marks: &Marks, end: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for sector in marks.keys().copied().filter(|sector| sector * SECTOR < end) {
@@ -196,18 +200,18 @@ fn runs(marks: &Marks, end: u64) -> Vec<Range<u64>> {
     runs
 }
 
-/// A work that goes on.
+/// A job that runs.
 struct Run<'a> {
     container: &'a Container<'a>,
-    /// The device that is up.
+    /// Minor number of the crypt device.
     minor: u32,
     keys: Keys,
     loaded: Loaded,
-    /// Pages in a zone, of those that hold something.
+    /// Non-zero pages per zone.
     pages: u64,
 }
 
-/// How far the device that is up has come.
+/// Progress of the active crypt device.
 struct Live {
     done: u64,
     length: u64,
@@ -222,7 +226,7 @@ impl Run<'_> {
         loop {
             let live = self.live()?;
             if let Some((marks, end)) = live.zone {
-                // Another was cut short in it: it may be that the header is not durable yet.
+                // Another job was cut short in it, so the header may not be durable yet.
                 let minor = self.minor;
                 self.container.act(|machine| {
                     machine.flush(self.container.number, Patience::Wait)?;
@@ -253,10 +257,10 @@ impl Run<'_> {
     }
 
     fn gone(&self) -> crate::platform::Error {
-        self.container.refused(LuksCall::Reencrypt, "it is not open any more")
+        self.container.refused(LuksCall::Reencrypt, "its crypt device is gone")
     }
 
-    /// Lets the device that is up know of the work.
+    /// Tells the active crypt device about the job.
     fn adopt(&self) -> Result<()> {
         let header = self.loaded.header.data();
         let mut machine = self.container.sim.machine()?;
@@ -266,7 +270,7 @@ impl Run<'_> {
             opened.after = self.keys.after.clone();
             opened.done = header.unfinished.map_or(0, |unfinished| unfinished.done);
         }
-        // Nobody relies on what is only noted.
+        // Nobody relies on a zone that is only noted.
         opened.zone = opened.zone.take().filter(|zone| !matches!(zone.phase, Phase::Noted));
         machine.crypt_changed(self.minor);
         Ok(())
@@ -283,7 +287,7 @@ impl Run<'_> {
         })
     }
 
-    /// How many pages a zone has.
+    /// Number of pages per zone.
     fn pages(&self) -> Result<u64> {
         let area = self.container.marks_area(&self.loaded)?;
         let max = ((area.end - area.start) / (MARK * (PAGE / SECTOR))).saturating_sub(2).clamp(1, PAGES_MAX);
@@ -302,7 +306,7 @@ impl Run<'_> {
         Ok(u64::div_ceil(stored, ZONES).clamp(1, max))
     }
 
-    /// Notes what the next zone holds.
+    /// Notes the contents of the next zone.
     fn note(&self) -> Result<Arc<Marks>> {
         let (number, pages) = (self.container.number, self.pages);
         self.container.peek(Call::LuksWrite, |machine| {
@@ -328,7 +332,7 @@ impl Run<'_> {
         })
     }
 
-    /// Says in the header what is worked on, and gives where that ends. `None`: it is not as noted any more.
+    /// Names the zone in the header. Returns its end, or `None` if the zone has become empty.
     fn name(&mut self, done: u64) -> Result<Option<u64>> {
         let minor = self.minor;
         let end_of = |machine: &Machine| {
@@ -351,14 +355,14 @@ impl Run<'_> {
                 }
                 true
             })?;
-            // Otherwise somebody has just written to it.
+            // If not, somebody has just written to the zone.
             if named {
                 return Ok(Some(end));
             }
         }
     }
 
-    /// Writes a zone anew, and says that it is done.
+    /// Rewrites a zone and records that it is done.
     fn complete(&mut self, marks: &Marks, end: u64) -> Result<()> {
         let offset = self.loaded.header.data().offset;
         self.container.rewrite(marks, end, offset, &self.keys)?;
@@ -375,7 +379,7 @@ impl Run<'_> {
         self.container.record(&mut self.loaded, end, None)
     }
 
-    /// All is done. The header says so, and old keys are overwritten.
+    /// Ends the job: the header says so, and old keys are overwritten.
     fn finish(&mut self) -> Result<()> {
         let mut header = self.loaded.header.clone();
         let old = header.finish();
@@ -393,7 +397,7 @@ impl Run<'_> {
 }
 
 impl Machine {
-    /// What the sectors of a stretch of data hold.
+    /// Marks of the sectors of a range.
     fn marks(
         &self,
         number: crate::platform::DeviceNumber,

@@ -1,8 +1,8 @@
 //! The whole state of the simulated machine, and its power.
 //!
-//! One value behind one mutex, which is a leaf: nothing waits while it is held. Rules of a power cut: disks keep what
-//! they had made durable and of the rest what the generator spares; pools go back to their last commit; device-mapper
-//! devices, mounts, links and event sources are gone.
+//! One value behind one mutex, which is a leaf: nothing waits while it is held. Rules of a power
+//! cut: disks keep what was durable and, of the rest, what the generator chooses. Pools go back to
+//! their last commit. Device-mapper devices, mounts, links and event sources are lost.
 
 use std::{
     collections::BTreeMap,
@@ -16,13 +16,13 @@ use super::{
 };
 use crate::platform::{DeviceNumber, keyring::Secret};
 
-/// Without a word from a test: less than a removal tries.
+/// Default number of busy results; below the attempts of a removal.
 const LINGERING_DEFAULT: u32 = 2;
 
-/// Everything there is.
+/// The state of the machine.
 pub(super) struct Machine {
     pub(super) powered: bool,
-    /// Counts how often it was switched on.
+    /// Number of times it was switched on again.
     pub(super) boot: u64,
     pub(super) disks: Disks,
     pub(super) dm: Dm,
@@ -30,18 +30,18 @@ pub(super) struct Machine {
     pub(super) xfs: Xfs,
     pub(super) udev: Udev,
     pub(super) events: Events,
-    /// Devices that the process that uses the machine has open exclusively, with the serial number of the hold.
+    /// Devices that the daemon holds exclusively, with the serial number of each hold.
     pub(super) held: BTreeMap<DeviceNumber, u64>,
-    /// Calls whose I/O waits for a suspended device or a full pool.
+    /// Number of calls whose I/O waits for a suspended device or a full pool.
     pub(super) stalled: usize,
-    /// Pool and thin device of each write that a full pool holds back.
+    /// Pool and thin device of each write that a full pool queues.
     pub(super) queued: Vec<(u32, u32)>,
-    /// How often a device that has just been left is found open by those who would remove it.
+    /// How many removals find a device still busy after its last user closed it.
     pub(super) lingering: u32,
     pub(super) clock: Clock,
-    /// Keys, by name. They are gone after a power cut, as the kernel's are.
+    /// Keys by name. A power cut loses them, as in the kernel.
     pub(super) keyring: BTreeMap<String, Secret>,
-    /// Volume keys in the process keyring of the daemon.
+    /// Volume keys in the daemon's process keyring.
     pub(super) volume_keys: BTreeMap<String, Secret>,
     /// Tang servers and the TPM.
     pub(super) helpers: Helpers,
@@ -73,8 +73,8 @@ impl Machine {
         }
     }
 
-    /// A name for something that is kept here and found through bytes on a device. Never the same twice, and never
-    /// what a device could hold by accident.
+    /// A key for state that is kept here and found through bytes on a device. Keys never repeat and
+    /// never occur on a device by accident.
     pub(super) fn new_key(&mut self) -> [u8; 16] {
         self.keys += 1;
         let mut key = *b"sim:\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -82,7 +82,7 @@ impl Machine {
         key
     }
 
-    /// The canonical node and the number of the device that a path leads to.
+    /// The canonical node and device number that a path leads to.
     pub(super) fn node(&mut self, path: &Path) -> Option<(PathBuf, DeviceNumber)> {
         let path = self.disks.resolve(normal(path)?);
         if let Ok(name) = path.strip_prefix("/dev/mapper") {
@@ -104,21 +104,21 @@ impl Machine {
         Some((path, number))
     }
 
-    /// Takes a device for the process alone. Gives the serial number of the hold.
+    /// Takes exclusive use of a device. Returns the serial number of the hold.
     pub(super) fn hold(&mut self, number: DeviceNumber) -> u64 {
         self.keys += 1;
         self.held.insert(number, self.keys);
         self.keys
     }
 
-    /// Ends a hold, unless it has ended with its process.
+    /// Releases a hold, unless a power cut already has.
     pub(super) fn release(&mut self, number: DeviceNumber, serial: u64) {
         if self.held.get(&number) == Some(&serial) {
             self.held.remove(&number);
         }
     }
 
-    /// Applies what a power cut does.
+    /// Applies the effects of a power cut.
     pub(super) fn lose_power(&mut self) {
         if !self.powered {
             return;
@@ -148,7 +148,7 @@ impl Machine {
         self.boot += 1;
     }
 
-    /// Somebody has closed a device; udev, or the kernel itself, is not done with it at once.
+    /// A device was closed; udev, or the kernel itself, keeps it open for a moment.
     pub(super) fn left(&mut self, number: DeviceNumber) {
         let lingering = self.lingering;
         if let Some(device) = (number.major == dm::DM_MAJOR).then(|| self.dm.device_mut(number.minor)).flatten() {
@@ -156,7 +156,8 @@ impl Machine {
         }
     }
 
-    /// Pulls a disk out: its cache loses power, its node is gone. False if there is no such disk.
+    /// Pulls a disk: its write cache is lost and its node is gone. Returns false if there is no
+    /// such disk.
     pub(super) fn pull(&mut self, path: &Path) -> bool {
         let Some(disk) = self.disks.known(path).filter(|disk| disk.present) else { return false };
         disk.lose_power(&mut self.chance);
@@ -165,8 +166,8 @@ impl Machine {
     }
 }
 
-/// An absolute path without `.`, `..` and doubled slashes; `None` for a relative one, and for one that is longer than a
-/// kernel takes.
+/// Normalizes an absolute path: removes `.`, `..` and doubled slashes. `None` for a relative path
+/// and for one longer than the kernel accepts.
 pub(super) fn normal(path: &Path) -> Option<PathBuf> {
     const PATH_BYTES_MAX: usize = 4095;
     const NAME_BYTES_MAX: usize = 255;

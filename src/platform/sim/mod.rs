@@ -1,17 +1,19 @@
-//! A machine in memory: what `stratisd --sim` runs on, and what every proof about faults and power cuts runs on.
+//! A machine in memory: `stratisd --sim` runs on it, and so does every proof about faults and power
+//! cuts.
 //!
-//! It does everything that [`Platform`](super::Platform) asks, or refuses with the error that a kernel would give; the rules and their
-//! limits stand at the head of each file: disks (`disks`), device-mapper (`dm`, `thin`, `io`), file systems (`xfs`),
-//! programs (`programs`), udev (`udev`, `events`), power (`machine`), steps and faults (`faults`), LUKS2 containers (`luks`,
-//! `luks_header`, `luks_reencrypt`, `crypt`), Clevis (`clevis`).
+//! It does everything that [`Platform`](super::Platform) asks, or refuses with the error of a
+//! kernel. The rules and their limits are at the top of each file: disks (`disks`), device-mapper
+//! (`dm`, `thin`, `io`), file systems (`xfs`), programs (`programs`), udev (`udev`, `events`),
+//! power (`machine`), steps and faults (`faults`), LUKS2 (`luks`, `luks_device`, `luks_header`,
+//! `luks_reencrypt`, `crypt`), Clevis (`clevis`).
 //!
-//! In short: any absolute path is a large sparse disk that appears when it is first named, unless the machine has only
-//! the disks it was given. Bytes go through the stack of tables down to the disks. Everything that depends on chance
-//! comes from one seed: the same calls in the same order give the same history. Calls may come from any thread; no
-//! lock is held while one waits.
+//! In short: any absolute path is a large sparse disk that appears when it is first used, unless
+//! the machine has only the given disks. Bytes pass through the table stack down to the disks.
+//! Every random choice comes from one seed: the same calls in the same order give the same history.
+//! Any thread may make calls; no lock is held while one waits.
 //!
-//! Limit of waiting: I/O that waits for a suspended device or a full pool fails with ETIMEDOUT after [`STALL_MAX`], so
-//! that a mistake shows as an error and not as a test that never ends.
+//! Limit of waiting: I/O that waits for a suspended device or a full pool fails with ETIMEDOUT
+//! after [`STALL_MAX`], so that a mistake shows as an error instead of a test that never ends.
 //!
 //! Knows nothing of pools, plans and requests, and nothing real but the clock and eventfds.
 
@@ -71,54 +73,54 @@ use self::{
 use super::{DeviceAction, DeviceNumber, Error, Geometry, Hold, PendingLinks, Result, WriteStep};
 use crate::base::units::Sectors;
 
-/// The longest that I/O waits for a suspended device or a full pool.
+/// Longest time that I/O waits for a suspended device or a full pool.
 pub const STALL_MAX: Duration = Duration::from_secs(60);
 
-/// Attempts at the removal of a busy device. A real machine waits 200 ms between them.
+/// Attempts to remove a busy device. A real machine waits 200 ms between them.
 const REMOVE_ATTEMPTS: u32 = 5;
 
-/// A simulated machine. Copies are the same machine.
+/// A simulated machine. Clones are the same machine.
 #[derive(Clone)]
 pub struct Sim(Arc<Inner>);
 
 struct Inner {
     machine: Mutex<Machine>,
-    /// Told of everything that may let waiting I/O go on, of links, and of power.
+    /// Notified of everything that may let waiting I/O continue, of links, and of power.
     changed: Changed,
-    /// Told when I/O begins to wait. Its own, so that what waits does not wake itself.
+    /// Notified when I/O starts to wait. Separate, so that waiting I/O does not wake itself.
     stalls: Condvar,
     control: Arc<Control>,
     clock: Clock,
-    /// How many pages a work on the data of a container takes at a time, if it was said.
+    /// Pages per step of a re-encryption job, if set.
     hot_zone: Option<u64>,
-    /// Counts what takes long on any machine.
+    /// Number of calls that are slow on any machine.
     long_calls: AtomicU64,
-    /// Counts the flushes of writes; those of several devices in the same round count once.
+    /// Number of rounds of flushes; flushes of several devices in the same round count once.
     flush_waits: AtomicU64,
-    /// How often udev was told of filesystems.
+    /// Number of calls that asked udev for links.
     announcements: AtomicU64,
-    /// What runs, with a number for each.
+    /// Running programs, numbered.
     running: Mutex<BTreeMap<u64, (String, Instant)>>,
     random: Mutex<StdRng>,
 }
 
 impl Sim {
-    /// Begins a machine.
+    /// Starts to describe a machine.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// Takes the machine, if it is on.
+    /// Locks the machine, if it has power.
     fn machine(&self) -> Result<MutexGuard<'_, Machine>> {
         let machine = self.0.machine.lock();
         if machine.powered { Ok(machine) } else { Err(Error::PowerCut) }
     }
 
-    /// One step: waits at gates, counts, fails if that is planned, has the effect.
+    /// Runs one step: waits at gates, counts it, fails if planned, takes effect.
     fn step<T>(&self, call: Call, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
-        let _runs = call.is_program().then(|| {
+        let _running = call.is_program().then(|| {
             self.takes_long();
-            Runs::begin(self, call, subject)
+            RunningGuard::begin(self, call, subject)
         });
         match self.0.control.begin(call, subject)? {
             Verdict::Do => {
@@ -134,12 +136,12 @@ impl Sim {
         }
     }
 
-    /// Takes note of a key derivation, a program, a question to a server.
+    /// Counts a slow call: a key derivation, a program, a request to a server.
     fn takes_long(&self) {
         self.0.long_calls.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Tries until nothing holds the I/O back.
+    /// Retries until nothing blocks the I/O.
     fn wait_for_io<T>(
         &self,
         mut act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
@@ -152,7 +154,7 @@ impl Sim {
             machine.give_up_waiting();
             let acted = act(&mut machine);
             if std::mem::take(&mut was_queued) {
-                // A suspend may wait for it to have been served.
+                // A suspend may wait until this I/O has been served.
                 self.0.changed.notify_all();
             }
             let stop = match acted {
@@ -185,7 +187,7 @@ impl Sim {
         }
     }
 
-    /// A step of I/O on something named by a text.
+    /// A step of I/O on a named subject.
     fn io<T>(
         &self,
         call: Call,
@@ -195,7 +197,7 @@ impl Sim {
         self.step(call, subject, || self.wait_for_io(act, |errno| io_error(call, subject, errno)))
     }
 
-    /// A step of device-mapper.
+    /// A device-mapper step.
     fn dm<T>(
         &self,
         call: Call,
@@ -211,12 +213,12 @@ impl Sim {
         })
     }
 
-    /// The node and number behind a path.
+    /// The node and device number of a path.
     fn node(&self, path: &Path) -> Result<(PathBuf, DeviceNumber)> {
         self.machine()?.node(path).ok_or_else(|| Error::NoDevice { path: path.to_owned() })
     }
 
-    /// A device was open for writing and is closed: udev looks at it again.
+    /// A device was open for writing and is closed: udev probes it again.
     fn written(&self, number: DeviceNumber) -> Result<()> {
         let mut machine = self.machine()?;
         machine.left(number);
@@ -236,7 +238,7 @@ impl Sim {
     }
 }
 
-/// A device that is held.
+/// A held device.
 struct Held {
     sim: Sim,
     number: DeviceNumber,
@@ -257,28 +259,28 @@ impl Drop for Held {
     }
 }
 
-/// A program that runs, until this is dropped.
-struct Runs<'a> {
+/// A running program, until dropped.
+struct RunningGuard<'a> {
     sim: &'a Sim,
     number: u64,
 }
 
-impl<'a> Runs<'a> {
-    fn begin(sim: &'a Sim, call: Call, subject: &str) -> Runs<'a> {
+impl<'a> RunningGuard<'a> {
+    fn begin(sim: &'a Sim, call: Call, subject: &str) -> RunningGuard<'a> {
         let mut running = sim.0.running.lock();
         let number = running.keys().next_back().map_or(1, |last| last + 1);
         running.insert(number, (format!("{} {subject}", call.program_name()), Instant::now()));
-        Runs { sim, number }
+        RunningGuard { sim, number }
     }
 }
 
-impl Drop for Runs<'_> {
+impl Drop for RunningGuard<'_> {
     fn drop(&mut self) {
         self.sim.0.running.lock().remove(&self.number);
     }
 }
 
-/// A path as a subject of steps.
+/// A path as the subject of a step.
 fn text(path: &Path) -> std::borrow::Cow<'_, str> {
     path.to_string_lossy()
 }
@@ -301,8 +303,8 @@ impl Sim {
         self.shut_down_after(synced, path)
     }
 
-    /// The log of a file system was to be written: an I/O error there, also a planned one, is its end until it is mounted
-    /// again.
+    /// Handles an I/O error, planned or not, on a write of the XFS log: the file system shuts down
+    /// until it is mounted again.
     fn shut_down_after(&self, synced: Result<()>, path: &str) -> Result<()> {
         if synced.as_ref().is_err_and(|error| error.errno() == Some(libc::EIO)) && !self.0.control.has_ended() {
             let mut machine = self.machine()?;
@@ -315,14 +317,14 @@ impl Sim {
 }
 
 impl Machine {
-    /// Logical sector size of a device in bytes: the largest of what it stands on.
+    /// Logical sector size of a device in bytes: the largest among the devices below it.
     fn logical_sector(&self, number: DeviceNumber) -> u32 {
         let below = self.disks_below(number);
         let largest = below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| disk.shape.logical).max();
         largest.unwrap_or(512).max(self.encryption_sector(number))
     }
 
-    /// Writes out the device that a private path lies on.
+    /// Writes out the device that holds a private path.
     fn flush_files(&mut self, path: &str) -> std::result::Result<(), Stop> {
         let device = self.device_of_file(path).ok_or(Stop::Errno(libc::ENOENT))?;
         self.write_log(device)
@@ -343,18 +345,18 @@ impl Machine {
 
 struct Pending {
     sim: Sim,
-    /// Links with their devices, and the numbers of the announcements.
+    /// Links with their devices, and the numbers of their announcements.
     wanted: Vec<((PathBuf, DeviceNumber), u64)>,
     boot: u64,
-    /// Up when anything may have changed.
+    /// Raised when anything may have changed.
     told: Arc<Flag>,
 }
 
 impl Pending {
-    /// Those that are not there, and whether it is not worth waiting for them.
+    /// The missing links, and whether to stop waiting for them.
     fn look(&self, machine: &Machine) -> (Vec<PathBuf>, bool) {
         let missing = || self.wanted.iter().filter(|((link, number), _)| machine.udev.link(link) != Some(*number));
-        // A link that has been made and is gone again will not come back: something newer has seen to that.
+        // A link that was made and is gone will not come back: something newer removed it.
         let may_come = missing().any(|(_, announcement)| machine.udev.may_come(*announcement));
         let over = !machine.powered || machine.boot != self.boot;
         (missing().map(|((link, _), _)| link.clone()).collect(), over || !may_come)

@@ -1,4 +1,4 @@
-//! The calls of [`Platform`], each as the steps that it consists of.
+//! The calls of [`Platform`], each as the sequence of its steps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -59,7 +59,7 @@ impl Platform for Sim {
                 Ok(())
             }
         });
-        // Of a call that fails after its effect nothing stays: the kernel gives no descriptor then.
+        // A call that fails after its effect leaves no hold: the kernel returns no descriptor then.
         let hold = made.map(|serial| Held { sim: self.clone(), number, serial });
         held?;
         Ok(Box::new(hold.expect("a device is held when the call succeeds")))
@@ -74,7 +74,7 @@ impl Platform for Sim {
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
         let (_, number) = self.node(path)?;
         self.io(Call::Read, &text(path), |machine| {
-            // Checked first, so that a wrong length is not allocated.
+            // Check first, so that a wrong length is not allocated.
             let end = offset.checked_add(length as u64).ok_or(Stop::Errno(libc::EINVAL))?;
             if machine.size_of(number).is_none_or(|size| end > size) {
                 return Err(Stop::Errno(libc::EIO));
@@ -95,8 +95,8 @@ impl Platform for Sim {
         done.and(self.written(number))
     }
 
-    /// The first step of each device, then the second of each, and so on: of all orders the one that leaves the most
-    /// devices unfinished at a fault.
+    /// Runs the first step of each device, then the second of each, and so on. Of all orders this
+    /// one leaves the most devices unfinished at a fault.
     fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
         let open = |write: &DeviceWrite<'_>| match self.node(write.path) {
             Ok((_, number)) => (Some(number), Ok(())),
@@ -130,7 +130,8 @@ impl Platform for Sim {
     }
 
     fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
-        // Whether it is there is looked up and not remembered: a create that fails after its effect has made it too.
+        // Look it up instead of remembering it: a create that fails after its effect has made the
+        // device too.
         let was_there = self.machine()?.dm.by_name(name).is_some();
         let made = self
             .dm(Call::DmCreate, name, |machine| machine.dm_new(name, uuid))
@@ -138,7 +139,7 @@ impl Platform for Sim {
             .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm::number(minor)));
         if made.is_err() && !was_there && !self.0.control.has_ended() {
             let mut machine = self.machine()?;
-            // It may not have been made; what is below it may go now.
+            // The device may not exist. What is below it may be removed now.
             let _ = machine.dm_remove(name);
             self.0.changed.notify_all();
         }
@@ -152,7 +153,7 @@ impl Platform for Sim {
     fn dm_suspend(&self, name: &str, flush: bool) -> Result<()> {
         let failed = |errno| dm_error(Call::DmSuspend, name, errno);
         if flush && self.machine()?.is_thin_named(name) {
-            // It waits for what is queued in a full pool.
+            // Waits for the writes queued in a full pool.
             self.takes_long();
         }
         self.step(Call::DmSuspend, name, || {
@@ -211,16 +212,17 @@ impl Platform for Sim {
 
     fn running_programs(&self) -> Vec<RunningProgram> {
         let running = self.0.running.lock();
-        let told = |(number, (label, since)): (&u64, &(String, Instant))| RunningProgram {
+        let program = |(number, (label, since)): (&u64, &(String, Instant))| RunningProgram {
             label: label.clone(),
             process: u32::try_from(*number).unwrap_or(u32::MAX),
             age: since.elapsed(),
             is_stuck: false,
         };
-        running.iter().map(told).collect()
+        running.iter().map(program).collect()
     }
 
-    /// None: changes of device-mapper devices wait for nobody here, and those who wait for links see themselves what is missing.
+    /// Always 0: device-mapper changes do not wait for udev here, and waits for links check for
+    /// themselves what is missing.
     fn unanswered_udev_events(&self) -> u64 {
         0
     }

@@ -1,14 +1,15 @@
-//! The programs that the engine runs, as far as their effect on devices and their words go.
+//! The programs that the engine runs: their effect on devices and their output.
 //!
-//! Rules: arguments are taken as getopt does; whatever the simulation does not do is refused as an unknown argument,
-//! with status 1. A program opens its device exclusively. Each of its writes is a step. Versions are those of Debian 12
-//! (xfsprogs 6.1, thin-provisioning-tools 0.9).
+//! Rules: arguments are parsed as by getopt. Whatever the simulation does not support is refused as
+//! an unknown argument with status 1. A program opens its device exclusively. Each of its writes is
+//! a step. The versions are those of Debian 12 (xfsprogs 6.1, thin-provisioning-tools 0.9).
 //!
-//! mkfs.xfs writes the superblock, a copy of it at the beginning of each allocation group, the end of the device, and a log in
-//! the middle, of which the beginning of each MiB is written here: that maps as many blocks of a thin pool as a real one
-//! does, 545 for a file system of 1 TiB.
+//! mkfs.xfs writes the superblock, a copy of it at the start of each allocation group, the end of
+//! the device, and a log in the middle, of which only the start of each MiB is written here. This
+//! maps as many blocks of a thin pool as the real program, 545 for a file system of 1 TiB.
 //!
-//! xfs_db refuses by words alone: a UUID that is to be written while the log needs a replay is not, and its status is 0.
+//! xfs_db refuses in words only: while the log needs a replay, it does not write a UUID, but exits
+//! with status 0.
 
 use std::path::Path;
 
@@ -24,17 +25,18 @@ use super::{
 };
 use crate::platform::{DeviceNumber, Error, Program, ProgramEnd, Result};
 
-/// Where xfs_db writes copies of the superblock, in quarters of the device: some of them will do.
+/// Where xfs_db writes copies of the superblock, in quarters of the device. A few of them suffice
+/// here.
 const COPIES: [u64; 3] = [3, 2, 1];
 
-/// Arguments taken apart: options with their values in order, and the rest.
+/// Parsed arguments: options with their values in order, and the rest.
 struct Arguments<'a> {
     options: Vec<(&'a str, &'a str)>,
     rest: Vec<&'a str>,
 }
 
 impl<'a> Arguments<'a> {
-    /// `flags` stand alone, `valued` take the rest of their word or the next word.
+    /// `flags` stand alone; `valued` options take the rest of their word or the next word.
     fn parse(words: &[&'a str], flags: &[&'static str], valued: &[&'static str]) -> std::result::Result<Self, String> {
         let mut parsed = Arguments { options: Vec::new(), rest: Vec::new() };
         let mut words = words.iter().copied();
@@ -76,7 +78,7 @@ impl<'a> Arguments<'a> {
 }
 
 impl Sim {
-    /// Runs a program; its first step is taken.
+    /// Runs a program after its first step.
     pub(super) fn run_program(&self, program: Program, words: &[&str]) -> Result<String> {
         match program {
             Program::MkfsXfs => self.mkfs_xfs(words),
@@ -87,7 +89,7 @@ impl Sim {
         }
     }
 
-    /// The device behind a path, not held by anybody.
+    /// The device behind a path, if it is not in use.
     fn open_exclusively(&self, program: Program, path: &str) -> Result<DeviceNumber> {
         let fail = refusal(program);
         let mut machine = self.machine()?;
@@ -103,7 +105,7 @@ impl Sim {
         Ok(number)
     }
 
-    /// Does something to devices, in the name of a program; waits where I/O has to.
+    /// Does I/O on behalf of a program, waiting where needed.
     fn program_io<T>(
         &self,
         program: Program,
@@ -126,14 +128,14 @@ impl Sim {
         })
     }
 
-    /// Headers of allocation groups, the log, the end of the device. One step, which can be repeated when it has to wait in the
-    /// middle.
+    /// Writes the headers of allocation groups, the log and the end of the device: one step, which
+    /// is idempotent if it has to wait in the middle.
     fn program_write_layout(&self, number: DeviceNumber, size: u64, sector: &[u8; 512]) -> Result<()> {
         const PROGRAM: Program = Program::MkfsXfs;
         const STRETCH: u64 = 1 << 20;
         let groups = xfs::groups(size);
         let group = size / groups / xfs::BLOCK * xfs::BLOCK;
-        // Behind the headers of the group in the middle.
+        // Behind the headers of the middle group.
         let log = groups / 2 * group + 8 * xfs::BLOCK;
         let stretches = xfs::log_bytes(size) / STRETCH;
         self.step(Call::ProgramWrite(PROGRAM), &number.to_string(), || {
@@ -179,7 +181,7 @@ impl Sim {
         }
         let held = match held {
             Ok(contents) => contents.superblock.is_some() || contents.partitions > 0,
-            // Found out below, where waiting is possible.
+            // Reported below, where waiting is possible.
             Err(_) => false,
         };
         if held && !arguments.has("-f") {
@@ -193,7 +195,7 @@ impl Sim {
         let key = self.machine()?.new_key();
         let sector = Superblock { uuid, blocks: size / xfs::BLOCK, key, dirty: false }.encode();
         self.program_write_layout(number, size, &sector)?;
-        // The first sector last: it is what makes it a file system.
+        // The first sector last, because it makes the device a file system.
         self.machine()?.xfs.new_files(key);
         self.program_write(PROGRAM, number, 0, &sector)?;
         self.program_flush(PROGRAM, number)?;
@@ -249,7 +251,7 @@ impl Sim {
         Ok(said)
     }
 
-    /// Extends a mounted XFS; its first step is taken.
+    /// Grows a mounted XFS after the first step.
     pub(super) fn grow(&self, at: &Path, expected: DeviceNumber) -> Result<()> {
         let fail = |what: String| Error::Grow { path: at.to_owned(), what };
         let failed = |errno| fail(format!("exit status 1: {}", std::io::Error::from_raw_os_error(errno)));
@@ -344,7 +346,7 @@ impl Sim {
 }
 
 impl Machine {
-    /// The name of the mappings on a thin-pool metadata device.
+    /// Key of the mappings on a thin-pool metadata device.
     pub(super) fn metadata_key(&self, number: DeviceNumber) -> std::result::Result<Option<thin::Key>, Stop> {
         let mut sector = [0; 512];
         self.read_at(number, 0, &mut sector, Patience::Wait)?;
@@ -352,12 +354,12 @@ impl Machine {
     }
 }
 
-/// What a program that ends with status 1 makes of its words.
+/// The error of a program that exits with status 1 and prints these words.
 fn refusal(program: Program) -> impl Fn(String) -> Error {
     move |words| Error::Program { program, end: ProgramEnd::Status(1), what: format!("exit status 1: {words}") }
 }
 
-/// A size with its unit, in bytes.
+/// Parses a size with its unit into bytes.
 fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor = match &text[digits.len()..] {
@@ -426,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_size_refuses_what_it_does_not_know() {
+    fn metadata_size_refuses_unknown_arguments() {
         let good = ["-b", "1m", "-s", "1g", "-m", "100", "-n"];
         assert!(metadata_size(&good).is_ok());
         for bad in [&["-x"][..], &["extra"], &["-b", "1000b"], &["-s", "10q"], &["-m", "many"], &["-s", "1k"]] {

@@ -1,4 +1,4 @@
-//! Bytes of a large, mostly empty device. Pages that hold only zeros take no memory.
+//! The bytes of a large, mostly empty device. All-zero pages take no memory.
 //!
 //! Knows nothing of sectors, caches or power.
 
@@ -10,13 +10,13 @@ const ZEROS: [u8; PAGE_LENGTH] = [0; PAGE_LENGTH];
 
 type Page = Arc<[u8; PAGE_LENGTH]>;
 
-/// A sparse array of bytes. Copies share their pages.
+/// A sparse array of bytes. Clones share their pages.
 #[derive(Clone, Default)]
 pub(super) struct Sparse {
     pages: BTreeMap<u64, Page>,
 }
 
-/// The parts of a range of bytes that lie in one page each: page, range in the page, offset in the whole range.
+/// Splits a byte range by pages: page, range within the page, offset in the whole range.
 fn parts(offset: u64, length: u64) -> impl Iterator<Item = (u64, Range<usize>, usize)> {
     let end = offset + length;
     let mut at = offset;
@@ -45,11 +45,12 @@ impl Sparse {
         }
     }
 
-    /// Puts `bytes` at `offset`.
+    /// Writes `bytes` at `offset`.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         for (page, part, from) in parts(offset, bytes.len() as u64) {
             let source = &bytes[from..from + part.len()];
-            // Compared as a whole: byte by byte this is what simulated disks spend most of their time with.
+            // Compare as a whole: simulated disks would spend most of their time in a loop over
+            // bytes.
             let zeros = *source == ZEROS[..source.len()];
             if zeros && !self.pages.contains_key(&page) {
                 continue;
@@ -62,12 +63,12 @@ impl Sparse {
         }
     }
 
-    /// Makes a stretch read as zeros. Costs what was stored there, not its length.
+    /// Zeros a range. The cost depends on what was stored there, not on the length.
     pub(super) fn zero(&mut self, offset: u64, length: u64) {
         let end = offset + length;
         let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
         if first >= last {
-            // No whole page in it: at most the ends of two.
+            // No whole page: at most the ends of two.
             for (page, part, _) in parts(offset, length) {
                 self.write(page * PAGE + part.start as u64, &ZEROS[..part.len()]);
             }
@@ -80,7 +81,7 @@ impl Sparse {
         }
     }
 
-    /// Makes every page that `range` touches equal to that of `source`, sharing it.
+    /// Makes every page that `range` touches equal to that of `source`, and shares it.
     pub(super) fn take_over(&mut self, source: &Sparse, range: Range<u64>) {
         let mut touched = self.stored(range.clone());
         touched.extend(source.stored(range));
@@ -92,7 +93,7 @@ impl Sparse {
         }
     }
 
-    /// Ranges of whole pages in which the two differ, in order.
+    /// Ranges of whole pages in which the two differ, sorted.
     pub(super) fn differences(&self, other: &Sparse) -> Vec<Range<u64>> {
         let mut differing: Vec<u64> = self
             .pages
@@ -113,7 +114,7 @@ impl Sparse {
         ranges
     }
 
-    /// The first page in a range that holds something, as far as it lies in the range.
+    /// The first non-zero page within `range`, clipped to it.
     pub(super) fn next_stored(&self, range: Range<u64>) -> Option<Range<u64>> {
         if range.is_empty() {
             return None;
@@ -122,7 +123,7 @@ impl Sparse {
         Some((page * PAGE).max(range.start)..((page + 1) * PAGE).min(range.end))
     }
 
-    /// Bytes of memory that the pages take.
+    /// Memory that the pages take, in bytes.
     pub(super) fn stored_bytes(&self) -> u64 {
         self.pages.len() as u64 * PAGE
     }
@@ -162,9 +163,9 @@ mod tests {
     }
 
     proptest! {
-        /// The store is an array of bytes, whatever is done to it.
+        /// The store behaves like an array of bytes.
         #[test]
-        fn is_an_array(steps in prop::collection::vec(step(), 1..20)) {
+        fn behaves_like_an_array(steps in prop::collection::vec(step(), 1..20)) {
             let (mut store, mut model) = (Sparse::default(), vec![0_u8; LENGTH]);
             for step in steps {
                 match step {

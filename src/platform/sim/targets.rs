@@ -1,6 +1,7 @@
-//! Tables of device-mapper devices: what is checked when one is loaded, what it takes hold of, what its targets say.
+//! Tables of device-mapper devices: the checks at a load, the devices they hold, the status of
+//! their targets.
 //!
-//! The rules stand in `dm`. Knows nothing of names and of which table of a device is active.
+//! The rules are in `dm`. Knows nothing of names, nor which table of a device is live.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,7 +22,7 @@ use crate::{
     },
 };
 
-/// What a pool will still do. In the order in which it gets worse.
+/// Mode of a thin pool, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PoolMode {
     Write,
@@ -63,7 +64,7 @@ impl Features {
         Ok(features)
     }
 
-    /// In the order in which the kernel writes them.
+    /// In the kernel's order.
     fn words(self) -> Vec<String> {
         [
             (!self.zero_new_blocks, "skip_block_zeroing"),
@@ -79,25 +80,25 @@ impl Features {
     }
 }
 
-/// A thin pool that runs: there while any table names it.
+/// A running thin pool; it exists while any table names it.
 pub(super) struct PoolRun {
     pub(super) key: Key,
     pub(super) metadata: DeviceNumber,
     pub(super) data: DeviceNumber,
     pub(super) features: Features,
     pub(super) mode: PoolMode,
-    /// When it gives up waiting for data blocks: out of them, and its writers queue.
+    /// When it stops queueing writes, if it is out of data space and queues them.
     pub(super) gives_up_at: Option<Duration>,
     pub(super) low_water: u64,
     pub(super) low_water_triggered: bool,
-    /// Free metadata blocks have fallen below the threshold, and the event for that was raised.
+    /// Free metadata blocks are below the threshold, and the event for that was raised.
     pub(super) metadata_low: bool,
     pub(super) tables: u32,
-    /// How many tables have each thin device open.
+    /// Number of tables that have each thin device open.
     pub(super) open: HashMap<u32, u32>,
 }
 
-/// Devices that a table names, each once.
+/// The devices that a table names, each once.
 pub(super) fn uses(table: &[Line]) -> Vec<DeviceNumber> {
     let mut found = Vec::new();
     let mut add = |number: &DeviceNumber| {
@@ -125,7 +126,7 @@ pub(super) fn metadata_threshold(blocks: u64) -> u64 {
 }
 
 impl Machine {
-    /// Checks a table and takes hold of everything below it.
+    /// Checks a table and opens everything below it.
     pub(super) fn construct(&mut self, minor: u32, table: &[Line]) -> Result<Vec<Line>, i32> {
         let mut end = 0_u64;
         for line in table {
@@ -269,12 +270,12 @@ impl Machine {
         Ok(features)
     }
 
-    /// Blocks of a metadata device, as far as the kernel uses them.
+    /// Number of blocks of a metadata device that the kernel uses.
     fn metadata_blocks(&self, metadata: DeviceNumber) -> u64 {
         (self.size_of(metadata).unwrap_or(0) / METADATA_BLOCK).min(METADATA_BLOCKS_MAX)
     }
 
-    /// Finds the mappings that a metadata device names, or makes empty ones if its first block is zero.
+    /// Finds the mappings of a metadata device, or creates empty ones if its first block is zero.
     fn open_metadata(&mut self, metadata: DeviceNumber, block: Sectors) -> Result<Key, i32> {
         let mut first = vec![0; METADATA_BLOCK as usize];
         self.read_at(metadata, 0, &mut first, Patience::Pass).map_err(errno)?;
@@ -293,7 +294,7 @@ impl Machine {
         Ok(key)
     }
 
-    /// Lets go of everything below a table.
+    /// Closes everything below a table.
     pub(super) fn destruct(&mut self, table: &[Line], minor: u32) {
         self.release_pools(table, minor);
         for below in uses(table) {
@@ -308,8 +309,8 @@ impl Machine {
                     let Some(run) = self.dm.pool_mut(minor) else { continue };
                     run.tables -= 1;
                     if run.tables == 0 {
-                        // What is not committed yet is, as the kernel's last worker run does. What cannot be stays
-                        // behind and the mappings are those of the last commit.
+                        // Commit what is not committed yet, as the kernel's last worker run does.
+                        // If that fails, the mappings go back to the last commit.
                         let lost = self.commit_pool(minor).is_err();
                         let key = self.dm.pool(minor).map(|run| run.key);
                         match key.and_then(|key| self.thin.get_mut(&key)) {
@@ -332,12 +333,13 @@ impl Machine {
         }
     }
 
-    /// Whether every line stays within the device below it, and begins and ends with one of its logical sectors.
+    /// Whether every line fits the device below it and is aligned to its logical sectors.
     pub(super) fn areas_fit(&self, table: &[Line]) -> bool {
         table.iter().all(|line| self.is_aligned(line)) && self.are_within(table)
     }
 
-    /// Whether a line and the stretch that it leads to consist of whole logical sectors of what lies below.
+    /// Whether a line, and the range that it maps to, consist of whole logical sectors of the
+    /// device below.
     fn is_aligned(&self, line: &Line) -> bool {
         let offset = match line.target {
             Target::Linear { offset, .. } => offset.0,
@@ -361,9 +363,9 @@ impl Machine {
         })
     }
 
-    /// What a thin pool does before it goes on: takes its arguments and the new sizes of its devices. A table that is
-    /// new makes it try to write again, whatever it was out of; the one that it had leaves its mode, except that a larger
-    /// metadata device is the end of being out of metadata space.
+    /// What a thin pool does before it resumes: takes its arguments and the new sizes of its
+    /// devices. A new table makes it try to write again, whatever it was out of. The old table
+    /// keeps its mode, except that a larger metadata device ends the lack of metadata space.
     pub(super) fn pre_resume(&mut self, minor: u32, is_new: bool) -> Result<(), i32> {
         let Some(Line { length, target: Target::ThinPool { metadata, low_water, features, .. }, .. }) =
             self.dm.active(minor).first()
@@ -398,7 +400,7 @@ impl Machine {
         let wanted = match mode {
             PoolMode::Fail => PoolMode::Fail,
             _ if is_new && features.read_only => PoolMode::ReadOnly,
-            // It can never write again before it has been checked.
+            // It cannot write again before a check.
             PoolMode::Write if !sound => PoolMode::ReadOnly,
             _ if is_new && sound => PoolMode::Write,
             PoolMode::OutOfMetadata if more_metadata => PoolMode::Write,
@@ -406,7 +408,7 @@ impl Machine {
         };
         self.set_pool_mode(minor, wanted);
         if resized {
-            // A commit that fails has put the pool into the mode that says so; the device goes on regardless.
+            // A failed commit has set the pool's mode accordingly; the device resumes nevertheless.
             let _ = self.commit_pool(minor);
         }
         Ok(())
@@ -461,7 +463,7 @@ impl Machine {
         let held = if meta.held_root { "1" } else { "-" };
         let check = if meta.needs_check { "needs_check" } else { "-" };
         let threshold = metadata_threshold(self.metadata_blocks(metadata));
-        // The space at the end is the kernel's.
+        // The trailing space is the kernel's.
         format!(
             "{} {}/{} {}/{} {held} {mode} {discard} {no_space} {check} {threshold} ",
             meta.transaction,

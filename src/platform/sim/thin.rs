@@ -1,38 +1,41 @@
-//! What a thin pool knows: which data blocks there are, who maps them, what has been committed.
+//! The state of a thin pool: its data blocks, their mappings, and the last commit.
 //!
-//! Rules, those of the kernel's `dm-thin` (read for its facts; nothing is taken from it) with these simplifications:
-//! - The mappings are kept here and not as B-trees on the metadata device. The device's first sector names them, so
-//!   they are found exactly where that sector is found; a zeroed first block means a new pool.
-//! - A block is shared while more than one device maps it. (The kernel goes by times and also copies blocks that were
-//!   shared once.)
-//! - Metadata use is a formula, [`Meta::used_metadata`]: it grows with what is mapped, and is not the kernel's number. Of
-//!   free metadata blocks a tenth, 4096 at most, is kept back, as in the kernel: the status counts it as used.
-//! - The kernel commits once a second even if nobody asks; here a power cut throws a coin for each pool whether that
-//!   has just happened.
+//! The rules are those of the kernel's `dm-thin` (read for facts only, nothing is copied) with
+//! these simplifications:
+//! - The mappings are kept here instead of as B-trees on the metadata device. The device's first
+//!   sector names them, so they are found exactly where that sector is found. A zeroed first block
+//!   means a new pool.
+//! - A block is shared while more than one device maps it. (The kernel goes by times and also
+//!   copies blocks that were shared once.)
+//! - Metadata use is a formula, [`Meta::used_metadata`]: it grows with the mappings, but is not the
+//!   kernel's number. A tenth of the metadata blocks, 4096 at most, is reserved as in the kernel,
+//!   and the status counts the reserve as used.
+//! - The kernel commits once a second on its own. Here, at a power cut, the generator decides for
+//!   each pool whether that has just happened.
 //!
-//! Pure: knows nothing of devices, suspended tables or power. Persistent maps make a commit cost nothing.
+//! Pure: knows nothing of devices, suspended tables or power. Persistent maps make commits free.
 
 use std::{collections::BTreeMap, ops::Range};
 
 use imbl::{OrdMap, OrdSet};
 use nix::libc;
 
-/// Names a pool's mappings; kept in the first sector of the metadata device.
+/// Key of a pool's mappings, stored in the first sector of the metadata device.
 pub(super) type Key = [u8; 16];
 
-/// Largest number of a thin device.
+/// Largest thin device number.
 pub(super) const THIN_ID_MAX: u64 = (1 << 24) - 1;
 
-/// Most blocks of 4 KiB that the kernel uses of a metadata device.
+/// Most 4 KiB blocks that the kernel uses of a metadata device.
 pub(super) const METADATA_BLOCKS_MAX: u64 = 255 * ((1 << 14) - 64);
 
-/// Bytes of a metadata block.
+/// Size of a metadata block in bytes.
 pub(super) const METADATA_BLOCK: u64 = 4096;
 
-/// Most metadata blocks that are kept back.
+/// Upper limit of the metadata reserve in blocks.
 const METADATA_RESERVE_MAX: u64 = 4096;
 
-/// As many mappings as a leaf of the metadata holds.
+/// Number of mappings that a leaf of the metadata holds.
 pub(super) const MAPPINGS_PER_LEAF: u64 = 126;
 
 const MAGIC: u64 = 27_022_010;
@@ -41,17 +44,17 @@ const MAGIC: u64 = 27_022_010;
 #[derive(Clone)]
 pub(super) struct Meta {
     pub(super) transaction: u64,
-    /// Sectors of a data block.
+    /// Sectors per data block.
     pub(super) block: u64,
     pub(super) data_blocks: u64,
     pub(super) metadata_blocks: u64,
     pub(super) needs_check: bool,
     pub(super) held_root: bool,
     thins: OrdMap<u32, OrdMap<u64, u64>>,
-    /// How many devices map a block; absent for one or none.
+    /// Number of devices that map a block; absent for one or none.
     shared: OrdMap<u64, u32>,
     used: u64,
-    /// Metadata blocks that a test has taken, as mappings would.
+    /// Metadata blocks that a test has used up, as mappings would.
     pub(super) taken: u64,
     /// No block from here on was ever used.
     frontier: u64,
@@ -77,25 +80,27 @@ impl Meta {
         }
     }
 
-    /// Free metadata blocks, the reserve not counted. With none left the pool stops mapping at its next commit.
+    /// Free metadata blocks, not counting the reserve. With none left, the pool stops mapping at
+    /// its next commit.
     pub(super) fn free_metadata(&self) -> u64 {
         let reserve = (self.metadata_blocks / 10).min(METADATA_RESERVE_MAX);
         self.metadata_blocks.saturating_sub(self.used_metadata()).saturating_sub(reserve)
     }
 
-    /// Free metadata blocks, those of the reserve among them.
+    /// Free metadata blocks, including the reserve.
     pub(super) fn unused_metadata(&self) -> u64 {
         self.metadata_blocks.saturating_sub(self.used_metadata())
     }
 
-    /// Whether the whole metadata device holds the mappings of so many more blocks.
+    /// Whether the whole metadata device can hold the mappings of this many more blocks.
     pub(super) fn has_metadata_for(&self, blocks: u64) -> bool {
         let more = (self.used + blocks).div_ceil(MAPPINGS_PER_LEAF) - self.used.div_ceil(MAPPINGS_PER_LEAF);
         self.used_metadata() + more <= self.metadata_blocks
     }
 
-    /// Metadata blocks in use: the superblock, the two space maps (a bitmap block tells of 16320 blocks), the two
-    /// root trees, one block for each device, and one for each 126 mapped blocks, which is as many as a leaf holds.
+    /// Metadata blocks in use: the superblock, the two space maps (a bitmap block covers 16320
+    /// blocks), the two root trees, one block per device, and one per 126 mapped blocks, which a
+    /// leaf holds.
     pub(super) fn used_metadata(&self) -> u64 {
         let maps = self.metadata_blocks.div_ceil(16320) + self.data_blocks.div_ceil(16320);
         let devices = self.thins.len() as u64;
@@ -122,7 +127,7 @@ impl Meta {
         self.thins.keys().copied().collect()
     }
 
-    /// Every mapping of a device: block of the device, data block.
+    /// All mappings of a device: block of the device, data block.
     #[cfg(test)]
     pub(super) fn mappings(&self, id: u32) -> Vec<(u64, u64)> {
         self.thins.get(&id).map(|map| map.iter().map(|(v, d)| (*v, *d)).collect()).unwrap_or_default()
@@ -170,22 +175,23 @@ impl Meta {
         self.shared.contains_key(&data)
     }
 
-    /// Sectors mapped, and the highest mapped sector, of a device.
+    /// Number of mapped sectors and the highest mapped sector of a device.
     pub(super) fn mapped(&self, id: u32) -> Option<(u64, Option<u64>)> {
         let map = self.thins.get(&id)?;
         Some((map.len() as u64 * self.block, map.get_max().map(|(block, _)| (block + 1) * self.block - 1)))
     }
 
-    /// A free data block, which stays free until it is mapped. One that the last commit still uses is not given out,
-    /// so that a return to that commit finds its data. One that was used before comes first: new devices find old
-    /// data in it, and a machine that lives long does not come to hold all that was ever written.
+    /// A free data block, which stays free until it is mapped. Blocks that the last commit still
+    /// uses are not given out, so that a return to that commit finds its data. Formerly used blocks
+    /// come first: new devices then find old data in them, and a long-lived machine does not keep
+    /// everything ever written.
     fn free_block(&self, committed: &Meta) -> Option<u64> {
         let unused = |block: &u64| *block >= committed.frontier || committed.freed.contains(block);
         let again = self.freed.iter().copied().find(unused);
         again.or_else(|| (self.frontier < self.data_blocks).then_some(self.frontier))
     }
 
-    /// Maps a block of a device to a free data block in place of what it was mapped to.
+    /// Maps a block of a device to a free data block, replacing its former mapping.
     fn map(&mut self, id: u32, block: u64, data: u64) {
         if data == self.frontier {
             self.frontier += 1;
@@ -199,7 +205,7 @@ impl Meta {
         }
     }
 
-    /// Unmaps the blocks of a range. True if there were any.
+    /// Unmaps the blocks of a range. Returns whether there were any.
     fn unmap(&mut self, id: u32, blocks: Range<u64>) -> bool {
         let Some(map) = self.thins.get_mut(&id) else { return false };
         let mapped: Vec<(u64, u64)> = map.range(blocks).map(|(v, d)| (*v, *d)).collect();
@@ -227,7 +233,7 @@ impl Meta {
         }
     }
 
-    /// Counts from the mappings what is otherwise kept: used blocks and their users. For checks in tests.
+    /// Recounts used blocks and their users from the mappings. For checks in tests.
     #[cfg(test)]
     pub(super) fn recount(&self) -> bool {
         let mut users: BTreeMap<u64, u32> = BTreeMap::new();
@@ -243,13 +249,13 @@ impl Meta {
     }
 }
 
-/// A pool's mappings: what a power cut leaves and what holds now.
+/// A pool's mappings: the last commit and the present state.
 pub(super) struct Store {
     pub(super) current: Meta,
     committed: Meta,
     /// There is something to commit.
     pub(super) dirty: bool,
-    /// `thin_check` finds it broken, as after a fault of the metadata device.
+    /// `thin_check` finds it damaged, as after a fault of the metadata device.
     pub(super) damaged: bool,
 }
 
@@ -258,7 +264,7 @@ impl Store {
         Store { committed: meta.clone(), current: meta, dirty: false, damaged: false }
     }
 
-    /// Makes what holds now what a power cut leaves. The caller has made it durable.
+    /// Commits the present state. The caller has made it durable.
     pub(super) fn commit(&mut self) {
         self.committed = self.current.clone();
         self.dirty = false;
@@ -284,7 +290,7 @@ impl Store {
     }
 }
 
-/// The mappings of all pools there ever were, by the name in their metadata device.
+/// The mappings of all pools that ever existed, by the key in their metadata device.
 #[derive(Default)]
 pub(super) struct Stores {
     stores: BTreeMap<Key, Store>,
@@ -303,7 +309,7 @@ impl Stores {
         self.stores.get_mut(key)
     }
 
-    /// What power loss leaves: the last commit of each.
+    /// Goes back to the last commit of each pool.
     pub(super) fn lose_power(&mut self) {
         self.stores.values_mut().for_each(Store::abort);
     }
@@ -319,7 +325,7 @@ pub(super) fn superblock(key: &Key, transaction: u64) -> [u8; 512] {
     bytes
 }
 
-/// The name in the first sector of a metadata device, if it is one.
+/// The key in the first sector of a metadata device, if it is one.
 pub(super) fn key_of(sector: &[u8]) -> Option<Key> {
     let magic = sector.get(32..40)?;
     if magic != MAGIC.to_le_bytes() {
@@ -359,8 +365,8 @@ mod tests {
     }
 
     proptest! {
-        /// The counts agree with the mappings, whatever was done, and no block that a commit uses is given out again
-        /// before the next.
+        /// The counts agree with the mappings after any history, and no block in use by a commit is
+        /// given out before the next commit.
         #[test]
         fn counts_agree(steps in prop::collection::vec(step(), 1..120)) {
             let mut store = Store::new(Meta { data_blocks: 6, ..Meta::new(2048, 1024) });

@@ -1,16 +1,18 @@
-//! What udev knows and makes: whose a device is, device events, links under `/dev/stratis`.
+//! udev: device classes, device events, links under `/dev/stratis`.
 //!
 //! Rules:
-//! - The class of a device is computed from its bytes when it is asked for. While udev is held back (by a test) it is what
-//!   it was then: a device that has come since is not known yet, one that was written to is what it was before, and events
-//!   wait for the release. Events may get lost on their way to who listens; the database knows better. A block
-//!   with the Stratis magic and a right checksum in either place makes it `Stratis`; then LUKS magic; then an XFS
-//!   superblock or a partition table make it `Other`. Private device-mapper devices are not probed.
-//! - A disk that was written to raises a change event when the write call ends; public device-mapper devices raise
+//! - The class of a device is computed from its bytes at each query. While a test holds udev back,
+//!   queries return the state of that moment: a later device is unknown, a device written since has
+//!   its former class, and events wait for the release. Events may be lost on their way to the
+//!   listeners; the database is still right. A block with the Stratis magic and a valid checksum in
+//!   either place gives `Stratis`; then LUKS magic; then an XFS superblock or a partition table
+//!   gives `Other`. Private device-mapper devices are not probed.
+//! - A write call to a disk raises a change event at its end. Public device-mapper devices raise
 //!   add, change and remove.
-//! - An announcement makes the link if the device is public and its name is that of the announced filesystem's device, as
-//!   the shipped rule does; the link under the device's former name goes. While links are held back (by a test) announcements wait; a
-//!   test may also have some lost. An announcement for a suspended device waits for its resume.
+//! - An announcement makes the link if the device is public and its name matches the announced
+//!   filesystem, as the shipped rule requires; the device's former link is removed. While a test
+//!   holds links back, announcements wait; a test can also lose some. An announcement for a
+//!   suspended device waits for its resume.
 //!
 //! Knows nothing of pools.
 
@@ -35,34 +37,35 @@ const STRATIS_MAGIC: [u8; 16] = *b"!Stra0tis\x86\xff\x02^\x41rh";
 const STRATIS_PLACES: [u64; 2] = [512, 4608];
 const STRATIS_BLOCK: usize = 512;
 
-/// What lies on a device.
+/// Signatures on a device.
 #[derive(Debug, Default)]
 struct Signatures {
     stratis: bool,
     luks: bool,
     xfs: bool,
-    /// Partitions in a DOS table, if there is one.
+    /// Number of partitions in a DOS table, if there is one.
     table: Option<u32>,
 }
 
-/// Links, and what was asked for and is not done.
+/// Links and pending announcements.
 #[derive(Default)]
 pub(super) struct Udev {
     links: BTreeMap<PathBuf, DeviceNumber>,
     by_device: HashMap<DeviceNumber, PathBuf>,
     waiting: VecDeque<(u64, Announcement)>,
     announced: u64,
-    /// Numbers of the announcements that have not been dealt with, those that got lost among them.
+    /// Numbers of the announcements that have not been processed, including lost ones.
     unanswered: BTreeSet<u64>,
-    /// Nothing is worked on.
+    /// Announcements wait.
     pub(super) held: bool,
-    /// So many of the next announcements get lost.
+    /// Number of announcements still to lose.
     pub(super) to_lose: u32,
-    /// So many of the next device events get lost.
+    /// Number of device events still to lose.
     pub(super) events_to_lose: u32,
-    /// What the database says while it is behind; `None`: it is not. Absent: not initialized.
+    /// State of the database while it is held back; `None` if it is current. A missing device is
+    /// not initialized.
     database: Option<BTreeMap<DeviceNumber, DeviceClass>>,
-    /// Events that come when the database catches up.
+    /// Events that are delivered when the database is current again.
     late: Vec<(DeviceAction, PathBuf)>,
 }
 
@@ -86,7 +89,7 @@ impl Udev {
         }
     }
 
-    /// Whether the announcement of that number may still have an effect.
+    /// Whether the announcement with this number may still have an effect.
     pub(super) fn may_come(&self, announcement: u64) -> bool {
         self.unanswered.contains(&announcement)
     }
@@ -98,12 +101,12 @@ impl Udev {
     }
 
     pub(super) fn lose_power(&mut self) {
-        // A new boot looks at everything.
+        // A new boot processes everything again.
         *self = Udev { held: self.held, ..Udev::default() };
     }
 }
 
-/// The node of a device-mapper device, the one links resolve to.
+/// Node of a device-mapper device, to which links resolve.
 pub(super) fn dm_node(minor: u32) -> PathBuf {
     PathBuf::from(format!("/dev/dm-{minor}"))
 }
@@ -113,7 +116,7 @@ impl Machine {
         let mut found = Signatures::default();
         for place in STRATIS_PLACES {
             let mut block = [0; STRATIS_BLOCK];
-            // One bad sector does not hide the other copy.
+            // A bad sector does not hide the other copy.
             match self.read_at(number, place, &mut block, Patience::Wait) {
                 Ok(()) => found.stratis |= is_signature_block(&block),
                 Err(Stop::Errno(_)) => {}
@@ -132,7 +135,7 @@ impl Machine {
             // Four entries of 16 bytes from byte 446; the type is at offset 4, 0 for none.
             found.table = Some((0..4).filter(|entry| first[446 + entry * 16 + 4] != 0).count() as u32);
         }
-        // As libblkid does: a header whose first copy is gone is one.
+        // As libblkid: a header without its first copy still counts.
         found.luks |= !found.xfs && found.table.is_none() && luks_device::has_second_copy(self, number);
         Ok(found)
     }
@@ -148,14 +151,14 @@ impl Machine {
         Ok(Contents { partitions: found.table.unwrap_or(0), superblock: superblock.map(str::to_owned) })
     }
 
-    /// Keeps what the database says now.
+    /// Freezes the database.
     pub(super) fn hold_database(&mut self) {
         let known = self.nodes().into_iter().filter_map(|(_, number)| Some((number, self.known_class(number)?)));
         let known = known.collect();
         self.udev.database.get_or_insert(known);
     }
 
-    /// Lets the database catch up.
+    /// Makes the database current again.
     pub(super) fn release_database(&mut self) {
         self.udev.database = None;
         for (action, path) in std::mem::take(&mut self.udev.late) {
@@ -163,14 +166,14 @@ impl Machine {
         }
     }
 
-    /// Nodes that udev looks at.
+    /// Nodes that udev handles.
     fn nodes(&self) -> Vec<(PathBuf, DeviceNumber)> {
         let disks = self.disks.nodes().filter(|(_, disk)| disk.present).map(|(path, disk)| (path.clone(), disk.number));
         let stacked = self.dm.public().into_iter().map(|minor| (dm_node(minor), super::dm::number(minor)));
         disks.chain(stacked).collect()
     }
 
-    /// What the database says of a device; `None`: it is not initialized.
+    /// The class of a device in the database; `None` if it is not initialized.
     fn known_class(&self, number: DeviceNumber) -> Option<DeviceClass> {
         match &self.udev.database {
             Some(database) => database.get(&number).cloned(),
@@ -194,19 +197,19 @@ impl Machine {
         }
     }
 
-    /// A device as the database knows it; `None`: it is not initialized.
+    /// A device as the database describes it; `None` if it is not initialized.
     pub(super) fn block_device(&self, path: PathBuf, number: DeviceNumber) -> Option<BlockDevice> {
         let wwn = self.disks.get(number).and_then(|disk| disk.shape.wwn.clone());
         Some(BlockDevice { path, number, class: self.known_class(number)?, wwn })
     }
 
-    /// Devices that hold a Stratis signature or a LUKS header, disks first, each in order.
+    /// Devices with a Stratis signature or a LUKS header: disks first, each group sorted.
     pub(super) fn block_devices(&self) -> Vec<BlockDevice> {
         let known = self.nodes().into_iter().filter_map(|(path, number)| self.block_device(path, number));
         known.filter(|found| matches!(found.class, DeviceClass::Stratis | DeviceClass::Luks)).collect()
     }
 
-    /// Tells every listener that something happened to a node.
+    /// Sends an event about a node to every listener.
     pub(super) fn device_event(&mut self, action: DeviceAction, path: &Path) {
         if self.udev.database.is_some() {
             self.udev.late.push((action, path.to_owned()));
@@ -230,7 +233,7 @@ impl Machine {
         self.events.device_event(&DeviceEvent { action, path: path.to_owned(), device, unlinked });
     }
 
-    /// Queues announcements and works on what can be done. Gives their numbers.
+    /// Queues announcements and processes those that it can. Returns their numbers.
     pub(super) fn announce(&mut self, filesystems: &[Announcement]) -> Range<u64> {
         let first = self.udev.announced;
         for announcement in filesystems {
@@ -247,7 +250,7 @@ impl Machine {
         first..self.udev.announced
     }
 
-    /// Works on announcements in order, as far as nothing stops it.
+    /// Processes announcements in order, as far as possible.
     pub(super) fn serve_udev(&mut self) {
         if self.udev.held {
             return;
@@ -262,7 +265,7 @@ impl Machine {
         }
     }
 
-    /// What the rules do about an announcement. An error means that the device cannot be looked at yet.
+    /// Applies the rules to an announcement. An error means that the device cannot be probed yet.
     fn serve(&mut self, announcement: &Announcement) -> Result<(), Stop> {
         let is_meant = |device: &Device| {
             device.visibility != Visibility::Private

@@ -1,24 +1,29 @@
-//! XFS as far as a daemon sees it: a superblock on the device, mounts, how full it is, and a store of small files.
+//! XFS as a daemon sees it: a superblock on the device, mounts, usage, and a store of small files.
 //!
 //! Rules:
-//! - The first sector of the device holds magic, size, UUID, whether the log needs a replay, and the name of the store of
-//!   files, which is kept here. So files are found exactly where that sector is found.
-//! - A copy of the sector (a snapshot) names the same files. Files can therefore be kept only on devices that are not
-//!   thin; file calls elsewhere are refused with EOPNOTSUPP.
-//! - A mount marks the log as dirty on the device, an unmount clears it; two mounted file systems with one UUID are
-//!   refused with EINVAL unless `nouuid` is given, as are a device without XFS and one that has become too small. A
-//!   device that is in other use is EBUSY. Mount options other than `nouuid`, `ro`, `rw` and `defaults` are EINVAL.
-//! - A path below `/proc/PROCESS/root` is one in the mount namespace of that process: what is mounted there is seen nowhere else.
-//! - An I/O error while the log is written (by a sync, a suspend with flush, an unmount, xfs_growfs), or on a device that
-//!   does not answer when files are used, shuts the file system down: every call on its files fails with EIO until it has been unmounted and mounted again, and what was not durable
-//!   is lost as by a power cut. How full it is can still be asked. Its log stays dirty.
-//! - One directory takes one mount; a second device there is EBUSY (the kernel would stack them).
-//! - Changes of names are journaled in order; a power cut keeps a beginning of what is not synced, chosen by the
-//!   generator. A sync of a file makes its contents durable and the journal up to the file's own last change; a sync of
-//!   a directory the whole journal; an unmount and a suspend with flush everything. Contents that are not synced are
-//!   lost by a power cut wholly, in part (a beginning stays), or not at all.
+//! - The first sector of the device holds the magic, the size, the UUID, whether the log needs a
+//!   replay, and the key of the files, which are kept here. So files are found exactly where that
+//!   sector is found.
+//! - A copy of the sector (a snapshot) refers to the same files. So only devices that are not thin
+//!   can have files; file calls elsewhere are refused with EOPNOTSUPP.
+//! - A mount marks the log on the device as dirty, an unmount as clean. A second mounted file
+//!   system with the same UUID is refused with EINVAL unless `nouuid` is given; so are a device
+//!   without XFS and one that has become too small. A device in other use gives EBUSY. Mount
+//!   options other than `nouuid`, `ro`, `rw` and `defaults` give EINVAL.
+//! - A path below `/proc/PROCESS/root` lies in the mount namespace of that process; its mounts are
+//!   visible nowhere else.
+//! - An I/O error on a write of the log (by a sync, a suspend with flush, an unmount, xfs_growfs),
+//!   or on a dead device when files are used, shuts the file system down: every call on its files
+//!   fails with EIO until it is unmounted and mounted again, and what was not durable is lost as by
+//!   a power cut. Its usage can still be read. Its log stays dirty.
+//! - A directory takes one mount; a second device there gives EBUSY (the kernel would stack them).
+//! - Changes of names are journaled in order. A power cut keeps a prefix of the unsynced part,
+//!   chosen by the generator. A sync of a file makes its contents durable, and the journal up to
+//!   the file's own last change. A sync of a directory makes the whole journal durable; an unmount
+//!   and a suspend with flush, everything. At a power cut, unsynced contents are lost, kept in part
+//!   (a prefix), or kept.
 //!
-//! Knows nothing of what the files say.
+//! Knows nothing of the contents of files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -39,22 +44,24 @@ use crate::{
     platform::{self, DeviceNumber, Usage, dm::Target},
 };
 
-/// Where the private mounts are.
+/// Directory of the private mounts.
 pub(super) const PRIVATE: &str = "/run/stratisd/ns_mounts";
 
-/// Bytes of a file system block.
+/// File system block size in bytes.
 pub(super) const BLOCK: u64 = 4096;
 
-/// What mkfs.xfs makes the log of a file system of this size: a 2048th, at least 64 MiB and less than 2 GiB.
+/// Size of the log that mkfs.xfs makes for a file system of this size: a 2048th, at least 64 MiB
+/// and less than 2 GiB.
 pub(super) fn log_bytes(size: u64) -> u64 {
     (size / 2048).clamp(64 << 20, (2 << 30) - (10 << 20))
 }
 
-/// A real mkfs.xfs makes millions of allocation groups of the largest devices, and takes hours for it.
+/// Limit of allocation groups. For the largest devices the real mkfs.xfs makes millions and takes
+/// hours.
 const GROUPS_MAX: u64 = 1024;
 
-/// How many allocation groups mkfs.xfs makes of a device of this size that has a stripe width, as thin devices have: from
-/// 8 to 32, and one for each TiB of larger ones.
+/// Number of allocation groups that mkfs.xfs makes on a device of this size with a stripe width, as
+/// thin devices have: from 8 to 32, and one per TiB on larger ones.
 pub(super) fn groups(size: u64) -> u64 {
     match size {
         ..=0x1_ffff_ffff => 8,
@@ -63,10 +70,10 @@ pub(super) fn groups(size: u64) -> u64 {
     }
 }
 
-/// mkfs.xfs makes nothing smaller.
+/// Smallest size that mkfs.xfs accepts.
 pub(super) const BYTES_MIN: u64 = 300 << 20;
 
-/// Without a word from a test, this part of a file system is used (logs and tables).
+/// Divisor for the default usage of a file system (logs and tables).
 const USED_PART: u128 = 128;
 
 type Key = [u8; 16];
@@ -87,7 +94,7 @@ impl Superblock {
         sector[4..8].copy_from_slice(&(BLOCK as u32).to_be_bytes());
         sector[8..16].copy_from_slice(&self.blocks.to_be_bytes());
         sector[32..48].copy_from_slice(&self.uuid);
-        // Past what XFS uses of the sector.
+        // In the part of the sector that XFS does not use.
         sector[400..416].copy_from_slice(&self.key);
         sector[416] = u8::from(self.dirty);
         sector
@@ -112,7 +119,7 @@ struct Mount {
     device: DeviceNumber,
     key: Key,
     uuid: [u8; 16],
-    /// A process of the mount namespace that it is in; `None`: it is that of the first process.
+    /// A process in the mount's namespace; `None` for the namespace of PID 1.
     process: Option<u32>,
 }
 
@@ -124,12 +131,12 @@ pub(super) struct Xfs {
     by_device: HashMap<DeviceNumber, Vec<PathBuf>>,
     by_uuid: HashMap<[u8; 16], BTreeSet<DeviceNumber>>,
     used: HashMap<DeviceNumber, Bytes>,
-    /// Mounted ones that are shut down.
+    /// Mounted file systems that are shut down.
     shut_down: BTreeSet<DeviceNumber>,
 }
 
 impl Xfs {
-    /// It could not write its log.
+    /// Shuts a file system down because its log cannot be written.
     pub(super) fn shut_down(&mut self, device: DeviceNumber) {
         if self.is_mounted(device) {
             self.shut_down.insert(device);
@@ -188,7 +195,7 @@ impl Xfs {
     }
 }
 
-/// Files as values, and which of them would survive.
+/// Files as values, and the part of them that would survive.
 #[derive(Default)]
 pub(super) struct Files {
     contents: BTreeMap<u64, Contents>,
@@ -206,9 +213,9 @@ struct Names {
 
 struct Contents {
     now: Arc<[u8]>,
-    /// What was synced last.
+    /// The contents at the last sync.
     synced: Option<Arc<[u8]>>,
-    /// Has a name now.
+    /// The file has a name now.
     named: bool,
 }
 
@@ -248,7 +255,7 @@ impl Files {
         self.contents.get(file).map(|contents| contents.now.to_vec())
     }
 
-    /// Makes or empties a file and writes it. False if its directory is missing.
+    /// Creates or truncates a file and writes it. Returns false if its directory is missing.
     pub(super) fn write(&mut self, path: &str, bytes: &[u8]) -> bool {
         let directory = path.rsplit_once('/').map(|(directory, _)| directory);
         if directory.is_some_and(|directory| !self.now.directories.contains(directory)) {
@@ -299,7 +306,7 @@ impl Files {
         true
     }
 
-    /// True if there was such a file.
+    /// Returns whether there was such a file.
     pub(super) fn remove(&mut self, path: &str) -> bool {
         let Some(file) = self.now.files.remove(path) else { return false };
         if let Some(contents) = self.contents.get_mut(&file) {
@@ -358,7 +365,7 @@ impl Machine {
         Ok(Superblock::decode(&sector))
     }
 
-    /// Whether the device is a disk or dm device that somebody holds exclusively.
+    /// Whether the device is open exclusively.
     pub(super) fn is_in_use(&self, device: DeviceNumber) -> bool {
         self.dm.is_open(device)
             || self.held.contains_key(&device)
@@ -388,7 +395,7 @@ impl Machine {
             return Err(Stop::Errno(libc::EINVAL));
         }
         if !self.xfs.files.contains_key(&superblock.key) {
-            // Somebody else's XFS: real, and without the files that only the simulation can know.
+            // A foreign XFS: real, but without the files that only the simulation knows.
             self.xfs.new_files(superblock.key);
         }
         let dirty = Superblock { dirty: true, ..superblock };
@@ -405,7 +412,7 @@ impl Machine {
         Ok(())
     }
 
-    /// False if nothing was mounted there.
+    /// Returns false if nothing was mounted there.
     pub(super) fn unmount(&mut self, at: &Path) -> Result<bool, Stop> {
         let Some(mount) = self.xfs.mounts.get(at) else { return Ok(false) };
         let (device, key, uuid) = (mount.device, mount.key, mount.uuid);
@@ -421,7 +428,7 @@ impl Machine {
             });
             match synced {
                 Ok(()) => {}
-                // A dead device does not keep it mounted. What it could not write is lost.
+                // A dead device does not stay mounted. What could not be written is lost.
                 Err(Stop::Errno(_)) => self.lose_files(device, key),
                 Err(wait) => return Err(wait),
             }
@@ -445,7 +452,7 @@ impl Machine {
         Ok(true)
     }
 
-    /// Files on a device that are not durable are lost as by a power cut.
+    /// Loses the files of a device that are not durable, as a power cut does.
     fn lose_files(&mut self, device: DeviceNumber, key: Key) {
         if self.is_thin(device) {
             return;
@@ -455,7 +462,7 @@ impl Machine {
         }
     }
 
-    /// Makes a mounted file system's log durable, or shuts it down.
+    /// Makes the log of a mounted file system durable, or shuts the file system down.
     pub(super) fn write_log(&mut self, device: DeviceNumber) -> Result<(), Stop> {
         if self.xfs.is_shut_down(device) {
             return Err(Stop::Errno(libc::EIO));
@@ -495,7 +502,8 @@ impl Machine {
         Ok((device, Usage { total, used: used.min(total) }))
     }
 
-    /// The files of the file system that a private path lies in, and the path in it. The device is seen to work.
+    /// The files of the file system that contains a private path, and the path within it. Checks
+    /// that the device works.
     pub(super) fn files(&mut self, path: &str) -> Result<(&mut Files, String), Stop> {
         let full = Path::new(PRIVATE).join(path);
         let at = full.ancestors().find(|at| self.xfs.mounts.contains_key(*at)).ok_or(Stop::Errno(libc::ENOENT))?;
@@ -518,7 +526,7 @@ impl Machine {
         Ok((files, inside))
     }
 
-    /// The device that a private path lies on.
+    /// The device that contains a private path.
     pub(super) fn device_of_file(&self, path: &str) -> Option<DeviceNumber> {
         let full = Path::new(PRIVATE).join(path);
         full.ancestors().find_map(|at| self.xfs.device_at(at))

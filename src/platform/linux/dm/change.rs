@@ -1,6 +1,8 @@
-//! The three calls of device-mapper that raise an event for udev: resume, remove, rename; made in step with udev.
+//! The three device-mapper calls that raise a udev event: resume, remove and rename, synchronized
+//! with udev.
 //!
-//! The library makes them too, but waits for udev without a deadline. Knows nothing of what the devices are for.
+//! The library makes these calls too, but waits for udev without a deadline. Knows nothing of what
+//! the devices are for.
 
 use std::{
     fs, io,
@@ -24,21 +26,21 @@ use super::{
 };
 use crate::platform::DeviceNumber;
 
-/// Longest wait for udev to deal with a change. On a machine that sets up thousands of disks at once its queue is long; its
-/// own limit for an event is three minutes.
+/// Longest wait for udev to process a change. udev's queue is long on a machine that sets up
+/// thousands of disks at once; its own limit for an event is three minutes.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Longest wait after one that ended at its deadline, until udev answers in time again: one worker that hangs must not cost
-/// each device of a pool half a minute.
+/// Limit after a wait that timed out, until udev answers in time again. A hung udev worker must not
+/// cost half a minute per device of a pool.
 const LIMIT_WHEN_LATE: Duration = Duration::from_secs(1);
 
-/// A change.
+/// A change of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change<'a> {
-    /// A loaded table becomes active, I/O goes on.
+    /// Makes the loaded table live and resumes I/O.
     Resume,
-    /// The device goes.
+    /// Removes the device.
     Remove,
-    /// It gets this name.
+    /// Renames the device to this name.
     Rename(&'a str),
 }
 
@@ -53,7 +55,7 @@ impl Change<'_> {
 }
 
 mod ioctl {
-    //! The calls themselves.
+    //! The ioctls.
     #![allow(unsafe_code)]
 
     use std::{
@@ -64,7 +66,8 @@ mod ioctl {
 
     use super::Change;
 
-    /// What every call takes and gives (`struct dm_ioctl` of linux/dm-ioctl.h), with room for a name behind it.
+    /// Argument of every call (`struct dm_ioctl` of linux/dm-ioctl.h), followed by space for a
+    /// name.
     #[repr(C)]
     struct Call {
         version: [u32; 3],
@@ -82,13 +85,13 @@ mod ioctl {
         new_name: [c_char; 128],
     }
 
-    /// Bytes before `new_name`: the size of the structure that the number of the call names.
+    /// Bytes before `new_name`: the structure size encoded in the request number.
     const HEAD_BYTES: usize = size_of::<Call>() - 128;
     const DM_IOCTL: u8 = 0xfd;
-    /// "An event was raised."
+    /// DM_UEVENT_GENERATED_FLAG: the kernel raised an event.
     const UEVENT_GENERATED: u32 = 1 << 13;
 
-    /// Sends a call. Gives the kernel's number of the device, and whether an event was raised.
+    /// Sends a call. Returns the kernel's device number and whether an event was raised.
     pub(super) fn send(control: BorrowedFd<'_>, name: &str, change: Change<'_>, event: u32) -> io::Result<(u64, bool)> {
         let (number, new_name): (u8, &str) = match change {
             Change::Remove => (4, ""),
@@ -111,8 +114,9 @@ mod ioctl {
             new_name: text(new_name)?,
         };
         let request = nix::request_code_readwrite!(DM_IOCTL, number, HEAD_BYTES);
-        // SAFETY: the kernel reads and writes `data_size` bytes, which is the size of the structure; it has no pointers, every
-        // value of its fields is valid, and it outlives the call.
+        // SAFETY: the kernel reads and writes `data_size` bytes, which is the size of the
+        // structure. The structure has no pointers, every value of its fields is valid, and it
+        // outlives the call.
         let answer = unsafe { nix::libc::ioctl(control.as_raw_fd(), request, &raw mut call) };
         if answer < 0 {
             return Err(io::Error::last_os_error());
@@ -120,7 +124,7 @@ mod ioctl {
         Ok((call.dev, call.flags & UEVENT_GENERATED != 0))
     }
 
-    /// A text with a NUL behind it.
+    /// A NUL-terminated copy of a text.
     fn text(text: &str) -> io::Result<[c_char; 128]> {
         let mut bytes = [0; 128];
         if text.len() >= bytes.len() || text.contains('\0') {
@@ -131,19 +135,19 @@ mod ioctl {
     }
 }
 
-/// How udev has done so far.
+/// Whether udev has answered in time so far.
 #[derive(Debug, Default)]
 pub(super) struct Punctuality {
-    /// The last wait ended at its deadline.
+    /// The last wait timed out.
     is_late: AtomicBool,
 }
 
 impl Punctuality {
-    /// Carries out a change, and waits until udev has dealt with it. When udev does not in time, the node is made, or removed,
-    /// here, and that is all that its users need; the wait is given up.
+    /// Makes a change and waits until udev has processed it. If udev is late, gives up the wait and
+    /// creates or removes the node itself, which is all that users of the device need.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub(super) fn make(
         &self,
         control: BorrowedFd<'_>,
@@ -188,7 +192,7 @@ impl Punctuality {
         if !in_time {
             let count = cookie::note_unanswered(1);
             warn!(
-                "udev has not dealt with the {} of {name} within {} s (unanswered so far: {count}); going on without it",
+                "udev did not process the {} of device {name} within {} s ({count} events unanswered so far); continuing without it",
                 change.word(),
                 limit.as_secs()
             );
@@ -197,8 +201,8 @@ impl Punctuality {
     }
 }
 
-/// Makes the link in `/dev/mapper` that udev has not made, as device-mapper's own library does. udev takes it over when it
-/// deals with the device.
+/// Makes the link in `/dev/mapper` that udev has not made, as libdevmapper does. udev takes it over
+/// when it processes the device.
 pub(super) fn mend_node(name: &str, number: DeviceNumber) {
     let link = node(name);
     let is_right = fs::metadata(&link)
@@ -209,14 +213,14 @@ pub(super) fn mend_node(name: &str, number: DeviceNumber) {
     let target = Path::new("..").join(format!("dm-{}", number.minor));
     let _ = fs::remove_file(&link);
     match symlink(target, &link) {
-        Ok(()) => warn!("made {} in udev's place", link.display()),
+        Ok(()) => warn!("created {} because udev did not", link.display()),
         // udev was faster.
         Err(fault) if fault.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(fault) => warn!("cannot make {} in udev's place: {fault}", link.display()),
+        Err(fault) => warn!("cannot create {}, which udev did not: {fault}", link.display()),
     }
 }
 
-/// Removes the link of a device that does not have the name any more.
+/// Removes the link of a device that no longer has the name.
 fn remove_node(name: &str) {
     let link = node(name);
     if fs::symlink_metadata(&link).is_ok_and(|found| found.is_symlink()) {

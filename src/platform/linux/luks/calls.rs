@@ -1,6 +1,6 @@
-//! The child's work on containers: libcryptsetup's calls for each request.
+//! Serves requests in the child by calls of libcryptsetup.
 //!
-//! Runs in the child only, in one thread, since the library is not made for several. Knows nothing of pools.
+//! Runs in one thread of the child, because the library is not thread-safe. Knows nothing of pools.
 
 use std::{
     collections::BTreeMap,
@@ -37,40 +37,40 @@ use crate::{
     },
 };
 
-/// How data is encrypted.
+/// The cipher and its mode.
 pub(super) const CIPHER: (&str, &str) = ("aes", "xts-plain64");
-/// Derivation of keys from passphrases that nobody can guess: as Clevis does it.
+/// PBKDF2 iterations for random passphrases, as Clevis uses them.
 const RANDOM_ITERATIONS: u32 = 1000;
-/// Most memory that a derivation of the library's choice takes.
+/// Most memory that a key derivation with the library's defaults takes.
 const DERIVATION_BYTES_MAX: Bytes = Bytes(1 << 30);
-/// The beginning of a header: of its first copy, and of its second.
+/// Magic bytes of the first and the second copy of a header.
 const MAGIC: [&[u8; 6]; 2] = [b"LUKS\xba\xbe", b"SKUL\xba\xbe"];
-/// Where the second copy may be.
+/// Possible offsets of the second copy.
 const SECOND_COPIES: [u64; 9] =
     [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000];
 
-/// Why a request was not served.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// The passphrase does not fit.
+    /// The passphrase opens no keyslot.
     #[error("the passphrase does not fit")]
     WrongKey,
-    /// Somebody else uses the device.
+    /// The device is in use.
     #[error("the device is in use")]
     Busy,
-    /// Nobody waits for the answer any more; nothing was changed.
-    #[error("it was stopped")]
+    /// The daemon no longer waits for the answer. Nothing was changed.
+    #[error("it was cancelled")]
     Alone,
-    /// The daemon cannot be talked to.
+    /// Communication with the daemon failed.
     #[error("{0}")]
     Talk(io::Error),
-    /// In words.
+    /// Another error, in words.
     #[error("{0}")]
     Other(String),
 }
 
 impl Fault {
-    /// What the daemon is told.
+    /// The message to the daemon.
     pub(super) fn into_answer(self) -> Answer {
         match self {
             Fault::WrongKey => Answer::WrongKey,
@@ -103,7 +103,8 @@ impl From<String> for Fault {
 
 pub(super) type Result<T> = std::result::Result<T, Fault>;
 
-/// Of a call that takes a passphrase: the library says `EPERM` if it opens nothing, `ENOENT` if there is nothing to open.
+/// Converts an error of a call that takes a passphrase: the library returns `EPERM` if the
+/// passphrase opens nothing, `ENOENT` if there is nothing to open.
 pub(super) fn with_key(fault: LibcryptErr) -> Fault {
     match &fault {
         LibcryptErr::IOError(error) => match error.raw_os_error() {
@@ -120,11 +121,11 @@ pub(super) struct Secrets<'a>(pub(super) &'a [Secret]);
 
 impl Secrets<'_> {
     pub(super) fn get(&self, nth: Nth) -> Result<&[u8]> {
-        self.0.get(nth.0).map(Secret::bytes).ok_or_else(|| Fault::Other("a passphrase is missing".to_owned()))
+        self.0.get(nth.0).map(Secret::bytes).ok_or_else(|| Fault::Other("the request lacks a passphrase".to_owned()))
     }
 }
 
-/// Serves a request, and gives the answer with the secret that goes along.
+/// Serves a request. Returns the answer and the secret that belongs to it.
 pub(super) fn serve(request: &Request, secrets: &[Secret], talk: &mut Talk) -> Result<(Answer, Option<Secret>)> {
     let secrets = Secrets(secrets);
     match request {
@@ -178,12 +179,12 @@ pub(super) fn serve(request: &Request, secrets: &[Secret], talk: &mut Talk) -> R
     }
 }
 
-/// Waits until the memory for the derivation of keys may be used. None is needed for what is cheap.
+/// Waits for permission to use memory for key derivation. Cheap derivations need none.
 pub(super) fn may_use(talk: &mut Talk, memory: Bytes) -> Result<()> {
     if memory == Bytes(0) || talk.may_use(memory).map_err(Fault::Talk)? { Ok(()) } else { Err(Fault::Alone) }
 }
 
-/// Whether there is a header of LUKS2, be it only its second copy.
+/// Whether the device has a LUKS2 header, or at least its second copy.
 fn is_luks2(device: &Path) -> io::Result<bool> {
     let file = File::open(device)?;
     let begins = |offset: u64, magic: &[u8; 6]| {
@@ -206,22 +207,22 @@ fn is_luks2(device: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A container with its header in the library's memory.
+/// A LUKS device whose header the library has loaded.
 pub(super) struct Container {
     pub(super) library: CryptDevice,
-    /// Of the device that the data is on.
+    /// Size of the device with the data.
     size: Sectors,
 }
 
 impl Container {
-    /// Reads a header.
+    /// Loads the header of a device.
     pub(super) fn load(device: &Path) -> Result<Container> {
         let mut library = CryptInit::init(device)?;
         library.context_handle().load::<CryptParamsLuks2Ref<'_>>(Some(EncryptionFormat::Luks2), None)?;
         Ok(Container { library, size: size_of(device)? })
     }
 
-    /// Makes a header, on `device` itself, or in a file of its own, without keyslots.
+    /// Formats a header without keyslots, either on `device` itself or in a separate file.
     pub(super) fn make(file: Option<&Path>, device: &Path, layout: &Layout) -> Result<Container> {
         let mut library = match file {
             Some(file) => CryptInit::init_with_data_device(Either::Right((file, device)))?,
@@ -231,7 +232,7 @@ impl Container {
         let keyslots = KeyslotsSize::try_from(bytes(layout.keyslots)?)?;
         library.settings_handle().set_metadata_size(metadata, keyslots)?;
         library.set_data_offset(layout.data_offset.0)?;
-        // Without a size of sectors, the library chooses.
+        // With 0 the library chooses the sector size.
         let parameters = luks2_parameters(layout.sector_size.unwrap_or(0));
         let mut parameters: CryptParamsLuks2Ref<'_> = (&parameters).try_into()?;
         let key = Either::Right(VOLUME_KEY_BYTES);
@@ -239,11 +240,11 @@ impl Container {
         let offset = library.status_handle().get_data_offset();
         if offset != layout.data_offset.0 {
             let wanted = layout.data_offset.0;
-            return Err(Fault::Other(format!("the data would begin at sector {offset} and not at {wanted}")));
+            return Err(Fault::Other(format!("the data would start at sector {offset} instead of {wanted}")));
         }
         let (got_metadata, got_keyslots) = library.settings_handle().get_metadata_size()?;
         if (*got_metadata, *got_keyslots) != (*metadata, *keyslots) {
-            return Err(Fault::Other("there is not so much room before the data".to_owned()));
+            return Err(Fault::Other("there is not enough space before the data".to_owned()));
         }
         Ok(Container { library, size: size_of(device)? })
     }
@@ -253,30 +254,31 @@ impl Container {
         Ok(self.library.status_handle().dump_json()?)
     }
 
-    /// What the JSON says.
+    /// The metadata in the JSON.
     pub(super) fn metadata<'a>(&self, json: &'a Value) -> Metadata<'a> {
         Metadata::new(json, self.size)
     }
 
-    /// The stretches of the device.
+    /// The segments of the device.
     pub(super) fn segments(&mut self) -> Result<Vec<Segment>> {
         let json = self.json()?;
         Ok(self.metadata(&json).segments()?)
     }
 
-    /// How large the device is.
+    /// Size of the device.
     pub(super) fn size(&self) -> Sectors {
         self.size
     }
 
-    /// The header in our terms.
+    /// The header as a platform value.
     pub(super) fn header(&mut self) -> Result<Header> {
         let uuid = self.library.status_handle().get_uuid()?.to_string();
         let json = self.json()?;
         Ok(self.metadata(&json).header(uuid)?)
     }
 
-    /// Makes a keyslot. `key`: what it is to hold; `None`: the key of the header that has just been made.
+    /// Adds a keyslot. `key` is the volume key to store; `None` for the key of the header that was
+    /// just formatted.
     pub(super) fn add(
         &mut self,
         keyslot: &NewKeyslot,
@@ -303,13 +305,14 @@ impl Container {
         Ok(())
     }
 
-    /// Puts a token into the header.
+    /// Writes a token into the header.
     pub(super) fn put(&mut self, number: u32, token: &Value) -> Result<()> {
         self.library.token_handle().json_set(TokenInput::ReplaceToken(number, token))?;
         Ok(())
     }
 
-    /// The key that a passphrase opens: of the keyslot, whatever that is for, or of any that is for the data.
+    /// The volume key that a passphrase opens: from the given keyslot, whatever its purpose, or
+    /// from any keyslot for the data.
     fn key(&mut self, keyslot: Option<u32>, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         if let Some(number) = keyslot {
             let json = self.json()?;
@@ -321,13 +324,14 @@ impl Container {
         let found = self.library.volume_key_handle().get(keyslot, &mut key, Some(passphrase));
         let (_, length) = found.map_err(with_key)?;
         if length != VOLUME_KEY_BYTES {
-            return Err(Fault::Other(format!("its volume key has {length} bytes; {VOLUME_KEY_BYTES} are needed")));
+            return Err(Fault::Other(format!("its volume key has {length} bytes instead of {VOLUME_KEY_BYTES}")));
         }
         Ok(key)
     }
 
-    /// The volume key of all data; a keyslot for the next one does not tell it. The header says which it is: to compare
-    /// the key with its digest takes the library a quarter of a second.
+    /// The current volume key of all data; a keyslot for the next key does not qualify. The header
+    /// says which key it is, because comparing the key with its digest takes the library a quarter
+    /// of a second.
     fn key_in_use(&mut self, keyslot: Option<u32>, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         if let Some(number) = keyslot {
             let json = self.json()?;
@@ -340,7 +344,7 @@ impl Container {
         self.key(keyslot, passphrase)
     }
 
-    /// The volume key with this digest.
+    /// The volume key that matches this digest.
     pub(super) fn key_with(&mut self, digest: u32, passphrase: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         let json = self.json()?;
         let metadata = self.metadata(&json);
@@ -360,7 +364,7 @@ impl Container {
     }
 }
 
-/// What a header is made with beside its layout.
+/// Format parameters besides the layout.
 pub(super) fn luks2_parameters(sector_size: u32) -> CryptParamsLuks2 {
     CryptParamsLuks2 {
         pbkdf: None,
@@ -378,9 +382,9 @@ fn size_of(device: &Path) -> io::Result<Sectors> {
     Ok(Sectors(File::open(device)?.seek(SeekFrom::End(0))? / SECTOR))
 }
 
-/// A number of bytes as the library takes it.
+/// A number of bytes in the library's type.
 pub(super) fn bytes(bytes: Bytes) -> Result<u64> {
-    u64::try_from(bytes.0).map_err(|_| Fault::Other(format!("{bytes} are too many")))
+    u64::try_from(bytes.0).map_err(|_| Fault::Other(format!("{bytes} exceed what the library can express")))
 }
 
 fn format(
@@ -396,7 +400,7 @@ fn format(
     container.header()
 }
 
-/// Makes the keyslots and tokens of a new header.
+/// Adds the keyslots and tokens of a new header.
 pub(super) fn fill(
     container: &mut Container,
     keyslots: &[NewKeyslot],
@@ -412,7 +416,7 @@ pub(super) fn fill(
     Ok(())
 }
 
-/// The library writes around the page cache where it can, but leaves it to the disk when that is on stable storage.
+/// Flushes the device. The library bypasses the page cache where it can, but issues no flush.
 pub(super) fn sync(device: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).open(device)?.sync_all()
 }
@@ -427,7 +431,7 @@ fn change(
     let mut container = Container::load(device)?;
     let json = container.json()?;
     let adds = changes.iter().any(|change| matches!(change, Change::AddKeyslot(_)));
-    // Only an unlocked header tells its key.
+    // Only with the passphrase can the library tell the volume key.
     let unlock = unlock.filter(|_| adds);
     let mut memory = Bytes(0);
     if let Some(unlock) = unlock {
@@ -462,7 +466,8 @@ fn make(
 ) -> Result<()> {
     match change {
         Change::AddKeyslot(keyslot) => {
-            let key = present.ok_or_else(|| Fault::Other("it takes a passphrase to add one".to_owned()))?;
+            let key = present
+                .ok_or_else(|| Fault::Other("adding a keyslot takes a passphrase that opens the device".to_owned()))?;
             container.add(keyslot, Some(key), CryptVolumeKey::empty(), secrets)
         }
         Change::AddNextKeyslot(keyslot) => match next {
@@ -501,7 +506,7 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
     let state = metadata.state(&metadata.segments()?)?;
     may_use(talk, metadata.memory(unlock.keyslot)?)?;
     let key = match state {
-        State::Clear => return Err(Fault::Other("it has been decrypted".to_owned())),
+        State::Clear => return Err(Fault::Other("the device is not encrypted any more".to_owned())),
         State::Encrypted => {
             let key = container.key_in_use(unlock.keyslot, passphrase)?;
             if let Some(name) = name {
@@ -512,16 +517,16 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
             key
         }
         State::Unfinished { mode, done } => {
-            // The key that all data is to have in the end, or, if it is to be in the clear, that it had before.
+            // The final volume key of all data, or for a decryption the previous one.
             let digest = metadata.final_digest()?.or(metadata.previous_digest()?);
-            let digest = digest.ok_or_else(|| "its volume key is not known".to_owned())?;
+            let digest = digest.ok_or_else(|| "its header does not name the volume key".to_owned())?;
             if unlock.keyslot.is_some() {
                 container.key(unlock.keyslot, passphrase)?;
             }
             let key = container.key_with(digest, passphrase)?;
             if let Some(name) = name {
                 if mode == ReencryptionMode::Encrypt && done == Bytes(0) {
-                    // What is in the clear yet is in use through the device itself.
+                    // The plaintext is still in use through the device itself.
                     table::bring_up(device, name, passphrase)?;
                 } else {
                     let mut activate = container.library.activate_handle();
@@ -537,7 +542,7 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
 
 fn resize(device: &Path, name: &str, volume_key: &[u8], size: Option<Sectors>) -> Result<()> {
     let mut container = Container::load(device)?;
-    // The new table names the key, which so has to be where the kernel finds it.
+    // The new table refers to the key by name, so the key must be in a keyring.
     let flags = CryptActivate::KEYRING_KEY;
     container.library.activate_handle().activate_by_volume_key(None, Some(volume_key), flags).map_err(with_key)?;
     container.library.context_handle().resize(name, size.map_or(0, |size| size.0))?;

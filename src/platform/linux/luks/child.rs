@@ -1,8 +1,10 @@
-//! The child process that works with libcryptsetup: what it is as a process, and how it talks with the daemon.
+//! The child process that calls libcryptsetup: its process attributes and its connection to the
+//! daemon.
 //!
-//! Its life: it makes itself unreadable for others, reads one request, serves it, answers, and ends. What the library
-//! logs goes to standard error. It stops by itself when the daemon has gone: before keys are derived it then ends, and a
-//! long work on data ends where the next one can go on. A signal that asks it to end is understood in the same way.
+//! The child makes its memory unreadable for other processes, reads one request, serves it,
+//! answers, and exits. The library's log goes to standard error. If the daemon is gone, the child
+//! stops by itself: before a key derivation it exits, and a re-encryption job stops where the next
+//! one can resume. Termination signals have the same effect.
 
 use std::{
     env,
@@ -28,15 +30,16 @@ use super::{
 };
 use crate::{base::units::Bytes, platform::keyring::Secret};
 
-/// Signals that ask to end. Half of a step is no place for that.
+/// Termination signals. They are blocked, because a step must not be interrupted.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// How much everybody else goes first. Keys are derived for seconds on all processors, a pool's data is worked on for hours;
-/// what others ask for meanwhile is done in no time, if only it is let.
+/// Gives way to all other processes. Key derivation loads all processors for seconds, and a
+/// re-encryption job for hours; other requests need little time, if they get it.
 const NICENESS: i32 = 10;
 
-/// Serves one request if this program has been started as a child for LUKS2, which every program that uses
-/// [`Linux`](super::super::Linux) must ask first: before it reads its arguments or starts a thread. `None`: it has not.
+/// Serves one request if this program was started as a LUKS2 child. Every program that uses
+/// [`Linux`](super::super::Linux) must call this before it reads arguments or starts threads.
+/// `None` if it was not.
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = env::args_os().skip(1);
     if arguments.next()? != CHILD || arguments.next().is_some() {
@@ -53,8 +56,8 @@ pub fn run_if_asked() -> Option<ExitCode> {
 
 fn serve() -> io::Result<()> {
     let mut talk = Talk::begin()?;
-    // The new daemon waits until those of the one before it have ended.
-    let _at_work = orphans::mark();
+    // A new daemon waits until the children of its predecessor have exited.
+    let _marked = orphans::mark();
     let Some((request, secrets)) = talk.request()? else { return Ok(()) };
     match calls::serve(&request, &secrets, &mut talk) {
         Ok((answer, secret)) => talk.say(&answer, secret.as_slice()),
@@ -64,7 +67,7 @@ fn serve() -> io::Result<()> {
     }
 }
 
-/// The way to the daemon.
+/// The connection to the daemon.
 pub(super) struct Talk {
     input: File,
     output: File,
@@ -73,27 +76,28 @@ pub(super) struct Talk {
 
 impl Talk {
     fn begin() -> io::Result<Talk> {
-        // Not before exec: that would make it readable again.
+        // Not before exec, which would make the memory readable again.
         secrecy::no_core_dumps()?;
-        // Where that is not allowed the daemon has said so at its start.
+        // If this fails, the daemon has already logged it at its start.
         let _ = secrecy::lock_memory();
         // Without filters of system calls the pages of keys that are freed early are unlocked.
         let _ = secrecy::keep_memory_locked();
         let _ = prctl::set_name(c"stratisd-luks");
-        // Threads of the library inherit it.
+        // The library's threads inherit it.
         let _ = rustix::process::nice(NICENESS);
         let ending = SigSet::from_iter(ENDING);
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&ending), None)?;
         let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        // Raw files: the standard library's own would keep what is read in memory that is not wiped.
+        // Raw files: the buffers of std's own handles would keep secrets in memory that is not
+        // wiped.
         let input = File::from(duplicate(io::stdin().as_fd())?);
         let output = File::from(duplicate(io::stdout().as_fd())?);
-        // The library may write to standard output as well.
+        // The library may write to standard output, too.
         rustix::stdio::dup2_stdout(io::stderr().as_fd())?;
         Ok(Talk { input, output, signals })
     }
 
-    /// The one request; `None`: the daemon has gone before it could make it.
+    /// Reads the request. `None` if the daemon closed the pipe first.
     fn request(&mut self) -> io::Result<Option<(Request, Vec<Secret>)>> {
         let mut received = Received::new();
         let mut buffer = Zeroizing::new([0; 4096]);
@@ -109,21 +113,21 @@ impl Talk {
         }
     }
 
-    /// Says something.
+    /// Sends a message.
     pub(super) fn say(&mut self, answer: &Answer, secrets: &[Secret]) -> io::Result<()> {
         self.output.write_all(&wire::frame(answer, &secrets.iter().collect::<Vec<_>>()))
     }
 
-    /// Asks for so much memory, and waits until it may be used. `false`: nobody is there any more, or the daemon does
-    /// not want it now.
+    /// Asks the daemon for this much memory and waits for permission. `false` if the daemon is gone
+    /// or has cancelled the request.
     pub(super) fn may_use(&mut self, memory: Bytes) -> io::Result<bool> {
         self.say(&Answer::Needs(memory), &[])?;
         let mut word = [0];
         Ok(self.input.read(&mut word)? == 1 && word[0] == GO)
     }
 
-    /// Whether it is to stop: the daemon says so by closing the pipe, which the kernel does for it if it dies; anybody
-    /// else by a signal.
+    /// Whether to stop: the daemon says so by closing the pipe, which also happens when it dies;
+    /// anyone else by a signal.
     pub(super) fn is_to_stop(&self) -> bool {
         let mut fds = [PollFd::new(&self.input, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
         wait::any(&mut fds, Some(Instant::now())).unwrap_or(true)

@@ -1,4 +1,5 @@
-//! What a LUKS2 header says, from its JSON: the published format, so that keys need not be derived to know the state.
+//! Interprets the JSON of a LUKS2 header by its published format, so that the state is known
+//! without key derivation.
 //!
 //! Knows nothing of where the JSON comes from.
 
@@ -11,36 +12,36 @@ use crate::{
     platform::luks::{Header, ReencryptionMode, State},
 };
 
-/// What an encryption sector is where nothing says so.
+/// Encryption sector size if the header gives none.
 const SECTOR_BYTES: u32 = 512;
 
-/// A header's JSON, and how large the device is that it stands on.
+/// The JSON of a header and the size of its device.
 pub(super) struct Metadata<'a> {
     json: &'a Value,
-    /// Of the whole device.
+    /// Size of the whole device.
     size: Sectors,
 }
 
-/// A stretch of the device.
+/// A range of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Segment {
-    /// Encrypted with a volume key of this digest (the new one, if it is being worked on); `None`: in the clear.
+    /// Encryption of the range, with the new volume key for a hot zone; `None` for plaintext.
     pub(super) crypt: Option<Crypt>,
-    /// Where it begins on the device.
+    /// Start of the range on the device.
     pub(super) offset: Sectors,
     pub(super) length: Sectors,
-    /// A work was cut short in it.
+    /// A hot zone: a re-encryption job was cut short in it.
     pub(super) hot: bool,
 }
 
-/// How a stretch is encrypted.
+/// Encryption parameters of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Crypt {
     pub(super) cipher: String,
     /// In sectors of 512 bytes.
     pub(super) iv_offset: u64,
     pub(super) sector_size: u32,
-    /// Whose volume key it is.
+    /// Digest of its volume key.
     pub(super) digest: u32,
 }
 
@@ -48,19 +49,19 @@ fn object<'a>(json: &'a Value, name: &str) -> Option<&'a Map<String, Value>> {
     json.get(name).and_then(Value::as_object)
 }
 
-/// Members of an object whose names are numbers, in the order of the numbers.
+/// Members of an object whose names are numbers, sorted by number.
 fn numbered<'a>(json: &'a Value, name: &str) -> Result<BTreeMap<u32, &'a Value>, String> {
-    let members = object(json, name).ok_or_else(|| format!("it has no {name}"))?;
+    let members = object(json, name).ok_or_else(|| format!("the header has no {name}"))?;
     let number = |key: &String| key.parse::<u32>().map_err(|_| format!("{name} has a member {key:?}"));
     members.iter().map(|(key, value)| Ok((number(key)?, value))).collect()
 }
 
-/// Numbers are written as texts.
+/// Large numbers are written as strings.
 fn number(json: &Value, name: &str) -> Option<u64> {
     json.get(name)?.as_str()?.parse().ok()
 }
 
-/// A number of bytes that is one of whole sectors.
+/// A number of bytes that is a multiple of the sector size.
 fn sectors(json: &Value, name: &str) -> Option<Sectors> {
     let bytes = number(json, name)?;
     (bytes % SECTOR == 0).then_some(Sectors(bytes / SECTOR))
@@ -85,13 +86,13 @@ impl<'a> Metadata<'a> {
         Metadata { json, size }
     }
 
-    /// The header in our terms.
+    /// The header as a platform value.
     ///
     /// # Errors
-    /// What is not as it must be.
+    /// A description of what is malformed.
     pub(super) fn header(&self, uuid: String) -> Result<Header, String> {
         let segments = self.segments()?;
-        let first = segments.first().ok_or("it has no segment")?;
+        let first = segments.first().ok_or("the header has no segment")?;
         let tokens = numbered(self.json, "tokens")?;
         Ok(Header {
             uuid,
@@ -104,14 +105,14 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// What it says of the data.
+    /// The state of the data.
     pub(super) fn state(&self, segments: &[Segment]) -> Result<State, String> {
         let Some(mode) = self.mode()? else {
             let encrypted = segments.iter().filter(|segment| segment.crypt.is_some()).count();
             return match encrypted {
                 0 => Ok(State::Clear),
                 count if count == segments.len() => Ok(State::Encrypted),
-                _ => Err("a part of the data is encrypted, and no work on it is under way".to_owned()),
+                _ => Err("the data is partly encrypted, but the header names no re-encryption job".to_owned()),
             };
         };
         let new = self.final_digest()?;
@@ -120,15 +121,15 @@ impl<'a> Metadata<'a> {
             !segment.hot && digest == new
         };
         let done = Sectors::checked_sum(segments.iter().filter(is_done).map(|segment| segment.length));
-        let mut done = done.ok_or("its segments are larger than anything")?.bytes();
+        let mut done = done.ok_or("the segments are too large")?.bytes();
         if segments.iter().any(|segment| segment.hot) {
-            // What a first step was cut short in is not as it was before.
+            // The first hot zone, cut short, no longer has its original data.
             done = done.max(Bytes(1));
         }
         Ok(State::Unfinished { mode, done })
     }
 
-    /// The work that is under way.
+    /// The mode of the unfinished re-encryption job.
     fn mode(&self) -> Result<Option<ReencryptionMode>, String> {
         let keyslots = numbered(self.json, "keyslots")?;
         let Some(keyslot) = keyslots.values().find(|keyslot| text(keyslot, "type") == Some("reencrypt")) else {
@@ -138,18 +139,18 @@ impl<'a> Metadata<'a> {
             Some("encrypt") => Ok(Some(ReencryptionMode::Encrypt)),
             Some("reencrypt") => Ok(Some(ReencryptionMode::Reencrypt)),
             Some("decrypt") => Ok(Some(ReencryptionMode::Decrypt)),
-            other => Err(format!("a work of the kind {other:?} is under way")),
+            other => Err(format!("unknown re-encryption mode {other:?}")),
         }
     }
 
-    /// The stretches of the device, in their order.
+    /// The segments that describe the present state, in their order.
     pub(super) fn segments(&self) -> Result<Vec<Segment>, String> {
         let mut segments = Vec::new();
         for (number, segment) in numbered(self.json, "segments")? {
             if self.backup(segment) {
                 continue;
             }
-            let bad = || format!("segment {number} is not understood");
+            let bad = || format!("segment {number} is malformed");
             let offset = sectors(segment, "offset").ok_or_else(bad)?;
             let length = match text(segment, "size") {
                 Some("dynamic") => self.size.saturating_sub(offset),
@@ -166,7 +167,7 @@ impl<'a> Metadata<'a> {
         Ok(segments)
     }
 
-    /// Whether a segment says how things were or will be, not how they are.
+    /// Whether a segment describes the previous or the final state instead of the present one.
     fn backup(&self, segment: &Value) -> bool {
         ["backup-previous", "backup-final", "backup-moved-segment"].iter().any(|flag| has_flag(segment, flag))
     }
@@ -174,7 +175,7 @@ impl<'a> Metadata<'a> {
     fn crypt(&self, number: u32, segment: &Value) -> Result<Crypt, String> {
         let bad = |what| format!("segment {number} has no {what}");
         let digests: Vec<u32> = self.digests_of("segments", number)?;
-        // One that is being worked on has both; what it is to be counts.
+        // A hot zone has both digests; the new one counts.
         let digest = match digests[..] {
             [] => return Err(bad("digest")),
             [digest] => digest,
@@ -188,7 +189,7 @@ impl<'a> Metadata<'a> {
         })
     }
 
-    /// Digests that list a segment or keyslot of this number.
+    /// Digests that refer to the segment or keyslot with this number.
     fn digests_of(&self, what: &str, wanted: u32) -> Result<Vec<u32>, String> {
         let digests = numbered(self.json, "digests")?;
         Ok(digests.into_iter().filter(|(_, digest)| lists(digest, what, wanted)).map(|(number, _)| number).collect())
@@ -209,17 +210,17 @@ impl<'a> Metadata<'a> {
             .ok_or_else(|| format!("segment {number} has no digest"))
     }
 
-    /// The digest of the volume key that all data is to be encrypted with in the end; `None`: it is to be in the clear.
+    /// Digest of the volume key that all data will have; `None` if it will be plaintext.
     pub(super) fn final_digest(&self) -> Result<Option<u32>, String> {
         self.digest_of_segment_with("backup-final")
     }
 
-    /// The digest of the volume key in use before a work began; `None`: the data was in the clear.
+    /// Digest of the volume key before the re-encryption job; `None` if the data was plaintext.
     pub(super) fn previous_digest(&self) -> Result<Option<u32>, String> {
         self.digest_of_segment_with("backup-previous")
     }
 
-    /// The digest of a keyslot's key.
+    /// Digest of a keyslot's volume key.
     pub(super) fn digest_of_keyslot(&self, keyslot: u32) -> Result<Option<u32>, String> {
         Ok(self.digests_of("keyslots", keyslot)?.first().copied())
     }
@@ -231,7 +232,7 @@ impl<'a> Metadata<'a> {
         Ok(keyslots.into_iter().filter(|(_, keyslot)| holds_key(keyslot)).map(|(number, _)| number).collect())
     }
 
-    /// Those of them whose key no segment is encrypted with, or is to be.
+    /// The keyslots among them whose key encrypts no segment, now or at the end.
     fn unused(&self) -> Result<BTreeSet<u32>, String> {
         let digests = numbered(self.json, "digests")?;
         let segments = numbered(self.json, "segments")?;
@@ -241,16 +242,16 @@ impl<'a> Metadata<'a> {
         Ok(keyslots.filter(|keyslot| !used.iter().any(|digest| lists(digest, "keyslots", *keyslot))).collect())
     }
 
-    /// The most memory that the derivation of a key takes, of this keyslot or any.
+    /// Most memory that a key derivation takes, for this keyslot or for any.
     pub(super) fn memory(&self, keyslot: Option<u32>) -> Result<Bytes, String> {
         let keyslots = numbered(self.json, "keyslots")?;
         let tried = keyslots.into_iter().filter(|(number, _)| keyslot.is_none_or(|only| only == *number));
-        // In KiB; the cheap derivation has none.
+        // In KiB. Cheap derivations have no such member.
         let memory = tried.filter_map(|(_, keyslot)| keyslot.get("kdf")?.get("memory")?.as_u64()).max();
         Ok(Bytes(u128::from(memory.unwrap_or(0)) * 1024))
     }
 
-    /// Size of an encryption sector: of what the data will be, or is.
+    /// Encryption sector size: the planned one, or the present one.
     fn sector_size(&self, segments: &[Segment]) -> Result<u32, String> {
         let all = numbered(self.json, "segments")?;
         let planned = all.values().find(|segment| has_flag(segment, "backup-final")).and_then(|one| sector_size(one));
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_header_is_understood() {
+    fn a_header_without_a_job_is_read() {
         let digests = json!({"0": {"keyslots": ["0", "3"], "segments": ["0"]}});
         let json = metadata(None, &[segment("crypt", 16, None, &[])], digests);
         let header = header(&json).unwrap();
@@ -329,13 +330,13 @@ mod tests {
     }
 
     #[test]
-    fn how_far_each_work_came_is_understood() {
+    fn the_progress_of_each_mode_is_read() {
         let previous = segment("linear", 16, None, &["backup-previous"]);
         let last = segment("crypt", 16, None, &["backup-final"]);
         let begun = [segment("linear", 16, None, &[]), previous.clone(), last.clone()];
         let digests = json!({"0": {"keyslots": ["0"], "segments": ["2"]}});
         assert_eq!(state(&metadata(Some("encrypt"), &begun, digests)), (ReencryptionMode::Encrypt, 0));
-        // In the midst of a step: what is hot does not count.
+        // In the middle of a step: the hot zone does not count.
         let hot = segment("crypt", 46, Some(10), &["in-reencryption"]);
         let some = [segment("crypt", 16, Some(30), &[]), hot, segment("linear", 56, None, &[]), previous, last];
         let digests = json!({"0": {"keyslots": ["0"], "segments": ["0", "1", "4"]}});
@@ -355,7 +356,7 @@ mod tests {
         assert_eq!((whole.previous_digest().unwrap(), whole.final_digest().unwrap()), (Some(0), Some(1)));
         let digests: Vec<u32> = whole.segments().unwrap().into_iter().map(|one| one.crypt.unwrap().digest).collect();
         assert_eq!(digests, [1, 1, 0]);
-        // All of it, the end not yet written down.
+        // All data is done, but the end is not recorded yet.
         let digests =
             json!({"0": {"keyslots": ["0"], "segments": ["1"]}, "1": {"keyslots": ["3"], "segments": ["0", "2"]}});
         let json = metadata(Some("reencrypt"), &[segment("crypt", 16, None, &[]), previous.clone(), last], digests);
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_as_it_must_be_is_refused() {
+    fn malformed_headers_are_refused() {
         let good =
             metadata(None, &[segment("crypt", 16, None, &[])], json!({"0": {"keyslots": ["0"], "segments": ["0"]}}));
         assert!(header(&good).is_ok());

@@ -1,7 +1,7 @@
-//! How many keys may be derived at a time: as many as there is memory for. Knows nothing of keys.
+//! Limits how many keys are derived in parallel by the memory available. Knows nothing of keys.
 //!
-//! A derivation takes as much memory as was chosen when its keyslot was made, up to 1 GiB and to half of a machine's memory.
-//! Eight at once would have the kernel kill somebody.
+//! A derivation takes the memory that was chosen when its keyslot was made, up to 1 GiB or half of
+//! that machine's memory. Eight at once would bring in the OOM killer.
 
 use std::fs;
 
@@ -9,24 +9,24 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::base::units::Bytes;
 
-/// What is taken for the memory of a machine that does not tell.
+/// Assumed memory of a machine that does not report it.
 const MACHINE: Bytes = Bytes(2 << 30);
 
-/// Memory that derivations may take together.
+/// Memory that derivations share.
 pub(super) struct Memory {
     limit: Bytes,
     used: Mutex<Bytes>,
     freed: Condvar,
 }
 
-/// Memory that has been given out, until it is dropped.
+/// Memory granted until this is dropped.
 pub(super) struct Permit<'a> {
     memory: &'a Memory,
     amount: Bytes,
 }
 
 impl Memory {
-    /// Half of what the machine has.
+    /// Half of the machine's memory.
     pub(super) fn of_this_machine() -> Memory {
         let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         Memory::limited(Bytes(total(&text).unwrap_or(MACHINE).0 / 2))
@@ -36,7 +36,8 @@ impl Memory {
         Memory { limit, used: Mutex::new(Bytes::ZERO), freed: Condvar::new() }
     }
 
-    /// Waits until there is so much. What is more than there can ever be is given when nobody has any.
+    /// Waits until this much memory is free. Grants a request above the limit when no other permit
+    /// exists.
     pub(super) fn take(&self, amount: Bytes) -> Permit<'_> {
         let mut used = self.used.lock();
         self.freed.wait_while(&mut used, |used| *used > Bytes::ZERO && used.saturating_add(amount) > self.limit);
@@ -49,12 +50,12 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let mut used = self.memory.used.lock();
         *used = used.saturating_sub(self.amount);
-        // All: who waits for little may go on where who waits for much may not.
+        // Wake all: a small request may fit where a large one does not.
         self.memory.freed.notify_all();
     }
 }
 
-/// The machine's memory, as the kernel tells it.
+/// The machine's memory, from `/proc/meminfo`.
 fn total(text: &str) -> Option<Bytes> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u128 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -68,14 +69,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_understood() {
+    fn memory_size_is_parsed() {
         assert_eq!(total("MemTotal:        2048 kB\nMemFree: 1 kB\n"), Some(Bytes(2 << 20)));
         assert_eq!(total("MemFree: 1 kB\n"), None);
         assert!(Memory::of_this_machine().limit > Bytes(64 << 20));
     }
 
     #[test]
-    fn no_more_is_given_than_there_is() {
+    fn permits_stay_within_the_limit() {
         let memory = Memory::limited(Bytes(10));
         let (first, second) = (memory.take(Bytes(6)), memory.take(Bytes(4)));
         let (tell, told) = mpsc::channel();
@@ -86,10 +87,10 @@ mod tests {
             });
             drop(second);
             drop(first);
-            // Only when the six were back there was room for five.
+            // There was room for five only once the six were released.
             assert_eq!(told.recv().unwrap(), 5);
         });
-        // More than there is, but alone.
+        // More than the limit, but alone.
         let large = memory.take(Bytes(100));
         assert_eq!(*memory.used.lock(), Bytes(100));
         drop(large);

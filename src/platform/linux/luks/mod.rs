@@ -1,25 +1,27 @@
-//! LUKS2 containers: each call is served by a child process of this program.
+//! LUKS2: a child process of this program serves each call.
 //!
-//! libcryptsetup is not made for threads, and the derivation of a key from a passphrase takes seconds and up to 1 GiB of
-//! memory. So calls run side by side in processes of their own, as many as there is memory for, and a crash in the library
-//! ends one call. No secret is in arguments, variables, files or logs: they pass through pipes ([`wire`]).
+//! libcryptsetup is not thread-safe, and key derivation takes seconds and up to 1 GiB of memory. So
+//! calls run in processes of their own, as many in parallel as memory allows, and a crash in the
+//! library ends one call only. Secrets pass through pipes ([`wire`]), never through arguments,
+//! environment variables, files or logs.
 //!
 //! | file | side | |
 //! |---|---|---|
-//! | this one | daemon | asks a child and waits for its answer |
-//! | `wire` | both | what they say to each other |
-//! | `memory` | daemon | who may derive keys when |
-//! | `child` | child | the process, and its way to the daemon |
-//! | `work` | child | the calls of libcryptsetup, but for the long ones |
-//! | `staged` | child | a header for data that is in the clear and in use |
-//! | `reencrypt`, `repair` | child | works on the data of a device in use |
-//! | `header`, `table` | child | what a header's JSON says, and the table that follows from it |
+//! | this one | daemon | sends a request to a child and waits for its answer |
+//! | `wire` | both | their messages |
+//! | `memory` | daemon | which child may derive keys when |
+//! | `child` | child | the process and its connection to the daemon |
+//! | `calls` | child | the calls of libcryptsetup, except the long ones |
+//! | `staged` | child | a header for plaintext data that is in use |
+//! | `reencrypt`, `repair` | child | re-encryption jobs on a device in use |
+//! | `header`, `table` | child | what the JSON of a header says, and the table that follows from it |
 //! | `orphans` | both | children that outlive their daemon |
 //!
-//! When the daemon stops in order, the engine has told works on data to stop, and waits for it. When it dies, its end of
-//! the pipes is closed, and a child ends by itself, where that does no harm. A child that takes too long is killed, which does no
-//! harm either: whatever it was at is put right as after a power cut. systemd kills the daemon's process only
-//! (KillMode=process); at shutdown it sends SIGTERM to all, which a child takes as a wish to stop.
+//! At an orderly stop, the engine tells re-encryption jobs to stop and waits for them. If the
+//! daemon dies, its end of the pipes closes, and the child exits at a point where that does no
+//! harm. A child that exceeds its time limit is killed, which does no harm either: recovery is the
+//! same as after a power cut. systemd kills only the daemon's main process (KillMode=process). At
+//! shutdown it sends SIGTERM to all processes, which a child treats as a request to stop.
 
 mod calls;
 pub mod child;
@@ -66,16 +68,16 @@ use crate::{
     },
 };
 
-/// How often a work on data is asked about when it has nothing to say.
+/// How often `watch` is called for a re-encryption job that reports no progress.
 const WATCH: Duration = Duration::from_secs(1);
-/// How long a child waits for udev to deal with a change of a device. Its library would wait for ever.
+/// How long a child waits for udev to process a change. libdevmapper would wait for ever.
 const UDEV_LIMIT: Duration = Duration::from_secs(30);
-/// How often is looked whether a child that has nothing to say waits so long.
+/// How often a silent child is checked for such a wait.
 const UDEV_LOOK: Duration = Duration::from_secs(10);
 
-/// LUKS2 as the daemon sees it.
+/// LUKS2 from the daemon's side.
 pub struct Luks {
-    /// Serves as a child.
+    /// The program to start as the child.
     program: PathBuf,
     memory: Memory,
 }
@@ -86,7 +88,7 @@ impl Default for Luks {
     }
 }
 
-/// The secrets of a request as it is put together.
+/// The secrets of a request that is being built.
 #[derive(Default)]
 struct Secrets<'a>(Vec<&'a Secret>);
 
@@ -105,16 +107,17 @@ impl<'a> Secrets<'a> {
     }
 }
 
-/// Watches a work: asked with its progress, `false` stops it.
+/// Watches a re-encryption job: called with its progress; `false` stops the job.
 type Watch<'a> = &'a (dyn Fn(Progress) -> bool + Sync);
 
 impl Luks {
-    /// With a program that asks [`child::run_if_asked`] before all else.
+    /// Uses a program that calls [`child::run_if_asked`] first.
     pub fn served_by(program: &Path) -> Luks {
         Luks { program: program.to_owned(), memory: Memory::of_this_machine() }
     }
 
-    /// See [`Platform::luks_read`](crate::platform::Platform::luks_read); so with those below.
+    /// See [`Platform::luks_read`](crate::platform::Platform::luks_read). The methods below
+    /// correspond in the same way.
     ///
     /// # Errors
     /// As there.
@@ -140,7 +143,7 @@ impl Luks {
         let keyslots = keyslots.iter().map(|keyslot| secrets.keyslot(keyslot)).collect();
         let (device_path, layout, tokens) = (device.to_owned(), *layout, tokens.clone());
         let request = Request::Format { device: device_path, layout, purpose, keyslots, tokens };
-        Call { luks: self, device, action: "make" }.ask_for_header(&request, &secrets)
+        Call { luks: self, device, action: "format" }.ask_for_header(&request, &secrets)
     }
 
     /// # Errors
@@ -212,13 +215,14 @@ impl Luks {
         let unlock = secrets.unlock(unlock);
         let (device_path, name) = (device.to_owned(), name.to_owned());
         let request = Request::Reencrypt { device: device_path.clone(), name: name.clone(), unlock, begin };
-        let call = Call { luks: self, device, action: "work on the data of" };
+        let call = Call { luks: self, device, action: "re-encrypt" };
         match call.converse(&request, &secrets, Some(watch)) {
             Ok((Answer::Ended(ended), _)) => Ok(ended),
             Ok((answer, _)) => Err(call.unexpected(&answer)),
             Err(End::Answered(fault)) => Err(fault),
             Err(End::Died(fault)) => {
-                // It may have died in the midst of a step; the device must serve all data.
+                // The child may have died within a step. Repair, so that the crypt device serves
+                // all data.
                 call.ask_to_do(&Request::Repair { device: device_path, name, unlock }, &secrets)?;
                 Err(fault)
             }
@@ -228,9 +232,9 @@ impl Luks {
 
 /// How a call failed.
 enum End {
-    /// The child said so.
+    /// The child reported an error.
     Answered(Error),
-    /// The child ended without an answer, or could not be understood.
+    /// The child ended without an answer, or sent something malformed.
     Died(Error),
 }
 
@@ -238,7 +242,7 @@ enum End {
 struct Call<'a> {
     luks: &'a Luks,
     device: &'a Path,
-    /// For errors.
+    /// The verb for errors.
     action: &'static str,
 }
 
@@ -247,11 +251,11 @@ impl Call<'_> {
         Error::Luks { action: self.action, device: self.device.to_owned(), what }
     }
 
-    /// The child's kind of answer is told, never its content.
+    /// Names the kind of the answer, never its content.
     fn unexpected(&self, answer: &Answer) -> Error {
         let kind = format!("{answer:?}");
         let kind = kind.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-        self.failed(format!("the answer {kind} was not expected"))
+        self.failed(format!("unexpected answer {kind} of the child process"))
     }
 
     fn ask_for_header(&self, request: &Request, secrets: &Secrets<'_>) -> Result<Header> {
@@ -277,7 +281,7 @@ impl Call<'_> {
         self.converse(request, secrets, watch).map_err(|(End::Answered(fault) | End::Died(fault))| fault)
     }
 
-    /// Starts a child, asks it, and waits for its end.
+    /// Starts a child, sends the request, and waits for the child to exit.
     fn converse(
         &self,
         request: &Request,
@@ -288,7 +292,7 @@ impl Call<'_> {
         let arguments = [OsStr::new(wire::CHILD)];
         let limit = limits::of(activity_of(request), Bytes::ZERO);
         let mut task = Task {
-            label: format!("work on the LUKS2 container on {} (to {} it)", self.device.display(), self.action),
+            label: format!("LUKS child for {} ({})", self.device.display(), self.action),
             path: &self.luks.program,
             arguments: &arguments,
             environment: &[],
@@ -296,35 +300,37 @@ impl Call<'_> {
             limit,
             namespace: None,
         };
-        let mut child = task.start().map_err(|fault| died(format!("no process for it could be started: {fault}")))?;
+        let mut child = task.start().map_err(|fault| died(format!("cannot start the child process: {fault}")))?;
         let mut talk = Talk::new(&mut child, &self.luks.memory, limit, watch);
         let process = child.id();
         let talked = talk.ask(&wire::frame(request, &secrets.0)).and_then(|()| talk.listen(&child));
         if talked.is_err() {
-            // It takes too long, or what it says is not understood: whatever it does, it must not go on.
+            // It exceeded its time limit or sent something malformed. Whatever it is doing, it must
+            // stop.
             child.kill();
         }
         let Talk { input, permit, answer, errors, .. } = talk;
         drop((input, permit));
-        // In any case, so that it does not stay as a zombie. One that has said all ends as soon as it is let.
+        // Reap it in any case, so that no zombie stays. A child that has answered exits as soon as
+        // its input closes.
         let patience = if talked.is_ok() { NOTICE } else { KILLED };
         let status = child.wait(patience).map_err(|fault| died(fault.to_string()))?;
         if answer.is_none() {
-            // What it waited for when it was killed is left to nobody.
+            // If it was killed while it waited for udev, remove its cookie.
             cookie::release(process, Duration::ZERO);
         }
         talked.map_err(|fault| died(fault.to_string()))?;
         let status =
-            status.ok_or_else(|| died("the process for it does not end: a device does not answer".to_owned()))?;
+            status.ok_or_else(|| died("the child process does not exit: a device does not respond".to_owned()))?;
         let device = || self.device.to_owned();
         match answer {
-            None => Err(died(format!("the process for it ended: {}", programs::complaint(status, &errors.bytes)))),
+            None => Err(died(format!("the child process ended: {}", programs::complaint(status, &errors.bytes)))),
             Some((Answer::WrongKey, _)) => Err(End::Answered(Error::WrongKey { device: device() })),
             Some((Answer::Busy, _)) => {
                 Err(End::Answered(Error::Busy { name: self.device.to_string_lossy().into_owned() }))
             }
             Some((Answer::Failed(cause), _)) => {
-                // The library's words say more than the error number that it gives.
+                // The library's message says more than its errno.
                 let what = match programs::one_line(&errors.bytes) {
                     said if said.is_empty() => cause,
                     said => format!("{said} ({cause})"),
@@ -336,7 +342,7 @@ impl Call<'_> {
     }
 }
 
-/// What a request is, as far as the time that it may take follows from that.
+/// The kind of a request, as far as its time limit depends on it.
 fn activity_of(request: &Request) -> Activity {
     match request {
         Request::Read { .. } | Request::Reopen { .. } | Request::Resize { .. } => Activity::LuksQuick,
@@ -347,11 +353,11 @@ fn activity_of(request: &Request) -> Activity {
     }
 }
 
-/// The daemon's end of a conversation.
+/// The daemon's end of the conversation.
 struct Talk<'a> {
-    /// The child's number.
+    /// Process ID of the child.
     process: u32,
-    /// `None`: the child has been told to stop.
+    /// `None` once the child was told to stop.
     input: Option<ChildStdin>,
     output: Option<ChildStdout>,
     log: Option<ChildStderr>,
@@ -359,10 +365,10 @@ struct Talk<'a> {
     received: Received,
     memory: &'a Memory,
     permit: Option<Permit<'a>>,
-    /// How long it may take, and until when; the wait for memory is not its time.
+    /// The time limit and the deadline. The wait for memory does not count.
     limit: Option<Duration>,
     deadline: Option<Instant>,
-    /// When it is said that it takes long.
+    /// When to log that it takes long.
     notice: Option<Instant>,
     watch: Option<Watch<'a>>,
     progress: Option<Progress>,
@@ -391,13 +397,13 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// The child reads all of it before it says anything.
+    /// Sends the request. The child reads all of it before it writes anything.
     fn ask(&mut self, request: &[u8]) -> io::Result<()> {
-        self.tell(request)
+        self.write(request)
     }
 
-    /// One that has ended does not hear any more, which is no error: how it ended tells.
-    fn tell(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes to the child. A child that has exited is no error here; its exit status decides.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(input) = &mut self.input else { return Ok(()) };
         match input.write_all(bytes) {
             Err(closed) if closed.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -405,10 +411,10 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// Listens until the child has said all and ended.
+    /// Reads until the child has closed its outputs.
     ///
     /// # Errors
-    /// When its time is up, or it cannot be understood.
+    /// At the time limit, or if a message is malformed.
     fn listen(&mut self, child: &Process) -> io::Result<()> {
         let mut buffer = Zeroizing::new([0; 4096]);
         let mut next_watch = Instant::now() + WATCH;
@@ -423,7 +429,7 @@ impl<'a> Talk<'a> {
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             let now = Instant::now();
             if self.notice.is_some_and(|notice| notice <= now) {
-                child.warn_of_age();
+                child.log_age();
                 self.notice = None;
             }
             if !in_time {
@@ -445,7 +451,7 @@ impl<'a> Talk<'a> {
                     0 => self.output = None,
                     count => {
                         self.received.add(&buffer[..count]);
-                        self.understand()?;
+                        self.handle_messages()?;
                     }
                 }
             }
@@ -456,32 +462,33 @@ impl<'a> Talk<'a> {
                 }
             }
         }
-        if self.received.is_empty() { Ok(()) } else { Err(garbled(Garbled("a message without its end".to_owned()))) }
+        if self.received.is_empty() { Ok(()) } else { Err(garbled(Garbled("a truncated message".to_owned()))) }
     }
 
-    /// A worker of udev that was killed never tells the child that it is done.
+    /// A killed udev worker never completes the cookie that the child waits for.
     fn end_waits_for_udev(&self) {
         let count = cookie::release(self.process, UDEV_LIMIT);
         if count > 0 {
             let (process, limit) = (self.process, UDEV_LIMIT.as_secs());
             let so_far = cookie::note_unanswered(count as u64);
             warn!(
-                "udev has not answered process {process}, which works with LUKS2, within {limit} s (unanswered so far: \
-                 {so_far}); it goes on without"
+                "udev did not answer LUKS child process {process} within {limit} s ({so_far} events unanswered so far); \
+                 the child continues without it"
             );
         }
     }
 
-    /// Takes in what has been said.
-    fn understand(&mut self) -> io::Result<()> {
+    /// Handles the messages received so far.
+    fn handle_messages(&mut self) -> io::Result<()> {
         while let Some((message, mut secrets)) = self.received.next::<Answer>().map_err(garbled)? {
             if self.answer.is_some() {
-                return Err(garbled(Garbled("more after the answer".to_owned())));
+                return Err(garbled(Garbled("a message after the answer".to_owned())));
             }
             match message {
                 Answer::Needs(memory) => self.grant(memory)?,
                 Answer::Progress(progress) => {
-                    // What it needed memory for is behind it, unless it has not begun.
+                    // The derivation that needed the memory is over, unless the job has not started
+                    // yet.
                     if self.progress.is_some() {
                         self.permit = None;
                     }
@@ -501,10 +508,10 @@ impl<'a> Talk<'a> {
         let now = Instant::now();
         self.deadline = self.limit.map(|limit| now + limit);
         self.notice = Some(now + NOTICE);
-        self.tell(&[wire::GO])
+        self.write(&[wire::GO])
     }
 
-    /// Asks whether the work is to go on; a child whose input is closed stops.
+    /// Asks whether to continue. Closing the child's input makes it stop.
     fn ask_watch(&mut self) {
         if let (Some(watch), Some(progress)) = (self.watch, self.progress) {
             if !watch(progress) {
@@ -525,5 +532,5 @@ fn read(pipe: Option<&mut impl Read>, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 fn garbled(Garbled(what): Garbled) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the process for it cannot be understood: {what}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("the child process sent a malformed message: {what}"))
 }

@@ -1,7 +1,8 @@
-//! Children that have outlived their daemon: each holds a lock while it is at work, which the next daemon waits for.
-//! Otherwise it would see device-mapper devices that are just being changed.
+//! Children that outlive their daemon. Each holds a lock while it works, and the next daemon waits
+//! for that lock. Otherwise it would see device-mapper devices in the middle of a change.
 //!
-//! They end by themselves, since they see that the daemon has gone: at the latest after one step of a work on data.
+//! The children notice that the daemon is gone and exit by themselves, at the latest after one step
+//! of a re-encryption job.
 
 use std::{
     fs::{File, OpenOptions},
@@ -14,34 +15,34 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::super::wait;
 
-/// The file with the lock; beside the private directory.
+/// The lock file, beside the private directory.
 const LOCK: &str = "/run/stratisd/luks-children";
-/// How often is looked whether they have ended. The kernel would tell, but then for ever.
+/// Polling interval. A blocking lock would wait for ever.
 const LOOK: Duration = Duration::from_millis(50);
 
 fn open() -> Option<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(LOCK).ok()
 }
 
-/// Marks this process as a child at work, until the mark is dropped. `None`: where the daemon has no directory (in
-/// tests) nobody waits either.
+/// Marks this process as a working child until the mark is dropped. `None` if the daemon's
+/// directory does not exist, as in tests; then nobody waits either.
 pub(super) fn mark() -> Option<File> {
     open().filter(|file| flock(file, FlockOperation::NonBlockingLockShared).is_ok())
 }
 
-/// Waits until no child of an earlier daemon is at work, at most so long.
+/// Waits until no child of an earlier daemon works any more, for at most `limit`.
 pub(in super::super) fn wait_for_end(limit: Duration) {
     let Some(file) = open() else { return };
     let deadline = Instant::now() + limit;
-    let mut told = false;
+    let mut logged = false;
     while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() > deadline {
-            warn!("a process that works on an encrypted device for an earlier stratisd does not end; going on");
+            warn!("LUKS child process of an earlier stratisd did not exit within {} s; continuing", limit.as_secs());
             return;
         }
-        if !told {
-            info!("waiting for a process that still works on an encrypted device for an earlier stratisd");
-            told = true;
+        if !logged {
+            info!("waiting for a LUKS child process of an earlier stratisd to exit");
+            logged = true;
         }
         wait::pause(LOOK);
     }

@@ -1,8 +1,9 @@
-//! The child's long work: encrypting, reencrypting and decrypting the data of a container that is in use.
+//! Re-encryption jobs in the child: encryption, re-encryption and decryption of a LUKS device in
+//! use.
 //!
-//! Data is worked on step by step. While a step is at work, I/O to its stretch of the device waits, and what the stretch
-//! is protected by (checksums of its blocks) lies in the header, so that a step that was cut short can be completed.
-//! Knows nothing of who uses the data.
+//! A job proceeds in steps. During a step, I/O to its hot zone waits. The header holds checksums of
+//! the blocks in the hot zone, so that a step that was cut short can be completed. Knows nothing of
+//! who uses the data.
 
 use std::{
     ffi::{c_int, c_void},
@@ -29,12 +30,13 @@ use crate::{
     platform::luks::{Begin, Ended, Progress, ReencryptionMode, State},
 };
 
-/// How a step is protected: the method and its hash.
+/// Resilience of a step: the method and its hash.
 pub(super) const RESILIENCE: (&str, &str) = ("checksum", "sha256");
-/// Longest step. Without a bound the library takes up to 1 GiB at a time, in memory, and I/O to it waits so long.
+/// Longest step. Without a limit the library processes up to 1 GiB at a time in memory, and I/O to
+/// that range waits as long.
 const STEP: Sectors = Sectors((64 << 20) / SECTOR);
 
-/// Begins a work or goes on with it, until all is done or it is told to stop.
+/// Starts or resumes a re-encryption job and runs it until it is complete or told to stop.
 pub(super) fn run(
     device: &Path,
     name: &str,
@@ -60,7 +62,7 @@ pub(super) fn run(
     if repair::is_needed(name)? {
         repair::repair(device, name, passphrase)?;
         container = Container::load(device)?;
-        if unfinished.is_some() && unfinished_work(&mut container)?.is_none() {
+        if unfinished.is_some() && unfinished_mode(&mut container)?.is_none() {
             return Ok(Ended::Finished);
         }
     }
@@ -71,15 +73,16 @@ pub(super) fn run(
 
     let (mode, from, to, flags) = match (begin, unfinished) {
         (Begin::Resume, Some(mode)) => {
-            // The passphrase may open a keyslot for each of two keys; where it was said which, one need not be tried.
+            // The passphrase may open keyslots of both volume keys. If the caller named the
+            // keyslot, the library need not try the other key.
             let digest = keyslot.map(|keyslot| metadata.digest_of_keyslot(keyslot)).transpose()?.flatten();
             let is_new =
                 mode == ReencryptionMode::Encrypt || (digest.is_some() && digest == metadata.final_digest()?);
             let (from, to) = if is_new { (None, keyslot) } else { (keyslot, None) };
             (crypt_mode(mode), from, to, CryptReencrypt::RESUME_ONLY)
         }
-        (Begin::Resume, None) => return Err(Fault::Other("no work on its data is unfinished".to_owned())),
-        (_, Some(_)) => return Err(Fault::Other("another work on its data is unfinished".to_owned())),
+        (Begin::Resume, None) => return Err(Fault::Other("no re-encryption job is unfinished".to_owned())),
+        (_, Some(_)) => return Err(Fault::Other("another re-encryption job is unfinished".to_owned())),
         (Begin::Reencrypt { from, to }, None) => {
             (crypt_mode(ReencryptionMode::Reencrypt), Some(from), Some(to), CryptReencrypt::empty())
         }
@@ -96,7 +99,8 @@ pub(super) fn run(
         luks2: Some(luks2_parameters(sector_size)),
         flags,
     };
-    // For the new data; the library wants none where there is none, or where it has been said before.
+    // Cipher of the new data. The library wants none if there is no new cipher, or if the header
+    // has it already.
     let cipher = cipher.as_deref().filter(|_| matches!(begin, Begin::Reencrypt { .. }));
     let cipher = cipher.and_then(|cipher| cipher.split_once('-'));
     container
@@ -104,16 +108,17 @@ pub(super) fn run(
         .reencrypt_handle()
         .reencrypt_init_by_passphrase(Some(name), passphrase, from, to, cipher, parameters)
         .map_err(with_key)?;
-    // From here on the keys are in memory for hours; what the derivation took has been given back.
+    // From here on the keys are in memory for hours. The memory of the key derivation has been
+    // freed.
     let _ = mlockall(MlockAllFlags::CURRENT);
     let worked = steps(&mut container, &mut |progress| {
-        // Nobody to tell is nobody who wants it.
+        // If the daemon is gone, stop.
         talk.say(&Answer::Progress(progress), &[]).is_err() || talk.is_to_stop()
     });
     drop(container);
     if let Err(fault) = worked {
-        // The library leaves devices as they were in the midst of the step. What was wrong first is told; if more is
-        // wrong, it is for the log.
+        // The library leaves the devices as they were in the middle of the step. The first error is
+        // returned; a second one goes to the log.
         if repair::is_needed(name)? {
             if let Err(also) = repair::repair(device, name, passphrase) {
                 eprintln!("{also}");
@@ -122,14 +127,14 @@ pub(super) fn run(
         return Err(fault.into());
     }
     sync(device)?;
-    match unfinished_work(&mut Container::load(device)?)? {
+    match unfinished_mode(&mut Container::load(device)?)? {
         Some(_) => Ok(Ended::Interrupted),
         None => Ok(Ended::Finished),
     }
 }
 
-/// The work that the header says is unfinished.
-fn unfinished_work(container: &mut Container) -> Result<Option<ReencryptionMode>> {
+/// The mode of the unfinished re-encryption job, by the header.
+fn unfinished_mode(container: &mut Container) -> Result<Option<ReencryptionMode>> {
     match container.header()?.state {
         State::Unfinished { mode, .. } => Ok(Some(mode)),
         State::Encrypted | State::Clear => Ok(None),
@@ -144,15 +149,16 @@ fn crypt_mode(mode: ReencryptionMode) -> CryptReencryptModeInfo {
     }
 }
 
-/// Asked between two steps; `true`: it is to stop.
+/// Called between steps; returns `true` to stop.
 type IsToStop<'a> = &'a mut dyn FnMut(Progress) -> bool;
 
-/// Has the library go through the steps of a work that has been begun with it.
+/// Runs the steps of a job that the library has been initialized for.
 #[allow(unsafe_code)]
 pub(super) fn steps(container: &mut Container, mut is_to_stop: IsToStop<'_>) -> std::result::Result<(), LibcryptErr> {
     extern "C" fn between(total: u64, done: u64, is_to_stop: *mut c_void) -> c_int {
-        // SAFETY: the library hands on the pointer that it was given below, to a closure that lives until the library
-        // returns and that nobody else uses meanwhile; it calls in the same thread.
+        // SAFETY: the library passes on the pointer that it gets below. It points to a closure that
+        // lives until the library returns and that nothing else uses meanwhile. The library calls
+        // in the same thread.
         let is_to_stop = unsafe { &mut *is_to_stop.cast::<IsToStop<'_>>() };
         c_int::from(is_to_stop(Progress { done: Bytes(done.into()), total: Bytes(total.into()) }))
     }

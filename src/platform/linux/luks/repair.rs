@@ -1,13 +1,14 @@
-//! What a work on data leaves when it is killed in the midst of a step, and how it is put right while the device is in use.
+//! Recovery of a re-encryption job that was killed within a step, while the device is in use.
 //!
-//! While the library works, the opened device NAME is a window on NAME-overlay, whose table says for each stretch how it
-//! is encrypted. The stretch of the present step lies there on NAME-hotzone-…, *already with the new key*, and that
-//! device is suspended: I/O to the stretch waits in it until the data is as the table says. If the work is killed now,
-//! that I/O waits for ever. It cannot be let go before the stretch has been completed, since what waits there has been
-//! encrypted with the new key; and the library completes a step only on a device that nobody uses. So it is given
-//! another device for the same disk, which nobody uses.
+//! While the library works, the crypt device NAME maps to NAME-overlay, whose table says how each
+//! range is encrypted. In that table the hot zone lies on NAME-hotzone-…, *already with the new
+//! key*, and that device is suspended: I/O to the hot zone waits in it until the data matches the
+//! table. If the job is killed now, that I/O waits for ever. It must not be released before the
+//! step is complete, because it has been encrypted with the new key already. The library completes
+//! a step only on a device that is not in use. So it gets another device for the same disk, which
+//! is not in use.
 //!
-//! Knows device-mapper tables and headers; nothing of who uses the data.
+//! Knows device-mapper tables and headers, but not who uses the data.
 
 use std::path::Path;
 
@@ -42,11 +43,11 @@ impl From<Error> for Fault {
     }
 }
 
-/// The devices of a work.
+/// The devices of a job.
 struct Names {
     overlay: String,
     hotzones: [String; 2],
-    /// Our own, for the completion of a step.
+    /// Our own device, for completing a step.
     other: String,
 }
 
@@ -60,7 +61,7 @@ impl Names {
     }
 }
 
-/// Whether a work has left devices.
+/// Whether a job has left devices behind.
 pub(super) fn is_needed(name: &str) -> Result<bool> {
     let mapper = Mapper::open()?;
     let names = Names::of(name);
@@ -72,7 +73,8 @@ pub(super) fn is_needed(name: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// Completes the step that was cut short, has the opened device serve all data by itself, and removes the others.
+/// Completes the step that was cut short, makes the crypt device serve all data by itself, and
+/// removes the other devices.
 pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()> {
     let mapper = Mapper::open()?;
     let names = Names::of(name);
@@ -84,7 +86,8 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
         if let Some(waiting) = waiting(overlay.as_ref(), &found).or(half_written) {
             completed = complete(&mapper, &names, device, passphrase, waiting);
             if completed.is_err() && found.suspended {
-                // What waits must end: with an error, since it can be carried out neither as it is nor otherwise.
+                // The waiting I/O must end, and can succeed neither with the old key nor with the
+                // new one, so let it fail.
                 let length = Sectors(found.table.iter().map(|line| line.length.0).sum());
                 mapper.load(hotzone, &[foreign(Sectors(0), length, "error", String::new())])?;
             }
@@ -94,7 +97,7 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
         }
     }
     if completed.is_err() && half_written.is_some() {
-        // Half of the stretch is written: until it can be completed it serves nobody.
+        // Half of the hot zone is written. Until it can be completed, nobody may use it.
         return completed;
     }
     let table = table(device, passphrase)?;
@@ -114,15 +117,15 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
     completed
 }
 
-/// A stretch of the opened device that waits for the end of a step.
+/// The range of the crypt device that waits for the end of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
     start: Sectors,
     length: Sectors,
 }
 
-/// What of the overlay's table lies on a hotzone that holds I/O back. Before the overlay has been resumed with such a
-/// table, nothing can have reached the hotzone.
+/// The part of the overlay that maps to a suspended hotzone device. Before the overlay has been
+/// resumed with such a table, no I/O can have reached the hotzone device.
 fn waiting(overlay: Option<&Device>, hotzone: &Device) -> Option<Waiting> {
     let overlay = overlay.filter(|overlay| !overlay.suspended && hotzone.suspended)?;
     let on_hotzone = |line: &&Line| match line.target {
@@ -133,8 +136,8 @@ fn waiting(overlay: Option<&Device>, hotzone: &Device) -> Option<Waiting> {
     Some(Waiting { start: line.start, length: line.length })
 }
 
-/// The stretch that the header says is being written. Where the disk did not take it, the library has let I/O to it end with
-/// errors, so that nothing waits.
+/// The hot zone in the header: the range that was being written. If the disk refused the write, the
+/// library has let I/O to the range fail, so that nothing waits.
 fn half_written(container: &mut Container) -> Result<Option<Waiting>> {
     let segments = container.segments()?;
     let first = segments.first().map_or(Sectors::ZERO, |segment| segment.offset);
@@ -142,7 +145,7 @@ fn half_written(container: &mut Container) -> Result<Option<Waiting>> {
     Ok(hot.map(|segment| Waiting { start: segment.offset.saturating_sub(first), length: segment.length }))
 }
 
-/// Has the library complete a step, on another device for the same disk.
+/// Completes a step with the library, on another device for the same disk.
 fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
     let size = Container::load(device)?.size();
     if mapper.find(&names.other)?.is_some() {
@@ -159,22 +162,22 @@ fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], wa
 fn complete_on(other: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
     let mut container = Container::load(other)?;
     if half_written(&mut container)?.is_some() {
-        // It was being written: the library finds out block by block what has been.
+        // The step was writing: the library finds out block by block what was written.
         begin(&mut container, passphrase, CryptReencrypt::RECOVERY, Sectors::ZERO)?;
     } else if !is_done(&mut container, waiting)? {
-        // It was being read: nothing of it has been written.
+        // The step was reading: nothing was written.
         begin(&mut container, passphrase, CryptReencrypt::RESUME_ONLY, waiting.length)?;
         let mut asked = 0;
         steps(&mut container, &mut |_| {
             asked += 1;
-            // Asked once before the first step.
+            // The first call comes before the first step.
             asked > 1
         })?;
     }
     drop(container);
     let mut container = Container::load(other)?;
     if half_written(&mut container)?.is_some() || !is_done(&mut container, waiting)? {
-        return Err(Fault::Other("the step that was cut short could not be completed".to_owned()));
+        return Err(Fault::Other("the step that was cut short is still incomplete".to_owned()));
     }
     Ok(())
 }
@@ -183,7 +186,7 @@ fn begin(container: &mut Container, passphrase: &[u8], flags: CryptReencrypt, st
     let json = container.json()?;
     let sector_size = container.metadata(&json).header(String::new())?.sector_size;
     let parameters = CryptParamsReencrypt {
-        // What the header says of mode and direction counts, not this.
+        // The library uses the mode and direction of the header, not these.
         mode: CryptReencryptModeInfo::Reencrypt,
         direction: CryptReencryptDirectionInfo::Forward,
         resilience: RESILIENCE.0.to_owned(),
@@ -199,14 +202,14 @@ fn begin(container: &mut Container, passphrase: &[u8], flags: CryptReencrypt, st
     Ok(())
 }
 
-/// Whether a stretch is as it is to be in the end.
+/// Whether a range has its final encryption.
 fn is_done(container: &mut Container, waiting: Waiting) -> Result<bool> {
     let json = container.json()?;
     let metadata = container.metadata(&json);
     let last = metadata.final_digest()?;
     let segments = metadata.segments()?;
     if !matches!(metadata.state(&segments)?, State::Unfinished { .. }) {
-        // It was the last.
+        // It was the last step.
         return Ok(true);
     }
     let Some(first) = segments.first().map(|segment| segment.offset) else { return Ok(false) };
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_seen() {
+    fn waiting_io_is_recognized() {
         let crypt = Line::parse(Sectors(0), Sectors(8), "crypt", &format!("aes-xts-plain64 - 0 {DISK} 2048"));
         let hot = Line::parse(Sectors(8), Sectors(16), "crypt", &format!("aes-xts-plain64 - 8 {HOTZONE} 8"));
         let rest = Line::linear(Sectors(24), Sectors(100), DISK, Sectors(2072));
@@ -246,7 +249,7 @@ mod tests {
         assert_eq!(waiting(Some(&overlay(true, working())), &hotzone(true)), None);
         assert_eq!(waiting(Some(&overlay(false, between)), &hotzone(true)), None);
         assert_eq!(waiting(None, &hotzone(true)), None);
-        // In the clear, as when it is being decrypted.
+        // In plaintext, as in a decryption.
         let decrypted = vec![Line::linear(Sectors(0), Sectors(8), HOTZONE, Sectors(0))];
         assert_eq!(waiting(Some(&overlay(false, decrypted)), &hotzone(true)).map(|seen| seen.length), Some(Sectors(8)));
     }

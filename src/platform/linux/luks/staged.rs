@@ -1,7 +1,8 @@
-//! A header for data that is in the clear and in use: made where nobody reads it, and put in its place when complete.
+//! A header for plaintext data that is in use: built elsewhere and written to the device when it is
+//! complete.
 //!
-//! It is made in memory that has no name (a memfd), so that nothing of it is left behind whatever happens. Knows nothing
-//! of what the data is.
+//! It is built in anonymous memory (a memfd), so that nothing of it stays behind whatever happens.
+//! Knows nothing of the data.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::platform::luks::{Header, Layout};
 
-/// Makes a header that says that nothing is encrypted yet, and puts it on the device.
+/// Formats a header that says that nothing is encrypted yet, and writes it to the device.
 pub(super) fn format(
     device: &Path,
     layout: &Layout,
@@ -37,7 +38,7 @@ pub(super) fn format(
     tokens: &BTreeMap<u32, Value>,
     secrets: &Secrets<'_>,
 ) -> Result<Header> {
-    let first = keyslots.first().ok_or_else(|| "it would have no keyslot".to_owned())?;
+    let first = keyslots.first().ok_or_else(|| "the header would have no keyslot".to_owned())?;
     let file = File::from(memfd_create("luks-header", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
     let metadata = bytes(layout.metadata)?;
     let length = 2 * metadata + bytes(layout.keyslots)?;
@@ -47,7 +48,7 @@ pub(super) fn format(
     let mut container = Container::make(Some(&path), device, layout)?;
     fill(&mut container, keyslots, tokens, secrets)?;
     let sector_size = u32::try_from(get_sector_size(Some(&mut container.library)))
-        .map_err(|_| Fault::Other("the library does not tell the size of its sectors".to_owned()))?;
+        .map_err(|_| Fault::Other("the library does not return the encryption sector size".to_owned()))?;
     let parameters = CryptParamsReencrypt {
         mode: CryptReencryptModeInfo::Encrypt,
         direction: CryptReencryptDirectionInfo::Forward,
@@ -69,8 +70,8 @@ pub(super) fn format(
     Container::load(device)?.header()
 }
 
-/// Copies the header to the device: keyslots first, then the second copy of what leads to them, then the first, each
-/// durable before the next. So there is no header before all of it is there.
+/// Copies the header to the device: the keyslots first, then the second copy of the metadata, then
+/// the first, with a flush after each. So no valid header exists before all of it is on the device.
 fn put_in_place(file: &File, metadata: u64, length: u64, device: &Path) -> io::Result<()> {
     let device = OpenOptions::new().write(true).open(device)?;
     for part in [2 * metadata..length, metadata..2 * metadata, 0..metadata] {

@@ -1,7 +1,7 @@
-//! The device-mapper table of an opened device, by what its header says: for the cases in which libcryptsetup does not
-//! make it.
+//! The device-mapper table of a crypt device, made from its header, for the cases in which
+//! libcryptsetup does not make it.
 //!
-//! Knows headers and tables; nothing of why one is needed.
+//! Knows headers and tables, but not why a table is needed.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-/// Brings the opened device up as the library would, but while others use what it lies on, which up to libcryptsetup 2.6 it
-/// refuses where a work is unfinished.
+/// Activates the crypt device as the library would, but while its LUKS device is in use.
+/// libcryptsetup up to 2.6 refuses that if a re-encryption job is unfinished.
 pub(super) fn bring_up(device: &Path, name: &str, passphrase: &[u8]) -> Result<()> {
     let uuid = Container::load(device)?.library.status_handle().get_uuid()?.simple().to_string();
     let table = table(device, passphrase)?;
@@ -29,7 +29,7 @@ pub(super) fn bring_up(device: &Path, name: &str, passphrase: &[u8]) -> Result<(
     Ok(())
 }
 
-/// The table of the opened device by its header, with the keys where the kernel finds them.
+/// The table of the crypt device by its header, with the keys loaded into the keyring.
 pub(super) fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
     let mut container = Container::load(device)?;
     let uuid = container.library.status_handle().get_uuid()?.to_string();
@@ -39,7 +39,7 @@ pub(super) fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
     let mut loaded = Vec::new();
     for segment in container.segments()? {
         if segment.hot {
-            return Err(Fault::Other("a step that was cut short is not completed".to_owned()));
+            return Err(Fault::Other("a step that was cut short is incomplete".to_owned()));
         }
         let (length, offset) = (segment.length, segment.offset);
         match &segment.crypt {
@@ -65,12 +65,12 @@ pub(super) fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// A line of a target that only the kernel needs to understand.
+/// A line with a target that only the kernel interprets.
 pub(super) fn foreign(start: Sectors, length: Sectors, kind: &str, parameters: String) -> Line {
     Line { start, length, target: Target::Foreign { kind: kind.to_owned(), parameters } }
 }
 
-/// The number of a device.
+/// Device number of a node.
 pub(super) fn number(device: &Path) -> Result<DeviceNumber> {
     let number = fs::metadata(device)?.rdev();
     Ok(DeviceNumber { major: libc::major(number), minor: libc::minor(number) })

@@ -1,8 +1,10 @@
-//! What the daemon and its LUKS2 child say to each other, as frames on the child's standard input and output.
+//! Messages between the daemon and its LUKS2 child, as frames on the child's standard input and
+//! output.
 //!
-//! A frame is the length of a JSON text (4 bytes, little-endian), the number of secrets (1 byte), the text, and for each
-//! secret its length (2 bytes) and its bytes. So secrets pass through no text, and all that they pass through is wiped.
-//! Knows nothing of LUKS2 beyond the values that it carries.
+//! A frame is the length of a JSON text (4 bytes, little-endian), the number of secrets (1 byte),
+//! the text, and for each secret its length (2 bytes) and its bytes. So no secret is part of a
+//! text, and every buffer that secrets pass through is wiped. Knows nothing of LUKS2 beyond these
+//! values.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -19,32 +21,32 @@ use crate::{
     },
 };
 
-/// The argument that makes a program a child; nothing that anybody would type.
+/// The argument that marks a child; nothing that a user would type.
 pub(super) const CHILD: &str = "--luks-child";
-/// What the daemon answers when the child may use memory.
+/// The daemon's permission to use memory.
 pub(super) const GO: u8 = b'g';
-/// Longest text; the largest LUKS2 header has 4 MiB of JSON.
+/// Longest text; the JSON of the largest LUKS2 header has 4 MiB.
 const TEXT_BYTES_MAX: usize = 16 << 20;
 /// Longest secret: a passphrase or a volume key.
 const SECRET_BYTES_MAX: usize = 1 << 10;
-/// What stands before the text.
+/// Size of the head before the text.
 const HEAD_BYTES: usize = 5;
-/// Room for a frame before it has to move.
+/// Initial capacity for a frame.
 const FRAME_BYTES: usize = 16 << 10;
 
-/// Which of the secrets that were sent along.
+/// Index into the secrets of the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Nth(pub(super) usize);
 
-/// A passphrase, and where it fits.
+/// A passphrase and the keyslot to try it on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Unlock {
     pub(super) passphrase: Nth,
     pub(super) keyslot: Option<u32>,
 }
 
-/// A keyslot to be made.
+/// A keyslot to add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NewKeyslot {
     pub(super) number: u32,
@@ -62,7 +64,7 @@ pub(super) enum Change {
     RemoveToken(u32),
 }
 
-/// What a child is asked, once in its life.
+/// The request to a child; there is one in its life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Request {
     Read {
@@ -102,7 +104,8 @@ pub(super) enum Request {
         unlock: Unlock,
         begin: Begin,
     },
-    /// Puts right what a work that was killed has left, so that the opened device serves all data.
+    /// Recovers the hot zone of a killed re-encryption job, so that the crypt device serves all
+    /// data.
     Repair {
         device: PathBuf,
         name: String,
@@ -110,34 +113,34 @@ pub(super) enum Request {
     },
 }
 
-/// What a child says. All but the first two are the last that it says.
+/// A message of the child. All but the first two are its last one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// Before it derives keys: so much memory is needed. It waits for [`GO`].
+    /// The child is about to derive keys, needs this much memory and waits for [`GO`].
     Needs(Bytes),
-    /// How far it has come.
+    /// Progress of a re-encryption job.
     Progress(Progress),
-    /// The header; `None`: there is none.
+    /// The header; `None` if there is none.
     Header(Option<Header>),
-    /// The volume key, sent along.
+    /// The volume key follows as a secret.
     VolumeKey,
-    /// It is done.
+    /// The request is done.
     Done,
-    /// A work on the data has ended.
+    /// The re-encryption job has ended.
     Ended(Ended),
-    /// No keyslot opens with the passphrase.
+    /// The passphrase opens no keyslot.
     WrongKey,
-    /// Somebody else uses the device.
+    /// The device is in use.
     Busy,
-    /// It failed, in words; there may be more on standard error.
+    /// The request failed for this reason; standard error may say more.
     Failed(String),
 }
 
-/// What was received is no frame, or not one with a message that is expected.
+/// The received bytes are no frame, or its text is no expected message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Garbled(pub(super) String);
 
-/// The bytes of a frame.
+/// Encodes a frame.
 pub(super) fn frame(message: &impl Serialize, secrets: &[&Secret]) -> Zeroizing<Vec<u8>> {
     let text = serde_json::to_vec(message).expect("these messages have text keys only and nothing that can fail");
     let length = u32::try_from(text.len()).expect("a message is far shorter than 4 GiB");
@@ -154,26 +157,26 @@ pub(super) fn frame(message: &impl Serialize, secrets: &[&Secret]) -> Zeroizing<
     bytes.into_inner()
 }
 
-/// What has been received and not been taken out yet.
+/// Bytes received and not decoded yet.
 pub(super) struct Received {
     bytes: SecretBytes,
 }
 
 impl Received {
-    /// Nothing yet.
+    /// No bytes yet.
     pub(super) fn new() -> Received {
         Received { bytes: SecretBytes::with_room(FRAME_BYTES) }
     }
 
-    /// Adds what has been read.
+    /// Adds received bytes.
     pub(super) fn add(&mut self, bytes: &[u8]) {
         self.bytes.push(bytes);
     }
 
-    /// The next message with its secrets; `None`: it is not complete.
+    /// Decodes the next message with its secrets; `None` if it is incomplete.
     ///
     /// # Errors
-    /// [`Garbled`]: nothing after it can be understood either.
+    /// [`Garbled`]: nothing after it can be decoded either.
     pub(super) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<Secret>)>, Garbled> {
         let Some((head, rest)) = self.bytes.split_first_chunk::<HEAD_BYTES>() else { return Ok(None) };
         let [a, b, c, d, count] = *head;
@@ -193,14 +196,15 @@ impl Received {
             secrets.push(Secret::new(Zeroizing::new(secret.to_vec())));
             rest = after;
         }
-        // What is wrong is told by place and kind; the text itself might be anything.
+        // The error gives the position and kind of the fault only; the text itself might contain
+        // anything.
         let message = serde_json::from_slice(text).map_err(|fault| Garbled(fault.to_string()))?;
         let used = self.bytes.len() - rest.len();
         self.bytes.drop_first(used);
         Ok(Some((message, secrets)))
     }
 
-    /// Whether anything is left that was not taken out.
+    /// Whether all received bytes have been decoded.
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -221,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_arrives_in_pieces_too() {
+    fn messages_survive_arrival_in_pieces() {
         let request = Request::Open {
             device: "/dev/sda".into(),
             name: Some("n".to_owned()),
@@ -229,7 +233,7 @@ mod tests {
         };
         let bytes = frame(&request, &[&secret(""), &secret("hunter2")]);
         let text = String::from_utf8_lossy(&bytes[5..]);
-        assert_eq!(text.matches("hunter2").count(), 1, "only behind the text");
+        assert_eq!(text.matches("hunter2").count(), 1, "the secret is not behind the text exactly once");
         let mut received = Received::new();
         for byte in &bytes[..bytes.len() - 1] {
             received.add(&[*byte]);

@@ -1,4 +1,4 @@
-//! Clevis: what is encrypted with a pin is decrypted by those who help, and by nobody else.
+//! Clevis: what a pin encrypts can be decrypted with its resource, and with nothing else.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ fn protected(jwe: &Value) -> Value {
     serde_json::from_slice(&BASE64URL_NOPAD.decode(text.as_bytes()).unwrap()).unwrap()
 }
 
-/// Action, whom it was with, and why not.
+/// Action, pin with servers, and cause.
 fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> (&'static str, String, String) {
     match result {
         Err(Error::Clevis { action, with, what }) => (action, with, what),
@@ -34,13 +34,13 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> (&'static str, Strin
 }
 
 #[test]
-fn a_tang_token_says_what_it_is_bound_to() {
+fn a_tang_token_names_its_server() {
     let sim = Sim::builder().build();
     let jwe = encrypt(&sim, "tang", json!({"url": URL})).unwrap();
     assert!(jwe.get("encrypted_key").is_none() && jwe["iv"].is_string() && jwe["tag"].is_string());
     let header = protected(&jwe);
     assert_eq!((&header["clevis"]["pin"], &header["clevis"]["tang"]["url"]), (&json!("tang"), &json!(URL)));
-    // The thumbprint as the specification computes it.
+    // The thumbprint as RFC 7638 defines it.
     let keys = header["clevis"]["tang"]["adv"]["keys"].as_array().unwrap();
     let key = keys.iter().find(|key| key["key_ops"] == json!(["verify"])).unwrap();
     let mut key = key.as_object().unwrap().clone();
@@ -50,7 +50,7 @@ fn a_tang_token_says_what_it_is_bound_to() {
     assert_eq!(BASE64URL_NOPAD.encode(&Sha256::digest(text)), sim.tang_thumbprint(URL));
     assert!(!jwe.to_string().contains("hunter2"));
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");
-    // It outlives power, and another of the same server is another.
+    // It survives a power cut, and each encryption differs.
     sim.cut_power();
     sim.power_on();
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");
@@ -66,7 +66,7 @@ fn trust_is_given_or_proved() {
     let (action, with, what) = refusal(encrypt(json!({"url": URL, "thp": sim.tang_thumbprint("http://other")})));
     assert_eq!((action, with.as_str()), ("encrypt", "tang (http://tang.example:7500)"));
     assert!(what.contains("thumbprint"));
-    // With an advertisement nobody is asked.
+    // With an advertisement, no server is asked.
     sim.set_all_tang(Some(Trouble::Down));
     let adv = sim.tang_advertisement(URL);
     let jwe = encrypt(json!({"url": URL, "adv": adv.clone()})).unwrap();
@@ -75,15 +75,15 @@ fn trust_is_given_or_proved() {
     assert!(refusal(encrypt(json!({"url": URL, "adv": adv, "thp": "x"}))).2.contains("thumbprint"));
     sim.set_all_tang(None);
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"x");
-    // One of another server does not help.
+    // The advertisement of another server does not help.
     let other = encrypt(json!({"url": URL, "adv": sim.tang_advertisement("http://other")})).unwrap();
     assert_eq!(refusal(sim.clevis_decrypt(&other)).0, "decrypt");
     assert!(refusal(encrypt(json!({"thp": "x"}))).2.contains("url"));
-    assert!(refusal(encrypt(json!("text"))).2.contains("not an object"));
+    assert!(refusal(encrypt(json!("text"))).2.contains("no object"));
 }
 
 #[test]
-fn helpers_fail_as_they_are_told() {
+fn servers_and_tpm_fail_as_planned() {
     let sim = Sim::builder().tang("http://down", Trouble::Down).build();
     assert_eq!(refusal(encrypt(&sim, "tang", json!({"url": "http://down"}))).1, "tang (http://down)");
     let tang = encrypt(&sim, "tang", json!({"url": URL})).unwrap();
@@ -111,14 +111,14 @@ fn helpers_fail_as_they_are_told() {
     sim.replace_tang_keys(URL);
     sim.clear_tpm();
     assert_ne!(sim.tang_thumbprint(URL), before);
-    assert!(refusal(sim.clevis_decrypt(&tang)).2.contains("any more"));
+    assert!(refusal(sim.clevis_decrypt(&tang)).2.contains("no longer"));
     assert!(sim.clevis_decrypt(&tpm).is_err());
     assert!(sim.clevis_decrypt(&encrypt(&sim, "tang", json!({"url": URL})).unwrap()).is_ok());
     assert!(sim.clevis_decrypt(&encrypt(&sim, "tpm2", json!({})).unwrap()).is_ok());
-    assert!(refusal(encrypt(&sim, "yubikey", json!({}))).2.contains("no such pin"));
+    assert!(refusal(encrypt(&sim, "yubikey", json!({}))).2.contains("unknown pin"));
 }
 
-/// What was changed on the way is found out.
+/// Tampering is detected.
 #[test]
 fn a_changed_token_opens_nothing() {
     let sim = Sim::builder().build();
@@ -135,7 +135,7 @@ fn a_changed_token_opens_nothing() {
 }
 
 #[test]
-fn a_shared_secret_needs_as_many_parts_as_it_says() {
+fn a_shared_secret_needs_its_threshold_of_parts() {
     let sim = Sim::builder().build();
     let urls = ["http://1", "http://2"];
     let config = json!({"t": 2, "pins": {
@@ -157,15 +157,15 @@ fn a_shared_secret_needs_as_many_parts_as_it_says() {
         .collect();
     assert_eq!(pins, ["sss", "tang", "tang"]);
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");
-    // Two of three, and of the one within either.
+    // Two of three parts, and either part of the inner one.
     sim.set_tang(urls[0], Some(Trouble::Down));
     sim.set_tpm(Some(Trouble::Down));
     assert_eq!(decrypted(sim.clevis_decrypt(&jwe)), b"hunter2");
     sim.set_tang("http://3", Some(Trouble::Silent));
     let (_, with, what) = refusal(sim.clevis_decrypt(&jwe));
     assert!(with.contains("tang (http://3)") && with.contains("tpm2") && with.contains("tang (http://1)"), "{with}");
-    assert!(what.starts_with("1 of the 2 parts"), "{what}");
-    // All must be there when it is made.
+    assert!(what.starts_with("only 1 of 2 required parts"), "{what}");
+    // All servers must be up for the encryption.
     assert!(encrypt(&sim, "sss", json!({"t": 1, "pins": {"tang": [{"url": urls[0]}, {"url": urls[1]}]}})).is_err());
     for bad in [
         json!({"pins": {"tang": {"url": "u"}}}),
@@ -177,9 +177,9 @@ fn a_shared_secret_needs_as_many_parts_as_it_says() {
     }
 }
 
-/// A server that hangs holds the one that asks it, and nobody else; each question is a step of its own.
+/// A hanging server blocks its caller only; each request is a step.
 #[test]
-fn each_question_is_a_step() {
+fn each_request_is_a_step() {
     let sim = Sim::builder().record().build();
     let jwe = encrypt(&sim, "tang", json!({"url": URL})).unwrap();
     let gate = sim.delay(Call::ClevisDecrypt, URL);

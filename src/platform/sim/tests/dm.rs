@@ -8,7 +8,7 @@ use super::*;
 const MIB: u64 = 2048;
 
 #[test]
-fn names_and_uuids_are_unique_and_numbers_are_used_again() {
+fn names_and_uuids_are_unique_and_minors_are_reused() {
     let sim = Sim::builder().build();
     let disk = number(&sim, "/dev/a");
     let one = create(&sim, "one", &linear(disk, 0, MIB));
@@ -43,7 +43,7 @@ fn bad_tables_are_refused_and_leave_nothing() {
         (linear(nowhere, 0, 8), ENXIO),
         (linear(number(&sim, "/dev/ro"), 0, 8), EACCES),
         (linear(number(&sim, "/dev/used"), 0, 8), EBUSY),
-        // The kernel finds this one at the resume.
+        // The kernel detects this one at the resume.
         (linear(disk, size - 8, 16), EINVAL),
     ];
     for (table, expected) in cases {
@@ -61,7 +61,7 @@ fn a_device_in_use_is_not_removed() {
     for name in ["meta", "data", "pool"] {
         assert!(sim.dm_remove(name).unwrap_err().is_busy(), "{name}");
     }
-    // A waiting table holds what it names, too.
+    // A loaded table holds its devices, too.
     let spare = create(&sim, "spare", &linear(number(&sim, "/dev/a"), 0, 8));
     sim.dm_load("data", &linear(spare, 0, 8)).unwrap();
     assert!(sim.dm_remove("spare").unwrap_err().is_busy());
@@ -82,7 +82,7 @@ fn a_device_in_use_is_not_removed() {
 }
 
 #[test]
-fn removal_outlasts_a_short_probe_and_not_a_long_one() {
+fn removal_outlasts_only_a_short_probe() {
     let sim = Sim::builder().build();
     create(&sim, "x", &linear(number(&sim, "/dev/a"), 0, MIB));
     sim.hold_device("x", 6).unwrap();
@@ -122,7 +122,7 @@ fn a_failed_resume_leaves_the_old_table_suspended() {
     assert!(!sim.dm_find("x").unwrap().unwrap().suspended);
 }
 
-/// A table over several stretches serves reads and writes that cross them.
+/// A table of several ranges serves I/O that crosses them.
 #[test]
 fn bytes_cross_the_lines_of_a_table() {
     let sim = Sim::builder().build();
@@ -169,7 +169,7 @@ fn power_ends_the_wait_for_a_suspended_device() {
 }
 
 #[test]
-fn a_thin_pool_is_particular_about_its_tables() {
+fn a_thin_pool_refuses_bad_tables() {
     let sim = Sim::builder().build();
     let disk = number(&sim, "/dev/a");
     let metadata = create(&sim, "meta", &linear(disk, 0, METADATA.0));
@@ -183,12 +183,12 @@ fn a_thin_pool_is_particular_about_its_tables() {
         *block = Sectors(100);
     }
     assert_eq!(refused(&small), EINVAL);
-    // None of the refusals has made the metadata device anybody's but the pool's.
+    // None of the refused loads has taken the metadata device.
     let pool = create(&sim, "pool", &pool_table(metadata, data, 99, 1, "skip_block_zeroing"));
     let table = &sim.dm_find("pool").unwrap().unwrap().table[0];
     assert_eq!(table.target.to_string(), format!("{metadata} {data} 2048 1 1 skip_block_zeroing"));
 
-    // One metadata device, one pool; a pool stays a pool, on the same devices, and does not shrink.
+    // One metadata device, one pool. A pool stays a pool on the same devices and does not shrink.
     let other = sim.dm_create("other", "other", &pool_table(metadata, data, 1, 1, ""), Visibility::Private);
     assert_eq!(errno(other), EBUSY);
     assert_eq!(errno(sim.dm_load("pool", &linear(disk, 0, 8))), EINVAL);
@@ -198,7 +198,7 @@ fn a_thin_pool_is_particular_about_its_tables() {
     sim.dm_load("pool", &pool_table(metadata, data, 100, 1, "")).unwrap();
     sim.dm_resume("pool", Visibility::Private).unwrap();
 
-    // Thin devices need a pool that is there, runs and knows them.
+    // A thin device needs an existing pool that runs and has the thin device number.
     let made = |pool, id| errno(sim.dm_create("fs", "fs", &thin_table(pool, id, 8), Visibility::Public));
     assert_eq!(made(data, 0), EINVAL);
     assert_eq!(made(disk, 0), EINVAL);
@@ -211,7 +211,7 @@ fn a_thin_pool_is_particular_about_its_tables() {
 }
 
 #[test]
-fn metadata_that_is_something_else_is_not_taken() {
+fn a_pool_refuses_foreign_metadata() {
     let sim = Sim::builder().build();
     let disk = number(&sim, "/dev/a");
     sim.put(Path::new("/dev/a"), 100, b"somebody's").unwrap();
@@ -220,9 +220,9 @@ fn metadata_that_is_something_else_is_not_taken() {
     assert_eq!(errno(sim.dm_create("pool", "", &table, Visibility::Private)), EILSEQ);
 }
 
-/// Whatever step of a creation fails, before or after its effect, nothing is left of the device.
+/// Whichever step of a create fails, before or after its effect, no device is left.
 #[test]
-fn a_creation_that_fails_leaves_nothing() {
+fn a_failed_create_leaves_nothing() {
     let attempts = |after: bool| {
         (0..).map_while(move |k| {
             let sim = Sim::builder().build();
@@ -249,7 +249,7 @@ fn readable(fd: impl std::os::fd::AsFd) -> bool {
 }
 
 #[test]
-fn events_are_told_until_armed_again() {
+fn events_are_reported_until_armed_again() {
     let sim = Sim::builder().build();
     let mut events = sim.dm_events().unwrap();
     assert!(!readable(events.fd()));
@@ -264,14 +264,14 @@ fn events_are_told_until_armed_again() {
     let before = event();
     write(&sim, "fs", 0, b"1").unwrap();
     assert_eq!(event(), before);
-    // Two free blocks of three, then one: low water is one.
+    // Two of three blocks are free, then one; the low-water mark is one.
     write(&sim, "fs", BLOCK, b"2").unwrap();
     assert_eq!(event(), before);
     write(&sim, "fs", 2 * BLOCK, b"3").unwrap();
     assert_eq!(event(), before + 1);
     assert!(readable(events.fd()));
     events.arm().unwrap();
-    // Out of space is the next event, and is told once.
+    // Out of space is the next event, reported once.
     for _ in 0..2 {
         assert!(write(&sim, "fs", 3 * BLOCK, b"4").is_err());
         assert_eq!(event(), before + 2);

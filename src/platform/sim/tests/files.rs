@@ -1,4 +1,4 @@
-//! File systems and the programs that make and change them.
+//! File systems and the programs that create and change them.
 
 use nix::libc::{EBUSY, EINVAL, EIO, ENOENT, EOPNOTSUPP};
 
@@ -27,7 +27,7 @@ fn fails(sim: &Sim, program: Program, words: &[&str], why: &str) {
 }
 
 #[test]
-fn mkfs_makes_what_it_is_told_and_nothing_else() {
+fn mkfs_follows_its_arguments() {
     let sim = Sim::builder().disk("/dev/small", Sectors(200 << 11)).disk("/dev/x", Sectors(1 << 21)).build();
     sim.preset(Path::new("/dev/x"), Preset::Xfs).unwrap();
     assert_eq!(sim.run(Program::MkfsXfs, &["-V"]).unwrap(), "mkfs.xfs version 6.1.0\n");
@@ -61,13 +61,13 @@ fn mounts_are_checked() {
     assert_eq!(mount("/dev/blank", "x", ""), EINVAL);
     assert_eq!(mount("/dev/a", "x", "shiny"), EINVAL);
     assert_eq!(mount("/dev/a", "x", ""), 0);
-    // Again in the same place is no error; something else there is.
+    // Mounting again at the same place succeeds; another device there fails.
     assert_eq!(mount("/dev/a", "x", ""), 0);
     assert_eq!(mount("/dev/c", "x", ""), EBUSY);
     assert_eq!(mount("/dev/b", "y", ""), EINVAL);
     assert_eq!(mount("/dev/b", "y", "nouuid"), 0);
     assert!(sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
-    // The private place is not counted.
+    // Private mounts do not count.
     let a = number(&sim, "/dev/a");
     assert_eq!(sim.mount_points(a).unwrap(), Vec::<std::path::PathBuf>::new());
     sim.mount_user(Path::new("/dev/a"), Path::new("/home")).unwrap();
@@ -78,7 +78,7 @@ fn mounts_are_checked() {
     sim.unmount_user(Path::new("/home")).unwrap();
     assert!(sim.leftovers().is_empty());
     assert!(!sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
-    // A device that became too small.
+    // The device has become too small.
     sim.resize_disk(Path::new("/dev/a"), Sectors(1 << 20)).unwrap();
     assert_eq!(mount("/dev/a", "x", ""), EINVAL);
 }
@@ -105,7 +105,8 @@ fn files_stay_with_the_device() {
     sim.unmount("m").unwrap();
     sim.dm_remove("mdv").unwrap();
 
-    // The same bytes under another device: the same files. Other bytes: none. Made again: empty.
+    // The same bytes under another device: the same files. Other bytes: none. Formatted again:
+    // empty.
     create(&sim, "again", &linear(disk, 0, 1 << 20));
     sim.mount(&sim.dm_node("again"), "n", "").unwrap();
     assert_eq!(sim.read_file("n/filesystems/a.json").unwrap(), b"3");
@@ -135,12 +136,12 @@ fn a_snapshot_of_a_mounted_filesystem_needs_its_log_replayed() {
     sim.dm_create("snap", "snap", &thin_table(pool, 1, 1 << 31), Visibility::Public).unwrap();
     let command = format!("-c uuid {OTHER}");
     let words = ["-x", &command, "/dev/mapper/snap"];
-    // It says so, and ends as if it had been done.
+    // It prints the refusal and exits successfully.
     assert!(sim.run(Program::XfsDb, &words).unwrap().contains("in a log which needs to"));
     assert_eq!(uuid(&sim, "/dev/mapper/snap").as_deref(), Some(UUID));
     assert_eq!(errno(sim.mount(&sim.dm_node("snap"), "t", "")), EINVAL);
     sim.mount(&sim.dm_node("snap"), "t", "nouuid").unwrap();
-    // A snapshot's files would be its origin's: refused.
+    // A snapshot would share the files of its origin: refused.
     assert_eq!(errno(sim.list_files("t")), EOPNOTSUPP);
     sim.unmount("t").unwrap();
     sim.run(Program::XfsDb, &words).unwrap();
@@ -179,7 +180,7 @@ fn growing_follows_the_device() {
 }
 
 #[test]
-fn a_mount_is_seen_in_its_own_namespace_only() {
+fn a_mount_is_visible_in_its_namespace_only() {
     let sim = Sim::builder().build();
     create(&sim, "x", &linear(number(&sim, "/dev/a"), 0, 1 << 20));
     mkfs(&sim, "/dev/mapper/x", UUID);
@@ -195,7 +196,7 @@ fn a_mount_is_seen_in_its_own_namespace_only() {
 }
 
 #[test]
-fn damaged_metadata_is_found_and_mended() {
+fn damaged_metadata_is_found_and_repaired() {
     let sim = Sim::builder().build();
     let pool = stack(&sim, 100, "");
     thin(&sim, pool, "fs", 0);

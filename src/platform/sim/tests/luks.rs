@@ -1,4 +1,4 @@
-//! LUKS2 containers: headers that survive, keys that open, devices that transform.
+//! LUKS2 devices: headers survive, keys unlock, crypt devices transform.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
 
 pub(super) const DISK: &str = "/dev/a";
 pub(super) const NAME: &str = "opened";
-/// As for a version 1 pool; the keyslots' area is smaller.
+/// As for a version 1 pool, but with a smaller keyslots area.
 pub(super) const LAYOUT: Layout =
     Layout { metadata: Bytes(0x4000), keyslots: Bytes(4 << 20), data_offset: Sectors(16384), sector_size: None };
 pub(super) const DATA: u64 = 16384 * 512;
@@ -39,7 +39,7 @@ pub(super) fn token(kind: &str, keyslots: &[&str]) -> serde_json::Value {
     json!({"type": kind, "keyslots": keyslots})
 }
 
-/// A container with the passphrases `one` in keyslot 0 and `two` in 1, and a token for each.
+/// A LUKS device with the passphrases `one` in keyslot 0 and `two` in 1, and a token for each.
 pub(super) fn format(sim: &Sim, purpose: Purpose) -> Header {
     let (one, two) = (secret("one"), secret("two"));
     let tokens = BTreeMap::from([(1, token("luks2-keyring", &["0"])), (2, token("clevis", &["1"]))]);
@@ -61,13 +61,13 @@ fn is_wrong_key(result: Result<Secret, Error>) -> bool {
 
 fn said(result: Result<impl Sized, Error>) -> String {
     match result {
-        Ok(_) => panic!("it was done"),
+        Ok(_) => panic!("the call succeeded"),
         Err(error) => error.to_string(),
     }
 }
 
 #[test]
-fn a_container_is_what_was_asked_for() {
+fn a_format_follows_its_arguments() {
     let sim = Sim::builder().build();
     assert_eq!(sim.luks_read(Path::new(DISK)).unwrap(), None);
     let made = format(&sim, Purpose::New);
@@ -85,7 +85,7 @@ fn a_container_is_what_was_asked_for() {
     let (one, two) = (secret("one"), secret("two"));
     let at = |passphrase, keyslot| sim.luks_open(Path::new(DISK), None, Unlock { passphrase, keyslot: Some(keyslot) });
     assert!(at(&one, 0).is_ok() && is_wrong_key(at(&one, 1)) && is_wrong_key(at(&two, 0)) && is_wrong_key(at(&one, 7)));
-    // Neither passphrases nor the volume key stand anywhere.
+    // No passphrase and no volume key is on the disk.
     let bytes = sim.durable(Path::new(DISK), 0..DATA);
     for secret in [&b"one"[..], b"two", key.bytes()] {
         assert!(!bytes.windows(secret.len()).any(|window| window == secret) || secret.len() < 4);
@@ -94,7 +94,7 @@ fn a_container_is_what_was_asked_for() {
 }
 
 #[test]
-fn what_cannot_be_made_is_refused() {
+fn impossible_formats_are_refused() {
     let sim = Sim::builder().disk("/dev/small", Sectors(16384)).disk("/dev/used", Sectors(1 << 20)).in_use().build();
     let one = secret("one");
     let make = |path: &str, layout: &Layout, slots: &[u32], tokens: &[u32]| {
@@ -105,22 +105,22 @@ fn what_cannot_be_made_is_refused() {
     let narrow = Layout { data_offset: Sectors(100), ..LAYOUT };
     let odd = Layout { metadata: Bytes(10_000), ..LAYOUT };
     let two_slots = Layout { keyslots: Bytes(2 * 258_048), ..LAYOUT };
-    assert!(said(make("/dev/b", &narrow, &[0], &[])).contains("room"));
-    assert!(said(make("/dev/b", &odd, &[0], &[])).contains("room"));
+    assert!(said(make("/dev/b", &narrow, &[0], &[])).contains("space"));
+    assert!(said(make("/dev/b", &odd, &[0], &[])).contains("space"));
     assert!(said(make("/dev/small", &LAYOUT, &[0], &[])).contains("too small"));
     assert!(matches!(make("/dev/used", &LAYOUT, &[0], &[]), Err(Error::Busy { .. })));
     assert!(said(make("/dev/b", &LAYOUT, &[], &[])).contains("no keyslot"));
-    assert!(said(make("/dev/b", &LAYOUT, &[0, 0], &[])).contains("taken"));
-    assert!(said(make("/dev/b", &two_slots, &[0, 1, 2], &[])).contains("no room"));
-    assert!(said(make("/dev/b", &LAYOUT, &[32], &[])).contains("taken"));
+    assert!(said(make("/dev/b", &LAYOUT, &[0, 0], &[])).contains("in use"));
+    assert!(said(make("/dev/b", &two_slots, &[0, 1, 2], &[])).contains("no space"));
+    assert!(said(make("/dev/b", &LAYOUT, &[32], &[])).contains("in use"));
     assert!(said(make("/dev/b", &LAYOUT, &[0], &[32])).contains("token number"));
-    assert!(said(make("/dev/b", &LAYOUT, &[1], &[0])).contains("keyslots that are there"));
+    assert!(said(make("/dev/b", &LAYOUT, &[1], &[0])).contains("existing keyslots"));
     assert_eq!(sim.luks_read(Path::new("/dev/b")).unwrap(), None);
     make("/dev/b", &two_slots, &[0, 31], &[31]).unwrap();
 }
 
 #[test]
-fn an_opened_device_transforms_what_lies_below() {
+fn a_crypt_device_transforms_its_data() {
     let sim = Sim::builder().build();
     let uuid = format(&sim, Purpose::New).uuid;
     open(&sim, Some(NAME), "one").unwrap();
@@ -137,7 +137,7 @@ fn an_opened_device_transforms_what_lies_below() {
     };
     assert_eq!(device.table, [Line { start: Sectors(0), length: Sectors(size.0 - 16384), target }]);
     assert!(sim.hold(Path::new(DISK)).is_err_and(|error| error.is_busy()));
-    // At any place and length; what was not written is zeros.
+    // At any offset and length; unwritten data reads as zeros.
     write(&sim, NAME, 1000, b"something").unwrap();
     write(&sim, NAME, 4096, &[7; 1024]).unwrap();
     assert_eq!(read(&sim, NAME, 998, 13), b"\0\0something\0\0");
@@ -146,7 +146,7 @@ fn an_opened_device_transforms_what_lies_below() {
     let raw = sim.read(Path::new(DISK), DATA + 4096, 1024).unwrap();
     assert!(raw[..512] != [7; 512] && raw[..512] != raw[512..]);
     assert_eq!(sim.read(Path::new(DISK), DATA + (1 << 30), 512).unwrap(), [0; 512]);
-    // Zeros over something are zeros, and the stream itself can be kept.
+    // Zeros overwrite data, and the stream itself can be stored.
     let stream: Vec<u8> = raw.iter().map(|byte| byte ^ 7).collect();
     write(&sim, NAME, 4096, &stream).unwrap();
     assert_eq!(read(&sim, NAME, 4096, 1024), stream);
@@ -162,7 +162,7 @@ fn an_opened_device_transforms_what_lies_below() {
     assert!(!sim.hold(Path::new(DISK)).is_err_and(|error| error.is_busy()));
 }
 
-/// Read with another key, or as if it lay elsewhere, it is garbage.
+/// With another key, or at another place, data reads as garbage.
 #[test]
 fn another_key_or_place_gives_garbage() {
     let sim = Sim::builder().build();
@@ -177,7 +177,7 @@ fn another_key_or_place_gives_garbage() {
     open(&sim, Some(NAME), "one").unwrap();
     assert_ne!(read(&sim, NAME, 0, 512), [7; 512]);
     sim.dm_remove(NAME).unwrap();
-    // A larger encryption sector is another way to count.
+    // Another encryption sector size also changes the sector numbers.
     let layout = Layout { sector_size: Some(4096), ..LAYOUT };
     let one = secret("one");
     sim.luks_format(Path::new(DISK), &layout, Purpose::New, &[new_keyslot(0, &one)], &BTreeMap::new()).unwrap();
@@ -189,7 +189,7 @@ fn another_key_or_place_gives_garbage() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_refused_and_nothing_is_up() {
+fn a_refused_open_activates_nothing() {
     let sim = Sim::builder().build();
     sim.preset(Path::new("/dev/other"), Preset::Luks).unwrap();
     let one = secret("one");
@@ -201,16 +201,16 @@ fn what_cannot_be_opened_is_refused_and_nothing_is_up() {
     assert!(is_wrong_key(open(&sim, Some(NAME), "three")));
     assert!(sim.leftovers().is_empty());
     create(&sim, "taken", &linear(number(&sim, "/dev/b"), 0, 8));
-    assert!(said(open(&sim, Some("taken"), "one")).contains("is up"));
+    assert!(said(open(&sim, Some("taken"), "one")).contains("is active"));
     open(&sim, Some(NAME), "one").unwrap();
     assert!(matches!(open(&sim, Some("twice"), "one"), Err(Error::Busy { .. })));
-    // What is held still works without a device.
+    // Finding the key still works without a crypt device.
     assert!(open(&sim, None, "one").is_ok());
     create(&sim, "above", &linear(number(&sim, "/dev/mapper/opened"), 0, 8));
     assert!(matches!(sim.dm_remove(NAME), Err(Error::Busy { .. })));
     sim.dm_remove("above").unwrap();
     sim.dm_remove(NAME).unwrap();
-    // Nobody loads such a table by hand.
+    // A load refuses a crypt table.
     let crypt = Target::Crypt {
         cipher: "aes-xts-plain64".to_owned(),
         iv_offset: Sectors(0),
@@ -222,7 +222,7 @@ fn what_cannot_be_opened_is_refused_and_nothing_is_up() {
 }
 
 #[test]
-fn an_opened_device_is_announced_and_shows_its_contents() {
+fn a_crypt_device_raises_events_and_is_probed() {
     let sim = Sim::builder().build();
     format(&sim, Purpose::New);
     open(&sim, Some(NAME), "one").unwrap();
@@ -246,7 +246,7 @@ fn an_opened_device_is_announced_and_shows_its_contents() {
     );
     sim.dm_remove(NAME).unwrap();
     assert_eq!(events.next().unwrap().unwrap().action, DeviceAction::Remove);
-    // And what is done to the container is an event of the disk.
+    // A change of the header raises an event of the disk.
     sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(1)]).unwrap();
     let event = events.next().unwrap().unwrap();
     assert_eq!((event.action, event.path.as_path()), (DeviceAction::Change, Path::new(DISK)));
@@ -264,7 +264,7 @@ fn keyslots_and_tokens_are_changed_one_by_one() {
     assert_eq!((&made.keyslots, &made.tokens[&7]), (&[0, 1, 2].into(), &token("clevis", &["2"])));
     assert!(open(&sim, None, "three").unwrap().same(key.bytes()));
     let add = || HeaderChange::AddKeyslot(new_keyslot(3, &three));
-    assert!(said(change(None, &[add()])).contains("passphrase is needed"));
+    assert!(said(change(None, &[add()])).contains("takes a passphrase"));
     assert!(matches!(change(Some(with(&no)), &[add()]), Err(Error::WrongKey { .. })));
     // Up to the first that fails.
     let changes = [
@@ -276,7 +276,7 @@ fn keyslots_and_tokens_are_changed_one_by_one() {
     ];
     assert!(change(None, &changes).is_err());
     assert_eq!(header(&sim).tokens.keys().copied().collect::<Vec<_>>(), [1, 2]);
-    // A destroyed keyslot opens nothing, is in no token, and its area holds something else.
+    // A destroyed keyslot opens nothing, is in no token, and its area is overwritten.
     let area = |sim: &Sim| sim.durable(Path::new(DISK), 0x8000..0x8000 + 64);
     let before = area(&sim);
     change(None, &[HeaderChange::DestroyKeyslot(0)]).unwrap();
@@ -285,14 +285,14 @@ fn keyslots_and_tokens_are_changed_one_by_one() {
     assert_ne!(area(&sim), before);
     assert!(area(&sim).iter().zip(before).filter(|(a, b)| **a == *b).count() < 8);
     assert!(open(&sim, None, "two").unwrap().same(key.bytes()));
-    // All slots can be gone, and then nothing opens it.
+    // All keyslots may be destroyed; then nothing opens the device.
     change(None, &[HeaderChange::DestroyKeyslot(1), HeaderChange::DestroyKeyslot(2)]).unwrap();
     assert!(is_wrong_key(open(&sim, None, "two")));
     assert_eq!(header(&sim).state, State::Encrypted);
 }
 
 #[test]
-fn a_next_volume_key_stands_beside_the_one_in_use() {
+fn a_next_volume_key_coexists_with_the_current_one() {
     let sim = Sim::builder().build();
     format(&sim, Purpose::New);
     let (one, two) = (secret("one"), secret("two"));
@@ -301,7 +301,7 @@ fn a_next_volume_key_stands_beside_the_one_in_use() {
     let made = sim.luks_change(Path::new(DISK), Some(with(&one)), &changes).unwrap();
     assert_eq!((made.keyslots, made.state), ([0, 1, 2, 3].into(), State::Encrypted));
     let at = |keyslot| sim.luks_open(Path::new(DISK), None, Unlock { passphrase: &one, keyslot: Some(keyslot) });
-    // It opens nothing yet.
+    // It does not open the device yet.
     assert!(at(0).is_ok() && is_wrong_key(at(2)));
     let destroy = |number| HeaderChange::DestroyKeyslot(number);
     sim.luks_change(Path::new(DISK), None, &[destroy(2), destroy(3)]).unwrap();
@@ -313,14 +313,14 @@ fn a_next_volume_key_stands_beside_the_one_in_use() {
 }
 
 #[test]
-fn a_header_has_only_so_much_room() {
+fn a_header_that_does_not_fit_is_refused() {
     let sim = Sim::builder().build();
     format(&sim, Purpose::New);
     let mut large = token("x", &[]);
     large["jwe"] = "y".repeat(12 << 10).into();
     let before = header(&sim);
     let changed = sim.luks_change(Path::new(DISK), None, &[HeaderChange::PutToken(5, large)]);
-    assert!(said(changed).contains("no room"));
+    assert!(said(changed).contains("no space"));
     assert_eq!(header(&sim), before);
 }
 
@@ -339,13 +339,13 @@ fn a_resized_device_is_as_large_as_asked_for() {
     write(&sim, NAME, ((1 << 21) - 16384) * 512 - 3, b"end").unwrap();
     resize(&key, Some(1 << 20)).unwrap();
     assert_eq!((size(&sim), read(&sim, NAME, 0, 4)), (1 << 20, b"kept".to_vec()));
-    assert!(said(resize(&key, Some(1 << 21))).contains("no room"));
+    assert!(said(resize(&key, Some(1 << 21))).contains("too small"));
     assert!(said(resize(&secret("wrong"), None)).contains("volume key"));
     sim.dm_remove(NAME).unwrap();
-    assert!(said(resize(&key, None)).contains("not open"));
+    assert!(said(resize(&key, None)).contains("no active crypt device"));
 }
 
-/// A damaged copy does not count, and the next change mends it.
+/// A damaged copy is ignored, and the next change repairs it.
 #[test]
 fn either_copy_is_enough() {
     let spoilt = |at: u64| {
@@ -366,7 +366,7 @@ fn either_copy_is_enough() {
             assert_eq!(sim.find_device(Path::new(DISK)).unwrap().class, DeviceClass::Luks);
         }
     }
-    // Bad sectors are damage too.
+    // Bad sectors count as damage.
     let sim = spoilt(0);
     sim.spoil(Path::new(DISK), 3..4).unwrap();
     assert_eq!(header(&sim).tokens.len(), 1);
@@ -378,7 +378,7 @@ fn either_copy_is_enough() {
     assert_eq!(sim.header(Path::new(DISK)), None);
 }
 
-/// What a call does, step by step, with a fault or a power cut at each: the header is the one before or the one after.
+/// Runs a call with a fault or a power cut at each step: the header is the old one or the new one.
 fn at_each_step(act: impl Fn(&Sim) -> Result<(), Error>, check: impl Fn(&Sim, Option<Header>, &str)) -> u64 {
     let reference = Sim::builder().record().build();
     format(&reference, Purpose::New);
@@ -409,7 +409,7 @@ fn at_each_step(act: impl Fn(&Sim) -> Result<(), Error>, check: impl Fn(&Sim, Op
 }
 
 #[test]
-fn a_change_is_made_or_not_wherever_power_goes() {
+fn a_change_is_atomic_at_every_power_cut() {
     let three = secret("three");
     let one = secret("one");
     let before = format(&Sim::builder().build(), Purpose::New);
@@ -430,11 +430,11 @@ fn a_change_is_made_or_not_wherever_power_goes() {
             assert_eq!(header.tokens[&1], before.tokens[&1], "{at}");
         },
     );
-    // The first, an area, three headers, an area; each is written and made durable.
+    // The first header, an area, three headers, an area: each is written and flushed.
     assert_eq!(steps, 1 + 2 + 3 * 4 + 2);
 }
 
-/// A change that was told to have failed and is there is not lost by the next.
+/// A change that reported failure but took effect survives the next change.
 #[test]
 fn half_written_changes_stay() {
     let mut torn = 0;
@@ -446,7 +446,7 @@ fn half_written_changes_stay() {
         sim.faults().fail_at(sim.steps() + 3);
         assert!(remove(1).is_err());
         assert_eq!(header(&sim).tokens.len(), 1);
-        // The first to be written now is, or is not, or in part.
+        // The copy that is written next is old, new or torn.
         sim.faults().cut_power_at(sim.steps() + 2);
         assert!(remove(2).is_err());
         sim.power_on();
@@ -457,9 +457,9 @@ fn half_written_changes_stay() {
     assert!((1..30).contains(&torn), "{torn}");
 }
 
-/// A container that is made is there as a whole or not at all.
+/// A new header is there completely or not at all.
 #[test]
-fn a_header_begins_all_at_once() {
+fn a_new_header_appears_atomically() {
     for purpose in [Purpose::New, Purpose::Encrypt] {
         let reference = Sim::builder().build();
         format(&reference, purpose);
@@ -490,9 +490,9 @@ fn a_header_begins_all_at_once() {
     }
 }
 
-/// An error leaves nothing up, whatever step it was of.
+/// After an error at any step, no crypt device is active.
 #[test]
-fn what_was_not_opened_is_not_up() {
+fn a_failed_open_leaves_no_device() {
     for purpose in [Purpose::New, Purpose::Encrypt] {
         for after in [false, true] {
             for step in 0..2 {
@@ -512,9 +512,9 @@ fn what_was_not_opened_is_not_up() {
     }
 }
 
-/// A gate holds those who derive keys, and nobody else.
+/// A gate blocks key derivations and nothing else.
 #[test]
-fn containers_are_opened_side_by_side() {
+fn luks_devices_are_opened_in_parallel() {
     let sim = Sim::builder().build();
     format(&sim, Purpose::New);
     let gate = sim.delay(Call::Luks(LuksCall::Open), DISK);
@@ -552,7 +552,7 @@ fn volume_keys_end_with_the_process_and_keys_with_power() {
     assert_eq!(keys(&sim), (false, false));
 }
 
-/// Where `cryptsetup` is installed: it reads what is made here.
+/// With `cryptsetup` installed: it can read the headers.
 #[test]
 #[ignore = "needs cryptsetup"]
 fn cryptsetup_reads_the_headers() {

@@ -1,6 +1,7 @@
-//! Promises of the simulated machine as its users see it. `dm`: devices and tables; `thin`: pools; `power`: caches and
-//! cuts; `files`: file systems and programs; `steps`: faults, gates, repeatability; `world`: disks and udev; `luks`:
-//! LUKS2 containers; `reencrypt`: work on their data; `clevis`: Tang servers and the TPM.
+//! Promises of the simulated machine to its users. `dm`: devices and tables; `thin`: thin pools;
+//! `power`: write caches and power cuts; `files`: file systems and programs; `steps`: faults,
+//! gates, repeatability; `world`: disks and udev; `luks`: LUKS2 devices; `reencrypt`: re-encryption
+//! jobs; `clevis`: Tang servers and the TPM.
 
 mod clevis;
 mod dm;
@@ -23,13 +24,13 @@ use crate::{
     },
 };
 
-/// How long a test waits for something that must come. Never waited out when all is well.
+/// Longest wait for something that must happen. Never reached in a passing test.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Bytes of a data block in these tests.
+/// Bytes per data block in these tests.
 const BLOCK: u64 = 1 << 20;
 
-/// Sectors of the disk `/dev/a` that the stack stands on: 4 MiB of metadata, then data.
+/// Sectors of `/dev/a`, on which the stack lies: 4 MiB of metadata, then data.
 const METADATA: Sectors = Sectors(8192);
 
 fn linear(device: DeviceNumber, offset: u64, length: u64) -> Vec<Line> {
@@ -67,7 +68,8 @@ fn thin_table(pool: DeviceNumber, id: u32, length: u64) -> Vec<Line> {
     vec![Line { start: Sectors(0), length: Sectors(length), target: Target::Thin { pool, id } }]
 }
 
-/// A stack `meta`, `data`, `pool` on `/dev/a` with so many blocks of 1 MiB; low water is one block.
+/// A stack `meta`, `data`, `pool` on `/dev/a` with this many blocks of 1 MiB; the low-water mark is
+/// one block.
 fn stack(sim: &Sim, blocks: u64, features: &str) -> DeviceNumber {
     let disk = number(sim, "/dev/a");
     let metadata = create(sim, "meta", &linear(disk, 0, METADATA.0));
@@ -75,7 +77,7 @@ fn stack(sim: &Sim, blocks: u64, features: &str) -> DeviceNumber {
     create(sim, "pool", &pool_table(metadata, data, blocks, 1, features))
 }
 
-/// A thin device `NAME` with the given id, made in the pool.
+/// Creates a thin device `NAME` with the given id in the pool.
 fn thin(sim: &Sim, pool: DeviceNumber, name: &str, id: u32) -> DeviceNumber {
     sim.dm_message("pool", &format!("create_thin {id}")).unwrap();
     sim.dm_create(name, name, &thin_table(pool, id, 1 << 31), Visibility::Public).unwrap()

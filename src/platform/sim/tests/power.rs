@@ -1,4 +1,4 @@
-//! What a power cut may do and what it must not.
+//! What a power cut may do, and what it must not do.
 
 use proptest::prelude::*;
 
@@ -21,7 +21,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What each sector may hold after a cut: what it held at the last flush, or any of what was written since.
+/// What each sector may hold after a power cut: its content at the last flush, or any written
+/// since.
 struct Model(Vec<Vec<u8>>);
 
 impl Model {
@@ -34,7 +35,7 @@ impl Model {
         }
     }
 
-    /// None of the sectors is torn, and each holds what it may.
+    /// Whether no sector is torn and each has an allowed content.
     fn admits(&self, bytes: &[u8]) -> bool {
         bytes
             .chunks(SECTOR)
@@ -42,7 +43,7 @@ impl Model {
             .all(|(sector, allowed)| sector.iter().all(|byte| *byte == sector[0]) && allowed.contains(&sector[0]))
     }
 
-    /// Nothing was written since the last flush.
+    /// Whether nothing was written since the last flush.
     fn is_settled(&self) -> bool {
         self.0.iter().all(|sector| sector.len() == 1)
     }
@@ -69,14 +70,14 @@ fn history(seed: u64, steps: &[Step], path: &str, base: u64) -> (Sim, Model) {
 }
 
 proptest! {
-    /// What was flushed survives; what was not survives, is lost or torn, sector by sector. On a disk, and through a
-    /// table above one.
+    /// Flushed data survives. Unflushed data survives, is lost or is torn, sector by sector; on a
+    /// disk and through a table on one.
     #[test]
     fn flushed_bytes_survive(seed: u64, steps in prop::collection::vec(step(), 1..30), stacked: bool) {
         let (path, base) = if stacked { ("/dev/mapper/x", 81_920) } else { ("/dev/a", 0) };
         let (sim, model) = history(seed, &steps, path, base);
         let seen = sim.read(Path::new(path), 0, SECTORS * SECTOR).unwrap();
-        // Before the cut every read sees the last write.
+        // Before the power cut, every read returns the last write.
         prop_assert!(seen.chunks(SECTOR).zip(&model.0).all(|(sector, held)| Some(&sector[0]) == held.last()));
         sim.cut_power();
         prop_assert!(sim.read(Path::new(path), 0, 1).is_err());
@@ -102,7 +103,7 @@ proptest! {
     }
 }
 
-/// All three fates of an unflushed write are seen, and a single sector is never torn.
+/// All three fates of an unflushed write occur, and a single sector is never torn.
 #[test]
 fn writes_survive_are_lost_and_are_torn() {
     let (mut whole, mut lost, mut torn) = (0, 0, 0);
@@ -126,7 +127,7 @@ fn writes_survive_are_lost_and_are_torn() {
     assert!(whole > 10 && lost > 10 && torn > 10, "{whole} {lost} {torn}");
 }
 
-/// Sectors of 4 KiB are torn at 4 KiB.
+/// A 4 KiB sector is never torn.
 #[test]
 fn large_sectors_are_not_torn() {
     for seed in 0..50 {
@@ -138,8 +139,8 @@ fn large_sectors_are_not_torn() {
     }
 }
 
-/// A replaced file is the old one or the new one, whatever step power is cut at and whatever the generator spares;
-/// once the call has returned it is the new one.
+/// A replaced file is the old or the new one, at whatever step power is cut and whatever survives;
+/// once the call has returned, it is the new one.
 #[test]
 fn a_replaced_file_is_old_or_new() {
     let (mut old, mut new) = (0, 0);
@@ -168,7 +169,8 @@ fn a_replaced_file_is_old_or_new() {
     assert!(old > 50 && new > 50, "{old} {new}");
 }
 
-/// The checker above would notice: without the sync of the file its contents can be lost though its name is there.
+/// The checker above can fail: without the sync of the file, its contents can be lost although its
+/// name exists.
 #[test]
 fn the_order_of_a_replacement_matters() {
     let broken = (0..50).filter(|seed| {

@@ -1,4 +1,4 @@
-//! Work on the data of a container in use: whatever happens on the way, the data is what was written.
+//! Re-encryption jobs on a LUKS device in use: whatever interrupts them, the data is preserved.
 
 use parking_lot::Mutex;
 
@@ -17,10 +17,10 @@ use crate::{
 const MODES: [ReencryptionMode; 3] =
     [ReencryptionMode::Encrypt, ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt];
 
-/// Where something is written: near, far, in one page and across pages.
+/// Offsets of the writes: near, far, within a page and across pages.
 const PLACES: [u64; 8] = [0, 1536, 4096, 8192, 20_480, 1 << 20, (1 << 20) + 512, 1 << 39];
 
-/// What is written there: the same in every sector of it.
+/// The content written there, the same in each of its sectors.
 fn contents(place: u64, stamp: u8) -> Vec<u8> {
     let length = if place == 8192 { 8192 - 512 } else { 512 };
     (0..length).map(|i| stamp ^ (i % 512) as u8 ^ (place >> 9) as u8 | 1).collect()
@@ -30,7 +30,7 @@ fn is_written(sim: &Sim, place: u64, stamp: u8) -> bool {
     read(sim, NAME, place, contents(place, stamp).len()) == contents(place, stamp)
 }
 
-/// All places hold what was written with this stamp, and others nothing.
+/// Checks that all places hold the content of this stamp, and all others zeros.
 fn check(sim: &Sim, stamp: u8, at: &str) {
     for place in PLACES {
         assert!(is_written(sim, place, stamp), "{at}: {place}");
@@ -44,7 +44,7 @@ fn fill(sim: &Sim, stamp: u8) {
     PLACES.into_iter().for_each(|place| write(sim, NAME, place, &contents(place, stamp)).unwrap());
 }
 
-/// A container with data in it, open, on which this work can begin.
+/// A LUKS device with data, opened and ready for this job.
 fn prepared(sim: Sim, mode: ReencryptionMode) -> Sim {
     format(&sim, if mode == ReencryptionMode::Encrypt { Purpose::Encrypt } else { Purpose::New });
     open(&sim, Some(NAME), "one").unwrap();
@@ -84,7 +84,7 @@ fn run(sim: &Sim, mode: ReencryptionMode) -> Result<Ended, Error> {
     run_from(sim, begin(mode), |_| true)
 }
 
-/// Goes on with a work that was cut short, or begins with it if it had not begun.
+/// Resumes a job that was cut short, or starts it if it had not started.
 fn go_on(sim: &Sim, mode: ReencryptionMode, at: &str) {
     let begun = matches!(state(sim), State::Unfinished { .. });
     let finished = sim.header(Path::new(DISK)).is_some_and(|header| is_finished(&header, mode));
@@ -103,7 +103,7 @@ fn is_finished(header: &Header, mode: ReencryptionMode) -> bool {
     }
 }
 
-/// The header and the disk after a work.
+/// Checks the header and the disk after a job.
 fn check_finished(sim: &Sim, mode: ReencryptionMode, at: &str) {
     let header = sim.header(Path::new(DISK)).unwrap();
     assert!(is_finished(&header, mode), "{at}: {header:?}");
@@ -121,7 +121,7 @@ fn check_finished(sim: &Sim, mode: ReencryptionMode, at: &str) {
 }
 
 #[test]
-fn all_of_it_is_done_while_it_is_used() {
+fn a_job_completes_on_a_device_in_use() {
     for mode in MODES {
         let sim = prepared(Sim::builder().hot_zone(1).build(), mode);
         let key = open(&sim, None, "one").unwrap();
@@ -144,10 +144,10 @@ fn all_of_it_is_done_while_it_is_used() {
         });
         assert!(matches!(ended, Ok(Ended::Finished)), "{ended:?}");
         let seen = seen.into_inner();
-        // Before it begins, too.
+        // Before the start, too.
         assert_eq!(seen[0], seen[1]);
         assert!(seen[1..].windows(2).all(|pair| pair[0].done < pair[1].done));
-        // From nothing to all, with a zone for each of seven pages that hold something.
+        // From nothing to all, with one zone for each of seven non-zero pages.
         assert_eq!((seen.len(), seen[1].done, seen[8].done), (9, Bytes(0), seen[1].total));
         check(&sim, 1, "afterwards");
         check_finished(&sim, mode, "afterwards");
@@ -155,7 +155,7 @@ fn all_of_it_is_done_while_it_is_used() {
         let now = open(&sim, None, "one").unwrap();
         assert_eq!(now.same(key.bytes()), mode != ReencryptionMode::Reencrypt);
         assert!(now.same(open(&sim, None, "two").unwrap().bytes()));
-        // It is a device as any, and so it is found after a boot.
+        // The result is an ordinary device, also after a boot.
         fill(&sim, 2);
         sim.luks_resize(Path::new(DISK), NAME, &now, None).unwrap();
         flush(&sim, NAME);
@@ -167,14 +167,14 @@ fn all_of_it_is_done_while_it_is_used() {
 }
 
 #[test]
-fn what_cannot_begin_is_refused() {
+fn impossible_jobs_are_refused() {
     let sim = prepared(Sim::builder().build(), ReencryptionMode::Reencrypt);
     let before = sim.header(Path::new(DISK)).unwrap();
     let said = |begin: Begin| match run_from(&sim, begin, |_| true) {
         Err(error) => error.to_string(),
         Ok(ended) => panic!("{ended:?}"),
     };
-    assert!(said(Begin::Resume).contains("no work to go on with"));
+    assert!(said(Begin::Resume).contains("no re-encryption job"));
     for (from, to) in [(2, 0), (0, 1), (0, 9), (9, 2), (0, 0)] {
         assert!(said(Begin::Reencrypt { from, to }).contains("do not hold"), "{from} {to}");
     }
@@ -186,29 +186,29 @@ fn what_cannot_begin_is_refused() {
         assert!(matches!(done, Err(Error::WrongKey { .. })));
     }
     let done = sim.luks_reencrypt(Path::new(DISK), "other", with(&secret("one")), Begin::Decrypt, &|_| true);
-    assert!(done.unwrap_err().to_string().contains("not open"));
+    assert!(done.unwrap_err().to_string().contains("no active crypt device"));
     assert_eq!(sim.header(Path::new(DISK)).unwrap(), before);
     check(&sim, 1, "refused");
-    // Nor has it begun when it is told to stop at once.
+    // A job that is stopped at once has not started.
     assert!(matches!(run_from(&sim, Begin::Decrypt, |_| false), Ok(Ended::Interrupted)));
     assert_eq!(sim.header(Path::new(DISK)).unwrap(), before);
-    // Meanwhile the header takes no other change, and the device keeps its size.
+    // During a job the header takes no other change, and the device keeps its size.
     let asked = Mutex::new(0);
     let once = |_| std::mem::replace(&mut *asked.lock(), 1) == 0;
     assert!(matches!(run_from(&sim, Begin::Decrypt, once), Ok(Ended::Interrupted)));
-    assert!(said(Begin::Decrypt).contains("another work"));
+    assert!(said(Begin::Decrypt).contains("another re-encryption job"));
     let changed = sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(1)]);
-    assert!(changed.unwrap_err().to_string().contains("not completed"));
+    assert!(changed.unwrap_err().to_string().contains("unfinished"));
     let key = open(&sim, None, "one").unwrap();
     assert!(sim.luks_resize(Path::new(DISK), NAME, &key, None).is_err());
     assert!(matches!(run_from(&sim, Begin::Resume, |_| true), Ok(Ended::Finished)));
-    assert!(said(Begin::Decrypt).contains("in the clear"));
+    assert!(said(Begin::Decrypt).contains("not encrypted"));
 }
 
-/// It stops when it is told, and goes on where it was, also on a device that was taken down and opened again. Of a
-/// container with two keys a passphrase that opens both is needed.
+/// A job stops when told and resumes where it was, also on a device that was taken down and opened
+/// again. With two volume keys, the passphrase must open both.
 #[test]
-fn it_stops_and_goes_on() {
+fn a_job_stops_and_resumes() {
     for mode in MODES {
         let sim = prepared(Sim::builder().hot_zone(1).build(), mode);
         let mut from = begin(mode);
@@ -237,7 +237,7 @@ fn it_stops_and_goes_on() {
             sim.luks_open(Path::new(DISK), Some(NAME), Unlock { passphrase: &one, keyslot: Some(slot) }).unwrap();
             check(&sim, 1, "opened again");
         }
-        assert_eq!(rounds, 6, "a zone at a time");
+        assert_eq!(rounds, 6, "not one zone per round");
         check_finished(&sim, mode, "in the end");
     }
 }
@@ -251,7 +251,7 @@ enum Strike {
     FailAfter,
 }
 
-/// Runs the work again and again with one step struck.
+/// Runs the job again and again with one step struck.
 fn strike_each(mode: ReencryptionMode, strike: Strike, pages: u64, judge: impl Fn(&Sim, &str)) -> u64 {
     let machine = |seed| prepared(Sim::builder().hot_zone(pages).seed(seed).build(), mode);
     let steps = {
@@ -292,14 +292,15 @@ fn a_power_cut_at_every_step_loses_nothing() {
     }
 }
 
-/// The device serves all, and so it does after the next power cut, whatever was written meanwhile.
+/// The device serves all data, also after the next power cut, whatever was written in between.
 #[test]
-fn what_is_written_after_an_interruption_stays() {
+fn writes_after_an_interruption_survive() {
     for mode in MODES {
         for strike in [Strike::Kill, Strike::FailAfter] {
             strike_each(mode, strike, 3, |sim, at| {
                 check(sim, 1, at);
-                // Every second place; of those some sectors only, so that old and new lie side by side.
+                // Every second place, and some of its sectors only, so that old and new are
+                // neighbours.
                 let some: Vec<u64> = PLACES.into_iter().step_by(2).collect();
                 for place in &some {
                     write(sim, NAME, *place, &contents(*place, 2)).unwrap();
@@ -312,7 +313,7 @@ fn what_is_written_after_an_interruption_stays() {
                 };
                 check_mixed("at once");
                 flush(sim, NAME);
-                // What is not flushed is there before or after.
+                // Unflushed writes are there or not.
                 let last = PLACES[1];
                 write(sim, NAME, last, &contents(last, 3)).unwrap();
                 sim.cut_power();
@@ -328,9 +329,9 @@ fn what_is_written_after_an_interruption_stays() {
     }
 }
 
-/// What was written after an interruption and is not flushed is there or not, sector by sector.
+/// Unflushed writes after an interruption are there or not, sector by sector.
 #[test]
-fn what_is_not_flushed_is_there_before_or_after() {
+fn unflushed_writes_survive_or_are_lost() {
     for mode in MODES {
         for strike in [Strike::Kill, Strike::FailAfter] {
             strike_each(mode, strike, 2, |sim, at| {
@@ -349,9 +350,9 @@ fn what_is_not_flushed_is_there_before_or_after() {
     }
 }
 
-/// As the next process does it: the device is up, and the work goes on.
+/// As the next process does: the device is active, and the job resumes.
 #[test]
-fn another_process_goes_on_where_one_was_killed() {
+fn another_process_resumes_a_killed_job() {
     for mode in MODES {
         for strike in [Strike::Kill, Strike::FailBefore] {
             strike_each(mode, strike, 3, |sim, at| {
@@ -367,7 +368,7 @@ fn another_process_goes_on_where_one_was_killed() {
     }
 }
 
-/// Somebody writes between the steps of the work, at every one of them in one round or another.
+/// Another thread writes between the steps of the job; all rounds together cover every step.
 #[test]
 fn others_write_at_every_step() {
     for mode in MODES {
@@ -384,7 +385,7 @@ fn others_write_at_every_step() {
                         fill(&sim, stamp);
                     }
                     check(&sim, stamp, &format!("{mode:?}, round {round}, turn {turn}"));
-                    // The next is closed before this one lets the work go on, by one step.
+                    // Close the next gate before this one lets the job take one step.
                     let next = sim.delay(Call::LuksWrite, DISK);
                     drop(std::mem::replace(&mut gate, next));
                 }
@@ -397,9 +398,9 @@ fn others_write_at_every_step() {
     }
 }
 
-/// Others read and write as fast as they can.
+/// Other threads read and write as fast as they can.
 #[test]
-fn others_are_not_held_up() {
+fn other_io_is_not_held_up() {
     let sim = prepared(Sim::builder().build(), ReencryptionMode::Reencrypt);
     std::thread::scope(|scope| {
         let running = scope.spawn(|| run(&sim, ReencryptionMode::Reencrypt));
@@ -414,9 +415,9 @@ fn others_are_not_held_up() {
     });
 }
 
-/// Zeros that may still be lost with power are no gap to be passed over.
+/// Zeros that a power cut may still undo are no gap to skip.
 #[test]
-fn zeros_that_may_be_lost_are_no_gap() {
+fn unflushed_zeros_are_not_skipped() {
     for seed in 0..20 {
         let sim = prepared(Sim::builder().seed(seed).hot_zone(1).build(), ReencryptionMode::Reencrypt);
         write(&sim, NAME, 4096, &[0; 512]).unwrap();
@@ -430,9 +431,9 @@ fn zeros_that_may_be_lost_are_no_gap() {
     }
 }
 
-/// By itself it takes about as many steps as are to be cut at.
+/// The default number of steps is about the number of cuts that proofs use.
 #[test]
-fn a_well_filled_container_gives_a_thousand_steps() {
+fn a_filled_device_gives_a_thousand_steps() {
     let sim = prepared(Sim::builder().build(), ReencryptionMode::Encrypt);
     for page in 0..512_u64 {
         write(&sim, NAME, (1 << 32) + page * 8192, &contents(0, 5)).unwrap();
@@ -447,9 +448,9 @@ fn a_well_filled_container_gives_a_thousand_steps() {
     }
 }
 
-/// What lies on other devices is found as on a disk, whatever its place there.
+/// Data on a stack of devices is found as on a disk, at any offset.
 #[test]
-fn a_container_lies_on_a_stack() {
+fn a_luks_device_can_lie_on_a_stack() {
     let sim = Sim::builder().hot_zone(1).build();
     let disk = number(&sim, "/dev/b");
     let table = [

@@ -1,4 +1,5 @@
-//! Faults strike where they are planned, gates hold what they should, and a seed is a history.
+//! Faults strike where they are planned, gates hold what they should, and a seed determines the
+//! history.
 
 use super::*;
 use crate::platform::{
@@ -8,7 +9,7 @@ use crate::platform::{
 
 type Outcome = Result<(), String>;
 
-/// Ten calls of many kinds; none depends on another's result, so that one can fail alone.
+/// Ten calls of many kinds. None depends on another's result, so each can fail alone.
 fn calls(sim: &Sim) -> Vec<Outcome> {
     let path = Path::new("/dev/a");
     let said = |result: Result<(), Error>| result.map_err(|error| error.to_string());
@@ -78,7 +79,7 @@ fn parts_of_a_call_are_steps() {
     sim.write(path, &[WriteStep::At(0, b"1"), WriteStep::Flush, WriteStep::At(1, b"2"), WriteStep::Flush]).unwrap();
     let calls: Vec<Call> = sim.trace().into_iter().map(|step| step.call).collect();
     assert_eq!(calls, [Call::Write, Call::Flush, Call::Write, Call::Flush]);
-    // The third fails: what came before is there, what comes after is not tried.
+    // The third step fails: earlier ones took effect, later ones are not tried.
     sim.faults().fail_at(sim.steps() + 2);
     let steps = [WriteStep::At(0, b"3"), WriteStep::Flush, WriteStep::At(1, b"4"), WriteStep::At(2, b"5")];
     assert!(sim.write(path, &steps).is_err());
@@ -99,7 +100,7 @@ fn faults_of_a_kind_strike_the_next_that_matches() {
     assert_eq!(sim.faults().struck(), 1);
 }
 
-/// Everything a run shows.
+/// Everything that a run shows.
 fn history(seed: u64) -> (Vec<Step>, Vec<[u8; 16]>, Timestamp, Snapshot) {
     let sim = Sim::builder().seed(seed).record().build();
     let pool = stack(&sim, 5000, "skip_block_zeroing");
@@ -117,7 +118,7 @@ fn history(seed: u64) -> (Vec<Step>, Vec<[u8; 16]>, Timestamp, Snapshot) {
 }
 
 #[test]
-fn a_seed_is_a_history() {
+fn a_seed_determines_the_history() {
     let (one, same, other) = (history(1), history(1), history(2));
     assert_eq!((&one.0, &one.1, one.2), (&same.0, &same.1, same.2));
     assert_eq!(one.3.differences(&same.3), []);
@@ -126,7 +127,7 @@ fn a_seed_is_a_history() {
 }
 
 #[test]
-fn the_logical_clock_moves_when_looked_at() {
+fn the_logical_clock_advances_per_reading() {
     let sim = Sim::builder().build();
     let (first, second) = (sim.now(), sim.now());
     assert!(first < second);
@@ -136,9 +137,9 @@ fn the_logical_clock_moves_when_looked_at() {
     assert_eq!(sim.now().seconds, 5);
 }
 
-/// Two formats overlap: both wait at the gate at once, and meanwhile others go on.
+/// Two formats overlap: both wait at the gate at once, and other calls go on meanwhile.
 #[test]
-fn a_gate_holds_its_calls_and_nobody_else() {
+fn a_gate_holds_its_calls_only() {
     let sim = Sim::builder().build();
     let gate = sim.delay(Call::Run(Program::MkfsXfs), "/dev/");
     std::thread::scope(|scope| {
@@ -167,7 +168,7 @@ fn power_and_dropping_open_a_gate() {
         assert!(gate.wait_for(1, LIMIT));
         sim.cut_power();
         sim.power_on();
-        // It belonged to the time before the cut.
+        // It belonged to the time before the power cut.
         assert!(matches!(held.join().unwrap(), Err(Error::PowerCut)));
         let held = scope.spawn(flush);
         assert!(gate.wait_for(2, LIMIT));
@@ -176,9 +177,9 @@ fn power_and_dropping_open_a_gate() {
     });
 }
 
-/// A slow machine's waiting ends with its power.
+/// A delayed step ends at a power cut.
 #[test]
-fn slowness_does_not_outlast_power() {
+fn a_power_cut_ends_delays() {
     let sim = Sim::builder().step_delay(Duration::from_secs(3600)).build();
     std::thread::scope(|scope| {
         let held = scope.spawn(|| sim.write(Path::new("/dev/a"), &[WriteStep::Flush]));
@@ -187,9 +188,9 @@ fn slowness_does_not_outlast_power() {
     });
 }
 
-/// A hung program was nowhere to be seen.
+/// A hung program used to be invisible.
 #[test]
-fn a_program_that_hangs_is_told() {
+fn a_hung_program_is_listed() {
     let sim = Sim::builder().build();
     let gate = sim.delay(Call::Run(Program::MkfsXfs), "");
     std::thread::scope(|scope| {

@@ -1,22 +1,22 @@
-//! Thin pools: who maps what, where the bytes are, what the status says, what a cut leaves.
+//! Thin pools: mappings, positions of the data, status, power cuts.
 
 use nix::libc::{EBUSY, EEXIST, EINVAL, EIO, ENODATA, ENOSPC, ENXIO, EOPNOTSUPP};
 
 use super::*;
 
-/// Where data block `block` lies on the disk, in bytes.
+/// Offset of a data block on the disk in bytes.
 fn on_disk(block: u64) -> u64 {
     METADATA.0 * 512 + block * BLOCK
 }
 
-/// The data blocks on the disk in which a text begins, in order.
+/// The data blocks on the disk that contain a text at this offset, sorted.
 fn find(sim: &Sim, text: &[u8], within: u64, blocks: u64) -> Vec<u64> {
     let holds = |block: &u64| sim.read(Path::new("/dev/a"), on_disk(*block) + within, text.len()).unwrap() == text;
     (0..blocks).filter(holds).collect()
 }
 
 #[test]
-fn snapshots_share_until_somebody_writes() {
+fn snapshots_share_until_a_write() {
     let sim = Sim::builder().build();
     let pool = stack(&sim, 100, "skip_block_zeroing");
     thin(&sim, pool, "origin", 5);
@@ -34,10 +34,10 @@ fn snapshots_share_until_somebody_writes() {
     assert_eq!(read(&sim, "snap", 10, 8), b"old head");
     // The rest of the copied block came along.
     assert_eq!(read(&sim, "origin", BLOCK - 4, 8), b"end.next");
-    // Each is where it should be on the disk: one block has the old text, another the new.
+    // Each is at its place on the disk: one block has the old text, another the new.
     let (old, new) = (find(&sim, b"old head", 10, 100), find(&sim, b"new head", 10, 100));
     assert_eq!((old.len(), new.len()), (1, 1));
-    // Not shared any more: written in place.
+    // No longer shared: written in place.
     write(&sim, "snap", 10, b"snapshot").unwrap();
     assert_eq!(used(&sim), 3);
     assert_eq!(find(&sim, b"snapshot", 10, 100), old);
@@ -112,9 +112,9 @@ fn a_full_pool_refuses_in_error_mode() {
     assert_eq!(errno(write(&sim, "fs", 2 * BLOCK, b"x")), ENOSPC);
     let status = sim.dm_status("pool").unwrap().remove(0);
     assert!(status.contains(" 2/2 - out_of_data_space discard_passdown error_if_no_space - "), "{status}");
-    // What is mapped can still be written.
+    // Mapped blocks can still be written.
     write(&sim, "fs", BLOCK, b"again").unwrap();
-    // A deletion gives room again.
+    // A deletion frees space.
     sim.dm_message("pool", "create_thin 1").unwrap();
     sim.dm_remove("fs").unwrap();
     sim.dm_message("pool", "delete 0").unwrap();
@@ -122,7 +122,7 @@ fn a_full_pool_refuses_in_error_mode() {
 }
 
 #[test]
-fn a_full_pool_in_queue_mode_holds_its_writers_until_it_grows() {
+fn a_full_pool_queues_writes_until_it_grows() {
     let sim = Sim::builder().build();
     let pool = stack(&sim, 2, "");
     thin(&sim, pool, "fs", 0);
@@ -130,7 +130,7 @@ fn a_full_pool_in_queue_mode_holds_its_writers_until_it_grows() {
         let writer = scope.spawn(|| write(&sim, "fs", 0, &vec![7; 3 * BLOCK as usize]));
         assert!(sim.wait_for_stalled(1, LIMIT));
         assert!(sim.dm_status("pool").unwrap()[0].contains(" 2/2 - out_of_data_space "));
-        // As the engine does it.
+        // As the engine does.
         let (metadata, data) = (sim.dm_find("meta").unwrap().unwrap().number, sim.dm_find("data").unwrap().unwrap());
         sim.dm_suspend("pool", true).unwrap();
         sim.dm_load("data", &linear(number(&sim, "/dev/a"), METADATA.0, 4 * 2048)).unwrap();
@@ -143,9 +143,9 @@ fn a_full_pool_in_queue_mode_holds_its_writers_until_it_grows() {
     assert!(sim.dm_status("pool").unwrap()[0].contains(" 3/4 - rw "));
 }
 
-/// Without zeroing a new block shows what lay there; with it, it does not.
+/// Without zeroing, a new block shows old data; with zeroing, it does not.
 #[test]
-fn zeroing_of_new_blocks_is_as_asked() {
+fn zeroing_of_new_blocks_follows_the_table() {
     for (features, expected) in [("skip_block_zeroing", b"old"), ("", b"\0\0\0")] {
         let sim = Sim::builder().build();
         sim.put(Path::new("/dev/a"), on_disk(0) + 700, b"old").unwrap();
@@ -157,7 +157,7 @@ fn zeroing_of_new_blocks_is_as_asked() {
     }
 }
 
-/// What the pool knows is found where its metadata device leads, and nowhere else.
+/// The mappings are found where the bytes of the metadata device are, and nowhere else.
 #[test]
 fn mappings_belong_to_the_bytes_of_the_metadata_device() {
     let sim = Sim::builder().build();
@@ -185,14 +185,14 @@ fn mappings_belong_to_the_bytes_of_the_metadata_device() {
     for name in ["fs", "pool"] {
         sim.dm_remove(name).unwrap();
     }
-    // Its first block zeroed: new and empty.
+    // First block zeroed: new and empty.
     write(&sim, "meta", 0, &[0; 4096]).unwrap();
     let numbers = ["meta", "data"].map(|name| sim.dm_find(name).unwrap().unwrap().number);
     create(&sim, "pool", &pool_table(numbers[0], numbers[1], 100, 1, ""));
     assert_eq!(sim.thin_ids("pool"), Some(vec![]));
 }
 
-/// Messages are durable at once; a mapping when its device was flushed, and then its data with it.
+/// Messages are durable at once. A mapping is durable, with its data, once its device was flushed.
 #[test]
 fn a_cut_keeps_messages_and_flushed_blocks() {
     let (mut lost, mut kept) = (0, 0);
@@ -224,8 +224,8 @@ fn a_cut_keeps_messages_and_flushed_blocks() {
     assert!(lost > 0 && kept > 0, "{lost} lost, {kept} kept");
 }
 
-/// A commit that something else caused finds the data of its mappings durable: a mapping never leads to bytes that
-/// were lost.
+/// A commit with another cause also makes the data of its mappings durable: a mapping never leads
+/// to lost bytes.
 #[test]
 fn a_committed_mapping_has_its_data() {
     for seed in 0..30 {
@@ -246,7 +246,8 @@ fn a_committed_mapping_has_its_data() {
     }
 }
 
-/// When the metadata device dies the pool goes read-only, back to its last commit, and wants a check.
+/// If the metadata device fails, the pool goes back to its last commit, becomes read-only and needs
+/// a check.
 #[test]
 fn a_dead_metadata_device_stops_the_pool() {
     let sim = Sim::builder().build();
@@ -262,7 +263,7 @@ fn a_dead_metadata_device_stops_the_pool() {
     assert_eq!(errno(sim.dm_message("pool", "create_thin 1")), EOPNOTSUPP);
 }
 
-/// Large filesystems cost what is written to them.
+/// Large filesystems cost only what is written to them.
 #[test]
 fn a_thousand_large_filesystems_cost_little() {
     let sim = Sim::builder().build();

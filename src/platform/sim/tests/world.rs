@@ -64,7 +64,8 @@ fn a_machine_can_have_given_disks_only() {
     assert!(!sim.hold(Path::new("/dev/a")).is_err_and(|error| error.is_busy()));
 }
 
-/// The worked example of the specification (ondisk-metadata §2.2): the first 128 bytes of a signature block.
+/// The worked example of the specification (ondisk-metadata §2.2): the first 128 bytes of a
+/// signature block.
 const SIGNATURE: &str = "ec385920215374726130746973 86ff025e41726800004001 0000000002000000\
     3031323334353637383961626364656630313233343536373839616263646566\
     6665646362613938373635343332313066656463626139383736353433323130\
@@ -80,7 +81,7 @@ pub(super) fn signature() -> Vec<u8> {
 }
 
 #[test]
-fn udev_tells_whose_a_device_is_from_its_bytes() {
+fn udev_classifies_devices_by_their_bytes() {
     let sim = Sim::builder().disk("/dev/m", Sectors(1 << 21)).multipath_member().build();
     for (path, preset) in [
         ("/dev/xfs", Preset::Xfs),
@@ -126,7 +127,7 @@ fn all(events: &mut Box<dyn DeviceEvents>) -> Vec<DeviceEvent> {
 }
 
 #[test]
-fn disks_that_come_change_and_go_are_told() {
+fn disk_changes_raise_events() {
     let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).only_these().build();
     let mut events = sim.device_events().unwrap();
     assert_eq!(all(&mut events), []);
@@ -137,13 +138,13 @@ fn disks_that_come_change_and_go_are_told() {
     sim.pull_disk(b).unwrap();
     let seen = all(&mut events);
     let summary: Vec<_> = seen.iter().map(|e| (e.action, e.path.as_path(), e.device.is_some())).collect();
-    // Two changes that nobody has read are told as one, with what is known now.
+    // Two unread change events are merged into one, with the present properties.
     let (add, change, remove) = (DeviceAction::Add, DeviceAction::Change, DeviceAction::Remove);
     assert_eq!(summary, [(add, b, true), (change, a, true), (remove, b, false)]);
     assert_eq!(seen[1].device.as_ref().unwrap().class, DeviceClass::Stratis);
     assert_eq!(sim.geometry(a).unwrap().size, Sectors(1 << 22));
 
-    // A pulled disk is not there and not made again; plugged in, it has what it had.
+    // A pulled disk is absent and not created again; plugged in, it has its contents.
     assert!(unknown(&sim, "/dev/b"));
     assert!(sim.pull_disk(b).is_err());
     sim.pull_disk(a).unwrap();
@@ -155,12 +156,12 @@ fn disks_that_come_change_and_go_are_told() {
 }
 
 #[test]
-fn what_stands_on_a_pulled_disk_fails() {
+fn devices_on_a_pulled_disk_fail() {
     let sim = Sim::builder().build();
     create(&sim, "x", &linear(number(&sim, "/dev/a"), 0, 8));
     sim.pull_disk(Path::new("/dev/a")).unwrap();
     assert_eq!(errno(write(&sim, "x", 0, b"x")), EIO);
-    // A disk that comes back does not wake what stood on it: it is another device to the kernel.
+    // A disk that comes back does not revive the devices on it: the kernel sees another device.
     let before = number(&sim, "/dev/b");
     sim.add_disk(Path::new("/dev/a"), Sectors(1)).unwrap();
     assert!(number(&sim, "/dev/a").minor > before.minor);
@@ -176,23 +177,23 @@ fn a_disk_comes_back_under_any_node() {
     let [a, z] = ["/dev/a", "/dev/z"].map(Path::new);
     let before = number(&sim, "/dev/a");
     sim.put(a, 0, b"x").unwrap();
-    assert!(sim.replug_disk(a, z).is_err(), "it has not been pulled out");
+    assert!(sim.replug_disk(a, z).is_err(), "a disk that was not pulled");
     sim.pull_disk(a).unwrap();
     sim.replug_disk(a, z).unwrap();
     assert_eq!(number(&sim, "/dev/z"), before, "nothing held the number");
     assert_eq!(sim.read(z, 0, 1).unwrap(), b"x");
     assert_eq!(sim.read(a, 0, 1).unwrap(), [0], "another disk, made on demand");
-    assert!(sim.replug_disk(z, a).is_err(), "that node is taken");
+    assert!(sim.replug_disk(z, a).is_err(), "that node is in use");
 }
 
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 const DEVICE: &str = "stratis-1-0123456789abcdef0123456789abcdef-thin-fs-3f2504e04f8941d39a0c0305e82c3301";
 
-/// A machine with one filesystem, and how to announce it under a name.
+/// A machine with one filesystem, and a function that announces it under a name.
 fn filesystem() -> (Sim, impl Fn(&str) -> Announcement) {
     let sim = Sim::builder().build();
     let pool = stack(&sim, 1000, "");
-    // The rule looks at the name of the device, and not at what is on it.
+    // The rule uses the name of the device, not its contents.
     let number = thin(&sim, pool, DEVICE, 0);
     let announcement = move |name: &str| Announcement {
         number,
@@ -211,7 +212,7 @@ fn links_follow_announcements() {
     assert_eq!(sim.announce(std::slice::from_ref(&one)).unwrap().wait(LIMIT), Vec::<PathBuf>::new());
     assert_eq!(link("one"), Some(one.number));
     assert_eq!(sim.find_device(&one.link()).unwrap().number, one.number);
-    // Another name: the former link goes.
+    // Another name: the former link is removed.
     sim.announce(&[announcement("two")]).unwrap();
     assert_eq!((link("one"), link("two")), (None, Some(one.number)));
     // Another filesystem than the one on the device: no link.
@@ -238,7 +239,7 @@ fn links_can_be_late_or_lost() {
     sim.lose_links(1);
     let pending = sim.announce(&[announcement("lost")]).unwrap();
     assert_eq!(pending.wait(Duration::ZERO), [announcement("lost").link()]);
-    // While the device is suspended udev cannot look; it does when it is resumed.
+    // udev cannot probe a suspended device; it does so after the resume.
     sim.dm_suspend(DEVICE, true).unwrap();
     let pending = sim.announce(&[announcement("then")]).unwrap();
     assert_eq!(sim.link(&announcement("then").link()), None);
@@ -246,9 +247,10 @@ fn links_can_be_late_or_lost() {
     assert_eq!(pending.wait(Duration::ZERO), Vec::<PathBuf>::new());
 }
 
-/// A filesystem that was destroyed or renamed before its creator looked for the link made it wait to the limit, 10 s.
+/// If a filesystem was destroyed or renamed before its creator checked for the link, the creator
+/// used to wait to the limit, 10 s.
 #[test]
-fn nobody_waits_for_a_link_that_something_newer_has_undone() {
+fn no_wait_for_a_link_that_is_superseded() {
     let forever = Duration::from_secs(3600);
     let (sim, announcement) = filesystem();
     let one = sim.announce(&[announcement("one")]).unwrap();
@@ -259,7 +261,7 @@ fn nobody_waits_for_a_link_that_something_newer_has_undone() {
 }
 
 #[test]
-fn private_devices_are_not_told() {
+fn private_devices_raise_no_events() {
     let sim = Sim::builder().build();
     let mut events = sim.device_events().unwrap();
     let pool = stack(&sim, 10, "");
@@ -284,13 +286,13 @@ fn options_come_from_variables() {
 }
 
 #[test]
-fn steps_that_change_nothing_are_known() {
+fn steps_without_changes_are_known() {
     assert!(Call::Write.changes() && Call::DmMessage.changes() && Call::SyncDirectory.changes());
     assert!(!Call::Read.changes() && !Call::DmStatus.changes() && !Call::Usage.changes());
 }
 
 #[test]
-fn a_device_that_is_held_is_nobody_elses() {
+fn a_held_device_is_exclusive() {
     let sim = Sim::builder().build();
     let path = Path::new("/dev/a");
     let number = sim.find_device(path).unwrap().number;
@@ -298,20 +300,20 @@ fn a_device_that_is_held_is_nobody_elses() {
     let hold = sim.hold(path).unwrap();
     assert!(sim.hold(path).unwrap_err().is_busy());
     assert!(sim.dm_create("x", "x", &table, Visibility::Private).unwrap_err().is_busy());
-    // Its holder uses it.
+    // Its holder can use it.
     sim.write(path, &[WriteStep::At(0, b"x")]).unwrap();
     drop(hold);
     let hold = sim.hold(path).unwrap();
     sim.end_process();
     let next = sim.hold(path).unwrap();
     drop(hold);
-    assert!(sim.hold(path).unwrap_err().is_busy(), "a hold of a process that has ended ends no other");
+    assert!(sim.hold(path).unwrap_err().is_busy(), "the hold of a dead process released another");
     drop(next);
     sim.dm_create("x", "x", &table, Visibility::Private).unwrap();
     assert!(sim.hold(path).unwrap_err().is_busy());
 }
 
-/// The database and the events are those of a moment ago, until udev catches up; what gets lost does not come.
+/// The database and the events lag behind until udev catches up; lost events never arrive.
 #[test]
 fn udev_is_late_and_loses_events() {
     let sim = Sim::builder().disk("/dev/a", Sectors(1 << 21)).build();
