@@ -1,6 +1,6 @@
-//! The daemon as a process: command line, start, the threads it has, and every way in which it ends. `stratisd --sim` on a
-//! private bus; the service manager's part is played by a socket, so every wait is for an event. Time limits are only there
-//! so that a lost event fails the test.
+//! The daemon as a process: command line, start, threads, and every way in which it ends. Runs
+//! `stratisd --sim` on a private bus. A socket plays the service manager, so every wait is for an
+//! event; time limits only make a test with a lost event fail.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 
@@ -33,7 +33,7 @@ fn command(program: &str) -> Command {
     Command::new(program)
 }
 
-/// A child that is killed with the test, if that ends first.
+/// A child that is killed when the test ends.
 struct Process(Child);
 
 impl Drop for Process {
@@ -53,12 +53,12 @@ impl Process {
         let fd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         let limit = Timespec::try_from(HANG).unwrap();
         let ended = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(ended, 1, "the process should end");
+        assert_eq!(ended, 1, "the process did not exit in time");
         self.0.wait().unwrap()
     }
 }
 
-/// A bus of our own.
+/// A private bus.
 struct Bus {
     process: Process,
     address: String,
@@ -85,7 +85,7 @@ impl Bus {
         channel
     }
 
-    /// Starts a daemon on this bus. `name` is for files.
+    /// Starts a daemon on this bus. `name` is for file names.
     fn daemon(&self, name: &str, arguments: &[&str], slow_ms: u64) -> Daemon {
         let path = self.directory.path().join(name);
         let told = UnixDatagram::bind(&path).unwrap();
@@ -104,7 +104,7 @@ impl Bus {
         Daemon { process: Process(child), told, stderr }
     }
 
-    /// Starts one and waits until it serves.
+    /// Starts a daemon and waits until it serves.
     fn ready(&self, arguments: &[&str], slow_ms: u64) -> Daemon {
         let daemon = self.daemon("notify", arguments, slow_ms);
         assert_eq!(daemon.next_state(), "READY=1");
@@ -121,11 +121,11 @@ struct Daemon {
 impl Daemon {
     fn next_state(&self) -> String {
         let mut text = [0; 64];
-        let length = self.told.recv(&mut text).expect("the daemon should tell its state");
+        let length = self.told.recv(&mut text).expect("the daemon did not report its state");
         String::from_utf8(text[..length].to_vec()).unwrap()
     }
 
-    /// Waits for the end; gives the exit status and what is left of standard error.
+    /// Waits for the exit. Returns the exit status and the rest of standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let status = self.process.end();
         let mut rest = String::new();
@@ -158,7 +158,7 @@ fn the_command_line() {
 }
 
 #[test]
-fn a_signal_is_a_clean_end() {
+fn a_signal_ends_the_daemon_cleanly() {
     let bus = Bus::start();
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let daemon = bus.ready(&[], 0);
@@ -170,7 +170,7 @@ fn a_signal_is_a_clean_end() {
 }
 
 #[test]
-fn the_log_is_written_in_the_level_asked_for() {
+fn the_log_has_the_requested_level() {
     let bus = Bus::start();
     let daemon = bus.ready(&["--log-level", "info"], 0);
     daemon.process.signal(Signal::SIGTERM);
@@ -180,7 +180,7 @@ fn the_log_is_written_in_the_level_asked_for() {
 }
 
 #[test]
-fn it_has_the_threads_of_the_table_and_all_of_them_end() {
+fn all_threads_are_in_the_table_and_end() {
     let bus = Bus::start();
     let daemon = bus.ready(&["--log-level", "debug"], 0);
     let threads = fs::read_dir(format!("/proc/{}/task", daemon.process.0.id())).unwrap().count();
@@ -215,7 +215,7 @@ fn sigpipe_is_ignored() {
 }
 
 #[test]
-fn without_a_bus_it_says_so() {
+fn a_missing_bus_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let output = command(STRATISD)
         .arg("--sim")
@@ -227,7 +227,7 @@ fn without_a_bus_it_says_so() {
 }
 
 #[test]
-fn the_end_of_a_thread_is_the_end_of_the_daemon() {
+fn a_dead_thread_ends_the_daemon() {
     let mut bus = Bus::start();
     let daemon = bus.ready(&[], 0);
     // The bus goes away, so the reader ends.
@@ -238,7 +238,7 @@ fn the_end_of_a_thread_is_the_end_of_the_daemon() {
 }
 
 #[test]
-fn a_second_daemon_does_not_get_the_name() {
+fn a_second_daemon_cannot_take_the_name() {
     let bus = Bus::start();
     let first = bus.ready(&[], 0);
     let (code, stderr) = bus.daemon("second", &[], 0).end();
@@ -248,7 +248,7 @@ fn a_second_daemon_does_not_get_the_name() {
     assert_eq!(first.end().0, Some(0));
 }
 
-/// Asks for a pool and comes back when the first step of that is being run.
+/// Requests a pool and returns when its first step runs.
 fn begin_create_pool(client: &Channel, daemon: &mut Daemon) -> u32 {
     let none: Vec<((bool, u32), &str)> = Vec::new();
     let no_clevis: Vec<((bool, u32), &str, &str)> = Vec::new();
@@ -267,15 +267,15 @@ fn begin_create_pool(client: &Channel, daemon: &mut Daemon) -> u32 {
     let mut line = String::new();
     while !line.contains("a step") {
         line.clear();
-        assert!(daemon.stderr.read_line(&mut line).unwrap() > 0, "the daemon should begin with the request");
+        assert!(daemon.stderr.read_line(&mut line).unwrap() > 0, "the daemon did not start the request");
     }
     serial
 }
 
-/// Waits for the answer that the pool has been created.
+/// Waits for the reply to the creation of the pool.
 fn wait_for_answer(client: &Channel, serial: u32) {
     let reply = loop {
-        let message = client.blocking_pop_message(HANG).unwrap().expect("an answer should come");
+        let message = client.blocking_pop_message(HANG).unwrap().expect("no reply arrived in time");
         if message.get_reply_serial() == Some(serial) {
             break message;
         }
@@ -286,9 +286,10 @@ fn wait_for_answer(client: &Channel, serial: u32) {
 }
 
 #[test]
-fn what_has_begun_is_finished_and_answered_before_the_end() {
+fn started_requests_are_answered_before_exit() {
     let bus = Bus::start();
-    // Slow enough that the request is under way when the signal comes; what is tested does not depend on it.
+    // Slow enough that the request is running when the signal arrives; the result does not depend
+    // on it.
     let mut daemon = bus.ready(&["--log-level", "trace"], 20);
     let client = bus.client();
     let serial = begin_create_pool(&client, &mut daemon);
@@ -298,7 +299,8 @@ fn what_has_begun_is_finished_and_answered_before_the_end() {
     assert_eq!(code, Some(0), "{log}");
 }
 
-/// A second SIGINT ended the daemon in the middle of its requests, and systemd and a daemon that takes over send one each.
+/// A second SIGINT used to end the daemon in the middle of its requests; systemd and a daemon that
+/// takes over send one each.
 #[test]
 fn further_signals_do_not_cut_a_stop_short() {
     let bus = Bus::start();

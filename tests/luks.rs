@@ -1,5 +1,6 @@
-//! LUKS2 containers in plain files: headers made, changed, opened and read by child processes of the real program, and
-//! looked at with `cryptsetup` where it is installed. What needs device-mapper is in `machine/platform`.
+//! LUKS2 devices in plain files: child processes of the real program format, change, open and read
+//! the headers, and `cryptsetup` checks them where it is installed. Tests that need device-mapper
+//! are in `machine/platform`.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 
@@ -24,7 +25,7 @@ use stratisd::{
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-/// As the specification has them (`docs/spec/engine/encryption.md` §1).
+/// The layout of the specification (`docs/spec/engine/encryption.md` §1).
 const OF_DEVICE: Layout =
     Layout { metadata: Bytes(16 << 10), keyslots: Bytes(16352 << 10), data_offset: Sectors(32768), sector_size: None };
 const OF_POOL: Layout = Layout {
@@ -107,7 +108,7 @@ impl Container {
         bytes
     }
 
-    /// What `cryptsetup` says of the header; `None`: it is not installed.
+    /// The header as `cryptsetup` reads it; `None` if it is not installed.
     fn dump(&self) -> Option<Value> {
         // Not the daemon's program, but what an administrator would type.
         #[allow(clippy::disallowed_methods)]
@@ -152,7 +153,7 @@ fn a_header_is_as_specified() {
 }
 
 #[test]
-fn what_people_remember_is_derived_at_a_cost() {
+fn guessable_passphrases_get_costly_derivation() {
     let passphrase = secret("hunter2");
     let container = Container::new();
     let new = NewKeyslot { number: 0, passphrase: &passphrase, cost: Cost::Guessable };
@@ -179,7 +180,7 @@ fn a_volume_key_is_found_with_the_right_passphrase_only() {
 }
 
 #[test]
-fn each_change_is_made() {
+fn each_header_change_takes_effect() {
     let (first, second) = (secret("first"), secret("second"));
     let container = Container::formatted(&first);
     let key = container.open(&first, None).unwrap();
@@ -192,14 +193,14 @@ fn each_change_is_made() {
     assert_eq!(header.tokens, [(3, keyring_token(5))].into());
     let header = container.change(None, HeaderChange::PutToken(3, clevis_token(0))).unwrap();
     assert_eq!(header.tokens, [(3, clevis_token(0))].into());
-    // Destroyed, and taken out of its token.
+    // Destroyed, and removed from its token.
     let header = container.change(None, HeaderChange::DestroyKeyslot(0)).unwrap();
     assert_eq!(header.keyslots, [5].into());
     assert_eq!(header.tokens[&3]["keyslots"], json!([]));
     assert!(matches!(container.open(&first, None).unwrap_err(), Error::WrongKey { .. }));
     let header = container.change(None, HeaderChange::RemoveToken(3)).unwrap();
     assert!(header.tokens.is_empty());
-    // What is not there any more need not go.
+    // Removing what is gone succeeds.
     let before = container.bytes(0, 32 << 20);
     let gone = [HeaderChange::RemoveToken(3), HeaderChange::DestroyKeyslot(0)];
     assert_eq!(container.luks.change(&container.path(), None, &gone).unwrap(), header);
@@ -207,12 +208,12 @@ fn each_change_is_made() {
 }
 
 #[test]
-fn a_change_that_cannot_be_made_is_an_error_and_those_before_it_stay() {
+fn a_failed_change_keeps_those_before_it() {
     let (first, second) = (secret("first"), secret("second"));
     let container = Container::formatted(&first);
     let add = || HeaderChange::AddKeyslot(keyslot(0, &second));
     for (unlock, change) in [
-        // Taken, without a passphrase, and with a keyslot that is not there.
+        // A number in use, no passphrase, a missing keyslot.
         (Some(unlock(&first, None)), add()),
         (None, HeaderChange::AddKeyslot(keyslot(1, &second))),
         (None, HeaderChange::PutToken(0, keyring_token(9))),
@@ -241,7 +242,7 @@ fn keyslots_for_the_next_volume_key_hold_one_key() {
     ];
     let header = container.luks.change(&container.path(), Some(unlock(&first, None)), &changes).unwrap();
     assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), State::Encrypted));
-    // They do not open the container.
+    // They do not open the device.
     container.open(&first, None).unwrap();
     for (passphrase, keyslot) in [(&first, Some(1)), (&second, Some(2)), (&second, None)] {
         assert!(matches!(container.open(passphrase, keyslot).unwrap_err(), Error::WrongKey { .. }), "{keyslot:?}");
@@ -256,7 +257,7 @@ fn keyslots_for_the_next_volume_key_hold_one_key() {
 }
 
 #[test]
-fn a_header_around_data_in_the_clear_says_that_nothing_is_done() {
+fn a_header_over_plaintext_says_nothing_is_done() {
     let (first, second) = (secret("first"), secret("second"));
     let container = Container::new();
     let data = OF_POOL.data_offset.bytes().0 as u64;
@@ -284,13 +285,13 @@ fn a_header_around_data_in_the_clear_says_that_nothing_is_done() {
 }
 
 #[test]
-fn nothing_is_written_before_a_header_around_data_is_complete() {
+fn a_header_over_plaintext_is_written_when_complete() {
     let first = secret("first");
     let container = Container::new();
-    // The second keyslot cannot be made.
+    // The second keyslot cannot be added.
     let keyslots = [keyslot(0, &first), keyslot(0, &first)];
     let error = container.format(&OF_POOL, Purpose::Encrypt, &keyslots, &BTreeMap::new()).unwrap_err();
-    assert!(matches!(error, Error::Luks { action: "make", .. }), "{error}");
+    assert!(matches!(error, Error::Luks { action: "format", .. }), "{error}");
     assert!(container.bytes(0, 32 << 20).iter().all(|byte| *byte == 0));
     assert_eq!(container.luks.read(&container.path()).unwrap(), None);
     let error = container.format(&OF_POOL, Purpose::Encrypt, &[], &BTreeMap::new()).unwrap_err();
@@ -298,7 +299,7 @@ fn nothing_is_written_before_a_header_around_data_is_complete() {
 }
 
 #[test]
-fn a_layout_that_cannot_be_is_refused() {
+fn an_impossible_layout_is_refused() {
     let first = secret("first");
     let container = Container::new();
     for layout in [
@@ -308,12 +309,12 @@ fn a_layout_that_cannot_be_is_refused() {
         Layout { sector_size: Some(1000), ..OF_POOL },
     ] {
         let error = container.format(&layout, Purpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap_err();
-        assert!(matches!(error, Error::Luks { action: "make", .. }), "{error}");
+        assert!(matches!(error, Error::Luks { action: "format", .. }), "{error}");
     }
 }
 
 #[test]
-fn no_header_and_a_damaged_one_are_told_apart() {
+fn a_damaged_header_differs_from_none() {
     let first = secret("first");
     let container = Container::new();
     assert_eq!(container.luks.read(&container.path()).unwrap(), None);
@@ -322,7 +323,7 @@ fn no_header_and_a_damaged_one_are_told_apart() {
     let write = |at: u64, bytes: &[u8]| {
         File::options().write(true).open(container.path()).unwrap().write_all_at(bytes, at).unwrap();
     };
-    // One copy is enough.
+    // One valid copy is enough.
     write(0, &[0; 64 << 10]);
     assert_eq!(container.read(), header);
     write(0, &copies);
@@ -336,7 +337,7 @@ fn no_header_and_a_damaged_one_are_told_apart() {
     assert!(matches!(error, Error::Luks { action: "read", .. }), "{error}");
     write(0, &[0; 128 << 10]);
     assert_eq!(container.luks.read(&container.path()).unwrap(), None);
-    // Version 1 is none of ours.
+    // Version 1 is not supported.
     write(0, b"LUKS\xba\xbe\x00\x01");
     assert_eq!(container.luks.read(&container.path()).unwrap(), None);
     let nowhere = container.folder.path().join("nowhere");
@@ -344,21 +345,21 @@ fn no_header_and_a_damaged_one_are_told_apart() {
 }
 
 #[test]
-fn work_that_was_not_begun_is_not_gone_on_with() {
+fn a_job_that_never_started_cannot_resume() {
     let first = secret("first");
     let container = Container::formatted(&first);
-    let watched = |_| panic!("never worked");
+    let watched = |_| panic!("the job started");
     let asked = |_| true;
     let path = container.path();
     let error =
         container.luks.reencrypt(&path, "stratis-none", unlock(&first, None), Begin::Resume, &asked).unwrap_err();
-    assert!(error.to_string().contains("work on the data"), "{error}");
+    assert!(error.to_string().contains("re-encrypt"), "{error}");
     let nowhere = container.folder.path().join("nowhere");
     assert!(container.luks.reencrypt(&nowhere, "x", unlock(&first, None), Begin::Decrypt, &watched).is_err());
 }
 
 #[test]
-fn calls_run_side_by_side() {
+fn calls_run_in_parallel() {
     let first = secret("first");
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -372,13 +373,13 @@ fn calls_run_side_by_side() {
 }
 
 #[test]
-fn a_program_that_is_no_child_is_an_error() {
+fn a_wrong_child_program_is_an_error() {
     let container = Container::new();
     for (program, expected) in [
-        ("/nonexistent", "no process for it could be started"),
-        ("/bin/false", "the process for it ended: exit status 1"),
-        // It says the request back.
-        ("/bin/cat", "the process for it"),
+        ("/nonexistent", "cannot start the child process"),
+        ("/bin/false", "the child process ended: exit status 1"),
+        // It returns the request as its answer.
+        ("/bin/cat", "the child process"),
     ] {
         let luks = Luks::served_by(Path::new(program));
         let error = luks.read(&container.path()).unwrap_err();
@@ -387,8 +388,8 @@ fn a_program_that_is_no_child_is_an_error() {
 }
 
 #[test]
-fn a_child_that_nobody_asks_ends() {
-    // Not the daemon's own start of a program, but one without a request.
+fn a_child_without_a_request_exits() {
+    // A start without a request, unlike the daemon's own.
     #[allow(clippy::disallowed_methods)]
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_stratisd"))
         .arg("--luks-child")

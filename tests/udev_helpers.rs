@@ -1,4 +1,5 @@
-//! The two udev helpers, run as udev runs them: what they print and how they end (`docs/spec/tools/utilities.md` §7, 8).
+//! The two udev helpers, run as udev runs them: output and exit status
+//! (`docs/spec/tools/utilities.md` §7, 8).
 
 use std::{
     ffi::OsStr,
@@ -15,7 +16,7 @@ fn run(program: &str, arguments: &[&[u8]]) -> Output {
     Command::new(program)
         .args(arguments.iter().map(|bytes| OsStr::from_bytes(bytes)))
         .output()
-        .expect("the helper can be started")
+        .expect("cannot start the helper")
 }
 
 #[track_caller]
@@ -44,12 +45,12 @@ fn str_cmp_prints_whether_texts_differ_and_succeeds() {
     prints(CMP, &[b"a", b"A"], "1\n");
     prints(CMP, &[b"", b""], "0\n");
     prints(CMP, &[b"a", b"a", b"extra"], "0\n");
-    // Not UTF-8: udev passes on whatever a device says of itself.
+    // Not UTF-8: udev passes on whatever a device reports.
     prints(CMP, &[b"\xff", b"\xff"], "0\n");
     prints(CMP, &[b"\xff", b"\xfe"], "1\n");
 }
 
-/// The rules compare an event's UUID with the name of the device, which has no hyphens.
+/// The rules compare an event's UUID with the device name, which has no hyphens.
 #[test]
 fn str_cmp_knows_the_device_of_a_filesystem() {
     let uuid = b"3f2504e0-4f89-41d3-9a0c-0305e82c3301";

@@ -1,5 +1,6 @@
-//! What the simulation and the kernel must agree on: the same commands, the same status lines. Each function is run on
-//! both; numbers of thin-pool metadata, which the simulation only estimates, are not compared.
+//! What the simulation and the kernel must agree on: the same commands, the same status lines. Each
+//! function runs on both. Numbers of thin-pool metadata, which the simulation only estimates, are
+//! not compared.
 
 use std::{
     os::fd::BorrowedFd,
@@ -19,29 +20,29 @@ use stratisd::{
 /// Longest wait for something that must happen.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// All devices made here are of this pool; none is left.
+/// The pool of all devices made here; none is left.
 const POOL: &str = "0123456789abcdef0123456789abcdef";
 const UUID: &str = "3f2504e0-4f89-41d3-9a0c-0305e82c3301";
 const OTHER: &str = "11111111-2222-4333-8444-555555555555";
-/// Where the data of the thin pool begins on the disk; its metadata lies before.
+/// Start of the thin pool's data on the disk; its metadata comes before.
 const DATA: u64 = 1 << 16;
 const MIB: u64 = 1 << 20;
 
-/// A machine with a disk of 3 GiB at least that may be overwritten, simulated or real.
+/// A machine with a disk of at least 3 GiB that may be overwritten, simulated or real.
 pub trait Place: Sync {
-    /// It.
+    /// The machine.
     fn platform(&self) -> &dyn Platform;
     /// The disk.
     fn disk(&self) -> &Path;
-    /// A user mounts a filesystem.
+    /// Mounts a filesystem as a user.
     fn mount(&self, node: &Path, at: &Path);
-    /// A user unmounts it.
+    /// Unmounts as a user.
     fn unmount(&self, at: &Path);
-    /// While a write and a suspend wait for space, the time goes by that the kernel waits for it.
+    /// Lets the kernel's timeout for space pass, while a write and a suspend wait for space.
     fn lose_patience(&self);
-    /// Udev does nothing from now on.
+    /// Stops udev's event processing.
     fn hold_udev(&self);
-    /// Udev catches up.
+    /// Resumes udev's event processing.
     fn release_udev(&self);
 }
 
@@ -49,18 +50,18 @@ fn name(role: &str) -> String {
     format!("stratis-1-private-{POOL}-{role}")
 }
 
-/// A thin pool and what it is made of.
+/// A thin pool and its devices.
 struct ThinPool<'a> {
     platform: &'a dyn Platform,
     disk: DeviceNumber,
-    /// Sectors of a block.
+    /// Sectors per data block.
     block: u64,
     name: String,
     number: DeviceNumber,
 }
 
 impl<'a> ThinPool<'a> {
-    /// So many blocks of metadata (4 KiB) and data.
+    /// Creates the pool with this many metadata blocks (4 KiB) and data blocks.
     fn new(place: &'a dyn Place, metadata: u64, block: u64, blocks: u64) -> ThinPool<'a> {
         let platform = place.platform();
         let disk = platform.find_device(place.disk()).unwrap().number;
@@ -74,7 +75,7 @@ impl<'a> ThinPool<'a> {
         ThinPool { platform, disk, block, name: name("thinpool-pool"), number }
     }
 
-    /// Data blocks in use of all, mode, what is done without space, and whether a check is asked for.
+    /// Used and total data blocks, mode, behaviour without space, and whether it needs a check.
     fn status(&self) -> String {
         let status = self.platform.dm_status(&self.name).unwrap().remove(0);
         println!("        {status}");
@@ -85,7 +86,7 @@ impl<'a> ThinPool<'a> {
         }
     }
 
-    /// Waits for events of device-mapper until the status is as it should be.
+    /// Waits for device-mapper events until the status is as wanted.
     fn wait_for(&self, wanted: &str) {
         let mut events = self.platform.dm_events().unwrap();
         loop {
@@ -98,7 +99,7 @@ impl<'a> ThinPool<'a> {
         }
     }
 
-    /// Loads its table anew, with so many blocks, and lets it go on.
+    /// Loads its table again, with this many data blocks, and resumes it.
     fn renew(&self, blocks: u64) {
         let number = |role: &str| self.platform.dm_find(&name(role)).unwrap().unwrap().number;
         let table = pool_table(number("flex-thinmeta"), number("flex-thindata"), self.block, blocks);
@@ -115,7 +116,7 @@ impl<'a> ThinPool<'a> {
         self.platform.dm_message(&self.name, message)
     }
 
-    /// Makes the thin device and brings it up.
+    /// Creates and activates a thin device.
     fn thin(&self, id: u32, sectors: u64) -> Thin<'a> {
         self.message(&format!("create_thin {id}")).unwrap();
         self.up(id, sectors)
@@ -144,7 +145,7 @@ struct Thin<'a> {
 }
 
 impl Thin<'_> {
-    /// Writes durably; the error number, 0 if it went well.
+    /// Writes durably. Returns the errno, 0 on success.
     fn write(&self, offset: u64, bytes: &[u8]) -> i32 {
         errno(&self.platform.write(&self.node, &[WriteStep::At(offset, bytes), WriteStep::Flush]))
     }
@@ -154,7 +155,7 @@ impl Thin<'_> {
         self.platform.run(Program::MkfsXfs, &["-f", "-q", node, "-m", &uuid, "-i", "nrext64=0"]).unwrap();
     }
 
-    /// The UUID in the XFS on it.
+    /// UUID of the XFS on the device.
     fn uuid(&self) -> String {
         let superblock = self.platform.read(&self.node, 0, 512).unwrap();
         uuid::Uuid::from_slice(&superblock[32..48]).unwrap().to_string()
@@ -187,7 +188,7 @@ fn pool_table(metadata: DeviceNumber, data: DeviceNumber, block: u64, blocks: u6
 fn errno<T>(result: &Result<T>) -> i32 {
     match result {
         Ok(_) => 0,
-        Err(error) => error.errno().unwrap_or_else(|| panic!("no error number: {error}")),
+        Err(error) => error.errno().unwrap_or_else(|| panic!("no errno: {error}")),
     }
 }
 
@@ -196,7 +197,8 @@ fn readable(fd: BorrowedFd<'_>) -> bool {
     poll(&mut fds, Some(&Timespec::try_from(LIMIT).unwrap())).unwrap() > 0
 }
 
-/// Without metadata space a pool is read-only and not damaged; more metadata is all that it takes.
+/// Without metadata space a pool is read-only, but not damaged; more metadata space is all it
+/// takes.
 pub fn metadata_space(place: &dyn Place) {
     let pool = ThinPool::new(place, 64, 128, 1000);
     let thin = pool.thin(0, 1 << 20);
@@ -206,10 +208,11 @@ pub fn metadata_space(place: &dyn Place) {
     assert_eq!(errno(&refused), nix::libc::EOPNOTSUPP);
     assert_eq!(pool.status(), "1/1000 ro queue_if_no_space -");
     assert_eq!(thin.write(MIB, b"unmapped"), nix::libc::EIO);
-    // What is mapped can be written: there is nothing to commit.
+    // Mapped blocks can be written: there is nothing to commit.
     assert_eq!(thin.write(0, b"written"), 0);
     assert_eq!(place.platform().read(&thin.node, 1, 3).unwrap(), *b"rit");
-    // The same table, not loaded anew, changes nothing; loaded anew it lets the pool find out once more.
+    // A resume with the same live table changes nothing. The same table loaded again makes the pool
+    // check once more.
     place.platform().dm_suspend(&pool.name, false).unwrap();
     place.platform().dm_resume(&pool.name, Visibility::Private).unwrap();
     assert_eq!(errno(&pool.message("create_thin 1000")), nix::libc::EOPNOTSUPP);
@@ -217,7 +220,7 @@ pub fn metadata_space(place: &dyn Place) {
     assert_eq!(pool.status(), "1/1000 rw queue_if_no_space -");
     assert_eq!(errno(&pool.message("create_thin 1000")), 0);
     assert_eq!(pool.status(), "1/1000 ro queue_if_no_space -");
-    // More metadata.
+    // More metadata space.
     pool.resize("flex-thinmeta", 0, 128 * 8);
     pool.renew(1000);
     assert_eq!(pool.status(), "1/1000 rw queue_if_no_space -");
@@ -228,7 +231,7 @@ pub fn metadata_space(place: &dyn Place) {
     pool.remove();
 }
 
-/// A deletion is refused for want of metadata space, and carried out when the table has been loaded anew.
+/// A deletion is refused without metadata space, and succeeds when the table has been loaded again.
 pub fn metadata_deletion(place: &dyn Place) {
     let pool = ThinPool::new(place, 64, 128, 1000);
     let made = (0..).take_while(|id| pool.message(&format!("create_thin {id}")).is_ok()).count();
@@ -242,13 +245,13 @@ pub fn metadata_deletion(place: &dyn Place) {
     pool.remove();
 }
 
-/// With many blocks mapped at once a transaction runs out of metadata in the middle, and is given up.
+/// A transaction that maps many blocks at once runs out of metadata in the middle and is aborted.
 pub fn metadata_overrun(place: &dyn Place) {
     let pool = ThinPool::new(place, 32, 128, 10_000);
     let thin = pool.thin(0, 10_000 * 128);
     assert_eq!(thin.write(0, &vec![1; 512 << 20]), nix::libc::EIO);
     let status = pool.status();
-    // What it had committed by then depends on the moment.
+    // What was committed by then depends on timing.
     assert!(status.ends_with(" ro queue_if_no_space needs_check"), "{status}");
     pool.resize("flex-thinmeta", 0, 128 * 8);
     pool.renew(10_000);
@@ -262,7 +265,8 @@ pub fn metadata_overrun(place: &dyn Place) {
     place.platform().dm_remove(&name("flex-thinmeta")).unwrap();
 }
 
-/// A pool out of data blocks holds writers back for a time, and whoever suspends their device with a flush waits with them.
+/// A pool that is out of data space queues writes for a time. A suspend with flush of their device
+/// waits with them.
 pub fn patience(place: &dyn Place) {
     let platform = place.platform();
     let pool = ThinPool::new(place, 1024, 2048, 4);
@@ -270,16 +274,17 @@ pub fn patience(place: &dyn Place) {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| thin.write(0, &vec![7; 6 * MIB as usize]));
         pool.wait_for("4/4 out_of_data_space queue_if_no_space -");
-        // The pool itself waits for nobody.
+        // A suspend of the pool itself does not wait.
         platform.dm_suspend(&pool.name, true).unwrap();
         platform.dm_resume(&pool.name, Visibility::Private).unwrap();
         let holder = scope.spawn(|| (errno(&platform.dm_suspend(&thin.name, true)), pool.status()));
         place.lose_patience();
         let (suspended, status) = holder.join().unwrap();
-        // A flush of the page cache tells of a write that has failed, if the writer has not been told yet.
+        // A flush of the page cache reports a failed write, unless the writer already got the
+        // error.
         assert!([0, nix::libc::EIO].contains(&suspended), "{suspended}");
         assert_eq!(status, "4/4 out_of_data_space error_if_no_space -");
-        // ENOSPC, of which the page cache makes EIO.
+        // ENOSPC, which the page cache turns into EIO.
         assert_ne!(writer.join().unwrap(), 0);
     });
     platform.dm_resume(&thin.name, Visibility::Public).unwrap();
@@ -291,7 +296,7 @@ pub fn patience(place: &dyn Place) {
     pool.remove();
 }
 
-/// A UUID is not written into an XFS whose log needs a replay, and the program ends as if it were.
+/// xfs_db does not write a UUID into an XFS whose log needs a replay, but exits successfully.
 pub fn dirty_log(place: &dyn Place) {
     let (platform, at) = (place.platform(), Path::new("/mnt/alike"));
     let pool = ThinPool::new(place, 1024, 2048, 1000);
@@ -318,7 +323,8 @@ pub fn dirty_log(place: &dyn Place) {
     pool.remove();
 }
 
-/// How many blocks of a thin pool a new XFS takes: its log, one for each allocation group, and the last one.
+/// Number of thin-pool blocks that a new XFS maps: its log, one for each allocation group, and the
+/// last one.
 pub fn mkfs_blocks(place: &dyn Place) {
     let pool = ThinPool::new(place, 1024, 2048, 2500);
     // Size of the filesystem in GiB, blocks of 1 MiB.
@@ -334,7 +340,8 @@ pub fn mkfs_blocks(place: &dyn Place) {
     pool.remove();
 }
 
-/// An XFS that cannot write its log fails every call until it is mounted again, however well its disk works by then.
+/// An XFS that could not write its log fails every call until it is mounted again, even when its
+/// disk works again.
 pub fn shutdown(place: &dyn Place) {
     let platform = place.platform();
     let disk = platform.find_device(place.disk()).unwrap().number;
@@ -354,7 +361,7 @@ pub fn shutdown(place: &dyn Place) {
     let target = Target::Foreign { kind: "error".to_owned(), parameters: String::new() };
     swap(&[Line { start: Sectors(0), length: Sectors(size), target }]);
     assert_eq!(write(b"second"), nix::libc::EIO);
-    // A write of data that fails is not enough, one of the log is.
+    // A failed write of data does not shut it down; a failed write of the log does.
     assert_eq!(errno(&platform.remove_file("alike/files/a")), nix::libc::EIO);
     swap(&linear(disk, 0, size));
     assert_eq!(write(b"third"), nix::libc::EIO);
@@ -365,12 +372,12 @@ pub fn shutdown(place: &dyn Place) {
     assert_eq!(write(b"fourth"), 0);
     platform.unmount("alike").unwrap();
     platform.dm_remove(&device).unwrap();
-    // Where nothing is mounted there are no files.
+    // There are no files where nothing is mounted.
     assert_eq!(errno(&platform.list_files("alike/files")), nix::libc::ENOENT);
     assert_eq!(write(b"lost"), nix::libc::ENOENT);
 }
 
-/// A device that has just been left is removed all the same, if not at once.
+/// A device that was just closed can be removed, if not at the first attempt.
 pub fn lingering(place: &dyn Place) {
     let pool = ThinPool::new(place, 1024, 2048, 1000);
     pool.message("create_thin 0").unwrap();
@@ -389,7 +396,7 @@ pub fn lingering(place: &dyn Place) {
     pool.remove();
 }
 
-/// The device database says what it said, and a look at the device what is there.
+/// The udev database lags behind; a probe of the device shows the present contents.
 pub fn late_udev(place: &dyn Place) {
     let (platform, disk) = (place.platform(), place.disk());
     let class = || platform.find_device(disk).unwrap().class;
@@ -399,7 +406,7 @@ pub fn late_udev(place: &dyn Place) {
         match events.next().unwrap() {
             Some(event) if event.path == disk && event.action == DeviceAction::Change => return event.device.unwrap(),
             Some(_) => {}
-            None => assert!(readable(events.fd()), "udev does not tell"),
+            None => assert!(readable(events.fd()), "no udev event arrived in time"),
         }
     };
     platform.write(disk, &[WriteStep::At(0, &[0; 8192]), WriteStep::Flush]).unwrap();

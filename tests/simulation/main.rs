@@ -1,5 +1,6 @@
-//! The simulation beside the kernel: the same commands and the same words. What is compared stands in `alike`, and what is
-//! not modelled in docs/simulation.md; `make test-machine ONLY=simulation` runs `alike` on a real kernel.
+//! The simulation compared with the kernel: the same commands and the same output. `alike` has the
+//! comparisons, docs/simulation.md what is not modelled. `make test-machine ONLY=simulation` runs
+//! `alike` on a real kernel.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 
@@ -34,7 +35,7 @@ impl Place for Simulated {
     }
 
     fn lose_patience(&self) {
-        // Both who wait have begun to.
+        // Both the write and the suspend are waiting.
         assert!(self.0.wait_for_stalled(2, alike::LIMIT));
         self.0.advance_clock(Duration::from_secs(60));
     }
@@ -68,7 +69,7 @@ fn many_blocks_at_once_overrun_the_reserve() {
 }
 
 #[test]
-fn a_full_pool_loses_patience() {
+fn a_full_pool_fails_queued_writes_after_a_timeout() {
     run(alike::patience);
 }
 
@@ -93,6 +94,6 @@ fn a_device_is_removed_right_after_its_use() {
 }
 
 #[test]
-fn the_device_database_is_late() {
+fn the_udev_database_lags_behind() {
     run(alike::late_udev);
 }

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_udev_changes_asks_for_both_links() {
+    fn a_changed_name_requests_both_links() {
         let line = Wanted::new(&announcement("no-such,pool", "f")).line();
         let [pool, filesystem, former] =
             ["no-such\\x2cpool", "f", "no-such_pool/f"].map(|text| data_encoding::BASE32_NOPAD.encode(text.as_bytes()));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn without_udev_the_wait_ends_at_once_and_names_the_links() {
+    fn without_udev_the_wait_returns_missing_links_at_once() {
         let wanted = vec![Wanted::new(&announcement("no-such-pool", "a")), Wanted::new(&announcement("b", "c"))];
         let links = Box::new(Links { udev: None, wanted, looked: false });
         let missing = links.wait(Duration::from_secs(3600));
@@ -250,13 +250,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_wanted_is_nothing_missing() {
+    fn no_requests_mean_no_missing_links() {
         let links = Box::new(Links { udev: None, wanted: Vec::new(), looked: false });
         assert_eq!(links.wait(Duration::from_secs(3600)), Vec::<PathBuf>::new());
     }
 
     #[test]
-    fn what_cannot_be_asked_for_is_told_without_waiting() {
+    fn a_failed_request_is_reported_without_waiting() {
         let links = super::announce(&Listener::default(), &[announcement("no-such-pool", "x")]);
         assert_eq!(links.wait(Duration::from_secs(3600)), [PathBuf::from("/dev/stratis/no-such-pool/x")]);
     }

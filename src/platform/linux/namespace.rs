@@ -145,7 +145,7 @@ mod tests {
     use crate::platform::DeviceNumber;
 
     #[test]
-    fn what_is_needed_stays_and_what_users_have_mounted_goes() {
+    fn needed_mounts_stay_and_mounts_of_users_go() {
         let needed = needed();
         let check = |mount_point: &str, major, expected: bool| {
             let number = DeviceNumber { major, minor: 1 };

@@ -100,7 +100,7 @@ mod tests {
 
     /// libcryptsetup unlocked pages of the heap on which there was still a key.
     #[test]
-    fn what_is_locked_stays_locked() {
+    fn locked_pages_stay_locked() {
         // A thread of its own, since a filter stays.
         let group = Group::new(&["confined"]);
         let confined = || {

@@ -1,4 +1,4 @@
-//! Clevis with real servers on the loopback interface and, where there is one, a TPM.
+//! Clevis with real servers on the loopback interface and, if present, a TPM.
 
 use std::{
     env, fs,
@@ -17,18 +17,18 @@ use zeroize::Zeroizing;
 use crate::{Check, LIMIT, Machine, command};
 
 pub(crate) const CHECKS: &[Check] = &[
-    ("clevis: a Tang server helps, and nobody else", tang),
-    ("clevis: a TPM helps", tpm),
-    ("clevis: shares within shares", shares),
-    ("clevis: a token serves the programs of Clevis", token),
-    ("clevis: a server that does not answer is named", hanging),
+    ("clevis: only the right Tang server decrypts", tang),
+    ("clevis: a TPM decrypts", tpm),
+    ("clevis: nested shares decrypt", shares),
+    ("clevis: its programs accept our token", token),
+    ("clevis: the error names a silent server", hanging),
 ];
 
 fn secret(text: &str) -> Secret {
     Secret::new(Zeroizing::new(text.as_bytes().to_vec()))
 }
 
-/// A Tang server on the loopback interface, until it is dropped.
+/// A Tang server on the loopback interface, stopped when dropped.
 struct Tang {
     folder: PathBuf,
     process: Child,
@@ -55,12 +55,12 @@ impl Tang {
             .unwrap();
         let deadline = Instant::now() + LIMIT;
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "tang does not start");
+            assert!(Instant::now() < deadline, "the Tang server did not start in time");
         }
         process
     }
 
-    /// The thumbprint of its signing key.
+    /// Thumbprint of its signing key.
     fn thumbprint(&self) -> String {
         let keys = fs::read_dir(&self.folder).unwrap().flatten().map(|entry| entry.path());
         let is_signing = |path: &PathBuf| fs::read_to_string(path).unwrap().contains("\"verify\"");
@@ -77,14 +77,15 @@ impl Drop for Tang {
 }
 
 fn refused(result: Result<impl Sized, Error>, words: &[&str]) {
-    let Err(error) = result else { panic!("it is done") };
+    let Err(error) = result else { panic!("the call succeeded") };
     println!("        ({error})");
     assert!(matches!(error, Error::Clevis { .. }), "{error:?}");
     let text = error.to_string();
     assert!(words.iter().all(|word| text.contains(word)) && !text.contains('\n'), "{text}");
 }
 
-/// Nobody sees a secret in arguments or variables of any process while `work` is done. Gives how many were looked at.
+/// Checks that no process shows a secret in its arguments or environment while `work` runs. Returns
+/// the number of processes checked.
 pub(crate) fn unseen(secret: &[u8], work: impl FnOnce()) -> usize {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -116,7 +117,7 @@ fn tang(machine: &Machine) {
         let jwe = linux.clevis_encrypt("tang", &config, false, &passphrase).unwrap();
         assert!(linux.clevis_decrypt(&jwe).unwrap().same(b"hunter2"));
     });
-    println!("        (looked at {processes} command lines)");
+    println!("        (checked {processes} processes)");
     let trusted = linux.clevis_encrypt("tang", &json!({"url": tang.url}), true, &passphrase).unwrap();
     assert!(linux.clevis_decrypt(&trusted).unwrap().same(b"hunter2"));
     // Its advertisement, fetched before.
@@ -126,7 +127,7 @@ fn tang(machine: &Machine) {
     let jwe = linux.clevis_encrypt("tang", &config, false, &passphrase).unwrap();
     assert!(linux.clevis_decrypt(&jwe).unwrap().same(b"hunter2"));
 
-    // Keys that nobody trusts are asked about; there is nobody to ask.
+    // Untrusted keys would need a confirmation, and no user can be asked.
     refused(linux.clevis_encrypt("tang", &json!({"url": tang.url}), false, &passphrase), &["encrypt", &tang.url]);
     let config = json!({"url": tang.url, "thp": "x".repeat(43)});
     refused(linux.clevis_encrypt("tang", &config, false, &passphrase), &["encrypt", &tang.url]);
@@ -139,11 +140,11 @@ fn tang(machine: &Machine) {
     refused(linux.clevis_decrypt(&jwe), &["decrypt", &tang.url]);
 }
 
-/// `false`: there is none, which is said.
+/// Returns whether there is a TPM, and prints if there is none.
 fn has_tpm() -> bool {
     let has = env::var_os("TPM2TOOLS_TCTI").is_some() || Path::new("/dev/tpmrm0").exists();
     if !has {
-        println!("        (there is no TPM)");
+        println!("        (no TPM)");
     }
     has
 }
@@ -179,7 +180,7 @@ fn shares(machine: &Machine) {
     refused(linux.clevis_encrypt("sss", &config, false, &secret("x")), &["encrypt", "sss", &urls[0]]);
 }
 
-/// What we write into a header is what the programs of Clevis read.
+/// The programs of Clevis can read the token that we write into a header.
 fn token(machine: &Machine) {
     use std::collections::BTreeMap;
 
@@ -209,7 +210,7 @@ fn token(machine: &Machine) {
     assert_eq!(command("clevis", &["luks", "pass", "-d", path, "-s", "1"]).trim(), "p".repeat(64));
     command("clevis", &["luks", "unlock", "-d", path, "-n", "clevis-check"]);
     linux.dm_remove("clevis-check").unwrap();
-    // And the other way round.
+    // And we can read theirs.
     command("clevis", &["luks", "regen", "-q", "-d", path, "-s", "1"]);
     let header = linux.luks_read(&device).unwrap().unwrap();
     let token = header.tokens.values().find(|token| token["type"] == "clevis").unwrap();
@@ -220,7 +221,7 @@ fn token(machine: &Machine) {
 }
 
 fn hanging(machine: &Machine) {
-    // It takes connections and says nothing.
+    // It accepts connections and never answers.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let begun = Instant::now();

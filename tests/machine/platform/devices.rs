@@ -1,4 +1,4 @@
-//! Disks: what udev, libblkid and the kernel say of them, and their bytes.
+//! Disks: what udev, libblkid and the kernel say about them, and their contents.
 
 use std::{
     fs,
@@ -20,18 +20,18 @@ use crate::{Check, Machine, command, event_where, readable};
 
 pub(crate) const CHECKS: &[Check] = &[
     ("an empty disk is unowned and has its size", empty_disk),
-    ("paths that are no device are refused", no_device),
-    ("a signature written is seen by udev, libblkid and the events", signature),
-    ("a partition table is seen", partition_table),
+    ("paths without a device are refused", no_device),
+    ("udev, libblkid and events show a new signature", signature),
+    ("a partition table is recognized", partition_table),
     ("writes and reads of odd sizes agree", odd_sizes),
     ("reads are not served from a stale cache", stale_cache),
     ("a failed write is not read back", failed_write),
-    ("read errors are told", read_error),
-    ("a device in use is known", in_use),
-    ("a device that is held is used by its descriptor", held),
-    ("a read-only device is known", read_only),
-    ("devices that come and go are told", come_and_go),
-    ("events go on after some were lost", overflow),
+    ("read errors are reported", read_error),
+    ("a device in use is recognized", in_use),
+    ("a held device is used through its descriptor", held),
+    ("a read-only device is recognized", read_only),
+    ("devices that come and go raise events", come_and_go),
+    ("events continue after an overflow", overflow),
 ];
 
 /// Signature block of a version 2 device, from `docs/spec/engine/ondisk-metadata.md` §2.2.
@@ -46,7 +46,7 @@ const SIGNATURE: [u8; 128] = [
     0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xf1, 0x53, 0x65, 0x00, 0x00, 0x00, 0x00, //
 ];
 
-/// Waits until udev has looked at a disk that has just been written to.
+/// Waits until udev has probed a disk after a write.
 fn seen(events: &mut dyn DeviceEvents, path: &Path, class: &DeviceClass) {
     event_where(events, |event| {
         event.path == path && event.device.as_ref().is_some_and(|device| device.class == *class)
@@ -78,7 +78,7 @@ fn no_device(machine: &Machine) {
         let error = machine.linux.find_device(Path::new(path)).unwrap_err();
         assert!(matches!(error, Error::NoDevice { .. }), "{path}: {error}");
     }
-    // A name of the user's own choice leads to the node that everybody knows.
+    // A user's symbolic link resolves to the canonical node.
     let link = Path::new("/tmp/my-disk");
     std::os::unix::fs::symlink(&machine.disks[0], link).unwrap();
     assert_eq!(machine.linux.find_device(link).unwrap(), machine.disk(0));
@@ -125,7 +125,7 @@ fn odd_sizes(machine: &Machine) {
         let read = machine.linux.read(&path, base + 7 + offset as u64, length).unwrap();
         assert_eq!(read, bytes[offset..offset + length], "{length} at {offset}");
     }
-    // Also before it is flushed.
+    // Also before the flush.
     machine.linux.write(&path, &[WriteStep::At(base, b"unflushed")]).unwrap();
     assert_eq!(machine.linux.read(&path, base, 9).unwrap(), b"unflushed");
     let end = machine.linux.geometry(&path).unwrap().size.0 * 512;
@@ -136,7 +136,7 @@ fn odd_sizes(machine: &Machine) {
 
 fn stale_cache(machine: &Machine) {
     let path = machine.disk(0).path;
-    // Holding the node open keeps its cache.
+    // An open node keeps its page cache.
     let cached = fs::File::open(&path).unwrap();
     let mut seen = [0; 9];
     machine.linux.write(&path, &[WriteStep::At(0, b"old bytes"), WriteStep::Flush]).unwrap();
@@ -155,13 +155,13 @@ fn failed_write(machine: &Machine) {
     let path = machine.disk(0).path;
     machine.linux.write(&path, &[WriteStep::At(0, b"old"), WriteStep::Flush]).unwrap();
     let name = machine.private("flakey");
-    // Down all the time; then reads pass and writes fail.
+    // Always down, in a mode in which reads pass and writes fail.
     let parameters = format!("{} 0 0 3600 1 error_writes", machine.disk(0).number);
     let target = Target::Foreign { kind: "flakey".to_owned(), parameters };
     let table = [Line { start: Sectors(0), length: Sectors(8192), target }];
     machine.linux.dm_create(&name, &name, &table, Visibility::Private).unwrap();
     let flakey = machine.linux.dm_node(&name);
-    // Keeps the cache of the failing node alive, so that a cached read would find the new bytes.
+    // Keeps the page cache of the failing node, so that a cached read would find the new bytes.
     let held = fs::File::open(&flakey).unwrap();
     let error = machine.linux.write(&flakey, &[WriteStep::At(0, b"new"), WriteStep::Flush]).unwrap_err();
     assert_eq!(error.errno(), Some(nix::libc::EIO), "{error}");
@@ -187,7 +187,7 @@ fn read_error(machine: &Machine) {
     let node = machine.linux.dm_node(&name);
     let error = machine.linux.read(&node, 512, 512).unwrap_err();
     assert_eq!(error.errno(), Some(nix::libc::EIO), "{error}");
-    // The neighbours of the bad sector, in the same page, can be read.
+    // The neighbours of the bad sector, on the same page, are readable.
     assert_eq!(machine.linux.read(&node, 0, 512).unwrap().len(), 512);
     assert_eq!(machine.linux.read(&node, 1024, 3072).unwrap().len(), 3072);
     machine.linux.dm_remove(&name).unwrap();
@@ -201,12 +201,12 @@ fn in_use(machine: &Machine) {
     assert!(!machine.linux.hold(&machine.linux.dm_node(&name)).is_err_and(|error| error.is_busy()));
     machine.linux.dm_remove(&name).unwrap();
     assert!(!machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
-    // Open by somebody, but not for himself.
+    // Open elsewhere, but not exclusively.
     let _open = fs::File::open(&path).unwrap();
     assert!(!machine.linux.hold(&path).is_err_and(|error| error.is_busy()));
 }
 
-/// What a path led to was looked at, and what it led to later was written.
+/// The path used to be checked on one device and written to on another.
 fn held(machine: &Machine) {
     let linux = &machine.linux;
     let (one, two) = (machine.disk(1).path, machine.disk(2).path);
@@ -253,7 +253,7 @@ fn come_and_go(machine: &Machine) {
     machine.linux.dm_remove(&name).unwrap();
     let event = event_where(events.as_mut(), |event| event.path == node && event.action == DeviceAction::Remove);
     assert_eq!(event.device, None);
-    // Nothing more to read is told as such, and the descriptor agrees.
+    // With nothing to read, `next` says so and the descriptor agrees.
     while readable(events.fd(), Duration::ZERO) {
         while events.next().unwrap().is_some() {}
     }
@@ -263,7 +263,7 @@ fn come_and_go(machine: &Machine) {
 fn overflow(machine: &Machine) {
     let path = machine.disk(0).path;
     let mut events = machine.linux.device_events().unwrap();
-    // The smallest that the kernel gives; some messages fit into it, fifty do not.
+    // The smallest buffer that the kernel allows: it holds some events, but not fifty.
     setsockopt(&events.fd(), RcvBufForce, &0).unwrap();
     for _ in 0..50 {
         command("udevadm", &["trigger", "--settle", "--action=change", path.to_str().unwrap()]);
@@ -274,8 +274,8 @@ fn overflow(machine: &Machine) {
             count += 1;
         }
     }
-    assert!(count < 50, "nothing was lost, {count} came");
-    // It goes on.
+    assert!(count < 50, "no event was lost, {count} arrived");
+    // Events continue.
     machine.linux.write(&path, &[WriteStep::At(0, &[0; 8192]), WriteStep::Flush]).unwrap();
     seen(events.as_mut(), &path, &DeviceClass::Unowned);
 }

@@ -21,13 +21,13 @@ use crate::{
 };
 
 pub(crate) const CHECKS: &[Check] = &[
-    ("the programs do their work and complain", programs),
-    ("a link is there when the wait ends", link),
+    ("programs work and report errors", programs),
+    ("a link exists when the wait ends", link),
     ("links asked for from many threads", many_links),
     ("a filesystem grows while mounted", grow),
 ];
 
-/// Longer than the whole run may take: a wait for a link that will not come must end before.
+/// Longer than the whole run: a wait for a link that will not come must end earlier.
 const FOR_EVER: Duration = Duration::from_secs(36_000);
 const SIZE: u64 = 1 << 20;
 
@@ -71,7 +71,7 @@ fn node_behind(link: &Path) -> Option<PathBuf> {
 
 fn programs(machine: &Machine) {
     let linux = &machine.linux;
-    // Sample of the specification (storage-stack.md §7.2).
+    // The sample of the specification (storage-stack.md §7.2).
     let sectors =
         linux.run(Program::ThinMetadataSize, &["-b", "1048576b", "-s", "1073741824b", "-m", "100", "-n"]).unwrap();
     assert_eq!(sectors.trim(), "872");
@@ -92,7 +92,7 @@ fn link(machine: &Machine) {
     let filesystem = Filesystem::new(machine, 0, pool);
     let node = PathBuf::from(format!("/dev/dm-{}", filesystem.number.minor));
     let announce = |filesystems: &[Announcement], limit| linux.announce(filesystems).unwrap().wait(limit);
-    // Names change again and again; each time the new link is there, and the old one is not.
+    // The name changes repeatedly; each time the new link exists and the old one is gone.
     let mut old: Option<PathBuf> = None;
     for round in 0..50 {
         let pool = if round % 2 == 0 { "pool" } else { "pö:#" };
@@ -104,16 +104,16 @@ fn link(machine: &Machine) {
             assert!(fs::symlink_metadata(&old).is_err(), "{}", old.display());
         }
     }
-    // Again the same: it is there already.
+    // The same name again: the link exists already.
     let same = filesystem.announcement("pö:#", "fs-49");
     assert_eq!(announce(std::slice::from_ref(&same), FOR_EVER), Vec::<PathBuf>::new());
-    // Another UUID than that of the filesystem: udev refuses, and the wait ends when it has.
+    // The UUID of another filesystem: udev refuses, and the wait ends then.
     let wrong = Announcement { filesystem: FsUuid::from_random(linux.random()), ..filesystem.announcement("p", "x") };
     assert_eq!(announce(std::slice::from_ref(&wrong), FOR_EVER), [wrong.link()]);
     // No such device.
     let nowhere = Announcement { number: DeviceNumber { major: 4000, minor: 1 }, ..filesystem.announcement("p", "y") };
     assert_eq!(announce(&[nowhere.clone(), same.clone()], FOR_EVER), [nowhere.link()]);
-    // A time that is up tells what is not there; the link comes all the same.
+    // A wait that times out returns the missing links; the link still comes.
     let late = filesystem.announcement("p", "late");
     let mut pending = announce(std::slice::from_ref(&late), Duration::ZERO);
     if !pending.is_empty() {
@@ -125,7 +125,7 @@ fn link(machine: &Machine) {
     linux.dm_suspend(&filesystem.device, true).unwrap();
     linux.dm_resume(&filesystem.device, Visibility::Public).unwrap();
     assert_eq!(node_behind(&late.link()), Some(node));
-    // And goes with it.
+    // The link is removed with the device.
     linux.dm_remove(&filesystem.device).unwrap();
     assert!(fs::symlink_metadata(late.link()).is_err());
     remove_pool(machine);
@@ -148,7 +148,7 @@ fn many_links(machine: &Machine) {
             });
         }
     });
-    // All of them in one request, as at the start of a pool.
+    // All in one call, as at the start of a pool.
     let all: Vec<Announcement> = filesystems
         .iter()
         .enumerate()
@@ -171,7 +171,7 @@ fn grow(machine: &Machine) {
     let announcement = filesystem.announcement("pool", "fs");
     let link = announcement.link();
     assert_eq!(linux.announce(&[announcement]).unwrap().wait(LIMIT), Vec::<PathBuf>::new());
-    // Created, and mounted by its link at once, as a user would.
+    // Created, and mounted at once by its link, as a user would.
     outside("mkdir", &["-p", "/mnt/fs"]);
     outside("mount", &[link.to_str().unwrap(), "/mnt/fs"]);
     let mounts = linux.mounts(&[filesystem.number]).unwrap();

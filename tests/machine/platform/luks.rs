@@ -1,5 +1,5 @@
-//! LUKS2 containers on a real kernel: opened, resized, encrypted, reencrypted and decrypted under a mounted file system,
-//! and killed in the midst of it.
+//! LUKS2 devices on a real kernel: opened, resized, encrypted, re-encrypted and decrypted under a
+//! mounted file system.
 
 pub(crate) mod killed;
 
@@ -38,20 +38,20 @@ use zeroize::Zeroizing;
 use crate::{Check, LIMIT, Machine, POOL, clevis::unseen, command};
 
 pub(crate) const CHECKS: &[Check] = &[
-    ("a container is opened, resized and closed", life),
-    ("what cannot be opened leaves nothing", refusals),
+    ("a LUKS device is opened, resized and closed", life),
+    ("a failed open leaves no device", refusals),
     ("volume keys are kept in the process keyring", volume_keys),
-    ("eight are opened side by side", side_by_side),
-    ("data in use is encrypted, reencrypted and decrypted", works),
-    ("a work is interrupted and gone on with", interrupted),
-    ("a work that is killed is put right", killed::killed),
-    ("a work ends with its daemon", killed::daemon_killed),
-    ("a work and its daemon are killed", killed::both_killed),
-    ("a work meets a stretch of the disk that cannot be read", killed::not_read),
-    ("a work meets a stretch of the disk that cannot be written", killed::not_written),
+    ("eight LUKS devices are opened in parallel", side_by_side),
+    ("data in use is encrypted, re-encrypted and decrypted", works),
+    ("a re-encryption job is interrupted and resumed", interrupted),
+    ("a killed re-encryption job is recovered", killed::killed),
+    ("a re-encryption job ends with its daemon", killed::daemon_killed),
+    ("a re-encryption job and its daemon are killed", killed::both_killed),
+    ("a re-encryption job meets unreadable sectors", killed::not_read),
+    ("a re-encryption job meets unwritable sectors", killed::not_written),
 ];
 
-/// A file system of XFS has at least 300 MiB.
+/// XFS needs at least 300 MiB.
 const SIZE: u64 = 440 << 11;
 const DATA: u64 = 34816;
 const LAYOUT: Layout = Layout {
@@ -60,10 +60,10 @@ const LAYOUT: Layout = Layout {
     data_offset: Sectors(DATA),
     sector_size: Some(4096),
 };
-/// Where this process sees what the platform mounts.
+/// Path of the platform's private mounts, as this process sees them.
 const PLACE: &str = "/run/stratisd/ns_mounts";
 const PASSPHRASES: [&str; 2] = ["hunter2", "correct horse"];
-/// How often a work is killed; more by KILLS=number.
+/// Number of kills of a job; KILLS=number sets another.
 const KILLS: u32 = 6;
 
 fn secret(text: &str) -> Secret {
@@ -78,7 +78,7 @@ fn keyslot(number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
     NewKeyslot { number, passphrase, cost: Cost::Random }
 }
 
-/// A container on a stretch of a disk, and its opened device.
+/// A LUKS device on a range of a disk, and its crypt device.
 struct Container<'a> {
     machine: &'a Machine,
     base: String,
@@ -89,13 +89,13 @@ struct Container<'a> {
 }
 
 impl<'a> Container<'a> {
-    /// The stretch, with nothing on it.
+    /// The range, without contents.
     fn new(machine: &'a Machine, role: &str, disk: usize, start: u64, length: u64) -> Container<'a> {
         let (base, _) = machine.linear(role, disk, start, length);
         let device = machine.linux.dm_node(&base);
         let name = machine.private(&format!("{role}-crypt"));
         let [passphrase, other] = PASSPHRASES.map(secret);
-        // What an earlier check left must not be taken for a header.
+        // Remains of an earlier check must not look like a header.
         let zeros = vec![0; 1 << 20];
         let steps: Vec<_> = (0..17).map(|mib| WriteStep::At(mib << 20, &zeros)).collect();
         machine.linux.write(&device, &steps).unwrap();
@@ -104,7 +104,7 @@ impl<'a> Container<'a> {
 
     fn format(&self, purpose: Purpose) -> Header {
         let keyslots = [keyslot(0, &self.passphrase), keyslot(1, &self.other)];
-        // Larger sectors than those of what is on it would not serve.
+        // The sector size must not exceed that of the file system on it.
         let sector_size = if purpose == Purpose::Encrypt { Some(512) } else { LAYOUT.sector_size };
         let layout = Layout { sector_size, ..LAYOUT };
         self.machine.linux.luks_format(&self.device, &layout, purpose, &keyslots, &BTreeMap::new()).unwrap()
@@ -130,12 +130,13 @@ impl<'a> Container<'a> {
         self.machine.linux.luks_reencrypt(&self.device, &self.name, unlock(&self.passphrase), begin, watch)
     }
 
-    /// Makes the keyslots for a new volume key.
+    /// Adds the keyslots for a new volume key.
     fn prepare(&self) -> Begin {
         let keyslots = self.header().keyslots;
         let from = *keyslots.first().unwrap();
         let free: Vec<u32> = (0..32).filter(|number| !keyslots.contains(number)).take(2).collect();
-        // Each passphrase has one of the old ones; which is found out by opening.
+        // Each passphrase gets a keyslot for the next key besides its present one, which is found
+        // by opening it.
         let opens = |slot: u32| {
             let unlock = Unlock { passphrase: &self.passphrase, keyslot: Some(slot) };
             self.machine.linux.luks_open(&self.device, None, unlock).is_ok()
@@ -149,13 +150,13 @@ impl<'a> Container<'a> {
         Begin::Reencrypt { from, to: free[0] }
     }
 
-    /// Devices of a work on it that are there.
+    /// Devices of a job that still exist.
     fn left(&self) -> Vec<String> {
         let listed = self.machine.linux.dm_list().unwrap().into_iter().map(|listed| listed.name);
         listed.filter(|name| name.starts_with(&self.name) && *name != self.name).collect()
     }
 
-    /// Whether I/O to a stretch of it waits for the end of a step.
+    /// Whether I/O to a part of it waits for the end of a step.
     fn is_held_back(&self) -> bool {
         let name = format!("{}-hotzone-forward", self.name);
         self.machine.linux.dm_find(&name).unwrap().is_some_and(|found| found.suspended)
@@ -170,7 +171,7 @@ impl<'a> Container<'a> {
     }
 }
 
-/// A file system with files whose contents are known, on a device that can be exchanged below it.
+/// A file system with known file contents, on a device whose table can be replaced below it.
 struct Files<'a> {
     machine: &'a Machine,
     device: String,
@@ -203,7 +204,7 @@ impl<'a> Files<'a> {
         self.machine.linux.dm_create(&self.device, &self.device, &line, Visibility::Private).unwrap();
     }
 
-    /// Exchanges the device below while the file system is in use.
+    /// Moves the device below to another one while the file system is in use.
     fn move_to(&self, below: &str, offset: u64) {
         let linux = &self.machine.linux;
         linux.dm_suspend(&self.device, true).unwrap();
@@ -223,7 +224,7 @@ impl<'a> Files<'a> {
         self.machine.linux.mount(Path::new(&self.node()), self.at, "").unwrap();
     }
 
-    /// Reads all from the disk.
+    /// Reads everything from the disk.
     fn check(&self) {
         rustix::fs::sync();
         fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
@@ -238,7 +239,7 @@ impl<'a> Files<'a> {
     }
 }
 
-/// No two blocks of it are the same, nor of another's.
+/// No two blocks of it are equal, nor to those of another file.
 fn content(number: u64) -> Vec<u8> {
     const BLOCK: usize = 4096;
     let noise = |word: u64| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).to_le_bytes();
@@ -250,7 +251,7 @@ fn content(number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes, makes durable and reads back while `work` is done; gives how often.
+/// Writes, flushes and reads back files while `work` runs. Returns how many.
 fn writing<T>(files: &Files<'_>, work: impl FnOnce() -> T) -> (T, u32) {
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
@@ -260,7 +261,7 @@ fn writing<T>(files: &Files<'_>, work: impl FnOnce() -> T) -> (T, u32) {
     }
     let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
     let result = thread::scope(|scope| {
-        // Also when the work panics.
+        // Also when `work` panics.
         let _done = Done(&done);
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
@@ -299,7 +300,7 @@ fn life(machine: &Machine) {
         },
     };
     assert_eq!(device.table, [crypt(SIZE - DATA)]);
-    // The kernel tells where its key is from, and not the key.
+    // The kernel says which key the table uses, but not the key.
     let table = command("dmsetup", &["table", "--showkeys", &container.name]);
     assert!(table.contains(":64:logon:cryptsetup:") && table.contains("sector_size:4096"), "{table}");
     assert!(key.same(container.key().bytes()));
@@ -309,7 +310,7 @@ fn life(machine: &Machine) {
     let raw = linux.read(&container.device, DATA * 512 + 4096, 4096).unwrap();
     assert!(raw.windows(12).all(|window| window != b"in the clear"));
 
-    // A name that is taken is an error, and what bears it stays.
+    // A name in use is an error, and its device stays.
     let again = linux.luks_open(&container.device, Some(&container.name), unlock(&container.passphrase)).unwrap_err();
     println!("        ({again})");
     assert_eq!(linux.dm_find(&container.name).unwrap().unwrap().table, [crypt(SIZE - DATA)]);
@@ -345,7 +346,7 @@ fn refusals(machine: &Machine) {
     let wrong = secret("wrong");
     let error = linux.luks_open(&container.device, Some(&container.name), unlock(&wrong)).unwrap_err();
     assert!(matches!(error, Error::WrongKey { .. }), "{error}");
-    // In use by somebody else: a file system on the device itself would be damaged.
+    // In use by another: a file system directly on the device would be damaged.
     let number = linux.dm_find(&container.base).unwrap().unwrap().number;
     let other = machine.private("other");
     let line = [Line::linear(Sectors(0), Sectors(SIZE), number, Sectors(0))];
@@ -365,7 +366,8 @@ fn volume_keys(machine: &Machine) {
     for text in ["first", "second, longer"] {
         linux.volume_key_set(&name, &secret(text)).unwrap();
         assert!(linux.volume_key_read(&name).unwrap().unwrap().same(text.as_bytes()));
-        // Threads started later see it as well; nobody else, and nobody by the persistent keyring.
+        // Threads that are started later see the key; other processes do not, nor does the
+        // persistent keyring.
         thread::scope(|scope| {
             scope.spawn(|| assert!(linux.volume_key_read(&name).unwrap().unwrap().same(text.as_bytes())));
         });
@@ -379,7 +381,7 @@ fn volume_keys(machine: &Machine) {
     assert!(linux.volume_key_read(&name).unwrap().is_none());
 }
 
-/// With the cost of passphrases that people remember.
+/// With the key derivation cost of passphrases that people remember.
 fn side_by_side(machine: &Machine) {
     let linux = &machine.linux;
     const COUNT: u64 = 8;
@@ -389,7 +391,7 @@ fn side_by_side(machine: &Machine) {
     let first = &containers[0];
     let new = NewKeyslot { number: 0, passphrase: &first.passphrase, cost: Cost::Guessable };
     linux.luks_format(&first.device, &LAYOUT, Purpose::New, &[new], &BTreeMap::new()).unwrap();
-    // To choose a cost takes the library long; the same header serves them all.
+    // The library takes long to choose the cost, so all devices use copies of one header.
     for start in (0..DATA * 512).step_by(1 << 20) {
         let bytes = linux.read(&first.device, start, 1 << 20).unwrap();
         for container in &containers[1..] {
@@ -431,7 +433,7 @@ fn works(machine: &Machine) {
     let (ended, rounds) = writing(&files, || container.work(Begin::Resume, &note).unwrap());
     let total = Sectors(SIZE - DATA).bytes();
     let all = std::mem::take(&mut *seen.lock());
-    println!("        (encrypted: {} steps told, {rounds} files written meanwhile)", all.len());
+    println!("        (encrypted: {} progress reports, {rounds} files written meanwhile)", all.len());
     assert_eq!(ended, Ended::Finished);
     assert!(all.windows(2).all(|pair| pair[0].done <= pair[1].done) && all.iter().all(|one| one.total == total));
     assert_eq!((all[0].done, all[all.len() - 1].done), (Bytes(0), total));
@@ -442,13 +444,13 @@ fn works(machine: &Machine) {
 
     let begin = container.prepare();
     let (ended, rounds) = writing(&files, || container.work(begin, &note).unwrap());
-    println!("        (reencrypted: {rounds} files written meanwhile)");
+    println!("        (re-encrypted: {rounds} files written meanwhile)");
     assert_eq!(ended, Ended::Finished);
     let header = container.header();
     assert_eq!((header.state, header.keyslots.len()), (State::Encrypted, 2));
     assert!(!container.key().same(key.bytes()));
     files.check();
-    // All of it is so, not only while it is open.
+    // On the disk, too, not only through the crypt device.
     files.down();
     linux.dm_remove(&container.name).unwrap();
     container.open();
@@ -463,14 +465,14 @@ fn works(machine: &Machine) {
     files.check();
     assert!(clear(&container));
     files.move_to(&container.base, DATA);
-    // The library has asked the kernel to remove the opened device as soon as nobody uses it.
+    // The library has asked the kernel to remove the crypt device as soon as it is unused.
     assert_eq!(linux.dm_find(&container.name).unwrap(), None);
     files.check();
     files.down();
     container.remove();
 }
 
-/// Stops when some of it is done.
+/// Stops once some of the data is done.
 fn some(progress: Progress) -> bool {
     progress.done == Bytes(0)
 }
@@ -517,16 +519,17 @@ fn interrupted(machine: &Machine) {
         println!("        ({work:?}: stopped at {before} MiB)");
         assert!(before > 0 && container.left().is_empty());
         files.check();
-        // Another work cannot be begun, nor the header changed; both parts are served, also when opened anew.
+        // No other job can start, and the header takes no change. Both parts of the data are
+        // served, also after a new open.
         assert!(
             container
-                .work(if work == ReencryptionMode::Decrypt { container_begin() } else { Begin::Decrypt }, &|_| true)
+                .work(if work == ReencryptionMode::Decrypt { other_job() } else { Begin::Decrypt }, &|_| true)
                 .is_err()
         );
         reopen();
         let key = container.key();
         assert_eq!(key.bytes().len(), 64);
-        // A signal is a wish to stop, too.
+        // A signal stops the job, too.
         let (ended, _) = writing(&files, || {
             let told = AtomicBool::new(false);
             container.work(Begin::Resume, &|progress| {
@@ -545,7 +548,7 @@ fn interrupted(machine: &Machine) {
             assert_eq!(container.header().state, State::Clear);
         } else {
             assert_eq!(container.header().state, State::Encrypted);
-            // In the midst, the key that is to be was given.
+            // In the middle of the job, `open` returns the final key.
             assert!(container.key().same(key.bytes()));
             reopen();
         }
@@ -554,7 +557,7 @@ fn interrupted(machine: &Machine) {
     container.remove();
 }
 
-/// A work that cannot be begun while another is unfinished.
-fn container_begin() -> Begin {
+/// A job that cannot start while another is unfinished.
+fn other_job() -> Begin {
     Begin::Reencrypt { from: 0, to: 1 }
 }

@@ -1,11 +1,14 @@
-//! Every call of the platform on a real machine: kernel, udev and programs of Debian, on disks that may be overwritten.
+//! Every call of the platform on a real machine: the kernel, udev and programs of Debian, on disks
+//! that may be overwritten.
 //!
-//! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount namespace). `make
-//! test-machine ONLY=platform` builds it and runs it in a throw-away machine; there, words after it choose the checks
-//! whose names begin so, `encryption` those of LUKS2 and Clevis, `simulation` those that the simulation passes as well, and `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...`
-//! makes a pool of metadata version 1. Prints a line for each check, and fails if any does.
+//! Not a `cargo test`: it changes disks and needs the first thread of a process (for its mount
+//! namespace). `make test-machine ONLY=platform` builds it and runs it in a throw-away machine.
+//! Words after it there select the checks whose names start with them. The word `encryption`
+//! selects the checks of LUKS2 and Clevis, `simulation` those that the simulation must pass as
+//! well. `old-pool NAME [key=DESCRIPTION] [tang=URL] DISK...` makes a pool of metadata version 1.
+//! Prints a line for each check, and exits with failure if any check fails.
 
-// This is a test; `allow-unwrap-in-tests` does not see it.
+// This is a test, but `allow-unwrap-in-tests` does not recognize it.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../simulation/alike.rs"]
@@ -40,9 +43,9 @@ use stratisd::{
     },
 };
 
-/// Longest wait for something that must happen. Nothing is expected to take nearly that long.
+/// Longest wait for something that must happen. Nothing should take nearly that long.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Names of all devices made here begin so; none is left when a check has passed.
+/// Names of all devices made here contain this; none is left after a check that passed.
 const POOL: &str = "0123456789abcdef0123456789abcdef";
 
 /// What a check works with.
@@ -55,9 +58,9 @@ struct Machine {
 type Check = (&'static str, fn(&Machine));
 
 const CHECKS: &[&[Check]] = &[devices::CHECKS, mapper::CHECKS, mounts::CHECKS, filesystems::CHECKS];
-/// Those of the order `encryption`: they take long.
+/// The checks of the word `encryption`: they take long.
 const OF_ENCRYPTION: &[&[Check]] = &[luks::CHECKS, clevis::CHECKS];
-/// Those of the order `simulation`: what the simulation must do as well.
+/// The checks of the word `simulation`: what the simulation must do as well.
 const OF_SIMULATION: &[&[Check]] = &[simulated::CHECKS];
 
 fn main() -> ExitCode {
@@ -66,20 +69,20 @@ fn main() -> ExitCode {
     }
     if env::var("STRATISD_MACHINE").as_deref() != Ok("1") {
         eprintln!(
-            "This overwrites disks. It runs in a throw-away machine only (STRATISD_MACHINE=1, see make test-machine)."
+            "refusing to overwrite disks outside a throw-away machine; see make test-machine (STRATISD_MACHINE=1)"
         );
         return ExitCode::from(2);
     }
     let disks: Vec<PathBuf> =
         env::var("MACHINE_DISKS").unwrap_or_default().split_whitespace().map(PathBuf::from).collect();
-    assert!(disks.len() >= 3, "three disks are needed, MACHINE_DISKS names {disks:?}");
+    assert!(disks.len() >= 3, "need three disks, MACHINE_DISKS names {disks:?}");
     if let [order, arguments @ ..] = &env::args().skip(1).collect::<Vec<_>>()[..] {
         if order == "luks-work" {
             luks::killed::work_as_daemon(arguments);
             return ExitCode::SUCCESS;
         }
     }
-    let linux = Linux::start().expect("a machine with all that is needed");
+    let linux = Linux::start().expect("cannot start the platform");
     if let [order, name, words @ ..] = &env::args().skip(1).collect::<Vec<_>>()[..] {
         if order == "old-pool" {
             old_pool::make(linux, name, words);
@@ -87,7 +90,7 @@ fn main() -> ExitCode {
         }
     }
     let machine = Machine { linux, disks };
-    // Words that the names of the wanted checks begin with; all without any.
+    // Prefixes of the names of the wanted checks; without any, all checks run.
     let mut wanted: Vec<String> = env::args().skip(1).collect();
     let of_order = match wanted.first().map(String::as_str) {
         Some("encryption") => Some(OF_ENCRYPTION),
@@ -121,12 +124,12 @@ fn main() -> ExitCode {
 }
 
 impl Machine {
-    /// A scratch disk as udev knows it.
+    /// A scratch disk as udev describes it.
     fn disk(&self, index: usize) -> BlockDevice {
         self.linux.find_device(&self.disks[index]).unwrap()
     }
 
-    /// Removes what a failed check has left, so that those after it have a chance.
+    /// Removes what a failed check has left, so that later checks can run.
     fn clear(&self) {
         let _ = self.linux.unmount("files");
         let left = || -> Vec<String> {
@@ -134,7 +137,8 @@ impl Machine {
             listed.map(|listed| listed.name).filter(|name| name.contains(POOL)).collect()
         };
         let mut before = usize::MAX;
-        // What lies above first: as long as a round removes something, another may remove more.
+        // Upper devices must go first: as long as a round removes something, another may remove
+        // more.
         while left().len() < before {
             before = left().len();
             for name in left() {
@@ -148,7 +152,7 @@ impl Machine {
         format!("stratis-1-private-{POOL}-{role}")
     }
 
-    /// Makes a private linear device over the beginning of a disk.
+    /// Creates a private linear device on the start of a disk.
     fn linear(&self, role: &str, disk: usize, start: u64, length: u64) -> (String, DeviceNumber) {
         let name = self.private(role);
         let table = [Line::linear(Sectors(0), Sectors(length), self.disk(disk).number, Sectors(start))];
@@ -157,13 +161,13 @@ impl Machine {
     }
 }
 
-/// Waits until a descriptor can be read; `false` after `limit`.
+/// Waits until a descriptor is readable. `false` after `limit`.
 fn readable(fd: impl AsFd, limit: Duration) -> bool {
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     poll(&mut fds, Some(&Timespec::try_from(limit).unwrap())).unwrap() > 0
 }
 
-/// Reads device events up to the first one that is wanted.
+/// Reads device events up to the first wanted one.
 fn event_where(events: &mut dyn DeviceEvents, wanted: impl Fn(&DeviceEvent) -> bool) -> DeviceEvent {
     loop {
         while let Some(event) = events.next().unwrap() {
@@ -171,13 +175,13 @@ fn event_where(events: &mut dyn DeviceEvents, wanted: impl Fn(&DeviceEvent) -> b
                 return event;
             }
         }
-        assert!(readable(events.fd(), LIMIT), "udev does not tell");
+        assert!(readable(events.fd(), LIMIT), "no udev event arrived in time");
     }
 }
 
-/// Runs a command of the machine and gives its output.
+/// Runs a command of the machine and returns its output.
 fn command(program: &str, arguments: &[&str]) -> String {
-    // Not the engine's programs, but what a user of the machine would type.
+    // Not the engine's programs, but commands that a user of the machine would type.
     #[allow(clippy::disallowed_methods)]
     let output = Command::new(program).args(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,4 +1,4 @@
-//! Device-mapper devices: made, changed, looked at, removed; in step with udev.
+//! Device-mapper devices: created, changed, inspected and removed, synchronized with udev.
 
 use std::{
     fs,
@@ -27,16 +27,16 @@ use crate::{Check, LIMIT, Machine, command, readable};
 pub(crate) const CHECKS: &[Check] = &[
     ("a device is made, listed, found and removed", life),
     ("nodes come and go with the calls", nodes),
-    ("udev rules leave private devices alone", visibility),
+    ("udev rules ignore private devices", visibility),
     ("a failed creation leaves nothing", failed_creation),
-    ("a device that is not there", absent),
+    ("calls on a missing device fail", absent),
     ("suspend, load and resume", suspend),
-    ("a device gets another name", rename),
+    ("a device is renamed", rename),
     ("messages are sent or refused", message),
     ("a busy device is not removed", busy),
-    ("a device that udev looks at is removed when it is done", looked_at),
-    ("a thin pool works and its events are told", thin_pool),
-    ("calls from many threads", many_threads),
+    ("a device is removed when udev has probed it", looked_at),
+    ("a thin pool works and raises events", thin_pool),
+    ("many threads make calls", many_threads),
     ("signals do not disturb the wait for udev", signals),
 ];
 
@@ -74,7 +74,7 @@ fn visibility(machine: &Machine) {
     let properties =
         |number: DeviceNumber| command("udevadm", &["info", "--query=property", &format!("/dev/dm-{}", number.minor)]);
     assert!(properties(number).contains(flag));
-    // It stays so when the table changes.
+    // This stays so when the table changes.
     machine.linux.dm_suspend(&name, true).unwrap();
     machine.linux.dm_resume(&name, Visibility::Private).unwrap();
     assert!(properties(number).contains(flag));
@@ -94,7 +94,7 @@ fn failed_creation(machine: &Machine) {
     let create = |table: &[Line]| linux.dm_create(&name, &name, table, Visibility::Private).unwrap_err();
     let disk = machine.disk(0).number;
     let size = linux.geometry(&machine.disks[0]).unwrap().size;
-    // Beyond the end of the disk; a target that the kernel does not know; no such device; no table.
+    // Beyond the end of the disk; an unknown target; no such device; no table.
     let foreign = Target::Foreign { kind: "no-such-thing".to_owned(), parameters: String::new() };
     let nowhere = DeviceNumber { major: 4000, minor: 1 };
     for table in [
@@ -107,7 +107,7 @@ fn failed_creation(machine: &Machine) {
         assert!(matches!(error, Error::Dm { .. }) && error.errno().is_some(), "{error:?}");
         assert_eq!(linux.dm_list().unwrap(), before);
     }
-    // The name, or the UUID, is taken: the first device stays as it is.
+    // The name, or the UUID, is in use: the first device stays as it is.
     let (name, number) = machine.linear("a", 0, 0, 8192);
     let other = machine.private("b");
     let table = [Line::linear(Sectors(0), Sectors(16), disk, Sectors(0))];
@@ -148,7 +148,7 @@ fn suspend(machine: &Machine) {
         linux.dm_resume(&name, Visibility::Private).unwrap();
         assert!(!linux.dm_find(&name).unwrap().unwrap().suspended);
     }
-    // A loaded table becomes active at the resume and not before; without a suspend, too.
+    // A loaded table becomes live at the resume, not before, even without a suspend.
     for (length, suspend) in [(16384, true), (32768, false)] {
         let before = linux.dm_find(&name).unwrap().unwrap().table;
         let table = [
@@ -171,13 +171,13 @@ fn suspend(machine: &Machine) {
     assert!(linux.dm_load(&name, &bad).is_err());
     linux.dm_resume(&name, Visibility::Private).unwrap();
     assert_eq!(linux.dm_find(&name).unwrap(), before);
-    // Nor does one that the kernel refuses later: the device goes on with the old one.
+    // Nor does one that the kernel refuses at the resume: the device continues with the old one.
     let bad = [Line::linear(Sectors(0), Sectors(8192), disk, Sectors(1 << 40))];
     let refused = linux.dm_load(&name, &bad).and_then(|()| linux.dm_resume(&name, Visibility::Private));
     assert_eq!(refused.unwrap_err().errno(), Some(nix::libc::EINVAL));
     assert_eq!(linux.dm_find(&name).unwrap(), before);
     assert_eq!(linux.read(&linux.dm_node(&name), 0, 512).unwrap().len(), 512);
-    // With many lines, more than fit into the library's first buffer.
+    // With more lines than fit into the library's first buffer.
     let many: Vec<Line> =
         (0..2000).map(|i| Line::linear(Sectors(i * 8), Sectors(8), disk, Sectors((2000 - i) * 16))).collect();
     linux.dm_load(&name, &many).unwrap();
@@ -218,7 +218,7 @@ fn busy(machine: &Machine) {
     assert!(error.is_busy());
     assert_eq!(linux.dm_find(&name).unwrap().unwrap().number, number);
     drop(open);
-    // Used by another device.
+    // In use by another device.
     let above = machine.private("above");
     let table = [Line::linear(Sectors(0), Sectors(8192), number, Sectors(0))];
     linux.dm_create(&above, &above, &table, Visibility::Private).unwrap();
@@ -232,14 +232,14 @@ fn looked_at(machine: &Machine) {
     let table = [Line::linear(Sectors(0), Sectors(8192), machine.disk(0).number, Sectors(0))];
     for _ in 0..20 {
         machine.linux.dm_create(&name, &name, &table, Visibility::Public).unwrap();
-        // Closing it after writing has udev probe it, at the very time of the removal.
+        // Closing it after a write makes udev probe it, just at the time of the removal.
         let node = machine.linux.dm_node(&name);
         machine.linux.write(&node, &[WriteStep::At(0, &[0; 4096]), WriteStep::Flush]).unwrap();
         machine.linux.dm_remove(&name).unwrap();
     }
 }
 
-/// Makes a thin pool of `blocks` blocks of 1 MiB on disk 0.
+/// Creates a thin pool of `blocks` blocks of 1 MiB on disk 0.
 pub(crate) fn make_pool(machine: &Machine, blocks: u64, low_water: u64) -> (String, DeviceNumber) {
     let linux = &machine.linux;
     let (_, metadata) = machine.linear("flex-thinmeta", 0, 0, 8192);
@@ -256,7 +256,7 @@ pub(crate) fn make_pool(machine: &Machine, blocks: u64, low_water: u64) -> (Stri
     };
     let table = [Line { start: Sectors(0), length: Sectors(blocks * 2048), target }];
     let number = linux.dm_create(&name, &name, &table, Visibility::Private).unwrap();
-    // The kernel has its own order of the features.
+    // The kernel reorders the features.
     let mut found = linux.dm_find(&name).unwrap().unwrap().table;
     if let Target::ThinPool { features, .. } = &mut found[0].target {
         features.sort();
@@ -265,7 +265,7 @@ pub(crate) fn make_pool(machine: &Machine, blocks: u64, low_water: u64) -> (Stri
     (name, number)
 }
 
-/// Removes the thin pool and what is under it.
+/// Removes the thin pool and the devices below it.
 pub(crate) fn remove_pool(machine: &Machine) {
     for role in ["thinpool-pool", "flex-thindata", "flex-thinmeta"] {
         machine.linux.dm_remove(&machine.private(role)).unwrap();
@@ -286,8 +286,8 @@ fn thin_pool(machine: &Machine) {
     linux.dm_create(&name, &name, &table, Visibility::Public).unwrap();
     assert_eq!(linux.dm_find(&name).unwrap().unwrap().table, table);
 
-    // Passing the low water mark is an event.
-    let event = |name: &str| linux.dm_event(name).unwrap().expect("it is up");
+    // Passing the low-water mark raises an event.
+    let event = |name: &str| linux.dm_event(name).unwrap().expect("no such device");
     assert_eq!(linux.dm_event("stratis-1-nobody").unwrap(), None);
     let before = event(&pool);
     let mut events = linux.dm_events().unwrap();
@@ -305,7 +305,7 @@ fn thin_pool(machine: &Machine) {
     assert_eq!(status[2], "40/64", "{status:?}");
     assert_eq!(linux.dm_status(&name).unwrap(), [format!("{} {}", 40 * 2048, 40 * 2048 - 1)]);
 
-    // A snapshot, and the checker on the metadata that all this left.
+    // A snapshot, and thin_check on the resulting metadata.
     linux.dm_suspend(&name, true).unwrap();
     linux.dm_message(&pool, "create_snap 1 0").unwrap();
     linux.dm_resume(&name, Visibility::Public).unwrap();
@@ -316,7 +316,7 @@ fn thin_pool(machine: &Machine) {
     linux.dm_remove(&pool).unwrap();
     let metadata = linux.dm_node(&machine.private("flex-thinmeta"));
     linux.run(Program::ThinCheck, &[metadata.to_str().unwrap()]).unwrap();
-    // And what it says when there is something to complain about.
+    // And its output on errors.
     linux.write(&metadata, &[WriteStep::At(0, &[0xff; 4096]), WriteStep::Flush]).unwrap();
     let error = linux.run(Program::ThinCheck, &[metadata.to_str().unwrap()]).unwrap_err();
     assert!(matches!(&error, Error::Program { what, .. } if what.starts_with("exit status 1: ")), "{error}");
@@ -327,7 +327,7 @@ fn thin_pool(machine: &Machine) {
 }
 
 fn many_threads(machine: &Machine) {
-    // The only threads of this process, and all of them end here.
+    // The only threads of this process; all of them end here.
     std::thread::scope(|scope| {
         for thread in 0..8 {
             scope.spawn(move || {
@@ -353,14 +353,14 @@ fn signals(machine: &Machine) {
             tell.send(()).unwrap();
             for _ in 0..20 {
                 let (name, number) = machine.linear("a", 0, 0, 8192);
-                // Not only made: udev has dealt with it.
+                // Not only created: udev has processed it.
                 assert_eq!(machine.linux.find_device(&machine.linux.dm_node(&name)).unwrap().number, number);
                 machine.linux.dm_remove(&name).unwrap();
                 assert!(fs::symlink_metadata(machine.linux.dm_node(&name)).is_err());
             }
         });
         told.recv().unwrap();
-        // A signal each millisecond, for as long as the work takes; it goes to the thread that does not block it.
+        // A signal every millisecond while the calls run, to the thread that does not block it.
         let ours = SigSet::from(Signal::SIGUSR1).thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap();
         while let Err(RecvTimeoutError::Timeout) = told.recv_timeout(Duration::from_millis(1)) {
             kill(Pid::this(), Signal::SIGUSR1).unwrap();

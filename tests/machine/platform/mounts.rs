@@ -1,4 +1,4 @@
-//! The private directory, what is mounted in it, and the files there.
+//! The private directory, the mounts in it, and the files there.
 
 use std::{
     fs,
@@ -18,12 +18,12 @@ use stratisd::{
 use crate::{Check, Machine, outside};
 
 pub(crate) const CHECKS: &[Check] = &[
-    ("the private directory is seen by nobody else", private),
+    ("the private directory is visible to no other process", private),
     ("a volume is mounted, used and unmounted", volume),
-    ("a mount that fails is told", failed_mounts),
-    ("mounts of users are seen", users),
-    ("mounts in other namespaces are seen and extended, and kept by nobody", elsewhere),
-    ("no mount of a user is kept busy by the daemon", copies),
+    ("a failed mount is reported", failed_mounts),
+    ("mounts of users are found", users),
+    ("mounts in other namespaces are found, grown and not pinned", elsewhere),
+    ("the daemon keeps no mount of a user busy", copies),
     ("a new start finds a clean private directory", leftovers),
 ];
 
@@ -32,7 +32,7 @@ const AT: &str = ".mdv-0123456789abcdef0123456789abcdef";
 
 fn private(_machine: &Machine) {
     assert_ne!(fs::read_link("/proc/self/ns/mnt").unwrap(), fs::read_link("/proc/1/ns/mnt").unwrap());
-    // The disk of the machine itself stays where it is.
+    // The root disk of the machine stays mounted.
     assert!(Path::new("/usr/sbin").exists() && Path::new("/proc/self").exists());
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = table.lines().find(|line| line.contains(PLACE)).unwrap();
@@ -41,7 +41,7 @@ fn private(_machine: &Machine) {
     assert!(!fs::read_to_string("/proc/1/mountinfo").unwrap().contains("stratisd"));
 }
 
-/// Makes a device with an XFS on it.
+/// Creates a device with an XFS.
 fn make_volume(machine: &Machine) -> (String, String) {
     let (name, _) = machine.linear("flex-mdv", 1, 0, 1_048_576);
     let node = machine.linux.dm_node(&name).to_str().unwrap().to_owned();
@@ -61,7 +61,7 @@ fn volume(machine: &Machine) {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert_eq!(table.matches(AT).count(), 1);
     assert!(!fs::read_to_string("/proc/1/mountinfo").unwrap().contains(AT));
-    // It is no place where users have it.
+    // Private mounts are not reported as mount points.
     assert_eq!(linux.mount_points(number).unwrap(), Vec::<PathBuf>::new());
     assert!(matches!(linux.dm_remove(&name), Err(Error::Busy { .. })));
 
@@ -74,7 +74,7 @@ fn volume(machine: &Machine) {
     }
     assert_eq!(linux.list_files(&directory).unwrap(), ["3f2504e04f8941d39a0c0305e82c3301.json"]);
 
-    // It lasts over an unmount; an unmounted place has no files.
+    // Files survive an unmount; an unmounted directory has no files.
     linux.unmount(AT).unwrap();
     assert!(!path.exists());
     linux.unmount(AT).unwrap();
@@ -88,7 +88,7 @@ fn volume(machine: &Machine) {
     linux.remove_file(&file).unwrap();
     assert_eq!(linux.list_files(&directory).unwrap(), Vec::<String>::new());
 
-    // While a file in it is open it stays.
+    // The mount stays while a file on it is open.
     let open = fs::File::open(path.join("filesystems")).unwrap();
     assert!(linux.unmount(AT).unwrap_err().is_busy());
     drop(open);
@@ -102,7 +102,7 @@ fn failed_mounts(machine: &Machine) {
     let node = linux.dm_node(&name);
     linux.write(&node, &[WriteStep::At(0, &[0; 4096]), WriteStep::Flush]).unwrap();
     assert_eq!(linux.mount(&node, AT, "").unwrap_err().errno(), Some(nix::libc::EINVAL));
-    // Somebody has the device for himself: that is not "mounted already".
+    // Exclusive use of the device by another process is not the same as "already mounted".
     let above = machine.private("above");
     let table = [Line::linear(Sectors(0), Sectors(8192), number, Sectors(0))];
     linux.dm_create(&above, &above, &table, Visibility::Private).unwrap();
@@ -134,20 +134,20 @@ fn users(machine: &Machine) {
     assert!(linux.usage(&mounts[0]).unwrap().total > Bytes(400 << 20));
     assert!(linux.hold(Path::new(&node)).is_err_and(|error| error.is_busy()));
     assert!(matches!(linux.dm_remove(&name), Err(Error::Busy { .. })));
-    // We do not keep it mounted when users let go.
+    // The daemon does not keep it mounted after users unmount it.
     outside("umount", &[part]);
     outside("umount", &[place]);
     assert_eq!(linux.mount_points(number).unwrap(), Vec::<PathBuf>::new());
     linux.dm_remove(&name).unwrap();
 }
 
-/// Mounts that no propagation brings anywhere else.
+/// Mounts that propagate nowhere else.
 fn elsewhere(machine: &Machine) {
     let linux = &machine.linux;
     let (name, node) = make_volume(machine);
     let found = linux.dm_find(&name).unwrap().unwrap();
     fs::create_dir_all("/mnt/elsewhere").unwrap();
-    // The shell is the only process of its namespace.
+    // The shell is the only process in its namespace.
     let script = format!("mount {node} /mnt/elsewhere && touch /mnt/elsewhere/ready && read line; true");
     // A user's shell, which the daemon does not start.
     #[allow(clippy::disallowed_methods)]
@@ -158,7 +158,7 @@ fn elsewhere(machine: &Machine) {
         let mounts = linux.mounts(&[found.number]).unwrap();
         match mounts.first().and_then(|mount| mount.process) {
             Some(process) if Path::new(&format!("/proc/{process}/root/mnt/elsewhere/ready")).exists() => break mounts,
-            _ => assert!(shell.try_wait().unwrap().is_none(), "the shell has ended"),
+            _ => assert!(shell.try_wait().unwrap().is_none(), "the shell has exited"),
         }
     };
     assert_eq!(mounts.len(), 1);
@@ -171,7 +171,7 @@ fn elsewhere(machine: &Machine) {
     linux.grow_xfs(&mounts[0]).unwrap();
     let after = linux.usage(&mounts[0]).unwrap().total;
     assert!(after.0 > before.0 * 19 / 10, "{before:?} {after:?}");
-    // When its user has gone nothing holds it.
+    // When its user is gone, nothing holds it.
     drop(shell.stdin.take());
     assert!(shell.wait().unwrap().success());
     assert_eq!(linux.mounts(&[found.number]).unwrap(), []);
@@ -179,7 +179,8 @@ fn elsewhere(machine: &Machine) {
     linux.dm_remove(&name).unwrap();
 }
 
-/// A mount that was there before the daemon, below one that is not shared: its unmount did not reach the daemon's copy of it.
+/// A mount from before the daemon's start, below a mount that is not shared: its unmount did not
+/// reach the daemon's copy of it.
 fn copies(machine: &Machine) {
     let linux = &machine.linux;
     let (name, node) = make_volume(machine);
@@ -210,7 +211,7 @@ fn leftovers(machine: &Machine) {
     assert_eq!(table().matches(PLACE).count(), 1);
     again.leave();
     assert_eq!(table().matches(PLACE).count(), 0);
-    // For the checks that follow.
+    // For the later checks.
     drop(Linux::start().unwrap());
     assert_eq!(table().matches(PLACE).count(), 1);
 }

@@ -1,5 +1,5 @@
-//! A pool of metadata version 1 on real disks, as daemons before 3.8 made them: new pools are of version 2, so that no client
-//! can ask for one. The pool is left up, as by a daemon that was killed.
+//! Makes a pool of metadata version 1 on real disks, as daemons before 3.8 did. New pools have
+//! version 2, so no client can ask for one. The pool is left up, as by a killed daemon.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -17,19 +17,20 @@ use stratisd::{
 
 use crate::pools::Pools;
 
-/// Tokens of the two bindings that there may be in this version.
+/// Token slots of the two bindings that this version allows.
 const KEYRING_TOKEN: u32 = 1;
 const CLEVIS_TOKEN: u32 = 2;
 
-/// Makes the pool. It is encrypted if words beside the devices say how: `key=DESCRIPTION`, `tang=URL`. Panics if that fails.
+/// Makes the pool, encrypted if `key=DESCRIPTION` or `tang=URL` accompany the devices. Panics on
+/// failure.
 pub(crate) fn make(linux: Linux, name: &str, words: &[String]) {
     let engine = Engine::new(Arc::new(linux));
-    let name = Name::new(name).expect("a good name");
+    let name = Name::new(name).expect("an invalid pool name");
     let (mut devices, mut bindings) = (Vec::new(), Vec::new());
     for word in words {
         match word.split_once('=') {
             Some(("key", description)) => {
-                let description = KeyDescription::new(description).expect("a good description");
+                let description = KeyDescription::new(description).expect("an invalid key description");
                 bindings.push(NewBinding { token: Some(KEYRING_TOKEN), request: BindRequest::Keyring(description) });
             }
             Some(("tang", url)) => {

@@ -1,4 +1,4 @@
-//! What the simulation does, done by a real kernel: the checks of the order `simulation`.
+//! What the simulation does, done by a real kernel: the checks of the word `simulation`.
 
 use std::{
     fs,
@@ -17,15 +17,15 @@ pub(crate) const CHECKS: &[Check] = &[
     ("metadata space runs out and comes back", |machine| run(machine, alike::metadata_space)),
     ("a deletion gives metadata space back", |machine| run(machine, alike::metadata_deletion)),
     ("many blocks at once overrun the reserve", |machine| run(machine, alike::metadata_overrun)),
-    ("a full pool loses patience", |machine| run(machine, alike::patience)),
+    ("a full pool fails queued writes after a timeout", |machine| run(machine, alike::patience)),
     ("xfs_db leaves a dirty log alone", |machine| run(machine, alike::dirty_log)),
     ("mkfs maps its log", |machine| run(machine, alike::mkfs_blocks)),
     ("an XFS without its log is shut down", |machine| run(machine, alike::shutdown)),
     ("a device is removed right after its use", |machine| run(machine, alike::lingering)),
-    ("the device database is late", |machine| run(machine, alike::late_udev)),
+    ("the udev database lags behind", |machine| run(machine, alike::late_udev)),
 ];
 
-/// How long the kernel waits for space, in seconds; 60 unless told.
+/// How long the kernel queues writes for space, in seconds; 60 by default.
 const PATIENCE: &str = "/sys/module/dm_thin_pool/parameters/no_space_timeout";
 
 struct Real<'a> {
@@ -58,7 +58,7 @@ impl Place for Real<'_> {
     }
 
     fn lose_patience(&self) {
-        // It goes by itself.
+        // Real time passes by itself.
     }
 
     fn hold_udev(&self) {

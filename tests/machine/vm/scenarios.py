@@ -23,7 +23,8 @@ PLATFORM = "systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./pla
 # How the names of the checks of LUKS2 and Clevis begin. Those left out work on all data without a fault, or are stopped and gone
 # on with, as online-encryption does with the daemon; EVERY_CHECK=1 adds them.
 LUKS_CHECKS = "" if os.environ.get("EVERY_CHECK") else (
-    "'a container' 'what cannot' 'volume keys' eight 'a work that' 'a work ends' 'a work meets' clevis")  # fmt: skip
+    "'a LUKS device' 'a failed open' 'volume keys' eight 'a killed re-encryption' 'a re-encryption job ends'"
+    " 'a re-encryption job meets' clevis")  # fmt: skip
 # A TPM as a program, and where the programs that use one find it.
 TPM = ("mkdir -p /run/tpm && swtpm socket --tpm2 --daemon --tpmstate dir=/run/tpm --flags startup-clear"
        " --server type=tcp,port=2321 --ctrl type=tcp,port=2322 && export TPM2TOOLS_TCTI=swtpm:host=127.0.0.1,port=2321")  # fmt: skip

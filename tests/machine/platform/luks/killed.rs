@@ -10,7 +10,7 @@ pub(super) fn child() -> Option<Pid> {
     found.file_name()?.to_str()?.parse().ok().map(Pid::from_raw)
 }
 
-/// Lets so much time pass: the moment of a kill is drawn.
+/// Lets this much time pass, because the moment of a kill is random.
 fn pass(time: Duration) {
     poll(&mut [], Some(&Timespec::try_from(time).unwrap())).unwrap();
 }
@@ -19,31 +19,31 @@ fn pass(time: Duration) {
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !is_so() {
-        assert!(Instant::now() < deadline, "{what}");
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
         pass(Duration::from_millis(1));
     }
 }
 
-/// Where a work was when it was killed.
+/// Where jobs were when they were killed.
 #[derive(Debug, Default)]
 struct Moments {
-    /// I/O waits, and the header says that the step is being written.
+    /// I/O waits, and the header names the hot zone: the step was writing.
     writing: u32,
-    /// I/O waits, and the header does not say so: the step is being read, or has been completed.
+    /// I/O waits, and the header does not name the hot zone: the step was reading, or complete.
     reading: u32,
     between: u32,
 }
 
 impl Moments {
-    /// Waits for a drawn moment of a step.
+    /// Waits for a random moment of a step.
     fn wait(container: &Container<'_>, is_over: &dyn Fn() -> bool, moment: Duration) {
-        until("no step begins", || container.is_held_back() || is_over());
+        until("a step to start", || container.is_held_back() || is_over());
         pass(moment);
     }
 
     fn note(&mut self, container: &Container<'_>) {
         let waits = container.is_held_back();
-        // Not through the library, whose lock it may hold.
+        // Not through the library, because the job may hold its lock.
         let bytes = container.machine.linux.read(&container.device, 4096, 60 << 10).unwrap();
         match (waits, String::from_utf8_lossy(&bytes).contains("in-reencryption")) {
             (true, true) => self.writing += 1,
@@ -53,7 +53,7 @@ impl Moments {
     }
 }
 
-/// A container that is encrypted, with files on it.
+/// An encrypted LUKS device with files on it.
 fn encrypted(machine: &Machine) -> (Container<'_>, Files<'_>) {
     let container = Container::new(machine, "base", 0, 2048, SIZE);
     container.format(Purpose::New);
@@ -84,7 +84,7 @@ pub(super) fn killed(machine: &Machine) {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     Moments::wait(&container, &|| over.load(Ordering::Relaxed), moment);
-                    // Held, to see where it is; then killed.
+                    // Stopped first to see where it is, then killed.
                     if let Some(child) = child() {
                         let _ = kill(child, Signal::SIGSTOP);
                         seen.note(&container);
@@ -104,7 +104,8 @@ pub(super) fn killed(machine: &Machine) {
                 assert!(error.to_string().contains("killed by signal 9"), "{error}");
                 begin = Begin::Resume;
             }
-            // In the last step, which was then completed; or before the header said that it has begun.
+            // In the last step, which the recovery completed, or before the header recorded the
+            // start.
             (Err(_), State::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
             (Err(_), State::Encrypted) => {}
             other => panic!("{other:?}"),
@@ -119,7 +120,7 @@ pub(super) fn killed(machine: &Machine) {
     container.remove();
 }
 
-/// The order of the command line that works on a container as a daemon does: `luks-work DEVICE NAME FROM TO`.
+/// Re-encrypts a LUKS device as a daemon does: `luks-work DEVICE NAME FROM TO` on the command line.
 pub(crate) fn work_as_daemon(arguments: &[String]) {
     let [device, name, from, to] = arguments else { panic!("{arguments:?}") };
     let begin = match (from.parse(), to.parse()) {
@@ -134,7 +135,8 @@ pub(crate) fn work_as_daemon(arguments: &[String]) {
     println!("{:?}", Luks::default().reencrypt(Path::new(device), name, unlock(&passphrase), begin, &tell));
 }
 
-/// Has another process work on a container, and kills it at a drawn moment; `with_child`: and the child with it.
+/// Lets another process re-encrypt a LUKS device and kills it at a random moment; `with_child`
+/// kills its child, too.
 fn work_and_kill(container: &Container<'_>, begin: Begin, moment: Duration, with_child: bool, seen: &mut Moments) {
     let (from, to) = match begin {
         Begin::Reencrypt { from, to } => (from.to_string(), to.to_string()),
@@ -160,7 +162,7 @@ fn work_and_kill(container: &Container<'_>, begin: Begin, moment: Duration, with
     if let Some(child) = child.filter(|_| with_child) {
         let _ = kill(child, Signal::SIGKILL);
     }
-    until("the child does not end", || self::child().is_none());
+    until("the child to exit", || self::child().is_none());
 }
 
 pub(super) fn daemon_killed(machine: &Machine) {
@@ -168,7 +170,7 @@ pub(super) fn daemon_killed(machine: &Machine) {
     let mut begin = container.prepare();
     for moment in moments(2).take(3) {
         let (_, rounds) = writing(&files, || work_and_kill(&container, begin, moment, false, &mut Moments::default()));
-        // Nothing to be put right.
+        // Nothing to recover.
         assert!(container.left().is_empty(), "{:?}", container.left());
         files.check();
         println!(
@@ -189,7 +191,7 @@ pub(super) fn both_killed(machine: &Machine) {
     for moment in moments(3).take(kills() as usize) {
         let (ended, _) = writing(&files, || {
             work_and_kill(&container, begin, moment, true, &mut seen);
-            // The next daemon goes on with it.
+            // The next daemon resumes the job.
             match container.header().state {
                 State::Encrypted => Ok(Ended::Finished),
                 _ => container.work(Begin::Resume, &some),
@@ -205,7 +207,7 @@ pub(super) fn both_killed(machine: &Machine) {
     container.remove();
 }
 
-/// A container of whose base a small stretch, where no file is, has other targets.
+/// A LUKS device on a disk where a small range, without files, has other targets.
 fn with_stretch<'a>(
     machine: &'a Machine,
     target: impl FnOnce() -> Target,
@@ -231,7 +233,7 @@ fn with_stretch<'a>(
     container.remove();
 }
 
-/// Goes on with a work, which fails at the bad stretch, again and again.
+/// Resumes a job, which fails at the bad range, again and again.
 fn fails(container: &Container<'_>, files: &Files<'_>, begin: Begin) {
     let (result, _) = writing(files, || container.work(begin, &|_| true));
     println!("        ({})", result.unwrap_err());
@@ -254,7 +256,7 @@ pub(super) fn not_read(machine: &Machine) {
     });
 }
 
-/// On a file with holes, in a file system that is full until a filler is removed.
+/// On a sparse file, in a file system that is full until a filler is removed.
 pub(super) fn not_written(machine: &Machine) {
     let shell = |script: &str| command("sh", &["-c", script]);
     let hole = || {
@@ -268,7 +270,7 @@ pub(super) fn not_written(machine: &Machine) {
     };
     with_stretch(machine, hole, |container, files, begin| {
         fails(container, files, begin);
-        // Half of a stretch is written: it is kept apart until it can be completed.
+        // Half of the hot zone is written: it is not used until it can be completed.
         assert!(!container.left().is_empty());
         shell("rm /run/full/filler");
     });
