@@ -263,7 +263,7 @@ def test_a_killed_worker_blocks_nothing(stratis, pool, rule):
     log = system.Log()
     kill_workers(rule, "stratis-1-*-thin-fs-*")
     done(stratis.create_filesystem(pool, "g", SMALL))
-    assert "unanswered so far: 1" in log.wait_for("udev has not dealt with the resume of")
+    assert "(1 events unanswered so far)" in log.wait_for("udev did not process the resume of")
     assert stratis.report()["udev_events_unanswered"] == 1
     log.close()
     expect_link(stratis, "p", "g")
@@ -278,7 +278,7 @@ def test_a_killed_worker_blocks_no_encrypted_pool(stratis, disks, rule):
     log = system.Log()
     kill_workers(rule, "stratis-1-*-crypt")
     path, _ = done(stratis.create_pool("p", disks[:1], keys=["k1"]))
-    log.wait_for("udev has not answered process")
+    log.wait_for("udev did not answer LUKS child process")
     log.close()
     done(stratis.create_filesystem(path, "f", SMALL))
     expect_link(stratis, "p", "f")
