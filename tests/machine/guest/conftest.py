@@ -1,4 +1,4 @@
-"""What every test in the machine starts from: a running daemon, no pool, empty disks."""
+"""The initial state of every test in the machine: a running daemon, no pool, empty disks."""
 
 import encrypted_pool
 import pytest
@@ -17,7 +17,7 @@ def _clear(stratis):
 
 
 def _clear_by_force():
-    """For when the daemon cannot do it any more."""
+    """Takes it down without the daemon's help."""
     system.stop_daemon()
     system.remove_mapped()
 
@@ -27,7 +27,7 @@ def _empty_disks():
     connection = stratis_bus.Stratis()
     try:
         _clear(connection)
-    except Exception:  # the next test must be able to run whatever this one did
+    except Exception:  # whatever this test did, the next one must be able to run
         _clear_by_force()
     finally:
         connection.close()
@@ -47,7 +47,8 @@ def disks():
 
 @pytest.fixture(scope="session")
 def disks_for_all():
-    """Empty disks for several tests, one after the other, none of which may take `disks` before the last has ended."""
+    """Empty disks for several tests in sequence; none of them may take `disks` before the last has
+    ended."""
     return _empty_disks()
 
 

@@ -1,11 +1,11 @@
-"""Every write of a stream of operations is recorded, then the pool is started from disks as power cuts would have left
-them: all that a flush covers is there, of what came after it a drawn part, whole, torn or not at all.
+"""Records every write of a stream of operations, then starts the pool from disks as power cuts
+would have left them: flushed writes are complete; later ones are complete, torn or lost at random.
 
   crash_states.py SEED OPERATIONS CUTS
 
-Uses the machine's three disks as: the disk (cut into three by dm-linear, so that one record has the order of all
-writes), the record, and room for what the check of one state writes (by dm-snapshot, so that the next state begins from
-the untouched disk).
+Uses the machine's three disks as: the disk (divided into three by dm-linear, so that one record has
+the order of all writes), the record, and space for the writes of each check (by dm-snapshot, so
+that the next check starts from the unchanged disk).
 """
 
 import json
@@ -25,7 +25,8 @@ SECTORS_PER_MIB = 2048
 
 
 def make_parts(below):
-    """Three devices on the device `below`. The first begins late, so that `below` itself has no signature."""
+    """Three devices on the device `below`. The first starts late, so that `below` itself has no
+    signature."""
     sectors = int(system.run("blockdev", "--getsz", below))
     each = (sectors - SECTORS_PER_MIB) // len(PARTS)
     for number, part in enumerate(PARTS):
@@ -37,7 +38,7 @@ def make_parts(below):
 
 
 def take_down(*names):
-    """Removes the pool's devices, from the top of the stack to its bottom, then those named."""
+    """Removes the pool's devices, from the top of the stack to the bottom, then the named ones."""
     system.unmount_all()
     system.stop_daemon()
     system.remove_mapped("stratis-")
@@ -46,7 +47,7 @@ def take_down(*names):
 
 
 def record(seed, operations):
-    """Carries out the stream and gives the entries of its record."""
+    """Runs the stream and returns the entries of its record."""
     sectors = system.run("blockdev", "--getsz", DISK).strip()
     system.run("dmsetup", "create", "recorded", "--table", f"0 {sectors} log-writes {DISK} {RECORD}")
     make_parts("/dev/mapper/recorded")
@@ -55,7 +56,7 @@ def record(seed, operations):
 
     def mark(**entry):
         text = json.dumps(entry, separators=(",", ":"))
-        assert len(text) < 400, "a mark's text shares one sector with its head"
+        assert len(text) < 400, "the text of a mark does not fit its sector"
         system.run("dmsetup", "message", "recorded", "0", "mark", text)
 
     mark(begin=["create-pool"])
@@ -74,7 +75,7 @@ def record(seed, operations):
 
 
 def states_at(entries):
-    """For each place of the record: (states that are right there, the operation under way)."""
+    """For each place of the record: (states allowed there, the running operation)."""
     found, state, under_way = [], None, None
     for entry in entries:
         # The target adds a mark of its own at its end.
@@ -96,11 +97,11 @@ def right_states(state, under_way):
 
 
 def check(states, under_way):
-    """The daemon starts on the parts and finds one of the states."""
+    """Starts the daemon on the parts and checks that it finds one of the states."""
     system.start_daemon()
     stratis = stratis_bus.Stratis()
     try:
-        if None in states:  # while the pool is being made there may be none
+        if None in states:  # while the pool is being created, none may exist
             if not stratis.pools():
                 return
             states = [state for state in states if state]
@@ -111,12 +112,13 @@ def check(states, under_way):
 
 
 def flushed_before(entries, place):
-    """How many entries a completed flush covers when the power is cut at `place`."""
+    """Number of entries that a completed flush covers when the power is cut at `place`."""
     return max((number + 1 for number in range(place) if write_log.is_flush(entries[number])), default=0)
 
 
 def draw_places(entries, generator, count):
-    """Places to cut at: in a drawn stretch between two flushes, so that the many writes of a mkfs do not get them all."""
+    """Places of power cuts: random ones between two random flushes, so that the many writes of a
+    mkfs do not get all of them."""
     first = next(number for number, entry in enumerate(entries) if entry.mark)
     ends = [n for n in range(first, len(entries)) if write_log.is_flush(entries[n])] + [len(entries) - 1]
     places = set()
@@ -126,8 +128,8 @@ def draw_places(entries, generator, count):
 
 
 class CutDisk:
-    """The disk as a power cut leaves it. What the check of one state writes goes to another disk, so the next state
-    begins from the untouched one; places are asked for in rising order."""
+    """The disk as a power cut leaves it. The writes of a check go to another disk, so the next
+    check starts from the unchanged one; places must be in rising order."""
 
     def __init__(self, entries):
         self.entries = entries
@@ -145,7 +147,8 @@ class CutDisk:
             os.fsync(disk.fileno())
 
     def set_up(self, flushed, unflushed, length_of):
-        """All entries up to `flushed`, then of `unflushed` the part that `length_of` says."""
+        """Writes all entries up to `flushed`, then of each in `unflushed` the part that `length_of`
+        says."""
         self._repeat(self.entries[self.done_to : flushed], DISK, lambda entry: entry.length)
         self.done_to = max(self.done_to, flushed)
         system.run("dd", "if=/dev/zero", f"of={ROOM}", "bs=4k", "count=1", "conv=fsync", "status=none")
@@ -158,7 +161,7 @@ class CutDisk:
 
 
 def cut(disk, place, states, generator):
-    """One cut: (whether the daemon copes, what was done)."""
+    """One power cut: (whether the daemon recovers, what was done)."""
     fates = []
 
     def length_of(entry):
@@ -173,14 +176,14 @@ def cut(disk, place, states, generator):
     try:
         check(right_states(state, under_way), under_way)
         return True, about
-    except Exception as error:  # a state that cannot be handled is what is looked for
+    except Exception as error:  # a state that the daemon cannot handle is what this test looks for
         return False, f"{about}: {error}\n{system.daemon_log(30)}"
     finally:
         disk.take_down()
 
 
 def lying_disk_is_noticed(disk, states):
-    """The check itself is checked: a disk that forgot all of the last operation although it was flushed."""
+    """Tests the checker: a disk that lost the whole last operation although it was flushed."""
     done_at = max(n for n, (_, under_way) in enumerate(states) if under_way is None and n and states[n - 1][1])
     begun_at = max(n for n in range(done_at) if states[n][1] is None)
     disk.set_up(flushed_before(disk.entries, begun_at), [], None)
@@ -207,7 +210,7 @@ def main(seed, operations, cuts):
         passed, failed = passed + good, failed + (not good)
         print("PASSED" if good else "FAILED", about, flush=True)
     noticed = lying_disk_is_noticed(CutDisk(entries), states)
-    print("PASSED" if noticed else "FAILED", "a disk that forgets what was flushed is noticed", flush=True)
+    print("PASSED" if noticed else "FAILED", "the checker detects a disk that loses flushed writes", flush=True)
     passed, failed = passed + noticed, failed + (not noticed)
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0

@@ -1,6 +1,6 @@
-"""One encrypted pool that several tests use one after the other, since a key takes long to derive: "p", on two disks, with a
-keyring binding in token slot 0 and one to a tang server in slot 1; and a second server. Each test leaves it so, started and
-with its filesystem mounted.
+"""One encrypted pool that several tests use in sequence, since key derivation takes long: "p", on
+two disks, with a keyring binding in token slot 0, one to a tang server in slot 1, and a second
+server. Each test leaves it started, with its filesystem mounted.
 """
 
 import luks_dump
@@ -9,14 +9,14 @@ import system
 from stratis_bus import Stratis, done
 from tang import Tang
 
-# Words that are searched for: they must be nowhere else.
+# Texts to search for, which occur nowhere else.
 FIRST, SECOND, THIRD = "xylophone-first-secret", "xylophone-second-secret", "xylophone-third-secret"
 WRONG = "xylophone-wrong-secret"
 FILES = "/mnt/f"
 
 
 class EncryptedPool:
-    """The pool and what belongs to it."""
+    """The pool and its accessories."""
 
     def __init__(self, disks):
         self.disks, self.spare = disks[:2], disks[2]
@@ -41,7 +41,7 @@ class EncryptedPool:
         self.stratis.close()
 
     def again(self):
-        """The daemon has been started anew."""
+        """Reconnects after a restart of the daemon."""
         self.stratis.close()
         self.stratis = Stratis()
 
@@ -58,16 +58,16 @@ class EncryptedPool:
         assert system.mapped_devices() == []
 
     def start(self, *arguments, stdin=None):
-        """It is there again, and so is what was written."""
+        """Starts the pool and checks that it and its data are there."""
         client.ok("pool", "start", "--name", "p", *arguments, stdin=stdin)
         self.mount()
         assert system.contents(FILES) == self.files
 
     def start_refused(self, *arguments, stdin=None):
-        """What the client said; the pool is as closed as it was."""
+        """Expects the start to fail and leave nothing open; returns the client's message."""
         said = client.refused("pool", "start", "--name", "p", *arguments, stdin=stdin)
-        assert system.mapped_devices() == [], "all is closed again"
-        assert self.uuid in self.stratis.stopped_pools(), "it can be started later"
+        assert system.mapped_devices() == [], "devices were left open"
+        assert self.uuid in self.stratis.stopped_pools(), "the pool is no longer known as stopped"
         return said
 
     def get(self, name):

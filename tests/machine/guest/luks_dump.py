@@ -1,4 +1,5 @@
-"""What is in the LUKS2 headers on disks, read by cryptsetup and Clevis and not by the daemon."""
+"""The contents of the LUKS2 headers on disks, read by cryptsetup and Clevis instead of the daemon.
+"""
 
 import base64
 import hashlib
@@ -7,14 +8,14 @@ import subprocess
 
 import system
 
-# The first and the second copy of a header begin so.
+# Magic bytes of the first and the second copy of a header.
 MAGIC = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
-# Headers of version 1 and of version 2 pools end before this, counted from the beginning of a disk.
+# Headers of version 1 and version 2 pools end before this offset from the start of a disk.
 ROOM = 64 << 20
 
 
 def node_of(pool_uuid):
-    """The device with the container of a running version 2 pool."""
+    """The LUKS device of a running version 2 pool."""
     return f"/dev/mapper/stratis-1-private-{pool_uuid}-physical-cache"
 
 
@@ -23,7 +24,7 @@ def header(node):
 
 
 def thumbprint(jwe):
-    """Of the key that signed the advertisement within a token (RFC 7638, SHA-256)."""
+    """Thumbprint of the key that signed the advertisement in a token (RFC 7638, SHA-256)."""
     inside = json.loads(_decoded(jwe["protected"]))
     (key,) = [key for key in inside["clevis"]["tang"]["adv"]["keys"] if key["key_ops"] == ["verify"]]
     needed = {name: key[name] for name in ("crv", "kty", "x", "y")}
@@ -40,10 +41,11 @@ def clevis_list(node):
 
 
 def clevis_passphrase(node, token):
-    """What Clevis itself makes of a token of ours; cryptsetup says that it opens the token's keyslot."""
+    """The passphrase that Clevis itself gets from a token of ours; checks with cryptsetup that it
+    opens the token's keyslot."""
     passphrase = subprocess.run(["clevis", "luks", "pass", "-d", node, "-s", str(keyslot_of(node, token))],
                                 stdout=subprocess.PIPE, check=True).stdout  # fmt: skip
-    assert opens(node, passphrase, token), "Clevis gave a passphrase that does not open the keyslot"
+    assert opens(node, passphrase, token), "the passphrase from Clevis does not open the keyslot"
     return passphrase
 
 
@@ -53,7 +55,8 @@ def keyslot_of(node, token):
 
 
 def opens(node, passphrase, token):
-    """Whether a passphrase is that of a token's keyslot. In a session without keys: cryptsetup would try those first."""
+    """Whether a passphrase opens a token's keyslot. Runs in a session without keys, which
+    cryptsetup would try first."""
     command = ["keyctl", "session", "-", "cryptsetup", "open", "--test-passphrase", "--key-file=-",
                f"--key-slot={keyslot_of(node, token)}", node]  # fmt: skip
     return subprocess.run(command, input=passphrase, check=False, stderr=subprocess.DEVNULL).returncode == 0
@@ -68,7 +71,7 @@ def volume_key(node, passphrase):
 
 
 def is_left_on(disk):
-    """Whether anything of a header is on a disk."""
+    """Whether any part of a header is on a disk."""
     system.run("blockdev", "--flushbufs", disk)
     with open(disk, "rb") as node:
         beginning = node.read(ROOM)

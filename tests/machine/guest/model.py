@@ -1,6 +1,8 @@
-"""What a pool should look like after a stream of operations: a state of plain values and the operations on it.
+"""The expected state of a pool after a stream of operations: a state of plain values, and the
+operations on it.
 
-A state is {"pool": name, "filesystems": {name: {"files": {name: digest}}}}. Knows nothing of D-Bus and of disks.
+A state is {"pool": name, "filesystems": {name: {"files": {name: digest}}}}. Knows nothing of D-Bus
+and disks.
 """
 
 import copy
@@ -36,7 +38,8 @@ def after(state, operation):
 
 
 def choose(state, random, counter):
-    """The next operation of a stream, never one that must be refused. `write` lacks its digest still."""
+    """The next operation of a stream, never one that must be refused. `write` still lacks its
+    digest."""
     names = sorted(state["filesystems"])
     kinds = ["create"] * 3
     if names:

@@ -1,4 +1,6 @@
-"""What one life of a machine leaves to the next: a folder, kept on the last disk, which no pool gets."""
+"""What one life of a machine leaves to the next: a directory, kept on the last disk, which no pool
+uses.
+"""
 
 import json
 import os
@@ -7,14 +9,14 @@ import pathlib
 import system
 
 DISK = system.DISKS[-1]
-# For pools.
+# The disks for pools.
 OTHERS = system.DISKS[:-1]
 FOLDER = pathlib.Path("/root/notes")
 TANG_KEYS = FOLDER / "tang"
 
 
 def keep(**values):
-    """On stable storage when done."""
+    """Keeps values durably for the next life."""
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "values").write_text(json.dumps(values))
     system.run("tar", "-C", FOLDER, "-cf", DISK, ".")
@@ -24,7 +26,7 @@ def keep(**values):
 
 
 def found():
-    """What the life before has kept; its other files are back in the folder."""
+    """What the previous life kept; its other files are back in the directory."""
     FOLDER.mkdir(exist_ok=True)
     system.run("tar", "-C", FOLDER, "-xf", DISK)
     return json.loads((FOLDER / "values").read_text())

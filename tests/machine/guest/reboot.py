@@ -1,4 +1,5 @@
-"""Before and after a reboot of the machine; the two are run in different lives of it with the same disks."""
+"""Before and after a reboot; the two tests run in different lives of a machine with the same disks.
+"""
 
 import json
 import os
@@ -21,7 +22,7 @@ def test_before():
     first = system.put("/mnt/f", "first", 8 << 20)
     done(stratis.snapshot(pool, fs, "s"))
     second = system.put("/mnt/f", "second", 8 << 20)
-    # What the next life is to find is written down on the filesystems themselves.
+    # The filesystems themselves keep what the next life must find.
     system.mount("/dev/stratis/p/s", "/mnt/s")
     found = stratis.pool("p")
     expected = {

@@ -1,8 +1,8 @@
-"""Encrypted pools before and after a reboot of the machine, started by each means; and power cuts while all data of a pool
-is encrypted, given a new key, and decrypted.
+"""Encrypted pools before and after a reboot, started by each unlock method; and power cuts during
+re-encryption jobs.
 
-Each test is run in a life of its own with the same disks. The keyring is empty after a boot; the keys of the tang server are
-on the disk for notes.
+Each test runs in its own life with the same disks. The keyring is empty after a boot; the keys of
+the tang server are on the disk for notes.
 """
 
 import os
@@ -78,7 +78,7 @@ def test_after_reboot():
 
     stopped = client.ok("pool", "list", "--stopped")
     assert all(name in stopped for name in written) and Stratis().pools() == {}
-    # Keys do not outlive a boot, and the server is not there yet.
+    # Keys do not survive a boot, and the server does not run yet.
     assert tang.url in refused("net", "--unlock-method=any")
     said = refused("both", "--unlock-method=any")
     assert "k1" in said and tang.url in said
@@ -98,7 +98,7 @@ def test_after_reboot():
 
 # ---- power cuts ----
 
-# The word of each work, and how it is asked for.
+# The name of each mode, and the method that starts it.
 WORKS = {
     "encrypt": lambda stratis, path, tang: stratis.encrypt_pool(path, clevis=trusted(tang)),
     "reencrypt": lambda stratis, path, _: stratis.reencrypt_pool(path),
@@ -107,7 +107,7 @@ WORKS = {
 
 
 def cut_in_the_middle_of(work, stratis, tang, files):
-    """Asks for the work on the pool; the power is cut at a drawn place of it."""
+    """Starts the job on the pool; the power is cut at a random point of it."""
     log = system.Log()
     path = stratis.pool("p").path
     writer = system.Writer("/mnt/f")
@@ -122,13 +122,13 @@ def cut_in_the_middle_of(work, stratis, tang, files):
     tenth = random.Random(f"{os.environ['SEED']} {work}").randrange(0, 10) * 10
     log.wait_for(f" {tenth} % ")
     notes.keep(work=work, files=files | writer.end())
-    print(f"the power is cut while the work {work} is at {tenth} %", flush=True)
+    print(f"cutting the power with the {work} job at {tenth} %", flush=True)
     subprocess.run(["machine-power-cut"], check=False)
 
 
 def finished():
-    """After a cut: the pool is started if the daemon has not done so itself, the work goes on by itself and ends, and all
-    that was written is there."""
+    """After a power cut: starts the pool if the daemon has not done so itself, waits until the job
+    has resumed and ended on its own, and checks all data."""
     tang = server().start()
     stratis = Stratis()
     found = notes.found()

@@ -1,6 +1,8 @@
-"""stratisd as a D-Bus client sees it: one connection, calls that give (value, code, text), and the tree as plain values.
+"""stratisd as a D-Bus client sees it: one connection, calls that return (value, code, text), and
+the tree as plain values.
 
-Revision r9 of the interfaces throughout; the client's own tests cover the others. Knows nothing of what is tested.
+Uses revision r9 of the interfaces; the client's own tests cover the others. Knows nothing of what
+is tested.
 """
 
 import collections
@@ -19,14 +21,14 @@ Pool = collections.namedtuple("Pool", "path uuid name devices filesystems")
 Filesystem = collections.namedtuple("Filesystem", "path uuid name size origin devnode")
 
 NO = {"flag": (False, 0), "text": (False, "")}
-# What a report says of a pool that is about to run.
+# What a report says about a pool that is about to run.
 BEING_SET_UP = "it is being set up"
-# Any token slot, as an unlock method and as where a binding is to go.
+# Any token slot, both as an unlock method and as the slot for a new binding.
 ANY_SLOT = (False, dbus.UInt32(0))
 
 
 class Refused(AssertionError):
-    """A call that was expected to succeed ended with code 1."""
+    """A call that was expected to succeed returned code 1."""
 
 
 def interface(kind):
@@ -51,7 +53,7 @@ def _plain(value):
 
 
 def _bindings(keys, clevis):
-    """The two lists of ways to unlock that requests take."""
+    """The two lists of bindings that requests take."""
     return (dbus.Array([(ANY_SLOT, key) for key in keys], "((bu)s)"),
             dbus.Array([(ANY_SLOT, pin, json.dumps(config)) for pin, config in clevis], "((bu)ss)"))  # fmt: skip
 
@@ -108,7 +110,8 @@ class Stratis:
     # ---- methods ----
 
     def create_pool(self, name, devices, keys=(), clevis=()):
-        """`keys`: descriptions; `clevis`: pairs of pin and configuration; each takes a free token slot."""
+        """`keys`: descriptions; `clevis`: pairs of pin and configuration. Each binding takes a free
+        token slot."""
         return self._method(TOP, "Manager", "CreatePool", "sasa((bu)s)a((bu)ss)(bt)(bs)(bb)",
                             name, dbus.Array(devices, "s"), *_bindings(keys, clevis),
                             (False, dbus.UInt64(0)), (False, ""), (False, False))  # fmt: skip
@@ -131,7 +134,8 @@ class Stratis:
         return self._method(pool_path, "pool", "AddDataDevs", "as", dbus.Array(devices, "s"))
 
     def refresh(self):
-        """Everything is read anew and checked: what pools give their filesystems by themselves has been given then."""
+        """Makes the daemon read everything again and check it, so that pending growth has happened
+        on return."""
         code, text = self.call(TOP, interface("Manager"), "RefreshState", "")
         assert code == 0, text
 
@@ -139,7 +143,7 @@ class Stratis:
         return Reply(*self.call(TOP, interface("Manager"), "StopPool", "ss", uuid, "uuid"))
 
     def start_pool(self, uuid, remove_cache=False, slot=None):
-        """`slot`: the token slot to unlock it by, or ANY_SLOT; None: it is not encrypted."""
+        """`slot`: the token slot to unlock with, or ANY_SLOT; None if the pool is not encrypted."""
         unlock = (False, ANY_SLOT) if slot is None else (True, slot)
         arguments = (uuid, "uuid", unlock, (False, 0), remove_cache)
         return Reply(*self.call(TOP, interface("Manager"), "StartPool", "ss(b(bu))(bh)b", *arguments))
@@ -161,14 +165,14 @@ class Stratis:
         return self.call(path, dbus.PROPERTIES_IFACE, "Get", "ss", interface(kind), name)
 
     def stopped_pools(self):
-        """What is known of stopped pools, by UUID."""
+        """Stopped pools as the daemon reports them, by UUID."""
         return self.get(TOP, "Manager", "StoppedPools")
 
     def wait_until(self, path, kind, name, value):
-        """For a property of which the daemon sends no signal, so that it has to be asked again and again."""
+        """Polls a property for which the daemon sends no signal."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while (found := self.get(path, kind, name)) != value:
-            assert time.monotonic() < deadline, f"{name} stays {found}"
+            assert time.monotonic() < deadline, f"{name} is still {found}"
 
     def wait_for_pools(self):
         """Until none is being set up. That a pool is not any more is told by a signal only if it runs."""
@@ -177,13 +181,13 @@ class Stratis:
             assert time.monotonic() < deadline, f"pools are still being set up: {report}"
 
     def report(self):
-        """The engine's state as the daemon reports it."""
+        """The engine state report."""
         text, code, what = self.call(TOP, interface("Manager"), "EngineStateReport", "")
         assert code == 0, what
         return json.loads(text)
 
     def pool_metadata(self, name):
-        """What is recorded of a running pool."""
+        """The recorded metadata of a running pool."""
         text, code, what = self.call(self.pool(name).path, interface("pool"), "Metadata", "b", True)
         assert code == 0, what
         return json.loads(text)
@@ -200,7 +204,7 @@ class Stratis:
 
 
 def done(reply):
-    """The value of a reply that says something was changed; anything else is a failed expectation."""
+    """The value of a reply that reports a change; anything else fails the test."""
     if reply.code != 0:
         raise Refused(reply.text)
     changed = reply.value if isinstance(reply.value, bool) else reply.value[0]

@@ -1,8 +1,8 @@
-"""A stream of operations that is cut off at some moment, and the check of what is there afterwards.
+"""A stream of operations that is cut off at some moment, and the check of the state afterwards.
 
-  stream.py begin SEED               makes a pool, tells each operation before (`begin`) and after it (`done`), for ever
-  stream.py check JOURNAL            after the cut: the pool is as after the last `done`, or as after the last `begin`
-  stream.py check JOURNAL continue   and then goes on with 20 operations and checks again
+  stream.py begin SEED               makes a pool, reports each operation before (`begin`) and after it (`done`), for ever
+  stream.py check JOURNAL            after the power cut: checks for the state after the last `done` or the last `begin`
+  stream.py check JOURNAL continue   then runs 20 more operations and checks again
 
 A line of the journal is what `begin` printed: `JOURNAL {"done": [...]}`.
 """
@@ -23,7 +23,8 @@ PREFIX = "JOURNAL "
 
 
 def tell(**entry):
-    """Returns when the host has the line, so that it never knows less than what has been begun."""
+    """Returns when the host has the line, so that the host always knows of every operation that has
+    started."""
     print(PREFIX + json.dumps(entry), flush=True)
     if sys.stdout.isatty():
         termios.tcdrain(sys.stdout)
@@ -36,7 +37,7 @@ def mounted(pool, name):
 
 
 def carry_out(stratis, state, operation):
-    """Does one operation and gives it as it is to be remembered."""
+    """Runs one operation and returns it as the model should remember it."""
     pool = stratis.pool(state["pool"])
     kind, *arguments = operation
     if kind == "create":
@@ -76,7 +77,7 @@ def begin(seed):
 
 
 def expected_states(journal):
-    """The states that are right after the cut: the last one done, and the one that was under way."""
+    """The states allowed after the power cut: the last one done, and that of the running operation."""
     state, under_way = model.start("pool"), None
     for line in open(journal):
         entry = json.loads(line.removeprefix(PREFIX))
@@ -91,8 +92,8 @@ def expected_states(journal):
 
 
 def compare(stratis, states, half_written=None):
-    """The state that the pool is in; raises unless it is one of `states`, to the last byte that was on stable storage.
-    The file `half_written` (filesystem, file), if any, may be there or not; it is removed."""
+    """The state of the pool; raises unless it is one of `states`, with all durable data. The file
+    `half_written` (filesystem, file), if any, may exist or not; it is removed."""
     pools = stratis.pools()
     assert len(pools) == 1, f"pools found: {sorted(pools)}"
     ((pool_name, pool),) = pools.items()

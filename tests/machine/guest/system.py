@@ -1,4 +1,4 @@
-"""The guest's side of a test: disks, mounts, the daemon as a service, programs. Knows no call on D-Bus."""
+"""The guest's side of a test: disks, mounts, the daemon as a service, programs. Makes no D-Bus calls."""
 
 import ctypes
 import hashlib
@@ -31,7 +31,8 @@ def settle():
 
 
 def erase(disk):
-    """Makes a disk look new, to udev too. The first and last mebibytes hold every signature in use."""
+    """Makes a disk look new, to udev too. The first and last mebibytes contain every signature in
+    use."""
     run("blockdev", "--setrw", disk)
     with open(disk, "r+b", buffering=0) as node:
         end = node.seek(0, os.SEEK_END)
@@ -43,7 +44,7 @@ def erase(disk):
 
 
 def digest(disk, length=16 << 20):
-    """Tells whether the beginning of a disk, where headers and metadata lie, was changed."""
+    """Digest of the start of a disk, which holds headers and metadata, to detect changes."""
     with open(disk, "rb", buffering=0) as node:
         os.posix_fadvise(node.fileno(), 0, length, os.POSIX_FADV_DONTNEED)
         return hashlib.sha256(node.read(length)).hexdigest()
@@ -60,14 +61,14 @@ def mapped_devices():
 
 
 def remove_mapped(prefix=""):
-    """Removes the device-mapper devices whose names begin so, from the top of the stack to its bottom."""
+    """Removes the device-mapper devices with this prefix, from the top of the stack to the bottom."""
     while True:
         rows = [row.split(":") for row in run("dmsetup", "info", "-c", "--noheadings", "-o", "name,open").split()]
         ours = [(name, users) for name, users in (row for row in rows if len(row) == 2) if name.startswith(prefix)]
         if not ours:
             return
         unused = [name for name, users in ours if users == "0"]
-        assert unused, f"cannot be removed, all are in use: {ours}"
+        assert unused, f"cannot remove devices that are all in use: {ours}"
         for name in unused:
             run("dmsetup", "remove", "--retry", name)
 
@@ -86,7 +87,7 @@ def cut(disk, count, size):
 
 
 def mount(node, place):
-    """mount(2) itself: without a program in between there is no time for a late link to appear."""
+    """mount(2) itself: starting a program would give a late link time to appear."""
     pathlib.Path(place).mkdir(parents=True, exist_ok=True)
     if LIBC.mount(os.fsencode(node), os.fsencode(place), b"xfs", 0, None):
         error = ctypes.get_errno()
@@ -104,7 +105,7 @@ def unmount_all(below="/mnt"):
 
 
 class Writer:
-    """Writes files, one after the other and over each other, until it is told to end."""
+    """Writes files, one after the other, overwriting old ones, until it is ended."""
 
     FILES = 8
 
@@ -124,7 +125,7 @@ class Writer:
             self._failure = failure
 
     def end(self):
-        """Name → digest of what it has written, on stable storage all of it."""
+        """Name → digest of all files written, all of them durable."""
         self._end.set()
         self._thread.join()
         assert self._failure is None, self._failure
@@ -133,7 +134,7 @@ class Writer:
 
 
 def put(place, name, size_bytes=1 << 20):
-    """Writes a file of random bytes, on stable storage when done; gives its digest."""
+    """Writes a file of random bytes durably; returns its digest."""
     data = os.urandom(size_bytes)
     with open(f"{place}/{name}", "wb") as file:
         file.write(data)
@@ -160,7 +161,8 @@ def unit(property_name):
 
 
 def start_daemon(all_pools=True):
-    """Returns when the daemon owns its name: then it says that it is ready. `all_pools`: and when no pool is being set up."""
+    """Returns when the daemon has acquired its bus name, at which point it reports readiness; with
+    `all_pools`, when no pool is being set up any more."""
     run("systemctl", "start", UNIT)
     if all_pools:
         stratis_bus.Stratis().close()
@@ -171,8 +173,8 @@ def stop_daemon():
 
 
 def send_daemon(signal_number):
-    """Sends the daemon a signal that ends it; returns when it has ended. Not by systemctl, which may send it to each
-    thread, and the second one means haste."""
+    """Sends the daemon a signal that ends it, and waits for its exit. Not by systemctl, which may
+    signal each thread; the second signal would mean haste."""
     process = os.pidfd_open(int(unit("MainPID")))
     signal.pidfd_send_signal(process, signal_number)
     wait_for_end(process)
@@ -180,13 +182,13 @@ def send_daemon(signal_number):
 
 
 def wait_for_end(process):
-    """Of a process that has been sent a signal."""
+    """Waits for the exit of a process that got a signal."""
     ended, _, _ = select.select([process], [], [], 60)
-    assert ended, "the process does not end"
+    assert ended, "the process did not exit in time"
 
 
 def kill_daemon():
-    """SIGKILL, as when the kernel is out of memory; systemd is kept from starting it again."""
+    """Sends SIGKILL, as the OOM killer does, and keeps systemd from restarting the daemon."""
     drop_in = pathlib.Path(f"/run/systemd/system/{UNIT}.d/no-restart.conf")
     drop_in.parent.mkdir(exist_ok=True)
     drop_in.write_text("[Service]\nRestart=no\n")
@@ -203,7 +205,7 @@ def daemon_log(lines=60):
 
 
 class Log:
-    """The daemon's log from now on, to wait for what it says."""
+    """The daemon's log from now on, to wait for its lines."""
 
     def __init__(self):
         run("journalctl", "--sync")
@@ -222,7 +224,7 @@ class Log:
                 lines.append(line)
                 if all(word in line for word in words):
                     return line
-        raise AssertionError(f"the daemon does not say {words}, but {lines}")
+        raise AssertionError(f"the daemon did not log {words}, but {lines}")
 
     def close(self):
         self._reader.kill()

@@ -1,6 +1,7 @@
-"""A real tang server on loopback: `tangd` on a socket of ours, which is there when `start` returns, falls silent or goes.
+"""A real tang server on loopback: `tangd` on a socket of ours, which exists when `start` returns,
+and can fall silent or be closed.
 
-Knows nothing of Clevis and of pools.
+Knows nothing of Clevis and pools.
 """
 
 import json
@@ -14,7 +15,8 @@ MAKE_KEYS = "/usr/libexec/tangd-keygen"
 
 
 class Tang:
-    """A server with keys of its own, in a folder that may be there from an earlier life of the machine."""
+    """A server with its own keys, in a directory that may exist from an earlier life of the
+    machine."""
 
     def __init__(self, folder, port):
         self.folder, self.port = pathlib.Path(folder), port
@@ -26,15 +28,15 @@ class Tang:
             subprocess.run([MAKE_KEYS, self.folder], check=True)
 
     def thumbprint(self):
-        """Of the key that signs, as `tang-show-keys` prints it."""
+        """Thumbprint of the signing key, as `tang-show-keys` prints it."""
         for path in self.folder.glob("*.jwk"):
             if "verify" in json.loads(path.read_text())["key_ops"]:
                 return subprocess.run(["jose", "jwk", "thp", "-i", path, "-a", "S256"], stdout=subprocess.PIPE,
                                       check=True, text=True).stdout.strip()  # fmt: skip
-        raise AssertionError(f"no key that signs in {self.folder}")
+        raise AssertionError(f"no signing key in {self.folder}")
 
     def start(self, silent=False):
-        """Serves from now on; `silent`: it takes connections and says nothing on them."""
+        """Serves from now on. `silent`: accepts connections and never answers."""
         self.asked.clear()
         self._silent = [] if silent else None
         self._listener = socket.create_server(("127.0.0.1", self.port))

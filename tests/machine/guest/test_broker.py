@@ -1,4 +1,6 @@
-"""The system bus is dbus-broker, as on Fedora: it takes our policy, the client works, and the end of the bus ends nothing else."""
+"""The system bus is dbus-broker, as on Fedora: it accepts our policy, the client works, and the end
+of the bus ends the daemon only.
+"""
 
 import pathlib
 import subprocess
@@ -17,7 +19,7 @@ def bus():
 
 @pytest.fixture(scope="module", autouse=True)
 def broker():
-    """Goes over to it. Runs before anything connects to the other."""
+    """Switches to dbus-broker. Runs before anything connects to the other bus."""
     system.stop_daemon()
     system.run("systemctl", "stop", "dbus.socket", "dbus.service")
     pathlib.Path("/etc/systemd/system/dbus.service").symlink_to("/lib/systemd/system/dbus-broker.service")

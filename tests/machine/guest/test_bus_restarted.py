@@ -1,4 +1,6 @@
-"""The bus, udevd, or both are restarted while filesystems are written to: the daemon is there again, and every pool is watched."""
+"""The bus, udevd, or both are restarted while filesystems are written to: the daemon comes back,
+and every pool is watched.
+"""
 
 import os
 import signal
@@ -14,7 +16,7 @@ MIB = 1 << 20
 
 
 def kill_bus():
-    """As a crash does; a restart by systemctl is not offered by every distribution."""
+    """As a crash does; not every distribution offers a restart by systemctl."""
     os.kill(int(system.run("systemctl", "show", "-P", "MainPID", "dbus.service")), signal.SIGKILL)
     system.run("systemctl", "start", "dbus.service")
 
@@ -33,7 +35,8 @@ def kill_both():
 
 @pytest.fixture
 def busy(disks):
-    """Two pools, each with a filesystem that is written to. No connection is open: the end of the bus may end who has one."""
+    """Two pools, each with a filesystem that is written to. No connection is open, because the end
+    of the bus may end its clients."""
     writers, stratis = {}, stratis_bus.Stratis()
     for name, of in (("p", disks[:2]), ("q", disks[2:])):
         pool, _ = done(stratis.create_pool(name, of))
@@ -45,7 +48,7 @@ def busy(disks):
 
 
 def is_watched(stratis, name):
-    """Nobody asks: what a filesystem holds makes it grow, and udev makes the links of new ones."""
+    """Without any request: a filesystem grows as it fills, and new ones get links."""
     pool = stratis.pool(name)
     used = os.statvfs(f"/mnt/{name}")
     more = 600 * MIB - (used.f_blocks - used.f_bfree) * used.f_frsize
@@ -66,7 +69,7 @@ def test_it_is_there_again_and_watches_every_pool(busy, restart, ends):
         log.wait_for("is served")
     log.close()
     assert (system.unit("MainPID") != pid) == ends
-    assert system.mapped_devices() == mapped, "nothing is torn down"
+    assert system.mapped_devices() == mapped, "devices were taken down"
     again = stratis_bus.Stratis()
     assert set(again.pools()) == {"p", "q"}
     for name in ("p", "q"):
@@ -78,7 +81,7 @@ def test_it_is_there_again_and_watches_every_pool(busy, restart, ends):
 
 
 def test_again_and_again(busy):
-    """More often than systemd starts a unit again that has no say in it."""
+    """More often than systemd's default limit for restarts of a unit."""
     for _ in range(8):
         log = system.Log()
         kill_bus()

@@ -1,4 +1,6 @@
-"""A cache on real disks, begun, extended, kept over a start from nothing and given up; and a device that becomes larger."""
+"""A cache on real disks: created, extended, kept across a start from nothing, and removed; and a
+device that becomes larger.
+"""
 
 import subprocess
 
@@ -20,7 +22,7 @@ def new_pool(disks):
 
 
 def old_pool(disks):
-    """Of metadata version 1."""
+    """A pool of metadata version 1."""
     system.stop_daemon()
     environment = {"STRATISD_MACHINE": "1", "MACHINE_DISKS": " ".join(disks), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     assert subprocess.run(["./platform_machine", "old-pool", "p", disks[0]], env=environment, check=False).returncode == 0
@@ -66,7 +68,7 @@ def test_a_cache_begins_grows_stays_and_goes(disks, make_pool):
     assert sorted(stratis.pool("p").devices) == [disks[0]]
     system.settle()
     for disk in disks[1:]:
-        assert system.signature(disk).get("TYPE") is None, "a cache that is given up leaves no signature"
+        assert system.signature(disk).get("TYPE") is None, "the removed cache left a signature"
 
 
 def test_a_device_that_became_larger_is_grown(disks):

@@ -1,5 +1,6 @@
-"""The stratis client in both versions in use: the main job by it alone, each listing and changing what the other made. And
-blkid reads the disks."""
+"""The stratis client in both versions in use: each does the main job, and lists and changes what
+the other made. blkid reads the disks.
+"""
 
 import re
 import subprocess
@@ -18,7 +19,7 @@ def stratis_program(version, *arguments):
 
 
 def rows(version, what, *arguments):
-    """A list that the client prints, as rows of words, without its head."""
+    """A list that the client prints, as rows of words, without its header."""
     return [re.split(r"\s{2,}", line.strip()) for line in stratis_program(version, what, "list", *arguments).splitlines()[1:]]
 
 
@@ -57,7 +58,7 @@ def test_both_say_the_same(disks):
     stratis_program(NEW, "filesystem", "create", "p", "f")
     for what in ("pool", "filesystem", "blockdev"):
         old, new = rows(OLD, what), rows(NEW, what)
-        # Names and sizes; the properties that each shows of a pool differ by version.
+        # Names and sizes only; the pool properties that the client shows differ by version.
         assert [row[:2] for row in old] == [row[:2] for row in new]
     assert stratis_program(OLD, "daemon", "version") == stratis_program(NEW, "daemon", "version") == "3.9.2\n"
 
@@ -72,4 +73,4 @@ def test_blkid_reads_the_disks(disks, stratis):
         assert seen["UUID"].replace("-", "") == uuid
         assert seen["POOL_UUID"].replace("-", "") == pool.uuid
         stored = system.run("udevadm", "info", "--query=property", disk)
-        assert "ID_FS_TYPE=stratis\n" in stored, "udev has taken note"
+        assert "ID_FS_TYPE=stratis\n" in stored, "udev has not recorded the type"

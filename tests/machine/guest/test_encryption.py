@@ -1,6 +1,7 @@
-"""An encrypted pool by the client, with real tang servers: bound, stopped, unlocked by every means, wrong key first.
+"""An encrypted pool managed by the client, with real tang servers: bound, stopped, unlocked by
+every means, wrong key first.
 
-What is in the headers is read by cryptsetup and Clevis, so that it is not only this daemon that understands it.
+cryptsetup and Clevis read the headers, so that not only this daemon understands them.
 """
 
 import json
@@ -44,7 +45,7 @@ def test_what_is_made(encrypted):
 
 
 class SilentServer:
-    """The start of another pool whose tang server says nothing: it takes a minute until that is given up."""
+    """The start of another pool whose tang server is silent: it takes a minute until it times out."""
 
     def __init__(self, pool):
         self.stratis, self.server = pool.stratis, Tang("/root/silent", 7502).start()
@@ -65,7 +66,7 @@ class SilentServer:
         return self.start.is_alive()
 
     def end(self):
-        """The start was given up, and succeeds when the server is there."""
+        """Checks that the start timed out, and succeeds with the server."""
         self.start.join()
         (reply,) = self.replies
         assert reply.code == 1 and self.server.url in reply.text, reply
@@ -77,18 +78,18 @@ class SilentServer:
 
 
 def test_bindings_come_and_go(encrypted):
-    """While the start of another pool waits for a silent server, which holds nobody up."""
+    """While the start of another pool waits for a silent server, without blocking anything."""
     pool, (first, second) = encrypted, encrypted.tangs
     silent = SilentServer(pool)
     before = pool.tokens()
-    # A key that is not there, and a server that is somebody else.
+    # A missing key, and a server with other keys.
     assert "absent" in client.refused("pool", "bind", "keyring", "p", "absent")
     client.refused("pool", "bind", "nbde", "p", first.url, f"--thumbprint={second.thumbprint()}")
     assert pool.tokens() == before
     path = pool.stratis.pool("p").path
     ((filesystem, _),) = done(pool.stratis.create_filesystem(path, "g", GIB))
     done(pool.stratis.destroy_filesystem(path, filesystem))
-    assert silent.waits(), "it still waits for the server"
+    assert silent.waits(), "the start no longer waits for the server"
 
     client.set_key("k2", SECOND)
     client.ok("pool", "bind", "keyring", "p", "k2")
@@ -161,7 +162,7 @@ def test_unlocked_by_every_means(encrypted):
 def test_an_adopted_pool_gets_its_volume_key_again(encrypted):
     pool, server = encrypted, encrypted.tangs[0]
     before = pool.tokens()
-    # Nothing that opens it: it serves its data, and cannot grow.
+    # Without anything that unlocks it, the pool serves its data but cannot grow.
     client.unset_keys()
     server.stop()
     log = system.Log()
@@ -174,7 +175,7 @@ def test_an_adopted_pool_gets_its_volume_key_again(encrypted):
     assert pool.tokens() == before
     assert system.contents("/mnt/f") == pool.files
     assert "WC001" in client.ok("pool", "list")
-    # A key that opens it is all that it takes.
+    # A key that unlocks it is all it takes.
     client.set_key("k1", FIRST)
     path = pool.stratis.pool("p").path
     pool.stratis.wait_until(path, "pool", "VolumeKeyLoaded", True)

@@ -1,6 +1,7 @@
-"""Space under load: filesystems filled at full speed, pools that reach their low water, pools that are full.
+"""Space under load: filesystems filled at full speed, pools that reach their low-water mark, full
+pools.
 
-Lines that begin with FIGURE are for docs/performance.md; nothing is asserted of time.
+Lines that start with FIGURE are for docs/performance.md; no time is asserted.
 """
 
 import errno
@@ -23,8 +24,8 @@ THIN_BLOCK = MIB
 
 
 def fill(path, size_bytes):
-    """Writes past the page cache, as fast as the disk takes it; gives (bytes, seconds)."""
-    buffer = mmap.mmap(-1, CHUNK)  # aligned, as O_DIRECT wants it
+    """Writes past the page cache, as fast as the disk accepts it; returns (bytes, seconds)."""
+    buffer = mmap.mmap(-1, CHUNK)  # aligned, as O_DIRECT requires
     buffer.write(os.urandom(CHUNK))
     written, begin = 0, time.monotonic()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
@@ -46,14 +47,15 @@ def test_a_filesystem_filled_at_full_speed_never_is_full(stratis, disks):
     done(stratis.create_filesystem(pool, "f", 2 * GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
     fill("/mnt/f/first", free("/mnt/f") - GIB)
-    # From here on there is 1 GiB, or twice as much if it was extended already; in all three times as much is written.
+    # From here on there is 1 GiB of space, or twice as much if the filesystem was grown already;
+    # three times as much is written.
     written, seconds = fill("/mnt/f/second", 6 * GIB)
     print(f"FIGURE filled {written // MIB} MiB from 1 GiB of headroom in {seconds:.1f} s, {written / seconds / MIB:.0f} MiB/s")
     assert os.path.getsize("/mnt/f/second") == written
 
 
 class Watch(threading.Thread):
-    """Writes down when a device-mapper device has events and when it is resumed, until its end is asked for."""
+    """Records when a device-mapper device has events and when it is resumed, until told to end."""
 
     def __init__(self, name):
         super().__init__(daemon=True)
@@ -101,7 +103,7 @@ def data_blocks(name):
 
 
 def touch_blocks(path, count):
-    """Has `count` thin blocks given to a file by writing a little to each; nothing is zeroed, so this is fast."""
+    """Makes a file map `count` thin blocks by small writes; nothing is zeroed, so this is fast."""
     page = mmap.mmap(-1, 4096)
     page.write(os.urandom(4096))
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT)
@@ -115,7 +117,7 @@ def touch_blocks(path, count):
 
 
 def test_a_pool_driven_to_its_low_water_is_extended(stratis, disks):
-    """Over the mark of 15 GiB and far past it, with never an error of a write."""
+    """Past the low-water mark of 15 GiB and far beyond, without a failed write."""
     pool, _ = done(stratis.create_pool("p", disks))
     done(stratis.create_filesystem(pool, "f", 64 * GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -123,7 +125,7 @@ def test_a_pool_driven_to_its_low_water_is_extended(stratis, disks):
     _, before = data_blocks(name)
     watch = Watch(name)
     watch.start()
-    # Past the end of the thin pool as it was.
+    # Past the end of the former thin pool.
     touch_blocks("/mnt/f/file", before + 2048 - 1024)
     used, after = data_blocks(name)
     watch.ended = True
@@ -134,18 +136,18 @@ def test_a_pool_driven_to_its_low_water_is_extended(stratis, disks):
 
 
 def write_until_refused(place):
-    """Synced files of 8 MiB until the kernel refuses; gives their digests and the error."""
+    """Writes synced files of 8 MiB until the kernel refuses; returns their digests and the error."""
     written = {}
     for number in range(10_000):
         try:
             written[f"file{number}"] = system.put(place, f"file{number}", 8 * MIB)
         except OSError as error:
             return written, error
-    raise AssertionError("the pool is never full")
+    raise AssertionError("the pool never became full")
 
 
 def test_a_full_pool_keeps_what_was_synced_and_comes_back(stratis, disks):
-    """No space and nothing to hand out: writes fail; a disk more and they work again, without a restart."""
+    """Without space to allocate, writes fail; with another disk they work again, without a restart."""
     system.run("dmsetup", "create", "small", "--table", f"0 {2 * GIB // 512} linear {disks[0]} 0")
     try:
         pool, _ = done(stratis.create_pool("p", ["/dev/mapper/small"]))

@@ -1,6 +1,8 @@
-"""Devices are known by what they carry: a clone, a disk that comes back under another node, a disk that is gone.
+"""Devices are identified by their contents: a clone, a disk that comes back under another node, a
+disk that is gone.
 
-Disks are stretches of the machine's disks: such a one can be pulled (its table leads nowhere) and plugged in under another node.
+Disks are ranges of the machine's disks, which can be pulled (their table then fails all I/O) and
+plugged in under another node.
 """
 
 import json
@@ -14,12 +16,12 @@ from stratis_bus import done
 
 GIB = 1 << 30
 SECTORS = 2 * GIB // 512
-# Away from the beginning, so that the machine's disk does not carry the signature, too.
+# Away from the start, so that the machine's disk does not carry the signature, too.
 FIRST = 2048
 
 
 class Plug:
-    """Puts stretches of disks under nodes."""
+    """Maps ranges of disks to nodes."""
 
     def __init__(self, disks):
         self.disks = disks
@@ -49,12 +51,13 @@ def plug(disks):
     system.stop_daemon()
     system.remove_mapped()
     for disk in disks:
-        # The beginning of the stretch lies behind the first sectors, which `erase` covers with the first mebibytes.
+        # The range starts behind the first sectors, so `erase` does not reach it with the first
+        # mebibytes.
         system.erase(disk)
 
 
 def make_pool(stratis, node):
-    """A pool with a filesystem and a file; gives its UUID and the digests of the files."""
+    """A pool with a filesystem and a file; returns its UUID and the digests of the files."""
     pool, _ = done(stratis.create_pool("p", [node]))
     done(stratis.create_filesystem(pool, "f", GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -70,7 +73,7 @@ def check_files(pool, files):
 
 
 def restart(clear=True):
-    """Like a reboot, as far as pools go."""
+    """Like a reboot, as far as pools are concerned."""
     system.stop_daemon()
     if clear:
         system.remove_mapped("stratis-")
@@ -79,7 +82,7 @@ def restart(clear=True):
 
 
 def soon(what, is_so):
-    """Events of udev take their time, and the daemon sends no signal for all that they cause."""
+    """Polls: udev events take their time, and the daemon does not signal all of their effects."""
     deadline = time.monotonic() + 120
     while not is_so():
         assert time.monotonic() < deadline, what
@@ -117,7 +120,7 @@ def test_a_clone_older_than_its_original_is_left_aside(plug):
     check_files("q", files)
     assert [device["path"] for device in stratis.report()["devices_left_aside"]] == [canonical(clone)]
 
-    # Of two that are equal nothing can be told.
+    # Two equal ones cannot be told apart.
     system.stop_daemon()
     system.remove_mapped("stratis-")
     copy(original, clone)
@@ -130,7 +133,7 @@ def test_a_clone_older_than_its_original_is_left_aside(plug):
     assert refused.code == 1 and canonical(clone) in refused.text, refused
     system.run("dmsetup", "remove", "clone")
     soon("the pool comes up when the clone is gone", lambda: "q" in stratis.pools())
-    # Nobody asked for it by a request, whose reply would have waited for the link.
+    # The start was not a request, whose reply would have waited for the link.
     soon("its filesystem has a link", pathlib.Path("/dev/stratis/q/f").exists)
     check_files("q", files)
 
@@ -156,14 +159,14 @@ def test_a_disk_back_under_another_node_is_the_same(plug):
     uuid, files = make_pool(stratis, "/dev/mapper/first")
     plug.pull("first")
     second = plug.insert("second")
-    # The tables lead to the dead one; the stop is recorded on the disk itself.
-    soon("it is seen", lambda: any(d["path"] == canonical(second) for d in stratis.report()["devices_left_aside"]))
+    # The tables lead to the dead device; the stop is recorded on the disk itself.
+    soon("the disk is reported", lambda: any(d["path"] == canonical(second) for d in stratis.report()["devices_left_aside"]))
     done(stratis.stop_pool(uuid))
     assert [list(pool["devs"]) for pool in stopped(stratis)] == [[(canonical(second))]]
     done(stratis.start_pool(uuid))
     assert sorted(stratis.pool("p").devices) == [canonical(second)]
     check_files("p", files)
-    # And it is a stopped pool for the next daemon, too.
+    # The next daemon also finds a stopped pool.
     done(stratis.stop_pool(uuid))
     restart()
     stratis = stratis_bus.Stratis()
@@ -191,7 +194,7 @@ def test_a_pool_whose_disk_was_pulled_is_stopped(plug):
     assert report["stopped_pools"] == [] and report["partially_constructed_pools"] == [], json.dumps(report)
     unknown = stratis.start_pool(uuid)
     assert unknown.code == 1 and unknown.text.count(".") <= 1, unknown
-    # It is back, and stopped it stays, by now on record.
+    # The disk is back, and the pool stays stopped, by now on record.
     plug.put_back("disk")
     soon("the pool is known again", lambda: uuid in [p["pool_uuid"].replace("-", "") for p in stratis.report()["stopped_pools"]])
     assert stratis.pools() == {}

@@ -1,4 +1,6 @@
-"""Passphrases in the kernel's keyring, set by the client: they outlive the daemon, and the kernel shows them as specified."""
+"""Passphrases in the kernel's keyring, set by the client: they survive the daemon, and the kernel
+shows them as specified.
+"""
 
 import pathlib
 import re
@@ -31,7 +33,7 @@ def key_file(stratis, tmp_path):
 def test_a_key_is_set_changed_listed_and_removed(key_file):
     assert stratis_program("key", "set", "k1", f"--keyfile-path={key_file('first secret')}").returncode == 0
     assert listed() == {"k1"}
-    # The client takes "nothing was changed" for an error, so this tells that the value was compared.
+    # The client reports "nothing was changed" as an error, which shows that the value was compared.
     assert stratis_program("key", "set", "k1", f"--keyfile-path={key_file('first secret')}").returncode != 0
     assert stratis_program("key", "reset", "k1", f"--keyfile-path={key_file('another')}").returncode == 0
     system.stop_daemon()
@@ -45,7 +47,8 @@ def test_a_key_is_set_changed_listed_and_removed(key_file):
 
 
 def test_a_key_of_the_longest_name_is_listed(key_file):
-    """Found in review: the kernel tells of such a key in more bytes than there was room for, and it was never listed."""
+    """Found in review: the kernel describes such a key in more bytes than the buffer had, so it was
+    never listed."""
     longest = "x" * (4095 - len("stratis-1-key-"))
     assert stratis_program("key", "set", longest, f"--keyfile-path={key_file('secret')}").returncode == 0
     assert listed() == {longest}

@@ -1,4 +1,4 @@
-"""Device links: there when the reply arrives, and always to the right device."""
+"""Device links: they exist when the reply arrives and always lead to the right device."""
 
 import os
 
@@ -23,7 +23,8 @@ def target_of(link):
 
 
 def expect_link(stratis, pool_name, fs_name):
-    """The link is there now, without waiting for udev, and leads to the filesystem of that name."""
+    """Checks that the link exists now, without waiting for udev, and leads to the filesystem of
+    that name."""
     found = target_of(f"/dev/stratis/{pool_name}/{fs_name}")
     pool = stratis.pool(pool_name)
     assert found == f"stratis-1-{pool.uuid}-thin-fs-{pool.filesystems[fs_name].uuid}"
@@ -38,7 +39,7 @@ def test_mount_right_after_create_never_fails(stratis, pool):
 
 
 def test_the_same_name_again(stratis, pool):
-    """A link of a destroyed filesystem must not be taken for the new one's."""
+    """A link of a destroyed filesystem must not be mistaken for the new one's."""
     seen = set()
     for _ in range(10):
         ((path, _),) = done(stratis.create_filesystem(pool, "same", SMALL))
@@ -66,7 +67,7 @@ def test_links_follow_snapshots_and_renames(stratis, pool):
         for name in names:
             expect_link(stratis, f"pool{number}", name)
     system.settle()
-    assert set(os.listdir("/dev/stratis")) == {"pool4"}, "old links are gone"
+    assert set(os.listdir("/dev/stratis")) == {"pool4"}, "old links remain"
     assert set(os.listdir("/dev/stratis/pool4")) == names
 
 
@@ -82,7 +83,7 @@ def test_links_survive_other_events_and_a_restart(stratis, pool):
 
 
 def test_names_that_udev_sees(stratis, disks):
-    """Non-ASCII and punctuation reach the link as they are."""
+    """Non-ASCII and punctuation reach the link unchanged."""
     pool, _ = done(stratis.create_pool("pöol-1.x", disks))
     for name in ("ünïcode☺", "a:b@c", "x=y+z", "#1", "n" * 100):
         done(stratis.create_filesystem(pool, name, SMALL))

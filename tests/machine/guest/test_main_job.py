@@ -23,7 +23,7 @@ def test_the_whole_story(stratis, disks):
     done(stratis.snapshot(pool_path, fs_path, "s1"))
     second = system.put("/mnt/f1", "second")
     system.mount("/dev/stratis/p1/s1", "/mnt/s1")
-    assert system.contents("/mnt/s1") == {"first": first}, "the snapshot has what was there, not what came later"
+    assert system.contents("/mnt/s1") == {"first": first}, "the snapshot does not have exactly the earlier files"
     assert stratis.pool("p1").filesystems["s1"].origin == stratis.pool("p1").filesystems["f1"].uuid
 
     done(stratis.rename_filesystem(fs_path, "f2"))
@@ -44,11 +44,11 @@ def test_the_whole_story(stratis, disks):
     system.settle()
     assert not os.path.exists("/dev/stratis/p2")
     for disk in disks:
-        assert system.signature(disk).get("TYPE") is None, "a destroyed pool leaves no signature"
+        assert system.signature(disk).get("TYPE") is None, "the destroyed pool left a signature"
 
 
 def test_data_written_while_the_pool_changes(stratis, disks):
-    """Other changes of the pool do not reach what is on a filesystem."""
+    """Other changes of the pool do not affect the data of a filesystem."""
     pool_path, _ = done(stratis.create_pool("p", disks[:1]))
     ((fs_path, _),) = done(stratis.create_filesystem(pool_path, "f"))
     system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -70,7 +70,7 @@ def test_data_written_while_the_pool_changes(stratis, disks):
 
 
 def test_more_data_than_the_first_disk_holds(stratis, disks):
-    """The pool grows by itself while it is written to, onto disks that were added later."""
+    """The pool grows by itself under writes, onto disks that were added later."""
     pool_path, _ = done(stratis.create_pool("p", disks[:1]))
     done(stratis.create_filesystem(pool_path, "f"))
     done(stratis.add_data_devices(pool_path, disks[1:]))

@@ -1,6 +1,6 @@
-"""Many pools, and many filesystems of one pool: all are there after a start from nothing.
+"""Many pools, and many filesystems in a pool: all exist after a start from nothing.
 
-Lines that begin with FIGURE are for docs/performance.md; nothing is asserted of time.
+Lines that start with FIGURE are for docs/performance.md; no time is asserted.
 """
 
 import os
@@ -21,7 +21,7 @@ def seconds_of(work):
 
 
 def start_from_nothing():
-    """Seconds until the daemon has set up all pools, with nothing of any pool up before: as after a boot."""
+    """Seconds until the daemon has set up all pools, with all of them down before, as after a boot."""
     system.stop_daemon()
     system.remove_mapped("stratis-")
     return seconds_of(system.start_daemon)

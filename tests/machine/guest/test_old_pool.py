@@ -1,4 +1,6 @@
-"""A pool of metadata version 1, made as by an older daemon and left up: it is adopted, changed, and started from nothing."""
+"""A pool of metadata version 1, as an older daemon would have left it up: adopted, changed, and
+started from nothing.
+"""
 
 import subprocess
 

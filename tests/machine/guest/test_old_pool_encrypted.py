@@ -1,4 +1,6 @@
-"""A pool of metadata version 1 with a LUKS2 header on each of its devices: used, bound, unlocked, given a new key."""
+"""A pool of metadata version 1 with a LUKS2 header on each device: used, bound, unlocked,
+re-encrypted.
+"""
 
 import subprocess
 from uuid import UUID
@@ -23,10 +25,10 @@ def tang(tmp_path):
 
 @pytest.fixture
 def old_pool(disks, tang):
-    """Named "old", on one disk, with both bindings; made as by an older daemon, and left up."""
+    """A pool "old" on one disk with both bindings, as an older daemon would have left it up."""
     client.set_key("k1", FIRST)
     system.stop_daemon()
-    # In a session of its own: ours gets no keys by it.
+    # In a session of its own, so that ours gets no keys from it.
     made = subprocess.run(["keyctl", "session", "-", "./platform_machine", "old-pool", "old", "key=k1", f"tang={tang.url}", disks[0]],
                           env={"STRATISD_MACHINE": "1", "MACHINE_DISKS": " ".join(disks),
                                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, check=False)  # fmt: skip
@@ -50,12 +52,12 @@ def stop():
 
 def start_refused(*arguments, stdin=None):
     said = client.refused("pool", "start", "--name", "old", *arguments, stdin=stdin)
-    assert system.mapped_devices() == [], "all is closed again"
+    assert system.mapped_devices() == [], "devices were left open"
     return said
 
 
 def check_header(disk, pool, key, tang):
-    """As it is specified."""
+    """Checks a header against the specification."""
     header = luks_dump.header(disk)
     tokens = header["tokens"]
     assert sorted(tokens) == ["0", "1", "2"]
@@ -88,7 +90,8 @@ def test_encrypted_pool_of_version_1(old_pool, disks, tang):
         system.mount("/dev/stratis/old/f", "/mnt/f")
         assert system.contents("/mnt/f") == data
 
-    # Bound, unbound, rebound: keys on one device, since each takes long to be made, the other on each.
+    # Bound, unbound, rebound: the key on one device, since each derivation takes long, Clevis on
+    # each.
     client.ok("pool", "unbind", "keyring", "old")
     assert sorted(luks_dump.header(disks[0])["tokens"]) == ["0", "2"]
     client.refused("pool", "unbind", "clevis", "old")
@@ -109,11 +112,11 @@ def test_encrypted_pool_of_version_1(old_pool, disks, tang):
     after = [header["tokens"]["2"]["jwe"] for header in headers(ours)]
     assert all(old != new for old, new in zip(before, after))
 
-    # Unlocked by each, wrong key first. Clevis' own program opens a device too.
+    # Unlocked by each method, wrong key first. Clevis' own program opens a device, too.
     stop()
     system.run("clevis", "luks", "unlock", "-d", disks[0], "-n", "probe")
     system.settle()
-    # Who looks at new devices may have it open for a moment.
+    # A prober of new devices may have it open for a moment.
     system.run("dmsetup", "remove", "--retry", "probe")
     client.unset_keys()
     assert "k2" in start_refused("--unlock-method=keyring")

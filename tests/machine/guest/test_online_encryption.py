@@ -1,8 +1,8 @@
-"""All data of a pool in use is encrypted, given a new key, and decrypted, by the daemon on a real kernel; it is stopped and
-killed in the middle, and so is the pool.
+"""All data of a pool in use is encrypted, re-encrypted and decrypted by the daemon on a real
+kernel; the daemon is stopped and killed in the middle, and the pool is stopped.
 
-What goes on and what is left to do is in the headers, so that whoever comes next finishes it. The tests are about one pool, in
-this order, since its whole disk is worked on each time.
+The headers hold the progress and the remaining work, so any later daemon can finish it. The tests
+share one pool, in this order, because each rewrites its whole disk.
 """
 
 import os
@@ -16,8 +16,8 @@ from tang import Tang
 
 GIB = 1 << 30
 DONE = "the work on its data is done"
-# On the disk in the clear as long as the pool is not encrypted.
-PLAIN = "this can be read by everybody who has the disk"
+# Plaintext on the disk as long as the pool is not encrypted.
+PLAIN = "this is readable for everyone who has the disk"
 PIECE, PIECES = 4 << 20, 128
 
 
@@ -62,7 +62,7 @@ class Pool:
         self.writer = None
 
     def check(self):
-        """All that was ever written is there."""
+        """Checks all files ever written."""
         system.unmount_all()
         system.run("sysctl", "-q", "vm.drop_caches=3")
         system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -81,7 +81,7 @@ class Pool:
         assert system.contents("/mnt/f") == self.data
 
     def again(self):
-        """The daemon has been started anew."""
+        """Reconnects after a restart of the daemon."""
         self.stratis.close()
         self.stratis = Stratis()
 
@@ -95,13 +95,14 @@ class Pool:
         return luks_dump.header(luks_dump.node_of(self.found().uuid))
 
     def reads_in_the_clear(self):
-        """Whether somebody who has the disk can read what is on the filesystem, which lies near the beginning."""
+        """Whether the contents of the filesystem, which lie near the start, are readable on the
+        disk."""
         system.run("blockdev", "--flushbufs", self.disk)
         with open(self.disk, "rb", buffering=0) as node:
             return any(PLAIN.encode() in node.read(PIECE) for _ in range(PIECES))
 
     def under_way(self):
-        """What the daemon reports of the work."""
+        """What the daemon reports about the job."""
         (pool,) = self.stratis.report()["pools"]
         return pool.get("work")
 
@@ -117,13 +118,13 @@ def pool(disks_for_all, tang):
 
 
 def asked(pool, method, *arguments, **named):
-    """Calls it in a thread of its own; gives the thread and the list that gets the reply or what went wrong."""
+    """Calls it in a thread; returns the thread and the list that gets the reply or the error."""
     replies, connection, path = [], Stratis(), pool.found().path
 
     def call():
         try:
             replies.append(getattr(connection, method)(path, *arguments, **named))
-        except Exception as failure:  # the daemon has gone
+        except Exception as failure:  # the daemon is gone
             replies.append(failure)
 
     thread = threading.Thread(target=call)
@@ -132,10 +133,11 @@ def asked(pool, method, *arguments, **named):
 
 
 def killed_at(words, pool, log):
-    """The daemon is killed when it says so, and is there again; the filesystem was written to all the time."""
+    """Kills the daemon at this log line and waits for it to come back; the filesystem is written to
+    all the time."""
     log.wait_for(words)
     system.kill_daemon()
-    # Nobody works on it: it is as usable as ever.
+    # No daemon works on it: the filesystem stays usable.
     pool.end_writing()
     pool.begin_to_write()
     system.start_daemon()
@@ -149,7 +151,7 @@ def test_encrypted_while_in_use(pool, log):
     log.wait_for("20 %")
     work = pool.under_way()
     assert work["kind"] == "encrypt" and 0 < work["bytes_done"], work
-    assert set(pool.found().filesystems) == {"f"}, "the pool is readable meanwhile"
+    assert set(pool.found().filesystems) == {"f"}, "the pool is not readable meanwhile"
     pool.end_writing()
     uuid = pool.stop()
     call.join()
@@ -198,7 +200,7 @@ def test_a_new_volume_key_while_in_use(pool, log):
     pool.end_writing()
     header = pool.header()
     (token,) = header["tokens"].values()
-    assert list(header["keyslots"]) == token["keyslots"], "nothing is left of the former key"
+    assert list(header["keyslots"]) == token["keyslots"], "the former key is still in the header"
     assert luks_dump.volume_key(node, passphrase) != before
     assert pool.get("LastReencryptedTimestamp")[0] is True
     pool.check()

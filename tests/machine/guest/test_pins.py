@@ -1,5 +1,5 @@
-"""Pools that are bound by Clevis alone: by nested pins and by a TPM; the last binding stays, and nothing of it when the pool is
-destroyed.
+"""Pools with Clevis bindings only: nested pins and a TPM. The last binding cannot be removed, and a
+destroyed pool leaves no trace of it.
 """
 
 import json
@@ -29,7 +29,7 @@ def tpm(stratis, tmp_path):
 
 
 def fill(stratis):
-    """A filesystem with something on it, mounted; gives what."""
+    """A mounted filesystem with a file; returns the expected contents."""
     done(stratis.create_filesystem(stratis.pool("p").path, "f", 1 << 30))
     system.mount("/dev/stratis/p/f", "/mnt/f")
     return {"first": system.put("/mnt/f", "first", 8 << 20)}
@@ -50,18 +50,18 @@ def start(data):
 
 def start_refused():
     said = client.refused("pool", "start", "--name", "p", "--unlock-method=any")
-    assert system.mapped_devices() == [], "all is closed again"
+    assert system.mapped_devices() == [], "devices were left open"
     return said
 
 
 def shown(stratis):
-    """Pin and configuration of the one binding by Clevis."""
+    """Pin and configuration of the one Clevis binding."""
     ((_, (pin, config)),) = stratis.get(stratis.pool("p").path, "pool", "ClevisInfos")
     return pin, json.loads(config)
 
 
 def test_nested_pins(stratis, disks, tangs):
-    """sss, and one more within it: any one of two servers does."""
+    """sss within sss: either of two servers suffices."""
     first, second = tangs
     inner = {"t": 1, "pins": {"tang": {"url": second.url, "thp": second.thumbprint()}}}
     config = {"t": 1, "pins": {"tang": {"url": first.url}, "sss": inner}, "stratis:tang:trust_url": True}
@@ -92,7 +92,7 @@ def test_tpm(stratis, disks, tangs, tpm):
 
     before = tokens()
     client.refused("pool", "unbind", "clevis", "p")
-    assert tokens() == before, "the last one stays"
+    assert tokens() == before, "the last binding was removed"
     client.ok("pool", "bind", "nbde", "p", tangs[0].url, "--trust-url")
     client.ok("pool", "unbind", "clevis", "p", "--token-slot=0")
     client.ok("pool", "bind", "tpm2", "p")
@@ -110,7 +110,7 @@ def test_tpm(stratis, disks, tangs, tpm):
 
     system.unmount_all()
     client.ok("filesystem", "destroy", "p", "f")
-    assert luks_dump.is_left_on(disks[0]), "there is a header to be wiped"
+    assert luks_dump.is_left_on(disks[0]), "there is no header to wipe"
     client.ok("pool", "destroy", "p")
     assert not luks_dump.is_left_on(disks[0])
     assert system.mapped_devices() == []

@@ -1,4 +1,6 @@
-"""Filesystems that are mounted where no mount propagates: they grow all the same, and the daemon keeps none of them busy."""
+"""Filesystems mounted where no mount propagates: they grow nevertheless, and the daemon keeps none
+of them busy.
+"""
 
 import os
 import pathlib
@@ -50,7 +52,7 @@ def test_a_filesystem_in_a_container_grows(stratis, pool):
         assert "/mnt/inside" not in open("/proc/mounts").read()
         inside = f"/proc/{shell.pid}/root/mnt/inside"
         stratis.wait_until(pool.filesystems["f"].path, "filesystem", "Size", str(2 * GIB))
-        # It may have grown while it was written to, so its size by now says nothing.
+        # It may have grown during the writes, so its size now means nothing.
         while size_of(inside) < 1.9 * GIB:
             system.settle()
         reply = stratis.stop_pool(pool.uuid)

@@ -1,4 +1,6 @@
-"""Bad input: a clear error, and nothing changed: not the tree, not device-mapper, not a byte of metadata on a disk."""
+"""Bad input: a clear error, and no change to the tree, to device-mapper, or to any metadata on
+disk.
+"""
 
 import os
 
@@ -18,7 +20,7 @@ class Unchanged:
         self.before = self._look()
 
     def _objects(self):
-        """The tree without what changes by itself: how much is in use."""
+        """The tree without values that change by themselves: usage."""
         return {
             (path, name): {key: value for key, value in properties.items() if key not in ("Used", "TotalPhysicalUsed")}
             for path, interfaces in self.stratis.objects().items()
@@ -40,24 +42,24 @@ class Unchanged:
 
 
 def refuse(stratis, reply_of, *words):
-    """The call ends with code 1 and a text that has the words; nothing changed."""
+    """The call returns code 1 and a text with these words; nothing changed."""
     unchanged = Unchanged(stratis)
     reply = reply_of()
     assert reply.code == 1, f"not refused: {reply}"
     for word in words:
-        assert word.lower() in reply.text.lower(), f"{word!r} is not in: {reply.text}"
+        assert word.lower() in reply.text.lower(), f"{word!r} is missing in: {reply.text}"
     unchanged.check()
     return reply.text
 
 
 def settled_pool(stratis, name, devices):
-    """The path of a new pool that has given out already what it gives out by itself."""
+    """The path of a new pool that has already made its automatic allocations."""
     path, _ = done(stratis.create_pool(name, devices))
     stratis.refresh()
     return path
 
 
-# Each makes a device bad and gives (path, words of the error, how to make it good again).
+# Each makes a device bad and returns (path, words of the error, how to undo it).
 
 
 def nonexistent(_):
@@ -141,7 +143,7 @@ BAD_DEVICES = [nonexistent, relative, not_a_block_device, a_folder, a_file, too_
 
 @pytest.mark.parametrize("make_bad", BAD_DEVICES, ids=lambda f: f.__name__)
 def test_bad_device(stratis, disks, make_bad):
-    """Refused for a new pool alone and beside a good device, and for a pool that exists."""
+    """Refused for a new pool, alone and beside a good device, and for an existing pool."""
     path, words, repair = make_bad(disks[2])
     try:
         refuse(stratis, lambda: stratis.create_pool("p", [path]), *words)
@@ -149,7 +151,7 @@ def test_bad_device(stratis, disks, make_bad):
         pool = settled_pool(stratis, "p", [disks[0]])
         refuse(stratis, lambda: stratis.add_data_devices(pool, [path]), *words)
         refuse(stratis, lambda: stratis.add_data_devices(pool, [disks[1], path]), *words)
-        # The good device that stood beside the bad one is still free.
+        # The good device beside the bad one is still free.
         done(stratis.add_data_devices(pool, [disks[1]]))
     finally:
         if repair:
@@ -178,7 +180,7 @@ def test_pool_name_taken(stratis, disks):
     settled_pool(stratis, "p", [disks[0]])
     refuse(stratis, lambda: stratis.create_pool("p", [disks[1]]), "p")
     same = stratis.create_pool("p", [disks[0]])
-    assert (same.code, same.value[0]) == (0, False), "the same pool again is no change and no error"
+    assert (same.code, same.value[0]) == (0, False), "creating the same pool again must be no error and no change"
     other = settled_pool(stratis, "q", [disks[1]])
     refuse(stratis, lambda: stratis.rename_pool(other, "p"), "p")
 
@@ -225,7 +227,7 @@ def test_filesystems_that_cannot_be_changed(stratis, disks):
 
 
 def test_the_client_explains(disks, stratis):
-    """The stratis program shows the daemon's sentence and ends with status 1."""
+    """The stratis program shows the daemon's sentence and exits with status 1."""
     import subprocess
 
     for command in (["pool", "create", "p", "/dev/no-such-disk"], ["pool", "create", "bad name", disks[0]]):

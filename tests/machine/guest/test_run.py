@@ -1,4 +1,6 @@
-"""`make run` on real disks, from where it has asked for packages and built: as on a machine that never had a stratisd."""
+"""`make run` on real disks, after it has asked for packages and built: as on a machine that never
+had a stratisd.
+"""
 
 import os
 import pathlib
@@ -18,7 +20,7 @@ POLICY = pathlib.Path("/usr/share/dbus-1/system.d/stratisd.conf")
 
 @pytest.fixture
 def nothing_installed(disks):
-    """The programs lie in a checkout only; neither udev nor the bus knows of them."""
+    """The programs lie in a checkout only; neither udev nor the bus knows them."""
     system.stop_daemon()
     (BUILT / "static").mkdir(parents=True, exist_ok=True)
     kept = {}
@@ -37,7 +39,8 @@ def nothing_installed(disks):
 
 
 def scripts_run(*words, **environment):
-    """Ends with the script, not with the daemon that it leaves up and that has its output in a file."""
+    """Waits for the script only, not for the daemon that it leaves running with its output in a
+    file."""
     return subprocess.run(
         ["scripts/run", *words], cwd=PROJECT, env={**os.environ, "STRATIS": "stratis", "BUILT": "target/debug", **environment},
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -59,12 +62,12 @@ def test_pool_on_these_disks(nothing_installed):
         assert said.returncode == 0, said.stdout
         for disk in nothing_installed:
             assert re.search(rf"^demo +{disk} ", said.stdout, re.M), said.stdout
-        # What it says to type, but for the list.
+        # The commands that it suggests, except the list.
         assert "mount /dev/stratis/demo/home /mnt" in said.stdout
         system.mount("/dev/stratis/demo/home", "/mnt/home")
         pathlib.Path("/mnt/home/file").write_text("kept")
     finally:
         stopped = scripts_run("stop")
     assert stopped.returncode == 0 and "ended the stratisd" in stopped.stdout, stopped.stdout
-    # The pool outlives the daemon.
+    # The pool survives the daemon.
     assert pathlib.Path("/mnt/home/file").read_text() == "kept"

@@ -1,7 +1,7 @@
-"""No passphrase and no volume key is to be found anywhere: in logs, files, arguments, reports, core dumps, on disks, in the
-daemon's memory. Looked for is what the tests before this used, too.
+"""No passphrase and no volume key can be found anywhere: in logs, files, arguments, reports, core
+dumps, on disks, in the daemon's memory. The search includes the secrets of earlier tests.
 
-Each search is shown to find what it looks for where that may be.
+Each search is shown to find what it searches for where that may be.
 """
 
 import base64
@@ -19,15 +19,16 @@ from stratis_bus import ANY_SLOT, done
 
 PLACES = ["/run", "/tmp", "/var/tmp", "/var/log", "/var/lib", "/etc", "/dev/shm"]
 CORE_PATTERN = pathlib.Path("/proc/sys/kernel/core_pattern")
-# Between two looks at all processes; without, there is time for little else. Those of Clevis live for longer.
+# Pause between two scans of all processes; without it, little else would run. The processes of
+# Clevis live longer.
 PAUSE_SECONDS = 0.01
-# How the child that works with keys calls itself.
+# Name of the child process that works with keys.
 CHILD = "stratisd-luks"
 CORES = pathlib.Path("/root/cores")
 
 
 class Arguments(threading.Thread):
-    """Looks at the arguments and variables of all processes again and again."""
+    """Scans the arguments and environments of all processes repeatedly."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -41,7 +42,7 @@ class Arguments(threading.Thread):
                     for name in ("cmdline", "environ"):
                         try:
                             self.seen.add(pathlib.Path(entry.path, name).read_bytes())
-                        except OSError:  # it has ended
+                        except OSError:  # it has exited
                             pass
 
     def end(self):
@@ -51,7 +52,7 @@ class Arguments(threading.Thread):
 
 
 def forms(secret):
-    """How a secret may be written."""
+    """The encodings in which a secret may appear."""
     yield secret
     yield secret.hex().encode()
     yield base64.b64encode(secret).rstrip(b"=")
@@ -109,7 +110,7 @@ def test_no_secret_is_left_anywhere(encrypted):
     secrets = [*(words.encode() for words in (FIRST, SECOND, THIRD, WRONG)), by_clevis, *halves]
 
     for program in (b"/clevis", b"/proc/self/exe"):
-        assert any(program in words for words in seen), f"{program} was looked at"
+        assert any(program in words for words in seen), f"{program} was not seen"
     assert not [words for words in seen if holds(words, secrets)]
     assert not holds(report.encode(), secrets)
     system.run("journalctl", "--sync")
@@ -124,34 +125,36 @@ def test_no_secret_is_left_anywhere(encrypted):
             assert not holds(contents.read(luks_dump.ROOM), secrets)
 
     daemon = system.unit("MainPID")
-    assert memory_holds(daemon, [server.url.encode()]), "what is there is found"
+    assert memory_holds(daemon, [server.url.encode()]), "the search does not find what is there"
     assert memory_holds(daemon, secrets) is None
     client.unset_keys()
     assert memory_holds(daemon, secrets) is None
 
 
 def test_no_core_dump(encrypted):
-    """Neither by a limit alone nor in a file only: this asks for dumps into a pipe, for which there is no limit."""
+    """Neither a limit nor a check of files suffices: this sends core dumps to a pipe, to which no
+    limit applies."""
     CORES.mkdir()
     before = CORE_PATTERN.read_text()
     CORE_PATTERN.write_text(f"|/bin/dd of={CORES}/%e status=none")
     try:
         subprocess.run(["sh", "-c", "kill -ABRT $$"], check=False)
-        assert len(list(CORES.iterdir())) == 1, "dumps are made"
+        assert len(list(CORES.iterdir())) == 1, "a core dump is made"
         encrypted.stop()
         reply = start_with_children_killed(encrypted)
         assert reply.code == 1 and system.mapped_devices() == [], reply
-        assert len(list(CORES.iterdir())) == 1, "but none of the child that has the keys"
+        assert len(list(CORES.iterdir())) == 1, "the child with the keys left a core dump"
         done(encrypted.stratis.start_pool(encrypted.uuid, slot=ANY_SLOT))
         system.send_daemon(signal.SIGABRT)
-        assert len(list(CORES.iterdir())) == 1, "and none of the daemon"
+        assert len(list(CORES.iterdir())) == 1, "the daemon left a core dump"
     finally:
         CORE_PATTERN.write_text(before)
         system.start_daemon()
 
 
 def start_with_children_killed(pool):
-    """The reply to StartPool by a key, when the child that derives it, which takes a second at least, aborts."""
+    """The reply to StartPool by a key, if the child that derives it, which takes at least a second,
+    aborts."""
     client.set_key("k1", FIRST)
     replies = []
     start = threading.Thread(target=lambda: replies.append(pool.stratis.start_pool(pool.uuid, slot=(True, 0))))
@@ -161,13 +164,13 @@ def start_with_children_killed(pool):
         for child in found:
             try:
                 os.kill(int(child), signal.SIGABRT)
-            except ProcessLookupError:  # it has ended
+            except ProcessLookupError:  # it has exited
                 pass
     return replies[0]
 
 
 def not_locked(process):
-    """Stretches of a process's memory that could go to swap: what it may not write to comes from files."""
+    """Ranges of a process's memory that could be swapped out. Read-only ranges come from files."""
     found, stretch = [], None
     for line in open(f"/proc/{process}/smaps"):
         words = line.split()
@@ -179,7 +182,7 @@ def not_locked(process):
 
 
 def test_memory_with_keys_is_locked(encrypted):
-    """Keys could be written to swap: by the daemon, and by its processes that work with LUKS2."""
+    """Keys could be written to swap by the daemon and by its LUKS children."""
     assert not_locked(system.unit("MainPID")) == []
     seen, ended = [], threading.Event()
 
@@ -189,7 +192,7 @@ def test_memory_with_keys_is_locked(encrypted):
                 try:
                     if entry.name.isdigit() and pathlib.Path(entry.path, "comm").read_text().strip() == CHILD:
                         seen.append(not_locked(entry.name))
-                except (OSError, TypeError, IndexError):  # it has just begun, or ended
+                except (OSError, TypeError, IndexError):  # it has just started, or exited
                     pass
 
     watcher = threading.Thread(target=look, daemon=True)

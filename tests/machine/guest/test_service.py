@@ -1,4 +1,6 @@
-"""The daemon under systemd: stopped, killed and started again while filesystems are mounted and written to."""
+"""The daemon under systemd: stopped, killed and restarted while filesystems are mounted and written
+to.
+"""
 
 import os
 import pathlib
@@ -16,7 +18,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def mounted(stratis, disks):
-    """A pool with a mounted filesystem and a snapshot; what is on them."""
+    """A pool with a mounted filesystem and a snapshot, and their contents."""
     pool, _ = done(stratis.create_pool("p", disks))
     ((fs, _),) = done(stratis.create_filesystem(pool, "f", GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -47,7 +49,7 @@ def test_pool_stays_up_and_is_found_again(stratis, mounted, end):
          "--time_based", "--runtime=6", "--do_verify=1", "--output=/tmp/fio.log"]
     )  # fmt: skip
     end()
-    assert system.mapped_devices() == mapped, "nothing is torn down"
+    assert system.mapped_devices() == mapped, "devices were taken down"
     mounted["while down"] = system.put("/mnt/f", "while down")
     again = restarted()
     assert shape(again.pools()) == before
@@ -55,7 +57,7 @@ def test_pool_stays_up_and_is_found_again(stratis, mounted, end):
     files = system.contents("/mnt/f")
     assert {name: files[name] for name in mounted} == mounted
 
-    # The pool that was adopted can be worked with.
+    # The adopted pool works.
     pool = again.pool("p")
     done(again.create_filesystem(pool.path, "new", GIB))
     done(again.snapshot(pool.path, pool.filesystems["f"].path, "s2"))
@@ -83,7 +85,8 @@ def test_sigterm_is_a_clean_stop_too(stratis, mounted):
 
 
 def test_two_sigints_are_a_clean_stop(stratis, mounted):
-    """systemd sends one, and a daemon that takes over another; the second ended the daemon at once."""
+    """systemd sends one, and a daemon that takes over another; the second used to end the daemon at
+    once."""
     process = os.pidfd_open(int(system.unit("MainPID")))
     for _ in range(2):
         signal.pidfd_send_signal(process, signal.SIGINT)
@@ -107,7 +110,8 @@ def test_the_unit_is_confined(stratis, mounted):
 
 
 def test_units_that_need_pools_are_ordered_after_it(stratis, mounted):
-    """The daemon came after the target that wants such units: a cycle, which systemd broke by leaving one out."""
+    """The daemon used to come after the target that wants such units: a cycle, which systemd broke
+    by dropping a unit."""
     unit = pathlib.Path("/run/systemd/system/needs-pools.service")
     wanted = pathlib.Path("/run/systemd/system/multi-user.target.wants", unit.name)
     unit.write_text("[Unit]\nAfter=stratisd.service\n[Service]\nType=oneshot\nExecStart=/bin/true\n")
@@ -140,7 +144,8 @@ def test_a_second_daemon_is_refused(stratis, mounted):
 
 
 def test_killed_again_and_again(stratis, mounted):
-    """Ten times: killed at an arbitrary moment of a stream of requests; then it is the state before or after."""
+    """Ten times: killed at a random moment of a stream of requests; the state is then the one
+    before or after."""
     for number in range(10):
         name = f"n{number}"
         before = set(stratis.pool("p").filesystems)
@@ -168,7 +173,7 @@ def test_killed_again_and_again(stratis, mounted):
 
 
 def test_found_after_the_stack_is_gone(stratis, mounted):
-    """Nothing of the pool is up when the daemon starts: it is built again from the disks."""
+    """Nothing of the pool is up when the daemon starts: it is set up again from the disks."""
     before = shape(stratis.pools())
     system.unmount_all()
     system.stop_daemon()

@@ -1,4 +1,6 @@
-"""Sizes that the kernel makes no table of, on disks with sectors of 4096 bytes, and sizes that another daemon has left behind."""
+"""Sizes for which the kernel accepts no table, on disks with 4096-byte sectors, and sizes that
+another daemon has left.
+"""
 
 import json
 import os
@@ -29,7 +31,7 @@ def large_sectors(stratis, disks):
 
 
 class Record:
-    """The record of a filesystem in the metadata volume, to be changed behind the daemon's back."""
+    """The record of a filesystem in the metadata volume, to change it behind the daemon's back."""
 
     def __init__(self, pool_uuid, filesystem_uuid):
         self.node = f"/dev/mapper/stratis-1-private-{plain(pool_uuid)}-flex-mdv"
@@ -81,7 +83,7 @@ def test_a_limit_of_part_of_a_sector(stratis, large_sectors):
     with pytest.raises(dbus.DBusException, match="4096"):
         set_limit(stratis, found.path, LIMIT + 512)
     assert stratis.get(found.path, "filesystem", "SizeLimit") == (False, "")
-    # One that an older daemon has recorded.
+    # A limit that an older daemon has recorded.
     system.stop_daemon()
     with Record(uuid, found.uuid) as record:
         record["fs_size_limit"] = LIMIT // 512 + 1
@@ -123,7 +125,7 @@ def test_a_recorded_size_of_part_of_a_sector_is_corrected(stratis, large_sectors
 
 @pytest.mark.parametrize("switched_off", [False, True], ids=["adopted", "built again"])
 def test_a_device_larger_than_its_record(stratis, disks, switched_off):
-    """As a daemon leaves it that extends the device and its XFS first and writes the record last."""
+    """As left by a daemon that grows the device and its XFS first and writes the record last."""
     pool, _ = done(stratis.create_pool("p", disks[:1]))
     done(stratis.create_filesystem(pool, "f", GIB))
     uuid, found = stratis.pool("p").uuid, the_filesystem(stratis)

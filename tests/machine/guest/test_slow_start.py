@@ -1,4 +1,6 @@
-"""A pool whose disks do not answer at the start of the daemon: all others are there and watched, and it comes when they do."""
+"""A pool whose disks do not answer when the daemon starts: all others are up and watched, and it
+follows when they answer.
+"""
 
 import system
 from stratis_bus import Stratis, done
@@ -13,7 +15,7 @@ def test_a_pool_that_does_not_answer_delays_no_other(stratis, disks):
     done(stratis.create_filesystem(path, "f", GIB))
     uuids = {name: stratis.pool(name).uuid for name in ("slow", "quick")}
     stratis.close()
-    # Taken down by hand, as after a reboot: the record says that both are to run.
+    # Taken down by hand, as after a reboot: the record says that both should run.
     system.stop_daemon()
     system.remove_mapped("stratis-1")
     for node in slices:
@@ -25,14 +27,14 @@ def test_a_pool_that_does_not_answer_delays_no_other(stratis, disks):
         reply = again.start_pool(uuids["quick"])
         assert reply.code == 0, reply
         assert set(again.pools()) == {"quick"}
-        # It works: filesystems are made, and the pool is stopped and started.
+        # The daemon works: it creates filesystems, and stops and starts the pool.
         done(again.create_filesystem(again.pool("quick").path, "g", GIB))
         done(again.stop_pool(uuids["quick"]))
         done(again.start_pool(uuids["quick"]))
     finally:
         for node in slices:
             system.run("dmsetup", "resume", node)
-    # Who asks for it waits until it is there.
+    # A start request for it waits until it is up.
     while uuids["slow"] not in {pool.uuid for pool in again.pools().values()}:
         again.start_pool(uuids["slow"])
     assert set(again.pools()) == {"quick", "slow"}

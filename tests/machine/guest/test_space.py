@@ -1,4 +1,6 @@
-"""Space that runs out and comes back, of data and of thin metadata; snapshots of filesystems that were not unmounted in order."""
+"""Data and thin metadata space that run out and return; snapshots of filesystems that were not
+cleanly unmounted.
+"""
 
 import errno
 import subprocess
@@ -17,7 +19,7 @@ FIRST_THIN_ID = 1 << 20
 
 @pytest.fixture
 def small(disks):
-    """A device that is about as small as a pool can be."""
+    """A device about as small as a pool can be."""
     (device,) = system.cut(disks[0], 1, 1200 * MIB)
     yield device
     system.unmount_all()
@@ -41,13 +43,13 @@ def status():
 
 
 def starve():
-    """Makes thin devices, each of which takes a block of metadata, until the kernel has no more."""
+    """Creates thin devices, each of which takes a metadata block, until the kernel has no more."""
     name = thin_pool()
     for number in range(FIRST_THIN_ID, FIRST_THIN_ID + 10_000):
         command = ["dmsetup", "message", name, "0", f"create_thin {number}"]
         if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
             return number - FIRST_THIN_ID
-    raise AssertionError("metadata never runs out")
+    raise AssertionError("metadata space never ran out")
 
 
 def xfs_uuid(node):
@@ -55,13 +57,13 @@ def xfs_uuid(node):
 
 
 def crash(place):
-    """As after a crash: the log has something in it, and nothing is mounted."""
+    """As after a crash: the log is not empty, and nothing is mounted."""
     system.run("xfs_io", "-x", "-c", "shutdown -f", place)
     system.unmount(place)
 
 
 def test_a_disk_frees_a_pool_out_of_thin_metadata(stratis, disks, small):
-    """It was taken for damaged: no disk could be added, and only a stop freed it."""
+    """The pool used to count as damaged: no disk could be added, and only a stop freed it."""
     pool, _ = done(stratis.create_pool("p", [small]))
     done(stratis.create_filesystem(pool, "f", GIB))
     stratis.refresh()
@@ -94,7 +96,7 @@ def test_a_destroyed_filesystem_frees_it_too(stratis, small):
 
 
 def test_a_snapshot_of_a_crashed_origin_is_itself(stratis, disks):
-    """xfs_db refused to write the UUID and ended with status 0, so that the two had one UUID."""
+    """xfs_db refused to write the UUID and exited with status 0, so the two had the same UUID."""
     pool, _ = done(stratis.create_pool("p", disks[:1]))
     done(stratis.create_filesystem(pool, "f", GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -131,7 +133,7 @@ def test_a_revert_to_a_crashed_snapshot_keeps_the_identity(stratis, disks):
 
 
 def test_a_full_pool_refuses_a_snapshot_at_once(stratis, disks, small):
-    """The suspend waited for writes that waited for space: 63 s, with the pool held."""
+    """The suspend used to wait for writes that waited for space: 63 s, with the pool locked."""
     pool, _ = done(stratis.create_pool("p", [small]))
     done(stratis.create_filesystem(pool, "f", 16 * GIB))
     stratis.refresh()

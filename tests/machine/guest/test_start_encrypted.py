@@ -1,7 +1,7 @@
-"""Encrypted pools are started side by side, and what there is to see is seen as fast as ever.
+"""Encrypted pools start in parallel, and reads stay as fast as ever meanwhile.
 
-Lines that begin with FIGURE are for docs/performance.md, where there are eight pools (ENCRYPTED_POOLS=8): to make one takes long,
-since the library tries out how often to derive a key. Nothing is asserted of time.
+Lines that start with FIGURE are for docs/performance.md, which has eight pools (ENCRYPTED_POOLS=8):
+creating one takes long, because the library benchmarks the key derivation. No time is asserted.
 """
 
 import os
@@ -19,7 +19,7 @@ CALLS = 200
 
 
 def get_times(path, while_alive=()):
-    """Milliseconds of each Get on a pool: of so many, or of as many as there are while threads live."""
+    """Milliseconds of each Get on a pool: a fixed number, or as many as fit while the threads live."""
     connection, times = Stratis(), []
     while any(thread.is_alive() for thread in while_alive) if while_alive else len(times) < CALLS:
         begin = time.monotonic()
@@ -45,7 +45,8 @@ def test_encrypted_pools_start_side_by_side(stratis, disks):
             done(stratis.stop_pool(uuids[-1]))
         other, _ = done(stratis.create_pool("other", [slices[POOLS]]))
 
-        # What a key costs to derive is found out by the library when the pool is made, and differs a little.
+        # The library benchmarks the key derivation when a pool is created, so its cost varies a
+        # little.
         alone = []
         for uuid in uuids:
             begin = time.monotonic()

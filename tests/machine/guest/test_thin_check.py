@@ -1,4 +1,6 @@
-"""thin_check that is killed, cannot run or cannot read says nothing of the metadata: no repair follows from it."""
+"""A thin_check that is killed, cannot run or cannot read gives no verdict on the metadata: no
+repair follows.
+"""
 
 import contextlib
 import os
@@ -14,9 +16,11 @@ GIB = 1 << 30
 
 @contextlib.contextmanager
 def thin_check_that(does):
-    """Programs see this script where thin_check lies; /run/thin-tools has the programs that were there.
+    """Programs see this script in place of thin_check; /run/thin-tools has the original programs.
 
-    On Debian thin_check is one of many names of one program, which looks at the name by which it is called."""
+    On Debian, thin_check is one of many names of one program, which acts by the name it is called
+    by.
+    """
     place = pathlib.Path(system.run("sh", "-c", "command -v thin_check").strip())
     target = pathlib.Path(os.path.realpath(place))
     script, tools = pathlib.Path("/run/thin_check"), pathlib.Path("/run/thin-tools")
@@ -39,7 +43,8 @@ def thin_check_that(does):
 
 @pytest.fixture
 def stopped(stratis, disks):
-    """The identifier of a stopped pool with a filesystem, what is in that, and where the pool's metadata lies."""
+    """The UUID of a stopped pool with a filesystem, its contents, and the location of the pool's
+    metadata."""
     path, _ = done(stratis.create_pool("p", disks))
     done(stratis.create_filesystem(path, "f", GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -51,7 +56,7 @@ def stopped(stratis, disks):
 
 
 def flex_devs(stratis):
-    """Where the thin pool's metadata lies."""
+    """Location of the thin pool's metadata."""
     return stratis.pool_metadata("p")["flex_devs"]
 
 
@@ -71,7 +76,7 @@ def test_no_repair_without_a_verdict(stratis, stopped, does):
 
 def test_a_verdict_is_followed_by_a_repair_that_keeps_the_old_metadata(stratis, stopped):
     uuid, data, before = stopped
-    # Damaged for whoever looks first; what thin_repair makes of it is looked at as it is.
+    # The first check finds damage; the result of thin_repair is checked for real.
     finding = "echo 'examining superblock' >&2; echo '  bad checksum in btree node (block 7)' >&2; exit 1"
     with thin_check_that(f'case "$*" in *thinmetaspare*) exec /run/thin-tools/thin_check "$@";; esac; {finding}'):
         done(stratis.start_pool(uuid))
@@ -79,7 +84,7 @@ def test_a_verdict_is_followed_by_a_repair_that_keeps_the_old_metadata(stratis, 
         assert after["thin_meta_dev"] == before["thin_meta_dev_spare"]
         assert after["thin_meta_dev_spare"] == before["thin_meta_dev"]
         done(stratis.stop_pool(uuid))
-        # Once more before a set-up has found it sound: the spare is not overwritten.
+        # Damaged again before a set-up has found it sound: the spare is not overwritten.
         reply = stratis.start_pool(uuid)
         assert reply.code != 0 and "damaged again after a repair" in reply.text, reply
     done(stratis.start_pool(uuid))

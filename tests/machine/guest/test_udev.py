@@ -1,4 +1,6 @@
-"""What udev does that a daemon cannot rely on: links through every event, doubtful contents, names, lost messages."""
+"""Behaviour of udev that a daemon cannot rely on: links through every event, ambiguous contents,
+names, lost events.
+"""
 
 import os
 import pathlib
@@ -38,7 +40,7 @@ def pool(stratis, disks):
 
 @pytest.fixture
 def rule():
-    """Adds a rule; it is gone after the test."""
+    """Adds a rule for the duration of the test."""
     added = []
 
     def add(name, text):
@@ -59,11 +61,13 @@ def rule():
 
 @pytest.mark.parametrize("action", ["add", "change", "move", "online", "offline", "bind", "unbind"])
 def test_links_survive_events(stratis, pool, action):
-    """Every `add` event, as coldplug after the switch from the initrd sends, deleted the link."""
-    # Nobody is there to ask for it again.
+    """Every `add` event, such as coldplug sends after the switch from the initrd, used to delete
+    the link."""
+    # No daemon runs that could ask for it again.
     system.stop_daemon()
     link = os.path.realpath("/dev/stratis/p/f")
-    # The kernel sends the others of no block device, and device-mapper's own rules do not know them.
+    # The kernel sends the other actions for no block device, and device-mapper's own rules do not
+    # know them.
     devices = ["--subsystem-match=block"] if action in ("add", "change") else [link]
     system.run("udevadm", "trigger", "--settle", f"--action={action}", *devices)
     assert os.path.realpath("/dev/stratis/p/f") == link
@@ -72,7 +76,7 @@ def test_links_survive_events(stratis, pool, action):
 
 
 def test_links_survive_the_change_from_the_initrd(stratis, pool):
-    """systemd deletes udev's database then, but for devices that ask to stay in it."""
+    """systemd then deletes udev's database, except for devices that ask to stay in it."""
     system.stop_daemon()
     system.run("udevadm", "info", "--cleanup-db")
     system.run("udevadm", "trigger", "--settle", "--action=add", "--subsystem-match=block")
@@ -81,7 +85,7 @@ def test_links_survive_the_change_from_the_initrd(stratis, pool):
 
 
 def test_a_lost_link_comes_back(stratis, pool):
-    """Nobody looked after a link once it had been made."""
+    """A link used to get no further attention once it had been made."""
     log = system.Log()
     os.unlink("/dev/stratis/p/f")
     log.wait_for("the link /dev/stratis/p/f is missing")
@@ -91,7 +95,7 @@ def test_a_lost_link_comes_back(stratis, pool):
 
 
 def test_links_do_not_depend_on_contents(stratis, pool):
-    """A ZFS label in the data of a filesystem made blkid doubt what the device holds, and the link vanished."""
+    """A ZFS label in the data of a filesystem made blkid's probe ambivalent, and the link vanished."""
     node = os.path.realpath("/dev/stratis/p/f")
     with open(node, "r+b", buffering=0) as device:
         end = device.seek(0, os.SEEK_END)
@@ -103,7 +107,7 @@ def test_links_do_not_depend_on_contents(stratis, pool):
         os.fsync(device.fileno())
     system.run("udevadm", "trigger", "--settle", "--action=change", node)
     known = system.run("udevadm", "info", "--query=property", node)
-    assert "ID_FS_UUID=" not in known, f"the label is not what blkid minds: {known}"
+    assert "ID_FS_UUID=" not in known, f"the label does not disturb blkid: {known}"
     expect_link(stratis, "p", "f")
     done(stratis.rename_filesystem(stratis.pool("p").filesystems["f"].path, "g"))
     expect_link(stratis, "p", "g")
@@ -113,7 +117,7 @@ def test_links_do_not_depend_on_contents(stratis, pool):
 
 
 def test_a_used_disk_does_not_make_blkid_doubt(stratis, disks):
-    """mkfs writes parts of the blocks that the thin pool gives it; the rest is what the disk held before."""
+    """mkfs writes parts of its thin-pool blocks; the rest is what the disk held before."""
     step = 1 << 20
     label = bytearray(step)
     for block in range(128):
@@ -122,7 +126,7 @@ def test_a_used_disk_does_not_make_blkid_doubt(stratis, disks):
     done(stratis.create_pool("p", disks[:1]))
     uuid = stratis.pool("p").uuid
     system.stop_daemon()
-    # Through the thin pool's data device, which is in use: nobody but the test writes there.
+    # Through the thin pool's data device, which is in use: only the test writes there.
     data = f"/dev/mapper/stratis-1-private-{uuid}-flex-thindata"
     with open(data, "r+b", buffering=0) as device:
         end = device.seek(0, os.SEEK_END)
@@ -174,13 +178,13 @@ def test_old_names_with_a_comma_stay_usable(stratis, disks):
     link, former = r"/dev/stratis/a\x2cb/f", "/dev/stratis/a_b/f"
     assert stratis.pool("a,b").filesystems["f"].devnode == link
     expect_link(stratis, "a,b", "f", link)
-    # As it was before: what is in fstab goes on working.
+    # As before: entries in fstab keep working.
     expect_link(stratis, "a,b", "f", former)
     system.mount(former, "/mnt/f")
     system.unmount("/mnt/f")
     ((reported,),) = [pool["filesystems"] for pool in stratis.report()["pools"]]
     assert reported["link"] == link
-    # Whose name it is has the link.
+    # The link belongs to the pool with that name.
     path, _ = done(stratis.create_pool("a_b", disks[1:2]))
     ((other, _),) = done(stratis.create_filesystem(path, "f", SMALL))
     for _ in range(2):
@@ -199,14 +203,15 @@ def test_old_names_with_a_comma_stay_usable(stratis, disks):
 
 
 def keeps(c):
-    """What src/engine/name.rs takes udev to leave as it is; of ASCII, what may stand in a name."""
+    """The code points that src/engine/name.rs expects udev to keep; of ASCII, those allowed in a
+    name."""
     if ord(c) < 0x80:
         return c.isalnum() or c in "#+-.:=@_"
     return not (0xFDD0 <= ord(c) <= 0xFDEF or ord(c) & 0xFFFE == 0xFFFE)
 
 
 def in_links(rule, values):
-    """What udev makes of each value as a part of a link."""
+    """What udev makes of each value as part of a link."""
     file = pathlib.Path("/run/codepoints")
     file.write_bytes(b"".join(f"T{i}={value}\n".encode() for i, value in enumerate(values)))
     lines = [f'ENV{{T{i}}}=="?*", SYMLINK+="t/{i}/$env{{T{i}}}"\n' for i in range(len(values))]
@@ -219,18 +224,18 @@ def in_links(rule, values):
 
 
 def test_every_code_point_is_kept_or_refused(rule):
-    """udev itself is asked about all of Unicode."""
+    """Asks udev itself about all of Unicode."""
     ascii_ones = [chr(code) for code in range(0x21, 0x7F) if chr(code) != "/"]
     made = dict(zip(ascii_ones, in_links(rule, [f"a{c}b" for c in ascii_ones])))
     changed = {c for c, link in made.items() if link != f"a{c}b"}
     assert {c for c in ascii_ones if not keeps(c)} == changed, made
 
     def valid(code):
-        # Surrogates are no characters of UTF-8; control characters stand in no name.
+        # Surrogates are no characters of UTF-8; names contain no control characters.
         return not 0xD800 <= code <= 0xDFFF and not 0x80 <= code <= 0x9F
 
     kept = [chr(code) for code in range(0x80, 0x110000) if valid(code) and keeps(chr(code))]
-    # In one link 5 components of 40 characters.
+    # Five components of 40 characters per link.
     parts = ["=".join(kept[at : at + 40]) for at in range(0, len(kept), 40)]
     values = ["a" + "b/a".join(parts[at : at + 5]) + "b" for at in range(0, len(parts), 5)]
     for at in range(0, len(values), 60):
@@ -240,14 +245,15 @@ def test_every_code_point_is_kept_or_refused(rule):
     refused = [chr(code) for code in range(0x80, 0x110000) if valid(code) and not keeps(chr(code))]
     assert len(refused) == 66
     for value, link in zip(refused, in_links(rule, [f"a{c}b" for c in refused])):
-        assert link != f"a{value}b", f"udev keeps U+{ord(value):04X}"
+        assert link != f"a{value}b", f"udev keeps U+{ord(value):04X}, but the daemon refuses it"
 
 
 # ---- workers that are killed or stopped ----
 
 
 def kill_workers(rule, pattern):
-    """From now on the worker that deals with a change of such a device is killed, and nobody says that it is done."""
+    """From now on the worker that processes a change of such a device is killed, and udev never
+    reports completion."""
     rule("94-kill.rules", f'ACTION=="change", ENV{{DM_COOKIE}}=="?*", ATTR{{dm/name}}=="{pattern}",'
          ' PROGRAM="/bin/sh -c \'kill -9 $$PPID\'"\n')  # fmt: skip
 
@@ -259,7 +265,7 @@ def cookies():
 
 
 def test_a_killed_worker_blocks_nothing(stratis, pool, rule):
-    """The pool waited for it for ever, and with it everybody who wanted the pool."""
+    """The pool used to wait for it for ever, and every request for the pool with it."""
     log = system.Log()
     kill_workers(rule, "stratis-1-*-thin-fs-*")
     done(stratis.create_filesystem(pool, "g", SMALL))
@@ -287,7 +293,7 @@ def test_a_killed_worker_blocks_no_encrypted_pool(stratis, disks, rule):
 
 
 def test_a_stopped_udev_blocks_nothing(stratis, pool):
-    """Links come when it goes on."""
+    """The links come when udev continues."""
     udevd = int(system.run("systemctl", "show", "-P", "MainPID", "systemd-udevd.service"))
     os.kill(udevd, signal.SIGSTOP)
     try:
@@ -303,7 +309,7 @@ def test_a_stopped_udev_blocks_nothing(stratis, pool):
 
 
 def murmur2(data):
-    """How libudev writes a subsystem into the header of a message, for the filter in the kernel."""
+    """libudev's hash of a subsystem in the header of an event, for the filter in the kernel."""
     factor, mask = 0x5BD1E995, 0xFFFFFFFF
     value, rest = len(data), data
     while len(rest) >= 4:
@@ -318,7 +324,8 @@ def murmur2(data):
 
 
 def test_lost_messages_lead_to_a_look_at_all_devices(stratis, disks):
-    """What did not fit into the daemon's socket was logged and forgotten: the pool never came up."""
+    """Events that did not fit into the daemon's socket used to be logged and forgotten: the pool
+    never came up."""
     done(stratis.create_pool("p", disks[:1]))
     uuid = stratis.pool("p").uuid
     system.stop_daemon()
@@ -338,7 +345,7 @@ def test_lost_messages_lead_to_a_look_at_all_devices(stratis, disks):
     for _ in range(2 * (128 << 20) // len(message)):
         try:
             sender.sendto(message, (0, 2))
-        except OSError:  # whoever cannot take it
+        except OSError:  # a listener whose buffer is full
             pass
     with open(disks[0], "r+b", buffering=0) as device:
         device.write(held)
@@ -347,9 +354,9 @@ def test_lost_messages_lead_to_a_look_at_all_devices(stratis, disks):
     os.kill(daemon, signal.SIGCONT)
     log.wait_for("events of block devices were lost")
     log.close()
-    # Its object is there when the look is over; there is no signal for that.
+    # The object exists when the rescan is over; no signal tells that.
     deadline = time.monotonic() + 300
     stratis = Stratis()
     while "p" not in stratis.pools():
-        assert time.monotonic() < deadline, "the pool does not come up"
+        assert time.monotonic() < deadline, "the pool did not come up in time"
     assert stratis.pool("p").uuid == uuid

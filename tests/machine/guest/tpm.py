@@ -1,4 +1,4 @@
-"""A TPM as a program, where the daemon finds it by its environment: the machine itself has none."""
+"""A TPM in software, which the daemon finds by its environment; the machine itself has none."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ DROP_IN = pathlib.Path(f"/run/systemd/system/{system.UNIT}.d/tpm.conf")
 
 
 class Tpm:
-    """One with a memory of its own, which it keeps while it is off."""
+    """A TPM with its own state, which it keeps while it is off."""
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
@@ -26,7 +26,7 @@ class Tpm:
         self._process = None
 
     def on(self):
-        """It answers when this returns."""
+        """Returns when the TPM answers."""
         pid_file = self.folder / "pid"
         subprocess.run(["swtpm", "socket", "--tpm2", "--daemon", "--tpmstate", f"dir={self.folder}", "--flags",
                         "startup-clear", "--server", f"type=tcp,port={PORT}", "--ctrl", f"type=tcp,port={PORT + 1}",

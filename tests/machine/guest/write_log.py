@@ -1,8 +1,10 @@
-"""The record of dm-log-writes: every write and flush of a device, in order; and disks as a power cut would leave them.
+"""The log of dm-log-writes: every write and flush of a device, in order; and disks as a power cut
+would leave them.
 
-Layout of the log device (kernel documentation, device-mapper/log-writes): sector 0 holds magic, version, number of
-entries and sector size; each entry is one sector (sector, length, flags, length of a mark's text) followed by the
-data of a write. A write is recorded after it has completed, those before a flush come before the flush.
+Layout of the log device (kernel documentation, device-mapper/log-writes): sector 0 has the magic,
+version, number of entries and sector size. Each entry is one sector (sector, length, flags, length
+of a mark's text) followed by the data of a write. A write is logged after its completion, so writes
+completed before a flush come before the flush.
 
 Knows nothing of what was written.
 """
@@ -13,7 +15,7 @@ import struct
 MAGIC = 0x6A736677736872
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 
-# `data_at` is where the written bytes lie on the log device; `mark` the text of a mark.
+# `data_at` is the offset of the written bytes on the log device; `mark` the text of a mark.
 Entry = collections.namedtuple("Entry", "offset length flags data_at mark")
 
 
@@ -37,7 +39,7 @@ def read(path):
 
 
 def copy(entry, log, disk, length=None):
-    """Repeats a write on `disk`, whole or only its first bytes."""
+    """Repeats a write on `disk`, completely or its first bytes only."""
     log.seek(entry.data_at)
     disk.seek(entry.offset)
     disk.write(log.read(entry.length if length is None else length))
@@ -48,8 +50,8 @@ def is_flush(entry):
 
 
 def fate(entry, random, sector=512):
-    """How much of a write that no flush covers survives: all, nothing, or its first sectors. A forced write is on
-    stable storage when it completes."""
+    """How much of an unflushed write survives: all, nothing, or its first sectors. A forced (FUA)
+    write is durable when it completes."""
     if entry.flags & FUA:
         return entry.length
     draw = random.random()

@@ -1,6 +1,7 @@
-"""Packages of a chosen Debian suite, from the archive that the host itself is installed from.
+"""Packages of a given Debian suite, from the archive that the host itself uses.
 
-A private apt root keeps the host's own lists and sources as they are. Knows nothing of what the packages are for.
+A private apt root leaves the host's lists and sources alone. Knows nothing of what the packages are
+for.
 """
 
 from shell import Failure, run, write
@@ -9,7 +10,7 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def _host_archives():
-    """Addresses of the host's main archive and security archive (the latter may be missing)."""
+    """Addresses of the host's main archive and security archive; the latter may be missing."""
     rows = run("apt-get indextargets --format '$(SITE)|$(REPO_URI)|$(CODENAME)|$(COMPONENT)' 'Created-By: Packages'")
     main = security = None
     for line in rows.splitlines():
@@ -21,7 +22,7 @@ def _host_archives():
         elif "-" not in codename:
             main = main or address
     if not main:
-        raise Failure("no Debian archive among apt's sources (after `apt-get update`); the guest is installed from it")
+        raise Failure("apt has no Debian archive among its sources to install the guest from; run `apt-get update`")
     return main, security
 
 
@@ -35,7 +36,7 @@ def source_lines(suite):
 
 
 class PrivateApt:
-    """apt with its own root folder, for one suite."""
+    """apt with its own root directory, for one suite."""
 
     def __init__(self, folder, suite):
         self.folder = folder
@@ -44,7 +45,7 @@ class PrivateApt:
             (folder / part).mkdir(parents=True)
         write(folder / "status", "")
         write(folder / "etc/apt/sources.list", "\n".join(source_lines(suite)) + "\n")
-        # apt drops its rights to the user _apt for downloads, which cannot read a private folder.
+        # For downloads apt becomes the user _apt, who cannot read a private directory.
         self.options = f"-o Dir={folder} -o Dir::State::status={folder}/status -o APT::Sandbox::User=root -q"
         run(f"apt-get {self.options} update")
 

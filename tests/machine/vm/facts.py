@@ -1,35 +1,36 @@
-"""What the throw-away machine is made of: packages, suites, masked units, names shared with the guest.
+"""Contents of the throw-away machine: packages, suites, masked units, names shared with the guest.
 
-Facts only, each with its reason. Knows nothing of how images are built or machines are run.
+Facts only, each with its reason. Knows nothing of how images are built or machines run.
 """
 
 from pathlib import Path
 
 IMAGE_FILES = Path(__file__).resolve().parent.parent / "image"
 
-# The guest is Debian 12 whatever the host is: one set of program versions to reason about.
+# The guest is Debian 12 on every host: one set of program versions to reason about.
 GUEST_SUITE = "bookworm"
 
 GUEST_PACKAGES = [
-    # a system under systemd, with udev and D-Bus
+    # a system with systemd, udev and D-Bus
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "procps",
-    # the other system bus; a test goes over to it
+    # the other system bus, which one test switches to
     "dbus-broker",
     # what the daemon runs and links to
     "xfsprogs", "thin-provisioning-tools", "cryptsetup-bin", "dmsetup", "keyutils",
     "clevis", "clevis-luks", "clevis-tpm2", "tpm2-tools", "tang", "jose", "jq", "curl",
-    # a TPM as a program: User-mode Linux has none
+    # a TPM in software, because User-mode Linux has none
     "swtpm", "libtss2-tcti-swtpm0",
     # what `make run` on disks installs with
     "make",
-    # what the stratis client and our tests need of Python
+    # Python packages for the stratis client and our tests
     "python3-dbus", "python3-psutil", "python3-dateutil", "python3-wcwidth", "python3-packaging",
     "python3-pyparsing", "python3-pytest",
-    # to make load and to look at it
+    # to make and observe load
     "fio", "less",
 ]  # fmt: skip
 
-# Both are in use: 3.7.0 speaks revision r7 of the interfaces, 3.8.2 speaks r8. `stratis` is the first.
+# Both are in use: 3.7.0 speaks revision r7 of the interfaces, 3.8.2 speaks r8. `stratis` is the
+# first.
 STRATIS_VERSIONS = ["3.8.2", "3.7.0"]
 # The client's own dependencies that Debian does not package; the others are in GUEST_PACKAGES.
 STRATIS_LIBRARIES = [
@@ -37,8 +38,9 @@ STRATIS_LIBRARIES = [
     "justbytes", "justbases",
 ]  # fmt: skip
 
-# Units that a machine of a few seconds' life does not need; without them it boots in about two seconds.
-# modprobe@ fails in User-mode Linux (nothing is a module there), firstboot would wait for an answer.
+# Units that a machine of a few seconds' life does not need; without them it boots in about two
+# seconds. modprobe@ fails in User-mode Linux (which has no modules), firstboot would wait for
+# input.
 MASKED_UNITS = [
     "apt-daily.timer", "apt-daily-upgrade.timer", "dev-hugepages.mount", "dev-mqueue.mount", "dpkg-db-backup.timer",
     "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer", "getty.target", "ldconfig.service",
@@ -52,14 +54,16 @@ MASKED_UNITS = [
     "systemd-user-sessions.service", "tangd.socket",
 ]  # fmt: skip
 
-# User-mode Linux needs 6.13 or newer: older ones die on processors with much register state (AVX-512, AMX), and
-# Debian's ready-made user-mode-linux packages are either older or lack persistent keyrings. So we build our own.
+# User-mode Linux needs 6.13 or newer: older ones crash on processors with much register state
+# (AVX-512, AMX). Debian's user-mode-linux packages are either older or lack persistent keyrings, so
+# we build our own.
 UML_SUITE = "trixie-backports"
 UML_SOURCE = "linux-source-7.2"
 
-# Loaded by the initial ramdisk of the stock kernel, in this order, so that it finds its root file system.
+# Loaded by the initial ramdisk of the stock kernel, in this order, so that it finds its root file
+# system.
 BOOT_MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
-# Parts of the stock kernel's modules that the guest gets: storage and what storage uses.
+# The stock kernel's modules for the guest: storage and its dependencies.
 MODULE_FOLDERS = [
     "kernel/drivers/md", "kernel/drivers/block", "kernel/drivers/virtio", "kernel/drivers/scsi", "kernel/drivers/char",
     "kernel/fs", "kernel/crypto", "kernel/arch", "kernel/lib", "kernel/security",
@@ -68,14 +72,14 @@ MODULE_FOLDERS = [
 # UML's block driver has 16 devices; the root image and the payload take two of them.
 DISKS_MAX = 14
 
-# Programs that building needs on the host, with the Debian package of each.
+# Programs that a build needs on the host, each with its Debian package.
 IMAGE_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "cpio": "cpio", "xz": "xz-utils"}
 STOCK_KERNEL_TOOLS = {"busybox": "busybox-static"}
 UML_TOOLS = {"flex": "flex", "bison": "bison", "bc": "bc", "gcc": "gcc", "make": "make"}
 
-# Exit statuses of a run beside the command's own.
+# Exit statuses of a run besides those of the command.
 EXIT_TIME_LIMIT = 124
 EXIT_MACHINE_DIED = 125
 
-# Lines that the guest writes to be read by the host: `@@MACHINE word argument@@`. Also in image/agent and the tests.
+# Lines from the guest to the host: `@@MACHINE word argument@@`. Also in image/agent and the tests.
 MARK = rb"@@MACHINE ([a-z-]+) ?([0-9.]*)@@\r?$"

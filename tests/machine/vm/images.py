@@ -1,7 +1,7 @@
-"""Builds what machines boot from, once, and keeps it: the guest's root image and the kernels.
+"""Builds what machines boot from, once, and caches it: the guest's root image and the kernels.
 
-Each image lies in the cache under a name that holds a digest of everything it was made from, so a change of the
-package list or of the build code makes a new one. Knows nothing of running machines.
+Each image lies in the cache under a name with a digest of everything it was made from, so a change
+of the package list or of the build code makes a new one. Knows nothing of running machines.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def default_cache():
-    """Where the images lie unless told otherwise."""
+    """The default directory of the images."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stratisd-machine"
 
 
@@ -35,24 +35,25 @@ def _digest(*parts):
 
 @contextlib.contextmanager
 def _locked(cache, name):
-    """Two builds of one image at the same time would do the work twice; the second waits for the first."""
+    """Makes a second build of the same image wait for the first instead of repeating it."""
     with open(cache / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _cached(cache, name, digest, build):
-    """The folder `name-digest` in the cache, made by `build(folder)` if it is not there: whole or not at all."""
+    """The directory `name-digest` in the cache, made atomically by `build(folder)` if it is
+    missing."""
     folder = cache / f"{name}-{digest}"
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache, name):
         if not folder.is_dir():
             if os.geteuid() != 0:
                 raise Failure(
-                    f"the machine's {name} is not built yet, and building it needs root. Type once:\n"
+                    f"the machine's {name} is not built yet, and the build needs root. Run once:\n"
                     f"    sudo python3 {HERE} --cache {cache} build"
                 )
-            say(f"building the {name} in {cache} (once; it is kept) ...")
+            say(f"building the {name} in {cache} (once) ...")
             started = time.monotonic()
             for left_over in cache.glob(f"{name}.part*"):
                 shutil.rmtree(left_over)
@@ -68,8 +69,8 @@ def _cached(cache, name, digest, build):
 
 
 def root(cache):
-    """Folder with `root.img` (ext4, read by every machine through a copy-on-write layer), and the stock kernel with
-    its initial ramdisk: `vmlinuz`, `initrd`."""
+    """Directory with `root.img` (ext4, which every machine reads through a copy-on-write layer) and
+    the stock kernel with its initial ramdisk: `vmlinuz`, `initrd`."""
     made_from = [facts.GUEST_SUITE, facts.GUEST_PACKAGES, facts.STRATIS_VERSIONS, facts.STRATIS_LIBRARIES,
                  facts.MASKED_UNITS, facts.BOOT_MODULES, facts.MODULE_FOLDERS, HERE / "images.py"]  # fmt: skip
     made_from += [facts.IMAGE_FILES / name for name in ("agent", "agent.service", "power-cut", "init")]
@@ -77,7 +78,7 @@ def root(cache):
 
 
 def uml_kernel(cache):
-    """The program `linux`: the kernel built as a User-mode Linux, nothing in it a module."""
+    """The program `linux`: the kernel as User-mode Linux, without modules."""
     config = facts.IMAGE_FILES / "uml.config"
     digest = _digest(config, facts.UML_SUITE, facts.UML_SOURCE)
     return _cached(cache, "uml-kernel", digest, _build_uml_kernel) / "linux"
@@ -93,22 +94,23 @@ def _build_root(part):
     _prepare_guest(guest)
     modules = _install_stock_kernel(part, guest)
     _make_initial_ramdisk(part, modules)
-    # No journal: the image is never written to twice, and a cut machine's root is thrown away.
+    # No journal: the image is never written to again, and the root of a machine that loses power is
+    # discarded.
     run(f"mke2fs -q -t ext4 -O ^has_journal -d {guest} root.img 2G", cwd=part)
     shutil.rmtree(guest)
 
 
 def _install_stratis_clients(part, guest):
-    """Every version of the client in its own folder /opt/stratis-VERSION, a starter of that name on the PATH, and
-    `stratis` for the first."""
+    """Installs every version of the client in its own directory /opt/stratis-VERSION, with a
+    starter of that name on the PATH, and `stratis` for the first version."""
     run(f"python3 -m venv {part}/pip")
     pip = f"{part}/pip/bin/pip install -q --disable-pip-version-check --no-deps --no-compile"
     libraries = guest / "usr/local/lib/python3.11/dist-packages"
     run(f"{pip} --target {libraries} {' '.join(facts.STRATIS_LIBRARIES)}")
     for version in facts.STRATIS_VERSIONS:
         run(f"{pip} --target {guest}/opt/stratis-{version} stratis-cli=={version}")
-        # 3.8.2 promises to run on Python 3.9 but has one `type` statement of Python 3.12; without the keyword it is
-        # the same alias. Nothing else in the client is touched.
+        # 3.8.2 promises to run on Python 3.9 but has one `type` statement of Python 3.12; without
+        # the keyword it is the same alias. Nothing else in the client is changed.
         run(f"sed -i 's/^type \\([A-Za-z]* = \\)/\\1/' {guest}/opt/stratis-{version}/stratis_cli/_error_codes.py")
         home = f"/opt/stratis-{version}"
         starter = f'#!/bin/sh\nPYTHONPATH={home} exec /usr/bin/python3 {home}/bin/stratis "$@"\n'
@@ -123,7 +125,7 @@ def _prepare_guest(guest):
         path = guest / "etc/systemd/system" / unit
         if not os.path.lexists(path):
             path.symlink_to("/dev/null")
-    # The package makes its bus the system's when it is installed.
+    # Installing the package makes its bus the system's.
     (guest / "etc/systemd/system/dbus.service").unlink(missing_ok=True)
     write(guest / "etc/machine-id", "0123456789abcdef0123456789abcdef\n")
     write(guest / "etc/hostname", "machine\n")
@@ -136,7 +138,8 @@ def _prepare_guest(guest):
 
 
 def _install_stock_kernel(part, guest):
-    """Puts the kernel beside the image and its storage modules into the guest; gives the folder of the modules."""
+    """Puts the kernel beside the image and its storage modules into the guest. Returns the
+    directory of the modules."""
     apt = PrivateApt(part / "apt", facts.GUEST_SUITE)
     package = apt.dependency("linux-image-amd64", "linux-image-[0-9][^ ]*")
     apt.unpack(package, part / "kernel")

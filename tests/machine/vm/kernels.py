@@ -1,6 +1,6 @@
-"""What a machine can run on: KVM, User-mode Linux, or QEMU's emulation; and which of them serves here.
+"""The ways to run a machine: KVM, User-mode Linux, or QEMU's emulation, and the choice among them.
 
-Gives command lines. Knows nothing of what is run in the machine nor of what it prints.
+Makes command lines. Knows neither what runs in the machine nor what it prints.
 """
 
 import dataclasses
@@ -21,13 +21,14 @@ PROBE_SECONDS = 15
 
 @dataclasses.dataclass
 class Machine:
-    """One machine to start. `line` is a descriptor for what the guest's agent says, None to join it to our terminal."""
+    """A machine to start. `line` is a descriptor for the guest agent's output, None for our
+    terminal."""
 
     folder: Path  # for the sockets and the copy-on-write layer
     payload: Path
     disks: list
     memory_mib: int
-    console: int  # a descriptor for what the kernel says
+    console: int  # a descriptor for the kernel's console output
     line: int | None
 
 
@@ -38,13 +39,13 @@ class UserModeLinux:
 
     def __init__(self, cache):
         if platform.machine() != "x86_64":
-            raise Failure("User-mode Linux is for x86_64 hosts")
+            raise Failure("User-mode Linux needs an x86_64 host")
         self.image = images.root(cache) / "root.img"
         self.kernel = images.uml_kernel(cache)
 
     def command(self, machine):
         line = "fd:0,fd:1" if machine.line is None else f"null,fd:{machine.line}"
-        # ubd…t: no discard; a copy-on-write file keeps the image as it is.
+        # ubd…t: no discard. A copy-on-write file leaves the image unchanged.
         disks = [f"ubd0t={machine.folder}/root.cow,{self.image}", f"ubd1r={machine.payload}"]
         disks += [f"ubd{number + 2}d={disk}" for number, disk in enumerate(machine.disks)]
         return [
@@ -55,7 +56,7 @@ class UserModeLinux:
 
 
 class Qemu:
-    """Debian's stock kernel under QEMU, by KVM or by emulation (4 to 20 times slower)."""
+    """Debian's stock kernel under QEMU, with KVM or emulation (4 to 20 times slower)."""
 
     def __init__(self, cache, accelerator, cpu):
         self.name = "kvm" if accelerator == "kvm" else "tcg"
@@ -78,7 +79,8 @@ class Qemu:
         arguments += ["-chardev", f"file,id=console,path=/dev/fd/{machine.console}", "-serial", "chardev:console"]
         arguments += [*line, "-serial", "chardev:line"]
         for number, (file, option) in enumerate(drives):
-            # cache=unsafe: the host's memory is not what we test; a killed machine's writes are kept by the host.
+            # cache=unsafe: the tests do not cover the host's memory; the host keeps a killed
+            # machine's writes.
             arguments += ["-drive", f"id=drive{number},file={file},format=raw,if=none,cache=unsafe,{option}"]
             arguments += ["-device", f"virtio-blk-pci,drive=drive{number},serial=machine{number}"]
         kernel_line = ["console=ttyS0", "mitigations=off", "nokaslr", "no_timer_check", "selinux=0", "apparmor=0",
@@ -86,7 +88,7 @@ class Qemu:
         return [*arguments, "-append", " ".join(kernel_line)]
 
     def boots(self):
-        """Starts the kernel for real: does its first program run within the time limit?"""
+        """Boots the kernel and returns whether its first program runs within the time limit."""
         command = [*self._base(512), "-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1 machine-probe"]
         with tempfile.TemporaryFile() as output:
             probe = subprocess.Popen(
@@ -102,8 +104,8 @@ class Qemu:
 
 
 def _kvm(cache):
-    """KVM as it boots here, or None. A /dev/kvm that opens proves nothing inside another virtual machine, so a kernel
-    is booted; the answer is kept for this processor, kernel and QEMU."""
+    """KVM, if it boots here, or None. Inside another virtual machine, an accessible /dev/kvm proves
+    nothing, so boots a kernel; caches the answer for this processor, kernel and QEMU."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK) or not find_program("qemu-system-x86_64"):
         return None
     qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True).stdout.splitlines()[0]
@@ -115,8 +117,8 @@ def _kvm(cache):
     except (OSError, ValueError):
         answer = {}
     if answer.get("question") != question:
-        say(f"trying whether KVM boots here (at most {2 * PROBE_SECONDS} s; the answer is kept) ...")
-        # Some nested hosts refuse one model register, which the second form leaves out.
+        say(f"testing whether KVM boots here (at most {2 * PROBE_SECONDS} s, once) ...")
+        # Some nested hosts refuse one model register, which the second form omits.
         models = ("host", "host,-arch-capabilities")
         cpu = next((cpu for cpu in models if Qemu(cache, "kvm", cpu).boots()), None)
         answer = {"question": question, "cpu": cpu}
@@ -124,12 +126,13 @@ def _kvm(cache):
         try:
             answer_file.write_text(json.dumps(answer))
         except OSError as error:
-            say(f"the answer could not be kept: {error}")
+            say(f"cannot cache the answer: {error}")
     return Qemu(cache, "kvm", answer["cpu"]) if answer["cpu"] else None
 
 
 def choose(cache, wanted):
-    """The kernel named (`kvm`, `uml`, `tcg`), or for `auto` the first of these that serves here."""
+    """The kernel with this name (`kvm`, `uml`, `tcg`), or for `auto` the first of them that works
+    here."""
     if wanted in ("auto", "kvm"):
         kvm = _kvm(cache)
         if kvm:
@@ -142,7 +145,7 @@ def choose(cache, wanted):
         except Failure as failure:
             if wanted == "uml" or not find_program("qemu-system-x86_64"):
                 raise
-            say(f"no User-mode Linux, so emulation, which is slow: {failure}")
+            say(f"User-mode Linux is unavailable, using slow emulation: {failure}")
     if not find_program("qemu-system-x86_64"):
         raise Failure("QEMU is missing; `scripts/setup machine` installs it")
     return Qemu(cache, "tcg,thread=multi", "max")

@@ -1,6 +1,7 @@
-"""The machine tests: which lives of a machine each consists of, and what is carried from one life to the next.
+"""The machine tests: the lives of a machine that each consists of, and what is carried from one
+life to the next.
 
-The tests themselves are in ../guest. Knows nothing of how a machine is run.
+The tests themselves are in ../guest. Knows nothing of how a machine runs.
 """
 
 import dataclasses
@@ -10,29 +11,29 @@ import os
 
 import session
 
-# Room for filesystems beside 0.6 GiB of a pool's own; sparse.
+# Room for filesystems besides the 0.6 GiB that a pool needs for itself; sparse.
 DISKS = ("3G", "3G", "3G")
 LARGE_DISKS = ("100G", "20G", "20G")
-# All of it is encrypted several times, so it is about as small as a pool can be.
+# All data is encrypted several times, so the disk is about as small as a pool allows.
 SMALL_DISKS = ("1100M",)
-# The last disk where the guest's notes.py is used.
+# The last disk, where the guest uses notes.py.
 NOTES = "16M"
 JOURNAL_PREFIX = "JOURNAL "
-# The checks of the platform work on the disks themselves.
+# The checks of the platform use the disks directly.
 PLATFORM = "systemctl stop stratisd && STRATISD_MACHINE=1 RUST_BACKTRACE=0 ./platform_machine"
-# How the names of the checks of LUKS2 and Clevis begin. Those left out work on all data without a fault, or are stopped and gone
-# on with, as online-encryption does with the daemon; EVERY_CHECK=1 adds them.
+# Prefixes of the checks of LUKS2 and Clevis to run. The others rewrite all data without a fault, or
+# stop and resume a job, which online-encryption does with the daemon; EVERY_CHECK=1 adds them.
 LUKS_CHECKS = "" if os.environ.get("EVERY_CHECK") else (
     "'a LUKS device' 'a failed open' 'volume keys' eight 'a killed re-encryption' 'a re-encryption job ends'"
     " 'a re-encryption job meets' clevis")  # fmt: skip
-# A TPM as a program, and where the programs that use one find it.
+# A TPM in software, and its address for the programs that use it.
 TPM = ("mkdir -p /run/tpm && swtpm socket --tpm2 --daemon --tpmstate dir=/run/tpm --flags startup-clear"
        " --server type=tcp,port=2321 --ctrl type=tcp,port=2322 && export TPM2TOOLS_TCTI=swtpm:host=127.0.0.1,port=2321")  # fmt: skip
 
 
 @dataclasses.dataclass
 class Life:
-    """A machine from switching on to its end."""
+    """A machine from power-on to its end."""
 
     command: str
     cut_within_seconds: float | None = None
@@ -47,9 +48,9 @@ class Scenario:
     lives: list
     seed: int = 0
     disks: tuple = DISKS
-    # Time limit of a life, if it needs more than others.
+    # Time limit of a life, if it needs more than the others.
     seconds: float = 0
-    # Run when it is asked for by name only.
+    # Runs only if requested by name.
     longer: bool = False
 
     def job(self, life, share, disks_folder):
@@ -58,7 +59,7 @@ class Scenario:
 
 
 def keep_journal(lines, share):
-    """Puts the complete journal lines that a life printed into the share of the next."""
+    """Puts the complete journal lines that a life printed into the next life's share."""
     complete = []
     for line in lines:
         if line.startswith(JOURNAL_PREFIX):
@@ -71,7 +72,7 @@ def keep_journal(lines, share):
 
 
 def _pytest(*files):
-    # How often what is a matter of chance is tried, and how many there are of what is many, can be set on the host.
+    # The host can set the number of random attempts, and the number of objects in tests of many.
     given = (name for name in ("LINK_TRIES", "FILESYSTEMS", "ENCRYPTED_POOLS") if os.environ.get(name))
     tries = "".join(f"{name}={int(os.environ[name])} " for name in given)
     return f"{tries}python3 -B -m pytest -v --no-header -p no:cacheprovider -W ignore --durations=5 {' '.join(files)}"
@@ -81,7 +82,7 @@ def power_cuts(seeds):
     return [
         Scenario(
             f"power-cut-{seed}",
-            "the power is cut in a stream of operations, then the pool is as before or after the last one",
+            "a power cut in a stream of operations leaves the pool as before or after the last one",
             [Life(f"python3 -B stream.py begin {seed}", cut_within_seconds=12),
              Life("python3 -B stream.py check journal continue")],
             seed,
@@ -92,13 +93,14 @@ def power_cuts(seeds):
 
 def encryption_cuts(seeds):
     def life(test, seed, is_cut=True):
-        # The guest cuts the power itself, where the work has come to what it drew; the host's limit is never reached.
+        # The guest triggers the power cut at a random point of the job; the host's limit is never
+        # reached.
         return Life(f"SEED={seed} {_pytest('-s', f'reboot_encrypted.py::{test}')}", math.inf if is_cut else None)
 
     return [
         Scenario(
             f"cut-encryption-{seed}",
-            "the power is cut while all data is encrypted, given a new key, decrypted; each is finished afterwards",
+            "a power cut during encryption, re-encryption, decryption; each job is finished afterwards",
             [life("test_cut_encrypting", seed), life("test_cut_reencrypting", seed), life("test_cut_decrypting", seed),
              life("test_after_all_cuts", seed, is_cut=False)],
             seed,
@@ -113,10 +115,10 @@ def crash_states(seeds):
     return [
         Scenario(
             f"crash-states-{seed}",
-            "every write is recorded; the pool is started from disks with lost, reordered and torn writes",
+            "the pool starts from recorded disks with lost, reordered and torn writes",
             [Life(f"python3 -B crash_states.py {seed} 12 {int(os.environ.get('CRASH_CUTS', '25'))}")],
             seed,
-            # The first is divided into three of at least 1 GiB.
+            # The first disk is divided into three of at least 1 GiB.
             disks=("4G", "4G", "4G"),
         )
         for seed in seeds
@@ -124,64 +126,64 @@ def crash_states(seeds):
 
 
 def all_scenarios(seeds, seconds):
-    """All of them, with these seeds (None: a few); each life of a machine may take `seconds`."""
+    """All scenarios, with these seeds (None: a few); each life of a machine may take `seconds`."""
     scenarios = [
         Scenario("platform", "every call of the platform, without a daemon",
                  [Life(PLATFORM)]),
-        Scenario("platform-encryption", "LUKS2 with works on data in use killed at any moment, Clevis with Tang and a TPM",
+        Scenario("platform-encryption", "LUKS2 with re-encryption jobs killed at any moment, Clevis with Tang and a TPM",
                  [Life(f"{TPM} && export KILLS={int(os.environ.get('KILLS', '2'))} && {PLATFORM} encryption {LUKS_CHECKS}")],
                  longer=True),
-        Scenario("simulation", "what the simulation of the kernel does: the same commands, the same status lines",
+        Scenario("simulation", "the simulation compared with the kernel: the same commands, the same status lines",
                  [Life(f"{PLATFORM} simulation {os.environ.get('CHECKS', '')}")]),
         Scenario("main-job", "create, mount, write, snapshot, rename, add a disk, destroy; links; both clients; blkid",
                  [Life(_pytest("test_main_job.py", "test_links.py", "test_clients.py"))]),
-        Scenario("udev", "links through every event and whatever a device holds; names that udev changes",
+        Scenario("udev", "links survive every event and any contents; names that udev changes",
                  [Life(_pytest("test_udev.py", "-k 'not killed and not stopped and not messages and not code_point'"))]),
-        Scenario("udev-workers", "workers of udev are killed, udev is stopped, messages are lost",
+        Scenario("udev-workers", "udev workers are killed, udev is stopped, events are lost",
                  [Life(_pytest("test_udev.py", "-k 'killed or stopped or messages'"))]),
-        Scenario("names", "udev is asked about every code point",
+        Scenario("names", "what udev does with every code point",
                  [Life(_pytest("test_udev.py", "-k code_point"))], seconds=1800),
-        Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys outlive it",
+        Scenario("service", "the daemon is stopped, killed and started with filesystems mounted; keys survive",
                  [Life(_pytest("test_service.py", "test_keys.py"))]),
         Scenario("bus-restarted", "the bus, udevd, or both are restarted under load; every pool is watched again",
                  [Life(_pytest("test_bus_restarted.py"))]),
-        Scenario("sizes", "sizes of part of a sector, and devices larger than their records",
+        Scenario("sizes", "sizes of fractions of a sector, and devices larger than their records",
                  [Life(_pytest("test_sizes.py"))]),
         Scenario("thin-check", "a killed thin_check is no damage; a repair keeps the old metadata",
                  [Life(_pytest("test_thin_check.py"))]),
         Scenario("private-mounts", "a filesystem below a private mount, or in a container, grows and is not kept busy",
                  [Life(_pytest("test_private_mounts.py"))]),
-        Scenario("slow-start", "a pool whose disks do not answer delays no other at the start",
+        Scenario("slow-start", "a pool whose disks do not answer delays no other pool at start-up",
                  [Life(_pytest("test_slow_start.py"))]),
-        Scenario("broker", "the system bus is dbus-broker: policy, client, a bus that ends",
+        Scenario("broker", "the system bus is dbus-broker: policy, client, the end of the bus",
                  [Life(_pytest("test_broker.py"))]),
         Scenario("old-pool", "a pool of metadata version 1",
                  [Life(_pytest("test_old_pool.py"))]),
-        Scenario("cache", "a cache begins, grows, stays and goes; a device grows",
+        Scenario("cache", "a cache is created, extended, kept and removed; a device grows",
                  [Life(_pytest("test_cache.py"))]),
-        Scenario("identity", "an older clone; a disk back under another node; a pulled disk whose pool is stopped",
+        Scenario("identity", "an older clone; a disk back under another node; a stop of a pool with a pulled disk",
                  [Life(_pytest("test_identity.py"))]),
         Scenario("refusals", "bad input gives a clear error and changes nothing",
                  [Life(_pytest("test_refusals.py"))]),
         Scenario("run", "`make run DISKS=...` on a machine that never had a stratisd",
                  [Life(_pytest("test_run.py"))]),
-        Scenario("growth", "filesystems filled at full speed, low water, full pools",
+        Scenario("growth", "filesystems filled at full speed, the low-water mark, full pools",
                  [Life(_pytest("-s", "test_growth.py"))], disks=LARGE_DISKS),
-        Scenario("space", "space of data and thin metadata runs out and comes back; snapshots of crashed filesystems",
+        Scenario("space", "data and thin metadata space run out and return; snapshots of crashed filesystems",
                  [Life(_pytest("-s", "test_space.py"))]),
         Scenario("many", "many pools, many filesystems",
                  [Life(_pytest("-s", "test_many.py"))], disks=LARGE_DISKS,
                  seconds=10 * float(os.environ.get("FILESYSTEMS", "0"))),
-        Scenario("reboot", "an orderly reboot, and one more",
+        Scenario("reboot", "two orderly reboots",
                  [Life(_pytest("reboot.py::test_before")), Life(_pytest("reboot.py::test_after")),
                   Life(_pytest("reboot.py::test_after"))]),
-        Scenario("encryption", "encrypted pools: bound, unlocked by every means, nothing of a secret left behind",
+        Scenario("encryption", "encrypted pools: bindings, all unlock methods, no trace of secrets",
                  [Life(_pytest("test_encryption.py", "test_secrets.py", "test_pins.py"))]),
         Scenario("old-encryption", "an encrypted pool of metadata version 1",
                  [Life(_pytest("test_old_pool_encrypted.py"))], disks=(*SMALL_DISKS * 2, "16M")),
-        Scenario("online-encryption", "all data is encrypted, given a new key, decrypted, while in use; kills and stops",
+        Scenario("online-encryption", "re-encryption jobs on data in use, with kills and stops",
                  [Life(_pytest("test_online_encryption.py"))], disks=SMALL_DISKS),
-        Scenario("start-encryption", "encrypted pools start side by side",
+        Scenario("start-encryption", "encrypted pools start in parallel",
                  [Life(_pytest("-s", "test_start_encrypted.py"))], disks=LARGE_DISKS, longer=True),
         Scenario("reboot-encryption", "encrypted pools before and after a reboot",
                  [Life(_pytest("reboot_encrypted.py::test_before_reboot")),

@@ -1,4 +1,4 @@
-"""One life of a machine: starts it, passes on what it says, cuts its power, tells how it ended.
+"""One life of a machine: starts it, passes on its output, cuts its power, reports how it ended.
 
 Knows nothing of what the command inside is about.
 """
@@ -22,14 +22,14 @@ import facts
 from kernels import Machine
 from shell import Failure, say
 
-# How long a machine may take to switch itself off after its command has ended.
+# How long a machine may take to power off after its command has ended.
 POWEROFF_SECONDS = 60
 
 
 @dataclasses.dataclass
 class PowerCut:
-    """Cut the power by the host at a moment drawn from `seed`: at most `within_seconds` after the guest has said
-    `@@MACHINE cut-window@@`."""
+    """A power cut by the host at a random moment given by `seed`: at most `within_seconds` after
+    the guest's line `@@MACHINE cut-window@@`."""
 
     seed: int
     within_seconds: float
@@ -46,7 +46,8 @@ class Outcome:
 
 @dataclasses.dataclass
 class Job:
-    """What to do in a machine. `share` is copied there to /host/share; `disks_folder` keeps disks for a later run."""
+    """What to run in a machine. `share` is copied to /host/share there; `disks_folder` keeps the
+    disks for a later run."""
 
     command: str | None  # None: a shell on our terminal
     share: Path | None = None
@@ -55,11 +56,12 @@ class Job:
     memory_mib: int = 2048
     seconds: float = 600
     power_cut: PowerCut | None = None
-    console: Path | None = None  # file for what the kernel says
+    console: Path | None = None  # file for the kernel's console output
 
 
 def _memory_folder(bytes_needed):
-    """A folder for the machine's memory and scratch: in RAM if that is roomy and programs may be mapped from it."""
+    """A directory for the machine's memory and scratch files: in RAM if there is enough of it and
+    it permits mapping programs."""
     shm = "/dev/shm"
     if os.access(shm, os.W_OK):
         room = os.statvfs(shm)
@@ -87,7 +89,7 @@ def _pack(folder, job):
 
 
 def _make_disks(folder, sizes):
-    """Sparse files; one that is there already is used as it is."""
+    """Creates sparse files; uses existing ones as they are."""
     if len(sizes) > facts.DISKS_MAX:
         raise Failure(f"at most {facts.DISKS_MAX} disks")
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,8 @@ def _make_disks(folder, sizes):
 
 
 def live(kernel, job, echo=True):
-    """Runs the job in a new machine and gives its Outcome; `echo` prints the guest's lines as they come."""
+    """Runs the job in a new machine and returns its Outcome; `echo` prints the guest's lines as
+    they arrive."""
     scratch = _memory_folder((job.memory_mib + 512) << 20)
     folder = Path(tempfile.mkdtemp(prefix="stratis-machine.", dir=scratch))
     try:
@@ -113,7 +116,7 @@ def live(kernel, job, echo=True):
             outcome = _batch(kernel, machine, scratch, job, echo)
         if outcome.status in (facts.EXIT_TIME_LIMIT, facts.EXIT_MACHINE_DIED):
             tail = console_path.read_text(errors="replace")[-3000:]
-            say(f"the end of what its kernel said:\n{tail}")
+            say(f"end of its kernel's console output:\n{tail}")
         return outcome
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -137,7 +140,7 @@ def _kill(process):
 
 def _interactive(kernel, machine, scratch):
     if not sys.stdin.isatty():
-        raise Failure("a shell needs a terminal; give a command after `--` instead")
+        raise Failure("a shell needs a terminal; give a command instead")
     settings = termios.tcgetattr(sys.stdin)
     process = _start(kernel, machine, scratch, None, None)
     try:
@@ -150,7 +153,7 @@ def _interactive(kernel, machine, scratch):
 
 
 class _Guest:
-    """Reads what the agent says, line by line, and acts on its marks."""
+    """Reads the agent's output line by line and acts on its marks."""
 
     def __init__(self, process, job, echo):
         self.process, self.job, self.echo = process, job, echo
@@ -166,7 +169,7 @@ class _Guest:
             if self.cut_at is not None and now >= self.cut_at:
                 return self._cut_power()
             if now >= self.deadline:
-                say(f"the time limit of {self.job.seconds:.0f} s is reached")
+                say(f"reached the time limit of {self.job.seconds:.0f} s")
                 self.status = facts.EXIT_TIME_LIMIT
                 return
             wait = min(self.deadline, self.cut_at or self.deadline) - now
@@ -178,7 +181,7 @@ class _Guest:
             self._take(data)
 
     def drain(self, reader):
-        """What a machine said before it ended; the writer is gone, so this comes to an end."""
+        """Reads the output of a machine that has ended; the writer is gone, so there is an end."""
         while data := os.read(reader, 65536):
             self._take(data)
         if self.rest:
@@ -200,7 +203,7 @@ class _Guest:
             print(text, flush=True)
 
     def _obey(self, word, argument):
-        if self.status is not None:  # it has ended; late words change nothing
+        if self.status is not None:  # the command has ended; later marks change nothing
             return
         if word == b"up":
             say(f"the machine is up after {time.monotonic() - self.started:.1f} s")
@@ -213,7 +216,7 @@ class _Guest:
             self.cut_at = time.monotonic() + delay
 
     def _cut_power(self):
-        say(f"power cut {time.monotonic() - self.started:.2f} s after the start")
+        say(f"cut the power {time.monotonic() - self.started:.2f} s after the start")
         os.killpg(self.process.pid, signal.SIGKILL)
         self.status, self.cut = 0, True
 
@@ -229,7 +232,7 @@ def _batch(kernel, machine, scratch, job, echo):
             try:
                 process.wait(POWEROFF_SECONDS)
             except subprocess.TimeoutExpired:
-                say(f"the machine did not switch itself off within {POWEROFF_SECONDS} s")
+                say(f"the machine did not power off within {POWEROFF_SECONDS} s")
     finally:
         _kill(process)
         guest.drain(reader)

@@ -1,4 +1,4 @@
-"""Running build steps on the host, and saying what is done. Knows nothing of machines."""
+"""Runs build steps on the host and prints progress. Knows nothing of machines."""
 
 import os
 import shutil
@@ -8,12 +8,12 @@ import sys
 
 
 class Failure(Exception):
-    """Something a person has to mend; the text says what."""
+    """An error that the user has to fix; the text says what."""
 
 
 def command_line(main):
-    """Runs the main function of a program: a Failure becomes a sentence and status 1, and being ended from outside
-    becomes an ordinary way out, so that no machine is left running."""
+    """Runs the main function of a program: a Failure becomes a sentence and status 1; a termination
+    signal unwinds normally, so that no machine keeps running."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main())
@@ -29,13 +29,13 @@ def say(text):
 
 
 def run(command, cwd=None):
-    """Runs a bash script to its end and gives what it printed; its output is shown only if it fails."""
+    """Runs a bash script to its end and returns its output, which is shown only on failure."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command], cwd=cwd, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
-        raise Failure(f"a build step ended with status {done.returncode}:\n{command}\n{done.stdout[-4000:]}")
+        raise Failure(f"a build step failed with status {done.returncode}:\n{command}\n{done.stdout[-4000:]}")
     return done.stdout
 
 
@@ -44,7 +44,7 @@ def find_program(name):
 
 
 def require(tools):
-    """Raises unless every program of `tools` (program → Debian package) is there."""
+    """Raises a Failure unless every program of `tools` (program → Debian package) is installed."""
     missing = sorted({package for tool, package in tools.items() if not find_program(tool)})
     if missing:
         raise Failure(f"missing packages: {' '.join(missing)}; `scripts/setup machine` installs what is needed")
