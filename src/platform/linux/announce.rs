@@ -1,8 +1,8 @@
-//! Has udev make the links under `/dev/stratis`, and waits until they are there.
+//! Makes udev create the links under `/dev/stratis`, and waits for them.
 //!
-//! udev alone makes and removes these links; here it is only asked, through synthetic uevents
-//! (`docs/spec/engine/storage-stack.md` §9.7, `docs/spec/tools/system-integration.md` §1). Knows nothing of locks or replies:
-//! whoever asks decides when to wait.
+//! Only udev creates and removes these links; this module asks it by synthetic events
+//! (`docs/spec/engine/storage-stack.md` §9.7, `docs/spec/tools/system-integration.md` §1). Knows
+//! nothing of locks or replies: the caller decides when to wait.
 
 use std::{
     fs::{self, OpenOptions},
@@ -26,10 +26,10 @@ use super::{
 };
 use crate::platform::{Announcement, DeviceNumber, PendingLinks};
 
-/// Longest request: the kernel has 2048 bytes for all that an event says.
+/// Longest request: the kernel has 2048 bytes for the whole event.
 const LINE_BYTES_MAX: usize = 1200;
 
-/// Whether the link of a filesystem is there and leads to its device.
+/// Whether the link of a filesystem exists and leads to its device.
 pub(super) fn is_linked(filesystem: &Announcement) -> bool {
     leads_to(&filesystem.link(), filesystem.number)
 }
@@ -39,16 +39,17 @@ fn leads_to(link: &Path, number: DeviceNumber) -> bool {
         .is_ok_and(|found| found.file_type().is_block_device() && database::number(found.rdev()) == number)
 }
 
-/// Asks udev for the links of these filesystems. What cannot be asked for is logged, and told by the wait.
+/// Asks udev for the links of these filesystems. A failed request is logged, and its link is
+/// reported missing by the wait.
 pub(super) fn announce(listener: &Listener, filesystems: &[Announcement]) -> Box<dyn PendingLinks> {
-    // Listen first: the answer to the first request may come before the last is written.
+    // Listen first: udev may answer the first request before the last is written.
     let udev = if filesystems.is_empty() || !udev_runs() { None } else { listen(listener, filesystems) };
     let wanted = filesystems
         .iter()
         .map(|filesystem| {
             let wanted = Wanted::new(filesystem);
             if let Err(fault) = wanted.ask() {
-                warn!("udev could not be asked to make the link {}: {fault}", wanted.link.display());
+                warn!("cannot ask udev to make the link {}: {fault}", wanted.link.display());
                 return Wanted { answered: true, ..wanted };
             }
             wanted
@@ -59,18 +60,19 @@ pub(super) fn announce(listener: &Listener, filesystems: &[Announcement]) -> Box
 
 fn listen(listener: &Listener, filesystems: &[Announcement]) -> Option<Subscription> {
     let devices = filesystems.iter().map(|filesystem| filesystem.number).collect();
-    let no_socket = |fault: &io::Error| warn!("cannot listen to udev, links may appear late: {fault}");
+    let no_socket = |fault: &io::Error| warn!("cannot listen to udev events, so links may appear late: {fault}");
     listener.subscribe(devices).inspect_err(no_socket).ok()
 }
 
-/// A link asked for.
+/// A link that udev was asked for.
 struct Wanted {
     link: PathBuf,
     number: DeviceNumber,
     request: Request,
-    /// The link that other daemons have left to udev's taste, if it differs and leads nowhere else.
+    /// The link with the name that udev made up for other daemons, if it differs and does not lead
+    /// elsewhere.
     former: Option<PathBuf>,
-    /// udev has dealt with the request, or never got it.
+    /// udev has processed the request, or never got it.
     answered: bool,
 }
 
@@ -93,7 +95,7 @@ impl Wanted {
 
     fn ask(&self) -> io::Result<()> {
         let file = format!("/sys/dev/block/{}/uevent", self.number);
-        // In one call: the kernel takes each write for a request of its own.
+        // In a single write: the kernel takes each write as a request.
         let line = self.line();
         match OpenOptions::new().write(true).open(file)?.write(line.as_bytes())? {
             written if written == line.len() => Ok(()),
@@ -101,26 +103,26 @@ impl Wanted {
         }
     }
 
-    /// What the kernel is to tell udev.
+    /// The arguments for the kernel to pass on to udev.
     fn line(&self) -> String {
         let line = self.request.line();
         let former = self.former.as_ref().and_then(|link| link.strip_prefix("/dev/stratis").ok());
         let Some(former) = former else { return line };
         let with_former =
             format!("{line} STRATISFORMERLINK={}", BASE32_NOPAD.encode(former.as_os_str().as_encoded_bytes()));
-        // Very long names are reached by their own link only.
+        // Filesystems with very long names get no former link.
         if with_former.len() <= LINE_BYTES_MAX { with_former } else { line }
     }
 
-    /// Whether the link is there and leads to the device.
+    /// Whether the link exists and leads to the device.
     fn is_there(&self) -> bool {
         leads_to(&self.link, self.number)
     }
 
-    /// Whether it is worth waiting. When udev has dealt with the request and there is no link at all, its rules
-    /// refused to make one (they are not installed, or the filesystem has another UUID). A link to another device is
-    /// worth waiting for, as long as there is a device for it: that device's own message, which gives the name free, may
-    /// be under way.
+    /// Whether waiting is worthwhile. If udev has processed the request and there is no link at
+    /// all, its rules refused to make one: they are not installed, or the filesystem has another
+    /// UUID. A link to another device is worth waiting for while our device exists: an event that
+    /// frees the name may be on its way.
     fn may_come(&self) -> bool {
         let is_device_there = || fs::exists(format!("/sys/dev/block/{}", self.number)).unwrap_or(true);
         !self.answered || (fs::symlink_metadata(&self.link).is_ok() && is_device_there())
@@ -128,17 +130,18 @@ impl Wanted {
 }
 
 impl Request {
-    /// The request itself. No newline: the kernel takes what follows the action for arguments.
+    /// The request without a former link. No newline: the kernel takes everything after the action
+    /// as arguments.
     fn line(&self) -> String {
         format!("change {} STRATISPOOLNAME={} STRATISFSNAME={}", self.uuid, self.pool, self.filesystem)
     }
 }
 
 struct Links {
-    /// `None` if udev does not run, so that nothing can be waited for.
+    /// `None` if udev does not run, so there is nothing to wait for.
     udev: Option<Subscription>,
     wanted: Vec<Wanted>,
-    /// The links have been looked at since they were asked for.
+    /// The links have been checked since they were requested.
     looked: bool,
 }
 
@@ -155,7 +158,7 @@ impl PendingLinks for Links {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(fault) => {
-                    warn!("cannot wait for udev: {fault}");
+                    warn!("cannot wait for udev events: {fault}");
                     break;
                 }
             }
@@ -171,7 +174,7 @@ impl PendingLinks for Links {
 
     fn advance(&mut self) -> bool {
         match self.udev.as_ref().map_or(Told::Broken, Subscription::take) {
-            // Messages about other devices come in numbers when many links are made; they are not worth a look.
+            // Many links being made mean many messages about other devices, which need no check.
             Told::Nothing if self.looked => return false,
             Told::Nothing => {}
             Told::News(requests) => {
@@ -182,7 +185,7 @@ impl PendingLinks for Links {
             Told::Broken => self.udev = None,
         }
         self.looked = true;
-        // The links are looked at after the messages were read: a message that comes after that wakes the next wait.
+        // Check the links after reading the messages: a later message wakes the next wait.
         self.wanted.retain(|wanted| !wanted.is_there());
         self.udev.is_none() || !self.wanted.iter().any(Wanted::may_come)
     }
@@ -238,7 +241,7 @@ mod tests {
             )
         );
         let long = Wanted::new(&announcement(&",".repeat(255), &",".repeat(255)));
-        assert_eq!(long.line(), long.request.line(), "the kernel has no room for more");
+        assert_eq!(long.line(), long.request.line(), "a former link that does not fit is dropped");
     }
 
     #[test]

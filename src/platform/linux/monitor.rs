@@ -1,7 +1,7 @@
-//! Messages of udev about block devices, sent after its rules ran: the source behind device events, and what those
-//! wait on who wait for udev.
+//! udev's events about block devices, sent after its rules ran: the source of device events, and
+//! the trigger for all waits for udev.
 //!
-//! Turns each message into plain values; decides nothing about them.
+//! Turns each event into plain values; decides nothing about them.
 
 use std::{
     io,
@@ -19,13 +19,14 @@ use udev::{EventType, MonitorBuilder, MonitorSocket};
 use super::database;
 use crate::platform::{BlockDevice, DeviceAction, DeviceEvent, DeviceEvents, DeviceNumber, Error, Result};
 
-/// Where udev takes requests; without it, no message will ever come.
+/// udev's control socket; without it, no event will ever come.
 const CONTROL: &str = "/run/udev/control";
-/// Room for messages not read yet. Memory is used only while they wait. Large, since a machine with thousands of
-/// disks sends that many messages at once at start, and what does not fit is lost.
+/// Receive buffer for unread events. Memory is used only while events wait. The buffer is large
+/// because a machine with thousands of disks sends that many events at once at boot, and events
+/// that do not fit are lost.
 const BUFFER_BYTES: usize = 128 << 20;
 
-/// Where our links are.
+/// Directory of our links.
 const LINKS: &str = "/dev/stratis/";
 
 /// Whether udev runs on this machine.
@@ -36,21 +37,22 @@ pub(super) fn udev_runs() -> bool {
 /// A message of udev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Message {
-    /// What happened; `None` for what concerns drivers only.
+    /// The action; `None` if it concerns drivers only.
     pub(super) action: Option<DeviceAction>,
-    /// The node.
+    /// The device node.
     pub(super) node: Option<PathBuf>,
-    /// Number of the device.
+    /// The device number.
     pub(super) number: Option<DeviceNumber>,
-    /// What udev knows of it now.
+    /// The device as udev describes it now.
     pub(super) device: Option<BlockDevice>,
-    /// The request that udev answers by this message: UUID and the two names, in the form they were written.
+    /// The request that this message answers: UUID and both names, encoded as written.
     pub(super) request: Option<Request>,
-    /// Name of a device-mapper device that was added and has no link of ours.
+    /// Name of an added device-mapper device without a link of ours.
     pub(super) unlinked: Option<String>,
 }
 
-/// What is written to a device's `uevent` file to have its links made (`docs/spec/engine/storage-stack.md` §9.7).
+/// The arguments written to a device's `uevent` file to get its links made
+/// (`docs/spec/engine/storage-stack.md` §9.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
     /// UUID of the filesystem, hyphenated.
@@ -61,7 +63,7 @@ pub(super) struct Request {
     pub(super) filesystem: String,
 }
 
-/// Listens to udev from the moment it is opened.
+/// Receives udev's messages from the moment it is opened.
 pub(super) struct Monitor {
     socket: MonitorSocket,
     /// Messages have been lost since [`Monitor::take_lost`].
@@ -70,53 +72,55 @@ pub(super) struct Monitor {
 
 #[allow(unsafe_code)]
 mod moved {
-    // SAFETY: libudev objects are not tied to a thread, they only must not be used by two at a time. The socket and
-    // the udev context it refers to are made by `Monitor::open` for this value alone; devices that share the context
-    // live only inside `Monitor::next`, which copies everything out of them. So all of it moves together, and
-    // `&mut self` keeps it to one thread at a time.
+    // SAFETY: libudev objects are not tied to a thread; they only must not be used by two at a
+    // time. The socket and the udev context that it refers to are made by `Monitor::open` for this
+    // value alone. Devices that share the context live only inside `Monitor::next`, which copies
+    // everything out of them. So all of it moves together, and `&mut self` keeps it to one thread
+    // at a time.
     unsafe impl Send for super::Monitor {}
 }
 
 impl Monitor {
-    /// Starts to listen. Messages sent from now on will be read.
+    /// Starts to listen. Later messages can be read.
     ///
     /// # Errors
-    /// When the kernel gives no socket.
+    /// If the kernel cannot provide a socket.
     pub(super) fn open() -> io::Result<Monitor> {
         let socket = MonitorBuilder::new()?.match_subsystem("block")?.listen()?;
         if let Err(errno) = setsockopt(&socket, RcvBufForce, &BUFFER_BYTES) {
-            warn!("the buffer for udev messages stays small, some may be lost when there are many: {errno}");
+            warn!("cannot enlarge the receive buffer for udev events, so some may be lost: {errno}");
         }
         Ok(Monitor { socket, lost: false })
     }
 
-    /// Whether messages have been lost since this was last asked.
+    /// Whether messages have been lost since the last call.
     pub(super) fn take_lost(&mut self) -> bool {
         std::mem::take(&mut self.lost)
     }
 
-    /// The next message, `None` if there is none now.
+    /// The next message; `None` if there is none now.
     ///
     /// # Errors
-    /// When the socket is broken for good.
+    /// If the socket is broken for good.
     pub(super) fn next(&mut self) -> io::Result<Option<Message>> {
         loop {
             if let Some(event) = self.socket.iter().next() {
                 return Ok(Some(Message::read(&event)));
             }
-            // The library says "nothing" and leaves the reason in errno.
+            // The library returns nothing and leaves the reason in errno.
             let reason = io::Error::last_os_error();
             match reason.raw_os_error() {
                 Some(libc::EAGAIN) => return Ok(None),
                 Some(libc::EINTR) => {}
-                // Reading the error cleared it; what comes next is sound again.
+                // Reading the error has cleared it; later messages are intact.
                 Some(libc::ENOBUFS) => {
-                    warn!("udev sent more messages than could be kept; some are lost");
+                    warn!("the receive buffer for udev events overflowed; some events are lost");
                     self.lost = true;
                 }
-                // About the message just read, which is gone: one bad message must not end the watch.
+                // The error concerns the message just read, which is dropped: one bad message must
+                // not end the monitor.
                 Some(libc::EINVAL | libc::EBADMSG | libc::ENODEV | libc::ENOENT) => {
-                    warn!("a message of udev could not be understood: {reason}");
+                    warn!("dropped a malformed udev event: {reason}");
                     self.lost = true;
                 }
                 _ => return Err(reason),
@@ -163,7 +167,7 @@ impl Message {
         }
     }
 
-    /// As the engine wants it; `None` if it says nothing of interest.
+    /// The device event for the engine; `None` if it is of no interest.
     fn event(self) -> Option<DeviceEvent> {
         Some(DeviceEvent { action: self.action?, path: self.node?, device: self.device, unlinked: self.unlinked })
     }
@@ -176,7 +180,7 @@ struct Events(Monitor);
 pub(super) fn device_events() -> Result<Box<dyn DeviceEvents>> {
     match Monitor::open() {
         Ok(monitor) => Ok(Box::new(Events(monitor))),
-        Err(source) => Err(Error::Io { action: "listen to udev through", path: CONTROL.into(), source }),
+        Err(source) => Err(Error::Io { action: "listen to udev events through", path: CONTROL.into(), source }),
     }
 }
 
@@ -195,7 +199,7 @@ impl DeviceEvents for Events {
                 }
                 Ok(None) => return Ok(None),
                 Err(source) => {
-                    return Err(Error::Io { action: "read the messages of udev from", path: CONTROL.into(), source });
+                    return Err(Error::Io { action: "read udev events from", path: CONTROL.into(), source });
                 }
             }
         }

@@ -1,9 +1,10 @@
-//! The daemon's mount namespace: its own, private, and with nothing in it that users have mounted.
+//! The daemon's mount namespace: its own, private, and without the mounts of users.
 //!
-//! A new mount namespace begins with a copy of every mount. A copy keeps the file system busy when its user unmounts it: the
-//! unmount reaches the copy only if the mount below it is shared, which containers and administrators change at will. So
-//! nothing is left of what the daemon and its libraries do not need, and nothing new gets in. What users have mounted is seen
-//! from outside ([`super::user_mounts`]), in every namespace alike.
+//! A new mount namespace starts with a copy of every mount. A copy keeps the file system busy after
+//! its user unmounts it: the unmount reaches the copy only if the mount below it is shared, which
+//! containers and administrators change at will. So the daemon drops every mount that neither it
+//! nor its libraries need, and no new mount propagates into its namespace. Mounts of users are
+//! examined from outside ([`super::user_mounts`]), in every namespace alike.
 //!
 //! Knows nothing of what the mounts are for.
 
@@ -29,77 +30,75 @@ use super::{
 };
 use crate::platform::{Error, Result};
 
-/// Places that the daemon and its libraries use.
+/// Paths that the daemon and its libraries use.
 const NEEDED: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/etc", "/var/run", PLACE];
-/// Mounts below these are of the kernel's own file systems, and stay.
+/// Mounts of the kernel's own file systems below these stay.
 const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
-/// Variables with the addresses of sockets that the daemon connects to, or will.
+/// Environment variables with addresses of sockets that the daemon connects to.
 const ADDRESSES: [&str; 2] = ["DBUS_SYSTEM_BUS_ADDRESS", "NOTIFY_SOCKET"];
 
-/// The mount namespace of the first process, where administrators mount things. To hold it keeps nothing busy that is not kept
-/// anyway. The daemon may have been started in another one, which systemd makes for a unit that is confined.
+/// The mount namespace of PID 1, where administrators mount things. Holding it keeps nothing busy
+/// that PID 1 would not. The daemon may have been started in another one, because systemd makes one
+/// for a confined unit.
 pub(super) struct Origin {
     root: OwnedFd,
     namespace: File,
 }
 
 impl Origin {
-    /// Its root directory; only good for paths from there.
+    /// Its root directory, from which paths are resolved.
     pub(super) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
 
-    /// The namespace itself, in which programs are run.
+    /// The namespace itself, in which programs run.
     pub(super) fn namespace(&self) -> BorrowedFd<'_> {
         self.namespace.as_fd()
     }
 }
 
-/// Moves the process into a mount namespace of its own, unless it is the first process, and lets go of what users have mounted.
-/// Gives the namespace of the first process; `None` if that cannot be reached.
+/// Moves the process into a mount namespace of its own, unless it is PID 1, and drops the mounts of
+/// users there. Returns the namespace of PID 1, or `None` if it cannot be reached.
 ///
 /// # Errors
-/// When the process has several threads (only the calling one would move) or lacks the right.
+/// If the process has several threads (only the calling one would move), or lacks the privilege.
 pub(super) fn leave() -> Result<Option<Origin>> {
     if process::id() == 1 {
         return Ok(None);
     }
     let threads = Path::new("/proc/self/task");
-    let count = fs::read_dir(threads)
-        .map_err(|source| Error::Io { action: "look at", path: threads.to_owned(), source })?
-        .count();
+    let count =
+        fs::read_dir(threads).map_err(|source| Error::Io { action: "list", path: threads.to_owned(), source })?.count();
     if count != 1 {
         return Err(Error::Missing(format!(
-            "the mount namespace must be left before threads are started, but there are {count}"
+            "cannot leave the mount namespace: the process has {count} threads already; this is a bug, please report it"
         )));
     }
     let root = Path::new("/");
-    // A working directory below a mount would hold that.
-    env::set_current_dir(root).map_err(|source| Error::Io { action: "go to", path: root.to_owned(), source })?;
+    // A working directory below a mount would keep that mount.
+    env::set_current_dir(root).map_err(|source| Error::Io { action: "change to", path: root.to_owned(), source })?;
     let origin = open_origin()
         .inspect_err(|error| {
-            warn!("programs run in the daemon's own mount namespace, and do not see what users mount: {error}")
+            warn!("cannot open the mount namespace of PID 1, so programs will not see mounts of users: {error}")
         })
         .ok();
     unshare(CloneFlags::CLONE_NEWNS).map_err(error("leave the mount namespace of", root))?;
     let nothing: Option<&str> = None;
     mount(nothing, root, nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
-        .map_err(error("keep mounts private under", root))?;
+        .map_err(error("make mounts private under", root))?;
     let needed = needed();
     let mut count = 0;
-    // The table lists a mount after the one it lies on, so backwards is from the inside out.
+    // The table lists a mount after the one below it, so go backwards.
     for entry in mount_table::read("self")?.iter().rev().filter(|entry| !stays(entry, &needed)) {
         match umount2(&entry.mount_point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => count += 1,
             Err(errno) => {
                 let path = entry.mount_point.display();
-                warn!(
-                    "a copy of the mount at {path} stays in the daemon's mount namespace and may keep it busy: {errno}"
-                );
+                warn!("cannot drop the copy of the mount at {path}, which may keep it busy: {errno}");
             }
         }
     }
-    info!("the daemon's mount namespace is its own; {count} mounts were let go of in it");
+    info!("the daemon entered its own mount namespace and dropped {count} mounts there");
     Ok(origin)
 }
 
@@ -112,11 +111,11 @@ fn open_origin() -> Result<Origin> {
     Ok(Origin { root, namespace })
 }
 
-/// Paths that must be there as long as the daemon runs.
+/// Paths that must exist as long as the daemon runs.
 fn needed() -> Vec<PathBuf> {
     let fixed = NEEDED.into_iter().chain(PLACES.split(':')).map(PathBuf::from);
     let program = fs::read_link("/proc/self/exe").into_iter();
-    // Each line ends with the path of the file, if it is one.
+    // A line ends with the path of the mapped file, if there is one.
     let mapped = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mapped = mapped.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
     let sockets = ADDRESSES.into_iter().filter_map(env::var_os).flat_map(|address| {
@@ -133,7 +132,8 @@ fn needed() -> Vec<PathBuf> {
     paths
 }
 
-/// Whether a mount is one that the daemon needs: on the way to a path, or of the kernel's own.
+/// Whether the daemon needs a mount: it lies on the way to a needed path, or is one of the kernel's
+/// own.
 fn stays(entry: &Entry, needed: &[PathBuf]) -> bool {
     let is_kernel = || entry.number.major == 0 && KERNEL.iter().any(|place| entry.mount_point.starts_with(place));
     needed.iter().any(|path| path.starts_with(&entry.mount_point)) || is_kernel()
@@ -161,7 +161,7 @@ mod tests {
         for goes in ["/mnt/a", "/home", "/run/media/user/disk", "/var/lib/docker", "/sys/mounted", "/runaway"] {
             check(goes, 253, false);
         }
-        // This program, and what it is linked with.
+        // This program and its libraries.
         let program = fs::read_link("/proc/self/exe").unwrap();
         check(program.parent().unwrap().to_str().unwrap(), 253, true);
     }

@@ -33,36 +33,39 @@ pub(super) fn lock_memory() -> io::Result<()> {
     Ok(mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)?)
 }
 
-/// From now on no library unlocks memory of the calling thread's process: `munlock` and `munlockall` succeed and do nothing, for
-/// this thread and those that it starts. To be called before there are others.
+/// Keeps libraries from unlocking memory of this process: makes `munlock` and `munlockall` succeed
+/// without effect, for the calling thread and those that it starts. Call it before other threads
+/// exist.
 ///
-/// libcryptsetup locks each piece of memory that it puts a key into, and unlocks it when it frees it. But the kernel locks and unlocks
-/// whole pages, and does not count: whatever else lies on the page could go to swap from then on.
+/// libcryptsetup locks each buffer that holds a key and unlocks it when it frees it. But the kernel
+/// locks and unlocks whole pages and keeps no count, so other secrets on the same page could be
+/// swapped out from then on.
 ///
 /// # Errors
-/// When the kernel has no filters of system calls, or does not allow one.
+/// If the kernel has no system call filters (seccomp), or does not allow one.
 #[allow(unsafe_code)]
 pub(super) fn keep_memory_locked() -> io::Result<()> {
     let statement = |code: u32, k: u32| instruction(code, 0, 0, k);
-    // Nothing of another architecture is run here, so the number tells which call it is.
+    // This process runs no code for another architecture, so the number identifies the call.
     let is = |number: libc::c_long, then: u8| {
         let number = u32::try_from(number).map_err(|_| io::Error::from(io::ErrorKind::Unsupported))?;
         instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, then, 0, number)
     };
     let mut filter = [
-        // The number is the first field of what a filter is given (`seccomp_data`).
+        // The number is the first field of the filter's input (`seccomp_data`).
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)?,
         is(libc::SYS_munlock, 2)?,
         is(libc::SYS_munlockall, 1)?,
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW)?,
-        // With the error 0, which is success.
+        // With error 0, which means success.
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO)?,
     ];
     let count = libc::c_ushort::try_from(filter.len()).map_err(io::Error::other)?;
     let program = sock_fprog { len: count, filter: filter.as_mut_ptr() };
-    // Without it a filter takes CAP_SYS_ADMIN.
+    // Without this, a filter takes CAP_SYS_ADMIN.
     prctl::set_no_new_privs()?;
-    // SAFETY: `program` names `count` instructions, and both it and they live until the call returns; the kernel keeps a copy.
+    // SAFETY: `program` points to `count` instructions; both live until the call returns, and the
+    // kernel keeps a copy.
     let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
     Errno::result(result)?;
     Ok(())
@@ -98,25 +101,25 @@ mod tests {
         flags.split(' ').any(|flag| flag == "lo")
     }
 
-    /// libcryptsetup unlocked pages of the heap on which there was still a key.
+    /// libcryptsetup used to unlock pages of the heap that still held a key.
     #[test]
     fn locked_pages_stay_locked() {
-        // A thread of its own, since a filter stays.
+        // In a thread of its own, because a filter cannot be removed.
         let group = Group::new(&["confined"]);
         let confined = || {
             let rights = ProtFlags::READ | ProtFlags::WRITE;
-            // SAFETY: a new mapping wherever there is room.
+            // SAFETY: a new mapping at an address of the kernel's choice.
             let page = unsafe { mmap_anonymous(null_mut(), PAGE, rights, MapFlags::PRIVATE) }.unwrap();
-            // SAFETY: the page is that of the new mapping, in all of these.
+            // SAFETY: all of these concern the page of the new mapping.
             let (lock, unlock) = (|| unsafe { mlock(page, PAGE) }, || unsafe { munlock(page, PAGE) });
             lock().unwrap();
             unlock().unwrap();
-            assert!(!is_locked(page), "without the filter");
+            assert!(!is_locked(page), "munlock has no effect without the filter");
             lock().unwrap();
             keep_memory_locked().unwrap();
             unlock().unwrap();
             assert!(is_locked(page));
-            // SAFETY: nobody uses it any more.
+            // SAFETY: the page is no longer used.
             unsafe { munmap(page, PAGE) }.unwrap();
             Ok(())
         };

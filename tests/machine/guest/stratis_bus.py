@@ -62,7 +62,7 @@ class Stratis:
     """A connection to the daemon."""
 
     def __init__(self, all_pools=True):
-        """The daemon serves its name after ten seconds at the latest, also when pools are still being set up. `all_pools`:
+        """The daemon owns its name after ten seconds at the latest, even while pools are being set up. `all_pools`:
         waits for those, too."""
         self.bus = dbus.SystemBus(private=True)
         if all_pools:
@@ -175,7 +175,7 @@ class Stratis:
             assert time.monotonic() < deadline, f"{name} is still {found}"
 
     def wait_for_pools(self):
-        """Until none is being set up. That a pool is not any more is told by a signal only if it runs."""
+        """Waits until no pool is being set up. A signal announces the end of a set-up only if the pool then runs."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while BEING_SET_UP in (report := json.dumps(self.report())):
             assert time.monotonic() < deadline, f"pools are still being set up: {report}"
