@@ -2,7 +2,7 @@
 set -e
 cp -a root/. /
 if ! /usr/libexec/stratisd --version > /dev/null; then
-    echo "stratisd does not run here: it was built with a newer C library than Debian 12's" >&2
+    echo "cannot run stratisd: it was built with a newer C library than Debian 12's; build it on Debian 12" >&2
     exit 1
 fi
 systemctl daemon-reload
@@ -13,7 +13,7 @@ if [ "$MODE" = shell ]; then
     echo "stratisd is up:"
     stratis pool list
     echo
-    echo "This machine is thrown away when the shell ends (exit). Its disks: $MACHINE_DISKS"
+    echo "This machine is discarded when the shell exits. Its disks: $MACHINE_DISKS"
     echo "Try:  stratis pool create p1 ${MACHINE_DISKS%% *}; stratis fs create p1 f1; mount /dev/stratis/p1/f1 /mnt"
     echo "The daemon's log: journalctl -u stratisd"
 fi
