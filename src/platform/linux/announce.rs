@@ -20,7 +20,7 @@ use log::warn;
 
 use super::{
     database,
-    listener::{Listener, Subscription, Told},
+    listener::{Listener, Subscription, Update},
     monitor::{Request, udev_runs},
     wait,
 };
@@ -173,16 +173,16 @@ impl PendingLinks for Links {
     }
 
     fn advance(&mut self) -> bool {
-        match self.udev.as_ref().map_or(Told::Broken, Subscription::take) {
+        match self.udev.as_ref().map_or(Update::Broken, Subscription::take) {
             // Many links being made mean many messages about other devices, which need no check.
-            Told::Nothing if self.looked => return false,
-            Told::Nothing => {}
-            Told::News(requests) => {
+            Update::Nothing if self.looked => return false,
+            Update::Nothing => {}
+            Update::News(requests) => {
                 for wanted in &mut self.wanted {
                     wanted.answered |= requests.contains(&wanted.request);
                 }
             }
-            Told::Broken => self.udev = None,
+            Update::Broken => self.udev = None,
         }
         self.looked = true;
         // Check the links after reading the messages: a later message wakes the next wait.

@@ -1,6 +1,7 @@
-//! Hears udev for all who wait for links: one socket, however many wait, and open only while somebody does.
+//! One udev monitor for everyone who waits for links: a single socket however many wait, open only
+//! while somebody does.
 //!
-//! Decides nothing: it hands on what udev says of a device to those who wait for that device.
+//! Decides nothing: passes udev's messages about a device on to those who wait for that device.
 
 use std::{
     collections::HashMap,
@@ -15,49 +16,50 @@ use parking_lot::Mutex;
 use super::monitor::{Message, Monitor, Request};
 use crate::platform::DeviceNumber;
 
-/// Where to listen.
+/// Creates subscriptions to udev's messages.
 #[derive(Default)]
 pub(super) struct Listener {
-    /// Gone when nobody listens: messages that nobody reads would fill the memory of the kernel.
+    /// Dead while nobody subscribes: unread messages would fill the kernel's memory.
     shared: Mutex<Weak<Shared>>,
 }
 
 struct Shared {
-    /// The socket of the monitor, to be polled while others have the monitor.
+    /// The monitor's socket, to poll while another thread uses the monitor.
     socket: OwnedFd,
     monitor: Mutex<Monitor>,
     heard: Mutex<Heard>,
 }
 
-/// What has been heard for whom.
+/// News per subscriber.
 #[derive(Default)]
 struct Heard {
     subscribers: HashMap<u64, News>,
     by_device: HashMap<DeviceNumber, Vec<u64>>,
     count: u64,
-    /// Nothing will be heard any more.
+    /// The socket has failed; no more news will come.
     broken: bool,
 }
 
-/// What has been heard for one subscriber since it last asked.
+/// News for one subscriber since its last [`Subscription::take`].
 #[derive(Debug, Default, PartialEq, Eq)]
 struct News {
     any: bool,
     answered: Vec<Request>,
 }
 
-/// What a subscriber gets to know.
+/// What a subscriber learns.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// Nothing about its devices.
+pub(super) enum Update {
+    /// No news about its devices.
     Nothing,
-    /// Something about its devices, or something that nobody understood. These requests have been dealt with.
+    /// There was a message about its devices, or messages were lost. udev has processed these
+    /// requests.
     News(Vec<Request>),
-    /// Nothing, now or later.
+    /// No news now or ever again.
     Broken,
 }
 
-/// Somebody who waits for news of devices. Dropping it ends that.
+/// A subscription to messages about devices. Dropping it ends the subscription.
 pub(super) struct Subscription {
     shared: Arc<Shared>,
     number: u64,
@@ -65,10 +67,10 @@ pub(super) struct Subscription {
 }
 
 impl Listener {
-    /// Begins to listen. What udev says of the devices from now on will be told.
+    /// Subscribes to udev's messages about these devices from now on.
     ///
     /// # Errors
-    /// When the kernel gives no socket.
+    /// If the kernel cannot provide a socket.
     pub(super) fn subscribe(&self, devices: Vec<DeviceNumber>) -> io::Result<Subscription> {
         let shared = {
             let mut known = self.shared.lock();
@@ -90,12 +92,12 @@ impl Listener {
 }
 
 impl Subscription {
-    /// Readable when there is something to hear. All subscriptions have the same one.
+    /// Becomes readable when there are messages to read. All subscriptions share it.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.shared.socket.as_fd()
     }
 
-    /// Reads all that udev has said, for all subscribers.
+    /// Reads all pending messages of udev, for all subscribers.
     pub(super) fn hear(&self) {
         let mut monitor = self.shared.monitor.lock();
         loop {
@@ -110,7 +112,7 @@ impl Subscription {
                     return;
                 }
                 Err(fault) => {
-                    warn!("cannot read what udev says: {fault}");
+                    warn!("cannot read udev events: {fault}");
                     heard.broken = true;
                     return;
                 }
@@ -118,8 +120,8 @@ impl Subscription {
         }
     }
 
-    /// What has been heard since this was last asked. Asks nobody else.
-    pub(super) fn take(&self) -> Told {
+    /// The news since the last call. Does not read from the socket.
+    pub(super) fn take(&self) -> Update {
         self.shared.heard.lock().take(self.number)
     }
 }
@@ -162,17 +164,17 @@ impl Heard {
         }
     }
 
-    /// Has everybody look, since what was lost may have been for anybody.
+    /// Makes every subscriber check, because any of them may have lost a message.
     fn wake_all(&mut self) {
         self.subscribers.values_mut().for_each(|news| news.any = true);
     }
 
-    fn take(&mut self, number: u64) -> Told {
+    fn take(&mut self, number: u64) -> Update {
         if self.broken {
-            return Told::Broken;
+            return Update::Broken;
         }
         let news = self.subscribers.get_mut(&number).map(std::mem::take).unwrap_or_default();
-        if news.any { Told::News(news.answered) } else { Told::Nothing }
+        if news.any { Update::News(news.answered) } else { Update::Nothing }
     }
 }
 
@@ -192,7 +194,8 @@ mod tests {
         Message { action: None, node: None, number: Some(number), device: None, request, unlinked: None }
     }
 
-    /// Found in review: each announcement opened a socket of its own, and whoever waited polled as many as creations waited.
+    /// Found in review: each announcement used to open its own socket, and each waiter polled as
+    /// many sockets as creations were waiting.
     #[test]
     fn all_listen_to_one_socket_while_anybody_does() {
         let listener = Listener::default();
@@ -201,12 +204,12 @@ mod tests {
         assert!(all.iter().all(|one| one.fd().as_raw_fd() == first));
         let shared = Arc::downgrade(&all[0].shared);
         all[0].hear();
-        assert_eq!(all[0].take(), Told::Nothing);
+        assert_eq!(all[0].take(), Update::Nothing);
         let one = all.into_iter().next_back();
-        assert!(shared.upgrade().is_some(), "one still listens");
+        assert!(shared.upgrade().is_some(), "the socket closed although one still listens");
         drop(one);
-        assert!(shared.upgrade().is_none(), "nobody listens, so nothing is left open");
-        assert_eq!(listener.subscribe(Vec::new()).unwrap().take(), Told::Nothing);
+        assert!(shared.upgrade().is_none(), "the socket stays open although nobody listens");
+        assert_eq!(listener.subscribe(Vec::new()).unwrap().take(), Update::Nothing);
     }
 
     #[test]
@@ -216,17 +219,17 @@ mod tests {
         let other = heard.subscribe(&[device(2)]);
         heard.take_in(message(device(1), Some("a")));
         heard.take_in(message(device(3), Some("b")));
-        assert_eq!(heard.take(other), Told::Nothing);
-        let Told::News(requests) = heard.take(one) else { panic!("it is about its device") };
+        assert_eq!(heard.take(other), Update::Nothing);
+        let Update::News(requests) = heard.take(one) else { panic!("no news about its device") };
         assert_eq!(requests.iter().map(|request| request.uuid.as_str()).collect::<Vec<_>>(), ["a"]);
-        assert_eq!(heard.take(one), Told::Nothing, "it has been told");
+        assert_eq!(heard.take(one), Update::Nothing, "the news came twice");
         heard.take_in(message(device(2), None));
-        assert_eq!([heard.take(one), heard.take(other)], [Told::News(vec![]), Told::News(vec![])]);
+        assert_eq!([heard.take(one), heard.take(other)], [Update::News(vec![]), Update::News(vec![])]);
         heard.wake_all();
-        assert_eq!(heard.take(one), Told::News(vec![]), "what was lost may have been for it");
+        assert_eq!(heard.take(one), Update::News(vec![]), "no wake-up after lost messages");
         heard.unsubscribe(one, &[device(1), device(2)]);
         heard.take_in(message(device(2), None));
-        assert_eq!(heard.take(other), Told::News(vec![]));
+        assert_eq!(heard.take(other), Update::News(vec![]));
         heard.unsubscribe(other, &[device(2)]);
         assert!(heard.by_device.is_empty() && heard.subscribers.is_empty());
     }
@@ -236,6 +239,6 @@ mod tests {
         let mut heard = Heard::default();
         let one = heard.subscribe(&[device(1)]);
         heard.broken = true;
-        assert_eq!(heard.take(one), Told::Broken);
+        assert_eq!(heard.take(one), Update::Broken);
     }
 }

@@ -229,7 +229,9 @@ mod tests {
         time::Duration,
     };
 
-    use super::{PidFile, PidFileError, take_over};
+    use rustix::process::Pid;
+
+    use super::{PidFile, PidFileError, runs, take_over};
 
     fn path() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -325,6 +327,11 @@ mod tests {
     fn a_holder_that_stays_is_named() {
         let (_directory, path) = path();
         let mut child = holder(&path, "", "trap '' INT; echo ready; exec sleep 1000");
+        // The shell has printed "ready" and is about to become `sleep`.
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        while !runs(pid, "sleep").unwrap() {
+            std::thread::yield_now();
+        }
         let error = take_over(&path, "sleep", Duration::ZERO).unwrap_err();
         let PidFileError::Stays { holder, .. } = &error else { panic!("{error:?}") };
         assert_eq!(*holder, child.id().to_string());

@@ -90,7 +90,7 @@ fn servers_and_tpm_fail_as_planned() {
     let tpm = encrypt(&sim, "tpm2", json!({"pcr_ids": "7"})).unwrap();
     assert_eq!(protected(&tpm)["clevis"]["tpm2"]["pcr_ids"], "7");
     for (trouble, word) in
-        [(Trouble::Down, "reached"), (Trouble::Silent, "does not answer"), (Trouble::Nonsense, "understood")]
+        [(Trouble::Down, "cannot reach"), (Trouble::Silent, "does not answer"), (Trouble::Nonsense, "malformed")]
     {
         sim.set_tang(URL, Some(trouble));
         let (action, with, what) = refusal(sim.clevis_decrypt(&tang));
