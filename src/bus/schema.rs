@@ -100,7 +100,7 @@ pub enum Emits {
 /// What a reply is filled with when there is no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filler {
-    /// [`Value::filler`].
+    /// [`Value::filler`](crate::bus::wire::Value::filler).
     Plain,
     /// The same with a UUID of zeros for the text: `(false, "000…")`.
     Zeros,

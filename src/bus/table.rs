@@ -2,7 +2,7 @@
 //! dispatch, GetAll, GetManagedObjects, introspection, change signals and the bus policy.
 //!
 //! A member that changed its shape has neighbouring rows with different revision spans. A new revision is
-//! [`LAST_REVISION`] and the rows that differ. Facts: `docs/spec/dbus/dbus-api.md` §2, §3, §5.
+//! [`LAST_REVISION`](super::schema::LAST_REVISION) and the rows that differ. Facts: `docs/spec/dbus/dbus-api.md` §2, §3, §5.
 //! Knows no connection, no object paths and nothing of how an operation is carried out.
 
 use std::{ops::RangeInclusive, panic::AssertUnwindSafe};
