@@ -25,7 +25,7 @@ use crate::{
         error::{Error, Result},
         ties::{Doubt, Ties},
     },
-    platform::DeviceNumber,
+    platform::{BlockDevice, DeviceNumber},
     view,
 };
 
@@ -176,8 +176,10 @@ impl Registry {
     }
 
     /// Replaces everything known of stopped pools by the findings of a scan that began at `since`. Pools that started or
-    /// stopped since then and devices of running pools keep what is known, which is newer.
-    pub fn replace(&mut self, seen: Vec<Seen>, since: Moment) {
+    /// stopped since then and devices of running pools keep what is known, which is newer. Devices that are there and could
+    /// not be read stay known.
+    pub fn replace(&mut self, mut seen: Vec<Seen>, unread: &[BlockDevice], since: Moment) {
+        seen.extend(unread.iter().flat_map(|device| self.known_of(device)));
         let (generations, members) = (&self.generations, &self.members);
         let is_old = |pool: PoolUuid| !generations.has_advanced(pool, since);
         let mut found: BTreeMap<PoolUuid, Vec<Seen>> = BTreeMap::new();
@@ -276,6 +278,17 @@ impl Registry {
                 pool
             })
         })
+    }
+
+    /// Whether this device is known, of a pool that does not run or beside one that does.
+    pub fn knows(&self, device: &BlockDevice) -> bool {
+        !self.known_of(device).is_empty()
+    }
+
+    fn known_of(&self, device: &BlockDevice) -> Vec<Seen> {
+        let entries = self.entries.at(&device.path).into_iter().filter_map(|pool| self.entries.get(pool));
+        let sets = entries.flat_map(|entry| [Some(&entry.set), entry.running.as_ref().map(|running| &running.beside)]);
+        sets.flatten().flat_map(|set| set.known_of(device)).collect()
     }
 
     /// The paths of all devices of pools that do not run, and of those beside pools that do.

@@ -10,7 +10,10 @@ use stratisd::{
         metadata::MetadataVersion,
         ops::{self, CacheTier, Secret, Stopped, Unlock},
     },
-    platform::sim::{Call, Sim},
+    platform::{
+        DeviceAction, DeviceEvent, Platform,
+        sim::{Call, Sim},
+    },
 };
 
 use crate::{
@@ -245,6 +248,63 @@ fn a_start_that_fails_can_be_repeated() {
     bench.sim.add_disk(Path::new("/dev/b"), crate::bench::GIB).unwrap();
     assert!(bench.start_pool("p").unwrap());
     bench.check_nothing_left("after the second try");
+}
+
+/// Found by pairs of faults: a start in which no device of the pool could be read took the pool for one that was never
+/// completed, and forgot it until the next look at its devices.
+#[test]
+fn a_pool_of_which_no_device_can_be_read_is_not_forgotten() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = machine_of(version);
+        bench.stop_pool("p").unwrap();
+        let before = bench.stopped().pools[0].clone();
+        // Each is looked up twice.
+        for disk in ["/dev/a", "/dev/a", "/dev/b", "/dev/b"] {
+            bench.sim.faults().fail_next(Call::FindDevice, disk);
+        }
+        let error = bench.start_pool("p").unwrap_err().sentence();
+        assert_eq!(bench.sim.faults().struck(), 4);
+        assert!(error.contains("Input/output error"), "the error says why: {error}");
+        assert_eq!(reason(&bench), error);
+        let after = bench.stopped().pools[0].clone();
+        assert_eq!((after.name, after.devices), (before.name, before.devices));
+        assert!(bench.start_pool("p").unwrap());
+        bench.check_nothing_left("after the second try");
+    }
+}
+
+/// As above, when everything is read anew and when udev tells of a change.
+#[test]
+fn a_device_that_cannot_be_read_stays_known() {
+    let fail = |bench: &Bench| {
+        bench.sim.faults().clear();
+        // Both copies of each header, however often they are tried.
+        (0..20).for_each(|at| bench.sim.faults().fail_next(Call::Read, ["/dev/a", "/dev/b"][at % 2]));
+    };
+    let mut bench = machine();
+    bench.stop_pool("p").unwrap();
+    let before = bench.stopped().pools.clone();
+    fail(&bench);
+    bench.run(ops::refresh()).unwrap();
+    assert_eq!(bench.stopped().pools, before);
+
+    fail(&bench);
+    for path in ["/dev/a", "/dev/b"] {
+        let device = bench.sim.find_device(Path::new(path)).unwrap();
+        let event =
+            DeviceEvent { action: DeviceAction::Change, path: path.into(), device: Some(device), unlinked: None };
+        bench.run(ops::device_event(event));
+    }
+    assert_eq!(bench.stopped().pools, before);
+    // What has gone is forgotten all the same.
+    bench.sim.pull_disk(Path::new("/dev/a")).unwrap();
+    bench.sim.faults().clear();
+    bench.run(ops::refresh()).unwrap();
+    assert_eq!(bench.stopped().pools[0].devices.len(), 1);
+    bench.sim.add_disk(Path::new("/dev/a"), crate::bench::GIB).unwrap();
+    assert!(bench.start_pool("p").is_err(), "nobody has told of the disk");
+    bench.run(ops::refresh()).unwrap();
+    assert!(bench.start_pool("p").unwrap());
 }
 
 #[test]

@@ -49,8 +49,8 @@ use crate::{
 /// When the devices cannot be listed.
 pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
     let since = engine.registry().moment();
-    let found = look_around(engine)?;
-    engine.registry().replace(found, since);
+    let (found, unread) = look_around(engine)?;
+    engine.registry().replace(found, &unread, since);
     Ok(considerations(engine).into_iter().map(|(_, chain)| chain).collect())
 }
 
@@ -137,7 +137,7 @@ pub fn first_look(engine: &Engine) -> Result<(FirstLook, Vec<Labelled>)> {
     let look = FirstLook(Arc::new(Mutex::new(Reading { unread, seen: BTreeMap::new(), over: false })));
     let chain = |(place, device): (usize, BlockDevice)| {
         let (look, label) = (look.clone(), format!("look at {}", device.path.display()));
-        (label, Next::long(move |engine| look.note(place, identify(engine, device))))
+        (label, Next::long(move |engine| look.note(place, identify(engine, device).seen())))
     };
     let chains = devices.into_iter().enumerate().map(chain).collect();
     Ok((look, chains))
@@ -184,15 +184,42 @@ fn tell_of(pool: PoolUuid, aside: &LeftAside) {
     log::warn!("{} (device {device} of pool {pool}) is left aside: {reason}", path.display());
 }
 
-/// Reads the Stratis areas of all devices that are not those of running pools, or of pools to be.
+/// Reads the Stratis areas of all devices that are not those of running pools, or of pools to be. Gives those that could not
+/// be read besides.
 ///
 /// # Errors
 /// When the devices cannot be listed.
-fn look_around(engine: &Engine) -> Result<Vec<Seen>> {
+fn look_around(engine: &Engine) -> Result<(Vec<Seen>, Vec<BlockDevice>)> {
     let new = devices(engine)?.into_iter().filter(|device| engine.registry().running_member(device.number).is_none());
-    let seen = new.filter_map(|device| identify(engine, device));
+    let (mut seen, mut unread) = (Vec::new(), Vec::new());
+    for device in new {
+        match identify(engine, device.clone()) {
+            Look::Seen(found) => seen.push(found),
+            Look::Nothing => {}
+            Look::Unread => unread.push(device),
+        }
+    }
     // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
-    Ok(seen.filter(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number))).collect())
+    seen.retain(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number)));
+    Ok((seen, unread))
+}
+
+/// What came of a look at a device.
+enum Look {
+    Seen(Seen),
+    /// Nothing of ours is on it.
+    Nothing,
+    /// It could not be read, so what is known of it still stands.
+    Unread,
+}
+
+impl Look {
+    fn seen(self) -> Option<Seen> {
+        match self {
+            Look::Seen(seen) => Some(seen),
+            Look::Nothing | Look::Unread => None,
+        }
+    }
 }
 
 /// What is claimed by whoever initializes the device, or sets its pool up or makes it. Devices that join a running pool in
@@ -204,7 +231,7 @@ fn in_the_making(engine: &Engine, seen: &Seen) -> Option<Key> {
 
 /// Reads the Stratis area of a device, or the container that one lies in. A device that cannot be read is logged and left
 /// alone.
-fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
+fn identify(engine: &Engine, device: BlockDevice) -> Look {
     let look = || match device.class {
         DeviceClass::Stratis => Ok(read(engine, device.clone())?.map(Seen::Area)),
         DeviceClass::Luks => Ok(LuksDevice::read(engine.platform(), &device)?.map(Seen::Container)),
@@ -212,16 +239,16 @@ fn identify(engine: &Engine, device: BlockDevice) -> Option<Seen> {
     };
     let path = device.path.clone();
     // Once more after an error: there may be nobody soon who looks again, and a pool does not start without it.
-    let seen = look().or_else(|_: Error| look()).unwrap_or_else(|error| {
-        log::warn!("{} is left alone: {}", path.display(), error.sentence());
-        None
-    });
-    match seen {
-        Some(Seen::Container(luks_device)) if luks_device.unfinished => {
+    match look().or_else(|_: Error| look()) {
+        Ok(Some(Seen::Container(luks_device))) if luks_device.unfinished => {
             clear_unfinished(engine, &luks_device.device);
-            None
+            Look::Nothing
         }
-        seen => seen,
+        Ok(seen) => seen.map_or(Look::Nothing, Look::Seen),
+        Err(error) => {
+            log::warn!("{} is left alone: {}", path.display(), error.sentence());
+            Look::Unread
+        }
     }
 }
 
@@ -348,16 +375,10 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
 }
 
 /// Goes on when the device of an event has been read.
-fn found_by_event(
-    engine: &Engine,
-    event: DeviceEvent,
-    device: BlockDevice,
-    found: Option<Seen>,
-    since: Moment,
-) -> Next<()> {
+fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look: Look, since: Moment) -> Next<()> {
     let member = engine.registry().running_member(device.number);
-    match (&found, member) {
-        (Some(seen), Some((pool, member))) if (seen.pool(), seen.id()) != (pool, member) => {
+    match (&look, member) {
+        (Look::Seen(seen), Some((pool, member))) if (seen.pool(), seen.id()) != (pool, member) => {
             log::warn!("{} was device {member} of pool {pool} and is another device now", device.path.display());
             engine.registry().lose_member(device.number);
         }
@@ -367,7 +388,12 @@ fn found_by_event(
         _ => {}
     }
     // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
-    let Some(seen) = found else { return gone(engine, &event) };
+    let seen = match look {
+        Look::Seen(seen) => seen,
+        // It is still there.
+        Look::Unread if engine.registry().knows(&device) => return Next::Done(()),
+        Look::Nothing | Look::Unread => return gone(engine, &event),
+    };
     let (pool, id) = (seen.pool(), seen.id());
     if let Some(taken) = in_the_making(engine, &seen) {
         // It is being set up or initialized: what this event means can be told when that is done.

@@ -418,13 +418,16 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
             unread = renew(engine, uuid, &mut set);
             Rollback::new().guard(platform, |undo| {
                 open_devices(engine, &mut set, &unlock, undo)?;
-                discover::end(engine, uuid, &set)?;
+                // A device that cannot be read may say that the others are not left over.
+                if unread.is_none() {
+                    discover::end(engine, uuid, &set)?;
+                }
                 admissible(uuid, &set, cache)
             })
         });
         // A device that cannot be read is missing, and that is why.
         let ready = ready.map_err(|error| match (error, unread) {
-            (Error::DevicesMissing { .. } | Error::Unusable { .. }, Some(unread)) => unread,
+            (Error::DevicesMissing { .. } | Error::Unusable { .. } | Error::NoMetadata(_), Some(unread)) => unread,
             (error, _) => error,
         });
         let (metadata, opened) = match ready {
@@ -474,13 +477,13 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mu
 }
 
 /// Reads the devices anew: much may have happened to them since the pool was stopped. Gives why one could not be read, if one
-/// could not; that one is not in the set any more.
+/// could not; that one is not in the set any more. Each is tried twice, because a cache may be given up without its devices.
 pub(super) fn renew(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) -> Option<Error> {
     let mut seen = Vec::new();
     let mut unread = None;
     for known in set.all() {
         let path = &known.device().path;
-        match reread(engine, &known) {
+        match reread(engine, &known).or_else(|_| reread(engine, &known)) {
             Ok(now) if now.is_empty() => log::warn!("{} is not a device of the pool any more", path.display()),
             Ok(now) => seen.extend(now),
             Err(error) => {

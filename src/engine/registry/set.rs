@@ -294,6 +294,12 @@ impl DeviceSet {
         self.seen.values().flat_map(each).collect()
     }
 
+    /// What is known of this device.
+    pub fn known_of(&self, device: &BlockDevice) -> Vec<Seen> {
+        let is_meant = |known: &BlockDevice| (device.number, &device.path) == (known.number, &known.path);
+        self.clone().everything().into_iter().filter(|seen| is_meant(seen.device())).collect()
+    }
+
     /// The block devices, and what is in containers that are open.
     pub fn numbers(&self) -> impl Iterator<Item = DeviceNumber> {
         let areas = self.devices.values().map(|found| found.device.number);

@@ -158,7 +158,8 @@ fn act(registry: &mut Registry, found: &[Found], moments: &mut Vec<Moment>, rand
         _ => {
             let since = moments.choose(random).copied().unwrap_or(registry.moment());
             let seen = found.iter().filter(|_| random.random_bool(0.7)).cloned().map(Seen::Area).collect();
-            registry.replace(seen, since);
+            let unread: Vec<_> = random.random_bool(0.3).then(|| one.device.clone()).into_iter().collect();
+            registry.replace(seen, &unread, since);
         }
     }
     moments.push(registry.moment());
