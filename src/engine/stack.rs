@@ -387,7 +387,8 @@ impl Stack {
         }
         let mut held = Vec::new();
         for role in [Role::ThinPool, Role::Mdv] {
-            if platform.dm_find(&self.name(role))?.is_some() {
+            // One whose making was cut short has no table: there is nothing to hold, and the kernel does not resume it.
+            if platform.dm_find(&self.name(role))?.is_some_and(|found| !found.table.is_empty()) {
                 held.push(self.name(role));
             }
         }

@@ -145,6 +145,11 @@ impl State {
             && self.running.iter().all(|(name, pool)| is_between(name, pool))
     }
 
+    /// Whether no pool runs.
+    pub fn runs_nothing(&self) -> bool {
+        self.running.is_empty()
+    }
+
     /// Whether a work on the data of a pool is not done.
     pub fn is_at_work(&self) -> bool {
         self.running.values().any(|pool| pool.work.is_some())

@@ -1,12 +1,15 @@
 //! Encrypted pools come and go: by each mechanism, with wrong and missing keys, after a restart of the daemon and of the machine.
 
 use stratisd::{
-    engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
-    platform::{Platform, sim::Trouble},
+    engine::{Error, dm_names::Role, encryption::UnlockMethod, metadata::MetadataVersion, ops, request::PoolRef},
+    platform::{
+        Platform,
+        sim::{Sim, Trouble},
+    },
 };
 
 use crate::{
-    bench::Bench,
+    bench::{Bench, name},
     keys::{by_key, by_tang, create, machine, secret, set_key, shown, start, unset_key},
 };
 
@@ -161,4 +164,47 @@ fn a_look_at_everything_anew_finds_the_volume_key() {
         assert!(bench.pool("p").unwrap().volume_key_loaded, "{by}");
         bench.check_nothing_left(by);
     }
+}
+
+/// Found by kills at every step: the daemon was killed while it made the thin pool of a pool without its cache. A start with the
+/// cache moved the pool to the cache, and held the thin pool still that had no table yet: the kernel does not resume such a device.
+#[test]
+fn a_start_without_the_cache_that_was_cut_short_can_become_one_with_it() {
+    let stopped = || {
+        let mut bench = Bench::start(Sim::builder().record().build());
+        set_key(&mut bench, "k", "secret of k");
+        create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
+        bench.create_filesystems("p", &["f"]).unwrap();
+        bench.mark("p", "f", 7);
+        bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap();
+        let thin_pool = Role::ThinPool.name(bench.id("p"));
+        bench.stop_pool("p").unwrap();
+        (bench, thin_pool)
+    };
+    let start_without = |bench: &mut Bench| {
+        let which = PoolRef::Name(name("p"));
+        bench.run(ops::start_pool(which, ops::Unlock::any(), ops::CacheTier::Drop)).map(drop)
+    };
+    let (mut bench, thin_pool) = stopped();
+    let first = bench.sim.steps();
+    start_without(&mut bench).unwrap();
+    let steps = bench.sim.trace().into_iter().enumerate().skip(usize::try_from(first).unwrap());
+    let making: Vec<usize> = steps.filter(|(_, step)| step.subject.contains(&thin_pool)).map(|(at, _)| at).collect();
+    assert!(making.len() > 3, "it is created, gets a table and begins to run");
+    let mut bare = 0;
+    for at in making {
+        let (mut bench, thin_pool) = stopped();
+        bench.sim.faults().kill_at(u64::try_from(at).unwrap());
+        start_without(&mut bench).unwrap_err();
+        bench.sim.faults().clear();
+        let mut bench = Bench::start(bench.sim);
+        let found = bench.sim.dm_find(&thin_pool).unwrap();
+        bare += u32::from(found.is_some_and(|found| found.table.is_empty()));
+        let started = start(&mut bench, "p", Some(UnlockMethod::Any), None);
+        assert!(started.unwrap_or_else(|error| panic!("killed at step {at}: {}", error.sentence())));
+        assert!(bench.pool("p").unwrap().has_cache);
+        assert_eq!(mark(&bench), 7);
+        bench.check_nothing_left("with the cache");
+    }
+    assert!(bare > 0, "the thin pool never had no table");
 }
