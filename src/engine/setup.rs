@@ -3,6 +3,7 @@
 //!
 //! A stack that is already up, left by a daemon that ran before, is adopted layer by layer.
 
+mod past_cache;
 mod raise;
 mod thin_pool;
 mod unlock;
@@ -143,7 +144,10 @@ fn lay(
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
 
     let mut pool = Pool::new(uuid, name, version, meta, members, Stack::new(uuid));
-    pool.set_up_without(former_cache);
+    pool.set_up_without(former_cache.clone());
+    if let Some(tier) = &former_cache {
+        past_cache::leave(platform, &mut pool, set, tier)?;
+    }
     note_encryption(platform, &mut pool, encryption);
     let below = pool.shape().backstore().into_iter().filter(|layer| layer.role != Role::Crypt);
     pool.stack.ensure_all(platform, below, undo)?;
