@@ -20,6 +20,8 @@ STATIC      = $(BUILT)/static
 # A debug build suffices for a first look; real disks get the release build.
 RUN_PROFILE ?= $(if $(DISKS),release,debug)
 UDEV_PROGRAMS = stratis-base32-decode stratis-str-cmp
+# Keeps glibc from returning the memory of each simulated machine, and of each large read, to the kernel.
+KEEP_MEMORY = MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=16777216 MALLOC_MMAP_THRESHOLD_=33554432
 # Fails unless a program is statically linked.
 is_static   = ldd $(STATIC)/$(1) 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || \
                   { echo "$(STATIC)/$(1) is not statically linked; \`make build\` links it so" >&2; exit 1; }
@@ -100,10 +102,10 @@ crash-states: build-for-machine ## five hundred states of lost, reordered and to
 	CRASH_CUTS=500 tests/machine/tests --built $(TARGET_DIR)/debug --scenario crash-states --seconds 7200
 
 crash-points: ## a thousand kills, power cuts and faults of each re-encryption job, simulated (half an hour)
-	CRASH_POINTS=1000 $(CARGO) test --locked --release --test crash online -- --nocapture
+	CRASH_POINTS=1000 $(KEEP_MEMORY) $(CARGO) test --locked --release --test crash online -- --nocapture
 
 crash-pairs: ## pairs of faults in every operation that commits, a thousand for each, simulated (half an hour); PAIR_SEED=number for other pairs
-	PAIRS=$(or $(PAIRS),1000) $(CARGO) test --locked --release --test crash pairs -- --nocapture
+	PAIRS=$(or $(PAIRS),1000) $(KEEP_MEMORY) $(CARGO) test --locked --release --test crash pairs -- --nocapture
 
 # FILES is a pattern in which `*` matches slashes too.
 mutants: ## mutation tests of the engine, the bus and threads; SAMPLE=number SEED=number, FILES='src/engine/plan/*', ALL=1 (hours)
