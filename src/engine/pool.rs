@@ -649,16 +649,22 @@ impl Pool {
             .ok_or_else(|| Error::ThinStatus { pool: self.name.clone(), status: text.chars().take(80).collect() })
     }
 
-    /// Reads anew how full the thin pool and the filesystems are, for clients. `known` is the thin pool's status if it has just
-    /// been read; gives it as it is now, if it can be told.
-    pub(super) fn refresh(&mut self, platform: &dyn Platform, known: Option<PoolStatus>) -> Option<PoolStatus> {
-        for filesystem in self.filesystems.values() {
+    /// Reads anew how full some of the filesystems are, for clients; those that are gone are left out.
+    pub(super) fn refresh_filesystems(&mut self, platform: &dyn Platform, which: impl IntoIterator<Item = FsUuid>) {
+        for filesystem in which.into_iter().filter_map(|id| self.filesystems.get(&id)) {
             let shown = filesystem.view(self.thin_usage(platform, filesystem));
             if self.shown.filesystems.get(&shown.uuid).is_none_or(|known| **known != shown) {
                 self.shown.filesystems.insert(shown.uuid, Arc::new(shown));
                 self.changed = true;
             }
         }
+    }
+
+    /// Reads anew how full the thin pool and the filesystems are, for clients. `known` is the thin pool's status if it has just
+    /// been read; gives it as it is now, if it can be told.
+    pub(super) fn refresh(&mut self, platform: &dyn Platform, known: Option<PoolStatus>) -> Option<PoolStatus> {
+        let all: Vec<FsUuid> = self.filesystems.keys().copied().collect();
+        self.refresh_filesystems(platform, all);
         self.refresh_thin_pool(platform, known)
     }
 

@@ -130,6 +130,20 @@ fn an_xfs_that_cannot_be_extended_is_tried_again_and_keeps_no_other_back() {
     assert_eq!(sizes(&bench, "f"), (2, 2, 2), "completed, not extended once more");
 }
 
+/// The kernel may report success and change nothing; only what it says of the XFS afterwards counts.
+#[test]
+fn an_extension_that_changes_nothing_does_not_count_as_done() {
+    let mut bench = machine();
+    use_space(&bench, &["f", "g"]);
+    bench.sim.faults().idle_growth("/mnt/f");
+    let error = check(&mut bench).unwrap_err();
+    assert!(matches!(&error, Error::NotExtended { mount_point } if mount_point == Path::new("/mnt/f")), "{error:?}");
+    assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(2, 2, 1), (2, 2, 2)]);
+    assert_eq!(bench.pool("p").unwrap().restriction, None);
+    check(&mut bench).unwrap();
+    assert_eq!(sizes(&bench, "f"), (2, 2, 2), "completed, not extended once more");
+}
+
 #[test]
 fn one_that_cannot_be_looked_at_keeps_no_other_back() {
     let mut bench = machine();

@@ -41,10 +41,14 @@ fn a_pool_in_use_is_encrypted_and_decrypted() {
     assert_eq!(shown(&bench, "p").keys, [(0, "k".to_owned())]);
     bench.check_nothing_left("encrypted");
     assert!(!encrypt(&mut bench), "it is so already");
+    bench.check_pools();
+    assert_eq!(bench.pool("p").unwrap(), pool, "the sizes are those after the change");
     bench.create_filesystems("p", &["h"]).unwrap();
     assert!(bench.run(ops::decrypt_pool(bench.id("p"))).unwrap());
     assert_eq!(marks(&bench), [7, 9]);
     let pool = bench.pool("p").unwrap();
+    bench.check_pools();
+    assert_eq!(bench.pool("p").unwrap(), pool, "the sizes are those after the change");
     assert!(pool.encryption.is_none() && !pool.volume_key_loaded && pool.work.is_none());
     bench.check_nothing_left("decrypted");
     assert!(!bench.run(ops::decrypt_pool(bench.id("p"))).unwrap());

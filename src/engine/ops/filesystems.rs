@@ -337,7 +337,10 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         let links = super::announce(engine, pool, unborn.iter().map(|new| &new.filesystem));
         let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
         let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
+        // What was under way to the origin of a snapshot has been written out while it was held still.
+        let origins: Vec<FsUuid> = unborn.iter().filter_map(|new| new.filesystem.record.origin).collect();
         unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
+        pool.refresh_filesystems(platform, origins);
         let status = pool.refresh_thin_pool(platform, None);
         // Without one to watch the mark is that of the others.
         if !watched.is_empty() {

@@ -224,22 +224,34 @@ fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
     Next::Together(
         parts,
         Box::new(move |_, results| {
-            let mut failed = Ok(());
+            let (mut failed, mut grown) = (Ok(()), Vec::new());
             for (Extended { id, claim, .. }, result) in extended.into_iter().zip(results) {
-                let grown = match result.map(|any| any.downcast::<Result<()>>()) {
+                let result = match result.map(|any| any.downcast::<Result<()>>()) {
                     Some(Ok(result)) => *result,
                     _ => Err(Error::Panicked),
                 };
                 // Its device has the new size; the next check tries again.
-                if let Err(error) = grown {
+                if let Err(error) = result {
                     log::warn!("the XFS of filesystem {id} of pool {uuid} was not extended: {}", error.sentence());
                     failed = failed.and(Err(error));
                 }
-                drop(claim);
+                grown.push((id, claim));
             }
-            Next::Done(failed)
+            show_use(uuid, grown).map(move |()| failed)
         }),
     )
+}
+
+/// Shows what the extension of XFS has written: each has more allocation groups, and each group a header.
+fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Next<()> {
+    Next::write(uuid, move |engine, granted| {
+        if let Ok(pool) = super::writable(granted, uuid) {
+            pool.refresh_filesystems(engine.platform(), grown.iter().map(|(id, _)| *id));
+            pool.refresh_thin_pool(engine.platform(), None);
+        }
+        drop(grown);
+        Next::Done(())
+    })
 }
 
 /// Sets or removes a filesystem's size limit. `false`: that is what it has.

@@ -296,6 +296,8 @@ struct State {
     struck: u64,
     /// Programs that will do nothing and exit with status 0.
     idle: Vec<Program>,
+    /// Extensions of XFS that will end so, by a text in the mount point.
+    idle_growths: Vec<String>,
     /// From this step on the process is dead.
     ends_at: Option<u64>,
     /// From this step on, changes of anything whose name contains the text fail.
@@ -460,6 +462,13 @@ impl Control {
         at.map(|at| state.idle.swap_remove(at)).is_some()
     }
 
+    /// Whether the extension of the XFS mounted here is to do nothing.
+    pub(super) fn is_idle_growth(&self, at: &str) -> bool {
+        let mut state = self.state.lock();
+        let found = state.idle_growths.iter().position(|idle| at.contains(idle));
+        found.map(|found| state.idle_growths.swap_remove(found)).is_some()
+    }
+
     pub(super) fn steps(&self) -> u64 {
         self.state.lock().steps
     }
@@ -563,6 +572,11 @@ impl Faults<'_> {
         self.0.0.control.state.lock().idle.push(program);
     }
 
+    /// Lets the next extension of an XFS that is mounted at such a path end without an error and change nothing.
+    pub fn idle_growth(&self, at: &str) {
+        self.0.0.control.state.lock().idle_growths.push(at.to_owned());
+    }
+
     /// Cuts power at the start of the next step of a kind whose subject contains `subject`.
     pub fn cut_power_at_next(&self, call: Call, subject: &str) {
         self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
@@ -577,6 +591,7 @@ impl Faults<'_> {
         state.plans.clear();
         state.kinds.clear();
         state.idle.clear();
+        state.idle_growths.clear();
         state.ends_at = None;
         state.breaks = None;
     }

@@ -270,8 +270,17 @@ impl Sim {
         }
         let sector = Superblock { blocks, ..superblock }.encode();
         let subject = number.to_string();
+        let (old, new) = (superblock.blocks * xfs::BLOCK, blocks * xfs::BLOCK);
         self.step(Call::GrowWrite, &subject, || {
-            self.wait_for_io(|machine| machine.write_at(number, 0, &sector, Patience::Wait), failed)
+            self.wait_for_io(
+                |machine| {
+                    for group in xfs::added_groups(old, new) {
+                        machine.write_at(number, group, &sector, Patience::Wait)?;
+                    }
+                    machine.write_at(number, 0, &sector, Patience::Wait)
+                },
+                failed,
+            )
         })?;
         let logged =
             self.step(Call::GrowWrite, &subject, || self.wait_for_io(|machine| machine.write_log(number), failed));

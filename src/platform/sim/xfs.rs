@@ -70,6 +70,14 @@ pub(super) fn groups(size: u64) -> u64 {
     }
 }
 
+/// Where the allocation groups begin that an extension adds. They are as large as those that are there.
+pub(super) fn added_groups(old: u64, new: u64) -> impl Iterator<Item = u64> {
+    let group = (old / groups(old) / BLOCK * BLOCK).max(BYTES_MIN / 8);
+    let first = old.div_ceil(group);
+    let groups = usize::try_from(GROUPS_MAX).unwrap_or(usize::MAX);
+    (first..new.div_ceil(group)).map(move |index| index * group).filter(move |at| at + 512 <= new).take(groups)
+}
+
 /// Smallest size that mkfs.xfs accepts.
 pub(super) const BYTES_MIN: u64 = 300 << 20;
 
@@ -94,6 +102,9 @@ impl Superblock {
         sector[4..8].copy_from_slice(&(BLOCK as u32).to_be_bytes());
         sector[8..16].copy_from_slice(&self.blocks.to_be_bytes());
         sector[32..48].copy_from_slice(&self.uuid);
+        let size = self.blocks.saturating_mul(BLOCK);
+        sector[88..92].copy_from_slice(&(groups(size) as u32).to_be_bytes());
+        sector[96..100].copy_from_slice(&((log_bytes(size) / BLOCK) as u32).to_be_bytes());
         // In the part of the sector that XFS does not use.
         sector[400..416].copy_from_slice(&self.key);
         sector[416] = u8::from(self.dirty);
