@@ -25,6 +25,7 @@ mod stack;
 mod take_down;
 mod thin_check;
 mod thin_devices;
+mod thin_growth;
 pub mod thin_status;
 mod ties;
 mod undo;

@@ -5,13 +5,21 @@
 //! 1. the snapshot's thin device is brought up under the origin's name. Nothing durable has happened; if it fails, both
 //!    filesystems are set up as they are, and the order stands until the next set-up;
 //! 2. an entry in the journal, which decides;
-//! 3. the records, the identity in the XFS, the origin's old thin device. Each can be repeated. What cannot be done now is
+//! 3. the records, the origin's old thin device, the identity in the XFS. Each can be repeated. What cannot be done now is
 //!    done at the next set-up, as the journal says; the pool runs with the outcome meanwhile.
+//!
+//! The identity is written to blocks that the snapshot may share, so it takes space. No check gives a pool space that is not in the table
+//! yet, and a write that waits for it would wait for a minute. So the thin pool is given space before any revert, and the
+//! old thin device gives back its own before the identity is written. If that is still not enough, the XFS keeps the
+//! snapshot's UUID until the next set-up. Nothing else has it, since the snapshot is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    base::ids::{FsUuid, PoolUuid},
+    base::{
+        ids::{FsUuid, PoolUuid},
+        units::DataBlocks,
+    },
     engine::{
         dm_names::Role,
         error::{Error, Result},
@@ -145,10 +153,21 @@ pub(super) fn finish(
     apply(records, revert);
     // One failure is not yet a reason to leave it to the next set-up.
     let finished = settle(platform, pool, revert, undo).or_else(|_| settle(platform, pool, revert, undo));
-    if let Err(error) = finished {
-        let what = error.sentence();
-        let reason = format!("a revert could not be completed ({what}); the next start of the pool completes it");
-        pool.restrict(Availability::NoRequests, reason);
+    match finished {
+        Ok(Settled::Wholly) => {}
+        Ok(Settled::LacksSpace { needed, free }) => log::warn!(
+            "pool {}: filesystem {} keeps the XFS UUID of the snapshot that has replaced it: writing its own may take {} data \
+             blocks, and the thin pool has {} free; add a data device, then stop and start the pool",
+            pool.name(),
+            revert.origin,
+            needed.0,
+            free.0
+        ),
+        Err(error) => {
+            let what = error.sentence();
+            let reason = format!("a revert could not be completed ({what}); the next start of the pool completes it");
+            pool.restrict(Availability::NoRequests, reason);
+        }
     }
 }
 
@@ -187,7 +206,15 @@ fn decide(
     Ok(Ok(()))
 }
 
-fn settle(platform: &dyn Platform, pool: &Pool, revert: &Revert, undo: &mut Rollback) -> Result<()> {
+/// How far a revert has come that has been decided.
+enum Settled {
+    /// To its end.
+    Wholly,
+    /// All is done but the identity in the XFS. The entry of the journal stays.
+    LacksSpace { needed: DataBlocks, free: DataBlocks },
+}
+
+fn settle(platform: &dyn Platform, pool: &mut Pool, revert: &Revert, undo: &mut Rollback) -> Result<Settled> {
     let uuid = pool.uuid();
     let mdv = Mdv::new(platform, uuid);
     let mut records = mdv.records(&mdv.journal()?)?;
@@ -195,27 +222,37 @@ fn settle(platform: &dyn Platform, pool: &Pool, revert: &Revert, undo: &mut Roll
         // The origin first: at no moment is the snapshot's thin device in no record.
         changed.iter().try_for_each(|record| mdv.save(record))?;
         mdv.remove(revert.snapshot)?;
-        identify(platform, pool, &records, revert, undo)?;
         delete_replaced(platform, uuid, &records, revert)?;
+        if let lacking @ Settled::LacksSpace { .. } = identify(platform, pool, &records, revert, undo)? {
+            return Ok(lacking);
+        }
     }
-    Ok(mdv.end(&Journal::Revert(*revert))?)
+    mdv.end(&Journal::Revert(*revert))?;
+    Ok(Settled::Wholly)
 }
 
-/// Writes the origin's UUID into the XFS that was the snapshot's.
+/// Writes the origin's UUID into the XFS that was the snapshot's, if the thin pool has the space.
 fn identify(
     platform: &dyn Platform,
-    pool: &Pool,
+    pool: &mut Pool,
     records: &[FilesystemRecord],
     revert: &Revert,
     undo: &mut Rollback,
-) -> Result<()> {
-    let Some(record) = records.iter().find(|record| record.uuid == revert.origin) else { return Ok(()) };
+) -> Result<Settled> {
+    let Some(record) = records.iter().find(|record| record.uuid == revert.origin) else { return Ok(Settled::Wholly) };
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
     let table = thin_devices::thin_table(thin_pool, record.thin_id, record.size);
     let device = pool.thin_name(revert.origin);
     // Up already, unless a power cut came between.
     stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
-    xfs::identify(platform, &device, revert.origin, false)
+    let needed = xfs::blocks_to_identify(platform, &platform.dm_node(&device), revert.origin)?;
+    let status = pool.thin_pool_status(platform)?;
+    let free = status.data_total.saturating_sub(status.data_used);
+    if free < needed {
+        return Ok(Settled::LacksSpace { needed, free });
+    }
+    xfs::identify(platform, &device, revert.origin, false)?;
+    Ok(Settled::Wholly)
 }
 
 fn delete_replaced(

@@ -42,7 +42,7 @@ use crate::{
         request::{Access, Granted, Mode, Next, Part},
         revert,
         stack::{Stack, ensure_device},
-        thin_devices,
+        thin_devices, thin_growth,
         thin_status::PoolStatus,
         undo::{Rollback, When},
         xfs,
@@ -169,6 +169,11 @@ fn lay(
     let journal = mdv.journal()?;
     let mut records = mdv.records(&journal)?;
     bring_up_thin_pool(platform, &mut pool, undo)?;
+    let reverts = journal.iter().any(|entry| matches!(entry, Journal::Revert(_)));
+    if reverts || !revert::plan(&records).0.is_empty() {
+        // What a revert writes must not wait for space that only a check of a pool in the table would find.
+        thin_growth::give_space(platform, &mut pool, &records)?;
+    }
     work_off_journal(platform, &mut pool, &journal, &mut records, undo);
     revert::carry_out(platform, &mut pool, &mut records, undo)?;
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(uuid))?;

@@ -10,10 +10,11 @@ use std::path::Path;
 use crate::{
     base::{
         ids::FsUuid,
-        units::{Bytes, Sectors},
+        units::{Bytes, DataBlocks, Sectors},
     },
     engine::{
         error::{Error, Result},
+        metadata::xfs_parts,
         plan::sizes,
         undo::mended,
     },
@@ -106,6 +107,22 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     let unmounted = mended(unmount, || drop(unmount()));
     mounted.and(unmounted)?;
     write_uuid()
+}
+
+/// Data blocks of the thin pool that [`identify`] may take of a device whose blocks are shared: `xfs_db` clears the log and
+/// writes the header of each allocation group. None if the XFS has the UUID already. What a replay of the log writes is
+/// not known before.
+///
+/// # Errors
+/// When the device cannot be read.
+pub(super) fn blocks_to_identify(platform: &dyn Platform, node: &Path, id: FsUuid) -> platform::Result<DataBlocks> {
+    if identity(platform, node)? == Some(uuid::Uuid::from_bytes(*id.as_bytes())) {
+        return Ok(DataBlocks(0));
+    }
+    let Some(parts) = xfs_parts(&platform.read(node, 0, SUPERBLOCK_BYTES)?) else { return Ok(DataBlocks(0)) };
+    // The log need not begin where a block does.
+    let log = parts.log.sectors().map_or(0, |log| log.0.div_ceil(sizes::DATA_BLOCK.0)).saturating_add(1);
+    Ok(DataBlocks(log.saturating_add(u64::from(parts.groups))))
 }
 
 /// Where the XFS of a filesystem is mounted to have its log replayed.

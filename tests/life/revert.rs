@@ -4,16 +4,18 @@
 use std::path::Path;
 
 use stratisd::{
-    base::units::Sectors,
+    base::{ids::FsUuid, units::Sectors},
     engine::{
-        Error, Result, dm_names,
+        Error, Result,
+        dm_names::{self, Role},
         metadata::{FilesystemRecord, MetadataVersion},
         ops::{self, Generation},
+        thin_status::PoolStatus,
     },
-    platform::{Platform, sim::Sim},
+    platform::{Platform, WriteStep, sim::Sim},
 };
 
-use crate::bench::{Bench, name};
+use crate::bench::{Bench, GIB, name};
 
 /// Pool p with filesystem f, its snapshots s and r, and t, a snapshot of s. Each has its own content.
 fn machine(version: MetadataVersion) -> Bench {
@@ -277,4 +279,76 @@ fn metadata_is_told_as_text() {
     };
     assert_eq!(created(&mut bench, Generation::Written), 7);
     assert_ne!(created(&mut bench, Generation::Current), 7);
+}
+
+/// A pool with unallocated space, or none, of which every block of the thin pool is in use and nobody has checked it since. The
+/// snapshot s of f is to replace it.
+fn full(version: MetadataVersion, disk: Sectors) -> Bench {
+    let sim = Sim::builder().disk("/dev/small", disk).disk("/dev/large", Sectors(100 * GIB.0)).build();
+    let mut bench = Bench::start(sim);
+    bench.create_pool_of(version, "p", &["/dev/small"]).unwrap();
+    bench.create_filesystems("p", &["f"]).unwrap();
+    let filler = ops::NewFilesystem { name: name("filler"), size: Some(Sectors(100 * GIB.0)), size_limit: None };
+    bench.run(ops::create_filesystems(bench.id("p"), vec![filler])).unwrap();
+    bench.mark("p", "f", 1);
+    snapshot(&mut bench, "f", "s");
+    // A second snapshot shares with the first what that one would otherwise have for itself.
+    snapshot(&mut bench, "s", "t");
+    schedule(&mut bench, "s", true).unwrap();
+    let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "filler"));
+    let free = |bench: &Bench| {
+        let status = status(bench);
+        status.data_total.0 - status.data_used.0
+    };
+    let mut block = 100;
+    while free(&bench) > 0 {
+        bench.sim.write(&node, &[WriteStep::At(block << 20, &[9; 512]), WriteStep::Flush]).unwrap();
+        block += 1;
+    }
+    bench
+}
+
+fn status(bench: &Bench) -> PoolStatus {
+    let text = bench.sim.dm_status(&Role::ThinPool.name(bench.id("p"))).unwrap().remove(0);
+    PoolStatus::parse(&text).unwrap()
+}
+
+/// The write of the XFS UUID waited for space that no check could give to a pool which was not in the table yet: for 60 s, and
+/// then the pool was restricted.
+#[test]
+fn a_full_pool_gets_space_before_a_revert() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = full(version, Sectors(200 * GIB.0));
+        let before = status(&bench);
+        assert!(!before.errors_if_no_space, "writes wait");
+        stop_and_start(&mut bench);
+        assert!(status(&bench).data_total > before.data_total);
+        let pool = bench.pool("p").unwrap();
+        assert_eq!((pool.restriction.as_deref(), pool.filesystems.len()), (None, 3));
+        bench.check_nothing_left("after the revert");
+        assert_eq!(bench.mark_of(pool.uuid, bench.filesystem("p", "f")), 1);
+    }
+}
+
+/// With nothing to give, the revert is done but for the XFS UUID, which follows when there is space.
+#[test]
+fn a_revert_without_space_leaves_the_identity_to_the_next_start() {
+    for version in [MetadataVersion::V1, MetadataVersion::V2] {
+        let mut bench = full(version, Sectors(2 * GIB.0));
+        let (snapshot, f) = (bench.filesystem("p", "s"), bench.filesystem("p", "f"));
+        stop_and_start(&mut bench);
+        let pool = bench.pool("p").unwrap();
+        assert_eq!((pool.restriction.as_deref(), pool.filesystems.len()), (None, 3));
+        let identity = |bench: &Bench| bench.sim.xfs_uuid(&bench.thin_node(bench.id("p"), f)).map(FsUuid::from);
+        assert_eq!(identity(&bench), Some(snapshot), "{version:?}");
+        assert_eq!(bench.mark_of(pool.uuid, f), 1);
+        // Also without space it is a filesystem as any other, and the start after a power cut finds it so.
+        let mut bench = bench.reboot();
+        assert_eq!(identity(&bench), Some(snapshot));
+        assert_eq!(bench.pool("p").unwrap().restriction, None);
+        bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
+        stop_and_start(&mut bench);
+        assert_eq!(identity(&bench), Some(f));
+        bench.check_nothing_left("after a start with space");
+    }
 }

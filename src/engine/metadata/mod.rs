@@ -20,7 +20,7 @@ pub use self::{
     journal::{Journal, Pending, Revert},
     mda::{Layout, Mda},
     pool::PoolMetadata,
-    xfs::xfs_size,
+    xfs::{XfsParts, xfs_parts, xfs_size},
 };
 use crate::base::units::{Bytes, Sectors};
 

@@ -1,4 +1,4 @@
-//! What an XFS says of its own size, in the first sector of its device. Knows nothing else of XFS.
+//! What an XFS says of its own size and of its parts, in the first sector of its device. Knows nothing else of XFS.
 
 use crate::base::units::{Bytes, Sectors};
 
@@ -15,10 +15,27 @@ pub fn xfs_size(sector: &[u8]) -> Option<Sectors> {
     is_possible.then(|| Bytes(u128::from(block) * u128::from(blocks)).sectors()).flatten()
 }
 
+/// What `xfs_db` overwrites when it writes the UUID of an XFS: the log, and the header of each allocation group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XfsParts {
+    /// Size of the log; zero if it lies on another device.
+    pub log: Bytes,
+    /// How many allocation groups there are.
+    pub groups: u32,
+}
+
+/// The parts of the XFS on a device, from the device's first sector; `None` if there is no XFS.
+pub fn xfs_parts(sector: &[u8]) -> Option<XfsParts> {
+    xfs_size(sector)?;
+    let number = |at: usize| Some(u32::from_be_bytes(sector.get(at..at + 4)?.try_into().ok()?));
+    let log = u128::from(number(96)?) * u128::from(number(4)?);
+    Some(XfsParts { log: Bytes(log), groups: number(88)? })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::xfs_size;
-    use crate::base::units::Sectors;
+    use super::{XfsParts, xfs_parts, xfs_size};
+    use crate::base::units::{Bytes, Sectors};
 
     fn superblock(magic: &[u8], block: u32, blocks: u64) -> Vec<u8> {
         [magic, &block.to_be_bytes(), &blocks.to_be_bytes(), &[0; 496]].concat()
@@ -28,6 +45,16 @@ mod tests {
     fn the_size_of_an_xfs_is_read() {
         assert_eq!(xfs_size(&superblock(b"XFSB", 4096, 131_072)), Some(Sectors(1_048_576)));
         assert_eq!(xfs_size(&superblock(b"XFSB", 512, 3)), Some(Sectors(3)));
+    }
+
+    #[test]
+    fn the_parts_of_an_xfs_are_read() {
+        let mut sector = superblock(b"XFSB", 4096, 131_072);
+        sector[88..92].copy_from_slice(&8u32.to_be_bytes());
+        sector[96..100].copy_from_slice(&16_384u32.to_be_bytes());
+        assert_eq!(xfs_parts(&sector), Some(XfsParts { log: Bytes(64 << 20), groups: 8 }));
+        assert_eq!(xfs_parts(&superblock(b"XFSA", 4096, 131_072)), None);
+        assert_eq!(xfs_parts(&sector[..99]), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
         bda::Choose,
         error::{Error, Result},
         layout,
-        ops::check::{and_use, facts, follow_or_back},
+        ops::check::and_use,
         plan::{
             growth::{self, Exhausted},
             sizes,
@@ -15,6 +15,7 @@ use crate::{
         pool::Pool,
         request::{Access, Mode, Next},
         thin_devices::thin_metadata_size,
+        thin_growth::{facts, follow_or_back},
     },
     platform::Platform,
 };

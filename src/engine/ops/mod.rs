@@ -45,6 +45,8 @@ pub use crate::engine::setup::CacheTier;
 /// A passphrase, and what setting it did.
 pub use crate::platform::keyring::{KeyChange, Secret};
 
+pub(super) use links::AwaitedLinks;
+
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use crate::{

@@ -35,11 +35,12 @@ use crate::{
         error::{Error, Result},
         metadata::MetadataVersion,
         ops::{
-            check::{and_use, follow},
+            check::and_use,
             encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
         request::{Access, Mode, Next, Wait},
+        thin_growth::follow,
         undo::{Rollback, When, mended},
         volume_keys,
     },

@@ -1,0 +1,156 @@
+//! The growth of a thin pool: recorded, and put in place. When a thin pool grows, and by how much, is planned elsewhere
+//! (`engine/plan/growth.rs`); the order of record and tables, and why it survives a power cut, is told where pools are checked
+//! (`engine/ops/check.rs`).
+
+use crate::{
+    base::units::Sectors,
+    engine::{
+        bda::Choose,
+        error::{Error, Result},
+        metadata::{FilesystemRecord, PoolMetadata},
+        plan::growth::{self, Fill, Growth},
+        pool::Pool,
+        stack::Layer,
+        thin_status::PoolStatus,
+        undo::Rollback,
+    },
+    platform::Platform,
+};
+
+/// Gives the thin pool of a pool that is being set up what space it lacks, as far as there is something to give. `records` are
+/// those of its filesystems, which are not set up yet. Whoever needs the space looks whether it is there, so a failure is logged only.
+///
+/// # Errors
+/// When it is not known what is on record.
+pub fn give_space(platform: &dyn Platform, pool: &mut Pool, records: &[FilesystemRecord]) -> Result<()> {
+    if pool.check_changes().is_err() {
+        return Ok(());
+    }
+    match grow_at_set_up(platform, pool, records) {
+        Err(error) if error.is_unsure() => Err(error),
+        Err(error) => {
+            log::warn!("pool {}: its thin pool is not given space at its set-up: {}", pool.name(), error.sentence());
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn grow_at_set_up(platform: &dyn Platform, pool: &mut Pool, records: &[FilesystemRecord]) -> Result<()> {
+    let status = pool.thin_pool_status(platform)?;
+    if status.is_damaged() {
+        return Ok(());
+    }
+    let filesystems = records.iter().map(|record| record.size).fold(Sectors::ZERO, Sectors::saturating_add);
+    let facts = growth::Pool { filesystems, ..facts(pool, None, Some(fill(&status))) };
+    carry_out(platform, pool, &growth::pool(&facts)).map(drop)
+}
+
+/// How full a thin pool is that says this.
+pub fn fill(status: &PoolStatus) -> Fill {
+    Fill {
+        metadata_free: status.metadata_total.saturating_sub(status.metadata_used),
+        metadata_low_water: status.metadata_low_water,
+        data_free: status.data_total.saturating_sub(status.data_used),
+    }
+}
+
+/// What the plan of growth follows from.
+pub fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) -> growth::Pool {
+    growth::Pool {
+        usable: pool.usable_size(),
+        available: pool.growable(),
+        metadata: pool.thin_metadata(),
+        metadata_needed,
+        fs_limit: pool.fs_limit(),
+        fill,
+        overprovisioning: pool.overprovisioning(),
+        filesystems: pool.filesystems_size(),
+        metadata_exhausted: pool.metadata_exhausted,
+        writes_fail: pool.meta.thinpool_dev.errors_if_no_space(),
+    }
+}
+
+/// Records what is planned and puts it in place. `false`: nothing is to be changed.
+pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<bool> {
+    let writes_fail = pool.meta.thinpool_dev.errors_if_no_space();
+    if (plan.metadata, plan.data, plan.writes_fail) == (Sectors::ZERO, Sectors::ZERO, writes_fail) {
+        return Ok(false);
+    }
+    let available = pool.growable();
+    if pool.refused == Some((*plan, available)) {
+        return Ok(false);
+    }
+    let former = pool.meta.clone();
+    let (version, headers) = (pool.version(), pool.headers_as_found());
+    let extended = pool.change(platform, Choose::Some(platform.random()), |meta| {
+        meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, plan.data)?;
+        meta.thinpool_dev.set_errors_if_no_space(plan.writes_fail);
+        Ok(())
+    });
+    match extended {
+        // Nothing more can be handed out, so writes must fail when that is full, as on devices without space.
+        Err(full @ Error::RecordFull { .. }) if !writes_fail => {
+            pool.change(platform, Choose::Some(platform.random()), |meta| {
+                meta.thinpool_dev.set_errors_if_no_space(true);
+                Ok(())
+            })?;
+            follow(platform, pool)?;
+            return Err(full);
+        }
+        extended => extended?,
+    }
+    if plan.writes_fail && !writes_fail {
+        log::warn!("pool {} has handed out all its space; writes fail when that is full", pool.name());
+    }
+    for (what, more) in [("metadata", plan.metadata), ("data", plan.data)] {
+        if more > Sectors::ZERO {
+            log::info!("pool {}: its thin pool gets {} more for {what}", pool.name(), more.readable());
+        }
+    }
+    follow_or_back(platform, pool, former).inspect_err(|error| {
+        pool.refused = error.is_refusal().then_some((*plan, available));
+    })?;
+    Ok(true)
+}
+
+/// As [`follow`], after a growth of the former state. A growth that the kernel refuses for good is taken back, as long as it has
+/// not seen any of it: otherwise no growth would be possible any more.
+///
+/// # Errors
+/// When the kernel refuses a table.
+pub fn follow_or_back(platform: &dyn Platform, pool: &mut Pool, former: PoolMetadata) -> Result<()> {
+    let refused = match follow(platform, pool) {
+        Err(refused) if refused.is_refusal() => refused,
+        followed => return followed,
+    };
+    let is_former = |layer: &Layer| pool.stack.is_as(platform, layer).unwrap_or(false);
+    if !pool.shape_of(&former).layers().iter().all(is_former) {
+        return Err(refused);
+    }
+    log::error!("pool {} cannot grow, since the kernel refuses its table: {}", pool.name(), refused.sentence());
+    pool.is_behind = false;
+    Err(pool.take_back(platform, former, refused))
+}
+
+/// Puts the tables in place that the record asks for.
+///
+/// # Errors
+/// When the kernel refuses one; the next check tries again.
+pub fn follow(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    let layers = pool.shape().layers();
+    // What was put in place before an error stays: it is what the record asks for.
+    let mut nothing_to_undo = Rollback::new();
+    let followed = pool.stack.ensure_all(platform, layers, &mut nothing_to_undo);
+    nothing_to_undo.forget();
+    pool.is_behind = followed.is_err();
+    followed
+}
+
+/// As [`follow`], where what was asked for is done with the record; an error is logged.
+pub fn follow_or_later(platform: &dyn Platform, pool: &mut Pool) {
+    if let Err(error) = follow(platform, pool) {
+        let what = error.sentence();
+        log::warn!("pool {}: tables are put in place at the next check, since it failed now: {what}", pool.name());
+    }
+}
