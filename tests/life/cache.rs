@@ -5,7 +5,11 @@ use std::path::Path;
 use stratisd::{
     base::{ids::DevUuid, units::Sectors},
     engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops},
-    platform::{DeviceClass, DeviceNumber, Platform, dm::Target, sim::Sim},
+    platform::{
+        DeviceClass, DeviceNumber, Platform,
+        dm::Target,
+        sim::{Call, Sim},
+    },
     view::Tier,
 };
 
@@ -140,4 +144,54 @@ fn what_cannot_be_a_cache_is_refused_and_left_as_it_was() {
     let error = add(&mut bench, &["/dev/huge"]).unwrap_err();
     assert!(matches!(error, Error::Size(_)), "{error:?}");
     check_cached(&bench, 1);
+}
+
+/// The kernel refused the larger cache at each check, and the record named devices that no table could use.
+#[test]
+fn an_extension_that_the_kernel_refuses_is_taken_back() {
+    for version in VERSIONS {
+        for (call, role) in [(Call::DmLoad, Role::CacheSub), (Call::DmLoad, Role::Cache), (Call::DmResume, Role::Cache)]
+        {
+            let at = format!("{version:?}: {call:?} of {role:?}");
+            let mut bench = machine(version);
+            init(&mut bench, &["/dev/fast"]).unwrap();
+            let (before, blocks) = (bench.pool("p").unwrap(), length(&bench, Role::CacheSub));
+            bench.sim.faults().refuse_next(call, &role.name(before.uuid));
+            let error = add(&mut bench, &["/dev/faster"]).unwrap_err();
+            assert!(error.is_refusal(), "{at}: {error:?}");
+            assert_eq!(bench.pool("p").unwrap(), before, "{at}");
+            assert_eq!(length(&bench, Role::CacheSub), blocks, "{at}");
+            let class = bench.sim.find_device(Path::new("/dev/faster")).unwrap().class;
+            assert_eq!(class, DeviceClass::Unowned, "{at}");
+            bench.check_pools();
+            check_cached(&bench, 1);
+            let mut bench = bench.reboot();
+            check_cached(&bench, 1);
+            assert_eq!(add(&mut bench, &["/dev/faster"]).unwrap().len(), 1, "{at}");
+            check_cached(&bench, 2);
+        }
+    }
+}
+
+/// Then the devices stay in the pool, as its record says, and the next check uses them.
+#[test]
+fn an_extension_that_can_be_neither_used_nor_taken_back_is_completed_by_the_check() {
+    let prepare = || {
+        let mut bench = machine_on(Sim::builder().record().build(), MetadataVersion::V2);
+        init(&mut bench, &["/dev/fast"]).unwrap();
+        let refused = Role::Cache.name(bench.id("p"));
+        bench.sim.faults().refuse_next(Call::DmLoad, &refused);
+        bench
+    };
+    let mut bench = prepare();
+    add(&mut bench, &["/dev/faster"]).unwrap_err();
+    let cache = Role::CacheSub.name(bench.id("p"));
+    let put_back =
+        bench.sim.trace().iter().rposition(|step| step.call == Call::DmLoad && step.subject == cache).unwrap();
+    let mut bench = prepare();
+    bench.sim.faults().fail_at(u64::try_from(put_back).unwrap());
+    assert_eq!(add(&mut bench, &["/dev/faster"]).unwrap().len(), 1);
+    bench.check_pools();
+    check_cached(&bench, 2);
+    check_cached(&bench.reboot(), 2);
 }

@@ -122,12 +122,57 @@ fn put_in_place(
 /// Adds admitted devices to the pool's cache.
 ///
 /// # Errors
-/// When the cache would be too large, or they cannot be recorded.
+/// When the cache would be too large, they cannot be recorded, or the kernel refuses the cache with them. It has the
+/// cache that it had then, and so has the record; if that could not be recorded, the error says so ([`Error::is_unsure`]).
 pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.add_cache_devices(devices))?;
     // On record first: a cache must not remember blocks that no record gives to it.
-    let without = pool.on_record();
+    let (former, without) = (pool.meta.clone(), pool.on_record());
     pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
-    follow_or_later(platform, pool);
-    Ok(())
+    let mut nothing_to_undo = Rollback::new();
+    let below = pool.shape().backstore();
+    let extended = pool.stack.ensure_all(platform, below, &mut nothing_to_undo);
+    nothing_to_undo.forget();
+    match extended {
+        Err(refused) if refused.is_refusal() => back_to(platform, pool, former, refused),
+        // Also what lies above is put in place, and what was not now is at the next check.
+        _ => {
+            follow_or_later(platform, pool);
+            Ok(())
+        }
+    }
+}
+
+/// Goes back to the cache of the former record, because the kernel refuses a larger one for good. The cache is written through,
+/// so nothing is lost with blocks that it may have begun to use.
+///
+/// # Errors
+/// `refused`, when the former record holds again.
+fn back_to(platform: &dyn Platform, pool: &mut Pool, former: PoolMetadata, refused: Error) -> Result<()> {
+    let roles = [Role::CacheMeta, Role::CacheSub, Role::Cache];
+    let layers = pool.shape_of(&former).backstore().into_iter().filter(|layer| roles.contains(&layer.role));
+    let put_back = layers.into_iter().try_for_each(|layer| {
+        // The cache looks at the sizes of its devices only when it is given a table.
+        match layer.role != Role::Cache && pool.stack.is_as(platform, &layer)? {
+            true => Ok(()),
+            false => pool.stack.put(platform, &layer),
+        }
+    });
+    // Whatever stands in the tables, the next check has a look at it.
+    pool.is_behind = true;
+    if let Err(error) = put_back {
+        let (refused, what) = (refused.sentence(), error.sentence());
+        log::error!(
+            "the cache of pool {} could not be made larger ({refused}), and neither as it was before ({what}); the devices stay in \
+             the pool, and each check tries to use them",
+            pool.name()
+        );
+        return Ok(());
+    }
+    log::error!(
+        "the cache of pool {} is not made larger, since the kernel refuses it: {}",
+        pool.name(),
+        refused.sentence()
+    );
+    Err(pool.take_back(platform, former, refused))
 }
