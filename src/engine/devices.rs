@@ -40,7 +40,7 @@ impl Candidate {
     pub fn format_luks(
         mut self,
         platform: &dyn Platform,
-        format: &LuksFormat<'_>,
+        format: &LuksFormat,
         undo: &mut Rollback,
     ) -> Result<Candidate> {
         // Who makes the container opens the device exclusively in turn, and refuses one that is in use.

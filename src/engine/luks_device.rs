@@ -177,18 +177,18 @@ fn mark_unfinished(platform: &dyn Platform, device: &Path) -> Result<()> {
 }
 
 /// What containers of one pool are made alike in.
-pub struct LuksFormat<'a> {
+pub struct LuksFormat {
     /// The pool.
     pub pool: PoolUuid,
     /// Its name.
-    pub name: &'a str,
+    pub name: String,
     /// What is to open them.
-    pub bindings: &'a [Assigned],
+    pub bindings: Vec<Assigned>,
     /// Size of their encryption sectors; `None`: what suits each device.
     pub sector_size: Option<u32>,
 }
 
-impl LuksFormat<'_> {
+impl LuksFormat {
     /// Makes a container on a device, and opens it.
     ///
     /// # Errors
@@ -200,8 +200,8 @@ impl LuksFormat<'_> {
         geometry: Geometry,
         undo: &mut Rollback,
     ) -> Result<(LuksDevice, BlockDevice)> {
-        let prepared = Prepared::new(platform, self.bindings)?;
-        let token = StratisToken::new(self.pool, DevUuid::from_random(platform.random()), self.name);
+        let prepared = Prepared::new(platform, &self.bindings)?;
+        let token = StratisToken::new(self.pool, DevUuid::from_random(platform.random()), &self.name);
         let path = device.path.clone();
         undo.push(When::Unused, format!("wipe {}", path.display()), move |platform| {
             containers::wipe(platform, &path, Sectors::ZERO, LAYOUT_V1.data_offset)

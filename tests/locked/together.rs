@@ -1,19 +1,27 @@
 //! Changes of what opens a pool beside others that rely on it: in every order that a seed gives, the outcome is that of one after
 //! the other.
 
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
 use stratisd::{
     engine::{
         self,
         encryption::{BindRequest, Kind, RebindRequest, SlotRequest, UnlockMethod},
-        metadata::MetadataVersion,
-        ops,
-        request::Next,
+        metadata::{IntegritySpec, MetadataVersion},
+        ops::{self, NewPool},
+        request::{Access, Granted, Next},
     },
-    platform::Platform,
+    platform::{
+        DeviceClass, Platform,
+        sim::{Call, LuksCall},
+    },
 };
 
 use crate::{
-    bench::Bench,
+    bench::{Bench, name},
     keys::{by_key, by_tang, create, key, machine, set_key, shown, start, tang},
     scheduler::Scheduler,
 };
@@ -104,4 +112,72 @@ fn devices_that_join_are_bound_as_the_others_are_in_the_end() {
             bench.check_nothing_left(&at);
         }
     }
+}
+
+/// Runs a chain of which the parts that may run side by side have a thread each.
+fn run_at_once<T>(bench: &mut Bench, mut next: Next<T>) -> T {
+    loop {
+        next = match next {
+            Next::Done(value) => return value,
+            Next::Act(_, step) | Next::Long(step) => step(&bench.engine),
+            Next::Together(parts, join) => {
+                let engine = &bench.engine;
+                let results = std::thread::scope(|scope| {
+                    let threads: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| part(engine))).collect();
+                    threads.into_iter().map(|thread| thread.join().ok()).collect()
+                });
+                join(engine, results)
+            }
+            Next::Under(Access::Table(_), step) => step(&bench.engine, Granted::Table(&mut bench.pools)),
+            Next::Under(Access::Pool(which, _), step) => {
+                let pool = bench.pools.resolve(&which).and_then(|pool| bench.pools.0.get_mut(&pool));
+                step(&bench.engine, pool.map_or(Granted::NoPool, Granted::Write))
+            }
+            Next::Parked(..) | Next::Linked(..) => panic!("nothing else is under way"),
+        };
+    }
+}
+
+/// Each was made when the one before had been: a second or more of key derivation for each of two hundred devices.
+#[test]
+fn containers_of_devices_are_made_side_by_side() {
+    const HANG: Duration = Duration::from_secs(60);
+    let mut bench = machine();
+    let sim = bench.sim.clone();
+    let meet = |bench: &mut Bench, count: usize, act: &dyn Fn(&mut Bench)| {
+        let gate = sim.delay(Call::Luks(LuksCall::Format), "");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let met = gate.wait_for(count, HANG);
+                gate.open();
+                assert!(met, "fewer than {count} are made at once");
+            });
+            act(bench);
+        });
+    };
+    meet(&mut bench, 3, &|bench| {
+        let new = NewPool {
+            name: name("p"),
+            devices: ["/dev/a", "/dev/b", "/dev/c"].map(PathBuf::from).to_vec(),
+            integrity: IntegritySpec::default(),
+            version: MetadataVersion::V1,
+            bindings: vec![by_key(Some(1), "k")],
+        };
+        assert!(run_at_once(bench, ops::create_pool(new)).unwrap().is_some());
+    });
+    meet(&mut bench, 2, &|bench| {
+        let more = ["/dev/d", "/dev/e"].map(PathBuf::from).to_vec();
+        let added = run_at_once(bench, ops::add_data_devices(bench.id("p"), more)).unwrap();
+        assert_eq!(added.len(), 2);
+    });
+    bench.check_nothing_left("with five devices");
+    // One that cannot be made takes the others with it.
+    bench.sim.faults().fail_next(Call::Luks(LuksCall::Format), "/dev/g");
+    let more = ["/dev/f", "/dev/g", "/dev/h"].map(PathBuf::from).to_vec();
+    bench.run(ops::add_data_devices(bench.id("p"), more)).unwrap_err();
+    for device in ["/dev/f", "/dev/g", "/dev/h"] {
+        let class = bench.sim.find_device(Path::new(device)).unwrap().class;
+        assert_eq!(class, DeviceClass::Unowned, "{device}");
+    }
+    bench.check_nothing_left("after a failure");
 }

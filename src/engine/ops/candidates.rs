@@ -1,4 +1,5 @@
-//! Whether a device may be initialized for a pool (`docs/spec/engine/storage-stack.md` §12).
+//! Devices that are to be initialized for a pool: whether they may be (`docs/spec/engine/storage-stack.md` §12), and the
+//! containers that are made on them.
 
 use std::{path::Path, sync::Arc};
 
@@ -9,8 +10,11 @@ use crate::{
         bda::{Bda, Repair},
         devices::Candidate,
         error::{Error, Result},
+        luks_device::LuksFormat,
         metadata::{HeaderFlags, PoolMetadata},
         plan::sizes::DEVICE_MIN,
+        request::{Next, Part},
+        undo::Rollback,
     },
     platform::{BlockDevice, DeviceClass},
 };
@@ -89,4 +93,46 @@ fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
 fn is_condemned(bda: &Bda, json: &[u8]) -> bool {
     let metadata = PoolMetadata::parse(json, bda.header().version).ok();
     metadata.zip(bda.last_update()).is_some_and(|(metadata, stamp)| metadata.is_condemned(stamp))
+}
+
+/// Makes a container on each device, side by side: keys are derived for each, and Clevis may be asked. How many processes derive
+/// keys at once is bounded by their memory, on the platform. Gives what is in the containers, with what takes them away again.
+pub(super) fn format_each_luks(
+    format: LuksFormat,
+    candidates: Vec<Candidate>,
+) -> Next<Result<(Vec<Candidate>, Rollback)>> {
+    let format = Arc::new(format);
+    let part = |candidate: Candidate| -> Part {
+        let format = Arc::clone(&format);
+        Box::new(move |engine| {
+            let platform = engine.platform();
+            let make = |undo: &mut Rollback| candidate.format_luks(platform, &format, undo);
+            Box::new(engine.check_ending().and_then(|()| Rollback::new().guard(platform, make)))
+        })
+    };
+    let parts = candidates.into_iter().map(part).collect();
+    Next::Together(
+        parts,
+        Box::new(|engine, results| {
+            let (mut inside, mut undo, mut failed) = (Vec::new(), Rollback::new(), Vec::new());
+            for result in results {
+                match result.map(|any| any.downcast::<Result<(Candidate, Rollback)>>()) {
+                    Some(Ok(made)) => match *made {
+                        Ok((candidate, others)) => {
+                            inside.push(candidate);
+                            undo.append(others);
+                        }
+                        Err(error) => failed.push(error),
+                    },
+                    _ => failed.push(Error::Panicked),
+                }
+            }
+            // The first, but for one that could not be taken back.
+            let worst = failed.into_iter().reduce(|a, b| if b.leaves() > a.leaves() { b } else { a });
+            Next::Done(match worst {
+                None => Ok((inside, undo)),
+                Some(cause) => Err(undo.run(engine.platform(), cause)),
+            })
+        }),
+    )
 }

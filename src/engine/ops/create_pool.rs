@@ -139,36 +139,59 @@ fn build(
     let Ok(making) = engine.claims().claim([Key::Pool(uuid)]) else {
         return Next::Done(Err(Error::PoolNameTaken(new.name)));
     };
-    let made = examine(engine, found).and_then(|candidates| Ok((candidates, prepared()?)));
-    let made = made.and_then(|(candidates, prepared)| {
-        Rollback::new().guard(platform, |undo| {
-            let candidates = match new.version {
-                MetadataVersion::V1 if !assigned.is_empty() => {
-                    let format =
-                        LuksFormat { pool: uuid, name: new.name.as_str(), bindings: assigned, sector_size: None };
-                    let formatted =
-                        candidates.into_iter().map(|candidate| candidate.format_luks(platform, &format, undo));
-                    formatted.collect::<Result<_>>()?
-                }
-                _ => candidates,
-            };
+    let examined = examine(engine, found).and_then(|candidates| Ok((candidates, prepared()?)));
+    let (candidates, prepared) = match examined {
+        Ok(examined) => examined,
+        Err(error) => return Next::Done(Err(error)),
+    };
+    let making = Making { uuid, new, prepared, claim, making };
+    if making.new.version == MetadataVersion::V2 || assigned.is_empty() {
+        return making.complete(engine, candidates, Rollback::new());
+    }
+    let name = making.new.name.as_str().to_owned();
+    let format = LuksFormat { pool: uuid, name, bindings: assigned.to_vec(), sector_size: None };
+    candidates::format_each_luks(format, candidates).then(move |formatted| {
+        Next::act(move |engine| match formatted {
+            Ok((inside, undo)) => making.complete(engine, inside, undo),
+            Err(error) => Next::Done(Err(error)),
+        })
+    })
+}
+
+/// A pool that is being made.
+struct Making {
+    uuid: PoolUuid,
+    new: NewPool,
+    prepared: Option<Prepared>,
+    /// On its name and devices.
+    claim: Claim,
+    /// On the pool.
+    making: Claim,
+}
+
+impl Making {
+    /// Makes the pool on devices that may lie in containers, and puts it into the table. `undo` takes the containers away again.
+    fn complete(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Next<Result<Option<Created>>> {
+        let platform = engine.platform();
+        let Making { uuid, new, prepared, claim, making } = self;
+        let made = undo.guard(platform, |undo| {
             let mut pool = assemble(platform, uuid, &new, candidates, prepared.as_ref(), undo)?;
             // From here on the pool exists on disk, and nothing fails; but a panic would leave it up with nobody to know of it.
             pool.confirm_members(platform);
             pool.refresh(platform, None);
             Ok(pool)
+        });
+        let (pool, undo) = match made {
+            Ok(made) => made,
+            Err(error) => return Next::Done(Err(error)),
+        };
+        undo.forget();
+        let created = (pool.uuid(), pool.meta.data_devices().collect());
+        setup::insert(pool, claim).map(move |inserted| {
+            drop(making);
+            inserted.map(|()| Some(created))
         })
-    });
-    let (pool, undo) = match made {
-        Ok(made) => made,
-        Err(error) => return Next::Done(Err(error)),
-    };
-    undo.forget();
-    let created = (pool.uuid(), pool.meta.data_devices().collect());
-    setup::insert(pool, claim).map(move |inserted| {
-        drop(making);
-        inserted.map(|()| Some(created))
-    })
+    }
 }
 
 fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {

@@ -99,28 +99,30 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
                 Ok(found) if found.is_empty() => Next::Done(Ok(Vec::new())),
                 Ok(found) => {
                     let rules = SectorRules::of(pool, purpose);
-                    let (version, mut meta) = (pool.version(), pool.meta.clone());
+                    let (version, meta) = (pool.version(), pool.meta.clone());
                     let parameters = match LuksParameters::of(pool, purpose) {
                         Ok(parameters) => parameters,
                         Err(error) => return Next::Done(Err(error)),
                     };
                     Next::act(move |engine| {
-                        let platform = engine.platform();
                         let examined = engine.check_ending().and_then(|()| examine(engine, uuid, found, &rules));
-                        let made = examined.and_then(|candidates| {
-                            Rollback::new().guard(platform, |undo| {
-                                let candidates = match &parameters {
-                                    Some(parameters) => parameters.format(platform, uuid, candidates, undo)?,
-                                    None => candidates,
-                                };
-                                let planned = devices::plan(platform, uuid, version, candidates);
-                                // Only to see whether they have room for what is needed of them, before they are written.
-                                purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
-                                devices::initialize(platform, planned, undo)
-                            })
+                        let ready = examined.and_then(|candidates| {
+                            let format = parameters
+                                .map(|parameters| parameters.luks_format(engine.platform(), uuid))
+                                .transpose()?;
+                            Ok((candidates, format))
                         });
-                        match made {
-                            Ok((initialized, undo)) => take_in(uuid, initialized, purpose, undo, claim),
+                        let joining = Joining { uuid, version, meta, purpose, claim };
+                        match ready {
+                            Ok((candidates, None)) => joining.initialize(engine, candidates, Rollback::new()),
+                            Ok((candidates, Some(format))) => {
+                                candidates::format_each_luks(format, candidates).then(move |formatted| {
+                                    Next::act(move |engine| match formatted {
+                                        Ok((inside, undo)) => joining.initialize(engine, inside, undo),
+                                        Err(error) => Next::Done(Err(error)),
+                                    })
+                                })
+                            }
                             Err(error) => Next::Done(Err(error)),
                         }
                     })
@@ -129,6 +131,34 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
             }
         })
     })
+}
+
+/// Devices that join a pool, as far as the request has come.
+struct Joining {
+    uuid: PoolUuid,
+    version: MetadataVersion,
+    /// The metadata of the pool.
+    meta: PoolMetadata,
+    purpose: Purpose,
+    claim: Claim,
+}
+
+impl Joining {
+    /// Initializes the devices, which may lie in containers, and has them taken in. `undo` takes the containers away again.
+    fn initialize(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Next<Result<Vec<DevUuid>>> {
+        let platform = engine.platform();
+        let Joining { uuid, version, mut meta, purpose, claim } = self;
+        let made = undo.guard(platform, |undo| {
+            let planned = devices::plan(platform, uuid, version, candidates);
+            // Only to see whether they have room for what is needed of them, before they are written.
+            purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
+            devices::initialize(platform, planned, undo)
+        });
+        match made {
+            Ok((initialized, undo)) => take_in(uuid, initialized, purpose, undo, claim),
+            Err(error) => Next::Done(Err(error)),
+        }
+    }
 }
 
 /// How devices that join a version 1 pool which is encrypted are encrypted alike.
@@ -160,21 +190,15 @@ impl LuksParameters {
         }))
     }
 
-    fn format(
-        &self,
-        platform: &dyn Platform,
-        pool: PoolUuid,
-        candidates: Vec<Candidate>,
-        undo: &mut Rollback,
-    ) -> Result<Vec<Candidate>> {
-        if let Some(LuksDevice { device, bindings, .. }) = &self.proof {
+    /// What they are made in, if all that is to open them opens the proof.
+    fn luks_format(self, platform: &dyn Platform, pool: PoolUuid) -> Result<LuksFormat> {
+        let LuksParameters { name, bindings, sector_size, proof } = self;
+        if let Some(LuksDevice { device, bindings, .. }) = &proof {
             for binding in bindings.iter() {
                 containers::open(platform, &device.path, None, bindings, UnlockMethod::Token(binding.token), None)?;
             }
         }
-        let LuksParameters { name, bindings, sector_size, .. } = self;
-        let format = LuksFormat { pool, name, bindings, sector_size: *sector_size };
-        candidates.into_iter().map(|candidate| candidate.format_luks(platform, &format, undo)).collect()
+        Ok(LuksFormat { pool, name, bindings, sector_size })
     }
 }
 
