@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        base::{ids::PoolUuid, name::Name, units::Sectors},
+        base::{ids::PoolUuid, name::Name, pool_ref::PoolRef, units::Sectors},
         daemon::{
             dispatch::{LIMITS, Workers},
             links::Links,
@@ -200,7 +200,10 @@ mod tests {
     /// A machine with the pools `slow` on eight disks and `quick` on one, both taken down.
     fn machine() -> Sim {
         let names: Vec<String> = (0..8).map(|n| format!("/dev/slow{n}")).collect();
-        let mut builder = Sim::builder().disk("/dev/quick", TEN_GIB);
+        let mut builder = Sim::builder();
+        for name in ["/dev/quick", "/dev/more", "/dev/third"] {
+            builder = builder.disk(name, TEN_GIB);
+        }
         for name in &names {
             builder = builder.disk(name, TEN_GIB);
         }
@@ -251,6 +254,69 @@ mod tests {
         bench.end();
     }
 
+    /// Who asks about a pool that is being set up waits for that, however long it takes, and nobody else does.
+    #[test]
+    fn only_calls_about_a_pool_that_is_being_set_up_wait_for_it() {
+        let sim = machine();
+        let bench = Bench::new(&sim);
+        let (look, devices) = ops::first_look(&bench.engine).unwrap();
+        assert_eq!(bench.start().run(devices, HANG).unwrap(), Waited::All);
+        let pools = look.end(&bench.engine);
+        let [slow, quick] = look_up_each(&bench.engine, ["slow", "quick"]);
+        let gate = sim.delay(Call::DmCreate, &Role::OriginSub.name(slow));
+        assert_eq!(bench.start().run(pools, Duration::ZERO).unwrap(), Waited::Late);
+        bench.wait_for_pools(&["quick"]);
+        assert!(gate.wait_for(1, HANG));
+
+        let (tell, answered) = unbounded();
+        let (unlock, keep) = (ops::Unlock::default, ops::CacheTier::Keep);
+        let by_name = PoolRef::Name(Name::new("slow").unwrap());
+        let about_slow: Vec<Next<bool>> = vec![
+            ops::start_pool(slow.into(), unlock(), keep).map(|started| started.is_ok()),
+            ops::start_pool(by_name, unlock(), keep).map(|started| started.is_ok()),
+            ops::stop_pool(slow.into()).map(|stopped| stopped.is_ok()),
+        ];
+        for chain in about_slow {
+            let tell = tell.clone();
+            let chain = chain.map(move |done| tell.send(done).unwrap());
+            assert_eq!(
+                bench.start().run(vec![("about slow".to_owned(), chain)], Duration::ZERO).unwrap(),
+                Waited::Late
+            );
+        }
+
+        let done = |what: &str, chain: Next<bool>| {
+            let chain = chain.map(|done| assert!(done));
+            assert_eq!(bench.start().run(vec![(what.to_owned(), chain)], HANG).unwrap(), Waited::All, "{what}");
+        };
+        let f = ops::NewFilesystem { name: Name::new("f").unwrap(), size: None, size_limit: None };
+        done("create", ops::create_filesystems(quick, vec![f]).map(|made| made.is_ok_and(|made| made.len() == 1)));
+        let more = vec!["/dev/more".into()];
+        done("add", ops::add_data_devices(quick, more).map(|added| added.is_ok_and(|added| added.len() == 1)));
+        let new = Name::new("renamed").unwrap();
+        done("rename", ops::rename_pool(quick, new).map(|renamed| renamed.is_ok_and(|renamed| renamed)));
+        done("set", ops::set_overprovisioning(quick, true).map(|changed| changed.is_ok()));
+        done("list keys", ops::list_keys().map(|keys| keys.is_ok()));
+        done("stop", ops::stop_pool(quick.into()).map(|stopped| stopped.is_ok()));
+        done("start", ops::start_pool(quick.into(), unlock(), keep).map(|started| started.is_ok_and(|s| s.is_some())));
+        let third = ops::NewPool {
+            name: Name::new("third").unwrap(),
+            devices: vec!["/dev/third".into()],
+            integrity: ops::IntegritySpec::default(),
+            version: ops::MetadataVersion::V2,
+            bindings: Vec::new(),
+        };
+        done("create pool", ops::create_pool(third).map(|made| made.is_ok_and(|made| made.is_some())));
+        assert!(answered.try_recv().is_err(), "the set-up has not come to its end");
+        assert_eq!(ops::being_set_up(&bench.engine), ["slow"]);
+
+        gate.open();
+        for _ in 0..3 {
+            assert!(answered.recv_timeout(HANG).unwrap());
+        }
+        bench.end();
+    }
+
     /// Eight disks that did not answer blocked the reading of all others.
     #[test]
     fn disks_that_hang_delay_no_other_pool() {
@@ -272,7 +338,12 @@ mod tests {
     }
 
     fn look_up(engine: &Engine, name: &str) -> PoolUuid {
+        let [pool] = look_up_each(engine, [name]);
+        pool
+    }
+
+    fn look_up_each<const N: usize>(engine: &Engine, names: [&str; N]) -> [PoolUuid; N] {
         let stopped = engine.take_stopped_change().unwrap();
-        stopped.named(name).next().unwrap()
+        names.map(|name| stopped.named(name).next().unwrap())
     }
 }
