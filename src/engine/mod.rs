@@ -59,6 +59,7 @@ pub struct Engine {
     background: Mutex<Vec<(String, Next<()>)>>,
     /// Links that were missing, and how many looks have found them so.
     links_asked: Mutex<BTreeMap<(PoolUuid, FsUuid), u32>>,
+    links_awaited: Arc<ops::AwaitedLinks>,
     /// The daemon ends.
     ending: AtomicBool,
     /// It does not wait any longer for what takes long.
@@ -74,6 +75,7 @@ impl Engine {
             registry: Mutex::default(),
             background: Mutex::default(),
             links_asked: Mutex::default(),
+            links_awaited: Arc::default(),
             ending: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
         }
@@ -147,6 +149,11 @@ impl Engine {
     /// What is known of pools that do not run. A leaf: nothing is asked of the machine while it is held.
     fn registry(&self) -> MutexGuard<'_, registry::Registry> {
         self.registry.lock()
+    }
+
+    /// Filesystems whose links udev has been asked for and requests wait for.
+    fn links_awaited(&self) -> &Arc<ops::AwaitedLinks> {
+        &self.links_awaited
     }
 
     /// Links that were missing, and how many looks have found them so. A leaf, as the registry.

@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use stratisd::{
-    engine::ops::{self, Depth},
+    engine::{
+        dm_names,
+        ops::{self, Depth, NewFilesystem},
+        request::{Access, Granted, Next},
+    },
     platform::{
         DeviceNumber, Platform, WriteStep,
         sim::{Call, Sim},
@@ -12,7 +16,7 @@ use stratisd::{
 };
 
 use crate::{
-    bench::{Bench, GIB},
+    bench::{Bench, GIB, name},
     disks::{self, reboot},
     witness::listen,
 };
@@ -52,20 +56,75 @@ fn a_check_asks_for_missing_links() {
     assert_eq!(announcements(&bench.sim), before, "links that are there are not asked for");
 }
 
+/// A link that a `change` event had taken away was found by the next check, ten seconds later.
 #[test]
 fn an_event_without_a_link_asks_for_it() {
-    let (mut bench, number) = one_filesystem();
+    let event_of: [fn(&Sim, DeviceNumber); 2] = [Sim::coldplug, Sim::written_and_closed];
+    for happens in event_of {
+        let (mut bench, number) = one_filesystem();
+        let mut events = bench.sim.device_events().unwrap();
+        let mut told = Vec::new();
+        for lost in [false, true] {
+            if lost {
+                bench.sim.drop_link(Path::new("/dev/stratis/p/f"));
+            }
+            happens(&bench.sim, number);
+            let event = events.next().unwrap().unwrap();
+            told.push(event.unlinked.is_some());
+            bench.run(ops::device_event(event));
+        }
+        assert_eq!(told, [false, true]);
+        assert_eq!(link(&bench, "/dev/stratis/p/f"), Some(number));
+    }
+}
+
+/// Runs a chain until it waits for links.
+fn until_it_waits<T>(bench: &mut Bench, mut next: Next<T>) -> Next<T> {
+    loop {
+        next = match next {
+            Next::Done(_) | Next::Linked(..) => return next,
+            Next::Act(_, step) => step(&bench.engine),
+            Next::Together(parts, join) => {
+                let results = parts.into_iter().map(|part| Some(part(&bench.engine))).collect();
+                join(&bench.engine, results)
+            }
+            Next::Under(Access::Pool(which, _), step) => {
+                let pool = bench.pools.resolve(&which).unwrap();
+                step(&bench.engine, Granted::Write(bench.pools.0.get_mut(&pool).unwrap()))
+            }
+            _ => panic!("a step that a creation does not have"),
+        }
+    }
+}
+
+/// A device has events without a link while it is formatted and while udev has not answered yet.
+#[test]
+fn an_event_asks_for_no_link_that_is_awaited() {
+    let (mut bench, _) = one_filesystem();
     let mut events = bench.sim.device_events().unwrap();
-    bench.sim.coldplug(number);
-    bench.sim.drop_link(Path::new("/dev/stratis/p/f"));
-    bench.sim.coldplug(number);
-    let mut told = Vec::new();
+    bench.sim.hold_links();
+    let new = NewFilesystem { name: name("g"), size: None, size_limit: None };
+    let created = ops::create_filesystems(bench.id("p"), vec![new]);
+    let waiting = until_it_waits(&mut bench, created);
+    assert!(matches!(waiting, Next::Linked(..)));
+    let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", "g"));
+    bench.sim.written_and_closed(bench.sim.dm_find(&device).unwrap().unwrap().number);
+    let before = announcements(&bench.sim);
+    let mut told = 0;
     while let Some(event) = events.next().unwrap() {
-        told.push(event.unlinked.is_some());
+        told += usize::from(event.unlinked.as_ref() == Some(&device));
         bench.run(ops::device_event(event));
     }
-    assert_eq!(told, [false, true]);
-    assert_eq!(link(&bench, "/dev/stratis/p/f"), Some(number));
+    assert!(told > 1, "{told}");
+    assert_eq!(announcements(&bench.sim), before);
+    bench.sim.release_links();
+    assert_eq!(bench.run(waiting).unwrap().len(), 1);
+    // From now on it is missed.
+    bench.sim.drop_link(Path::new("/dev/stratis/p/g"));
+    bench.sim.written_and_closed(bench.sim.dm_find(&device).unwrap().unwrap().number);
+    let event = events.next().unwrap().unwrap();
+    bench.run(ops::device_event(event));
+    assert!(link(&bench, "/dev/stratis/p/g").is_some());
 }
 
 #[test]

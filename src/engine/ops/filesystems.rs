@@ -15,6 +15,7 @@ use crate::{
         error::{Error, Result},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Pending, Rest},
+        ops::links::Awaited,
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
         request::{Next, Part, Wait},
@@ -55,6 +56,8 @@ pub(super) struct Batch {
     pub journal: Journal,
     pub undo: Rollback,
     pub claim: Claim,
+    /// Events of their devices without a link say nothing.
+    awaited: Awaited,
 }
 
 /// Creates filesystems, their mkfs side by side, all or none; gives the new ones, none if all are there already. If the daemon
@@ -187,6 +190,7 @@ pub(super) fn make_thin(
 ) -> Result<Batch> {
     let platform = engine.platform();
     let uuid = pool.uuid();
+    let awaited = Awaited::note(engine.links_awaited(), records.iter().map(|record| record.uuid));
     let pending =
         |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, heir: None, was: None };
     let journal = Journal::Create(records.iter().map(pending).collect());
@@ -200,7 +204,7 @@ pub(super) fn make_thin(
         records.into_iter().map(|record| make_one(engine, pool, record, &create, undo)).collect::<Result<Vec<_>>>()
     })?;
     pool.unborn.extend(unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.record.size)));
-    Ok(Batch { unborn, journal, undo, claim })
+    Ok(Batch { unborn, journal, undo, claim, awaited })
 }
 
 fn make_one(
@@ -306,7 +310,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(error)),
         };
-        let Batch { unborn, journal, undo, claim } = batch;
+        let Batch { unborn, journal, undo, claim, awaited } = batch;
         for new in &unborn {
             pool.unborn.remove(&new.filesystem.record.uuid);
         }
@@ -335,6 +339,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         let created: Vec<(FsUuid, Name)> =
             unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
         let links = super::announce(engine, pool, unborn.iter().map(|new| &new.filesystem));
+        drop(awaited);
         let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
         let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
         // What was under way to the origin of a snapshot has been written out while it was held still.

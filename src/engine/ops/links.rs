@@ -3,6 +3,13 @@
 //! udev makes them when it is asked, and may lose them again: a worker of it is killed, its database is deleted, an event
 //! gets lost. So they are looked at when a device's event tells that it has none, and with each check of a pool; those that
 //! are missing are asked for once more. Nobody waits for them here.
+//!
+//! Each filesystem that is made has events without a link, before udev has been asked for that. So an event says nothing
+//! as long as the filesystem is in the making, or a request waits for the link ([`AwaitedLinks`]).
+
+use std::{collections::BTreeMap, os::fd::BorrowedFd, path::PathBuf, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use crate::{
     base::{
@@ -14,8 +21,81 @@ use crate::{
         pool::{Filesystem, Pool},
         request::{Access, Granted, Mode, Next},
     },
-    platform::Announcement,
+    platform::{Announcement, PendingLinks},
 };
+
+/// Filesystems that are in the making or whose links requests wait for, with how many do. A leaf.
+#[derive(Default)]
+pub(in crate::engine) struct AwaitedLinks(Mutex<BTreeMap<FsUuid, usize>>);
+
+impl AwaitedLinks {
+    fn contains(&self, filesystem: FsUuid) -> bool {
+        self.0.lock().contains_key(&filesystem)
+    }
+}
+
+/// Says that the links of some filesystems are awaited, until it is dropped.
+pub(super) struct Awaited {
+    all: Arc<AwaitedLinks>,
+    filesystems: Vec<FsUuid>,
+}
+
+impl Awaited {
+    /// Takes note of filesystems that are in the making, or of which udev is about to be asked for the links.
+    pub fn note(all: &Arc<AwaitedLinks>, filesystems: impl IntoIterator<Item = FsUuid>) -> Awaited {
+        let filesystems: Vec<FsUuid> = filesystems.into_iter().collect();
+        let mut awaited = all.0.lock();
+        filesystems.iter().for_each(|filesystem| *awaited.entry(*filesystem).or_default() += 1);
+        drop(awaited);
+        Awaited { all: Arc::clone(all), filesystems }
+    }
+
+    /// Keeps the note for as long as somebody waits for these links.
+    pub fn hold(self, links: Box<dyn PendingLinks>) -> Box<dyn PendingLinks> {
+        Box::new(Held { links, _awaited: self })
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        let mut awaited = self.all.0.lock();
+        for filesystem in &self.filesystems {
+            let left = awaited.get_mut(filesystem).map_or(0, |count| {
+                *count -= 1;
+                *count
+            });
+            if left == 0 {
+                awaited.remove(filesystem);
+            }
+        }
+    }
+}
+
+/// Links that somebody waits for.
+struct Held {
+    links: Box<dyn PendingLinks>,
+    _awaited: Awaited,
+}
+
+impl PendingLinks for Held {
+    fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
+        let Held { links, _awaited } = *self;
+        links.wait(limit)
+    }
+
+    fn advance(&mut self) -> bool {
+        self.links.advance()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.links.fd()
+    }
+
+    fn missing(self: Box<Self>) -> Vec<PathBuf> {
+        let Held { links, _awaited } = *self;
+        links.missing()
+    }
+}
 
 /// After so many looks in a row that found a link missing it is asked for at each such number of looks only; before, after 1,
 /// 2, 4, 8 looks and so on. A udev that cannot make links is not to be kept busy.
@@ -34,7 +114,10 @@ pub(super) fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement
 /// Asks for the link of the filesystem on a device-mapper device that has none, if it belongs to a running pool.
 pub(super) fn of_device(dm_name: &str) -> Next<()> {
     match dm_names::filesystem_of(dm_name) {
-        Some((pool, filesystem)) => check(pool, Some(filesystem)),
+        Some((pool, filesystem)) => Next::brief(move |engine| match engine.links_awaited().contains(filesystem) {
+            true => Next::Done(()),
+            false => check(pool, Some(filesystem)),
+        }),
         None => Next::Done(()),
     }
 }
@@ -43,8 +126,14 @@ pub(super) fn of_device(dm_name: &str) -> Next<()> {
 pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Next<()> {
     let look = move |engine: &Engine, granted: Granted<'_>| {
         let wanted = wanted(granted, uuid, only);
-        if wanted.is_empty() {
+        if only.is_some_and(|filesystem| engine.links_awaited().contains(filesystem)) {
+            return Next::Done(());
+        }
+        if wanted.is_empty() && only.is_none() {
             engine.links_asked().retain(|(pool, _), _| *pool != uuid);
+            return Next::Done(());
+        }
+        if wanted.is_empty() {
             return Next::Done(());
         }
         // The pool is released meanwhile: a look at a thousand links takes milliseconds.

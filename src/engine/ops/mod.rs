@@ -154,11 +154,15 @@ fn announce<'a>(
             announcement.link().display()
         );
     }
+    // Before udev may answer.
+    let awaited =
+        links::Awaited::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
     let announced = engine.platform().announce(&announcements);
     // Once more: a user waits for the link, and asking twice does no harm.
     announced
         .or_else(|_| engine.platform().announce(&announcements))
         .inspect_err(|error| log::warn!("could not tell udev of filesystems of pool {pool_name}: {error}"))
+        .map(|links| awaited.hold(links))
         .ok()
 }
 

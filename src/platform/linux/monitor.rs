@@ -154,7 +154,7 @@ impl Message {
         let has_link = || property("DEVLINKS").is_some_and(|links| links.contains(LINKS));
         let request = request();
         let unlinked = match (action, &request) {
-            (Some(DeviceAction::Add), None) => property("DM_NAME").filter(|_| !has_link()),
+            (Some(DeviceAction::Add | DeviceAction::Change), None) => property("DM_NAME").filter(|_| !has_link()),
             _ => None,
         };
         Message {

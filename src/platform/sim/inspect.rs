@@ -524,6 +524,11 @@ impl Sim {
         self.0.machine.lock().device_event(DeviceAction::Add, &udev::dm_node(number.minor));
     }
 
+    /// A `change` event of a device-mapper device, as udev makes one when somebody who could write has closed it.
+    pub fn written_and_closed(&self, number: DeviceNumber) {
+        self.0.machine.lock().device_event(DeviceAction::Change, &udev::dm_node(number.minor));
+    }
+
     /// What is set up now.
     pub fn leftovers(&self) -> Leftovers {
         let machine = self.0.machine.lock();

@@ -228,7 +228,7 @@ impl Machine {
         }
         let device = number.filter(|_| action != DeviceAction::Remove);
         let device = device.and_then(|number| self.block_device(path.to_owned(), number));
-        let unlinked = number.filter(|number| action == DeviceAction::Add && !self.udev.has_link(*number));
+        let unlinked = number.filter(|number| action != DeviceAction::Remove && !self.udev.has_link(*number));
         let unlinked = unlinked.and_then(|number| self.dm.get(number)).map(|device| device.name.clone());
         self.events.device_event(&DeviceEvent { action, path: path.to_owned(), device, unlinked });
     }
