@@ -161,7 +161,8 @@ fn lay(
     }
     pool.stack.move_to_cap(platform, &shape)?;
     unrecorded_cache::remove(platform, &mut pool.stack, &shape)?;
-    discard_unrecorded(platform, set, &pool.meta);
+    // The devices of a cache that is given up are on record until that is recorded, and are closed when they are wiped.
+    discard_unrecorded(platform, set, &pool.on_record());
     pool.stack.ensure(platform, &shape.mdv(), undo)?;
     let mdv = Mdv::new(platform, uuid);
     undo.push(When::Always, "unmount the metadata volume", move |platform| Mdv::new(platform, uuid).unmount());

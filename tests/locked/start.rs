@@ -1,11 +1,21 @@
 //! Encrypted pools come and go: by each mechanism, with wrong and missing keys, after a restart of the daemon and of the machine.
 
+use std::path::Path;
+
 use stratisd::{
-    engine::{Error, dm_names::Role, encryption::UnlockMethod, metadata::MetadataVersion, ops, request::PoolRef},
-    platform::{
-        Platform,
-        sim::{Sim, Trouble},
+    base::pool_ref::PoolRef,
+    engine::{
+        Error,
+        dm_names::{self, Role},
+        encryption::UnlockMethod,
+        metadata::MetadataVersion,
+        ops::{self, CacheTier, Unlock},
     },
+    platform::{
+        DeviceClass, Platform,
+        sim::{Call, Sim, Trouble},
+    },
+    view::Tier,
 };
 
 use crate::{
@@ -207,4 +217,26 @@ fn a_start_without_the_cache_that_was_cut_short_can_become_one_with_it() {
         bench.check_nothing_left("with the cache");
     }
     assert!(bare > 0, "the thin pool never had no table");
+}
+
+/// The containers of a cache that was to be given up were closed before that was recorded, and could not be marked as given up.
+#[test]
+fn the_containers_of_a_cache_stay_open_until_it_is_given_up_on_record() {
+    let mut bench = machine();
+    assert!(create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap());
+    assert_eq!(bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap().len(), 1);
+    let pool = bench.pool("p").unwrap();
+    let cache = pool.devices.values().find(|device| device.tier == Tier::Cache).unwrap().uuid;
+    bench.stop_pool("p").unwrap();
+    bench.sim.faults().cut_power_at_next(Call::DmRemove, &dm_names::opened_device(cache));
+    let without = ops::start_pool(PoolRef::Name(name("p")), Unlock::any(), CacheTier::Drop);
+    // Whether it is told of that or not: the record is written by then.
+    drop(bench.run(without));
+    assert!(bench.sim.dm_list().is_err(), "the power is off");
+    let mut bench = bench.reboot();
+    set_key(&mut bench, "k", "secret of k");
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+    assert!(!bench.pool("p").unwrap().has_cache, "it was given up when its container was closed");
+    let class = bench.sim.find_device(Path::new("/dev/fast")).unwrap().class;
+    assert_eq!(class, DeviceClass::Unowned);
 }
