@@ -19,6 +19,7 @@ pub use self::set::{DeviceSet, Found, STOPPED, Seen, Verdict};
 use crate::{
     base::{
         ids::{DevUuid, PoolUuid},
+        name::Name,
         pool_ref::PoolRef,
     },
     engine::{
@@ -242,10 +243,19 @@ impl Registry {
     /// Notes what has come of setting a pool up or taking it down: whether some of its device-mapper devices are up, and what
     /// went wrong.
     pub fn note_down(&mut self, pool: PoolUuid, partial: bool, trouble: Option<&Error>) {
+        let awaits_name = matches!(trouble, Some(Error::NameRuns(_)));
         let trouble = trouble.map(|error| error.sentence().into());
         self.entries.edit(pool, |entry| {
             (entry.set.partial, entry.set.trouble, entry.set.being_set_up) = (partial, trouble, false);
+            entry.set.awaits_name = awaits_name;
         });
+    }
+
+    /// The pools that were not set up because a running pool had this name, which it does not have any more.
+    pub fn awaiting(&mut self, name: &Name) -> Vec<PoolUuid> {
+        let mut named = self.entries.named(name);
+        named.retain(|pool| self.entries.stopped(*pool).is_some_and(|set| set.awaits_name));
+        named.into_iter().collect()
     }
 
     /// Notes that a pool is being set up, until it runs or [`Registry::note_down`] is told that it does not.

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use serde_json::json;
 use stratisd::{
-    base::{pool_ref::PoolRef, units::Sectors},
+    base::{ids::PoolUuid, pool_ref::PoolRef, units::Sectors},
     engine::{Engine, Error, dm_names::Role, metadata::MetadataVersion, ops, request::Next},
     platform::{
         DeviceAction, DeviceEvent, DeviceEvents, Platform,
@@ -628,4 +628,30 @@ fn what_was_left_over_when_it_was_read_is_not_wiped_when_it_is_in_use() {
         reboot(&bench.sim);
         assert_eq!(Bench::start(bench.sim).names(), ["new"], "{at}");
     });
+}
+
+/// A pool of which the name was taken waited for a restart of the daemon.
+#[test]
+fn a_pool_that_waits_for_its_name_is_set_up_when_that_is_free() {
+    type Free = fn(&mut Bench, PoolUuid);
+    let frees: [Free; 3] = [
+        |bench, _| drop(bench.stop_pool("p").unwrap()),
+        |bench, pool| assert!(bench.run(ops::rename_pool(pool, name("r"))).unwrap()),
+        |bench, pool| assert!(bench.run(ops::destroy_pool(pool)).unwrap()),
+    ];
+    for free in frees {
+        let mut bench = Bench::start(Sim::builder().build());
+        bench.create_pool("p", &["/dev/a"]).unwrap();
+        bench.create_pool("q", &["/dev/b"]).unwrap();
+        reboot(&bench.sim);
+        disks::change(&bench.sim, "/dev/b", |json| json["name"] = json!("p"));
+        let mut bench = Bench::start(bench.sim);
+        assert_eq!(bench.names(), ["p"]);
+        let (first, waiting) = (bench.id("p"), bench.stopped().pools[0].clone());
+        let reason = waiting.reason.unwrap();
+        assert!(reason.contains("another running pool is named p"), "{reason}");
+        free(&mut bench, first);
+        assert_eq!(bench.id("p"), waiting.uuid);
+        bench.check_nothing_left("with the second pool of the name");
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
     base::{
         error_chain,
         ids::{DevUuid, PoolUuid},
+        name::Name,
         pool_ref::PoolRef,
     },
     engine::{
@@ -517,6 +518,14 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
             Next::long(move |engine| judge(engine, uuid, set, claim))
         })
     })
+}
+
+/// Considers the pools again that were refused because of a name which no running pool has any more. Nobody waits for that.
+pub(super) fn consider_named(engine: &Engine, name: &Name) {
+    let awaiting = engine.registry().awaiting(name);
+    for pool in awaiting {
+        engine.begin(format!("discovery of pool {pool}, whose name is free"), consider(pool));
+    }
 }
 
 fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {

@@ -124,13 +124,14 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
                 });
                 Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
                     let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
-                    drop(table.remove(uuid));
+                    let ended = table.remove(uuid);
                     let partial = set.partial;
                     let mut registry = engine.registry();
                     registry.note_ended(uuid);
                     registry.add_stopped(uuid, set);
                     drop(registry);
                     drop(drain);
+                    ended.iter().for_each(|pool| discover::consider_named(engine, pool.name()));
                     log::info!("pool {uuid} is stopped");
                     Next::Done(Ok(match left_up {
                         Some(error) if partial => Stopped::Partly(uuid, error),
@@ -558,7 +559,8 @@ pub(super) fn bring_up(
             // A device of it may not answer, for hours or for ever, and must not keep others from a worker.
             Next::long(move |engine| {
                 if taken {
-                    return not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name)));
+                    let refused = not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name.clone())));
+                    return refused.then(move |refused| unless_free(name, refused));
                 }
                 engine.registry().note_being_set_up(uuid);
                 let platform = engine.platform();
@@ -573,6 +575,16 @@ pub(super) fn bring_up(
                 }
             })
         })
+    })
+}
+
+/// Looks once more at a name that a pool was refused for: who had it may have gone before that was noted.
+fn unless_free<T: Send + 'static>(name: Name, refused: T) -> Next<T> {
+    Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |engine, granted| {
+        if matches!(granted, Granted::NoPool) {
+            discover::consider_named(engine, &name);
+        }
+        Next::Done(refused)
     })
 }
 

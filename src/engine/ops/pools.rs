@@ -16,7 +16,10 @@ use crate::{
         bda::Choose,
         claims::{Claim, Key},
         error::{Error, Result},
-        ops::lifecycle::{self, Reach},
+        ops::{
+            discover,
+            lifecycle::{self, Reach},
+        },
         pool::Pool,
         registry::DeviceSet,
         request::{Access, Granted, Mode, Next, Wait},
@@ -54,12 +57,14 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
         };
         Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
             if let Granted::Table(table) = granted {
-                drop(table.remove(uuid));
+                let ended = table.remove(uuid);
                 let mut registry = engine.registry();
                 registry.note_ended(uuid);
                 if let Destroyed::Partly(set) = destroyed {
                     registry.add_stopped(uuid, *set);
                 }
+                drop(registry);
+                ended.iter().for_each(|pool| discover::consider_named(engine, pool.name()));
             }
             drop(drain);
             Next::Done(Ok(true))
@@ -192,11 +197,13 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>
             pool.note_failure(&error);
             return Next::Done(Err(error));
         }
-        Next::under(Access::Table(Mode::Exclusive), move |_, granted| {
+        Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
             let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
             let Some(pool) = table.rename(uuid, name.clone()) else { return Next::Done(Err(Error::NoPool(uuid))) };
+            let former = pool.name().clone();
             pool.set_name(name);
             drop(claim);
+            discover::consider_named(engine, &former);
             announce_all(uuid, None, Vec::new())
         })
     })

@@ -195,6 +195,8 @@ pub struct DeviceSet {
     pub trouble: Option<Arc<str>>,
     /// It is being set up.
     pub being_set_up: bool,
+    /// It was not set up because another pool of its name runs.
+    pub awaits_name: bool,
 }
 
 /// What a set of devices says of its pool.
