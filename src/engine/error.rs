@@ -333,6 +333,14 @@ impl Error {
         }
     }
 
+    /// As [`Error::leaves`], but for what follows from an unsure record alone, which may become sure again.
+    pub fn leaves_in_kernel(&self) -> Availability {
+        match self {
+            Error::Rollback { cause, leaves, .. } => (*leaves).max(cause.leaves_in_kernel()),
+            _ => Availability::Full,
+        }
+    }
+
     /// Whether it is not known if a change is on record: what that change needs on disk must stay.
     pub fn is_unsure(&self) -> bool {
         match self {

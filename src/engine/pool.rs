@@ -3,6 +3,7 @@
 //! One type for both metadata versions: what differs is in the metadata's codec and in the list of layers. The pool-level
 //! metadata is itself the state, so there is no second description of the layout that could disagree with it.
 
+mod availability;
 mod encryption;
 mod record;
 pub(in crate::engine) mod sector_sizes;
@@ -37,8 +38,6 @@ use crate::{
 };
 
 pub use self::record::RESERVE_BYTES;
-/// Why a pool is restricted whose thin pool is out of metadata space.
-const STARVED: &str = "its thin pool has no space left for metadata; add a data device or destroy filesystems";
 
 /// A block device of the pool.
 #[derive(Debug, Clone)]
@@ -139,6 +138,9 @@ pub struct Pool {
     /// What is known to be wrong with it, worst first: how far that restricts it, and why. It stays until the pool is next set
     /// up.
     damage: Option<(Availability, Arc<str>)>,
+    /// Why its record is unsure, if it is: the next set-up may find a state that was to be taken back. That ends when the former
+    /// state has been written once more.
+    unsure: Option<Arc<str>>,
     /// Its thin pool is out of metadata space, and could not be given any. That ends by itself when there is some.
     starved: bool,
     shown: view::Pool,
@@ -203,6 +205,7 @@ impl Pool {
             volume_key_loaded: false,
             work: None,
             damage: None,
+            unsure: None,
             starved: false,
             shown,
             changed: true,
@@ -241,52 +244,6 @@ impl Pool {
         std::mem::take(&mut self.changed).then(|| self.view())
     }
 
-    /// Allows nothing above `level` any more; a lower level that is in force stays.
-    pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
-        if level > self.damage.as_ref().map_or(Availability::Full, |(level, _)| *level) {
-            let reason = reason.into();
-            log::error!("pool {} is now in state {}: {reason}", self.name, level.word());
-            self.damage = Some((level, reason.into()));
-            self.show_availability();
-        }
-    }
-
-    /// Takes note of whether its thin pool is out of metadata space. Unlike what [`Pool::restrict`] is for, that is over as
-    /// soon as there is some.
-    pub(super) fn note_starved(&mut self, starved: bool) {
-        if std::mem::replace(&mut self.starved, starved) == starved {
-            return;
-        }
-        match starved {
-            true => log::warn!("pool {} is restricted: {STARVED}", self.name),
-            false => log::info!("the thin pool of {} has metadata space again", self.name),
-        }
-        self.show_availability();
-    }
-
-    /// Whether its thin pool is out of metadata space, as last noted.
-    pub(super) fn is_starved(&self) -> bool {
-        self.starved
-    }
-
-    fn show_availability(&mut self) {
-        let (availability, restriction) = match &self.damage {
-            Some((level, reason)) => (*level, Some(Arc::clone(reason))),
-            None if self.starved => (Availability::NoRequests, Some(STARVED.into())),
-            None => (Availability::Full, None),
-        };
-        self.changed |= (availability, &restriction) != (self.shown.availability, &self.shown.restriction);
-        (self.shown.availability, self.shown.restriction) = (availability, restriction);
-    }
-
-    /// Takes over what a failed undo leaves of the pool's availability.
-    pub(super) fn note_failure(&mut self, error: &Error) {
-        self.restrict(
-            error.leaves(),
-            format!("an earlier request failed and could not be undone: {}", error.sentence()),
-        );
-    }
-
     /// Whether its devices have been given up.
     pub fn is_gone(&self) -> bool {
         self.gone
@@ -310,33 +267,6 @@ impl Pool {
     pub(super) fn set_name(&mut self, name: Name) {
         self.name = name;
         self.show();
-    }
-
-    /// Refuses what clients may not ask of a restricted pool (`docs/spec/engine/engine-behaviour.md` §10, mark R).
-    pub(super) fn check_requests(&self) -> Result<()> {
-        self.check_level(Availability::NoRequests)
-    }
-
-    /// As [`Pool::check_requests`], for what may bring space to the thin pool: being out of metadata space does not stand in
-    /// its way.
-    pub(super) fn check_requests_for_space(&self) -> Result<()> {
-        if self.starved && self.damage.is_none() { Ok(()) } else { self.check_requests() }
-    }
-
-    /// Refuses what nobody may do in a pool whose state is not known to be right (mark C).
-    pub(super) fn check_changes(&self) -> Result<()> {
-        self.check_level(Availability::NoPoolChanges)
-    }
-
-    fn check_level(&self, refused_from: Availability) -> Result<()> {
-        if self.shown.availability < refused_from {
-            return Ok(());
-        }
-        let (pool, level) = (self.name.clone(), self.shown.availability);
-        if self.damage.is_none() {
-            return Err(Error::MetadataExhausted { pool });
-        }
-        Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
     }
 
     // ---- devices ----

@@ -195,3 +195,84 @@ fn a_record_on_new_devices_only_decides_nothing() {
         assert_eq!(bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into()])).unwrap().len(), 1);
     }
 }
+
+/// An unsure record restricted the pool until it was stopped and started.
+#[test]
+fn an_unsure_record_is_made_sure_by_the_check() {
+    type Act = fn(&mut Bench) -> Result<()>;
+    let acts: [Act; 4] = [
+        |bench| bench.run(ops::set_overprovisioning(bench.id("p"), false)).map(drop),
+        |bench| bench.run(ops::rename_pool(bench.id("p"), name("q"))).map(drop),
+        |bench| bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into()])).map(drop),
+        |bench| bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).map(drop),
+    ];
+    for version in BOTH {
+        for (nth, act) in acts.iter().enumerate() {
+            let mut bench = one_disk(version);
+            let first = bench.sim.steps();
+            act(&mut bench).unwrap();
+            let mut unsure = 0;
+            for step in 0..bench.sim.steps() - first {
+                let mut bench = one_disk(version);
+                let before = bench.pool("p").unwrap();
+                bench.sim.faults().fail_after(first + step);
+                bench.sim.faults().break_from(first + step + 1, "/dev/");
+                let done = act(&mut bench);
+                let at = format!("{version:?}: request {nth}, step {step}: {done:?}\n{}", bench.tail(first));
+                let is_unsure = done.as_ref().is_err_and(stratisd::engine::Error::is_unsure);
+                // What could not be undone in the kernel stays a reason.
+                if !is_unsure || done.is_err_and(|error| error.leaves_in_kernel() > Availability::Full) {
+                    continue;
+                }
+                unsure += 1;
+                bench.check_pools();
+                assert_eq!(bench.pool("p").unwrap().availability, Availability::NoPoolChanges, "{at}");
+                bench.sim.faults().clear();
+                bench.check_pools();
+                assert_eq!(bench.pool("p").unwrap(), before, "{at}");
+                bench.check_nothing_left(&at);
+                let bench = bench.reboot();
+                assert_eq!(bench.pool("p").map(|pool| pool.restriction.clone()), Some(None), "{at}");
+                let now = bench.pool("p").unwrap();
+                let shown = |pool: &stratisd::view::Pool| (pool.overprovisioning, pool.has_cache, pool.devices.len());
+                assert_eq!(shown(&now), shown(&before), "{at}");
+            }
+            assert!(unsure > 0, "{version:?}: request {nth}");
+        }
+    }
+}
+
+/// The larger size stands on the device, so the record alone cannot be what it was.
+#[test]
+fn a_growth_of_which_the_record_is_unsure_waits_for_the_next_start() {
+    let prepare = || {
+        let bench = one_disk(MetadataVersion::V2);
+        bench.sim.resize_disk(Path::new("/dev/a"), Sectors(8 * GIB.0)).unwrap();
+        bench
+    };
+    let grow = |bench: &mut Bench| {
+        let device = bench.device("p", "/dev/a");
+        bench.run(ops::grow_device(bench.id("p"), device))
+    };
+    let mut bench = prepare();
+    let first = bench.sim.steps();
+    assert!(grow(&mut bench).unwrap());
+    let mut unsure = 0;
+    for step in 0..bench.sim.steps() - first {
+        let mut bench = prepare();
+        bench.sim.faults().fail_after(first + step);
+        bench.sim.faults().break_from(first + step + 1, "/dev/a");
+        let grown = grow(&mut bench);
+        bench.sim.faults().clear();
+        if !grown.is_err_and(|error| error.is_unsure()) {
+            continue;
+        }
+        unsure += 1;
+        bench.check_pools();
+        assert_eq!(bench.pool("p").unwrap().availability, Availability::NoPoolChanges, "step {step}");
+        let bench = Bench::start(bench.sim);
+        let pool = bench.pool("p").unwrap();
+        assert_eq!((pool.restriction.as_deref(), pool.total), (None, Sectors(8 * GIB.0)), "step {step}");
+    }
+    assert!(unsure > 0);
+}

@@ -112,6 +112,9 @@ struct Checked {
 fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: Depth) -> Checked {
     let nothing = Checked { result: Ok(()), unknown: None, look_again: None };
     let Ok(pool) = super::writable(granted, uuid) else { return nothing };
+    if depth == Depth::Whole {
+        pool.make_sure(engine.platform());
+    }
     if pool.check_changes().is_err() {
         return nothing;
     }

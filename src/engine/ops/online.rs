@@ -225,7 +225,7 @@ fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Next<Result<()>> {
                         error
                     }
                 };
-                pool.note_failure(&error);
+                pool.note_failure_for_good(&error);
                 Next::Done(Err(error))
             }
         }

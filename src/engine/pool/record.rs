@@ -10,7 +10,9 @@
 //!
 //! If that fails, too, the record is *unsure* ([`Error::Unrecorded`]): the next set-up finds either state. Memory and
 //! kernel stay with the former one, the pool is not changed any more, and nothing that the new state needs on disk is
-//! taken back ([`Rollback`](crate::engine::undo::Rollback) sees to that).
+//! taken back ([`Rollback`](crate::engine::undo::Rollback) sees to that). Each check writes the former state once more
+//! ([`Pool::make_sure`]); when that succeeds the record is sure, since it is what the pool is in memory and in the kernel.
+//! Devices of the new state that were not wiped hold older metadata then, and are left aside.
 //!
 //! A stamp is later than all that any device of the pool was given, so a clock that goes backwards does no harm.
 
@@ -23,7 +25,6 @@ use crate::{
         metadata::{PoolMetadata, mda::next_stamp, pool::Tier},
     },
     platform::{Platform, Timestamp},
-    view::Availability,
 };
 
 /// Bytes of a device's metadata area that are kept for what must always be possible: to stop and to destroy the pool, to
@@ -99,6 +100,18 @@ impl Pool {
         self.overrule(platform, Some(&old), &new, cause)
     }
 
+    /// Writes the state of the pool once more if it is not known to be what is on record.
+    pub(in crate::engine) fn make_sure(&mut self, platform: &dyn Platform) {
+        if !self.may_be_sure() {
+            return;
+        }
+        let state = self.on_record();
+        match self.save(platform, Choose::Everywhere, &state, None) {
+            Ok(()) => self.note_unsure(None),
+            Err(error) => log::debug!("pool {} is still unsure of its record: {}", self.name, error.sentence()),
+        }
+    }
+
     /// Writes the former state with a newer stamp than the new one has on any device.
     fn overrule(
         &mut self,
@@ -121,7 +134,7 @@ impl Pool {
             Err(source) => {
                 let pool = self.name.clone();
                 let error = Error::Unrecorded { pool, cause: Box::new(cause), source: Box::new(source) };
-                self.restrict(Availability::NoPoolChanges, error.sentence());
+                self.note_unsure(Some(error.sentence()));
                 error
             }
         }
