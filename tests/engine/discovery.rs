@@ -647,8 +647,8 @@ fn a_pool_that_waits_for_its_name_is_set_up_when_that_is_free() {
         disks::change(&bench.sim, "/dev/b", |json| json["name"] = json!("p"));
         let mut bench = Bench::start(bench.sim);
         assert_eq!(bench.names(), ["p"]);
-        let (first, waiting) = (bench.id("p"), bench.stopped().pools[0].clone());
-        let reason = waiting.reason.unwrap();
+        let (first, waiting) = (bench.id("p"), Arc::clone(&bench.stopped().list()[0]));
+        let reason = waiting.reason.as_ref().unwrap();
         assert!(reason.contains("another running pool is named p"), "{reason}");
         free(&mut bench, first);
         assert_eq!(bench.id("p"), waiting.uuid);

@@ -83,6 +83,10 @@ impl PendingLinks for Held {
         links.wait(limit)
     }
 
+    fn hear(&mut self) {
+        self.links.hear();
+    }
+
     fn advance(&mut self) -> bool {
         self.links.advance()
     }

@@ -6,6 +6,7 @@
 //! write has gone to the data devices as well. A cache that cannot be emptied is given up on record before.
 
 use crate::{
+    base::units::Sectors,
     engine::{
         bda::Choose,
         containers,
@@ -14,7 +15,6 @@ use crate::{
         plan::sizes,
         pool::Pool,
         registry::DeviceSet,
-        units::Sectors,
     },
     platform::Platform,
 };
