@@ -14,7 +14,11 @@ use std::{
 
 use dbus::{Message, channel::Channel};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        ptrace,
+        signal::{Signal, kill},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
     unistd::Pid,
 };
 use rustix::{
@@ -87,6 +91,10 @@ impl Bus {
 
     /// Starts a daemon on this bus. `name` is for file names.
     fn daemon(&self, name: &str, arguments: &[&str], slow_ms: u64) -> Daemon {
+        self.daemon_with(name, arguments, &[("STRATISD_SIM_SLOW_MS", &slow_ms.to_string())])
+    }
+
+    fn daemon_with(&self, name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Daemon {
         let path = self.directory.path().join(name);
         let told = UnixDatagram::bind(&path).unwrap();
         told.set_read_timeout(Some(HANG)).unwrap();
@@ -95,7 +103,7 @@ impl Bus {
             .args(arguments)
             .env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
             .env("NOTIFY_SOCKET", &path)
-            .env("STRATISD_SIM_SLOW_MS", slow_ms.to_string())
+            .envs(variables.iter().copied())
             .env_remove("RUST_LOG")
             .stderr(Stdio::piped())
             .spawn()
@@ -123,6 +131,25 @@ impl Daemon {
         let mut text = [0; 64];
         let length = self.told.recv(&mut text).expect("the daemon did not report its state");
         String::from_utf8(text[..length].to_vec()).unwrap()
+    }
+
+    /// Waits for a line of its log with all these words.
+    fn wait_for_line(&mut self, words: &[&str]) {
+        let mut line = String::new();
+        while !words.iter().all(|word| line.contains(word)) {
+            line.clear();
+            assert!(self.stderr.read_line(&mut line).unwrap() > 0, "the daemon should say {words:?}");
+        }
+    }
+
+    /// What it has told and nobody has read.
+    fn unread_states(&self) -> Vec<String> {
+        self.told.set_nonblocking(true).unwrap();
+        let mut text = [0; 64];
+        let states = std::iter::from_fn(|| self.told.recv(&mut text).ok().map(|length| text[..length].to_vec()));
+        let states = states.map(|text| String::from_utf8(text).unwrap()).collect();
+        self.told.set_nonblocking(false).unwrap();
+        states
     }
 
     /// Waits for the exit. Returns the exit status and the rest of standard error.
@@ -189,10 +216,6 @@ fn all_threads_are_in_the_table_and_end() {
     let ended: Vec<&str> =
         log.lines().filter_map(|line| line.split_once(" thread ")?.1.strip_suffix(" ended: Returned")).collect();
     assert_eq!(ended.len() + 1, threads, "all but the main thread: {log}");
-    let is_named = |thread: &str, name: &str| match name.strip_suffix('*') {
-        Some(family) => thread.starts_with(family),
-        None => thread == name,
-    };
     for name in &thread_table::NAMES {
         assert!(ended.iter().any(|thread| is_named(thread, name)), "{name}: {ended:?}");
     }
@@ -246,6 +269,14 @@ fn a_second_daemon_cannot_take_the_name() {
     assert!(stderr.contains("org.storage.stratis3"), "{stderr}");
     first.process.signal(Signal::SIGINT);
     assert_eq!(first.end().0, Some(0));
+}
+
+/// Whether a thread is one of this name of the table.
+fn is_named(thread: &str, name: &str) -> bool {
+    match name.strip_suffix('*') {
+        Some(family) => thread.starts_with(family),
+        None => thread == name,
+    }
 }
 
 /// Requests a pool and returns when its first step runs.
@@ -316,4 +347,62 @@ fn further_signals_do_not_cut_a_stop_short() {
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("the daemon is already stopping"), "{log}");
+}
+
+/// Threads of a daemon that are held still by ptrace(2), as if they were stuck.
+struct Held(Vec<Pid>);
+
+impl Held {
+    /// `name` as in the table of threads.
+    fn of(daemon: &Daemon, name: &str) -> Held {
+        let mut held = Held(Vec::new());
+        for task in fs::read_dir(format!("/proc/{}/task", daemon.process.0.id())).unwrap() {
+            let path = task.unwrap().path();
+            let comm = fs::read_to_string(path.join("comm")).unwrap();
+            if is_named(comm.trim_end(), name) {
+                let thread = Pid::from_raw(path.file_name().unwrap().to_str().unwrap().parse().unwrap());
+                ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+                ptrace::interrupt(thread).unwrap();
+                let stopped = waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+                assert!(matches!(stopped, WaitStatus::PtraceEvent(of, ..) if of == thread), "{stopped:?}");
+                held.0.push(thread);
+            }
+        }
+        assert!(!held.0.is_empty(), "there is no thread {name}");
+        held
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for thread in &self.0 {
+            // It may have ended.
+            let _ = ptrace::detach(*thread, None);
+        }
+    }
+}
+
+/// Nobody noticed a daemon of which a thread was stuck.
+#[test]
+fn the_watchdog_is_told_as_long_as_every_thread_goes_on() {
+    const TOLD: &str = "WATCHDOG=1";
+    let bus = Bus::start();
+    let variables = [("WATCHDOG_USEC", "200000")];
+    let mut daemon = bus.daemon_with("notify", &["--log-level", "info"], &variables);
+    assert_eq!(daemon.next_state(), "READY=1");
+    (0..3).for_each(|_| assert_eq!(daemon.next_state(), TOLD));
+    for name in thread_table::NAMES {
+        let held = Held::of(&daemon, name);
+        daemon.wait_for_line(&[name, "has not answered"]);
+        // What had been told before. From here to the next look nothing is.
+        daemon.unread_states();
+        daemon.wait_for_line(&[name, "has not answered"]);
+        assert_eq!(daemon.unread_states(), Vec::<String>::new(), "while {name} is stuck");
+        drop(held);
+        daemon.wait_for_line(&["all threads go on"]);
+        assert_eq!(daemon.next_state(), TOLD);
+    }
+    daemon.process.signal(Signal::SIGTERM);
+    while daemon.next_state() != "STOPPING=1" {}
+    assert_eq!(daemon.end().0, Some(0));
 }

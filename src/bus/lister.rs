@@ -8,6 +8,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use threads::pulse::Pulse;
 
 use crate::bus::{
     answer::{Answer, error_name},
@@ -49,13 +50,16 @@ pub(super) enum Long {
 pub struct Lister {
     connection: Arc<Connection>,
     published: Arc<Published>,
-    asked: Receiver<(Caller, Long)>,
+    /// `None`: the lister only goes around its loop once.
+    asked: Receiver<Option<(Caller, Long)>>,
+    /// For [`Lister::nudge`]. `None` once the lister runs: its own sender would keep it from ending.
+    sender: Option<Sender<Option<(Caller, Long)>>>,
 }
 
 /// Where such things are asked for.
 #[derive(Clone)]
 pub(super) struct Lists {
-    asked: Sender<(Caller, Long)>,
+    asked: Sender<Option<(Caller, Long)>>,
     connection: Arc<Connection>,
 }
 
@@ -70,10 +74,10 @@ impl Lists {
             let text = "too many lists and reports are asked for by this connection; wait for those to come";
             return error(error_name::LIMITS_EXCEEDED, text);
         }
-        match self.asked.try_send((caller, what)) {
+        match self.asked.try_send(Some((caller, what))) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full((caller, _))) => {
-                self.connection.list_done(&caller);
+            Err(TrySendError::Full(refused)) => {
+                refused.iter().for_each(|(caller, _)| self.connection.list_done(caller));
                 let text = "too many lists and reports are asked for at once; try again later";
                 error(error_name::LIMITS_EXCEEDED, text)
             }
@@ -90,27 +94,41 @@ fn stopping() -> Answer {
 impl Lister {
     pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>) -> (Lister, Lists) {
         let (sender, asked) = bounded(WAITING_MAX);
-        let lists = Lists { asked: sender, connection: Arc::clone(&connection) };
-        (Lister { connection, published, asked }, lists)
+        let lists = Lists { asked: sender.clone(), connection: Arc::clone(&connection) };
+        (Lister { connection, published, asked, sender: Some(sender) }, lists)
+    }
+
+    /// A function that makes the lister go around its loop once. The lister does not end before the
+    /// function is dropped.
+    pub fn nudge(&self) -> impl Fn() + Send + use<> {
+        let sender = self.sender.clone();
+        move || {
+            // If the channel is full, the lister goes around its loop anyway.
+            let _ = sender.as_ref().map(|sender| sender.try_send(None));
+        }
     }
 
     /// Works until the reader has ended. Reports tell also of the requests of `submit`.
-    pub fn run(self, submit: &dyn Submit) {
-        for (caller, what) in &self.asked {
-            if !self.connection.wait_for_room() {
+    pub fn run(mut self, submit: &dyn Submit, pulse: &Pulse) {
+        self.sender = None;
+        for asked in &self.asked {
+            pulse.beat();
+            let Some((caller, what)) = asked else { continue };
+            // The bus may not read for long, which is no fault of this thread.
+            if !pulse.away(|| self.connection.wait_for_room()) {
                 // It could be made, but the bus may not take it in the time that is left.
                 self.connection.send(message::answer(&caller, &stopping()));
                 self.connection.list_done(&caller);
                 continue;
             }
             match what {
-                Long::List => self.answer(&caller, |tree| self.list(tree, &caller)),
+                Long::List => self.answer(&caller, pulse, |tree| self.list(tree, &caller)),
                 Long::Introspection => {
-                    self.answer(&caller, |tree| message::answer(&caller, &introspect::top_answer(tree)));
+                    self.answer(&caller, pulse, |tree| message::answer(&caller, &introspect::top_answer(tree)));
                 }
                 Long::Report(asked, report) => {
                     let mut composer = Composer::new(report);
-                    self.answer(&caller, |tree| {
+                    self.answer(&caller, pulse, |tree| {
                         let text = AssertUnwindSafe(|| composer.text(&tree.view, &submit.locks()));
                         let answer = match std::panic::catch_unwind(text) {
                             Ok(text) => asked.answer(Outcome::done(Value::Str(text)), tree),
@@ -124,7 +142,7 @@ impl Lister {
         }
     }
 
-    fn answer(&self, caller: &Caller, mut make: impl FnMut(&Tree) -> Result<Outgoing, NotAMessage>) {
+    fn answer(&self, caller: &Caller, pulse: &Pulse, mut make: impl FnMut(&Tree) -> Result<Outgoing, NotAMessage>) {
         let mut tree = self.published.load();
         let mut made = make(&tree);
         // A change in between alters the length by little.
@@ -137,7 +155,7 @@ impl Lister {
         }
         for _ in 0..TRIES {
             planted::delay();
-            let order = self.published.order_of_list();
+            let order = pulse.away(|| self.published.order_of_list());
             if self.published.version() == tree.version || planted::is_planted(Fault::StaleList) {
                 self.connection.send(made);
                 return;
@@ -147,7 +165,7 @@ impl Lister {
             made = make(&tree);
         }
         // Changes come faster than it can be made: let them wait for this one.
-        let _order = self.published.order_of_list();
+        let _order = pulse.away(|| self.published.order_of_list());
         let tree = match self.published.version() == tree.version {
             true => tree,
             false => self.published.load(),

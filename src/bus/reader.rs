@@ -7,7 +7,7 @@
 use std::{cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use dbus::{Message, MessageType};
-use threads::stop::Stop;
+use threads::{pulse::Pulse, stop::Stop, wake::Waker};
 
 use crate::{
     bus::{
@@ -107,25 +107,32 @@ impl Reader {
         self.connection.request_name(NAME)
     }
 
+    /// Makes the reader go around its loop once.
+    pub fn waker(&self) -> &Waker {
+        self.connection.waker()
+    }
+
     /// Reads and answers until the switch is turned on. What has been read by then is still dealt with; jobs are
     /// refused by then, which is `submit`'s part.
     ///
     /// # Errors
     /// When the bus or the name is lost.
-    pub fn run(self, submit: &dyn Submit, stop: &Stop) -> Result<(), Error> {
+    pub fn run(self, submit: &dyn Submit, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
         stop.on_stop(self.connection.waker().clone());
         self.connection.begin();
-        let result = self.serve(submit, stop);
+        let result = self.serve(submit, stop, pulse);
         self.connection.end();
         result
     }
 
-    fn serve(&self, submit: &dyn Submit, stop: &Stop) -> Result<(), Error> {
+    fn serve(&self, submit: &dyn Submit, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
         loop {
             let stopping = stop.is_on();
+            pulse.beat();
             while self.connection.has_room() || stopping {
                 let Some(message) = self.connection.next_message() else { break };
                 self.take(&message, submit)?;
+                pulse.beat();
             }
             if stopping {
                 self.refuse_waiting();

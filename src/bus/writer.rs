@@ -13,6 +13,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, select};
+use threads::pulse::Pulse;
 
 use crate::{
     bus::{
@@ -74,9 +75,10 @@ impl Writer {
 
     /// Works until every sender of updates is gone and all has been sent. The reader has ended before, so that nobody
     /// else uses the connection then.
-    pub fn run(mut self, updates: &Receiver<Update<Reply>>) {
+    pub fn run(mut self, updates: &Receiver<Update<Reply>>, pulse: &Pulse) {
         let connection = Arc::clone(&self.connection);
         loop {
+            pulse.beat();
             if self.backlog.is_empty() {
                 match updates.recv() {
                     Ok(update) => self.take(update),

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, after, never, select, unbounded};
+use crossbeam_channel::{Receiver, after, select, unbounded};
 use threads::{
     group::{Ended, Group, How},
     stop::Stop,
@@ -17,6 +17,7 @@ use threads::{
 use super::{
     dispatch::{Dispatcher, Request},
     run::Error,
+    watchdog::Watchdog,
 };
 use crate::engine::request::Next;
 
@@ -109,17 +110,26 @@ fn wait_for<T, L>(messages: &Receiver<T>, late: &Receiver<L>, group: &Group, sto
     }
 }
 
-/// Waits until the daemon is told to stop.
+/// Waits until the daemon is told to stop, and keeps the watchdog quiet meanwhile.
 ///
 /// # Errors
 /// A thread of the daemon ended before.
-pub(super) fn wait_for_stop(group: &Group, stop: &Stop) -> Result<(), Error> {
-    wait_for(&never::<()>(), &never::<()>(), group, stop).map(drop)
+pub(super) fn wait_for_stop(group: &Group, stop: &Stop, mut watchdog: Watchdog) -> Result<(), Error> {
+    watchdog.begin();
+    loop {
+        match wait_for(&watchdog.answered(), &watchdog.due(), group, stop)? {
+            Waited::All => watchdog.feed(),
+            Waited::Late => watchdog.look(),
+            Waited::Stop => return Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeSet, sync::Arc};
+
+    use threads::pulse::Pulse;
 
     use super::*;
     use crate::{
@@ -152,7 +162,7 @@ mod tests {
             let workers = Workers::start(&group, LIMITS).unwrap();
             let links = Links::new().unwrap();
             let waits = links.clone();
-            group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
+            group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
             let engine = Arc::new(Engine::new(Arc::new(sim.clone())));
             let (updates, to_write) = unbounded::<Update<OnPublished>>();
             let (publish, published) = unbounded();

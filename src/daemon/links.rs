@@ -12,7 +12,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use threads::wake::{PollFd, PollFlags, Waker, poll};
+use threads::{
+    pulse::Pulse,
+    wake::{PollFd, PollFlags, Waker, poll},
+};
 
 use crate::platform::PendingLinks;
 
@@ -67,16 +70,22 @@ impl Links {
         self.shared.waker.wake();
     }
 
+    /// Makes the thread go around its loop once.
+    pub fn nudge(&self) {
+        self.shared.waker.wake();
+    }
+
     /// The body of the thread.
     ///
     /// # Errors
     /// Waiting on the descriptors failed.
-    pub fn run(&self) -> io::Result<()> {
+    pub fn run(&self, pulse: &Pulse) -> io::Result<()> {
         let mut waiting: Vec<Waiting> = Vec::new();
         loop {
             // Drained before the look at the inbox and the links: a later wake-up ends the next
             // wait.
             self.shared.waker.drain();
+            pulse.beat();
             let closed = {
                 let mut inbox = self.shared.inbox.lock();
                 waiting.append(&mut inbox.new);
@@ -164,7 +173,7 @@ mod tests {
     fn bench<const N: usize>(wanted: [(&'static str, Duration); N]) -> (Bench, [Waker; N]) {
         let (links, group) = (Links::new().unwrap(), Group::new(&["links"]));
         let runs = links.clone();
-        group.spawn("links", move || runs.run().map_err(|error| error.to_string())).unwrap();
+        group.spawn("links", move || runs.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
         let (tell, told) = unbounded();
         let makers = wanted.map(|(name, limit)| {
             let (made, tell) = (Waker::new().unwrap(), tell.clone());

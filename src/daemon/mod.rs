@@ -12,6 +12,7 @@ mod run;
 mod stop;
 mod table;
 pub mod thread_table;
+mod watchdog;
 
 pub use run::{Error, run};
 pub use stop::Stuck;

@@ -21,6 +21,8 @@ pub const VARIABLE: &str = "NOTIFY_SOCKET";
 
 /// The daemon is ready.
 pub const READY: &str = "READY=1";
+/// All threads of the daemon go on.
+pub const WATCHDOG: &str = "WATCHDOG=1";
 /// The daemon is stopping.
 pub const STOPPING: &str = "STOPPING=1";
 

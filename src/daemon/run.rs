@@ -6,13 +6,14 @@ use std::{io, sync::Arc};
 
 use crossbeam_channel::unbounded;
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGINT, SIGTERM, SIGURG},
     iterator::Signals,
-    low_level::signal_name,
+    low_level::{raise, signal_name},
 };
 use threads::{
     group::{Group, SpawnError},
     lock::{Observation, Observed},
+    pulse::Pulse,
     stop::Stop,
     wake::Waker,
 };
@@ -25,12 +26,14 @@ use super::{
     readiness,
     stop::{self, Stuck},
     thread_table as names, version,
+    watchdog::Watchdog,
 };
 use crate::{
     base::error_chain,
     bus::{self, Bus, Holder, Job, Locks, Reader, Reply},
     engine::{self, Engine, request::Next},
     platform::{self, Platform},
+    view::Update,
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
 };
 
@@ -67,13 +70,16 @@ pub fn run(choice: &Choice) -> Result<(), Error> {
     platform::linux::heap::give_back();
     let machine = Machine::start(choice)?;
     log::info!("stratisd {} starts on {}", version(), machine.description());
-    let signals = Signals::new([SIGINT, SIGTERM]).map_err(Error::Signals)?;
+    let mut watchdog = Watchdog::new();
+    // The watchdog asks the signal thread by a signal whose default action is to be ignored.
+    let asked_with = watchdog.is_wanted().then_some(SIGURG);
+    let signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(asked_with)).map_err(Error::Signals)?;
     let handle = signals.handle();
     let (group, stop) = (Group::new(&names::NAMES), Stop::new());
     let mut dispatcher = None;
-    let outcome = start(&machine, signals, &group, &stop, &mut dispatcher)
+    let outcome = start(&machine, signals, &group, &stop, &mut dispatcher, &mut watchdog)
         // The daemon is up, or a stop has been requested, which the wait notices at once.
-        .and_then(|()| first_look::wait_for_stop(&group, &stop));
+        .and_then(|()| first_look::wait_for_stop(&group, &stop, watchdog));
     if let Err(error) = &outcome {
         stop.trigger(error_chain::sentence(error));
     }
@@ -89,10 +95,12 @@ fn start(
     group: &Group,
     stop: &Stop,
     dispatcher: &mut Option<Dispatcher<Reply>>,
+    watchdog: &mut Watchdog,
 ) -> Result<(), Error> {
     let switch = stop.clone();
+    let pulse = watchdog.member(names::SIGNALS, |_| drop(raise(SIGURG)));
     group.spawn(names::SIGNALS, move || {
-        listen(signals, &switch);
+        listen(signals, &switch, &pulse);
         Ok(())
     })?;
     let platform = machine.platform();
@@ -100,24 +108,35 @@ fn start(
 
     let engine = Arc::new(Engine::new(Arc::clone(&platform)));
     let waker = || Waker::new().map_err(Error::Waker);
-    let (timers_waker, dm_waker) = (waker()?, waker()?);
+    let (udev_waker, timers_waker, dm_waker) = (waker()?, waker()?, waker()?);
     let running = Running::new(vec![timers_waker.clone(), dm_waker.clone()]);
     let observed = running.clone();
     // Unbounded: see `Records` in `dispatch`.
     let (updates, published) = unbounded();
     let workers = Workers::start(group, LIMITS)?;
     let links = Links::new().map_err(Error::Waker)?;
-    let waits = links.clone();
-    group.spawn(names::LINKS, move || waits.run().map_err(|error| error_chain::sentence(&error)))?;
+    let (waits, nudged) = (links.clone(), links.clone());
+    let pulse = watchdog.member(names::LINKS, move |_| nudged.nudge());
+    group.spawn(names::LINKS, move || waits.run(&pulse).map_err(|error| error_chain::sentence(&error)))?;
+    let nudge = updates.clone();
     let observer = Box::new(move |changes: &[_]| observed.note(changes));
     let dispatcher = &*dispatcher.insert(Dispatcher::new(Arc::clone(&engine), workers, links, updates, observer));
+    let passed = dispatcher.clone();
+    watchdog.member(names::WORKERS, move |pulse| {
+        let pulse = pulse.clone();
+        passed.pass(Box::new(move || pulse.beat()));
+    });
+    let pulse =
+        watchdog.member(names::TREE_WRITER, move |_| drop(nudge.send(Update { changes: Vec::new(), reply: None })));
     group.spawn(names::TREE_WRITER, move || {
-        writer.run(&published);
+        writer.run(&published, &pulse);
         Ok(())
     })?;
     let jobs = Jobs { dispatcher: dispatcher.clone(), platform: Arc::clone(&platform) };
+    let nudge = lister.nudge();
+    let pulse = watchdog.member(names::BUS_LISTER, move |_| nudge());
     group.spawn(names::BUS_LISTER, move || {
-        lister.run(&jobs);
+        lister.run(&jobs, &pulse);
         Ok(())
     })?;
 
@@ -142,12 +161,19 @@ fn start(
             dispatcher.submit(Request { label, chain: chain.map(|()| None), on_failure });
         })
     };
-    let watch = DeviceWatch::new(device_events, waker()?, submit());
-    spawn_watcher(names::UDEV, group, stop, |stop| watch.run(stop))?;
+    let mut woken = |name, waker: &Waker| {
+        let waker = waker.clone();
+        watchdog.member(name, move |_| waker.wake())
+    };
+    let pulse = woken(names::UDEV, &udev_waker);
+    let watch = DeviceWatch::new(device_events, udev_waker, submit());
+    spawn_watcher(names::UDEV, group, stop, move |stop| watch.run(stop, &pulse))?;
+    let pulse = woken(names::DM_EVENTS, &dm_waker);
     let watch = DmWatch::new(Arc::clone(&platform), dm_events, running.clone(), dm_waker, submit());
-    spawn_watcher(names::DM_EVENTS, group, stop, |stop| watch.run(stop))?;
+    spawn_watcher(names::DM_EVENTS, group, stop, move |stop| watch.run(stop, &pulse))?;
+    let pulse = woken(names::TIMERS, &timers_waker);
     let timers = Timers::new(running, timers_waker, submit());
-    spawn_watcher(names::TIMERS, group, stop, |stop| timers.run(stop))?;
+    spawn_watcher(names::TIMERS, group, stop, move |stop| timers.run(stop, &pulse))?;
 
     // Pools are watched from the moment they run, independently of the others.
     match begin.run(look.end(&engine), first_look::POOLS_LIMIT)? {
@@ -163,7 +189,8 @@ fn start(
         return Ok(());
     }
     reader.request_name()?;
-    spawn_reader(reader, group, stop, Jobs { dispatcher: dispatcher.clone(), platform })?;
+    let pulse = woken(names::BUS_READER, reader.waker());
+    spawn_reader(reader, group, stop, pulse, Jobs { dispatcher: dispatcher.clone(), platform })?;
     log::info!("{} is served", bus::NAME);
     readiness::tell(readiness::READY);
     Ok(())
@@ -172,8 +199,12 @@ fn start(
 /// The body of the signal thread. The first signal stops the daemon. Later ones change nothing:
 /// systemd and a daemon that takes over may send a second one, and the stop has its own time
 /// limits.
-fn listen(mut signals: Signals, stop: &Stop) {
+fn listen(mut signals: Signals, stop: &Stop, pulse: &Pulse) {
     for signal in signals.forever() {
+        pulse.beat();
+        if signal == SIGURG {
+            continue;
+        }
         let name = signal_name(signal).unwrap_or("a signal");
         if stop.is_on() {
             log::info!("ignoring {name}: the daemon is already stopping; SIGQUIT ends it at once");
@@ -192,10 +223,11 @@ fn spawn_watcher(
     Ok(group.spawn(name, move || run(&stop).map_err(|error| error_chain::sentence(&error)))?)
 }
 
-fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, jobs: Jobs) -> Result<(), Error> {
+fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, pulse: Pulse, jobs: Jobs) -> Result<(), Error> {
     let stop = stop.clone();
-    Ok(group
-        .spawn(names::BUS_READER, move || reader.run(&jobs, &stop).map_err(|error| error_chain::sentence(&error)))?)
+    Ok(group.spawn(names::BUS_READER, move || {
+        reader.run(&jobs, &stop, &pulse).map_err(|error| error_chain::sentence(&error))
+    })?)
 }
 
 /// Receives the jobs of the bus reader.

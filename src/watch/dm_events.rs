@@ -20,7 +20,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use threads::{stop::Stop, wake::Waker};
+use threads::{pulse::Pulse, stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Running, Submit, Task, Woken, merge::Merge, wait};
 use crate::{
@@ -109,7 +109,7 @@ impl DmWatch {
     ///
     /// # Errors
     /// Waiting for events or arming the source failed.
-    pub fn run(mut self, stop: &Stop) -> Result<(), Error> {
+    pub fn run(mut self, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let (mut seen, mut checks) = (Numbers::new(), Merge::new());
         let mut looks: BTreeMap<PoolUuid, Instant> = BTreeMap::new();
@@ -127,6 +127,7 @@ impl DmWatch {
             if wait(Some(self.source.fd()), &self.waker, stop, looks.values().min().copied())? == Woken::Stop {
                 return Ok(());
             }
+            pulse.beat();
             for (pool, look_again) in self.ended.1.try_iter() {
                 match look_again {
                     Some(time) => drop(looks.insert(pool, Instant::now() + time)),

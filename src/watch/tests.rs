@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, unbounded};
-use threads::{group::Group, stop::Stop, wake::Waker};
+use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
 use super::*;
 use crate::{
@@ -59,8 +59,10 @@ fn comes(pool: PoolUuid) -> Change {
 fn events_of_one_device_are_processed_in_order() {
     let sim = Sim::builder().build();
     let source = sim.device_events().unwrap();
-    let watched =
-        Watched::start(|submit| DeviceWatch::new(source, Waker::new().unwrap(), submit), |watch, stop| watch.run(stop));
+    let watched = Watched::start(
+        |submit| DeviceWatch::new(source, Waker::new().unwrap(), submit),
+        |watch, stop| watch.run(stop, &Pulse::default()),
+    );
     let (a, b) = (Path::new("/dev/a"), Path::new("/dev/b"));
     sim.add_disk(a, Sectors(1 << 21)).unwrap();
     let add = watched.next();
@@ -84,8 +86,10 @@ fn lost_events_cause_a_scan_of_all_devices() {
     for number in 0..5000 {
         sim.add_disk(Path::new(&format!("/dev/x{number}")), Sectors(1 << 21)).unwrap();
     }
-    let watched =
-        Watched::start(|submit| DeviceWatch::new(source, Waker::new().unwrap(), submit), |watch, stop| watch.run(stop));
+    let watched = Watched::start(
+        |submit| DeviceWatch::new(source, Waker::new().unwrap(), submit),
+        |watch, stop| watch.run(stop, &Pulse::default()),
+    );
     let look = loop {
         let task = watched.next();
         if task.label.starts_with("scan of all devices") {
@@ -120,8 +124,10 @@ fn device_mapper_events_merge_during_a_check() {
     let waker = Waker::new().unwrap();
     let running = Running::new(vec![waker.clone()]);
     let observed = running.clone();
-    let watched =
-        Watched::start(|submit| DmWatch::new(platform, source, running, waker, submit), |watch, stop| watch.run(stop));
+    let watched = Watched::start(
+        |submit| DmWatch::new(platform, source, running, waker, submit),
+        |watch, stop| watch.run(stop, &Pulse::default()),
+    );
     let make = |pool: PoolUuid| {
         let table = [Line::linear(Sectors(0), Sectors(8), disk, Sectors(0))];
         let name = Role::ThinPool.name(pool);
@@ -150,7 +156,10 @@ fn the_first_pool_wakes_the_timer() {
     let waker = Waker::new().unwrap();
     let running = Running::new(vec![waker.clone()]);
     let observed = running.clone();
-    let watched = Watched::start(|submit| Timers::new(running, waker, submit), |timers, stop| timers.run(stop));
+    let watched = Watched::start(
+        |submit| Timers::new(running, waker, submit),
+        |timers, stop| timers.run(stop, &Pulse::default()),
+    );
     let pool = PoolUuid::from_random([7; 16]);
     observed.note(&[comes(pool)]);
     let check = watched.next();

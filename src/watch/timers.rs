@@ -9,7 +9,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use threads::{stop::Stop, wake::Waker};
+use threads::{pulse::Pulse, stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Running, Submit, Task, Woken, wait};
 use crate::{base::ids::PoolUuid, engine::ops::Depth};
@@ -72,11 +72,12 @@ impl Timers {
     ///
     /// # Errors
     /// Waiting for events failed.
-    pub fn run(self, stop: &Stop) -> Result<(), Error> {
+    pub fn run(self, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let mut rounds = Rounds::default();
         let mut deadline = None;
         while wait(None, &self.waker, stop, deadline)? != Woken::Stop {
+            pulse.beat();
             self.ended.1.try_iter().for_each(|pool| rounds.ended(pool));
             deadline = loop {
                 match rounds.due(Instant::now(), self.running.list()) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use threads::{stop::Stop, wake::Waker};
+use threads::{pulse::Pulse, stop::Stop, wake::Waker};
 
 use super::{Ended, Error, Submit, Task, Woken, wait};
 use crate::{
@@ -75,11 +75,12 @@ impl DeviceWatch {
     ///
     /// # Errors
     /// Waiting for events failed, or the event source failed for good.
-    pub fn run(mut self, stop: &Stop) -> Result<(), Error> {
+    pub fn run(mut self, stop: &Stop, pulse: &Pulse) -> Result<(), Error> {
         stop.on_stop(self.waker.clone());
         let mut queues = Queues::default();
         let (mut lost, mut looking) = (false, false);
         while wait(Some(self.source.fd()), &self.waker, stop, None)? != Woken::Stop {
+            pulse.beat();
             for path in self.ended.1.try_iter() {
                 if let Some(event) = queues.ended(&path) {
                     self.deal_with(event);

@@ -26,7 +26,7 @@ use stratisd::{
     view::{Availability, Update},
     watch::{DmWatch, Running, Task},
 };
-use threads::{group::Group, stop::Stop, wake::Waker};
+use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
 use crate::bench::{Bench, GIB};
 
@@ -85,7 +85,7 @@ impl Daemon {
         let workers = Workers::start(&group, LIMITS).unwrap();
         let links = Links::new().unwrap();
         let waits = links.clone();
-        group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
+        group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
         let (sender, updates) = unbounded();
         let dispatcher = Dispatcher::new(
             Arc::clone(&engine),
@@ -110,7 +110,9 @@ impl Daemon {
         };
         let watch = DmWatch::new(platform, source, running, waker, Box::new(take));
         let switch = stop.clone();
-        group.spawn("dm-events", move || watch.run(&switch).map_err(|error| error.to_string())).unwrap();
+        group
+            .spawn("dm-events", move || watch.run(&switch, &Pulse::default()).map_err(|error| error.to_string()))
+            .unwrap();
         // It looks at every pool when it begins.
         checked.recv_timeout(HANG).expect("the pool should be checked");
         Daemon { dispatcher, group, stop, checked, _updates: updates }

@@ -22,7 +22,7 @@ use stratisd::{
     view::{Change, Update},
     watch::{DmWatch, Running, Task},
 };
-use threads::{group::Group, stop::Stop, wake::Waker};
+use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
 use crate::bench::{Bench, GIB, name};
 
@@ -66,7 +66,7 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
     let workers = Workers::start(&group, LIMITS).unwrap();
     let links = Links::new().unwrap();
     let waits = links.clone();
-    group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
+    group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
     let (sender, updates) = unbounded();
     let waker = Waker::new().unwrap();
     let running = Running::new(vec![waker.clone()]);
@@ -113,7 +113,7 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
         DmWatch::new(platform, source, running, waker, Box::new(take))
     };
     let switch = stop.clone();
-    group.spawn("dm-events", move || watch.run(&switch).map_err(|error| error.to_string())).unwrap();
+    group.spawn("dm-events", move || watch.run(&switch, &Pulse::default()).map_err(|error| error.to_string())).unwrap();
 
     // A block at a time up to the mark; the last of these raises the event.
     for first in (1..DATA - LOW + 8).step_by(512) {

@@ -19,7 +19,7 @@ use stratisd::{
         sim::{Call, Sim},
     },
 };
-use threads::group::Group;
+use threads::{group::Group, pulse::Pulse};
 
 use crate::bench::{Bench, GIB, name};
 
@@ -51,7 +51,7 @@ fn of_two_hundred_creations_those_being_formatted_are_completed_and_the_others_r
     let workers = Workers::start(&group, LIMITS).unwrap();
     let links = Links::new().unwrap();
     let waits = links.clone();
-    group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
+    group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
     let (sender, updates) = unbounded();
     let dispatcher = Dispatcher::new(Arc::clone(&engine), workers, links, sender, Box::new(|_| ()));
     let mut found = 0;

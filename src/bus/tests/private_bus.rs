@@ -18,7 +18,7 @@ use dbus::{
     channel::Channel,
 };
 use tempfile::TempDir;
-use threads::stop::Stop;
+use threads::{pulse::Pulse, stop::Stop};
 
 use super::{entry, filesystem, is, name, plain, pool, pool_id, values, with_filesystem};
 use crate::{
@@ -123,12 +123,14 @@ impl Server {
         let (job_sender, jobs) = unbounded();
         let stop = Stop::new();
         let held = Jobs(job_sender.clone());
-        let others =
-            vec![std::thread::spawn(move || writer.run(&received)), std::thread::spawn(move || lister.run(&held))];
+        let others = vec![
+            std::thread::spawn(move || writer.run(&received, &Pulse::default())),
+            std::thread::spawn(move || lister.run(&held, &Pulse::default())),
+        ];
         let server = Server { updates: Some(updates), jobs, stop: stop.clone(), reader: None, others };
         server.publish(first);
         reader.request_name().unwrap();
-        let reader = std::thread::spawn(move || reader.run(&Jobs(job_sender), &stop));
+        let reader = std::thread::spawn(move || reader.run(&Jobs(job_sender), &stop, &Pulse::default()));
         Server { reader: Some(reader), ..server }
     }
 

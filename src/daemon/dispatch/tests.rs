@@ -13,7 +13,7 @@ use std::{
 };
 
 use crossbeam_channel::{bounded, unbounded};
-use threads::{group::Group, workers::Bounds};
+use threads::{group::Group, pulse::Pulse, workers::Bounds};
 
 use super::{context::JoinStep, *};
 use crate::{
@@ -189,7 +189,7 @@ impl Daemon {
         let workers = Workers::start(&group, limits).unwrap();
         let links = Links::new().unwrap();
         let waits = links.clone();
-        group.spawn("links", move || waits.run().map_err(|error| error.to_string())).unwrap();
+        group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
         let (sender, updates) = unbounded();
         let context = Arc::new(ToyContext::default());
         let dispatcher = Dispatcher::new(Arc::clone(&context), workers, links, sender, observer);

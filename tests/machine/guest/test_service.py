@@ -135,6 +135,44 @@ def test_systemd_starts_a_killed_daemon_again(stratis, mounted):
     assert shape(again.pools()) == before
 
 
+WATCHDOG_SECONDS = 20
+
+
+@pytest.fixture
+def short_watchdog():
+    drop_in = pathlib.Path(f"/run/systemd/system/{system.UNIT}.d/watchdog.conf")
+    drop_in.parent.mkdir(exist_ok=True)
+    drop_in.write_text(f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n")
+    system.run("systemctl", "daemon-reload")
+    yield
+    drop_in.unlink()
+    system.run("systemctl", "daemon-reload")
+
+
+def test_systemd_ends_a_daemon_that_stands_still_and_starts_it_again(stratis, mounted, short_watchdog):
+    """Nobody noticed it."""
+    before = shape(stratis.pools())
+    system.stop_daemon()
+    log = system.Log()
+    system.start_daemon()
+    # When the daemon last said that it goes on. systemd sends no signal of it, so it has to be asked again and again.
+    told = set()
+    while len(told) < 3:
+        told.add(system.unit("WatchdogTimestampMonotonic"))
+    pid, restarts = int(system.unit("MainPID")), int(system.unit("NRestarts"))
+    process = os.pidfd_open(pid)
+    signal.pidfd_send_signal(process, signal.SIGSTOP)
+    log.wait_for("Watchdog timeout")
+    system.wait_for_end(process)
+    os.close(process)
+    log.wait_for("is served")
+    log.close()
+    again = restarted()
+    assert int(system.unit("MainPID")) != pid and int(system.unit("NRestarts")) == restarts + 1
+    assert shape(again.pools()) == before
+    assert system.contents("/mnt/f") == mounted
+
+
 def test_a_second_daemon_is_refused(stratis, mounted):
     before = shape(stratis.pools())
     second = subprocess.run(["/usr/libexec/stratisd"], capture_output=True, text=True, timeout=60)

@@ -134,6 +134,26 @@ fn pools_hung_under_their_lock_leave_others_alone() {
     daemon.end();
 }
 
+/// A device that hangs would hang the next daemon too, so it is no reason to end this one.
+#[test]
+fn hung_steps_do_not_keep_the_watchdog_from_its_answer() {
+    let daemon = seventeen();
+    let mut hung = Hung::new();
+    let step = hung.step();
+    daemon.submit("hangs with the whole table", whole_table(move |_, _| step()));
+    // More slow steps than may run at once.
+    for number in 1..=70 {
+        let step = hung.step();
+        daemon.submit("hangs", slow_in(number, move |_| step()));
+    }
+    hung.wait_for(1 + 64);
+    let (tell, told) = unbounded();
+    daemon.dispatcher.pass(Box::new(move || tell.send(()).unwrap()));
+    told.recv_timeout(HANG).expect("a worker should pass");
+    hung.let_go();
+    daemon.end();
+}
+
 /// The first of 160 creations was answered when nearly all had been formatted: whenever it needed
 /// the pool, a worker or its link, it queued behind all later arrivals.
 #[test]
