@@ -52,6 +52,20 @@ pub(super) fn namespace(process: &str) -> Option<u64> {
     fs::metadata(format!("/proc/{process}/ns/mnt")).ok().map(|found| found.ino())
 }
 
+/// Whether the root of this process is the lowest mount of its namespace, so nothing lies beneath it.
+///
+/// # Errors
+/// When the table cannot be read.
+pub(super) fn lowest_is_root() -> io::Result<bool> {
+    Ok(root_is_lowest(&fs::read("/proc/self/mountinfo")?))
+}
+
+/// The lowest mount is its own parent. Of several mounts at `/`, the last covers the others.
+fn root_is_lowest(text: &[u8]) -> bool {
+    let mut lines = text.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b' ').collect::<Vec<_>>());
+    lines.rfind(|fields| fields.get(4) == Some(&&b"/"[..])).is_none_or(|fields| fields[0] == fields[1])
+}
+
 /// Parses `mountinfo` (proc_pid_mountinfo(5)): identifiers, `MAJOR:MINOR`, root, mount point, and
 /// more.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<Entry>> {
@@ -107,8 +121,17 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Entry, namespace, namespaces, parse, read, unescape};
+    use super::{Entry, namespace, namespaces, parse, read, root_is_lowest, unescape};
     use crate::platform::{DeviceNumber, Error};
+
+    #[test]
+    fn the_lowest_mount_lies_on_itself() {
+        let rest = "0:1 / / rw - rootfs rootfs rw";
+        assert!(!root_is_lowest(TABLE.as_bytes()));
+        assert!(root_is_lowest(format!("1 1 {rest}\n2 1 0:2 / /proc rw - proc proc rw\n").as_bytes()));
+        assert!(!root_is_lowest(format!("1 1 {rest}\n2 1 {rest}\n").as_bytes()));
+        assert!(root_is_lowest(b""), "nothing is known");
+    }
 
     const TABLE: &str = "\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

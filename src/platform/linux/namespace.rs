@@ -6,11 +6,17 @@
 //! nor its libraries need, and no new mount propagates into its namespace. Mounts of users are
 //! examined from outside ([`super::user_mounts`]), in every namespace alike.
 //!
+//! A namespace may hold more mounts than its table lists: a table lists what can be reached from the
+//! root. For a confined unit, systemd 252 makes a namespace, mounts a copy of all mounts over its
+//! root, and leaves the original tree beneath. A copy of that namespace has both trees. So the daemon
+//! also lets go of what lies beneath its root ([`let_go_beneath`]).
+//!
 //! Knows nothing of what the mounts are for.
 
 use std::{
     env, fs,
     fs::File,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process,
@@ -19,9 +25,12 @@ use std::{
 use log::{info, warn};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
 };
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+};
 
 use super::{
     mount_table::{self, Entry},
@@ -32,8 +41,9 @@ use crate::platform::{Error, Result};
 
 /// Paths that the daemon and its libraries use.
 const NEEDED: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/etc", "/var/run", PLACE];
-/// Mounts of the kernel's own file systems below these stay.
-const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// Mounts of the kernel's own file systems below these stay. systemd covers the last one for a
+/// confined unit.
+const KERNEL: [&str; 4] = ["/proc", "/sys", "/dev", "/usr/lib/modules"];
 /// Environment variables with addresses of sockets that the daemon connects to.
 const ADDRESSES: [&str; 2] = ["DBUS_SYSTEM_BUS_ADDRESS", "NOTIFY_SOCKET"];
 
@@ -77,19 +87,39 @@ pub(super) fn leave() -> Result<Option<Origin>> {
     let root = Path::new("/");
     // A working directory below a mount would keep that mount.
     env::set_current_dir(root).map_err(|source| Error::Io { action: "change to", path: root.to_owned(), source })?;
+    let is_confined = mount_table::namespace("1") != mount_table::namespace("self");
     let origin = open_origin()
         .inspect_err(|error| {
             warn!("cannot open the mount namespace of PID 1, so programs will not see mounts of users: {error}")
         })
         .ok();
     unshare(CloneFlags::CLONE_NEWNS).map_err(error("leave the mount namespace of", root))?;
+    make_private(root)?;
+    let needed = needed();
+    let mut count = let_go(|entry| stays(entry, &needed))?;
+    if is_confined {
+        count += let_go_beneath(root)?;
+    }
+    info!("the daemon entered its own mount namespace and dropped {count} mounts there");
+    Ok(origin)
+}
+
+/// From now on mounts and unmounts below `root` stay in this namespace, and those of others do not
+/// reach it.
+fn make_private(root: &Path) -> Result<()> {
     let nothing: Option<&str> = None;
     mount(nothing, root, nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
-        .map_err(error("make mounts private under", root))?;
-    let needed = needed();
+        .map_err(error("make mounts private under", root))
+}
+
+/// Lets go of all mounts in the table but those that stay, and returns their number.
+///
+/// # Errors
+/// When the table cannot be read.
+fn let_go(stays: impl Fn(&Entry) -> bool) -> Result<usize> {
     let mut count = 0;
     // The table lists a mount after the one below it, so go backwards.
-    for entry in mount_table::read("self")?.iter().rev().filter(|entry| !stays(entry, &needed)) {
+    for entry in mount_table::read("self")?.iter().rev().filter(|entry| !stays(entry)) {
         match umount2(&entry.mount_point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => count += 1,
             Err(errno) => {
@@ -98,8 +128,53 @@ pub(super) fn leave() -> Result<Option<Origin>> {
             }
         }
     }
-    info!("the daemon entered its own mount namespace and dropped {count} mounts there");
-    Ok(origin)
+    Ok(count)
+}
+
+/// Lets go of the mounts beneath the root. The root covers them, so they have no paths. Therefore the
+/// tree of the root is copied, taken away, and put back afterwards. The namespace is new, so no other
+/// thread or process sees this.
+///
+/// # Errors
+/// The tree of the root was taken away and could not be put back. The daemon cannot work without it.
+fn let_go_beneath(root: &Path) -> Result<usize> {
+    let take_away = || -> io::Result<Option<(OwnedFd, File)>> {
+        // Nothing lies beneath the lowest mount, and a namespace without it is of no use.
+        if mount_table::lowest_is_root()? {
+            return Ok(None);
+        }
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let taken = (open_tree(CWD, root, flags)?, File::open("/proc/self/ns/mnt")?);
+        umount2(root, MntFlags::MNT_DETACH)?;
+        Ok(Some(taken))
+    };
+    let (tree, namespace) = match take_away() {
+        Ok(Some(taken)) => taken,
+        Ok(None) => return Ok(0),
+        Err(error) => {
+            warn!("copies of mounts may stay beneath the daemon's root and keep file systems busy: {error}");
+            return Ok(0);
+        }
+    };
+    // Whoever enters a namespace gets the topmost mount at its root.
+    setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(error("go to what is beneath the root of", root))?;
+    // The first call did not reach this tree.
+    make_private(root)?;
+    // This may be the initial root of the boot, which has no /proc.
+    let listed = mount_table::read("self").is_ok();
+    let count = if listed { let_go(|entry| entry.mount_point == root)? } else { 0 };
+    let put_back = || -> io::Result<()> {
+        rustix::process::fchdir(&tree)?;
+        move_mount(&tree, "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        rustix::process::chroot(".")?;
+        env::set_current_dir(root)
+    };
+    put_back().map_err(|source| Error::Io {
+        action: "put the daemon's root back to",
+        path: root.to_owned(),
+        source,
+    })?;
+    Ok(count)
 }
 
 fn open_origin() -> Result<Origin> {

@@ -101,7 +101,7 @@ def test_the_unit_is_confined(stratis, mounted):
     exposure = system.run("systemd-analyze", "security", "--threshold=50", "--no-pager", system.UNIT, check=False)
     assert "Overall exposure level" in exposure
     level = float(exposure.rsplit(": ", 1)[1].split()[0])
-    assert level <= 5.1, exposure
+    assert level <= 4.1, exposure
     verified = subprocess.run(["systemd-analyze", "verify", system.UNIT], capture_output=True, text=True, check=False)
     assert system.UNIT not in verified.stderr, verified.stderr
     pid = system.unit("MainPID")
