@@ -115,8 +115,8 @@ mutants: ## mutation tests of the engine, the bus and threads; SAMPLE=number SEE
 structure: ## draw the structure from the `use` lines again, into docs/structure.md
 	@STRUCTURE=write $(CARGO) test --locked --quiet --test tidy -- --ignored structure_page
 
-bench: ## measure the bus side against floors of the same run (three minutes); CALLS=1000000 shows that memory is flat
-	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS))
+bench: ## measure the bus side against floors of the same run (four minutes); CALLS=1000000 CLIENTS=32000 show that memory is flat
+	@$(CARGO) bench --locked --bench bus -- $(if $(CALLS),--calls $(CALLS)) $(if $(CLIENTS),--clients $(CLIENTS))
 
 build-for-machine: setup-machine
 	@$(MAKE) --no-print-directory build build-machine-checks PROFILEDIR=debug

@@ -11,19 +11,19 @@ use std::{
 use dbus::arg::{RefArg, Variant};
 
 use crate::{
-    client::{self, Client, MANAGER, POOL, PROPERTIES, TOP},
+    client::{self, Client, MANAGER, Outcome, POOL, PROPERTIES, TOP},
     figures::{Musts, Samples, chapter, head, ratio, row, time},
-    stage::{Stage, get, sample},
+    stage::{Stage, floor, get, ping, sample},
 };
 
 const HOUR_MS: &str = "3600000";
 const FILESYSTEMS: usize = 10_000;
-const FILESYSTEMS_OF_A_CALL: usize = 250;
+/// Calls that one client has waiting: one less than the replies that a system bus lets a connection wait for.
+const CALLS_OF_ONE: usize = 127;
 /// Formats that never end. Half of the workers may run slow steps.
 const HUNG: usize = 8;
-/// Requests that wait for a claim of such a format, and the limit of one client.
+/// Requests that wait for a claim of such a format.
 const PARKED: usize = 12_000;
-const PARKED_OF_ONE: usize = 4_000;
 const KEYS: usize = 256;
 const KEYS_OF_ONE: usize = 64;
 /// The time of each measurement. A rename of all filesystems takes a second.
@@ -37,8 +37,11 @@ struct Quiet {
     filesystem: String,
 }
 
-/// The times of its calls.
+/// The times of its calls. Two floors are taken in turn with `Get`: `Ping` of another program on the same bus, which is what the
+/// bus costs, and `Ping` of the daemon.
 struct Figures {
+    bus: Samples,
+    ping: Samples,
     get: Samples,
     set: Samples,
     creation: Samples,
@@ -53,7 +56,19 @@ pub fn measure(musts: &mut Musts) {
     let large = large_pool(&stage.client);
 
     chapter("One pool beside load on others");
-    head(&["beside", "Get, median", "p99", "Set, median", "p99", "creation, median", "p99"]);
+    head(&[
+        "beside",
+        "another program's Ping, median",
+        "p99",
+        "Ping, median",
+        "p99",
+        "Get, median",
+        "p99",
+        "Set, median",
+        "p99",
+        "creation, median",
+        "p99",
+    ]);
     let idle = calls(&stage, &quiet);
     tell("nothing", &idle);
     let mut compare = |what: &str, found: Figures| {
@@ -64,6 +79,8 @@ pub fn measure(musts: &mut Musts) {
             2.0,
             " × idle",
         );
+        let over_bus = ratio(found.get.median(), found.bus.median());
+        musts.note("… against the floor of the same stretch", &format!("{over_bus:.2} × another program's Ping"), true);
         let p99_ms = found.get.p99().as_secs_f64() * 1e3;
         musts.at_most(&format!("`Get` beside {what}: p99"), p99_ms, GET_P99_MAX.as_secs_f64() * 1e3, " ms");
         musts.at_most(
@@ -91,9 +108,16 @@ pub fn measure(musts: &mut Musts) {
     }
     hung.call(client::ping());
     compare("8 hung formats", calls(&stage, &quiet));
-    let parked: Vec<Client> = (0..PARKED / PARKED_OF_ONE).map(|_| parked_calls(&stage)).collect();
+    let parked: Vec<(Client, Vec<u32>)> = (0..PARKED.div_ceil(CALLS_OF_ONE)).map(|_| parked_calls(&stage)).collect();
     compare("8 hung formats and 12,000 parked requests", calls(&stage, &quiet));
-    drop(parked);
+    let waiting: usize = parked
+        .iter()
+        .map(|(client, calls)| {
+            client.call(client::ping());
+            calls.iter().filter(|call| !client.has_reply(**call)).count()
+        })
+        .sum();
+    musts.note("parked requests that wait to the end", &waiting.to_string(), waiting >= PARKED);
 }
 
 /// Creates a pool with many filesystems; returns its path.
@@ -102,9 +126,16 @@ fn large_pool(client: &Client) -> String {
     let limit = Variant(Box::new(2 * FILESYSTEMS as u64) as Box<dyn RefArg>);
     client.call(client::call(&pool, PROPERTIES, "Set", (POOL, "FsLimit", limit)));
     let names: Vec<String> = (0..FILESYSTEMS).map(|number| format!("f{number}")).collect();
-    for some in names.chunks(FILESYSTEMS_OF_A_CALL) {
-        let wanted: Vec<_> = some.iter().map(|name| (name.as_str(), (true, "536870912"), (false, ""))).collect();
-        client.done(client::call(&pool, POOL, "CreateFilesystems", (wanted,)));
+    for some in names.chunks(CALLS_OF_ONE) {
+        let create = |name: &String| {
+            let wanted = vec![(name.as_str(), (true, "536870912"), (false, ""))];
+            client.send(client::call(&pool, POOL, "CreateFilesystems", (wanted,)))
+        };
+        let calls: Vec<u32> = some.iter().map(create).collect();
+        for call in calls {
+            let outcome = client::outcome(&client.wait(call));
+            assert!(matches!(outcome, Outcome::Changed(_)), "{outcome:?}");
+        }
     }
     pool
 }
@@ -125,9 +156,10 @@ fn beside(stage: &Stage, quiet: &Quiet, work: impl Fn(&Client, usize) + Sync) ->
 }
 
 fn calls(stage: &Stage, Quiet { pool, device, filesystem }: &Quiet) -> Figures {
-    let (mut wire, mut get) = (stage.wire(), get(filesystem));
+    let (mut wire, mut bus, mut ping, mut get) = (stage.wire(), floor("Ping"), ping(), get(filesystem));
     let client = Client::new(&stage.bus);
-    let mut found = Figures { get: Samples::new(), set: Samples::new(), creation: Samples::new() };
+    let [of_bus, of_ping, of_get, set, creation] = [const { Samples::new() }; 5];
+    let mut found = Figures { bus: of_bus, ping: of_ping, get: of_get, set, creation };
     let timed = |call: dbus::Message, samples: &mut Samples| {
         let begin = Instant::now();
         let made = client.done(call);
@@ -140,6 +172,8 @@ fn calls(stage: &Stage, Quiet { pool, device, filesystem }: &Quiet) -> Figures {
             break;
         }
         for _ in 0..10 {
+            sample(&mut wire, &mut bus, &mut found.bus);
+            sample(&mut wire, &mut ping, &mut found.ping);
             sample(&mut wire, &mut get, &mut found.get);
         }
         timed(client::set_user_info(device, &format!("note{round}")), &mut found.set);
@@ -149,8 +183,9 @@ fn calls(stage: &Stage, Quiet { pool, device, filesystem }: &Quiet) -> Figures {
     found
 }
 
-fn tell(beside: &str, Figures { get, set, creation }: &Figures) {
-    let figures = [get, set, creation].into_iter().flat_map(|samples| [time(samples.median()), time(samples.p99())]);
+fn tell(beside: &str, Figures { bus, ping, get, set, creation }: &Figures) {
+    let figures =
+        [bus, ping, get, set, creation].into_iter().flat_map(|samples| [time(samples.median()), time(samples.p99())]);
     row(&std::iter::once(beside.to_owned()).chain(figures).collect::<Vec<_>>());
 }
 
@@ -172,12 +207,9 @@ fn awaited_keys(stage: &Stage) -> Vec<(Client, Vec<std::io::PipeWriter>)> {
 }
 
 /// A client with many calls that wait for the name of a pool whose creation hangs.
-fn parked_calls(stage: &Stage) -> Client {
+fn parked_calls(stage: &Stage) -> (Client, Vec<u32>) {
     let client = Client::new(&stage.bus);
-    for _ in 0..PARKED_OF_ONE {
-        client.post(client::create_pool("slow0", &["/dev/another"]));
-    }
-    client.flush();
+    let calls = (0..CALLS_OF_ONE).map(|_| client.send(client::create_pool("slow0", &["/dev/another"]))).collect();
     client.call(client::ping());
-    client
+    (client, calls)
 }

@@ -20,6 +20,7 @@ const POOLS: u64 = 3;
 const OF_THE_CHECK: [&str; 3] = ["timers", "worker-", "tree-writer"];
 const FILESYSTEMS: usize = 1000;
 const LISTS: usize = 20;
+const FILESYSTEMS_OF_100_KB: usize = 25;
 /// The growth of memory over many calls that still counts as flat: the allocator's pages move a
 /// little.
 const GROWTH_MAX_KIB: u64 = 512;
@@ -59,6 +60,38 @@ pub fn idle(musts: &mut Musts) {
         &show(&with),
         with.keys().all(of_the_check) && timer <= rounds * (1 + POOLS),
     );
+}
+
+/// Clients that come, ask for a list of some 100 kB, and go, one after the other: those that read it, and those that do not.
+pub fn clients(count: usize, musts: &mut Musts) {
+    chapter("Resident memory over short-lived clients");
+    head(&["", &format!("after {} of them", count / 8), &format!("after {count}"), "more"]);
+    for (what, reads) in [("they read their lists", true), ("they leave without", false)] {
+        let mut stage = Stage::new(&[]);
+        stage.grow_to(FILESYSTEMS_OF_100_KB);
+        let some = |clients: usize| {
+            for _ in 0..clients {
+                let mut wire = stage.wire();
+                match reads {
+                    true => drop(wire.call(&mut list())),
+                    false => wire.post(&mut list()),
+                }
+            }
+            // Answered after all that came before.
+            stage.wire().call(&mut ping());
+            stage.daemon.resident_kib()
+        };
+        // Tables and the allocator's pages are as large by then as they get.
+        let first = some(count / 8);
+        let last = some(count - count / 8);
+        let growth = last.saturating_sub(first);
+        row(&[what.to_owned(), format!("{first} KiB"), format!("{last} KiB"), format!("{growth} KiB")]);
+        musts.note(
+            &format!("flat over {count} clients, {what}"),
+            &format!("{growth} KiB more"),
+            growth <= GROWTH_MAX_KIB,
+        );
+    }
 }
 
 /// `calls` calls of every kind of read, in ten parts.

@@ -30,9 +30,11 @@ use std::{env, fs};
 
 use figures::Musts;
 
-const USAGE: &str = "usage: bus [--only reads|lists|writes|scale|beside|start|idle|memory] [--calls NUMBER]";
+const USAGE: &str = "usage: bus [--only reads|lists|writes|scale|beside|start|idle|memory|clients]\n           [--calls NUMBER] [--clients NUMBER]";
 /// Calls over which memory must stay flat; docs/performance.md promises it for `--calls 1000000`.
 const CALLS: usize = 100_000;
+/// Short-lived clients over which memory must stay flat; `--clients 32000` is the longer proof.
+const CLIENTS: usize = 4000;
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -45,6 +47,7 @@ fn main() {
     }
     let only = after("--only");
     let calls = after("--calls").map_or(CALLS, |number| number.parse().expect(USAGE));
+    let clients = after("--clients").map_or(CLIENTS, |number| number.parse().expect(USAGE));
     let wanted = |chapter: &str| only.is_none_or(|only| only == chapter);
 
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -63,6 +66,7 @@ fn main() {
     }
     if wanted("scale") {
         scale::measure(&mut musts);
+        scale::stopped(&mut musts);
     }
     if wanted("beside") {
         beside::measure(&mut musts);
@@ -75,6 +79,9 @@ fn main() {
     }
     if wanted("memory") {
         cost::memory(calls, &mut musts);
+    }
+    if wanted("clients") {
+        cost::clients(clients, &mut musts);
     }
     musts.tell();
 }

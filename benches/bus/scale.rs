@@ -1,5 +1,6 @@
 //! One pool with a growing number of filesystems: the cost of one more, and of the list, the stop
 //! and the start of all. The floor is the smallest number: the cost per filesystem must not grow.
+//! And one pool beside a growing number of stopped ones.
 
 use std::{
     fs::File,
@@ -10,13 +11,17 @@ use dbus::arg::Variant;
 
 use crate::{
     client::{self, Client, MANAGER, POOL, PROPERTIES, TOP},
-    figures::{Musts, chapter, head, row, time},
-    stage::Stage,
+    figures::{Musts, Samples, chapter, head, ratio, row, time},
+    stage::{Stage, sample},
+    wire::Call,
 };
 
 const NUMBERS: [usize; 4] = [125, 250, 500, 1000];
 /// The tolerated growth of the cost per filesystem between the smallest and the largest number.
 const TOLERANCE: f64 = 1.5;
+/// Stopped pools: none, as many as are told with each signal, and many.
+const STOPPED: [usize; 3] = [0, 63, 1000];
+const ROUNDS: usize = 100;
 
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let begin = Instant::now();
@@ -74,5 +79,43 @@ pub fn measure(musts: &mut Musts) {
     let first = first.unwrap_or(costs);
     for (what, (last, first)) in ["creation of one", "stop and start, for each"].iter().zip(costs.iter().zip(first)) {
         musts.at_most(&format!("{what}: with 1000 against 125 filesystems"), last / first, TOLERANCE, " ×");
+    }
+}
+
+/// A pool that is stopped and started beside stopped pools, and what the property costs that has all of them.
+pub fn stopped(musts: &mut Musts) {
+    let stage = Stage::new(&[]);
+    let client = Client::new(&stage.bus);
+    client.done(client::create_pool("mine", &["/dev/mine"]));
+    let arguments = ["org.storage.stratis3.Manager.r9", "StoppedPools"];
+    let mut get = Call::new(client::NAME, TOP, PROPERTIES, "Get", &arguments);
+    let mut wire = stage.wire();
+
+    chapter("One pool beside stopped pools");
+    head(&["stopped", "StopPool, median", "p99", "StartPool, median", "p99", "Get of StoppedPools"]);
+    let (mut made, mut first, mut last) = (0, None, [Duration::ZERO; 2]);
+    for number in STOPPED {
+        for number in made..number {
+            client.done(client::create_pool(&format!("s{number}"), &[&format!("/dev/s{number}")]));
+            client.done(named("StopPool", &format!("s{number}")));
+        }
+        made = number;
+        let [mut stops, mut starts, mut gets] = [const { Samples::new() }; 3];
+        for _ in 0..ROUNDS {
+            stops.add(timed(|| client.done(named("StopPool", "mine"))).1);
+            starts.add(timed(|| client.done(named("StartPool", "mine"))).1);
+        }
+        // Apart, since a long list leaves nothing else in the processors' caches.
+        for _ in 0..ROUNDS {
+            sample(&mut wire, &mut get, &mut gets);
+        }
+        let both = [&stops, &starts].into_iter().flat_map(|samples| [time(samples.median()), time(samples.p99())]);
+        row(&[vec![number.to_string()], both.collect(), vec![time(gets.median())]].concat());
+        last = [stops.median(), starts.median()];
+        first.get_or_insert(last);
+    }
+    let first = first.unwrap_or(last);
+    for (what, (last, first)) in ["StopPool", "StartPool"].iter().zip(last.into_iter().zip(first)) {
+        musts.at_most(&format!("{what} beside 1000 stopped pools"), ratio(last, first), TOLERANCE, " × beside none");
     }
 }

@@ -222,6 +222,11 @@ impl Wire {
         }
     }
 
+    /// Sends a call of which nobody reads the reply.
+    pub fn post(&mut self, call: &mut Call) {
+        self.send(&mut call.0);
+    }
+
     fn send(&mut self, message: &mut [u8]) -> u32 {
         self.serial += 1;
         message[8..12].copy_from_slice(&self.serial.to_le_bytes());
@@ -260,6 +265,7 @@ impl Wire {
     /// - `Bytes` answers with a byte array of that size: the cost of any method that returns so
     ///   much.
     /// - `Kept` answers with the list itself: the cost of the list to the bus, whoever sends it.
+    /// - `Ping` answers with nothing: the cost of any call to the bus.
     pub fn serve_floors(mut self, list: &mut Call, signature: &str) -> ! {
         let (mut kept, mut bytes) = (Vec::new(), Vec::new());
         loop {
@@ -272,6 +278,7 @@ impl Wire {
                 w.field(field::DESTINATION, "s", |w| w.text(&call.sender));
             };
             let mut reply = match call.member.as_str() {
+                "Ping" => message(METHOD_RETURN, fields, "", &[]),
                 "Bytes" => message(METHOD_RETURN, fields, "ay", &bytes),
                 "Kept" => message(METHOD_RETURN, fields, signature, &kept),
                 _ => {

@@ -103,6 +103,8 @@ pub struct Quotas {
     callers: HashMap<String, Usage>,
     /// The names of callers in the order in which they are looked at, whether they are still remembered or not.
     order: VecDeque<String>,
+    /// New callers for which no old ones have been looked at yet.
+    newcomers: usize,
     /// Questions that the bus has not answered, by serial number.
     asked: HashMap<u32, Question>,
     /// How the bus is asked.
@@ -127,28 +129,32 @@ impl Quotas {
             due.push(Side::Ours);
         }
         if let Some(name) = to {
-            if self.order.len() > CALLERS_MAX && !self.callers.contains_key(name) {
-                due.extend(self.forget_some());
-            }
             let usage = self.usage(name);
             usage.sent(bytes as u64);
             if usage.since_asked >= CALLER_ASKED_EVERY && usage.ask() {
                 due.push(Side::Caller(name.to_owned()));
             }
         }
+        // A caller that asks for a list becomes known before anything is sent.
+        for _ in 0..std::mem::take(&mut self.newcomers) {
+            if self.order.len() > CALLERS_MAX {
+                due.extend(self.forget_some(due.len()));
+            }
+        }
         due
     }
 
     fn usage(&mut self, name: &str) -> &mut Usage {
-        if !self.callers.contains_key(name) {
+        if !self.callers.contains_key(name) && !self.silent {
             self.order.push_back(name.to_owned());
+            self.newcomers += 1;
         }
         self.callers.entry(name.to_owned()).or_default()
     }
 
     /// Forgets old callers that owe next to nothing. Others may have ended without a word: returns those that the bus
-    /// is to be asked about.
-    fn forget_some(&mut self) -> Vec<Side> {
+    /// is to be asked about, beside so many others.
+    fn forget_some(&mut self, others: usize) -> Vec<Side> {
         let mut due = Vec::new();
         for _ in 0..LOOKED_AT {
             let Some(name) = self.order.pop_front() else { break };
@@ -157,7 +163,7 @@ impl Quotas {
                 self.callers.remove(&name);
                 continue;
             }
-            if usage.lists == 0 && self.asked.len() + due.len() < QUESTIONS_MAX && usage.ask() {
+            if usage.lists == 0 && self.asked.len() + others + due.len() < QUESTIONS_MAX && usage.ask() {
                 due.push(Side::Caller(name.clone()));
             }
             self.order.push_back(name);
@@ -189,7 +195,12 @@ impl Quotas {
                 if dialect == self.dialect {
                     match dialect.next() {
                         Some(next) => self.dialect = next,
-                        None => self.silent = true,
+                        None => {
+                            self.silent = true;
+                            // From now on a caller is known only while one of its lists waits.
+                            self.order.clear();
+                            self.callers.retain(|_, usage| usage.lists > 0);
+                        }
                     }
                 }
                 None
@@ -439,13 +450,47 @@ mod tests {
     }
 
     /// Each had got one list of 100 kB and gone. They were taken for clients that do not read: all were kept, and all were
-    /// looked at for each new one.
+    /// looked at for each new one. Then those that ask for nothing but a list were kept: when it was sent they were known.
     #[test]
     fn callers_that_took_a_list_and_went_are_forgotten() {
+        callers_come_and_go(|_, _| {}, |_, _| {}, 100_000);
+        let (wanted, done) = (|quotas: &mut Quotas, name: &str| assert!(quotas.list_wanted(name)), Quotas::list_done);
+        callers_come_and_go(wanted, done, 100_000);
+        callers_come_and_go(wanted, done, 100);
+    }
+
+    #[test]
+    fn nobody_is_remembered_where_the_bus_says_nothing() {
+        let mut quotas = Quotas::default();
+        quotas.sent(Some(":1.1"), 100);
+        assert!(quotas.list_wanted(":1.2"));
+        for serial in 0.. {
+            if quotas.silent {
+                break;
+            }
+            ask(&mut quotas, serial, Side::Ours);
+            quotas.told(serial, Answer::Silence);
+        }
+        for number in 3..1000 {
+            let name = format!(":1.{number}");
+            assert!(quotas.list_wanted(&name));
+            quotas.sent(Some(&name), 100_000);
+            quotas.list_done(&name);
+        }
+        assert_eq!(quotas.callers.keys().collect::<Vec<_>>(), [":1.2"], "its list waits");
+        quotas.list_done(":1.2");
+        assert!(quotas.callers.is_empty() && quotas.order.is_empty());
+    }
+
+    fn callers_come_and_go(before: fn(&mut Quotas, &str), after: fn(&mut Quotas, &str), bytes: usize) {
         let mut quotas = Quotas::default();
         let (mut serial, mut questions) = (0, 0);
         for number in 0..10_000 {
-            for side in quotas.sent(Some(&format!(":1.{number}")), 100_000) {
+            let name = format!(":1.{number}");
+            before(&mut quotas, &name);
+            let due = quotas.sent(Some(&name), bytes);
+            after(&mut quotas, &name);
+            for side in due {
                 serial += 1;
                 let answer = match &side {
                     Side::Ours => holds(0),
