@@ -469,7 +469,7 @@ mod tests {
                 break;
             }
             ask(&mut quotas, serial, Side::Ours);
-            quotas.told(serial, Answer::Silence);
+            quotas.note_answer(serial, Holding::Silence);
         }
         for number in 3..1000 {
             let name = format!(":1.{number}");

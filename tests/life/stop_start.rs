@@ -257,7 +257,7 @@ fn a_pool_of_which_no_device_can_be_read_is_not_forgotten() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = machine_of(version);
         bench.stop_pool("p").unwrap();
-        let before = bench.stopped().pools[0].clone();
+        let before = bench.stopped().list()[0].clone();
         // Each is looked up twice.
         for disk in ["/dev/a", "/dev/a", "/dev/b", "/dev/b"] {
             bench.sim.faults().fail_next(Call::FindDevice, disk);
@@ -266,8 +266,8 @@ fn a_pool_of_which_no_device_can_be_read_is_not_forgotten() {
         assert_eq!(bench.sim.faults().struck(), 4);
         assert!(error.contains("Input/output error"), "the error says why: {error}");
         assert_eq!(reason(&bench), error);
-        let after = bench.stopped().pools[0].clone();
-        assert_eq!((after.name, after.devices), (before.name, before.devices));
+        let after = bench.stopped().list()[0].clone();
+        assert_eq!((&after.name, &after.devices), (&before.name, &before.devices));
         assert!(bench.start_pool("p").unwrap());
         bench.check_nothing_left("after the second try");
     }
@@ -283,10 +283,10 @@ fn a_device_that_cannot_be_read_stays_known() {
     };
     let mut bench = machine();
     bench.stop_pool("p").unwrap();
-    let before = bench.stopped().pools.clone();
+    let before = bench.stopped().list();
     fail(&bench);
     bench.run(ops::refresh()).unwrap();
-    assert_eq!(bench.stopped().pools, before);
+    assert_eq!(bench.stopped().list(), before);
 
     fail(&bench);
     for path in ["/dev/a", "/dev/b"] {
@@ -295,12 +295,12 @@ fn a_device_that_cannot_be_read_stays_known() {
             DeviceEvent { action: DeviceAction::Change, path: path.into(), device: Some(device), unlinked: None };
         bench.run(ops::device_event(event));
     }
-    assert_eq!(bench.stopped().pools, before);
+    assert_eq!(bench.stopped().list(), before);
     // What has gone is forgotten all the same.
     bench.sim.pull_disk(Path::new("/dev/a")).unwrap();
     bench.sim.faults().clear();
     bench.run(ops::refresh()).unwrap();
-    assert_eq!(bench.stopped().pools[0].devices.len(), 1);
+    assert_eq!(bench.stopped().list()[0].devices.len(), 1);
     bench.sim.add_disk(Path::new("/dev/a"), crate::bench::GIB).unwrap();
     assert!(bench.start_pool("p").is_err(), "nobody has told of the disk");
     bench.run(ops::refresh()).unwrap();

@@ -193,7 +193,7 @@ fn a_start_without_the_cache_that_was_cut_short_can_become_one_with_it() {
     };
     let start_without = |bench: &mut Bench| {
         let which = PoolRef::Name(name("p"));
-        bench.run(ops::start_pool(which, ops::Unlock::any(), ops::CacheTier::Drop)).map(drop)
+        bench.run(ops::start_pool(which, Unlock::any(), CacheTier::Drop)).map(drop)
     };
     let (mut bench, thin_pool) = stopped();
     let first = bench.sim.steps();
