@@ -23,7 +23,15 @@ pub(super) fn remove(platform: &dyn Platform, stack: &mut Stack, shape: &Shape) 
     match shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
         // It may have been loaded; its table in its place takes it away.
         Some(placeholder) => stack.put(platform, &placeholder)?,
-        None => stack.remove(platform, Role::Cache)?,
+        None => {
+            // A table that leads to the cache may have been loaded into what was to be moved to it, and holds it.
+            for layer in shape.flexible_layers() {
+                if is_up(layer.role)? {
+                    stack.put(platform, &layer)?;
+                }
+            }
+            stack.remove(platform, Role::Cache)?;
+        }
     }
     stack.remove(platform, Role::CacheSub)?;
     stack.remove(platform, Role::CacheMeta)
