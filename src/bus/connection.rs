@@ -243,7 +243,11 @@ impl Connection {
         }
         let Some(Question { side, dialect }) = self.quotas.lock().question(serial) else { return };
         let answer = dialect.answer(message, &side);
-        self.quotas.lock().note_answer(serial, answer);
+        let mut quotas = self.quotas.lock();
+        quotas.note_answer(serial, answer);
+        let about = quotas.after_answer();
+        self.ask(&mut quotas, about);
+        drop(quotas);
         self.told.notify_all();
     }
 
