@@ -49,37 +49,43 @@ pub enum Signal {
 
 /// Signals of one change that have not been sent yet.
 #[derive(Debug)]
-pub struct Signals(std::vec::IntoIter<Signal>);
+pub struct Signals {
+    signals: std::vec::IntoIter<Signal>,
+    /// Messages of a signal of which others have been taken.
+    begun: std::vec::IntoIter<Result<Outgoing, NotAMessage>>,
+}
 
 impl Signals {
     /// These, in order.
     pub fn new(signals: Vec<Signal>) -> Signals {
-        Signals(signals.into_iter())
+        Signals { signals: signals.into_iter(), begun: Vec::new().into_iter() }
     }
 
     /// The messages of the next signals: of as many as it takes to have so many bytes, of all that are left if they have
-    /// less. Those of one signal stay together.
+    /// less. Those of one object may be divided: they are ten, and the bus needs 100 µs for them.
     pub fn portion(&mut self, bytes: usize) -> Vec<Result<Outgoing, NotAMessage>> {
         let mut portion = Vec::new();
         let mut sum = 0;
         while sum < bytes {
-            let Some(signal) = self.0.next() else { break };
+            if let Some(message) = self.begun.next() {
+                sum += message.as_ref().map_or(0, Outgoing::bytes);
+                portion.push(message);
+                continue;
+            }
+            let Some(signal) = self.signals.next() else { break };
             let times = match () {
                 () if planted::strikes(Fault::SignalLost) => 0,
                 () if planted::strikes(Fault::SignalTwice) => 2,
                 () => 1,
             };
-            for message in (0..times).flat_map(|_| signal.messages()) {
-                sum += message.as_ref().map_or(0, Outgoing::bytes);
-                portion.push(message);
-            }
+            self.begun = (0..times).flat_map(|_| signal.messages()).collect::<Vec<_>>().into_iter();
         }
         portion
     }
 
     /// Whether all have been taken.
     pub fn is_empty(&self) -> bool {
-        self.0.len() == 0
+        self.signals.len() == 0 && self.begun.len() == 0
     }
 }
 

@@ -38,7 +38,7 @@ const LAST_WORDS: (Duration, Duration) = (Duration::from_secs(2), Duration::from
 const FIRST_PORTION_BYTES: usize = 64 << 10;
 /// Bytes of signals that are sent before somebody else has a turn. The reference bus needs 10 µs for a message of 250 bytes,
 /// and all that others are told waits for that.
-const PORTION_BYTES: usize = 2 << 10;
+const PORTION_BYTES: usize = 1 << 10;
 
 /// The tree writer. [`Writer::run`] is its thread.
 pub struct Writer {
