@@ -496,9 +496,9 @@ mod tests {
                 due.push(side.clone());
                 ask(&mut quotas, due.len() as u32, side);
             }
-            assert!(quotas.asked.len() <= super::QUESTIONS_MAX + 1);
+            assert!(quotas.asked.len() <= QUESTIONS_MAX + 1);
         }
-        assert!(quotas.callers.len() <= super::CALLERS_MAX && quotas.order.len() <= super::CALLERS_MAX);
+        assert!(quotas.callers.len() <= CALLERS_MAX && quotas.order.len() <= CALLERS_MAX);
     }
 
     /// Live callers that do not read are asked about no more than twice for each new one.
