@@ -80,7 +80,7 @@ impl Talk {
         secrecy::no_core_dumps()?;
         // If this fails, the daemon has already logged it at its start.
         let _ = secrecy::lock_memory();
-        // Without filters of system calls the pages of keys that are freed early are unlocked.
+        // If this fails, the pages of freed keys are unlocked early.
         let _ = secrecy::keep_memory_locked();
         let _ = prctl::set_name(c"stratisd-luks");
         // The library's threads inherit it.
