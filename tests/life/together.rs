@@ -148,7 +148,8 @@ fn a_start_and_a_new_pool_of_its_name_do_not_both_get_it() {
         let history = all.history.join("\n");
         // By name, the start finds the new pool running if that came first.
         let clear = [Ok(true), Ok(false)].contains(&results[0]) && (results[1] == Ok(true)) != (results[0] == Ok(true));
-        let taken = results[0].as_ref().is_err_and(|why| why.contains("is named p too")) && results[1] == Ok(true);
+        let taken =
+            results[0].as_ref().is_err_and(|why| why.contains("running pool is named p")) && results[1] == Ok(true);
         assert!(clear || taken, "seed {seed}: {results:?}\n{history}");
         assert_eq!(all.bench.names(), ["p", "q"], "seed {seed}:\n{history}");
         all.bench.check_nothing_left(&history);
