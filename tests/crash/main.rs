@@ -238,7 +238,7 @@ fn struck(case: &Variant, strike: Strike, step: u64) -> (Bench, u64, Result<()>)
 /// answered.
 fn killed(case: &Variant, step: u64) -> (Bench, u64, bool) {
     let (bench, start, result) = struck(case, Strike::Kill, step);
-    if step % 2 == 0 {
+    if step.is_multiple_of(2) {
         unmount_private(&bench);
     }
     (bench, start, result.is_ok())
