@@ -130,6 +130,8 @@ mod tests {
         let status = PoolStatus::parse(text).unwrap();
         assert_eq!(status.state, State::OutOfDataSpace);
         assert!(status.errors_if_no_space && status.needs_check);
+        // Its metadata has to be checked, whatever else is the matter with it.
+        assert!(status.is_damaged());
     }
 
     /// Read-only for want of metadata space was taken for damage, and nothing but a stop of the pool ended it.

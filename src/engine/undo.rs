@@ -209,6 +209,16 @@ mod tests {
         assert_eq!(undone.try_iter().collect::<Vec<_>>(), ["take down"]);
     }
 
+    #[test]
+    fn an_undo_that_fails_in_part_leaves_the_doubt_about_the_record() {
+        let pool = crate::base::name::Name::new("p").expect("a name");
+        let boxed = || Box::new(Error::NoDevices);
+        let mut undo = Rollback::new();
+        undo.push(When::Always, "take down", failing());
+        let error = run(undo, Error::Unrecorded { pool, cause: boxed(), source: boxed() });
+        assert!(matches!(error, Error::Rollback { .. }) && error.is_unsure());
+    }
+
     fn note(undo: &mut Rollback, told: &Sender<&'static str>, what: &'static str) {
         let told = told.clone();
         undo.push(When::Always, what, move |_| -> Result<()> {

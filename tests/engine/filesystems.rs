@@ -7,7 +7,10 @@ use stratisd::{
         Error, Result,
         ops::{self, NewFilesystem},
     },
-    platform::{Platform, sim::Call},
+    platform::{
+        Platform,
+        sim::{Call, Sim},
+    },
 };
 
 use crate::{
@@ -52,6 +55,14 @@ fn the_same_again_changes_nothing() {
     assert_eq!(bench.create_filesystems("p", &["f", "h"]).unwrap(), 1);
     let more = vec!["/dev/a".into(), "/dev/c".into()];
     assert_eq!(bench.run(ops::add_data_devices(pool, more)).unwrap().len(), 1);
+}
+
+/// mkfs.xfs of version 5 refuses the option that version 6 has to be given.
+#[test]
+fn an_old_mkfs_makes_filesystems_too() {
+    let mut bench = Bench::start(Sim::builder().old_mkfs().build());
+    bench.create_pool("p", &["/dev/a"]).unwrap();
+    assert_eq!(bench.create_filesystems("p", &["f"]).unwrap(), 1);
 }
 
 #[test]

@@ -57,6 +57,22 @@ fn a_new_size_is_shown_and_used_when_that_is_asked_for() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 3);
 }
 
+/// Whatever becomes of it then is not the pool's.
+#[test]
+fn a_device_that_has_become_another_pools_is_no_member_any_more() {
+    let mut bench = machine();
+    let mut other = Bench::start(Sim::builder().seed(7).disk("/dev/z", SIZE).build());
+    other.create_pool("q", &["/dev/z"]).unwrap();
+    for at in (0..20_u64).map(|mebibyte| mebibyte << 20) {
+        let piece = other.sim.durable(Path::new("/dev/z"), at..at + (1 << 20));
+        bench.sim.put(Path::new("/dev/c"), at, &piece).unwrap();
+    }
+    event(&mut bench, DeviceAction::Add, "/dev/c");
+    bench.sim.resize_disk(Path::new("/dev/c"), Sectors(300 * GIB.0)).unwrap();
+    event(&mut bench, DeviceAction::Change, "/dev/c");
+    assert_eq!(sizes(&bench, "/dev/c"), (100, None));
+}
+
 #[test]
 fn a_smaller_size_is_shown_and_never_used() {
     let mut bench = machine();

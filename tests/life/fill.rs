@@ -211,6 +211,28 @@ fn creating_a_filesystem_puts_the_mark_in_place() {
     assert_eq!(thin_pool(&bench.sim, pool).1, mark, "who adopts the pool leaves it");
 }
 
+/// The kernel raises no event for a mark that was passed before the kernel had it.
+#[test]
+fn a_mark_that_is_passed_while_it_is_put_in_place_is_followed_by_another() {
+    let mut bench = machine();
+    let (sim, pool, filesystem) = (bench.sim.clone(), bench.id("p"), bench.filesystem("p", "f"));
+    let node = node(&sim, pool, filesystem);
+    write(&sim, &node, 1..300);
+    let (free, mark, _) = thin_pool(&sim, pool);
+    assert!(free <= mark, "{free} free, mark {mark}: a new mark is due");
+    let gate = sim.delay(Call::DmLoad, &Role::ThinPool.name(pool));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert!(gate.wait_for(1, HANG));
+            write(&sim, &node, 300..800);
+            gate.open();
+        });
+        bench.run(ops::check_now(pool)).unwrap();
+    });
+    let (free, mark, _) = thin_pool(&sim, pool);
+    assert!(mark < free, "{free} free, mark {mark}");
+}
+
 #[test]
 fn one_that_has_reached_its_limit_causes_no_events() {
     let mut bench = machine();

@@ -8,9 +8,10 @@ use stratisd::{
         Error, Result,
         dm_names::Role,
         ops,
+        plan::sizes,
         thin_status::{PoolStatus, State},
     },
-    platform::{Platform, WriteStep, sim::Sim},
+    platform::{Platform, Program, WriteStep, sim::Sim},
     view::Availability,
 };
 
@@ -143,6 +144,29 @@ fn a_daemon_that_starts_on_such_a_pool_takes_a_disk_too() {
     expect_restricted(&mut bench);
     bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
     expect_free(&mut bench, "after a disk was added");
+}
+
+/// How much metadata there has to be follows from the size of the pool.
+#[test]
+fn the_metadata_of_a_pool_that_grows_grows_with_it() {
+    let mut bench = small();
+    let metadata = |bench: &Bench| {
+        let table = bench.sim.dm_find(&Role::ThinMeta.name(bench.id("p"))).unwrap().unwrap().table;
+        Sectors(table.iter().map(|line| line.length.0).sum())
+    };
+    let before = metadata(&bench);
+    bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
+    bench.run(ops::check_pool(bench.id("p")));
+    let pool = bench.pool("p").unwrap();
+    let arguments = sizes::thin_metadata_size_arguments(pool.total, pool.fs_limit);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let needed = sizes::thin_metadata(&bench.sim.run(Program::ThinMetadataSize, &arguments).unwrap()).unwrap();
+    // Of `total` some is metadata itself, which needs none.
+    assert!(
+        before < needed && metadata(&bench) > Sectors(needed.0 / 10 * 9),
+        "{before:?} {needed:?} {:?}",
+        metadata(&bench)
+    );
 }
 
 /// The thin device of a filesystem in the making could not be deleted again, and the pool was restricted for ever.

@@ -63,6 +63,29 @@ fn a_new_key_takes_the_place_of_the_old() {
     }
 }
 
+/// What opens the pool is known as soon as it has changed, also that the former keyslot is gone.
+#[test]
+fn a_key_that_has_taken_the_place_of_another_serves_for_all_that_follows() {
+    for version in VERSIONS {
+        let mut bench = machine();
+        create(&mut bench, version, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
+        let pool = bench.id("p");
+        for name in ["l", "m"] {
+            set_key(&mut bench, name, &format!("secret of {name}"));
+            let to = RebindRequest::Keyring(key(name));
+            assert!(bench.run(ops::rebind(pool, to, SlotRequest::Legacy)).unwrap());
+        }
+        assert_eq!(bench.run(ops::add_data_devices(pool, vec!["/dev/c".into()])).unwrap().len(), 1);
+        assert!(bench.run(ops::reencrypt_pool(pool)).unwrap());
+        bench.stop_pool("p").unwrap();
+        for former in ["k", "l"] {
+            let passphrase = format!("secret of {former}");
+            assert!(start(&mut bench, "p", Some(UnlockMethod::Any), Some(&passphrase)).is_err());
+        }
+        assert!(start(&mut bench, "p", Some(UnlockMethod::Token(1)), None).unwrap());
+    }
+}
+
 /// The record of a pool tells of what unlocks it while it is stopped. A change that is cut short between the record and the
 /// header leaves them to be made agree by the next set-up.
 #[test]

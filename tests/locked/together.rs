@@ -71,6 +71,34 @@ const CHANGES: [Change; 5] = [
     },
 ];
 
+/// Otherwise the passphrase that opens the new device would not be the one that opens the others.
+#[test]
+fn no_device_joins_with_a_key_that_does_not_open_the_others() {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
+    set_key(&mut bench, "k", "another secret");
+    let add = |bench: &mut Bench| bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/b".into()]));
+    assert!(add(&mut bench).is_err());
+    set_key(&mut bench, "k", "secret of k");
+    assert_eq!(add(&mut bench).unwrap().len(), 1);
+    bench.stop_pool("p").unwrap();
+    assert!(start(&mut bench, "p", Some(UnlockMethod::Any), None).unwrap());
+}
+
+/// All that a closed container says of the name of its pool is in its token.
+#[test]
+fn a_renamed_pool_has_its_new_name_while_its_devices_are_closed() {
+    let mut bench = machine();
+    create(&mut bench, MetadataVersion::V1, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
+    assert!(bench.run(ops::rename_pool(bench.id("p"), name("q"))).unwrap());
+    let mut bench = bench.reboot();
+    assert!(bench.stopped_pool("p").is_none());
+    let told = bench.stopped_pool("q").unwrap().encryption.unwrap();
+    assert_eq!(told.keys, [(1, "k".to_owned())], "so that people know which key to set");
+    set_key(&mut bench, "k", "secret of k");
+    assert!(start(&mut bench, "q", Some(UnlockMethod::Any), None).unwrap());
+}
+
 /// Each device of a version 1 pool has a header of its own: one that joins must be bound as the others are in the end.
 #[test]
 fn devices_that_join_are_bound_as_the_others_are_in_the_end() {

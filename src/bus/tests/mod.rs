@@ -1,6 +1,7 @@
 //! Tests of the bus, and the hand-made states that they use.
 
 mod changes;
+mod connection;
 mod private_bus;
 mod requests;
 mod table;

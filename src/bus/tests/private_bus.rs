@@ -17,6 +17,10 @@ use dbus::{
     arg::{AppendAll, ArgType, Variant},
     channel::Channel,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 use threads::{pulse::Pulse, stop::Stop};
 
@@ -36,18 +40,18 @@ const TOP: &str = "/org/storage/stratis3";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 /// When a message that has not come is taken for lost.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A bus daemon of our own, with the limits of a system bus and our policy file.
-struct PrivateBus {
+pub(super) struct PrivateBus {
     daemon: Child,
-    address: String,
+    pub(super) address: String,
     _dir: TempDir,
 }
 
 impl PrivateBus {
     #[allow(clippy::disallowed_methods, reason = "the bus daemon belongs to the test, not to the program")]
-    fn start() -> PrivateBus {
+    pub(super) fn start() -> PrivateBus {
         let dir = TempDir::new().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(path("stratisd.conf"), policy::text()).unwrap();
@@ -76,6 +80,10 @@ impl PrivateBus {
         BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
         assert!(address.starts_with("unix:"), "the bus daemon did not start");
         PrivateBus { daemon, address: address.trim().to_owned(), _dir: dir }
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.daemon.id().try_into().unwrap()), signal).unwrap();
     }
 
     fn end(&mut self) {
@@ -165,12 +173,12 @@ impl Server {
 }
 
 /// A client.
-struct Client {
+pub(super) struct Client {
     channel: Channel,
 }
 
 impl Client {
-    fn new(bus: &PrivateBus) -> Client {
+    pub(super) fn new(bus: &PrivateBus) -> Client {
         let mut channel = Channel::open_private(&bus.address).unwrap();
         channel.register().unwrap();
         Client { channel }
@@ -178,9 +186,13 @@ impl Client {
 
     /// Gets the signals of the service from now on.
     fn listens(self) -> Client {
+        self.listens_to(&format!("sender='{NAME}'"))
+    }
+
+    pub(super) fn listens_to(self, what: &str) -> Client {
         let bus = "org.freedesktop.DBus";
         let call = Message::new_method_call(bus, "/org/freedesktop/DBus", bus, "AddMatch").unwrap();
-        let call = call.append1(format!("type='signal',sender='{NAME}'"));
+        let call = call.append1(format!("type='signal',{what}"));
         self.channel.send_with_reply_and_block(call, LIMIT).unwrap();
         self
     }
@@ -219,7 +231,7 @@ impl Client {
     }
 
     /// The next message from the service.
-    fn next(&self) -> Message {
+    pub(super) fn next(&self) -> Message {
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
             match self.channel.blocking_pop_message(LIMIT).unwrap() {
@@ -270,6 +282,12 @@ fn reads_are_answered_and_mistakes_get_their_error() {
     let all = client.call(TOP, PROPERTIES, "GetAll", (ours("Manager.r9"),)).unwrap();
     assert_eq!(plain(&all[0]), "{'Version'='3.9.2' 'StoppedPools'={}}");
     assert_eq!(plain(&client.call(TOP, PROPERTIES, "GetAll", (ours("Report.r0"),)).unwrap()[0]), "{}");
+    // The interfaces of the D-Bus specification have no properties. Only the top object is an object manager.
+    for (path, interface) in [(TOP, MANAGER), (TOP, PROPERTIES), (&at(0), PROPERTIES)] {
+        assert_eq!(plain(&client.call(path, PROPERTIES, "GetAll", (interface,)).unwrap()[0]), "{}");
+        assert_eq!(client.error(path, PROPERTIES, "Get", (interface, "Name")), "UnknownProperty");
+    }
+    assert_eq!(client.error(&at(0), PROPERTIES, "GetAll", (MANAGER,)), "UnknownInterface");
 
     for path in ["/", "/org", "/org/storage", TOP, &at(0), &at(1), &at(2)] {
         let xml = plain(&client.call(path, "org.freedesktop.DBus.Introspectable", "Introspect", ()).unwrap()[0]);

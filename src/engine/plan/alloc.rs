@@ -184,11 +184,6 @@ impl TierSpace {
         self.devices.push((device, space));
     }
 
-    /// The devices, in order.
-    pub fn devices(&self) -> &[(DevUuid, DeviceSpace)] {
-        &self.devices
-    }
-
     /// The space of one device.
     pub fn device(&self, device: DevUuid) -> Option<&DeviceSpace> {
         self.devices.iter().find(|(uuid, _)| *uuid == device).map(|(_, space)| space)

@@ -81,6 +81,7 @@ pub struct Builder {
     step_delay: StepDelay,
     helpers: Helpers,
     hot_zone: Option<u64>,
+    old_mkfs: bool,
 }
 
 impl Default for Builder {
@@ -105,6 +106,7 @@ impl Default for Builder {
             step_delay: StepDelay::default(),
             helpers: Helpers::default(),
             hot_zone: None,
+            old_mkfs: false,
         }
     }
 }
@@ -259,6 +261,12 @@ impl Builder {
         self
     }
 
+    /// mkfs.xfs is of version 5, which does not know `nrext64`.
+    pub fn old_mkfs(mut self) -> Builder {
+        self.old_mkfs = true;
+        self
+    }
+
     /// Takes the options of `--sim` from variables, usually those of the environment:
     /// `STRATISD_SIM_DISK_GIB` (size of disks), `STRATISD_SIM_SLOW_MS` (see
     /// [`Builder::step_delay`]), `STRATISD_SIM_SLOW_PATH` (see [`Builder::step_delay_at`]) and
@@ -318,6 +326,7 @@ impl Builder {
             control: Arc::new(Control::new(self.record, self.step_delay)),
             clock,
             hot_zone: self.hot_zone,
+            old_mkfs: self.old_mkfs,
             long_calls: Default::default(),
             flush_waits: Default::default(),
             announcements: Default::default(),

@@ -93,6 +93,8 @@ struct Inner {
     clock: Clock,
     /// Pages per step of a re-encryption job, if set.
     hot_zone: Option<u64>,
+    /// mkfs.xfs is of version 5.
+    old_mkfs: bool,
     /// Number of calls that are slow on any machine.
     long_calls: AtomicU64,
     /// Number of rounds of flushes; flushes of several devices in the same round count once.

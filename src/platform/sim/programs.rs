@@ -157,7 +157,8 @@ impl Sim {
         let fail = refusal(PROGRAM);
         let arguments = Arguments::parse(words, &["-f", "-V", "-q", "-K"], &["-m", "-i"]).map_err(&fail)?;
         if arguments.has("-V") {
-            return Ok("mkfs.xfs version 6.1.0\n".to_owned());
+            let version = if self.0.old_mkfs { "5.10.0" } else { "6.1.0" };
+            return Ok(format!("mkfs.xfs version {version}\n"));
         }
         let mut uuid = *uuid::Builder::from_random_bytes(self.random_bytes()).into_uuid().as_bytes();
         for (option, value) in arguments.options.iter().filter(|(_, value)| !value.is_empty()) {
@@ -166,7 +167,7 @@ impl Sim {
                     let parsed = uuid::Uuid::try_parse(text).map_err(|_| fail(format!("illegal uuid value {text}")))?;
                     uuid = *parsed.as_bytes();
                 }
-                ("-i", Some(("nrext64", "0" | "1"))) => {}
+                ("-i", Some(("nrext64", "0" | "1"))) if !self.0.old_mkfs => {}
                 _ => return Err(fail(format!("unknown option {option} {value}"))),
             }
         }
