@@ -581,6 +581,7 @@ fn what_fits_no_device_is_refused_before_any_write() {
     let error = pool.save(&long, at(1), Choose::Everywhere).unwrap_err();
     assert!(matches!(error, BdaError::Mda { source: MdaError::TooLong { .. }, .. }));
     assert_eq!(pool.newest().unwrap(), None);
+    assert!(pool.save(&long[1..], at(1), Choose::Everywhere).unwrap().failed.is_empty(), "one byte less fits");
     assert!(matches!(Pool::new(0).save(b"x", at(1), Choose::Everywhere), Err(BdaError::NoDevices)));
 }
 

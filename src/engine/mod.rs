@@ -161,3 +161,18 @@ impl Engine {
         self.links_asked.lock()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{base::ids::PoolUuid, platform::sim::Sim};
+
+    /// Who has parked a request compares the counts before and after.
+    #[test]
+    fn each_claim_that_is_given_back_is_counted() {
+        let engine = Engine::new(Arc::new(Sim::builder().build()));
+        let before = engine.claims_given_back();
+        drop(engine.claims().claim([claims::Key::Extension(PoolUuid::from_random([1; 16]))]));
+        assert_eq!(engine.claims_given_back(), before + 1);
+    }
+}

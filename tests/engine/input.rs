@@ -181,7 +181,7 @@ fn a_cache_device_is_not_added_as_data() {
     let before = Witness::of(&bench);
     let error = bench.run(ops::add_data_devices(bench.id("old"), paths(&["/dev/fast"]))).unwrap_err();
     assert!(matches!(error, InOtherTier { tier: Tier::Cache, .. }), "{error:?}");
-    assert!(error.sentence().contains("is in the cache tier"), "{}", error.sentence());
+    assert!(error.sentence().contains("in the cache tier"), "{}", error.sentence());
     before.check_unchanged(&bench, "a cache device");
 }
 

@@ -57,6 +57,18 @@ fn a_new_size_is_shown_and_used_when_that_is_asked_for() {
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 3);
 }
 
+#[test]
+fn a_pool_is_not_started_on_a_device_that_has_lost_what_is_in_use() {
+    let mut bench = machine();
+    bench.stop_pool("p").unwrap();
+    bench.sim.resize_disk(Path::new("/dev/b"), GIB).unwrap();
+    let error = bench.start_pool("p").unwrap_err();
+    assert!(error.sentence().contains("/dev/b"), "{}", error.sentence());
+    bench.sim.resize_disk(Path::new("/dev/b"), SIZE).unwrap();
+    assert!(bench.start_pool("p").unwrap());
+    assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 3);
+}
+
 /// Whatever becomes of it then is not the pool's.
 #[test]
 fn a_device_that_has_become_another_pools_is_no_member_any_more() {

@@ -290,6 +290,17 @@ fn pool_that_goes_and_comes_back_gets_new_objects() {
     assert!(after.at("/org/storage/stratis3/0").is_none());
 }
 
+/// A read of the top object is made anew only for what it shows.
+#[test]
+fn what_the_top_object_shows_changes_with_the_stopped_pools_only() {
+    let (top, first) = ("/org/storage/stratis3", "/org/storage/stratis3/0");
+    let before = tree(vec![is(&pool(1, "p"))]);
+    let (renamed, _) = apply(&before, vec![is(&pool(1, "q"))]);
+    assert!(before.shows_the_same(&renamed, top) && !before.shows_the_same(&renamed, first));
+    let (with_stopped, _) = apply(&before, vec![stopped(1, vec![stopped_pool()])]);
+    assert!(!before.shows_the_same(&with_stopped, top) && before.shows_the_same(&with_stopped, first));
+}
+
 fn stopped(version: u64, pools: Vec<StoppedPool>) -> Change {
     let mut stopped = Stopped::new(version);
     pools.into_iter().for_each(|pool| stopped.insert(pool));

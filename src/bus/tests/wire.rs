@@ -247,7 +247,9 @@ fn signatures_come_apart() {
 
 #[test]
 fn fillers_are_of_their_type() {
-    for signature in ["(b(oao))", "(bs)", "s", "as", "(b(oaoao))", "(ba(os))", "b", "(bb)", "a{sa{sv}}", "(by)", "t"] {
+    for signature in
+        ["(b(oao))", "(bs)", "s", "as", "(b(oaoao))", "(ba(os))", "b", "(bb)", "a{sa{sv}}", "(by)", "t", "v"]
+    {
         assert_eq!(Value::filler(signature).signature(), signature);
     }
     assert_eq!(super::plain(&Value::filler("(b(oao))")), "(false (/ []))");

@@ -165,4 +165,7 @@ fn the_bound_on_metadata_is_above_what_the_program_says() {
         assert!(needed < bound && bound.0 < needed.0 * 4, "{gib} GiB: {needed} and {bound}");
     }
     assert_eq!(thin_metadata_at_most(Sectors(u64::MAX), u64::MAX), THIN_METADATA_MAX);
+    // Twice a block for each filesystem, eight times as everything else.
+    let filesystems = 100_000;
+    assert!(thin_metadata_at_most(Sectors(0), filesystems).0 >= 2 * METADATA_BLOCK.0 * filesystems * 8);
 }

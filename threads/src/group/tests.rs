@@ -93,3 +93,12 @@ fn only_listed_free_and_short_names_are_allowed() {
     drop(gate);
     group.join(&["timers"], LIMIT).unwrap();
 }
+
+/// Otherwise `timers*` would allow `timersomething` as well.
+#[test]
+fn a_family_without_a_dash_allows_no_name() {
+    let group = Group::new(&["timers*", "worker-*"]);
+    for name in ["timers1", "timers", "worker-"] {
+        assert!(matches!(group.spawn(name, || Ok(())), Err(SpawnError::NotListed { .. })), "{name}");
+    }
+}

@@ -413,12 +413,6 @@ impl<K: Ident, N: Ident> State<K, N> {
         }
     }
 
-    /// The current name of an entry.
-    #[must_use]
-    pub fn name(&self, key: &K) -> Option<&N> {
-        self.names.get(key)
-    }
-
     /// The holders and what they hold, in the order of ids.
     #[must_use]
     pub fn holders(&self) -> Vec<(RequestId, &Held<K>)> {
