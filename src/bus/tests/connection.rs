@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use crossbeam_channel::bounded;
 use nix::sys::signal::Signal;
-use threads::stop::Stop;
+use threads::{pulse::Pulse, stop::Stop};
 
 use super::private_bus::{Client, LIMIT, PrivateBus};
 use crate::bus::{
@@ -77,7 +77,7 @@ fn the_loss_of_the_name_ends_the_reader() {
     let (ended, end) = bounded(1);
     let stop = Stop::new();
     let switch = stop.clone();
-    let thread = std::thread::spawn(move || drop(ended.send(reader.run(&Nobody, &switch))));
+    let thread = std::thread::spawn(move || drop(ended.send(reader.run(&Nobody, &switch, &Pulse::default()))));
     let result = end.recv_timeout(LIMIT);
     stop.trigger("the test is done");
     thread.join().unwrap();
