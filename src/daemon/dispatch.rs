@@ -341,10 +341,16 @@ impl<R: Send + 'static, C: Context> Inner<R, C> {
         }
     }
 
-    /// Answers requests that came too late for a worker.
+    /// Answers requests that came too late for a worker. A grant that one of them holds goes to the
+    /// next request, which may then be too late as well.
     fn drop_late(&self) {
-        let late = std::mem::take(&mut self.queue.lock().late);
-        drop(late);
+        loop {
+            let late = std::mem::take(&mut self.queue.lock().late);
+            if late.is_empty() {
+                return;
+            }
+            drop(late);
+        }
     }
 
     /// Takes the failure answer of a request, if it has not been answered. The caller then answers.

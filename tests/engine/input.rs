@@ -355,7 +355,7 @@ fn sizes_are_told_in_units_that_people_read() {
     bench.create_filesystems("p", &["f"]).unwrap();
     let new = NewFilesystem { name: name("f"), size: Some(Sectors(2 * GIB.0)), size_limit: None };
     let said = bench.run(ops::create_filesystems(bench.id("p"), vec![new])).unwrap_err().sentence();
-    assert!(said.contains("exists with 1 GiB, not with the 2 GiB asked for"), "{said}");
+    assert!(said.contains("already exists with a size of 1 GiB, not 2 GiB"), "{said}");
     let said = bench.create_pool("new", &["/dev/small"]).unwrap_err().sentence();
     assert!(said.contains("it has 1023.99 MiB (1073741312 bytes), and a pool needs 1 GiB"), "{said}");
 }

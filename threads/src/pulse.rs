@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn who_is_away_is_not_asked() {
-        let (round, [(a, asked_a), (b, _)]) = round(["a", "b"]);
+        let (round, [(a, asked_a), (b, _asked_b)]) = round(["a", "b"]);
         round.ask();
         a.away(|| {
             assert_eq!(round.silent(), ["b"], "who goes away has answered");
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_is_one_of_the_round_and_not_of_the_next() {
-        let (round, [(a, _)]) = round(["a"]);
+        let (round, [(a, _asked)]) = round(["a"]);
         round.ask();
         a.beat();
         // Nobody receives the message.
