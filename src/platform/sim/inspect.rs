@@ -86,8 +86,8 @@ impl Sim {
         self.0.long_calls.load(Ordering::Relaxed)
     }
 
-    /// Number of times a caller of [`Platform::write`](crate::platform::Platform::write) or
-    /// [`Platform::write_each`](crate::platform::Platform::write_each) has waited for a flush so
+    /// Number of times a caller of [`Platform::write`] or
+    /// [`Platform::write_each`] has waited for a flush so
     /// far.
     pub fn flush_waits(&self) -> u64 {
         self.0.flush_waits.load(Ordering::Relaxed)
@@ -393,7 +393,7 @@ impl Sim {
     /// Mounts a filesystem as a user.
     ///
     /// # Errors
-    /// As [`Platform::mount`](crate::platform::Platform::mount), with the path of the device in it.
+    /// As [`Platform::mount`], with the path of the device in it.
     pub fn mount_user(&self, node: &Path, at: &Path) -> Result<()> {
         let (_, number) = self.node(node)?;
         self.wait_for_io(
