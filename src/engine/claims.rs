@@ -1,9 +1,10 @@
-//! Claims: what a request that is between two locks has reserved for itself.
+//! Claims: what a request reserves for itself while it holds no lock.
 //!
-//! Formatting and its like run without a lock. What must not be touched by others meanwhile is claimed first: the name of
-//! a pool to come, a device, a pool that is being set up, the name of a filesystem. A claim is a value; dropping it gives
-//! it back, also when its request panics. Never held together with another claim that was asked for later, except as one
-//! set taken at once, so claims cannot deadlock.
+//! Slow work such as formatting runs without a lock. The request first claims whatever no other
+//! request may touch meanwhile: the name of a new pool, a device, a pool that is being set up, the
+//! name of a filesystem. A claim is a value. Dropping the claim gives it back, also when its
+//! request panics. A request that holds a claim never asks for another one: it takes all its claims
+//! at once, as one set. So claims cannot deadlock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,29 +29,32 @@ pub enum Key {
     PoolName(Name),
     /// A block device that is being initialized.
     Device(DeviceNumber),
-    /// A pool that is being renamed: two at once could end with other names in the table than on disk, and a pool must not be
-    /// stopped between the two.
+    /// A pool that is being renamed. Two renames at once could leave one name in the table and
+    /// another on disk, and the pool must not be stopped between the two.
     Rename(PoolUuid),
     /// A pool that is being set up.
     Pool(PoolUuid),
     /// The name of a filesystem that is being created in a pool, or renamed to it.
     Filesystem(PoolUuid, Name),
-    /// A filesystem that may not go away, because it is the origin of a snapshot in the making or is being extended.
+    /// A filesystem that must not be destroyed, because it is the origin of a snapshot in the
+    /// making or is being extended.
     Origin(PoolUuid, FsUuid),
-    /// A pool of which the filesystems are being checked. No work in it: a check that finds the pool drained ends.
+    /// A pool whose filesystems are being checked. This does not count as work in the pool: a check
+    /// that finds the pool drained ends.
     Extension(PoolUuid),
-    /// A pool of which the need for metadata is being found out; no work in it either.
+    /// A pool whose need for thin metadata is being computed. This does not count as work in the
+    /// pool either.
     Need(PoolUuid),
     /// A pool to which devices are being added.
     Growth(PoolUuid),
-    /// A pool of which the LUKS2 headers or the encrypted data are being changed.
+    /// A pool whose LUKS2 headers or encrypted data are being changed.
     Encryption(PoolUuid),
-    /// A pool that is to be used alone: no new work may begin in it.
+    /// A pool that one request will use alone: no new work may begin in it.
     Drain(PoolUuid),
 }
 
 impl Key {
-    /// The pool in which the claimed work goes on.
+    /// The pool that the claimed work belongs to.
     fn work_in(&self) -> Option<PoolUuid> {
         match self {
             Key::Filesystem(pool, _)
@@ -63,18 +67,18 @@ impl Key {
     }
 }
 
-/// What a request waits for that has found something claimed by another.
+/// What a request waits for after it has found something claimed by another request.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wait {
-    /// Nobody has claimed this.
+    /// Until nobody has claimed this key.
     Key(Key),
-    /// No request has work under way in the pool.
+    /// Until no request has work under way in the pool.
     Idle(PoolUuid),
-    /// Some work in the pool has ended since the request looked.
+    /// Until some work in the pool has ended since the request looked.
     Progress(PoolUuid),
 }
 
-/// Told what waiting requests may find in their favour now, right after it has come about.
+/// Called right after a claim has been given back, with the waits that may have ended.
 pub type Watcher = Box<dyn Fn(Vec<Wait>) + Send + Sync>;
 
 /// All claims of an engine.
@@ -87,7 +91,8 @@ pub struct Claims {
 #[derive(Debug, Default)]
 struct Held {
     keys: BTreeSet<Key>,
-    /// By pool, so that nobody has to look through the keys of others. Pools without work are not kept.
+    /// By pool, so that no request has to look through the keys of other pools. Pools without work
+    /// have no entry.
     work: BTreeMap<PoolUuid, Work>,
     given_back: u64,
 }
@@ -96,7 +101,8 @@ struct Held {
 struct Work {
     /// How many of the claimed keys are work in this pool.
     claimed: usize,
-    /// How many claims had been given back, of whatever kind, when the last one in this pool was.
+    /// The engine's count of claims given back, of whatever kind, when a claim in this pool was
+    /// last given back.
     last_given_back: u64,
 }
 
@@ -114,7 +120,7 @@ impl fmt::Debug for Claim {
 }
 
 impl Claims {
-    /// Claims all of `keys`, or nothing if any is claimed already.
+    /// Claims all of `keys`, or none of them if any is claimed already.
     ///
     /// # Errors
     /// What to wait for before the next try.
@@ -122,7 +128,8 @@ impl Claims {
         self.claim_unless(None, keys)
     }
 
-    /// As [`Claims::claim`], for new work in a pool: none may begin while somebody is to use the pool alone.
+    /// As [`Claims::claim`], for new work in a pool. No new work may begin while a request has the
+    /// pool drained to use it alone.
     ///
     /// # Errors
     /// What to wait for before the next try.
@@ -131,7 +138,7 @@ impl Claims {
     }
 
     fn claim_unless(self: &Arc<Self>, other: Option<Key>, keys: impl IntoIterator<Item = Key>) -> Result<Claim, Wait> {
-        // Doubles within one request are one claim.
+        // A key that a request names twice is claimed once.
         let keys: BTreeSet<Key> = keys.into_iter().collect();
         let mut held = self.held.lock();
         if let Some(taken) = other.iter().chain(&keys).find(|key| held.keys.contains(key)) {
@@ -154,8 +161,8 @@ impl Claims {
         self.held.lock().work.contains_key(&pool)
     }
 
-    /// Whether what is waited for has not come about yet. `since` is what [`Claims::given_back`] said before the request
-    /// looked.
+    /// Whether the request still has to wait. `since` is what [`Claims::given_back`] returned
+    /// before the request looked.
     pub fn is_taken(&self, wait: &Wait, since: u64) -> bool {
         let held = self.held.lock();
         match wait {
@@ -170,7 +177,8 @@ impl Claims {
         self.held.lock().given_back
     }
 
-    /// Has `watcher` told of all that is given back from now on. There is one at most: later ones are not told.
+    /// From now on, calls `watcher` each time a claim is given back. Only the first watcher is ever
+    /// called.
     pub fn watch(&self, watcher: Watcher) {
         drop(self.watcher.set(watcher));
     }
@@ -198,7 +206,7 @@ impl Drop for Claim {
                 open.push(Wait::Key(key));
             }
         }
-        // After the keys are free, and without the mutex: who is told looks at them.
+        // The keys are free and the mutex is released, because the watcher looks at the claims.
         if let Some(watcher) = claims.watcher.get() {
             watcher(open);
         }
@@ -269,7 +277,7 @@ mod tests {
         drop(first);
         assert!(!claims.is_taken(&Wait::Progress(p), seen));
         assert!(claims.is_taken(&Wait::Progress(p), claims.given_back()));
-        // With nothing under way there is nothing to wait for.
+        // A pool without work under way gives no reason to wait.
         assert!(!claims.is_taken(&Wait::Progress(q), claims.given_back()));
     }
 

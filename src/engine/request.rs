@@ -1,17 +1,23 @@
-//! How an operation asks for what it needs: a lock, time without one, company, or patience.
+//! How an operation asks for what it needs next: a lock, time without one, parallel work, or a
+//! wait.
 //!
-//! An operation is a chain of steps. The engine only says what the next step needs ([`Next`]); who grants locks,
-//! on which thread a step runs, and what happens while it waits is not its business. The daemon runs chains over
-//! the lock of the `threads` crate and its workers; a test can run the same chains in a plain loop.
+//! An operation is a chain of steps. The engine only says what the next step needs ([`Next`]). It
+//! does not decide who grants locks, on which thread a step runs, or what happens while the step
+//! waits. The daemon runs chains over the lock of the `threads` crate and its workers; a test can
+//! run the same chains in a plain loop.
 //!
-//! Rules of the game:
-//! - a step that runs [`Next::Under`] a lock is quick: memory, device-mapper calls, metadata writes. Formatting,
-//!   checking, waiting for others is a [`Next::Act`], which says what it may hold up if it hangs ([`Share`]);
-//! - between steps the lock is released. What must not change meanwhile is *claimed* (a name, a device, a pool)
-//!   under the lock before, and the claim is given back by the step that commits or undoes;
-//! - a step that finds what it needs claimed by another answers [`Next::Parked`] with what it waits for. When that has come
-//!   about the chain goes on; it should begin with the step that claims. Those that wait for the same are woken one after the
-//!   other, in the order of their arrival: the next one when the step of the one before has not claimed it again.
+//! Rules:
+//! - A step that runs [`Next::Under`] a lock is quick: memory, device-mapper calls, metadata
+//!   writes. Formatting, checking, and waiting for others each belong into a [`Next::Act`], which
+//!   says what the step may block if it hangs ([`Share`]).
+//! - The lock is released between steps. What must not change meanwhile is *claimed* (a name, a
+//!   device, a pool) under the lock beforehand. The step that commits or undoes gives the claim
+//!   back.
+//! - A step that finds its claim taken by another request answers [`Next::Parked`] with what it
+//!   waits for. The chain goes on when that wait ends; it should begin again with the step that
+//!   claims. Requests that wait for the same claim are woken one by one, in the order of their
+//!   arrival: the next request is woken when the step of the one before has not taken the claim
+//!   again.
 
 use std::{any::Any, path::PathBuf, time::Duration};
 
@@ -22,12 +28,12 @@ use crate::{
     platform::PendingLinks,
 };
 
-/// Whether others may look on.
+/// Whether other requests may have access at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Read: others may read too.
+    /// Read access: other requests may read too.
     Shared,
-    /// Write: alone.
+    /// Write access: no other request has access.
     Exclusive,
 }
 
@@ -36,7 +42,7 @@ pub enum Mode {
 pub enum Access {
     /// One pool.
     Pool(PoolRef, Mode),
-    /// The table of all pools; exclusive to insert, remove or rename.
+    /// The table of all pools; exclusive access to insert, remove or rename.
     Table(Mode),
 }
 
@@ -44,18 +50,18 @@ pub enum Access {
 pub trait Table<P = Pool> {
     /// The running pools: identifier and name, in no particular order.
     fn list(&self) -> Vec<(PoolUuid, Name)>;
-    /// Looks at one pool.
+    /// Returns one pool.
     fn pool(&self, which: &PoolRef) -> Option<&P>;
-    /// Adds a pool. Only under exclusive access.
+    /// Adds a pool. Requires exclusive access.
     ///
     /// # Errors
     /// Gives the pool back if its identifier or name is taken.
     #[allow(clippy::result_large_err)]
     fn insert(&mut self, pool: P) -> Result<(), P>;
-    /// Takes a pool out. Only under exclusive access.
+    /// Takes a pool out. Requires exclusive access.
     fn remove(&mut self, uuid: PoolUuid) -> Option<P>;
-    /// Lets the pool's entry follow the name that `change` gives to it. Only under exclusive access; the caller has
-    /// made sure that the new name is free.
+    /// Moves the pool's entry to the new name. Requires exclusive access; the caller has made sure
+    /// that the new name is free.
     fn rename(&mut self, uuid: PoolUuid, name: Name) -> Option<&mut P>;
 }
 
@@ -65,63 +71,68 @@ pub enum Granted<'a, P = Pool> {
     Read(&'a P),
     /// Exclusive access to the pool.
     Write(&'a mut P),
-    /// There is no running pool of that name or identifier.
+    /// No running pool has that name or identifier.
     NoPool,
-    /// The table, shared or exclusive as asked.
+    /// The table, shared or exclusive as requested.
     Table(&'a mut dyn Table<P>),
 }
 
 /// A step that runs under a lock.
 pub type UnderStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Granted<'_, P>) -> Next<T, E, P> + Send>;
-/// A step that runs without one.
+/// A step that runs without a lock.
 pub type ActStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E) -> Next<T, E, P> + Send>;
-/// One of several parts of slow work that may run side by side; its result is for the join only.
+/// One of several parts of slow work that may run side by side. Only the join sees its result.
 pub type Part<E = Engine> = Box<dyn FnOnce(&E) -> Box<dyn Any + Send> + Send>;
-/// What follows when all parts are done; their results in the order of the parts. A part that panicked gives `None`.
+/// The step that follows when all parts are done. It gets their results in the order of the parts;
+/// a part that panicked gives `None`.
 pub type Join<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<Option<Box<dyn Any + Send>>>) -> Next<T, E, P> + Send>;
 
-/// What follows when links are there, or will not come: it is given those that are missing.
+/// The step that follows when the links exist or will not be made. It gets the links that are
+/// missing.
 pub type LinkedStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<PathBuf>) -> Next<T, E, P> + Send>;
 
-/// How long a step without a lock may take, and what it may hold up.
+/// How long a step without a lock may take, and what it may block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pace {
-    /// What people do not notice: memory, the keyring, a look at names. It never waits for slow steps.
+    /// Work too short for people to notice: memory, the keyring, a look at names. A brief step
+    /// never waits for slow steps.
     Brief,
-    /// Disks, programs, the network; and what it holds up if it hangs, if that is not the pool which the request was about so
-    /// far.
+    /// Disks, programs, the network. The share says what the step blocks if it hangs; `None` stands
+    /// for the pool that the request has been about so far.
     Slow(Option<Share>),
 }
 
-/// What a step that hangs may hold up. Everything else goes on.
+/// What a step may block if it hangs. Everything else goes on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Share {
-    /// What else is to be done with this pool.
+    /// Other work on this pool.
     Pool(PoolUuid),
-    /// What else is to be done with this device, which belongs to no pool yet.
+    /// Other work on this device, which belongs to no pool yet.
     Device(PathBuf),
 }
 
-/// What a chain needs next. Chains of the engine are about its pools; who runs chains has no need to know, and is
-/// tested with chains about something smaller.
+/// What a chain needs next. The engine's chains are about its pools. Code that runs chains does not
+/// depend on that type, and is tested with chains about something smaller.
 pub enum Next<T, E = Engine, P = Pool> {
     /// Nothing: this is the result.
     Done(T),
-    /// A lock, then this step.
+    /// A lock, then this step under it.
     Under(Access, UnderStep<T, E, P>),
     /// Time without a lock.
     Act(Pace, ActStep<T, E, P>),
-    /// Links that udev has been asked for, at most for this time. No thread waits meanwhile.
+    /// Links that udev has been asked for; the chain waits for at most this time. No thread waits
+    /// meanwhile.
     Linked(Box<dyn PendingLinks>, Duration, LinkedStep<T, E, P>),
-    /// As `Act`, for what may take hours: it gets a thread of its own, so that it keeps nobody else from a worker.
+    /// As `Act`, for work that may take hours: the step gets a thread of its own, so that it does
+    /// not occupy a worker.
     Long(ActStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
     Together(Vec<Part<E>>, Join<T, E, P>),
-    /// Something is claimed by another request. When this has changed, go on.
+    /// Another request holds the claim. The chain goes on when the wait ends.
     Parked(Wait, Box<Next<T, E, P>>),
 }
 
-/// Asks for the lock once more when nobody uses the pool alone any more.
+/// Asks for the lock again when nobody uses the pool alone any more.
 fn until_ended<T: Send + 'static>(
     pool: &Pool,
     again: Access,
@@ -130,15 +141,17 @@ fn until_ended<T: Send + 'static>(
     Next::parked(Key::Drain(pool.uuid()), Next::under(again, step))
 }
 
-/// Whether somebody ends the pool now. If that panicked nobody does, and the pool is still in the table.
+/// Whether a request is ending the pool now. If that request panicked, nobody is ending the pool,
+/// and the pool is still in the table.
 fn ends(engine: &Engine, pool: &Pool) -> bool {
     pool.is_gone() && engine.claims().is_claimed(&Key::Drain(pool.uuid()))
 }
 
 impl<T: Send + 'static> Next<T> {
-    /// Asks for a lock. The step does not find a pool that another request is ending: such a pool has given up its devices,
-    /// but is still in the table and in what clients see, so that whatever is answered about it could be taken back by the
-    /// next answer. The step waits until the end has been published.
+    /// Asks for a lock. The step does not see a pool that another request is ending: such a pool
+    /// has given up its devices, but is still in the table and in what clients see, so the next
+    /// answer could contradict any answer about it. The step waits until the end has been
+    /// published.
     pub fn under(access: Access, step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static) -> Next<T> {
         let again = access.clone();
         Next::Under(
@@ -151,12 +164,14 @@ impl<T: Send + 'static> Next<T> {
         )
     }
 
-    /// Waits until nobody has claimed the key any more, or for whatever [`Wait`] says, and then goes on with `again`.
+    /// Waits until nobody has claimed the key any more, or until another [`Wait`] ends, and then
+    /// goes on with `again`.
     pub fn parked(wait: impl Into<Wait>, again: Next<T>) -> Next<T> {
         Next::Parked(wait.into(), Box::new(again))
     }
 
-    /// Asks for exclusive access to a pool of which the caller has claimed [`Key::Drain`], whether or not it is ending.
+    /// Asks for exclusive access to a pool for which the caller holds [`Key::Drain`], whether or
+    /// not the pool is ending.
     pub fn alone(pool: PoolUuid, step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static) -> Next<T> {
         Next::Under(Access::Pool(pool.into(), Mode::Exclusive), Box::new(step))
     }
@@ -169,27 +184,28 @@ impl<T: Send + 'static> Next<T> {
         Next::under(Access::Pool(pool.into(), Mode::Exclusive), step)
     }
 
-    /// Asks for time without a lock for a slow step, about the pool that the request was about so far.
+    /// Asks for time without a lock for a slow step on the pool that the request has been about so
+    /// far.
     pub fn act(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
         Next::Act(Pace::Slow(None), Box::new(step))
     }
 
-    /// Asks for time without a lock for a slow step about `share`.
+    /// Asks for time without a lock for a slow step that may block `share`.
     pub fn slow(share: Share, step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
         Next::Act(Pace::Slow(Some(share)), Box::new(step))
     }
 
-    /// Asks for a moment without a lock.
+    /// Asks for time without a lock for a brief step.
     pub fn brief(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
         Next::Act(Pace::Brief, Box::new(step))
     }
 
-    /// Asks for a thread for hours.
+    /// Asks for a thread of its own, for a step that may take hours.
     pub fn long(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
         Next::Long(Box::new(step))
     }
 
-    /// The chain followed by another, made from its result.
+    /// Appends another chain, made from the result of this one.
     pub fn then<U: Send + 'static>(self, follow: impl FnOnce(T) -> Next<U> + Send + 'static) -> Next<U> {
         match self {
             Next::Done(value) => follow(value),

@@ -1,17 +1,22 @@
-//! Reverts: snapshots that take the place of their origins when the pool is set up (`docs/spec/engine/storage-stack.md` §9.6).
+//! Reverts: snapshots that replace their origins when the pool is set up
+//! (`docs/spec/engine/storage-stack.md` §9.6).
 //!
-//! Which are done follows from the records alone ([`plan`]). Doing one is three steps:
+//! The records alone decide which reverts are done ([`plan`]). A revert takes three steps:
 //!
-//! 1. the snapshot's thin device is brought up under the origin's name. Nothing durable has happened; if it fails, both
-//!    filesystems are set up as they are, and the order stands until the next set-up;
-//! 2. an entry in the journal, which decides;
-//! 3. the records, the origin's old thin device, the identity in the XFS. Each can be repeated. What cannot be done now is
-//!    done at the next set-up, as the journal says; the pool runs with the outcome meanwhile.
+//! 1. Bring the snapshot's thin device up under the origin's name. Nothing durable has happened
+//!    yet. If this fails, both filesystems are set up as they are, and the revert stays scheduled
+//!    until the next set-up.
+//! 2. Write an entry in the journal. This is the commit point.
+//! 3. Change the records, delete the origin's old thin device, change the identity in the XFS. Each
+//!    of these can be repeated. What fails now is done at the next set-up, as the journal says;
+//!    meanwhile the pool runs with the outcome.
 //!
-//! The identity is written to blocks that the snapshot may share, so it takes space. No check gives a pool space that is not in the table
-//! yet, and a write that waits for it would wait for a minute. So the thin pool is given space before any revert, and the
-//! old thin device gives back its own before the identity is written. If that is still not enough, the XFS keeps the
-//! snapshot's UUID until the next set-up. Nothing else has it, since the snapshot is gone.
+//! The identity is written to blocks that the snapshot may share, so the write takes space. No
+//! check gives space to a pool that is not in the table yet, and a write that waits for space would
+//! wait for a minute. So the thin pool is given space before any revert, and the old thin device is
+//! deleted, which frees its space, before the identity is written. If the space still does not
+//! suffice, the XFS keeps the snapshot's UUID until the next set-up. The UUID stays unique, since
+//! the snapshot is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,18 +42,18 @@ use crate::{
 /// Why a scheduled revert is not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Ignored {
-    /// There is nothing to be replaced.
+    /// The origin does not exist, so there is nothing to replace.
     #[error("its origin does not exist")]
     NoOrigin,
-    /// Which of them is meant cannot be told.
+    /// Several snapshots name the same origin, and nothing says which one is meant.
     #[error("several snapshots are to replace the same origin")]
     Several,
-    /// The result would depend on which comes first.
+    /// The result would depend on the order of the reverts.
     #[error("a filesystem is to replace another and to be replaced itself")]
     Chained,
 }
 
-/// Which of the scheduled reverts are done, and why the others are not.
+/// Which of the scheduled reverts are to be done, and why the others are not.
 pub fn plan(records: &[FilesystemRecord]) -> (Vec<Revert>, Vec<(FsUuid, Ignored)>) {
     let by_uuid: BTreeMap<FsUuid, &FilesystemRecord> = records.iter().map(|record| (record.uuid, record)).collect();
     let (mut planned, mut ignored) = (Vec::new(), Vec::new());
@@ -77,15 +82,16 @@ pub fn plan(records: &[FilesystemRecord]) -> (Vec<Revert>, Vec<(FsUuid, Ignored)
     (keep(planned, &is_clear, Ignored::Chained), ignored)
 }
 
-/// What the records are after a revert: the origin's with the snapshot's thin device, the snapshot's gone, and its own
-/// snapshots those of the origin. Gives the records that differ; `None` if somebody else has made something different of
-/// the two meanwhile, so that there is nothing to be done.
+/// Turns the records into those after a revert: the origin's record has the snapshot's thin device,
+/// the snapshot's record is gone, and the snapshots of the snapshot have the origin as theirs.
+/// Returns the records that differ; `None` if somebody else has changed one of the two filesystems
+/// meanwhile, so that nothing is left to do.
 fn apply(records: &mut Vec<FilesystemRecord>, revert: &Revert) -> Option<Vec<FilesystemRecord>> {
     let snapshot = records.iter().find(|record| record.uuid == revert.snapshot).cloned();
     let origin = records.iter_mut().find(|record| record.uuid == revert.origin)?;
     let mut changed = Vec::new();
     match snapshot {
-        // Somebody may have called it off.
+        // Somebody may have cancelled the revert.
         Some(snapshot)
             if snapshot.thin_id == revert.thin_id
                 && snapshot.merge
@@ -96,7 +102,7 @@ fn apply(records: &mut Vec<FilesystemRecord>, revert: &Revert) -> Option<Vec<Fil
             origin.fs_size_limit = snapshot.fs_size_limit;
             changed.push(origin.clone());
         }
-        // Done before.
+        // The revert has been done before.
         None if origin.thin_id == revert.thin_id => {}
         _ => return None,
     }
@@ -108,11 +114,11 @@ fn apply(records: &mut Vec<FilesystemRecord>, revert: &Revert) -> Option<Vec<Fil
     Some(changed)
 }
 
-/// Does the reverts that `records` ask for, before the filesystems are set up. The records are those of the outcome
-/// afterwards.
+/// Does the reverts that `records` schedule, before the filesystems are set up. Afterwards
+/// `records` are those of the outcome.
 ///
 /// # Errors
-/// When it is not known whether a revert has been decided.
+/// When it is unknown whether a revert has been decided.
 pub(super) fn carry_out(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -140,9 +146,9 @@ pub(super) fn carry_out(
     Ok(())
 }
 
-/// Carries out what is left of a revert that has been decided; `records` are those of the outcome afterwards. What cannot
-/// be done now stays in the journal for the next set-up. Until then nobody may change the filesystems: on disk the
-/// snapshot may still be one.
+/// Completes a revert that has been decided. Afterwards `records` are those of the outcome. What
+/// fails now stays in the journal for the next set-up. Until then nobody may change the
+/// filesystems, because the snapshot may still be a filesystem of its own on disk.
 pub(super) fn finish(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -151,7 +157,7 @@ pub(super) fn finish(
     undo: &mut Rollback,
 ) {
     apply(records, revert);
-    // One failure is not yet a reason to leave it to the next set-up.
+    // A single failure is no reason to leave the revert to the next set-up.
     let finished = settle(platform, pool, revert, undo).or_else(|_| settle(platform, pool, revert, undo));
     match finished {
         Ok(Settled::Wholly) => {}
@@ -171,8 +177,8 @@ pub(super) fn finish(
     }
 }
 
-/// Brings the snapshot's thin device up in the origin's place and writes the entry of the journal. The inner result says
-/// whether the revert has been decided.
+/// Brings the snapshot's thin device up in the origin's place and writes the journal entry. The
+/// inner result says whether the revert has been decided.
 fn decide(
     platform: &dyn Platform,
     pool: &Pool,
@@ -189,7 +195,7 @@ fn decide(
         }
         let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
         let table = thin_devices::thin_table(thin_pool, snapshot.thin_id, snapshot.size);
-        // The origin's device, if it is still up, has another table.
+        // If the origin's device is still up, it has another table.
         stack::ensure_device(platform, &device, &table, Visibility::Public, undo).map(drop)
     };
     if let Err(error) = prepare().or_else(|_| prepare()) {
@@ -198,7 +204,7 @@ fn decide(
     let mdv = Mdv::new(platform, pool.uuid());
     let entry = Journal::Revert(*revert);
     if let Err(error) = mdv.begin(&entry).or_else(|_| mdv.begin(&entry)) {
-        // It may have reached the disk all the same.
+        // The entry may have reached the disk despite the error.
         mdv.end(&entry)?;
         stack::remove_if_up(platform, &device)?;
         return Ok(Err(error));
@@ -206,11 +212,11 @@ fn decide(
     Ok(Ok(()))
 }
 
-/// How far a revert has come that has been decided.
+/// How far a decided revert has come.
 enum Settled {
-    /// To its end.
+    /// It is complete.
     Wholly,
-    /// All is done but the identity in the XFS. The entry of the journal stays.
+    /// All is done except the identity in the XFS. The journal entry stays.
     LacksSpace { needed: DataBlocks, free: DataBlocks },
 }
 
@@ -219,7 +225,7 @@ fn settle(platform: &dyn Platform, pool: &mut Pool, revert: &Revert, undo: &mut 
     let mdv = Mdv::new(platform, uuid);
     let mut records = mdv.records(&mdv.journal()?)?;
     if let Some(changed) = apply(&mut records, revert) {
-        // The origin first: at no moment is the snapshot's thin device in no record.
+        // The origin's record first: the snapshot's thin device is always named by some record.
         changed.iter().try_for_each(|record| mdv.save(record))?;
         mdv.remove(revert.snapshot)?;
         delete_replaced(platform, uuid, &records, revert)?;
@@ -231,7 +237,8 @@ fn settle(platform: &dyn Platform, pool: &mut Pool, revert: &Revert, undo: &mut 
     Ok(Settled::Wholly)
 }
 
-/// Writes the origin's UUID into the XFS that was the snapshot's, if the thin pool has the space.
+/// Writes the origin's UUID into the XFS that was the snapshot's, if the thin pool has enough
+/// space.
 fn identify(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -243,7 +250,7 @@ fn identify(
     let thin_pool = pool.stack.number(Role::ThinPool).ok_or(Error::NoPool(pool.uuid()))?;
     let table = thin_devices::thin_table(thin_pool, record.thin_id, record.size);
     let device = pool.thin_name(revert.origin);
-    // Up already, unless a power cut came between.
+    // The device is up already, unless a power cut came in between.
     stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
     let needed = xfs::blocks_to_identify(platform, &platform.dm_node(&device), revert.origin)?;
     let status = pool.thin_pool_status(platform)?;
@@ -261,7 +268,8 @@ fn delete_replaced(
     records: &[FilesystemRecord],
     revert: &Revert,
 ) -> Result<()> {
-    // Another daemon that ran in between may have given the number to another filesystem.
+    // Another daemon that ran in between may have given the thin device number to another
+    // filesystem.
     if records.iter().any(|record| record.thin_id == revert.replaced) {
         return Ok(());
     }

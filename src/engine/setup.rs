@@ -1,7 +1,7 @@
-//! Setting up a pool from what is on its devices (`docs/spec/engine/engine-behaviour.md` §8, `storage-stack.md` §8), and putting
-//! pools into the table.
+//! Sets up a pool from what is on its devices (`docs/spec/engine/engine-behaviour.md` §8,
+//! `storage-stack.md` §8), and inserts pools into the table.
 //!
-//! A stack that is already up, left by a daemon that ran before, is adopted layer by layer.
+//! If a daemon that ran before has left the stack up, it is adopted layer by layer.
 
 mod past_cache;
 mod raise;
@@ -51,7 +51,8 @@ use crate::{
     view::Availability,
 };
 
-/// Puts a pool into the table; the claim on its name (and whatever else it holds) is given back afterwards.
+/// Inserts a pool into the table. The claim on its name, with whatever else it holds, is given back
+/// afterwards.
 pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
     Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
         let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(pool.uuid()))) };
@@ -62,7 +63,8 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
                 engine.registry().note_running(uuid, devices);
                 Ok(())
             }
-            // Its name is claimed and its identifier is random or that of a stopped pool, so only a defect can bring us here.
+            // The name is claimed, and the identifier is random or that of a stopped pool, so only
+            // a defect can lead here.
             Err(_) => Err(Error::PoolNameTaken(name)),
         };
         drop(claim);
@@ -70,30 +72,33 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
     })
 }
 
-/// What becomes of a pool's cache tier when the pool is set up.
+/// What set-up does with the pool's cache tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheTier {
-    /// It is used as before.
+    /// The pool keeps using it.
     Keep,
-    /// The pool goes on without it. Nothing is lost: every write goes to the data devices as well.
+    /// The pool runs without it from now on. Nothing is lost: every write goes to the data devices
+    /// as well.
     Drop,
 }
 
-/// A pool of which everything is up but the filesystems.
+/// A pool with everything up except the filesystems.
 pub(super) struct Foundation {
     pool: Pool,
     thin_pool: DeviceNumber,
     /// Logical sector size of the thin pool.
     sector: Sectors,
     records: Vec<FilesystemRecord>,
-    /// Devices of a cache that it goes on without, with what they lie in; `None` if it has had none or keeps it.
+    /// Devices of a cache that the pool gives up, with the containers they lie in; `None` if the
+    /// pool had no cache or keeps it.
     former: Option<Vec<(Found, Option<LuksDevice>)>>,
     undo: Rollback,
 }
 
-/// Brings a pool up on its devices, all of which are there, up to its filesystems; devices of the cache tier may be missing if
-/// it is to be dropped. `unlock` says how it may be opened; `None`: somebody holds it, and no key can be derived now, so what is
-/// encrypted must be open.
+/// Brings up everything of a pool except its filesystems. All its devices must exist; devices of
+/// the cache tier may be missing if the cache is to be dropped. `unlock` says how the pool may be
+/// unlocked. `None`: the caller holds the pool, so no key can be derived now, and what is encrypted
+/// must already be open.
 ///
 /// # Errors
 /// Device-mapper devices that were made are removed again; those that were adopted stay.
@@ -106,13 +111,14 @@ pub(super) fn lay_foundation(
     unlock: Option<&Unlock>,
     opened: Rollback,
 ) -> Result<Foundation> {
-    // Somebody has used the pool since its destruction was decided, or it would not be set up.
+    // Somebody has used the pool since its destruction was decided; otherwise it would not be set
+    // up.
     meta.destroying = None;
     let tier = meta.backstore.cache_tier.take_if(|_| cache == CacheTier::Drop);
     let former = tier.as_ref().map(|tier| devices_of(tier, set));
     let ((pool, thin_pool, records), undo) =
         opened.guard(platform, |undo| lay(platform, uuid, set, meta, tier, unlock, undo))?;
-    // Without it the kernel says of each size whether it will do.
+    // Without the sector size, the kernel tells for each filesystem size whether it accepts it.
     let sector = pool.sector_size(platform).unwrap_or_else(|error| {
         log::warn!("pool {}: cannot read its sector size: {}", pool.name(), error.sentence());
         Sectors(1)
@@ -131,7 +137,8 @@ fn lay(
 ) -> Result<(Pool, DeviceNumber, Vec<FilesystemRecord>)> {
     let name = Name::new(&meta.name)?;
     let version = set.version().ok_or(Error::MixedVersions(uuid))?;
-    // Before anything of it is brought up: at the start of the machine nobody has said yet how it is to be unlocked.
+    // Before anything of the pool is brought up: when the machine starts, nobody has said yet how
+    // to unlock the pool.
     let method = unlock.and_then(|unlock| unlock.method);
     if meta.is_encrypted() && method.is_none() && platform.dm_find(&Role::Crypt.name(uuid))?.is_none() {
         return Err(Error::NoUnlockMethod { pool: name });
@@ -156,12 +163,13 @@ fn lay(
     }
     let shape = pool.shape();
     if shape.cap() == Role::OriginSub {
-        // What lies on a cache that was begun and could not be taken back is moved off it.
+        // If a cache was begun and could not be taken back, what lies on it is moved off it.
         pool.stack.find(platform, Role::Cache)?;
     }
     pool.stack.move_to_cap(platform, &shape)?;
     unrecorded_cache::remove(platform, &mut pool.stack, &shape)?;
-    // The devices of a cache that is given up are on record until that is recorded, and are closed when they are wiped.
+    // The devices of a cache that is given up are named by the record until the record is
+    // rewritten. They are closed when they are wiped.
     discard_unrecorded(platform, set, &pool.on_record());
     pool.stack.ensure(platform, &shape.mdv(), undo)?;
     let mdv = Mdv::new(platform, uuid);
@@ -172,7 +180,8 @@ fn lay(
     bring_up_thin_pool(platform, &mut pool, undo)?;
     let reverts = journal.iter().any(|entry| matches!(entry, Journal::Revert(_)));
     if reverts || !revert::plan(&records).0.is_empty() {
-        // What a revert writes must not wait for space that only a check of a pool in the table would find.
+        // Only a check finds more space, and only for a pool in the table. The writes of a revert
+        // must not wait for that.
         thin_growth::give_space(platform, &mut pool, &records)?;
     }
     work_off_journal(platform, &mut pool, &journal, &mut records, undo);
@@ -187,7 +196,7 @@ impl Foundation {
         Raise::new(self.pool.uuid(), self.thin_pool, record, self.sector)
     }
 
-    /// Sets up the filesystems side by side, and the pool is complete.
+    /// Sets up the filesystems side by side, which completes the pool.
     pub fn build(self) -> Next<Result<Pool>> {
         let part = |record: &FilesystemRecord| -> Part {
             let raise = self.raise(record);
@@ -203,7 +212,8 @@ impl Foundation {
         )
     }
 
-    /// As [`Foundation::build`], one after the other, for a pool of which they are up already.
+    /// As [`Foundation::build`], one filesystem after the other, for a pool whose filesystems are
+    /// up already.
     ///
     /// # Errors
     /// As [`lay_foundation`].
@@ -212,7 +222,8 @@ impl Foundation {
         self.complete(platform, raised)
     }
 
-    /// Takes the filesystems in and records what is to be recorded. `None`: bringing up a filesystem panicked.
+    /// Takes the filesystems in and writes what has to be recorded. `None`: bringing up a
+    /// filesystem panicked.
     fn complete(self, platform: &dyn Platform, raised: Vec<Option<Raised>>) -> Result<Pool> {
         let Foundation { mut pool, records, former, mut undo, .. } = self;
         let devices: Vec<Result<(DeviceNumber, Sectors)>> = raised
@@ -244,7 +255,7 @@ impl Foundation {
         undo.forget();
         pool.confirm_members(platform);
         pool.refresh(platform, status);
-        // It may have been a change of them that was cut short.
+        // A change of the bindings may have been cut short.
         if pool.check_changes().is_ok() {
             if let Err(error) = pool.record_bindings(platform) {
                 log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
@@ -261,8 +272,9 @@ impl Foundation {
     }
 }
 
-/// The record of a filesystem with the size that its thin device has been brought up with, also on disk if it was another. A
-/// record that cannot be written is corrected at the next set-up.
+/// Returns the record of a filesystem with the size that its thin device has been brought up with.
+/// If that size is new, the record is also written to disk; if the write fails, the next set-up
+/// corrects the record.
 fn correct_size(platform: &dyn Platform, pool: &Pool, mut record: FilesystemRecord, size: Sectors) -> FilesystemRecord {
     let recorded = std::mem::replace(&mut record.size, size);
     if recorded != size {
@@ -275,22 +287,22 @@ fn correct_size(platform: &dyn Platform, pool: &Pool, mut record: FilesystemReco
     record
 }
 
-/// Those devices of a tier that are there, with what they lie in.
+/// The devices of a tier that exist, with the containers they lie in.
 fn devices_of(tier: &Tier, set: &DeviceSet) -> Vec<(Found, Option<LuksDevice>)> {
     let listed: BTreeSet<_> = tier.blockdev.devs.iter().map(|entry| entry.uuid).collect();
     let former = set.devices().filter(|found| listed.contains(&found.bda.header().device));
     former.map(|found| (found.clone(), set.container(found.bda.header().device).cloned())).collect()
 }
 
-/// A device of a pool that has been destroyed, or of a cache that has been given up.
+/// A device of a destroyed pool, or of a cache that has been given up.
 pub(super) struct Doomed<'a> {
-    /// What holds the Stratis area.
+    /// The device that holds the Stratis area.
     pub path: &'a Path,
-    /// The container that it lies in.
+    /// The container that the device lies in.
     pub container: Option<&'a LuksDevice>,
-    /// Where on it parts of the pool's own container lie.
+    /// Where parts of the pool's own container lie on the device.
     pub parts: Vec<Segment>,
-    /// When the pool metadata on it was written, if that is known.
+    /// When the pool metadata on the device was written, if known.
     pub stamp: Option<Timestamp>,
 }
 
@@ -302,8 +314,9 @@ impl Doomed<'_> {
     }
 }
 
-/// Wipes devices, Stratis areas side by side. A device that cannot be wiped does not keep the others from being wiped; it
-/// is tried twice, as nobody may look at it again soon. Gives those that are left.
+/// Wipes devices, the Stratis areas side by side. A device that cannot be wiped does not keep the
+/// others from being wiped. Each device is tried twice, because nobody may look at it again soon.
+/// Returns those that could not be wiped.
 fn wipe_each<'a>(platform: &dyn Platform, doomed: Vec<Doomed<'a>>) -> Vec<(Doomed<'a>, Error)> {
     let wipe = |doomed: Vec<Doomed<'a>>| -> Vec<(Doomed<'a>, Error)> {
         let mut wiped: Vec<Result<()>> = doomed.iter().map(|doomed| doomed.wipe_other(platform)).collect();
@@ -320,10 +333,10 @@ fn wipe_each<'a>(platform: &dyn Platform, doomed: Vec<Doomed<'a>>) -> Vec<(Doome
     wipe(left.into_iter().map(|(doomed, _)| doomed).collect())
 }
 
-/// Wipes the devices of a pool that has been destroyed, with the parts of the pool's LUKS2 header on them. Those with the
-/// newest metadata, which says that the pool is destroyed, come last, and only when the others are wiped: those of the
-/// cache hold none, and some may hold metadata that says nothing of it. Where that cannot be done now it is done when
-/// the devices are next looked at.
+/// Wipes the devices of a destroyed pool, with the parts of the pool's LUKS2 header on them. The
+/// devices with the newest metadata, which says that the pool is destroyed, are wiped last, and
+/// only after all others: cache devices hold no pool metadata, and some devices may hold metadata
+/// that does not say so. What cannot be wiped now is wiped when the devices are next looked at.
 pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, doomed: impl Iterator<Item = Doomed<'a>>) {
     let wipe = |doomed: Vec<Doomed<'_>>| {
         let left = wipe_each(platform, doomed);
@@ -342,13 +355,13 @@ pub(super) fn wipe_destroyed<'a>(platform: &dyn Platform, doomed: impl Iterator<
     }
 }
 
-/// Marks a device as one that pool metadata does not name, before the metadata is written that does not name it: if it is
-/// not wiped afterwards, it must not stand in the way of the pool.
+/// Marks a device as not named by pool metadata, before the metadata without the device is written.
+/// If the device is not wiped afterwards, it must not stand in the way of the pool.
 fn disown(platform: &dyn Platform, found: &mut Found, undo: &mut Rollback) {
     let path = found.device.path.clone();
     let at = path.clone();
     undo.push(When::Unused, format!("take the mark off {}", path.display()), move |platform| -> Result<()> {
-        // As it is on disk now: a write that failed may have set it.
+        // Read from disk: a write that failed may have set it.
         if let Some(mut bda) = Bda::load(platform, &at, Repair::ReadOnly)? {
             bda::clear_flags(platform, &mut [(&at, &mut bda)], HeaderFlags::UNCOMMITTED).remove(0)?;
         }
@@ -359,8 +372,9 @@ fn disown(platform: &dyn Platform, found: &mut Found, undo: &mut Rollback) {
     }
 }
 
-/// Saves that the pool is started and what old daemons did not record. A pool that is not to be changed is used as it is,
-/// except that a cache that it runs without is out of date from now on and must never be used again.
+/// Records that the pool is started, and what old daemons did not record. A pool that must not be
+/// changed is used as it is, with one exception: a cache that it runs without is out of date from
+/// now on and must never be used again.
 fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bool) -> Result<()> {
     let grown: Vec<_> = pool.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
     if !pool.meta.needs_completion() && !cache_dropped && grown.is_empty() {
@@ -372,7 +386,7 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
     }
     let (old, mut new) = (pool.on_record(), pool.meta.clone());
     new.complete(pool.fs_limit());
-    // The growth of these devices was cut short before this could be recorded.
+    // The growth of these devices was cut short before it could be recorded.
     for header in &grown {
         if let Err(error) = new.reserve_integrity(header) {
             // Another daemon has given the space to the thin pool meanwhile.
@@ -383,7 +397,8 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
             );
         }
     }
-    // A device with an older record would be enough to set the pool up with the cache that it has given up.
+    // A device with an older record would be enough to set the pool up with the cache that it has
+    // given up.
     let choose = if cache_dropped { Choose::Everywhere } else { Choose::Some(platform.random()) };
     pool.commit(platform, choose, Some(&old), new)
 }
@@ -396,7 +411,8 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
             let geometry = platform.geometry(&found.device.path)?;
             let container = set.container(found.bda.header().device).cloned();
             if let Err(shrunk) = found.bda.check_size(&found.device.path, geometry.size) {
-                // What is lost may be space that nothing uses yet, such as that held for integrity data.
+                // The missing space may be space that nothing uses yet, such as the space reserved
+                // for integrity data.
                 match geometry.size < meta.used_up_to(found.bda.header().device) {
                     true => return Err(shrunk.into()),
                     false => log::warn!("{shrunk}"),
@@ -408,8 +424,9 @@ fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Res
         .collect()
 }
 
-/// Takes back what was being created and completes what was being destroyed or reverted when the last daemon ended. An entry that cannot
-/// be worked off now stays until the next set-up: a device that somebody still has open is no reason to withhold the pool.
+/// Takes back creations, and completes destructions and reverts, that were under way when the last
+/// daemon ended. An entry that cannot be completed now stays until the next set-up: a device that
+/// somebody still has open is no reason to keep the pool from starting.
 fn work_off_journal(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -421,7 +438,7 @@ fn work_off_journal(
         if let Journal::Revert(revert) = entry {
             log::info!("pool {}: completing the revert of filesystem {}", pool.name(), revert.origin);
             pool.note_thin_id(revert.replaced.max(revert.thin_id));
-            // Ends its entry itself, or leaves it.
+            // Removes its entry itself, or leaves it in place.
             revert::finish(platform, pool, records, revert, undo);
             continue;
         }
@@ -434,7 +451,7 @@ fn work_off_journal(
             pool.note_thin_id(pending.thin_id);
             let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
             if matches!(entry, Journal::Destroy(_)) && !is_recorded {
-                // As finish_destroy does, of which not all may have been done.
+                // As `finish_destroy` does, which may have done only a part of it.
                 let snapshots = records.iter_mut().filter(|record| record.origin == Some(pending.uuid));
                 snapshots.for_each(|record| record.origin = pending.heir);
             }
@@ -444,7 +461,7 @@ fn work_off_journal(
 
 fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut [FilesystemRecord]) -> Result<()> {
     for pending in entry.pending() {
-        // Those whose destruction goes on are not among the records.
+        // Filesystems whose destruction goes on are not among the records.
         let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
         match (entry, is_recorded) {
             (Journal::Destroy(_), true) => log::warn!(
@@ -466,7 +483,7 @@ fn work_off(platform: &dyn Platform, pool: &Pool, entry: &Journal, records: &mut
     Ok(())
 }
 
-/// Brings a filesystem of the pool up again, with the number that its device has then.
+/// Brings a filesystem of the pool up again, and stores the number that its device has then.
 fn set_up_filesystem(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -482,11 +499,12 @@ fn set_up_filesystem(
     Ok(())
 }
 
-/// Carries out what is left of a filesystem's destruction once that has been decided: its record, its snapshots' origin,
-/// its thin device. Each step can be repeated. `survivors` are the records of the pool's other filesystems.
+/// Completes the destruction of a filesystem once it has been decided: deletes its record, passes
+/// its origin to its snapshots, deletes its thin device. Each step can be repeated. `survivors` are
+/// the records of the pool's other filesystems.
 ///
 /// # Errors
-/// When a step fails; the entry of the journal stays, and the next set-up goes on with it.
+/// When a step fails. The journal entry stays, and the next set-up goes on with it.
 pub(super) fn finish_destroy(
     platform: &dyn Platform,
     pool: &Pool,
@@ -502,14 +520,16 @@ pub(super) fn finish_destroy(
     delete_thin(platform, pool, doomed, survivors)
 }
 
-/// Removes a thin device that no record names: its device-mapper device, if it is up, and the device in the thin pool.
+/// Removes a thin device that no record names: its device-mapper device, if it is up, and the
+/// device in the thin pool.
 pub(super) fn delete_thin(
     platform: &dyn Platform,
     pool: &Pool,
     pending: &Pending,
     records: &[FilesystemRecord],
 ) -> Result<()> {
-    // Another daemon that ran in between may have given the number to another filesystem.
+    // Another daemon that ran in between may have given the thin device number to another
+    // filesystem.
     if records.iter().any(|record| record.thin_id == pending.thin_id) {
         return Ok(());
     }
@@ -522,8 +542,8 @@ pub(super) fn delete_thin(
     Ok(())
 }
 
-/// Restricts a pool whose devices break the rule of sector sizes (`docs/spec/engine/storage-stack.md` §12), or whose thin pool
-/// is not well.
+/// Restricts a pool whose devices break the rule of sector sizes
+/// (`docs/spec/engine/storage-stack.md` §12), or whose thin pool is not working properly.
 fn judge(pool: &mut Pool, status: Option<&PoolStatus>) {
     if let Err(error) = sector_sizes::check(pool) {
         pool.restrict(Availability::NoPoolChanges, error.sentence());
@@ -531,7 +551,7 @@ fn judge(pool: &mut Pool, status: Option<&PoolStatus>) {
     thin_devices::judge_thin_pool(pool, status);
 }
 
-/// Brings a pool up again of which the take-down failed, and gives the error that is to be told.
+/// Brings a pool up again whose take-down failed, and returns the error to report.
 pub(super) fn back_up_after(platform: &dyn Platform, pool: &mut Pool, cause: Error) -> Error {
     match bring_up_again(platform, pool) {
         Ok(()) => cause,
@@ -543,10 +563,10 @@ pub(super) fn back_up_after(platform: &dyn Platform, pool: &mut Pool, cause: Err
     }
 }
 
-/// Brings a pool's stack and its filesystems up again after a take-down that failed half way.
+/// Brings a pool's stack and its filesystems up again after a take-down that failed half-way.
 ///
 /// # Errors
-/// When that fails too.
+/// When bringing them up fails too.
 pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let layers = pool.shape().layers();
     let filesystems: Vec<FilesystemRecord> =
@@ -555,7 +575,7 @@ pub(super) fn bring_up_again(platform: &dyn Platform, pool: &mut Pool) -> Result
     let up = pool.stack.ensure_all(platform, layers, &mut undo).and_then(|()| {
         filesystems.into_iter().try_for_each(|record| set_up_filesystem(platform, pool, record, &mut undo))
     });
-    // What is up stays up: it is what should be there.
+    // What is up stays up: those are the devices of a running pool.
     undo.forget();
     up?;
     Ok(Mdv::new(platform, pool.uuid()).mount(&platform.dm_node(&pool.stack.name(Role::Mdv)))?)

@@ -1,15 +1,17 @@
-//! Undo: what has been done so far, and how to take it back.
+//! Undo: what an operation has done so far, and how to take it back.
 //!
-//! An operation pushes the undo of each step when the step has succeeded. If a later step fails, the list is run
-//! backwards; if it succeeds, the list is dropped. So the rollback follows from the steps that ran and is never written by
-//! hand in an error branch.
+//! An operation pushes the undo of each step once the step has succeeded. If a later step fails,
+//! the list runs backwards; if the whole operation succeeds, the list is dropped. So the rollback
+//! follows from the steps that ran, and no error branch contains one written by hand.
 //!
-//! What lasts on disk is not always to be taken back. A device that is still in use by what could not be taken down, or that
-//! a record may name which could not be overruled ([`Error::is_unsure`]), is not wiped; and an entry of the journal stays as
-//! long as anything is there that it names. Then the next set-up takes it back or completes it.
+//! Not everything that was written to disk may be taken back. The rollback does not wipe a device
+//! that is still in use because something on it could not be taken down, nor a device that a record
+//! may name because that record could not be overwritten ([`Error::is_unsure`]). An entry of the
+//! journal stays as long as anything that it names exists. The next set-up then takes the change
+//! back or completes it.
 //!
-//! It is also run when the work panics, before the panic goes on to whoever contains it: what that could not know of would
-//! stay on the machine.
+//! The list also runs when the work panics, before the panic reaches the code that contains it.
+//! That code does not know what was done, so all of it would stay on the machine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -21,18 +23,18 @@ use crate::{
 
 type Undo = Box<dyn FnOnce(&dyn Platform) -> Result<()> + Send>;
 
-/// When a step is taken back.
+/// When a step may be taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// Always. For what was done to the running machine.
+    /// Always. For changes to the running machine.
     Always,
-    /// When it is known what is on record. For what a record may name.
+    /// When it is known what the record on disk says. For what a record may name.
     Known,
-    /// When no record may name it and every step that was pushed as [`When::Always`] after it has been taken back. For what
-    /// others may still need, such as what was written to a device.
+    /// When no record may name it, and every later step pushed as [`When::Always`] has been taken
+    /// back. For what something else may still need, such as the data written to a device.
     Unused,
-    /// When every step after it has been taken back. For what tells the next set-up what to do about those steps, or must not
-    /// come back before they have been taken back.
+    /// When every later step has been taken back. For what tells the next set-up what to do about
+    /// those steps, or must not come back before they have been taken back.
     Last,
 }
 
@@ -50,12 +52,13 @@ pub struct Rollback {
 }
 
 impl Rollback {
-    /// Nothing done yet.
+    /// An empty list: nothing has been done yet.
     pub fn new() -> Rollback {
         Rollback::default()
     }
 
-    /// Remembers how to take back what was just done, and when that may be done. `what` completes "could not …".
+    /// Records how to take back the last step, and when that is allowed. `what` completes "could
+    /// not …".
     pub fn push<E: Into<Error>>(
         &mut self,
         when: When,
@@ -66,24 +69,24 @@ impl Rollback {
         self.steps.push(Step { what: what.into(), when, undo });
     }
 
-    /// Takes over what was done by others on the same work.
+    /// Appends the undo steps of others that worked on the same operation.
     pub fn append(&mut self, mut others: Rollback) {
         self.steps.append(&mut others.steps);
     }
 
-    /// The work is complete and stays.
+    /// Drops the list: the work is complete and stays.
     pub fn forget(mut self) {
         self.steps.clear();
     }
 
-    /// Takes everything back, newest first, because of `cause`. A step that cannot be taken back does not keep the
-    /// others from being tried, except those that must stay then.
+    /// Takes everything back, newest first, because of `cause`. If one undo fails, the others are
+    /// still tried, except those that must then stay.
     ///
-    /// Gives `cause`, or, if something could not be taken back, an [`Error::Rollback`] that names both.
+    /// Returns `cause`, or an [`Error::Rollback`] that names both errors if an undo failed.
     pub fn run(mut self, platform: &dyn Platform, cause: Error) -> Error {
         let mut failures = Vec::new();
         let unsure = cause.is_unsure();
-        // Others that worked on it may have left something up.
+        // Other threads that worked on the operation may have left something up.
         let mut in_use = unsure || cause.leaves() > Availability::Full;
         while let Some(Step { what, when, undo }) = self.steps.pop() {
             let stays = match when {
@@ -96,7 +99,7 @@ impl Rollback {
                 log::warn!("after an error ({}): did not {what}; the next set-up decides", cause.sentence());
                 continue;
             }
-            // One that panics does not keep the others from being tried either.
+            // An undo that panics does not keep the others from being tried either.
             let undone = catch_unwind(AssertUnwindSafe(|| undo(platform))).unwrap_or(Err(Error::Panicked));
             if let Err(error) = undone {
                 log::error!("after an error ({}): could not {what}: {}", cause.sentence(), error.sentence());
@@ -110,19 +113,20 @@ impl Rollback {
         }
     }
 
-    /// Runs `work`; if it fails or panics, takes everything back that was done, before it and by it.
+    /// Runs `work`. If it fails or panics, takes back everything that was done before it and by it.
     ///
     /// # Errors
     /// As [`Rollback::run`].
     ///
     /// # Panics
-    /// If `work` does, when all has been taken back.
+    /// If `work` panics, once everything has been taken back.
     pub fn guard<T>(
         mut self,
         platform: &dyn Platform,
         work: impl FnOnce(&mut Rollback) -> Result<T>,
     ) -> Result<(T, Rollback)> {
-        // What work was changing is given up by whoever contains the panic; the list is only pushed to.
+        // Whoever contains the panic gives up what the work was changing, and the list is only ever
+        // pushed to.
         match catch_unwind(AssertUnwindSafe(|| work(&mut self))) {
             Ok(Ok(value)) => Ok((value, self)),
             Ok(Err(cause)) => Err(self.run(platform, cause)),
@@ -135,8 +139,8 @@ impl Rollback {
     }
 }
 
-/// Runs `work`; if it panics, `mend` is run before the panic goes on. For what must not outlast the work, such as a device held
-/// still, and is set right by the work itself when it merely fails.
+/// Runs `work`. If it panics, runs `mend` before the panic goes on. For what must not outlast the
+/// work, such as a device held suspended, and what the work itself sets right when it merely fails.
 pub fn mended<T>(work: impl FnOnce() -> T, mend: impl FnOnce()) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         if catch_unwind(AssertUnwindSafe(mend)).is_err() {
@@ -161,7 +165,8 @@ mod tests {
         undo.run(&Sim::builder().build(), cause)
     }
 
-    /// Found in review: the entry of the journal went although the thin device that it named could not be removed.
+    /// Found in review: the journal entry was removed although the thin device that it named could
+    /// not be.
     #[test]
     fn what_names_a_step_stays_with_it() {
         for fails in [false, true] {
@@ -194,7 +199,8 @@ mod tests {
         assert_eq!(undone.try_iter().count(), 0);
     }
 
-    /// Found in review: devices were wiped that the record may have named, so the next start missed them.
+    /// Found in review: the rollback wiped devices that the record may have named, so the next
+    /// start missed them.
     #[test]
     fn nothing_that_a_record_may_name_is_wiped() {
         let (told, undone) = channel();
@@ -227,7 +233,8 @@ mod tests {
         });
     }
 
-    /// Found in review: a panic left the thin devices of a create up, and the pool could neither be stopped nor destroyed.
+    /// Found in review: a panic left the thin devices of a create up, and the pool could be neither
+    /// stopped nor destroyed.
     #[test]
     fn work_that_panics_is_taken_back() {
         let sim = Sim::builder().build();

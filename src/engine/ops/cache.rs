@@ -1,8 +1,9 @@
-//! A pool's cache: begun, and made larger (`docs/spec/engine/storage-stack.md` §6).
+//! Creates and extends a pool's cache (`docs/spec/engine/storage-stack.md` §6).
 //!
-//! The cache is written through: what is on the data devices is complete at every moment. So a cache that the kernel uses
-//! and no record names, as a power cut in the middle may leave it, loses nothing. The other way round, a cache that is
-//! recorded must be one: its metadata is made before.
+//! The cache is written through, so the data devices are complete at every moment. A cache that the
+//! kernel uses but no record names can therefore be dropped without loss; a power cut in the middle
+//! of a change may leave such a cache. A cache that the record names must be valid, so its metadata
+//! is made before the record is written.
 
 use std::path::PathBuf;
 
@@ -24,7 +25,7 @@ use crate::{
     view::Tier,
 };
 
-/// Whether these are just the devices of the cache that the pool has.
+/// Compares these devices with those of the cache that the pool has.
 pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
     let is_cache = |device: &BlockDevice| matches!(pool.tier_of(device.number), Some((_, Tier::Cache)));
     let only_requested: Vec<PathBuf> =
@@ -42,11 +43,12 @@ pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
 
 /// Makes admitted devices the pool's cache.
 ///
-/// What the kernel may refuse is tried before the record is written; after it, tables are only swapped.
+/// Everything that the kernel may refuse is tried before the record is written; after that, tables
+/// are only swapped.
 ///
 /// # Errors
-/// The pool is without a cache again then, in the kernel and on record. If that could not be recorded, the error says so
-/// ([`Error::is_unsure`]), and the devices must not be wiped.
+/// The pool then has no cache again, in the kernel and on record. If that could not be recorded,
+/// the error says so ([`Error::is_unsure`]), and the devices must not be wiped.
 pub(super) fn begin(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.init_cache(devices))?;
     let (without, old_stack, old_shape) = (pool.meta.clone(), pool.stack.clone(), pool.shape());
@@ -64,7 +66,7 @@ pub(super) fn begin(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUui
     }
 }
 
-/// Makes the cache's devices, and has the kernel look at the cache that is to be made of them.
+/// Makes the devices of the cache, and lets the kernel try the cache table on them.
 fn prepare(
     platform: &dyn Platform,
     stack: &mut Stack,
@@ -76,7 +78,7 @@ fn prepare(
         match layer.role {
             Role::CacheMeta => {
                 stack.ensure(platform, &layer, undo)?;
-                // A cache whose metadata begins with zeros is a new one.
+                // The kernel takes a cache whose metadata begins with zeros for new.
                 zero(platform, stack, Role::CacheMeta, sizes::METADATA_ZEROED)?;
             }
             Role::CacheSub => drop(stack.ensure(platform, &layer, undo)?),
@@ -96,7 +98,7 @@ fn prepare(
     Ok(())
 }
 
-/// Lets I/O go through the cache.
+/// Sends the I/O through the cache.
 fn put_in_place(
     platform: &dyn Platform,
     stack: &Stack,
@@ -122,11 +124,12 @@ fn put_in_place(
 /// Adds admitted devices to the pool's cache.
 ///
 /// # Errors
-/// When the cache would be too large, they cannot be recorded, or the kernel refuses the cache with them. It has the
-/// cache that it had then, and so has the record; if that could not be recorded, the error says so ([`Error::is_unsure`]).
+/// When the cache would be too large, when the devices cannot be recorded, or when the kernel
+/// refuses the cache with them. Cache and record are then as before; if that could not be recorded,
+/// the error says so ([`Error::is_unsure`]).
 pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.add_cache_devices(devices))?;
-    // On record first: a cache must not remember blocks that no record gives to it.
+    // The record first: a cache must not remember blocks that no record gives to it.
     let (former, without) = (pool.meta.clone(), pool.on_record());
     pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
     let mut nothing_to_undo = Rollback::new();
@@ -135,7 +138,7 @@ pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUu
     nothing_to_undo.forget();
     match extended {
         Err(refused) if refused.is_refusal() => back_to(platform, pool, former, refused),
-        // Also what lies above is put in place, and what was not now is at the next check.
+        // The layers above are put in place too. What fails now is done at the next check.
         _ => {
             follow_or_later(platform, pool);
             Ok(())
@@ -143,22 +146,23 @@ pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUu
     }
 }
 
-/// Goes back to the cache of the former record, because the kernel refuses a larger one for good. The cache is written through,
-/// so nothing is lost with blocks that it may have begun to use.
+/// Goes back to the cache of the former record, because the kernel refuses a larger one for good.
+/// The cache is written through, so blocks that it may have begun to use can be dropped without
+/// loss.
 ///
 /// # Errors
-/// `refused`, when the former record holds again.
+/// Returns `refused` once the former record is in force again.
 fn back_to(platform: &dyn Platform, pool: &mut Pool, former: PoolMetadata, refused: Error) -> Result<()> {
     let roles = [Role::CacheMeta, Role::CacheSub, Role::Cache];
     let layers = pool.shape_of(&former).backstore().into_iter().filter(|layer| roles.contains(&layer.role));
     let put_back = layers.into_iter().try_for_each(|layer| {
-        // The cache looks at the sizes of its devices only when it is given a table.
+        // The cache target reads the sizes of its devices only when a table is loaded.
         match layer.role != Role::Cache && pool.stack.is_as(platform, &layer)? {
             true => Ok(()),
             false => pool.stack.put(platform, &layer),
         }
     });
-    // Whatever stands in the tables, the next check has a look at it.
+    // Whatever the tables are now, the next check compares them.
     pool.is_behind = true;
     if let Err(error) = put_back {
         let (refused, what) = (refused.sentence(), error.sentence());

@@ -1,5 +1,5 @@
-//! Devices that are to be initialized for a pool: whether they may be (`docs/spec/engine/storage-stack.md` §12), and the
-//! containers that are made on them.
+//! Devices to be initialized for a pool: whether they may be (`docs/spec/engine/storage-stack.md`
+//! §12), and the containers that are made on them.
 
 use std::{path::Path, sync::Arc};
 
@@ -19,15 +19,15 @@ use crate::{
     platform::{BlockDevice, DeviceClass},
 };
 
-/// Looks at a device that is to be initialized for a pool. Whether it is a member of that pool already has been decided
-/// before.
+/// Checks a device that is to be initialized for a pool. The caller has already found that the
+/// device is not a member of that pool.
 ///
 /// # Errors
-/// The reason why it must not be touched.
+/// The reason why the device must not be touched.
 pub(super) fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolUuid>) -> Result<Candidate> {
     let platform = engine.platform();
     let path = device.path.clone();
-    // Told last: what is on a device explains best why it is in use.
+    // Reported last: the contents of a device explain best why it is in use.
     let hold = match platform.hold(&path) {
         Ok(hold) => Some(Arc::from(hold)),
         Err(error) if error.is_busy() => None,
@@ -64,7 +64,8 @@ pub(super) fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolU
             }
             log::info!("{} was left over by an unfinished request of pool {}", path.display(), bda.header().pool);
         }
-        // Where a fresh look finds nothing of Stratis either, the device database is behind: the device was wiped just now.
+        // If a fresh look finds no Stratis signature either, the device database is out of date:
+        // the device was wiped just now.
         None if contents.superblock.is_some() => return Err(Error::NoSignature { path }),
         None => {}
     }
@@ -77,8 +78,9 @@ pub(super) fn examine(engine: &Engine, device: BlockDevice, target: Option<PoolU
     Ok(Candidate { device, geometry, container: None, hold })
 }
 
-/// Whether a device with a signature belongs to nobody all the same: its initialization was cut short before its pool's
-/// metadata named it, or its pool's destruction was cut short after it had been decided.
+/// Whether a device with a signature belongs to no pool all the same: its initialization was cut
+/// short before its pool's metadata named it, or the destruction of its pool was cut short after it
+/// had been decided.
 fn left_over(engine: &Engine, path: &Path, bda: &Bda) -> Result<bool> {
     let platform = engine.platform();
     let header = bda.header();
@@ -95,8 +97,9 @@ fn is_condemned(bda: &Bda, json: &[u8]) -> bool {
     metadata.zip(bda.last_update()).is_some_and(|(metadata, stamp)| metadata.is_condemned(stamp))
 }
 
-/// Makes a container on each device, side by side: keys are derived for each, and Clevis may be asked. How many processes derive
-/// keys at once is bounded by their memory, on the platform. Gives what is in the containers, with what takes them away again.
+/// Makes a container on each device, side by side. Keys are derived for each container, and Clevis
+/// may be called. The platform limits, by their memory, how many processes derive keys at once.
+/// Returns the contents of the containers, and the undo that removes the containers.
 pub(super) fn format_each_luks(
     format: LuksFormat,
     candidates: Vec<Candidate>,
@@ -127,7 +130,8 @@ pub(super) fn format_each_luks(
                     _ => failed.push(Error::Panicked),
                 }
             }
-            // The first, but for one that could not be taken back.
+            // The first error, unless another one leaves more behind because it could not be taken
+            // back.
             let worst = failed.into_iter().reduce(|a, b| if b.leaves() > a.leaves() { b } else { a });
             Next::Done(match worst {
                 None => Ok((inside, undo)),

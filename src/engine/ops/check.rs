@@ -1,23 +1,27 @@
-//! The check of a pool: how full it is, and the growth of its thin pool (`docs/spec/engine/storage-stack.md` §7.6, 7.7). Asked
-//! for by events of device-mapper, by time, and after everything that brings space.
+//! The check of a pool: how full it is, and the growth of its thin pool
+//! (`docs/spec/engine/storage-stack.md` §7.6, 7.7). Device-mapper events, timers, and everything
+//! that brings space ask for it.
 //!
 //! # Order, and why it survives a power cut
 //!
-//! Space is recorded as the thin pool's before the kernel may use it. With the order reversed, the kernel could put data
-//! into blocks that no record gives to the thin pool; after a power cut a thin pool without these blocks would be set up, and
-//! what was synced to them would be lost. In the order chosen a cut leaves a record that is ahead of the thin pool's own
-//! idea of its size, and to set up a thin pool on devices larger than it knows is just what extends it.
+//! Space is recorded as the thin pool's before the kernel may use it. In the reverse order, the
+//! kernel could put data into blocks that no record gives to the thin pool. After a power cut, the
+//! thin pool would be set up without these blocks, and synced data in them would be lost. In the
+//! order chosen, a power cut leaves a record that is ahead of the size that the thin pool itself
+//! knows. Setting up the thin pool on larger devices than it knows is exactly what extends it.
 //!
-//! So the write of the pool's metadata decides, and from then on the way is forward: tables that could not be put in place
-//! now ([`Pool::is_behind`]) are put in place by the next check, or by the next daemon that adopts the stack. There is a
-//! way back only from a record of which the kernel makes no table, now or ever, and has seen nothing.
+//! So the write of the pool metadata is the commit point, and from then on the way is forward.
+//! Tables that could not be put in place now ([`Pool::is_behind`]) are put in place by the next
+//! check, or by the next daemon that adopts the stack. A record is taken back only if the kernel
+//! refuses its table for good and has used none of the space.
 //!
 //! # What is done where
 //!
-//! The pool is held alone for one look at the status, one write of metadata and a few swaps of tables; I/O stops only
-//! for the swap of each table, which has been loaded before. The need for metadata is found out by a program, and so
-//! without a lock, once for each size of the pool and each filesystem limit. Data does not wait for that: it grows
-//! before, except by what metadata may need.
+//! The pool is held exclusively for one look at the status, one write of metadata and a few swaps
+//! of tables. I/O stops only for the swap of each table, which has been loaded before. A program
+//! computes the need for thin metadata, so that runs without a lock, once for each size of the pool
+//! and each filesystem limit. Data does not wait for the result: it grows beforehand, up to the
+//! space that metadata may need.
 
 use std::time::Duration;
 
@@ -42,17 +46,18 @@ use crate::{
     platform::Platform,
 };
 
-/// How much is looked at.
+/// How much a check looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// All, also what each filesystem uses, as clients see it.
+    /// Everything, including the use of each filesystem that clients see.
     Whole,
-    /// What must not run out. The time since the look before is that for which it asked to be looked at again.
+    /// Only what must not run out. The time since the last look is the time after which that look
+    /// asked for another.
     Space,
 }
 
-/// Checks a pool; what goes wrong is logged. Filesystems are checked by
-/// [`check_filesystems`](super::check_filesystems), which may take longer.
+/// Checks a pool; errors are logged. [`check_filesystems`](super::check_filesystems) checks the
+/// filesystems, which may take longer.
 pub fn check_pool(uuid: PoolUuid) -> Next<()> {
     check_now(uuid).map(move |checked| note(uuid, &checked))
 }
@@ -63,7 +68,8 @@ fn note(uuid: PoolUuid, checked: &Result<()>) {
     }
 }
 
-/// As [`check_pool`], and tells what went wrong. A pool that is gone, or must not be changed, is not checked.
+/// As [`check_pool`], and returns the error. A pool that is gone or must not be changed is not
+/// checked.
 pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
     Next::write(uuid, move |engine, granted| {
         let Checked { result, unknown, .. } = check_as_known(engine, granted, uuid, Depth::Whole);
@@ -74,15 +80,17 @@ pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
     })
 }
 
-/// Checks a pool and then its filesystems; what goes wrong is logged. `checked` is called in between, after all that is quick:
-/// programs may have to wait for others of other pools, and an XFS that is extended may wait for space that only the next
-/// check of the pool brings. It is told after which time to look again, if no event will tell that somebody writes.
+/// Checks a pool and then its filesystems; errors are logged. `checked` is called in between, after
+/// everything that is quick: programs may have to wait for programs of other pools, and an XFS that
+/// is being extended may wait for space that only the next check of the pool brings. `checked` gets
+/// the time after which to look again, if no event will tell that somebody writes.
 pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Duration>) + Send + 'static) -> Next<()> {
     let pool = Next::write(uuid, move |engine, granted| {
         let Checked { result, unknown, look_again } = check_as_known(engine, granted, uuid, depth);
         note(uuid, &result);
         checked(look_again);
-        // Asked for once, however often the pool is checked before it is told.
+        // One request computes the need, however often the pool is checked before the result is
+        // there.
         let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)]).ok()?)));
         match asked {
             None => Next::Done(()),
@@ -99,16 +107,16 @@ pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Durat
     }
 }
 
-/// What a check with what is known of a pool has come to.
+/// The result of a check that uses what is known of a pool.
 struct Checked {
     result: Result<()>,
-    /// For which size and how many filesystems the need for metadata is not known.
+    /// The pool size and number of filesystems whose need for metadata is unknown.
     unknown: Option<(Sectors, u64)>,
-    /// After which time the pool is to be looked at again.
+    /// The time after which the pool has to be looked at again.
     look_again: Option<Duration>,
 }
 
-/// Checks a pool with what is known of it.
+/// Checks a pool, using what is known of it.
 fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: Depth) -> Checked {
     let nothing = Checked { result: Ok(()), unknown: None, look_again: None };
     let Ok(pool) = super::writable(granted, uuid) else { return nothing };
@@ -124,16 +132,17 @@ fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: 
     Checked { result, unknown: needed.is_none().then_some(asked), look_again: pool.look_again }
 }
 
-/// The need for metadata, if it has been found out for the pool as it is.
+/// The need for metadata, if it has been computed for the pool's present size and limit.
 fn known_need(pool: &Pool) -> Option<Sectors> {
     let asked = (pool.usable_size(), pool.fs_limit());
     pool.metadata_needed.filter(|(known, _)| *known == asked).map(|(_, needed)| needed)
 }
 
-/// Whether the thin pool has free data blocks. If not it is given some first, as far as there is something to give.
+/// Whether the thin pool has free data blocks. If it has none, it is first given some, as far as
+/// there is space to give.
 ///
 /// # Errors
-/// When it does not say.
+/// When the status cannot be read.
 pub(super) fn has_data_space(platform: &dyn Platform, pool: &mut Pool) -> Result<bool> {
     if pool.thin_pool_status(platform)?.state != State::OutOfDataSpace {
         return Ok(true);
@@ -143,7 +152,7 @@ pub(super) fn has_data_space(platform: &dyn Platform, pool: &mut Pool) -> Result
     Ok(pool.thin_pool_status(platform)?.state != State::OutOfDataSpace)
 }
 
-/// Finds out how much metadata a thin pool of this size needs, then checks the pool once more.
+/// Computes how much metadata a thin pool of this size needs, then checks the pool again.
 fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
     Next::act(move |engine| {
         let needed = match thin_metadata_size(engine.platform(), asked.0, asked.1) {
@@ -158,8 +167,9 @@ fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
     })
 }
 
-/// The chain, and if `brings` says that it has brought space to the pool, a check that uses it. The result waits for the check
-/// but does not depend on it: what was asked for is done.
+/// Runs the chain. If `brings` says that the chain has brought space to the pool, a check that uses
+/// the space follows. The result waits for the check but does not depend on it: the requested
+/// change has been made.
 pub(super) fn and_use<T: Send + 'static>(
     uuid: PoolUuid,
     chain: Next<Result<T>>,
@@ -174,11 +184,12 @@ pub(super) fn and_use<T: Send + 'static>(
 fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>, depth: Depth) -> Result<()> {
     let mut since = pool.look_again.filter(|_| depth == Depth::Space).unwrap_or_default();
     loop {
-        // Read once and handed on, as long as nothing is done in between that changes it. That it is a moment older than what is
-        // seen of the filesystems brings the mark, and so the next look, forward at most.
+        // The status is read once and passed on, as long as nothing in between changes it. It is a
+        // moment older than the figures of the filesystems. At most that moves the low-water mark,
+        // and so the next look, forward.
         let mut status = None;
         let checked = grow(platform, pool, metadata_needed, &mut status);
-        // Also when something failed: clients see what there is.
+        // Also after a failure: clients see what there is.
         let status = match depth {
             Depth::Whole => pool.refresh(platform, status),
             Depth::Space => pool.refresh_thin_pool(platform, status),
@@ -187,7 +198,8 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
             pool.note_use(status.data_used, std::mem::take(&mut since));
         }
         thin_devices::judge_thin_pool(pool, status.as_ref());
-        // Who writes faster than is looked has the next look at once: past the new mark already, there may be no event.
+        // A writer that is faster than the looks gets the next look at once: the use may already be
+        // past the new mark, and then there may be no event.
         let watched = pool.watched().collect();
         if !arm_or_later(platform, pool, status, watched) || checked.is_err() {
             return checked;
@@ -195,9 +207,10 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
     }
 }
 
-/// Puts the mark in place at which the kernel tells that these filesystems have to be looked at, unless it comes before that
-/// already, or it is better to look again after some time; an error is logged. `status` is the thin pool's, where it is
-/// known. `true`: the mark was passed while it was put in place.
+/// Sets the low-water mark at which the kernel reports that these filesystems have to be looked at.
+/// The mark stays if the kernel reports earlier anyway, or if it is better to look again after some
+/// time. Errors are logged. `status` is the thin pool's, if known. `true`: the use passed the mark
+/// while the mark was put in place.
 pub(super) fn arm_or_later(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -225,7 +238,7 @@ fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, wat
         usual,
         free,
         devices: pool.filesystems.len() as u64,
-        // The first mark of all has not been passed by anybody.
+        // Nobody can have passed the very first mark.
         quiet: if now == usual { Duration::MAX } else { pool.quiet },
     };
     let Watching { mark, look_again } = watching::watch(&facts, watched);
@@ -237,14 +250,15 @@ fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, wat
     let before = pool.low_water.replace(mark);
     pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| {
         pool.low_water = before;
-        // It may even have been left suspended.
+        // The thin pool may even have been left suspended.
         pool.is_behind = true;
     })?;
     let status = pool.thin_pool_status(platform)?;
     Ok(mark < free && status.data_total.saturating_sub(status.data_used) <= mark)
 }
 
-/// Lets the thin pool grow. `known` is its status afterwards, if that has been read and not been changed since.
+/// Lets the thin pool grow. `known` is the status afterwards, if it has been read and nothing has
+/// changed it since.
 fn grow(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -252,8 +266,8 @@ fn grow(
     known: &mut Option<PoolStatus>,
 ) -> Result<()> {
     let mut status = pool.thin_pool_status(platform);
-    // Whatever is recorded for it, the kernel does not use it; the next start of the pool will. One that is merely out of
-    // metadata space uses what it is given.
+    // The kernel uses no space that is recorded for a damaged thin pool; the next start of the pool
+    // does. A thin pool that is merely out of metadata space uses what it is given.
     if status.as_ref().is_ok_and(PoolStatus::is_damaged) {
         *known = status.ok();
         return Ok(());

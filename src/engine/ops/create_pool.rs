@@ -1,8 +1,9 @@
-//! Creating a pool (`docs/spec/engine/storage-stack.md` §10.1).
+//! Creates a pool (`docs/spec/engine/storage-stack.md` §10.1).
 //!
-//! The name and the devices are claimed first; all the rest is done without a lock, because nobody can know of the pool
-//! before its entry is in the table. On disk the pool comes to be with its first metadata: until then its devices carry a
-//! mark that leaves them to nobody if the power goes.
+//! The name and the devices are claimed first. Everything else runs without a lock, because nobody
+//! can know of the pool before its entry is in the table. On disk, the pool exists once its first
+//! metadata is written. Until then its devices carry a mark: if the power fails, they belong to no
+//! pool.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -39,7 +40,7 @@ use crate::{
     platform::{BlockDevice, Platform, luks},
 };
 
-/// What a new pool is to be.
+/// The description of a new pool.
 #[derive(Debug, Clone)]
 pub struct NewPool {
     /// Its name.
@@ -50,16 +51,16 @@ pub struct NewPool {
     pub integrity: IntegritySpec,
     /// The metadata version; new pools of clients are version 2.
     pub version: MetadataVersion,
-    /// What is to unlock it; none: it is not encrypted.
+    /// What unlocks the pool; if empty, the pool is not encrypted.
     pub bindings: Vec<NewBinding>,
 }
 
 /// A pool that was created: its identifier and those of its devices.
 pub type Created = (PoolUuid, Vec<DevUuid>);
 
-/// Creates a pool. `None`: it exists already with just these data devices.
+/// Creates a pool. `None`: it exists already with exactly these data devices.
 pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
-    // It belongs to no pool yet; one of its devices may hang.
+    // The devices belong to no pool yet, and one of them may hang.
     let share = Share::Device(new.devices.first().cloned().unwrap_or_default());
     Next::slow(share, move |engine| {
         if let Err(error) = sizes::check_integrity_spec(&new.integrity) {
@@ -87,7 +88,7 @@ pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
     })
 }
 
-/// The token of each binding. Keys must be there; servers are not asked yet.
+/// Assigns a token to each binding. Keys must be in the keyring; servers are not asked yet.
 fn assign_bindings(platform: &dyn Platform, new: &NewPool) -> Result<Vec<Assigned>> {
     if new.bindings.is_empty() {
         return Ok(Vec::new());
@@ -101,7 +102,7 @@ fn assign_bindings(platform: &dyn Platform, new: &NewPool) -> Result<Vec<Assigne
     Ok(assigned)
 }
 
-/// A pool of that name exists: whether it is the pool that was asked for.
+/// A pool of that name exists. Checks whether it is the pool that was requested.
 fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
     let present: Vec<&Member> = existing.meta.data_devices().filter_map(|uuid| existing.members.get(&uuid)).collect();
     let only_requested: Vec<PathBuf> = requested
@@ -135,7 +136,8 @@ fn build(
     let as_a_whole = !assigned.is_empty() && new.version == MetadataVersion::V2;
     let prepared = || as_a_whole.then(|| Prepared::new(platform, assigned)).transpose();
     let uuid = PoolUuid::from_random(platform.random());
-    // What has been written of it makes events; nobody may take it for left over.
+    // Writing to the devices causes events. The claim keeps others from taking the new pool for
+    // left over.
     let Ok(making) = engine.claims().claim([Key::Pool(uuid)]) else {
         return Next::Done(Err(Error::PoolNameTaken(new.name)));
     };
@@ -163,20 +165,22 @@ struct Making {
     uuid: PoolUuid,
     new: NewPool,
     prepared: Option<Prepared>,
-    /// On its name and devices.
+    /// The claim on its name and devices.
     claim: Claim,
-    /// On the pool.
+    /// The claim on the pool.
     making: Claim,
 }
 
 impl Making {
-    /// Makes the pool on devices that may lie in containers, and puts it into the table. `undo` takes the containers away again.
+    /// Makes the pool on devices that may lie in containers, and inserts it into the table. `undo`
+    /// removes the containers.
     fn complete(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Next<Result<Option<Created>>> {
         let platform = engine.platform();
         let Making { uuid, new, prepared, claim, making } = self;
         let made = undo.guard(platform, |undo| {
             let mut pool = assemble(platform, uuid, &new, candidates, prepared.as_ref(), undo)?;
-            // From here on the pool exists on disk, and nothing fails; but a panic would leave it up with nobody to know of it.
+            // From here on the pool exists on disk, and nothing fails. But a panic would leave the
+            // pool up without anybody who knows of it.
             pool.confirm_members(platform);
             pool.refresh(platform, None);
             Ok(pool)
@@ -201,7 +205,8 @@ fn examine(engine: &Engine, found: Vec<BlockDevice>) -> Result<Vec<Candidate>> {
     Ok(candidates)
 }
 
-/// Initializes the devices and brings up everything on them; the last step is the metadata that makes it a pool.
+/// Initializes the devices and brings up everything on them. The last step writes the metadata that
+/// makes them a pool.
 fn assemble(
     platform: &dyn Platform,
     uuid: PoolUuid,
@@ -236,11 +241,11 @@ fn assemble(
         create(platform, &mut stack, &layer, undo)?;
     }
     if new.version == MetadataVersion::V2 && header.is_none() {
-        // A stale LUKS2 header on the disks must never be seen as the pool's.
+        // A stale LUKS2 header on the disks must never be taken for the pool's.
         zero(platform, &stack, shape.cap(), meta.crypt_reserved())?;
     }
     create(platform, &mut stack, &shape.thin_meta(), undo)?;
-    // A thin pool whose metadata begins with zeros is a new one.
+    // The kernel takes a thin pool whose metadata begins with zeros for new.
     zero(platform, &stack, Role::ThinMeta, sizes::METADATA_ZEROED)?;
     create(platform, &mut stack, &shape.thin_data(), undo)?;
     create(platform, &mut stack, &shape.mdv(), undo)?;
@@ -264,7 +269,7 @@ fn assemble(
     Ok(pool)
 }
 
-/// Brings up a layer of a pool that is new, so no device of its name can be there.
+/// Brings up a layer of a new pool, for which no device of that name can exist.
 fn create(platform: &dyn Platform, stack: &mut Stack, layer: &Layer, undo: &mut Rollback) -> Result<()> {
     stack.ensure(platform, layer, undo).map(drop)
 }
@@ -273,7 +278,8 @@ pub(super) fn zero(platform: &dyn Platform, stack: &Stack, role: Role, length: S
     containers::wipe(platform, &platform.dm_node(&stack.name(role)), Sectors::ZERO, length)
 }
 
-/// What the metadata of a new pool says: how its space is laid out (`docs/spec/engine/storage-stack.md` §4, 5, 7.2, 7.3).
+/// The metadata of a new pool, with the layout of its space (`docs/spec/engine/storage-stack.md`
+/// §4, 5, 7.2, 7.3).
 fn plan_metadata(platform: &dyn Platform, new: &NewPool, planned: &[Planned]) -> Result<PoolMetadata> {
     let devices: Vec<NewDevice<'_>> = planned.iter().map(Into::into).collect();
     let draft = Draft::new(new.version, new.integrity, &devices)?;

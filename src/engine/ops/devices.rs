@@ -30,19 +30,20 @@ use crate::{
     view::{Availability, Tier},
 };
 
-/// What devices are to become.
+/// What devices will become in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Data devices.
     Data,
-    /// The devices of a cache that the pool has not got yet.
+    /// Devices of a new cache; the pool has no cache yet.
     NewCache,
-    /// More devices of its cache.
+    /// More devices of the pool's cache.
     MoreCache,
 }
 
 impl Purpose {
-    /// Refuses a pool that may not be changed now. One that lacks nothing but space is given some.
+    /// Refuses a pool that must not be changed now. A pool that lacks nothing but space accepts
+    /// data devices.
     fn check(self, pool: &Pool) -> Result<()> {
         match self {
             Purpose::Data => pool.check_requests_for_space(),
@@ -50,7 +51,7 @@ impl Purpose {
         }
     }
 
-    /// Puts such devices into a pool's metadata.
+    /// Adds the devices to a pool's metadata.
     fn record(self, meta: &mut PoolMetadata, devices: &[NewDevice<'_>]) -> Result<()> {
         match self {
             Purpose::Data => meta.add_data_devices(devices),
@@ -60,30 +61,31 @@ impl Purpose {
     }
 }
 
-/// Adds data devices; gives the new ones, none if all are there already.
+/// Adds data devices. Returns the new ones, none if the pool has all of them already.
 pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
     and_use(uuid, join(uuid, paths, Purpose::Data), |added| !added.is_empty())
 }
 
-/// Gives a pool a cache on these devices; gives the new ones, none if it has a cache on just these.
+/// Gives a pool a cache on these devices. Returns the new devices, none if the pool has a cache on
+/// exactly these.
 pub fn init_cache(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
     join(uuid, paths, Purpose::NewCache)
 }
 
-/// Adds devices to a pool's cache; gives the new ones, none if all are there already.
+/// Adds devices to a pool's cache. Returns the new ones, none if the cache has all of them already.
 pub fn add_cache_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
     join(uuid, paths, Purpose::MoreCache)
 }
 
-/// Initializes devices without a lock, claimed, and takes them into the pool.
+/// Claims devices, initializes them without a lock, and takes them into the pool.
 fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Vec<DevUuid>>> {
     Next::slow(Share::Pool(uuid), move |engine| {
         let found = match devices::find(engine.platform(), &paths) {
             Ok(found) => found,
             Err(error) => return Next::Done(Err(error)),
         };
-        // Work in the pool is claimed as well, so that it is not taken down meanwhile.
-        // What opens the pool's devices may not change while others are made alike.
+        // The work in the pool is claimed as well, so that the pool is not taken down meanwhile.
+        // The unlock methods of the pool's devices must not change while others are given the same.
         let work = [Key::Growth(uuid), Key::Encryption(uuid)];
         let keys = found.iter().map(|device| Key::Device(device.number)).chain(work);
         let claim = match engine.claims().claim_work(uuid, keys) {
@@ -133,7 +135,7 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
     })
 }
 
-/// Devices that join a pool, as far as the request has come.
+/// Devices that are being added to a pool, as far as the request has come.
 struct Joining {
     uuid: PoolUuid,
     version: MetadataVersion,
@@ -144,13 +146,15 @@ struct Joining {
 }
 
 impl Joining {
-    /// Initializes the devices, which may lie in containers, and has them taken in. `undo` takes the containers away again.
+    /// Initializes the devices, which may lie in containers, and takes them into the pool. `undo`
+    /// removes the containers.
     fn initialize(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Next<Result<Vec<DevUuid>>> {
         let platform = engine.platform();
         let Joining { uuid, version, mut meta, purpose, claim } = self;
         let made = undo.guard(platform, |undo| {
             let planned = devices::plan(platform, uuid, version, candidates);
-            // Only to see whether they have room for what is needed of them, before they are written.
+            // Only to see, before anything is written, whether the devices have enough room for
+            // their purpose.
             purpose.record(&mut meta, &planned.iter().map(Into::into).collect::<Vec<_>>())?;
             devices::initialize(platform, planned, undo)
         });
@@ -161,12 +165,12 @@ impl Joining {
     }
 }
 
-/// How devices that join a version 1 pool which is encrypted are encrypted alike.
+/// How new devices of an encrypted version 1 pool are encrypted in the same way as the others.
 struct LuksParameters {
     name: String,
     bindings: Vec<Assigned>,
     sector_size: Option<u32>,
-    /// A device of the pool, which everything that is to open the new ones must be able to open.
+    /// A device of the pool. Every binding of the new devices must be able to open it.
     proof: Option<LuksDevice>,
 }
 
@@ -190,7 +194,7 @@ impl LuksParameters {
         }))
     }
 
-    /// What they are made in, if all that is to open them opens the proof.
+    /// The parameters of the new containers, if every binding opens the proof device.
     fn luks_format(self, platform: &dyn Platform, pool: PoolUuid) -> Result<LuksFormat> {
         let LuksParameters { name, bindings, sector_size, proof } = self;
         if let Some(LuksDevice { device, bindings, .. }) = &proof {
@@ -228,10 +232,10 @@ fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: Purpose) -> Result<Ve
     Ok(new)
 }
 
-/// What sector sizes new devices must have.
+/// The sector sizes that new devices must have.
 struct SectorRules {
     purpose: Purpose,
-    /// Those of the tier that they have to go together with.
+    /// The devices of the tier that they must be compatible with.
     tier: Vec<sector_rules::Member>,
 }
 
@@ -258,7 +262,7 @@ fn examine(engine: &Engine, pool: PoolUuid, found: Vec<BlockDevice>, rules: &Sec
     Ok(candidates)
 }
 
-/// Takes initialized devices into the pool; the write of its metadata decides.
+/// Takes initialized devices into the pool. The write of the pool metadata is the commit point.
 fn take_in(
     uuid: PoolUuid,
     initialized: Vec<devices::Initialized>,
@@ -272,7 +276,7 @@ fn take_in(
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(undo.run(platform, error))),
         };
-        // Another request may have restricted it meanwhile.
+        // Another request may have restricted the pool meanwhile.
         if let Err(error) = purpose.check(pool).and_then(|()| pool.check_no_work()) {
             return Next::Done(Err(undo.run(platform, error)));
         }
@@ -283,7 +287,8 @@ fn take_in(
             Purpose::MoreCache => cache::extend(platform, pool, &added),
         };
         if let Err(error) = taken {
-            // Devices that the record may name are not wiped: without them the pool would not be set up.
+            // Devices that the record may name are not wiped: without them the pool could not be
+            // set up.
             let error = undo.run(platform, error);
             pool.dismiss(&added);
             pool.note_failure(&error);
@@ -301,7 +306,8 @@ fn take_in(
     })
 }
 
-/// Records new data devices. There is something to give to the thin pool then, so writes may wait for it instead of failing.
+/// Records new data devices. From then on there is space to give to the thin pool, so writes may
+/// wait for it instead of failing.
 fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(added, |meta, devices| {
         meta.add_data_devices(devices)?;
@@ -309,14 +315,16 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
         Ok(())
     })?;
     let without = pool.on_record();
-    // A device with an older record would be enough to set the pool up with other devices than it has.
+    // A device with an older record would be enough to set the pool up with other devices than it
+    // has.
     pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
     pool.metadata_exhausted = false;
     follow_or_later(platform, pool);
     Ok(())
 }
 
-/// Lets a pool use what one of its data devices has grown by. `false`: it has not grown.
+/// Lets a pool use the space by which one of its data devices has grown. `false`: the device has
+/// not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
     let chain = Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         let container = super::readable(granted, uuid).and_then(|pool| {
@@ -333,8 +341,8 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
     and_use(uuid, chain, |grown| *grown)
 }
 
-/// As [`grow`], for a device in a container of its own, which has to grow before. For that its volume key is needed, and found
-/// without a lock.
+/// As [`grow`], for a device in a container of its own, which has to grow first. That takes the
+/// volume key, which is looked up without a lock.
 fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Next<Result<bool>> {
     Next::slow(Share::Pool(uuid), move |engine| {
         let (platform, path, device) = (engine.platform(), luks_device.device.path.clone(), luks_device.id());
@@ -358,8 +366,8 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Next<Result<bool
                 member.bda.check_size(&inside, room)?;
             }
             let grown = grow(platform, pool, device);
-            // An opened device that is larger than its record says does no harm, but is not what was asked for. One that is
-            // smaller than the header may say does.
+            // An opened device that is larger than its record says does no harm, but is not what
+            // was requested. One that is smaller than the header may say does harm.
             if grown.as_ref().is_err_and(|error| error.leaves() == Availability::Full) && room > before {
                 let back = platform.luks_resize(&path, &luks_device.name(), &volume_key, Some(before));
                 if let Err(error) = back {
@@ -371,8 +379,9 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Next<Result<bool
     })
 }
 
-/// The new size is recorded on the device first, with a mark: from then on it has grown. What integrity data needs of
-/// that is reserved in the pool's metadata next, and if the power goes before that, at the next set-up because of the mark.
+/// The new size is first recorded on the device, with a mark; from then on the device has grown.
+/// Next, the pool metadata reserves the space that integrity data needs of it. If the power fails
+/// before that, the next set-up does so because of the mark.
 fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
     pool.check_requests_for_space()?;
     pool.check_no_work()?;
@@ -400,7 +409,8 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
         })
     });
     if let Err(cause) = recorded {
-        // The larger size goes with either record: of the mark it is completed at the next set-up.
+        // The larger size fits either record: because of the mark, the next set-up completes the
+        // growth.
         if cause.is_unsure() {
             return Err(cause);
         }
@@ -422,7 +432,7 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
     Ok(true)
 }
 
-/// Sets or removes what the user says of a device. `false`: that is what it says already.
+/// Sets or removes the user info of a device. `false`: the device has that user info already.
 pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> Next<Result<bool>> {
     super::change(uuid, move |engine, pool| change_user_info(engine.platform(), pool, device, info))
 }
@@ -430,7 +440,7 @@ pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> N
 fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, info: Option<String>) -> Result<bool> {
     pool.check_requests()?;
     if let (MetadataVersion::V1, Some(info)) = (pool.version(), &info) {
-        // Links were made of it once.
+        // Former daemons made links of it.
         name::check(Subject::UserInfo, info)?;
     }
     let missing = || Error::NoDevice { pool: pool.name().clone(), device };

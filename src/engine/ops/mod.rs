@@ -1,7 +1,9 @@
-//! The operations: each a chain of steps ([`Next`]) that a client, an event or the start asks for.
+//! The operations: each is a chain of steps ([`Next`]) that a client, an event or the daemon's
+//! start asks for.
 //!
-//! Each begins with everything that can refuse it, claims what it will touch, acts, and ends with one durable write that
-//! commits it. What comes after the commit can be repeated and is finished at the next set-up if it is cut short.
+//! Each operation first checks everything that can refuse it. It then claims what it will touch,
+//! acts, and ends with one durable write, the commit point. What follows the commit point can be
+//! repeated; if it is cut short, the next set-up completes it.
 
 mod cache;
 mod candidates;
@@ -39,10 +41,10 @@ pub use snapshot::{schedule_revert, snapshot_filesystem};
 
 /// How a pool is to be unlocked.
 pub use crate::engine::containers::Unlock;
-/// What a request for a new pool may ask for, as recorded.
+/// What a request for a new pool may contain, in the form that is recorded.
 pub use crate::engine::metadata::{IntegritySpec, JOURNAL_UNIT, MetadataVersion, TagSpec};
 pub use crate::engine::setup::CacheTier;
-/// A passphrase, and what setting it did.
+/// A passphrase, and the effect of setting it.
 pub use crate::platform::keyring::{KeyChange, Secret};
 
 pub(super) use links::AwaitedLinks;
@@ -60,10 +62,11 @@ use crate::{
     platform::{Announcement, DeviceNumber, PendingLinks, Platform},
 };
 
-/// Longest wait for udev to make the links of filesystems. A machine under load takes tens of milliseconds.
+/// Longest wait for udev to make the links of filesystems. A machine under load takes tens of
+/// milliseconds.
 const LINKS_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// The pool that a step asked to change.
+/// The pool, for a step that asked to change it.
 fn writable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
     match granted {
         Granted::Write(pool) if !pool.is_gone() => Ok(pool),
@@ -71,7 +74,8 @@ fn writable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
     }
 }
 
-/// A change of a pool that is one step. What its failure says of the pool's state is noted.
+/// Makes a change to a pool that takes one step. If the change fails, the pool's availability is
+/// set from the error.
 fn change<T: Send + 'static>(
     uuid: PoolUuid,
     change: impl FnOnce(&Engine, &mut Pool) -> Result<T> + Send + 'static,
@@ -86,8 +90,8 @@ fn change<T: Send + 'static>(
     })
 }
 
-/// Waits until a key is not `taken` any more, and then goes on with `again`; but not for hours, while all data of the pool is
-/// being worked on. Whoever uses the pool alone does not take hours.
+/// Waits until a key is no longer `taken`, and then goes on with `again`. It does not wait for a
+/// re-encryption job, which may take hours. A request that uses the pool alone never takes hours.
 fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, taken: Wait, again: Next<Result<T>>) -> Next<Result<T>> {
     if taken == Wait::Key(Key::Drain(uuid)) {
         return Next::parked(taken, again);
@@ -100,8 +104,9 @@ fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, taken: Wait, again: Next<Re
     })
 }
 
-/// The pool that a step asked for which takes it down and has drained it. One of which the devices have been given up is
-/// one whose end was begun by a request that panicked; whoever drains it is the next to end it.
+/// The pool, for a step that takes it down and has drained it. If the pool's devices have already
+/// been given up, a request that was ending the pool panicked; the next request to drain the pool
+/// ends it.
 fn drained(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
     match granted {
         Granted::Write(pool) => {
@@ -112,7 +117,7 @@ fn drained(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
     }
 }
 
-/// The pool that a step asked to look at.
+/// The pool, for a step that asked to read it.
 fn readable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&Pool> {
     match granted {
         Granted::Read(pool) if !pool.is_gone() => Ok(pool),
@@ -121,7 +126,8 @@ fn readable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&Pool> {
     }
 }
 
-/// Refuses if one of these filesystems is mounted. Looks for mounts once, however many filesystems there are.
+/// Refuses if one of these filesystems is mounted. Reads the mounts once, however many filesystems
+/// there are.
 fn check_unmounted(platform: &dyn Platform, filesystems: impl Iterator<Item = (Name, DeviceNumber)>) -> Result<()> {
     let filesystems: Vec<(Name, DeviceNumber)> = filesystems.collect();
     let numbers: Vec<DeviceNumber> = filesystems.iter().map(|(_, number)| *number).collect();
@@ -137,7 +143,8 @@ fn check_unmounted(platform: &dyn Platform, filesystems: impl Iterator<Item = (N
     Ok(())
 }
 
-/// Asks udev for the links of filesystems. A failure is logged: the filesystems are there without them.
+/// Asks udev for the links of filesystems. A failure is only logged: the filesystems exist without
+/// their links.
 fn announce<'a>(
     engine: &Engine,
     pool: &Pool,
@@ -154,11 +161,11 @@ fn announce<'a>(
             announcement.link().display()
         );
     }
-    // Before udev may answer.
+    // Noted before udev can answer.
     let awaited =
         links::Awaited::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
     let announced = engine.platform().announce(&announcements);
-    // Once more: a user waits for the link, and asking twice does no harm.
+    // Try once more: a user waits for the link, and asking twice does no harm.
     announced
         .or_else(|_| engine.platform().announce(&announcements))
         .inspect_err(|error| log::warn!("could not tell udev of filesystems of pool {pool_name}: {error}"))
@@ -166,7 +173,7 @@ fn announce<'a>(
         .ok()
 }
 
-/// Gives `value` when the links are there, or when waiting longer would not help.
+/// Gives `value` when the links exist, or when a longer wait would not help.
 fn when_linked<T: Send + 'static>(links: Option<Box<dyn PendingLinks>>, value: T) -> Next<T> {
     match links {
         None => Next::Done(value),

@@ -1,9 +1,11 @@
-//! What is done to a cache before anything is written past it.
+//! Protects the data from a cache that the pool is started without.
 //!
-//! A pool that is started without its cache is written to before that is on record: its metadata volume is mounted, its thin
-//! pool's metadata repaired, a revert carried out. The blocks that the cache holds of all that are out of date from then on,
-//! and a start that fails, or is cut short, leads back to the cache. So the cache is emptied first. Nothing is lost: every
-//! write has gone to the data devices as well. A cache that cannot be emptied is given up on record before.
+//! A pool that is started without its cache is written to before the record says so: its metadata
+//! volume is mounted, its thin metadata repaired, a revert carried out. From then on, the cache
+//! holds out-of-date copies of those blocks, and a start that fails or is cut short leads back to
+//! the cache. So the cache is emptied first. Nothing is lost: every write has gone to the data
+//! devices as well. If the cache cannot be emptied, it is given up on record before anything is
+//! written.
 
 use crate::{
     base::units::Sectors,
@@ -19,7 +21,8 @@ use crate::{
     platform::Platform,
 };
 
-/// Makes sure that nothing out of date is ever read from a cache that a pool is set up without. Nothing of the pool is up.
+/// Makes sure that nothing out of date is ever read from a cache that a pool is set up without.
+/// Nothing of the pool is up yet.
 ///
 /// # Errors
 /// When the cache can neither be emptied nor given up on record.
@@ -30,8 +33,8 @@ pub(super) fn leave(platform: &dyn Platform, pool: &mut Pool, set: &DeviceSet, t
     pool.commit(platform, Choose::Everywhere, Some(&old), new)
 }
 
-/// Empties a cache that is not up: to the kernel, a cache whose metadata begins with zeros is a new one. Tried twice, since a
-/// cache that stays as it is has to be given up for good.
+/// Empties a cache that is not up. The kernel takes a cache for new if its metadata begins with
+/// zeros. Tried twice, since a cache that cannot be emptied has to be given up for good.
 ///
 /// # Errors
 /// When a device is missing or cannot be written.

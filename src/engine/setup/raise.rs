@@ -1,10 +1,11 @@
-//! The thin device of a filesystem, brought up with the size that it should have. That is the recorded one, unless a daemon
-//! was interrupted between kernel and record:
+//! Brings up the thin device of a filesystem with the size that it should have. That is the
+//! recorded size, unless a daemon was interrupted between the kernel's change and the record:
 //!
-//! - Other daemons extend the device and its XFS first and write the record last. A device that is up and larger keeps its
-//!   size; one that is made again is made as large as its XFS, which no kernel mounts on a smaller device.
-//! - A size that is no multiple of the pool's logical sector size is one of which the kernel makes no table. It is rounded down:
-//!   the device never had it, and neither has its XFS.
+//! - Other daemons extend the device and its XFS first and write the record last. So a device that
+//!   is up and larger than its record keeps its size. A device that is made again becomes as large
+//!   as its XFS, because no kernel mounts an XFS on a smaller device.
+//! - The kernel accepts no table whose size is not a multiple of the pool's logical sector size.
+//!   Such a recorded size is rounded down: neither the device nor its XFS ever had it.
 
 use crate::{
     base::{ids::PoolUuid, units::Sectors},
@@ -27,11 +28,11 @@ use crate::{
 /// The first sector of an XFS, which says how large it is.
 const SUPERBLOCK_BYTES: usize = 512;
 
-/// A thin device, brought up or not.
+/// A thin device that was to be brought up, with the outcome.
 pub(super) struct Raised {
-    /// Its number and its size.
+    /// The device's number and size.
     pub device: Result<(DeviceNumber, Sectors)>,
-    /// Takes it down again.
+    /// Takes the device down again.
     pub undo: Rollback,
 }
 
@@ -57,7 +58,8 @@ impl Raise {
         }
     }
 
-    /// Brings the device up. Tried twice: what is left out stays away from its user until the pool is next set up.
+    /// Brings the device up. Tried twice: if it fails, users lack the filesystem until the pool is
+    /// next set up.
     pub fn run(&self, platform: &dyn Platform) -> Raised {
         let mut undo = Rollback::new();
         let device = self.raise(platform, &mut undo).or_else(|_| self.raise(platform, &mut undo));
@@ -82,7 +84,8 @@ impl Raise {
         ensure_device(platform, &self.name, &table, Visibility::Public, undo)
     }
 
-    /// Size of the device if it is up; zero if it is not, or is another one than that of the record.
+    /// Size of the device if it is up; zero if it is not, or if another device than that of the
+    /// record is up.
     fn live_size(&self, platform: &dyn Platform) -> Result<Sectors> {
         let table = platform.dm_find(&self.name)?.map(|device| device.table);
         Ok(match table.as_deref() {
@@ -95,7 +98,7 @@ impl Raise {
         })
     }
 
-    /// Size of the XFS on the device; `None` if there is none that can be read.
+    /// Size of the XFS on the device; `None` if there is no readable XFS.
     fn xfs_size(&self, platform: &dyn Platform) -> Option<Sectors> {
         let read = platform.read(&platform.dm_node(&self.name), 0, SUPERBLOCK_BYTES);
         let sector =
@@ -103,7 +106,7 @@ impl Raise {
         xfs_size(&sector)
     }
 
-    /// End of the last data block in use.
+    /// End of the last mapped data block.
     fn mapped(&self, platform: &dyn Platform) -> Option<Sectors> {
         thin_status::mapped_end(platform.dm_status(&self.name).ok()?.first()?)
     }

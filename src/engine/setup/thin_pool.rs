@@ -1,5 +1,6 @@
-//! The thin pool at set-up: its metadata is checked and, if it is damaged, repaired; then it is brought up or adopted
-//! (`docs/spec/engine/storage-stack.md` §8): only a verdict of thin_check leads to a repair.
+//! The thin pool at set-up. Its metadata is checked and, if damaged, repaired; then the thin pool
+//! is brought up or adopted (`docs/spec/engine/storage-stack.md` §8). Only a verdict of thin_check
+//! leads to a repair.
 
 use crate::{
     engine::{
@@ -21,12 +22,13 @@ pub(super) fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo:
     let shape = pool.shape();
     pool.stack.ensure(platform, &shape.thin_meta(), undo)?;
     let found = platform.dm_find(&pool.stack.name(Role::ThinPool))?;
-    // The mark of one that runs stays until a check finds a better one: to put another in place would hold I/O up.
+    // A running thin pool keeps its low-water mark until a check finds a better one: replacing the
+    // mark would suspend I/O.
     pool.low_water = found.iter().flat_map(|device| &device.table).find_map(|line| match line.target {
         Target::ThinPool { low_water, .. } => Some(low_water),
         _ => None,
     });
-    // Metadata of a thin pool that runs is the kernel's; nobody else may read it.
+    // The metadata of a running thin pool belongs to the kernel; nobody else may read it.
     if found.is_none() {
         make_sound(platform, pool, &shape, undo)?;
     }
@@ -70,12 +72,13 @@ fn check(platform: &dyn Platform, pool: &Pool, role: Role) -> Result<Verdict> {
         .map_err(|source| Error::NotChecked { pool: pool.name().clone(), source })
 }
 
-/// Repairs damaged thin metadata into the spare, which takes its place when it has been found sound. That is recorded while
-/// neither is in use: a device that is there is never other than the metadata says, and nothing written by the repaired thin
-/// pool can be lost by going back to what was damaged.
+/// Repairs damaged thin metadata into the spare, which replaces the damaged metadata once it has
+/// been found sound. The swap is recorded while neither of the two is in use. So an existing device
+/// never differs from what the pool metadata says, and no set-up returns to the damaged metadata
+/// and loses what the repaired thin pool has written.
 ///
-/// What was damaged becomes the spare, and stays as it is until a later set-up finds the repaired metadata sound: if the repair
-/// turns out to be a bad one, it can be taken back by hand.
+/// The damaged metadata becomes the spare. It stays unchanged until a later set-up finds the
+/// repaired metadata sound: a repair that turns out to be bad can be taken back by hand.
 fn repair(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
     pool.stack.ensure(platform, &shape.thin_meta_spare(), undo)?;
     let [damaged, spare] = [Role::ThinMeta, Role::ThinMetaSpare].map(|role| platform.dm_node(&pool.stack.name(role)));

@@ -1,5 +1,5 @@
-//! Encrypted pools at set-up: containers opened or adopted, headers put right, what they say taken over
-//! (`docs/spec/engine/encryption.md` §6.3, 6.4, 7.3).
+//! Encrypted pools at set-up: opens or adopts containers, repairs their headers, and takes over
+//! what the headers say (`docs/spec/engine/encryption.md` §6.3, 6.4, 7.3).
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -30,8 +30,8 @@ use crate::{
     view::{self, Availability},
 };
 
-/// How the containers of a pool's devices can be unlocked, put right where changes of that were cut short; `None` if there are
-/// none.
+/// How the containers of a pool's devices can be unlocked. Repairs headers where a change of
+/// bindings was cut short. `None`: the devices lie in no containers.
 pub(super) fn encryption_of(
     platform: &dyn Platform,
     uuid: PoolUuid,
@@ -60,7 +60,8 @@ pub(super) fn encryption_of(
     Ok(Info::of_devices(containers.iter().map(|luks_device| Some(&luks_device.bindings)))?)
 }
 
-/// Takes over how the devices of a pool can be unlocked, and whether they have to be worked on.
+/// Takes over how the devices of a pool can be unlocked, and whether a re-encryption job has to go
+/// on.
 pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encryption: Option<Info>) {
     let Some(info) = encryption else { return };
     if let Err(error) = info.agreed() {
@@ -78,8 +79,8 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
     }
 }
 
-/// Wipes devices in containers of their own whose addition was cut short: they would stay open beside the pool. Others that the
-/// pool's metadata does not name are closed.
+/// Wipes devices in containers of their own whose addition to the pool was cut short: they would
+/// stay open beside the pool. Closes other such devices that the pool metadata does not name.
 pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) {
     let unrecorded = set.containers().filter(|luks_device| meta.devices().all(|device| device != luks_device.id()));
     for luks_device in unrecorded {
@@ -95,18 +96,19 @@ pub(super) fn discard_unrecorded(platform: &dyn Platform, set: &DeviceSet, meta:
     }
 }
 
-/// What is to be done about the LUKS2 container of a pool of version 2 (`docs/spec/engine/encryption.md` §6.4). The record of the pool
-/// decides whether it is encrypted: it is written when a header has been made and before any data is encrypted, and again
-/// when all data is in the clear and before the header is wiped.
+/// What to do about the LUKS2 container of a version 2 pool (`docs/spec/engine/encryption.md`
+/// §6.4). The pool's record decides whether the pool is encrypted. The record is written after a
+/// header has been made and before any data is encrypted, and again after all data has been
+/// decrypted and before the header is wiped.
 #[derive(Debug, PartialEq, Eq)]
 enum Containment {
-    /// There is none.
+    /// The pool has no container.
     None,
-    /// It is to be opened.
+    /// The container has to be opened.
     Open(Header),
-    /// The pool has been decrypted, which has not been recorded.
+    /// The pool has been decrypted, but the record does not say so yet.
     Decrypted,
-    /// It holds nothing: the pool is recorded as one without.
+    /// The container holds nothing: the record says that the pool is not encrypted.
     Stale,
 }
 
@@ -122,7 +124,7 @@ fn containment(pool: &Name, recorded: bool, header: Option<Header>) -> Result<Co
     }
 }
 
-/// Opens the container of a pool of version 2, if it has one, or adopts the one that is open.
+/// Opens the container of a version 2 pool, if it has one, or adopts the container that is open.
 pub(super) fn open_container(
     platform: &dyn Platform,
     pool: &mut Pool,
@@ -188,8 +190,9 @@ fn open_closed(
     Ok(())
 }
 
-/// Takes over what a daemon that ran before has opened. Its volume key went with it; where the record is ahead of the opened
-/// device the key is needed at once, and otherwise, or where there is no time to derive one, it is looked for later.
+/// Adopts what a former daemon has opened. The volume key was lost with that daemon. If the record
+/// is ahead of the opened device, the key is needed at once. Otherwise, or if there is no time to
+/// derive a key, it is looked for later.
 fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_time: bool) {
     let key_name = volume_keys::name(pool.uuid());
     let known = platform.volume_key_read(&key_name).is_ok_and(|key| key.is_some());
@@ -203,7 +206,8 @@ fn adopt_container(platform: &dyn Platform, pool: &mut Pool, device: &Path, has_
     pool.note_volume_key(found);
 }
 
-/// Takes back what changes of the header that were cut short have left: keyslots for a volume key that was never used.
+/// Takes back what header changes that were cut short have left: keyslots for a volume key that was
+/// never used.
 fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: &Header) {
     let changes = containers::mends(header);
     if changes.is_empty() {
@@ -215,7 +219,7 @@ fn mend_header(platform: &dyn Platform, pool: &mut Pool, device: &Path, header: 
     }
 }
 
-/// Removes the container of a pool that has nothing in it.
+/// Removes an unused container of a pool.
 pub(in crate::engine) fn drop_container(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
     pool.stack.move_to_cap(platform, &pool.shape())?;
@@ -241,7 +245,7 @@ mod tests {
         assert!(expected(&found), "recorded: {recorded}, {state:?}: {found:?}");
     }
 
-    /// A header that does not count may be wiped only while nothing of the data behind it has been touched.
+    /// A header that does not count may be wiped only if the data behind it has never been touched.
     #[test]
     fn the_record_decides_and_nothing_that_may_be_encrypted_is_given_up() {
         let unfinished = |mode, done| Some(State::Unfinished { mode, done: Bytes(done) });
@@ -255,7 +259,7 @@ mod tests {
         check(true, Some(State::Clear), |found| matches!(found, Ok(Containment::Decrypted)));
         check(false, Some(State::Clear), is_stale);
         check(false, unfinished(ReencryptionMode::Encrypt, 0), is_stale);
-        // Its first part was being worked on.
+        // The job was working on its first part.
         check(false, unfinished(ReencryptionMode::Encrypt, 1), is_refused);
         for work in [ReencryptionMode::Reencrypt, ReencryptionMode::Decrypt] {
             for done in [0, 1, 4096] {

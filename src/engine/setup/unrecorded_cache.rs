@@ -1,4 +1,4 @@
-//! What the beginning of a cache has left in the kernel.
+//! Removes what an interrupted cache creation has left in the kernel.
 
 use crate::{
     engine::{
@@ -9,8 +9,8 @@ use crate::{
     platform::Platform,
 };
 
-/// Removes what the beginning of a cache has left in the kernel, where the record knows of none: the daemon was killed
-/// before it wrote that record. The cap must be in place.
+/// Removes what an interrupted cache creation has left in the kernel while the record names no
+/// cache: the daemon was killed before it wrote that record. The cap must be in place.
 ///
 /// # Errors
 /// When a device cannot be removed.
@@ -21,10 +21,12 @@ pub(super) fn remove(platform: &dyn Platform, stack: &mut Stack, shape: &Shape) 
     }
     log::info!("removing what is left of a cache that was begun and never recorded");
     match shape.backstore().into_iter().find(|layer| layer.role == Role::Cache) {
-        // It may have been loaded; its table in its place takes it away.
+        // The cache table may have been loaded into the placeholder. Loading the placeholder's own
+        // table discards it.
         Some(placeholder) => stack.put(platform, &placeholder)?,
         None => {
-            // A table that leads to the cache may have been loaded into what was to be moved to it, and holds it.
+            // A table that leads to the cache may have been loaded into a device that was to move
+            // to the cache. Such a table keeps the cache in use.
             for layer in shape.flexible_layers() {
                 if is_up(layer.role)? {
                     stack.put(platform, &layer)?;
