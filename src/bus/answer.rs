@@ -11,7 +11,7 @@ pub enum Answer {
     Error(&'static str, String),
 }
 
-/// The names of the D-Bus errors that we send, those of the D-Bus specification.
+/// The names of the D-Bus errors that the daemon sends. The D-Bus specification defines them.
 pub mod error_name {
     #![allow(missing_docs)]
     pub const FAILED: &str = "org.freedesktop.DBus.Error.Failed";
@@ -24,11 +24,11 @@ pub mod error_name {
     pub const UNKNOWN_PROPERTY: &str = "org.freedesktop.DBus.Error.UnknownProperty";
 }
 
-/// Longest text for people in an answer, in bytes.
+/// Longest error text in an answer, in bytes.
 const TEXT_BYTES_MAX: usize = 2048;
 
-/// A text for people that quotes what the caller gave us, which can be megabytes: beginning and end of it are kept,
-/// which say what is wrong and what to do.
+/// Shortens a text that quotes what the caller sent, which can be megabytes. The beginning and the
+/// end stay: they say what is wrong and what to do.
 pub fn readable(text: String) -> String {
     const ELLIPSIS: &str = " […] ";
     const TAIL: usize = TEXT_BYTES_MAX / 4;

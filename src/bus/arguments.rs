@@ -1,7 +1,7 @@
-//! Checks of arguments that can be made before the engine is asked: sizes, names, paths of objects, encryption and
-//! integrity parameters (`docs/spec/dbus/dbus-api.md` §2.2 and §7). Each refusal is one sentence for people.
+//! Checks of arguments that need no engine: sizes, names, object paths, encryption and integrity
+//! parameters (`docs/spec/dbus/dbus-api.md` §2.2 and §7). Each refusal is one sentence for people.
 //!
-//! Knows nothing of pools but what the published tree shows.
+//! This module sees no more of a pool than the published tree shows.
 
 use crate::{
     base::{
@@ -25,12 +25,13 @@ use crate::{
 
 /// Smallest filesystem: 512 MiB.
 const FILESYSTEM_MIN: Sectors = Sectors(1 << 20);
-/// Size of a filesystem for which none is asked: 1 TiB. Here only to compare it with a limit.
+/// Size of a filesystem if the call gives none: 1 TiB. Used here only to compare it with a size
+/// limit.
 const FILESYSTEM_DEFAULT: Sectors = Sectors(1 << 31);
-/// Largest size that can be written in sectors.
+/// Largest size that fits into a number of sectors.
 const SIZE_MAX: Bytes = Bytes(u64::MAX as u128 * SECTOR as u128);
 
-/// Why arguments are refused.
+/// Why an argument is refused.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ArgumentError {
@@ -92,10 +93,11 @@ pub enum ArgumentError {
 
 type Result<T> = std::result::Result<T, ArgumentError>;
 
-/// A filesystem as the newest form of CreateFilesystems asks for it: name, size, size limit.
+/// A filesystem in the arguments of the newest CreateFilesystems: name, size, size limit.
 pub type FilesystemSpec = (String, Option<String>, Option<String>);
 
-/// What CreateFilesystems asks for. At most one: clients of these revisions expect to be refused more.
+/// The filesystem that CreateFilesystems asks for. More than one is refused: clients of these
+/// revisions expect that.
 pub fn filesystem(specs: Vec<FilesystemSpec>) -> Result<Option<NewFilesystem>> {
     const SIZE: &str = "filesystem size";
     const LIMIT: &str = "filesystem size limit";
@@ -119,7 +121,8 @@ pub fn filesystem(specs: Vec<FilesystemSpec>) -> Result<Option<NewFilesystem>> {
     }
 }
 
-/// The size limit that a filesystem is to have, if any. That it is not less than the size is the engine's to check.
+/// The size limit of a filesystem, if the call gives one. The engine checks that the limit is not
+/// less than the size.
 pub fn size_limit(name: &Name, text: Option<String>) -> Result<Option<Sectors>> {
     const LIMIT: &str = "size limit";
     text.map(|text| size_of(LIMIT, name, parse_size(LIMIT, text)?)).transpose()
@@ -140,7 +143,7 @@ fn size_of(what: &'static str, name: &Name, bytes: u128) -> Result<Sectors> {
     }
 }
 
-/// The pool that a path stands for now.
+/// The pool that has this path in the tree.
 pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
     match tree.at(&path.0).map(|object| &object.state) {
         Some(State::Pool(pool)) => Ok(pool.uuid),
@@ -148,17 +151,17 @@ pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
     }
 }
 
-/// What a user calls a key.
+/// Parses a key description.
 pub fn key_description(text: &str) -> Result<KeyDescription> {
     Ok(KeyDescription::new(text)?)
 }
 
-/// A pool by UUID, in either form.
+/// Parses a pool UUID, in either form.
 pub fn pool_uuid(text: &str) -> Result<PoolRef> {
     Ok(PoolRef::Uuid(text.parse()?))
 }
 
-/// A pool by what `id_type` says that `id` is.
+/// The pool that `id` names. `id_type` says whether `id` is a UUID or a name.
 pub fn pool_id(id: &str, id_type: &str) -> Result<PoolRef> {
     match id_type {
         "uuid" => pool_uuid(id),
@@ -167,9 +170,9 @@ pub fn pool_id(id: &str, id_type: &str) -> Result<PoolRef> {
     }
 }
 
-/// The unlock method of r0 to r7: all bindings of a kind, or any. In version 2 they may have other tokens than clients of
-/// these revisions know of. Some daemons know only the one
-/// spelling, some only the other; what stands beside the flag "none" means nothing (`dbus-api.md` §12, row 1).
+/// The unlock method of r0 to r7: all bindings of one kind, or any. A pool of version 2 may have
+/// other tokens than clients of these revisions know. Some daemons accept only the one spelling,
+/// some only the other. The value beside the flag "none" has no meaning (`dbus-api.md` §12, row 1).
 pub fn legacy_unlock_method(method: Option<String>) -> Result<Option<UnlockMethod>> {
     match method.as_deref() {
         None => Ok(None),
@@ -180,17 +183,18 @@ pub fn legacy_unlock_method(method: Option<String>) -> Result<Option<UnlockMetho
     }
 }
 
-/// The unlock method since r8: none, any slot, or that one.
+/// The unlock method since r8: none, any slot, or one token slot.
 pub fn unlock_method(method: Option<Option<u32>>) -> Option<UnlockMethod> {
     method.map(|slot| slot.map_or(UnlockMethod::Any, UnlockMethod::Token))
 }
 
-/// The slot of a binding since r8: whichever is right, or that one.
+/// The token slot of a binding since r8: the one that fits, or the one given.
 pub fn slot(slot: Option<u32>) -> SlotRequest {
     slot.map_or(SlotRequest::Free, SlotRequest::Id)
 }
 
-/// The descriptor to read a passphrase from. Where none is announced, none need be attached (`dbus-api.md` §12, row 5).
+/// The descriptor that holds the passphrase. A call that announces no descriptor need not attach
+/// one (`dbus-api.md` §12, row 5).
 pub fn passphrase(argument: Option<DescriptorArgument>) -> Result<Option<Descriptor>> {
     match argument {
         None => Ok(None),
@@ -199,7 +203,7 @@ pub fn passphrase(argument: Option<DescriptorArgument>) -> Result<Option<Descrip
     }
 }
 
-/// The filesystem that a path stands for now, which must be in that pool.
+/// The filesystem that has this path in the tree. It must belong to the pool.
 pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result<FsUuid> {
     match tree.at(&path.0).map(|object| &object.state) {
         Some(State::Filesystem(object)) if object.pool == pool => Ok(object.filesystem.uuid),
@@ -210,8 +214,8 @@ pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result
     }
 }
 
-/// The filesystems of that pool among the paths, each once. Others are left out silently: whoever wants them gone has
-/// what they want.
+/// The filesystems of the pool among the paths, each once. Other paths are left out silently: the
+/// caller wants their objects gone from the pool, and the pool does not have them.
 pub fn filesystems_of(tree: &Tree, pool: PoolUuid, paths: &[PathArgument]) -> Vec<FsUuid> {
     let mut found: Vec<FsUuid> = Vec::new();
     for uuid in paths.iter().filter_map(|path| filesystem_of(tree, pool, path).ok()) {
@@ -222,7 +226,7 @@ pub fn filesystems_of(tree: &Tree, pool: PoolUuid, paths: &[PathArgument]) -> Ve
     found
 }
 
-/// The redundancy of r0 to r4. There is only one kind, none.
+/// Checks the redundancy of r0 to r4. The only kind is 0, no redundancy.
 pub fn redundancy(code: Option<u16>) -> Result<()> {
     match code {
         None | Some(0) => Ok(()),
@@ -230,18 +234,19 @@ pub fn redundancy(code: Option<u16>) -> Result<()> {
     }
 }
 
-/// What Clevis is to be bound to.
+/// Parses a Clevis pin and its configuration.
 pub fn clevis(pin: &str, json: &str) -> Result<BindRequest> {
     let config = strict_json::parse(json).map_err(ArgumentError::Json)?;
     Ok(BindRequest::Clevis(ClevisRequest::from_client(pin, config)?))
 }
 
-/// A slot, if one is asked for, and a key description.
+/// A token slot, if the call gives one, and a key description.
 pub type KeySpec = (Option<u32>, String);
-/// A slot, if one is asked for, a pin and its configuration in JSON.
+/// A token slot, if the call gives one, a pin and its configuration in JSON.
 pub type ClevisSpec = (Option<u32>, String, String);
 
-/// How a pool is to be encrypted: JSON that could be read, slots that exist, the rest yet to be looked at.
+/// How a pool is to be encrypted. The JSON has been parsed and the token slots exist; the rest is
+/// not checked yet.
 #[derive(Debug)]
 pub struct Mechanisms {
     keys: Vec<KeySpec>,
@@ -249,7 +254,7 @@ pub struct Mechanisms {
 }
 
 impl Mechanisms {
-    /// Looks at what is told first of all mistakes: JSON, then slots.
+    /// Checks what is reported before all other mistakes: first the JSON, then the token slots.
     pub fn parse(keys: Vec<KeySpec>, clevis: Vec<ClevisSpec>) -> Result<Mechanisms> {
         let clevis = clevis
             .into_iter()
@@ -259,14 +264,15 @@ impl Mechanisms {
         Ok(Mechanisms { keys, clevis })
     }
 
-    /// The form of r0 to r7: at most one of each kind, in the slots that version 1 always uses.
+    /// The form of r0 to r7: at most one binding of each kind, in the token slots that version 1
+    /// always uses.
     pub fn parse_legacy(key: Option<String>, clevis: Option<(String, String)>) -> Result<Mechanisms> {
         let key = key.map(|description| (Some(encryption::KEYRING_TOKEN), description));
         let clevis = clevis.map(|(pin, json)| (Some(encryption::CLEVIS_TOKEN), pin, json));
         Mechanisms::parse(key.into_iter().collect(), clevis.into_iter().collect())
     }
 
-    /// The bindings that are asked for. Whether keys and servers are there is the engine's to see.
+    /// The bindings that the call asks for. The engine checks whether keys and servers exist.
     pub fn bindings(self) -> Result<Vec<NewBinding>> {
         let keys = self.keys.into_iter().map(|(token, description)| {
             let request = BindRequest::Keyring(key_description(&description)?);
@@ -280,7 +286,7 @@ impl Mechanisms {
     }
 }
 
-/// Tag bits per integrity block.
+/// Parses the number of tag bits per integrity block.
 pub fn tag_spec(text: Option<String>) -> Result<Option<TagSpec>> {
     let Some(text) = text else { return Ok(None) };
     match text.as_str() {
@@ -291,7 +297,7 @@ pub fn tag_spec(text: Option<String>) -> Result<Option<TagSpec>> {
     }
 }
 
-/// Space to be reserved for integrity data; what is not given is as usual.
+/// The space to reserve for integrity data. Missing values get their defaults.
 pub fn integrity(
     journal_bytes: Option<u64>,
     tag_spec: Option<TagSpec>,
@@ -311,12 +317,12 @@ pub fn integrity(
     })
 }
 
-/// What the user says of a device; subject to the rules of names.
+/// Checks the user info of a device. The rules of names apply to it.
 pub fn user_info(text: Option<String>) -> Result<Option<String>> {
     text.map(|text| name::check(Subject::UserInfo, &text).map(|()| text)).transpose().map_err(ArgumentError::from)
 }
 
-/// The object is of the kind that the row says; otherwise the row is wrong.
+/// The UUID of a pool object. `None` means that the row names the wrong kind of object.
 pub fn pool_object(object: Option<&Object>) -> Option<PoolUuid> {
     match &object?.state {
         State::Pool(pool) => Some(pool.uuid),

@@ -1,8 +1,8 @@
-//! What a call asked for, which decides the form of its answer: return code and text, or a D-Bus error. The one place
-//! that gives an outcome its form.
+//! The call behind an answer. It decides the form of the answer: return code and text, or a D-Bus
+//! error. No other module gives an outcome its form.
 //!
-//! Engine errors never become D-Bus errors of *methods*; setting a property knows nothing else. Texts are for people:
-//! no client reads them (`docs/spec/dbus/dbus-api.md` §6).
+//! Engine errors never become D-Bus errors of *methods*. Setting a property has no other way to
+//! fail. The texts are for people: no client parses them (`docs/spec/dbus/dbus-api.md` §6).
 
 use crate::bus::{
     answer::{Answer, error_name, readable},
@@ -14,28 +14,28 @@ use crate::bus::{
     wire::{Body, Value},
 };
 
-/// Return code and text of a method that did what was asked, or found it done.
+/// Return code and text of a method that succeeded or found nothing to change.
 const OK: (u16, &str) = (0, "Ok");
-/// Return code of a method that did not.
+/// Return code of a method that was refused or failed.
 const REFUSED: u16 = 1;
 
-/// What was called: decides the form of the answer.
+/// The member that was called. It decides the form of the answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
-    /// The method, or the property that is to be set.
+    /// The method, or the property to set.
     pub row: &'static Row,
-    /// Through which interface.
+    /// The interface that the call names.
     pub interface: Interface,
 }
 
 impl Asked {
-    /// For the log, as `pool.r9.SetName`.
+    /// The call's label in the log, such as `pool.r9.SetName`.
     pub fn label(&self) -> String {
         let set = if self.row.is_property() { "Set " } else { "" };
         format!("{set}{}.{}", self.interface.short(), self.row.name)
     }
 
-    /// The answer.
+    /// Gives the outcome the form of an answer.
     pub fn answer(&self, outcome: Outcome, tree: &Tree) -> Answer {
         match self.row.member {
             Member::Method { result, filler, .. } => {
@@ -53,14 +53,14 @@ impl Asked {
             }
             Member::Property { .. } => match outcome {
                 Outcome::Done(_) | Outcome::NoChange => Answer::Return(Body::empty()),
-                // Every stratis-cli from 3.7 on but 3.9.0 explains a refusal under this name, and none of those under another
-                // (`dbus-api.md` §6.3).
+                // stratis-cli since 3.7, except 3.9.0, explains a refusal with this error name.
+                // None of these releases explains one with another name (`dbus-api.md` §6.3).
                 Outcome::Refused(text) => Answer::Error(error_name::FAILED, text),
             },
         }
     }
 
-    /// The outcome of a request that did not come to its end.
+    /// The outcome of a request that did not finish.
     pub fn failure(&self, failure: Failure) -> Outcome {
         Outcome::Refused(match failure {
             Failure::Panicked => format!(

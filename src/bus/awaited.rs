@@ -1,8 +1,9 @@
-//! Calls whose key has not been written yet: the reader waits for all of them as for one descriptor.
+//! Calls whose passphrase has not been written yet. The reader waits for all of them as for one
+//! descriptor.
 //!
-//! The kernel keeps the list (epoll). A poll over all descriptors would be a scan of them in each round, and each round of
-//! the reader is somebody's read: 256 awaited keys made a `Get` six times as slow.
-//! Knows nothing of what is done when a key has come.
+//! The kernel keeps the list (epoll). Polling all descriptors would scan them in each round of the
+//! reader, and each round serves a client's read: 256 awaited passphrases made a `Get` six times as
+//! slow. This module does not know what happens once a passphrase has arrived.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,20 +19,21 @@ use rustix::{
 
 use crate::bus::wire::Descriptor;
 
-/// Descriptors taken from the kernel at once; the others are still readable in the next round.
+/// Ready descriptors taken from the kernel at once. The others are still readable in the next
+/// round.
 const READY_AT_ONCE: usize = 64;
 
-/// What waits until a descriptor can be read.
+/// Calls that wait until their descriptor is readable.
 pub struct Awaited<T> {
     epoll: OwnedFd,
-    /// Numbers them. None is ever given twice.
+    /// The number of the next call. Numbers are never reused.
     next: u64,
     waiting: HashMap<u64, (Descriptor, Instant, T)>,
     deadlines: BTreeSet<(Instant, u64)>,
 }
 
 impl<T> Awaited<T> {
-    /// Nothing yet.
+    /// An empty list.
     ///
     /// # Errors
     /// The process or the system has no descriptor left.
@@ -40,7 +42,8 @@ impl<T> Awaited<T> {
         Ok(Awaited { epoll, next: 0, waiting: HashMap::new(), deadlines: BTreeSet::new() })
     }
 
-    /// Lets something wait, at most until then. Gives it back if the descriptor cannot be waited for.
+    /// Adds a call that waits for `descriptor`, at most until `until`. Gives the call back if the
+    /// kernel cannot wait for the descriptor.
     pub fn add(&mut self, descriptor: Descriptor, until: Instant, what: T) -> Option<T> {
         let number = self.next;
         self.next += 1;
@@ -53,24 +56,24 @@ impl<T> Awaited<T> {
         None
     }
 
-    /// Readable when something has come.
+    /// Readable when a descriptor of the list is.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
 
-    /// When the first has waited long enough.
+    /// The earliest time at which a call has waited long enough.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(until, _)| *until)
     }
 
-    /// Takes those out whose descriptors can be read, and those that have waited long enough.
+    /// Removes the calls whose descriptor is readable and those that have waited long enough.
     pub fn take_due(&mut self, now: Instant) -> Vec<T> {
         if self.waiting.is_empty() {
             return Vec::new();
         }
         let mut ready = Vec::with_capacity(READY_AT_ONCE);
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Interrupted: the next round asks again.
+        // If the wait is interrupted, the next round asks again.
         let _ = epoll::wait(&self.epoll, spare_capacity(&mut ready), Some(&at_once));
         let ready = ready.into_iter().map(|event| event.data.u64());
         let late = self.deadlines.iter().take_while(|(until, _)| *until <= now).map(|(_, number)| *number);
@@ -78,7 +81,7 @@ impl<T> Awaited<T> {
         due.into_iter().filter_map(|number| self.take(number)).collect()
     }
 
-    /// Takes all out.
+    /// Removes all calls.
     pub fn take_all(&mut self) -> Vec<T> {
         let numbers: Vec<u64> = self.deadlines.iter().map(|(_, number)| *number).collect();
         numbers.into_iter().filter_map(|number| self.take(number)).collect()
@@ -87,7 +90,8 @@ impl<T> Awaited<T> {
     fn take(&mut self, number: u64) -> Option<T> {
         let (descriptor, until, what) = self.waiting.remove(&number)?;
         self.deadlines.remove(&(until, number));
-        // The client has the same pipe, so closing ours would not take it from the list.
+        // The client holds the same pipe, so closing the daemon's descriptor would not remove it
+        // from the epoll list.
         let _ = epoll::delete(&self.epoll, &*descriptor.0);
         Some(what)
     }

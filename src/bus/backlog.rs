@@ -1,10 +1,12 @@
-//! What waits in the tree writer behind large changes: the signals of those, and what is about the same pools.
+//! What the tree writer holds back behind large changes: the signals of those changes, and updates
+//! about the same pools.
 //!
-//! A change of ten thousand objects is published at once, but its signals go out in portions, with what is about other
-//! pools in between. Until the last of them has gone, nothing else that is about the same pool is published or answered.
-//! So what a client reads of an object is at most one change ahead of what it has heard of it, never behind.
+//! A change of ten thousand objects is published at once, but its signals are sent in portions.
+//! Updates about other pools are sent between the portions. Until the last portion is sent, no
+//! other update about the same pool is published or answered. So the value that a client reads of
+//! an object is at most one change ahead of the signals that the client has got, never behind.
 //!
-//! A pure state: sends nothing.
+//! Pure state: sends nothing.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -17,21 +19,21 @@ use crate::{
     view::{Change, Update},
 };
 
-/// What an update is about.
+/// The pools that an update is about.
 #[derive(Debug, Default)]
 pub struct Topics {
     pools: Vec<PoolUuid>,
-    /// It is a reply that tells of pools that are not known here.
+    /// The update carries a reply about pools that are not known here.
     any: bool,
 }
 
 impl Topics {
-    /// Those of an update.
+    /// The topics of an update.
     pub fn of(Update { changes, reply }: &Update<Reply>) -> Topics {
         let changed = changes.iter().filter_map(|change| match change {
             Change::Pool(pool) => Some(pool.uuid),
             Change::PoolGone(pool) => Some(*pool),
-            // Has its own order, by its version.
+            // Stopped pools are ordered by their version.
             Change::Stopped(_) => None,
         });
         let about = reply.as_ref().map_or(About::Nothing, |reply| reply.about);
@@ -46,31 +48,32 @@ impl Topics {
 /// The rest of a large change.
 #[derive(Debug)]
 pub struct Tail {
-    /// What it is about.
+    /// The pools that the change is about.
     pub topics: Topics,
-    /// What is still to be sent.
+    /// The signals that are not sent yet.
     pub signals: Signals,
-    /// What is sent after that.
+    /// The reply, sent after the last signal.
     pub reply: Option<Reply>,
 }
 
-/// What waits.
+/// Tails, and the updates that wait for them.
 #[derive(Default)]
 pub struct Backlog {
     tails: VecDeque<Tail>,
-    /// Updates that wait for a tail, in the order in which they came.
+    /// Updates that wait for a tail, in order of arrival.
     held: VecDeque<(Topics, Update<Reply>)>,
     /// The pools that tails and held updates are about.
     busy: HashSet<PoolUuid>,
 }
 
 impl Backlog {
-    /// Whether no signals wait. Then nothing else does.
+    /// Whether no signals wait. If none do, no update waits either.
     pub fn is_empty(&self) -> bool {
         self.tails.is_empty()
     }
 
-    /// Keeps an update back that is about what waits already; gives it back if it may go on.
+    /// Holds back an update about a pool that has a tail or a held update. Gives back an update
+    /// that need not wait.
     pub fn hold(&mut self, update: Update<Reply>) -> Option<(Topics, Update<Reply>)> {
         let topics = Topics::of(&update);
         let waits_for = |pool| self.busy.contains(pool);
@@ -81,24 +84,26 @@ impl Backlog {
         None
     }
 
-    /// Keeps an update back in any case.
+    /// Holds back an update unconditionally.
     pub fn put_back(&mut self, topics: Topics, update: Update<Reply>) {
         self.busy.extend(&topics.pools);
         self.held.push_back((topics, update));
     }
 
-    /// Adds the rest of a change.
+    /// Adds the rest of a large change.
     pub fn add(&mut self, tail: Tail) {
         self.busy.extend(&tail.topics.pools);
         self.tails.push_back(tail);
     }
 
-    /// Takes out the tail whose turn it is. It is added again, or its [`Backlog::ended`] is told.
+    /// Takes out the tail whose turn it is. The caller adds the tail again, or calls
+    /// [`Backlog::ended`].
     pub fn next(&mut self) -> Option<Tail> {
         self.tails.pop_front()
     }
 
-    /// A tail has come to its end. Gives the updates that waited, which are to be tried again in this order.
+    /// A tail has ended. Returns the updates that waited; the caller tries them again in this
+    /// order.
     pub fn ended(&mut self) -> VecDeque<(Topics, Update<Reply>)> {
         self.busy = self.tails.iter().flat_map(|tail| &tail.topics.pools).copied().collect();
         std::mem::take(&mut self.held)

@@ -1,11 +1,11 @@
-//! Calls that are answered with a D-Bus error before anything is asked of the engine.
+//! Calls that the bus answers with a D-Bus error without asking the engine.
 
 use super::{
     answer::{Answer, error_name},
     message::BadArguments,
 };
 
-/// A call that is answered with a D-Bus error.
+/// Why a call is answered with a D-Bus error.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum CallError {

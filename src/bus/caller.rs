@@ -1,4 +1,4 @@
-//! Who has made a call.
+//! The caller of a method.
 
 /// The caller of a method, as a reply names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -1,5 +1,6 @@
-//! From one version of the tree to the next, and what is to be signalled: computed by comparing old and new, never
-//! written by hand, so that a property cannot change without its signal.
+//! From one version of the tree to the next, and the signals of the difference. The signals are
+//! computed by comparing the old and the new tree, never written by hand, so that no property
+//! changes without its signal.
 //!
 //! Pure: knows no connection and no thread.
 
@@ -23,26 +24,26 @@ use crate::{
     view::{Change, Device, Filesystem, Pool, Stopped, View},
 };
 
-/// What is told to everybody about one object. The messages are made when they are sent: ten thousand objects that change
-/// together would hold up the changes of all others otherwise.
+/// A signal about one object. Its messages are made when they are sent: making those of ten
+/// thousand objects at once would delay the changes of all other pools.
 #[derive(Debug)]
 pub enum Signal {
-    /// The object is gone, with all its interfaces.
+    /// The object and all its interfaces were removed.
     Removed(Arc<Object>),
-    /// The object is there, with all its interfaces and properties.
+    /// The object was added, with all its interfaces and properties.
     Added(Arc<Object>),
-    /// The object is another one than before. Says nothing if no property differs.
+    /// The object's state was replaced. Yields no message if no property differs.
     Changed {
         /// The object before.
         before: Arc<Object>,
         /// The object now.
         after: Arc<Object>,
     },
-    /// The top object shows something else than before.
+    /// Properties of the top object have changed.
     Manager {
-        /// What it showed.
+        /// The view before.
         before: View,
-        /// What it shows.
+        /// The view now.
         after: View,
     },
 }
@@ -51,18 +52,19 @@ pub enum Signal {
 #[derive(Debug)]
 pub struct Signals {
     signals: std::vec::IntoIter<Signal>,
-    /// Messages of a signal of which others have been taken.
+    /// The remaining messages of a signal that is partly sent.
     begun: std::vec::IntoIter<Result<Outgoing, NotAMessage>>,
 }
 
 impl Signals {
-    /// These, in order.
+    /// These signals, in this order.
     pub fn new(signals: Vec<Signal>) -> Signals {
         Signals { signals: signals.into_iter(), begun: Vec::new().into_iter() }
     }
 
-    /// The messages of the next signals: of as many as it takes to have so many bytes, of all that are left if they have
-    /// less. Those of one object may be divided: they are ten, and the bus needs 100 µs for them.
+    /// The next messages, until they add up to `bytes` bytes or none are left. A portion may end
+    /// between the messages of one object: an object has ten messages, and the bus needs 100 µs for
+    /// them.
     pub fn portion(&mut self, bytes: usize) -> Vec<Result<Outgoing, NotAMessage>> {
         let mut portion = Vec::new();
         let mut sum = 0;
@@ -83,17 +85,17 @@ impl Signals {
         portion
     }
 
-    /// Whether all have been taken.
+    /// Whether all messages have been taken.
     pub fn is_empty(&self) -> bool {
         self.signals.len() == 0 && self.begun.len() == 0
     }
 }
 
-/// The tree after the changes, and the signals that tell of the difference: first what is gone, then what is new, then
-/// what is different.
+/// The tree after the changes, and the signals of the difference: first the removed objects, then
+/// the added ones, then the changed ones.
 ///
-/// The changes belong to one version: of two states of one pool only the last is seen. A pool that goes and comes
-/// back gets new objects.
+/// All changes belong to one version: of two states of one pool only the last is used. A pool that
+/// is removed and added again gets new objects.
 pub fn apply(old: &Tree, changes: Vec<Change>) -> (Tree, Vec<Signal>) {
     let mut step = Step { tree: old.clone(), removed: Vec::new(), added: Vec::new(), changed: Vec::new() };
     let mut touched: Vec<(PoolUuid, bool)> = Vec::new();
@@ -112,7 +114,8 @@ pub fn apply(old: &Tree, changes: Vec<Change>) -> (Tree, Vec<Signal>) {
                 touch(uuid, true);
                 view.pools.remove(&uuid);
             }
-            // Reports of different steps may overtake each other on their way here; the newer one is right.
+            // Reports of different steps may overtake each other on their way here. The newer
+            // report wins.
             Change::Stopped(stopped) if stopped.version >= view.stopped.version => view.stopped = stopped,
             Change::Stopped(_) => {}
         }
@@ -190,7 +193,7 @@ impl Step {
             }
         }
         if renamed {
-            // The pool's name is part of every filesystem's device link.
+            // The link of each filesystem contains the pool's name.
             for filesystem in after.filesystems.values().filter(|now| before.filesystems.contains_key(&now.uuid)) {
                 self.change(filesystem_state(after, &path, filesystem));
             }
@@ -230,7 +233,7 @@ fn device_state(pool: &Pool, path: &Arc<str>, device: &Arc<Device>) -> State {
     State::Device(DeviceObject { pool: pool.uuid, pool_path: Arc::clone(path), device: Arc::clone(device) })
 }
 
-/// The rows that announce changes and have other values than before.
+/// The rows that announce changes and whose values differ.
 fn differences(kind: Kind, before: Subject<'_>, after: Subject<'_>) -> Vec<(&'static Row, Option<Value>)> {
     table::properties(kind)
         .filter_map(|row| {
@@ -244,12 +247,12 @@ fn differences(kind: Kind, before: Subject<'_>, after: Subject<'_>) -> Vec<(&'st
         .collect()
 }
 
-/// Stopped pools whose whole list is signalled. That of more than so many is signalled as changed, without its value: it
-/// would be made and sent in eight revisions for each pool that stops.
+/// With more stopped pools than this, the signal invalidates the list instead of sending it.
+/// Otherwise the list would be made and sent in eight revisions for each pool that stops.
 const STOPPED_TOLD_MAX: usize = 64;
 
-/// The same for the top object. Its properties are lists of stopped pools, of which few have changed, and only those are
-/// compared as clients would see them.
+/// The differences of the top object. Its properties are lists of stopped pools, few of which have
+/// changed. Only those few are compared in the form that clients see.
 fn manager_differences(before: &View, after: &View) -> Vec<(&'static Row, Option<Value>)> {
     let [mut only_before, mut only_after] = [Stopped::default(), Stopped::default()];
     for difference in before.stopped.pools().diff(after.stopped.pools()) {
@@ -274,7 +277,8 @@ const OBJECT_MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 impl Signal {
-    /// The messages: one for an object that comes or goes, one for each interface whose properties have changed.
+    /// The messages: one for an object that is added or removed, one for each interface whose
+    /// properties have changed.
     pub fn messages(&self) -> Vec<Result<Outgoing, NotAMessage>> {
         let manager = |member| Envelope::Signal { path: TOP, interface: OBJECT_MANAGER, member };
         match self {
@@ -300,11 +304,11 @@ impl Signal {
     }
 }
 
-/// Properties of an object that have changed, in whatever revisions have them.
+/// The changed properties of an object, in all revisions that have them.
 struct Changed<'a> {
     path: &'a str,
     kind: Kind,
-    /// Rows and their new values; `None` for what is only invalidated.
+    /// Rows and their new values. `None` invalidates the property without a value.
     rows: Vec<(&'static Row, Option<Value>)>,
 }
 

@@ -1,16 +1,18 @@
-//! The connection to the bus: one socket, read and polled by the reader's thread alone, written from several.
+//! The connection to the bus: one socket. Only the reader's thread reads and polls it; several
+//! threads write to it.
 //!
-//! libdbus connects and reads; what is sent goes past it, through the [`outlet`](super::outlet), and the library itself
-//! sends nothing once it has connected: it would only do so when asked to send, or to answer calls by itself. So a thread
-//! that sends has nothing to wait for, and nobody blocks inside the library: the reader waits in its own poll on the
-//! socket and a waker. A send that could not be completed wakes the reader, which then waits for the socket to take more.
-//! No wake-up gets lost: the sender queues first and wakes then; the reader drains the waker first and looks at the queue
-//! then.
+//! libdbus connects and reads. Outgoing messages bypass the library and go through the
+//! [`outlet`](super::outlet). Once connected, the library sends nothing: it would send only when
+//! told to, or when it answers calls by itself. So a thread that sends waits for nothing, and no
+//! thread blocks inside the library: the reader waits in its own poll for the socket and a waker. A
+//! send that could not be completed wakes the reader, which then waits until the socket takes more.
+//! No wake-up is lost: the sender queues first and wakes then; the reader drains the waker first
+//! and looks at the queue then.
 //!
-//! Whoever is to get a message is noted in the [`quota`](super::quota), and the bus asked what it holds when they
-//! say so.
+//! The [`quota`](super::quota) notes the receiver of each message, and the connection asks the bus
+//! what it holds whenever the quotas say so.
 //!
-//! Knows nothing of what the messages say, but those of the bus itself.
+//! This module knows the content of no messages except those of the bus itself.
 
 use std::{
     collections::VecDeque,
@@ -39,40 +41,41 @@ use crate::bus::{
 };
 use crate::platform::linux::descriptors;
 
-/// How long a call to the bus itself may take.
+/// Time limit of a call to the bus itself.
 const BUS_CALL_LIMIT: Duration = Duration::from_secs(25);
 
-/// What the bus tells of connections.
+/// The interface through which the bus reports what it holds for each connection.
 const BUS_STATISTICS: &str = "org.freedesktop.DBus.Debug.Stats";
 
-/// The largest message that the reference bus takes from anybody by default; if it gets a larger one, it ends the
-/// connection. An administrator who raises the limit (`max_message_size` in the bus configuration) tells us by
-/// [`MESSAGE_MAX_VARIABLE`].
+/// The largest message that the reference bus takes by default. If it gets a larger one, it ends
+/// the connection. An administrator who raises the limit (`max_message_size` in the bus
+/// configuration) also sets [`MESSAGE_MAX_VARIABLE`] for the daemon.
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
 
 /// The connection.
 pub struct Connection {
     channel: Channel,
-    /// A duplicate of the library's descriptor, to wait on: the library closes its own when the bus hangs up, whichever
-    /// thread comes across that.
+    /// A duplicate of the library's descriptor, to wait on. The library closes its own descriptor
+    /// when the bus hangs up, on whichever thread notices that.
     socket: OwnedFd,
     outlet: Outlet,
-    /// Nothing longer is sent: the bus would end the connection, and so the daemon.
+    /// Longer messages are not sent: the bus would end the connection, and with it the daemon.
     message_bytes_max: usize,
     waker: Waker,
-    /// What came before the answer to a call of our own.
+    /// Messages that arrived before the answer to a call of the daemon's own.
     early: Mutex<VecDeque<Message>>,
-    /// Held while a message is put on its way, so that the quotas know what the bus is told before what.
+    /// Held while a message is queued or written, so that the quotas know in which order the bus
+    /// gets messages.
     quotas: Mutex<Quotas>,
     told: Condvar,
     mark: Mark,
 }
 
-/// A question to the bus whose answer says that it has taken all that was sent before.
+/// A question to the bus. Its answer shows that the bus has taken all messages sent before it.
 struct Mark {
-    /// Its serial number; 0: there is none under way.
+    /// Serial number of the question. 0 means that no question is under way.
     serial: AtomicU32,
-    /// Somebody reads the answers: not while the daemon comes up, nor when it ends.
+    /// The reader takes the answers. Not set while the daemon starts, nor when it ends.
     is_heard: AtomicBool,
     passed: (Sender<()>, Receiver<()>),
 }
@@ -83,7 +86,7 @@ impl Mark {
     }
 
     fn pass(&self) {
-        // Full: it is told already.
+        // If the channel is full, the receiver will be woken anyway.
         let _ = self.passed.0.try_send(());
     }
 }
@@ -111,7 +114,7 @@ impl Connection {
     fn new(mut channel: Channel) -> Result<Connection, Error> {
         channel.set_watch_enabled(true);
         let socket = descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?;
-        // The library has made the socket non-blocking, and this is the same one.
+        // The library has made the socket non-blocking, and the duplicate shares that flag.
         let outlet = Outlet::new(descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?);
         let waker = Waker::new().map_err(Error::Wait)?;
         let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
@@ -131,21 +134,22 @@ impl Connection {
         &self.waker
     }
 
-    /// Puts a message on its way. Does not block. From any thread. In place of an answer that is too long for the bus an
-    /// error is sent that says so, in place of anything else nothing.
+    /// Sends a message from any thread, without blocking. If an answer is too long for the bus, an
+    /// error that says so is sent instead. Any other message that is too long is dropped.
     pub fn send(&self, message: Result<Outgoing, NotAMessage>) {
         let outgoing = self.fitting(message);
         self.send_fitting(&mut self.quotas.lock(), outgoing);
     }
 
-    /// The same for several, with nothing in between.
+    /// Sends several messages with no other message between them.
     pub fn send_all(&self, messages: Vec<Result<Outgoing, NotAMessage>>) {
         let outgoing: Vec<Outgoing> = messages.into_iter().filter_map(|message| self.fitting(message)).collect();
         self.send_fitting(&mut self.quotas.lock(), outgoing);
     }
 
-    /// Sends a message if `is_right` says so at the moment at which it is put on its way. What is sent by others comes
-    /// before that moment or after the message. `false`: it was not sent.
+    /// Sends a message if `is_right` says so at the moment at which it is queued. Messages of other
+    /// threads are sent before that moment or after the message. Returns `false` if the message was
+    /// not sent.
     pub fn send_if(&self, message: Result<Outgoing, NotAMessage>, is_right: impl FnOnce() -> bool) -> bool {
         let outgoing = self.fitting(message);
         let mut quotas = self.quotas.lock();
@@ -156,8 +160,9 @@ impl Connection {
         is_right
     }
 
-    /// Makes a message, if one is to be made, and puts it on its way at one moment: what is sent by others comes before it
-    /// is made or after it. They wait meanwhile, so it must be made quickly.
+    /// Makes a message, if `make` gives one, and queues it at the same moment: messages of other
+    /// threads are sent before the message is made or after it. Other threads wait meanwhile, so
+    /// `make` must be quick.
     pub fn send_made_if(&self, make: impl FnOnce() -> Option<Result<Outgoing, NotAMessage>>) {
         let mut quotas = self.quotas.lock();
         let outgoing = make().and_then(|message| self.fitting(message));
@@ -182,8 +187,8 @@ impl Connection {
         }
     }
 
-    /// Asks the bus to say when it has taken all that was sent before, which is told through [`Connection::passed`]. One at
-    /// a time.
+    /// Asks the bus to say when it has taken all messages sent before. [`Connection::passed`] tells
+    /// the answer. Only one question at a time.
     pub fn mark(&self) {
         let serial = message::next_serial();
         let envelope = Envelope::ToBus { serial, interface: BUS, member: "GetId" };
@@ -200,7 +205,8 @@ impl Connection {
         }
     }
 
-    /// Says that the bus has taken all that was sent before the mark, or that nobody reads its answers.
+    /// Tells that the bus has taken all messages sent before the mark, or that no thread reads the
+    /// bus's answers.
     pub fn passed(&self) -> &Receiver<()> {
         &self.mark.passed.1
     }
@@ -208,7 +214,7 @@ impl Connection {
     fn put(&self, parts: Vec<Part>) {
         match self.outlet.send(parts) {
             Ok(Sent::Whole) => {}
-            // That the bus has hung up is for the reader to find.
+            // If the bus has hung up, the reader will notice.
             Ok(Sent::Waits) | Err(_) => self.waker.wake(),
         }
     }
@@ -234,11 +240,12 @@ impl Connection {
         }
     }
 
-    /// Takes the answer of the bus to a question. Anybody may send us answers; only those of the bus count.
+    /// Takes the bus's answer to a question. Any client may send answers; only those of the bus
+    /// count.
     pub fn take_answer(&self, message: &Message) {
         let (Some(serial), Some(BUS)) = (message.get_reply_serial(), message.sender().as_deref()) else { return };
         if self.mark.serial.compare_exchange(serial, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            // An error says as much as an answer.
+            // An error shows as much as an answer.
             return self.mark.pass();
         }
         let Some(Question { side, dialect }) = self.quotas.lock().question(serial) else { return };
@@ -251,7 +258,7 @@ impl Connection {
         self.told.notify_all();
     }
 
-    /// What is to become of a call, by what its caller has read.
+    /// Whether a call is admitted, depending on what its caller has left unread.
     pub fn admission(&self, caller: &Caller) -> Admission {
         let mut quotas = self.quotas.lock();
         let (admission, side) = quotas.admission(&caller.name);
@@ -269,13 +276,14 @@ impl Connection {
         self.quotas.lock().list_done(&caller.name);
     }
 
-    /// Whether a list of so many bytes may be sent. If that is not clear, the bus is asked and its answer waited for.
-    /// Not for the reader, which brings that answer.
+    /// Whether a list of `bytes` bytes may be sent. If the quotas cannot tell, the bus is asked and
+    /// its answer awaited. The reader must not call this: the reader takes that answer.
     pub fn list_fits(&self, caller: &Caller, bytes: usize) -> bool {
         let deadline = Instant::now() + BUS_CALL_LIMIT;
         let mut quotas = self.quotas.lock();
-        // An answer that is under way may be older than what the caller has read since, and a question may have to be put in
-        // other words; the third answer is neither.
+        // An answer under way may be older than what the caller has read since, and a question may
+        // have to be repeated in another dialect. The third answer is neither outdated nor in the
+        // wrong dialect.
         for _ in 0..3 {
             if quotas.list_fits(&caller.name, bytes) {
                 return true;
@@ -284,7 +292,7 @@ impl Connection {
             self.ask(&mut quotas, about);
             self.waker.wake();
             while quotas.is_asking(&caller.name) {
-                // The reader notifies after every answer, and when it ends.
+                // The reader notifies after every answer, and when the reader ends.
                 if self.told.wait_until(&mut quotas, deadline).timed_out() {
                     return false;
                 }
@@ -293,22 +301,23 @@ impl Connection {
         quotas.list_fits(&caller.name, bytes)
     }
 
-    /// Whether calls should be read and lists be built, or the bus first take what there is.
+    /// Whether to read calls and build lists. If not, the bus must take what waits first.
     pub fn has_room(&self) -> bool {
         self.outlet.has_room()
     }
 
-    /// Waits until there is room. `false`: there will be none, the connection has ended. Not for the reader.
+    /// Waits until there is room. Returns `false` if the connection has ended, so that there will
+    /// be none. The reader must not call this.
     pub fn wait_for_room(&self) -> bool {
         self.outlet.wait_for_room()
     }
 
-    /// From now on somebody reads and polls.
+    /// From now on the reader reads and polls.
     pub fn begin(&self) {
         self.mark.is_heard.store(true, Ordering::SeqCst);
     }
 
-    /// Nobody reads or polls any more: whoever waits for room goes on.
+    /// The reader no longer reads or polls. Threads that wait for room continue.
     pub fn end(&self) {
         self.outlet.end();
         self.quotas.lock().end();
@@ -323,8 +332,9 @@ impl Connection {
         early.or_else(|| self.channel.pop_message())
     }
 
-    /// Waits for something to read, for the socket to take what waits, for the waker, or for `other` to be readable;
-    /// then reads and writes what is possible without blocking. Only for the thread that owns reading.
+    /// Waits for input on the socket, for the socket to take what waits, for the waker, or for
+    /// `other` to be readable; then reads and writes what is possible without blocking. Only for
+    /// the thread that owns reading.
     ///
     /// # Errors
     /// When the connection is lost.
@@ -348,8 +358,8 @@ impl Connection {
         if written.is_ok() && read.is_ok() { Ok(()) } else { Err(Error::Lost) }
     }
 
-    /// Sends all that waits: for as long as the bus takes some of it at least each `pause`, and within the limit. For the end,
-    /// when no other thread reads or polls.
+    /// Sends all that waits, as long as the bus takes some of it at least every `pause`, and within
+    /// the limit. For the end, when no other thread reads or polls.
     pub fn flush(&self, pause: Duration, limit: Duration) {
         let end = Instant::now() + limit;
         let mut left = self.outlet.bytes_waiting();
@@ -370,10 +380,11 @@ impl Connection {
         }
     }
 
-    /// Takes a well-known name. Blocks, so it is for the time before the reader runs.
+    /// Takes a well-known name. Blocks, so call it before the reader runs.
     ///
     /// # Errors
-    /// When another has it, when the bus refuses it to us, or the connection is lost.
+    /// When another connection owns the name, when the bus refuses it, or when the connection is
+    /// lost.
     pub fn request_name(&self, name: &'static str) -> Result<(), Error> {
         const DO_NOT_QUEUE: u32 = 4;
         const PRIMARY_OWNER: u32 = 1;
@@ -403,7 +414,7 @@ impl Connection {
     }
 }
 
-/// Anybody may send us answers; only those of the bus count.
+/// Any client may send answers; only those of the bus count.
 fn is_answer(message: &Message, serial: u32) -> bool {
     message.get_reply_serial() == Some(serial) && message.sender().as_deref() == Some(BUS)
 }

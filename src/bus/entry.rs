@@ -1,18 +1,18 @@
-//! What is kept of an object in bytes.
+//! An object's entry, as the bytes that the tree keeps.
 
 use super::{
     schema::REVISIONS,
     wire::{Body, Marshaller},
 };
 
-/// An object's entry in GetManagedObjects: path and `a{sa{sv}}`. It is at the same time the body of its
-/// InterfacesAdded signal, and contains the answers to GetAll.
+/// An object's entry in GetManagedObjects: path and `a{sa{sv}}`. The same bytes are the body of its
+/// InterfacesAdded signal and contain the answers to GetAll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Filled up with zeros to a multiple of 8, where the next one may begin.
+    /// Padded with zeros to a multiple of 8, where the next entry may begin.
     pub(super) bytes: Box<[u8]>,
     pub(super) length: usize,
-    /// Where the `{sv}` entries of each revision lie.
+    /// The range of the `{sv}` entries of each revision.
     pub(super) properties: [(u32, u32); REVISIONS],
 }
 
@@ -20,17 +20,17 @@ pub struct Entry {
 pub const ADDED_SIGNATURE: &str = "oa{sa{sv}}";
 
 impl Entry {
-    /// The arguments of InterfacesAdded, of signature [`ADDED_SIGNATURE`].
+    /// The arguments of InterfacesAdded. Their signature is [`ADDED_SIGNATURE`].
     pub fn added(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
 
-    /// The same up to where another entry may begin.
+    /// The same bytes with the padding, so that another entry may follow.
     pub fn filled_up(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The answer to GetAll for a revision.
+    /// The answer to GetAll of a revision.
     pub fn all(&self, revision: u8) -> Body {
         let mut m = Marshaller::default();
         if let Some((start, end)) = self.properties.get(usize::from(revision)) {

@@ -1,8 +1,8 @@
-//! What ends the use of the bus.
+//! Errors that end the use of the bus.
 
 use std::io;
 
-/// What is wrong with the bus. Each ends the daemon.
+/// An error of the bus. Each one ends the daemon.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Error {

@@ -1,6 +1,7 @@
 //! Introspection: the interfaces as XML, computed from the table.
 //!
-//! The form is that of the D-Bus specification ("Introspection Data Format"). Knows no objects but the paths it is given.
+//! The D-Bus specification defines the form ("Introspection Data Format"). This module knows no
+//! objects, only the paths that it is given.
 
 use std::{fmt::Write, sync::LazyLock};
 
@@ -15,7 +16,7 @@ use crate::bus::{
 const DOCTYPE: &str = "<!DOCTYPE node PUBLIC \"-//freedesktop//DTD D-BUS Object Introspection 1.0//EN\" \
                        \"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd\">\n";
 
-/// What every object has.
+/// Interfaces that every object has.
 const STANDARD: &str = r#"  <interface name="org.freedesktop.DBus.Introspectable">
     <method name="Introspect">
       <arg type="s" direction="out"/>
@@ -50,7 +51,7 @@ const STANDARD: &str = r#"  <interface name="org.freedesktop.DBus.Introspectable
   </interface>
 "#;
 
-/// What the top object has besides.
+/// Interfaces that only the top object has.
 const OBJECT_MANAGER: &str = r#"  <interface name="org.freedesktop.DBus.ObjectManager">
     <method name="GetManagedObjects">
       <arg type="a{oa{sa{sv}}}" direction="out"/>
@@ -66,7 +67,7 @@ const OBJECT_MANAGER: &str = r#"  <interface name="org.freedesktop.DBus.ObjectMa
   </interface>
 "#;
 
-/// Whether an object has that interface of the D-Bus specification.
+/// Whether an object has this interface of the D-Bus specification.
 pub fn is_standard(interface: &str, is_top: bool) -> bool {
     match interface.strip_prefix("org.freedesktop.DBus.") {
         Some("Introspectable" | "Peer" | "Properties") => true,
@@ -75,19 +76,19 @@ pub fn is_standard(interface: &str, is_top: bool) -> bool {
     }
 }
 
-/// The XML of a path above the top object, with what lies below it.
+/// The XML of a path above the top object, with its child.
 pub fn above(child: &str) -> String {
     node(&[STANDARD], [child])
 }
 
-/// The XML of the top object, with the objects below it.
+/// The XML of the top object, with its child objects.
 pub fn top<'a>(objects: impl Iterator<Item = &'a str>) -> String {
     static INTERFACES: LazyLock<String> = LazyLock::new(|| interfaces(Kind::Manager) + &interfaces(Kind::Report));
     let names = objects.filter_map(|path| path.strip_prefix(TOP)?.strip_prefix('/'));
     node(&[STANDARD, OBJECT_MANAGER, &INTERFACES], names)
 }
 
-/// The XML of an object below it.
+/// The XML of an object below the top object.
 pub fn object(kind: Kind) -> &'static str {
     static NODES: LazyLock<[String; Kind::EVERY.len()]> =
         LazyLock::new(|| Kind::EVERY.map(|kind| node(&[STANDARD, &interfaces(kind)], [])));
@@ -154,7 +155,7 @@ fn push(xml: &mut String, text: std::fmt::Arguments<'_>) {
     xml.write_fmt(text).expect("writing to a String does not fail");
 }
 
-/// Introspection of the top object.
+/// The answer to introspection of the top object.
 pub fn top_answer(tree: &Tree) -> Answer {
     Answer::Return(Body::of(&[Value::Str(top(tree.objects().map(|object| &*object.path)))]))
 }

@@ -1,9 +1,9 @@
-//! What the bus asks of whoever runs requests, and what it gets back: jobs out, replies in.
+//! The boundary between the bus and whoever runs requests: jobs out, replies in.
 //!
-//! The reader makes a [`Job`] of every call that it cannot answer from the published tree and gives it to a
-//! [`Submit`]. Whoever runs the job's chain hands each step's changes to the tree writer as
-//! [`view::Update<Reply>`](crate::view::Update); the update of the last step carries the reply.
-//! Knows nothing of locks, workers or which thread a chain runs on.
+//! The reader makes a [`Job`] of every call that it cannot answer from the published tree and gives
+//! the job to a [`Submit`]. Whoever runs the job's chain hands each step's changes to the tree
+//! writer as [`view::Update<Reply>`](crate::view::Update); the update of the last step carries the
+//! reply. This module knows nothing of locks, workers or the thread on which a chain runs.
 
 use std::{fmt, time::Duration};
 
@@ -13,38 +13,39 @@ use crate::{
     engine::request::Next,
 };
 
-/// Takes jobs off the reader's hands.
+/// Takes jobs from the reader.
 pub trait Submit: Send + Sync {
-    /// Queues the job and returns at once: the reader waits for nothing. A job that is not taken because the daemon
-    /// stops is answered through its `on_failure`.
+    /// Queues the job and returns at once: the reader must not wait. If the job is not taken
+    /// because the daemon stops, its `on_failure` makes the answer.
     fn submit(&self, job: Job);
-    /// Who holds which pools and who waits for them, which programs run, and how udev does, for people. Asked by the lister.
+    /// Which requests hold pools and which wait for them, which programs run, and how udev
+    /// responds. The lister asks for it, to show it to people.
     fn locks(&self) -> Locks;
 }
 
-/// Who holds and who waits, at one moment, and what runs.
+/// The requests that hold and wait, at one moment, and the programs that run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Locks {
-    /// Programs, the oldest first.
+    /// Running programs, the oldest first.
     pub programs: Vec<RunningProgram>,
-    /// Those that hold, in the order of their requests.
+    /// Requests that hold, in the order of the requests.
     pub holders: Vec<Holder>,
-    /// Those that wait, in the order of arrival.
+    /// Requests that wait, in order of arrival.
     pub waiters: Vec<Holder>,
-    /// Events that udev has not answered in time since the start.
+    /// Events that udev has not answered in time since the daemon's start.
     pub unanswered_udev_events: u64,
 }
 
-/// A program that runs.
+/// A running program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningProgram {
-    /// What it does.
+    /// The task of the program.
     pub label: String,
-    /// Its process.
+    /// Its process id.
     pub process: u32,
     /// How long it has been running.
     pub age: Duration,
-    /// It was killed because its time was up, and has not ended.
+    /// The program was killed because its time was up, and has not ended.
     pub is_stuck: bool,
 }
 
@@ -53,19 +54,19 @@ pub struct RunningProgram {
 pub struct Holder {
     /// Its label.
     pub request: String,
-    /// What it holds or asks for.
+    /// What the request holds or asks for.
     pub access: String,
-    /// How long it has.
+    /// How long the request has held or waited.
     pub age: Duration,
 }
 
 /// A call that changes something.
 pub struct Job {
-    /// Interface and method for the log, as `pool.r9.SetName`.
+    /// Interface and method for the log, such as `pool.r9.SetName`.
     pub label: String,
-    /// What is to be done. Its result is the reply; `None` if the caller wants none.
+    /// The operation. Its result is the reply; `None` if the caller wants none.
     pub chain: Next<Option<Reply>>,
-    /// Makes the reply if the chain does not come to its end.
+    /// Makes the reply if the chain does not finish.
     pub on_failure: Box<dyn FnOnce(Failure) -> Option<Reply> + Send>,
 }
 
@@ -75,14 +76,14 @@ impl fmt::Debug for Job {
     }
 }
 
-/// What a reply tells of: it follows the signals of that.
+/// The pools that a reply tells about. The reply follows their signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum About {
-    /// Of no pool, or of one that its own update brings.
+    /// No pool, or only one that the reply's own update brings.
     Nothing,
-    /// Of this one.
+    /// This pool.
     Pool(PoolUuid),
-    /// That is not known.
+    /// Pools that are not known beforehand.
     Any,
 }
 
@@ -92,11 +93,11 @@ pub struct Reply {
     pub(super) about: About,
 }
 
-/// Who is told.
+/// The recipient of a reply.
 pub(super) enum Recipient {
     /// A caller on the bus.
     Caller(Caller, Late<Answer>),
-    /// Somebody in this program.
+    /// A function of the daemon itself.
     Inside(Late<()>),
 }
 
@@ -106,9 +107,9 @@ impl Reply {
         Reply { to: Recipient::Caller(caller, answer), about }
     }
 
-    /// Not a message: calls `tell` on the tree writer's thread when the changes of the update, and all changes before
-    /// it, have been published. It must be quick. For the start of the daemon, which takes the bus name only after
-    /// the first view is up.
+    /// Sends no message: calls `tell` on the tree writer's thread when the changes of the update,
+    /// and all changes before it, have been published. `tell` must be quick. The daemon's start
+    /// uses this to take the bus name only after the first view is published.
     pub fn tell(tell: impl FnOnce() + Send + 'static) -> Reply {
         Reply { to: Recipient::Inside(Box::new(|_| tell())), about: About::Any }
     }

@@ -1,9 +1,11 @@
-//! The lister: sends what takes long to put together, on a thread of its own, since nothing else shall wait for that: lists
-//! of all objects, which can be tens of megabytes, reports, and the introspection of the top object.
+//! The lister: builds and sends the answers that take long, on its own thread so that nothing else
+//! waits for them: lists of all objects, which can be tens of megabytes, reports, and the
+//! introspection of the top object.
 //!
-//! Each is made of one version of the tree, the newest when it is sent; see [`Published::order`] for its place among the
-//! signals. The lister waits for the bus to take earlier ones before it makes another, so that a client that asks without
-//! end costs a bounded amount of memory, and sends none to somebody who does not read (see [`super::quota`]).
+//! Each answer is made of one version of the tree, the newest when the answer is sent; see
+//! [`Published::order`] for its place among the signals. The lister waits for the bus to take
+//! earlier answers before it makes another, so that a client that keeps asking costs a bounded
+//! amount of memory. It sends none to a client that does not read (see [`super::quota`]).
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -29,20 +31,21 @@ use crate::bus::{
     wire::Value,
 };
 
-/// What may be asked for at the same time; more is refused with an error. Each costs only its caller's name until it is its
-/// turn.
+/// Requests that may wait for the lister at the same time. Further ones are refused with an error.
+/// Until its turn, each costs only its caller's name.
 const WAITING_MAX: usize = 4096;
 
-/// How often it is made again because a change came in between, before changes are made to wait for it.
+/// How often an answer is made again because of a change in between, before changes are made to
+/// wait for it.
 const TRIES: usize = 2;
 
-/// What takes long.
+/// An answer that takes long.
 pub(super) enum Long {
     /// GetManagedObjects.
     List,
-    /// A report, which tells also of what is under way.
+    /// A report. It also tells what is under way.
     Report(Asked, Report),
-    /// Introspection of the top object, which names all others.
+    /// Introspection of the top object, which names all other objects.
     Introspection,
 }
 
@@ -50,13 +53,14 @@ pub(super) enum Long {
 pub struct Lister {
     connection: Arc<Connection>,
     published: Arc<Published>,
-    /// `None`: the lister only goes around its loop once.
+    /// `None` makes the lister go around its loop once.
     asked: Receiver<Option<(Caller, Long)>>,
-    /// For [`Lister::nudge`]. `None` once the lister runs: its own sender would keep it from ending.
+    /// For [`Lister::nudge`]. `None` once the lister runs: its own sender would keep it from
+    /// ending.
     sender: Option<Sender<Option<(Caller, Long)>>>,
 }
 
-/// Where such things are asked for.
+/// The reader's end of the lister's queue.
 #[derive(Clone)]
 pub(super) struct Lists {
     asked: Sender<Option<(Caller, Long)>>,
@@ -64,7 +68,7 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// Has it sent to the caller.
+    /// Asks the lister to answer the caller.
     ///
     /// # Errors
     /// An answer that says why not.
@@ -86,7 +90,7 @@ impl Lists {
     }
 }
 
-/// The answer to a list that is asked for too late.
+/// The answer to a request that comes while the daemon is stopping.
 fn stopping() -> Answer {
     Answer::Error(error_name::FAILED, "the daemon is stopping; ask again when it is up".to_owned())
 }
@@ -108,15 +112,15 @@ impl Lister {
         }
     }
 
-    /// Works until the reader has ended. Reports tell also of the requests of `submit`.
+    /// Works until the reader has ended. Reports also tell the requests of `submit`.
     pub fn run(mut self, submit: &dyn Submit, pulse: &Pulse) {
         self.sender = None;
         for asked in &self.asked {
             pulse.beat();
             let Some((caller, what)) = asked else { continue };
-            // The bus may not read for long, which is no fault of this thread.
+            // The bus may not read for a long time. That is no fault of this thread.
             if !pulse.away(|| self.connection.wait_for_room()) {
-                // It could be made, but the bus may not take it in the time that is left.
+                // The answer could be made, but the bus may not take it in the time that is left.
                 self.connection.send(message::answer(&caller, &stopping()));
                 self.connection.list_done(&caller);
                 continue;
@@ -145,7 +149,7 @@ impl Lister {
     fn answer(&self, caller: &Caller, pulse: &Pulse, mut make: impl FnMut(&Tree) -> Result<Outgoing, NotAMessage>) {
         let mut tree = self.published.load();
         let mut made = make(&tree);
-        // A change in between alters the length by little.
+        // A change in between alters the length only slightly.
         if !self.connection.list_fits(caller, made.as_ref().map_or(0, Outgoing::bytes)) {
             let text =
                 "what was asked for does not fit beside what this connection, or all together, have not read yet; \
@@ -164,7 +168,7 @@ impl Lister {
             tree = self.published.load();
             made = make(&tree);
         }
-        // Changes come faster than it can be made: let them wait for this one.
+        // Changes come faster than the answer can be made, so they wait for this answer.
         let _order = pulse.away(|| self.published.order_of_list());
         let tree = match self.published.version() == tree.version {
             true => tree,
@@ -173,7 +177,8 @@ impl Lister {
         self.connection.send(make(&tree));
     }
 
-    /// The message. Where the list is too long for the bus, that is said instead.
+    /// The message of a list. If the list is too long for the bus, the answer is an error that says
+    /// so.
     fn list(&self, tree: &Tree, caller: &Caller) -> Result<Outgoing, NotAMessage> {
         const HEADER_BYTES_MAX: usize = 1024;
         let body_bytes = message::list_bytes(tree.objects().map(|object| rendering::entry(object)));

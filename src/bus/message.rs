@@ -1,10 +1,10 @@
 //! Messages of the `dbus` crate: made from our own marshalled bodies, read into our own values.
 //!
-//! A message is a fresh header before a body that is already bytes. libdbus looks at it before it is sent: one that is
-//! wrong would make the bus end the connection. A list is not looked at, since that takes longer than all the rest of
-//! it; its entries have been, as signals. Decoding trusts nothing: types must be those of the signature wanted, and what
-//! one message may make us allocate is limited.
-//! Knows nothing of what the values mean.
+//! A message is a fresh header before a body that is already bytes. libdbus looks at it before it
+//! is sent: one that is wrong would make the bus end the connection. A list is not looked at, since
+//! that takes longer than all the rest of it; its entries have been, as signals. Decoding trusts
+//! nothing: types must be those of the signature wanted, and what one message may make us allocate
+//! is limited. Knows nothing of what the values mean.
 
 use std::{
     fs::File,
@@ -32,8 +32,8 @@ use crate::bus::{
 /// Longest array that the D-Bus specification allows; a message may be twice as long.
 pub const ARRAY_BYTES_MAX: usize = 64 << 20;
 
-/// Values that the arguments of one call may contain, nested ones included. The largest call that makes sense names
-/// some thousands of devices or filesystems.
+/// Values that the arguments of one call may contain, nested ones included. The largest call that
+/// makes sense names some thousands of devices or filesystems.
 const VALUES_MAX: usize = 100_000;
 
 /// The arguments of a message are not those that the member takes.
@@ -106,8 +106,8 @@ pub fn next_serial() -> u32 {
     SERIAL.fetch_add(1, Ordering::Relaxed) | 1 << 31
 }
 
-/// Header of a message of which the body has `body_bytes`; ends at a multiple of 8, where the body begins. There is room
-/// for `room` bytes of it.
+/// Header of a message of which the body has `body_bytes`; ends at a multiple of 8, where the body
+/// begins. There is room for `room` bytes of it.
 fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usize) -> Marshaller {
     const NO_REPLY_EXPECTED: u8 = 1;
 
@@ -168,7 +168,8 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The message itself if it has no more bytes than the limit, in place of a longer answer an error that says so.
+    /// The message itself if it has no more bytes than the limit, in place of a longer answer an
+    /// error that says so.
     ///
     /// # Errors
     /// [`NotAMessage::TooLong`] for what nobody waits for, and where not even the error fits.
@@ -207,7 +208,8 @@ impl Outgoing {
     }
 }
 
-/// What a caller is told whose answer is longer than the bus allows. The call may have changed something.
+/// What a caller is told whose answer is longer than the bus allows. The call may have changed
+/// something.
 fn too_long(bytes: usize, limit: usize) -> String {
     format!(
         "the call was carried out, but its answer has {bytes} bytes, and the bus takes no more than {limit}; ask for less, or \
@@ -276,8 +278,8 @@ pub fn answer(caller: &Caller, answer: &Answer) -> Result<Outgoing, NotAMessage>
     }
 }
 
-/// Reads the arguments of a message, which must begin with those of the types wanted; surplus ones are ignored, as
-/// clients of the existing daemon may rely on.
+/// Reads the arguments of a message, which must begin with those of the types wanted; surplus ones
+/// are ignored, as clients of the existing daemon may rely on.
 ///
 /// # Errors
 /// The first argument that is missing or of another type.
@@ -303,7 +305,8 @@ pub fn arguments(
     Ok(values)
 }
 
-/// Reads the third argument of a `Properties.Set` call, a variant that must contain a value of type `wanted`.
+/// Reads the third argument of a `Properties.Set` call, a variant that must contain a value of type
+/// `wanted`.
 ///
 /// # Errors
 /// When it contains another, is no variant, or is not there.
@@ -325,8 +328,8 @@ pub fn set_argument(message: &Message, wanted: &'static str) -> Result<Value, Ba
     value(&mut inner, wanted, &mut { VALUES_MAX })
 }
 
-/// The value at the iterator. Its type has been compared with `signature` before; what does not fit all the same is
-/// [`BadArguments::Row`].
+/// The value at the iterator. Its type has been compared with `signature` before; what does not fit
+/// all the same is [`BadArguments::Row`].
 fn value(iter: &mut Iter<'_>, signature: &'static str, values_left: &mut usize) -> Result<Value, BadArguments> {
     fn basic<'a, T: Get<'a>>(iter: &mut Iter<'a>) -> Result<T, BadArguments> {
         iter.get::<T>().ok_or(BadArguments::Row)
@@ -341,7 +344,8 @@ fn value(iter: &mut Iter<'_>, signature: &'static str, values_left: &mut usize) 
         Some(b's') => Value::Str(basic::<&str>(iter)?.to_owned()),
         Some(b'o') => Value::Path(basic::<dbus::Path<'_>>(iter)?.to_string()),
         Some(b'h') => Value::Descriptor(descriptor(iter)?),
-        // No member but `Set` takes a variant, and that one knows the type it wants; only tests read what we sent.
+        // No member but `Set` takes a variant, and that one knows the type it wants; only tests
+        // read what we sent.
         #[cfg(test)]
         Some(b'v') => {
             let mut inner = iter.recurse(ArgType::Variant).ok_or(BadArguments::Row)?;
@@ -384,8 +388,8 @@ fn value(iter: &mut Iter<'_>, signature: &'static str, values_left: &mut usize) 
     })
 }
 
-/// The descriptor at the iterator, a copy of our own. The number in the message may name none: then libdbus gives -1,
-/// which must not become a `File`.
+/// The descriptor at the iterator, a copy of our own. The number in the message may name none: then
+/// libdbus gives -1, which must not become a `File`.
 fn descriptor(iter: &mut Iter<'_>) -> Result<Option<Descriptor>, BadArguments> {
     let look = iter.get::<dbus::arg::OwnedFd>().ok_or(BadArguments::Row)?;
     if look.as_raw_fd() < 0 {

@@ -1,7 +1,9 @@
-//! The methods: decoded arguments in, an operation of the engine out. A handler decodes nothing, locks nothing and
-//! sends nothing; what it gives back is either the outcome or the chain that leads to it.
+//! The methods: decoded arguments in, an operation of the engine out. A handler decodes nothing,
+//! locks nothing and sends nothing; what it gives back is either the outcome or the chain that
+//! leads to it.
 //!
-//! Facts: `docs/spec/dbus/dbus-api.md` §2. Handlers of a method that changed its arguments differ in taking them apart.
+//! Facts: `docs/spec/dbus/dbus-api.md` §2. Handlers of a method that changed its arguments differ
+//! in taking them apart.
 
 use std::path::PathBuf;
 
@@ -59,7 +61,8 @@ pub enum Work {
     Now(Outcome),
     /// The engine.
     Chain(Next<Outcome>),
-    /// The engine, when this can be read, which may be long after the call, or has not been for too long.
+    /// The engine, when this can be read, which may be long after the call, or has not been for too
+    /// long.
     After(Descriptor, Next<Outcome>),
     /// A report.
     Report(Report),
@@ -72,7 +75,8 @@ fn checked(work: Result<Work, ArgumentError>) -> Handled {
     Ok(work.unwrap_or_else(|refusal| Work::Now(Outcome::refused(&refusal))))
 }
 
-/// The chain of an engine operation: `tell` makes of its result what is told, `None` if nothing was changed.
+/// The chain of an engine operation: `tell` makes of its result what is told, `None` if nothing was
+/// changed.
 fn chain<T: Send + 'static>(
     next: Next<Result<T, Error>>,
     tell: impl FnOnce(T) -> Option<Late<Value>> + Send + 'static,
@@ -174,7 +178,8 @@ pub(super) fn create_pool_r8(mut call: Call<'_>) -> Handled {
     type Arguments = (String, Vec<String>, Vec<KeySpec>, Vec<ClevisSpec>, Option<u64>, Option<String>, Option<bool>);
     let (name, devices, keys, clevis, journal, tag_spec, superblock): Arguments = call.arguments()?;
     checked((|| {
-        // Who makes several mistakes is told of the same one as by the existing daemon: hence this order.
+        // Who makes several mistakes is told of the same one as by the existing daemon: hence this
+        // order.
         let mechanisms = Mechanisms::parse(keys, clevis)?;
         let tag_spec: Option<TagSpec> = arguments::tag_spec(tag_spec)?;
         create_pool(name, devices, mechanisms.bindings()?, || arguments::integrity(journal, tag_spec, superblock))
@@ -202,8 +207,8 @@ fn create_pool(
     }))
 }
 
-/// The UUID is told in 32 digits, as everywhere. A path that is no pool's is refused in every revision, as the
-/// existing daemon does since 3.9 (`dbus-api.md` §12).
+/// The UUID is told in 32 digits, as everywhere. A path that is no pool's is refused in every
+/// revision, as the existing daemon does since 3.9 (`dbus-api.md` §12).
 pub(super) fn destroy_pool(mut call: Call<'_>) -> Handled {
     let (path,): (PathArgument,) = call.arguments()?;
     checked((|| {
@@ -293,7 +298,8 @@ fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Outcome>
     ops::start_pool(which, unlock, cache).map(move |started| Outcome::of(started, tell))
 }
 
-/// The old way to start an encrypted pool. Nothing but a start with a way to unlock it, which opens all its devices.
+/// The old way to start an encrypted pool. Nothing but a start with a way to unlock it, which opens
+/// all its devices.
 pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, String) = call.arguments()?;
     checked((|| {

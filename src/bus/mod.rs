@@ -68,21 +68,22 @@ pub use writer::Writer;
 use connection::Connection;
 use published::Published;
 
-/// Our side of the bus, not yet at work. Each part is for a thread of its own; they end in the order reader, lister,
-/// writer: the first by its stop switch (or an error), the second when the first has gone, the last when every sender
-/// of updates is gone.
+/// Our side of the bus, not yet at work. Each part is for a thread of its own; they end in the
+/// order reader, lister, writer: the first by its stop switch (or an error), the second when the
+/// first has gone, the last when every sender of updates is gone.
 pub struct Bus {
     /// Takes calls in. `bus-reader`.
     pub reader: Reader,
     /// Sends lists. `bus-lister`.
     pub lister: Lister,
-    /// Publishes. `tree-writer`; may run before the reader does, and must, for the first view to be published before the
-    /// name is taken.
+    /// Publishes. `tree-writer`; may run before the reader does, and must, for the first view to be
+    /// published before the name is taken.
     pub writer: Writer,
 }
 
 impl Bus {
-    /// Connects to the system bus (`DBUS_SYSTEM_BUS_ADDRESS` is honoured). The tree is empty; the name is not taken yet.
+    /// Connects to the system bus (`DBUS_SYSTEM_BUS_ADDRESS` is honoured). The tree is empty; the
+    /// name is not taken yet.
     ///
     /// # Errors
     /// When there is no bus.

@@ -1,8 +1,8 @@
-//! What a call came to, and how that is told to the caller: return code and text, or a D-Bus error. The one place that
-//! does so.
+//! What a call came to, and how that is told to the caller: return code and text, or a D-Bus error.
+//! The one place that does so.
 //!
-//! Engine errors never become D-Bus errors of *methods*; setting a property knows nothing else. Texts are for people:
-//! no client reads them (`docs/spec/dbus/dbus-api.md` §6).
+//! Engine errors never become D-Bus errors of *methods*; setting a property knows nothing else.
+//! Texts are for people: no client reads them (`docs/spec/dbus/dbus-api.md` §6).
 
 use std::error::Error;
 
@@ -13,8 +13,8 @@ use crate::{
 
 /// What an operation came to.
 pub enum Outcome {
-    /// It was done; this is the result, without code and text. Built when the change is published, since it may name
-    /// objects that get their paths then.
+    /// It was done; this is the result, without code and text. Built when the change is published,
+    /// since it may name objects that get their paths then.
     Done(Late<Value>),
     /// What was asked for is so already; nothing was changed.
     NoChange,
@@ -33,7 +33,8 @@ impl Outcome {
         Outcome::Refused(error_chain::sentence(error))
     }
 
-    /// From an engine operation: `tell` makes of its result what is told, `None` if nothing was changed.
+    /// From an engine operation: `tell` makes of its result what is told, `None` if nothing was
+    /// changed.
     pub fn of<T: Send + 'static, E: Error>(
         result: Result<T, E>,
         tell: impl FnOnce(T) -> Option<Late<Value>>,

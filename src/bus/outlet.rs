@@ -1,8 +1,9 @@
 //! Where messages leave: our own queue before the socket, of which nobody else writes.
 //!
-//! A list of all objects is megabytes of entries that the tree keeps anyway. Through libdbus it would be copied twice and
-//! checked value by value, which takes longer than all the rest of it. So libdbus reads from the socket and we write to
-//! it: a message is bytes of its own and entries that it shares with the tree, and goes out from where they lie.
+//! A list of all objects is megabytes of entries that the tree keeps anyway. Through libdbus it
+//! would be copied twice and checked value by value, which takes longer than all the rest of it. So
+//! libdbus reads from the socket and we write to it: a message is bytes of its own and entries that
+//! it shares with the tree, and goes out from where they lie.
 //!
 //! Knows nothing of what the messages say.
 
@@ -18,8 +19,8 @@ use rustix::io::Errno;
 
 use crate::bus::entry::Entry;
 
-/// Bytes that may wait for the socket to take them before no more calls are read, and no more lists built. Small change
-/// is not held up by it: it is what the bus has left lying of some large lists.
+/// Bytes that may wait for the socket to take them before no more calls are read, and no more lists
+/// built. Small change is not held up by it: it is what the bus has left lying of some large lists.
 const BACKLOG_MAX: usize = 48 << 20;
 /// Pieces given to the kernel at once. So many entries are more than a socket takes.
 const PARTS_AT_ONCE: usize = 64;
@@ -46,7 +47,8 @@ impl Part {
     }
 }
 
-/// The way out. All of it may be called from any thread; nothing blocks but [`Outlet::wait_for_room`].
+/// The way out. All of it may be called from any thread; nothing blocks but
+/// [`Outlet::wait_for_room`].
 pub struct Outlet {
     socket: OwnedFd,
     queue: Mutex<Queue>,
@@ -123,8 +125,8 @@ impl Outlet {
         self.queue.lock().has_room()
     }
 
-    /// Waits until there is room. `false`: there will be none, the connection has ended. Not for the thread that writes
-    /// what waits.
+    /// Waits until there is room. `false`: there will be none, the connection has ended. Not for
+    /// the thread that writes what waits.
     pub fn wait_for_room(&self) -> bool {
         let mut queue = self.queue.lock();
         // Told whenever something has been written, and at the end.

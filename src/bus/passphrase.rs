@@ -1,9 +1,10 @@
 //! Reading a passphrase from a descriptor that a client sent (`docs/spec/dbus/dbus-api.md` §4.1).
 //!
-//! One read of at most 64 bytes, and never to the end of the file: clients keep their end of the pipe open until the call
-//! returns. The bytes are taken as they are, a new line at their end too. A client may send its descriptor before it writes to
-//! it, so the reader of the bus waits, with all else that it waits for, until there is something to read.
-//! Knows nothing of what the passphrase is for.
+//! One read of at most 64 bytes, and never to the end of the file: clients keep their end of the
+//! pipe open until the call returns. The bytes are taken as they are, a new line at their end too.
+//! A client may send its descriptor before it writes to it, so the reader of the bus waits, with
+//! all else that it waits for, until there is something to read. Knows nothing of what the
+//! passphrase is for.
 
 use std::{
     io,
@@ -24,7 +25,8 @@ use crate::{bus::wire::Descriptor, engine::ops::Secret};
 /// Longest passphrase in bytes.
 pub const PASSPHRASE_BYTES_MAX: usize = 64;
 
-/// How long to wait for a client that has sent its descriptor before it wrote to it. Clients give up after a minute or two.
+/// How long to wait for a client that has sent its descriptor before it wrote to it. Clients give
+/// up after a minute or two.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Why there is no passphrase.
@@ -73,7 +75,8 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
             Err(error) => return Err(PassphraseError::Read(error.into())),
         }
     };
-    // Full, and still something there (the end of a file or of a closed pipe counts): it may be longer.
+    // Full, and still something there (the end of a file or of a closed pipe counts): it may be
+    // longer.
     if length == PASSPHRASE_BYTES_MAX && readable(descriptor).map_err(PassphraseError::Read)? {
         return Err(PassphraseError::TooLong);
     }
@@ -81,8 +84,9 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
     Ok(Secret::new(bytes))
 }
 
-/// A read that waits for nobody, whatever others do with the same pipe meanwhile: between a look whether there is something
-/// and the read, another call may have taken it. The descriptor itself stays as it is, since the client shares its flags.
+/// A read that waits for nobody, whatever others do with the same pipe meanwhile: between a look
+/// whether there is something and the read, another call may have taken it. The descriptor itself
+/// stays as it is, since the client shares its flags.
 ///
 /// # Errors
 /// AGAIN: there is nothing now.
@@ -146,7 +150,8 @@ mod tests {
         assert!(is_ready(&ours) && read(&ours).unwrap().same(b"key"));
     }
 
-    /// One pipe in several calls: all but one waited in a read for as long as the client lived, each with a worker.
+    /// One pipe in several calls: all but one waited in a read for as long as the client lived,
+    /// each with a worker.
     #[test]
     fn a_key_that_another_call_has_read_is_not_waited_for() {
         let (pipe, mut writer) = io::pipe().unwrap();

@@ -1,7 +1,8 @@
-//! What calls that wait for the engine hold: the bound on what one client, and all together, can have us keep.
+//! What calls that wait for the engine hold: the bound on what one client, and all together, can
+//! have us keep.
 //!
-//! A call is admitted when it is read and counts until it has been answered or given up. Reads are answered at once and
-//! never counted. Knows nothing of what the calls are.
+//! A call is admitted when it is read and counts until it has been answered or given up. Reads are
+//! answered at once and never counted. Knows nothing of what the calls are.
 
 use std::{
     collections::HashMap,
@@ -24,13 +25,16 @@ pub struct Load {
     pub descriptors: usize,
 }
 
-/// What one caller may have waiting. One call more than nothing is admitted whatever it holds: it fitted into a message.
+/// What one caller may have waiting. One call more than nothing is admitted whatever it holds: it
+/// fitted into a message.
 const OF_ONE: Load = Load { calls: 4096, bytes: 16 << 20, descriptors: 64 };
-/// What all may have waiting. Descriptors are far below the 1024 that a service may have by default.
+/// What all may have waiting. Descriptors are far below the 1024 that a service may have by
+/// default.
 const OF_ALL: Load = Load { calls: 16384, bytes: 64 << 20, descriptors: 256 };
 
 impl Load {
-    /// Of one call with these arguments, without their descriptors: those of no use are closed at once.
+    /// Of one call with these arguments, without their descriptors: those of no use are closed at
+    /// once.
     pub fn of(arguments: &[Value]) -> Load {
         let mut load = Load { calls: 1, ..Load::default() };
         let mut note = |value: &Value| {

@@ -1,7 +1,9 @@
-//! Faults and delays that the tests of the history checker plant into the daemon, to show that the checker finds them.
+//! Faults and delays that the tests of the history checker plant into the daemon, to show that the
+//! checker finds them.
 //!
-//! Compiled in with the feature `planted-faults` only; without it there are none. `STRATISD_PLANTED_FAULT` names the fault,
-//! `STRATISD_PLANTED_DELAYS` holds the windows open in which another thread may come in between.
+//! Compiled in with the feature `planted-faults` only; without it there are none.
+//! `STRATISD_PLANTED_FAULT` names the fault, `STRATISD_PLANTED_DELAYS` holds the windows open in
+//! which another thread may come in between.
 
 /// A fault of the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +20,8 @@ pub enum Fault {
     SignalTwice,
     /// A reply is sent before the signals of its change.
     ReplyFirst,
-    /// The next change of a pool overtakes signals of the one before, if those are sent in portions.
+    /// The next change of a pool overtakes signals of the one before, if those are sent in
+    /// portions.
     TailOvertaken,
 }
 

@@ -1,7 +1,7 @@
 //! The properties: each a function from the published state to its value on the bus.
 //!
-//! Facts: `docs/spec/dbus/dbus-api.md` §3 and §4.2. Knows nothing of revisions (the table says which function serves
-//! which) nor of the engine behind the state.
+//! Facts: `docs/spec/dbus/dbus-api.md` §3 and §4.2. Knows nothing of revisions (the table says
+//! which function serves which) nor of the engine behind the state.
 
 use std::{path::Path, sync::Arc};
 
@@ -107,7 +107,8 @@ fn pools(
             )
         });
         let mut entries = vec![("devs", Value::Array("a{ss}", devices.collect()))];
-        // Also if others have it, too: requests by such a name are refused, and clients show it to people.
+        // Also if others have it, too: requests by such a name are refused, and clients show it to
+        // people.
         if let Some(name) = &pool.name {
             entries.push(("name", Value::str(name.as_str())));
         }
@@ -149,7 +150,8 @@ fn lowest_clevis(encryption: &Encryption) -> Value {
 static NOT_ENCRYPTED: Encryption =
     Encryption { keys: Vec::new(), clevis: Vec::new(), keys_agree: true, clevis_agree: true };
 
-/// `(b…)`: whether the devices agree, and what they agree on; what `tell` makes of no binding if they do not.
+/// `(b…)`: whether the devices agree, and what they agree on; what `tell` makes of no binding if
+/// they do not.
 fn legacy(pool: &Pool, agree: fn(&Encryption) -> bool, tell: fn(&Encryption) -> Value) -> Value {
     let encryption = pool.encryption.as_ref().unwrap_or(&NOT_ENCRYPTED);
     let agree = agree(encryption);
@@ -209,7 +211,8 @@ pub(super) fn no_alloc_space(pool: &Pool) -> Value {
     Value::Bool(pool.no_alloc_space)
 }
 
-/// A variant of which the type tells the kind of pool: unencrypted, version 1 (no slots) or version 2.
+/// A variant of which the type tells the kind of pool: unencrypted, version 1 (no slots) or version
+/// 2.
 fn bindings(pool: &Pool, legacy: fn(&Pool) -> Value, slots: fn(&Encryption) -> Value) -> Value {
     Value::variant(match &pool.encryption {
         None => Value::str("Unencrypted"),

@@ -36,17 +36,19 @@ impl Published {
         self.current.read().version
     }
 
-    /// Makes a version the current one. Only the tree writer does that, with [`Published::order`] held.
+    /// Makes a version the current one. Only the tree writer does that, with [`Published::order`]
+    /// held.
     pub(super) fn store(&self, tree: Arc<Tree>) {
         let before = std::mem::replace(&mut *self.current.write(), tree);
         // Freed after the lock has been released.
         drop(before);
     }
 
-    /// Keeps the order of list and signals: the writer holds this from the publication of a version until its first signals
-    /// are on their way, and notes whether that was all. Who sends a list of all objects holds it while it makes sure that
-    /// the list is of the current version and sends it. So whoever gets a list and then follows the signals misses nothing,
-    /// hears nothing twice, and no list takes back what a signal has told before.
+    /// Keeps the order of list and signals: the writer holds this from the publication of a version
+    /// until its first signals are on their way, and notes whether that was all. Who sends a list
+    /// of all objects holds it while it makes sure that the list is of the current version and
+    /// sends it. So whoever gets a list and then follows the signals misses nothing, hears nothing
+    /// twice, and no list takes back what a signal has told before.
     pub(super) fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock()
     }

@@ -1,13 +1,16 @@
 //! Who has not read what was sent to them: the bound on what one client can keep from all others.
 //!
-//! The reference bus holds a message until its receiver has taken it, on the account of the *sender*, and stops reading
-//! from a sender of which it holds 127 MiB. So a client that asks for lists and never reads them would silence the daemon
-//! for everybody. dbus-broker has one account for all that connections of one user send each other, and when that is full it
-//! disconnects whoever is to get the next message: root's clients share it with each other, with us and with systemd.
+//! The reference bus holds a message until its receiver has taken it, on the account of the
+//! *sender*, and stops reading from a sender of which it holds 127 MiB. So a client that asks for
+//! lists and never reads them would silence the daemon for everybody. dbus-broker has one account
+//! for all that connections of one user send each other, and when that is full it disconnects
+//! whoever is to get the next message: root's clients share it with each other, with us and with
+//! systemd.
 //!
-//! A sender is not told what was delivered; but the bus says, when it is asked, how much it holds ([`statistics`]). So what
-//! was sent is added up here for each caller and for all, and when a sum gets large the bus is asked how much of it is still
-//! there. Where a bus does not say that, no limit is set.
+//! A sender is not told what was delivered; but the bus says, when it is asked, how much it holds
+//! ([`statistics`]). So what was sent is added up here for each caller and for all, and when a sum
+//! gets large the bus is asked how much of it is still there. Where a bus does not say that, no
+//! limit is set.
 //!
 //! A pure state: sends nothing, knows nothing of what the messages say.
 //!
@@ -19,19 +22,22 @@ use crate::bus::statistics::{Dialect, Holding, Question, Side};
 
 /// What one caller may leave unread before its calls are refused.
 pub const UNREAD_MAX: u64 = 16 << 20;
-/// What all may leave unread, signals included, before lists are refused, and the calls of whoever has more than
-/// [`SMALL`] of it. The rest up to the limit of the bus, 127 MiB, is for everybody else's answers.
+/// What all may leave unread, signals included, before lists are refused, and the calls of whoever
+/// has more than [`SMALL`] of it. The rest up to the limit of the bus, 127 MiB, is for everybody
+/// else's answers.
 pub const TOTAL_MAX: u64 = 96 << 20;
 /// A caller that has left no more than this unread is answered whatever others do.
 const SMALL: u64 = 64 << 10;
-/// Refusals are answers, too. A caller that has got so many of them is not answered any more until it has read.
+/// Refusals are answers, too. A caller that has got so many of them is not answered any more until
+/// it has read.
 const REFUSALS_MAX: u32 = 4096;
 /// Lists that one caller may have waiting for their turn.
 const LISTS_MAX: usize = 16;
 /// After so much more has been sent the bus is asked again.
 const CALLER_ASKED_EVERY: u64 = 1 << 20;
 const TOTAL_ASKED_EVERY: u64 = 8 << 20;
-/// Callers that are remembered before each new one has an old one forgotten that owes next to nothing, or asked about.
+/// Callers that are remembered before each new one has an old one forgotten that owes next to
+/// nothing, or asked about.
 const CALLERS_MAX: usize = 1024;
 /// Old callers that are looked at for each new one. More than one, so that they become fewer.
 const CHECKS: usize = 2;
@@ -103,7 +109,8 @@ impl Usage {
 pub struct Quotas {
     total: Usage,
     callers: HashMap<String, Usage>,
-    /// The names of callers in the order in which they are looked at, whether they are still remembered or not.
+    /// The names of callers in the order in which they are looked at, whether they are still
+    /// remembered or not.
     order: VecDeque<String>,
     /// How many old callers are still to be checked for the new ones that have come.
     checks: usize,
@@ -149,8 +156,8 @@ impl Quotas {
         self.callers.entry(name.to_owned()).or_default()
     }
 
-    /// Forgets old callers that owe next to nothing. Others may have disconnected without a word: returns those that the
-    /// bus is to be asked about, beside so many others.
+    /// Forgets old callers that owe next to nothing. Others may have disconnected without a word:
+    /// returns those that the bus is to be asked about, beside so many others.
     fn forget_some(&mut self, others: usize) -> Vec<Side> {
         let mut due = Vec::new();
         // Checks that find no question left are made when the bus has answered one.
@@ -177,7 +184,8 @@ impl Quotas {
         due
     }
 
-    /// Goes on with what had to wait for an answer: returns those that the bus is to be asked about.
+    /// Goes on with what had to wait for an answer: returns those that the bus is to be asked
+    /// about.
     pub fn after_answer(&mut self) -> Vec<Side> {
         self.forget_some(0)
     }
@@ -259,8 +267,8 @@ impl Quotas {
     /// Whether a call is admitted, and what the bus is to be asked about before the next one.
     pub fn admission(&mut self, caller: &str) -> (Admission, Option<Side>) {
         let is_much = self.total.unread > TOTAL_MAX;
-        // A list may be longer than the limit, and when its caller has read it and calls again the bus may have been asked
-        // before that.
+        // A list may be longer than the limit, and when its caller has read it and calls again the
+        // bus may have been asked before that.
         let limit = |usage: &Usage| if is_much { SMALL } else { UNREAD_MAX + usage.largest };
         match self.callers.get_mut(caller) {
             Some(usage) if usage.unread > limit(usage) && !self.silent => {
@@ -272,8 +280,8 @@ impl Quotas {
         }
     }
 
-    /// Whether a list of so many bytes can be sent to a caller, by what is known. A caller that owes nothing may have one
-    /// of any length.
+    /// Whether a list of so many bytes can be sent to a caller, by what is known. A caller that
+    /// owes nothing may have one of any length.
     pub fn list_fits(&self, caller: &str, bytes: usize) -> bool {
         let unread = self.callers.get(caller).map_or(0, |usage| usage.unread);
         let bytes = bytes as u64;
@@ -377,7 +385,8 @@ mod tests {
         assert_eq!(quotas.callers[":1.1"].unread, 100);
     }
 
-    /// With ten thousand filesystems every call after a list was refused: the bus had been asked before it was read.
+    /// With ten thousand filesystems every call after a list was refused: the bus had been asked
+    /// before it was read.
     #[test]
     fn caller_that_has_read_a_list_longer_than_the_limit_is_not_refused_what_comes_next() {
         let mut quotas = Quotas::default();
@@ -463,8 +472,9 @@ mod tests {
         assert!(!quotas.callers.contains_key(":1.99999"));
     }
 
-    /// Each had got one list of 100 kB and gone. They were taken for clients that do not read: all were kept, and all were
-    /// looked at for each new one. Then those that ask for nothing but a list were kept: when it was sent they were known.
+    /// Each had got one list of 100 kB and gone. They were taken for clients that do not read: all
+    /// were kept, and all were looked at for each new one. Then those that ask for nothing but a
+    /// list were kept: when it was sent they were known.
     #[test]
     fn callers_that_took_a_list_and_went_are_forgotten() {
         callers_come_and_go(|_, _| {}, |_, _| {}, 100_000);
@@ -473,7 +483,8 @@ mod tests {
         callers_come_and_go(wanted, done, 100);
     }
 
-    /// Found by measuring: 32,000 clients left without reading their lists. More came than the bus was asked about.
+    /// Found by measuring: 32,000 clients left without reading their lists. More came than the bus
+    /// was asked about.
     #[test]
     fn callers_that_come_faster_than_the_bus_answers_are_forgotten() {
         let mut quotas = Quotas::default();

@@ -1,8 +1,8 @@
-//! The reader: the one thread that reads from the bus. It decodes calls without trust, finds their row, answers reads from
-//! the published tree at once, and makes a job of everything else.
+//! The reader: the one thread that reads from the bus. It decodes calls without trust, finds their
+//! row, answers reads from the published tree at once, and makes a job of everything else.
 //!
-//! A panic in decoding or in a handler is the failure of that call only.
-//! Knows nothing of how jobs are run.
+//! A panic in decoding or in a handler is the failure of that call only. Knows nothing of how jobs
+//! are run.
 
 use std::{cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
@@ -40,7 +40,8 @@ use crate::{
 
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// How often a read is made again because its object has changed in between, before signals are made to wait for it.
+/// How often a read is made again because its object has changed in between, before signals are
+/// made to wait for it.
 const TRIES: usize = 4;
 
 /// What a caller is told that has asked for more than it may have waiting.
@@ -87,8 +88,8 @@ pub struct Reader {
     published: Arc<Published>,
     lists: Lists,
     pending: Pending,
-    /// Jobs whose clients have not written their keys yet. One that has waited long enough is begun all the same, and says
-    /// that there is nothing.
+    /// Jobs whose clients have not written their keys yet. One that has waited long enough is begun
+    /// all the same, and says that there is nothing.
     waiting: RefCell<Awaited<Job>>,
 }
 
@@ -98,8 +99,8 @@ impl Reader {
         Ok(Reader { connection, published, lists, pending: Pending::default(), waiting })
     }
 
-    /// Takes the well-known name. To be called when the first view has been published, so that whoever sees the name
-    /// sees the objects.
+    /// Takes the well-known name. To be called when the first view has been published, so that
+    /// whoever sees the name sees the objects.
     ///
     /// # Errors
     /// When another has it, or the bus refuses it to us.
@@ -112,8 +113,8 @@ impl Reader {
         self.connection.waker()
     }
 
-    /// Reads and answers until the switch is turned on. What has been read by then is still dealt with; jobs are
-    /// refused by then, which is `submit`'s part.
+    /// Reads and answers until the switch is turned on. What has been read by then is still dealt
+    /// with; jobs are refused by then, which is `submit`'s part.
     ///
     /// # Errors
     /// When the bus or the name is lost.
@@ -174,7 +175,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Only the bus itself, and our own library, tell us of the name and the connection; others can send us any signal.
+    /// Only the bus itself, and our own library, tell us of the name and the connection; others can
+    /// send us any signal.
     fn signal(&self, message: &Message) -> Result<(), Error> {
         let interface = message.interface();
         let (interface, member) = (interface.as_deref(), message.member());
@@ -192,9 +194,10 @@ impl Reader {
 
     /// Answers what can be answered from the published tree; gives what is to be done otherwise.
     ///
-    /// Signals of newer versions may be sent by the tree writer at any time, and a read must not follow them with an older
-    /// value: a client that keeps what it reads and what it hears would be wrong from then on. So an answer is sent only if what it
-    /// was made from is still the newest at the moment at which it is put on its way, and made anew otherwise.
+    /// Signals of newer versions may be sent by the tree writer at any time, and a read must not
+    /// follow them with an older value: a client that keeps what it reads and what it hears would
+    /// be wrong from then on. So an answer is sent only if what it was made from is still the
+    /// newest at the moment at which it is put on its way, and made anew otherwise.
     fn answer(&self, message: &Message, caller: &Caller, wants_reply: bool) -> Option<Response> {
         for _ in 0..TRIES {
             let tree = self.published.load();
@@ -359,7 +362,8 @@ fn about(asked: Asked, object: Option<&Object>, arguments: &[Value], tree: &Tree
     if let Some(object) = object {
         return About::Pool(object.state.id().pool());
     }
-    // A new pool comes with its reply, and keys are no pools. All others of Manager name a pool first, or none.
+    // A new pool comes with its reply, and keys are no pools. All others of Manager name a pool
+    // first, or none.
     match (asked.row.name, arguments.first()) {
         ("CreatePool" | "ListKeys" | "SetKey" | "UnsetKey", _) => About::Nothing,
         (_, Some(Value::Path(path))) => {

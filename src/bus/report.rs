@@ -1,4 +1,5 @@
-//! The reports: the published state as JSON text for people (`docs/spec/dbus/dbus-api.md` §4.3). Its shape is not stable.
+//! The reports: the published state as JSON text for people (`docs/spec/dbus/dbus-api.md` §4.3).
+//! Its shape is not stable.
 //!
 //! Knows nothing that is not in the published state, or told of the requests under way.
 
@@ -34,7 +35,8 @@ pub enum Report {
     StoppedPools,
     /// Who is at work on pools, and who waits.
     Locks,
-    /// Everything about all pools, running (sorted by UUID) and stopped, and who is at work on them.
+    /// Everything about all pools, running (sorted by UUID) and stopped, and who is at work on
+    /// them.
     EngineState,
 }
 
@@ -50,8 +52,9 @@ pub fn by_name(name: &str) -> Result<Report, NoSuchReport> {
     }
 }
 
-/// Puts a report together, anew as long as the state changes meanwhile. What it has written of a pool is kept for the next
-/// time, since one pool with ten thousand filesystems takes longer than changes are apart.
+/// Puts a report together, anew as long as the state changes meanwhile. What it has written of a
+/// pool is kept for the next time, since one pool with ten thousand filesystems takes longer than
+/// changes are apart.
 pub struct Composer {
     report: Report,
     written: Vec<(Arc<Pool>, String)>,

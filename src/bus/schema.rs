@@ -1,5 +1,5 @@
-//! What interfaces there are, and what a member of one can be, apart from who carries it out: kinds, revisions, names,
-//! how changes are announced.
+//! What interfaces there are, and what a member of one can be, apart from who carries it out:
+//! kinds, revisions, names, how changes are announced.
 //!
 //! Facts: `docs/spec/dbus/dbus-api.md` §2, §3.
 

@@ -1,5 +1,5 @@
-//! What the bus says of what it holds (`org.freedesktop.DBus.Debug.Stats`, which root may ask on a system bus), in the two
-//! ways in which the buses in use say it.
+//! What the bus says of what it holds (`org.freedesktop.DBus.Debug.Stats`, which root may ask on a
+//! system bus), in the two ways in which the buses in use say it.
 //!
 //! Pure: sends nothing. A text of the bus that is none of these is [`Holding::Silence`].
 
@@ -51,12 +51,12 @@ pub enum Holding {
 /// How a bus is asked.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// dbus-daemon: one connection at a time; `IncomingBytes` are messages that it has sent, `OutgoingBytes` messages to it.
-    /// Tried first.
+    /// dbus-daemon: one connection at a time; `IncomingBytes` are messages that it has sent,
+    /// `OutgoingBytes` messages to it. Tried first.
     #[default]
     Connection,
-    /// dbus-broker: all connections at once, in an entry of its own; `OutgoingBytes` of a peer wait for it to read. It
-    /// does not say who sent them.
+    /// dbus-broker: all connections at once, in an entry of its own; `OutgoingBytes` of a peer wait
+    /// for it to read. It does not say who sent them.
     Peers,
 }
 

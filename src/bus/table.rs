@@ -1,9 +1,11 @@
-//! The interfaces as data: one row for each member and shape, from which everything else about them is computed -
-//! dispatch, GetAll, GetManagedObjects, introspection, change signals and the bus policy.
+//! The interfaces as data: one row for each member and shape, from which everything else about them
+//! is computed - dispatch, GetAll, GetManagedObjects, introspection, change signals and the bus
+//! policy.
 //!
-//! A member that changed its shape has neighbouring rows with different revision spans. A new revision is
-//! [`LAST_REVISION`](super::schema::LAST_REVISION) and the rows that differ. Facts: `docs/spec/dbus/dbus-api.md` §2, §3, §5.
-//! Knows no connection, no object paths and nothing of how an operation is carried out.
+//! A member that changed its shape has neighbouring rows with different revision spans. A new
+//! revision is [`LAST_REVISION`](super::schema::LAST_REVISION) and the rows that differ. Facts:
+//! `docs/spec/dbus/dbus-api.md` §2, §3, §5. Knows no connection, no object paths and nothing of how
+//! an operation is carried out.
 
 use std::{ops::RangeInclusive, panic::AssertUnwindSafe};
 
@@ -18,7 +20,8 @@ use crate::{
     view,
 };
 
-/// Computes a property from the published state. Which function it is says what object the property belongs to.
+/// Computes a property from the published state. Which function it is says what object the property
+/// belongs to.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub enum Read {
@@ -28,7 +31,8 @@ pub enum Read {
     Device(fn(&DeviceObject) -> Value),
 }
 
-/// Carries out a method or the setting of a property. Its errors are those of arguments that it cannot take apart.
+/// Carries out a method or the setting of a property. Its errors are those of arguments that it
+/// cannot take apart.
 pub type Handler = fn(Call<'_>) -> Result<Work, BadArguments>;
 
 /// A method or property.
@@ -296,8 +300,8 @@ pub fn properties(kind: Kind) -> impl Iterator<Item = &'static Row> {
     ROWS.iter().filter(move |row| row.kind == kind && row.is_property())
 }
 
-/// The value of a property. `None` for a row that is no property of the subject's kind; and for one that panics, which
-/// is logged and leaves out just that property.
+/// The value of a property. `None` for a row that is no property of the subject's kind; and for one
+/// that panics, which is logged and leaves out just that property.
 pub fn value(row: &Row, subject: Subject<'_>) -> Option<Value> {
     let Member::Property { read, .. } = row.member else { return None };
     let compute = AssertUnwindSafe(|| match (read, subject) {

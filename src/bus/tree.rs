@@ -1,10 +1,11 @@
 //! The published tree: one immutable version of everything that can be read on the bus.
 //!
-//! The tree writer makes a new version from the last one and swaps it in; readers keep the version that they began with.
-//! Versions share what did not change. What is expensive to build of an object, its entry in GetManagedObjects, is built
-//! when it is first asked for and then kept with the object as bytes. So a change of ten thousand objects costs the tree
-//! writer no more than their places, and a list after a change of one object builds one entry.
-//! Knows nothing of the connection, of signals, or where changes come from.
+//! The tree writer makes a new version from the last one and swaps it in; readers keep the version
+//! that they began with. Versions share what did not change. What is expensive to build of an
+//! object, its entry in GetManagedObjects, is built when it is first asked for and then kept with
+//! the object as bytes. So a change of ten thousand objects costs the tree writer no more than
+//! their places, and a list after a change of one object builds one entry. Knows nothing of the
+//! connection, of signals, or where changes come from.
 
 use std::sync::{Arc, OnceLock};
 
@@ -144,7 +145,8 @@ impl Tree {
         self.objects.get(self.numbers.get(&id)?)
     }
 
-    /// Whether the object of a path, or what the top object shows, is the same value in another version.
+    /// Whether the object of a path, or what the top object shows, is the same value in another
+    /// version.
     pub fn shows_the_same(&self, other: &Tree, path: &str) -> bool {
         match (self.at(path), other.at(path)) {
             (Some(one), Some(another)) => Arc::ptr_eq(one, another),
@@ -153,8 +155,8 @@ impl Tree {
         }
     }
 
-    /// The path of what an operation has made, also when somebody has destroyed it before the reply could be sent: a
-    /// reply waits for links, outside any lock. `/` for what went too long ago.
+    /// The path of what an operation has made, also when somebody has destroyed it before the reply
+    /// could be sent: a reply waits for links, outside any lock. `/` for what went too long ago.
     pub fn path(&self, id: Id) -> String {
         let gone = || self.gone.iter().rev().find_map(|(known, number)| (*known == id).then_some(*number));
         self.numbers.get(&id).copied().or_else(gone).map_or_else(|| "/".to_owned(), path_of)
@@ -191,6 +193,6 @@ impl Tree {
     }
 }
 
-/// Builds the body of a reply. Runs on the tree writer after the changes have been published, so that every object
-/// that the change made has its path.
+/// Builds the body of a reply. Runs on the tree writer after the changes have been published, so
+/// that every object that the change made has its path.
 pub type Late<T> = Box<dyn FnOnce(&Tree) -> T + Send>;

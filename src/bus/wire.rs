@@ -1,10 +1,11 @@
 //! Values as they travel: our own type for them, and the marshaller that turns them into bytes.
 //!
-//! Little-endian, by the rules of the D-Bus specification ("Message Format"). Bodies are made here and become messages
-//! in [`message`](super::message); that way what is expensive to build (the entry of one object in
-//! GetManagedObjects) can be kept as bytes. The trick that makes this possible: in D-Bus padding depends on the
-//! position in the message only through its remainder by 8, so bytes marshalled at a multiple of 8 fit at any other.
-//! Knows nothing of objects, interfaces or the connection.
+//! Little-endian, by the rules of the D-Bus specification ("Message Format"). Bodies are made here
+//! and become messages in [`message`](super::message); that way what is expensive to build (the
+//! entry of one object in GetManagedObjects) can be kept as bytes. The trick that makes this
+//! possible: in D-Bus padding depends on the position in the message only through its remainder by
+//! 8, so bytes marshalled at a multiple of 8 fit at any other. Knows nothing of objects, interfaces
+//! or the connection.
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
@@ -106,8 +107,8 @@ impl Value {
         }
     }
 
-    /// The value that stands for "nothing" where a type must be filled: false, zero, empty text, the path `/`, an empty
-    /// array. `signature` is one complete type.
+    /// The value that stands for "nothing" where a type must be filled: false, zero, empty text,
+    /// the path `/`, an empty array. `signature` is one complete type.
     pub fn filler(signature: &'static str) -> Value {
         match signature.as_bytes().first() {
             Some(b'y') => Value::Byte(0),
@@ -126,8 +127,8 @@ impl Value {
     }
 }
 
-/// The complete types of a signature, one after the other. For signatures that are constants of this program: it takes
-/// the brackets to match.
+/// The complete types of a signature, one after the other. For signatures that are constants of
+/// this program: it takes the brackets to match.
 #[derive(Debug, Clone, Copy)]
 pub struct Types(pub &'static str);
 
@@ -218,8 +219,8 @@ impl Marshaller {
         self.bytes.push(0);
     }
 
-    /// Writes the variant in which properties are sent. That of a property which is a variant itself is not put into
-    /// another: the existing daemon does not, and clients take off just one.
+    /// Writes the variant in which properties are sent. That of a property which is a variant
+    /// itself is not put into another: the existing daemon does not, and clients take off just one.
     pub fn property(&mut self, value: &Value) {
         if !matches!(value, Value::Variant(_)) {
             self.signature(&value.signature());
@@ -240,7 +241,8 @@ impl Marshaller {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// `a…`: the length, padding that does not count, and what `fill` writes. `element` is the elements' signature.
+    /// `a…`: the length, padding that does not count, and what `fill` writes. `element` is the
+    /// elements' signature.
     pub fn array<R>(&mut self, element: &str, fill: impl FnOnce(&mut Marshaller) -> R) -> R {
         self.u32(0);
         let length_at = self.bytes.len() - 4;
@@ -261,7 +263,8 @@ impl Marshaller {
             Value::U32(v) => self.u32(*v),
             Value::U64(v) => self.u64(*v),
             Value::Str(v) | Value::Path(v) => self.str(v),
-            // No member has a descriptor in its output (a test walks the table); an index that names none.
+            // No member has a descriptor in its output (a test walks the table); an index that
+            // names none.
             Value::Descriptor(_) => self.u32(u32::MAX),
             Value::Array(element, values) => self.array(element, |m| values.iter().for_each(|v| m.value(v))),
             Value::Dict(entry, entries) => self.array(entry, |m| {
@@ -310,8 +313,9 @@ impl Body {
     }
 }
 
-/// Takes a value apart into the Rust type that a handler wants. The row's signature has been checked before, so `None`
-/// means that row and handler disagree, which a test over all rows rules out.
+/// Takes a value apart into the Rust type that a handler wants. The row's signature has been
+/// checked before, so `None` means that row and handler disagree, which a test over all rows rules
+/// out.
 pub trait FromValue: Sized {
     /// The value, if it is of this type.
     fn from_value(value: Value) -> Option<Self>;

@@ -1,12 +1,12 @@
 //! The tree writer: the one thread that makes versions of the tree.
 //!
-//! For each update, in the order in which they arrive (that is commit order): apply the changes, publish the new version, send
-//! the signals, then the reply. Whoever gets a reply therefore finds the change in whatever is read next, and has its
-//! signals before it.
+//! For each update, in the order in which they arrive (that is commit order): apply the changes,
+//! publish the new version, send the signals, then the reply. Whoever gets a reply therefore finds
+//! the change in whatever is read next, and has its signals before it.
 //!
-//! A large change is published as a whole as well, but only the first of its signals are sent with it. The others go out in
-//! portions, each when the bus has taken the one before, and what is about other pools passes in between; what is about
-//! the same pool waits (see [`super::backlog`]).
+//! A large change is published as a whole as well, but only the first of its signals are sent with
+//! it. The others go out in portions, each when the bus has taken the one before, and what is about
+//! other pools passes in between; what is about the same pool waits (see [`super::backlog`]).
 //!
 //! Knows nothing of the engine but the changes that it reports.
 
@@ -30,14 +30,14 @@ use crate::{
     view::{Change, Update},
 };
 
-/// How long the bus may take nothing at the end, when there are still replies and signals for it; and how long it may take in
-/// all.
+/// How long the bus may take nothing at the end, when there are still replies and signals for it;
+/// and how long it may take in all.
 const LAST_WORDS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(20));
-/// Bytes of signals that are sent together with the publication of their version. Those of a change of a few objects are
-/// less.
+/// Bytes of signals that are sent together with the publication of their version. Those of a change
+/// of a few objects are less.
 const FIRST_PORTION_BYTES: usize = 64 << 10;
-/// Bytes of signals that are sent before somebody else has a turn. The reference bus needs 10 µs for a message of 250 bytes,
-/// and all that others are told waits for that.
+/// Bytes of signals that are sent before somebody else has a turn. The reference bus needs 10 µs
+/// for a message of 250 bytes, and all that others are told waits for that.
 const PORTION_BYTES: usize = 1 << 10;
 
 /// The tree writer. [`Writer::run`] is its thread.
@@ -73,8 +73,8 @@ impl Writer {
         Writer { connection, published, backlog: Backlog::default() }
     }
 
-    /// Works until every sender of updates is gone and all has been sent. The reader has ended before, so that nobody
-    /// else uses the connection then.
+    /// Works until every sender of updates is gone and all has been sent. The reader has ended
+    /// before, so that nobody else uses the connection then.
     pub fn run(mut self, updates: &Receiver<Update<Reply>>, pulse: &Pulse) {
         let connection = Arc::clone(&self.connection);
         loop {

@@ -1,4 +1,5 @@
-//! From change to signals: what is sent, in which order, and that what is kept as bytes is what would be built anew.
+//! From change to signals: what is sent, in which order, and that what is kept as bytes is what
+//! would be built anew.
 
 use std::sync::Arc;
 
@@ -70,7 +71,8 @@ fn added_object_comes_with_all_interfaces_and_properties_in_one_signal() {
         assert_eq!(properties.len(), expected.len());
         for row in expected {
             let Value::Variant(value) = entry(entry(&arguments[1], &interface.name()), row.name) else { panic!() };
-            // A property that is a variant is sent as that variant. Here it says that the pool is not encrypted.
+            // A property that is a variant is sent as that variant. Here it says that the pool is
+            // not encrypted.
             let signature = match (row.signature().as_str(), row.name) {
                 ("v", "VolumeKeyLoaded") => "b".to_owned(),
                 ("v", _) => "s".to_owned(),
@@ -99,7 +101,8 @@ fn gone_pool_takes_filesystems_and_devices_before_itself_and_numbers_are_not_use
     assert_eq!(heads(&signals), ["~ InterfacesAdded ~/3", "~ InterfacesAdded ~/4"]);
 }
 
-/// A reply that waited for links while another client destroyed the filesystem named the path `/` as what it had made.
+/// A reply that waited for links while another client destroyed the filesystem named the path `/`
+/// as what it had made.
 #[test]
 fn reply_names_what_it_made_also_when_that_is_gone_again() {
     let before = tree(vec![is(&with_filesystem(pool(1, "p"), 5))]);
@@ -212,7 +215,8 @@ fn bindings_are_told_by_version_and_agreement() {
     assert_eq!(property(&torn, 8, "VolumeKeyLoaded"), "false");
 }
 
-/// §3.2: what a re-encryption and a decryption change, and that work under way is no change of a property.
+/// §3.2: what a re-encryption and a decryption change, and that work under way is no change of a
+/// property.
 #[test]
 fn work_on_all_data_is_signalled_when_it_is_done() {
     use crate::{
@@ -474,7 +478,8 @@ fn hear(heard: &mut Heard, signal: &Signal) {
 }
 
 proptest! {
-    /// P4 as a whole: who follows the signals knows exactly the published properties, and no signal says what is known.
+    /// P4 as a whole: who follows the signals knows exactly the published properties, and no signal
+    /// says what is known.
     #[test]
     fn signals_tell_all_and_nothing_else(edits in prop::collection::vec(edit(), 1..12)) {
         let mut tree = Tree::default();

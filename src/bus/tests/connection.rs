@@ -1,4 +1,5 @@
-//! A connection by itself, against a real bus daemon: what the tree writer and the end of the daemon rely on.
+//! A connection by itself, against a real bus daemon: what the tree writer and the end of the
+//! daemon rely on.
 
 use std::{sync::Arc, time::Instant};
 
@@ -16,8 +17,9 @@ use crate::bus::{
     wire::{Body, Value},
 };
 
-/// The signals of a large change are sent in portions, the next one when the mark after the last has passed. A mark that passed
-/// by itself would put all of them in front of what others are to get.
+/// The signals of a large change are sent in portions, the next one when the mark after the last
+/// has passed. A mark that passed by itself would put all of them in front of what others are to
+/// get.
 #[test]
 fn a_mark_passes_when_the_bus_answers_if_anybody_reads_answers() {
     let bus = PrivateBus::start();

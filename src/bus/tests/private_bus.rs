@@ -1,7 +1,7 @@
 //! The threads of the bus against a real bus daemon, on a socket of its own.
 //!
-//! No engine: what a job would have done is told to the tree writer by the test. Waits are for messages, with a limit
-//! that is only reached when one is missing.
+//! No engine: what a job would have done is told to the tree writer by the test. Waits are for
+//! messages, with a limit that is only reached when one is missing.
 
 use std::{
     io::{BufRead, BufReader},
@@ -282,7 +282,8 @@ fn reads_are_answered_and_mistakes_get_their_error() {
     let all = client.call(TOP, PROPERTIES, "GetAll", (ours("Manager.r9"),)).unwrap();
     assert_eq!(plain(&all[0]), "{'Version'='3.9.2' 'StoppedPools'={}}");
     assert_eq!(plain(&client.call(TOP, PROPERTIES, "GetAll", (ours("Report.r0"),)).unwrap()[0]), "{}");
-    // The interfaces of the D-Bus specification have no properties. Only the top object is an object manager.
+    // The interfaces of the D-Bus specification have no properties. Only the top object is an
+    // object manager.
     for (path, interface) in [(TOP, MANAGER), (TOP, PROPERTIES), (&at(0), PROPERTIES)] {
         assert_eq!(plain(&client.call(path, PROPERTIES, "GetAll", (interface,)).unwrap()[0]), "{}");
         assert_eq!(client.error(path, PROPERTIES, "Get", (interface, "Name")), "UnknownProperty");
@@ -358,7 +359,8 @@ fn signals_of_a_change_come_before_its_reply() {
     server.end().unwrap();
 }
 
-/// P3 from any connection: after each reply the new object is in the very next list, and gone again after the next.
+/// P3 from any connection: after each reply the new object is in the very next list, and gone again
+/// after the next.
 #[test]
 fn what_was_replied_is_in_the_next_list() {
     let bus = PrivateBus::start();
@@ -377,15 +379,17 @@ fn what_was_replied_is_in_the_next_list() {
     server.end().unwrap();
 }
 
-/// The reader waits without holding the library's I/O path: what another thread sends leaves at once although nothing is
-/// there to be read; and nothing is lost when both are busy. A message that stays in the queue fails this by the limit.
+/// The reader waits without holding the library's I/O path: what another thread sends leaves at
+/// once although nothing is there to be read; and nothing is lost when both are busy. A message
+/// that stays in the queue fails this by the limit.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn writer_and_reader_do_not_wait_for_each_other() {
     let bus = PrivateBus::start();
     let server = Server::start(&bus, vec![is(&pool(1, "p"))]);
     let (listener, other) = (Client::new(&bus).listens(), Client::new(&bus));
-    // Idle: no client sends anything before the change, so the reader gets no reason to look at its socket.
+    // Idle: no client sends anything before the change, so the reader gets no reason to look at its
+    // socket.
     for n in 0..50 {
         server.send(vec![is(&Pool { fs_limit: n, ..pool(1, "p") })], None);
         assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
@@ -414,8 +418,9 @@ fn writer_and_reader_do_not_wait_for_each_other() {
     server.end().unwrap();
 }
 
-/// Lists from several clients while filesystems come and go: each is one version (the number of filesystems is the
-/// fs_limit that the pool shows), and none takes back what a signal has told before.
+/// Lists from several clients while filesystems come and go: each is one version (the number of
+/// filesystems is the fs_limit that the pool shows), and none takes back what a signal has told
+/// before.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn lists_are_never_torn_and_never_older_than_the_signals_before() {
@@ -466,7 +471,8 @@ fn lists_are_never_torn_and_never_older_than_the_signals_before() {
     Arc::into_inner(server).unwrap().end().unwrap();
 }
 
-/// A rename of a pool with ten thousand filesystems kept all others from their signals and replies for 1.7 s.
+/// A rename of a pool with ten thousand filesystems kept all others from their signals and replies
+/// for 1.7 s.
 #[test]
 fn large_change_lets_other_pools_pass_and_its_own_wait() {
     const FILESYSTEMS: usize = 500;
@@ -477,7 +483,8 @@ fn large_change_lets_other_pools_pass_and_its_own_wait() {
     for change in [is(&named("second")), is(&named("third")), is(&pool(2, "other"))] {
         server.send(vec![change], None);
     }
-    // What is told of the newest revisions: new names of pools, and that links of filesystems have changed.
+    // What is told of the newest revisions: new names of pools, and that links of filesystems have
+    // changed.
     let mut heard: Vec<String> = Vec::new();
     while heard.len() < 3 + 2 * FILESYSTEMS {
         let message = client.next();
@@ -501,8 +508,8 @@ fn large_change_lets_other_pools_pass_and_its_own_wait() {
     server.end().unwrap();
 }
 
-/// A list that the bus would not take is an error, not the end of the connection; a large one that fits arrives, and
-/// while it is made and sent, others are answered.
+/// A list that the bus would not take is an error, not the end of the connection; a large one that
+/// fits arrives, and while it is made and sent, others are answered.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn ten_thousand_objects() {
@@ -541,7 +548,8 @@ fn ten_thousand_objects() {
     server.end().unwrap();
 }
 
-/// A client that asks for list after list and never reads any does not keep others from their answers.
+/// A client that asks for list after list and never reads any does not keep others from their
+/// answers.
 #[test]
 fn client_that_never_reads() {
     let bus = PrivateBus::start();
@@ -592,7 +600,8 @@ fn end_of_the_bus_ends_the_reader() {
     assert!(matches!(server.join(), Err(Error::Lost)));
 }
 
-/// Calls that were on their way when the daemon stops are refused by whoever runs jobs; their callers hear of it.
+/// Calls that were on their way when the daemon stops are refused by whoever runs jobs; their
+/// callers hear of it.
 #[test]
 fn stop_lets_refusals_out() {
     let bus = PrivateBus::start();
@@ -612,7 +621,8 @@ fn there_is_no_bus() {
     assert!(matches!(Bus::connect_to("unix:path=/nonexistent/socket"), Err(Error::NoBus(_))));
 }
 
-/// One filesystem more or less is one entry: the sizes on which the limits in the documentation rest.
+/// One filesystem more or less is one entry: the sizes on which the limits in the documentation
+/// rest.
 #[test]
 fn a_filesystem_takes_about_four_kilobytes_of_a_list() {
     let tree = super::tree(vec![is(&large(1))]);

@@ -1,4 +1,5 @@
-//! Calls and what is answered, without a bus: refusals that are made before the engine is asked, and the form of replies.
+//! Calls and what is answered, without a bus: refusals that are made before the engine is asked,
+//! and the form of replies.
 
 use std::time::Duration;
 
@@ -300,7 +301,8 @@ fn bindings_of_a_pool_in_both_forms() {
     }
 }
 
-/// The passphrase of StartPool is read as that of SetKey: not on the reader's thread, and with the same limits.
+/// The passphrase of StartPool is read as that of SetKey: not on the reader's thread, and with the
+/// same limits.
 #[test]
 fn a_start_with_a_passphrase_reads_it_first() {
     use std::{fs::File, io::Write, os::fd::OwnedFd, sync::Arc};
@@ -566,7 +568,8 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
     assert_eq!(report["pools"][0]["work"], expected);
 }
 
-/// A refusal that listed twenty thousand paths was a reply of 150 kB, one that quoted a name of 16 MiB as long as that.
+/// A refusal that listed twenty thousand paths was a reply of 150 kB, one that quoted a name of 16
+/// MiB as long as that.
 #[test]
 fn long_texts_are_cut_in_the_middle_and_between_characters() {
     let short = "the name `a b` contains a space".to_owned();

@@ -25,8 +25,8 @@ fn attribute(tag: &str, name: &str) -> String {
     tag.split_once(&start).and_then(|(_, rest)| rest.split_once('"')).map_or(String::new(), |(value, _)| value.into())
 }
 
-/// Every member as one line: interface, kind of member, name, then its arguments or type, access and annotation. The
-/// order of members does not count, that of arguments does.
+/// Every member as one line: interface, kind of member, name, then its arguments or type, access
+/// and annotation. The order of members does not count, that of arguments does.
 fn members(xml: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let (mut interface, mut current) = (String::new(), String::new());
@@ -159,8 +159,9 @@ fn object<'a>(tree: &'a Tree, row: &Row) -> Option<&'a Object> {
     tree.objects().find(|object| object.state.kind() == row.kind).map(|object| &**object)
 }
 
-/// Each handler can take apart what its row says it gets, filler values of the row's types. Handlers that go on to the
-/// engine stop before it: no object is at the path `/`, no name is empty, and so on; what they answer is not looked at.
+/// Each handler can take apart what its row says it gets, filler values of the row's types.
+/// Handlers that go on to the engine stop before it: no object is at the path `/`, no name is
+/// empty, and so on; what they answer is not looked at.
 #[test]
 fn every_handler_understands_its_arguments() {
     let tree = every_kind();

@@ -26,7 +26,8 @@ fn leaf() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Values of one type, so that they can be the elements of one array: the same value, some of its leaves changed.
+/// Values of one type, so that they can be the elements of one array: the same value, some of its
+/// leaves changed.
 fn alike(value: &Value, salt: u64) -> Value {
     match value {
         Value::Byte(v) => Value::Byte(v.wrapping_add(salt as u8)),
@@ -65,7 +66,8 @@ fn reply(body: &Body) -> Message {
 }
 
 proptest! {
-    /// libdbus accepts what we marshal (it checks every byte, padding included) and reads the same values.
+    /// libdbus accepts what we marshal (it checks every byte, padding included) and reads the same
+    /// values.
     #[test]
     fn libdbus_reads_what_was_written(written in prop::collection::vec(value(), 0..5)) {
         let message = reply(&Body::of(&written));
@@ -87,7 +89,8 @@ proptest! {
         prop_assert_eq!(direct.finish(), moved.finish());
     }
 
-    /// Whatever the bytes of a body, reading them as any of our signatures ends in values or an error.
+    /// Whatever the bytes of a body, reading them as any of our signatures ends in values or an
+    /// error.
     #[test]
     fn no_body_makes_decoding_panic(written in prop::collection::vec(value(), 0..4), row in 0..100usize) {
         let message = reply(&Body::of(&written));
