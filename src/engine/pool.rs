@@ -1,7 +1,8 @@
-//! A running pool: its metadata, its devices, its stack, its filesystems, and what clients see of it.
+//! A running pool: its metadata, devices, stack and filesystems, and the view that clients get.
 //!
-//! One type for both metadata versions: what differs is in the metadata's codec and in the list of layers. The pool-level
-//! metadata is itself the state, so there is no second description of the layout that could disagree with it.
+//! Both metadata versions share this type. They differ only in the metadata's codec and in the list
+//! of layers. The pool metadata is itself the state, so no second description of the layout can
+//! disagree with it.
 
 mod availability;
 mod encryption;
@@ -44,21 +45,22 @@ pub use self::record::RESERVE_BYTES;
 pub struct Member {
     /// The device.
     pub device: BlockDevice,
-    /// Its size now, and its sector sizes.
+    /// The size that the kernel reports now, and the sector sizes.
     pub geometry: Geometry,
-    /// Its Stratis area.
+    /// The device's BDA.
     pub bda: Bda,
-    /// The container that it lies in: a version 1 pool that is encrypted. `device` is what has been opened of it then.
+    /// The LUKS2 container of the device, in an encrypted version 1 pool. `device` is then the
+    /// crypt device on it.
     pub container: Option<LuksDevice>,
 }
 
 impl Member {
-    /// A device that has just been initialized.
+    /// Makes a member of a device that has just been initialized.
     pub fn of(candidate: Candidate, bda: Bda) -> Member {
         Member { device: candidate.device, geometry: candidate.geometry, bda, container: candidate.container }
     }
 
-    /// The block device that people know.
+    /// The block device that users see: the container if there is one.
     pub fn outer(&self) -> &BlockDevice {
         self.container.as_ref().map_or(&self.device, |luks_device| &luks_device.device)
     }
@@ -80,75 +82,83 @@ pub struct Filesystem {
 pub(super) struct LeftOut {
     /// Its record.
     pub record: FilesystemRecord,
-    /// Why it could not be.
+    /// Why the set-up failed.
     pub reason: String,
 }
 
 /// A running pool.
 pub struct Pool {
     uuid: PoolUuid,
-    /// The name it is found by. Metadata is ahead of it for the moment of a rename.
+    /// The name under which the daemon finds the pool. During a rename the metadata already has the
+    /// new name.
     name: Name,
     version: MetadataVersion,
-    /// What is recorded on its devices: see [`Pool::on_record`].
+    /// The pool metadata as recorded on the devices. See [`Pool::on_record`] for the one exception.
     pub(super) meta: PoolMetadata,
-    /// The recorded cache tier that it is set up without.
+    /// The recorded cache tier, if the pool was set up without it.
     former_cache: Option<TierRecord>,
-    /// Its devices, data and cache.
+    /// The devices of both tiers.
     pub(super) members: BTreeMap<DevUuid, Member>,
     /// Its layers.
     pub(super) stack: Stack,
     /// Its filesystems.
     pub(super) filesystems: BTreeMap<FsUuid, Filesystem>,
-    /// Filesystems that could not be set up. Their names, their number and their sizes count, or they would be given out
-    /// again, and what is in them is not given up: they may be back when the pool is next set up.
+    /// Filesystems that could not be set up. Their names, number and sizes still count: otherwise
+    /// the pool would give them out again. Their contents are not given up, because the next set-up
+    /// of the pool may bring them back.
     left_out: Vec<LeftOut>,
-    /// Filesystems in the making, with their sizes: they count for what may be made beside them.
+    /// Filesystems that are being created, with their sizes. They count against the limits for
+    /// other new filesystems.
     pub(super) unborn: BTreeMap<FsUuid, Sectors>,
     /// The next thin device number to give out.
     next_thin_id: u32,
-    /// Its devices have been given up; only its entry in the table is still there.
+    /// The pool has given up its devices. Only its entry in the table is left.
     gone: bool,
-    /// Its thin metadata could not grow as it should, and nothing has changed since that might let it.
+    /// The thin metadata could not grow as it should, and nothing has changed since that might make
+    /// it possible.
     pub(super) metadata_exhausted: bool,
-    /// The kernel's tables are behind what is recorded.
+    /// The kernel's tables lag behind the recorded metadata.
     pub(super) is_behind: bool,
-    /// A growth that the kernel has refused, with the space that there was: it is not asked for again while that is the same.
+    /// A growth that the kernel refused, with the space available then. The pool does not try that
+    /// growth again until the space changes.
     pub(super) refused: Option<(Growth, Sectors)>,
-    /// Size that its thin metadata should have, as found out for this much space and so many filesystems.
+    /// The size that the thin metadata should have, as computed for this much space and this many
+    /// filesystems.
     pub(super) metadata_needed: Option<((Sectors, u64), Sectors)>,
-    /// With so few free data blocks the kernel is to raise an event; `None`: with the usual number.
+    /// The low-water mark at which the kernel should raise an event; `None`: the usual one.
     pub(super) low_water: Option<DataBlocks>,
-    /// It is to be looked at again after this time, since no event will tell that somebody writes.
+    /// When to check the pool again. No event tells that somebody is writing.
     pub(super) look_again: Option<Duration>,
-    /// How long nobody was seen to write, as far as that was looked at.
+    /// How long no write was seen, as far as the checks can tell.
     pub(super) quiet: Duration,
-    /// Data blocks that were in use when it was last looked at.
+    /// Data blocks in use at the last check.
     data_used: Option<DataBlocks>,
-    /// State of its thin pool when it was last looked at.
+    /// State of the thin pool at the last check.
     thin_state: Option<State>,
-    /// Data blocks in use, as clients see them; `None` if the thin pool does not say.
+    /// Data blocks in use, as clients see them; `None` if the thin pool does not report them.
     blocks_shown: Option<DataBlocks>,
-    /// How it can be unlocked; `None`: it is not encrypted.
+    /// How the pool can be unlocked; `None` if it is not encrypted.
     encryption: Option<Info>,
-    /// Its volume key is in the daemon's keyring (version 2).
+    /// The pool's volume key is in the daemon's keyring (version 2).
     volume_key_loaded: bool,
-    /// The work on its data that is under way, or that was cut short and goes on soon.
+    /// The re-encryption job on the pool's data that is running, or that was interrupted and will
+    /// continue soon.
     pub(super) work: Option<Arc<view::Work>>,
-    /// What is known to be wrong with it, worst first: how far that restricts it, and why. It stays until the pool is next set
-    /// up.
+    /// The worst known damage: how far it restricts the pool, and why. It stays until the next
+    /// set-up of the pool.
     damage: Option<(Availability, Arc<str>)>,
-    /// Why its record is unsure, if it is: the next set-up may find a state that was to be taken back. That ends when the former
-    /// state has been written once more.
+    /// Why the record is unsure, if it is: the next set-up may find a state that was to be taken
+    /// back. The record is sure again once the former state has been written once more.
     unsure: Option<Arc<str>>,
-    /// Its thin pool is out of metadata space, and could not be given any. That ends by itself when there is some.
+    /// The thin pool is out of metadata space and could not get any. This ends by itself once there
+    /// is some.
     starved: bool,
     shown: view::Pool,
     changed: bool,
 }
 
 impl Pool {
-    /// A pool whose backstore is up and described by `meta`, without filesystems yet.
+    /// Makes a pool without filesystems. Its backstore is up and described by `meta`.
     pub(super) fn new(
         uuid: PoolUuid,
         name: Name,
@@ -229,22 +239,23 @@ impl Pool {
         self.version
     }
 
-    /// The name as recorded: the one that links are made from. Differs from [`Pool::name`] for the moment of a rename.
+    /// The recorded name, from which links are made. It differs from [`Pool::name`] only during a
+    /// rename.
     pub fn recorded_name(&self) -> Name {
         Name::new(&self.meta.name).unwrap_or_else(|_| self.name.clone())
     }
 
-    /// What clients see of it now.
+    /// The pool as clients see it now.
     pub fn view(&self) -> Arc<view::Pool> {
         Arc::new(self.shown.clone())
     }
 
-    /// What clients see of it, if that changed since this was last called.
+    /// The pool as clients see it, if that changed since the last call.
     pub fn take_change(&mut self) -> Option<Arc<view::Pool>> {
         std::mem::take(&mut self.changed).then(|| self.view())
     }
 
-    /// Whether its devices have been given up.
+    /// Whether the pool has given up its devices.
     pub fn is_gone(&self) -> bool {
         self.gone
     }
@@ -253,8 +264,8 @@ impl Pool {
         self.gone = gone;
     }
 
-    /// Takes over what has been read anew from its devices. It is found by the same name as before, and thin device
-    /// numbers that were given out in this run are not given out again.
+    /// Replaces this pool by `fresh`, which was read anew from its devices. The pool keeps the name
+    /// under which it is found. Thin device numbers given out in this run are not given out again.
     pub(super) fn become_as_read(&mut self, mut fresh: Pool) {
         fresh.name = self.name.clone();
         fresh.next_thin_id = fresh.next_thin_id.max(self.next_thin_id);
@@ -263,7 +274,7 @@ impl Pool {
         *self = fresh;
     }
 
-    /// Gives it the name that its metadata has already.
+    /// Gives the pool the name that its metadata already has.
     pub(super) fn set_name(&mut self, name: Name) {
         self.name = name;
         self.show();
@@ -271,7 +282,8 @@ impl Pool {
 
     // ---- devices ----
 
-    /// Its devices: numbers, nodes, identifiers. Containers and what is in them.
+    /// The pool's devices, both containers and the crypt devices on them: device number, node,
+    /// identifier.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (DeviceNumber, PathBuf, DevUuid)> {
         let outer = self.members.iter().filter(|(_, member)| member.container.is_some());
         let outer = outer.map(|(uuid, member)| (member.outer(), *uuid));
@@ -279,7 +291,7 @@ impl Pool {
         all.map(|(device, uuid)| (device.number, device.path.clone(), uuid))
     }
 
-    /// The tier that a device number is in, if it is the pool's.
+    /// The member with this device number and its tier, if the pool has one.
     pub(super) fn tier_of(&self, number: DeviceNumber) -> Option<(DevUuid, Tier)> {
         let is_meant = |member: &Member| [member.device.number, member.outer().number].contains(&number);
         let (uuid, _) = self.members.iter().find(|(_, member)| is_meant(member))?;
@@ -287,7 +299,7 @@ impl Pool {
         Some((*uuid, tier))
     }
 
-    /// Takes newly initialized devices in as members. They are not in the metadata yet.
+    /// Makes newly initialized devices members. The metadata does not name them yet.
     pub(super) fn admit(&mut self, initialized: Vec<Initialized>) -> Vec<DevUuid> {
         let admit = |Initialized { candidate, bda }: Initialized| {
             let uuid = bda.header().device;
@@ -297,12 +309,12 @@ impl Pool {
         initialized.into_iter().map(admit).collect()
     }
 
-    /// Takes devices that were admitted out again.
+    /// Drops members that [`Pool::admit`] added.
     pub(super) fn dismiss(&mut self, devices: &[DevUuid]) {
         self.members.retain(|uuid, _| !devices.contains(uuid));
     }
 
-    /// The metadata with admitted devices in it. `change` is given their records.
+    /// The metadata with the admitted devices in it. `change` gets their records.
     ///
     /// # Errors
     /// Those of `change`.
@@ -325,8 +337,9 @@ impl Pool {
         self.members.values().map(|member| *member.bda.header()).collect()
     }
 
-    /// Signature blocks of its devices, to hand out space by: of a device that has shrunk only what is left of it. The kernel
-    /// makes no table that leads past the end of a device.
+    /// Signature blocks of the devices, for allocating space. Where a device has shrunk, the block
+    /// gives only the size that is left, because the kernel accepts no table that goes past the end
+    /// of a device.
     pub(super) fn headers_as_found(&self) -> Vec<StaticHeader> {
         let mut headers = self.headers();
         for header in &mut headers {
@@ -336,32 +349,32 @@ impl Pool {
         headers
     }
 
-    /// Space of a device that could be handed out, had the device not shrunk.
+    /// Space of a device that could be handed out if the device had not shrunk.
     fn lost(&self, device: DevUuid) -> Sectors {
         let Some(member) = self.members.get(&device) else { return Sectors::ZERO };
         let end = member.bda.header().device_size.saturating_sub(self.meta.integrity_reserved(device));
         end.saturating_sub(member.geometry.size.max(self.meta.used_up_to(device)))
     }
 
-    /// The stack that the metadata asks for.
+    /// The stack that the pool's metadata asks for.
     pub(super) fn shape(&self) -> Shape {
         self.shape_of(&self.meta)
     }
 
-    /// The stack that other metadata of it asks for.
+    /// The stack that `meta`, another state of the pool's metadata, asks for.
     pub(super) fn shape_of(&self, meta: &PoolMetadata) -> Shape {
         let usual = shape(self.version, meta, &self.members);
         Shape { low_water: self.low_water.unwrap_or(usual.low_water), ..usual }
     }
 
-    /// Mends the headers of the devices, once the metadata says what unfinished requests have come to: writes damaged copies
-    /// anew, and takes the marks of such requests off. One that cannot be written does no harm beside such metadata; it is
-    /// tried again at the next set-up.
+    /// Repairs the signature blocks of the devices, once the metadata tells how unfinished requests
+    /// ended: rewrites damaged copies and clears the marks of those requests. A signature block
+    /// that cannot be written does no harm beside such metadata; the next set-up tries again.
     pub(super) fn confirm_members(&mut self, platform: &dyn Platform) {
         let marks = HeaderFlags::UNCOMMITTED.with(HeaderFlags::GROWN);
         let members = self.members.values_mut();
         let mut devices: Vec<_> = members.map(|member| (member.device.path.as_path(), &mut member.bda)).collect();
-        // Nothing is written where nothing is to be done.
+        // This writes nothing if there is nothing to do.
         let cleared = bda::clear_flags(platform, &mut devices, marks);
         for ((path, _), cleared) in devices.into_iter().zip(cleared) {
             if let Err(error) = cleared {
@@ -372,7 +385,7 @@ impl Pool {
 
     // ---- filesystems ----
 
-    /// A filesystem by identifier.
+    /// Finds a filesystem by its identifier.
     ///
     /// # Errors
     /// If there is none.
@@ -380,13 +393,14 @@ impl Pool {
         self.filesystems.get(&uuid).ok_or_else(|| Error::NoFilesystem { pool: self.name.clone(), filesystem: uuid })
     }
 
-    /// A filesystem by name.
+    /// Finds a filesystem by its name.
     pub(super) fn filesystem_named(&self, name: &Name) -> Option<(FsUuid, &Filesystem)> {
-        // Names are few per pool and asked for by requests that write to disk; a second index would have to be kept true.
+        // A pool has few names, and only requests that write to disk look them up. A second index
+        // would have to be kept consistent.
         self.filesystems.iter().find(|(_, filesystem)| filesystem.name == *name).map(|(uuid, found)| (*uuid, found))
     }
 
-    /// Takes note of a filesystem that could not be set up.
+    /// Notes a filesystem that could not be set up.
     pub(super) fn leave_out(&mut self, record: FilesystemRecord, reason: String) {
         log::error!("filesystem {} ({}) of pool {} is left out: {reason}", record.name, record.uuid, self.name);
         self.left_out.push(LeftOut { record, reason });
@@ -404,7 +418,7 @@ impl Pool {
         self.left_out.iter().map(|left_out| &left_out.record)
     }
 
-    /// Records of all filesystems, also of those that could not be set up.
+    /// Records of all filesystems, including those that could not be set up.
     pub(super) fn records(&self) -> impl Iterator<Item = &FilesystemRecord> {
         self.filesystems.values().map(|filesystem| &filesystem.record).chain(self.left_out())
     }
@@ -414,7 +428,7 @@ impl Pool {
         self.filesystems.len().saturating_add(self.left_out.len())
     }
 
-    /// Refuses a name that belongs to a filesystem which is recorded but could not be set up.
+    /// Refuses the name of a recorded filesystem that could not be set up.
     pub(super) fn check_left_out(&self, name: &Name) -> Result<()> {
         match self.left_out().any(|record| record.name == name.as_str()) {
             true => Err(Error::LeftOut { pool: self.name.clone(), name: name.clone() }),
@@ -422,8 +436,8 @@ impl Pool {
         }
     }
 
-    /// Lets the snapshots of a filesystem that is gone have its origin. Gives those that are set up, changed; they are not
-    /// put into the pool yet.
+    /// Makes `heir` the origin of the snapshots of a removed filesystem. Returns the changed
+    /// snapshots that are set up; the caller has to put them into the pool.
     pub(super) fn pass_on_origin(&mut self, gone: FsUuid, heir: Option<FsUuid>) -> Vec<Filesystem> {
         let is_snapshot = |record: &FilesystemRecord| record.origin == Some(gone);
         for left_out in self.left_out.iter_mut().filter(|left_out| is_snapshot(&left_out.record)) {
@@ -440,7 +454,7 @@ impl Pool {
         dm_names::filesystem(self.uuid, filesystem)
     }
 
-    /// A thin device number that is not in use and was not in this run.
+    /// A thin device number that is not in use and was not used in this run.
     ///
     /// # Errors
     /// When all 2^24 have been given out.
@@ -453,12 +467,12 @@ impl Pool {
         Ok(id)
     }
 
-    /// Thin device numbers up to this one are taken.
+    /// Marks all thin device numbers up to `id` as taken.
     pub(super) fn note_thin_id(&mut self, id: u32) {
         self.next_thin_id = self.next_thin_id.max(id.saturating_add(1));
     }
 
-    /// Adds a filesystem, or shows one that has changed.
+    /// Adds a filesystem, or updates one that has changed.
     pub(super) fn put_filesystem(&mut self, platform: &dyn Platform, filesystem: Filesystem) {
         let used = self.thin_usage(platform, &filesystem);
         let shown = filesystem.view(used);
@@ -467,7 +481,7 @@ impl Pool {
         self.changed = true;
     }
 
-    /// Takes a filesystem out.
+    /// Removes a filesystem from the pool.
     pub(super) fn drop_filesystem(&mut self, uuid: FsUuid) -> Option<Filesystem> {
         self.shown.filesystems.remove(&uuid);
         self.changed = true;
@@ -481,16 +495,17 @@ impl Pool {
 
     // ---- sizes (`docs/spec/engine/storage-stack.md` §4, 11) ----
 
-    /// Logical sector size of the thin pool. The kernel refuses a thin device whose size is no multiple of it.
+    /// Logical sector size of the thin pool. The kernel refuses a thin device whose size is not a
+    /// multiple of it.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel does not report it.
     pub(super) fn sector_size(&self, platform: &dyn Platform) -> Result<Sectors> {
         let geometry = platform.geometry(&platform.dm_node(&Role::ThinPool.name(self.uuid)))?;
         Ok(Sectors(u64::from(geometry.logical) / SECTOR).max(Sectors(1)))
     }
 
-    /// Space of the data devices that Stratis' own metadata takes.
+    /// Space that Stratis' own metadata takes on the data devices.
     pub(super) fn metadata_size(&self) -> Sectors {
         let of_device = |uuid: DevUuid| {
             let area = self.members.get(&uuid).map_or(Sectors::ZERO, |member| member.bda.header().extended_size());
@@ -500,25 +515,26 @@ impl Pool {
         devices.saturating_add(self.meta.crypt_reserved())
     }
 
-    /// Size of all data devices, as recorded.
+    /// Recorded size of all data devices.
     pub(super) fn total_size(&self) -> Sectors {
         let size = |uuid: DevUuid| self.members.get(&uuid).map_or(Sectors::ZERO, |m| m.bda.header().device_size);
         self.meta.data_devices().map(size).fold(Sectors::ZERO, Sectors::saturating_add)
     }
 
-    /// Space of the data devices that upper layers may have.
+    /// Space of the data devices that is available to the layers above.
     pub(super) fn usable_size(&self) -> Sectors {
         self.total_size().saturating_sub(self.metadata_size())
     }
 
-    /// What of the usable space has not been handed out.
+    /// Usable space that has not been handed out.
     pub(super) fn available(&self) -> Sectors {
         let lost =
             self.meta.data_devices().map(|device| self.lost(device)).fold(Sectors::ZERO, Sectors::saturating_add);
         self.usable_size().saturating_sub(self.meta.handed_out()).saturating_sub(lost)
     }
 
-    /// What can be given to the thin pool now: while its data is being worked on, its container cannot be made larger.
+    /// Space that the thin pool can get now. During a re-encryption job there is none, because the
+    /// container cannot be made larger.
     pub(super) fn growable(&self) -> Sectors {
         match &self.work {
             Some(_) if self.version == MetadataVersion::V2 => self.available().min(self.meta.taken_ahead(self.version)),
@@ -531,18 +547,19 @@ impl Pool {
         layout::total(&self.meta.flex_devs.thin_meta_dev)
     }
 
-    /// What is left for filesystems together, all of them as large as they say.
+    /// Space left for filesystems if all of them are as large as they say.
     pub(super) fn room(&self) -> Sectors {
         sizes::room(self.usable_size(), self.thin_metadata())
     }
 
-    /// Sum of the filesystems' sizes, with those that could not be set up and those in the making.
+    /// Sum of the sizes of all filesystems, including those that could not be set up and those
+    /// being created.
     pub(super) fn filesystems_size(&self) -> Sectors {
         let sizes = self.records().map(|record| record.size).chain(self.unborn.values().copied());
         sizes.fold(Sectors::ZERO, Sectors::saturating_add)
     }
 
-    /// The filesystems whose space is watched, with what was last seen of them.
+    /// The filesystems whose space is watched, with the last known values.
     pub(super) fn watched(&self) -> impl Iterator<Item = Watched> {
         self.filesystems.iter().map(|(id, filesystem)| {
             let used = self.shown.filesystems.get(id).and_then(|shown| shown.used);
@@ -550,12 +567,12 @@ impl Pool {
         })
     }
 
-    /// State of the thin pool when it was last looked at.
+    /// State of the thin pool at the last check.
     pub(super) fn thin_state(&self) -> Option<State> {
         self.thin_state
     }
 
-    /// Takes note of the state of the thin pool, and tells of a change.
+    /// Notes the state of the thin pool and logs a change.
     fn note_thin_state(&mut self, text: &str) {
         let state = thin_status::state(text);
         let before = std::mem::replace(&mut self.thin_state, state);
@@ -567,10 +584,10 @@ impl Pool {
         }
     }
 
-    /// Status of the thin pool.
+    /// Reads the status of the thin pool.
     ///
     /// # Errors
-    /// When it does not say.
+    /// When the kernel does not report it.
     pub(super) fn thin_pool_status(&mut self, platform: &dyn Platform) -> Result<PoolStatus> {
         let lines = platform.dm_status(&Role::ThinPool.name(self.uuid))?;
         let text = lines.first().map_or("", String::as_str);
@@ -579,7 +596,8 @@ impl Pool {
             .ok_or_else(|| Error::ThinStatus { pool: self.name.clone(), status: text.chars().take(80).collect() })
     }
 
-    /// Reads anew how full some of the filesystems are, for clients; those that are gone are left out.
+    /// Reads how full some of the filesystems are and updates the view. Skips filesystems that are
+    /// gone.
     pub(super) fn refresh_filesystems(&mut self, platform: &dyn Platform, which: impl IntoIterator<Item = FsUuid>) {
         for filesystem in which.into_iter().filter_map(|id| self.filesystems.get(&id)) {
             let shown = filesystem.view(self.thin_usage(platform, filesystem));
@@ -590,15 +608,17 @@ impl Pool {
         }
     }
 
-    /// Reads anew how full the thin pool and the filesystems are, for clients. `known` is the thin pool's status if it has just
-    /// been read; gives it as it is now, if it can be told.
+    /// Reads how full the thin pool and the filesystems are and updates the view. `known` is the
+    /// status of the thin pool if the caller has just read it. Returns the current status, if there
+    /// is one.
     pub(super) fn refresh(&mut self, platform: &dyn Platform, known: Option<PoolStatus>) -> Option<PoolStatus> {
         let all: Vec<FsUuid> = self.filesystems.keys().copied().collect();
         self.refresh_filesystems(platform, all);
         self.refresh_thin_pool(platform, known)
     }
 
-    /// As [`Pool::refresh`], for the thin pool only, which is one question however many filesystems there are.
+    /// As [`Pool::refresh`], but for the thin pool only: one query however many filesystems there
+    /// are.
     pub(super) fn refresh_thin_pool(
         &mut self,
         platform: &dyn Platform,
@@ -611,7 +631,7 @@ impl Pool {
         status
     }
 
-    /// Takes note of how many data blocks are in use, `time` after the look before.
+    /// Notes how many data blocks are in use, `time` after the last check.
     pub(super) fn note_use(&mut self, used: DataBlocks, time: Duration) {
         match self.data_used.replace(used) {
             Some(before) if before == used => self.quiet = self.quiet.saturating_add(time),
@@ -619,7 +639,7 @@ impl Pool {
         }
     }
 
-    /// Takes note of a data device's size as the kernel sees it now.
+    /// Notes the size of a data device as the kernel reports it now.
     pub(super) fn note_size(&mut self, device: DevUuid, size: Sectors) {
         if let Some(member) = self.members.get_mut(&device) {
             let (path, known) = (member.device.path.display(), member.bda.header().device_size);
@@ -635,7 +655,7 @@ impl Pool {
         }
     }
 
-    /// Brings what clients see up to date with the metadata and the members.
+    /// Updates the view from the metadata and the members.
     pub(super) fn show(&mut self) {
         let mut shown = self.shown.clone();
         shown.name = self.name.clone();
@@ -669,7 +689,7 @@ impl Pool {
                 sector_bytes: (member.geometry.logical, member.geometry.physical),
             })
         });
-        // Values that did not change keep their place in memory, so that a comparison does not look into them.
+        // Unchanged values keep their allocation, so that a comparison does not look into them.
         let mut devices = imbl::OrdMap::new();
         for device in listed {
             let kept = self.shown.devices.get(&device.uuid).filter(|known| ***known == device).cloned();
@@ -688,7 +708,7 @@ impl Pool {
         self.meta.thinpool_dev.fs_limit.unwrap_or(sizes::FS_LIMIT.max(recorded))
     }
 
-    /// Whether filesystems may be larger together than the pool.
+    /// Whether the filesystems together may be larger than the pool.
     pub(super) fn overprovisioning(&self) -> bool {
         self.meta.thinpool_dev.enable_overprov.unwrap_or(true)
     }
@@ -709,7 +729,7 @@ impl Filesystem {
     }
 }
 
-/// The stack that metadata asks for, on these devices.
+/// The stack that `meta` asks for on these devices.
 pub(super) fn shape(version: MetadataVersion, meta: &PoolMetadata, members: &BTreeMap<DevUuid, Member>) -> Shape {
     let pieces = |segments: &[DeviceSegment]| -> Vec<Piece> {
         let piece = |segment: &DeviceSegment| {

@@ -1,7 +1,7 @@
-//! The device-mapper stack of a pool: an ordered list of layers, planned as values, then brought up, adopted or taken down
-//! (`docs/spec/engine/storage-stack.md` §1–3, 6, 10.3).
+//! The device-mapper stack of a pool: an ordered list of layers. Layers are planned as values, then
+//! brought up, adopted or taken down (`docs/spec/engine/storage-stack.md` §1–3, 6, 10.3).
 //!
-//! The two metadata versions differ in the list of layers ([`Shape::layers`]) and in nothing else here.
+//! Here the two metadata versions differ only in the list of layers ([`Shape::layers`]).
 
 use std::collections::BTreeMap;
 
@@ -34,14 +34,14 @@ pub enum Base {
     Layer(Role),
 }
 
-/// A stretch of a base.
+/// A range of a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// On what.
+    /// The base.
     pub base: Base,
-    /// Where it begins there.
+    /// The start of the range on the base.
     pub start: Sectors,
-    /// How long it is.
+    /// The length of the range.
     pub length: Sectors,
 }
 
@@ -50,15 +50,16 @@ pub struct Piece {
 pub enum Make {
     /// Pieces one after the other.
     Linear(Vec<Piece>),
-    /// A cache: [`Role::CacheMeta`] and [`Role::CacheSub`] over [`Role::OriginSub`], of this length.
+    /// A cache of this length: [`Role::CacheMeta`] and [`Role::CacheSub`] over [`Role::OriginSub`].
     Cache(Sectors),
-    /// The opened LUKS2 container on [`Role::Cache`], of this length. Nothing here can make it without a key.
+    /// The opened LUKS2 container on [`Role::Cache`], of this length. The stack cannot open it
+    /// without a key.
     Opened(Sectors),
     /// A thin pool over [`Role::ThinMeta`] and [`Role::ThinData`].
     ThinPool {
         /// Size of its data device.
         length: Sectors,
-        /// An event is raised when fewer blocks are free.
+        /// The low-water mark: the kernel raises an event when fewer blocks are free.
         low_water: DataBlocks,
         /// Its feature arguments.
         features: Vec<String>,
@@ -68,13 +69,13 @@ pub enum Make {
 /// One layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
-    /// What it is.
+    /// The role of the layer.
     pub role: Role,
-    /// Of what.
+    /// What the layer is made of.
     pub make: Make,
 }
 
-/// What the list of layers follows from.
+/// Everything that determines the list of layers.
 #[derive(Debug, Clone)]
 pub struct Shape {
     /// The metadata version.
@@ -83,24 +84,24 @@ pub struct Shape {
     pub data: Vec<Piece>,
     /// Pieces of the cache devices, if there is a cache tier: metadata, then blocks.
     pub cache: Option<(Vec<Piece>, Vec<Piece>)>,
-    /// Stretches of the cap device: the metadata volume,
+    /// Ranges of the cap device: the metadata volume,
     pub mdv: Vec<Segment>,
-    /// the thin pool's metadata,
+    /// the thin metadata,
     pub thin_meta: Vec<Segment>,
-    /// the spare for it,
+    /// the spare thin metadata,
     pub thin_meta_spare: Vec<Segment>,
-    /// and the thin pool's data.
+    /// and the thin data.
     pub thin_data: Vec<Segment>,
-    /// Low water mark of the thin pool.
+    /// Low-water mark of the thin pool.
     pub low_water: DataBlocks,
     /// Feature arguments of the thin pool.
     pub features: Vec<String>,
-    /// Length of the LUKS2 header before the data, if the pool as a whole is encrypted (version 2).
+    /// Length of the LUKS2 header before the data, if the whole pool is encrypted (version 2).
     pub crypt_header: Option<Sectors>,
 }
 
 impl Shape {
-    /// The layer that the flexible devices are cut from.
+    /// The cap device: the layer from which the flex devices are cut.
     pub fn cap(&self) -> Role {
         match (self.version, &self.cache) {
             _ if self.crypt_header.is_some() => Role::Crypt,
@@ -115,7 +116,7 @@ impl Shape {
         Layer { role, make: Make::Linear(pieces) }
     }
 
-    /// The layers under the thin pool, from the bottom up: what the backstore consists of.
+    /// The layers of the backstore, below the thin pool, from the bottom up.
     pub fn backstore(&self) -> Vec<Layer> {
         let length = self.data.iter().map(|piece| piece.length).fold(Sectors::ZERO, Sectors::saturating_add);
         let mut layers = vec![Layer { role: Role::OriginSub, make: Make::Linear(self.data.clone()) }];
@@ -125,7 +126,8 @@ impl Shape {
                 Layer { role: Role::CacheSub, make: Make::Linear(blocks.clone()) },
                 Layer { role: Role::Cache, make: Make::Cache(length) },
             ]),
-            // The placeholder lets a cache or encryption come later without a change of numbers above or below.
+            // With the placeholder a cache or encryption can come later without changing device
+            // numbers above or below.
             (None, MetadataVersion::V2) => layers.push(Layer {
                 role: Role::Cache,
                 make: Make::Linear(vec![Piece { base: Base::Layer(Role::OriginSub), start: Sectors::ZERO, length }]),
@@ -143,22 +145,22 @@ impl Shape {
         self.flexible(Role::Mdv, &self.mdv)
     }
 
-    /// Metadata of the thin pool.
+    /// The thin metadata.
     pub fn thin_meta(&self) -> Layer {
         self.flexible(Role::ThinMeta, &self.thin_meta)
     }
 
-    /// The spare for it, needed for a repair only.
+    /// The spare thin metadata. Only a repair needs it.
     pub fn thin_meta_spare(&self) -> Layer {
         self.flexible(Role::ThinMetaSpare, &self.thin_meta_spare)
     }
 
-    /// Data of the thin pool.
+    /// The thin data.
     pub fn thin_data(&self) -> Layer {
         self.flexible(Role::ThinData, &self.thin_data)
     }
 
-    /// The layers that are cut from the cap device.
+    /// The flex devices, which are cut from the cap device.
     pub fn flexible_layers(&self) -> [Layer; 3] {
         [self.thin_meta(), self.thin_data(), self.mdv()]
     }
@@ -178,14 +180,14 @@ impl Shape {
     }
 }
 
-/// How a layer came to be there.
+/// How a layer came up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ensured {
-    /// It was made.
+    /// The daemon made it.
     Created,
-    /// It was there already as wanted, left by a daemon that ran before.
+    /// A former daemon left it just as wanted.
     Adopted,
-    /// It was there in an older form, and has been brought up to what is recorded.
+    /// It was up in an older form and has been updated to the record.
     Renewed,
 }
 
@@ -217,7 +219,7 @@ impl Stack {
         role.name(self.pool)
     }
 
-    /// The device-mapper table of a layer; its bases must be up.
+    /// The device-mapper table of a layer. The bases of the layer must be up.
     fn table(&self, make: &Make) -> Vec<Line> {
         let number = |role: Role| {
             self.number(role).expect("layers are brought up from the bottom, so what a layer lies on is up before it")
@@ -263,13 +265,15 @@ impl Stack {
         }
     }
 
-    /// Makes sure that a layer is up: adopts the device that is there, or makes it.
+    /// Makes sure that a layer is up: adopts the device that is there, or makes one.
     ///
-    /// What is recorded is ahead of the kernel while a pool grows, and stays ahead if the daemon is killed then. So a
-    /// device that was made for an older record gets the wanted table. One that was left suspended is resumed.
+    /// While a pool grows, the record is ahead of the kernel, and it stays ahead if the daemon is
+    /// killed then. So a device made for an older record gets the wanted table. A device left
+    /// suspended is resumed.
     ///
     /// # Errors
-    /// [`Error::OtherTable`] if a device of the name is there that is not what the layer asks for, nor ever was.
+    /// [`Error::OtherTable`] if a device of that name is up whose table neither is nor ever was
+    /// what the layer asks for.
     pub fn ensure(&mut self, platform: &dyn Platform, layer: &Layer, undo: &mut Rollback) -> Result<Ensured> {
         let name = self.name(layer.role);
         let (number, ensured) = match layer.make {
@@ -280,8 +284,8 @@ impl Stack {
         Ok(ensured)
     }
 
-    /// Makes sure that the pool's opened container is up and as long as it should be: adopts the one that is there, or opens it
-    /// with the volume key, if the daemon has that.
+    /// Makes sure that the pool's opened container is up and has the right length: adopts the one
+    /// that is there, or opens it with the volume key if the daemon has the key.
     fn ensure_opened(
         &self,
         platform: &dyn Platform,
@@ -317,10 +321,10 @@ impl Stack {
         Ok((found.number, Ensured::Renewed))
     }
 
-    /// Takes note of a layer that has been brought up otherwise, or has been left by a daemon that ran before.
+    /// Notes a layer that something else brought up or that a former daemon left.
     ///
     /// # Errors
-    /// When device-mapper cannot be asked.
+    /// When device-mapper cannot be queried.
     pub fn find(&mut self, platform: &dyn Platform, role: Role) -> Result<Option<DeviceNumber>> {
         let number = platform.dm_find(&self.name(role))?.map(|device| device.number);
         if let Some(number) = number {
@@ -329,10 +333,10 @@ impl Stack {
         Ok(number)
     }
 
-    /// Makes sure that layers are up, from the bottom: each as [`Stack::ensure`] does.
+    /// Makes sure that layers are up, from the bottom up, each as [`Stack::ensure`] does.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Stack::ensure`].
     pub fn ensure_all(
         &mut self,
         platform: &dyn Platform,
@@ -342,7 +346,8 @@ impl Stack {
         let (mut more_cache, mut more_metadata) = (false, false);
         for layer in layers {
             let ensured = self.ensure(platform, &layer, undo)?;
-            // These look at the size of a device below only when they begin to run with a table; the table does not say it.
+            // These targets read the size of the device below only when a table becomes live. The
+            // table does not contain that size.
             let overlooks = match layer.role {
                 Role::Cache => more_cache,
                 Role::ThinPool => more_metadata,
@@ -360,14 +365,17 @@ impl Stack {
         Ok(())
     }
 
-    /// Moves the layers that are cut from a device below or above the cap to the cap, where a cache has come between
-    /// (version 1), or encryption has come or gone (version 2). Nothing is done where they lie on it already, or are not up.
+    /// Moves the flex devices to the cap device when the cap has changed: when a cache has come in
+    /// between (version 1), or encryption has come or gone (version 2). Devices that already lie on
+    /// the cap, or are not up, stay as they are.
     ///
-    /// A block of the cache may hold the end of one of these devices and the beginning of another. No I/O may go past
-    /// the cache to the one while the other is served by it, so all are held still until all have moved.
+    /// A cache block may hold the end of one flex device and the beginning of another. No I/O may
+    /// bypass the cache on one of them while the cache serves the other, so all of them are
+    /// suspended until all have moved.
     ///
     /// # Errors
-    /// When a device cannot be moved; I/O goes on through those that are as they were, and asking again completes it.
+    /// When a device cannot be moved. I/O continues through the devices that did not move, and
+    /// another call completes the move.
     pub fn move_to_cap(&self, platform: &dyn Platform, shape: &Shape) -> Result<()> {
         let cap = shape.cap();
         let others = [Role::OriginSub, Role::Cache, Role::Crypt].into_iter().filter(|role| *role != cap);
@@ -387,7 +395,8 @@ impl Stack {
         }
         let mut held = Vec::new();
         for role in [Role::ThinPool, Role::Mdv] {
-            // One whose making was cut short has no table: there is nothing to hold, and the kernel does not resume it.
+            // A device whose creation was interrupted has no table. There is nothing to suspend,
+            // and the kernel does not resume it.
             if platform.dm_find(&self.name(role))?.is_some_and(|found| !found.table.is_empty()) {
                 held.push(self.name(role));
             }
@@ -395,7 +404,8 @@ impl Stack {
         swap_together(platform, &moved, &held)
     }
 
-    /// Moves them back, after [`Stack::move_to_cap`] or a part of it. `shape` is that of before.
+    /// Moves the flex devices back after a complete or partial [`Stack::move_to_cap`]. `shape` is
+    /// the shape from before.
     ///
     /// # Errors
     /// When a device cannot be moved.
@@ -405,26 +415,26 @@ impl Stack {
         swap_together(platform, &moved, &[self.name(Role::ThinPool), self.name(Role::Mdv)])
     }
 
-    /// Loads a layer's table without making it active, so that the kernel says what it thinks of it.
+    /// Loads a layer's table without making it live, so that the kernel checks it.
     ///
     /// # Errors
-    /// When the kernel refuses it.
+    /// When the kernel refuses the table.
     pub fn load(&self, platform: &dyn Platform, layer: &Layer) -> Result<()> {
         Ok(platform.dm_load(&self.name(layer.role), &self.table(&layer.make))?)
     }
 
-    /// Puts a layer's table in place of the one there and of one that was loaded.
+    /// Replaces the live table of a layer, and any table that was loaded.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses the table.
     pub fn put(&self, platform: &dyn Platform, layer: &Layer) -> Result<()> {
         swap(platform, &self.name(layer.role), &self.table(&layer.make), Visibility::Private)
     }
 
-    /// Whether a layer is up just as it should be.
+    /// Whether a layer is up exactly as wanted.
     ///
     /// # Errors
-    /// When device-mapper cannot be asked.
+    /// When device-mapper cannot be queried.
     pub fn is_as(&self, platform: &dyn Platform, layer: &Layer) -> Result<bool> {
         let found = platform.dm_find(&self.name(layer.role))?;
         Ok(found.is_some_and(|found| match layer.make {
@@ -439,7 +449,7 @@ impl Stack {
     /// Removes a layer if it is up.
     ///
     /// # Errors
-    /// When it is busy.
+    /// When the device is busy.
     pub fn remove(&mut self, platform: &dyn Platform, role: Role) -> Result<()> {
         remove_if_up(platform, &self.name(role))?;
         self.numbers.remove(&role);
@@ -447,10 +457,10 @@ impl Stack {
     }
 }
 
-/// Makes sure that a device of this name and table is there. See [`Stack::ensure`].
+/// Makes sure that a device with this name and table is up. See [`Stack::ensure`].
 ///
 /// # Errors
-/// As there.
+/// Those of [`Stack::ensure`].
 pub fn ensure_device(
     platform: &dyn Platform,
     name: &str,
@@ -460,12 +470,13 @@ pub fn ensure_device(
 ) -> Result<(DeviceNumber, Ensured)> {
     if let Some(found) = platform.dm_find(name)? {
         if found.table.is_empty() {
-            // Whoever was making it was killed before it had a table.
+            // The process that made it was killed before it could load a table.
             log::warn!("{name} was left without a table; making it anew");
             platform.dm_remove(name)?;
             return ensure_device(platform, name, table, visibility, undo);
         }
-        // A device renamed after a repair keeps the UUID of its first name, so a UUID of ours for the pool will do.
+        // A device renamed after a repair keeps the UUID of its first name, so any UUID of ours for
+        // the pool will do.
         let same = found.table.len() == table.len() && found.table.iter().zip(table).all(|(f, w)| is_same(f, w));
         if same && !found.suspended {
             return Ok((found.number, Ensured::Adopted));
@@ -480,8 +491,8 @@ pub fn ensure_device(
         return Ok((found.number, Ensured::Renewed));
     }
     let made = name.to_owned();
-    // Pushed first: a creation that panics may have been carried out in part. It may be gone by then: a later step of the
-    // same work may have taken it down again.
+    // Push the undo first: a creation that panics may have been carried out in part. The device may
+    // be gone when the undo runs, because a later step may have taken it down again.
     undo.push(When::Always, format!("remove {name}"), move |platform| remove_surely(platform, &made));
     Ok((platform.dm_create(name, name, table, visibility)?, Ensured::Created))
 }
@@ -489,7 +500,7 @@ pub fn ensure_device(
 /// Removes a device if it is there.
 ///
 /// # Errors
-/// When it is busy.
+/// When the device is busy.
 pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
     match platform.dm_find(name)? {
         Some(_) => Ok(platform.dm_remove(name)?),
@@ -497,24 +508,26 @@ pub fn remove_if_up(platform: &dyn Platform, name: &str) -> Result<()> {
     }
 }
 
-/// As [`remove_if_up`], tried twice: what stays up keeps all that it lies on from being used.
+/// As [`remove_if_up`], tried twice: a device that stays up keeps everything below it busy.
 ///
 /// # Errors
-/// As there.
+/// Those of [`remove_if_up`].
 pub fn remove_surely(platform: &dyn Platform, name: &str) -> Result<()> {
     remove_if_up(platform, name).or_else(|_| remove_if_up(platform, name))
 }
 
-/// Puts a table in place of a device's one. I/O waits for the moment of the swap only: the table is loaded before.
+/// Replaces the table of a device. I/O waits only during the swap, because the table is loaded
+/// before.
 ///
 /// # Errors
-/// When the kernel refuses; the device goes on with the table that it had. A swap that is said to have failed may have
-/// been carried out all the same.
+/// When the kernel refuses the table; the device then keeps its old one. A swap that reports a
+/// failure may have been carried out all the same.
 fn swap(platform: &dyn Platform, name: &str, table: &[Line], visibility: Visibility) -> Result<()> {
     platform.dm_load(name, table)?;
     let swap = || {
         if visibility == Visibility::Public {
-            // What waits in a full thin pool is put back and not waited for: only that it is served gives the pool space.
+            // Do not flush: writes that wait in a full thin pool are requeued. They can only be
+            // served after this swap has given the pool space.
             if let Err(error) = platform.dm_suspend(name, false) {
                 resume(platform, name, visibility)?;
                 return Err(error.into());
@@ -525,8 +538,9 @@ fn swap(platform: &dyn Platform, name: &str, table: &[Line], visibility: Visibil
     mended(swap, || drop(resume(platform, name, visibility)))
 }
 
-/// Resumes a device, which makes a loaded table active. Tried again after an error, because nobody may be left waiting;
-/// but it may be the old table with which the device goes on then, so the error stays one.
+/// Resumes a device, which makes a loaded table live. Tries again after an error, because no I/O
+/// may be left waiting. The device may then continue with its old table, so the error is still
+/// returned.
 fn resume(platform: &dyn Platform, name: &str, visibility: Visibility) -> Result<()> {
     platform.dm_resume(name, visibility).map_err(|error| {
         if let Err(again) = platform.dm_resume(name, visibility) {
@@ -536,7 +550,7 @@ fn resume(platform: &dyn Platform, name: &str, visibility: Visibility) -> Result
     })
 }
 
-/// Swaps the tables of several devices while others (or some of the same) are held still.
+/// Swaps the tables of several devices while others (or some of the same) are suspended.
 fn swap_together(platform: &dyn Platform, changes: &[(String, Vec<Line>)], held: &[String]) -> Result<()> {
     for (name, table) in changes {
         platform.dm_load(name, table)?;
@@ -547,21 +561,21 @@ fn swap_together(platform: &dyn Platform, changes: &[(String, Vec<Line>)], held:
         }
         changes.iter().try_for_each(|(name, _)| resume(platform, name, Visibility::Private))
     };
-    // Also those that were not reached: to go on is no error for a device that goes on already.
+    // Resume devices that were never suspended, too: resuming a running device is no error.
     let go_on = || held.iter().rev().map(|name| resume(platform, name, Visibility::Private)).collect::<Vec<_>>();
     let swapped = mended(swap, || drop(go_on()));
     swapped.and(go_on().into_iter().collect())
 }
 
-/// Removes a device if it is there, and lets `undo` make it again with the table it had, unless what was decided after that
-/// could not be taken back.
+/// Removes a device if it is there. `undo` makes it again with its former table, unless something
+/// decided later could not be taken back.
 ///
 /// # Errors
-/// When it is busy.
+/// When the device is busy.
 pub fn remove_device(platform: &dyn Platform, name: &str, visibility: Visibility, undo: &mut Rollback) -> Result<()> {
     let Some(device) = platform.dm_find(name)? else { return Ok(()) };
     let again = name.to_owned();
-    // Pushed first: a removal that is said to have failed may have been carried out.
+    // Push the undo first: a removal that reports a failure may have been carried out.
     undo.push(When::Unused, format!("make {name} again"), move |platform| match platform.dm_find(&again)? {
         Some(_) => Ok(()),
         None => platform.dm_create(&again, &device.uuid, &device.table, visibility).map(drop),
@@ -569,9 +583,9 @@ pub fn remove_device(platform: &dyn Platform, name: &str, visibility: Visibility
     Ok(platform.dm_remove(name)?)
 }
 
-/// Whether a line found in the kernel is the wanted one (`docs/spec/engine/storage-stack.md` §2): the kernel gives another name
-/// to a cache's policy, and feature arguments in another order. The low water mark of a thin pool is where it is needed at the
-/// moment.
+/// Whether a line found in the kernel is the wanted one (`docs/spec/engine/storage-stack.md` §2).
+/// The kernel renames a cache's policy and reorders feature arguments. The low-water mark of a thin
+/// pool moves with demand, so it is ignored.
 fn is_same(found: &Line, wanted: &Line) -> bool {
     (found.start, found.length) == (wanted.start, wanted.length)
         && match (&found.target, &wanted.target) {
@@ -588,8 +602,9 @@ fn is_permutation(a: &[String], b: &[String]) -> bool {
     a.len() == b.len() && a.iter().all(|word| b.contains(word))
 }
 
-/// Whether a table found in the kernel is what the wanted one was before the pool grew, got a cache, or was changed in
-/// its settings. I/O that went through the one finds its data through the other.
+/// Whether a table found in the kernel is an earlier form of the wanted one: from before the pool
+/// grew, got a cache, or changed its settings. Data written through the earlier table is found
+/// through the wanted one.
 fn precedes(found: &[Line], wanted: &[Line]) -> bool {
     match (found, wanted) {
         ([found], [wanted]) if is_unrecorded_cache(found, wanted) => true,
@@ -602,8 +617,9 @@ fn precedes(found: &[Line], wanted: &[Line]) -> bool {
     }
 }
 
-/// Whether a cache was found where version 2 wants its placeholder: a cache that was begun, and could not be taken back when
-/// that was not recorded. It is written through, so its origin has everything.
+/// Whether a cache was found where version 2 wants its placeholder: adding the cache had begun,
+/// could not be recorded, and could not be taken back. The cache is in writethrough mode, so its
+/// origin has all data.
 fn is_unrecorded_cache(found: &Line, wanted: &Line) -> bool {
     let on_origin = match (&found.target, &wanted.target) {
         (Target::Cache { origin, features, .. }, Target::Linear { device, offset: Sectors::ZERO }) => {
@@ -614,7 +630,7 @@ fn is_unrecorded_cache(found: &Line, wanted: &Line) -> bool {
     on_origin && found.start == wanted.start && found.length <= wanted.length
 }
 
-/// As [`precedes`], for targets that take up a whole device.
+/// As [`precedes`], for targets that span a whole device.
 fn is_older_target(found: &Target, wanted: &Target) -> bool {
     match (found, wanted) {
         (
@@ -625,13 +641,14 @@ fn is_older_target(found: &Target, wanted: &Target) -> bool {
             Target::Cache { metadata, origin, block, .. },
             Target::Cache { metadata: wanted_metadata, origin: wanted_origin, block: wanted_block, .. },
         ) => (metadata, origin, block) == (wanted_metadata, wanted_origin, wanted_block),
-        // The placeholder of version 2. What was written through it lies where the cache looks for it.
+        // The placeholder of version 2. Data written through it lies where the cache looks for it.
         (Target::Linear { device, offset: Sectors::ZERO }, Target::Cache { origin, .. }) => device == origin,
         (found, wanted) => found == wanted,
     }
 }
 
-/// Whether linear lines lead where the beginning of others leads, however they are cut.
+/// Whether linear lines map to the same place as the beginning of the wanted ones, however they are
+/// split.
 fn is_beginning(found: &[Line], wanted: &[Line]) -> bool {
     let linear = |line: &Line| match line.target {
         Target::Linear { device, offset } => Some((device, offset, line.length)),

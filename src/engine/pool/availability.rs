@@ -1,5 +1,6 @@
-//! What may be done with a pool, and why not more: damage that stays until the pool is next set up, a record that is unsure, and
-//! a thin pool that is out of metadata space, which both may end by themselves. The worst of them counts.
+//! What is allowed in a pool, and why not more. Three things restrict a pool: damage, which stays
+//! until the next set-up; an unsure record; and a thin pool without metadata space. The last two
+//! may end by themselves. The worst of the three counts.
 
 use std::sync::Arc;
 
@@ -12,11 +13,11 @@ use crate::{
     view::Availability,
 };
 
-/// Why a pool is restricted whose thin pool is out of metadata space.
+/// The reason of a restriction because the thin pool is out of metadata space.
 const STARVED: &str = "its thin pool has no space left for metadata; add a data device or destroy filesystems";
 
 impl Pool {
-    /// Allows nothing above `level` any more; a lower level that is in force stays.
+    /// Lowers the availability to `level`. A lower level that is in force stays.
     pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
         if level > self.damage.as_ref().map_or(Availability::Full, |(level, _)| *level) {
             let reason = reason.into();
@@ -26,8 +27,8 @@ impl Pool {
         }
     }
 
-    /// Takes note of whether its thin pool is out of metadata space. Unlike what [`Pool::restrict`] is for, that is over as
-    /// soon as there is some.
+    /// Notes whether the thin pool is out of metadata space. Unlike a restriction by
+    /// [`Pool::restrict`], this one ends as soon as there is some.
     pub(in crate::engine) fn note_starved(&mut self, starved: bool) {
         if std::mem::replace(&mut self.starved, starved) == starved {
             return;
@@ -39,12 +40,12 @@ impl Pool {
         self.show_availability();
     }
 
-    /// Whether its thin pool is out of metadata space, as last noted.
+    /// Whether the thin pool was out of metadata space when that was last noted.
     pub(in crate::engine) fn is_starved(&self) -> bool {
         self.starved
     }
 
-    /// Takes note of whether its record is unsure, and why. Nothing may be changed until it is not.
+    /// Notes whether the record is unsure, and why. While it is, the pool must not be changed.
     pub(in crate::engine) fn note_unsure(&mut self, reason: Option<String>) {
         match &reason {
             Some(reason) => log::error!("pool {} is not changed any more: {reason}", self.name),
@@ -54,8 +55,9 @@ impl Pool {
         self.show_availability();
     }
 
-    /// Whether its record is unsure and can be made sure: the pool is as it was before the change that failed. One with a device that
-    /// has grown is not, since the larger size is recorded on the device itself; the next set-up completes the growth.
+    /// Whether the record is unsure and can be made sure, which requires that the pool is as it was
+    /// before the failed change. A pool with a device that has grown is not: the device itself
+    /// records the larger size. The next set-up completes the growth.
     pub(in crate::engine) fn may_be_sure(&self) -> bool {
         let is_sound = self.damage.as_ref().is_none_or(|(level, _)| *level < Availability::NoPoolChanges);
         let has_grown = |member: &Member| member.bda.header().flags.contains(HeaderFlags::GROWN);
@@ -74,12 +76,14 @@ impl Pool {
         (self.shown.availability, self.shown.restriction) = (availability, restriction);
     }
 
-    /// Takes over what a failed undo leaves of the pool's availability. That its record is unsure has been noted.
+    /// Restricts the pool as a failed undo demands. The caller has already noted that the record is
+    /// unsure.
     pub(in crate::engine) fn note_failure(&mut self, error: &Error) {
         self.note_damage(error.leaves_in_kernel(), error);
     }
 
-    /// As [`Pool::note_failure`], where the pool is not as it was before, and stays so until it is next set up.
+    /// As [`Pool::note_failure`], for a pool that is not as it was before and stays so until its
+    /// next set-up.
     pub(in crate::engine) fn note_failure_for_good(&mut self, error: &Error) {
         self.note_damage(error.leaves(), error);
     }
@@ -88,18 +92,19 @@ impl Pool {
         self.restrict(level, format!("an earlier request failed and could not be undone: {}", error.sentence()));
     }
 
-    /// Refuses what clients may not ask of a restricted pool (`docs/spec/engine/engine-behaviour.md` §10, mark R).
+    /// Refuses requests that clients may not make of a restricted pool
+    /// (`docs/spec/engine/engine-behaviour.md` §10, mark R).
     pub(in crate::engine) fn check_requests(&self) -> Result<()> {
         self.check_level(Availability::NoRequests)
     }
 
-    /// As [`Pool::check_requests`], for what may bring space to the thin pool: being out of metadata space does not stand in
-    /// its way.
+    /// As [`Pool::check_requests`], for requests that may bring space to the thin pool. A lack of
+    /// metadata space does not block them.
     pub(in crate::engine) fn check_requests_for_space(&self) -> Result<()> {
         if self.starved && self.damage.is_none() && self.unsure.is_none() { Ok(()) } else { self.check_requests() }
     }
 
-    /// Refuses what nobody may do in a pool whose state is not known to be right (mark C).
+    /// Refuses every change of a pool whose state is not known to be right (mark C).
     pub(in crate::engine) fn check_changes(&self) -> Result<()> {
         self.check_level(Availability::NoPoolChanges)
     }

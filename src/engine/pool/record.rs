@@ -1,20 +1,24 @@
-//! The record of a pool, its pool-level metadata: the one place that changes it.
+//! The record of a pool, that is its pool metadata. This is the only place that changes it.
 //!
 //! # Order, and why it survives failures
 //!
-//! A change leads from a former state to a new one, and [`Pool::commit`] is given both. The new state is decided when it
-//! is on a device that the former one names, too: a record on new devices only would be missed if these went. Where the new state is
-//! not decided it may nevertheless be on some device, because a write that is said to have failed may have been carried
-//! out. So the former state is written once more, with a newer stamp, to every device that it names; one of them is
-//! enough, since the newest stamp counts and a pool is set up only with all its devices.
+//! A change replaces a former state by a new one. [`Pool::commit`] gets both. The new state is
+//! decided once it is on a device that the former state names, too: a record only on new devices
+//! would be missed if these devices went away. A state that is not decided may still be on some
+//! device, because a write that reports a failure may have been carried out. So the former state is
+//! written once more, with a newer stamp, to every device that it names. One of these writes is
+//! enough: the newest stamp counts, and a pool is set up only with all its devices.
 //!
-//! If that fails, too, the record is *unsure* ([`Error::Unrecorded`]): the next set-up finds either state. Memory and
-//! kernel stay with the former one, the pool is not changed any more, and nothing that the new state needs on disk is
-//! taken back ([`Rollback`](crate::engine::undo::Rollback) sees to that). Each check writes the former state once more
-//! ([`Pool::make_sure`]); when that succeeds the record is sure, since it is what the pool is in memory and in the kernel.
-//! Devices of the new state that were not wiped hold older metadata then, and are left aside.
+//! If these writes fail, too, the record is *unsure* ([`Error::Unrecorded`]): the next set-up finds
+//! one state or the other. Memory and kernel keep the former state, the pool is not changed any
+//! more, and nothing that the new state needs on disk is taken back
+//! ([`Rollback`](crate::engine::undo::Rollback) ensures this). Each check writes the former state
+//! once more ([`Pool::make_sure`]). When that write succeeds, the record is sure, because it is the
+//! state of the pool in memory and in the kernel. Devices of the new state that were not wiped then
+//! hold older metadata and are left aside.
 //!
-//! A stamp is later than all that any device of the pool was given, so a clock that goes backwards does no harm.
+//! Each stamp is later than all stamps that any device of the pool was given, so a clock that goes
+//! backwards does no harm.
 
 use super::Pool;
 use crate::{
@@ -27,12 +31,14 @@ use crate::{
     platform::{Platform, Timestamp},
 };
 
-/// Bytes of a device's metadata area that are kept for what must always be possible: to stop and to destroy the pool, to
-/// let writes fail when nothing can be handed out, to note what encrypts it.
+/// Bytes of a device's metadata area that are reserved for changes that must always be possible: to
+/// stop and to destroy the pool, to let writes fail when no space can be handed out, to note how
+/// the pool is encrypted.
 pub const RESERVE_BYTES: u64 = 4096;
 
 impl Pool {
-    /// What is recorded on its devices. That is what it is made of, but for a cache tier that it is set up without.
+    /// The metadata as recorded on the devices. The pool is made of it, except for a cache tier
+    /// that it was set up without.
     pub(in crate::engine) fn on_record(&self) -> PoolMetadata {
         let mut recorded = self.meta.clone();
         if let Some(tier) = &self.former_cache {
@@ -41,16 +47,16 @@ impl Pool {
         recorded
     }
 
-    /// Takes note that it is set up without the cache tier that is recorded. It stays on record until a commit of
-    /// metadata without it.
+    /// Notes that the pool was set up without the recorded cache tier. The tier stays on record
+    /// until a commit of metadata without it.
     pub(in crate::engine) fn set_up_without(&mut self, cache: Option<Tier>) {
         self.former_cache = cache;
     }
 
-    /// Changes what is recorded, as [`Pool::commit`] does.
+    /// Changes the recorded metadata as [`Pool::commit`] does.
     ///
     /// # Errors
-    /// As there, and those of `change`.
+    /// Those of [`Pool::commit`] and of `change`.
     pub(in crate::engine) fn change(
         &mut self,
         platform: &dyn Platform,
@@ -63,12 +69,13 @@ impl Pool {
         self.commit(platform, choose, Some(&old), new)
     }
 
-    /// Puts a new state on record: on disk first, then in memory. `old` is what is recorded now; `None`: the pool is being
-    /// created. A cache tier that the pool was set up without is given up if the new state has none.
+    /// Records a new state: on disk first, then in memory. `old` is the recorded state; `None`: the
+    /// pool is being created. If the new state has no cache tier, a cache tier that the pool was
+    /// set up without is given up.
     ///
     /// # Errors
-    /// When the new state was not decided. Memory is as before then, and so is the disk, or the error is
-    /// [`Error::Unrecorded`] and the pool restricted.
+    /// When the new state was not decided. Memory is then as before. So is the disk, or the error
+    /// is [`Error::Unrecorded`] and the pool is restricted.
     pub(in crate::engine) fn commit(
         &mut self,
         platform: &dyn Platform,
@@ -90,9 +97,10 @@ impl Pool {
         Ok(())
     }
 
-    /// Takes a commit back because of `cause`, something that had to follow it and failed: the former state is on record
-    /// again, and in memory in any case. Gives the error that is to be told: `cause`, or [`Error::Unrecorded`] if the next
-    /// set-up may find the state that was to be taken back.
+    /// Takes a commit back because of `cause`, a failure of something that had to follow the
+    /// commit. The former state is recorded again; in memory it is restored in any case. Returns
+    /// the error to report: `cause`, or [`Error::Unrecorded`] if the next set-up may find the state
+    /// that was to be taken back.
     pub(in crate::engine) fn take_back(&mut self, platform: &dyn Platform, old: PoolMetadata, cause: Error) -> Error {
         let new = std::mem::replace(&mut self.meta, old);
         self.show();
@@ -100,7 +108,7 @@ impl Pool {
         self.overrule(platform, Some(&old), &new, cause)
     }
 
-    /// Writes the state of the pool once more if it is not known to be what is on record.
+    /// Writes the state of the pool once more if its record is unsure.
     pub(in crate::engine) fn make_sure(&mut self, platform: &dyn Platform) {
         if !self.may_be_sure() {
             return;
@@ -112,7 +120,7 @@ impl Pool {
         }
     }
 
-    /// Writes the former state with a newer stamp than the new one has on any device.
+    /// Writes the former state with a newer stamp than the new state has on any device.
     fn overrule(
         &mut self,
         platform: &dyn Platform,
@@ -122,7 +130,8 @@ impl Pool {
     ) -> Error {
         let overruled = match old {
             Some(old) => self.save(platform, Choose::Everywhere, old, None),
-            // There was no pool. A device that cannot be wiped now is wiped when it is next seen.
+            // There was no pool. A device that cannot be wiped now is wiped when the daemon next
+            // sees it.
             None => {
                 let condemned = Some(Timestamp::default());
                 let none = PoolMetadata { destroying: condemned, started: Some(false), ..new.clone() };
@@ -140,8 +149,8 @@ impl Pool {
         }
     }
 
-    /// Refuses a state that would fill the metadata areas, unless it is one that must always be possible. What grows
-    /// without a bound are the lists of segments and what users say of devices.
+    /// Refuses a state that would fill the metadata areas, unless the change must always be
+    /// possible. The lists of segments and the user's texts about devices grow without a bound.
     fn check_room(&self, old: Option<&PoolMetadata>, new: &PoolMetadata) -> Result<()> {
         let length = new.encode(self.version).len() as u64;
         let capacities = new.data_devices().filter_map(|uuid| Some(self.members.get(&uuid)?.bda.capacity()));
@@ -156,8 +165,8 @@ impl Pool {
         }
     }
 
-    /// Writes a state to its data devices. It is saved when at least one of them has it which `decides` names as well;
-    /// `None`: which any does.
+    /// Writes a state to its data devices. The state is saved once at least one device has it that
+    /// `decides` names as well; `None`: any device will do.
     fn save(
         &mut self,
         platform: &dyn Platform,
@@ -165,7 +174,8 @@ impl Pool {
         meta: &PoolMetadata,
         decides: Option<&PoolMetadata>,
     ) -> Result<()> {
-        // Also of those that are not written this time: no device may hold a newer state than the newest.
+        // Include devices that are not written this time: none may hold a state newer than the
+        // newest.
         let last = self.members.values().filter_map(|member| member.bda.last_tried()).max();
         let stamp = next_stamp(platform.now(), last);
         let json = meta.stamped(stamp).encode(self.version);
@@ -182,7 +192,7 @@ impl Pool {
         let is_decided = decided.into_iter().any(|uuid| deciding.as_ref().is_none_or(|named| named.contains(uuid)));
         let mut failed = saved.failed.into_iter();
         if !is_decided {
-            // All of those that decide were tried, or chosen from; so one of them failed.
+            // All deciding devices were tried, or were in the choice. So one of them failed.
             if let Some((_, source)) = failed.next_back() {
                 return Err(bda::BdaError::NotSaved { tried: ids.len(), source: Box::new(source) }.into());
             }

@@ -1,4 +1,4 @@
-//! Sector sizes of a pool's devices, by the rules of `docs/spec/engine/storage-stack.md` §12.
+//! Sector sizes of a pool's devices, under the rules of `docs/spec/engine/storage-stack.md` §12.
 
 use crate::{
     engine::{
@@ -15,7 +15,7 @@ pub(in crate::engine) fn of_device(geometry: &Geometry) -> SectorSizes {
     SectorSizes { logical: geometry.logical, physical: geometry.physical }
 }
 
-/// The devices of a tier, as far as the rules of sector sizes look at them.
+/// The devices of a tier, as the sector size rules need them.
 pub(in crate::engine) fn of_tier(pool: &Pool, tier: Tier) -> Vec<sector_rules::Member> {
     pool.meta
         .device_entries()
