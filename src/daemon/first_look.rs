@@ -16,7 +16,7 @@ use threads::{
 
 use super::{
     dispatch::{Dispatcher, Request},
-    run::Error,
+    error::Error,
     watchdog::Watchdog,
 };
 use crate::engine::request::Next;

@@ -3,6 +3,7 @@
 //! Must never know: any policy about pools. It builds, joins and stops.
 
 pub mod dispatch;
+mod error;
 mod first_look;
 pub mod links;
 pub mod logging;
@@ -14,7 +15,8 @@ mod table;
 pub mod thread_table;
 mod watchdog;
 
-pub use run::{Error, run};
+pub use error::Error;
+pub use run::run;
 pub use stop::Stuck;
 
 use crate::bus::INTERFACE_LEVEL;

@@ -2,7 +2,7 @@
 //!
 //! Must never know: any policy about pools.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use crossbeam_channel::unbounded;
 use signal_hook::{
@@ -11,7 +11,7 @@ use signal_hook::{
     low_level::{raise, signal_name},
 };
 use threads::{
-    group::{Group, SpawnError},
+    group::Group,
     lock::{Observation, Observed},
     pulse::Pulse,
     stop::Stop,
@@ -20,12 +20,11 @@ use threads::{
 
 use super::{
     dispatch::{Dispatcher, LIMITS, Request, Workers},
+    error::Error,
     first_look::{self, Start, Waited},
     links::Links,
-    machine::{self, Choice, Machine},
-    readiness,
-    stop::{self, Stuck},
-    thread_table as names, version,
+    machine::{Choice, Machine},
+    readiness, stop, thread_table as names, version,
     watchdog::Watchdog,
 };
 use crate::{
@@ -36,30 +35,6 @@ use crate::{
     view::Update,
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
 };
-
-/// Why the daemon did not start or stopped by itself.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum Error {
-    #[error(transparent)]
-    Machine(#[from] machine::Error),
-    #[error("cannot listen for signals")]
-    Signals(#[source] io::Error),
-    #[error("cannot create an eventfd to wake a thread")]
-    Waker(#[source] io::Error),
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    #[error(transparent)]
-    Bus(#[from] bus::Error),
-    #[error("cannot receive device events")]
-    Events(#[source] platform::Error),
-    #[error("cannot scan this machine for pools: {0}")]
-    Discovery(String),
-    #[error("thread {name} ended{why}; the daemon cannot run without it")]
-    ThreadEnded { name: String, why: String },
-    #[error(transparent)]
-    Stuck(#[from] Stuck),
-}
 
 /// Runs the daemon until SIGINT or SIGTERM.
 ///

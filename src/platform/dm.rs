@@ -3,7 +3,7 @@
 //! Knows the text forms of the targets that Stratis uses (`docs/spec/engine/storage-stack.md` §1,
 //! 6, 7), but not what the devices are for.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use crate::{
     base::units::{DataBlocks, Sectors},
@@ -215,21 +215,5 @@ impl fmt::Display for Target {
             }
             Target::Foreign { parameters, .. } => f.write_str(parameters),
         }
-    }
-}
-
-impl fmt::Display for DeviceNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl FromStr for DeviceNumber {
-    type Err = ();
-
-    /// Parses `MAJOR:MINOR`, as tables contain it.
-    fn from_str(text: &str) -> Result<DeviceNumber, ()> {
-        let (major, minor) = text.split_once(':').ok_or(())?;
-        Ok(DeviceNumber { major: major.parse().map_err(drop)?, minor: minor.parse().map_err(drop)? })
     }
 }

@@ -4,6 +4,7 @@
 //! programs, mounts in a private directory, udev properties. No decision about pools is made here.
 
 pub mod clevis;
+mod device_number;
 pub mod dm;
 mod error;
 pub mod keyring;
@@ -19,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+pub use device_number::DeviceNumber;
 pub use error::{Error, ProgramEnd, Result};
 
 use crate::base::{
@@ -26,15 +28,6 @@ use crate::base::{
     name::Name,
     units::{Bytes, Sectors},
 };
-
-/// A kernel device number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceNumber {
-    /// Major number: the driver.
-    pub major: u32,
-    /// Minor number: the device.
-    pub minor: u32,
-}
 
 /// What the udev database says a device belongs to. Order of the decision:
 /// `docs/spec/engine/ondisk-metadata.md` §4.

@@ -24,8 +24,8 @@ use serde_json::Value;
 
 use super::{
     limits::{self, Activity},
-    processes::{self, Finished, Input, Outcome, Task},
-    programs::{self, PLACES},
+    processes::{self, Finished, Input, Outcome, PLACES, Task},
+    programs,
 };
 use crate::{
     base::units::Bytes,

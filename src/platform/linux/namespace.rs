@@ -35,7 +35,7 @@ use rustix::{
 use super::{
     mount_table::{self, Entry},
     mounts::{PLACE, error},
-    programs::PLACES,
+    processes::PLACES,
 };
 use crate::platform::{Error, Result};
 

@@ -37,12 +37,18 @@ use zeroize::Zeroizing;
 
 use super::{
     limits::{KILLED, NOTICE},
-    programs::PLACES,
     secret_bytes::SecretBytes,
     wait,
 };
 use crate::platform::RunningProgram;
 
+/// Directories in which programs are searched, in this order. A distribution can set another list,
+/// joined by colons, as `EXECUTABLES_PATHS` when it builds the daemon. The PATH of the daemon's
+/// environment is not used.
+pub(super) const PLACES: &str = match option_env!("EXECUTABLES_PATHS") {
+    Some(places) => places,
+    None => "/usr/sbin:/sbin:/usr/bin:/bin",
+};
 /// Limit of what is kept of each output; a program may print more.
 pub(super) const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// Initial capacity for an output.

@@ -15,20 +15,13 @@ use std::{
 use super::{
     database,
     limits::{self, Activity},
-    processes::{Input, Outcome, Task},
+    processes::{Input, Outcome, PLACES, Task},
 };
 use crate::{
     base::units::Bytes,
     platform::{Error, Program, ProgramEnd, Result},
 };
 
-/// Directories in which programs are searched, in this order. A distribution can set another list,
-/// joined by colons, as `EXECUTABLES_PATHS` when it builds the daemon. The PATH of the daemon's
-/// environment is not used.
-pub(super) const PLACES: &str = match option_env!("EXECUTABLES_PATHS") {
-    Some(places) => places,
-    None => "/usr/sbin:/sbin:/usr/bin:/bin",
-};
 /// This executable, even after a newer one has replaced it: the daemon starts it as its own child.
 pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Length limit of an error text of a program.
