@@ -1,8 +1,9 @@
-//! A device's own Stratis area (BDA: static header and metadata area), read and written.
+//! Reads and writes the BDA of a device: its static header and metadata area.
 //!
-//! Joins the codecs of [`metadata`](crate::engine::metadata) with a machine's disks. Every change of a device is one
-//! `write` call whose steps are in an order that a power cut may end anywhere; several devices are written side by side.
-//! Must never know what the JSON says.
+//! This module joins the codecs of [`metadata`](crate::engine::metadata) with the disks of a
+//! machine. Every change of a device is one `write` call. A power cut may end its steps anywhere:
+//! their order allows for that. Several devices are written in parallel. This module must never
+//! know what the JSON says.
 
 use std::path::{Path, PathBuf};
 
@@ -18,22 +19,23 @@ use crate::{
     platform::{self, DeviceWrite, Platform, Timestamp, WriteStep},
 };
 
-/// At most so many devices are written in one save, unless all are asked for.
+/// The number of devices that one save writes at most, unless all are asked for.
 pub const SAVE_DEVICES_MAX: usize = 10;
 
-/// What this module needs of a machine.
+/// The operations of a machine that this module needs.
 pub trait Disks {
-    /// `length` bytes at `offset` of the device.
+    /// Reads `length` bytes at `offset` of the device.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// When the bytes cannot be read.
     fn read_at(&self, path: &Path, offset: u64, length: usize) -> platform::Result<Vec<u8>>;
     /// Carries out the steps in order.
     ///
     /// # Errors
-    /// When one cannot be carried out; those after it have not been then.
+    /// When a step fails. The steps after it have then not been carried out.
     fn write_steps(&self, path: &Path, steps: &[WriteStep<'_>]) -> platform::Result<()>;
-    /// As [`Disks::write_steps`], for several devices side by side; the results in the order of the writes.
+    /// As [`Disks::write_steps`], for several devices in parallel. The results are in the order of
+    /// the writes.
     fn write_steps_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<platform::Result<()>>;
 }
 
@@ -51,7 +53,7 @@ impl<P: Platform + ?Sized> Disks for P {
     }
 }
 
-/// Why a device's area cannot be read or written.
+/// Why a BDA cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BdaError {
@@ -80,12 +82,12 @@ pub enum BdaError {
 
 type Result<T> = std::result::Result<T, BdaError>;
 
-/// Whether a copy of the header that is damaged is written anew.
+/// Whether a damaged copy of the header is rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repair {
-    /// Yes; failing to is an error.
+    /// Yes. A failed rewrite is an error.
     Write,
-    /// No: the device is only looked at.
+    /// No. The device is only read.
     ReadOnly,
 }
 
@@ -94,32 +96,35 @@ pub enum Repair {
 pub enum Choose {
     /// At most [`SAVE_DEVICES_MAX`], chosen by these random bytes.
     Some([u8; 16]),
-    /// All: no device may be left with an older generation.
+    /// All devices: none may keep an older generation.
     Everywhere,
 }
 
-/// A device's area as it is known.
+/// The known state of a device's BDA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bda {
     header: StaticHeader,
-    /// A write of the header failed: the device may hold another.
+    /// A write of the header failed, so the device may hold another header.
     header_unsure: bool,
-    /// A copy of the header that is not as the other, found when the device was only looked at.
+    /// The copy of the header that differs from the other, found while the device was only read.
     damaged: Option<Half>,
-    /// `None` after a write that failed: what is on disk must be read before anything is written over it.
+    /// `None` after a failed write: the MDA must be read before anything on disk is overwritten.
     mda: Option<Mda>,
-    /// What is read may still be in the disk's cache: written by a call that failed, or by a daemon that was killed.
-    /// It must be durable before the only other generation is written over.
+    /// What was read may only be in the disk's cache: written by a call that failed, or by a daemon
+    /// that was killed. It must be durable before the only other generation is overwritten.
     unflushed: bool,
-    /// The latest time given to metadata of the device, also to such as could not be written.
+    /// The latest stamp given to metadata of the device, including metadata that could not be
+    /// written.
     last_tried: Option<Timestamp>,
 }
 
 impl Bda {
-    /// Reads a device's area, each copy of its header by itself. `None`: it is not a Stratis device.
+    /// Reads a BDA, each copy of its header separately. `None`: the device does not belong to
+    /// Stratis.
     ///
     /// # Errors
-    /// If it is one but its header or metadata area cannot be used, or a repair that is due fails.
+    /// If the device belongs to Stratis but its header or metadata area is unusable, or a necessary
+    /// repair fails.
     pub fn load<D: Disks + ?Sized>(disks: &D, path: &Path, repair: Repair) -> Result<Option<Bda>> {
         let Some((header, damaged)) = load_header(disks, path)? else { return Ok(None) };
         let mda = load_mda(disks, path, &header)?;
@@ -131,12 +136,12 @@ impl Bda {
         Ok(Some(bda))
     }
 
-    /// Makes Stratis devices, side by side: an empty metadata area first, then the header, so that a device never shows a
-    /// header with garbage behind it.
+    /// Initializes Stratis devices in parallel. Each gets an empty metadata area first, then the
+    /// header, so a device never shows a header with garbage behind it.
     ///
     /// # Errors
-    /// If a header breaks a rule (nothing is written then), or writing fails; any of the devices may then have a header
-    /// already.
+    /// If a header breaks a rule (nothing is written then), or writing fails. Any of the devices
+    /// may then already have a header.
     pub fn initialize<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, StaticHeader)]) -> Result<Vec<Bda>> {
         let plan = |(path, header): &(&Path, StaticHeader)| -> Result<(Layout, Vec<Step>)> {
             header.check().map_err(|source| BdaError::BadHeader { path: path.to_path_buf(), source })?;
@@ -160,36 +165,38 @@ impl Bda {
         &self.header
     }
 
-    /// When the device's metadata was written; `None` if never, or if the last write of it failed.
+    /// The time of the device's metadata; `None` if there never was any, or if the last write of it
+    /// failed.
     pub fn last_update(&self) -> Option<Timestamp> {
         self.mda.and_then(|mda| mda.last_update())
     }
 
-    /// The latest time given to metadata of the device, also to such as could not be written.
+    /// The latest stamp given to metadata of the device, including metadata that could not be
+    /// written.
     pub fn last_tried(&self) -> Option<Timestamp> {
         self.last_tried
     }
 
-    /// Longest JSON that the device can hold, in bytes.
+    /// Length of the longest JSON that the device can hold, in bytes.
     pub fn capacity(&self) -> u64 {
         Layout::new(self.header.mda_size).map_or(0, |layout| layout.capacity())
     }
 
-    /// Reads the device's metadata; `None` if none has been written.
+    /// Reads the device's metadata; `None` if none was ever written.
     ///
     /// # Errors
-    /// If neither copy of it can be used.
+    /// If neither copy is usable.
     pub fn read_json<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<Option<Vec<u8>>> {
         self.regions(disks, path)?
             .read_json(|offset, length| Ok(disks.read_at(path, offset, length)?))
             .map_err(|source| mda_error(path, source))
     }
 
-    /// Writes metadata to the device; durable when done.
+    /// Writes metadata to the device. It is durable on return.
     ///
     /// # Errors
-    /// If the device holds metadata as new as `stamp`, or the JSON is too long (nothing is written then), or writing
-    /// fails: the device may then hold either generation.
+    /// If the device holds metadata as new as `stamp`, or the JSON is too long (nothing is written
+    /// then), or writing fails: the device may then hold either generation.
     pub fn save<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, json: &[u8], stamp: Timestamp) -> Result<()> {
         let save = self.begin_save(disks, path, json, stamp)?;
         carry_out(disks, path, &save.plan.steps)?;
@@ -197,7 +204,7 @@ impl Bda {
         Ok(())
     }
 
-    /// Plans a save. From here on it is not known what is on the device, until [`Bda::end_save`].
+    /// Plans a save. From here until [`Bda::end_save`] the contents of the device are unknown.
     fn begin_save<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, json: &[u8], stamp: Timestamp) -> Result<Save> {
         self.check_identity(disks, path)?;
         let mda = self.regions(disks, path)?;
@@ -210,17 +217,18 @@ impl Bda {
         Ok(Save { mda, plan })
     }
 
-    /// Takes note that a save has been carried out.
+    /// Notes that a save was carried out.
     fn end_save(&mut self, Save { mut mda, plan }: Save) {
         self.unflushed = false;
         mda.written(&plan);
         self.mda = Some(mda);
     }
 
-    /// Writes a copy of the header anew that was found not to be as the other; durable when done.
+    /// Rewrites a copy of the header that was found to differ from the other. It is durable on
+    /// return.
     ///
     /// # Errors
-    /// If writing fails; the other copy is still whole then.
+    /// If writing fails. The other copy is then still intact.
     pub fn repair<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path) -> Result<()> {
         if let Some(half) = self.damaged {
             log::warn!("writing one copy of the signature block of {} anew", path.display());
@@ -230,20 +238,21 @@ impl Bda {
         Ok(())
     }
 
-    /// Sets marks in the header; durable when done.
+    /// Sets marks in the header. They are durable on return.
     ///
     /// # Errors
-    /// If writing fails; the marks on the device are then as they were, or set. Asking again, or asking for the
-    /// opposite, settles it.
+    /// If writing fails. The marks on the device are then either unchanged or set. Another call,
+    /// also for the opposite, settles it.
     pub fn set_flags<D: Disks + ?Sized>(&mut self, disks: &D, path: &Path, marks: HeaderFlags) -> Result<()> {
         self.rewrite(disks, path, StaticHeader { flags: self.header.flags.with(marks), ..self.header })
     }
 
-    /// Records another size of the device; durable when done. `marks` are all that it has afterwards.
+    /// Records a new size of the device, durable on return. `marks` are all marks that the header
+    /// has afterwards.
     ///
     /// # Errors
-    /// If the metadata does not fit that size, or writing fails; then either size may be recorded. Asking again, also
-    /// for the size before, settles it.
+    /// If the metadata does not fit the size, or writing fails; either size may then be recorded.
+    /// Another call, also for the former size, settles it.
     pub fn resize<D: Disks + ?Sized>(
         &mut self,
         disks: &D,
@@ -271,8 +280,8 @@ impl Bda {
         Ok(())
     }
 
-    /// Plans another header; `None`: it is on the device already. From here on it is not known which one the device holds,
-    /// until [`Bda::end_rewrite`].
+    /// Plans a new header; `None`: the device already has it. From here until [`Bda::end_rewrite`]
+    /// it is unknown which header the device holds.
     fn begin_rewrite<D: Disks + ?Sized>(
         &mut self,
         disks: &D,
@@ -284,19 +293,20 @@ impl Bda {
             return Ok(None);
         }
         self.check_identity(disks, path)?;
-        // The order of the writes rests on both copies being good.
+        // The order of the writes relies on both copies being good.
         self.repair(disks, path)?;
         self.header_unsure = true;
         Ok(Some(header::plan_rewrite(new)))
     }
 
-    /// Takes note that another header has been written.
+    /// Notes that a new header was written.
     fn end_rewrite(&mut self, new: StaticHeader) {
         self.header = new;
         self.header_unsure = false;
     }
 
-    /// Refuses to write where another device is by now: its node, even its number, may be another's when it was pulled out.
+    /// Refuses to write to a different device: after a device was pulled out, another may have its
+    /// node and even its number.
     fn check_identity<D: Disks + ?Sized>(&self, disks: &D, path: &Path) -> Result<()> {
         let is_same = |found: &StaticHeader| (found.pool, found.device) == (self.header.pool, self.header.device);
         match load_header(disks, path)? {
@@ -310,16 +320,17 @@ impl Bda {
     }
 }
 
-/// A save that has been planned.
+/// A planned save.
 struct Save {
     mda: Mda,
     plan: Plan,
 }
 
-/// Mends the headers of devices, side by side: writes damaged copies anew and clears marks; durable when done. Gives the
-/// results in the order of the devices.
+/// Repairs the headers of devices in parallel: rewrites damaged copies and clears marks. The
+/// changes are durable on return. The results are in the order of the devices.
 ///
-/// After an error the marks on that device are as they were, or cleared. Asking again, or asking for the opposite, settles it.
+/// After an error the marks on that device are either unchanged or cleared. Another call, also for
+/// the opposite, settles it.
 pub fn clear_flags<D: Disks + ?Sized>(
     disks: &D,
     devices: &mut [(&Path, &mut Bda)],
@@ -340,36 +351,38 @@ pub fn clear_flags<D: Disks + ?Sized>(
     results
 }
 
-/// Makes a device one that does not belong to Stratis; durable when done. What lies after its header stays.
+/// Removes the signature of Stratis from a device. This is durable on return. Everything after the
+/// header stays.
 ///
 /// # Errors
-/// If writing fails; the device may then still be found by its second copy.
+/// If writing fails. The device may then still be found by its second copy.
 pub fn wipe<D: Disks + ?Sized>(disks: &D, path: &Path) -> Result<()> {
     carry_out(disks, path, &header::plan_wipe())
 }
 
-/// As [`wipe`], for several devices side by side; the results in their order.
+/// As [`wipe`], for several devices in parallel. The results are in their order.
 pub fn wipe_each<'a, D: Disks + ?Sized>(disks: &D, paths: impl IntoIterator<Item = &'a Path>) -> Vec<Result<()>> {
     let steps = header::plan_wipe();
     carry_out_each(disks, paths.into_iter().map(|path| (path, steps.as_slice())))
 }
 
-/// What a save to a pool did.
+/// The result of a save to a pool.
 #[derive(Debug)]
 pub struct Saved {
-    /// The time given to it.
+    /// The stamp of the saved metadata.
     pub stamp: Timestamp,
-    /// The devices, by their place in the list, that have it.
+    /// Indices of the devices that have it.
     pub written: Vec<usize>,
-    /// Those on which it failed.
+    /// Indices of the devices on which the write failed.
     pub failed: Vec<(usize, BdaError)>,
 }
 
-/// Saves a pool's metadata on its data devices, side by side (§3.7). Its time is `now`, or just after the latest that any of the
-/// devices was given, whichever is later.
+/// Saves a pool's metadata on its data devices in parallel (§3.7). The stamp is `now`, or just
+/// after the latest stamp given to any of the devices, whichever is later.
 ///
 /// # Errors
-/// If no device could be written. Those on which writing failed may nevertheless hold it.
+/// If no device could be written. Devices on which writing failed may hold the metadata all the
+/// same.
 pub fn save_to_pool<D: Disks + ?Sized>(
     disks: &D,
     devices: &mut [(&Path, &mut Bda)],
@@ -420,10 +433,10 @@ pub fn save_to_pool<D: Disks + ?Sized>(
     }
 }
 
-/// A pool's metadata as its devices hold it.
+/// The newest metadata of a pool, as its devices hold it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Newest {
-    /// Place in the list of the device that it was read from.
+    /// Index of the device from which it was read.
     pub device: usize,
     /// When it was written.
     pub time: Timestamp,
@@ -434,7 +447,8 @@ pub struct Newest {
 /// Reads a pool's metadata from the device that was written last (§3.8). `None`: no device has any.
 ///
 /// # Errors
-/// If that device's metadata cannot be read: others hold older generations, and those are never taken instead.
+/// If that device's metadata cannot be read. Other devices hold older generations, which never
+/// serve as a substitute.
 pub fn newest<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, &Bda)]) -> Result<Option<Newest>> {
     let mut latest: Option<(Timestamp, usize)> = None;
     for (i, (path, bda)) in devices.iter().enumerate() {
@@ -449,7 +463,7 @@ pub fn newest<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, &Bda)]) -> Result
     Ok(bda.read_json(disks, path)?.map(|json| Newest { device, time, json }))
 }
 
-/// Reads and resolves the copies of a header; gives also the copy that is due to be written anew.
+/// Reads and resolves the copies of a header. Also returns the copy that must be rewritten, if any.
 fn load_header<D: Disks + ?Sized>(disks: &D, path: &Path) -> Result<Option<(StaticHeader, Option<Half>)>> {
     let mut unread = None;
     let [first, second] = Half::BOTH.map(|half| match disks.read_at(path, half.block_offset(), BLOCK_BYTES) {

@@ -1,4 +1,5 @@
-//! Devices in memory that lose power at every step, fail at every step, and have sectors that cannot be read.
+//! Devices in memory that lose power at every step, fail at every step, and have unreadable
+//! sectors.
 
 use std::{
     cell::RefCell,
@@ -16,7 +17,7 @@ use crate::{
 
 const SECTOR: usize = 512;
 
-/// Contents of a device: sectors that are not there are zero.
+/// Contents of a device. Missing sectors are zero.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Contents(BTreeMap<u64, [u8; SECTOR]>);
 
@@ -26,7 +27,7 @@ impl Contents {
         (offset..offset + length as u64).map(at).collect()
     }
 
-    /// The sectors as they are after a write: what reaches the disk is whole sectors, one by one.
+    /// The sectors after a write. Only whole sectors reach the disk, one by one.
     fn sectors_after(&self, offset: u64, bytes: &[u8]) -> Vec<(u64, [u8; SECTOR])> {
         let (first, last) = (offset / 512, (offset + bytes.len() as u64).div_ceil(512));
         let mut whole = self.read(first * 512, (last - first) as usize * SECTOR);
@@ -44,16 +45,17 @@ impl Contents {
 
 #[derive(Default)]
 struct Device {
-    /// What is read: everything written.
+    /// What a read returns: everything written.
     contents: Contents,
-    /// What is there after a power cut, and what may be there too: whole sectors, in the order of writing.
+    /// What is there after a power cut, and what may be there too: whole sectors, in the order of
+    /// writing.
     durable: Contents,
     unflushed: Vec<(u64, [u8; SECTOR])>,
     unreadable: BTreeSet<u64>,
-    /// The write step (counted over all calls) that fails, and is not carried out.
+    /// The write step (counted over all calls) that fails and is not carried out.
     fail_at: Option<usize>,
     steps: usize,
-    /// Every write call: contents before, and its steps.
+    /// Every write call: the contents before it, and its steps.
     history: Vec<(Contents, Vec<Step>)>,
 }
 
@@ -64,7 +66,7 @@ impl Device {
         self.unflushed.clear();
     }
 
-    /// Loses power: of what is not flushed only the sectors that `subset` names stay.
+    /// Loses power. Of the unflushed sectors only those in `subset` stay.
     fn cut(&mut self, subset: u64) {
         let unflushed = std::mem::take(&mut self.unflushed).into_iter().enumerate();
         self.durable.0.extend(unflushed.filter(|(i, _)| subset & 1 << (i % 64) != 0).map(|(_, sector)| sector));
@@ -72,7 +74,7 @@ impl Device {
     }
 }
 
-/// A machine with devices in memory; a device appears when it is first named.
+/// A machine with devices in memory. A device appears when it is first named.
 #[derive(Default)]
 struct Machine(RefCell<BTreeMap<PathBuf, Device>>);
 
@@ -162,11 +164,11 @@ fn at(seconds: u64) -> Timestamp {
 }
 
 fn json(i: u64) -> Vec<u8> {
-    // Three sectors and a bit of JSON, every one of them different in every generation.
+    // Three sectors and a bit of JSON. All of them differ in every generation.
     format!("{{\"generation\":{i},\"text\":\"{}\"}}", i.to_string().repeat(1600 / i.to_string().len())).into_bytes()
 }
 
-/// A device with this many generations saved.
+/// A device on which this many generations were saved.
 fn saved(generations: u64) -> Contents {
     let machine = Machine::default();
     let mut bda = initialize(&machine, disk(), header()).unwrap();
@@ -186,8 +188,9 @@ fn read(contents: &Contents) -> Option<Vec<u8>> {
     bda.read_json(&machine, disk()).unwrap()
 }
 
-/// Every state in which a power cut during the steps can leave a device: what was flushed is there; of the sectors
-/// written since then, any may be there and any not. Calls `check` with each and gives their number.
+/// Calls `check` with every state in which a power cut during the steps can leave a device, and
+/// returns their number. What was flushed is there. Of the sectors written since then, any may be
+/// there or not.
 fn after_power_cuts(before: &Contents, steps: &[Step], mut check: impl FnMut(&Contents)) -> usize {
     let mut durable = before.clone();
     let mut running = before.clone();
@@ -200,7 +203,7 @@ fn after_power_cuts(before: &Contents, steps: &[Step], mut check: impl FnMut(&Co
                 running.write(*offset, bytes);
             }
             Step::Flush => {
-                // The subsets of all that is unflushed contain those of every earlier moment.
+                // The subsets of all unflushed sectors include those of every earlier moment.
                 assert!(unflushed.len() <= 16, "too many subsets");
                 for subset in 0..1_u32 << unflushed.len() {
                     let mut state = durable.clone();
@@ -217,7 +220,7 @@ fn after_power_cuts(before: &Contents, steps: &[Step], mut check: impl FnMut(&Co
     states
 }
 
-/// The only write call that `change` makes on a device with these contents.
+/// The steps of the single write call that `change` makes on a device with these contents.
 fn steps_of(before: &Contents, change: impl FnOnce(&Machine, &mut Bda)) -> Vec<Step> {
     let machine = Machine::holding(before.clone());
     let mut bda = load(&machine).unwrap().unwrap();
@@ -244,7 +247,7 @@ fn a_new_device_is_read_back() {
     wipe(&machine, disk()).unwrap();
     assert_eq!(load(&machine).unwrap(), None);
     assert_eq!(machine.contents().read(0, STATIC_HEADER_BYTES), [0; STATIC_HEADER_BYTES]);
-    // Only the header goes.
+    // Only the header is wiped.
     assert_eq!(machine.contents().read(8192, 32), contents.read(8192, 32));
 }
 
@@ -261,7 +264,7 @@ fn a_header_that_breaks_a_rule_is_not_written() {
     bda.check_size(disk(), Sectors(20_971_520)).unwrap();
 }
 
-/// However old rubbish lies on the device: as soon as it has a header, its metadata area is empty.
+/// Whatever old garbage lies on the device: as soon as it has a header, its metadata area is empty.
 #[test]
 fn initializing_survives_power_cuts() {
     let mut before = saved(3);
@@ -286,7 +289,7 @@ fn initializing_survives_power_cuts() {
 #[test]
 fn a_save_survives_power_cuts() {
     let mut states = 0;
-    // The first save, that to the other pair, and those over older generations.
+    // The first save, the one to the other pair, and those over older generations.
     for generation in 1..=4 {
         let before = saved(generation - 1);
         let old = (generation > 1).then(|| json(generation - 1));
@@ -299,7 +302,7 @@ fn a_save_survives_power_cuts() {
             let found = read(state);
             assert!(found == old || found == new);
             seen.insert(found.clone());
-            // And the next save works.
+            // The next save works, too.
             let machine = Machine::holding(state.clone());
             let mut bda = load(&machine).unwrap().unwrap();
             bda.save(&machine, disk(), b"next", at(generation + 1)).unwrap();
@@ -310,7 +313,8 @@ fn a_save_survives_power_cuts() {
     assert!(states > 4 * 16, "only {states} states");
 }
 
-/// Shows that the test above can fail: with the order of §3.6, a header may be there without its JSON.
+/// Shows that the test above can fail: with the order of §3.6, a header may be there without its
+/// JSON.
 #[test]
 fn the_order_header_first_would_not_survive() {
     let before = saved(2);
@@ -345,14 +349,14 @@ fn a_change_of_the_header_survives_power_cuts() {
         after_power_cuts(&before, &steps, |state| {
             let machine = Machine::holding(state.clone());
             let found = *load(&machine).unwrap().unwrap().header();
-            // A cut between the copies may leave the time a second later.
+            // A cut between the copies may leave the time one second later.
             let time = found.initialized - header().initialized;
             assert!(time <= 1);
             let found = StaticHeader { initialized: header().initialized, ..found };
             assert!(found == header() || found == new, "{found:?}");
             seen.push(found == new);
             assert_eq!(read(state), Some(json(2)));
-            // The load has repaired it: both copies are the same now.
+            // The load has repaired the header: both copies are equal now.
             let copies = Half::BOTH.map(|half| machine.contents().read(half.block_offset(), BLOCK_BYTES));
             assert_eq!(copies[0], copies[1]);
         });
@@ -374,7 +378,7 @@ fn flags_are_set_and_cleared_on_the_device() {
     assert_eq!(machine.with(disk(), |device| device.history.len()), writes, "no change is no write");
 }
 
-/// A write of the header that failed somewhere can be tried again, and can be undone.
+/// A header write that failed at any step can be repeated and can be undone.
 #[test]
 fn a_failed_change_of_the_header_is_settled_by_the_next() {
     for fail_at in 1..=6 {
@@ -390,7 +394,8 @@ fn a_failed_change_of_the_header_is_settled_by_the_next() {
     }
 }
 
-/// A save that failed somewhere: either generation is there, and a later save, cut off anywhere, loses neither.
+/// After a save that failed at any step, one of the two generations is there. A later save,
+/// interrupted anywhere, loses neither.
 #[test]
 fn a_failed_save_is_settled_by_the_next() {
     for fail_at in 1..=6 {
@@ -414,7 +419,8 @@ fn a_failed_save_is_settled_by_the_next() {
     }
 }
 
-/// What the reads of one copy can give, made on a device: nothing, damage, a header, a later one, a broken sector.
+/// What reads of one copy can return: nothing, damage, a header, a later header, an unreadable
+/// sector.
 #[test]
 fn header_copies_are_repaired_on_the_device() {
     let good = saved(1);
@@ -433,7 +439,7 @@ fn header_copies_are_repaired_on_the_device() {
             assert_eq!((looked.header(), machine.contents()), (&header(), before));
             assert_eq!(load(&machine).unwrap().unwrap().header(), looked.header());
             assert_eq!(machine.contents(), good, "the copy is as it was");
-            // A repair that fails is an error, one that is not asked for is not tried.
+            // A failed repair is an error. Without a request there is no repair.
             let machine = Machine::holding(good.clone());
             machine.with(disk(), |device| {
                 damage(device, half);
@@ -465,12 +471,14 @@ fn damaged_metadata_is_an_error_and_not_a_foreign_device() {
     assert!(matches!(load(&machine), Err(BdaError::Mda { .. })));
 }
 
-/// Found by `nothing_acknowledged_is_ever_lost`: two saves whose headers stayed in the disk's cache, because the flush
-/// after them failed, left both pairs with one region overwritten; then a third save was cut off. Hence the flush
-/// before a save that follows a failed one.
+/// Found by `nothing_acknowledged_is_ever_lost`: the headers of two saves stayed in the disk's
+/// cache, because the flush after them failed. Both pairs then had one region overwritten. A third
+/// save was then interrupted. This is the reason for the flush before a save that follows a failed
+/// one.
 #[test]
 fn two_failed_flushes_and_a_power_cut_lose_nothing() {
-    // The step that makes the header durable is the fourth, or the fifth where the save began with a flush.
+    // The step that makes the header durable is the fourth, or the fifth if the save began with a
+    // flush.
     let failures = [[4, 4], [4, 5], [5, 4], [5, 5]];
     for (failures, last) in failures.into_iter().flat_map(|failures| [(failures, 2), (failures, 3)]) {
         let machine = Machine::holding(saved(2));
@@ -597,7 +605,7 @@ fn longer_json_goes_to_the_devices_that_have_room() {
     assert_eq!(pool.holding(at(1)), [2]);
 }
 
-/// Older generations on other devices are never taken instead of one that is lost.
+/// Older generations on other devices never replace a lost one.
 #[test]
 fn the_newest_or_nothing() {
     let mut pool = Pool::new(2);
@@ -631,8 +639,9 @@ fn attempts() -> impl Strategy<Value = Vec<Attempt>> {
 }
 
 proptest! {
-    /// Saves, failures, kills and power cuts in any order, a failed call's writes still in the disk's cache during the next:
-    /// what is read is the last that was saved, or something tried after it, and after a power cut it stays so.
+    /// Saves, failures, kills and power cuts in any order. The writes of a failed call are still in
+    /// the disk's cache during the next one. A read returns the last saved state, or something
+    /// tried after it, and after a power cut it stays so.
     #[test]
     fn nothing_acknowledged_is_ever_lost(attempts in attempts()) {
         let machine = Machine::holding(saved(0));

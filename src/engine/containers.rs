@@ -1,8 +1,8 @@
-//! LUKS2 containers of pools: laid out, made, opened, wiped; and what their headers say of how a pool can be unlocked
-//! (`docs/spec/engine/encryption.md` §1, 6).
+//! The LUKS2 containers of pools: how they are laid out, made, opened and wiped, and what their
+//! headers say about how a pool can be unlocked (`docs/spec/engine/encryption.md` §1, 6).
 //!
-//! Version 2 has one container, on the pool's cap device; version 1 has one on each device. What is done to one is the same.
-//! Knows neither locks nor requests.
+//! Version 2 has one container, on the pool's cap device. Version 1 has one on each device. The
+//! code treats all of them alike. It knows neither locks nor requests.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// The container of a pool of version 2.
+/// The container of a version 2 pool.
 pub const LAYOUT_V2: Layout = Layout {
     metadata: Bytes(64 << 10),
     keyslots: Bytes(16_352 << 10),
@@ -37,7 +37,7 @@ pub const LAYOUT_V2: Layout = Layout {
     sector_size: None,
 };
 
-/// The container on a device of version 1.
+/// The container on a device of a version 1 pool.
 pub const LAYOUT_V1: Layout = Layout {
     metadata: Bytes(16 << 10),
     keyslots: Bytes(16_352 << 10),
@@ -48,23 +48,23 @@ pub const LAYOUT_V1: Layout = Layout {
 /// How a pool is to be unlocked.
 #[derive(Debug, Clone, Default)]
 pub struct Unlock {
-    /// Which of its bindings may be used; `None`: none has been named.
+    /// Which bindings may be used; `None`: the user named none.
     pub method: Option<UnlockMethod>,
-    /// The passphrase of one; `None`: it is to be had from what the binding says.
+    /// The passphrase, if the user gave one; `None`: the binding says where to get it.
     pub passphrase: Option<Secret>,
 }
 
 impl Unlock {
-    /// By whatever works.
+    /// Allows every binding.
     pub fn any() -> Unlock {
         Unlock { method: Some(UnlockMethod::Any), passphrase: None }
     }
 }
 
-/// Opens a container as `name`; without one, only to find its volume key.
+/// Opens a container as `name`. Without a name, only finds its volume key.
 ///
 /// # Errors
-/// If nothing opens it; says why for each binding that was tried.
+/// If nothing opens the container. The error gives the reason for each binding that was tried.
 pub fn open(
     platform: &dyn Platform,
     device: &Path,
@@ -78,23 +78,23 @@ pub fn open(
     Ok(opened?)
 }
 
-/// A binding in the making: its passphrase, and all that stands in its token but the keyslot.
+/// A binding that is being made: its passphrase, and its token without the keyslot.
 struct Draft {
     token: u32,
     passphrase: Secret,
     source: Source,
 }
 
-/// What the passphrase is to be had from.
+/// Where the passphrase comes from.
 enum Source {
     Keyring(KeyDescription),
-    /// The passphrase, encrypted.
+    /// The encrypted passphrase.
     Clevis(Value),
 }
 
 /// A keyslot for the passphrase of a binding.
 pub fn keyslot(kind: Kind, number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
-    // What Clevis encrypts is random.
+    // The passphrases that Clevis encrypts are random.
     let cost = match kind {
         Kind::Keyring => Cost::Guessable,
         Kind::Clevis => Cost::Random,
@@ -102,14 +102,16 @@ pub fn keyslot(kind: Kind, number: u32, passphrase: &Secret) -> NewKeyslot<'_> {
     NewKeyslot { number, passphrase, cost }
 }
 
-/// Bindings in the making. All that asks keyrings and servers has been done, and nothing has been written.
+/// Bindings that are being made. Keyrings and servers have been asked, and nothing has been
+/// written.
 pub struct Prepared(Vec<Draft>);
 
 impl Prepared {
-    /// Gets the passphrases: from the keyring, or new ones, encrypted by Clevis. May take long.
+    /// Gets the passphrases: existing ones from the keyring, or new ones that Clevis encrypts. This
+    /// may take long.
     ///
     /// # Errors
-    /// If a key is not there, or Clevis fails.
+    /// If a key is missing, or Clevis fails.
     pub fn new(platform: &dyn Platform, assigned: &[Assigned]) -> Result<Prepared> {
         let draft = |Assigned { token, request }: &Assigned| -> Result<Draft> {
             let (passphrase, source) = match request {
@@ -127,7 +129,7 @@ impl Prepared {
         Ok(Prepared(assigned.iter().map(draft).collect::<Result<_>>()?))
     }
 
-    /// Keyslots for them, of these numbers.
+    /// Keyslots for the bindings, with these numbers.
     pub fn keyslots(&self, numbers: impl IntoIterator<Item = u32>) -> Vec<NewKeyslot<'_>> {
         let kind = |source: &Source| match source {
             Source::Keyring(_) => Kind::Keyring,
@@ -137,7 +139,7 @@ impl Prepared {
         drafts.map(|(draft, number)| keyslot(kind(&draft.source), number, &draft.passphrase)).collect()
     }
 
-    /// Their tokens, with keyslots of these numbers.
+    /// Tokens for the bindings, with keyslots of these numbers.
     pub fn tokens(&self, numbers: impl IntoIterator<Item = u32>) -> BTreeMap<u32, Value> {
         let token = |(draft, keyslot): (&Draft, u32)| {
             let token = match &draft.source {
@@ -150,7 +152,8 @@ impl Prepared {
     }
 }
 
-/// Makes the container of a pool of version 2 and opens it. Its volume key goes into the daemon's keyring.
+/// Makes and opens the container of a version 2 pool. Its volume key goes into the daemon's
+/// keyring.
 ///
 /// # Errors
 /// `undo` takes back what was done.
@@ -176,7 +179,7 @@ pub fn make(
 /// Opens a container whose header was made with `prepared`.
 ///
 /// # Errors
-/// As [`make`].
+/// Those of [`make`].
 pub fn bring_up(
     platform: &dyn Platform,
     stack: &Stack,
@@ -197,14 +200,15 @@ pub fn bring_up(
     Ok(platform.volume_key_set(&key_name, &volume_key)?)
 }
 
-/// What is to be changed in a header so that it is as if changes of it that were cut short had not been begun, or had been
-/// completed: a token has a second keyslot between the two.
+/// The changes that repair a header after interrupted changes of it. The repaired header looks as
+/// if an interrupted change had never begun or had been completed. Between these two states a token
+/// has a second keyslot.
 pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
     if header.state != State::Encrypted {
         return Vec::new();
     }
     let unused = header.unused.iter().copied().map(HeaderChange::DestroyKeyslot);
-    // The first is the one that was to go.
+    // The first keyslot is the one that was to be removed.
     let replaced = header.tokens.values().filter_map(|token| {
         let listed = token.get("keyslots")?.as_array()?;
         let numbers: Vec<u32> = listed.iter().filter_map(|slot| slot.as_str()?.parse().ok()).collect();
@@ -213,7 +217,7 @@ pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
             _ => None,
         }
     });
-    // The keyslot of these has been destroyed, which comes before the token.
+    // The keyslots of these tokens were destroyed. That comes before the removal of the token.
     let empty = header.tokens.iter().filter(|(_, token)| {
         let is_ours = ["clevis", "luks2-keyring"].map(Some).contains(&token.get("type").and_then(Value::as_str));
         is_ours && token.get("keyslots").and_then(Value::as_array).is_some_and(Vec::is_empty)
@@ -222,7 +226,7 @@ pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
     unused.chain(replaced).chain(empty).collect()
 }
 
-/// Overwrites what a container consists of besides its data: nothing opens it any more.
+/// Overwrites all of a container but its data. Nothing can open the container afterwards.
 ///
 /// # Errors
 /// When the device cannot be written.

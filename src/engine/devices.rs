@@ -1,5 +1,5 @@
-//! Devices that a user names: found, looked at, and either known already, or good to be initialized, or refused with the
-//! reason (`docs/spec/engine/storage-stack.md` §12).
+//! Devices that a user names. Each is found and examined, and is then either already known, or fit
+//! to be initialized, or refused with the reason (`docs/spec/engine/storage-stack.md` §12).
 
 use std::{
     path::{Path, PathBuf},
@@ -22,32 +22,35 @@ use crate::{
 /// A device that may be initialized.
 #[derive(Debug, Clone)]
 pub struct Candidate {
-    /// What udev knows of it.
+    /// What udev reports about it.
     pub device: BlockDevice,
     /// Its size and sector sizes.
     pub geometry: Geometry,
-    /// The container that was made on the block device that was named; `device` is what has been opened of it then.
+    /// The container that was made on the block device that the user named. `device` is then the
+    /// crypt device on it.
     pub container: Option<LuksDevice>,
-    /// Keeps it from everybody else between the first look and the last write.
+    /// Keeps others from using the device between the first look and the last write.
     pub(super) hold: Option<Arc<dyn Hold>>,
 }
 
 impl Candidate {
-    /// Puts it into a container.
+    /// Puts the device into a container.
     ///
     /// # Errors
-    /// When that cannot be made; `undo` takes it away again.
+    /// When the container cannot be made. `undo` removes it again.
     pub fn format_luks(
         mut self,
         platform: &dyn Platform,
         format: &LuksFormat,
         undo: &mut Rollback,
     ) -> Result<Candidate> {
-        // Who makes the container opens the device exclusively in turn, and refuses one that is in use.
+        // The code that makes the container opens the device exclusively itself, and refuses a
+        // device in use.
         self.hold = None;
         let (luks_device, device) = format.format(platform, &self.device, self.geometry, undo)?;
         let geometry = platform.geometry(&device.path)?;
-        // What udev says of the block device stands in headers that can be read without a key, and so is not recorded.
+        // Headers can be read without a key, so what udev says about the block device is not
+        // recorded there.
         Ok(Candidate {
             device: BlockDevice { wwn: None, ..device },
             geometry,
@@ -57,10 +60,10 @@ impl Candidate {
     }
 }
 
-/// Finds the devices behind paths as a user gave them. Paths that lead to one device count once.
+/// Finds the devices behind the paths that a user gave. Several paths to one device count once.
 ///
 /// # Errors
-/// Paths that are not absolute (all of them named) or do not lead to a block device.
+/// Paths that are not absolute (the error names all of them) or do not lead to a block device.
 pub fn find(platform: &dyn Platform, paths: &[PathBuf]) -> Result<Vec<BlockDevice>> {
     let relative: Vec<PathBuf> = paths.iter().filter(|path| !path.is_absolute()).cloned().collect();
     if !relative.is_empty() {
@@ -80,7 +83,8 @@ pub fn find(platform: &dyn Platform, paths: &[PathBuf]) -> Result<Vec<BlockDevic
     Ok(found)
 }
 
-/// Wipes devices side by side; the results in their order. One that somebody uses is not ours any more, and is left alone.
+/// Wipes devices in parallel. The results are in their order. A device that somebody uses is not
+/// ours any more and is left alone.
 pub fn wipe_each<'a>(platform: &dyn Platform, paths: impl IntoIterator<Item = &'a Path>) -> Vec<Result<()>> {
     let held: Vec<_> = paths.into_iter().map(|path| (path, platform.hold(path))).collect();
     let ours = held.iter().filter(|(_, hold)| hold.is_ok()).map(|(path, _)| *path);
@@ -93,22 +97,23 @@ pub fn wipe_each<'a>(platform: &dyn Platform, paths: impl IntoIterator<Item = &'
     held.into_iter().map(result).collect()
 }
 
-/// A device that has just been initialized: its area as it is on disk now.
+/// A device that has just been initialized, with its BDA as it is on disk.
 #[derive(Debug)]
 pub struct Initialized {
     /// The device.
     pub candidate: Candidate,
-    /// Its Stratis area.
+    /// Its BDA.
     pub bda: Bda,
 }
 
-/// A device with the header that it is to get. Space on it can be planned before anything is written.
+/// A device with the header that it will get. Space on it can be planned before anything is
+/// written.
 #[derive(Debug, Clone)]
 pub struct Planned {
     /// The device.
     pub candidate: Candidate,
-    /// Its header, marked as not yet committed: until pool metadata names the device and the mark is removed, a crash leaves
-    /// it to nobody.
+    /// Its header, marked as not committed. Until pool metadata names the device and the mark is
+    /// removed, the device belongs to nobody after a crash.
     pub header: StaticHeader,
 }
 
@@ -136,8 +141,9 @@ pub fn plan(
     candidates.into_iter().map(plan).collect()
 }
 
-/// Wipes devices that were initialized in vain. Those with the newest metadata come last, and only when the others are
-/// wiped: it says that there is no pool, where others may hold metadata that says nothing of it.
+/// Wipes devices that were initialized in vain. Devices with the newest metadata come last, and
+/// only after all others were wiped: their metadata says that there is no pool, while the metadata
+/// on others may not say so.
 fn wipe(platform: &dyn Platform, paths: &[PathBuf]) -> Result<()> {
     let stamp = |path: &Path| Bda::load(platform, path, Repair::ReadOnly).ok()??.last_update();
     let stamped: Vec<_> = paths.iter().map(|path| (path.as_path(), stamp(path))).collect();
@@ -151,10 +157,11 @@ fn wipe(platform: &dyn Platform, paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Initializes devices, side by side.
+/// Initializes devices in parallel.
 ///
 /// # Errors
-/// When one cannot be written. `undo` wipes all of them: also one whose write failed half way may have a signature.
+/// When a device cannot be written. `undo` wipes all of them, because even a device whose write
+/// failed half way may have a signature.
 pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rollback) -> Result<Vec<Initialized>> {
     let paths: Vec<PathBuf> = planned.iter().map(|planned| planned.candidate.device.path.clone()).collect();
     undo.push(When::Unused, format!("wipe {}", list(&paths)), move |platform| wipe(platform, &paths));
@@ -162,7 +169,7 @@ pub fn initialize(platform: &dyn Platform, planned: Vec<Planned>, undo: &mut Rol
     let areas = Bda::initialize(platform, &headers)?;
     let mut done = Vec::new();
     for (Planned { mut candidate, .. }, bda) in planned.into_iter().zip(areas) {
-        // From here on it is device-mapper that uses it.
+        // From here on device-mapper uses the device.
         candidate.hold = None;
         if let Some(luks_device) = &mut candidate.container {
             luks_device.finish(platform, undo)?;

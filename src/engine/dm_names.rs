@@ -1,31 +1,32 @@
-//! Names of device-mapper devices (`docs/spec/engine/storage-stack.md` §1), composed and read back. The device-mapper UUID of
-//! each is the same text as its name.
+//! Composes and parses the names of device-mapper devices (`docs/spec/engine/storage-stack.md` §1).
+//! The device-mapper UUID of each device is the same text as its name.
 
 use crate::base::ids::{DevUuid, FsUuid, PoolUuid};
 
 /// Version of the name format.
 const FORMAT: &str = "stratis-1";
 
-/// What a device-mapper device is in a pool's stack, from the bottom up.
+/// The role of a device-mapper device in a pool's stack, from the bottom up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// The data devices, joined.
     OriginSub,
-    /// Metadata of the cache.
+    /// The cache metadata.
     CacheMeta,
-    /// Blocks of the cache.
+    /// The cache blocks.
     CacheSub,
-    /// The cache over the joined data devices; in version 2 without a cache a placeholder in its place.
+    /// The cache over the joined data devices. In version 2 without a cache, a placeholder in its
+    /// place.
     Cache,
-    /// The pool's encrypted device (version 2).
+    /// The crypt device of the pool (version 2).
     Crypt,
     /// The metadata volume: an XFS that holds the filesystem records.
     Mdv,
-    /// Metadata of the thin pool.
+    /// The thin metadata.
     ThinMeta,
-    /// Where a repair of that metadata is written.
+    /// The spare thin metadata, to which a repair writes.
     ThinMetaSpare,
-    /// Data of the thin pool.
+    /// The thin data.
     ThinData,
     /// The thin pool.
     ThinPool,
@@ -67,7 +68,7 @@ impl Role {
     }
 }
 
-/// Name of the opened device of an encrypted device of version 1.
+/// Name of the crypt device on a device of an encrypted version 1 pool.
 pub fn opened_device(device: DevUuid) -> String {
     format!("{FORMAT}-private-{}-crypt", device.simple())
 }
@@ -77,7 +78,7 @@ pub fn filesystem(pool: PoolUuid, filesystem: FsUuid) -> String {
     format!("{FORMAT}-{}-thin-fs-{}", pool.simple(), filesystem.simple())
 }
 
-/// The pool that a device-mapper device belongs to, if its name is one of ours.
+/// The pool that a device-mapper device belongs to, if its name has our format.
 pub fn pool_of(name: &str) -> Option<PoolUuid> {
     let rest = name.strip_prefix(FORMAT)?.strip_prefix('-')?;
     let (rest, private) = match rest.strip_prefix("private-") {
@@ -93,7 +94,7 @@ pub fn pool_of(name: &str) -> Option<PoolUuid> {
     if known { uuid.parse().ok() } else { None }
 }
 
-/// The pool and the filesystem that a device-mapper device is of, if its name says so.
+/// The pool and filesystem of a thin device, if the name is that of one.
 pub fn filesystem_of(name: &str) -> Option<(PoolUuid, FsUuid)> {
     let (pool, filesystem) = name.strip_prefix(FORMAT)?.strip_prefix('-')?.split_once("-thin-fs-")?;
     Some((pool.parse().ok()?, filesystem.parse().ok()?))

@@ -1,7 +1,8 @@
-//! What pool-level metadata means: which devices and segments it names, how much space is where, and how a new pool or a new
-//! device is laid out (`docs/spec/engine/storage-stack.md` §4, 5, 7.3, 11).
+//! The meaning of pool metadata: which devices and segments it names, how much space is where, and
+//! the layout of a new pool or a new device (`docs/spec/engine/storage-stack.md` §4, 5, 7.3, 11).
 //!
-//! Pure: from metadata to metadata. Where its bytes lie on disk is the business of [`crate::engine::metadata`].
+//! These functions are pure: they turn metadata into metadata. [`crate::engine::metadata`] decides
+//! where the bytes lie on disk.
 
 use crate::{
     base::{ids::DevUuid, units::Sectors},
@@ -28,13 +29,14 @@ const ERROR_IF_NO_SPACE: &str = "error_if_no_space";
 /// Feature arguments that a thin pool always has.
 const FEATURES_ALWAYS: [&str; 2] = ["no_discard_passdown", "skip_block_zeroing"];
 
-/// Sum of the lengths of segments. They were checked to fit their devices when they were read or planned.
+/// Sum of the lengths of segments. Segments were checked against the size of their devices when
+/// they were read or planned.
 pub(super) fn total(segments: &[Segment]) -> Sectors {
     segments.iter().map(|segment| segment.length).fold(Sectors::ZERO, Sectors::saturating_add)
 }
 
 impl PoolMetadata {
-    /// Every device it names, with its tier, in pool order.
+    /// Every device that the metadata names, with its tier, in pool order.
     pub fn device_entries(&self) -> impl Iterator<Item = (Tier, &BlockDev)> {
         let data = self.backstore.data_tier.blockdev.devs.iter().map(|entry| (Tier::Data, entry));
         let cache = self.backstore.cache_tier.iter().flat_map(|tier| &tier.blockdev.devs);
@@ -46,12 +48,13 @@ impl PoolMetadata {
         self.backstore.data_tier.blockdev.devs.iter().map(|entry| entry.uuid)
     }
 
-    /// What is taken of the data devices, in the order in which it is joined.
+    /// Segments taken from the data devices, in the order in which they are joined.
     pub fn data_segments(&self) -> &[DeviceSegment] {
         self.backstore.data_tier.blockdev.allocs.first().map_or(&[], Vec::as_slice)
     }
 
-    /// What is taken of the cache devices, if there are any: for blocks, and for metadata.
+    /// Segments taken from the cache devices, if there are any: those for blocks, and those for
+    /// cache metadata.
     pub fn cache_segments(&self) -> Option<(&[DeviceSegment], &[DeviceSegment])> {
         let allocs = &self.backstore.cache_tier.as_ref()?.blockdev.allocs;
         Some((allocs.first().map_or(&[], Vec::as_slice), allocs.get(1).map_or(&[], Vec::as_slice)))
@@ -63,17 +66,17 @@ impl PoolMetadata {
         entry.map_or(Sectors::ZERO, |entry| total(&entry.integrity_meta_allocs))
     }
 
-    /// Space that is held for a LUKS2 header.
+    /// Space reserved for a LUKS2 header.
     pub fn crypt_reserved(&self) -> Sectors {
         total(&self.backstore.cap.crypt_meta_allocs)
     }
 
-    /// Space handed out of the cap device.
+    /// Space handed out from the cap device.
     pub fn handed_out(&self) -> Sectors {
         total(&self.backstore.cap.allocs)
     }
 
-    /// Space that counts as allocated, Stratis' own metadata not included.
+    /// Space that counts as allocated, without Stratis' own metadata.
     pub fn allocated(&self, version: MetadataVersion) -> Sectors {
         match version {
             MetadataVersion::V1 => device_total(self.data_segments()),
@@ -81,20 +84,21 @@ impl PoolMetadata {
         }
     }
 
-    /// Size of the thin pool's metadata, its spare and the metadata volume.
+    /// Total size of the thin metadata, the spare thin metadata and the metadata volume.
     pub fn flexible_metadata_size(&self) -> Sectors {
         let flex = &self.flex_devs;
         let parts = [&flex.thin_meta_dev, &flex.thin_meta_dev_spare, &flex.meta_dev];
         parts.into_iter().map(|part| total(part)).fold(Sectors::ZERO, Sectors::saturating_add)
     }
 
-    /// Whether space of a device is taken for more than metadata of its own.
+    /// Whether the device holds anything besides its own metadata.
     pub fn is_in_use(&self, device: DevUuid) -> bool {
         let cache = self.cache_segments().unwrap_or_default();
         [self.data_segments(), cache.0, cache.1].into_iter().flatten().any(|segment| segment.parent == device)
     }
 
-    /// The end of what is taken of a device for more than metadata of its own and space held for integrity data.
+    /// The end of the space in use on a device, not counting its own metadata and the space for
+    /// integrity data.
     pub fn used_up_to(&self, device: DevUuid) -> Sectors {
         let cache = self.cache_segments().unwrap_or_default();
         let segments = [self.data_segments(), cache.0, cache.1].into_iter().flatten();
@@ -102,12 +106,13 @@ impl PoolMetadata {
         ends.max().unwrap_or_default()
     }
 
-    /// Bytes of the parts that grow without a bound: names, texts, lists of devices and segments.
+    /// Encoded size in bytes of the parts that grow without a bound: names, texts, lists of devices
+    /// and segments.
     pub fn unbounded_bytes(&self) -> usize {
         serde_json::to_vec(&(&self.name, &self.backstore, &self.flex_devs)).map_or(usize::MAX, |text| text.len())
     }
 
-    /// The features, for clients.
+    /// The pool's features, for the view.
     pub fn features_view(&self) -> Features {
         Features {
             encryption: self.features.contains(&Feature::Encryption),
@@ -116,10 +121,11 @@ impl PoolMetadata {
         }
     }
 
-    /// Notes that the pool as a whole is encrypted, and what opens it (version 2).
+    /// Records that the pool as a whole is encrypted, and by which kinds of bindings (version 2).
     ///
     /// # Errors
-    /// When what is handed out of the cap device does not begin after the space held for the LUKS2 header.
+    /// When a segment of the cap device does not begin after the space reserved for the LUKS2
+    /// header.
     pub fn set_encrypted(&mut self, has_keys: bool, has_clevis: bool) -> Result<()> {
         if !self.is_encrypted() {
             let header = self.crypt_reserved();
@@ -139,10 +145,10 @@ impl PoolMetadata {
         Ok(())
     }
 
-    /// Notes that the pool is not encrypted any more.
+    /// Records that the pool is no longer encrypted.
     ///
     /// # Errors
-    /// When what is handed out of the cap device ends past the range of sizes.
+    /// When a segment of the cap device would end past the range of sizes.
     pub fn set_clear(&mut self) -> Result<()> {
         if self.is_encrypted() {
             let header = self.crypt_reserved();
@@ -155,7 +161,7 @@ impl PoolMetadata {
         Ok(())
     }
 
-    /// Counts what is handed out of the cap device from elsewhere.
+    /// Moves the start of every segment of the cap device.
     fn move_cap(&mut self, to: impl Fn(Sectors) -> Option<Sectors>) -> Result<()> {
         let flex = &mut self.flex_devs;
         let lists =
@@ -166,32 +172,34 @@ impl PoolMetadata {
         Ok(())
     }
 
-    /// Space that is taken of the data devices and not handed out of the cap device yet (version 2).
+    /// Space that is taken from the data devices but not yet handed out from the cap device
+    /// (version 2).
     pub fn taken_ahead(&self, version: MetadataVersion) -> Sectors {
         let taken = device_total(self.data_segments());
         self.needed_of_data(version).map_or(Sectors::ZERO, |needed| taken.saturating_sub(needed))
     }
 
-    /// What is needed of the data devices for what is handed out of the cap device.
+    /// Space that the data devices must provide for what is handed out from the cap device.
     fn needed_of_data(&self, version: MetadataVersion) -> Result<Sectors> {
         let cap = &self.backstore.cap;
         let base = CapBase::of(version, self.is_encrypted());
-        // Offsets of an encrypted pool begin after the space held for its header.
+        // Offsets of an encrypted pool begin after the space reserved for its header.
         let held = if base == CapBase::Opened { total(&cap.crypt_meta_allocs) } else { Sectors::ZERO };
         Ok(cap::next(cap, base)?.saturating_add(held))
     }
 
-    /// Takes space of the data devices so that this much can be handed out without taking more.
+    /// Takes space from the data devices so that `ahead` can later be handed out without taking
+    /// more.
     ///
     /// # Errors
-    /// When the devices do not have it.
+    /// When the devices do not have that space.
     pub fn take_ahead(&mut self, version: MetadataVersion, headers: &[&StaticHeader], ahead: Sectors) -> Result<()> {
         let more = ahead.saturating_sub(self.taken_ahead(version));
         take_from_tier(&mut self.backstore.data_tier, headers, &[more])
     }
 
-    /// Where on a data device parts of the pool's LUKS2 header and keyslots lie, if it is encrypted (version 2): it is the
-    /// beginning of the joined devices.
+    /// The parts of a data device that hold the pool's LUKS2 header and keyslots, if the pool is
+    /// encrypted (version 2). These lie at the beginning of the joined devices.
     pub fn container_on(&self, device: DevUuid) -> Vec<Segment> {
         let mut left = if self.is_encrypted() { self.crypt_reserved() } else { Sectors::ZERO };
         let parts = self.data_segments().iter().map(|segment| {
@@ -203,7 +211,7 @@ impl PoolMetadata {
         parts.map(|(_, part)| part).collect()
     }
 
-    /// Sets or removes what the user says of a device.
+    /// Sets or removes the user's text about a device.
     pub fn set_user_info(&mut self, device: DevUuid, info: Option<String>) {
         let data = self.backstore.data_tier.blockdev.devs.iter_mut();
         let cache = self.backstore.cache_tier.iter_mut().flat_map(|tier| &mut tier.blockdev.devs);
@@ -212,7 +220,8 @@ impl PoolMetadata {
         }
     }
 
-    /// Whether keys that old daemons did not write are missing (`docs/spec/engine/ondisk-metadata.md` §8).
+    /// Whether keys are missing that old daemons did not write
+    /// (`docs/spec/engine/ondisk-metadata.md` §8).
     pub fn needs_completion(&self) -> bool {
         let thin = &self.thinpool_dev;
         self.started != Some(true) || thin.feature_args.is_none() || thin.fs_limit.is_none()
@@ -227,10 +236,11 @@ impl PoolMetadata {
         self.thinpool_dev.enable_overprov.get_or_insert(true);
     }
 
-    /// Takes in data devices, whose headers are these; in version 2, space for integrity data is reserved on each.
+    /// Adds data devices with these headers. In version 2, each gets a reservation for integrity
+    /// data.
     ///
     /// # Errors
-    /// When a device is too small for that.
+    /// When a device is too small for the reservation.
     pub fn add_data_devices(&mut self, devices: &[NewDevice<'_>]) -> Result<()> {
         let tier = &mut self.backstore.data_tier;
         for device in devices {
@@ -240,10 +250,12 @@ impl PoolMetadata {
         Ok(())
     }
 
-    /// Makes these devices the cache tier: space for the cache's metadata first, and all the rest for its blocks.
+    /// Makes a cache tier of these devices: takes space for the cache metadata first, and the rest
+    /// for cache blocks.
     ///
     /// # Errors
-    /// When there is not enough space for the metadata, or more for blocks than a cache may have.
+    /// When there is not enough space for the cache metadata, or more space for blocks than a cache
+    /// may have.
     pub fn init_cache(&mut self, devices: &[NewDevice<'_>]) -> Result<()> {
         let devs = devices.iter().map(|device| new_entry(device, None)).collect::<Result<_>>()?;
         let mut spaces = TierSpace::new([]);
@@ -258,10 +270,10 @@ impl PoolMetadata {
         Ok(())
     }
 
-    /// Adds devices to the cache tier: all their space is for the cache's blocks.
+    /// Adds devices to the cache tier. All their space is for cache blocks.
     ///
     /// # Errors
-    /// When the cache would have more than it may have.
+    /// When the cache would have more blocks than it may have.
     pub fn add_cache_devices(&mut self, devices: &[NewDevice<'_>]) -> Result<()> {
         let Some(tier) = &mut self.backstore.cache_tier else { return Ok(()) };
         for device in devices {
@@ -275,10 +287,10 @@ impl PoolMetadata {
         Ok(sizes::check_cache(blocks)?)
     }
 
-    /// Reserves at the end of a data device that has grown what integrity data of its new size needs more.
+    /// Reserves more space for integrity data at the end of a data device that has grown.
     ///
     /// # Errors
-    /// When it has not grown by as much.
+    /// When the device has not grown by enough.
     pub fn reserve_integrity(&mut self, header: &StaticHeader) -> Result<()> {
         let reserved = self.integrity_reserved(header.device);
         let taken = self.data_segments().iter().filter(|segment| segment.parent == header.device);
@@ -294,10 +306,11 @@ impl PoolMetadata {
         Ok(())
     }
 
-    /// Gives space to the thin pool: `metadata` to its metadata device and as much to the spare, `data` to its data device.
+    /// Gives space to the thin pool: `metadata` to its metadata device and the same to the spare,
+    /// `data` to its data device.
     ///
     /// # Errors
-    /// When the devices do not have it; nothing is given then.
+    /// When the devices do not have the space. The thin pool then gets none.
     pub fn extend(
         &mut self,
         version: MetadataVersion,
@@ -322,7 +335,7 @@ fn device_total(segments: &[DeviceSegment]) -> Sectors {
 }
 
 impl ThinPoolDev {
-    /// Feature arguments of the thin pool. Where none are recorded, writes wait for space.
+    /// Feature arguments of the thin pool. If none are recorded, writes wait for space.
     pub fn features(&self) -> Vec<String> {
         match &self.feature_args {
             Some(recorded) => recorded.iter().cloned().collect(),
@@ -335,7 +348,7 @@ impl ThinPoolDev {
         self.feature_args.as_ref().is_some_and(|features| features.contains(ERROR_IF_NO_SPACE))
     }
 
-    /// Lets writes fail, or wait, when no data blocks are left.
+    /// Sets whether writes fail or wait when no data blocks are left.
     pub fn set_errors_if_no_space(&mut self, fail: bool) {
         let mut features = self.features();
         features.retain(|feature| feature != ERROR_IF_NO_SPACE);
@@ -344,16 +357,17 @@ impl ThinPoolDev {
     }
 }
 
-/// A device that is to be recorded.
+/// A device to be recorded.
 #[derive(Debug, Clone, Copy)]
 pub struct NewDevice<'a> {
     /// Its signature block.
     pub header: &'a StaticHeader,
-    /// What udev says of it.
+    /// What udev reports about it.
     pub hardware_info: Option<&'a str>,
 }
 
-/// The record of a new data device. Integrity data lies at its end (`docs/spec/engine/storage-stack.md` §4).
+/// The record of a new data device. Integrity data lies at the end of the device
+/// (`docs/spec/engine/storage-stack.md` §4).
 fn new_entry(device: &NewDevice<'_>, integrity: Option<&IntegritySpec>) -> Result<BlockDev> {
     let header = device.header;
     let integrity_meta_allocs = match integrity {
@@ -369,7 +383,7 @@ fn new_entry(device: &NewDevice<'_>, integrity: Option<&IntegritySpec>) -> Resul
     })
 }
 
-/// The space of a device: its own metadata and these stretches are taken.
+/// The free space of a device, without its own metadata and the `taken` segments.
 fn space(header: &StaticHeader, taken: impl IntoIterator<Item = Segment>) -> Result<DeviceSpace> {
     let mut space = DeviceSpace::new(header.device_size);
     space.take_range(Segment::new(Sectors::ZERO, header.extended_size()))?;
@@ -377,7 +391,7 @@ fn space(header: &StaticHeader, taken: impl IntoIterator<Item = Segment>) -> Res
     Ok(space)
 }
 
-/// A pool to be, as far as it is planned before the size of its thin metadata is known.
+/// A planned pool, as far as it can be planned before the size of its thin metadata is known.
 #[derive(Debug)]
 pub struct Draft<'a> {
     version: MetadataVersion,
@@ -386,7 +400,7 @@ pub struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    /// A pool of these devices.
+    /// Plans a pool on these devices.
     ///
     /// # Errors
     /// When a device is too small.
@@ -404,7 +418,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Space for the upper layers.
+    /// Space for the layers above the data tier.
     pub fn usable(&self) -> Sectors {
         let of_device = |(device, entry): (&NewDevice<'_>, &BlockDev)| {
             let header = device.header;
@@ -417,10 +431,10 @@ impl<'a> Draft<'a> {
         all.fold(Sectors::ZERO, Sectors::saturating_add).saturating_sub(self.crypt_reserved())
     }
 
-    /// The metadata of the new pool, its thin metadata of this size.
+    /// The metadata of the new pool with thin metadata of this size.
     ///
     /// # Errors
-    /// When the devices do not have room for everything.
+    /// When the devices do not have enough space.
     pub fn lay_out(self, name: &str, thin_metadata: Sectors) -> Result<PoolMetadata> {
         let parts = sizes::initial(self.usable(), thin_metadata)?;
         let mut record = PoolMetadata {
@@ -466,7 +480,8 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Takes space from the data tier and hands it out of the cap device: one segment for each size, or nothing at all.
+/// Takes space from the data tier and hands it out from the cap device: one segment for each size,
+/// or nothing at all.
 ///
 /// # Errors
 /// When the tier does not have the space.
@@ -479,8 +494,8 @@ pub(super) fn grant(
     let mut new = record.clone();
     let base = CapBase::of(version, record.is_encrypted());
     let granted = cap::hand_out(&mut new.backstore.cap, base, wanted)?;
-    // More than was handed out may have been taken of the tier: ahead of a work on the data, or by a request that was not
-    // completed.
+    // The tier may have taken more than was handed out: ahead of a re-encryption job, or for a
+    // request that was not completed.
     let more = new.needed_of_data(version)?.saturating_sub(device_total(new.data_segments()));
     take_from_tier(&mut new.backstore.data_tier, headers, &[more])?;
     *record = new;
@@ -495,7 +510,7 @@ fn take_from_tier(tier: &mut TierRecord, headers: &[&StaticHeader], wanted: &[Se
     for entry in &devs.devs {
         let Some(header) = headers.iter().find(|header| header.device == entry.uuid) else { continue };
         let allocated = taken.iter().filter(|segment| segment.parent == entry.uuid).map(DeviceSegment::segment);
-        // Of a device that has shrunk, what is held past its end is gone.
+        // If a device has shrunk, reservations past its end are gone.
         let held = entry.integrity_meta_allocs.iter().filter_map(|&Segment { start, length }| {
             let length = length.min(header.device_size.saturating_sub(start));
             (length > Sectors::ZERO).then_some(Segment { start, length })

@@ -1,4 +1,4 @@
-//! How long pool-level metadata becomes while a pool grows as large as pools are made.
+//! How long pool metadata becomes while a pool grows as large as pools get.
 
 use super::*;
 use crate::{
@@ -18,19 +18,19 @@ const GIB: u64 = 2 << 20;
 /// Devices of the data tier and of the cache tier.
 const DATA: u8 = 180;
 const CACHE: u8 = 20;
-/// 4 PiB on the data devices together.
+/// Size of one data device. All together have 4 PiB.
 const DISK: Sectors = Sectors((4 << 20) * GIB / DATA as u64);
-/// Half as much, before each disk has grown.
+/// Half of that, before the disk has grown.
 const DISK_AT_FIRST: Sectors = Sectors(DISK.0 / 2);
-/// As much as a cache may have.
+/// Size of one cache device. All together have as much as a cache may have.
 const CACHE_DISK: Sectors = Sectors((32 << 10) * GIB / CACHE as u64);
 
-/// The longest text that is stored of what it is about.
+/// `text` in the greatest length that is stored.
 fn long(text: &str) -> String {
     text.repeat(255)
 }
 
-/// A pool in the making, as a user of several years leaves it.
+/// A pool that a user has extended for several years.
 struct History {
     version: MetadataVersion,
     meta: PoolMetadata,
@@ -64,8 +64,9 @@ impl History {
         all.saturating_sub(self.meta.crypt_reserved())
     }
 
-    /// Lets the thin pool grow until it has everything, `steps` times by as much as a check gives it and then by all that
-    /// is left at once. Its metadata grows by the least that it can: how much is needed changes with the size of the pool.
+    /// Grows the thin pool until it has everything: `steps` times by as much as a check gives it,
+    /// then by all that is left at once. The metadata grows by the smallest possible amount,
+    /// because the needed size changes with the size of the pool.
     fn fill(&mut self, mut steps: u32) {
         let needed = total(&self.meta.flex_devs.thin_meta_dev).saturating_add(DATA_BLOCK);
         let headers = self.headers.clone();
@@ -129,14 +130,15 @@ impl History {
     }
 }
 
-/// Each growth of the thin pool, by 50 GiB at most, was recorded as a range of its own: the metadata areas of a pool were
-/// full when it had some 500 TiB.
+/// Each growth of the thin pool, by 50 GiB at most, was recorded as a separate range. The metadata
+/// areas of a pool were full at some 500 TiB.
 #[test]
 fn metadata_of_four_pebibytes_fits_its_area() {
     let capacity = Layout::new(MDA_SIZE).unwrap().capacity();
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut history = History::new(version);
-        // One disk after the other, the pool full each time: the thin pool's metadata grows between its data.
+        // Disks are added one after the other, each time with the pool full, so thin metadata and
+        // thin data alternate.
         for number in 1..DATA {
             history.fill(8);
             history.add(number, DISK_AT_FIRST, |meta, devices| meta.add_data_devices(devices).unwrap());
@@ -150,7 +152,7 @@ fn metadata_of_four_pebibytes_fits_its_area() {
         if version == MetadataVersion::V2 {
             history.meta.set_encrypted(true, true).unwrap();
         }
-        // Each disk becomes twice as large, and none before the one before has been filled.
+        // Each disk doubles in size, but only after the disk before it has been filled.
         for device in 0..DATA.into() {
             history.grow(device, DISK);
             history.fill(8);
@@ -164,7 +166,8 @@ fn metadata_of_four_pebibytes_fits_its_area() {
     }
 }
 
-/// What another daemon recorded range by range is read, and merged with the next growth.
+/// Metadata that another daemon recorded range by range is read, and its ranges are merged at the
+/// next growth.
 #[test]
 fn merges_the_ranges_of_another_daemon() {
     let mut history = History::new(MetadataVersion::V2);

@@ -1,7 +1,7 @@
-//! Devices of version 1 pools that lie in LUKS2 containers of their own: found, opened, made, mended, wiped
-//! (`docs/spec/engine/encryption.md` §2.1, 6.1, 7.3).
+//! Devices of version 1 pools that lie in LUKS2 containers of their own: how they are found,
+//! opened, made, repaired and wiped (`docs/spec/engine/encryption.md` §2.1, 6.1, 7.3).
 //!
-//! What is inside, from the Stratis header on, is the same as on any other device.
+//! From the signature block on, the contents are the same as on any other device.
 
 use std::{
     collections::BTreeMap,
@@ -31,30 +31,30 @@ use crate::{
     },
 };
 
-/// The container of a device, as it was last read.
+/// The container of a device, as last read.
 #[derive(Debug, Clone)]
 pub struct LuksDevice {
-    /// The device that it is on.
+    /// The device with the container.
     pub device: BlockDevice,
-    /// Size of that, and its sector sizes.
+    /// Size and sector sizes of that device.
     pub geometry: Geometry,
-    /// Whose it is.
+    /// The token that names the pool and the device.
     pub token: StratisToken,
-    /// What opens it.
+    /// The bindings that open the container.
     pub bindings: Bindings,
-    /// Where in it the data begins.
+    /// Offset of the data in the container.
     pub data_offset: Sectors,
-    /// How far a work on its data has come.
+    /// The progress of a re-encryption job on the container.
     pub state: State,
-    /// It is being made or wiped: what is in it is of no value to anybody.
+    /// The container is being made or wiped. Its contents are of no value to anybody.
     pub unfinished: bool,
 }
 
 impl LuksDevice {
-    /// Reads the container on a device. `None`: there is none, or it is nobody's of ours.
+    /// Reads the container on a device. `None`: there is none, or it is not one of ours.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the device cannot be read.
     pub fn read(platform: &dyn Platform, device: &BlockDevice) -> Result<Option<LuksDevice>> {
         let Some(header) = platform.luks_read(&device.path)? else { return Ok(None) };
         let found = match read_device_header(&header) {
@@ -75,12 +75,12 @@ impl LuksDevice {
         }))
     }
 
-    /// The device in it.
+    /// UUID of the block device in the container.
     pub fn id(&self) -> DevUuid {
         self.token.device
     }
 
-    /// Name of the opened device.
+    /// Name of the crypt device.
     pub fn name(&self) -> String {
         dm_names::opened_device(self.token.device)
     }
@@ -92,7 +92,7 @@ impl LuksDevice {
     pub fn opened(&self, platform: &dyn Platform) -> Result<Option<BlockDevice>> {
         let name = self.name();
         match platform.dm_find(&name)? {
-            // The name says which device it is; a clone has the same.
+            // The name says which device it is, but a clone has the same name.
             Some(opened) if ties::is_opened_on(platform, opened.number, self.device.number)? => {
                 Ok(Some(platform.find_device(&platform.dm_node(&name))?))
             }
@@ -100,10 +100,10 @@ impl LuksDevice {
         }
     }
 
-    /// Opens it.
+    /// Opens the container.
     ///
     /// # Errors
-    /// If nothing does. `undo` closes it again.
+    /// If no binding opens it. `undo` closes it again.
     pub fn open(&self, platform: &dyn Platform, unlock: &Unlock, undo: &mut Rollback) -> Result<BlockDevice> {
         let name = self.name();
         let method = unlock.method.ok_or(Error::Locked { pool: self.token.pool })?;
@@ -116,7 +116,7 @@ impl LuksDevice {
         Ok(platform.find_device(&platform.dm_node(&name))?)
     }
 
-    /// Closes it, if it is open.
+    /// Closes the container if it is open.
     ///
     /// # Errors
     /// When it is in use.
@@ -124,13 +124,13 @@ impl LuksDevice {
         remove_if_up(platform, &self.name())
     }
 
-    /// Closes it and overwrites what it consists of besides its data. If that is cut short, what is left can be told from a
-    /// device that nobody has opened yet.
+    /// Closes the container and overwrites all of it but its data. If this is interrupted, what is
+    /// left can be told apart from a device that nobody has opened yet.
     ///
     /// # Errors
-    /// When it is in use, or cannot be written.
+    /// When the container is in use or cannot be written.
     pub fn wipe(&self, platform: &dyn Platform) -> Result<()> {
-        // Not in a header that is damaged, or gone after an earlier try.
+        // This fails if the header is damaged, or gone after an earlier attempt.
         if let Err(error) = mark_unfinished(platform, &self.device.path) {
             log::debug!("{} is wiped without a mark: {}", self.device.path.display(), error.sentence());
         }
@@ -138,11 +138,12 @@ impl LuksDevice {
         containers::wipe(platform, &self.device.path, Sectors::ZERO, self.data_offset)
     }
 
-    /// What is in it has been initialized: from now on it is a device of a pool. `undo` marks it again, before anything else of
-    /// its making is taken back.
+    /// Removes the mark of an unfinished container: its contents are initialized, so it is a device
+    /// of a pool from now on. `undo` sets the mark again before anything else of the creation is
+    /// taken back.
     ///
     /// # Errors
-    /// When its header cannot be written.
+    /// When the header cannot be written.
     pub fn finish(&mut self, platform: &dyn Platform, undo: &mut Rollback) -> Result<()> {
         let path = self.device.path.clone();
         undo.push(When::Known, format!("mark {} again", path.display()), move |platform| {
@@ -153,15 +154,15 @@ impl LuksDevice {
         Ok(())
     }
 
-    /// Size that the opened device has when it is as large as it can be.
+    /// The size of the crypt device if it is as large as possible.
     pub fn room(&self, device: Sectors) -> Sectors {
         device.saturating_sub(self.data_offset)
     }
 
-    /// Puts the pool's name into the header.
+    /// Writes the pool's name into the header.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When the header cannot be written.
     pub fn rename(&mut self, platform: &dyn Platform, name: &str) -> Result<()> {
         let token = StratisToken { pool_name: Some(name.to_owned()), ..self.token.clone() };
         platform.luks_change(&self.device.path, None, &[HeaderChange::PutToken(STRATIS_TOKEN, token.to_value())])?;
@@ -170,29 +171,30 @@ impl LuksDevice {
     }
 }
 
-/// Marks a container as one that is not to be taken for a device of a pool.
+/// Marks a container so that it is not taken for a device of a pool.
 fn mark_unfinished(platform: &dyn Platform, device: &Path) -> Result<()> {
     let mark = HeaderChange::PutToken(UNFINISHED_TOKEN, unfinished_token());
     Ok(platform.luks_change(device, None, &[mark]).map(drop)?)
 }
 
-/// What containers of one pool are made alike in.
+/// What the containers of one pool have in common.
 pub struct LuksFormat {
     /// The pool.
     pub pool: PoolUuid,
-    /// Its name.
+    /// The pool's name.
     pub name: String,
-    /// What is to open them.
+    /// The bindings that are to open them.
     pub bindings: Vec<Assigned>,
-    /// Size of their encryption sectors; `None`: what suits each device.
+    /// Size of the encryption sectors; `None`: what suits each device.
     pub sector_size: Option<u32>,
 }
 
 impl LuksFormat {
-    /// Makes a container on a device, and opens it.
+    /// Makes a container on a device and opens it.
     ///
     /// # Errors
-    /// If a key is not there, Clevis fails or the device cannot be written. `undo` closes and wipes it.
+    /// If a key is missing, Clevis fails or the device cannot be written. `undo` closes and wipes
+    /// the container.
     pub fn format(
         &self,
         platform: &dyn Platform,
@@ -234,10 +236,11 @@ impl LuksFormat {
     }
 }
 
-/// Puts right what changes of the bindings that were cut short have left: a binding that only some devices have is taken off
-/// them, be it that it came or that it went, as long as another opens them all; a passphrase that only some devices have
-/// changed is changed back. While a work on the data of one is to be gone on with, nothing is: no header takes another change
-/// then, and keyslots for the work are not left over.
+/// Repairs the headers after interrupted changes of the bindings. A binding that only some devices
+/// have is removed from them, whether it was being added or removed, as long as another binding
+/// opens all devices. A passphrase that only some devices have changed is changed back. While a
+/// re-encryption job of any device has to be resumed, nothing is repaired: no header takes another
+/// change then, and the keyslots of the job are no left-overs.
 ///
 /// # Errors
 /// When a header cannot be written.

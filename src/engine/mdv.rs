@@ -1,5 +1,6 @@
-//! The metadata volume (MDV): the records of a pool's filesystems (`docs/spec/engine/ondisk-metadata.md` §7), and the
-//! [journal](Journal) of what is being made or destroyed.
+//! The metadata volume (MDV). It holds the records of a pool's filesystems
+//! (`docs/spec/engine/ondisk-metadata.md` §7) and the [journal](Journal) of filesystems that are
+//! being created or destroyed.
 
 use crate::{
     base::ids::{FsUuid, PoolUuid},
@@ -14,7 +15,7 @@ use crate::{
     platform::{self, Platform},
 };
 
-/// The metadata volume of one pool, through a platform.
+/// The metadata volume of one pool, accessed through a platform.
 #[derive(Clone, Copy)]
 pub struct Mdv<'a> {
     platform: &'a dyn Platform,
@@ -22,7 +23,8 @@ pub struct Mdv<'a> {
 }
 
 impl<'a> Mdv<'a> {
-    /// That of this pool. It must be mounted for all but [`Mdv::mount`] and [`Mdv::unmount`].
+    /// The metadata volume of this pool. It must be mounted for every method but [`Mdv::mount`] and
+    /// [`Mdv::unmount`].
     pub fn new(platform: &'a dyn Platform, pool: PoolUuid) -> Mdv<'a> {
         Mdv { platform, pool }
     }
@@ -39,14 +41,16 @@ impl<'a> Mdv<'a> {
         format!("{}/{}", self.directory(), journal::PENDING)
     }
 
-    /// Does something with the volume. An XFS that met an error while it wrote its log is shut down: it fails every call until
-    /// it has been mounted again, however well its device works by then. So it is mounted again, and asked once more; all
-    /// that is asked here can be repeated.
+    /// Performs an action on the volume and repeats it after a remount if necessary. The kernel
+    /// shuts down an XFS that met an error while it wrote its log. Every call then fails until the
+    /// XFS has been mounted again, even if its device works again by then. Every action here can be
+    /// repeated.
     fn revived<T>(&self, act: impl Fn() -> platform::Result<T>) -> platform::Result<T> {
         act().or_else(|error| {
             let is_shut_down = match error.errno() {
                 Some(nix::libc::EIO) => true,
-                // An earlier attempt did not get further than the unmount; mounting what is mounted changes nothing.
+                // An earlier attempt got no further than the unmount. Mounting a mounted volume
+                // changes nothing.
                 Some(nix::libc::ENOENT) => false,
                 _ => return Err(error),
             };
@@ -64,7 +68,7 @@ impl<'a> Mdv<'a> {
         })
     }
 
-    /// Mounts it from its device node, in the private place.
+    /// Mounts the volume from its device node, in the private place.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -72,20 +76,20 @@ impl<'a> Mdv<'a> {
         self.platform.mount(node, &self.directory(), "")
     }
 
-    /// Unmounts it; not mounted is no error.
+    /// Unmounts the volume. It is no error if it is not mounted.
     ///
     /// # Errors
-    /// When it is busy.
+    /// When the volume is busy.
     pub fn unmount(&self) -> platform::Result<()> {
         self.platform.unmount(&self.directory())
     }
 
-    /// All records but those of filesystems that the journal says are gone, unless somebody has changed them since: their names
-    /// may be in use again. Left-over
-    /// temporary files are removed, not read.
+    /// Reads all records. Skips filesystems that the journal says are gone, unless their records
+    /// were changed since: their names may be in use again. Temporary files left over are removed,
+    /// not read.
     ///
     /// # Errors
-    /// A record that cannot be read or parsed, or two with one name or UUID.
+    /// A record that cannot be read or parsed, or two records with one name or UUID.
     pub fn records(&self, journal: &[Journal]) -> Result<Vec<FilesystemRecord>> {
         let mut records = self.parse_all(&self.records_directory(), FilesystemRecord::parse)?;
         records.retain(|record| journal.iter().all(|entry| !entry.destroys(record)));
@@ -93,10 +97,10 @@ impl<'a> Mdv<'a> {
         Ok(records)
     }
 
-    /// All entries of the journal.
+    /// Reads all entries of the journal.
     ///
     /// # Errors
-    /// As [`Mdv::records`].
+    /// Those of [`Mdv::records`].
     pub fn journal(&self) -> Result<Vec<Journal>> {
         self.parse_all(&self.journal_directory(), Journal::parse)
     }
@@ -119,17 +123,17 @@ impl<'a> Mdv<'a> {
         Ok(found)
     }
 
-    /// Puts a record in place of the one of that filesystem, durably.
+    /// Writes a filesystem's record durably, in place of its former one.
     ///
     /// # Errors
-    /// When it cannot be written; the old record is still there then, or the new one.
+    /// When the record cannot be written. The volume then holds the old record or the new one.
     pub fn save(&self, record: &FilesystemRecord) -> Result<()> {
         let path = format!("{}/{}", self.records_directory(), filesystem::file_name(record.uuid));
         let record = record.encode();
         Ok(self.revived(|| self.platform.replace_file(&path, &record))?)
     }
 
-    /// Removes a record, durably; a missing one is no error.
+    /// Removes a record durably. A missing record is no error.
     ///
     /// # Errors
     /// When the volume cannot be written.
@@ -139,13 +143,14 @@ impl<'a> Mdv<'a> {
         self.revived(|| self.platform.remove_file(&path))
     }
 
-    /// Writes an entry of the journal, durably. An empty one is not written.
+    /// Writes a journal entry durably. An empty entry is not written.
     ///
     /// # Errors
     /// When the volume cannot be written.
     pub fn begin(&self, entry: &Journal) -> Result<()> {
         let Some(file) = entry.file() else { return Ok(()) };
-        // The directory of the journal is ours and may not exist yet on a volume made by another daemon.
+        // Only this daemon has a journal directory. It may not exist yet on a volume that another
+        // daemon made.
         let (directory, entry) = (self.journal_directory(), entry.encode());
         let write = || {
             self.platform.list_files(&directory)?;
@@ -154,10 +159,11 @@ impl<'a> Mdv<'a> {
         Ok(self.revived(write)?)
     }
 
-    /// Removes an entry of the journal, durably. Tried twice, because what it would be worked off for has been done.
+    /// Removes a journal entry durably. Tries twice, because the work that the entry stands for has
+    /// been done.
     ///
     /// # Errors
-    /// When the volume cannot be written; the entry is then worked off at the next set-up.
+    /// When the volume cannot be written. The next set-up then works the entry off.
     pub fn end(&self, entry: &Journal) -> platform::Result<()> {
         let Some(file) = entry.file() else { return Ok(()) };
         let path = format!("{}/{file}", self.journal_directory());

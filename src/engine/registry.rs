@@ -1,7 +1,8 @@
-//! What is known of devices whose pool does not run: sets of devices by pool, and their names
-//! (`docs/spec/engine/engine-behaviour.md` §2, 4).
+//! What the daemon knows of the devices of pools that do not run: sets of devices by pool, and the
+//! pools' names (`docs/spec/engine/engine-behaviour.md` §2, 4).
 //!
-//! A value in memory. Devices are read before it is asked, so its mutex is never held over I/O.
+//! The registry is a value in memory. Devices are read before the registry is asked, so its mutex
+//! is never held over I/O.
 
 mod entries;
 mod set;
@@ -30,44 +31,49 @@ use crate::{
     view,
 };
 
-/// Everything known of pools that do not run.
+/// All knowledge of pools that do not run.
 #[derive(Debug, Default)]
 pub struct Registry {
     entries: Entries,
-    /// Devices of running pools, by number: while a table lies on one, no other gets its number. A node may.
+    /// Devices of running pools, by device number. While a table lies on a device, no other device
+    /// gets its number. Its node may pass to another device.
     members: HashMap<DeviceNumber, (PoolUuid, DevUuid)>,
     generations: Generations,
-    /// Pools that a user has stopped while their devices were gone: the devices still say that the pools are to run.
+    /// Pools that a user stopped while their devices were gone. The devices still say that these
+    /// pools are to run.
     unrecorded_stops: BTreeSet<PoolUuid>,
 }
 
-/// What is known of a pool that runs.
+/// What is known of a running pool.
 #[derive(Debug, Default)]
 struct Running {
-    /// Its devices.
+    /// The pool's devices.
     members: BTreeMap<DeviceNumber, (PathBuf, DevUuid)>,
-    /// Devices that say that they belong to it and are none of those: a clone, a device left over, or one of its own that has
-    /// come back under another node. They are part of the set when the pool has been stopped.
+    /// Devices that claim to belong to the pool but are not its members: a clone, a device left
+    /// over, or a member that has come back under another node. They become part of the set when
+    /// the pool is stopped.
     beside: DeviceSet,
 }
 
-/// A generation counter per pool. It advances when the pool starts to run or stops. What was read from the devices of a
-/// pool before that is out of date: it may say of a pool which a user has stopped that the pool is to run.
+/// A generation counter per pool. It advances when the pool starts to run or stops. Whatever was
+/// read from the pool's devices before that is out of date: it may say that a pool is to run which
+/// a user has stopped.
 #[derive(Debug, Default)]
 struct Generations {
-    /// Advances with each pool.
+    /// Advances with each start or stop of any pool.
     count: u64,
     last: HashMap<PoolUuid, u64>,
     /// The newest generation that was dropped from `last`.
     forgotten: u64,
 }
 
-/// A moment, to ask what has happened since.
+/// A point in time, to ask later what has happened since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(u64);
 
 impl Generations {
-    /// Pools whose last change is kept. A moment that is asked about is seconds old, and no more pools change in that time.
+    /// The number of pools whose last change is kept. Callers ask about moments that are seconds
+    /// old, and no more pools change in that time.
     const KNOWN_MAX: usize = 4096;
 
     fn advance(&mut self, pool: PoolUuid) {
@@ -85,7 +91,7 @@ impl Generations {
 }
 
 impl Registry {
-    /// Now.
+    /// The current moment.
     pub fn moment(&self) -> Moment {
         Moment(self.generations.count)
     }
@@ -95,7 +101,8 @@ impl Registry {
         self.generations.has_advanced(pool, since)
     }
 
-    /// Adds a device to its pool's set, or to what is known beside a running pool; what was known at its path is past.
+    /// Adds a device to the set of its pool, or to the devices beside a running pool. Replaces what
+    /// was known at the device's path.
     pub fn add(&mut self, seen: Seen) {
         let (pool, path) = (seen.pool(), seen.device().path.clone());
         self.forget_node_but(&path, pool);
@@ -105,7 +112,7 @@ impl Registry {
         });
     }
 
-    /// Forgets the device of this node that pools other than one know.
+    /// Forgets the device at this node for all pools but `pool`.
     fn forget_node_but(&mut self, path: &Path, pool: PoolUuid) {
         for other in self.entries.at(path).into_iter().filter(|other| *other != pool) {
             self.entries.edit(other, |entry| {
@@ -115,7 +122,8 @@ impl Registry {
         }
     }
 
-    /// What the kernel has to be asked of devices that say they belong to a pool, before it can be told which of them count.
+    /// The devices that claim to belong to a pool and about which the kernel must be asked before
+    /// it is clear which of them count.
     pub fn doubt(&self, pool: PoolUuid) -> Option<Doubt> {
         let entry = self.entries.get(pool)?;
         match &entry.running {
@@ -124,7 +132,7 @@ impl Registry {
         }
     }
 
-    /// Takes note of what the kernel has said.
+    /// Notes the answer of the kernel.
     pub fn note_ties(&mut self, pool: PoolUuid, ties: Ties) {
         self.entries.edit(pool, |entry| match &mut entry.running {
             Some(running) => running.beside.note_ties(ties),
@@ -132,7 +140,7 @@ impl Registry {
         });
     }
 
-    /// The devices that are known beside those of a running pool.
+    /// The devices known beside the members of a running pool.
     pub fn beside(&self, pool: PoolUuid) -> Option<DeviceSet> {
         self.entries.running(pool).map(|running| running.beside.clone())
     }
@@ -142,16 +150,17 @@ impl Registry {
         self.entries.get(pool).map(Entry::aside).unwrap_or_default()
     }
 
-    /// A copy of a pool's set, to set the pool up from. The set itself stays, so that the pool is always to be found and a
-    /// device that goes away meanwhile is forgotten.
+    /// A copy of a pool's set, for setting up the pool. The set itself stays, so that the pool can
+    /// always be found and a device that goes away meanwhile is forgotten.
     pub fn get(&self, pool: PoolUuid) -> Option<DeviceSet> {
         self.entries.stopped(pool).cloned()
     }
 
-    /// Which pool is meant, of those that do not run.
+    /// Finds the pool that `which` names among those that do not run.
     ///
     /// # Errors
-    /// If there is none, or more than one of that name. Pools of which the name is not known might be meant, too.
+    /// If there is none, or several with that name. A pool whose name is unknown might be meant,
+    /// too.
     pub fn resolve(&mut self, which: &PoolRef) -> Result<PoolUuid> {
         match which {
             PoolRef::Uuid(uuid) => {
@@ -176,9 +185,9 @@ impl Registry {
         }
     }
 
-    /// Replaces everything known of stopped pools by the findings of a scan that began at `since`. Pools that started or
-    /// stopped since then and devices of running pools keep what is known, which is newer. Devices that are there and could
-    /// not be read stay known.
+    /// Replaces all knowledge of stopped pools by the result of a scan that began at `since`. Pools
+    /// that started or stopped since then, and devices of running pools, keep their knowledge,
+    /// which is newer. Devices that are present but could not be read stay known.
     pub fn replace(&mut self, mut seen: Vec<Seen>, unread: &[BlockDevice], since: Moment) {
         seen.extend(unread.iter().flat_map(|device| self.known_of(device)));
         let (generations, members) = (&self.generations, &self.members);
@@ -211,13 +220,14 @@ impl Registry {
         }
     }
 
-    /// Takes a pool's set out: the pool runs, or nothing is left of it.
+    /// Removes a pool's set and returns it: the pool runs, or nothing is left of it.
     pub fn take(&mut self, pool: PoolUuid) -> Option<DeviceSet> {
         self.entries.stopped(pool)?;
         Some(self.entries.edit(pool, |entry| std::mem::take(&mut entry.set)))
     }
 
-    /// Adds the devices of a pool that has been taken down. Other devices with the pool's signature stay known.
+    /// Adds the devices of a pool that was taken down. Other devices with the pool's signature stay
+    /// known.
     pub fn add_stopped(&mut self, pool: PoolUuid, set: DeviceSet) {
         self.entries.edit(pool, |entry| {
             let others = std::mem::replace(&mut entry.set, set);
@@ -225,23 +235,24 @@ impl Registry {
         });
     }
 
-    /// Notes that a user has stopped a pool, which could not be recorded, since its devices were gone.
+    /// Notes that a user stopped a pool and that the stop could not be recorded because the devices
+    /// were gone.
     pub fn note_unrecorded_stop(&mut self, pool: PoolUuid) {
         self.unrecorded_stops.insert(pool);
     }
 
-    /// The stop of a pool is on record by now.
+    /// Notes that the stop of a pool is now on record.
     pub fn note_recorded_stop(&mut self, pool: PoolUuid) {
         self.unrecorded_stops.remove(&pool);
     }
 
-    /// Whether a user has stopped the pool and its devices do not say so.
+    /// Whether a user has stopped the pool while its devices still say that it is to run.
     pub fn is_stop_unrecorded(&self, pool: PoolUuid) -> bool {
         self.unrecorded_stops.contains(&pool)
     }
 
-    /// Notes what has come of setting a pool up or taking it down: whether some of its device-mapper devices are up, and what
-    /// went wrong.
+    /// Notes the result of setting up a pool or taking it down: whether some of its device-mapper
+    /// devices are up, and what went wrong.
     pub fn note_down(&mut self, pool: PoolUuid, partial: bool, trouble: Option<&Error>) {
         let awaits_name = matches!(trouble, Some(Error::NameRuns(_)));
         let trouble = trouble.map(|error| error.sentence().into());
@@ -251,26 +262,28 @@ impl Registry {
         });
     }
 
-    /// The pools that were not set up because a running pool had this name, which it does not have any more.
+    /// The pools that were not set up because a running pool had this name. That pool no longer has
+    /// it.
     pub fn awaiting(&mut self, name: &Name) -> Vec<PoolUuid> {
         let mut named = self.entries.named(name);
         named.retain(|pool| self.entries.stopped(*pool).is_some_and(|set| set.awaits_name));
         named.into_iter().collect()
     }
 
-    /// Notes that a pool is being set up, until it runs or [`Registry::note_down`] is told that it does not.
+    /// Notes that a pool is being set up. This lasts until the pool runs or [`Registry::note_down`]
+    /// says that it does not.
     pub fn note_being_set_up(&mut self, pool: PoolUuid) {
         self.entries.edit(pool, |entry| entry.set.being_set_up = true);
     }
 
-    /// The pools that are being set up, by name, or by identifier where that is not known.
+    /// The pools that are being set up: their names, or identifiers where the name is unknown.
     pub fn being_set_up(&self) -> Vec<String> {
         let sets = self.entries.iter().filter_map(|(pool, entry)| Some((pool, entry.stopped()?)));
         let sets = sets.filter(|(_, set)| set.being_set_up);
         sets.map(|(pool, set)| set.name().map_or_else(|| pool.to_string(), |name| name.to_string())).collect()
     }
 
-    /// Forgets the device at this path. Gives its pool, if it was known.
+    /// Forgets the device at this path. Returns its pool, if the device was known.
     pub fn remove_path(&mut self, path: &Path) -> Option<PoolUuid> {
         let at = self.entries.at(path);
         for pool in &at {
@@ -282,7 +295,8 @@ impl Registry {
             |pool: &PoolUuid| self.entries.stopped(*pool).is_some_and(|set| set.nodes().any(|node| node == path));
         let pool = at.into_iter().find(is_in)?;
         self.entries.edit(pool, |entry| {
-            // What is up of a partially constructed pool uses its devices; they are not forgotten before it is taken down.
+            // The device-mapper devices of a partially constructed pool still use its devices. Keep
+            // those until the pool is taken down.
             (!entry.set.partial).then(|| {
                 entry.set.forget(path);
                 pool
@@ -290,7 +304,7 @@ impl Registry {
         })
     }
 
-    /// Whether this device is known, of a pool that does not run or beside one that does.
+    /// Whether this device is known, in a stopped pool or beside a running one.
     pub fn knows(&self, device: &BlockDevice) -> bool {
         !self.known_of(device).is_empty()
     }
@@ -301,7 +315,7 @@ impl Registry {
         sets.flatten().flat_map(|set| set.known_of(device)).collect()
     }
 
-    /// The paths of all devices of pools that do not run, and of those beside pools that do.
+    /// The paths of all devices of stopped pools, and of those beside running pools.
     pub fn paths(&self) -> BTreeSet<PathBuf> {
         let sets = self.entries.iter().flat_map(|(_, entry)| {
             [entry.stopped(), entry.running.as_ref().map(|running| &running.beside)].into_iter().flatten()
@@ -309,18 +323,18 @@ impl Registry {
         sets.flat_map(DeviceSet::all).map(|seen| seen.device().path.clone()).collect()
     }
 
-    /// Whether this device is known to be a member of the pool, which runs or could.
+    /// Whether this device is known to be a member of the pool, running or stopped.
     pub fn lists(&self, pool: PoolUuid, device: DevUuid) -> bool {
         self.has_member(pool, device) || self.entries.stopped(pool).is_some_and(|set| set.lists(device))
     }
 
-    /// Pools that are known and do not run.
+    /// The known pools that do not run.
     pub fn pools(&self) -> Vec<PoolUuid> {
         self.entries.iter().filter(|(_, entry)| entry.stopped().is_some()).map(|(pool, _)| pool).collect()
     }
 
-    /// Notes the devices of a pool that runs now: number, node, identifier. Nothing else is known of them any more; others that
-    /// say they belong to the pool are beside it.
+    /// Notes the devices of a pool that now runs: number, node, identifier. Forgets everything else
+    /// about these devices. Other devices that claim to belong to the pool are then beside it.
     pub fn note_running(
         &mut self,
         pool: PoolUuid,
@@ -336,7 +350,7 @@ impl Registry {
             self.members.insert(*number, (pool, *device));
         }
         self.entries.edit(pool, |entry| {
-            // With what is known of how its devices lie on each other.
+            // Keep what is known of how the devices lie on each other.
             let mut beside = std::mem::take(&mut entry.set);
             (beside.partial, beside.trouble, beside.being_set_up) = (false, None, false);
             beside.absorb(entry.running.take().map(|running| running.beside).unwrap_or_default());
@@ -345,7 +359,7 @@ impl Registry {
         });
     }
 
-    /// The pool does not run any more.
+    /// Notes that the pool no longer runs.
     pub fn note_ended(&mut self, pool: PoolUuid) {
         self.generations.advance(pool);
         self.forget_members(pool);
@@ -356,7 +370,8 @@ impl Registry {
         });
     }
 
-    /// Devices of the pool are nobody's by number. Another pool may have one of the numbers by now.
+    /// Forgets the device numbers of a pool's members. A number that now belongs to another pool
+    /// stays.
     fn forget_members(&mut self, pool: PoolUuid) {
         for number in self.entries.running(pool).into_iter().flat_map(|running| running.members.keys()) {
             if self.members.get(number).is_some_and(|(of, _)| *of == pool) {
@@ -365,7 +380,7 @@ impl Registry {
         }
     }
 
-    /// A device of a running pool is another's by now.
+    /// Notes that a device of a running pool now belongs to another pool.
     pub fn lose_member(&mut self, number: DeviceNumber) {
         if let Some((pool, _)) = self.members.remove(&number) {
             self.entries.edit(pool, |entry| {
@@ -380,7 +395,7 @@ impl Registry {
         running.is_some_and(|running| running.members.values().any(|(_, member)| *member == device))
     }
 
-    /// The pools that run.
+    /// The running pools.
     pub fn running_pools(&self) -> BTreeSet<PoolUuid> {
         self.entries.iter().filter(|(_, entry)| entry.running.is_some()).map(|(pool, _)| pool).collect()
     }
@@ -390,7 +405,7 @@ impl Registry {
         self.members.get(&number).copied()
     }
 
-    /// The pools that do not run, as clients see them, if that changed since this was last called.
+    /// The stopped pools as clients see them, if that changed since the last call.
     pub fn take_change(&mut self) -> Option<Arc<view::Stopped>> {
         self.entries.take_change()
     }

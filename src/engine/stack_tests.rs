@@ -1,4 +1,4 @@
-//! Which tables found in the kernel are taken for older forms of the wanted ones.
+//! Which tables found in the kernel count as older forms of the wanted ones.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn device(minor: u32) -> DeviceNumber {
     DeviceNumber { major: 253, minor }
 }
 
-/// A linear table of pieces: minor number, offset, length.
+/// A linear table of pieces, each with minor number, offset and length.
 fn linear(pieces: &[(u32, u64, u64)]) -> Vec<Line> {
     let mut at = 0;
     let line = |(minor, offset, length): &(u32, u64, u64)| {
@@ -90,7 +90,8 @@ fn a_cache_and_its_place_holder_take_each_others_place() {
     assert!(precedes(&linear(&[(3, 0, 400)]), &wanted));
     assert!(!precedes(&linear(&[(3, 8, 400)]), &wanted));
     assert!(!precedes(&linear(&[(4, 0, 500)]), &wanted));
-    // Found by pairs of faults: a cache that could not be taken back when it was not recorded kept its pool down.
+    // Found by pairs of faults: a cache that could not be recorded nor taken back kept its pool
+    // down.
     assert!(precedes(&wanted, &linear(&[(3, 0, 500)])));
     assert!(precedes(&wanted, &linear(&[(3, 0, 600)])));
     assert!(!precedes(&wanted, &linear(&[(3, 0, 400)])));

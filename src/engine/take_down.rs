@@ -1,4 +1,5 @@
-//! Taking a pool's devices down, from the top (`docs/spec/engine/storage-stack.md` §10.3), and seeing what is up of it.
+//! Takes a pool's devices down from the top (`docs/spec/engine/storage-stack.md` §10.3), and finds
+//! out which of them are up.
 
 use crate::{
     base::ids::PoolUuid,
@@ -14,21 +15,21 @@ use crate::{
     platform::Platform,
 };
 
-/// Takes a pool's whole stack down, from the top.
+/// Takes the whole stack of a pool down, from the top.
 ///
 /// # Errors
-/// When a device is busy; what was taken down before stays down.
+/// When a device is busy. Devices that were removed before stay removed.
 pub(super) fn take_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
     take_filesystems_down(platform, uuid)?;
     take_thin_pool_down(platform, stack)?;
     take_backstore_down(platform, stack, uuid)
 }
 
-/// Removes the devices of a pool's filesystems: all that device-mapper lists. A request that panicked may have left some that
-/// nothing else knows of.
+/// Removes the thin devices of all filesystems of a pool that device-mapper lists. A request that
+/// panicked may have left devices that nothing else knows of.
 ///
 /// # Errors
-/// When one is busy; those removed before stay removed.
+/// When a device is busy. Devices that were removed before stay removed.
 pub(super) fn take_filesystems_down(platform: &dyn Platform, uuid: PoolUuid) -> Result<()> {
     let listed = platform.dm_list()?;
     let mut filesystems =
@@ -36,29 +37,30 @@ pub(super) fn take_filesystems_down(platform: &dyn Platform, uuid: PoolUuid) -> 
     filesystems.try_for_each(|device| Ok(platform.dm_remove(&device.name)?))
 }
 
-/// The first part of [`take_down`] (`docs/spec/engine/storage-stack.md` §10.3): what the kernel writes to.
+/// The first part of [`take_down`] (`docs/spec/engine/storage-stack.md` §10.3): the devices that
+/// the kernel writes to.
 ///
 /// # Errors
-/// As there.
+/// Those of [`take_down`].
 pub(super) fn take_thin_pool_down(platform: &dyn Platform, stack: &mut Stack) -> Result<()> {
     let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::ThinMetaSpare];
     roles.into_iter().try_for_each(|role| stack.remove(platform, role))
 }
 
-/// The second part: what is left.
+/// The second part of [`take_down`]: the remaining devices.
 ///
 /// # Errors
-/// As there.
+/// Those of [`take_down`].
 pub(super) fn take_backstore_down(platform: &dyn Platform, stack: &mut Stack, uuid: PoolUuid) -> Result<()> {
     Mdv::new(platform, uuid).unmount()?;
     let roles = [Role::Mdv, Role::Crypt, Role::Cache, Role::CacheSub, Role::CacheMeta, Role::OriginSub];
     roles.into_iter().try_for_each(|role| stack.remove(platform, role))
 }
 
-/// Takes down whatever is up of a pool that does not run.
+/// Takes down all devices of a stopped pool that are up.
 ///
 /// # Errors
-/// As [`take_down`]; a filesystem of it that somebody uses makes it busy.
+/// Those of [`take_down`]. A filesystem in use keeps the pool busy.
 pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid, set: Option<&DeviceSet>) -> Result<()> {
     take_down(platform, &mut Stack::new(uuid), uuid)?;
     set.iter().flat_map(|set| set.containers()).try_for_each(|luks_device| luks_device.close(platform))?;
@@ -66,7 +68,8 @@ pub(super) fn clean_up(platform: &dyn Platform, uuid: PoolUuid, set: Option<&Dev
     Ok(())
 }
 
-/// Whether any device-mapper device of the pool is up, filesystems not counted: they cannot be without the others.
+/// Whether any device-mapper device of the pool is up. Does not count filesystems, which cannot be
+/// up without the other devices.
 pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     match platform.dm_list() {
         Ok(list) => Role::ALL.iter().any(|role| list.iter().any(|device| device.name == role.name(pool))),
@@ -77,7 +80,7 @@ pub(super) fn partly_up(platform: &dyn Platform, pool: PoolUuid) -> bool {
     }
 }
 
-/// As [`partly_up`], with the containers of its devices.
+/// As [`partly_up`], including the containers of the pool's devices.
 pub(super) fn anything_up(platform: &dyn Platform, pool: PoolUuid, set: &DeviceSet) -> bool {
     let is_open = |luks_device: &LuksDevice| matches!(platform.dm_find(&luks_device.name()), Ok(Some(_)));
     partly_up(platform, pool) || set.containers().any(is_open)

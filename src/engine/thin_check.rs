@@ -1,8 +1,9 @@
-//! What thin_check says of a thin pool's metadata, and whether that is a verdict.
+//! What thin_check says about thin metadata, and whether that is a verdict.
 //!
-//! Only its finding that the metadata is damaged may lead to a repair, which replaces the metadata. Its exit status does not
-//! tell: version 0.9 ends with 1 and version 1.x with 64 for damage, but also when it cannot open the device, gets no memory, or
-//! reads an I/O error. So what it printed is read, and the device as well.
+//! Only a finding of damaged metadata may lead to a repair, because a repair replaces the metadata.
+//! The exit status alone does not tell: version 0.9 exits with 1 and version 1.x with 64 for
+//! damage, but also when it cannot open the device, gets no memory, or meets an I/O error. So the
+//! daemon parses the output, and reads the device as well.
 
 use std::path::Path;
 
@@ -11,11 +12,12 @@ use crate::{
     platform::{Error, Platform, Program, ProgramEnd, Result},
 };
 
-/// Exit statuses that stand for damage, among other things: of version 0.9, and of 1.x.
+/// Exit statuses for damage and for other failures: that of version 0.9, and that of 1.x.
 const STATUSES: [i32; 2] = [1, 64];
-/// What it prints when it has come to look at the metadata: version 0.9, version 1.x, and 1.x at a bad superblock.
+/// Output that shows that thin_check began to examine the metadata: of version 0.9, of 1.x, and of
+/// 1.x for a bad superblock.
 const BEGUN: [&str; 3] = ["examining superblock", "checking thin metadata", "in superblock"];
-/// What it prints when something else than the metadata stopped it.
+/// Output that shows that something other than the metadata stopped thin_check.
 const DISTURBED: [&str; 9] = [
     "input/output error",
     "i/o error",
@@ -27,22 +29,23 @@ const DISTURBED: [&str; 9] = [
     "busy",
     "usage:",
 ];
-/// How much of the device is read at a time. The largest metadata device, of 16 GiB, takes a thousand reads.
+/// Size of one read of the device. The largest metadata device, of 16 GiB, takes a thousand reads.
 const READ_BYTES: u64 = 16 << 20;
 
-/// What was found.
+/// The verdict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing wrong.
+    /// The metadata is sound.
     Sound,
-    /// Damage, in the words of thin_check.
+    /// The metadata is damaged. The text is that of thin_check.
     Damaged(String),
 }
 
-/// Checks the metadata on a device of this size that no thin pool uses. What can be mended without loss is mended.
+/// Checks the thin metadata on a device of this size that no thin pool uses. Repairs what can be
+/// repaired without loss.
 ///
 /// # Errors
-/// If there is no verdict: the program could not be run, was killed, or could not read the device.
+/// If there is no verdict: thin_check could not be run, was killed, or could not read the device.
 pub(super) fn check(platform: &dyn Platform, node: &Path, size: Sectors) -> Result<Verdict> {
     let run = || match platform.run(Program::ThinCheck, &["--auto-repair", &node.to_string_lossy()]) {
         Ok(_) => Ok(Verdict::Sound),
@@ -50,7 +53,8 @@ pub(super) fn check(platform: &dyn Platform, node: &Path, size: Sectors) -> Resu
         Err(error) => Err(error),
     };
     let verdict = match run() {
-        // Once more: what killed it may have been a shortage of memory that is over. One that hangs would hang again.
+        // Try once more: the cause may have been a shortage of memory that is over. A program that
+        // hung would hang again.
         Err(Error::Program { end: ProgramEnd::NotRun | ProgramEnd::Status(_) | ProgramEnd::Signal(_), .. }) => run(),
         verdict => verdict,
     }?;
@@ -60,7 +64,8 @@ pub(super) fn check(platform: &dyn Platform, node: &Path, size: Sectors) -> Resu
     Ok(verdict)
 }
 
-/// A sector that cannot be read looks like damage to thin_check. It may be read again when a cable is back in its place.
+/// Reads the whole device. An unreadable sector looks like damage to thin_check, but may become
+/// readable when a cable is back in its place.
 fn read_all(platform: &dyn Platform, node: &Path, size: Sectors) -> Result<()> {
     let Bytes(end) = size.bytes();
     let end = u64::try_from(end).unwrap_or(u64::MAX);
@@ -83,7 +88,8 @@ fn is_finding(end: ProgramEnd, said: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// As printed by versions 0.9.0 and 1.1.0 for metadata with bytes overwritten in each of its blocks.
+    /// Output of versions 0.9.0 and 1.1.0 for metadata with bytes overwritten in each of its
+    /// blocks.
     #[test]
     fn findings_are_told_from_failures() {
         let findings = [

@@ -1,5 +1,5 @@
-//! Thin devices and their thin pool: tables, deletion, the size of the metadata device, and what a status means for the
-//! pool (`docs/spec/engine/storage-stack.md` §7).
+//! Thin devices and their thin pool: tables, deletion, the size of the metadata device, and what a
+//! status means for the pool (`docs/spec/engine/storage-stack.md` §7).
 
 use crate::{
     base::units::Sectors,
@@ -22,9 +22,10 @@ pub(super) fn thin_table(pool: DeviceNumber, id: u32, size: Sectors) -> [dm::Lin
     [dm::Line { start: Sectors::ZERO, length: size, target: dm::Target::Thin { pool, id } }]
 }
 
-/// Deletes a device in a thin pool; one that is not there is deleted already. A thin pool that is out of metadata space
-/// takes no messages, not even this one that would give it some. A table, also the one that it has, lets it try again: the
-/// metadata that it keeps back is enough for a deletion.
+/// Deletes a thin device from a thin pool. A device that is not there counts as deleted. A thin
+/// pool without metadata space takes no messages, not even this one, which would give it some.
+/// Loading a table, even the same one, makes the thin pool try again: the metadata space that it
+/// keeps in reserve is enough for a deletion.
 pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) -> platform::Result<()> {
     let delete = || platform.dm_message(thin_pool, &format!("delete {id}"));
     let deleted = match delete() {
@@ -43,22 +44,23 @@ pub(super) fn delete_thin_id(platform: &dyn Platform, thin_pool: &str, id: u32) 
     }
 }
 
-/// Size of the thin pool's metadata device for a pool of this size and number of filesystems.
+/// The size of the metadata device that a pool of this size with this number of filesystems needs.
 pub(super) fn thin_metadata_size(platform: &dyn Platform, pool: Sectors, filesystems: u64) -> Result<Sectors> {
     let arguments = sizes::thin_metadata_size_arguments(pool, filesystems);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     Ok(sizes::thin_metadata(&platform.run(Program::ThinMetadataSize, &arguments)?)?)
 }
 
-/// Has the thin pool look at its devices again if it knows less of them than is recorded: whoever made them larger was
-/// killed, or failed, before the thin pool could see it. One that can only be read does not change its size however often it
-/// is asked. `true`: it was so, and the status is out of date.
+/// Makes the thin pool read the sizes of its devices again if it knows smaller sizes than are
+/// recorded. Whoever extended the devices was killed, or failed, before the thin pool saw the new
+/// sizes. A read-only thin pool does not change its size, however often it is asked. `true`: the
+/// sizes were behind, and the status is out of date.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStatus) -> Result<bool> {
     let metadata = Sectors(status.metadata_total.saturating_mul(sizes::METADATA_BLOCK.0));
-    // A few blocks of a metadata device may be of no use to the kernel.
+    // The kernel may be unable to use a few blocks of a metadata device.
     let behind = pool.thin_metadata().saturating_sub(metadata) >= sizes::DATA_BLOCK
         || status.data_total < sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev));
     let overlooked = behind && !status.is_damaged();
@@ -68,9 +70,10 @@ pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStat
     Ok(overlooked)
 }
 
-/// Restricts a pool whose thin pool has failed or must be checked before it is written again. It is shown all the same:
-/// what can still be read may be all that its users have. One that is merely out of metadata space is restricted until it
-/// has some. `status` is what the thin pool has just said, if that was understood.
+/// Restricts a pool whose thin pool has failed or must be checked before it is written again.
+/// Clients still see the pool: what can be read may be all that its users have left. A pool that is
+/// merely out of metadata space is restricted until it has some. `status` is the current status of
+/// the thin pool, if it could be parsed.
 pub(super) fn judge_thin_pool(pool: &mut Pool, status: Option<&PoolStatus>) {
     let needs_check = status.is_some_and(|status| status.needs_check);
     pool.note_starved(status.is_some_and(PoolStatus::is_out_of_metadata));

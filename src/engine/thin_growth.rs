@@ -1,6 +1,6 @@
-//! The growth of a thin pool: recorded, and put in place. When a thin pool grows, and by how much, is planned elsewhere
-//! (`engine/plan/growth.rs`); the order of record and tables, and why it survives a power cut, is told where pools are checked
-//! (`engine/ops/check.rs`).
+//! Carries out the growth of a thin pool: records it and puts it in place. `engine/plan/growth.rs`
+//! plans when a thin pool grows, and by how much. `engine/ops/check.rs`, which checks pools,
+//! explains the order of record and tables, and why it survives a power cut.
 
 use crate::{
     base::units::Sectors,
@@ -17,11 +17,12 @@ use crate::{
     platform::Platform,
 };
 
-/// Gives the thin pool of a pool that is being set up what space it lacks, as far as there is something to give. `records` are
-/// those of its filesystems, which are not set up yet. Whoever needs the space looks whether it is there, so a failure is logged only.
+/// Gives a thin pool the space that it lacks during the set-up of its pool, as far as there is any.
+/// `records` are the records of the filesystems, which are not set up yet. A failure is only
+/// logged, because the code that needs the space checks for it.
 ///
 /// # Errors
-/// When it is not known what is on record.
+/// When it is unknown what is on record.
 pub fn give_space(platform: &dyn Platform, pool: &mut Pool, records: &[FilesystemRecord]) -> Result<()> {
     if pool.check_changes().is_err() {
         return Ok(());
@@ -46,7 +47,7 @@ fn grow_at_set_up(platform: &dyn Platform, pool: &mut Pool, records: &[Filesyste
     carry_out(platform, pool, &growth::pool(&facts)).map(drop)
 }
 
-/// How full a thin pool is that says this.
+/// How full a thin pool with this status is.
 pub fn fill(status: &PoolStatus) -> Fill {
     Fill {
         metadata_free: status.metadata_total.saturating_sub(status.metadata_used),
@@ -55,7 +56,7 @@ pub fn fill(status: &PoolStatus) -> Fill {
     }
 }
 
-/// What the plan of growth follows from.
+/// The facts from which growth is planned.
 pub fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) -> growth::Pool {
     growth::Pool {
         usable: pool.usable_size(),
@@ -71,7 +72,7 @@ pub fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) 
     }
 }
 
-/// Records what is planned and puts it in place. `false`: nothing is to be changed.
+/// Records a plan and puts it in place. `false`: there is nothing to change.
 pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<bool> {
     let writes_fail = pool.meta.thinpool_dev.errors_if_no_space();
     if (plan.metadata, plan.data, plan.writes_fail) == (Sectors::ZERO, Sectors::ZERO, writes_fail) {
@@ -89,7 +90,8 @@ pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Res
         Ok(())
     });
     match extended {
-        // Nothing more can be handed out, so writes must fail when that is full, as on devices without space.
+        // No more space can be handed out. So writes must fail when the thin pool is full, as on
+        // devices without space.
         Err(full @ Error::RecordFull { .. }) if !writes_fail => {
             pool.change(platform, Choose::Some(platform.random()), |meta| {
                 meta.thinpool_dev.set_errors_if_no_space(true);
@@ -114,8 +116,9 @@ pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Res
     Ok(true)
 }
 
-/// As [`follow`], after a growth of the former state. A growth that the kernel refuses for good is taken back, as long as it has
-/// not seen any of it: otherwise no growth would be possible any more.
+/// As [`follow`], after a growth from the `former` state. If the kernel refuses the growth for
+/// good, the growth is taken back, provided that the kernel has not seen any part of it. Otherwise
+/// no growth would ever be possible again.
 ///
 /// # Errors
 /// When the kernel refuses a table.
@@ -133,13 +136,13 @@ pub fn follow_or_back(platform: &dyn Platform, pool: &mut Pool, former: PoolMeta
     Err(pool.take_back(platform, former, refused))
 }
 
-/// Puts the tables in place that the record asks for.
+/// Loads the tables that the record asks for and makes them live.
 ///
 /// # Errors
-/// When the kernel refuses one; the next check tries again.
+/// When the kernel refuses a table. The next check tries again.
 pub fn follow(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let layers = pool.shape().layers();
-    // What was put in place before an error stays: it is what the record asks for.
+    // Tables that became live before an error stay: the record asks for them.
     let mut nothing_to_undo = Rollback::new();
     let followed = pool.stack.ensure_all(platform, layers, &mut nothing_to_undo);
     nothing_to_undo.forget();
@@ -147,7 +150,7 @@ pub fn follow(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     followed
 }
 
-/// As [`follow`], where what was asked for is done with the record; an error is logged.
+/// As [`follow`], for requests that are complete once the record is written. An error is logged.
 pub fn follow_or_later(platform: &dyn Platform, pool: &mut Pool) {
     if let Err(error) = follow(platform, pool) {
         let what = error.sentence();

@@ -1,24 +1,25 @@
-//! What the kernel says of a thin pool and of thin devices (`docs/spec/engine/storage-stack.md` §7.6), read from its text.
+//! Parses what the kernel says about a thin pool and about thin devices
+//! (`docs/spec/engine/storage-stack.md` §7.6).
 
 use crate::base::units::{DataBlocks, Sectors};
 
 /// State of a thin pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Reads and writes.
+    /// Read-write.
     ReadWrite,
-    /// Only reads: its metadata could not be written, and has to be checked.
+    /// Read-only: the metadata could not be written and must be checked.
     ReadOnly,
-    /// Only reads, for as long as no metadata blocks are left. Nothing is wrong with it.
+    /// Read-only until there are free metadata blocks. Nothing else is wrong.
     OutOfMetadataSpace,
     /// No data blocks are left.
     OutOfDataSpace,
-    /// It has failed; nothing more is known of it.
+    /// Failed. Nothing more is known about the thin pool.
     Failed,
 }
 
 impl State {
-    /// The state for people, as it follows "the thin pool".
+    /// The state in words, to follow "the thin pool" in a message.
     pub fn says(self) -> &'static str {
         match self {
             State::ReadWrite => "works normally",
@@ -30,12 +31,12 @@ impl State {
     }
 }
 
-/// Status of a thin pool that works.
+/// Status of a working thin pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolStatus {
-    /// Blocks of the metadata device in use, of 8 sectors.
+    /// Metadata blocks in use, of 8 sectors each.
     pub metadata_used: u64,
-    /// All blocks of the metadata device.
+    /// All metadata blocks.
     pub metadata_total: u64,
     /// Data blocks in use.
     pub data_used: DataBlocks,
@@ -45,15 +46,16 @@ pub struct PoolStatus {
     pub state: State,
     /// Writes fail when no data blocks are left, instead of waiting for more.
     pub errors_if_no_space: bool,
-    /// Its metadata has to be checked before it is written again.
+    /// The metadata must be checked before it is written again.
     pub needs_check: bool,
-    /// An event is raised when fewer metadata blocks are free; older kernels do not say.
+    /// Low-water mark for metadata blocks: the kernel raises an event when fewer are free. Older
+    /// kernels do not report it.
     pub metadata_low_water: Option<u64>,
 }
 
 impl PoolStatus {
-    /// Reads the status text of a thin-pool target. `None` for what is not understood, or a pool that has failed and says
-    /// nothing of its usage; [`state`] tells these apart.
+    /// Parses the status text of a thin-pool target. `None` if the text is not understood, or if
+    /// the thin pool has failed and reports no usage; [`state`] tells these cases apart.
     pub fn parse(text: &str) -> Option<PoolStatus> {
         let words: Vec<&str> = text.split_ascii_whitespace().collect();
         let pair = |word: &str| -> Option<(u64, u64)> {
@@ -64,7 +66,7 @@ impl PoolStatus {
         let (data_used, data_total) = pair(words.get(2)?)?;
         let state = match *words.get(4)? {
             "rw" => State::ReadWrite,
-            // Whenever the kernel gives a transaction up it asks for a check as well.
+            // Whenever the kernel aborts a transaction, it also asks for a check.
             "ro" if words.contains(&"needs_check") => State::ReadOnly,
             "ro" => State::OutOfMetadataSpace,
             "out_of_data_space" => State::OutOfDataSpace,
@@ -82,18 +84,18 @@ impl PoolStatus {
         })
     }
 
-    /// Whether it has no free metadata blocks. The kernel notices that when it next commits.
+    /// Whether there are no free metadata blocks. The kernel notices that at its next commit.
     pub fn is_out_of_metadata(&self) -> bool {
         self.state == State::OutOfMetadataSpace || self.metadata_used >= self.metadata_total
     }
 
-    /// Whether nothing can be changed of it before its metadata has been checked.
+    /// Whether the metadata must be checked before anything can change.
     pub fn is_damaged(&self) -> bool {
         self.needs_check || matches!(self.state, State::ReadOnly | State::Failed)
     }
 }
 
-/// The state alone, which a failed thin pool tells too.
+/// The state alone, which a failed thin pool reports, too.
 pub fn state(text: &str) -> Option<State> {
     match text.split_ascii_whitespace().next()? {
         "Fail" | "Error" => Some(State::Failed),
@@ -101,12 +103,13 @@ pub fn state(text: &str) -> Option<State> {
     }
 }
 
-/// Sectors of a thin device that are mapped, from its status text; `None` if it does not say.
+/// Mapped sectors of a thin device, from its status text; `None` if the text does not say.
 pub fn mapped(text: &str) -> Option<Sectors> {
     text.split_ascii_whitespace().next()?.parse().ok().map(Sectors)
 }
 
-/// End of the last data block of a thin device that is mapped, in sectors of the device; `None` if there is none.
+/// End of the last mapped data block of a thin device, in sectors of the device; `None` if no block
+/// is mapped.
 pub fn mapped_end(text: &str) -> Option<Sectors> {
     let highest: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
     highest.checked_add(1).map(Sectors)
@@ -130,11 +133,12 @@ mod tests {
         let status = PoolStatus::parse(text).unwrap();
         assert_eq!(status.state, State::OutOfDataSpace);
         assert!(status.errors_if_no_space && status.needs_check);
-        // Its metadata has to be checked, whatever else is the matter with it.
+        // The metadata must be checked, whatever else is wrong.
         assert!(status.is_damaged());
     }
 
-    /// Read-only for want of metadata space was taken for damage, and nothing but a stop of the pool ended it.
+    /// A thin pool that was read-only for lack of metadata space counted as damaged, and only a
+    /// stop of the pool ended that.
     #[test]
     fn want_of_metadata_space_is_no_damage() {
         let status = PoolStatus::parse("1 64/64 9/94 - ro no_discard_passdown queue_if_no_space - 16 ").unwrap();

@@ -1,12 +1,14 @@
-//! Several devices that carry one identity: a clone, a stale copy, a device under a device-mapper device, a device that has
-//! come back under another node. Which of them counts.
+//! Decides which device counts when several carry one identity: a clone, a stale copy, a device
+//! under a device-mapper device, or a device that has come back under another node.
 //!
 //! The rules, in this order:
 //!
-//! 1. The device that an active device-mapper table of the pool lies on is the pool's.
-//! 2. A device counts before what it lies on: dm-linear, multipath, md, loop devices. Both are one device.
-//! 3. Of devices whose signature blocks agree, the one with the newer metadata counts. The others are stale.
-//! 4. Otherwise nothing can be told, and the pool does not start.
+//! 1. The device below a live device-mapper table of the pool belongs to the pool.
+//! 2. A device takes precedence over the devices it lies on: dm-linear, multipath, md, loop
+//!    devices. Both are one device.
+//! 3. Of devices whose signature blocks agree, the one with the newer metadata counts. The others
+//!    are stale.
+//! 4. Otherwise the devices clash, and the pool does not start.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,30 +25,30 @@ use crate::{
     platform::{self, DeviceNumber, Platform, Timestamp, dm::Target},
 };
 
-/// What the kernel says of devices of one pool.
+/// What the kernel says about the devices of one pool.
 #[derive(Debug, Clone, Default)]
 pub struct Ties {
-    /// Devices that active tables of the pool lie on.
+    /// Devices below live tables of the pool.
     used: BTreeSet<DeviceNumber>,
-    /// What each device lies on, directly or not.
+    /// All devices below each device, directly or not.
     lies_on: BTreeMap<DeviceNumber, BTreeSet<DeviceNumber>>,
-    /// Devices whose nodes lead elsewhere by now, or nowhere.
+    /// Devices whose nodes now lead elsewhere, or nowhere.
     gone: BTreeSet<DeviceNumber>,
 }
 
-/// Devices of a pool that the kernel is to be asked about.
+/// The devices of a pool about which the kernel must be asked.
 #[derive(Debug, Default)]
 pub struct Doubt {
-    /// Nodes and numbers of devices with an identity that others have, too.
+    /// Nodes and numbers of devices that share an identity.
     pub devices: Vec<(PathBuf, DeviceNumber)>,
-    /// Those of their identifiers that are known to lie in a container.
+    /// Identities among these that are known to lie in a container.
     pub contained: BTreeSet<DevUuid>,
     /// Devices of the running pool.
     pub members: Vec<DeviceNumber>,
 }
 
 impl Ties {
-    /// Asks the kernel. What it does not tell counts as unknown.
+    /// Asks the kernel. What the kernel does not report counts as unknown.
     pub fn look(platform: &dyn Platform, pool: PoolUuid, doubt: &Doubt) -> Ties {
         let mut ties = Ties::default();
         let roles = [Role::OriginSub, Role::CacheMeta, Role::CacheSub].map(|role| role.name(pool));
@@ -75,12 +77,12 @@ impl Ties {
         ties
     }
 
-    /// Whether the device was not there any more.
+    /// Whether the device had gone when the kernel was asked.
     pub fn is_gone(&self, device: DeviceNumber) -> bool {
         self.gone.contains(&device)
     }
 
-    /// Whether one of the two lies on the other.
+    /// Whether both numbers stand for one device, because one lies on the other.
     pub fn are_one(&self, a: DeviceNumber, b: DeviceNumber) -> bool {
         a == b || self.holds(a, b) || self.holds(b, a)
     }
@@ -89,7 +91,7 @@ impl Ties {
         self.lies_on.get(&holder).is_some_and(|lower| lower.contains(&held))
     }
 
-    /// Which of devices with one identity counts: its place in the list.
+    /// Chooses the copy that counts, by its index in the list.
     pub fn choose(&self, copies: &[Carrier]) -> Choice {
         let number = |at: usize| copies[at].number;
         if let Some(used) = (0..copies.len()).find(|at| self.used.contains(&number(*at))) {
@@ -105,12 +107,12 @@ impl Ties {
     }
 }
 
-/// The one that is newer than all others, if their signature blocks agree.
+/// The copy that is newer than all others, if their signature blocks agree.
 fn newest(copies: &[Carrier], apart: &[usize]) -> Option<usize> {
     let known: Vec<(usize, StaticHeader, Option<Timestamp>)> =
         apart.iter().map(|at| copies[*at].area.map(|(header, stamp)| (*at, header, stamp))).collect::<Option<_>>()?;
     let (_, first, _) = known.first()?;
-    // Marks come and go with requests and say nothing of the device.
+    // Marks come and go with requests and say nothing about the device.
     let bare = |header: &StaticHeader| StaticHeader { flags: HeaderFlags::NONE, ..*header };
     if known.iter().any(|(_, header, _)| bare(header) != bare(first)) {
         return None;
@@ -125,23 +127,25 @@ fn newest(copies: &[Carrier], apart: &[usize]) -> Option<usize> {
 pub struct Carrier {
     /// Its number.
     pub number: DeviceNumber,
-    /// Its signature block and when its metadata was written; `None`: it is a container, and cannot be looked into.
+    /// Its signature block and the time of its metadata; `None`: the device is a container and
+    /// cannot be read.
     pub area: Option<(StaticHeader, Option<Timestamp>)>,
 }
 
-/// What came of a choice.
+/// Result of a choice.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// This one counts.
+    /// The device with this index counts.
     Counts(usize),
-    /// It cannot be told which of these counts.
+    /// It is unclear which of these counts.
     Clash(Vec<usize>),
 }
 
-/// Whether what was opened under a container's name lies on this container, and not on a clone of it.
+/// Whether the device opened under a container's name lies on this container, and not on a clone of
+/// it.
 ///
 /// # Errors
-/// When the kernel does not tell.
+/// When the kernel does not report it.
 pub fn is_opened_on(platform: &dyn Platform, opened: DeviceNumber, container: DeviceNumber) -> Result<bool> {
     Ok(platform.lower_devices(opened).map_err(Error::from)?.contains(&container))
 }
@@ -179,7 +183,7 @@ mod tests {
         check(&ties, &[copy(0, 9, Some(1))], Choice::Counts(0));
         check(&ties, &[copy(0, 9, Some(1)), copy(1, 9, Some(2))], Choice::Counts(1));
         check(&ties, &[copy(0, 9, Some(3)), copy(1, 9, Some(2)), copy(2, 9, None)], Choice::Counts(0));
-        // A mark that came since the clone was made says nothing.
+        // A mark set after the clone was made says nothing.
         let mut marked = copy(0, 9, Some(3));
         marked.area = marked.area.map(|(header, at)| (StaticHeader { flags: HeaderFlags::GROWN, ..header }, at));
         check(&ties, &[marked, copy(1, 9, Some(2))], Choice::Counts(0));
@@ -202,7 +206,7 @@ mod tests {
         let ties = Ties { lies_on: [(number(1), [number(0)].into())].into(), ..Ties::default() };
         check(&ties, &[copy(0, 9, Some(2)), copy(1, 9, Some(1))], Choice::Counts(1));
         check(&ties, &[closed(0), closed(1)], Choice::Counts(1));
-        // Both are one device: the clone clashes with that one alone.
+        // Both are one device, so the clone clashes with the upper one alone.
         let copies = [copy(0, 9, Some(1)), copy(1, 9, Some(1)), copy(2, 9, Some(1))];
         check(&ties, &copies, Choice::Clash(vec![1, 2]));
         assert!(ties.are_one(number(0), number(1)) && !ties.are_one(number(0), number(2)));

@@ -1,9 +1,10 @@
-//! The XFS on a filesystem's thin device or on the metadata volume: made, given an identity, extended
-//! (`docs/spec/engine/storage-stack.md` §9.1, 9.3, 9.5).
+//! The XFS on a filesystem's thin device or on the metadata volume: how it is made, given an
+//! identity, and extended (`docs/spec/engine/storage-stack.md` §9.1, 9.3, 9.5).
 //!
-//! The status of a program does not tell whether the program did what it was asked for: `xfs_db` leaves a UUID as it is
-//! while the log needs a replay, says so on standard output, and ends with status 0. So every change is looked for on the
-//! device, or in what the kernel says of the mounted file system, before it counts.
+//! The exit status of a program does not tell whether it did its work: `xfs_db` leaves the UUID
+//! unchanged while the log needs a replay, reports that on standard output, and exits with status
+//! 0. So a change counts only once it is visible on the device, or in what the kernel reports about
+//! the mounted file system.
 
 use std::path::Path;
 
@@ -21,12 +22,13 @@ use crate::{
     platform::{self, Mount, Platform, Program},
 };
 
-/// Magic and UUID of a superblock, at the beginning of the device.
+/// Magic and UUID in the superblock, at the beginning of the device.
 const MAGIC: &[u8] = b"XFSB";
 const UUID_AT: usize = 32;
 const SUPERBLOCK_BYTES: usize = 512;
 
-/// The kernel does not use a rest of a device that is smaller than the smallest allocation group.
+/// The kernel does not use a remainder of a device that is smaller than the smallest allocation
+/// group.
 const GROWTH_MIN: Sectors = sizes::DATA_BLOCK;
 
 /// The UUID of the XFS on a device; `None`: there is no XFS.
@@ -40,19 +42,19 @@ pub(super) fn identity(platform: &dyn Platform, node: &Path) -> platform::Result
     Ok(uuid.filter(|_| superblock.starts_with(MAGIC)))
 }
 
-/// Whether what a device holds is given up before it is formatted.
+/// Whether the contents of a device are discarded before it is formatted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Discard {
-    /// Yes.
+    /// Discard the contents.
     Yes,
-    /// No: what has been written to it stays.
+    /// Keep what has been written to the device.
     No,
 }
 
 /// Makes an XFS with this UUID.
 ///
 /// # Errors
-/// When `mkfs.xfs` fails, or there is no such XFS when it has ended.
+/// When `mkfs.xfs` fails, or the device holds no such XFS afterwards.
 pub(super) fn make(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid, discard: Discard) -> Result<()> {
     let text = node.to_string_lossy();
     let with_uuid = format!("uuid={}", uuid.hyphenated());
@@ -61,14 +63,15 @@ pub(super) fn make(platform: &dyn Platform, node: &Path, uuid: uuid::Uuid, disca
         arguments.push("-K");
     }
     if mkfs_knows_nrext64(platform)? {
-        // Large extent counters would make file systems that older kernels cannot mount.
+        // Older kernels cannot mount file systems with large extent counters.
         arguments.extend(["-i", "nrext64=0"]);
     }
     platform.run(Program::MkfsXfs, &arguments)?;
     expect_identity(platform, node, uuid, Program::MkfsXfs)
 }
 
-/// Whether mkfs.xfs is new enough to need telling; one that does not say its version is taken to be.
+/// Whether mkfs.xfs is new enough to need this option. If it does not report its version, it counts
+/// as new enough.
 fn mkfs_knows_nrext64(platform: &dyn Platform) -> Result<bool> {
     let text = platform.run(Program::MkfsXfs, &["-V"])?;
     let major = text.split_ascii_whitespace().last().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
@@ -83,12 +86,13 @@ fn expect_identity(platform: &dyn Platform, node: &Path, expected: uuid::Uuid, p
     }
 }
 
-/// Gives the XFS on a device the UUID of a filesystem. A log that has not been replayed does not let the UUID be changed:
-/// that of an origin that was mounted (`is_dirty`), or was mounted when the machine or the pool went down. The XFS is mounted
-/// for a moment then, which replays the log.
+/// Gives the XFS on a device the UUID of a filesystem. The UUID cannot be changed while the log has
+/// to be replayed. That is so if the origin was mounted (`is_dirty`), or was mounted when the
+/// machine or the pool went down. In this case the XFS is mounted for a moment, which replays the
+/// log.
 ///
 /// # Errors
-/// When the XFS has another UUID afterwards, or that is not known.
+/// When the XFS has another UUID afterwards, or its UUID cannot be read.
 pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dirty: bool) -> Result<()> {
     let node = platform.dm_node(device);
     let uuid = uuid::Uuid::from_bytes(*id.as_bytes());
@@ -101,7 +105,8 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
         return Ok(());
     }
     let at = replayed_at(id);
-    // Also after a mount that is said to have failed; a program that looks at new mounts may hold it for a moment.
+    // Unmount even after a mount that reports a failure. A program that examines new mounts may
+    // keep this one busy for a moment.
     let unmount = || platform.unmount(&at).or_else(|_| platform.unmount(&at));
     let mounted = mended(|| platform.mount(&node, &at, "nouuid"), || drop(unmount()));
     let unmounted = mended(unmount, || drop(unmount()));
@@ -109,9 +114,9 @@ pub(super) fn identify(platform: &dyn Platform, device: &str, id: FsUuid, is_dir
     write_uuid()
 }
 
-/// Data blocks of the thin pool that [`identify`] may take of a device whose blocks are shared: `xfs_db` clears the log and
-/// writes the header of each allocation group. None if the XFS has the UUID already. What a replay of the log writes is
-/// not known before.
+/// The number of data blocks of the thin pool that [`identify`] may take for a device with shared
+/// blocks: `xfs_db` clears the log and writes the header of each allocation group. Zero if the XFS
+/// already has the UUID. What a replay of the log will write cannot be predicted.
 ///
 /// # Errors
 /// When the device cannot be read.
@@ -120,17 +125,18 @@ pub(super) fn blocks_to_identify(platform: &dyn Platform, node: &Path, id: FsUui
         return Ok(DataBlocks(0));
     }
     let Some(parts) = xfs_parts(&platform.read(node, 0, SUPERBLOCK_BYTES)?) else { return Ok(DataBlocks(0)) };
-    // The log need not begin where a block does.
+    // The log need not begin at the start of a block.
     let log = parts.log.sectors().map_or(0, |log| log.0.div_ceil(sizes::DATA_BLOCK.0)).saturating_add(1);
     Ok(DataBlocks(log.saturating_add(u64::from(parts.groups))))
 }
 
-/// Where the XFS of a filesystem is mounted to have its log replayed.
+/// Where the XFS of a filesystem is mounted for the replay of its log.
 fn replayed_at(id: FsUuid) -> String {
     format!("stratis_mp_{}", id.simple())
 }
 
-/// Unmounts the XFS of a filesystem from there, where a daemon that was killed may have left it mounted.
+/// Unmounts the XFS of a filesystem from the place of the replay, where a daemon that was killed
+/// may have left it mounted.
 ///
 /// # Errors
 /// When it is busy.
@@ -138,17 +144,18 @@ pub(super) fn leave(platform: &dyn Platform, id: FsUuid) -> platform::Result<()>
     platform.unmount(&replayed_at(id))
 }
 
-/// Extends a mounted XFS to the size of its device. `before` is the size that the kernel told of it, and the device is larger
-/// by `growth`.
+/// Extends a mounted XFS to the size of its device. `before` is the size that the kernel reported;
+/// the device is larger by `growth`.
 ///
 /// # Errors
-/// When the kernel refuses, or the XFS is as large as before.
+/// When the kernel refuses, or the XFS did not grow.
 pub(super) fn extend(platform: &dyn Platform, mount: &Mount, before: Bytes, growth: Sectors) -> Result<()> {
     platform.grow_xfs(mount)?;
     match platform.usage(mount) {
         Ok(now) if now.total > before || growth < GROWTH_MIN => Ok(()),
         Ok(_) => Err(Error::NotExtended { mount_point: mount.shown() }),
-        // It was unmounted meanwhile; the next check that finds it mounted compares again.
+        // It was unmounted meanwhile. The next check that finds it mounted compares the sizes
+        // again.
         Err(platform::Error::OtherMount { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -1,7 +1,8 @@
-//! What is known of each pool, and what follows from it: whose devices have a node, and what clients see.
+//! What is known of each pool, and what follows from that: which pools know a device node, and what
+//! clients see.
 //!
-//! All of that changes through [`Entries::edit`] alone, which notes of which pools the view is out of date. So a change costs
-//! what its own pool costs, beside any number of others.
+//! All changes go through [`Entries::edit`], which notes the pools whose views are out of date. So
+//! the cost of a change depends on its own pool only, however many others there are.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,14 +19,14 @@ use crate::{
 /// What is known of one pool.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// Devices of a pool that does not run. Empty: nothing is known of such a pool.
+    /// Devices of a stopped pool. Empty: no stopped pool is known.
     pub(super) set: DeviceSet,
-    /// What is known of a pool that runs.
+    /// What is known of the running pool.
     pub(super) running: Option<Running>,
 }
 
 impl Entry {
-    /// The set, if anything is in it.
+    /// The set, unless it is empty.
     pub(super) fn stopped(&self) -> Option<&DeviceSet> {
         Some(&self.set).filter(|set| !set.is_empty())
     }
@@ -49,17 +50,17 @@ impl Entry {
     }
 }
 
-/// All of them.
+/// The entries of all pools.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     entries: BTreeMap<PoolUuid, Entry>,
-    /// The pools that know a device of this node.
+    /// The pools that know a device at this node.
     nodes: HashMap<PathBuf, BTreeSet<PoolUuid>>,
-    /// What clients see, but for pools that are `stale`.
+    /// What clients see, except for pools that are `stale`.
     shown: view::Stopped,
-    /// Names of pools that clients do not see, but that can be named.
+    /// Names of pools that clients do not see but can address by name.
     hidden: BTreeMap<PoolUuid, Name>,
-    /// Pools that have changed since their views were made.
+    /// Pools that changed after their views were made.
     stale: BTreeSet<PoolUuid>,
     /// What clients see has changed since [`Entries::take_change`].
     changed: bool,
@@ -74,12 +75,12 @@ impl Entries {
         self.entries.get(&pool)
     }
 
-    /// The devices of a pool that does not run.
+    /// The devices of a stopped pool.
     pub(super) fn stopped(&self, pool: PoolUuid) -> Option<&DeviceSet> {
         self.get(pool)?.stopped()
     }
 
-    /// What is known of a pool that runs.
+    /// What is known of a running pool.
     pub(super) fn running(&self, pool: PoolUuid) -> Option<&Running> {
         self.get(pool)?.running.as_ref()
     }
@@ -89,12 +90,12 @@ impl Entries {
         self.entries.iter().map(|(pool, entry)| (*pool, entry))
     }
 
-    /// The pools that know a device of this node.
+    /// The pools that know a device at this node.
     pub(super) fn at(&self, node: &Path) -> Vec<PoolUuid> {
         self.nodes.get(node).into_iter().flatten().copied().collect()
     }
 
-    /// Changes what is known of one pool. Where nothing is left, the entry goes.
+    /// Changes what is known of one pool. Removes the entry when nothing is left.
     pub(super) fn edit<T>(&mut self, pool: PoolUuid, work: impl FnOnce(&mut Entry) -> T) -> T {
         self.stale.insert(pool);
         let entry = self.entries.entry(pool).or_default();
@@ -121,20 +122,20 @@ impl Entries {
         result
     }
 
-    /// The pools that have a name and do not run, those among them that clients do not see.
+    /// The stopped pools with this name, including those that clients do not see.
     pub(super) fn named(&mut self, name: &Name) -> BTreeSet<PoolUuid> {
         self.refresh();
         let hidden = self.hidden.iter().filter(|(_, hidden)| *hidden == name).map(|(pool, _)| *pool);
         self.shown.named(name.as_str()).chain(hidden).collect()
     }
 
-    /// What clients see of pools that do not run.
+    /// What clients see of stopped pools.
     pub(super) fn shown(&mut self) -> &view::Stopped {
         self.refresh();
         &self.shown
     }
 
-    /// What clients see, if it has changed since this was last called.
+    /// What clients see, if it has changed since the last call.
     pub(super) fn take_change(&mut self) -> Option<Arc<view::Stopped>> {
         self.refresh();
         if !std::mem::take(&mut self.changed) {
@@ -144,7 +145,7 @@ impl Entries {
         Some(Arc::new(self.shown.clone()))
     }
 
-    /// Makes the views that are out of date.
+    /// Renews the views that are out of date.
     fn refresh(&mut self) {
         for pool in std::mem::take(&mut self.stale) {
             #[cfg(test)]

@@ -1,7 +1,8 @@
-//! The devices found of one pool, and what they say of it.
+//! The devices found of one pool, and what they say about it.
 //!
-//! Several devices may carry one identity. All are kept, and one of them counts ([`ties`](crate::engine::ties)); while it
-//! cannot be told which, the pool does not start. Devices that the newest metadata does not name are left aside.
+//! Several devices may carry one identity. The set keeps them all, and one of them counts
+//! ([`ties`](crate::engine::ties)). While it is unclear which one counts, the pool does not start.
+//! Devices that the newest metadata does not name are left aside.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,26 +28,28 @@ use crate::{
     view,
 };
 
-/// Why a pool does not run with which nothing is wrong.
+/// The reason given for a pool that is down although nothing is wrong with it.
 pub const STOPPED: &str = "it was stopped by request";
-/// Why a pool does not run that will soon.
+/// The reason given for a pool that is down but will soon run.
 pub const BEING_SET_UP: &str = "it is being set up";
 
-/// A device found, with its Stratis area as read.
+/// A device that was found, with its BDA as read.
 #[derive(Debug, Clone)]
 pub struct Found {
     /// The device.
     pub device: BlockDevice,
-    /// Its area.
+    /// Its BDA.
     pub bda: Bda,
-    /// The newest pool metadata on it with its stamp, if it has any. `Err`: it has some that cannot be read.
+    /// The newest pool metadata on the device with its stamp, if there is any. `Err`: the metadata
+    /// cannot be read.
     pub metadata: Option<Result<(Timestamp, Arc<PoolMetadata>), String>>,
-    /// What it lies on, if it has been opened from a container. Empty: it lies in the open.
+    /// The devices below it, if it was opened from a container. Empty: the device is not in a
+    /// container.
     pub within: BTreeSet<DeviceNumber>,
 }
 
 impl Found {
-    /// Whether it carries the mark that its pool's metadata does not name it yet.
+    /// Whether the device carries the mark that the pool metadata does not name it yet.
     pub fn is_uncommitted(&self) -> bool {
         self.bda.header().flags.contains(HeaderFlags::UNCOMMITTED)
     }
@@ -55,7 +58,8 @@ impl Found {
         self.bda.header().device
     }
 
-    /// Whether its metadata says that its pool is being destroyed, and nobody has used the pool since.
+    /// Whether the metadata says that the pool is being destroyed, and nobody has used the pool
+    /// since.
     fn is_condemned(&self) -> bool {
         matches!(&self.metadata, Some(Ok((stamp, metadata))) if metadata.is_condemned(*stamp))
     }
@@ -68,14 +72,14 @@ impl Found {
 /// What was found on a block device.
 #[derive(Debug, Clone)]
 pub enum Seen {
-    /// A Stratis area.
+    /// A BDA.
     Area(Found),
-    /// A LUKS2 container that a Stratis device lies in.
+    /// A LUKS2 container with a block device of a pool in it.
     Container(LuksDevice),
 }
 
 impl Seen {
-    /// The pool.
+    /// The UUID of the pool.
     pub fn pool(&self) -> PoolUuid {
         match self {
             Seen::Area(found) => found.bda.header().pool,
@@ -83,7 +87,7 @@ impl Seen {
         }
     }
 
-    /// The device of the pool that it says it is.
+    /// The UUID of the device within the pool, as the device itself states it.
     pub fn id(&self) -> DevUuid {
         match self {
             Seen::Area(found) => found.id(),
@@ -100,7 +104,7 @@ impl Seen {
     }
 }
 
-/// Everything that carries one identity.
+/// Everything with one identity.
 #[derive(Debug, Clone, Default)]
 struct Copies {
     areas: Vec<Found>,
@@ -108,7 +112,7 @@ struct Copies {
 }
 
 impl Copies {
-    /// Takes in what was seen; what was known of the same device or node before is past.
+    /// Adds what was seen. Drops what was known of the same device or node before.
     fn add(&mut self, seen: Seen) {
         let device = seen.device();
         let is_same = |known: &BlockDevice| known.number == device.number || known.path == device.path;
@@ -131,7 +135,7 @@ impl Copies {
     }
 
     fn forget(&mut self, is_meant: impl Fn(&BlockDevice) -> bool) {
-        // What is in a container goes with it; a container that is closed stays.
+        // Areas in a container go together with it. A container that is only closed stays.
         let gone: Vec<DeviceNumber> = self
             .containers
             .iter()
@@ -153,13 +157,13 @@ impl Copies {
         self.areas.is_empty() && self.containers.is_empty()
     }
 
-    /// Containers, and areas that lie in the open.
+    /// Containers, and areas outside of containers.
     fn outer(&self) -> Vec<&BlockDevice> {
         let containers = self.containers.iter().map(|luks_device| &luks_device.device);
         containers.chain(self.bare().map(|found| &found.device)).collect()
     }
 
-    /// Areas that do not lie in a container which is known.
+    /// Areas that do not lie in a known container.
     fn bare(&self) -> impl Iterator<Item = &Found> {
         let is_inside = |found: &&Found| {
             self.containers.iter().any(|luks_device| found.within.contains(&luks_device.device.number))
@@ -183,38 +187,40 @@ impl Copies {
 pub struct DeviceSet {
     seen: BTreeMap<DevUuid, Copies>,
     ties: Ties,
-    /// Of each identity the device that counts; while that cannot be told, any.
+    /// For each identity the device that counts; any of them while that is unclear.
     devices: BTreeMap<DevUuid, Found>,
-    /// The containers of those that lie in one, opened or not.
+    /// The containers of devices that lie in one, opened or not.
     containers: BTreeMap<DevUuid, LuksDevice>,
-    /// Identities of which it cannot be told which device counts, with the nodes of those in question.
+    /// Clashes: identities with the nodes of the devices between which it is unclear which one
+    /// counts.
     clashes: BTreeMap<DevUuid, Vec<PathBuf>>,
     /// Some of the pool's device-mapper devices are up.
     pub partial: bool,
-    /// What went wrong when it was last to be set up or taken down.
+    /// What went wrong at the last set-up or take-down.
     pub trouble: Option<Arc<str>>,
-    /// It is being set up.
+    /// The pool is being set up.
     pub being_set_up: bool,
-    /// It was not set up because another pool of its name runs.
+    /// The pool was not set up because another pool of its name runs.
     pub awaits_name: bool,
 }
 
-/// What a set of devices says of its pool.
+/// What a set of devices says about its pool.
 #[derive(Debug, Clone)]
 pub enum Verdict {
-    /// Metadata was found and every device that it names.
+    /// Metadata was found, and every device that it names.
     Complete(Arc<PoolMetadata>),
     /// Metadata was found; these devices are missing.
     Incomplete(Arc<PoolMetadata>, Vec<DevUuid>),
     /// The newest metadata is on this device and does not name it.
     Stranger(Arc<PoolMetadata>, DevUuid),
-    /// Several devices, with these nodes, say that they are this one. The metadata, if it can be read.
+    /// Several devices, with these nodes, claim this identity. The metadata, if it can be read.
     Clash(Option<Arc<PoolMetadata>>, DevUuid, Vec<PathBuf>),
     /// The metadata says that the pool is being destroyed.
     Destroying(Arc<PoolMetadata>),
-    /// Some devices lie in containers that are not open.
+    /// Some devices lie in containers that are closed.
     Locked,
-    /// No device has metadata, and each is marked as not committed: left over from a creation cut short.
+    /// No device has metadata, and every device is marked as not committed: they are left over from
+    /// an interrupted creation.
     NeverCommitted,
     /// There is no metadata, or it cannot be read.
     Unreadable(String),
@@ -247,8 +253,8 @@ impl Verdict {
 }
 
 impl DeviceSet {
-    /// The devices of a pool, with its metadata as it has just been written. Containers that were `closed` do not show what is
-    /// in them.
+    /// The devices of a pool, with the metadata that was just written. With `closed`, the
+    /// containers have been closed and do not show their contents.
     pub fn of(pool: &Pool, closed: bool) -> DeviceSet {
         let mut set = DeviceSet::default();
         for (uuid, member) in &pool.members {
@@ -256,7 +262,7 @@ impl DeviceSet {
                 set.add(Seen::Container(luks_device.clone()));
             }
             if !closed || member.container.is_none() {
-                // Devices of the cache tier hold none.
+                // Devices of the cache tier hold no metadata.
                 let holds_metadata = pool.meta.data_devices().any(|data| data == *uuid);
                 let stamp = member.bda.last_update().unwrap_or_default();
                 let metadata = holds_metadata.then(|| Ok((stamp, Arc::new(pool.meta.stamped(stamp)))));
@@ -267,7 +273,7 @@ impl DeviceSet {
         set
     }
 
-    /// Of each identity the device that counts.
+    /// For each identity the device that counts.
     pub fn devices(&self) -> impl Iterator<Item = &Found> {
         self.devices.values()
     }
@@ -282,12 +288,12 @@ impl DeviceSet {
         self.containers.values()
     }
 
-    /// The containers that do not show what is in them.
+    /// The containers that are closed.
     pub fn closed(&self) -> impl Iterator<Item = &LuksDevice> {
         self.containers.values().filter(|luks_device| !self.devices.contains_key(&luks_device.id()))
     }
 
-    /// Everything that was seen and lies in no container, whether it counts or not.
+    /// Everything that was seen outside of containers, whether it counts or not.
     pub fn all(&self) -> Vec<Seen> {
         let each = |copies: &Copies| {
             let containers = copies.containers.iter().cloned().map(Seen::Container);
@@ -302,20 +308,20 @@ impl DeviceSet {
         self.clone().everything().into_iter().filter(|seen| is_meant(seen.device())).collect()
     }
 
-    /// The block devices, and what is in containers that are open.
+    /// Numbers of the block devices, and of the devices in open containers.
     pub fn numbers(&self) -> impl Iterator<Item = DeviceNumber> {
         let areas = self.devices.values().map(|found| found.device.number);
         areas.chain(self.containers.values().map(|luks_device| luks_device.device.number))
     }
 
-    /// Whether nothing is known of it any more.
+    /// Whether nothing is known of the pool any more.
     pub fn is_empty(&self) -> bool {
         self.seen.is_empty()
     }
 
-    // ---- what is known of its devices ----
+    // ---- what is known of the devices ----
 
-    /// Adds what was seen of a device. What was known of it, or of its node, is past.
+    /// Adds what was seen of a device. Drops what was known of the device, or of its node.
     pub fn add(&mut self, seen: Seen) {
         let id = seen.id();
         let device = seen.device().clone();
@@ -329,12 +335,12 @@ impl DeviceSet {
         self.forget_in(|known| known != id, is_meant);
     }
 
-    /// Forgets the device at this path. `false`: it is not here.
+    /// Forgets the device at this path. `false` if the set does not have it.
     pub fn forget(&mut self, path: &Path) -> bool {
         self.forget_in(|_| true, |known| known.path == path)
     }
 
-    /// Forgets a device. `false`: it is not here.
+    /// Forgets a device. `false` if the set does not have it.
     pub fn forget_number(&mut self, number: DeviceNumber) -> bool {
         self.forget_in(|_| true, |known| known.number == number)
     }
@@ -351,19 +357,19 @@ impl DeviceSet {
         !affected.is_empty()
     }
 
-    /// The nodes of all devices that are here.
+    /// The nodes of all devices in the set.
     pub fn nodes(&self) -> impl Iterator<Item = &Path> {
         self.seen.values().flat_map(Copies::devices).map(|known| known.path.as_path())
     }
 
-    /// Puts what has just been read of its devices in place of what was known of them.
+    /// Replaces what is known of the devices by what was just read of them.
     pub fn renew(&mut self, seen: Vec<Seen>) {
         self.seen.clear();
         (self.devices, self.containers, self.clashes) = Default::default();
         seen.into_iter().for_each(|seen| self.add(seen));
     }
 
-    /// Takes in the devices of another set of which nothing is known here.
+    /// Adds those devices of another set that this set does not know.
     pub fn absorb(&mut self, other: DeviceSet) {
         let known: BTreeSet<DeviceNumber> =
             self.seen.values().flat_map(Copies::devices).map(|device| device.number).collect();
@@ -371,7 +377,7 @@ impl DeviceSet {
         others.into_iter().filter(|seen| !known.contains(&seen.device().number)).for_each(|seen| self.add(seen));
     }
 
-    /// Everything that was seen, what is in containers included.
+    /// Everything that was seen, including the contents of containers.
     fn everything(self) -> Vec<Seen> {
         let each = |copies: Copies| {
             let containers = copies.containers.into_iter().map(Seen::Container);
@@ -380,8 +386,8 @@ impl DeviceSet {
         self.seen.into_values().flat_map(each).collect()
     }
 
-    /// Keeps the devices that are the same in what has been read `now`. Of one in a container that has been closed since it is
-    /// the container that tells.
+    /// Keeps the devices that are unchanged in what has been read `now`. For a device in a
+    /// container that has been closed since, the container decides.
     pub fn retain_known(&mut self, now: &DeviceSet) {
         self.containers.retain(|device, _| now.containers.contains_key(device));
         let containers = &self.containers;
@@ -428,8 +434,8 @@ impl DeviceSet {
         }
     }
 
-    /// What the kernel has to be asked before it can be told which devices count; `None`: nothing. Of `members`, devices of the
-    /// running pool, no other may be a part.
+    /// What to ask the kernel before it is clear which devices count; `None`: nothing. `members`
+    /// are devices of the running pool, of which no other device may be a part.
     pub fn doubt(&self, members: &[DeviceNumber]) -> Option<Doubt> {
         let mut doubt = Doubt { members: members.to_vec(), ..Doubt::default() };
         for (id, copies) in &self.seen {
@@ -444,7 +450,7 @@ impl DeviceSet {
         (!doubt.devices.is_empty()).then_some(doubt)
     }
 
-    /// Takes note of what the kernel says.
+    /// Notes what the kernel says.
     pub fn note_ties(&mut self, ties: Ties) {
         self.forget_in(|_| true, |known| ties.is_gone(known.number));
         self.ties = ties;
@@ -452,8 +458,9 @@ impl DeviceSet {
         ids.into_iter().for_each(|id| self.choose(id));
     }
 
-    /// The devices that are left aside: clones, and those that the newest metadata does not name. With the reasons. Those that
-    /// are one device with one that counts, or with one of `members`, are not among them.
+    /// The devices that are left aside, with the reasons: clones, and devices that the newest
+    /// metadata does not name. Excludes devices that are one device with one that counts or with
+    /// one of `members`.
     pub fn aside(&self, members: &BTreeMap<DeviceNumber, (PathBuf, DevUuid)>) -> Vec<view::LeftAside> {
         let listed = self.listed();
         let mut aside = Vec::new();
@@ -484,10 +491,11 @@ impl DeviceSet {
         aside
     }
 
-    // ---- what they say of the pool ----
+    // ---- what the devices say about the pool ----
 
-    /// The device with the newest metadata, and that metadata. The one with the greatest stamp counts, and if it cannot be read no
-    /// other does (`docs/spec/engine/ondisk-metadata.md` §3.8).
+    /// The device with the newest metadata, and that metadata. The greatest stamp counts. If that
+    /// metadata cannot be read, no other counts instead (`docs/spec/engine/ondisk-metadata.md`
+    /// §3.8).
     fn newest(&self) -> Option<(&Found, Result<&Arc<PoolMetadata>, &String>)> {
         let dated = self.devices.values().filter_map(|found| {
             let stamp = found.bda.last_update()?;
@@ -497,7 +505,7 @@ impl DeviceSet {
         Some((found, metadata.as_ref().map(|(_, metadata)| metadata)))
     }
 
-    /// The devices that the newest metadata names; `None`: there is none that can be read.
+    /// The devices that the newest metadata names; `None` if no metadata can be read.
     fn listed(&self) -> Option<BTreeSet<DevUuid>> {
         match self.newest()? {
             (_, Ok(metadata)) => Some(metadata.devices().collect()),
@@ -520,7 +528,8 @@ impl DeviceSet {
             if let Some((device, paths)) = self.clashes.iter().find(|(device, _)| counts(device)) {
                 return Verdict::Clash(metadata.cloned(), *device, paths.clone());
             }
-            // What is closed may be left over of an addition. Devices that are open and name all others decide.
+            // A closed container may be left over from an addition. Open devices that name all
+            // others decide.
             if self.closed().any(|luks_device| counts(&luks_device.id())) {
                 return Verdict::Locked;
             }
@@ -533,7 +542,7 @@ impl DeviceSet {
         if is_condemned {
             return Verdict::Destroying(metadata);
         }
-        // A device whose addition was cut short is not part of the pool and does not stand in its way.
+        // A device whose addition was interrupted is not part of the pool and does not block it.
         if !counts(&holder.id()) && !holder.is_uncommitted() {
             return Verdict::Stranger(metadata, holder.id());
         }
@@ -544,10 +553,10 @@ impl DeviceSet {
         }
     }
 
-    /// How its containers can be unlocked; `None` if it has none.
+    /// How the containers can be unlocked; `None` if there are none.
     ///
     /// # Errors
-    /// If some of its devices are encrypted and some are not.
+    /// If some devices are encrypted and some are not.
     pub fn encryption(&self) -> Result<Option<Info>, EncryptionError> {
         let listed = self.listed();
         let counts = |device: &DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(device));
@@ -558,12 +567,12 @@ impl DeviceSet {
 
     /// Whether metadata that counts names this device as a member.
     pub fn lists(&self, device: DevUuid) -> bool {
-        // Of a pool that never was or is to be no more, nothing counts.
+        // Nothing counts if the pool never came to be or is being destroyed.
         !matches!(self.verdict(), Verdict::NeverCommitted | Verdict::Destroying(_))
             && self.devices().any(|found| found.lists(device))
     }
 
-    /// The metadata version, if all devices have one.
+    /// The metadata version, if all devices have the same one.
     pub fn version(&self) -> Option<MetadataVersion> {
         let listed = self.listed();
         let counts = |device: &DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(device));
@@ -576,7 +585,7 @@ impl DeviceSet {
 
     // ---- what clients see ----
 
-    /// The pool's name, if it can be told.
+    /// The pool's name, if it is known.
     pub fn name(&self) -> Option<Name> {
         match self.verdict() {
             Verdict::Complete(meta)
@@ -592,16 +601,17 @@ impl DeviceSet {
         }
     }
 
-    /// The pool as clients see it; `None`: it is not shown.
+    /// The pool as clients see it; `None` if it is not shown.
     pub fn view(&self, uuid: PoolUuid) -> Option<view::StoppedPool> {
         let verdict = self.verdict();
-        // Left-overs belong to nobody and are shown to nobody, but for what is up of one and has to be stopped.
+        // Left-overs belong to nobody and are not shown, except when devices of theirs are up and
+        // have to be stopped.
         match verdict {
             Verdict::NeverCommitted => return None,
             Verdict::Destroying(_) if !self.partial => return None,
             _ => {}
         }
-        // Until that resolves itself nothing can be said of a pool of which some devices are encrypted and some are not.
+        // While some devices are encrypted and some are not, nothing can be said about the pool.
         let encryption = self.encryption().ok()?;
         let features = match &verdict {
             Verdict::Complete(meta) => Some(meta.features_view()),
@@ -619,7 +629,8 @@ impl DeviceSet {
         })
     }
 
-    /// The block devices: those of containers instead of what is in them, and all of those of which one counts.
+    /// The block devices: containers instead of their contents, and all copies of a device that
+    /// counts.
     fn shown(&self) -> Vec<(PathBuf, DevUuid)> {
         let listed = self.listed();
         let counts = |device: &&DevUuid| listed.as_ref().is_none_or(|listed| listed.contains(*device));
@@ -636,7 +647,8 @@ impl DeviceSet {
         shown
     }
 
-    /// Why the pool does not run. What its devices say comes first: they may have changed since something went wrong.
+    /// Why the pool does not run. What the devices say comes first: they may have changed since
+    /// something went wrong.
     fn reason(&self, uuid: PoolUuid, verdict: Verdict) -> Option<Arc<str>> {
         let was_stopped = matches!(&verdict, Verdict::Complete(metadata) if metadata.started == Some(false));
         if self.being_set_up {

@@ -1,4 +1,4 @@
-//! That a change of one pool costs nothing for the others, and that what clients see is what is known all the same.
+//! A change of one pool costs nothing for the others, and clients still see exactly what is known.
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
@@ -70,8 +70,8 @@ fn set(found: &Found) -> DeviceSet {
     set
 }
 
-/// Found by measuring: with each stop the views of all stopped pools were made again, and each event of a device, each start
-/// and each stop looked through all their devices.
+/// Measurements had shown that each stop renewed the views of all stopped pools, and that each
+/// event of a device, each start and each stop searched all their devices.
 #[test]
 fn a_change_of_one_pool_makes_no_view_of_another() {
     let made = |beside: u32| {
@@ -112,7 +112,7 @@ fn a_change_of_one_pool_makes_no_view_of_another() {
     assert_eq!(made(1000), alone);
 }
 
-/// What would be shown if nothing were kept.
+/// What would be shown if no views were kept.
 fn fresh(registry: &Registry, version: u64) -> view::Stopped {
     let mut fresh = view::Stopped::new(version);
     for (uuid, entry) in registry.entries.iter() {
@@ -127,11 +127,11 @@ fn fresh(registry: &Registry, version: u64) -> view::Stopped {
     fresh
 }
 
-/// Does one thing to the registry that the engine does.
+/// Does to the registry one thing that the engine does.
 fn act(registry: &mut Registry, found: &[Found], moments: &mut Vec<Moment>, random: &mut StdRng) {
     let one = found.choose(random).unwrap();
     let uuid = one.bda.header().pool;
-    // Under any node, so that a device takes over another's, and as a clone of any device.
+    // Uses any node, so that a device takes over another's node, and makes clones of any device.
     let mut elsewhere = one.clone();
     let other = found.choose(random).unwrap();
     if random.random_bool(0.3) {
