@@ -1,7 +1,8 @@
-//! Finding pools: at the start, and by the events of block devices (`docs/spec/engine/engine-behaviour.md` §5, 6, 8).
+//! Finds pools: at the start, and by the events of block devices
+//! (`docs/spec/engine/engine-behaviour.md` §5, 6, 8).
 //!
-//! Devices are read and pools set up without any lock; a pool that is being set up is claimed, so that the events that its
-//! own set-up causes wait and then find it running.
+//! Devices are read and pools set up without any lock. A pool that is being set up is claimed, so
+//! that the events caused by its own set-up wait and then find it running.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +45,7 @@ use crate::{
     view::LeftAside,
 };
 
-/// Looks at all devices and gives one chain for each pool found; they may run side by side.
+/// Looks at all devices and returns one chain for each pool found; the chains may run side by side.
 ///
 /// # Errors
 /// When the devices cannot be listed.
@@ -58,7 +59,7 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 /// A chain with its label.
 pub type Labelled = (String, Next<()>);
 
-/// A chain for each pool known, with its label.
+/// Returns a chain for each known pool, with its label.
 fn considerations(engine: &Engine) -> Vec<Labelled> {
     let mut pools = engine.registry().pools();
     let running = engine.registry().running_pools();
@@ -68,27 +69,27 @@ fn considerations(engine: &Engine) -> Vec<Labelled> {
             tell_of(*pool, &aside);
         }
     }
-    // Of two pools of one name the one that is up already goes on.
+    // If two pools have the same name, the one that is already up goes on.
     pools.sort_by_key(|pool| !take_down::partly_up(engine.platform(), *pool));
     pools.into_iter().map(|pool| (format!("discovery of pool {pool}"), consider(pool))).collect()
 }
 
-/// The look at all devices at the start of the daemon: each is read by a chain of its own, since one that does not answer must not
-/// delay the others. Clones are the same look.
+/// The look at all devices when the daemon starts. Each device is read by a chain of its own, since
+/// a device that does not answer must not delay the others. Clones refer to the same look.
 #[derive(Clone)]
 pub struct FirstLook(Arc<Mutex<Reading>>);
 
 struct Reading {
-    /// Those that are not read yet, by their place in the list of devices.
+    /// The devices that have not been read yet, by their place in the list of devices.
     unread: BTreeMap<usize, PathBuf>,
     seen: BTreeMap<usize, Seen>,
-    /// Nobody waits any more: whoever has been read is dealt with by himself.
+    /// Nobody waits any more: from now on each device is handled by itself once it has been read.
     over: bool,
 }
 
 impl FirstLook {
-    /// Ends the wait for devices; gives a chain for each pool found so far, with its label. Devices that are read after that
-    /// are treated as if they had just come.
+    /// Ends the wait for devices. Returns a chain for each pool found so far, with its label.
+    /// Devices that are read later are treated as if they had just appeared.
     pub fn end(&self, engine: &Engine) -> Vec<Labelled> {
         let seen = {
             let mut reading = self.0.lock();
@@ -104,7 +105,7 @@ impl FirstLook {
         self.0.lock().unread.values().cloned().collect()
     }
 
-    /// Takes note of what was read of a device.
+    /// Notes what was read from a device.
     fn note(&self, place: usize, seen: Option<Seen>) -> Next<()> {
         let mut reading = self.0.lock();
         let path = reading.unread.remove(&place);
@@ -127,8 +128,9 @@ impl FirstLook {
     }
 }
 
-/// Begins the look at all devices at the start of the daemon: gives a chain for each device, with its label; they may run side
-/// by side. When they have ended, or nobody wants to wait longer, [`FirstLook::end`] gives what comes next.
+/// Begins the look at all devices when the daemon starts. Returns a chain for each device, with its
+/// label; the chains may run side by side. When they have ended, or nobody wants to wait longer,
+/// [`FirstLook::end`] returns the chains that come next.
 ///
 /// # Errors
 /// When the devices cannot be listed.
@@ -144,27 +146,27 @@ pub fn first_look(engine: &Engine) -> Result<(FirstLook, Vec<Labelled>)> {
     Ok((look, chains))
 }
 
-/// The pools that are being set up at the moment, by name, or by identifier where that is not known.
+/// The pools that are being set up at the moment: by name, or by identifier if the name is unknown.
 pub fn being_set_up(engine: &Engine) -> Vec<String> {
     engine.registry().being_set_up()
 }
 
-/// All devices that may be a pool's.
+/// All devices that may belong to a pool.
 ///
 /// # Errors
-/// When they cannot be listed.
+/// When the devices cannot be listed.
 fn devices(engine: &Engine) -> Result<Vec<BlockDevice>> {
-    // Once more after an error: without this list the daemon cannot start.
+    // Try once more after an error: without this list the daemon cannot start.
     let platform = engine.platform();
     Ok(platform.block_devices().or_else(|_| platform.block_devices())?)
 }
 
-/// Whether there is anything to read on a device.
+/// Whether a device may carry anything to read.
 fn is_ours(device: &BlockDevice) -> bool {
     matches!(device.class, DeviceClass::Stratis | DeviceClass::Luks)
 }
 
-/// Asks the kernel where several devices carry one identity.
+/// Asks the kernel about devices that carry the same identity.
 fn settle(engine: &Engine, pool: PoolUuid) {
     let doubt = engine.registry().doubt(pool);
     if let Some(doubt) = doubt {
@@ -185,8 +187,8 @@ fn tell_of(pool: PoolUuid, aside: &LeftAside) {
     log::warn!("{} (device {device} of pool {pool}) is left aside: {reason}", path.display());
 }
 
-/// Reads the Stratis areas of all devices that are not those of running pools, or of pools to be. Gives those that could not
-/// be read besides.
+/// Reads the Stratis areas of all devices, except those of running pools and of pools in the
+/// making. Also returns the devices that could not be read.
 ///
 /// # Errors
 /// When the devices cannot be listed.
@@ -200,17 +202,18 @@ fn look_around(engine: &Engine) -> Result<(Vec<Seen>, Vec<BlockDevice>)> {
             Look::Unread => unread.push(device),
         }
     }
-    // Looked at after reading: what is being initialized would be taken for left over, and cleared away.
+    // The claims are looked at after reading: otherwise a device that is being initialized would be
+    // taken for left over, and wiped.
     seen.retain(|seen| !engine.claims().is_claimed(&Key::Device(seen.device().number)));
     Ok((seen, unread))
 }
 
-/// What came of a look at a device.
+/// The result of a look at a device.
 enum Look {
     Seen(Seen),
-    /// Nothing of ours is on it.
+    /// The device carries nothing of Stratis.
     Nothing,
-    /// It could not be read, so what is known of it still stands.
+    /// The device could not be read, so what is known of it stays valid.
     Unread,
 }
 
@@ -223,15 +226,16 @@ impl Look {
     }
 }
 
-/// What is claimed by whoever initializes the device, or sets its pool up or makes it. Devices that join a running pool in
-/// containers of their own are known by the claim on its growth only.
+/// The claim of the request that initializes the device, makes its pool or sets the pool up. For
+/// devices in containers of their own that join a running pool, only the claim on the pool's growth
+/// tells.
 fn in_the_making(engine: &Engine, seen: &Seen) -> Option<Key> {
     let keys = [Key::Pool(seen.pool()), Key::Device(seen.device().number), Key::Growth(seen.pool())];
     keys.into_iter().find(|key| engine.claims().is_claimed(key))
 }
 
-/// Reads the Stratis area of a device, or the container that one lies in. A device that cannot be read is logged and left
-/// alone.
+/// Reads the Stratis area of a device, or the container that such an area lies in. A device that
+/// cannot be read is logged and left alone.
 fn identify(engine: &Engine, device: BlockDevice) -> Look {
     let look = || match device.class {
         DeviceClass::Stratis => Ok(read(engine, device.clone())?.map(Seen::Area)),
@@ -239,7 +243,8 @@ fn identify(engine: &Engine, device: BlockDevice) -> Look {
         _ => Ok(None),
     };
     let path = device.path.clone();
-    // Once more after an error: there may be nobody soon who looks again, and a pool does not start without it.
+    // Try once more after an error: nobody may look again soon, and a pool does not start without
+    // the device.
     match look().or_else(|_: Error| look()) {
         Ok(Some(Seen::Container(luks_device))) if luks_device.unfinished => {
             clear_unfinished(engine, &luks_device.device);
@@ -253,7 +258,7 @@ fn identify(engine: &Engine, device: BlockDevice) -> Look {
     }
 }
 
-/// Wipes a container that was being made, or wiped, when that was cut short; not one that somebody is making now.
+/// Wipes a container whose making or wiping was cut short, but not one that somebody is making now.
 fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
     let Ok(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
     let clear = || match LuksDevice::read(engine.platform(), device)? {
@@ -261,7 +266,7 @@ fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
             clear_above(engine.platform(), &luks_device)?;
             luks_device.wipe(engine.platform())
         }
-        // Whoever was making it has done so meanwhile.
+        // The request that was making it has completed it meanwhile.
         _ => Ok(()),
     };
     log::info!("{} was left over by an unfinished request; wiping it", device.path.display());
@@ -270,7 +275,8 @@ fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
     }
 }
 
-/// Takes down what was made on a container that belongs to nobody: the creation of its pool failed, and could not take it down.
+/// Takes down what was made on a container that belongs to no pool: the creation of its pool failed
+/// and could not take it down.
 fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> {
     let pool = luks_device.token.pool;
     let (opened, joined) = (platform.dm_find(&luks_device.name())?, platform.dm_find(&Role::OriginSub.name(pool))?);
@@ -286,7 +292,7 @@ fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> 
 /// Reads the Stratis area of a device. `None`: it has none.
 ///
 /// # Errors
-/// When it cannot be read; pool metadata that cannot be is no error here.
+/// When the area cannot be read. Unreadable pool metadata is no error here.
 pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>> {
     let path = device.path.display();
     let Some(bda) = Bda::load(engine.platform(), &device.path, Repair::ReadOnly)? else { return Ok(None) };
@@ -307,7 +313,7 @@ pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>
     Ok(Some(Found { device, bda, metadata: stamped, within }))
 }
 
-/// What a device lies on, if it has been opened from a container.
+/// The devices below a device, if it has been opened from a container.
 fn opened_from(platform: &dyn Platform, device: &BlockDevice, header: &StaticHeader) -> Result<BTreeSet<DeviceNumber>> {
     if header.version != MetadataVersion::V1 {
         return Ok(BTreeSet::new());
@@ -318,12 +324,12 @@ fn opened_from(platform: &dyn Platform, device: &BlockDevice, header: &StaticHea
     }
 }
 
-/// What events would have told that were lost: a change of each device that is there, and the removal of those of stopped pools
-/// that are not there any more. Gives them to `tell`.
+/// Makes up for lost events. Passes to `tell` a change of each device that exists, and the removal
+/// of each device of a stopped pool that does not exist any more.
 pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> Next<()> {
     Next::act(move |engine| {
         let platform = engine.platform();
-        // Known before the look: what comes after it has an event of its own.
+        // Read before the look: a device that appears later has an event of its own.
         let known = engine.registry().paths();
         match platform.block_devices().or_else(|_| platform.block_devices()) {
             Ok(devices) => {
@@ -345,10 +351,10 @@ pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> 
     })
 }
 
-/// Takes note of an event of a block device; sets up a pool that it completes.
+/// Handles an event of a block device, and sets up a pool that the device completes.
 ///
-/// Devices are known by what they carry: a node, and the number of a device that no table lies on, may be another device's by
-/// the next event.
+/// Devices are identified by what they carry. By the next event, a node may belong to another
+/// device, and so may the number of a device that no table lies on.
 pub fn device_event(event: DeviceEvent) -> Next<()> {
     if let Some(device) = &event.unlinked {
         let look = links::of_device(device);
@@ -365,7 +371,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
         }
         match member {
             _ if is_ours(&device) => Next::long(move |engine| {
-                // It may not answer, and must not keep a worker.
+                // The device may not answer, and must not occupy a worker.
                 let found = identify(engine, device.clone());
                 found_by_event(engine, event, device, found, since)
             }),
@@ -388,22 +394,25 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
         }
         _ => {}
     }
-    // The claims are looked at after the device was read: whoever writes what was read has claimed it before.
+    // The claims are looked at after the device was read: a request claims a device before it
+    // writes to it.
     let seen = match look {
         Look::Seen(seen) => seen,
-        // It is still there.
+        // The device still exists.
         Look::Unread if engine.registry().knows(&device) => return Next::Done(()),
         Look::Nothing | Look::Unread => return gone(engine, &event),
     };
     let (pool, id) = (seen.pool(), seen.id());
     if let Some(taken) = in_the_making(engine, &seen) {
-        // It is being set up or initialized: what this event means can be told when that is done.
+        // The device is being set up or initialized. Only when that is done can the meaning of this
+        // event be told.
         return Next::parked(taken, device_event(event));
     }
     let mut registry = engine.registry();
     if registry.has_started_or_stopped(pool, since) || registry.running_member(device.number).is_some() {
-        // What was read may be from before: of a pool that was made and stopped in between it would say that it is
-        // to run, or that its creation was never completed; and by now the device may be another pool's.
+        // The look may be out of date. If the pool was made and stopped in between, the look would
+        // say that the pool is to run, or that its creation was never completed. By now the device
+        // may even belong to another pool.
         drop(registry);
         return device_event(event);
     }
@@ -421,7 +430,8 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
     })
 }
 
-/// A device is gone, or carries nothing of ours. What stood in the way of its pool may have gone with it.
+/// A device is gone, or carries nothing of Stratis. Whatever kept its pool from being set up may
+/// have gone with it.
 fn gone(engine: &Engine, event: &DeviceEvent) -> Next<()> {
     if event.action == DeviceAction::Add {
         return Next::Done(());
@@ -436,9 +446,9 @@ fn gone(engine: &Engine, event: &DeviceEvent) -> Next<()> {
     }
 }
 
-/// A device says that it is one of a running pool. It is, if the pool has lost track of that one and no table leads to it: it has
-/// come back under another node. A device that tables lead to is dead when it has gone, and counts again when the pool has been
-/// stopped.
+/// Handles a device that says that it belongs to a running pool. It does if the pool has lost that
+/// device and no table leads to it: the device has come back under another node. If tables lead to
+/// a device that has gone, it stays dead, and counts again only when the pool has been stopped.
 fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Next<()> {
     Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
         let Ok(running) = super::readable(granted, pool) else { return Next::Done(()) };
@@ -462,7 +472,7 @@ fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Next<()> {
                 if running.meta.is_in_use(id) {
                     return Next::Done(());
                 }
-                // Read while nobody else writes to it.
+                // Read while nobody else writes to the device.
                 let bda = Bda::load(engine.platform(), &device.path, Repair::ReadOnly).ok().flatten();
                 let bda = bda.filter(|bda| (bda.header().pool, bda.header().device) == (pool, id));
                 let (Some(member), Some(bda)) = (running.members.get_mut(&id), bda) else { return Next::Done(()) };
@@ -481,7 +491,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Next<()> {
         let Ok(geometry) = engine.platform().geometry(&found.path) else { return Next::Done(()) };
         Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
             let known = match super::readable(granted, pool) {
-                // Of an encrypted device it is the outer one that changes its size.
+                // Of an encrypted device, the outer one changes its size.
                 Ok(pool) => {
                     pool.members.get(&device).filter(|member| member.outer().number == found.number).map(|member| {
                         let inside = member.container.as_ref().map(|luks_device| luks_device.room(geometry.size));
@@ -503,7 +513,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Next<()> {
     })
 }
 
-/// Sets a pool up if its devices are all there and nothing speaks against it.
+/// Sets a pool up if all its devices exist and nothing forbids it.
 pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
     Next::brief(move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
@@ -511,16 +521,18 @@ pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
             Err(taken) => return Next::parked(taken, consider(uuid)),
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-            // What says that it belongs to a pool that runs is known beside the pool.
+            // The registry also knows devices that say that they belong to a running pool. They are
+            // kept beside the pool.
             let set = if matches!(granted, Granted::Read(_)) { None } else { engine.registry().get(uuid) };
             let Some(set) = set else { return Next::Done(()) };
-            // What is to be set up or taken down may not answer.
+            // A device to be set up or taken down may not answer.
             Next::long(move |engine| judge(engine, uuid, set, claim))
         })
     })
 }
 
-/// Considers the pools again that were refused because of a name which no running pool has any more. Nobody waits for that.
+/// Considers again the pools that were refused because of a name that no running pool has any more.
+/// Nobody waits for that.
 pub(super) fn consider_named(engine: &Engine, name: &Name) {
     let awaiting = engine.registry().awaiting(name);
     for pool in awaiting {
@@ -531,13 +543,13 @@ pub(super) fn consider_named(engine: &Engine, name: &Name) {
 fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {
     let mut trouble = None;
     let reason = match set.verdict() {
-        // A daemon that was killed may have left some of it up.
+        // A daemon that was killed may have left some of the pool up.
         Verdict::Complete(metadata) if metadata.started == Some(false) => {
             trouble = clear_away(engine, uuid, &set).err();
             engine.registry().note_recorded_stop(uuid);
             STOPPED.to_owned()
         }
-        // It was stopped while its devices were gone.
+        // The pool was stopped while its devices were gone.
         Verdict::Complete(metadata) if engine.registry().is_stop_unrecorded(uuid) => {
             let cleared = clear_away(engine, uuid, &set);
             trouble = cleared.and_then(|()| lifecycle::record_stop(engine, uuid, &set, &metadata)).err();
@@ -555,7 +567,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
             drop(end(engine, uuid, &set));
             return Next::Done(());
         }
-        // What is left up of it keeps the disks from being used.
+        // Whatever of the pool is still up keeps the disks from being used.
         Verdict::NeverCommitted => {
             trouble = clear_away(engine, uuid, &set).err();
             if trouble.is_none() {
@@ -563,7 +575,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
             }
             "its creation was never completed; the devices may be used anew".to_owned()
         }
-        // A start or a stop that was cut short has left some of its devices open.
+        // A start or stop that was cut short has left some of the pool's devices open.
         locked @ Verdict::Locked => {
             if !take_down::partly_up(engine.platform(), uuid) {
                 trouble = clear_away(engine, uuid, &set).err();
@@ -578,7 +590,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
     Next::Done(())
 }
 
-/// Takes down what is up of a pool that is not to run. An error is logged here.
+/// Takes down what is up of a pool that must not run. An error is logged here.
 fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let platform = engine.platform();
     if !take_down::partly_up(platform, uuid) && set.containers().next().is_none() {
@@ -589,13 +601,15 @@ fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     })
 }
 
-/// Ends what is left of a pool that is none, or none any more, now that what is in its devices can be seen. Devices that lie
-/// in no containers and never came to hold metadata stay as they are: they can be used anew.
+/// Ends what is left of a pool that was never completed or has been destroyed, now that the
+/// contents of its devices can be read. Devices that lie in no containers and never held metadata
+/// stay as they are: they can be used for a new pool.
 ///
-/// What is wiped is read once more while nobody else can begin to use it: since it was read it may have become another pool's.
+/// Each device to be wiped is read again while nobody else can begin to use it: since the last look
+/// it may have become a member of another pool.
 ///
 /// # Errors
-/// If it is such a one, says so; or why some of it is still up.
+/// When a device has become a member of another pool, or when some of this pool is still up.
 pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
     let verdict = set.verdict();
     let ended = match verdict {
@@ -603,7 +617,8 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
         Verdict::NeverCommitted => Error::NoMetadata(uuid),
         _ => return Ok(()),
     };
-    // Whoever has claimed one makes something else of it; the others are looked at again with the next event.
+    // Whoever has claimed a device is making something else of it. The others are looked at again
+    // with the next event.
     let Ok(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
     let mut now = set.clone();
     if let Some(error) = lifecycle::renew(engine, uuid, &mut now) {
@@ -620,7 +635,8 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
         Verdict::Destroying(metadata) => {
             let platform = engine.platform();
             let take_down = || take_down::take_down(platform, &mut Stack::new(uuid), uuid);
-            // What lies on the devices must be gone before they are wiped: nobody would find it then.
+            // What lies on the devices must be taken down before they are wiped: nobody would find
+            // it afterwards.
             if let Err(error) = take_down().or_else(|_| take_down()) {
                 log::error!("pool {uuid} is destroyed, but some of it is still up: {}", error.sentence());
                 engine.registry().note_down(uuid, true, Some(&error));
@@ -652,7 +668,7 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
 /// Completes a destruction that was decided but cut short.
 fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata: &PoolMetadata) {
     log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
-    // What the closed ones hold cannot be told.
+    // The contents of the closed devices are unknown.
     let closed = set.closed().filter(|luks_device| metadata.devices().any(|device| device == luks_device.id()));
     let closed = closed.map(|luks_device| {
         let path = &luks_device.device.path;

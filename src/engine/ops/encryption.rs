@@ -1,12 +1,13 @@
-//! Ways to unlock a pool: added, removed, replaced (`docs/spec/engine/encryption.md` §7).
+//! Adds, removes and replaces bindings of a pool (`docs/spec/engine/encryption.md` §7).
 //!
-//! What a pool can be unlocked with stands in LUKS2 headers: one in version 2, one on each device in version 1. Each change of a
-//! header is all or nothing by itself, and so ordered that what a kill or a power cut leaves between two of them is
-//! recognized at the next set-up ([`containers::mends`]): a keyslot is made before its token, a token that changes its
-//! keyslot names both until the old one is gone, and a keyslot is destroyed before its token is removed.
+//! The bindings are stored in LUKS2 headers: one header in version 2, one on each device in version
+//! 1. Each change of a header is atomic. The changes are ordered so that the next set-up recognizes
+//! what a kill or a power cut leaves between two of them ([`containers::mends`]). A keyslot is made
+//! before its token; a token that changes its keyslot names both until the old one is destroyed; a
+//! keyslot is destroyed before its token is removed.
 //!
-//! Keys are derived and servers asked without a lock, also to take something back. The claim [`Key::Encryption`] keeps two such
-//! requests of a pool apart.
+//! Keys are derived and servers asked without a lock, also when a change is taken back. The claim
+//! [`Key::Encryption`] keeps two such requests on one pool apart.
 
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,7 @@ use crate::{
     view::Availability,
 };
 
-/// Adds a way to unlock a pool. `false`: it is there already.
+/// Adds a binding to a pool. `false`: the pool has it already.
 pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Next<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_bind(info, &request, slot)? {
@@ -48,7 +49,7 @@ pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Next<Res
     })
 }
 
-/// Removes a way to unlock a pool. `false`: there is none.
+/// Removes a binding from a pool. `false`: the pool has no such binding.
 pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Next<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_unbind(info, kind, slot)? {
@@ -58,7 +59,8 @@ pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Next<Result<bool
     })
 }
 
-/// Puts another passphrase in the place of that of a binding, or has Clevis encrypt a new one. `false`: it is so already.
+/// Replaces the passphrase of a binding, or has Clevis encrypt a new one. `false`: the binding is
+/// already as requested.
 pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Next<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_rebind(info, &request, slot)? {
@@ -79,9 +81,9 @@ pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Next
     })
 }
 
-/// What is to become of the headers.
+/// The change to make to the headers.
 enum Change {
-    /// Nothing, if this binding opens the first of them.
+    /// No change, if this binding opens the first header.
     Try(Binding),
     Add(Assigned),
     Remove(u32),
@@ -91,7 +93,7 @@ enum Change {
 /// A LUKS2 container of a pool.
 #[derive(Debug, Clone)]
 pub(super) struct Container {
-    /// What it is on.
+    /// The device that holds its header.
     pub device: PathBuf,
     /// Name of the opened device.
     pub name: String,
@@ -143,8 +145,8 @@ fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send 
     })
 }
 
-/// Records which kinds of bindings there are before one is removed: afterwards there would be a way back only for somebody who
-/// has its key.
+/// Records which kinds of bindings will be left, before one is removed. Afterwards, only somebody
+/// who has the key of the removed binding could take the removal back.
 fn record_ahead(uuid: PoolUuid, change: &Change) -> Next<Result<()>> {
     let Change::Remove(token) = *change else { return Next::Done(Ok(())) };
     super::change(uuid, move |engine, pool| {
@@ -176,7 +178,7 @@ fn carry_out(
             Ok(true)
         }
         Change::Remove(token) => {
-            // All are looked at before the first is changed.
+            // All headers are read before the first is changed.
             let doomed = containers.iter().map(|container| Doomed::find(platform, version, &container.device, *token));
             let doomed = doomed.collect::<Result<Vec<_>>>()?;
             doomed.into_iter().flatten().try_for_each(|doomed| doomed.remove(platform, version, undo))?;
@@ -207,7 +209,8 @@ fn carry_out(
     }
 }
 
-/// Tells of a way to unlock that is gone where that could not be read or recorded.
+/// Shows that a binding is gone if the headers could not be read or the change could not be
+/// recorded.
 fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Next<Result<bool>> {
     Next::write(uuid, move |_, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
@@ -223,9 +226,9 @@ fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Next<Result<bool>> {
     })
 }
 
-/// Takes note of what a change that failed has left in the headers, which may be more than was there before if it could not be
-/// taken back. No former keyslot is destroyed: of several headers only some may have the new one, and the next set-up needs
-/// the former to take these back.
+/// Notes what a failed change has left in the headers. That may be more than before, if the change
+/// could not be taken back. No former keyslot is destroyed: in version 1, only some of the headers
+/// may have the new one, and the next set-up needs the former keyslots to take the new ones back.
 fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: Claim) -> Next<Result<bool>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
@@ -241,8 +244,8 @@ fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: 
     })
 }
 
-/// Reads the headers anew and shows what they say; in version 2 it is also recorded which kinds of bindings there are, and if
-/// that fails the change is taken back.
+/// Reads the headers again and shows what they say. In version 2, the kinds of bindings are also
+/// recorded; if that fails, the change is taken back.
 fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Next<Result<bool>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
@@ -266,7 +269,7 @@ fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>,
     })
 }
 
-/// Takes a change back, for which keys may have to be derived: the pool is not held meanwhile.
+/// Takes a change back. Keys may have to be derived for that, so the pool is not locked meanwhile.
 fn take_back(
     uuid: PoolUuid,
     containers: Vec<Container>,
@@ -280,17 +283,17 @@ fn take_back(
     })
 }
 
-/// Reads once more what has changed since it was read.
+/// Reads the headers again after they have changed.
 fn show_anew(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) {
     if let Err(error) = take_in(platform, pool, containers) {
         log::warn!("pool {}: what its headers say is not shown: {}", pool.name(), error.sentence());
     }
 }
 
-/// Takes note of what the headers of a pool say now.
+/// Stores what the headers of a pool say now.
 ///
 /// # Errors
-/// When one cannot be read.
+/// When a header cannot be read.
 pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
     let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
     if let (MetadataVersion::V2, Some(header)) = (pool.version(), headers.first()) {
@@ -311,7 +314,7 @@ pub(super) fn read(platform: &dyn Platform, device: &Path) -> Result<Header> {
     Ok(platform.luks_read(device)?.ok_or_else(missing)?)
 }
 
-/// Makes changes of which the first adds a keyslot.
+/// Makes changes, the first of which adds a keyslot.
 fn with_key(platform: &dyn Platform, device: &Path, bindings: &Bindings, changes: &[HeaderChange<'_>]) -> Result<()> {
     let change = |unlock: Unlock<'_>| platform.luks_change(device, Some(unlock), changes);
     Ok(encryption::unlock(platform, bindings, UnlockMethod::Any, None, change).map(drop)?)
@@ -346,7 +349,7 @@ struct Doomed {
 }
 
 impl Doomed {
-    /// The one with this token; `None`: the header has none.
+    /// The binding with this token; `None`: the header has no such binding.
     fn find(platform: &dyn Platform, version: MetadataVersion, device: &Path, token: u32) -> Result<Option<Doomed>> {
         let header = read(platform, device)?;
         let binding = bindings_of(version, &header)?.get(token).cloned();
@@ -362,11 +365,12 @@ impl Doomed {
             self.restore(platform, version)
         });
         let change = || platform.luks_change(&device, None, &changes).map(drop);
-        // Once more after an error: the way back needs the binding's passphrase, which may not be had any more.
+        // Try once more after an error: undoing the change needs the binding's passphrase, which
+        // may not be available any more.
         Ok(change().or_else(|_| change())?)
     }
 
-    /// Makes it again when it has been removed, or half removed.
+    /// Makes the binding again if it has been removed, wholly or in part.
     fn restore(self, platform: &dyn Platform, version: MetadataVersion) -> Result<()> {
         let Doomed { device, token, binding } = self;
         let header = read(platform, &device)?;
@@ -401,14 +405,14 @@ fn replace(
         platform.luks_change(&path, None, &changes).map(drop)
     });
     let keyslots = prepared.keyslots([keyslot]).into_iter().map(HeaderChange::AddKeyslot);
-    // The old one stays the first until it is destroyed.
+    // The old keyslot stays the first until it is destroyed.
     let tokens = prepared.tokens([old.keyslot]).into_iter();
     let tokens = tokens.map(|(number, token)| HeaderChange::PutToken(number, with_keyslot(&token, keyslot)));
     let changes: Vec<HeaderChange<'_>> = keyslots.chain(tokens).collect();
     with_key(platform, device, &bindings, &changes)
 }
 
-/// Destroys the keyslot that another has taken the place of. `true`: the header has changed.
+/// Destroys a keyslot that has been replaced. `true`: the header has changed.
 fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
     let forget = || -> Result<bool> {
         let changes = containers::mends(&read(platform, device)?);
@@ -426,7 +430,7 @@ fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
 
 // ---- volume keys ----
 
-/// Looks for the volume key of a pool that has been adopted, so that the pool can grow.
+/// Looks for the volume key of an adopted pool, so that the pool can grow.
 pub(super) fn load_volume_key(uuid: PoolUuid) -> Next<()> {
     load(uuid, |bindings| bindings)
 }
@@ -436,7 +440,7 @@ pub(super) fn load_by_keyring(uuid: PoolUuid) -> Next<()> {
     load(uuid, |bindings| bindings.of_kind(Kind::Keyring))
 }
 
-/// As [`load_volume_key`], by bindings to this key only, if there are any.
+/// As [`load_volume_key`], with the bindings to this key only, if the pool has any.
 pub(super) fn load_by_key(uuid: PoolUuid, description: KeyDescription) -> Next<()> {
     load(uuid, move |bindings| bindings.of_mechanism(&Mechanism::Keyring(description)))
 }
@@ -466,7 +470,7 @@ fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'stat
             Next::write(uuid, move |engine, granted| {
                 match super::writable(granted, uuid) {
                     Ok(pool) => pool.note_volume_key(true),
-                    // It has been stopped meanwhile.
+                    // The pool has been stopped meanwhile.
                     Err(_) => volume_keys::forget(engine.platform(), uuid),
                 }
                 Next::Done(())

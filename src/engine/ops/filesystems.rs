@@ -27,14 +27,14 @@ use crate::{
     platform::{self, PendingLinks, Platform, WriteStep, dm::Visibility},
 };
 
-/// What a new filesystem is to be.
+/// The description of a new filesystem.
 #[derive(Debug, Clone)]
 pub struct NewFilesystem {
     /// Its name.
     pub name: Name,
     /// Size of the thin device; the default if `None`.
     pub size: Option<Sectors>,
-    /// It will not grow past this.
+    /// The size past which the filesystem will not grow.
     pub size_limit: Option<Sectors>,
 }
 
@@ -44,27 +44,29 @@ impl NewFilesystem {
     }
 }
 
-/// A thin device that has been made for a filesystem which is not in the pool yet.
+/// A thin device that has been made for a filesystem that is not in the pool yet.
 pub(super) struct Unborn {
     pub filesystem: Filesystem,
     pub device: String,
 }
 
-/// Thin devices made by one request, with what gives them up again.
+/// Thin devices made by one request, with the undo that removes them.
 pub(super) struct Batch {
     pub unborn: Vec<Unborn>,
     pub journal: Journal,
     pub undo: Rollback,
     pub claim: Claim,
-    /// Events of their devices without a link say nothing.
+    /// While this is held, a device event without a link means nothing.
     awaited: Awaited,
 }
 
-/// Creates filesystems, their mkfs side by side, all or none; gives the new ones, none if all are there already. If the daemon
-/// is killed while it writes their records, each is there as a whole or not at all. Clients never see that: no revision of
-/// the bus takes more than one in a call (`docs/spec/dbus/dbus-api.md` §2.4). To take the others back at the next set-up would
-/// be wrong, too: an entry of the journal may be left over, and then a filesystem that was destroyed since is not one that was
-/// never completed.
+/// Creates filesystems, all or none, and runs their mkfs side by side. Returns the new filesystems,
+/// none if all exist already. If the daemon is killed while it writes their records, each
+/// filesystem exists either completely or not at all, so some of them may be missing. Clients never
+/// see that: no revision of the bus takes more than one filesystem in a call
+/// (`docs/spec/dbus/dbus-api.md` §2.4). The next set-up must not remove the ones that exist either:
+/// a journal entry may be left over, and it cannot tell a filesystem that was destroyed since from
+/// one that was never completed.
 pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Result<Vec<(FsUuid, Name)>>> {
     Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
@@ -94,7 +96,7 @@ pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Resul
     })
 }
 
-/// The filesystems that are not there yet, if the request may be carried out.
+/// The requested filesystems that do not exist yet, if the request is allowed.
 fn admissible(platform: &dyn Platform, pool: &Pool, new: &[NewFilesystem]) -> Result<Vec<NewFilesystem>> {
     pool.check_requests()?;
     check_limit(pool, new.len())?;
@@ -123,8 +125,9 @@ fn admissible(platform: &dyn Platform, pool: &Pool, new: &[NewFilesystem]) -> Re
     Ok(wanted)
 }
 
-/// Whether a request that may be carried out as the pool is may also be carried out beside the filesystems in the making. If
-/// not, what becomes of those decides, and it waits for that. Those that a panic has left behind are not in the making.
+/// Whether a request that the pool allows as it is would also be allowed once the filesystems in
+/// the making are complete. If not, the answer depends on what becomes of them, and the request
+/// waits for that. Filesystems that a panic has left behind do not count as in the making.
 pub(super) fn is_settled(engine: &Engine, pool: &Pool, more: usize, sizes: impl Iterator<Item = Sectors>) -> bool {
     if !engine.claims().work_in(pool.uuid()) {
         return true;
@@ -133,8 +136,8 @@ pub(super) fn is_settled(engine: &Engine, pool: &Pool, more: usize, sizes: impl 
         && check_room(pool, sizes.chain(pool.unborn.values().copied())).is_ok()
 }
 
-/// Refuses more filesystems than the pool's limit. Names that exist already count too, and so do filesystems that could not be
-/// set up.
+/// Refuses more filesystems than the pool's limit. Names that exist already count, and so do
+/// filesystems that could not be set up.
 pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
     let wanted = u64::try_from(pool.recorded().saturating_add(more)).unwrap_or(u64::MAX);
     let limit = pool.fs_limit();
@@ -158,7 +161,8 @@ pub(super) fn check_room(pool: &Pool, more: impl IntoIterator<Item = Sectors>) -
     }
 }
 
-/// Makes the thin devices, under the pool's lock: messages to the thin pool and device-mapper calls, nothing slow.
+/// Makes the thin devices under the pool's lock, with messages to the thin pool and device-mapper
+/// calls. Nothing here is slow.
 fn begin(engine: &Engine, pool: &mut Pool, wanted: Vec<NewFilesystem>, claim: Claim) -> Result<Batch> {
     let platform = engine.platform();
     let created = platform.now().seconds;
@@ -180,7 +184,7 @@ fn begin(engine: &Engine, pool: &mut Pool, wanted: Vec<NewFilesystem>, claim: Cl
     make_thin(engine, pool, records, claim, |id| platform.dm_message(&thin_pool, &format!("create_thin {id}")))
 }
 
-/// Makes a thin device for each record; `create` makes the device of that number in the thin pool.
+/// Makes a thin device for each record. `create` makes the device of that number in the thin pool.
 pub(super) fn make_thin(
     engine: &Engine,
     pool: &mut Pool,
@@ -196,7 +200,8 @@ pub(super) fn make_thin(
     let journal = Journal::Create(records.iter().map(pending).collect());
     let (unborn, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
-        // It stays as long as there is a thin device that it names: nothing else knows of that one.
+        // The entry stays as long as a thin device exists that it names: nothing else knows of that
+        // device.
         undo.push(When::Last, "remove the entry from the journal", move |platform| {
             Mdv::new(platform, uuid).end(&entry)
         });
@@ -218,18 +223,20 @@ fn make_one(
     let thin_pool = Role::ThinPool.name(pool.uuid());
     let id = record.thin_id;
     let undo_in = thin_pool.clone();
-    // Pushed first: a message that fails may have been carried out. It stays if its record does.
+    // Pushed first: a message that fails may have been carried out. The thin device stays if its
+    // record does.
     undo.push(When::Last, format!("delete thin device {id}"), move |platform| {
         thin_devices::delete_thin_id(platform, &undo_in, id)
     });
     match create(id) {
-        // Left over by a daemon that keeps no journal; no record names the number, or it would not have been given out.
+        // Left over by a daemon that keeps no journal. No record names the number; otherwise it
+        // would not have been assigned.
         Err(error) if error.errno() == Some(nix::libc::EEXIST) => {
             log::warn!("pool {}: thin device {id} exists without a record; replacing it", pool.name());
             thin_devices::delete_thin_id(platform, &thin_pool, id)?;
             create(id)?;
         }
-        // It has been found out by a write, and no check has come since.
+        // A write has found the failure, and no check has run since.
         Err(error) if error.errno() == Some(nix::libc::EOPNOTSUPP) => return Err(refusal(pool, platform, error)),
         other => other?,
     }
@@ -249,7 +256,8 @@ fn refusal(pool: &Pool, platform: &dyn Platform, error: platform::Error) -> Erro
         _ => error.into(),
     }
 }
-/// What is zeroed at each end of a new filesystem's device: a block of the thin pool, which mkfs takes in any case.
+/// How much is zeroed at each end of a new filesystem's device: a block of the thin pool, which
+/// mkfs allocates in any case.
 const END_BYTES: usize = 1 << 20;
 
 /// Formats the new filesystems.
@@ -262,9 +270,10 @@ fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
     })
 }
 
-/// Writes zeros where signatures lie. A block that the thin pool gives to a filesystem holds what the disk held before, and
-/// mkfs writes only parts of the blocks at the ends: what remained there of another file system made blkid doubt what the
-/// device holds, so that mount did not know its type.
+/// Writes zeros to the places of signatures. A block that the thin pool gives to a filesystem holds
+/// the former data of the disk, and mkfs writes only parts of the blocks at both ends. Signatures
+/// of another file system that remained there made blkid unsure of the type, so mount could not
+/// tell it.
 fn clear_ends(platform: &dyn Platform, node: &Path) -> Result<()> {
     let size = platform.geometry(node)?.size.0 * SECTOR;
     let zeros = vec![0; END_BYTES];
@@ -272,8 +281,8 @@ fn clear_ends(platform: &dyn Platform, node: &Path) -> Result<()> {
     Ok(platform.write(node, &[WriteStep::At(0, &zeros), WriteStep::At(last, &zeros)])?)
 }
 
-/// Makes filesystems of the thin devices side by side, the pool released meanwhile, and takes them into the pool. If one
-/// cannot be made, or that panics, all are given up.
+/// Makes filesystems on the thin devices, side by side and without the pool's lock, and takes them
+/// into the pool. If one of them fails or panics, all are given up.
 pub(super) fn complete_each(
     uuid: PoolUuid,
     batch: Batch,
@@ -282,7 +291,7 @@ pub(super) fn complete_each(
     let part = |unborn: &Unborn| -> Part {
         let (device, uuid) = (unborn.device.clone(), unborn.filesystem.record.uuid);
         Box::new(move |engine| {
-            // With hundreds of them the daemon could not wait for all.
+            // The daemon could not wait for hundreds of them to end.
             let made = engine.check_ending().and_then(|()| make(engine.platform(), &device, uuid));
             Box::new(made) as Box<dyn Any + Send>
         })
@@ -301,11 +310,12 @@ pub(super) fn complete_each(
     )
 }
 
-/// Takes new filesystems into the pool, or gives them up if `made` says that they could not be completed.
+/// Takes new filesystems into the pool, or gives them up if `made` is an error.
 fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(FsUuid, Name)>>> {
     Next::write(uuid, move |engine, granted| {
         let platform = engine.platform();
-        // The pool cannot have gone away: who takes it down waits for the claims that the batch holds.
+        // The pool still exists: a request that takes it down waits for the claims that the batch
+        // holds.
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
             Err(error) => return Next::Done(Err(error)),
@@ -342,14 +352,14 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
         drop(awaited);
         let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
         let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
-        // What was under way to the origin of a snapshot has been written out while it was held still.
+        // The suspend of a snapshot's origin has written out the data that was under way.
         let origins: Vec<FsUuid> = unborn.iter().filter_map(|new| new.filesystem.record.origin).collect();
         unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
         pool.refresh_filesystems(platform, origins);
         let status = pool.refresh_thin_pool(platform, None);
-        // Without one to watch the mark is that of the others.
+        // Without a mounted filesystem to watch, the low-water mark stays that of the others.
         if !watched.is_empty() {
-            // What passes the mark meanwhile is seen by the timer.
+            // If the use passes the mark meanwhile, the timer notices.
             let _ = super::check::arm_or_later(platform, pool, status, watched);
         }
         drop(claim);
@@ -357,7 +367,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
     })
 }
 
-/// Destroys filesystems, all or none; gives those that existed.
+/// Destroys filesystems, all or none. Returns those that existed.
 pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Next<Result<Vec<FsUuid>>> {
     Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
@@ -396,8 +406,9 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         for id in doomed {
             stack::remove_device(platform, &pool.thin_name(*id), Visibility::Public, undo)?;
         }
-        // This write decides. One that fails may have reached the disk, so it is taken back as well. If that fails, too, the
-        // next set-up may destroy them, and nobody may write to them until then: their devices stay down.
+        // This write is the commit point. A write that fails may have reached the disk, so it is
+        // taken back as well. If that fails too, the next set-up may destroy the filesystems.
+        // Nobody may write to them until then, so their devices stay down.
         let entry = journal.clone();
         undo.push(When::Always, "remove the entry from the journal", move |platform| {
             Mdv::new(platform, uuid).end(&entry)
@@ -405,16 +416,16 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
         Mdv::new(platform, uuid).begin(&journal)
     })?;
     undo.forget();
-    // Space is free again, and fewer filesystems are promised theirs.
+    // Space is free again, and fewer filesystems have space promised to them.
     pool.metadata_exhausted = false;
-    // From here on the filesystems are gone; what cannot be done now is done at the next set-up, as the journal says.
-    // The records as they are on disk: what is in memory passes the origins on before.
+    // From here on the filesystems are gone. What fails now is done at the next set-up, as the
+    // journal says. These records are as on disk: the ones in memory pass the origins on earlier.
     let survivors = pool.records().filter(|record| !doomed.contains(&record.uuid)).cloned().collect::<Vec<_>>();
     for id in doomed {
         pool.drop_filesystem(*id);
     }
     pass_on_origins(engine, pool, &pending);
-    // Every step can be repeated; one failure is not yet a reason to leave it to the next set-up.
+    // Every step can be repeated; a single failure is no reason to leave it to the next set-up.
     let cleaned =
         clean_up(engine, pool, &pending, &survivors).or_else(|_| clean_up(engine, pool, &pending, &survivors));
     let ended = cleaned.and_then(|()| Ok(Mdv::new(platform, uuid).end(&journal)?));
@@ -424,19 +435,20 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
     }
     let status = pool.refresh_thin_pool(platform, None);
     if pool.is_starved() {
-        // They may have given back what the thin pool lacked.
+        // The destroyed filesystems may have freed what the thin pool lacked.
         thin_devices::judge_thin_pool(pool, status.as_ref());
     }
     Ok(())
 }
 
-/// After a destruction that was taken back: devices that were made again have other numbers and no links yet.
+/// After a destruction that was taken back: devices that were made again have other numbers and no
+/// links yet.
 fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box<dyn PendingLinks>> {
     let platform = engine.platform();
     let mut moved = Vec::new();
     for id in spared {
         let device = pool.thin_name(*id);
-        // Once more after an error, which may be the very one that is being taken back.
+        // Try once more after an error: the same error may have caused the rollback.
         let found = platform.dm_find(&device).or_else(|_| platform.dm_find(&device)).ok().flatten();
         match (found, pool.filesystems.get_mut(id)) {
             (Some(device), Some(filesystem)) => {
@@ -455,7 +467,7 @@ fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box
     super::announce(engine, pool, &moved)
 }
 
-/// Whether a filesystem may be destroyed, and how.
+/// Checks that a filesystem may be destroyed, and returns the journal's description of it.
 fn may_go(pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
     let filesystem = pool.filesystem(id)?;
     let record = &filesystem.record;
@@ -463,7 +475,7 @@ fn may_go(pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
     if record.merge || pool.records().any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
         return Err(Error::RevertScheduled { name });
     }
-    // The heir is the next of its origins that stays.
+    // The heir is the nearest origin that is not destroyed as well.
     let mut heir = record.origin;
     while let Some(next) = heir.filter(|origin| doomed.contains(origin)) {
         heir = pool.filesystem(next)?.record.origin;
@@ -471,8 +483,8 @@ fn may_go(pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
     Ok(Pending { uuid: id, thin_id: record.thin_id, heir, was: Some(record.clone()) })
 }
 
-/// Lets snapshots of what is gone have its origin. What clients see does not depend on whether the disk keeps up: the journal
-/// will see to it.
+/// Passes the origins of destroyed filesystems on to their snapshots. What clients see does not
+/// depend on the disk: the journal makes sure that the records follow.
 fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     for gone in pending {
         for snapshot in pool.pass_on_origin(gone.uuid, gone.heir) {
@@ -528,10 +540,11 @@ fn rename(engine: &Engine, pool: &mut Pool, id: FsUuid, name: Name) -> Result<Op
     Ok(Some(renamed))
 }
 
-/// Puts a changed record in place of the pool's one.
+/// Replaces the pool's record of a filesystem by a changed one.
 ///
 /// # Errors
-/// When it cannot be written. The old one is written again then, because the new one may have reached the disk.
+/// When the record cannot be written. The old one is then written again, because the new one may
+/// have reached the disk.
 pub(super) fn save_record(engine: &Engine, pool: &Pool, record: &FilesystemRecord) -> Result<()> {
     let platform = engine.platform();
     let mdv = Mdv::new(platform, pool.uuid());

@@ -3,14 +3,17 @@
 //!
 //! # Order, and why it survives a power cut
 //!
-//! Record, then thin device, then XFS: a size is never smaller in an earlier one of these than in a later one. An XFS that is
-//! larger than its device is not mounted by any kernel, and its end is lost; an XFS that is smaller than its device, or a
-//! device that was made smaller than its record says, is merely extended once more. So a step is not taken back when the
-//! next one fails, not even the extension of the XFS: it may have succeeded. The exception is a size of which the kernel makes no table,
-//! now or ever: the former record is written again, or the filesystem could not be set up any more.
+//! The record is changed first, then the thin device, then the XFS. So the recorded size is never
+//! smaller than the device, and the device is never smaller than the XFS. No kernel mounts an XFS
+//! that is larger than its device, and the end of that XFS is lost. In the other direction there is
+//! no damage: an XFS smaller than its device, or a device smaller than its record says, is simply
+//! extended again. So no step is taken back when the next one fails. That holds for the extension
+//! of the XFS too, which may have succeeded despite the error. The exception is a size whose table
+//! the kernel refuses for good: the former record is written again, because the filesystem could
+//! otherwise not be set up any more.
 //!
-//! The pool is held for records and tables only. How full filesystems are is asked, and XFS are extended, without a
-//! lock and side by side.
+//! The pool is locked for records and tables only. Reading how full the filesystems are, and
+//! extending XFS, is done without a lock and side by side.
 
 use std::{any::Any, collections::HashMap};
 
@@ -47,7 +50,7 @@ struct Seen {
     usage: Usage,
 }
 
-/// Checks the filesystems of a pool; what goes wrong is logged.
+/// Checks the filesystems of a pool; errors are logged.
 pub fn check_filesystems(uuid: PoolUuid) -> Next<()> {
     check_filesystems_now(uuid).map(move |checked| {
         if let Err(error) = checked {
@@ -56,8 +59,9 @@ pub fn check_filesystems(uuid: PoolUuid) -> Next<()> {
     })
 }
 
-/// As [`check_filesystems`], and tells what went wrong first; the other filesystems are extended all the same. Nothing is
-/// done while another such check of the pool is under way: an XFS that takes its time must not heap them up.
+/// As [`check_filesystems`], and returns the first error; the other filesystems are extended all
+/// the same. Does nothing while another such check of the pool is under way: checks must not pile
+/// up behind a slow XFS.
 pub fn check_filesystems_now(uuid: PoolUuid) -> Next<Result<()>> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(Ok(())) };
@@ -78,13 +82,14 @@ pub fn check_filesystems_now(uuid: PoolUuid) -> Next<Result<()>> {
     })
 }
 
-/// A thin pool that is full, or does not work, would hold the extension up.
+/// A thin pool that is full or does not work would block the extension.
 fn may_grow(pool: &Pool) -> bool {
     pool.thin_state().is_none_or(|state| state == State::ReadWrite)
 }
 
-/// Looks how full the mounted ones are; those that are less than half full are left out. Unmounted ones are left alone.
-/// Gives also the first error of those that could not be looked at.
+/// Reads how full the mounted filesystems are, and returns those that are at least half full.
+/// Unmounted filesystems are left alone. Also returns the first error of those that could not be
+/// read.
 fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Result<(Vec<Seen>, Result<()>)> {
     let numbers: Vec<DeviceNumber> = filesystems.iter().map(|(_, number)| *number).collect();
     let mut first: HashMap<DeviceNumber, Mount> = HashMap::new();
@@ -97,7 +102,8 @@ fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Re
         match platform.usage(&mount) {
             Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => seen.push(Seen { id, mount, usage }),
             Ok(_) => {}
-            // It has been unmounted meanwhile. How full another file system is must not decide anything of this one.
+            // The filesystem has been unmounted meanwhile. How full another file system is must not
+            // decide about this one.
             Err(platform::Error::OtherMount { .. }) => {}
             Err(error) => failed = failed.and(Err(error.into())),
         }
@@ -105,23 +111,24 @@ fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Re
     Ok((seen, failed))
 }
 
-/// An XFS that is to be extended to the size of its device.
+/// An XFS that has to be extended to the size of its device.
 struct Extended {
     id: FsUuid,
     mount: Mount,
-    /// Its size, as the kernel told before.
+    /// The size of the XFS before, as the kernel reported it.
     before: Bytes,
-    /// By how much its device is larger.
+    /// By how much the device has grown.
     growth: Sectors,
-    /// Keeps it from being destroyed meanwhile.
+    /// Keeps the filesystem from being destroyed meanwhile.
     claim: Claim,
 }
 
-/// Records the new sizes and gives them to the thin devices, then has the XFS on them extended.
+/// Records the new sizes, gives them to the thin devices, then extends the XFS on them.
 fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
     Next::write(uuid, move |engine, granted| {
         let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
-        // Whoever wants the pool for himself is not kept waiting; there will be another check.
+        // A request that wants to use the pool alone is not kept waiting; there will be another
+        // check.
         if pool.check_changes().is_err() || !may_grow(pool) || engine.claims().is_claimed(&Key::Drain(uuid)) {
             return Next::Done(Ok(()));
         }
@@ -140,7 +147,7 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
                     let Seen { id, mount, usage: Usage { total: before, .. } } = seen;
                     let growth = match extension {
                         Extension::By(growth) => growth,
-                        // A quarter of the device at least.
+                        // At least a quarter of the device.
                         Extension::None | Extension::Complete => Sectors(u64::MAX),
                     };
                     extended.push(Extended { id, mount, before, growth, claim });
@@ -156,7 +163,7 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
     })
 }
 
-/// What is to be done with those that are still there.
+/// What to do with those filesystems that still exist.
 fn plan(pool: &Pool, seen: Vec<Seen>, sector: Sectors) -> Vec<(Seen, Extension)> {
     let facts = |seen: Seen| {
         let record = &pool.filesystems.get(&seen.id)?.record;
@@ -191,8 +198,8 @@ fn extend_device(engine: &Engine, pool: &mut Pool, id: FsUuid, extension: Extens
     }
 }
 
-/// Writes the record of a filesystem again that its device still has the size of, because the kernel refuses another. Gives
-/// the error to be told.
+/// Writes the former record of a filesystem again, because the kernel refuses the new size and the
+/// device still has the former one. Returns the error to report.
 fn take_back(engine: &Engine, pool: &mut Pool, former: Filesystem, refused: Error) -> Error {
     let platform = engine.platform();
     let size = platform.dm_find(&pool.thin_name(former.record.uuid)).ok().flatten().map(|device| device.size());
@@ -206,7 +213,7 @@ fn take_back(engine: &Engine, pool: &mut Pool, former: Filesystem, refused: Erro
             pool.put_filesystem(platform, former);
             refused
         }
-        // The next set-up corrects it.
+        // The next set-up corrects the record.
         Err(error) => {
             log::error!("cannot record the size that filesystem {} has: {}", former.name, error.sentence());
             refused
@@ -214,7 +221,7 @@ fn take_back(engine: &Engine, pool: &mut Pool, former: Filesystem, refused: Erro
     }
 }
 
-/// Extends XFS to the size of their devices, side by side, the pool released meanwhile.
+/// Extends each XFS to the size of its device, side by side and without the pool's lock.
 fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
     let part = |extended: &Extended| -> Part {
         let (mount, before, growth) = (extended.mount.clone(), extended.before, extended.growth);
@@ -230,7 +237,7 @@ fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
                     Some(Ok(result)) => *result,
                     _ => Err(Error::Panicked),
                 };
-                // Its device has the new size; the next check tries again.
+                // The device has the new size; the next check extends the XFS again.
                 if let Err(error) = result {
                     log::warn!("the XFS of filesystem {id} of pool {uuid} was not extended: {}", error.sentence());
                     failed = failed.and(Err(error));
@@ -242,7 +249,8 @@ fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
     )
 }
 
-/// Shows what the extension of XFS has written: each has more allocation groups, and each group a header.
+/// Shows the space that the extension of XFS has used: each XFS has more allocation groups, and
+/// each group has a header.
 fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Next<()> {
     Next::write(uuid, move |engine, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
@@ -254,7 +262,7 @@ fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Next<()> {
     })
 }
 
-/// Sets or removes a filesystem's size limit. `false`: that is what it has.
+/// Sets or removes a filesystem's size limit. `false`: the filesystem has that limit already.
 pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Next<Result<bool>> {
     super::change(uuid, move |engine, pool| change_size_limit(engine, pool, id, limit))
 }

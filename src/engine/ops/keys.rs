@@ -14,8 +14,8 @@ pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChang
     Next::brief(move |engine| {
         let set = engine.platform().key_set(&description.in_kernel(), &key);
         if matches!(set, Ok(KeyChange::Created | KeyChange::Replaced)) {
-            // It may open a pool of which the volume key is not known to this daemon, or one with a work on its data that
-            // could not go on without it. Nobody waits for that.
+            // The key may unlock a pool whose volume key this daemon does not know, or let a halted
+            // re-encryption job go on. Nobody waits for that.
             let running = engine.registry().running_pools();
             for uuid in running {
                 let load = super::encryption::load_by_key(uuid, description.clone());

@@ -1,12 +1,14 @@
-//! Stopping and starting pools, and looking at everything anew (`docs/spec/engine/engine-behaviour.md` §4, 8, 9,
+//! Stops, starts and refreshes pools (`docs/spec/engine/engine-behaviour.md` §4, 8, 9,
 //! `storage-stack.md` §10.3).
 //!
-//! A stop is decided by the write of `started: false`. What comes before it is taken back if something fails, and undone by
-//! a power cut; what comes after it is only the rest of the take-down. If that fails the pool is *partially constructed*: it
-//! does not run, and some of its device-mapper devices are up. It can be stopped again, which cleans up, or started, which
-//! adopts them.
+//! The write of `started: false` is the commit point of a stop. What comes before it is taken back
+//! if something fails, and undone by a power cut. What comes after it is only the rest of the
+//! take-down. If that fails, the pool is *partially constructed*: it does not run, and some of its
+//! device-mapper devices are up. Such a pool can be stopped again, which takes the rest down, or
+//! started, which adopts the devices.
 //!
-//! A start is set-up by request. The pool is listed as stopped until the moment in which it is listed as running.
+//! A start is a set-up on request. The pool is listed as stopped until the moment in which it is
+//! listed as running.
 
 use std::{
     path::{Path, PathBuf},
@@ -58,7 +60,7 @@ fn locate(which: PoolRef) -> Next<Result<Place>> {
             let stopped = engine.registry().resolve(&which);
             match stopped {
                 Ok(uuid) => Next::Done(Ok(Place::Stopped(uuid))),
-                // It may have come up between the two looks.
+                // The pool may have come up between the two looks.
                 Err(error) => Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
                     Granted::Read(pool) => Next::Done(Ok(Place::Running(pool.uuid()))),
                     _ => Next::Done(Err(error)),
@@ -70,20 +72,21 @@ fn locate(which: PoolRef) -> Next<Result<Place>> {
 
 // ---- stop ----
 
-/// What came of a stop.
+/// The result of a stop.
 #[derive(Debug)]
 pub enum Stopped {
     /// The pool ran and has been stopped.
     Done(PoolUuid),
-    /// The pool did not run; what was up of it has been taken down.
+    /// The pool did not run; the devices of it that were up have been taken down.
     CleanedUp(PoolUuid),
     /// The pool did not run, and nothing of it was up.
     Already,
-    /// The pool has been stopped, but some of its devices could not be taken down, because of this.
+    /// The pool has been stopped, but some of its devices could not be taken down, because of this
+    /// error.
     Partly(PoolUuid, Error),
 }
 
-/// Stops a pool. It stays stopped until it is started by request.
+/// Stops a pool. The pool stays stopped until a request starts it.
 pub fn stop_pool(which: PoolRef) -> Next<Result<Stopped>> {
     locate(which).then(|found| match found {
         Ok(Place::Running(uuid)) => stop_running(uuid),
@@ -99,7 +102,7 @@ fn stop_running(uuid: PoolUuid) -> Next<Result<Stopped>> {
     })
 }
 
-/// New work in the pool waits while `drain` is held, so the work under way comes to an end.
+/// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
 fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
     Next::alone(uuid, move |engine, granted| {
         let Ok(pool) = super::drained(granted, uuid) else {
@@ -149,29 +152,30 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
     })
 }
 
-/// Refuses while a filesystem is mounted, before anything is taken down; also one that could not be set up because its device
-/// was not as it should be.
+/// Refuses if a filesystem is mounted, before anything is taken down. That includes a filesystem
+/// that could not be set up because its device was not as it should be.
 fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
     let set_up = pool.filesystems.values().map(|filesystem| (filesystem.name.clone(), filesystem.number));
     let left_out = pool.left_out().filter_map(|record| {
-        // What cannot be told here is found by the take-down itself.
+        // The take-down itself finds what this lookup cannot tell.
         let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
         Some((Name::new(&record.name).ok()?, device.number))
     });
     super::check_unmounted(platform, set_up.chain(left_out))
 }
 
-/// Takes a pool down and records that it is stopped. Gives why something is still up, if it is.
+/// Takes a pool down and records that it is stopped. Returns the error that left something up, if
+/// any.
 ///
 /// # Errors
-/// Before the record is written; the pool runs as before then.
+/// When something fails before the record is written; the pool then runs as before.
 fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
     check_unmounted(platform, pool)?;
     let was_decided = pool.meta.destroying.is_some() || pool.meta.started == Some(false);
     let reach = match was_decided {
-        // By a request that panicked after that; its devices may be closed.
+        // A request that then panicked has decided the stop; the pool's devices may be closed.
         true => Reach::First,
         false => find_members(engine, pool),
     };
@@ -190,7 +194,8 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
             })
         });
     match decided {
-        // On devices that are gone nothing can be brought up again; the pool can be stopped once more.
+        // Nothing can be brought up again on devices that are gone; the pool can be stopped once
+        // more.
         Err(cause) if reach == Reach::None => return Err(cause),
         Err(cause) => return Err(setup::back_up_after(platform, pool, cause)),
         Ok(()) => {}
@@ -207,7 +212,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
         take_down::take_backstore_down(platform, &mut pool.stack, uuid)?;
         pool.close_devices(platform)
     };
-    // One failure is not yet a reason to leave something up.
+    // A single failure is no reason to leave something up.
     let left_up = take_down().or_else(|_| take_down()).err();
     volume_keys::forget(platform, uuid);
     if let Some(error) = &left_up {
@@ -216,10 +221,10 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     Ok(left_up)
 }
 
-/// Which data devices of a running pool are there.
+/// Which data devices of a running pool can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// The first, and so, as a rule, all.
+    /// The first, and so, as a rule, all of them.
     First,
     /// Not the first, but others.
     Others,
@@ -227,8 +232,9 @@ pub(super) enum Reach {
     None,
 }
 
-/// Looks which data devices of a pool are still there. One that has come back under another node is the same device: its
-/// metadata is written there from now on. The tables of the pool go on to lead to the dead one.
+/// Finds out which data devices of a pool can still be reached. A device that has come back under
+/// another node is the same device: from now on its metadata is written there. The pool's tables
+/// still lead to the dead device.
 pub(super) fn find_members(engine: &Engine, pool: &mut Pool) -> Reach {
     let platform = engine.platform();
     let beside = engine.registry().beside(pool.uuid()).unwrap_or_default();
@@ -236,7 +242,8 @@ pub(super) fn find_members(engine: &Engine, pool: &mut Pool) -> Reach {
     for (place, device) in data.into_iter().enumerate() {
         let Some(member) = pool.members.get_mut(&device) else { continue };
         let is_there = |path: &Path, header: &StaticHeader| {
-            // A device that is taken for gone is not told of the stop, so one error is no proof.
+            // A device that is taken for gone is not told of the stop, so a single error is no
+            // proof.
             let load = || Bda::load(platform, path, Repair::ReadOnly);
             let found = load().or_else(|_| load()).or_else(|_| load()).ok().flatten();
             found.filter(|found| (found.header().pool, found.header().device) == (header.pool, header.device))
@@ -258,8 +265,8 @@ pub(super) fn find_members(engine: &Engine, pool: &mut Pool) -> Reach {
     Reach::None
 }
 
-/// Forgets devices that are gone, of a pool that has been stopped. Where none of them could be reached, a node that is there
-/// says nothing: what cannot be read is gone, too.
+/// Forgets the devices of a stopped pool that are gone. If none of them could be reached, the
+/// existence of a node proves nothing: a device that cannot be read is gone, too.
 fn forget_gone(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) {
     let unreachable = engine.registry().is_stop_unrecorded(uuid);
     for known in set.all() {
@@ -277,7 +284,7 @@ fn forget_gone(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) {
     }
 }
 
-/// Records a stop that could not be recorded when it was asked for.
+/// Records a stop that could not be recorded when it was requested.
 ///
 /// # Errors
 /// When no device can be written.
@@ -304,15 +311,15 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
         let which = PoolRef::Uuid(uuid);
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
-            // By then it may run.
+            // The pool may run when this wait ends.
             Err(taken) => return Next::parked(taken, stop_pool(which)),
         };
         let platform = engine.platform();
-        // What is known may be out of date: a start that panicked has not told.
+        // What is known may be out of date: a start that panicked has not reported.
         let partial =
             engine.registry().get(uuid).map(|set| set.partial || take_down::anything_up(platform, uuid, &set));
         match partial {
-            // It has come up meanwhile.
+            // The pool has come up meanwhile.
             None => {
                 drop(claim);
                 stop_pool(which)
@@ -322,7 +329,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                 let mut set = engine.registry().get(uuid);
                 let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
                 if let Some(set) = destroyed {
-                    // What is up is what has kept it from being wiped.
+                    // The devices that are still up have kept the pool from being wiped.
                     let ended =
                         renew(engine, uuid, set).map_or(Ok(()), Err).and_then(|()| discover::end(engine, uuid, set));
                     if engine.registry().get(uuid).is_none() {
@@ -338,7 +345,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                 let partial = cleaned.is_err() && set.as_ref().is_some_and(is_up);
                 engine.registry().note_down(uuid, partial, cleaned.as_ref().err());
                 if !partial {
-                    // While it was up they were kept.
+                    // The registry kept these devices while the pool was up.
                     for known in set.iter().flat_map(DeviceSet::all) {
                         let path = &known.device().path;
                         if matches!(platform.find_device(path), Err(platform::Error::NoDevice { .. })) {
@@ -354,7 +361,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
 
 // ---- start ----
 
-/// Refuses what a pool that is not encrypted has no use for.
+/// Refuses unlock parameters that a pool without encryption has no use for.
 fn check_unneeded(unlock: &Unlock, pool: &Name) -> Result<()> {
     let given = match unlock {
         Unlock { method: Some(_), .. } => "a way to unlock it",
@@ -383,7 +390,7 @@ pub struct Started {
     pub filesystems: Vec<FsUuid>,
 }
 
-/// Starts a pool. `None`: it runs already.
+/// Starts a pool. `None`: the pool runs already.
 pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
     locate(which).then(move |found| match found {
         Ok(Place::Running(uuid)) => already(uuid, unlock, cache),
@@ -397,7 +404,7 @@ fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Opti
     Next::under(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
         Granted::Read(pool) if pool.is_encrypted() => Next::Done(Ok(None)),
         Granted::Read(pool) => Next::Done(check_unneeded(&unlock, pool.name()).map(|()| None)),
-        // It has been stopped meanwhile.
+        // The pool has been stopped meanwhile.
         _ => start_pool(which, unlock, cache),
     })
 }
@@ -406,7 +413,8 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
     Next::slow(Share::Pool(uuid), move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
-            // By then it may run, and be known as one that does not all the same: an event of one of its devices may say so.
+            // The pool may run when this wait ends, and still be known as one that does not: an
+            // event of one of its devices may say so.
             Err(taken) => return Next::parked(taken, start_pool(PoolRef::Uuid(uuid), unlock, cache)),
         };
         let Some(mut set) = engine.registry().get(uuid) else {
@@ -426,7 +434,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
                 admissible(uuid, &set, cache)
             })
         });
-        // A device that cannot be read is missing, and that is why.
+        // A device that cannot be read counts as missing; its error is the reason.
         let ready = ready.map_err(|error| match (error, unread) {
             (Error::DevicesMissing { .. } | Error::Unusable { .. } | Error::NoMetadata(_), Some(unread)) => unread,
             (error, _) => error,
@@ -450,11 +458,11 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
     })
 }
 
-/// Opens the containers of a pool's devices and reads what is in them. One that cannot be opened stands in nobody's way if the
-/// others say that it is none of the pool's.
+/// Opens the containers of a pool's devices and reads their contents. A container that cannot be
+/// opened does no harm if the other devices say that it does not belong to the pool.
 fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mut Rollback) -> Result<()> {
     if matches!(set.verdict(), Verdict::Clash(..)) {
-        // Which container is to be opened cannot be told.
+        // It is unknown which container to open.
         return Ok(());
     }
     let closed: Vec<LuksDevice> = set.closed().cloned().collect();
@@ -477,8 +485,9 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mu
     }
 }
 
-/// Reads the devices anew: much may have happened to them since the pool was stopped. Gives why one could not be read, if one
-/// could not; that one is not in the set any more. Each is tried twice, because a cache may be given up without its devices.
+/// Reads the devices again: much may have happened to them since the pool was stopped. If a device
+/// cannot be read, it is removed from the set, and the error is returned. Each device is tried
+/// twice, because a cache may be given up for lack of its devices.
 pub(super) fn renew(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) -> Option<Error> {
     let mut seen = Vec::new();
     let mut unread = None;
@@ -498,7 +507,8 @@ pub(super) fn renew(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) -> Opt
     unread
 }
 
-/// What is at the node of a device now, if it is still that device; with what is in it if it is a container that is open.
+/// Reads what is at the node of a device now, if the node still belongs to that device; for an open
+/// container, also its contents.
 fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
     let platform = engine.platform();
     let device = match platform.find_device(&known.device().path) {
@@ -518,7 +528,8 @@ fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
     Ok(now)
 }
 
-/// The metadata of a pool that may be set up; devices of a cache that is to be dropped may be missing.
+/// The metadata of a pool that may be set up. Devices of a cache that is to be dropped may be
+/// missing.
 fn admissible(uuid: PoolUuid, set: &DeviceSet, cache: CacheTier) -> Result<Arc<PoolMetadata>> {
     match set.verdict() {
         Verdict::Complete(metadata) => Ok(metadata),
@@ -532,10 +543,11 @@ fn admissible(uuid: PoolUuid, set: &DeviceSet, cache: CacheTier) -> Result<Arc<P
     }
 }
 
-/// Claims the pool's name, makes sure that no running pool has it, and sets the pool up. `claim` is that on the pool.
+/// Claims the pool's name, makes sure that no running pool has it, and sets the pool up. `claim` is
+/// the claim on the pool.
 ///
 /// # Errors
-/// The pool does not run then, and whether something of it is up has been noted.
+/// The pool then does not run. Whether some of it is up has been noted.
 pub(super) fn bring_up(
     uuid: PoolUuid,
     set: DeviceSet,
@@ -556,7 +568,8 @@ pub(super) fn bring_up(
         };
         Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
-            // A device of it may not answer, for hours or for ever, and must not keep others from a worker.
+            // A device of the pool may not answer, for hours or for ever, and must not keep others
+            // from a worker.
             Next::long(move |engine| {
                 if taken {
                     let refused = not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name.clone())));
@@ -578,7 +591,8 @@ pub(super) fn bring_up(
     })
 }
 
-/// Looks once more at a name that a pool was refused for: who had it may have gone before that was noted.
+/// Looks again at a name for which a pool was refused: the pool that had the name may have gone
+/// before the refusal was noted.
 fn unless_free<T: Send + 'static>(name: Name, refused: T) -> Next<T> {
     Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |engine, granted| {
         if matches!(granted, Granted::NoPool) {
@@ -594,7 +608,8 @@ fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Next<Result<Started>
     Next::Done(Err(error))
 }
 
-/// Puts a pool that has been set up into the table, where it takes the place of what was known of it as a stopped one.
+/// Inserts a pool that has been set up into the table, where it replaces what was known of it as a
+/// stopped pool.
 fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Next<Result<Started>> {
     log::info!("pool {} ({}) is set up", pool.name(), pool.uuid());
     let started = Started {
@@ -621,8 +636,9 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Next<Re
 
 // ---- refresh ----
 
-/// Forgets what is known of pools and reads everything anew: running pools from their devices, with what is up adopted;
-/// then all other devices, as at the start. A running pool that cannot be read anew goes on as it is, and the error tells.
+/// Forgets what is known of pools and reads everything again. Running pools are read from their
+/// devices, and what is up of them is adopted; then all other devices are read, as at the start. A
+/// running pool that cannot be read goes on as it is, and the error says so.
 pub fn refresh() -> Next<Result<()>> {
     Next::under(Access::Table(Mode::Shared), |_, granted| {
         let Granted::Table(table) = granted else { return Next::Done(Ok(())) };
@@ -636,7 +652,7 @@ pub fn refresh() -> Next<Result<()>> {
     })
 }
 
-/// Runs a chain for each item, all of them whatever comes of the others. Gives the first error.
+/// Runs a chain for each item, whether or not the others fail. Returns the first error.
 fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<()>>) -> Next<Result<()>> {
     match items.pop() {
         None => Next::Done(Ok(())),
@@ -646,7 +662,8 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<(
 }
 
 fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
-    // Where the record is ahead of the opened container its volume key is needed, and while the pool is held none is derived.
+    // If the record is ahead of the opened container, the container's volume key is needed, and no
+    // key is derived while the pool is locked.
     super::encryption::load_by_keyring(uuid).then(move |()| refresh_undisturbed(uuid))
 }
 
@@ -660,10 +677,10 @@ fn refresh_undisturbed(uuid: PoolUuid) -> Next<Result<()>> {
     })
 }
 
-/// Reads a pool anew when no work is under way in it, which the new reading would take for left over.
+/// Reads a pool again when no work is under way in it; reading would take that work for left over.
 fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
     Next::alone(uuid, move |engine, granted| {
-        // It has ended meanwhile.
+        // The pool has ended meanwhile.
         let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
         if engine.claims().work_in(uuid) {
             return Next::parked(Wait::Idle(uuid), refresh_drained(uuid, drain));
@@ -673,7 +690,7 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
             engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
         }
         if pool.work.is_some() {
-            // Whoever was at it goes on by himself, but it may have been halted.
+            // A re-encryption job that is under way goes on by itself, but it may have been halted.
             engine.begin(format!("work on the data of pool {uuid}"), super::online::resume(uuid));
         }
         drop(drain);

@@ -1,4 +1,4 @@
-//! What a pool promises: how many filesystems it may have, and whether they may be larger together than the pool
+//! The limits of a pool: how many filesystems it may have, and whether it may be overprovisioned
 //! (`docs/spec/engine/storage-stack.md` §10.7).
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     platform::Platform,
 };
 
-/// Raises the number of filesystems that a pool may have. Thin metadata for as many is allocated together with it.
+/// Raises the number of filesystems that a pool may have, and allocates thin metadata for as many.
 pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Next<Result<()>> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         let usable = super::readable(granted, uuid).and_then(|pool| may_have(pool, limit).map(|()| pool.usable_size()));
@@ -34,7 +34,7 @@ pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Next<Result<()>> {
                         Err(error) => return Next::Done(Err(error)),
                     };
                     if pool.usable_size() != usable {
-                        // The pool has grown meanwhile and needs other metadata.
+                        // The pool has grown meanwhile and needs another amount of metadata.
                         return set_fs_limit(uuid, limit);
                     }
                     let raised = raise(engine.platform(), pool, limit, needed);
@@ -85,7 +85,7 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
     Ok(())
 }
 
-/// Allows filesystems to be larger together than the pool, or forbids it. `false`: it is so already.
+/// Allows or forbids overprovisioning. `false`: it is allowed or forbidden already.
 pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Next<Result<bool>> {
     let chain = super::change(uuid, move |engine, pool| change_overprovisioning(engine.platform(), pool, allowed));
     and_use(uuid, chain, move |changed| *changed && allowed)
@@ -104,7 +104,7 @@ fn change_overprovisioning(platform: &dyn Platform, pool: &mut Pool, allowed: bo
         meta.thinpool_dev.enable_overprov = Some(allowed);
         Ok(())
     })?;
-    // What kept metadata from growing may have been the promise.
+    // The space promised to filesystems may have kept the metadata from growing.
     pool.metadata_exhausted &= !allowed;
     Ok(true)
 }

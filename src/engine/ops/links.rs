@@ -1,11 +1,13 @@
-//! Links under `/dev/stratis` that should be there and are not.
+//! Restores missing links under `/dev/stratis`.
 //!
-//! udev makes them when it is asked, and may lose them again: a worker of it is killed, its database is deleted, an event
-//! gets lost. So they are looked at when a device's event tells that it has none, and with each check of a pool; those that
-//! are missing are asked for once more. Nobody waits for them here.
+//! udev makes the links when it is asked, and may lose them again: one of its workers is killed,
+//! its database is deleted, an event gets lost. So links are looked at when an event of a device
+//! says that it has none, and with each check of a pool. Missing links are asked for again. Nobody
+//! waits for them here.
 //!
-//! Each filesystem that is made has events without a link, before udev has been asked for that. So an event says nothing
-//! as long as the filesystem is in the making, or a request waits for the link ([`AwaitedLinks`]).
+//! Each new filesystem causes events without a link, before udev has been asked for the link. So an
+//! event says nothing as long as the filesystem is in the making or a request waits for its link
+//! ([`AwaitedLinks`]).
 
 use std::{collections::BTreeMap, os::fd::BorrowedFd, path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,7 +26,8 @@ use crate::{
     platform::{Announcement, PendingLinks},
 };
 
-/// Filesystems that are in the making or whose links requests wait for, with how many do. A leaf.
+/// Filesystems that are in the making or whose links requests wait for, with the number of those
+/// requests. A leaf of the lock order.
 #[derive(Default)]
 pub(in crate::engine) struct AwaitedLinks(Mutex<BTreeMap<FsUuid, usize>>);
 
@@ -34,14 +37,14 @@ impl AwaitedLinks {
     }
 }
 
-/// Says that the links of some filesystems are awaited, until it is dropped.
+/// Marks the links of some filesystems as awaited, until it is dropped.
 pub(super) struct Awaited {
     all: Arc<AwaitedLinks>,
     filesystems: Vec<FsUuid>,
 }
 
 impl Awaited {
-    /// Takes note of filesystems that are in the making, or of which udev is about to be asked for the links.
+    /// Marks filesystems that are in the making, or whose links udev is about to be asked for.
     pub fn note(all: &Arc<AwaitedLinks>, filesystems: impl IntoIterator<Item = FsUuid>) -> Awaited {
         let filesystems: Vec<FsUuid> = filesystems.into_iter().collect();
         let mut awaited = all.0.lock();
@@ -50,7 +53,7 @@ impl Awaited {
         Awaited { all: Arc::clone(all), filesystems }
     }
 
-    /// Keeps the note for as long as somebody waits for these links.
+    /// Keeps the mark for as long as somebody waits for these links.
     pub fn hold(self, links: Box<dyn PendingLinks>) -> Box<dyn PendingLinks> {
         Box::new(Held { links, _awaited: self })
     }
@@ -101,11 +104,12 @@ impl PendingLinks for Held {
     }
 }
 
-/// After so many looks in a row that found a link missing it is asked for at each such number of looks only; before, after 1,
-/// 2, 4, 8 looks and so on. A udev that cannot make links is not to be kept busy.
+/// A missing link is asked for after 1, 2, 4, 8 and so on looks in a row that found it missing;
+/// from this number of looks on, only at its multiples. A udev that cannot make links must not be
+/// kept busy.
 const LOOKS_MAX: u32 = 64;
 
-/// What udev is told of a filesystem.
+/// What udev is told about a filesystem.
 pub(super) fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement {
     Announcement {
         number: filesystem.number,
@@ -115,7 +119,8 @@ pub(super) fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement
     }
 }
 
-/// Asks for the link of the filesystem on a device-mapper device that has none, if it belongs to a running pool.
+/// Asks for the link of the filesystem on a device-mapper device that has none, if the filesystem
+/// belongs to a running pool.
 pub(super) fn of_device(dm_name: &str) -> Next<()> {
     match dm_names::filesystem_of(dm_name) {
         Some((pool, filesystem)) => Next::brief(move |engine| match engine.links_awaited().contains(filesystem) {
@@ -126,7 +131,7 @@ pub(super) fn of_device(dm_name: &str) -> Next<()> {
     }
 }
 
-/// Asks for the links of a pool's filesystems that are missing; with `only`, for that of one.
+/// Asks for the missing links of a pool's filesystems; with `only`, for the link of that one.
 pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Next<()> {
     let look = move |engine: &Engine, granted: Granted<'_>| {
         let wanted = wanted(granted, uuid, only);
@@ -140,7 +145,7 @@ pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Next<()> {
         if wanted.is_empty() {
             return Next::Done(());
         }
-        // The pool is released meanwhile: a look at a thousand links takes milliseconds.
+        // The pool is not locked meanwhile: a look at a thousand links takes milliseconds.
         Next::act(move |engine| {
             let (linked, missing): (Vec<_>, Vec<_>) =
                 wanted.into_iter().partition(|filesystem| engine.platform().is_linked(filesystem));
@@ -161,8 +166,9 @@ pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Next<()> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), look)
 }
 
-/// Asks for links once more, under the pool's lock: names are told to udev in the order in which they are given, so that of
-/// a renaming and this one the last to be told has the name that counts.
+/// Asks for links again, under the pool's lock. Thus udev is told names in the order in which they
+/// are given: if a filesystem is also being renamed, the last name that udev hears is the valid
+/// one.
 fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Next<()> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let mut missing = wanted(granted, uuid, None);
@@ -180,7 +186,7 @@ fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Next<()> {
     })
 }
 
-/// What links there are to be.
+/// The links that should exist.
 fn wanted(granted: Granted<'_>, uuid: PoolUuid, only: Option<FsUuid>) -> Vec<Announcement> {
     let Ok(pool) = super::readable(granted, uuid) else { return Vec::new() };
     let filesystems = pool.filesystems.values().filter(|filesystem| only.is_none_or(|id| id == filesystem.record.uuid));

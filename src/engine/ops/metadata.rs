@@ -1,4 +1,4 @@
-//! The metadata of a pool and of its filesystems as text, for people who want to see what is recorded.
+//! The metadata of a pool and of its filesystems as text, for people who want to see the records.
 
 use std::collections::BTreeMap;
 
@@ -18,16 +18,16 @@ use crate::{
     platform::Platform,
 };
 
-/// Which generation of it.
+/// Which generation of the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Generation {
-    /// As it is in memory, and would be written next.
+    /// As in memory; this is what would be written next.
     Current,
     /// As it is on disk.
     Written,
 }
 
-/// The pool-level metadata as JSON.
+/// The pool metadata as JSON.
 pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Next<Result<String>> {
     look_at(uuid, move |platform, pool| {
         let json = match generation {
@@ -42,8 +42,8 @@ pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Next<Result<Stri
     })
 }
 
-/// The records of filesystems as a JSON object by UUID; only that of this name if one is given. No such filesystem is no
-/// error.
+/// The filesystem records as a JSON object by UUID. With `name`, only the record of that
+/// filesystem; an unknown name is no error.
 pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Generation) -> Next<Result<String>> {
     look_at(uuid, move |platform, pool| {
         let records: Vec<FilesystemRecord> = match generation {

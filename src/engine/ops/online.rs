@@ -1,18 +1,21 @@
-//! Encrypting, re-encrypting and decrypting all data of a running pool (`docs/spec/engine/encryption.md` §9).
+//! Encrypts, re-encrypts and decrypts all data of a running pool (`docs/spec/engine/encryption.md`
+//! §9).
 //!
 //! # Order, and why it survives a power cut
 //!
-//! The record of the pool decides whether it is encrypted. A container is made around what is in the clear, its header saying
-//! that nothing is encrypted yet; then the record is written, the tables are moved into the container, and only then is
-//! anything encrypted. When all is decrypted, the record is written first, and the header is wiped last. So at every moment
-//! the record and the header together say where each byte is to be looked for, and which work is to be gone on with; set-up
-//! reads it from them and does so ([`setup`](crate::engine::setup)).
+//! The record of the pool decides whether the pool is encrypted. To encrypt, a container is first
+//! made around the plain data, with a header that says that nothing is encrypted yet. Then the
+//! record is written, the tables are moved into the container, and only then is any data encrypted.
+//! To decrypt, all data is decrypted, then the record is written, and the header is wiped last. So
+//! at every moment, record and header together say where each byte is and which job has to go on.
+//! Set-up reads that from them and continues the job ([`setup`](crate::engine::setup)).
 //!
-//! # While it goes on
+//! # While a job runs
 //!
-//! The pool is used as always; the work has a thread of its own and holds no lock. The container cannot be made larger
-//! meanwhile, so space for the pool to grow into is put into it before. Whoever wants the pool to himself (a stop) lets the
-//! work stop where it is; it goes on when the pool is there again, for the one who asked for it, too.
+//! The pool is used as always; the job has a thread of its own and holds no lock. The container
+//! cannot be extended meanwhile, so space for the growth of the pool is put into it beforehand. A
+//! request that wants to use the pool alone (a stop) makes the job pause where it is. The job goes
+//! on when the pool is available again, also for the request that asked for the job.
 
 use std::sync::Arc;
 
@@ -52,22 +55,22 @@ use crate::{
     view::{self, Availability},
 };
 
-/// Encrypts a pool. `false`: it is encrypted already.
+/// Encrypts a pool. `false`: the pool is encrypted already.
 pub fn encrypt_pool(uuid: PoolUuid, new: Vec<NewBinding>) -> Next<Result<bool>> {
     begin(uuid, ReencryptionMode::Encrypt, move |claim| encrypt(uuid, new, claim))
 }
 
-/// Puts a new volume key in the place of the one that a pool is encrypted with.
+/// Replaces the volume key that a pool is encrypted with.
 pub fn reencrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
     begin(uuid, ReencryptionMode::Reencrypt, move |claim| reencrypt(uuid, claim))
 }
 
-/// Decrypts a pool. `false`: it is not encrypted.
+/// Decrypts a pool. `false`: the pool is not encrypted.
 pub fn decrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
     begin(uuid, ReencryptionMode::Decrypt, move |claim| decrypt(uuid, claim))
 }
 
-/// Goes on with a work that was cut short.
+/// Goes on with a job that was cut short.
 pub(super) fn resume(uuid: PoolUuid) -> Next<()> {
     go_on(uuid).map(move |result| {
         if let Err(error) = result {
@@ -76,24 +79,25 @@ pub(super) fn resume(uuid: PoolUuid) -> Next<()> {
     })
 }
 
-/// Goes on with a work that may have had to wait for this key.
+/// Goes on with a job that may have had to wait for this key.
 pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Next<()> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         match super::readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
-            // Somebody who is at it may have looked for the key just before; when he has given up it is tried again.
+            // The request that works on the pool may have looked for the key just before. When it
+            // has given up, the job is tried again.
             true => resume(uuid),
             false => Next::Done(()),
         }
     })
 }
 
-/// What a look at the pool before a work comes to.
+/// What has to be done, found by a look at the pool before a job.
 enum Outlook {
-    /// It is so already.
+    /// Nothing: the pool is as requested already.
     Nothing,
-    /// It has been begun before and is to be completed.
+    /// The job has been begun before and has to be completed.
     GoOn,
-    /// It is to be begun.
+    /// The job has to be begun.
     Begin,
 }
 
@@ -111,7 +115,7 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<Outlook> {
         (MetadataVersion::V1, ReencryptionMode::Encrypt | ReencryptionMode::Decrypt) => {
             Err(Error::OnlyVersion2 { pool: pool.name().clone() })
         }
-        // It has to be made larger once more before.
+        // The container has to be extended first.
         (MetadataVersion::V2, ReencryptionMode::Reencrypt | ReencryptionMode::Decrypt) if pool.lacks_volume_key() => {
             Err(Error::VolumeKey { pool: pool.uuid() })
         }
@@ -119,7 +123,7 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<Outlook> {
     }
 }
 
-/// Claims the pool for a work, and looks whether there is anything to do.
+/// Claims the pool for a job, and looks whether there is anything to do.
 fn begin(
     uuid: PoolUuid,
     work: ReencryptionMode,
@@ -132,7 +136,8 @@ fn begin(
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
-                // Version 1 pools are told so before they are told that nothing is to be done.
+                // A version 1 pool is refused for its version before the answer that nothing has to
+                // be done.
                 Ok(Outlook::Nothing) if pool.version() == MetadataVersion::V1 => {
                     Err(Error::OnlyVersion2 { pool: pool.name().clone() })
                 }
@@ -152,7 +157,8 @@ fn begin(
     })
 }
 
-/// Nothing else may happen to the containers of the pool, or to what they lie on: who adds devices claims this, too.
+/// Nothing else may change the containers of the pool or what they lie on: requests that add
+/// devices claim this, too.
 fn claim(engine: &Engine, uuid: PoolUuid) -> std::result::Result<Claim, Wait> {
     engine.claims().claim_work(uuid, [Key::Encryption(uuid)])
 }
@@ -188,7 +194,7 @@ fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Next<Result<()>
             };
             let platform = engine.platform();
             let made = Rollback::new().guard(platform, |undo| {
-                // A larger one could tear what file systems take for one sector.
+                // A larger sector size could tear what file systems take for one sector.
                 let logical = |node: &String| Ok(platform.geometry(&platform.dm_node(node))?.logical);
                 let sector_size = nodes.iter().map(logical).collect::<Result<Vec<u32>>>()?.into_iter().min();
                 let layout = crate::platform::luks::Layout { sector_size, ..containers::LAYOUT_V2 };
@@ -216,8 +222,8 @@ fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Next<Result<()>> {
                 run(uuid, Plan::Resume, claim)
             }
             Err(error) => {
-                // What the record may name, or the pool be in, must stay: the header, and the opened device, which the next
-                // daemon could not open without a key.
+                // What the record may name, or the pool may lie on, must stay: the header, and the
+                // opened device, which the next daemon could not open without a key.
                 let error = match error.leaves() < Availability::NoPoolChanges {
                     true => undo.run(platform, error),
                     false => {
@@ -255,7 +261,8 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     }
     Err(match pool.stack.move_from_cap(platform, &clear) {
         Ok(()) => pool.take_back(platform, without, cause),
-        // Some I/O may go through the container, so the record must not say otherwise.
+        // Some I/O may go through the container, so the record must not say that the pool is not
+        // encrypted.
         Err(error) => Error::Rollback {
             cause: Box::new(cause),
             failures: vec![("move the pool out of its container again".to_owned(), error)],
@@ -274,7 +281,8 @@ fn reencrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
         Next::act(move |engine| {
             let platform = engine.platform();
             let made = ready.and_then(|(version, containers, bindings)| {
-                // In version 1 the passphrases that Clevis has encrypted differ from device to device.
+                // In version 1, the passphrases that Clevis has encrypted differ from device to
+                // device.
                 let shared = encryption::every_passphrase(platform, &bindings)?;
                 Rollback::new().guard(platform, |undo| {
                     let each = containers.iter().enumerate().map(|(at, container)| {
@@ -294,14 +302,15 @@ fn reencrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
     })
 }
 
-/// A container for which a new volume key is in its header.
+/// A container with a new volume key in its header.
 struct NewKey {
     passphrase: Secret,
     from: u32,
     to: u32,
 }
 
-/// Puts a new volume key into a header, in a keyslot for each binding that the binding's passphrase opens.
+/// Puts a new volume key into a header, with a keyslot for each binding, which the binding's
+/// passphrase opens.
 fn prepare_new_key(
     platform: &dyn Platform,
     version: MetadataVersion,
@@ -328,7 +337,8 @@ fn prepare_new_key(
         let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
         platform.luks_change(&device, None, &changes).map(drop)
     });
-    // The keyslots of the old key go in the end, so each passphrase must be the right one.
+    // The keyslots of the old key are destroyed in the end, so each passphrase must be the right
+    // one.
     for (binding, passphrase) in passphrases {
         platform.luks_open(&container.device, None, Unlock { passphrase, keyslot: Some(binding.keyslot) })?;
     }
@@ -356,7 +366,7 @@ fn decrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
     })
 }
 
-/// Lets the pool tell of the work that is about to begin.
+/// Shows in the pool that a job is about to begin.
 fn announce(
     uuid: PoolUuid,
     work: ReencryptionMode,
@@ -370,7 +380,7 @@ fn announce(
         match (pool, undo) {
             (Ok(pool), undo) => {
                 pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
-                // From here on what is in the header says how it goes on.
+                // From here on the header says how the job goes on.
                 if let Some(undo) = undo {
                     undo.forget();
                 }
@@ -382,8 +392,8 @@ fn announce(
     })
 }
 
-/// Takes space of the data devices for the container before anything is handed out of it: as much again as is in use, and
-/// at least what lasts for a while.
+/// Reserves space of the data devices for the container, before any of it is assigned: as much
+/// again as is in use, and at least enough to last for a while.
 fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     const AHEAD_MIN: Sectors = Sectors(50 << 21);
     pool.check_requests()?;
@@ -399,7 +409,7 @@ fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
 
 // ---- the work ----
 
-/// How a work is begun.
+/// How a job is begun.
 enum Plan {
     /// As the headers say.
     Resume,
@@ -408,7 +418,7 @@ enum Plan {
     Decrypt,
 }
 
-/// Goes on with what a pool has unfinished, when nobody else does.
+/// Goes on with a pool's unfinished job, unless somebody else does.
 fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
     Next::brief(move |engine| {
         let claim = match claim(engine, uuid) {
@@ -417,7 +427,7 @@ fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
         };
         Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             match super::readable(granted, uuid) {
-                // Somebody else has completed it.
+                // Somebody else has completed the job.
                 Ok(pool) if pool.work.is_none() => Next::Done(Ok(())),
                 Ok(_) => run(uuid, Plan::Resume, claim),
                 Err(error) => Next::Done(Err(error)),
@@ -426,7 +436,7 @@ fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
     })
 }
 
-/// What a work needs to know of the pool.
+/// What a job needs to know of the pool.
 struct Site {
     version: MetadataVersion,
     containers: Vec<Container>,
@@ -439,7 +449,7 @@ impl Site {
         Error::Interrupted { pool: self.name.clone(), by }
     }
 
-    /// Whether the work has been done to its end.
+    /// Whether the record says that the job has been completed.
     fn is_recorded(&self, pool: &Pool) -> bool {
         match self.work.kind {
             ReencryptionMode::Encrypt => pool.is_encrypted(),
@@ -485,7 +495,7 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
     })
 }
 
-/// Lets a pool tell that the work on its data has panicked.
+/// Shows in the pool that the job on its data has panicked.
 fn give_up(uuid: PoolUuid) -> Next<()> {
     Next::write(uuid, move |_, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
@@ -495,7 +505,8 @@ fn give_up(uuid: PoolUuid) -> Next<()> {
     })
 }
 
-/// Somebody wants the pool to himself. When he has done with it, the work goes on, unless the pool is gone.
+/// Waits for a request that wants to use the pool alone. Afterwards the job goes on, unless the
+/// pool is gone.
 fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Next<Result<()>> {
     Next::brief(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
         true => Next::parked(Key::Drain(uuid), wait_and_go_on(uuid, site)),
@@ -503,7 +514,8 @@ fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Next<Result<()>> {
             Err(Error::NoPool(_)) => Next::Done(Err(site.interrupted("pool has been stopped"))),
             Ok(()) => Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
                 Next::Done(match super::readable(granted, uuid) {
-                    // Between two devices of version 1 only who was at it knows how it goes on, and a new look has taken that away.
+                    // Between two devices of version 1, only the interrupted job knew how to go on,
+                    // and reading the pool again has discarded that.
                     Ok(pool) if !site.is_recorded(pool) => Err(site.interrupted("pool has been looked at anew")),
                     _ => Ok(()),
                 })
@@ -522,7 +534,7 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
         let watch = |progress: Progress| {
             let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
             let (done, total) = (in_all(progress.done), in_all(progress.total).max(1));
-            // Of several devices each counts as much as the one that is being worked on.
+            // Each of several devices counts as much as the one in progress.
             let done_in_all = total.saturating_mul(at).saturating_add(done);
             site.work.note(done_in_all, total.saturating_mul(count), platform.now());
             let tenths = done / total.div_ceil(10).max(1);
@@ -558,11 +570,11 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
                     None => Ok(Ended::Finished),
                 }
             }
-            // Done before it was cut short.
+            // Completed before the job was cut short.
             (Plan::Resume | Plan::Decrypt, _) => Ok(Ended::Finished),
         };
         let ended = match begun {
-            // What is said to have failed at its very end is done all the same.
+            // A job that reports a failure at its very end is complete all the same.
             Err(error) if is_done(&header, &read(platform, &container.device)?) => {
                 log::warn!("the work on {} is done, but: {}", container.device.display(), error.sentence());
                 Ended::Finished
@@ -581,8 +593,8 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
     Ok(Ended::Finished)
 }
 
-/// Puts the new volume key in place of the old one in the daemon's keyring. If it cannot be had now there is none: the old one
-/// is of no use any more.
+/// Replaces the old volume key by the new one in the daemon's keyring. If the new key is not
+/// available now, the keyring has none: the old one is of no use any more.
 fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Container) {
     let renew = || -> Result<()> {
         let bindings = bindings_of(MetadataVersion::V2, &read(platform, &container.device)?)?;
@@ -595,10 +607,11 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
     }
 }
 
-/// Whether some header says that the work has been begun, or even completed. What cannot be read counts as begun.
+/// Whether any header says that the job has been begun or even completed. An unreadable header
+/// counts as begun.
 fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
     let is_untouched = |header: Header| match (site.work.kind, header.state) {
-        // The new volume key is still to be used.
+        // The new volume key has not been used yet.
         (ReencryptionMode::Reencrypt, State::Encrypted) => !header.unused.is_empty(),
         (ReencryptionMode::Decrypt, state) => state == State::Encrypted,
         _ => false,
@@ -606,7 +619,8 @@ fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
     site.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
 }
 
-/// The new volume key in the header of a container that had not been begun with when the work was cut short in another.
+/// The new volume key in the header of a container that the job had not reached when it was cut
+/// short in another.
 fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<NewKey>> {
     let mut failed = None;
     for (binding, to) in bindings.iter().filter_map(|binding| Some((binding, binding.next?))) {
@@ -618,7 +632,7 @@ fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<N
     failed.map_or(Ok(None), |error| Err(error.into()))
 }
 
-/// Whether a work on a container has been completed between two looks at its header.
+/// Whether a job on a container has been completed between two looks at its header.
 fn is_done(before: &Header, now: &Header) -> bool {
     let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
     match (before.state, now.state) {
@@ -630,7 +644,7 @@ fn is_done(before: &Header, now: &Header) -> bool {
 
 // ---- ends ----
 
-/// Records what the work has come to.
+/// Records the result of the job.
 fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<Result<()>> {
     Next::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
@@ -659,7 +673,8 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
     })
 }
 
-/// After a failure: a work that has been begun stays unfinished, and what was prepared for one that has not is taken back.
+/// After a failure: a job that has been begun stays unfinished; what was prepared for a job that
+/// has not been begun is taken back.
 fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
     let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
     if headers.iter().any(|header| matches!(header.state, State::Unfinished { .. })) {
@@ -703,7 +718,7 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
             pool.note_volume_key(false);
             volume_keys::forget(platform, pool.uuid());
             let mut leave = || crate::engine::setup::drop_container(platform, pool);
-            // Decided: what cannot be done now is done at the next set-up.
+            // The outcome is decided: what fails now is done at the next set-up.
             if let Err(error) = leave().or_else(|_| leave()) {
                 pool.is_behind = true;
                 pool.restrict(

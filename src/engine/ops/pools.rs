@@ -1,7 +1,9 @@
-//! Destroying and renaming a pool (`docs/spec/engine/storage-stack.md` §10.2, `engine-behaviour.md` §9).
+//! Destroys and renames pools (`docs/spec/engine/storage-stack.md` §10.2, `engine-behaviour.md`
+//! §9).
 //!
-//! A destruction is decided by the write of `destroying`. What lies under the thin pool is taken down only then: an encrypted
-//! device could not be brought up again without a key. Devices are wiped when nothing lies on them any more.
+//! The write of `destroying` decides a destruction. Only then is anything below the thin pool taken
+//! down, because an encrypted device could not be brought up again without a key. A device is wiped
+//! once nothing lies on it any more.
 
 use std::ops::Bound;
 
@@ -30,7 +32,7 @@ use crate::{
     view::Availability,
 };
 
-/// Destroys a pool that has no filesystems. `false`: there is no such running pool.
+/// Destroys a pool that has no filesystems. `false`: no such pool is running.
 pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
     Next::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => destroy_drained(uuid, drain),
@@ -38,7 +40,7 @@ pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
     })
 }
 
-/// New work in the pool waits while `drain` is held, so the work under way comes to an end.
+/// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
 fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
     Next::alone(uuid, move |engine, granted| {
         let pool = match super::drained(granted, uuid) {
@@ -72,11 +74,12 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
     })
 }
 
-/// How far a destruction has come that has been decided.
+/// How far a decided destruction has come.
 enum Destroyed {
-    /// To its end, as far as devices could be wiped.
+    /// It is complete, as far as devices could be wiped.
     Wiped,
-    /// Some of the pool could not be taken down. The rest is done when its devices are next looked at.
+    /// Some of the pool could not be taken down. The rest is done when its devices are next looked
+    /// at.
     Partly(Box<DeviceSet>),
 }
 
@@ -87,7 +90,8 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         return Err(Error::HasFilesystems { pool: pool.name().clone(), filesystems });
     }
     if pool.left_out().len() > 0 {
-        // What is in them may be all that their user has, and the next set-up may bring them back.
+        // These filesystems may hold all that their user has, and the next set-up may bring them
+        // back.
         let filesystems = pool.left_out().map(|record| record.name.clone()).collect();
         return Err(Error::HasLeftOut { pool: pool.name().clone(), filesystems });
     }
@@ -95,14 +99,15 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     if pool.meta.destroying.is_none() && lifecycle::find_members(engine, pool) == Reach::None {
         return Err(Error::DevicesGone { pool: pool.name().clone() });
     }
-    // As for a stop: what only a key brings up again stays until there is no way back.
+    // As for a stop: devices that only a key brings up again stay up until there is no way back.
     let decided = take_down::take_filesystems_down(platform, uuid)
         .and_then(|()| take_down::take_thin_pool_down(platform, &mut pool.stack))
         .and_then(|()| match pool.meta.destroying {
-            // By a request that panicked after that; its devices may be closed.
+            // A request that then panicked has decided the destruction; the pool's devices may be
+            // closed.
             Some(_) => Ok(()),
-            // A daemon that does not know of destructions finds a stopped pool. If somebody starts it there, that is recorded, and
-            // the destruction is void.
+            // A daemon that does not know of destructions finds a stopped pool. If somebody starts
+            // the pool there, the start is recorded, and the destruction is void.
             None => pool.change(platform, Choose::Everywhere, |meta| {
                 meta.destroying = Some(Timestamp::default());
                 meta.started = Some(false);
@@ -121,7 +126,8 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         set.partial = true;
         return Ok(Destroyed::Partly(Box::new(set)));
     }
-    // The destruction is decided and recorded; a device that cannot be wiped now is wiped when it is next seen.
+    // The destruction is decided and recorded. A device that cannot be wiped now is wiped when it
+    // is next seen.
     let devices = pool.meta.device_entries().filter_map(|(_, entry)| {
         let member = pool.members.get(&entry.uuid)?;
         let (parts, stamp) = (pool.meta.container_on(entry.uuid), member.bda.last_update());
@@ -132,7 +138,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     Ok(Destroyed::Wiped)
 }
 
-/// Renames a pool. `false`: it has that name already.
+/// Renames a pool. `false`: the pool has that name already.
 pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
     Next::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::PoolName(name.clone()), Key::Rename(uuid)]) {
@@ -147,8 +153,8 @@ pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
     })
 }
 
-/// Writes the name of a pool down, also into the containers of its devices: it is what they are known by while they are
-/// closed.
+/// Records the name of a pool, also in the containers of its devices: closed containers are
+/// identified by that name.
 fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<()> {
     let former = pool.meta.name.clone();
     let named = |pool: &mut Pool, name: &str| -> Result<()> {
@@ -180,7 +186,8 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>
         if pool.recorded_name() == name {
             return Next::Done(Ok(false));
         }
-        // The name stands in the headers of devices that lie in containers, which others may be changing.
+        // The headers of devices that lie in containers hold the name, and other requests may be
+        // changing these headers.
         let mut headers = None;
         if pool.device_containers().next().is_some() {
             if let Err(error) = pool.check_no_work() {
@@ -209,12 +216,13 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>
     })
 }
 
-/// Filesystems whose names are told to udev before the pool is released. Each is a write to a file of the kernel's.
+/// How many filesystem names are told to udev before the pool is released. Each is a write to a
+/// file of the kernel.
 const TOLD_AT_ONCE: usize = 256;
 
-/// Tells udev the names of all filesystems that come after one, and waits for the links. Some at a time, under the pool's
-/// lock: with the whole table held all pools would wait, and without any lock a name that is given meanwhile could be told
-/// before the former one.
+/// Tells udev the names of all filesystems that come after the given one, and waits for the links.
+/// Names are told in batches under the pool's lock. With the whole table locked, all pools would
+/// wait; without any lock, a name that is given meanwhile could be told before the former name.
 fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Next<Result<bool>> {
     Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let Ok(pool) = super::readable(granted, uuid) else { return wait_for_all(links) };
@@ -230,7 +238,8 @@ fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn Pe
     })
 }
 
-/// Waits for links that udev was asked for in this order; so the last first, when the others are there as well.
+/// Waits for links in the reverse of the order in which udev was asked for them: when the last
+/// exist, the others do as well.
 fn wait_for_all(mut links: Vec<Box<dyn PendingLinks>>) -> Next<Result<bool>> {
     match links.pop() {
         None => Next::Done(Ok(true)),

@@ -1,4 +1,4 @@
-//! Snapshots, and the order that one is to take the place of its origin (`docs/spec/engine/storage-stack.md` §9.3, 9.6). The
+//! Takes snapshots and schedules reverts (`docs/spec/engine/storage-stack.md` §9.3, 9.6). The
 //! revert itself is done when the pool is next set up: see [`revert`](crate::engine::revert).
 
 use std::{cell::RefCell, sync::Arc};
@@ -39,7 +39,7 @@ pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<R
         if !filesystems::is_settled(engine, pool, 1, size.into_iter()) {
             return Next::parked(Wait::Progress(uuid), snapshot_filesystem(uuid, origin, name));
         }
-        // The origin is claimed too: it may not be destroyed while its snapshot is not yet complete.
+        // The origin is claimed too: it must not be destroyed before its snapshot is complete.
         let keys = [Key::Filesystem(uuid, name.clone()), Key::Origin(uuid, origin)];
         let claim = match engine.claims().claim_work(uuid, keys) {
             Ok(claim) => claim,
@@ -55,7 +55,8 @@ pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<R
     })
 }
 
-/// Whether there is a filesystem that may pass for the snapshot already; refuses what may not be done.
+/// Whether a filesystem exists that passes for the requested snapshot. Refuses a request that is
+/// not allowed.
 fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
     pool.check_requests()?;
     let requested = pool.filesystem(origin)?.record.size;
@@ -70,7 +71,7 @@ fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
     Ok(false)
 }
 
-/// A snapshot that may be taken.
+/// A snapshot that has been checked and may be taken.
 struct Planned {
     record: FilesystemRecord,
     /// Number and name of the origin's thin device.
@@ -80,7 +81,7 @@ struct Planned {
     claim: Claim,
 }
 
-/// What the snapshot will be. Counts as a filesystem in the making from here on.
+/// Plans the snapshot. From here on it counts as a filesystem in the making.
 fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<Planned> {
     let platform = engine.platform();
     let source = pool.filesystem(origin)?.clone();
@@ -103,7 +104,7 @@ fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Cl
     Ok(Planned { record, origin: (source.record.thin_id, pool.thin_name(origin)), mounted, claim })
 }
 
-/// A filesystem's device whose I/O is held back. It goes on when this is dropped.
+/// A suspended filesystem device. Dropping this value resumes it.
 struct Held {
     platform: Arc<dyn Platform>,
     device: String,
@@ -111,9 +112,9 @@ struct Held {
 }
 
 impl Held {
-    /// Writes out what is under way and holds back what comes.
+    /// Writes out the I/O that is under way and holds back new I/O.
     fn hold(platform: Arc<dyn Platform>, device: String) -> Result<Held> {
-        // Made before: a suspend that fails, or panics, may have been carried out.
+        // Built before the suspend: a suspend that fails or panics may still have taken effect.
         let held = Held { platform, device, is_over: false };
         held.platform.dm_suspend(&held.device, true)?;
         Ok(held)
@@ -124,7 +125,7 @@ impl Held {
     }
 
     fn resume(&mut self) -> platform::Result<()> {
-        // A second try costs nothing against a file system that hangs.
+        // A second try costs nothing, compared with a file system that hangs.
         let resume = || self.platform.dm_resume(&self.device, Visibility::Public);
         let resumed = resume().or_else(|_| resume());
         self.is_over |= resumed.is_ok();
@@ -142,10 +143,11 @@ impl Drop for Held {
     }
 }
 
-/// Takes the snapshot, its origin held still meanwhile.
+/// Takes the snapshot, with its origin suspended.
 ///
-/// Holding it still first writes out what is under way, which waits if the thin pool runs full just now, until the pool's
-/// check has found more space. So the pool is not held during that.
+/// The suspend first writes out the data that is under way. If the thin pool is just running out of
+/// space, that waits until the pool's check has found more. So the pool is not locked during the
+/// suspend.
 fn take(uuid: PoolUuid, planned: Planned) -> Next<Result<Option<FsUuid>>> {
     Next::act(move |engine| {
         let held = Held::hold(engine.shared_platform(), planned.origin.1.clone());
@@ -171,7 +173,7 @@ fn take(uuid: PoolUuid, planned: Planned) -> Next<Result<Option<FsUuid>>> {
 
 fn begin(engine: &Engine, pool: &mut Pool, planned: Planned, held: Held) -> Result<Batch> {
     let platform = engine.platform();
-    // Another request may have restricted it meanwhile.
+    // Another request may have restricted the pool meanwhile.
     pool.check_requests()?;
     let Planned { record, origin: (origin, _), claim, .. } = planned;
     let thin_pool = Role::ThinPool.name(pool.uuid());
@@ -179,7 +181,7 @@ fn begin(engine: &Engine, pool: &mut Pool, planned: Planned, held: Held) -> Resu
     filesystems::make_thin(engine, pool, vec![record], claim, |id| {
         let taken = platform.dm_message(&thin_pool, &format!("create_snap {id} {origin}"));
         if taken.as_ref().is_err_and(|error| error.errno() == Some(nix::libc::EEXIST)) {
-            // It is taken again, of an origin that has to be still then too.
+            // The snapshot is taken again, and its origin has to be suspended then too.
             return taken;
         }
         held.take().map_or(Ok(()), Held::release)?;
@@ -187,7 +189,8 @@ fn begin(engine: &Engine, pool: &mut Pool, planned: Planned, held: Held) -> Resu
     })
 }
 
-/// After a failed snapshot: resumes the origin if it is still suspended. Gives the error that is to be told.
+/// After a failed snapshot: resumes the origin if it is still suspended. Returns the error to
+/// report.
 fn go_on(platform: &dyn Platform, origin: &str, cause: Error) -> Error {
     if platform.dm_find(origin).is_ok_and(|found| found.is_none_or(|device| !device.suspended)) {
         return cause;
@@ -202,13 +205,14 @@ fn go_on(platform: &dyn Platform, origin: &str, cause: Error) -> Error {
     }
 }
 
-/// Gives the snapshot an identity of its own, the pool released meanwhile, and takes it into the pool.
+/// Gives the snapshot an identity of its own, without the pool's lock, and takes it into the pool.
 fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Next<Result<Option<FsUuid>>> {
     filesystems::complete_each(uuid, batch, move |platform, device, id| xfs::identify(platform, device, id, mounted))
         .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
 }
 
-/// Lets a snapshot take the place of its origin at the next start of the pool, or not. `false`: so it is already.
+/// Schedules a revert to this snapshot for the next start of the pool, or cancels it. `false`:
+/// nothing changes.
 pub fn schedule_revert(uuid: PoolUuid, snapshot: FsUuid, scheduled: bool) -> Next<Result<bool>> {
     super::change(uuid, move |engine, pool| schedule(engine, pool, snapshot, scheduled))
 }
@@ -217,7 +221,8 @@ fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool)
     pool.check_requests()?;
     let mut filesystem = pool.filesystem(snapshot)?.clone();
     let name = filesystem.name.clone();
-    // The origin need not exist any more; that it is recorded will do, also for taking the order back.
+    // The origin need not exist any more: it is enough that the record names it, also to cancel a
+    // revert.
     let Some(origin) = filesystem.record.origin else { return Err(Error::NoOrigin { name }) };
     if filesystem.record.merge == scheduled {
         return Ok(false);
@@ -231,7 +236,7 @@ fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool)
     Ok(true)
 }
 
-/// Refuses reverts of which the order would matter.
+/// Refuses reverts whose outcome would depend on their order.
 fn may_replace(pool: &Pool, name: Name, snapshot: FsUuid, origin: FsUuid) -> Result<()> {
     let scheduled = || pool.records().filter(|record| record.merge);
     if let Some(origin) = scheduled().find(|record| record.uuid == origin) {
