@@ -1,10 +1,11 @@
-//! Messages of the `dbus` crate: made from our own marshalled bodies, read into our own values.
+//! Messages of the `dbus` crate: made from bodies that the daemon marshals, decoded into the
+//! daemon's own values.
 //!
-//! A message is a fresh header before a body that is already bytes. libdbus looks at it before it
-//! is sent: one that is wrong would make the bus end the connection. A list is not looked at, since
-//! that takes longer than all the rest of it; its entries have been, as signals. Decoding trusts
-//! nothing: types must be those of the signature wanted, and what one message may make us allocate
-//! is limited. Knows nothing of what the values mean.
+//! A message is a new header followed by a body that is already bytes. libdbus parses the message
+//! before it is sent: an invalid one would make the bus end the connection. A list is not parsed,
+//! since that takes longer than the rest of sending it; its entries have been parsed, as signals.
+//! Decoding trusts nothing: types must match the wanted signature, and the memory that one message
+//! can make the daemon allocate is limited. This module does not know what the values mean.
 
 use std::{
     fs::File,
@@ -29,14 +30,14 @@ use crate::bus::{
     wire::{Body, Descriptor, Marshaller, Types, Value},
 };
 
-/// Longest array that the D-Bus specification allows; a message may be twice as long.
+/// Longest array that the D-Bus specification allows. A message may be twice as long.
 pub const ARRAY_BYTES_MAX: usize = 64 << 20;
 
-/// Values that the arguments of one call may contain, nested ones included. The largest call that
-/// makes sense names some thousands of devices or filesystems.
+/// Values that the arguments of one call may contain, including nested ones. The largest useful
+/// call names some thousands of devices or filesystems.
 const VALUES_MAX: usize = 100_000;
 
-/// The arguments of a message are not those that the member takes.
+/// The arguments of a message do not match the member.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BadArguments {
@@ -56,7 +57,7 @@ pub enum BadArguments {
     Row,
 }
 
-/// A message cannot be sent.
+/// The message cannot be sent.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum NotAMessage {
@@ -69,25 +70,25 @@ pub enum NotAMessage {
     TooLong { what: String, bytes: usize, limit: usize },
 }
 
-/// What a message is and where it goes.
+/// Type and destination of a message.
 #[derive(Debug, Clone, Copy)]
 pub enum Envelope<'a> {
     /// The answer to a call.
     Return(&'a Caller),
     /// A D-Bus error as the answer to a call.
     Error(&'a Caller, &'a str),
-    /// A signal to everybody who listens.
+    /// A signal to all listeners.
     Signal {
-        /// Object that it comes from.
+        /// Path of the object that sends it.
         path: &'a str,
-        /// Its interface.
+        /// Interface of the signal.
         interface: &'a str,
-        /// Its name.
+        /// Name of the signal.
         member: &'a str,
     },
     /// A call to the bus itself.
     ToBus {
-        /// As its answer will name it; from [`next_serial`].
+        /// Serial number, which the answer names. From [`next_serial`].
         serial: u32,
         /// Interface of the method.
         interface: &'a str,
@@ -96,18 +97,19 @@ pub enum Envelope<'a> {
     },
 }
 
-/// The bus itself, as its name and that of its first interface.
+/// The bus itself: its name and the name of its first interface.
 pub const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
 
-/// A serial number for a message of ours: our own count, apart from libdbus's small one.
+/// A serial number for an outgoing message. The daemon counts on its own, apart from libdbus's
+/// small numbers.
 pub fn next_serial() -> u32 {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
     SERIAL.fetch_add(1, Ordering::Relaxed) | 1 << 31
 }
 
-/// Header of a message of which the body has `body_bytes`; ends at a multiple of 8, where the body
-/// begins. There is room for `room` bytes of it.
+/// The header of a message whose body has `body_bytes` bytes. It ends at a multiple of 8, where the
+/// body begins, and has room for `room` bytes of the body.
 fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usize) -> Marshaller {
     const NO_REPLY_EXPECTED: u8 = 1;
 
@@ -163,16 +165,16 @@ fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usiz
 pub struct Outgoing {
     /// Its bytes.
     pub parts: Vec<Part>,
-    /// Whose call it answers; signals are for everybody.
+    /// The call that the message answers. `None` for signals, which everybody gets.
     pub to: Option<Caller>,
 }
 
 impl Outgoing {
-    /// The message itself if it has no more bytes than the limit, in place of a longer answer an
-    /// error that says so.
+    /// The message if it has at most `limit` bytes. A longer answer is replaced by an error that
+    /// says so.
     ///
     /// # Errors
-    /// [`NotAMessage::TooLong`] for what nobody waits for, and where not even the error fits.
+    /// [`NotAMessage::TooLong`] if no caller waits for the message, or if not even the error fits.
     pub fn within(self, limit: usize) -> Result<Outgoing, NotAMessage> {
         let bytes = self.bytes();
         if bytes <= limit {
@@ -193,7 +195,8 @@ impl Outgoing {
         self.parts.iter().map(|part| part.bytes().len()).sum()
     }
 
-    /// What it is, for the log. Read from its own bytes, since it is wanted next to never.
+    /// Type and name of the message, for the log. Decoded from its own bytes, since it is almost
+    /// never needed.
     fn name(&self) -> String {
         if let Some(caller) = &self.to {
             return format!("an answer to {}", caller.name);
@@ -208,8 +211,8 @@ impl Outgoing {
     }
 }
 
-/// What a caller is told whose answer is longer than the bus allows. The call may have changed
-/// something.
+/// The error text for a caller whose answer is longer than the bus allows. The call may have
+/// changed something.
 fn too_long(bytes: usize, limit: usize) -> String {
     format!(
         "the call was carried out, but its answer has {bytes} bytes, and the bus takes no more than {limit}; ask for less, or \
@@ -220,7 +223,8 @@ fn too_long(bytes: usize, limit: usize) -> String {
 /// Makes a message of a marshalled body.
 ///
 /// # Errors
-/// When libdbus does not accept it, which means a fault here or a message that is too long.
+/// When libdbus does not accept the message: either the daemon has a fault, or the message is too
+/// long.
 pub fn message(envelope: Envelope<'_>, signature: &str, body: &[u8]) -> Result<Outgoing, NotAMessage> {
     let mut m = header(envelope, signature, body.len(), body.len());
     m.marshalled(body);
@@ -243,7 +247,7 @@ pub fn message(envelope: Envelope<'_>, signature: &str, body: &[u8]) -> Result<O
 
 /// Signature of a list of objects.
 const LIST_SIGNATURE: &str = "a{oa{sa{sv}}}";
-/// Where in the body of a list its first entry begins, after the length.
+/// Offset of the first entry in the body of a list. The length precedes it.
 const LIST_START: usize = 8;
 
 /// Bytes of the body of a list.
@@ -278,8 +282,8 @@ pub fn answer(caller: &Caller, answer: &Answer) -> Result<Outgoing, NotAMessage>
     }
 }
 
-/// Reads the arguments of a message, which must begin with those of the types wanted; surplus ones
-/// are ignored, as clients of the existing daemon may rely on.
+/// Decodes the arguments of a message, which must begin with the wanted types. Surplus arguments
+/// are ignored, as clients of the existing daemon may rely on that.
 ///
 /// # Errors
 /// The first argument that is missing or of another type.
@@ -305,11 +309,11 @@ pub fn arguments(
     Ok(values)
 }
 
-/// Reads the third argument of a `Properties.Set` call, a variant that must contain a value of type
-/// `wanted`.
+/// Decodes the third argument of a `Properties.Set` call: a variant that must contain a value of
+/// type `wanted`.
 ///
 /// # Errors
-/// When it contains another, is no variant, or is not there.
+/// When the variant contains another type, when the argument is no variant, or when it is missing.
 pub fn set_argument(message: &Message, wanted: &'static str) -> Result<Value, BadArguments> {
     let mut iter = message.iter_init();
     iter.next();
@@ -328,8 +332,8 @@ pub fn set_argument(message: &Message, wanted: &'static str) -> Result<Value, Ba
     value(&mut inner, wanted, &mut { VALUES_MAX })
 }
 
-/// The value at the iterator. Its type has been compared with `signature` before; what does not fit
-/// all the same is [`BadArguments::Row`].
+/// The value at the iterator. The caller has compared its type with `signature`. A value that does
+/// not match after all is a [`BadArguments::Row`].
 fn value(iter: &mut Iter<'_>, signature: &'static str, values_left: &mut usize) -> Result<Value, BadArguments> {
     fn basic<'a, T: Get<'a>>(iter: &mut Iter<'a>) -> Result<T, BadArguments> {
         iter.get::<T>().ok_or(BadArguments::Row)
@@ -344,8 +348,8 @@ fn value(iter: &mut Iter<'_>, signature: &'static str, values_left: &mut usize) 
         Some(b's') => Value::Str(basic::<&str>(iter)?.to_owned()),
         Some(b'o') => Value::Path(basic::<dbus::Path<'_>>(iter)?.to_string()),
         Some(b'h') => Value::Descriptor(descriptor(iter)?),
-        // No member but `Set` takes a variant, and that one knows the type it wants; only tests
-        // read what we sent.
+        // Only `Set` takes a variant, and it knows the type that it wants. Only tests decode the
+        // daemon's own messages.
         #[cfg(test)]
         Some(b'v') => {
             let mut inner = iter.recurse(ArgType::Variant).ok_or(BadArguments::Row)?;
@@ -388,7 +392,7 @@ fn value(iter: &mut Iter<'_>, signature: &'static str, values_left: &mut usize) 
     })
 }
 
-/// The descriptor at the iterator, a copy of our own. The number in the message may name none: then
+/// A copy of the descriptor at the iterator. If the message contains no descriptor of that number,
 /// libdbus gives -1, which must not become a `File`.
 fn descriptor(iter: &mut Iter<'_>) -> Result<Option<Descriptor>, BadArguments> {
     let look = iter.get::<dbus::arg::OwnedFd>().ok_or(BadArguments::Row)?;

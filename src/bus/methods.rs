@@ -1,9 +1,8 @@
 //! The methods: decoded arguments in, an operation of the engine out. A handler decodes nothing,
-//! locks nothing and sends nothing; what it gives back is either the outcome or the chain that
-//! leads to it.
+//! locks nothing and sends nothing. It returns either the outcome or the chain that leads to it.
 //!
-//! Facts: `docs/spec/dbus/dbus-api.md` §2. Handlers of a method that changed its arguments differ
-//! in taking them apart.
+//! Facts: `docs/spec/dbus/dbus-api.md` §2. A method whose arguments changed has one handler for
+//! each form.
 
 use std::path::PathBuf;
 
@@ -34,13 +33,13 @@ use crate::{
     },
 };
 
-/// A call with its arguments, which are of the types that the row names.
+/// A call with its arguments, whose types are those of the row.
 pub struct Call<'a> {
-    /// The state of things when the call was read.
+    /// The published tree when the call was read.
     pub tree: &'a Tree,
     /// The object that was called; `None` for the top object.
     pub object: Option<&'a Object>,
-    /// The arguments, or the value that a property is to have.
+    /// The arguments, or the new value of a property.
     pub arguments: Vec<Value>,
 }
 
@@ -55,28 +54,28 @@ impl Call<'_> {
     }
 }
 
-/// What a call needs.
+/// What is left to do for a call.
 pub enum Work {
-    /// Nothing more: it can be answered at once.
+    /// Nothing: the call is answered at once.
     Now(Outcome),
-    /// The engine.
+    /// Run this chain of the engine.
     Chain(Next<Outcome>),
-    /// The engine, when this can be read, which may be long after the call, or has not been for too
-    /// long.
+    /// Run this chain of the engine once the descriptor is readable. That may be long after the
+    /// call. The chain also runs when the wait has taken too long.
     After(Descriptor, Next<Outcome>),
-    /// A report.
+    /// Make a report.
     Report(Report),
 }
 
 type Handled = Result<Work, BadArguments>;
 
-/// Refusals of arguments are outcomes, not D-Bus errors.
+/// Turns refused arguments into outcomes: they are not D-Bus errors.
 fn checked(work: Result<Work, ArgumentError>) -> Handled {
     Ok(work.unwrap_or_else(|refusal| Work::Now(Outcome::refused(&refusal))))
 }
 
-/// The chain of an engine operation: `tell` makes of its result what is told, `None` if nothing was
-/// changed.
+/// The chain of an engine operation. `tell` makes the reply's result from the operation's; `None`
+/// if nothing was changed.
 fn chain<T: Send + 'static>(
     next: Next<Result<T, Error>>,
     tell: impl FnOnce(T) -> Option<Late<Value>> + Send + 'static,
@@ -89,7 +88,8 @@ fn changed(value: Value) -> Late<Value> {
     Box::new(|_| Value::Struct(vec![Value::Bool(true), value]))
 }
 
-/// The result `(true, value)` where the value contains paths of objects that exist only then.
+/// The result `(true, value)`, where the value contains paths of objects that do not exist before
+/// the change is published.
 fn changed_later(build: impl FnOnce(&Tree) -> Value + Send + 'static) -> Late<Value> {
     Box::new(move |tree| Value::Struct(vec![Value::Bool(true), build(tree)]))
 }
@@ -102,7 +102,7 @@ fn paths(texts: Vec<String>) -> Vec<PathBuf> {
     texts.into_iter().map(PathBuf::from).collect()
 }
 
-/// The result `true`, if something was changed.
+/// The result `true` if something was changed.
 fn whether(changed: bool) -> Option<Late<Value>> {
     changed.then(|| Box::new(|_: &Tree| Value::Bool(true)) as Late<Value>)
 }
@@ -133,7 +133,7 @@ pub(super) fn set_key(mut call: Call<'_>) -> Handled {
     })())
 }
 
-/// Reads a passphrase and goes on with it.
+/// Reads a passphrase and continues with it.
 fn with_passphrase(descriptor: Descriptor, follow: impl FnOnce(Secret) -> Next<Outcome> + Send + 'static) -> Work {
     let readable = descriptor.clone();
     let chain = Next::brief(move |_| match passphrase::read(&descriptor) {
@@ -178,8 +178,8 @@ pub(super) fn create_pool_r8(mut call: Call<'_>) -> Handled {
     type Arguments = (String, Vec<String>, Vec<KeySpec>, Vec<ClevisSpec>, Option<u64>, Option<String>, Option<bool>);
     let (name, devices, keys, clevis, journal, tag_spec, superblock): Arguments = call.arguments()?;
     checked((|| {
-        // Who makes several mistakes is told of the same one as by the existing daemon: hence this
-        // order.
+        // The order of the checks decides which of several mistakes is reported. It is the order of
+        // the existing daemon.
         let mechanisms = Mechanisms::parse(keys, clevis)?;
         let tag_spec: Option<TagSpec> = arguments::tag_spec(tag_spec)?;
         create_pool(name, devices, mechanisms.bindings()?, || arguments::integrity(journal, tag_spec, superblock))
@@ -207,8 +207,8 @@ fn create_pool(
     }))
 }
 
-/// The UUID is told in 32 digits, as everywhere. A path that is no pool's is refused in every
-/// revision, as the existing daemon does since 3.9 (`dbus-api.md` §12).
+/// The reply gives the UUID in 32 digits, as everywhere. A path that is not a pool's is refused in
+/// every revision, as in the existing daemon since 3.9 (`dbus-api.md` §12).
 pub(super) fn destroy_pool(mut call: Call<'_>) -> Handled {
     let (path,): (PathArgument,) = call.arguments()?;
     checked((|| {
@@ -247,7 +247,7 @@ pub(super) fn start_pool_r4(mut call: Call<'_>) -> Handled {
     })())
 }
 
-/// A way to unlock with the keys that there are.
+/// Unlocks with the keys that are already available.
 fn without_key(method: Option<UnlockMethod>) -> Unlock {
     Unlock { method, passphrase: None }
 }
@@ -298,8 +298,8 @@ fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Outcome>
     ops::start_pool(which, unlock, cache).map(move |started| Outcome::of(started, tell))
 }
 
-/// The old way to start an encrypted pool. Nothing but a start with a way to unlock it, which opens
-/// all its devices.
+/// The old way to start an encrypted pool: just a start with an unlock method, which opens all
+/// devices of the pool.
 pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, String) = call.arguments()?;
     checked((|| {
@@ -312,7 +312,7 @@ pub(super) fn unlock_pool(mut call: Call<'_>) -> Handled {
     })())
 }
 
-/// Like destroying, stopping by a path that is no pool's is refused.
+/// A path that is not a pool's is refused, as for destroying.
 pub(super) fn stop_pool_r2(mut call: Call<'_>) -> Handled {
     let (path,): (PathArgument,) = call.arguments()?;
     checked(arguments::pool(call.tree, &path).map(|uuid| stop_pool(PoolRef::Uuid(uuid))))
@@ -329,7 +329,7 @@ fn stop_pool(which: PoolRef) -> Work {
         match result {
             Ok(Stopped::Done(uuid) | Stopped::CleanedUp(uuid)) => stopped(uuid),
             Ok(Stopped::Already) => Outcome::NoChange,
-            // The one refusal after which something has changed: the pool's objects are gone.
+            // The only refusal after a change: the pool's objects are gone.
             Ok(Stopped::Partly(uuid, error)) => Outcome::Refused(format!(
                 "pool {uuid} has been stopped, but some of its devices could not be taken down ({}); see what uses them, \
                  then stop the pool again",
@@ -419,7 +419,7 @@ pub(super) fn snapshot_filesystem(mut call: Call<'_>) -> Handled {
     })())
 }
 
-/// Whoever adds no devices has what they want; a cache cannot be begun on none.
+/// Adding no devices changes nothing and succeeds. A cache cannot be created on no devices.
 #[derive(PartialEq)]
 enum NoDevices {
     Fine,
@@ -443,7 +443,7 @@ pub(super) fn add_data_devs(call: Call<'_>) -> Handled {
     add_devices(call, ops::add_data_devices, NoDevices::Fine)
 }
 
-/// In r0 to r4 an encrypted pool has no cache.
+/// In r0 to r4 an encrypted pool cannot have a cache.
 pub(super) fn init_cache_r0(call: Call<'_>) -> Handled {
     match call.object.map(|object| &object.state) {
         Some(State::Pool(pool)) if pool.encryption.is_some() => {
@@ -470,7 +470,7 @@ pub(super) fn grow_physical_device(mut call: Call<'_>) -> Handled {
     })())
 }
 
-/// The result of setting a property: nothing is told but that it went well.
+/// The result of setting a property: only that it succeeded.
 fn set() -> Option<Late<Value>> {
     Some(Box::new(|_: &Tree| Value::Bool(true)))
 }
@@ -636,7 +636,7 @@ pub(super) fn set_merge_scheduled(mut call: Call<'_>) -> Handled {
 
 // ---- blockdev ----
 
-/// The method of r0 to r2 and the property of later revisions alike.
+/// Serves both the method of r0 to r2 and the property of later revisions.
 pub(super) fn set_user_info(mut call: Call<'_>) -> Handled {
     let (info,): (Option<String>,) = call.arguments()?;
     let Some(State::Device(object)) = call.object.map(|object| &object.state) else { return Err(BadArguments::Row) };

@@ -1,12 +1,12 @@
 //! The system bus: the only user of the `dbus` crate.
 //!
-//! [`table`] describes every member once; the rest is computed from it. Three threads share one connection:
-//! [`reader`] takes calls in, answers reads from the published [`tree`] and makes a [`job`] of everything else;
-//! [`writer`] makes new versions of the tree from what jobs report and sends signals and replies; [`lister`] sends the
-//! lists of all objects, which can be large.
+//! [`table`] describes every member once; all else is computed from it. Three threads share one
+//! connection: [`reader`] takes calls, answers reads from the published [`tree`] and makes a
+//! [`job`] of every other call; [`writer`] makes new versions of the tree from what jobs report and
+//! sends signals and replies; [`lister`] sends the lists of all objects, which can be large.
 //!
-//! Knows the published state and the engine's operations by their signatures; nothing of device-mapper, disks, locks or
-//! worker threads.
+//! The bus knows the published state and the signatures of the engine's operations. It knows
+//! nothing of device-mapper, disks, locks or worker threads.
 //!
 //! ```text
 //!            calls                     jobs (Submit)
@@ -68,22 +68,22 @@ pub use writer::Writer;
 use connection::Connection;
 use published::Published;
 
-/// Our side of the bus, not yet at work. Each part is for a thread of its own; they end in the
-/// order reader, lister, writer: the first by its stop switch (or an error), the second when the
-/// first has gone, the last when every sender of updates is gone.
+/// The daemon's side of the bus, before its threads run. Each part runs on its own thread. The
+/// parts end in the order reader, lister, writer: the reader by its stop switch or an error, the
+/// lister when the reader has ended, the writer when every sender of updates is gone.
 pub struct Bus {
-    /// Takes calls in. `bus-reader`.
+    /// Takes calls. Thread `bus-reader`.
     pub reader: Reader,
-    /// Sends lists. `bus-lister`.
+    /// Sends lists. Thread `bus-lister`.
     pub lister: Lister,
-    /// Publishes. `tree-writer`; may run before the reader does, and must, for the first view to be
+    /// Publishes. Thread `tree-writer`. It may run before the reader, and must: the first view is
     /// published before the name is taken.
     pub writer: Writer,
 }
 
 impl Bus {
-    /// Connects to the system bus (`DBUS_SYSTEM_BUS_ADDRESS` is honoured). The tree is empty; the
-    /// name is not taken yet.
+    /// Connects to the system bus (`DBUS_SYSTEM_BUS_ADDRESS` is honoured). The tree is empty and
+    /// the name is not taken yet.
     ///
     /// # Errors
     /// When there is no bus.
@@ -91,10 +91,10 @@ impl Bus {
         Bus::over(Connection::system()?)
     }
 
-    /// The same for the bus at a D-Bus address.
+    /// Connects to the bus at a D-Bus address.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no bus at the address.
     pub fn connect_to(address: &str) -> Result<Bus, Error> {
         Bus::over(Connection::at(address)?)
     }

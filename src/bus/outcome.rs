@@ -1,8 +1,8 @@
-//! What a call came to, and how that is told to the caller: return code and text, or a D-Bus error.
-//! The one place that does so.
+//! The result of a call, and how the caller gets it: return code and text, or a D-Bus error. No
+//! other module decides that.
 //!
-//! Engine errors never become D-Bus errors of *methods*; setting a property knows nothing else.
-//! Texts are for people: no client reads them (`docs/spec/dbus/dbus-api.md` §6).
+//! Engine errors never become D-Bus errors of *methods*. Setting a property has no other way to
+//! fail. The texts are for people: no client parses them (`docs/spec/dbus/dbus-api.md` §6).
 
 use std::error::Error;
 
@@ -11,30 +11,30 @@ use crate::{
     bus::{tree::Late, wire::Value},
 };
 
-/// What an operation came to.
+/// The result of an operation.
 pub enum Outcome {
-    /// It was done; this is the result, without code and text. Built when the change is published,
-    /// since it may name objects that get their paths then.
+    /// Done. The result is without code and text. It is built when the change is published, since
+    /// it may name objects that get their paths at that moment.
     Done(Late<Value>),
-    /// What was asked for is so already; nothing was changed.
+    /// The requested state exists already; nothing was changed.
     NoChange,
-    /// It was refused or failed, and nothing was changed. The text says why.
+    /// Refused or failed; nothing was changed. The text says why.
     Refused(String),
 }
 
 impl Outcome {
-    /// It was done, with a result that is known now.
+    /// Done, with a result that is already known.
     pub fn done(result: Value) -> Outcome {
         Outcome::Done(Box::new(|_| result))
     }
 
-    /// It was refused or failed.
+    /// Refused or failed.
     pub fn refused(error: &dyn Error) -> Outcome {
         Outcome::Refused(error_chain::sentence(error))
     }
 
-    /// From an engine operation: `tell` makes of its result what is told, `None` if nothing was
-    /// changed.
+    /// The outcome of an engine operation. `tell` makes the reply's result from the operation's;
+    /// `None` if nothing was changed.
     pub fn of<T: Send + 'static, E: Error>(
         result: Result<T, E>,
         tell: impl FnOnce(T) -> Option<Late<Value>>,
@@ -46,13 +46,13 @@ impl Outcome {
     }
 }
 
-/// Why a chain did not come to its end.
+/// Why a chain did not finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// A step panicked.
     Panicked,
-    /// The daemon stops and the job was not begun.
+    /// The daemon stops and the job did not begin.
     Stopping,
-    /// The daemon ends and could not wait for the job any longer.
+    /// The daemon ends and could not wait any longer for the job.
     Unfinished,
 }

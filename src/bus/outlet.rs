@@ -1,11 +1,12 @@
-//! Where messages leave: our own queue before the socket, of which nobody else writes.
+//! The way out for messages: the daemon's own queue in front of the socket. Nothing else writes to
+//! that socket.
 //!
-//! A list of all objects is megabytes of entries that the tree keeps anyway. Through libdbus it
-//! would be copied twice and checked value by value, which takes longer than all the rest of it. So
-//! libdbus reads from the socket and we write to it: a message is bytes of its own and entries that
-//! it shares with the tree, and goes out from where they lie.
+//! A list of all objects is megabytes of entries that the tree keeps anyway. libdbus would copy the
+//! list twice and check it value by value, which takes longer than all the rest. So libdbus reads
+//! from the socket and the outlet writes to it: a message consists of its own bytes and of entries
+//! that it shares with the tree, and is written without copying them.
 //!
-//! Knows nothing of what the messages say.
+//! This module does not know the content of the messages.
 
 use std::{
     collections::VecDeque,
@@ -19,25 +20,25 @@ use rustix::io::Errno;
 
 use crate::bus::entry::Entry;
 
-/// Bytes that may wait for the socket to take them before no more calls are read, and no more lists
-/// built. Small change is not held up by it: it is what the bus has left lying of some large lists.
+/// Bytes that may wait for the socket before the daemon stops reading calls and building lists.
+/// Small messages never reach this limit: it is what the bus has not taken of a few large lists.
 const BACKLOG_MAX: usize = 48 << 20;
-/// Pieces given to the kernel at once. So many entries are more than a socket takes.
+/// Parts given to the kernel at once. So many entries are more than a socket takes.
 const PARTS_AT_ONCE: usize = 64;
 
-/// A stretch of a message.
+/// A part of a message.
 #[derive(Debug)]
 pub enum Part {
-    /// Its own.
+    /// The message's own bytes.
     Bytes(Vec<u8>),
-    /// The entry of an object in a list, filled up to where the next begins.
+    /// The entry of an object in a list, padded up to the next entry.
     Entry(Arc<Entry>),
-    /// The last one, which is not.
+    /// The last entry of a list, without padding.
     LastEntry(Arc<Entry>),
 }
 
 impl Part {
-    /// What is sent.
+    /// The bytes to send.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Part::Bytes(bytes) => bytes,
@@ -47,8 +48,7 @@ impl Part {
     }
 }
 
-/// The way out. All of it may be called from any thread; nothing blocks but
-/// [`Outlet::wait_for_room`].
+/// The way out. Any thread may call any method; only [`Outlet::wait_for_room`] blocks.
 pub struct Outlet {
     socket: OwnedFd,
     queue: Mutex<Queue>,
@@ -58,30 +58,30 @@ pub struct Outlet {
 #[derive(Debug, Default)]
 struct Queue {
     parts: VecDeque<Part>,
-    /// What has been written of the first part.
+    /// Bytes of the first part that are written.
     written: usize,
-    /// What has not been written of all.
+    /// Bytes of all parts that are not written yet.
     bytes: usize,
-    /// Nobody empties it any more.
+    /// No thread empties the queue any more.
     ended: bool,
 }
 
-/// What became of a message.
+/// How far a message got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
-    /// The socket has it.
+    /// The socket has taken all of it.
     Whole,
-    /// Some of it waits until the socket takes more: whoever polls is to know.
+    /// A part waits until the socket takes more. The thread that polls must be told.
     Waits,
 }
 
 impl Outlet {
-    /// For a socket that does not block, and that nobody else writes to from now on.
+    /// An outlet for a non-blocking socket. Nothing else may write to the socket from now on.
     pub fn new(socket: OwnedFd) -> Outlet {
         Outlet { socket, queue: Mutex::default(), room: Condvar::new() }
     }
 
-    /// Puts a message on its way, after all that were before.
+    /// Queues a message after all earlier ones and writes what the socket takes.
     ///
     /// # Errors
     /// When the other end is gone.
@@ -90,14 +90,14 @@ impl Outlet {
         let waits_already = !queue.parts.is_empty();
         queue.bytes += message.iter().map(|part| part.bytes().len()).sum::<usize>();
         queue.parts.extend(message);
-        // Whoever finds something waiting leaves it to those who wait for the socket.
+        // If something waits already, the thread that waits for the socket writes this message too.
         if !waits_already {
             queue.write(&self.socket)?;
         }
         Ok(if queue.parts.is_empty() { Sent::Whole } else { Sent::Waits })
     }
 
-    /// Writes what the socket takes of what waits.
+    /// Writes as much of the queue as the socket takes.
     ///
     /// # Errors
     /// When the other end is gone.
@@ -120,21 +120,21 @@ impl Outlet {
         self.queue.lock().bytes
     }
 
-    /// Whether calls should be read and lists be built, or the bus first take what there is.
+    /// Whether to read calls and build lists. If not, the bus must take what waits first.
     pub fn has_room(&self) -> bool {
         self.queue.lock().has_room()
     }
 
-    /// Waits until there is room. `false`: there will be none, the connection has ended. Not for
-    /// the thread that writes what waits.
+    /// Waits until there is room. Returns `false` if the connection has ended, so that there will
+    /// be none. The thread that writes the queue must not call this.
     pub fn wait_for_room(&self) -> bool {
         let mut queue = self.queue.lock();
-        // Told whenever something has been written, and at the end.
+        // Notified after every write, and at the end.
         self.room.wait_while(&mut queue, |queue| !queue.has_room() && !queue.ended);
         !queue.ended
     }
 
-    /// Nobody writes what waits any more: whoever waits for room goes on.
+    /// No thread writes the queue any more. Threads that wait for room continue.
     pub fn end(&self) {
         self.queue.lock().ended = true;
         self.room.notify_all();
@@ -168,7 +168,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Forgets what has been written.
+    /// Removes what has been written.
     fn take(&mut self, written: usize) {
         self.bytes -= written;
         self.written += written;

@@ -1,10 +1,10 @@
-//! Reading a passphrase from a descriptor that a client sent (`docs/spec/dbus/dbus-api.md` §4.1).
+//! Reads a passphrase from a descriptor that a client sent (`docs/spec/dbus/dbus-api.md` §4.1).
 //!
-//! One read of at most 64 bytes, and never to the end of the file: clients keep their end of the
-//! pipe open until the call returns. The bytes are taken as they are, a new line at their end too.
-//! A client may send its descriptor before it writes to it, so the reader of the bus waits, with
-//! all else that it waits for, until there is something to read. Knows nothing of what the
-//! passphrase is for.
+//! The daemon makes one read of at most 64 bytes and never reads to the end of the file: clients
+//! keep their end of the pipe open until the call returns. The bytes are used as they are,
+//! including a newline at their end. A client may send its descriptor before it writes to it, so
+//! the reader of the bus waits for data together with everything else that it waits for. This
+//! module does not know what the passphrase is for.
 
 use std::{
     io,
@@ -25,8 +25,8 @@ use crate::{bus::wire::Descriptor, engine::ops::Secret};
 /// Longest passphrase in bytes.
 pub const PASSPHRASE_BYTES_MAX: usize = 64;
 
-/// How long to wait for a client that has sent its descriptor before it wrote to it. Clients give
-/// up after a minute or two.
+/// How long to wait for a client that sends its descriptor before writing to it. Clients give up
+/// after a minute or two.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Why there is no passphrase.
@@ -43,7 +43,8 @@ pub enum PassphraseError {
     Read(#[source] io::Error),
 }
 
-/// Whether a read would not wait: there is something, or its end, or it is nothing to read from.
+/// Whether a read would not wait: data is there, or the end of file, or the descriptor cannot be
+/// read at all.
 pub fn is_ready(descriptor: &Descriptor) -> bool {
     let fd = descriptor.0.as_fd();
     is_to_write(fd) || readable(descriptor).unwrap_or(true)
@@ -58,10 +59,10 @@ fn readable(descriptor: &Descriptor) -> io::Result<bool> {
     Ok(poll(&mut fds, Some(Instant::now()))? > 0)
 }
 
-/// Reads a passphrase, if there is one now.
+/// Reads a passphrase if one is there now.
 ///
 /// # Errors
-/// If there is more than fits, nothing has come, or the descriptor cannot be read.
+/// If the passphrase is too long, nothing has been written, or the descriptor cannot be read.
 pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
     if !is_ready(descriptor) {
         return Err(PassphraseError::Nothing);
@@ -75,8 +76,8 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
             Err(error) => return Err(PassphraseError::Read(error.into())),
         }
     };
-    // Full, and still something there (the end of a file or of a closed pipe counts): it may be
-    // longer.
+    // The buffer is full and the descriptor is still readable (the end of a file or of a closed
+    // pipe counts as well), so the passphrase may be longer.
     if length == PASSPHRASE_BYTES_MAX && readable(descriptor).map_err(PassphraseError::Read)? {
         return Err(PassphraseError::TooLong);
     }
@@ -84,22 +85,22 @@ pub fn read(descriptor: &Descriptor) -> Result<Secret, PassphraseError> {
     Ok(Secret::new(bytes))
 }
 
-/// A read that waits for nobody, whatever others do with the same pipe meanwhile: between a look
-/// whether there is something and the read, another call may have taken it. The descriptor itself
-/// stays as it is, since the client shares its flags.
+/// A read that never waits, whatever others do with the same pipe: after the check for data,
+/// another call may have taken the data. The flags of the descriptor stay as they are, since the
+/// client shares them.
 ///
 /// # Errors
-/// AGAIN: there is nothing now.
+/// AGAIN: no data now.
 fn read_now(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> rustix::io::Result<usize> {
-    // Opened once more, the other end of a pipe could be read.
+    // If it were opened again, the read end of the pipe could be read.
     if is_to_write(fd) {
         return Err(Errno::BADF);
     }
     match FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) {
-        // Files have no writer to wait for.
+        // A file has no writer to wait for.
         FileType::RegularFile => rustix::io::read(fd, bytes),
         FileType::Socket => Ok(rustix::net::recv(fd, bytes, RecvFlags::DONTWAIT)?.0),
-        // Whatever has a writer: opened once more, without waiting.
+        // All else may have a writer: open it again, non-blocking.
         _ => {
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let own = rustix::fs::open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty())?;
@@ -117,7 +118,7 @@ mod tests {
     fn pipe(bytes: &[u8], close: bool) -> (Result<Secret, PassphraseError>, Option<io::PipeWriter>) {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(bytes).unwrap();
-        // Dropped here, before the read, if it is to be closed.
+        // If the pipe is to be closed, the writer is dropped here, before the read.
         let kept = (!close).then_some(writer);
         (read(&Descriptor(Arc::new(OwnedFd::from(reader)))), kept)
     }
@@ -150,8 +151,8 @@ mod tests {
         assert!(is_ready(&ours) && read(&ours).unwrap().same(b"key"));
     }
 
-    /// One pipe in several calls: all but one waited in a read for as long as the client lived,
-    /// each with a worker.
+    /// With one pipe in several calls, all but one call waited in a read for as long as the client
+    /// lived, each with a worker.
     #[test]
     fn a_key_that_another_call_has_read_is_not_waited_for() {
         let (pipe, mut writer) = io::pipe().unwrap();

@@ -1,8 +1,8 @@
-//! What calls that wait for the engine hold: the bound on what one client, and all together, can
-//! have us keep.
+//! Resources of calls that wait for the engine, and the limits on what one client, and all clients
+//! together, can make the daemon keep.
 //!
-//! A call is admitted when it is read and counts until it has been answered or given up. Reads are
-//! answered at once and never counted. Knows nothing of what the calls are.
+//! A call is admitted when it is read and counts until it is answered or given up. Reads are
+//! answered at once and never counted. This module does not know what the calls do.
 
 use std::{
     collections::HashMap,
@@ -14,27 +14,27 @@ use parking_lot::Mutex;
 
 use crate::bus::wire::Value;
 
-/// What calls hold.
+/// Resources of calls.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
-    /// The calls.
+    /// Number of calls.
     pub calls: usize,
-    /// Memory of their arguments, roughly.
+    /// Memory of their arguments, approximately.
     pub bytes: usize,
-    /// Descriptors of keys that are to be read.
+    /// Descriptors of passphrases that are still to be read.
     pub descriptors: usize,
 }
 
-/// What one caller may have waiting. One call more than nothing is admitted whatever it holds: it
-/// fitted into a message.
+/// What one caller may have waiting. A caller with nothing waiting is admitted whatever its call
+/// holds: the call fitted into a message.
 const OF_ONE: Load = Load { calls: 4096, bytes: 16 << 20, descriptors: 64 };
-/// What all may have waiting. Descriptors are far below the 1024 that a service may have by
-/// default.
+/// What all callers together may have waiting. Descriptors stay far below the 1024 that a service
+/// may have by default.
 const OF_ALL: Load = Load { calls: 16384, bytes: 64 << 20, descriptors: 256 };
 
 impl Load {
-    /// Of one call with these arguments, without their descriptors: those of no use are closed at
-    /// once.
+    /// The load of one call with these arguments, without their descriptors: unneeded ones are
+    /// closed at once.
     pub fn of(arguments: &[Value]) -> Load {
         let mut load = Load { calls: 1, ..Load::default() };
         let mut note = |value: &Value| {
@@ -69,18 +69,18 @@ impl SubAssign for Load {
     }
 }
 
-/// All calls that wait. Clones are the same.
+/// All calls that wait. Clones share one state.
 #[derive(Debug, Default, Clone)]
 pub struct Pending(Arc<Mutex<Loads>>);
 
 #[derive(Debug, Default)]
 struct Loads {
     all: Load,
-    /// Of those callers that have any.
+    /// The load of each caller that has any.
     of_each: HashMap<String, Load>,
 }
 
-/// A call that is admitted; it counts until this is dropped.
+/// An admitted call. It counts until this is dropped.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped does not count"]
 pub struct Permit {
@@ -90,7 +90,7 @@ pub struct Permit {
 }
 
 impl Pending {
-    /// Admits a call; `None` if too much waits already.
+    /// Admits a call. `None` if too much waits already.
     pub fn admit(&self, caller: &str, load: Load) -> Option<Permit> {
         let mut loads = self.0.lock();
         let mut of_caller = loads.of_each.get(caller).copied().unwrap_or_default();

@@ -1,16 +1,16 @@
 //! Faults and delays that the tests of the history checker plant into the daemon, to show that the
 //! checker finds them.
 //!
-//! Compiled in with the feature `planted-faults` only; without it there are none.
-//! `STRATISD_PLANTED_FAULT` names the fault, `STRATISD_PLANTED_DELAYS` holds the windows open in
-//! which another thread may come in between.
+//! Compiled in only with the feature `planted-faults`; without it there are none.
+//! `STRATISD_PLANTED_FAULT` names the fault. `STRATISD_PLANTED_DELAYS` holds the windows open in
+//! which another thread may intervene.
 
-/// A fault of the bus.
+/// A planted fault of the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// A read is sent although a newer version has been published since it was made.
+    /// A read is sent although a newer version has been published after the read was made.
     StaleRead,
-    /// The same of a list, a report, or the introspection of the top object.
+    /// The same for a list, a report, or the introspection of the top object.
     StaleList,
     /// Signals are sent before their version is published.
     SignalsFirst,
@@ -20,7 +20,7 @@ pub enum Fault {
     SignalTwice,
     /// A reply is sent before the signals of its change.
     ReplyFirst,
-    /// The next change of a pool overtakes signals of the one before, if those are sent in
+    /// The next change of a pool overtakes signals of the change before it, if those are sent in
     /// portions.
     TailOvertaken,
 }
@@ -39,7 +39,7 @@ mod none {
         false
     }
 
-    /// Whether the fault is planted and is to strike this time.
+    /// Whether the fault is planted and strikes this time.
     pub const fn strikes(_: Fault) -> bool {
         false
     }
@@ -47,7 +47,7 @@ mod none {
     /// Holds a window open.
     pub const fn delay() {}
 
-    /// What a change may send at once, if the tests say otherwise than `usual`.
+    /// The number of bytes that a change may send at once: `usual`, unless the tests set another.
     pub const fn first_portion(usual: usize) -> usize {
         usual
     }
@@ -70,9 +70,9 @@ mod some {
     static DELAYS: LazyLock<bool> = LazyLock::new(|| env::var_os("STRATISD_PLANTED_DELAYS").is_some());
     static FIRST_PORTION: LazyLock<Option<usize>> =
         LazyLock::new(|| env::var("STRATISD_PLANTED_PORTION").ok()?.parse().ok());
-    /// A fault that does not strike each time strikes every so often.
+    /// A fault that must not strike each time strikes once in this many times.
     const EVERY: u32 = 101;
-    /// Windows are held open every so often, so that both cases are seen.
+    /// A window is held open once in this many times, so that both cases occur.
     const DELAYED_EVERY: u32 = 3;
 
     pub fn is_planted(fault: Fault) -> bool {

@@ -1,8 +1,9 @@
-//! The D-Bus policy file: who may own the name and who may call what, computed from the table.
+//! The D-Bus policy file: who may own the name and who may call which methods, computed from the
+//! table.
 //!
-//! Root may do everything; others may read what there is, but change nothing
-//! (`docs/spec/tools/system-integration.md` §8). The file that is installed, `dbus/stratisd.conf`,
-//! is this text; a test compares them.
+//! Root may do everything; other users may read the state but change nothing
+//! (`docs/spec/tools/system-integration.md` §8). The installed file `dbus/stratisd.conf` is this
+//! text; a test compares them.
 
 use std::fmt::Write;
 

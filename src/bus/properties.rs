@@ -1,7 +1,7 @@
-//! The properties: each a function from the published state to its value on the bus.
+//! The properties: each is a function from the published state to its value on the bus.
 //!
-//! Facts: `docs/spec/dbus/dbus-api.md` §3 and §4.2. Knows nothing of revisions (the table says
-//! which function serves which) nor of the engine behind the state.
+//! Facts: `docs/spec/dbus/dbus-api.md` §3 and §4.2. This module knows nothing of revisions (the
+//! table says which function serves which revision), nor of the engine behind the state.
 
 use std::{path::Path, sync::Arc};
 
@@ -12,10 +12,10 @@ use crate::{
     view::{Device, Encryption, Filesystem, Pool, StoppedPool, Tier, View},
 };
 
-/// What stands where no UUID is to be given.
+/// The placeholder where there is no UUID.
 pub const NO_UUID: &str = "00000000000000000000000000000000";
 
-/// A filesystem with what its properties tell of its pool.
+/// A filesystem, with the facts about its pool that its properties need.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FilesystemObject {
     /// Its pool.
@@ -28,7 +28,7 @@ pub struct FilesystemObject {
     pub filesystem: Arc<Filesystem>,
 }
 
-/// A block device with what its properties tell of its pool.
+/// A block device, with the facts about its pool that its properties need.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceObject {
     /// Its pool.
@@ -59,7 +59,7 @@ pub(super) fn version(_: &View) -> Value {
     Value::str(INTERFACE_LEVEL)
 }
 
-/// Before r2: only pools that wait for their (version 1) encryption to be opened.
+/// Before r2: only stopped pools of version 1 whose encryption is not unlocked.
 pub(super) fn locked_pools(view: &View) -> Value {
     pools(view, |pool| pool.encryption.is_some(), |_| Vec::new())
 }
@@ -68,7 +68,7 @@ pub(super) fn stopped_pools_r2(view: &View) -> Value {
     pools(view, |_| true, |_| Vec::new())
 }
 
-/// From r8 on, metadata version and features are always there, at least as "unknown".
+/// From r8 on, metadata version and features are always present, at least as "unknown".
 pub(super) fn stopped_pools_r8(view: &View) -> Value {
     pools(
         view,
@@ -107,8 +107,8 @@ fn pools(
             )
         });
         let mut entries = vec![("devs", Value::Array("a{ss}", devices.collect()))];
-        // Also if others have it, too: requests by such a name are refused, and clients show it to
-        // people.
+        // The name is shown even if other pools have it too. Requests by such a name are refused,
+        // and clients show the name to people.
         if let Some(name) = &pool.name {
             entries.push(("name", Value::str(name.as_str())));
         }
@@ -123,7 +123,7 @@ fn pools(
     Value::Dict("{sa{sv}}", meant.map(|pool| (Value::str(pool.uuid.simple()), describe(pool))).collect())
 }
 
-/// `(bv)`: the information, or a text saying why there is none.
+/// `(bv)`: the value if the devices agree, otherwise a text that says why there is none.
 fn agreed(agreed: bool, information: Value) -> Value {
     let inner = match agreed {
         true => information,
@@ -150,8 +150,8 @@ fn lowest_clevis(encryption: &Encryption) -> Value {
 static NOT_ENCRYPTED: Encryption =
     Encryption { keys: Vec::new(), clevis: Vec::new(), keys_agree: true, clevis_agree: true };
 
-/// `(b…)`: whether the devices agree, and what they agree on; what `tell` makes of no binding if
-/// they do not.
+/// `(b…)`: whether the devices agree, and the value on which they agree. If they do not agree, the
+/// value is the one that `tell` makes of an encryption without a binding.
 fn legacy(pool: &Pool, agree: fn(&Encryption) -> bool, tell: fn(&Encryption) -> Value) -> Value {
     let encryption = pool.encryption.as_ref().unwrap_or(&NOT_ENCRYPTED);
     let agree = agree(encryption);
@@ -190,7 +190,7 @@ pub(super) fn pool_total(pool: &Pool) -> Value {
     Value::str(bytes(pool.total))
 }
 
-/// The filler is `"0"` here, unlike everywhere else.
+/// The filler is `"0"` here, unlike in all other properties.
 pub(super) fn pool_used(pool: &Pool) -> Value {
     Value::Struct(vec![Value::Bool(pool.used.is_some()), Value::str(bytes(pool.used.unwrap_or_default()))])
 }
@@ -211,7 +211,7 @@ pub(super) fn no_alloc_space(pool: &Pool) -> Value {
     Value::Bool(pool.no_alloc_space)
 }
 
-/// A variant of which the type tells the kind of pool: unencrypted, version 1 (no slots) or version
+/// A variant whose type shows the kind of pool: unencrypted, version 1 (no token slots) or version
 /// 2.
 fn bindings(pool: &Pool, legacy: fn(&Pool) -> Value, slots: fn(&Encryption) -> Value) -> Value {
     Value::variant(match &pool.encryption {
@@ -294,7 +294,7 @@ pub(super) fn size_limit(object: &FilesystemObject) -> Value {
     Value::optional_str(object.filesystem.size_limit.map(bytes))
 }
 
-/// The filler is a UUID of zeros, as clients have seen it since 3.9.
+/// The filler is a UUID of zeros, as clients have got it since 3.9.
 pub(super) fn origin(object: &FilesystemObject) -> Value {
     let origin = object.filesystem.origin;
     let text = origin.map_or_else(|| NO_UUID.to_owned(), |origin| origin.simple());

@@ -1,4 +1,4 @@
-//! Where the current version of the tree is found, and the order of lists and signals.
+//! Holds the current version of the tree, and orders lists and signals.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::tree::Tree;
 
-/// Where the current version is found.
+/// Holds the current version.
 #[derive(Debug, Default)]
 pub struct Published {
     current: RwLock<Arc<Tree>>,
@@ -17,11 +17,11 @@ pub struct Published {
 /// The order of lists and signals.
 #[derive(Debug, Default)]
 pub(super) struct Order {
-    /// Some signals of the current version are still to be sent.
+    /// Some signals of the current version are not sent yet.
     pub is_open: bool,
-    /// Lists that wait for those.
+    /// Number of lists that wait for those signals.
     waiting: usize,
-    /// Counts the lists that have had their turn.
+    /// Number of lists that have had their turn.
     turns: u64,
 }
 
@@ -36,24 +36,24 @@ impl Published {
         self.current.read().version
     }
 
-    /// Makes a version the current one. Only the tree writer does that, with [`Published::order`]
-    /// held.
+    /// Makes a version the current one. Only the tree writer calls this, while it holds
+    /// [`Published::order`].
     pub(super) fn store(&self, tree: Arc<Tree>) {
         let before = std::mem::replace(&mut *self.current.write(), tree);
-        // Freed after the lock has been released.
+        // Freed after the lock is released.
         drop(before);
     }
 
-    /// Keeps the order of list and signals: the writer holds this from the publication of a version
-    /// until its first signals are on their way, and notes whether that was all. Who sends a list
-    /// of all objects holds it while it makes sure that the list is of the current version and
-    /// sends it. So whoever gets a list and then follows the signals misses nothing, hears nothing
-    /// twice, and no list takes back what a signal has told before.
+    /// Orders lists and signals. The writer holds this lock from the publication of a version until
+    /// its first signals are sent, and notes whether those were all. The sender of a list of all
+    /// objects holds the lock while it checks that the list is of the current version and sends it.
+    /// So a client that gets a list and then follows the signals misses nothing and gets nothing
+    /// twice, and no list takes back what an earlier signal has told.
     pub(super) fn order(&self) -> MutexGuard<'_, Order> {
         self.order.lock()
     }
 
-    /// The same for a list, when all signals of the current version have been sent.
+    /// The same lock for a list, taken once all signals of the current version are sent.
     pub(super) fn order_of_list(&self) -> MutexGuard<'_, Order> {
         let mut order = self.order.lock();
         order.waiting += 1;
@@ -64,18 +64,18 @@ impl Published {
         order
     }
 
-    /// All signals of the current version have been sent.
+    /// Notes that all signals of the current version are sent.
     pub(super) fn close(&self) {
         self.order.lock().is_open = false;
         self.turn.notify_all();
     }
 
-    /// Whether a list waits until all signals have been sent.
+    /// Whether a list waits until all signals are sent.
     pub(super) fn list_waits(&self) -> bool {
         self.order.lock().waiting > 0
     }
 
-    /// Lets a list that waits have its turn. Only when it is not waiting for the caller.
+    /// Gives a waiting list its turn. The list must not be waiting for the caller.
     pub(super) fn give_way(&self) {
         let mut order = self.order.lock();
         let turns = order.turns;

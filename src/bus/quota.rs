@@ -1,18 +1,18 @@
-//! Who has not read what was sent to them: the bound on what one client can keep from all others.
+//! Tracks which clients leave messages unread, and limits what one client can keep from all others.
 //!
-//! The reference bus holds a message until its receiver has taken it, on the account of the
-//! *sender*, and stops reading from a sender of which it holds 127 MiB. So a client that asks for
-//! lists and never reads them would silence the daemon for everybody. dbus-broker has one account
-//! for all that connections of one user send each other, and when that is full it disconnects
-//! whoever is to get the next message: root's clients share it with each other, with us and with
-//! systemd.
+//! The reference bus holds a message until its receiver has taken it, and charges it to the
+//! *sender*. It stops reading from a sender of whose messages it holds 127 MiB. So a client that
+//! asks for lists and never reads them would silence the daemon for everybody. dbus-broker has one
+//! account for all messages between connections of one user. When that account is full, it
+//! disconnects the receiver of the next message: root's clients share the account with each other,
+//! with the daemon and with systemd.
 //!
-//! A sender is not told what was delivered; but the bus says, when it is asked, how much it holds
-//! ([`statistics`]). So what was sent is added up here for each caller and for all, and when a sum
-//! gets large the bus is asked how much of it is still there. Where a bus does not say that, no
-//! limit is set.
+//! A sender does not learn what was delivered, but the bus tells on request how much it holds
+//! ([`statistics`]). So the quotas add up what was sent to each caller and to all, and when a sum
+//! gets large, the bus is asked how much of it is still there. If a bus cannot tell, there is no
+//! limit.
 //!
-//! A pure state: sends nothing, knows nothing of what the messages say.
+//! Pure state: sends nothing and does not know the content of messages.
 //!
 //! [`statistics`]: super::statistics
 
@@ -20,56 +20,56 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::bus::statistics::{Dialect, Holding, Question, Side};
 
-/// What one caller may leave unread before its calls are refused.
+/// Bytes that one caller may leave unread before its calls are refused.
 pub const UNREAD_MAX: u64 = 16 << 20;
-/// What all may leave unread, signals included, before lists are refused, and the calls of whoever
-/// has more than [`SMALL`] of it. The rest up to the limit of the bus, 127 MiB, is for everybody
-/// else's answers.
+/// Bytes that all clients may leave unread, signals included. Beyond this limit, lists are refused,
+/// and so are the calls of a caller with more than [`SMALL`] unread. The rest, up to the bus's
+/// limit of 127 MiB, is for the answers to all others.
 pub const TOTAL_MAX: u64 = 96 << 20;
-/// A caller that has left no more than this unread is answered whatever others do.
+/// A caller with no more unread bytes than this is answered whatever others do.
 const SMALL: u64 = 64 << 10;
-/// Refusals are answers, too. A caller that has got so many of them is not answered any more until
+/// Refusals are answers, too. A caller that has got this many refusals gets no more answers until
 /// it has read.
 const REFUSALS_MAX: u32 = 4096;
-/// Lists that one caller may have waiting for their turn.
+/// Lists of one caller that may wait for their turn.
 const LISTS_MAX: usize = 16;
-/// After so much more has been sent the bus is asked again.
+/// The bus is asked again after this many more bytes.
 const CALLER_ASKED_EVERY: u64 = 1 << 20;
 const TOTAL_ASKED_EVERY: u64 = 8 << 20;
-/// Callers that are remembered before each new one has an old one forgotten that owes next to
-/// nothing, or asked about.
+/// Above this many callers, each new one makes the daemon check old ones: a caller with few unread
+/// bytes is forgotten, or the bus is asked about it.
 const CALLERS_MAX: usize = 1024;
-/// Old callers that are looked at for each new one. More than one, so that they become fewer.
+/// Old callers checked for each new one. More than one, so that their number falls.
 const CHECKS: usize = 2;
-/// Questions under way before old callers are not asked about.
+/// With this many questions under way, the bus is not asked about old callers.
 const QUESTIONS_MAX: usize = 16;
 
-/// What becomes of a call.
+/// The decision on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// It is dealt with.
+    /// The call is handled.
     Admitted,
-    /// It is refused: the caller is to read first.
+    /// The call is refused: its caller must read first.
     Refused,
-    /// It is not even answered.
+    /// The call gets no answer at all.
     Ignored,
 }
 
-/// What was sent, and not known to have been taken.
+/// Bytes that were sent and that the bus may still hold.
 #[derive(Debug, Default)]
 struct Usage {
     unread: u64,
-    /// Part of it that was sent since the bus was last asked.
+    /// The part of `unread` that was sent since the bus was last asked.
     since_asked: u64,
-    /// An answer of the bus is under way.
+    /// A question about this is under way.
     is_asked: bool,
-    /// The largest message that may be part of it.
+    /// The largest message that may be part of `unread`.
     largest: u64,
-    /// Refusals since it last had read enough.
+    /// Refusals since the caller had last read enough.
     refusals: u32,
     /// Lists that wait for their turn.
     lists: usize,
-    /// Its name is not in the order of callers until the bus has answered.
+    /// The caller's name is missing from the order of callers until the bus has answered.
     is_out_of_order: bool,
 }
 
@@ -80,7 +80,7 @@ impl Usage {
         self.since_asked += bytes;
     }
 
-    /// Notes that the bus is asked now; `false` if it has been and has not answered.
+    /// Notes that the bus is asked now. Returns `false` if an earlier question has no answer yet.
     fn ask(&mut self) -> bool {
         if self.is_asked {
             return false;
@@ -109,25 +109,24 @@ impl Usage {
 pub struct Quotas {
     total: Usage,
     callers: HashMap<String, Usage>,
-    /// The names of callers in the order in which they are looked at, whether they are still
-    /// remembered or not.
+    /// The names of callers in the order in which they are checked. Some may be forgotten already.
     order: VecDeque<String>,
-    /// How many old callers are still to be checked for the new ones that have come.
+    /// Checks of old callers that are still due for new ones.
     checks: usize,
-    /// Questions that the bus has not answered, by serial number.
+    /// Questions without an answer, by serial number.
     asked: HashMap<u32, Question>,
-    /// How the bus is asked.
+    /// The dialect in which the bus is asked.
     dialect: Dialect,
-    /// The bus does not say what it holds.
+    /// The bus does not tell what it holds.
     silent: bool,
-    /// It was more than [`TOTAL_MAX`] when it last said so.
+    /// The bus held more than [`TOTAL_MAX`] according to its last answer.
     is_much: bool,
-    /// Nobody hears answers of the bus any more.
+    /// No thread takes the bus's answers any more.
     ended: bool,
 }
 
 impl Quotas {
-    /// Notes a message that is sent now. Returns what the bus is to be asked about.
+    /// Notes a message that is sent now. Returns the questions to ask the bus.
     pub fn sent(&mut self, to: Option<&str>, bytes: usize) -> Vec<Side> {
         let mut due = Vec::new();
         if self.silent {
@@ -156,11 +155,12 @@ impl Quotas {
         self.callers.entry(name.to_owned()).or_default()
     }
 
-    /// Forgets old callers that owe next to nothing. Others may have disconnected without a word:
-    /// returns those that the bus is to be asked about, beside so many others.
+    /// Forgets old callers with few unread bytes. Other callers may have disconnected unnoticed:
+    /// returns those that the bus must be asked about, in addition to `others` other questions.
     fn forget_some(&mut self, others: usize) -> Vec<Side> {
         let mut due = Vec::new();
-        // Checks that find no question left are made when the bus has answered one.
+        // If the limit of questions leaves no room for a check, the check is made once the bus has
+        // answered one.
         while self.checks > 0 && self.asked.len() + others + due.len() < QUESTIONS_MAX {
             if self.order.len() <= CALLERS_MAX {
                 self.checks = 0;
@@ -174,7 +174,8 @@ impl Quotas {
                 continue;
             }
             if usage.lists == 0 && usage.ask() {
-                // It comes back to the order with the answer, unless it has gone.
+                // The answer brings the name back into the order, unless the caller has
+                // disconnected.
                 usage.is_out_of_order = true;
                 due.push(Side::Caller(name));
             } else {
@@ -184,13 +185,13 @@ impl Quotas {
         due
     }
 
-    /// Goes on with what had to wait for an answer: returns those that the bus is to be asked
-    /// about.
+    /// Makes the checks that had to wait for an answer. Returns the callers that the bus must be
+    /// asked about.
     pub fn after_answer(&mut self) -> Vec<Side> {
         self.forget_some(0)
     }
 
-    /// How the bus is to be asked.
+    /// The dialect in which to ask the bus.
     pub fn dialect(&self) -> Dialect {
         self.dialect
     }
@@ -200,17 +201,17 @@ impl Quotas {
         self.asked.insert(serial, question);
     }
 
-    /// The question of that serial number, if there is one that has not been answered.
+    /// The unanswered question with this serial number, if any.
     pub fn question(&self, serial: u32) -> Option<Question> {
         self.asked.get(&serial).cloned()
     }
 
-    /// Notes what the bus answers to the question of that serial number, if there is one.
+    /// Notes the bus's answer to the question with this serial number, if there is one.
     pub fn note_answer(&mut self, serial: u32, answer: Holding) {
         let Some(Question { side, dialect }) = self.asked.remove(&serial) else { return };
         let held = match (answer, &side) {
             (Holding::Silence, _) => {
-                // Questions of before may still be under way in other words than those of now.
+                // Earlier questions in another dialect may still be under way.
                 if dialect == self.dialect {
                     match dialect.next() {
                         Some(next) => self.dialect = next,
@@ -259,16 +260,16 @@ impl Quotas {
         }
     }
 
-    /// No answers come any more.
+    /// Notes that no more answers come.
     pub fn end(&mut self) {
         self.ended = true;
     }
 
-    /// Whether a call is admitted, and what the bus is to be asked about before the next one.
+    /// Whether a call is admitted, and the question to ask the bus before the next call.
     pub fn admission(&mut self, caller: &str) -> (Admission, Option<Side>) {
         let is_much = self.total.unread > TOTAL_MAX;
-        // A list may be longer than the limit, and when its caller has read it and calls again the
-        // bus may have been asked before that.
+        // A list may be longer than the limit. When its caller has read it and calls again, the
+        // bus's last answer may be from before that.
         let limit = |usage: &Usage| if is_much { SMALL } else { UNREAD_MAX + usage.largest };
         match self.callers.get_mut(caller) {
             Some(usage) if usage.unread > limit(usage) && !self.silent => {
@@ -280,8 +281,8 @@ impl Quotas {
         }
     }
 
-    /// Whether a list of so many bytes can be sent to a caller, by what is known. A caller that
-    /// owes nothing may have one of any length.
+    /// Whether a list of `bytes` bytes may be sent to a caller, as far as is known. A caller with
+    /// nothing unread may have a list of any length.
     pub fn list_fits(&self, caller: &str, bytes: usize) -> bool {
         let unread = self.callers.get(caller).map_or(0, |usage| usage.unread);
         let bytes = bytes as u64;
@@ -289,7 +290,7 @@ impl Quotas {
         self.silent || (is_fine_for_caller && self.total.unread + bytes <= TOTAL_MAX)
     }
 
-    /// Side to ask to know better what fits.
+    /// The questions whose answers tell more exactly what fits.
     pub fn questions(&mut self, caller: &str) -> Vec<Side> {
         let mut due = Vec::new();
         if self.total.ask() {
@@ -301,13 +302,13 @@ impl Quotas {
         due
     }
 
-    /// Whether answers are under way that say more of what fits a caller.
+    /// Whether answers are under way that tell more exactly what fits the caller.
     pub fn is_asking(&self, caller: &str) -> bool {
         let asks = self.total.is_asked || self.callers.get(caller).is_some_and(|usage| usage.is_asked);
         asks && !self.silent && !self.ended
     }
 
-    /// Notes that a caller wants a list; `false` if enough of its lists wait.
+    /// Notes that a caller wants a list. Returns `false` if too many of its lists wait already.
     pub fn list_wanted(&mut self, caller: &str) -> bool {
         let usage = self.usage(caller);
         let is_fine = usage.lists < LISTS_MAX;
@@ -315,11 +316,11 @@ impl Quotas {
         is_fine
     }
 
-    /// Notes that it has got one, or been refused it.
+    /// Notes that a caller has got a list, or that the list was refused.
     pub fn list_done(&mut self, caller: &str) {
         let Some(usage) = self.callers.get_mut(caller) else { return };
         usage.lists = usage.lists.saturating_sub(1);
-        // Where the bus does not tell, nothing else is noted of anybody.
+        // If the bus cannot tell, only waiting lists are tracked.
         if usage.lists == 0 && self.silent {
             self.callers.remove(caller);
         }
@@ -378,15 +379,15 @@ mod tests {
         }
         assert_eq!(quotas.admission(":1.1").0, Admission::Ignored);
         ask(&mut quotas, 8, side.unwrap());
-        // Sent after the question, so the answer does not tell of it.
+        // Sent after the question, so the answer does not include it.
         quotas.sent(Some(":1.1"), 100);
         quotas.note_answer(8, holds(0));
         assert_eq!(quotas.admission(":1.1").0, Admission::Admitted);
         assert_eq!(quotas.callers[":1.1"].unread, 100);
     }
 
-    /// With ten thousand filesystems every call after a list was refused: the bus had been asked
-    /// before it was read.
+    /// With ten thousand filesystems, every call after a list was refused: the bus had been asked
+    /// before the client read the list.
     #[test]
     fn caller_that_has_read_a_list_longer_than_the_limit_is_not_refused_what_comes_next() {
         let mut quotas = Quotas::default();
@@ -399,7 +400,7 @@ mod tests {
             assert_eq!(quotas.admission(":1.1").0, Admission::Admitted);
             answer_all(&mut quotas, ":1.1", 0);
         }
-        // Which is no leave for more than the limit of small messages.
+        // This does not lift the limit of small messages.
         (0..18).for_each(|_| drop(quotas.sent(Some(":1.1"), MIB)));
         assert_eq!(quotas.admission(":1.1").0, Admission::Refused);
     }
@@ -438,7 +439,7 @@ mod tests {
         assert!(quotas.list_wanted(":1.1"));
     }
 
-    /// It is asked in all the ways that there are.
+    /// The bus is asked in every dialect.
     #[test]
     fn bus_that_does_not_tell_sets_no_limit() {
         let mut quotas = Quotas::default();
@@ -452,7 +453,8 @@ mod tests {
             ask(&mut quotas, 10 + serial, Side::Caller(":1.1".to_owned()));
             quotas.note_answer(serial, Holding::Silence);
             assert!(quotas.is_asking(":1.1") || serial == 1);
-            // Asked in the same words as the first: it says nothing of other words.
+            // This question was in the same dialect as the first, so its answer says nothing about
+            // the other dialect.
             quotas.note_answer(10 + serial, Holding::Silence);
         }
         assert_eq!(dialects, [Dialect::Connection, Dialect::Peers]);
@@ -472,9 +474,10 @@ mod tests {
         assert!(!quotas.callers.contains_key(":1.99999"));
     }
 
-    /// Each had got one list of 100 kB and gone. They were taken for clients that do not read: all
-    /// were kept, and all were looked at for each new one. Then those that ask for nothing but a
-    /// list were kept: when it was sent they were known.
+    /// Each client had got one list of 100 kB and disconnected. The quotas took them for clients
+    /// that do not read: they kept all of them and checked all for each new one. After that was
+    /// fixed, clients that asked only for a list were kept: the quotas knew them when the list was
+    /// sent.
     #[test]
     fn callers_that_took_a_list_and_went_are_forgotten() {
         callers_come_and_go(|_, _| {}, |_, _| {}, 100_000);
@@ -483,8 +486,8 @@ mod tests {
         callers_come_and_go(wanted, done, 100);
     }
 
-    /// Found by measuring: 32,000 clients left without reading their lists. More came than the bus
-    /// was asked about.
+    /// Found by measuring: 32,000 clients disconnected without reading their lists. New ones came
+    /// faster than the bus was asked about old ones.
     #[test]
     fn callers_that_come_faster_than_the_bus_answers_are_forgotten() {
         let mut quotas = Quotas::default();
@@ -512,7 +515,7 @@ mod tests {
         assert!(quotas.callers.len() <= CALLERS_MAX && quotas.order.len() <= CALLERS_MAX);
     }
 
-    /// Live callers that do not read are asked about no more than twice for each new one.
+    /// For each new client, the bus is asked at most twice about live clients that do not read.
     #[test]
     fn callers_that_stay_are_not_asked_about_without_end() {
         let mut quotas = Quotas::default();

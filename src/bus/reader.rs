@@ -1,8 +1,9 @@
-//! The reader: the one thread that reads from the bus. It decodes calls without trust, finds their
-//! row, answers reads from the published tree at once, and makes a job of everything else.
+//! The reader: the only thread that reads from the bus. It decodes calls without trusting them,
+//! finds their row, answers reads from the published tree at once, and makes a job of every other
+//! call.
 //!
-//! A panic in decoding or in a handler is the failure of that call only. Knows nothing of how jobs
-//! are run.
+//! A panic while decoding or in a handler fails only that call. The reader does not know how jobs
+//! run.
 
 use std::{cell::RefCell, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
@@ -44,39 +45,39 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 /// made to wait for it.
 const TRIES: usize = 4;
 
-/// What a caller is told that has asked for more than it may have waiting.
+/// Refusal for a caller with too many calls waiting.
 const PENDING: &str = "too many calls, or calls with too much in them, wait for the engine; wait for their answers before \
      making more";
 
-/// What a caller is told that has not read what it has got.
+/// Refusal for a caller that does not read its answers.
 const UNREAD: &str =
     "too much of what was answered to this connection has not been read; read it before asking for more";
 
-/// What becomes of a call.
+/// How a call is handled.
 pub(super) enum Response {
-    /// It is answered now.
+    /// Answer it now.
     Answer(Answer),
-    /// The engine is needed.
+    /// Ask the engine.
     Job(Asked, Task),
-    /// The lister answers it.
+    /// Ask the lister.
     Long(Long),
 }
 
-/// What the engine is to do.
+/// A task for the engine.
 pub(super) struct Task {
     pub chain: Next<Outcome>,
-    /// It is begun when there is something to read from this.
+    /// The task begins when this descriptor is readable.
     pub after: Option<Descriptor>,
-    /// What it holds meanwhile.
+    /// The resources that the call holds meanwhile.
     pub load: Load,
-    /// What its reply is about.
+    /// The pools that its reply tells about.
     pub about: About,
 }
 
-/// The object of a path.
+/// The target of a path.
 #[derive(Clone, Copy)]
 enum Target<'a> {
-    /// `/`, `/org`, `/org/storage`: with the name of what is below it.
+    /// `/`, `/org` or `/org/storage`, with the name of the child below it.
     Above(&'static str),
     Top,
     Object(&'a Arc<Object>),
@@ -88,8 +89,8 @@ pub struct Reader {
     published: Arc<Published>,
     lists: Lists,
     pending: Pending,
-    /// Jobs whose clients have not written their keys yet. One that has waited long enough is begun
-    /// all the same, and says that there is nothing.
+    /// Jobs whose clients have not written their passphrases yet. A job that has waited long enough
+    /// begins anyway, and reports that there is no passphrase.
     waiting: RefCell<Awaited<Job>>,
 }
 
@@ -99,11 +100,11 @@ impl Reader {
         Ok(Reader { connection, published, lists, pending: Pending::default(), waiting })
     }
 
-    /// Takes the well-known name. To be called when the first view has been published, so that
-    /// whoever sees the name sees the objects.
+    /// Takes the well-known name. Called once the first view is published, so that a client that
+    /// sees the name also sees the objects.
     ///
     /// # Errors
-    /// When another has it, or the bus refuses it to us.
+    /// When another connection owns the name, or the bus refuses it.
     pub fn request_name(&self) -> Result<(), Error> {
         self.connection.request_name(NAME)
     }
@@ -113,8 +114,8 @@ impl Reader {
         self.connection.waker()
     }
 
-    /// Reads and answers until the switch is turned on. What has been read by then is still dealt
-    /// with; jobs are refused by then, which is `submit`'s part.
+    /// Reads and answers until the switch is turned on. Messages read before are still handled;
+    /// `submit` refuses their jobs.
     ///
     /// # Errors
     /// When the bus or the name is lost.
@@ -144,7 +145,8 @@ impl Reader {
         }
     }
 
-    /// For the end: others may not have been told of it yet, and would begin with them.
+    /// Refuses the waiting jobs at the end. Submitting them could still begin them, since others
+    /// may not yet know that the daemon stops.
     fn refuse_waiting(&self) {
         let tree = self.published.load();
         for job in self.waiting.borrow_mut().take_all() {
@@ -159,7 +161,7 @@ impl Reader {
         self.connection.exchange(waiting.deadline(), Some(waiting.fd()))
     }
 
-    /// Submits the jobs whose keys have come, or have not for too long.
+    /// Submits the jobs whose passphrase has arrived, or has not arrived in time.
     fn submit_ready(&self, submit: &dyn Submit) {
         let due = self.waiting.borrow_mut().take_due(Instant::now());
         due.into_iter().for_each(|job| submit.submit(job));
@@ -169,14 +171,14 @@ impl Reader {
         match message.msg_type() {
             MessageType::MethodCall => self.call(message, submit),
             MessageType::Signal => return self.signal(message),
-            // Nothing is asked of anybody but the bus.
+            // The daemon calls nobody but the bus.
             MessageType::MethodReturn | MessageType::Error => self.connection.take_answer(message),
         }
         Ok(())
     }
 
-    /// Only the bus itself, and our own library, tell us of the name and the connection; others can
-    /// send us any signal.
+    /// Only the bus itself and libdbus report on the name and the connection. Any other client can
+    /// send such a signal, too.
     fn signal(&self, message: &Message) -> Result<(), Error> {
         let interface = message.interface();
         let (interface, member) = (interface.as_deref(), message.member());
@@ -192,12 +194,12 @@ impl Reader {
         }
     }
 
-    /// Answers what can be answered from the published tree; gives what is to be done otherwise.
+    /// Answers a call from the published tree if possible. Returns what is left to do otherwise.
     ///
-    /// Signals of newer versions may be sent by the tree writer at any time, and a read must not
-    /// follow them with an older value: a client that keeps what it reads and what it hears would
-    /// be wrong from then on. So an answer is sent only if what it was made from is still the
-    /// newest at the moment at which it is put on its way, and made anew otherwise.
+    /// The tree writer may send signals of newer versions at any time, and no read may follow them
+    /// with an older value: a client that combines reads and signals would be wrong from then on.
+    /// So an answer is sent only if the value behind it is still the newest at the moment of
+    /// sending. Otherwise the answer is made again.
     fn answer(&self, message: &Message, caller: &Caller, wants_reply: bool) -> Option<Response> {
         for _ in 0..TRIES {
             let tree = self.published.load();
@@ -210,7 +212,7 @@ impl Reader {
                 return None;
             }
         }
-        // Changes come faster than it can be made: let their signals wait for this one.
+        // Changes come faster than the answer can be made, so their signals wait for this answer.
         let mut other = None;
         self.connection.send_made_if(|| {
             let tree = self.published.load();
@@ -225,12 +227,12 @@ impl Reader {
         other
     }
 
-    /// Whether an answer that was made from this version would be the same now.
+    /// Whether an answer made from this version would be the same now.
     fn is_newest(&self, tree: &Tree, message: &Message) -> bool {
         if self.published.version() == tree.version || planted::is_planted(Fault::StaleRead) {
             return true;
         }
-        // Reads are about their object alone.
+        // A read depends only on its object.
         let reads = message.interface().as_deref() == Some(PROPERTIES);
         reads && message.path().is_some_and(|path| self.published.load().shows_the_same(tree, &path))
     }
@@ -263,7 +265,7 @@ impl Reader {
                     }
                     return;
                 };
-                // It counts as long as it can still be answered in one of the two ways.
+                // The call counts until neither of the two closures can answer it any more.
                 let permit = Arc::new(permit);
                 let (for_failure, permit_of_failure) = (caller.clone(), Arc::clone(&permit));
                 let reply = move |caller, outcome| {
@@ -294,7 +296,7 @@ impl Reader {
     }
 }
 
-/// What becomes of a call. A panic is the failure of that call.
+/// Decides how a call is handled. A panic fails only that call.
 fn response(message: &Message, tree: &Tree) -> Response {
     std::panic::catch_unwind(AssertUnwindSafe(|| respond(message, tree)))
         .unwrap_or_else(|_| Err(CallError::Panicked))
@@ -306,7 +308,7 @@ pub(super) fn respond(message: &Message, tree: &Tree) -> Result<Response, CallEr
     let (path, interface, member) = (message.path(), message.interface(), message.member());
     let (path, method) = (text(path.as_deref()), text(member.as_deref()));
     let interface = interface.as_deref();
-    // The D-Bus specification wants this interface on every path.
+    // The D-Bus specification requires this interface on every path.
     if interface == Some("org.freedesktop.DBus.Peer") {
         return peer(&method).map(Response::Answer);
     }
@@ -357,13 +359,13 @@ fn handle(
     })
 }
 
-/// Which pool the reply to a call will be about.
+/// The pools that the reply to a call will tell about.
 fn about(asked: Asked, object: Option<&Object>, arguments: &[Value], tree: &Tree) -> About {
     if let Some(object) = object {
         return About::Pool(object.state.id().pool());
     }
-    // A new pool comes with its reply, and keys are no pools. All others of Manager name a pool
-    // first, or none.
+    // A new pool comes with its reply, and keys concern no pool. All other methods of Manager name
+    // a pool as first argument, or none.
     match (asked.row.name, arguments.first()) {
         ("CreatePool" | "ListKeys" | "SetKey" | "UnsetKey", _) => About::Nothing,
         (_, Some(Value::Path(path))) => {
@@ -388,7 +390,7 @@ fn unknown_method(interface: Option<&str>, method: String) -> CallError {
     CallError::UnknownMethod { interface: interface.unwrap_or_default().to_owned(), method }
 }
 
-/// One of our interfaces, if the object has it.
+/// One of the daemon's interfaces, if the object has it.
 fn interface_of(name: &str, path: &str, target: Target<'_>) -> Result<Interface, CallError> {
     let has = |kind: Kind| match target {
         Target::Above(_) => false,
@@ -476,7 +478,7 @@ fn get(row: &'static Row, subject: Subject<'_>) -> Result<Answer, CallError> {
 fn peer(method: &str) -> Result<Answer, CallError> {
     match method {
         "Ping" => Ok(Answer::Return(Body::empty())),
-        // Not asked of libdbus: it ends the process where the machine has no identifier.
+        // Not asked of libdbus, which ends the process if the machine has no identifier.
         "GetMachineId" => ["/etc/machine-id", "/var/lib/dbus/machine-id"]
             .iter()
             .find_map(|file| std::fs::read_to_string(file).ok())

@@ -1,4 +1,4 @@
-//! Objects as bytes: each property is computed once and marshalled for every revision that has it.
+//! Objects as bytes. Each property is computed once and marshalled for every revision that has it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{
     wire::{Body, Marshaller},
 };
 
-/// An object's entry. Who asks first builds it; whoever asks meanwhile waits for that.
+/// An object's entry. The first thread that asks builds it; other threads wait for that.
 pub fn entry(object: &Object) -> &Arc<Entry> {
     object.kept(|| build(&object.path, object.state.kind(), object.state.subject()))
 }

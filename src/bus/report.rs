@@ -1,7 +1,7 @@
 //! The reports: the published state as JSON text for people (`docs/spec/dbus/dbus-api.md` §4.3).
-//! Its shape is not stable.
+//! The format is not stable.
 //!
-//! Knows nothing that is not in the published state, or told of the requests under way.
+//! This module knows only the published state and what it is told about the requests under way.
 
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ use crate::{
 };
 
 const STOPPED_POOLS: &str = "stopped_pools";
-/// Ours: the existing daemon has no such report.
+/// An addition: the existing daemon has no such report.
 const LOCKS: &str = "locks";
-/// Ours: how many events udev has not answered in time.
+/// An addition: the number of events that udev has not answered in time.
 const UNANSWERED: &str = "udev_events_unanswered";
 
-/// There is no report of that name.
+/// There is no report with this name.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no report named {0}; there are {STOPPED_POOLS} and {LOCKS}")]
 pub struct NoSuchReport(String);
@@ -31,16 +31,16 @@ pub struct NoSuchReport(String);
 /// The reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
-    /// Pools that do not run.
+    /// Stopped pools.
     StoppedPools,
-    /// Who is at work on pools, and who waits.
+    /// The requests that hold pools, and those that wait.
     Locks,
-    /// Everything about all pools, running (sorted by UUID) and stopped, and who is at work on
-    /// them.
+    /// Everything about all pools, running (sorted by UUID) and stopped, and the requests at work
+    /// on them.
     EngineState,
 }
 
-/// The report of that name.
+/// The report with this name.
 ///
 /// # Errors
 /// When there is none.
@@ -52,21 +52,21 @@ pub fn by_name(name: &str) -> Result<Report, NoSuchReport> {
     }
 }
 
-/// Puts a report together, anew as long as the state changes meanwhile. What it has written of a
-/// pool is kept for the next time, since one pool with ten thousand filesystems takes longer than
-/// changes are apart.
+/// Composes a report, again for each change of the state meanwhile. It keeps the text of each pool
+/// for the next attempt, since composing one pool with ten thousand filesystems takes longer than
+/// the time between changes.
 pub struct Composer {
     report: Report,
     written: Vec<(Arc<Pool>, String)>,
 }
 
 impl Composer {
-    /// For this report.
+    /// A composer of this report.
     pub fn new(report: Report) -> Composer {
         Composer { report, written: Vec::new() }
     }
 
-    /// The report on a state.
+    /// The report on this state.
     pub fn text(&mut self, view: &View, held: &Locks) -> String {
         match self.report {
             Report::StoppedPools => Value::Object(stopped(&view.stopped)).to_string(),
@@ -76,7 +76,7 @@ impl Composer {
                 report.insert(LOCKS.into(), locks(held));
                 report.insert(UNANSWERED.into(), held.unanswered_udev_events.into());
                 let mut text = Value::Object(report).to_string();
-                // In place of the brace at the end, since the pools are text already.
+                // The pools are text already, so they replace the closing brace.
                 text.pop();
                 text.push_str(",\"pools\":[");
                 self.write(view);
@@ -133,7 +133,7 @@ fn pool(pool: &Pool) -> String {
         cachedevs: Vec<DeviceReport<'a>>,
         datadevs: Vec<DeviceReport<'a>>,
     }
-    // Members in the order in which a map has them.
+    // The fields are in the order in which a map would have them.
     #[derive(Serialize)]
     struct PoolReport<'a> {
         available_actions: &'static str,
@@ -166,7 +166,7 @@ fn pool(pool: &Pool) -> String {
     serde_json::to_string(&report).expect("texts and numbers can always be written")
 }
 
-/// A work on all data of a pool: what is not known yet is left out.
+/// A job on all data of a pool. Unknown values are left out.
 fn work(work: &Work) -> Value {
     let pace = work.pace();
     let mut report =
@@ -187,7 +187,7 @@ fn work(work: &Work) -> Value {
 
 #[derive(Serialize)]
 struct FilesystemReport<'a> {
-    /// Only where it does not follow from the names, because udev would change them.
+    /// Present only if it cannot be derived from the names, because udev would change them.
     #[serde(skip_serializing_if = "Option::is_none")]
     link: Option<String>,
     name: &'a str,
@@ -246,7 +246,7 @@ fn stopped(stopped: &Stopped) -> Map<String, Value> {
             paths.insert(path.to_string_lossy().into_owned(), json!([uuid, device.hyphenated()]));
         }
         if let Some(name) = &pool.name {
-            // A name that several pools have gives the list of them.
+            // If several pools have one name, the entry lists all of them.
             let entry = match names.remove(name.as_str()) {
                 None => Value::from(uuid),
                 Some(Value::Array(mut several)) => {
@@ -269,7 +269,7 @@ fn stopped(stopped: &Stopped) -> Map<String, Value> {
     ])
 }
 
-/// Ours: devices with the signature of a pool, running or not, that are not used as its devices.
+/// An addition: devices with the signature of a pool, running or not, that the pool does not use.
 fn left_aside(pool: PoolUuid, device: &LeftAside) -> Value {
     json!({
         "pool_uuid": pool.hyphenated(),

@@ -1,5 +1,5 @@
-//! What interfaces there are, and what a member of one can be, apart from who carries it out:
-//! kinds, revisions, names, how changes are announced.
+//! The interfaces and the possible forms of their members, apart from the code behind them: kinds,
+//! revisions, names, and how changes are announced.
 //!
 //! Facts: `docs/spec/dbus/dbus-api.md` §2, §3.
 
@@ -10,19 +10,20 @@ use crate::{
     view,
 };
 
-/// The newest revision of the interfaces. Every object offers all from r0 on.
+/// The newest revision of the interfaces. Every object offers all revisions from r0 on.
 pub const LAST_REVISION: u8 = 9;
 
-/// How many revisions there are.
+/// Number of revisions.
 pub const REVISIONS: usize = LAST_REVISION as usize + 1;
 
 /// All revisions.
 pub const ALL: RangeInclusive<u8> = 0..=LAST_REVISION;
 
-/// What the names of all our interfaces begin with.
+/// Common prefix of the daemon's interface names.
 const PREFIX: &str = "org.storage.stratis3.";
 
-/// The kinds of interface; each belongs to one kind of object, the first two to the top object.
+/// The kinds of interface. Each belongs to one kind of object; the first two belong to the top
+/// object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -49,21 +50,21 @@ impl Kind {
     }
 }
 
-/// One of our interfaces.
+/// One of the daemon's interfaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interface {
-    /// Of which kind.
+    /// Its kind.
     pub kind: Kind,
-    /// In which revision.
+    /// Its revision.
     pub revision: u8,
 }
 
 impl Interface {
-    /// The interface of that full name, if it is one of ours.
+    /// Parses the full name of an interface. `None` if it is not one of the daemon's.
     pub fn parse(name: &str) -> Option<Interface> {
         let (word, revision) = name.strip_prefix(PREFIX)?.split_once(".r")?;
         let kind = Kind::EVERY.into_iter().find(|kind| kind.word() == word)?;
-        // Exactly as we write them: `r+1` and `r01` are others.
+        // Only the exact spelling counts: `r+1` and `r01` are other names.
         let is_canonical =
             revision.starts_with(|c: char| c.is_ascii_digit()) && (revision.len() == 1 || !revision.starts_with('0'));
         let revision = revision.parse().ok().filter(|number| is_canonical && ALL.contains(number))?;
@@ -75,7 +76,7 @@ impl Interface {
         format!("{PREFIX}{}", self.short())
     }
 
-    /// Its name without what all have in common, for the log.
+    /// Its name without the common prefix, for the log.
     pub fn short(self) -> String {
         format!("{}.r{}", self.kind.word(), self.revision)
     }
@@ -87,26 +88,26 @@ pub type Argument = (&'static str, &'static str);
 /// How a property's change is announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Emits {
-    /// With its new value.
+    /// With the new value.
     Value,
-    /// By its name.
+    /// By name only.
     Invalidation,
     /// It never changes.
     Const,
-    /// Not at all.
+    /// Never announced.
     Nothing,
 }
 
-/// What a reply is filled with when there is no result.
+/// The filler of a reply without a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filler {
     /// [`Value::filler`](crate::bus::wire::Value::filler).
     Plain,
-    /// The same with a UUID of zeros for the text: `(false, "000…")`.
+    /// The same, but with a UUID of zeros for the text: `(false, "000…")`.
     Zeros,
 }
 
-/// What a property belongs to, as the functions that compute it want it.
+/// The subject of a property, in the form that the property's function takes.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub enum Subject<'a> {

@@ -1,7 +1,7 @@
-//! What the bus says of what it holds (`org.freedesktop.DBus.Debug.Stats`, which root may ask on a
-//! system bus), in the two ways in which the buses in use say it.
+//! Reports of the bus on the messages that it holds (`org.freedesktop.DBus.Debug.Stats`, which root
+//! may call on a system bus), in the two dialects of the buses in use.
 //!
-//! Pure: sends nothing. A text of the bus that is none of these is [`Holding::Silence`].
+//! Pure: sends nothing. An answer in neither dialect is [`Holding::Silence`].
 
 use std::collections::HashMap;
 
@@ -12,61 +12,61 @@ use dbus::{
 
 use crate::bus::wire::{Body, Value};
 
-/// Which messages the bus is asked about.
+/// The messages that the bus is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Side {
-    /// Those that we have sent, whoever is to get them.
+    /// Those that the daemon has sent, to any receiver.
     Ours,
-    /// Those to that connection.
+    /// Those to this connection.
     Caller(String),
 }
 
 /// A question to the bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// About which messages.
+    /// The messages that the question is about.
     pub side: Side,
-    /// In which words.
+    /// The dialect of the question.
     pub dialect: Dialect,
 }
 
-/// What the bus says that it holds.
+/// What the bus holds according to its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holding {
-    /// So many bytes of the connection's messages, and so many for it.
+    /// Bytes of messages from and to the connection.
     Holds {
-        /// Sent by the connection, and not taken by whoever is to get them.
+        /// Sent by the connection and not yet taken by the receivers.
         of_theirs: u64,
-        /// Not taken by the connection.
+        /// Not yet taken by the connection.
         for_them: u64,
     },
     /// The connection has ended.
     Gone,
-    /// Not this time.
+    /// The bus could not answer this time.
     Failed,
-    /// It does not say such things.
+    /// The bus does not understand the question.
     Silence,
 }
 
-/// How a bus is asked.
+/// How to ask a bus.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// dbus-daemon: one connection at a time; `IncomingBytes` are messages that it has sent,
-    /// `OutgoingBytes` messages to it. Tried first.
+    /// dbus-daemon: one connection at a time. `IncomingBytes` are messages that the connection has
+    /// sent, `OutgoingBytes` messages to it. Tried first.
     #[default]
     Connection,
-    /// dbus-broker: all connections at once, in an entry of its own; `OutgoingBytes` of a peer wait
-    /// for it to read. It does not say who sent them.
+    /// dbus-broker: all connections at once, in an entry of its own. `OutgoingBytes` of a peer wait
+    /// for the peer to read. The bus does not tell who sent them.
     Peers,
 }
 
-/// dbus-broker's entry: `a(sa{sv}a{su})`, name, credentials, figures of each connection.
+/// dbus-broker's entry: `a(sa{sv}a{su})`, the name, credentials and figures of each connection.
 const PEERS: &str = "org.bus1.DBus.Debug.Stats.PeerAccounting";
 /// Name, credentials, figures.
 type Peer<'a> = (&'a str, PropMap, HashMap<&'a str, u32>);
 
 impl Dialect {
-    /// What is tried when a bus does not know this one.
+    /// The dialect to try if the bus does not understand this one.
     pub fn next(self) -> Option<Dialect> {
         match self {
             Dialect::Connection => Some(Dialect::Peers),
@@ -74,7 +74,7 @@ impl Dialect {
         }
     }
 
-    /// The method and its arguments that ask about a connection.
+    /// The method and arguments of a question about a connection.
     pub fn question(self, name: &str) -> (&'static str, Body) {
         match self {
             Dialect::Connection => ("GetConnectionStats", Body::of(&[Value::str(name)])),
@@ -82,7 +82,7 @@ impl Dialect {
         }
     }
 
-    /// What a reply says about it.
+    /// The content of a reply.
     pub fn answer(self, reply: &Message, side: &Side) -> Holding {
         match reply.msg_type() {
             MessageType::MethodReturn => match self {
@@ -122,7 +122,7 @@ fn of_peers(reply: &Message, side: &Side) -> Option<Holding> {
                 Some((_, bytes)) => bytes.map(|bytes| Holding::Holds { of_theirs: 0, for_them: bytes.into() }),
                 None => Some(Holding::Gone),
             },
-            // What others have sent is among it; it fills the same store.
+            // The figure includes messages of other senders, which fill the same account.
             Side::Ours => {
                 let all: Option<u64> = held.map(|(_, bytes)| bytes.map(u64::from)).sum();
                 all.map(|of_theirs| Holding::Holds { of_theirs, for_them: 0 })
@@ -132,7 +132,7 @@ fn of_peers(reply: &Message, side: &Side) -> Option<Holding> {
     None
 }
 
-/// The name of an error. The crate gives it only by turning a message into an error.
+/// The name of an error. The `dbus` crate gives the name only by turning the message into an error.
 fn error_name(message: &Message) -> Option<String> {
     let error = message.duplicate().ok()?.as_result().err()?;
     Some(error.name()?.to_owned())

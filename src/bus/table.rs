@@ -1,11 +1,11 @@
-//! The interfaces as data: one row for each member and shape, from which everything else about them
-//! is computed - dispatch, GetAll, GetManagedObjects, introspection, change signals and the bus
-//! policy.
+//! The interfaces as data: one row for each member and form. All else about the interfaces is
+//! computed from the rows: dispatch, GetAll, GetManagedObjects, introspection, change signals and
+//! the bus policy.
 //!
-//! A member that changed its shape has neighbouring rows with different revision spans. A new
-//! revision is [`LAST_REVISION`](super::schema::LAST_REVISION) and the rows that differ. Facts:
-//! `docs/spec/dbus/dbus-api.md` §2, §3, §5. Knows no connection, no object paths and nothing of how
-//! an operation is carried out.
+//! A member whose form changed has neighbouring rows with different revision spans. A new revision
+//! takes a new [`LAST_REVISION`](super::schema::LAST_REVISION) and the rows that differ. Facts:
+//! `docs/spec/dbus/dbus-api.md` §2, §3, §5. This module knows no connection, no object paths, and
+//! nothing of how an operation is carried out.
 
 use std::{ops::RangeInclusive, panic::AssertUnwindSafe};
 
@@ -20,8 +20,8 @@ use crate::{
     view,
 };
 
-/// Computes a property from the published state. Which function it is says what object the property
-/// belongs to.
+/// Computes a property from the published state. The variant shows the kind of object that has the
+/// property.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub enum Read {
@@ -31,8 +31,8 @@ pub enum Read {
     Device(fn(&DeviceObject) -> Value),
 }
 
-/// Carries out a method or the setting of a property. Its errors are those of arguments that it
-/// cannot take apart.
+/// Carries out a method or sets a property. It fails if the arguments do not have the expected
+/// form.
 pub type Handler = fn(Call<'_>) -> Result<Work, BadArguments>;
 
 /// A method or property.
@@ -41,7 +41,7 @@ pub type Handler = fn(Call<'_>) -> Result<Work, BadArguments>;
 pub enum Member {
     Method {
         arguments: &'static [Argument],
-        /// What comes before return code and text, if anything does.
+        /// The result before return code and text, if any.
         result: Option<Argument>,
         filler: Filler,
         handler: Handler,
@@ -50,28 +50,28 @@ pub enum Member {
         signature: &'static str,
         emits: Emits,
         read: Read,
-        /// For a property that can be written.
+        /// The handler that sets the property, if it can be set.
         set: Option<Handler>,
     },
 }
 
-/// A member in one shape.
+/// A member in one form.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
-    /// The kind of interface that has it.
+    /// The kind of interface that has the member.
     pub kind: Kind,
     /// Its name.
     pub name: &'static str,
-    /// First revision that has it in this shape.
+    /// First revision that has the member in this form.
     pub first: u8,
-    /// Last one.
+    /// Last revision that has the member in this form.
     pub last: u8,
-    /// What it is.
+    /// Method or property.
     pub member: Member,
 }
 
 impl Row {
-    /// Whether the interface has it.
+    /// Whether the interface has the member in this form.
     pub fn is_in(&self, interface: Interface) -> bool {
         self.kind == interface.kind && (self.first..=self.last).contains(&interface.revision)
     }
@@ -85,13 +85,13 @@ impl Row {
         }
     }
 
-    /// Whether it is a property.
+    /// Whether the member is a property.
     pub fn is_property(&self) -> bool {
         matches!(self.member, Member::Property { .. })
     }
 }
 
-/// What return code and text are called in every method.
+/// Names and types of return code and text in every method.
 pub const STATUS: [Argument; 2] = [("return_code", "q"), ("return_string", "s")];
 
 const fn row(kind: Kind, name: &'static str, revisions: RangeInclusive<u8>, member: Member) -> Row {
@@ -285,23 +285,23 @@ pub static ROWS: &[Row] = &[
     property("NewPhysicalSize", 3..=9, "(bs)", New, Read::Device(properties::new_size)),
 ];
 
-/// The method of that name in the interface.
+/// The method with this name in the interface.
 pub fn find_method(interface: Interface, name: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.name == name && !row.is_property() && row.is_in(interface))
 }
 
-/// The property of that name in the interface.
+/// The property with this name in the interface.
 pub fn find_property(interface: Interface, name: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.name == name && row.is_property() && row.is_in(interface))
 }
 
-/// All properties of a kind, in all shapes.
+/// All properties of a kind, in all forms.
 pub fn properties(kind: Kind) -> impl Iterator<Item = &'static Row> {
     ROWS.iter().filter(move |row| row.kind == kind && row.is_property())
 }
 
-/// The value of a property. `None` for a row that is no property of the subject's kind; and for one
-/// that panics, which is logged and leaves out just that property.
+/// The value of a property. `None` if the row is no property of the subject's kind, or if the
+/// property's function panics. A panic is logged and leaves out only that property.
 pub fn value(row: &Row, subject: Subject<'_>) -> Option<Value> {
     let Member::Property { read, .. } = row.member else { return None };
     let compute = AssertUnwindSafe(|| match (read, subject) {

@@ -1,11 +1,11 @@
 //! The published tree: one immutable version of everything that can be read on the bus.
 //!
 //! The tree writer makes a new version from the last one and swaps it in; readers keep the version
-//! that they began with. Versions share what did not change. What is expensive to build of an
-//! object, its entry in GetManagedObjects, is built when it is first asked for and then kept with
-//! the object as bytes. So a change of ten thousand objects costs the tree writer no more than
-//! their places, and a list after a change of one object builds one entry. Knows nothing of the
-//! connection, of signals, or where changes come from.
+//! that they began with. Versions share what did not change. An object's entry in GetManagedObjects
+//! is expensive to build, so it is built when first needed and then kept with the object as bytes.
+//! So a change of ten thousand objects costs the tree writer no more than their places in the tree,
+//! and a list after a change of one object builds one entry. This module knows nothing of the
+//! connection, of signals, or of the source of changes.
 
 use std::sync::{Arc, OnceLock};
 
@@ -21,10 +21,10 @@ use crate::{
     view::{Pool, View},
 };
 
-/// Path of the object that has Manager and Report; all others lie directly below it.
+/// Path of the object that has Manager and Report. All other objects lie directly below it.
 pub const TOP: &str = "/org/storage/stratis3";
 
-/// What an object stands for.
+/// The subject of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
 pub enum Id {
@@ -43,7 +43,7 @@ pub enum State {
 }
 
 impl Id {
-    /// The pool that it is, or belongs to.
+    /// The pool itself, or the pool that the subject belongs to.
     pub fn pool(self) -> PoolUuid {
         match self {
             Id::Pool(pool) | Id::Filesystem(pool, _) | Id::Device(pool, _) => pool,
@@ -61,7 +61,7 @@ impl State {
         }
     }
 
-    /// What it stands for.
+    /// The subject's identity.
     pub fn id(&self) -> Id {
         match self {
             State::Pool(pool) => Id::Pool(pool.uuid),
@@ -70,7 +70,7 @@ impl State {
         }
     }
 
-    /// As the properties' functions want it.
+    /// The subject in the form that the properties' functions take.
     pub fn subject(&self) -> Subject<'_> {
         match self {
             State::Pool(pool) => Subject::Pool(pool),
@@ -87,23 +87,23 @@ pub struct Object {
     pub path: Arc<str>,
     /// Its subject.
     pub state: State,
-    /// What is kept in bytes, once it has been asked for.
+    /// The entry, once it has been built.
     entry: OnceLock<Arc<Entry>>,
 }
 
 impl Object {
-    /// The object of that path and state.
+    /// An object with this path and state.
     pub fn new(path: Arc<str>, state: State) -> Object {
         Object { path, state, entry: OnceLock::new() }
     }
 
-    /// What is kept in bytes, built by `build` if nobody has asked for it before.
+    /// The entry. `build` makes it on the first call.
     pub(super) fn kept(&self, build: impl FnOnce() -> Entry) -> &Arc<Entry> {
         self.entry.get_or_init(|| Arc::new(build()))
     }
 }
 
-/// How many objects that are gone still have their paths. A reply waits for seconds at most.
+/// How many removed objects keep their paths. A reply waits for seconds at most.
 const GONE_MAX: usize = 4096;
 
 fn path_of(number: u64) -> String {
@@ -113,16 +113,16 @@ fn path_of(number: u64) -> String {
 /// One version of all objects on the bus.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
-    /// Counts the versions.
+    /// Number of the version.
     pub version: u64,
-    /// What the objects show.
+    /// The view that the objects show.
     pub view: View,
     /// By the number in their paths.
     objects: OrdMap<u64, Arc<Object>>,
     numbers: OrdMap<Id, u64>,
-    /// What was taken away last, with its number.
+    /// The objects removed last, with their numbers.
     gone: Vector<(Id, u64)>,
-    /// The next number; none is ever given out twice.
+    /// The next number. Numbers are never reused.
     next: u64,
 }
 
@@ -132,21 +132,21 @@ impl Tree {
         self.objects.values()
     }
 
-    /// The object of a path.
+    /// The object at a path.
     pub fn at(&self, path: &str) -> Option<&Arc<Object>> {
         let digits = path.strip_prefix(TOP)?.strip_prefix('/')?;
         let number: u64 = digits.parse().ok()?;
-        // `+1` and `01` are numbers too, but no paths of ours.
+        // `+1` and `01` parse as numbers, too, but no object has such a path.
         self.objects.get(&number).filter(|object| &*object.path == path)
     }
 
-    /// The object that stands for something.
+    /// The object of a subject.
     pub fn of(&self, id: Id) -> Option<&Arc<Object>> {
         self.objects.get(self.numbers.get(&id)?)
     }
 
-    /// Whether the object of a path, or what the top object shows, is the same value in another
-    /// version.
+    /// Whether the object at a path, or the view that the top object shows, is the same value in
+    /// another version.
     pub fn shows_the_same(&self, other: &Tree, path: &str) -> bool {
         match (self.at(path), other.at(path)) {
             (Some(one), Some(another)) => Arc::ptr_eq(one, another),
@@ -155,14 +155,15 @@ impl Tree {
         }
     }
 
-    /// The path of what an operation has made, also when somebody has destroyed it before the reply
-    /// could be sent: a reply waits for links, outside any lock. `/` for what went too long ago.
+    /// The path of an object that an operation has made. It is known even if another request has
+    /// destroyed the object before the reply is sent: a reply waits for links, outside any lock.
+    /// `/` for an object that was removed too long ago.
     pub fn path(&self, id: Id) -> String {
         let gone = || self.gone.iter().rev().find_map(|(known, number)| (*known == id).then_some(*number));
         self.numbers.get(&id).copied().or_else(gone).map_or_else(|| "/".to_owned(), path_of)
     }
 
-    /// Gives out a path for a new object.
+    /// Adds an object and assigns its path.
     pub(super) fn add(&mut self, state: State) -> Arc<Object> {
         let number = self.next;
         self.next += 1;
@@ -173,7 +174,7 @@ impl Tree {
         object
     }
 
-    /// Gives an object another state; its path stays. Gives the object before and after.
+    /// Gives an object a new state and keeps its path. Returns the object before and after.
     pub(super) fn change(&mut self, state: State) -> Option<(Arc<Object>, Arc<Object>)> {
         let number = *self.numbers.get(&state.id())?;
         let place = self.objects.get_mut(&number)?;
@@ -182,7 +183,7 @@ impl Tree {
         Some((before, object))
     }
 
-    /// Takes an object away.
+    /// Removes an object.
     pub(super) fn remove(&mut self, id: Id) -> Option<Arc<Object>> {
         let number = self.numbers.remove(&id)?;
         self.gone.push_back((id, number));
@@ -193,6 +194,6 @@ impl Tree {
     }
 }
 
-/// Builds the body of a reply. Runs on the tree writer after the changes have been published, so
-/// that every object that the change made has its path.
+/// Builds the body of a reply. Runs on the tree writer after the changes are published, so that
+/// every object that the change made has its path.
 pub type Late<T> = Box<dyn FnOnce(&Tree) -> T + Send>;

@@ -1,15 +1,15 @@
-//! Values as they travel: our own type for them, and the marshaller that turns them into bytes.
+//! Values on the wire: the daemon's own type for them, and the marshaller that turns them into
+//! bytes.
 //!
 //! Little-endian, by the rules of the D-Bus specification ("Message Format"). Bodies are made here
-//! and become messages in [`message`](super::message); that way what is expensive to build (the
-//! entry of one object in GetManagedObjects) can be kept as bytes. The trick that makes this
-//! possible: in D-Bus padding depends on the position in the message only through its remainder by
-//! 8, so bytes marshalled at a multiple of 8 fit at any other. Knows nothing of objects, interfaces
-//! or the connection.
+//! and become messages in [`message`](super::message), so that the expensive part (an object's
+//! entry in GetManagedObjects) can be kept as bytes. This is possible since padding in D-Bus
+//! depends only on the position modulo 8: bytes marshalled at a multiple of 8 fit at any other.
+//! This module knows nothing of objects, interfaces or the connection.
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-/// A value of a D-Bus type. Containers that may be empty carry the signature of what they contain.
+/// A value of a D-Bus type. Containers that may be empty carry the signature of their elements.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// `y`
@@ -24,9 +24,9 @@ pub enum Value {
     U64(u64),
     /// `s`
     Str(String),
-    /// `o`; always a valid path, since those we send are given out by the tree.
+    /// `o`. Always a valid path, since the tree assigns the paths that the daemon sends.
     Path(String),
-    /// `h`; only ever received. `None`: the number named no descriptor of the message.
+    /// `h`. Only ever received. `None` if the message contains no descriptor of that number.
     Descriptor(Option<Descriptor>),
     /// `a…`: signature of the elements, elements.
     Array(&'static str, Vec<Value>),
@@ -38,7 +38,7 @@ pub enum Value {
     Variant(Box<Value>),
 }
 
-/// A descriptor that came with a message; closed with the last copy of this.
+/// A descriptor that came with a message. Dropping the last copy closes it.
 #[derive(Debug, Clone)]
 pub struct Descriptor(pub Arc<OwnedFd>);
 
@@ -54,7 +54,7 @@ impl Value {
         Value::Str(text.into())
     }
 
-    /// An optional text as the interfaces spell it: `(bs)`, with an empty filler.
+    /// An optional text in the interfaces' form: `(bs)`, with an empty filler.
     pub fn optional_str(text: Option<String>) -> Value {
         Value::Struct(vec![Value::Bool(text.is_some()), Value::Str(text.unwrap_or_default())])
     }
@@ -64,7 +64,7 @@ impl Value {
         Value::Variant(Box::new(value))
     }
 
-    /// Every value in this one that contains no others.
+    /// Calls `leaf` for every value in this one that contains no others.
     pub fn leaves(&self, leaf: &mut dyn FnMut(&Value)) {
         match self {
             Value::Array(_, items) | Value::Struct(items) => items.iter().for_each(|item| item.leaves(leaf)),
@@ -107,8 +107,8 @@ impl Value {
         }
     }
 
-    /// The value that stands for "nothing" where a type must be filled: false, zero, empty text,
-    /// the path `/`, an empty array. `signature` is one complete type.
+    /// The filler of a type where there is no value: false, zero, empty text, the path `/`, an
+    /// empty array. `signature` is one complete type.
     pub fn filler(signature: &'static str) -> Value {
         match signature.as_bytes().first() {
             Some(b'y') => Value::Byte(0),
@@ -127,8 +127,8 @@ impl Value {
     }
 }
 
-/// The complete types of a signature, one after the other. For signatures that are constants of
-/// this program: it takes the brackets to match.
+/// The complete types of a signature, in order. Only for signatures that are constants of this
+/// program: the iterator assumes that brackets match.
 #[derive(Debug, Clone, Copy)]
 pub struct Types(pub &'static str);
 
@@ -151,7 +151,7 @@ impl Iterator for Types {
     }
 }
 
-/// Where values of a type begin: at multiples of this.
+/// Values of a type begin at multiples of this.
 fn alignment(signature: &str) -> usize {
     match signature.as_bytes().first() {
         Some(b'y' | b'g' | b'v') => 1,
@@ -161,29 +161,29 @@ fn alignment(signature: &str) -> usize {
     }
 }
 
-/// Bytes under construction. Position 0 is taken to be a multiple of 8 in the message.
+/// Bytes under construction. Position 0 must be a multiple of 8 in the message.
 #[derive(Debug, Default)]
 pub struct Marshaller {
     bytes: Vec<u8>,
 }
 
 impl Marshaller {
-    /// Goes on after bytes that exist.
+    /// Appends to existing bytes.
     pub fn after(bytes: Vec<u8>) -> Marshaller {
         Marshaller { bytes }
     }
 
-    /// What has been made.
+    /// The finished bytes.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
     }
 
-    /// Bytes so far.
+    /// Number of bytes so far.
     pub fn position(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Zero bytes up to the next multiple.
+    /// Appends zeros up to the next multiple of `to`.
     pub fn align(&mut self, to: usize) {
         self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
     }
@@ -211,7 +211,7 @@ impl Marshaller {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// `s` and `o`. D-Bus texts cannot contain NUL: what stands before it is sent.
+    /// `s` and `o`. D-Bus texts cannot contain NUL: a text is cut before the first one.
     pub fn str(&mut self, text: &str) {
         let text = text.split('\0').next().unwrap_or_default();
         self.u32(text.len() as u32);
@@ -219,8 +219,8 @@ impl Marshaller {
         self.bytes.push(0);
     }
 
-    /// Writes the variant in which properties are sent. That of a property which is a variant
-    /// itself is not put into another: the existing daemon does not, and clients take off just one.
+    /// Writes the variant in which a property is sent. A property that is a variant itself is not
+    /// wrapped again: the existing daemon does not wrap it, and clients unwrap only once.
     pub fn property(&mut self, value: &Value) {
         if !matches!(value, Value::Variant(_)) {
             self.signature(&value.signature());
@@ -235,14 +235,14 @@ impl Marshaller {
         self.bytes.push(0);
     }
 
-    /// Bytes that were marshalled at a multiple of 8, put at the next one.
+    /// Appends bytes that were marshalled at a multiple of 8, at the next such multiple.
     pub fn marshalled(&mut self, bytes: &[u8]) {
         self.align(8);
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// `a…`: the length, padding that does not count, and what `fill` writes. `element` is the
-    /// elements' signature.
+    /// `a…`: the length, padding that the length does not include, and the elements that `fill`
+    /// writes. `element` is the elements' signature.
     pub fn array<R>(&mut self, element: &str, fill: impl FnOnce(&mut Marshaller) -> R) -> R {
         self.u32(0);
         let length_at = self.bytes.len() - 4;
@@ -263,8 +263,7 @@ impl Marshaller {
             Value::U32(v) => self.u32(*v),
             Value::U64(v) => self.u64(*v),
             Value::Str(v) | Value::Path(v) => self.str(v),
-            // No member has a descriptor in its output (a test walks the table); an index that
-            // names none.
+            // No member returns a descriptor (a test walks the table). This index names none.
             Value::Descriptor(_) => self.u32(u32::MAX),
             Value::Array(element, values) => self.array(element, |m| values.iter().for_each(|v| m.value(v))),
             Value::Dict(entry, entries) => self.array(entry, |m| {
@@ -313,9 +312,9 @@ impl Body {
     }
 }
 
-/// Takes a value apart into the Rust type that a handler wants. The row's signature has been
-/// checked before, so `None` means that row and handler disagree, which a test over all rows rules
-/// out.
+/// Converts a value into the Rust type that a handler takes. The value's type has been compared
+/// with the row's signature before. So `None` means that row and handler disagree, which a test
+/// over all rows rules out.
 pub trait FromValue: Sized {
     /// The value, if it is of this type.
     fn from_value(value: Value) -> Option<Self>;
@@ -354,7 +353,7 @@ impl FromValue for PathArgument {
     }
 }
 
-/// A descriptor as an argument; `None` if the message has none of the number named.
+/// A descriptor as an argument. `None` if the message contains no descriptor of that number.
 #[derive(Debug)]
 pub struct DescriptorArgument(pub Option<Descriptor>);
 
@@ -376,7 +375,7 @@ impl<T: FromValue> FromValue for Vec<T> {
     }
 }
 
-/// `(bT)`: the interfaces' way to leave something out.
+/// `(bT)`: the interfaces' form of an optional value.
 impl<T: FromValue> FromValue for Option<T> {
     fn from_value(value: Value) -> Option<Option<T>> {
         let (is_there, value) = <(bool, T)>::from_value(value)?;

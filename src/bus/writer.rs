@@ -1,14 +1,14 @@
-//! The tree writer: the one thread that makes versions of the tree.
+//! The tree writer: the only thread that makes versions of the tree.
 //!
-//! For each update, in the order in which they arrive (that is commit order): apply the changes,
-//! publish the new version, send the signals, then the reply. Whoever gets a reply therefore finds
-//! the change in whatever is read next, and has its signals before it.
+//! For each update, in order of arrival (which is commit order), it applies the changes, publishes
+//! the new version, sends the signals, then the reply. So a client that gets a reply finds the
+//! change in its next read, and has got its signals before.
 //!
 //! A large change is published as a whole as well, but only the first of its signals are sent with
-//! it. The others go out in portions, each when the bus has taken the one before, and what is about
-//! other pools passes in between; what is about the same pool waits (see [`super::backlog`]).
+//! it. The others follow in portions, each when the bus has taken the one before. Updates about
+//! other pools pass between portions; updates about the same pool wait (see [`super::backlog`]).
 //!
-//! Knows nothing of the engine but the changes that it reports.
+//! The writer knows nothing of the engine but the changes that it reports.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -30,14 +30,14 @@ use crate::{
     view::{Change, Update},
 };
 
-/// How long the bus may take nothing at the end, when there are still replies and signals for it;
-/// and how long it may take in all.
+/// At the end, while replies and signals are left: how long the bus may take nothing, and how long
+/// it may take in all.
 const LAST_WORDS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(20));
-/// Bytes of signals that are sent together with the publication of their version. Those of a change
-/// of a few objects are less.
+/// Bytes of signals that are sent together with the publication of their version. A change of a few
+/// objects has less.
 const FIRST_PORTION_BYTES: usize = 64 << 10;
-/// Bytes of signals that are sent before somebody else has a turn. The reference bus needs 10 µs
-/// for a message of 250 bytes, and all that others are told waits for that.
+/// Bytes of signals that are sent before other updates have a turn. The reference bus needs 10 µs
+/// for a message of 250 bytes, and all messages to other clients wait for that.
 const PORTION_BYTES: usize = 1 << 10;
 
 /// The tree writer. [`Writer::run`] is its thread.
@@ -50,16 +50,16 @@ pub struct Writer {
 /// A version that has not been published yet.
 struct Prepared {
     tree: Arc<Tree>,
-    /// The signals that are sent with it.
+    /// The signals that are sent with the publication.
     first: Vec<Result<Outgoing, NotAMessage>>,
-    /// Those that are sent later.
+    /// The signals that are sent later.
     rest: Signals,
 }
 
 impl Prepared {
     fn new(before: &Tree, changes: Vec<Change>) -> Prepared {
         let (tree, mut signals) = changes::apply(before, changes);
-        // What the top object shows has an order of its own, and so is never sent later.
+        // The signal of the top object has its own order, so it is never sent later.
         let manager = signals.pop_if(|signal| matches!(signal, Signal::Manager { .. }));
         let mut rest = Signals::new(signals);
         let mut first = rest.portion(planted::first_portion(FIRST_PORTION_BYTES));
@@ -73,8 +73,8 @@ impl Writer {
         Writer { connection, published, backlog: Backlog::default() }
     }
 
-    /// Works until every sender of updates is gone and all has been sent. The reader has ended
-    /// before, so that nobody else uses the connection then.
+    /// Works until every sender of updates is gone and all messages are sent. The reader has ended
+    /// before, so no other thread uses the connection at that time.
     pub fn run(mut self, updates: &Receiver<Update<Reply>>, pulse: &Pulse) {
         let connection = Arc::clone(&self.connection);
         loop {
@@ -115,7 +115,7 @@ impl Writer {
         }
         let mut next = Prepared::new(&self.published.load(), changes.clone());
         if !next.rest.is_empty() && self.published.list_waits() {
-            // Large changes of one pool after the other would keep it waiting for ever.
+            // Large changes of one pool after another would keep the list waiting for ever.
             if !self.backlog.is_empty() {
                 return self.backlog.put_back(topics, Update { changes, reply });
             }

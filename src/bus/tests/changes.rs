@@ -1,5 +1,5 @@
-//! From change to signals: what is sent, in which order, and that what is kept as bytes is what
-//! would be built anew.
+//! From change to signals: which signals are sent, in which order, and that kept bytes equal
+//! freshly built ones.
 
 use std::sync::Arc;
 
@@ -28,13 +28,13 @@ fn sent(signals: &[Signal]) -> Vec<String> {
     signals.iter().flat_map(Signal::messages).map(|message| shown(message.unwrap())).collect()
 }
 
-/// Only path and member of the signals.
+/// Only the paths and members of the signals.
 fn heads(signals: &[Signal]) -> Vec<String> {
     let head = |text: String| text.split(' ').take(3).collect::<Vec<_>>().join(" ");
     sent(signals).into_iter().map(head).collect()
 }
 
-/// The signals of one change from a state to another.
+/// The tree after one change, and the signals of the change.
 fn step(before: &Tree, change: Change) -> (Tree, Vec<String>) {
     let (after, signals) = apply(before, vec![change]);
     (after, sent(&signals))
@@ -71,7 +71,7 @@ fn added_object_comes_with_all_interfaces_and_properties_in_one_signal() {
         assert_eq!(properties.len(), expected.len());
         for row in expected {
             let Value::Variant(value) = entry(entry(&arguments[1], &interface.name()), row.name) else { panic!() };
-            // A property that is a variant is sent as that variant. Here it says that the pool is
+            // A property that is a variant is sent as that variant. This one says that the pool is
             // not encrypted.
             let signature = match (row.signature().as_str(), row.name) {
                 ("v", "VolumeKeyLoaded") => "b".to_owned(),
@@ -101,8 +101,8 @@ fn gone_pool_takes_filesystems_and_devices_before_itself_and_numbers_are_not_use
     assert_eq!(heads(&signals), ["~ InterfacesAdded ~/3", "~ InterfacesAdded ~/4"]);
 }
 
-/// A reply that waited for links while another client destroyed the filesystem named the path `/`
-/// as what it had made.
+/// A reply waited for links while another client destroyed the filesystem. The reply then named the
+/// path `/` as the new object.
 #[test]
 fn reply_names_what_it_made_also_when_that_is_gone_again() {
     let before = tree(vec![is(&with_filesystem(pool(1, "p"), 5))]);
@@ -171,13 +171,13 @@ fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
     assert_eq!(entry(properties, "VolumeKeyLoaded"), &Value::variant(Value::Bool(true)));
 }
 
-/// A property of the pool, in few characters.
+/// A property of the pool, in short form.
 fn property(pool: &Pool, revision: u8, name: &str) -> String {
     let row = table::find_property(Interface { kind: Kind::Pool, revision }, name).unwrap();
     super::plain(&table::value(row, Subject::Pool(pool)).unwrap())
 }
 
-/// `docs/spec/dbus/dbus-api.md` §3.2: which form each kind of pool has.
+/// `docs/spec/dbus/dbus-api.md` §3.2: the form of the property for each kind of pool.
 #[test]
 fn bindings_are_told_by_version_and_agreement() {
     let encryption = |keys: Vec<(u32, &str)>, clevis: Vec<(u32, &str, &str)>| Encryption {
@@ -206,7 +206,7 @@ fn bindings_are_told_by_version_and_agreement() {
     let old = Pool { metadata_version: 1, encryption: Some(both.clone()), ..plain.clone() };
     let agreed = "(true (true 'k')) (true (true ('tpm2' '{}')))";
     assert_eq!(told(&old), format!("{agreed} {agreed} (false 0)"));
-    // Only what the devices disagree on is not told.
+    // Only the binding on which the devices disagree is left out.
     let torn = Encryption { clevis: vec![], clevis_agree: false, ..both };
     let torn = Pool { metadata_version: 1, encryption: Some(torn), ..plain };
     let told_of_torn = "(true (true 'k')) (false (false ('' '')))";
@@ -215,8 +215,7 @@ fn bindings_are_told_by_version_and_agreement() {
     assert_eq!(property(&torn, 8, "VolumeKeyLoaded"), "false");
 }
 
-/// §3.2: what a re-encryption and a decryption change, and that work under way is no change of a
-/// property.
+/// §3.2: the changes by a re-encryption and a decryption; work under way changes no property.
 #[test]
 fn work_on_all_data_is_signalled_when_it_is_done() {
     use crate::{
@@ -294,7 +293,7 @@ fn pool_that_goes_and_comes_back_gets_new_objects() {
     assert!(after.at("/org/storage/stratis3/0").is_none());
 }
 
-/// A read of the top object is made anew only for what it shows.
+/// A read of the top object is made again only if something that the object shows has changed.
 #[test]
 fn what_the_top_object_shows_changes_with_the_stopped_pools_only() {
     let (top, first) = ("/org/storage/stratis3", "/org/storage/stratis3/0");
@@ -343,7 +342,7 @@ fn stopped_pools_are_signalled_in_the_form_of_each_revision() {
     expected.extend(revisions("Manager", 8..=9, "~", &format!("{{'StoppedPools'={{'{uuid}'={{{base} {more}}}}}}} []")));
     assert_eq!(signals, expected);
 
-    // An unencrypted one is no locked pool, and tells its features.
+    // An unencrypted pool is no locked pool, and tells its features.
     let features = Features { encryption: false, key_description: false, clevis: true };
     let open = StoppedPool { encryption: None, features: Some(features), partial: true, ..stopped_pool() };
     let (_, signals) = step(&tree, stopped(2, vec![open]));
@@ -352,7 +351,7 @@ fn stopped_pools_are_signalled_in_the_form_of_each_revision() {
     assert!(!signals[9].contains("key_description"), "{}", signals[9]);
 }
 
-/// Found in review: a name that two of them have was shown for neither.
+/// Found in review: a name of two stopped pools was shown for neither.
 #[test]
 fn stopped_pools_of_one_name_are_both_shown_with_it() {
     let pools = [7, 8].map(|n| StoppedPool { uuid: uuid(n), ..stopped_pool() });
@@ -371,7 +370,8 @@ fn why_a_pool_does_not_run_is_told_in_reports_only() {
     assert_eq!((after.view.stopped.version, signals), (2, vec![]));
 }
 
-/// A stop beside a thousand stopped pools made and sent the list of all of them in eight revisions.
+/// A pool was stopped beside a thousand stopped pools. The daemon made and sent the list of all of
+/// them in eight revisions.
 #[test]
 fn stop_beside_many_stopped_pools_tells_no_more() {
     let told = |count: u64| {
@@ -395,7 +395,7 @@ fn older_list_of_stopped_pools_is_ignored() {
     assert_eq!(after.view.stopped.version, 5);
 }
 
-/// A change that is made to a small pool.
+/// A change to a small pool.
 #[derive(Debug, Clone)]
 enum Edit {
     Rename(u8),
@@ -438,7 +438,7 @@ fn edited(pool: Pool, edit: &Edit) -> Pool {
     }
 }
 
-/// A client that knows the tree from signals alone: path, interface, property.
+/// The knowledge of a client that follows only signals: path, interface, property.
 type Heard = std::collections::BTreeMap<(String, String, String), Option<Value>>;
 
 fn hear(heard: &mut Heard, signal: &Signal) {
@@ -478,8 +478,8 @@ fn hear(heard: &mut Heard, signal: &Signal) {
 }
 
 proptest! {
-    /// P4 as a whole: who follows the signals knows exactly the published properties, and no signal
-    /// says what is known.
+    /// P4 as a whole: a client that follows the signals knows exactly the published properties, and
+    /// no signal repeats what is known.
     #[test]
     fn signals_tell_all_and_nothing_else(edits in prop::collection::vec(edit(), 1..12)) {
         let mut tree = Tree::default();
@@ -495,7 +495,7 @@ proptest! {
             tree = after;
             let mut published = Heard::new();
             for object in tree.objects() {
-                // The bytes that are kept are what would be built anew.
+                // The kept bytes equal freshly built ones.
                 let fresh = Object::new(Arc::clone(&object.path), object.state.clone());
                 prop_assert_eq!(rendering::entry(object), rendering::entry(&fresh));
                 hear(&mut published, &Signal::Added(Arc::clone(object)));

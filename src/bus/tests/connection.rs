@@ -1,5 +1,5 @@
-//! A connection by itself, against a real bus daemon: what the tree writer and the end of the
-//! daemon rely on.
+//! The connection alone, with a real bus daemon: the behaviour that the tree writer and the
+//! daemon's end rely on.
 
 use std::{sync::Arc, time::Instant};
 
@@ -17,9 +17,9 @@ use crate::bus::{
     wire::{Body, Value},
 };
 
-/// The signals of a large change are sent in portions, the next one when the mark after the last
-/// has passed. A mark that passed by itself would put all of them in front of what others are to
-/// get.
+/// The signals of a large change are sent in portions, each when the mark after the last portion
+/// has passed. A mark that passed too early would put all portions in front of messages to other
+/// clients.
 #[test]
 fn a_mark_passes_when_the_bus_answers_if_anybody_reads_answers() {
     let bus = PrivateBus::start();
@@ -63,7 +63,7 @@ fn a_flush_sends_what_waits_as_soon_as_the_bus_takes_it() {
     }
 }
 
-/// Others may send such a signal as well, which `forged_loss_of_the_name_is_ignored` shows.
+/// Other clients may send such a signal as well, as `forged_loss_of_the_name_is_ignored` shows.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test, without the daemon's thread group")]
 fn the_loss_of_the_name_ends_the_reader() {
@@ -86,7 +86,7 @@ fn the_loss_of_the_name_ends_the_reader() {
     assert!(matches!(result, Ok(Err(Error::NameLost(NAME)))));
 }
 
-/// Takes no job.
+/// Accepts no job.
 struct Nobody;
 
 impl Submit for Nobody {

@@ -1,4 +1,4 @@
-//! Tests of the bus, and the hand-made states that they use.
+//! Tests of the bus, and the hand-made states for them.
 
 mod changes;
 mod connection;
@@ -25,7 +25,7 @@ use crate::{
     view::{Availability, Change, Device, Filesystem, Pool, Tier},
 };
 
-/// A UUID that is `n` in its last digits.
+/// A UUID with `n` as its last digits.
 fn uuid<T: std::str::FromStr<Err: std::fmt::Debug>>(n: u64) -> T {
     format!("{n:032x}").parse().unwrap()
 }
@@ -128,13 +128,13 @@ fn values(message: &Message) -> Vec<Value> {
     message::arguments(message, Types(signature.leak())).unwrap()
 }
 
-/// The message as libdbus reads it, and takes it to be right.
+/// The message as libdbus parses it. libdbus must accept it.
 fn read_back(outgoing: &Outgoing) -> Message {
     let bytes: Vec<u8> = outgoing.parts.iter().flat_map(|part| part.bytes()).copied().collect();
     Message::demarshal(&bytes).unwrap()
 }
 
-/// As a monitor would print a signal: path, member, arguments.
+/// A signal as a monitor prints it: path, member, arguments.
 fn shown(outgoing: Outgoing) -> String {
     let message = read_back(&outgoing);
     let (path, member) = (message.path().unwrap(), message.member().unwrap());
@@ -143,7 +143,7 @@ fn shown(outgoing: Outgoing) -> String {
     short(&format!("{path} {member} {}", arguments.join(" ")))
 }
 
-/// A value in few characters: containers in their brackets, variants without any.
+/// A value in short form: containers in their brackets, variants without any.
 fn plain(value: &Value) -> String {
     let list = |values: &[Value]| values.iter().map(plain).collect::<Vec<_>>().join(" ");
     match value {

@@ -1,7 +1,7 @@
-//! The threads of the bus against a real bus daemon, on a socket of its own.
+//! The threads of the bus with a real bus daemon, on a private socket.
 //!
-//! No engine: what a job would have done is told to the tree writer by the test. Waits are for
-//! messages, with a limit that is only reached when one is missing.
+//! There is no engine: the test tells the tree writer what a job would have done. Waits are for
+//! messages, and their limit is reached only if a message is missing.
 
 use std::{
     io::{BufRead, BufReader},
@@ -39,10 +39,10 @@ use crate::{
 const TOP: &str = "/org/storage/stratis3";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
-/// When a message that has not come is taken for lost.
+/// A message that has not come after this time is lost.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
-/// A bus daemon of our own, with the limits of a system bus and our policy file.
+/// A private bus daemon, with the limits of a system bus and the daemon's policy file.
 pub(super) struct PrivateBus {
     daemon: Child,
     pub(super) address: String,
@@ -114,7 +114,7 @@ impl Submit for Jobs {
     }
 }
 
-/// Our side of the bus at work.
+/// The daemon's side of the bus, running.
 struct Server {
     updates: Option<Sender<Update<Reply>>>,
     jobs: Receiver<Job>,
@@ -146,7 +146,7 @@ impl Server {
         self.updates.as_ref().unwrap().send(Update { changes, reply }).unwrap();
     }
 
-    /// Has the changes published and waits until they are.
+    /// Publishes the changes and waits until that is done.
     fn publish(&self, changes: Vec<Change>) {
         let (done, is_done) = unbounded();
         self.send(changes, Some(Reply::tell(move || done.send(()).unwrap())));
@@ -158,7 +158,7 @@ impl Server {
         self.jobs.recv_timeout(LIMIT).expect("the reader makes a job")
     }
 
-    /// Ends as the daemon does, and gives what the reader said.
+    /// Ends as the daemon does, and returns the reader's result.
     fn end(mut self) -> Result<(), Error> {
         self.stop.trigger("the test is done");
         self.join()
@@ -184,7 +184,7 @@ impl Client {
         Client { channel }
     }
 
-    /// Gets the signals of the service from now on.
+    /// Subscribes to the signals of the service.
     fn listens(self) -> Client {
         self.listens_to(&format!("sender='{NAME}'"))
     }
@@ -218,7 +218,7 @@ impl Client {
         }
     }
 
-    /// Name of the error that the call ends with, without what all have in common.
+    /// Name of the error with which the call ends, without the common prefix.
     fn error(&self, path: &str, interface: &str, member: &str, arguments: impl AppendAll) -> String {
         let (name, text) = self.call(path, interface, member, arguments).expect_err(member);
         assert!(text.len() > 10, "{name} says nothing: {text}");
@@ -270,7 +270,7 @@ fn reads_are_answered_and_mistakes_get_their_error() {
     assert_eq!(client.get(&at(1), "filesystem.r9", "Created"), "'2026-11-21T02:15:03Z'");
     assert_eq!(client.get(&at(2), "blockdev.r0", "Pool"), at(0));
 
-    // GetAll is the same from the kept bytes as from the list, and for the top object.
+    // GetAll from the kept bytes gives the same as the list, also for the top object.
     let list = client.list();
     for (n, kind) in [(0, "pool"), (1, "filesystem"), (2, "blockdev")] {
         for revision in 0..10 {
@@ -326,7 +326,7 @@ fn reads_are_answered_and_mistakes_get_their_error() {
     server.end().unwrap();
 }
 
-/// A call that needs the engine: what was asked arrives, and signals come before the reply.
+/// A call that needs the engine: the job arrives as requested, and signals come before the reply.
 #[test]
 fn signals_of_a_change_come_before_its_reply() {
     let bus = PrivateBus::start();
@@ -359,8 +359,8 @@ fn signals_of_a_change_come_before_its_reply() {
     server.end().unwrap();
 }
 
-/// P3 from any connection: after each reply the new object is in the very next list, and gone again
-/// after the next.
+/// P3 from any connection: the next list after a reply contains the new object, and no longer after
+/// the next reply.
 #[test]
 fn what_was_replied_is_in_the_next_list() {
     let bus = PrivateBus::start();
@@ -379,21 +379,21 @@ fn what_was_replied_is_in_the_next_list() {
     server.end().unwrap();
 }
 
-/// The reader waits without holding the library's I/O path: what another thread sends leaves at
-/// once although nothing is there to be read; and nothing is lost when both are busy. A message
-/// that stays in the queue fails this by the limit.
+/// The reader waits without holding the library's I/O path: a message of another thread is sent at
+/// once although there is nothing to read. Nothing is lost when both threads are busy. If a message
+/// stays in the queue, the test reaches its limit.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn writer_and_reader_do_not_wait_for_each_other() {
     let bus = PrivateBus::start();
     let server = Server::start(&bus, vec![is(&pool(1, "p"))]);
     let (listener, other) = (Client::new(&bus).listens(), Client::new(&bus));
-    // Idle: no client sends anything before the change, so the reader gets no reason to look at its
+    // Idle: no client sends anything before the change, so nothing makes the reader look at its
     // socket.
     for n in 0..50 {
         server.send(vec![is(&Pool { fs_limit: n, ..pool(1, "p") })], None);
         assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
-        // What a signal tells can be read already.
+        // A value in a signal can be read already.
         assert_eq!(other.get(&at(0), "pool.r9", "FsLimit"), n.to_string());
         for _ in 2..=9 {
             assert_eq!(listener.next().member().as_deref(), Some("PropertiesChanged"));
@@ -418,9 +418,9 @@ fn writer_and_reader_do_not_wait_for_each_other() {
     server.end().unwrap();
 }
 
-/// Lists from several clients while filesystems come and go: each is one version (the number of
-/// filesystems is the fs_limit that the pool shows), and none takes back what a signal has told
-/// before.
+/// Lists for several clients while filesystems are created and destroyed. Each list is one version
+/// (the number of filesystems equals the fs_limit that the pool shows), and none takes back what an
+/// earlier signal has told.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn lists_are_never_torn_and_never_older_than_the_signals_before() {
@@ -451,7 +451,7 @@ fn lists_are_never_torn_and_never_older_than_the_signals_before() {
                                 let filesystems = objects.len() as u64 - 2;
                                 let properties = entry(entry(&list, &at(0)), "org.storage.stratis3.pool.r9");
                                 assert_eq!(plain(entry(properties, "FsLimit")), filesystems.to_string());
-                                // The client may have begun to listen in the middle.
+                                // The client may have subscribed in the middle.
                                 assert!(filesystems >= added, "{filesystems} in the list, {added} by signals");
                                 added = filesystems;
                                 lists += 1;
@@ -471,8 +471,8 @@ fn lists_are_never_torn_and_never_older_than_the_signals_before() {
     Arc::into_inner(server).unwrap().end().unwrap();
 }
 
-/// A rename of a pool with ten thousand filesystems kept all others from their signals and replies
-/// for 1.7 s.
+/// Renaming a pool with ten thousand filesystems kept all other clients from their signals and
+/// replies for 1.7 s.
 #[test]
 fn large_change_lets_other_pools_pass_and_its_own_wait() {
     const FILESYSTEMS: usize = 500;
@@ -483,8 +483,7 @@ fn large_change_lets_other_pools_pass_and_its_own_wait() {
     for change in [is(&named("second")), is(&named("third")), is(&pool(2, "other"))] {
         server.send(vec![change], None);
     }
-    // What is told of the newest revisions: new names of pools, and that links of filesystems have
-    // changed.
+    // Signals of the newest revisions: new names of pools, and changed links of filesystems.
     let mut heard: Vec<String> = Vec::new();
     while heard.len() < 3 + 2 * FILESYSTEMS {
         let message = client.next();
@@ -503,13 +502,13 @@ fn large_change_lets_other_pools_pass_and_its_own_wait() {
     let links_before = |place: usize| heard[..place].iter().filter(|word| *word == "link").count();
     assert_eq!((place("'second'"), links_before(place("'third'"))), (0, FILESYSTEMS));
     assert!(links_before(place("'other'")) < FILESYSTEMS, "other pools do not wait");
-    // A read is of the newest version.
+    // A read sees the newest version.
     assert_eq!(client.get(&at(0), "pool.r9", "Name"), "'third'");
     server.end().unwrap();
 }
 
-/// A list that the bus would not take is an error, not the end of the connection; a large one that
-/// fits arrives, and while it is made and sent, others are answered.
+/// A list that is too long for the bus is answered with an error and does not end the connection. A
+/// large list that fits arrives, and other clients are answered while it is made and sent.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn ten_thousand_objects() {
@@ -521,7 +520,7 @@ fn ten_thousand_objects() {
             std::thread::spawn(move || {
                 let call = Client::message(TOP, MANAGER, "GetManagedObjects", ());
                 let reply = client.channel.send_with_reply_and_block(call, LIMIT).unwrap();
-                // Counted only: more values than are ever read of one message.
+                // Only counted: one message has more values than the daemon ever decodes.
                 let mut entries = reply.iter_init().recurse(ArgType::Array).unwrap();
                 let mut count = 0;
                 while entries.recurse(ArgType::DictEntry).is_some() {
@@ -543,13 +542,13 @@ fn ten_thousand_objects() {
     let (error, text) = client.call(TOP, MANAGER, "GetManagedObjects", ()).unwrap_err();
     assert_eq!(error, "org.freedesktop.DBus.Error.LimitsExceeded");
     assert!(text.contains(crate::bus::MESSAGE_MAX_VARIABLE), "{text}");
-    // The device kept the path that it got after the first filesystems.
+    // The device keeps the path that it got after the first filesystems.
     assert_eq!(client.get(&at(7_001), "blockdev.r0", "Tier"), "0");
     server.end().unwrap();
 }
 
-/// A client that asks for list after list and never reads any does not keep others from their
-/// answers.
+/// A client that asks for list after list and never reads them does not keep other clients from
+/// their answers.
 #[test]
 fn client_that_never_reads() {
     let bus = PrivateBus::start();
@@ -578,7 +577,7 @@ fn name_that_another_has_is_refused() {
     server.end().unwrap();
 }
 
-/// Anybody can send us a signal of that name; only the bus's own counts.
+/// Any client can send a signal of that name; only the bus's own counts.
 #[test]
 fn forged_loss_of_the_name_is_ignored() {
     let bus = PrivateBus::start();
@@ -600,8 +599,8 @@ fn end_of_the_bus_ends_the_reader() {
     assert!(matches!(server.join(), Err(Error::Lost)));
 }
 
-/// Calls that were on their way when the daemon stops are refused by whoever runs jobs; their
-/// callers hear of it.
+/// Calls that were under way when the daemon stopped are refused by whoever runs jobs, and their
+/// callers get that answer.
 #[test]
 fn stop_lets_refusals_out() {
     let bus = PrivateBus::start();
@@ -621,8 +620,8 @@ fn there_is_no_bus() {
     assert!(matches!(Bus::connect_to("unix:path=/nonexistent/socket"), Err(Error::NoBus(_))));
 }
 
-/// One filesystem more or less is one entry: the sizes on which the limits in the documentation
-/// rest.
+/// The size of one more filesystem equals that of its entry. The limits in the documentation rest
+/// on these sizes.
 #[test]
 fn a_filesystem_takes_about_four_kilobytes_of_a_list() {
     let tree = super::tree(vec![is(&large(1))]);

@@ -1,5 +1,5 @@
-//! Calls and what is answered, without a bus: refusals that are made before the engine is asked,
-//! and the form of replies.
+//! Calls and their answers, without a bus: refusals before the engine is asked, and the form of
+//! replies.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::{
     view::{LeftOut, Pool, StoppedPool, View},
 };
 
-/// A pool `p` with a filesystem, and a pool `q`: paths 0 to 2 and 3 to 4.
+/// A pool `p` with a filesystem, and a pool `q`. Their paths are 0 to 2 and 3 to 4.
 fn two_pools() -> Tree {
     super::tree(vec![is(&with_filesystem(pool(1, "p"), 5)), is(&pool(2, "q"))])
 }
@@ -49,7 +49,7 @@ fn shown(answer: &Answer) -> String {
     }
 }
 
-/// What is answered to the call; `a job` if the engine is asked.
+/// The answer to the call; `a job` if the engine is asked.
 fn answer(path: &str, interface: &str, member: &str, arguments: impl AppendAll) -> String {
     let path = format!("/org/storage/stratis3{path}");
     let interface = format!("org.storage.stratis3.{interface}");
@@ -82,7 +82,7 @@ fn mistakes_in_create_pool_are_told_in_the_order_of_the_existing_daemon() {
         assert!(text.starts_with(filler), "{text}");
         assert!(text.contains(expected), "{text} does not say {expected}");
     };
-    // Each call has all the mistakes of the later ones.
+    // Each call has all mistakes of the later calls.
     let slots = |slot: bool| vec![((slot, 1), "a;b"), ((slot, 1), "k")];
     refused(create_pool("a b", slots(true), vec![((false, 0), "tang", "{bad")], bad_tag), "not JSON");
     refused(create_pool("a b", slots(true), vec![], bad_tag), "token slot 1 is named twice");
@@ -135,7 +135,7 @@ fn sizes_of_filesystems() {
         refused(vec![("f", (true, text), NO)], &format!("`{text}` is not a filesystem size;"));
     }
     refused(vec![("f", NO, (true, "x"))], "`x` is not a filesystem size limit");
-    // A size that cannot be read is told before anything else.
+    // An unreadable size is reported before anything else.
     refused(vec![("a b", NO, NO), ("c", (true, "x"), NO)], "`x` is not a filesystem size");
     refused(vec![("a b", NO, NO), ("c", NO, NO)], "2 filesystems were asked for");
     refused(vec![("a b", (true, "1"), NO)], "the name `a b`");
@@ -160,7 +160,7 @@ fn sizes_of_filesystems() {
 fn paths_in_arguments() {
     let destroy = |paths: Vec<dbus::Path<'static>>| answer("/0", "pool.r9", "DestroyFilesystems", (paths,));
     assert_eq!(destroy(vec![]), "(false []) 0 'Ok'");
-    // Unknown, and no filesystems.
+    // Unknown paths, and paths of other objects.
     assert_eq!(destroy(vec![at(99), at(0), at(2)]), "(false []) 0 'Ok'");
     assert_eq!(destroy(vec![at(99), at(1)]), "a job");
     assert_eq!(answer("/3", "pool.r9", "DestroyFilesystems", (vec![at(1)],)), "(false []) 0 'Ok'");
@@ -220,7 +220,7 @@ fn unlock_methods_have_two_spellings_and_mean_nothing_beside_the_flag() {
     assert!(answer("", "Manager.r1", "UnlockPool", (uuid, "bogus")).starts_with("(false []) 1 'bogus is an invalid"));
 }
 
-/// What stands in the arguments of encryption's members, as the engine is told it.
+/// The engine gets the encryption members' arguments as the client gave them.
 #[test]
 fn ways_to_unlock_in_each_form() {
     use crate::{
@@ -301,8 +301,8 @@ fn bindings_of_a_pool_in_both_forms() {
     }
 }
 
-/// The passphrase of StartPool is read as that of SetKey: not on the reader's thread, and with the
-/// same limits.
+/// The passphrase of StartPool is read like that of SetKey: not on the reader's thread, and with
+/// the same limits.
 #[test]
 fn a_start_with_a_passphrase_reads_it_first() {
     use std::{fs::File, io::Write, os::fd::OwnedFd, sync::Arc};
@@ -398,7 +398,7 @@ fn names_and_user_info() {
     assert_eq!(answer("/0", "pool.r9", "AddDataDevs", (vec!["/dev/x"],)), "a job");
 }
 
-/// A pool named `a,b` had its links where those of a pool named `a_b` are.
+/// A pool named `a,b` had its links at the place of those of a pool named `a_b`.
 #[test]
 fn names_that_udev_changes_are_refused() {
     let refused = |answer: String| {
@@ -409,7 +409,7 @@ fn names_that_udev_changes_are_refused() {
     refused(answer("/1", "filesystem.r9", "SetName", ("a,b",)));
     refused(answer("/0", "pool.r9", "SnapshotFilesystem", (at(1), "a,b")));
     refused(answer("/0", "pool.r9", "CreateFilesystems", (vec![("a,b", (false, ""), (false, ""))],)));
-    // What has such a name is still found by it.
+    // Requests still find an existing pool with such a name.
     assert_eq!(answer("", "Manager.r9", "StopPool", ("a,b", "name")), "a job");
 }
 
@@ -434,7 +434,7 @@ fn outcomes_of_methods_are_result_code_and_text() {
     assert!(told(create, create.failure(Failure::Panicked)).contains("fault of the daemon"));
     let rename = asked(Kind::Filesystem, 0, "SetName");
     assert_eq!(told(rename, Outcome::NoChange), "(false '00000000000000000000000000000000') 0 'Ok'");
-    // No result of its own.
+    // This method has no result of its own.
     assert_eq!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::Refused("why".into())), "1 'why'");
     assert_eq!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::NoChange), "0 'Ok'");
 }
@@ -452,7 +452,7 @@ fn refused_set_has_the_error_name_that_most_clients_explain() {
     assert_eq!(set, Answer::Return(crate::bus::wire::Body::empty()));
 }
 
-/// Found in review: several of them said what is wrong and left it at that.
+/// Found in review: several texts said what is wrong but not what to do.
 #[test]
 fn a_refusal_of_a_call_says_what_to_do() {
     let text = || "x".to_owned();
@@ -568,8 +568,8 @@ fn a_report_tells_of_work_on_all_data_of_a_pool() {
     assert_eq!(report["pools"][0]["work"], expected);
 }
 
-/// A refusal that listed twenty thousand paths was a reply of 150 kB, one that quoted a name of 16
-/// MiB as long as that.
+/// A refusal that listed twenty thousand paths was a reply of 150 kB. One that quoted a name of 16
+/// MiB was as long as the name.
 #[test]
 fn long_texts_are_cut_in_the_middle_and_between_characters() {
     let short = "the name `a b` contains a space".to_owned();

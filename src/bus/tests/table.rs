@@ -1,4 +1,4 @@
-//! The table: consistent in itself, and the same interfaces as those of the existing daemon.
+//! The table: consistent in itself, with the same interfaces as the existing daemon.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::bus::{
     wire::{Types, Value},
 };
 
-/// What the existing daemon says of each kind of object.
+/// The existing daemon's introspection of each kind of object.
 const GOLDEN: [(&str, &str); 4] = [
     ("manager", include_str!("../../../tests/data/introspection/manager.xml")),
     ("pool", include_str!("../../../tests/data/introspection/pool.xml")),
@@ -26,7 +26,7 @@ fn attribute(tag: &str, name: &str) -> String {
 }
 
 /// Every member as one line: interface, kind of member, name, then its arguments or type, access
-/// and annotation. The order of members does not count, that of arguments does.
+/// and annotation. The order of members does not count; the order of arguments does.
 fn members(xml: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let (mut interface, mut current) = (String::new(), String::new());
@@ -75,7 +75,7 @@ fn introspection_is_that_of_the_existing_daemon() {
     }
 }
 
-/// That the comparison sees a difference in each thing that it is there for.
+/// The comparison finds a difference in each part that it covers.
 #[test]
 fn comparison_of_introspections_sees_differences() {
     let (_, golden) = GOLDEN[2];
@@ -111,7 +111,7 @@ fn no_two_rows_overlap() {
     }
 }
 
-/// No member has a descriptor in its output: the marshaller could not send one.
+/// No member returns a descriptor: the marshaller could not send one.
 #[test]
 fn nothing_that_is_sent_contains_a_descriptor() {
     for row in ROWS {
@@ -146,7 +146,7 @@ fn every_property_has_a_value_of_its_type() {
     }
 }
 
-/// What carries a method out, or sets a property; `None` for those that are only read.
+/// The handler that carries out a method or sets a property; `None` for read-only properties.
 fn handler(row: &Row) -> Option<Handler> {
     match row.member {
         Member::Method { handler, .. } => Some(handler),
@@ -159,16 +159,17 @@ fn object<'a>(tree: &'a Tree, row: &Row) -> Option<&'a Object> {
     tree.objects().find(|object| object.state.kind() == row.kind).map(|object| &**object)
 }
 
-/// Each handler can take apart what its row says it gets, filler values of the row's types.
-/// Handlers that go on to the engine stop before it: no object is at the path `/`, no name is
-/// empty, and so on; what they answer is not looked at.
+/// Each handler can decode filler values of its row's types. Handlers that continue to the engine
+/// stop before it: there is no object at the path `/`, no name is empty, and so on. The test
+/// ignores their answers.
 #[test]
 fn every_handler_understands_its_arguments() {
     let tree = every_kind();
     for row in ROWS {
         let Some(handler) = handler(row) else { continue };
         let object = object(&tree, row);
-        // A user info of nothing would be passed on to the engine; an empty text is refused before.
+        // Without a text, the user info would be passed to the engine; an empty text is refused
+        // before.
         let arguments: Vec<Value> = Types(row.signature().leak())
             .map(|signature| match (row.name, Value::filler(signature)) {
                 ("SetUserInfo" | "UserInfo", _) => Value::optional_str(Some(String::new())),

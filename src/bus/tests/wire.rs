@@ -26,8 +26,8 @@ fn leaf() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Values of one type, so that they can be the elements of one array: the same value, some of its
-/// leaves changed.
+/// Values of one type, so that they can be elements of one array: the same value with some leaves
+/// changed.
 fn alike(value: &Value, salt: u64) -> Value {
     match value {
         Value::Byte(v) => Value::Byte(v.wrapping_add(salt as u8)),
@@ -66,15 +66,15 @@ fn reply(body: &Body) -> Message {
 }
 
 proptest! {
-    /// libdbus accepts what we marshal (it checks every byte, padding included) and reads the same
-    /// values.
+    /// libdbus accepts the marshalled bytes (it checks every byte, padding included) and decodes
+    /// the same values.
     #[test]
     fn libdbus_reads_what_was_written(written in prop::collection::vec(value(), 0..5)) {
         let message = reply(&Body::of(&written));
         prop_assert_eq!(values(&message), written);
     }
 
-    /// Bytes marshalled at 0 are right at any multiple of 8.
+    /// Bytes marshalled at 0 are valid at any multiple of 8.
     #[test]
     fn bytes_can_be_moved_by_multiples_of_8(first in value(), second in value()) {
         let mut direct = Marshaller::default();
@@ -89,8 +89,7 @@ proptest! {
         prop_assert_eq!(direct.finish(), moved.finish());
     }
 
-    /// Whatever the bytes of a body, reading them as any of our signatures ends in values or an
-    /// error.
+    /// Decoding any body bytes with any of the daemon's signatures ends in values or an error.
     #[test]
     fn no_body_makes_decoding_panic(written in prop::collection::vec(value(), 0..4), row in 0..100usize) {
         let message = reply(&Body::of(&written));
@@ -124,7 +123,7 @@ fn header_says_what_was_meant() {
     assert_eq!((error.name(), error.message()), (Some("a.b.C"), Some("why")));
 }
 
-/// Lists are not looked at by libdbus before they are sent, so here it does.
+/// libdbus does not check lists before they are sent, so this test makes it check them.
 #[test]
 fn lists_are_what_libdbus_takes_to_be_right() {
     let mut filesystem = 0;
@@ -149,7 +148,7 @@ fn lists_are_what_libdbus_takes_to_be_right() {
     }
 }
 
-/// The error that takes the place of an answer of more bytes than the limit.
+/// The error that replaces an answer longer than the limit.
 #[test]
 fn an_answer_that_is_too_long_becomes_an_error_and_a_signal_is_not_sent() {
     let of = |length: usize| Answer::Return(Body::of(&[Value::Str("x".repeat(length))]));
