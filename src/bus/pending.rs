@@ -25,8 +25,8 @@ pub struct Load {
     pub descriptors: usize,
 }
 
-/// What one caller may have waiting. A caller with nothing waiting is admitted whatever its call
-/// holds: the call fitted into a message.
+/// What one caller may have waiting. The only call of a caller may hold more: it fitted into a
+/// message.
 const OF_ONE: Load = Load { calls: 4096, bytes: 16 << 20, descriptors: 64 };
 /// What all callers together may have waiting. Descriptors stay far below the 1024 that a service
 /// may have by default.

@@ -44,7 +44,7 @@ pub enum Holding {
     Gone,
     /// The bus could not answer this time.
     Failed,
-    /// The bus does not understand the question.
+    /// The bus does not give such figures.
     Silence,
 }
 
