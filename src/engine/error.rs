@@ -130,7 +130,7 @@ pub enum Error {
     NoCache { pool: Name },
     #[error("cannot grow {}: it is a cache device of pool {pool}, and only data devices can be grown", path.display())]
     CacheDoesNotGrow { pool: Name, path: PathBuf },
-    #[error("cannot lower the filesystem limit of pool {pool}: it is {limit}; choose a larger one")]
+    #[error("the filesystem limit of pool {pool} can only be raised, and it is {limit}; choose a larger one")]
     FilesystemLimitNotRaised { pool: Name, limit: u64 },
     #[error("the metadata volume of pool {pool} has room for {maximum} filesystems; choose a limit up to that")]
     FilesystemLimitTooHigh { pool: Name, maximum: u64 },
