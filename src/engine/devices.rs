@@ -123,7 +123,7 @@ impl<'a> From<&'a Planned> for NewDevice<'a> {
     }
 }
 
-/// Gives headers to devices that are to be initialized for a pool.
+/// Plans the headers of devices that are to be initialized for a pool.
 pub fn plan(
     platform: &dyn Platform,
     pool: PoolUuid,

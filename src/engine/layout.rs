@@ -343,7 +343,8 @@ impl ThinPoolDev {
         }
     }
 
-    /// Whether writes fail when no data blocks are left: nothing is left to give to the thin pool.
+    /// Whether writes fail when no data blocks are left. That is so when there is nothing left to
+    /// give to the thin pool.
     pub fn errors_if_no_space(&self) -> bool {
         self.feature_args.as_ref().is_some_and(|features| features.contains(ERROR_IF_NO_SPACE))
     }

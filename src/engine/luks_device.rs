@@ -85,10 +85,10 @@ impl LuksDevice {
         dm_names::opened_device(self.token.device)
     }
 
-    /// The device that has been opened of it, if it is up.
+    /// The crypt device on the container, if it is up.
     ///
     /// # Errors
-    /// When it cannot be looked for.
+    /// When device-mapper cannot be queried.
     pub fn opened(&self, platform: &dyn Platform) -> Result<Option<BlockDevice>> {
         let name = self.name();
         match platform.dm_find(&name)? {

@@ -1,31 +1,32 @@
-//! The bindings of one header, and which token numbers are taken in it.
+//! The bindings of one LUKS2 header, and the token numbers that are taken in it.
 
 use std::{collections::BTreeSet, fmt};
 
 use super::{Kind, Mechanism};
 use crate::platform::luks::NUMBERS;
 
-/// A way to unlock: a token, a keyslot, and what its passphrase is to be had from.
+/// A way to unlock: a token, a keyslot, and the source of the passphrase.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// Its token.
     pub token: u32,
     /// The keyslot of the volume key in use.
     pub keyslot: u32,
-    /// While the volume key is being replaced: the keyslot of the one that takes its place. The same passphrase opens both.
+    /// While the volume key is being replaced: the keyslot of the new volume key. The same
+    /// passphrase opens both keyslots.
     pub next: Option<u32>,
-    /// What its passphrase is to be had from.
+    /// The source of the passphrase.
     pub mechanism: Mechanism,
 }
 
 impl Binding {
-    /// Of which kind it is.
+    /// The kind of the binding.
     pub fn kind(&self) -> Kind {
         self.mechanism.kind()
     }
 }
 
-/// As in messages: `key description k`, `Clevis (tang, {…})`.
+/// The form used in messages: `key description k`, `Clevis (tang, {…})`.
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.mechanism {
@@ -35,65 +36,65 @@ impl fmt::Display for Binding {
     }
 }
 
-/// What one header says of the ways to unlock what lies behind it.
+/// All bindings of one header.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bindings {
-    /// By token number.
+    /// Sorted by token number.
     list: Vec<Binding>,
-    /// Numbers of all tokens, those of others too.
+    /// Numbers of all tokens, including tokens of others.
     taken: BTreeSet<u32>,
 }
 
 impl Bindings {
-    /// These, in a header whose tokens have these numbers.
+    /// Makes the bindings of a header whose tokens have the numbers `taken`.
     pub(super) fn new(mut list: Vec<Binding>, taken: BTreeSet<u32>) -> Bindings {
         list.sort_by_key(|binding| binding.token);
         Bindings { list, taken }
     }
 
-    /// Only those of which the kind is one that is to stay.
+    /// The bindings whose kind `stays` accepts.
     pub(super) fn of_kinds(&self, stays: impl Fn(Kind) -> bool) -> Bindings {
         let list = self.list.iter().filter(|binding| stays(binding.kind())).cloned().collect();
         Bindings { list, taken: self.taken.clone() }
     }
 
-    /// Only those of a kind.
+    /// The bindings of one kind.
     pub fn of_kind(&self, kind: Kind) -> Bindings {
         self.of_kinds(|other| other == kind)
     }
 
-    /// Only those whose passphrase is to be had from there.
+    /// The bindings with this mechanism.
     pub fn of_mechanism(&self, mechanism: &Mechanism) -> Bindings {
         let list = self.list.iter().filter(|binding| binding.mechanism == *mechanism).cloned().collect();
         Bindings { list, taken: self.taken.clone() }
     }
 
-    /// All, by token number.
+    /// All bindings, by token number.
     pub fn iter(&self) -> std::slice::Iter<'_, Binding> {
         self.list.iter()
     }
 
-    /// How many there are.
+    /// The number of bindings.
     pub fn count(&self) -> usize {
         self.list.len()
     }
 
-    /// The one with this token.
+    /// The binding with this token.
     pub fn get(&self, token: u32) -> Option<&Binding> {
         self.list.iter().find(|binding| binding.token == token)
     }
 
-    /// "The" binding of a kind, where no token is named.
+    /// The binding of a kind that is meant if no token is named.
     pub fn lowest(&self, kind: Kind) -> Option<&Binding> {
         self.list.iter().find(|binding| binding.kind() == kind)
     }
 
-    /// Whether a token of that number is there, a binding or somebody else's.
+    /// Whether a token with that number exists, whether a binding or somebody else's.
     pub fn is_taken(&self, token: u32) -> bool {
         self.taken.contains(&token)
     }
 
-    /// The lowest number that no token has.
+    /// The lowest token number that is free.
     pub fn free_token(&self) -> Option<u32> {
         (0..NUMBERS).find(|number| !self.is_taken(*number))
     }

@@ -1,5 +1,6 @@
-//! What the encrypted passphrases of Clevis say of how they were made: the pin and its configuration, in the protected header
-//! of a JWE (`docs/spec/engine/encryption.md` §2.4). Knows nothing of how they are decrypted.
+//! What the encrypted passphrases of Clevis say about how they were made: the pin and its
+//! configuration, in the protected header of a JWE (`docs/spec/engine/encryption.md` §2.4). This
+//! module knows nothing about decryption.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value, json};
@@ -13,39 +14,40 @@ use super::{
 
 const NO_HEADER: EncryptionError = EncryptionError::Jwe("it has no readable header");
 
-/// What a configuration is wanted for.
+/// The purpose of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// To be shown to clients.
+    /// For display to clients.
     Shown,
-    /// To be encrypted anew, with whatever keys the servers have now.
+    /// For encrypting the passphrase again, with the keys that the servers have now.
     Renewal,
-    /// To be encrypted on another device, with the keys that are trusted already.
+    /// For encrypting on another device, with the keys that are already trusted.
     Elsewhere,
 }
 
-/// Pin and configuration as shown to clients.
+/// Pin and configuration for display to clients.
 ///
 /// # Errors
-/// If the JWE does not say them, or the pin is not known.
+/// If the JWE does not contain them, or the pin is unknown.
 pub(super) fn shown(jwe: &Value) -> Result<(String, Value)> {
     of_object(jwe, Purpose::Shown)
 }
 
 impl ClevisRequest {
-    /// The request that makes the binding with this encrypted passphrase anew. The servers may have new keys and are
-    /// trusted with them: that is what `clevis luks regen` is for.
+    /// The request that renews the binding with this encrypted passphrase. If the servers have new
+    /// keys, these are trusted: that is the purpose of `clevis luks regen`.
     ///
     /// # Errors
-    /// If the JWE does not say what it was made from.
+    /// If the JWE does not say how it was made.
     pub fn renewal(jwe: &Value) -> Result<ClevisRequest> {
         of_object(jwe, Purpose::Renewal).map(|(pin, config)| ClevisRequest { pin, config, trust: true })
     }
 
-    /// The request that makes the same binding on another device. The servers must have the keys that they had.
+    /// The request that makes the same binding on another device. The servers must still have the
+    /// same keys.
     ///
     /// # Errors
-    /// As for [`ClevisRequest::renewal`].
+    /// Those of [`ClevisRequest::renewal`].
     fn elsewhere(jwe: &Value) -> Result<ClevisRequest> {
         of_object(jwe, Purpose::Elsewhere).map(|(pin, config)| ClevisRequest { pin, config, trust: false })
     }
@@ -55,7 +57,7 @@ impl Mechanism {
     /// The request that makes the same binding on another device of the pool.
     ///
     /// # Errors
-    /// If the encrypted passphrase does not say what it was made from.
+    /// If the encrypted passphrase does not say how it was made.
     pub fn elsewhere(&self) -> Result<BindRequest> {
         Ok(match self {
             Mechanism::Keyring(description) => BindRequest::Keyring(description.clone()),
@@ -94,7 +96,7 @@ fn tang(made_with: &Value, purpose: Purpose) -> Result<Value> {
     })
 }
 
-/// The TPM's own values of the old passphrase are left out, the choices of the user stay.
+/// Leaves out the TPM's own values of the old passphrase. The user's choices stay.
 fn tpm2(made_with: &Value, purpose: Purpose) -> Result<Value> {
     if purpose == Purpose::Shown {
         return Ok(Value::Object(Map::new()));
@@ -120,13 +122,14 @@ fn sss(made_with: &Value, purpose: Purpose, depth: usize) -> Result<Value> {
     Ok(json!({ "t": threshold, "pins": pins }))
 }
 
-/// The thumbprint of the key that signs a Tang server's advertisement: of its public members, in the manner of RFC 7638.
+/// The thumbprint of the key that signs a Tang server's advertisement: a hash of its public members
+/// as in RFC 7638.
 fn thumbprint(advertisement: &Value) -> Result<String> {
     let signs = |key: &&Value| key["key_ops"] == json!(["verify"]);
     let key = advertisement["keys"].as_array().and_then(|keys| keys.iter().find(signs));
     let mut key = key.and_then(Value::as_object).ok_or(EncryptionError::Jwe("it has no signing key"))?.clone();
     key.retain(|member, _| member != "key_ops" && member != "alg");
-    // Maps keep their keys sorted, and numbers and texts are written in one way only.
+    // Maps keep their keys sorted, and each number and text has only one written form.
     Ok(BASE64URL_NOPAD.encode(&Sha256::digest(Value::Object(key).to_string())))
 }
 

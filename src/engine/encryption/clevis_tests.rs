@@ -1,4 +1,5 @@
-//! What encrypted passphrases say of themselves, in the forms in which Clevis writes them, and that nothing makes it panic.
+//! What encrypted passphrases in the forms of Clevis say about themselves. Nothing makes the parser
+//! panic.
 
 use proptest::prelude::*;
 
@@ -79,7 +80,7 @@ fn shares_are_shown_by_pin_in_their_order_and_at_any_depth() {
     let nested = json!({ "t": 2, "pins": { "tang": [{ "url": "http://b" }], "tpm2": [tpm2] } });
     let whole = json!({ "t": 1, "pins": { "tang": [{ "url": "http://a" }, { "url": "http://c" }], "sss": [nested] } });
     assert_eq!(renewed, ClevisRequest { pin: "sss".to_owned(), config: whole, trust: true });
-    // Elsewhere only the keys that are trusted already.
+    // Another device uses only the keys that are already trusted.
     let same = ClevisRequest::elsewhere(&jwe(&header)).unwrap();
     assert!(!same.trust && same.config.to_string().matches(THUMBPRINT).count() == 3);
     assert!(BindRequest::Clevis(same).check().is_ok());

@@ -1,4 +1,4 @@
-//! Why a way to unlock is refused, cannot be read, or does not work.
+//! Why a binding is refused, cannot be read, or does not work.
 
 use std::path::PathBuf;
 
@@ -11,14 +11,14 @@ use crate::{
     platform::{self, luks::NUMBERS},
 };
 
-/// Result of what this room does.
+/// Result of the functions in this module.
 pub type Result<T> = std::result::Result<T, EncryptionError>;
 
-/// Why not.
+/// Why a binding is refused, cannot be read, or does not work.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum EncryptionError {
-    // ---- a header that says nothing of use ----
+    // ---- a header with nothing usable ----
     #[error(
         "the LUKS2 header has no token that says which Stratis pool the device belongs to; if it is one of a pool, restore the \
          header from a backup"
@@ -127,7 +127,7 @@ pub enum EncryptionError {
 }
 
 impl EncryptionError {
-    /// Whether somebody's use of a device was the cause.
+    /// Whether the cause was a device in use.
     pub fn is_busy(&self) -> bool {
         matches!(self, EncryptionError::Platform(error) if error.is_busy())
     }

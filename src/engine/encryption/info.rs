@@ -1,19 +1,19 @@
-//! The bindings of a pool, gathered over its headers: one in version 2, one on each device in version 1, which must agree
-//! (`docs/spec/engine/encryption.md` §7.3).
+//! The bindings of a pool, collected from its headers: one header in version 2, one on each device
+//! in version 1. The headers of the devices must agree (`docs/spec/engine/encryption.md` §7.3).
 
 use serde_json::Value;
 
 use super::{BINDINGS_MAX, Binding, Bindings, EncryptionError, Kind, Mechanism, Result};
 use crate::{engine::metadata::MetadataVersion, view};
 
-/// Whether the devices of a pool say the same of its binding of a kind.
+/// Whether the devices of a pool agree on a kind of binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Agreement {
-    /// None has one.
+    /// No device has one.
     Absent,
-    /// All have the same.
+    /// All devices have the same.
     Consistent,
-    /// Some have one and some have none, or another.
+    /// Some devices have one, and others have none or a different one.
     Inconsistent,
 }
 
@@ -23,12 +23,13 @@ pub struct Info {
     version: MetadataVersion,
     keyring: Agreement,
     clevis: Agreement,
-    /// What all agree on. Keyslots and encrypted passphrases are those of the first device.
+    /// The bindings on which all devices agree. Keyslots and encrypted passphrases are those of the
+    /// first device.
     bindings: Bindings,
 }
 
 impl Info {
-    /// Of a pool of version 2, from its header.
+    /// The bindings of a version 2 pool, from its header.
     pub fn of_pool(bindings: Bindings) -> Info {
         let agreement = |kind| match bindings.lowest(kind) {
             Some(_) => Agreement::Consistent,
@@ -38,11 +39,11 @@ impl Info {
         Info { version: MetadataVersion::V2, keyring, clevis, bindings }
     }
 
-    /// Of a pool of version 1, from the headers of its devices; `None` for a device that is not encrypted. Gives `None` if
-    /// none is.
+    /// The bindings of a version 1 pool, from the headers of its devices. An item is `None` for a
+    /// device that is not encrypted. Returns `None` if no device is.
     ///
     /// # Errors
-    /// If some are encrypted and some are not.
+    /// If some devices are encrypted and some are not.
     pub fn of_devices<'a>(devices: impl IntoIterator<Item = Option<&'a Bindings>>) -> Result<Option<Info>> {
         let devices: Vec<Option<&Bindings>> = devices.into_iter().collect();
         let encrypted: Vec<&Bindings> = devices.iter().copied().flatten().collect();
@@ -69,12 +70,12 @@ impl Info {
         Ok(Some(Info { version: MetadataVersion::V1, keyring, clevis, bindings }))
     }
 
-    /// The metadata version of the pool, which decides what its bindings may be.
+    /// The metadata version of the pool, which decides which bindings it may have.
     pub fn version(&self) -> MetadataVersion {
         self.version
     }
 
-    /// Whether the devices agree on a kind.
+    /// Whether the devices agree on a kind of binding.
     pub fn agreement(&self, kind: Kind) -> Agreement {
         match kind {
             Kind::Keyring => self.keyring,
@@ -82,12 +83,12 @@ impl Info {
         }
     }
 
-    /// Whether the devices agree on everything. A pool of which they do not is restricted.
+    /// Whether the devices agree on all bindings. Otherwise the pool is restricted.
     pub fn is_consistent(&self) -> bool {
         self.check().is_ok()
     }
 
-    /// The bindings.
+    /// The bindings of the pool.
     ///
     /// # Errors
     /// If the devices do not agree on them.
@@ -102,12 +103,12 @@ impl Info {
         }
     }
 
-    /// How many bindings more there may be.
+    /// The number of bindings that can still be added.
     pub fn free_slots(&self) -> usize {
         BINDINGS_MAX.saturating_sub(self.bindings.count())
     }
 
-    /// What clients see.
+    /// The bindings as clients see them.
     pub fn view(&self) -> view::Encryption {
         let mut view = view::Encryption {
             keys: Vec::new(),
@@ -125,7 +126,7 @@ impl Info {
     }
 }
 
-/// A configuration as shown, but for the keys of servers.
+/// A configuration as shown, without the keys of servers.
 fn without_thumbprints(config: &Value) -> Value {
     match config {
         Value::Object(members) => {
@@ -137,13 +138,14 @@ fn without_thumbprints(config: &Value) -> Value {
     }
 }
 
-/// Whether two devices are bound alike: to the same, each with a passphrase of its own.
+/// Whether the bindings of two devices are equal. Each has a passphrase of its own.
 fn is_same(one: Option<&Binding>, other: Option<&Binding>) -> bool {
     match (one.map(|binding| &binding.mechanism), other.map(|binding| &binding.mechanism)) {
         (None, None) => true,
         (Some(Mechanism::Keyring(one)), Some(Mechanism::Keyring(other))) => one == other,
         (Some(Mechanism::Clevis { pin, config, .. }), Some(Mechanism::Clevis { pin: p, config: c, .. })) => {
-            // The keys of servers may have changed when one was bound anew and the next was not yet.
+            // The keys of servers may have changed after one device was bound again and before the
+            // next was.
             (pin, without_thumbprints(config)) == (p, without_thumbprints(c))
         }
         _ => false,
@@ -187,7 +189,7 @@ mod tests {
         let (k, t) = (|| key(1, "k"), || tang(2, "http://a", "x"));
         check(&[&[k()], &[k()]], Consistent, Absent);
         check(&[&[t()]], Absent, Consistent);
-        // Each device has an encrypted passphrase of its own.
+        // Each device has its own encrypted passphrase.
         check(&[&[k(), t()], &[k(), tang(2, "http://a", "y")]], Consistent, Consistent);
         check(&[&[k()], &[key(1, "other")]], Inconsistent, Absent);
         check(&[&[k(), t()], &[k()]], Consistent, Inconsistent);

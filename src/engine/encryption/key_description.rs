@@ -1,4 +1,5 @@
-//! Names of passphrases in the kernel's keyring (`docs/spec/engine/encryption.md` §3).
+//! Key descriptions: the names of passphrases in the kernel keyring
+//! (`docs/spec/engine/encryption.md` §3).
 
 use std::fmt;
 
@@ -7,7 +8,8 @@ use crate::{
     platform::keyring::{KEY_PREFIX, NAME_BYTES_MAX},
 };
 
-/// Longest key description, in bytes: what the kernel leaves beside the prefix.
+/// Length of the longest key description, in bytes: what the kernel's limit leaves after the
+/// prefix.
 const DESCRIPTION_BYTES_MAX: usize = NAME_BYTES_MAX - KEY_PREFIX.len();
 
 /// A text that cannot be a key description.
@@ -31,11 +33,11 @@ pub enum KeyDescriptionError {
 pub struct KeyDescription(String);
 
 impl KeyDescription {
-    /// Checks a name.
+    /// Checks a key description.
     ///
     /// # Errors
-    /// If it is too long for the kernel, or holds a character that the kernel's own listing of keys uses to separate, or that
-    /// ends its strings.
+    /// If the text is too long for the kernel, or contains a character that separates fields in the
+    /// kernel's own listing of keys, or one that ends the kernel's strings.
     pub fn new(text: &str) -> Result<KeyDescription, KeyDescriptionError> {
         let quoted = || shortened(text).into_owned();
         if text.contains(';') {
@@ -55,14 +57,15 @@ impl KeyDescription {
         &self.0
     }
 
-    /// The name of a key in the kernel, or in a token, as such; `None` if it is none of ours. What somebody else has bound
-    /// to is taken as it is: other daemons have let characters pass that we do not.
+    /// The key description in the name of a key in the kernel or in a token; `None` if the name is
+    /// not one of ours. This does not check the characters: other daemons have allowed some that we
+    /// refuse, and their bindings must be found.
     pub(in crate::engine) fn from_kernel(name: &str) -> Option<KeyDescription> {
         let text = name.strip_prefix(KEY_PREFIX).filter(|text| !text.is_empty() && !text.contains('\0'))?;
         Some(KeyDescription(text.to_owned()))
     }
 
-    /// The name of the key in the kernel.
+    /// The name of the key in the kernel keyring.
     pub(in crate::engine) fn in_kernel(&self) -> String {
         format!("{KEY_PREFIX}{}", self.0)
     }

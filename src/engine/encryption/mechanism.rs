@@ -1,36 +1,40 @@
-//! The ways to unlock a pool as values, and the numbers of their tokens (`docs/spec/engine/encryption.md` §2).
+//! The ways to unlock a pool as values, and their token numbers (`docs/spec/engine/encryption.md`
+//! §2).
 
 use serde_json::Value;
 
 use super::key_description::KeyDescription;
 
-/// Most ways to unlock a pool.
+/// The largest number of bindings of a pool.
 pub const BINDINGS_MAX: usize = 15;
-/// Version 1: the token that says whose the device is.
+/// Version 1: the token that names the pool and the device.
 pub const STRATIS_TOKEN: u32 = 0;
-/// The token of the keyring binding: always in version 1, when old clients ask in version 2.
+/// The token of the keyring binding: always in version 1, and in version 2 for requests of old
+/// clients.
 pub const KEYRING_TOKEN: u32 = 1;
-/// The token of the Clevis binding: always in version 1, when old clients ask in version 2.
+/// The token of the Clevis binding: always in version 1, and in version 2 for requests of old
+/// clients.
 pub const CLEVIS_TOKEN: u32 = 2;
-/// Our mark on a device of version 1 that is not initialized yet, or not any more: nothing in it is of value.
+/// Our mark on a version 1 device that is not yet initialized, or no longer: nothing in it has any
+/// value.
 pub const UNFINISHED_TOKEN: u32 = 3;
-/// How deep configurations of Clevis may be nested.
+/// How deep Clevis configurations may be nested.
 pub(super) const DEPTH_MAX: usize = 20;
 
 /// The two kinds of binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// To a passphrase in the kernel's keyring.
+    /// To a passphrase in the kernel keyring.
     Keyring,
-    /// To what Clevis can reach: servers, a TPM.
+    /// To anything that Clevis can reach: servers, a TPM.
     Clevis,
 }
 
 impl Kind {
-    /// Both.
+    /// Both kinds.
     pub const BOTH: [Kind; 2] = [Kind::Keyring, Kind::Clevis];
 
-    /// Its token where it has a fixed one.
+    /// The fixed token of this kind, where bindings have fixed tokens.
     pub fn fixed_token(self) -> u32 {
         match self {
             Kind::Keyring => KEYRING_TOKEN,
@@ -47,16 +51,16 @@ impl Kind {
     }
 }
 
-/// What a passphrase is to be had from.
+/// The source of a passphrase.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mechanism {
-    /// It is in the kernel's keyring.
+    /// The kernel keyring.
     Keyring(KeyDescription),
-    /// Clevis decrypts it.
+    /// Clevis, which decrypts it.
     Clevis {
         /// The encrypted passphrase.
         jwe: Value,
-        /// What it takes to decrypt it: `tang`, `tpm2`, `sss`.
+        /// The Clevis pin that decrypts it: `tang`, `tpm2`, `sss`.
         pin: String,
         /// The pin's configuration as shown to clients.
         config: Value,
@@ -64,7 +68,7 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
-    /// Of which kind it is.
+    /// The kind of binding that this mechanism belongs to.
     pub fn kind(&self) -> Kind {
         match self {
             Mechanism::Keyring(_) => Kind::Keyring,
@@ -73,12 +77,12 @@ impl Mechanism {
     }
 }
 
-/// How a pool is to be unlocked.
+/// The unlock method: how a pool is unlocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnlockMethod {
-    /// By whatever works.
+    /// By any binding that works.
     Any,
-    /// By whatever of this kind works.
+    /// By any binding of this kind that works.
     Kind(Kind),
     /// By the binding with this token.
     Token(u32),

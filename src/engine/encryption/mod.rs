@@ -1,8 +1,10 @@
-//! Encryption as values: what the tokens of LUKS2 headers say of the ways to unlock a pool, what is to become of them, and
-//! how a passphrase is come by (`docs/spec/engine/encryption.md` §2 to 4, 6.2, 6.3, 7).
+//! Encryption as values: what the tokens of LUKS2 headers say about unlocking a pool, how requests
+//! change them, and where passphrases come from (`docs/spec/engine/encryption.md` §2 to 4, 6.2,
+//! 6.3, 7).
 //!
-//! Pure but for [`unlock`] and its kin, which ask a [`Platform`](crate::platform::Platform) for keys. Knows neither pools nor
-//! stacks nor devices: who reads headers, changes them and brings opened devices up is elsewhere.
+//! This module is pure except for [`unlock`] and related functions, which ask a
+//! [`Platform`](crate::platform::Platform) for keys. It knows neither pools nor stacks nor devices.
+//! Other modules read and change headers and bring up opened devices.
 
 mod bindings;
 mod clevis;

@@ -1,6 +1,8 @@
-//! Coming by passphrases: from the kernel's keyring, from Clevis, by chance (`docs/spec/engine/encryption.md` §6.1, 6.3, 7.2).
+//! Gets passphrases: from the kernel keyring, from Clevis, or at random
+//! (`docs/spec/engine/encryption.md` §6.1, 6.3, 7.2).
 //!
-//! What a passphrase is used for is the caller's: it is handed to a closure, and the next one is tried when it does not fit.
+//! The caller passes a closure that uses the passphrase. If the passphrase does not fit, the next
+//! one is tried.
 
 use zeroize::Zeroizing;
 
@@ -14,16 +16,18 @@ use crate::{
     },
 };
 
-/// What random passphrases consist of. Clevis takes them on a line, and the existing daemon makes them so.
+/// The characters of random passphrases. Clevis takes a passphrase as one line, and the existing
+/// daemon uses the same characters.
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// A passphrase that nobody knows, of letters and digits, as long as may be.
+/// A random passphrase of letters and digits, of the greatest allowed length.
 pub fn random_passphrase(platform: &dyn Platform) -> Secret {
-    // Never grown: what it has outgrown would not be wiped.
+    // The buffer must never grow: a buffer that it has outgrown would not be wiped.
     let mut text = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX));
     while text.len() < PASSPHRASE_BYTES_MAX {
         let chance = Zeroizing::new(platform.random());
-        // Six bits of a byte stand for a character or for nothing, so that none is likelier than another.
+        // Six bits of a byte stand for one character or for none, so that all characters are
+        // equally likely.
         let drawn = chance.iter().filter_map(|byte| ALPHABET.get(usize::from(byte & 63)).copied());
         let room = PASSPHRASE_BYTES_MAX - text.len();
         text.extend(drawn.take(room));
@@ -31,19 +35,19 @@ pub fn random_passphrase(platform: &dyn Platform) -> Secret {
     Secret::new(text)
 }
 
-/// A passphrase in the kernel's keyring.
+/// Reads a passphrase from the kernel keyring.
 ///
 /// # Errors
-/// If it is not there.
+/// If the key is not there.
 pub fn key(platform: &dyn Platform, description: &KeyDescription) -> Result<Secret> {
     let found = platform.key_read(&description.in_kernel())?;
     found.ok_or_else(|| EncryptionError::KeyMissing(description.clone()))
 }
 
-/// The passphrase of a binding. Clevis may take long.
+/// Gets the passphrase of a binding. Clevis may take long.
 ///
 /// # Errors
-/// If it cannot be had.
+/// If the passphrase cannot be obtained.
 pub fn passphrase(platform: &dyn Platform, mechanism: &Mechanism) -> Result<Secret> {
     match mechanism {
         Mechanism::Keyring(description) => key(platform, description),
@@ -51,11 +55,13 @@ pub fn passphrase(platform: &dyn Platform, mechanism: &Mechanism) -> Result<Secr
     }
 }
 
-/// What comes of looking for the passphrases of several bindings: the number of each with what was found; `true` is enough.
+/// Receives the result for each of several bindings: its index and what was found. Returns `true`
+/// when no more are needed.
 type Take<'a> = dyn FnMut(usize, Result<Secret>) -> bool + 'a;
 
-/// Looks for passphrases: first the keys of the kernel's keyring, in their order, then all that Clevis has to decrypt, side by
-/// side, each as it comes. So one that answers is enough, and a server that is silent costs no time but its own.
+/// Gets passphrases: first keys of the kernel keyring, in order, then all that Clevis has to
+/// decrypt, in parallel, each as it arrives. So one that answers is enough, and a silent server
+/// delays no other binding.
 fn obtain_each(platform: &dyn Platform, mechanisms: &[&Mechanism], take: &mut Take<'_>) {
     let (mut numbers, mut jwes) = (Vec::new(), Vec::new());
     for (number, mechanism) in mechanisms.iter().enumerate() {
@@ -74,10 +80,10 @@ fn obtain_each(platform: &dyn Platform, mechanisms: &[&Mechanism], take: &mut Ta
     platform.clevis_decrypt_each(&jwes, &mut |nth, found| take(numbers[nth], found.map_err(EncryptionError::from)));
 }
 
-/// The passphrases of all bindings, in their order.
+/// Gets the passphrases of all bindings, in their order.
 ///
 /// # Errors
-/// If one cannot be had; says which.
+/// If one cannot be obtained. The error names the binding.
 pub fn every_passphrase(platform: &dyn Platform, bindings: &Bindings) -> Result<Vec<(Binding, Secret)>> {
     let all: Vec<&Binding> = bindings.iter().collect();
     let mechanisms: Vec<&Mechanism> = all.iter().map(|binding| &binding.mechanism).collect();
@@ -96,11 +102,13 @@ pub fn every_passphrase(platform: &dyn Platform, bindings: &Bindings) -> Result<
     Ok(all.into_iter().zip(found).filter_map(|(binding, secret)| Some((binding.clone(), secret?))).collect())
 }
 
-/// Opens something with a passphrase: the one that was given, or each that can be had, as it comes, until one fits. Keys of the
-/// kernel's keyring come before Clevis, which may have to wait for servers.
+/// Opens something with a passphrase: with the given one, or with each one available, as it
+/// arrives, until one fits. Keys of the kernel keyring come before Clevis, which may have to wait
+/// for servers.
 ///
 /// # Errors
-/// If nothing fits, with the reason for each; if `open` fails for another reason than the passphrase, then with that at once.
+/// If no passphrase fits, with the reason for each. If `open` fails for any other reason, with that
+/// error at once.
 pub fn unlock<T>(
     platform: &dyn Platform,
     bindings: &Bindings,
@@ -121,7 +129,8 @@ fn try_each<T>(
     let candidates: Vec<&Binding> = match method {
         UnlockMethod::Token(token) => vec![bindings.get(token).ok_or(EncryptionError::NothingInSlot(token))?],
         UnlockMethod::Kind(kind) => {
-            // Those who name a kind may mean the token that it has in version 1, whatever holds that here.
+            // A client that names a kind may mean the token of that kind in version 1, whatever
+            // this token holds here.
             let meant = |binding: &&Binding| binding.kind() == kind || binding.token == kind.fixed_token();
             let found: Vec<&Binding> = bindings.iter().filter(meant).collect();
             if found.is_empty() {
@@ -148,7 +157,7 @@ fn try_each<T>(
         let error = match obtained {
             Ok(passphrase) => match open(Unlock { passphrase: &passphrase, keyslot: keyslot(candidates[number]) }) {
                 Err(error @ platform::Error::WrongKey { .. }) => error.into(),
-                // It is open, or nothing would open it.
+                // Either it is open, or no passphrase would open it.
                 other => {
                     opened = Some(other);
                     return true;
@@ -166,7 +175,8 @@ fn try_each<T>(
     Err(EncryptionError::NothingWorks(told.collect()))
 }
 
-/// The keyslot to try. While the volume key is being replaced either of the two may be the one that counts.
+/// The keyslot to try. While the volume key is being replaced, either of the two may be the valid
+/// one.
 fn keyslot(binding: &Binding) -> Option<u32> {
     binding.next.is_none().then_some(binding.keyslot)
 }

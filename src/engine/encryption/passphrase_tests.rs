@@ -1,4 +1,5 @@
-//! Which passphrases are tried, in which order, where, and what is said when none fits.
+//! Which passphrases are tried, in which order and on which keyslots, and what the error says if
+//! none fits.
 
 use std::{cell::RefCell, path::PathBuf};
 
@@ -38,7 +39,8 @@ fn wrong() -> platform::Error {
     platform::Error::WrongKey { device: PathBuf::from("/dev/x") }
 }
 
-/// The keyslots that are tried, with `has` saying which passphrases there are and `fits` which keyslot opens.
+/// The keyslots that are tried. `has` tells which passphrases are available and `fits` which
+/// keyslot opens.
 fn tried(
     bindings: &Bindings,
     method: UnlockMethod,
@@ -52,7 +54,7 @@ fn tried(
         Mechanism::Clevis { jwe, .. } if has(jwe.as_str().unwrap()) => Ok(secret(jwe.as_str().unwrap())),
         Mechanism::Clevis { .. } => Err(platform::Error::Missing("no clevis".to_owned()).into()),
     };
-    // One after the other, in the order in which they are asked for.
+    // One after the other, in the order of the requests.
     let obtain = |mechanisms: &[&Mechanism], take: &mut Take<'_>| {
         let _ = mechanisms.iter().enumerate().any(|(number, mechanism)| take(number, obtain(mechanism)));
     };
@@ -169,7 +171,7 @@ fn keys_are_those_of_the_kernels_keyring() {
     assert!(all[0].0.token == 1 && all[0].1.same(b"pass") && all[1].0.token == 2 && all[1].1.same(b"other"));
 }
 
-/// One after the other, each silent server cost an unlock its whole time.
+/// When servers were asked one after the other, each silent one cost an unlock its whole timeout.
 #[test]
 fn a_server_that_answers_is_not_kept_waiting_by_one_that_is_silent() {
     let sim = Sim::builder().build();
@@ -188,7 +190,7 @@ fn a_server_that_answers_is_not_kept_waiting_by_one_that_is_silent() {
     });
     assert_eq!(opened.unwrap(), Some(12));
     assert_eq!(sim.patience_lost(), 0, "nobody waited for the silent server to the end");
-    // Where nobody answers all are told, in their order.
+    // If no server answers, the error names all of them in their order.
     sim.set_tang("http://answers", Some(Trouble::Silent));
     let error = unlock(&sim, &bindings, UnlockMethod::Any, None, |_| Ok(())).unwrap_err().to_string();
     let told: Vec<usize> = servers.iter().map(|url| error.find(url).unwrap()).collect();
@@ -213,7 +215,7 @@ fn random_passphrases_are_letters_and_digits_each_as_likely() {
     for byte in 0..=255_u8 {
         let count = counts[usize::from(byte)] as f64;
         match byte.is_ascii_alphanumeric() {
-            // About six standard deviations; the seed is fixed, so this is the same in every run.
+            // About six standard deviations. The seed is fixed, so every run has the same result.
             true => assert!((count - expected).abs() < 6.0 * expected.sqrt(), "{}: {count}", byte as char),
             false => assert_eq!(count, 0.0),
         }

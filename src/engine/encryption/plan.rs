@@ -1,8 +1,9 @@
-//! What a request to bind, unbind or rebind comes to, as the tables of `docs/spec/engine/encryption.md` §7.1 and 7.2 say. Decides
-//! only; whether keys and servers are there shows when the plan is carried out.
+//! Decides what a request to bind, unbind or rebind does, by the tables of
+//! `docs/spec/engine/encryption.md` §7.1 and 7.2. Whether keys and servers are available shows only
+//! when the plan is carried out.
 //!
-//! The two metadata versions differ in which token a new binding gets, in which slots may be named, and in that version 1
-//! wants to see that a binding that is there works.
+//! The two metadata versions differ in the token of a new binding, in which slots may be named, and
+//! in that version 1 checks whether an existing binding works.
 
 use super::{BINDINGS_MAX, BindRequest, Binding, EncryptionError, Info, Kind, Mechanism, Result};
 use crate::{
@@ -10,28 +11,28 @@ use crate::{
     platform::luks::NUMBERS,
 };
 
-/// Which token slot is meant.
+/// The token slot that a request means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotRequest {
-    /// That of clients that know one binding of each kind.
+    /// The slot for clients that know one binding of each kind.
     Legacy,
-    /// Whichever is right.
+    /// Any suitable slot.
     Free,
     /// This one.
     Id(u32),
 }
 
-/// What a binding is to be replaced by.
+/// What replaces a binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RebindRequest {
-    /// By one to this passphrase.
+    /// A binding to this passphrase.
     Keyring(KeyDescription),
-    /// By one to the same servers and TPM, encrypted anew.
+    /// A binding to the same servers and TPM, encrypted again.
     Clevis,
 }
 
 impl RebindRequest {
-    /// Of which kind it is.
+    /// The kind of the binding.
     pub fn kind(&self) -> Kind {
         match self {
             RebindRequest::Keyring(_) => Kind::Keyring,
@@ -40,28 +41,28 @@ impl RebindRequest {
     }
 }
 
-/// What is to be done.
+/// The planned change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
-    /// Nothing: it is so already.
+    /// No change: the request is already fulfilled.
     Identity,
-    /// Nothing, if this binding opens the first device; otherwise it is an error.
+    /// No change if this binding opens the first device; otherwise an error.
     IdentityIfOpened(Binding),
-    /// A new binding.
+    /// Add a binding.
     Add {
         /// Its token.
         token: u32,
     },
-    /// This one is to go. In version 1 others have its token on the other devices.
+    /// Remove this binding. In version 1 the other devices have different bindings with this token.
     Remove(Binding),
-    /// This one is to be replaced, and to keep its token.
+    /// Replace this binding and keep its token.
     Replace(Binding),
 }
 
-/// Adds a binding.
+/// Plans to add a binding.
 ///
 /// # Errors
-/// If another is in its place, or there is no room.
+/// If another binding is in its place, or there is no room.
 pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Result<Plan> {
     let slot = admissible(info, slot)?;
     request.check()?;
@@ -88,13 +89,13 @@ pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Resul
     }
 }
 
-/// Removes a binding.
+/// Plans to remove a binding.
 ///
 /// # Errors
 /// If it is the last one, or the slot holds something else.
 pub fn plan_unbind(info: &Info, kind: Kind, slot: SlotRequest) -> Result<Plan> {
     let slot = match admissible(info, slot) {
-        // There is nothing in a slot that there is not.
+        // A slot that does not exist holds nothing.
         Err(EncryptionError::NoSuchSlot(_)) => slot,
         slot => slot?,
     };
@@ -102,17 +103,17 @@ pub fn plan_unbind(info: &Info, kind: Kind, slot: SlotRequest) -> Result<Plan> {
     let is_last = info.agreed()?.count() < 2;
     match binding {
         None if info.version() == MetadataVersion::V1 => Ok(Plan::Identity),
-        // Clients of version 2 are told also where there is nothing to unbind.
+        // Clients of version 2 get this error even if there is nothing to unbind.
         _ if is_last => Err(EncryptionError::LastBinding),
         None => Ok(Plan::Identity),
         Some(binding) => Ok(Plan::Remove(binding.clone())),
     }
 }
 
-/// Replaces a binding.
+/// Plans to replace a binding.
 ///
 /// # Errors
-/// If there is none to be replaced.
+/// If there is no binding to replace.
 pub fn plan_rebind(info: &Info, request: &RebindRequest, slot: SlotRequest) -> Result<Plan> {
     let slot = admissible(info, slot)?;
     if let RebindRequest::Keyring(description) = request {
@@ -129,7 +130,7 @@ pub fn plan_rebind(info: &Info, request: &RebindRequest, slot: SlotRequest) -> R
     }
 }
 
-/// In version 1 the slots are what they are.
+/// In version 1 the slots are fixed.
 fn admissible(info: &Info, slot: SlotRequest) -> Result<SlotRequest> {
     match (info.version(), slot) {
         (MetadataVersion::V1, SlotRequest::Id(_)) => Err(EncryptionError::SlotsNeedVersion2),
@@ -139,7 +140,7 @@ fn admissible(info: &Info, slot: SlotRequest) -> Result<SlotRequest> {
     }
 }
 
-/// The binding in that slot; without one, the lowest of its kind.
+/// The binding in that slot. If no slot is named, the lowest one of its kind.
 fn find(info: &Info, kind: Kind, slot: SlotRequest) -> Result<Option<&Binding>> {
     let bindings = info.agreed()?;
     let SlotRequest::Id(token) = slot else { return Ok(bindings.lowest(kind)) };
@@ -155,7 +156,7 @@ fn new_token(info: &Info, kind: Kind, slot: SlotRequest) -> Result<u32> {
     match (info.version(), slot) {
         (MetadataVersion::V1, _) => Ok(kind.fixed_token()),
         (MetadataVersion::V2, SlotRequest::Id(token)) => Ok(token),
-        // Those who know one binding of each kind look for it there.
+        // Clients that know one binding of each kind look for it there.
         (MetadataVersion::V2, SlotRequest::Legacy) if !info.agreed()?.is_taken(kind.fixed_token()) => {
             Ok(kind.fixed_token())
         }

@@ -38,7 +38,7 @@ fn v2(list: Vec<Binding>) -> Info {
     Info::of_pool(bindings(list, &[]))
 }
 
-/// Keys in 1 and 5, Clevis in 2 and 3; a token of somebody else in 0.
+/// Keys in 1 and 5, Clevis in 2 and 3, a token of somebody else in 0.
 fn several() -> Info {
     Info::of_pool(bindings(vec![key(5, "b"), key(1, "a"), bound(2, "tang"), bound(3, "tpm2")], &[0]))
 }
@@ -71,7 +71,7 @@ macro_rules! plans {
     };
 }
 
-/// The token of the binding that goes or is replaced.
+/// The token of the binding that is removed or replaced.
 macro_rules! concerns {
     ($plan:expr, $variant:ident, $token:expr) => {
         plans!($plan, Ok(Plan::$variant(binding)) if binding.token == $token);
@@ -129,7 +129,7 @@ fn version_1_knows_no_slots_and_wants_its_devices_to_agree() {
     for plan in every(&both, id(1)) {
         plans!(plan, Err(E::SlotsNeedVersion2));
     }
-    // Also of the kind on which they agree.
+    // Even for the kind on which they agree.
     for plan in every(&torn, LEGACY) {
         plans!(plan, Err(E::Inconsistent(Kind::Keyring)));
     }
@@ -137,16 +137,16 @@ fn version_1_knows_no_slots_and_wants_its_devices_to_agree() {
 
 #[test]
 fn version_2_bind_keyring() {
-    // Old clients: there is one.
+    // Old clients: there is a binding.
     plans!(bind_key(&several(), "a", LEGACY), Ok(Plan::Identity));
     plans!(bind_key(&several(), "b", LEGACY), Err(E::BoundOtherwise { .. }));
     plans!(bind_key(&v2(vec![bound(0, "tang")]), "a", LEGACY), Ok(Plan::Add { token: 1 }));
     plans!(bind_key(&v2(vec![bound(1, "tang")]), "a", LEGACY), Ok(Plan::Add { token: 0 }));
-    // None: anywhere.
+    // No slot: a binding anywhere counts.
     plans!(bind_key(&several(), "a", FREE), Ok(Plan::Identity));
     plans!(bind_key(&several(), "b", FREE), Ok(Plan::Identity));
     plans!(bind_key(&several(), "c", FREE), Ok(Plan::Add { token: 4 }));
-    // A slot.
+    // With a slot.
     plans!(bind_key(&several(), "b", id(5)), Ok(Plan::Identity));
     plans!(bind_key(&several(), "a", id(5)), Err(E::BoundOtherwise { .. }));
     plans!(bind_key(&several(), "a", id(7)), Ok(Plan::Add { token: 7 }));
@@ -162,7 +162,7 @@ fn version_2_bind_clevis() {
     plans!(bind_pin(&several(), "tang", LEGACY), Ok(Plan::Identity));
     plans!(bind_pin(&several(), "tpm2", LEGACY), Err(E::BoundOtherwise { .. }));
     plans!(bind_pin(&v2(vec![key(0, "a")]), "tpm2", LEGACY), Ok(Plan::Add { token: 2 }));
-    // None: always one more.
+    // No slot: always one more binding.
     plans!(bind_pin(&several(), "tang", FREE), Ok(Plan::Add { token: 4 }));
     plans!(bind_pin(&several(), "tpm2", id(3)), Ok(Plan::Identity));
     plans!(bind_pin(&several(), "tang", id(3)), Err(E::BoundOtherwise { .. }));
@@ -185,7 +185,8 @@ fn version_2_has_room_for_15() {
     plans!(bind_key(&v2(list.clone()), "new", FREE), Ok(Plan::Add { token: 0 }));
     list.push(key(0, "new"));
     plans!(bind_key(&v2(list), "new", FREE), Err(E::Full));
-    // Tokens of others take numbers, not slots; when they have taken all numbers there is no room either.
+    // Tokens of others take numbers, not slots. When they have taken all numbers, there is no room
+    // either.
     let crowded = Info::of_pool(bindings(vec![key(0, "a")], &(1..32).collect::<Vec<_>>()));
     plans!(bind_key(&crowded, "b", FREE), Err(E::Full));
 }
@@ -196,7 +197,7 @@ fn version_2_unbind() {
         concerns!(plan_unbind(&several(), Kind::Keyring, slot), Remove, 1);
         concerns!(plan_unbind(&several(), Kind::Clevis, slot), Remove, 2);
         plans!(plan_unbind(&v2(vec![key(0, "a"), key(1, "b")]), Kind::Clevis, slot), Ok(Plan::Identity));
-        // With one left it is an error, whatever is asked for.
+        // With one binding left, every request is an error.
         plans!(plan_unbind(&v2(vec![key(0, "a")]), Kind::Keyring, slot), Err(E::LastBinding));
         plans!(plan_unbind(&v2(vec![key(0, "a")]), Kind::Clevis, slot), Err(E::LastBinding));
     }
@@ -206,7 +207,7 @@ fn version_2_unbind() {
     plans!(plan_unbind(&several(), Kind::Keyring, id(3)), Err(E::OtherKind { token: 3, .. }));
     plans!(plan_unbind(&several(), Kind::Clevis, id(5)), Err(E::OtherKind { token: 5, .. }));
     plans!(plan_unbind(&several(), Kind::Clevis, id(0)), Err(E::Foreign(0)));
-    // Slot 32 was refused as one that there is not, while 31 was found empty.
+    // Slot 32 was refused as one that does not exist, while 31 was found empty.
     for empty in [31, 32, u32::MAX] {
         plans!(plan_unbind(&several(), Kind::Clevis, id(empty)), Ok(Plan::Identity));
     }

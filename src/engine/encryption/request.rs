@@ -1,4 +1,4 @@
-//! What a client wants a pool to be bound to (`docs/spec/engine/encryption.md` §4).
+//! Requests of clients to bind a pool (`docs/spec/engine/encryption.md` §4).
 
 use std::fmt;
 
@@ -10,31 +10,31 @@ use super::{
     mechanism::{DEPTH_MAX, Kind, Mechanism},
 };
 
-/// Our own member of a configuration: take the keys that the servers send.
+/// Our own member of a configuration: trust the keys that the servers send.
 const TRUST: &str = "stratis:tang:trust_url";
 
-/// What is to be bound to.
+/// The target of a binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BindRequest {
-    /// A passphrase in the kernel's keyring.
+    /// A passphrase in the kernel keyring.
     Keyring(KeyDescription),
     /// Clevis.
     Clevis(ClevisRequest),
 }
 
-/// What Clevis is to encrypt with.
+/// The configuration with which Clevis encrypts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClevisRequest {
     /// The pin.
     pub pin: String,
-    /// Its configuration, with nothing in it that is not Clevis' own.
+    /// The pin's configuration, with only Clevis' own members.
     pub config: Value,
-    /// Take the keys that servers send.
+    /// Trust the keys that servers send.
     pub trust: bool,
 }
 
 impl BindRequest {
-    /// Of which kind it is.
+    /// The kind of the binding.
     pub fn kind(&self) -> Kind {
         match self {
             BindRequest::Keyring(_) => Kind::Keyring,
@@ -42,8 +42,8 @@ impl BindRequest {
         }
     }
 
-    /// Whether a binding to `mechanism` is what is asked for. Configurations of Clevis are not compared: what is shown of
-    /// one is not what was asked for.
+    /// Whether a binding to `mechanism` fulfils the request. Clevis configurations are not
+    /// compared, because the shown configuration differs from the requested one.
     pub(super) fn is_met_by(&self, mechanism: &Mechanism) -> bool {
         match (self, mechanism) {
             (BindRequest::Keyring(asked), Mechanism::Keyring(bound)) => asked == bound,
@@ -52,7 +52,8 @@ impl BindRequest {
         }
     }
 
-    /// Refuses what could not be found again: a token without a description is none of ours.
+    /// Refuses a key description that could not be found again: a token without a description is
+    /// not one of ours.
     pub(super) fn check(&self) -> Result<()> {
         match self {
             BindRequest::Keyring(description) if description.as_str().is_empty() => {
@@ -63,7 +64,7 @@ impl BindRequest {
     }
 }
 
-/// As in messages.
+/// The form used in messages.
 impl fmt::Display for BindRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,10 +75,10 @@ impl fmt::Display for BindRequest {
 }
 
 impl ClevisRequest {
-    /// From what a client sent.
+    /// Makes a request from what a client sent.
     ///
     /// # Errors
-    /// If it cannot be used, or does not say whom to trust.
+    /// If the configuration is unusable, or does not say which keys to trust.
     pub fn from_client(pin: &str, mut config: Value) -> Result<ClevisRequest> {
         let trusted = is_trusted(pin, &config, 0)?;
         let asked = match (pin, config.as_object_mut()) {
@@ -100,7 +101,7 @@ fn member(pin: &str, member: &'static str, expected: &'static str) -> Encryption
     EncryptionError::Member { pin: pin.to_owned(), member, expected }
 }
 
-/// Whether a configuration says of every server which keys are to be trusted.
+/// Whether a configuration says for every server which keys to trust.
 fn is_trusted(pin: &str, config: &Value, depth: usize) -> Result<bool> {
     if depth > DEPTH_MAX {
         return Err(EncryptionError::TooDeep);
@@ -124,14 +125,16 @@ fn is_trusted(pin: &str, config: &Value, depth: usize) -> Result<bool> {
         "sss" => {
             let pins = members.get("pins").and_then(Value::as_object);
             let pins = pins.ok_or_else(|| member(pin, "pins", "an object of pins and their configurations"))?;
-            // All are looked at: a mistake in a later one is told even if an earlier one is not trusted.
+            // Check all of them: the error must name a mistake in a later one even if an earlier
+            // one is not trusted.
             pins.iter().try_fold(true, |trusted, (pin, config)| Ok(are_trusted(pin, config, depth + 1)? && trusted))
         }
         _ => Ok(true),
     }
 }
 
-/// As [`is_trusted`], for what stands under a pin in `sss`: one configuration, or a list of them, each for a share of its own.
+/// As [`is_trusted`], for the value of a pin in `sss`: one configuration, or a list of them, each
+/// for a share of its own.
 fn are_trusted(pin: &str, configs: &Value, depth: usize) -> Result<bool> {
     match configs {
         Value::Array(configs) if configs.is_empty() => Err(EncryptionError::NoShare { pin: pin.to_owned() }),

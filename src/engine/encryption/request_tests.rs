@@ -1,4 +1,4 @@
-//! What clients may ask of Clevis, and what they are told when they may not.
+//! What clients may ask of Clevis, and which errors they get otherwise.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -30,7 +30,7 @@ fn a_server_is_trusted_by_thumbprint_by_advertisement_or_by_word() {
         taken("tang", trusted.clone(), false, trusted);
     }
     taken("tang", json!({ "url": url, "stratis:tang:trust_url": true }), true, json!({ "url": url }));
-    // Who says both has both.
+    // A client that sends both gets both.
     let both = json!({ "url": url, "thp": "t", "stratis:tang:trust_url": true });
     taken("tang", both, true, json!({ "url": url, "thp": "t" }));
     let neither = json!({ "url": url, "thp": "t", "stratis:tang:trust_url": false });
@@ -62,9 +62,9 @@ fn shares_are_trusted_if_all_are() {
     let mut trusting = sss(json!({ "tang": bad }));
     trusting[TRUST] = json!(true);
     taken("sss", trusting, true, sss(json!({ "tang": bad })));
-    // Only the outermost one counts.
+    // Only the outermost member counts.
     refused("sss", sss(json!({ "tang": { "url": "b", TRUST: true } })), "says which keys");
-    // A mistake is told before a lack of trust, in whichever order they come.
+    // A mistake is reported before a lack of trust, in whichever order they come.
     refused("sss", sss(json!({ "tang": bad, "tpm2": 7 })), "the Clevis configuration for tpm2 must be a JSON object");
     refused("sss", sss(json!({ "yubikey": {} })), "`yubikey` is no Clevis pin");
     refused("sss", json!({ "t": 1 }), "`pins` must be an object");
@@ -80,7 +80,7 @@ fn sss_takes_lists_of_servers() {
     taken("sss", several.clone(), false, several);
     let nested = sss(json!({ "sss": [sss(json!({ "tang": [server("a")] })), sss(json!({ "tpm2": {} }))] }));
     taken("sss", nested.clone(), false, nested);
-    // Trust is needed for every server of a list.
+    // Every server of a list needs trust.
     for list in [json!([server("a"), { "url": "b" }]), json!([{ "url": "b" }, server("a")])] {
         refused("sss", sss(json!({ "tang": list })), "says which keys");
     }
@@ -91,7 +91,7 @@ fn sss_takes_lists_of_servers() {
     refused("sss", sss(json!({ "tang": [[server("a")]] })), "the Clevis configuration for tang must be a JSON object");
     refused("sss", sss(json!({ "tang": [server("a"), {}] })), "`url` must be the address");
     refused("sss", sss(json!({ "tang": [] })), "an empty list for `tang`");
-    // A list is for `sss` only.
+    // Only `sss` takes a list.
     refused("tang", json!([server("a")]), "must be a JSON object");
 }
 

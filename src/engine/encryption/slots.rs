@@ -1,32 +1,33 @@
-//! Which token each binding of a newly encrypted pool gets (`docs/spec/engine/encryption.md` §6.2).
+//! Assigns tokens to the bindings of a newly encrypted pool (`docs/spec/engine/encryption.md`
+//! §6.2).
 
 use std::collections::BTreeSet;
 
 use super::{BINDINGS_MAX, BindRequest, EncryptionError, Kind, Result};
 use crate::platform::luks::NUMBERS;
 
-/// A binding that is to be made with the header.
+/// A binding to be made together with the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewBinding {
-    /// The token that it is to have; `None`: a free one.
+    /// The requested token; `None`: a free one.
     pub token: Option<u32>,
-    /// To what.
+    /// The target of the binding.
     pub request: BindRequest,
 }
 
-/// A binding with the token that it gets.
+/// A binding with its assigned token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assigned {
     /// Its token.
     pub token: u32,
-    /// To what.
+    /// The target of the binding.
     pub request: BindRequest,
 }
 
-/// The tokens that are asked for.
+/// The tokens that are requested.
 ///
 /// # Errors
-/// If one does not exist or is asked for twice, or there are too many bindings.
+/// If a token does not exist or is requested twice, or there are too many bindings.
 pub fn requested(tokens: impl IntoIterator<Item = Option<u32>>) -> Result<BTreeSet<u32>> {
     let mut count = 0;
     let mut requested = BTreeSet::new();
@@ -41,10 +42,11 @@ pub fn requested(tokens: impl IntoIterator<Item = Option<u32>>) -> Result<BTreeS
     if count > BINDINGS_MAX { Err(EncryptionError::TooMany(count)) } else { Ok(requested) }
 }
 
-/// Gives each its token: those that ask for one first, keyring bindings before Clevis, the others the lowest free ones.
+/// Assigns a token to each binding: first to those that request one; then the lowest free tokens to
+/// the others, keyring bindings before Clevis.
 ///
 /// # Errors
-/// If there is none, and those of [`requested`].
+/// If no token is free, and those of [`requested`].
 pub fn assign(new: Vec<NewBinding>) -> Result<Vec<Assigned>> {
     if new.is_empty() {
         return Err(EncryptionError::NoMechanism);

@@ -1,7 +1,8 @@
-//! JSON in which no object has two members of one name.
+//! JSON in which no object has two members with the same name.
 //!
-//! Of two members of one name every reader takes what it likes. serde_json keeps the last one and says nothing: of two servers
-//! that a user asks for, one would be left out. Knows nothing of what the members mean.
+//! Readers disagree about which of two such members counts. serde_json keeps the last one silently:
+//! of two servers that a user asks for, one would be left out. This module knows nothing about the
+//! meaning of the members.
 
 use std::fmt;
 
@@ -11,10 +12,10 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-/// Reads a JSON text.
+/// Parses a JSON text.
 ///
 /// # Errors
-/// Where it is no JSON, and where an object has two members of one name.
+/// If the text is not JSON, or an object has two members with the same name.
 pub fn parse(text: &str) -> serde_json::Result<Value> {
     serde_json::from_str::<Strict>(text).map(|Strict(value)| value)
 }
@@ -98,7 +99,7 @@ mod tests {
         }
     }
 
-    /// `{"pins": {"tang": A, "tang": B}}` was taken, and A left out.
+    /// `{"pins": {"tang": A, "tang": B}}` was accepted, and A was left out.
     #[test]
     fn two_members_of_one_name_are_refused() {
         for text in [r#"{"a":1,"a":1}"#, r#"{"x":[{"a":1,"b":2,"a":3}]}"#, r#"{"p":{"tang":{},"\u0074ang":{}}}"#] {

@@ -1,4 +1,5 @@
-//! The tokens of `docs/spec/engine/encryption.md` §2, written and read, and what is not taken for one.
+//! The tokens of `docs/spec/engine/encryption.md` §2, written and read, and what is not accepted as
+//! one.
 
 use std::collections::BTreeMap;
 
@@ -108,7 +109,8 @@ fn while_the_volume_key_is_replaced_both_keyslots_are_kept() {
     assert_eq!(token["keyslots"], json!(["0", "12"]));
     let bindings = read_pool_header(&header([(0, token)])).unwrap();
     assert_eq!(told(&bindings), [(0, 0, Some(12), Kind::Keyring)]);
-    // Where the header says which of them is not in use yet, that decides, and what earlier attempts have left is no hindrance.
+    // If the header says which keyslot is not in use yet, that decides. Keyslots left by earlier
+    // attempts do no harm.
     let told_with = |unused: &[u32], keyslots: &[&str]| {
         let header = Header { unused: unused.iter().copied().collect(), ..header([(0, keyring(keyslots))]) };
         read_pool_header(&header).map(|bindings| told(&bindings)[0])
@@ -129,7 +131,7 @@ fn a_device_of_version_1_has_its_tokens_at_fixed_numbers() {
     assert_eq!((both.token.pool.hyphenated(), both.token.pool_name), (POOL.to_owned(), Some("p1".to_owned())));
     let clevis = read(vec![(0, stratis()), (2, tpm2(&["1"]))]).unwrap();
     assert_eq!(told(&clevis.bindings), [(2, 1, None, Kind::Clevis)]);
-    // Others elsewhere are not looked at.
+    // Tokens of others at other numbers are ignored.
     let elsewhere = read(vec![(0, stratis()), (1, keyring(&["0"])), (3, tpm2(&["1"])), (4, keyring(&["1"]))]).unwrap();
     assert_eq!(told(&elsewhere.bindings), [(1, 0, None, Kind::Keyring)]);
 
@@ -159,7 +161,7 @@ fn what_cannot_be_used_is_left_out_and_its_number_taken() {
         (9, keyring(&["0", "1", "2"])),
         (10, keyring(&["0", "0"])),
         (12, json!(7)),
-        // Bound by a daemon that let such a description pass.
+        // A binding made by a daemon that allowed such a description.
         (13, named("stratis-1-key-a;b")),
     ]))
     .unwrap();

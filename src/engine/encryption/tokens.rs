@@ -1,7 +1,8 @@
-//! The tokens of a LUKS2 header, read and written (`docs/spec/engine/encryption.md` §2.1 to 2.3).
+//! Reads and writes the tokens of a LUKS2 header (`docs/spec/engine/encryption.md` §2.1 to 2.3).
 //!
-//! A token that should be a binding and cannot be used (no keyslot, three of them, a pin that nobody here knows) is left out
-//! with a line in the log: the others unlock the pool as well without it. Its number counts as taken.
+//! A token that should be a binding but is unusable (no keyslot, three of them, an unknown pin) is
+//! left out with a line in the log: the other tokens unlock the pool without it. Its number counts
+//! as taken.
 
 use serde_json::{Value, json};
 
@@ -23,21 +24,21 @@ const KEYRING: &str = "luks2-keyring";
 const CLEVIS: &str = "clevis";
 const UNFINISHED: &str = "stratis-unfinished";
 
-/// What a header on a device of version 1 says: whose the device is, and how it is unlocked.
+/// The header of a version 1 device: the owner of the device, and its bindings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceHeader {
-    /// Whose it is.
+    /// The token that names pool and device.
     pub token: StratisToken,
-    /// How it is unlocked: at most one binding of each kind.
+    /// The bindings, at most one of each kind.
     pub bindings: Bindings,
-    /// It bears the mark of one that is not initialized.
+    /// The device carries the mark of one that is not initialized.
     pub unfinished: bool,
 }
 
-/// The token that says whose a device of version 1 is.
+/// The token that names the pool and the device on a version 1 device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StratisToken {
-    /// Name of the opened device.
+    /// Name of the crypt device.
     pub activation_name: String,
     /// The pool.
     pub pool: PoolUuid,
@@ -48,13 +49,13 @@ pub struct StratisToken {
 }
 
 impl StratisToken {
-    /// For a device of a pool of that name.
+    /// Makes the token for a device of a pool with that name.
     pub fn new(pool: PoolUuid, device: DevUuid, pool_name: &str) -> StratisToken {
         let activation_name = dm_names::opened_device(device);
         StratisToken { activation_name, pool, device, pool_name: Some(pool_name.to_owned()) }
     }
 
-    /// As it stands in a header.
+    /// The JSON form for a header.
     pub fn to_value(&self) -> Value {
         let mut token = json!({
             "type": STRATIS,
@@ -69,10 +70,10 @@ impl StratisToken {
         token
     }
 
-    /// Reads one.
+    /// Parses a token.
     ///
     /// # Errors
-    /// If it has other keys than it should, or one of another type.
+    /// If a key is unexpected or missing, or has a wrong type.
     pub fn parse(token: &Value) -> Result<StratisToken> {
         let wrong = |why: String| EncryptionError::StratisToken(why);
         let object = token.as_object().ok_or_else(|| wrong("it is no object".to_owned()))?;
@@ -128,10 +129,10 @@ pub fn with_keyslot(token: &Value, keyslot: u32) -> Value {
     token
 }
 
-/// What the header on a device of version 1 says.
+/// Parses the header on a version 1 device.
 ///
 /// # Errors
-/// If the device is none of ours, or nothing in the header is of use to unlock it.
+/// If the device is not one of ours, or nothing in the header can unlock it.
 pub fn read_device_header(header: &Header) -> Result<DeviceHeader> {
     let token = StratisToken::parse(header.tokens.get(&STRATIS_TOKEN).ok_or(EncryptionError::NoStratisToken)?)?;
     if let Some(found) = header.tokens.get(&KEYRING_TOKEN).map(type_of).filter(|found| *found != Some(KEYRING)) {
@@ -147,10 +148,10 @@ pub fn read_device_header(header: &Header) -> Result<DeviceHeader> {
     Ok(DeviceHeader { token, bindings: read_bindings(header, fixed)?, unfinished })
 }
 
-/// What the header of a pool of version 2 says.
+/// Parses the header of a version 2 pool.
 ///
 /// # Errors
-/// If nothing in it is of use to unlock the pool.
+/// If nothing in the header can unlock the pool.
 pub fn read_pool_header(header: &Header) -> Result<Bindings> {
     read_bindings(header, |_, _| true)
 }
@@ -173,7 +174,7 @@ fn type_of(token: &Value) -> Option<&str> {
     token.get("type").and_then(Value::as_str)
 }
 
-/// `None`: the token is somebody else's.
+/// Parses a binding. `None`: the token is somebody else's.
 fn read_binding(header: &Header, number: u32, token: &Value) -> Result<Option<Binding>> {
     let mechanism = match type_of(token) {
         Some(KEYRING) => {
@@ -201,8 +202,9 @@ fn read_binding(header: &Header, number: u32, token: &Value) -> Result<Option<Bi
     Ok(Some(Binding { token: number, keyslot, next, mechanism }))
 }
 
-/// The keyslot of the volume key in use, and that of the one to come: it has been added after it, and while that one is not
-/// being put in place it counts as unused, as do left-overs of an attempt that was cut short.
+/// The keyslot of the current volume key, and that of the next one. The next keyslot was added
+/// after the current one. Until it is put in place, it counts as unused, as do keyslots left by an
+/// interrupted attempt.
 fn keyslots(header: &Header, number: u32, token: &Value) -> Result<(u32, Option<u32>)> {
     let listed = token.get("keyslots").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let error = || EncryptionError::Keyslots { token: number, count: listed.len() };

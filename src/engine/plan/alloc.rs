@@ -1,8 +1,10 @@
-//! Space of raw devices: which ranges are taken, and which are taken next (`docs/spec/engine/storage-stack.md` §4, 5).
+//! Space of raw devices: which ranges are taken, and which are taken next
+//! (`docs/spec/engine/storage-stack.md` §4, 5).
 //!
-//! A device's space is taken from the front, lowest free range first; space for integrity data from the back. A tier
-//! is served device by device in pool order. Space is never given back, so there is no way to free; to see what a
-//! request would give, clone and ask the clone.
+//! Space is taken from the front of a device, lowest free range first; space for integrity data is
+//! taken from the back. A tier takes space device by device in pool order. Space is never given
+//! back, so there is no function to free it. To see what a request would get, clone the value and
+//! ask the clone.
 
 use crate::{
     base::{ids::DevUuid, units::Sectors},
@@ -35,7 +37,7 @@ pub enum AllocError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceSpace {
     limit: Sectors,
-    /// What is taken: in order, apart, never touching.
+    /// The ranges that are taken: sorted, disjoint, never adjacent.
     taken: Vec<Segment>,
 }
 
@@ -50,18 +52,18 @@ impl DeviceSpace {
         self.limit
     }
 
-    /// How much is taken.
+    /// The space that is taken.
     pub fn used(&self) -> Sectors {
-        // The ranges are apart and below the limit, so that the sum never saturates.
+        // The ranges are disjoint and below the limit, so the sum never saturates.
         self.taken.iter().fold(Sectors::ZERO, |sum, range| sum.saturating_add(range.length))
     }
 
-    /// How much is free.
+    /// The space that is free.
     pub fn free(&self) -> Sectors {
         self.limit.saturating_sub(self.used())
     }
 
-    /// What is free, in order.
+    /// The free ranges, in order.
     pub fn free_ranges(&self) -> Vec<Segment> {
         let mut free = Vec::new();
         let mut from = Sectors::ZERO;
@@ -74,10 +76,10 @@ impl DeviceSpace {
         free
     }
 
-    /// Takes a given range, as the metadata records it.
+    /// Takes a given range that the metadata records.
     ///
     /// # Errors
-    /// If any of it is taken or lies past the end; then nothing has been taken.
+    /// If any of it is taken or lies past the end. Nothing is taken then.
     pub fn take_range(&mut self, range: Segment) -> Result<(), AllocError> {
         let Segment { start, length } = range;
         let end = range.end().filter(|end| *end <= self.limit);
@@ -97,7 +99,7 @@ impl DeviceSpace {
         Ok(())
     }
 
-    /// Takes up to so much from the front: lowest free ranges first.
+    /// Takes up to `size` from the front, lowest free ranges first.
     pub fn take(&mut self, size: Sectors) -> Vec<Segment> {
         let mut missing = size;
         let mut found = Vec::new();
@@ -114,10 +116,11 @@ impl DeviceSpace {
         found
     }
 
-    /// Takes just so much from the back: highest free ranges first. Gives the ranges in order.
+    /// Takes exactly `size` from the back, highest free ranges first. Returns the ranges in
+    /// ascending order.
     ///
     /// # Errors
-    /// [`AllocError::TooSmall`] if there is less; then nothing has been taken.
+    /// [`AllocError::TooSmall`] if there is less space. Nothing is taken then.
     pub fn reserve_back(&mut self, size: Sectors) -> Result<Vec<Segment>, AllocError> {
         if size > self.free() {
             return Err(AllocError::TooSmall { needed: size, free: self.free() });
@@ -135,10 +138,10 @@ impl DeviceSpace {
         Ok(found)
     }
 
-    /// Lets the device be larger.
+    /// Raises the size of the device.
     ///
     /// # Errors
-    /// [`AllocError::Shrink`] if it would be smaller.
+    /// [`AllocError::Shrink`] if the new size is smaller.
     pub fn grow(&mut self, limit: Sectors) -> Result<(), AllocError> {
         if limit < self.limit {
             return Err(AllocError::Shrink { from: self.limit, to: limit });
@@ -155,7 +158,7 @@ impl DeviceSpace {
         }
     }
 
-    /// Merges the range at this place with those that it touches.
+    /// Merges the range at this index with the ranges adjacent to it.
     fn merge_around(&mut self, at: usize) {
         use segments::Stretch;
         for first in [Some(at), at.checked_sub(1)].into_iter().flatten() {
@@ -174,12 +177,12 @@ pub struct TierSpace {
 }
 
 impl TierSpace {
-    /// A tier of these devices, in this order.
+    /// Makes a tier of these devices, in this order.
     pub fn new(devices: impl IntoIterator<Item = (DevUuid, DeviceSpace)>) -> TierSpace {
         TierSpace { devices: devices.into_iter().collect() }
     }
 
-    /// Adds a device after the others.
+    /// Adds a device at the end of the tier.
     pub fn push(&mut self, device: DevUuid, space: DeviceSpace) {
         self.devices.push((device, space));
     }
@@ -189,21 +192,21 @@ impl TierSpace {
         self.devices.iter().find(|(uuid, _)| *uuid == device).map(|(_, space)| space)
     }
 
-    /// The space of one device, to be grown.
+    /// The space of one device, for growing it.
     pub fn device_mut(&mut self, device: DevUuid) -> Option<&mut DeviceSpace> {
         self.devices.iter_mut().find(|(uuid, _)| *uuid == device).map(|(_, space)| space)
     }
 
-    /// How much is free.
+    /// The space that is free.
     pub fn free(&self) -> Sectors {
         self.devices.iter().fold(Sectors::ZERO, |sum, (_, space)| sum.saturating_add(space.free()))
     }
 
-    /// Serves a list of sizes completely or not at all (`None`): for each size, the segments that make it up, merged
-    /// where they touch.
+    /// Serves all sizes or none (`None`). Returns for each size its segments; adjacent segments are
+    /// merged.
     ///
     /// # Errors
-    /// [`AllocError::Overflow`] if the sizes have no sum.
+    /// [`AllocError::Overflow`] if the sum of the sizes overflows.
     pub fn request(&mut self, sizes: &[Sectors]) -> Result<Option<Vec<Vec<DeviceSegment>>>, AllocError> {
         let sum = Sectors::checked_sum(sizes.iter().copied()).ok_or(AllocError::Overflow)?;
         if sum > self.free() {
@@ -212,7 +215,7 @@ impl TierSpace {
         Ok(Some(sizes.iter().map(|size| self.take(*size)).collect()))
     }
 
-    /// Takes all that is free, device by device.
+    /// Takes all free space, device by device.
     pub fn take_all(&mut self) -> Vec<DeviceSegment> {
         self.take(Sectors(u64::MAX))
     }

@@ -1,4 +1,4 @@
-//! The allocator against a bitmap, and the numbers of the worked examples.
+//! The allocator compared with a bitmap, and the numbers of the worked examples.
 
 use proptest::prelude::*;
 
@@ -91,7 +91,7 @@ fn refusals_take_nothing() {
     assert_eq!(space, before);
 }
 
-/// One thing done to a device.
+/// An operation on a device.
 #[derive(Debug, Clone)]
 enum Action {
     Range(u64, u64),
@@ -123,7 +123,7 @@ impl Bitmap {
     }
 }
 
-/// The sectors of ranges, which must be in order, apart and not empty.
+/// The sectors of ranges, which must be sorted, disjoint and not empty.
 fn sectors_of(ranges: &[Segment]) -> Vec<usize> {
     assert!(ranges.iter().all(|range| range.length.0 > 0));
     assert!(ranges.windows(2).all(|pair| pair[0].end().unwrap() < pair[1].start), "{ranges:?}");
@@ -183,7 +183,7 @@ proptest! {
     ) {
         let devices = sizes.iter().enumerate();
         let mut tier = TierSpace::new(devices.map(|(i, size)| (device(i as u8), DeviceSpace::new(Sectors(*size)))));
-        // With whole devices free at first, the sectors come out in one row.
+        // If whole devices are free at first, the sectors are consecutive.
         let mut row = sizes.iter().enumerate().flat_map(|(i, size)| (0..*size).map(move |at| (device(i as u8), at)));
         let mut left: u64 = sizes.iter().sum();
         for request in requests {

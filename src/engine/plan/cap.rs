@@ -1,5 +1,6 @@
-//! Handing out of the cap device: consecutive ranges, one a size (`docs/spec/engine/storage-stack.md` §5). What is recorded of
-//! them is only how far the device is handed out: readers want no gaps, and the sum.
+//! Hands out the cap device: consecutive ranges, one for each size
+//! (`docs/spec/engine/storage-stack.md` §5). The metadata only records how far the device is handed
+//! out, because readers expect no gaps and need the sum.
 
 use crate::{
     base::units::Sectors,
@@ -24,14 +25,15 @@ pub enum CapError {
     NotInVersion1,
 }
 
-/// Where offsets on the cap device count from.
+/// The origin of offsets on the cap device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CapBase {
-    /// Version 1: everything is handed out from 0 on, recorded as one sum.
+    /// Version 1: everything is handed out from 0 on and recorded as one sum.
     Sum,
-    /// Version 2, not encrypted: ranges are recorded, after the space held for a LUKS2 header.
+    /// Version 2, not encrypted: ranges are recorded. They begin after the space reserved for a
+    /// LUKS2 header.
     AfterCryptReservation,
-    /// Version 2, encrypted: ranges of the opened LUKS2 device, from 0 on.
+    /// Version 2, encrypted: ranges of the crypt device, from 0 on.
     Opened,
 }
 
@@ -46,10 +48,10 @@ impl CapBase {
     }
 }
 
-/// Holds the space for a LUKS2 header: the first thing taken of a version 2 pool.
+/// Reserves the space for a LUKS2 header, before anything else is taken in a version 2 pool.
 ///
 /// # Errors
-/// If anything has been handed out or held already, or the version has no such space.
+/// If anything was handed out or reserved before, or the version has no such space.
 pub fn reserve_crypt(cap: &mut Cap, version: MetadataVersion) -> Result<Segment, CapError> {
     if version == MetadataVersion::V1 {
         return Err(CapError::NotInVersion1);
@@ -62,10 +64,10 @@ pub fn reserve_crypt(cap: &mut Cap, version: MetadataVersion) -> Result<Segment,
     Ok(held)
 }
 
-/// Where the next range begins.
+/// The start of the next range.
 ///
 /// # Errors
-/// If what is recorded ends past the range of sizes.
+/// If the recorded ranges end past the range of sizes.
 pub fn next(cap: &Cap, base: CapBase) -> Result<Sectors, CapError> {
     let held = if base == CapBase::AfterCryptReservation { &cap.crypt_meta_allocs[..] } else { &[] };
     cap.allocs
@@ -75,10 +77,10 @@ pub fn next(cap: &Cap, base: CapBase) -> Result<Sectors, CapError> {
         .ok_or(CapError::Overflow)
 }
 
-/// Hands out one range a size, one after the other, and records them. On error nothing is recorded.
+/// Hands out and records consecutive ranges, one for each size. On error nothing is recorded.
 ///
 /// # Errors
-/// If they would end past the range of sizes.
+/// If the ranges would end past the range of sizes.
 pub fn hand_out(cap: &mut Cap, base: CapBase, sizes: &[Sectors]) -> Result<Vec<Segment>, CapError> {
     let mut end = next(cap, base)?;
     let mut ranges = Vec::with_capacity(sizes.len());
@@ -88,8 +90,9 @@ pub fn hand_out(cap: &mut Cap, base: CapBase, sizes: &[Sectors]) -> Result<Vec<S
     }
     match base {
         CapBase::Sum => cap.allocs = vec![Segment::new(Sectors::ZERO, end)],
-        // The first ranges stay apart, as other daemons write them. Later ones are merged: one range for each growth of
-        // the thin pool, by 50 GiB at most, would fill the metadata area of a pool of some 500 TiB.
+        // The first ranges stay separate, as other daemons write them. Later ones are merged: one
+        // range for each growth of the thin pool, by 50 GiB at most, would fill the metadata area
+        // at some 500 TiB.
         CapBase::AfterCryptReservation | CapBase::Opened if cap.allocs.is_empty() => cap.allocs.extend(&ranges),
         CapBase::AfterCryptReservation | CapBase::Opened => {
             let mut former = std::mem::take(&mut cap.allocs);

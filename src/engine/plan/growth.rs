@@ -1,71 +1,74 @@
-//! When a thin pool and its filesystems grow, and by how much (`docs/spec/engine/storage-stack.md` §7.6, 7.7, 9.5).
+//! When a thin pool and its filesystems grow, and by how much (`docs/spec/engine/storage-stack.md`
+//! §7.6, 7.7, 9.5).
 //!
-//! From what the kernel says and what is recorded to what is to be done; doing it is another matter.
+//! These functions turn the kernel's status and the record into a plan. Other modules carry the
+//! plan out.
 
 use crate::{
     base::units::{Bytes, DataBlocks, Sectors},
     engine::plan::sizes,
 };
 
-/// What the kernel says of a thin pool, as far as growth looks at it.
+/// The kernel's figures of a thin pool that matter for growth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
-    /// Blocks of the metadata device that are free.
+    /// Free blocks of the metadata device.
     pub metadata_free: u64,
-    /// With fewer than these the kernel raises an event; older kernels do not say.
+    /// The low-water mark for metadata blocks: the kernel raises an event below it. Older kernels
+    /// do not report it.
     pub metadata_low_water: Option<u64>,
-    /// Data blocks that are free.
+    /// Free data blocks.
     pub data_free: DataBlocks,
 }
 
-/// What is known of a pool.
+/// The facts about a pool that matter for growth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
-    /// Space of its devices for everything but Stratis' own metadata.
+    /// Space of the devices without Stratis' own metadata.
     pub usable: Sectors,
-    /// What of that has not been handed out.
+    /// Usable space that has not been handed out.
     pub available: Sectors,
-    /// Size of the thin pool's metadata device, and of its spare.
+    /// Size of the thin pool's metadata device, which is also that of the spare.
     pub metadata: Sectors,
-    /// What that size should be; `None` if that is not known yet.
+    /// The size that the metadata device should have; `None` if unknown.
     pub metadata_needed: Option<Sectors>,
-    /// How many filesystems it may have.
+    /// The largest number of filesystems that the pool may have.
     pub fs_limit: u64,
-    /// How full the thin pool is; `None` if it does not say.
+    /// How full the thin pool is; `None` if the kernel does not report it.
     pub fill: Option<Fill>,
-    /// Whether filesystems may be larger together than the pool.
+    /// Whether the filesystems together may be larger than the pool.
     pub overprovisioning: bool,
     /// Sum of the filesystems' sizes.
     pub filesystems: Sectors,
-    /// Metadata was found unable to grow, and nothing has changed since.
+    /// The metadata was found unable to grow, and nothing has changed since.
     pub metadata_exhausted: bool,
-    /// Writes fail when no data blocks are left, because there was nothing more to hand out.
+    /// Writes fail when no data blocks are left, because no space was left to hand out.
     pub writes_fail: bool,
 }
 
-/// Why a thin pool's metadata cannot grow although it should.
+/// Why thin metadata that should grow cannot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exhausted {
     /// The devices do not have the space.
     Devices,
-    /// The space is promised to filesystems, since overprovisioning is not allowed.
+    /// The space is promised to filesystems, because overprovisioning is not allowed.
     Promised,
 }
 
-/// What is to be done with a pool.
+/// The plan for a pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Growth {
-    /// By how much the metadata device grows, and its spare as well.
+    /// Growth of the metadata device, and of the spare.
     pub metadata: Sectors,
-    /// By how much the data device grows.
+    /// Growth of the data device.
     pub data: Sectors,
-    /// Whether writes are to fail when no data blocks are left.
+    /// Whether writes should fail when no data blocks are left.
     pub writes_fail: bool,
-    /// Why metadata does not grow although it should, if that was found out just now.
+    /// Why the metadata does not grow although it should, if that is a new finding.
     pub exhausted: Option<Exhausted>,
 }
 
-/// What is to be done with a pool. Metadata comes first: data without mappings is of no use.
+/// Plans the growth of a pool. Metadata comes first: data without mappings is of no use.
 pub fn pool(pool: &Pool) -> Growth {
     let (metadata, exhausted) = match metadata(pool) {
         Ok(growth) => (growth, None),
@@ -76,23 +79,24 @@ pub fn pool(pool: &Pool) -> Growth {
         return Growth { writes_fail: true, ..kept };
     }
     let Some(fill) = pool.fill else { return kept };
-    // The kernel's event comes when the mark is reached, so reaching it must do; it does not come a second time.
+    // The kernel raises its event when the mark is reached, and only once. So reaching the mark
+    // counts as low.
     let is_low = fill.data_free <= sizes::DATA_LOW_WATER;
     let without = |size: Sectors| pool.available.saturating_sub(size).saturating_sub(size);
     match sizes::data_growth(without(metadata.max(held_back(pool)))) {
-        // Where metadata cannot grow, the fewest writes are promised that can be kept.
+        // If the metadata cannot grow, promise as few writes as possible.
         Some(_) if pool.writes_fail && pool.metadata_exhausted => kept,
         Some(data) if is_low => Growth { data, writes_fail: false, ..kept },
-        // There is space again: a disk was added by a daemon that did not get further.
+        // There is space again: a daemon added a disk and got no further.
         Some(_) => Growth { writes_fail: false, ..kept },
-        // There is some, when it is known how much.
+        // There will be space for data once it is known how much the metadata needs.
         None if sizes::data_growth(without(metadata)).is_some() => kept,
         None => Growth { writes_fail: pool.writes_fail || is_low, ..kept },
     }
 }
 
-/// By how much the metadata device may have to grow at most, where that is not known: data does not wait until it is, but
-/// must not take away what is needed then.
+/// The most by which the metadata device may have to grow, as long as its needed size is unknown.
+/// Data does not wait for that size, but must not take the space that the metadata may need.
 fn held_back(pool: &Pool) -> Sectors {
     match pool.metadata_needed {
         None if !pool.metadata_exhausted => {
@@ -102,7 +106,7 @@ fn held_back(pool: &Pool) -> Sectors {
     }
 }
 
-/// By how much the metadata device grows, and its spare as well.
+/// Growth of the metadata device, and of the spare.
 fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
     if pool.metadata_exhausted {
         return Ok(Sectors::ZERO);
@@ -116,7 +120,7 @@ fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
         true => pool.metadata.saturating_add(pool.metadata).min(pool.usable.round_down(sizes::DATA_BLOCK)),
         false => pool.metadata_needed.unwrap_or(pool.metadata),
     };
-    // The kernel makes no use of more.
+    // The kernel does not use more than this.
     let growth = wanted.min(sizes::THIN_METADATA_MAX).saturating_sub(pool.metadata);
     if growth == Sectors::ZERO {
         return Ok(growth);
@@ -125,7 +129,7 @@ fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
     if !pool.overprovisioning && Sectors::checked_sum(taken).is_none_or(|taken| taken >= pool.usable) {
         return Err(Exhausted::Promised);
     }
-    // Without any metadata left not a block can be written, so whatever there is will do.
+    // Without free metadata blocks nothing can be written, so any growth is better than none.
     let half = Sectors(pool.available.0 / 2).round_down(sizes::DATA_BLOCK);
     let growth = if is_out { growth.min(half) } else { growth };
     match growth.checked_add(growth) {
@@ -139,41 +143,43 @@ fn metadata(pool: &Pool) -> Result<Sectors, Exhausted> {
 pub struct Filesystem {
     /// Size of its thin device, as recorded.
     pub size: Sectors,
-    /// It does not grow past this.
+    /// The filesystem must not grow past this size.
     pub limit: Option<Sectors>,
-    /// Size of the XFS, as it tells its users.
+    /// Size of the XFS, as it reports it to users.
     pub total: Bytes,
-    /// Of that in use.
+    /// The part of it in use.
     pub used: Bytes,
 }
 
-/// What is to be done with a filesystem.
+/// The plan for a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extension {
-    /// Nothing.
+    /// No change.
     None,
-    /// Its XFS is smaller than the size that is recorded, because an extension was cut short: that is completed.
+    /// Complete an interrupted extension: the XFS is smaller than the recorded size.
     Complete,
-    /// It grows by so much.
+    /// Extend it by this size.
     By(Sectors),
 }
 
-/// What is to be done with filesystems in a pool with this logical sector size, of which every size is a multiple. `room` is
-/// what the pool has left for them together; `None`: they may be larger than the pool. Who comes first is served first.
+/// Plans the growth of filesystems in a pool with this logical sector size, of which every size is
+/// a multiple. `room` is the space that the pool has left for all filesystems; `None`: together
+/// they may be larger than the pool. The first filesystems in the list are served first.
 pub fn filesystems(list: &[Filesystem], room: Option<Sectors>, sector: Sectors) -> Vec<Extension> {
     let mut left = room;
     let decide = |filesystem: &Filesystem| {
         if filesystem.used.0.saturating_mul(2) <= filesystem.total.0 {
             return Extension::None;
         }
-        // Its log and other metadata take an eighth of an XFS at most, and extensions double it mostly.
+        // The log and other metadata take an eighth of an XFS at most, and extensions usually
+        // double its size.
         if filesystem.total.0 < filesystem.size.bytes().0 / 4 * 3 {
             return Extension::Complete;
         }
         let largest = filesystem.limit.unwrap_or(sizes::DEVICE_MAX).min(sizes::DEVICE_MAX);
         let growth =
             filesystem.size.min(largest.saturating_sub(filesystem.size)).min(left.unwrap_or(sizes::DEVICE_MAX));
-        // Limits may be of an age in which they were not checked, and so may the room be.
+        // Limits, and so the room, may come from a time when they were not checked.
         let grown = filesystem.size.saturating_add(growth).round_down(sector);
         let growth = grown.saturating_sub(filesystem.size);
         if growth == Sectors::ZERO {
@@ -185,16 +191,17 @@ pub fn filesystems(list: &[Filesystem], room: Option<Sectors>, sector: Sectors) 
     list.iter().map(decide).collect()
 }
 
-/// The size that a thin device must have, which another daemon may have made larger than is recorded: that one extends device
-/// and XFS first, and writes the record last. `xfs` is the size that the XFS on it has, `mapped` the end of the last data
-/// block that is in use. Such a daemon has gone one extension ahead of its record at most, so nothing larger is believed.
+/// The size that a thin device must have. Another daemon may have made the device larger than
+/// recorded: that daemon extends device and XFS first and writes the record last. `xfs` is the size
+/// of the XFS on the device, `mapped` the end of the last data block in use. Such a daemon is at
+/// most one extension ahead of its record, so larger sizes are not believed.
 pub fn outgrown(recorded: Sectors, limit: Option<Sectors>, xfs: Option<Sectors>, mapped: Option<Sectors>) -> Sectors {
     let largest = recorded.saturating_add(recorded).min(sizes::DEVICE_MAX);
     let xfs = xfs.filter(|xfs| *xfs <= largest).unwrap_or_default();
     let size = recorded.max(xfs);
-    // The last block may lie past the end of the device in part.
+    // The last block may extend past the end of the device.
     match mapped.filter(|mapped| Some(*mapped) > size.round_up(sizes::DATA_BLOCK)) {
-        // The XFS has grown, and only its log says so yet.
+        // The XFS has grown, but so far only its log says so.
         Some(mapped) => limit.map_or(largest, |limit| limit.min(largest)).max(mapped),
         None => size,
     }

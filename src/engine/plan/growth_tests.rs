@@ -1,4 +1,4 @@
-//! The rules of growth as tables, and what must hold of every plan.
+//! The rules of growth as tables, and properties of every plan.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const GIB: u64 = 2 << 20;
 
-/// A pool with 100 GiB of which 60 GiB are handed out, its thin pool half full.
+/// A pool with 100 GiB, of which 60 GiB are handed out. Its thin pool is half full.
 fn calm() -> Pool {
     Pool {
         usable: Sectors(100 * GIB),
@@ -57,10 +57,10 @@ fn data_does_not_wait_for_what_metadata_needs_nor_takes_it_away() {
     check(unknown(400 * GIB), data(51_200));
     let held_back = (sizes::thin_metadata_at_most(Sectors(100 * GIB), 100).0 - 59_392) * 2;
     check(unknown(held_back + 3 * 2048), data(3));
-    // Nothing is left for now, which is no reason to let writes fail.
+    // No space is left for now. That is no reason to let writes fail.
     check(unknown(held_back), Growth::default());
     check(unknown(2047), Growth { writes_fail: true, ..Growth::default() });
-    // Where metadata cannot grow, nothing is kept for it.
+    // If the metadata cannot grow, no space is kept for it.
     check(Pool { metadata_exhausted: true, ..unknown(3 * 2048) }, data(3));
 }
 
@@ -72,7 +72,7 @@ fn writes_fail_when_nothing_is_left_and_wait_when_something_is() {
     check(Pool { writes_fail: true, ..full }, Growth { writes_fail: true, ..Growth::default() });
     check(Pool { writes_fail: true, available: Sectors(2048), ..full }, data(1));
     check(Pool { writes_fail: true, ..with_free(20_000) }, Growth::default());
-    // A thin pool that does not say how full it is stays as it is.
+    // A thin pool that does not report how full it is stays unchanged.
     check(Pool { writes_fail: true, fill: None, ..full }, Growth { writes_fail: true, ..Growth::default() });
 }
 
@@ -86,7 +86,7 @@ fn metadata_follows_the_need_and_doubles_when_it_is_low() {
     let unsaid = |metadata_free| calm().fill.map(|fill| Fill { metadata_free, metadata_low_water: None, ..fill });
     check(Pool { fill: unsaid(1), ..calm() }, Growth::default());
     check(Pool { fill: unsaid(0), ..calm() }, Growth { metadata: Sectors(59_392), ..Growth::default() });
-    // Out of it altogether, less than twice as much will do.
+    // If there are no free metadata blocks at all, less than twice the size will do.
     let scarce = Pool { fill: unsaid(0), available: Sectors(2 * 2048 + 1), ..calm() };
     check(scarce, Growth { metadata: Sectors(2048), ..Growth::default() });
     let huge = Pool { usable: Sectors(u64::MAX), available: Sectors(u64::MAX), ..low_on_metadata() };
@@ -99,7 +99,7 @@ fn metadata_that_cannot_grow_stops_promises() {
     let scarce = Pool { available: Sectors(2 * 59_392 - 1), ..low_on_metadata() };
     let stopped = Growth { writes_fail: true, exhausted: Some(Exhausted::Devices), ..Growth::default() };
     check(scarce, stopped);
-    // Looked at again, nothing is tried before something has changed.
+    // At the next check nothing is tried before something has changed.
     let known = Pool { metadata_exhausted: true, writes_fail: true, ..scarce };
     check(known, Growth { writes_fail: true, ..Growth::default() });
     let tight = Pool { overprovisioning: false, ..low_on_metadata() };
@@ -119,7 +119,7 @@ fn data_gets_what_metadata_leaves() {
 }
 
 proptest! {
-    /// No plan hands out more than there is, nor anything but whole blocks of data, nor more than a step.
+    /// No plan hands out more space than there is, partial data blocks, or more than one step.
     #[test]
     fn plans_are_covered(
         usable in 0..1_u64 << 40, available in 0..1_u64 << 40, metadata in 0..1_u64 << 26, needed in 0..1_u64 << 26,
@@ -142,7 +142,8 @@ proptest! {
         prop_assert!(plan.data.0.is_multiple_of(2048) && plan.data.0 <= 51_200 * 2048);
         prop_assert!(plan.data.0 == 0 || !plan.writes_fail);
         prop_assert!(plan.metadata.0 == 0 || plan.exhausted.is_none());
-        // A plan that was carried out needs no other, unless it was one step of several.
+        // After a plan was carried out no further plan is needed, unless it was one step of
+        // several.
         let fill = pool.fill.map(|fill| Fill {
             data_free: DataBlocks(data_free + plan.data.0 / 2048),
             metadata_free: metadata_free + plan.metadata.0 / 8,
@@ -186,7 +187,8 @@ fn an_extension_that_was_cut_short_is_completed_first() {
     let full = filesystem(GIB, 80);
     let behind = Filesystem { size: Sectors(2 * GIB), ..full };
     assert_eq!(filesystems(&[behind], None, Sectors(1)), [Extension::Complete]);
-    // The smallest XFS has 64 MiB of log in 512 MiB; that is not being behind.
+    // The smallest XFS has 64 MiB of log in 512 MiB. That does not count as an interrupted
+    // extension.
     let small = Filesystem { size: Sectors(GIB / 2), limit: None, total: Bytes(448 << 20), used: Bytes(300 << 20) };
     assert_eq!(filesystems(&[small], None, Sectors(1)), [Extension::By(Sectors(GIB / 2))]);
 }
@@ -212,7 +214,7 @@ fn a_device_grows_by_whole_logical_sectors() {
     check(&[full], None, 4096);
     check(&[Filesystem { limit: Some(Sectors(GIB + 7)), ..full }], None, 0);
     check(&[Filesystem { limit: None, ..full }], Some(4099), 4096);
-    // A size that is not whole is made so.
+    // A size that is not a multiple is rounded.
     check(&[Filesystem { limit: None, size: Sectors(GIB + 1), ..full }], Some(15), 15);
     let largest = Sectors(sizes::DEVICE_MAX.0 / 2 + 1);
     check(
@@ -230,12 +232,12 @@ fn a_device_is_made_as_large_as_its_xfs() {
     assert_eq!(size(2 * GIB, 4096), 2 * GIB);
     // No daemon is more than one extension ahead of its record.
     assert_eq!(size(2 * GIB + 8, 4096), GIB);
-    // What is written past the end tells that the XFS is larger than its superblock says.
+    // Data past the end shows that the XFS is larger than its superblock says.
     assert_eq!(size(GIB, GIB + 2048), 2 * GIB);
     let limited = |mapped: u64| outgrown(Sectors(GIB), Some(Sectors(GIB + 9000)), None, Some(Sectors(mapped))).0;
     assert_eq!(limited(GIB + 2048), GIB + 9000);
     assert_eq!(limited(GIB + 10 * 2048), GIB + 10 * 2048);
-    // The last block of a device that does not end with one.
+    // The last block of a device whose size is not a multiple of the block size.
     assert_eq!(outgrown(Sectors(GIB + 8), None, None, Some(Sectors(GIB + 2048))).0, GIB + 8);
     assert_eq!(outgrown(Sectors(GIB), None, None, None).0, GIB);
 }

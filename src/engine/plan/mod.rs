@@ -1,6 +1,8 @@
-//! Planning: pure functions from state to plan, so that they can be tested by the million and shown as a dry run.
+//! Planning: pure functions from state to plan. So plans can be tested by the million and shown as
+//! a dry run.
 //!
-//! Knows numbers and the types of the metadata; must never know the kernel, the clock, or locks.
+//! This module knows numbers and the types of the metadata. It must never know the kernel, the
+//! clock, or locks.
 
 pub mod alloc;
 pub mod cap;

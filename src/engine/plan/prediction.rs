@@ -1,7 +1,8 @@
-//! What a request for a pool or for filesystems would take, before anything is done (`docs/spec/tools/utilities.md` §2).
+//! Predicts what a request for a pool or for filesystems would take (`docs/spec/tools/utilities.md`
+//! §2).
 //!
-//! Pure: the one thing that a program has to say, the size of the thin pool's metadata, is asked for by the caller, for
-//! the size that [`Devices::usable`] gives.
+//! These functions are pure. One figure comes from a program: the size of the thin metadata. The
+//! caller asks for it, for the size that [`Devices::usable`] returns.
 
 use crate::{
     base::units::{Bytes, Sectors},
@@ -11,14 +12,15 @@ use crate::{
     },
 };
 
-/// A device's signature blocks and metadata areas.
+/// Size of a device's signature blocks and metadata areas.
 const AREA: Sectors = Sectors(8192);
 
-/// A filesystem below this is as large as no filesystem may be.
+/// Filesystems must be smaller than this.
 const FILESYSTEM_END: Bytes = Bytes(1 << 55);
 
-/// What an empty XFS takes, in bytes, by the logarithm of its size: from 512 MiB (2^29) on, each entry for sizes below twice as
-/// much. The first is never used: an XFS is taken for one of the next size.
+/// Size in bytes of the metadata of an empty XFS, by the logarithm of the size of the XFS. The
+/// entries begin at 512 MiB (2^29), each for sizes below twice as much. The first is never used,
+/// because an XFS counts as one of the next size.
 const XFS_TAKES: [u64; 27] = [
     20_971_520,
     20_971_520,
@@ -49,7 +51,7 @@ const XFS_TAKES: [u64; 27] = [
     36_498_833_408,
 ];
 
-/// A request that cannot be.
+/// Why a request is impossible.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum PredictError {
@@ -67,16 +69,16 @@ pub enum PredictError {
     Size(#[from] SizeError),
 }
 
-/// Whether filesystems may be larger together than the pool.
+/// Whether the filesystems together may be larger than the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overprovisioning {
-    /// They may: what they take is what an empty XFS takes.
+    /// They may. A filesystem takes what an empty XFS takes.
     Allowed,
-    /// They may not: what they take is their whole size.
+    /// They may not. A filesystem takes its whole size.
     Forbidden,
 }
 
-/// What filesystems of these sizes take of a pool at first.
+/// The space that filesystems of these sizes take in a pool at first.
 ///
 /// # Errors
 /// The first size that no filesystem may have.
@@ -98,33 +100,33 @@ pub fn filesystems(sizes: &[Bytes], overprovisioning: Overprovisioning) -> Resul
     Ok(Sectors::checked_sum(taken).ok_or(SizeError::Overflow)?)
 }
 
-/// The devices of a pool to be.
+/// The devices of a planned pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
     total: Sectors,
     usable: Sectors,
 }
 
-/// What a pool takes and leaves.
+/// The space that a pool takes and leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prediction {
-    /// Sum of the devices.
+    /// Total size of the devices.
     pub total: Sectors,
-    /// Of that taken, by everything.
+    /// Space used, by everything.
     pub used: Sectors,
-    /// Of that left for data.
+    /// Space left for data.
     pub free: Sectors,
-    /// Taken on each device for its own description and for integrity data.
+    /// Space taken on each device for the device's own metadata and for integrity data.
     pub device_metadata: Sectors,
-    /// Taken for the thin pool's metadata, its spare, and the records of filesystems.
+    /// Space taken for the thin metadata, the spare and the filesystem records.
     pub pool_metadata: Sectors,
 }
 
 impl Devices {
-    /// Devices of these sizes; what is less than a sector of them does not count.
+    /// Makes devices of these sizes, rounded down to whole sectors.
     ///
     /// # Errors
-    /// When one, or all together, are too small.
+    /// When one device, or all together, are too small.
     pub fn new(sizes: &[Bytes], integrity: &IntegritySpec) -> Result<Devices, PredictError> {
         sizes::check_integrity_spec(integrity)?;
         let sectors = |size: &Bytes| u64::try_from(size.0 / 512).map(Sectors).map_err(|_| SizeError::Overflow);
@@ -140,15 +142,16 @@ impl Devices {
         Ok(Devices { total, usable })
     }
 
-    /// What upper layers may have: the size to ask `thin_metadata_size` about.
+    /// Space for the layers above: the size to ask `thin_metadata_size` about.
     pub fn usable(&self) -> Sectors {
         self.usable
     }
 
-    /// What a pool of them takes and leaves, its thin metadata of this size, with filesystems that take so much.
+    /// What a pool on these devices takes and leaves with thin metadata of this size, and with
+    /// filesystems that take this much.
     ///
     /// # Errors
-    /// When there is no room for that.
+    /// When there is not enough space.
     pub fn pool(&self, thin_metadata: Sectors, filesystems: Sectors) -> Result<Prediction, PredictError> {
         let pool_metadata =
             Sectors::checked_sum([thin_metadata, thin_metadata, sizes::MDV]).ok_or(SizeError::Overflow)?;
@@ -171,8 +174,8 @@ mod tests {
 
     const GIB: u128 = 1 << 30;
 
-    /// The worked examples of §2.2: devices in bytes, what `thin_metadata_size` prints, filesystems; then free, admin space,
-    /// metadata space, total and used.
+    /// The worked examples of §2.2: devices in bytes, the output of `thin_metadata_size`,
+    /// filesystems; then free, admin space, metadata space, total and used.
     #[test]
     fn pools_take_what_the_existing_tool_says() {
         let all = IntegritySpec::default();
@@ -247,7 +250,7 @@ mod tests {
         let spec = IntegritySpec::default();
         let devices = |sizes: &[u128]| Devices::new(&sizes.iter().copied().map(Bytes).collect::<Vec<_>>(), &spec);
         assert_eq!(devices(&[100 << 20]), Err(PredictError::DeviceTooSmall));
-        // Just enough for a device's own metadata, not for a pool.
+        // Enough for the device's own metadata, but not for a pool.
         assert_eq!(devices(&[150 << 20]).unwrap_err(), PredictError::DevicesTooSmall);
         let small = devices(&[GIB]).unwrap();
         assert_eq!(small.pool(Sectors(small.usable().0), Sectors(0)), Err(PredictError::DevicesTooSmall));

@@ -1,13 +1,13 @@
-//! Which devices go together by their sector sizes (`docs/spec/engine/storage-stack.md` §12).
+//! Which devices can be combined, by their sector sizes (`docs/spec/engine/storage-stack.md` §12).
 
 use std::fmt;
 
 /// Logical and physical sector size of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SectorSizes {
-    /// The unit of transfer.
+    /// The unit of transfers.
     pub logical: u32,
-    /// The unit of atomic writing.
+    /// The unit of atomic writes.
     pub physical: u32,
 }
 
@@ -17,27 +17,27 @@ impl fmt::Display for SectorSizes {
     }
 }
 
-/// A device of a tier, as far as the rules look at it.
+/// A device of a tier, as the rules see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
-    /// Of the raw device.
+    /// Sector sizes of the raw device.
     pub base: SectorSizes,
-    /// Of the opened crypt device on it (version 1 encrypted).
+    /// Sector sizes of the crypt device on it (encrypted version 1 pools).
     pub crypt: Option<SectorSizes>,
-    /// More of it is allocated than its own metadata.
+    /// The device holds more than its own metadata.
     pub in_use: bool,
 }
 
 /// The sector sizes that a tier works with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Effective {
-    /// Of raw devices.
+    /// Sector sizes of the raw devices.
     pub base: SectorSizes,
-    /// Of the opened crypt devices on them, if there are any.
+    /// Sector sizes of the crypt devices on them, if there are any.
     pub crypt: Option<SectorSizes>,
 }
 
-/// Devices that do not go together.
+/// Why devices cannot be combined.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum SectorError {
@@ -59,21 +59,22 @@ pub enum SectorError {
     Empty,
 }
 
-/// The pair of sizes that all these devices have.
+/// The sector sizes that all these devices share.
 ///
 /// # Errors
-/// If they differ, or there are none.
+/// If they differ, or there are no devices.
 pub fn common(devices: impl IntoIterator<Item = SectorSizes>) -> Result<SectorSizes, SectorError> {
     let mut devices = devices.into_iter();
     let first = devices.next().ok_or(SectorError::Empty)?;
     devices.find(|other| *other != first).map_or(Ok(first), |other| Err(SectorError::Mixed(first, other)))
 }
 
-/// The sizes that a tier works with: the largest of the devices in use, or, when none is, what all have in common.
+/// The sector sizes that a tier works with: the largest of the devices in use or, if none is in
+/// use, the sizes that all devices share.
 ///
 /// # Errors
-/// If an unused device has larger sectors than those in use, or none is in use and they differ. A pool with such a
-/// tier is not to be changed.
+/// If an unused device has larger sectors than those in use, or if none is in use and they differ.
+/// A pool with such a tier must not be changed.
 pub fn effective(tier: &[Member]) -> Result<Effective, SectorError> {
     let Some(used) = largest(tier.iter().filter(|device| device.in_use)) else {
         let first = tier.first().ok_or(SectorError::Empty)?;
@@ -94,7 +95,8 @@ pub fn effective(tier: &[Member]) -> Result<Effective, SectorError> {
 /// Checks that new devices may join a tier.
 ///
 /// # Errors
-/// If they differ among themselves or from what the tier works with, or the tier itself is invalid.
+/// If the new devices differ from each other or from what the tier works with, or the tier itself
+/// is invalid.
 pub fn check_added(tier: &[Member], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
     let (new, pool) = (common(new)?, effective(tier)?.base);
     if new == pool { Ok(()) } else { Err(SectorError::OtherThanTier { new, pool }) }
@@ -103,13 +105,14 @@ pub fn check_added(tier: &[Member], new: impl IntoIterator<Item = SectorSizes>) 
 /// Checks that new devices may become the cache of a data tier.
 ///
 /// # Errors
-/// If they differ among themselves, or their logical size differs from that of the data tier, or that is invalid.
+/// If the new devices differ from each other, or their logical size differs from that of the data
+/// tier, or the data tier is invalid.
 pub fn check_cache(data: &[Member], new: impl IntoIterator<Item = SectorSizes>) -> Result<(), SectorError> {
     let (cache, data) = (common(new)?.logical, effective(data)?.base.logical);
     if cache == data { Ok(()) } else { Err(SectorError::CacheOtherThanData { cache, data }) }
 }
 
-/// A size of the crypt device, then that of the raw device below: what counts as larger is decided in this order.
+/// The order of sizes: first that of the crypt device, then that of the raw device below.
 type Rank = (Option<u32>, u32);
 
 fn logical(device: &Member) -> Rank {
@@ -120,7 +123,7 @@ fn physical(device: &Member) -> Rank {
     (device.crypt.map(|sizes| sizes.physical), device.base.physical)
 }
 
-/// The largest logical and the largest physical size, which may be those of two devices.
+/// The largest logical and the largest physical size. The two may come from different devices.
 struct Largest {
     logical: Rank,
     physical: Rank,

@@ -1,15 +1,16 @@
-//! Lists of segments: appended to, with a neighbour merged into its predecessor.
+//! Appends to lists of segments and merges adjacent ones.
 //!
-//! The order of a list is that of the device assembled from it, so nothing is ever sorted here.
+//! The order of a list is the order in which the device is assembled, so nothing here sorts a list.
 
 use crate::{
     base::units::Sectors,
     engine::metadata::pool::{DeviceSegment, Segment},
 };
 
-/// What can be appended to a list and merged with its end.
+/// A range that can be appended to a list and merged with the end of it.
 pub trait Stretch: Copy {
-    /// The segment that covers `self` and then `next`, if nothing lies between them and their sum is a size.
+    /// The segment that covers `self` and then `next`, if they are adjacent and the sum of their
+    /// lengths does not overflow.
     fn joined(self, next: Self) -> Option<Self>;
     /// Number of sectors.
     fn length(&self) -> Sectors;
@@ -37,7 +38,8 @@ impl Stretch for DeviceSegment {
     }
 }
 
-/// Appends segments, each merged with the end of the list where it continues it. Those of no length are left out.
+/// Appends segments. A segment that continues the end of the list is merged with it. Empty segments
+/// are left out.
 pub fn append<S: Stretch>(list: &mut Vec<S>, segments: impl IntoIterator<Item = S>) {
     for segment in segments.into_iter().filter(|segment| segment.length() > Sectors::ZERO) {
         match list.last_mut().and_then(|last| last.joined(segment).map(|joined| (last, joined))) {
@@ -47,7 +49,7 @@ pub fn append<S: Stretch>(list: &mut Vec<S>, segments: impl IntoIterator<Item = 
     }
 }
 
-/// The sum of all lengths; `None` past the range of sizes.
+/// The sum of all lengths; `None` on overflow.
 pub fn total<S: Stretch>(list: &[S]) -> Option<Sectors> {
     Sectors::checked_sum(list.iter().map(Stretch::length))
 }

@@ -1,4 +1,4 @@
-//! Sizes of the stack's parts (`docs/spec/engine/storage-stack.md` §4, 7, 9.2).
+//! Sizes of the parts of the stack (`docs/spec/engine/storage-stack.md` §4, 7, 9.2).
 
 pub use crate::engine::metadata::pool::{CRYPT_RESERVATION, DATA_BLOCK, INTEGRITY_UNIT};
 use crate::{
@@ -6,34 +6,35 @@ use crate::{
     engine::metadata::{IntegritySpec, JOURNAL_UNIT},
 };
 
-/// A metadata block of a thin pool.
+/// Size of a metadata block of a thin pool.
 pub const METADATA_BLOCK: Sectors = Sectors(8);
-/// A thin pool's data grows by at most this much at once.
+/// The most by which a thin pool's data grows at once.
 pub const DATA_STEP: DataBlocks = DataBlocks(51_200);
-/// With fewer free data blocks than this a thin pool's data grows.
+/// A thin pool's data grows when it has fewer free data blocks than this.
 pub const DATA_LOW_WATER: DataBlocks = DataBlocks(15_360);
-/// The metadata volume.
+/// Size of the metadata volume.
 pub const MDV: Sectors = Sectors(1_048_576);
-/// Largest number of filesystems unless the user asks for more.
+/// The default limit on the number of filesystems.
 pub const FS_LIMIT: u64 = 100;
-/// Zeroed at the start of a new metadata device, of thin pool or cache.
+/// The size that is zeroed at the start of a new metadata device of a thin pool or cache.
 pub const METADATA_ZEROED: Sectors = Sectors(8);
-/// Largest useful metadata device of a thin pool.
+/// The largest metadata device that a thin pool can use.
 pub const THIN_METADATA_MAX: Sectors = Sectors(33_292_288);
-/// The metadata device of a cache.
+/// Size of a cache's metadata device.
 pub const CACHE_METADATA: Sectors = Sectors(1_048_576);
-/// Most that a cache may have for its blocks: 32 TiB.
+/// The most space that a cache may have for its blocks: 32 TiB.
 pub const CACHE_MAX: Sectors = Sectors(68_719_476_736);
-/// Size of a filesystem unless the user asks for another.
+/// The default size of a filesystem.
 pub const FILESYSTEM_DEFAULT: Sectors = Sectors(2_147_483_648);
-/// Largest size of a block device, and so of a filesystem: the kernel counts its bytes in 63 bits. It is XFS's limit, too.
+/// Largest size of a block device, and so of a filesystem: the kernel counts bytes in 63 bits. XFS
+/// has the same limit.
 pub const DEVICE_MAX: Sectors = Sectors((1 << 54) - 1);
 /// Smallest filesystem.
 pub const FILESYSTEM_MIN: Sectors = Sectors(1_048_576);
 /// Smallest device.
 pub const DEVICE_MIN: Sectors = Sectors(2_097_152);
 
-/// A size that cannot be.
+/// Why a size is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum SizeError {
@@ -64,10 +65,10 @@ pub enum SizeError {
     CacheTooLarge(Sectors),
 }
 
-/// Checks what a user asks for as reservation for integrity data.
+/// Checks the reservation for integrity data that a user asks for.
 ///
 /// # Errors
-/// If the journal or the block size is not of the granularity that dm-integrity needs.
+/// If the journal size or the block size does not have the granularity that dm-integrity needs.
 pub fn check_integrity_spec(spec: &IntegritySpec) -> Result<(), SizeError> {
     if !spec.journal_size.bytes().0.is_multiple_of(JOURNAL_UNIT.0) {
         return Err(SizeError::Journal(spec.journal_size));
@@ -78,11 +79,11 @@ pub fn check_integrity_spec(spec: &IntegritySpec) -> Result<(), SizeError> {
     Ok(())
 }
 
-/// How much to reserve for integrity data at the end of a device of this size: superblock, journal, and the tags of
-/// all its blocks in whole 4 KiB.
+/// The space to reserve for integrity data at the end of a device of this size: superblock,
+/// journal, and the tags of all blocks, in multiples of 4 KiB.
 ///
 /// # Errors
-/// If blocks have no size, or the sum is larger than any device.
+/// If the block size is zero, or the sum is larger than any device.
 pub fn integrity_reservation(device: Sectors, spec: &IntegritySpec) -> Result<Sectors, SizeError> {
     let superblock = if spec.allocate_superblock { INTEGRITY_UNIT } else { Sectors::ZERO };
     let blocks =
@@ -93,27 +94,29 @@ pub fn integrity_reservation(device: Sectors, spec: &IntegritySpec) -> Result<Se
         .ok_or(SizeError::Overflow)
 }
 
-/// Arguments for `thin_metadata_size` that ask what a pool of this size with so many thin devices needs.
+/// Arguments that make `thin_metadata_size` compute the need of a pool of this size with this many
+/// thin devices.
 pub fn thin_metadata_size_arguments(pool: Sectors, filesystems: u64) -> [String; 7] {
     let block = format!("{}b", DATA_BLOCK.bytes().0);
     let size = format!("{}b", pool.bytes().0);
     ["-b".to_owned(), block, "-s".to_owned(), size, "-m".to_owned(), filesystems.to_string(), "-n".to_owned()]
 }
 
-/// The size of a thin pool's metadata device, from what `thin_metadata_size` printed.
+/// The size of a thin pool's metadata device, from the output of `thin_metadata_size`.
 ///
 /// # Errors
-/// If that was no number.
+/// If the output is not a number.
 pub fn thin_metadata(printed: &str) -> Result<Sectors, SizeError> {
     let refused = || SizeError::ThinMetadataSize(printed.chars().take(80).collect());
     let sectors: u64 = printed.trim().parse().map_err(|_| refused())?;
-    // The tool counts mappings once; the factor is that of §7.2.
+    // The tool counts mappings once. The factor is that of §7.2.
     let wanted = Sectors(sectors).checked_mul(8).and_then(|wanted| wanted.round_up(DATA_BLOCK));
     Ok(wanted.map_or(THIN_METADATA_MAX, |wanted| wanted.min(THIN_METADATA_MAX)))
 }
 
-/// More than the metadata device of a thin pool of this size with so many thin devices needs: about twice what
-/// `thin_metadata_size` says, which is half a byte for each kibibyte and a block for each thin device.
+/// An upper bound for the metadata device of a thin pool of this size with this many thin devices:
+/// about twice the output of `thin_metadata_size`, which is half a byte for each kibibyte and a
+/// block for each thin device.
 pub fn thin_metadata_at_most(pool: Sectors, filesystems: u64) -> Sectors {
     let mappings = blocks(pool).0 / 8;
     let devices = filesystems.saturating_mul(METADATA_BLOCK.0 * 2);
@@ -125,27 +128,27 @@ pub fn thin_metadata_at_most(pool: Sectors, filesystems: u64) -> Sectors {
 /// Sizes of the parts of a new thin pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Initial {
-    /// The thin pool's metadata.
+    /// Size of the thin metadata.
     pub meta: Sectors,
-    /// As much again, for its repair.
+    /// Size of the spare thin metadata, the same.
     pub spare: Sectors,
-    /// The thin pool's data: whole blocks.
+    /// Size of the thin data, in whole blocks.
     pub data: Sectors,
-    /// The metadata volume.
+    /// Size of the metadata volume.
     pub mdv: Sectors,
 }
 
 impl Initial {
-    /// What is asked of the backstore, in this order.
+    /// The sizes to request from the backstore, in this order.
     pub fn request(&self) -> [Sectors; 4] {
         [self.meta, self.spare, self.data, self.mdv]
     }
 }
 
-/// Sizes of the parts of a new thin pool with so much space and metadata of this size.
+/// Sizes of the parts of a new thin pool with this usable space and thin metadata of this size.
 ///
 /// # Errors
-/// [`SizeError::TooSmall`] if there would be no data.
+/// [`SizeError::TooSmall`] if no space would be left for data.
 pub fn initial(usable: Sectors, meta: Sectors) -> Result<Initial, SizeError> {
     let data = room(usable, meta).min(sectors(DATA_STEP)).round_down(DATA_BLOCK);
     if data == Sectors::ZERO {
@@ -154,36 +157,37 @@ pub fn initial(usable: Sectors, meta: Sectors) -> Result<Initial, SizeError> {
     Ok(Initial { meta, spare: meta, data, mdv: MDV })
 }
 
-/// What is left for data beside metadata, its spare, and the metadata volume.
+/// The space left for data besides the thin metadata, the spare and the metadata volume.
 pub fn room(usable: Sectors, meta: Sectors) -> Sectors {
     usable.saturating_sub(MDV).saturating_sub(meta).saturating_sub(meta)
 }
 
-/// The low water mark of a new thin pool with data of this size.
+/// The low-water mark of a new thin pool with data of this size.
 pub fn low_water(data: Sectors) -> DataBlocks {
     DATA_LOW_WATER.min(DataBlocks(blocks(data).0 / 2))
 }
 
-/// By how much a thin pool's data grows when so much is available; `None`: there is not one block.
+/// Growth of a thin pool's data when this much space is available; `None` if that is less than one
+/// block.
 pub fn data_growth(available: Sectors) -> Option<Sectors> {
     let growth = available.round_down(DATA_BLOCK).min(sectors(DATA_STEP));
     (growth > Sectors::ZERO).then_some(growth)
 }
 
-/// Whole data blocks in a size.
+/// The number of whole data blocks in a size.
 pub fn blocks(size: Sectors) -> DataBlocks {
     DataBlocks(size.0 / DATA_BLOCK.0)
 }
 
-/// The size of data blocks; the largest size where it would be larger.
+/// The size of data blocks. Saturates at the largest size.
 pub fn sectors(blocks: DataBlocks) -> Sectors {
     Sectors(blocks.0.saturating_mul(DATA_BLOCK.0))
 }
 
-/// A number of bytes that a client gave, as sectors.
+/// Converts a number of bytes from a client into sectors.
 ///
 /// # Errors
-/// If it is not whole sectors, or larger than any device.
+/// If it is not a whole number of sectors, or larger than any device.
 pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
     if !size.0.is_multiple_of(u128::from(SECTOR)) {
         return Err(SizeError::PartOfSector(size));
@@ -191,17 +195,19 @@ pub fn whole_sectors(size: Bytes) -> Result<Sectors, SizeError> {
     size.sectors().ok_or(SizeError::Overflow)
 }
 
-/// Checks size and size limit of a new filesystem in a pool with this logical sector size.
+/// Checks the size and size limit of a new filesystem in a pool with this logical sector size.
 ///
 /// # Errors
-/// If either is too small or no multiple of the sector size, the size too large, or the limit smaller than the size.
+/// If either is too small or not a multiple of the sector size, the size is too large, or the limit
+/// is below the size.
 pub fn check_new_filesystem(size: Sectors, limit: Option<Sectors>, sector: Sectors) -> Result<(), SizeError> {
     check_filesystem(size)?;
     check_sector(size, sector)?;
     check_limit(size, limit, sector)
 }
 
-/// The kernel makes no table of a size that is no multiple of the logical sector size of what lies below.
+/// The kernel accepts no table whose size is not a multiple of the logical sector size of the
+/// device below.
 fn check_sector(size: Sectors, sector: Sectors) -> Result<(), SizeError> {
     if size.round_down(sector) == size { Ok(()) } else { Err(SizeError::PartOfPoolSector { size, sector }) }
 }
@@ -214,11 +220,12 @@ fn check_filesystem(size: Sectors) -> Result<(), SizeError> {
     }
 }
 
-/// Checks a size limit for a filesystem of this size in a pool with this logical sector size. One that is larger than any
-/// device is as good as none.
+/// Checks a size limit for a filesystem of this size in a pool with this logical sector size. A
+/// limit larger than any device has no effect.
 ///
 /// # Errors
-/// If it is too small for any filesystem, below the size of this one, or no multiple of the sector size.
+/// If the limit is too small for any filesystem, below the size of this one, or not a multiple of
+/// the sector size.
 pub fn check_limit(size: Sectors, limit: Option<Sectors>, sector: Sectors) -> Result<(), SizeError> {
     match limit {
         Some(limit) if limit < FILESYSTEM_MIN => Err(SizeError::FilesystemTooSmall(limit)),
@@ -231,12 +238,12 @@ pub fn check_limit(size: Sectors, limit: Option<Sectors>, sector: Sectors) -> Re
 /// Checks the space of a cache for its blocks.
 ///
 /// # Errors
-/// If it is more than [`CACHE_MAX`].
+/// If there is more than [`CACHE_MAX`].
 pub fn check_cache(blocks: Sectors) -> Result<(), SizeError> {
     if blocks <= CACHE_MAX { Ok(()) } else { Err(SizeError::CacheTooLarge(blocks)) }
 }
 
-/// Most filesystems whose records find room in a metadata volume of this size.
+/// The largest number of filesystems whose records fit in a metadata volume of this size.
 pub fn fs_limit_max(mdv: Sectors) -> u64 {
     mdv.0 / METADATA_BLOCK.0
 }

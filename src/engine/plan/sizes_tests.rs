@@ -16,7 +16,7 @@ fn reserves_what_the_worked_example_says() {
     assert_eq!(integrity_reservation(Sectors(20_971_520), &nothing), Ok(Sectors(0)));
     assert!(nothing.asks_for_nothing() && !spec.asks_for_nothing());
     let small = IntegritySpec { tag_spec: TagSpec::B32, ..nothing };
-    // 2 621 440 blocks with 4 bytes each; one block more takes another 4 KiB.
+    // 2 621 440 blocks with 4 bytes each. One block more takes another 4 KiB.
     assert_eq!(integrity_reservation(Sectors(20_971_520), &small), Ok(Sectors(20_480)));
     assert_eq!(integrity_reservation(Sectors(20_971_527), &small), Ok(Sectors(20_480)));
     assert_eq!(integrity_reservation(Sectors(20_971_528), &small), Ok(Sectors(20_488)));
@@ -78,7 +78,7 @@ fn initial_sizes_are_those_of_the_worked_examples() {
     let request = |usable, meta| initial(Sectors(usable), Sectors(meta)).map(|initial| initial.request().map(|s| s.0));
     assert_eq!(request(v2, 12_288), Ok([12_288, 12_288, 19_263_488, 1_048_576]));
     assert_eq!(request(20_971_520 - 8192, 12_288), Ok([12_288, 12_288, 19_890_176, 1_048_576]));
-    // At most 50 GiB of data at first.
+    // At most 50 GiB of data initially.
     assert_eq!(request(1024 * GIB, 540_672), Ok([540_672, 540_672, 104_857_600, 1_048_576]));
 }
 
@@ -159,13 +159,14 @@ proptest! {
 
 #[test]
 fn the_bound_on_metadata_is_above_what_the_program_says() {
-    // Size of the pool in GiB, and what is printed for 100 filesystems (`docs/spec/engine/storage-stack.md` §7.2).
+    // Size of the pool in GiB, and the output for 100 filesystems
+    // (`docs/spec/engine/storage-stack.md` §7.2).
     for (gib, printed) in [(1, "872"), (10, "1456"), (100, "7304"), (1024, "67384"), (10 * 1024, "666568")] {
         let (needed, bound) = (thin_metadata(printed).unwrap(), thin_metadata_at_most(Sectors(gib << 21), 100));
         assert!(needed < bound && bound.0 < needed.0 * 4, "{gib} GiB: {needed} and {bound}");
     }
     assert_eq!(thin_metadata_at_most(Sectors(u64::MAX), u64::MAX), THIN_METADATA_MAX);
-    // Twice a block for each filesystem, eight times as everything else.
+    // Twice a block for each filesystem, and eight times that like everything else.
     let filesystems = 100_000;
     assert!(thin_metadata_at_most(Sectors(0), filesystems).0 >= 2 * METADATA_BLOCK.0 * filesystems * 8);
 }

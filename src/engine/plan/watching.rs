@@ -1,16 +1,19 @@
-//! How it is noticed in time that a filesystem is being filled (`docs/spec/engine/storage-stack.md` §9.5 says what is done then).
+//! How the daemon notices in time that a filesystem is filling up
+//! (`docs/spec/engine/storage-stack.md` §9.5 describes what it does then).
 //!
-//! The kernel raises an event, once, when no more than the low water mark of a thin pool's data blocks are free. The usual mark
-//! is for the thin pool itself, which must grow in time; but a filesystem can be full long before, and nothing else tells that
-//! one is being filled. So the mark is put closer, and moved again whenever it was passed.
+//! The kernel raises one event when the number of free data blocks of a thin pool falls to the
+//! low-water mark. The usual mark is there for the thin pool itself, which must grow in time. But a
+//! filesystem can be full long before that, and nothing else tells that one is filling up. So the
+//! daemon sets the mark closer, and moves it again whenever it was passed.
 //!
-//! That has a price. The kernel takes a new mark with a new table only, and for that it suspends every thin device of the
-//! pool, one after the other, waiting for a grace period of its locks at each: some ms for each filesystem, in which the pool
-//! does no I/O. With few filesystems nobody notices. With hundreds, a mark moved every 256 MiB would leave no time for anything
-//! else. So there the mark is moved when nobody writes: as long as somebody does, the pool is looked at by time, which
-//! costs one question to the kernel.
+//! That has a price. The kernel takes a new mark only with a new table. For that it suspends every
+//! thin device of the pool, one after the other, and waits for a grace period of its locks at each:
+//! some ms for each filesystem, in which the pool does no I/O. With few filesystems nobody notices.
+//! With hundreds, a mark moved every 256 MiB would leave no time for anything else. There the mark
+//! is moved when nobody writes. As long as somebody writes, the daemon checks the pool by time,
+//! which costs one query to the kernel.
 //!
-//! Knows numbers; must never know the kernel or the clock.
+//! This module knows numbers. It must never know the kernel or the clock.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -19,44 +22,47 @@ use crate::{
     engine::{metadata::FilesystemRecord, plan::sizes},
 };
 
-/// Bounds of how many data blocks are given out before filesystems are looked at again: with more than the upper one a new
-/// filesystem could be full before, with fewer than the lower one I/O would be held up too often.
+/// Bounds of the number of data blocks given out before the next check of filesystems. Above the
+/// upper bound a new filesystem could fill up before the check. Below the lower bound I/O would be
+/// held up too often.
 const LOOK_AFTER: RangeInclusive<u64> = 32..=1024;
-/// A mark may be moved each time that so many data blocks were given out for each thin device. A disk that writes 1 GiB in a
-/// second needs 31 ms for so many, and the kernel about 10 ms to suspend the device.
+/// The mark may be moved each time that this many data blocks were given out for each thin device.
+/// A disk that writes 1 GiB in a second needs 31 ms for them, and the kernel about 10 ms to suspend
+/// the device.
 const BLOCKS_PER_DEVICE: u64 = 32;
-/// Ten times what the kernel takes to suspend a thin device: so long, for each of them, nobody must have written before the
-/// mark is moved where it may not be moved otherwise.
+/// Ten times what the kernel takes to suspend a thin device. If the mark may not be moved
+/// otherwise, nobody must have written for this long, times the number of thin devices.
 const QUIET_PER_DEVICE: Duration = Duration::from_millis(100);
-/// Data blocks that are given out in a second at most: that many disks write 2 GiB in a second.
+/// The most data blocks given out in a second: disks write at most 2 GiB in a second.
 const BLOCKS_PER_SECOND: u64 = 2048;
-/// Bounds of the time from one look to the next.
+/// Bounds of the time to the next check.
 const LOOK_AGAIN: RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_secs(5);
 
-/// Whose space is watched.
+/// A filesystem whose space is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watched {
     /// Size of its thin device.
     pub size: Sectors,
-    /// What of that has been given data blocks.
+    /// The mapped part of it.
     pub mapped: Sectors,
-    /// It does not grow past this.
+    /// The filesystem must not grow past this size.
     pub limit: Option<Sectors>,
 }
 
 impl Watched {
-    /// The filesystem of a record, with so much of it mapped.
+    /// The filesystem of a record, with this much of it mapped.
     pub fn new(record: &FilesystemRecord, mapped: Sectors) -> Watched {
         Watched { size: record.size, mapped, limit: record.fs_size_limit }
     }
 
-    /// Whether there is a reason to watch it.
+    /// Whether there is a reason to watch the filesystem.
     pub fn may_grow(&self) -> bool {
         // A limit may be larger than any device.
         self.limit.unwrap_or(sizes::DEVICE_MAX).min(sizes::DEVICE_MAX) > self.size
     }
 
-    /// What it has left. One that was used and emptied again, and has blocks already, is taken to have a quarter of its size.
+    /// The space left in the filesystem. One that was filled and emptied again already has its
+    /// blocks; it counts as having a quarter of its size left.
     fn room(self) -> Sectors {
         self.size.saturating_sub(self.mapped).max(Sectors(self.size.0 / 4))
     }
@@ -65,24 +71,24 @@ impl Watched {
 /// A thin pool that is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
-    /// The mark that is in place.
+    /// The low-water mark in force.
     pub mark: DataBlocks,
-    /// The mark that it should have for itself.
+    /// The usual mark, for the thin pool itself.
     pub usual: DataBlocks,
     /// Free data blocks.
     pub free: DataBlocks,
-    /// How many thin devices it has.
+    /// The number of thin devices.
     pub devices: u64,
-    /// How long nobody has been seen to write.
+    /// How long no write was seen.
     pub quiet: Duration,
 }
 
-/// What is to be done.
+/// How to watch a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watching {
-    /// The mark that the thin pool should have. One that serves stays.
+    /// The mark that the thin pool should have. A mark that serves its purpose stays.
     pub mark: DataBlocks,
-    /// After this time it is to be looked at again, since there will be no event.
+    /// When to check the pool again, if no event will come.
     pub look_again: Option<Duration>,
 }
 
@@ -92,10 +98,11 @@ impl Watching {
     }
 }
 
-/// How to watch these filesystems of a pool.
+/// Plans how to watch these filesystems of a pool.
 ///
-/// The mark is put no further below the free blocks than a quarter of what the filesystem with the least room has left; nor is
-/// the time to the next look longer than it takes to fill a quarter of that, or to use up what is free above the usual mark.
+/// The mark lies below the free blocks by no more than a quarter of the room in the filesystem with
+/// the least room. The time to the next check is no longer than it takes to fill a quarter of that
+/// room, or to use up the free blocks above the usual mark.
 pub fn watch(pool: &Pool, filesystems: impl IntoIterator<Item = Watched>) -> Watching {
     let Pool { mark, usual, free, devices, quiet } = *pool;
     let Some(least) = filesystems.into_iter().filter(Watched::may_grow).map(Watched::room).min() else {
@@ -108,7 +115,7 @@ pub fn watch(pool: &Pool, filesystems: impl IntoIterator<Item = Watched>) -> Wat
     }
     let may_move = step >= devices.saturating_mul(BLOCKS_PER_DEVICE)
         || quiet >= QUIET_PER_DEVICE.saturating_mul(u32::try_from(devices).unwrap_or(u32::MAX));
-    // Past the usual mark its event has come, and what could be done was done.
+    // Below the usual mark the event of that mark has come, and the daemon has done what it could.
     let above_usual = Some(free.saturating_sub(usual)).filter(|above| above.0 > 0);
     if may_move {
         let soon = free.saturating_sub(DataBlocks(step));
