@@ -1,11 +1,12 @@
-//! Identifiers of pools, devices and filesystems: one type each, so that one cannot be taken for another.
+//! Identifiers of pools, devices and filesystems. Each has its own type, so that they cannot be
+//! mixed up.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A text that is no UUID.
+/// A text that is not a UUID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a UUID; give 32 hexadecimal digits, with or without hyphens")]
 pub struct NotAUuid {
@@ -20,17 +21,18 @@ macro_rules! id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A random (version 4) identifier made from 16 random bytes.
+            /// Makes a random (version 4) identifier from 16 random bytes.
             pub fn from_random(bytes: [u8; 16]) -> $name {
                 $name(uuid::Builder::from_random_bytes(bytes).into_uuid())
             }
 
-            /// 32 lower-case hexadecimal digits, the form of device names, signature blocks and the bus.
+            /// The form of device names, signature blocks and the bus: 32 lower-case hexadecimal
+            /// digits.
             pub fn simple(&self) -> String {
                 self.0.simple().to_string()
             }
 
-            /// The 36-character form with hyphens, that of JSON and of messages.
+            /// The form of JSON and messages: 36 characters with hyphens.
             pub fn hyphenated(&self) -> String {
                 self.0.hyphenated().to_string()
             }
@@ -50,7 +52,7 @@ macro_rules! id {
         impl FromStr for $name {
             type Err = NotAUuid;
 
-            /// Either form, also with `urn:uuid:` or braces.
+            /// Accepts either form, also with `urn:uuid:` or braces.
             fn from_str(text: &str) -> Result<$name, NotAUuid> {
                 Uuid::parse_str(text).map($name).map_err(|_| NotAUuid { text: text.chars().take(80).collect() })
             }

@@ -1,6 +1,7 @@
-//! Values that every room may use: identifiers, names, units, and an error with its causes as one sentence.
+//! Values that every room may use: identifiers, names, units, and an error with its causes as one
+//! sentence.
 //!
-//! Knows no other room.
+//! This room depends on no other.
 
 pub mod error_chain;
 pub mod ids;

@@ -1,11 +1,12 @@
-//! Names of pools and filesystems: what is allowed, checked once, carried as a type.
+//! Names of pools and filesystems: the rules, checked once and carried as a type.
 //!
-//! The rules are those of `docs/spec/engine/engine-behaviour.md` section 3, in the order of `dbus-api.md` §7.1:
-//! a name must be usable unchanged as one component of a link that udev makes.
+//! The rules are those of `docs/spec/engine/engine-behaviour.md` section 3, in the order of
+//! `dbus-api.md` §7.1: a name must be usable unchanged as one component of a link that udev makes.
 //!
-//! The existing daemon accepts names that udev changes ([`udev_keeps`]). They are refused for what is named from now on
-//! ([`Name::chosen`]); pools and filesystems that have such a name stay usable. Their links are spelled in the encoding that
-//! udev uses for labels (`\x2c` for a comma): no name has a backslash, so no two names have one link.
+//! The existing daemon accepts names that udev changes ([`udev_keeps`]). This daemon refuses them
+//! for new names ([`Name::chosen`]), but pools and filesystems that already have such a name stay
+//! usable. The links of these use udev's encoding for labels (`\x2c` for a comma). No name contains
+//! a backslash, so no two names share a link.
 
 use std::{
     borrow::{Borrow, Cow},
@@ -14,21 +15,21 @@ use std::{
     sync::Arc,
 };
 
-/// Longest name, in bytes of UTF-8.
+/// Length of the longest name, in bytes of UTF-8.
 pub const NAME_BYTES_MAX: usize = 255;
 
 /// A valid name of a pool or filesystem. Cheap to copy.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
 
-/// What a text that keeps the rules of names is for.
+/// The purpose of a text that follows the rules for names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
-    /// A pool or filesystem that has it already.
+    /// The name that a pool or filesystem already has.
     Name,
-    /// A pool or filesystem that is to get it.
+    /// A new name for a pool or filesystem.
     NewName,
-    /// What the user says of a device.
+    /// The user's text about a device.
     UserInfo,
 }
 
@@ -41,7 +42,7 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Why a text cannot be a name; the text is [`shortened`].
+/// Why a text cannot be a name. The text is [`shortened`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum NameError {
@@ -67,7 +68,8 @@ pub enum NameError {
     Path(Subject, String),
 }
 
-/// A text that somebody else has chosen, for quoting in a sentence: of a long one its beginning and its end.
+/// A text from somebody else, for quoting in a sentence. A long text is reduced to its beginning
+/// and its end.
 pub fn shortened(text: &str) -> Cow<'_, str> {
     const ENDS: usize = 40;
     let end_of_head = text.char_indices().nth(ENDS).map(|(at, _)| at);
@@ -78,7 +80,7 @@ pub fn shortened(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Checks that a text keeps the rules of names.
+/// Checks that a text follows the rules for names.
 ///
 /// # Errors
 /// The first rule that `text` breaks.
@@ -113,8 +115,9 @@ pub fn check(subject: Subject, text: &str) -> Result<(), NameError> {
     }
 }
 
-/// Whether udev leaves a character of a link as it is: printable ASCII from its list, and all of Unicode but the 66 code
-/// points that are no characters. The scenario `names` of the machine tests asks udev itself about every code point.
+/// Whether udev leaves a character of a link unchanged. It does for printable ASCII from its list,
+/// and for all of Unicode except the 66 noncharacters. The scenario `names` of the machine tests
+/// asks udev itself about every code point.
 pub fn udev_keeps(c: char) -> bool {
     match c {
         '\0'..='\x7f' => c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c),
@@ -124,7 +127,7 @@ pub fn udev_keeps(c: char) -> bool {
 }
 
 impl Name {
-    /// Checks the name of a pool or filesystem that has it already and makes a `Name` of it.
+    /// Checks the existing name of a pool or filesystem and makes a `Name` of it.
     ///
     /// # Errors
     /// The first rule that `text` breaks.
@@ -132,10 +135,10 @@ impl Name {
         check(Subject::Name, text).map(|()| Name(text.into()))
     }
 
-    /// Checks a name that a pool or filesystem is to get and makes a `Name` of it.
+    /// Checks a new name of a pool or filesystem and makes a `Name` of it.
     ///
     /// # Errors
-    /// The first rule that `text` breaks; names that udev would change in a link are refused here.
+    /// The first rule that `text` breaks. This refuses names that udev would change in a link, too.
     pub fn chosen(text: &str) -> Result<Name, NameError> {
         check(Subject::NewName, text).map(|()| Name(text.into()))
     }
@@ -145,13 +148,13 @@ impl Name {
         &self.0
     }
 
-    /// The name as a component of a link: itself, or with each byte that udev would change written as `\xNN`. No two names
-    /// have the same.
+    /// The name as a component of a link. Each byte that udev would change is written as `\xNN`. No
+    /// two names have the same link text.
     pub fn link_text(&self) -> Cow<'_, str> {
         self.spelled(|byte| format!("\\x{byte:02x}"))
     }
 
-    /// What udev makes of the name by itself. Two names may have the same.
+    /// The name as udev changes it by itself. Two names may have the same result.
     fn replaced(&self) -> Cow<'_, str> {
         self.spelled(|_| "_".to_owned())
     }
@@ -171,14 +174,14 @@ impl Name {
         Cow::Owned(text)
     }
 
-    /// The link through which users reach the filesystem of this name in a pool
+    /// The link by which users reach the filesystem with this name in a pool
     /// (`docs/spec/tools/system-integration.md` §1.1).
     pub fn link_in(&self, pool: &Name) -> PathBuf {
         Path::new("/dev/stratis").join(&*pool.link_text()).join(&*self.link_text())
     }
 
-    /// The link that udev made for the filesystem of this name under the existing daemon; `None`: it is the one that we ask
-    /// for.
+    /// The link that udev made under the existing daemon for the filesystem with this name; `None`
+    /// if it equals ours.
     pub fn former_link_in(&self, pool: &Name) -> Option<PathBuf> {
         let link = Path::new("/dev/stratis").join(&*pool.replaced()).join(&*self.replaced());
         (link != self.link_in(pool)).then_some(link)
@@ -214,7 +217,8 @@ mod tests {
         }
     }
 
-    /// A pool named `a,b` had its links under `/dev/stratis/a_b`, where those of a pool named `a_b` are.
+    /// The links of a pool named `a,b` were under `/dev/stratis/a_b`, in the directory of a pool
+    /// named `a_b`.
     #[test]
     fn names_that_udev_changes_are_not_given() {
         for text in ["a,b", ",", "x\u{fdd0}", "\u{fdef}", "\u{fffe}y", "\u{1ffff}", "\u{10fffe}"] {

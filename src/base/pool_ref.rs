@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{ids::PoolUuid, name::Name};
 
-/// Which pool a request is about. Names are resolved when the lock is granted, not before.
+/// The pool that a request is about. A name is resolved when the lock is granted, not before.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum PoolRef {
     /// By identifier.

@@ -1,13 +1,14 @@
-//! Sizes with their unit in the type. Knows nothing of what is measured.
+//! Sizes with their unit in the type. The types know nothing about what is measured.
 //!
-//! Arithmetic that can overflow is explicit: `checked_add`, `checked_sub`, `saturating_sub`; the plain
-//! operators are not implemented on purpose.
+//! Arithmetic that can overflow is explicit: `checked_add`, `checked_sub`, `saturating_sub`. The
+//! plain operators are deliberately not implemented.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes in a sector, the unit of the kernel's block layer and of all Stratis metadata.
+/// Size of a sector in bytes. It is the unit of the kernel's block layer and of all Stratis
+/// metadata.
 pub const SECTOR: u64 = 512;
 
 macro_rules! unit {
@@ -18,40 +19,40 @@ macro_rules! unit {
         pub struct $name(pub $inner);
 
         impl $name {
-            /// Nothing.
+            /// A size of zero.
             pub const ZERO: $name = $name(0);
 
-            /// The sum, or `None` past the type's range.
+            /// The sum; `None` on overflow.
             pub fn checked_add(self, other: $name) -> Option<$name> {
                 self.0.checked_add(other.0).map($name)
             }
 
-            /// The difference, or `None` below zero.
+            /// The difference; `None` if it would be negative.
             pub fn checked_sub(self, other: $name) -> Option<$name> {
                 self.0.checked_sub(other.0).map($name)
             }
 
-            /// The difference, zero where it would be negative.
+            /// The difference; zero if it would be negative.
             pub fn saturating_sub(self, other: $name) -> $name {
                 $name(self.0.saturating_sub(other.0))
             }
 
-            /// The sum, the largest value where it would be larger.
+            /// The sum; the largest value on overflow.
             pub fn saturating_add(self, other: $name) -> $name {
                 $name(self.0.saturating_add(other.0))
             }
 
-            /// This many times the size, or `None` past the type's range.
+            /// The product; `None` on overflow.
             pub fn checked_mul(self, times: $inner) -> Option<$name> {
                 self.0.checked_mul(times).map($name)
             }
 
-            /// The largest multiple of `unit` that is not larger. `unit` is not zero.
+            /// Rounds down to a multiple of `unit`, which must not be zero.
             pub fn round_down(self, unit: $name) -> $name {
                 $name(self.0 - self.0 % unit.0)
             }
 
-            /// The smallest multiple of `unit` that is not smaller, or `None` past the type's range.
+            /// Rounds up to a multiple of `unit`; `None` on overflow.
             pub fn round_up(self, unit: $name) -> Option<$name> {
                 match self.0 % unit.0 {
                     0 => Some(self),
@@ -61,7 +62,7 @@ macro_rules! unit {
         }
 
         impl $name {
-            /// The sum of all, or `None` past the type's range.
+            /// The sum of all sizes; `None` on overflow.
             pub fn checked_sum(sizes: impl IntoIterator<Item = $name>) -> Option<$name> {
                 sizes.into_iter().try_fold($name(0), |sum, size| sum.checked_add(size))
             }
@@ -78,7 +79,8 @@ unit!(
     Bytes, u128
 );
 unit!(
-    /// A number of thin-pool data blocks of [`DATA_BLOCK`](crate::engine::plan::sizes::DATA_BLOCK) sectors.
+    /// A number of thin-pool data blocks of [`DATA_BLOCK`](crate::engine::plan::sizes::DATA_BLOCK)
+    /// sectors.
     DataBlocks, u64
 );
 
@@ -101,7 +103,7 @@ impl fmt::Display for DataBlocks {
 }
 
 impl Sectors {
-    /// The size as people read it.
+    /// The size in a form for people.
     pub fn readable(self) -> Readable {
         self.bytes().readable()
     }
@@ -113,18 +115,19 @@ impl Sectors {
 }
 
 impl Bytes {
-    /// The size as people read it.
+    /// The size in a form for people.
     pub fn readable(self) -> Readable {
         Readable(self)
     }
 
-    /// Whole sectors in this many bytes, a rest dropped; `None` past 2^64 sectors.
+    /// Whole sectors in this many bytes, rounded down; `None` past 2^64 sectors.
     pub fn sectors(self) -> Option<Sectors> {
         u64::try_from(self.0 / u128::from(SECTOR)).ok().map(Sectors)
     }
 }
 
-/// A size for people: in the largest unit of which there is a whole one. Where two decimals do not say it all, the bytes follow.
+/// A size for people, in the largest unit that fits at least once. If two decimals are not exact,
+/// the bytes follow.
 #[derive(Debug, Clone, Copy)]
 pub struct Readable(Bytes);
 
@@ -135,7 +138,7 @@ impl fmt::Display for Readable {
             return write!(f, "{} bytes", self.0.0);
         };
         let (whole, rest) = (self.0.0 >> bits, self.0.0 & ((1 << bits) - 1));
-        // Rounded down: what is less than a round number must not be shown as that.
+        // Round down: a size just below a round number must not be shown as that number.
         let hundredths = (rest * 100) >> bits;
         match hundredths {
             0 => write!(f, "{whole}")?,

@@ -1,6 +1,7 @@
-//! The records of filesystems, one JSON file each in the metadata volume (`docs/spec/engine/ondisk-metadata.md` §7).
+//! The records of filesystems, one JSON file each in the metadata volume
+//! (`docs/spec/engine/ondisk-metadata.md` §7).
 //!
-//! Knows texts and names of files; must never know how files are read and written.
+//! This module knows texts and file names. It must never know how files are read and written.
 
 use std::collections::BTreeSet;
 
@@ -11,12 +12,12 @@ use crate::{
     engine::metadata::{Rest, write_cut},
 };
 
-/// Directory of the filesystems' records in the metadata volume.
+/// Directory of the filesystem records in the metadata volume.
 pub const FILESYSTEMS: &str = "filesystems";
-/// Largest id of a thin device.
+/// Largest thin device number.
 pub const THIN_ID_MAX: u32 = (1 << 24) - 1;
 
-/// Why a text is not a record, or records do not go together.
+/// Why a text is not a record, or why records contradict each other.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum RecordError {
@@ -28,56 +29,57 @@ pub enum RecordError {
     DuplicateUuid(FsUuid),
 }
 
-/// What is recorded of a filesystem.
+/// The record of a filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesystemRecord {
-    /// Its name, as recorded: not checked against the rules for names.
+    /// The recorded name, not checked against the rules for names.
     #[serde(serialize_with = "write_cut")]
     pub name: String,
     /// Its identifier.
     pub uuid: FsUuid,
-    /// Id of its thin device, at most [`THIN_ID_MAX`].
+    /// Its thin device number, at most [`THIN_ID_MAX`].
     #[serde(deserialize_with = "thin_id")]
     pub thin_id: u32,
     /// Size of the thin device.
     pub size: Sectors,
-    /// When it was created, seconds since 1970.
+    /// Time of creation, in seconds since 1970.
     pub created: u64,
-    /// It will not grow past this.
+    /// The filesystem must not grow past this size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fs_size_limit: Option<Sectors>,
-    /// The filesystem that it is a snapshot of.
+    /// The origin, if the filesystem is a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<FsUuid>,
-    /// It replaces its origin at the next set-up of the pool.
+    /// The revert is scheduled: the filesystem replaces its origin at the next set-up of the pool.
     #[serde(default)]
     pub merge: bool,
-    /// Other keys, of a newer daemon.
+    /// Other keys, written by a newer daemon.
     #[serde(flatten)]
     pub rest: Rest,
 }
 
 impl FilesystemRecord {
-    /// Reads a record.
+    /// Parses a record.
     ///
     /// # Errors
-    /// If it is no JSON, or required keys are missing, or values are out of range.
+    /// If the text is not JSON, required keys are missing, or values are out of range.
     pub fn parse(json: &[u8]) -> Result<FilesystemRecord, RecordError> {
         Ok(serde_json::from_slice(json)?)
     }
 
-    /// The JSON to be stored.
+    /// The JSON to store.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain structs with string keys always have a JSON form")
     }
 }
 
-/// Name of the file that holds a filesystem's record, or an entry of the journal.
+/// Name of the file with a filesystem's record, or with a journal entry.
 pub fn file_name(filesystem: FsUuid) -> String {
     format!("{}.json", filesystem.simple())
 }
 
-/// Whether a file is what a write that did not come to its end has left: to be removed, never to be read.
+/// Whether a file was left by a write that did not finish. Such a file is to be removed, never to
+/// be read.
 pub fn is_leftover(file_name: &str) -> bool {
     file_name.ends_with(".temp")
 }
@@ -85,7 +87,7 @@ pub fn is_leftover(file_name: &str) -> bool {
 /// Checks that no two records have the same name or the same UUID.
 ///
 /// # Errors
-/// The first name or UUID that comes again.
+/// The first name or UUID that occurs twice.
 pub fn check_records<'a>(records: impl IntoIterator<Item = &'a FilesystemRecord>) -> Result<(), RecordError> {
     let (mut names, mut uuids) = (BTreeSet::new(), BTreeSet::new());
     for record in records {
@@ -99,7 +101,7 @@ pub fn check_records<'a>(records: impl IntoIterator<Item = &'a FilesystemRecord>
     Ok(())
 }
 
-/// Reads the id of a thin device.
+/// Parses a thin device number.
 pub(super) fn thin_id<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
     let id = u32::deserialize(from)?;
     if id <= THIN_ID_MAX { Ok(id) } else { Err(D::Error::custom(format!("thin id {id} has more than 24 bits"))) }
@@ -151,7 +153,7 @@ mod tests {
         assert_eq!(FilesystemRecord::parse(text.as_bytes()).unwrap(), full);
     }
 
-    /// What a newer daemon had recorded was lost when this one renamed a filesystem.
+    /// The keys of a newer daemon were lost when this daemon renamed a filesystem.
     #[test]
     fn keeps_unknown_keys_of_a_changed_record() {
         let newer = EXAMPLE.replace(r#""merge":false"#, r#""merge":false,"quota":{"soft":[1,null]},"tag":"x""#);

@@ -1,8 +1,10 @@
-//! The static header: who a device is and how its first sectors are divided (`docs/spec/engine/ondisk-metadata.md` §2).
+//! The static header: the identity of a device and the layout of its first sectors
+//! (`docs/spec/engine/ondisk-metadata.md` §2).
 //!
-//! Sixteen sectors hold two copies of one 512-byte signature block, each alone in a half of 4 KiB. A copy is always
-//! written as its whole half and the halves are never in flight together, so that whatever a power cut does to one,
-//! the other is whole. Knows bytes; must never know where they come from.
+//! The sixteen sectors hold two copies of one 512-byte signature block, each alone in a half of 4
+//! KiB. A copy is always written as its whole half, and the halves are never in flight together. So
+//! whatever a power cut does to one copy, the other is intact. This module knows bytes. It must
+//! never know where they come from.
 
 use crate::{
     base::{
@@ -12,24 +14,24 @@ use crate::{
     engine::metadata::{MetadataVersion, Step, array_at, u32_at, u64_at},
 };
 
-/// Sectors of the static header: both halves.
+/// Size of the static header: both halves.
 pub const STATIC_HEADER: Sectors = Sectors(16);
-/// Bytes of the static header.
+/// Size of the static header in bytes.
 pub const STATIC_HEADER_BYTES: usize = 2 * HALF_BYTES;
-/// Bytes of one half: a zero sector, the block, six zero sectors.
+/// Size of one half in bytes: a zero sector, the block, six zero sectors.
 pub const HALF_BYTES: usize = 4096;
-/// Bytes of a signature block.
+/// Size of a signature block in bytes.
 pub const BLOCK_BYTES: usize = 512;
-/// Default and smallest size of the metadata area.
+/// Default and minimum size of the metadata area.
 pub const MDA_SIZE: Sectors = Sectors(2032);
 /// Default size of the reserved space after the metadata area.
 pub const RESERVED_SIZE: Sectors = Sectors(6144);
-/// Latest time of initialization, in seconds since 1970: the last that calendars with four digits for the year can
-/// name in every time zone.
+/// Latest time of initialization, in seconds since 1970. It is the last that a calendar with
+/// four-digit years can name in every time zone.
 pub const INITIALIZED_MAX: u64 = 253_402_207_200;
 
 const MAGIC: [u8; 16] = *b"!Stra0tis\x86\xff\x02^Arh";
-/// Where in its half a signature block begins, in bytes.
+/// Offset of a signature block in its half, in bytes.
 const BLOCK_IN_HALF: usize = 512;
 
 const AT_CRC: usize = 0;
@@ -43,16 +45,18 @@ const AT_RESERVED: usize = 104;
 const AT_FLAGS: usize = 112;
 const AT_INITIALIZED: usize = 120;
 
-/// Marks on a device. Other daemons write none and do not look at them.
+/// Marks on a device. Other daemons neither write nor read them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct HeaderFlags(pub u64);
 
 impl HeaderFlags {
     /// No mark.
     pub const NONE: HeaderFlags = HeaderFlags(0);
-    /// The creation or addition that initialized the device has not been committed: nothing on it counts.
+    /// The creation or addition that initialized the device has not been committed, so nothing on
+    /// it counts.
     pub const UNCOMMITTED: HeaderFlags = HeaderFlags(1);
-    /// The device has grown and the pool's metadata may not have reserved what integrity data of its new size needs.
+    /// The device has grown, and the pool metadata may not have reserved the space that integrity
+    /// data needs for the new size.
     pub const GROWN: HeaderFlags = HeaderFlags(2);
 
     /// Whether all of `marks` are set.
@@ -60,37 +64,37 @@ impl HeaderFlags {
         self.0 & marks.0 == marks.0
     }
 
-    /// With `marks` set too.
+    /// These marks and `marks`.
     #[must_use]
     pub fn with(self, marks: HeaderFlags) -> HeaderFlags {
         HeaderFlags(self.0 | marks.0)
     }
 
-    /// With none of `marks` set.
+    /// These marks without `marks`.
     #[must_use]
     pub fn without(self, marks: HeaderFlags) -> HeaderFlags {
         HeaderFlags(self.0 & !marks.0)
     }
 }
 
-/// What a signature block says.
+/// The contents of a signature block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StaticHeader {
     /// The pool.
     pub pool: PoolUuid,
     /// The device.
     pub device: DevUuid,
-    /// The form of everything else that is written.
+    /// The metadata version, which determines the form of everything else that is written.
     pub version: MetadataVersion,
-    /// Size of the Stratis device (version 1 encrypted: of the opened crypt device).
+    /// Size of the block device (encrypted version 1 pools: of the crypt device on it).
     pub device_size: Sectors,
     /// Size of the metadata area: a multiple of 4, at least [`MDA_SIZE`].
     pub mda_size: Sectors,
-    /// Size of the space after it that nothing uses.
+    /// Size of the reserved space after the metadata area, which nothing uses.
     pub reserved: Sectors,
     /// Marks.
     pub flags: HeaderFlags,
-    /// When the device was initialized: seconds since 1970, at most [`INITIALIZED_MAX`].
+    /// Time of initialization: seconds since 1970, at most [`INITIALIZED_MAX`].
     pub initialized: u64,
 }
 
@@ -114,7 +118,7 @@ pub enum Invalid {
     Space { metadata: u128, device: Sectors },
 }
 
-/// Why two copies do not make a header.
+/// Why two copies do not form a header.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Unresolved {
@@ -130,7 +134,7 @@ pub enum Unresolved {
 }
 
 impl StaticHeader {
-    /// The header of a device that is to be initialized, with the usual sizes and no marks.
+    /// Makes the header of a device that is to be initialized, with the default sizes and no marks.
     pub fn new(
         pool: PoolUuid,
         device: DevUuid,
@@ -150,17 +154,17 @@ impl StaticHeader {
         }
     }
 
-    /// Static header and metadata area.
+    /// Size of static header and metadata area.
     pub fn bda_size(&self) -> Sectors {
         STATIC_HEADER.saturating_add(self.mda_size)
     }
 
-    /// Static header, metadata area and reserved space: what is never allocated.
+    /// Size of static header, metadata area and reserved space, which is never allocated.
     pub fn extended_size(&self) -> Sectors {
         self.bda_size().saturating_add(self.reserved)
     }
 
-    /// The signature block.
+    /// Encodes the signature block.
     pub fn encode(&self) -> [u8; BLOCK_BYTES] {
         let mut block = [0; BLOCK_BYTES];
         let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
@@ -178,17 +182,17 @@ impl StaticHeader {
         block
     }
 
-    /// One half of the static header, as it is written.
+    /// Encodes one half of the static header, as it is written.
     pub fn encode_half(&self) -> [u8; HALF_BYTES] {
         let mut half = [0; HALF_BYTES];
         half[BLOCK_IN_HALF..BLOCK_IN_HALF + BLOCK_BYTES].copy_from_slice(&self.encode());
         half
     }
 
-    /// Reads a signature block. `None`: there is no Stratis device here.
+    /// Parses a signature block. `None`: there is no Stratis device here.
     ///
     /// # Errors
-    /// Why it is invalid. Besides the rules of §2.2, sizes must be such that the metadata fits the device.
+    /// Why the block is invalid. Besides the rules of §2.2, the metadata must fit on the device.
     pub fn decode(block: &[u8]) -> Result<Option<StaticHeader>, Invalid> {
         if block.len() < BLOCK_BYTES {
             return Err(Invalid::Short(block.len()));
@@ -215,7 +219,7 @@ impl StaticHeader {
         Ok(Some(header))
     }
 
-    /// The rules for sizes and time that a valid header keeps.
+    /// Checks the rules for sizes and time of a valid header.
     ///
     /// # Errors
     /// The first rule that is broken.
@@ -234,17 +238,18 @@ impl StaticHeader {
     }
 }
 
-/// The steps that write both copies where there are none yet.
+/// The steps that write both copies on a device without any.
 pub fn plan_initialize(header: &StaticHeader) -> Vec<Step> {
     Half::BOTH.iter().flat_map(|half| write_half(*half, header)).collect()
 }
 
-/// The steps that put another header in the place of the one there, such that at every moment [`resolve`] gives one of
-/// the two, also in the eyes of other daemons.
+/// The steps that replace a header so that [`resolve`] gives one of the two headers at every
+/// moment. The same holds for other daemons.
 ///
-/// Two good copies that differ must differ in their initialization time too, or else no one knows which counts. So
-/// the first copy is written with a time that is one second later until the second has been written; only after a
-/// power cut between the two does that second stay.
+/// Two good copies that differ must differ in their initialization time, too: otherwise no reader
+/// knows which counts. So the first copy is written with a time one second later, which stays until
+/// the second copy has been written. Only a power cut between the two leaves the later time on
+/// disk.
 pub fn plan_rewrite(new: &StaticHeader) -> Vec<Step> {
     let later = StaticHeader { initialized: new.initialized.saturating_add(1).min(INITIALIZED_MAX), ..*new };
     [write_half(Half::First, &later), write_half(Half::Second, new), write_half(Half::First, new)].concat()
@@ -255,30 +260,30 @@ pub fn write_half(half: Half, header: &StaticHeader) -> [Step; 2] {
     [Step::At(half.half_offset(), header.encode_half().to_vec()), Step::Flush]
 }
 
-/// The steps that leave no header.
+/// The steps that remove the header.
 pub fn plan_wipe() -> [Step; 2] {
     [Step::At(0, vec![0; STATIC_HEADER_BYTES]), Step::Flush]
 }
 
-/// A UUID in simple form at a fixed place.
+/// Parses a UUID in simple form at a fixed offset.
 fn uuid_at<T: std::str::FromStr>(block: &[u8], at: usize) -> Option<T> {
     std::str::from_utf8(&array_at::<32>(block, at)).ok()?.parse().ok()
 }
 
-/// Which copy of the signature block, with the half of the static header around it.
+/// A copy of the signature block, with the half of the static header around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Half {
-    /// The one in sector 1.
+    /// The copy in sector 1.
     First,
-    /// The one in sector 9.
+    /// The copy in sector 9.
     Second,
 }
 
 impl Half {
-    /// Both, in the order in which they are written.
+    /// Both copies, in the order in which they are written.
     pub const BOTH: [Half; 2] = [Half::First, Half::Second];
 
-    /// Where its half begins, in bytes.
+    /// Offset of the half, in bytes.
     pub fn half_offset(self) -> u64 {
         match self {
             Half::First => 0,
@@ -286,27 +291,27 @@ impl Half {
         }
     }
 
-    /// Where its signature block begins, in bytes.
+    /// Offset of the signature block, in bytes.
     pub fn block_offset(self) -> u64 {
         self.half_offset() + BLOCK_IN_HALF as u64
     }
 }
 
-/// What a read of one copy gave.
+/// The result of reading one copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// Nothing: the read failed.
+    /// The read failed.
     Unreadable,
-    /// Bytes that are no signature block.
+    /// Not a signature block.
     Nothing,
-    /// A block that looks like one but cannot be used.
+    /// A signature block that cannot be used.
     Invalid(Invalid),
     /// A valid block.
     Valid(StaticHeader),
 }
 
 impl Found {
-    /// What these bytes are.
+    /// Classifies the bytes of a block.
     pub fn in_block(block: &[u8]) -> Found {
         match StaticHeader::decode(block) {
             Ok(None) => Found::Nothing,
@@ -316,28 +321,28 @@ impl Found {
     }
 }
 
-/// What both copies together say.
+/// The result of both copies together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resolved {
-    /// It is not a Stratis device.
+    /// The device is not a Stratis device.
     Nothing,
-    /// This is its header.
+    /// The device has this header.
     Header {
         /// The header.
         header: StaticHeader,
-        /// The copy to be overwritten with it, if one is not the same.
+        /// The copy to be overwritten with the header, if one differs.
         rewrite: Option<Half>,
     },
 }
 
-/// Makes one header of two copies: the table of §2.3.
+/// Resolves two copies to one header by the table of §2.3.
 ///
-/// Copies that differ only in their flags are the same header to other daemons, and one of those may have rewritten
-/// a copy with no flags. So they are no error here: the one with fewer flags counts, because a mark must not make
-/// anybody undo what another daemon goes on using.
+/// Copies that differ only in their flags are the same header to other daemons, and one of these
+/// may have rewritten a copy without flags. So that is no error here. The copy with fewer flags
+/// counts, because a mark must never cause an undo of what another daemon keeps using.
 ///
 /// # Errors
-/// Two good copies that contradict each other, or no good copy and a trace of one.
+/// Two good copies that contradict each other, or no good copy but a trace of one.
 pub fn resolve(first: Found, second: Found) -> Result<Resolved, Unresolved> {
     use Found::{Invalid, Nothing, Unreadable, Valid};
     let keep = |header, rewrite| Ok(Resolved::Header { header, rewrite });

@@ -1,4 +1,4 @@
-//! The worked example of §2.2, the whole table of §2.3, and every damage that a copy can take.
+//! The worked example of §2.2, the whole table of §2.3, and every kind of damage to a copy.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
@@ -54,7 +54,7 @@ fn a_half_is_a_zero_sector_the_block_and_six_more() {
     assert_eq!(Half::BOTH.map(Half::half_offset), [0, 4096]);
 }
 
-/// Also with our flag, to which blkid must not object.
+/// Even with our flag, which blkid must accept.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test asks the program that clients' udev rules ask")]
 fn blkid_finds_it() {
@@ -119,7 +119,7 @@ fn metadata_may_fill_the_device_but_no_more() {
     assert!(matches!(StaticHeader::decode(&short.encode()), Err(Invalid::Space { metadata: 8192, .. })));
 }
 
-/// Every row of §2.3, in both orders: what each of the copies gives, and what both together must.
+/// Every row of §2.3 in both orders: what each copy gives, and the required result of both.
 #[test]
 fn resolves_by_the_table() {
     let bad = || Found::Invalid(Invalid::Checksum);
@@ -129,7 +129,7 @@ fn resolves_by_the_table() {
     let header = |header, rewrite| Ok(Resolved::Header { header, rewrite });
     let (first, second) = (Some(Half::First), Some(Half::Second));
     type Row = (Found, Found, Result<Resolved, Unresolved>, Result<Resolved, Unresolved>);
-    // The two results are those for the copies as they stand and for the copies exchanged.
+    // The two results are those for the copies in this order and in the other.
     let rows: [Row; 12] = [
         (good(), good(), header(example(), None), header(example(), None)),
         (good(), Found::Valid(later), header(later, first), header(later, second)),
@@ -150,7 +150,7 @@ fn resolves_by_the_table() {
     }
 }
 
-/// Another daemon that rewrites one copy writes no flags: it must not make the device unusable for us.
+/// Another daemon that rewrites one copy writes no flags. The device must stay usable for us.
 #[test]
 fn fewer_flags_win() {
     let marked = StaticHeader { flags: HeaderFlags::UNCOMMITTED, ..example() };
@@ -201,7 +201,8 @@ proptest! {
 
     #[test]
     fn what_is_accepted_is_within_bounds(size in any_size(), mda in any_size(), reserved in any_size()) {
-        // Any numbers under a good checksum: accepted just if the sizes can be added up and fit.
+        // Any numbers under a good checksum. They are accepted exactly if the sum of the sizes does
+        // not overflow and fits.
         let header = StaticHeader {
             device_size: Sectors(size),
             mda_size: Sectors(mda),

@@ -1,19 +1,24 @@
-//! The journal in the metadata volume: what is being made, destroyed or reverted, one JSON file each.
+//! The journal in the metadata volume: filesystems that are being created, destroyed or reverted,
+//! one JSON file for each entry.
 //!
-//! It is ours: a directory beside that of the records, which other daemons do not look at. It closes the gap between two stores
-//! that cannot be written in one go, the records and the thin devices in the thin pool's own metadata:
+//! Only this daemon uses the journal. It is a directory next to that of the records, which other
+//! daemons ignore. It closes the gap between two stores that cannot be written in one go: the
+//! records, and the thin devices in the thin metadata.
 //!
-//! - [`Journal::Create`] is written before thin devices are made and removed after their records are saved. After a crash,
-//!   thin devices in it that have no record are deleted: the creation did not happen.
-//! - [`Journal::Destroy`] is written after the device-mapper devices are gone and before the first record is removed: from
-//!   then on the destruction happens. After a crash it is carried out again from the beginning; each step can be repeated.
-//! - [`Journal::Revert`] is written when the thin device that is to take the place of another is up, and before the first
-//!   record is changed: from then on the revert happens, as above.
+//! - [`Journal::Create`] is written before thin devices are made and removed after their records
+//!   are saved. After a crash, thin devices of the entry without a record are deleted: the creation
+//!   has not happened.
+//! - [`Journal::Destroy`] is written after the device-mapper devices were removed and before the
+//!   first record is removed. From then on the destruction happens. After a crash it is carried out
+//!   again from the beginning; each step can be repeated.
+//! - [`Journal::Revert`] is written when the thin device that replaces another is up, and before
+//!   the first record is changed. From then on the revert happens, in the same way.
 //!
-//! Another daemon may have run in between. It does not know of the entries, and sets up what is recorded. So a filesystem that is
-//! recorded otherwise than when its destruction was decided is kept, and so is a snapshot whose revert has been called off.
+//! Another daemon may have run in between. It does not know the entries, and sets up what is
+//! recorded. So a filesystem whose record differs from the one at the time of the decision is kept.
+//! So is a snapshot whose scheduled revert was cancelled.
 //!
-//! Knows texts and names of files; must never know how files are read and written.
+//! This module knows texts and file names. It must never know how files are read and written.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,42 +30,42 @@ use crate::{
 /// Directory of the journal in the metadata volume.
 pub const PENDING: &str = "pending";
 
-/// A thin device that is being made or destroyed.
+/// A thin device that is being created or destroyed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// The filesystem on it.
     pub uuid: FsUuid,
-    /// Its number in the thin pool.
+    /// Its thin device number.
     #[serde(deserialize_with = "thin_id")]
     pub thin_id: u32,
-    /// Destroying: what the snapshots of this filesystem are snapshots of afterwards.
+    /// For a destruction: the new origin of this filesystem's snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heir: Option<FsUuid>,
-    /// Destroying: its record when that was decided.
+    /// For a destruction: its record at the time of the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub was: Option<FilesystemRecord>,
 }
 
 impl Pending {
-    /// Whether this is the record of the filesystem, and nobody has changed it since. The origin does not count: it is passed on
-    /// when another filesystem goes.
+    /// Whether `record` is the record of this filesystem and nobody has changed it since. The
+    /// origin does not count, because it is passed on when another filesystem is destroyed.
     fn is_recorded_as(&self, record: &FilesystemRecord) -> bool {
         let is_as = |was: &FilesystemRecord| FilesystemRecord { origin: was.origin, ..record.clone() } == *was;
         self.uuid == record.uuid && self.was.as_ref().is_none_or(is_as)
     }
 }
 
-/// A snapshot that takes the place of its origin.
+/// A snapshot that replaces its origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revert {
-    /// The origin: its name and identity stay.
+    /// The origin, whose name and identity stay.
     pub origin: FsUuid,
-    /// The origin's thin device so far, which goes.
+    /// The former thin device of the origin, which is deleted.
     #[serde(deserialize_with = "thin_id")]
     pub replaced: u32,
-    /// The snapshot, which goes as such.
+    /// The snapshot, which ceases to exist as such.
     pub snapshot: FsUuid,
-    /// The snapshot's thin device: the origin's from now on.
+    /// The thin device of the snapshot, which becomes that of the origin.
     #[serde(deserialize_with = "thin_id")]
     pub thin_id: u32,
 }
@@ -69,29 +74,29 @@ pub struct Revert {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Journal {
-    /// These are being made.
+    /// These filesystems are being created.
     Create(Vec<Pending>),
-    /// These are being destroyed.
+    /// These filesystems are being destroyed.
     Destroy(Vec<Pending>),
-    /// This is being carried out.
+    /// This revert is being carried out.
     Revert(Revert),
 }
 
 impl Journal {
-    /// Reads an entry.
+    /// Parses an entry.
     ///
     /// # Errors
-    /// If it is no JSON, or required keys are missing, or values are out of range.
+    /// If the text is not JSON, required keys are missing, or values are out of range.
     pub fn parse(json: &[u8]) -> Result<Journal, RecordError> {
         Ok(serde_json::from_slice(json)?)
     }
 
-    /// The JSON to be stored.
+    /// The JSON to store.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain structs with string keys always have a JSON form")
     }
 
-    /// The thin devices of the entry that come or go.
+    /// The thin devices that the entry creates or destroys.
     pub fn pending(&self) -> &[Pending] {
         match self {
             Journal::Create(pending) | Journal::Destroy(pending) => pending,
@@ -99,13 +104,13 @@ impl Journal {
         }
     }
 
-    /// Whether the destruction of the filesystem that is recorded so has been decided.
+    /// Whether the destruction of the filesystem with this record has been decided.
     pub fn destroys(&self, record: &FilesystemRecord) -> bool {
         matches!(self, Journal::Destroy(pending) if pending.iter().any(|gone| gone.is_recorded_as(record)))
     }
 
-    /// Name of the entry's file: that of the first filesystem in it that comes or goes, which is in no other entry. `None`:
-    /// there is none, and so nothing to be entered.
+    /// Name of the entry's file: that of the first filesystem that the entry creates or destroys,
+    /// which is in no other entry. `None`: the entry has none, so there is nothing to write.
     pub fn file(&self) -> Option<String> {
         let first = match self {
             Journal::Create(pending) | Journal::Destroy(pending) => pending.first()?.uuid,
@@ -130,7 +135,7 @@ mod tests {
         ]
     }
 
-    /// Entries of a daemon of another day are worked off by this one.
+    /// This daemon works off the entries of older versions of it.
     #[test]
     fn is_written_as_it_always_was() {
         let list =

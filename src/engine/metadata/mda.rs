@@ -1,14 +1,16 @@
-//! The metadata area (MDA): four regions that hold the last two generations of the pool's JSON, each twice
-//! (`docs/spec/engine/ondisk-metadata.md` §3).
+//! The metadata area (MDA): four regions that hold the last two generations of the pool metadata,
+//! each twice (`docs/spec/engine/ondisk-metadata.md` §3).
 //!
-//! A region is a header of 32 bytes and, right after it, the JSON. Regions 0 and 2 are pair 0, regions 1 and 3 are
-//! pair 1; a write goes to the pair with the older generation, so that the newer one stays whole until the write is
-//! durable. Within the first region of a pair the JSON is made durable *before* the header that declares it: a header
-//! fits in one sector and so appears all at once, and whenever it does its JSON is there. (The existing daemon
-//! writes the header first; cut off between the two it leaves a header that promises what is not there, and there is
-//! no fall-back to the older generation. What is on disk in the end is the same.)
+//! A region is a header of 32 bytes, followed by the JSON. Regions 0 and 2 are pair 0, regions 1
+//! and 3 are pair 1. A write goes to the pair with the older generation, so the newer one stays
+//! intact until the write is durable. Within the first region of a pair the JSON is made durable
+//! *before* the header that declares it. A header fits in one sector, so it appears all at once,
+//! and by then its JSON is there. (The existing daemon writes the header first. If it is
+//! interrupted between the two, it leaves a header without its JSON, and there is no fall-back to
+//! the older generation. The final contents of the disk are the same.)
 //!
-//! Knows bytes and a layout; must never know what the JSON says or where the bytes come from.
+//! This module knows bytes and a layout. It must never know what the JSON says or where the bytes
+//! come from.
 
 use std::error::Error as StdError;
 
@@ -18,14 +20,14 @@ use crate::{
     platform::Timestamp,
 };
 
-/// Bytes of a region's header.
+/// Size of a region's header in bytes.
 pub const REGION_HEADER_BYTES: usize = 32;
-/// Longest JSON that is read or written however large the area is: a bound on the memory that a forged header can ask
-/// for. The default area holds 260 064 bytes.
+/// Length of the longest JSON that is read or written, however large the area is. It bounds the
+/// memory that a forged header can ask for. The default area holds 260 064 bytes.
 pub const JSON_BYTES_MAX: u64 = 64 << 20;
 /// Regions in an area.
 const REGIONS: u64 = 4;
-/// Version of the region header, and of what follows it (the same on pools of both versions).
+/// Version of the region header, and of what follows it (the same for both metadata versions).
 const HEADER_VERSION: u8 = 1;
 const DATA_VERSION: u8 = 1;
 
@@ -37,10 +39,10 @@ const AT_NANOSECONDS: usize = 24;
 const AT_HEADER_VERSION: usize = 28;
 const AT_DATA_VERSION: usize = 29;
 
-/// Cause of a failed read, as whoever reads tells it.
+/// The cause of a failed read, as the reader reports it.
 pub type Cause = Box<dyn StdError + Send + Sync>;
 
-/// Why a region's header or JSON cannot be used.
+/// Why the header or JSON of a region is unusable.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum RegionError {
@@ -62,7 +64,7 @@ pub enum RegionError {
     DataChecksum,
 }
 
-/// Why metadata cannot be read from, or written to, an area.
+/// Why metadata cannot be read from an area or written to it.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum MdaError {
@@ -83,7 +85,7 @@ pub enum MdaError {
     Empty,
 }
 
-/// Where the regions of an area lie.
+/// The offsets of the regions of an area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     region_bytes: u64,
@@ -93,7 +95,8 @@ impl Layout {
     /// The layout of an area of this size.
     ///
     /// # Errors
-    /// [`MdaError::Layout`] if the size is not a multiple of 4, so small that no JSON fits, or past all disks.
+    /// [`MdaError::Layout`] if the size is not a multiple of 4, too small for any JSON, or larger
+    /// than any disk.
     pub fn new(mda_size: Sectors) -> Result<Layout, MdaError> {
         let bytes = mda_size.0.checked_mul(SECTOR).filter(|b| b.checked_add(STATIC_HEADER_BYTES as u64).is_some());
         match bytes {
@@ -104,12 +107,12 @@ impl Layout {
         }
     }
 
-    /// Where a region begins, in bytes from the start of the device. `region` is 0, 1, 2 or 3.
+    /// The offset of a region, in bytes from the start of the device. `region` is 0, 1, 2 or 3.
     pub fn offset(&self, region: usize) -> u64 {
         STATIC_HEADER_BYTES as u64 + region as u64 * self.region_bytes
     }
 
-    /// Longest JSON that fits, in bytes.
+    /// Length of the longest JSON that fits, in bytes.
     pub fn capacity(&self) -> u64 {
         (self.region_bytes - REGION_HEADER_BYTES as u64).min(JSON_BYTES_MAX)
     }
@@ -119,18 +122,18 @@ impl Layout {
     }
 }
 
-/// What a region's header says of the JSON after it.
+/// What a region's header says about the JSON after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generation {
     /// CRC-32C of the JSON.
     pub crc: u32,
-    /// Its length in bytes, not 0.
+    /// Length of the JSON in bytes, not 0.
     pub length: u64,
-    /// When it was written.
+    /// Its time stamp.
     pub time: Timestamp,
 }
 
-/// A region's header; `None` for one to which nothing has been written yet.
+/// Encodes a region's header; `None` for a region that was never written.
 pub fn encode_region(generation: Option<&Generation>) -> [u8; REGION_HEADER_BYTES] {
     let mut header = [0; REGION_HEADER_BYTES];
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
@@ -146,10 +149,10 @@ pub fn encode_region(generation: Option<&Generation>) -> [u8; REGION_HEADER_BYTE
     header
 }
 
-/// Reads a region's header; `None`: nothing has been written yet.
+/// Parses a region's header; `None` if the region was never written.
 ///
 /// # Errors
-/// Why it is invalid.
+/// Why the header is invalid.
 pub fn decode_region(header: &[u8], layout: Layout) -> Result<Option<Generation>, RegionError> {
     if header.len() < REGION_HEADER_BYTES {
         return Err(RegionError::Short(header.len()));
@@ -180,13 +183,13 @@ pub fn decode_region(header: &[u8], layout: Layout) -> Result<Option<Generation>
 /// A planned write of one generation to one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// What to do, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
     pair: usize,
     generation: Generation,
 }
 
-/// The state of an area: what its two pairs hold.
+/// The state of an area: the generations in its two pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mda {
     layout: Layout,
@@ -194,7 +197,7 @@ pub struct Mda {
 }
 
 impl Mda {
-    /// The state of an area just initialized.
+    /// The state of an area that was just initialized.
     pub fn empty(layout: Layout) -> Mda {
         Mda { layout, pairs: [None; 2] }
     }
@@ -205,11 +208,11 @@ impl Mda {
         headers.chain([Step::Flush]).collect()
     }
 
-    /// Reads the headers of both pairs. `read` is asked for so many bytes at an offset; copies are read only where
-    /// the first is of no use.
+    /// Reads the headers of both pairs. `read` gets an offset and a number of bytes. The copy of a
+    /// header is read only if the first is unusable.
     ///
     /// # Errors
-    /// [`MdaError::Pair`] if neither header of a pair can be used.
+    /// [`MdaError::Pair`] if both headers of a pair are unusable.
     pub fn load(layout: Layout, mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, Cause>) -> Result<Mda, MdaError> {
         let mut header = |region: usize| {
             let bytes = read(layout.offset(region), REGION_HEADER_BYTES).map_err(RegionError::Read)?;
@@ -223,12 +226,12 @@ impl Mda {
         Ok(Mda { layout, pairs })
     }
 
-    /// Where the regions lie.
+    /// The layout of the regions.
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The pair that the next write goes to.
+    /// The pair to which the next write goes.
     pub fn older(&self) -> usize {
         match self.pairs {
             [None, _] => 0,
@@ -242,20 +245,21 @@ impl Mda {
         1 - self.older()
     }
 
-    /// The newest generation, if anything has been written.
+    /// The newest generation, if there is any.
     pub fn newest(&self) -> Option<Generation> {
         self.pairs[self.newer()]
     }
 
-    /// When the device's metadata was written.
+    /// The time of the device's metadata.
     pub fn last_update(&self) -> Option<Timestamp> {
         self.newest().map(|generation| generation.time)
     }
 
-    /// Reads the newest JSON, from the copy where the first cannot be used. `None`: there is none.
+    /// Reads the newest JSON, from its copy if the first is unusable. `None`: there is none.
     ///
     /// # Errors
-    /// [`MdaError::Contents`] if neither copy can be used. The older generation is never taken instead.
+    /// [`MdaError::Contents`] if both copies are unusable. The older generation never serves as a
+    /// substitute.
     pub fn read_json(
         &self,
         mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, Cause>,
@@ -281,7 +285,8 @@ impl Mda {
     /// Plans to write `json` with the time `stamp`.
     ///
     /// # Errors
-    /// If it is not newer than what is there, too long, or empty (a length of 0 says that there is none).
+    /// If the stamp is not newer than the one on disk, or the JSON is too long or empty (a length
+    /// of 0 means that there is none).
     pub fn plan_write(&self, json: &[u8], stamp: Timestamp) -> Result<Plan, MdaError> {
         if self.last_update().is_some_and(|last| last >= stamp) {
             return Err(MdaError::Older);
@@ -303,20 +308,20 @@ impl Mda {
             Step::Flush,
             Step::At(self.layout.offset(pair), header.to_vec()),
             Step::Flush,
-            // The first region is whole now, so that the second may be torn.
+            // The first region is intact now, so the second may be torn.
             Step::At(self.layout.offset(pair + 2), both),
             Step::Flush,
         ];
         Ok(Plan { steps, pair, generation })
     }
 
-    /// Takes note that a plan has been carried out.
+    /// Notes that a plan was carried out.
     pub fn written(&mut self, plan: &Plan) {
         self.pairs[plan.pair] = Some(plan.generation);
     }
 }
 
-/// The stamp of a save: now, but later than the last one by at least a nanosecond (§3.7).
+/// The stamp of a save: `now`, but at least a nanosecond later than the last one (§3.7).
 pub fn next_stamp(now: Timestamp, last: Option<Timestamp>) -> Timestamp {
     let after = |last: Timestamp| match last.nanoseconds {
         0..999_999_999 => Timestamp { nanoseconds: last.nanoseconds + 1, ..last },

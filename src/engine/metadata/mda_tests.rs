@@ -1,4 +1,4 @@
-//! The worked examples of §3, choice of pairs, fall-back to the copies, and bounds.
+//! The worked examples of §3, the choice of pairs, the fall-back to the copies, and bounds.
 
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ fn at(seconds: u64, nanoseconds: u32) -> Timestamp {
     Timestamp { seconds, nanoseconds }
 }
 
-/// An area in memory, with reads that fail where `broken` says so.
+/// An area in memory. Reads fail where `broken` says so.
 #[derive(Clone)]
 struct Area {
     bytes: Vec<u8>,
@@ -98,7 +98,7 @@ fn a_save_leaves_the_worked_example_in_both_regions_of_a_pair() {
     }
     assert_eq!(area.bytes[8224..8231], *br#"{"a":1}"#);
     assert_eq!(area.bytes[528_416..528_423], *br#"{"a":1}"#);
-    // All else is as it was.
+    // Everything else is unchanged.
     let changed = area.bytes.iter().filter(|byte| **byte != 0xa5).count();
     assert_eq!(changed, 4 * 32 + 2 * 7);
 }
@@ -148,7 +148,8 @@ fn copies_stand_in_for_what_is_broken() {
     let mut area = Area::initialized();
     area.save(b"old", at(1, 0));
     area.save(b"newer", at(2, 0));
-    // The newest is in pair 1. Header, header's reading, JSON, JSON's reading: of the first region, then of both.
+    // The newest generation is in pair 1. Damages: the header, reading the header, the JSON,
+    // reading the JSON. First in the first region, then in both.
     let damages: [fn(&mut Area, usize); 4] = [
         |area, region| area.bytes[layout().offset(region) as usize + 9] ^= 1,
         |area, region| area.broken.push(layout().offset(region)..layout().offset(region) + 1),

@@ -1,9 +1,9 @@
-//! What is on disk: the static header, the metadata area, the pool-level and filesystem-level JSON,
-//! the journal of filesystems.
+//! The on-disk formats: the static header, the metadata area, the JSON of pools and filesystems,
+//! and the journal of filesystems.
 //!
-//! Codecs from bytes to values and back, specified by `docs/spec/engine/ondisk-metadata.md`. Knows bytes and errors; must
-//! never know files, threads, locks or names of devices. Who reads and writes the bytes is
-//! [`bda`](crate::engine::bda).
+//! These are codecs between bytes and values, specified by `docs/spec/engine/ondisk-metadata.md`.
+//! They know bytes and errors. They must never know files, threads, locks or device names.
+//! [`bda`](crate::engine::bda) reads and writes the bytes.
 
 pub mod filesystem;
 pub mod header;
@@ -27,9 +27,9 @@ use crate::base::units::{Bytes, Sectors};
 /// The two forms of a pool on disk (`docs/spec/engine/ondisk-metadata.md` §1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MetadataVersion {
-    /// Each device is encrypted by itself; not made any more.
+    /// Each block device is encrypted separately. New pools do not use this version.
     V1,
-    /// Encryption lies above the data tier; space for integrity data is reserved.
+    /// Encryption lies above the data tier. Space for integrity data is reserved.
     V2,
 }
 
@@ -42,7 +42,7 @@ impl MetadataVersion {
         }
     }
 
-    /// The version of that number, if there is one.
+    /// The version with that number, if there is one.
     pub fn from_number(number: u8) -> Option<MetadataVersion> {
         match number {
             1 => Some(MetadataVersion::V1),
@@ -52,7 +52,8 @@ impl MetadataVersion {
     }
 }
 
-/// How much space to reserve on each data device for integrity data (`docs/spec/engine/ondisk-metadata.md` §6.3).
+/// The space to reserve for integrity data on each data device
+/// (`docs/spec/engine/ondisk-metadata.md` §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntegritySpec {
     /// Tag bits per integrity block.
@@ -66,7 +67,7 @@ pub struct IntegritySpec {
 }
 
 impl IntegritySpec {
-    /// Whether no space at all is to be reserved.
+    /// Whether no space at all is reserved.
     pub fn asks_for_nothing(&self) -> bool {
         self.tag_spec == TagSpec::B0 && self.journal_size == Sectors::ZERO && !self.allocate_superblock
     }
@@ -95,7 +96,7 @@ impl TagSpec {
     }
 }
 
-/// Journal size must be a multiple of this.
+/// The journal size must be a multiple of this.
 pub const JOURNAL_UNIT: Bytes = Bytes(4096);
 
 impl Default for IntegritySpec {
@@ -109,43 +110,43 @@ impl Default for IntegritySpec {
     }
 }
 
-/// Keys of a JSON object that this daemon does not know, with their values: written by a newer daemon, which finds them
-/// again whatever this one changes.
+/// Keys of a JSON object that this daemon does not know, with their values. A newer daemon wrote
+/// them, and finds them again whatever this one changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rest(serde_json::Map<String, serde_json::Value>);
 
 impl Rest {
-    /// Whether there are none.
+    /// Whether there are no such keys.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// One step of a planned write; offsets in bytes from the start of the device.
+/// One step of a planned write. Offsets are in bytes from the start of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// These bytes there.
+    /// Write these bytes at this offset.
     At(u64, Vec<u8>),
-    /// Everything before is durable when this is done.
+    /// Make everything before this step durable.
     Flush,
 }
 
-/// Longest text of a user or of hardware that is stored, in bytes.
+/// Length of the longest stored text of a user or about hardware, in bytes.
 const STORED_BYTES_MAX: usize = 255;
 
-/// The longest beginning of `text` that is stored: whole characters, at most [`STORED_BYTES_MAX`] bytes.
+/// The beginning of `text` that is stored: whole characters, at most [`STORED_BYTES_MAX`] bytes.
 fn cut(text: &str) -> &str {
     let end = (0..=text.len().min(STORED_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     &text[..end]
 }
 
-/// Writes a text that may be too long to be stored.
+/// Serializes a text, cut to the stored length.
 fn write_cut<S: Serializer>(text: &str, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(cut(text))
 }
 
-/// Little-endian numbers at fixed places of a block.
+/// Reads a little-endian number at a fixed offset of a block.
 fn u64_at(block: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(block, at))
 }
@@ -155,7 +156,7 @@ fn u32_at(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(array_at(block, at))
 }
 
-/// `N` bytes at a fixed place of a block whose length has been checked.
+/// `N` bytes at a fixed offset of a block whose length has been checked.
 fn array_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&block[at..at + N]);

@@ -1,9 +1,11 @@
-//! The pool-level JSON: what a pool is made of (`docs/spec/engine/ondisk-metadata.md` §6).
+//! The pool metadata: the JSON that says what a pool is made of
+//! (`docs/spec/engine/ondisk-metadata.md` §6).
 //!
-//! One set of structs serves both metadata versions; the version is a value that decides which keys there are. Keys
-//! are written in the order of the specification's tables, which is that of the fields here. Keys that this daemon does
-//! not know, written by a newer one, are kept at every level ([`Rest`]) and written again after the others. Knows the text
-//! and the rules that its numbers keep ([`check`](mod@check)); must never know where it is stored.
+//! One set of structs serves both metadata versions. The version is a value that decides which keys
+//! exist. Keys are written in the order of the specification's tables, which is the order of the
+//! fields here. Unknown keys of a newer daemon are kept at every level ([`Rest`]) and written after
+//! the others. This module knows the text and the rules for its numbers ([`check`](mod@check)). It
+//! must never know where the text is stored.
 
 mod check;
 mod form;
@@ -19,19 +21,20 @@ use crate::{
     platform::Timestamp,
 };
 
-/// A data block of a thin pool; no other size is ever recorded.
+/// Size of a data block of a thin pool. No other size is ever recorded.
 pub const DATA_BLOCK: Sectors = Sectors(2048);
-/// What is held for a LUKS2 header at the start of the device on top of the tiers (version 2), encrypted or not.
+/// Space reserved for a LUKS2 header at the start of the device above the tiers (version 2),
+/// whether the pool is encrypted or not.
 pub const CRYPT_RESERVATION: Sectors = Sectors(34_816);
-/// Space for integrity data is a multiple of this.
+/// The space for integrity data is a multiple of this.
 pub const INTEGRITY_UNIT: Sectors = Sectors(8);
 
-/// Why a text is not pool-level metadata.
+/// Why a text is not pool metadata.
 #[derive(Debug, thiserror::Error)]
 #[error("the pool's metadata is not as it must be; a newer daemon may have written it")]
 pub struct Unparsable(#[from] serde_json::Error);
 
-/// A stretch of a device.
+/// A range of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "(Sectors, Sectors)", into = "(Sectors, Sectors)")]
 pub struct Segment {
@@ -41,24 +44,24 @@ pub struct Segment {
     pub length: Sectors,
 }
 
-/// A stretch of one of a tier's devices.
+/// A range of one of a tier's devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeviceSegment {
     /// The device.
     pub parent: DevUuid,
-    /// First sector, from the start of the Stratis device.
+    /// First sector, from the start of the block device.
     pub start: Sectors,
     /// Number of sectors.
     pub length: Sectors,
 }
 
 impl Segment {
-    /// A stretch of `length` sectors from `start` on.
+    /// A range of `length` sectors that begins at `start`.
     pub const fn new(start: Sectors, length: Sectors) -> Segment {
         Segment { start, length }
     }
 
-    /// The first sector after it; `None` past all devices.
+    /// The first sector after the range; `None` if it lies past all devices.
     pub fn end(&self) -> Option<Sectors> {
         self.start.checked_add(self.length)
     }
@@ -77,34 +80,35 @@ impl From<Segment> for (Sectors, Sectors) {
 }
 
 impl DeviceSegment {
-    /// The stretch, the device left out.
+    /// The range without the device.
     pub fn segment(&self) -> Segment {
         Segment { start: self.start, length: self.length }
     }
 }
 
-/// Everything that is recorded of a pool, its filesystems excepted.
+/// Everything that is recorded about a pool, except its filesystems.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolMetadata {
-    /// Its name, as recorded: not checked against the rules for names.
+    /// The recorded name, not checked against the rules for names.
     #[serde(serialize_with = "write_cut")]
     pub name: String,
-    /// Its devices and what has been taken of them.
+    /// The pool's devices and the space taken from them.
     pub backstore: Backstore,
-    /// The devices on the cap device.
+    /// The flex devices on the cap device.
     pub flex_devs: FlexDevs,
     /// The thin pool.
     pub thinpool_dev: ThinPoolDev,
-    /// Whether it is to be set up when found. `None`, read from old metadata, counts as `true`.
+    /// Whether the pool is to be set up when found. `None`, in old metadata, counts as `true`.
     pub started: Option<bool>,
-    /// What it can do that can be told before it is set up (version 2).
+    /// Features of the pool that readers need before the set-up (version 2).
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub features: BTreeSet<Feature>,
-    /// When it was last re-encrypted completely, seconds since 1970.
+    /// Time of the last complete re-encryption, in seconds since 1970.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     pub last_reencrypt: Option<u64>,
-    /// Its destruction has been decided: the time stamp of the generation of metadata that says so. A key of this daemon. Others
-    /// do not know it, and drop it or keep it when they write; see [`PoolMetadata::is_condemned`].
+    /// The destruction of the pool was decided, in the generation of the metadata with this time
+    /// stamp. Only this daemon writes the key. Other daemons do not know it, and drop it or keep it
+    /// when they write; see [`PoolMetadata::is_condemned`].
     #[serde(
         default,
         deserialize_with = "stamp",
@@ -112,8 +116,9 @@ pub struct PoolMetadata {
         skip_serializing_if = "Option::is_none"
     )]
     pub destroying: Option<Timestamp>,
-    /// The spare for the thin pool's metadata holds what that was before a repair, and nothing has found the repaired metadata
-    /// sound since. A key of this daemon, written when `true` only.
+    /// The spare thin metadata holds the thin metadata from before a repair, and nothing has found
+    /// the repaired metadata sound since. Only this daemon writes the key, and only when it is
+    /// `true`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repaired: bool,
     /// Other keys.
@@ -121,27 +126,27 @@ pub struct PoolMetadata {
     pub rest: Rest,
 }
 
-/// What a pool can do.
+/// A feature of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Feature {
     /// Never written today.
     Raid,
     /// Never written today.
     Integrity,
-    /// It is encrypted.
+    /// The pool is encrypted.
     Encryption,
-    /// At least one key of the kernel keyring opens it.
+    /// At least one key of the kernel keyring unlocks the pool.
     KeyDescriptionEnabled,
-    /// At least one Clevis binding opens it.
+    /// At least one Clevis binding unlocks the pool.
     ClevisEnabled,
 }
 
-/// The devices and what has been taken of them.
+/// The devices and the space taken from them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backstore {
     /// The devices that hold data.
     pub data_tier: Tier,
-    /// What has been handed out of the device on top of the tiers.
+    /// The space handed out from the cap device, above the tiers.
     pub cap: Cap,
     /// The devices that hold the cache, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,27 +174,27 @@ pub struct Tier {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "form::BlockDevs", into = "form::BlockDevs")]
 pub struct BlockDevs {
-    /// What is taken of them, in the order in which it is assembled. Data tier: one list, that of the origin. Cache
-    /// tier: two, that of the cache and that of its metadata.
+    /// The ranges taken from the devices, in the order in which they are assembled. Data tier: one
+    /// list, for the origin. Cache tier: two, for the cache and for the cache metadata.
     pub allocs: Vec<Vec<DeviceSegment>>,
-    /// The devices in pool order: space is taken device by device in this order.
+    /// The devices in pool order. Space is taken device by device in this order.
     pub devs: Vec<BlockDev>,
-    /// Other keys of segments, by the place of their list, their device and their first sector: a segment keeps these
-    /// when it becomes longer.
+    /// Other keys of segments, by index of the list, device and first sector. So a segment keeps
+    /// its keys when it becomes longer.
     pub segment_rests: BTreeMap<(usize, DevUuid, Sectors), Rest>,
     /// Other keys.
     pub rest: Rest,
 }
 
 impl Tier {
-    /// A tier of these devices.
+    /// Makes a tier of these devices.
     pub fn new(blockdev: BlockDevs, integrity_spec: Option<IntegritySpec>) -> Tier {
         Tier { blockdev, integrity_spec, spec_rest: Rest::default(), rest: Rest::default() }
     }
 }
 
 impl BlockDevs {
-    /// These devices, and what is taken of them.
+    /// Makes the record of these devices, with the space taken from them.
     pub fn new(allocs: Vec<Vec<DeviceSegment>>, devs: Vec<BlockDev>) -> BlockDevs {
         BlockDevs { allocs, devs, segment_rests: BTreeMap::new(), rest: Rest::default() }
     }
@@ -200,13 +205,13 @@ impl BlockDevs {
 pub struct BlockDev {
     /// Its identifier.
     pub uuid: DevUuid,
-    /// Reserved for integrity data: data devices of version 2.
+    /// Ranges reserved for integrity data, on data devices of version 2.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub integrity_meta_allocs: Vec<Segment>,
-    /// What the user said of it.
+    /// The user's text about the device.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "write_cut_if")]
     pub user_info: Option<String>,
-    /// What udev said of it when it was initialized.
+    /// What udev reported about the device when it was initialized.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "write_cut_if")]
     pub hardware_info: Option<String>,
     /// Other keys.
@@ -214,12 +219,12 @@ pub struct BlockDev {
     pub rest: Rest,
 }
 
-/// What has been handed out of the cap device.
+/// The space handed out from the cap device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cap {
-    /// Version 1: one element, `[0, total]`. Version 2: ranges that follow one another.
+    /// Version 1: one element, `[0, total]`. Version 2: consecutive ranges.
     pub allocs: Vec<Segment>,
-    /// Held for a LUKS2 header (version 2).
+    /// Space reserved for a LUKS2 header (version 2).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub crypt_meta_allocs: Vec<Segment>,
     /// Other keys.
@@ -227,16 +232,16 @@ pub struct Cap {
     pub rest: Rest,
 }
 
-/// The devices on the cap device: stretches of it, in order.
+/// The flex devices: ranges of the cap device, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlexDevs {
     /// The metadata volume.
     pub meta_dev: Vec<Segment>,
-    /// The thin pool's metadata.
+    /// The thin metadata.
     pub thin_meta_dev: Vec<Segment>,
-    /// The thin pool's data.
+    /// The thin data.
     pub thin_data_dev: Vec<Segment>,
-    /// As large as the thin pool's metadata, for its repair.
+    /// The spare thin metadata, as large as the thin metadata.
     pub thin_meta_dev_spare: Vec<Segment>,
     /// Other keys.
     #[serde(flatten)]
@@ -260,13 +265,14 @@ impl FlexDevs {
 pub struct ThinPoolDev {
     /// Size of a data block.
     pub data_block_size: Sectors,
-    /// Feature arguments in force when this was saved, sorted. `None` in old metadata.
+    /// Feature arguments in force when the metadata was saved, sorted. `None` in old metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feature_args: Option<BTreeSet<String>>,
     /// Largest number of filesystems. `None` in old metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fs_limit: Option<u64>,
-    /// Whether filesystems may be larger together than the pool. `None`, in old metadata, counts as `true`.
+    /// Whether the filesystems together may be larger than the pool. `None`, in old metadata,
+    /// counts as `true`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_overprov: Option<bool>,
     /// Other keys.
@@ -275,29 +281,32 @@ pub struct ThinPoolDev {
 }
 
 impl PoolMetadata {
-    /// Reads the JSON of a pool of this version. Keys of the other version are ignored like any unknown key.
+    /// Parses the JSON of a pool of this version. Keys of the other version are ignored like any
+    /// unknown key.
     ///
     /// # Errors
-    /// If it is no JSON, or required keys are missing, or values have the wrong type, or a feature is unknown.
+    /// If the text is not JSON, required keys are missing, values have the wrong type, or a feature
+    /// is unknown.
     pub fn parse(json: &[u8], version: MetadataVersion) -> Result<PoolMetadata, Unparsable> {
         let mut metadata: PoolMetadata = serde_json::from_slice(json)?;
         metadata.keep_keys_of(version);
         Ok(metadata)
     }
 
-    /// Whether the destruction of the pool is to be completed, by metadata that was written at `stamp`. Not if somebody has
-    /// written it since, as a daemon does that starts the pool.
+    /// Whether the destruction of the pool is to be completed, for metadata that was written at
+    /// `stamp`. It is not if somebody has written the metadata since, as a daemon does that starts
+    /// the pool.
     pub fn is_condemned(&self, stamp: Timestamp) -> bool {
         self.destroying == Some(stamp) && self.started == Some(false)
     }
 
-    /// As it is written at `stamp`.
+    /// The metadata as written at `stamp`.
     #[must_use]
     pub fn stamped(&self, stamp: Timestamp) -> PoolMetadata {
         PoolMetadata { destroying: self.destroying.map(|_| stamp), ..self.clone() }
     }
 
-    /// The JSON for a pool of this version: compact, with the keys that the version has.
+    /// The JSON for a pool of this version: compact, with the keys of that version.
     pub fn encode(&self, version: MetadataVersion) -> Vec<u8> {
         let mut metadata = self.clone();
         metadata.keep_keys_of(version);
@@ -305,13 +314,13 @@ impl PoolMetadata {
         serde_json::to_vec(&metadata).expect("plain structs with string keys always have a JSON form")
     }
 
-    /// Drops the keys that the version does not have, and fills in those that it always has.
+    /// Removes keys that the version does not have, and adds those that it always has.
     fn keep_keys_of(&mut self, version: MetadataVersion) {
         let data_tier = &mut self.backstore.data_tier;
         if version == MetadataVersion::V2 {
             data_tier.integrity_spec.get_or_insert_default();
         } else {
-            // Existing daemons take the absence of these keys for the sign of a version 1 pool.
+            // Existing daemons recognize a version 1 pool by the absence of these keys.
             data_tier.integrity_spec = None;
             data_tier.blockdev.devs.iter_mut().for_each(|dev| dev.integrity_meta_allocs.clear());
             self.backstore.cap.crypt_meta_allocs.clear();
@@ -323,24 +332,25 @@ impl PoolMetadata {
         }
     }
 
-    /// Whether the pool's whole stack is encrypted (version 2).
+    /// Whether the whole stack of the pool is encrypted (version 2).
     pub fn is_encrypted(&self) -> bool {
         self.features.contains(&Feature::Encryption)
     }
 
-    /// Every device of the pool: identifiers of the data tier, then of the cache tier.
+    /// UUIDs of all devices of the pool: first the data tier, then the cache tier.
     pub fn devices(&self) -> impl Iterator<Item = DevUuid> + '_ {
         let cache = self.backstore.cache_tier.iter().flat_map(|tier| &tier.blockdev.devs);
         self.backstore.data_tier.blockdev.devs.iter().chain(cache).map(|dev| dev.uuid)
     }
 }
 
-/// See [`write_cut`]; `None` is skipped before.
+/// See [`write_cut`]. `None` never gets here, because serde skips it.
 fn write_cut_if<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
     text.as_deref().map(cut).serialize(to)
 }
 
-/// A time stamp as seconds and nanoseconds. Anything else is none: nothing is destroyed because of it.
+/// Parses a time stamp of seconds and nanoseconds. Anything else counts as no stamp, so that it
+/// destroys nothing.
 fn stamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
     let value = serde_json::Value::deserialize(from)?;
     let parts: Option<(u64, u32)> = serde_json::from_value(value).ok();
@@ -351,7 +361,7 @@ fn write_stamp<S: Serializer>(stamp: &Option<Timestamp>, to: S) -> Result<S::Ok,
     stamp.map(|stamp| (stamp.seconds, stamp.nanoseconds)).serialize(to)
 }
 
-/// A key that may be missing but, if there, has a value.
+/// A key that may be missing but must not be null.
 fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }

@@ -1,4 +1,5 @@
-//! The worked examples of §6.9 and §6.10, the presence of keys, and each invariant of §6.8 broken alone.
+//! The worked examples of §6.9 and §6.10, the presence of keys, and each invariant of §6.8 violated
+//! alone.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value};
@@ -85,7 +86,7 @@ fn seg(start: u64, length: u64) -> Segment {
     Segment::new(Sectors(start), Sectors(length))
 }
 
-/// Built from values, so that the text is not merely what was read.
+/// Built from values, so that the text is not merely a copy of what was read.
 fn v2_from_values() -> PoolMetadata {
     let parent: DevUuid = "fedcba98-7654-3210-fedc-ba9876543210".parse().unwrap();
     PoolMetadata {
@@ -223,7 +224,7 @@ fn our_own_key_is_there_only_when_it_says_something() {
     assert_eq!(parse(&text, MetadataVersion::V1), repaired);
 }
 
-/// Keys of a newer daemon were ignored when read and lost at the next write.
+/// Keys of a newer daemon were ignored on reading and lost at the next write.
 #[test]
 fn unknown_keys_are_kept_in_place() {
     let newer = compact(V2)
@@ -293,7 +294,7 @@ fn the_worked_examples_keep_all_rules() {
     }
 }
 
-/// Changes an example and expects the rule that this breaks.
+/// Changes an example and expects the rule that the change breaks.
 fn breaks(
     example: fn() -> PoolMetadata,
     version: MetadataVersion,
@@ -375,7 +376,8 @@ fn each_rule_of_version_2_is_checked() {
         p.flex_devs.thin_meta_dev_spare[0] = seg(47_104 + 8, 12_288 - 8);
     };
     breaks!(v2, V2, |p| swap(p), Broken::Spare { metadata: Sectors(12_296), spare: Sectors(12_280) });
-    // Requests are recorded in the order granted, which need not be that on the device.
+    // Requests are recorded in the order in which they were granted. The order on the device may
+    // differ.
     let mut pool = v2();
     pool.backstore.cap.allocs.reverse();
     assert_eq!(check(&pool, MetadataVersion::V2, &headers(&pool, MetadataVersion::V2)), Ok(()));
@@ -531,7 +533,7 @@ fn each_object(value: &mut Value, path: &mut Vec<String>, visit: &mut impl FnMut
         _ => return,
     };
     for (step, child) in children {
-        // What is unknown holds what it likes.
+        // An unknown key may hold anything.
         if !step.starts_with("unknown") {
             path.push(step);
             each_object(child, path, visit);
@@ -541,7 +543,8 @@ fn each_object(value: &mut Value, path: &mut Vec<String>, visit: &mut impl FnMut
 }
 
 proptest! {
-    /// Found in review: one write of this daemon lost all that a newer one had recorded beside what is known here.
+    /// Found in review: one write of this daemon lost everything that a newer daemon had recorded
+    /// in unknown keys.
     #[test]
     fn unknown_members_of_every_object_survive_a_change(
         mut pool in any_metadata(), v2: bool, values in prop::collection::vec((any::<u64>(), "\\PC{0,8}"), 1..8),
@@ -562,7 +565,7 @@ proptest! {
         read.destroying = Some(Timestamp { seconds: 1, nanoseconds: 2 });
         read.started = Some(false);
         read.thinpool_dev.fs_limit = Some(7);
-        // A segment that grows is the same segment.
+        // A segment that grows stays the same segment.
         let segments = read.backstore.data_tier.blockdev.allocs.iter_mut().flatten();
         segments.for_each(|segment| segment.length = segment.length.saturating_add(Sectors(1)));
         read.backstore.data_tier.blockdev.devs.iter_mut().for_each(|dev| dev.user_info = Some("new".to_owned()));
@@ -590,14 +593,14 @@ proptest! {
     fn checks_never_panic(mut pool in any_metadata(), v2: bool, size: u64) {
         let version = if v2 { MetadataVersion::V2 } else { MetadataVersion::V1 };
         pool.keep_keys_of(version);
-        // Let the simple rules hold, so that the sums behind them are reached.
+        // Make the simple rules hold, so that the test reaches the sums behind them.
         pool.thinpool_dev.data_block_size = DATA_BLOCK;
         pool.backstore.data_tier.blockdev.allocs.truncate(1);
         let id = PoolUuid::from_random([1; 16]);
         let headers: Vec<_> =
             pool.devices().map(|device| StaticHeader::new(id, device, version, Sectors(size), 0)).collect();
         let valid = check(&pool, version, &headers).is_ok();
-        // What is accepted has sums.
+        // Sums of accepted metadata do not overflow.
         let flex: Vec<_> = pool.flex_devs.lists().iter().flat_map(|(_, list)| *list).map(|s| s.length).collect();
         prop_assert!(!valid || Sectors::checked_sum(flex).is_some());
         let _ = check_members(&pool, &headers);

@@ -1,10 +1,11 @@
-//! What an XFS says of its own size and of its parts, in the first sector of its device. Knows nothing else of XFS.
+//! What an XFS says about its size and its parts in the first sector of its device. This module
+//! knows nothing else about XFS.
 
 use crate::base::units::{Bytes, Sectors};
 
 const MAGIC: &[u8; 4] = b"XFSB";
 
-/// The size that the XFS on a device has, from the device's first sector; `None` if there is no XFS.
+/// The size of the XFS on a device, from the first sector of the device; `None` if there is no XFS.
 pub fn xfs_size(sector: &[u8]) -> Option<Sectors> {
     if sector.get(..4)? != MAGIC {
         return None;
@@ -15,16 +16,18 @@ pub fn xfs_size(sector: &[u8]) -> Option<Sectors> {
     is_possible.then(|| Bytes(u128::from(block) * u128::from(blocks)).sectors()).flatten()
 }
 
-/// What `xfs_db` overwrites when it writes the UUID of an XFS: the log, and the header of each allocation group.
+/// The parts that `xfs_db` overwrites when it writes the UUID of an XFS: the log, and the header of
+/// each allocation group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct XfsParts {
-    /// Size of the log; zero if it lies on another device.
+    /// Size of the log; zero if the log is on another device.
     pub log: Bytes,
-    /// How many allocation groups there are.
+    /// Number of allocation groups.
     pub groups: u32,
 }
 
-/// The parts of the XFS on a device, from the device's first sector; `None` if there is no XFS.
+/// The parts of the XFS on a device, from the first sector of the device; `None` if there is no
+/// XFS.
 pub fn xfs_parts(sector: &[u8]) -> Option<XfsParts> {
     xfs_size(sector)?;
     let number = |at: usize| Some(u32::from_be_bytes(sector.get(at..at + 4)?.try_into().ok()?));

@@ -1,6 +1,8 @@
-//! The invariants of a pool's metadata, checked before it is set up and before it is written (§6.8).
+//! The invariants of the pool metadata, checked before a pool is set up and before the metadata is
+//! written (§6.8).
 //!
-//! Pure: metadata and the headers of its devices in, the first broken rule out.
+//! These functions are pure. They take metadata and the headers of the devices and return the first
+//! broken rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +17,7 @@ use crate::{
     },
 };
 
-/// A rule that a pool's metadata breaks.
+/// A rule that the pool metadata breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum Broken {
@@ -65,8 +67,8 @@ pub enum Broken {
 
 type Result<T> = std::result::Result<T, Broken>;
 
-/// Checks that the devices found are those of the metadata: each listed one found, each found one listed, none twice,
-/// all of one pool and one version.
+/// Checks that the devices found are those of the metadata: each listed device is found, each found
+/// one is listed, none occurs twice, and all have one pool and one version.
 ///
 /// # Errors
 /// The first rule that is broken.
@@ -93,8 +95,9 @@ pub fn check_members(metadata: &PoolMetadata, found: &[StaticHeader]) -> Result<
     listed.difference(&seen).next().map_or(Ok(()), |missing| Err(Broken::Missing(*missing)))
 }
 
-/// Checks the numbers of a pool's metadata against each other and against its devices' sizes. That the devices are
-/// the right ones is [`check_members`]'s part; a listed device without a header is an error here too.
+/// Checks the numbers of the pool metadata against each other and against the sizes of the devices.
+/// [`check_members`] checks whether the devices are the right ones, but a listed device without a
+/// header is an error here, too.
 ///
 /// # Errors
 /// The first rule that is broken.
@@ -121,7 +124,7 @@ pub fn check(metadata: &PoolMetadata, version: MetadataVersion, headers: &[Stati
                 return Err(Broken::CapOrder(Sectors::ZERO));
             }
             check_apart("the cap device", &mut flex, Sectors::ZERO, cap.length)?;
-            // With no overlap, no gap and this sum, the highest segment ends at it too.
+            // With no overlap, no gap and this sum, the highest segment ends at the sum, too.
             check_handed_out(used, cap.length)?;
             check_room(tier_size, used)
         }
@@ -148,7 +151,8 @@ fn check_room(tier: Sectors, needed: Sectors) -> Result<()> {
     if tier > Sectors::ZERO && tier >= needed { Ok(()) } else { Err(Broken::DataTier { tier, needed }) }
 }
 
-/// Version 2: what is handed out of the cap device is contiguous. Gives where it begins.
+/// Version 2: checks that the space handed out from the cap device is contiguous. Returns its
+/// start.
 fn check_cap(metadata: &PoolMetadata) -> Result<Sectors> {
     let cap = &metadata.backstore.cap;
     if cap.crypt_meta_allocs != [Segment::new(Sectors::ZERO, CRYPT_RESERVATION)] {
@@ -168,7 +172,7 @@ fn check_cap(metadata: &PoolMetadata) -> Result<Sectors> {
     Ok(base)
 }
 
-/// Checks segments and reservations of the data tier; gives the sum of its segments.
+/// Checks segments and reservations of the data tier. Returns the sum of its segments.
 fn check_data_tier(metadata: &PoolMetadata, version: MetadataVersion, headers: &[StaticHeader]) -> Result<Sectors> {
     let tier = &metadata.backstore.data_tier;
     let [allocs] = &tier.blockdev.allocs[..] else {
@@ -188,13 +192,14 @@ fn check_data_tier(metadata: &PoolMetadata, version: MetadataVersion, headers: &
     total("data_tier", &allocs.iter().map(DeviceSegment::segment).collect::<Vec<_>>())
 }
 
-/// The reservation of one device: whole blocks, and none at all if the settings ask for nothing.
+/// Checks the reservation of one device: whole blocks, and none at all if the settings ask for
+/// nothing.
 fn check_integrity(device: DevUuid, reserved: &[Segment], spec: &IntegritySpec) -> Result<()> {
     let whole = reserved.iter().all(|segment| segment.length.0 % INTEGRITY_UNIT.0 == 0);
     if whole && (!spec.asks_for_nothing() || reserved.is_empty()) { Ok(()) } else { Err(Broken::Integrity(device)) }
 }
 
-/// Checks segments of the cache tier, and that nothing of its devices is left over.
+/// Checks the segments of the cache tier, and that they cover its devices completely.
 fn check_cache_tier(metadata: &PoolMetadata, headers: &[StaticHeader]) -> Result<()> {
     let Some(tier) = &metadata.backstore.cache_tier else { return Ok(()) };
     let [cache, cache_metadata] = &tier.blockdev.allocs[..] else {
@@ -220,7 +225,7 @@ fn header_of(device: DevUuid, headers: &[StaticHeader]) -> Result<&StaticHeader>
     headers.iter().find(|header| header.device == device).ok_or(Broken::Missing(device))
 }
 
-/// The segments of each device; each device must be of the tier.
+/// Groups segments by device. Each device must belong to the tier.
 fn by_device<'a>(
     tier: &'static str,
     metadata: &PoolMetadata,
@@ -238,7 +243,8 @@ fn by_device<'a>(
     Ok(places)
 }
 
-/// Segments of one device: behind its metadata, before its end, apart from each other.
+/// Checks that the segments of one device lie after its metadata and before its end, and do not
+/// overlap.
 fn check_on_device(header: &StaticHeader, segments: &mut [Segment]) -> Result<()> {
     let (device, first) = (header.device, header.extended_size());
     if let Some(early) = segments.iter().find(|segment| segment.start < first) {

@@ -1,5 +1,5 @@
-//! The JSON form of what is kept in another shape in memory: objects whose own keys are a plain value elsewhere, and whose
-//! other keys are kept beside that value.
+//! The JSON form of values that have another shape in memory: objects whose known keys are a plain
+//! value elsewhere, with the other keys kept beside that value.
 
 use std::collections::BTreeMap;
 
