@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// The text of an error, followed by the texts of its causes. A cause whose text the sentence already contains is not
-/// repeated.
+/// The text of an error, followed by the texts of its causes. A cause is left out if the sentence
+/// already contains its text.
 pub fn sentence(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -264,7 +264,7 @@ impl Pool {
         self.gone = gone;
     }
 
-    /// Replaces this pool by `fresh`, which was read anew from its devices. The pool keeps the name
+    /// Replaces this pool by `fresh`, which was just read from the devices. The pool keeps the name
     /// under which it is found. Thin device numbers given out in this run are not given out again.
     pub(super) fn become_as_read(&mut self, mut fresh: Pool) {
         fresh.name = self.name.clone();

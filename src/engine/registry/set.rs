@@ -435,7 +435,7 @@ impl DeviceSet {
     }
 
     /// What to ask the kernel before it is clear which devices count; `None`: nothing. `members`
-    /// are devices of the running pool, of which no other device may be a part.
+    /// are devices of the running pool, and no other device may be a part of one.
     pub fn doubt(&self, members: &[DeviceNumber]) -> Option<Doubt> {
         let mut doubt = Doubt { members: members.to_vec(), ..Doubt::default() };
         for (id, copies) in &self.seen {
