@@ -1,10 +1,10 @@
 //! Adds, removes and replaces bindings of a pool (`docs/spec/engine/encryption.md` §7).
 //!
-//! The bindings are stored in LUKS2 headers: one header in version 2, one on each device in version
-//! 1. Each change of a header is atomic. The changes are ordered so that the next set-up recognizes
-//! what a kill or a power cut leaves between two of them ([`containers::mends`]). A keyslot is made
-//! before its token; a token that changes its keyslot names both until the old one is destroyed; a
-//! keyslot is destroyed before its token is removed.
+//! The bindings are stored in LUKS2 headers: version 2 has one header, version 1 has one on each
+//! device. Each change of a header is atomic. The changes are ordered so that the next set-up
+//! recognizes what a kill or a power cut leaves between two of them ([`containers::mends`]). A
+//! keyslot is made before its token. A token that changes its keyslot names both until the old one
+//! is destroyed. A keyslot is destroyed before its token is removed.
 //!
 //! Keys are derived and servers asked without a lock, also when a change is taken back. The claim
 //! [`Key::Encryption`] keeps two such requests on one pool apart.

@@ -36,7 +36,7 @@ const TEXT_BYTES_MAX: u64 = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum PidFileError {
     /// Another daemon holds it.
-    #[error("cannot start: stratisd runs already as process `{holder}`; stop it first (lock file {})", path.display())]
+    #[error("cannot start: stratisd is already running as process {holder}; stop it first (lock file {})", path.display())]
     Taken {
         /// The lock file.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum PidFileError {
         holder: String,
     },
     /// The holder did not release the lock.
-    #[error("cannot take over from the early-boot daemon, process `{holder}`: it does not exit; stop it (lock file {})", path.display())]
+    #[error("cannot take over from the early-boot daemon, process {holder}: it does not exit; stop it (lock file {})", path.display())]
     Stays {
         /// The lock file.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum PidFileError {
     },
     /// The process that the file names is not the expected program, so it was not interrupted.
     #[error(
-        "{} is locked, but process `{holder}`, which it names, is not {program}; find the process that holds the lock (with \
+        "{} is locked, but process {holder}, which it names, is not {program}; find the process that holds the lock (with \
          lslocks) and stop it",
         path.display()
     )]
