@@ -63,15 +63,12 @@ impl Asked {
     /// The outcome of a request that did not finish.
     pub fn failure(&self, failure: Failure) -> Outcome {
         Outcome::Refused(match failure {
-            Failure::Panicked => format!(
-                "{} met with a fault of the daemon and was given up; please report it with what the log says",
-                self.label()
-            ),
-            Failure::Stopping => {
-                "the daemon is stopping and takes no more requests; try again when it is up".to_owned()
+            Failure::Panicked => {
+                format!("{} failed because of a bug in the daemon; report it with the log", self.label())
             }
+            Failure::Stopping => "the daemon is stopping and takes no more requests; try again when it runs".to_owned(),
             Failure::Unfinished => format!(
-                "the daemon is stopping and could not wait for the end of {}; look what has become of it when it is up",
+                "the daemon is stopping and could not wait for {} to finish; check its result when the daemon runs again",
                 self.label()
             ),
         })

@@ -29,7 +29,7 @@ pub enum CallError {
     ReadOnly(String),
     #[error("property {0} could not be computed; please report it with what the log says")]
     NoValue(String),
-    #[error("the call met with a fault of the daemon and was given up; please report it with what the log says")]
+    #[error("the call failed because of a bug in the daemon; report it with the log")]
     Panicked,
     #[error("{0}")]
     MachineId(String),

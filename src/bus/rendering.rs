@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     entry::Entry,
     schema::{ALL, Interface, Kind, REVISIONS, Subject},
-    table::{self, Member},
+    table,
     tree::Object,
     wire::{Body, Marshaller},
 };
@@ -51,7 +51,7 @@ pub fn all_properties(interface: Interface, subject: Subject<'_>) -> Body {
     let mut m = Marshaller::default();
     m.array("{sv}", |m| {
         for row in table::properties(interface.kind).filter(|row| row.is_in(interface)) {
-            if let (Some(value), Member::Property { .. }) = (table::value(row, subject), row.member) {
+            if let Some(value) = table::value(row, subject) {
                 m.align(8);
                 m.str(row.name);
                 m.property(&value);

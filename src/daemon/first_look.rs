@@ -264,7 +264,8 @@ mod tests {
         bench.end();
     }
 
-    /// Who asks about a pool that is being set up waits for that, however long it takes, and nobody else does.
+    /// A request about a pool that is being set up waits for the set-up, however long that takes. No
+    /// other request does.
     #[test]
     fn only_calls_about_a_pool_that_is_being_set_up_wait_for_it() {
         let sim = machine();

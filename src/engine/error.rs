@@ -141,7 +141,8 @@ pub enum Error {
     )]
     MetadataExhausted { pool: Name },
     #[error(
-        "cannot extend the thin metadata of pool {pool}: all space is reserved for filesystems; add a data device, destroy filesystems or allow overprovisioning"
+        "cannot extend the thin metadata of pool {pool}: all space is reserved for filesystems; add a data device, \
+         destroy filesystems or allow overprovisioning"
     )]
     MetadataPromised { pool: Name },
     #[error(

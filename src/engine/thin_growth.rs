@@ -30,7 +30,7 @@ pub fn give_space(platform: &dyn Platform, pool: &mut Pool, records: &[Filesyste
     match grow_at_set_up(platform, pool, records) {
         Err(error) if error.is_unsure() => Err(error),
         Err(error) => {
-            log::warn!("pool {}: its thin pool is not given space at its set-up: {}", pool.name(), error.sentence());
+            log::warn!("pool {}: cannot extend its thin pool during set-up: {}", pool.name(), error.sentence());
             Ok(())
         }
         Ok(()) => Ok(()),
@@ -103,7 +103,7 @@ pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Res
         extended => extended?,
     }
     if plan.writes_fail && !writes_fail {
-        log::warn!("pool {} has handed out all its space; writes fail when that is full", pool.name());
+        log::warn!("pool {} has allocated all its space; writes fail once the thin pool is full", pool.name());
     }
     for (what, more) in [("metadata", plan.metadata), ("data", plan.data)] {
         if more > Sectors::ZERO {
@@ -131,7 +131,7 @@ pub fn follow_or_back(platform: &dyn Platform, pool: &mut Pool, former: PoolMeta
     if !pool.shape_of(&former).layers().iter().all(is_former) {
         return Err(refused);
     }
-    log::error!("pool {} cannot grow, since the kernel refuses its table: {}", pool.name(), refused.sentence());
+    log::error!("pool {} cannot grow, because the kernel refuses its table: {}", pool.name(), refused.sentence());
     pool.is_behind = false;
     Err(pool.take_back(platform, former, refused))
 }
@@ -154,6 +154,6 @@ pub fn follow(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
 pub fn follow_or_later(platform: &dyn Platform, pool: &mut Pool) {
     if let Err(error) = follow(platform, pool) {
         let what = error.sentence();
-        log::warn!("pool {}: tables are put in place at the next check, since it failed now: {what}", pool.name());
+        log::warn!("pool {}: cannot load its tables now, the next check tries again: {what}", pool.name());
     }
 }

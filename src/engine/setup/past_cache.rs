@@ -28,7 +28,7 @@ use crate::{
 /// When the cache can neither be emptied nor given up on record.
 pub(super) fn leave(platform: &dyn Platform, pool: &mut Pool, set: &DeviceSet, tier: &Tier) -> Result<()> {
     let Err(error) = empty(platform, pool, set, tier) else { return Ok(()) };
-    log::warn!("pool {}: its cache is given up, and cannot be emptied before: {}", pool.name(), error.sentence());
+    log::warn!("pool {}: giving up its cache, because it cannot be emptied: {}", pool.name(), error.sentence());
     let (old, new) = (pool.on_record(), pool.meta.clone());
     pool.commit(platform, Choose::Everywhere, Some(&old), new)
 }
