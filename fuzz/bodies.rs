@@ -5,7 +5,7 @@ use stratisd::platform::Timestamp;
 use stratisd::{
     base::{ids::PoolUuid, units::Sectors},
     engine::metadata::{
-        FilesystemRecord, Journal, Layout, Mda, MetadataVersion, Pending, PoolMetadata, StaticHeader, Step,
+        FilesystemRecord, Journal, Layout, Mda, MetadataVersion, Pending, PlannedWrite, PoolMetadata, StaticHeader,
         filesystem::THIN_ID_MAX,
         header::{self, BLOCK_BYTES, Found, Resolved},
         mda::{Cause, decode_region, encode_region},
@@ -60,9 +60,9 @@ pub fn mda(bytes: &[u8]) {
         let later = Timestamp { seconds: u64::MAX, nanoseconds: 999_999_999 };
         if let Ok(plan) = mda.plan_write(b"{}", later) {
             let end = layout.offset(4);
-            let inside = |step: &Step| match step {
-                Step::At(offset, bytes) => *offset >= layout.offset(0) && offset + bytes.len() as u64 <= end,
-                Step::Flush => true,
+            let inside = |step: &PlannedWrite| match step {
+                PlannedWrite::At(offset, bytes) => *offset >= layout.offset(0) && offset + bytes.len() as u64 <= end,
+                PlannedWrite::Flush => true,
             };
             assert!(plan.steps.iter().all(inside));
         }

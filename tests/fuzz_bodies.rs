@@ -11,7 +11,7 @@ use stratisd::{
         ids::{DevUuid, PoolUuid},
         units::Sectors,
     },
-    engine::metadata::{Journal, Layout, Mda, MetadataVersion, PoolMetadata, StaticHeader, Step},
+    engine::metadata::{Journal, Layout, Mda, MetadataVersion, PlannedWrite, PoolMetadata, StaticHeader},
 };
 
 const POOL: &str = concat!(
@@ -52,9 +52,9 @@ fn good_area() -> Vec<u8> {
     let layout = Layout::new(Sectors(4)).expect("four sectors make four regions");
     let mut mda = Mda::empty(layout);
     let mut area = vec![0; 4 * 512];
-    let mut carry_out = |steps: &[Step]| {
+    let mut carry_out = |steps: &[PlannedWrite]| {
         for step in steps {
-            if let Step::At(offset, bytes) = step {
+            if let PlannedWrite::At(offset, bytes) = step {
                 let from = (offset - layout.offset(0)) as usize;
                 area[from..from + bytes.len()].copy_from_slice(bytes);
             }

@@ -97,7 +97,7 @@ impl Signals {
 /// All changes belong to one version: of two states of one pool only the last is used. A pool that
 /// is removed and added again gets new objects.
 pub fn apply(old: &Tree, changes: Vec<Change>) -> (Tree, Vec<Signal>) {
-    let mut step = Step { tree: old.clone(), removed: Vec::new(), added: Vec::new(), changed: Vec::new() };
+    let mut step = ChangeBuilder { tree: old.clone(), removed: Vec::new(), added: Vec::new(), changed: Vec::new() };
     let mut touched: Vec<(PoolUuid, bool)> = Vec::new();
     let mut touch = |uuid: PoolUuid, gone: bool| match touched.iter_mut().find(|(known, _)| *known == uuid) {
         Some((_, was_gone)) => *was_gone |= gone,
@@ -135,18 +135,18 @@ pub fn apply(old: &Tree, changes: Vec<Change>) -> (Tree, Vec<Signal>) {
     step.change_manager(&old.view, &view);
     step.tree.view = view;
     step.tree.version += 1;
-    let Step { tree, removed, added, changed } = step;
+    let ChangeBuilder { tree, removed, added, changed } = step;
     (tree, removed.into_iter().chain(added).chain(changed).collect())
 }
 
-struct Step {
+struct ChangeBuilder {
     tree: Tree,
     removed: Vec<Signal>,
     added: Vec<Signal>,
     changed: Vec<Signal>,
 }
 
-impl Step {
+impl ChangeBuilder {
     fn remove(&mut self, id: Id) {
         self.removed.extend(self.tree.remove(id).map(Signal::Removed));
     }

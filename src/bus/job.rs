@@ -10,7 +10,7 @@ use std::{fmt, time::Duration};
 use crate::{
     base::ids::PoolUuid,
     bus::{answer::Answer, caller::Caller, outcome::Failure, tree::Late},
-    engine::request::Next,
+    engine::request::Step,
 };
 
 /// Takes jobs from the reader.
@@ -65,7 +65,7 @@ pub struct Job {
     /// Interface and method for the log, such as `pool.r9.SetName`.
     pub label: String,
     /// The operation. Its result is the reply; `None` if the caller wants none.
-    pub chain: Next<Option<Reply>>,
+    pub chain: Step<Option<Reply>>,
     /// Makes the reply if the chain does not finish.
     pub on_failure: Box<dyn FnOnce(Failure) -> Option<Reply> + Send>,
 }

@@ -29,7 +29,7 @@ use crate::{
             self, CacheTier, Generation, IntegritySpec, KeyChange, MetadataVersion, NewPool, Secret, Stopped, TagSpec,
             Unlock,
         },
-        request::Next,
+        request::Step,
     },
 };
 
@@ -59,10 +59,10 @@ pub enum Work {
     /// Nothing: the call is answered at once.
     Now(Outcome),
     /// Run this chain of the engine.
-    Chain(Next<Outcome>),
+    Chain(Step<Outcome>),
     /// Run this chain of the engine once the descriptor is readable. That may be long after the
     /// call. The chain also runs when the wait has taken too long.
-    After(Descriptor, Next<Outcome>),
+    After(Descriptor, Step<Outcome>),
     /// Make a report.
     Report(Report),
 }
@@ -77,7 +77,7 @@ fn checked(work: Result<Work, ArgumentError>) -> Handled {
 /// The chain of an engine operation. `tell` makes the reply's result from the operation's; `None`
 /// if nothing was changed.
 fn chain<T: Send + 'static>(
-    next: Next<Result<T, Error>>,
+    next: Step<Result<T, Error>>,
     tell: impl FnOnce(T) -> Option<Late<Value>> + Send + 'static,
 ) -> Work {
     Work::Chain(next.map(|result| Outcome::of(result, tell)))
@@ -134,11 +134,11 @@ pub(super) fn set_key(mut call: Call<'_>) -> Handled {
 }
 
 /// Reads a passphrase and continues with it.
-fn with_passphrase(descriptor: Descriptor, follow: impl FnOnce(Secret) -> Next<Outcome> + Send + 'static) -> Work {
+fn with_passphrase(descriptor: Descriptor, follow: impl FnOnce(Secret) -> Step<Outcome> + Send + 'static) -> Work {
     let readable = descriptor.clone();
-    let chain = Next::brief(move |_| match passphrase::read(&descriptor) {
+    let chain = Step::brief(move |_| match passphrase::read(&descriptor) {
         Ok(passphrase) => follow(passphrase),
-        Err(error) => Next::Done(Outcome::refused(&error)),
+        Err(error) => Step::Done(Outcome::refused(&error)),
     });
     Work::After(readable, chain)
 }
@@ -283,7 +283,7 @@ fn start_pool_with_key(
     })())
 }
 
-fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Outcome> {
+fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Step<Outcome> {
     let tell = |started: Option<ops::Started>| {
         let ops::Started { pool, devices, filesystems } = started?;
         Some(changed_later(move |tree| {
@@ -426,7 +426,7 @@ enum NoDevices {
     Refused,
 }
 
-type AddDevices = fn(PoolUuid, Vec<PathBuf>) -> Next<Result<Vec<DevUuid>, Error>>;
+type AddDevices = fn(PoolUuid, Vec<PathBuf>) -> Step<Result<Vec<DevUuid>, Error>>;
 
 fn add_devices(mut call: Call<'_>, add: AddDevices, none: NoDevices) -> Handled {
     let (devices,): (Vec<String>,) = call.arguments()?;

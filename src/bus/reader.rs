@@ -36,7 +36,7 @@ use crate::{
         tree::{Object, TOP, Tree},
         wire::{Body, Descriptor, Marshaller, Value},
     },
-    engine::request::Next,
+    engine::request::Step,
 };
 
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -65,7 +65,7 @@ pub(super) enum Response {
 
 /// A task for the engine.
 pub(super) struct Task {
-    pub chain: Next<Outcome>,
+    pub chain: Step<Outcome>,
     /// The task begins when this descriptor is readable.
     pub after: Option<Descriptor>,
     /// The resources that the call holds meanwhile.

@@ -53,7 +53,7 @@ use threads::{
 };
 
 pub use self::context::{Chain, Context};
-use self::{context::Step, ticket::Ticket};
+use self::{context::GrantedStep, ticket::Ticket};
 use super::links::Links;
 use crate::{
     base::{ids::PoolUuid, name::Name},
@@ -158,7 +158,7 @@ struct Live<R> {
 struct Waiting<R: Send + 'static, C: Context> {
     /// The id in the lock's queue, once it is known.
     asked: Option<lock::RequestId>,
-    step: Step<R, C>,
+    step: GrantedStep<R, C>,
     ticket: Ticket<R, C>,
 }
 

@@ -19,7 +19,7 @@ use super::{
     error::Error,
     watchdog::Watchdog,
 };
-use crate::engine::request::Next;
+use crate::engine::request::Step;
 
 /// How long reading the devices may take. A disk needs some seconds to spin up. One that takes
 /// longer retries again and again; its pool is set up when the disk has answered.
@@ -57,7 +57,7 @@ impl<R: Send + 'static> Start<'_, R> {
     ///
     /// # Errors
     /// A thread of the daemon ended.
-    pub(super) fn run(&self, requests: Vec<(String, Next<()>)>, limit: Duration) -> Result<Waited, Error> {
+    pub(super) fn run(&self, requests: Vec<(String, Step<()>)>, limit: Duration) -> Result<Waited, Error> {
         // Unbounded, but holds at most one message for each request.
         let (done, all_done) = unbounded();
         let count = requests.len();
@@ -282,7 +282,7 @@ mod tests {
         let (tell, answered) = unbounded();
         let (unlock, keep) = (ops::Unlock::default, ops::CacheTier::Keep);
         let by_name = PoolRef::Name(Name::new("slow").unwrap());
-        let about_slow: Vec<Next<bool>> = vec![
+        let about_slow: Vec<Step<bool>> = vec![
             ops::start_pool(slow.into(), unlock(), keep).map(|started| started.is_ok()),
             ops::start_pool(by_name, unlock(), keep).map(|started| started.is_ok()),
             ops::stop_pool(slow.into()).map(|stopped| stopped.is_ok()),
@@ -296,7 +296,7 @@ mod tests {
             );
         }
 
-        let done = |what: &str, chain: Next<bool>| {
+        let done = |what: &str, chain: Step<bool>| {
             let chain = chain.map(|done| assert!(done));
             assert_eq!(bench.start().run(vec![(what.to_owned(), chain)], HANG).unwrap(), Waited::All, "{what}");
         };

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     base::error_chain,
     bus::{self, Bus, Holder, Job, Locks, Reader, Reply},
-    engine::{self, Engine, request::Next},
+    engine::{self, Engine, request::Step},
     platform::{self, Platform},
     view::Update,
     watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
@@ -159,7 +159,7 @@ fn start(
         Waited::Stop => return Ok(()),
     }
     // When this request is answered, everything known so far has been published.
-    let nothing = vec![("the first view".to_owned(), Next::Done(()))];
+    let nothing = vec![("the first view".to_owned(), Step::Done(()))];
     if begin.run(nothing, first_look::POOLS_LIMIT)? == Waited::Stop {
         return Ok(());
     }

@@ -12,7 +12,7 @@ use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use crate::{
     base::units::Sectors,
     engine::metadata::{
-        HeaderFlags, Layout, Mda, StaticHeader, Step,
+        HeaderFlags, Layout, Mda, PlannedWrite, StaticHeader,
         header::{self, BLOCK_BYTES, Found, Half, Invalid, Resolved, Unresolved},
         mda::{MdaError, Plan, next_stamp},
     },
@@ -143,7 +143,7 @@ impl Bda {
     /// If a header breaks a rule (nothing is written then), or writing fails. Any of the devices
     /// may then already have a header.
     pub fn initialize<D: Disks + ?Sized>(disks: &D, devices: &[(&Path, StaticHeader)]) -> Result<Vec<Bda>> {
-        let plan = |(path, header): &(&Path, StaticHeader)| -> Result<(Layout, Vec<Step>)> {
+        let plan = |(path, header): &(&Path, StaticHeader)| -> Result<(Layout, Vec<PlannedWrite>)> {
             header.check().map_err(|source| BdaError::BadHeader { path: path.to_path_buf(), source })?;
             let layout = layout(path, header)?;
             let mut steps = Mda::plan_initialize(layout);
@@ -153,7 +153,7 @@ impl Bda {
         let planned = devices.iter().map(plan).collect::<Result<Vec<_>>>()?;
         let writes = devices.iter().zip(&planned).map(|((path, _), (_, steps))| (*path, steps.as_slice()));
         carry_out_each(disks, writes).into_iter().collect::<Result<()>>()?;
-        let made = |(&(_, header), (layout, _)): (&(&Path, StaticHeader), (Layout, Vec<Step>))| {
+        let made = |(&(_, header), (layout, _)): (&(&Path, StaticHeader), (Layout, Vec<PlannedWrite>))| {
             let mda = Some(Mda::empty(layout));
             Bda { header, header_unsure: false, damaged: None, mda, unflushed: false, last_tried: None }
         };
@@ -212,7 +212,7 @@ impl Bda {
         self.last_tried = self.last_tried.max(Some(stamp));
         self.mda = None;
         if std::mem::replace(&mut self.unflushed, true) {
-            plan.steps.insert(0, Step::Flush);
+            plan.steps.insert(0, PlannedWrite::Flush);
         }
         Ok(Save { mda, plan })
     }
@@ -287,7 +287,7 @@ impl Bda {
         disks: &D,
         path: &Path,
         new: &StaticHeader,
-    ) -> Result<Option<Vec<Step>>> {
+    ) -> Result<Option<Vec<PlannedWrite>>> {
         new.check().map_err(|source| BdaError::BadHeader { path: path.to_owned(), source })?;
         if *new == self.header && !self.header_unsure {
             return Ok(None);
@@ -495,24 +495,24 @@ fn mda_error(path: &Path, source: MdaError) -> BdaError {
     BdaError::Mda { path: path.to_owned(), source }
 }
 
-fn carry_out<D: Disks + ?Sized>(disks: &D, path: &Path, steps: &[Step]) -> Result<()> {
+fn carry_out<D: Disks + ?Sized>(disks: &D, path: &Path, steps: &[PlannedWrite]) -> Result<()> {
     Ok(disks.write_steps(path, &write_steps(steps))?)
 }
 
 fn carry_out_each<'a, D: Disks + ?Sized>(
     disks: &D,
-    writes: impl Iterator<Item = (&'a Path, &'a [Step])>,
+    writes: impl Iterator<Item = (&'a Path, &'a [PlannedWrite])>,
 ) -> Vec<Result<()>> {
     let writes: Vec<_> = writes.map(|(path, steps)| DeviceWrite { path, steps: write_steps(steps) }).collect();
     disks.write_steps_each(&writes).into_iter().map(|written| Ok(written?)).collect()
 }
 
-fn write_steps(steps: &[Step]) -> Vec<WriteStep<'_>> {
+fn write_steps(steps: &[PlannedWrite]) -> Vec<WriteStep<'_>> {
     steps
         .iter()
         .map(|step| match step {
-            Step::At(offset, bytes) => WriteStep::At(*offset, bytes),
-            Step::Flush => WriteStep::Flush,
+            PlannedWrite::At(offset, bytes) => WriteStep::At(*offset, bytes),
+            PlannedWrite::Flush => WriteStep::Flush,
         })
         .collect()
 }

@@ -56,7 +56,7 @@ struct Device {
     fail_at: Option<usize>,
     steps: usize,
     /// Every write call: the contents before it, and its steps.
-    history: Vec<(Contents, Vec<Step>)>,
+    history: Vec<(Contents, Vec<PlannedWrite>)>,
 }
 
 impl Device {
@@ -113,8 +113,8 @@ impl Disks for Machine {
     fn write_steps(&self, path: &Path, steps: &[WriteStep<'_>]) -> platform::Result<()> {
         self.with(path, |device| {
             let owned = steps.iter().map(|step| match step {
-                WriteStep::At(offset, bytes) => Step::At(*offset, bytes.to_vec()),
-                WriteStep::Flush => Step::Flush,
+                WriteStep::At(offset, bytes) => PlannedWrite::At(*offset, bytes.to_vec()),
+                WriteStep::Flush => PlannedWrite::Flush,
             });
             device.history.push((device.contents.clone(), owned.collect()));
             for step in steps {
@@ -191,18 +191,18 @@ fn read(contents: &Contents) -> Option<Vec<u8>> {
 /// Calls `check` with every state in which a power cut during the steps can leave a device, and
 /// returns their number. What was flushed is there. Of the sectors written since then, any may be
 /// there or not.
-fn after_power_cuts(before: &Contents, steps: &[Step], mut check: impl FnMut(&Contents)) -> usize {
+fn after_power_cuts(before: &Contents, steps: &[PlannedWrite], mut check: impl FnMut(&Contents)) -> usize {
     let mut durable = before.clone();
     let mut running = before.clone();
     let mut unflushed: Vec<(u64, [u8; SECTOR])> = Vec::new();
     let mut states = 0;
-    for step in steps.iter().chain([&Step::Flush]) {
+    for step in steps.iter().chain([&PlannedWrite::Flush]) {
         match step {
-            Step::At(offset, bytes) => {
+            PlannedWrite::At(offset, bytes) => {
                 unflushed.extend(running.sectors_after(*offset, bytes));
                 running.write(*offset, bytes);
             }
-            Step::Flush => {
+            PlannedWrite::Flush => {
                 // The subsets of all unflushed sectors include those of every earlier moment.
                 assert!(unflushed.len() <= 16, "too many subsets");
                 for subset in 0..1_u32 << unflushed.len() {
@@ -221,7 +221,7 @@ fn after_power_cuts(before: &Contents, steps: &[Step], mut check: impl FnMut(&Co
 }
 
 /// The steps of the single write call that `change` makes on a device with these contents.
-fn steps_of(before: &Contents, change: impl FnOnce(&Machine, &mut Bda)) -> Vec<Step> {
+fn steps_of(before: &Contents, change: impl FnOnce(&Machine, &mut Bda)) -> Vec<PlannedWrite> {
     let machine = Machine::holding(before.clone());
     let mut bda = load(&machine).unwrap().unwrap();
     change(&machine, &mut bda);
@@ -319,9 +319,9 @@ fn a_save_survives_power_cuts() {
 fn the_order_header_first_would_not_survive() {
     let before = saved(2);
     let steps = steps_of(&before, |machine, bda| bda.save(machine, disk(), &json(3), at(3)).unwrap());
-    let [Step::Flush, json, _, header, ..] = &steps[..] else { panic!("{steps:?}") };
+    let [PlannedWrite::Flush, json, _, header, ..] = &steps[..] else { panic!("{steps:?}") };
     let mut unreadable = 0;
-    after_power_cuts(&before, &[header.clone(), json.clone(), Step::Flush], |state| {
+    after_power_cuts(&before, &[header.clone(), json.clone(), PlannedWrite::Flush], |state| {
         let machine = Machine::holding(state.clone());
         let bda = load(&machine).unwrap().unwrap();
         unreadable += usize::from(bda.read_json(&machine, disk()).is_err());

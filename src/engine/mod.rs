@@ -1,7 +1,7 @@
 //! The storage engine: pools, their thin pools and filesystems, discovery, and what is on disk.
 //!
 //! Knows nothing of D-Bus, object paths, interface revisions, threads or system calls: what it needs of a
-//! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Next`].
+//! machine it asks of a [`Platform`], and when it needs a lock it says so in a [`request::Step`].
 
 pub mod bda;
 mod claims;
@@ -43,7 +43,7 @@ use std::{
 pub use error::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 
-use self::request::{Next, Wait};
+use self::request::{Step, Wait};
 use crate::{
     base::ids::{FsUuid, PoolUuid},
     platform::Platform,
@@ -56,7 +56,7 @@ pub struct Engine {
     claims: Arc<claims::Claims>,
     registry: Mutex<registry::Registry>,
     /// Work that has been begun and nobody waits for, with its labels.
-    background: Mutex<Vec<(String, Next<()>)>>,
+    background: Mutex<Vec<(String, Step<()>)>>,
     /// Links that were missing, and how many looks have found them so.
     links_asked: Mutex<BTreeMap<(PoolUuid, FsUuid), u32>>,
     links_awaited: Arc<ops::AwaitedLinks>,
@@ -113,7 +113,7 @@ impl Engine {
     }
 
     /// Work that steps have begun and that nobody waits for, to be run like requests.
-    pub fn take_background(&self) -> Vec<(String, Next<()>)> {
+    pub fn take_background(&self) -> Vec<(String, Step<()>)> {
         std::mem::take(&mut *self.background.lock())
     }
 
@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// Begins work that nobody waits for.
-    fn begin(&self, label: String, work: Next<()>) {
+    fn begin(&self, label: String, work: Step<()>) {
         self.background.lock().push((label, work));
     }
 

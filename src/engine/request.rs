@@ -1,19 +1,19 @@
 //! How an operation asks for what it needs next: a lock, time without one, parallel work, or a
 //! wait.
 //!
-//! An operation is a chain of steps. The engine only says what the next step needs ([`Next`]). It
+//! An operation is a chain of steps. The engine only says what the next step needs ([`Step`]). It
 //! does not decide who grants locks, on which thread a step runs, or what happens while the step
 //! waits. The daemon runs chains over the lock of the `threads` crate and its workers; a test can
 //! run the same chains in a plain loop.
 //!
 //! Rules:
-//! - A step that runs [`Next::Under`] a lock is quick: memory, device-mapper calls, metadata
-//!   writes. Formatting, checking, and waiting for others each belong into a [`Next::Act`], which
+//! - A step that runs [`Step::Locked`] a lock is quick: memory, device-mapper calls, metadata
+//!   writes. Formatting, checking, and waiting for others each belong into a [`Step::Blocking`], which
 //!   says what the step may block if it hangs ([`Share`]).
 //! - The lock is released between steps. What must not change meanwhile is *claimed* (a name, a
 //!   device, a pool) under the lock beforehand. The step that commits or undoes gives the claim
 //!   back.
-//! - A step that finds its claim taken by another request answers [`Next::Parked`] with what it
+//! - A step that finds its claim taken by another request answers [`Step::Parked`] with what it
 //!   waits for. The chain goes on when that wait ends; it should begin again with the step that
 //!   claims. Requests that wait for the same claim are woken one by one, in the order of their
 //!   arrival: the next request is woken when the step of the one before has not taken the claim
@@ -78,18 +78,18 @@ pub enum Granted<'a, P = Pool> {
 }
 
 /// A step that runs under a lock.
-pub type UnderStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Granted<'_, P>) -> Next<T, E, P> + Send>;
+pub type LockedStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Granted<'_, P>) -> Step<T, E, P> + Send>;
 /// A step that runs without a lock.
-pub type ActStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E) -> Next<T, E, P> + Send>;
+pub type BlockingStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E) -> Step<T, E, P> + Send>;
 /// One of several parts of slow work that may run side by side. Only the join sees its result.
 pub type Part<E = Engine> = Box<dyn FnOnce(&E) -> Box<dyn Any + Send> + Send>;
 /// The step that follows when all parts are done. It gets their results in the order of the parts;
 /// a part that panicked gives `None`.
-pub type Join<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<Option<Box<dyn Any + Send>>>) -> Next<T, E, P> + Send>;
+pub type Join<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<Option<Box<dyn Any + Send>>>) -> Step<T, E, P> + Send>;
 
 /// The step that follows when the links exist or will not be made. It gets the links that are
 /// missing.
-pub type LinkedStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<PathBuf>) -> Next<T, E, P> + Send>;
+pub type LinkedStep<T, E = Engine, P = Pool> = Box<dyn FnOnce(&E, Vec<PathBuf>) -> Step<T, E, P> + Send>;
 
 /// How long a step without a lock may take, and what it may block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,32 +113,32 @@ pub enum Share {
 
 /// What a chain needs next. The engine's chains are about its pools. Code that runs chains does not
 /// depend on that type, and is tested with chains about something smaller.
-pub enum Next<T, E = Engine, P = Pool> {
+pub enum Step<T, E = Engine, P = Pool> {
     /// Nothing: this is the result.
     Done(T),
     /// A lock, then this step under it.
-    Under(Access, UnderStep<T, E, P>),
+    Locked(Access, LockedStep<T, E, P>),
     /// Time without a lock.
-    Act(Pace, ActStep<T, E, P>),
+    Blocking(Pace, BlockingStep<T, E, P>),
     /// Links that udev has been asked for; the chain waits for at most this time. No thread waits
     /// meanwhile.
     Linked(Box<dyn PendingLinks>, Duration, LinkedStep<T, E, P>),
-    /// As `Act`, for work that may take hours: the step gets a thread of its own, so that it does
+    /// As `Blocking`, for work that may take hours: the step gets a thread of its own, so that it does
     /// not occupy a worker.
-    Long(ActStep<T, E, P>),
+    Background(BlockingStep<T, E, P>),
     /// Time without a lock for parts that may run side by side, then the join.
-    Together(Vec<Part<E>>, Join<T, E, P>),
+    Parallel(Vec<Part<E>>, Join<T, E, P>),
     /// Another request holds the claim. The chain goes on when the wait ends.
-    Parked(Wait, Box<Next<T, E, P>>),
+    Parked(Wait, Box<Step<T, E, P>>),
 }
 
 /// Asks for the lock again when nobody uses the pool alone any more.
 fn until_ended<T: Send + 'static>(
     pool: &Pool,
     again: Access,
-    step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static,
-) -> Next<T> {
-    Next::parked(Key::Drain(pool.uuid()), Next::under(again, step))
+    step: impl FnOnce(&Engine, Granted<'_>) -> Step<T> + Send + 'static,
+) -> Step<T> {
+    Step::parked(Key::Drain(pool.uuid()), Step::locked(again, step))
 }
 
 /// Whether a request is ending the pool now. If that request panicked, nobody is ending the pool,
@@ -147,14 +147,14 @@ fn ends(engine: &Engine, pool: &Pool) -> bool {
     pool.is_gone() && engine.claims().is_claimed(&Key::Drain(pool.uuid()))
 }
 
-impl<T: Send + 'static> Next<T> {
+impl<T: Send + 'static> Step<T> {
     /// Asks for a lock. The step does not see a pool that another request is ending: such a pool
     /// has given up its devices, but is still in the table and in what clients see, so the next
     /// answer could contradict any answer about it. The step waits until the end has been
     /// published.
-    pub fn under(access: Access, step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static) -> Next<T> {
+    pub fn locked(access: Access, step: impl FnOnce(&Engine, Granted<'_>) -> Step<T> + Send + 'static) -> Step<T> {
         let again = access.clone();
-        Next::Under(
+        Step::Locked(
             access,
             Box::new(move |engine, granted| match &granted {
                 Granted::Read(pool) if ends(engine, pool) => until_ended(pool, again, step),
@@ -166,67 +166,67 @@ impl<T: Send + 'static> Next<T> {
 
     /// Waits until nobody has claimed the key any more, or until another [`Wait`] ends, and then
     /// goes on with `again`.
-    pub fn parked(wait: impl Into<Wait>, again: Next<T>) -> Next<T> {
-        Next::Parked(wait.into(), Box::new(again))
+    pub fn parked(wait: impl Into<Wait>, again: Step<T>) -> Step<T> {
+        Step::Parked(wait.into(), Box::new(again))
     }
 
     /// Asks for exclusive access to a pool for which the caller holds [`Key::Drain`], whether or
     /// not the pool is ending.
-    pub fn alone(pool: PoolUuid, step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static) -> Next<T> {
-        Next::Under(Access::Pool(pool.into(), Mode::Exclusive), Box::new(step))
+    pub fn alone(pool: PoolUuid, step: impl FnOnce(&Engine, Granted<'_>) -> Step<T> + Send + 'static) -> Step<T> {
+        Step::Locked(Access::Pool(pool.into(), Mode::Exclusive), Box::new(step))
     }
 
     /// Asks for exclusive access to a pool.
     pub fn write(
         pool: impl Into<PoolRef>,
-        step: impl FnOnce(&Engine, Granted<'_>) -> Next<T> + Send + 'static,
-    ) -> Next<T> {
-        Next::under(Access::Pool(pool.into(), Mode::Exclusive), step)
+        step: impl FnOnce(&Engine, Granted<'_>) -> Step<T> + Send + 'static,
+    ) -> Step<T> {
+        Step::locked(Access::Pool(pool.into(), Mode::Exclusive), step)
     }
 
     /// Asks for time without a lock for a slow step on the pool that the request has been about so
     /// far.
-    pub fn act(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
-        Next::Act(Pace::Slow(None), Box::new(step))
+    pub fn blocking(step: impl FnOnce(&Engine) -> Step<T> + Send + 'static) -> Step<T> {
+        Step::Blocking(Pace::Slow(None), Box::new(step))
     }
 
     /// Asks for time without a lock for a slow step that may block `share`.
-    pub fn slow(share: Share, step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
-        Next::Act(Pace::Slow(Some(share)), Box::new(step))
+    pub fn slow(share: Share, step: impl FnOnce(&Engine) -> Step<T> + Send + 'static) -> Step<T> {
+        Step::Blocking(Pace::Slow(Some(share)), Box::new(step))
     }
 
     /// Asks for time without a lock for a brief step.
-    pub fn brief(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
-        Next::Act(Pace::Brief, Box::new(step))
+    pub fn brief(step: impl FnOnce(&Engine) -> Step<T> + Send + 'static) -> Step<T> {
+        Step::Blocking(Pace::Brief, Box::new(step))
     }
 
     /// Asks for a thread of its own, for a step that may take hours.
-    pub fn long(step: impl FnOnce(&Engine) -> Next<T> + Send + 'static) -> Next<T> {
-        Next::Long(Box::new(step))
+    pub fn background(step: impl FnOnce(&Engine) -> Step<T> + Send + 'static) -> Step<T> {
+        Step::Background(Box::new(step))
     }
 
     /// Appends another chain, made from the result of this one.
-    pub fn then<U: Send + 'static>(self, follow: impl FnOnce(T) -> Next<U> + Send + 'static) -> Next<U> {
+    pub fn then<U: Send + 'static>(self, follow: impl FnOnce(T) -> Step<U> + Send + 'static) -> Step<U> {
         match self {
-            Next::Done(value) => follow(value),
-            Next::Under(access, step) => {
-                Next::Under(access, Box::new(move |engine, granted| step(engine, granted).then(follow)))
+            Step::Done(value) => follow(value),
+            Step::Locked(access, step) => {
+                Step::Locked(access, Box::new(move |engine, granted| step(engine, granted).then(follow)))
             }
-            Next::Act(pace, step) => Next::Act(pace, Box::new(move |engine| step(engine).then(follow))),
-            Next::Linked(links, limit, step) => {
-                Next::Linked(links, limit, Box::new(move |engine, missing| step(engine, missing).then(follow)))
+            Step::Blocking(pace, step) => Step::Blocking(pace, Box::new(move |engine| step(engine).then(follow))),
+            Step::Linked(links, limit, step) => {
+                Step::Linked(links, limit, Box::new(move |engine, missing| step(engine, missing).then(follow)))
             }
-            Next::Long(step) => Next::Long(Box::new(move |engine| step(engine).then(follow))),
-            Next::Together(parts, join) => {
-                Next::Together(parts, Box::new(move |engine, results| join(engine, results).then(follow)))
+            Step::Background(step) => Step::Background(Box::new(move |engine| step(engine).then(follow))),
+            Step::Parallel(parts, join) => {
+                Step::Parallel(parts, Box::new(move |engine, results| join(engine, results).then(follow)))
             }
-            Next::Parked(wait, next) => Next::Parked(wait, Box::new(next.then(follow))),
+            Step::Parked(wait, next) => Step::Parked(wait, Box::new(next.then(follow))),
         }
     }
 
     /// The same chain with another result.
-    pub fn map<U: Send + 'static>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Next<U> {
-        self.then(move |value| Next::Done(change(value)))
+    pub fn map<U: Send + 'static>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Step<U> {
+        self.then(move |value| Step::Done(change(value)))
     }
 }
 

@@ -39,7 +39,7 @@ use crate::{
         },
         pool::{Filesystem, Member, Pool, sector_sizes},
         registry::{DeviceSet, Found},
-        request::{Access, Granted, Mode, Next, Part},
+        request::{Access, Granted, Mode, Part, Step},
         revert,
         stack::{Stack, ensure_device},
         thin_devices, thin_growth,
@@ -53,9 +53,9 @@ use crate::{
 
 /// Inserts a pool into the table. The claim on its name, with whatever else it holds, is given back
 /// afterwards.
-pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
-    Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
-        let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(pool.uuid()))) };
+pub(super) fn insert(pool: Pool, claim: Claim) -> Step<Result<()>> {
+    Step::locked(Access::Table(Mode::Exclusive), move |engine, granted| {
+        let Granted::Table(table) = granted else { return Step::Done(Err(Error::NoPool(pool.uuid()))) };
         let (uuid, name) = (pool.uuid(), pool.name().clone());
         let devices: Vec<_> = pool.nodes().collect();
         let inserted = match table.insert(pool) {
@@ -68,7 +68,7 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Next<Result<()>> {
             Err(_) => Err(Error::PoolNameTaken(name)),
         };
         drop(claim);
-        Next::Done(inserted)
+        Step::Done(inserted)
     })
 }
 
@@ -197,17 +197,17 @@ impl Foundation {
     }
 
     /// Sets up the filesystems side by side, which completes the pool.
-    pub fn build(self) -> Next<Result<Pool>> {
+    pub fn build(self) -> Step<Result<Pool>> {
         let part = |record: &FilesystemRecord| -> Part {
             let raise = self.raise(record);
             Box::new(move |engine| Box::new(raise.run(engine.platform())))
         };
         let parts = self.records.iter().map(part).collect();
-        Next::Together(
+        Step::Parallel(
             parts,
             Box::new(move |engine, results| {
                 let raised = results.into_iter().map(|part| part?.downcast::<Raised>().ok().map(|raised| *raised));
-                Next::Done(self.complete(engine.platform(), raised.collect()))
+                Step::Done(self.complete(engine.platform(), raised.collect()))
             }),
         )
     }

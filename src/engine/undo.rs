@@ -38,7 +38,7 @@ pub enum When {
     Last,
 }
 
-struct Step {
+struct UndoStep {
     what: String,
     when: When,
     undo: Undo,
@@ -48,7 +48,7 @@ struct Step {
 #[derive(Default)]
 #[must_use]
 pub struct Rollback {
-    steps: Vec<Step>,
+    steps: Vec<UndoStep>,
 }
 
 impl Rollback {
@@ -66,7 +66,7 @@ impl Rollback {
         undo: impl FnOnce(&dyn Platform) -> std::result::Result<(), E> + Send + 'static,
     ) {
         let undo = Box::new(|platform: &dyn Platform| undo(platform).map_err(Into::into));
-        self.steps.push(Step { what: what.into(), when, undo });
+        self.steps.push(UndoStep { what: what.into(), when, undo });
     }
 
     /// Appends the undo steps of others that worked on the same operation.
@@ -88,7 +88,7 @@ impl Rollback {
         let unsure = cause.is_unsure();
         // Other threads that worked on the operation may have left something up.
         let mut in_use = unsure || cause.leaves() > Availability::Full;
-        while let Some(Step { what, when, undo }) = self.steps.pop() {
+        while let Some(UndoStep { what, when, undo }) = self.steps.pop() {
             let stays = match when {
                 When::Always => false,
                 When::Known => unsure,

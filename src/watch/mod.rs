@@ -32,7 +32,7 @@ use crate::{
     base::ids::PoolUuid,
     engine::{
         ops::{self, Depth},
-        request::Next,
+        request::Step,
     },
     platform,
 };
@@ -42,7 +42,7 @@ pub struct Task {
     /// Why, for the log.
     pub label: String,
     /// The steps.
-    pub chain: Next<()>,
+    pub chain: Step<()>,
 }
 
 /// Takes tasks and returns at once.
@@ -72,7 +72,7 @@ impl<K: Send + 'static> Ended<K> {
         Ended { key: Some(key), to: to.clone(), waker: waker.clone() }
     }
 
-    fn after(self, chain: Next<()>) -> Next<()> {
+    fn after(self, chain: Step<()>) -> Step<()> {
         chain.map(move |()| drop(self))
     }
 
@@ -84,7 +84,7 @@ impl<K: Send + 'static> Ended<K> {
         pool: PoolUuid,
         depth: Depth,
         report: impl FnOnce(Option<Duration>) -> K + Send + 'static,
-    ) -> Next<()> {
+    ) -> Step<()> {
         ops::check_all(pool, depth, move |look_again| {
             self.key = Some(report(look_again));
             drop(self);

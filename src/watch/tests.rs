@@ -109,8 +109,8 @@ fn lost_events_cause_a_scan_of_all_devices() {
     crate::engine::bda::Bda::initialize(&sim, &[(Path::new("/dev/x4999"), header)]).unwrap();
     // That raised an event of its own, which does not matter here.
     drop(watched.next());
-    let Next::Act(_, step) = look.chain else { panic!("the scan takes a lock") };
-    assert!(matches!(step(&engine), Next::Done(())));
+    let Step::Blocking(_, step) = look.chain else { panic!("the scan takes a lock") };
+    assert!(matches!(step(&engine), Step::Done(())));
     assert_eq!(watched.next().label, "Change of /dev/x4999");
     watched.end();
 }

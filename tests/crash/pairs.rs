@@ -23,7 +23,7 @@ use stratisd::{
     },
     platform::{
         Platform,
-        sim::{Call, Step},
+        sim::{Call, RecordedCall},
     },
     view::Availability,
 };
@@ -452,7 +452,7 @@ fn strike_caught(
 }
 
 /// The steps that a request takes when one of them is struck.
-fn steps_when_struck(variant: &Variant, (step, first): (u64, First)) -> Vec<Step> {
+fn steps_when_struck(variant: &Variant, (step, first): (u64, First)) -> Vec<RecordedCall> {
     let (mut bench, start) = prepared(variant, 1);
     match first {
         First::FailBefore => bench.sim.faults().fail_at(start + step),

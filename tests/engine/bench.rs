@@ -24,7 +24,7 @@ use stratisd::{
         metadata::{IntegritySpec, MetadataVersion},
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
         pool::Pool,
-        request::{Access, Next},
+        request::{Access, Step},
     },
     platform::{Platform, WriteStep, sim::Sim},
     view,
@@ -72,7 +72,7 @@ impl Bench {
     }
 
     /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
-    pub fn run<T: 'static>(&mut self, next: Next<T>) -> T {
+    pub fn run<T: 'static>(&mut self, next: Step<T>) -> T {
         self.pools.run(&self.engine, watched(next, self.sim.clone()))
     }
 
@@ -273,13 +273,13 @@ pub fn name(text: &str) -> Name {
 pub const GIB: Sectors = Sectors(2 << 20);
 
 /// The same chain, of which each step under a lock is looked at: what takes long on any machine is not done there.
-fn watched<T: 'static>(next: Next<T>, sim: Sim) -> Next<T> {
+fn watched<T: 'static>(next: Step<T>, sim: Sim) -> Step<T> {
     match next {
-        Next::Done(value) => Next::Done(value),
-        Next::Under(access, step) => {
+        Step::Done(value) => Step::Done(value),
+        Step::Locked(access, step) => {
             let label = format!("{access:?}");
             let has_table = matches!(access, Access::Table(_));
-            Next::Under(
+            Step::Locked(
                 access,
                 Box::new(move |engine, granted| {
                     let (before, announced) = (sim.long_calls(), sim.announcements());
@@ -291,14 +291,14 @@ fn watched<T: 'static>(next: Next<T>, sim: Sim) -> Next<T> {
                 }),
             )
         }
-        Next::Act(pace, step) => Next::Act(pace, Box::new(move |engine| watched(step(engine), sim))),
-        Next::Linked(links, limit, step) => {
-            Next::Linked(links, limit, Box::new(move |engine, missing| watched(step(engine, missing), sim)))
+        Step::Blocking(pace, step) => Step::Blocking(pace, Box::new(move |engine| watched(step(engine), sim))),
+        Step::Linked(links, limit, step) => {
+            Step::Linked(links, limit, Box::new(move |engine, missing| watched(step(engine, missing), sim)))
         }
-        Next::Long(step) => Next::Long(Box::new(move |engine| watched(step(engine), sim))),
-        Next::Together(parts, join) => {
-            Next::Together(parts, Box::new(move |engine, results| watched(join(engine, results), sim)))
+        Step::Background(step) => Step::Background(Box::new(move |engine| watched(step(engine), sim))),
+        Step::Parallel(parts, join) => {
+            Step::Parallel(parts, Box::new(move |engine, results| watched(join(engine, results), sim)))
         }
-        Next::Parked(wait, next) => Next::Parked(wait, Box::new(watched(*next, sim))),
+        Step::Parked(wait, next) => Step::Parked(wait, Box::new(watched(*next, sim))),
     }
 }

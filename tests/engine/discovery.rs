@@ -5,10 +5,10 @@ use std::{path::Path, sync::Arc};
 use serde_json::json;
 use stratisd::{
     base::{ids::PoolUuid, pool_ref::PoolRef, units::Sectors},
-    engine::{Engine, Error, dm_names::Role, metadata::MetadataVersion, ops, request::Next},
+    engine::{Engine, Error, dm_names::Role, metadata::MetadataVersion, ops, request::Step},
     platform::{
         DeviceAction, DeviceEvent, DeviceEvents, Platform,
-        sim::{Call, Sim, Step},
+        sim::{Call, RecordedCall, Sim},
     },
     view::{Availability, Stopped},
 };
@@ -543,8 +543,8 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
     };
     let look = |engine: &Engine, event: Option<DeviceEvent>| match event {
         Some(event) => match ops::device_event(event) {
-            Next::Act(_, step) => match step(engine) {
-                Next::Long(read) => vec![read(engine)],
+            Step::Blocking(_, step) => match step(engine) {
+                Step::Background(read) => vec![read(engine)],
                 _ => panic!("the device of an event is read on a thread of its own"),
             },
             _ => panic!("an event is read without a lock"),
@@ -555,7 +555,7 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
         let bench = prepare();
         let steps = bench.sim.trace().len();
         let _ = look(&bench.engine, by_event.then(|| event(&bench)));
-        let is_read = |step: &&Step| step.call == Call::Read && step.subject.contains("/dev/a");
+        let is_read = |step: &&RecordedCall| step.call == Call::Read && step.subject.contains("/dev/a");
         let reads = bench.sim.trace()[steps..].iter().filter(is_read).count();
         assert!(reads > 1, "{reads}");
         for read in 0..reads {

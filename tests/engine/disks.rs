@@ -11,7 +11,7 @@ use stratisd::{
     engine::{
         bda::{Bda, Repair},
         metadata::{
-            MetadataVersion, StaticHeader, Step,
+            MetadataVersion, PlannedWrite, StaticHeader,
             header::plan_initialize,
             mda::{Layout, Mda},
         },
@@ -52,7 +52,7 @@ impl Device<'_> {
         }
         steps.extend(plan_initialize(&header));
         for step in steps {
-            if let Step::At(offset, bytes) = step {
+            if let PlannedWrite::At(offset, bytes) = step {
                 sim.put(path, offset, &bytes).unwrap();
             }
         }

@@ -15,7 +15,7 @@ use stratisd::{
         Result,
         metadata::{IntegritySpec, MetadataVersion},
         ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
-        request::Next,
+        request::Step,
     },
     platform::{
         DeviceAction, DeviceEvent, Platform, Program,
@@ -93,7 +93,7 @@ fn random_request(chance: &mut StdRng) -> Request {
     }
 }
 
-fn told<T: Send + 'static>(chain: Next<Result<T>>, changed: fn(&T) -> bool) -> Next<String> {
+fn told<T: Send + 'static>(chain: Step<Result<T>>, changed: fn(&T) -> bool) -> Step<String> {
     chain.map(move |result| match result {
         Ok(value) if changed(&value) => "changed".to_owned(),
         Ok(_) => "as it was".to_owned(),
@@ -105,7 +105,7 @@ fn told<T: Send + 'static>(chain: Next<Result<T>>, changed: fn(&T) -> bool) -> N
 }
 
 /// The chain of a request on a prepared machine, and nothing of it done.
-fn chain(bench: &Bench, request: &Request) -> Next<String> {
+fn chain(bench: &Bench, request: &Request) -> Step<String> {
     let pool = |text: &str| bench.id(text);
     let filesystem = |text: &str| bench.filesystem("p", text);
     match *request {
@@ -350,7 +350,7 @@ fn renames_at_once_leave_one_name() {
 /// Found by the history checker: a request was told that a pool is gone while clients were still shown it.
 #[test]
 fn nobody_is_told_of_an_end_before_it_is_seen() {
-    let ends: [fn(PoolUuid) -> Next<String>; 2] = [
+    let ends: [fn(PoolUuid) -> Step<String>; 2] = [
         |pool| told(ops::stop_pool(PoolRef::Uuid(pool)), |_| true),
         |pool| told(ops::destroy_pool(pool), |destroyed| *destroyed),
     ];

@@ -7,7 +7,7 @@ use stratisd::{
     engine::{
         dm_names,
         ops::{self, Depth, NewFilesystem},
-        request::{Access, Granted, Next},
+        request::{Access, Granted, Step},
     },
     platform::{
         DeviceNumber, Platform, WriteStep,
@@ -79,16 +79,16 @@ fn an_event_without_a_link_asks_for_it() {
 }
 
 /// Runs a chain until it waits for links.
-fn until_it_waits<T>(bench: &mut Bench, mut next: Next<T>) -> Next<T> {
+fn until_it_waits<T>(bench: &mut Bench, mut next: Step<T>) -> Step<T> {
     loop {
         next = match next {
-            Next::Done(_) | Next::Linked(..) => return next,
-            Next::Act(_, step) => step(&bench.engine),
-            Next::Together(parts, join) => {
+            Step::Done(_) | Step::Linked(..) => return next,
+            Step::Blocking(_, step) => step(&bench.engine),
+            Step::Parallel(parts, join) => {
                 let results = parts.into_iter().map(|part| Some(part(&bench.engine))).collect();
                 join(&bench.engine, results)
             }
-            Next::Under(Access::Pool(which, _), step) => {
+            Step::Locked(Access::Pool(which, _), step) => {
                 let pool = bench.pools.resolve(&which).unwrap();
                 step(&bench.engine, Granted::Write(bench.pools.0.get_mut(&pool).unwrap()))
             }
@@ -106,7 +106,7 @@ fn an_event_asks_for_no_link_that_is_awaited() {
     let new = NewFilesystem { name: name("g"), size: None, size_limit: None };
     let created = ops::create_filesystems(bench.id("p"), vec![new]);
     let waiting = until_it_waits(&mut bench, created);
-    assert!(matches!(waiting, Next::Linked(..)));
+    assert!(matches!(waiting, Step::Linked(..)));
     let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", "g"));
     bench.sim.written_and_closed(bench.sim.dm_find(&device).unwrap().unwrap().number);
     let before = announcements(&bench.sim);

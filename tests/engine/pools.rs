@@ -11,7 +11,7 @@ use stratisd::{
     engine::{
         Engine,
         pool::Pool,
-        request::{Access, Granted, Mode, Next, Part, Table},
+        request::{Access, Granted, Mode, Part, Step, Table},
     },
     view::Availability,
 };
@@ -30,22 +30,22 @@ impl Pools {
     }
 
     /// Runs a chain to its end. What panics has the consequences that it has in the daemon.
-    pub fn run<T>(&mut self, engine: &Engine, mut next: Next<T>) -> T {
+    pub fn run<T>(&mut self, engine: &Engine, mut next: Step<T>) -> T {
         loop {
             next = match next {
-                Next::Done(value) => {
+                Step::Done(value) => {
                     engine.take_background().into_iter().for_each(|(_, work)| self.run(engine, work));
                     return value;
                 }
-                Next::Act(_, step) | Next::Long(step) => step(engine),
-                Next::Linked(links, limit, step) => step(engine, links.wait(limit)),
-                Next::Together(parts, join) => {
+                Step::Blocking(_, step) | Step::Background(step) => step(engine),
+                Step::Linked(links, limit, step) => step(engine, links.wait(limit)),
+                Step::Parallel(parts, join) => {
                     let run = |part: Part| catch_unwind(AssertUnwindSafe(|| part(engine))).ok();
                     let results = parts.into_iter().map(run).collect();
                     join(engine, results)
                 }
-                Next::Under(Access::Table(_), step) => step(engine, Granted::Table(self)),
-                Next::Under(Access::Pool(which, mode), step) => {
+                Step::Locked(Access::Table(_), step) => step(engine, Granted::Table(self)),
+                Step::Locked(Access::Pool(which, mode), step) => {
                     let uuid = self.resolve(&which);
                     match (uuid.and_then(|uuid| self.0.get_mut(&uuid)), mode) {
                         (None, _) => step(engine, Granted::NoPool),
@@ -59,7 +59,7 @@ impl Pools {
                         }
                     }
                 }
-                Next::Parked(wait, _) => panic!("a request waits for {wait:?}, but no other request is under way"),
+                Step::Parked(wait, _) => panic!("a request waits for {wait:?}, but no other request is under way"),
             };
         }
     }

@@ -6,7 +6,7 @@
 use std::any::Any;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use stratisd::engine::request::{Access, Granted, Join, Mode, Next, Part, Wait};
+use stratisd::engine::request::{Access, Granted, Join, Mode, Part, Step, Wait};
 
 use crate::bench::Bench;
 
@@ -14,9 +14,9 @@ use crate::bench::Bench;
 const PARKS_MAX: u32 = 50;
 
 enum State<T> {
-    Ready(Next<T>),
+    Ready(Step<T>),
     /// With what it waits for, and the count of claims given back before the step that parked.
-    Parked(Wait, u64, Next<T>),
+    Parked(Wait, u64, Step<T>),
     Together(Vec<Option<Part>>, Vec<Option<Box<dyn Any + Send>>>, Join<T>),
     Done(T),
     /// Only while a step runs.
@@ -46,7 +46,7 @@ impl<T: Send + 'static> Scheduler<T> {
     }
 
     /// Begins a chain.
-    pub fn begin(&mut self, label: &str, chain: Next<T>) {
+    pub fn begin(&mut self, label: &str, chain: Step<T>) {
         self.chains.push(Chain { label: label.to_owned(), state: State::Ready(chain), parks: 0 });
     }
 
@@ -88,11 +88,11 @@ impl<T: Send + 'static> Scheduler<T> {
                 (join(engine, results), "join")
             }
             State::Ready(next) | State::Parked(_, _, next) => match next {
-                Next::Done(value) => return (State::Done(value), "done"),
-                Next::Act(_, step) | Next::Long(step) => (step(engine), "act"),
-                Next::Linked(links, limit, step) => (step(engine, links.wait(limit)), "links"),
-                Next::Under(Access::Table(_), step) => (step(engine, Granted::Table(pools)), "table"),
-                Next::Under(Access::Pool(which, mode), step) => {
+                Step::Done(value) => return (State::Done(value), "done"),
+                Step::Blocking(_, step) | Step::Background(step) => (step(engine), "act"),
+                Step::Linked(links, limit, step) => (step(engine, links.wait(limit)), "links"),
+                Step::Locked(Access::Table(_), step) => (step(engine, Granted::Table(pools)), "table"),
+                Step::Locked(Access::Pool(which, mode), step) => {
                     let uuid = pools.resolve(&which);
                     match (uuid.and_then(|uuid| pools.0.get_mut(&uuid)), mode) {
                         (None, _) => (step(engine, Granted::NoPool), "no pool"),
@@ -100,16 +100,16 @@ impl<T: Send + 'static> Scheduler<T> {
                         (Some(pool), Mode::Exclusive) => (step(engine, Granted::Write(pool)), "write"),
                     }
                 }
-                Next::Together(parts, join) => {
+                Step::Parallel(parts, join) => {
                     let results = parts.iter().map(|_| None).collect();
                     return (State::Together(parts.into_iter().map(Some).collect(), results, join), "together");
                 }
-                Next::Parked(wait, next) => return (State::Parked(wait, seen, *next), "parked"),
+                Step::Parked(wait, next) => return (State::Parked(wait, seen, *next), "parked"),
             },
             State::Done(_) | State::Running => unreachable!("it was chosen among those that can go on"),
         };
         match next {
-            Next::Parked(wait, next) => (State::Parked(wait, seen, *next), what),
+            Step::Parked(wait, next) => (State::Parked(wait, seen, *next), what),
             next => (State::Ready(next), what),
         }
     }

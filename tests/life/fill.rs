@@ -16,7 +16,7 @@ use stratisd::{
         Engine,
         dm_names::{self, Role},
         ops,
-        request::Next,
+        request::Step,
     },
     platform::{
         Platform, WriteStep,
@@ -95,7 +95,7 @@ impl Daemon {
             Box::new(move |changes| observed.note(changes)),
         );
         let (done, checked) = unbounded();
-        let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
+        let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Step<Option<()>>| {
             dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });
         };
         for chain in ops::discover(&engine).unwrap() {

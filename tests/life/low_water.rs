@@ -13,7 +13,7 @@ use stratisd::{
     engine::{
         Engine, dm_names,
         ops::{self, NewFilesystem},
-        request::Next,
+        request::Step,
     },
     platform::{
         Platform, Program, WriteStep,
@@ -73,7 +73,7 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
     let observed = running.clone();
     let dispatcher =
         Dispatcher::new(Arc::clone(&engine), workers, links, sender, Box::new(move |changes| observed.note(changes)));
-    let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Next<Option<()>>| {
+    let submit = |dispatcher: &Dispatcher<()>, label: String, chain: Step<Option<()>>| {
         dispatcher.submit(Request { label, chain, on_failure: Box::new(|_| None) });
     };
     let chains = ops::discover(&engine).unwrap();

@@ -6,7 +6,7 @@ use stratisd::{
     engine::{
         self,
         ops::{self, CacheTier, NewFilesystem, Stopped, Unlock},
-        request::Next,
+        request::Step,
     },
     platform::sim::Sim,
 };
@@ -28,7 +28,7 @@ fn machine() -> Bench {
 /// Whether something was changed; or the text of the error.
 type Told = Result<bool, String>;
 
-fn told<T: Send + 'static>(chain: Next<engine::Result<T>>, changed: fn(&T) -> bool) -> Next<Told> {
+fn told<T: Send + 'static>(chain: Step<engine::Result<T>>, changed: fn(&T) -> bool) -> Step<Told> {
     chain.map(move |result| result.map(|value| changed(&value)).map_err(|error| error.sentence()))
 }
 
@@ -36,15 +36,15 @@ fn by_name(pool: &str) -> PoolRef {
     PoolRef::Name(name(pool))
 }
 
-fn stop(which: PoolRef) -> Next<Told> {
+fn stop(which: PoolRef) -> Step<Told> {
     told(ops::stop_pool(which), |stopped| matches!(stopped, Stopped::Done(_)))
 }
 
-fn start(which: PoolRef) -> Next<Told> {
+fn start(which: PoolRef) -> Step<Told> {
     told(ops::start_pool(which, Unlock::default(), CacheTier::Keep), Option::is_some)
 }
 
-fn create(bench: &Bench, pool: &str, filesystem: &str) -> Next<Told> {
+fn create(bench: &Bench, pool: &str, filesystem: &str) -> Step<Told> {
     let new = NewFilesystem { name: name(filesystem), size: Some(GIB), size_limit: None };
     told(ops::create_filesystems(bench.id(pool), vec![new]), |made| !made.is_empty())
 }

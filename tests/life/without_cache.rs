@@ -12,7 +12,7 @@ use stratisd::{
     },
     platform::{
         DeviceClass, Platform, WriteStep,
-        sim::{Call, Sim, Step},
+        sim::{Call, RecordedCall, Sim},
     },
 };
 
@@ -118,7 +118,7 @@ fn first_step_of_wiping(version: MetadataVersion) -> u64 {
     let from = bench.sim.steps();
     start(&mut bench, CacheTier::Drop).unwrap();
     let steps: Vec<_> = bench.sim.trace().into_iter().skip(usize::try_from(from).unwrap()).collect();
-    let writes_to = |step: &Step, disk| step.call == Call::Write && step.subject.contains(disk);
+    let writes_to = |step: &RecordedCall, disk| step.call == Call::Write && step.subject.contains(disk);
     let committed = steps.iter().rposition(|step| writes_to(step, "/dev/slow")).unwrap();
     let wiping = steps.iter().skip(committed).position(|step| writes_to(step, "/dev/fast")).unwrap();
     u64::try_from(committed + wiping).unwrap()

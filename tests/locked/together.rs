@@ -12,7 +12,7 @@ use stratisd::{
         encryption::{BindRequest, Kind, RebindRequest, SlotRequest, UnlockMethod},
         metadata::{IntegritySpec, MetadataVersion},
         ops::{self, NewPool},
-        request::{Access, Granted, Next},
+        request::{Access, Granted, Step},
     },
     platform::{
         DeviceClass, Platform,
@@ -34,7 +34,7 @@ type Opens = (&'static [&'static str], usize);
 struct Change {
     name: &'static str,
     begins_with_clevis: bool,
-    ask: fn(&Bench) -> Next<engine::Result<bool>>,
+    ask: fn(&Bench) -> Step<engine::Result<bool>>,
     opens: Opens,
 }
 
@@ -143,12 +143,12 @@ fn devices_that_join_are_bound_as_the_others_are_in_the_end() {
 }
 
 /// Runs a chain of which the parts that may run side by side have a thread each.
-fn run_at_once<T>(bench: &mut Bench, mut next: Next<T>) -> T {
+fn run_at_once<T>(bench: &mut Bench, mut next: Step<T>) -> T {
     loop {
         next = match next {
-            Next::Done(value) => return value,
-            Next::Act(_, step) | Next::Long(step) => step(&bench.engine),
-            Next::Together(parts, join) => {
+            Step::Done(value) => return value,
+            Step::Blocking(_, step) | Step::Background(step) => step(&bench.engine),
+            Step::Parallel(parts, join) => {
                 let engine = &bench.engine;
                 let results = std::thread::scope(|scope| {
                     let threads: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| part(engine))).collect();
@@ -156,12 +156,12 @@ fn run_at_once<T>(bench: &mut Bench, mut next: Next<T>) -> T {
                 });
                 join(engine, results)
             }
-            Next::Under(Access::Table(_), step) => step(&bench.engine, Granted::Table(&mut bench.pools)),
-            Next::Under(Access::Pool(which, _), step) => {
+            Step::Locked(Access::Table(_), step) => step(&bench.engine, Granted::Table(&mut bench.pools)),
+            Step::Locked(Access::Pool(which, _), step) => {
                 let pool = bench.pools.resolve(&which).and_then(|pool| bench.pools.0.get_mut(&pool));
                 step(&bench.engine, pool.map_or(Granted::NoPool, Granted::Write))
             }
-            Next::Parked(..) | Next::Linked(..) => panic!("nothing else is under way"),
+            Step::Parked(..) | Step::Linked(..) => panic!("nothing else is under way"),
         };
     }
 }

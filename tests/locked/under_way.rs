@@ -14,7 +14,7 @@ use stratisd::{
         encryption::{BindRequest, Kind, RebindRequest, SlotRequest, UnlockMethod},
         metadata::MetadataVersion,
         ops,
-        request::Next,
+        request::Step,
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
@@ -59,7 +59,7 @@ fn pool(sim: Sim, work: ReencryptionMode, version: MetadataVersion) -> Bench {
     bench
 }
 
-fn ask(bench: &Bench, work: ReencryptionMode) -> Next<Result<bool>> {
+fn ask(bench: &Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     match work {
         ReencryptionMode::Encrypt => ops::encrypt_pool(bench.id("p"), vec![by_key(None, "k"), by_tang(None, URL)]),
         ReencryptionMode::Reencrypt => ops::reencrypt_pool(bench.id("p")),
@@ -68,45 +68,45 @@ fn ask(bench: &Bench, work: ReencryptionMode) -> Next<Result<bool>> {
 }
 
 /// The chain up to a step that is as it is said; gives the rest.
-fn until<T: 'static>(next: Next<T>, is_meant: fn(&Next<T>) -> bool) -> Next<Next<T>> {
+fn until<T: 'static>(next: Step<T>, is_meant: fn(&Step<T>) -> bool) -> Step<Step<T>> {
     if is_meant(&next) {
-        return Next::Done(next);
+        return Step::Done(next);
     }
     match next {
-        Next::Done(value) => Next::Done(Next::Done(value)),
-        Next::Under(access, step) => {
-            Next::Under(access, Box::new(move |engine, granted| until(step(engine, granted), is_meant)))
+        Step::Done(value) => Step::Done(Step::Done(value)),
+        Step::Locked(access, step) => {
+            Step::Locked(access, Box::new(move |engine, granted| until(step(engine, granted), is_meant)))
         }
-        Next::Act(pace, step) => Next::Act(pace, Box::new(move |engine| until(step(engine), is_meant))),
-        Next::Linked(links, limit, step) => {
-            Next::Linked(links, limit, Box::new(move |engine, missing| until(step(engine, missing), is_meant)))
+        Step::Blocking(pace, step) => Step::Blocking(pace, Box::new(move |engine| until(step(engine), is_meant))),
+        Step::Linked(links, limit, step) => {
+            Step::Linked(links, limit, Box::new(move |engine, missing| until(step(engine, missing), is_meant)))
         }
-        Next::Long(step) => Next::Long(Box::new(move |engine| until(step(engine), is_meant))),
-        Next::Together(parts, join) => {
-            Next::Together(parts, Box::new(move |engine, results| until(join(engine, results), is_meant)))
+        Step::Background(step) => Step::Background(Box::new(move |engine| until(step(engine), is_meant))),
+        Step::Parallel(parts, join) => {
+            Step::Parallel(parts, Box::new(move |engine, results| until(join(engine, results), is_meant)))
         }
-        Next::Parked(wait, next) => Next::Parked(wait, Box::new(until(*next, is_meant))),
+        Step::Parked(wait, next) => Step::Parked(wait, Box::new(until(*next, is_meant))),
     }
 }
 
 /// A work up to the step that takes hours.
-fn begun(bench: &mut Bench, work: ReencryptionMode) -> Next<Result<bool>> {
+fn begun(bench: &mut Bench, work: ReencryptionMode) -> Step<Result<bool>> {
     let asked = ask(bench, work);
-    let rest = bench.run(until(asked, |next| matches!(next, Next::Long(_))));
-    assert!(matches!(rest, Next::Long(_)), "it has not come so far");
+    let rest = bench.run(until(asked, |next| matches!(next, Step::Background(_))));
+    assert!(matches!(rest, Step::Background(_)), "it has not come so far");
     rest
 }
 
 /// Another request up to where it waits for the work to stop.
-fn waiting<T: 'static>(bench: &mut Bench, asked: Next<T>) -> Next<T> {
-    let rest = bench.run(until(asked, |next| matches!(next, Next::Parked(..))));
-    let Next::Parked(_, rest) = rest else { panic!("it does not wait") };
+fn waiting<T: 'static>(bench: &mut Bench, asked: Step<T>) -> Step<T> {
+    let rest = bench.run(until(asked, |next| matches!(next, Step::Parked(..))));
+    let Step::Parked(_, rest) = rest else { panic!("it does not wait") };
     *rest
 }
 
 /// The work of hours, without what follows.
-fn long<T>(engine: &Engine, next: Next<T>) -> Next<T> {
-    let Next::Long(step) = next else { panic!("it is a step that takes hours") };
+fn long<T>(engine: &Engine, next: Step<T>) -> Step<T> {
+    let Step::Background(step) = next else { panic!("it is a step that takes hours") };
     step(engine)
 }
 
@@ -200,10 +200,10 @@ fn a_pool_with_a_new_volume_key_gets_devices_and_grows() {
 }
 
 /// What would change containers, or what they lie on.
-fn other_requests(bench: &Bench) -> Vec<(&'static str, Next<Result<()>>)> {
+fn other_requests(bench: &Bench) -> Vec<(&'static str, Step<Result<()>>)> {
     let pool = bench.id("p");
-    let unit = |chain: Next<Result<bool>>| chain.map(|result| result.map(drop));
-    let added = |chain: Next<Result<Vec<_>>>| chain.map(|result| result.map(drop));
+    let unit = |chain: Step<Result<bool>>| chain.map(|result| result.map(drop));
+    let added = |chain: Step<Result<Vec<_>>>| chain.map(|result| result.map(drop));
     vec![
         ("bind", unit(ops::bind(pool, BindRequest::Clevis(tang("http://other")), SlotRequest::Free))),
         ("unbind", unit(ops::unbind(pool, Kind::Clevis, SlotRequest::Legacy))),
@@ -263,7 +263,7 @@ fn a_work_can_be_interrupted_before_it_begins() {
         let stop = waiting(&mut bench, ops::stop_pool(PoolRef::Name(name("p"))));
         let interrupted = match work {
             ReencryptionMode::Encrypt => waiting(&mut bench, rest),
-            _ => Next::Done(bench.run(rest)),
+            _ => Step::Done(bench.run(rest)),
         };
         bench.run(stop).unwrap();
         let error = bench.run(interrupted).unwrap_err();
@@ -289,7 +289,7 @@ fn a_work_can_be_interrupted_before_it_begins() {
 }
 
 /// A work up to the moment between two devices, where another request wants the pool to itself. Gives what is left of both.
-fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Next<T>) -> (Next<T>, Next<Result<bool>>) {
+fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Step<T>) -> (Step<T>, Step<Result<bool>>) {
     let devices: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
     let rest = begun(bench, ReencryptionMode::Reencrypt);
     let gate = bench.sim.delay(Call::Luks(LuksCall::Reencrypt), &devices[1].to_string_lossy());
@@ -298,8 +298,8 @@ fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Next<T>) -> 
         let engine = &*engine;
         let worker = scope.spawn(move || long(engine, rest));
         assert!(gate.wait_for(1, LIMIT), "the second device is not come to");
-        let other = pools.run(engine, until(other, |next| matches!(next, Next::Parked(..))));
-        let Next::Parked(_, other) = other else { panic!("the other does not wait") };
+        let other = pools.run(engine, until(other, |next| matches!(next, Step::Parked(..))));
+        let Step::Parked(_, other) = other else { panic!("the other does not wait") };
         gate.open();
         (*other, worker.join().unwrap())
     })
@@ -456,7 +456,7 @@ fn a_work_that_panics_is_given_up_until_it_is_asked_for_again() {
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(long(engine, rest))));
     assert!(panicked.is_err());
     // As whoever runs chains does after every step.
-    bench.run(Next::<()>::Done(()));
+    bench.run(Step::<()>::Done(()));
     let request = ops::unbind(bench.id("p"), Kind::Clevis, SlotRequest::Legacy);
     let error = bench.run(request).unwrap_err();
     assert!(matches!(error, Error::WorkHalted { .. }), "{}", error.sentence());

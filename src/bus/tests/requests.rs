@@ -311,7 +311,7 @@ fn a_start_with_a_passphrase_reads_it_first() {
         base::pool_ref::PoolRef,
         engine::{
             Engine,
-            request::{Access, Mode, Next},
+            request::{Access, Mode, Step},
         },
         platform::sim::Sim,
     };
@@ -328,18 +328,18 @@ fn a_start_with_a_passphrase_reads_it_first() {
         }
         let Response::Job(_, Task { chain, .. }) = respond(&message, &two_pools()).unwrap() else { panic!("no job") };
         match chain {
-            Next::Act(_, read) => (true, read(&engine)),
+            Step::Blocking(_, read) => (true, read(&engine)),
             next => (false, next),
         }
     };
-    let asks_for_the_pool = |next: &Next<Outcome>| matches!(next, Next::Under(Access::Pool(PoolRef::Name(name), Mode::Shared), _) if name.as_str() == "p");
+    let asks_for_the_pool = |next: &Step<Outcome>| matches!(next, Step::Locked(Access::Pool(PoolRef::Name(name), Mode::Shared), _) if name.as_str() == "p");
     for revision in [8, 9] {
         let (read, next) = started(revision, None);
         assert!(!read && asks_for_the_pool(&next));
         let (read, next) = started(revision, Some(b"passphrase\n"));
         assert!(read && asks_for_the_pool(&next));
         let (read, next) = started(revision, Some(&[b'x'; 65]));
-        assert!(read && matches!(next, Next::Done(Outcome::Refused(text)) if text.contains("longer than 64 bytes")));
+        assert!(read && matches!(next, Step::Done(Outcome::Refused(text)) if text.contains("longer than 64 bytes")));
     }
 }
 

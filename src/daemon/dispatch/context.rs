@@ -10,7 +10,7 @@ use crate::{
     engine::{
         Engine,
         pool::Pool,
-        request::{ActStep, Join, LinkedStep, Next, UnderStep, Wait},
+        request::{BlockingStep, Join, LinkedStep, LockedStep, Step, Wait},
     },
     view,
 };
@@ -74,12 +74,12 @@ impl Context for Engine {
 
 /// A chain of steps over a context and its pools. It ends with the answer to the caller, if there
 /// is one.
-pub type Chain<R, C> = Next<Option<R>, C, <C as Context>::Pool>;
+pub type Chain<R, C> = Step<Option<R>, C, <C as Context>::Pool>;
 
 /// A step of such a chain under a lock.
-pub(super) type Step<R, C> = UnderStep<Option<R>, C, <C as Context>::Pool>;
+pub(super) type GrantedStep<R, C> = LockedStep<Option<R>, C, <C as Context>::Pool>;
 /// A step of such a chain without a lock.
-pub(super) type FreeStep<R, C> = ActStep<Option<R>, C, <C as Context>::Pool>;
+pub(super) type FreeStep<R, C> = BlockingStep<Option<R>, C, <C as Context>::Pool>;
 /// The step that follows when the links exist.
 pub(super) type AfterLinks<R, C> = LinkedStep<Option<R>, C, <C as Context>::Pool>;
 /// The step that follows the parallel parts of a chain.

@@ -19,7 +19,7 @@ use super::{context::JoinStep, *};
 use crate::{
     base::pool_ref::PoolRef,
     daemon::table::PoolEntry,
-    engine::request::{Access, Granted, Key, Mode, Next, Pace, Part, Table},
+    engine::request::{Access, Granted, Key, Mode, Pace, Part, Step, Table},
     platform::PendingLinks,
     view::{self, Availability, Stopped},
 };
@@ -139,7 +139,7 @@ fn the_claim() -> Wait {
 }
 
 fn parked(next: Todo) -> Todo {
-    Next::Parked(the_claim(), Box::new(next))
+    Step::Parked(the_claim(), Box::new(next))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -244,15 +244,15 @@ impl Daemon {
 }
 
 fn done(number: u64) -> Todo {
-    Next::Done(Some(Answer::Number(number)))
+    Step::Done(Some(Answer::Number(number)))
 }
 
 fn act(step: impl FnOnce(&ToyContext) -> Todo + Send + 'static) -> Todo {
-    Next::Act(Pace::Slow(None), Box::new(step))
+    Step::Blocking(Pace::Slow(None), Box::new(step))
 }
 
 fn write(pool: PoolRef, step: impl FnOnce(&ToyContext, &mut ToyPool) -> Todo + Send + 'static) -> Todo {
-    Next::Under(
+    Step::Locked(
         Access::Pool(pool, Mode::Exclusive),
         Box::new(move |context, granted| match granted {
             Granted::Write(pool) => step(context, pool),
@@ -262,7 +262,7 @@ fn write(pool: PoolRef, step: impl FnOnce(&ToyContext, &mut ToyPool) -> Todo + S
 }
 
 fn whole_table(step: impl FnOnce(&ToyContext, &mut dyn Table<ToyPool>) -> Todo + Send + 'static) -> Todo {
-    Next::Under(
+    Step::Locked(
         Access::Table(Mode::Exclusive),
         Box::new(move |context, granted| match granted {
             Granted::Table(table) => step(context, table),
@@ -383,11 +383,11 @@ fn names_are_resolved_and_missing_pools_reported() {
     assert_eq!((update.changes.len(), update.reply), (1, Some(Answer::Number(1))));
     daemon.submit("new name", write(by_name("c"), |_, pool| done(pool.add_one())));
     assert_eq!(daemon.answer(), Answer::Number(1));
-    let missing: Step<Answer, ToyContext> = Box::new(|_, granted| match granted {
+    let missing: GrantedStep<Answer, ToyContext> = Box::new(|_, granted| match granted {
         Granted::NoPool => done(404),
         _ => done(0),
     });
-    daemon.submit("old name", Next::Under(Access::Pool(by_name("a"), Mode::Shared), missing));
+    daemon.submit("old name", Step::Locked(Access::Pool(by_name("a"), Mode::Shared), missing));
     assert_eq!(daemon.answer(), Answer::Number(404));
     daemon.submit(
         "remove",
@@ -407,14 +407,14 @@ fn names_are_resolved_and_missing_pools_reported() {
 #[test]
 fn shared_access_cannot_change_the_table() {
     let daemon = daemon(2);
-    let step: Step<Answer, ToyContext> = Box::new(|_, granted| {
+    let step: GrantedStep<Answer, ToyContext> = Box::new(|_, granted| {
         let Granted::Table(table) = granted else { return done(0) };
         assert!(table.insert(ToyPool::new(uuid(3), "x")).is_err());
         assert!(table.remove(uuid(1)).is_none());
         assert!(table.rename(uuid(1), Name::new("x").unwrap()).is_none());
         done(table.list().len() as u64)
     });
-    daemon.submit("look", Next::Under(Access::Table(Mode::Shared), step));
+    daemon.submit("look", Step::Locked(Access::Table(Mode::Shared), step));
     let update = daemon.next();
     assert_eq!((update.changes.len(), update.reply), (0, Some(Answer::Number(2))));
     daemon.end();
@@ -595,8 +595,8 @@ fn a_panic_restricts_only_pools_held_for_writing() {
     let failed = |label| Answer::Failed(label, Failure::Panicked);
     daemon.submit("act", act(|_| panic!("planted")));
     assert_eq!(daemon.answer(), failed("act"));
-    let reading: Step<Answer, ToyContext> = Box::new(|_, _| panic!("planted"));
-    daemon.submit("read", Next::Under(Access::Pool(a(), Mode::Shared), reading));
+    let reading: GrantedStep<Answer, ToyContext> = Box::new(|_, _| panic!("planted"));
+    daemon.submit("read", Step::Locked(Access::Pool(a(), Mode::Shared), reading));
     let update = daemon.next();
     assert_eq!((update.changes.len(), update.reply), (0, Some(failed("read"))));
     daemon.submit(
@@ -611,7 +611,7 @@ fn a_panic_restricts_only_pools_held_for_writing() {
     assert_eq!(pool_of(&update.changes[0]).availability, Availability::NoPoolChanges);
     assert_eq!(update.reply, Some(failed("table")));
     let bad_join: JoinStep<Answer, ToyContext> = Box::new(|_, _| panic!("planted"));
-    daemon.submit("join", Next::Together(Vec::new(), bad_join));
+    daemon.submit("join", Step::Parallel(Vec::new(), bad_join));
     assert_eq!(daemon.answer(), failed("join"));
     // A panic of the code that makes the answer does no harm either.
     let on_failure: OnFailure<Answer> = Box::new(|_| panic!("planted"));
@@ -668,7 +668,7 @@ fn parts_run_in_parallel_and_join_in_order() {
         assert_eq!(results, [Some(1), Some(2), None, Some(4)]);
         done(5)
     });
-    daemon.submit("together", Next::Together(parts, join));
+    daemon.submit("together", Step::Parallel(parts, join));
     assert_eq!(daemon.answer(), Answer::Number(5));
     daemon.end();
 }

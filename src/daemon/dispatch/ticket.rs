@@ -14,13 +14,13 @@ use threads::{
 use super::{
     super::table::{PoolEntry, ReadTable, WriteTable, target},
     Dispatcher, Inner, Parked, Ready, Records, Request, Waiting, caught,
-    context::{AfterLinks, Chain, Context, FreeStep, JoinStep, Step},
+    context::{AfterLinks, Chain, Context, FreeStep, GrantedStep, JoinStep},
     failed,
 };
 use crate::{
     base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
     bus::Failure,
-    engine::request::{Access, Granted, Mode, Next, Pace, Part, Share, Wait},
+    engine::request::{Access, Granted, Mode, Pace, Part, Share, Step, Wait},
     platform::PendingLinks,
     view::Change,
 };
@@ -46,16 +46,16 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
     /// that asks.
     pub(super) fn go_on(self, next: Chain<R, C>, seen: u64) {
         match next {
-            Next::Done(reply) => {
+            Step::Done(reply) => {
                 let reply = self.inner.unanswered(self.number).and(reply);
                 self.inner.record(Vec::new(), reply);
             }
-            Next::Under(access, step) => self.wait_for_lock(access, step),
-            Next::Act(pace, step) => self.run_free(pace, step),
-            Next::Long(step) => self.run(Class::Long, |ticket| ticket.run_step(step)),
-            Next::Linked(links, limit, step) => self.wait_for_links(links, limit, step),
-            Next::Together(parts, join) => self.run_together(parts, join),
-            Next::Parked(wait, next) => self.park(wait, *next, seen),
+            Step::Locked(access, step) => self.wait_for_lock(access, step),
+            Step::Blocking(pace, step) => self.run_free(pace, step),
+            Step::Background(step) => self.run(Class::Long, |ticket| ticket.run_step(step)),
+            Step::Linked(links, limit, step) => self.wait_for_links(links, limit, step),
+            Step::Parallel(parts, join) => self.run_together(parts, join),
+            Step::Parked(wait, next) => self.park(wait, *next, seen),
         }
     }
 
@@ -116,7 +116,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         thread.wait(links, limit, Box::new(then));
     }
 
-    fn wait_for_lock(mut self, access: Access, step: Step<R, C>) {
+    fn wait_for_lock(mut self, access: Access, step: GrantedStep<R, C>) {
         if let Access::Pool(PoolRef::Uuid(pool), _) = &access {
             self.share = Some(Share::Pool(*pool));
         }
@@ -167,7 +167,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
     }
 
     /// Runs a step with its grant.
-    fn run_under(self, mut guard: Guard<PoolUuid, Name, C::Pool>, step: Step<R, C>) {
+    fn run_under(self, mut guard: Guard<PoolUuid, Name, C::Pool>, step: GrantedStep<R, C>) {
         let inner = Arc::clone(&self.inner);
         let context = &*inner.context;
         let seen = context.claims_given_back();
@@ -210,7 +210,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
     ) {
         let inner = Arc::clone(&self.inner);
         let reply = match &mut outcome {
-            Ok(Next::Done(reply)) => inner.unanswered(self.number).and(reply.take()),
+            Ok(Step::Done(reply)) => inner.unanswered(self.number).and(reply.take()),
             Ok(_) => None,
             Err(text) => {
                 log::error!("{}: a step panicked: {text}; please report it", self.label);
@@ -225,9 +225,9 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         }
         match outcome {
             // The request has ended.
-            Ok(Next::Done(_)) | Err(_) => drop(self),
+            Ok(Step::Done(_)) | Err(_) => drop(self),
             Ok(next) => {
-                if !matches!(next, Next::Parked(..)) {
+                if !matches!(next, Step::Parked(..)) {
                     self.begun = true;
                     self.leave_parking();
                 }

@@ -11,7 +11,7 @@ use crate::{
         ids::{DevUuid, PoolUuid},
         units::Sectors,
     },
-    engine::metadata::{MetadataVersion, Step, array_at, u32_at, u64_at},
+    engine::metadata::{MetadataVersion, PlannedWrite, array_at, u32_at, u64_at},
 };
 
 /// Size of the static header: both halves.
@@ -239,7 +239,7 @@ impl StaticHeader {
 }
 
 /// The steps that write both copies on a device without any.
-pub fn plan_initialize(header: &StaticHeader) -> Vec<Step> {
+pub fn plan_initialize(header: &StaticHeader) -> Vec<PlannedWrite> {
     Half::BOTH.iter().flat_map(|half| write_half(*half, header)).collect()
 }
 
@@ -250,19 +250,19 @@ pub fn plan_initialize(header: &StaticHeader) -> Vec<Step> {
 /// knows which counts. So the first copy is written with a time one second later, which stays until
 /// the second copy has been written. Only a power cut between the two leaves the later time on
 /// disk.
-pub fn plan_rewrite(new: &StaticHeader) -> Vec<Step> {
+pub fn plan_rewrite(new: &StaticHeader) -> Vec<PlannedWrite> {
     let later = StaticHeader { initialized: new.initialized.saturating_add(1).min(INITIALIZED_MAX), ..*new };
     [write_half(Half::First, &later), write_half(Half::Second, new), write_half(Half::First, new)].concat()
 }
 
 /// The steps that write one copy.
-pub fn write_half(half: Half, header: &StaticHeader) -> [Step; 2] {
-    [Step::At(half.half_offset(), header.encode_half().to_vec()), Step::Flush]
+pub fn write_half(half: Half, header: &StaticHeader) -> [PlannedWrite; 2] {
+    [PlannedWrite::At(half.half_offset(), header.encode_half().to_vec()), PlannedWrite::Flush]
 }
 
 /// The steps that remove the header.
-pub fn plan_wipe() -> [Step; 2] {
-    [Step::At(0, vec![0; STATIC_HEADER_BYTES]), Step::Flush]
+pub fn plan_wipe() -> [PlannedWrite; 2] {
+    [PlannedWrite::At(0, vec![0; STATIC_HEADER_BYTES]), PlannedWrite::Flush]
 }
 
 /// Parses a UUID in simple form at a fixed offset.

@@ -66,7 +66,7 @@ fn blkid_finds_it() {
         let header = StaticHeader { flags, ..example() };
         file.set_len(u64::try_from(header.device_size.bytes().0).unwrap()).unwrap();
         for step in plan_initialize(&header) {
-            if let Step::At(offset, bytes) = step {
+            if let PlannedWrite::At(offset, bytes) = step {
                 file.write_all_at(&bytes, offset).unwrap();
             }
         }

@@ -16,7 +16,7 @@ use std::error::Error as StdError;
 
 use crate::{
     base::units::{SECTOR, Sectors},
-    engine::metadata::{Step, array_at, header::STATIC_HEADER_BYTES, u32_at, u64_at},
+    engine::metadata::{PlannedWrite, array_at, header::STATIC_HEADER_BYTES, u32_at, u64_at},
     platform::Timestamp,
 };
 
@@ -184,7 +184,7 @@ pub fn decode_region(header: &[u8], layout: Layout) -> Result<Option<Generation>
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// The steps, in order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<PlannedWrite>,
     pair: usize,
     generation: Generation,
 }
@@ -203,9 +203,10 @@ impl Mda {
     }
 
     /// The steps that make an area empty.
-    pub fn plan_initialize(layout: Layout) -> Vec<Step> {
-        let headers = (0..REGIONS as usize).map(|region| Step::At(layout.offset(region), encode_region(None).to_vec()));
-        headers.chain([Step::Flush]).collect()
+    pub fn plan_initialize(layout: Layout) -> Vec<PlannedWrite> {
+        let headers =
+            (0..REGIONS as usize).map(|region| PlannedWrite::At(layout.offset(region), encode_region(None).to_vec()));
+        headers.chain([PlannedWrite::Flush]).collect()
     }
 
     /// Reads the headers of both pairs. `read` gets an offset and a number of bytes. The copy of a
@@ -304,13 +305,13 @@ impl Mda {
         let mut both = header.to_vec();
         both.extend_from_slice(json);
         let steps = vec![
-            Step::At(self.layout.json_offset(pair), json.to_vec()),
-            Step::Flush,
-            Step::At(self.layout.offset(pair), header.to_vec()),
-            Step::Flush,
+            PlannedWrite::At(self.layout.json_offset(pair), json.to_vec()),
+            PlannedWrite::Flush,
+            PlannedWrite::At(self.layout.offset(pair), header.to_vec()),
+            PlannedWrite::Flush,
             // The first region is intact now, so the second may be torn.
-            Step::At(self.layout.offset(pair + 2), both),
-            Step::Flush,
+            PlannedWrite::At(self.layout.offset(pair + 2), both),
+            PlannedWrite::Flush,
         ];
         Ok(Plan { steps, pair, generation })
     }

@@ -32,9 +32,9 @@ impl Area {
         area
     }
 
-    fn carry_out(&mut self, steps: &[Step]) {
+    fn carry_out(&mut self, steps: &[PlannedWrite]) {
         for step in steps {
-            if let Step::At(offset, bytes) = step {
+            if let PlannedWrite::At(offset, bytes) = step {
                 let offset = *offset as usize;
                 self.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
             }
@@ -239,7 +239,7 @@ fn the_longest_json_stays_in_its_region() {
     assert_eq!(area.json().unwrap().unwrap(), long);
     area.bytes[268_288..528_384].fill(0);
     area.bytes[788_480..].fill(0);
-    area.carry_out(&[Step::At(268_288, EMPTY.to_vec())]);
+    area.carry_out(&[PlannedWrite::At(268_288, EMPTY.to_vec())]);
     assert_eq!(area.json().unwrap().unwrap(), b"old");
 }
 

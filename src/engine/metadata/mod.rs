@@ -125,7 +125,7 @@ impl Rest {
 
 /// One step of a planned write. Offsets are in bytes from the start of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub enum PlannedWrite {
     /// Write these bytes at this offset.
     At(u64, Vec<u8>),
     /// Make everything before this step durable.

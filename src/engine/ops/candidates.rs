@@ -13,7 +13,7 @@ use crate::{
         luks_device::LuksFormat,
         metadata::{HeaderFlags, PoolMetadata},
         plan::sizes::DEVICE_MIN,
-        request::{Next, Part},
+        request::{Part, Step},
         undo::Rollback,
     },
     platform::{BlockDevice, DeviceClass},
@@ -103,7 +103,7 @@ fn is_condemned(bda: &Bda, json: &[u8]) -> bool {
 pub(super) fn format_each_luks(
     format: LuksFormat,
     candidates: Vec<Candidate>,
-) -> Next<Result<(Vec<Candidate>, Rollback)>> {
+) -> Step<Result<(Vec<Candidate>, Rollback)>> {
     let format = Arc::new(format);
     let part = |candidate: Candidate| -> Part {
         let format = Arc::clone(&format);
@@ -114,7 +114,7 @@ pub(super) fn format_each_luks(
         })
     };
     let parts = candidates.into_iter().map(part).collect();
-    Next::Together(
+    Step::Parallel(
         parts,
         Box::new(|engine, results| {
             let (mut inside, mut undo, mut failed) = (Vec::new(), Rollback::new(), Vec::new());
@@ -133,7 +133,7 @@ pub(super) fn format_each_luks(
             // The first error, unless another one leaves more behind because it could not be taken
             // back.
             let worst = failed.into_iter().reduce(|a, b| if b.leaves() > a.leaves() { b } else { a });
-            Next::Done(match worst {
+            Step::Done(match worst {
                 None => Ok((inside, undo)),
                 Some(cause) => Err(undo.run(engine.platform(), cause)),
             })

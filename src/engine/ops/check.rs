@@ -38,7 +38,7 @@ use crate::{
             watching::{self, Watched, Watching},
         },
         pool::Pool,
-        request::{Granted, Next},
+        request::{Granted, Step},
         thin_devices::{self, thin_metadata_size},
         thin_growth::{carry_out, facts, fill, follow},
         thin_status::{PoolStatus, State},
@@ -58,7 +58,7 @@ pub enum Depth {
 
 /// Checks a pool; errors are logged. [`check_filesystems`](super::check_filesystems) checks the
 /// filesystems, which may take longer.
-pub fn check_pool(uuid: PoolUuid) -> Next<()> {
+pub fn check_pool(uuid: PoolUuid) -> Step<()> {
     check_now(uuid).map(move |checked| note(uuid, &checked))
 }
 
@@ -70,11 +70,11 @@ fn note(uuid: PoolUuid, checked: &Result<()>) {
 
 /// As [`check_pool`], and returns the error. A pool that is gone or must not be changed is not
 /// checked.
-pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
+pub fn check_now(uuid: PoolUuid) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
         let Checked { result, unknown, .. } = check_as_known(engine, granted, uuid, Depth::Whole);
         match unknown {
-            None => Next::Done(result),
+            None => Step::Done(result),
             Some(asked) => learn_need(uuid, asked).map(|learnt| result.and(learnt)),
         }
     })
@@ -84,8 +84,8 @@ pub fn check_now(uuid: PoolUuid) -> Next<Result<()>> {
 /// everything that is quick: programs may have to wait for programs of other pools, and an XFS that
 /// is being extended may wait for space that only the next check of the pool brings. `checked` gets
 /// the time after which to look again, if no event will tell that somebody writes.
-pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Duration>) + Send + 'static) -> Next<()> {
-    let pool = Next::write(uuid, move |engine, granted| {
+pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Duration>) + Send + 'static) -> Step<()> {
+    let pool = Step::write(uuid, move |engine, granted| {
         let Checked { result, unknown, look_again } = check_as_known(engine, granted, uuid, depth);
         note(uuid, &result);
         checked(look_again);
@@ -93,7 +93,7 @@ pub fn check_all(uuid: PoolUuid, depth: Depth, checked: impl FnOnce(Option<Durat
         // there.
         let asked = unknown.and_then(|asked| Some((asked, engine.claims().claim([Key::Need(uuid)]).ok()?)));
         match asked {
-            None => Next::Done(()),
+            None => Step::Done(()),
             Some((asked, claim)) => learn_need(uuid, asked).map(move |learnt| {
                 note(uuid, &learnt);
                 drop(claim);
@@ -153,14 +153,14 @@ pub(super) fn has_data_space(platform: &dyn Platform, pool: &mut Pool) -> Result
 }
 
 /// Computes how much metadata a thin pool of this size needs, then checks the pool again.
-fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
-    Next::act(move |engine| {
+fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Step<Result<()>> {
+    Step::blocking(move |engine| {
         let needed = match thin_metadata_size(engine.platform(), asked.0, asked.1) {
             Ok(needed) => needed,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
-        Next::write(uuid, move |_, granted| {
-            let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
+        Step::write(uuid, move |_, granted| {
+            let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
             pool.metadata_needed = Some((asked, needed));
             check_now(uuid)
         })
@@ -172,12 +172,12 @@ fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Next<Result<()>> {
 /// change has been made.
 pub(super) fn and_use<T: Send + 'static>(
     uuid: PoolUuid,
-    chain: Next<Result<T>>,
+    chain: Step<Result<T>>,
     brings: impl FnOnce(&T) -> bool + Send + 'static,
-) -> Next<Result<T>> {
+) -> Step<Result<T>> {
     chain.then(move |result| match result.as_ref().is_ok_and(brings) {
         true => check_pool(uuid).map(|()| result),
-        false => Next::Done(result),
+        false => Step::Done(result),
     })
 }
 

@@ -30,7 +30,7 @@ use crate::{
         ops::candidates,
         plan::{sector_rules, sizes},
         pool::{self, Member, Pool, sector_sizes},
-        request::{Access, Granted, Mode, Next, Share},
+        request::{Access, Granted, Mode, Share, Step},
         setup,
         stack::{Layer, Stack},
         thin_devices::thin_metadata_size,
@@ -59,31 +59,31 @@ pub struct NewPool {
 pub type Created = (PoolUuid, Vec<DevUuid>);
 
 /// Creates a pool. `None`: it exists already with exactly these data devices.
-pub fn create_pool(new: NewPool) -> Next<Result<Option<Created>>> {
+pub fn create_pool(new: NewPool) -> Step<Result<Option<Created>>> {
     // The devices belong to no pool yet, and one of them may hang.
     let share = Share::Device(new.devices.first().cloned().unwrap_or_default());
-    Next::slow(share, move |engine| {
+    Step::slow(share, move |engine| {
         if let Err(error) = sizes::check_integrity_spec(&new.integrity) {
-            return Next::Done(Err(error.into()));
+            return Step::Done(Err(error.into()));
         }
         let assigned = match assign_bindings(engine.platform(), &new) {
             Ok(assigned) => assigned,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let found = match devices::find(engine.platform(), &new.devices) {
-            Ok(found) if found.is_empty() => return Next::Done(Err(Error::NoDevices)),
+            Ok(found) if found.is_empty() => return Step::Done(Err(Error::NoDevices)),
             Ok(found) => found,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let keys = found.iter().map(|device| Key::Device(device.number)).chain([Key::PoolName(new.name.clone())]);
         let claim = match engine.claims().claim(keys) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, create_pool(new)),
+            Err(taken) => return Step::parked(taken, create_pool(new)),
         };
         let which = PoolRef::Name(new.name.clone());
-        Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
-            Granted::Read(existing) => Next::Done(compare(existing, &found).map(|()| None)),
-            _ => Next::act(move |engine| build(engine, new, found, &assigned, claim)),
+        Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+            Granted::Read(existing) => Step::Done(compare(existing, &found).map(|()| None)),
+            _ => Step::blocking(move |engine| build(engine, new, found, &assigned, claim)),
         })
     })
 }
@@ -127,9 +127,9 @@ fn build(
     found: Vec<BlockDevice>,
     assigned: &[Assigned],
     claim: Claim,
-) -> Next<Result<Option<Created>>> {
+) -> Step<Result<Option<Created>>> {
     if let Err(error) = engine.check_ending() {
-        return Next::Done(Err(error));
+        return Step::Done(Err(error));
     }
     let platform = engine.platform();
     // Version 1 makes a container of each device instead, each with passphrases of its own.
@@ -139,12 +139,12 @@ fn build(
     // Writing to the devices causes events. The claim keeps others from taking the new pool for
     // left over.
     let Ok(making) = engine.claims().claim([Key::Pool(uuid)]) else {
-        return Next::Done(Err(Error::PoolNameTaken(new.name)));
+        return Step::Done(Err(Error::PoolNameTaken(new.name)));
     };
     let examined = examine(engine, found).and_then(|candidates| Ok((candidates, prepared()?)));
     let (candidates, prepared) = match examined {
         Ok(examined) => examined,
-        Err(error) => return Next::Done(Err(error)),
+        Err(error) => return Step::Done(Err(error)),
     };
     let making = Making { uuid, new, prepared, claim, making };
     if making.new.version == MetadataVersion::V2 || assigned.is_empty() {
@@ -153,9 +153,9 @@ fn build(
     let name = making.new.name.as_str().to_owned();
     let format = LuksFormat { pool: uuid, name, bindings: assigned.to_vec(), sector_size: None };
     candidates::format_each_luks(format, candidates).then(move |formatted| {
-        Next::act(move |engine| match formatted {
+        Step::blocking(move |engine| match formatted {
             Ok((inside, undo)) => making.complete(engine, inside, undo),
-            Err(error) => Next::Done(Err(error)),
+            Err(error) => Step::Done(Err(error)),
         })
     })
 }
@@ -174,7 +174,7 @@ struct Making {
 impl Making {
     /// Makes the pool on devices that may lie in containers, and inserts it into the table. `undo`
     /// removes the containers.
-    fn complete(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Next<Result<Option<Created>>> {
+    fn complete(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Step<Result<Option<Created>>> {
         let platform = engine.platform();
         let Making { uuid, new, prepared, claim, making } = self;
         let made = undo.guard(platform, |undo| {
@@ -187,7 +187,7 @@ impl Making {
         });
         let (pool, undo) = match made {
             Ok(made) => made,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         undo.forget();
         let created = (pool.uuid(), pool.meta.data_devices().collect());

@@ -22,7 +22,7 @@ use crate::{
         ops::{cache, candidates, check::and_use},
         plan::sector_rules::{self, SectorError, SectorSizes},
         pool::{Pool, sector_sizes},
-        request::{Access, Mode, Next, Share},
+        request::{Access, Mode, Share, Step},
         thin_growth::follow_or_later,
         undo::Rollback,
     },
@@ -62,27 +62,27 @@ impl Purpose {
 }
 
 /// Adds data devices. Returns the new ones, none if the pool has all of them already.
-pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
+pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
     and_use(uuid, join(uuid, paths, Purpose::Data), |added| !added.is_empty())
 }
 
 /// Gives a pool a cache on these devices. Returns the new devices, none if the pool has a cache on
 /// exactly these.
-pub fn init_cache(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
+pub fn init_cache(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
     join(uuid, paths, Purpose::NewCache)
 }
 
 /// Adds devices to a pool's cache. Returns the new ones, none if the cache has all of them already.
-pub fn add_cache_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Next<Result<Vec<DevUuid>>> {
+pub fn add_cache_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
     join(uuid, paths, Purpose::MoreCache)
 }
 
 /// Claims devices, initializes them without a lock, and takes them into the pool.
-fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Vec<DevUuid>>> {
-    Next::slow(Share::Pool(uuid), move |engine| {
+fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Step<Result<Vec<DevUuid>>> {
+    Step::slow(Share::Pool(uuid), move |engine| {
         let found = match devices::find(engine.platform(), &paths) {
             Ok(found) => found,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         // The work in the pool is claimed as well, so that the pool is not taken down meanwhile.
         // The unlock methods of the pool's devices must not change while others are given the same.
@@ -92,21 +92,21 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
             Ok(claim) => claim,
             Err(taken) => return super::unless_at_work(uuid, taken, join(uuid, paths, purpose)),
         };
-        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let pool = match super::readable(granted, uuid) {
                 Ok(pool) => pool,
-                Err(error) => return Next::Done(Err(error)),
+                Err(error) => return Step::Done(Err(error)),
             };
             match new_ones(pool, found, purpose) {
-                Ok(found) if found.is_empty() => Next::Done(Ok(Vec::new())),
+                Ok(found) if found.is_empty() => Step::Done(Ok(Vec::new())),
                 Ok(found) => {
                     let rules = SectorRules::of(pool, purpose);
                     let (version, meta) = (pool.version(), pool.meta.clone());
                     let parameters = match LuksParameters::of(pool, purpose) {
                         Ok(parameters) => parameters,
-                        Err(error) => return Next::Done(Err(error)),
+                        Err(error) => return Step::Done(Err(error)),
                     };
-                    Next::act(move |engine| {
+                    Step::blocking(move |engine| {
                         let examined = engine.check_ending().and_then(|()| examine(engine, uuid, found, &rules));
                         let ready = examined.and_then(|candidates| {
                             let format = parameters
@@ -119,17 +119,17 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Next<Result<Ve
                             Ok((candidates, None)) => joining.initialize(engine, candidates, Rollback::new()),
                             Ok((candidates, Some(format))) => {
                                 candidates::format_each_luks(format, candidates).then(move |formatted| {
-                                    Next::act(move |engine| match formatted {
+                                    Step::blocking(move |engine| match formatted {
                                         Ok((inside, undo)) => joining.initialize(engine, inside, undo),
-                                        Err(error) => Next::Done(Err(error)),
+                                        Err(error) => Step::Done(Err(error)),
                                     })
                                 })
                             }
-                            Err(error) => Next::Done(Err(error)),
+                            Err(error) => Step::Done(Err(error)),
                         }
                     })
                 }
-                Err(error) => Next::Done(Err(error)),
+                Err(error) => Step::Done(Err(error)),
             }
         })
     })
@@ -148,7 +148,7 @@ struct Joining {
 impl Joining {
     /// Initializes the devices, which may lie in containers, and takes them into the pool. `undo`
     /// removes the containers.
-    fn initialize(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Next<Result<Vec<DevUuid>>> {
+    fn initialize(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Step<Result<Vec<DevUuid>>> {
         let platform = engine.platform();
         let Joining { uuid, version, mut meta, purpose, claim } = self;
         let made = undo.guard(platform, |undo| {
@@ -160,7 +160,7 @@ impl Joining {
         });
         match made {
             Ok((initialized, undo)) => take_in(uuid, initialized, purpose, undo, claim),
-            Err(error) => Next::Done(Err(error)),
+            Err(error) => Step::Done(Err(error)),
         }
     }
 }
@@ -269,16 +269,16 @@ fn take_in(
     purpose: Purpose,
     undo: Rollback,
     claim: Claim,
-) -> Next<Result<Vec<DevUuid>>> {
-    Next::write(uuid, move |engine, granted| {
+) -> Step<Result<Vec<DevUuid>>> {
+    Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(undo.run(platform, error))),
+            Err(error) => return Step::Done(Err(undo.run(platform, error))),
         };
         // Another request may have restricted the pool meanwhile.
         if let Err(error) = purpose.check(pool).and_then(|()| pool.check_no_work()) {
-            return Next::Done(Err(undo.run(platform, error)));
+            return Step::Done(Err(undo.run(platform, error)));
         }
         let added = pool.admit(initialized);
         let taken = match purpose {
@@ -292,7 +292,7 @@ fn take_in(
             let error = undo.run(platform, error);
             pool.dismiss(&added);
             pool.note_failure(&error);
-            return Next::Done(Err(error));
+            return Step::Done(Err(error));
         }
         undo.forget();
         pool.confirm_members(platform);
@@ -302,7 +302,7 @@ fn take_in(
         pool.show();
         engine.registry().note_running(uuid, pool.nodes());
         drop(claim);
-        Next::Done(Ok(added))
+        Step::Done(Ok(added))
     })
 }
 
@@ -325,8 +325,8 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 
 /// Lets a pool use the space by which one of its data devices has grown. `false`: the device has
 /// not grown.
-pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
-    let chain = Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
+    let chain = Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         let container = super::readable(granted, uuid).and_then(|pool| {
             pool.check_requests_for_space()?;
             pool.check_no_work()?;
@@ -335,7 +335,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
         match container {
             Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
             Ok(Some(luks_device)) => grow_luks_device(uuid, luks_device),
-            Err(error) => Next::Done(Err(error)),
+            Err(error) => Step::Done(Err(error)),
         }
     });
     and_use(uuid, chain, |grown| *grown)
@@ -343,13 +343,13 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Next<Result<bool>> {
 
 /// As [`grow`], for a device in a container of its own, which has to grow first. That takes the
 /// volume key, which is looked up without a lock.
-fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Next<Result<bool>> {
-    Next::slow(Share::Pool(uuid), move |engine| {
+fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool>> {
+    Step::slow(Share::Pool(uuid), move |engine| {
         let (platform, path, device) = (engine.platform(), luks_device.device.path.clone(), luks_device.id());
         let volume_key = containers::open(platform, &path, None, &luks_device.bindings, UnlockMethod::Any, None);
         let volume_key = match volume_key {
             Ok(volume_key) => volume_key,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         super::change(uuid, move |engine, pool| {
             let platform = engine.platform();
@@ -380,7 +380,7 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Next<Result<bool
 }
 
 /// The new size is first recorded on the device, with a mark; from then on the device has grown.
-/// Next, the pool metadata reserves the space that integrity data needs of it. If the power fails
+/// Step, the pool metadata reserves the space that integrity data needs of it. If the power fails
 /// before that, the next set-up does so because of the mark.
 fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<bool> {
     pool.check_requests_for_space()?;
@@ -433,7 +433,7 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
 }
 
 /// Sets or removes the user info of a device. `false`: the device has that user info already.
-pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> Next<Result<bool>> {
+pub fn set_user_info(uuid: PoolUuid, device: DevUuid, info: Option<String>) -> Step<Result<bool>> {
     super::change(uuid, move |engine, pool| change_user_info(engine.platform(), pool, device, info))
 }
 

@@ -30,7 +30,7 @@ use crate::{
         metadata::{MetadataVersion, PoolMetadata, StaticHeader},
         ops::{lifecycle, links},
         registry::{DeviceSet, Found, Moment, STOPPED, Seen, Verdict},
-        request::{Access, Granted, Mode, Next, Share},
+        request::{Access, Granted, Mode, Share, Step},
         setup::{self, CacheTier, Doomed},
         stack::Stack,
         take_down,
@@ -49,7 +49,7 @@ use crate::{
 ///
 /// # Errors
 /// When the devices cannot be listed.
-pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
+pub fn discover(engine: &Engine) -> Result<Vec<Step<()>>> {
     let since = engine.registry().moment();
     let (found, unread) = look_around(engine)?;
     engine.registry().replace(found, &unread, since);
@@ -57,7 +57,7 @@ pub fn discover(engine: &Engine) -> Result<Vec<Next<()>>> {
 }
 
 /// A chain with its label.
-pub type Labelled = (String, Next<()>);
+pub type Labelled = (String, Step<()>);
 
 /// Returns a chain for each known pool, with its label.
 fn considerations(engine: &Engine) -> Vec<Labelled> {
@@ -106,7 +106,7 @@ impl FirstLook {
     }
 
     /// Notes what was read from a device.
-    fn note(&self, place: usize, seen: Option<Seen>) -> Next<()> {
+    fn note(&self, place: usize, seen: Option<Seen>) -> Step<()> {
         let mut reading = self.0.lock();
         let path = reading.unread.remove(&place);
         match seen {
@@ -124,7 +124,7 @@ impl FirstLook {
             }
             None => {}
         }
-        Next::Done(())
+        Step::Done(())
     }
 }
 
@@ -140,7 +140,7 @@ pub fn first_look(engine: &Engine) -> Result<(FirstLook, Vec<Labelled>)> {
     let look = FirstLook(Arc::new(Mutex::new(Reading { unread, seen: BTreeMap::new(), over: false })));
     let chain = |(place, device): (usize, BlockDevice)| {
         let (look, label) = (look.clone(), format!("look at {}", device.path.display()));
-        (label, Next::long(move |engine| look.note(place, identify(engine, device).seen())))
+        (label, Step::background(move |engine| look.note(place, identify(engine, device).seen())))
     };
     let chains = devices.into_iter().enumerate().map(chain).collect();
     Ok((look, chains))
@@ -326,8 +326,8 @@ fn opened_from(platform: &dyn Platform, device: &BlockDevice, header: &StaticHea
 
 /// Makes up for lost events. Passes to `tell` a change of each device that exists, and the removal
 /// of each device of a stopped pool that does not exist any more.
-pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> Next<()> {
-    Next::act(move |engine| {
+pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> Step<()> {
+    Step::blocking(move |engine| {
         let platform = engine.platform();
         // Read before the look: a device that appears later has an event of its own.
         let known = engine.registry().paths();
@@ -347,7 +347,7 @@ pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> 
             }
             Err(error) => log::warn!("the devices could not be listed after events were lost: {error}"),
         }
-        Next::Done(())
+        Step::Done(())
     })
 }
 
@@ -355,12 +355,12 @@ pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> 
 ///
 /// Devices are identified by what they carry. By the next event, a node may belong to another
 /// device, and so may the number of a device that no table lies on.
-pub fn device_event(event: DeviceEvent) -> Next<()> {
+pub fn device_event(event: DeviceEvent) -> Step<()> {
     if let Some(device) = &event.unlinked {
         let look = links::of_device(device);
         return look.then(move |()| device_event(DeviceEvent { unlinked: None, ..event }));
     }
-    Next::slow(Share::Device(event.path.clone()), move |engine| {
+    Step::slow(Share::Device(event.path.clone()), move |engine| {
         let since = engine.registry().moment();
         let Some(device) = event.device.clone().filter(|_| event.action != DeviceAction::Remove) else {
             return gone(engine, &event);
@@ -370,7 +370,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
             return note_size(pool, member, device);
         }
         match member {
-            _ if is_ours(&device) => Next::long(move |engine| {
+            _ if is_ours(&device) => Step::background(move |engine| {
                 // The device may not answer, and must not occupy a worker.
                 let found = identify(engine, device.clone());
                 found_by_event(engine, event, device, found, since)
@@ -382,7 +382,7 @@ pub fn device_event(event: DeviceEvent) -> Next<()> {
 }
 
 /// Goes on when the device of an event has been read.
-fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look: Look, since: Moment) -> Next<()> {
+fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look: Look, since: Moment) -> Step<()> {
     let member = engine.registry().running_member(device.number);
     match (&look, member) {
         (Look::Seen(seen), Some((pool, member))) if (seen.pool(), seen.id()) != (pool, member) => {
@@ -399,14 +399,14 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
     let seen = match look {
         Look::Seen(seen) => seen,
         // The device still exists.
-        Look::Unread if engine.registry().knows(&device) => return Next::Done(()),
+        Look::Unread if engine.registry().knows(&device) => return Step::Done(()),
         Look::Nothing | Look::Unread => return gone(engine, &event),
     };
     let (pool, id) = (seen.pool(), seen.id());
     if let Some(taken) = in_the_making(engine, &seen) {
         // The device is being set up or initialized. Only when that is done can the meaning of this
         // event be told.
-        return Next::parked(taken, device_event(event));
+        return Step::parked(taken, device_event(event));
     }
     let mut registry = engine.registry();
     if registry.has_started_or_stopped(pool, since) || registry.running_member(device.number).is_some() {
@@ -420,9 +420,9 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
     drop(registry);
     settle(engine, pool);
     let is_member = engine.registry().has_member(pool, id);
-    let next = if is_member { rejoin(pool, id, device.clone()) } else { Next::Done(()) };
+    let next = if is_member { rejoin(pool, id, device.clone()) } else { Step::Done(()) };
     next.then(move |()| {
-        Next::brief(move |engine| {
+        Step::brief(move |engine| {
             let aside = engine.registry().aside(pool).into_iter().find(|aside| aside.path == device.path);
             aside.iter().for_each(|aside| tell_of(pool, aside));
             consider(pool)
@@ -432,9 +432,9 @@ fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look
 
 /// A device is gone, or carries nothing of Stratis. Whatever kept its pool from being set up may
 /// have gone with it.
-fn gone(engine: &Engine, event: &DeviceEvent) -> Next<()> {
+fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
     if event.action == DeviceAction::Add {
-        return Next::Done(());
+        return Step::Done(());
     }
     let pool = engine.registry().remove_path(&event.path);
     match pool {
@@ -442,54 +442,54 @@ fn gone(engine: &Engine, event: &DeviceEvent) -> Next<()> {
             settle(engine, pool);
             consider(pool)
         }
-        None => Next::Done(()),
+        None => Step::Done(()),
     }
 }
 
 /// Handles a device that says that it belongs to a running pool. It does if the pool has lost that
 /// device and no table leads to it: the device has come back under another node. If tables lead to
 /// a device that has gone, it stays dead, and counts again only when the pool has been stopped.
-fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Next<()> {
-    Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
-        let Ok(running) = super::readable(granted, pool) else { return Next::Done(()) };
+fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
+    Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+        let Ok(running) = super::readable(granted, pool) else { return Step::Done(()) };
         let known = running.members.get(&id).filter(|member| member.container.is_none() && !running.meta.is_in_use(id));
         let known = known.map(|member| (member.device.number, member.device.path.clone()));
         let Some((number, path)) = known.filter(|(number, path)| (*number, path) != (device.number, &device.path))
         else {
-            return Next::Done(());
+            return Step::Done(());
         };
-        Next::slow(Share::Pool(pool), move |engine| {
+        Step::slow(Share::Pool(pool), move |engine| {
             let platform = engine.platform();
             let is_moved = match platform.find_device(&path) {
                 Ok(there) => there.number != number || number == device.number,
                 Err(error) => matches!(error, platform::Error::NoDevice { .. }),
             };
             let Some(geometry) = platform.geometry(&device.path).ok().filter(|_| is_moved) else {
-                return Next::Done(());
+                return Step::Done(());
             };
-            Next::write(pool, move |engine, granted| {
-                let Ok(running) = super::writable(granted, pool) else { return Next::Done(()) };
+            Step::write(pool, move |engine, granted| {
+                let Ok(running) = super::writable(granted, pool) else { return Step::Done(()) };
                 if running.meta.is_in_use(id) {
-                    return Next::Done(());
+                    return Step::Done(());
                 }
                 // Read while nobody else writes to the device.
                 let bda = Bda::load(engine.platform(), &device.path, Repair::ReadOnly).ok().flatten();
                 let bda = bda.filter(|bda| (bda.header().pool, bda.header().device) == (pool, id));
-                let (Some(member), Some(bda)) = (running.members.get_mut(&id), bda) else { return Next::Done(()) };
+                let (Some(member), Some(bda)) = (running.members.get_mut(&id), bda) else { return Step::Done(()) };
                 log::info!("{} of pool {pool} is now {}", member.device.path.display(), device.path.display());
                 (member.device, member.bda, member.geometry) = (device, bda, geometry);
                 running.show();
                 engine.registry().note_running(pool, running.nodes());
-                Next::Done(())
+                Step::Done(())
             })
         })
     })
 }
 
-fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Next<()> {
-    Next::slow(Share::Pool(pool), move |engine| {
-        let Ok(geometry) = engine.platform().geometry(&found.path) else { return Next::Done(()) };
-        Next::under(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
+    Step::slow(Share::Pool(pool), move |engine| {
+        let Ok(geometry) = engine.platform().geometry(&found.path) else { return Step::Done(()) };
+        Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
             let known = match super::readable(granted, pool) {
                 // Of an encrypted device, the outer one changes its size.
                 Ok(pool) => {
@@ -500,33 +500,33 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Next<()> {
                 }
                 Err(_) => None,
             };
-            let Some((_, size)) = known.filter(|(known, now)| known != now) else { return Next::Done(()) };
-            Next::write(pool, move |_, granted| {
+            let Some((_, size)) = known.filter(|(known, now)| known != now) else { return Step::Done(()) };
+            Step::write(pool, move |_, granted| {
                 if let Ok(pool) = super::writable(granted, pool) {
                     if pool.check_changes().is_ok() {
                         pool.note_size(device, size);
                     }
                 }
-                Next::Done(())
+                Step::Done(())
             })
         })
     })
 }
 
 /// Sets a pool up if all its devices exist and nothing forbids it.
-pub(super) fn consider(uuid: PoolUuid) -> Next<()> {
-    Next::brief(move |engine| {
+pub(super) fn consider(uuid: PoolUuid) -> Step<()> {
+    Step::brief(move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, consider(uuid)),
+            Err(taken) => return Step::parked(taken, consider(uuid)),
         };
-        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
             // The registry also knows devices that say that they belong to a running pool. They are
             // kept beside the pool.
             let set = if matches!(granted, Granted::Read(_)) { None } else { engine.registry().get(uuid) };
-            let Some(set) = set else { return Next::Done(()) };
+            let Some(set) = set else { return Step::Done(()) };
             // A device to be set up or taken down may not answer.
-            Next::long(move |engine| judge(engine, uuid, set, claim))
+            Step::background(move |engine| judge(engine, uuid, set, claim))
         })
     })
 }
@@ -540,7 +540,7 @@ pub(super) fn consider_named(engine: &Engine, name: &Name) {
     }
 }
 
-fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<()> {
+fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Step<()> {
     let mut trouble = None;
     let reason = match set.verdict() {
         // A daemon that was killed may have left some of the pool up.
@@ -565,7 +565,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
         }
         Verdict::Destroying(_) => {
             drop(end(engine, uuid, &set));
-            return Next::Done(());
+            return Step::Done(());
         }
         // Whatever of the pool is still up keeps the disks from being used.
         Verdict::NeverCommitted => {
@@ -587,7 +587,7 @@ fn judge(engine: &Engine, uuid: PoolUuid, set: DeviceSet, claim: Claim) -> Next<
     log::info!("pool {uuid} is not set up: {reason}");
     let partial = take_down::partly_up(engine.platform(), uuid);
     engine.registry().note_down(uuid, partial, trouble.as_ref());
-    Next::Done(())
+    Step::Done(())
 }
 
 /// Takes down what is up of a pool that must not run. An error is logged here.

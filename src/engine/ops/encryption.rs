@@ -26,7 +26,7 @@ use crate::{
         error::{Error, Result},
         metadata::MetadataVersion,
         pool::Pool,
-        request::{Access, Mode, Next},
+        request::{Access, Mode, Step},
         undo::{Rollback, When},
         volume_keys,
     },
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Adds a binding to a pool. `false`: the pool has it already.
-pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Next<Result<bool>> {
+pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Step<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_bind(info, &request, slot)? {
             Plan::Add { token } => Some(Change::Add(Assigned { token, request: request.clone() })),
@@ -50,7 +50,7 @@ pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Next<Res
 }
 
 /// Removes a binding from a pool. `false`: the pool has no such binding.
-pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Next<Result<bool>> {
+pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Step<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_unbind(info, kind, slot)? {
             Plan::Remove(binding) => Some(Change::Remove(binding.token)),
@@ -61,7 +61,7 @@ pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Next<Result<bool
 
 /// Replaces the passphrase of a binding, or has Clevis encrypt a new one. `false`: the binding is
 /// already as requested.
-pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Next<Result<bool>> {
+pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Step<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_rebind(info, &request, slot)? {
             Plan::Replace(binding) => {
@@ -118,13 +118,13 @@ pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<B
     })
 }
 
-fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Next<Result<bool>> {
-    Next::brief(move |engine| {
+fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Step<Result<bool>> {
+    Step::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::Encryption(uuid)]) {
             Ok(claim) => claim,
             Err(taken) => return super::unless_at_work(uuid, taken, change(uuid, plan)),
         };
-        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
             let planned = super::readable(granted, uuid).and_then(|pool| {
                 pool.check_requests()?;
                 pool.check_no_work()?;
@@ -133,13 +133,13 @@ fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send 
             });
             match planned {
                 Ok(Some((change, version, containers))) => record_ahead(uuid, &change).then(move |recorded| {
-                    Next::act(move |engine| match recorded {
+                    Step::blocking(move |engine| match recorded {
                         Ok(()) => carry_out(engine, uuid, &change, version, &containers, claim),
-                        Err(error) => Next::Done(Err(error)),
+                        Err(error) => Step::Done(Err(error)),
                     })
                 }),
-                Ok(None) => Next::Done(Ok(false)),
-                Err(error) => Next::Done(Err(error)),
+                Ok(None) => Step::Done(Ok(false)),
+                Err(error) => Step::Done(Err(error)),
             }
         })
     })
@@ -147,8 +147,8 @@ fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send 
 
 /// Records which kinds of bindings will be left, before one is removed. Afterwards, only somebody
 /// who has the key of the removed binding could take the removal back.
-fn record_ahead(uuid: PoolUuid, change: &Change) -> Next<Result<()>> {
-    let Change::Remove(token) = *change else { return Next::Done(Ok(())) };
+fn record_ahead(uuid: PoolUuid, change: &Change) -> Step<Result<()>> {
+    let Change::Remove(token) = *change else { return Step::Done(Ok(())) };
     super::change(uuid, move |engine, pool| {
         let left: Vec<Kind> =
             pool.encryption()?.agreed()?.iter().filter(|b| b.token != token).map(Binding::kind).collect();
@@ -163,7 +163,7 @@ fn carry_out(
     version: MetadataVersion,
     containers: &[Container],
     claim: Claim,
-) -> Next<Result<bool>> {
+) -> Step<Result<bool>> {
     let platform = engine.platform();
     let changed = Rollback::new().guard(platform, |undo| match change {
         Change::Try(binding) => {
@@ -194,14 +194,14 @@ fn carry_out(
     match changed {
         Ok((false, undo)) => {
             undo.forget();
-            Next::Done(Ok(false))
+            Step::Done(Ok(false))
         }
         Ok((true, undo)) if matches!(change, Change::Remove(_)) => {
             undo.forget();
-            let Change::Remove(token) = *change else { return Next::Done(Ok(true)) };
+            let Change::Remove(token) = *change else { return Step::Done(Ok(true)) };
             take_note(uuid, containers.to_vec(), None, claim).then(move |noted| match noted {
                 Err(error) => note_gone(uuid, token, error),
-                noted => Next::Done(noted),
+                noted => Step::Done(noted),
             })
         }
         Ok((true, undo)) => take_note(uuid, containers.to_vec(), Some(undo), claim),
@@ -211,8 +211,8 @@ fn carry_out(
 
 /// Shows that a binding is gone if the headers could not be read or the change could not be
 /// recorded.
-fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Next<Result<bool>> {
-    Next::write(uuid, move |_, granted| {
+fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Step<Result<bool>> {
+    Step::write(uuid, move |_, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
             let what = error.sentence();
             log::error!("pool {}: a way to unlock it is gone, but: {what}", pool.name());
@@ -222,15 +222,15 @@ fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Next<Result<bool>> {
                 pool.restrict(Availability::NoRequests, reason);
             }
         }
-        Next::Done(Ok(true))
+        Step::Done(Ok(true))
     })
 }
 
 /// Notes what a failed change has left in the headers. That may be more than before, if the change
 /// could not be taken back. No former keyslot is destroyed: in version 1, only some of the headers
 /// may have the new one, and the next set-up needs the former keyslots to take the new ones back.
-fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: Claim) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
+fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: Claim) -> Step<Result<bool>> {
+    Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         if let Ok(pool) = super::writable(granted, uuid) {
             show_anew(platform, pool, &containers);
@@ -240,14 +240,14 @@ fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: 
             pool.note_failure(&error);
         }
         drop(claim);
-        Next::Done(Err(error))
+        Step::Done(Err(error))
     })
 }
 
 /// Reads the headers again and shows what they say. In version 2, the kinds of bindings are also
 /// recorded; if that fails, the change is taken back.
-fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
+fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Step<Result<bool>> {
+    Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         let noted = super::writable(granted, uuid).and_then(|pool| {
             take_in(platform, pool, &containers)?;
@@ -265,7 +265,7 @@ fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>,
             show_anew(platform, pool, &containers);
         }
         drop(claim);
-        Next::Done(Ok(true))
+        Step::Done(Ok(true))
     })
 }
 
@@ -276,8 +276,8 @@ fn take_back(
     undo: Rollback,
     cause: Error,
     claim: Claim,
-) -> Next<Result<bool>> {
-    Next::act(move |engine| {
+) -> Step<Result<bool>> {
+    Step::blocking(move |engine| {
         let error = undo.run(engine.platform(), cause);
         note_undone(uuid, containers, error, claim)
     })
@@ -431,49 +431,49 @@ fn forget_old(platform: &dyn Platform, device: &Path) -> bool {
 // ---- volume keys ----
 
 /// Looks for the volume key of an adopted pool, so that the pool can grow.
-pub(super) fn load_volume_key(uuid: PoolUuid) -> Next<()> {
+pub(super) fn load_volume_key(uuid: PoolUuid) -> Step<()> {
     load(uuid, |bindings| bindings)
 }
 
 /// As [`load_volume_key`], without asking servers.
-pub(super) fn load_by_keyring(uuid: PoolUuid) -> Next<()> {
+pub(super) fn load_by_keyring(uuid: PoolUuid) -> Step<()> {
     load(uuid, |bindings| bindings.of_kind(Kind::Keyring))
 }
 
 /// As [`load_volume_key`], with the bindings to this key only, if the pool has any.
-pub(super) fn load_by_key(uuid: PoolUuid, description: KeyDescription) -> Next<()> {
+pub(super) fn load_by_key(uuid: PoolUuid, description: KeyDescription) -> Step<()> {
     load(uuid, move |bindings| bindings.of_mechanism(&Mechanism::Keyring(description)))
 }
 
-fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'static) -> Next<()> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(()) };
+fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'static) -> Step<()> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        let Ok(pool) = super::readable(granted, uuid) else { return Step::Done(()) };
         let Ok(bindings) = pool.encryption().and_then(|info| Ok(info.agreed()?.clone())) else {
-            return Next::Done(());
+            return Step::Done(());
         };
         if !pool.lacks_volume_key() {
-            return Next::Done(());
+            return Step::Done(());
         }
         let bindings = choose(bindings);
-        let Some(container) = containers_of(engine.platform(), pool).into_iter().next() else { return Next::Done(()) };
+        let Some(container) = containers_of(engine.platform(), pool).into_iter().next() else { return Step::Done(()) };
         if bindings.count() == 0 {
-            return Next::Done(());
+            return Step::Done(());
         }
-        Next::act(move |engine| {
+        Step::blocking(move |engine| {
             let platform = engine.platform();
             let opened = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None);
             let kept = opened.and_then(|key| Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?));
             if let Err(error) = kept {
                 log::warn!("pool {uuid} cannot grow, since its volume key was not found: {}", error.sentence());
-                return Next::Done(());
+                return Step::Done(());
             }
-            Next::write(uuid, move |engine, granted| {
+            Step::write(uuid, move |engine, granted| {
                 match super::writable(granted, uuid) {
                     Ok(pool) => pool.note_volume_key(true),
                     // The pool has been stopped meanwhile.
                     Err(_) => volume_keys::forget(engine.platform(), uuid),
                 }
-                Next::Done(())
+                Step::Done(())
             })
         })
     })

@@ -18,7 +18,7 @@ use crate::{
         ops::links::Awaited,
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
-        request::{Next, Part, Wait},
+        request::{Part, Step, Wait},
         setup, stack, thin_devices,
         thin_status::{self, State},
         undo::{Rollback, When},
@@ -67,30 +67,30 @@ pub(super) struct Batch {
 /// (`docs/spec/dbus/dbus-api.md` §2.4). The next set-up must not remove the ones that exist either:
 /// a journal entry may be left over, and it cannot tell a filesystem that was destroyed since from
 /// one that was never completed.
-pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Next<Result<Vec<(FsUuid, Name)>>> {
-    Next::write(uuid, move |engine, granted| {
+pub fn create_filesystems(uuid: PoolUuid, new: Vec<NewFilesystem>) -> Step<Result<Vec<(FsUuid, Name)>>> {
+    Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let wanted = match admissible(engine.platform(), pool, &new) {
-            Ok(wanted) if wanted.is_empty() => return Next::Done(Ok(Vec::new())),
+            Ok(wanted) if wanted.is_empty() => return Step::Done(Ok(Vec::new())),
             Ok(wanted) => wanted,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         if !is_settled(engine, pool, new.len(), wanted.iter().map(NewFilesystem::size)) {
-            return Next::parked(Wait::Progress(uuid), create_filesystems(uuid, new));
+            return Step::parked(Wait::Progress(uuid), create_filesystems(uuid, new));
         }
         let names = wanted.iter().map(|new| Key::Filesystem(uuid, new.name.clone()));
         let claim = match engine.claims().claim_work(uuid, names) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, create_filesystems(uuid, new)),
+            Err(taken) => return Step::parked(taken, create_filesystems(uuid, new)),
         };
         match begin(engine, pool, wanted, claim) {
             Ok(batch) => format(uuid, batch),
             Err(error) => {
                 pool.note_failure(&error);
-                Next::Done(Err(error))
+                Step::Done(Err(error))
             }
         }
     })
@@ -261,7 +261,7 @@ fn refusal(pool: &Pool, platform: &dyn Platform, error: platform::Error) -> Erro
 const END_BYTES: usize = 1 << 20;
 
 /// Formats the new filesystems.
-fn format(uuid: PoolUuid, batch: Batch) -> Next<Result<Vec<(FsUuid, Name)>>> {
+fn format(uuid: PoolUuid, batch: Batch) -> Step<Result<Vec<(FsUuid, Name)>>> {
     complete_each(uuid, batch, |platform, device, id| {
         let node = platform.dm_node(device);
         clear_ends(platform, &node)?;
@@ -287,7 +287,7 @@ pub(super) fn complete_each(
     uuid: PoolUuid,
     batch: Batch,
     make: impl Fn(&dyn Platform, &str, FsUuid) -> Result<()> + Copy + Send + 'static,
-) -> Next<Result<Vec<(FsUuid, Name)>>> {
+) -> Step<Result<Vec<(FsUuid, Name)>>> {
     let part = |unborn: &Unborn| -> Part {
         let (device, uuid) = (unborn.device.clone(), unborn.filesystem.record.uuid);
         Box::new(move |engine| {
@@ -297,7 +297,7 @@ pub(super) fn complete_each(
         })
     };
     let parts = batch.unborn.iter().map(part).collect();
-    Next::Together(
+    Step::Parallel(
         parts,
         Box::new(move |_, results| {
             let made =
@@ -311,14 +311,14 @@ pub(super) fn complete_each(
 }
 
 /// Takes new filesystems into the pool, or gives them up if `made` is an error.
-fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(FsUuid, Name)>>> {
-    Next::write(uuid, move |engine, granted| {
+fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(FsUuid, Name)>>> {
+    Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         // The pool still exists: a request that takes it down waits for the claims that the batch
         // holds.
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let Batch { unborn, journal, undo, claim, awaited } = batch;
         for new in &unborn {
@@ -340,7 +340,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
             Ok(((), undo)) => undo.forget(),
             Err(error) => {
                 pool.note_failure(&error);
-                return Next::Done(Err(error));
+                return Step::Done(Err(error));
             }
         }
         if let Err(error) = Mdv::new(platform, uuid).end(&journal) {
@@ -368,24 +368,24 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Next<Result<Vec<(Fs
 }
 
 /// Destroys filesystems, all or none. Returns those that existed.
-pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Next<Result<Vec<FsUuid>>> {
-    Next::write(uuid, move |engine, granted| {
+pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Step<Result<Vec<FsUuid>>> {
+    Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let mut existing: Vec<FsUuid> = doomed.iter().filter(|id| pool.filesystems.contains_key(id)).copied().collect();
         existing.sort_unstable();
         existing.dedup();
         let origins = existing.iter().map(|id| Key::Origin(uuid, *id));
         if let Some(taken) = origins.into_iter().find(|origin| engine.claims().is_claimed(origin)) {
-            return Next::parked(taken, destroy_filesystems(uuid, doomed));
+            return Step::parked(taken, destroy_filesystems(uuid, doomed));
         }
         if existing.is_empty() {
-            return Next::Done(Ok(existing));
+            return Step::Done(Ok(existing));
         }
         match destroy(engine, pool, &existing) {
-            Ok(()) => Next::Done(Ok(existing)),
+            Ok(()) => Step::Done(Ok(existing)),
             Err(error) => {
                 pool.note_failure(&error);
                 super::when_linked(find_again(engine, pool, &existing), Err(error))
@@ -499,25 +499,25 @@ fn clean_up(engine: &Engine, pool: &Pool, pending: &[Pending], survivors: &[File
 }
 
 /// Renames a filesystem. `false`: it has that name already.
-pub fn rename_filesystem(uuid: PoolUuid, id: FsUuid, name: Name) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
+pub fn rename_filesystem(uuid: PoolUuid, id: FsUuid, name: Name) -> Step<Result<bool>> {
+    Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let taken = Key::Filesystem(uuid, name.clone());
         if engine.claims().is_claimed(&taken) {
-            return Next::parked(taken, rename_filesystem(uuid, id, name));
+            return Step::parked(taken, rename_filesystem(uuid, id, name));
         }
         match rename(engine, pool, id, name) {
-            Ok(None) => Next::Done(Ok(false)),
+            Ok(None) => Step::Done(Ok(false)),
             Ok(Some(renamed)) => {
                 let links = super::announce(engine, pool, [&renamed]);
                 super::when_linked(links, Ok(true))
             }
             Err(error) => {
                 pool.note_failure(&error);
-                Next::Done(Err(error))
+                Step::Done(Err(error))
             }
         }
     })

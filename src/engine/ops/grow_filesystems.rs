@@ -34,7 +34,7 @@ use crate::{
             sizes,
         },
         pool::{Filesystem, Pool},
-        request::{Access, Mode, Next, Part},
+        request::{Access, Mode, Part, Step},
         stack, thin_devices,
         thin_status::State,
         undo::Rollback,
@@ -51,7 +51,7 @@ struct Seen {
 }
 
 /// Checks the filesystems of a pool; errors are logged.
-pub fn check_filesystems(uuid: PoolUuid) -> Next<()> {
+pub fn check_filesystems(uuid: PoolUuid) -> Step<()> {
     check_filesystems_now(uuid).map(move |checked| {
         if let Err(error) = checked {
             log::warn!("check of the filesystems of pool {uuid}: {}", error.sentence());
@@ -62,18 +62,18 @@ pub fn check_filesystems(uuid: PoolUuid) -> Next<()> {
 /// As [`check_filesystems`], and returns the first error; the other filesystems are extended all
 /// the same. Does nothing while another such check of the pool is under way: checks must not pile
 /// up behind a slow XFS.
-pub fn check_filesystems_now(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        let Ok(pool) = super::readable(granted, uuid) else { return Next::Done(Ok(())) };
+pub fn check_filesystems_now(uuid: PoolUuid) -> Step<Result<()>> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        let Ok(pool) = super::readable(granted, uuid) else { return Step::Done(Ok(())) };
         if pool.check_changes().is_err() || pool.filesystems.is_empty() || !may_grow(pool) {
-            return Next::Done(Ok(()));
+            return Step::Done(Ok(()));
         }
-        let Ok(claim) = engine.claims().claim([Key::Extension(uuid)]) else { return Next::Done(Ok(())) };
+        let Ok(claim) = engine.claims().claim([Key::Extension(uuid)]) else { return Step::Done(Ok(())) };
         let filesystems = pool.filesystems.iter().map(|(id, filesystem)| (*id, filesystem.number)).collect();
-        Next::act(move |engine| match look(engine.platform(), filesystems) {
-            Ok((seen, failed)) if seen.is_empty() => Next::Done(failed),
+        Step::blocking(move |engine| match look(engine.platform(), filesystems) {
+            Ok((seen, failed)) if seen.is_empty() => Step::Done(failed),
             Ok((seen, failed)) => extend(uuid, seen).map(|extended| failed.and(extended)),
-            Err(error) => Next::Done(Err(error)),
+            Err(error) => Step::Done(Err(error)),
         })
         .map(move |checked| {
             drop(claim);
@@ -124,18 +124,18 @@ struct Extended {
 }
 
 /// Records the new sizes, gives them to the thin devices, then extends the XFS on them.
-fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
-        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
+fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
+        let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
         // A request that wants to use the pool alone is not kept waiting; there will be another
         // check.
         if pool.check_changes().is_err() || !may_grow(pool) || engine.claims().is_claimed(&Key::Drain(uuid)) {
-            return Next::Done(Ok(()));
+            return Step::Done(Ok(()));
         }
         let (mut extended, mut failed) = (Vec::new(), Ok(()));
         let sector = match pool.sector_size(engine.platform()) {
             Ok(sector) => sector,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         for (seen, extension) in plan(pool, seen, sector) {
             if extension == Extension::None {
@@ -159,7 +159,7 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Next<Result<()>> {
                 }
             }
         }
-        if extended.is_empty() { Next::Done(failed) } else { grow_xfs(uuid, extended).map(|grown| failed.and(grown)) }
+        if extended.is_empty() { Step::Done(failed) } else { grow_xfs(uuid, extended).map(|grown| failed.and(grown)) }
     })
 }
 
@@ -222,13 +222,13 @@ fn take_back(engine: &Engine, pool: &mut Pool, former: Filesystem, refused: Erro
 }
 
 /// Extends each XFS to the size of its device, side by side and without the pool's lock.
-fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
+fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Step<Result<()>> {
     let part = |extended: &Extended| -> Part {
         let (mount, before, growth) = (extended.mount.clone(), extended.before, extended.growth);
         Box::new(move |engine| Box::new(xfs::extend(engine.platform(), &mount, before, growth)) as Box<dyn Any + Send>)
     };
     let parts = extended.iter().map(part).collect();
-    Next::Together(
+    Step::Parallel(
         parts,
         Box::new(move |_, results| {
             let (mut failed, mut grown) = (Ok(()), Vec::new());
@@ -251,19 +251,19 @@ fn grow_xfs(uuid: PoolUuid, extended: Vec<Extended>) -> Next<Result<()>> {
 
 /// Shows the space that the extension of XFS has used: each XFS has more allocation groups, and
 /// each group has a header.
-fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Next<()> {
-    Next::write(uuid, move |engine, granted| {
+fn show_use(uuid: PoolUuid, grown: Vec<(FsUuid, Claim)>) -> Step<()> {
+    Step::write(uuid, move |engine, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
             pool.refresh_filesystems(engine.platform(), grown.iter().map(|(id, _)| *id));
             pool.refresh_thin_pool(engine.platform(), None);
         }
         drop(grown);
-        Next::Done(())
+        Step::Done(())
     })
 }
 
 /// Sets or removes a filesystem's size limit. `false`: the filesystem has that limit already.
-pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Next<Result<bool>> {
+pub fn set_size_limit(uuid: PoolUuid, id: FsUuid, limit: Option<Sectors>) -> Step<Result<bool>> {
     super::change(uuid, move |engine, pool| change_size_limit(engine, pool, id, limit))
 }
 

@@ -4,14 +4,14 @@ use crate::{
     engine::{
         encryption::KeyDescription,
         error::{Error, Result},
-        request::Next,
+        request::Step,
     },
     platform::keyring::{KEY_PREFIX, KeyChange, Secret},
 };
 
 /// Sets a key.
-pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChange>> {
-    Next::brief(move |engine| {
+pub fn set_key(description: KeyDescription, key: Secret) -> Step<Result<KeyChange>> {
+    Step::brief(move |engine| {
         let set = engine.platform().key_set(&description.in_kernel(), &key);
         if matches!(set, Ok(KeyChange::Created | KeyChange::Replaced)) {
             // The key may unlock a pool whose volume key this daemon does not know, or let a halted
@@ -24,24 +24,24 @@ pub fn set_key(description: KeyDescription, key: Secret) -> Next<Result<KeyChang
                 engine.begin(format!("work on the data of pool {uuid}"), resume);
             }
         }
-        Next::Done(set.map_err(Error::from))
+        Step::Done(set.map_err(Error::from))
     })
 }
 
 /// Removes a key. `false`: there was none.
-pub fn unset_key(description: KeyDescription) -> Next<Result<bool>> {
-    Next::brief(move |engine| Next::Done(engine.platform().key_unset(&description.in_kernel()).map_err(Error::from)))
+pub fn unset_key(description: KeyDescription) -> Step<Result<bool>> {
+    Step::brief(move |engine| Step::Done(engine.platform().key_unset(&description.in_kernel()).map_err(Error::from)))
 }
 
 /// The descriptions of all keys, sorted.
-pub fn list_keys() -> Next<Result<Vec<String>>> {
-    Next::brief(|engine| {
+pub fn list_keys() -> Step<Result<Vec<String>>> {
+    Step::brief(|engine| {
         let keys = engine.platform().key_list().map(|names| {
             let ours = names.iter().filter_map(|name| name.strip_prefix(KEY_PREFIX)).map(str::to_owned);
             let mut ours: Vec<String> = ours.collect();
             ours.sort();
             ours
         });
-        Next::Done(keys.map_err(Error::from))
+        Step::Done(keys.map_err(Error::from))
     })
 }

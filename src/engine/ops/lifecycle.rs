@@ -34,7 +34,7 @@ use crate::{
         ops::discover::{self, discover},
         pool::Pool,
         registry::{DeviceSet, Seen, Verdict},
-        request::{Access, Granted, Mode, Next, Share, Wait},
+        request::{Access, Granted, Mode, Share, Step, Wait},
         setup::{self, CacheTier},
         take_down,
         undo::Rollback,
@@ -53,17 +53,17 @@ enum Place {
 }
 
 /// Finds a pool.
-fn locate(which: PoolRef) -> Next<Result<Place>> {
-    Next::under(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
-        Granted::Read(pool) => Next::Done(Ok(Place::Running(pool.uuid()))),
+fn locate(which: PoolRef) -> Step<Result<Place>> {
+    Step::locked(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
+        Granted::Read(pool) => Step::Done(Ok(Place::Running(pool.uuid()))),
         _ => {
             let stopped = engine.registry().resolve(&which);
             match stopped {
-                Ok(uuid) => Next::Done(Ok(Place::Stopped(uuid))),
+                Ok(uuid) => Step::Done(Ok(Place::Stopped(uuid))),
                 // The pool may have come up between the two looks.
-                Err(error) => Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
-                    Granted::Read(pool) => Next::Done(Ok(Place::Running(pool.uuid()))),
-                    _ => Next::Done(Err(error)),
+                Err(error) => Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+                    Granted::Read(pool) => Step::Done(Ok(Place::Running(pool.uuid()))),
+                    _ => Step::Done(Err(error)),
                 }),
             }
         }
@@ -87,30 +87,30 @@ pub enum Stopped {
 }
 
 /// Stops a pool. The pool stays stopped until a request starts it.
-pub fn stop_pool(which: PoolRef) -> Next<Result<Stopped>> {
+pub fn stop_pool(which: PoolRef) -> Step<Result<Stopped>> {
     locate(which).then(|found| match found {
         Ok(Place::Running(uuid)) => stop_running(uuid),
         Ok(Place::Stopped(uuid)) => clean_up(uuid),
-        Err(error) => Next::Done(Err(error)),
+        Err(error) => Step::Done(Err(error)),
     })
 }
 
-fn stop_running(uuid: PoolUuid) -> Next<Result<Stopped>> {
-    Next::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+fn stop_running(uuid: PoolUuid) -> Step<Result<Stopped>> {
+    Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => stop_drained(uuid, drain),
-        Err(taken) => Next::parked(taken, stop_running(uuid)),
+        Err(taken) => Step::parked(taken, stop_running(uuid)),
     })
 }
 
 /// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
-fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
-    Next::alone(uuid, move |engine, granted| {
+fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<Stopped>> {
+    Step::alone(uuid, move |engine, granted| {
         let Ok(pool) = super::drained(granted, uuid) else {
             drop(drain);
             return stop_pool(PoolRef::Uuid(uuid));
         };
         if engine.claims().work_in(uuid) {
-            return Next::parked(Wait::Idle(uuid), stop_drained(uuid, drain));
+            return Step::parked(Wait::Idle(uuid), stop_drained(uuid, drain));
         }
         match stop(engine, pool) {
             Ok(left_up) => {
@@ -125,8 +125,8 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
                 set.trouble = left_up.as_ref().filter(|_| set.partial).map(|error| {
                     format!("it was stopped, but some of it could not be taken down: {}", error.sentence()).into()
                 });
-                Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
-                    let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
+                Step::locked(Access::Table(Mode::Exclusive), move |engine, granted| {
+                    let Granted::Table(table) = granted else { return Step::Done(Err(Error::NoPool(uuid))) };
                     let ended = table.remove(uuid);
                     let partial = set.partial;
                     let mut registry = engine.registry();
@@ -136,7 +136,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<Stopped>> {
                     drop(drain);
                     ended.iter().for_each(|pool| discover::consider_named(engine, pool.name()));
                     log::info!("pool {uuid} is stopped");
-                    Next::Done(Ok(match left_up {
+                    Step::Done(Ok(match left_up {
                         Some(error) if partial => Stopped::Partly(uuid, error),
                         _ => Stopped::Done(uuid),
                     }))
@@ -306,13 +306,13 @@ pub(super) fn record_stop(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, meta
 }
 
 /// Takes down what is up of a pool that does not run.
-fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
-    Next::slow(Share::Pool(uuid), move |engine| {
+fn clean_up(uuid: PoolUuid) -> Step<Result<Stopped>> {
+    Step::slow(Share::Pool(uuid), move |engine| {
         let which = PoolRef::Uuid(uuid);
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
             // The pool may run when this wait ends.
-            Err(taken) => return Next::parked(taken, stop_pool(which)),
+            Err(taken) => return Step::parked(taken, stop_pool(which)),
         };
         let platform = engine.platform();
         // What is known may be out of date: a start that panicked has not reported.
@@ -324,7 +324,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                 drop(claim);
                 stop_pool(which)
             }
-            Some(false) => Next::Done(Ok(Stopped::Already)),
+            Some(false) => Step::Done(Ok(Stopped::Already)),
             Some(true) => {
                 let mut set = engine.registry().get(uuid);
                 let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
@@ -333,10 +333,10 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                     let ended =
                         renew(engine, uuid, set).map_or(Ok(()), Err).and_then(|()| discover::end(engine, uuid, set));
                     if engine.registry().get(uuid).is_none() {
-                        return Next::Done(Ok(Stopped::CleanedUp(uuid)));
+                        return Step::Done(Ok(Stopped::CleanedUp(uuid)));
                     }
                     if let Err(error) = ended {
-                        return Next::Done(Err(error));
+                        return Step::Done(Err(error));
                     }
                 }
                 let clean_up = || take_down::clean_up(platform, uuid, set.as_ref());
@@ -353,7 +353,7 @@ fn clean_up(uuid: PoolUuid) -> Next<Result<Stopped>> {
                         }
                     }
                 }
-                Next::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
+                Step::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
             }
         }
     })
@@ -391,31 +391,31 @@ pub struct Started {
 }
 
 /// Starts a pool. `None`: the pool runs already.
-pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
+pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Step<Result<Option<Started>>> {
     locate(which).then(move |found| match found {
         Ok(Place::Running(uuid)) => already(uuid, unlock, cache),
         Ok(Place::Stopped(uuid)) => start_stopped(uuid, unlock, cache),
-        Err(error) => Next::Done(Err(error)),
+        Err(error) => Step::Done(Err(error)),
     })
 }
 
-fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
+fn already(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Step<Result<Option<Started>>> {
     let which = PoolRef::Uuid(uuid);
-    Next::under(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
-        Granted::Read(pool) if pool.is_encrypted() => Next::Done(Ok(None)),
-        Granted::Read(pool) => Next::Done(check_unneeded(&unlock, pool.name()).map(|()| None)),
+    Step::locked(Access::Pool(which.clone(), Mode::Shared), move |_, granted| match granted {
+        Granted::Read(pool) if pool.is_encrypted() => Step::Done(Ok(None)),
+        Granted::Read(pool) => Step::Done(check_unneeded(&unlock, pool.name()).map(|()| None)),
         // The pool has been stopped meanwhile.
         _ => start_pool(which, unlock, cache),
     })
 }
 
-fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Result<Option<Started>>> {
-    Next::slow(Share::Pool(uuid), move |engine| {
+fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Step<Result<Option<Started>>> {
+    Step::slow(Share::Pool(uuid), move |engine| {
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
             Ok(claim) => claim,
             // The pool may run when this wait ends, and still be known as one that does not: an
             // event of one of its devices may say so.
-            Err(taken) => return Next::parked(taken, start_pool(PoolRef::Uuid(uuid), unlock, cache)),
+            Err(taken) => return Step::parked(taken, start_pool(PoolRef::Uuid(uuid), unlock, cache)),
         };
         let Some(mut set) = engine.registry().get(uuid) else {
             drop(claim);
@@ -453,7 +453,7 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Next<Resul
         });
         match ready {
             Ok(()) => bring_up(uuid, set, metadata, cache, unlock, opened, claim).map(|started| started.map(Some)),
-            Err(error) => Next::Done(Err(opened.run(platform, error))),
+            Err(error) => Step::Done(Err(opened.run(platform, error))),
         }
     })
 }
@@ -556,21 +556,21 @@ pub(super) fn bring_up(
     unlock: Unlock,
     opened: Rollback,
     claim: Claim,
-) -> Next<Result<Started>> {
-    Next::brief(move |engine| {
+) -> Step<Result<Started>> {
+    Step::brief(move |engine| {
         let name = match Name::new(&metadata.name) {
             Ok(name) => name,
             Err(error) => return not_up(engine, uuid, opened.run(engine.platform(), error.into())),
         };
         let name_claim = match engine.claims().claim([Key::PoolName(name.clone())]) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, bring_up(uuid, set, metadata, cache, unlock, opened, claim)),
+            Err(taken) => return Step::parked(taken, bring_up(uuid, set, metadata, cache, unlock, opened, claim)),
         };
-        Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
+        Step::locked(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |_, granted| {
             let taken = matches!(granted, Granted::Read(_));
             // A device of the pool may not answer, for hours or for ever, and must not keep others
             // from a worker.
-            Next::long(move |engine| {
+            Step::background(move |engine| {
                 if taken {
                     let refused = not_up(engine, uuid, opened.run(engine.platform(), Error::NameRuns(name.clone())));
                     return refused.then(move |refused| unless_free(name, refused));
@@ -579,7 +579,7 @@ pub(super) fn bring_up(
                 let platform = engine.platform();
                 match setup::lay_foundation(platform, uuid, &set, (*metadata).clone(), cache, Some(&unlock), opened) {
                     Ok(foundation) => foundation.build().then(move |built| {
-                        Next::act(move |engine| match built {
+                        Step::blocking(move |engine| match built {
                             Ok(pool) => show(engine, pool, claim, name_claim),
                             Err(error) => not_up(engine, uuid, error),
                         })
@@ -593,24 +593,24 @@ pub(super) fn bring_up(
 
 /// Looks again at a name for which a pool was refused: the pool that had the name may have gone
 /// before the refusal was noted.
-fn unless_free<T: Send + 'static>(name: Name, refused: T) -> Next<T> {
-    Next::under(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |engine, granted| {
+fn unless_free<T: Send + 'static>(name: Name, refused: T) -> Step<T> {
+    Step::locked(Access::Pool(PoolRef::Name(name.clone()), Mode::Shared), move |engine, granted| {
         if matches!(granted, Granted::NoPool) {
             discover::consider_named(engine, &name);
         }
-        Next::Done(refused)
+        Step::Done(refused)
     })
 }
 
-fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Next<Result<Started>> {
+fn not_up(engine: &Engine, uuid: PoolUuid, error: Error) -> Step<Result<Started>> {
     let partial = take_down::partly_up(engine.platform(), uuid);
     engine.registry().note_down(uuid, partial, Some(&error));
-    Next::Done(Err(error))
+    Step::Done(Err(error))
 }
 
 /// Inserts a pool that has been set up into the table, where it replaces what was known of it as a
 /// stopped pool.
-fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Next<Result<Started>> {
+fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Step<Result<Started>> {
     log::info!("pool {} ({}) is set up", pool.name(), pool.uuid());
     let started = Started {
         pool: pool.uuid(),
@@ -622,7 +622,7 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Next<Re
     let (locked, unfinished) = (pool.lacks_volume_key(), pool.work.is_some());
     setup::insert(pool, name_claim).then(move |inserted| {
         drop(claim);
-        Next::act(move |engine| {
+        Step::blocking(move |engine| {
             if inserted.is_ok() && locked {
                 engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
             }
@@ -639,51 +639,51 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Next<Re
 /// Forgets what is known of pools and reads everything again. Running pools are read from their
 /// devices, and what is up of them is adopted; then all other devices are read, as at the start. A
 /// running pool that cannot be read goes on as it is, and the error says so.
-pub fn refresh() -> Next<Result<()>> {
-    Next::under(Access::Table(Mode::Shared), |_, granted| {
-        let Granted::Table(table) = granted else { return Next::Done(Ok(())) };
+pub fn refresh() -> Step<Result<()>> {
+    Step::locked(Access::Table(Mode::Shared), |_, granted| {
+        let Granted::Table(table) = granted else { return Step::Done(Ok(())) };
         let running: Vec<PoolUuid> = table.list().into_iter().map(|(uuid, _)| uuid).collect();
         one_by_one(running, refresh_pool).then(|refreshed| {
-            Next::act(move |engine| match discover(engine) {
+            Step::blocking(move |engine| match discover(engine) {
                 Ok(chains) => one_by_one(chains, |chain| chain.map(Ok)).map(move |_| refreshed),
-                Err(error) => Next::Done(refreshed.and(Err(error))),
+                Err(error) => Step::Done(refreshed.and(Err(error))),
             })
         })
     })
 }
 
 /// Runs a chain for each item, whether or not the others fail. Returns the first error.
-fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Next<Result<()>>) -> Next<Result<()>> {
+fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Step<Result<()>>) -> Step<Result<()>> {
     match items.pop() {
-        None => Next::Done(Ok(())),
+        None => Step::Done(Ok(())),
         Some(item) => each(item)
-            .then(move |result| Next::brief(move |_| one_by_one(items, each).map(move |others| result.and(others)))),
+            .then(move |result| Step::brief(move |_| one_by_one(items, each).map(move |others| result.and(others)))),
     }
 }
 
-fn refresh_pool(uuid: PoolUuid) -> Next<Result<()>> {
+fn refresh_pool(uuid: PoolUuid) -> Step<Result<()>> {
     // If the record is ahead of the opened container, the container's volume key is needed, and no
     // key is derived while the pool is locked.
     super::encryption::load_by_keyring(uuid).then(move |()| refresh_undisturbed(uuid))
 }
 
-fn refresh_undisturbed(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+fn refresh_undisturbed(uuid: PoolUuid) -> Step<Result<()>> {
+    Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => refresh_drained(uuid, drain).then(move |refreshed| {
             let checked = super::check_pool(uuid).then(move |()| super::check_filesystems(uuid));
             checked.map(|()| refreshed)
         }),
-        Err(taken) => Next::parked(taken, refresh_undisturbed(uuid)),
+        Err(taken) => Step::parked(taken, refresh_undisturbed(uuid)),
     })
 }
 
 /// Reads a pool again when no work is under way in it; reading would take that work for left over.
-fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
-    Next::alone(uuid, move |engine, granted| {
+fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<()>> {
+    Step::alone(uuid, move |engine, granted| {
         // The pool has ended meanwhile.
-        let Ok(pool) = super::writable(granted, uuid) else { return Next::Done(Ok(())) };
+        let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
         if engine.claims().work_in(uuid) {
-            return Next::parked(Wait::Idle(uuid), refresh_drained(uuid, drain));
+            return Step::parked(Wait::Idle(uuid), refresh_drained(uuid, drain));
         }
         let refreshed = adopt(engine, pool);
         if pool.lacks_volume_key() {
@@ -696,7 +696,7 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<()>> {
         drop(drain);
         match refreshed {
             Ok(links) => super::when_linked(links, Ok(())),
-            Err(error) => Next::Done(Err(error)),
+            Err(error) => Step::Done(Err(error)),
         }
     })
 }

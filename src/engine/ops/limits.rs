@@ -13,7 +13,7 @@ use crate::{
             sizes,
         },
         pool::Pool,
-        request::{Access, Mode, Next},
+        request::{Access, Mode, Step},
         thin_devices::thin_metadata_size,
         thin_growth::{facts, follow_or_back},
     },
@@ -21,24 +21,24 @@ use crate::{
 };
 
 /// Raises the number of filesystems that a pool may have, and allocates thin metadata for as many.
-pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Next<Result<()>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Step<Result<()>> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         let usable = super::readable(granted, uuid).and_then(|pool| may_have(pool, limit).map(|()| pool.usable_size()));
         match usable {
-            Err(error) => Next::Done(Err(error)),
-            Ok(usable) => Next::act(move |engine| match thin_metadata_size(engine.platform(), usable, limit) {
-                Err(error) => Next::Done(Err(error)),
-                Ok(needed) => Next::write(uuid, move |engine, granted| {
+            Err(error) => Step::Done(Err(error)),
+            Ok(usable) => Step::blocking(move |engine| match thin_metadata_size(engine.platform(), usable, limit) {
+                Err(error) => Step::Done(Err(error)),
+                Ok(needed) => Step::write(uuid, move |engine, granted| {
                     let pool = match super::writable(granted, uuid) {
                         Ok(pool) => pool,
-                        Err(error) => return Next::Done(Err(error)),
+                        Err(error) => return Step::Done(Err(error)),
                     };
                     if pool.usable_size() != usable {
                         // The pool has grown meanwhile and needs another amount of metadata.
                         return set_fs_limit(uuid, limit);
                     }
                     let raised = raise(engine.platform(), pool, limit, needed);
-                    Next::Done(raised.inspect_err(|error| pool.note_failure(error)))
+                    Step::Done(raised.inspect_err(|error| pool.note_failure(error)))
                 }),
             }),
         }
@@ -86,7 +86,7 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
 }
 
 /// Allows or forbids overprovisioning. `false`: it is allowed or forbidden already.
-pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Next<Result<bool>> {
+pub fn set_overprovisioning(uuid: PoolUuid, allowed: bool) -> Step<Result<bool>> {
     let chain = super::change(uuid, move |engine, pool| change_overprovisioning(engine.platform(), pool, allowed));
     and_use(uuid, chain, move |changed| *changed && allowed)
 }

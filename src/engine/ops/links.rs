@@ -21,7 +21,7 @@ use crate::{
     engine::{
         Engine, dm_names,
         pool::{Filesystem, Pool},
-        request::{Access, Granted, Mode, Next},
+        request::{Access, Granted, Mode, Step},
     },
     platform::{Announcement, PendingLinks},
 };
@@ -121,32 +121,32 @@ pub(super) fn announcement(pool: &Pool, filesystem: &Filesystem) -> Announcement
 
 /// Asks for the link of the filesystem on a device-mapper device that has none, if the filesystem
 /// belongs to a running pool.
-pub(super) fn of_device(dm_name: &str) -> Next<()> {
+pub(super) fn of_device(dm_name: &str) -> Step<()> {
     match dm_names::filesystem_of(dm_name) {
-        Some((pool, filesystem)) => Next::brief(move |engine| match engine.links_awaited().contains(filesystem) {
-            true => Next::Done(()),
+        Some((pool, filesystem)) => Step::brief(move |engine| match engine.links_awaited().contains(filesystem) {
+            true => Step::Done(()),
             false => check(pool, Some(filesystem)),
         }),
-        None => Next::Done(()),
+        None => Step::Done(()),
     }
 }
 
 /// Asks for the missing links of a pool's filesystems; with `only`, for the link of that one.
-pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Next<()> {
+pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Step<()> {
     let look = move |engine: &Engine, granted: Granted<'_>| {
         let wanted = wanted(granted, uuid, only);
         if only.is_some_and(|filesystem| engine.links_awaited().contains(filesystem)) {
-            return Next::Done(());
+            return Step::Done(());
         }
         if wanted.is_empty() && only.is_none() {
             engine.links_asked().retain(|(pool, _), _| *pool != uuid);
-            return Next::Done(());
+            return Step::Done(());
         }
         if wanted.is_empty() {
-            return Next::Done(());
+            return Step::Done(());
         }
         // The pool is not locked meanwhile: a look at a thousand links takes milliseconds.
-        Next::act(move |engine| {
+        Step::blocking(move |engine| {
             let (linked, missing): (Vec<_>, Vec<_>) =
                 wanted.into_iter().partition(|filesystem| engine.platform().is_linked(filesystem));
             let mut asked = engine.links_asked();
@@ -160,21 +160,21 @@ pub fn check(uuid: PoolUuid, only: Option<FsUuid>) -> Next<()> {
             };
             let due: Vec<FsUuid> = missing.into_iter().filter(due).map(|filesystem| filesystem.filesystem).collect();
             drop(asked);
-            if due.is_empty() { Next::Done(()) } else { ask_again(uuid, due) }
+            if due.is_empty() { Step::Done(()) } else { ask_again(uuid, due) }
         })
     };
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), look)
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), look)
 }
 
 /// Asks for links again, under the pool's lock. Thus udev is told names in the order in which they
 /// are given: if a filesystem is also being renamed, the last name that udev hears is the valid
 /// one.
-fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Next<()> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Step<()> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let mut missing = wanted(granted, uuid, None);
         missing.retain(|filesystem| due.contains(&filesystem.filesystem) && !engine.platform().is_linked(filesystem));
         if missing.is_empty() {
-            return Next::Done(());
+            return Step::Done(());
         }
         for filesystem in &missing {
             log::warn!("the link {} is missing; asking udev for it", filesystem.link().display());
@@ -182,7 +182,7 @@ fn ask_again(uuid: PoolUuid, due: Vec<FsUuid>) -> Next<()> {
         if let Err(error) = engine.platform().announce(&missing) {
             log::warn!("could not tell udev of filesystems of pool {uuid}: {error}");
         }
-        Next::Done(())
+        Step::Done(())
     })
 }
 

@@ -13,7 +13,7 @@ use crate::{
         mdv::Mdv,
         metadata::FilesystemRecord,
         pool::Pool,
-        request::{Access, Mode, Next},
+        request::{Access, Mode, Step},
     },
     platform::Platform,
 };
@@ -28,7 +28,7 @@ pub enum Generation {
 }
 
 /// The pool metadata as JSON.
-pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Next<Result<String>> {
+pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Step<Result<String>> {
     look_at(uuid, move |platform, pool| {
         let json = match generation {
             Generation::Current => pool.meta.encode(pool.version()),
@@ -44,7 +44,7 @@ pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Next<Result<Stri
 
 /// The filesystem records as a JSON object by UUID. With `name`, only the record of that
 /// filesystem; an unknown name is no error.
-pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Generation) -> Next<Result<String>> {
+pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Generation) -> Step<Result<String>> {
     look_at(uuid, move |platform, pool| {
         let records: Vec<FilesystemRecord> = match generation {
             Generation::Current => pool.records().cloned().collect(),
@@ -62,8 +62,8 @@ pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Gen
 fn look_at(
     uuid: PoolUuid,
     look: impl FnOnce(&dyn Platform, &Pool) -> Result<String> + Send + 'static,
-) -> Next<Result<String>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
-        Next::Done(super::readable(granted, uuid).and_then(|pool| look(engine.platform(), pool)))
+) -> Step<Result<String>> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+        Step::Done(super::readable(granted, uuid).and_then(|pool| look(engine.platform(), pool)))
     })
 }

@@ -1,4 +1,4 @@
-//! The operations: each is a chain of steps ([`Next`]) that a client, an event or the daemon's
+//! The operations: each is a chain of steps ([`Step`]) that a client, an event or the daemon's
 //! start asks for.
 //!
 //! Each operation first checks everything that can refuse it. It then claims what it will touch,
@@ -57,7 +57,7 @@ use crate::{
         Engine,
         error::{Error, Result},
         pool::{Filesystem, Pool},
-        request::{Access, Granted, Key, Mode, Next, Wait},
+        request::{Access, Granted, Key, Mode, Step, Wait},
     },
     platform::{Announcement, DeviceNumber, PendingLinks, Platform},
 };
@@ -79,27 +79,27 @@ fn writable(granted: Granted<'_>, uuid: PoolUuid) -> Result<&mut Pool> {
 fn change<T: Send + 'static>(
     uuid: PoolUuid,
     change: impl FnOnce(&Engine, &mut Pool) -> Result<T> + Send + 'static,
-) -> Next<Result<T>> {
-    Next::write(uuid, move |engine, granted| {
+) -> Step<Result<T>> {
+    Step::write(uuid, move |engine, granted| {
         let pool = match writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let changed = change(engine, pool);
-        Next::Done(changed.inspect_err(|error| pool.note_failure(error)))
+        Step::Done(changed.inspect_err(|error| pool.note_failure(error)))
     })
 }
 
 /// Waits until a key is no longer `taken`, and then goes on with `again`. It does not wait for a
 /// re-encryption job, which may take hours. A request that uses the pool alone never takes hours.
-fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, taken: Wait, again: Next<Result<T>>) -> Next<Result<T>> {
+fn unless_at_work<T: Send + 'static>(uuid: PoolUuid, taken: Wait, again: Step<Result<T>>) -> Step<Result<T>> {
     if taken == Wait::Key(Key::Drain(uuid)) {
-        return Next::parked(taken, again);
+        return Step::parked(taken, again);
     }
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         match readable(granted, uuid).and_then(|pool| pool.check_no_work()) {
-            Ok(()) => Next::parked(taken, again),
-            Err(error) => Next::Done(Err(error)),
+            Ok(()) => Step::parked(taken, again),
+            Err(error) => Step::Done(Err(error)),
         }
     })
 }
@@ -174,17 +174,17 @@ fn announce<'a>(
 }
 
 /// Gives `value` when the links exist, or when a longer wait would not help.
-fn when_linked<T: Send + 'static>(links: Option<Box<dyn PendingLinks>>, value: T) -> Next<T> {
+fn when_linked<T: Send + 'static>(links: Option<Box<dyn PendingLinks>>, value: T) -> Step<T> {
     match links {
-        None => Next::Done(value),
-        Some(links) => Next::Linked(
+        None => Step::Done(value),
+        Some(links) => Step::Linked(
             links,
             LINKS_WAIT_MAX,
             Box::new(move |_, missing| {
                 for missing in missing {
                     log::warn!("udev has not made the link {}", missing.display());
                 }
-                Next::Done(value)
+                Step::Done(value)
             }),
         ),
     }

@@ -42,7 +42,7 @@ use crate::{
             encryption::{Container, bindings_of, containers_of, read},
         },
         pool::Pool,
-        request::{Access, Mode, Next, Wait},
+        request::{Access, Mode, Step, Wait},
         thin_growth::follow,
         undo::{Rollback, When, mended},
         volume_keys,
@@ -56,22 +56,22 @@ use crate::{
 };
 
 /// Encrypts a pool. `false`: the pool is encrypted already.
-pub fn encrypt_pool(uuid: PoolUuid, new: Vec<NewBinding>) -> Next<Result<bool>> {
+pub fn encrypt_pool(uuid: PoolUuid, new: Vec<NewBinding>) -> Step<Result<bool>> {
     begin(uuid, ReencryptionMode::Encrypt, move |claim| encrypt(uuid, new, claim))
 }
 
 /// Replaces the volume key that a pool is encrypted with.
-pub fn reencrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
+pub fn reencrypt_pool(uuid: PoolUuid) -> Step<Result<bool>> {
     begin(uuid, ReencryptionMode::Reencrypt, move |claim| reencrypt(uuid, claim))
 }
 
 /// Decrypts a pool. `false`: the pool is not encrypted.
-pub fn decrypt_pool(uuid: PoolUuid) -> Next<Result<bool>> {
+pub fn decrypt_pool(uuid: PoolUuid) -> Step<Result<bool>> {
     begin(uuid, ReencryptionMode::Decrypt, move |claim| decrypt(uuid, claim))
 }
 
 /// Goes on with a job that was cut short.
-pub(super) fn resume(uuid: PoolUuid) -> Next<()> {
+pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
     go_on(uuid).map(move |result| {
         if let Err(error) = result {
             log::error!("the work on the data of pool {uuid} stays unfinished for now: {}", error.sentence());
@@ -80,13 +80,13 @@ pub(super) fn resume(uuid: PoolUuid) -> Next<()> {
 }
 
 /// Goes on with a job that may have had to wait for this key.
-pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Next<()> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Step<()> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
         match super::readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
             // The request that works on the pool may have looked for the key just before. When it
             // has given up, the job is tried again.
             true => resume(uuid),
-            false => Next::Done(()),
+            false => Step::Done(()),
         }
     })
 }
@@ -127,14 +127,14 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<Outlook> {
 fn begin(
     uuid: PoolUuid,
     work: ReencryptionMode,
-    start: impl FnOnce(Claim) -> Next<Result<()>> + Send + 'static,
-) -> Next<Result<bool>> {
-    Next::brief(move |engine| {
+    start: impl FnOnce(Claim) -> Step<Result<()>> + Send + 'static,
+) -> Step<Result<bool>> {
+    Step::brief(move |engine| {
         let claim = match claim(engine, uuid) {
             Ok(claim) => claim,
             Err(taken) => return super::unless_at_work(uuid, taken, begin(uuid, work, start)),
         };
-        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
                 // A version 1 pool is refused for its version before the answer that nothing has to
                 // be done.
@@ -144,13 +144,13 @@ fn begin(
                 outlook => outlook,
             });
             let done = match outlook {
-                Ok(Outlook::Nothing) => return Next::Done(Ok(false)),
+                Ok(Outlook::Nothing) => return Step::Done(Ok(false)),
                 Ok(Outlook::GoOn) => {
                     drop(claim);
                     go_on(uuid)
                 }
                 Ok(Outlook::Begin) => start(claim),
-                Err(error) => return Next::Done(Err(error)),
+                Err(error) => return Step::Done(Err(error)),
             };
             and_use(uuid, done.map(|done| done.map(|()| true)), |done| *done)
         })
@@ -165,21 +165,21 @@ fn claim(engine: &Engine, uuid: PoolUuid) -> std::result::Result<Claim, Wait> {
 
 // ---- beginnings ----
 
-fn encrypt(uuid: PoolUuid, new: Vec<NewBinding>, claim: Claim) -> Next<Result<()>> {
-    Next::act(move |engine| {
+fn encrypt(uuid: PoolUuid, new: Vec<NewBinding>, claim: Claim) -> Step<Result<()>> {
+    Step::blocking(move |engine| {
         let platform = engine.platform();
         let assigned = encryption::assign(new).map_err(Error::from);
         let prepared: Result<Prepared> =
             assigned.and_then(|assigned: Vec<Assigned>| Prepared::new(platform, &assigned));
         match prepared {
             Ok(prepared) => surround(uuid, prepared, claim),
-            Err(error) => Next::Done(Err(error)),
+            Err(error) => Step::Done(Err(error)),
         }
     })
 }
 
 /// Makes a container around the data, and moves the pool into it.
-fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Next<Result<()>> {
+fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>> {
     super::change(uuid, |engine, pool| {
         put_space_ahead(engine.platform(), pool)?;
         let nodes = pool.filesystems.keys().map(|filesystem| pool.thin_name(*filesystem));
@@ -187,10 +187,10 @@ fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Next<Result<()>
         Ok((pool.stack.clone(), nodes))
     })
     .then(move |ready| {
-        Next::act(move |engine| {
+        Step::blocking(move |engine| {
             let (stack, nodes) = match ready {
                 Ok(ready) => ready,
-                Err(error) => return Next::Done(Err(error)),
+                Err(error) => return Step::Done(Err(error)),
             };
             let platform = engine.platform();
             let made = Rollback::new().guard(platform, |undo| {
@@ -202,19 +202,19 @@ fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Next<Result<()>
             });
             match made {
                 Ok((_, undo)) => enter(uuid, undo, claim),
-                Err(error) => Next::Done(Err(error)),
+                Err(error) => Step::Done(Err(error)),
             }
         })
     })
 }
 
 /// Records the pool as encrypted and moves its tables into the container.
-fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
+fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(undo.run(platform, error))),
+            Err(error) => return Step::Done(Err(undo.run(platform, error))),
         };
         match move_in(platform, pool) {
             Ok(()) => {
@@ -232,7 +232,7 @@ fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Next<Result<()>> {
                     }
                 };
                 pool.note_failure_for_good(&error);
-                Next::Done(Err(error))
+                Step::Done(Err(error))
             }
         }
     })
@@ -271,14 +271,14 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     })
 }
 
-fn reencrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
+fn reencrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
     super::change(uuid, |engine, pool| {
         let bindings = pool.encryption()?.agreed()?.clone();
         put_space_ahead(engine.platform(), pool)?;
         Ok((pool.version(), containers_of(engine.platform(), pool), bindings))
     })
     .then(move |ready| {
-        Next::act(move |engine| {
+        Step::blocking(move |engine| {
             let platform = engine.platform();
             let made = ready.and_then(|(version, containers, bindings)| {
                 // In version 1, the passphrases that Clevis has encrypted differ from device to
@@ -296,7 +296,7 @@ fn reencrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
                 Ok((keys, undo)) => {
                     announce(uuid, ReencryptionMode::Reencrypt, Plan::Reencrypt(keys), Some(undo), claim)
                 }
-                Err(error) => Next::Done(Err(error)),
+                Err(error) => Step::Done(Err(error)),
             }
         })
     })
@@ -359,10 +359,10 @@ fn prepare_new_key(
     Ok(NewKey { passphrase: passphrase.clone(), from: first.keyslot, to: *to })
 }
 
-fn decrypt(uuid: PoolUuid, claim: Claim) -> Next<Result<()>> {
+fn decrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
     super::change(uuid, |engine, pool| put_space_ahead(engine.platform(), pool)).then(move |ready| match ready {
         Ok(()) => announce(uuid, ReencryptionMode::Decrypt, Plan::Decrypt, None, claim),
-        Err(error) => Next::Done(Err(error)),
+        Err(error) => Step::Done(Err(error)),
     })
 }
 
@@ -373,8 +373,8 @@ fn announce(
     plan: Plan,
     undo: Option<Rollback>,
     claim: Claim,
-) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
+) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         let pool = super::writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
         match (pool, undo) {
@@ -386,8 +386,8 @@ fn announce(
                 }
                 run(uuid, plan, claim)
             }
-            (Err(error), Some(undo)) => Next::Done(Err(undo.run(platform, error))),
-            (Err(error), None) => Next::Done(Err(error)),
+            (Err(error), Some(undo)) => Step::Done(Err(undo.run(platform, error))),
+            (Err(error), None) => Step::Done(Err(error)),
         }
     })
 }
@@ -419,18 +419,18 @@ enum Plan {
 }
 
 /// Goes on with a pool's unfinished job, unless somebody else does.
-fn go_on(uuid: PoolUuid) -> Next<Result<()>> {
-    Next::brief(move |engine| {
+fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
+    Step::brief(move |engine| {
         let claim = match claim(engine, uuid) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, go_on(uuid)),
+            Err(taken) => return Step::parked(taken, go_on(uuid)),
         };
-        Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             match super::readable(granted, uuid) {
                 // Somebody else has completed the job.
-                Ok(pool) if pool.work.is_none() => Next::Done(Ok(())),
+                Ok(pool) if pool.work.is_none() => Step::Done(Ok(())),
                 Ok(_) => run(uuid, Plan::Resume, claim),
-                Err(error) => Next::Done(Err(error)),
+                Err(error) => Step::Done(Err(error)),
             }
         })
     })
@@ -459,8 +459,8 @@ impl Site {
     }
 }
 
-fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
+fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
         let site = super::writable(granted, uuid).map(|pool| {
             let containers = containers_of(engine.platform(), pool);
             let mut work = pool.work.clone()?;
@@ -471,7 +471,7 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
             Some(Site { version: pool.version(), containers, name: pool.name().clone(), work })
         });
         match site {
-            Ok(Some(site)) => Next::long(move |engine| {
+            Ok(Some(site)) => Step::background(move |engine| {
                 let given_up = || engine.begin(format!("work on the data of pool {uuid}"), give_up(uuid));
                 let worked = mended(|| work(engine, uuid, &site, plan), given_up);
                 let interrupted = matches!(worked, Ok(Ended::Interrupted));
@@ -481,7 +481,7 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
                     return finish(uuid, site, Err(error), claim);
                 }
                 if interrupted && engine.is_ending() {
-                    return Next::Done(Err(site.interrupted("daemon ends")));
+                    return Step::Done(Err(site.interrupted("daemon ends")));
                 }
                 if interrupted {
                     drop(claim);
@@ -489,38 +489,38 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Next<Result<()>> {
                 }
                 finish(uuid, site, worked.map(drop), claim)
             }),
-            Ok(None) => Next::Done(Ok(())),
-            Err(error) => Next::Done(Err(error)),
+            Ok(None) => Step::Done(Ok(())),
+            Err(error) => Step::Done(Err(error)),
         }
     })
 }
 
 /// Shows in the pool that the job on its data has panicked.
-fn give_up(uuid: PoolUuid) -> Next<()> {
-    Next::write(uuid, move |_, granted| {
+fn give_up(uuid: PoolUuid) -> Step<()> {
+    Step::write(uuid, move |_, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
             pool.note_halted(&Error::Panicked.sentence());
         }
-        Next::Done(())
+        Step::Done(())
     })
 }
 
 /// Waits for a request that wants to use the pool alone. Afterwards the job goes on, unless the
 /// pool is gone.
-fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Next<Result<()>> {
-    Next::brief(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
-        true => Next::parked(Key::Drain(uuid), wait_and_go_on(uuid, site)),
+fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Step<Result<()>> {
+    Step::brief(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
+        true => Step::parked(Key::Drain(uuid), wait_and_go_on(uuid, site)),
         false => go_on(uuid).then(move |done| match done {
-            Err(Error::NoPool(_)) => Next::Done(Err(site.interrupted("pool has been stopped"))),
-            Ok(()) => Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-                Next::Done(match super::readable(granted, uuid) {
+            Err(Error::NoPool(_)) => Step::Done(Err(site.interrupted("pool has been stopped"))),
+            Ok(()) => Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+                Step::Done(match super::readable(granted, uuid) {
                     // Between two devices of version 1, only the interrupted job knew how to go on,
                     // and reading the pool again has discarded that.
                     Ok(pool) if !site.is_recorded(pool) => Err(site.interrupted("pool has been looked at anew")),
                     _ => Ok(()),
                 })
             }),
-            done => Next::Done(done),
+            done => Step::Done(done),
         }),
     })
 }
@@ -645,11 +645,11 @@ fn is_done(before: &Header, now: &Header) -> bool {
 // ---- ends ----
 
 /// Records the result of the job.
-fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<Result<()>> {
-    Next::write(uuid, move |engine, granted| {
+fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         let finished = match worked {
             Ok(()) => complete(engine.platform(), pool, site.work.kind),
@@ -669,7 +669,7 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Next<
             engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
         }
         drop(claim);
-        Next::Done(finished)
+        Step::Done(finished)
     })
 }
 

@@ -24,7 +24,7 @@ use crate::{
         },
         pool::Pool,
         registry::DeviceSet,
-        request::{Access, Granted, Mode, Next, Wait},
+        request::{Access, Granted, Mode, Step, Wait},
         setup::{self, Doomed},
         take_down, volume_keys,
     },
@@ -33,31 +33,31 @@ use crate::{
 };
 
 /// Destroys a pool that has no filesystems. `false`: no such pool is running.
-pub fn destroy_pool(uuid: PoolUuid) -> Next<Result<bool>> {
-    Next::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+pub fn destroy_pool(uuid: PoolUuid) -> Step<Result<bool>> {
+    Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => destroy_drained(uuid, drain),
-        Err(taken) => Next::parked(taken, destroy_pool(uuid)),
+        Err(taken) => Step::parked(taken, destroy_pool(uuid)),
     })
 }
 
 /// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
-fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
-    Next::alone(uuid, move |engine, granted| {
+fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<bool>> {
+    Step::alone(uuid, move |engine, granted| {
         let pool = match super::drained(granted, uuid) {
             Ok(pool) => pool,
-            Err(_) => return Next::Done(Ok(false)),
+            Err(_) => return Step::Done(Ok(false)),
         };
         if engine.claims().work_in(uuid) {
-            return Next::parked(Wait::Idle(uuid), destroy_drained(uuid, drain));
+            return Step::parked(Wait::Idle(uuid), destroy_drained(uuid, drain));
         }
         let destroyed = match destroy(engine, pool) {
             Ok(destroyed) => destroyed,
             Err(error) => {
                 pool.note_failure(&error);
-                return Next::Done(Err(error));
+                return Step::Done(Err(error));
             }
         };
-        Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
+        Step::locked(Access::Table(Mode::Exclusive), move |engine, granted| {
             if let Granted::Table(table) = granted {
                 let ended = table.remove(uuid);
                 let mut registry = engine.registry();
@@ -69,7 +69,7 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Next<Result<bool>> {
                 ended.iter().for_each(|pool| discover::consider_named(engine, pool.name()));
             }
             drop(drain);
-            Next::Done(Ok(true))
+            Step::Done(Ok(true))
         })
     })
 }
@@ -139,15 +139,15 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
 }
 
 /// Renames a pool. `false`: the pool has that name already.
-pub fn rename_pool(uuid: PoolUuid, name: Name) -> Next<Result<bool>> {
-    Next::brief(move |engine| {
+pub fn rename_pool(uuid: PoolUuid, name: Name) -> Step<Result<bool>> {
+    Step::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::PoolName(name.clone()), Key::Rename(uuid)]) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, rename_pool(uuid, name)),
+            Err(taken) => return Step::parked(taken, rename_pool(uuid, name)),
         };
         let which = PoolRef::Name(name.clone());
-        Next::under(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
-            Granted::Read(other) if other.uuid() != uuid => Next::Done(Err(Error::PoolNameTaken(name))),
+        Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+            Granted::Read(other) if other.uuid() != uuid => Step::Done(Err(Error::PoolNameTaken(name))),
             _ => rename_claimed(uuid, name, claim),
         })
     })
@@ -177,36 +177,36 @@ fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<
     })
 }
 
-fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Next<Result<bool>> {
-    Next::write(uuid, move |engine, granted| {
+fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>> {
+    Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         if pool.recorded_name() == name {
-            return Next::Done(Ok(false));
+            return Step::Done(Ok(false));
         }
         // The headers of devices that lie in containers hold the name, and other requests may be
         // changing these headers.
         let mut headers = None;
         if pool.device_containers().next().is_some() {
             if let Err(error) = pool.check_no_work() {
-                return Next::Done(Err(error));
+                return Step::Done(Err(error));
             }
             headers = match engine.claims().claim([Key::Encryption(uuid)]) {
                 Ok(headers) => Some(headers),
-                Err(taken) => return Next::parked(taken, rename_claimed(uuid, name, claim)),
+                Err(taken) => return Step::parked(taken, rename_claimed(uuid, name, claim)),
             };
         }
         let recorded = pool.check_changes().and_then(|()| record_name(engine.platform(), pool, &name));
         drop(headers);
         if let Err(error) = recorded {
             pool.note_failure(&error);
-            return Next::Done(Err(error));
+            return Step::Done(Err(error));
         }
-        Next::under(Access::Table(Mode::Exclusive), move |engine, granted| {
-            let Granted::Table(table) = granted else { return Next::Done(Err(Error::NoPool(uuid))) };
-            let Some(pool) = table.rename(uuid, name.clone()) else { return Next::Done(Err(Error::NoPool(uuid))) };
+        Step::locked(Access::Table(Mode::Exclusive), move |engine, granted| {
+            let Granted::Table(table) = granted else { return Step::Done(Err(Error::NoPool(uuid))) };
+            let Some(pool) = table.rename(uuid, name.clone()) else { return Step::Done(Err(Error::NoPool(uuid))) };
             let former = pool.name().clone();
             pool.set_name(name);
             drop(claim);
@@ -223,8 +223,8 @@ const TOLD_AT_ONCE: usize = 256;
 /// Tells udev the names of all filesystems that come after the given one, and waits for the links.
 /// Names are told in batches under the pool's lock. With the whole table locked, all pools would
 /// wait; without any lock, a name that is given meanwhile could be told before the former name.
-fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Next<Result<bool>> {
-    Next::under(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
+fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let Ok(pool) = super::readable(granted, uuid) else { return wait_for_all(links) };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut next = pool.filesystems.range((from, Bound::Unbounded)).take(TOLD_AT_ONCE).peekable();
@@ -240,9 +240,9 @@ fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn Pe
 
 /// Waits for links in the reverse of the order in which udev was asked for them: when the last
 /// exist, the others do as well.
-fn wait_for_all(mut links: Vec<Box<dyn PendingLinks>>) -> Next<Result<bool>> {
+fn wait_for_all(mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
     match links.pop() {
-        None => Next::Done(Ok(true)),
+        None => Step::Done(Ok(true)),
         Some(last) => super::when_linked(Some(last), ()).then(move |()| wait_for_all(links)),
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         metadata::{FilesystemRecord, Rest},
         ops::filesystems::{self, Batch},
         pool::Pool,
-        request::{Next, Wait},
+        request::{Step, Wait},
         xfs,
     },
     platform::{self, Platform, dm::Visibility},
@@ -24,32 +24,32 @@ use crate::{
 };
 
 /// Makes a snapshot. `None`: a filesystem of that name and of the origin's size exists already.
-pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Next<Result<Option<FsUuid>>> {
-    Next::write(uuid, move |engine, granted| {
+pub fn snapshot_filesystem(uuid: PoolUuid, origin: FsUuid, name: Name) -> Step<Result<Option<FsUuid>>> {
+    Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
-            Err(error) => return Next::Done(Err(error)),
+            Err(error) => return Step::Done(Err(error)),
         };
         match exists(pool, origin, &name) {
             Ok(false) => {}
-            Ok(true) => return Next::Done(Ok(None)),
-            Err(error) => return Next::Done(Err(error)),
+            Ok(true) => return Step::Done(Ok(None)),
+            Err(error) => return Step::Done(Err(error)),
         }
         let size = pool.filesystem(origin).map(|origin| origin.record.size).ok();
         if !filesystems::is_settled(engine, pool, 1, size.into_iter()) {
-            return Next::parked(Wait::Progress(uuid), snapshot_filesystem(uuid, origin, name));
+            return Step::parked(Wait::Progress(uuid), snapshot_filesystem(uuid, origin, name));
         }
         // The origin is claimed too: it must not be destroyed before its snapshot is complete.
         let keys = [Key::Filesystem(uuid, name.clone()), Key::Origin(uuid, origin)];
         let claim = match engine.claims().claim_work(uuid, keys) {
             Ok(claim) => claim,
-            Err(taken) => return Next::parked(taken, snapshot_filesystem(uuid, origin, name)),
+            Err(taken) => return Step::parked(taken, snapshot_filesystem(uuid, origin, name)),
         };
         match plan(engine, pool, origin, &name, claim) {
             Ok(planned) => take(uuid, planned),
             Err(error) => {
                 pool.note_failure(&error);
-                Next::Done(Err(error))
+                Step::Done(Err(error))
             }
         }
     })
@@ -148,13 +148,13 @@ impl Drop for Held {
 /// The suspend first writes out the data that is under way. If the thin pool is just running out of
 /// space, that waits until the pool's check has found more. So the pool is not locked during the
 /// suspend.
-fn take(uuid: PoolUuid, planned: Planned) -> Next<Result<Option<FsUuid>>> {
-    Next::act(move |engine| {
+fn take(uuid: PoolUuid, planned: Planned) -> Step<Result<Option<FsUuid>>> {
+    Step::blocking(move |engine| {
         let held = Held::hold(engine.shared_platform(), planned.origin.1.clone());
-        Next::write(uuid, move |engine, granted| {
+        Step::write(uuid, move |engine, granted| {
             let pool = match super::writable(granted, uuid) {
                 Ok(pool) => pool,
-                Err(error) => return Next::Done(Err(error)),
+                Err(error) => return Step::Done(Err(error)),
             };
             let (snapshot, mounted) = (planned.record.uuid, planned.mounted);
             let origin = planned.origin.1.clone();
@@ -164,7 +164,7 @@ fn take(uuid: PoolUuid, planned: Planned) -> Next<Result<Option<FsUuid>>> {
                     let error = go_on(engine.platform(), &origin, error);
                     pool.unborn.remove(&snapshot);
                     pool.note_failure(&error);
-                    Next::Done(Err(error))
+                    Step::Done(Err(error))
                 }
             }
         })
@@ -206,14 +206,14 @@ fn go_on(platform: &dyn Platform, origin: &str, cause: Error) -> Error {
 }
 
 /// Gives the snapshot an identity of its own, without the pool's lock, and takes it into the pool.
-fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Next<Result<Option<FsUuid>>> {
+fn complete(uuid: PoolUuid, batch: Batch, mounted: bool) -> Step<Result<Option<FsUuid>>> {
     filesystems::complete_each(uuid, batch, move |platform, device, id| xfs::identify(platform, device, id, mounted))
         .map(|created| created.map(|created| created.into_iter().next().map(|(id, _)| id)))
 }
 
 /// Schedules a revert to this snapshot for the next start of the pool, or cancels it. `false`:
 /// nothing changes.
-pub fn schedule_revert(uuid: PoolUuid, snapshot: FsUuid, scheduled: bool) -> Next<Result<bool>> {
+pub fn schedule_revert(uuid: PoolUuid, snapshot: FsUuid, scheduled: bool) -> Step<Result<bool>> {
     super::change(uuid, move |engine, pool| schedule(engine, pool, snapshot, scheduled))
 }
 

@@ -259,9 +259,9 @@ pub(super) fn luks_error(call: Call, subject: &str, said: impl std::fmt::Display
     Error::Luks { action: call.verb(), device: subject.into(), what: said.to_string() }
 }
 
-/// A step that was taken.
+/// A call that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
+pub struct RecordedCall {
     /// The kind of call.
     pub call: Call,
     /// The device, file or program arguments that it is about.
@@ -302,7 +302,7 @@ struct State {
     ends_at: Option<u64>,
     /// From this step on, changes of anything whose name contains the text fail.
     breaks: Option<(u64, String)>,
-    record: Option<Vec<Step>>,
+    record: Option<Vec<RecordedCall>>,
     gates: Vec<Arc<GateState>>,
     off: bool,
     boot: u64,
@@ -390,7 +390,7 @@ impl Control {
         }
         state.steps += 1;
         if let Some(record) = &mut state.record {
-            record.push(Step { call, subject: subject.to_owned() });
+            record.push(RecordedCall { call, subject: subject.to_owned() });
         }
         if call.changes()
             && call != Call::Announce
@@ -479,7 +479,7 @@ impl Control {
         state.ends_at.is_some_and(|end| end <= state.steps)
     }
 
-    pub(super) fn trace(&self) -> Vec<Step> {
+    pub(super) fn trace(&self) -> Vec<RecordedCall> {
         self.state.lock().record.clone().unwrap_or_default()
     }
 

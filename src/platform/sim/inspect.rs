@@ -10,7 +10,7 @@ use std::{
 use nix::libc;
 
 use super::{
-    Call, Faults, Gate, Preset, Sim, Step,
+    Call, Faults, Gate, Preset, RecordedCall, Sim,
     disks::DiskShape,
     faults::{dm_error, io_error},
     luks_device, machine,
@@ -76,7 +76,7 @@ impl Sim {
 
     /// The steps in order, if the machine was built with [`record`](super::Builder::record): entry
     /// `k` is step `k`.
-    pub fn trace(&self) -> Vec<Step> {
+    pub fn trace(&self) -> Vec<RecordedCall> {
         self.0.control.trace()
     }
 

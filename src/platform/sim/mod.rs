@@ -60,7 +60,7 @@ use rand::{RngCore, rngs::StdRng};
 
 pub use builder::{Builder, DISK_SIZE_DEFAULT, Preset};
 pub use clevis::Trouble;
-pub use faults::{Call, Faults, Gate, LuksCall, Step};
+pub use faults::{Call, Faults, Gate, LuksCall, RecordedCall};
 pub use inspect::{Leftovers, Snapshot};
 
 use self::{

@@ -11,11 +11,11 @@ fn by_number(number: u128) -> PoolRef {
 }
 
 fn slow_in(number: u128, step: impl FnOnce(&ToyContext) -> Todo + Send + 'static) -> Todo {
-    Next::Act(Pace::Slow(Some(Share::Pool(uuid(number)))), Box::new(step))
+    Step::Blocking(Pace::Slow(Some(Share::Pool(uuid(number)))), Box::new(step))
 }
 
 fn brief(step: impl FnOnce(&ToyContext) -> Todo + Send + 'static) -> Todo {
-    Next::Act(Pace::Brief, Box::new(step))
+    Step::Blocking(Pace::Brief, Box::new(step))
 }
 
 /// Pools 1 to 17, with the limits of the daemon.
@@ -63,7 +63,7 @@ fn serves_the_seventeenth(daemon: &Daemon) {
         daemon.submit("has no share", act(move |_| done(2000 + number)));
         assert_eq!(daemon.answer(), Answer::Number(2000 + number));
         let device = Share::Device("/dev/new".into());
-        let creates = Next::Act(
+        let creates = Step::Blocking(
             Pace::Slow(Some(device)),
             Box::new(|_: &ToyContext| whole_table(|_, table| done(table.list().len() as u64))),
         );
@@ -73,7 +73,7 @@ fn serves_the_seventeenth(daemon: &Daemon) {
         let parts = (0..4).map(|_| part()).collect();
         let formats = write(by_number(17), |_, pool| {
             pool.add_one();
-            Next::Together(
+            Step::Parallel(
                 parts,
                 Box::new(|_, _| slow_in(17, |_| write(by_number(17), |_, pool| done(pool.add_one())))),
             )
@@ -209,7 +209,7 @@ fn waiting_for_links_holds_no_worker() {
     let wakers: Vec<Waker> = (0..100).map(|_| Waker::new().unwrap()).collect();
     for (number, waker) in wakers.iter().enumerate() {
         let links = Box::new(Awaited(waker.clone()));
-        let wait = Next::Linked(links, HANG, Box::new(move |_, missing| done((number + missing.len()) as u64)));
+        let wait = Step::Linked(links, HANG, Box::new(move |_, missing| done((number + missing.len()) as u64)));
         daemon.submit("waits", wait);
     }
     for number in 1..=20 {

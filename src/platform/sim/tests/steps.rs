@@ -4,7 +4,7 @@
 use super::*;
 use crate::platform::{
     Program, Timestamp,
-    sim::{Call, Snapshot, Step},
+    sim::{Call, RecordedCall, Snapshot},
 };
 
 type Outcome = Result<(), String>;
@@ -101,7 +101,7 @@ fn faults_of_a_kind_strike_the_next_that_matches() {
 }
 
 /// Everything that a run shows.
-fn history(seed: u64) -> (Vec<Step>, Vec<[u8; 16]>, Timestamp, Snapshot) {
+fn history(seed: u64) -> (Vec<RecordedCall>, Vec<[u8; 16]>, Timestamp, Snapshot) {
     let sim = Sim::builder().seed(seed).record().build();
     let pool = stack(&sim, 5000, "skip_block_zeroing");
     let mut values = Vec::new();
