@@ -2,7 +2,7 @@
 //! threads write to it.
 //!
 //! libdbus connects and reads. Outgoing messages bypass the library and go through the
-//! [`outlet`](super::outlet). Once connected, the library sends nothing: it would send only when
+//! [`send_queue`](super::send_queue). Once connected, the library sends nothing: it would send only when
 //! told to, or when it answers calls by itself. So a thread that sends waits for nothing, and no
 //! thread blocks inside the library: the reader waits in its own poll for the socket and a waker. A
 //! send that could not be completed wakes the reader, which then waits until the socket takes more.
@@ -34,8 +34,8 @@ use crate::bus::{
     caller::Caller,
     message::{self, BUS, Envelope, NotAMessage, Outgoing},
     names::MESSAGE_MAX_VARIABLE,
-    outlet::{Outlet, Part, Sent},
     quota::{Admission, Quotas},
+    send_queue::{MessagePart, SendQueue, Sent},
     statistics::{Question, Side},
     wire::{Body, Value},
 };
@@ -58,7 +58,7 @@ pub struct Connection {
     /// A duplicate of the library's descriptor, to wait on. The library closes its own descriptor
     /// when the bus hangs up, on whichever thread notices that.
     socket: OwnedFd,
-    outlet: Outlet,
+    send_queue: SendQueue,
     /// Longer messages are not sent: the bus would end the connection, and with it the daemon.
     message_bytes_max: usize,
     waker: Waker,
@@ -67,7 +67,8 @@ pub struct Connection {
     /// Held while a message is queued or written, so that the quotas know in which order the bus
     /// gets messages.
     quotas: Mutex<Quotas>,
-    told: Condvar,
+    /// Notified after each answer of the bus about what it holds.
+    bus_answered: Condvar,
     mark: Mark,
 }
 
@@ -115,13 +116,13 @@ impl Connection {
         channel.set_watch_enabled(true);
         let socket = descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?;
         // The library has made the socket non-blocking, and the duplicate shares that flag.
-        let outlet = Outlet::new(descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?);
+        let send_queue = SendQueue::new(descriptors::duplicate(channel.watch().fd).map_err(Error::Wait)?);
         let waker = Waker::new().map_err(Error::Wait)?;
         let configured = std::env::var(MESSAGE_MAX_VARIABLE).ok().and_then(|text| text.parse().ok());
         let message_bytes_max = configured.unwrap_or(MESSAGE_BYTES_MAX);
-        let (early, quotas, told) = Default::default();
+        let (early, quotas, bus_answered) = Default::default();
         let mark = Mark::new();
-        Ok(Connection { channel, socket, outlet, message_bytes_max, waker, early, quotas, told, mark })
+        Ok(Connection { channel, socket, send_queue, message_bytes_max, waker, early, quotas, bus_answered, mark })
     }
 
     /// The longest message that the bus takes from us, in bytes.
@@ -211,8 +212,8 @@ impl Connection {
         &self.mark.passed.1
     }
 
-    fn put(&self, parts: Vec<Part>) {
-        match self.outlet.send(parts) {
+    fn put(&self, parts: Vec<MessagePart>) {
+        match self.send_queue.send(parts) {
             Ok(Sent::Whole) => {}
             // If the bus has hung up, the reader will notice.
             Ok(Sent::Waits) | Err(_) => self.waker.wake(),
@@ -255,7 +256,7 @@ impl Connection {
         let about = quotas.after_answer();
         self.ask(&mut quotas, about);
         drop(quotas);
-        self.told.notify_all();
+        self.bus_answered.notify_all();
     }
 
     /// Whether a call is admitted, depending on what its caller has left unread.
@@ -293,7 +294,7 @@ impl Connection {
             self.waker.wake();
             while quotas.is_asking(&caller.name) {
                 // The reader notifies after every answer, and when the reader ends.
-                if self.told.wait_until(&mut quotas, deadline).timed_out() {
+                if self.bus_answered.wait_until(&mut quotas, deadline).timed_out() {
                     return false;
                 }
             }
@@ -303,13 +304,13 @@ impl Connection {
 
     /// Whether to read calls and build lists. If not, the bus must take what waits first.
     pub fn has_room(&self) -> bool {
-        self.outlet.has_room()
+        self.send_queue.has_room()
     }
 
     /// Waits until there is room. Returns `false` if the connection has ended, so that there will
     /// be none. The reader must not call this.
     pub fn wait_for_room(&self) -> bool {
-        self.outlet.wait_for_room()
+        self.send_queue.wait_for_room()
     }
 
     /// From now on the reader reads and polls.
@@ -319,9 +320,9 @@ impl Connection {
 
     /// The reader no longer reads or polls. Threads that wait for room continue.
     pub fn end(&self) {
-        self.outlet.end();
+        self.send_queue.end();
         self.quotas.lock().end();
-        self.told.notify_all();
+        self.bus_answered.notify_all();
         self.mark.is_heard.store(false, Ordering::SeqCst);
         self.mark.pass();
     }
@@ -340,7 +341,7 @@ impl Connection {
     /// When the connection is lost.
     pub fn exchange(&self, deadline: Option<Instant>, other: Option<BorrowedFd<'_>>) -> Result<(), Error> {
         let mut wanted = PollFlags::empty();
-        if self.outlet.is_waiting() {
+        if self.send_queue.is_waiting() {
             wanted |= PollFlags::OUT;
         }
         if self.has_room() {
@@ -353,7 +354,7 @@ impl Connection {
             poll(&mut fds, deadline).map_err(Error::Wait)?;
         }
         self.waker.drain();
-        let written = self.outlet.write();
+        let written = self.send_queue.write();
         let read = self.channel.read_write(Some(Duration::ZERO));
         if written.is_ok() && read.is_ok() { Ok(()) } else { Err(Error::Lost) }
     }
@@ -362,14 +363,14 @@ impl Connection {
     /// the limit. For the end, when no other thread reads or polls.
     pub fn flush(&self, pause: Duration, limit: Duration) {
         let end = Instant::now() + limit;
-        let mut left = self.outlet.bytes_waiting();
+        let mut left = self.send_queue.bytes_waiting();
         let mut deadline = end.min(Instant::now() + pause);
         while left > 0 && Instant::now() < deadline {
             let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT)];
-            if poll(&mut fds, Some(deadline)).is_err() || self.outlet.write().is_err() {
+            if poll(&mut fds, Some(deadline)).is_err() || self.send_queue.write().is_err() {
                 break;
             }
-            let now = self.outlet.bytes_waiting();
+            let now = self.send_queue.bytes_waiting();
             if now < left {
                 deadline = end.min(Instant::now() + pause);
             }

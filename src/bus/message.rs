@@ -26,7 +26,7 @@ use crate::bus::{
     caller::Caller,
     entry::Entry,
     names::MESSAGE_MAX_VARIABLE,
-    outlet::Part,
+    send_queue::MessagePart,
     wire::{Body, Descriptor, Marshaller, Types, Value},
 };
 
@@ -164,7 +164,7 @@ fn header(envelope: Envelope<'_>, signature: &str, body_bytes: usize, room: usiz
 #[derive(Debug)]
 pub struct Outgoing {
     /// Its bytes.
-    pub parts: Vec<Part>,
+    pub parts: Vec<MessagePart>,
     /// The call that the message answers. `None` for signals, which everybody gets.
     pub to: Option<Caller>,
 }
@@ -242,7 +242,7 @@ pub fn message(envelope: Envelope<'_>, signature: &str, body: &[u8]) -> Result<O
         Envelope::Return(caller) | Envelope::Error(caller, _) => Some(caller.clone()),
         Envelope::Signal { .. } | Envelope::ToBus { .. } => None,
     };
-    Ok(Outgoing { parts: vec![Part::Bytes(bytes)], to })
+    Ok(Outgoing { parts: vec![MessagePart::Bytes(bytes)], to })
 }
 
 /// Signature of a list of objects.
@@ -262,9 +262,9 @@ pub fn list(caller: &Caller, entries: Vec<Arc<Entry>>) -> Outgoing {
     m.u32((body_bytes - LIST_START) as u32);
     m.align(8);
     let last = entries.len().saturating_sub(1);
-    let part = |(number, entry)| if number == last { Part::LastEntry(entry) } else { Part::Entry(entry) };
+    let part = |(number, entry)| if number == last { MessagePart::LastEntry(entry) } else { MessagePart::Entry(entry) };
     let parts = entries.into_iter().enumerate().map(part);
-    let parts = std::iter::once(Part::Bytes(m.finish())).chain(parts).collect();
+    let parts = std::iter::once(MessagePart::Bytes(m.finish())).chain(parts).collect();
     Outgoing { parts, to: Some(caller.clone()) }
 }
 

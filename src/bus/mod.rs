@@ -35,7 +35,6 @@ mod message;
 mod methods;
 mod names;
 pub mod outcome;
-mod outlet;
 mod passphrase;
 mod pending;
 mod planted;
@@ -47,6 +46,7 @@ mod reader;
 mod rendering;
 mod report;
 mod schema;
+mod send_queue;
 mod statistics;
 mod table;
 #[cfg(test)]

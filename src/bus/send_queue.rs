@@ -1,9 +1,9 @@
-//! The way out for messages: the daemon's own queue in front of the socket. Nothing else writes to
+//! The send queue: messages of the daemon that wait for the bus socket. Nothing else writes to
 //! that socket.
 //!
 //! A list of all objects is megabytes of entries that the tree keeps anyway. libdbus would copy the
 //! list twice and check it value by value, which takes longer than all the rest. So libdbus reads
-//! from the socket and the outlet writes to it: a message consists of its own bytes and of entries
+//! from the socket and the send queue writes to it: a message consists of its own bytes and of entries
 //! that it shares with the tree, and is written without copying them.
 //!
 //! This module does not know the content of the messages.
@@ -28,7 +28,7 @@ const PARTS_AT_ONCE: usize = 64;
 
 /// A part of a message.
 #[derive(Debug)]
-pub enum Part {
+pub enum MessagePart {
     /// The message's own bytes.
     Bytes(Vec<u8>),
     /// The entry of an object in a list, padded up to the next entry.
@@ -37,27 +37,27 @@ pub enum Part {
     LastEntry(Arc<Entry>),
 }
 
-impl Part {
+impl MessagePart {
     /// The bytes to send.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Part::Bytes(bytes) => bytes,
-            Part::Entry(entry) => entry.filled_up(),
-            Part::LastEntry(entry) => entry.added(),
+            MessagePart::Bytes(bytes) => bytes,
+            MessagePart::Entry(entry) => entry.filled_up(),
+            MessagePart::LastEntry(entry) => entry.added(),
         }
     }
 }
 
-/// The way out. Any thread may call any method; only [`Outlet::wait_for_room`] blocks.
-pub struct Outlet {
+/// The send queue. Any thread may call any method; only [`SendQueue::wait_for_room`] blocks.
+pub struct SendQueue {
     socket: OwnedFd,
-    queue: Mutex<Queue>,
+    unsent: Mutex<Unsent>,
     room: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
-    parts: VecDeque<Part>,
+struct Unsent {
+    parts: VecDeque<MessagePart>,
     /// Bytes of the first part that are written.
     written: usize,
     /// Bytes of all parts that are not written yet.
@@ -75,18 +75,18 @@ pub enum Sent {
     Waits,
 }
 
-impl Outlet {
-    /// An outlet for a non-blocking socket. Nothing else may write to the socket from now on.
-    pub fn new(socket: OwnedFd) -> Outlet {
-        Outlet { socket, queue: Mutex::default(), room: Condvar::new() }
+impl SendQueue {
+    /// A send queue for a non-blocking socket. Nothing else may write to the socket from now on.
+    pub fn new(socket: OwnedFd) -> SendQueue {
+        SendQueue { socket, unsent: Mutex::default(), room: Condvar::new() }
     }
 
     /// Queues a message after all earlier ones and writes what the socket takes.
     ///
     /// # Errors
     /// When the other end is gone.
-    pub fn send(&self, message: Vec<Part>) -> io::Result<Sent> {
-        let mut queue = self.queue.lock();
+    pub fn send(&self, message: Vec<MessagePart>) -> io::Result<Sent> {
+        let mut queue = self.unsent.lock();
         let waits_already = !queue.parts.is_empty();
         queue.bytes += message.iter().map(|part| part.bytes().len()).sum::<usize>();
         queue.parts.extend(message);
@@ -102,7 +102,7 @@ impl Outlet {
     /// # Errors
     /// When the other end is gone.
     pub fn write(&self) -> io::Result<()> {
-        let mut queue = self.queue.lock();
+        let mut queue = self.unsent.lock();
         let result = queue.write(&self.socket);
         if queue.has_room() {
             self.room.notify_all();
@@ -112,23 +112,23 @@ impl Outlet {
 
     /// Whether anything waits for the socket.
     pub fn is_waiting(&self) -> bool {
-        !self.queue.lock().parts.is_empty()
+        !self.unsent.lock().parts.is_empty()
     }
 
     /// How many bytes wait for the socket.
     pub fn bytes_waiting(&self) -> usize {
-        self.queue.lock().bytes
+        self.unsent.lock().bytes
     }
 
     /// Whether to read calls and build lists. If not, the bus must take what waits first.
     pub fn has_room(&self) -> bool {
-        self.queue.lock().has_room()
+        self.unsent.lock().has_room()
     }
 
     /// Waits until there is room. Returns `false` if the connection has ended, so that there will
     /// be none. The thread that writes the queue must not call this.
     pub fn wait_for_room(&self) -> bool {
-        let mut queue = self.queue.lock();
+        let mut queue = self.unsent.lock();
         // Notified after every write, and at the end.
         self.room.wait_while(&mut queue, |queue| !queue.has_room() && !queue.ended);
         !queue.ended
@@ -136,12 +136,12 @@ impl Outlet {
 
     /// No thread writes the queue any more. Threads that wait for room continue.
     pub fn end(&self) {
-        self.queue.lock().ended = true;
+        self.unsent.lock().ended = true;
         self.room.notify_all();
     }
 }
 
-impl Queue {
+impl Unsent {
     fn has_room(&self) -> bool {
         self.bytes < BACKLOG_MAX
     }
@@ -185,58 +185,60 @@ mod tests {
 
     use super::*;
 
-    fn pair() -> (Outlet, UnixStream) {
+    fn pair() -> (SendQueue, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Outlet::new(ours.into()), theirs)
+        (SendQueue::new(ours.into()), theirs)
     }
 
-    fn bytes(count: usize, of: u8) -> Vec<Part> {
-        vec![Part::Bytes(vec![of; count / 2]), Part::Bytes(vec![of; count - count / 2])]
+    fn bytes(count: usize, of: u8) -> Vec<MessagePart> {
+        vec![MessagePart::Bytes(vec![of; count / 2]), MessagePart::Bytes(vec![of; count - count / 2])]
     }
 
     #[test]
     fn what_the_socket_does_not_take_waits_and_goes_out_in_order() {
-        let (outlet, mut theirs) = pair();
-        assert_eq!(outlet.send(bytes(10, 1)).unwrap(), Sent::Whole);
-        assert!(!outlet.is_waiting());
-        assert_eq!(outlet.send(bytes(5_000_001, 2)).unwrap(), Sent::Waits);
-        assert_eq!(outlet.send(bytes(3, 3)).unwrap(), Sent::Waits, "nothing overtakes");
+        let (send_queue, mut theirs) = pair();
+        assert_eq!(send_queue.send(bytes(10, 1)).unwrap(), Sent::Whole);
+        assert!(!send_queue.is_waiting());
+        assert_eq!(send_queue.send(bytes(5_000_001, 2)).unwrap(), Sent::Waits);
+        assert_eq!(send_queue.send(bytes(3, 3)).unwrap(), Sent::Waits, "nothing overtakes");
         let mut read = Vec::new();
         let mut some = vec![0; 70_000];
         while read.len() < 5_000_014 {
             let count = theirs.read(&mut some).unwrap();
             read.extend_from_slice(&some[..count]);
-            outlet.write().unwrap();
+            send_queue.write().unwrap();
         }
-        assert!(!outlet.is_waiting());
+        assert!(!send_queue.is_waiting());
         let wanted: Vec<u8> = [vec![1; 10], vec![2; 5_000_001], vec![3; 3]].concat();
         assert!(read == wanted);
     }
 
     #[test]
     fn an_empty_part_is_passed_over() {
-        let (outlet, mut theirs) = pair();
-        outlet.send(vec![Part::Bytes(vec![]), Part::Bytes(vec![7]), Part::Bytes(vec![])]).unwrap();
-        assert!(!outlet.is_waiting());
+        let (send_queue, mut theirs) = pair();
+        send_queue
+            .send(vec![MessagePart::Bytes(vec![]), MessagePart::Bytes(vec![7]), MessagePart::Bytes(vec![])])
+            .unwrap();
+        assert!(!send_queue.is_waiting());
         let mut some = [0; 9];
         assert_eq!((theirs.read(&mut some).unwrap(), some[0]), (1, 7));
     }
 
     #[test]
     fn room_is_gone_while_too_much_waits_and_whoever_waits_for_it_is_told_of_the_end() {
-        let (outlet, _theirs) = pair();
-        assert!(outlet.wait_for_room());
-        outlet.send(bytes(BACKLOG_MAX + (1 << 22), 1)).unwrap();
-        assert!(!outlet.has_room());
-        outlet.end();
-        assert!(!outlet.wait_for_room());
+        let (send_queue, _theirs) = pair();
+        assert!(send_queue.wait_for_room());
+        send_queue.send(bytes(BACKLOG_MAX + (1 << 22), 1)).unwrap();
+        assert!(!send_queue.has_room());
+        send_queue.end();
+        assert!(!send_queue.wait_for_room());
     }
 
     #[test]
     fn the_end_of_the_other_side_is_an_error() {
-        let (outlet, theirs) = pair();
+        let (send_queue, theirs) = pair();
         drop(theirs);
-        assert!(outlet.send(bytes(10, 1)).is_err());
+        assert!(send_queue.send(bytes(10, 1)).is_err());
     }
 }
