@@ -8,7 +8,7 @@ use stratisd::{
     base::error_chain,
     daemon::{
         self,
-        machine::{Choice, SimOptions},
+        machine::{MachineChoice, SimOptions},
     },
 };
 
@@ -66,13 +66,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     daemon::logging::init(arguments.log_level.map(Into::into));
     let machine = if arguments.sim {
-        Choice::Simulated(SimOptions {
+        MachineChoice::Simulated(SimOptions {
             disk_gib: arguments.sim_disk_size,
             step_delay_ms: arguments.sim_slow,
             seed: arguments.sim_seed,
         })
     } else {
-        Choice::Real
+        MachineChoice::Real
     };
     match daemon::run(&machine) {
         Ok(()) => ExitCode::SUCCESS,

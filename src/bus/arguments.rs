@@ -11,7 +11,7 @@ use crate::{
         units::{Bytes, SECTOR, Sectors},
     },
     bus::{
-        tree::{Object, State, Tree},
+        tree::{Object, ObjectState, Tree},
         wire::{Descriptor, DescriptorArgument, PathArgument},
     },
     engine::{
@@ -146,7 +146,7 @@ fn size_of(what: &'static str, name: &Name, bytes: u128) -> Result<Sectors> {
 /// The pool that has this path in the tree.
 pub fn pool(tree: &Tree, path: &PathArgument) -> Result<PoolUuid> {
     match tree.at(&path.0).map(|object| &object.state) {
-        Some(State::Pool(pool)) => Ok(pool.uuid),
+        Some(ObjectState::Pool(pool)) => Ok(pool.uuid),
         _ => Err(ArgumentError::NotAPool(path.0.clone())),
     }
 }
@@ -206,8 +206,8 @@ pub fn passphrase(argument: Option<DescriptorArgument>) -> Result<Option<Descrip
 /// The filesystem that has this path in the tree. It must belong to the pool.
 pub fn filesystem_of(tree: &Tree, pool: PoolUuid, path: &PathArgument) -> Result<FsUuid> {
     match tree.at(&path.0).map(|object| &object.state) {
-        Some(State::Filesystem(object)) if object.pool == pool => Ok(object.filesystem.uuid),
-        Some(State::Filesystem(object)) => {
+        Some(ObjectState::Filesystem(object)) if object.pool == pool => Ok(object.filesystem.uuid),
+        Some(ObjectState::Filesystem(object)) => {
             Err(ArgumentError::OtherPool { filesystem: object.filesystem.name.clone(), pool: object.pool_name.clone() })
         }
         _ => Err(ArgumentError::NotAFilesystem(path.0.clone())),
@@ -325,7 +325,7 @@ pub fn user_info(text: Option<String>) -> Result<Option<String>> {
 /// The UUID of a pool object. `None` means that the row names the wrong kind of object.
 pub fn pool_object(object: Option<&Object>) -> Option<PoolUuid> {
     match &object?.state {
-        State::Pool(pool) => Some(pool.uuid),
+        ObjectState::Pool(pool) => Some(pool.uuid),
         _ => None,
     }
 }

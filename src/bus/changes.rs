@@ -11,14 +11,14 @@ use imbl::ordmap::DiffItem;
 use crate::{
     base::ids::PoolUuid,
     bus::{
-        entry::ADDED_SIGNATURE,
         message::{self, Envelope, NotAMessage, Outgoing},
-        planted::{self, Fault},
+        object_entry::ADDED_SIGNATURE,
+        planted::{self, HistoryFault},
         properties::{DeviceObject, FilesystemObject},
         rendering,
-        schema::{ALL, Emits, Interface, Kind, Subject},
-        table::{self, Member, Row},
-        tree::{Id, Object, State, TOP, Tree},
+        schema::{ALL, Emits, Interface, InterfaceKind, PropertySource},
+        table::{self, MemberShape, Row},
+        tree::{Id, Object, ObjectState, TOP, Tree},
         wire::{Marshaller, Value},
     },
     view::{Change, Device, Filesystem, Pool, Stopped, View},
@@ -76,8 +76,8 @@ impl Signals {
             }
             let Some(signal) = self.signals.next() else { break };
             let times = match () {
-                () if planted::strikes(Fault::SignalLost) => 0,
-                () if planted::strikes(Fault::SignalTwice) => 2,
+                () if planted::strikes(HistoryFault::SignalLost) => 0,
+                () if planted::strikes(HistoryFault::SignalTwice) => 2,
                 () => 1,
             };
             self.begun = (0..times).flat_map(|_| signal.messages()).collect::<Vec<_>>().into_iter();
@@ -158,7 +158,7 @@ impl ChangeBuilder {
     }
 
     fn add_pool(&mut self, pool: &Arc<Pool>) {
-        let object = self.tree.add(State::Pool(Arc::clone(pool)));
+        let object = self.tree.add(ObjectState::Pool(Arc::clone(pool)));
         let path = Arc::clone(&object.path);
         self.added.push(Signal::Added(object));
         pool.filesystems.values().for_each(|filesystem| self.add_filesystem(pool, &path, filesystem));
@@ -180,7 +180,7 @@ impl ChangeBuilder {
             return;
         }
         let Some(path) = self.tree.of(Id::Pool(after.uuid)).map(|object| Arc::clone(&object.path)) else { return };
-        self.change(State::Pool(Arc::clone(after)));
+        self.change(ObjectState::Pool(Arc::clone(after)));
         let renamed = before.name != after.name;
         for difference in before.filesystems.diff(&after.filesystems) {
             match difference {
@@ -208,7 +208,7 @@ impl ChangeBuilder {
     }
 
     /// Gives an object its new state.
-    fn change(&mut self, state: State) {
+    fn change(&mut self, state: ObjectState) {
         let changed = self.tree.change(state);
         self.changed.extend(changed.map(|(before, after)| Signal::Changed { before, after }));
     }
@@ -220,8 +220,8 @@ impl ChangeBuilder {
     }
 }
 
-fn filesystem_state(pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) -> State {
-    State::Filesystem(FilesystemObject {
+fn filesystem_state(pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) -> ObjectState {
+    ObjectState::Filesystem(FilesystemObject {
         pool: pool.uuid,
         pool_name: pool.name.clone(),
         pool_path: Arc::clone(path),
@@ -229,15 +229,19 @@ fn filesystem_state(pool: &Pool, path: &Arc<str>, filesystem: &Arc<Filesystem>) 
     })
 }
 
-fn device_state(pool: &Pool, path: &Arc<str>, device: &Arc<Device>) -> State {
-    State::Device(DeviceObject { pool: pool.uuid, pool_path: Arc::clone(path), device: Arc::clone(device) })
+fn device_state(pool: &Pool, path: &Arc<str>, device: &Arc<Device>) -> ObjectState {
+    ObjectState::Device(DeviceObject { pool: pool.uuid, pool_path: Arc::clone(path), device: Arc::clone(device) })
 }
 
 /// The rows that announce changes and whose values differ.
-fn differences(kind: Kind, before: Subject<'_>, after: Subject<'_>) -> Vec<(&'static Row, Option<Value>)> {
+fn differences(
+    kind: InterfaceKind,
+    before: PropertySource<'_>,
+    after: PropertySource<'_>,
+) -> Vec<(&'static Row, Option<Value>)> {
     table::properties(kind)
         .filter_map(|row| {
-            let Member::Property { emits: emits @ (Emits::Value | Emits::Invalidation), .. } = row.member else {
+            let MemberShape::Property { emits: emits @ (Emits::Value | Emits::Invalidation), .. } = row.member else {
                 return None;
             };
             let value = table::value(row, after)?;
@@ -267,9 +271,13 @@ fn manager_differences(before: &View, after: &View) -> Vec<(&'static Row, Option
     }
     let [only_before, only_after] =
         [only_before, only_after].map(|stopped| View { stopped: Arc::new(stopped), ..View::default() });
-    let rows = differences(Kind::Manager, Subject::Manager(&only_before), Subject::Manager(&only_after));
+    let rows = differences(
+        InterfaceKind::Manager,
+        PropertySource::Manager(&only_before),
+        PropertySource::Manager(&only_after),
+    );
     let is_told = after.stopped.pools().len() <= STOPPED_TOLD_MAX;
-    let whole = |row| is_told.then(|| table::value(row, Subject::Manager(after))).flatten();
+    let whole = |row| is_told.then(|| table::value(row, PropertySource::Manager(after))).flatten();
     rows.into_iter().map(|(row, _)| (row, whole(row))).collect()
 }
 
@@ -294,25 +302,26 @@ impl Signal {
             }
             Signal::Changed { before, after } => {
                 let (kind, path) = (after.state.kind(), &*after.path);
-                Changed { path, kind, rows: differences(kind, before.state.subject(), after.state.subject()) }
+                ChangedProperties { path, kind, rows: differences(kind, before.state.subject(), after.state.subject()) }
                     .messages()
             }
             Signal::Manager { before, after } => {
-                Changed { path: TOP, kind: Kind::Manager, rows: manager_differences(before, after) }.messages()
+                ChangedProperties { path: TOP, kind: InterfaceKind::Manager, rows: manager_differences(before, after) }
+                    .messages()
             }
         }
     }
 }
 
 /// The changed properties of an object, in all revisions that have them.
-struct Changed<'a> {
+struct ChangedProperties<'a> {
     path: &'a str,
-    kind: Kind,
+    kind: InterfaceKind,
     /// Rows and their new values. `None` invalidates the property without a value.
     rows: Vec<(&'static Row, Option<Value>)>,
 }
 
-impl Changed<'_> {
+impl ChangedProperties<'_> {
     fn messages(&self) -> Vec<Result<Outgoing, NotAMessage>> {
         let interfaces = ALL.map(|revision| Interface { kind: self.kind, revision });
         let changed = interfaces.filter(|interface| self.rows.iter().any(|(row, _)| row.is_in(*interface)));

@@ -34,9 +34,9 @@ use crate::bus::{
     caller::Caller,
     message::{self, BUS, Envelope, NotAMessage, Outgoing},
     names::MESSAGE_MAX_VARIABLE,
-    quota::{Admission, Quotas},
+    quota::{CallAdmission, Quotas},
     send_queue::{MessagePart, SendQueue, Sent},
-    statistics::{Question, Side},
+    statistics::{Question, QuotaSubject},
     wire::{Body, Value},
 };
 use crate::platform::linux::descriptors;
@@ -221,11 +221,11 @@ impl Connection {
     }
 
     /// Asks the bus what it holds.
-    fn ask(&self, quotas: &mut Quotas, about: Vec<Side>) {
+    fn ask(&self, quotas: &mut Quotas, about: Vec<QuotaSubject>) {
         for side in about {
             let name = match &side {
-                Side::Ours => self.channel.unique_name().unwrap_or_default(),
-                Side::Caller(name) => name,
+                QuotaSubject::Ours => self.channel.unique_name().unwrap_or_default(),
+                QuotaSubject::Caller(name) => name,
             };
             let dialect = quotas.dialect();
             let (member, body) = dialect.question(name);
@@ -260,7 +260,7 @@ impl Connection {
     }
 
     /// Whether a call is admitted, depending on what its caller has left unread.
-    pub fn admission(&self, caller: &Caller) -> Admission {
+    pub fn admission(&self, caller: &Caller) -> CallAdmission {
         let mut quotas = self.quotas.lock();
         let (admission, side) = quotas.admission(&caller.name);
         self.ask(&mut quotas, side.into_iter().collect());

@@ -7,8 +7,8 @@ use std::{fmt::Write, sync::LazyLock};
 
 use crate::bus::{
     answer::Answer,
-    schema::{ALL, Emits, Interface, Kind},
-    table::{Member, ROWS, Row, STATUS},
+    schema::{ALL, Emits, Interface, InterfaceKind},
+    table::{MemberShape, ROWS, Row, STATUS},
     tree::{TOP, Tree},
     wire::{Body, Value},
 };
@@ -83,15 +83,16 @@ pub fn above(child: &str) -> String {
 
 /// The XML of the top object, with its child objects.
 pub fn top<'a>(objects: impl Iterator<Item = &'a str>) -> String {
-    static INTERFACES: LazyLock<String> = LazyLock::new(|| interfaces(Kind::Manager) + &interfaces(Kind::Report));
+    static INTERFACES: LazyLock<String> =
+        LazyLock::new(|| interfaces(InterfaceKind::Manager) + &interfaces(InterfaceKind::Report));
     let names = objects.filter_map(|path| path.strip_prefix(TOP)?.strip_prefix('/'));
     node(&[STANDARD, OBJECT_MANAGER, &INTERFACES], names)
 }
 
 /// The XML of an object below the top object.
-pub fn object(kind: Kind) -> &'static str {
-    static NODES: LazyLock<[String; Kind::EVERY.len()]> =
-        LazyLock::new(|| Kind::EVERY.map(|kind| node(&[STANDARD, &interfaces(kind)], [])));
+pub fn object(kind: InterfaceKind) -> &'static str {
+    static NODES: LazyLock<[String; InterfaceKind::EVERY.len()]> =
+        LazyLock::new(|| InterfaceKind::EVERY.map(|kind| node(&[STANDARD, &interfaces(kind)], [])));
     &NODES[kind as usize]
 }
 
@@ -104,7 +105,7 @@ fn node<'a>(interfaces: &[&str], children: impl IntoIterator<Item = &'a str>) ->
 }
 
 /// All revisions of a kind of interface.
-fn interfaces(kind: Kind) -> String {
+fn interfaces(kind: InterfaceKind) -> String {
     let mut xml = String::new();
     for interface in ALL.map(|revision| Interface { kind, revision }) {
         push(&mut xml, format_args!("  <interface name=\"{}\">\n", interface.name()));
@@ -116,7 +117,7 @@ fn interfaces(kind: Kind) -> String {
 
 fn member(xml: &mut String, row: &Row) {
     match row.member {
-        Member::Method { arguments, result, .. } => {
+        MemberShape::Method { arguments, result, .. } => {
             push(xml, format_args!("    <method name=\"{}\">\n", row.name));
             let outputs = result.iter().chain(&STATUS).map(|argument| (argument, "out"));
             for ((name, signature), direction) in arguments.iter().map(|argument| (argument, "in")).chain(outputs) {
@@ -127,7 +128,7 @@ fn member(xml: &mut String, row: &Row) {
             }
             xml.push_str("    </method>\n");
         }
-        Member::Property { signature, emits, set, .. } => {
+        MemberShape::Property { signature, emits, set, .. } => {
             let access = if set.is_some() { "readwrite" } else { "read" };
             let start = format_args!("    <property name=\"{}\" type=\"{signature}\" access=\"{access}\"", row.name);
             push(xml, start);

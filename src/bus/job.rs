@@ -27,7 +27,7 @@ pub trait Submit: Send + Sync {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Locks {
     /// Running programs, the oldest first.
-    pub programs: Vec<RunningProgram>,
+    pub programs: Vec<ReportedProgram>,
     /// Requests that hold, in the order of the requests.
     pub holders: Vec<Holder>,
     /// Requests that wait, in order of arrival.
@@ -38,7 +38,7 @@ pub struct Locks {
 
 /// A running program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunningProgram {
+pub struct ReportedProgram {
     /// The task of the program.
     pub label: String,
     /// Its process id.

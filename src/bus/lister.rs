@@ -14,8 +14,8 @@ use threads::pulse::Pulse;
 
 use crate::bus::{
     answer::{Answer, error_name},
-    asked::Asked,
     call_error::CallError,
+    called_member::CalledMember,
     caller::Caller,
     connection::Connection,
     introspect,
@@ -23,7 +23,7 @@ use crate::bus::{
     message::{self, ARRAY_BYTES_MAX, NotAMessage, Outgoing},
     names::MESSAGE_MAX_VARIABLE,
     outcome::Outcome,
-    planted::{self, Fault},
+    planted::{self, HistoryFault},
     published::Published,
     rendering,
     report::{Composer, Report},
@@ -39,12 +39,12 @@ const WAITING_MAX: usize = 4096;
 /// wait for it.
 const TRIES: usize = 2;
 
-/// An answer that takes long.
-pub(super) enum Long {
+/// An answer that the lister builds, since that takes long.
+pub(super) enum Deferred {
     /// GetManagedObjects.
     List,
     /// A report. It also tells what is under way.
-    Report(Asked, Report),
+    Report(CalledMember, Report),
     /// Introspection of the top object, which names all other objects.
     Introspection,
 }
@@ -54,16 +54,16 @@ pub struct Lister {
     connection: Arc<Connection>,
     published: Arc<Published>,
     /// `None` makes the lister go around its loop once.
-    asked: Receiver<Option<(Caller, Long)>>,
+    asked: Receiver<Option<(Caller, Deferred)>>,
     /// For [`Lister::nudge`]. `None` once the lister runs: its own sender would keep it from
     /// ending.
-    sender: Option<Sender<Option<(Caller, Long)>>>,
+    sender: Option<Sender<Option<(Caller, Deferred)>>>,
 }
 
 /// The reader's end of the lister's queue.
 #[derive(Clone)]
 pub(super) struct Lists {
-    asked: Sender<Option<(Caller, Long)>>,
+    asked: Sender<Option<(Caller, Deferred)>>,
     connection: Arc<Connection>,
 }
 
@@ -72,7 +72,7 @@ impl Lists {
     ///
     /// # Errors
     /// An answer that says why not.
-    pub fn ask(&self, caller: Caller, what: Long) -> Result<(), Answer> {
+    pub fn ask(&self, caller: Caller, what: Deferred) -> Result<(), Answer> {
         let error = |name, text: &str| Err(Answer::Error(name, text.to_owned()));
         if !self.connection.list_wanted(&caller) {
             let text = "too many lists and reports are asked for by this connection; wait for those to come";
@@ -126,11 +126,11 @@ impl Lister {
                 continue;
             }
             match what {
-                Long::List => self.answer(&caller, pulse, |tree| self.list(tree, &caller)),
-                Long::Introspection => {
+                Deferred::List => self.answer(&caller, pulse, |tree| self.list(tree, &caller)),
+                Deferred::Introspection => {
                     self.answer(&caller, pulse, |tree| message::answer(&caller, &introspect::top_answer(tree)));
                 }
-                Long::Report(asked, report) => {
+                Deferred::Report(asked, report) => {
                     let mut composer = Composer::new(report);
                     self.answer(&caller, pulse, |tree| {
                         let text = AssertUnwindSafe(|| composer.text(&tree.view, &submit.locks()));
@@ -160,7 +160,7 @@ impl Lister {
         for _ in 0..TRIES {
             planted::delay();
             let order = pulse.away(|| self.published.order_of_list());
-            if self.published.version() == tree.version || planted::is_planted(Fault::StaleList) {
+            if self.published.version() == tree.version || planted::is_planted(HistoryFault::StaleList) {
                 self.connection.send(made);
                 return;
             }

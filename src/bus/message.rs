@@ -24,8 +24,8 @@ use dbus::{
 use crate::bus::{
     answer::{Answer, error_name, readable},
     caller::Caller,
-    entry::Entry,
     names::MESSAGE_MAX_VARIABLE,
+    object_entry::ObjectEntry,
     send_queue::MessagePart,
     wire::{Body, Descriptor, Marshaller, Types, Value},
 };
@@ -251,12 +251,12 @@ const LIST_SIGNATURE: &str = "a{oa{sa{sv}}}";
 const LIST_START: usize = 8;
 
 /// Bytes of the body of a list.
-pub fn list_bytes<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> usize {
+pub fn list_bytes<'a>(entries: impl Iterator<Item = &'a Arc<ObjectEntry>>) -> usize {
     entries.fold(LIST_START, |bytes, entry| bytes.next_multiple_of(8) + entry.added().len())
 }
 
 /// Makes the list of objects, which must not be longer than [`ARRAY_BYTES_MAX`].
-pub fn list(caller: &Caller, entries: Vec<Arc<Entry>>) -> Outgoing {
+pub fn list(caller: &Caller, entries: Vec<Arc<ObjectEntry>>) -> Outgoing {
     let body_bytes = list_bytes(entries.iter());
     let mut m = header(Envelope::Return(caller), LIST_SIGNATURE, body_bytes, LIST_START);
     m.u32((body_bytes - LIST_START) as u32);

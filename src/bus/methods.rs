@@ -19,7 +19,7 @@ use crate::{
         outcome::Outcome,
         passphrase,
         report::{self, Report},
-        tree::{Id, Late, Object, State, Tree},
+        tree::{Id, Late, Object, ObjectState, Tree},
         wire::{Descriptor, DescriptorArgument, FromValue, PathArgument, Value},
     },
     engine::{
@@ -55,7 +55,7 @@ impl Call<'_> {
 }
 
 /// What is left to do for a call.
-pub enum Work {
+pub enum HandlerResult {
     /// Nothing: the call is answered at once.
     Now(Outcome),
     /// Run this chain of the engine.
@@ -67,11 +67,11 @@ pub enum Work {
     Report(Report),
 }
 
-type Handled = Result<Work, BadArguments>;
+type Handled = Result<HandlerResult, BadArguments>;
 
 /// Turns refused arguments into outcomes: they are not D-Bus errors.
-fn checked(work: Result<Work, ArgumentError>) -> Handled {
-    Ok(work.unwrap_or_else(|refusal| Work::Now(Outcome::refused(&refusal))))
+fn checked(work: Result<HandlerResult, ArgumentError>) -> Handled {
+    Ok(work.unwrap_or_else(|refusal| HandlerResult::Now(Outcome::refused(&refusal))))
 }
 
 /// The chain of an engine operation. `tell` makes the reply's result from the operation's; `None`
@@ -79,8 +79,8 @@ fn checked(work: Result<Work, ArgumentError>) -> Handled {
 fn chain<T: Send + 'static>(
     next: Step<Result<T, Error>>,
     tell: impl FnOnce(T) -> Option<Late<Value>> + Send + 'static,
-) -> Work {
-    Work::Chain(next.map(|result| Outcome::of(result, tell)))
+) -> HandlerResult {
+    HandlerResult::Chain(next.map(|result| Outcome::of(result, tell)))
 }
 
 /// The result `(true, value)`.
@@ -134,13 +134,16 @@ pub(super) fn set_key(mut call: Call<'_>) -> Handled {
 }
 
 /// Reads a passphrase and continues with it.
-fn with_passphrase(descriptor: Descriptor, follow: impl FnOnce(Secret) -> Step<Outcome> + Send + 'static) -> Work {
+fn with_passphrase(
+    descriptor: Descriptor,
+    follow: impl FnOnce(Secret) -> Step<Outcome> + Send + 'static,
+) -> HandlerResult {
     let readable = descriptor.clone();
     let chain = Step::brief(move |_| match passphrase::read(&descriptor) {
         Ok(passphrase) => follow(passphrase),
         Err(error) => Step::Done(Outcome::refused(&error)),
     });
-    Work::After(readable, chain)
+    HandlerResult::After(readable, chain)
 }
 
 fn pair(first: bool, second: bool) -> Late<Value> {
@@ -191,7 +194,7 @@ fn create_pool(
     devices: Vec<String>,
     bindings: Vec<NewBinding>,
     integrity: impl FnOnce() -> Result<IntegritySpec, ArgumentError>,
-) -> Result<Work, ArgumentError> {
+) -> Result<HandlerResult, ArgumentError> {
     let new = NewPool {
         name: Name::chosen(&name)?,
         integrity: integrity()?,
@@ -220,14 +223,14 @@ pub(super) fn destroy_pool(mut call: Call<'_>) -> Handled {
 
 pub(super) fn engine_state_report(call: Call<'_>) -> Handled {
     drop(call);
-    Ok(Work::Report(Report::EngineState))
+    Ok(HandlerResult::Report(Report::EngineState))
 }
 
 pub(super) fn get_report(mut call: Call<'_>) -> Handled {
     let (name,): (String,) = call.arguments()?;
     Ok(match report::by_name(&name) {
-        Ok(report) => Work::Report(report),
-        Err(error) => Work::Now(Outcome::refused(&error)),
+        Ok(report) => HandlerResult::Report(report),
+        Err(error) => HandlerResult::Now(Outcome::refused(&error)),
     })
 }
 
@@ -235,7 +238,7 @@ pub(super) fn start_pool_r2(mut call: Call<'_>) -> Handled {
     let (uuid, method): (String, Option<String>) = call.arguments()?;
     checked((|| {
         let method = arguments::legacy_unlock_method(method)?;
-        Ok(Work::Chain(start_pool(arguments::pool_uuid(&uuid)?, without_key(method), CacheTier::Keep)))
+        Ok(HandlerResult::Chain(start_pool(arguments::pool_uuid(&uuid)?, without_key(method), CacheTier::Keep)))
     })())
 }
 
@@ -243,7 +246,7 @@ pub(super) fn start_pool_r4(mut call: Call<'_>) -> Handled {
     let (id, id_type, method): (String, String, Option<String>) = call.arguments()?;
     checked((|| {
         let method = arguments::legacy_unlock_method(method)?;
-        Ok(Work::Chain(start_pool(arguments::pool_id(&id, &id_type)?, without_key(method), CacheTier::Keep)))
+        Ok(HandlerResult::Chain(start_pool(arguments::pool_id(&id, &id_type)?, without_key(method), CacheTier::Keep)))
     })())
 }
 
@@ -275,7 +278,7 @@ fn start_pool_with_key(
         let which = arguments::pool_id(&id, &id_type)?;
         let method = arguments::unlock_method(method);
         let Some(descriptor) = arguments::passphrase(key)? else {
-            return Ok(Work::Chain(start_pool(which, without_key(method), cache)));
+            return Ok(HandlerResult::Chain(start_pool(which, without_key(method), cache)));
         };
         Ok(with_passphrase(descriptor, move |passphrase| {
             start_pool(which, Unlock { method, passphrase: Some(passphrase) }, cache)
@@ -323,8 +326,8 @@ pub(super) fn stop_pool_r6(mut call: Call<'_>) -> Handled {
     checked(arguments::pool_id(&id, &id_type).map(stop_pool))
 }
 
-fn stop_pool(which: PoolRef) -> Work {
-    Work::Chain(ops::stop_pool(which).map(|result| {
+fn stop_pool(which: PoolRef) -> HandlerResult {
+    HandlerResult::Chain(ops::stop_pool(which).map(|result| {
         let stopped = |uuid: PoolUuid| Outcome::Done(changed(Value::str(uuid.simple())));
         match result {
             Ok(Stopped::Done(uuid) | Stopped::CleanedUp(uuid)) => stopped(uuid),
@@ -378,7 +381,7 @@ pub(super) fn create_filesystems_r6(mut call: Call<'_>) -> Handled {
 
 fn create_filesystems(pool: PoolUuid, specs: Vec<FilesystemSpec>) -> Handled {
     checked((|| {
-        let Some(new) = arguments::filesystem(specs)? else { return Ok(Work::Now(Outcome::NoChange)) };
+        let Some(new) = arguments::filesystem(specs)? else { return Ok(HandlerResult::Now(Outcome::NoChange)) };
         Ok(chain(ops::create_filesystems(pool, vec![new]), move |created| {
             (!created.is_empty()).then(|| {
                 changed_later(move |tree| {
@@ -398,7 +401,7 @@ pub(super) fn destroy_filesystems(mut call: Call<'_>) -> Handled {
     let pool = call.pool()?;
     let filesystems = arguments::filesystems_of(call.tree, pool, &paths);
     if filesystems.is_empty() {
-        return Ok(Work::Now(Outcome::NoChange));
+        return Ok(HandlerResult::Now(Outcome::NoChange));
     }
     Ok(chain(ops::destroy_filesystems(pool, filesystems), |destroyed| {
         (!destroyed.is_empty())
@@ -432,7 +435,7 @@ fn add_devices(mut call: Call<'_>, add: AddDevices, none: NoDevices) -> Handled 
     let (devices,): (Vec<String>,) = call.arguments()?;
     let pool = call.pool()?;
     if devices.is_empty() && none == NoDevices::Fine {
-        return Ok(Work::Now(Outcome::NoChange));
+        return Ok(HandlerResult::Now(Outcome::NoChange));
     }
     Ok(chain(add(pool, paths(devices)), move |added| {
         (!added.is_empty()).then(|| changed_later(move |tree| device_paths(tree, pool, &added)))
@@ -446,8 +449,8 @@ pub(super) fn add_data_devs(call: Call<'_>) -> Handled {
 /// In r0 to r4 an encrypted pool cannot have a cache.
 pub(super) fn init_cache_r0(call: Call<'_>) -> Handled {
     match call.object.map(|object| &object.state) {
-        Some(State::Pool(pool)) if pool.encryption.is_some() => {
-            Ok(Work::Now(Outcome::refused(&ArgumentError::CacheOfEncrypted(pool.name.clone()))))
+        Some(ObjectState::Pool(pool)) if pool.encryption.is_some() => {
+            Ok(HandlerResult::Now(Outcome::refused(&ArgumentError::CacheOfEncrypted(pool.name.clone()))))
         }
         _ => init_cache_r5(call),
     }
@@ -496,7 +499,7 @@ pub(super) fn rename_pool(mut call: Call<'_>) -> Handled {
 
 // ---- encryption of a pool ----
 
-fn bind(pool: PoolUuid, request: BindRequest, slot: SlotRequest) -> Work {
+fn bind(pool: PoolUuid, request: BindRequest, slot: SlotRequest) -> HandlerResult {
     chain(ops::bind(pool, request, slot), whether)
 }
 
@@ -526,7 +529,7 @@ pub(super) fn bind_keyring_r8(mut call: Call<'_>) -> Handled {
     bind_keyring(call.pool()?, &description, arguments::slot(slot))
 }
 
-fn rebind(pool: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Work {
+fn rebind(pool: PoolUuid, request: RebindRequest, slot: SlotRequest) -> HandlerResult {
     chain(ops::rebind(pool, request, slot), whether)
 }
 
@@ -553,7 +556,7 @@ pub(super) fn rebind_keyring_r8(mut call: Call<'_>) -> Handled {
     rebind_keyring(call.pool()?, &description, arguments::slot(slot))
 }
 
-fn unbind(pool: PoolUuid, kind: Kind, slot: SlotRequest) -> Work {
+fn unbind(pool: PoolUuid, kind: Kind, slot: SlotRequest) -> HandlerResult {
     chain(ops::unbind(pool, kind, slot), whether)
 }
 
@@ -602,7 +605,7 @@ pub(super) fn decrypt_pool(call: Call<'_>) -> Handled {
 
 pub(super) fn rename_filesystem(mut call: Call<'_>) -> Handled {
     let (name,): (String,) = call.arguments()?;
-    let Some(State::Filesystem(object)) = call.object.map(|object| &object.state) else {
+    let Some(ObjectState::Filesystem(object)) = call.object.map(|object| &object.state) else {
         return Err(BadArguments::Row);
     };
     let (pool, uuid) = (object.pool, object.filesystem.uuid);
@@ -614,7 +617,7 @@ pub(super) fn rename_filesystem(mut call: Call<'_>) -> Handled {
 
 pub(super) fn set_size_limit(mut call: Call<'_>) -> Handled {
     let (limit,): (Option<String>,) = call.arguments()?;
-    let Some(State::Filesystem(object)) = call.object.map(|object| &object.state) else {
+    let Some(ObjectState::Filesystem(object)) = call.object.map(|object| &object.state) else {
         return Err(BadArguments::Row);
     };
     let (pool, filesystem) = (object.pool, &object.filesystem);
@@ -626,7 +629,7 @@ pub(super) fn set_size_limit(mut call: Call<'_>) -> Handled {
 
 pub(super) fn set_merge_scheduled(mut call: Call<'_>) -> Handled {
     let (scheduled,): (bool,) = call.arguments()?;
-    let Some(State::Filesystem(object)) = call.object.map(|object| &object.state) else {
+    let Some(ObjectState::Filesystem(object)) = call.object.map(|object| &object.state) else {
         return Err(BadArguments::Row);
     };
     let (pool, uuid) = (object.pool, object.filesystem.uuid);
@@ -639,7 +642,9 @@ pub(super) fn set_merge_scheduled(mut call: Call<'_>) -> Handled {
 /// Serves both the method of r0 to r2 and the property of later revisions.
 pub(super) fn set_user_info(mut call: Call<'_>) -> Handled {
     let (info,): (Option<String>,) = call.arguments()?;
-    let Some(State::Device(object)) = call.object.map(|object| &object.state) else { return Err(BadArguments::Row) };
+    let Some(ObjectState::Device(object)) = call.object.map(|object| &object.state) else {
+        return Err(BadArguments::Row);
+    };
     let (pool, uuid) = (object.pool, object.device.uuid);
     checked((|| {
         let tell = move |set: bool| set.then(|| changed(Value::str(uuid.simple())));

@@ -19,14 +19,13 @@
 
 mod answer;
 mod arguments;
-mod asked;
-mod awaited;
+mod awaited_passphrases;
 mod backlog;
 mod call_error;
+mod called_member;
 mod caller;
 mod changes;
 mod connection;
-mod entry;
 mod error;
 mod introspect;
 pub mod job;
@@ -34,9 +33,10 @@ mod lister;
 mod message;
 mod methods;
 mod names;
+mod object_entry;
 pub mod outcome;
 mod passphrase;
-mod pending;
+mod pending_calls;
 mod planted;
 pub mod policy;
 mod properties;
@@ -58,7 +58,7 @@ mod writer;
 use std::sync::Arc;
 
 pub use error::Error;
-pub use job::{Holder, Job, Locks, Reply, RunningProgram, Submit};
+pub use job::{Holder, Job, Locks, Reply, ReportedProgram, Submit};
 pub use lister::Lister;
 pub use names::{INTERFACE_LEVEL, MESSAGE_MAX_VARIABLE, NAME};
 pub use outcome::Failure;

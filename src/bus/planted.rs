@@ -7,7 +7,7 @@
 
 /// A planted fault of the bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum HistoryFault {
     /// A read is sent although a newer version has been published after the read was made.
     StaleRead,
     /// The same for a list, a report, or the introspection of the top object.
@@ -32,15 +32,15 @@ pub use some::*;
 
 #[cfg(not(feature = "planted-faults"))]
 mod none {
-    use super::Fault;
+    use super::HistoryFault;
 
     /// Whether the fault is planted.
-    pub const fn is_planted(_: Fault) -> bool {
+    pub const fn is_planted(_: HistoryFault) -> bool {
         false
     }
 
     /// Whether the fault is planted and strikes this time.
-    pub const fn strikes(_: Fault) -> bool {
+    pub const fn strikes(_: HistoryFault) -> bool {
         false
     }
 
@@ -64,7 +64,7 @@ mod some {
         time::Duration,
     };
 
-    use super::Fault;
+    use super::HistoryFault;
 
     static FAULT: LazyLock<Option<String>> = LazyLock::new(|| env::var("STRATISD_PLANTED_FAULT").ok());
     static DELAYS: LazyLock<bool> = LazyLock::new(|| env::var_os("STRATISD_PLANTED_DELAYS").is_some());
@@ -75,11 +75,11 @@ mod some {
     /// A window is held open once in this many times, so that both cases occur.
     const DELAYED_EVERY: u32 = 3;
 
-    pub fn is_planted(fault: Fault) -> bool {
+    pub fn is_planted(fault: HistoryFault) -> bool {
         FAULT.as_ref().is_some_and(|name| *name == format!("{fault:?}"))
     }
 
-    pub fn strikes(fault: Fault) -> bool {
+    pub fn strikes(fault: HistoryFault) -> bool {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         is_planted(fault) && COUNT.fetch_add(1, Ordering::Relaxed).is_multiple_of(EVERY)
     }

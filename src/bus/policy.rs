@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use crate::bus::{
     NAME,
-    schema::{ALL, Interface, Kind},
+    schema::{ALL, Interface, InterfaceKind},
 };
 
 /// Methods of Manager that anybody may call, in every revision.
@@ -26,10 +26,10 @@ pub fn text() -> String {
         allow(format!("send_interface=\"org.freedesktop.DBus.Properties\" send_member=\"{member}\""));
     }
     for revision in ALL {
-        allow(format!("send_interface=\"{}\"", Interface { kind: Kind::Report, revision }.name()));
+        allow(format!("send_interface=\"{}\"", Interface { kind: InterfaceKind::Report, revision }.name()));
     }
     for revision in ALL {
-        let interface = Interface { kind: Kind::Manager, revision }.name();
+        let interface = Interface { kind: InterfaceKind::Manager, revision }.name();
         for member in OPEN_METHODS {
             allow(format!("send_interface=\"{interface}\" send_member=\"{member}\""));
         }
@@ -65,7 +65,7 @@ pub fn text() -> String {
 mod tests {
     use super::{OPEN_METHODS, text};
     use crate::bus::{
-        schema::{ALL, Interface, Kind},
+        schema::{ALL, Interface, InterfaceKind},
         table::find_method,
     };
 
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn every_open_method_is_in_the_table() {
         for revision in ALL {
-            let interface = Interface { kind: Kind::Manager, revision };
+            let interface = Interface { kind: InterfaceKind::Manager, revision };
             for name in OPEN_METHODS {
                 assert!(find_method(interface, name).is_some(), "{interface:?} has no {name}");
             }

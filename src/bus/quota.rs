@@ -18,7 +18,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::bus::statistics::{Dialect, Holding, Question, Side};
+use crate::bus::statistics::{Dialect, Holding, Question, QuotaSubject};
 
 /// Bytes that one caller may leave unread before its calls are refused.
 pub const UNREAD_MAX: u64 = 16 << 20;
@@ -46,7 +46,7 @@ const QUESTIONS_MAX: usize = 16;
 
 /// The decision on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
+pub enum CallAdmission {
     /// The call is handled.
     Admitted,
     /// The call is refused: its caller must read first.
@@ -57,7 +57,7 @@ pub enum Admission {
 
 /// Bytes that were sent and that the bus may still hold.
 #[derive(Debug, Default)]
-struct Usage {
+struct QuotaUsage {
     unread: u64,
     /// The part of `unread` that was sent since the bus was last asked.
     since_asked: u64,
@@ -73,7 +73,7 @@ struct Usage {
     is_out_of_order: bool,
 }
 
-impl Usage {
+impl QuotaUsage {
     fn sent(&mut self, bytes: u64) {
         self.largest = self.largest.max(bytes);
         self.unread += bytes;
@@ -107,8 +107,8 @@ impl Usage {
 /// The quotas of all callers.
 #[derive(Debug, Default)]
 pub struct Quotas {
-    total: Usage,
-    callers: HashMap<String, Usage>,
+    total: QuotaUsage,
+    callers: HashMap<String, QuotaUsage>,
     /// The names of callers in the order in which they are checked. Some may be forgotten already.
     order: VecDeque<String>,
     /// Checks of old callers that are still due for new ones.
@@ -127,27 +127,27 @@ pub struct Quotas {
 
 impl Quotas {
     /// Notes a message that is sent now. Returns the questions to ask the bus.
-    pub fn sent(&mut self, to: Option<&str>, bytes: usize) -> Vec<Side> {
+    pub fn sent(&mut self, to: Option<&str>, bytes: usize) -> Vec<QuotaSubject> {
         let mut due = Vec::new();
         if self.silent {
             return due;
         }
         self.total.sent(bytes as u64);
         if self.total.since_asked >= TOTAL_ASKED_EVERY && self.total.ask() {
-            due.push(Side::Ours);
+            due.push(QuotaSubject::Ours);
         }
         if let Some(name) = to {
             let usage = self.usage(name);
             usage.sent(bytes as u64);
             if usage.since_asked >= CALLER_ASKED_EVERY && usage.ask() {
-                due.push(Side::Caller(name.to_owned()));
+                due.push(QuotaSubject::Caller(name.to_owned()));
             }
         }
         due.extend(self.forget_some(due.len()));
         due
     }
 
-    fn usage(&mut self, name: &str) -> &mut Usage {
+    fn usage(&mut self, name: &str) -> &mut QuotaUsage {
         if !self.callers.contains_key(name) && !self.silent {
             self.order.push_back(name.to_owned());
             self.checks += CHECKS;
@@ -157,7 +157,7 @@ impl Quotas {
 
     /// Forgets old callers with few unread bytes. Other callers may have disconnected unnoticed:
     /// returns those that the bus must be asked about, in addition to `others` other questions.
-    fn forget_some(&mut self, others: usize) -> Vec<Side> {
+    fn forget_some(&mut self, others: usize) -> Vec<QuotaSubject> {
         let mut due = Vec::new();
         // If the limit of questions leaves no room for a check, the check is made once the bus has
         // answered one.
@@ -177,7 +177,7 @@ impl Quotas {
                 // The answer brings the name back into the order, unless the caller has
                 // disconnected.
                 usage.is_out_of_order = true;
-                due.push(Side::Caller(name));
+                due.push(QuotaSubject::Caller(name));
             } else {
                 self.order.push_back(name);
             }
@@ -187,7 +187,7 @@ impl Quotas {
 
     /// Makes the checks that had to wait for an answer. Returns the callers that the bus must be
     /// asked about.
-    pub fn after_answer(&mut self) -> Vec<Side> {
+    pub fn after_answer(&mut self) -> Vec<QuotaSubject> {
         self.forget_some(0)
     }
 
@@ -225,16 +225,16 @@ impl Quotas {
                 }
                 None
             }
-            (Holding::Gone, Side::Caller(name)) => {
+            (Holding::Gone, QuotaSubject::Caller(name)) => {
                 self.callers.remove(name);
                 return;
             }
-            (Holding::Holds { of_theirs, .. }, Side::Ours) => Some(of_theirs),
-            (Holding::Holds { for_them, .. }, Side::Caller(_)) => Some(for_them),
-            (Holding::Gone, Side::Ours) | (Holding::Failed, _) => None,
+            (Holding::Holds { of_theirs, .. }, QuotaSubject::Ours) => Some(of_theirs),
+            (Holding::Holds { for_them, .. }, QuotaSubject::Caller(_)) => Some(for_them),
+            (Holding::Gone, QuotaSubject::Ours) | (Holding::Failed, _) => None,
         };
         match &side {
-            Side::Ours => {
+            QuotaSubject::Ours => {
                 if let Some(held) = held {
                     let is_much = held > TOTAL_MAX;
                     if is_much && !self.is_much {
@@ -249,7 +249,7 @@ impl Quotas {
                 }
                 self.total.note_answer(held);
             }
-            Side::Caller(name) => {
+            QuotaSubject::Caller(name) => {
                 if let Some(usage) = self.callers.get_mut(name) {
                     usage.note_answer(held);
                     if std::mem::take(&mut usage.is_out_of_order) && !self.silent {
@@ -266,18 +266,19 @@ impl Quotas {
     }
 
     /// Whether a call is admitted, and the question to ask the bus before the next call.
-    pub fn admission(&mut self, caller: &str) -> (Admission, Option<Side>) {
+    pub fn admission(&mut self, caller: &str) -> (CallAdmission, Option<QuotaSubject>) {
         let is_much = self.total.unread > TOTAL_MAX;
         // A list may be longer than the limit. When its caller has read it and calls again, the
         // bus's last answer may be from before that.
-        let limit = |usage: &Usage| if is_much { SMALL } else { UNREAD_MAX + usage.largest };
+        let limit = |usage: &QuotaUsage| if is_much { SMALL } else { UNREAD_MAX + usage.largest };
         match self.callers.get_mut(caller) {
             Some(usage) if usage.unread > limit(usage) && !self.silent => {
                 usage.refusals = usage.refusals.saturating_add(1);
-                let admission = if usage.refusals > REFUSALS_MAX { Admission::Ignored } else { Admission::Refused };
-                (admission, usage.ask().then(|| Side::Caller(caller.to_owned())))
+                let admission =
+                    if usage.refusals > REFUSALS_MAX { CallAdmission::Ignored } else { CallAdmission::Refused };
+                (admission, usage.ask().then(|| QuotaSubject::Caller(caller.to_owned())))
             }
-            _ => (Admission::Admitted, None),
+            _ => (CallAdmission::Admitted, None),
         }
     }
 
@@ -291,13 +292,13 @@ impl Quotas {
     }
 
     /// The questions whose answers tell more exactly what fits.
-    pub fn questions(&mut self, caller: &str) -> Vec<Side> {
+    pub fn questions(&mut self, caller: &str) -> Vec<QuotaSubject> {
         let mut due = Vec::new();
         if self.total.ask() {
-            due.push(Side::Ours);
+            due.push(QuotaSubject::Ours);
         }
         if self.usage(caller).ask() {
-            due.push(Side::Caller(caller.to_owned()));
+            due.push(QuotaSubject::Caller(caller.to_owned()));
         }
         due
     }
@@ -338,7 +339,7 @@ mod tests {
         Holding::Holds { of_theirs: bytes, for_them: bytes }
     }
 
-    fn ask(quotas: &mut Quotas, serial: u32, side: Side) {
+    fn ask(quotas: &mut Quotas, serial: u32, side: QuotaSubject) {
         let dialect = quotas.dialect();
         quotas.asking(serial, Question { side, dialect });
     }
@@ -354,7 +355,7 @@ mod tests {
     fn caller_that_reads_is_never_refused() {
         let mut quotas = Quotas::default();
         for serial in 0..10_000 {
-            assert_eq!(quotas.admission(":1.1"), (Admission::Admitted, None));
+            assert_eq!(quotas.admission(":1.1"), (CallAdmission::Admitted, None));
             for side in quotas.sent(Some(":1.1"), MIB / 7) {
                 ask(&mut quotas, serial, side);
                 quotas.note_answer(serial, holds(0));
@@ -366,23 +367,23 @@ mod tests {
     fn caller_that_does_not_read_is_refused_then_ignored_and_admitted_when_it_has_read() {
         let mut quotas = Quotas::default();
         let asked: Vec<_> = (0..18).flat_map(|_| quotas.sent(Some(":1.1"), MIB)).collect();
-        assert_eq!(asked, [Side::Caller(":1.1".to_owned()), Side::Ours]);
+        assert_eq!(asked, [QuotaSubject::Caller(":1.1".to_owned()), QuotaSubject::Ours]);
         ask(&mut quotas, 7, asked[0].clone());
         // Not asked twice.
-        assert_eq!(quotas.admission(":1.1"), (Admission::Refused, None));
+        assert_eq!(quotas.admission(":1.1"), (CallAdmission::Refused, None));
         quotas.note_answer(7, holds(UNREAD_MAX + 1));
         let (admission, side) = quotas.admission(":1.1");
-        assert_eq!((admission, &side), (Admission::Refused, &Some(Side::Caller(":1.1".to_owned()))));
-        assert_eq!(quotas.admission(":1.2"), (Admission::Admitted, None), "others");
+        assert_eq!((admission, &side), (CallAdmission::Refused, &Some(QuotaSubject::Caller(":1.1".to_owned()))));
+        assert_eq!(quotas.admission(":1.2"), (CallAdmission::Admitted, None), "others");
         for _ in 2..REFUSALS_MAX {
-            assert_eq!(quotas.admission(":1.1").0, Admission::Refused);
+            assert_eq!(quotas.admission(":1.1").0, CallAdmission::Refused);
         }
-        assert_eq!(quotas.admission(":1.1").0, Admission::Ignored);
+        assert_eq!(quotas.admission(":1.1").0, CallAdmission::Ignored);
         ask(&mut quotas, 8, side.unwrap());
         // Sent after the question, so the answer does not include it.
         quotas.sent(Some(":1.1"), 100);
         quotas.note_answer(8, holds(0));
-        assert_eq!(quotas.admission(":1.1").0, Admission::Admitted);
+        assert_eq!(quotas.admission(":1.1").0, CallAdmission::Admitted);
         assert_eq!(quotas.callers[":1.1"].unread, 100);
     }
 
@@ -397,12 +398,12 @@ mod tests {
                 ask(&mut quotas, serial as u32, side);
                 quotas.note_answer(serial as u32, holds(40 * MIB as u64));
             }
-            assert_eq!(quotas.admission(":1.1").0, Admission::Admitted);
+            assert_eq!(quotas.admission(":1.1").0, CallAdmission::Admitted);
             answer_all(&mut quotas, ":1.1", 0);
         }
         // This does not lift the limit of small messages.
         (0..18).for_each(|_| drop(quotas.sent(Some(":1.1"), MIB)));
-        assert_eq!(quotas.admission(":1.1").0, Admission::Refused);
+        assert_eq!(quotas.admission(":1.1").0, CallAdmission::Refused);
     }
 
     #[test]
@@ -416,8 +417,8 @@ mod tests {
         }
         quotas.sent(Some(":2.1"), 100);
         assert!(quotas.total.unread > TOTAL_MAX);
-        assert_eq!(quotas.admission(":1.3").0, Admission::Refused);
-        assert_eq!(quotas.admission(":2.1").0, Admission::Admitted);
+        assert_eq!(quotas.admission(":1.3").0, CallAdmission::Refused);
+        assert_eq!(quotas.admission(":2.1").0, CallAdmission::Admitted);
         assert!(!quotas.list_fits(":2.1", MIB));
         answer_all(&mut quotas, ":2.1", 0);
         assert!(quotas.list_fits(":2.1", 30 * MIB));
@@ -446,11 +447,11 @@ mod tests {
         quotas.sent(Some(":1.1"), 200 * MIB);
         let mut dialects = Vec::new();
         for serial in 0..2 {
-            assert_eq!(quotas.admission(":1.1").0, Admission::Refused);
+            assert_eq!(quotas.admission(":1.1").0, CallAdmission::Refused);
             dialects.push(quotas.dialect());
             quotas.questions(":1.1");
-            ask(&mut quotas, serial, Side::Ours);
-            ask(&mut quotas, 10 + serial, Side::Caller(":1.1".to_owned()));
+            ask(&mut quotas, serial, QuotaSubject::Ours);
+            ask(&mut quotas, 10 + serial, QuotaSubject::Caller(":1.1".to_owned()));
             quotas.note_answer(serial, Holding::Silence);
             assert!(quotas.is_asking(":1.1") || serial == 1);
             // This question was in the same dialect as the first, so its answer says nothing about
@@ -458,7 +459,7 @@ mod tests {
             quotas.note_answer(10 + serial, Holding::Silence);
         }
         assert_eq!(dialects, [Dialect::Connection, Dialect::Peers]);
-        assert_eq!(quotas.admission(":1.1"), (Admission::Admitted, None));
+        assert_eq!(quotas.admission(":1.1"), (CallAdmission::Admitted, None));
         assert!(quotas.list_fits(":1.1", MIB) && !quotas.is_asking(":1.1"));
     }
 
@@ -469,7 +470,7 @@ mod tests {
             quotas.sent(Some(&format!(":1.{number}")), 1000);
         }
         assert!(quotas.callers.len() <= CALLERS_MAX + 1);
-        ask(&mut quotas, 1, Side::Caller(":1.99999".to_owned()));
+        ask(&mut quotas, 1, QuotaSubject::Caller(":1.99999".to_owned()));
         quotas.note_answer(1, Holding::Gone);
         assert!(!quotas.callers.contains_key(":1.99999"));
     }
@@ -504,7 +505,7 @@ mod tests {
         let mut answered = 0;
         while let Some(side) = due.get(answered) {
             answered += 1;
-            let answer = if *side == Side::Ours { holds(0) } else { Holding::Gone };
+            let answer = if *side == QuotaSubject::Ours { holds(0) } else { Holding::Gone };
             quotas.note_answer(answered as u32, answer);
             for side in quotas.after_answer() {
                 due.push(side.clone());
@@ -543,7 +544,7 @@ mod tests {
             if quotas.silent {
                 break;
             }
-            ask(&mut quotas, serial, Side::Ours);
+            ask(&mut quotas, serial, QuotaSubject::Ours);
             quotas.note_answer(serial, Holding::Silence);
         }
         for number in 3..1000 {
@@ -568,8 +569,8 @@ mod tests {
             for side in due {
                 serial += 1;
                 let answer = match &side {
-                    Side::Ours => holds(0),
-                    Side::Caller(_) => {
+                    QuotaSubject::Ours => holds(0),
+                    QuotaSubject::Caller(_) => {
                         questions += 1;
                         Holding::Gone
                     }

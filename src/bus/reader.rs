@@ -14,25 +14,25 @@ use crate::{
     bus::{
         Error, NAME,
         answer::{Answer, error_name},
-        asked::Asked,
-        awaited::Awaited,
+        awaited_passphrases::AwaitedPassphrases,
         call_error::CallError,
+        called_member::CalledMember,
         caller::Caller,
         connection::Connection,
         introspect,
         job::{About, Job, Recipient, Reply, Submit},
-        lister::{Lists, Long},
+        lister::{Deferred, Lists},
         message::{self, BadArguments},
-        methods::{Call, Work},
+        methods::{Call, HandlerResult},
         outcome::{Failure, Outcome},
         passphrase,
-        pending::{Load, Pending},
-        planted::{self, Fault},
+        pending_calls::{Load, PendingCalls},
+        planted::{self, HistoryFault},
         published::Published,
-        quota::Admission,
+        quota::CallAdmission,
         rendering,
-        schema::{Interface, Kind, Subject},
-        table::{self, Member, Row},
+        schema::{Interface, InterfaceKind, PropertySource},
+        table::{self, MemberShape, Row},
         tree::{Object, TOP, Tree},
         wire::{Body, Descriptor, Marshaller, Value},
     },
@@ -58,13 +58,13 @@ pub(super) enum Response {
     /// Answer it now.
     Answer(Answer),
     /// Ask the engine.
-    Job(Asked, Task),
+    Job(CalledMember, EngineTask),
     /// Ask the lister.
-    Long(Long),
+    Deferred(Deferred),
 }
 
 /// A task for the engine.
-pub(super) struct Task {
+pub(super) struct EngineTask {
     pub chain: Step<Outcome>,
     /// The task begins when this descriptor is readable.
     pub after: Option<Descriptor>,
@@ -76,7 +76,7 @@ pub(super) struct Task {
 
 /// The target of a path.
 #[derive(Clone, Copy)]
-enum Target<'a> {
+enum PathTarget<'a> {
     /// `/`, `/org` or `/org/storage`, with the name of the child below it.
     Above(&'static str),
     Top,
@@ -88,16 +88,16 @@ pub struct Reader {
     connection: Arc<Connection>,
     published: Arc<Published>,
     lists: Lists,
-    pending: Pending,
+    pending: PendingCalls,
     /// Jobs whose clients have not written their passphrases yet. A job that has waited long enough
     /// begins anyway, and reports that there is no passphrase.
-    waiting: RefCell<Awaited<Job>>,
+    waiting: RefCell<AwaitedPassphrases<Job>>,
 }
 
 impl Reader {
     pub(super) fn new(connection: Arc<Connection>, published: Arc<Published>, lists: Lists) -> Result<Reader, Error> {
-        let waiting = RefCell::new(Awaited::new().map_err(Error::Wait)?);
-        Ok(Reader { connection, published, lists, pending: Pending::default(), waiting })
+        let waiting = RefCell::new(AwaitedPassphrases::new().map_err(Error::Wait)?);
+        Ok(Reader { connection, published, lists, pending: PendingCalls::default(), waiting })
     }
 
     /// Takes the well-known name. Called once the first view is published, so that a client that
@@ -229,7 +229,7 @@ impl Reader {
 
     /// Whether an answer made from this version would be the same now.
     fn is_newest(&self, tree: &Tree, message: &Message) -> bool {
-        if self.published.version() == tree.version || planted::is_planted(Fault::StaleRead) {
+        if self.published.version() == tree.version || planted::is_planted(HistoryFault::StaleRead) {
             return true;
         }
         // A read depends only on its object.
@@ -241,23 +241,23 @@ impl Reader {
         let (Some(sender), Some(serial)) = (message.sender(), message.get_serial()) else { return };
         let caller = Caller { name: sender.to_string(), serial };
         let wants_reply = !message.get_no_reply();
-        match if wants_reply { self.connection.admission(&caller) } else { Admission::Admitted } {
-            Admission::Admitted => {}
-            Admission::Refused => {
+        match if wants_reply { self.connection.admission(&caller) } else { CallAdmission::Admitted } {
+            CallAdmission::Admitted => {}
+            CallAdmission::Refused => {
                 let refusal = Answer::Error(error_name::LIMITS_EXCEEDED, UNREAD.to_owned());
                 return self.connection.send(message::answer(&caller, &refusal));
             }
-            Admission::Ignored => return,
+            CallAdmission::Ignored => return,
         }
         let Some(response) = self.answer(message, &caller, wants_reply) else { return };
         match response {
-            Response::Long(what) if wants_reply => {
+            Response::Deferred(what) if wants_reply => {
                 if let Err(answer) = self.lists.ask(caller.clone(), what) {
                     self.connection.send(message::answer(&caller, &answer));
                 }
             }
-            Response::Answer(_) | Response::Long(_) => {}
-            Response::Job(asked, Task { chain, after, load, about }) => {
+            Response::Answer(_) | Response::Deferred(_) => {}
+            Response::Job(asked, EngineTask { chain, after, load, about }) => {
                 let Some(permit) = self.pending.admit(&caller.name, load) else {
                     let refusal = Answer::Error(error_name::LIMITS_EXCEEDED, PENDING.to_owned());
                     if wants_reply {
@@ -320,47 +320,49 @@ pub(super) fn respond(message: &Message, tree: &Tree) -> Result<Response, CallEr
             _ => Err(unknown_method(interface, method)),
         },
         Some(PROPERTIES) => properties(message, &path, target, tree, method),
-        Some("org.freedesktop.DBus.ObjectManager") if matches!(target, Target::Top) => match method.as_str() {
-            "GetManagedObjects" => Ok(Response::Long(Long::List)),
+        Some("org.freedesktop.DBus.ObjectManager") if matches!(target, PathTarget::Top) => match method.as_str() {
+            "GetManagedObjects" => Ok(Response::Deferred(Deferred::List)),
             _ => Err(unknown_method(interface, method)),
         },
         Some(name) => {
             let interface = interface_of(name, &path, target)?;
             let row = table::find_method(interface, &method).ok_or_else(|| unknown_method(Some(name), method))?;
-            let Member::Method { arguments, handler, .. } = row.member else { return Err(BadArguments::Row.into()) };
+            let MemberShape::Method { arguments, handler, .. } = row.member else {
+                return Err(BadArguments::Row.into());
+            };
             let signatures = arguments.iter().map(|(_, signature)| *signature);
             let arguments = message::arguments(message, signatures)?;
-            handle(Asked { row, interface }, handler, target, tree, arguments)
+            handle(CalledMember { row, interface }, handler, target, tree, arguments)
         }
     }
 }
 
 fn handle(
-    asked: Asked,
+    asked: CalledMember,
     handler: table::Handler,
-    target: Target<'_>,
+    target: PathTarget<'_>,
     tree: &Tree,
     arguments: Vec<Value>,
 ) -> Result<Response, CallError> {
     let object = match target {
-        Target::Object(object) => Some(&**object),
+        PathTarget::Object(object) => Some(&**object),
         _ => None,
     };
     let load = Load::of(&arguments);
     let about = about(asked, object, &arguments, tree);
     Ok(match handler(Call { tree, object, arguments })? {
-        Work::Now(outcome) => Response::Answer(asked.answer(outcome, tree)),
-        Work::Chain(chain) => Response::Job(asked, Task { chain, after: None, load, about }),
-        Work::After(descriptor, chain) => {
+        HandlerResult::Now(outcome) => Response::Answer(asked.answer(outcome, tree)),
+        HandlerResult::Chain(chain) => Response::Job(asked, EngineTask { chain, after: None, load, about }),
+        HandlerResult::After(descriptor, chain) => {
             let load = Load { descriptors: 1, ..load };
-            Response::Job(asked, Task { chain, after: Some(descriptor), load, about })
+            Response::Job(asked, EngineTask { chain, after: Some(descriptor), load, about })
         }
-        Work::Report(report) => Response::Long(Long::Report(asked, report)),
+        HandlerResult::Report(report) => Response::Deferred(Deferred::Report(asked, report)),
     })
 }
 
 /// The pools that the reply to a call will tell about.
-fn about(asked: Asked, object: Option<&Object>, arguments: &[Value], tree: &Tree) -> About {
+fn about(asked: CalledMember, object: Option<&Object>, arguments: &[Value], tree: &Tree) -> About {
     if let Some(object) = object {
         return About::Pool(object.state.id().pool());
     }
@@ -376,13 +378,13 @@ fn about(asked: Asked, object: Option<&Object>, arguments: &[Value], tree: &Tree
     }
 }
 
-fn find<'a>(path: &str, tree: &'a Tree) -> Result<Target<'a>, CallError> {
+fn find<'a>(path: &str, tree: &'a Tree) -> Result<PathTarget<'a>, CallError> {
     match path {
-        "/" => Ok(Target::Above("org")),
-        "/org" => Ok(Target::Above("storage")),
-        "/org/storage" => Ok(Target::Above("stratis3")),
-        TOP => Ok(Target::Top),
-        _ => tree.at(path).map(Target::Object).ok_or_else(|| CallError::UnknownObject(path.to_owned())),
+        "/" => Ok(PathTarget::Above("org")),
+        "/org" => Ok(PathTarget::Above("storage")),
+        "/org/storage" => Ok(PathTarget::Above("stratis3")),
+        TOP => Ok(PathTarget::Top),
+        _ => tree.at(path).map(PathTarget::Object).ok_or_else(|| CallError::UnknownObject(path.to_owned())),
     }
 }
 
@@ -391,37 +393,37 @@ fn unknown_method(interface: Option<&str>, method: String) -> CallError {
 }
 
 /// One of the daemon's interfaces, if the object has it.
-fn interface_of(name: &str, path: &str, target: Target<'_>) -> Result<Interface, CallError> {
-    let has = |kind: Kind| match target {
-        Target::Above(_) => false,
-        Target::Top => matches!(kind, Kind::Manager | Kind::Report),
-        Target::Object(object) => object.state.kind() == kind,
+fn interface_of(name: &str, path: &str, target: PathTarget<'_>) -> Result<Interface, CallError> {
+    let has = |kind: InterfaceKind| match target {
+        PathTarget::Above(_) => false,
+        PathTarget::Top => matches!(kind, InterfaceKind::Manager | InterfaceKind::Report),
+        PathTarget::Object(object) => object.state.kind() == kind,
     };
     Interface::parse(name)
         .filter(|interface| has(interface.kind))
         .ok_or_else(|| CallError::UnknownInterface { path: path.to_owned(), interface: name.to_owned() })
 }
 
-fn introspection(target: Target<'_>) -> Response {
+fn introspection(target: PathTarget<'_>) -> Response {
     let xml = match target {
-        Target::Above(child) => introspect::above(child),
-        Target::Top => return Response::Long(Long::Introspection),
-        Target::Object(object) => introspect::object(object.state.kind()).to_owned(),
+        PathTarget::Above(child) => introspect::above(child),
+        PathTarget::Top => return Response::Deferred(Deferred::Introspection),
+        PathTarget::Object(object) => introspect::object(object.state.kind()).to_owned(),
     };
     Response::Answer(Answer::Return(Body::of(&[Value::Str(xml)])))
 }
 
-fn subject<'a>(target: Target<'a>, tree: &'a Tree) -> Subject<'a> {
+fn subject<'a>(target: PathTarget<'a>, tree: &'a Tree) -> PropertySource<'a> {
     match target {
-        Target::Object(object) => object.state.subject(),
-        Target::Top | Target::Above(_) => Subject::Manager(&tree.view),
+        PathTarget::Object(object) => object.state.subject(),
+        PathTarget::Top | PathTarget::Above(_) => PropertySource::Manager(&tree.view),
     }
 }
 
 fn properties(
     message: &Message,
     path: &str,
-    target: Target<'_>,
+    target: PathTarget<'_>,
     tree: &Tree,
     method: String,
 ) -> Result<Response, CallError> {
@@ -440,7 +442,7 @@ fn properties(
         return Err(BadArguments::NoInterface.into());
     }
     // The standard interfaces have no properties.
-    let standard = introspect::is_standard(&name, matches!(target, Target::Top));
+    let standard = introspect::is_standard(&name, matches!(target, PathTarget::Top));
     if standard && method == "GetAll" {
         return Ok(Response::Answer(Answer::Return(Body::of(&[Value::Dict("{sv}", Vec::new())]))));
     }
@@ -451,8 +453,8 @@ fn properties(
     let interface = interface_of(&name, path, target)?;
     if method == "GetAll" {
         return Ok(Response::Answer(Answer::Return(match target {
-            Target::Object(object) => rendering::entry(object).all(interface.revision),
-            Target::Top | Target::Above(_) => rendering::all_properties(interface, subject(target, tree)),
+            PathTarget::Object(object) => rendering::entry(object).all(interface.revision),
+            PathTarget::Top | PathTarget::Above(_) => rendering::all_properties(interface, subject(target, tree)),
         })));
     }
     let row = table::find_property(interface, &property).ok_or_else(unknown)?;
@@ -460,15 +462,15 @@ fn properties(
         return get(row, subject(target, tree)).map(Response::Answer);
     }
     match row.member {
-        Member::Property { signature, set: Some(handler), .. } => {
+        MemberShape::Property { signature, set: Some(handler), .. } => {
             let value = message::set_argument(message, signature)?;
-            handle(Asked { row, interface }, handler, target, tree, vec![value])
+            handle(CalledMember { row, interface }, handler, target, tree, vec![value])
         }
         _ => Err(CallError::ReadOnly(property)),
     }
 }
 
-fn get(row: &'static Row, subject: Subject<'_>) -> Result<Answer, CallError> {
+fn get(row: &'static Row, subject: PropertySource<'_>) -> Result<Answer, CallError> {
     let value = table::value(row, subject).ok_or_else(|| CallError::NoValue(row.name.to_owned()))?;
     let mut m = Marshaller::default();
     m.property(&value);

@@ -3,19 +3,19 @@
 use std::sync::Arc;
 
 use super::{
-    entry::Entry,
-    schema::{ALL, Interface, Kind, REVISIONS, Subject},
+    object_entry::ObjectEntry,
+    schema::{ALL, Interface, InterfaceKind, PropertySource, REVISIONS},
     table,
     tree::Object,
     wire::{Body, Marshaller},
 };
 
 /// An object's entry. The first thread that asks builds it; other threads wait for that.
-pub fn entry(object: &Object) -> &Arc<Entry> {
+pub fn entry(object: &Object) -> &Arc<ObjectEntry> {
     object.kept(|| build(&object.path, object.state.kind(), object.state.subject()))
 }
 
-fn build(path: &str, kind: Kind, subject: Subject<'_>) -> Entry {
+fn build(path: &str, kind: InterfaceKind, subject: PropertySource<'_>) -> ObjectEntry {
     // Each value is computed and marshalled once and copied to the revisions that have it.
     let values: Vec<_> = table::properties(kind)
         .filter_map(|row| {
@@ -43,11 +43,11 @@ fn build(path: &str, kind: Kind, subject: Subject<'_>) -> Entry {
     });
     let length = m.position();
     m.align(8);
-    Entry { bytes: m.finish().into(), length, properties }
+    ObjectEntry { bytes: m.finish().into(), length, properties }
 }
 
-/// The answer to GetAll for an interface whose object has no [`Entry`].
-pub fn all_properties(interface: Interface, subject: Subject<'_>) -> Body {
+/// The answer to GetAll for an interface whose object has no [`ObjectEntry`].
+pub fn all_properties(interface: Interface, subject: PropertySource<'_>) -> Body {
     let mut m = Marshaller::default();
     m.array("{sv}", |m| {
         for row in table::properties(interface.kind).filter(|row| row.is_in(interface)) {

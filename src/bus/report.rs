@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     base::{ids::PoolUuid, units::Sectors},
     bus::{
-        job::{Holder, Locks, RunningProgram},
+        job::{Holder, Locks, ReportedProgram},
         properties,
     },
     view::{Device, Filesystem, LeftAside, LeftOut, Pace, Pool, Stopped, StoppedPool, Tier, View, Work},
@@ -104,7 +104,7 @@ fn locks(held: &Locks) -> Value {
         let one = |Holder { request, access, age }: &Holder| json!({ "request": request, "access": access, "age_ms": age.as_millis() as u64 });
         list.iter().map(one).collect()
     };
-    let program = |RunningProgram { label, process, age, is_stuck }: &RunningProgram| {
+    let program = |ReportedProgram { label, process, age, is_stuck }: &ReportedProgram| {
         let mut report = json!({ "program": label, "process": process, "age_ms": age.as_millis() as u64 });
         if *is_stuck {
             report["stuck"] =
@@ -129,7 +129,7 @@ fn sectors(size: Option<Sectors>) -> String {
 
 fn pool(pool: &Pool) -> String {
     #[derive(Serialize)]
-    struct Devices<'a> {
+    struct TierReports<'a> {
         cachedevs: Vec<DeviceReport<'a>>,
         datadevs: Vec<DeviceReport<'a>>,
     }
@@ -137,7 +137,7 @@ fn pool(pool: &Pool) -> String {
     #[derive(Serialize)]
     struct PoolReport<'a> {
         available_actions: &'static str,
-        blockdevs: Devices<'a>,
+        blockdevs: TierReports<'a>,
         filesystems: Vec<FilesystemReport<'a>>,
         #[serde(skip_serializing_if = "Vec::is_empty")]
         filesystems_left_out: Vec<Value>,
@@ -154,7 +154,7 @@ fn pool(pool: &Pool) -> String {
         |LeftOut { uuid, name, reason }: &LeftOut| json!({ "uuid": uuid.hyphenated(), "name": name, "reason": reason });
     let report = PoolReport {
         available_actions: pool.availability.word(),
-        blockdevs: Devices { cachedevs: tier(Tier::Cache), datadevs: tier(Tier::Data) },
+        blockdevs: TierReports { cachedevs: tier(Tier::Cache), datadevs: tier(Tier::Data) },
         filesystems: pool.filesystems.values().map(|f| filesystem(pool, f)).collect(),
         filesystems_left_out: pool.left_out.iter().map(left_out).collect(),
         fs_limit: pool.fs_limit,

@@ -26,7 +26,7 @@ const PREFIX: &str = "org.storage.stratis3.";
 /// object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
-pub enum Kind {
+pub enum InterfaceKind {
     Manager,
     Report,
     Pool,
@@ -34,18 +34,24 @@ pub enum Kind {
     Blockdev,
 }
 
-impl Kind {
+impl InterfaceKind {
     /// Every kind.
-    pub const EVERY: [Kind; 5] = [Kind::Manager, Kind::Report, Kind::Pool, Kind::Filesystem, Kind::Blockdev];
+    pub const EVERY: [InterfaceKind; 5] = [
+        InterfaceKind::Manager,
+        InterfaceKind::Report,
+        InterfaceKind::Pool,
+        InterfaceKind::Filesystem,
+        InterfaceKind::Blockdev,
+    ];
 
     /// The word in the interface's name.
     pub fn word(self) -> &'static str {
         match self {
-            Kind::Manager => "Manager",
-            Kind::Report => "Report",
-            Kind::Pool => "pool",
-            Kind::Filesystem => "filesystem",
-            Kind::Blockdev => "blockdev",
+            InterfaceKind::Manager => "Manager",
+            InterfaceKind::Report => "Report",
+            InterfaceKind::Pool => "pool",
+            InterfaceKind::Filesystem => "filesystem",
+            InterfaceKind::Blockdev => "blockdev",
         }
     }
 }
@@ -54,7 +60,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interface {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: InterfaceKind,
     /// Its revision.
     pub revision: u8,
 }
@@ -63,7 +69,7 @@ impl Interface {
     /// Parses the full name of an interface. `None` if it is not one of the daemon's.
     pub fn parse(name: &str) -> Option<Interface> {
         let (word, revision) = name.strip_prefix(PREFIX)?.split_once(".r")?;
-        let kind = Kind::EVERY.into_iter().find(|kind| kind.word() == word)?;
+        let kind = InterfaceKind::EVERY.into_iter().find(|kind| kind.word() == word)?;
         // Only the exact spelling counts: `r+1` and `r01` are other names.
         let is_canonical =
             revision.starts_with(|c: char| c.is_ascii_digit()) && (revision.len() == 1 || !revision.starts_with('0'));
@@ -110,7 +116,7 @@ pub enum Filler {
 /// The subject of a property, in the form that the property's function takes.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
-pub enum Subject<'a> {
+pub enum PropertySource<'a> {
     Manager(&'a view::View),
     Pool(&'a view::Pool),
     Filesystem(&'a FilesystemObject),

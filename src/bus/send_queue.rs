@@ -18,7 +18,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use crate::bus::entry::Entry;
+use crate::bus::object_entry::ObjectEntry;
 
 /// Bytes that may wait for the socket before the daemon stops reading calls and building lists.
 /// Small messages never reach this limit: it is what the bus has not taken of a few large lists.
@@ -32,9 +32,9 @@ pub enum MessagePart {
     /// The message's own bytes.
     Bytes(Vec<u8>),
     /// The entry of an object in a list, padded up to the next entry.
-    Entry(Arc<Entry>),
+    Entry(Arc<ObjectEntry>),
     /// The last entry of a list, without padding.
-    LastEntry(Arc<Entry>),
+    LastEntry(Arc<ObjectEntry>),
 }
 
 impl MessagePart {

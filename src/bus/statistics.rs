@@ -14,7 +14,7 @@ use crate::bus::wire::{Body, Value};
 
 /// The messages that the bus is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Side {
+pub enum QuotaSubject {
     /// Those that the daemon has sent, to any receiver.
     Ours,
     /// Those to this connection.
@@ -25,7 +25,7 @@ pub enum Side {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     /// The messages that the question is about.
-    pub side: Side,
+    pub side: QuotaSubject,
     /// The dialect of the question.
     pub dialect: Dialect,
 }
@@ -83,7 +83,7 @@ impl Dialect {
     }
 
     /// The content of a reply.
-    pub fn answer(self, reply: &Message, side: &Side) -> Holding {
+    pub fn answer(self, reply: &Message, side: &QuotaSubject) -> Holding {
         match reply.msg_type() {
             MessageType::MethodReturn => match self {
                 Dialect::Connection => of_connection(reply),
@@ -107,7 +107,7 @@ fn of_connection(reply: &Message) -> Option<Holding> {
     Some(Holding::Holds { of_theirs: bytes("IncomingBytes")?, for_them: bytes("OutgoingBytes")? })
 }
 
-fn of_peers(reply: &Message, side: &Side) -> Option<Holding> {
+fn of_peers(reply: &Message, side: &QuotaSubject) -> Option<Holding> {
     let mut entries = reply.iter_init().recurse(ArgType::Array)?;
     while let Some(mut entry) = entries.recurse(ArgType::DictEntry) {
         if entry.get::<&str>()? != PEERS {
@@ -118,12 +118,12 @@ fn of_peers(reply: &Message, side: &Side) -> Option<Holding> {
         let Variant(peers) = entry.get::<Variant<Vec<Peer<'_>>>>()?;
         let mut held = peers.iter().map(|(name, _, figures)| (*name, figures.get("OutgoingBytes").copied()));
         return match side {
-            Side::Caller(caller) => match held.find(|(name, _)| name == caller) {
+            QuotaSubject::Caller(caller) => match held.find(|(name, _)| name == caller) {
                 Some((_, bytes)) => bytes.map(|bytes| Holding::Holds { of_theirs: 0, for_them: bytes.into() }),
                 None => Some(Holding::Gone),
             },
             // The figure includes messages of other senders, which fill the same account.
-            Side::Ours => {
+            QuotaSubject::Ours => {
                 let all: Option<u64> = held.map(|(_, bytes)| bytes.map(u64::from)).sum();
                 all.map(|of_theirs| Holding::Holds { of_theirs, for_them: 0 })
             }

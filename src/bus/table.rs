@@ -12,9 +12,9 @@ use std::{ops::RangeInclusive, panic::AssertUnwindSafe};
 use crate::{
     bus::{
         message::BadArguments,
-        methods::{self, Call, Work},
+        methods::{self, Call, HandlerResult},
         properties::{self, DeviceObject, FilesystemObject},
-        schema::{ALL, Argument, Emits, Filler, Interface, Kind, Subject},
+        schema::{ALL, Argument, Emits, Filler, Interface, InterfaceKind, PropertySource},
         wire::Value,
     },
     view,
@@ -33,12 +33,12 @@ pub enum Read {
 
 /// Carries out a method or sets a property. It fails if the arguments do not have the expected
 /// form.
-pub type Handler = fn(Call<'_>) -> Result<Work, BadArguments>;
+pub type Handler = fn(Call<'_>) -> Result<HandlerResult, BadArguments>;
 
 /// A method or property.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
-pub enum Member {
+pub enum MemberShape {
     Method {
         arguments: &'static [Argument],
         /// The result before return code and text, if any.
@@ -59,7 +59,7 @@ pub enum Member {
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
     /// The kind of interface that has the member.
-    pub kind: Kind,
+    pub kind: InterfaceKind,
     /// Its name.
     pub name: &'static str,
     /// First revision that has the member in this form.
@@ -67,7 +67,7 @@ pub struct Row {
     /// Last revision that has the member in this form.
     pub last: u8,
     /// Method or property.
-    pub member: Member,
+    pub member: MemberShape,
 }
 
 impl Row {
@@ -80,53 +80,53 @@ impl Row {
     #[cfg(test)]
     pub fn signature(&self) -> String {
         match self.member {
-            Member::Method { arguments, .. } => arguments.iter().map(|(_, signature)| *signature).collect(),
-            Member::Property { signature, .. } => signature.to_owned(),
+            MemberShape::Method { arguments, .. } => arguments.iter().map(|(_, signature)| *signature).collect(),
+            MemberShape::Property { signature, .. } => signature.to_owned(),
         }
     }
 
     /// Whether the member is a property.
     pub fn is_property(&self) -> bool {
-        matches!(self.member, Member::Property { .. })
+        matches!(self.member, MemberShape::Property { .. })
     }
 }
 
 /// Names and types of return code and text in every method.
 pub const STATUS: [Argument; 2] = [("return_code", "q"), ("return_string", "s")];
 
-const fn row(kind: Kind, name: &'static str, revisions: RangeInclusive<u8>, member: Member) -> Row {
+const fn row(kind: InterfaceKind, name: &'static str, revisions: RangeInclusive<u8>, member: MemberShape) -> Row {
     Row { kind, name, first: *revisions.start(), last: *revisions.end(), member }
 }
 
 const fn method(
-    kind: Kind,
+    kind: InterfaceKind,
     name: &'static str,
     revisions: RangeInclusive<u8>,
     arguments: &'static [Argument],
     result: Argument,
     handler: Handler,
 ) -> Row {
-    row(kind, name, revisions, Member::Method { arguments, result: Some(result), filler: Filler::Plain, handler })
+    row(kind, name, revisions, MemberShape::Method { arguments, result: Some(result), filler: Filler::Plain, handler })
 }
 
 impl Row {
     const fn fills_with_zeros(mut self) -> Row {
-        if let Member::Method { arguments, result, handler, .. } = self.member {
-            self.member = Member::Method { arguments, result, filler: Filler::Zeros, handler };
+        if let MemberShape::Method { arguments, result, handler, .. } = self.member {
+            self.member = MemberShape::Method { arguments, result, filler: Filler::Zeros, handler };
         }
         self
     }
 
     const fn without_result(mut self) -> Row {
-        if let Member::Method { arguments, filler, handler, .. } = self.member {
-            self.member = Member::Method { arguments, result: None, filler, handler };
+        if let MemberShape::Method { arguments, filler, handler, .. } = self.member {
+            self.member = MemberShape::Method { arguments, result: None, filler, handler };
         }
         self
     }
 
     const fn writable(mut self, set: Handler) -> Row {
-        if let Member::Property { signature, emits, read, .. } = self.member {
-            self.member = Member::Property { signature, emits, read, set: Some(set) };
+        if let MemberShape::Property { signature, emits, read, .. } = self.member {
+            self.member = MemberShape::Property { signature, emits, read, set: Some(set) };
         }
         self
     }
@@ -140,12 +140,12 @@ const fn property(
     read: Read,
 ) -> Row {
     let kind = match read {
-        Read::Manager(_) => Kind::Manager,
-        Read::Pool(_) => Kind::Pool,
-        Read::Filesystem(_) => Kind::Filesystem,
-        Read::Device(_) => Kind::Blockdev,
+        Read::Manager(_) => InterfaceKind::Manager,
+        Read::Pool(_) => InterfaceKind::Pool,
+        Read::Filesystem(_) => InterfaceKind::Filesystem,
+        Read::Device(_) => InterfaceKind::Blockdev,
     };
-    row(kind, name, revisions, Member::Property { signature, emits, read, set: None })
+    row(kind, name, revisions, MemberShape::Property { signature, emits, read, set: None })
 }
 
 const fn pool(
@@ -155,7 +155,7 @@ const fn pool(
     result: &'static str,
     handler: Handler,
 ) -> Row {
-    method(Kind::Pool, name, revisions, arguments, ("results", result), handler)
+    method(InterfaceKind::Pool, name, revisions, arguments, ("results", result), handler)
 }
 
 const fn manager(
@@ -165,7 +165,7 @@ const fn manager(
     result: &'static str,
     handler: Handler,
 ) -> Row {
-    method(Kind::Manager, name, revisions, arguments, ("result", result), handler)
+    method(InterfaceKind::Manager, name, revisions, arguments, ("result", result), handler)
 }
 
 const ID: Argument = ("id", "s");
@@ -206,18 +206,18 @@ pub static ROWS: &[Row] = &[
     property("StoppedPools", 8..=9, "a{sa{sv}}", New, Read::Manager(properties::stopped_pools_r8)),
 
     // ---- Report ----
-    method(Kind::Report, "GetReport", ALL, &[("name", "s")], ("result", "s"), methods::get_report),
+    method(InterfaceKind::Report, "GetReport", ALL, &[("name", "s")], ("result", "s"), methods::get_report),
 
     // ---- pool ----
     pool("CreateFilesystems", 0..=5, &[("specs", "a(s(bs))")], "(ba(os))", methods::create_filesystems_r0),
     pool("CreateFilesystems", 6..=9, &[("specs", "a(s(bs)(bs))")], "(ba(os))", methods::create_filesystems_r6),
     pool("DestroyFilesystems", ALL, &[("filesystems", "ao")], "(bas)", methods::destroy_filesystems),
-    method(Kind::Pool, "SnapshotFilesystem", ALL, &[("origin", "o"), ("snapshot_name", "s")], ("result", "(bo)"), methods::snapshot_filesystem),
+    method(InterfaceKind::Pool, "SnapshotFilesystem", ALL, &[("origin", "o"), ("snapshot_name", "s")], ("result", "(bo)"), methods::snapshot_filesystem),
     pool("AddDataDevs", ALL, &[DEVICES], "(bao)", methods::add_data_devs),
     pool("InitCache", 0..=4, &[DEVICES], "(bao)", methods::init_cache_r0),
     pool("InitCache", 5..=9, &[DEVICES], "(bao)", methods::init_cache_r5),
     pool("AddCacheDevs", ALL, &[DEVICES], "(bao)", methods::add_cache_devs),
-    method(Kind::Pool, "SetName", ALL, &[("name", "s")], ("result", "(bs)"), methods::rename_pool),
+    method(InterfaceKind::Pool, "SetName", ALL, &[("name", "s")], ("result", "(bs)"), methods::rename_pool),
     pool("BindClevis", 0..=7, &[("pin", "s"), ("json", "s")], "b", methods::bind_clevis_r0),
     pool("BindClevis", 8..=9, &[("pin", "s"), ("json", "s"), SLOT], "b", methods::bind_clevis_r8),
     pool("BindKeyring", 0..=7, &[KEY_DESC], "b", methods::bind_keyring_r0),
@@ -258,7 +258,7 @@ pub static ROWS: &[Row] = &[
     property("LastReencryptedTimestamp", 9..=9, "(bs)", New, Read::Pool(properties::last_reencrypted)),
 
     // ---- filesystem ----
-    method(Kind::Filesystem, "SetName", ALL, &[("name", "s")], ("result", "(bs)"), methods::rename_filesystem).fills_with_zeros(),
+    method(InterfaceKind::Filesystem, "SetName", ALL, &[("name", "s")], ("result", "(bs)"), methods::rename_filesystem).fills_with_zeros(),
     property("Uuid", ALL, "s", Const, Read::Filesystem(properties::filesystem_uuid)),
     property("Name", ALL, "s", New, Read::Filesystem(properties::filesystem_name)),
     property("Devnode", ALL, "s", Invalidation, Read::Filesystem(properties::filesystem_node)),
@@ -271,7 +271,7 @@ pub static ROWS: &[Row] = &[
     property("MergeScheduled", 7..=9, "b", New, Read::Filesystem(properties::merge_scheduled)).writable(methods::set_merge_scheduled),
 
     // ---- blockdev ----
-    method(Kind::Blockdev, "SetUserInfo", 0..=2, &[("id", "(bs)")], ("changed", "(bs)"), methods::set_user_info).fills_with_zeros(),
+    method(InterfaceKind::Blockdev, "SetUserInfo", 0..=2, &[("id", "(bs)")], ("changed", "(bs)"), methods::set_user_info).fills_with_zeros(),
     property("Uuid", ALL, "s", Const, Read::Device(properties::device_uuid)),
     property("Devnode", ALL, "s", Const, Read::Device(properties::device_node)),
     property("PhysicalPath", ALL, "s", Const, Read::Device(properties::physical_path)),
@@ -296,19 +296,19 @@ pub fn find_property(interface: Interface, name: &str) -> Option<&'static Row> {
 }
 
 /// All properties of a kind, in all forms.
-pub fn properties(kind: Kind) -> impl Iterator<Item = &'static Row> {
+pub fn properties(kind: InterfaceKind) -> impl Iterator<Item = &'static Row> {
     ROWS.iter().filter(move |row| row.kind == kind && row.is_property())
 }
 
 /// The value of a property. `None` if the row is no property of the subject's kind, or if the
 /// property's function panics. A panic is logged and leaves out only that property.
-pub fn value(row: &Row, subject: Subject<'_>) -> Option<Value> {
-    let Member::Property { read, .. } = row.member else { return None };
+pub fn value(row: &Row, subject: PropertySource<'_>) -> Option<Value> {
+    let MemberShape::Property { read, .. } = row.member else { return None };
     let compute = AssertUnwindSafe(|| match (read, subject) {
-        (Read::Manager(read), Subject::Manager(view)) => Some(read(view)),
-        (Read::Pool(read), Subject::Pool(pool)) => Some(read(pool)),
-        (Read::Filesystem(read), Subject::Filesystem(filesystem)) => Some(read(filesystem)),
-        (Read::Device(read), Subject::Device(device)) => Some(read(device)),
+        (Read::Manager(read), PropertySource::Manager(view)) => Some(read(view)),
+        (Read::Pool(read), PropertySource::Pool(pool)) => Some(read(pool)),
+        (Read::Filesystem(read), PropertySource::Filesystem(filesystem)) => Some(read(filesystem)),
+        (Read::Device(read), PropertySource::Device(device)) => Some(read(device)),
         _ => None,
     });
     std::panic::catch_unwind(compute).unwrap_or_else(|_| {

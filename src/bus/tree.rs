@@ -14,9 +14,9 @@ use imbl::{OrdMap, Vector};
 use crate::{
     base::ids::{DevUuid, FsUuid, PoolUuid},
     bus::{
-        entry::Entry,
+        object_entry::ObjectEntry,
         properties::{DeviceObject, FilesystemObject},
-        schema::{Kind, Subject},
+        schema::{InterfaceKind, PropertySource},
     },
     view::{Pool, View},
 };
@@ -36,7 +36,7 @@ pub enum Id {
 /// The state of an object's subject in one version.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
-pub enum State {
+pub enum ObjectState {
     Pool(Arc<Pool>),
     Filesystem(FilesystemObject),
     Device(DeviceObject),
@@ -51,31 +51,31 @@ impl Id {
     }
 }
 
-impl State {
+impl ObjectState {
     /// The kind of the object's interface.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> InterfaceKind {
         match self {
-            State::Pool(_) => Kind::Pool,
-            State::Filesystem(_) => Kind::Filesystem,
-            State::Device(_) => Kind::Blockdev,
+            ObjectState::Pool(_) => InterfaceKind::Pool,
+            ObjectState::Filesystem(_) => InterfaceKind::Filesystem,
+            ObjectState::Device(_) => InterfaceKind::Blockdev,
         }
     }
 
     /// The subject's identity.
     pub fn id(&self) -> Id {
         match self {
-            State::Pool(pool) => Id::Pool(pool.uuid),
-            State::Filesystem(object) => Id::Filesystem(object.pool, object.filesystem.uuid),
-            State::Device(object) => Id::Device(object.pool, object.device.uuid),
+            ObjectState::Pool(pool) => Id::Pool(pool.uuid),
+            ObjectState::Filesystem(object) => Id::Filesystem(object.pool, object.filesystem.uuid),
+            ObjectState::Device(object) => Id::Device(object.pool, object.device.uuid),
         }
     }
 
     /// The subject in the form that the properties' functions take.
-    pub fn subject(&self) -> Subject<'_> {
+    pub fn subject(&self) -> PropertySource<'_> {
         match self {
-            State::Pool(pool) => Subject::Pool(pool),
-            State::Filesystem(object) => Subject::Filesystem(object),
-            State::Device(object) => Subject::Device(object),
+            ObjectState::Pool(pool) => PropertySource::Pool(pool),
+            ObjectState::Filesystem(object) => PropertySource::Filesystem(object),
+            ObjectState::Device(object) => PropertySource::Device(object),
         }
     }
 }
@@ -86,19 +86,19 @@ pub struct Object {
     /// Its path.
     pub path: Arc<str>,
     /// Its subject.
-    pub state: State,
+    pub state: ObjectState,
     /// The entry, once it has been built.
-    entry: OnceLock<Arc<Entry>>,
+    entry: OnceLock<Arc<ObjectEntry>>,
 }
 
 impl Object {
     /// An object with this path and state.
-    pub fn new(path: Arc<str>, state: State) -> Object {
+    pub fn new(path: Arc<str>, state: ObjectState) -> Object {
         Object { path, state, entry: OnceLock::new() }
     }
 
     /// The entry. `build` makes it on the first call.
-    pub(super) fn kept(&self, build: impl FnOnce() -> Entry) -> &Arc<Entry> {
+    pub(super) fn kept(&self, build: impl FnOnce() -> ObjectEntry) -> &Arc<ObjectEntry> {
         self.entry.get_or_init(|| Arc::new(build()))
     }
 }
@@ -164,7 +164,7 @@ impl Tree {
     }
 
     /// Adds an object and assigns its path.
-    pub(super) fn add(&mut self, state: State) -> Arc<Object> {
+    pub(super) fn add(&mut self, state: ObjectState) -> Arc<Object> {
         let number = self.next;
         self.next += 1;
         let path: Arc<str> = path_of(number).into();
@@ -175,7 +175,7 @@ impl Tree {
     }
 
     /// Gives an object a new state and keeps its path. Returns the object before and after.
-    pub(super) fn change(&mut self, state: State) -> Option<(Arc<Object>, Arc<Object>)> {
+    pub(super) fn change(&mut self, state: ObjectState) -> Option<(Arc<Object>, Arc<Object>)> {
         let number = *self.numbers.get(&state.id())?;
         let place = self.objects.get_mut(&number)?;
         let object = Arc::new(Object::new(Arc::clone(&place.path), state));

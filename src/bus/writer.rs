@@ -23,7 +23,7 @@ use crate::{
         connection::Connection,
         job::{Recipient, Reply},
         message::{self, NotAMessage, Outgoing},
-        planted::{self, Fault},
+        planted::{self, HistoryFault},
         published::Published,
         tree::Tree,
     },
@@ -48,7 +48,7 @@ pub struct Writer {
 }
 
 /// A version that has not been published yet.
-struct Prepared {
+struct NextVersion {
     tree: Arc<Tree>,
     /// The signals that are sent with the publication.
     first: Vec<Result<Outgoing, NotAMessage>>,
@@ -56,15 +56,15 @@ struct Prepared {
     rest: Signals,
 }
 
-impl Prepared {
-    fn new(before: &Tree, changes: Vec<Change>) -> Prepared {
+impl NextVersion {
+    fn new(before: &Tree, changes: Vec<Change>) -> NextVersion {
         let (tree, mut signals) = changes::apply(before, changes);
         // The signal of the top object has its own order, so it is never sent later.
         let manager = signals.pop_if(|signal| matches!(signal, Signal::Manager { .. }));
         let mut rest = Signals::new(signals);
         let mut first = rest.portion(planted::first_portion(FIRST_PORTION_BYTES));
         first.extend(manager.iter().flat_map(Signal::messages));
-        Prepared { tree: Arc::new(tree), first, rest }
+        NextVersion { tree: Arc::new(tree), first, rest }
     }
 }
 
@@ -101,7 +101,7 @@ impl Writer {
     }
 
     fn take(&mut self, update: Update<Reply>) {
-        let may_go_on = match planted::is_planted(Fault::TailOvertaken) {
+        let may_go_on = match planted::is_planted(HistoryFault::TailOvertaken) {
             true => Some((Topics::of(&update), update)),
             false => self.backlog.hold(update),
         };
@@ -109,11 +109,11 @@ impl Writer {
         if changes.is_empty() {
             return self.reply(reply, &self.published.load());
         }
-        if planted::strikes(Fault::ReplyFirst) {
+        if planted::strikes(HistoryFault::ReplyFirst) {
             let (tree, _) = changes::apply(&self.published.load(), changes.clone());
             self.reply(reply.take(), &tree);
         }
-        let mut next = Prepared::new(&self.published.load(), changes.clone());
+        let mut next = NextVersion::new(&self.published.load(), changes.clone());
         if !next.rest.is_empty() && self.published.list_waits() {
             // Large changes of one pool after another would keep the list waiting for ever.
             if !self.backlog.is_empty() {
@@ -132,10 +132,10 @@ impl Writer {
         self.backlog.add(Tail { topics, signals: next.rest, reply });
     }
 
-    fn publish(&self, next: &mut Prepared) {
+    fn publish(&self, next: &mut NextVersion) {
         let mut order = self.published.order();
         let mut first = std::mem::take(&mut next.first);
-        if planted::is_planted(Fault::SignalsFirst) {
+        if planted::is_planted(HistoryFault::SignalsFirst) {
             self.connection.send_all(std::mem::take(&mut first));
             planted::delay();
         }

@@ -66,7 +66,7 @@ use crate::{
 };
 
 /// The threads that run steps. The share `None` is for steps that are about nothing in particular.
-pub type Workers = workers::Workers<Option<Share>>;
+pub type StepWorkers = workers::Workers<Option<Share>>;
 
 /// How many steps run at once. Steps under a lock are brief ones too, so a device that hangs can
 /// block steps of both classes, up to the bounds of its share.
@@ -95,7 +95,7 @@ pub struct Request<R, C: Context = Engine> {
 
 /// Runs requests. Clones are the same dispatcher.
 pub struct Dispatcher<R: Send + 'static, C: Context = Engine> {
-    inner: Arc<Inner<R, C>>,
+    inner: Arc<DispatcherCore<R, C>>,
 }
 
 impl<R: Send + 'static, C: Context> Clone for Dispatcher<R, C> {
@@ -107,14 +107,14 @@ impl<R: Send + 'static, C: Context> Clone for Dispatcher<R, C> {
 /// Sees all changes in commit order, before the tree writer does. It must return quickly.
 pub type Observer = Box<dyn Fn(&[Change]) + Send + Sync>;
 
-struct Inner<R: Send + 'static, C: Context> {
+struct DispatcherCore<R: Send + 'static, C: Context> {
     context: Arc<C>,
     lock: Lock<PoolUuid, Name, C::Pool>,
     parking: Parking<Wait>,
-    workers: Workers,
+    workers: StepWorkers,
     links: Links,
     records: Mutex<Records<R>>,
-    queue: Mutex<Queue<R, C>>,
+    queue: Mutex<RequestLists<R, C>>,
 }
 
 /// The channel to the tree writer. Its mutex is held from taking a change from the engine until it
@@ -127,27 +127,27 @@ struct Records<R> {
     observer: Observer,
 }
 
-struct Queue<R: Send + 'static, C: Context> {
+struct RequestLists<R: Send + 'static, C: Context> {
     stopping: bool,
     /// Numbers the requests in the order of arrival.
     arrivals: u64,
     /// All requests that have not ended, as many as the bus admits.
-    live: BTreeMap<u64, Live<R>>,
+    live: BTreeMap<u64, LiveRequest<R>>,
     /// Requests that wait for a lock. The lock only knows their numbers, so a stop can remove them.
-    waiting: BTreeMap<u64, Waiting<R, C>>,
+    waiting: BTreeMap<u64, LockWaiter<R, C>>,
     /// Requests that wait for a claim. The parking only knows their numbers, too.
-    parked: BTreeMap<u64, Parked<R, C>>,
+    parked: BTreeMap<u64, ParkedRequest<R, C>>,
     /// Requests that wait for a worker. The workers only know their numbers, too.
-    ready: BTreeMap<u64, Ready<R, C>>,
+    ready: BTreeMap<u64, ReadyRequest<R, C>>,
     /// Requests that found the workers closed. They are dropped where no mutex is held.
-    late: Vec<Ready<R, C>>,
+    late: Vec<ReadyRequest<R, C>>,
     /// Dropped when the daemon stops and no request is left.
     open: Option<Sender<Infallible>>,
     over: Receiver<Infallible>,
 }
 
 /// A request that has not ended.
-struct Live<R> {
+struct LiveRequest<R> {
     label: Arc<str>,
     /// None: the request has been answered.
     on_failure: Option<OnFailure<R>>,
@@ -155,19 +155,19 @@ struct Live<R> {
 
 // In the next three types the ticket comes last: fields are dropped in order, and the claims of a
 // request must be given back before the request counts as ended.
-struct Waiting<R: Send + 'static, C: Context> {
+struct LockWaiter<R: Send + 'static, C: Context> {
     /// The id in the lock's queue, once it is known.
     asked: Option<lock::RequestId>,
     step: GrantedStep<R, C>,
     ticket: Ticket<R, C>,
 }
 
-struct Parked<R: Send + 'static, C: Context> {
+struct ParkedRequest<R: Send + 'static, C: Context> {
     next: Chain<R, C>,
     ticket: Ticket<R, C>,
 }
 
-struct Ready<R: Send + 'static, C: Context> {
+struct ReadyRequest<R: Send + 'static, C: Context> {
     step: Box<dyn FnOnce(Ticket<R, C>) + Send>,
     ticket: Ticket<R, C>,
 }
@@ -177,14 +177,14 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
     /// has seen their changes. A thread must run `links`.
     pub fn new(
         context: Arc<C>,
-        workers: Workers,
+        workers: StepWorkers,
         links: Links,
         updates: Sender<Update<R>>,
         observer: Observer,
     ) -> Self {
         // The channel carries no message.
         let (open, over) = crossbeam_channel::bounded(0);
-        let queue = Queue {
+        let queue = RequestLists {
             stopping: false,
             arrivals: 0,
             live: BTreeMap::new(),
@@ -200,7 +200,7 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
         let (lock, parking) = (Lock::new(), Parking::new());
         let told = parking.clone();
         context.watch_claims(Box::new(move |open| told.opened(open)));
-        Dispatcher { inner: Arc::new(Inner { context, lock, parking, workers, links, records, queue }) }
+        Dispatcher { inner: Arc::new(DispatcherCore { context, lock, parking, workers, links, records, queue }) }
     }
 
     /// Starts a request and returns at once. After [`Dispatcher::stop`] the request is answered
@@ -216,7 +216,7 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
             } else {
                 queue.arrivals += 1;
                 let number = queue.arrivals;
-                let live = Live { label: Arc::clone(&label), on_failure: Some(request.on_failure) };
+                let live = LiveRequest { label: Arc::clone(&label), on_failure: Some(request.on_failure) };
                 queue.live.insert(number, live);
                 Ok(number)
             }
@@ -301,7 +301,7 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
             then();
         });
         // Refused: the daemon stops, and nobody waits for the call.
-        drop(self.inner.workers.submit(Class::Long, 0, job));
+        drop(self.inner.workers.submit(Class::Background, 0, job));
     }
 
     /// The holders and waiters of the pool locks.
@@ -310,7 +310,7 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
     }
 }
 
-impl<R: Send + 'static, C: Context> Inner<R, C> {
+impl<R: Send + 'static, C: Context> DispatcherCore<R, C> {
     /// Sends the changes of a step and the reply, if there are any.
     fn record(&self, changes: Vec<Change>, reply: Option<R>) {
         self.records.lock().send(&*self.context, changes, reply);
@@ -321,7 +321,7 @@ impl<R: Send + 'static, C: Context> Inner<R, C> {
     fn woken(&self, number: u64) {
         let found = self.queue.lock().parked.remove(&number);
         match found {
-            Some(Parked { next, ticket }) => ticket.run(Class::Brief(None), move |ticket| {
+            Some(ParkedRequest { next, ticket }) => ticket.run(Class::Brief(None), move |ticket| {
                 let seen = ticket.inner.context.claims_given_back();
                 ticket.go_on(next, seen);
             }),
@@ -335,7 +335,7 @@ impl<R: Send + 'static, C: Context> Inner<R, C> {
     fn run_ready(&self, number: u64) {
         let found = self.queue.lock().ready.remove(&number);
         // None: a stop has answered the request.
-        if let Some(Ready { step, ticket }) = found {
+        if let Some(ReadyRequest { step, ticket }) = found {
             log::trace!("request {number} runs a step");
             step(ticket);
         }
@@ -379,7 +379,7 @@ impl<R> Records<R> {
     }
 }
 
-impl<R: Send + 'static, C: Context> Queue<R, C> {
+impl<R: Send + 'static, C: Context> RequestLists<R, C> {
     fn close_if_over(&mut self) {
         if self.stopping && self.live.is_empty() {
             self.open = None;

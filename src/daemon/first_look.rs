@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, after, select, unbounded};
 use threads::{
-    group::{Ended, Group, How},
+    group::{Group, How, ThreadEnd},
     stop::Stop,
 };
 
@@ -90,7 +90,7 @@ impl<R: Send + 'static> Start<'_, R> {
 /// Waits for a message, the time limit, the stop switch, or the end of a thread, which is an error
 /// unless the daemon stops.
 fn wait_for<T, L>(messages: &Receiver<T>, late: &Receiver<L>, group: &Group, stop: &Stop) -> Result<Waited, Error> {
-    let ended = |Ended { name, how }| {
+    let ended = |ThreadEnd { name, how }| {
         let why = match how {
             How::Returned => String::new(),
             How::Failed(why) => format!(": {why}"),
@@ -135,7 +135,7 @@ mod tests {
     use crate::{
         base::{ids::PoolUuid, name::Name, pool_ref::PoolRef, units::Sectors},
         daemon::{
-            dispatch::{LIMITS, Workers},
+            dispatch::{LIMITS, StepWorkers},
             links::Links,
         },
         engine::{Engine, dm_names::Role, ops},
@@ -159,7 +159,7 @@ mod tests {
     impl Bench {
         fn new(sim: &Sim) -> Bench {
             let group = Group::new(&["worker-*", "links", "writer"]);
-            let workers = Workers::start(&group, LIMITS).unwrap();
+            let workers = StepWorkers::start(&group, LIMITS).unwrap();
             let links = Links::new().unwrap();
             let waits = links.clone();
             group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();

@@ -26,10 +26,10 @@ pub type Then = Box<dyn FnOnce(Vec<PathBuf>) + Send>;
 /// Takes the links that requests wait for. Clones are the same object.
 #[derive(Clone)]
 pub struct Links {
-    shared: Arc<Shared>,
+    shared: Arc<LinksCore>,
 }
 
-struct Shared {
+struct LinksCore {
     inbox: Mutex<Inbox>,
     waker: Waker,
 }
@@ -37,11 +37,11 @@ struct Shared {
 #[derive(Default)]
 struct Inbox {
     /// Requests that the thread has not seen yet. Bounded by the number of admitted requests.
-    new: Vec<Waiting>,
+    new: Vec<LinkWaiter>,
     closed: bool,
 }
 
-struct Waiting {
+struct LinkWaiter {
     links: Box<dyn PendingLinks>,
     until: Instant,
     then: Then,
@@ -53,14 +53,14 @@ impl Links {
     /// # Errors
     /// No file descriptor is left.
     pub fn new() -> io::Result<Links> {
-        let shared = Shared { inbox: Mutex::default(), waker: Waker::new()? };
+        let shared = LinksCore { inbox: Mutex::default(), waker: Waker::new()? };
         Ok(Links { shared: Arc::new(shared) })
     }
 
     /// Calls `then` when all links exist, when further waiting is useless, or after `limit`.
     pub fn wait(&self, links: Box<dyn PendingLinks>, limit: Duration, then: Then) {
         let until = Instant::now() + limit;
-        self.shared.inbox.lock().new.push(Waiting { links, until, then });
+        self.shared.inbox.lock().new.push(LinkWaiter { links, until, then });
         self.shared.waker.wake();
     }
 
@@ -80,7 +80,7 @@ impl Links {
     /// # Errors
     /// Waiting on the descriptors failed.
     pub fn run(&self, pulse: &Pulse) -> io::Result<()> {
-        let mut waiting: Vec<Waiting> = Vec::new();
+        let mut waiting: Vec<LinkWaiter> = Vec::new();
         loop {
             // Drained before the look at the inbox and the links: a later wake-up ends the next
             // wait.
@@ -109,14 +109,14 @@ impl Links {
 }
 
 /// The positions of one waiting request for each descriptor: usually all have the same descriptor.
-fn sources(waiting: &[Waiting]) -> Vec<usize> {
+fn sources(waiting: &[LinkWaiter]) -> Vec<usize> {
     let mut seen = HashSet::new();
     let is_new = |at: &usize| waiting[*at].links.fd().is_some_and(|fd| seen.insert(fd.as_raw_fd()));
     (0..waiting.len()).filter(is_new).collect()
 }
 
 /// Reads the messages of each descriptor.
-fn read_all(waiting: &mut [Waiting]) {
+fn read_all(waiting: &mut [LinkWaiter]) {
     for at in sources(waiting) {
         waiting[at].links.hear();
     }
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn each_descriptor_is_polled_once() {
         let (one, other) = (Waker::new().unwrap(), Waker::new().unwrap());
-        let waiting = [&one, &other, &one, &one, &other].map(|made| Waiting {
+        let waiting = [&one, &other, &one, &one, &other].map(|made| LinkWaiter {
             links: Box::new(OneLink { name: "", made: made.clone(), there: false }),
             until: Instant::now(),
             then: Box::new(drop),

@@ -19,7 +19,7 @@ const EARLY_DAEMON_LIMIT: Duration = Duration::from_secs(30);
 
 /// The machine to work on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Choice {
+pub enum MachineChoice {
     /// This machine.
     #[default]
     Real,
@@ -69,9 +69,9 @@ impl Machine {
     ///
     /// # Errors
     /// Another daemon uses the machine, or the machine lacks something.
-    pub fn start(choice: &Choice) -> Result<Machine, Error> {
+    pub fn start(choice: &MachineChoice) -> Result<Machine, Error> {
         match choice {
-            Choice::Real => {
+            MachineChoice::Real => {
                 // First, because the next steps would disturb a running daemon.
                 let pid_file = PidFile::take(Path::new(pid_file::DAEMON))?;
                 let early = Path::new(pid_file::EARLY_DAEMON);
@@ -79,7 +79,7 @@ impl Machine {
                 let linux = Arc::new(Linux::start()?);
                 Ok(Machine { platform: Arc::clone(&linux) as Arc<dyn Platform>, real: Some((linux, pid_file)) })
             }
-            Choice::Simulated(options) => {
+            MachineChoice::Simulated(options) => {
                 let sim = Sim::builder()
                     .random_seed()
                     .real_clock()

@@ -19,11 +19,11 @@ use threads::{
 };
 
 use super::{
-    dispatch::{Dispatcher, LIMITS, Request, Workers},
+    dispatch::{Dispatcher, LIMITS, Request, StepWorkers},
     error::Error,
     first_look::{self, Start, Waited},
     links::Links,
-    machine::{Choice, Machine},
+    machine::{Machine, MachineChoice},
     readiness, stop, thread_table as names, version,
     watchdog::Watchdog,
 };
@@ -33,14 +33,14 @@ use crate::{
     engine::{self, Engine, request::Step},
     platform::{self, Platform},
     view::Update,
-    watch::{self, DeviceWatch, DmWatch, Running, Task, Timers},
+    watch::{self, DeviceWatch, DmWatch, RunningPools, Timers, WatchRequest},
 };
 
 /// Runs the daemon until SIGINT or SIGTERM.
 ///
 /// # Errors
 /// Any other reason to end.
-pub fn run(choice: &Choice) -> Result<(), Error> {
+pub fn run(choice: &MachineChoice) -> Result<(), Error> {
     // Both come before the first thread, for the reasons given there.
     platform::linux::heap::give_back();
     let machine = Machine::start(choice)?;
@@ -84,11 +84,11 @@ fn start(
     let engine = Arc::new(Engine::new(Arc::clone(&platform)));
     let waker = || Waker::new().map_err(Error::Waker);
     let (udev_waker, timers_waker, dm_waker) = (waker()?, waker()?, waker()?);
-    let running = Running::new(vec![timers_waker.clone(), dm_waker.clone()]);
+    let running = RunningPools::new(vec![timers_waker.clone(), dm_waker.clone()]);
     let observed = running.clone();
     // Unbounded: see `Records` in `dispatch`.
     let (updates, published) = unbounded();
-    let workers = Workers::start(group, LIMITS)?;
+    let workers = StepWorkers::start(group, LIMITS)?;
     let links = Links::new().map_err(Error::Waker)?;
     let (waits, nudged) = (links.clone(), links.clone());
     let pulse = watchdog.member(names::LINKS, move |_| nudged.nudge());
@@ -107,7 +107,7 @@ fn start(
         writer.run(&published, &pulse);
         Ok(())
     })?;
-    let jobs = Jobs { dispatcher: dispatcher.clone(), platform: Arc::clone(&platform) };
+    let jobs = BusJobs { dispatcher: dispatcher.clone(), platform: Arc::clone(&platform) };
     let nudge = lister.nudge();
     let pulse = watchdog.member(names::BUS_LISTER, move |_| nudge());
     group.spawn(names::BUS_LISTER, move || {
@@ -129,9 +129,9 @@ fn start(
         Waited::Stop => return Ok(()),
     }
 
-    let submit = || -> watch::Submit {
+    let submit = || -> watch::SubmitWatched {
         let dispatcher = dispatcher.clone();
-        Box::new(move |Task { label, chain }| {
+        Box::new(move |WatchRequest { label, chain }| {
             let on_failure = Box::new(|_| None);
             dispatcher.submit(Request { label, chain: chain.map(|()| None), on_failure });
         })
@@ -165,7 +165,7 @@ fn start(
     }
     reader.request_name()?;
     let pulse = woken(names::BUS_READER, reader.waker());
-    spawn_reader(reader, group, stop, pulse, Jobs { dispatcher: dispatcher.clone(), platform })?;
+    spawn_reader(reader, group, stop, pulse, BusJobs { dispatcher: dispatcher.clone(), platform })?;
     log::info!("{} is served", bus::NAME);
     readiness::tell(readiness::READY);
     Ok(())
@@ -198,7 +198,7 @@ fn spawn_watcher(
     Ok(group.spawn(name, move || run(&stop).map_err(|error| error_chain::sentence(&error)))?)
 }
 
-fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, pulse: Pulse, jobs: Jobs) -> Result<(), Error> {
+fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, pulse: Pulse, jobs: BusJobs) -> Result<(), Error> {
     let stop = stop.clone();
     Ok(group.spawn(names::BUS_READER, move || {
         reader.run(&jobs, &stop, &pulse).map_err(|error| error_chain::sentence(&error))
@@ -206,12 +206,12 @@ fn spawn_reader(reader: Reader, group: &Group, stop: &Stop, pulse: Pulse, jobs: 
 }
 
 /// Receives the jobs of the bus reader.
-struct Jobs {
+struct BusJobs {
     dispatcher: Dispatcher<Reply>,
     platform: Arc<dyn Platform>,
 }
 
-impl bus::Submit for Jobs {
+impl bus::Submit for BusJobs {
     fn submit(&self, Job { label, chain, on_failure }: Job) {
         self.dispatcher.submit(Request { label, chain, on_failure });
     }
@@ -223,7 +223,7 @@ impl bus::Submit for Jobs {
         };
         let Observation { holders, waiters } = self.dispatcher.observe();
         let running = self.platform.running_programs().into_iter();
-        let programs = running.map(|platform::RunningProgram { label, process, age, is_stuck }| bus::RunningProgram {
+        let programs = running.map(|platform::RunningProgram { label, process, age, is_stuck }| bus::ReportedProgram {
             label,
             process,
             age,

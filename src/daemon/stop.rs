@@ -21,7 +21,7 @@ use std::time::Duration;
 use crossbeam_channel::RecvTimeoutError;
 use signal_hook::iterator::Handle;
 use threads::{
-    group::{Ended, Group, Hanging, How},
+    group::{Group, Hanging, How, ThreadEnd},
     lock::Observation,
 };
 
@@ -103,7 +103,7 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
     join(&[names::TREE_WRITER], WRITER_LIMIT);
     signals.close();
     join(&[names::SIGNALS], THREADS_LIMIT);
-    for Ended { name, how } in group.ended().try_iter() {
+    for ThreadEnd { name, how } in group.ended().try_iter() {
         match how {
             How::Returned => {}
             How::Failed(why) | How::Panicked(why) => log::error!("thread {name} ended with an error: {why}"),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use threads::lock::{ReadAllGuard, Target, WriteAllGuard};
+use threads::lock::{EntryRef, ReadAllGuard, WriteAllGuard};
 
 use crate::{
     base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
@@ -51,10 +51,10 @@ impl PoolEntry for Pool {
 }
 
 /// The target of the lock for a pool.
-pub(super) fn target(which: &PoolRef) -> Target<PoolUuid, Name> {
+pub(super) fn target(which: &PoolRef) -> EntryRef<PoolUuid, Name> {
     match which {
-        PoolRef::Uuid(uuid) => Target::Key(*uuid),
-        PoolRef::Name(name) => Target::Name(name.clone()),
+        PoolRef::Uuid(uuid) => EntryRef::Key(*uuid),
+        PoolRef::Name(name) => EntryRef::Name(name.clone()),
     }
 }
 
@@ -112,7 +112,7 @@ impl<'a, P: PoolEntry> WriteTable<'a, P> {
     pub(super) fn restrict_touched(&mut self) {
         for done in &self.done {
             if let Done::Touched(uuid) = done {
-                if let Some(pool) = self.guard.get_mut(&Target::Key(*uuid)) {
+                if let Some(pool) = self.guard.get_mut(&EntryRef::Key(*uuid)) {
                     pool.restrict();
                 }
             }
@@ -126,7 +126,7 @@ impl<'a, P: PoolEntry> WriteTable<'a, P> {
             .filter_map(|done| match done {
                 Done::Removed(uuid) => Some(Change::PoolGone(uuid)),
                 Done::Touched(uuid) => {
-                    let pool = guard.get_mut(&Target::Key(uuid))?;
+                    let pool = guard.get_mut(&EntryRef::Key(uuid))?;
                     Some(Change::Pool(pool.take_change().unwrap_or_else(|| pool.view())))
                 }
             })
@@ -164,6 +164,6 @@ impl<P: PoolEntry> Table<P> for WriteTable<'_, P> {
             return None;
         }
         self.done.push(Done::Touched(uuid));
-        self.guard.get_mut(&Target::Key(uuid))
+        self.guard.get_mut(&EntryRef::Key(uuid))
     }
 }

@@ -5,7 +5,7 @@
 
 /// A thread of the daemon.
 #[derive(Debug, Clone, Copy)]
-pub struct Row {
+pub struct ThreadRow {
     /// Its name, at most 15 bytes; `-*` at the end for a family.
     pub name: &'static str,
     /// What ends its waits.
@@ -36,24 +36,24 @@ pub const TREE_WRITER: &str = "tree-writer";
 /// Every thread except the one of `main`, which starts them, waits for the first of them to end and
 /// joins them; in the order of the joins (docs/architecture.md). The signal thread is the last, so
 /// that a second Ctrl-C is handled during the whole stop.
-pub const TABLE: [Row; 9] = [
-    Row {
+pub const TABLE: [ThreadRow; 9] = [
+    ThreadRow {
         name: BUS_READER,
         waits_on: "bus socket, waker, keys not written yet",
         does: "answers reads from the view, submits requests",
     },
-    Row { name: BUS_LISTER, waits_on: "channel from the reader", does: "sends lists of all objects" },
-    Row { name: UDEV, waits_on: "udev monitor, waker", does: "submits a request for each device event" },
-    Row {
+    ThreadRow { name: BUS_LISTER, waits_on: "channel from the reader", does: "sends lists of all objects" },
+    ThreadRow { name: UDEV, waits_on: "udev monitor, waker", does: "submits a request for each device event" },
+    ThreadRow {
         name: DM_EVENTS,
         waits_on: "device-mapper control node, waker, next check",
         does: "submits checks of pools that had events",
     },
-    Row { name: TIMERS, waits_on: "next deadline, waker", does: "submits checks of all pools" },
-    Row { name: LINKS, waits_on: "udev monitors of requests, waker, deadlines", does: "lets requests continue" },
-    Row { name: WORKERS, waits_on: "ready jobs", does: "run steps of requests" },
-    Row { name: TREE_WRITER, waits_on: "channel of updates", does: "publishes, signals, replies, in this order" },
-    Row { name: SIGNALS, waits_on: "SIGINT, SIGTERM", does: "turns the stop switch on" },
+    ThreadRow { name: TIMERS, waits_on: "next deadline, waker", does: "submits checks of all pools" },
+    ThreadRow { name: LINKS, waits_on: "udev monitors of requests, waker, deadlines", does: "lets requests continue" },
+    ThreadRow { name: WORKERS, waits_on: "ready jobs", does: "run steps of requests" },
+    ThreadRow { name: TREE_WRITER, waits_on: "channel of updates", does: "publishes, signals, replies, in this order" },
+    ThreadRow { name: SIGNALS, waits_on: "SIGINT, SIGTERM", does: "turns the stop switch on" },
 ];
 
 /// The names of the table, for the thread group.

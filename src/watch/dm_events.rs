@@ -22,7 +22,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{pulse::Pulse, stop::Stop, wake::Waker};
 
-use super::{Ended, Error, Running, Submit, Task, Woken, merge::Merge, wait};
+use super::{EndReport, Error, RunningPools, SubmitWatched, WatchRequest, Woken, merge::Merge, wait};
 use crate::{
     base::ids::PoolUuid,
     engine::{dm_names::Role, ops::Depth},
@@ -30,17 +30,17 @@ use crate::{
 };
 
 /// A check that has ended, and the time after which the pool is to be checked again.
-type Checked = (PoolUuid, Option<Duration>);
+type CheckEnd = (PoolUuid, Option<Duration>);
 
 /// The watcher. [`DmWatch::run`] is its thread.
 pub struct DmWatch {
     platform: Arc<dyn Platform>,
     source: Box<dyn DmEvents>,
-    running: Running,
+    running: RunningPools,
     waker: Waker,
-    submit: Submit,
+    submit: SubmitWatched,
     /// Checks that have ended. Unbounded, but holds at most one message for each pool.
-    ended: (Sender<Checked>, Receiver<Checked>),
+    ended: (Sender<CheckEnd>, Receiver<CheckEnd>),
 }
 
 /// The last event number of each pool's thin pool.
@@ -98,9 +98,9 @@ impl DmWatch {
     pub fn new(
         platform: Arc<dyn Platform>,
         source: Box<dyn DmEvents>,
-        running: Running,
+        running: RunningPools,
         waker: Waker,
-        submit: Submit,
+        submit: SubmitWatched,
     ) -> DmWatch {
         DmWatch { platform, source, running, waker, submit, ended: unbounded() }
     }
@@ -149,9 +149,9 @@ impl DmWatch {
     }
 
     fn check(&self, pool: PoolUuid, depth: Depth) {
-        let ended = Ended::of((pool, None), &self.ended.0, &self.waker);
+        let ended = EndReport::of((pool, None), &self.ended.0, &self.waker);
         let chain = ended.after_check_of(pool, depth, move |look_again| (pool, look_again));
-        (self.submit)(Task { label: format!("check of pool {pool} after a device-mapper event"), chain });
+        (self.submit)(WatchRequest { label: format!("check of pool {pool} after a device-mapper event"), chain });
     }
 }
 

@@ -7,7 +7,7 @@
 
 mod dm_events;
 mod merge;
-mod running;
+mod running_pools;
 mod timers;
 mod udev;
 
@@ -24,7 +24,7 @@ use threads::{
 };
 
 pub use dm_events::DmWatch;
-pub use running::Running;
+pub use running_pools::RunningPools;
 pub use timers::Timers;
 pub use udev::DeviceWatch;
 
@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// A request of a watcher.
-pub struct Task {
+pub struct WatchRequest {
     /// Why, for the log.
     pub label: String,
     /// The steps.
@@ -46,18 +46,18 @@ pub struct Task {
 }
 
 /// Takes tasks and returns at once.
-pub type Submit = Box<dyn Fn(Task) + Send>;
+pub type SubmitWatched = Box<dyn Fn(WatchRequest) + Send>;
 
 /// Reports to a watcher that one of its tasks has ended. It is moved into the last step of the
 /// task's chain and reports when it is dropped, so it also reports a chain that panics or is
 /// cancelled.
-struct Ended<K> {
+struct EndReport<K> {
     key: Option<K>,
     to: Sender<K>,
     waker: Waker,
 }
 
-impl<K> Drop for Ended<K> {
+impl<K> Drop for EndReport<K> {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             // If the watcher is gone, nobody needs the report.
@@ -67,9 +67,9 @@ impl<K> Drop for Ended<K> {
     }
 }
 
-impl<K: Send + 'static> Ended<K> {
-    fn of(key: K, to: &Sender<K>, waker: &Waker) -> Ended<K> {
-        Ended { key: Some(key), to: to.clone(), waker: waker.clone() }
+impl<K: Send + 'static> EndReport<K> {
+    fn of(key: K, to: &Sender<K>, waker: &Waker) -> EndReport<K> {
+        EndReport { key: Some(key), to: to.clone(), waker: waker.clone() }
     }
 
     fn after(self, chain: Step<()>) -> Step<()> {

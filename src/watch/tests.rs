@@ -23,12 +23,12 @@ const HANG: Duration = Duration::from_secs(60);
 struct Watched {
     group: Group,
     stop: Stop,
-    tasks: Receiver<Task>,
+    tasks: Receiver<WatchRequest>,
 }
 
 impl Watched {
     fn start<W: Send + 'static>(
-        make: impl FnOnce(Submit) -> W,
+        make: impl FnOnce(SubmitWatched) -> W,
         run: impl FnOnce(W, &Stop) -> Result<(), Error> + Send + 'static,
     ) -> Watched {
         let (sender, tasks) = unbounded();
@@ -39,7 +39,7 @@ impl Watched {
         Watched { group, stop, tasks }
     }
 
-    fn next(&self) -> Task {
+    fn next(&self) -> WatchRequest {
         self.tasks.recv_timeout(HANG).expect("a task comes")
     }
 
@@ -122,7 +122,7 @@ fn device_mapper_events_merge_during_a_check() {
     let source = sim.dm_events().unwrap();
     let platform: Arc<dyn Platform> = Arc::new(sim.clone());
     let waker = Waker::new().unwrap();
-    let running = Running::new(vec![waker.clone()]);
+    let running = RunningPools::new(vec![waker.clone()]);
     let observed = running.clone();
     let watched = Watched::start(
         |submit| DmWatch::new(platform, source, running, waker, submit),
@@ -154,7 +154,7 @@ fn device_mapper_events_merge_during_a_check() {
 #[test]
 fn the_first_pool_wakes_the_timer() {
     let waker = Waker::new().unwrap();
-    let running = Running::new(vec![waker.clone()]);
+    let running = RunningPools::new(vec![waker.clone()]);
     let observed = running.clone();
     let watched = Watched::start(
         |submit| Timers::new(running, waker, submit),

@@ -11,7 +11,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{pulse::Pulse, stop::Stop, wake::Waker};
 
-use super::{Ended, Error, Running, Submit, Task, Woken, wait};
+use super::{EndReport, Error, RunningPools, SubmitWatched, WatchRequest, Woken, wait};
 use crate::{base::ids::PoolUuid, engine::ops::Depth};
 
 /// The time between two rounds of checks (`docs/spec/engine/engine-behaviour.md` §1.4).
@@ -19,9 +19,9 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// The watcher. [`Timers::run`] is its thread.
 pub struct Timers {
-    running: Running,
+    running: RunningPools,
     waker: Waker,
-    submit: Submit,
+    submit: SubmitWatched,
     /// Checks that have ended. Unbounded, but holds at most one message for each pool.
     ended: (Sender<PoolUuid>, Receiver<PoolUuid>),
 }
@@ -64,7 +64,7 @@ impl Rounds {
 
 impl Timers {
     /// A watcher of the pools of `running`, which wakes `waker`.
-    pub fn new(running: Running, waker: Waker, submit: Submit) -> Timers {
+    pub fn new(running: RunningPools, waker: Waker, submit: SubmitWatched) -> Timers {
         Timers { running, waker, submit, ended: unbounded() }
     }
 
@@ -90,10 +90,10 @@ impl Timers {
     }
 
     fn check(&self, pool: PoolUuid) {
-        let ended = Ended::of(pool, &self.ended.0, &self.waker);
+        let ended = EndReport::of(pool, &self.ended.0, &self.waker);
         // An earlier check than the next round is the business of the thread `dm-events`.
         let chain = ended.after_check_of(pool, Depth::Whole, move |_| pool);
-        (self.submit)(Task { label: format!("periodic check of pool {pool}"), chain });
+        (self.submit)(WatchRequest { label: format!("periodic check of pool {pool}"), chain });
     }
 }
 

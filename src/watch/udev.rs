@@ -14,7 +14,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use threads::{pulse::Pulse, stop::Stop, wake::Waker};
 
-use super::{Ended, Error, Submit, Task, Woken, wait};
+use super::{EndReport, Error, SubmitWatched, WatchRequest, Woken, wait};
 use crate::{
     engine::ops,
     platform::{DeviceAction, DeviceEvent, DeviceEvents},
@@ -24,7 +24,7 @@ use crate::{
 pub struct DeviceWatch {
     source: Box<dyn DeviceEvents>,
     waker: Waker,
-    submit: Submit,
+    submit: SubmitWatched,
     /// Processed events. Unbounded, but holds at most one message for each device.
     ended: (Sender<PathBuf>, Receiver<PathBuf>),
     /// Replacements for lost events. Unbounded, but holds at most one list: only one scan runs at a
@@ -67,7 +67,7 @@ impl Queues {
 
 impl DeviceWatch {
     /// A watcher of this source.
-    pub fn new(source: Box<dyn DeviceEvents>, waker: Waker, submit: Submit) -> DeviceWatch {
+    pub fn new(source: Box<dyn DeviceEvents>, waker: Waker, submit: SubmitWatched) -> DeviceWatch {
         DeviceWatch { source, waker, submit, ended: unbounded(), found: unbounded() }
     }
 
@@ -112,19 +112,19 @@ impl DeviceWatch {
 
     /// Scans all devices. The findings are processed like events, so that they keep their order.
     fn look_at_all(&self) {
-        let mut ended = Ended::of(Vec::new(), &self.found.0, &self.waker);
+        let mut ended = EndReport::of(Vec::new(), &self.found.0, &self.waker);
         let chain = ops::present_devices(move |events| {
             ended.key = Some(events);
             drop(ended);
         });
         log::info!("events of block devices were lost; scanning all devices");
-        (self.submit)(Task { label: "scan of all devices after lost events".to_owned(), chain });
+        (self.submit)(WatchRequest { label: "scan of all devices after lost events".to_owned(), chain });
     }
 
     fn deal_with(&self, event: DeviceEvent) {
         let label = format!("{:?} of {}", event.action, event.path.display());
-        let ended = Ended::of(event.path.clone(), &self.ended.0, &self.waker);
-        (self.submit)(Task { label, chain: ended.after(ops::device_event(event)) });
+        let ended = EndReport::of(event.path.clone(), &self.ended.0, &self.waker);
+        (self.submit)(WatchRequest { label, chain: ended.after(ops::device_event(event)) });
     }
 }
 

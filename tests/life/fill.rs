@@ -9,7 +9,7 @@ use stratisd::{
         units::Bytes,
     },
     daemon::{
-        dispatch::{Dispatcher, LIMITS, Request, Workers},
+        dispatch::{Dispatcher, LIMITS, Request, StepWorkers},
         links::Links,
     },
     engine::{
@@ -24,7 +24,7 @@ use stratisd::{
         sim::{Call, Sim},
     },
     view::{Availability, Update},
-    watch::{DmWatch, Running, Task},
+    watch::{DmWatch, RunningPools, WatchRequest},
 };
 use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
@@ -79,10 +79,10 @@ impl Daemon {
         let platform: Arc<dyn Platform> = Arc::new(sim.clone());
         let engine = Arc::new(Engine::new(Arc::clone(&platform)));
         let waker = Waker::new().unwrap();
-        let running = Running::new(vec![waker.clone()]);
+        let running = RunningPools::new(vec![waker.clone()]);
         let observed = running.clone();
         let (group, stop) = (Group::new(&["links", "worker-*", "dm-events"]), Stop::new());
-        let workers = Workers::start(&group, LIMITS).unwrap();
+        let workers = StepWorkers::start(&group, LIMITS).unwrap();
         let links = Links::new().unwrap();
         let waits = links.clone();
         group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
@@ -104,7 +104,7 @@ impl Daemon {
             checked.recv_timeout(HANG).expect("the pool should be found");
         }
         let (source, submitter) = (sim.dm_events().unwrap(), dispatcher.clone());
-        let take = move |Task { label, chain }| {
+        let take = move |WatchRequest { label, chain }| {
             let done = done.clone();
             submit(&submitter, label, chain.map(move |()| done.send(()).ok()));
         };

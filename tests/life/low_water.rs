@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use stratisd::{
     base::{ids::PoolUuid, units::Sectors},
     daemon::{
-        dispatch::{Dispatcher, LIMITS, Request, Workers},
+        dispatch::{Dispatcher, LIMITS, Request, StepWorkers},
         links::Links,
     },
     engine::{
@@ -20,7 +20,7 @@ use stratisd::{
         sim::{Call, Sim},
     },
     view::{Change, Update},
-    watch::{DmWatch, Running, Task},
+    watch::{DmWatch, RunningPools, WatchRequest},
 };
 use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
@@ -63,13 +63,13 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
     let platform: Arc<dyn Platform> = Arc::new(sim.clone());
     let engine = Arc::new(Engine::new(Arc::clone(&platform)));
     let (group, stop) = (Group::new(&["links", "worker-*", "dm-events"]), Stop::new());
-    let workers = Workers::start(&group, LIMITS).unwrap();
+    let workers = StepWorkers::start(&group, LIMITS).unwrap();
     let links = Links::new().unwrap();
     let waits = links.clone();
     group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();
     let (sender, updates) = unbounded();
     let waker = Waker::new().unwrap();
-    let running = Running::new(vec![waker.clone()]);
+    let running = RunningPools::new(vec![waker.clone()]);
     let observed = running.clone();
     let dispatcher =
         Dispatcher::new(Arc::clone(&engine), workers, links, sender, Box::new(move |changes| observed.note(changes)));
@@ -109,7 +109,7 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
 
     let watch = {
         let (source, dispatcher) = (sim.dm_events().unwrap(), dispatcher.clone());
-        let take = move |Task { label, chain }| submit(&dispatcher, label, chain.map(Some));
+        let take = move |WatchRequest { label, chain }| submit(&dispatcher, label, chain.map(Some));
         DmWatch::new(platform, source, running, waker, Box::new(take))
     };
     let switch = stop.clone();

@@ -6,7 +6,7 @@ use crossbeam_channel::unbounded;
 use stratisd::{
     bus::Failure,
     daemon::{
-        dispatch::{Dispatcher, LIMITS, Request, Workers},
+        dispatch::{Dispatcher, LIMITS, Request, StepWorkers},
         links::Links,
     },
     engine::{
@@ -48,7 +48,7 @@ fn of_two_hundred_creations_those_being_formatted_are_completed_and_the_others_r
     let platform: Arc<dyn Platform> = Arc::new(sim.clone());
     let engine = Arc::new(Engine::new(platform));
     let group = Group::new(&["links", "worker-*"]);
-    let workers = Workers::start(&group, LIMITS).unwrap();
+    let workers = StepWorkers::start(&group, LIMITS).unwrap();
     let links = Links::new().unwrap();
     let waits = links.clone();
     group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();

@@ -3,19 +3,18 @@
 //!
 //! Must never know: the faults.
 
-/// Whether this fault is switched on. The calling code must have a `fault` field and the enum
-/// `Fault` in scope. Without the feature `planted-faults` the macro is `false` and the fault is not
-/// compiled.
+/// Whether this fault is switched on. `$state` has a field `fault`, an option of the fault's enum.
+/// Without the feature `planted-faults` the macro is `false` and the fault is not compiled.
 #[cfg(feature = "planted-faults")]
 macro_rules! planted {
-    ($state:expr, $fault:ident) => {
-        $state.fault == Some(Fault::$fault)
+    ($state:expr, $fault:path) => {
+        $state.fault == Some($fault)
     };
 }
 
 #[cfg(not(feature = "planted-faults"))]
 macro_rules! planted {
-    ($state:expr, $fault:ident) => {
+    ($state:expr, $fault:path) => {
         false
     };
 }

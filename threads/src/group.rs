@@ -37,19 +37,19 @@ pub const NAME_BYTES_MAX: usize = 15;
 /// The threads of a program. Clones are the same group.
 #[derive(Clone, Debug)]
 pub struct Group {
-    shared: PlainArc<Shared>,
+    shared: PlainArc<GroupCore>,
 }
 
 /// State shared by the clones. The threads do not keep it alive: each has only the sender for its
 /// report.
 #[derive(Debug)]
-struct Shared {
+struct GroupCore {
     allowed: &'static [&'static str],
     /// Threads that were started and not joined yet, in the order of their start.
     threads: Mutex<Vec<Thread>>,
     /// Unbounded, but holds at most one message for each thread ever started, sent at its end.
     /// Transient threads send one only if they panic.
-    ended: (Sender<Ended>, Receiver<Ended>),
+    ended: (Sender<ThreadEnd>, Receiver<ThreadEnd>),
 }
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ struct Thread {
 
 /// The report of a thread's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct ThreadEnd {
     /// The thread.
     pub name: String,
     /// How it ended.
@@ -128,7 +128,7 @@ impl Group {
     #[must_use]
     pub fn new(names: &'static [&'static str]) -> Self {
         let ended = crossbeam_channel::unbounded();
-        Self { shared: PlainArc::new(Shared { allowed: names, threads: Mutex::new(Vec::new()), ended }) }
+        Self { shared: PlainArc::new(GroupCore { allowed: names, threads: Mutex::new(Vec::new()), ended }) }
     }
 
     /// Starts a transient thread: one of a family whose threads come and go. Its return is not
@@ -196,7 +196,7 @@ impl Group {
             // If the group is gone, nobody wants the report. The report is sent before `running` is
             // dropped, so whoever has joined the thread finds it.
             if !transient || how != How::Returned {
-                let _ = reports.send(Ended { name: name_inside, how });
+                let _ = reports.send(ThreadEnd { name: name_inside, how });
             }
             drop(running);
         };
@@ -211,7 +211,7 @@ impl Group {
     /// The channel that reports the end of each thread once. All receivers share the reports, so
     /// use one reader.
     #[must_use]
-    pub fn ended(&self) -> Receiver<Ended> {
+    pub fn ended(&self) -> Receiver<ThreadEnd> {
         self.shared.ended.1.clone()
     }
 

@@ -38,7 +38,7 @@ pub(crate) fn deliver(deliveries: impl IntoIterator<Item = Delivery>) {
         !std::mem::replace(&mut outbox.delivering, true)
     });
     if outermost {
-        let rest = Rest;
+        let rest = DeliverRest;
         deliver_due();
         drop(rest);
     }
@@ -53,9 +53,9 @@ fn deliver_due() {
 
 /// Delivers the rest even if a callback panics. The panic propagates, but the other grants have
 /// already been made, and their requests would wait forever.
-struct Rest;
+struct DeliverRest;
 
-impl Drop for Rest {
+impl Drop for DeliverRest {
     fn drop(&mut self) {
         deliver_due();
         OUTBOX.with(|outbox| outbox.borrow_mut().delivering = false);

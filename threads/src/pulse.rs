@@ -37,17 +37,17 @@ use crate::primitives::{Mutex, PlainArc};
 
 /// The threads that are asked together.
 pub struct Round {
-    members: Vec<Member>,
-    shared: PlainArc<Shared>,
+    members: Vec<AskedThread>,
+    shared: PlainArc<RoundCore>,
     answered: Receiver<()>,
 }
 
-struct Member {
+struct AskedThread {
     name: &'static str,
     ask: Box<dyn Fn(&Pulse) + Send>,
 }
 
-struct Shared {
+struct RoundCore {
     seats: Mutex<Seats>,
     /// With room for one message, since a round ends once.
     answered: Sender<()>,
@@ -63,7 +63,7 @@ struct Seats {
 /// A thread's side of the rounds. Clones belong to the same thread.
 #[derive(Clone, Default)]
 pub struct Pulse {
-    seat: Option<(PlainArc<Shared>, usize)>,
+    seat: Option<(PlainArc<RoundCore>, usize)>,
 }
 
 impl Round {
@@ -71,14 +71,14 @@ impl Round {
     #[must_use]
     pub fn new() -> Self {
         let (sender, answered) = bounded(1);
-        let shared = Shared { seats: Mutex::new(Seats::default()), answered: sender };
+        let shared = RoundCore { seats: Mutex::new(Seats::default()), answered: sender };
         Self { members: Vec::new(), shared: PlainArc::new(shared), answered }
     }
 
     /// Adds a thread. `ask` makes the thread go around its loop once, without blocking. `ask` gets the
     /// thread's pulse, for members that answer elsewhere than in a loop.
     pub fn member(&mut self, name: &'static str, ask: Box<dyn Fn(&Pulse) + Send>) -> Pulse {
-        self.members.push(Member { name, ask });
+        self.members.push(AskedThread { name, ask });
         self.pulse(self.members.len() - 1)
     }
 
@@ -125,7 +125,7 @@ impl Default for Round {
     }
 }
 
-impl Shared {
+impl RoundCore {
     fn tell(&self) {
         // If it is full, the message is there already.
         let _ = self.answered.try_send(());
@@ -161,7 +161,7 @@ impl Pulse {
 
 /// Ends the absence, also if the wait panics.
 struct Back<'a> {
-    shared: &'a Shared,
+    shared: &'a RoundCore,
     seat: usize,
 }
 

@@ -33,18 +33,18 @@ use crate::{
 /// The switch. Clones are the same switch.
 #[derive(Clone, Debug)]
 pub struct Stop {
-    shared: PlainArc<Shared>,
+    shared: PlainArc<SwitchCore>,
 }
 
 /// The receiver is outside the mutex: cloning it does not look at the state.
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct SwitchCore {
+    state: Mutex<SwitchState>,
     receiver: Receiver<Infallible>,
 }
 
 #[derive(Debug)]
-enum State {
+enum SwitchState {
     /// `_open` keeps the channel connected. The list grows by one entry for each thread that waits
     /// in `poll`.
     Off { wakers: Vec<Waker>, _open: Sender<Infallible> },
@@ -64,14 +64,14 @@ impl Stop {
     pub fn new() -> Self {
         // The channel carries no message (the type has no value), so its bound does not matter.
         let (sender, receiver) = crossbeam_channel::bounded(0);
-        let state = Mutex::new(State::Off { wakers: Vec::new(), _open: sender });
-        Self { shared: PlainArc::new(Shared { state, receiver }) }
+        let state = Mutex::new(SwitchState::Off { wakers: Vec::new(), _open: sender });
+        Self { shared: PlainArc::new(SwitchCore { state, receiver }) }
     }
 
     /// Turns the switch on. The first reason is kept: later ones are mostly consequences of it.
     pub fn trigger(&self, reason: impl Into<String>) {
         let mut state = self.shared.state.lock();
-        if let State::On { .. } = *state {
+        if let SwitchState::On { .. } = *state {
             return;
         }
         let reason = reason.into();
@@ -79,11 +79,11 @@ impl Stop {
         // The state changes and the list of wakers is taken in one step under the mutex. A
         // registration is either in this list or comes later and finds the switch on, so every
         // waker is woken.
-        let former = std::mem::replace(&mut *state, State::On { reason });
+        let former = std::mem::replace(&mut *state, SwitchState::On { reason });
         drop(state);
         // Outside the mutex: a woken thread looks at the state at once. The state changed first, so
         // a thread that learns of the stop by a channel or a waker then finds the switch on.
-        if let State::Off { wakers, _open } = former {
+        if let SwitchState::Off { wakers, _open } = former {
             drop(_open);
             wakers.iter().for_each(Waker::wake);
         }
@@ -92,15 +92,15 @@ impl Stop {
     /// Whether the switch is on.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        matches!(*self.shared.state.lock(), State::On { .. })
+        matches!(*self.shared.state.lock(), SwitchState::On { .. })
     }
 
     /// Why the switch is on; None if it is off.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         match &*self.shared.state.lock() {
-            State::On { reason } => Some(reason.clone()),
-            State::Off { .. } => None,
+            SwitchState::On { reason } => Some(reason.clone()),
+            SwitchState::Off { .. } => None,
         }
     }
 
@@ -110,9 +110,9 @@ impl Stop {
         match &mut *state {
             // The trigger comes later, takes the mutex after this call and finds the waker in the
             // list.
-            State::Off { wakers, .. } => wakers.push(waker),
+            SwitchState::Off { wakers, .. } => wakers.push(waker),
             // The trigger came first and has taken the list without this waker.
-            State::On { .. } => {
+            SwitchState::On { .. } => {
                 drop(state);
                 waker.wake();
             }

@@ -4,15 +4,15 @@
 //!
 //! # The promise
 //!
-//! A job is *brief*, *slow* or *long*. Brief and slow jobs belong to a *share*: the part of the
-//! program's work that the job blocks if it hangs. Each class has its [`Bounds`], so that
+//! A job is *brief*, *slow* or in the *background*. Brief and slow jobs belong to a *share*: the
+//! part of the program's work that the job blocks if it hangs. Each class has its [`Bounds`], so that
 //!
 //! - brief jobs never wait for slow ones, nor slow ones for brief ones;
 //! - a share whose jobs hang blocks only itself: every other share can run at least one job of each
 //!   class, until [`Bounds::most`] shares hang;
 //! - within a class and share, jobs start by rank, and by submission within a rank.
 //!
-//! Long jobs wait for no other job, and no job waits for them.
+//! A background job has a thread of its own: it waits for no other job, and no job waits for it.
 //!
 //! Threads are named `worker-1`, `worker-2` …. A fixed number of them is started at once and kept.
 //! More are started when a job may run and all threads are busy, and end when they have nothing to
@@ -52,7 +52,7 @@ pub use admission::Bounds;
 
 /// The function a worker runs. It owns everything it needs, for instance the guard of a lock, which
 /// ends with it.
-pub type Job = Box<dyn FnOnce() + Send>;
+pub type JobFn = Box<dyn FnOnce() + Send>;
 
 /// How long a job may take, and which share it may block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +61,8 @@ pub enum Class<K> {
     Brief(K),
     /// Formats, checks, waits for other programs or the network.
     Slow(K),
-    /// May take hours.
-    Long,
+    /// May take hours. Runs on a thread of its own.
+    Background,
 }
 
 /// The number of threads.
@@ -77,29 +77,29 @@ pub struct Limits {
 }
 
 /// A type that can be a share. Implemented for every type that qualifies.
-pub trait Share: Ord + Clone + Send + 'static {}
+pub trait ShareKey: Ord + Clone + Send + 'static {}
 
-impl<X: Ord + Clone + Send + 'static> Share for X {}
+impl<X: Ord + Clone + Send + 'static> ShareKey for X {}
 
 /// The worker pool. Clones are the same pool; dropping the last one closes it.
-pub struct Workers<K: Share> {
+pub struct Workers<K: ShareKey> {
     handle: PlainArc<Handle<K>>,
 }
 
-impl<K: Share> Clone for Workers<K> {
+impl<K: ShareKey> Clone for Workers<K> {
     fn clone(&self) -> Self {
         Self { handle: PlainArc::clone(&self.handle) }
     }
 }
 
 /// Ends the threads when nobody can submit any more. The threads own the board, not this handle.
-struct Handle<K: Share> {
+struct Handle<K: ShareKey> {
     board: PlainArc<Board<K>>,
 }
 
 /// The jobs, and the place where idle threads wait for them.
 struct Board<K> {
-    jobs: Mutex<Jobs<K>>,
+    jobs: Mutex<JobQueues<K>>,
     /// Notified when a job may run, and when the pool is closed.
     changed: Condvar,
     group: Group,
@@ -108,12 +108,12 @@ struct Board<K> {
 
 /// Unbounded, since a job may submit the next step of its own work: with a bound, workers could
 /// wait for each other. The submitter bounds the number of jobs: one for each admitted request.
-struct Jobs<K> {
-    brief: Admission<K, Job>,
-    slow: Admission<K, Job>,
+struct JobQueues<K> {
+    brief: Admission<K, JobFn>,
+    slow: Admission<K, JobFn>,
     /// Jobs that may run, each counted as running. Never more than idle threads, unless no more
     /// threads could be started.
-    ready: VecDeque<(Class<K>, Job)>,
+    ready: VecDeque<(Class<K>, JobFn)>,
     /// Threads that run no job: waiting, notified, or about to start.
     idle: usize,
     /// The numbers in the names of all threads.
@@ -122,14 +122,14 @@ struct Jobs<K> {
     closed: bool,
 }
 
-impl<K: Share> Workers<K> {
+impl<K: ShareKey> Workers<K> {
     /// Starts the threads that are kept.
     ///
     /// # Errors
     /// A thread cannot be started. Those already started end again.
     pub fn start(group: &Group, limits: Limits) -> Result<Self, SpawnError> {
         let kept = limits.kept.max(1);
-        let jobs = Jobs {
+        let jobs = JobQueues {
             brief: Admission::new(limits.brief),
             slow: Admission::new(limits.slow),
             ready: VecDeque::new(),
@@ -155,7 +155,7 @@ impl<K: Share> Workers<K> {
     ///
     /// # Errors
     /// The pool is closed; the job is returned.
-    pub fn submit(&self, class: Class<K>, rank: u64, job: Job) -> Result<(), Job> {
+    pub fn submit(&self, class: Class<K>, rank: u64, job: JobFn) -> Result<(), JobFn> {
         let board = &self.handle.board;
         let mut jobs = board.jobs.lock();
         if jobs.closed {
@@ -166,7 +166,7 @@ impl<K: Share> Workers<K> {
         match class {
             Class::Brief(share) => jobs.brief.add(share, place, job),
             Class::Slow(share) => jobs.slow.add(share, place, job),
-            Class::Long => jobs.ready.push_back((Class::Long, job)),
+            Class::Background => jobs.ready.push_back((Class::Background, job)),
         }
         board.make_ready(&mut jobs);
         Ok(())
@@ -178,13 +178,13 @@ impl<K: Share> Workers<K> {
     }
 }
 
-impl<K: Share> Drop for Handle<K> {
+impl<K: ShareKey> Drop for Handle<K> {
     fn drop(&mut self) {
         self.board.close();
     }
 }
 
-impl<K: Share> Board<K> {
+impl<K: ShareKey> Board<K> {
     fn close(&self) {
         self.jobs.lock().closed = true;
         // From here on `submit` refuses. Threads that end a job make the remaining ones ready.
@@ -194,7 +194,7 @@ impl<K: Share> Board<K> {
     }
 
     /// Hands all jobs that may run to idle threads, or starts threads for them.
-    fn make_ready(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, Jobs<K>>) {
+    fn make_ready(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, JobQueues<K>>) {
         while let Some((share, job)) = jobs.brief.admit() {
             jobs.ready.push_back((Class::Brief(share), job));
         }
@@ -216,7 +216,7 @@ impl<K: Share> Board<K> {
     }
 
     /// Starts a thread, which is idle at first.
-    fn start_thread(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, Jobs<K>>) -> Result<(), SpawnError> {
+    fn start_thread(self: &PlainArc<Self>, jobs: &mut MutexGuard<'_, JobQueues<K>>) -> Result<(), SpawnError> {
         let number = (1..).find(|number| !jobs.threads.contains(number)).unwrap_or_default();
         let board = PlainArc::clone(self);
         // Under the mutex, so that no two threads get the same name. The new thread waits for it.
@@ -239,7 +239,7 @@ impl<K: Share> Board<K> {
                 match class {
                     Class::Brief(share) => jobs.brief.ended(&share),
                     Class::Slow(share) => jobs.slow.ended(&share),
-                    Class::Long => {}
+                    Class::Background => {}
                 }
                 self.make_ready(&mut jobs);
             } else if jobs.closed || jobs.threads.len() > self.kept {
@@ -256,7 +256,7 @@ impl<K: Share> Board<K> {
 /// Runs a job. The job is expected to catch its own panics, because it knows what to answer. This
 /// catch protects the pool: other jobs must not lose their thread. The job shares nothing but what
 /// it brought along.
-fn contained(job: Job) {
+fn contained(job: JobFn) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
         log::error!("a job panicked: {}; please report it", panic_text(panic.as_ref()));
     }

@@ -18,13 +18,13 @@ use std::{
 };
 
 use threads::lock::{
-    Access, Held, RequestId, Target,
-    state::{Grant, Mode, State, conflict},
+    EntryRef, HeldAccess, RequestId, WantedAccess,
+    state::{Grant, LockMode, LockRules, conflict},
 };
 
 type Key = u8;
 type Name = char;
-type Ask = Access<Key, Name>;
+type Ask = WantedAccess<Key, Name>;
 
 /// One step of a history. Holders and waiters are named by their position in the state machine's
 /// lists.
@@ -43,10 +43,10 @@ enum Move {
 /// The state machine, and our own record of its answers.
 #[derive(Clone)]
 struct World {
-    state: State<Key, Name>,
+    state: LockRules<Key, Name>,
     entries: BTreeMap<Key, Name>,
     waiting: BTreeMap<RequestId, Ask>,
-    holding: BTreeMap<RequestId, Held<Key>>,
+    holding: BTreeMap<RequestId, HeldAccess<Key>>,
     /// Requests that were given a rank.
     ranked: BTreeSet<RequestId>,
 }
@@ -61,10 +61,10 @@ type Frontier = HashMap<Situation, (World, Vec<Move>, u64), BuildHasherDefault<D
 
 impl World {
     /// Two entries: 1 is named a, 2 is named b.
-    fn new(mut state: State<Key, Name>) -> Result<Self, String> {
+    fn new(mut state: LockRules<Key, Name>) -> Result<Self, String> {
         let entries = BTreeMap::from([(1, 'a'), (2, 'b')]);
-        let (id, held) = state.request(Access::WriteAll);
-        ensure(held == Some(Held::WriteAll), || "the first request must be granted".into())?;
+        let (id, held) = state.request(WantedAccess::WriteAll);
+        ensure(held == Some(HeldAccess::WriteAll), || "the first request must be granted".into())?;
         for (key, name) in &entries {
             ensure(state.insert(*key, *name), || "a new entry must be accepted".into())?;
         }
@@ -81,17 +81,17 @@ impl World {
 
     /// All steps that can come next.
     fn moves(&self) -> Vec<Move> {
-        let mut moves = vec![Move::Request(Access::ReadAll), Move::Request(Access::WriteAll)];
+        let mut moves = vec![Move::Request(WantedAccess::ReadAll), Move::Request(WantedAccess::WriteAll)];
         // Both ways to the first entry, one to the second, and two that do not exist at first.
-        for target in [Target::Key(1), Target::Name('a'), Target::Key(2), Target::Key(3), Target::Name('c')] {
-            moves.push(Move::Request(Access::Read(target.clone())));
-            moves.push(Move::Request(Access::Write(target)));
+        for target in [EntryRef::Key(1), EntryRef::Name('a'), EntryRef::Key(2), EntryRef::Key(3), EntryRef::Name('c')] {
+            moves.push(Move::Request(WantedAccess::Read(target.clone())));
+            moves.push(Move::Request(WantedAccess::Write(target)));
         }
         // One mode that reads and one that writes, so that all others meet one of each ahead.
-        moves.extend([Access::ReadAll, Access::Write(Target::Name('a'))].map(Move::RequestRanked));
+        moves.extend([WantedAccess::ReadAll, WantedAccess::Write(EntryRef::Name('a'))].map(Move::RequestRanked));
         moves.extend((0..self.holding.len()).map(Move::Release));
         moves.extend((0..self.waiting.len()).map(Move::Cancel));
-        if self.holding.values().any(|held| *held == Held::WriteAll) {
+        if self.holding.values().any(|held| *held == HeldAccess::WriteAll) {
             moves.extend([Move::Insert(3, 'c'), Move::Insert(3, 'a'), Move::Remove(1), Move::Remove(2)]);
             moves.extend([Move::Rename(1, 'c'), Move::Rename(2, 'a')]);
         }
@@ -155,7 +155,7 @@ impl World {
         self.check()
     }
 
-    fn requested(&mut self, id: RequestId, access: &Ask, held: Option<Held<Key>>) -> Result<(), String> {
+    fn requested(&mut self, id: RequestId, access: &Ask, held: Option<HeldAccess<Key>>) -> Result<(), String> {
         ensure(!self.holding.contains_key(&id), || "an id was reused".into())?;
         self.waiting.insert(id, access.clone());
         self.granted(held.map(|held| Grant { id, held }).into_iter().collect())
@@ -168,7 +168,7 @@ impl World {
             let access = self.waiting.remove(id).ok_or("only a waiter may be granted, and once")?;
             let meant = self.meaning(&access);
             ensure(*held == meant, || format!("{access:?} means {meant:?} now, not {held:?}"))?;
-            if meant != Held::Absent {
+            if meant != HeldAccess::Absent {
                 self.holding.insert(*id, meant);
             }
         }
@@ -203,28 +203,28 @@ impl World {
     }
 
     /// What a request would hold if it were granted now.
-    fn meaning(&self, access: &Ask) -> Held<Key> {
-        let key = |target: &Target<Key, Name>| match target {
-            Target::Key(key) => self.entries.contains_key(key).then_some(*key),
-            Target::Name(name) => self.entries.iter().find(|(_, has)| *has == name).map(|(key, _)| *key),
+    fn meaning(&self, access: &Ask) -> HeldAccess<Key> {
+        let key = |target: &EntryRef<Key, Name>| match target {
+            EntryRef::Key(key) => self.entries.contains_key(key).then_some(*key),
+            EntryRef::Name(name) => self.entries.iter().find(|(_, has)| *has == name).map(|(key, _)| *key),
         };
         match access {
-            Access::ReadAll => Held::ReadAll,
-            Access::WriteAll => Held::WriteAll,
-            Access::Read(target) => key(target).map_or(Held::Absent, Held::Read),
-            Access::Write(target) => key(target).map_or(Held::Absent, Held::Write),
+            WantedAccess::ReadAll => HeldAccess::ReadAll,
+            WantedAccess::WriteAll => HeldAccess::WriteAll,
+            WantedAccess::Read(target) => key(target).map_or(HeldAccess::Absent, HeldAccess::Read),
+            WantedAccess::Write(target) => key(target).map_or(HeldAccess::Absent, HeldAccess::Write),
         }
     }
 }
 
 /// The conflict table of the README, written independently of the code.
-fn in_conflict(a: &Held<Key>, b: &Held<Key>) -> bool {
-    let writes = |held: &Held<Key>| matches!(held, Held::Write(_) | Held::WriteAll);
+fn in_conflict(a: &HeldAccess<Key>, b: &HeldAccess<Key>) -> bool {
+    let writes = |held: &HeldAccess<Key>| matches!(held, HeldAccess::Write(_) | HeldAccess::WriteAll);
     let overlap = match (a, b) {
         // An absent entry is part of nothing except "every entry that may exist".
-        (Held::Absent, other) | (other, Held::Absent) => *other == Held::WriteAll,
-        (Held::ReadAll | Held::WriteAll, _) | (_, Held::ReadAll | Held::WriteAll) => true,
-        (Held::Read(p) | Held::Write(p), Held::Read(q) | Held::Write(q)) => p == q,
+        (HeldAccess::Absent, other) | (other, HeldAccess::Absent) => *other == HeldAccess::WriteAll,
+        (HeldAccess::ReadAll | HeldAccess::WriteAll, _) | (_, HeldAccess::ReadAll | HeldAccess::WriteAll) => true,
+        (HeldAccess::Read(p) | HeldAccess::Write(p), HeldAccess::Read(q) | HeldAccess::Write(q)) => p == q,
     };
     overlap && (writes(a) || writes(b))
 }
@@ -236,7 +236,7 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 /// Walks all histories of up to `steps` steps. Returns for each number of steps the number of
 /// histories and the number of different states before their last step; or the broken promise with
 /// its history.
-fn check_all(state: State<Key, Name>, steps: usize) -> Result<Vec<(u64, usize)>, String> {
+fn check_all(state: LockRules<Key, Name>, steps: usize) -> Result<Vec<(u64, usize)>, String> {
     let start = World::new(state)?;
     let mut frontier = Frontier::from_iter([(start.situation(), (start, Vec::new(), 1))]);
     let mut checked = Vec::new();
@@ -285,7 +285,7 @@ fn steps() -> usize {
 
 #[test]
 fn every_history_keeps_the_promise() {
-    let checked = check_all(State::new(), steps()).unwrap_or_else(|broken| panic!("{broken}"));
+    let checked = check_all(LockRules::new(), steps()).unwrap_or_else(|broken| panic!("{broken}"));
     for (step, (histories, states)) in checked.iter().enumerate() {
         println!("{} steps: {histories} histories checked, the last step from {states} different states", step + 1);
     }
@@ -293,26 +293,33 @@ fn every_history_keeps_the_promise() {
 
 #[test]
 fn merging_equal_states_loses_no_history() {
-    let world = World::new(State::new()).unwrap();
-    for (step, (merged, _)) in check_all(State::new(), 4).unwrap().into_iter().enumerate() {
+    let world = World::new(LockRules::new()).unwrap();
+    for (step, (merged, _)) in check_all(LockRules::new(), 4).unwrap().into_iter().enumerate() {
         assert_eq!(check_each(&world, step + 1).unwrap(), merged);
     }
 }
 
 #[test]
 fn conflicts_are_symmetric_and_match_the_table() {
-    let kinds =
-        [Held::ReadAll, Held::WriteAll, Held::Read(1), Held::Read(2), Held::Write(1), Held::Write(2), Held::Absent];
+    let kinds = [
+        HeldAccess::ReadAll,
+        HeldAccess::WriteAll,
+        HeldAccess::Read(1),
+        HeldAccess::Read(2),
+        HeldAccess::Write(1),
+        HeldAccess::Write(2),
+        HeldAccess::Absent,
+    ];
     for a in &kinds {
         for b in &kinds {
-            let same = matches!((a, b), (Held::Read(p) | Held::Write(p), Held::Read(q) | Held::Write(q)) if p == q);
+            let same = matches!((a, b), (HeldAccess::Read(p) | HeldAccess::Write(p), HeldAccess::Read(q) | HeldAccess::Write(q)) if p == q);
             assert_eq!(conflict(a.mode(), b.mode(), same), conflict(b.mode(), a.mode(), same), "{a:?} {b:?}");
             assert_eq!(conflict(a.mode(), b.mode(), same), in_conflict(a, b), "{a:?} {b:?}");
         }
     }
     // The table of the README: rows are held, columns are asked.
     let (r, w) = (false, true);
-    let order = [Mode::ReadAll, Mode::WriteAll, Mode::Read, Mode::Write];
+    let order = [LockMode::ReadAll, LockMode::WriteAll, LockMode::Read, LockMode::Write];
     let picture = [[r, w, r, w], [w, w, w, w], [r, w, r, w], [w, w, w, w]];
     for (held, row) in order.iter().zip(picture) {
         for (asked, waits) in order.iter().zip(row) {
@@ -324,53 +331,53 @@ fn conflicts_are_symmetric_and_match_the_table() {
 /// Checks the checker: it must find each of these faults.
 #[cfg(feature = "planted-faults")]
 mod planted {
-    use super::{State, check_all};
-    use threads::lock::Fault;
+    use super::{LockRules, check_all};
+    use threads::lock::LockFault;
 
     /// `what`: the promises that the shortest histories with this fault can break.
-    fn check_finds(fault: Fault, what: &[&str]) {
-        let found = check_all(State::with_fault(fault), 5).expect_err("the fault must be found");
+    fn check_finds(fault: LockFault, what: &[&str]) {
+        let found = check_all(LockRules::with_fault(fault), 5).expect_err("the fault must be found");
         println!("{fault:?}: {found}");
         assert!(what.iter().any(|what| found.contains(what)), "{fault:?} is found as: {found}");
     }
 
     #[test]
     fn passing_waiters() {
-        check_finds(Fault::PassesWaiters, &["passed"]);
+        check_finds(LockFault::PassesWaiters, &["passed"]);
     }
 
     #[test]
     fn ignoring_ranks() {
-        check_finds(Fault::IgnoresRank, &["behind those of its rank"]);
+        check_finds(LockFault::IgnoresRank, &["behind those of its rank"]);
     }
 
     #[test]
     fn writing_beside_readers() {
-        check_finds(Fault::WritesBesideReaders, &["is held beside"]);
+        check_finds(LockFault::WritesBesideReaders, &["is held beside"]);
     }
 
     #[test]
     fn granting_only_one() {
-        check_finds(Fault::GrantsOnlyOne, &["waits for nothing"]);
+        check_finds(LockFault::GrantsOnlyOne, &["waits for nothing"]);
     }
 
     #[test]
     fn cancelling_without_grants() {
-        check_finds(Fault::CancelGrantsNobody, &["waits for nothing"]);
+        check_finds(LockFault::CancelGrantsNobody, &["waits for nothing"]);
     }
 
     #[test]
     fn waiting_behind_anyone() {
-        check_finds(Fault::WaitsBehindAnyone, &["waits for nothing"]);
+        check_finds(LockFault::WaitsBehindAnyone, &["waits for nothing"]);
     }
 
     #[test]
     fn overlooking_names() {
-        check_finds(Fault::OverlooksNames, &["waits for nothing", "passed"]);
+        check_finds(LockFault::OverlooksNames, &["waits for nothing", "passed"]);
     }
 
     #[test]
     fn keeping_former_names() {
-        check_finds(Fault::KeepsFormerName, &["the counters differ"]);
+        check_finds(LockFault::KeepsFormerName, &["the counters differ"]);
     }
 }

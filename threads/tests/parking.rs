@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, hash_map::DefaultHasher};
 use std::hash::BuildHasherDefault;
 
-use threads::parking::{Arrival, state::State};
+use threads::parking::{Arrival, state::ParkingRules};
 
 /// The places: keys 0 and 1, and the condition that key 0 has been given back since the look.
 type Place = usize;
@@ -53,7 +53,7 @@ enum Move {
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct World {
-    state: State<Place>,
+    state: ParkingRules<Place>,
     requests: [Doing; REQUESTS],
     claimed: [bool; 2],
     /// Openings that have not been reported yet.
@@ -67,7 +67,7 @@ fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
 }
 
 impl World {
-    fn new(state: State<Place>) -> Self {
+    fn new(state: ParkingRules<Place>) -> Self {
         Self { state, requests: [Doing::Runs; REQUESTS], claimed: [false; 2], unreported: [0; 3] }
     }
 
@@ -247,7 +247,7 @@ const BEGINNINGS: [&[Move]; 3] = [
 
 /// Walks all histories of this many steps after each beginning. Returns the number of histories and
 /// of situations at their ends.
-fn walk(state: &State<Place>, steps: usize) -> Result<(u128, usize), String> {
+fn walk(state: &ParkingRules<Place>, steps: usize) -> Result<(u128, usize), String> {
     let walked = BEGINNINGS.map(|beginning| walk_on(state.clone(), beginning, steps));
     walked.into_iter().try_fold((0, 0), |(histories, situations), walked| {
         let (more, further) = walked?;
@@ -255,7 +255,7 @@ fn walk(state: &State<Place>, steps: usize) -> Result<(u128, usize), String> {
     })
 }
 
-fn walk_on(state: State<Place>, beginning: &[Move], steps: usize) -> Result<(u128, usize), String> {
+fn walk_on(state: ParkingRules<Place>, beginning: &[Move], steps: usize) -> Result<(u128, usize), String> {
     let mut world = World::new(state);
     for step in beginning {
         world.make(*step).map_err(|what| format!("{what}\nat {step:?} of {beginning:?}"))?;
@@ -294,28 +294,28 @@ fn steps() -> usize {
 #[test]
 fn every_history_keeps_what_parking_promises() {
     let steps = steps();
-    let (histories, situations) = walk(&State::new(), steps).unwrap_or_else(|broken| panic!("{broken}"));
+    let (histories, situations) = walk(&ParkingRules::new(), steps).unwrap_or_else(|broken| panic!("{broken}"));
     println!("{histories} histories of up to {steps} steps, in {situations} situations");
 }
 
 #[cfg(feature = "planted-faults")]
 mod planted {
     use super::*;
-    use threads::parking::Fault;
+    use threads::parking::ParkingFault;
 
     #[test]
     fn every_planted_fault_of_the_rules_is_found() {
         for (fault, told) in [
-            (Fault::QueuesAtOpenPlace, "no wake-up is left"),
-            (Fault::KeepsTurn, "no wake-up is left"),
-            (Fault::TakesTurnAlong, "places and requests"),
-            (Fault::WakesNewest, "was woken before"),
-            (Fault::WakesBesideTurn, "places and requests"),
-            (Fault::ForgetsOpening, "no wake-up is left"),
-            (Fault::StaysInQueue, "did not wait"),
-            (Fault::LeaverWakesNobody, "no wake-up is left"),
+            (ParkingFault::QueuesAtOpenPlace, "no wake-up is left"),
+            (ParkingFault::KeepsTurn, "no wake-up is left"),
+            (ParkingFault::TakesTurnAlong, "places and requests"),
+            (ParkingFault::WakesNewest, "was woken before"),
+            (ParkingFault::WakesBesideTurn, "places and requests"),
+            (ParkingFault::ForgetsOpening, "no wake-up is left"),
+            (ParkingFault::StaysInQueue, "did not wait"),
+            (ParkingFault::LeaverWakesNobody, "no wake-up is left"),
         ] {
-            let found = walk(&State::with_fault(fault), steps()).expect_err(&format!("{fault:?} must be found"));
+            let found = walk(&ParkingRules::with_fault(fault), steps()).expect_err(&format!("{fault:?} must be found"));
             assert!(found.contains(told), "{fault:?} is found as: {found}");
             println!("{fault:?}: {found}");
         }

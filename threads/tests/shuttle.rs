@@ -14,7 +14,7 @@ use shuttle::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
-use threads::lock::{Access, Guard, Target, UNRANKED};
+use threads::lock::{EntryRef, Guard, UNRANKED, WantedAccess};
 
 fn iterations() -> usize {
     std::env::var("LOCK_ITERATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(2000)
@@ -49,7 +49,9 @@ fn all_sorts(lock: Table) {
         })
         .collect();
     all_over(&lock, threads);
-    let Guard::ReadAll(table) = acquire(&lock, Access::ReadAll, "sum".into()) else { panic!("asked for ReadAll") };
+    let Guard::ReadAll(table) = acquire(&lock, WantedAccess::ReadAll, "sum".into()) else {
+        panic!("asked for ReadAll")
+    };
     let sum: usize = table.iter().map(|(_, _, value)| value.load(Ordering::SeqCst)).sum();
     assert_eq!(sum, changes.load(Ordering::SeqCst), "a change was lost");
 }
@@ -57,17 +59,17 @@ fn all_sorts(lock: Table) {
 fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
     let mut random = thread_rng();
     let target = match random.gen_range(0..5) {
-        0 => Target::Key(1),
-        1 => Target::Key(2),
-        2 => Target::Name('a'),
-        3 => Target::Name('b'),
-        _ => Target::Name('c'),
+        0 => EntryRef::Key(1),
+        1 => EntryRef::Key(2),
+        2 => EntryRef::Name('a'),
+        3 => EntryRef::Name('b'),
+        _ => EntryRef::Name('c'),
     };
     let access = match random.gen_range(0..8) {
-        0 => Access::ReadAll,
-        1 | 2 => Access::WriteAll,
-        3 | 4 => Access::Read(target),
-        _ => Access::Write(target),
+        0 => WantedAccess::ReadAll,
+        1 | 2 => WantedAccess::WriteAll,
+        3 | 4 => WantedAccess::Read(target),
+        _ => WantedAccess::Write(target),
     };
     let more = random.gen_range(0..3);
     if random.gen_range(0..6) == 0 {
@@ -92,7 +94,7 @@ fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
         Guard::WriteAll(mut table) => match more {
             0 => {
                 for key in [1, 2] {
-                    change(table.get_mut(&Target::Key(key)).expect("the entry exists between the grants"));
+                    change(table.get_mut(&EntryRef::Key(key)).expect("the entry exists between the grants"));
                 }
             }
             1 => {
@@ -102,8 +104,8 @@ fn one_of_all_sorts(lock: &Table, changes: &AtomicUsize) {
             }
             _ => {
                 let value = table.remove(&2).expect("entry 2 exists between the grants");
-                assert!(table.get(&Target::Key(2)).is_none());
-                let free = ['a', 'b', 'c'].into_iter().find(|name| table.get(&Target::Name(*name)).is_none());
+                assert!(table.get(&EntryRef::Key(2)).is_none());
+                let free = ['a', 'b', 'c'].into_iter().find(|name| table.get(&EntryRef::Name(*name)).is_none());
                 let free = free.expect("two entries do not have three names");
                 assert!(table.insert(2, free, value).is_ok());
             }

@@ -13,11 +13,11 @@ use crate::{
     base::units::Sectors,
     bus::{
         changes::{Signal, apply},
-        entry::ADDED_SIGNATURE,
         message::{self, Envelope},
+        object_entry::ADDED_SIGNATURE,
         rendering,
-        schema::{ALL, Emits, Interface, Kind, Subject},
-        table::{self, Member},
+        schema::{ALL, Emits, Interface, InterfaceKind, PropertySource},
+        table::{self, MemberShape},
         tree::{Id, Object, Tree},
         wire::Value,
     },
@@ -65,9 +65,9 @@ fn added_object_comes_with_all_interfaces_and_properties_in_one_signal() {
     let Value::Dict(_, interfaces) = &arguments[1] else { panic!("{arguments:?}") };
     assert_eq!(interfaces.len(), ALL.count());
     for revision in ALL {
-        let interface = Interface { kind: Kind::Pool, revision };
+        let interface = Interface { kind: InterfaceKind::Pool, revision };
         let Value::Dict(_, properties) = entry(&arguments[1], &interface.name()) else { panic!() };
-        let expected: Vec<_> = table::properties(Kind::Pool).filter(|row| row.is_in(interface)).collect();
+        let expected: Vec<_> = table::properties(InterfaceKind::Pool).filter(|row| row.is_in(interface)).collect();
         assert_eq!(properties.len(), expected.len());
         for row in expected {
             let Value::Variant(value) = entry(entry(&arguments[1], &interface.name()), row.name) else { panic!() };
@@ -125,7 +125,7 @@ fn renamed_pool_invalidates_the_links_of_its_filesystems() {
     assert!(signals[0].starts_with("~ InterfacesAdded ~/3 "));
     assert_eq!(signals[1..], expected);
     let link = table::value(
-        table::find_property(Interface { kind: Kind::Filesystem, revision: 0 }, "Devnode").unwrap(),
+        table::find_property(Interface { kind: InterfaceKind::Filesystem, revision: 0 }, "Devnode").unwrap(),
         after.at("/org/storage/stratis3/1").unwrap().state.subject(),
     );
     assert_eq!(link, Some(Value::str("/dev/stratis/q/fs3")));
@@ -173,8 +173,8 @@ fn constants_and_silent_properties_are_not_sent_but_can_be_read() {
 
 /// A property of the pool, in short form.
 fn property(pool: &Pool, revision: u8, name: &str) -> String {
-    let row = table::find_property(Interface { kind: Kind::Pool, revision }, name).unwrap();
-    super::plain(&table::value(row, Subject::Pool(pool)).unwrap())
+    let row = table::find_property(Interface { kind: InterfaceKind::Pool, revision }, name).unwrap();
+    super::plain(&table::value(row, PropertySource::Pool(pool)).unwrap())
 }
 
 /// `docs/spec/dbus/dbus-api.md` §3.2: the form of the property for each kind of pool.
@@ -503,7 +503,7 @@ proptest! {
             let signalled = |(_, interface, property): &(String, String, String)| {
                 let interface = Interface::parse(interface).unwrap();
                 let row = table::find_property(interface, property).unwrap();
-                matches!(row.member, Member::Property { emits: Emits::Value | Emits::Const, .. })
+                matches!(row.member, MemberShape::Property { emits: Emits::Value | Emits::Const, .. })
             };
             prop_assert!(heard.keys().eq(published.keys()));
             for (key, value) in &published {

@@ -9,16 +9,16 @@ use super::{is, plain, pool, read_back, values, with_filesystem};
 use crate::{
     bus::{
         answer::{Answer, error_name, readable},
-        asked::Asked,
         call_error::CallError,
+        called_member::CalledMember,
         caller::Caller,
-        job::{Holder, Locks, RunningProgram},
-        lister::Long,
+        job::{Holder, Locks, ReportedProgram},
+        lister::Deferred,
         message::{self, BadArguments},
         outcome::{Failure, Outcome},
-        reader::{Response, Task, respond},
+        reader::{EngineTask, Response, respond},
         report::{self, Composer, Report},
-        schema::{Interface, Kind},
+        schema::{Interface, InterfaceKind},
         table::{find_method, find_property},
         tree::{Id, Tree},
         wire::Value,
@@ -58,9 +58,9 @@ fn answer(path: &str, interface: &str, member: &str, arguments: impl AppendAll) 
     match respond(&message, &two_pools()).unwrap() {
         Response::Answer(answer) => shown(&answer),
         Response::Job(..) => "a job".into(),
-        Response::Long(Long::Report(..)) => "a report".into(),
-        Response::Long(Long::List) => "a list".into(),
-        Response::Long(Long::Introspection) => "an introspection".into(),
+        Response::Deferred(Deferred::Report(..)) => "a report".into(),
+        Response::Deferred(Deferred::List) => "a list".into(),
+        Response::Deferred(Deferred::Introspection) => "an introspection".into(),
     }
 }
 
@@ -326,7 +326,9 @@ fn a_start_with_a_passphrase_reads_it_first() {
         if revision == 9 {
             message.append_all((false,));
         }
-        let Response::Job(_, Task { chain, .. }) = respond(&message, &two_pools()).unwrap() else { panic!("no job") };
+        let Response::Job(_, EngineTask { chain, .. }) = respond(&message, &two_pools()).unwrap() else {
+            panic!("no job")
+        };
         match chain {
             Step::Blocking(_, read) => (true, read(&engine)),
             next => (false, next),
@@ -413,17 +415,17 @@ fn names_that_udev_changes_are_refused() {
     assert_eq!(answer("", "Manager.r9", "StopPool", ("a,b", "name")), "a job");
 }
 
-fn asked(kind: Kind, revision: u8, name: &str) -> Asked {
+fn asked(kind: InterfaceKind, revision: u8, name: &str) -> CalledMember {
     let interface = Interface { kind, revision };
     let row = find_method(interface, name).or_else(|| find_property(interface, name)).unwrap();
-    Asked { row, interface }
+    CalledMember { row, interface }
 }
 
 #[test]
 fn outcomes_of_methods_are_result_code_and_text() {
     let tree = two_pools();
-    let create = asked(Kind::Manager, 9, "CreatePool");
-    let told = |asked: Asked, outcome| shown(&asked.answer(outcome, &tree));
+    let create = asked(InterfaceKind::Manager, 9, "CreatePool");
+    let told = |asked: CalledMember, outcome| shown(&asked.answer(outcome, &tree));
     let later = Outcome::Done(Box::new(|tree| {
         let path = Value::Path(tree.path(Id::Pool(super::pool_id(2))));
         Value::Struct(vec![Value::Bool(true), Value::Struct(vec![path, Value::Array("o", vec![])])])
@@ -432,23 +434,23 @@ fn outcomes_of_methods_are_result_code_and_text() {
     assert_eq!(told(create, Outcome::NoChange), "(false (/ [])) 0 'Ok'");
     assert_eq!(told(create, Outcome::Refused("why".into())), "(false (/ [])) 1 'why'");
     assert!(told(create, create.failure(Failure::Panicked)).contains("fault of the daemon"));
-    let rename = asked(Kind::Filesystem, 0, "SetName");
+    let rename = asked(InterfaceKind::Filesystem, 0, "SetName");
     assert_eq!(told(rename, Outcome::NoChange), "(false '00000000000000000000000000000000') 0 'Ok'");
     // This method has no result of its own.
-    assert_eq!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::Refused("why".into())), "1 'why'");
-    assert_eq!(told(asked(Kind::Manager, 2, "RefreshState"), Outcome::NoChange), "0 'Ok'");
+    assert_eq!(told(asked(InterfaceKind::Manager, 2, "RefreshState"), Outcome::Refused("why".into())), "1 'why'");
+    assert_eq!(told(asked(InterfaceKind::Manager, 2, "RefreshState"), Outcome::NoChange), "0 'Ok'");
 }
 
 #[test]
 fn refused_set_has_the_error_name_that_most_clients_explain() {
     let tree = two_pools();
-    let error = |revision, outcome| match asked(Kind::Blockdev, revision, "UserInfo").answer(outcome, &tree) {
+    let error = |revision, outcome| match asked(InterfaceKind::Blockdev, revision, "UserInfo").answer(outcome, &tree) {
         Answer::Error(name, _) => name,
         Answer::Return(body) => panic!("{body:?}"),
     };
     assert_eq!(error(8, Outcome::Refused("why".into())), error_name::FAILED);
     assert_eq!(error(9, Outcome::Refused("why".into())), error_name::FAILED);
-    let set = asked(Kind::Blockdev, 9, "UserInfo").answer(Outcome::NoChange, &tree);
+    let set = asked(InterfaceKind::Blockdev, 9, "UserInfo").answer(Outcome::NoChange, &tree);
     assert_eq!(set, Answer::Return(crate::bus::wire::Body::empty()));
 }
 
@@ -497,7 +499,7 @@ fn reports_are_json() {
     [7, 8, 9].map(stopped).into_iter().for_each(|pool| known.insert(pool));
     view.stopped = std::sync::Arc::new(known);
     let holder = Holder { request: "pool.r9.SetName".into(), access: "Write(p)".into(), age: Duration::from_secs(2) };
-    let program = RunningProgram {
+    let program = ReportedProgram {
         label: "mkfs.xfs on /dev/mapper/x".to_owned(),
         process: 7,
         age: Duration::from_millis(9),
@@ -537,11 +539,11 @@ fn reports_are_json() {
 #[test]
 fn a_report_tells_of_work_on_all_data_of_a_pool() {
     use crate::{
-        platform::{Timestamp, luks::ReencryptionMode as Kind},
+        platform::{Timestamp, luks::ReencryptionMode},
         view::{Pool, Work},
     };
     let at = |seconds| Timestamp { seconds, nanoseconds: 0 };
-    let work = std::sync::Arc::new(Work::new(Kind::Reencrypt, at(1_795_227_303)));
+    let work = std::sync::Arc::new(Work::new(ReencryptionMode::Reencrypt, at(1_795_227_303)));
     let tree = super::tree(vec![is(&Pool { work: Some(work.clone()), ..pool(1, "p") }), is(&pool(2, "q"))]);
     let told = || -> serde_json::Value {
         let report = composed(Report::EngineState, &tree.view, &Locks::default());

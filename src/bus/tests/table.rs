@@ -6,8 +6,8 @@ use super::{filesystem_id, pool, with_filesystem};
 use crate::bus::{
     introspect,
     methods::Call,
-    schema::{ALL, Interface, Kind, LAST_REVISION, Subject},
-    table::{self, Handler, Member, ROWS, Row, STATUS},
+    schema::{ALL, Interface, InterfaceKind, LAST_REVISION, PropertySource},
+    table::{self, Handler, MemberShape, ROWS, Row, STATUS},
     tree::{Id, Object, Tree},
     wire::{Types, Value},
 };
@@ -62,9 +62,9 @@ fn members(xml: &str) -> BTreeSet<String> {
 fn introspection_is_that_of_the_existing_daemon() {
     let ours = |what: &str| match what {
         "manager" => introspect::top([].into_iter()),
-        "pool" => introspect::object(Kind::Pool).to_owned(),
-        "filesystem" => introspect::object(Kind::Filesystem).to_owned(),
-        _ => introspect::object(Kind::Blockdev).to_owned(),
+        "pool" => introspect::object(InterfaceKind::Pool).to_owned(),
+        "filesystem" => introspect::object(InterfaceKind::Filesystem).to_owned(),
+        _ => introspect::object(InterfaceKind::Blockdev).to_owned(),
     };
     for (what, golden) in GOLDEN {
         let (expected, found) = (members(golden), members(&ours(what)));
@@ -116,8 +116,8 @@ fn no_two_rows_overlap() {
 fn nothing_that_is_sent_contains_a_descriptor() {
     for row in ROWS {
         match row.member {
-            Member::Method { result, .. } => assert!(result.is_none_or(|(_, s)| !s.contains('h')), "{row:?}"),
-            Member::Property { signature, .. } => assert!(!signature.contains('h'), "{row:?}"),
+            MemberShape::Method { result, .. } => assert!(result.is_none_or(|(_, s)| !s.contains('h')), "{row:?}"),
+            MemberShape::Property { signature, .. } => assert!(!signature.contains('h'), "{row:?}"),
         }
     }
     assert_eq!(STATUS.map(|(_, signature)| signature), ["q", "s"]);
@@ -133,14 +133,14 @@ fn every_property_has_a_value_of_its_type() {
     let tree = every_kind();
     let pool_view = tree.view.pools.get(&super::pool_id(1)).unwrap();
     for row in ROWS {
-        let Member::Property { signature, .. } = row.member else { continue };
+        let MemberShape::Property { signature, .. } = row.member else { continue };
         let object = match row.kind {
-            Kind::Manager | Kind::Report => None,
-            Kind::Pool => tree.of(Id::Pool(pool_view.uuid)),
-            Kind::Filesystem => tree.of(Id::Filesystem(pool_view.uuid, filesystem_id(5))),
-            Kind::Blockdev => tree.of(Id::Device(pool_view.uuid, super::device_id(1000))),
+            InterfaceKind::Manager | InterfaceKind::Report => None,
+            InterfaceKind::Pool => tree.of(Id::Pool(pool_view.uuid)),
+            InterfaceKind::Filesystem => tree.of(Id::Filesystem(pool_view.uuid, filesystem_id(5))),
+            InterfaceKind::Blockdev => tree.of(Id::Device(pool_view.uuid, super::device_id(1000))),
         };
-        let subject = object.map_or(Subject::Manager(&tree.view), |object| object.state.subject());
+        let subject = object.map_or(PropertySource::Manager(&tree.view), |object| object.state.subject());
         let value = table::value(row, subject).unwrap_or_else(|| panic!("{row:?} has no value"));
         assert_eq!(value.signature(), signature, "{row:?}");
     }
@@ -149,8 +149,8 @@ fn every_property_has_a_value_of_its_type() {
 /// The handler that carries out a method or sets a property; `None` for read-only properties.
 fn handler(row: &Row) -> Option<Handler> {
     match row.member {
-        Member::Method { handler, .. } => Some(handler),
-        Member::Property { set, .. } => set,
+        MemberShape::Method { handler, .. } => Some(handler),
+        MemberShape::Property { set, .. } => set,
     }
 }
 
@@ -183,7 +183,7 @@ fn every_handler_understands_its_arguments() {
 
 #[test]
 fn interfaces_have_exactly_their_names() {
-    for kind in Kind::EVERY {
+    for kind in InterfaceKind::EVERY {
         for interface in ALL.map(|revision| Interface { kind, revision }) {
             assert_eq!(Interface::parse(&interface.name()), Some(interface));
         }

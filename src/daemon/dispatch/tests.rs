@@ -186,7 +186,7 @@ impl Daemon {
 
     fn with_limits(limits: Limits, observer: Observer) -> Daemon {
         let group = Group::new(&["links", "worker-*"]);
-        let workers = Workers::start(&group, limits).unwrap();
+        let workers = StepWorkers::start(&group, limits).unwrap();
         let links = Links::new().unwrap();
         let waits = links.clone();
         group.spawn("links", move || waits.run(&Pulse::default()).map_err(|error| error.to_string())).unwrap();

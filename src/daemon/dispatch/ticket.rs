@@ -6,14 +6,14 @@ use std::{any::Any, borrow::Cow, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
 use threads::{
-    lock::{self, Guard},
+    lock::{Guard, WantedAccess},
     parking::Arrival,
     workers::Class,
 };
 
 use super::{
     super::table::{PoolEntry, ReadTable, WriteTable, target},
-    Dispatcher, Inner, Parked, Ready, Records, Request, Waiting, caught,
+    Dispatcher, DispatcherCore, LockWaiter, ParkedRequest, ReadyRequest, Records, Request, caught,
     context::{AfterLinks, Chain, Context, FreeStep, GrantedStep, JoinStep},
     failed,
 };
@@ -27,7 +27,7 @@ use crate::{
 
 /// A running request. Its owner must continue it; dropping it answers that the daemon stops.
 pub(super) struct Ticket<R: Send + 'static, C: Context> {
-    pub(super) inner: Arc<Inner<R, C>>,
+    pub(super) inner: Arc<DispatcherCore<R, C>>,
     pub(super) number: u64,
     pub(super) label: Arc<str>,
     /// A step has run that did not park.
@@ -39,7 +39,7 @@ pub(super) struct Ticket<R: Send + 'static, C: Context> {
 }
 
 /// The outcome of a step: the rest of the chain, or the text of its panic.
-type Outcome<R, C> = Result<Chain<R, C>, String>;
+type StepOutcome<R, C> = Result<Chain<R, C>, String>;
 
 impl<R: Send + 'static, C: Context> Ticket<R, C> {
     /// Arranges what the chain needs next. `seen` is the count of claims given back before the step
@@ -52,7 +52,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
             }
             Step::Locked(access, step) => self.wait_for_lock(access, step),
             Step::Blocking(pace, step) => self.run_free(pace, step),
-            Step::Background(step) => self.run(Class::Long, |ticket| ticket.run_step(step)),
+            Step::Background(step) => self.run(Class::Background, |ticket| ticket.run_step(step)),
             Step::Linked(links, limit, step) => self.wait_for_links(links, limit, step),
             Step::Parallel(parts, join) => self.run_together(parts, join),
             Step::Parked(wait, next) => self.park(wait, *next, seen),
@@ -63,7 +63,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
     /// its steps has run, it is answered instead.
     pub(super) fn run(self, class: Class<Option<Share>>, step: impl FnOnce(Self) + Send + 'static) {
         let (inner, number) = (Arc::clone(&self.inner), self.number);
-        let ready = Ready { step: Box::new(step), ticket: self };
+        let ready = ReadyRequest { step: Box::new(step), ticket: self };
         {
             let mut queue = inner.queue.lock();
             // As for requests that wait for a lock. Not dropped here: the caller may be in the
@@ -126,9 +126,9 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
             let mut queue = inner.queue.lock();
             // A stop before this point has not seen the request; a later one finds it in the list.
             if queue.stopping && !self.begun {
-                Some(Waiting { asked: None, step, ticket: self })
+                Some(LockWaiter { asked: None, step, ticket: self })
             } else {
-                queue.waiting.insert(number, Waiting { asked: None, step, ticket: self });
+                queue.waiting.insert(number, LockWaiter { asked: None, step, ticket: self });
                 None
             }
         };
@@ -136,17 +136,17 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
             return;
         }
         let access = match &access {
-            Access::Pool(pool, Mode::Shared) => lock::Access::Read(target(pool)),
-            Access::Pool(pool, Mode::Exclusive) => lock::Access::Write(target(pool)),
-            Access::Table(Mode::Shared) => lock::Access::ReadAll,
-            Access::Table(Mode::Exclusive) => lock::Access::WriteAll,
+            Access::Pool(pool, Mode::Shared) => WantedAccess::Read(target(pool)),
+            Access::Pool(pool, Mode::Exclusive) => WantedAccess::Write(target(pool)),
+            Access::Table(Mode::Shared) => WantedAccess::ReadAll,
+            Access::Table(Mode::Exclusive) => WantedAccess::WriteAll,
         };
         let granting = Arc::clone(&inner);
         let asked = inner.lock.submit(number, access, label, move |guard| {
             let found = granting.queue.lock().waiting.remove(&number);
             // None: a stop has answered the request. Dropping the guard passes the grant to the
             // next one.
-            if let Some(Waiting { step, mut ticket, .. }) = found {
+            if let Some(LockWaiter { step, mut ticket, .. }) = found {
                 // Only now is it known which pool has the name.
                 match &guard {
                     Guard::Read(pool) => ticket.share = Some(Share::Pool(*pool.key())),
@@ -202,7 +202,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
     /// Sends the changes of a step, and only then releases its grant and goes on.
     fn after_step(
         mut self,
-        mut outcome: Outcome<R, C>,
+        mut outcome: StepOutcome<R, C>,
         seen: u64,
         changes: Vec<Change>,
         records: MutexGuard<'_, Records<R>>,
@@ -246,7 +246,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         }
     }
 
-    fn after_free_step(self, outcome: Outcome<R, C>, seen: u64) {
+    fn after_free_step(self, outcome: StepOutcome<R, C>, seen: u64) {
         let inner = Arc::clone(&self.inner);
         self.after_step(outcome, seen, Vec::new(), inner.records.lock(), Guard::Absent);
     }
@@ -292,10 +292,10 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
             let mut queue = inner.queue.lock();
             // As for requests that wait for a lock.
             if queue.stopping && !self.begun {
-                Some(Parked { next, ticket: self })
+                Some(ParkedRequest { next, ticket: self })
             } else {
                 self.parked = true;
-                queue.parked.insert(number, Parked { next, ticket: self });
+                queue.parked.insert(number, ParkedRequest { next, ticket: self });
                 None
             }
         };

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::{Ended, Group, Hanging, How, SpawnError};
+use super::{Group, Hanging, How, SpawnError, ThreadEnd};
 
 /// Long enough for any machine; only a failing test reaches it.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -29,7 +29,7 @@ fn each_end_is_reported_with_its_cause() {
     group.spawn("panics-more", || panic!("planned {}", 2)).unwrap();
     group.join(&["panics-more", "returns", "fails", "panics"], LIMIT).unwrap();
     // The threads are joined, so their reports are there.
-    let ended: HashMap<_, _> = group.ended().try_iter().map(|Ended { name, how }| (name, how)).collect();
+    let ended: HashMap<_, _> = group.ended().try_iter().map(|ThreadEnd { name, how }| (name, how)).collect();
     let expected = [
         ("returns", How::Returned),
         ("fails", How::Failed("no luck".into())),

@@ -6,7 +6,7 @@
 
 /// A planted fault of the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum LockFault {
     // In the state machine:
     /// A request checks holders only and passes earlier waiters.
     PassesWaiters,

@@ -12,8 +12,8 @@
 use std::ops::{Deref, DerefMut};
 
 use super::{
-    Shared, release,
-    state::{Ident, Map, RequestId, Target},
+    LockCore, release,
+    state::{EntryRef, Ident, Map, RequestId},
 };
 use crate::primitives::Arc;
 
@@ -24,19 +24,19 @@ const ONLY_OWNER: &str = "a writer's pointer is the only one: readers give up th
 
 /// The entries with their values. Owned by the shell, shared with ReadAll guards, or owned by a
 /// WriteAll guard.
-pub(super) struct Table<K, N, T> {
-    pub(super) rows: Map<K, Row<N, T>>,
+pub(super) struct EntryTable<K, N, T> {
+    pub(super) rows: Map<K, EntryRow<N, T>>,
 }
 
 /// One entry. The state machine has its name too; only the methods of [`WriteAllGuard`] change
 /// either.
-pub(super) struct Row<N, T> {
+pub(super) struct EntryRow<N, T> {
     pub(super) name: N,
     /// None while a Write guard owns it.
     pub(super) value: Option<Arc<T>>,
 }
 
-impl<N, T> Row<N, T> {
+impl<N, T> EntryRow<N, T> {
     /// For the owner of the table: no value is taken out then.
     fn value(&self) -> &T {
         self.value.as_deref().expect(VALUE_PRESENT)
@@ -58,20 +58,20 @@ pub(super) enum Lent<K, N, T> {
     /// One value.
     Write(K, Arc<T>),
     /// A share of the table.
-    ReadAll(Arc<Table<K, N, T>>),
+    ReadAll(Arc<EntryTable<K, N, T>>),
     /// The table.
-    WriteAll(Table<K, N, T>),
+    WriteAll(EntryTable<K, N, T>),
 }
 
 /// The end of a grant: dropping this returns the loan, then grants the next requests.
-pub(super) struct Hold<K: Ident, N: Ident, T: Send + Sync + 'static> {
-    pub(super) shared: Arc<Shared<K, N, T>>,
+pub(super) struct GrantHold<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    pub(super) shared: Arc<LockCore<K, N, T>>,
     /// None: the grant has been ended.
     pub(super) id: Option<RequestId>,
     pub(super) lent: Lent<K, N, T>,
 }
 
-impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
+impl<K: Ident, N: Ident, T: Send + Sync> Drop for GrantHold<K, N, T> {
     fn drop(&mut self) {
         // The loan is put back under the same lock of the mutex that ends the grant. `self` drops
         // its pointer to the shared part after that, because a guard may be the last owner of its
@@ -82,7 +82,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Drop for Hold<K, N, T> {
     }
 }
 
-impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
+impl<K: Ident, N: Ident, T: Send + Sync> GrantHold<K, N, T> {
     /// The value of a guard of one entry. Takes no lock: the grant gives the right to read.
     fn value(&self) -> &T {
         match &self.lent {
@@ -92,7 +92,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
     }
 
     /// The table of a ReadAll or WriteAll guard.
-    fn table(&self) -> &Table<K, N, T> {
+    fn table(&self) -> &EntryTable<K, N, T> {
         match &self.lent {
             Lent::ReadAll(table) => table,
             Lent::WriteAll(table) => table,
@@ -101,7 +101,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
     }
 
     /// The same, for changes.
-    fn table_mut(&mut self) -> &mut Table<K, N, T> {
+    fn table_mut(&mut self) -> &mut EntryTable<K, N, T> {
         match &mut self.lent {
             Lent::WriteAll(table) => table,
             _ => unreachable!("a WriteAll guard is made with the table"),
@@ -114,17 +114,17 @@ impl<K: Ident, N: Ident, T: Send + Sync> Hold<K, N, T> {
     }
 
     /// One entry.
-    fn row(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
+    fn row(&self, target: &EntryRef<K, N>) -> Option<(&K, &N, &T)> {
         let (key, row) = self.table().rows.get_key_value(&self.resolve(target)?)?;
         Some((key, &row.name, row.value()))
     }
 
     /// The state machine has the index of names. Names cannot change while a guard has the table,
     /// so the answer stays true after the mutex is released.
-    fn resolve(&self, target: &Target<K, N>) -> Option<K> {
+    fn resolve(&self, target: &EntryRef<K, N>) -> Option<K> {
         match target {
-            Target::Key(key) => Some(key.clone()),
-            Target::Name(_) => self.shared.inner.lock().state.resolve(target),
+            EntryRef::Key(key) => Some(key.clone()),
+            EntryRef::Name(_) => self.shared.inner.lock().state.resolve(target),
         }
     }
 }
@@ -151,7 +151,7 @@ pub enum Guard<K: Ident, N: Ident, T: Send + Sync + 'static> {
 pub struct ReadGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) key: K,
     pub(super) name: N,
-    pub(super) hold: Hold<K, N, T>,
+    pub(super) hold: GrantHold<K, N, T>,
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> ReadGuard<K, N, T> {
@@ -183,7 +183,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Deref for ReadGuard<K, N, T> {
 pub struct WriteGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
     pub(super) key: K,
     pub(super) name: N,
-    pub(super) hold: Hold<K, N, T>,
+    pub(super) hold: GrantHold<K, N, T>,
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> WriteGuard<K, N, T> {
@@ -222,7 +222,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> DerefMut for WriteGuard<K, N, T> {
 /// lives, so several entries read through it are consistent.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct ReadAllGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
-    pub(super) hold: Hold<K, N, T>,
+    pub(super) hold: GrantHold<K, N, T>,
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> ReadAllGuard<K, N, T> {
@@ -233,7 +233,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> ReadAllGuard<K, N, T> {
 
     /// One entry's key, name and value.
     #[must_use]
-    pub fn get(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
+    pub fn get(&self, target: &EntryRef<K, N>) -> Option<(&K, &N, &T)> {
         self.hold.row(target)
     }
 }
@@ -241,7 +241,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> ReadAllGuard<K, N, T> {
 /// The table, for changing values, names and the set of entries. No other grant exists.
 #[must_use = "a grant ends when its guard is dropped"]
 pub struct WriteAllGuard<K: Ident, N: Ident, T: Send + Sync + 'static> {
-    pub(super) hold: Hold<K, N, T>,
+    pub(super) hold: GrantHold<K, N, T>,
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
@@ -252,15 +252,15 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
 
     /// One entry's key, name and value.
     #[must_use]
-    pub fn get(&self, target: &Target<K, N>) -> Option<(&K, &N, &T)> {
+    pub fn get(&self, target: &EntryRef<K, N>) -> Option<(&K, &N, &T)> {
         self.hold.row(target)
     }
 
     /// A mutable reference to one entry's value.
     #[must_use]
-    pub fn get_mut(&mut self, target: &Target<K, N>) -> Option<&mut T> {
+    pub fn get_mut(&mut self, target: &EntryRef<K, N>) -> Option<&mut T> {
         let key = self.hold.resolve(target)?;
-        self.hold.table_mut().rows.get_mut(&key).map(Row::value_mut)
+        self.hold.table_mut().rows.get_mut(&key).map(EntryRow::value_mut)
     }
 
     /// Adds an entry. Requests for this key or name that are still waiting find it when this grant
@@ -274,7 +274,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> WriteAllGuard<K, N, T> {
         if !self.hold.shared.inner.lock().state.insert(key.clone(), name.clone()) {
             return Err(value);
         }
-        self.hold.table_mut().rows.insert(key, Row { name, value: Some(Arc::new(value)) });
+        self.hold.table_mut().rows.insert(key, EntryRow { name, value: Some(Arc::new(value)) });
         Ok(())
     }
 

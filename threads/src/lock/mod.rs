@@ -30,20 +30,20 @@
 //! Threads that have other work submit a request and receive the guard through a channel:
 //!
 //! ```
-//! use threads::lock::{Access, Guard, Lock, Target, UNRANKED};
+//! use threads::lock::{EntryRef, Guard, Lock, UNRANKED, WantedAccess};
 //!
 //! let lock: Lock<u32, String, Vec<u8>> = Lock::new();
 //! let (granted, guards) = crossbeam_channel::unbounded();
 //!
 //! // Entries come and go under WriteAll.
 //! let sender = granted.clone();
-//! lock.submit(UNRANKED, Access::WriteAll, "fill".into(), move |guard| drop(sender.send(guard)));
+//! lock.submit(UNRANKED, WantedAccess::WriteAll, "fill".into(), move |guard| drop(sender.send(guard)));
 //! if let Ok(Guard::WriteAll(mut table)) = guards.recv() {
 //!     assert!(table.insert(1, "first".to_owned(), vec![7]).is_ok());
 //! } // dropping the guard grants the next request
 //!
 //! // Others find them by key or by name, and hold that entry alone.
-//! let by_name = Access::Write(Target::Name("first".to_owned()));
+//! let by_name = WantedAccess::Write(EntryRef::Name("first".to_owned()));
 //! lock.submit(UNRANKED, by_name, "grow".into(), move |guard| drop(granted.send(guard)));
 //! match guards.recv() {
 //!     Ok(Guard::Write(mut entry)) => entry.push(8),
@@ -51,7 +51,7 @@
 //!     _ => unreachable!("a request for one entry is granted that or nothing"),
 //! }
 //!
-//! lock.submit(UNRANKED, Access::ReadAll, "list".into(), move |guard| match guard {
+//! lock.submit(UNRANKED, WantedAccess::ReadAll, "list".into(), move |guard| match guard {
 //!     Guard::ReadAll(table) => assert_eq!(table.iter().next(), Some((&1, &"first".to_owned(), &vec![7, 8]))),
 //!     _ => unreachable!("asked for ReadAll"),
 //! });
@@ -72,22 +72,22 @@ pub mod state;
 mod tests;
 
 #[cfg(feature = "planted-faults")]
-pub use fault::Fault;
+pub use fault::LockFault;
 pub use guard::{Guard, ReadAllGuard, ReadGuard, WriteAllGuard, WriteGuard};
-pub use state::{Access, Held, Ident, RequestId, Target, UNRANKED};
+pub use state::{EntryRef, HeldAccess, Ident, RequestId, UNRANKED, WantedAccess};
 
 use crate::{
     fault::planted,
     outbox::{self, Delivery},
     primitives::{Arc, Mutex},
 };
-use guard::{Hold, Lent, Row, Table};
-use state::{Grant, Map, State};
+use guard::{EntryRow, EntryTable, GrantHold, Lent};
+use state::{Grant, LockRules, Map};
 
 /// A handle to one table of entries with keys `K`, names `N` and values `T`. Clones are handles to
 /// the same table.
 pub struct Lock<K: Ident, N: Ident, T: Send + Sync + 'static> {
-    shared: Arc<Shared<K, N, T>>,
+    shared: Arc<LockCore<K, N, T>>,
 }
 
 impl<K: Ident, N: Ident, T: Send + Sync> Clone for Lock<K, N, T> {
@@ -110,35 +110,35 @@ impl<K: Ident, N: Ident, T: Send + Sync> Default for Lock<K, N, T> {
 
 /// State shared by all handles and guards of one table. It lives as long as any of them, so a guard
 /// may outlive the handles.
-struct Shared<K: Ident, N: Ident, T: Send + Sync + 'static> {
-    inner: Mutex<Inner<K, N, T>>,
+struct LockCore<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    inner: Mutex<LockState<K, N, T>>,
     #[cfg(feature = "planted-faults")]
-    fault: Option<Fault>,
+    fault: Option<LockFault>,
 }
 
 /// Everything that the mutex guards. The fields change together. Whenever the mutex is free: a
 /// waiting request has a callback, a holder has its value out of `table` or shared from it, and
 /// both have a ticket.
-struct Inner<K: Ident, N: Ident, T: Send + Sync + 'static> {
-    state: State<K, N>,
+struct LockState<K: Ident, N: Ident, T: Send + Sync + 'static> {
+    state: LockRules<K, N>,
     /// None while a WriteAll guard owns it. ReadAll guards share it, so a ReadAll grant costs the
     /// same for any number of entries.
-    table: Option<Arc<Table<K, N, T>>>,
+    table: Option<Arc<EntryTable<K, N, T>>>,
     /// The callback of each waiting request. Grows with the number of waiting requests, which the
     /// submitter bounds.
-    callbacks: Map<RequestId, Callback<K, N, T>>,
+    callbacks: Map<RequestId, OnGrant<K, N, T>>,
     /// For people: one per holder and waiter.
-    tickets: Map<RequestId, Ticket>,
+    tickets: Map<RequestId, RequestAge>,
 }
 
 /// The callback given to `submit`. Called once or dropped, never under the mutex, because it is the
 /// caller's code.
-type Callback<K, N, T> = Box<dyn FnOnce(Guard<K, N, T>) + Send>;
+type OnGrant<K, N, T> = Box<dyn FnOnce(Guard<K, N, T>) + Send>;
 
 /// For people and the log, never for a decision: the label, and since when the request has held or
 /// waited.
 #[derive(Clone)]
-struct Ticket {
+struct RequestAge {
     label: Cow<'static, str>,
     since: Instant,
 }
@@ -175,21 +175,21 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     /// A table without entries.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_state(State::new())
+        Self::with_state(LockRules::new())
     }
 
     /// A lock with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
-    pub fn with_fault(fault: Fault) -> Self {
-        Self::with_state(State::with_fault(fault))
+    pub fn with_fault(fault: LockFault) -> Self {
+        Self::with_state(LockRules::with_fault(fault))
     }
 
-    fn with_state(state: State<K, N>) -> Self {
-        let table = Some(Arc::new(Table { rows: Map::default() }));
-        let inner = Inner { state, table, callbacks: Map::default(), tickets: Map::default() };
+    fn with_state(state: LockRules<K, N>) -> Self {
+        let table = Some(Arc::new(EntryTable { rows: Map::default() }));
+        let inner = LockState { state, table, callbacks: Map::default(), tickets: Map::default() };
         // Kept outside the mutex as well: a look at it must not add a step that hides the fault.
-        let shared = Shared {
+        let shared = LockCore {
             #[cfg(feature = "planted-faults")]
             fault: inner.state.fault,
             inner: Mutex::new(inner),
@@ -207,7 +207,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     pub fn submit(
         &self,
         rank: u64,
-        access: Access<K, N>,
+        access: WantedAccess<K, N>,
         label: Cow<'static, str>,
         granted: impl FnOnce(Guard<K, N, T>) + Send + 'static,
     ) -> RequestId {
@@ -215,13 +215,13 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
         let traced = log::log_enabled!(log::Level::Trace).then(|| (label.clone(), format!("{access:?}")));
         let mut inner = self.shared.inner.lock();
         let (id, held) = inner.state.request_ranked(rank, access);
-        inner.tickets.insert(id, Ticket { label, since: Instant::now() });
+        inner.tickets.insert(id, RequestAge { label, since: Instant::now() });
         // Queueing the request and storing the callback happen under one lock of the mutex, so the
         // thread that grants this request later finds the callback.
         let now = match held {
             Some(held) => Some((granted, make_guard(&self.shared, &mut inner, Grant { id, held }))),
             None => {
-                if planted!(self.shared, NotesCallbackLater) {
+                if planted!(self.shared, LockFault::NotesCallbackLater) {
                     drop(inner);
                     inner = self.shared.inner.lock();
                 }
@@ -247,7 +247,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
     pub fn cancel(&self, id: RequestId) -> bool {
         let mut inner = self.shared.inner.lock();
         let mut callback = None;
-        if planted!(self.shared, CancelsInTwoSteps) {
+        if planted!(self.shared, LockFault::CancelsInTwoSteps) {
             callback = inner.callbacks.remove(&id);
             drop(inner);
             inner = self.shared.inner.lock();
@@ -287,29 +287,29 @@ impl<K: Ident, N: Ident, T: Send + Sync> Lock<K, N, T> {
 }
 
 /// One entry of an observation.
-fn observed(id: RequestId, access: &impl Debug, ticket: Ticket) -> Option<Observed> {
+fn observed(id: RequestId, access: &impl Debug, ticket: RequestAge) -> Option<Observed> {
     Some(Observed { id, label: ticket.label, access: format!("{access:?}"), age: ticket.since.elapsed() })
 }
 
 /// Makes the guard of a grant: takes what it gives access to out of the table, or shares it.
 fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
-    shared: &Arc<Shared<K, N, T>>,
-    inner: &mut Inner<K, N, T>,
+    shared: &Arc<LockCore<K, N, T>>,
+    inner: &mut LockState<K, N, T>,
     grant: Grant<K>,
 ) -> Guard<K, N, T> {
-    let hold = |lent| Hold { shared: Arc::clone(shared), id: Some(grant.id), lent };
+    let hold = |lent| GrantHold { shared: Arc::clone(shared), id: Some(grant.id), lent };
     // From here on the age counts the time held, not the time waited.
     if let Some(ticket) = inner.tickets.get_mut(&grant.id) {
         ticket.since = Instant::now();
     }
     match grant.held {
-        Held::Absent => {
+        HeldAccess::Absent => {
             // Holds nothing, so no release will come; the ticket goes now.
             inner.tickets.remove(&grant.id);
             Guard::Absent
         }
         // A share of the value: other readers have their own, and the table keeps one.
-        Held::Read(key) => {
+        HeldAccess::Read(key) => {
             let row = inner.table.as_ref().expect(TABLE_PRESENT).rows.get(&key).expect(KNOWN_ENTRY);
             let value = Arc::clone(row.value.as_ref().expect(guard::VALUE_PRESENT));
             let name = row.name.clone();
@@ -317,7 +317,7 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
         }
         // The value itself. The row stays because the entry does, and nobody looks into it while
         // this grant exists.
-        Held::Write(key) => {
+        HeldAccess::Write(key) => {
             let row = inner.row_mut(&key);
             let value = row.value.take().expect(guard::VALUE_PRESENT);
             let name = row.name.clone();
@@ -325,12 +325,12 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
         }
         // A share of the table. While it exists no value can leave its row, so a ReadAll guard
         // finds all values there.
-        Held::ReadAll => {
+        HeldAccess::ReadAll => {
             let table = Arc::clone(inner.table.as_ref().expect(TABLE_PRESENT));
             Guard::ReadAll(ReadAllGuard { hold: hold(Lent::ReadAll(table)) })
         }
         // The table itself, which the guard changes without the mutex.
-        Held::WriteAll => {
+        HeldAccess::WriteAll => {
             let table = inner.table.take().expect(TABLE_PRESENT);
             let table = Arc::try_unwrap(table).ok().expect(TABLE_UNSHARED);
             Guard::WriteAll(WriteAllGuard { hold: hold(Lent::WriteAll(table)) })
@@ -341,8 +341,8 @@ fn make_guard<K: Ident, N: Ident, T: Send + Sync>(
 /// Makes the guards of these grants and pairs each with its callback, under the lock of the mutex
 /// that granted them. From then on no other thread can interfere between grant and delivery.
 fn collect<K: Ident, N: Ident, T: Send + Sync>(
-    shared: &Arc<Shared<K, N, T>>,
-    inner: &mut Inner<K, N, T>,
+    shared: &Arc<LockCore<K, N, T>>,
+    inner: &mut LockState<K, N, T>,
     grants: Vec<Grant<K>>,
 ) -> Vec<Delivery> {
     let each = grants.into_iter().map(|grant| {
@@ -353,7 +353,7 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
         let guard = make_guard(shared, inner, grant);
         let callback = inner.callbacks.remove(&id).expect("a waiter's callback is stored when it is queued");
         Box::new(move || {
-            if let Some(Ticket { label, since }) = ticket {
+            if let Some(RequestAge { label, since }) = ticket {
                 log::trace!("{id} {label}: granted after {:?}", since.elapsed());
             }
             callback(guard);
@@ -364,29 +364,29 @@ fn collect<K: Ident, N: Ident, T: Send + Sync>(
 
 /// Ends a grant and grants everything that became compatible. Runs when a guard is dropped, also
 /// during unwinding, so it touches nothing that the panicking code could have broken.
-fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<Shared<K, N, T>>, id: RequestId, lent: Lent<K, N, T>) {
+fn release<K: Ident, N: Ident, T: Send + Sync>(shared: &Arc<LockCore<K, N, T>>, id: RequestId, lent: Lent<K, N, T>) {
     let mut inner = shared.inner.lock();
     // The loan is returned before the grant ends: the next holder finds everything in place.
     let late = match &lent {
-        Lent::Read(value) if planted!(shared, SharesTooLong) => Some(Arc::clone(value)),
+        Lent::Read(value) if planted!(shared, LockFault::SharesTooLong) => Some(Arc::clone(value)),
         _ => None,
     };
     inner.take_back(lent);
     let grants = inner.state.release(id);
     let ticket = inner.tickets.remove(&id);
     let due = collect(shared, &mut inner, grants);
-    if planted!(shared, CallsBackUnderMutex) {
+    if planted!(shared, LockFault::CallsBackUnderMutex) {
         return outbox::deliver(due);
     }
     drop(inner);
     drop(late);
-    if let Some(Ticket { label, since }) = ticket {
+    if let Some(RequestAge { label, since }) = ticket {
         log::trace!("{id} {label}: ended after {:?}", since.elapsed());
     }
     outbox::deliver(due);
 }
 
-impl<K: Ident, N: Ident, T: Send + Sync> Inner<K, N, T> {
+impl<K: Ident, N: Ident, T: Send + Sync> LockState<K, N, T> {
     /// Puts back what a guard took, or drops what it shared, before its grant ends.
     fn take_back(&mut self, lent: Lent<K, N, T>) {
         match lent {
@@ -401,7 +401,7 @@ impl<K: Ident, N: Ident, T: Send + Sync> Inner<K, N, T> {
     }
 
     /// The row of an entry, to take its value or put it back.
-    fn row_mut(&mut self, key: &K) -> &mut Row<N, T> {
+    fn row_mut(&mut self, key: &K) -> &mut EntryRow<N, T> {
         let table = self.table.as_mut().expect(TABLE_PRESENT);
         Arc::get_mut(table).expect(TABLE_UNSHARED).rows.get_mut(key).expect(KNOWN_ENTRY)
     }

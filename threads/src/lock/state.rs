@@ -27,7 +27,8 @@
 //!
 //! **Names are resolved at the grant.** A waiting request by name counts as a request for the entry
 //! that has the name now. A request for an entry that does not exist conflicts with WriteAll alone,
-//! since only WriteAll can create the entry; its grant is [`Held::Absent`], which holds nothing.
+//! since only WriteAll can create the entry; its grant is [`HeldAccess::Absent`], which holds
+//! nothing.
 //! Names change only under WriteAll, while every other request waits anyway. So no two holders, and
 //! no holder and overtaking request, ever disagree about what a name meant.
 //!
@@ -56,7 +57,7 @@ use std::{
 };
 
 #[cfg(feature = "planted-faults")]
-use super::fault::Fault;
+use super::fault::LockFault;
 use crate::fault::planted;
 
 /// A hash map without a random seed: `iter` must walk the entries in the same order in each run, or
@@ -88,7 +89,7 @@ pub const UNRANKED: u64 = u64::MAX;
 
 /// How a request names its entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Target<K, N> {
+pub enum EntryRef<K, N> {
     /// By key, which an entry keeps for life.
     Key(K),
     /// By name: the entry that has this name when the grant is made.
@@ -97,20 +98,20 @@ pub enum Target<K, N> {
 
 /// The access that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Access<K, N> {
+pub enum WantedAccess<K, N> {
     /// To read the whole table.
     ReadAll,
     /// To change everything: values, names and the set of entries.
     WriteAll,
     /// To read one entry.
-    Read(Target<K, N>),
+    Read(EntryRef<K, N>),
     /// To change the value of one entry.
-    Write(Target<K, N>),
+    Write(EntryRef<K, N>),
 }
 
 /// What a grant holds, after names are resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Held<K> {
+pub enum HeldAccess<K> {
     /// Nothing: no entry has that key or name.
     Absent,
     /// One entry, for reading.
@@ -129,12 +130,12 @@ pub struct Grant<K> {
     /// The request.
     pub id: RequestId,
     /// What it holds.
-    pub held: Held<K>,
+    pub held: HeldAccess<K>,
 }
 
 /// The kind of a request or grant, without its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum LockMode {
     /// The table, for reading.
     ReadAll,
     /// The table, for changing everything.
@@ -147,10 +148,10 @@ pub enum Mode {
     Absent,
 }
 
-impl Mode {
+impl LockMode {
     /// The modes that can be requested and counted. Read and Write become `Absent` if there is no
     /// entry.
-    const COUNTED: [Mode; 4] = [Mode::ReadAll, Mode::WriteAll, Mode::Read, Mode::Write];
+    const COUNTED: [LockMode; 4] = [LockMode::ReadAll, LockMode::WriteAll, LockMode::Read, LockMode::Write];
 }
 
 /// The only definition of conflicts. Symmetric in `a` and `b`; `same_entry` matters only between
@@ -164,66 +165,66 @@ impl Mode {
 /// | Read(q) | ok | wait | ok | wait if p = q | ok |
 /// | Write(q) | wait | wait | wait if p = q | wait if p = q | ok |
 #[must_use]
-pub fn conflict(a: Mode, b: Mode, same_entry: bool) -> bool {
+pub fn conflict(a: LockMode, b: LockMode, same_entry: bool) -> bool {
     match (a, b) {
-        (Mode::WriteAll, _) | (_, Mode::WriteAll) => true,
-        (Mode::Absent, _) | (_, Mode::Absent) => false,
-        (Mode::ReadAll, Mode::Write) | (Mode::Write, Mode::ReadAll) => true,
-        (Mode::Write, Mode::Read | Mode::Write) | (Mode::Read, Mode::Write) => same_entry,
-        (Mode::Read | Mode::ReadAll, Mode::Read | Mode::ReadAll) => false,
+        (LockMode::WriteAll, _) | (_, LockMode::WriteAll) => true,
+        (LockMode::Absent, _) | (_, LockMode::Absent) => false,
+        (LockMode::ReadAll, LockMode::Write) | (LockMode::Write, LockMode::ReadAll) => true,
+        (LockMode::Write, LockMode::Read | LockMode::Write) | (LockMode::Read, LockMode::Write) => same_entry,
+        (LockMode::Read | LockMode::ReadAll, LockMode::Read | LockMode::ReadAll) => false,
     }
 }
 
-impl<K, N> Access<K, N> {
+impl<K, N> WantedAccess<K, N> {
     /// The mode asked for.
-    fn mode(&self) -> Mode {
+    fn mode(&self) -> LockMode {
         match self {
-            Access::ReadAll => Mode::ReadAll,
-            Access::WriteAll => Mode::WriteAll,
-            Access::Read(_) => Mode::Read,
-            Access::Write(_) => Mode::Write,
+            WantedAccess::ReadAll => LockMode::ReadAll,
+            WantedAccess::WriteAll => LockMode::WriteAll,
+            WantedAccess::Read(_) => LockMode::Read,
+            WantedAccess::Write(_) => LockMode::Write,
         }
     }
 
     /// The entry asked for, by key or name; None for the whole table.
-    fn target(&self) -> Option<&Target<K, N>> {
+    fn target(&self) -> Option<&EntryRef<K, N>> {
         match self {
-            Access::ReadAll | Access::WriteAll => None,
-            Access::Read(target) | Access::Write(target) => Some(target),
+            WantedAccess::ReadAll | WantedAccess::WriteAll => None,
+            WantedAccess::Read(target) | WantedAccess::Write(target) => Some(target),
         }
     }
 }
 
-impl<K> Held<K> {
+impl<K> HeldAccess<K> {
     /// The mode held.
     #[must_use]
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> LockMode {
         match self {
-            Held::Absent => Mode::Absent,
-            Held::Read(_) => Mode::Read,
-            Held::Write(_) => Mode::Write,
-            Held::ReadAll => Mode::ReadAll,
-            Held::WriteAll => Mode::WriteAll,
+            HeldAccess::Absent => LockMode::Absent,
+            HeldAccess::Read(_) => LockMode::Read,
+            HeldAccess::Write(_) => LockMode::Write,
+            HeldAccess::ReadAll => LockMode::ReadAll,
+            HeldAccess::WriteAll => LockMode::WriteAll,
         }
     }
 
     /// The key of the entry held; None for the whole table and for nothing.
     fn key(&self) -> Option<&K> {
         match self {
-            Held::Read(key) | Held::Write(key) => Some(key),
-            Held::Absent | Held::ReadAll | Held::WriteAll => None,
+            HeldAccess::Read(key) | HeldAccess::Write(key) => Some(key),
+            HeldAccess::Absent | HeldAccess::ReadAll | HeldAccess::WriteAll => None,
         }
     }
 }
 
-/// How many requests hold in each mode, indexed like [`Mode::COUNTED`]. Counts are enough for
+/// How many requests hold in each mode, indexed like [`LockMode::COUNTED`]. Counts are enough for
 /// holders: every holder is ahead of a new request, which only needs to know whether there is one.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Counts([usize; 4]);
 
 impl Counts {
     /// Whether any request holds in this mode.
-    fn any(&self, mode: Mode) -> bool {
+    fn any(&self, mode: LockMode) -> bool {
         self.0[mode as usize] > 0
     }
 
@@ -240,18 +241,18 @@ struct Queue([BTreeSet<RequestId>; 4]);
 
 impl Queue {
     /// The first waiter in this mode.
-    fn first(&self, mode: Mode) -> Option<RequestId> {
+    fn first(&self, mode: LockMode) -> Option<RequestId> {
         self.0[mode as usize].first().copied()
     }
 
     /// Whether a request earlier than `id` waits in this mode. Checking the first waiter is enough.
-    fn any_before(&self, mode: Mode, id: RequestId) -> bool {
+    fn any_before(&self, mode: LockMode, id: RequestId) -> bool {
         self.first(mode).is_some_and(|first| first < id)
     }
 
     /// The first waiter in any mode.
     fn first_of_all(&self) -> Option<RequestId> {
-        Mode::COUNTED.iter().filter_map(|mode| self.first(*mode)).min()
+        LockMode::COUNTED.iter().filter_map(|mode| self.first(*mode)).min()
     }
 
     fn is_empty(&self) -> bool {
@@ -261,15 +262,15 @@ impl Queue {
 
 /// Holders and waiters. `K` is the key of an entry, `N` its name.
 #[derive(Clone, Debug)]
-pub struct State<K, N> {
+pub struct LockRules<K, N> {
     /// The existing entries, held or not; changed under WriteAll only. The two maps are inverses of
     /// each other.
     names: Map<K, N>,
     keys: Map<N, K>,
     /// What each request asks for or holds. The counters and queues below are derived from these
     /// two maps, for quick answers.
-    waiting: Map<RequestId, Access<K, N>>,
-    holding: Map<RequestId, Held<K>>,
+    waiting: Map<RequestId, WantedAccess<K, N>>,
+    holding: Map<RequestId, HeldAccess<K>>,
     /// Counters and queue of the whole table: every holder and every waiter is in them.
     held: Counts,
     queued: Queue,
@@ -278,19 +279,19 @@ pub struct State<K, N> {
     /// current name. Empty items are removed, so clients that ask for ever new names leave nothing
     /// behind.
     held_by_key: Map<K, Counts>,
-    queued_by_target: Map<Target<K, N>, Queue>,
+    queued_by_target: Map<EntryRef<K, N>, Queue>,
     next_id: u64,
     #[cfg(feature = "planted-faults")]
-    pub(super) fault: Option<Fault>,
+    pub(super) fault: Option<LockFault>,
 }
 
-impl<K: Ident, N: Ident> Default for State<K, N> {
+impl<K: Ident, N: Ident> Default for LockRules<K, N> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<K: Ident, N: Ident> State<K, N> {
+impl<K: Ident, N: Ident> LockRules<K, N> {
     /// A table without entries, holders and waiters.
     #[must_use]
     pub fn new() -> Self {
@@ -312,19 +313,19 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// A table with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
-    pub fn with_fault(fault: Fault) -> Self {
+    pub fn with_fault(fault: LockFault) -> Self {
         Self { fault: Some(fault), ..Self::new() }
     }
 
     /// Makes a request without a rank. Returns what it holds, or None if it waits.
-    pub fn request(&mut self, access: Access<K, N>) -> (RequestId, Option<Held<K>>) {
+    pub fn request(&mut self, access: WantedAccess<K, N>) -> (RequestId, Option<HeldAccess<K>>) {
         self.request_ranked(UNRANKED, access)
     }
 
     /// Makes a request with a rank. Returns what it holds, or None if it waits. If it waits,
     /// waiters of a greater rank are behind it from now on. They only get more to wait for, so none
     /// becomes grantable.
-    pub fn request_ranked(&mut self, rank: u64, access: Access<K, N>) -> (RequestId, Option<Held<K>>) {
+    pub fn request_ranked(&mut self, rank: u64, access: WantedAccess<K, N>) -> (RequestId, Option<HeldAccess<K>>) {
         let id = self.fresh_id(rank);
         let held = self.grantable(id, &access);
         match &held {
@@ -348,7 +349,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// grants of the requests that waited only for this one.
     pub fn cancel(&mut self, id: RequestId) -> Option<Vec<Grant<K>>> {
         let access = self.dequeue(id)?;
-        if planted!(self, CancelGrantsNobody) {
+        if planted!(self, LockFault::CancelGrantsNobody) {
             return Some(Vec::new());
         }
         Some(match access.target() {
@@ -367,7 +368,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// WriteAll: every other request waits then, whatever its name comes to mean, so nothing
     /// becomes grantable before the release.
     pub fn insert(&mut self, key: K, name: N) -> bool {
-        debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
+        debug_assert!(self.held.any(LockMode::WriteAll), "entries change under WriteAll");
         if self.names.contains_key(&key) || self.keys.contains_key(&name) {
             return false;
         }
@@ -378,7 +379,7 @@ impl<K: Ident, N: Ident> State<K, N> {
 
     /// Removes an entry; false if there is none.
     pub fn remove(&mut self, key: &K) -> bool {
-        debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
+        debug_assert!(self.held.any(LockMode::WriteAll), "entries change under WriteAll");
         match self.names.remove(key) {
             Some(name) => {
                 self.keys.remove(&name);
@@ -390,14 +391,14 @@ impl<K: Ident, N: Ident> State<K, N> {
 
     /// Renames an entry; false if another entry has that name or there is no such entry.
     pub fn rename(&mut self, key: &K, name: N) -> bool {
-        debug_assert!(self.held.any(Mode::WriteAll), "entries change under WriteAll");
+        debug_assert!(self.held.any(LockMode::WriteAll), "entries change under WriteAll");
         if self.keys.get(&name).is_some_and(|owner| owner != key) {
             return false;
         }
         // Renaming an entry to its current name is no conflict and only rewrites the same values.
         let Some(present) = self.names.get_mut(key) else { return false };
         let former = std::mem::replace(present, name.clone());
-        if !planted!(self, KeepsFormerName) {
+        if !planted!(self, LockFault::KeepsFormerName) {
             self.keys.remove(&former);
         }
         self.keys.insert(name, key.clone());
@@ -406,16 +407,16 @@ impl<K: Ident, N: Ident> State<K, N> {
 
     /// The entry that a target means now.
     #[must_use]
-    pub fn resolve(&self, target: &Target<K, N>) -> Option<K> {
+    pub fn resolve(&self, target: &EntryRef<K, N>) -> Option<K> {
         match target {
-            Target::Key(key) => self.names.contains_key(key).then(|| key.clone()),
-            Target::Name(name) => self.keys.get(name).cloned(),
+            EntryRef::Key(key) => self.names.contains_key(key).then(|| key.clone()),
+            EntryRef::Name(name) => self.keys.get(name).cloned(),
         }
     }
 
     /// The holders and what they hold, in the order of ids.
     #[must_use]
-    pub fn holders(&self) -> Vec<(RequestId, &Held<K>)> {
+    pub fn holders(&self) -> Vec<(RequestId, &HeldAccess<K>)> {
         let mut holders: Vec<_> = self.holding.iter().map(|(id, held)| (*id, held)).collect();
         holders.sort_unstable_by_key(|(id, _)| *id);
         holders
@@ -423,7 +424,7 @@ impl<K: Ident, N: Ident> State<K, N> {
 
     /// The waiters and what they ask for, in the order of arrival.
     #[must_use]
-    pub fn waiters(&self) -> Vec<(RequestId, &Access<K, N>)> {
+    pub fn waiters(&self) -> Vec<(RequestId, &WantedAccess<K, N>)> {
         let mut waiters: Vec<_> = self.waiting.iter().map(|(id, access)| (*id, access)).collect();
         waiters.sort_unstable_by_key(|(id, _)| *id);
         waiters
@@ -446,26 +447,27 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// Ids are never reused: at a million requests per second they last for half a million years.
     fn fresh_id(&mut self, rank: u64) -> RequestId {
         self.next_id += 1;
-        RequestId { rank: if planted!(self, IgnoresRank) { UNRANKED } else { rank }, number: self.next_id }
+        RequestId { rank: if planted!(self, LockFault::IgnoresRank) { UNRANKED } else { rank }, number: self.next_id }
     }
 
     /// What the waiter `id` can hold now for `access`; None if a holder or an earlier waiter blocks
     /// it.
-    fn grantable(&self, id: RequestId, access: &Access<K, N>) -> Option<Held<K>> {
+    fn grantable(&self, id: RequestId, access: &WantedAccess<K, N>) -> Option<HeldAccess<K>> {
         let held = match access {
-            Access::ReadAll => Held::ReadAll,
-            Access::WriteAll => Held::WriteAll,
-            Access::Read(target) => self.resolve(target).map_or(Held::Absent, Held::Read),
-            Access::Write(target) => self.resolve(target).map_or(Held::Absent, Held::Write),
+            WantedAccess::ReadAll => HeldAccess::ReadAll,
+            WantedAccess::WriteAll => HeldAccess::WriteAll,
+            WantedAccess::Read(target) => self.resolve(target).map_or(HeldAccess::Absent, HeldAccess::Read),
+            WantedAccess::Write(target) => self.resolve(target).map_or(HeldAccess::Absent, HeldAccess::Write),
         };
         // `conflict` is asked once for each mode in use, not for each request: the answer is the
         // same for all requests of one mode.
         let mine = held.mode();
         let conflicts = |mode, same_entry| {
             conflict(mine, mode, same_entry)
-                && !(planted!(self, WritesBesideReaders) && (mine, mode) == (Mode::Write, Mode::Read))
+                && !(planted!(self, LockFault::WritesBesideReaders)
+                    && (mine, mode) == (LockMode::Write, LockMode::Read))
         };
-        let waits = |queue: &Queue, mode| queue.any_before(mode, id) && !planted!(self, PassesWaiters);
+        let waits = |queue: &Queue, mode| queue.any_before(mode, id) && !planted!(self, LockFault::PassesWaiters);
         // A waiter counted here as Read or Write may be absent and conflict with less. That never
         // blocks a request wrongly: an absent waiter waits for a WriteAll that holds or is ahead of
         // it. That WriteAll is also ahead of every request behind it, and blocks them all.
@@ -478,27 +480,28 @@ impl<K: Ident, N: Ident> State<K, N> {
                         .iter()
                         .any(|target| self.queued_by_target.get(target).is_some_and(|queue| waits(queue, mode))))
         };
-        let blocked = Mode::COUNTED.iter().any(|mode| table(*mode) || held.key().is_some_and(|key| entry(*mode, key)));
-        let unneeded = planted!(self, WaitsBehindAnyone) && self.waiting.keys().any(|other| *other < id);
+        let blocked =
+            LockMode::COUNTED.iter().any(|mode| table(*mode) || held.key().is_some_and(|key| entry(*mode, key)));
+        let unneeded = planted!(self, LockFault::WaitsBehindAnyone) && self.waiting.keys().any(|other| *other < id);
         (!blocked && !unneeded).then_some(held)
     }
 
     /// The two ways to ask for an entry: its key and its current name. Exactly the requests for one
     /// of these wait for this entry, as long as the name stays, that is until a WriteAll, which
     /// looks at all queues when it ends.
-    fn targets_of(&self, key: &K) -> Vec<Target<K, N>> {
-        let name = self.names.get(key).filter(|_| !planted!(self, OverlooksNames));
-        let name = name.map(|name| Target::Name(name.clone()));
-        std::iter::once(Target::Key(key.clone())).chain(name).collect()
+    fn targets_of(&self, key: &K) -> Vec<EntryRef<K, N>> {
+        let name = self.names.get(key).filter(|_| !planted!(self, LockFault::OverlooksNames));
+        let name = name.map(|name| EntryRef::Name(name.clone()));
+        std::iter::once(EntryRef::Key(key.clone())).chain(name).collect()
     }
 
     /// Grants all requests that became compatible when `held` was released or became less.
-    fn freed(&mut self, held: &Held<K>) -> Vec<Grant<K>> {
+    fn freed(&mut self, held: &HeldAccess<K>) -> Vec<Grant<K>> {
         match held {
-            Held::Absent => Vec::new(),
+            HeldAccess::Absent => Vec::new(),
             // Only requests for this entry or the whole table can have waited for it.
-            Held::Read(key) | Held::Write(key) => self.settle(self.targets_of(key)),
-            Held::ReadAll | Held::WriteAll => self.settle_all(),
+            HeldAccess::Read(key) | HeldAccess::Write(key) => self.settle(self.targets_of(key)),
+            HeldAccess::ReadAll | HeldAccess::WriteAll => self.settle_all(),
         }
     }
 
@@ -517,12 +520,12 @@ impl<K: Ident, N: Ident> State<K, N> {
     /// waiter that becomes a holder blocks the same requests as before. The exception is an absent
     /// request, which disappears with its grant. It can block WriteAll alone, so WriteAll is served
     /// last.
-    fn settle(&mut self, targets: Vec<Target<K, N>>) -> Vec<Grant<K>> {
+    fn settle(&mut self, targets: Vec<EntryRef<K, N>>) -> Vec<Grant<K>> {
         let mut grants = Vec::new();
         for target in targets {
             self.serve(&mut grants, |state| state.queued_by_target.get(&target)?.first_of_all());
         }
-        for mode in [Mode::ReadAll, Mode::WriteAll] {
+        for mode in [LockMode::ReadAll, LockMode::WriteAll] {
             self.serve(&mut grants, |state| state.queued.first(mode));
         }
         grants.sort_unstable_by_key(|grant| grant.id);
@@ -534,7 +537,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     fn serve(&mut self, grants: &mut Vec<Grant<K>>, head: impl Fn(&Self) -> Option<RequestId>) {
         while let Some(id) = head(self) {
             let Some(held) = self.waiting.get(&id).and_then(|access| self.grantable(id, access)) else { return };
-            if planted!(self, GrantsOnlyOne) && !grants.is_empty() {
+            if planted!(self, LockFault::GrantsOnlyOne) && !grants.is_empty() {
                 return;
             }
             self.dequeue(id);
@@ -544,7 +547,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     }
 
     /// Adds a waiter to the list and to the queues derived from it.
-    fn enqueue(&mut self, id: RequestId, access: Access<K, N>) {
+    fn enqueue(&mut self, id: RequestId, access: WantedAccess<K, N>) {
         let mode = access.mode() as usize;
         self.queued.0[mode].insert(id);
         if let Some(target) = access.target() {
@@ -554,7 +557,7 @@ impl<K: Ident, N: Ident> State<K, N> {
     }
 
     /// Removes a waiter from the list and the queues; None if it does not wait.
-    fn dequeue(&mut self, id: RequestId) -> Option<Access<K, N>> {
+    fn dequeue(&mut self, id: RequestId) -> Option<WantedAccess<K, N>> {
         let access = self.waiting.remove(&id)?;
         let mode = access.mode() as usize;
         self.queued.0[mode].remove(&id);
@@ -570,9 +573,9 @@ impl<K: Ident, N: Ident> State<K, N> {
     }
 
     /// Adds a holder to the list and to the counters derived from it.
-    fn hold(&mut self, id: RequestId, held: Held<K>) {
+    fn hold(&mut self, id: RequestId, held: HeldAccess<K>) {
         // The grant of an absent entry holds nothing: it is over when it is made.
-        if held.mode() == Mode::Absent {
+        if held.mode() == LockMode::Absent {
             return;
         }
         let mode = held.mode() as usize;
@@ -585,7 +588,7 @@ impl<K: Ident, N: Ident> State<K, N> {
 
     /// Removes a holder from the list and the counters; None if it holds nothing. Does not grant
     /// anything by itself.
-    fn unhold(&mut self, id: RequestId) -> Option<Held<K>> {
+    fn unhold(&mut self, id: RequestId) -> Option<HeldAccess<K>> {
         let held = self.holding.remove(&id)?;
         let mode = held.mode() as usize;
         self.held.0[mode] -= 1;

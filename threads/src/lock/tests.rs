@@ -10,18 +10,18 @@ use std::{
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::{Access, Guard, Lock, ReadGuard, RequestId, Target, UNRANKED, WriteGuard};
+use super::{EntryRef, Guard, Lock, ReadGuard, RequestId, UNRANKED, WantedAccess, WriteGuard};
 
-type Table = Lock<u32, String, Vec<u32>>;
+type EntryTable = Lock<u32, String, Vec<u32>>;
 type Given = Guard<u32, String, Vec<u32>>;
 
 /// Long enough for any machine; only a failing test reaches it.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A table with `count` entries: key 0 named "0", and so on.
-fn table(count: u32) -> Table {
-    let lock = Table::new();
-    let Guard::WriteAll(mut all) = acquire(&lock, Access::WriteAll, "fill".into()) else {
+fn table(count: u32) -> EntryTable {
+    let lock = EntryTable::new();
+    let Guard::WriteAll(mut all) = acquire(&lock, WantedAccess::WriteAll, "fill".into()) else {
         panic!("asked for WriteAll")
     };
     for key in 0..count {
@@ -32,7 +32,7 @@ fn table(count: u32) -> Table {
 }
 
 /// Submits a request; returns its id and the receiver of its guard.
-fn submit(lock: &Table, access: Access<u32, String>, label: &'static str) -> (RequestId, Receiver<Given>) {
+fn submit(lock: &EntryTable, access: WantedAccess<u32, String>, label: &'static str) -> (RequestId, Receiver<Given>) {
     let (given, guards) = unbounded();
     let id = lock.submit(UNRANKED, access, label.into(), move |guard| {
         // The test may have dropped the receiver.
@@ -42,18 +42,18 @@ fn submit(lock: &Table, access: Access<u32, String>, label: &'static str) -> (Re
 }
 
 /// The guard of a request that is granted at once.
-fn acquire(lock: &Table, access: Access<u32, String>, label: Cow<'static, str>) -> Given {
+fn acquire(lock: &EntryTable, access: WantedAccess<u32, String>, label: Cow<'static, str>) -> Given {
     let (given, guards) = unbounded();
     lock.submit(UNRANKED, access, label, move |guard| drop(given.send(guard)));
     guards.try_recv().expect("it is granted at once")
 }
 
-fn write(key: u32) -> Access<u32, String> {
-    Access::Write(Target::Key(key))
+fn write(key: u32) -> WantedAccess<u32, String> {
+    WantedAccess::Write(EntryRef::Key(key))
 }
 
-fn read_name(name: &str) -> Access<u32, String> {
-    Access::Read(Target::Name(name.to_owned()))
+fn read_name(name: &str) -> WantedAccess<u32, String> {
+    WantedAccess::Read(EntryRef::Name(name.to_owned()))
 }
 
 fn as_write(guard: Given) -> WriteGuard<u32, String, Vec<u32>> {
@@ -86,7 +86,7 @@ fn another_thread_may_drop_a_guard() {
 fn a_missing_entry_waits_for_write_all_only() {
     let lock = table(1);
     assert!(matches!(acquire(&lock, read_name("new"), "early".into()), Guard::Absent));
-    let Guard::WriteAll(mut all) = submit(&lock, Access::WriteAll, "makes").1.try_recv().unwrap() else {
+    let Guard::WriteAll(mut all) = submit(&lock, WantedAccess::WriteAll, "makes").1.try_recv().unwrap() else {
         panic!("asked for WriteAll")
     };
     let (_, made) = submit(&lock, read_name("new"), "waits");
@@ -104,7 +104,7 @@ fn a_missing_entry_waits_for_write_all_only() {
 #[test]
 fn write_all_and_read_all_reach_every_entry() {
     let lock = table(3);
-    let Guard::WriteAll(mut all) = acquire(&lock, Access::WriteAll, "changes".into()) else {
+    let Guard::WriteAll(mut all) = acquire(&lock, WantedAccess::WriteAll, "changes".into()) else {
         panic!("asked for WriteAll")
     };
     assert!(all.rename(&0, "zero".into()));
@@ -113,17 +113,19 @@ fn write_all_and_read_all_reach_every_entry() {
     assert!(!all.rename(&9, "nine".into()));
     assert_eq!(all.remove(&1), Some(vec![1]));
     assert_eq!(all.remove(&1), None);
-    all.get_mut(&Target::Name("2".into())).unwrap().push(5);
-    assert!(all.get_mut(&Target::Name("1".into())).is_none());
-    assert_eq!(all.get(&Target::Name("zero".into())), Some((&0, &"zero".to_owned(), &vec![0])));
+    all.get_mut(&EntryRef::Name("2".into())).unwrap().push(5);
+    assert!(all.get_mut(&EntryRef::Name("1".into())).is_none());
+    assert_eq!(all.get(&EntryRef::Name("zero".into())), Some((&0, &"zero".to_owned(), &vec![0])));
     assert_eq!(all.iter().count(), 2);
     drop(all);
-    let Guard::ReadAll(all) = acquire(&lock, Access::ReadAll, "looks".into()) else { panic!("asked for ReadAll") };
+    let Guard::ReadAll(all) = acquire(&lock, WantedAccess::ReadAll, "looks".into()) else {
+        panic!("asked for ReadAll")
+    };
     let mut seen: Vec<_> = all.iter().map(|(key, name, value)| (*key, name.as_str(), value.clone())).collect();
     seen.sort();
     assert_eq!(seen, [(0, "zero", vec![0]), (2, "2", vec![2, 5])]);
-    assert_eq!(all.get(&Target::Key(2)).map(|(_, _, value)| value.len()), Some(2));
-    assert_eq!(all.get(&Target::Name("0".into())), None);
+    assert_eq!(all.get(&EntryRef::Key(2)).map(|(_, _, value)| value.len()), Some(2));
+    assert_eq!(all.get(&EntryRef::Name("0".into())), None);
 }
 
 #[test]
@@ -131,10 +133,10 @@ fn read_all_neither_copies_nor_walks_the_table() {
     // Checks the cause of the cost instead of the time: both guards share one table.
     let lock = table(10_000);
     let shared = |guard: &Given| match guard {
-        Guard::ReadAll(all) => all.get(&Target::Key(5)).map(|(_, _, value)| std::ptr::from_ref(value)),
+        Guard::ReadAll(all) => all.get(&EntryRef::Key(5)).map(|(_, _, value)| std::ptr::from_ref(value)),
         _ => None,
     };
-    let (first, second) = (submit(&lock, Access::ReadAll, "a").1, submit(&lock, Access::ReadAll, "b").1);
+    let (first, second) = (submit(&lock, WantedAccess::ReadAll, "a").1, submit(&lock, WantedAccess::ReadAll, "b").1);
     let (first, second) = (first.try_recv().unwrap(), second.try_recv().unwrap());
     assert!(shared(&first).is_some());
     assert_eq!(shared(&first), shared(&second));

@@ -5,7 +5,7 @@
 
 /// A planted fault of the parking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Fault {
+pub enum ParkingFault {
     // In the rules:
     /// A request that parks is queued even if its place was opened after the request looked at it.
     QueuesAtOpenPlace,

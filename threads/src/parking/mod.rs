@@ -54,7 +54,7 @@ pub mod state;
 mod tests;
 
 #[cfg(feature = "planted-faults")]
-pub use fault::Fault;
+pub use fault::ParkingFault;
 pub use state::{Arrival, Spot};
 
 use crate::{
@@ -62,11 +62,11 @@ use crate::{
     outbox::{self, Delivery},
     primitives::{Arc, Mutex, MutexGuard},
 };
-use state::State;
+use state::ParkingRules;
 
 /// A handle to one set of places. Clones are handles to the same set.
 pub struct Parking<P: Spot> {
-    shared: Arc<Shared<P>>,
+    shared: Arc<ParkingCore<P>>,
 }
 
 impl<P: Spot> Clone for Parking<P> {
@@ -82,43 +82,43 @@ impl<P: Spot> Default for Parking<P> {
 }
 
 /// State shared by all handles.
-struct Shared<P> {
-    inner: Mutex<Inner<P>>,
+struct ParkingCore<P> {
+    inner: Mutex<ParkingState<P>>,
     #[cfg(feature = "planted-faults")]
-    fault: Option<Fault>,
+    fault: Option<ParkingFault>,
 }
 
 /// Everything that the mutex guards. Whenever it is free, exactly the requests that wait in `state`
 /// have a callback.
-struct Inner<P> {
-    state: State<P>,
-    callbacks: BTreeMap<Arrival, Callback>,
+struct ParkingState<P> {
+    state: ParkingRules<P>,
+    callbacks: BTreeMap<Arrival, OnWake>,
 }
 
 /// The callback given to `park`. Called once or dropped, never under the mutex, because it is the
 /// caller's code.
-type Callback = Box<dyn FnOnce() + Send>;
+type OnWake = Box<dyn FnOnce() + Send>;
 
 impl<P: Spot> Parking<P> {
     /// A parking without waiters.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_state(State::new())
+        Self::with_state(ParkingRules::new())
     }
 
     /// A parking with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
-    pub fn with_fault(fault: Fault) -> Self {
-        Self::with_state(State::with_fault(fault))
+    pub fn with_fault(fault: ParkingFault) -> Self {
+        Self::with_state(ParkingRules::with_fault(fault))
     }
 
-    fn with_state(state: State<P>) -> Self {
+    fn with_state(state: ParkingRules<P>) -> Self {
         // Kept outside the mutex as well: a look at it must not add a step that hides the fault.
-        let shared = Shared {
+        let shared = ParkingCore {
             #[cfg(feature = "planted-faults")]
             fault: state.fault,
-            inner: Mutex::new(Inner { state, callbacks: BTreeMap::new() }),
+            inner: Mutex::new(ParkingState { state, callbacks: BTreeMap::new() }),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -137,7 +137,7 @@ impl<P: Spot> Parking<P> {
         is_open: impl FnOnce(&P) -> bool,
         woken: impl FnOnce() + Send + 'static,
     ) {
-        let is_shut: Box<dyn FnOnce() -> bool + '_> = if planted!(self.shared, LooksBeforeMutex) {
+        let is_shut: Box<dyn FnOnce() -> bool + '_> = if planted!(self.shared, ParkingFault::LooksBeforeMutex) {
             let shut = is_shut();
             Box::new(move || shut)
         } else {
@@ -145,7 +145,7 @@ impl<P: Spot> Parking<P> {
         };
         let mut inner = self.shared.inner.lock();
         let shut = is_shut();
-        if planted!(self.shared, StoresCallbackLater) {
+        if planted!(self.shared, ParkingFault::StoresCallbackLater) {
             let due = inner.state.park(who, place, shut, is_open);
             drop(inner);
             inner = self.shared.inner.lock();
@@ -185,10 +185,10 @@ impl<P: Spot> Parking<P> {
 
     /// Takes the callbacks of woken requests under the lock of the mutex that woke them, and calls
     /// them after it.
-    fn deliver(&self, mut inner: MutexGuard<'_, Inner<P>>, woken: Vec<Arrival>) {
+    fn deliver(&self, mut inner: MutexGuard<'_, ParkingState<P>>, woken: Vec<Arrival>) {
         let mut callback = |who| inner.callbacks.remove(&who).expect("a waiter's callback is stored when it is queued");
         let due: Vec<Delivery> = woken.into_iter().map(|who| callback(who) as Delivery).collect();
-        if planted!(self.shared, CallsBackUnderMutex) {
+        if planted!(self.shared, ParkingFault::CallsBackUnderMutex) {
             return outbox::deliver(due);
         }
         drop(inner);

@@ -6,14 +6,14 @@
 //! A *place* stands for a condition that a request needs: a key is not claimed, a set of keys is
 //! empty, something has changed since the request last looked. Code outside keeps the conditions. A
 //! place is *open* while its condition holds, otherwise *shut*. Whoever opens a place reports it
-//! with [`State::opened`] after it is open.
+//! with [`ParkingRules::opened`] after it is open.
 //!
 //! # The promise
 //!
 //! **No lost wake-up.** While requests wait at a place, at least one of these is true: the place is
 //! shut for the first of them; its opening has yet to be reported; a request has been woken and has
-//! the *turn*. A request ends its turn when it goes on or gives up ([`State::leave`]) or parks
-//! again ([`State::park`]). If it leaves the place open, the next waiter is woken.
+//! the *turn*. A request ends its turn when it goes on or gives up ([`ParkingRules::leave`]) or parks
+//! again ([`ParkingRules::park`]). If it leaves the place open, the next waiter is woken.
 //!
 //! **Order.** A place wakes the waiter that arrived first, and one at a time: the next waiter is
 //! woken when the turn before has ended and left the place open.
@@ -50,7 +50,7 @@ use std::{
 };
 
 #[cfg(feature = "planted-faults")]
-use super::fault::Fault;
+use super::fault::ParkingFault;
 use crate::fault::planted;
 
 /// A request, identified by its position in the order of arrival. The caller gives the number; it
@@ -71,7 +71,7 @@ impl<X: Clone + Ord + Debug + Send + 'static> Spot for X {}
 
 /// The waiters at a place and the request that has the turn. A place without either is dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Place {
+struct PlaceQueue {
     waiting: BTreeSet<Arrival>,
     turn: Option<Arrival>,
     #[cfg(feature = "planted-faults")]
@@ -87,21 +87,21 @@ enum Standing<P> {
 
 /// All waiting requests and all turns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct State<P> {
-    places: BTreeMap<P, Place>,
+pub struct ParkingRules<P> {
+    places: BTreeMap<P, PlaceQueue>,
     /// The same by request.
     standing: BTreeMap<Arrival, Standing<P>>,
     #[cfg(feature = "planted-faults")]
-    pub(super) fault: Option<Fault>,
+    pub(super) fault: Option<ParkingFault>,
 }
 
-impl<P: Spot> Default for State<P> {
+impl<P: Spot> Default for ParkingRules<P> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<P: Spot> State<P> {
+impl<P: Spot> ParkingRules<P> {
     /// No waiters.
     #[must_use]
     pub fn new() -> Self {
@@ -116,7 +116,7 @@ impl<P: Spot> State<P> {
     /// Rules with a planted fault, to show that a checker finds it.
     #[cfg(feature = "planted-faults")]
     #[must_use]
-    pub fn with_fault(fault: Fault) -> Self {
+    pub fn with_fault(fault: ParkingFault) -> Self {
         Self { fault: Some(fault), ..Self::new() }
     }
 
@@ -128,7 +128,7 @@ impl<P: Spot> State<P> {
     /// A request waits at one place at a time: a waiting request must not park.
     pub fn park(&mut self, who: Arrival, place: P, is_shut: bool, is_open: impl FnOnce(&P) -> bool) -> Vec<Arrival> {
         debug_assert!(!matches!(self.standing.get(&who), Some(Standing::Waits(_))), "{who} parks twice");
-        let left = if planted!(self, TakesTurnAlong) { None } else { self.end_turn(who) };
+        let left = if planted!(self, ParkingFault::TakesTurnAlong) { None } else { self.end_turn(who) };
         self.standing.insert(who, Standing::Waits(place.clone()));
         self.places.entry(place.clone()).or_default().waiting.insert(who);
         let mut woken = Vec::new();
@@ -141,7 +141,7 @@ impl<P: Spot> State<P> {
         }
         // Wakes the first waiter, which need not be `who`: if nobody has the turn, the report of
         // the opening is still on its way.
-        if !is_shut && !planted!(self, QueuesAtOpenPlace) {
+        if !is_shut && !planted!(self, ParkingFault::QueuesAtOpenPlace) {
             woken.extend(self.wake_first(&place));
         }
         woken
@@ -157,15 +157,15 @@ impl<P: Spot> State<P> {
     /// that has the turn now.
     pub fn leave(&mut self, who: Arrival, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
         if let Some(left) = self.end_turn(who) {
-            let passes_on = !planted!(self, KeepsTurn);
+            let passes_on = !planted!(self, ParkingFault::KeepsTurn);
             return self.pass_on(left, |place| passes_on && is_open(place));
         }
         let Some(Standing::Waits(place)) = self.standing.remove(&who) else { return None };
         let was_first = self.first_at(&place) == Some(who);
-        if let Some(at) = self.places.get_mut(&place).filter(|_| !planted!(self, StaysInQueue)) {
+        if let Some(at) = self.places.get_mut(&place).filter(|_| !planted!(self, ParkingFault::StaysInQueue)) {
             at.waiting.remove(&who);
         }
-        if was_first && !planted!(self, LeaverWakesNobody) {
+        if was_first && !planted!(self, ParkingFault::LeaverWakesNobody) {
             // A place can be open for one waiter and shut for another that looked later. Then the
             // first one has blocked the next.
             return self.pass_on(place, is_open);
@@ -197,7 +197,7 @@ impl<P: Spot> State<P> {
     /// Whether places and requests agree and no empty item is kept. For checkers.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        let mut places: BTreeMap<P, Place> = BTreeMap::new();
+        let mut places: BTreeMap<P, PlaceQueue> = BTreeMap::new();
         for (who, standing) in &self.standing {
             match standing {
                 Standing::Waits(place) => drop(places.entry(place.clone()).or_default().waiting.insert(*who)),
@@ -205,7 +205,7 @@ impl<P: Spot> State<P> {
                 Standing::HasTurn(place) => places.entry(place.clone()).or_default().turn = Some(*who),
             }
         }
-        let same = |(place, kept): (&P, &Place)| {
+        let same = |(place, kept): (&P, &PlaceQueue)| {
             places.get(place).is_some_and(|place| (&place.waiting, place.turn) == (&kept.waiting, kept.turn))
         };
         places.len() == self.places.len() && self.places.iter().all(same)
@@ -226,7 +226,7 @@ impl<P: Spot> State<P> {
     fn pass_on(&mut self, place: P, is_open: impl FnOnce(&P) -> bool) -> Option<Arrival> {
         #[cfg(feature = "planted-faults")]
         if let Some(left) = self.places.get_mut(&place) {
-            if std::mem::take(&mut left.opened_in_turn) && planted!(self, ForgetsOpening) {
+            if std::mem::take(&mut left.opened_in_turn) && planted!(self, ParkingFault::ForgetsOpening) {
                 return None;
             }
         }
@@ -245,14 +245,15 @@ impl<P: Spot> State<P> {
     /// Gives the turn to the first arrival, if no request has it.
     fn wake_first(&mut self, place: &P) -> Option<Arrival> {
         let at = self.places.get_mut(place)?;
-        if at.turn.is_some() && !planted!(self, WakesBesideTurn) {
+        if at.turn.is_some() && !planted!(self, ParkingFault::WakesBesideTurn) {
             #[cfg(feature = "planted-faults")]
             {
                 at.opened_in_turn = true;
             }
             return None;
         }
-        let next = if planted!(self, WakesNewest) { at.waiting.pop_last() } else { at.waiting.pop_first() };
+        let next =
+            if planted!(self, ParkingFault::WakesNewest) { at.waiting.pop_last() } else { at.waiting.pop_first() };
         match next {
             Some(next) => {
                 at.turn = Some(next);

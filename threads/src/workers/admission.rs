@@ -25,7 +25,7 @@ pub struct Bounds {
 }
 
 /// The rank of a job and its number in the order of submission.
-pub(super) type Place = (u64, u64);
+pub(super) type JobOrder = (u64, u64);
 
 /// The waiting jobs of one class, and how many run.
 #[derive(Debug)]
@@ -33,15 +33,15 @@ pub(super) struct Admission<K, J> {
     bounds: Bounds,
     running: usize,
     /// Shares with a waiting or running job.
-    shares: BTreeMap<K, Share<J>>,
+    shares: BTreeMap<K, ShareJobs<J>>,
     /// Shares with a waiting job, the next one first. So no lookup walks the shares.
-    waiting: BTreeSet<(usize, Place, K)>,
+    waiting: BTreeSet<(usize, JobOrder, K)>,
 }
 
 #[derive(Debug)]
-struct Share<J> {
+struct ShareJobs<J> {
     running: usize,
-    jobs: BTreeMap<Place, J>,
+    jobs: BTreeMap<JobOrder, J>,
 }
 
 impl<K: Ord + Clone, J> Admission<K, J> {
@@ -50,7 +50,7 @@ impl<K: Ord + Clone, J> Admission<K, J> {
     }
 
     /// Adds a job, which waits until [`Admission::admit`] returns it.
-    pub(super) fn add(&mut self, share: K, place: Place, job: J) {
+    pub(super) fn add(&mut self, share: K, place: JobOrder, job: J) {
         self.change(&share, |share| drop(share.jobs.insert(place, job)));
     }
 
@@ -80,9 +80,10 @@ impl<K: Ord + Clone, J> Admission<K, J> {
     }
 
     /// Changes a share and its position among the waiting shares.
-    fn change(&mut self, key: &K, change: impl FnOnce(&mut Share<J>)) {
-        let share = self.shares.entry(key.clone()).or_insert_with(|| Share { running: 0, jobs: BTreeMap::new() });
-        let standing = |share: &Share<J>| share.jobs.keys().next().map(|first| (share.running, *first, key.clone()));
+    fn change(&mut self, key: &K, change: impl FnOnce(&mut ShareJobs<J>)) {
+        let share = self.shares.entry(key.clone()).or_insert_with(|| ShareJobs { running: 0, jobs: BTreeMap::new() });
+        let standing =
+            |share: &ShareJobs<J>| share.jobs.keys().next().map(|first| (share.running, *first, key.clone()));
         if let Some(before) = standing(share) {
             self.waiting.remove(&before);
         }

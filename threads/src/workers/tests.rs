@@ -104,7 +104,7 @@ fn long_jobs_wait_for_no_other_job() {
     assert!(begun.contains(&0) && begun.contains(&1));
     let (long, long_gate) = Gated::new();
     for number in 0..3 {
-        long.submit(&workers, Class::Long, number);
+        long.submit(&workers, Class::Background, number);
         assert_eq!(long.next(), number);
     }
     drop((long_gate, others_gate));
@@ -149,7 +149,7 @@ fn jobs_of_a_share_start_by_rank_and_then_by_submission() {
 #[test]
 fn a_worker_survives_a_panic_of_its_job() {
     let (group, workers) = start(1, one_share(1));
-    for class in [Class::Slow(0), Class::Brief(0), Class::Long, Class::Slow(0)] {
+    for class in [Class::Slow(0), Class::Brief(0), Class::Background, Class::Slow(0)] {
         assert!(workers.submit(class, 0, Box::new(|| panic!("planned"))).is_ok());
     }
     let (after, gate) = Gated::new();

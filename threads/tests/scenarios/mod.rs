@@ -22,7 +22,7 @@ use crate::checker::{
     },
     thread,
 };
-use threads::lock::{Access, Guard, Lock, Target, UNRANKED};
+use threads::lock::{EntryRef, Guard, Lock, UNRANKED, WantedAccess};
 
 /// Runs each of these functions under the checker, with a subject that `$subject` creates.
 macro_rules! checked {
@@ -54,7 +54,7 @@ pub type Table = Lock<u8, char, AtomicUsize>;
 
 /// A table with two entries: 1 named a and 2 named b, both with the value 0.
 pub fn with_entries(lock: Table) -> Table {
-    let Guard::WriteAll(mut table) = acquire(&lock, Access::WriteAll, "fill".into()) else {
+    let Guard::WriteAll(mut table) = acquire(&lock, WantedAccess::WriteAll, "fill".into()) else {
         panic!("asked for WriteAll")
     };
     for (key, name) in [(1, 'a'), (2, 'b')] {
@@ -83,15 +83,15 @@ pub fn increase(value: &mut AtomicUsize) {
     *value = AtomicUsize::new(before + 1);
 }
 
-fn write(lock: &Table, target: Target<u8, char>) {
-    match acquire(&lock, Access::Write(target), "writer".into()) {
+fn write(lock: &Table, target: EntryRef<u8, char>) {
+    match acquire(&lock, WantedAccess::Write(target), "writer".into()) {
         Guard::Write(mut value) => increase(&mut value),
         _ => panic!("the entry exists"),
     }
 }
 
-fn read(lock: &Table, target: Target<u8, char>) -> usize {
-    match acquire(&lock, Access::Read(target), "reader".into()) {
+fn read(lock: &Table, target: EntryRef<u8, char>) -> usize {
+    match acquire(&lock, WantedAccess::Read(target), "reader".into()) {
         Guard::Read(value) => value.load(Ordering::Relaxed),
         _ => panic!("the entry exists"),
     }
@@ -125,7 +125,7 @@ impl Mailbox {
 }
 
 /// Submits a request and waits for its guard.
-pub fn acquire(lock: &Table, access: Access<u8, char>, label: Cow<'static, str>) -> Guard<u8, char, AtomicUsize> {
+pub fn acquire(lock: &Table, access: WantedAccess<u8, char>, label: Cow<'static, str>) -> Guard<u8, char, AtomicUsize> {
     let mailbox = Mailbox::new();
     let theirs = Arc::clone(&mailbox);
     lock.submit(UNRANKED, access, label, move |guard| theirs.put(guard));
@@ -136,22 +136,22 @@ pub fn acquire(lock: &Table, access: Access<u8, char>, label: Cow<'static, str>)
 fn writers_take_turns(lock: Table) {
     let lock = with_entries(lock);
     let threads =
-        [spawn(&lock, |lock| write(&lock, Target::Key(1))), spawn(&lock, |lock| write(&lock, Target::Name('a')))];
+        [spawn(&lock, |lock| write(&lock, EntryRef::Key(1))), spawn(&lock, |lock| write(&lock, EntryRef::Name('a')))];
     all_over(&lock, threads);
-    assert_eq!(read(&lock, Target::Key(1)), 2);
+    assert_eq!(read(&lock, EntryRef::Key(1)), 2);
 }
 
 /// A reader of one entry, a reader of all and a writer of all.
 fn readers_see_whole_writes(lock: Table) {
     let lock = with_entries(lock);
-    let both = |lock: &Table| match acquire(&lock, Access::WriteAll, "both".into()) {
+    let both = |lock: &Table| match acquire(&lock, WantedAccess::WriteAll, "both".into()) {
         Guard::WriteAll(mut table) => {
-            increase(table.get_mut(&Target::Key(1)).unwrap());
-            increase(table.get_mut(&Target::Name('b')).unwrap());
+            increase(table.get_mut(&EntryRef::Key(1)).unwrap());
+            increase(table.get_mut(&EntryRef::Name('b')).unwrap());
         }
         _ => panic!("asked for WriteAll"),
     };
-    let compare = |lock: &Table| match acquire(&lock, Access::ReadAll, "compare".into()) {
+    let compare = |lock: &Table| match acquire(&lock, WantedAccess::ReadAll, "compare".into()) {
         Guard::ReadAll(table) => {
             let values: Vec<_> = table.iter().map(|(_, _, value)| value.load(Ordering::Relaxed)).collect();
             assert_eq!(values[0], values[1], "the changes of a WriteAll grant are seen together");
@@ -159,19 +159,19 @@ fn readers_see_whole_writes(lock: Table) {
         _ => panic!("asked for ReadAll"),
     };
     let threads = [spawn(&lock, move |lock| both(&lock)), spawn(&lock, move |lock| compare(&lock))];
-    read(&lock, Target::Key(2));
+    read(&lock, EntryRef::Key(2));
     all_over(&lock, threads);
-    assert_eq!(read(&lock, Target::Key(1)), 1);
+    assert_eq!(read(&lock, EntryRef::Key(1)), 1);
 }
 
 /// A reader's share of the value is dropped before the writer is granted.
 fn writer_follows_readers(lock: Table) {
     let lock = with_entries(lock);
     let threads = [
-        spawn(&lock, |lock| assert!(read(&lock, Target::Key(1)) < 2)),
-        spawn(&lock, |lock| write(&lock, Target::Key(1))),
+        spawn(&lock, |lock| assert!(read(&lock, EntryRef::Key(1)) < 2)),
+        spawn(&lock, |lock| write(&lock, EntryRef::Key(1))),
     ];
-    read(&lock, Target::Name('a'));
+    read(&lock, EntryRef::Name('a'));
     all_over(&lock, threads);
 }
 
@@ -181,10 +181,10 @@ fn cancelled_or_granted(lock: Table) {
     let lock = with_entries(lock);
     let holder = Mailbox::new();
     let theirs = Arc::clone(&holder);
-    lock.submit(UNRANKED, Access::Write(Target::Key(1)), "first".into(), move |guard| theirs.put(guard));
+    lock.submit(UNRANKED, WantedAccess::Write(EntryRef::Key(1)), "first".into(), move |guard| theirs.put(guard));
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
-    let second = lock.submit(UNRANKED, Access::WriteAll, "second".into(), move |guard| {
+    let second = lock.submit(UNRANKED, WantedAccess::WriteAll, "second".into(), move |guard| {
         counted.fetch_add(1, Ordering::SeqCst);
         drop(guard);
     });
@@ -196,7 +196,7 @@ fn cancelled_or_granted(lock: Table) {
         thread::spawn(move || told.store(usize::from(cancelling.cancel(second)), Ordering::SeqCst)),
     ];
     // Behind both of them, so it is granted whatever happens to the second.
-    read(&lock, Target::Key(1));
+    read(&lock, EntryRef::Key(1));
     all_over(&lock, threads);
     assert_eq!(calls.load(Ordering::SeqCst) + outcome.load(Ordering::SeqCst), 1);
 }
@@ -204,12 +204,12 @@ fn cancelled_or_granted(lock: Table) {
 /// Callbacks run without the mutex: this one observes the lock and submits a request.
 fn callbacks_may_use_the_lock(lock: Table) {
     let lock = with_entries(lock);
-    let thread = spawn(&lock, |lock| write(&lock, Target::Key(1)));
+    let thread = spawn(&lock, |lock| write(&lock, EntryRef::Key(1)));
     let mailbox = Mailbox::new();
     let (theirs, inside) = (Arc::clone(&mailbox), lock.clone());
-    lock.submit(UNRANKED, Access::Read(Target::Key(1)), "asks for more".into(), move |guard| {
+    lock.submit(UNRANKED, WantedAccess::Read(EntryRef::Key(1)), "asks for more".into(), move |guard| {
         assert!(!inside.observe().holders.is_empty());
-        inside.submit(UNRANKED, Access::ReadAll, "more".into(), move |guard| theirs.put(guard));
+        inside.submit(UNRANKED, WantedAccess::ReadAll, "more".into(), move |guard| theirs.put(guard));
         drop(guard);
     });
     assert!(matches!(mailbox.take(), Guard::ReadAll(_)));
@@ -221,20 +221,20 @@ fn callbacks_may_use_the_lock(lock: Table) {
 fn names_are_resolved_at_the_grant(lock: Table) {
     let lock = with_entries(lock);
     let threads = [
-        spawn(&lock, |lock| match acquire(&lock, Access::WriteAll, "renames".into()) {
+        spawn(&lock, |lock| match acquire(&lock, WantedAccess::WriteAll, "renames".into()) {
             Guard::WriteAll(mut table) => {
                 assert!(table.remove(&2).is_some());
                 assert!(table.rename(&1, 'b'));
-                increase(table.get_mut(&Target::Name('b')).unwrap());
+                increase(table.get_mut(&EntryRef::Name('b')).unwrap());
             }
             _ => panic!("asked for WriteAll"),
         }),
-        spawn(&lock, |lock| match acquire(&lock, Access::Read(Target::Name('b')), "by name".into()) {
+        spawn(&lock, |lock| match acquire(&lock, WantedAccess::Read(EntryRef::Name('b')), "by name".into()) {
             Guard::Read(value) => assert_eq!(usize::from(*value.key() == 1), value.load(Ordering::Relaxed)),
             _ => panic!("there is always a b"),
         }),
     ];
-    match acquire(&lock, Access::Write(Target::Key(2)), "by key".into()) {
+    match acquire(&lock, WantedAccess::Write(EntryRef::Key(2)), "by key".into()) {
         Guard::Write(value) => assert_eq!((*value.key(), *value.name()), (2, 'b')),
         Guard::Absent => {}
         _ => panic!("asked for an entry"),

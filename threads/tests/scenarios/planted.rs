@@ -8,7 +8,7 @@
 use std::fmt::Debug;
 
 use super::{Table, parking::Lot};
-use threads::{lock, parking};
+use threads::{lock::LockFault, parking::ParkingFault};
 
 const INSIDE: &str = "LOCK_PLANTED";
 
@@ -37,12 +37,12 @@ fn check_finds<T>(
 }
 
 macro_rules! planted {
-    ($subject:ident, $home:ident, $($(#[$only:meta])? $name:ident: $fault:ident in $scenario:path as $cause:expr;)*) => {
+    ($subject:ident, $faults:ident, $($(#[$only:meta])? $name:ident: $fault:ident in $scenario:path as $cause:expr;)*) => {
         $(
             $(#[$only])?
             #[test]
             fn $name() {
-                let fault = $home::Fault::$fault;
+                let fault = $faults::$fault;
                 check_finds(stringify!($name), fault, $scenario, move || $subject::with_fault(fault), $cause);
             }
         )*
@@ -50,7 +50,7 @@ macro_rules! planted {
 }
 
 planted! {
-    Table, lock,
+    Table, LockFault,
     // Shuttle switches threads at mutexes and atomics, not where a reference-counted pointer is
     // dropped.
     #[cfg(feature = "loom")]
@@ -62,7 +62,7 @@ planted! {
 }
 
 planted! {
-    Lot, parking,
+    Lot, ParkingFault,
     parking_without_another_look: QueuesAtOpenPlace in super::parking::takers_come_through as "deadlock";
     looking_before_the_mutex: LooksBeforeMutex in super::parking::takers_come_through as "deadlock";
     storing_the_callback_later: StoresCallbackLater in super::parking::takers_come_through

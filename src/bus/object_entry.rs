@@ -8,7 +8,7 @@ use super::{
 /// An object's entry in GetManagedObjects: path and `a{sa{sv}}`. The same bytes are the body of its
 /// InterfacesAdded signal and contain the answers to GetAll.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct ObjectEntry {
     /// Padded with zeros to a multiple of 8, where the next entry may begin.
     pub(super) bytes: Box<[u8]>,
     pub(super) length: usize,
@@ -16,10 +16,10 @@ pub struct Entry {
     pub(super) properties: [(u32, u32); REVISIONS],
 }
 
-/// Signature of [`Entry::added`].
+/// Signature of [`ObjectEntry::added`].
 pub const ADDED_SIGNATURE: &str = "oa{sa{sv}}";
 
-impl Entry {
+impl ObjectEntry {
     /// The arguments of InterfacesAdded. Their signature is [`ADDED_SIGNATURE`].
     pub fn added(&self) -> &[u8] {
         &self.bytes[..self.length]

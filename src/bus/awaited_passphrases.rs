@@ -24,7 +24,7 @@ use crate::bus::wire::Descriptor;
 const READY_AT_ONCE: usize = 64;
 
 /// Calls that wait until their descriptor is readable.
-pub struct Awaited<T> {
+pub struct AwaitedPassphrases<T> {
     epoll: OwnedFd,
     /// The number of the next call. Numbers are never reused.
     next: u64,
@@ -32,14 +32,14 @@ pub struct Awaited<T> {
     deadlines: BTreeSet<(Instant, u64)>,
 }
 
-impl<T> Awaited<T> {
+impl<T> AwaitedPassphrases<T> {
     /// An empty list.
     ///
     /// # Errors
     /// The process or the system has no descriptor left.
-    pub fn new() -> io::Result<Awaited<T>> {
+    pub fn new() -> io::Result<AwaitedPassphrases<T>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        Ok(Awaited { epoll, next: 0, waiting: HashMap::new(), deadlines: BTreeSet::new() })
+        Ok(AwaitedPassphrases { epoll, next: 0, waiting: HashMap::new(), deadlines: BTreeSet::new() })
     }
 
     /// Adds a call that waits for `descriptor`, at most until `until`. Gives the call back if the
@@ -110,14 +110,14 @@ mod tests {
         (Descriptor(Arc::new(reader.into())), writer)
     }
 
-    fn is_readable(awaited: &Awaited<u32>) -> bool {
+    fn is_readable(awaited: &AwaitedPassphrases<u32>) -> bool {
         let mut fds = [PollFd::from_borrowed_fd(awaited.fd(), PollFlags::IN)];
         poll(&mut fds, Some(Instant::now())).unwrap() > 0
     }
 
     #[test]
     fn those_that_can_be_read_are_due_and_no_others() {
-        let mut awaited = Awaited::new().unwrap();
+        let mut awaited = AwaitedPassphrases::new().unwrap();
         let now = Instant::now();
         let later = now + Duration::from_secs(3600);
         let mut writers: Vec<_> = (0..100)
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn whoever_has_waited_long_enough_is_due() {
-        let mut awaited = Awaited::new().unwrap();
+        let mut awaited = AwaitedPassphrases::new().unwrap();
         let now = Instant::now();
         let ends: Vec<_> = (0..3)
             .map(|number| {
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn what_cannot_be_waited_for_is_given_back() {
         let file = tempfile::tempfile().unwrap();
-        let mut awaited = Awaited::new().unwrap();
+        let mut awaited = AwaitedPassphrases::new().unwrap();
         assert_eq!(awaited.add(Descriptor(Arc::new(file.into())), Instant::now(), 1), Some(1));
     }
 }

@@ -12,16 +12,16 @@ use crate::{base::ids::PoolUuid, view::Change};
 
 /// The UUIDs of the running pools. Clones are the same set.
 #[derive(Clone)]
-pub struct Running {
+pub struct RunningPools {
     pools: Arc<Mutex<BTreeSet<PoolUuid>>>,
     /// Woken when a pool is added.
     wakers: Arc<[Waker]>,
 }
 
-impl Running {
+impl RunningPools {
     /// An empty set. Each added pool wakes all `wakers`.
-    pub fn new(wakers: Vec<Waker>) -> Running {
-        Running { pools: Arc::default(), wakers: wakers.into() }
+    pub fn new(wakers: Vec<Waker>) -> RunningPools {
+        RunningPools { pools: Arc::default(), wakers: wakers.into() }
     }
 
     /// Applies changes in commit order.

@@ -71,7 +71,7 @@ impl SubAssign for Load {
 
 /// All calls that wait. Clones share one state.
 #[derive(Debug, Default, Clone)]
-pub struct Pending(Arc<Mutex<Loads>>);
+pub struct PendingCalls(Arc<Mutex<Loads>>);
 
 #[derive(Debug, Default)]
 struct Loads {
@@ -83,15 +83,15 @@ struct Loads {
 /// An admitted call. It counts until this is dropped.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped does not count"]
-pub struct Permit {
-    pending: Pending,
+pub struct CallPermit {
+    pending: PendingCalls,
     caller: String,
     load: Load,
 }
 
-impl Pending {
+impl PendingCalls {
     /// Admits a call. `None` if too much waits already.
-    pub fn admit(&self, caller: &str, load: Load) -> Option<Permit> {
+    pub fn admit(&self, caller: &str, load: Load) -> Option<CallPermit> {
         let mut loads = self.0.lock();
         let mut of_caller = loads.of_each.get(caller).copied().unwrap_or_default();
         let mut of_all = loads.all;
@@ -103,11 +103,11 @@ impl Pending {
         }
         loads.all = of_all;
         loads.of_each.insert(caller.to_owned(), of_caller);
-        Some(Permit { pending: self.clone(), caller: caller.to_owned(), load })
+        Some(CallPermit { pending: self.clone(), caller: caller.to_owned(), load })
     }
 }
 
-impl Drop for Permit {
+impl Drop for CallPermit {
     fn drop(&mut self) {
         let mut loads = self.pending.0.lock();
         loads.all -= self.load;
@@ -122,18 +122,18 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
-    use super::{Load, OF_ALL, OF_ONE, Pending};
+    use super::{Load, OF_ALL, OF_ONE, PendingCalls};
     use crate::bus::wire::Value;
 
     const SMALL: Load = Load { calls: 1, bytes: 100, descriptors: 0 };
 
-    fn admitted(pending: &Pending, caller: &str, load: Load) -> Vec<super::Permit> {
+    fn admitted(pending: &PendingCalls, caller: &str, load: Load) -> Vec<super::CallPermit> {
         std::iter::from_fn(|| pending.admit(caller, load)).collect()
     }
 
     #[test]
     fn one_caller_has_its_part_and_others_theirs() {
-        let pending = Pending::default();
+        let pending = PendingCalls::default();
         let many = admitted(&pending, ":1.1", SMALL);
         assert_eq!(many.len(), OF_ONE.calls);
         let long = admitted(&pending, ":1.2", Load { bytes: 1 << 20, ..SMALL });
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn one_call_of_any_size_is_admitted_but_not_beside_too_much_of_others() {
-        let pending = Pending::default();
+        let pending = PendingCalls::default();
         let large = Load { bytes: OF_ONE.bytes * 2, ..SMALL };
         let first = pending.admit(":1.1", large).unwrap();
         assert!(pending.admit(":1.1", SMALL).is_none());
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_of_callers_without_calls() {
-        let pending = Pending::default();
+        let pending = PendingCalls::default();
         for number in 0..1000 {
             drop(pending.admit(&format!(":1.{number}"), SMALL));
         }

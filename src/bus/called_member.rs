@@ -9,7 +9,7 @@ use crate::bus::{
     outcome::{Failure, Outcome},
     properties::NO_UUID,
     schema::{Filler, Interface},
-    table::{Member, Row},
+    table::{MemberShape, Row},
     tree::Tree,
     wire::{Body, Value},
 };
@@ -21,14 +21,14 @@ const REFUSED: u16 = 1;
 
 /// The member that was called. It decides the form of the answer.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub struct CalledMember {
     /// The method, or the property to set.
     pub row: &'static Row,
     /// The interface that the call names.
     pub interface: Interface,
 }
 
-impl Asked {
+impl CalledMember {
     /// The call's label in the log, such as `pool.r9.SetName`.
     pub fn label(&self) -> String {
         let set = if self.row.is_property() { "Set " } else { "" };
@@ -38,7 +38,7 @@ impl Asked {
     /// Gives the outcome the form of an answer.
     pub fn answer(&self, outcome: Outcome, tree: &Tree) -> Answer {
         match self.row.member {
-            Member::Method { result, filler, .. } => {
+            MemberShape::Method { result, filler, .. } => {
                 let fill = || result.map(|(_, signature)| filled(filler, signature));
                 let (value, code, text) = match outcome {
                     Outcome::Done(build) => {
@@ -51,7 +51,7 @@ impl Asked {
                 let values: Vec<Value> = value.into_iter().chain([Value::U16(code), Value::Str(text)]).collect();
                 Answer::Return(Body::of(&values))
             }
-            Member::Property { .. } => match outcome {
+            MemberShape::Property { .. } => match outcome {
                 Outcome::Done(_) | Outcome::NoChange => Answer::Return(Body::empty()),
                 // stratis-cli since 3.7, except 3.9.0, explains a refusal with this error name.
                 // None of these releases explains one with another name (`dbus-api.md` §6.3).
