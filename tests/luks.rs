@@ -19,16 +19,23 @@ use stratisd::{
         Error,
         keyring::Secret,
         linux::luks::Luks,
-        luks::{Begin, Cost, Header, HeaderChange, Layout, NewKeyslot, Purpose, ReencryptionMode, State, Unlock},
+        luks::{
+            Begin, Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot,
+            ReencryptionMode, Unlock,
+        },
     },
 };
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 /// The layout of the specification (`docs/spec/engine/encryption.md` §1).
-const OF_DEVICE: Layout =
-    Layout { metadata: Bytes(16 << 10), keyslots: Bytes(16352 << 10), data_offset: Sectors(32768), sector_size: None };
-const OF_POOL: Layout = Layout {
+const OF_DEVICE: HeaderLayout = HeaderLayout {
+    metadata: Bytes(16 << 10),
+    keyslots: Bytes(16352 << 10),
+    data_offset: Sectors(32768),
+    sector_size: None,
+};
+const OF_POOL: HeaderLayout = HeaderLayout {
     metadata: Bytes(64 << 10),
     keyslots: Bytes(16352 << 10),
     data_offset: Sectors(34816),
@@ -72,7 +79,7 @@ impl Container {
 
     fn formatted(passphrase: &Secret) -> Container {
         let container = Container::new();
-        container.format(&OF_POOL, Purpose::New, &[keyslot(0, passphrase)], &BTreeMap::new()).unwrap();
+        container.format(&OF_POOL, FormatPurpose::New, &[keyslot(0, passphrase)], &BTreeMap::new()).unwrap();
         container
     }
 
@@ -82,8 +89,8 @@ impl Container {
 
     fn format(
         &self,
-        layout: &Layout,
-        purpose: Purpose,
+        layout: &HeaderLayout,
+        purpose: FormatPurpose,
         keyslots: &[NewKeyslot<'_>],
         tokens: &BTreeMap<u32, Value>,
     ) -> Result<Header, Error> {
@@ -129,10 +136,10 @@ fn a_header_is_as_specified() {
         let container = Container::new();
         let tokens = BTreeMap::from([(1, keyring_token(4)), (2, clevis_token(7))]);
         let keyslots = [keyslot(4, &first), keyslot(7, &second)];
-        let header = container.format(&layout, Purpose::New, &keyslots, &tokens).unwrap();
+        let header = container.format(&layout, FormatPurpose::New, &keyslots, &tokens).unwrap();
         assert_eq!(header, container.read());
         assert_eq!(header.data_offset, layout.data_offset);
-        assert_eq!(header.state, State::Encrypted);
+        assert_eq!(header.state, EncryptionState::Encrypted);
         assert_eq!(header.keyslots, [4, 7].into());
         assert_eq!(header.tokens, tokens);
         assert_eq!((header.free_keyslots().next(), header.free_token()), (Some(0), Some(0)));
@@ -157,7 +164,7 @@ fn guessable_passphrases_get_costly_derivation() {
     let passphrase = secret("hunter2");
     let container = Container::new();
     let new = NewKeyslot { number: 0, passphrase: &passphrase, cost: Cost::Guessable };
-    container.format(&OF_POOL, Purpose::New, &[new], &BTreeMap::new()).unwrap();
+    container.format(&OF_POOL, FormatPurpose::New, &[new], &BTreeMap::new()).unwrap();
     container.open(&passphrase, Some(0)).unwrap();
     if let Some(dump) = container.dump() {
         assert_eq!(dump["keyslots"]["0"]["kdf"]["type"], "argon2id");
@@ -169,7 +176,7 @@ fn a_volume_key_is_found_with_the_right_passphrase_only() {
     let (first, second, wrong) = (secret("first"), secret("se\0cond\n"), secret("First"));
     let container = Container::new();
     let keyslots = [keyslot(0, &first), keyslot(1, &second)];
-    container.format(&OF_POOL, Purpose::New, &keyslots, &BTreeMap::new()).unwrap();
+    container.format(&OF_POOL, FormatPurpose::New, &keyslots, &BTreeMap::new()).unwrap();
     let key = container.open(&first, None).unwrap();
     assert_eq!(key.bytes().len(), 64);
     assert!(key.same(container.open(&second, Some(1)).unwrap().bytes()));
@@ -241,7 +248,7 @@ fn keyslots_for_the_next_volume_key_hold_one_key() {
         HeaderChange::PutToken(0, json!({"type": "clevis", "keyslots": ["0", "1"], "jwe": {}})),
     ];
     let header = container.luks.change(&container.path(), Some(unlock(&first, None)), &changes).unwrap();
-    assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), State::Encrypted));
+    assert_eq!((header.keyslots, header.state), ([0, 1, 2].into(), EncryptionState::Encrypted));
     // They do not open the device.
     container.open(&first, None).unwrap();
     for (passphrase, keyslot) in [(&first, Some(1)), (&second, Some(2)), (&second, None)] {
@@ -266,8 +273,8 @@ fn a_header_over_plaintext_says_nothing_is_done() {
     file.write_all(&vec![0xA5; (SIZE - data) as usize]).unwrap();
     let tokens = BTreeMap::from([(1, keyring_token(0)), (2, clevis_token(1))]);
     let keyslots = [keyslot(0, &first), keyslot(1, &second)];
-    let header = container.format(&OF_POOL, Purpose::Encrypt, &keyslots, &tokens).unwrap();
-    assert_eq!(header.state, State::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
+    let header = container.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &tokens).unwrap();
+    assert_eq!(header.state, EncryptionState::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
     assert_eq!(header, container.read());
     assert_eq!((&header.keyslots, &header.tokens), (&[0, 1].into(), &tokens));
     assert_eq!((header.data_offset, header.sector_size), (OF_POOL.data_offset, 4096));
@@ -290,11 +297,11 @@ fn a_header_over_plaintext_is_written_when_complete() {
     let container = Container::new();
     // The second keyslot cannot be added.
     let keyslots = [keyslot(0, &first), keyslot(0, &first)];
-    let error = container.format(&OF_POOL, Purpose::Encrypt, &keyslots, &BTreeMap::new()).unwrap_err();
+    let error = container.format(&OF_POOL, FormatPurpose::Encrypt, &keyslots, &BTreeMap::new()).unwrap_err();
     assert!(matches!(error, Error::Luks { action: "format", .. }), "{error}");
     assert!(container.bytes(0, 32 << 20).iter().all(|byte| *byte == 0));
     assert_eq!(container.luks.read(&container.path()).unwrap(), None);
-    let error = container.format(&OF_POOL, Purpose::Encrypt, &[], &BTreeMap::new()).unwrap_err();
+    let error = container.format(&OF_POOL, FormatPurpose::Encrypt, &[], &BTreeMap::new()).unwrap_err();
     assert!(matches!(error, Error::Luks { .. }), "{error}");
 }
 
@@ -303,12 +310,12 @@ fn an_impossible_layout_is_refused() {
     let first = secret("first");
     let container = Container::new();
     for layout in [
-        Layout { metadata: Bytes(17 << 10), ..OF_POOL },
-        Layout { keyslots: Bytes(1), ..OF_POOL },
-        Layout { data_offset: Sectors(2048), ..OF_POOL },
-        Layout { sector_size: Some(1000), ..OF_POOL },
+        HeaderLayout { metadata: Bytes(17 << 10), ..OF_POOL },
+        HeaderLayout { keyslots: Bytes(1), ..OF_POOL },
+        HeaderLayout { data_offset: Sectors(2048), ..OF_POOL },
+        HeaderLayout { sector_size: Some(1000), ..OF_POOL },
     ] {
-        let error = container.format(&layout, Purpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap_err();
+        let error = container.format(&layout, FormatPurpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap_err();
         assert!(matches!(error, Error::Luks { action: "format", .. }), "{error}");
     }
 }
@@ -318,7 +325,7 @@ fn a_damaged_header_differs_from_none() {
     let first = secret("first");
     let container = Container::new();
     assert_eq!(container.luks.read(&container.path()).unwrap(), None);
-    container.format(&OF_POOL, Purpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap();
+    container.format(&OF_POOL, FormatPurpose::New, &[keyslot(0, &first)], &BTreeMap::new()).unwrap();
     let (header, copies) = (container.read(), container.bytes(0, 128 << 10));
     let write = |at: u64, bytes: &[u8]| {
         File::options().write(true).open(container.path()).unwrap().write_all_at(bytes, at).unwrap();

@@ -24,7 +24,7 @@ pub struct Name(Arc<str>);
 
 /// The purpose of a text that follows the rules for names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subject {
+pub enum TextPurpose {
     /// The name that a pool or filesystem already has.
     Name,
     /// A new name for a pool or filesystem.
@@ -33,11 +33,11 @@ pub enum Subject {
     UserInfo,
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for TextPurpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Subject::Name | Subject::NewName => "name",
-            Subject::UserInfo => "user info",
+            TextPurpose::Name | TextPurpose::NewName => "name",
+            TextPurpose::UserInfo => "user info",
         })
     }
 }
@@ -46,26 +46,26 @@ impl fmt::Display for Subject {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum NameError {
-    #[error("{} must not be empty", match .0 { Subject::UserInfo => "the user info", _ => "a name" })]
-    Empty(Subject),
+    #[error("{} must not be empty", match .0 { TextPurpose::UserInfo => "the user info", _ => "a name" })]
+    Empty(TextPurpose),
     #[error("the {0} {1:?} contains a NUL character; leave it out")]
-    Nul(Subject, String),
+    Nul(TextPurpose, String),
     #[error("the {0} {1:?} stands for a directory; choose another")]
-    Dots(Subject, String),
+    Dots(TextPurpose, String),
     #[error("the {0} `{1}` has more than {NAME_BYTES_MAX} bytes; choose a shorter one")]
-    TooLong(Subject, String),
+    TooLong(TextPurpose, String),
     #[error("the {0} {1:?} begins or ends with white space; leave it out")]
-    OuterSpace(Subject, String),
+    OuterSpace(TextPurpose, String),
     #[error("the {0} {1:?} contains control characters; leave them out")]
-    Control(Subject, String),
+    Control(TextPurpose, String),
     #[error(
         "the {0} `{1}` contains the character {2:?}, which {why}; of ASCII use only letters, digits and {marks}",
-        why = match .0 { Subject::UserInfo => "it cannot have, just as names", _ => "udev would change in a link" },
-        marks = match .0 { Subject::NewName => "# + - . : = @ _", _ => "# + , - . : = @ _" }
+        why = match .0 { TextPurpose::UserInfo => "it cannot have, just as names", _ => "udev would change in a link" },
+        marks = match .0 { TextPurpose::NewName => "# + - . : = @ _", _ => "# + , - . : = @ _" }
     )]
-    Character(Subject, String, char),
+    Character(TextPurpose, String, char),
     #[error("the {0} `{1}` is a path; it must not contain `/`")]
-    Path(Subject, String),
+    Path(TextPurpose, String),
 }
 
 /// A text from somebody else, for quoting in a sentence. A long text is reduced to its beginning
@@ -84,33 +84,33 @@ pub fn shortened(text: &str) -> Cow<'_, str> {
 ///
 /// # Errors
 /// The first rule that `text` breaks.
-pub fn check(subject: Subject, text: &str) -> Result<(), NameError> {
+pub fn check(purpose: TextPurpose, text: &str) -> Result<(), NameError> {
     let quoted = || shortened(text).into_owned();
     if text.is_empty() {
-        return Err(NameError::Empty(subject));
+        return Err(NameError::Empty(purpose));
     }
     if text.contains('\0') {
-        return Err(NameError::Nul(subject, quoted()));
+        return Err(NameError::Nul(purpose, quoted()));
     }
     if text == "." || text == ".." {
-        return Err(NameError::Dots(subject, quoted()));
+        return Err(NameError::Dots(purpose, quoted()));
     }
     if text.len() > NAME_BYTES_MAX {
-        return Err(NameError::TooLong(subject, quoted()));
+        return Err(NameError::TooLong(purpose, quoted()));
     }
     if text.trim() != text {
-        return Err(NameError::OuterSpace(subject, quoted()));
+        return Err(NameError::OuterSpace(purpose, quoted()));
     }
     if text.chars().any(char::is_control) {
-        return Err(NameError::Control(subject, quoted()));
+        return Err(NameError::Control(purpose, quoted()));
     }
     if text.contains('/') {
-        return Err(NameError::Path(subject, quoted()));
+        return Err(NameError::Path(purpose, quoted()));
     }
     let recordable = |c: char| c == ',' || !c.is_ascii() || udev_keeps(c);
-    let allowed = |c: &char| if subject == Subject::NewName { udev_keeps(*c) } else { recordable(*c) };
+    let allowed = |c: &char| if purpose == TextPurpose::NewName { udev_keeps(*c) } else { recordable(*c) };
     match text.chars().find(|c| !allowed(c)) {
-        Some(bad) => Err(NameError::Character(subject, quoted(), bad)),
+        Some(bad) => Err(NameError::Character(purpose, quoted(), bad)),
         None => Ok(()),
     }
 }
@@ -132,7 +132,7 @@ impl Name {
     /// # Errors
     /// The first rule that `text` breaks.
     pub fn new(text: &str) -> Result<Name, NameError> {
-        check(Subject::Name, text).map(|()| Name(text.into()))
+        check(TextPurpose::Name, text).map(|()| Name(text.into()))
     }
 
     /// Checks a new name of a pool or filesystem and makes a `Name` of it.
@@ -140,7 +140,7 @@ impl Name {
     /// # Errors
     /// The first rule that `text` breaks. This refuses names that udev would change in a link, too.
     pub fn chosen(text: &str) -> Result<Name, NameError> {
-        check(Subject::NewName, text).map(|()| Name(text.into()))
+        check(TextPurpose::NewName, text).map(|()| Name(text.into()))
     }
 
     /// The text.
@@ -208,7 +208,7 @@ impl fmt::Debug for Name {
 
 #[cfg(test)]
 mod tests {
-    use super::{Name, NameError, Subject, check, shortened};
+    use super::{Name, NameError, TextPurpose, check, shortened};
 
     #[test]
     fn accepts_what_udev_keeps() {
@@ -223,7 +223,7 @@ mod tests {
     fn names_that_udev_changes_are_not_given() {
         for text in ["a,b", ",", "x\u{fdd0}", "\u{fdef}", "\u{fffe}y", "\u{1ffff}", "\u{10fffe}"] {
             let error = Name::chosen(text).expect_err(text);
-            assert!(matches!(error, NameError::Character(Subject::NewName, ..)), "{text:?} gave {error:?}");
+            assert!(matches!(error, NameError::Character(TextPurpose::NewName, ..)), "{text:?} gave {error:?}");
             assert!(error.to_string().ends_with("letters, digits and # + - . : = @ _"), "{error}");
             assert!(Name::new(text).is_ok(), "{text:?}: what has such a name keeps it");
         }
@@ -274,15 +274,18 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_was_refused_and_quotes_no_more_than_a_line() {
-        let says = |subject, text: &str| check(subject, text).expect_err(text).to_string();
-        assert_eq!(says(Subject::UserInfo, ""), "the user info must not be empty");
-        assert_eq!(says(Subject::Name, ""), "a name must not be empty");
-        assert!(says(Subject::Name, "a b").contains("which udev would change in a link; of ASCII use only letters"));
+        let says = |purpose, text: &str| check(purpose, text).expect_err(text).to_string();
+        assert_eq!(says(TextPurpose::UserInfo, ""), "the user info must not be empty");
+        assert_eq!(says(TextPurpose::Name, ""), "a name must not be empty");
         assert!(
-            says(Subject::UserInfo, "a b").contains("which it cannot have, just as names; of ASCII use only letters")
+            says(TextPurpose::Name, "a b").contains("which udev would change in a link; of ASCII use only letters")
+        );
+        assert!(
+            says(TextPurpose::UserInfo, "a b")
+                .contains("which it cannot have, just as names; of ASCII use only letters")
         );
         for text in ["n".repeat(100_000), "☺/".repeat(100), format!("{}\0", "n".repeat(100_000))] {
-            let said = says(Subject::Name, &text);
+            let said = says(TextPurpose::Name, &text);
             assert!(said.chars().count() < 240, "{said}");
         }
     }

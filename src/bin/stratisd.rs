@@ -17,7 +17,7 @@ static VERSION: LazyLock<String> = LazyLock::new(daemon::version);
 /// Manages pools of block devices and serves them on the system bus as org.storage.stratis3.
 #[derive(Parser)]
 #[command(name = "stratisd", version = VERSION.as_str())]
-struct Arguments {
+struct CommandLine {
     /// Work on a simulated machine: any absolute path is a disk, and nothing real is touched
     #[arg(long)]
     sim: bool,
@@ -63,13 +63,13 @@ fn main() -> ExitCode {
     if let Some(status) = daemon::machine::serve_as_child() {
         return status;
     }
-    let arguments = Arguments::parse();
-    daemon::logging::init(arguments.log_level.map(Into::into));
-    let machine = if arguments.sim {
+    let command_line = CommandLine::parse();
+    daemon::logging::init(command_line.log_level.map(Into::into));
+    let machine = if command_line.sim {
         MachineChoice::Simulated(SimOptions {
-            disk_gib: arguments.sim_disk_size,
-            step_delay_ms: arguments.sim_slow,
-            seed: arguments.sim_seed,
+            disk_gib: command_line.sim_disk_size,
+            step_delay_ms: command_line.sim_slow,
+            seed: command_line.sim_seed,
         })
     } else {
         MachineChoice::Real

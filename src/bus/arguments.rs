@@ -6,7 +6,7 @@
 use crate::{
     base::{
         ids::{FsUuid, NotAUuid, PoolUuid},
-        name::{self, Name, NameError, Subject},
+        name::{self, Name, NameError, TextPurpose},
         pool_ref::PoolRef,
         units::{Bytes, SECTOR, Sectors},
     },
@@ -319,7 +319,7 @@ pub fn integrity(
 
 /// Checks the user info of a device. The rules of names apply to it.
 pub fn user_info(text: Option<String>) -> Result<Option<String>> {
-    text.map(|text| name::check(Subject::UserInfo, &text).map(|()| text)).transpose().map_err(ArgumentError::from)
+    text.map(|text| name::check(TextPurpose::UserInfo, &text).map(|()| text)).transpose().map_err(ArgumentError::from)
 }
 
 /// The UUID of a pool object. `None` means that the row names the wrong kind of object.

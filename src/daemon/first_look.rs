@@ -139,7 +139,7 @@ mod tests {
             links::Links,
         },
         engine::{Engine, dm_names::Role, ops},
-        platform::sim::{Call, Sim},
+        platform::sim::{CallKind, Sim},
         view::{Change, Update},
     };
 
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!((pools.len(), look.unread().len()), (2, 0));
         // Its devices have been read; the first table on one of them hangs.
         let slow = look_up(&bench.engine, "slow");
-        let gate = sim.delay(Call::DmCreate, &Role::OriginSub.name(slow));
+        let gate = sim.delay(CallKind::DmCreate, &Role::OriginSub.name(slow));
         assert_eq!(bench.start().run(pools, Duration::ZERO).unwrap(), Waited::Late);
         bench.wait_for_pools(&["quick"]);
         assert!(gate.wait_for(1, HANG));
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(bench.start().run(devices, HANG).unwrap(), Waited::All);
         let pools = look.end(&bench.engine);
         let [slow, quick] = look_up_each(&bench.engine, ["slow", "quick"]);
-        let gate = sim.delay(Call::DmCreate, &Role::OriginSub.name(slow));
+        let gate = sim.delay(CallKind::DmCreate, &Role::OriginSub.name(slow));
         assert_eq!(bench.start().run(pools, Duration::ZERO).unwrap(), Waited::Late);
         bench.wait_for_pools(&["quick"]);
         assert!(gate.wait_for(1, HANG));
@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn disks_that_hang_delay_no_other_pool() {
         let sim = machine();
-        let gate = sim.delay(Call::Read, "/dev/slow");
+        let gate = sim.delay(CallKind::Read, "/dev/slow");
         let bench = Bench::new(&sim);
         let (look, devices) = ops::first_look(&bench.engine).unwrap();
         assert_eq!(devices.len(), 9);

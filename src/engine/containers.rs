@@ -25,12 +25,12 @@ use crate::{
     platform::{
         Platform, WriteStep,
         keyring::Secret,
-        luks::{self, Cost, Header, HeaderChange, Layout, NUMBERS, NewKeyslot, Purpose, State},
+        luks::{self, Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NUMBERS, NewKeyslot},
     },
 };
 
 /// The container of a version 2 pool.
-pub const LAYOUT_V2: Layout = Layout {
+pub const LAYOUT_V2: HeaderLayout = HeaderLayout {
     metadata: Bytes(64 << 10),
     keyslots: Bytes(16_352 << 10),
     data_offset: sizes::CRYPT_RESERVATION,
@@ -38,7 +38,7 @@ pub const LAYOUT_V2: Layout = Layout {
 };
 
 /// The container on a device of a version 1 pool.
-pub const LAYOUT_V1: Layout = Layout {
+pub const LAYOUT_V1: HeaderLayout = HeaderLayout {
     metadata: Bytes(16 << 10),
     keyslots: Bytes(16_352 << 10),
     data_offset: Sectors(32_768),
@@ -161,8 +161,8 @@ pub fn make(
     platform: &dyn Platform,
     stack: &Stack,
     prepared: &Prepared,
-    layout: &Layout,
-    purpose: Purpose,
+    layout: &HeaderLayout,
+    purpose: FormatPurpose,
     undo: &mut Rollback,
 ) -> Result<Header> {
     let device = platform.dm_node(&stack.name(Role::Cache));
@@ -204,7 +204,7 @@ pub fn bring_up(
 /// if an interrupted change had never begun or had been completed. Between these two states a token
 /// has a second keyslot.
 pub fn mends(header: &Header) -> Vec<HeaderChange<'static>> {
-    if header.state != State::Encrypted {
+    if header.state != EncryptionState::Encrypted {
         return Vec::new();
     }
     let unused = header.unused.iter().copied().map(HeaderChange::DestroyKeyslot);

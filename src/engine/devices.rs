@@ -16,7 +16,7 @@ use crate::{
         metadata::{HeaderFlags, MetadataVersion, StaticHeader},
         undo::{Rollback, When},
     },
-    platform::{self, BlockDevice, Geometry, Hold, Platform, Timestamp},
+    platform::{self, BlockDevice, DeviceHold, Geometry, Platform, Timestamp},
 };
 
 /// A device that may be initialized.
@@ -30,7 +30,7 @@ pub struct Candidate {
     /// crypt device on it.
     pub container: Option<LuksDevice>,
     /// Keeps others from using the device between the first look and the last write.
-    pub(super) hold: Option<Arc<dyn Hold>>,
+    pub(super) hold: Option<Arc<dyn DeviceHold>>,
 }
 
 impl Candidate {

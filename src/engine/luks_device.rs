@@ -27,7 +27,7 @@ use crate::{
     },
     platform::{
         BlockDevice, Geometry, Platform,
-        luks::{self, HeaderChange, Layout, NUMBERS, Purpose, State},
+        luks::{self, EncryptionState, FormatPurpose, HeaderChange, HeaderLayout, NUMBERS},
     },
 };
 
@@ -45,7 +45,7 @@ pub struct LuksDevice {
     /// Offset of the data in the container.
     pub data_offset: Sectors,
     /// The progress of a re-encryption job on the container.
-    pub state: State,
+    pub state: EncryptionState,
     /// The container is being made or wiped. Its contents are of no value to anybody.
     pub unfinished: bool,
 }
@@ -211,9 +211,9 @@ impl LuksFormat {
         let mut tokens: BTreeMap<u32, serde_json::Value> = prepared.tokens(0..NUMBERS);
         tokens.insert(STRATIS_TOKEN, token.to_value());
         tokens.insert(UNFINISHED_TOKEN, unfinished_token());
-        let layout = Layout { sector_size: self.sector_size, ..LAYOUT_V1 };
+        let layout = HeaderLayout { sector_size: self.sector_size, ..LAYOUT_V1 };
         let keyslots = prepared.keyslots(0..NUMBERS);
-        let header = platform.luks_format(&device.path, &layout, Purpose::New, &keyslots, &tokens)?;
+        let header = platform.luks_format(&device.path, &layout, FormatPurpose::New, &keyslots, &tokens)?;
         let luks_device = LuksDevice {
             device: device.clone(),
             geometry,
@@ -245,7 +245,7 @@ impl LuksFormat {
 /// # Errors
 /// When a header cannot be written.
 pub fn mend(platform: &dyn Platform, devices: &mut [&mut LuksDevice]) -> Result<()> {
-    if devices.iter().any(|device| matches!(device.state, State::Unfinished { .. })) {
+    if devices.iter().any(|device| matches!(device.state, EncryptionState::Unfinished { .. })) {
         return Ok(());
     }
     let former = devices.iter().find_map(|device| match &device.bindings.lowest(Kind::Keyring)?.mechanism {
@@ -266,7 +266,9 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut LuksDevice]) -> Result<
                     changes.extend(binding.next.map(HeaderChange::DestroyKeyslot));
                     changes.push(HeaderChange::RemoveToken(binding.token));
                 }
-                (Mechanism::Keyring(new), Some(old), Some(next)) if new != old && device.state == State::Encrypted => {
+                (Mechanism::Keyring(new), Some(old), Some(next))
+                    if new != old && device.state == EncryptionState::Encrypted =>
+                {
                     changes.push(HeaderChange::PutToken(binding.token, keyring_token(old, binding.keyslot)));
                     changes.push(HeaderChange::DestroyKeyslot(next));
                 }

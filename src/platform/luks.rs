@@ -22,7 +22,7 @@ pub const NUMBERS: u32 = 32;
 /// Layout of a new LUKS device. The cipher is always `aes-xts-plain64` with a random volume key of
 /// [`VOLUME_KEY_BYTES`]. Two copies of the header come first, then the keyslots, then the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layout {
+pub struct HeaderLayout {
     /// Size of each copy of the header, including its binary part of 4 KiB.
     pub metadata: Bytes,
     /// Size of the area of all keyslots.
@@ -35,11 +35,11 @@ pub struct Layout {
 
 /// What a header is formatted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Purpose {
+pub enum FormatPurpose {
     /// A LUKS device without data.
     New,
     /// A LUKS device over plaintext data that already lies behind the data offset. The header says
-    /// from the start that nothing is encrypted yet ([`State::Unfinished`] with
+    /// from the start that nothing is encrypted yet ([`EncryptionState::Unfinished`] with
     /// [`ReencryptionMode::Encrypt`] and 0 bytes done). Only
     /// [`Platform::luks_reencrypt`](super::Platform::luks_reencrypt) starts to encrypt.
     Encrypt,
@@ -87,7 +87,7 @@ pub enum ReencryptionMode {
 
 /// What a header says about the data behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
+pub enum EncryptionState {
     /// The data is encrypted.
     Encrypted,
     /// A re-encryption job was started and not completed.
@@ -112,7 +112,7 @@ pub struct Header {
     /// Encryption sector size in bytes.
     pub sector_size: u32,
     /// What the header says about the data.
-    pub state: State,
+    pub state: EncryptionState,
     /// Keyslots that hold a volume key, either the current one or its successor.
     pub keyslots: BTreeSet<u32>,
     /// The keyslots among them whose volume key neither encrypts data nor is about to: leftovers.
@@ -177,7 +177,7 @@ pub enum Begin {
 
 /// How a re-encryption job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ended {
+pub enum ReencryptionEnd {
     /// It is complete.
     Finished,
     /// It was told to stop. The header says how far it came.

@@ -254,7 +254,7 @@ pub struct DeviceEvent {
 }
 
 /// Exclusive use of a device ([`Platform::hold`]). Dropping it releases the device.
-pub trait Hold: Send + Sync + fmt::Debug {}
+pub trait DeviceHold: Send + Sync + fmt::Debug {}
 
 /// A source of udev events. One thread owns it, waits for its descriptor and reads without
 /// blocking.
@@ -304,7 +304,7 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// An error that [is busy](Error::is_busy) if something else uses the device: a mount, swap,
     /// md, multipath, another device-mapper device, or an earlier hold.
-    fn hold(&self, path: &Path) -> Result<Box<dyn Hold>>;
+    fn hold(&self, path: &Path) -> Result<Box<dyn DeviceHold>>;
     /// The block devices that this one lies on, directly or not: those below device-mapper and md
     /// devices, and those below loop devices that are backed by one. Empty for a disk.
     fn lower_devices(&self, number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>>;
@@ -430,16 +430,16 @@ pub trait Platform: Send + Sync + 'static {
     /// If both copies are damaged, or the device cannot be read.
     fn luks_read(&self, device: &Path) -> Result<Option<luks::Header>>;
     /// Formats a LUKS2 header with these keyslots (at least one) and tokens. For
-    /// [`luks::Purpose::New`] an error may leave a useless header behind, which the caller wipes.
-    /// For [`luks::Purpose::Encrypt`] the device stays unchanged until the header is complete.
+    /// [`luks::FormatPurpose::New`] an error may leave a useless header behind, which the caller wipes.
+    /// For [`luks::FormatPurpose::Encrypt`] the device stays unchanged until the header is complete.
     ///
     /// # Errors
     /// Also if the data would not start at the requested offset.
     fn luks_format(
         &self,
         device: &Path,
-        layout: &luks::Layout,
-        purpose: luks::Purpose,
+        layout: &luks::HeaderLayout,
+        purpose: luks::FormatPurpose,
         keyslots: &[luks::NewKeyslot<'_>],
         tokens: &BTreeMap<u32, serde_json::Value>,
     ) -> Result<luks::Header>;
@@ -480,7 +480,7 @@ pub trait Platform: Send + Sync + 'static {
         unlock: luks::Unlock<'_>,
         begin: luks::Begin,
         watch: &(dyn Fn(luks::Progress) -> bool + Sync),
-    ) -> Result<luks::Ended>;
+    ) -> Result<luks::ReencryptionEnd>;
 
     // ---- Clevis ----
 

@@ -163,7 +163,7 @@ mod tests {
         engine::dm_names,
         platform::{
             dm::{Line, Visibility},
-            sim::{Call, Sim},
+            sim::{CallKind, Sim},
         },
     };
 
@@ -201,8 +201,8 @@ mod tests {
         assert_eq!(evented(&[a, b]), [a]);
         sim.raise_event(&of_b).unwrap();
         match others.len() < ASKED_MAX {
-            true => sim.faults().fail_next(Call::DmFind, &of_b),
-            false => sim.faults().fail_next(Call::DmList, ""),
+            true => sim.faults().fail_next(CallKind::DmFind, &of_b),
+            false => sim.faults().fail_next(CallKind::DmList, ""),
         }
         assert!(evented(&[a, b]).is_empty(), "the query failed");
         assert_eq!(evented(&[a, b]), [b], "the pool is queried again");
@@ -221,7 +221,7 @@ mod tests {
     }
 
     /// The calls after an event.
-    fn asked(running: &[PoolUuid]) -> Vec<(Call, String)> {
+    fn asked(running: &[PoolUuid]) -> Vec<(CallKind, String)> {
         let sim = Sim::builder().record().build();
         look(&sim, &Numbers::new(), running.iter().copied().collect());
         sim.trace().into_iter().map(|step| (step.call, step.subject)).collect()
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn beside_few_pools_other_devices_are_not_looked_at() {
         let pools = [1, 2].map(uuid);
-        assert_eq!(asked(&pools), pools.map(|pool| (Call::DmFind, Role::ThinPool.name(pool))));
+        assert_eq!(asked(&pools), pools.map(|pool| (CallKind::DmFind, Role::ThinPool.name(pool))));
     }
 
     /// Found in review: an event cost one call for each running pool.
@@ -240,8 +240,8 @@ mod tests {
     fn beside_many_pools_an_event_costs_one_call() {
         let pools: Vec<PoolUuid> = (0..250).map(uuid).collect();
         assert_eq!(asked(&pools[..ASKED_MAX]).len(), ASKED_MAX);
-        assert_eq!(asked(&pools[..=ASKED_MAX]), [(Call::DmList, String::new())]);
-        assert_eq!(asked(&pools), [(Call::DmList, String::new())]);
+        assert_eq!(asked(&pools[..=ASKED_MAX]), [(CallKind::DmList, String::new())]);
+        assert_eq!(asked(&pools), [(CallKind::DmList, String::new())]);
     }
 
     #[test]

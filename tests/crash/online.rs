@@ -20,7 +20,7 @@ use stratisd::{
     engine::{Result, dm_names::Role, encryption::NewBinding, metadata::MetadataVersion, ops},
     platform::{
         Platform, WriteStep,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -150,7 +150,7 @@ impl Online {
         let (mut bench, first) = self.prepared(1);
         self.must_act(&mut bench, self.name);
         let trace = bench.sim.trace().into_iter().skip(usize::try_from(first).expect("step numbers are small"));
-        let calls: Vec<Call> = trace.map(|step| step.call).collect();
+        let calls: Vec<CallKind> = trace.map(|step| step.call).collect();
         Reference { before, after: settled(bench), calls }
     }
 
@@ -202,7 +202,7 @@ struct Reference {
     before: State,
     after: State,
     /// Its steps.
-    calls: Vec<Call>,
+    calls: Vec<CallKind>,
 }
 
 /// Checks give the pool what of its space it has not been given yet.
@@ -277,7 +277,7 @@ fn a_power_cut_at_any_moment_of_a_work_on_all_data_loses_nothing() {
             let mut bench = Bench::start(bench.sim);
             unlock_all(&mut bench, &at);
             // What was decided may be lost until it is flushed.
-            let flushed = first_new.is_some_and(|new: usize| reference.calls[new..step].contains(&Call::Flush));
+            let flushed = first_new.is_some_and(|new: usize| reference.calls[new..step].contains(&CallKind::Flush));
             match online.judge(bench, &reference, !answered && !flushed, &at) {
                 true => drop(first_new.get_or_insert(step)),
                 false => (olds, last_old) = (olds + 1, step),

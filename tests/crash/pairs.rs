@@ -23,7 +23,7 @@ use stratisd::{
     },
     platform::{
         Platform,
-        sim::{Call, RecordedCall},
+        sim::{CallKind, RecordedCall},
     },
     view::Availability,
 };
@@ -490,7 +490,7 @@ fn strike_pairs(variant: &Variant, pairs: u64, random: &mut StdRng, wrong: &mut 
                 _ => Second::PowerCut,
             };
             // A link that udev was asked for in vain is made at the next start; the operation is complete without it.
-            let is_link = |at: usize| steps.get(at).is_some_and(|step| step.call == Call::Announce);
+            let is_link = |at: usize| steps.get(at).is_some_and(|step| step.call == CallKind::Announce);
             if is_link(at) || is_link(from - 1) {
                 continue;
             }

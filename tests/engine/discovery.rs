@@ -8,7 +8,7 @@ use stratisd::{
     engine::{Engine, Error, dm_names::Role, metadata::MetadataVersion, ops, request::Step},
     platform::{
         DeviceAction, DeviceEvent, DeviceEvents, Platform,
-        sim::{Call, RecordedCall, Sim},
+        sim::{CallKind, RecordedCall, Sim},
     },
     view::{Availability, Stopped},
 };
@@ -248,7 +248,7 @@ fn a_header_that_cannot_be_mended_neither_hides_the_pool_nor_keeps_udev_busy() {
     watched.bench.sim.set_read_only(path("/dev/a"), false).unwrap();
     assert_eq!(watched.settle(), 1);
     for _ in 0..8 {
-        watched.bench.sim.faults().fail_next(Call::Write, "/dev/a");
+        watched.bench.sim.faults().fail_next(CallKind::Write, "/dev/a");
     }
     watched.bench.sim.add_disk(path("/dev/b"), TIB).unwrap();
     watched.settle();
@@ -555,13 +555,13 @@ fn while_it_is_read(prepare: fn() -> Bench, meanwhile: fn(&Engine, &mut Pools), 
         let bench = prepare();
         let steps = bench.sim.trace().len();
         let _ = look(&bench.engine, by_event.then(|| event(&bench)));
-        let is_read = |step: &&RecordedCall| step.call == Call::Read && step.subject.contains("/dev/a");
+        let is_read = |step: &&RecordedCall| step.call == CallKind::Read && step.subject.contains("/dev/a");
         let reads = bench.sim.trace()[steps..].iter().filter(is_read).count();
         assert!(reads > 1, "{reads}");
         for read in 0..reads {
             let mut bench = prepare();
             let about = by_event.then(|| event(&bench));
-            let gate = bench.sim.delay_after(Call::Read, "/dev/a", read);
+            let gate = bench.sim.delay_after(CallKind::Read, "/dev/a", read);
             let Bench { engine, pools, .. } = &mut bench;
             let chains = std::thread::scope(|scope| {
                 let engine = &*engine;

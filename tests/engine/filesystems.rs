@@ -9,7 +9,7 @@ use stratisd::{
     },
     platform::{
         Platform,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -184,7 +184,7 @@ fn what_is_left_of_a_destroyed_filesystem_does_not_get_in_the_way() {
     snapshot(&mut bench, "f", "s").unwrap();
     // Both attempts at cleaning up, before and after the metadata volume is mounted again.
     for _ in 0..4 {
-        bench.sim.faults().fail_next(Call::RemoveFile, "filesystems");
+        bench.sim.faults().fail_next(CallKind::RemoveFile, "filesystems");
     }
     let struck = bench.sim.faults().struck();
     let (gone, said) = listen(|| destroy(&mut bench, &["f"]).unwrap());

@@ -7,7 +7,7 @@ use std::{
 
 use stratisd::{
     base::{
-        name::{NameError, Subject},
+        name::{NameError, TextPurpose},
         units::{Bytes, Sectors},
     },
     engine::{
@@ -23,7 +23,7 @@ use stratisd::{
     },
     platform::{
         self, Platform,
-        sim::{Call, Preset, Sim},
+        sim::{CallKind, Preset, Sim},
     },
     view::Tier,
 };
@@ -413,7 +413,7 @@ fn user_info_of_old_pools_keeps_the_rules_of_names() {
         let device = bench.device("q", "/dev/good");
         let set = bench.run(ops::set_user_info(bench.id("q"), device, Some("front left".to_owned())));
         match refused {
-            true => assert!(matches!(set, Err(Name(NameError::Character(Subject::UserInfo, _, ' ')))), "{set:?}"),
+            true => assert!(matches!(set, Err(Name(NameError::Character(TextPurpose::UserInfo, _, ' ')))), "{set:?}"),
             false => assert!(set.unwrap()),
         }
         let set = bench.run(ops::set_user_info(bench.id("q"), device, Some(String::new())));
@@ -428,7 +428,7 @@ fn user_info_of_old_pools_keeps_the_rules_of_names() {
 #[test]
 fn nobody_comes_between_the_look_and_the_write() {
     let sim = Sim::builder().record().build();
-    let gate = sim.delay(Call::Write, "/dev/a");
+    let gate = sim.delay(CallKind::Write, "/dev/a");
     let mut bench = Bench::start(sim.clone());
     std::thread::scope(|scope| {
         let creation = scope.spawn(|| bench.create_pool("p", &["/dev/a", "/dev/b"]));
@@ -440,6 +440,6 @@ fn nobody_comes_between_the_look_and_the_write() {
         creation.join().unwrap().unwrap();
     });
     let trace = sim.trace();
-    let first = trace.iter().find(|step| step.subject == "/dev/a" && step.call != Call::FindDevice).unwrap();
-    assert_eq!(first.call, Call::Hold, "it is taken before anything of it is looked at");
+    let first = trace.iter().find(|step| step.subject == "/dev/a" && step.call != CallKind::FindDevice).unwrap();
+    assert_eq!(first.call, CallKind::Hold, "it is taken before anything of it is looked at");
 }

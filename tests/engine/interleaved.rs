@@ -19,7 +19,7 @@ use stratisd::{
     },
     platform::{
         DeviceAction, DeviceEvent, Platform, Program,
-        sim::{Call, DISK_SIZE_DEFAULT, Sim},
+        sim::{CallKind, DISK_SIZE_DEFAULT, Sim},
     },
 };
 
@@ -204,13 +204,13 @@ fn serial_order(seed: u64, requests: &[Request], results: &[String], state: &Out
 /// A fault that strikes whoever comes first.
 fn plan_fault(bench: &Bench, chance: &mut StdRng) {
     let kinds = [
-        Call::Run(Program::MkfsXfs),
-        Call::Run(Program::XfsDb),
-        Call::RenameFile,
-        Call::DmCreate,
-        Call::DmMessage,
-        Call::DmRemove,
-        Call::Write,
+        CallKind::Run(Program::MkfsXfs),
+        CallKind::Run(Program::XfsDb),
+        CallKind::RenameFile,
+        CallKind::DmCreate,
+        CallKind::DmMessage,
+        CallKind::DmRemove,
+        CallKind::Write,
     ];
     bench.sim.faults().fail_next(*kinds.choose(chance).expect("not empty"), "");
 }
@@ -312,7 +312,7 @@ fn filesystems_made_at_once_keep_the_limit() {
         let mut scheduler = Scheduler::new(bench, seed);
         if seed % 2 == 1 {
             // The first to be formatted fails, and makes room for another.
-            scheduler.bench.sim.faults().fail_next(Call::Run(Program::MkfsXfs), "");
+            scheduler.bench.sim.faults().fail_next(CallKind::Run(Program::MkfsXfs), "");
         }
         for text in ["h", "i", "j", "k"] {
             let new = vec![NewFilesystem { name: name(text), size: Some(GIB), size_limit: None }];

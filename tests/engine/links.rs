@@ -11,7 +11,7 @@ use stratisd::{
     },
     platform::{
         DeviceNumber, Platform, WriteStep,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -40,7 +40,7 @@ fn one_filesystem() -> (Bench, DeviceNumber) {
 }
 
 fn announcements(sim: &Sim) -> usize {
-    sim.trace().iter().filter(|step| step.call == Call::Announce).count()
+    sim.trace().iter().filter(|step| step.call == CallKind::Announce).count()
 }
 
 /// A worker of udev that was killed took the link with it, and nobody asked for it again before the next start.

@@ -8,7 +8,7 @@ use stratisd::{
     platform::{
         DeviceClass, DeviceNumber, Platform,
         dm::Target,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
     view::Tier,
 };
@@ -150,7 +150,8 @@ fn what_cannot_be_a_cache_is_refused_and_left_as_it_was() {
 #[test]
 fn an_extension_that_the_kernel_refuses_is_taken_back() {
     for version in VERSIONS {
-        for (call, role) in [(Call::DmLoad, Role::CacheSub), (Call::DmLoad, Role::Cache), (Call::DmResume, Role::Cache)]
+        for (call, role) in
+            [(CallKind::DmLoad, Role::CacheSub), (CallKind::DmLoad, Role::Cache), (CallKind::DmResume, Role::Cache)]
         {
             let at = format!("{version:?}: {call:?} of {role:?}");
             let mut bench = machine(version);
@@ -180,14 +181,14 @@ fn an_extension_that_can_be_neither_used_nor_taken_back_is_completed_by_the_chec
         let mut bench = machine_on(Sim::builder().record().build(), MetadataVersion::V2);
         init(&mut bench, &["/dev/fast"]).unwrap();
         let refused = Role::Cache.name(bench.id("p"));
-        bench.sim.faults().refuse_next(Call::DmLoad, &refused);
+        bench.sim.faults().refuse_next(CallKind::DmLoad, &refused);
         bench
     };
     let mut bench = prepare();
     add(&mut bench, &["/dev/faster"]).unwrap_err();
     let cache = Role::CacheSub.name(bench.id("p"));
     let put_back =
-        bench.sim.trace().iter().rposition(|step| step.call == Call::DmLoad && step.subject == cache).unwrap();
+        bench.sim.trace().iter().rposition(|step| step.call == CallKind::DmLoad && step.subject == cache).unwrap();
     let mut bench = prepare();
     bench.sim.faults().fail_at(u64::try_from(put_back).unwrap());
     assert_eq!(add(&mut bench, &["/dev/faster"]).unwrap().len(), 1);

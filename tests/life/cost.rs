@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use stratisd::{
     engine::ops,
-    platform::sim::{Call, Sim},
+    platform::sim::{CallKind, Sim},
 };
 
 use crate::bench::Bench;
@@ -33,7 +33,7 @@ fn thirty_filesystems() -> Bench {
 }
 
 /// How many steps of a kind were taken since step `from`.
-fn count(bench: &Bench, from: u64, call: Call) -> usize {
+fn count(bench: &Bench, from: u64, call: CallKind) -> usize {
     let from = usize::try_from(from).unwrap();
     bench.sim.trace()[from..].iter().filter(|step| step.call == call).count()
 }
@@ -45,7 +45,7 @@ fn destroying_a_filesystem_reads_no_other_record() {
     let (pool, doomed) = (bench.id("p"), bench.filesystem("p", "f7"));
     let from = bench.sim.steps();
     bench.run(ops::destroy_filesystems(pool, vec![doomed])).unwrap();
-    assert_eq!(count(&bench, from, Call::ReadFile), 0, "files that were read:\n{}", bench.tail(from));
+    assert_eq!(count(&bench, from, CallKind::ReadFile), 0, "files that were read:\n{}", bench.tail(from));
     bench.check_nothing_left("after the destruction");
 }
 
@@ -57,10 +57,10 @@ fn stop_and_destroy_read_the_mounts_once() {
     let doomed = (0..10).map(|number| bench.filesystem("p", &format!("f{number}"))).collect();
     let from = bench.sim.steps();
     bench.run(ops::destroy_filesystems(pool, doomed)).unwrap();
-    assert_eq!(count(&bench, from, Call::MountPoints), 1);
+    assert_eq!(count(&bench, from, CallKind::MountPoints), 1);
     let from = bench.sim.steps();
     bench.stop_pool("p").unwrap();
-    assert_eq!(count(&bench, from, Call::MountPoints), 1);
+    assert_eq!(count(&bench, from, CallKind::MountPoints), 1);
 }
 
 /// A device that joined 202 others made its request wait for 609 flushes, one after the other, with the pool held.

@@ -12,7 +12,7 @@ use stratisd::{
     },
     platform::{
         Platform,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -96,7 +96,7 @@ fn a_destruction_is_recorded_on_every_device() {
 fn a_change_that_failed_is_overruled_on_every_device() {
     let mut bench = pool();
     for _ in 0..10 {
-        bench.sim.faults().fail_next(Call::Write, "/dev/d");
+        bench.sim.faults().fail_next(CallKind::Write, "/dev/d");
     }
     bench.run(ops::rename_pool(bench.id("p"), name("q"))).unwrap_err();
     all_agree(&bench);

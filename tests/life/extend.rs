@@ -7,7 +7,7 @@ use stratisd::{
     engine::{Error, dm_names, ops},
     platform::{
         Platform,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -52,7 +52,7 @@ fn one_is_not_extended_for_what_another_holds() {
     let (sim, at) = (bench.sim.clone(), Path::new("/mnt/f"));
     bench.mount("p", "f");
     let other = bench.thin_node(bench.id("p"), bench.filesystem("p", "g"));
-    let gate = sim.delay(Call::Usage, "/mnt/f");
+    let gate = sim.delay(CallKind::Usage, "/mnt/f");
     std::thread::scope(|scope| {
         scope.spawn(|| {
             assert!(gate.wait_for(1, HANG));
@@ -121,7 +121,7 @@ fn none_grows_past_its_limit() {
 fn an_xfs_that_cannot_be_extended_is_tried_again_and_keeps_no_other_back() {
     let mut bench = machine();
     use_space(&bench, &["f", "g"]);
-    bench.sim.faults().fail_next(Call::GrowXfs, "/mnt/f");
+    bench.sim.faults().fail_next(CallKind::GrowXfs, "/mnt/f");
     let error = check(&mut bench).unwrap_err();
     assert!(error.sentence().contains("cannot grow the XFS at /mnt/f"), "{}", error.sentence());
     assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(2, 2, 1), (2, 2, 2)]);
@@ -148,7 +148,7 @@ fn an_extension_that_changes_nothing_does_not_count_as_done() {
 fn one_that_cannot_be_looked_at_keeps_no_other_back() {
     let mut bench = machine();
     use_space(&bench, &["f", "g"]);
-    bench.sim.faults().fail_next(Call::Usage, "/mnt/f");
+    bench.sim.faults().fail_next(CallKind::Usage, "/mnt/f");
     check(&mut bench).unwrap_err();
     assert_eq!(["f", "g"].map(|name| sizes(&bench, name)), [(1, 1, 1), (2, 2, 2)]);
 }

@@ -21,7 +21,7 @@ use stratisd::{
     platform::{
         Platform, WriteStep,
         dm::Target,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
     view::{Availability, Update},
     watch::{DmWatch, RunningPools, WatchRequest},
@@ -172,7 +172,7 @@ fn among_many_the_mark_stays_while_somebody_writes_and_moves_afterwards() {
     let daemon = Daemon::start(&sim);
     let (node, at) = (node(&sim, pool, filesystem), Path::new("/mnt/f"));
     let loads =
-        || sim.trace().iter().filter(|step| step.call == Call::DmLoad && step.subject.contains("thinpool")).count();
+        || sim.trace().iter().filter(|step| step.call == CallKind::DmLoad && step.subject.contains("thinpool")).count();
     let xfs = || sim.xfs_size(&node).unwrap().0;
     let (_, first_mark, _) = thin_pool(&sim, pool);
     let before = loads();
@@ -220,7 +220,7 @@ fn a_mark_that_is_passed_while_it_is_put_in_place_is_followed_by_another() {
     write(&sim, &node, 1..300);
     let (free, mark, _) = thin_pool(&sim, pool);
     assert!(free <= mark, "{free} free, mark {mark}: a new mark is due");
-    let gate = sim.delay(Call::DmLoad, &Role::ThinPool.name(pool));
+    let gate = sim.delay(CallKind::DmLoad, &Role::ThinPool.name(pool));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             assert!(gate.wait_for(1, HANG));
@@ -286,7 +286,7 @@ fn a_mark_that_cannot_be_put_in_place_leaves_nothing_suspended() {
     fill();
     bench.sim.dm_suspend(&name, false).unwrap();
     for _ in 0..2 {
-        bench.sim.faults().fail_next(Call::DmResume, &name);
+        bench.sim.faults().fail_next(CallKind::DmResume, &name);
     }
     bench.run(ops::check_now(pool)).unwrap();
     assert_eq!(bench.sim.faults().struck(), 2);

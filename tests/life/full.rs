@@ -7,7 +7,7 @@ use stratisd::{
     engine::{Error, Result, dm_names::Role, metadata::MetadataVersion, ops, thin_status::PoolStatus},
     platform::{
         Platform, WriteStep,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -202,7 +202,7 @@ fn a_check_asks_for_the_state_of_the_thin_pool_once() {
         let before = bench.sim.steps();
         check(bench).unwrap();
         let steps = bench.sim.trace().split_off(usize::try_from(before).unwrap());
-        let asked = steps.iter().filter(|step| step.call == Call::DmStatus && step.subject == thin_pool).count();
+        let asked = steps.iter().filter(|step| step.call == CallKind::DmStatus && step.subject == thin_pool).count();
         (asked, steps.iter().any(|step| step.call.changes()))
     };
     // What it has grown by it asks for anew.

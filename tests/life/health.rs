@@ -5,7 +5,7 @@ use stratisd::{
     engine::{dm_names::Role, ops},
     platform::{
         Platform, Program, ProgramEnd,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
     view::Availability,
 };
@@ -100,7 +100,7 @@ fn metadata_that_cannot_be_read_is_not_repaired() {
     bench.sim.damage_metadata(&metadata).unwrap();
     bench.stop_pool("p").unwrap();
     let before = crate::disks::json_on(&bench.sim, "/dev/a");
-    bench.sim.faults().fail_next(Call::Read, &metadata.to_string_lossy());
+    bench.sim.faults().fail_next(CallKind::Read, &metadata.to_string_lossy());
     let error = bench.start_pool("p").unwrap_err().sentence();
     assert!(error.contains("could not be checked, and nothing was changed"), "{error}");
     assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
@@ -197,7 +197,7 @@ fn a_thin_pool_that_can_only_be_read_is_not_asked_again_and_again() {
     let mapped = |bench: &Bench| bench.sim.dm_find(&thin_pool).unwrap().unwrap().table[0].length;
     let before = mapped(&bench);
     for _ in 0..10 {
-        bench.sim.faults().fail_next(Call::DmLoad, &thin_pool);
+        bench.sim.faults().fail_next(CallKind::DmLoad, &thin_pool);
     }
     bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/large".into()])).unwrap();
     bench.sim.faults().clear();

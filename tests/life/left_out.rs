@@ -12,7 +12,7 @@ use stratisd::{
     platform::{
         Platform,
         dm::{Target, Visibility},
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -33,7 +33,7 @@ fn without_snapshot() -> (Bench, FsUuid) {
     let device = dm_names::filesystem(bench.id("p"), snapshot);
     bench.sim.cut_power();
     bench.sim.power_on();
-    (0..2).for_each(|_| bench.sim.faults().fail_next(Call::DmCreate, &device));
+    (0..2).for_each(|_| bench.sim.faults().fail_next(CallKind::DmCreate, &device));
     let bench = Bench::start(bench.sim);
     let pool = bench.pool("p").unwrap();
     let left_out: Vec<_> = pool.left_out.iter().map(|left_out| (left_out.uuid, left_out.name.as_str())).collect();

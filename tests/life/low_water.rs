@@ -17,7 +17,7 @@ use stratisd::{
     },
     platform::{
         Platform, Program, WriteStep,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
     view::{Change, Update},
     watch::{DmWatch, RunningPools, WatchRequest},
@@ -95,8 +95,8 @@ fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
 
     // One pool is held by a request that hangs in the kernel; another has more formats under way, all of them
     // hanging, than there may be slow steps at once.
-    let kernel = sim.delay(Call::DmCreate, &format!("stratis-1-{}", held.simple()));
-    let formats = sim.delay(Call::Run(Program::MkfsXfs), "/dev");
+    let kernel = sim.delay(CallKind::DmCreate, &format!("stratis-1-{}", held.simple()));
+    let formats = sim.delay(CallKind::Run(Program::MkfsXfs), "/dev");
     let create = |pool, named: &str| {
         let new = NewFilesystem { name: name(named), size: Some(GIB), size_limit: None };
         ops::create_filesystems(pool, vec![new]).map(|_| Some(()))

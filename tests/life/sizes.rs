@@ -16,7 +16,7 @@ use stratisd::{
     platform::{
         DeviceAction, DeviceEvent, Platform, WriteStep,
         dm::Visibility,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -142,11 +142,11 @@ fn a_recorded_size_of_which_no_table_can_be_made_is_corrected() {
 fn a_refused_extension_leaves_the_former_record() {
     let mut bench = machine(512);
     let device = dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
-    bench.sim.faults().refuse_next(Call::DmLoad, &device);
+    bench.sim.faults().refuse_next(CallKind::DmLoad, &device);
     assert!(fill_and_check(&mut bench).is_err_and(|error| error.is_refusal()));
     assert_eq!(sizes(&bench), [GIB; 4]);
     // A failure that passes is not a reason to go back.
-    bench.sim.faults().fail_next(Call::DmLoad, &device);
+    bench.sim.faults().fail_next(CallKind::DmLoad, &device);
     bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap_err();
     assert_eq!(sizes(&bench), [Sectors(2 * GIB.0), Sectors(2 * GIB.0), GIB, GIB]);
     bench.run(ops::check_filesystems_now(bench.id("p"))).unwrap();
@@ -206,7 +206,7 @@ fn a_refused_growth_of_the_thin_pool_is_taken_back() {
     let mut bench = machine(512);
     fill_thin_pool(&mut bench);
     let before = data_sizes(&bench);
-    bench.sim.faults().refuse_next(Call::DmLoad, "originsub");
+    bench.sim.faults().refuse_next(CallKind::DmLoad, "originsub");
     assert!(bench.run(ops::check_now(bench.id("p"))).is_err_and(|error| error.is_refusal()));
     assert_eq!(data_sizes(&bench), before);
     // The kernel is not asked for the same again.

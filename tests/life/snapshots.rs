@@ -145,7 +145,7 @@ fn a_full_pool_without_space_refuses_a_snapshot() {
 fn an_origin_that_cannot_be_suspended_goes_on() {
     let mut bench = machine(MetadataVersion::V2);
     let device = stratisd::engine::dm_names::filesystem(bench.id("p"), bench.filesystem("p", "f"));
-    bench.sim.faults().fail_next(stratisd::platform::sim::Call::DmSuspend, &device);
+    bench.sim.faults().fail_next(stratisd::platform::sim::CallKind::DmSuspend, &device);
     snapshot(&mut bench, "f", "s").unwrap_err();
     assert!(!bench.sim.dm_find(&device).unwrap().unwrap().suspended);
     snapshot(&mut bench, "f", "s").unwrap().unwrap();

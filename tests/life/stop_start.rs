@@ -12,7 +12,7 @@ use stratisd::{
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 
@@ -260,7 +260,7 @@ fn a_pool_of_which_no_device_can_be_read_is_not_forgotten() {
         let before = bench.stopped().list()[0].clone();
         // Each is looked up twice.
         for disk in ["/dev/a", "/dev/a", "/dev/b", "/dev/b"] {
-            bench.sim.faults().fail_next(Call::FindDevice, disk);
+            bench.sim.faults().fail_next(CallKind::FindDevice, disk);
         }
         let error = bench.start_pool("p").unwrap_err().sentence();
         assert_eq!(bench.sim.faults().struck(), 4);
@@ -279,7 +279,7 @@ fn a_device_that_cannot_be_read_stays_known() {
     let fail = |bench: &Bench| {
         bench.sim.faults().clear();
         // Both copies of each header, however often they are tried.
-        (0..20).for_each(|at| bench.sim.faults().fail_next(Call::Read, ["/dev/a", "/dev/b"][at % 2]));
+        (0..20).for_each(|at| bench.sim.faults().fail_next(CallKind::Read, ["/dev/a", "/dev/b"][at % 2]));
     };
     let mut bench = machine();
     bench.stop_pool("p").unwrap();
@@ -336,7 +336,7 @@ fn why_a_pool_does_not_run_is_known() {
     bench.sim.add_disk(Path::new("/dev/b"), crate::bench::GIB).unwrap();
     // A start that fails on the way.
     let device = Role::ThinPool.name(bench.stopped().list()[0].uuid);
-    bench.sim.faults().fail_next(Call::DmCreate, &device);
+    bench.sim.faults().fail_next(CallKind::DmCreate, &device);
     bench.start_pool("p").unwrap_err();
     assert!(reason(&bench).contains(&device), "{}", reason(&bench));
     assert!(bench.start_pool("p").unwrap());

@@ -16,7 +16,7 @@ use stratisd::{
     },
     platform::{
         Platform, Program,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
 };
 use threads::{group::Group, pulse::Pulse};
@@ -63,7 +63,7 @@ fn of_two_hundred_creations_those_being_formatted_are_completed_and_the_others_r
     }
     assert_eq!(found, 1);
 
-    let formats = sim.delay(Call::Run(Program::MkfsXfs), "/dev");
+    let formats = sim.delay(CallKind::Run(Program::MkfsXfs), "/dev");
     for number in 0..CREATIONS {
         let new = NewFilesystem { name: name(&format!("f{number}")), size: Some(GIB), size_limit: None };
         let chain = ops::create_filesystems(pool, vec![new]).map(move |created| {

@@ -11,7 +11,7 @@ use stratisd::{
     },
     platform::{
         Platform, Program,
-        sim::{Call, Sim},
+        sim::{CallKind, Sim},
     },
     view::{Availability, Tier},
 };
@@ -87,7 +87,7 @@ fn a_cache_whose_removal_fails_is_kept() {
         let mut bench = one_disk(version);
         bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap();
         bench.stop_pool("p").unwrap();
-        bench.sim.faults().fail_next(Call::Flush, "/dev/a");
+        bench.sim.faults().fail_next(CallKind::Flush, "/dev/a");
         let without = ops::start_pool(PoolRef::Name(name("p")), Unlock::default(), CacheTier::Drop);
         bench.run(without).unwrap_err();
         let mut bench = Bench::start(bench.sim);
@@ -106,9 +106,9 @@ fn a_cache_whose_removal_fails_is_kept() {
 fn the_journal_names_a_thin_device_that_stays() {
     let mut bench = one_disk(MetadataVersion::V2);
     let faults = bench.sim.faults();
-    faults.fail_next(Call::Run(Program::MkfsXfs), "uuid=");
+    faults.fail_next(CallKind::Run(Program::MkfsXfs), "uuid=");
     // As often as its removal is tried.
-    (0..2).for_each(|_| faults.fail_next(Call::DmRemove, "-thin-fs-"));
+    (0..2).for_each(|_| faults.fail_next(CallKind::DmRemove, "-thin-fs-"));
     let error = bench.create_filesystems("p", &["g"]).unwrap_err();
     assert_eq!(error.leaves(), Availability::NoRequests, "{}", error.sentence());
     let pool = bench.pool("p").unwrap();
@@ -128,9 +128,9 @@ fn a_filesystem_that_may_be_destroyed_stays_down() {
     let doomed = bench.filesystem("p", "f");
     let faults = bench.sim.faults();
     // After the first the metadata volume is mounted again, and the entry is written once more.
-    (0..2).for_each(|_| faults.fail_next(Call::SyncDirectory, "/pending/"));
+    (0..2).for_each(|_| faults.fail_next(CallKind::SyncDirectory, "/pending/"));
     // As often as the entry is to be removed.
-    (0..4).for_each(|_| faults.fail_next(Call::RemoveFile, "/pending/"));
+    (0..4).for_each(|_| faults.fail_next(CallKind::RemoveFile, "/pending/"));
     let error = bench.run(ops::destroy_filesystems(bench.id("p"), vec![doomed])).unwrap_err();
     assert_eq!(error.leaves(), Availability::NoRequests, "{}", error.sentence());
     let pool = bench.pool("p").unwrap();
@@ -159,7 +159,8 @@ fn a_pool_that_was_not_made_never_comes_up() {
             }
             undone += 1;
             let trace = bench.sim.trace();
-            let Some(wipe) = trace.iter().rposition(|step| step.call == Call::Write && step.subject == "/dev/a") else {
+            let Some(wipe) = trace.iter().rposition(|step| step.call == CallKind::Write && step.subject == "/dev/a")
+            else {
                 continue;
             };
             let mut bench = machine();
@@ -185,7 +186,7 @@ fn a_record_on_new_devices_only_decides_nothing() {
     for version in BOTH {
         let mut bench = one_disk(version);
         let before = bench.pool("p").unwrap();
-        bench.sim.faults().fail_next(Call::Write, "/dev/a");
+        bench.sim.faults().fail_next(CallKind::Write, "/dev/a");
         bench.run(ops::add_data_devices(bench.id("p"), vec!["/dev/c".into()])).unwrap_err();
         assert_eq!(*bench.pool("p").unwrap(), *before);
         // The device is nobody's.

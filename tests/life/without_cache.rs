@@ -12,7 +12,7 @@ use stratisd::{
     },
     platform::{
         DeviceClass, Platform, WriteStep,
-        sim::{Call, RecordedCall, Sim},
+        sim::{CallKind, RecordedCall, Sim},
     },
 };
 
@@ -118,7 +118,7 @@ fn first_step_of_wiping(version: MetadataVersion) -> u64 {
     let from = bench.sim.steps();
     start(&mut bench, CacheTier::Drop).unwrap();
     let steps: Vec<_> = bench.sim.trace().into_iter().skip(usize::try_from(from).unwrap()).collect();
-    let writes_to = |step: &RecordedCall, disk| step.call == Call::Write && step.subject.contains(disk);
+    let writes_to = |step: &RecordedCall, disk| step.call == CallKind::Write && step.subject.contains(disk);
     let committed = steps.iter().rposition(|step| writes_to(step, "/dev/slow")).unwrap();
     let wiping = steps.iter().skip(committed).position(|step| writes_to(step, "/dev/fast")).unwrap();
     u64::try_from(committed + wiping).unwrap()
@@ -159,7 +159,7 @@ fn nothing_is_written_past_a_cache_that_holds_something() {
             let holds_nothing =
                 !is_gone && bench.sim.durable(Path::new("/dev/fast"), CACHE_METADATA).iter().all(|b| *b == 0);
             let is_passed =
-                bench.sim.trace().iter().skip(usize::try_from(first).unwrap()).any(|s| s.call == Call::Mount);
+                bench.sim.trace().iter().skip(usize::try_from(first).unwrap()).any(|s| s.call == CallKind::Mount);
             assert!(!is_passed || holds_nothing || !is_recorded, "{version:?}, gone: {is_gone}, killed at step {step}");
             kept += u32::from(is_recorded && !holds_nothing);
             past += u32::from(is_passed);

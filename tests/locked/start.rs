@@ -13,7 +13,7 @@ use stratisd::{
     },
     platform::{
         DeviceClass, Platform,
-        sim::{Call, Sim, Trouble},
+        sim::{CallKind, Sim, Trouble},
     },
     view::Tier,
 };
@@ -233,7 +233,7 @@ fn the_containers_of_a_cache_stay_open_until_it_is_given_up_on_record() {
     let pool = bench.pool("p").unwrap();
     let cache = pool.devices.values().find(|device| device.tier == Tier::Cache).unwrap().uuid;
     bench.stop_pool("p").unwrap();
-    bench.sim.faults().cut_power_at_next(Call::DmRemove, &dm_names::opened_device(cache));
+    bench.sim.faults().cut_power_at_next(CallKind::DmRemove, &dm_names::opened_device(cache));
     let without = ops::start_pool(PoolRef::Name(name("p")), Unlock::any(), CacheTier::Drop);
     // Whether it is told of that or not: the record is written by then.
     drop(bench.run(without));

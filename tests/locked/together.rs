@@ -16,7 +16,7 @@ use stratisd::{
     },
     platform::{
         DeviceClass, Platform,
-        sim::{Call, LuksCall},
+        sim::{CallKind, LuksCall},
     },
 };
 
@@ -173,7 +173,7 @@ fn containers_of_devices_are_made_side_by_side() {
     let mut bench = machine();
     let sim = bench.sim.clone();
     let meet = |bench: &mut Bench, count: usize, act: &dyn Fn(&mut Bench)| {
-        let gate = sim.delay(Call::Luks(LuksCall::Format), "");
+        let gate = sim.delay(CallKind::Luks(LuksCall::Format), "");
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let met = gate.wait_for(count, HANG);
@@ -200,7 +200,7 @@ fn containers_of_devices_are_made_side_by_side() {
     });
     bench.check_nothing_left("with five devices");
     // One that cannot be made takes the others with it.
-    bench.sim.faults().fail_next(Call::Luks(LuksCall::Format), "/dev/g");
+    bench.sim.faults().fail_next(CallKind::Luks(LuksCall::Format), "/dev/g");
     let more = ["/dev/f", "/dev/g", "/dev/h"].map(PathBuf::from).to_vec();
     bench.run(ops::add_data_devices(bench.id("p"), more)).unwrap_err();
     for device in ["/dev/f", "/dev/g", "/dev/h"] {

@@ -18,8 +18,8 @@ use stratisd::{
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
-        luks::{ReencryptionMode, State},
-        sim::{Call, LuksCall, Sim, Trouble},
+        luks::{EncryptionState, ReencryptionMode},
+        sim::{CallKind, LuksCall, Sim, Trouble},
     },
 };
 
@@ -292,7 +292,7 @@ fn a_work_can_be_interrupted_before_it_begins() {
 fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Step<T>) -> (Step<T>, Step<Result<bool>>) {
     let devices: Vec<_> = bench.pool("p").unwrap().devices.values().map(|device| device.physical.clone()).collect();
     let rest = begun(bench, ReencryptionMode::Reencrypt);
-    let gate = bench.sim.delay(Call::Luks(LuksCall::Reencrypt), &devices[1].to_string_lossy());
+    let gate = bench.sim.delay(CallKind::Luks(LuksCall::Reencrypt), &devices[1].to_string_lossy());
     std::thread::scope(|scope| {
         let Bench { engine, pools, .. } = bench;
         let engine = &*engine;
@@ -359,7 +359,7 @@ fn a_work_that_was_killed_in_its_first_part_goes_on() {
             bench.sim.faults().clear();
             let is_hot = |path: &std::path::PathBuf| {
                 let state = bench.sim.header(path).unwrap().state;
-                state == State::Unfinished { mode: work, done: Bytes(1) }
+                state == EncryptionState::Unfinished { mode: work, done: Bytes(1) }
             };
             paths.iter().any(is_hot).then_some(bench)
         });

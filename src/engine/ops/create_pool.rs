@@ -235,7 +235,7 @@ fn assemble(
     let mut header = None;
     for layer in shape.backstore() {
         if let (Role::Crypt, Some(prepared)) = (layer.role, prepared) {
-            let (layout, purpose) = (&containers::LAYOUT_V2, luks::Purpose::New);
+            let (layout, purpose) = (&containers::LAYOUT_V2, luks::FormatPurpose::New);
             header = Some(containers::make(platform, &stack, prepared, layout, purpose, undo)?);
         }
         create(platform, &mut stack, &layer, undo)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     base::{
         ids::{DevUuid, PoolUuid},
-        name::{self, Subject},
+        name::{self, TextPurpose},
         pool_ref::PoolRef,
     },
     engine::{
@@ -441,7 +441,7 @@ fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, i
     pool.check_requests()?;
     if let (MetadataVersion::V1, Some(info)) = (pool.version(), &info) {
         // Former daemons made links of it.
-        name::check(Subject::UserInfo, info)?;
+        name::check(TextPurpose::UserInfo, info)?;
     }
     let missing = || Error::NoDevice { pool: pool.name().clone(), device };
     let entry = |meta: &PoolMetadata| {

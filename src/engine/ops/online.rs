@@ -50,7 +50,10 @@ use crate::{
     platform::{
         Platform,
         keyring::Secret,
-        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, ReencryptionMode, State, Unlock},
+        luks::{
+            Begin, EncryptionState, FormatPurpose, Header, HeaderChange, Progress, ReencryptionEnd, ReencryptionMode,
+            Unlock,
+        },
     },
     view::{self, Availability},
 };
@@ -197,8 +200,8 @@ fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>
                 // A larger sector size could tear what file systems take for one sector.
                 let logical = |node: &String| Ok(platform.geometry(&platform.dm_node(node))?.logical);
                 let sector_size = nodes.iter().map(logical).collect::<Result<Vec<u32>>>()?.into_iter().min();
-                let layout = crate::platform::luks::Layout { sector_size, ..containers::LAYOUT_V2 };
-                containers::make(platform, &stack, &prepared, &layout, Purpose::Encrypt, undo)
+                let layout = crate::platform::luks::HeaderLayout { sector_size, ..containers::LAYOUT_V2 };
+                containers::make(platform, &stack, &prepared, &layout, FormatPurpose::Encrypt, undo)
             });
             match made {
                 Ok((_, undo)) => enter(uuid, undo, claim),
@@ -474,7 +477,7 @@ fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Step<Result<()>> {
             Ok(Some(site)) => Step::background(move |engine| {
                 let given_up = || engine.begin(format!("work on the data of pool {uuid}"), give_up(uuid));
                 let worked = mended(|| work(engine, uuid, &site, plan), given_up);
-                let interrupted = matches!(worked, Ok(Ended::Interrupted));
+                let interrupted = matches!(worked, Ok(ReencryptionEnd::Interrupted));
                 if interrupted && !is_begun(engine.platform(), &site) {
                     // Nothing says any more what was to be done.
                     let error = Error::NotBegun { pool: site.name.clone() };
@@ -525,7 +528,7 @@ fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Step<Result<()>> {
     })
 }
 
-fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ended> {
+fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<ReencryptionEnd> {
     let platform = engine.platform();
     let told = std::sync::atomic::AtomicU64::new(0);
     let count = site.containers.len() as u64;
@@ -547,41 +550,41 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
         let run = |unlock: Unlock<'_>, begin: Begin| {
             platform.luks_reencrypt(&container.device, &container.name, unlock, begin, &watch)
         };
-        let by_any = |begin: Begin| -> Result<Ended> {
+        let by_any = |begin: Begin| -> Result<ReencryptionEnd> {
             let bindings: Bindings = bindings_of(site.version, &header)?;
             Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
         };
         let begun = match (&plan, header.state) {
-            (_, State::Unfinished { .. }) => by_any(Begin::Resume),
+            (_, EncryptionState::Unfinished { .. }) => by_any(Begin::Resume),
             (Plan::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
                 Some(NewKey { passphrase, from, to }) => {
                     let begin = Begin::Reencrypt { from: *from, to: *to };
                     Ok(run(Unlock { passphrase, keyslot: Some(*from) }, begin)?)
                 }
-                None => Ok(Ended::Finished),
+                None => Ok(ReencryptionEnd::Finished),
             },
-            (Plan::Decrypt, State::Encrypted) => by_any(Begin::Decrypt),
-            (Plan::Resume, State::Encrypted) if !header.unused.is_empty() => {
+            (Plan::Decrypt, EncryptionState::Encrypted) => by_any(Begin::Decrypt),
+            (Plan::Resume, EncryptionState::Encrypted) if !header.unused.is_empty() => {
                 match prepared_key(platform, &bindings_of(site.version, &header)?)? {
                     Some(NewKey { passphrase, from, to }) => {
                         let begin = Begin::Reencrypt { from, to };
                         Ok(run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin)?)
                     }
-                    None => Ok(Ended::Finished),
+                    None => Ok(ReencryptionEnd::Finished),
                 }
             }
             // Completed before the job was cut short.
-            (Plan::Resume | Plan::Decrypt, _) => Ok(Ended::Finished),
+            (Plan::Resume | Plan::Decrypt, _) => Ok(ReencryptionEnd::Finished),
         };
         let ended = match begun {
             // A job that reports a failure at its very end is complete all the same.
             Err(error) if is_done(&header, &read(platform, &container.device)?) => {
                 log::warn!("the work on {} is done, but: {}", container.device.display(), error.sentence());
-                Ended::Finished
+                ReencryptionEnd::Finished
             }
             begun => begun?,
         };
-        if ended == Ended::Interrupted {
+        if ended == ReencryptionEnd::Interrupted {
             return Ok(ended);
         }
     }
@@ -590,7 +593,7 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Ende
     {
         renew_volume_key(platform, uuid, container);
     }
-    Ok(Ended::Finished)
+    Ok(ReencryptionEnd::Finished)
 }
 
 /// Replaces the old volume key by the new one in the daemon's keyring. If the new key is not
@@ -612,8 +615,8 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
 fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
     let is_untouched = |header: Header| match (site.work.kind, header.state) {
         // The new volume key has not been used yet.
-        (ReencryptionMode::Reencrypt, State::Encrypted) => !header.unused.is_empty(),
-        (ReencryptionMode::Decrypt, state) => state == State::Encrypted,
+        (ReencryptionMode::Reencrypt, EncryptionState::Encrypted) => !header.unused.is_empty(),
+        (ReencryptionMode::Decrypt, state) => state == EncryptionState::Encrypted,
         _ => false,
     };
     site.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
@@ -636,8 +639,8 @@ fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<N
 fn is_done(before: &Header, now: &Header) -> bool {
     let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
     match (before.state, now.state) {
-        (_, State::Unfinished { .. }) => false,
-        (State::Encrypted, State::Encrypted) => replaced(),
+        (_, EncryptionState::Unfinished { .. }) => false,
+        (EncryptionState::Encrypted, EncryptionState::Encrypted) => replaced(),
         (before, now) => before != now,
     }
 }
@@ -677,7 +680,7 @@ fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Step<
 /// has not been begun is taken back.
 fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
     let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
-    if headers.iter().any(|header| matches!(header.state, State::Unfinished { .. })) {
+    if headers.iter().any(|header| matches!(header.state, EncryptionState::Unfinished { .. })) {
         return Ok(());
     }
     for (container, header) in containers.iter().zip(&headers) {
@@ -693,7 +696,7 @@ fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> 
 fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) -> Result<()> {
     let containers = containers_of(platform, pool);
     let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
-    let wanted = if work == ReencryptionMode::Decrypt { State::Clear } else { State::Encrypted };
+    let wanted = if work == ReencryptionMode::Decrypt { EncryptionState::Clear } else { EncryptionState::Encrypted };
     if headers.iter().any(|header| header.state != wanted) {
         return Err(Error::WorkNotDone { pool: pool.name().clone(), work });
     }

@@ -20,8 +20,8 @@ use log::warn;
 
 use super::{
     database,
-    listener::{Listener, Subscription, Update},
-    monitor::{Request, udev_runs},
+    listener::{Listener, ReceivedNews, Subscription},
+    monitor::{LinkRequest, udev_runs},
     wait,
 };
 use crate::platform::{Announcement, DeviceNumber, PendingLinks};
@@ -55,7 +55,7 @@ pub(super) fn announce(listener: &Listener, filesystems: &[Announcement]) -> Box
             wanted
         })
         .collect();
-    Box::new(Links { udev, wanted, looked: false })
+    Box::new(RequestedLinks { udev, wanted, looked: false })
 }
 
 fn listen(listener: &Listener, filesystems: &[Announcement]) -> Option<Subscription> {
@@ -68,7 +68,7 @@ fn listen(listener: &Listener, filesystems: &[Announcement]) -> Option<Subscript
 struct Wanted {
     link: PathBuf,
     number: DeviceNumber,
-    request: Request,
+    request: LinkRequest,
     /// The link with the name that udev made up for other daemons, if it differs and does not lead
     /// elsewhere.
     former: Option<PathBuf>,
@@ -81,7 +81,7 @@ impl Wanted {
         Wanted {
             link: filesystem.link(),
             number: filesystem.number,
-            request: Request {
+            request: LinkRequest {
                 uuid: filesystem.filesystem.hyphenated(),
                 pool: BASE32_NOPAD.encode(filesystem.pool_name.link_text().as_bytes()),
                 filesystem: BASE32_NOPAD.encode(filesystem.name.link_text().as_bytes()),
@@ -129,7 +129,7 @@ impl Wanted {
     }
 }
 
-impl Request {
+impl LinkRequest {
     /// The request without a former link. No newline: the kernel takes everything after the action
     /// as arguments.
     fn line(&self) -> String {
@@ -137,7 +137,7 @@ impl Request {
     }
 }
 
-struct Links {
+struct RequestedLinks {
     /// `None` if udev does not run, so there is nothing to wait for.
     udev: Option<Subscription>,
     wanted: Vec<Wanted>,
@@ -145,7 +145,7 @@ struct Links {
     looked: bool,
 }
 
-impl PendingLinks for Links {
+impl PendingLinks for RequestedLinks {
     fn wait(mut self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
         let deadline = Instant::now() + limit;
         loop {
@@ -173,16 +173,16 @@ impl PendingLinks for Links {
     }
 
     fn advance(&mut self) -> bool {
-        match self.udev.as_ref().map_or(Update::Broken, Subscription::take) {
+        match self.udev.as_ref().map_or(ReceivedNews::Broken, Subscription::take) {
             // Many links being made mean many messages about other devices, which need no check.
-            Update::Nothing if self.looked => return false,
-            Update::Nothing => {}
-            Update::News(requests) => {
+            ReceivedNews::Nothing if self.looked => return false,
+            ReceivedNews::Nothing => {}
+            ReceivedNews::News(requests) => {
                 for wanted in &mut self.wanted {
                     wanted.answered |= requests.contains(&wanted.request);
                 }
             }
-            Update::Broken => self.udev = None,
+            ReceivedNews::Broken => self.udev = None,
         }
         self.looked = true;
         // Check the links after reading the messages: a later message wakes the next wait.
@@ -203,7 +203,7 @@ impl PendingLinks for Links {
 mod tests {
     use std::{path::PathBuf, time::Duration};
 
-    use super::{Links, Listener, Wanted};
+    use super::{Listener, RequestedLinks, Wanted};
     use crate::{
         base::name::Name,
         platform::{Announcement, DeviceNumber, PendingLinks},
@@ -247,14 +247,14 @@ mod tests {
     #[test]
     fn without_udev_the_wait_returns_missing_links_at_once() {
         let wanted = vec![Wanted::new(&announcement("no-such-pool", "a")), Wanted::new(&announcement("b", "c"))];
-        let links = Box::new(Links { udev: None, wanted, looked: false });
+        let links = Box::new(RequestedLinks { udev: None, wanted, looked: false });
         let missing = links.wait(Duration::from_secs(3600));
         assert_eq!(missing, [PathBuf::from("/dev/stratis/no-such-pool/a"), PathBuf::from("/dev/stratis/b/c")]);
     }
 
     #[test]
     fn no_requests_mean_no_missing_links() {
-        let links = Box::new(Links { udev: None, wanted: Vec::new(), looked: false });
+        let links = Box::new(RequestedLinks { udev: None, wanted: Vec::new(), looked: false });
         assert_eq!(links.wait(Duration::from_secs(3600)), Vec::<PathBuf>::new());
     }
 

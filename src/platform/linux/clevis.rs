@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use super::{
     limits::{self, Activity},
-    processes::{self, Finished, Input, Outcome, PLACES, Task},
+    processes::{self, ChildEnd, Finished, Input, Invocation, PLACES},
     programs,
 };
 use crate::{
@@ -69,18 +69,18 @@ impl Action {
 
 /// The pins, including nested ones, and the servers of a configuration or a JWE.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Asked {
+struct RequestedPins {
     /// The outermost pin.
     pin: String,
     pins: BTreeSet<String>,
     servers: Vec<String>,
 }
 
-impl Asked {
-    fn by_config(pin: &str, config: &Value) -> Asked {
-        let mut asked = Asked { pin: pin.to_owned(), ..Asked::default() };
-        asked.add_config(pin, config, 0);
-        asked
+impl RequestedPins {
+    fn by_config(pin: &str, config: &Value) -> RequestedPins {
+        let mut requested = RequestedPins { pin: pin.to_owned(), ..RequestedPins::default() };
+        requested.add_config(pin, config, 0);
+        requested
     }
 
     fn add(&mut self, pin: &str, inside: &Value) {
@@ -101,10 +101,10 @@ impl Asked {
     }
 
     /// `None` if it is no JWE of Clevis.
-    fn by_jwe(jwe: &Value) -> Option<Asked> {
-        let mut asked = Asked::default();
-        asked.pin = asked.add_header(jwe.get("protected")?.as_str()?, 0)?;
-        Some(asked)
+    fn by_jwe(jwe: &Value) -> Option<RequestedPins> {
+        let mut requested = RequestedPins::default();
+        requested.pin = requested.add_header(jwe.get("protected")?.as_str()?, 0)?;
+        Some(requested)
     }
 
     fn add_header(&mut self, protected: &str, depth: usize) -> Option<String> {
@@ -158,17 +158,17 @@ impl Asked {
 }
 
 /// A prepared call of `clevis`.
-struct Call {
+struct ClevisCall {
     action: Action,
-    asked: Asked,
+    requested: RequestedPins,
     path: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(&'static str, OsString)>,
 }
 
-impl Call {
+impl ClevisCall {
     fn failed(&self, what: String) -> Error {
-        Error::Clevis { action: self.action.name(), with: self.asked.description(), what }
+        Error::Clevis { action: self.action.name(), with: self.requested.description(), what }
     }
 }
 
@@ -180,15 +180,15 @@ impl<'a> Clevis<'a> {
 
     /// Encrypts a passphrase. Returns the JWE as a token holds it.
     pub(super) fn encrypt(&self, pin: &str, config: &Value, trust: bool, passphrase: &Secret) -> Result<Value> {
-        let asked = Asked::by_config(pin, config);
+        let requested = RequestedPins::by_config(pin, config);
         let config = config.to_string();
         let mut arguments = vec!["encrypt", pin, &config];
         if trust {
             arguments.push("-y");
         }
-        let call = self.prepare(Action::Encrypt, asked, &arguments)?;
+        let call = self.prepare(Action::Encrypt, requested, &arguments)?;
         let words = words(&call);
-        let finished = self.check(&call, self.task(&call, &words, passphrase.bytes()).run())?;
+        let finished = self.check(&call, self.invocation(&call, &words, passphrase.bytes()).run())?;
         let text = String::from_utf8_lossy(&finished.output.bytes);
         jwe::from_compact(&text).ok_or_else(|| Error::Unexpected {
             what: "the output of clevis encrypt",
@@ -211,29 +211,37 @@ impl<'a> Clevis<'a> {
             }
         }
         let words: Vec<Vec<&OsStr>> = calls.iter().map(|(_, call, _)| words(call)).collect();
-        let tasks =
-            calls.iter().zip(&words).map(|((_, call, compact), words)| self.task(call, words, compact.as_bytes()));
-        processes::run_all(tasks.collect(), |nth, finished| {
+        let invocations = calls
+            .iter()
+            .zip(&words)
+            .map(|((_, call, compact), words)| self.invocation(call, words, compact.as_bytes()));
+        processes::run_all(invocations.collect(), |nth, finished| {
             let (number, call, _) = &calls[nth];
             take(*number, self.check(call, finished).and_then(|finished| passphrase_of(call, finished)))
         });
     }
 
-    fn prepare_decryption(&self, jwe: &Value) -> Result<(Call, String)> {
+    fn prepare_decryption(&self, jwe: &Value) -> Result<(ClevisCall, String)> {
         let malformed = || Error::Unexpected {
             what: "a passphrase encrypted by Clevis",
             text: programs::one_line(jwe.to_string().as_bytes()),
         };
-        let asked = Asked::by_jwe(jwe).ok_or_else(malformed)?;
+        let requested = RequestedPins::by_jwe(jwe).ok_or_else(malformed)?;
         let compact = jwe::to_compact(jwe).ok_or_else(malformed)?;
-        Ok((self.prepare(Action::Decrypt, asked, &["decrypt"])?, compact))
+        Ok((self.prepare(Action::Decrypt, requested, &["decrypt"])?, compact))
     }
 
-    fn prepare(&self, action: Action, asked: Asked, arguments: &[&str]) -> Result<Call> {
-        let path = self.find(action, &asked)?;
+    fn prepare(&self, action: Action, requested: RequestedPins, arguments: &[&str]) -> Result<ClevisCall> {
+        let path = self.find(action, &requested)?;
         let passed_on = PASSED_ON.into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
         let environment = passed_on.chain([("PATH", OsString::from(self.places))]).collect();
-        Ok(Call { action, asked, path, arguments: arguments.iter().map(OsString::from).collect(), environment })
+        Ok(ClevisCall {
+            action,
+            requested,
+            path,
+            arguments: arguments.iter().map(OsString::from).collect(),
+            environment,
+        })
     }
 
     fn limit(&self, action: Action) -> Option<Duration> {
@@ -244,9 +252,9 @@ impl<'a> Clevis<'a> {
         self.limit.or_else(|| limits::of(activity, Bytes::ZERO))
     }
 
-    fn task<'t>(&'t self, call: &'t Call, words: &'t [&'t OsStr], input: &'t [u8]) -> Task<'t> {
-        Task {
-            label: format!("clevis {} with {}", call.action.name(), call.asked.description()),
+    fn invocation<'t>(&'t self, call: &'t ClevisCall, words: &'t [&'t OsStr], input: &'t [u8]) -> Invocation<'t> {
+        Invocation {
+            label: format!("clevis {} with {}", call.action.name(), call.requested.description()),
             path: &call.path,
             arguments: words,
             environment: &call.environment,
@@ -257,12 +265,12 @@ impl<'a> Clevis<'a> {
     }
 
     /// Turns an unsuccessful end of a call into an error.
-    fn check(&self, call: &Call, finished: io::Result<Finished>) -> Result<Finished> {
+    fn check(&self, call: &ClevisCall, finished: io::Result<Finished>) -> Result<Finished> {
         let finished = finished.map_err(|fault| call.failed(format!("cannot run it: {fault}")))?;
-        match finished.outcome {
-            Outcome::Exited(status) if status.success() => Ok(finished),
-            Outcome::Exited(status) => Err(call.failed(programs::complaint(status, &finished.errors.bytes))),
-            Outcome::TimedOut | Outcome::Unkillable => {
+        match finished.end {
+            ChildEnd::Exited(status) if status.success() => Ok(finished),
+            ChildEnd::Exited(status) => Err(call.failed(programs::complaint(status, &finished.errors.bytes))),
+            ChildEnd::TimedOut | ChildEnd::Unkillable => {
                 let seconds = self.limit(call.action).unwrap_or_default().as_secs();
                 Err(call.failed(format!("no answer within {seconds} s")))
             }
@@ -270,8 +278,8 @@ impl<'a> Clevis<'a> {
     }
 
     /// Finds `clevis`, if all needed programs are installed.
-    fn find(&self, action: Action, asked: &Asked) -> Result<PathBuf> {
-        let needed = asked.needs(action, self.places);
+    fn find(&self, action: Action, requested: &RequestedPins) -> Result<PathBuf> {
+        let needed = requested.needs(action, self.places);
         let (mut missing, mut packages) = (Vec::new(), BTreeSet::new());
         for (name, package) in &needed {
             if programs::find(name, self.places).is_none() {
@@ -291,11 +299,11 @@ impl<'a> Clevis<'a> {
     }
 }
 
-fn words(call: &Call) -> Vec<&OsStr> {
+fn words(call: &ClevisCall) -> Vec<&OsStr> {
     call.arguments.iter().map(OsString::as_os_str).collect()
 }
 
-fn passphrase_of(call: &Call, finished: Finished) -> Result<Secret> {
+fn passphrase_of(call: &ClevisCall, finished: Finished) -> Result<Secret> {
     let passphrase = finished.output.bytes.into_inner();
     if passphrase.is_empty() || passphrase.len() > PASSPHRASE_BYTES_MAX {
         return Err(call.failed(format!("it returned a passphrase of {} bytes", passphrase.len())));
@@ -361,9 +369,9 @@ mod tests {
     fn nested_pins_and_servers_are_found() {
         let config = json!({"t": 2, "pins": {"tang": [{"url": "http://a"}, {"url": "http://b"}],
             "sss": {"t": 1, "pins": {"tpm2": [{}]}}}});
-        let asked = Asked::by_config("sss", &config);
-        assert_eq!(asked.pins, BTreeSet::from(["sss", "tang", "tpm2"].map(str::to_owned)));
-        let mut servers = asked.servers.clone();
+        let requested = RequestedPins::by_config("sss", &config);
+        assert_eq!(requested.pins, BTreeSet::from(["sss", "tang", "tpm2"].map(str::to_owned)));
+        let mut servers = requested.servers.clone();
         servers.sort();
         assert_eq!(servers, ["http://a", "http://b"]);
 
@@ -372,12 +380,13 @@ mod tests {
             {"t": 1, "p": "x", "jwe": [share(&tang("http://b")), "not understood"]}}}))});
         let outer = json!({"protected": protected(&json!({"clevis": {"pin": "sss", "sss":
             {"t": 1, "p": "x", "jwe": [share(&tang("http://a")), share(&inner)]}}}))});
-        let asked = Asked::by_jwe(&outer).unwrap();
-        assert_eq!(asked.description(), "sss (http://a, http://b)");
+        let requested = RequestedPins::by_jwe(&outer).unwrap();
+        assert_eq!(requested.description(), "sss (http://a, http://b)");
         for bad in [json!({}), json!({"protected": 1}), json!({"protected": "e30"}), json!({"protected": "%"})] {
-            assert_eq!(Asked::by_jwe(&bad), None, "{bad}");
+            assert_eq!(RequestedPins::by_jwe(&bad), None, "{bad}");
         }
-        let many = Asked { pin: "sss".to_owned(), servers: vec!["u".to_owned(); 100], ..Asked::default() };
+        let many =
+            RequestedPins { pin: "sss".to_owned(), servers: vec!["u".to_owned(); 100], ..RequestedPins::default() };
         assert_eq!(many.description(), "sss (u, u, u, u, u, u, u, u, …)");
     }
 

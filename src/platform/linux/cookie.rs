@@ -47,7 +47,7 @@ mod semaphore {
     /// Argument of a control call; glibc leaves its definition to the caller (semctl(2)).
     #[repr(C)]
     #[derive(Clone, Copy)]
-    union Argument {
+    union Semun {
         value: c_int,
         _pointer: *mut c_void,
     }
@@ -70,7 +70,7 @@ mod semaphore {
 
     pub(super) fn set(set: c_int, value: c_int) -> io::Result<()> {
         // SAFETY: SETVAL takes a `union semun` with a number in it, and dereferences nothing.
-        checked(unsafe { libc::semctl(set, 0, SETVAL, Argument { value }) }).map(drop)
+        checked(unsafe { libc::semctl(set, 0, SETVAL, Semun { value }) }).map(drop)
     }
 
     pub(super) fn remove(set: c_int) -> io::Result<()> {
@@ -165,7 +165,7 @@ impl Drop for Cookie {
 
 /// A semaphore as the kernel lists it.
 #[derive(Debug, PartialEq, Eq)]
-struct Listed {
+struct ListedSemaphore {
     key: u32,
     set: libc::c_int,
     /// Time of the last change of its value, in seconds since 1970.
@@ -174,14 +174,14 @@ struct Listed {
 
 /// Parses a line of the kernel's list: key, set, permissions, count, four owners, time of the last
 /// operation, time of the last control call.
-fn listed(line: &str) -> Option<Listed> {
+fn listed(line: &str) -> Option<ListedSemaphore> {
     let mut words = line.split_ascii_whitespace();
     let key: i32 = words.next()?.parse().ok()?;
     let set = words.next()?.parse().ok()?;
     let by_step: u64 = words.nth(6)?.parse().ok()?;
     let by_setting: u64 = words.next()?.parse().ok()?;
     let changed = by_step.max(by_setting);
-    Some(Listed { key: key.cast_unsigned(), set, changed })
+    Some(ListedSemaphore { key: key.cast_unsigned(), set, changed })
 }
 
 /// Removes the cookies that a process has waited for at least this long, so that it continues as if
@@ -191,7 +191,7 @@ fn listed(line: &str) -> Option<Listed> {
 /// semaphore.
 pub(super) fn release(process: u32, waiting: Duration) -> usize {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let is_late = |semaphore: &Listed| {
+    let is_late = |semaphore: &ListedSemaphore| {
         semaphore.key >> 16 == MAGIC
             && Duration::from_secs(semaphore.changed) + waiting <= now
             && semaphore::last_process(semaphore.set).is_ok_and(|last| u32::try_from(last) == Ok(process))
@@ -207,7 +207,7 @@ mod tests {
 
     use parking_lot::Mutex;
 
-    use super::{Cookie, Listed, SEMAPHORES, listed, release, semaphore};
+    use super::{Cookie, ListedSemaphore, SEMAPHORES, listed, release, semaphore};
 
     /// One of these tests removes all cookies of the process, so they exclude each other.
     static ALONE: Mutex<()> = Mutex::new(());
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn the_kernels_list_is_read() {
         let line = " 223018503         12   600          1     0     0     0     0 1794999999 1795000000";
-        assert_eq!(listed(line), Some(Listed { key: 223_018_503, set: 12, changed: 1_795_000_000 }));
+        assert_eq!(listed(line), Some(ListedSemaphore { key: 223_018_503, set: 12, changed: 1_795_000_000 }));
         assert_eq!(
             listed("       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime"),
             None

@@ -35,7 +35,7 @@ use threads::side_by_side::side_by_side;
 
 use crate::{
     base::units::{SECTOR, Sectors},
-    platform::{Contents, DeviceWrite, Error, Geometry, Hold, Result, WriteStep},
+    platform::{Contents, DeviceHold, DeviceWrite, Error, Geometry, Result, WriteStep},
 };
 
 mod blkroget {
@@ -92,7 +92,7 @@ fn open(path: &Path, options: &OpenOptions) -> Result<File> {
 }
 
 /// A device open for exclusive use.
-struct Held {
+struct HeldDevice {
     /// Opened with `O_EXCL` for reading.
     exclusive: File,
     /// The same device, for direct reads.
@@ -102,7 +102,7 @@ struct Held {
     writable: OnceLock<File>,
 }
 
-impl Held {
+impl HeldDevice {
     /// Opens the device again through its descriptor, because its path may lead to another device
     /// by now.
     fn reopen(exclusive: &File, path: &Path, options: &OpenOptions) -> Result<File> {
@@ -112,7 +112,7 @@ impl Held {
 
     fn writable(&self, path: &Path) -> Result<&File> {
         if self.writable.get().is_none() {
-            let file = Held::reopen(&self.exclusive, path, OpenOptions::new().read(true).write(true))?;
+            let file = HeldDevice::reopen(&self.exclusive, path, OpenOptions::new().read(true).write(true))?;
             // If two threads race, one of the files is closed again.
             let _ = self.writable.set(file);
         }
@@ -122,14 +122,14 @@ impl Held {
 
 /// Access to block devices, with the current holds. Clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Devices {
-    held: Arc<Mutex<HashMap<PathBuf, Arc<Held>>>>,
+pub(super) struct DeviceAccess {
+    held: Arc<Mutex<HashMap<PathBuf, Arc<HeldDevice>>>>,
 }
 
 /// Releases a hold when dropped.
 struct Release {
     path: PathBuf,
-    devices: Devices,
+    devices: DeviceAccess,
 }
 
 impl std::fmt::Debug for Release {
@@ -138,10 +138,10 @@ impl std::fmt::Debug for Release {
     }
 }
 
-impl Hold for Release {}
+impl DeviceHold for Release {}
 
 impl Drop for Release {
-    /// Closing the device makes udev probe it again, as after [`Devices::write`].
+    /// Closing the device makes udev probe it again, as after [`DeviceAccess::write`].
     fn drop(&mut self) {
         // Close it outside the lock, because closing writes out the page cache of the device.
         let held = self.devices.held.lock().remove(&self.path);
@@ -149,19 +149,19 @@ impl Drop for Release {
     }
 }
 
-impl Devices {
+impl DeviceAccess {
     /// Opens a device exclusively. The kernel grants that to one user at a time: a mount, a swap
     /// area, md, multipath and device-mapper tables all count. A disk counts as used if one of its
     /// partitions is.
-    pub(super) fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
+    pub(super) fn hold(&self, path: &Path) -> Result<Box<dyn DeviceHold>> {
         let exclusive = open(path, OpenOptions::new().read(true).custom_flags(libc::O_EXCL))?;
-        let direct = Held::reopen(&exclusive, path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
-        let held = Held { exclusive, direct, writable: OnceLock::new() };
+        let direct = HeldDevice::reopen(&exclusive, path, OpenOptions::new().read(true).custom_flags(libc::O_DIRECT))?;
+        let held = HeldDevice { exclusive, direct, writable: OnceLock::new() };
         self.held.lock().insert(path.to_owned(), Arc::new(held));
         Ok(Box::new(Release { path: path.to_owned(), devices: self.clone() }))
     }
 
-    fn held(&self, path: &Path) -> Option<Arc<Held>> {
+    fn held(&self, path: &Path) -> Option<Arc<HeldDevice>> {
         self.held.lock().get(path).cloned()
     }
 
@@ -218,7 +218,7 @@ impl Devices {
         }
     }
 
-    /// Calls [`Devices::write`] for several devices in parallel, with a thread for each: a flush
+    /// Calls [`DeviceAccess::write`] for several devices in parallel, with a thread for each: a flush
     /// blocks its caller but takes no processor time.
     pub(super) fn write_each(&self, writes: &[DeviceWrite<'_>]) -> Vec<Result<()>> {
         side_by_side(DEVICES_AT_ONCE, writes, |DeviceWrite { path, steps }| self.write(path, steps))

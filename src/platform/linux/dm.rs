@@ -19,7 +19,7 @@ use devicemapper::{DM, DevId, DeviceInfo, DmError, DmFlags, DmName, DmOptions, D
 use log::warn;
 use nix::libc;
 
-use self::change::{Change, Punctuality};
+use self::change::{DmChange, Punctuality};
 use super::{
     monitor::{Monitor, udev_runs},
     wait,
@@ -169,13 +169,13 @@ impl Mapper {
             Visibility::Private => DmOptions::private().udev_flags(),
             Visibility::Public => DmUdevFlags::empty(),
         };
-        self.change("resume", name, Change::Resume, flags)
+        self.change("resume", name, DmChange::Resume, flags)
     }
 
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         for _ in 1..REMOVE_LOOKS {
             self.wait_until_free(name)?;
-            match self.change("remove", name, Change::Remove, DmUdevFlags::empty()) {
+            match self.change("remove", name, DmChange::Remove, DmUdevFlags::empty()) {
                 // Another process opened the device after the check.
                 Err(busy) if busy.is_busy() => wait::pause(REMOVE_PAUSE),
                 other => return other,
@@ -185,10 +185,10 @@ impl Mapper {
     }
 
     pub(super) fn rename(&self, name: &str, new_name: &str) -> Result<()> {
-        self.change("rename", name, Change::Rename(new_name), DmUdevFlags::empty())
+        self.change("rename", name, DmChange::Rename(new_name), DmUdevFlags::empty())
     }
 
-    fn change(&self, action: &'static str, name: &str, change: Change<'_>, flags: DmUdevFlags) -> Result<()> {
+    fn change(&self, action: &'static str, name: &str, change: DmChange<'_>, flags: DmUdevFlags) -> Result<()> {
         self.udev.make(self.dm.file().as_fd(), name, change, flags).map_err(|source| Error::Dm {
             action,
             name: name.to_owned(),
@@ -358,17 +358,17 @@ fn is_absent(fault: &DmError) -> bool {
 }
 
 /// Reports events of any device through its own descriptor.
-struct Events(DM);
+struct MapperEvents(DM);
 
 /// A new source of device-mapper events. It reports those from now on.
 pub(super) fn events() -> Result<Box<dyn DmEvents>> {
     match DM::new() {
-        Ok(dm) => Ok(Box::new(Events(dm))),
+        Ok(dm) => Ok(Box::new(MapperEvents(dm))),
         Err(fault) => Err(failed("watch events through", CONTROL, fault)),
     }
 }
 
-impl DmEvents for Events {
+impl DmEvents for MapperEvents {
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.file().as_fd()
     }

@@ -23,7 +23,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A directory that paths are relative to.
-pub(super) struct Place {
+pub(super) struct PrivateDirectory {
     root: PathBuf,
 }
 
@@ -34,9 +34,9 @@ enum Absent {
     Make,
 }
 
-impl Place {
-    pub(super) fn new(root: &Path) -> Place {
-        Place { root: root.to_owned() }
+impl PrivateDirectory {
+    pub(super) fn new(root: &Path) -> PrivateDirectory {
+        PrivateDirectory { root: root.to_owned() }
     }
 
     /// The absolute path of a name in this directory.
@@ -221,84 +221,84 @@ fn split(path: &str) -> Result<(Vec<&str>, &str)> {
 mod tests {
     use std::{fs, os::unix::fs::symlink, path::Path};
 
-    use super::{FILE_BYTES_MAX, Place};
+    use super::{FILE_BYTES_MAX, PrivateDirectory};
     use crate::platform::{Error, Result};
 
-    fn place() -> (tempfile::TempDir, Place) {
+    fn private() -> (tempfile::TempDir, PrivateDirectory) {
         let directory = tempfile::tempdir().unwrap();
-        let place = Place::new(directory.path());
-        (directory, place)
+        let private = PrivateDirectory::new(directory.path());
+        (directory, private)
     }
 
-    fn names(place: &Place, directory: &str) -> Vec<String> {
-        let mut names = place.list(directory).unwrap();
+    fn names(private: &PrivateDirectory, directory: &str) -> Vec<String> {
+        let mut names = private.list(directory).unwrap();
         names.sort();
         names
     }
 
     #[test]
     fn files_are_replaced_listed_read_and_removed() {
-        let (root, place) = place();
-        assert_eq!(names(&place, "v/filesystems"), Vec::<String>::new());
+        let (root, private) = private();
+        assert_eq!(names(&private, "v/filesystems"), Vec::<String>::new());
         assert!(root.path().join("v/filesystems").is_dir());
-        place.replace("v/filesystems/a.json", b"one").unwrap();
-        place.replace("v/filesystems/b.json", b"").unwrap();
-        place.replace("v/filesystems/a.json", b"two").unwrap();
+        private.replace("v/filesystems/a.json", b"one").unwrap();
+        private.replace("v/filesystems/b.json", b"").unwrap();
+        private.replace("v/filesystems/a.json", b"two").unwrap();
         fs::create_dir(root.path().join("v/filesystems/directory")).unwrap();
-        assert_eq!(names(&place, "v/filesystems"), ["a.json", "b.json"]);
-        assert_eq!(place.read("v/filesystems/a.json").unwrap(), b"two");
-        assert_eq!(place.read("v/filesystems/b.json").unwrap(), b"");
+        assert_eq!(names(&private, "v/filesystems"), ["a.json", "b.json"]);
+        assert_eq!(private.read("v/filesystems/a.json").unwrap(), b"two");
+        assert_eq!(private.read("v/filesystems/b.json").unwrap(), b"");
         for _ in 0..2 {
-            place.remove("v/filesystems/a.json").unwrap();
-            assert_eq!(names(&place, "v/filesystems"), ["b.json"]);
+            private.remove("v/filesystems/a.json").unwrap();
+            assert_eq!(names(&private, "v/filesystems"), ["b.json"]);
         }
-        place.remove("no/such/directory").unwrap();
+        private.remove("no/such/directory").unwrap();
     }
 
     #[test]
     fn a_leftover_temporary_file_is_replaced() {
-        let (root, place) = place();
+        let (root, private) = private();
         fs::create_dir(root.path().join("d")).unwrap();
         fs::write(root.path().join("d/a.temp"), "much more than the whole").unwrap();
-        place.replace("d/a.json", b"whole").unwrap();
-        assert_eq!(names(&place, "d"), ["a.json"]);
-        assert_eq!(place.read("d/a.json").unwrap(), b"whole");
+        private.replace("d/a.json", b"whole").unwrap();
+        assert_eq!(names(&private, "d"), ["a.json"]);
+        assert_eq!(private.read("d/a.json").unwrap(), b"whole");
     }
 
     #[test]
     fn a_failed_replacement_leaves_only_the_old_file() {
-        let (root, place) = place();
+        let (root, private) = private();
         fs::create_dir(root.path().join("d")).unwrap();
         fs::create_dir_all(root.path().join("d/a.json/full")).unwrap();
         // A file cannot replace a directory.
-        assert!(place.replace("d/a.json", b"new").is_err());
+        assert!(private.replace("d/a.json", b"new").is_err());
         assert!(root.path().join("d/a.json/full").is_dir());
         assert!(!root.path().join("d/a.temp").exists());
     }
 
     #[test]
     fn names_that_lead_out_are_refused() {
-        let (_root, place) = place();
+        let (_root, private) = private();
         for name in ["", "/etc", "..", "a/../b", "a//b", "a/", ".", "./a", "a\0b", "a/.."] {
             let refused = |result: Result<()>| {
                 assert!(matches!(result, Err(Error::Unexpected { .. })), "{name:?}: {result:?}");
             };
-            refused(place.read(name).map(drop));
-            refused(place.list(name).map(drop));
-            refused(place.replace(name, b""));
-            refused(place.remove(name));
-            refused(place.path(name).map(drop));
-            refused(place.make_directory(name).map(drop));
+            refused(private.read(name).map(drop));
+            refused(private.list(name).map(drop));
+            refused(private.replace(name, b""));
+            refused(private.remove(name));
+            refused(private.path(name).map(drop));
+            refused(private.make_directory(name).map(drop));
         }
         // These only look dangerous.
         for name in ["..a", "...", ".mdv-x"] {
-            assert_eq!(place.make_directory(name).unwrap(), place.path(name).unwrap());
+            assert_eq!(private.make_directory(name).unwrap(), private.path(name).unwrap());
         }
     }
 
     #[test]
     fn links_are_not_followed() {
-        let (root, place) = place();
+        let (root, private) = private();
         let outside = tempfile::tempdir().unwrap();
         let secret = outside.path().join("secret");
         fs::write(&secret, "secret").unwrap();
@@ -307,33 +307,33 @@ mod tests {
         symlink(&secret, root.path().join("d/link.json")).unwrap();
         symlink(&secret, root.path().join("d/x.temp")).unwrap();
 
-        assert!(place.read("directory/secret").is_err());
-        assert!(place.list("directory").is_err());
-        assert!(place.replace("directory/new.json", b"x").is_err());
-        assert!(place.remove("directory/secret").is_err());
-        assert!(place.read("d/link.json").is_err());
+        assert!(private.read("directory/secret").is_err());
+        assert!(private.list("directory").is_err());
+        assert!(private.replace("directory/new.json", b"x").is_err());
+        assert!(private.remove("directory/secret").is_err());
+        assert!(private.read("d/link.json").is_err());
         // Neither the link at the temporary name nor the link that is replaced is followed.
-        place.replace("d/x.json", b"x").unwrap();
-        place.replace("d/link.json", b"y").unwrap();
-        assert_eq!(place.read("d/link.json").unwrap(), b"y");
+        private.replace("d/x.json", b"x").unwrap();
+        private.replace("d/link.json", b"y").unwrap();
+        assert_eq!(private.read("d/link.json").unwrap(), b"y");
         assert_eq!(fs::read(&secret).unwrap(), b"secret");
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn only_regular_files_of_limited_size_are_read() {
-        let (root, place) = place();
+        let (root, private) = private();
         let path = |name: &str| root.path().join(name);
         let large = fs::File::create(path("large")).unwrap();
         large.set_len(FILE_BYTES_MAX).unwrap();
-        assert_eq!(place.read("large").unwrap().len() as u64, FILE_BYTES_MAX);
+        assert_eq!(private.read("large").unwrap().len() as u64, FILE_BYTES_MAX);
         large.set_len(FILE_BYTES_MAX + 1).unwrap();
         nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         fs::create_dir(path("directory")).unwrap();
         for name in ["large", "pipe", "directory"] {
-            assert!(matches!(place.read(name), Err(Error::Unexpected { .. })), "{name}");
+            assert!(matches!(private.read(name), Err(Error::Unexpected { .. })), "{name}");
         }
-        assert!(matches!(place.read("missing"), Err(Error::Io { .. })));
+        assert!(matches!(private.read("missing"), Err(Error::Io { .. })));
         assert!(!Path::new(&path("missing")).exists());
     }
 }

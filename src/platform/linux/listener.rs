@@ -13,17 +13,17 @@ use std::{
 use log::warn;
 use parking_lot::Mutex;
 
-use super::monitor::{Message, Monitor, Request};
+use super::monitor::{LinkRequest, Message, Monitor};
 use crate::platform::DeviceNumber;
 
 /// Creates subscriptions to udev's messages.
 #[derive(Default)]
 pub(super) struct Listener {
     /// Dead while nobody subscribes: unread messages would fill the kernel's memory.
-    shared: Mutex<Weak<Shared>>,
+    shared: Mutex<Weak<SharedMonitor>>,
 }
 
-struct Shared {
+struct SharedMonitor {
     /// The monitor's socket, to poll while another thread uses the monitor.
     socket: OwnedFd,
     monitor: Mutex<Monitor>,
@@ -44,24 +44,24 @@ struct Heard {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct News {
     any: bool,
-    answered: Vec<Request>,
+    answered: Vec<LinkRequest>,
 }
 
 /// What a subscriber learns.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Update {
+pub(super) enum ReceivedNews {
     /// No news about its devices.
     Nothing,
     /// There was a message about its devices, or messages were lost. udev has processed these
     /// requests.
-    News(Vec<Request>),
+    News(Vec<LinkRequest>),
     /// No news now or ever again.
     Broken,
 }
 
 /// A subscription to messages about devices. Dropping it ends the subscription.
 pub(super) struct Subscription {
-    shared: Arc<Shared>,
+    shared: Arc<SharedMonitor>,
     number: u64,
     devices: Vec<DeviceNumber>,
 }
@@ -79,7 +79,7 @@ impl Listener {
                 None => {
                     let monitor = Monitor::open()?;
                     let socket = monitor.as_fd().try_clone_to_owned()?;
-                    let shared = Shared { socket, monitor: Mutex::new(monitor), heard: Mutex::default() };
+                    let shared = SharedMonitor { socket, monitor: Mutex::new(monitor), heard: Mutex::default() };
                     let shared = Arc::new(shared);
                     *known = Arc::downgrade(&shared);
                     shared
@@ -121,7 +121,7 @@ impl Subscription {
     }
 
     /// The news since the last call. Does not read from the socket.
-    pub(super) fn take(&self) -> Update {
+    pub(super) fn take(&self) -> ReceivedNews {
         self.shared.heard.lock().take(self.number)
     }
 }
@@ -169,12 +169,12 @@ impl Heard {
         self.subscribers.values_mut().for_each(|news| news.any = true);
     }
 
-    fn take(&mut self, number: u64) -> Update {
+    fn take(&mut self, number: u64) -> ReceivedNews {
         if self.broken {
-            return Update::Broken;
+            return ReceivedNews::Broken;
         }
         let news = self.subscribers.get_mut(&number).map(std::mem::take).unwrap_or_default();
-        if news.any { Update::News(news.answered) } else { Update::Nothing }
+        if news.any { ReceivedNews::News(news.answered) } else { ReceivedNews::Nothing }
     }
 }
 
@@ -190,7 +190,7 @@ mod tests {
 
     fn message(number: DeviceNumber, uuid: Option<&str>) -> Message {
         let request =
-            uuid.map(|uuid| Request { uuid: uuid.to_owned(), pool: "P".to_owned(), filesystem: "F".to_owned() });
+            uuid.map(|uuid| LinkRequest { uuid: uuid.to_owned(), pool: "P".to_owned(), filesystem: "F".to_owned() });
         Message { action: None, node: None, number: Some(number), device: None, request, unlinked: None }
     }
 
@@ -204,12 +204,12 @@ mod tests {
         assert!(all.iter().all(|one| one.fd().as_raw_fd() == first));
         let shared = Arc::downgrade(&all[0].shared);
         all[0].hear();
-        assert_eq!(all[0].take(), Update::Nothing);
+        assert_eq!(all[0].take(), ReceivedNews::Nothing);
         let one = all.into_iter().next_back();
         assert!(shared.upgrade().is_some(), "the socket closed although one still listens");
         drop(one);
         assert!(shared.upgrade().is_none(), "the socket stays open although nobody listens");
-        assert_eq!(listener.subscribe(Vec::new()).unwrap().take(), Update::Nothing);
+        assert_eq!(listener.subscribe(Vec::new()).unwrap().take(), ReceivedNews::Nothing);
     }
 
     #[test]
@@ -219,17 +219,17 @@ mod tests {
         let other = heard.subscribe(&[device(2)]);
         heard.take_in(message(device(1), Some("a")));
         heard.take_in(message(device(3), Some("b")));
-        assert_eq!(heard.take(other), Update::Nothing);
-        let Update::News(requests) = heard.take(one) else { panic!("no news about its device") };
+        assert_eq!(heard.take(other), ReceivedNews::Nothing);
+        let ReceivedNews::News(requests) = heard.take(one) else { panic!("no news about its device") };
         assert_eq!(requests.iter().map(|request| request.uuid.as_str()).collect::<Vec<_>>(), ["a"]);
-        assert_eq!(heard.take(one), Update::Nothing, "the news came twice");
+        assert_eq!(heard.take(one), ReceivedNews::Nothing, "the news came twice");
         heard.take_in(message(device(2), None));
-        assert_eq!([heard.take(one), heard.take(other)], [Update::News(vec![]), Update::News(vec![])]);
+        assert_eq!([heard.take(one), heard.take(other)], [ReceivedNews::News(vec![]), ReceivedNews::News(vec![])]);
         heard.wake_all();
-        assert_eq!(heard.take(one), Update::News(vec![]), "no wake-up after lost messages");
+        assert_eq!(heard.take(one), ReceivedNews::News(vec![]), "no wake-up after lost messages");
         heard.unsubscribe(one, &[device(1), device(2)]);
         heard.take_in(message(device(2), None));
-        assert_eq!(heard.take(other), Update::News(vec![]));
+        assert_eq!(heard.take(other), ReceivedNews::News(vec![]));
         heard.unsubscribe(other, &[device(2)]);
         assert!(heard.by_device.is_empty() && heard.subscribers.is_empty());
     }
@@ -239,6 +239,6 @@ mod tests {
         let mut heard = Heard::default();
         let one = heard.subscribe(&[device(1)]);
         heard.broken = true;
-        assert_eq!(heard.take(one), Update::Broken);
+        assert_eq!(heard.take(one), ReceivedNews::Broken);
     }
 }

@@ -41,16 +41,16 @@ use rand::{TryRngCore, rngs::OsRng};
 use serde_json::Value;
 
 use self::{
-    clevis::Clevis, devices::Devices, dm::Mapper, files::Place, listener::Listener, luks::Luks, namespace::Origin,
-    programs::Programs,
+    clevis::Clevis, devices::DeviceAccess, dm::Mapper, files::PrivateDirectory, listener::Listener, luks::Luks,
+    namespace::Origin, programs::Programs,
 };
 use crate::base::units::Sectors;
 use crate::platform::{
-    Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Geometry, Hold, Mount,
-    PendingLinks, Platform, Program, Result, RunningProgram, Timestamp, Usage, WriteStep,
+    Announcement, BlockDevice, Contents, DeviceEvents, DeviceHold, DeviceNumber, DeviceWrite, DmEvents, Geometry,
+    Mount, PendingLinks, Platform, Program, Result, RunningProgram, Timestamp, Usage, WriteStep,
     dm::{Device, Line, Listed, Visibility},
     keyring::{KeyChange, Secret},
-    luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
+    luks::{Begin, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, Progress, ReencryptionEnd, Unlock},
 };
 
 /// Runs the work of a child process if this program was started as one. Call it before arguments
@@ -61,13 +61,13 @@ pub fn run_as_child() -> Option<ExitCode> {
 
 /// A machine that runs Linux.
 pub struct Linux {
-    devices: Devices,
+    devices: DeviceAccess,
     /// The mount namespace of PID 1, if the daemon can reach it.
     origin: Option<Origin>,
     programs: Programs,
     mapper: Mapper,
     /// The private directory.
-    place: Place,
+    private_directory: PrivateDirectory,
     luks: Luks,
     /// For those who wait for links.
     listener: Listener,
@@ -89,7 +89,7 @@ impl Linux {
     /// Unmounts everything in the private directory, as the last step of a clean exit. Pools stay
     /// up. Mounts still in use are logged and left to the kernel.
     pub fn leave(&self) {
-        mounts::leave_place();
+        mounts::leave_private_directory();
     }
 
     fn clevis(&self) -> Clevis<'_> {
@@ -114,7 +114,7 @@ impl Platform for Linux {
         self.devices.geometry(path)
     }
 
-    fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
+    fn hold(&self, path: &Path) -> Result<Box<dyn DeviceHold>> {
         self.devices.hold(path)
     }
 
@@ -195,11 +195,11 @@ impl Platform for Linux {
     }
 
     fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()> {
-        mounts::mount_xfs(&self.place, node, at, options)
+        mounts::mount_xfs(&self.private_directory, node, at, options)
     }
 
     fn unmount(&self, at: &str) -> Result<()> {
-        mounts::unmount(&self.place, at)
+        mounts::unmount(&self.private_directory, at)
     }
 
     fn mounts(&self, devices: &[DeviceNumber]) -> Result<Vec<Mount>> {
@@ -215,23 +215,23 @@ impl Platform for Linux {
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {
-        self.place.check_mounted(directory)?;
-        self.place.list(directory)
+        self.private_directory.check_mounted(directory)?;
+        self.private_directory.list(directory)
     }
 
     fn read_file(&self, path: &str) -> Result<Vec<u8>> {
-        self.place.check_mounted(path)?;
-        self.place.read(path)
+        self.private_directory.check_mounted(path)?;
+        self.private_directory.read(path)
     }
 
     fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
-        self.place.check_mounted(path)?;
-        self.place.replace(path, bytes)
+        self.private_directory.check_mounted(path)?;
+        self.private_directory.replace(path, bytes)
     }
 
     fn remove_file(&self, path: &str) -> Result<()> {
-        self.place.check_mounted(path)?;
-        self.place.remove(path)
+        self.private_directory.check_mounted(path)?;
+        self.private_directory.remove(path)
     }
 
     fn announce(&self, filesystems: &[Announcement]) -> Result<Box<dyn PendingLinks>> {
@@ -285,8 +285,8 @@ impl Platform for Linux {
     fn luks_format(
         &self,
         device: &Path,
-        layout: &Layout,
-        purpose: Purpose,
+        layout: &HeaderLayout,
+        purpose: FormatPurpose,
         keyslots: &[NewKeyslot<'_>],
         tokens: &BTreeMap<u32, Value>,
     ) -> Result<Header> {
@@ -316,7 +316,7 @@ impl Platform for Linux {
         unlock: Unlock<'_>,
         begin: Begin,
         watch: &(dyn Fn(Progress) -> bool + Sync),
-    ) -> Result<Ended> {
+    ) -> Result<ReencryptionEnd> {
         self.luks.reencrypt(device, name, unlock, begin, watch)
     }
 

@@ -46,7 +46,7 @@ pub(super) struct Message {
     /// The device as udev describes it now.
     pub(super) device: Option<BlockDevice>,
     /// The request that this message answers: UUID and both names, encoded as written.
-    pub(super) request: Option<Request>,
+    pub(super) request: Option<LinkRequest>,
     /// Name of an added device-mapper device without a link of ours.
     pub(super) unlinked: Option<String>,
 }
@@ -54,7 +54,7 @@ pub(super) struct Message {
 /// The arguments written to a device's `uevent` file to get its links made
 /// (`docs/spec/engine/storage-stack.md` §9.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct LinkRequest {
     /// UUID of the filesystem, hyphenated.
     pub(super) uuid: String,
     /// Name of the pool in base32.
@@ -145,7 +145,7 @@ impl Message {
             EventType::Bind | EventType::Unbind | EventType::Unknown => None,
         };
         let request = || {
-            Some(Request {
+            Some(LinkRequest {
                 uuid: property("SYNTH_UUID")?,
                 pool: property("SYNTH_ARG_STRATISPOOLNAME")?,
                 filesystem: property("SYNTH_ARG_STRATISFSNAME")?,
@@ -174,17 +174,17 @@ impl Message {
 }
 
 /// The monitor as a source of device events.
-struct Events(Monitor);
+struct UdevEvents(Monitor);
 
 /// A new source of device events.
 pub(super) fn device_events() -> Result<Box<dyn DeviceEvents>> {
     match Monitor::open() {
-        Ok(monitor) => Ok(Box::new(Events(monitor))),
+        Ok(monitor) => Ok(Box::new(UdevEvents(monitor))),
         Err(source) => Err(Error::Io { action: "listen to udev events through", path: CONTROL.into(), source }),
     }
 }
 
-impl DeviceEvents for Events {
+impl DeviceEvents for UdevEvents {
     fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -12,7 +12,7 @@ use crate::platform::{DeviceNumber, Error, Result};
 
 /// A line of a mount table.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct MountEntry {
     pub(super) number: DeviceNumber,
     /// The root of the file system is mounted, not a directory below it.
     pub(super) is_whole: bool,
@@ -23,7 +23,7 @@ pub(super) struct Entry {
 ///
 /// # Errors
 /// If it cannot be read or parsed.
-pub(super) fn read(process: &str) -> Result<Vec<Entry>> {
+pub(super) fn read(process: &str) -> Result<Vec<MountEntry>> {
     let path = PathBuf::from(format!("/proc/{process}/mountinfo"));
     let text = fs::read(&path).map_err(|source| Error::Io { action: "read the mount table", path, source })?;
     parse(&text)
@@ -68,7 +68,7 @@ fn root_is_lowest(text: &[u8]) -> bool {
 
 /// Parses `mountinfo` (proc_pid_mountinfo(5)): identifiers, `MAJOR:MINOR`, root, mount point, and
 /// more.
-pub(super) fn parse(text: &[u8]) -> Result<Vec<Entry>> {
+pub(super) fn parse(text: &[u8]) -> Result<Vec<MountEntry>> {
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines
         .map(|line| {
@@ -80,12 +80,12 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<Entry>> {
         .collect()
 }
 
-fn parse_line(line: &[u8]) -> Option<Entry> {
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|byte| *byte == b' ').skip(2);
     let number = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let root = fields.next()?;
     let mount_point = PathBuf::from(unescape(fields.next()?));
-    mount_point.is_absolute().then_some(Entry { number, is_whole: root == b"/", mount_point })
+    mount_point.is_absolute().then_some(MountEntry { number, is_whole: root == b"/", mount_point })
 }
 
 /// The kernel writes space, tab, newline and backslash as a backslash and three octal digits.
@@ -121,7 +121,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Entry, namespace, namespaces, parse, read, root_is_lowest, unescape};
+    use super::{MountEntry, namespace, namespaces, parse, read, root_is_lowest, unescape};
     use crate::platform::{DeviceNumber, Error};
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_mount_table_is_read() {
-        let entry = |minor, is_whole, path: &str| Entry {
+        let entry = |minor, is_whole, path: &str| MountEntry {
             number: DeviceNumber { major: 253, minor },
             is_whole,
             mount_point: PathBuf::from(path),

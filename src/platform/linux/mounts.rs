@@ -1,4 +1,4 @@
-//! The private directory: a small tmpfs at [`PLACE`] that no other program sees. The metadata
+//! The private directory: a small tmpfs at [`PRIVATE_DIRECTORY`] that no other program sees. The metadata
 //! volumes are mounted in it. Knows nothing of what is mounted.
 
 use std::{
@@ -14,13 +14,13 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
-use super::{database, files::Place, mount_table, wait};
+use super::{database, files::PrivateDirectory, mount_table, wait};
 use crate::platform::{Error, Result};
 
 /// The private directory.
-pub(super) const PLACE: &str = "/run/stratisd/ns_mounts";
+pub(super) const PRIVATE_DIRECTORY: &str = "/run/stratisd/ns_mounts";
 /// The tmpfs holds mount points only.
-const PLACE_OPTIONS: &str = "size=1M,mode=0700";
+const PRIVATE_DIRECTORY_OPTIONS: &str = "size=1M,mode=0700";
 /// Nothing in the private directory is a program or a device, whatever the disks contain.
 const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 /// Attempts to unmount a busy mount, and the pause between two of them. The kernel does not
@@ -39,31 +39,34 @@ pub(super) fn error(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> 
 ///
 /// # Errors
 /// If it cannot be created or mounted, or is no directory.
-pub(super) fn make_place() -> Result<Place> {
-    let place = Path::new(PLACE);
-    if fs::symlink_metadata(place).is_ok_and(|found| !found.is_dir()) {
-        return Err(Error::Missing(format!("cannot use {PLACE}: it is not a directory; remove it")));
+pub(super) fn make_private_directory() -> Result<PrivateDirectory> {
+    let directory = Path::new(PRIVATE_DIRECTORY);
+    if fs::symlink_metadata(directory).is_ok_and(|found| !found.is_dir()) {
+        return Err(Error::Missing(format!("cannot use {PRIVATE_DIRECTORY}: it is not a directory; remove it")));
     }
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(place).map_err(|source| Error::Io {
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(|source| Error::Io {
         action: "create the directory",
-        path: place.to_owned(),
+        path: directory.to_owned(),
         source,
     })?;
-    clear_place()?;
-    mount(Some("tmpfs"), place, Some("tmpfs"), SAFE, Some(PLACE_OPTIONS)).map_err(error("mount a tmpfs on", place))?;
+    clear_private_directory()?;
+    mount(Some("tmpfs"), directory, Some("tmpfs"), SAFE, Some(PRIVATE_DIRECTORY_OPTIONS))
+        .map_err(error("mount a tmpfs on", directory))?;
     let nothing: Option<&str> = None;
-    mount(nothing, place, nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing)
-        .map_err(error("make mounts private under", place))?;
-    Ok(Place::new(place))
+    mount(nothing, directory, nothing, MsFlags::MS_REC | MsFlags::MS_SLAVE, nothing)
+        .map_err(error("make mounts private under", directory))?;
+    Ok(PrivateDirectory::new(directory))
 }
 
 /// Unmounts everything in the private directory, and the tmpfs itself.
 ///
 /// # Errors
 /// If something there is in use.
-pub(super) fn clear_place() -> Result<()> {
+pub(super) fn clear_private_directory() -> Result<()> {
     // The table lists a mount after the one below it, so go backwards.
-    for entry in mount_table::read("self")?.iter().rev().filter(|entry| entry.mount_point.starts_with(PLACE)) {
+    for entry in
+        mount_table::read("self")?.iter().rev().filter(|entry| entry.mount_point.starts_with(PRIVATE_DIRECTORY))
+    {
         info!("unmounting {}", entry.mount_point.display());
         unmount_busy(&entry.mount_point).map_err(error("unmount", &entry.mount_point))?;
     }
@@ -71,8 +74,8 @@ pub(super) fn clear_place() -> Result<()> {
 }
 
 /// Mounts the XFS on `node` in the private directory.
-pub(super) fn mount_xfs(place: &Place, node: &Path, at: &str, options: &str) -> Result<()> {
-    let target = place.make_directory(at)?;
+pub(super) fn mount_xfs(directory: &PrivateDirectory, node: &Path, at: &str, options: &str) -> Result<()> {
+    let target = directory.make_directory(at)?;
     let (flags, data) = split_options(options);
     let result = mount(Some(node), &target, Some("xfs"), SAFE | flags, Some(data.as_str()));
     match result {
@@ -85,8 +88,8 @@ pub(super) fn mount_xfs(place: &Place, node: &Path, at: &str, options: &str) -> 
 }
 
 /// Unmounts what is mounted in the private directory and removes its mount point.
-pub(super) fn unmount(place: &Place, at: &str) -> Result<()> {
-    let target = place.path(at)?;
+pub(super) fn unmount(directory: &PrivateDirectory, at: &str) -> Result<()> {
+    let target = directory.path(at)?;
     match unmount_busy(&target) {
         // Not a mount point, or not there at all.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
@@ -136,8 +139,8 @@ fn split_options(options: &str) -> (MsFlags, String) {
 
 /// Unmounts everything private at the end of the daemon. Logs what cannot be unmounted; the kernel
 /// unmounts it when the last process of the namespace exits.
-pub(super) fn leave_place() {
-    if let Err(fault) = clear_place() {
+pub(super) fn leave_private_directory() {
+    if let Err(fault) = clear_private_directory() {
         warn!("cannot unmount the private directory, leaving it to the kernel: {fault}");
     }
 }

@@ -33,14 +33,14 @@ use rustix::{
 };
 
 use super::{
-    mount_table::{self, Entry},
-    mounts::{PLACE, error},
+    mount_table::{self, MountEntry},
+    mounts::{PRIVATE_DIRECTORY, error},
     processes::PLACES,
 };
 use crate::platform::{Error, Result};
 
 /// Paths that the daemon and its libraries use.
-const NEEDED: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/etc", "/var/run", PLACE];
+const NEEDED: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/etc", "/var/run", PRIVATE_DIRECTORY];
 /// Mounts of the kernel's own file systems below these stay. systemd covers the last one for a
 /// confined unit.
 const KERNEL: [&str; 4] = ["/proc", "/sys", "/dev", "/usr/lib/modules"];
@@ -116,7 +116,7 @@ fn make_private(root: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When the table cannot be read.
-fn let_go(stays: impl Fn(&Entry) -> bool) -> Result<usize> {
+fn let_go(stays: impl Fn(&MountEntry) -> bool) -> Result<usize> {
     let mut count = 0;
     // The table lists a mount after the one below it, so go backwards.
     for entry in mount_table::read("self")?.iter().rev().filter(|entry| !stays(entry)) {
@@ -209,7 +209,7 @@ fn needed() -> Vec<PathBuf> {
 
 /// Whether the daemon needs a mount: it lies on the way to a needed path, or is one of the kernel's
 /// own.
-fn stays(entry: &Entry, needed: &[PathBuf]) -> bool {
+fn stays(entry: &MountEntry, needed: &[PathBuf]) -> bool {
     let is_kernel = || entry.number.major == 0 && KERNEL.iter().any(|place| entry.mount_point.starts_with(place));
     needed.iter().any(|path| path.starts_with(&entry.mount_point)) || is_kernel()
 }
@@ -224,7 +224,7 @@ mod tests {
         let needed = needed();
         let check = |mount_point: &str, major, expected: bool| {
             let number = DeviceNumber { major, minor: 1 };
-            let entry = Entry { number, is_whole: true, mount_point: mount_point.into() };
+            let entry = MountEntry { number, is_whole: true, mount_point: mount_point.into() };
             assert_eq!(stays(&entry, &needed), expected, "{mount_point}");
         };
         for stays in ["/", "/usr", "/proc", "/dev", "/run", "/run/stratisd/ns_mounts"] {

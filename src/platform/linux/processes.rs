@@ -80,7 +80,7 @@ impl Kept {
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum ChildEnd {
     /// It exited, or a signal from elsewhere ended it.
     Exited(ExitStatus),
     /// It was killed at its time limit.
@@ -92,7 +92,7 @@ pub(super) enum Outcome {
 /// How a program ended and what it printed.
 pub(super) struct Finished {
     /// How it ended.
-    pub(super) outcome: Outcome,
+    pub(super) end: ChildEnd,
     /// Its standard output.
     pub(super) output: Kept,
     /// Its standard error.
@@ -108,7 +108,7 @@ pub(super) enum Input<'a> {
 }
 
 /// A program to run.
-pub(super) struct Task<'a> {
+pub(super) struct Invocation<'a> {
     /// What it does, for users: `mkfs.xfs on /dev/mapper/x`.
     pub(super) label: String,
     /// Path of the executable.
@@ -125,7 +125,7 @@ pub(super) struct Task<'a> {
     pub(super) namespace: Option<BorrowedFd<'a>>,
 }
 
-impl Task<'_> {
+impl Invocation<'_> {
     /// Starts the program with pipes for its standard descriptors.
     ///
     /// # Errors
@@ -167,13 +167,13 @@ impl Task<'_> {
     }
 }
 
-/// Runs tasks in parallel. Hands over each result with the task's index as it arrives. `ended`
-/// returns `true` when it needs no more; the remaining tasks are then killed.
-pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Result<Finished>) -> bool) {
+/// Runs invocations in parallel. Hands over each result with the invocation's index as it arrives. `ended`
+/// returns `true` when it needs no more; the remaining invocations are then killed.
+pub(super) fn run_all(invocations: Vec<Invocation<'_>>, mut ended: impl FnMut(usize, io::Result<Finished>) -> bool) {
     let mut running = Vec::new();
-    for (number, mut task) in tasks.into_iter().enumerate() {
-        match task.start() {
-            Ok(process) => running.push((number, Running::new(process, &task))),
+    for (number, mut invocation) in invocations.into_iter().enumerate() {
+        match invocation.start() {
+            Ok(process) => running.push((number, PipedChild::new(process, &invocation))),
             Err(fault) => {
                 if ended(number, Err(fault)) {
                     return;
@@ -207,9 +207,9 @@ pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Res
             let number = *number;
             match one.serve(&mut ready, &mut buffer) {
                 Ok(None) => at += 1,
-                Ok(Some(outcome)) => {
+                Ok(Some(end)) => {
                     let (_, one) = running.remove(at);
-                    if ended(number, Ok(one.end(outcome))) {
+                    if ended(number, Ok(one.finish(end))) {
                         return;
                     }
                 }
@@ -227,9 +227,9 @@ pub(super) fn run_all(tasks: Vec<Task<'_>>, mut ended: impl FnMut(usize, io::Res
 // ---- running children ----
 
 /// All children that run or hang, by process ID.
-static CHILDREN: Mutex<BTreeMap<u32, Entry>> = Mutex::new(BTreeMap::new());
+static CHILDREN: Mutex<BTreeMap<u32, RunningChild>> = Mutex::new(BTreeMap::new());
 
-struct Entry {
+struct RunningChild {
     label: String,
     since: Instant,
     /// A child that was given up and not yet reaped.
@@ -242,7 +242,7 @@ pub(super) fn running() -> Vec<RunningProgram> {
     let children = CHILDREN.lock();
     let mut list: Vec<RunningProgram> = children
         .iter()
-        .map(|(process, Entry { label, since, stuck })| RunningProgram {
+        .map(|(process, RunningChild { label, since, stuck })| RunningProgram {
             label: label.clone(),
             process: *process,
             age: since.elapsed(),
@@ -255,7 +255,7 @@ pub(super) fn running() -> Vec<RunningProgram> {
 
 /// Reaps children that were given up and have exited since.
 pub(super) fn reap() {
-    CHILDREN.lock().retain(|process, Entry { label, since, stuck }| {
+    CHILDREN.lock().retain(|process, RunningChild { label, since, stuck }| {
         let has_ended = stuck.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
         if has_ended {
             info!(
@@ -284,7 +284,7 @@ impl Process {
         // The child is not reaped yet, so the process ID is still its own.
         let end = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let since = Instant::now();
-        CHILDREN.lock().insert(child.id(), Entry { label: label.clone(), since, stuck: None });
+        CHILDREN.lock().insert(child.id(), RunningChild { label: label.clone(), since, stuck: None });
         Process { child: Some(child), end, label, since, killed: None }
     }
 
@@ -369,7 +369,7 @@ impl Drop for Process {
 // ---- a child whose output is read ----
 
 /// A child that runs, with its pipes.
-struct Running<'a> {
+struct PipedChild<'a> {
     process: Process,
     /// The input pipe with the bytes still to write; `None` when all are written.
     input: Option<(ChildStdin, &'a [u8])>,
@@ -409,20 +409,20 @@ impl<P: Read> Output<P> {
     }
 }
 
-impl<'a> Running<'a> {
-    fn new(mut process: Process, task: &Task<'a>) -> Running<'a> {
+impl<'a> PipedChild<'a> {
+    fn new(mut process: Process, invocation: &Invocation<'a>) -> PipedChild<'a> {
         let (input, output, errors) = process.pipes();
-        let bytes = match &task.input {
+        let bytes = match &invocation.input {
             Input::Bytes(bytes) => *bytes,
             Input::Descriptor(_) => &[],
         };
         let now = Instant::now();
-        Running {
+        PipedChild {
             process,
             input: input.filter(|_| !bytes.is_empty()).map(|pipe| (pipe, bytes)),
             output: Output::new(output),
             errors: Output::new(errors),
-            deadline: task.limit.map(|limit| now + limit),
+            deadline: invocation.limit.map(|limit| now + limit),
             notice: Some(now + NOTICE),
             late: false,
             ended: None,
@@ -443,8 +443,8 @@ impl<'a> Running<'a> {
     }
 
     /// Does everything that is possible without blocking; `ready` says for each of its descriptors
-    /// whether it is ready. Returns the outcome once the child has ended.
-    fn serve(&mut self, ready: &mut impl Iterator<Item = bool>, buffer: &mut [u8]) -> io::Result<Option<Outcome>> {
+    /// whether it is ready. Returns how the child ended, once the child has ended.
+    fn serve(&mut self, ready: &mut impl Iterator<Item = bool>, buffer: &mut [u8]) -> io::Result<Option<ChildEnd>> {
         let mut take = |there: bool| there && ready.next().unwrap_or(false);
         let told = take(self.input.is_some());
         let says = take(self.output.pipe.is_some());
@@ -474,7 +474,7 @@ impl<'a> Running<'a> {
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             if self.late {
-                return Ok(Some(Outcome::Unkillable));
+                return Ok(Some(ChildEnd::Unkillable));
             }
             self.late = true;
             self.process.kill();
@@ -489,19 +489,19 @@ impl<'a> Running<'a> {
     }
 
     /// Reaps the child, which is known to have exited.
-    fn status(&mut self) -> io::Result<Outcome> {
-        let Some(mut child) = self.process.child.take() else { return Ok(Outcome::Unkillable) };
+    fn status(&mut self) -> io::Result<ChildEnd> {
+        let Some(mut child) = self.process.child.take() else { return Ok(ChildEnd::Unkillable) };
         CHILDREN.lock().remove(&child.id());
         let status = child.wait()?;
-        Ok(if self.late { Outcome::TimedOut } else { Outcome::Exited(status) })
+        Ok(if self.late { ChildEnd::TimedOut } else { ChildEnd::Exited(status) })
     }
 
-    fn end(self, outcome: Outcome) -> Finished {
-        if !matches!(outcome, Outcome::Exited(_)) {
+    fn finish(self, end: ChildEnd) -> Finished {
+        if !matches!(end, ChildEnd::Exited(_)) {
             let seconds = self.process.since.elapsed().as_secs();
             warn!("{} was killed after {seconds} s", self.process.label);
         }
-        Finished { outcome, output: self.output.kept, errors: self.errors.kept }
+        Finished { end, output: self.output.kept, errors: self.errors.kept }
     }
 
     /// Writes a piece of the input. A program that closes its input early is no error; its exit
@@ -544,7 +544,7 @@ mod set_apart {
 
     pub(super) fn child_of(command: &mut Command, namespace: Option<BorrowedFd<'_>>) {
         let none = SigSet::empty();
-        // The descriptor is open at least as long as the task, and so until the child has started.
+        // The descriptor is open at least as long as the invocation, and so until the child has started.
         let namespace = namespace.map(|namespace| namespace.as_raw_fd());
         let before_exec = move || {
             if let Some(namespace) = namespace {

@@ -13,17 +13,22 @@ fn shell(script: &str) -> Finished {
 
 fn run(script: &str, input: &[u8], limit: Option<Duration>) -> Finished {
     let arguments = [OsStr::new("-c"), OsStr::new(script)];
-    task(Path::new("/bin/sh"), &arguments, input, limit).run().unwrap()
+    invocation(Path::new("/bin/sh"), &arguments, input, limit).run().unwrap()
 }
 
-fn task<'a>(path: &'a Path, arguments: &'a [&'a OsStr], input: &'a [u8], limit: Option<Duration>) -> Task<'a> {
+fn invocation<'a>(
+    path: &'a Path,
+    arguments: &'a [&'a OsStr],
+    input: &'a [u8],
+    limit: Option<Duration>,
+) -> Invocation<'a> {
     let (label, input) = ("test".to_owned(), Input::Bytes(input));
-    Task { label, path, arguments, environment: &[], input, limit, namespace: None }
+    Invocation { label, path, arguments, environment: &[], input, limit, namespace: None }
 }
 
 fn status(ended: &Finished) -> ExitStatus {
-    match ended.outcome {
-        Outcome::Exited(status) => status,
+    match ended.end {
+        ChildEnd::Exited(status) => status,
         other => panic!("{other:?}"),
     }
 }
@@ -109,7 +114,7 @@ fn much_input_and_output_pass_each_other() {
 fn a_timeout_kills_the_whole_process_group() {
     // The shell and its children, which hold the pipes, run without end.
     let ended = run("echo begun; sleep infinity & sleep infinity", b"", Some(Duration::from_millis(50)));
-    assert_eq!((ended.outcome, text(&ended.output.bytes)), (Outcome::TimedOut, "begun\n"));
+    assert_eq!((ended.end, text(&ended.output.bytes)), (ChildEnd::TimedOut, "begun\n"));
 }
 
 /// Such a child would hold a pipe open, and so block the caller, as long as it likes.
@@ -128,9 +133,10 @@ fn children_of_a_program_end_with_it() {
 fn programs_run_side_by_side_and_the_first_answer_is_enough() {
     let scripts = ["sleep infinity", "echo second; exit 3", "sleep infinity"];
     let arguments = scripts.map(|script| [OsStr::new("-c"), OsStr::new(script)]);
-    let tasks = || arguments.iter().map(|arguments| task(Path::new("/bin/sh"), arguments, &[], None)).collect();
+    let invocations =
+        || arguments.iter().map(|arguments| invocation(Path::new("/bin/sh"), arguments, &[], None)).collect();
     let mut seen = Vec::new();
-    run_all(tasks(), |number, ended| {
+    run_all(invocations(), |number, ended| {
         let ended = ended.unwrap();
         seen.push((number, status(&ended).code(), text(&ended.output.bytes).to_owned()));
         true
@@ -138,8 +144,8 @@ fn programs_run_side_by_side_and_the_first_answer_is_enough() {
     assert_eq!(seen, [(1, Some(3), "second\n".to_owned())]);
     // A program that cannot be started is reported and does not stop the others.
     let nothing: [&OsStr; 0] = [];
-    let mut list: Vec<Task<'_>> = vec![task(Path::new("/nonexistent"), &nothing, &[], None)];
-    list.push(task(Path::new("/bin/sh"), &arguments[1], &[], None));
+    let mut list: Vec<Invocation<'_>> = vec![invocation(Path::new("/nonexistent"), &nothing, &[], None)];
+    list.push(invocation(Path::new("/bin/sh"), &arguments[1], &[], None));
     let mut seen = Vec::new();
     run_all(list, |number, ended| {
         seen.push((number, ended.is_ok()));
@@ -151,9 +157,12 @@ fn programs_run_side_by_side_and_the_first_answer_is_enough() {
 #[test]
 fn running_programs_are_listed() {
     let arguments = [OsStr::new("-c"), OsStr::new("read line")];
-    let mut task = Task { label: "a test that waits".to_owned(), ..task(Path::new("/bin/sh"), &arguments, b"x", None) };
+    let mut invocation = Invocation {
+        label: "a test that waits".to_owned(),
+        ..invocation(Path::new("/bin/sh"), &arguments, b"x", None)
+    };
     let is_listed = || running().iter().any(|program| program.label == "a test that waits" && !program.is_stuck);
-    let process = task.start().unwrap();
+    let process = invocation.start().unwrap();
     assert!(is_listed());
     drop(process);
     assert!(!is_listed());
@@ -163,7 +172,7 @@ fn running_programs_are_listed() {
 #[test]
 fn an_unkillable_child_is_given_up_and_reaped_later() {
     let arguments = [OsStr::new("-c"), OsStr::new("sleep infinity")];
-    let mut process = task(Path::new("/bin/sh"), &arguments, &[], None).start().unwrap();
+    let mut process = invocation(Path::new("/bin/sh"), &arguments, &[], None).start().unwrap();
     let pid = process.child.as_ref().unwrap().id();
     // The parent never sees it exit, however often it kills it.
     let (silent, _open) = io::pipe().unwrap();
@@ -181,5 +190,5 @@ fn an_unkillable_child_is_given_up_and_reaped_later() {
 
 #[test]
 fn a_missing_program_is_an_error() {
-    assert!(task(Path::new("/nonexistent"), &[], &[], None).run().is_err());
+    assert!(invocation(Path::new("/nonexistent"), &[], &[], None).run().is_err());
 }

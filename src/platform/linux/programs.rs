@@ -15,7 +15,7 @@ use std::{
 use super::{
     database,
     limits::{self, Activity},
-    processes::{Input, Outcome, PLACES, Task},
+    processes::{ChildEnd, Input, Invocation, PLACES},
 };
 use crate::{
     base::units::Bytes,
@@ -80,12 +80,12 @@ impl Programs {
         };
         let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
         let input = Input::Bytes(&[]);
-        let task = Task { label, path, arguments: &arguments, environment: &[], input, limit, namespace };
-        let ended = task.run().map_err(|fault| failed(ProgramEnd::NotRun, format!("cannot run it: {fault}")))?;
-        let status = match ended.outcome {
-            Outcome::Exited(status) => status,
-            Outcome::TimedOut => return Err(failed(ProgramEnd::TimedOut, limits::timed_out(limit))),
-            Outcome::Unkillable => return Err(failed(ProgramEnd::Unkillable, limits::unkillable(limit))),
+        let invocation = Invocation { label, path, arguments: &arguments, environment: &[], input, limit, namespace };
+        let ended = invocation.run().map_err(|fault| failed(ProgramEnd::NotRun, format!("cannot run it: {fault}")))?;
+        let status = match ended.end {
+            ChildEnd::Exited(status) => status,
+            ChildEnd::TimedOut => return Err(failed(ProgramEnd::TimedOut, limits::timed_out(limit))),
+            ChildEnd::Unkillable => return Err(failed(ProgramEnd::Unkillable, limits::unkillable(limit))),
         };
         if !status.success() {
             let end = match (status.code(), status.signal()) {

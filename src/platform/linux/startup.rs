@@ -11,7 +11,7 @@ use log::warn;
 
 use super::{
     Linux,
-    devices::Devices,
+    devices::DeviceAccess,
     dm::Mapper,
     keyring,
     listener::Listener,
@@ -49,14 +49,14 @@ pub(super) fn start() -> Result<Linux> {
     let programs = Programs::find()?;
     let mapper = Mapper::open()?;
     check_udev(udev_runs(), &RULES.map(PathBuf::from))?;
-    let place = mounts::make_place()?;
+    let private_directory = mounts::make_private_directory()?;
     luks::orphans::wait_for_end(ORPHANS_LIMIT);
     Ok(Linux {
-        devices: Devices::default(),
+        devices: DeviceAccess::default(),
         origin,
         programs,
         mapper,
-        place,
+        private_directory,
         luks: Luks::default(),
         listener: Listener::default(),
     })

@@ -19,9 +19,9 @@ use rustix::fs::{Mode, OFlags};
 use super::{
     database,
     limits::{self, Activity},
-    mount_table::{self, Entry},
+    mount_table::{self, MountEntry},
     namespace::Origin,
-    processes::{Input, Outcome, Task},
+    processes::{ChildEnd, Input, Invocation},
     programs, xfs_child,
 };
 use crate::{
@@ -62,7 +62,7 @@ pub(super) fn find(devices: &[DeviceNumber], is_open: impl Fn(DeviceNumber) -> b
     found.sort_by_key(|(entry, _)| !entry.is_whole);
     Ok(found
         .into_iter()
-        .map(|(Entry { number, mount_point, .. }, process)| Mount { number, mount_point, process })
+        .map(|(MountEntry { number, mount_point, .. }, process)| Mount { number, mount_point, process })
         .collect())
 }
 
@@ -118,7 +118,7 @@ pub(super) fn grow_xfs(origin: Option<&Origin>, mount: &Mount) -> Result<()> {
     let number = mount.number.to_string();
     let arguments = [OsStr::new(xfs_child::CHILD), OsStr::new(&number), below(&mount.mount_point).as_os_str()];
     let limit = limits::of(Activity::GrowXfs, database::size(mount.number));
-    let task = Task {
+    let invocation = Invocation {
         label: format!("growth of the XFS at {}", mount.shown().display()),
         path: Path::new(programs::THIS_PROGRAM),
         arguments: &arguments,
@@ -127,15 +127,15 @@ pub(super) fn grow_xfs(origin: Option<&Origin>, mount: &Mount) -> Result<()> {
         limit,
         namespace: None,
     };
-    let ended = task.run().map_err(|fault| failed(format!("cannot start the child process: {fault}")))?;
-    match ended.outcome {
-        Outcome::Exited(status) if status.success() => Ok(()),
-        Outcome::Exited(status) if status.code() == Some(xfs_child::OTHER_MOUNT.into()) => {
+    let ended = invocation.run().map_err(|fault| failed(format!("cannot start the child process: {fault}")))?;
+    match ended.end {
+        ChildEnd::Exited(status) if status.success() => Ok(()),
+        ChildEnd::Exited(status) if status.code() == Some(xfs_child::OTHER_MOUNT.into()) => {
             Err(Error::OtherMount { path: mount.shown(), number: mount.number })
         }
-        Outcome::Exited(status) => Err(failed(programs::complaint(status, &ended.errors.bytes))),
-        Outcome::TimedOut => Err(failed(limits::timed_out(limit))),
-        Outcome::Unkillable => Err(failed(limits::unkillable(limit))),
+        ChildEnd::Exited(status) => Err(failed(programs::complaint(status, &ended.errors.bytes))),
+        ChildEnd::TimedOut => Err(failed(limits::timed_out(limit))),
+        ChildEnd::Unkillable => Err(failed(limits::unkillable(limit))),
     }
 }
 

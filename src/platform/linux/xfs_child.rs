@@ -28,7 +28,7 @@ mod calls {
     /// `struct xfs_fsop_geom_v4`.
     #[repr(C)]
     #[derive(Default)]
-    pub(super) struct Geometry {
+    pub(super) struct XfsFsopGeom {
         pub(super) block_bytes: u32,
         _sizes: [u32; 6],
         pub(super) inode_percent: u32,
@@ -40,13 +40,13 @@ mod calls {
 
     /// `struct xfs_growfs_data`.
     #[repr(C)]
-    pub(super) struct Growth {
+    pub(super) struct XfsGrowfsData {
         pub(super) data_blocks: u64,
         pub(super) inode_percent: u32,
     }
 
-    nix::ioctl_read!(geometry, b'X', 124, Geometry);
-    nix::ioctl_write_ptr!(grow, b'X', 110, Growth);
+    nix::ioctl_read!(geometry, b'X', 124, XfsFsopGeom);
+    nix::ioctl_write_ptr!(grow, b'X', 110, XfsGrowfsData);
 }
 
 /// Does the work if this program was started as such a child. `None` if not.
@@ -75,7 +75,7 @@ fn serve(number: DeviceNumber, path: &Path) -> io::Result<bool> {
     if database::number(rustix::fs::fstat(&place)?.st_dev) != number {
         return Ok(false);
     }
-    let mut geometry = calls::Geometry::default();
+    let mut geometry = calls::XfsFsopGeom::default();
     // SAFETY: the descriptor is open, and the kernel fills in a structure of the size in the
     // request number.
     unsafe { calls::geometry(place.as_raw_fd(), &raw mut geometry) }?;
@@ -84,7 +84,7 @@ fn serve(number: DeviceNumber, path: &Path) -> io::Result<bool> {
     if data_blocks <= geometry.data_blocks {
         return Ok(true);
     }
-    let growth = calls::Growth { data_blocks, inode_percent: geometry.inode_percent };
+    let growth = calls::XfsGrowfsData { data_blocks, inode_percent: geometry.inode_percent };
     // SAFETY: as above; the kernel only reads the structure.
     unsafe { calls::grow(place.as_raw_fd(), &raw const growth) }?;
     Ok(true)
@@ -92,11 +92,11 @@ fn serve(number: DeviceNumber, path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::calls::{Geometry, Growth};
+    use super::calls::{XfsFsopGeom, XfsGrowfsData};
 
     /// The request number contains the size.
     #[test]
     fn the_structures_have_the_kernels_size() {
-        assert_eq!((size_of::<Geometry>(), size_of::<Growth>()), (112, 16));
+        assert_eq!((size_of::<XfsFsopGeom>(), size_of::<XfsGrowfsData>()), (112, 16));
     }
 }

@@ -10,13 +10,13 @@ use parking_lot::{Condvar, Mutex};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Inner, Sim,
+    Sim, Simulation,
     clevis::{Helpers, Trouble},
     clock::Clock,
-    disks::{DiskShape, Disks},
-    events::Changed,
+    disks::{DiskShape, DiskTable},
+    events::ChangeNotifier,
     faults::{Control, StepDelay},
-    machine::{self, Machine},
+    machine::{self, MachineState},
 };
 use crate::base::units::Sectors;
 
@@ -60,7 +60,7 @@ impl Preset {
     }
 }
 
-struct Planned {
+struct DescribedDisk {
     path: PathBuf,
     shape: DiskShape,
     content: Vec<(u64, Vec<u8>)>,
@@ -73,7 +73,7 @@ struct Planned {
 pub struct Builder {
     seed: u64,
     template: DiskShape,
-    disks: Vec<Planned>,
+    disks: Vec<DescribedDisk>,
     aliases: Vec<(PathBuf, PathBuf)>,
     on_demand: bool,
     real_clock: bool,
@@ -127,7 +127,7 @@ impl Builder {
     pub fn disk(mut self, path: impl Into<PathBuf>, size: Sectors) -> Builder {
         let shape = DiskShape { size, ..self.template.clone() };
         let path = path.into();
-        self.disks.push(Planned { path, shape, content: Vec::new(), preset: None, twins: Vec::new() });
+        self.disks.push(DescribedDisk { path, shape, content: Vec::new(), preset: None, twins: Vec::new() });
         self
     }
 
@@ -297,7 +297,7 @@ impl Builder {
     /// Builds the machine and switches it on.
     pub fn build(self) -> Sim {
         let normal = |path: PathBuf| machine::normal(&path).unwrap_or_else(|| Path::new("/").join(path));
-        let mut disks = Disks::new(self.template, self.on_demand);
+        let mut disks = DiskTable::new(self.template, self.on_demand);
         for planned in self.disks {
             let path = normal(planned.path);
             let size = planned.shape.size;
@@ -319,9 +319,9 @@ impl Builder {
         }
         let clock = if self.real_clock { Clock::Real } else { Clock::logical() };
         // Two generators, so that the use of one does not change the sequence of the other.
-        Sim(Arc::new(Inner {
-            machine: Mutex::new(Machine::new(disks, self.helpers, clock.clone(), self.seed)),
-            changed: Changed::default(),
+        Sim(Arc::new(Simulation {
+            machine: Mutex::new(MachineState::new(disks, self.helpers, clock.clone(), self.seed)),
+            changed: ChangeNotifier::default(),
             stalls: Condvar::new(),
             control: Arc::new(Control::new(self.record, self.step_delay)),
             clock,

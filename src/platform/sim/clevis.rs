@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{Sim, faults::Call};
+use super::{Sim, faults::CallKind};
 use crate::platform::{Error, Result, clevis, keyring::Secret, luks::PASSPHRASE_BYTES_MAX};
 
 /// Limit of nesting of a configuration.
@@ -234,7 +234,7 @@ fn with_tang(sim: &Sim, config: &Map<String, Value>, trust: bool, salt: &[u8; 16
             None => return refuse(name, "the advertisement in the configuration is malformed"),
         },
         None => {
-            let generation = ask_tang(sim, Call::ClevisEncrypt, url)?;
+            let generation = ask_tang(sim, CallKind::ClevisEncrypt, url)?;
             advertised(url, generation)
         }
     };
@@ -258,7 +258,7 @@ fn with_tang(sim: &Sim, config: &Map<String, Value>, trust: bool, salt: &[u8; 16
 }
 
 fn with_tpm(sim: &Sim, config: &Map<String, Value>, salt: &[u8; 16]) -> Attempt<(Value, [u8; 32])> {
-    let generation = ask_tpm(sim, Call::ClevisEncrypt)?;
+    let generation = ask_tpm(sim, CallKind::ClevisEncrypt)?;
     let option = |name: &str, default: &str| config.get(name).cloned().unwrap_or_else(|| Value::from(default));
     let mut sealed = json!({
         "hash": option("hash", "sha256"),
@@ -314,7 +314,7 @@ fn open(sim: &Sim, jwe: &str, depth: u32) -> Attempt<Zeroizing<Vec<u8>>> {
         Some("tang") => {
             let url = node["tang"]["url"].as_str().unwrap_or_default();
             let name = format!("tang ({url})");
-            let generation = ask_tang(sim, Call::ClevisDecrypt, url)?;
+            let generation = ask_tang(sim, CallKind::ClevisDecrypt, url)?;
             // The server uses the keys that it has; if those in the header differ, so does the
             // result.
             let here = exchanged(&advertised(url, generation), salt);
@@ -326,7 +326,7 @@ fn open(sim: &Sim, jwe: &str, depth: u32) -> Attempt<Zeroizing<Vec<u8>>> {
         }
         Some("tpm2") => {
             let sealed = node["tpm2"]["jwk_priv"].as_str().and_then(|t| BASE64URL_NOPAD.decode(t.as_bytes()).ok());
-            let generation = ask_tpm(sim, Call::ClevisDecrypt)?;
+            let generation = ask_tpm(sim, CallKind::ClevisDecrypt)?;
             ("tpm2".to_owned(), unsealed(generation, &sealed.unwrap_or_default()))
         }
         Some("sss") if depth < DEPTH_MAX => ("sss".to_owned(), join(sim, &node["sss"], depth)?),
@@ -374,7 +374,7 @@ fn join(sim: &Sim, shared: &Value, depth: u32) -> Attempt<[u8; 32]> {
 // ---- servers and the TPM ----
 
 /// Sends a request to a server. Returns the generation of its keys.
-fn ask_tang(sim: &Sim, call: Call, url: &str) -> Attempt<u64> {
+fn ask_tang(sim: &Sim, call: CallKind, url: &str) -> Attempt<u64> {
     let helper = ask(sim, call, &format!("tang {url}"), |helpers| helpers.server(url))?;
     let name = format!("tang ({url})");
     match helper.trouble {
@@ -385,7 +385,7 @@ fn ask_tang(sim: &Sim, call: Call, url: &str) -> Attempt<u64> {
     }
 }
 
-fn ask_tpm(sim: &Sim, call: Call) -> Attempt<u64> {
+fn ask_tpm(sim: &Sim, call: CallKind) -> Attempt<u64> {
     let helper = ask(sim, call, "tpm2", |helpers| helpers.tpm)?;
     match helper.trouble {
         None => Ok(helper.generation),
@@ -395,7 +395,7 @@ fn ask_tpm(sim: &Sim, call: Call) -> Attempt<u64> {
     }
 }
 
-fn ask(sim: &Sim, call: Call, subject: &str, who: impl FnOnce(&Helpers) -> Helper) -> Attempt<Helper> {
+fn ask(sim: &Sim, call: CallKind, subject: &str, who: impl FnOnce(&Helpers) -> Helper) -> Attempt<Helper> {
     sim.step(call, subject, || Ok(who(&sim.machine()?.helpers))).map_err(Problem::Machine)
 }
 

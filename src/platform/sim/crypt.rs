@@ -27,8 +27,8 @@ use sha2::{Digest, Sha256};
 
 use super::{
     dm,
-    io::{Patience, Stop},
-    machine::Machine,
+    io::{Incomplete, IoResult, Patience},
+    machine::MachineState,
     udev,
 };
 use crate::{
@@ -201,9 +201,7 @@ fn whole(at: u64, length: usize) -> Range<u64> {
     at - at % SECTOR..(at + length as u64).next_multiple_of(SECTOR)
 }
 
-type Io<T = ()> = Result<T, Stop>;
-
-impl Machine {
+impl MachineState {
     pub(super) fn opened(&self, minor: u32) -> Option<&Opened> {
         self.dm.get_minor(minor)?.opened.as_ref()
     }
@@ -212,8 +210,8 @@ impl Machine {
         self.dm.device_mut(minor)?.opened.as_mut()
     }
 
-    pub(super) fn read_crypt(&self, minor: u32, at: u64, out: &mut [u8], patience: Patience) -> Io {
-        let opened = self.opened(minor).ok_or(Stop::Errno(libc::ENXIO))?;
+    pub(super) fn read_crypt(&self, minor: u32, at: u64, out: &mut [u8], patience: Patience) -> IoResult {
+        let opened = self.opened(minor).ok_or(Incomplete::Errno(libc::ENXIO))?;
         let range = whole(at, out.len());
         if range != (at..at + out.len() as u64) {
             let mut sectors = vec![0; (range.end - range.start) as usize];
@@ -229,7 +227,7 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn write_crypt(&mut self, minor: u32, at: u64, bytes: &[u8], patience: Patience) -> Io {
+    pub(super) fn write_crypt(&mut self, minor: u32, at: u64, bytes: &[u8], patience: Patience) -> IoResult {
         let range = whole(at, bytes.len());
         let mut sectors = vec![0; (range.end - range.start) as usize];
         if range != (at..at + bytes.len() as u64) {
@@ -238,7 +236,7 @@ impl Machine {
         let from = (at - range.start) as usize;
         sectors[from..from + bytes.len()].copy_from_slice(bytes);
         self.touch_zone(minor, &range)?;
-        let opened = self.opened(minor).ok_or(Stop::Errno(libc::ENXIO))?;
+        let opened = self.opened(minor).ok_or(Incomplete::Errno(libc::ENXIO))?;
         for (sector, bytes) in (range.start / SECTOR..).zip(sectors.chunks_exact_mut(SECTOR_LENGTH)) {
             opened.encode(sector, bytes);
         }
@@ -247,7 +245,7 @@ impl Machine {
     }
 
     /// Applies the effect of a write on the hot zone.
-    fn touch_zone(&mut self, minor: u32, range: &Range<u64>) -> Io {
+    fn touch_zone(&mut self, minor: u32, range: &Range<u64>) -> IoResult {
         let Some(opened) = self.opened_mut(minor) else { return Ok(()) };
         let below = opened.below;
         let (done, unit) = (opened.done, u64::from(opened.sector_size));
@@ -303,7 +301,7 @@ impl Machine {
 
     /// The first part of a device's range that may hold something other than zeros. At most 4 KiB
     /// long, unless all of a longer part does.
-    pub(super) fn next_stored(&self, number: DeviceNumber, range: Range<u64>) -> Io<Option<Range<u64>>> {
+    pub(super) fn next_stored(&self, number: DeviceNumber, range: Range<u64>) -> IoResult<Option<Range<u64>>> {
         if range.is_empty() {
             return Ok(None);
         }

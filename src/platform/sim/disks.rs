@@ -23,7 +23,7 @@ use std::{
 use nix::libc;
 use rand::{Rng, rngs::StdRng};
 
-use super::{io::Stop, sparse::Sparse};
+use super::{io::Incomplete, sparse::Sparse};
 use crate::{
     base::units::{SECTOR, Sectors},
     engine::plan::sizes::DEVICE_MAX,
@@ -58,22 +58,22 @@ pub(super) struct Disk {
     pub(super) present: bool,
     current: Sparse,
     durable: Sparse,
-    waiting: Vec<Waiting>,
-    waiting_bytes: u64,
+    cached: Vec<CachedChange>,
+    cached_bytes: u64,
     bad: BTreeSet<u64>,
 }
 
 /// A change that is only in the cache.
-enum Waiting {
+enum CachedChange {
     Bytes(u64, Box<[u8]>),
     Zeros(u64, u64),
 }
 
-impl Waiting {
+impl CachedChange {
     fn range(&self) -> Range<u64> {
         match self {
-            Waiting::Bytes(at, bytes) => *at..*at + bytes.len() as u64,
-            Waiting::Zeros(at, length) => *at..*at + *length,
+            CachedChange::Bytes(at, bytes) => *at..*at + bytes.len() as u64,
+            CachedChange::Zeros(at, length) => *at..*at + *length,
         }
     }
 }
@@ -87,8 +87,8 @@ impl Disk {
             present: true,
             current: Sparse::default(),
             durable: Sparse::default(),
-            waiting: Vec::new(),
-            waiting_bytes: 0,
+            cached: Vec::new(),
+            cached_bytes: 0,
             bad: BTreeSet::new(),
         }
     }
@@ -97,30 +97,30 @@ impl Disk {
         self.shape.size.min(DEVICE_MAX).0 * SECTOR
     }
 
-    fn check(&self, offset: u64, length: u64, past_the_end: i32) -> Result<(), Stop> {
+    fn check(&self, offset: u64, length: u64, past_the_end: i32) -> Result<(), Incomplete> {
         if !self.present {
-            return Err(Stop::Errno(libc::EIO));
+            return Err(Incomplete::Errno(libc::EIO));
         }
         match offset.checked_add(length) {
             Some(end) if end <= self.size_bytes() => Ok(()),
-            _ => Err(Stop::Errno(past_the_end)),
+            _ => Err(Incomplete::Errno(past_the_end)),
         }
     }
 
-    pub(super) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Stop> {
+    pub(super) fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Incomplete> {
         self.check(offset, out.len() as u64, libc::EIO)?;
         let sectors = offset / SECTOR..(offset + out.len() as u64).div_ceil(SECTOR);
         if self.bad.range(sectors).next().is_some() {
-            return Err(Stop::Errno(libc::EIO));
+            return Err(Incomplete::Errno(libc::EIO));
         }
         self.current.read(offset, out);
         Ok(())
     }
 
-    pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Stop> {
+    pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Incomplete> {
         self.check(offset, bytes.len() as u64, libc::ENOSPC)?;
         if self.shape.read_only {
-            return Err(Stop::Errno(libc::EPERM));
+            return Err(Incomplete::Errno(libc::EPERM));
         }
         for sector in offset / SECTOR..(offset + bytes.len() as u64).div_ceil(SECTOR) {
             if self.bad.is_empty() {
@@ -129,53 +129,53 @@ impl Disk {
             self.bad.remove(&sector);
         }
         self.current.write(offset, bytes);
-        self.wait(Waiting::Bytes(offset, bytes.into()), bytes.len() as u64);
+        self.cache(CachedChange::Bytes(offset, bytes.into()), bytes.len() as u64);
         Ok(())
     }
 
     /// Discards a range, which then reads as zeros.
-    pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
+    pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<(), Incomplete> {
         self.check(offset, length, libc::ENOSPC)?;
         if self.shape.read_only {
-            return Err(Stop::Errno(libc::EPERM));
+            return Err(Incomplete::Errno(libc::EPERM));
         }
         self.current.zero(offset, length);
-        self.wait(Waiting::Zeros(offset, length), 0);
+        self.cache(CachedChange::Zeros(offset, length), 0);
         Ok(())
     }
 
-    fn wait(&mut self, change: Waiting, bytes: u64) {
-        self.waiting.push(change);
-        self.waiting_bytes += bytes;
-        if self.waiting_bytes > CACHE_BYTES_MAX {
+    fn cache(&mut self, change: CachedChange, bytes: u64) {
+        self.cached.push(change);
+        self.cached_bytes += bytes;
+        if self.cached_bytes > CACHE_BYTES_MAX {
             self.destage();
         }
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), Stop> {
+    pub(super) fn flush(&mut self) -> Result<(), Incomplete> {
         self.check(0, 0, libc::EIO)?;
         self.destage();
         Ok(())
     }
 
     fn destage(&mut self) {
-        for change in std::mem::take(&mut self.waiting) {
+        for change in std::mem::take(&mut self.cached) {
             self.durable.take_over(&self.current, change.range());
         }
-        self.waiting_bytes = 0;
+        self.cached_bytes = 0;
     }
 
     /// Loses the cached changes that the generator does not keep.
     pub(super) fn lose_power(&mut self, chance: &mut StdRng) {
         let unit = u64::from(self.shape.logical);
-        for change in std::mem::take(&mut self.waiting) {
+        for change in std::mem::take(&mut self.cached) {
             match change {
-                Waiting::Zeros(at, length) => {
+                CachedChange::Zeros(at, length) => {
                     if chance.random() {
                         self.durable.zero(at, length);
                     }
                 }
-                Waiting::Bytes(at, bytes) => {
+                CachedChange::Bytes(at, bytes) => {
                     let torn = bytes.len() as u64 > unit && chance.random_ratio(1, 3);
                     let whole: bool = chance.random();
                     for (start, end) in pieces(at, bytes.len() as u64, unit) {
@@ -186,7 +186,7 @@ impl Disk {
                 }
             }
         }
-        self.waiting_bytes = 0;
+        self.cached_bytes = 0;
         self.current = self.durable.clone();
     }
 
@@ -227,7 +227,7 @@ fn pieces(at: u64, length: u64, unit: u64) -> impl Iterator<Item = (u64, u64)> {
 }
 
 /// All disks of the machine and the paths that lead to them.
-pub(super) struct Disks {
+pub(super) struct DiskTable {
     disks: Vec<Disk>,
     paths: BTreeMap<PathBuf, usize>,
     aliases: BTreeMap<PathBuf, PathBuf>,
@@ -235,9 +235,9 @@ pub(super) struct Disks {
     on_demand: bool,
 }
 
-impl Disks {
-    pub(super) fn new(template: DiskShape, on_demand: bool) -> Disks {
-        Disks { disks: Vec::new(), paths: BTreeMap::new(), aliases: BTreeMap::new(), template, on_demand }
+impl DiskTable {
+    pub(super) fn new(template: DiskShape, on_demand: bool) -> DiskTable {
+        DiskTable { disks: Vec::new(), paths: BTreeMap::new(), aliases: BTreeMap::new(), template, on_demand }
     }
 
     /// Adds a disk. If the path is in use, keeps the disk there.

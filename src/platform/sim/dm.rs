@@ -36,8 +36,8 @@ use nix::libc;
 
 use super::{
     crypt::Opened,
-    io::Stop,
-    machine::Machine,
+    io::Incomplete,
+    machine::MachineState,
     targets::{PoolMode, PoolRun},
     thin::THIN_ID_MAX,
     udev,
@@ -57,7 +57,7 @@ const NAME_BYTES_MAX: usize = 127;
 const UUID_BYTES_MAX: usize = 128;
 
 /// A device.
-pub(super) struct Device {
+pub(super) struct DmDevice {
     pub(super) name: String,
     pub(super) uuid: String,
     pub(super) event: u32,
@@ -73,7 +73,7 @@ pub(super) struct Device {
     pub(super) opened: Option<Opened>,
 }
 
-impl Device {
+impl DmDevice {
     pub(super) fn size(&self) -> Sectors {
         Sectors(self.table.last().map_or(0, |line| line.start.0 + line.length.0))
     }
@@ -82,7 +82,7 @@ impl Device {
 /// All device-mapper devices.
 #[derive(Default)]
 pub(super) struct Dm {
-    devices: BTreeMap<u32, Device>,
+    devices: BTreeMap<u32, DmDevice>,
     names: BTreeMap<String, u32>,
     uuids: HashMap<String, u32>,
     /// Free minor numbers below `next`.
@@ -95,11 +95,11 @@ pub(super) struct Dm {
 }
 
 impl Dm {
-    pub(super) fn get(&self, number: DeviceNumber) -> Option<&Device> {
+    pub(super) fn get(&self, number: DeviceNumber) -> Option<&DmDevice> {
         (number.major == DM_MAJOR).then(|| self.devices.get(&number.minor)).flatten()
     }
 
-    pub(super) fn get_minor(&self, minor: u32) -> Option<&Device> {
+    pub(super) fn get_minor(&self, minor: u32) -> Option<&DmDevice> {
         self.devices.get(&minor)
     }
 
@@ -107,7 +107,7 @@ impl Dm {
         self.names.get(name).copied()
     }
 
-    pub(super) fn device_mut(&mut self, minor: u32) -> Option<&mut Device> {
+    pub(super) fn device_mut(&mut self, minor: u32) -> Option<&mut DmDevice> {
         self.devices.get_mut(&minor)
     }
 
@@ -190,14 +190,14 @@ pub(super) fn number(minor: u32) -> DeviceNumber {
     DeviceNumber { major: DM_MAJOR, minor }
 }
 
-pub(super) fn errno(stop: Stop) -> i32 {
-    match stop {
-        Stop::Errno(errno) => errno,
-        Stop::Suspended | Stop::Full { .. } | Stop::Queued => libc::EBUSY,
+pub(super) fn errno(incomplete: Incomplete) -> i32 {
+    match incomplete {
+        Incomplete::Errno(errno) => errno,
+        Incomplete::Suspended | Incomplete::Full { .. } | Incomplete::Queued => libc::EBUSY,
     }
 }
 
-impl Machine {
+impl MachineState {
     pub(super) fn raise_dm_event(&mut self, minor: u32) {
         if let Some(device) = self.dm.device_mut(minor) {
             device.event = device.event.wrapping_add(1);
@@ -220,7 +220,7 @@ impl Machine {
         if !uuid.is_empty() {
             self.dm.uuids.insert(uuid.to_owned(), minor);
         }
-        let device = Device {
+        let device = DmDevice {
             name: name.to_owned(),
             uuid: uuid.to_owned(),
             event: 0,
@@ -300,13 +300,13 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn dm_suspend(&mut self, name: &str, flush: bool) -> Result<(), Stop> {
-        let minor = self.dm.minor_of(name).map_err(Stop::Errno)?;
+    pub(super) fn dm_suspend(&mut self, name: &str, flush: bool) -> Result<(), Incomplete> {
+        let minor = self.dm.minor_of(name).map_err(Incomplete::Errno)?;
         if self.dm.devices[&minor].suspended {
             return Ok(());
         }
         if flush && self.has_queued_writes(minor) {
-            return Err(Stop::Queued);
+            return Err(Incomplete::Queued);
         }
         if flush && self.xfs.is_mounted(number(minor)) {
             self.sync_file_system(number(minor))?;

@@ -49,12 +49,12 @@ impl Flag {
 
 /// Notified of everything that a thread or a descriptor may wait for.
 #[derive(Default)]
-pub(super) struct Changed {
+pub(super) struct ChangeNotifier {
     threads: Condvar,
     descriptors: Mutex<Vec<Weak<Flag>>>,
 }
 
-impl Changed {
+impl ChangeNotifier {
     pub(super) fn notify_all(&self) {
         self.threads.notify_all();
         self.descriptors.lock().retain(|flag| flag.upgrade().map(|flag| flag.raise()).is_some());
@@ -79,11 +79,11 @@ struct DmShared {
 
 struct DeviceShared {
     flag: Flag,
-    queue: Mutex<Queue>,
+    queue: Mutex<UnreadEvents>,
 }
 
 #[derive(Default)]
-struct Queue {
+struct UnreadEvents {
     events: VecDeque<DeviceEvent>,
     /// Some events did not fit.
     lost: bool,
@@ -92,12 +92,12 @@ struct Queue {
 
 /// The event sources.
 #[derive(Default)]
-pub(super) struct Events {
+pub(super) struct EventSources {
     dm: Vec<Weak<DmShared>>,
     devices: Vec<Weak<DeviceShared>>,
 }
 
-impl Events {
+impl EventSources {
     pub(super) fn listen_dm(&mut self) -> Result<Box<dyn DmEvents>> {
         let shared = Arc::new(DmShared { flag: Flag::new()?, dead: Mutex::new(false) });
         self.dm.retain(|weak| weak.strong_count() > 0);

@@ -44,7 +44,7 @@ use crate::platform::{Error, Program, ProgramEnd, Result};
 /// The kinds of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
-pub enum Call {
+pub enum CallKind {
     BlockDevices,
     FindDevice,
     Contents,
@@ -96,7 +96,7 @@ pub enum Call {
 
 /// The calls on LUKS devices. Each starts with a step that reads the header and derives keys. Its
 /// writes are steps of their own, and the activation of the crypt device is one of
-/// [`Call::DmCreate`].
+/// [`CallKind::DmCreate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum LuksCall {
@@ -108,97 +108,97 @@ pub enum LuksCall {
     Reencrypt,
 }
 
-impl Call {
+impl CallKind {
     /// Whether the call changes the machine. These are the steps at which a power cut is worth
     /// trying.
     pub fn changes(self) -> bool {
         !matches!(
             self,
-            Call::BlockDevices
-                | Call::FindDevice
-                | Call::Contents
-                | Call::Geometry
-                | Call::Hold
-                | Call::LowerDevices
-                | Call::Read
-                | Call::DmList
-                | Call::DmFind
-                | Call::DmStatus
-                | Call::MountPoints
-                | Call::Usage
-                | Call::ReadFile
-                | Call::DeviceEvents
-                | Call::DmEvents
-                | Call::Key
-                | Call::Luks(
+            CallKind::BlockDevices
+                | CallKind::FindDevice
+                | CallKind::Contents
+                | CallKind::Geometry
+                | CallKind::Hold
+                | CallKind::LowerDevices
+                | CallKind::Read
+                | CallKind::DmList
+                | CallKind::DmFind
+                | CallKind::DmStatus
+                | CallKind::MountPoints
+                | CallKind::Usage
+                | CallKind::ReadFile
+                | CallKind::DeviceEvents
+                | CallKind::DmEvents
+                | CallKind::Key
+                | CallKind::Luks(
                     LuksCall::Read | LuksCall::Format | LuksCall::Change | LuksCall::Open | LuksCall::Reencrypt
                 )
-                | Call::ClevisEncrypt
-                | Call::ClevisDecrypt
-                | Call::Run(Program::ThinCheck | Program::ThinMetadataSize)
+                | CallKind::ClevisEncrypt
+                | CallKind::ClevisDecrypt
+                | CallKind::Run(Program::ThinCheck | Program::ThinMetadataSize)
         )
     }
 
     /// Whether the call stands for a whole run of a program or another child of the daemon.
     pub(super) fn is_program(self) -> bool {
-        matches!(self, Call::Run(_) | Call::GrowXfs | Call::ClevisEncrypt | Call::ClevisDecrypt)
+        matches!(self, CallKind::Run(_) | CallKind::GrowXfs | CallKind::ClevisEncrypt | CallKind::ClevisDecrypt)
     }
 
     /// Name of that program.
     pub(super) fn program_name(self) -> &'static str {
         match self {
-            Call::Run(program) => program.name(),
-            Call::ClevisEncrypt | Call::ClevisDecrypt => "clevis",
+            CallKind::Run(program) => program.name(),
+            CallKind::ClevisEncrypt | CallKind::ClevisDecrypt => "clevis",
             other => other.verb(),
         }
     }
 
     fn verb(self) -> &'static str {
         match self {
-            Call::BlockDevices => "list the block devices",
-            Call::FindDevice => "look up",
-            Call::Contents => "probe",
-            Call::Geometry => "read the size of",
-            Call::Hold => "open",
-            Call::LowerDevices => "list the devices below",
-            Call::Read => "read",
-            Call::Write | Call::ProgramWrite(_) => "write to",
-            Call::Flush => "flush",
-            Call::DmList => "list devices",
-            Call::DmFind => "look up",
-            Call::DmCreate => "create",
-            Call::DmLoad => "load a table into",
-            Call::DmSuspend => "suspend",
-            Call::DmResume => "resume",
-            Call::DmRemove => "remove",
-            Call::DmRename => "rename",
-            Call::DmMessage => "send a message to",
-            Call::DmStatus => "read the status of",
-            Call::Run(_) => "run",
-            Call::GrowXfs | Call::GrowWrite => "grow the XFS at",
-            Call::Mount => "mount",
-            Call::Unmount => "unmount",
-            Call::MountPoints => "read the mounts of",
-            Call::Usage => "read the usage of",
-            Call::ListFiles => "list",
-            Call::ReadFile => "read",
-            Call::WriteTemp => "write",
-            Call::SyncFile | Call::SyncDirectory => "sync",
-            Call::RenameFile => "rename",
-            Call::RemoveFile => "remove",
-            Call::Announce => "announce",
-            Call::DeviceEvents => "listen to udev at",
-            Call::DmEvents => "listen to device-mapper at",
-            Call::Key => "use the key",
-            Call::Luks(LuksCall::Read) => "read",
-            Call::Luks(LuksCall::Format) => "format",
-            Call::Luks(LuksCall::Change) => "change",
-            Call::Luks(LuksCall::Open) => "open",
-            Call::Luks(LuksCall::Resize) => "resize",
-            Call::Luks(LuksCall::Reencrypt) => "re-encrypt",
-            Call::LuksWrite => "write to",
-            Call::ClevisEncrypt => "encrypt",
-            Call::ClevisDecrypt => "decrypt",
+            CallKind::BlockDevices => "list the block devices",
+            CallKind::FindDevice => "look up",
+            CallKind::Contents => "probe",
+            CallKind::Geometry => "read the size of",
+            CallKind::Hold => "open",
+            CallKind::LowerDevices => "list the devices below",
+            CallKind::Read => "read",
+            CallKind::Write | CallKind::ProgramWrite(_) => "write to",
+            CallKind::Flush => "flush",
+            CallKind::DmList => "list devices",
+            CallKind::DmFind => "look up",
+            CallKind::DmCreate => "create",
+            CallKind::DmLoad => "load a table into",
+            CallKind::DmSuspend => "suspend",
+            CallKind::DmResume => "resume",
+            CallKind::DmRemove => "remove",
+            CallKind::DmRename => "rename",
+            CallKind::DmMessage => "send a message to",
+            CallKind::DmStatus => "read the status of",
+            CallKind::Run(_) => "run",
+            CallKind::GrowXfs | CallKind::GrowWrite => "grow the XFS at",
+            CallKind::Mount => "mount",
+            CallKind::Unmount => "unmount",
+            CallKind::MountPoints => "read the mounts of",
+            CallKind::Usage => "read the usage of",
+            CallKind::ListFiles => "list",
+            CallKind::ReadFile => "read",
+            CallKind::WriteTemp => "write",
+            CallKind::SyncFile | CallKind::SyncDirectory => "sync",
+            CallKind::RenameFile => "rename",
+            CallKind::RemoveFile => "remove",
+            CallKind::Announce => "announce",
+            CallKind::DeviceEvents => "listen to udev at",
+            CallKind::DmEvents => "listen to device-mapper at",
+            CallKind::Key => "use the key",
+            CallKind::Luks(LuksCall::Read) => "read",
+            CallKind::Luks(LuksCall::Format) => "format",
+            CallKind::Luks(LuksCall::Change) => "change",
+            CallKind::Luks(LuksCall::Open) => "open",
+            CallKind::Luks(LuksCall::Resize) => "resize",
+            CallKind::Luks(LuksCall::Reencrypt) => "re-encrypt",
+            CallKind::LuksWrite => "write to",
+            CallKind::ClevisEncrypt => "encrypt",
+            CallKind::ClevisDecrypt => "decrypt",
         }
     }
 
@@ -206,27 +206,29 @@ impl Call {
     fn failure(self, subject: &str) -> Error {
         let errno = |number| io::Error::from_raw_os_error(number);
         match self {
-            Call::DmList
-            | Call::DmFind
-            | Call::DmCreate
-            | Call::DmLoad
-            | Call::DmSuspend
-            | Call::DmResume
-            | Call::DmRemove
-            | Call::DmRename
-            | Call::DmStatus => {
+            CallKind::DmList
+            | CallKind::DmFind
+            | CallKind::DmCreate
+            | CallKind::DmLoad
+            | CallKind::DmSuspend
+            | CallKind::DmResume
+            | CallKind::DmRemove
+            | CallKind::DmRename
+            | CallKind::DmStatus => {
                 Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::ENOMEM) }
             }
-            Call::DmMessage => Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::EIO) },
-            Call::Run(program) | Call::ProgramWrite(program) => program_error(program, ProgramEnd::Status(1)),
-            Call::GrowXfs | Call::GrowWrite => {
+            CallKind::DmMessage => {
+                Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::EIO) }
+            }
+            CallKind::Run(program) | CallKind::ProgramWrite(program) => program_error(program, ProgramEnd::Status(1)),
+            CallKind::GrowXfs | CallKind::GrowWrite => {
                 Error::Grow { path: subject.into(), what: "exit status 1: Input/output error (os error 5)".to_owned() }
             }
-            Call::Luks(_) | Call::LuksWrite => luks_error(self, subject, errno(libc::EIO)),
-            Call::ClevisEncrypt | Call::ClevisDecrypt => {
+            CallKind::Luks(_) | CallKind::LuksWrite => luks_error(self, subject, errno(libc::EIO)),
+            CallKind::ClevisEncrypt | CallKind::ClevisDecrypt => {
                 Error::Clevis { action: self.verb(), with: subject.to_owned(), what: "killed by a signal".to_owned() }
             }
-            Call::WriteTemp => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::ENOSPC) },
+            CallKind::WriteTemp => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::ENOSPC) },
             _ => Error::Io { action: self.verb(), path: subject.into(), source: errno(libc::EIO) },
         }
     }
@@ -245,17 +247,17 @@ fn program_error(program: Program, end: ProgramEnd) -> Error {
 }
 
 /// The error of a call for an errno.
-pub(super) fn io_error(call: Call, subject: &str, errno: i32) -> Error {
+pub(super) fn io_error(call: CallKind, subject: &str, errno: i32) -> Error {
     Error::Io { action: call.verb(), path: subject.into(), source: io::Error::from_raw_os_error(errno) }
 }
 
 /// The error of a device-mapper call for an errno.
-pub(super) fn dm_error(call: Call, name: &str, errno: i32) -> Error {
+pub(super) fn dm_error(call: CallKind, name: &str, errno: i32) -> Error {
     Error::Dm { action: call.verb(), name: name.to_owned(), source: io::Error::from_raw_os_error(errno) }
 }
 
 /// The error of a call on a LUKS device for a cause.
-pub(super) fn luks_error(call: Call, subject: &str, said: impl std::fmt::Display) -> Error {
+pub(super) fn luks_error(call: CallKind, subject: &str, said: impl std::fmt::Display) -> Error {
     Error::Luks { action: call.verb(), device: subject.into(), what: said.to_string() }
 }
 
@@ -263,14 +265,14 @@ pub(super) fn luks_error(call: Call, subject: &str, said: impl std::fmt::Display
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedCall {
     /// The kind of call.
-    pub call: Call,
+    pub call: CallKind,
     /// The device, file or program arguments that it is about.
     pub subject: String,
 }
 
 /// A planned fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Plan {
+enum PlannedFault {
     Refuse,
     FailBefore,
     FailAfter,
@@ -281,18 +283,18 @@ enum Plan {
 }
 
 /// What happens at a step.
-pub(super) enum Verdict {
+pub(super) enum StepEffect {
     Do,
     DoThenFail(Error),
     CutPower,
 }
 
 #[derive(Default)]
-struct State {
+struct ControlState {
     steps: u64,
-    plans: BTreeMap<u64, Plan>,
+    plans: BTreeMap<u64, PlannedFault>,
     /// Plans for the next step of a kind.
-    kinds: Vec<(Call, String, Plan)>,
+    kinds: Vec<(CallKind, String, PlannedFault)>,
     struck: u64,
     /// Programs that will do nothing and exit with status 0.
     idle: Vec<Program>,
@@ -309,7 +311,7 @@ struct State {
 }
 
 struct GateState {
-    call: Call,
+    call: CallKind,
     /// Only calls whose subject contains this.
     subject: String,
     /// Holds only the call after this many others, and after its effect.
@@ -318,7 +320,7 @@ struct GateState {
 }
 
 impl GateState {
-    fn is_for(&self, call: Call, subject: &str) -> bool {
+    fn is_for(&self, call: CallKind, subject: &str) -> bool {
         self.call == call && subject.contains(&self.subject) && !self.inner.lock().open
     }
 }
@@ -334,7 +336,7 @@ struct GateInner {
 
 /// Counts steps and decides what happens at each.
 pub(super) struct Control {
-    state: Mutex<State>,
+    state: Mutex<ControlState>,
     /// Notified of every change of gates and power.
     changed: Condvar,
     step_delay: StepDelay,
@@ -352,21 +354,21 @@ pub(super) struct StepDelay {
 impl Control {
     pub(super) fn new(record: bool, step_delay: StepDelay) -> Control {
         Control {
-            state: Mutex::new(State { record: record.then(Vec::new), ..State::default() }),
+            state: Mutex::new(ControlState { record: record.then(Vec::new), ..ControlState::default() }),
             changed: Condvar::new(),
             step_delay,
         }
     }
 
     /// Waits at gates, takes the next number and looks up the plan for it.
-    pub(super) fn begin(&self, call: Call, subject: &str) -> Result<Verdict> {
+    pub(super) fn begin(&self, call: CallKind, subject: &str) -> Result<StepEffect> {
         let mut state = self.state.lock();
         if state.off {
             return Err(Error::PowerCut);
         }
         let boot = state.boot;
         let matching =
-            |state: &State| state.gates.iter().find(|g| g.after.is_none() && g.is_for(call, subject)).cloned();
+            |state: &ControlState| state.gates.iter().find(|g| g.after.is_none() && g.is_for(call, subject)).cloned();
         while let Some(gate) = matching(&state) {
             self.wait_at(&gate, &mut state)?;
         }
@@ -374,7 +376,12 @@ impl Control {
         let is_delayed = !each.is_zero()
             && matches!(
                 call,
-                Call::Write | Call::Flush | Call::Run(_) | Call::GrowXfs | Call::Luks(_) | Call::LuksWrite
+                CallKind::Write
+                    | CallKind::Flush
+                    | CallKind::Run(_)
+                    | CallKind::GrowXfs
+                    | CallKind::Luks(_)
+                    | CallKind::LuksWrite
             );
         if is_delayed && subject.contains(part.as_str()) {
             log::debug!("{call:?} on {subject} takes {} ms", each.as_millis());
@@ -393,38 +400,39 @@ impl Control {
             record.push(RecordedCall { call, subject: subject.to_owned() });
         }
         if call.changes()
-            && call != Call::Announce
+            && call != CallKind::Announce
             && state.breaks.as_ref().is_some_and(|(from, part)| *from <= number && subject.contains(part))
         {
             state.struck += 1;
             return Err(call.failure(subject));
         }
-        let of_kind = |(kind, part, _): &(Call, String, Plan)| *kind == call && subject.contains(part.as_str());
+        let of_kind =
+            |(kind, part, _): &(CallKind, String, PlannedFault)| *kind == call && subject.contains(part.as_str());
         let plan = match state.plans.remove(&number) {
             None => state.kinds.iter().position(of_kind).map(|at| state.kinds.remove(at).2),
             plan => plan,
         };
         state.struck += u64::from(plan.is_some());
         match plan {
-            None => Ok(Verdict::Do),
-            Some(Plan::Refuse) => Err(dm_error(call, subject, libc::EINVAL)),
-            Some(Plan::FailBefore) => Err(call.failure(subject)),
-            Some(Plan::FailAfter) => Ok(Verdict::DoThenFail(call.failure(subject))),
-            Some(Plan::End(end)) => Err(match call {
-                Call::Run(program) | Call::ProgramWrite(program) => program_error(program, end),
+            None => Ok(StepEffect::Do),
+            Some(PlannedFault::Refuse) => Err(dm_error(call, subject, libc::EINVAL)),
+            Some(PlannedFault::FailBefore) => Err(call.failure(subject)),
+            Some(PlannedFault::FailAfter) => Ok(StepEffect::DoThenFail(call.failure(subject))),
+            Some(PlannedFault::End(end)) => Err(match call {
+                CallKind::Run(program) | CallKind::ProgramWrite(program) => program_error(program, end),
                 other => other.failure(subject),
             }),
             // Without the panic hook that prints it: a test has thousands of them.
-            Some(Plan::Panic) => std::panic::resume_unwind(Box::new(format!("planted at step {number}"))),
-            Some(Plan::CutPower) => {
+            Some(PlannedFault::Panic) => std::panic::resume_unwind(Box::new(format!("planted at step {number}"))),
+            Some(PlannedFault::CutPower) => {
                 state.off = true;
                 self.changed.notify_all();
-                Ok(Verdict::CutPower)
+                Ok(StepEffect::CutPower)
             }
         }
     }
 
-    fn wait_at(&self, gate: &GateState, state: &mut MutexGuard<'_, State>) -> Result<()> {
+    fn wait_at(&self, gate: &GateState, state: &mut MutexGuard<'_, ControlState>) -> Result<()> {
         let boot = state.boot;
         {
             let mut inner = gate.inner.lock();
@@ -443,7 +451,7 @@ impl Control {
     }
 
     /// Waits at gates for calls that have had their effect.
-    pub(super) fn end(&self, call: Call, subject: &str) -> Result<()> {
+    pub(super) fn end(&self, call: CallKind, subject: &str) -> Result<()> {
         let mut state = self.state.lock();
         let is_here = |gate: &Arc<GateState>| {
             let mut inner = gate.inner.lock();
@@ -496,7 +504,7 @@ impl Control {
         self.changed.notify_all();
     }
 
-    pub(super) fn close_gate(self: &Arc<Self>, call: Call, subject: &str, after: Option<usize>) -> Gate {
+    pub(super) fn close_gate(self: &Arc<Self>, call: CallKind, subject: &str, after: Option<usize>) -> Gate {
         let state = Arc::new(GateState { call, subject: subject.to_owned(), after, inner: Mutex::default() });
         self.state.lock().gates.push(Arc::clone(&state));
         Gate { control: Arc::clone(self), state }
@@ -508,28 +516,28 @@ impl Control {
 pub struct Faults<'a>(pub(super) &'a Sim);
 
 impl Faults<'_> {
-    fn plan(&self, step: u64, plan: Plan) {
+    fn plan(&self, step: u64, plan: PlannedFault) {
         self.0.0.control.state.lock().plans.insert(step, plan);
     }
 
     /// Makes step `step` fail without effect.
     pub fn fail_at(&self, step: u64) {
-        self.plan(step, Plan::FailBefore);
+        self.plan(step, PlannedFault::FailBefore);
     }
 
     /// Makes step `step` take effect but report failure.
     pub fn fail_after(&self, step: u64) {
-        self.plan(step, Plan::FailAfter);
+        self.plan(step, PlannedFault::FailAfter);
     }
 
     /// Cuts power at the start of step `step`.
     pub fn cut_power_at(&self, step: u64) {
-        self.plan(step, Plan::CutPower);
+        self.plan(step, PlannedFault::CutPower);
     }
 
     /// Makes the caller of step `step` panic at its start.
     pub fn panic_at(&self, step: u64) {
-        self.plan(step, Plan::Panic);
+        self.plan(step, PlannedFault::Panic);
     }
 
     /// Kills the process at the start of step `step`; the machine runs on.
@@ -545,26 +553,34 @@ impl Faults<'_> {
 
     /// Makes the next step of a kind whose subject contains `subject` fail without effect. Calls
     /// add up.
-    pub fn fail_next(&self, call: Call, subject: &str) {
-        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::FailBefore));
+    pub fn fail_next(&self, call: CallKind, subject: &str) {
+        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::FailBefore));
     }
 
     /// Makes the next run of `program` whose arguments contain `arguments` end so, without effect.
     /// Calls add up.
     pub fn end_next(&self, program: Program, arguments: &str, end: ProgramEnd) {
-        self.0.0.control.state.lock().kinds.push((Call::Run(program), arguments.to_owned(), Plan::End(end)));
+        self.0.0.control.state.lock().kinds.push((
+            CallKind::Run(program),
+            arguments.to_owned(),
+            PlannedFault::End(end),
+        ));
     }
 
     /// As [`Faults::end_next`], but at the program's next write to a device whose number contains
     /// `subject`, after it has started.
     pub fn end_at_next_write(&self, program: Program, subject: &str, end: ProgramEnd) {
-        self.0.0.control.state.lock().kinds.push((Call::ProgramWrite(program), subject.to_owned(), Plan::End(end)));
+        self.0.0.control.state.lock().kinds.push((
+            CallKind::ProgramWrite(program),
+            subject.to_owned(),
+            PlannedFault::End(end),
+        ));
     }
 
     /// Makes the kernel refuse the next device-mapper step of a kind whose subject contains
     /// `subject`, as it would again.
-    pub fn refuse_next(&self, call: Call, subject: &str) {
-        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::Refuse));
+    pub fn refuse_next(&self, call: CallKind, subject: &str) {
+        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::Refuse));
     }
 
     /// Makes the next run of a program do nothing and exit with status 0. Calls add up.
@@ -578,8 +594,8 @@ impl Faults<'_> {
     }
 
     /// Cuts power at the start of the next step of a kind whose subject contains `subject`.
-    pub fn cut_power_at_next(&self, call: Call, subject: &str) {
-        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), Plan::CutPower));
+    pub fn cut_power_at_next(&self, call: CallKind, subject: &str) {
+        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::CutPower));
     }
 
     /// Drops all plans that have not struck. If the process was killed, the next one starts.

@@ -10,11 +10,11 @@ use std::{
 use nix::libc;
 
 use super::{
-    Call, Faults, Gate, Preset, RecordedCall, Sim,
+    CallKind, Faults, Gate, Preset, RecordedCall, Sim,
     disks::DiskShape,
     faults::{dm_error, io_error},
     luks_device, machine,
-    machine::Machine,
+    machine::MachineState,
     sparse::Sparse,
     udev, xfs,
 };
@@ -99,13 +99,13 @@ impl Sim {
     }
 
     /// Closes a gate for calls of one kind whose subject (path, device name, program arguments) contains `subject`.
-    pub fn delay(&self, call: Call, subject: &str) -> Gate {
+    pub fn delay(&self, call: CallKind, subject: &str) -> Gate {
         self.0.control.close_gate(call, subject, None)
     }
 
     /// Closes a gate for a single call, after `later` other matching ones, which waits there after
     /// its effect.
-    pub fn delay_after(&self, call: Call, subject: &str, later: usize) -> Gate {
+    pub fn delay_after(&self, call: CallKind, subject: &str, later: usize) -> Gate {
         self.0.control.close_gate(call, subject, Some(later))
     }
 
@@ -153,7 +153,7 @@ impl Sim {
 
     // ---- disks ----
 
-    fn change<T>(&self, path: &Path, act: impl FnOnce(&mut Machine, PathBuf) -> Option<T>) -> Result<T> {
+    fn change<T>(&self, path: &Path, act: impl FnOnce(&mut MachineState, PathBuf) -> Option<T>) -> Result<T> {
         let done = {
             let mut machine = self.machine()?;
             machine::normal(path).and_then(|path| act(&mut machine, path))
@@ -187,7 +187,7 @@ impl Sim {
     pub fn replug_disk(&self, from: &Path, to: &Path) -> Result<()> {
         let to = machine::normal(to).ok_or_else(|| Error::NoDevice { path: to.to_owned() })?;
         self.change(from, |machine, from| {
-            let Machine { disks, dm, .. } = machine;
+            let MachineState { disks, dm, .. } = machine;
             let back = disks.put_back(&from, to.clone(), |number| dm.is_open(number));
             back.then(|| machine.device_event(DeviceAction::Add, &to))
         })
@@ -292,7 +292,7 @@ impl Sim {
         let mut machine = self.machine()?;
         let minor = machine.dm.by_name(name);
         let device = minor.and_then(|minor| machine.dm.device_mut(minor));
-        device.map(|device| device.holds = count).ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))
+        device.map(|device| device.holds = count).ok_or_else(|| dm_error(CallKind::DmFind, name, libc::ENXIO))
     }
 
     /// Raises an event of a device, as its target would.
@@ -300,7 +300,7 @@ impl Sim {
     /// # Errors
     /// If there is no such device.
     pub fn raise_event(&self, name: &str) -> Result<()> {
-        let device = self.dm_find(name)?.ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))?;
+        let device = self.dm_find(name)?.ok_or_else(|| dm_error(CallKind::DmFind, name, libc::ENXIO))?;
         self.machine()?.raise_dm_event(device.number.minor);
         Ok(())
     }
@@ -310,7 +310,7 @@ impl Sim {
     /// # Errors
     /// If there is no such device.
     pub fn fail_pool(&self, name: &str) -> Result<()> {
-        self.machine()?.fail_pool(name).map_err(|errno| dm_error(Call::DmFind, name, errno))
+        self.machine()?.fail_pool(name).map_err(|errno| dm_error(CallKind::DmFind, name, errno))
     }
 
     /// Makes a thin pool fail to write its metadata: it goes back to its last commit, becomes
@@ -320,7 +320,7 @@ impl Sim {
     /// If there is no such device.
     pub fn fail_metadata(&self, name: &str) -> Result<()> {
         let mut machine = self.machine()?;
-        let minor = machine.dm.by_name(name).ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))?;
+        let minor = machine.dm.by_name(name).ok_or_else(|| dm_error(CallKind::DmFind, name, libc::ENXIO))?;
         machine.metadata_failed(minor);
         Ok(())
     }
@@ -335,7 +335,7 @@ impl Sim {
         let minor = machine.dm.by_name(name);
         let key = minor.and_then(|minor| machine.dm.pool(minor)).map(|run| run.key);
         let store = key.and_then(|key| machine.thin.get_mut(&key));
-        let store = store.ok_or_else(|| dm_error(Call::DmFind, name, libc::ENXIO))?;
+        let store = store.ok_or_else(|| dm_error(CallKind::DmFind, name, libc::ENXIO))?;
         store.current.taken += store.current.free_metadata().saturating_sub(free);
         store.dirty = true;
         Ok(())
@@ -398,7 +398,7 @@ impl Sim {
         let (_, number) = self.node(node)?;
         self.wait_for_io(
             |machine| machine.mount(number, at, ""),
-            |errno| io_error(Call::Mount, &node.to_string_lossy(), errno),
+            |errno| io_error(CallKind::Mount, &node.to_string_lossy(), errno),
         )
     }
 
@@ -418,7 +418,7 @@ impl Sim {
     /// # Errors
     /// If nothing is mounted there.
     pub fn unmount_user(&self, at: &Path) -> Result<()> {
-        let failed = |errno| io_error(Call::Unmount, &at.to_string_lossy(), errno);
+        let failed = |errno| io_error(CallKind::Unmount, &at.to_string_lossy(), errno);
         let there = self.wait_for_io(|machine| machine.unmount(at), failed)?;
         if there { Ok(()) } else { Err(failed(libc::EINVAL)) }
     }
@@ -430,7 +430,7 @@ impl Sim {
     pub fn set_used(&self, at: &Path, used: Bytes) -> Result<()> {
         let mut machine = self.machine()?;
         let device = machine.xfs.device_at(at);
-        let device = device.ok_or_else(|| io_error(Call::Usage, &at.to_string_lossy(), libc::ENOENT))?;
+        let device = device.ok_or_else(|| io_error(CallKind::Usage, &at.to_string_lossy(), libc::ENOENT))?;
         machine.xfs.set_used(device, used);
         Ok(())
     }
@@ -463,7 +463,7 @@ impl Sim {
     pub fn shut_down(&self, at: &Path) -> Result<()> {
         let mut machine = self.machine()?;
         let device = machine.xfs.device_at(at);
-        let device = device.ok_or_else(|| io_error(Call::Mount, &at.to_string_lossy(), libc::ENOENT))?;
+        let device = device.ok_or_else(|| io_error(CallKind::Mount, &at.to_string_lossy(), libc::ENOENT))?;
         machine.xfs.shut_down(device);
         Ok(())
     }

@@ -14,7 +14,7 @@ use nix::libc;
 
 use super::{
     dm::DM_MAJOR,
-    machine::Machine,
+    machine::MachineState,
     targets::{PoolMode, metadata_threshold, uses},
     thin,
 };
@@ -32,7 +32,7 @@ const NO_SPACE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why I/O did not complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(super) enum Incomplete {
     /// It failed for good.
     Errno(i32),
     /// A device on the way is suspended; retry after a change.
@@ -71,9 +71,10 @@ enum Hop {
     },
 }
 
-type Io<T = ()> = Result<T, Stop>;
+/// Result of I/O.
+pub(super) type IoResult<T = ()> = Result<T, Incomplete>;
 
-impl Machine {
+impl MachineState {
     /// Size of a device in bytes; `None` if there is none.
     pub(super) fn size_of(&self, number: DeviceNumber) -> Option<u64> {
         match self.disks.get(number) {
@@ -89,13 +90,13 @@ impl Machine {
         stretch: Range<u64>,
         past_the_end: i32,
         patience: Patience,
-    ) -> Io<Vec<(Hop, Range<usize>)>> {
-        let device = self.dm.get(number).ok_or(Stop::Errno(libc::ENXIO))?;
+    ) -> IoResult<Vec<(Hop, Range<usize>)>> {
+        let device = self.dm.get(number).ok_or(Incomplete::Errno(libc::ENXIO))?;
         if device.suspended && patience == Patience::Wait {
-            return Err(Stop::Suspended);
+            return Err(Incomplete::Suspended);
         }
         if stretch.end > device.size().0 * SECTOR {
-            return Err(Stop::Errno(past_the_end));
+            return Err(Incomplete::Errno(past_the_end));
         }
         if device.opened.is_some() {
             let whole = 0..(stretch.end - stretch.start) as usize;
@@ -116,7 +117,7 @@ impl Machine {
                 Target::Cache { origin, .. } => Hop::Device(*origin, within),
                 Target::Thin { pool, id } => Hop::Thin { pool: pool.minor, id: *id, offset: within },
                 // Crypt is handled above; the rest is refused when a table is loaded.
-                Target::Crypt { .. } | Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
+                Target::Crypt { .. } | Target::Foreign { .. } => return Err(Incomplete::Errno(libc::EIO)),
             };
             hops.push((hop, (from - stretch.start) as usize..(to - stretch.start) as usize));
         }
@@ -124,11 +125,11 @@ impl Machine {
     }
 
     /// Fills `out` with the bytes at `offset`.
-    pub(super) fn read_at(&self, number: DeviceNumber, offset: u64, out: &mut [u8], patience: Patience) -> Io {
+    pub(super) fn read_at(&self, number: DeviceNumber, offset: u64, out: &mut [u8], patience: Patience) -> IoResult {
         if let Some(disk) = self.disks.get(number) {
             return disk.read(offset, out);
         }
-        let end = offset.checked_add(out.len() as u64).ok_or(Stop::Errno(libc::EINVAL))?;
+        let end = offset.checked_add(out.len() as u64).ok_or(Incomplete::Errno(libc::EINVAL))?;
         for (hop, part) in self.hops(number, offset..end, libc::EIO, patience)? {
             match hop {
                 Hop::Device(below, at) => self.read_at(below, at, &mut out[part], patience)?,
@@ -141,11 +142,11 @@ impl Machine {
 
     /// Writes `bytes` at `offset`. If it stops to wait, part of it may be written; a repetition is
     /// idempotent.
-    pub(super) fn write_at(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8], patience: Patience) -> Io {
+    pub(super) fn write_at(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8], patience: Patience) -> IoResult {
         if let Some(disk) = self.disks.get_mut(number) {
             return disk.write(offset, bytes);
         }
-        let end = offset.checked_add(bytes.len() as u64).ok_or(Stop::Errno(libc::EINVAL))?;
+        let end = offset.checked_add(bytes.len() as u64).ok_or(Incomplete::Errno(libc::EINVAL))?;
         for (hop, part) in self.hops(number, offset..end, libc::ENOSPC, patience)? {
             match hop {
                 Hop::Device(below, at) => self.write_at(below, at, &bytes[part], patience)?,
@@ -157,11 +158,11 @@ impl Machine {
     }
 
     /// Discards a range: disks then read as zeros there, thin devices free the whole blocks in it.
-    pub(super) fn discard_at(&mut self, number: DeviceNumber, offset: u64, length: u64) -> Io {
+    pub(super) fn discard_at(&mut self, number: DeviceNumber, offset: u64, length: u64) -> IoResult {
         if let Some(disk) = self.disks.get_mut(number) {
             return disk.zero(offset, length);
         }
-        let end = offset.checked_add(length).ok_or(Stop::Errno(libc::EINVAL))?;
+        let end = offset.checked_add(length).ok_or(Incomplete::Errno(libc::EINVAL))?;
         for (hop, part) in self.hops(number, offset..end, libc::ENOSPC, Patience::Wait)? {
             match hop {
                 Hop::Device(below, at) => self.discard_at(below, at, part.len() as u64)?,
@@ -184,13 +185,13 @@ impl Machine {
     }
 
     /// Makes everything written to the device durable.
-    pub(super) fn flush(&mut self, number: DeviceNumber, patience: Patience) -> Io {
+    pub(super) fn flush(&mut self, number: DeviceNumber, patience: Patience) -> IoResult {
         if let Some(disk) = self.disks.get_mut(number) {
             return disk.flush();
         }
-        let device = self.dm.get(number).ok_or(Stop::Errno(libc::ENXIO))?;
+        let device = self.dm.get(number).ok_or(Incomplete::Errno(libc::ENXIO))?;
         if device.suspended && patience == Patience::Wait {
-            return Err(Stop::Suspended);
+            return Err(Incomplete::Suspended);
         }
         let (mut below, mut pools) = (Vec::new(), Vec::new());
         for line in &device.table {
@@ -202,7 +203,7 @@ impl Machine {
                     pools.push(pool.minor);
                     continue;
                 }
-                Target::Foreign { .. } => return Err(Stop::Errno(libc::EIO)),
+                Target::Foreign { .. } => return Err(Incomplete::Errno(libc::EIO)),
             };
             if !below.contains(&to) {
                 below.push(to);
@@ -212,40 +213,40 @@ impl Machine {
             self.flush(to, patience)?;
         }
         for pool in pools {
-            let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+            let run = self.dm.pool(pool).ok_or(Incomplete::Errno(libc::EIO))?;
             let (data, suspended) = (run.data, self.dm.get_minor(pool).is_none_or(|d| d.suspended));
             if suspended && patience == Patience::Wait {
-                return Err(Stop::Suspended);
+                return Err(Incomplete::Suspended);
             }
             self.flush(data, patience)?;
             // The flush commits the pool if there is something to commit, and reports any failure
             // as EIO.
             if self.pool_store(pool)?.dirty {
-                self.commit_pool(pool).map_err(|_| Stop::Errno(libc::EIO))?;
+                self.commit_pool(pool).map_err(|_| Incomplete::Errno(libc::EIO))?;
             }
         }
         Ok(())
     }
 
-    fn pool_store(&self, pool: u32) -> Io<&thin::Store> {
-        let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+    fn pool_store(&self, pool: u32) -> IoResult<&thin::Store> {
+        let run = self.dm.pool(pool).ok_or(Incomplete::Errno(libc::EIO))?;
         if run.mode == PoolMode::Fail {
-            return Err(Stop::Errno(libc::EIO));
+            return Err(Incomplete::Errno(libc::EIO));
         }
-        self.thin.get(&run.key).ok_or(Stop::Errno(libc::EIO))
+        self.thin.get(&run.key).ok_or(Incomplete::Errno(libc::EIO))
     }
 
-    fn pool_ready(&self, pool: u32, patience: Patience) -> Io {
+    fn pool_ready(&self, pool: u32, patience: Patience) -> IoResult {
         match self.dm.get_minor(pool) {
-            None => Err(Stop::Errno(libc::EIO)),
-            Some(device) if device.suspended && patience == Patience::Wait => Err(Stop::Suspended),
+            None => Err(Incomplete::Errno(libc::EIO)),
+            Some(device) if device.suspended && patience == Patience::Wait => Err(Incomplete::Suspended),
             Some(_) => Ok(()),
         }
     }
 
-    fn read_thin(&self, pool: u32, id: u32, offset: u64, out: &mut [u8], patience: Patience) -> Io {
+    fn read_thin(&self, pool: u32, id: u32, offset: u64, out: &mut [u8], patience: Patience) -> IoResult {
         self.pool_ready(pool, patience)?;
-        let data = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?.data;
+        let data = self.dm.pool(pool).ok_or(Incomplete::Errno(libc::EIO))?.data;
         let meta = &self.pool_store(pool)?.current;
         let size = meta.block * SECTOR;
         for (block, within, part) in blocks(offset, out.len(), size) {
@@ -257,16 +258,16 @@ impl Machine {
         Ok(())
     }
 
-    fn write_thin(&mut self, pool: u32, id: u32, offset: u64, bytes: &[u8], patience: Patience) -> Io {
+    fn write_thin(&mut self, pool: u32, id: u32, offset: u64, bytes: &[u8], patience: Patience) -> IoResult {
         self.pool_ready(pool, patience)?;
-        let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+        let run = self.dm.pool(pool).ok_or(Incomplete::Errno(libc::EIO))?;
         let (data, key, zeroing) = (run.data, run.key, run.features.zero_new_blocks);
         let size = self.pool_store(pool)?.current.block * SECTOR;
         self.check_batch(pool, id, blocks(offset, bytes.len(), size).map(|(block, ..)| block))?;
         for (block, within, part) in blocks(offset, bytes.len(), size) {
             let meta = &self.pool_store(pool)?.current;
             if !meta.exists(id) {
-                return Err(Stop::Errno(libc::EIO));
+                return Err(Incomplete::Errno(libc::EIO));
             }
             let held = meta.lookup(id, block);
             if let Some(held) = held.filter(|held| !meta.is_shared(*held)) {
@@ -296,7 +297,7 @@ impl Machine {
     /// The kernel checks for metadata space when it allocates data blocks, and maps the blocks of a
     /// batch afterwards. With many at once even the reserve runs out in the middle of a
     /// transaction, which is then aborted.
-    fn check_batch(&mut self, pool: u32, id: u32, blocks: impl Iterator<Item = u64>) -> Io {
+    fn check_batch(&mut self, pool: u32, id: u32, blocks: impl Iterator<Item = u64>) -> IoResult {
         let store = self.pool_store(pool)?;
         let meta = &store.current;
         let fresh =
@@ -304,24 +305,24 @@ impl Machine {
         let is_writing = self.dm.pool(pool).is_some_and(|run| run.mode == PoolMode::Write);
         if is_writing && fresh > 1 && fresh <= meta.free_data() && !meta.has_metadata_for(fresh) {
             self.metadata_failed(pool);
-            return Err(Stop::Errno(libc::EIO));
+            return Err(Incomplete::Errno(libc::EIO));
         }
         Ok(())
     }
 
     /// Allocates a block of a pool. Raises the events for the low-water mark and for exhausted data
     /// or metadata.
-    fn take_block(&mut self, pool: u32, id: u32) -> Io<u64> {
+    fn take_block(&mut self, pool: u32, id: u32) -> IoResult<u64> {
         let (key, mode) = {
-            let run = self.dm.pool(pool).ok_or(Stop::Errno(libc::EIO))?;
+            let run = self.dm.pool(pool).ok_or(Incomplete::Errno(libc::EIO))?;
             (run.key, run.mode)
         };
         match mode {
             PoolMode::Write => {}
             PoolMode::OutOfData => return Err(self.no_space(pool, id)),
-            _ => return Err(Stop::Errno(libc::EIO)),
+            _ => return Err(Incomplete::Errno(libc::EIO)),
         }
-        let store = self.thin.get(&key).ok_or(Stop::Errno(libc::EIO))?;
+        let store = self.thin.get(&key).ok_or(Incomplete::Errno(libc::EIO))?;
         let free = store.current.free_data();
         let low = self.dm.pool_mut(pool).is_some_and(|run| {
             let low = free <= run.low_water && !run.low_water_triggered;
@@ -335,7 +336,7 @@ impl Machine {
             // The pool commits before it uses the reserve, and notices that no metadata is left.
             self.commit_pool(pool)?;
             if self.dm.pool(pool).is_none_or(|run| run.mode != PoolMode::Write) {
-                return Err(Stop::Errno(libc::EIO));
+                return Err(Incomplete::Errno(libc::EIO));
             }
         }
         if let Some(block) = self.thin.get(&key).and_then(thin::Store::free_block) {
@@ -350,10 +351,10 @@ impl Machine {
         Err(self.no_space(pool, id))
     }
 
-    fn no_space(&self, pool: u32, id: u32) -> Stop {
+    fn no_space(&self, pool: u32, id: u32) -> Incomplete {
         match self.dm.pool(pool) {
-            Some(run) if !run.features.error_if_no_space => Stop::Full { pool, id },
-            _ => Stop::Errno(libc::ENOSPC),
+            Some(run) if !run.features.error_if_no_space => Incomplete::Full { pool, id },
+            _ => Incomplete::Errno(libc::ENOSPC),
         }
     }
 
@@ -385,22 +386,22 @@ impl Machine {
     }
 
     /// Commits a pool's metadata: data first, then the superblock, both durable.
-    pub(super) fn commit_pool(&mut self, pool: u32) -> Io {
-        let Some(run) = self.dm.pool(pool) else { return Err(Stop::Errno(libc::EIO)) };
+    pub(super) fn commit_pool(&mut self, pool: u32) -> IoResult {
+        let Some(run) = self.dm.pool(pool) else { return Err(Incomplete::Errno(libc::EIO)) };
         let (key, data, metadata) = (run.key, run.data, run.metadata);
         if run.mode >= PoolMode::OutOfMetadata {
-            return Err(Stop::Errno(libc::EINVAL));
+            return Err(Incomplete::Errno(libc::EINVAL));
         }
-        let Some(store) = self.thin.get(&key) else { return Err(Stop::Errno(libc::EIO)) };
+        let Some(store) = self.thin.get(&key) else { return Err(Incomplete::Errno(libc::EIO)) };
         if store.dirty {
             let sector = thin::superblock(&key, store.current.transaction);
             let written = self
                 .flush(data, Patience::Pass)
                 .and_then(|()| self.write_at(metadata, 0, &sector, Patience::Pass))
                 .and_then(|()| self.flush(metadata, Patience::Pass));
-            if let Err(stop) = written {
+            if let Err(incomplete) = written {
                 self.metadata_failed(pool);
-                return Err(stop);
+                return Err(incomplete);
             }
             let mut low = false;
             if let Some(store) = self.thin.get_mut(&key) {
@@ -461,13 +462,13 @@ impl Machine {
     }
 
     /// Writes and flushes on the kernel's own behalf.
-    pub(super) fn write_durably(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8]) -> Io {
+    pub(super) fn write_durably(&mut self, number: DeviceNumber, offset: u64, bytes: &[u8]) -> IoResult {
         self.write_at(number, offset, bytes, Patience::Pass)?;
         self.flush(number, Patience::Pass)
     }
 
-    /// See [`Machine::next_stored`]; for device-mapper devices.
-    pub(super) fn next_stored_above(&self, number: DeviceNumber, range: Range<u64>) -> Io<Option<Range<u64>>> {
+    /// See [`MachineState::next_stored`]; for device-mapper devices.
+    pub(super) fn next_stored_above(&self, number: DeviceNumber, range: Range<u64>) -> IoResult<Option<Range<u64>>> {
         for (hop, part) in self.hops(number, range.clone(), libc::EIO, Patience::Pass)? {
             let from = range.start + part.start as u64;
             let found = match hop {

@@ -25,9 +25,9 @@ use serde_json::Value;
 use super::{
     Sim,
     crypt::{Cipher, Coding},
-    faults::{Call, LuksCall},
-    luks_device::{Container, Keys, bytes, describe, has_digest},
-    luks_header::{self as stored, Data, NoRoom, Side},
+    faults::{CallKind, LuksCall},
+    luks_device::{Keys, SimulatedLuksDevice, bytes, describe, has_digest},
+    luks_header::{self, Data, NoRoom, SegmentKey, StoredHeader},
     text,
 };
 use crate::{
@@ -35,39 +35,39 @@ use crate::{
     platform::{
         Error, Result,
         keyring::Secret,
-        luks::{Header, HeaderChange, Layout, NUMBERS, NewKeyslot, Purpose, ReencryptionMode, Unlock},
+        luks::{FormatPurpose, Header, HeaderChange, HeaderLayout, NUMBERS, NewKeyslot, ReencryptionMode, Unlock},
     },
 };
 
 pub(super) fn read(sim: &Sim, device: &Path) -> Result<Option<Header>> {
-    let container = Container::at(sim, device)?;
-    Ok(container.load(LuksCall::Read)?.map(|loaded| describe(&loaded.header)))
+    let luks = SimulatedLuksDevice::at(sim, device)?;
+    Ok(luks.load(LuksCall::Read)?.map(|loaded| describe(&loaded.header)))
 }
 
 pub(super) fn format(
     sim: &Sim,
     device: &Path,
-    layout: &Layout,
-    purpose: Purpose,
+    layout: &HeaderLayout,
+    purpose: FormatPurpose,
     keyslots: &[NewKeyslot<'_>],
     tokens: &BTreeMap<u32, Value>,
 ) -> Result<Header> {
-    let container = Container::at(sim, device)?;
-    let call = Call::Luks(LuksCall::Format);
-    let refused = |what: &str| container.refused(LuksCall::Format, what);
+    let luks = SimulatedLuksDevice::at(sim, device)?;
+    let call = CallKind::Luks(LuksCall::Format);
+    let refused = |what: &str| luks.refused(LuksCall::Format, what);
     let (metadata, space) = (bytes(layout.metadata), bytes(layout.keyslots));
     let offset = layout.data_offset.bytes();
     let areas = Bytes(u128::from(metadata) * 2 + u128::from(space));
-    if !stored::SIZES.contains(&metadata) || !space.is_multiple_of(4096) || offset < areas {
+    if !luks_header::SIZES.contains(&metadata) || !space.is_multiple_of(4096) || offset < areas {
         return Err(refused("there is not enough space for the header and its keyslots"));
     }
     let (geometry, in_use) = sim.step(call, &text(device), || {
-        container.peek(call, |machine| {
-            let in_use = machine.is_in_use(container.number) || machine.xfs.is_mounted(container.number);
-            Ok((machine.geometry(container.number)?, in_use))
+        luks.peek(call, |machine| {
+            let in_use = machine.is_in_use(luks.number) || machine.xfs.is_mounted(luks.number);
+            Ok((machine.geometry(luks.number)?, in_use))
         })
     })?;
-    if in_use && purpose == Purpose::New {
+    if in_use && purpose == FormatPurpose::New {
         return Err(Error::Busy { name: text(device).into_owned() });
     }
     if geometry.size <= layout.data_offset {
@@ -81,22 +81,22 @@ pub(super) fn format(
         return Err(refused("the header would have no keyslot"));
     }
     let uuid = uuid::Builder::from_random_bytes(sim.random_bytes()).into_uuid().to_string();
-    let mut header = stored::Header::new(metadata, space, uuid, bytes(offset), sector_size);
+    let mut header = StoredHeader::new(metadata, space, uuid, bytes(offset), sector_size);
     let volume_key = sim.random_key();
     let no_room = |NoRoom| refused("the keyslot number is in use, or there is no space for the keyslot");
-    let digest = container.add_digest(&mut header, &volume_key).map_err(no_room)?;
+    let digest = luks.add_digest(&mut header, &volume_key).map_err(no_room)?;
     let mut areas = Vec::new();
     for keyslot in keyslots {
-        areas.push(container.add_keyslot(&mut header, digest, keyslot, &volume_key).map_err(no_room)?);
+        areas.push(luks.add_keyslot(&mut header, digest, keyslot, &volume_key).map_err(no_room)?);
     }
     for (number, token) in tokens {
         put_token(&mut header, *number, token.clone()).map_err(refused)?;
     }
-    if purpose == Purpose::Encrypt {
-        header.begin(ReencryptionMode::Encrypt, Side::Clear, Side::Key(digest)).map_err(no_room)?;
+    if purpose == FormatPurpose::Encrypt {
+        header.begin(ReencryptionMode::Encrypt, SegmentKey::Clear, SegmentKey::Key(digest)).map_err(no_room)?;
     }
-    let written = container.write_new(&mut header, &areas);
-    written.and(sim.written(container.number)).map(|()| describe(&header))
+    let written = luks.write_new(&mut header, &areas);
+    written.and(sim.written(luks.number)).map(|()| describe(&header))
 }
 
 pub(super) fn change(
@@ -105,9 +105,9 @@ pub(super) fn change(
     unlock: Option<Unlock<'_>>,
     changes: &[HeaderChange<'_>],
 ) -> Result<Header> {
-    let container = Container::at(sim, device)?;
-    let mut loaded = container.load_some(LuksCall::Change)?;
-    let refused = |what: &str| container.refused(LuksCall::Change, what);
+    let luks = SimulatedLuksDevice::at(sim, device)?;
+    let mut loaded = luks.load_some(LuksCall::Change)?;
+    let refused = |what: &str| luks.refused(LuksCall::Change, what);
     let Data { after, unfinished: None, .. } = loaded.header.data() else {
         return Err(refused("a re-encryption job is unfinished"));
     };
@@ -116,9 +116,9 @@ pub(super) fn change(
     let current = match (unlock, after) {
         _ if !changes.iter().any(adds) => None,
         (None, _) => return Err(refused("adding a keyslot takes a passphrase that opens the device")),
-        (Some(_), Side::Clear) => return Err(refused("its data is not encrypted")),
-        (Some(unlock), Side::Key(digest)) => {
-            let (_, key) = container.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
+        (Some(_), SegmentKey::Clear) => return Err(refused("its data is not encrypted")),
+        (Some(unlock), SegmentKey::Key(digest)) => {
+            let (_, key) = luks.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
             Some((digest, key))
         }
     };
@@ -126,10 +126,10 @@ pub(super) fn change(
     let done = changes.iter().try_for_each(|change| {
         let mut header = loaded.header.clone();
         let no_room = |NoRoom| refused("the keyslot number is in use, or there is no space for the keyslot");
-        let add = |header: &mut stored::Header, digest: u32, key: &Secret, keyslot: &NewKeyslot<'_>| {
-            let area = container.add_keyslot(header, digest, keyslot, key).map_err(no_room)?;
-            container.write(area.0, &area.1)?;
-            container.flush()
+        let add = |header: &mut StoredHeader, digest: u32, key: &Secret, keyslot: &NewKeyslot<'_>| {
+            let area = luks.add_keyslot(header, digest, keyslot, key).map_err(no_room)?;
+            luks.write(area.0, &area.1)?;
+            luks.flush()
         };
         let mut to_wipe = None;
         match change {
@@ -142,7 +142,7 @@ pub(super) fn change(
                     Some(made) => made,
                     None => {
                         let key = sim.random_key();
-                        (container.add_digest(&mut header, &key).map_err(no_room)?, key)
+                        (luks.add_digest(&mut header, &key).map_err(no_room)?, key)
                     }
                 };
                 let added = add(&mut header, digest, &key, keyslot);
@@ -162,17 +162,17 @@ pub(super) fn change(
                 }
             }
         }
-        container.update(&mut loaded, header)?;
-        to_wipe.map_or(Ok(()), |area| container.wipe(area.start))
+        luks.update(&mut loaded, header)?;
+        to_wipe.map_or(Ok(()), |area| luks.wipe(area.start))
     });
-    done.and(sim.written(container.number)).map(|()| describe(&loaded.header))
+    done.and(sim.written(luks.number)).map(|()| describe(&loaded.header))
 }
 
 pub(super) fn open(sim: &Sim, device: &Path, name: Option<&str>, unlock: Unlock<'_>) -> Result<Secret> {
-    let container = Container::at(sim, device)?;
-    let refused = |what: &str| container.refused(LuksCall::Open, what);
-    let mut loaded = container.load_some(LuksCall::Open)?;
-    let keys = container.keys(&loaded.header, unlock)?;
+    let luks = SimulatedLuksDevice::at(sim, device)?;
+    let refused = |what: &str| luks.refused(LuksCall::Open, what);
+    let mut loaded = luks.load_some(LuksCall::Open)?;
+    let keys = luks.keys(&loaded.header, unlock)?;
     let Some(name) = name else { return Ok(keys.volume_key) };
     let data = loaded.header.data();
     {
@@ -181,23 +181,23 @@ pub(super) fn open(sim: &Sim, device: &Path, name: Option<&str>, unlock: Unlock<
             return Err(refused("a device of that name is active"));
         }
         let is_shared = data.unfinished.as_ref().is_some_and(|unfinished| unfinished.mode == ReencryptionMode::Encrypt);
-        if machine.is_in_use(container.number) && !is_shared {
+        if machine.is_in_use(luks.number) && !is_shared {
             return Err(Error::Busy { name: text(device).into_owned() });
         }
     }
     if data.unfinished.as_ref().is_some_and(|unfinished| unfinished.hot.is_some()) {
-        container.recover(&mut loaded, &keys)?;
+        luks.recover(&mut loaded, &keys)?;
     }
-    container.bring_up(&loaded, &keys, name)?;
+    luks.bring_up(&loaded, &keys, name)?;
     Ok(keys.volume_key)
 }
 
 pub(super) fn reopen(sim: &Sim, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
-    let container = Container::at(sim, device)?;
-    let refused = |what: &str| container.refused(LuksCall::Open, what);
-    let loaded = container.load_some(LuksCall::Open)?;
+    let luks = SimulatedLuksDevice::at(sim, device)?;
+    let refused = |what: &str| luks.refused(LuksCall::Open, what);
+    let loaded = luks.load_some(LuksCall::Open)?;
     let data = loaded.header.data();
-    let Side::Key(digest) = data.after else { return Err(refused("it is not encrypted")) };
+    let SegmentKey::Key(digest) = data.after else { return Err(refused("it is not encrypted")) };
     if data.unfinished.is_some() {
         return Err(refused("a re-encryption job is unfinished"));
     }
@@ -206,31 +206,31 @@ pub(super) fn reopen(sim: &Sim, device: &Path, name: &str, volume_key: &Secret) 
     }
     {
         let machine = sim.machine()?;
-        if machine.dm.by_name(name).is_some() || machine.is_in_use(container.number) {
+        if machine.dm.by_name(name).is_some() || machine.is_in_use(luks.number) {
             return Err(Error::Busy { name: text(device).into_owned() });
         }
     }
     let coding = || Coding::Key(Arc::new(Cipher::new(volume_key.bytes(), data.sector_size)));
     let keys = Keys { before: coding(), after: coding(), volume_key: volume_key.clone() };
-    container.bring_up(&loaded, &keys, name)
+    luks.bring_up(&loaded, &keys, name)
 }
 
 pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
-    let container = Container::at(sim, device)?;
-    let refused = |what: &str| container.refused(LuksCall::Resize, what);
-    let call = Call::Luks(LuksCall::Resize);
+    let luks = SimulatedLuksDevice::at(sim, device)?;
+    let refused = |what: &str| luks.refused(LuksCall::Resize, what);
+    let call = CallKind::Luks(LuksCall::Resize);
     sim.step(call, &text(device), || {
-        let loaded = container.some(container.find(call)?, LuksCall::Resize)?;
+        let loaded = luks.some(luks.find(call)?, LuksCall::Resize)?;
         let data = loaded.header.data();
         if data.unfinished.is_some() {
             return Err(refused("a re-encryption job is unfinished"));
         }
-        if let Side::Key(digest) = data.after {
+        if let SegmentKey::Key(digest) = data.after {
             if !has_digest(&loaded.header, digest, volume_key.bytes()) {
                 return Err(refused("the volume key does not match its digest"));
             }
         }
-        let room = container.room(&data)?;
+        let room = luks.room(&data)?;
         let wanted = match size {
             Some(size) => bytes(size.bytes()),
             None => room,
@@ -240,7 +240,7 @@ pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, 
             return Err(refused("the device is too small for that size"));
         }
         let mut machine = sim.machine()?;
-        let Some(minor) = container.minor(&machine, name) else { return Err(refused("it has no active crypt device")) };
+        let Some(minor) = luks.minor(&machine, name) else { return Err(refused("it has no active crypt device")) };
         if let Some(opened) = machine.opened_mut(minor) {
             // The rest of a finished re-encryption job has the new encoding, too.
             opened.settle();
@@ -254,7 +254,7 @@ pub(super) fn resize(sim: &Sim, device: &Path, name: &str, volume_key: &Secret, 
     })
 }
 
-fn put_token(header: &mut stored::Header, number: u32, token: Value) -> std::result::Result<(), &'static str> {
+fn put_token(header: &mut StoredHeader, number: u32, token: Value) -> std::result::Result<(), &'static str> {
     let is_there = |keyslot: &Value| {
         let number = keyslot.as_str().and_then(|text| text.parse::<u32>().ok());
         number.is_some_and(|number| header.keyslots().any(|known| known == number))

@@ -16,10 +16,10 @@ use zeroize::Zeroizing;
 use super::{
     Sim,
     crypt::{Cipher, Coding, Opened},
-    faults::{Call, LuksCall, luks_error},
-    io::{Patience, Stop},
-    luks_header::{self as stored, Data, Kdf, Keyslot, NoRoom, Side},
-    machine::Machine,
+    faults::{CallKind, LuksCall, luks_error},
+    io::{Incomplete, Patience},
+    luks_header::{self, Data, Kdf, Keyslot, NoRoom, SegmentKey, StoredHeader},
+    machine::MachineState,
     text,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     platform::{
         DeviceNumber, Error, Result,
         keyring::Secret,
-        luks::{Cost, Header, NewKeyslot, State, Unlock, VOLUME_KEY_BYTES},
+        luks::{Cost, EncryptionState, Header, NewKeyslot, Unlock, VOLUME_KEY_BYTES},
     },
 };
 
@@ -35,7 +35,7 @@ use crate::{
 pub(super) const KEY_AREA: usize = SECTOR as usize;
 
 /// A device that has a LUKS2 header or is being formatted.
-pub(super) struct Container<'a> {
+pub(super) struct SimulatedLuksDevice<'a> {
     pub(super) sim: &'a Sim,
     pub(super) path: &'a Path,
     pub(super) number: DeviceNumber,
@@ -44,14 +44,14 @@ pub(super) struct Container<'a> {
 /// A header, and which of its copies are valid.
 #[derive(Debug, Clone)]
 pub(super) struct Loaded {
-    pub(super) header: stored::Header,
+    pub(super) header: StoredHeader,
     first: bool,
     second: bool,
 }
 
 /// State of the first copy in an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Moment {
+pub(super) enum UpdateStage {
     /// Not written yet.
     Before,
     /// Written, but not flushed.
@@ -60,7 +60,7 @@ pub(super) enum Moment {
     Durable,
 }
 
-pub(super) enum Found {
+pub(super) enum HeaderSearch {
     Nothing,
     Damaged,
     Header(Loaded),
@@ -74,17 +74,17 @@ pub(super) struct Keys {
     pub(super) volume_key: Secret,
 }
 
-impl<'a> Container<'a> {
-    pub(super) fn at(sim: &'a Sim, path: &'a Path) -> Result<Container<'a>> {
+impl<'a> SimulatedLuksDevice<'a> {
+    pub(super) fn at(sim: &'a Sim, path: &'a Path) -> Result<SimulatedLuksDevice<'a>> {
         let (_, number) = sim.node(path)?;
-        Ok(Container { sim, path, number })
+        Ok(SimulatedLuksDevice { sim, path, number })
     }
 
     /// Activates the crypt device.
     pub(super) fn bring_up(&self, loaded: &Loaded, keys: &Keys, name: &str) -> Result<()> {
         let uuid = format!("CRYPT-LUKS2-{}-{name}", loaded.header.uuid.replace('-', ""));
         let mut opened = Some(self.opened(&loaded.header.data(), keys)?);
-        let up = self.sim.dm(Call::DmCreate, name, |machine| match opened.take() {
+        let up = self.sim.dm(CallKind::DmCreate, name, |machine| match opened.take() {
             Some(opened) => machine.crypt_up(name, &uuid, opened),
             None => Ok(()),
         });
@@ -101,22 +101,22 @@ impl<'a> Container<'a> {
     }
 
     pub(super) fn refused(&self, call: LuksCall, what: &str) -> Error {
-        luks_error(Call::Luks(call), &text(self.path), what)
+        luks_error(CallKind::Luks(call), &text(self.path), what)
     }
 
     /// I/O that is part of a step.
     pub(super) fn peek<T>(
         &self,
-        call: Call,
-        act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+        call: CallKind,
+        act: impl FnMut(&mut MachineState) -> std::result::Result<T, Incomplete>,
     ) -> Result<T> {
         let failed = |errno| luks_error(call, &text(self.path), std::io::Error::from_raw_os_error(errno));
         self.sim.wait_for_io(act, failed)
     }
 
     /// A step that writes or flushes.
-    pub(super) fn act<T>(&self, act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>) -> Result<T> {
-        self.sim.step(Call::LuksWrite, &text(self.path), || self.peek(Call::LuksWrite, act))
+    pub(super) fn act<T>(&self, act: impl FnMut(&mut MachineState) -> std::result::Result<T, Incomplete>) -> Result<T> {
+        self.sim.step(CallKind::LuksWrite, &text(self.path), || self.peek(CallKind::LuksWrite, act))
     }
 
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -137,15 +137,15 @@ impl<'a> Container<'a> {
 
     // ---- headers ----
 
-    pub(super) fn find(&self, call: Call) -> Result<Found> {
+    pub(super) fn find(&self, call: CallKind) -> Result<HeaderSearch> {
         self.peek(call, |machine| find(machine, self.number))
     }
 
-    pub(super) fn some(&self, found: Found, call: LuksCall) -> Result<Loaded> {
+    pub(super) fn some(&self, found: HeaderSearch, call: LuksCall) -> Result<Loaded> {
         match found {
-            Found::Header(loaded) => Ok(loaded),
-            Found::Nothing => Err(self.refused(call, "the device has no LUKS2 header")),
-            Found::Damaged => Err(self.damaged(call)),
+            HeaderSearch::Header(loaded) => Ok(loaded),
+            HeaderSearch::Nothing => Err(self.refused(call, "the device has no LUKS2 header")),
+            HeaderSearch::Damaged => Err(self.damaged(call)),
         }
     }
 
@@ -155,20 +155,20 @@ impl<'a> Container<'a> {
 
     /// The first step of a call: reads the header.
     pub(super) fn load(&self, call: LuksCall) -> Result<Option<Loaded>> {
-        self.sim.step(Call::Luks(call), &text(self.path), || match self.find(Call::Luks(call))? {
-            Found::Nothing => Ok(None),
-            Found::Header(loaded) => Ok(Some(loaded)),
-            Found::Damaged => Err(self.damaged(call)),
+        self.sim.step(CallKind::Luks(call), &text(self.path), || match self.find(CallKind::Luks(call))? {
+            HeaderSearch::Nothing => Ok(None),
+            HeaderSearch::Header(loaded) => Ok(Some(loaded)),
+            HeaderSearch::Damaged => Err(self.damaged(call)),
         })
     }
 
-    /// As [`Container::load`], but fails if there is no header.
+    /// As [`SimulatedLuksDevice::load`], but fails if there is no header.
     pub(super) fn load_some(&self, call: LuksCall) -> Result<Loaded> {
         self.load(call)?.ok_or_else(|| self.refused(call, "the device has no LUKS2 header"))
     }
 
     /// Encodes two copies; `order` says for each whether it is the second.
-    pub(super) fn encode(&self, header: &stored::Header, order: [bool; 2]) -> Result<[Vec<u8>; 2]> {
+    pub(super) fn encode(&self, header: &StoredHeader, order: [bool; 2]) -> Result<[Vec<u8>; 2]> {
         let text = header.text();
         let copy = |second: bool| {
             let mut salt = [0; 64];
@@ -180,7 +180,7 @@ impl<'a> Container<'a> {
     }
 
     /// Replaces a header.
-    pub(super) fn update(&self, loaded: &mut Loaded, header: stored::Header) -> Result<()> {
+    pub(super) fn update(&self, loaded: &mut Loaded, header: StoredHeader) -> Result<()> {
         self.update_with(loaded, header, |_, _| true).map(drop)
     }
 
@@ -190,8 +190,8 @@ impl<'a> Container<'a> {
     pub(super) fn update_with(
         &self,
         loaded: &mut Loaded,
-        mut header: stored::Header,
-        mut at: impl FnMut(&mut Machine, Moment) -> bool,
+        mut header: StoredHeader,
+        mut at: impl FnMut(&mut MachineState, UpdateStage) -> bool,
     ) -> Result<bool> {
         header.sequence = loaded.header.sequence + 1;
         // Write an invalid copy first, so that a valid one always exists.
@@ -199,16 +199,16 @@ impl<'a> Container<'a> {
         let copies = self.encode(&header, order)?;
         let place = |second: bool| if second { header.size } else { 0 };
         let written = self.act(|machine| {
-            if !at(machine, Moment::Before) {
+            if !at(machine, UpdateStage::Before) {
                 return Ok(false);
             }
             machine.write_at(self.number, place(order[0]), &copies[0], Patience::Wait)?;
-            Ok(at(machine, Moment::Written))
+            Ok(at(machine, UpdateStage::Written))
         })?;
         if !written {
             return Ok(false);
         }
-        self.act(|machine| machine.flush(self.number, Patience::Wait).map(|()| at(machine, Moment::Durable)))?;
+        self.act(|machine| machine.flush(self.number, Patience::Wait).map(|()| at(machine, UpdateStage::Durable)))?;
         self.write(place(order[1]), &copies[1])?;
         self.flush()?;
         *loaded = Loaded { header, first: true, second: true };
@@ -216,13 +216,13 @@ impl<'a> Container<'a> {
     }
 
     /// Writes a new header, after the areas of its keyslots.
-    pub(super) fn write_new(&self, header: &mut stored::Header, areas: &[(u64, Vec<u8>)]) -> Result<()> {
+    pub(super) fn write_new(&self, header: &mut StoredHeader, areas: &[(u64, Vec<u8>)]) -> Result<()> {
         header.sequence = 1;
         let copies = self.encode(header, [false, true])?;
         areas.iter().try_for_each(|(at, bytes)| self.write(*at, bytes))?;
-        self.write(stored::BINARY as u64, &copies[0][stored::BINARY..])?;
+        self.write(luks_header::BINARY as u64, &copies[0][luks_header::BINARY..])?;
         self.flush()?;
-        self.write(0, &copies[0][..stored::BINARY])?;
+        self.write(0, &copies[0][..luks_header::BINARY])?;
         self.flush()?;
         self.write(header.size, &copies[1])?;
         self.flush()
@@ -230,7 +230,7 @@ impl<'a> Container<'a> {
 
     // ---- keys ----
 
-    pub(super) fn add_digest(&self, header: &mut stored::Header, key: &Secret) -> std::result::Result<u32, NoRoom> {
+    pub(super) fn add_digest(&self, header: &mut StoredHeader, key: &Secret) -> std::result::Result<u32, NoRoom> {
         let salt = self.sim.salt();
         header.add_digest(BASE64.encode(&salt), BASE64.encode(&digest(&salt, key.bytes())))
     }
@@ -238,7 +238,7 @@ impl<'a> Container<'a> {
     /// Adds a keyslot to a header. Returns the offset of its area and the bytes for it.
     pub(super) fn add_keyslot(
         &self,
-        header: &mut stored::Header,
+        header: &mut StoredHeader,
         digest: u32,
         keyslot: &NewKeyslot<'_>,
         key: &Secret,
@@ -257,13 +257,15 @@ impl<'a> Container<'a> {
     }
 
     /// The volume key in a keyslot, if the passphrase opens it.
-    pub(super) fn key_in(&self, header: &stored::Header, number: u32, passphrase: &Secret) -> Result<Option<Secret>> {
+    pub(super) fn key_in(&self, header: &StoredHeader, number: u32, passphrase: &Secret) -> Result<Option<Secret>> {
         let Some(Keyslot::Luks2 { area, kdf, .. }) = header.json.keyslots.get(&number) else { return Ok(None) };
         let Some(digest) = header.digest_of(number) else { return Ok(None) };
         self.sim.takes_long();
         let mut held = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
         let at = area.range().start;
-        self.peek(Call::Luks(LuksCall::Open), |machine| machine.read_at(self.number, at, &mut held, Patience::Wait))?;
+        self.peek(CallKind::Luks(LuksCall::Open), |machine| {
+            machine.read_at(self.number, at, &mut held, Patience::Wait)
+        })?;
         let salt = BASE64.decode(kdf.salt().as_bytes()).unwrap_or_default();
         let key = masked(&salt, passphrase, &held);
         Ok(has_digest(header, digest, &key).then(|| Secret::new(key)))
@@ -272,7 +274,7 @@ impl<'a> Container<'a> {
     /// The first keyslot among the allowed ones that the passphrase opens.
     pub(super) fn unlock(
         &self,
-        header: &stored::Header,
+        header: &StoredHeader,
         unlock: Unlock<'_>,
         may: impl Fn(u32, Option<u32>) -> bool,
     ) -> Result<(u32, Secret)> {
@@ -287,32 +289,34 @@ impl<'a> Container<'a> {
     }
 
     /// Finds the encodings of the data. The passphrase must open all keys needed.
-    pub(super) fn keys(&self, header: &stored::Header, unlock: Unlock<'_>) -> Result<Keys> {
+    pub(super) fn keys(&self, header: &StoredHeader, unlock: Unlock<'_>) -> Result<Keys> {
         let data = header.data();
         let before = data.unfinished.as_ref().map_or(data.after, |unfinished| unfinished.before);
         let sides = [data.after, before];
         let needed = |digest: Option<u32>| {
             // Plaintext on both sides: any keyslot proves the passphrase.
-            sides == [Side::Clear; 2] || digest.is_some_and(|digest| sides.contains(&Side::Key(digest)))
+            sides == [SegmentKey::Clear; 2] || digest.is_some_and(|digest| sides.contains(&SegmentKey::Key(digest)))
         };
         let (first, key) = self.unlock(header, unlock, |_, digest| needed(digest))?;
         let first = header.digest_of(first);
         let mut found = BTreeMap::from([(first, key)]);
         for side in sides {
-            if let Side::Key(digest) = side {
+            if let SegmentKey::Key(digest) = side {
                 if let Entry::Vacant(place) = found.entry(Some(digest)) {
                     let any = Unlock { keyslot: None, ..unlock };
                     place.insert(self.unlock(header, any, |_, of| of == Some(digest))?.1);
                 }
             }
         }
-        let coding = |side: Side| match side {
-            Side::Clear => Coding::Clear,
-            Side::Key(digest) => Coding::Key(Arc::new(Cipher::new(found[&Some(digest)].bytes(), data.sector_size))),
+        let coding = |side: SegmentKey| match side {
+            SegmentKey::Clear => Coding::Clear,
+            SegmentKey::Key(digest) => {
+                Coding::Key(Arc::new(Cipher::new(found[&Some(digest)].bytes(), data.sector_size)))
+            }
         };
-        let of = |side: Side| match side {
-            Side::Key(digest) => Some(&found[&Some(digest)]),
-            Side::Clear => None,
+        let of = |side: SegmentKey| match side {
+            SegmentKey::Key(digest) => Some(&found[&Some(digest)]),
+            SegmentKey::Clear => None,
         };
         let volume_key = of(data.after).or(of(before)).unwrap_or(&found[&first]).clone();
         Ok(Keys { before: coding(before), after: coding(data.after), volume_key })
@@ -342,7 +346,7 @@ impl<'a> Container<'a> {
     }
 
     /// Minor number of the crypt device on this LUKS device.
-    pub(super) fn minor(&self, machine: &Machine, name: &str) -> Option<u32> {
+    pub(super) fn minor(&self, machine: &MachineState, name: &str) -> Option<u32> {
         let minor = machine.dm.by_name(name)?;
         machine.opened(minor).filter(|opened| opened.below == self.number).map(|_| minor)
     }
@@ -362,35 +366,35 @@ impl Sim {
     }
 }
 
-pub(super) fn find(machine: &Machine, number: DeviceNumber) -> std::result::Result<Found, Stop> {
+pub(super) fn find(machine: &MachineState, number: DeviceNumber) -> std::result::Result<HeaderSearch, Incomplete> {
     // An unreadable copy is treated like a damaged one, as long as the other can be read.
     let mut unreadable = None;
-    let mut read = |at: u64, length: usize| -> std::result::Result<Option<Vec<u8>>, Stop> {
+    let mut read = |at: u64, length: usize| -> std::result::Result<Option<Vec<u8>>, Incomplete> {
         let mut bytes = vec![0; length];
         match machine.read_at(number, at, &mut bytes, Patience::Wait) {
             Ok(()) => Ok(Some(bytes)),
-            Err(Stop::Errno(errno)) => {
+            Err(Incomplete::Errno(errno)) => {
                 unreadable = Some(errno);
                 Ok(None)
             }
             Err(wait) => Err(wait),
         }
     };
-    let mut copy = |at: u64, second: bool| -> std::result::Result<Option<(u64, Vec<u8>)>, Stop> {
+    let mut copy = |at: u64, second: bool| -> std::result::Result<Option<(u64, Vec<u8>)>, Incomplete> {
         let Some(start) = read(at, SECTOR as usize)? else { return Ok(None) };
-        let Some(size) = stored::Header::size_in(&start, second).filter(|size| !second || *size == at) else {
+        let Some(size) = StoredHeader::size_in(&start, second).filter(|size| !second || *size == at) else {
             return Ok(None);
         };
-        let sound = |bytes: Vec<u8>| stored::Header::sequence_in(&bytes, second).map(|sequence| (sequence, bytes));
+        let sound = |bytes: Vec<u8>| StoredHeader::sequence_in(&bytes, second).map(|sequence| (sequence, bytes));
         Ok(read(at, size as usize)?.and_then(sound))
     };
-    let size = machine.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
+    let size = machine.size_of(number).ok_or(Incomplete::Errno(libc::ENXIO))?;
     let first = copy(0, false)?;
     let mut second = None;
     match &first {
         Some((_, bytes)) => second = copy(bytes.len() as u64, true)?,
         None => {
-            for place in stored::SIZES.into_iter().filter(|place| *place < size) {
+            for place in luks_header::SIZES.into_iter().filter(|place| *place < size) {
                 second = copy(place, true)?;
                 if second.is_some() {
                     break;
@@ -402,30 +406,32 @@ pub(super) fn find(machine: &Machine, number: DeviceNumber) -> std::result::Resu
     let newest = sequence(&first).max(sequence(&second));
     let (is_first, is_second) = (sequence(&first) == newest, sequence(&second) == newest);
     if let Some((_, bytes)) = if is_first { first } else { second } {
-        let loaded = |header| Found::Header(Loaded { header, first: is_first, second: is_second });
+        let loaded = |header| HeaderSearch::Header(Loaded { header, first: is_first, second: is_second });
         // Valid checksum but malformed content: written by something else.
-        return Ok(stored::Header::decode(&bytes, !is_first).map_or(Found::Damaged, loaded));
+        return Ok(StoredHeader::decode(&bytes, !is_first).map_or(HeaderSearch::Damaged, loaded));
     }
-    let start = read(0, stored::MAGIC.len() + 2)?;
+    let start = read(0, luks_header::MAGIC.len() + 2)?;
     match (unreadable, start) {
-        (Some(errno), _) => Err(Stop::Errno(errno)),
-        (None, Some(start)) if start.starts_with(&stored::MAGIC) && start[6..] == [0, 2] => Ok(Found::Damaged),
-        _ => Ok(Found::Nothing),
+        (Some(errno), _) => Err(Incomplete::Errno(errno)),
+        (None, Some(start)) if start.starts_with(&luks_header::MAGIC) && start[6..] == [0, 2] => {
+            Ok(HeaderSearch::Damaged)
+        }
+        _ => Ok(HeaderSearch::Nothing),
     }
 }
 
 /// The header on a device.
-pub(super) fn header_on(machine: &Machine, number: DeviceNumber) -> Option<Header> {
+pub(super) fn header_on(machine: &MachineState, number: DeviceNumber) -> Option<Header> {
     match find(machine, number).ok()? {
-        Found::Header(loaded) => Some(describe(&loaded.header)),
-        Found::Nothing | Found::Damaged => None,
+        HeaderSearch::Header(loaded) => Some(describe(&loaded.header)),
+        HeaderSearch::Nothing | HeaderSearch::Damaged => None,
     }
 }
 
 /// A header whose passphrase nobody knows.
 pub(super) fn foreign() -> Vec<u8> {
     let uuid = "5f3a2d0c-6b1e-4c58-9a77-0d9e8f7a6b5c".to_owned();
-    let mut header = stored::Header::new(stored::SIZES[0], 1 << 20, uuid, 16 << 20, 512);
+    let mut header = StoredHeader::new(luks_header::SIZES[0], 1 << 20, uuid, 16 << 20, 512);
     let kdf = Kdf::Pbkdf2 { hash: "sha256".to_owned(), iterations: 1000, salt: BASE64.encode(&[1; 32]) };
     let digest = header.add_digest(BASE64.encode(&[2; 32]), BASE64.encode(&[3; 32]));
     let made = digest.and_then(|digest| header.add_keyslot(0, digest, kdf));
@@ -435,11 +441,11 @@ pub(super) fn foreign() -> Vec<u8> {
 }
 
 /// Whether a device holds the second copy of a header.
-pub(super) fn has_second_copy(machine: &Machine, number: DeviceNumber) -> bool {
-    stored::SIZES.into_iter().any(|place| {
+pub(super) fn has_second_copy(machine: &MachineState, number: DeviceNumber) -> bool {
+    luks_header::SIZES.into_iter().any(|place| {
         let mut start = [0; SECTOR as usize];
         let read = machine.read_at(number, place, &mut start, Patience::Wait);
-        read.is_ok() && stored::Header::size_in(&start, true) == Some(place)
+        read.is_ok() && StoredHeader::size_in(&start, true) == Some(place)
     })
 }
 
@@ -457,23 +463,23 @@ pub(super) fn digest(salt: &[u8], key: &[u8]) -> [u8; 32] {
     Sha256::new().chain_update(salt).chain_update(key).finalize().into()
 }
 
-pub(super) fn has_digest(header: &stored::Header, number: u32, key: &[u8]) -> bool {
+pub(super) fn has_digest(header: &StoredHeader, number: u32, key: &[u8]) -> bool {
     let Some(known) = header.json.digests.get(&number) else { return false };
     let salt = BASE64.decode(known.salt.as_bytes()).unwrap_or_default();
     BASE64.encode(&digest(&salt, key)) == known.digest
 }
 
 /// The header as the platform returns it.
-pub(super) fn describe(header: &stored::Header) -> Header {
+pub(super) fn describe(header: &StoredHeader) -> Header {
     let data = header.data();
     let state = match (&data.unfinished, data.after) {
         (Some(unfinished), _) => {
             // The first hot zone, cut short, no longer has its original data.
             let begun = u64::from(unfinished.hot.is_some());
-            State::Unfinished { mode: unfinished.mode, done: Bytes(u128::from(unfinished.done.max(begun))) }
+            EncryptionState::Unfinished { mode: unfinished.mode, done: Bytes(u128::from(unfinished.done.max(begun))) }
         }
-        (None, Side::Key(_)) => State::Encrypted,
-        (None, Side::Clear) => State::Clear,
+        (None, SegmentKey::Key(_)) => EncryptionState::Encrypted,
+        (None, SegmentKey::Clear) => EncryptionState::Clear,
     };
     Header {
         uuid: header.uuid.clone(),

@@ -61,7 +61,7 @@ impl TryFrom<String> for Decimal {
 
 /// The contents of a header, the same in both copies.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Header {
+pub(super) struct StoredHeader {
     /// Size of a copy in bytes.
     pub(super) size: u64,
     /// Incremented by each change.
@@ -74,7 +74,7 @@ pub(super) struct Header {
 pub(super) struct Json {
     pub(super) keyslots: BTreeMap<u32, Keyslot>,
     pub(super) tokens: BTreeMap<u32, Value>,
-    segments: BTreeMap<u32, Segment>,
+    segments: BTreeMap<u32, StoredSegment>,
     pub(super) digests: BTreeMap<u32, Digest>,
     config: Config,
 }
@@ -83,7 +83,7 @@ pub(super) struct Json {
 #[serde(tag = "type", rename_all = "lowercase")]
 pub(super) enum Keyslot {
     Luks2 { key_size: usize, af: Stripes, area: Area, kdf: Kdf },
-    Reencrypt { key_size: usize, mode: Mode, direction: String, priority: u32, area: Area },
+    Reencrypt { key_size: usize, mode: StoredMode, direction: String, priority: u32, area: Area },
 }
 
 impl Keyslot {
@@ -135,14 +135,14 @@ impl Kdf {
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Mode {
+pub(super) enum StoredMode {
     Encrypt,
     Reencrypt,
     Decrypt,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Segment {
+struct StoredSegment {
     #[serde(rename = "type")]
     kind: String,
     offset: Decimal,
@@ -161,7 +161,7 @@ struct SegmentCipher {
     sector_size: u32,
 }
 
-impl Segment {
+impl StoredSegment {
     fn has(&self, flag: &str) -> bool {
         self.flags.iter().any(|known| known == flag)
     }
@@ -194,7 +194,7 @@ struct Requirements {
 
 /// Encoding of a range of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum SegmentKey {
     /// Plaintext.
     Clear,
     /// Encrypted with the volume key of this digest.
@@ -209,7 +209,7 @@ pub(super) struct Data {
     /// Encryption sector size in bytes.
     pub(super) sector_size: u32,
     /// Encoding of all data, now or after the job.
-    pub(super) after: Side,
+    pub(super) after: SegmentKey,
     pub(super) unfinished: Option<Unfinished>,
 }
 
@@ -218,7 +218,7 @@ pub(super) struct Data {
 pub(super) struct Unfinished {
     pub(super) mode: ReencryptionMode,
     /// Encoding of the data that is not done.
-    pub(super) before: Side,
+    pub(super) before: SegmentKey,
     /// Length of the finished data, from the start.
     pub(super) done: u64,
     /// End of the hot zone, which starts there. `u64::MAX`: the end of the data.
@@ -229,8 +229,8 @@ pub(super) struct Unfinished {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NoRoom;
 
-impl Header {
-    pub(super) fn new(size: u64, keyslots: u64, uuid: String, offset: u64, sector_size: u32) -> Header {
+impl StoredHeader {
+    pub(super) fn new(size: u64, keyslots: u64, uuid: String, offset: u64, sector_size: u32) -> StoredHeader {
         let config =
             Config { json_size: Decimal(size - BINARY as u64), keyslots_size: Decimal(keyslots), requirements: None };
         let json = Json {
@@ -240,8 +240,8 @@ impl Header {
             digests: BTreeMap::new(),
             config,
         };
-        let mut header = Header { size, sequence: 0, uuid, json };
-        header.set_data(&Data { offset, sector_size, after: Side::Key(0), unfinished: None });
+        let mut header = StoredHeader { size, sequence: 0, uuid, json };
+        header.set_data(&Data { offset, sector_size, after: SegmentKey::Key(0), unfinished: None });
         header
     }
 
@@ -280,7 +280,7 @@ impl Header {
 
     /// The sequence number of a copy; `None` if it is damaged.
     pub(super) fn sequence_in(bytes: &[u8], second: bool) -> Option<u64> {
-        let size = Header::size_in(bytes, second)?;
+        let size = StoredHeader::size_in(bytes, second)?;
         let bytes = bytes.get(..usize::try_from(size).ok()?)?;
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (sequence, place) = (number(16)?, number(256)?);
@@ -292,13 +292,13 @@ impl Header {
     }
 
     /// Decodes a copy; `None` if it is damaged.
-    pub(super) fn decode(bytes: &[u8], second: bool) -> Option<Header> {
-        let sequence = Header::sequence_in(bytes, second)?;
-        let size = Header::size_in(bytes, second)?;
+    pub(super) fn decode(bytes: &[u8], second: bool) -> Option<StoredHeader> {
+        let sequence = StoredHeader::sequence_in(bytes, second)?;
+        let size = StoredHeader::size_in(bytes, second)?;
         let uuid = CStr::from_bytes_until_nul(&bytes[168..208]).ok()?.to_str().ok()?.to_owned();
         let text = CStr::from_bytes_until_nul(&bytes[BINARY..]).ok()?;
         let json: Json = serde_json::from_slice(text.to_bytes()).ok()?;
-        let header = Header { size, sequence, uuid, json };
+        let header = StoredHeader { size, sequence, uuid, json };
         header.try_data().is_some().then_some(header)
     }
 
@@ -405,7 +405,12 @@ impl Header {
 
     /// Starts a re-encryption job. Its keyslot gets the highest free number, out of the way of
     /// others.
-    pub(super) fn begin(&mut self, mode: ReencryptionMode, before: Side, after: Side) -> Result<(), NoRoom> {
+    pub(super) fn begin(
+        &mut self,
+        mode: ReencryptionMode,
+        before: SegmentKey,
+        after: SegmentKey,
+    ) -> Result<(), NoRoom> {
         let data = Data { after, unfinished: Some(Unfinished { mode, before, done: 0, hot: None }), ..self.data() };
         let free = |number: &u32| !self.json.keyslots.contains_key(number);
         let number = (0..NUMBERS).rev().find(free).ok_or(NoRoom)?;
@@ -420,9 +425,9 @@ impl Header {
             sector_size: 512,
         };
         let mode = match mode {
-            ReencryptionMode::Encrypt => Mode::Encrypt,
-            ReencryptionMode::Reencrypt => Mode::Reencrypt,
-            ReencryptionMode::Decrypt => Mode::Decrypt,
+            ReencryptionMode::Encrypt => StoredMode::Encrypt,
+            ReencryptionMode::Reencrypt => StoredMode::Reencrypt,
+            ReencryptionMode::Decrypt => StoredMode::Decrypt,
         };
         let keyslot = Keyslot::Reencrypt { key_size: 1, mode, direction: "forward".to_owned(), priority: 0, area };
         self.json.keyslots.insert(number, keyslot);
@@ -440,7 +445,7 @@ impl Header {
         self.json.config.requirements = None;
         self.set_data(&Data { unfinished: None, ..data });
         match (mode, before) {
-            (ReencryptionMode::Reencrypt, Side::Key(digest)) => {
+            (ReencryptionMode::Reencrypt, SegmentKey::Key(digest)) => {
                 let old: Vec<u32> = self.keyslots().filter(|number| self.digest_of(*number) == Some(digest)).collect();
                 old.into_iter().filter_map(|number| self.remove_keyslot(number)).collect()
             }
@@ -455,13 +460,13 @@ impl Header {
         self.try_data().expect("checked by decode, and written by set_data since")
     }
 
-    fn side(&self, number: u32, segment: &Segment) -> Side {
+    fn side(&self, number: u32, segment: &StoredSegment) -> SegmentKey {
         let has = |digest: &Digest| digest.segments.contains(&Decimal(u64::from(number)));
         match self.json.digests.iter().find(|(_, digest)| has(digest)) {
-            Some((digest, _)) => Side::Key(*digest),
+            Some((digest, _)) => SegmentKey::Key(*digest),
             // No digest yet.
-            None if segment.kind == "crypt" => Side::Key(0),
-            None => Side::Clear,
+            None if segment.kind == "crypt" => SegmentKey::Key(0),
+            None => SegmentKey::Clear,
         }
     }
 
@@ -480,18 +485,18 @@ impl Header {
             return Some(Data { offset, sector_size, after: self.side(*first, segment), unfinished: None });
         };
         let mode = match mode {
-            Mode::Encrypt => ReencryptionMode::Encrypt,
-            Mode::Reencrypt => ReencryptionMode::Reencrypt,
-            Mode::Decrypt => ReencryptionMode::Decrypt,
+            StoredMode::Encrypt => ReencryptionMode::Encrypt,
+            StoredMode::Reencrypt => ReencryptionMode::Reencrypt,
+            StoredMode::Decrypt => ReencryptionMode::Decrypt,
         };
         let (before, after) = (flagged(BACKUP_PREVIOUS)?, flagged(BACKUP_FINAL)?);
         // The finished segments come before the hot zone and the rest.
         let in_use = || segments.iter().filter(|(_, s)| !s.has(BACKUP_PREVIOUS) && !s.has(BACKUP_FINAL));
-        let end = |segment: &Segment| match segment.size.as_str() {
+        let end = |segment: &StoredSegment| match segment.size.as_str() {
             "dynamic" => Some(u64::MAX),
             size => Some(segment.offset.0.checked_add(size.parse().ok()?)?.checked_sub(offset)?),
         };
-        let is_done = |number: u32, segment: &Segment| !segment.has(HOT) && self.side(number, segment) == after;
+        let is_done = |number: u32, segment: &StoredSegment| !segment.has(HOT) && self.side(number, segment) == after;
         let mut done = 0;
         if let Some((_, segment)) = in_use().take_while(|(number, segment)| is_done(**number, segment)).last() {
             done = end(segment)?;
@@ -505,15 +510,15 @@ impl Header {
 
     /// Records the state of the data.
     pub(super) fn set_data(&mut self, data: &Data) {
-        let mut made: Vec<(Segment, Side)> = Vec::new();
-        let mut add = |from: u64, to: u64, side: Side, flag: Option<&str>| {
+        let mut made: Vec<(StoredSegment, SegmentKey)> = Vec::new();
+        let mut add = |from: u64, to: u64, side: SegmentKey, flag: Option<&str>| {
             let cipher = SegmentCipher {
                 iv_tweak: Decimal(from / 512),
                 encryption: CIPHER.to_owned(),
                 sector_size: data.sector_size,
             };
-            let encrypted = side != Side::Clear;
-            let segment = Segment {
+            let encrypted = side != SegmentKey::Clear;
+            let segment = StoredSegment {
                 kind: if encrypted { "crypt" } else { "linear" }.to_owned(),
                 offset: Decimal(data.offset + from),
                 size: if to == u64::MAX { "dynamic".to_owned() } else { (to - from).to_string() },
@@ -542,7 +547,7 @@ impl Header {
         self.json.digests.values_mut().for_each(|digest| digest.segments.clear());
         self.json.segments.clear();
         for (number, (segment, side)) in (0..).zip(made) {
-            if let Side::Key(digest) = side {
+            if let SegmentKey::Key(digest) = side {
                 if let Some(digest) = self.json.digests.get_mut(&digest) {
                     digest.segments.push(Decimal(u64::from(number)));
                 }

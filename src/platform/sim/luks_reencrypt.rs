@@ -22,17 +22,17 @@ use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 use super::{
     Sim,
     crypt::{Marks, Opened, Phase, ZEROS, Zone},
-    faults::{Call, LuksCall},
-    io::{Patience, Stop},
-    luks_device::{Container, Keys, Loaded, Moment},
-    luks_header::{Data, NoRoom, Side, Unfinished},
-    machine::Machine,
+    faults::{CallKind, LuksCall},
+    io::{Incomplete, Patience},
+    luks_device::{Keys, Loaded, SimulatedLuksDevice, UpdateStage},
+    luks_header::{Data, NoRoom, SegmentKey, Unfinished},
+    machine::MachineState,
 };
 use crate::{
     base::units::{Bytes, SECTOR},
     platform::{
         Result,
-        luks::{Begin, Ended, Progress, ReencryptionMode, Unlock},
+        luks::{Begin, Progress, ReencryptionEnd, ReencryptionMode, Unlock},
     },
 };
 
@@ -53,26 +53,26 @@ pub(super) fn reencrypt(
     unlock: Unlock<'_>,
     begin: Begin,
     watch: &(dyn Fn(Progress) -> bool + Sync),
-) -> Result<Ended> {
-    let container = Container::at(sim, device)?;
-    let mut loaded = container.load_some(LuksCall::Reencrypt)?;
-    let minor = container.minor(&*sim.machine()?, name);
-    let minor = minor.ok_or_else(|| container.refused(LuksCall::Reencrypt, "it has no active crypt device"))?;
+) -> Result<ReencryptionEnd> {
+    let luks = SimulatedLuksDevice::at(sim, device)?;
+    let mut loaded = luks.load_some(LuksCall::Reencrypt)?;
+    let minor = luks.minor(&*sim.machine()?, name);
+    let minor = minor.ok_or_else(|| luks.refused(LuksCall::Reencrypt, "it has no active crypt device"))?;
     // A caller that waits for memory can be stopped before the job starts.
     let done = loaded.header.data().unfinished.map_or(0, |unfinished| unfinished.done);
     let length = sim.machine()?.opened(minor).map_or(0, |opened| opened.length);
     let [done, total] = [done, length].map(|bytes| Bytes(u128::from(bytes)));
     if !watch(Progress { done, total }) {
-        return Ok(Ended::Interrupted);
+        return Ok(ReencryptionEnd::Interrupted);
     }
-    container.begin(&mut loaded, unlock, begin)?;
-    let keys = container.keys(&loaded.header, unlock)?;
-    let mut run = Run { container: &container, minor, keys, loaded, pages: 1 };
+    luks.begin(&mut loaded, unlock, begin)?;
+    let keys = luks.keys(&loaded.header, unlock)?;
+    let mut run = Run { device: &luks, minor, keys, loaded, pages: 1 };
     let ended = run.go(watch);
-    ended.and_then(|ended| sim.written(container.number).map(|()| ended))
+    ended.and_then(|ended| sim.written(luks.number).map(|()| ended))
 }
 
-impl Container<'_> {
+impl SimulatedLuksDevice<'_> {
     /// Records the start of a job, unless one is to be resumed.
     fn begin(&self, loaded: &mut Loaded, unlock: Unlock<'_>, begin: Begin) -> Result<()> {
         let refused = |what: &str| self.refused(LuksCall::Reencrypt, what);
@@ -81,12 +81,12 @@ impl Container<'_> {
             (Begin::Resume, Some(_), _) => return Ok(()),
             (Begin::Resume, None, _) => return Err(refused("no re-encryption job is unfinished")),
             (_, Some(_), _) => return Err(refused("another re-encryption job is unfinished")),
-            (_, None, Side::Clear) => return Err(refused("its data is not encrypted")),
-            (Begin::Decrypt, None, key @ Side::Key(digest)) => {
+            (_, None, SegmentKey::Clear) => return Err(refused("its data is not encrypted")),
+            (Begin::Decrypt, None, key @ SegmentKey::Key(digest)) => {
                 self.unlock(&loaded.header, unlock, |_, found| found == Some(digest))?;
-                (ReencryptionMode::Decrypt, key, Side::Clear)
+                (ReencryptionMode::Decrypt, key, SegmentKey::Clear)
             }
-            (Begin::Reencrypt { from, to }, None, key @ Side::Key(digest)) => {
+            (Begin::Reencrypt { from, to }, None, key @ SegmentKey::Key(digest)) => {
                 let header = &loaded.header;
                 let next = header.digest_of(to).filter(|next| *next != digest);
                 let (Some(next), true) = (next, header.digest_of(from) == Some(digest)) else {
@@ -95,7 +95,7 @@ impl Container<'_> {
                 for keyslot in [from, to] {
                     self.unlock(header, Unlock { keyslot: Some(keyslot), ..unlock }, |_, _| true)?;
                 }
-                (ReencryptionMode::Reencrypt, key, Side::Key(next))
+                (ReencryptionMode::Reencrypt, key, SegmentKey::Key(next))
             }
         };
         let mut header = loaded.header.clone();
@@ -155,7 +155,7 @@ impl Container<'_> {
         let area = self.marks_area(loaded)?;
         let read = |at: u64, length: u64| {
             let mut bytes = vec![0; length as usize];
-            self.peek(Call::LuksWrite, |machine| machine.read_at(self.number, at, &mut bytes, Patience::Wait))?;
+            self.peek(CallKind::LuksWrite, |machine| machine.read_at(self.number, at, &mut bytes, Patience::Wait))?;
             Ok(bytes)
         };
         let count = u64::from_be_bytes(read(area.start, 8)?.try_into().expect("8 bytes were read"));
@@ -177,7 +177,7 @@ impl Container<'_> {
     }
 }
 
-fn recorded(loaded: &Loaded, done: u64, hot: Option<u64>) -> super::luks_header::Header {
+fn recorded(loaded: &Loaded, done: u64, hot: Option<u64>) -> super::luks_header::StoredHeader {
     let mut header = loaded.header.clone();
     let mut data = header.data();
     if let Some(unfinished) = &mut data.unfinished {
@@ -202,7 +202,7 @@ fn runs(marks: &Marks, end: u64) -> Vec<Range<u64>> {
 
 /// A job that runs.
 struct Run<'a> {
-    container: &'a Container<'a>,
+    device: &'a SimulatedLuksDevice<'a>,
     /// Minor number of the crypt device.
     minor: u32,
     keys: Keys,
@@ -212,7 +212,7 @@ struct Run<'a> {
 }
 
 /// Progress of the active crypt device.
-struct Live {
+struct LiveProgress {
     done: u64,
     length: u64,
     /// Marks and end of a zone that the header names.
@@ -220,7 +220,7 @@ struct Live {
 }
 
 impl Run<'_> {
-    fn go(&mut self, watch: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Ended> {
+    fn go(&mut self, watch: &(dyn Fn(Progress) -> bool + Sync)) -> Result<ReencryptionEnd> {
         self.adopt()?;
         self.pages = self.pages()?;
         loop {
@@ -228,8 +228,8 @@ impl Run<'_> {
             if let Some((marks, end)) = live.zone {
                 // Another job was cut short in it, so the header may not be durable yet.
                 let minor = self.minor;
-                self.container.act(|machine| {
-                    machine.flush(self.container.number, Patience::Wait)?;
+                self.device.act(|machine| {
+                    machine.flush(self.device.number, Patience::Wait)?;
                     machine.heat_zone(minor);
                     Ok(())
                 })?;
@@ -238,18 +238,18 @@ impl Run<'_> {
             }
             let said = self.loaded.header.data().unfinished;
             if said.is_some_and(|said| said.hot.is_some() || said.done != live.done) {
-                self.container.record(&mut self.loaded, live.done, None)?;
+                self.device.record(&mut self.loaded, live.done, None)?;
             }
             let bytes = |count: u64| Bytes(u128::from(count));
             let goes_on = watch(Progress { done: bytes(live.done), total: bytes(live.length) });
             if live.done >= live.length {
-                return self.finish().map(|()| Ended::Finished);
+                return self.finish().map(|()| ReencryptionEnd::Finished);
             }
             if !goes_on {
-                return Ok(Ended::Interrupted);
+                return Ok(ReencryptionEnd::Interrupted);
             }
             let marks = self.note()?;
-            self.container.write_marks(&self.loaded, &marks)?;
+            self.device.write_marks(&self.loaded, &marks)?;
             if let Some(end) = self.name(live.done)? {
                 self.complete(&marks, end)?;
             }
@@ -257,13 +257,13 @@ impl Run<'_> {
     }
 
     fn gone(&self) -> crate::platform::Error {
-        self.container.refused(LuksCall::Reencrypt, "its crypt device is gone")
+        self.device.refused(LuksCall::Reencrypt, "its crypt device is gone")
     }
 
     /// Tells the active crypt device about the job.
     fn adopt(&self) -> Result<()> {
         let header = self.loaded.header.data();
-        let mut machine = self.container.sim.machine()?;
+        let mut machine = self.device.sim.machine()?;
         let opened = machine.opened_mut(self.minor).ok_or_else(|| self.gone())?;
         if opened.done == u64::MAX {
             opened.before = self.keys.before.clone();
@@ -276,11 +276,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn live(&self) -> Result<Live> {
-        let machine = self.container.sim.machine()?;
+    fn live(&self) -> Result<LiveProgress> {
+        let machine = self.device.sim.machine()?;
         let opened = machine.opened(self.minor).ok_or_else(|| self.gone())?;
         let named = |zone: &&Zone| !matches!(zone.phase, Phase::Noted);
-        Ok(Live {
+        Ok(LiveProgress {
             done: opened.done,
             length: opened.length,
             zone: opened.zone.as_ref().filter(named).map(|zone| (Arc::clone(&zone.marks), zone.end)),
@@ -289,15 +289,15 @@ impl Run<'_> {
 
     /// Number of pages per zone.
     fn pages(&self) -> Result<u64> {
-        let area = self.container.marks_area(&self.loaded)?;
+        let area = self.device.marks_area(&self.loaded)?;
         let max = ((area.end - area.start) / (MARK * (PAGE / SECTOR))).saturating_sub(2).clamp(1, PAGES_MAX);
-        if let Some(pages) = self.container.sim.0.hot_zone {
+        if let Some(pages) = self.device.sim.0.hot_zone {
             return Ok(pages.clamp(1, max));
         }
-        let stored = self.container.peek(Call::LuksWrite, |machine| {
-            let opened = machine.opened(self.minor).ok_or(Stop::Errno(nix::libc::ENXIO))?;
+        let stored = self.device.peek(CallKind::LuksWrite, |machine| {
+            let opened = machine.opened(self.minor).ok_or(Incomplete::Errno(nix::libc::ENXIO))?;
             let (mut at, end, mut count) = (opened.offset, opened.offset + opened.length, 0);
-            while let Some(found) = machine.next_stored(self.container.number, at..end)? {
+            while let Some(found) = machine.next_stored(self.device.number, at..end)? {
                 count += 1;
                 at = found.end;
             }
@@ -308,9 +308,9 @@ impl Run<'_> {
 
     /// Notes the contents of the next zone.
     fn note(&self) -> Result<Arc<Marks>> {
-        let (number, pages) = (self.container.number, self.pages);
-        self.container.peek(Call::LuksWrite, |machine| {
-            let opened = machine.opened(self.minor).ok_or(Stop::Errno(nix::libc::ENXIO))?;
+        let (number, pages) = (self.device.number, self.pages);
+        self.device.peek(CallKind::LuksWrite, |machine| {
+            let opened = machine.opened(self.minor).ok_or(Incomplete::Errno(nix::libc::ENXIO))?;
             let (done, length, offset) = (opened.done, opened.length, opened.offset);
             let unit = u64::from(opened.sector_size).max(PAGE);
             let (mut at, mut end, mut held) = (done, length, 0);
@@ -335,23 +335,23 @@ impl Run<'_> {
     /// Names the zone in the header. Returns its end, or `None` if the zone has become empty.
     fn name(&mut self, done: u64) -> Result<Option<u64>> {
         let minor = self.minor;
-        let end_of = |machine: &Machine| {
+        let end_of = |machine: &MachineState| {
             let zone = machine.opened(minor).and_then(|opened| opened.zone.as_ref());
             zone.map(|zone| zone.end).filter(|end| *end > done)
         };
-        let phase = |machine: &mut Machine, phase: Phase| {
+        let phase = |machine: &mut MachineState, phase: Phase| {
             if let Some(zone) = machine.opened_mut(minor).and_then(|opened| opened.zone.as_mut()) {
                 zone.phase = phase;
             }
         };
         loop {
-            let Some(end) = end_of(&*self.container.sim.machine()?) else { return Ok(None) };
+            let Some(end) = end_of(&*self.device.sim.machine()?) else { return Ok(None) };
             let header = recorded(&self.loaded, done, Some(end));
-            let named = self.container.update_with(&mut self.loaded, header, |machine, moment| {
+            let named = self.device.update_with(&mut self.loaded, header, |machine, moment| {
                 match moment {
-                    Moment::Before => return end_of(machine) == Some(end),
-                    Moment::Written => phase(machine, Phase::Named),
-                    Moment::Durable => phase(machine, Phase::Hot),
+                    UpdateStage::Before => return end_of(machine) == Some(end),
+                    UpdateStage::Written => phase(machine, Phase::Named),
+                    UpdateStage::Durable => phase(machine, Phase::Hot),
                 }
                 true
             })?;
@@ -365,10 +365,10 @@ impl Run<'_> {
     /// Rewrites a zone and records that it is done.
     fn complete(&mut self, marks: &Marks, end: u64) -> Result<()> {
         let offset = self.loaded.header.data().offset;
-        self.container.rewrite(marks, end, offset, &self.keys)?;
+        self.device.rewrite(marks, end, offset, &self.keys)?;
         let minor = self.minor;
-        self.container.act(|machine| {
-            machine.flush(self.container.number, Patience::Wait)?;
+        self.device.act(|machine| {
+            machine.flush(self.device.number, Patience::Wait)?;
             if let Some(opened) = machine.opened_mut(minor) {
                 opened.done = end;
                 opened.zone = None;
@@ -376,7 +376,7 @@ impl Run<'_> {
             machine.crypt_changed(minor);
             Ok(())
         })?;
-        self.container.record(&mut self.loaded, end, None)
+        self.device.record(&mut self.loaded, end, None)
     }
 
     /// Ends the job: the header says so, and old keys are overwritten.
@@ -384,26 +384,26 @@ impl Run<'_> {
         let mut header = self.loaded.header.clone();
         let old = header.finish();
         let minor = self.minor;
-        self.container.update_with(&mut self.loaded, header, |machine, moment| {
-            if moment == Moment::Durable {
+        self.device.update_with(&mut self.loaded, header, |machine, moment| {
+            if moment == UpdateStage::Durable {
                 machine.opened_mut(minor).into_iter().for_each(Opened::settle);
                 machine.crypt_changed(minor);
                 machine.changed_event(minor);
             }
             true
         })?;
-        old.into_iter().try_for_each(|area| self.container.wipe(area.start))
+        old.into_iter().try_for_each(|area| self.device.wipe(area.start))
     }
 }
 
-impl Machine {
+impl MachineState {
     /// Marks of the sectors of a range.
     fn marks(
         &self,
         number: crate::platform::DeviceNumber,
         offset: u64,
         range: Range<u64>,
-    ) -> std::result::Result<Marks, Stop> {
+    ) -> std::result::Result<Marks, Incomplete> {
         use sha2::Digest;
         let mut marks = BTreeMap::new();
         let mut at = offset + range.start;

@@ -12,7 +12,8 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    clevis::Helpers, clock::Clock, disks::Disks, dm, dm::Dm, events::Events, thin::Stores, udev, udev::Udev, xfs::Xfs,
+    clevis::Helpers, clock::Clock, disks::DiskTable, dm, dm::Dm, events::EventSources, thin::Stores, udev, udev::Udev,
+    xfs::Xfs,
 };
 use crate::platform::{DeviceNumber, keyring::Secret};
 
@@ -20,16 +21,16 @@ use crate::platform::{DeviceNumber, keyring::Secret};
 const LINGERING_DEFAULT: u32 = 2;
 
 /// The state of the machine.
-pub(super) struct Machine {
+pub(super) struct MachineState {
     pub(super) powered: bool,
     /// Number of times it was switched on again.
     pub(super) boot: u64,
-    pub(super) disks: Disks,
+    pub(super) disks: DiskTable,
     pub(super) dm: Dm,
     pub(super) thin: Stores,
     pub(super) xfs: Xfs,
     pub(super) udev: Udev,
-    pub(super) events: Events,
+    pub(super) events: EventSources,
     /// Devices that the daemon holds exclusively, with the serial number of each hold.
     pub(super) held: BTreeMap<DeviceNumber, u64>,
     /// Number of calls whose I/O waits for a suspended device or a full pool.
@@ -49,9 +50,9 @@ pub(super) struct Machine {
     keys: u64,
 }
 
-impl Machine {
-    pub(super) fn new(disks: Disks, helpers: Helpers, clock: Clock, seed: u64) -> Machine {
-        Machine {
+impl MachineState {
+    pub(super) fn new(disks: DiskTable, helpers: Helpers, clock: Clock, seed: u64) -> MachineState {
+        MachineState {
             powered: true,
             boot: 0,
             disks,
@@ -59,7 +60,7 @@ impl Machine {
             thin: Stores::default(),
             xfs: Xfs::default(),
             udev: Udev::default(),
-            events: Events::default(),
+            events: EventSources::default(),
             held: BTreeMap::new(),
             stalled: 0,
             queued: Vec::new(),

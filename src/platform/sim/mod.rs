@@ -60,17 +60,17 @@ use rand::{RngCore, rngs::StdRng};
 
 pub use builder::{Builder, DISK_SIZE_DEFAULT, Preset};
 pub use clevis::Trouble;
-pub use faults::{Call, Faults, Gate, LuksCall, RecordedCall};
+pub use faults::{CallKind, Faults, Gate, LuksCall, RecordedCall};
 pub use inspect::{Leftovers, Snapshot};
 
 use self::{
     clock::Clock,
-    events::{Changed, Flag},
-    faults::{Control, Verdict, dm_error, io_error},
-    io::{Patience, Stop},
-    machine::Machine,
+    events::{ChangeNotifier, Flag},
+    faults::{Control, StepEffect, dm_error, io_error},
+    io::{Incomplete, Patience},
+    machine::MachineState,
 };
-use super::{DeviceAction, DeviceNumber, Error, Geometry, Hold, PendingLinks, Result, WriteStep};
+use super::{DeviceAction, DeviceHold, DeviceNumber, Error, Geometry, PendingLinks, Result, WriteStep};
 use crate::base::units::Sectors;
 
 /// Longest time that I/O waits for a suspended device or a full pool.
@@ -81,12 +81,12 @@ const REMOVE_ATTEMPTS: u32 = 5;
 
 /// A simulated machine. Clones are the same machine.
 #[derive(Clone)]
-pub struct Sim(Arc<Inner>);
+pub struct Sim(Arc<Simulation>);
 
-struct Inner {
-    machine: Mutex<Machine>,
+struct Simulation {
+    machine: Mutex<MachineState>,
     /// Notified of everything that may let waiting I/O continue, of links, and of power.
-    changed: Changed,
+    changed: ChangeNotifier,
     /// Notified when I/O starts to wait. Separate, so that waiting I/O does not wake itself.
     stalls: Condvar,
     control: Arc<Control>,
@@ -113,25 +113,25 @@ impl Sim {
     }
 
     /// Locks the machine, if it has power.
-    fn machine(&self) -> Result<MutexGuard<'_, Machine>> {
+    fn machine(&self) -> Result<MutexGuard<'_, MachineState>> {
         let machine = self.0.machine.lock();
         if machine.powered { Ok(machine) } else { Err(Error::PowerCut) }
     }
 
     /// Runs one step: waits at gates, counts it, fails if planned, takes effect.
-    fn step<T>(&self, call: Call, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn step<T>(&self, call: CallKind, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
         let _running = call.is_program().then(|| {
             self.takes_long();
             RunningGuard::begin(self, call, subject)
         });
         match self.0.control.begin(call, subject)? {
-            Verdict::Do => {
+            StepEffect::Do => {
                 let done = effect()?;
                 self.0.control.end(call, subject)?;
                 Ok(done)
             }
-            Verdict::DoThenFail(error) => effect().and(Err(error)),
-            Verdict::CutPower => {
+            StepEffect::DoThenFail(error) => effect().and(Err(error)),
+            StepEffect::CutPower => {
                 self.cut_power();
                 Err(Error::PowerCut)
             }
@@ -146,7 +146,7 @@ impl Sim {
     /// Retries until nothing blocks the I/O.
     fn wait_for_io<T>(
         &self,
-        mut act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+        mut act: impl FnMut(&mut MachineState) -> std::result::Result<T, Incomplete>,
         failed: impl Fn(i32) -> Error,
     ) -> Result<T> {
         let mut machine = self.machine()?;
@@ -159,14 +159,14 @@ impl Sim {
                 // A suspend may wait until this I/O has been served.
                 self.0.changed.notify_all();
             }
-            let stop = match acted {
+            let incomplete = match acted {
                 Ok(done) => return Ok(done),
-                Err(Stop::Errno(errno)) => return Err(failed(errno)),
-                Err(stop) => stop,
+                Err(Incomplete::Errno(errno)) => return Err(failed(errno)),
+                Err(incomplete) => incomplete,
             };
             let until = *until.get_or_insert_with(|| Instant::now() + STALL_MAX);
             machine.stalled += 1;
-            if let Stop::Full { pool, id } = stop {
+            if let Incomplete::Full { pool, id } = incomplete {
                 machine.queued.push((pool, id));
             }
             self.0.stalls.notify_all();
@@ -174,7 +174,7 @@ impl Sim {
             let wake = patience.map_or(until, |patience| until.min(Instant::now() + patience));
             let late = self.0.changed.wait_until(&mut machine, wake).timed_out() && Instant::now() >= until;
             machine.stalled -= 1;
-            if let Stop::Full { pool, id } = stop {
+            if let Incomplete::Full { pool, id } = incomplete {
                 if let Some(at) = machine.queued.iter().position(|queued| *queued == (pool, id)) {
                     machine.queued.swap_remove(at);
                 }
@@ -192,9 +192,9 @@ impl Sim {
     /// A step of I/O on a named subject.
     fn io<T>(
         &self,
-        call: Call,
+        call: CallKind,
         subject: &str,
-        act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+        act: impl FnMut(&mut MachineState) -> std::result::Result<T, Incomplete>,
     ) -> Result<T> {
         self.step(call, subject, || self.wait_for_io(act, |errno| io_error(call, subject, errno)))
     }
@@ -202,9 +202,9 @@ impl Sim {
     /// A device-mapper step.
     fn dm<T>(
         &self,
-        call: Call,
+        call: CallKind,
         name: &str,
-        act: impl FnOnce(&mut Machine) -> std::result::Result<T, i32>,
+        act: impl FnOnce(&mut MachineState) -> std::result::Result<T, i32>,
     ) -> Result<T> {
         self.step(call, name, || {
             let mut machine = self.machine()?;
@@ -241,21 +241,21 @@ impl Sim {
 }
 
 /// A held device.
-struct Held {
+struct SimulatedHold {
     sim: Sim,
     number: DeviceNumber,
     serial: u64,
 }
 
-impl std::fmt::Debug for Held {
+impl std::fmt::Debug for SimulatedHold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "hold of {}", self.number)
     }
 }
 
-impl Hold for Held {}
+impl DeviceHold for SimulatedHold {}
 
-impl Drop for Held {
+impl Drop for SimulatedHold {
     fn drop(&mut self) {
         self.sim.0.machine.lock().release(self.number, self.serial);
     }
@@ -268,7 +268,7 @@ struct RunningGuard<'a> {
 }
 
 impl<'a> RunningGuard<'a> {
-    fn begin(sim: &'a Sim, call: Call, subject: &str) -> RunningGuard<'a> {
+    fn begin(sim: &'a Sim, call: CallKind, subject: &str) -> RunningGuard<'a> {
         let mut running = sim.0.running.lock();
         let number = running.keys().next_back().map_or(1, |last| last + 1);
         running.insert(number, (format!("{} {subject}", call.program_name()), Instant::now()));
@@ -290,15 +290,14 @@ fn text(path: &Path) -> std::borrow::Cow<'_, str> {
 impl Sim {
     fn write_step(&self, path: &Path, number: DeviceNumber, step: &WriteStep<'_>) -> Result<()> {
         match step {
-            WriteStep::At(offset, bytes) => {
-                self.io(Call::Write, &text(path), |machine| machine.write_at(number, *offset, bytes, Patience::Wait))
-            }
-            WriteStep::Flush => self.io(Call::Flush, &text(path), |machine| machine.flush(number, Patience::Wait)),
+            WriteStep::At(offset, bytes) => self
+                .io(CallKind::Write, &text(path), |machine| machine.write_at(number, *offset, bytes, Patience::Wait)),
+            WriteStep::Flush => self.io(CallKind::Flush, &text(path), |machine| machine.flush(number, Patience::Wait)),
         }
     }
 
     fn sync_directory(&self, path: &str) -> Result<()> {
-        let synced = self.io(Call::SyncDirectory, path, |machine| {
+        let synced = self.io(CallKind::SyncDirectory, path, |machine| {
             machine.flush_files(path)?;
             machine.files(path).map(|(files, _)| files.sync_directory())
         });
@@ -318,7 +317,7 @@ impl Sim {
     }
 }
 
-impl Machine {
+impl MachineState {
     /// Logical sector size of a device in bytes: the largest among the devices below it.
     fn logical_sector(&self, number: DeviceNumber) -> u32 {
         let below = self.disks_below(number);
@@ -327,13 +326,13 @@ impl Machine {
     }
 
     /// Writes out the device that holds a private path.
-    fn flush_files(&mut self, path: &str) -> std::result::Result<(), Stop> {
-        let device = self.device_of_file(path).ok_or(Stop::Errno(libc::ENOENT))?;
+    fn flush_files(&mut self, path: &str) -> std::result::Result<(), Incomplete> {
+        let device = self.device_of_file(path).ok_or(Incomplete::Errno(libc::ENOENT))?;
         self.write_log(device)
     }
 
-    fn geometry(&self, number: DeviceNumber) -> std::result::Result<Geometry, Stop> {
-        let size = self.size_of(number).ok_or(Stop::Errno(libc::ENXIO))?;
+    fn geometry(&self, number: DeviceNumber) -> std::result::Result<Geometry, Incomplete> {
+        let size = self.size_of(number).ok_or(Incomplete::Errno(libc::ENXIO))?;
         let below = self.disks_below(number);
         let physical = below.iter().filter_map(|disk| self.disks.get(*disk)).map(|disk| disk.shape.physical).max();
         Ok(Geometry {
@@ -345,7 +344,7 @@ impl Machine {
     }
 }
 
-struct Pending {
+struct AnnouncedLinks {
     sim: Sim,
     /// Links with their devices, and the numbers of their announcements.
     wanted: Vec<((PathBuf, DeviceNumber), u64)>,
@@ -354,9 +353,9 @@ struct Pending {
     told: Arc<Flag>,
 }
 
-impl Pending {
+impl AnnouncedLinks {
     /// The missing links, and whether to stop waiting for them.
-    fn look(&self, machine: &Machine) -> (Vec<PathBuf>, bool) {
+    fn look(&self, machine: &MachineState) -> (Vec<PathBuf>, bool) {
         let missing = || self.wanted.iter().filter(|((link, number), _)| machine.udev.link(link) != Some(*number));
         // A link that was made and is gone will not come back: something newer removed it.
         let may_come = missing().any(|(_, announcement)| machine.udev.may_come(*announcement));
@@ -365,7 +364,7 @@ impl Pending {
     }
 }
 
-impl PendingLinks for Pending {
+impl PendingLinks for AnnouncedLinks {
     fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
         let until = Instant::now() + limit;
         let mut machine = self.sim.0.machine.lock();

@@ -11,29 +11,31 @@ use nix::libc;
 use serde_json::Value;
 
 use super::{
-    Call, Held, Pending, REMOVE_ATTEMPTS, Sim, clevis, dm,
+    AnnouncedLinks, CallKind, REMOVE_ATTEMPTS, Sim, SimulatedHold, clevis, dm,
     faults::dm_error,
-    io::{Patience, Stop},
+    io::{Incomplete, Patience},
     luks, luks_reencrypt, text, xfs,
 };
 use crate::{
     base::units::Sectors,
     platform::{
-        Announcement, BlockDevice, Contents, DeviceEvents, DeviceNumber, DeviceWrite, DmEvents, Error, Geometry, Hold,
-        Mount, PendingLinks, Platform, Program, Result, RunningProgram, Timestamp, Usage, WriteStep,
+        Announcement, BlockDevice, Contents, DeviceEvents, DeviceHold, DeviceNumber, DeviceWrite, DmEvents, Error,
+        Geometry, Mount, PendingLinks, Platform, Program, Result, RunningProgram, Timestamp, Usage, WriteStep,
         dm::{Device, Line, Listed, Visibility},
         keyring::{KeyChange, Secret},
-        luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
+        luks::{
+            Begin, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, Progress, ReencryptionEnd, Unlock,
+        },
     },
 };
 
 impl Platform for Sim {
     fn block_devices(&self) -> Result<Vec<BlockDevice>> {
-        self.step(Call::BlockDevices, "/dev", || Ok(self.machine()?.block_devices()))
+        self.step(CallKind::BlockDevices, "/dev", || Ok(self.machine()?.block_devices()))
     }
 
     fn find_device(&self, path: &Path) -> Result<BlockDevice> {
-        self.step(Call::FindDevice, &text(path), || {
+        self.step(CallKind::FindDevice, &text(path), || {
             let (node, number) = self.node(path)?;
             self.machine()?.block_device(node, number).ok_or_else(|| Error::NoDevice { path: path.to_owned() })
         })
@@ -41,43 +43,43 @@ impl Platform for Sim {
 
     fn contents(&self, path: &Path) -> Result<Contents> {
         let (_, number) = self.node(path)?;
-        self.io(Call::Contents, &text(path), |machine| machine.probe(number))
+        self.io(CallKind::Contents, &text(path), |machine| machine.probe(number))
     }
 
     fn geometry(&self, path: &Path) -> Result<Geometry> {
         let (_, number) = self.node(path)?;
-        self.io(Call::Geometry, &text(path), |machine| machine.geometry(number))
+        self.io(CallKind::Geometry, &text(path), |machine| machine.geometry(number))
     }
 
-    fn hold(&self, path: &Path) -> Result<Box<dyn Hold>> {
+    fn hold(&self, path: &Path) -> Result<Box<dyn DeviceHold>> {
         let (_, number) = self.node(path)?;
         let mut made = None;
-        let held = self.io(Call::Hold, &text(path), |machine| match machine.is_in_use(number) {
-            true => Err(Stop::Errno(libc::EBUSY)),
+        let held = self.io(CallKind::Hold, &text(path), |machine| match machine.is_in_use(number) {
+            true => Err(Incomplete::Errno(libc::EBUSY)),
             false => {
                 made = Some(machine.hold(number));
                 Ok(())
             }
         });
         // A call that fails after its effect leaves no hold: the kernel returns no descriptor then.
-        let hold = made.map(|serial| Held { sim: self.clone(), number, serial });
+        let hold = made.map(|serial| SimulatedHold { sim: self.clone(), number, serial });
         held?;
         Ok(Box::new(hold.expect("a device is held when the call succeeds")))
     }
 
     fn lower_devices(&self, number: DeviceNumber) -> Result<BTreeSet<DeviceNumber>> {
-        self.step(Call::LowerDevices, &format!("{}:{}", number.major, number.minor), || {
+        self.step(CallKind::LowerDevices, &format!("{}:{}", number.major, number.minor), || {
             Ok(self.machine()?.lower_devices(number))
         })
     }
 
     fn read(&self, path: &Path, offset: u64, length: usize) -> Result<Vec<u8>> {
         let (_, number) = self.node(path)?;
-        self.io(Call::Read, &text(path), |machine| {
+        self.io(CallKind::Read, &text(path), |machine| {
             // Check first, so that a wrong length is not allocated.
-            let end = offset.checked_add(length as u64).ok_or(Stop::Errno(libc::EINVAL))?;
+            let end = offset.checked_add(length as u64).ok_or(Incomplete::Errno(libc::EINVAL))?;
             if machine.size_of(number).is_none_or(|size| end > size) {
-                return Err(Stop::Errno(libc::EIO));
+                return Err(Incomplete::Errno(libc::EIO));
             }
             let mut bytes = vec![0; length];
             machine.read_at(number, offset, &mut bytes, Patience::Wait).map(|()| bytes)
@@ -118,15 +120,15 @@ impl Platform for Sim {
     }
 
     fn dm_list(&self) -> Result<Vec<Listed>> {
-        self.dm(Call::DmList, "", |machine| Ok(machine.dm.list()))
+        self.dm(CallKind::DmList, "", |machine| Ok(machine.dm.list()))
     }
 
     fn dm_find(&self, name: &str) -> Result<Option<Device>> {
-        self.dm(Call::DmFind, name, |machine| Ok(machine.dm_find(name)))
+        self.dm(CallKind::DmFind, name, |machine| Ok(machine.dm_find(name)))
     }
 
     fn dm_event(&self, name: &str) -> Result<Option<u32>> {
-        self.dm(Call::DmFind, name, |machine| Ok(machine.dm.event(name)))
+        self.dm(CallKind::DmFind, name, |machine| Ok(machine.dm.event(name)))
     }
 
     fn dm_create(&self, name: &str, uuid: &str, table: &[Line], visibility: Visibility) -> Result<DeviceNumber> {
@@ -134,7 +136,7 @@ impl Platform for Sim {
         // device too.
         let was_there = self.machine()?.dm.by_name(name).is_some();
         let made = self
-            .dm(Call::DmCreate, name, |machine| machine.dm_new(name, uuid))
+            .dm(CallKind::DmCreate, name, |machine| machine.dm_new(name, uuid))
             .and_then(|minor| self.dm_load(name, table).map(|()| minor))
             .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm::number(minor)));
         if made.is_err() && !was_there && !self.0.control.has_ended() {
@@ -147,16 +149,16 @@ impl Platform for Sim {
     }
 
     fn dm_load(&self, name: &str, table: &[Line]) -> Result<()> {
-        self.dm(Call::DmLoad, name, |machine| machine.dm_load(name, table))
+        self.dm(CallKind::DmLoad, name, |machine| machine.dm_load(name, table))
     }
 
     fn dm_suspend(&self, name: &str, flush: bool) -> Result<()> {
-        let failed = |errno| dm_error(Call::DmSuspend, name, errno);
+        let failed = |errno| dm_error(CallKind::DmSuspend, name, errno);
         if flush && self.machine()?.is_thin_named(name) {
             // Waits for the writes queued in a full pool.
             self.takes_long();
         }
-        self.step(Call::DmSuspend, name, || {
+        self.step(CallKind::DmSuspend, name, || {
             let done = self.wait_for_io(|machine| machine.dm_suspend(name, flush), failed);
             self.0.changed.notify_all();
             done
@@ -164,7 +166,7 @@ impl Platform for Sim {
     }
 
     fn dm_resume(&self, name: &str, visibility: Visibility) -> Result<()> {
-        self.dm(Call::DmResume, name, |machine| {
+        self.dm(CallKind::DmResume, name, |machine| {
             machine.dm_resume(name, visibility)?;
             machine.serve_udev();
             Ok(())
@@ -172,7 +174,7 @@ impl Platform for Sim {
     }
 
     fn dm_remove(&self, name: &str) -> Result<()> {
-        let removed = self.dm(Call::DmRemove, name, |machine| {
+        let removed = self.dm(CallKind::DmRemove, name, |machine| {
             let mut removed = machine.dm_remove(name);
             for _ in 1..REMOVE_ATTEMPTS {
                 if removed == Err(libc::EBUSY) {
@@ -188,15 +190,15 @@ impl Platform for Sim {
     }
 
     fn dm_rename(&self, name: &str, new_name: &str) -> Result<()> {
-        self.dm(Call::DmRename, name, |machine| machine.dm_rename(name, new_name))
+        self.dm(CallKind::DmRename, name, |machine| machine.dm_rename(name, new_name))
     }
 
     fn dm_message(&self, name: &str, message: &str) -> Result<()> {
-        self.dm(Call::DmMessage, name, |machine| machine.dm_message(name, message))
+        self.dm(CallKind::DmMessage, name, |machine| machine.dm_message(name, message))
     }
 
     fn dm_status(&self, name: &str) -> Result<Vec<String>> {
-        self.dm(Call::DmStatus, name, |machine| machine.dm_status(name))
+        self.dm(CallKind::DmStatus, name, |machine| machine.dm_status(name))
     }
 
     fn dm_node(&self, name: &str) -> PathBuf {
@@ -204,7 +206,7 @@ impl Platform for Sim {
     }
 
     fn run(&self, program: Program, arguments: &[&str]) -> Result<String> {
-        self.step(Call::Run(program), &arguments.join(" "), || match self.0.control.is_idle(program) {
+        self.step(CallKind::Run(program), &arguments.join(" "), || match self.0.control.is_idle(program) {
             true => Ok(String::new()),
             false => self.run_program(program, arguments),
         })
@@ -230,60 +232,60 @@ impl Platform for Sim {
     fn mount(&self, node: &Path, at: &str, options: &str) -> Result<()> {
         let (_, number) = self.node(node)?;
         let at = Path::new(xfs::PRIVATE).join(at);
-        self.io(Call::Mount, &text(node), |machine| machine.mount(number, &at, options))
+        self.io(CallKind::Mount, &text(node), |machine| machine.mount(number, &at, options))
     }
 
     fn unmount(&self, at: &str) -> Result<()> {
         let full = Path::new(xfs::PRIVATE).join(at);
-        self.io(Call::Unmount, at, |machine| machine.unmount(&full).map(|_| ()))
+        self.io(CallKind::Unmount, at, |machine| machine.unmount(&full).map(|_| ()))
     }
 
     fn mounts(&self, devices: &[DeviceNumber]) -> Result<Vec<Mount>> {
-        self.io(Call::MountPoints, "/proc/*/mountinfo", |machine| Ok(machine.xfs.mounts_of(devices)))
+        self.io(CallKind::MountPoints, "/proc/*/mountinfo", |machine| Ok(machine.xfs.mounts_of(devices)))
     }
 
     fn usage(&self, mount: &Mount) -> Result<Usage> {
         let path = mount.shown();
-        let (device, usage) = self.io(Call::Usage, &text(&path), |machine| machine.usage(&path))?;
+        let (device, usage) = self.io(CallKind::Usage, &text(&path), |machine| machine.usage(&path))?;
         if device == mount.number { Ok(usage) } else { Err(Error::OtherMount { path, number: mount.number }) }
     }
 
     fn grow_xfs(&self, mount: &Mount) -> Result<()> {
         let path = mount.shown();
-        self.step(Call::GrowXfs, &text(&path), || match self.0.control.is_idle_growth(&text(&path)) {
+        self.step(CallKind::GrowXfs, &text(&path), || match self.0.control.is_idle_growth(&text(&path)) {
             true => Ok(()),
             false => self.grow(&path, mount.number),
         })
     }
 
     fn list_files(&self, directory: &str) -> Result<Vec<String>> {
-        self.io(Call::ListFiles, directory, |machine| {
+        self.io(CallKind::ListFiles, directory, |machine| {
             machine.files(directory).map(|(files, inside)| files.list(&inside))
         })
     }
 
     fn read_file(&self, path: &str) -> Result<Vec<u8>> {
-        self.io(Call::ReadFile, path, |machine| {
+        self.io(CallKind::ReadFile, path, |machine| {
             let (files, inside) = machine.files(path)?;
-            files.read(&inside).ok_or(Stop::Errno(libc::ENOENT))
+            files.read(&inside).ok_or(Incomplete::Errno(libc::ENOENT))
         })
     }
 
     fn replace_file(&self, path: &str, bytes: &[u8]) -> Result<()> {
         let temp = Path::new(path).with_extension("temp");
         let temp = text(&temp);
-        let found = |there: bool| if there { Ok(()) } else { Err(Stop::Errno(libc::ENOENT)) };
-        self.io(Call::WriteTemp, &temp, |machine| {
+        let found = |there: bool| if there { Ok(()) } else { Err(Incomplete::Errno(libc::ENOENT)) };
+        self.io(CallKind::WriteTemp, &temp, |machine| {
             let (files, inside) = machine.files(&temp)?;
             found(files.write(&inside, bytes))
         })?;
-        let synced = self.io(Call::SyncFile, &temp, |machine| {
+        let synced = self.io(CallKind::SyncFile, &temp, |machine| {
             machine.flush_files(&temp)?;
             let (files, inside) = machine.files(&temp)?;
             found(files.sync(&inside))
         });
         self.shut_down_after(synced, &temp)?;
-        self.io(Call::RenameFile, path, |machine| {
+        self.io(CallKind::RenameFile, path, |machine| {
             let (_, from) = machine.files(&temp)?;
             let (files, to) = machine.files(path)?;
             found(files.rename(&from, &to))
@@ -292,7 +294,7 @@ impl Platform for Sim {
     }
 
     fn remove_file(&self, path: &str) -> Result<()> {
-        let there = self.io(Call::RemoveFile, path, |machine| {
+        let there = self.io(CallKind::RemoveFile, path, |machine| {
             let (files, inside) = machine.files(path)?;
             Ok(files.remove(&inside))
         })?;
@@ -304,7 +306,7 @@ impl Platform for Sim {
             filesystems.iter().map(|announcement| (announcement.link(), announcement.number)).collect();
         let subject = wanted.first().map(|(link, _)| text(link).into_owned()).unwrap_or_default();
         self.0.announcements.fetch_add(1, Ordering::Relaxed);
-        self.step(Call::Announce, &subject, || {
+        self.step(CallKind::Announce, &subject, || {
             let (numbers, boot) = {
                 let mut machine = self.machine()?;
                 (machine.announce(filesystems), machine.boot)
@@ -312,7 +314,7 @@ impl Platform for Sim {
             let told = self.0.changed.listen()?;
             self.0.changed.notify_all();
             let wanted = wanted.into_iter().zip(numbers).collect();
-            Ok(Box::new(Pending { sim: self.clone(), wanted, boot, told }) as Box<dyn PendingLinks>)
+            Ok(Box::new(AnnouncedLinks { sim: self.clone(), wanted, boot, told }) as Box<dyn PendingLinks>)
         })
     }
 
@@ -321,15 +323,15 @@ impl Platform for Sim {
     }
 
     fn device_events(&self) -> Result<Box<dyn DeviceEvents>> {
-        self.step(Call::DeviceEvents, "udev", || self.machine()?.events.listen_devices())
+        self.step(CallKind::DeviceEvents, "udev", || self.machine()?.events.listen_devices())
     }
 
     fn dm_events(&self) -> Result<Box<dyn DmEvents>> {
-        self.step(Call::DmEvents, "/dev/mapper/control", || self.machine()?.events.listen_dm())
+        self.step(CallKind::DmEvents, "/dev/mapper/control", || self.machine()?.events.listen_dm())
     }
 
     fn key_set(&self, name: &str, value: &Secret) -> Result<KeyChange> {
-        self.step(Call::Key, name, || {
+        self.step(CallKind::Key, name, || {
             let keys = &mut self.machine()?.keyring;
             let known = keys.get(name).map(|known| known.same(value.bytes()));
             if known != Some(true) {
@@ -344,30 +346,30 @@ impl Platform for Sim {
     }
 
     fn key_unset(&self, name: &str) -> Result<bool> {
-        self.step(Call::Key, name, || Ok(self.machine()?.keyring.remove(name).is_some()))
+        self.step(CallKind::Key, name, || Ok(self.machine()?.keyring.remove(name).is_some()))
     }
 
     fn key_list(&self) -> Result<Vec<String>> {
-        self.step(Call::Key, "(all)", || Ok(self.machine()?.keyring.keys().cloned().collect()))
+        self.step(CallKind::Key, "(all)", || Ok(self.machine()?.keyring.keys().cloned().collect()))
     }
 
     fn key_read(&self, name: &str) -> Result<Option<Secret>> {
-        self.step(Call::Key, name, || Ok(self.machine()?.keyring.get(name).cloned()))
+        self.step(CallKind::Key, name, || Ok(self.machine()?.keyring.get(name).cloned()))
     }
 
     fn volume_key_set(&self, name: &str, value: &Secret) -> Result<()> {
-        self.step(Call::Key, name, || {
+        self.step(CallKind::Key, name, || {
             self.machine()?.volume_keys.insert(name.to_owned(), value.clone());
             Ok(())
         })
     }
 
     fn volume_key_read(&self, name: &str) -> Result<Option<Secret>> {
-        self.step(Call::Key, name, || Ok(self.machine()?.volume_keys.get(name).cloned()))
+        self.step(CallKind::Key, name, || Ok(self.machine()?.volume_keys.get(name).cloned()))
     }
 
     fn volume_key_unset(&self, name: &str) -> Result<bool> {
-        self.step(Call::Key, name, || Ok(self.machine()?.volume_keys.remove(name).is_some()))
+        self.step(CallKind::Key, name, || Ok(self.machine()?.volume_keys.remove(name).is_some()))
     }
 
     fn luks_read(&self, device: &Path) -> Result<Option<Header>> {
@@ -377,8 +379,8 @@ impl Platform for Sim {
     fn luks_format(
         &self,
         device: &Path,
-        layout: &Layout,
-        purpose: Purpose,
+        layout: &HeaderLayout,
+        purpose: FormatPurpose,
         keyslots: &[NewKeyslot<'_>],
         tokens: &BTreeMap<u32, Value>,
     ) -> Result<Header> {
@@ -408,7 +410,7 @@ impl Platform for Sim {
         unlock: Unlock<'_>,
         begin: Begin,
         watch: &(dyn Fn(Progress) -> bool + Sync),
-    ) -> Result<Ended> {
+    ) -> Result<ReencryptionEnd> {
         luks_reencrypt::reencrypt(self, device, name, unlock, begin, watch)
     }
 

@@ -17,9 +17,9 @@ use nix::libc;
 
 use super::{
     Sim,
-    faults::Call,
-    io::{Patience, Stop},
-    machine::Machine,
+    faults::CallKind,
+    io::{Incomplete, Patience},
+    machine::MachineState,
     thin,
     xfs::{self, Superblock},
 };
@@ -30,15 +30,15 @@ use crate::platform::{DeviceNumber, Error, Program, ProgramEnd, Result};
 const COPIES: [u64; 3] = [3, 2, 1];
 
 /// Parsed arguments: options with their values in order, and the rest.
-struct Arguments<'a> {
+struct ParsedArguments<'a> {
     options: Vec<(&'a str, &'a str)>,
     rest: Vec<&'a str>,
 }
 
-impl<'a> Arguments<'a> {
+impl<'a> ParsedArguments<'a> {
     /// `flags` stand alone; `valued` options take the rest of their word or the next word.
     fn parse(words: &[&'a str], flags: &[&'static str], valued: &[&'static str]) -> std::result::Result<Self, String> {
-        let mut parsed = Arguments { options: Vec::new(), rest: Vec::new() };
+        let mut parsed = ParsedArguments { options: Vec::new(), rest: Vec::new() };
         let mut words = words.iter().copied();
         while let Some(word) = words.next() {
             if !word.starts_with('-') || word == "-" {
@@ -109,21 +109,21 @@ impl Sim {
     fn program_io<T>(
         &self,
         program: Program,
-        act: impl FnMut(&mut Machine) -> std::result::Result<T, Stop>,
+        act: impl FnMut(&mut MachineState) -> std::result::Result<T, Incomplete>,
     ) -> Result<T> {
         self.wait_for_io(act, |errno| refusal(program)(format!("{}", std::io::Error::from_raw_os_error(errno))))
     }
 
     fn program_write(&self, program: Program, number: DeviceNumber, offset: u64, bytes: &[u8]) -> Result<()> {
         let subject = number.to_string();
-        self.step(Call::ProgramWrite(program), &subject, || {
+        self.step(CallKind::ProgramWrite(program), &subject, || {
             self.program_io(program, |machine| machine.write_at(number, offset, bytes, Patience::Wait))
         })
     }
 
     fn program_flush(&self, program: Program, number: DeviceNumber) -> Result<()> {
         let subject = number.to_string();
-        self.step(Call::ProgramWrite(program), &subject, || {
+        self.step(CallKind::ProgramWrite(program), &subject, || {
             self.program_io(program, |machine| machine.flush(number, Patience::Wait))
         })
     }
@@ -138,7 +138,7 @@ impl Sim {
         // Behind the headers of the middle group.
         let log = groups / 2 * group + 8 * xfs::BLOCK;
         let stretches = xfs::log_bytes(size) / STRETCH;
-        self.step(Call::ProgramWrite(PROGRAM), &number.to_string(), || {
+        self.step(CallKind::ProgramWrite(PROGRAM), &number.to_string(), || {
             self.program_io(PROGRAM, |machine| {
                 for group in (1..groups).map(|index| index * group) {
                     machine.write_at(number, group, sector, Patience::Wait)?;
@@ -155,7 +155,7 @@ impl Sim {
     fn mkfs_xfs(&self, words: &[&str]) -> Result<String> {
         const PROGRAM: Program = Program::MkfsXfs;
         let fail = refusal(PROGRAM);
-        let arguments = Arguments::parse(words, &["-f", "-V", "-q", "-K"], &["-m", "-i"]).map_err(&fail)?;
+        let arguments = ParsedArguments::parse(words, &["-f", "-V", "-q", "-K"], &["-m", "-i"]).map_err(&fail)?;
         if arguments.has("-V") {
             let version = if self.0.old_mkfs { "5.10.0" } else { "6.1.0" };
             return Ok(format!("mkfs.xfs version {version}\n"));
@@ -189,7 +189,7 @@ impl Sim {
             return Err(fail(format!("{path} appears to contain an existing filesystem; use -f to force overwrite")));
         }
         if !arguments.has("-K") {
-            self.step(Call::ProgramWrite(PROGRAM), &number.to_string(), || {
+            self.step(CallKind::ProgramWrite(PROGRAM), &number.to_string(), || {
                 self.program_io(PROGRAM, |machine| machine.discard_at(number, 0, size / xfs::BLOCK * xfs::BLOCK))
             })?;
         }
@@ -207,7 +207,7 @@ impl Sim {
     fn xfs_db(&self, words: &[&str]) -> Result<String> {
         const PROGRAM: Program = Program::XfsDb;
         let fail = refusal(PROGRAM);
-        let arguments = Arguments::parse(words, &["-x", "-r"], &["-c"]).map_err(&fail)?;
+        let arguments = ParsedArguments::parse(words, &["-x", "-r"], &["-c"]).map_err(&fail)?;
         let path = arguments.only().map_err(&fail)?;
         let number = self.open_exclusively(PROGRAM, path)?;
         let superblock = self.program_io(PROGRAM, |machine| machine.superblock(number, Patience::Wait))?;
@@ -272,7 +272,7 @@ impl Sim {
         let sector = Superblock { blocks, ..superblock }.encode();
         let subject = number.to_string();
         let (old, new) = (superblock.blocks * xfs::BLOCK, blocks * xfs::BLOCK);
-        self.step(Call::GrowWrite, &subject, || {
+        self.step(CallKind::GrowWrite, &subject, || {
             self.wait_for_io(
                 |machine| {
                     for group in xfs::added_groups(old, new) {
@@ -284,7 +284,7 @@ impl Sim {
             )
         })?;
         let logged =
-            self.step(Call::GrowWrite, &subject, || self.wait_for_io(|machine| machine.write_log(number), failed));
+            self.step(CallKind::GrowWrite, &subject, || self.wait_for_io(|machine| machine.write_log(number), failed));
         if let (Err(_), Ok(mut machine)) = (&logged, self.machine()) {
             machine.xfs.shut_down(number);
         }
@@ -295,7 +295,7 @@ impl Sim {
         const PROGRAM: Program = Program::ThinCheck;
         let fail = refusal(PROGRAM);
         let flags = ["--auto-repair", "--clear-needs-check-flag", "-q", "--quiet", "--skip-mappings", "-V"];
-        let arguments = Arguments::parse(words, &flags, &[]).map_err(&fail)?;
+        let arguments = ParsedArguments::parse(words, &flags, &[]).map_err(&fail)?;
         if arguments.has("-V") {
             return Ok("0.9.0\n".to_owned());
         }
@@ -319,7 +319,7 @@ impl Sim {
     fn thin_repair(&self, words: &[&str]) -> Result<String> {
         const PROGRAM: Program = Program::ThinRepair;
         let fail = refusal(PROGRAM);
-        let arguments = Arguments::parse(words, &[], &["-i", "--input", "-o", "--output"]).map_err(&fail)?;
+        let arguments = ParsedArguments::parse(words, &[], &["-i", "--input", "-o", "--output"]).map_err(&fail)?;
         let missing = |what: &str| fail(format!("no {what} file provided"));
         let from = arguments.value(&["-i", "--input"]).ok_or_else(|| missing("input"))?;
         let to = arguments.value(&["-o", "--output"]).ok_or_else(|| missing("output"))?;
@@ -333,7 +333,7 @@ impl Sim {
             meta.needs_check = false;
             meta.metadata_blocks = machine.size_of(to).unwrap_or(0) / thin::METADATA_BLOCK;
             if meta.used_metadata() > meta.metadata_blocks {
-                return Err(Stop::Errno(libc::ENOSPC));
+                return Err(Incomplete::Errno(libc::ENOSPC));
             }
             let key = machine.new_key();
             let sector = thin::superblock(&key, meta.transaction);
@@ -355,9 +355,12 @@ impl Sim {
     }
 }
 
-impl Machine {
+impl MachineState {
     /// Key of the mappings on a thin-pool metadata device.
-    pub(super) fn metadata_key(&self, number: DeviceNumber) -> std::result::Result<Option<thin::Key>, Stop> {
+    pub(super) fn metadata_key(
+        &self,
+        number: DeviceNumber,
+    ) -> std::result::Result<Option<thin::MappingsKey>, Incomplete> {
         let mut sector = [0; 512];
         self.read_at(number, 0, &mut sector, Patience::Wait)?;
         Ok(thin::key_of(&sector))
@@ -386,7 +389,7 @@ fn size(text: &str) -> Option<u64> {
 
 fn metadata_size(words: &[&str]) -> std::result::Result<String, String> {
     let valued = ["-b", "--block-size", "-s", "--pool-size", "-m", "--max-thins"];
-    let arguments = Arguments::parse(words, &["-n", "--numeric-only", "-V"], &valued)?;
+    let arguments = ParsedArguments::parse(words, &["-n", "--numeric-only", "-V"], &valued)?;
     if arguments.has("-V") {
         return Ok("0.9.0\n".to_owned());
     }

@@ -10,8 +10,8 @@ use nix::libc;
 use super::{
     dm::{DM_MAJOR, errno, number},
     io::Patience,
-    machine::Machine,
-    thin::{self, Key, METADATA_BLOCK, METADATA_BLOCKS_MAX, THIN_ID_MAX},
+    machine::MachineState,
+    thin::{self, METADATA_BLOCK, METADATA_BLOCKS_MAX, MappingsKey, THIN_ID_MAX},
 };
 use crate::{
     base::units::{DataBlocks, SECTOR, Sectors},
@@ -34,7 +34,7 @@ pub(super) enum PoolMode {
 
 /// Feature arguments of a thin pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Features {
+pub(super) struct PoolFeatures {
     pub(super) zero_new_blocks: bool,
     pub(super) discard: bool,
     pub(super) discard_passdown: bool,
@@ -42,9 +42,9 @@ pub(super) struct Features {
     pub(super) error_if_no_space: bool,
 }
 
-impl Features {
-    fn parse(words: &[String]) -> Result<Features, i32> {
-        let mut features = Features {
+impl PoolFeatures {
+    fn parse(words: &[String]) -> Result<PoolFeatures, i32> {
+        let mut features = PoolFeatures {
             zero_new_blocks: true,
             discard: true,
             discard_passdown: true,
@@ -82,10 +82,10 @@ impl Features {
 
 /// A running thin pool; it exists while any table names it.
 pub(super) struct PoolRun {
-    pub(super) key: Key,
+    pub(super) key: MappingsKey,
     pub(super) metadata: DeviceNumber,
     pub(super) data: DeviceNumber,
-    pub(super) features: Features,
+    pub(super) features: PoolFeatures,
     pub(super) mode: PoolMode,
     /// When it stops queueing writes, if it is out of data space and queues them.
     pub(super) gives_up_at: Option<Duration>,
@@ -125,7 +125,7 @@ pub(super) fn metadata_threshold(blocks: u64) -> u64 {
     (blocks / 4).min(1024)
 }
 
-impl Machine {
+impl MachineState {
     /// Checks a table and opens everything below it.
     pub(super) fn construct(&mut self, minor: u32, table: &[Line]) -> Result<Vec<Line>, i32> {
         let mut end = 0_u64;
@@ -234,8 +234,8 @@ impl Machine {
         data: DeviceNumber,
         block: Sectors,
         words: &[String],
-    ) -> Result<Features, i32> {
-        let features = Features::parse(words)?;
+    ) -> Result<PoolFeatures, i32> {
+        let features = PoolFeatures::parse(words)?;
         if block.0 < 128 || block.0 > 2_097_152 || !block.0.is_multiple_of(128) || metadata == data {
             return Err(libc::EINVAL);
         }
@@ -276,7 +276,7 @@ impl Machine {
     }
 
     /// Finds the mappings of a metadata device, or creates empty ones if its first block is zero.
-    fn open_metadata(&mut self, metadata: DeviceNumber, block: Sectors) -> Result<Key, i32> {
+    fn open_metadata(&mut self, metadata: DeviceNumber, block: Sectors) -> Result<MappingsKey, i32> {
         let mut first = vec![0; METADATA_BLOCK as usize];
         self.read_at(metadata, 0, &mut first, Patience::Pass).map_err(errno)?;
         if first.iter().any(|byte| *byte != 0) {
@@ -373,7 +373,7 @@ impl Machine {
             return Ok(());
         };
         let (length, metadata, DataBlocks(low_water)) = (length.0, *metadata, *low_water);
-        let features = Features::parse(features)?;
+        let features = PoolFeatures::parse(features)?;
         let key = self.dm.pool(minor).map(|run| run.key).ok_or(libc::EINVAL)?;
         let metadata_blocks = self.metadata_blocks(metadata);
         let store = self.thin.get_mut(&key).ok_or(libc::EINVAL)?;

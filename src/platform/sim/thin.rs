@@ -21,7 +21,7 @@ use imbl::{OrdMap, OrdSet};
 use nix::libc;
 
 /// Key of a pool's mappings, stored in the first sector of the metadata device.
-pub(super) type Key = [u8; 16];
+pub(super) type MappingsKey = [u8; 16];
 
 /// Largest thin device number.
 pub(super) const THIN_ID_MAX: u64 = (1 << 24) - 1;
@@ -293,19 +293,19 @@ impl Store {
 /// The mappings of all pools that ever existed, by the key in their metadata device.
 #[derive(Default)]
 pub(super) struct Stores {
-    stores: BTreeMap<Key, Store>,
+    stores: BTreeMap<MappingsKey, Store>,
 }
 
 impl Stores {
-    pub(super) fn insert(&mut self, key: Key, store: Store) {
+    pub(super) fn insert(&mut self, key: MappingsKey, store: Store) {
         self.stores.insert(key, store);
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<&Store> {
+    pub(super) fn get(&self, key: &MappingsKey) -> Option<&Store> {
         self.stores.get(key)
     }
 
-    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Store> {
+    pub(super) fn get_mut(&mut self, key: &MappingsKey) -> Option<&mut Store> {
         self.stores.get_mut(key)
     }
 
@@ -316,7 +316,7 @@ impl Stores {
 }
 
 /// The first sector of a metadata device.
-pub(super) fn superblock(key: &Key, transaction: u64) -> [u8; 512] {
+pub(super) fn superblock(key: &MappingsKey, transaction: u64) -> [u8; 512] {
     let mut bytes = [0; 512];
     bytes[16..32].copy_from_slice(key);
     bytes[32..40].copy_from_slice(&MAGIC.to_le_bytes());
@@ -326,7 +326,7 @@ pub(super) fn superblock(key: &Key, transaction: u64) -> [u8; 512] {
 }
 
 /// The key in the first sector of a metadata device, if it is one.
-pub(super) fn key_of(sector: &[u8]) -> Option<Key> {
+pub(super) fn key_of(sector: &[u8]) -> Option<MappingsKey> {
     let magic = sector.get(32..40)?;
     if magic != MAGIC.to_le_bytes() {
         return None;

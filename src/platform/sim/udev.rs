@@ -23,10 +23,10 @@ use std::{
 };
 
 use super::{
-    dm::Device,
-    io::{Patience, Stop},
+    dm::DmDevice,
+    io::{Incomplete, Patience},
     luks_device, luks_header,
-    machine::Machine,
+    machine::MachineState,
     xfs,
 };
 use crate::platform::{
@@ -111,22 +111,22 @@ pub(super) fn dm_node(minor: u32) -> PathBuf {
     PathBuf::from(format!("/dev/dm-{minor}"))
 }
 
-impl Machine {
-    fn signatures(&self, number: DeviceNumber) -> Result<Signatures, Stop> {
+impl MachineState {
+    fn signatures(&self, number: DeviceNumber) -> Result<Signatures, Incomplete> {
         let mut found = Signatures::default();
         for place in STRATIS_PLACES {
             let mut block = [0; STRATIS_BLOCK];
             // A bad sector does not hide the other copy.
             match self.read_at(number, place, &mut block, Patience::Wait) {
                 Ok(()) => found.stratis |= is_signature_block(&block),
-                Err(Stop::Errno(_)) => {}
+                Err(Incomplete::Errno(_)) => {}
                 Err(wait) => return Err(wait),
             }
         }
         let mut first = [0; 512];
         match self.read_at(number, 0, &mut first, Patience::Wait) {
             Ok(()) => {}
-            Err(Stop::Errno(_)) => return Ok(found),
+            Err(Incomplete::Errno(_)) => return Ok(found),
             Err(wait) => return Err(wait),
         }
         found.luks = first.starts_with(&luks_header::MAGIC);
@@ -140,7 +140,7 @@ impl Machine {
         Ok(found)
     }
 
-    pub(super) fn probe(&self, number: DeviceNumber) -> Result<Contents, Stop> {
+    pub(super) fn probe(&self, number: DeviceNumber) -> Result<Contents, Incomplete> {
         let found = self.signatures(number)?;
         let superblock = match found {
             Signatures { stratis: true, .. } => Some("stratis"),
@@ -266,13 +266,13 @@ impl Machine {
     }
 
     /// Applies the rules to an announcement. An error means that the device cannot be probed yet.
-    fn serve(&mut self, announcement: &Announcement) -> Result<(), Stop> {
-        let is_meant = |device: &Device| {
+    fn serve(&mut self, announcement: &Announcement) -> Result<(), Incomplete> {
+        let is_meant = |device: &DmDevice| {
             device.visibility != Visibility::Private
                 && device.name.ends_with(&format!("-thin-fs-{}", announcement.filesystem.simple()))
         };
         match self.dm.get(announcement.number) {
-            Some(device) if device.suspended => Err(Stop::Suspended),
+            Some(device) if device.suspended => Err(Incomplete::Suspended),
             Some(device) if is_meant(device) => {
                 self.udev.make_link(announcement.link(), announcement.number);
                 Ok(())

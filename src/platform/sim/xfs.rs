@@ -36,8 +36,8 @@ use rand::{Rng, rngs::StdRng};
 
 use super::{
     dm::DM_MAJOR,
-    io::{Patience, Stop},
-    machine::Machine,
+    io::{Incomplete, Patience},
+    machine::MachineState,
 };
 use crate::{
     base::units::Bytes,
@@ -84,14 +84,14 @@ pub(super) const BYTES_MIN: u64 = 300 << 20;
 /// Divisor for the default usage of a file system (logs and tables).
 const USED_PART: u128 = 128;
 
-type Key = [u8; 16];
+type FilesKey = [u8; 16];
 
 /// The first sector of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Superblock {
     pub(super) uuid: [u8; 16],
     pub(super) blocks: u64,
-    pub(super) key: Key,
+    pub(super) key: FilesKey,
     pub(super) dirty: bool,
 }
 
@@ -126,9 +126,9 @@ impl Superblock {
 }
 
 #[derive(Debug)]
-struct Mount {
+struct MountedXfs {
     device: DeviceNumber,
-    key: Key,
+    key: FilesKey,
     uuid: [u8; 16],
     /// A process in the mount's namespace; `None` for the namespace of PID 1.
     process: Option<u32>,
@@ -137,8 +137,8 @@ struct Mount {
 /// All file systems and mounts.
 #[derive(Default)]
 pub(super) struct Xfs {
-    files: BTreeMap<Key, Files>,
-    mounts: BTreeMap<PathBuf, Mount>,
+    files: BTreeMap<FilesKey, Files>,
+    mounts: BTreeMap<PathBuf, MountedXfs>,
     by_device: HashMap<DeviceNumber, Vec<PathBuf>>,
     by_uuid: HashMap<[u8; 16], BTreeSet<DeviceNumber>>,
     used: HashMap<DeviceNumber, Bytes>,
@@ -176,7 +176,7 @@ impl Xfs {
         let mounts = devices.iter().flat_map(points).filter(|at| !at.starts_with(PRIVATE));
         mounts
             .filter_map(|at| {
-                let Mount { device, process, .. } = self.mounts.get(at)?;
+                let MountedXfs { device, process, .. } = self.mounts.get(at)?;
                 let below = at.components().skip(if process.is_some() { 4 } else { 1 });
                 let mount_point = Path::new("/").join(below.collect::<PathBuf>());
                 Some(platform::Mount { number: *device, mount_point, process: *process })
@@ -192,7 +192,7 @@ impl Xfs {
         self.used.insert(device, used);
     }
 
-    pub(super) fn new_files(&mut self, key: Key) {
+    pub(super) fn new_files(&mut self, key: FilesKey) {
         self.files.insert(key, Files::default());
     }
 
@@ -209,20 +209,20 @@ impl Xfs {
 /// Files as values, and the part of them that would survive.
 #[derive(Default)]
 pub(super) struct Files {
-    contents: BTreeMap<u64, Contents>,
+    contents: BTreeMap<u64, FileContents>,
     next: u64,
-    now: Names,
-    durable: Names,
-    journal: Vec<Change>,
+    now: DirectoryTree,
+    durable: DirectoryTree,
+    journal: Vec<JournaledChange>,
 }
 
 #[derive(Clone, Default)]
-struct Names {
+struct DirectoryTree {
     files: BTreeMap<String, u64>,
     directories: BTreeSet<String>,
 }
 
-struct Contents {
+struct FileContents {
     now: Arc<[u8]>,
     /// The contents at the last sync.
     synced: Option<Arc<[u8]>>,
@@ -230,18 +230,20 @@ struct Contents {
     named: bool,
 }
 
-enum Change {
+enum JournaledChange {
     Make(String, u64),
     Rename(String, String, u64),
     Remove(String, u64),
     Directory(String),
 }
 
-impl Change {
+impl JournaledChange {
     fn concerns(&self, file: u64) -> bool {
         match self {
-            Change::Make(_, f) | Change::Rename(_, _, f) | Change::Remove(_, f) => *f == file,
-            Change::Directory(_) => false,
+            JournaledChange::Make(_, f) | JournaledChange::Rename(_, _, f) | JournaledChange::Remove(_, f) => {
+                *f == file
+            }
+            JournaledChange::Directory(_) => false,
         }
     }
 }
@@ -252,7 +254,7 @@ impl Files {
         for part in directory.split('/').filter(|part| !part.is_empty()) {
             parent = if parent.is_empty() { part.to_owned() } else { format!("{parent}/{part}") };
             if self.now.directories.insert(parent.clone()) {
-                self.journal.push(Change::Directory(parent.clone()));
+                self.journal.push(JournaledChange::Directory(parent.clone()));
             }
         }
         let prefix = if parent.is_empty() { String::new() } else { format!("{parent}/") };
@@ -278,11 +280,11 @@ impl Files {
                 let file = self.next;
                 self.next += 1;
                 self.now.files.insert(path.to_owned(), file);
-                self.journal.push(Change::Make(path.to_owned(), file));
+                self.journal.push(JournaledChange::Make(path.to_owned(), file));
                 file
             }
         };
-        let contents = self.contents.entry(file).or_insert(Contents { now: [].into(), synced: None, named: true });
+        let contents = self.contents.entry(file).or_insert(FileContents { now: [].into(), synced: None, named: true });
         contents.now = bytes.into();
         true
     }
@@ -313,7 +315,7 @@ impl Files {
         if let Some(contents) = replaced.and_then(|replaced| self.contents.get_mut(&replaced)) {
             contents.named = false;
         }
-        self.journal.push(Change::Rename(from.to_owned(), to.to_owned(), file));
+        self.journal.push(JournaledChange::Rename(from.to_owned(), to.to_owned(), file));
         true
     }
 
@@ -323,7 +325,7 @@ impl Files {
         if let Some(contents) = self.contents.get_mut(&file) {
             contents.named = false;
         }
-        self.journal.push(Change::Remove(path.to_owned(), file));
+        self.journal.push(JournaledChange::Remove(path.to_owned(), file));
         true
     }
 
@@ -331,13 +333,13 @@ impl Files {
     fn replay(&mut self, count: usize) {
         for change in self.journal.drain(..count) {
             let gone = match change {
-                Change::Make(path, file) => self.durable.files.insert(path, file),
-                Change::Rename(from, to, file) => {
+                JournaledChange::Make(path, file) => self.durable.files.insert(path, file),
+                JournaledChange::Rename(from, to, file) => {
                     self.durable.files.remove(&from);
                     self.durable.files.insert(to, file)
                 }
-                Change::Remove(path, _) => self.durable.files.remove(&path),
-                Change::Directory(path) => {
+                JournaledChange::Remove(path, _) => self.durable.files.remove(&path),
+                JournaledChange::Directory(path) => {
                     self.durable.directories.insert(path);
                     None
                 }
@@ -369,8 +371,12 @@ impl Files {
     }
 }
 
-impl Machine {
-    pub(super) fn superblock(&self, device: DeviceNumber, patience: Patience) -> Result<Option<Superblock>, Stop> {
+impl MachineState {
+    pub(super) fn superblock(
+        &self,
+        device: DeviceNumber,
+        patience: Patience,
+    ) -> Result<Option<Superblock>, Incomplete> {
         let mut sector = [0; 512];
         self.read_at(device, 0, &mut sector, patience)?;
         Ok(Superblock::decode(&sector))
@@ -383,27 +389,27 @@ impl Machine {
             || self.disks.get(device).is_some_and(|disk| disk.shape.in_use)
     }
 
-    pub(super) fn mount(&mut self, device: DeviceNumber, at: &Path, options: &str) -> Result<(), Stop> {
+    pub(super) fn mount(&mut self, device: DeviceNumber, at: &Path, options: &str) -> Result<(), Incomplete> {
         let mut nouuid = false;
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option {
                 "nouuid" => nouuid = true,
                 "ro" | "rw" | "defaults" => {}
-                _ => return Err(Stop::Errno(libc::EINVAL)),
+                _ => return Err(Incomplete::Errno(libc::EINVAL)),
             }
         }
         if let Some(mount) = self.xfs.mounts.get(at) {
-            return if mount.device == device { Ok(()) } else { Err(Stop::Errno(libc::EBUSY)) };
+            return if mount.device == device { Ok(()) } else { Err(Incomplete::Errno(libc::EBUSY)) };
         }
         if self.is_in_use(device) && !self.xfs.is_mounted(device) {
-            return Err(Stop::Errno(libc::EBUSY));
+            return Err(Incomplete::Errno(libc::EBUSY));
         }
-        let superblock = self.superblock(device, Patience::Wait)?.ok_or(Stop::Errno(libc::EINVAL))?;
+        let superblock = self.superblock(device, Patience::Wait)?.ok_or(Incomplete::Errno(libc::EINVAL))?;
         let size = self.size_of(device).unwrap_or(0);
         let twins = self.xfs.by_uuid.get(&superblock.uuid);
         let twin = twins.is_some_and(|devices| !devices.contains(&device));
         if superblock.blocks.saturating_mul(BLOCK) > size || (twin && !nouuid) {
-            return Err(Stop::Errno(libc::EINVAL));
+            return Err(Incomplete::Errno(libc::EINVAL));
         }
         if !self.xfs.files.contains_key(&superblock.key) {
             // A foreign XFS: real, but without the files that only the simulation knows.
@@ -415,7 +421,7 @@ impl Machine {
         let mut parts = at.components().skip(1);
         let process = parts.next().filter(|part| part.as_os_str() == "proc").and_then(|_| parts.next());
         let process = process.and_then(|part| part.as_os_str().to_str()?.parse().ok());
-        let mount = Mount { device, key: superblock.key, uuid: superblock.uuid, process };
+        let mount = MountedXfs { device, key: superblock.key, uuid: superblock.uuid, process };
         self.xfs.by_uuid.entry(mount.uuid).or_default().insert(device);
         self.xfs.by_device.entry(device).or_default().push(at.to_owned());
         self.xfs.mounts.insert(at.to_owned(), mount);
@@ -424,13 +430,13 @@ impl Machine {
     }
 
     /// Returns false if nothing was mounted there.
-    pub(super) fn unmount(&mut self, at: &Path) -> Result<bool, Stop> {
+    pub(super) fn unmount(&mut self, at: &Path) -> Result<bool, Incomplete> {
         let Some(mount) = self.xfs.mounts.get(at) else { return Ok(false) };
         let (device, key, uuid) = (mount.device, mount.key, mount.uuid);
         let last = self.xfs.by_device.get(&device).is_none_or(|all| all.len() == 1);
         if last {
             let alive = !self.xfs.is_shut_down(device);
-            let synced = if alive { self.sync_file_system(device) } else { Err(Stop::Errno(libc::EIO)) };
+            let synced = if alive { self.sync_file_system(device) } else { Err(Incomplete::Errno(libc::EIO)) };
             let synced = synced.and_then(|()| {
                 let superblock = self.superblock(device, Patience::Wait)?.filter(|found| found.key == key);
                 let Some(superblock) = superblock else { return Ok(()) };
@@ -440,7 +446,7 @@ impl Machine {
             match synced {
                 Ok(()) => {}
                 // A dead device does not stay mounted. What could not be written is lost.
-                Err(Stop::Errno(_)) => self.lose_files(device, key),
+                Err(Incomplete::Errno(_)) => self.lose_files(device, key),
                 Err(wait) => return Err(wait),
             }
             self.xfs.shut_down.remove(&device);
@@ -464,7 +470,7 @@ impl Machine {
     }
 
     /// Loses the files of a device that are not durable, as a power cut does.
-    fn lose_files(&mut self, device: DeviceNumber, key: Key) {
+    fn lose_files(&mut self, device: DeviceNumber, key: FilesKey) {
         if self.is_thin(device) {
             return;
         }
@@ -474,19 +480,19 @@ impl Machine {
     }
 
     /// Makes the log of a mounted file system durable, or shuts the file system down.
-    pub(super) fn write_log(&mut self, device: DeviceNumber) -> Result<(), Stop> {
+    pub(super) fn write_log(&mut self, device: DeviceNumber) -> Result<(), Incomplete> {
         if self.xfs.is_shut_down(device) {
-            return Err(Stop::Errno(libc::EIO));
+            return Err(Incomplete::Errno(libc::EIO));
         }
         let written = self.flush(device, Patience::Wait);
-        if let Err(Stop::Errno(_)) = written {
+        if let Err(Incomplete::Errno(_)) = written {
             self.xfs.shut_down(device);
         }
         written
     }
 
     /// Writes out everything that a mounted file system holds.
-    pub(super) fn sync_file_system(&mut self, device: DeviceNumber) -> Result<(), Stop> {
+    pub(super) fn sync_file_system(&mut self, device: DeviceNumber) -> Result<(), Incomplete> {
         self.write_log(device)?;
         let at = self.xfs.by_device.get(&device).and_then(|all| all.first());
         let key = at.and_then(|at| self.xfs.mounts.get(at)).map(|mount| mount.key).filter(|_| !self.is_thin(device));
@@ -505,9 +511,9 @@ impl Machine {
         device.major == DM_MAJOR && self.dm.get(device).is_some_and(|found| found.table.iter().any(thin))
     }
 
-    pub(super) fn usage(&self, at: &Path) -> Result<(DeviceNumber, Usage), Stop> {
-        let device = self.xfs.device_at(at).ok_or(Stop::Errno(libc::ENOENT))?;
-        let superblock = self.superblock(device, Patience::Wait)?.ok_or(Stop::Errno(libc::EIO))?;
+    pub(super) fn usage(&self, at: &Path) -> Result<(DeviceNumber, Usage), Incomplete> {
+        let device = self.xfs.device_at(at).ok_or(Incomplete::Errno(libc::ENOENT))?;
+        let superblock = self.superblock(device, Patience::Wait)?.ok_or(Incomplete::Errno(libc::EIO))?;
         let total = Bytes(u128::from(superblock.blocks) * u128::from(BLOCK));
         let used = self.xfs.used.get(&device).copied().unwrap_or(Bytes(total.0 / USED_PART));
         Ok((device, Usage { total, used: used.min(total) }))
@@ -515,25 +521,26 @@ impl Machine {
 
     /// The files of the file system that contains a private path, and the path within it. Checks
     /// that the device works.
-    pub(super) fn files(&mut self, path: &str) -> Result<(&mut Files, String), Stop> {
+    pub(super) fn files(&mut self, path: &str) -> Result<(&mut Files, String), Incomplete> {
         let full = Path::new(PRIVATE).join(path);
-        let at = full.ancestors().find(|at| self.xfs.mounts.contains_key(*at)).ok_or(Stop::Errno(libc::ENOENT))?;
+        let at =
+            full.ancestors().find(|at| self.xfs.mounts.contains_key(*at)).ok_or(Incomplete::Errno(libc::ENOENT))?;
         let mount = &self.xfs.mounts[at];
         let (device, key) = (mount.device, mount.key);
         if self.is_thin(device) {
-            return Err(Stop::Errno(libc::EOPNOTSUPP));
+            return Err(Incomplete::Errno(libc::EOPNOTSUPP));
         }
         if self.xfs.is_shut_down(device) {
-            return Err(Stop::Errno(libc::EIO));
+            return Err(Incomplete::Errno(libc::EIO));
         }
         let inside = full.strip_prefix(at).unwrap_or(Path::new("")).to_string_lossy().into_owned();
-        let superblock = self.superblock(device, Patience::Wait).inspect_err(|stop| {
-            if matches!(stop, Stop::Errno(_)) {
+        let superblock = self.superblock(device, Patience::Wait).inspect_err(|incomplete| {
+            if matches!(incomplete, Incomplete::Errno(_)) {
                 self.xfs.shut_down(device);
             }
         })?;
-        superblock.filter(|superblock| superblock.key == key).ok_or(Stop::Errno(libc::EIO))?;
-        let files = self.xfs.files.get_mut(&key).ok_or(Stop::Errno(libc::EIO))?;
+        superblock.filter(|superblock| superblock.key == key).ok_or(Incomplete::Errno(libc::EIO))?;
+        let files = self.xfs.files.get_mut(&key).ok_or(Incomplete::Errno(libc::EIO))?;
         Ok((files, inside))
     }
 

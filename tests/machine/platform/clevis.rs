@@ -186,7 +186,7 @@ fn token(machine: &Machine) {
 
     use stratisd::{
         base::units::{Bytes, Sectors},
-        platform::luks::{Cost, Layout, NewKeyslot, Purpose, Unlock},
+        platform::luks::{Cost, FormatPurpose, HeaderLayout, NewKeyslot, Unlock},
     };
     let linux = &machine.linux;
     let tang = Tang::start(7500);
@@ -195,7 +195,7 @@ fn token(machine: &Machine) {
         linux.clevis_encrypt("tang", &json!({"url": tang.url, "thp": tang.thumbprint()}), false, &passphrase).unwrap();
     let (base, _) = machine.linear("base", 0, 2048, 64 << 11);
     let device = linux.dm_node(&base);
-    let layout = Layout {
+    let layout = HeaderLayout {
         metadata: Bytes(16 << 10),
         keyslots: Bytes(16352 << 10),
         data_offset: Sectors(32768),
@@ -203,7 +203,7 @@ fn token(machine: &Machine) {
     };
     let new = NewKeyslot { number: 1, passphrase: &passphrase, cost: Cost::Random };
     let tokens = BTreeMap::from([(2, json!({"type": "clevis", "keyslots": ["1"], "jwe": jwe}))]);
-    linux.luks_format(&device, &layout, Purpose::New, &[new], &tokens).unwrap();
+    linux.luks_format(&device, &layout, FormatPurpose::New, &[new], &tokens).unwrap();
     let path = device.to_str().unwrap();
     let listed = command("clevis", &["luks", "list", "-d", path]);
     assert!(listed.starts_with("1: tang") && listed.contains(&tang.url), "{listed}");

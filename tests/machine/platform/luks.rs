@@ -28,8 +28,8 @@ use stratisd::{
         keyring::Secret,
         linux::luks::Luks,
         luks::{
-            Begin, Cost, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, ReencryptionMode, State,
-            Unlock,
+            Begin, Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, Progress,
+            ReencryptionEnd, ReencryptionMode, Unlock,
         },
     },
 };
@@ -54,7 +54,7 @@ pub(crate) const CHECKS: &[Check] = &[
 /// XFS needs at least 300 MiB.
 const SIZE: u64 = 440 << 11;
 const DATA: u64 = 34816;
-const LAYOUT: Layout = Layout {
+const LAYOUT: HeaderLayout = HeaderLayout {
     metadata: Bytes(64 << 10),
     keyslots: Bytes(16352 << 10),
     data_offset: Sectors(DATA),
@@ -102,11 +102,11 @@ impl<'a> Container<'a> {
         Container { machine, base, device, name, passphrase, other }
     }
 
-    fn format(&self, purpose: Purpose) -> Header {
+    fn format(&self, purpose: FormatPurpose) -> Header {
         let keyslots = [keyslot(0, &self.passphrase), keyslot(1, &self.other)];
         // The sector size must not exceed that of the file system on it.
-        let sector_size = if purpose == Purpose::Encrypt { Some(512) } else { LAYOUT.sector_size };
-        let layout = Layout { sector_size, ..LAYOUT };
+        let sector_size = if purpose == FormatPurpose::Encrypt { Some(512) } else { LAYOUT.sector_size };
+        let layout = HeaderLayout { sector_size, ..LAYOUT };
         self.machine.linux.luks_format(&self.device, &layout, purpose, &keyslots, &BTreeMap::new()).unwrap()
     }
 
@@ -126,7 +126,7 @@ impl<'a> Container<'a> {
         self.machine.linux.dm_node(&self.name)
     }
 
-    fn work(&self, begin: Begin, watch: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Ended, Error> {
+    fn work(&self, begin: Begin, watch: &(dyn Fn(Progress) -> bool + Sync)) -> Result<ReencryptionEnd, Error> {
         self.machine.linux.luks_reencrypt(&self.device, &self.name, unlock(&self.passphrase), begin, watch)
     }
 
@@ -283,8 +283,8 @@ fn writing<T>(files: &Files<'_>, work: impl FnOnce() -> T) -> (T, u32) {
 fn life(machine: &Machine) {
     let linux = &machine.linux;
     let container = Container::new(machine, "base", 0, 2048, SIZE);
-    let header = container.format(Purpose::New);
-    assert_eq!(header.state, State::Encrypted);
+    let header = container.format(FormatPurpose::New);
+    assert_eq!(header.state, EncryptionState::Encrypted);
     let key = container.open();
     let device = linux.dm_find(&container.name).unwrap().unwrap();
     assert!(device.uuid.starts_with("CRYPT-LUKS2-") && device.uuid.ends_with(&container.name), "{}", device.uuid);
@@ -339,7 +339,7 @@ fn life(machine: &Machine) {
 fn refusals(machine: &Machine) {
     let linux = &machine.linux;
     let container = Container::new(machine, "base", 0, 2048, SIZE);
-    container.format(Purpose::New);
+    container.format(FormatPurpose::New);
     let before = linux.dm_list().unwrap();
     let looked = unseen(container.passphrase.bytes(), || drop(container.key()));
     assert!(looked > 0);
@@ -390,7 +390,7 @@ fn side_by_side(machine: &Machine) {
     let containers: Vec<Container<'_>> = (0..COUNT).map(make).collect();
     let first = &containers[0];
     let new = NewKeyslot { number: 0, passphrase: &first.passphrase, cost: Cost::Guessable };
-    linux.luks_format(&first.device, &LAYOUT, Purpose::New, &[new], &BTreeMap::new()).unwrap();
+    linux.luks_format(&first.device, &LAYOUT, FormatPurpose::New, &[new], &BTreeMap::new()).unwrap();
     // The library takes long to choose the cost, so all devices use copies of one header.
     for start in (0..DATA * 512).step_by(1 << 20) {
         let bytes = linux.read(&first.device, start, 1 << 20).unwrap();
@@ -420,8 +420,8 @@ fn works(machine: &Machine) {
         |container: &Container<'_>| linux.read(&container.device, DATA * 512, 512).unwrap().starts_with(b"XFSB");
     assert!(clear(&container));
 
-    let header = container.format(Purpose::Encrypt);
-    assert_eq!(header.state, State::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
+    let header = container.format(FormatPurpose::Encrypt);
+    assert_eq!(header.state, EncryptionState::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) });
     container.open();
     files.move_to(&container.name, 0);
     files.check();
@@ -434,10 +434,10 @@ fn works(machine: &Machine) {
     let total = Sectors(SIZE - DATA).bytes();
     let all = std::mem::take(&mut *seen.lock());
     println!("        (encrypted: {} progress reports, {rounds} files written meanwhile)", all.len());
-    assert_eq!(ended, Ended::Finished);
+    assert_eq!(ended, ReencryptionEnd::Finished);
     assert!(all.windows(2).all(|pair| pair[0].done <= pair[1].done) && all.iter().all(|one| one.total == total));
     assert_eq!((all[0].done, all[all.len() - 1].done), (Bytes(0), total));
-    assert_eq!(container.header().state, State::Encrypted);
+    assert_eq!(container.header().state, EncryptionState::Encrypted);
     assert!(container.left().is_empty() && !clear(&container));
     files.check();
     let key = container.key();
@@ -445,9 +445,9 @@ fn works(machine: &Machine) {
     let begin = container.prepare();
     let (ended, rounds) = writing(&files, || container.work(begin, &note).unwrap());
     println!("        (re-encrypted: {rounds} files written meanwhile)");
-    assert_eq!(ended, Ended::Finished);
+    assert_eq!(ended, ReencryptionEnd::Finished);
     let header = container.header();
-    assert_eq!((header.state, header.keyslots.len()), (State::Encrypted, 2));
+    assert_eq!((header.state, header.keyslots.len()), (EncryptionState::Encrypted, 2));
     assert!(!container.key().same(key.bytes()));
     files.check();
     // On the disk, too, not only through the crypt device.
@@ -460,8 +460,8 @@ fn works(machine: &Machine) {
 
     let (ended, rounds) = writing(&files, || container.work(Begin::Decrypt, &note).unwrap());
     println!("        (decrypted: {rounds} files written meanwhile)");
-    assert_eq!(ended, Ended::Finished);
-    assert_eq!(container.header().state, State::Clear);
+    assert_eq!(ended, ReencryptionEnd::Finished);
+    assert_eq!(container.header().state, EncryptionState::Clear);
     files.check();
     assert!(clear(&container));
     files.move_to(&container.base, DATA);
@@ -479,7 +479,7 @@ fn some(progress: Progress) -> bool {
 
 fn done(container: &Container<'_>, work: ReencryptionMode) -> u128 {
     match container.header().state {
-        State::Unfinished { mode: present, done } if present == work => done.0 >> 20,
+        EncryptionState::Unfinished { mode: present, done } if present == work => done.0 >> 20,
         state => panic!("{state:?}"),
     }
 }
@@ -488,7 +488,7 @@ fn interrupted(machine: &Machine) {
     let linux = &machine.linux;
     let container = Container::new(machine, "base", 0, 2048, SIZE);
     let files = Files::new(machine, &container.base, DATA);
-    container.format(Purpose::Encrypt);
+    container.format(FormatPurpose::Encrypt);
     container.open();
     files.move_to(&container.name, 0);
     let reopen = || {
@@ -500,7 +500,7 @@ fn interrupted(machine: &Machine) {
         files.check();
     };
     // Before anything was done.
-    assert_eq!(container.work(Begin::Resume, &|_| false).unwrap(), Ended::Interrupted);
+    assert_eq!(container.work(Begin::Resume, &|_| false).unwrap(), ReencryptionEnd::Interrupted);
     assert_eq!(done(&container, ReencryptionMode::Encrypt), 0);
     assert!(container.left().is_empty());
     for (work, begin) in [
@@ -514,7 +514,7 @@ fn interrupted(machine: &Machine) {
             (ReencryptionMode::Encrypt, _) => Begin::Resume,
         };
         let (ended, _) = writing(&files, || container.work(begin, &some).unwrap());
-        assert_eq!(ended, Ended::Interrupted);
+        assert_eq!(ended, ReencryptionEnd::Interrupted);
         let before = done(&container, work);
         println!("        ({work:?}: stopped at {before} MiB)");
         assert!(before > 0 && container.left().is_empty());
@@ -539,15 +539,15 @@ fn interrupted(machine: &Machine) {
                 true
             })
         });
-        assert_eq!(ended.unwrap(), Ended::Interrupted);
+        assert_eq!(ended.unwrap(), ReencryptionEnd::Interrupted);
         assert!(done(&container, work) > before && container.left().is_empty());
         let (ended, _) = writing(&files, || container.work(Begin::Resume, &|_| true).unwrap());
-        assert_eq!(ended, Ended::Finished);
+        assert_eq!(ended, ReencryptionEnd::Finished);
         files.check();
         if work == ReencryptionMode::Decrypt {
-            assert_eq!(container.header().state, State::Clear);
+            assert_eq!(container.header().state, EncryptionState::Clear);
         } else {
-            assert_eq!(container.header().state, State::Encrypted);
+            assert_eq!(container.header().state, EncryptionState::Encrypted);
             // In the middle of the job, `open` returns the final key.
             assert!(container.key().same(key.bytes()));
             reopen();

@@ -35,7 +35,7 @@ const LIMIT_WHEN_LATE: Duration = Duration::from_secs(1);
 
 /// A change of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change<'a> {
+pub(super) enum DmChange<'a> {
     /// Makes the loaded table live and resumes I/O.
     Resume,
     /// Removes the device.
@@ -44,12 +44,12 @@ pub(super) enum Change<'a> {
     Rename(&'a str),
 }
 
-impl Change<'_> {
+impl DmChange<'_> {
     fn word(self) -> &'static str {
         match self {
-            Change::Resume => "resume",
-            Change::Remove => "remove",
-            Change::Rename(_) => "rename",
+            DmChange::Resume => "resume",
+            DmChange::Remove => "remove",
+            DmChange::Rename(_) => "rename",
         }
     }
 }
@@ -64,12 +64,12 @@ mod ioctl {
         os::fd::{AsRawFd, BorrowedFd},
     };
 
-    use super::Change;
+    use super::DmChange;
 
     /// Argument of every call (`struct dm_ioctl` of linux/dm-ioctl.h), followed by space for a
     /// name.
     #[repr(C)]
-    struct Call {
+    struct DmIoctl {
         version: [u32; 3],
         data_size: u32,
         data_start: u32,
@@ -86,21 +86,26 @@ mod ioctl {
     }
 
     /// Bytes before `new_name`: the structure size encoded in the request number.
-    const HEAD_BYTES: usize = size_of::<Call>() - 128;
+    const HEAD_BYTES: usize = size_of::<DmIoctl>() - 128;
     const DM_IOCTL: u8 = 0xfd;
     /// DM_UEVENT_GENERATED_FLAG: the kernel raised an event.
     const UEVENT_GENERATED: u32 = 1 << 13;
 
     /// Sends a call. Returns the kernel's device number and whether an event was raised.
-    pub(super) fn send(control: BorrowedFd<'_>, name: &str, change: Change<'_>, event: u32) -> io::Result<(u64, bool)> {
+    pub(super) fn send(
+        control: BorrowedFd<'_>,
+        name: &str,
+        change: DmChange<'_>,
+        event: u32,
+    ) -> io::Result<(u64, bool)> {
         let (number, new_name): (u8, &str) = match change {
-            Change::Remove => (4, ""),
-            Change::Rename(new_name) => (5, new_name),
-            Change::Resume => (6, ""),
+            DmChange::Remove => (4, ""),
+            DmChange::Rename(new_name) => (5, new_name),
+            DmChange::Resume => (6, ""),
         };
-        let mut call = Call {
+        let mut call = DmIoctl {
             version: [4, 0, 0],
-            data_size: size_of::<Call>() as u32,
+            data_size: size_of::<DmIoctl>() as u32,
             data_start: HEAD_BYTES as u32,
             target_count: 0,
             open_count: 0,
@@ -152,7 +157,7 @@ impl Punctuality {
         &self,
         control: BorrowedFd<'_>,
         name: &str,
-        change: Change<'_>,
+        change: DmChange<'_>,
         flags: DmUdevFlags,
     ) -> io::Result<()> {
         let cookie = if udev_runs() {
@@ -171,9 +176,9 @@ impl Punctuality {
         if !in_time {
             let number = database::number(dev);
             match change {
-                Change::Resume => mend_node(name, number),
-                Change::Remove => remove_node(name),
-                Change::Rename(new_name) => {
+                DmChange::Resume => mend_node(name, number),
+                DmChange::Remove => remove_node(name),
+                DmChange::Rename(new_name) => {
                     remove_node(name);
                     mend_node(new_name, number);
                 }
@@ -182,7 +187,7 @@ impl Punctuality {
         Ok(())
     }
 
-    fn wait(&self, cookie: &Cookie, name: &str, change: Change<'_>) -> bool {
+    fn wait(&self, cookie: &Cookie, name: &str, change: DmChange<'_>) -> bool {
         let limit = if self.is_late.load(Ordering::Relaxed) { LIMIT_WHEN_LATE } else { LIMIT };
         let in_time = cookie.wait(limit).unwrap_or_else(|fault| {
             warn!("cannot wait for udev to {} {name}: {fault}", change.word());

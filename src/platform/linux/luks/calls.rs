@@ -24,16 +24,16 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{
-    child::Talk,
-    header::{Metadata, Segment},
+    child::DaemonConnection,
+    header::{DataSegment, Metadata},
     reencrypt, repair, staged, table,
-    wire::{Answer, Change, NewKeyslot, Nth, Request, Unlock},
+    wire::{LuksAnswer, LuksRequest, Nth, SentChange, SentKeyslot, SentUnlock},
 };
 use crate::{
     base::units::{Bytes, SECTOR, Sectors},
     platform::{
         keyring::Secret,
-        luks::{Cost, Header, Layout, Purpose, ReencryptionMode, State, VOLUME_KEY_BYTES},
+        luks::{Cost, EncryptionState, FormatPurpose, Header, HeaderLayout, ReencryptionMode, VOLUME_KEY_BYTES},
     },
 };
 
@@ -51,7 +51,7 @@ const SECOND_COPIES: [u64; 9] =
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum LuksFault {
     /// The passphrase opens no keyslot.
     #[error("the passphrase does not fit")]
     WrongKey,
@@ -63,53 +63,53 @@ pub(super) enum Fault {
     Alone,
     /// Communication with the daemon failed.
     #[error("{0}")]
-    Talk(io::Error),
+    Connection(io::Error),
     /// Another error, in words.
     #[error("{0}")]
     Other(String),
 }
 
-impl Fault {
+impl LuksFault {
     /// The message to the daemon.
-    pub(super) fn into_answer(self) -> Answer {
+    pub(super) fn into_answer(self) -> LuksAnswer {
         match self {
-            Fault::WrongKey => Answer::WrongKey,
-            Fault::Busy => Answer::Busy,
-            other => Answer::Failed(other.to_string()),
+            LuksFault::WrongKey => LuksAnswer::WrongKey,
+            LuksFault::Busy => LuksAnswer::Busy,
+            other => LuksAnswer::Failed(other.to_string()),
         }
     }
 }
 
-impl From<LibcryptErr> for Fault {
-    fn from(fault: LibcryptErr) -> Fault {
+impl From<LibcryptErr> for LuksFault {
+    fn from(fault: LibcryptErr) -> LuksFault {
         match fault {
-            LibcryptErr::IOError(fault) => Fault::Other(fault.to_string()),
-            fault => Fault::Other(fault.to_string()),
+            LibcryptErr::IOError(fault) => LuksFault::Other(fault.to_string()),
+            fault => LuksFault::Other(fault.to_string()),
         }
     }
 }
 
-impl From<io::Error> for Fault {
-    fn from(fault: io::Error) -> Fault {
-        Fault::Other(fault.to_string())
+impl From<io::Error> for LuksFault {
+    fn from(fault: io::Error) -> LuksFault {
+        LuksFault::Other(fault.to_string())
     }
 }
 
-impl From<String> for Fault {
-    fn from(what: String) -> Fault {
-        Fault::Other(what)
+impl From<String> for LuksFault {
+    fn from(what: String) -> LuksFault {
+        LuksFault::Other(what)
     }
 }
 
-pub(super) type Result<T> = std::result::Result<T, Fault>;
+pub(super) type Result<T> = std::result::Result<T, LuksFault>;
 
 /// Converts an error of a call that takes a passphrase: the library returns `EPERM` if the
 /// passphrase opens nothing, `ENOENT` if there is nothing to open.
-pub(super) fn with_key(fault: LibcryptErr) -> Fault {
+pub(super) fn with_key(fault: LibcryptErr) -> LuksFault {
     match &fault {
         LibcryptErr::IOError(error) => match error.raw_os_error() {
-            Some(libc::EPERM | libc::ENOENT) => Fault::WrongKey,
-            Some(libc::EBUSY) => Fault::Busy,
+            Some(libc::EPERM | libc::ENOENT) => LuksFault::WrongKey,
+            Some(libc::EBUSY) => LuksFault::Busy,
             _ => fault.into(),
         },
         _ => fault.into(),
@@ -117,71 +117,78 @@ pub(super) fn with_key(fault: LibcryptErr) -> Fault {
 }
 
 /// The secrets of a request.
-pub(super) struct Secrets<'a>(pub(super) &'a [Secret]);
+pub(super) struct ReceivedSecrets<'a>(pub(super) &'a [Secret]);
 
-impl Secrets<'_> {
+impl ReceivedSecrets<'_> {
     pub(super) fn get(&self, nth: Nth) -> Result<&[u8]> {
-        self.0.get(nth.0).map(Secret::bytes).ok_or_else(|| Fault::Other("the request lacks a passphrase".to_owned()))
+        self.0
+            .get(nth.0)
+            .map(Secret::bytes)
+            .ok_or_else(|| LuksFault::Other("the request lacks a passphrase".to_owned()))
     }
 }
 
 /// Serves a request. Returns the answer and the secret that belongs to it.
-pub(super) fn serve(request: &Request, secrets: &[Secret], talk: &mut Talk) -> Result<(Answer, Option<Secret>)> {
-    let secrets = Secrets(secrets);
+pub(super) fn serve(
+    request: &LuksRequest,
+    secrets: &[Secret],
+    connection: &mut DaemonConnection,
+) -> Result<(LuksAnswer, Option<Secret>)> {
+    let secrets = ReceivedSecrets(secrets);
     match request {
-        Request::Read { device } => {
-            let header = if is_luks2(device)? { Some(Container::load(device)?.header()?) } else { None };
-            Ok((Answer::Header(header), None))
+        LuksRequest::Read { device } => {
+            let header = if is_luks2(device)? { Some(LoadedLuksDevice::load(device)?.header()?) } else { None };
+            Ok((LuksAnswer::Header(header), None))
         }
-        Request::Format { device, layout, purpose, keyslots, tokens } => {
+        LuksRequest::Format { device, layout, purpose, keyslots, tokens } => {
             if keyslots.iter().any(|keyslot| keyslot.cost == Cost::Guessable) {
-                may_use(talk, DERIVATION_BYTES_MAX)?;
+                may_use(connection, DERIVATION_BYTES_MAX)?;
             }
             let header = match purpose {
-                Purpose::New => format(device, layout, keyslots, tokens, &secrets)?,
-                Purpose::Encrypt => staged::format(device, layout, keyslots, tokens, &secrets)?,
+                FormatPurpose::New => format(device, layout, keyslots, tokens, &secrets)?,
+                FormatPurpose::Encrypt => staged::format(device, layout, keyslots, tokens, &secrets)?,
             };
-            Ok((Answer::Header(Some(header)), None))
+            Ok((LuksAnswer::Header(Some(header)), None))
         }
-        Request::Change { device, unlock, changes } => {
-            let header = change(device, unlock.as_ref(), changes, &secrets, talk)?;
-            Ok((Answer::Header(Some(header)), None))
+        LuksRequest::Change { device, unlock, changes } => {
+            let header = change(device, unlock.as_ref(), changes, &secrets, connection)?;
+            Ok((LuksAnswer::Header(Some(header)), None))
         }
-        Request::Open { device, name, unlock } => {
-            let key = open(device, name.as_deref(), *unlock, &secrets, talk)?;
-            Ok((Answer::VolumeKey, Some(key)))
+        LuksRequest::Open { device, name, unlock } => {
+            let key = open(device, name.as_deref(), *unlock, &secrets, connection)?;
+            Ok((LuksAnswer::VolumeKey, Some(key)))
         }
-        Request::Reopen { device, name, volume_key } => {
-            let (mut container, flags) = (Container::load(device)?, CryptActivate::empty());
+        LuksRequest::Reopen { device, name, volume_key } => {
+            let (mut luks, flags) = (LoadedLuksDevice::load(device)?, CryptActivate::empty());
             let key = secrets.get(*volume_key)?;
-            container
-                .library
-                .activate_handle()
-                .activate_by_volume_key(Some(name), Some(key), flags)
-                .map_err(with_key)?;
-            Ok((Answer::Done, None))
+            luks.library.activate_handle().activate_by_volume_key(Some(name), Some(key), flags).map_err(with_key)?;
+            Ok((LuksAnswer::Done, None))
         }
-        Request::Resize { device, name, volume_key, size } => {
+        LuksRequest::Resize { device, name, volume_key, size } => {
             resize(device, name, secrets.get(*volume_key)?, *size)?;
-            Ok((Answer::Done, None))
+            Ok((LuksAnswer::Done, None))
         }
-        Request::Reencrypt { device, name, unlock, begin } => {
+        LuksRequest::Reencrypt { device, name, unlock, begin } => {
             let passphrase = secrets.get(unlock.passphrase)?;
-            let ended = reencrypt::run(device, name, unlock.keyslot, passphrase, *begin, talk)?;
-            Ok((Answer::Ended(ended), None))
+            let ended = reencrypt::run(device, name, unlock.keyslot, passphrase, *begin, connection)?;
+            Ok((LuksAnswer::Ended(ended), None))
         }
-        Request::Repair { device, name, unlock } => {
-            let json = Container::load(device)?.json()?;
-            may_use(talk, Metadata::new(&json, Sectors::ZERO).memory(None)?)?;
+        LuksRequest::Repair { device, name, unlock } => {
+            let json = LoadedLuksDevice::load(device)?.json()?;
+            may_use(connection, Metadata::new(&json, Sectors::ZERO).memory(None)?)?;
             repair::repair(device, name, secrets.get(unlock.passphrase)?)?;
-            Ok((Answer::Done, None))
+            Ok((LuksAnswer::Done, None))
         }
     }
 }
 
 /// Waits for permission to use memory for key derivation. Cheap derivations need none.
-pub(super) fn may_use(talk: &mut Talk, memory: Bytes) -> Result<()> {
-    if memory == Bytes(0) || talk.may_use(memory).map_err(Fault::Talk)? { Ok(()) } else { Err(Fault::Alone) }
+pub(super) fn may_use(connection: &mut DaemonConnection, memory: Bytes) -> Result<()> {
+    if memory == Bytes(0) || connection.may_use(memory).map_err(LuksFault::Connection)? {
+        Ok(())
+    } else {
+        Err(LuksFault::Alone)
+    }
 }
 
 /// Whether the device has a LUKS2 header, or at least its second copy.
@@ -208,22 +215,22 @@ fn is_luks2(device: &Path) -> io::Result<bool> {
 }
 
 /// A LUKS device whose header the library has loaded.
-pub(super) struct Container {
+pub(super) struct LoadedLuksDevice {
     pub(super) library: CryptDevice,
     /// Size of the device with the data.
     size: Sectors,
 }
 
-impl Container {
+impl LoadedLuksDevice {
     /// Loads the header of a device.
-    pub(super) fn load(device: &Path) -> Result<Container> {
+    pub(super) fn load(device: &Path) -> Result<LoadedLuksDevice> {
         let mut library = CryptInit::init(device)?;
         library.context_handle().load::<CryptParamsLuks2Ref<'_>>(Some(EncryptionFormat::Luks2), None)?;
-        Ok(Container { library, size: size_of(device)? })
+        Ok(LoadedLuksDevice { library, size: size_of(device)? })
     }
 
     /// Formats a header without keyslots, either on `device` itself or in a separate file.
-    pub(super) fn make(file: Option<&Path>, device: &Path, layout: &Layout) -> Result<Container> {
+    pub(super) fn make(file: Option<&Path>, device: &Path, layout: &HeaderLayout) -> Result<LoadedLuksDevice> {
         let mut library = match file {
             Some(file) => CryptInit::init_with_data_device(Either::Right((file, device)))?,
             None => CryptInit::init(device)?,
@@ -240,13 +247,13 @@ impl Container {
         let offset = library.status_handle().get_data_offset();
         if offset != layout.data_offset.0 {
             let wanted = layout.data_offset.0;
-            return Err(Fault::Other(format!("the data would start at sector {offset} instead of {wanted}")));
+            return Err(LuksFault::Other(format!("the data would start at sector {offset} instead of {wanted}")));
         }
         let (got_metadata, got_keyslots) = library.settings_handle().get_metadata_size()?;
         if (*got_metadata, *got_keyslots) != (*metadata, *keyslots) {
-            return Err(Fault::Other("there is not enough space before the data".to_owned()));
+            return Err(LuksFault::Other("there is not enough space before the data".to_owned()));
         }
-        Ok(Container { library, size: size_of(device)? })
+        Ok(LoadedLuksDevice { library, size: size_of(device)? })
     }
 
     /// The header's JSON.
@@ -260,7 +267,7 @@ impl Container {
     }
 
     /// The segments of the device.
-    pub(super) fn segments(&mut self) -> Result<Vec<Segment>> {
+    pub(super) fn segments(&mut self) -> Result<Vec<DataSegment>> {
         let json = self.json()?;
         Ok(self.metadata(&json).segments()?)
     }
@@ -281,10 +288,10 @@ impl Container {
     /// just formatted.
     pub(super) fn add(
         &mut self,
-        keyslot: &NewKeyslot,
+        keyslot: &SentKeyslot,
         key: Option<&[u8]>,
         flags: CryptVolumeKey,
-        secrets: &Secrets<'_>,
+        secrets: &ReceivedSecrets<'_>,
     ) -> Result<()> {
         let passphrase = secrets.get(keyslot.passphrase)?;
         let derivation = match keyslot.cost {
@@ -317,14 +324,14 @@ impl Container {
         if let Some(number) = keyslot {
             let json = self.json()?;
             if !self.metadata(&json).keyslots()?.contains(&number) {
-                return Err(Fault::WrongKey);
+                return Err(LuksFault::WrongKey);
             }
         }
         let mut key = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
         let found = self.library.volume_key_handle().get(keyslot, &mut key, Some(passphrase));
         let (_, length) = found.map_err(with_key)?;
         if length != VOLUME_KEY_BYTES {
-            return Err(Fault::Other(format!("its volume key has {length} bytes instead of {VOLUME_KEY_BYTES}")));
+            return Err(LuksFault::Other(format!("its volume key has {length} bytes instead of {VOLUME_KEY_BYTES}")));
         }
         Ok(key)
     }
@@ -338,7 +345,7 @@ impl Container {
             let metadata = self.metadata(&json);
             let in_use = metadata.segments()?.first().and_then(|segment| Some(segment.crypt.as_ref()?.digest));
             if metadata.digest_of_keyslot(number)? != in_use {
-                return Err(Fault::WrongKey);
+                return Err(LuksFault::WrongKey);
             }
         }
         self.key(keyslot, passphrase)
@@ -356,11 +363,11 @@ impl Container {
         }
         for keyslot in fitting {
             match self.key(Some(keyslot), passphrase) {
-                Err(Fault::WrongKey) => {}
+                Err(LuksFault::WrongKey) => {}
                 found => return found,
             }
         }
-        Err(Fault::WrongKey)
+        Err(LuksFault::WrongKey)
     }
 }
 
@@ -384,34 +391,34 @@ fn size_of(device: &Path) -> io::Result<Sectors> {
 
 /// A number of bytes in the library's type.
 pub(super) fn bytes(bytes: Bytes) -> Result<u64> {
-    u64::try_from(bytes.0).map_err(|_| Fault::Other(format!("{bytes} exceed what the library can express")))
+    u64::try_from(bytes.0).map_err(|_| LuksFault::Other(format!("{bytes} exceed what the library can express")))
 }
 
 fn format(
     device: &Path,
-    layout: &Layout,
-    keyslots: &[NewKeyslot],
+    layout: &HeaderLayout,
+    keyslots: &[SentKeyslot],
     tokens: &BTreeMap<u32, Value>,
-    secrets: &Secrets<'_>,
+    secrets: &ReceivedSecrets<'_>,
 ) -> Result<Header> {
-    let mut container = Container::make(None, device, layout)?;
-    fill(&mut container, keyslots, tokens, secrets)?;
+    let mut luks = LoadedLuksDevice::make(None, device, layout)?;
+    fill(&mut luks, keyslots, tokens, secrets)?;
     sync(device)?;
-    container.header()
+    luks.header()
 }
 
 /// Adds the keyslots and tokens of a new header.
 pub(super) fn fill(
-    container: &mut Container,
-    keyslots: &[NewKeyslot],
+    luks: &mut LoadedLuksDevice,
+    keyslots: &[SentKeyslot],
     tokens: &BTreeMap<u32, Value>,
-    secrets: &Secrets<'_>,
+    secrets: &ReceivedSecrets<'_>,
 ) -> Result<()> {
     for keyslot in keyslots {
-        container.add(keyslot, None, CryptVolumeKey::empty(), secrets)?;
+        luks.add(keyslot, None, CryptVolumeKey::empty(), secrets)?;
     }
     for (number, token) in tokens {
-        container.put(*number, token)?;
+        luks.put(*number, token)?;
     }
     Ok(())
 }
@@ -423,113 +430,120 @@ pub(super) fn sync(device: &Path) -> io::Result<()> {
 
 fn change(
     device: &Path,
-    unlock: Option<&Unlock>,
-    changes: &[Change],
-    secrets: &Secrets<'_>,
-    talk: &mut Talk,
+    unlock: Option<&SentUnlock>,
+    changes: &[SentChange],
+    secrets: &ReceivedSecrets<'_>,
+    connection: &mut DaemonConnection,
 ) -> Result<Header> {
-    let mut container = Container::load(device)?;
-    let json = container.json()?;
-    let adds = changes.iter().any(|change| matches!(change, Change::AddKeyslot(_)));
+    let mut luks = LoadedLuksDevice::load(device)?;
+    let json = luks.json()?;
+    let adds = changes.iter().any(|change| matches!(change, SentChange::AddKeyslot(_)));
     // Only with the passphrase can the library tell the volume key.
     let unlock = unlock.filter(|_| adds);
     let mut memory = Bytes(0);
     if let Some(unlock) = unlock {
-        memory = container.metadata(&json).memory(unlock.keyslot)?;
+        memory = luks.metadata(&json).memory(unlock.keyslot)?;
     }
-    let is_guessable = |change: &Change| match change {
-        Change::AddKeyslot(keyslot) | Change::AddNextKeyslot(keyslot) => keyslot.cost == Cost::Guessable,
+    let is_guessable = |change: &SentChange| match change {
+        SentChange::AddKeyslot(keyslot) | SentChange::AddNextKeyslot(keyslot) => keyslot.cost == Cost::Guessable,
         _ => false,
     };
     if changes.iter().any(is_guessable) {
         memory = memory.max(DERIVATION_BYTES_MAX);
     }
-    may_use(talk, memory)?;
+    may_use(connection, memory)?;
     let present = match unlock {
-        Some(unlock) => Some(container.key_in_use(unlock.keyslot, secrets.get(unlock.passphrase)?)?),
+        Some(unlock) => Some(luks.key_in_use(unlock.keyslot, secrets.get(unlock.passphrase)?)?),
         None => None,
     };
     let mut next = None;
     for change in changes {
-        make(&mut container, change, present.as_deref().map(Vec::as_slice), &mut next, secrets)?;
+        make(&mut luks, change, present.as_deref().map(Vec::as_slice), &mut next, secrets)?;
         sync(device)?;
     }
-    container.header()
+    luks.header()
 }
 
 fn make(
-    container: &mut Container,
-    change: &Change,
+    luks: &mut LoadedLuksDevice,
+    change: &SentChange,
     present: Option<&[u8]>,
     next: &mut Option<Zeroizing<Vec<u8>>>,
-    secrets: &Secrets<'_>,
+    secrets: &ReceivedSecrets<'_>,
 ) -> Result<()> {
     match change {
-        Change::AddKeyslot(keyslot) => {
-            let key = present
-                .ok_or_else(|| Fault::Other("adding a keyslot takes a passphrase that opens the device".to_owned()))?;
-            container.add(keyslot, Some(key), CryptVolumeKey::empty(), secrets)
+        SentChange::AddKeyslot(keyslot) => {
+            let key = present.ok_or_else(|| {
+                LuksFault::Other("adding a keyslot takes a passphrase that opens the device".to_owned())
+            })?;
+            luks.add(keyslot, Some(key), CryptVolumeKey::empty(), secrets)
         }
-        Change::AddNextKeyslot(keyslot) => match next {
+        SentChange::AddNextKeyslot(keyslot) => match next {
             Some(key) => {
                 let flags = CryptVolumeKey::NO_SEGMENT | CryptVolumeKey::DIGEST_REUSE;
-                container.add(keyslot, Some(key), flags, secrets)
+                luks.add(keyslot, Some(key), flags, secrets)
             }
             None => {
                 let mut key = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
-                OsRng.try_fill_bytes(&mut key).map_err(|fault| Fault::Other(fault.to_string()))?;
-                container.add(keyslot, Some(&key), CryptVolumeKey::NO_SEGMENT, secrets)?;
+                OsRng.try_fill_bytes(&mut key).map_err(|fault| LuksFault::Other(fault.to_string()))?;
+                luks.add(keyslot, Some(&key), CryptVolumeKey::NO_SEGMENT, secrets)?;
                 *next = Some(key);
                 Ok(())
             }
         },
-        Change::DestroyKeyslot(number) => match container.library.keyslot_handle().status(*number)? {
+        SentChange::DestroyKeyslot(number) => match luks.library.keyslot_handle().status(*number)? {
             KeyslotInfo::Inactive | KeyslotInfo::Invalid => Ok(()),
-            _ => Ok(container.library.keyslot_handle().destroy(*number)?),
+            _ => Ok(luks.library.keyslot_handle().destroy(*number)?),
         },
-        Change::PutToken(number, token) => container.put(*number, token),
-        Change::RemoveToken(number) => {
-            let json = container.json()?;
+        SentChange::PutToken(number, token) => luks.put(*number, token),
+        SentChange::RemoveToken(number) => {
+            let json = luks.json()?;
             if json.get("tokens").and_then(|tokens| tokens.get(number.to_string())).is_some() {
-                container.library.token_handle().json_set(TokenInput::RemoveToken(*number))?;
+                luks.library.token_handle().json_set(TokenInput::RemoveToken(*number))?;
             }
             Ok(())
         }
     }
 }
 
-fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>, talk: &mut Talk) -> Result<Secret> {
+fn open(
+    device: &Path,
+    name: Option<&str>,
+    unlock: SentUnlock,
+    secrets: &ReceivedSecrets<'_>,
+    connection: &mut DaemonConnection,
+) -> Result<Secret> {
     let passphrase = secrets.get(unlock.passphrase)?;
-    let mut container = Container::load(device)?;
-    let json = container.json()?;
-    let metadata = container.metadata(&json);
+    let mut luks = LoadedLuksDevice::load(device)?;
+    let json = luks.json()?;
+    let metadata = luks.metadata(&json);
     let state = metadata.state(&metadata.segments()?)?;
-    may_use(talk, metadata.memory(unlock.keyslot)?)?;
+    may_use(connection, metadata.memory(unlock.keyslot)?)?;
     let key = match state {
-        State::Clear => return Err(Fault::Other("the device is not encrypted any more".to_owned())),
-        State::Encrypted => {
-            let key = container.key_in_use(unlock.keyslot, passphrase)?;
+        EncryptionState::Clear => return Err(LuksFault::Other("the device is not encrypted any more".to_owned())),
+        EncryptionState::Encrypted => {
+            let key = luks.key_in_use(unlock.keyslot, passphrase)?;
             if let Some(name) = name {
                 let flags = CryptActivate::empty();
-                let mut activate = container.library.activate_handle();
+                let mut activate = luks.library.activate_handle();
                 activate.activate_by_volume_key(Some(name), Some(&key), flags).map_err(with_key)?;
             }
             key
         }
-        State::Unfinished { mode, done } => {
+        EncryptionState::Unfinished { mode, done } => {
             // The final volume key of all data, or for a decryption the previous one.
             let digest = metadata.final_digest()?.or(metadata.previous_digest()?);
             let digest = digest.ok_or_else(|| "its header does not name the volume key".to_owned())?;
             if unlock.keyslot.is_some() {
-                container.key(unlock.keyslot, passphrase)?;
+                luks.key(unlock.keyslot, passphrase)?;
             }
-            let key = container.key_with(digest, passphrase)?;
+            let key = luks.key_with(digest, passphrase)?;
             if let Some(name) = name {
                 if mode == ReencryptionMode::Encrypt && done == Bytes(0) {
                     // The plaintext is still in use through the device itself.
                     table::bring_up(device, name, passphrase)?;
                 } else {
-                    let mut activate = container.library.activate_handle();
+                    let mut activate = luks.library.activate_handle();
                     let flags = CryptActivate::empty();
                     activate.activate_by_passphrase(Some(name), None, passphrase, flags).map_err(with_key)?;
                 }
@@ -541,10 +555,10 @@ fn open(device: &Path, name: Option<&str>, unlock: Unlock, secrets: &Secrets<'_>
 }
 
 fn resize(device: &Path, name: &str, volume_key: &[u8], size: Option<Sectors>) -> Result<()> {
-    let mut container = Container::load(device)?;
+    let mut luks = LoadedLuksDevice::load(device)?;
     // The new table refers to the key by name, so the key must be in a keyring.
     let flags = CryptActivate::KEYRING_KEY;
-    container.library.activate_handle().activate_by_volume_key(None, Some(volume_key), flags).map_err(with_key)?;
-    container.library.context_handle().resize(name, size.map_or(0, |size| size.0))?;
+    luks.library.activate_handle().activate_by_volume_key(None, Some(volume_key), flags).map_err(with_key)?;
+    luks.library.context_handle().resize(name, size.map_or(0, |size| size.0))?;
     Ok(())
 }

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use super::{
     super::{secrecy, wait},
     calls, orphans,
-    wire::{self, Answer, CHILD, GO, Garbled, Received, Request},
+    wire::{self, CHILD, GO, Garbled, LuksAnswer, LuksRequest, Received},
 };
 use crate::{base::units::Bytes, platform::keyring::Secret};
 
@@ -55,27 +55,27 @@ pub fn run_if_asked() -> Option<ExitCode> {
 }
 
 fn serve() -> io::Result<()> {
-    let mut talk = Talk::begin()?;
+    let mut connection = DaemonConnection::begin()?;
     // A new daemon waits until the children of its predecessor have exited.
     let _marked = orphans::mark();
-    let Some((request, secrets)) = talk.request()? else { return Ok(()) };
-    match calls::serve(&request, &secrets, &mut talk) {
-        Ok((answer, secret)) => talk.say(&answer, secret.as_slice()),
-        Err(calls::Fault::Alone) => Ok(()),
-        Err(calls::Fault::Talk(fault)) => Err(fault),
-        Err(fault) => talk.say(&fault.into_answer(), &[]),
+    let Some((request, secrets)) = connection.request()? else { return Ok(()) };
+    match calls::serve(&request, &secrets, &mut connection) {
+        Ok((answer, secret)) => connection.say(&answer, secret.as_slice()),
+        Err(calls::LuksFault::Alone) => Ok(()),
+        Err(calls::LuksFault::Connection(fault)) => Err(fault),
+        Err(fault) => connection.say(&fault.into_answer(), &[]),
     }
 }
 
 /// The connection to the daemon.
-pub(super) struct Talk {
+pub(super) struct DaemonConnection {
     input: File,
     output: File,
     signals: SignalFd,
 }
 
-impl Talk {
-    fn begin() -> io::Result<Talk> {
+impl DaemonConnection {
+    fn begin() -> io::Result<DaemonConnection> {
         // Not before exec, which would make the memory readable again.
         secrecy::no_core_dumps()?;
         // If this fails, the daemon has already logged it at its start.
@@ -94,11 +94,11 @@ impl Talk {
         let output = File::from(duplicate(io::stdout().as_fd())?);
         // The library may write to standard output, too.
         rustix::stdio::dup2_stdout(io::stderr().as_fd())?;
-        Ok(Talk { input, output, signals })
+        Ok(DaemonConnection { input, output, signals })
     }
 
     /// Reads the request. `None` if the daemon closed the pipe first.
-    fn request(&mut self) -> io::Result<Option<(Request, Vec<Secret>)>> {
+    fn request(&mut self) -> io::Result<Option<(LuksRequest, Vec<Secret>)>> {
         let mut received = Received::new();
         let mut buffer = Zeroizing::new([0; 4096]);
         loop {
@@ -114,14 +114,14 @@ impl Talk {
     }
 
     /// Sends a message.
-    pub(super) fn say(&mut self, answer: &Answer, secrets: &[Secret]) -> io::Result<()> {
+    pub(super) fn say(&mut self, answer: &LuksAnswer, secrets: &[Secret]) -> io::Result<()> {
         self.output.write_all(&wire::frame(answer, &secrets.iter().collect::<Vec<_>>()))
     }
 
     /// Asks the daemon for this much memory and waits for permission. `false` if the daemon is gone
     /// or has cancelled the request.
     pub(super) fn may_use(&mut self, memory: Bytes) -> io::Result<bool> {
-        self.say(&Answer::Needs(memory), &[])?;
+        self.say(&LuksAnswer::Needs(memory), &[])?;
         let mut word = [0];
         Ok(self.input.read(&mut word)? == 1 && word[0] == GO)
     }

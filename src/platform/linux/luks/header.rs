@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     base::units::{Bytes, SECTOR, Sectors},
-    platform::luks::{Header, ReencryptionMode, State},
+    platform::luks::{EncryptionState, Header, ReencryptionMode},
 };
 
 /// Encryption sector size if the header gives none.
@@ -24,7 +24,7 @@ pub(super) struct Metadata<'a> {
 
 /// A range of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(super) struct DataSegment {
     /// Encryption of the range, with the new volume key for a hot zone; `None` for plaintext.
     pub(super) crypt: Option<Crypt>,
     /// Start of the range on the device.
@@ -106,17 +106,17 @@ impl<'a> Metadata<'a> {
     }
 
     /// The state of the data.
-    pub(super) fn state(&self, segments: &[Segment]) -> Result<State, String> {
+    pub(super) fn state(&self, segments: &[DataSegment]) -> Result<EncryptionState, String> {
         let Some(mode) = self.mode()? else {
             let encrypted = segments.iter().filter(|segment| segment.crypt.is_some()).count();
             return match encrypted {
-                0 => Ok(State::Clear),
-                count if count == segments.len() => Ok(State::Encrypted),
+                0 => Ok(EncryptionState::Clear),
+                count if count == segments.len() => Ok(EncryptionState::Encrypted),
                 _ => Err("the data is partly encrypted, but the header names no re-encryption job".to_owned()),
             };
         };
         let new = self.final_digest()?;
-        let is_done = |segment: &&Segment| {
+        let is_done = |segment: &&DataSegment| {
             let digest = segment.crypt.as_ref().map(|crypt| crypt.digest);
             !segment.hot && digest == new
         };
@@ -126,7 +126,7 @@ impl<'a> Metadata<'a> {
             // The first hot zone, cut short, no longer has its original data.
             done = done.max(Bytes(1));
         }
-        Ok(State::Unfinished { mode, done })
+        Ok(EncryptionState::Unfinished { mode, done })
     }
 
     /// The mode of the unfinished re-encryption job.
@@ -144,7 +144,7 @@ impl<'a> Metadata<'a> {
     }
 
     /// The segments that describe the present state, in their order.
-    pub(super) fn segments(&self) -> Result<Vec<Segment>, String> {
+    pub(super) fn segments(&self) -> Result<Vec<DataSegment>, String> {
         let mut segments = Vec::new();
         for (number, segment) in numbered(self.json, "segments")? {
             if self.backup(segment) {
@@ -162,7 +162,7 @@ impl<'a> Metadata<'a> {
                 _ => return Err(bad()),
             };
             let hot = has_flag(segment, "in-reencryption");
-            segments.push(Segment { crypt, offset, length, hot });
+            segments.push(DataSegment { crypt, offset, length, hot });
         }
         Ok(segments)
     }
@@ -252,7 +252,7 @@ impl<'a> Metadata<'a> {
     }
 
     /// Encryption sector size: the planned one, or the present one.
-    fn sector_size(&self, segments: &[Segment]) -> Result<u32, String> {
+    fn sector_size(&self, segments: &[DataSegment]) -> Result<u32, String> {
         let all = numbered(self.json, "segments")?;
         let planned = all.values().find(|segment| has_flag(segment, "backup-final")).and_then(|one| sector_size(one));
         let present = || segments.iter().find_map(|segment| Some(segment.crypt.as_ref()?.sector_size));
@@ -310,7 +310,7 @@ mod tests {
         let digests = json!({"0": {"keyslots": ["0", "3"], "segments": ["0"]}});
         let json = metadata(None, &[segment("crypt", 16, None, &[])], digests);
         let header = header(&json).unwrap();
-        assert_eq!(header.state, State::Encrypted);
+        assert_eq!(header.state, EncryptionState::Encrypted);
         assert_eq!((header.data_offset, header.sector_size), (Sectors(32768), 4096));
         assert_eq!(header.keyslots, BTreeSet::from([0, 3]));
         assert_eq!(header.tokens[&7]["keyslots"][0], "3");
@@ -319,12 +319,12 @@ mod tests {
         assert_eq!(json.memory(Some(3)).unwrap(), Bytes(0));
         assert_eq!((json.digest_of_keyslot(3).unwrap(), json.digest_of_keyslot(5).unwrap()), (Some(0), None));
         let clear = metadata(None, &[segment("linear", 16, None, &[])], json!({}));
-        assert_eq!(self::header(&clear).unwrap().state, State::Clear);
+        assert_eq!(self::header(&clear).unwrap().state, EncryptionState::Clear);
     }
 
     fn state(json: &Value) -> (ReencryptionMode, u128) {
         match header(json).unwrap().state {
-            State::Unfinished { mode, done } => (mode, done.0 >> 20),
+            EncryptionState::Unfinished { mode, done } => (mode, done.0 >> 20),
             state => panic!("{state:?}"),
         }
     }

@@ -20,7 +20,7 @@ pub(super) struct Memory {
 }
 
 /// Memory granted until this is dropped.
-pub(super) struct Permit<'a> {
+pub(super) struct MemoryGrant<'a> {
     memory: &'a Memory,
     amount: Bytes,
 }
@@ -36,17 +36,16 @@ impl Memory {
         Memory { limit, used: Mutex::new(Bytes::ZERO), freed: Condvar::new() }
     }
 
-    /// Waits until this much memory is free. Grants a request above the limit when no other permit
-    /// exists.
-    pub(super) fn take(&self, amount: Bytes) -> Permit<'_> {
+    /// Waits until this much memory is free. Grants a request above the limit if it is the only one.
+    pub(super) fn take(&self, amount: Bytes) -> MemoryGrant<'_> {
         let mut used = self.used.lock();
         self.freed.wait_while(&mut used, |used| *used > Bytes::ZERO && used.saturating_add(amount) > self.limit);
         *used = used.saturating_add(amount);
-        Permit { memory: self, amount }
+        MemoryGrant { memory: self, amount }
     }
 }
 
-impl Drop for Permit<'_> {
+impl Drop for MemoryGrant<'_> {
     fn drop(&mut self) {
         let mut used = self.memory.used.lock();
         *used = used.saturating_sub(self.amount);
@@ -76,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn permits_stay_within_the_limit() {
+    fn grants_stay_within_the_limit() {
         let memory = Memory::limited(Bytes(10));
         let (first, second) = (memory.take(Bytes(6)), memory.take(Bytes(4)));
         let (tell, told) = mpsc::channel();

@@ -49,13 +49,13 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use self::{
-    memory::{Memory, Permit},
-    wire::{Answer, Change, Garbled, Nth, Received, Request},
+    memory::{Memory, MemoryGrant},
+    wire::{Garbled, LuksAnswer, LuksRequest, Nth, Received, SentChange, SentKeyslot, SentUnlock},
 };
 use super::{
     cookie, dm,
     limits::{self, Activity, KILLED, NOTICE},
-    processes::{Input, Kept, Process, Task},
+    processes::{Input, Invocation, Kept, Process},
     programs::{self, THIS_PROGRAM},
     wait,
 };
@@ -64,7 +64,9 @@ use crate::{
     platform::{
         Error, Result,
         keyring::Secret,
-        luks::{Begin, Ended, Header, HeaderChange, Layout, NewKeyslot, Progress, Purpose, Unlock},
+        luks::{
+            Begin, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, Progress, ReencryptionEnd, Unlock,
+        },
     },
 };
 
@@ -90,20 +92,20 @@ impl Default for Luks {
 
 /// The secrets of a request that is being built.
 #[derive(Default)]
-struct Secrets<'a>(Vec<&'a Secret>);
+struct OutgoingSecrets<'a>(Vec<&'a Secret>);
 
-impl<'a> Secrets<'a> {
+impl<'a> OutgoingSecrets<'a> {
     fn add(&mut self, secret: &'a Secret) -> Nth {
         self.0.push(secret);
         Nth(self.0.len() - 1)
     }
 
-    fn unlock(&mut self, unlock: Unlock<'a>) -> wire::Unlock {
-        wire::Unlock { passphrase: self.add(unlock.passphrase), keyslot: unlock.keyslot }
+    fn unlock(&mut self, unlock: Unlock<'a>) -> SentUnlock {
+        SentUnlock { passphrase: self.add(unlock.passphrase), keyslot: unlock.keyslot }
     }
 
-    fn keyslot(&mut self, new: &NewKeyslot<'a>) -> wire::NewKeyslot {
-        wire::NewKeyslot { number: new.number, passphrase: self.add(new.passphrase), cost: new.cost }
+    fn keyslot(&mut self, new: &NewKeyslot<'a>) -> SentKeyslot {
+        SentKeyslot { number: new.number, passphrase: self.add(new.passphrase), cost: new.cost }
     }
 }
 
@@ -122,9 +124,9 @@ impl Luks {
     /// # Errors
     /// As there.
     pub fn read(&self, device: &Path) -> Result<Option<Header>> {
-        let call = Call { luks: self, device, action: "read" };
-        match call.ask(&Request::Read { device: device.to_owned() }, &Secrets::default(), None)? {
-            (Answer::Header(header), _) => Ok(header),
+        let call = ChildCall { luks: self, device, action: "read" };
+        match call.ask(&LuksRequest::Read { device: device.to_owned() }, &OutgoingSecrets::default(), None)? {
+            (LuksAnswer::Header(header), _) => Ok(header),
             other => Err(call.unexpected(&other.0)),
         }
     }
@@ -134,46 +136,46 @@ impl Luks {
     pub fn format(
         &self,
         device: &Path,
-        layout: &Layout,
-        purpose: Purpose,
+        layout: &HeaderLayout,
+        purpose: FormatPurpose,
         keyslots: &[NewKeyslot<'_>],
         tokens: &BTreeMap<u32, Value>,
     ) -> Result<Header> {
-        let mut secrets = Secrets::default();
+        let mut secrets = OutgoingSecrets::default();
         let keyslots = keyslots.iter().map(|keyslot| secrets.keyslot(keyslot)).collect();
         let (device_path, layout, tokens) = (device.to_owned(), *layout, tokens.clone());
-        let request = Request::Format { device: device_path, layout, purpose, keyslots, tokens };
-        Call { luks: self, device, action: "format" }.ask_for_header(&request, &secrets)
+        let request = LuksRequest::Format { device: device_path, layout, purpose, keyslots, tokens };
+        ChildCall { luks: self, device, action: "format" }.ask_for_header(&request, &secrets)
     }
 
     /// # Errors
     /// As there.
     pub fn change(&self, device: &Path, unlock: Option<Unlock<'_>>, changes: &[HeaderChange<'_>]) -> Result<Header> {
-        let mut secrets = Secrets::default();
+        let mut secrets = OutgoingSecrets::default();
         let unlock = unlock.map(|unlock| secrets.unlock(unlock));
         let mut wired = Vec::new();
         for change in changes {
             wired.push(match change {
-                HeaderChange::AddKeyslot(keyslot) => Change::AddKeyslot(secrets.keyslot(keyslot)),
-                HeaderChange::AddNextKeyslot(keyslot) => Change::AddNextKeyslot(secrets.keyslot(keyslot)),
-                HeaderChange::DestroyKeyslot(number) => Change::DestroyKeyslot(*number),
-                HeaderChange::PutToken(number, token) => Change::PutToken(*number, token.clone()),
-                HeaderChange::RemoveToken(number) => Change::RemoveToken(*number),
+                HeaderChange::AddKeyslot(keyslot) => SentChange::AddKeyslot(secrets.keyslot(keyslot)),
+                HeaderChange::AddNextKeyslot(keyslot) => SentChange::AddNextKeyslot(secrets.keyslot(keyslot)),
+                HeaderChange::DestroyKeyslot(number) => SentChange::DestroyKeyslot(*number),
+                HeaderChange::PutToken(number, token) => SentChange::PutToken(*number, token.clone()),
+                HeaderChange::RemoveToken(number) => SentChange::RemoveToken(*number),
             });
         }
-        let request = Request::Change { device: device.to_owned(), unlock, changes: wired };
-        Call { luks: self, device, action: "change" }.ask_for_header(&request, &secrets)
+        let request = LuksRequest::Change { device: device.to_owned(), unlock, changes: wired };
+        ChildCall { luks: self, device, action: "change" }.ask_for_header(&request, &secrets)
     }
 
     /// # Errors
     /// As there.
     pub fn open(&self, device: &Path, name: Option<&str>, unlock: Unlock<'_>) -> Result<Secret> {
-        let mut secrets = Secrets::default();
+        let mut secrets = OutgoingSecrets::default();
         let unlock = secrets.unlock(unlock);
-        let request = Request::Open { device: device.to_owned(), name: name.map(str::to_owned), unlock };
-        let call = Call { luks: self, device, action: "open" };
+        let request = LuksRequest::Open { device: device.to_owned(), name: name.map(str::to_owned), unlock };
+        let call = ChildCall { luks: self, device, action: "open" };
         match call.ask(&request, &secrets, None)? {
-            (Answer::VolumeKey, Some(key)) => {
+            (LuksAnswer::VolumeKey, Some(key)) => {
                 name.into_iter().for_each(dm::mend_node);
                 Ok(key)
             }
@@ -184,10 +186,10 @@ impl Luks {
     /// # Errors
     /// As there.
     pub fn reopen(&self, device: &Path, name: &str, volume_key: &Secret) -> Result<()> {
-        let mut secrets = Secrets::default();
+        let mut secrets = OutgoingSecrets::default();
         let volume_key = secrets.add(volume_key);
-        let request = Request::Reopen { device: device.to_owned(), name: name.to_owned(), volume_key };
-        Call { luks: self, device, action: "open" }.ask_to_do(&request, &secrets)?;
+        let request = LuksRequest::Reopen { device: device.to_owned(), name: name.to_owned(), volume_key };
+        ChildCall { luks: self, device, action: "open" }.ask_to_do(&request, &secrets)?;
         dm::mend_node(name);
         Ok(())
     }
@@ -195,10 +197,10 @@ impl Luks {
     /// # Errors
     /// As there.
     pub fn resize(&self, device: &Path, name: &str, volume_key: &Secret, size: Option<Sectors>) -> Result<()> {
-        let mut secrets = Secrets::default();
+        let mut secrets = OutgoingSecrets::default();
         let volume_key = secrets.add(volume_key);
-        let request = Request::Resize { device: device.to_owned(), name: name.to_owned(), volume_key, size };
-        Call { luks: self, device, action: "resize" }.ask_to_do(&request, &secrets)
+        let request = LuksRequest::Resize { device: device.to_owned(), name: name.to_owned(), volume_key, size };
+        ChildCall { luks: self, device, action: "resize" }.ask_to_do(&request, &secrets)
     }
 
     /// # Errors
@@ -210,20 +212,20 @@ impl Luks {
         unlock: Unlock<'_>,
         begin: Begin,
         watch: Watch<'_>,
-    ) -> Result<Ended> {
-        let mut secrets = Secrets::default();
+    ) -> Result<ReencryptionEnd> {
+        let mut secrets = OutgoingSecrets::default();
         let unlock = secrets.unlock(unlock);
         let (device_path, name) = (device.to_owned(), name.to_owned());
-        let request = Request::Reencrypt { device: device_path.clone(), name: name.clone(), unlock, begin };
-        let call = Call { luks: self, device, action: "re-encrypt" };
+        let request = LuksRequest::Reencrypt { device: device_path.clone(), name: name.clone(), unlock, begin };
+        let call = ChildCall { luks: self, device, action: "re-encrypt" };
         match call.converse(&request, &secrets, Some(watch)) {
-            Ok((Answer::Ended(ended), _)) => Ok(ended),
+            Ok((LuksAnswer::Ended(ended), _)) => Ok(ended),
             Ok((answer, _)) => Err(call.unexpected(&answer)),
             Err(End::Answered(fault)) => Err(fault),
             Err(End::Died(fault)) => {
                 // The child may have died within a step. Repair, so that the crypt device serves
                 // all data.
-                call.ask_to_do(&Request::Repair { device: device_path, name, unlock }, &secrets)?;
+                call.ask_to_do(&LuksRequest::Repair { device: device_path, name, unlock }, &secrets)?;
                 Err(fault)
             }
         }
@@ -239,59 +241,59 @@ enum End {
 }
 
 /// One call.
-struct Call<'a> {
+struct ChildCall<'a> {
     luks: &'a Luks,
     device: &'a Path,
     /// The verb for errors.
     action: &'static str,
 }
 
-impl Call<'_> {
+impl ChildCall<'_> {
     fn failed(&self, what: String) -> Error {
         Error::Luks { action: self.action, device: self.device.to_owned(), what }
     }
 
     /// Names the kind of the answer, never its content.
-    fn unexpected(&self, answer: &Answer) -> Error {
+    fn unexpected(&self, answer: &LuksAnswer) -> Error {
         let kind = format!("{answer:?}");
         let kind = kind.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
         self.failed(format!("unexpected answer {kind} of the child process"))
     }
 
-    fn ask_for_header(&self, request: &Request, secrets: &Secrets<'_>) -> Result<Header> {
+    fn ask_for_header(&self, request: &LuksRequest, secrets: &OutgoingSecrets<'_>) -> Result<Header> {
         match self.ask(request, secrets, None)? {
-            (Answer::Header(Some(header)), _) => Ok(header),
+            (LuksAnswer::Header(Some(header)), _) => Ok(header),
             other => Err(self.unexpected(&other.0)),
         }
     }
 
-    fn ask_to_do(&self, request: &Request, secrets: &Secrets<'_>) -> Result<()> {
+    fn ask_to_do(&self, request: &LuksRequest, secrets: &OutgoingSecrets<'_>) -> Result<()> {
         match self.ask(request, secrets, None)? {
-            (Answer::Done, _) => Ok(()),
+            (LuksAnswer::Done, _) => Ok(()),
             other => Err(self.unexpected(&other.0)),
         }
     }
 
     fn ask(
         &self,
-        request: &Request,
-        secrets: &Secrets<'_>,
+        request: &LuksRequest,
+        secrets: &OutgoingSecrets<'_>,
         watch: Option<Watch<'_>>,
-    ) -> Result<(Answer, Option<Secret>)> {
+    ) -> Result<(LuksAnswer, Option<Secret>)> {
         self.converse(request, secrets, watch).map_err(|(End::Answered(fault) | End::Died(fault))| fault)
     }
 
     /// Starts a child, sends the request, and waits for the child to exit.
     fn converse(
         &self,
-        request: &Request,
-        secrets: &Secrets<'_>,
+        request: &LuksRequest,
+        secrets: &OutgoingSecrets<'_>,
         watch: Option<Watch<'_>>,
-    ) -> std::result::Result<(Answer, Option<Secret>), End> {
+    ) -> std::result::Result<(LuksAnswer, Option<Secret>), End> {
         let died = |what: String| End::Died(self.failed(what));
         let arguments = [OsStr::new(wire::CHILD)];
         let limit = limits::of(activity_of(request), Bytes::ZERO);
-        let mut task = Task {
+        let mut invocation = Invocation {
             label: format!("LUKS child for {} ({})", self.device.display(), self.action),
             path: &self.luks.program,
             arguments: &arguments,
@@ -300,36 +302,36 @@ impl Call<'_> {
             limit,
             namespace: None,
         };
-        let mut child = task.start().map_err(|fault| died(format!("cannot start the child process: {fault}")))?;
-        let mut talk = Talk::new(&mut child, &self.luks.memory, limit, watch);
+        let mut child = invocation.start().map_err(|fault| died(format!("cannot start the child process: {fault}")))?;
+        let mut connection = ChildConnection::new(&mut child, &self.luks.memory, limit, watch);
         let process = child.id();
-        let talked = talk.ask(&wire::frame(request, &secrets.0)).and_then(|()| talk.listen(&child));
-        if talked.is_err() {
+        let answered = connection.ask(&wire::frame(request, &secrets.0)).and_then(|()| connection.listen(&child));
+        if answered.is_err() {
             // It exceeded its time limit or sent something malformed. Whatever it is doing, it must
             // stop.
             child.kill();
         }
-        let Talk { input, permit, answer, errors, .. } = talk;
-        drop((input, permit));
+        let ChildConnection { input, memory_grant, answer, errors, .. } = connection;
+        drop((input, memory_grant));
         // Reap it in any case, so that no zombie stays. A child that has answered exits as soon as
         // its input closes.
-        let patience = if talked.is_ok() { NOTICE } else { KILLED };
+        let patience = if answered.is_ok() { NOTICE } else { KILLED };
         let status = child.wait(patience).map_err(|fault| died(fault.to_string()))?;
         if answer.is_none() {
             // If it was killed while it waited for udev, remove its cookie.
             cookie::release(process, Duration::ZERO);
         }
-        talked.map_err(|fault| died(fault.to_string()))?;
+        answered.map_err(|fault| died(fault.to_string()))?;
         let status =
             status.ok_or_else(|| died("the child process does not exit: a device does not respond".to_owned()))?;
         let device = || self.device.to_owned();
         match answer {
             None => Err(died(format!("the child process ended: {}", programs::complaint(status, &errors.bytes)))),
-            Some((Answer::WrongKey, _)) => Err(End::Answered(Error::WrongKey { device: device() })),
-            Some((Answer::Busy, _)) => {
+            Some((LuksAnswer::WrongKey, _)) => Err(End::Answered(Error::WrongKey { device: device() })),
+            Some((LuksAnswer::Busy, _)) => {
                 Err(End::Answered(Error::Busy { name: self.device.to_string_lossy().into_owned() }))
             }
-            Some((Answer::Failed(cause), _)) => {
+            Some((LuksAnswer::Failed(cause), _)) => {
                 // The library's message says more than its errno.
                 let what = match programs::one_line(&errors.bytes) {
                     said if said.is_empty() => cause,
@@ -343,18 +345,19 @@ impl Call<'_> {
 }
 
 /// The kind of a request, as far as its time limit depends on it.
-fn activity_of(request: &Request) -> Activity {
+fn activity_of(request: &LuksRequest) -> Activity {
     match request {
-        Request::Read { .. } | Request::Reopen { .. } | Request::Resize { .. } => Activity::LuksQuick,
-        Request::Format { .. } | Request::Change { .. } | Request::Open { .. } | Request::Repair { .. } => {
-            Activity::LuksKeys
-        }
-        Request::Reencrypt { .. } => Activity::LuksData,
+        LuksRequest::Read { .. } | LuksRequest::Reopen { .. } | LuksRequest::Resize { .. } => Activity::LuksQuick,
+        LuksRequest::Format { .. }
+        | LuksRequest::Change { .. }
+        | LuksRequest::Open { .. }
+        | LuksRequest::Repair { .. } => Activity::LuksKeys,
+        LuksRequest::Reencrypt { .. } => Activity::LuksData,
     }
 }
 
 /// The daemon's end of the conversation.
-struct Talk<'a> {
+struct ChildConnection<'a> {
     /// Process ID of the child.
     process: u32,
     /// `None` once the child was told to stop.
@@ -364,7 +367,7 @@ struct Talk<'a> {
     errors: Kept,
     received: Received,
     memory: &'a Memory,
-    permit: Option<Permit<'a>>,
+    memory_grant: Option<MemoryGrant<'a>>,
     /// The time limit and the deadline. The wait for memory does not count.
     limit: Option<Duration>,
     deadline: Option<Instant>,
@@ -372,14 +375,19 @@ struct Talk<'a> {
     notice: Option<Instant>,
     watch: Option<Watch<'a>>,
     progress: Option<Progress>,
-    answer: Option<(Answer, Option<Secret>)>,
+    answer: Option<(LuksAnswer, Option<Secret>)>,
 }
 
-impl<'a> Talk<'a> {
-    fn new(child: &mut Process, memory: &'a Memory, limit: Option<Duration>, watch: Option<Watch<'a>>) -> Talk<'a> {
+impl<'a> ChildConnection<'a> {
+    fn new(
+        child: &mut Process,
+        memory: &'a Memory,
+        limit: Option<Duration>,
+        watch: Option<Watch<'a>>,
+    ) -> ChildConnection<'a> {
         let (input, output, log) = child.pipes();
         let now = Instant::now();
-        Talk {
+        ChildConnection {
             process: child.id(),
             input,
             output,
@@ -390,7 +398,7 @@ impl<'a> Talk<'a> {
             errors: Kept::new(),
             received: Received::new(),
             memory,
-            permit: None,
+            memory_grant: None,
             watch,
             progress: None,
             answer: None,
@@ -480,17 +488,17 @@ impl<'a> Talk<'a> {
 
     /// Handles the messages received so far.
     fn handle_messages(&mut self) -> io::Result<()> {
-        while let Some((message, mut secrets)) = self.received.next::<Answer>().map_err(garbled)? {
+        while let Some((message, mut secrets)) = self.received.next::<LuksAnswer>().map_err(garbled)? {
             if self.answer.is_some() {
                 return Err(garbled(Garbled("a message after the answer".to_owned())));
             }
             match message {
-                Answer::Needs(memory) => self.grant(memory)?,
-                Answer::Progress(progress) => {
+                LuksAnswer::Needs(memory) => self.grant(memory)?,
+                LuksAnswer::Progress(progress) => {
                     // The derivation that needed the memory is over, unless the job has not started
                     // yet.
                     if self.progress.is_some() {
-                        self.permit = None;
+                        self.memory_grant = None;
                     }
                     self.progress = Some(progress);
                     self.notice = Some(Instant::now() + NOTICE);
@@ -503,8 +511,8 @@ impl<'a> Talk<'a> {
     }
 
     fn grant(&mut self, memory: Bytes) -> io::Result<()> {
-        self.permit = None;
-        self.permit = Some(self.memory.take(memory));
+        self.memory_grant = None;
+        self.memory_grant = Some(self.memory.take(memory));
         let now = Instant::now();
         self.deadline = self.limit.map(|limit| now + limit);
         self.notice = Some(now + NOTICE);

@@ -20,14 +20,14 @@ use libcryptsetup_rs::{
 use rustix::mm::{MlockAllFlags, mlockall};
 
 use super::{
-    calls::{Container, Fault, Result, luks2_parameters, may_use, sync, with_key},
-    child::Talk,
+    calls::{LoadedLuksDevice, LuksFault, Result, luks2_parameters, may_use, sync, with_key},
+    child::DaemonConnection,
     repair,
-    wire::Answer,
+    wire::LuksAnswer,
 };
 use crate::{
     base::units::{Bytes, SECTOR, Sectors},
-    platform::luks::{Begin, Ended, Progress, ReencryptionMode, State},
+    platform::luks::{Begin, EncryptionState, Progress, ReencryptionEnd, ReencryptionMode},
 };
 
 /// Resilience of a step: the method and its hash.
@@ -43,31 +43,31 @@ pub(super) fn run(
     keyslot: Option<u32>,
     passphrase: &[u8],
     begin: Begin,
-    talk: &mut Talk,
-) -> Result<Ended> {
-    let mut container = Container::load(device)?;
-    let json = container.json()?;
-    let metadata = container.metadata(&json);
+    connection: &mut DaemonConnection,
+) -> Result<ReencryptionEnd> {
+    let mut luks = LoadedLuksDevice::load(device)?;
+    let json = luks.json()?;
+    let metadata = luks.metadata(&json);
     let segments = metadata.segments()?;
     let total = segments.iter().fold(Sectors::ZERO, |sum, segment| sum.saturating_add(segment.length)).bytes();
     let (unfinished, done) = match metadata.state(&segments)? {
-        State::Unfinished { mode, done } => (Some(mode), done),
-        State::Encrypted | State::Clear => (None, Bytes(0)),
+        EncryptionState::Unfinished { mode, done } => (Some(mode), done),
+        EncryptionState::Encrypted | EncryptionState::Clear => (None, Bytes(0)),
     };
-    talk.say(&Answer::Progress(Progress { done, total }), &[]).map_err(Fault::Talk)?;
-    match may_use(talk, metadata.memory(None)?) {
-        Err(Fault::Alone) => return Ok(Ended::Interrupted),
+    connection.say(&LuksAnswer::Progress(Progress { done, total }), &[]).map_err(LuksFault::Connection)?;
+    match may_use(connection, metadata.memory(None)?) {
+        Err(LuksFault::Alone) => return Ok(ReencryptionEnd::Interrupted),
         other => other?,
     }
     if repair::is_needed(name)? {
         repair::repair(device, name, passphrase)?;
-        container = Container::load(device)?;
-        if unfinished.is_some() && unfinished_mode(&mut container)?.is_none() {
-            return Ok(Ended::Finished);
+        luks = LoadedLuksDevice::load(device)?;
+        if unfinished.is_some() && unfinished_mode(&mut luks)?.is_none() {
+            return Ok(ReencryptionEnd::Finished);
         }
     }
-    let json = container.json()?;
-    let metadata = container.metadata(&json);
+    let json = luks.json()?;
+    let metadata = luks.metadata(&json);
     let sector_size = metadata.header(String::new())?.sector_size;
     let cipher = metadata.segments()?.into_iter().find_map(|segment| Some(segment.crypt?.cipher));
 
@@ -81,8 +81,8 @@ pub(super) fn run(
             let (from, to) = if is_new { (None, keyslot) } else { (keyslot, None) };
             (crypt_mode(mode), from, to, CryptReencrypt::RESUME_ONLY)
         }
-        (Begin::Resume, None) => return Err(Fault::Other("no re-encryption job is unfinished".to_owned())),
-        (_, Some(_)) => return Err(Fault::Other("another re-encryption job is unfinished".to_owned())),
+        (Begin::Resume, None) => return Err(LuksFault::Other("no re-encryption job is unfinished".to_owned())),
+        (_, Some(_)) => return Err(LuksFault::Other("another re-encryption job is unfinished".to_owned())),
         (Begin::Reencrypt { from, to }, None) => {
             (crypt_mode(ReencryptionMode::Reencrypt), Some(from), Some(to), CryptReencrypt::empty())
         }
@@ -103,19 +103,18 @@ pub(super) fn run(
     // has it already.
     let cipher = cipher.as_deref().filter(|_| matches!(begin, Begin::Reencrypt { .. }));
     let cipher = cipher.and_then(|cipher| cipher.split_once('-'));
-    container
-        .library
+    luks.library
         .reencrypt_handle()
         .reencrypt_init_by_passphrase(Some(name), passphrase, from, to, cipher, parameters)
         .map_err(with_key)?;
     // From here on the keys are in memory for hours. The memory of the key derivation has been
     // freed.
     let _ = mlockall(MlockAllFlags::CURRENT);
-    let worked = steps(&mut container, &mut |progress| {
+    let worked = steps(&mut luks, &mut |progress| {
         // If the daemon is gone, stop.
-        talk.say(&Answer::Progress(progress), &[]).is_err() || talk.is_to_stop()
+        connection.say(&LuksAnswer::Progress(progress), &[]).is_err() || connection.is_to_stop()
     });
-    drop(container);
+    drop(luks);
     if let Err(fault) = worked {
         // The library leaves the devices as they were in the middle of the step. The first error is
         // returned; a second one goes to the log.
@@ -127,17 +126,17 @@ pub(super) fn run(
         return Err(fault.into());
     }
     sync(device)?;
-    match unfinished_mode(&mut Container::load(device)?)? {
-        Some(_) => Ok(Ended::Interrupted),
-        None => Ok(Ended::Finished),
+    match unfinished_mode(&mut LoadedLuksDevice::load(device)?)? {
+        Some(_) => Ok(ReencryptionEnd::Interrupted),
+        None => Ok(ReencryptionEnd::Finished),
     }
 }
 
 /// The mode of the unfinished re-encryption job, by the header.
-fn unfinished_mode(container: &mut Container) -> Result<Option<ReencryptionMode>> {
-    match container.header()?.state {
-        State::Unfinished { mode, .. } => Ok(Some(mode)),
-        State::Encrypted | State::Clear => Ok(None),
+fn unfinished_mode(luks: &mut LoadedLuksDevice) -> Result<Option<ReencryptionMode>> {
+    match luks.header()?.state {
+        EncryptionState::Unfinished { mode, .. } => Ok(Some(mode)),
+        EncryptionState::Encrypted | EncryptionState::Clear => Ok(None),
     }
 }
 
@@ -154,7 +153,7 @@ type IsToStop<'a> = &'a mut dyn FnMut(Progress) -> bool;
 
 /// Runs the steps of a job that the library has been initialized for.
 #[allow(unsafe_code)]
-pub(super) fn steps(container: &mut Container, mut is_to_stop: IsToStop<'_>) -> std::result::Result<(), LibcryptErr> {
+pub(super) fn steps(luks: &mut LoadedLuksDevice, mut is_to_stop: IsToStop<'_>) -> std::result::Result<(), LibcryptErr> {
     extern "C" fn between(total: u64, done: u64, is_to_stop: *mut c_void) -> c_int {
         // SAFETY: the library passes on the pointer that it gets below. It points to a closure that
         // lives until the library returns and that nothing else uses meanwhile. The library calls
@@ -162,5 +161,5 @@ pub(super) fn steps(container: &mut Container, mut is_to_stop: IsToStop<'_>) -> 
         let is_to_stop = unsafe { &mut *is_to_stop.cast::<IsToStop<'_>>() };
         c_int::from(is_to_stop(Progress { done: Bytes(done.into()), total: Bytes(total.into()) }))
     }
-    container.library.reencrypt_handle().reencrypt2(Some(between), Some(&mut is_to_stop))
+    luks.library.reencrypt_handle().reencrypt2(Some(between), Some(&mut is_to_stop))
 }

@@ -22,8 +22,8 @@ use libcryptsetup_rs::{
 
 use super::{
     super::dm::{self, Mapper},
-    calls::{Container, Fault, Result, luks2_parameters, with_key},
-    header::Segment,
+    calls::{LoadedLuksDevice, LuksFault, Result, luks2_parameters, with_key},
+    header::DataSegment,
     reencrypt::{RESILIENCE, steps},
     table::{foreign, number, table},
 };
@@ -32,28 +32,28 @@ use crate::{
     platform::{
         Error,
         dm::{Device, Line, Target, Visibility},
-        luks::State,
+        luks::EncryptionState,
     },
 };
 
-impl From<Error> for Fault {
-    fn from(fault: Error) -> Fault {
+impl From<Error> for LuksFault {
+    fn from(fault: Error) -> LuksFault {
         let cause = std::error::Error::source(&fault).map(|cause| format!(": {cause}")).unwrap_or_default();
-        Fault::Other(format!("{fault}{cause}"))
+        LuksFault::Other(format!("{fault}{cause}"))
     }
 }
 
 /// The devices of a job.
-struct Names {
+struct JobDeviceNames {
     overlay: String,
     hotzones: [String; 2],
     /// Our own device, for completing a step.
     other: String,
 }
 
-impl Names {
-    fn of(name: &str) -> Names {
-        Names {
+impl JobDeviceNames {
+    fn of(name: &str) -> JobDeviceNames {
+        JobDeviceNames {
             overlay: format!("{name}-overlay"),
             hotzones: ["forward", "backward"].map(|direction| format!("{name}-hotzone-{direction}")),
             other: format!("{name}-completion"),
@@ -64,7 +64,7 @@ impl Names {
 /// Whether a job has left devices behind.
 pub(super) fn is_needed(name: &str) -> Result<bool> {
     let mapper = Mapper::open()?;
-    let names = Names::of(name);
+    let names = JobDeviceNames::of(name);
     for left in names.hotzones.iter().chain([&names.overlay, &names.other]) {
         if mapper.find(left)?.is_some() {
             return Ok(true);
@@ -77,14 +77,14 @@ pub(super) fn is_needed(name: &str) -> Result<bool> {
 /// removes the other devices.
 pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()> {
     let mapper = Mapper::open()?;
-    let names = Names::of(name);
+    let names = JobDeviceNames::of(name);
     let overlay = mapper.find(&names.overlay)?;
-    let half_written = half_written(&mut Container::load(device)?)?;
+    let half_written = half_written(&mut LoadedLuksDevice::load(device)?)?;
     let mut completed = Ok(());
     for hotzone in &names.hotzones {
         let Some(found) = mapper.find(hotzone)? else { continue };
-        if let Some(waiting) = waiting(overlay.as_ref(), &found).or(half_written) {
-            completed = complete(&mapper, &names, device, passphrase, waiting);
+        if let Some(stalled) = stalled_range(overlay.as_ref(), &found).or(half_written) {
+            completed = complete(&mapper, &names, device, passphrase, stalled);
             if completed.is_err() && found.suspended {
                 // The waiting I/O must end, and can succeed neither with the old key nor with the
                 // new one, so let it fail.
@@ -119,72 +119,78 @@ pub(super) fn repair(device: &Path, name: &str, passphrase: &[u8]) -> Result<()>
 
 /// The range of the crypt device that waits for the end of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Waiting {
+struct StalledRange {
     start: Sectors,
     length: Sectors,
 }
 
 /// The part of the overlay that maps to a suspended hotzone device. Before the overlay has been
 /// resumed with such a table, no I/O can have reached the hotzone device.
-fn waiting(overlay: Option<&Device>, hotzone: &Device) -> Option<Waiting> {
+fn stalled_range(overlay: Option<&Device>, hotzone: &Device) -> Option<StalledRange> {
     let overlay = overlay.filter(|overlay| !overlay.suspended && hotzone.suspended)?;
     let on_hotzone = |line: &&Line| match line.target {
         Target::Linear { device, .. } | Target::Crypt { device, .. } => device == hotzone.number,
         _ => false,
     };
     let line = overlay.table.iter().find(on_hotzone)?;
-    Some(Waiting { start: line.start, length: line.length })
+    Some(StalledRange { start: line.start, length: line.length })
 }
 
 /// The hot zone in the header: the range that was being written. If the disk refused the write, the
 /// library has let I/O to the range fail, so that nothing waits.
-fn half_written(container: &mut Container) -> Result<Option<Waiting>> {
-    let segments = container.segments()?;
+fn half_written(luks: &mut LoadedLuksDevice) -> Result<Option<StalledRange>> {
+    let segments = luks.segments()?;
     let first = segments.first().map_or(Sectors::ZERO, |segment| segment.offset);
     let hot = segments.iter().find(|segment| segment.hot);
-    Ok(hot.map(|segment| Waiting { start: segment.offset.saturating_sub(first), length: segment.length }))
+    Ok(hot.map(|segment| StalledRange { start: segment.offset.saturating_sub(first), length: segment.length }))
 }
 
 /// Completes a step with the library, on another device for the same disk.
-fn complete(mapper: &Mapper, names: &Names, device: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
-    let size = Container::load(device)?.size();
+fn complete(
+    mapper: &Mapper,
+    names: &JobDeviceNames,
+    device: &Path,
+    passphrase: &[u8],
+    stalled: StalledRange,
+) -> Result<()> {
+    let size = LoadedLuksDevice::load(device)?.size();
     if mapper.find(&names.other)?.is_some() {
         mapper.remove(&names.other)?;
     }
     let lines = [Line::linear(Sectors(0), size, number(device)?, Sectors(0))];
     mapper.create(&names.other, &names.other, &lines, Visibility::Private)?;
-    let completed = complete_on(&dm::node(&names.other), passphrase, waiting);
+    let completed = complete_on(&dm::node(&names.other), passphrase, stalled);
     let removed = mapper.remove(&names.other);
     completed?;
     Ok(removed?)
 }
 
-fn complete_on(other: &Path, passphrase: &[u8], waiting: Waiting) -> Result<()> {
-    let mut container = Container::load(other)?;
-    if half_written(&mut container)?.is_some() {
+fn complete_on(other: &Path, passphrase: &[u8], stalled: StalledRange) -> Result<()> {
+    let mut luks = LoadedLuksDevice::load(other)?;
+    if half_written(&mut luks)?.is_some() {
         // The step was writing: the library finds out block by block what was written.
-        begin(&mut container, passphrase, CryptReencrypt::RECOVERY, Sectors::ZERO)?;
-    } else if !is_done(&mut container, waiting)? {
+        begin(&mut luks, passphrase, CryptReencrypt::RECOVERY, Sectors::ZERO)?;
+    } else if !is_done(&mut luks, stalled)? {
         // The step was reading: nothing was written.
-        begin(&mut container, passphrase, CryptReencrypt::RESUME_ONLY, waiting.length)?;
+        begin(&mut luks, passphrase, CryptReencrypt::RESUME_ONLY, stalled.length)?;
         let mut asked = 0;
-        steps(&mut container, &mut |_| {
+        steps(&mut luks, &mut |_| {
             asked += 1;
             // The first call comes before the first step.
             asked > 1
         })?;
     }
-    drop(container);
-    let mut container = Container::load(other)?;
-    if half_written(&mut container)?.is_some() || !is_done(&mut container, waiting)? {
-        return Err(Fault::Other("the step that was cut short is still incomplete".to_owned()));
+    drop(luks);
+    let mut luks = LoadedLuksDevice::load(other)?;
+    if half_written(&mut luks)?.is_some() || !is_done(&mut luks, stalled)? {
+        return Err(LuksFault::Other("the step that was cut short is still incomplete".to_owned()));
     }
     Ok(())
 }
 
-fn begin(container: &mut Container, passphrase: &[u8], flags: CryptReencrypt, step: Sectors) -> Result<()> {
-    let json = container.json()?;
-    let sector_size = container.metadata(&json).header(String::new())?.sector_size;
+fn begin(luks: &mut LoadedLuksDevice, passphrase: &[u8], flags: CryptReencrypt, step: Sectors) -> Result<()> {
+    let json = luks.json()?;
+    let sector_size = luks.metadata(&json).header(String::new())?.sector_size;
     let parameters = CryptParamsReencrypt {
         // The library uses the mode and direction of the header, not these.
         mode: CryptReencryptModeInfo::Reencrypt,
@@ -197,27 +203,27 @@ fn begin(container: &mut Container, passphrase: &[u8], flags: CryptReencrypt, st
         luks2: Some(luks2_parameters(sector_size)),
         flags,
     };
-    let mut library = container.library.reencrypt_handle();
+    let mut library = luks.library.reencrypt_handle();
     library.reencrypt_init_by_passphrase(None, passphrase, None, None, None, parameters).map_err(with_key)?;
     Ok(())
 }
 
 /// Whether a range has its final encryption.
-fn is_done(container: &mut Container, waiting: Waiting) -> Result<bool> {
-    let json = container.json()?;
-    let metadata = container.metadata(&json);
+fn is_done(luks: &mut LoadedLuksDevice, stalled: StalledRange) -> Result<bool> {
+    let json = luks.json()?;
+    let metadata = luks.metadata(&json);
     let last = metadata.final_digest()?;
     let segments = metadata.segments()?;
-    if !matches!(metadata.state(&segments)?, State::Unfinished { .. }) {
+    if !matches!(metadata.state(&segments)?, EncryptionState::Unfinished { .. }) {
         // It was the last step.
         return Ok(true);
     }
     let Some(first) = segments.first().map(|segment| segment.offset) else { return Ok(false) };
-    let end = waiting.start.0 + waiting.length.0;
-    let covers = |segment: &Segment| {
+    let end = stalled.start.0 + stalled.length.0;
+    let covers = |segment: &DataSegment| {
         let start = segment.offset.0 - first.0;
         let is_last = segment.crypt.as_ref().map(|crypt| crypt.digest) == last;
-        is_last && !segment.hot && start <= waiting.start.0 && end <= start + segment.length.0
+        is_last && !segment.hot && start <= stalled.start.0 && end <= start + segment.length.0
     };
     Ok(segments.iter().any(covers))
 }
@@ -243,14 +249,17 @@ mod tests {
         let between = vec![crypt.clone(), rest.clone()];
         let overlay = |suspended, table| device(DeviceNumber { major: 253, minor: 8 }, suspended, table);
         let hotzone = |suspended| device(HOTZONE, suspended, Vec::new());
-        let seen = waiting(Some(&overlay(false, working())), &hotzone(true));
-        assert_eq!(seen, Some(Waiting { start: Sectors(8), length: Sectors(16) }));
-        assert_eq!(waiting(Some(&overlay(false, working())), &hotzone(false)), None);
-        assert_eq!(waiting(Some(&overlay(true, working())), &hotzone(true)), None);
-        assert_eq!(waiting(Some(&overlay(false, between)), &hotzone(true)), None);
-        assert_eq!(waiting(None, &hotzone(true)), None);
+        let seen = stalled_range(Some(&overlay(false, working())), &hotzone(true));
+        assert_eq!(seen, Some(StalledRange { start: Sectors(8), length: Sectors(16) }));
+        assert_eq!(stalled_range(Some(&overlay(false, working())), &hotzone(false)), None);
+        assert_eq!(stalled_range(Some(&overlay(true, working())), &hotzone(true)), None);
+        assert_eq!(stalled_range(Some(&overlay(false, between)), &hotzone(true)), None);
+        assert_eq!(stalled_range(None, &hotzone(true)), None);
         // In plaintext, as in a decryption.
         let decrypted = vec![Line::linear(Sectors(0), Sectors(8), HOTZONE, Sectors(0))];
-        assert_eq!(waiting(Some(&overlay(false, decrypted)), &hotzone(true)).map(|seen| seen.length), Some(Sectors(8)));
+        assert_eq!(
+            stalled_range(Some(&overlay(false, decrypted)), &hotzone(true)).map(|seen| seen.length),
+            Some(Sectors(8))
+        );
     }
 }

@@ -24,19 +24,19 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::Value;
 
 use super::{
-    calls::{CIPHER, Container, Fault, Result, Secrets, bytes, fill, luks2_parameters, with_key},
+    calls::{CIPHER, LoadedLuksDevice, LuksFault, ReceivedSecrets, Result, bytes, fill, luks2_parameters, with_key},
     reencrypt,
-    wire::NewKeyslot,
+    wire::SentKeyslot,
 };
-use crate::platform::luks::{Header, Layout};
+use crate::platform::luks::{Header, HeaderLayout};
 
 /// Formats a header that says that nothing is encrypted yet, and writes it to the device.
 pub(super) fn format(
     device: &Path,
-    layout: &Layout,
-    keyslots: &[NewKeyslot],
+    layout: &HeaderLayout,
+    keyslots: &[SentKeyslot],
     tokens: &BTreeMap<u32, Value>,
-    secrets: &Secrets<'_>,
+    secrets: &ReceivedSecrets<'_>,
 ) -> Result<Header> {
     let first = keyslots.first().ok_or_else(|| "the header would have no keyslot".to_owned())?;
     let file = File::from(memfd_create("luks-header", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
@@ -45,10 +45,10 @@ pub(super) fn format(
     file.set_len(length)?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
 
-    let mut container = Container::make(Some(&path), device, layout)?;
-    fill(&mut container, keyslots, tokens, secrets)?;
-    let sector_size = u32::try_from(get_sector_size(Some(&mut container.library)))
-        .map_err(|_| Fault::Other("the library does not return the encryption sector size".to_owned()))?;
+    let mut luks = LoadedLuksDevice::make(Some(&path), device, layout)?;
+    fill(&mut luks, keyslots, tokens, secrets)?;
+    let sector_size = u32::try_from(get_sector_size(Some(&mut luks.library)))
+        .map_err(|_| LuksFault::Other("the library does not return the encryption sector size".to_owned()))?;
     let parameters = CryptParamsReencrypt {
         mode: CryptReencryptModeInfo::Encrypt,
         direction: CryptReencryptDirectionInfo::Forward,
@@ -61,13 +61,13 @@ pub(super) fn format(
         flags: CryptReencrypt::INITIALIZE_ONLY,
     };
     let passphrase = secrets.get(first.passphrase)?;
-    let mut library = container.library.reencrypt_handle();
+    let mut library = luks.library.reencrypt_handle();
     library
         .reencrypt_init_by_passphrase(None, passphrase, None, Some(first.number), Some(CIPHER), parameters)
         .map_err(with_key)?;
-    drop(container);
+    drop(luks);
     put_in_place(&file, metadata, length, device)?;
-    Container::load(device)?.header()
+    LoadedLuksDevice::load(device)?.header()
 }
 
 /// Copies the header to the device: the keyslots first, then the second copy of the metadata, then

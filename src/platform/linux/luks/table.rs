@@ -9,7 +9,7 @@ use nix::libc;
 
 use super::{
     super::{dm::Mapper, keyring},
-    calls::{Container, Fault, Result},
+    calls::{LoadedLuksDevice, LuksFault, Result},
 };
 use crate::{
     base::units::{SECTOR, Sectors},
@@ -23,7 +23,7 @@ use crate::{
 /// Activates the crypt device as the library would, but while its LUKS device is in use.
 /// libcryptsetup up to 2.6 refuses that if a re-encryption job is unfinished.
 pub(super) fn bring_up(device: &Path, name: &str, passphrase: &[u8]) -> Result<()> {
-    let uuid = Container::load(device)?.library.status_handle().get_uuid()?.simple().to_string();
+    let uuid = LoadedLuksDevice::load(device)?.library.status_handle().get_uuid()?.simple().to_string();
     let table = table(device, passphrase)?;
     Mapper::open()?.create(name, &format!("CRYPT-LUKS2-{uuid}-{name}"), &table, Visibility::Public)?;
     Ok(())
@@ -31,15 +31,15 @@ pub(super) fn bring_up(device: &Path, name: &str, passphrase: &[u8]) -> Result<(
 
 /// The table of the crypt device by its header, with the keys loaded into the keyring.
 pub(super) fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
-    let mut container = Container::load(device)?;
-    let uuid = container.library.status_handle().get_uuid()?.to_string();
+    let mut luks = LoadedLuksDevice::load(device)?;
+    let uuid = luks.library.status_handle().get_uuid()?.to_string();
     let number = number(device)?;
     let mut lines = Vec::new();
     let mut start = Sectors(0);
     let mut loaded = Vec::new();
-    for segment in container.segments()? {
+    for segment in luks.segments()? {
         if segment.hot {
-            return Err(Fault::Other("a step that was cut short is incomplete".to_owned()));
+            return Err(LuksFault::Other("a step that was cut short is incomplete".to_owned()));
         }
         let (length, offset) = (segment.length, segment.offset);
         match &segment.crypt {
@@ -47,7 +47,7 @@ pub(super) fn table(device: &Path, passphrase: &[u8]) -> Result<Vec<Line>> {
             Some(crypt) => {
                 let key = format!("cryptsetup:{uuid}-d{}", crypt.digest);
                 if !loaded.contains(&crypt.digest) {
-                    keyring::lend_to_kernel(&key, &container.key_with(crypt.digest, passphrase)?)?;
+                    keyring::lend_to_kernel(&key, &luks.key_with(crypt.digest, passphrase)?)?;
                     loaded.push(crypt.digest);
                 }
                 let sectors = match u64::from(crypt.sector_size) {

@@ -17,7 +17,7 @@ use crate::{
     base::units::{Bytes, Sectors},
     platform::{
         keyring::Secret,
-        luks::{Begin, Cost, Ended, Header, Layout, Progress, Purpose},
+        luks::{Begin, Cost, FormatPurpose, Header, HeaderLayout, Progress, ReencryptionEnd},
     },
 };
 
@@ -41,14 +41,14 @@ pub(super) struct Nth(pub(super) usize);
 
 /// A passphrase and the keyslot to try it on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Unlock {
+pub(super) struct SentUnlock {
     pub(super) passphrase: Nth,
     pub(super) keyslot: Option<u32>,
 }
 
 /// A keyslot to add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct NewKeyslot {
+pub(super) struct SentKeyslot {
     pub(super) number: u32,
     pub(super) passphrase: Nth,
     pub(super) cost: Cost,
@@ -56,9 +56,9 @@ pub(super) struct NewKeyslot {
 
 /// A change of a header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) enum Change {
-    AddKeyslot(NewKeyslot),
-    AddNextKeyslot(NewKeyslot),
+pub(super) enum SentChange {
+    AddKeyslot(SentKeyslot),
+    AddNextKeyslot(SentKeyslot),
     DestroyKeyslot(u32),
     PutToken(u32, Value),
     RemoveToken(u32),
@@ -66,26 +66,26 @@ pub(super) enum Change {
 
 /// The request to a child; there is one in its life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) enum Request {
+pub(super) enum LuksRequest {
     Read {
         device: PathBuf,
     },
     Format {
         device: PathBuf,
-        layout: Layout,
-        purpose: Purpose,
-        keyslots: Vec<NewKeyslot>,
+        layout: HeaderLayout,
+        purpose: FormatPurpose,
+        keyslots: Vec<SentKeyslot>,
         tokens: BTreeMap<u32, Value>,
     },
     Change {
         device: PathBuf,
-        unlock: Option<Unlock>,
-        changes: Vec<Change>,
+        unlock: Option<SentUnlock>,
+        changes: Vec<SentChange>,
     },
     Open {
         device: PathBuf,
         name: Option<String>,
-        unlock: Unlock,
+        unlock: SentUnlock,
     },
     Reopen {
         device: PathBuf,
@@ -101,7 +101,7 @@ pub(super) enum Request {
     Reencrypt {
         device: PathBuf,
         name: String,
-        unlock: Unlock,
+        unlock: SentUnlock,
         begin: Begin,
     },
     /// Recovers the hot zone of a killed re-encryption job, so that the crypt device serves all
@@ -109,13 +109,13 @@ pub(super) enum Request {
     Repair {
         device: PathBuf,
         name: String,
-        unlock: Unlock,
+        unlock: SentUnlock,
     },
 }
 
 /// A message of the child. All but the first two are its last one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) enum Answer {
+pub(super) enum LuksAnswer {
     /// The child is about to derive keys, needs this much memory and waits for [`GO`].
     Needs(Bytes),
     /// Progress of a re-encryption job.
@@ -127,7 +127,7 @@ pub(super) enum Answer {
     /// The request is done.
     Done,
     /// The re-encryption job has ended.
-    Ended(Ended),
+    Ended(ReencryptionEnd),
     /// The passphrase opens no keyslot.
     WrongKey,
     /// The device is in use.
@@ -218,7 +218,7 @@ mod tests {
         Secret::new(Zeroizing::new(text.as_bytes().to_vec()))
     }
 
-    fn next(bytes: &[u8]) -> Result<Option<(Answer, Vec<Secret>)>, Garbled> {
+    fn next(bytes: &[u8]) -> Result<Option<(LuksAnswer, Vec<Secret>)>, Garbled> {
         let mut received = Received::new();
         received.add(bytes);
         received.next()
@@ -226,10 +226,10 @@ mod tests {
 
     #[test]
     fn messages_survive_arrival_in_pieces() {
-        let request = Request::Open {
+        let request = LuksRequest::Open {
             device: "/dev/sda".into(),
             name: Some("n".to_owned()),
-            unlock: Unlock { passphrase: Nth(1), keyslot: Some(3) },
+            unlock: SentUnlock { passphrase: Nth(1), keyslot: Some(3) },
         };
         let bytes = frame(&request, &[&secret(""), &secret("hunter2")]);
         let text = String::from_utf8_lossy(&bytes[5..]);
@@ -237,14 +237,14 @@ mod tests {
         let mut received = Received::new();
         for byte in &bytes[..bytes.len() - 1] {
             received.add(&[*byte]);
-            assert!(received.next::<Request>().unwrap().is_none());
+            assert!(received.next::<LuksRequest>().unwrap().is_none());
         }
         received.add(&bytes[bytes.len() - 1..]);
-        received.add(&frame(&Answer::Done, &[]));
-        let (message, secrets) = received.next::<Request>().unwrap().unwrap();
+        received.add(&frame(&LuksAnswer::Done, &[]));
+        let (message, secrets) = received.next::<LuksRequest>().unwrap().unwrap();
         assert_eq!(message, request);
         assert!(secrets[0].same(b"") && secrets[1].same(b"hunter2") && secrets.len() == 2);
-        assert_eq!(received.next::<Answer>().unwrap().unwrap().0, Answer::Done);
+        assert_eq!(received.next::<LuksAnswer>().unwrap().unwrap().0, LuksAnswer::Done);
         assert!(received.is_empty());
     }
 
@@ -252,15 +252,15 @@ mod tests {
     fn every_answer_arrives_as_it_was_sent() {
         let progress = Progress { done: Bytes(1), total: Bytes(u64::MAX.into()) };
         for answer in [
-            Answer::Needs(Bytes(1 << 30)),
-            Answer::Progress(progress),
-            Answer::Header(None),
-            Answer::VolumeKey,
-            Answer::Done,
-            Answer::Ended(Ended::Interrupted),
-            Answer::WrongKey,
-            Answer::Busy,
-            Answer::Failed("\0 \u{1f600} \"".to_owned()),
+            LuksAnswer::Needs(Bytes(1 << 30)),
+            LuksAnswer::Progress(progress),
+            LuksAnswer::Header(None),
+            LuksAnswer::VolumeKey,
+            LuksAnswer::Done,
+            LuksAnswer::Ended(ReencryptionEnd::Interrupted),
+            LuksAnswer::WrongKey,
+            LuksAnswer::Busy,
+            LuksAnswer::Failed("\0 \u{1f600} \"".to_owned()),
         ] {
             assert_eq!(next(&frame(&answer, &[])).unwrap().unwrap().0, answer);
         }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::{luks::secret, *};
 use crate::platform::{
     keyring::Secret,
-    sim::{Call, Trouble},
+    sim::{CallKind, Trouble},
 };
 
 const URL: &str = "http://tang.example:7500";
@@ -182,7 +182,7 @@ fn a_shared_secret_needs_its_threshold_of_parts() {
 fn each_request_is_a_step() {
     let sim = Sim::builder().record().build();
     let jwe = encrypt(&sim, "tang", json!({"url": URL})).unwrap();
-    let gate = sim.delay(Call::ClevisDecrypt, URL);
+    let gate = sim.delay(CallKind::ClevisDecrypt, URL);
     std::thread::scope(|scope| {
         let held = scope.spawn(|| sim.clevis_decrypt(&jwe));
         assert!(gate.wait_for(1, LIMIT));
@@ -195,7 +195,7 @@ fn each_request_is_a_step() {
     encrypt(&sim, "sss", config).unwrap();
     let subjects: Vec<String> = sim.trace()[start..].iter().map(|step| step.subject.clone()).collect();
     assert_eq!(subjects, ["tang http://1", "tang http://2", "tpm2"]);
-    sim.faults().fail_next(Call::ClevisDecrypt, URL);
+    sim.faults().fail_next(CallKind::ClevisDecrypt, URL);
     assert!(matches!(sim.clevis_decrypt(&jwe), Err(Error::Clevis { action: "decrypt", .. })));
     assert!(sim.clevis_decrypt(&jwe).is_ok());
 }

@@ -228,7 +228,7 @@ fn damaged_metadata_is_found_and_repaired() {
 #[test]
 fn a_program_stops_at_its_failed_write() {
     let sim = Sim::builder().build();
-    sim.faults().fail_next(super::super::Call::ProgramWrite(Program::MkfsXfs), "");
+    sim.faults().fail_next(super::super::CallKind::ProgramWrite(Program::MkfsXfs), "");
     fails(&sim, Program::MkfsXfs, &["/dev/a"], "Input/output error");
     assert_eq!(uuid(&sim, "/dev/a"), None);
     sim.run(Program::MkfsXfs, &["/dev/a"]).unwrap();

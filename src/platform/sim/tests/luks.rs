@@ -11,16 +11,19 @@ use crate::{
     platform::{
         DeviceAction, DeviceClass,
         keyring::Secret,
-        luks::{Cost, Header, HeaderChange, Layout, NewKeyslot, Purpose, ReencryptionMode, State, Unlock},
-        sim::{Call, LuksCall, Preset},
+        luks::{
+            Cost, EncryptionState, FormatPurpose, Header, HeaderChange, HeaderLayout, NewKeyslot, ReencryptionMode,
+            Unlock,
+        },
+        sim::{CallKind, LuksCall, Preset},
     },
 };
 
 pub(super) const DISK: &str = "/dev/a";
 pub(super) const NAME: &str = "opened";
 /// As for a version 1 pool, but with a smaller keyslots area.
-pub(super) const LAYOUT: Layout =
-    Layout { metadata: Bytes(0x4000), keyslots: Bytes(4 << 20), data_offset: Sectors(16384), sector_size: None };
+pub(super) const LAYOUT: HeaderLayout =
+    HeaderLayout { metadata: Bytes(0x4000), keyslots: Bytes(4 << 20), data_offset: Sectors(16384), sector_size: None };
 pub(super) const DATA: u64 = 16384 * 512;
 
 pub(super) fn secret(text: &str) -> Secret {
@@ -40,7 +43,7 @@ pub(super) fn token(kind: &str, keyslots: &[&str]) -> serde_json::Value {
 }
 
 /// A LUKS device with the passphrases `one` in keyslot 0 and `two` in 1, and a token for each.
-pub(super) fn format(sim: &Sim, purpose: Purpose) -> Header {
+pub(super) fn format(sim: &Sim, purpose: FormatPurpose) -> Header {
     let (one, two) = (secret("one"), secret("two"));
     let tokens = BTreeMap::from([(1, token("luks2-keyring", &["0"])), (2, token("clevis", &["1"]))]);
     let keyslots = [new_keyslot(0, &one), new_keyslot(1, &two)];
@@ -70,9 +73,9 @@ fn said(result: Result<impl Sized, Error>) -> String {
 fn a_format_follows_its_arguments() {
     let sim = Sim::builder().build();
     assert_eq!(sim.luks_read(Path::new(DISK)).unwrap(), None);
-    let made = format(&sim, Purpose::New);
+    let made = format(&sim, FormatPurpose::New);
     assert_eq!(made, header(&sim));
-    assert_eq!((made.data_offset, made.sector_size, made.state), (Sectors(16384), 512, State::Encrypted));
+    assert_eq!((made.data_offset, made.sector_size, made.state), (Sectors(16384), 512, EncryptionState::Encrypted));
     assert_eq!(made.keyslots, [0, 1].into());
     assert_eq!(made.tokens[&2], token("clevis", &["1"]));
     assert_eq!((made.free_keyslots().next(), made.free_token()), (Some(2), Some(0)));
@@ -97,14 +100,14 @@ fn a_format_follows_its_arguments() {
 fn impossible_formats_are_refused() {
     let sim = Sim::builder().disk("/dev/small", Sectors(16384)).disk("/dev/used", Sectors(1 << 20)).in_use().build();
     let one = secret("one");
-    let make = |path: &str, layout: &Layout, slots: &[u32], tokens: &[u32]| {
+    let make = |path: &str, layout: &HeaderLayout, slots: &[u32], tokens: &[u32]| {
         let keyslots: Vec<NewKeyslot<'_>> = slots.iter().map(|number| new_keyslot(*number, &one)).collect();
         let tokens = tokens.iter().map(|number| (*number, token("t", &["0"]))).collect();
-        sim.luks_format(Path::new(path), layout, Purpose::New, &keyslots, &tokens)
+        sim.luks_format(Path::new(path), layout, FormatPurpose::New, &keyslots, &tokens)
     };
-    let narrow = Layout { data_offset: Sectors(100), ..LAYOUT };
-    let odd = Layout { metadata: Bytes(10_000), ..LAYOUT };
-    let two_slots = Layout { keyslots: Bytes(2 * 258_048), ..LAYOUT };
+    let narrow = HeaderLayout { data_offset: Sectors(100), ..LAYOUT };
+    let odd = HeaderLayout { metadata: Bytes(10_000), ..LAYOUT };
+    let two_slots = HeaderLayout { keyslots: Bytes(2 * 258_048), ..LAYOUT };
     assert!(said(make("/dev/b", &narrow, &[0], &[])).contains("space"));
     assert!(said(make("/dev/b", &odd, &[0], &[])).contains("space"));
     assert!(said(make("/dev/small", &LAYOUT, &[0], &[])).contains("too small"));
@@ -122,7 +125,7 @@ fn impossible_formats_are_refused() {
 #[test]
 fn a_crypt_device_transforms_its_data() {
     let sim = Sim::builder().build();
-    let uuid = format(&sim, Purpose::New).uuid;
+    let uuid = format(&sim, FormatPurpose::New).uuid;
     open(&sim, Some(NAME), "one").unwrap();
     assert_eq!(sim.opened(), [NAME]);
     let device = sim.dm_find(NAME).unwrap().unwrap();
@@ -166,21 +169,21 @@ fn a_crypt_device_transforms_its_data() {
 #[test]
 fn another_key_or_place_gives_garbage() {
     let sim = Sim::builder().build();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     open(&sim, Some(NAME), "one").unwrap();
     write(&sim, NAME, 0, &[7; 4096]).unwrap();
     let raw = sim.read(Path::new(DISK), DATA, 4096).unwrap();
     sim.put(Path::new(DISK), DATA + 4096, &raw).unwrap();
     assert_ne!(read(&sim, NAME, 4096, 512), [7; 512]);
     sim.dm_remove(NAME).unwrap();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     open(&sim, Some(NAME), "one").unwrap();
     assert_ne!(read(&sim, NAME, 0, 512), [7; 512]);
     sim.dm_remove(NAME).unwrap();
     // Another encryption sector size also changes the sector numbers.
-    let layout = Layout { sector_size: Some(4096), ..LAYOUT };
+    let layout = HeaderLayout { sector_size: Some(4096), ..LAYOUT };
     let one = secret("one");
-    sim.luks_format(Path::new(DISK), &layout, Purpose::New, &[new_keyslot(0, &one)], &BTreeMap::new()).unwrap();
+    sim.luks_format(Path::new(DISK), &layout, FormatPurpose::New, &[new_keyslot(0, &one)], &BTreeMap::new()).unwrap();
     open(&sim, Some(NAME), "one").unwrap();
     write(&sim, NAME, 512, &[7; 512]).unwrap();
     assert_eq!(read(&sim, NAME, 512, 512), [7; 512]);
@@ -195,9 +198,9 @@ fn a_refused_open_activates_nothing() {
     let one = secret("one");
     let other = |name| sim.luks_open(Path::new("/dev/other"), name, with(&one));
     assert!(matches!(other(Some("x")), Err(Error::WrongKey { .. })));
-    assert_eq!(sim.luks_read(Path::new("/dev/other")).unwrap().unwrap().state, State::Encrypted);
+    assert_eq!(sim.luks_read(Path::new("/dev/other")).unwrap().unwrap().state, EncryptionState::Encrypted);
     assert!(said(open(&sim, Some(NAME), "one")).contains("no LUKS2 header"));
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     assert!(is_wrong_key(open(&sim, Some(NAME), "three")));
     assert!(sim.leftovers().is_empty());
     create(&sim, "taken", &linear(number(&sim, "/dev/b"), 0, 8));
@@ -224,7 +227,7 @@ fn a_refused_open_activates_nothing() {
 #[test]
 fn a_crypt_device_raises_events_and_is_probed() {
     let sim = Sim::builder().build();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     open(&sim, Some(NAME), "one").unwrap();
     write(&sim, NAME, 512, &world::signature()).unwrap();
     sim.dm_remove(NAME).unwrap();
@@ -255,7 +258,7 @@ fn a_crypt_device_raises_events_and_is_probed() {
 #[test]
 fn keyslots_and_tokens_are_changed_one_by_one() {
     let sim = Sim::builder().build();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     let key = open(&sim, None, "one").unwrap();
     let (one, three, no) = (secret("one"), secret("three"), secret("no"));
     let change = |unlock, changes: &[HeaderChange<'_>]| sim.luks_change(Path::new(DISK), unlock, changes);
@@ -288,18 +291,18 @@ fn keyslots_and_tokens_are_changed_one_by_one() {
     // All keyslots may be destroyed; then nothing opens the device.
     change(None, &[HeaderChange::DestroyKeyslot(1), HeaderChange::DestroyKeyslot(2)]).unwrap();
     assert!(is_wrong_key(open(&sim, None, "two")));
-    assert_eq!(header(&sim).state, State::Encrypted);
+    assert_eq!(header(&sim).state, EncryptionState::Encrypted);
 }
 
 #[test]
 fn a_next_volume_key_coexists_with_the_current_one() {
     let sim = Sim::builder().build();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     let (one, two) = (secret("one"), secret("two"));
     let next = |number, passphrase| HeaderChange::AddNextKeyslot(new_keyslot(number, passphrase));
     let changes = [next(2, &one), next(3, &two)];
     let made = sim.luks_change(Path::new(DISK), Some(with(&one)), &changes).unwrap();
-    assert_eq!((made.keyslots, made.state), ([0, 1, 2, 3].into(), State::Encrypted));
+    assert_eq!((made.keyslots, made.state), ([0, 1, 2, 3].into(), EncryptionState::Encrypted));
     let at = |keyslot| sim.luks_open(Path::new(DISK), None, Unlock { passphrase: &one, keyslot: Some(keyslot) });
     // It does not open the device yet.
     assert!(at(0).is_ok() && is_wrong_key(at(2)));
@@ -307,7 +310,7 @@ fn a_next_volume_key_coexists_with_the_current_one() {
     sim.luks_change(Path::new(DISK), None, &[destroy(2), destroy(3)]).unwrap();
     let digests = |sim: &Sim| {
         let bytes = sim.durable(Path::new(DISK), 0..0x4000);
-        super::super::luks_header::Header::decode(&bytes, false).unwrap().json.digests.len()
+        super::super::luks_header::StoredHeader::decode(&bytes, false).unwrap().json.digests.len()
     };
     assert_eq!(digests(&sim), 1);
 }
@@ -315,7 +318,7 @@ fn a_next_volume_key_coexists_with_the_current_one() {
 #[test]
 fn a_header_that_does_not_fit_is_refused() {
     let sim = Sim::builder().build();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     let mut large = token("x", &[]);
     large["jwe"] = "y".repeat(12 << 10).into();
     let before = header(&sim);
@@ -327,7 +330,7 @@ fn a_header_that_does_not_fit_is_refused() {
 #[test]
 fn a_resized_device_is_as_large_as_asked_for() {
     let sim = Sim::builder().disk(DISK, Sectors(1 << 20)).build();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     let key = open(&sim, Some(NAME), "one").unwrap();
     write(&sim, NAME, 0, b"kept").unwrap();
     let size = |sim: &Sim| sim.geometry(&sim.dm_node(NAME)).unwrap().size.0;
@@ -350,7 +353,7 @@ fn a_resized_device_is_as_large_as_asked_for() {
 fn either_copy_is_enough() {
     let spoilt = |at: u64| {
         let sim = Sim::builder().build();
-        let made = format(&sim, Purpose::New);
+        let made = format(&sim, FormatPurpose::New);
         sim.put(Path::new(DISK), at, &[0xff]).unwrap();
         assert_eq!(header(&sim), made, "{at}");
         sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(1)]).unwrap();
@@ -371,7 +374,7 @@ fn either_copy_is_enough() {
     sim.spoil(Path::new(DISK), 3..4).unwrap();
     assert_eq!(header(&sim).tokens.len(), 1);
     let sim = Sim::builder().build();
-    format(&sim, Purpose::New);
+    format(&sim, FormatPurpose::New);
     sim.put(Path::new(DISK), 5000, &[1]).unwrap();
     sim.put(Path::new(DISK), 0x4000 + 5000, &[1]).unwrap();
     assert!(said(sim.luks_read(Path::new(DISK))).contains("both copies"));
@@ -381,7 +384,7 @@ fn either_copy_is_enough() {
 /// Runs a call with a fault or a power cut at each step: the header is the old one or the new one.
 fn at_each_step(act: impl Fn(&Sim) -> Result<(), Error>, check: impl Fn(&Sim, Option<Header>, &str)) -> u64 {
     let reference = Sim::builder().record().build();
-    format(&reference, Purpose::New);
+    format(&reference, FormatPurpose::New);
     let start = reference.steps();
     act(&reference).unwrap();
     let steps = reference.steps() - start;
@@ -389,7 +392,7 @@ fn at_each_step(act: impl Fn(&Sim) -> Result<(), Error>, check: impl Fn(&Sim, Op
         for step in 0..=steps {
             for strike in 0..3 {
                 let sim = Sim::builder().seed(seed).build();
-                format(&sim, Purpose::New);
+                format(&sim, FormatPurpose::New);
                 let at = sim.steps() + step;
                 match strike {
                     0 => sim.faults().cut_power_at(at),
@@ -412,7 +415,7 @@ fn at_each_step(act: impl Fn(&Sim) -> Result<(), Error>, check: impl Fn(&Sim, Op
 fn a_change_is_atomic_at_every_power_cut() {
     let three = secret("three");
     let one = secret("one");
-    let before = format(&Sim::builder().build(), Purpose::New);
+    let before = format(&Sim::builder().build(), FormatPurpose::New);
     let steps = at_each_step(
         |sim| {
             let add = HeaderChange::AddKeyslot(new_keyslot(2, &three));
@@ -440,7 +443,7 @@ fn half_written_changes_stay() {
     let mut torn = 0;
     for seed in 0..30 {
         let sim = Sim::builder().seed(seed).build();
-        format(&sim, Purpose::New);
+        format(&sim, FormatPurpose::New);
         let remove = |number| sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(number)]);
         // The second copy is not written.
         sim.faults().fail_at(sim.steps() + 3);
@@ -460,7 +463,7 @@ fn half_written_changes_stay() {
 /// A new header is there completely or not at all.
 #[test]
 fn a_new_header_appears_atomically() {
-    for purpose in [Purpose::New, Purpose::Encrypt] {
+    for purpose in [FormatPurpose::New, FormatPurpose::Encrypt] {
         let reference = Sim::builder().build();
         format(&reference, purpose);
         let steps = reference.steps();
@@ -477,8 +480,8 @@ fn a_new_header_appears_atomically() {
                 match sim.luks_read(Path::new(DISK)).unwrap() {
                     Some(header) => {
                         there += 1;
-                        let begun = State::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
-                        let state = if purpose == Purpose::New { State::Encrypted } else { begun };
+                        let begun = EncryptionState::Unfinished { mode: ReencryptionMode::Encrypt, done: Bytes(0) };
+                        let state = if purpose == FormatPurpose::New { EncryptionState::Encrypted } else { begun };
                         assert_eq!(header.state, state);
                         assert!(open(&sim, None, "one").is_ok() && open(&sim, None, "two").is_ok());
                     }
@@ -493,7 +496,7 @@ fn a_new_header_appears_atomically() {
 /// After an error at any step, no crypt device is active.
 #[test]
 fn a_failed_open_leaves_no_device() {
-    for purpose in [Purpose::New, Purpose::Encrypt] {
+    for purpose in [FormatPurpose::New, FormatPurpose::Encrypt] {
         for after in [false, true] {
             for step in 0..2 {
                 let sim = Sim::builder().build();
@@ -516,8 +519,8 @@ fn a_failed_open_leaves_no_device() {
 #[test]
 fn luks_devices_are_opened_in_parallel() {
     let sim = Sim::builder().build();
-    format(&sim, Purpose::New);
-    let gate = sim.delay(Call::Luks(LuksCall::Open), DISK);
+    format(&sim, FormatPurpose::New);
+    let gate = sim.delay(CallKind::Luks(LuksCall::Open), DISK);
     std::thread::scope(|scope| {
         let held = scope.spawn(|| open(&sim, None, "one"));
         assert!(gate.wait_for(1, LIMIT));
@@ -557,7 +560,7 @@ fn volume_keys_end_with_the_process_and_keys_with_power() {
 #[ignore = "needs cryptsetup"]
 fn cryptsetup_reads_the_headers() {
     let folder = tempfile::tempdir().unwrap();
-    for purpose in [Purpose::New, Purpose::Encrypt] {
+    for purpose in [FormatPurpose::New, FormatPurpose::Encrypt] {
         let sim = Sim::builder().build();
         let made = format(&sim, purpose);
         let file = folder.path().join("container");
@@ -570,6 +573,6 @@ fn cryptsetup_reads_the_headers() {
         for part in [made.uuid.as_str(), "0: luks2", "1: luks2", "luks2-keyring", "cipher: aes-xts-plain64"] {
             assert!(text.contains(part), "{part}");
         }
-        assert_eq!(text.contains("2: linear") || text.contains("backup-final"), purpose == Purpose::Encrypt);
+        assert_eq!(text.contains("2: linear") || text.contains("backup-final"), purpose == FormatPurpose::Encrypt);
     }
 }

@@ -9,8 +9,11 @@ use super::{
 use crate::{
     base::units::Bytes,
     platform::{
-        luks::{Begin, Ended, Header, HeaderChange, Progress, Purpose, ReencryptionMode, State, Unlock},
-        sim::Call,
+        luks::{
+            Begin, EncryptionState, FormatPurpose, Header, HeaderChange, Progress, ReencryptionEnd, ReencryptionMode,
+            Unlock,
+        },
+        sim::CallKind,
     },
 };
 
@@ -46,7 +49,7 @@ fn fill(sim: &Sim, stamp: u8) {
 
 /// A LUKS device with data, opened and ready for this job.
 fn prepared(sim: Sim, mode: ReencryptionMode) -> Sim {
-    format(&sim, if mode == ReencryptionMode::Encrypt { Purpose::Encrypt } else { Purpose::New });
+    format(&sim, if mode == ReencryptionMode::Encrypt { FormatPurpose::Encrypt } else { FormatPurpose::New });
     open(&sim, Some(NAME), "one").unwrap();
     fill(&sim, 1);
     flush(&sim, NAME);
@@ -72,34 +75,34 @@ fn begin(mode: ReencryptionMode) -> Begin {
     }
 }
 
-fn state(sim: &Sim) -> State {
+fn state(sim: &Sim) -> EncryptionState {
     sim.header(Path::new(DISK)).unwrap().state
 }
 
-fn run_from(sim: &Sim, begin: Begin, watch: impl Fn(Progress) -> bool + Sync) -> Result<Ended, Error> {
+fn run_from(sim: &Sim, begin: Begin, watch: impl Fn(Progress) -> bool + Sync) -> Result<ReencryptionEnd, Error> {
     sim.luks_reencrypt(Path::new(DISK), NAME, with(&secret("one")), begin, &watch)
 }
 
-fn run(sim: &Sim, mode: ReencryptionMode) -> Result<Ended, Error> {
+fn run(sim: &Sim, mode: ReencryptionMode) -> Result<ReencryptionEnd, Error> {
     run_from(sim, begin(mode), |_| true)
 }
 
 /// Resumes a job that was cut short, or starts it if it had not started.
 fn go_on(sim: &Sim, mode: ReencryptionMode, at: &str) {
-    let begun = matches!(state(sim), State::Unfinished { .. });
+    let begun = matches!(state(sim), EncryptionState::Unfinished { .. });
     let finished = sim.header(Path::new(DISK)).is_some_and(|header| is_finished(&header, mode));
     let begin = if begun { Begin::Resume } else { begin(mode) };
     if !finished {
         let ended = run_from(sim, begin, |_| true);
-        assert!(matches!(ended, Ok(Ended::Finished)), "{at}: {ended:?}");
+        assert!(matches!(ended, Ok(ReencryptionEnd::Finished)), "{at}: {ended:?}");
     }
 }
 
 fn is_finished(header: &Header, mode: ReencryptionMode) -> bool {
     match mode {
-        ReencryptionMode::Encrypt => header.state == State::Encrypted,
-        ReencryptionMode::Reencrypt => header.state == State::Encrypted && !header.keyslots.contains(&0),
-        ReencryptionMode::Decrypt => header.state == State::Clear,
+        ReencryptionMode::Encrypt => header.state == EncryptionState::Encrypted,
+        ReencryptionMode::Reencrypt => header.state == EncryptionState::Encrypted && !header.keyslots.contains(&0),
+        ReencryptionMode::Decrypt => header.state == EncryptionState::Clear,
     }
 }
 
@@ -134,7 +137,7 @@ fn a_job_completes_on_a_device_in_use() {
             check(&sim, 1, "on the way");
             let done = progress.done;
             let header = sim.luks_read(Path::new(DISK)).unwrap().unwrap();
-            let state = if has_begun { State::Unfinished { mode, done } } else { State::Encrypted };
+            let state = if has_begun { EncryptionState::Unfinished { mode, done } } else { EncryptionState::Encrypted };
             assert_eq!(header.state, state);
             let lines = sim.dm_find(NAME).unwrap().unwrap().table;
             let inside = done.0 > 0 && done < progress.total;
@@ -142,7 +145,7 @@ fn a_job_completes_on_a_device_in_use() {
             assert!(!inside || lines[0].length.bytes() == done);
             true
         });
-        assert!(matches!(ended, Ok(Ended::Finished)), "{ended:?}");
+        assert!(matches!(ended, Ok(ReencryptionEnd::Finished)), "{ended:?}");
         let seen = seen.into_inner();
         // Before the start, too.
         assert_eq!(seen[0], seen[1]);
@@ -190,18 +193,18 @@ fn impossible_jobs_are_refused() {
     assert_eq!(sim.header(Path::new(DISK)).unwrap(), before);
     check(&sim, 1, "refused");
     // A job that is stopped at once has not started.
-    assert!(matches!(run_from(&sim, Begin::Decrypt, |_| false), Ok(Ended::Interrupted)));
+    assert!(matches!(run_from(&sim, Begin::Decrypt, |_| false), Ok(ReencryptionEnd::Interrupted)));
     assert_eq!(sim.header(Path::new(DISK)).unwrap(), before);
     // During a job the header takes no other change, and the device keeps its size.
     let asked = Mutex::new(0);
     let once = |_| std::mem::replace(&mut *asked.lock(), 1) == 0;
-    assert!(matches!(run_from(&sim, Begin::Decrypt, once), Ok(Ended::Interrupted)));
+    assert!(matches!(run_from(&sim, Begin::Decrypt, once), Ok(ReencryptionEnd::Interrupted)));
     assert!(said(Begin::Decrypt).contains("another re-encryption job"));
     let changed = sim.luks_change(Path::new(DISK), None, &[HeaderChange::RemoveToken(1)]);
     assert!(changed.unwrap_err().to_string().contains("unfinished"));
     let key = open(&sim, None, "one").unwrap();
     assert!(sim.luks_resize(Path::new(DISK), NAME, &key, None).is_err());
-    assert!(matches!(run_from(&sim, Begin::Resume, |_| true), Ok(Ended::Finished)));
+    assert!(matches!(run_from(&sim, Begin::Resume, |_| true), Ok(ReencryptionEnd::Finished)));
     assert!(said(Begin::Decrypt).contains("not encrypted"));
 }
 
@@ -221,13 +224,15 @@ fn a_job_stops_and_resumes() {
                 *asked < 3
             });
             check(&sim, 1, "stopped");
-            if ended.unwrap() == Ended::Finished {
+            if ended.unwrap() == ReencryptionEnd::Finished {
                 break;
             }
             rounds += 1;
             from = Begin::Resume;
             let header = sim.header(Path::new(DISK)).unwrap();
-            assert!(matches!(header.state, State::Unfinished { mode: w, done } if w == mode && done > Bytes(0)));
+            assert!(
+                matches!(header.state, EncryptionState::Unfinished { mode: w, done } if w == mode && done > Bytes(0))
+            );
             sim.dm_remove(NAME).unwrap();
             for wrong in ["wrong", ""] {
                 assert!(matches!(open(&sim, Some(NAME), wrong), Err(Error::WrongKey { .. })));
@@ -374,7 +379,7 @@ fn others_write_at_every_step() {
     for mode in MODES {
         for round in 0..7 {
             let sim = prepared(Sim::builder().hot_zone(2).build(), mode);
-            let mut gate = sim.delay(Call::LuksWrite, DISK);
+            let mut gate = sim.delay(CallKind::LuksWrite, DISK);
             std::thread::scope(|scope| {
                 let running = scope.spawn(|| run(&sim, mode));
                 let mut stamp = 1;
@@ -386,11 +391,11 @@ fn others_write_at_every_step() {
                     }
                     check(&sim, stamp, &format!("{mode:?}, round {round}, turn {turn}"));
                     // Close the next gate before this one lets the job take one step.
-                    let next = sim.delay(Call::LuksWrite, DISK);
+                    let next = sim.delay(CallKind::LuksWrite, DISK);
                     drop(std::mem::replace(&mut gate, next));
                 }
                 drop(gate);
-                assert!(matches!(running.join().unwrap(), Ok(Ended::Finished)));
+                assert!(matches!(running.join().unwrap(), Ok(ReencryptionEnd::Finished)));
                 check(&sim, stamp, "in the end");
             });
             assert!(is_finished(&sim.header(Path::new(DISK)).unwrap(), mode));
@@ -410,7 +415,7 @@ fn other_io_is_not_held_up() {
             fill(&sim, stamp);
             check(&sim, stamp, "on the way");
         }
-        assert!(matches!(running.join().unwrap(), Ok(Ended::Finished)));
+        assert!(matches!(running.join().unwrap(), Ok(ReencryptionEnd::Finished)));
         check(&sim, stamp, "in the end");
     });
 }
@@ -462,14 +467,14 @@ fn a_luks_device_can_lie_on_a_stack() {
     let one = secret("one");
     let layout = luks::LAYOUT;
     let tokens = std::collections::BTreeMap::new();
-    sim.luks_format(&below, &layout, Purpose::New, &[new_keyslot(0, &one)], &tokens).unwrap();
+    sim.luks_format(&below, &layout, FormatPurpose::New, &[new_keyslot(0, &one)], &tokens).unwrap();
     sim.luks_open(&below, Some(NAME), with(&one)).unwrap();
     let places = [0, 3000, 1_000_000, 3_000_000, 20_000_000];
     for place in places {
         write(&sim, NAME, place, b"some text").unwrap();
     }
     let ended = sim.luks_reencrypt(&below, NAME, with(&one), Begin::Decrypt, &|_| true);
-    assert!(matches!(ended, Ok(Ended::Finished)), "{ended:?}");
+    assert!(matches!(ended, Ok(ReencryptionEnd::Finished)), "{ended:?}");
     for place in places {
         assert_eq!(read(&sim, NAME, place, 9), b"some text", "{place}");
         assert_eq!(read(&sim, "below", DATA + place, 9), b"some text", "{place}");

@@ -4,7 +4,7 @@
 use super::*;
 use crate::platform::{
     Program, Timestamp,
-    sim::{Call, RecordedCall, Snapshot},
+    sim::{CallKind, RecordedCall, Snapshot},
 };
 
 type Outcome = Result<(), String>;
@@ -48,7 +48,7 @@ fn a_fault_strikes_its_step_only() {
             assert_eq!(failed, [k as usize]);
             assert_eq!((sim.faults().struck(), sim.steps()), (1, total));
             // Before: no effect. After: the effect is there.
-            if sim.trace()[k as usize].call == Call::Write {
+            if sim.trace()[k as usize].call == CallKind::Write {
                 let held = sim.read(Path::new("/dev/a"), 0, 3).unwrap();
                 assert_eq!(held == b"one", after);
             }
@@ -77,8 +77,8 @@ fn parts_of_a_call_are_steps() {
     let sim = Sim::builder().record().build();
     let path = Path::new("/dev/a");
     sim.write(path, &[WriteStep::At(0, b"1"), WriteStep::Flush, WriteStep::At(1, b"2"), WriteStep::Flush]).unwrap();
-    let calls: Vec<Call> = sim.trace().into_iter().map(|step| step.call).collect();
-    assert_eq!(calls, [Call::Write, Call::Flush, Call::Write, Call::Flush]);
+    let calls: Vec<CallKind> = sim.trace().into_iter().map(|step| step.call).collect();
+    assert_eq!(calls, [CallKind::Write, CallKind::Flush, CallKind::Write, CallKind::Flush]);
     // The third step fails: earlier ones took effect, later ones are not tried.
     sim.faults().fail_at(sim.steps() + 2);
     let steps = [WriteStep::At(0, b"3"), WriteStep::Flush, WriteStep::At(1, b"4"), WriteStep::At(2, b"5")];
@@ -89,8 +89,8 @@ fn parts_of_a_call_are_steps() {
 #[test]
 fn faults_of_a_kind_strike_the_next_that_matches() {
     let sim = Sim::builder().build();
-    sim.faults().fail_next(Call::Write, "/dev/b");
-    sim.faults().fail_next(Call::Flush, "");
+    sim.faults().fail_next(CallKind::Write, "/dev/b");
+    sim.faults().fail_next(CallKind::Flush, "");
     let write = |path: &str| sim.write(Path::new(path), &[WriteStep::At(0, b"x")]);
     assert!(write("/dev/a").is_ok());
     assert!(write("/dev/b").is_err());
@@ -141,7 +141,7 @@ fn the_logical_clock_advances_per_reading() {
 #[test]
 fn a_gate_holds_its_calls_only() {
     let sim = Sim::builder().build();
-    let gate = sim.delay(Call::Run(Program::MkfsXfs), "/dev/");
+    let gate = sim.delay(CallKind::Run(Program::MkfsXfs), "/dev/");
     std::thread::scope(|scope| {
         let format = |path: &'static str| sim.run(Program::MkfsXfs, &[path]);
         let formats = [scope.spawn(move || format("/dev/a")), scope.spawn(move || format("/dev/b"))];
@@ -161,7 +161,7 @@ fn a_gate_holds_its_calls_only() {
 #[test]
 fn power_and_dropping_open_a_gate() {
     let sim = Sim::builder().build();
-    let gate = sim.delay(Call::Flush, "");
+    let gate = sim.delay(CallKind::Flush, "");
     std::thread::scope(|scope| {
         let flush = || sim.write(Path::new("/dev/a"), &[WriteStep::Flush]);
         let held = scope.spawn(flush);
@@ -192,7 +192,7 @@ fn a_power_cut_ends_delays() {
 #[test]
 fn a_hung_program_is_listed() {
     let sim = Sim::builder().build();
-    let gate = sim.delay(Call::Run(Program::MkfsXfs), "");
+    let gate = sim.delay(CallKind::Run(Program::MkfsXfs), "");
     std::thread::scope(|scope| {
         let held = scope.spawn(|| sim.run(Program::MkfsXfs, &["-V"]));
         assert!(gate.wait_for(1, LIMIT));

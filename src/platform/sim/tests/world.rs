@@ -9,7 +9,7 @@ use crate::{
     base::{ids::FsUuid, name::Name},
     platform::{
         Announcement, DeviceAction, DeviceClass, DeviceEvent, DeviceEvents,
-        sim::{Call, DISK_SIZE_DEFAULT, Preset},
+        sim::{CallKind, DISK_SIZE_DEFAULT, Preset},
     },
 };
 
@@ -287,8 +287,8 @@ fn options_come_from_variables() {
 
 #[test]
 fn steps_without_changes_are_known() {
-    assert!(Call::Write.changes() && Call::DmMessage.changes() && Call::SyncDirectory.changes());
-    assert!(!Call::Read.changes() && !Call::DmStatus.changes() && !Call::Usage.changes());
+    assert!(CallKind::Write.changes() && CallKind::DmMessage.changes() && CallKind::SyncDirectory.changes());
+    assert!(!CallKind::Read.changes() && !CallKind::DmStatus.changes() && !CallKind::Usage.changes());
 }
 
 #[test]

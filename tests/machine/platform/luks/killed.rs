@@ -56,7 +56,7 @@ impl Moments {
 /// An encrypted LUKS device with files on it.
 fn encrypted(machine: &Machine) -> (Container<'_>, Files<'_>) {
     let container = Container::new(machine, "base", 0, 2048, SIZE);
-    container.format(Purpose::New);
+    container.format(FormatPurpose::New);
     container.open();
     let files = Files::new(machine, &container.name, 0);
     (container, files)
@@ -99,21 +99,21 @@ pub(super) fn killed(machine: &Machine) {
         assert!(container.left().is_empty(), "{:?} after {result:?}", container.left());
         files.check();
         match (result, container.header().state) {
-            (Ok(Ended::Finished), State::Encrypted) => begin = container.prepare(),
-            (Err(error), State::Unfinished { mode: ReencryptionMode::Reencrypt, .. }) => {
+            (Ok(ReencryptionEnd::Finished), EncryptionState::Encrypted) => begin = container.prepare(),
+            (Err(error), EncryptionState::Unfinished { mode: ReencryptionMode::Reencrypt, .. }) => {
                 assert!(error.to_string().contains("killed by signal 9"), "{error}");
                 begin = Begin::Resume;
             }
             // In the last step, which the recovery completed, or before the header recorded the
             // start.
-            (Err(_), State::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
-            (Err(_), State::Encrypted) => {}
+            (Err(_), EncryptionState::Encrypted) if begin == Begin::Resume => begin = container.prepare(),
+            (Err(_), EncryptionState::Encrypted) => {}
             other => panic!("{other:?}"),
         }
     }
     println!("        (killed while {seen:?})");
-    if container.header().state != State::Encrypted {
-        assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), Ended::Finished);
+    if container.header().state != EncryptionState::Encrypted {
+        assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), ReencryptionEnd::Finished);
     }
     files.check();
     files.down();
@@ -178,7 +178,8 @@ pub(super) fn daemon_killed(machine: &Machine) {
             moment.as_millis(),
             container.header().state
         );
-        begin = if container.header().state == State::Encrypted { container.prepare() } else { Begin::Resume };
+        begin =
+            if container.header().state == EncryptionState::Encrypted { container.prepare() } else { Begin::Resume };
     }
     files.down();
     container.remove();
@@ -193,14 +194,15 @@ pub(super) fn both_killed(machine: &Machine) {
             work_and_kill(&container, begin, moment, true, &mut seen);
             // The next daemon resumes the job.
             match container.header().state {
-                State::Encrypted => Ok(Ended::Finished),
+                EncryptionState::Encrypted => Ok(ReencryptionEnd::Finished),
                 _ => container.work(Begin::Resume, &some),
             }
         });
         ended.unwrap();
         assert!(container.left().is_empty(), "{:?}", container.left());
         files.check();
-        begin = if container.header().state == State::Encrypted { container.prepare() } else { Begin::Resume };
+        begin =
+            if container.header().state == EncryptionState::Encrypted { container.prepare() } else { Begin::Resume };
     }
     println!("        (killed while {seen:?})");
     files.down();
@@ -226,7 +228,7 @@ fn with_stretch<'a>(
     linux.dm_load(&container.base, &table).unwrap();
     linux.dm_resume(&container.base, Visibility::Private).unwrap();
     work(&container, &files, begin);
-    assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), Ended::Finished);
+    assert_eq!(container.work(Begin::Resume, &|_| true).unwrap(), ReencryptionEnd::Finished);
     assert!(container.left().is_empty(), "{:?}", container.left());
     files.check();
     files.down();
