@@ -261,8 +261,8 @@ impl<R: Send + 'static, C: Context> Dispatcher<R, C> {
         over
     }
 
-    /// Cuts long work short: requests that have begun, but not their long step, undo what they have
-    /// done and are refused.
+    /// Cancels formats and new pools that have not begun: their requests undo what they have done
+    /// and are refused.
     pub fn hurry(&self) {
         self.inner.context.hurry();
     }

@@ -6,8 +6,8 @@
 //!
 //! 1. The switch is on and wakes all threads. New requests are refused; waiting ones are answered.
 //! 2. The bus reader and the watchers end.
-//! 3. Requests that have begun run to their end. After 10 s they start no more long steps; those
-//!    that have not ended 35 s later get an answer that says so.
+//! 3. Requests that have begun run to their end. After 10 s they begin no format and no new pool;
+//!    those that have not ended 35 s later get an answer that says so.
 //! 4. The workers end.
 //! 5. The tree writer publishes and answers what is left, waits until the bus has taken it, and
 //!    ends.
@@ -28,8 +28,8 @@ use threads::{
 use super::{dispatch::Dispatcher, readiness, thread_table as names};
 use crate::bus::Reply;
 
-/// How long requests that have begun may run before they are cut short. Then those that have not
-/// begun to format, or to create a pool, undo their changes.
+/// How long requests that have begun may run. After that, those that have not begun to format, or
+/// to create a pool, undo their changes.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long they may take after that. The longest single step is a format or a repair, which takes
 /// seconds. The service manager kills the daemon after 90 s, which have to cover this limit and the
@@ -88,7 +88,7 @@ pub(super) fn stop(group: &Group, dispatcher: Option<&Dispatcher<Reply>>, signal
         if is_late(PATIENCE) {
             let count = dispatcher.unfinished().len();
             log::warn!(
-                "{count} requests still run after {} s; long steps not begun yet are cancelled",
+                "{count} requests still run after {} s; formats and new pools that have not begun are cancelled",
                 PATIENCE.as_secs()
             );
             dispatcher.hurry();

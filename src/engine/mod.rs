@@ -55,8 +55,8 @@ pub struct Engine {
     platform: Arc<dyn Platform>,
     claims: Arc<claims::Claims>,
     registry: Mutex<registry::Registry>,
-    /// Work that has been begun and nobody waits for, with its labels.
-    background: Mutex<Vec<(String, Step<()>)>>,
+    /// Chains that steps have begun and nobody waits for, with their labels.
+    follow_ups: Mutex<Vec<(String, Step<()>)>>,
     /// Links that were missing, and how many looks have found them so.
     links_asked: Mutex<BTreeMap<(PoolUuid, FsUuid), u32>>,
     links_awaited: Arc<ops::AwaitedLinks>,
@@ -73,7 +73,7 @@ impl Engine {
             platform,
             claims: Arc::default(),
             registry: Mutex::default(),
-            background: Mutex::default(),
+            follow_ups: Mutex::default(),
             links_asked: Mutex::default(),
             links_awaited: Arc::default(),
             ending: AtomicBool::new(false),
@@ -112,9 +112,9 @@ impl Engine {
         self.registry.lock().take_change()
     }
 
-    /// Work that steps have begun and that nobody waits for, to be run like requests.
-    pub fn take_background(&self) -> Vec<(String, Step<()>)> {
-        std::mem::take(&mut *self.background.lock())
+    /// Chains that steps have begun and nobody waits for, to be run as requests of their own.
+    pub fn take_follow_ups(&self) -> Vec<(String, Step<()>)> {
+        std::mem::take(&mut *self.follow_ups.lock())
     }
 
     /// Lets work of hours stop as soon as it can; it goes on when its pool is next set up.
@@ -137,9 +137,9 @@ impl Engine {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// Begins work that nobody waits for.
+    /// Begins a chain that nobody waits for.
     fn begin(&self, label: String, work: Step<()>) {
-        self.background.lock().push((label, work));
+        self.follow_ups.lock().push((label, work));
     }
 
     fn claims(&self) -> &Arc<claims::Claims> {

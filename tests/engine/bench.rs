@@ -282,9 +282,9 @@ fn watched<T: 'static>(next: Step<T>, sim: Sim) -> Step<T> {
             Step::Locked(
                 access,
                 Box::new(move |engine, granted| {
-                    let (before, announced) = (sim.long_calls(), sim.announcements());
+                    let (before, announced) = (sim.slow_calls(), sim.announcements());
                     let next = step(engine, granted);
-                    assert_eq!(sim.long_calls(), before, "something slow was done under {label}");
+                    assert_eq!(sim.slow_calls(), before, "something slow was done under {label}");
                     // Renaming a pool of 10,000 filesystems held up all pools while udev was told of each.
                     assert!(!has_table || sim.announcements() == announced, "udev was told of names under {label}");
                     watched(next, sim)

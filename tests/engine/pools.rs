@@ -34,7 +34,7 @@ impl Pools {
         loop {
             next = match next {
                 Step::Done(value) => {
-                    engine.take_background().into_iter().for_each(|(_, work)| self.run(engine, work));
+                    engine.take_follow_ups().into_iter().for_each(|(_, work)| self.run(engine, work));
                     return value;
                 }
                 Step::Blocking(_, step) | Step::Background(step) => step(engine),

@@ -29,12 +29,14 @@ pub trait Context: Send + Sync + 'static {
     fn watch_claims(&self, watcher: Box<dyn Fn(Vec<Wait>) + Send + Sync>);
     /// The stopped pools, if they changed since the last call.
     fn take_stopped_change(&self) -> Option<Arc<view::Stopped>>;
-    /// Asks background work that takes hours to stop as soon as it can.
+    /// Asks background steps to end as soon as they can.
     fn end(&self);
-    /// Asks requests that have begun to undo their changes instead of starting long work.
+    /// Asks requests that have begun to undo their changes instead of beginning a format or a new
+    /// pool.
     fn hurry(&self);
-    /// Background work that steps have started and no caller waits for, with its labels.
-    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)>
+    /// Chains that steps have begun and no caller waits for, with their labels. They run as requests
+    /// of their own.
+    fn take_follow_ups<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)>
     where
         Self: Sized;
 }
@@ -66,8 +68,8 @@ impl Context for Engine {
         Engine::hurry(self);
     }
 
-    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
-        let begun = Engine::take_background(self).into_iter();
+    fn take_follow_ups<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
+        let begun = Engine::take_follow_ups(self).into_iter();
         begun.map(|(label, chain)| (label, chain.map(|()| None))).collect()
     }
 }

@@ -128,7 +128,7 @@ impl Context for ToyContext {
 
     fn hurry(&self) {}
 
-    fn take_background<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
+    fn take_follow_ups<R: Send + 'static>(&self) -> Vec<(String, Chain<R, Self>)> {
         Vec::new()
     }
 }

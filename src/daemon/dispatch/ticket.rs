@@ -220,7 +220,7 @@ impl<R: Send + 'static, C: Context> Ticket<R, C> {
         records.send(&*inner.context, changes, reply);
         drop(records);
         drop(guard);
-        for (label, chain) in inner.context.take_background() {
+        for (label, chain) in inner.context.take_follow_ups() {
             Dispatcher { inner: Arc::clone(&inner) }.submit(Request { label, chain, on_failure: Box::new(|_| None) });
         }
         match outcome {

@@ -327,7 +327,7 @@ impl Builder {
             clock,
             hot_zone: self.hot_zone,
             old_mkfs: self.old_mkfs,
-            long_calls: Default::default(),
+            slow_calls: Default::default(),
             flush_waits: Default::default(),
             announcements: Default::default(),
             running: Default::default(),

@@ -82,8 +82,8 @@ impl Sim {
 
     /// Number of key derivations, program runs, and requests to servers or the TPM so far: calls
     /// that are slow on any machine and must not be made under a lock.
-    pub fn long_calls(&self) -> u64 {
-        self.0.long_calls.load(Ordering::Relaxed)
+    pub fn slow_calls(&self) -> u64 {
+        self.0.slow_calls.load(Ordering::Relaxed)
     }
 
     /// Number of times a caller of [`Platform::write`] or

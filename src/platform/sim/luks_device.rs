@@ -243,7 +243,7 @@ impl<'a> SimulatedLuksDevice<'a> {
         keyslot: &NewKeyslot<'_>,
         key: &Secret,
     ) -> std::result::Result<(u64, Vec<u8>), NoRoom> {
-        self.sim.takes_long();
+        self.sim.note_slow_call();
         let salt = self.sim.salt();
         let encoded = BASE64.encode(&salt);
         let kdf = match keyslot.cost {
@@ -260,7 +260,7 @@ impl<'a> SimulatedLuksDevice<'a> {
     pub(super) fn key_in(&self, header: &StoredHeader, number: u32, passphrase: &Secret) -> Result<Option<Secret>> {
         let Some(Keyslot::Luks2 { area, kdf, .. }) = header.json.keyslots.get(&number) else { return Ok(None) };
         let Some(digest) = header.digest_of(number) else { return Ok(None) };
-        self.sim.takes_long();
+        self.sim.note_slow_call();
         let mut held = Zeroizing::new(vec![0; VOLUME_KEY_BYTES]);
         let at = area.range().start;
         self.peek(CallKind::Luks(LuksCall::Open), |machine| {

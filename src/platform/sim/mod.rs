@@ -96,7 +96,7 @@ struct Simulation {
     /// mkfs.xfs is of version 5.
     old_mkfs: bool,
     /// Number of calls that are slow on any machine.
-    long_calls: AtomicU64,
+    slow_calls: AtomicU64,
     /// Number of rounds of flushes; flushes of several devices in the same round count once.
     flush_waits: AtomicU64,
     /// Number of calls that asked udev for links.
@@ -121,7 +121,7 @@ impl Sim {
     /// Runs one step: waits at gates, counts it, fails if planned, takes effect.
     fn step<T>(&self, call: CallKind, subject: &str, effect: impl FnOnce() -> Result<T>) -> Result<T> {
         let _running = call.is_program().then(|| {
-            self.takes_long();
+            self.note_slow_call();
             RunningGuard::begin(self, call, subject)
         });
         match self.0.control.begin(call, subject)? {
@@ -139,8 +139,8 @@ impl Sim {
     }
 
     /// Counts a slow call: a key derivation, a program, a request to a server.
-    fn takes_long(&self) {
-        self.0.long_calls.fetch_add(1, Ordering::Relaxed);
+    fn note_slow_call(&self) {
+        self.0.slow_calls.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Retries until nothing blocks the I/O.

@@ -156,7 +156,7 @@ impl Platform for Sim {
         let failed = |errno| dm_error(CallKind::DmSuspend, name, errno);
         if flush && self.machine()?.is_thin_named(name) {
             // Waits for the writes queued in a full pool.
-            self.takes_long();
+            self.note_slow_call();
         }
         self.step(CallKind::DmSuspend, name, || {
             let done = self.wait_for_io(|machine| machine.dm_suspend(name, flush), failed);
