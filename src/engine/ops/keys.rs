@@ -20,7 +20,7 @@ pub fn set_key(description: KeyDescription, key: Secret) -> Step<Result<KeyChang
             for uuid in running {
                 let load = super::encryption::load_by_key(uuid, description.clone());
                 engine.begin(format!("volume key of pool {uuid}"), load);
-                let resume = super::online::resume_by_key(uuid, description.clone());
+                let resume = super::reencryption_job::resume_by_key(uuid, description.clone());
                 engine.begin(format!("work on the data of pool {uuid}"), resume);
             }
         }

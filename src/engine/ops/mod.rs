@@ -5,39 +5,52 @@
 //! acts, and ends with one durable write, the commit point. What follows the commit point can be
 //! repeated; if it is cut short, the next set-up completes it.
 
+mod bring_up;
 mod cache;
 mod candidates;
 mod check;
 mod create_pool;
+mod device_event;
 mod devices;
 mod discover;
 mod encryption;
 mod filesystems;
 mod grow_filesystems;
+mod identify;
 mod keys;
-mod lifecycle;
+mod leftovers;
 mod limits;
 mod links;
+mod locate;
 mod metadata;
-mod online;
 mod pools;
+mod read_devices;
+mod reencryption;
+mod reencryption_job;
+mod refresh;
 mod snapshot;
+mod start;
+mod stop;
 
+pub use bring_up::Started;
 pub use check::{Depth, check_all, check_now, check_pool};
 pub use create_pool::{Created, NewPool, create_pool};
+pub use device_event::device_event;
 pub use devices::{add_cache_devices, add_data_devices, grow_device, init_cache, set_user_info};
-pub use discover::{FirstLook, Labelled, being_set_up, device_event, discover, first_look, present_devices};
+pub use discover::{FirstLook, Labelled, being_set_up, discover, first_look, present_devices};
 pub use encryption::{bind, rebind, unbind};
 pub use filesystems::{NewFilesystem, create_filesystems, destroy_filesystems, rename_filesystem};
 pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_limit};
 pub use keys::{list_keys, set_key, unset_key};
-pub use lifecycle::{Started, Stopped, refresh, start_pool, stop_pool};
 pub use limits::{set_fs_limit, set_overprovisioning};
 pub use links::check as check_links;
 pub use metadata::{Generation, filesystem_metadata, pool_metadata};
-pub use online::{decrypt_pool, encrypt_pool, reencrypt_pool};
 pub use pools::{destroy_pool, rename_pool};
+pub use reencryption::{decrypt_pool, encrypt_pool, reencrypt_pool};
+pub use refresh::refresh;
 pub use snapshot::{schedule_revert, snapshot_filesystem};
+pub use start::start_pool;
+pub use stop::{Stopped, stop_pool};
 
 /// How a pool is to be unlocked.
 pub use crate::engine::containers::Unlock;

@@ -19,8 +19,8 @@ use crate::{
         claims::{Claim, Key},
         error::{Error, Result},
         ops::{
-            discover,
-            lifecycle::{self, Reach},
+            bring_up::consider_named,
+            read_devices::{Reach, find_members},
         },
         pool::Pool,
         registry::DeviceSet,
@@ -66,7 +66,7 @@ fn destroy_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<bool>> {
                     registry.add_stopped(uuid, *set);
                 }
                 drop(registry);
-                ended.iter().for_each(|pool| discover::consider_named(engine, pool.name()));
+                ended.iter().for_each(|pool| consider_named(engine, pool.name()));
             }
             drop(drain);
             Step::Done(Ok(true))
@@ -96,7 +96,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         return Err(Error::HasLeftOut { pool: pool.name().clone(), filesystems });
     }
     let uuid = pool.uuid();
-    if pool.meta.destroying.is_none() && lifecycle::find_members(engine, pool) == Reach::None {
+    if pool.meta.destroying.is_none() && find_members(engine, pool) == Reach::None {
         return Err(Error::DevicesGone { pool: pool.name().clone() });
     }
     // As for a stop: devices that only a key brings up again stay up until there is no way back.
@@ -210,7 +210,7 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>
             let former = pool.name().clone();
             pool.set_name(name);
             drop(claim);
-            discover::consider_named(engine, &former);
+            consider_named(engine, &former);
             announce_all(uuid, None, Vec::new())
         })
     })

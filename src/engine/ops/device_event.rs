@@ -1,0 +1,182 @@
+//! Follows the events of block devices (`docs/spec/engine/engine-behaviour.md` §5, 6): a device has
+//! appeared, changed its size, come back under another node, or gone.
+
+use crate::{
+    base::{
+        ids::{DevUuid, PoolUuid},
+        pool_ref::PoolRef,
+    },
+    engine::{
+        Engine,
+        bda::{Bda, Repair},
+        ops::{
+            bring_up::consider,
+            identify::{Look, identify, in_the_making, is_ours, settle, tell_of},
+        },
+        registry::Moment,
+        request::{Access, Mode, Share, Step},
+    },
+    platform::{self, BlockDevice, DeviceAction, DeviceEvent},
+};
+
+/// Handles an event of a block device, and sets up a pool that the device completes.
+///
+/// Devices are identified by what they carry. By the next event, a node may belong to another
+/// device, and so may the number of a device that no table lies on.
+pub fn device_event(event: DeviceEvent) -> Step<()> {
+    if let Some(device) = &event.unlinked {
+        let look = super::links::of_device(device);
+        return look.then(move |()| device_event(DeviceEvent { unlinked: None, ..event }));
+    }
+    Step::slow(Share::Device(event.path.clone()), move |engine| {
+        let since = engine.registry().moment();
+        let Some(device) = event.device.clone().filter(|_| event.action != DeviceAction::Remove) else {
+            return gone(engine, &event);
+        };
+        let member = engine.registry().running_member(device.number);
+        if let Some((pool, member)) = member.filter(|_| event.action == DeviceAction::Change) {
+            return note_size(pool, member, device);
+        }
+        match member {
+            _ if is_ours(&device) => Step::background(move |engine| {
+                // The device may not answer, and must not occupy a worker.
+                let found = identify(engine, device.clone());
+                found_by_event(engine, event, device, found, since)
+            }),
+            Some((pool, member)) => note_size(pool, member, device),
+            None => gone(engine, &event),
+        }
+    })
+}
+
+/// Goes on when the device of an event has been read.
+fn found_by_event(engine: &Engine, event: DeviceEvent, device: BlockDevice, look: Look, since: Moment) -> Step<()> {
+    let member = engine.registry().running_member(device.number);
+    match (&look, member) {
+        (Look::Seen(seen), Some((pool, member))) if (seen.pool(), seen.id()) != (pool, member) => {
+            log::warn!("{} was device {member} of pool {pool} and is another device now", device.path.display());
+            engine.registry().lose_member(device.number);
+        }
+        (_, Some((pool, member))) => {
+            return note_size(pool, member, device.clone()).then(move |()| rejoin(pool, member, device));
+        }
+        _ => {}
+    }
+    // The claims are looked at after the device was read: a request claims a device before it
+    // writes to it.
+    let seen = match look {
+        Look::Seen(seen) => seen,
+        // The device still exists.
+        Look::Unread if engine.registry().knows(&device) => return Step::Done(()),
+        Look::Nothing | Look::Unread => return gone(engine, &event),
+    };
+    let (pool, id) = (seen.pool(), seen.id());
+    if let Some(taken) = in_the_making(engine, &seen) {
+        // The device is being set up or initialized. Only when that is done can the meaning of this
+        // event be told.
+        return Step::parked(taken, device_event(event));
+    }
+    let mut registry = engine.registry();
+    if registry.has_started_or_stopped(pool, since) || registry.running_member(device.number).is_some() {
+        // The look may be out of date. If the pool was made and stopped in between, the look would
+        // say that the pool is to run, or that its creation was never completed. By now the device
+        // may even belong to another pool.
+        drop(registry);
+        return device_event(event);
+    }
+    registry.add(seen);
+    drop(registry);
+    settle(engine, pool);
+    let is_member = engine.registry().has_member(pool, id);
+    let next = if is_member { rejoin(pool, id, device.clone()) } else { Step::Done(()) };
+    next.then(move |()| {
+        Step::brief(move |engine| {
+            let aside = engine.registry().aside(pool).into_iter().find(|aside| aside.path == device.path);
+            aside.iter().for_each(|aside| tell_of(pool, aside));
+            consider(pool)
+        })
+    })
+}
+
+/// A device is gone, or carries nothing of Stratis. Whatever kept its pool from being set up may
+/// have gone with it.
+fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
+    if event.action == DeviceAction::Add {
+        return Step::Done(());
+    }
+    let pool = engine.registry().remove_path(&event.path);
+    match pool {
+        Some(pool) => {
+            settle(engine, pool);
+            consider(pool)
+        }
+        None => Step::Done(()),
+    }
+}
+
+/// Handles a device that says that it belongs to a running pool. It does if the pool has lost that
+/// device and no table leads to it: the device has come back under another node. If tables lead to
+/// a device that has gone, it stays dead, and counts again only when the pool has been stopped.
+fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
+    Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+        let Ok(running) = super::readable(granted, pool) else { return Step::Done(()) };
+        let known = running.members.get(&id).filter(|member| member.container.is_none() && !running.meta.is_in_use(id));
+        let known = known.map(|member| (member.device.number, member.device.path.clone()));
+        let Some((number, path)) = known.filter(|(number, path)| (*number, path) != (device.number, &device.path))
+        else {
+            return Step::Done(());
+        };
+        Step::slow(Share::Pool(pool), move |engine| {
+            let platform = engine.platform();
+            let is_moved = match platform.find_device(&path) {
+                Ok(there) => there.number != number || number == device.number,
+                Err(error) => matches!(error, platform::Error::NoDevice { .. }),
+            };
+            let Some(geometry) = platform.geometry(&device.path).ok().filter(|_| is_moved) else {
+                return Step::Done(());
+            };
+            Step::write(pool, move |engine, granted| {
+                let Ok(running) = super::writable(granted, pool) else { return Step::Done(()) };
+                if running.meta.is_in_use(id) {
+                    return Step::Done(());
+                }
+                // Read while nobody else writes to the device.
+                let bda = Bda::load(engine.platform(), &device.path, Repair::ReadOnly).ok().flatten();
+                let bda = bda.filter(|bda| (bda.header().pool, bda.header().device) == (pool, id));
+                let (Some(member), Some(bda)) = (running.members.get_mut(&id), bda) else { return Step::Done(()) };
+                log::info!("{} of pool {pool} is now {}", member.device.path.display(), device.path.display());
+                (member.device, member.bda, member.geometry) = (device, bda, geometry);
+                running.show();
+                engine.registry().note_running(pool, running.nodes());
+                Step::Done(())
+            })
+        })
+    })
+}
+
+fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
+    Step::slow(Share::Pool(pool), move |engine| {
+        let Ok(geometry) = engine.platform().geometry(&found.path) else { return Step::Done(()) };
+        Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
+            let known = match super::readable(granted, pool) {
+                // Of an encrypted device, the outer one changes its size.
+                Ok(pool) => {
+                    pool.members.get(&device).filter(|member| member.outer().number == found.number).map(|member| {
+                        let inside = member.container.as_ref().map(|luks_device| luks_device.room(geometry.size));
+                        (member.geometry.size, inside.unwrap_or(geometry.size))
+                    })
+                }
+                Err(_) => None,
+            };
+            let Some((_, size)) = known.filter(|(known, now)| known != now) else { return Step::Done(()) };
+            Step::write(pool, move |_, granted| {
+                if let Ok(pool) = super::writable(granted, pool) {
+                    if pool.check_changes().is_ok() {
+                        pool.note_size(device, size);
+                    }
+                }
+                Step::Done(())
+            })
+        })
+    })
+}

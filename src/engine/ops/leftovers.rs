@@ -1,0 +1,146 @@
+//! Takes down and wipes what is left of pools that must not run: pools that were never completed,
+//! and pools whose destruction has been decided but was cut short.
+
+use crate::{
+    base::ids::PoolUuid,
+    engine::{
+        Engine,
+        claims::Key,
+        dm_names::Role,
+        error::{Error, Result},
+        luks_device::LuksDevice,
+        metadata::PoolMetadata,
+        ops::read_devices::renew,
+        registry::{DeviceSet, Verdict},
+        setup::{self, Doomed},
+        stack::Stack,
+        take_down, volume_keys,
+    },
+    platform::{
+        BlockDevice, Platform,
+        dm::{Line, Target},
+    },
+};
+
+/// Wipes a container whose making or wiping was cut short, but not one that somebody is making now.
+pub(super) fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
+    let Ok(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
+    let clear = || match LuksDevice::read(engine.platform(), device)? {
+        Some(luks_device) if luks_device.unfinished => {
+            clear_above(engine.platform(), &luks_device)?;
+            luks_device.wipe(engine.platform())
+        }
+        // The request that was making it has completed it meanwhile.
+        _ => Ok(()),
+    };
+    log::info!("{} was left over by an unfinished request; wiping it", device.path.display());
+    if let Err(error) = clear().or_else(|_| clear()) {
+        log::warn!("{} is left over and could not be wiped: {}", device.path.display(), error.sentence());
+    }
+}
+
+/// Takes down what was made on a container that belongs to no pool: the creation of its pool failed
+/// and could not take it down.
+fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> {
+    let pool = luks_device.token.pool;
+    let (opened, joined) = (platform.dm_find(&luks_device.name())?, platform.dm_find(&Role::OriginSub.name(pool))?);
+    let is_on = |line: &Line, number| matches!(line.target, Target::Linear { device, .. } if device == number);
+    match (opened, joined) {
+        (Some(opened), Some(joined)) if joined.table.iter().any(|line| is_on(line, opened.number)) => {
+            take_down::take_down(platform, &mut Stack::new(pool), pool)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes down what is up of a pool that must not run. An error is logged here.
+pub(super) fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
+    let platform = engine.platform();
+    if !take_down::partly_up(platform, uuid) && set.containers().next().is_none() {
+        return Ok(());
+    }
+    take_down::clean_up(platform, uuid, Some(set)).inspect_err(|error| {
+        log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
+    })
+}
+
+/// Ends what is left of a pool that was never completed or has been destroyed, now that the
+/// contents of its devices can be read. Devices that lie in no containers and never held metadata
+/// stay as they are: they can be used for a new pool.
+///
+/// Each device to be wiped is read again while nobody else can begin to use it: since the last look
+/// it may have become a member of another pool.
+///
+/// # Errors
+/// When a device has become a member of another pool, or when some of this pool is still up.
+pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()> {
+    let verdict = set.verdict();
+    let ended = match verdict {
+        Verdict::Destroying(_) => Error::Destroyed(uuid),
+        Verdict::NeverCommitted => Error::NoMetadata(uuid),
+        _ => return Ok(()),
+    };
+    // Whoever has claimed a device is making something else of it. The others are looked at again
+    // with the next event.
+    let Ok(_claim) = engine.claims().claim(set.numbers().map(Key::Device)) else { return Err(ended) };
+    let mut now = set.clone();
+    if let Some(error) = renew(engine, uuid, &mut now) {
+        return Err(error);
+    }
+    let mut set = set.clone();
+    set.retain_known(&now);
+    if set.is_empty() {
+        engine.registry().take(uuid);
+        return Err(ended);
+    }
+    let set = &set;
+    match verdict {
+        Verdict::Destroying(metadata) => {
+            let platform = engine.platform();
+            let take_down = || take_down::take_down(platform, &mut Stack::new(uuid), uuid);
+            // What lies on the devices must be taken down before they are wiped: nobody would find
+            // it afterwards.
+            if let Err(error) = take_down().or_else(|_| take_down()) {
+                log::error!("pool {uuid} is destroyed, but some of it is still up: {}", error.sentence());
+                engine.registry().note_down(uuid, true, Some(&error));
+                return Err(error);
+            }
+            volume_keys::forget(platform, uuid);
+            engine.registry().take(uuid);
+            finish_destruction(engine, uuid, set, &metadata);
+            Err(Error::Destroyed(uuid))
+        }
+        Verdict::NeverCommitted => {
+            for luks_device in set.containers() {
+                let path = luks_device.device.path.display();
+                log::info!("{path} was left over by the unfinished creation of pool {uuid}; wiping it");
+                if let Err(error) = luks_device.wipe(engine.platform()).or_else(|_| luks_device.wipe(engine.platform()))
+                {
+                    log::warn!("{path} is left over and could not be wiped: {}", error.sentence());
+                }
+            }
+            if set.devices().all(|found| set.container(found.bda.header().device).is_some()) {
+                engine.registry().take(uuid);
+            }
+            Err(Error::NoMetadata(uuid))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Completes a destruction that was decided but cut short.
+fn finish_destruction(engine: &Engine, uuid: PoolUuid, set: &DeviceSet, metadata: &PoolMetadata) {
+    log::info!("completing the destruction of pool {} ({uuid})", metadata.name);
+    // The contents of the closed devices are unknown.
+    let closed = set.closed().filter(|luks_device| metadata.devices().any(|device| device == luks_device.id()));
+    let closed = closed.map(|luks_device| {
+        let path = &luks_device.device.path;
+        Doomed { path, container: Some(luks_device), parts: vec![], stamp: None }
+    });
+    let open = set.devices().map(|found| {
+        let device = found.bda.header().device;
+        let (container, parts) = (set.container(device), metadata.container_on(device));
+        Doomed { path: &found.device.path, container, parts, stamp: found.bda.last_update() }
+    });
+    setup::wipe_destroyed(engine.platform(), closed.chain(open));
+}

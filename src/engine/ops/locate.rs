@@ -1,0 +1,36 @@
+//! Where the pool that a request names is at the moment: among the running pools or among the
+//! stopped ones.
+
+use crate::{
+    base::{ids::PoolUuid, pool_ref::PoolRef},
+    engine::{
+        error::Result,
+        request::{Access, Granted, Mode, Step},
+    },
+};
+
+/// Where a pool was found.
+pub(super) enum Place {
+    /// It runs.
+    Running(PoolUuid),
+    /// It is known and does not run.
+    Stopped(PoolUuid),
+}
+
+/// Finds a pool.
+pub(super) fn locate(which: PoolRef) -> Step<Result<Place>> {
+    Step::locked(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
+        Granted::Read(pool) => Step::Done(Ok(Place::Running(pool.uuid()))),
+        _ => {
+            let stopped = engine.registry().resolve(&which);
+            match stopped {
+                Ok(uuid) => Step::Done(Ok(Place::Stopped(uuid))),
+                // The pool may have come up between the two looks.
+                Err(error) => Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
+                    Granted::Read(pool) => Step::Done(Ok(Place::Running(pool.uuid()))),
+                    _ => Step::Done(Err(error)),
+                }),
+            }
+        }
+    })
+}

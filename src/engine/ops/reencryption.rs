@@ -1,0 +1,358 @@
+//! Encrypts, re-encrypts and decrypts all data of a running pool (`docs/spec/engine/encryption.md`
+//! §9): the requests, and what has to be on disk before a job begins. The job itself is in
+//! [`reencryption_job`](super::reencryption_job).
+//!
+//! # Order, and why it survives a power cut
+//!
+//! The record of the pool decides whether the pool is encrypted. To encrypt, a container is first
+//! made around the plain data, with a header that says that nothing is encrypted yet. Then the
+//! record is written, the tables are moved into the container, and only then is any data encrypted.
+//! To decrypt, all data is decrypted, then the record is written, and the header is wiped last. So
+//! at every moment, record and header together say where each byte is and which job has to go on.
+//! Set-up reads that from them and continues the job ([`setup`](crate::engine::setup)).
+
+use std::sync::Arc;
+
+use crate::{
+    base::{ids::PoolUuid, pool_ref::PoolRef, units::Sectors},
+    engine::{
+        bda::Choose,
+        claims::Claim,
+        containers::{self, Prepared},
+        dm_names::Role,
+        encryption::{self, Assigned, Binding, EncryptionError, Kind, NewBinding, with_keyslot},
+        error::{Error, Result},
+        metadata::MetadataVersion,
+        ops::{
+            check::and_use,
+            encryption::{Container, bindings_of, containers_of, read},
+            reencryption_job::{NewKey, Plan, claim, go_on, run},
+        },
+        pool::Pool,
+        request::{Access, Mode, Step},
+        thin_growth::follow,
+        undo::{Rollback, When},
+    },
+    platform::{
+        Platform,
+        keyring::Secret,
+        luks::{FormatPurpose, HeaderChange, ReencryptionMode, Unlock},
+    },
+    view::{self, Availability},
+};
+
+/// Encrypts a pool. `false`: the pool is encrypted already.
+pub fn encrypt_pool(uuid: PoolUuid, new: Vec<NewBinding>) -> Step<Result<bool>> {
+    begin(uuid, ReencryptionMode::Encrypt, move |claim| encrypt(uuid, new, claim))
+}
+
+/// Replaces the volume key that a pool is encrypted with.
+pub fn reencrypt_pool(uuid: PoolUuid) -> Step<Result<bool>> {
+    begin(uuid, ReencryptionMode::Reencrypt, move |claim| reencrypt(uuid, claim))
+}
+
+/// Decrypts a pool. `false`: the pool is not encrypted.
+pub fn decrypt_pool(uuid: PoolUuid) -> Step<Result<bool>> {
+    begin(uuid, ReencryptionMode::Decrypt, move |claim| decrypt(uuid, claim))
+}
+
+/// What has to be done, found by a look at the pool before a job.
+enum Outlook {
+    /// Nothing: the pool is as requested already.
+    Nothing,
+    /// The job has been begun before and has to be completed.
+    GoOn,
+    /// The job has to be begun.
+    Begin,
+}
+
+fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<Outlook> {
+    pool.check_requests()?;
+    match (&pool.work, work, pool.is_encrypted()) {
+        (Some(unfinished), _, _) if unfinished.kind == work => return Ok(Outlook::GoOn),
+        (None, ReencryptionMode::Encrypt, true) | (None, ReencryptionMode::Decrypt, false) => {
+            return Ok(Outlook::Nothing);
+        }
+        (None, ReencryptionMode::Reencrypt, false) => return Err(Error::NothingToOpen { pool: pool.name().clone() }),
+        _ => pool.check_no_work()?,
+    }
+    match (pool.version(), work) {
+        (MetadataVersion::V1, ReencryptionMode::Encrypt | ReencryptionMode::Decrypt) => {
+            Err(Error::OnlyVersion2 { pool: pool.name().clone() })
+        }
+        // The container has to be extended first.
+        (MetadataVersion::V2, ReencryptionMode::Reencrypt | ReencryptionMode::Decrypt) if pool.lacks_volume_key() => {
+            Err(Error::VolumeKey { pool: pool.uuid() })
+        }
+        _ => Ok(Outlook::Begin),
+    }
+}
+
+/// Claims the pool for a job, and looks whether there is anything to do.
+fn begin(
+    uuid: PoolUuid,
+    work: ReencryptionMode,
+    start: impl FnOnce(Claim) -> Step<Result<()>> + Send + 'static,
+) -> Step<Result<bool>> {
+    Step::brief(move |engine| {
+        let claim = match claim(engine, uuid) {
+            Ok(claim) => claim,
+            Err(taken) => return super::unless_at_work(uuid, taken, begin(uuid, work, start)),
+        };
+        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+            let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
+                // A version 1 pool is refused for its version before the answer that nothing has to
+                // be done.
+                Ok(Outlook::Nothing) if pool.version() == MetadataVersion::V1 => {
+                    Err(Error::OnlyVersion2 { pool: pool.name().clone() })
+                }
+                outlook => outlook,
+            });
+            let done = match outlook {
+                Ok(Outlook::Nothing) => return Step::Done(Ok(false)),
+                Ok(Outlook::GoOn) => {
+                    drop(claim);
+                    go_on(uuid)
+                }
+                Ok(Outlook::Begin) => start(claim),
+                Err(error) => return Step::Done(Err(error)),
+            };
+            and_use(uuid, done.map(|done| done.map(|()| true)), |done| *done)
+        })
+    })
+}
+
+fn encrypt(uuid: PoolUuid, new: Vec<NewBinding>, claim: Claim) -> Step<Result<()>> {
+    Step::blocking(move |engine| {
+        let platform = engine.platform();
+        let assigned = encryption::assign(new).map_err(Error::from);
+        let prepared: Result<Prepared> =
+            assigned.and_then(|assigned: Vec<Assigned>| Prepared::new(platform, &assigned));
+        match prepared {
+            Ok(prepared) => surround(uuid, prepared, claim),
+            Err(error) => Step::Done(Err(error)),
+        }
+    })
+}
+
+/// Makes a container around the data, and moves the pool into it.
+fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>> {
+    super::change(uuid, |engine, pool| {
+        put_space_ahead(engine.platform(), pool)?;
+        let nodes = pool.filesystems.keys().map(|filesystem| pool.thin_name(*filesystem));
+        let nodes: Vec<String> = nodes.chain([pool.stack.name(Role::Cache)]).collect();
+        Ok((pool.stack.clone(), nodes))
+    })
+    .then(move |ready| {
+        Step::blocking(move |engine| {
+            let (stack, nodes) = match ready {
+                Ok(ready) => ready,
+                Err(error) => return Step::Done(Err(error)),
+            };
+            let platform = engine.platform();
+            let made = Rollback::new().guard(platform, |undo| {
+                // A larger sector size could tear what file systems take for one sector.
+                let logical = |node: &String| Ok(platform.geometry(&platform.dm_node(node))?.logical);
+                let sector_size = nodes.iter().map(logical).collect::<Result<Vec<u32>>>()?.into_iter().min();
+                let layout = crate::platform::luks::HeaderLayout { sector_size, ..containers::LAYOUT_V2 };
+                containers::make(platform, &stack, &prepared, &layout, FormatPurpose::Encrypt, undo)
+            });
+            match made {
+                Ok((_, undo)) => enter(uuid, undo, claim),
+                Err(error) => Step::Done(Err(error)),
+            }
+        })
+    })
+}
+
+/// Records the pool as encrypted and moves its tables into the container.
+fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
+        let platform = engine.platform();
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Step::Done(Err(undo.run(platform, error))),
+        };
+        match move_in(platform, pool) {
+            Ok(()) => {
+                undo.forget();
+                run(uuid, Plan::Resume, claim)
+            }
+            Err(error) => {
+                // What the record may name, or the pool may lie on, must stay: the header, and the
+                // opened device, which the next daemon could not open without a key.
+                let error = match error.leaves() < Availability::NoPoolChanges {
+                    true => undo.run(platform, error),
+                    false => {
+                        undo.forget();
+                        error
+                    }
+                };
+                pool.note_failure_for_good(&error);
+                Step::Done(Err(error))
+            }
+        }
+    })
+}
+
+fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    pool.check_changes()?;
+    let device = platform.dm_node(&pool.stack.name(Role::Cache));
+    let header = read(platform, &device)?;
+    let bindings = bindings_of(pool.version(), &header)?;
+    let has = |kind| bindings.lowest(kind).is_some();
+    let (without, clear) = (pool.meta.clone(), pool.shape());
+    pool.stack.find(platform, Role::Crypt)?;
+    let entered = pool
+        .change(platform, Choose::Everywhere, |meta| meta.set_encrypted(has(Kind::Keyring), has(Kind::Clevis)))
+        .and_then(|()| pool.note_header(&header))
+        .and_then(|()| pool.stack.move_to_cap(platform, &pool.shape()));
+    let Err(cause) = entered else {
+        pool.note_volume_key(true);
+        pool.note_work(Some(Arc::new(view::Work::new(ReencryptionMode::Encrypt, platform.now()))));
+        return Ok(());
+    };
+    pool.note_encryption(None);
+    if pool.meta == without {
+        return Err(cause);
+    }
+    Err(match pool.stack.move_from_cap(platform, &clear) {
+        Ok(()) => pool.take_back(platform, without, cause),
+        // Some I/O may go through the container, so the record must not say that the pool is not
+        // encrypted.
+        Err(error) => Error::Rollback {
+            cause: Box::new(cause),
+            failures: vec![("move the pool out of its container again".to_owned(), error)],
+            leaves: Availability::NoPoolChanges,
+        },
+    })
+}
+
+fn reencrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
+    super::change(uuid, |engine, pool| {
+        let bindings = pool.encryption()?.agreed()?.clone();
+        put_space_ahead(engine.platform(), pool)?;
+        Ok((pool.version(), containers_of(engine.platform(), pool), bindings))
+    })
+    .then(move |ready| {
+        Step::blocking(move |engine| {
+            let platform = engine.platform();
+            let made = ready.and_then(|(version, containers, bindings)| {
+                // In version 1, the passphrases that Clevis has encrypted differ from device to
+                // device.
+                let shared = encryption::every_passphrase(platform, &bindings)?;
+                Rollback::new().guard(platform, |undo| {
+                    let each = containers.iter().enumerate().map(|(at, container)| {
+                        let passphrases = (at == 0).then_some(&shared[..]);
+                        prepare_new_key(platform, version, container, passphrases, undo)
+                    });
+                    each.collect::<Result<Vec<_>>>()
+                })
+            });
+            match made {
+                Ok((keys, undo)) => {
+                    announce(uuid, ReencryptionMode::Reencrypt, Plan::Reencrypt(keys), Some(undo), claim)
+                }
+                Err(error) => Step::Done(Err(error)),
+            }
+        })
+    })
+}
+
+/// Puts a new volume key into a header, with a keyslot for each binding, which the binding's
+/// passphrase opens.
+fn prepare_new_key(
+    platform: &dyn Platform,
+    version: MetadataVersion,
+    container: &Container,
+    passphrases: Option<&[(Binding, Secret)]>,
+    undo: &mut Rollback,
+) -> Result<NewKey> {
+    let header = read(platform, &container.device)?;
+    let bindings = bindings_of(version, &header)?;
+    let own;
+    let passphrases = match passphrases {
+        Some(passphrases) => passphrases,
+        None => {
+            own = encryption::every_passphrase(platform, &bindings)?;
+            &own
+        }
+    };
+    let free: Vec<u32> = header.free_keyslots().take(passphrases.len()).collect();
+    if free.len() < passphrases.len() {
+        return Err(EncryptionError::NoKeyslots.into());
+    }
+    let (device, slots) = (container.device.clone(), free.clone());
+    undo.push(When::Always, format!("remove the new volume key from {}", device.display()), move |platform| {
+        let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
+        platform.luks_change(&device, None, &changes).map(drop)
+    });
+    // The keyslots of the old key are destroyed in the end, so each passphrase must be the right
+    // one.
+    for (binding, passphrase) in passphrases {
+        platform.luks_open(&container.device, None, Unlock { passphrase, keyslot: Some(binding.keyslot) })?;
+    }
+    let each = passphrases.iter().zip(&free);
+    let keyslots = each.clone().map(|((binding, passphrase), keyslot)| {
+        HeaderChange::AddNextKeyslot(containers::keyslot(binding.kind(), *keyslot, passphrase))
+    });
+    let tokens = each.filter_map(|((binding, _), keyslot)| {
+        let token = header.tokens.get(&binding.token)?;
+        Some(HeaderChange::PutToken(binding.token, with_keyslot(token, *keyslot)))
+    });
+    let changes: Vec<HeaderChange<'_>> = keyslots.chain(tokens).collect();
+    let (Some((first, passphrase)), Some(to)) = (passphrases.first(), free.first()) else {
+        return Err(EncryptionError::NoMechanism.into());
+    };
+    let unlock = Unlock { passphrase, keyslot: Some(first.keyslot) };
+    platform.luks_change(&container.device, Some(unlock), &changes)?;
+    Ok(NewKey { passphrase: passphrase.clone(), from: first.keyslot, to: *to })
+}
+
+fn decrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
+    super::change(uuid, |engine, pool| put_space_ahead(engine.platform(), pool)).then(move |ready| match ready {
+        Ok(()) => announce(uuid, ReencryptionMode::Decrypt, Plan::Decrypt, None, claim),
+        Err(error) => Step::Done(Err(error)),
+    })
+}
+
+/// Shows in the pool that a job is about to begin.
+fn announce(
+    uuid: PoolUuid,
+    work: ReencryptionMode,
+    plan: Plan,
+    undo: Option<Rollback>,
+    claim: Claim,
+) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
+        let platform = engine.platform();
+        let pool = super::writable(granted, uuid).and_then(|pool| pool.check_changes().map(|()| pool));
+        match (pool, undo) {
+            (Ok(pool), undo) => {
+                pool.note_work(Some(Arc::new(view::Work::new(work, platform.now()))));
+                // From here on the header says how the job goes on.
+                if let Some(undo) = undo {
+                    undo.forget();
+                }
+                run(uuid, plan, claim)
+            }
+            (Err(error), Some(undo)) => Step::Done(Err(undo.run(platform, error))),
+            (Err(error), None) => Step::Done(Err(error)),
+        }
+    })
+}
+
+/// Reserves space of the data devices for the container, before any of it is assigned: as much
+/// again as is in use, and at least enough to last for a while.
+fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
+    const AHEAD_MIN: Sectors = Sectors(50 << 21);
+    pool.check_requests()?;
+    let ahead = pool.available().min(pool.meta.handed_out().max(AHEAD_MIN));
+    let (version, headers) = (pool.version(), pool.headers_as_found());
+    if version == MetadataVersion::V2 && ahead > pool.meta.taken_ahead(version) {
+        pool.change(platform, Choose::Some(platform.random()), |meta| {
+            meta.take_ahead(version, &headers.iter().collect::<Vec<_>>(), ahead)
+        })?;
+    }
+    follow(platform, pool)
+}

@@ -1,0 +1,389 @@
+//! Runs the re-encryption job of a pool from where the headers say it is to its end, and records the
+//! result.
+//!
+//! The pool is used as always while a job runs; the job has a thread of its own and holds no lock.
+//! The container cannot be extended meanwhile, so space for the growth of the pool is put into it
+//! beforehand. A request that wants to use the pool alone (a stop) makes the job pause where it is.
+//! The job goes on when the pool is available again, also for the request that asked for the job.
+
+use std::sync::Arc;
+
+use crate::{
+    base::{ids::PoolUuid, pool_ref::PoolRef, units::Bytes},
+    engine::{
+        Engine,
+        bda::Choose,
+        claims::{Claim, Key},
+        containers,
+        encryption::{self, Bindings, KeyDescription, UnlockMethod},
+        error::{Error, Result},
+        metadata::MetadataVersion,
+        ops::encryption::{Container, bindings_of, containers_of, read},
+        pool::Pool,
+        request::{Access, Mode, Step, Wait},
+        undo::mended,
+        volume_keys,
+    },
+    platform::{
+        Platform,
+        keyring::Secret,
+        luks::{Begin, EncryptionState, Header, Progress, ReencryptionEnd, ReencryptionMode, Unlock},
+    },
+    view::{self, Availability},
+};
+
+/// Nothing else may change the containers of the pool or what they lie on: requests that add
+/// devices claim this, too.
+pub(super) fn claim(engine: &Engine, uuid: PoolUuid) -> std::result::Result<Claim, Wait> {
+    engine.claims().claim_work(uuid, [Key::Encryption(uuid)])
+}
+
+/// Goes on with a job that was cut short.
+pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
+    go_on(uuid).map(move |result| {
+        if let Err(error) = result {
+            log::error!("the work on the data of pool {uuid} stays unfinished for now: {}", error.sentence());
+        }
+    })
+}
+
+/// Goes on with a job that may have had to wait for this key.
+pub(super) fn resume_by_key(uuid: PoolUuid, key: KeyDescription) -> Step<()> {
+    Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+        match super::readable(granted, uuid).is_ok_and(|pool| pool.wants_for_work(&key)) {
+            // The request that works on the pool may have looked for the key just before. When it
+            // has given up, the job is tried again.
+            true => resume(uuid),
+            false => Step::Done(()),
+        }
+    })
+}
+
+/// Goes on with a pool's unfinished job, unless somebody else does.
+pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
+    Step::brief(move |engine| {
+        let claim = match claim(engine, uuid) {
+            Ok(claim) => claim,
+            Err(taken) => return Step::parked(taken, go_on(uuid)),
+        };
+        Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+            match super::readable(granted, uuid) {
+                // Somebody else has completed the job.
+                Ok(pool) if pool.work.is_none() => Step::Done(Ok(())),
+                Ok(_) => run(uuid, Plan::Resume, claim),
+                Err(error) => Step::Done(Err(error)),
+            }
+        })
+    })
+}
+
+/// How a job is begun.
+pub(super) enum Plan {
+    /// As the headers say.
+    Resume,
+    /// With these keys, one for each container.
+    Reencrypt(Vec<NewKey>),
+    Decrypt,
+}
+
+/// A container with a new volume key in its header.
+pub(super) struct NewKey {
+    pub passphrase: Secret,
+    pub from: u32,
+    pub to: u32,
+}
+
+/// What a job needs to know of the pool.
+struct Site {
+    version: MetadataVersion,
+    containers: Vec<Container>,
+    name: crate::base::name::Name,
+    work: Arc<view::Work>,
+}
+
+impl Site {
+    fn interrupted(&self, by: &'static str) -> Error {
+        Error::Interrupted { pool: self.name.clone(), by }
+    }
+
+    /// Whether the record says that the job has been completed.
+    fn is_recorded(&self, pool: &Pool) -> bool {
+        match self.work.kind {
+            ReencryptionMode::Encrypt => pool.is_encrypted(),
+            ReencryptionMode::Reencrypt => pool.meta.last_reencrypt.is_some_and(|done| done >= self.work.since.seconds),
+            ReencryptionMode::Decrypt => !pool.is_encrypted(),
+        }
+    }
+}
+
+pub(super) fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
+        let site = super::writable(granted, uuid).map(|pool| {
+            let containers = containers_of(engine.platform(), pool);
+            let mut work = pool.work.clone()?;
+            if work.halted.is_some() {
+                work = Arc::new(view::Work::new(work.kind, work.since));
+                pool.note_work(Some(Arc::clone(&work)));
+            }
+            Some(Site { version: pool.version(), containers, name: pool.name().clone(), work })
+        });
+        match site {
+            Ok(Some(site)) => Step::background(move |engine| {
+                let given_up = || engine.begin(format!("work on the data of pool {uuid}"), give_up(uuid));
+                let worked = mended(|| work(engine, uuid, &site, plan), given_up);
+                let interrupted = matches!(worked, Ok(ReencryptionEnd::Interrupted));
+                if interrupted && !is_begun(engine.platform(), &site) {
+                    // Nothing says any more what was to be done.
+                    let error = Error::NotBegun { pool: site.name.clone() };
+                    return finish(uuid, site, Err(error), claim);
+                }
+                if interrupted && engine.is_ending() {
+                    return Step::Done(Err(site.interrupted("daemon ends")));
+                }
+                if interrupted {
+                    drop(claim);
+                    return wait_and_go_on(uuid, site);
+                }
+                finish(uuid, site, worked.map(drop), claim)
+            }),
+            Ok(None) => Step::Done(Ok(())),
+            Err(error) => Step::Done(Err(error)),
+        }
+    })
+}
+
+/// Shows in the pool that the job on its data has panicked.
+fn give_up(uuid: PoolUuid) -> Step<()> {
+    Step::write(uuid, move |_, granted| {
+        if let Ok(pool) = super::writable(granted, uuid) {
+            pool.note_halted(&Error::Panicked.sentence());
+        }
+        Step::Done(())
+    })
+}
+
+/// Waits for a request that wants to use the pool alone. Afterwards the job goes on, unless the
+/// pool is gone.
+fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Step<Result<()>> {
+    Step::brief(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
+        true => Step::parked(Key::Drain(uuid), wait_and_go_on(uuid, site)),
+        false => go_on(uuid).then(move |done| match done {
+            Err(Error::NoPool(_)) => Step::Done(Err(site.interrupted("pool has been stopped"))),
+            Ok(()) => Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
+                Step::Done(match super::readable(granted, uuid) {
+                    // Between two devices of version 1, only the interrupted job knew how to go on,
+                    // and reading the pool again has discarded that.
+                    Ok(pool) if !site.is_recorded(pool) => Err(site.interrupted("pool has been looked at anew")),
+                    _ => Ok(()),
+                })
+            }),
+            done => Step::Done(done),
+        }),
+    })
+}
+
+fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<ReencryptionEnd> {
+    let platform = engine.platform();
+    let told = std::sync::atomic::AtomicU64::new(0);
+    let count = site.containers.len() as u64;
+    for (at, container) in site.containers.iter().enumerate() {
+        let at = at as u64;
+        let watch = |progress: Progress| {
+            let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
+            let (done, total) = (in_all(progress.done), in_all(progress.total).max(1));
+            // Each of several devices counts as much as the one in progress.
+            let done_in_all = total.saturating_mul(at).saturating_add(done);
+            site.work.note(done_in_all, total.saturating_mul(count), platform.now());
+            let tenths = done / total.div_ceil(10).max(1);
+            if told.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
+                log::info!("pool {}: {} % of {} done", site.name, tenths * 10, container.device.display());
+            }
+            !(engine.is_ending() || engine.claims().is_claimed(&Key::Drain(uuid)))
+        };
+        let header = read(platform, &container.device)?;
+        let run = |unlock: Unlock<'_>, begin: Begin| {
+            platform.luks_reencrypt(&container.device, &container.name, unlock, begin, &watch)
+        };
+        let by_any = |begin: Begin| -> Result<ReencryptionEnd> {
+            let bindings: Bindings = bindings_of(site.version, &header)?;
+            Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
+        };
+        let begun = match (&plan, header.state) {
+            (_, EncryptionState::Unfinished { .. }) => by_any(Begin::Resume),
+            (Plan::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
+                Some(NewKey { passphrase, from, to }) => {
+                    let begin = Begin::Reencrypt { from: *from, to: *to };
+                    Ok(run(Unlock { passphrase, keyslot: Some(*from) }, begin)?)
+                }
+                None => Ok(ReencryptionEnd::Finished),
+            },
+            (Plan::Decrypt, EncryptionState::Encrypted) => by_any(Begin::Decrypt),
+            (Plan::Resume, EncryptionState::Encrypted) if !header.unused.is_empty() => {
+                match prepared_key(platform, &bindings_of(site.version, &header)?)? {
+                    Some(NewKey { passphrase, from, to }) => {
+                        let begin = Begin::Reencrypt { from, to };
+                        Ok(run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin)?)
+                    }
+                    None => Ok(ReencryptionEnd::Finished),
+                }
+            }
+            // Completed before the job was cut short.
+            (Plan::Resume | Plan::Decrypt, _) => Ok(ReencryptionEnd::Finished),
+        };
+        let ended = match begun {
+            // A job that reports a failure at its very end is complete all the same.
+            Err(error) if is_done(&header, &read(platform, &container.device)?) => {
+                log::warn!("the work on {} is done, but: {}", container.device.display(), error.sentence());
+                ReencryptionEnd::Finished
+            }
+            begun => begun?,
+        };
+        if ended == ReencryptionEnd::Interrupted {
+            return Ok(ended);
+        }
+    }
+    if let ((MetadataVersion::V2, ReencryptionMode::Reencrypt), [container]) =
+        ((site.version, site.work.kind), &site.containers[..])
+    {
+        renew_volume_key(platform, uuid, container);
+    }
+    Ok(ReencryptionEnd::Finished)
+}
+
+/// Replaces the old volume key by the new one in the daemon's keyring. If the new key is not
+/// available now, the keyring has none: the old one is of no use any more.
+fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Container) {
+    let renew = || -> Result<()> {
+        let bindings = bindings_of(MetadataVersion::V2, &read(platform, &container.device)?)?;
+        let key = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None)?;
+        Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?)
+    };
+    if let Err(error) = renew() {
+        log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
+        volume_keys::forget(platform, uuid);
+    }
+}
+
+/// Whether any header says that the job has been begun or even completed. An unreadable header
+/// counts as begun.
+fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
+    let is_untouched = |header: Header| match (site.work.kind, header.state) {
+        // The new volume key has not been used yet.
+        (ReencryptionMode::Reencrypt, EncryptionState::Encrypted) => !header.unused.is_empty(),
+        (ReencryptionMode::Decrypt, state) => state == EncryptionState::Encrypted,
+        _ => false,
+    };
+    site.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
+}
+
+/// The new volume key in the header of a container that the job had not reached when it was cut
+/// short in another.
+fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<NewKey>> {
+    let mut failed = None;
+    for (binding, to) in bindings.iter().filter_map(|binding| Some((binding, binding.next?))) {
+        match encryption::passphrase(platform, &binding.mechanism) {
+            Ok(passphrase) => return Ok(Some(NewKey { passphrase, from: binding.keyslot, to })),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), |error| Err(error.into()))
+}
+
+/// Whether a job on a container has been completed between two looks at its header.
+fn is_done(before: &Header, now: &Header) -> bool {
+    let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
+    match (before.state, now.state) {
+        (_, EncryptionState::Unfinished { .. }) => false,
+        (EncryptionState::Encrypted, EncryptionState::Encrypted) => replaced(),
+        (before, now) => before != now,
+    }
+}
+
+/// Records the result of the job.
+fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Step<Result<()>> {
+    Step::write(uuid, move |engine, granted| {
+        let pool = match super::writable(granted, uuid) {
+            Ok(pool) => pool,
+            Err(error) => return Step::Done(Err(error)),
+        };
+        let finished = match worked {
+            Ok(()) => complete(engine.platform(), pool, site.work.kind),
+            Err(cause) => {
+                let left = leave(engine.platform(), pool, &site.containers);
+                if let Err(error) = left {
+                    log::error!("pool {}: {}", pool.name(), error.sentence());
+                }
+                Err(cause)
+            }
+        };
+        if let Err(error) = &finished {
+            pool.note_halted(&error.sentence());
+            pool.note_failure(error);
+        }
+        if pool.lacks_volume_key() {
+            engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
+        }
+        drop(claim);
+        Step::Done(finished)
+    })
+}
+
+/// After a failure: a job that has been begun stays unfinished; what was prepared for a job that
+/// has not been begun is taken back.
+fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
+    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    if headers.iter().any(|header| matches!(header.state, EncryptionState::Unfinished { .. })) {
+        return Ok(());
+    }
+    for (container, header) in containers.iter().zip(&headers) {
+        let changes = containers::mends(header);
+        if !changes.is_empty() {
+            platform.luks_change(&container.device, None, &changes)?;
+        }
+    }
+    pool.note_work(None);
+    Ok(())
+}
+
+fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) -> Result<()> {
+    let containers = containers_of(platform, pool);
+    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    let wanted = if work == ReencryptionMode::Decrypt { EncryptionState::Clear } else { EncryptionState::Encrypted };
+    if headers.iter().any(|header| header.state != wanted) {
+        return Err(Error::WorkNotDone { pool: pool.name().clone(), work });
+    }
+    match work {
+        ReencryptionMode::Encrypt => {
+            super::encryption::take_in(platform, pool, &containers)?;
+            pool.record_bindings(platform)?;
+        }
+        ReencryptionMode::Reencrypt => {
+            super::encryption::take_in(platform, pool, &containers)?;
+            let known = platform.volume_key_read(&volume_keys::name(pool.uuid()));
+            pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
+            let now = platform.now().seconds;
+            pool.change(platform, Choose::Some(platform.random()), |meta| {
+                meta.last_reencrypt = Some(now);
+                Ok(())
+            })?;
+        }
+        ReencryptionMode::Decrypt => {
+            pool.change(platform, Choose::Everywhere, |meta| meta.set_clear())?;
+            pool.note_encryption(None);
+            pool.note_volume_key(false);
+            volume_keys::forget(platform, pool.uuid());
+            let mut leave = || crate::engine::setup::drop_container(platform, pool);
+            // The outcome is decided: what fails now is done at the next set-up.
+            if let Err(error) = leave().or_else(|_| leave()) {
+                pool.is_behind = true;
+                pool.restrict(
+                    Availability::NoPoolChanges,
+                    format!("it has been decrypted, but is still in its container: {}", error.sentence()),
+                );
+            }
+        }
+    }
+    pool.note_work(None);
+    log::info!("pool {}: the work on its data is done", pool.name());
+    Ok(())
+}

@@ -1,0 +1,250 @@
+//! Stops pools (`docs/spec/engine/engine-behaviour.md` §4, 9, `storage-stack.md` §10.3).
+//!
+//! The write of `started: false` is the commit point of a stop. What comes before it is taken back
+//! if something fails, and undone by a power cut. What comes after it is only the rest of the
+//! take-down. If that fails, the pool is *partially constructed*: it does not run, and some of its
+//! device-mapper devices are up. Such a pool can be stopped again, which takes the rest down, or
+//! started, which adopts the devices.
+
+use crate::{
+    base::{ids::PoolUuid, name::Name, pool_ref::PoolRef},
+    engine::{
+        Engine,
+        bda::Choose,
+        claims::{Claim, Key},
+        error::{Error, Result},
+        ops::{
+            bring_up::consider_named,
+            leftovers,
+            locate::{Place, locate},
+            read_devices::{Reach, find_members, renew, reread, settle_set},
+        },
+        pool::Pool,
+        registry::{DeviceSet, Verdict},
+        request::{Access, Granted, Mode, Share, Step, Wait},
+        setup, take_down, volume_keys,
+    },
+    platform::{self, Platform},
+};
+
+/// The result of a stop.
+#[derive(Debug)]
+pub enum Stopped {
+    /// The pool ran and has been stopped.
+    Done(PoolUuid),
+    /// The pool did not run; the devices of it that were up have been taken down.
+    CleanedUp(PoolUuid),
+    /// The pool did not run, and nothing of it was up.
+    Already,
+    /// The pool has been stopped, but some of its devices could not be taken down, because of this
+    /// error.
+    Partly(PoolUuid, Error),
+}
+
+/// Stops a pool. The pool stays stopped until a request starts it.
+pub fn stop_pool(which: PoolRef) -> Step<Result<Stopped>> {
+    locate(which).then(|found| match found {
+        Ok(Place::Running(uuid)) => stop_running(uuid),
+        Ok(Place::Stopped(uuid)) => clean_up(uuid),
+        Err(error) => Step::Done(Err(error)),
+    })
+}
+
+fn stop_running(uuid: PoolUuid) -> Step<Result<Stopped>> {
+    Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
+        Ok(drain) => stop_drained(uuid, drain),
+        Err(taken) => Step::parked(taken, stop_running(uuid)),
+    })
+}
+
+/// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
+fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<Stopped>> {
+    Step::alone(uuid, move |engine, granted| {
+        let Ok(pool) = super::drained(granted, uuid) else {
+            drop(drain);
+            return stop_pool(PoolRef::Uuid(uuid));
+        };
+        if engine.claims().work_in(uuid) {
+            return Step::parked(Wait::Idle(uuid), stop_drained(uuid, drain));
+        }
+        match stop(engine, pool) {
+            Ok(left_up) => {
+                let mut set = DeviceSet::of(pool, left_up.is_none());
+                if left_up.is_none() {
+                    forget_gone(engine, uuid, &mut set);
+                }
+                let beside = engine.registry().beside(uuid);
+                set.absorb(beside.unwrap_or_default());
+                settle_set(engine.platform(), uuid, &mut set);
+                set.partial = left_up.is_some() && take_down::anything_up(engine.platform(), uuid, &set);
+                set.trouble = left_up.as_ref().filter(|_| set.partial).map(|error| {
+                    format!("it was stopped, but some of it could not be taken down: {}", error.sentence()).into()
+                });
+                Step::locked(Access::Table(Mode::Exclusive), move |engine, granted| {
+                    let Granted::Table(table) = granted else { return Step::Done(Err(Error::NoPool(uuid))) };
+                    let ended = table.remove(uuid);
+                    let partial = set.partial;
+                    let mut registry = engine.registry();
+                    registry.note_ended(uuid);
+                    registry.add_stopped(uuid, set);
+                    drop(registry);
+                    drop(drain);
+                    ended.iter().for_each(|pool| consider_named(engine, pool.name()));
+                    log::info!("pool {uuid} is stopped");
+                    Step::Done(Ok(match left_up {
+                        Some(error) if partial => Stopped::Partly(uuid, error),
+                        _ => Stopped::Done(uuid),
+                    }))
+                })
+            }
+            Err(error) => {
+                pool.note_failure(&error);
+                // Filesystems that were taken down and brought up again have other device numbers.
+                let links = super::announce(engine, pool, pool.filesystems.values());
+                super::when_linked(links, Err(error))
+            }
+        }
+    })
+}
+
+/// Refuses if a filesystem is mounted, before anything is taken down. That includes a filesystem
+/// that could not be set up because its device was not as it should be.
+fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
+    let set_up = pool.filesystems.values().map(|filesystem| (filesystem.name.clone(), filesystem.number));
+    let left_out = pool.left_out().filter_map(|record| {
+        // The take-down itself finds what this lookup cannot tell.
+        let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
+        Some((Name::new(&record.name).ok()?, device.number))
+    });
+    super::check_unmounted(platform, set_up.chain(left_out))
+}
+
+/// Takes a pool down and records that it is stopped. Returns the error that left something up, if
+/// any.
+///
+/// # Errors
+/// When something fails before the record is written; the pool then runs as before.
+fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
+    let platform = engine.platform();
+    let uuid = pool.uuid();
+    check_unmounted(platform, pool)?;
+    let was_decided = pool.meta.destroying.is_some() || pool.meta.started == Some(false);
+    let reach = match was_decided {
+        // A request that then panicked has decided the stop; the pool's devices may be closed.
+        true => Reach::First,
+        false => find_members(engine, pool),
+    };
+    let decided = take_down::take_filesystems_down(platform, uuid)
+        .and_then(|()| take_down::take_thin_pool_down(platform, &mut pool.stack))
+        .and_then(|()| {
+            let choose = match reach {
+                _ if was_decided => return Ok(()),
+                Reach::None => return Ok(()),
+                Reach::First => Choose::Some(platform.random()),
+                Reach::Others => Choose::Everywhere,
+            };
+            pool.change(platform, choose, |meta| {
+                meta.started = Some(false);
+                Ok(())
+            })
+        });
+    match decided {
+        // Nothing can be brought up again on devices that are gone; the pool can be stopped once
+        // more.
+        Err(cause) if reach == Reach::None => return Err(cause),
+        Err(cause) => return Err(setup::back_up_after(platform, pool, cause)),
+        Ok(()) => {}
+    }
+    if reach == Reach::None {
+        engine.registry().note_unrecorded_stop(uuid);
+        log::warn!(
+            "pool {} is stopped, but that could not be recorded, since its devices are gone; it is recorded when they are back",
+            pool.name()
+        );
+    }
+    pool.set_gone(true);
+    let mut take_down = || {
+        take_down::take_backstore_down(platform, &mut pool.stack, uuid)?;
+        pool.close_devices(platform)
+    };
+    // A single failure is no reason to leave something up.
+    let left_up = take_down().or_else(|_| take_down()).err();
+    volume_keys::forget(platform, uuid);
+    if let Some(error) = &left_up {
+        log::error!("pool {} is stopped, but some of it is still up: {}", pool.name(), error.sentence());
+    }
+    Ok(left_up)
+}
+
+/// Forgets the devices of a stopped pool that are gone. If none of them could be reached, the
+/// existence of a node proves nothing: a device that cannot be read is gone, too.
+fn forget_gone(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) {
+    let unreachable = engine.registry().is_stop_unrecorded(uuid);
+    for known in set.all() {
+        let device = known.device();
+        let is_gone = match engine.platform().find_device(&device.path) {
+            Ok(found) => {
+                found.number != device.number || unreachable && !reread(engine, &known).is_ok_and(|now| !now.is_empty())
+            }
+            Err(error) => matches!(error, platform::Error::NoDevice { .. }),
+        };
+        if is_gone {
+            log::warn!("{} of pool {uuid} is gone", device.path.display());
+            set.forget_number(device.number);
+        }
+    }
+}
+
+/// Takes down what is up of a pool that does not run.
+fn clean_up(uuid: PoolUuid) -> Step<Result<Stopped>> {
+    Step::slow(Share::Pool(uuid), move |engine| {
+        let which = PoolRef::Uuid(uuid);
+        let claim = match engine.claims().claim([Key::Pool(uuid)]) {
+            Ok(claim) => claim,
+            // The pool may run when this wait ends.
+            Err(taken) => return Step::parked(taken, stop_pool(which)),
+        };
+        let platform = engine.platform();
+        // What is known may be out of date: a start that panicked has not reported.
+        let partial =
+            engine.registry().get(uuid).map(|set| set.partial || take_down::anything_up(platform, uuid, &set));
+        match partial {
+            // The pool has come up meanwhile.
+            None => {
+                drop(claim);
+                stop_pool(which)
+            }
+            Some(false) => Step::Done(Ok(Stopped::Already)),
+            Some(true) => {
+                let mut set = engine.registry().get(uuid);
+                let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
+                if let Some(set) = destroyed {
+                    // The devices that are still up have kept the pool from being wiped.
+                    let ended =
+                        renew(engine, uuid, set).map_or(Ok(()), Err).and_then(|()| leftovers::end(engine, uuid, set));
+                    if engine.registry().get(uuid).is_none() {
+                        return Step::Done(Ok(Stopped::CleanedUp(uuid)));
+                    }
+                    if let Err(error) = ended {
+                        return Step::Done(Err(error));
+                    }
+                }
+                let clean_up = || take_down::clean_up(platform, uuid, set.as_ref());
+                let cleaned = clean_up().or_else(|_| clean_up());
+                let is_up = |set| take_down::anything_up(platform, uuid, set);
+                let partial = cleaned.is_err() && set.as_ref().is_some_and(is_up);
+                engine.registry().note_down(uuid, partial, cleaned.as_ref().err());
+                if !partial {
+                    // The registry kept these devices while the pool was up.
+                    for known in set.iter().flat_map(DeviceSet::all) {
+                        let path = &known.device().path;
+                        if matches!(platform.find_device(path), Err(platform::Error::NoDevice { .. })) {
+                            engine.registry().remove_path(path);
+                        }
+                    }
+                }
+                Step::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
+            }
+        }
+    })
+}
