@@ -26,8 +26,8 @@ use crate::{
         Error,
         encryption::{BindRequest, EncryptionError, Kind, NewBinding, RebindRequest, SlotRequest, UnlockMethod},
         ops::{
-            self, CacheTier, Generation, IntegritySpec, KeyChange, MetadataVersion, NewPool, Secret, Stopped, TagSpec,
-            Unlock,
+            self, CacheTier, IntegritySpec, KeyChange, MetadataCopy, MetadataVersion, NewPool, Secret, StopOutcome,
+            TagSpec, Unlock,
         },
         request::Step,
     },
@@ -330,10 +330,10 @@ fn stop_pool(which: PoolRef) -> HandlerResult {
     HandlerResult::Chain(ops::stop_pool(which).map(|result| {
         let stopped = |uuid: PoolUuid| Outcome::Done(changed(Value::str(uuid.simple())));
         match result {
-            Ok(Stopped::Done(uuid) | Stopped::CleanedUp(uuid)) => stopped(uuid),
-            Ok(Stopped::Already) => Outcome::NoChange,
+            Ok(StopOutcome::Done(uuid) | StopOutcome::CleanedUp(uuid)) => stopped(uuid),
+            Ok(StopOutcome::Already) => Outcome::NoChange,
             // The only refusal after a change: the pool's objects are gone.
-            Ok(Stopped::Partly(uuid, error)) => Outcome::Refused(format!(
+            Ok(StopOutcome::Partly(uuid, error)) => Outcome::Refused(format!(
                 "pool {uuid} has been stopped, but some of its devices could not be taken down ({}); see what uses them, \
                  then stop the pool again",
                 error_chain::sentence(&error)
@@ -350,8 +350,8 @@ pub(super) fn refresh_state(call: Call<'_>) -> Handled {
 
 // ---- pool ----
 
-fn generation(current: bool) -> Generation {
-    if current { Generation::Current } else { Generation::Written }
+fn metadata_copy(current: bool) -> MetadataCopy {
+    if current { MetadataCopy::Current } else { MetadataCopy::Written }
 }
 
 fn told_as_is(text: String) -> Option<Late<Value>> {
@@ -360,12 +360,12 @@ fn told_as_is(text: String) -> Option<Late<Value>> {
 
 pub(super) fn metadata(mut call: Call<'_>) -> Handled {
     let (current,): (bool,) = call.arguments()?;
-    Ok(chain(ops::pool_metadata(call.pool()?, generation(current)), told_as_is))
+    Ok(chain(ops::pool_metadata(call.pool()?, metadata_copy(current)), told_as_is))
 }
 
 pub(super) fn filesystem_metadata(mut call: Call<'_>) -> Handled {
     let (name, current): (Option<String>, bool) = call.arguments()?;
-    Ok(chain(ops::filesystem_metadata(call.pool()?, name, generation(current)), told_as_is))
+    Ok(chain(ops::filesystem_metadata(call.pool()?, name, metadata_copy(current)), told_as_is))
 }
 
 pub(super) fn create_filesystems_r0(mut call: Call<'_>) -> Handled {

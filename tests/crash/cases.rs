@@ -5,7 +5,7 @@ use stratisd::{
         Result,
         dm_names::Role,
         metadata::MetadataVersion,
-        ops::{self, Stopped},
+        ops::{self, StopOutcome},
     },
     platform::Platform,
 };
@@ -96,8 +96,8 @@ pub fn reverting(bench: &mut Bench, version: MetadataVersion) {
 /// Stops a pool wholly.
 pub fn stop(bench: &mut Bench, pool: &str) -> Result<()> {
     match bench.stop_pool(pool)? {
-        Stopped::Partly(_, error) => Err(error),
-        Stopped::Done(_) | Stopped::CleanedUp(_) | Stopped::Already => Ok(()),
+        StopOutcome::Partly(_, error) => Err(error),
+        StopOutcome::Done(_) | StopOutcome::CleanedUp(_) | StopOutcome::Already => Ok(()),
     }
 }
 
@@ -117,7 +117,7 @@ fn stopped_in_part(bench: &mut Bench, version: MetadataVersion) {
     // As often as a stop tries.
     bench.sim.hold_device(&Role::OriginSub.name(bench.id("p")), 10).expect("the pool runs");
     let stopped = bench.stop_pool("p").expect("it is stopped as far as possible");
-    assert!(matches!(stopped, Stopped::Partly(..)), "{stopped:?}");
+    assert!(matches!(stopped, StopOutcome::Partly(..)), "{stopped:?}");
 }
 
 fn start(bench: &mut Bench) -> Result<()> {

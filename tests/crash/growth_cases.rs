@@ -12,7 +12,7 @@ use stratisd::{
     engine::{
         Result,
         metadata::MetadataVersion,
-        ops::{self, CacheTier, Stopped, Unlock},
+        ops::{self, CacheTier, StopOutcome, Unlock},
     },
     platform::{Platform, WriteStep},
 };
@@ -87,8 +87,8 @@ fn add_to_cache(bench: &mut Bench) -> Result<()> {
 
 fn stop(bench: &mut Bench) -> Result<()> {
     match bench.stop_pool("p")? {
-        Stopped::Partly(_, error) => Err(error),
-        Stopped::Done(_) | Stopped::CleanedUp(_) | Stopped::Already => Ok(()),
+        StopOutcome::Partly(_, error) => Err(error),
+        StopOutcome::Done(_) | StopOutcome::CleanedUp(_) | StopOutcome::Already => Ok(()),
     }
 }
 

@@ -445,7 +445,7 @@ fn stop_all(bench: &mut Bench, at: &str) {
     let stopped = bench.stopped().list().iter().filter_map(|pool| Some(pool.name.as_ref()?.to_string())).collect();
     for pool in [bench.names(), stopped].concat() {
         let stopped = bench.stop_pool(&pool).unwrap_or_else(|error| panic!("{at}: stop: {}", error.sentence()));
-        assert!(!matches!(stopped, ops::Stopped::Partly(..)), "{at}: {stopped:?}");
+        assert!(!matches!(stopped, ops::StopOutcome::Partly(..)), "{at}: {stopped:?}");
     }
     let up = bench.sim.leftovers().devices;
     assert!(up.is_empty(), "{at}: up of stopped pools: {up:?}");

@@ -22,7 +22,7 @@ use stratisd::{
     engine::{
         Engine, Result, dm_names,
         metadata::{IntegritySpec, MetadataVersion},
-        ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
+        ops::{self, CacheTier, NewFilesystem, NewPool, StopOutcome, Unlock},
         pool::Pool,
         request::{Access, Step},
     },
@@ -101,7 +101,7 @@ impl Bench {
     }
 
     /// Stops a pool.
-    pub fn stop_pool(&mut self, pool: &str) -> Result<Stopped> {
+    pub fn stop_pool(&mut self, pool: &str) -> Result<StopOutcome> {
         self.run(ops::stop_pool(PoolRef::Name(name(pool))))
     }
 

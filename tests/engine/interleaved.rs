@@ -14,7 +14,7 @@ use stratisd::{
     engine::{
         Result,
         metadata::{IntegritySpec, MetadataVersion},
-        ops::{self, CacheTier, NewFilesystem, NewPool, Stopped, Unlock},
+        ops::{self, CacheTier, NewFilesystem, NewPool, StopOutcome, Unlock},
         request::Step,
     },
     platform::{
@@ -147,8 +147,8 @@ fn chain(bench: &Bench, request: &Request) -> Step<String> {
             ops::device_event(event).map(|()| "an event".to_owned())
         }
         Request::Stop(text) => told(ops::stop_pool(PoolRef::Uuid(pool(text))), |stopped| match stopped {
-            Stopped::Done(_) | Stopped::CleanedUp(_) => true,
-            Stopped::Already | Stopped::Partly(..) => false,
+            StopOutcome::Done(_) | StopOutcome::CleanedUp(_) => true,
+            StopOutcome::Already | StopOutcome::Partly(..) => false,
         }),
         Request::Start(text) => {
             let chain = ops::start_pool(PoolRef::Uuid(pool(text)), Unlock::default(), CacheTier::Keep);

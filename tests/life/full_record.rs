@@ -7,7 +7,7 @@ use stratisd::{
     engine::{
         Error,
         metadata::MetadataVersion,
-        ops::{self, Generation, NewFilesystem},
+        ops::{self, MetadataCopy, NewFilesystem},
     },
     platform::{Platform, WriteStep, sim::Sim},
 };
@@ -19,7 +19,7 @@ const ALLOWED: usize = 260_064 - 4096;
 
 fn recorded(bench: &mut Bench) -> usize {
     let id = bench.id("p");
-    bench.run(ops::pool_metadata(id, Generation::Written)).unwrap().len()
+    bench.run(ops::pool_metadata(id, MetadataCopy::Written)).unwrap().len()
 }
 
 fn disk(number: usize) -> PathBuf {

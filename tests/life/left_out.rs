@@ -7,7 +7,7 @@ use stratisd::{
     engine::{
         Error,
         dm_names::{self, Role},
-        ops::{self, Generation},
+        ops::{self, MetadataCopy},
     },
     platform::{
         Platform,
@@ -82,19 +82,19 @@ fn what_is_left_out_counts_for_the_limit_of_filesystems() {
 #[test]
 fn the_origin_of_what_is_left_out_is_rewritten() {
     let (mut bench, _) = without_snapshot();
-    let origin = |bench: &mut Bench, generation| {
-        let json = bench.run(ops::filesystem_metadata(bench.id("p"), Some("s".to_owned()), generation)).unwrap();
+    let origin = |bench: &mut Bench, copy| {
+        let json = bench.run(ops::filesystem_metadata(bench.id("p"), Some("s".to_owned()), copy)).unwrap();
         let records: BTreeMap<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
         let (_, record) = records.into_iter().next().expect("it is recorded");
         record.get("origin").cloned()
     };
     let f = bench.filesystem("p", "f").hyphenated().to_string();
-    for generation in [Generation::Current, Generation::Written] {
-        assert_eq!(origin(&mut bench, generation), Some(f.clone().into()), "{generation:?}");
+    for copy in [MetadataCopy::Current, MetadataCopy::Written] {
+        assert_eq!(origin(&mut bench, copy), Some(f.clone().into()), "{copy:?}");
     }
     destroy(&mut bench, &["f"]);
-    for generation in [Generation::Current, Generation::Written] {
-        assert_eq!(origin(&mut bench, generation), None, "{generation:?}");
+    for copy in [MetadataCopy::Current, MetadataCopy::Written] {
+        assert_eq!(origin(&mut bench, copy), None, "{copy:?}");
     }
 }
 

@@ -9,7 +9,7 @@ use stratisd::{
         Error, Result,
         dm_names::{self, Role},
         metadata::{FilesystemRecord, MetadataVersion},
-        ops::{self, Generation},
+        ops::{self, MetadataCopy},
         thin_status::PoolStatus,
     },
     platform::{Platform, WriteStep, sim::Sim},
@@ -259,26 +259,26 @@ fn metadata_is_told_as_text() {
     let mut bench = machine(MetadataVersion::V2);
     let id = bench.id("p");
     let parse = |text: String| -> serde_json::Value { serde_json::from_str(&text).unwrap() };
-    for generation in [Generation::Current, Generation::Written] {
-        let pool = parse(bench.run(ops::pool_metadata(id, generation)).unwrap());
+    for copy in [MetadataCopy::Current, MetadataCopy::Written] {
+        let pool = parse(bench.run(ops::pool_metadata(id, copy)).unwrap());
         assert_eq!(pool["name"], "p");
         assert_eq!(pool["started"], true);
         assert_eq!(pool, crate::disks::json_on(&bench.sim, "/dev/a"));
-        let all = parse(bench.run(ops::filesystem_metadata(id, None, generation)).unwrap());
+        let all = parse(bench.run(ops::filesystem_metadata(id, None, copy)).unwrap());
         assert_eq!(all.as_object().unwrap().len(), 5);
-        let one = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), generation)).unwrap();
+        let one = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), copy)).unwrap();
         let s = bench.filesystem("p", "s");
         assert_eq!(parse(one)[s.hyphenated()]["origin"], bench.filesystem("p", "f").hyphenated());
-        assert_eq!(bench.run(ops::filesystem_metadata(id, Some("nope".to_owned()), generation)).unwrap(), "{}");
+        assert_eq!(bench.run(ops::filesystem_metadata(id, Some("nope".to_owned()), copy)).unwrap(), "{}");
     }
     // The two differ when somebody else has written.
     change_record(&bench, "s", |record| record.created = 7);
-    let created = |bench: &mut Bench, generation| {
-        let text = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), generation)).unwrap();
+    let created = |bench: &mut Bench, copy| {
+        let text = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), copy)).unwrap();
         parse(text)[bench.filesystem("p", "s").hyphenated()]["created"].clone()
     };
-    assert_eq!(created(&mut bench, Generation::Written), 7);
-    assert_ne!(created(&mut bench, Generation::Current), 7);
+    assert_eq!(created(&mut bench, MetadataCopy::Written), 7);
+    assert_ne!(created(&mut bench, MetadataCopy::Current), 7);
 }
 
 /// A pool with unallocated space, or none, of which every block of the thin pool is in use and nobody has checked it since. The

@@ -8,7 +8,7 @@ use stratisd::{
         Error,
         dm_names::{self, Role},
         metadata::MetadataVersion,
-        ops::{self, CacheTier, Secret, Stopped, Unlock},
+        ops::{self, CacheTier, Secret, StopOutcome, Unlock},
     },
     platform::{
         DeviceAction, DeviceEvent, Platform,
@@ -51,14 +51,14 @@ fn a_pool_is_stopped_and_started_again() {
         bench.check_pools();
         let before = bench.pool("p").unwrap();
         let stopped = bench.stop_pool("p").unwrap();
-        assert!(matches!(stopped, Stopped::Done(uuid) if uuid == before.uuid), "{stopped:?}");
+        assert!(matches!(stopped, StopOutcome::Done(uuid) if uuid == before.uuid), "{stopped:?}");
         assert_eq!(bench.names(), Vec::<String>::new());
         assert!(bench.sim.leftovers().is_empty(), "{:?}", bench.sim.leftovers());
         let shown = &bench.stopped().list()[0];
         assert_eq!((shown.uuid, shown.partial, shown.metadata_version), (before.uuid, false, Some(version.number())));
         assert_eq!(shown.devices.len(), 2);
         assert_eq!(disks::json_on(&bench.sim, "/dev/a")["started"], false);
-        assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::Already));
+        assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Already));
 
         let started = ops::start_pool(PoolRef::Uuid(before.uuid), Unlock::default(), CacheTier::Keep);
         let started = bench.run(started).unwrap().expect("it did not run");
@@ -112,7 +112,7 @@ fn a_filesystem_in_use_keeps_the_pool_running() {
     assert!(bench.stop_pool("p").unwrap_err().is_busy());
     bench.check_nothing_left("the thin pool was in use");
     bench.create_filesystems("p", &["h"]).unwrap();
-    assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::Done(_)));
+    assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Done(_)));
 }
 
 /// A pool that was stopped while its lowest device was in use.
@@ -121,7 +121,7 @@ fn partly_stopped() -> Bench {
     let uuid = bench.id("p");
     bench.sim.hold_device(&Role::OriginSub.name(uuid), 10).unwrap();
     let stopped = bench.stop_pool("p").unwrap();
-    assert!(matches!(&stopped, Stopped::Partly(of, error) if *of == uuid && error.is_busy()), "{stopped:?}");
+    assert!(matches!(&stopped, StopOutcome::Partly(of, error) if *of == uuid && error.is_busy()), "{stopped:?}");
     assert_eq!((bench.names().len(), is_partial(&bench, "p")), (0, Some(true)));
     assert_eq!(bench.sim.leftovers().devices, [Role::OriginSub.name(uuid)]);
     bench
@@ -134,10 +134,10 @@ fn a_partly_stopped_pool_can_be_cleaned_up() {
     bench.sim.hold_device(&device, 10).unwrap();
     assert!(bench.stop_pool("p").unwrap_err().is_busy());
     assert_eq!(is_partial(&bench, "p"), Some(true), "it is as it was");
-    assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::CleanedUp(_)));
+    assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::CleanedUp(_)));
     assert!(bench.sim.leftovers().is_empty());
     assert_eq!(is_partial(&bench, "p"), Some(false));
-    assert!(matches!(bench.stop_pool("p").unwrap(), Stopped::Already));
+    assert!(matches!(bench.stop_pool("p").unwrap(), StopOutcome::Already));
     assert!(bench.start_pool("p").unwrap());
 }
 

@@ -5,7 +5,7 @@ use stratisd::{
     base::{name::Name, pool_ref::PoolRef},
     engine::{
         self,
-        ops::{self, CacheTier, NewFilesystem, Stopped, Unlock},
+        ops::{self, CacheTier, NewFilesystem, StopOutcome, Unlock},
         request::Step,
     },
     platform::sim::Sim,
@@ -37,7 +37,7 @@ fn by_name(pool: &str) -> PoolRef {
 }
 
 fn stop(which: PoolRef) -> Step<Told> {
-    told(ops::stop_pool(which), |stopped| matches!(stopped, Stopped::Done(_)))
+    told(ops::stop_pool(which), |stopped| matches!(stopped, StopOutcome::Done(_)))
 }
 
 fn start(which: PoolRef) -> Step<Told> {

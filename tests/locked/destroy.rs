@@ -5,7 +5,7 @@ use stratisd::{
     engine::{
         dm_names::Role,
         metadata::MetadataVersion,
-        ops::{self, Stopped},
+        ops::{self, StopOutcome},
     },
     platform::Platform,
 };
@@ -39,7 +39,7 @@ fn what_somebody_holds_is_wiped_when_he_has_let_go() {
         match again {
             "a stop" => {
                 let stopped = bench.run(ops::stop_pool(PoolRef::Uuid(pool))).unwrap();
-                assert!(matches!(stopped, Stopped::CleanedUp(_)), "{stopped:?}");
+                assert!(matches!(stopped, StopOutcome::CleanedUp(_)), "{stopped:?}");
             }
             _ => bench = Bench::start(bench.sim),
         }

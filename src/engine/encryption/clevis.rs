@@ -16,7 +16,7 @@ const NO_HEADER: EncryptionError = EncryptionError::Jwe("it has no readable head
 
 /// The purpose of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+enum ConfigPurpose {
     /// For display to clients.
     Shown,
     /// For encrypting the passphrase again, with the keys that the servers have now.
@@ -30,7 +30,7 @@ enum Purpose {
 /// # Errors
 /// If the JWE does not contain them, or the pin is unknown.
 pub(super) fn shown(jwe: &Value) -> Result<(String, Value)> {
-    of_object(jwe, Purpose::Shown)
+    of_object(jwe, ConfigPurpose::Shown)
 }
 
 impl ClevisRequest {
@@ -40,7 +40,7 @@ impl ClevisRequest {
     /// # Errors
     /// If the JWE does not say how it was made.
     pub fn renewal(jwe: &Value) -> Result<ClevisRequest> {
-        of_object(jwe, Purpose::Renewal).map(|(pin, config)| ClevisRequest { pin, config, trust: true })
+        of_object(jwe, ConfigPurpose::Renewal).map(|(pin, config)| ClevisRequest { pin, config, trust: true })
     }
 
     /// The request that makes the same binding on another device. The servers must still have the
@@ -49,7 +49,7 @@ impl ClevisRequest {
     /// # Errors
     /// Those of [`ClevisRequest::renewal`].
     fn elsewhere(jwe: &Value) -> Result<ClevisRequest> {
-        of_object(jwe, Purpose::Elsewhere).map(|(pin, config)| ClevisRequest { pin, config, trust: false })
+        of_object(jwe, ConfigPurpose::Elsewhere).map(|(pin, config)| ClevisRequest { pin, config, trust: false })
     }
 }
 
@@ -66,12 +66,12 @@ impl Mechanism {
     }
 }
 
-fn of_object(jwe: &Value, purpose: Purpose) -> Result<(String, Value)> {
+fn of_object(jwe: &Value, purpose: ConfigPurpose) -> Result<(String, Value)> {
     let protected = jwe.get("protected").and_then(Value::as_str).ok_or(NO_HEADER)?;
     of_header(protected, purpose, 0)
 }
 
-fn of_header(protected: &str, purpose: Purpose, depth: usize) -> Result<(String, Value)> {
+fn of_header(protected: &str, purpose: ConfigPurpose, depth: usize) -> Result<(String, Value)> {
     if depth > DEPTH_MAX {
         return Err(EncryptionError::TooDeep);
     }
@@ -88,17 +88,17 @@ fn of_header(protected: &str, purpose: Purpose, depth: usize) -> Result<(String,
     Ok((pin.to_owned(), config))
 }
 
-fn tang(made_with: &Value, purpose: Purpose) -> Result<Value> {
+fn tang(made_with: &Value, purpose: ConfigPurpose) -> Result<Value> {
     let url = made_with["url"].as_str().ok_or(EncryptionError::Jwe("it names no Tang server"))?;
     Ok(match purpose {
-        Purpose::Renewal => json!({ "url": url }),
-        Purpose::Shown | Purpose::Elsewhere => json!({ "url": url, "thp": thumbprint(&made_with["adv"])? }),
+        ConfigPurpose::Renewal => json!({ "url": url }),
+        ConfigPurpose::Shown | ConfigPurpose::Elsewhere => json!({ "url": url, "thp": thumbprint(&made_with["adv"])? }),
     })
 }
 
 /// Leaves out the TPM's own values of the old passphrase. The user's choices stay.
-fn tpm2(made_with: &Value, purpose: Purpose) -> Result<Value> {
-    if purpose == Purpose::Shown {
+fn tpm2(made_with: &Value, purpose: ConfigPurpose) -> Result<Value> {
+    if purpose == ConfigPurpose::Shown {
         return Ok(Value::Object(Map::new()));
     }
     let mut config = made_with.as_object().ok_or(EncryptionError::Jwe("it names no TPM values"))?.clone();
@@ -106,7 +106,7 @@ fn tpm2(made_with: &Value, purpose: Purpose) -> Result<Value> {
     Ok(Value::Object(config))
 }
 
-fn sss(made_with: &Value, purpose: Purpose, depth: usize) -> Result<Value> {
+fn sss(made_with: &Value, purpose: ConfigPurpose, depth: usize) -> Result<Value> {
     let parts = made_with["jwe"].as_array().ok_or(EncryptionError::Jwe("it has no parts"))?;
     let threshold = made_with["t"].as_u64().ok_or(EncryptionError::Jwe("it does not say how many parts it takes"))?;
     let mut pins: Map<String, Value> = Map::new();

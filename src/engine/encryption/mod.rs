@@ -27,7 +27,7 @@ pub use mechanism::{
     BINDINGS_MAX, CLEVIS_TOKEN, KEYRING_TOKEN, Kind, Mechanism, STRATIS_TOKEN, UNFINISHED_TOKEN, UnlockMethod,
 };
 pub use passphrase::{every_passphrase, key, passphrase, random_passphrase, unlock};
-pub use plan::{Plan, RebindRequest, SlotRequest, plan_bind, plan_rebind, plan_unbind};
+pub use plan::{BindingPlan, RebindRequest, SlotRequest, plan_bind, plan_rebind, plan_unbind};
 pub use request::{BindRequest, ClevisRequest};
 pub use slots::{Assigned, NewBinding, assign, requested};
 pub use tokens::{

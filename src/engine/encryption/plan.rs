@@ -43,7 +43,7 @@ impl RebindRequest {
 
 /// The planned change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Plan {
+pub enum BindingPlan {
     /// No change: the request is already fulfilled.
     Identity,
     /// No change if this binding opens the first device; otherwise an error.
@@ -63,7 +63,7 @@ pub enum Plan {
 ///
 /// # Errors
 /// If another binding is in its place, or there is no room.
-pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Result<Plan> {
+pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Result<BindingPlan> {
     let slot = admissible(info, slot)?;
     request.check()?;
     let bindings = info.agreed()?;
@@ -79,13 +79,13 @@ pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Resul
     };
     match there {
         Some(binding) if request.is_met_by(&binding.mechanism) => Ok(match info.version() {
-            MetadataVersion::V1 => Plan::IdentityIfOpened(binding.clone()),
-            MetadataVersion::V2 => Plan::Identity,
+            MetadataVersion::V1 => BindingPlan::IdentityIfOpened(binding.clone()),
+            MetadataVersion::V2 => BindingPlan::Identity,
         }),
         Some(binding) => {
             Err(EncryptionError::BoundOtherwise { bound: binding.to_string(), asked: request.to_string() })
         }
-        None => Ok(Plan::Add { token: new_token(info, request.kind(), slot)? }),
+        None => Ok(BindingPlan::Add { token: new_token(info, request.kind(), slot)? }),
     }
 }
 
@@ -93,7 +93,7 @@ pub fn plan_bind(info: &Info, request: &BindRequest, slot: SlotRequest) -> Resul
 ///
 /// # Errors
 /// If it is the last one, or the slot holds something else.
-pub fn plan_unbind(info: &Info, kind: Kind, slot: SlotRequest) -> Result<Plan> {
+pub fn plan_unbind(info: &Info, kind: Kind, slot: SlotRequest) -> Result<BindingPlan> {
     let slot = match admissible(info, slot) {
         // A slot that does not exist holds nothing.
         Err(EncryptionError::NoSuchSlot(_)) => slot,
@@ -102,11 +102,11 @@ pub fn plan_unbind(info: &Info, kind: Kind, slot: SlotRequest) -> Result<Plan> {
     let binding = find(info, kind, slot)?;
     let is_last = info.agreed()?.count() < 2;
     match binding {
-        None if info.version() == MetadataVersion::V1 => Ok(Plan::Identity),
+        None if info.version() == MetadataVersion::V1 => Ok(BindingPlan::Identity),
         // Clients of version 2 get this error even if there is nothing to unbind.
         _ if is_last => Err(EncryptionError::LastBinding),
-        None => Ok(Plan::Identity),
-        Some(binding) => Ok(Plan::Remove(binding.clone())),
+        None => Ok(BindingPlan::Identity),
+        Some(binding) => Ok(BindingPlan::Remove(binding.clone())),
     }
 }
 
@@ -114,7 +114,7 @@ pub fn plan_unbind(info: &Info, kind: Kind, slot: SlotRequest) -> Result<Plan> {
 ///
 /// # Errors
 /// If there is no binding to replace.
-pub fn plan_rebind(info: &Info, request: &RebindRequest, slot: SlotRequest) -> Result<Plan> {
+pub fn plan_rebind(info: &Info, request: &RebindRequest, slot: SlotRequest) -> Result<BindingPlan> {
     let slot = admissible(info, slot)?;
     if let RebindRequest::Keyring(description) = request {
         BindRequest::Keyring(description.clone()).check()?;
@@ -125,8 +125,8 @@ pub fn plan_rebind(info: &Info, request: &RebindRequest, slot: SlotRequest) -> R
         SlotRequest::Legacy | SlotRequest::Free => EncryptionError::NoSource(kind),
     })?;
     match (request, &binding.mechanism) {
-        (RebindRequest::Keyring(asked), Mechanism::Keyring(bound)) if asked == bound => Ok(Plan::Identity),
-        _ => Ok(Plan::Replace(binding.clone())),
+        (RebindRequest::Keyring(asked), Mechanism::Keyring(bound)) if asked == bound => Ok(BindingPlan::Identity),
+        _ => Ok(BindingPlan::Replace(binding.clone())),
     }
 }
 

@@ -47,20 +47,20 @@ fn full() -> Info {
     v2((0..15).map(|token| if token == 2 { bound(2, "tpm2") } else { key(token, "k") }).collect())
 }
 
-fn bind_key(info: &Info, text: &str, slot: SlotRequest) -> Result<Plan> {
+fn bind_key(info: &Info, text: &str, slot: SlotRequest) -> Result<BindingPlan> {
     plan_bind(info, &BindRequest::Keyring(description(text)), slot)
 }
 
-fn bind_pin(info: &Info, pin: &str, slot: SlotRequest) -> Result<Plan> {
+fn bind_pin(info: &Info, pin: &str, slot: SlotRequest) -> Result<BindingPlan> {
     let request = ClevisRequest { pin: pin.to_owned(), config: json!({}), trust: true };
     plan_bind(info, &BindRequest::Clevis(request), slot)
 }
 
-fn rebind_key(info: &Info, text: &str, slot: SlotRequest) -> Result<Plan> {
+fn rebind_key(info: &Info, text: &str, slot: SlotRequest) -> Result<BindingPlan> {
     plan_rebind(info, &RebindRequest::Keyring(description(text)), slot)
 }
 
-fn rebind_clevis(info: &Info, slot: SlotRequest) -> Result<Plan> {
+fn rebind_clevis(info: &Info, slot: SlotRequest) -> Result<BindingPlan> {
     plan_rebind(info, &RebindRequest::Clevis, slot)
 }
 
@@ -74,7 +74,7 @@ macro_rules! plans {
 /// The token of the binding that is removed or replaced.
 macro_rules! concerns {
     ($plan:expr, $variant:ident, $token:expr) => {
-        plans!($plan, Ok(Plan::$variant(binding)) if binding.token == $token);
+        plans!($plan, Ok(BindingPlan::$variant(binding)) if binding.token == $token);
     };
 }
 
@@ -82,8 +82,8 @@ macro_rules! concerns {
 fn version_1_bind() {
     let (k, c, both) = (v1(vec![key(1, "a")]), v1(vec![bound(2, "tang")]), v1(vec![key(1, "a"), bound(2, "tang")]));
     for slot in [LEGACY, FREE] {
-        plans!(bind_pin(&k, "tang", slot), Ok(Plan::Add { token: 2 }));
-        plans!(bind_key(&c, "a", slot), Ok(Plan::Add { token: 1 }));
+        plans!(bind_pin(&k, "tang", slot), Ok(BindingPlan::Add { token: 2 }));
+        plans!(bind_key(&c, "a", slot), Ok(BindingPlan::Add { token: 1 }));
         concerns!(bind_pin(&both, "tang", slot), IdentityIfOpened, 2);
         concerns!(bind_key(&both, "a", slot), IdentityIfOpened, 1);
         plans!(bind_pin(&both, "tpm2", slot), Err(E::BoundOtherwise { .. }));
@@ -95,8 +95,8 @@ fn version_1_bind() {
 fn version_1_unbind_and_rebind() {
     let (k, c, both) = (v1(vec![key(1, "a")]), v1(vec![bound(2, "tang")]), v1(vec![key(1, "a"), bound(2, "tang")]));
     for slot in [LEGACY, FREE] {
-        plans!(plan_unbind(&k, Kind::Clevis, slot), Ok(Plan::Identity));
-        plans!(plan_unbind(&c, Kind::Keyring, slot), Ok(Plan::Identity));
+        plans!(plan_unbind(&k, Kind::Clevis, slot), Ok(BindingPlan::Identity));
+        plans!(plan_unbind(&c, Kind::Keyring, slot), Ok(BindingPlan::Identity));
         plans!(plan_unbind(&k, Kind::Keyring, slot), Err(E::LastBinding));
         plans!(plan_unbind(&c, Kind::Clevis, slot), Err(E::LastBinding));
         concerns!(plan_unbind(&both, Kind::Keyring, slot), Remove, 1);
@@ -104,7 +104,7 @@ fn version_1_unbind_and_rebind() {
 
         plans!(rebind_key(&c, "a", slot), Err(E::NoSource(Kind::Keyring)));
         plans!(rebind_clevis(&k, slot), Err(E::NoSource(Kind::Clevis)));
-        plans!(rebind_key(&k, "a", slot), Ok(Plan::Identity));
+        plans!(rebind_key(&k, "a", slot), Ok(BindingPlan::Identity));
         concerns!(rebind_key(&both, "b", slot), Replace, 1);
         concerns!(rebind_clevis(&both, slot), Replace, 2);
     }
@@ -138,19 +138,19 @@ fn version_1_knows_no_slots_and_wants_its_devices_to_agree() {
 #[test]
 fn version_2_bind_keyring() {
     // Old clients: there is a binding.
-    plans!(bind_key(&several(), "a", LEGACY), Ok(Plan::Identity));
+    plans!(bind_key(&several(), "a", LEGACY), Ok(BindingPlan::Identity));
     plans!(bind_key(&several(), "b", LEGACY), Err(E::BoundOtherwise { .. }));
-    plans!(bind_key(&v2(vec![bound(0, "tang")]), "a", LEGACY), Ok(Plan::Add { token: 1 }));
-    plans!(bind_key(&v2(vec![bound(1, "tang")]), "a", LEGACY), Ok(Plan::Add { token: 0 }));
+    plans!(bind_key(&v2(vec![bound(0, "tang")]), "a", LEGACY), Ok(BindingPlan::Add { token: 1 }));
+    plans!(bind_key(&v2(vec![bound(1, "tang")]), "a", LEGACY), Ok(BindingPlan::Add { token: 0 }));
     // No slot: a binding anywhere counts.
-    plans!(bind_key(&several(), "a", FREE), Ok(Plan::Identity));
-    plans!(bind_key(&several(), "b", FREE), Ok(Plan::Identity));
-    plans!(bind_key(&several(), "c", FREE), Ok(Plan::Add { token: 4 }));
+    plans!(bind_key(&several(), "a", FREE), Ok(BindingPlan::Identity));
+    plans!(bind_key(&several(), "b", FREE), Ok(BindingPlan::Identity));
+    plans!(bind_key(&several(), "c", FREE), Ok(BindingPlan::Add { token: 4 }));
     // With a slot.
-    plans!(bind_key(&several(), "b", id(5)), Ok(Plan::Identity));
+    plans!(bind_key(&several(), "b", id(5)), Ok(BindingPlan::Identity));
     plans!(bind_key(&several(), "a", id(5)), Err(E::BoundOtherwise { .. }));
-    plans!(bind_key(&several(), "a", id(7)), Ok(Plan::Add { token: 7 }));
-    plans!(bind_key(&several(), "a", id(31)), Ok(Plan::Add { token: 31 }));
+    plans!(bind_key(&several(), "a", id(7)), Ok(BindingPlan::Add { token: 7 }));
+    plans!(bind_key(&several(), "a", id(31)), Ok(BindingPlan::Add { token: 31 }));
     plans!(bind_key(&several(), "a", id(2)), Err(E::OtherKind { token: 2, bound: Kind::Clevis, asked: Kind::Keyring }));
     plans!(bind_key(&several(), "a", id(0)), Err(E::Foreign(0)));
     plans!(bind_key(&several(), "a", id(32)), Err(E::NoSuchSlot(32)));
@@ -159,14 +159,14 @@ fn version_2_bind_keyring() {
 
 #[test]
 fn version_2_bind_clevis() {
-    plans!(bind_pin(&several(), "tang", LEGACY), Ok(Plan::Identity));
+    plans!(bind_pin(&several(), "tang", LEGACY), Ok(BindingPlan::Identity));
     plans!(bind_pin(&several(), "tpm2", LEGACY), Err(E::BoundOtherwise { .. }));
-    plans!(bind_pin(&v2(vec![key(0, "a")]), "tpm2", LEGACY), Ok(Plan::Add { token: 2 }));
+    plans!(bind_pin(&v2(vec![key(0, "a")]), "tpm2", LEGACY), Ok(BindingPlan::Add { token: 2 }));
     // No slot: always one more binding.
-    plans!(bind_pin(&several(), "tang", FREE), Ok(Plan::Add { token: 4 }));
-    plans!(bind_pin(&several(), "tpm2", id(3)), Ok(Plan::Identity));
+    plans!(bind_pin(&several(), "tang", FREE), Ok(BindingPlan::Add { token: 4 }));
+    plans!(bind_pin(&several(), "tpm2", id(3)), Ok(BindingPlan::Identity));
     plans!(bind_pin(&several(), "tang", id(3)), Err(E::BoundOtherwise { .. }));
-    plans!(bind_pin(&several(), "tang", id(6)), Ok(Plan::Add { token: 6 }));
+    plans!(bind_pin(&several(), "tang", id(6)), Ok(BindingPlan::Add { token: 6 }));
     plans!(
         bind_pin(&several(), "tang", id(1)),
         Err(E::OtherKind { token: 1, bound: Kind::Keyring, asked: Kind::Clevis })
@@ -182,7 +182,7 @@ fn version_2_has_room_for_15() {
         plans!(bind_pin(&full(), "tpm2", slot), Err(E::Full));
     }
     let mut list: Vec<Binding> = (1..15).map(|token| key(token, "k")).collect();
-    plans!(bind_key(&v2(list.clone()), "new", FREE), Ok(Plan::Add { token: 0 }));
+    plans!(bind_key(&v2(list.clone()), "new", FREE), Ok(BindingPlan::Add { token: 0 }));
     list.push(key(0, "new"));
     plans!(bind_key(&v2(list), "new", FREE), Err(E::Full));
     // Tokens of others take numbers, not slots. When they have taken all numbers, there is no room
@@ -196,33 +196,33 @@ fn version_2_unbind() {
     for slot in [LEGACY, FREE] {
         concerns!(plan_unbind(&several(), Kind::Keyring, slot), Remove, 1);
         concerns!(plan_unbind(&several(), Kind::Clevis, slot), Remove, 2);
-        plans!(plan_unbind(&v2(vec![key(0, "a"), key(1, "b")]), Kind::Clevis, slot), Ok(Plan::Identity));
+        plans!(plan_unbind(&v2(vec![key(0, "a"), key(1, "b")]), Kind::Clevis, slot), Ok(BindingPlan::Identity));
         // With one binding left, every request is an error.
         plans!(plan_unbind(&v2(vec![key(0, "a")]), Kind::Keyring, slot), Err(E::LastBinding));
         plans!(plan_unbind(&v2(vec![key(0, "a")]), Kind::Clevis, slot), Err(E::LastBinding));
     }
     concerns!(plan_unbind(&several(), Kind::Keyring, id(5)), Remove, 5);
     concerns!(plan_unbind(&several(), Kind::Clevis, id(3)), Remove, 3);
-    plans!(plan_unbind(&several(), Kind::Keyring, id(9)), Ok(Plan::Identity));
+    plans!(plan_unbind(&several(), Kind::Keyring, id(9)), Ok(BindingPlan::Identity));
     plans!(plan_unbind(&several(), Kind::Keyring, id(3)), Err(E::OtherKind { token: 3, .. }));
     plans!(plan_unbind(&several(), Kind::Clevis, id(5)), Err(E::OtherKind { token: 5, .. }));
     plans!(plan_unbind(&several(), Kind::Clevis, id(0)), Err(E::Foreign(0)));
     // Slot 32 was refused as one that does not exist, while 31 was found empty.
     for empty in [31, 32, u32::MAX] {
-        plans!(plan_unbind(&several(), Kind::Clevis, id(empty)), Ok(Plan::Identity));
+        plans!(plan_unbind(&several(), Kind::Clevis, id(empty)), Ok(BindingPlan::Identity));
     }
 }
 
 #[test]
 fn version_2_rebind() {
     for slot in [LEGACY, FREE] {
-        plans!(rebind_key(&several(), "a", slot), Ok(Plan::Identity));
+        plans!(rebind_key(&several(), "a", slot), Ok(BindingPlan::Identity));
         concerns!(rebind_key(&several(), "b", slot), Replace, 1);
         concerns!(rebind_clevis(&several(), slot), Replace, 2);
         plans!(rebind_key(&v2(vec![bound(0, "tang")]), "a", slot), Err(E::NoSource(Kind::Keyring)));
         plans!(rebind_clevis(&v2(vec![key(0, "a")]), slot), Err(E::NoSource(Kind::Clevis)));
     }
-    plans!(rebind_key(&several(), "b", id(5)), Ok(Plan::Identity));
+    plans!(rebind_key(&several(), "b", id(5)), Ok(BindingPlan::Identity));
     concerns!(rebind_key(&several(), "a", id(5)), Replace, 5);
     concerns!(rebind_clevis(&several(), id(3)), Replace, 3);
     plans!(rebind_key(&several(), "a", id(9)), Err(E::EmptySlot(9)));
@@ -236,7 +236,7 @@ fn version_2_rebind() {
 
 #[test]
 fn refusals_say_what_is_wrong_and_what_to_do() {
-    let said = |plan: Result<Plan>, expected: &str| assert_eq!(plan.unwrap_err().to_string(), expected);
+    let said = |plan: Result<BindingPlan>, expected: &str| assert_eq!(plan.unwrap_err().to_string(), expected);
     said(
         bind_pin(&several(), "tpm2", LEGACY),
         "the pool is bound to Clevis (tang, {}) already, not to Clevis (tpm2, {}); unbind or rebind that, or bind to \

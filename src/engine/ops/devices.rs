@@ -32,7 +32,7 @@ use crate::{
 
 /// What devices will become in the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(super) enum DeviceAddition {
     /// Data devices.
     Data,
     /// Devices of a new cache; the pool has no cache yet.
@@ -41,44 +41,44 @@ pub(super) enum Purpose {
     MoreCache,
 }
 
-impl Purpose {
+impl DeviceAddition {
     /// Refuses a pool that must not be changed now. A pool that lacks nothing but space accepts
     /// data devices.
     fn check(self, pool: &Pool) -> Result<()> {
         match self {
-            Purpose::Data => pool.check_requests_for_space(),
-            Purpose::NewCache | Purpose::MoreCache => pool.check_requests(),
+            DeviceAddition::Data => pool.check_requests_for_space(),
+            DeviceAddition::NewCache | DeviceAddition::MoreCache => pool.check_requests(),
         }
     }
 
     /// Adds the devices to a pool's metadata.
     fn record(self, meta: &mut PoolMetadata, devices: &[NewDevice<'_>]) -> Result<()> {
         match self {
-            Purpose::Data => meta.add_data_devices(devices),
-            Purpose::NewCache => meta.init_cache(devices),
-            Purpose::MoreCache => meta.add_cache_devices(devices),
+            DeviceAddition::Data => meta.add_data_devices(devices),
+            DeviceAddition::NewCache => meta.init_cache(devices),
+            DeviceAddition::MoreCache => meta.add_cache_devices(devices),
         }
     }
 }
 
 /// Adds data devices. Returns the new ones, none if the pool has all of them already.
 pub fn add_data_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
-    and_use(uuid, join(uuid, paths, Purpose::Data), |added| !added.is_empty())
+    and_use(uuid, join(uuid, paths, DeviceAddition::Data), |added| !added.is_empty())
 }
 
 /// Gives a pool a cache on these devices. Returns the new devices, none if the pool has a cache on
 /// exactly these.
 pub fn init_cache(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
-    join(uuid, paths, Purpose::NewCache)
+    join(uuid, paths, DeviceAddition::NewCache)
 }
 
 /// Adds devices to a pool's cache. Returns the new ones, none if the cache has all of them already.
 pub fn add_cache_devices(uuid: PoolUuid, paths: Vec<PathBuf>) -> Step<Result<Vec<DevUuid>>> {
-    join(uuid, paths, Purpose::MoreCache)
+    join(uuid, paths, DeviceAddition::MoreCache)
 }
 
 /// Claims devices, initializes them without a lock, and takes them into the pool.
-fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: Purpose) -> Step<Result<Vec<DevUuid>>> {
+fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: DeviceAddition) -> Step<Result<Vec<DevUuid>>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let found = match devices::find(engine.platform(), &paths) {
             Ok(found) => found,
@@ -141,7 +141,7 @@ struct Joining {
     version: MetadataVersion,
     /// The metadata of the pool.
     meta: PoolMetadata,
-    purpose: Purpose,
+    purpose: DeviceAddition,
     claim: Claim,
 }
 
@@ -175,14 +175,14 @@ struct LuksParameters {
 }
 
 impl LuksParameters {
-    fn of(pool: &Pool, purpose: Purpose) -> Result<Option<LuksParameters>> {
+    fn of(pool: &Pool, purpose: DeviceAddition) -> Result<Option<LuksParameters>> {
         let mut containers = pool.members.values().filter_map(|member| member.container.clone());
         let Some(first) = containers.next() else { return Ok(None) };
         let agreed = pool.encryption()?.agreed()?;
         let assign = |binding: &Binding| -> Result<Assigned> {
             Ok(Assigned { token: binding.token, request: binding.mechanism.elsewhere()? })
         };
-        let tier = if purpose == Purpose::Data { Tier::Data } else { Tier::Cache };
+        let tier = if purpose == DeviceAddition::Data { Tier::Data } else { Tier::Cache };
         let logical =
             sector_sizes::of_tier(pool, tier).into_iter().filter_map(|member| Some(member.crypt?.logical)).max();
         Ok(Some(LuksParameters {
@@ -190,7 +190,7 @@ impl LuksParameters {
             bindings: agreed.iter().map(assign).collect::<Result<_>>()?,
             sector_size: logical,
             // The devices of a new cache hold nothing that could be lost with the keys.
-            proof: (purpose != Purpose::NewCache).then_some(first),
+            proof: (purpose != DeviceAddition::NewCache).then_some(first),
         }))
     }
 
@@ -207,18 +207,18 @@ impl LuksParameters {
 }
 
 /// The devices that are not in the tier yet.
-fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: Purpose) -> Result<Vec<BlockDevice>> {
+fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: DeviceAddition) -> Result<Vec<BlockDevice>> {
     purpose.check(pool)?;
     pool.check_no_work()?;
     let tier = match purpose {
-        Purpose::Data => Tier::Data,
-        Purpose::NewCache | Purpose::MoreCache => Tier::Cache,
+        DeviceAddition::Data => Tier::Data,
+        DeviceAddition::NewCache | DeviceAddition::MoreCache => Tier::Cache,
     };
     let has_cache = pool.meta.backstore.cache_tier.is_some();
     match purpose {
-        Purpose::NewCache if has_cache => return cache::compare(pool, &found).map(|()| Vec::new()),
-        Purpose::NewCache if found.is_empty() => return Err(Error::NoCacheDevices),
-        Purpose::MoreCache if !has_cache => return Err(Error::NoCache { pool: pool.name().clone() }),
+        DeviceAddition::NewCache if has_cache => return cache::compare(pool, &found).map(|()| Vec::new()),
+        DeviceAddition::NewCache if found.is_empty() => return Err(Error::NoCacheDevices),
+        DeviceAddition::MoreCache if !has_cache => return Err(Error::NoCache { pool: pool.name().clone() }),
         _ => {}
     }
     let mut new = Vec::new();
@@ -234,21 +234,21 @@ fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: Purpose) -> Result<Ve
 
 /// The sector sizes that new devices must have.
 struct SectorRules {
-    purpose: Purpose,
+    purpose: DeviceAddition,
     /// The devices of the tier that they must be compatible with.
     tier: Vec<sector_rules::Member>,
 }
 
 impl SectorRules {
-    fn of(pool: &Pool, purpose: Purpose) -> SectorRules {
-        let tier = if purpose == Purpose::MoreCache { Tier::Cache } else { Tier::Data };
+    fn of(pool: &Pool, purpose: DeviceAddition) -> SectorRules {
+        let tier = if purpose == DeviceAddition::MoreCache { Tier::Cache } else { Tier::Data };
         SectorRules { purpose, tier: sector_sizes::of_tier(pool, tier) }
     }
 
     fn check(&self, new: impl Iterator<Item = SectorSizes>) -> std::result::Result<(), SectorError> {
         match self.purpose {
-            Purpose::Data | Purpose::MoreCache => sector_rules::check_added(&self.tier, new),
-            Purpose::NewCache => sector_rules::check_cache(&self.tier, new),
+            DeviceAddition::Data | DeviceAddition::MoreCache => sector_rules::check_added(&self.tier, new),
+            DeviceAddition::NewCache => sector_rules::check_cache(&self.tier, new),
         }
     }
 }
@@ -266,7 +266,7 @@ fn examine(engine: &Engine, pool: PoolUuid, found: Vec<BlockDevice>, rules: &Sec
 fn take_in(
     uuid: PoolUuid,
     initialized: Vec<devices::Initialized>,
-    purpose: Purpose,
+    purpose: DeviceAddition,
     undo: Rollback,
     claim: Claim,
 ) -> Step<Result<Vec<DevUuid>>> {
@@ -282,9 +282,9 @@ fn take_in(
         }
         let added = pool.admit(initialized);
         let taken = match purpose {
-            Purpose::Data => add_data(platform, pool, &added),
-            Purpose::NewCache => cache::begin(platform, pool, &added),
-            Purpose::MoreCache => cache::extend(platform, pool, &added),
+            DeviceAddition::Data => add_data(platform, pool, &added),
+            DeviceAddition::NewCache => cache::begin(platform, pool, &added),
+            DeviceAddition::MoreCache => cache::extend(platform, pool, &added),
         };
         if let Err(error) = taken {
             // Devices that the record may name are not wiped: without them the pool could not be

@@ -19,9 +19,9 @@ use crate::{
         containers::{self, Prepared},
         dm_names::Role,
         encryption::{
-            self, Assigned, BindRequest, Binding, Bindings, ClevisRequest, EncryptionError, Info, KeyDescription, Kind,
-            Mechanism, Plan, RebindRequest, SlotRequest, UnlockMethod, plan_bind, plan_rebind, plan_unbind,
-            read_device_header, read_pool_header, with_keyslot,
+            self, Assigned, BindRequest, Binding, BindingPlan, Bindings, ClevisRequest, EncryptionError, Info,
+            KeyDescription, Kind, Mechanism, RebindRequest, SlotRequest, UnlockMethod, plan_bind, plan_rebind,
+            plan_unbind, read_device_header, read_pool_header, with_keyslot,
         },
         error::{Error, Result},
         metadata::MetadataVersion,
@@ -42,8 +42,8 @@ use crate::{
 pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Step<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_bind(info, &request, slot)? {
-            Plan::Add { token } => Some(Change::Add(Assigned { token, request: request.clone() })),
-            Plan::IdentityIfOpened(binding) => Some(Change::Try(binding)),
+            BindingPlan::Add { token } => Some(BindingChange::Add(Assigned { token, request: request.clone() })),
+            BindingPlan::IdentityIfOpened(binding) => Some(BindingChange::Try(binding)),
             _ => None,
         })
     })
@@ -53,7 +53,7 @@ pub fn bind(uuid: PoolUuid, request: BindRequest, slot: SlotRequest) -> Step<Res
 pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Step<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_unbind(info, kind, slot)? {
-            Plan::Remove(binding) => Some(Change::Remove(binding.token)),
+            BindingPlan::Remove(binding) => Some(BindingChange::Remove(binding.token)),
             _ => None,
         })
     })
@@ -64,7 +64,7 @@ pub fn unbind(uuid: PoolUuid, kind: Kind, slot: SlotRequest) -> Step<Result<bool
 pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Step<Result<bool>> {
     change(uuid, move |info| {
         Ok(match plan_rebind(info, &request, slot)? {
-            Plan::Replace(binding) => {
+            BindingPlan::Replace(binding) => {
                 let request = match (&request, &binding.mechanism) {
                     (RebindRequest::Keyring(description), _) => BindRequest::Keyring(description.clone()),
                     (RebindRequest::Clevis, Mechanism::Clevis { jwe, .. }) => {
@@ -74,7 +74,7 @@ pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Step
                         return Err(EncryptionError::NoSource(Kind::Clevis).into());
                     }
                 };
-                Some(Change::Replace(Assigned { token: binding.token, request }))
+                Some(BindingChange::Replace(Assigned { token: binding.token, request }))
             }
             _ => None,
         })
@@ -82,7 +82,7 @@ pub fn rebind(uuid: PoolUuid, request: RebindRequest, slot: SlotRequest) -> Step
 }
 
 /// The change to make to the headers.
-enum Change {
+enum BindingChange {
     /// No change, if this binding opens the first header.
     Try(Binding),
     Add(Assigned),
@@ -118,7 +118,10 @@ pub(super) fn bindings_of(version: MetadataVersion, header: &Header) -> Result<B
     })
 }
 
-fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send + 'static) -> Step<Result<bool>> {
+fn change(
+    uuid: PoolUuid,
+    plan: impl Fn(&Info) -> Result<Option<BindingChange>> + Send + 'static,
+) -> Step<Result<bool>> {
     Step::brief(move |engine| {
         let claim = match engine.claims().claim_work(uuid, [Key::Encryption(uuid)]) {
             Ok(claim) => claim,
@@ -147,8 +150,8 @@ fn change(uuid: PoolUuid, plan: impl Fn(&Info) -> Result<Option<Change>> + Send 
 
 /// Records which kinds of bindings will be left, before one is removed. Afterwards, only somebody
 /// who has the key of the removed binding could take the removal back.
-fn record_ahead(uuid: PoolUuid, change: &Change) -> Step<Result<()>> {
-    let Change::Remove(token) = *change else { return Step::Done(Ok(())) };
+fn record_ahead(uuid: PoolUuid, change: &BindingChange) -> Step<Result<()>> {
+    let BindingChange::Remove(token) = *change else { return Step::Done(Ok(())) };
     super::change(uuid, move |engine, pool| {
         let left: Vec<Kind> =
             pool.encryption()?.agreed()?.iter().filter(|b| b.token != token).map(Binding::kind).collect();
@@ -159,32 +162,33 @@ fn record_ahead(uuid: PoolUuid, change: &Change) -> Step<Result<()>> {
 fn carry_out(
     engine: &Engine,
     uuid: PoolUuid,
-    change: &Change,
+    change: &BindingChange,
     version: MetadataVersion,
     containers: &[Container],
     claim: Claim,
 ) -> Step<Result<bool>> {
     let platform = engine.platform();
     let changed = Rollback::new().guard(platform, |undo| match change {
-        Change::Try(binding) => {
+        BindingChange::Try(binding) => {
             let Some(Container { device, .. }) = containers.first() else { return Ok(false) };
             let header = read(platform, device)?;
             let bindings = bindings_of(version, &header)?;
             containers::open(platform, device, None, &bindings, UnlockMethod::Token(binding.token), None)?;
             Ok(false)
         }
-        Change::Add(assigned) => {
+        BindingChange::Add(assigned) => {
             containers.iter().try_for_each(|container| add(platform, version, &container.device, assigned, undo))?;
             Ok(true)
         }
-        Change::Remove(token) => {
+        BindingChange::Remove(token) => {
             // All headers are read before the first is changed.
-            let doomed = containers.iter().map(|container| Doomed::find(platform, version, &container.device, *token));
-            let doomed = doomed.collect::<Result<Vec<_>>>()?;
-            doomed.into_iter().flatten().try_for_each(|doomed| doomed.remove(platform, version, undo))?;
+            let to_remove =
+                containers.iter().map(|container| BindingToRemove::find(platform, version, &container.device, *token));
+            let to_remove = to_remove.collect::<Result<Vec<_>>>()?;
+            to_remove.into_iter().flatten().try_for_each(|to_remove| to_remove.remove(platform, version, undo))?;
             Ok(true)
         }
-        Change::Replace(assigned) => {
+        BindingChange::Replace(assigned) => {
             containers
                 .iter()
                 .try_for_each(|container| replace(platform, version, &container.device, assigned, undo))?;
@@ -196,9 +200,9 @@ fn carry_out(
             undo.forget();
             Step::Done(Ok(false))
         }
-        Ok((true, undo)) if matches!(change, Change::Remove(_)) => {
+        Ok((true, undo)) if matches!(change, BindingChange::Remove(_)) => {
             undo.forget();
-            let Change::Remove(token) = *change else { return Step::Done(Ok(true)) };
+            let BindingChange::Remove(token) = *change else { return Step::Done(Ok(true)) };
             take_note(uuid, containers.to_vec(), None, claim).then(move |noted| match noted {
                 Err(error) => note_gone(uuid, token, error),
                 noted => Step::Done(noted),
@@ -342,19 +346,24 @@ fn add(
 }
 
 /// A binding that is to be removed from a header.
-struct Doomed {
+struct BindingToRemove {
     device: PathBuf,
     token: serde_json::Value,
     binding: Binding,
 }
 
-impl Doomed {
+impl BindingToRemove {
     /// The binding with this token; `None`: the header has no such binding.
-    fn find(platform: &dyn Platform, version: MetadataVersion, device: &Path, token: u32) -> Result<Option<Doomed>> {
+    fn find(
+        platform: &dyn Platform,
+        version: MetadataVersion,
+        device: &Path,
+        token: u32,
+    ) -> Result<Option<BindingToRemove>> {
         let header = read(platform, device)?;
         let binding = bindings_of(version, &header)?.get(token).cloned();
         let value = header.tokens.get(&token).cloned();
-        Ok(binding.zip(value).map(|(binding, token)| Doomed { device: device.to_owned(), token, binding }))
+        Ok(binding.zip(value).map(|(binding, token)| BindingToRemove { device: device.to_owned(), token, binding }))
     }
 
     fn remove(self, platform: &dyn Platform, version: MetadataVersion, undo: &mut Rollback) -> Result<()> {
@@ -372,7 +381,7 @@ impl Doomed {
 
     /// Makes the binding again if it has been removed, wholly or in part.
     fn restore(self, platform: &dyn Platform, version: MetadataVersion) -> Result<()> {
-        let Doomed { device, token, binding } = self;
+        let BindingToRemove { device, token, binding } = self;
         let header = read(platform, &device)?;
         let passphrase: Secret;
         let mut changes = Vec::new();

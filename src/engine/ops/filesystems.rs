@@ -15,7 +15,7 @@ use crate::{
         error::{Error, Result},
         mdv::Mdv,
         metadata::{FilesystemRecord, Journal, Pending, Rest},
-        ops::links::Awaited,
+        ops::links::AwaitedMark,
         plan::{sizes, watching::Watched},
         pool::{Filesystem, Pool},
         request::{Part, Step, Wait},
@@ -45,19 +45,19 @@ impl NewFilesystem {
 }
 
 /// A thin device that has been made for a filesystem that is not in the pool yet.
-pub(super) struct Unborn {
+pub(super) struct PendingFilesystem {
     pub filesystem: Filesystem,
     pub device: String,
 }
 
 /// Thin devices made by one request, with the undo that removes them.
 pub(super) struct Batch {
-    pub unborn: Vec<Unborn>,
+    pub pending_filesystems: Vec<PendingFilesystem>,
     pub journal: Journal,
     pub undo: Rollback,
     pub claim: Claim,
     /// While this is held, a device event without a link means nothing.
-    awaited: Awaited,
+    awaited: AwaitedMark,
 }
 
 /// Creates filesystems, all or none, and runs their mkfs side by side. Returns the new filesystems,
@@ -194,11 +194,11 @@ pub(super) fn make_thin(
 ) -> Result<Batch> {
     let platform = engine.platform();
     let uuid = pool.uuid();
-    let awaited = Awaited::note(engine.links_awaited(), records.iter().map(|record| record.uuid));
+    let awaited = AwaitedMark::note(engine.links_awaited(), records.iter().map(|record| record.uuid));
     let pending =
         |record: &FilesystemRecord| Pending { uuid: record.uuid, thin_id: record.thin_id, heir: None, was: None };
     let journal = Journal::Create(records.iter().map(pending).collect());
-    let (unborn, undo) = Rollback::new().guard(platform, |undo| {
+    let (pending_filesystems, undo) = Rollback::new().guard(platform, |undo| {
         let entry = journal.clone();
         // The entry stays as long as a thin device exists that it names: nothing else knows of that
         // device.
@@ -208,8 +208,8 @@ pub(super) fn make_thin(
         Mdv::new(platform, uuid).begin(&journal)?;
         records.into_iter().map(|record| make_one(engine, pool, record, &create, undo)).collect::<Result<Vec<_>>>()
     })?;
-    pool.unborn.extend(unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.record.size)));
-    Ok(Batch { unborn, journal, undo, claim, awaited })
+    pool.unborn.extend(pending_filesystems.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.record.size)));
+    Ok(Batch { pending_filesystems, journal, undo, claim, awaited })
 }
 
 fn make_one(
@@ -218,7 +218,7 @@ fn make_one(
     record: FilesystemRecord,
     create: &impl Fn(u32) -> platform::Result<()>,
     undo: &mut Rollback,
-) -> Result<Unborn> {
+) -> Result<PendingFilesystem> {
     let platform = engine.platform();
     let thin_pool = Role::ThinPool.name(pool.uuid());
     let id = record.thin_id;
@@ -245,7 +245,7 @@ fn make_one(
     let table = thin_devices::thin_table(number, id, record.size);
     let (number, _) = stack::ensure_device(platform, &device, &table, Visibility::Public, undo)?;
     let name = Name::new(&record.name)?;
-    Ok(Unborn { filesystem: Filesystem { record, name, number }, device })
+    Ok(PendingFilesystem { filesystem: Filesystem { record, name, number }, device })
 }
 
 /// Why the thin pool takes no messages.
@@ -288,15 +288,15 @@ pub(super) fn complete_each(
     batch: Batch,
     make: impl Fn(&dyn Platform, &str, FsUuid) -> Result<()> + Copy + Send + 'static,
 ) -> Step<Result<Vec<(FsUuid, Name)>>> {
-    let part = |unborn: &Unborn| -> Part {
-        let (device, uuid) = (unborn.device.clone(), unborn.filesystem.record.uuid);
+    let part = |pending_filesystem: &PendingFilesystem| -> Part {
+        let (device, uuid) = (pending_filesystem.device.clone(), pending_filesystem.filesystem.record.uuid);
         Box::new(move |engine| {
             // The daemon could not wait for hundreds of them to end.
             let made = engine.check_ending().and_then(|()| make(engine.platform(), &device, uuid));
             Box::new(made) as Box<dyn Any + Send>
         })
     };
-    let parts = batch.unborn.iter().map(part).collect();
+    let parts = batch.pending_filesystems.iter().map(part).collect();
     Step::Parallel(
         parts,
         Box::new(move |_, results| {
@@ -320,14 +320,14 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
             Ok(pool) => pool,
             Err(error) => return Step::Done(Err(error)),
         };
-        let Batch { unborn, journal, undo, claim, awaited } = batch;
-        for new in &unborn {
+        let Batch { pending_filesystems, journal, undo, claim, awaited } = batch;
+        for new in &pending_filesystems {
             pool.unborn.remove(&new.filesystem.record.uuid);
         }
         let committed = undo.guard(platform, |undo| {
             made?;
             pool.check_requests()?;
-            for Unborn { filesystem, .. } in &unborn {
+            for PendingFilesystem { filesystem, .. } in &pending_filesystems {
                 let id = filesystem.record.uuid;
                 undo.push(When::Always, format!("remove the record of {id}"), move |platform| {
                     Mdv::new(platform, uuid).remove(id)
@@ -347,14 +347,14 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
             log::warn!("pool {}: an entry of the journal stays until the next set-up: {error}", pool.name());
         }
         let created: Vec<(FsUuid, Name)> =
-            unborn.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
-        let links = super::announce(engine, pool, unborn.iter().map(|new| &new.filesystem));
+            pending_filesystems.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
+        let links = super::announce(engine, pool, pending_filesystems.iter().map(|new| &new.filesystem));
         drop(awaited);
-        let watched = unborn.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
+        let watched = pending_filesystems.iter().map(|new| Watched::new(&new.filesystem.record, Sectors::ZERO));
         let watched: Vec<Watched> = watched.filter(Watched::may_grow).collect();
         // The suspend of a snapshot's origin has written out the data that was under way.
-        let origins: Vec<FsUuid> = unborn.iter().filter_map(|new| new.filesystem.record.origin).collect();
-        unborn.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
+        let origins: Vec<FsUuid> = pending_filesystems.iter().filter_map(|new| new.filesystem.record.origin).collect();
+        pending_filesystems.into_iter().for_each(|new| pool.put_filesystem(platform, new.filesystem));
         pool.refresh_filesystems(platform, origins);
         let status = pool.refresh_thin_pool(platform, None);
         // Without a mounted filesystem to watch, the low-water mark stays that of the others.
@@ -368,18 +368,19 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
 }
 
 /// Destroys filesystems, all or none. Returns those that existed.
-pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Step<Result<Vec<FsUuid>>> {
+pub fn destroy_filesystems(uuid: PoolUuid, to_destroy: Vec<FsUuid>) -> Step<Result<Vec<FsUuid>>> {
     Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
             Err(error) => return Step::Done(Err(error)),
         };
-        let mut existing: Vec<FsUuid> = doomed.iter().filter(|id| pool.filesystems.contains_key(id)).copied().collect();
+        let mut existing: Vec<FsUuid> =
+            to_destroy.iter().filter(|id| pool.filesystems.contains_key(id)).copied().collect();
         existing.sort_unstable();
         existing.dedup();
         let origins = existing.iter().map(|id| Key::Origin(uuid, *id));
         if let Some(taken) = origins.into_iter().find(|origin| engine.claims().is_claimed(origin)) {
-            return Step::parked(taken, destroy_filesystems(uuid, doomed));
+            return Step::parked(taken, destroy_filesystems(uuid, to_destroy));
         }
         if existing.is_empty() {
             return Step::Done(Ok(existing));
@@ -394,16 +395,16 @@ pub fn destroy_filesystems(uuid: PoolUuid, doomed: Vec<FsUuid>) -> Step<Result<V
     })
 }
 
-fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
+fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()> {
     let platform = engine.platform();
     let uuid = pool.uuid();
     pool.check_requests_for_space()?;
-    let pending = doomed.iter().map(|id| may_go(pool, *id, doomed)).collect::<Result<Vec<_>>>()?;
-    let filesystems = doomed.iter().filter_map(|id| pool.filesystems.get(id));
+    let pending = to_destroy.iter().map(|id| may_go(pool, *id, to_destroy)).collect::<Result<Vec<_>>>()?;
+    let filesystems = to_destroy.iter().filter_map(|id| pool.filesystems.get(id));
     super::check_unmounted(platform, filesystems.map(|filesystem| (filesystem.name.clone(), filesystem.number)))?;
     let journal = Journal::Destroy(pending.clone());
     let ((), undo) = Rollback::new().guard(platform, |undo| {
-        for id in doomed {
+        for id in to_destroy {
             stack::remove_device(platform, &pool.thin_name(*id), Visibility::Public, undo)?;
         }
         // This write is the commit point. A write that fails may have reached the disk, so it is
@@ -420,8 +421,8 @@ fn destroy(engine: &Engine, pool: &mut Pool, doomed: &[FsUuid]) -> Result<()> {
     pool.metadata_exhausted = false;
     // From here on the filesystems are gone. What fails now is done at the next set-up, as the
     // journal says. These records are as on disk: the ones in memory pass the origins on earlier.
-    let survivors = pool.records().filter(|record| !doomed.contains(&record.uuid)).cloned().collect::<Vec<_>>();
-    for id in doomed {
+    let survivors = pool.records().filter(|record| !to_destroy.contains(&record.uuid)).cloned().collect::<Vec<_>>();
+    for id in to_destroy {
         pool.drop_filesystem(*id);
     }
     pass_on_origins(engine, pool, &pending);
@@ -468,19 +469,19 @@ fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box
 }
 
 /// Checks that a filesystem may be destroyed, and returns the journal's description of it.
-fn may_go(pool: &Pool, id: FsUuid, doomed: &[FsUuid]) -> Result<Pending> {
+fn may_go(pool: &Pool, id: FsUuid, to_destroy: &[FsUuid]) -> Result<Pending> {
     let filesystem = pool.filesystem(id)?;
     let record = &filesystem.record;
     let name = filesystem.name.clone();
     if record.merge || pool.records().any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
         return Err(Error::RevertScheduled { name });
     }
-    // The heir is the nearest origin that is not destroyed as well.
-    let mut heir = record.origin;
-    while let Some(next) = heir.filter(|origin| doomed.contains(origin)) {
-        heir = pool.filesystem(next)?.record.origin;
+    // The new origin of its snapshots is the nearest origin that is not destroyed as well.
+    let mut new_origin = record.origin;
+    while let Some(next) = new_origin.filter(|origin| to_destroy.contains(origin)) {
+        new_origin = pool.filesystem(next)?.record.origin;
     }
-    Ok(Pending { uuid: id, thin_id: record.thin_id, heir, was: Some(record.clone()) })
+    Ok(Pending { uuid: id, thin_id: record.thin_id, heir: new_origin, was: Some(record.clone()) })
 }
 
 /// Passes the origins of destroyed filesystems on to their snapshots. What clients see does not

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// A mounted filesystem, looked at without a lock.
-struct Seen {
+struct MountedFilesystem {
     id: FsUuid,
     mount: Mount,
     usage: Usage,
@@ -90,7 +90,10 @@ fn may_grow(pool: &Pool) -> bool {
 /// Reads how full the mounted filesystems are, and returns those that are at least half full.
 /// Unmounted filesystems are left alone. Also returns the first error of those that could not be
 /// read.
-fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Result<(Vec<Seen>, Result<()>)> {
+fn look(
+    platform: &dyn Platform,
+    filesystems: Vec<(FsUuid, DeviceNumber)>,
+) -> Result<(Vec<MountedFilesystem>, Result<()>)> {
     let numbers: Vec<DeviceNumber> = filesystems.iter().map(|(_, number)| *number).collect();
     let mut first: HashMap<DeviceNumber, Mount> = HashMap::new();
     for mount in platform.mounts(&numbers)? {
@@ -100,7 +103,9 @@ fn look(platform: &dyn Platform, filesystems: Vec<(FsUuid, DeviceNumber)>) -> Re
     for (id, number) in filesystems {
         let Some(mount) = first.remove(&number) else { continue };
         match platform.usage(&mount) {
-            Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => seen.push(Seen { id, mount, usage }),
+            Ok(usage) if usage.used.0.saturating_mul(2) > usage.total.0 => {
+                seen.push(MountedFilesystem { id, mount, usage })
+            }
             Ok(_) => {}
             // The filesystem has been unmounted meanwhile. How full another file system is must not
             // decide about this one.
@@ -124,7 +129,7 @@ struct Extended {
 }
 
 /// Records the new sizes, gives them to the thin devices, then extends the XFS on them.
-fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Step<Result<()>> {
+fn extend(uuid: PoolUuid, seen: Vec<MountedFilesystem>) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
         // A request that wants to use the pool alone is not kept waiting; there will be another
@@ -144,7 +149,7 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Step<Result<()>> {
             let Ok(claim) = engine.claims().claim([Key::Origin(uuid, seen.id)]) else { continue };
             match extend_device(engine, pool, seen.id, extension) {
                 Ok(()) => {
-                    let Seen { id, mount, usage: Usage { total: before, .. } } = seen;
+                    let MountedFilesystem { id, mount, usage: Usage { total: before, .. } } = seen;
                     let growth = match extension {
                         Extension::By(growth) => growth,
                         // At least a quarter of the device.
@@ -164,13 +169,13 @@ fn extend(uuid: PoolUuid, seen: Vec<Seen>) -> Step<Result<()>> {
 }
 
 /// What to do with those filesystems that still exist.
-fn plan(pool: &Pool, seen: Vec<Seen>, sector: Sectors) -> Vec<(Seen, Extension)> {
-    let facts = |seen: Seen| {
+fn plan(pool: &Pool, seen: Vec<MountedFilesystem>, sector: Sectors) -> Vec<(MountedFilesystem, Extension)> {
+    let facts = |seen: MountedFilesystem| {
         let record = &pool.filesystems.get(&seen.id)?.record;
         let Usage { total, used } = seen.usage;
         Some((seen, growth::Filesystem { size: record.size, limit: record.fs_size_limit, total, used }))
     };
-    let (seen, facts): (Vec<Seen>, Vec<growth::Filesystem>) = seen.into_iter().filter_map(facts).unzip();
+    let (seen, facts): (Vec<MountedFilesystem>, Vec<growth::Filesystem>) = seen.into_iter().filter_map(facts).unzip();
     let room = (!pool.overprovisioning()).then(|| pool.room().saturating_sub(pool.filesystems_size()));
     seen.into_iter().zip(growth::filesystems(&facts, room, sector)).collect()
 }

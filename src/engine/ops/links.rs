@@ -38,28 +38,28 @@ impl AwaitedLinks {
 }
 
 /// Marks the links of some filesystems as awaited, until it is dropped.
-pub(super) struct Awaited {
+pub(super) struct AwaitedMark {
     all: Arc<AwaitedLinks>,
     filesystems: Vec<FsUuid>,
 }
 
-impl Awaited {
+impl AwaitedMark {
     /// Marks filesystems that are in the making, or whose links udev is about to be asked for.
-    pub fn note(all: &Arc<AwaitedLinks>, filesystems: impl IntoIterator<Item = FsUuid>) -> Awaited {
+    pub fn note(all: &Arc<AwaitedLinks>, filesystems: impl IntoIterator<Item = FsUuid>) -> AwaitedMark {
         let filesystems: Vec<FsUuid> = filesystems.into_iter().collect();
         let mut awaited = all.0.lock();
         filesystems.iter().for_each(|filesystem| *awaited.entry(*filesystem).or_default() += 1);
         drop(awaited);
-        Awaited { all: Arc::clone(all), filesystems }
+        AwaitedMark { all: Arc::clone(all), filesystems }
     }
 
     /// Keeps the mark for as long as somebody waits for these links.
     pub fn hold(self, links: Box<dyn PendingLinks>) -> Box<dyn PendingLinks> {
-        Box::new(Held { links, _awaited: self })
+        Box::new(MarkedLinks { links, _awaited: self })
     }
 }
 
-impl Drop for Awaited {
+impl Drop for AwaitedMark {
     fn drop(&mut self) {
         let mut awaited = self.all.0.lock();
         for filesystem in &self.filesystems {
@@ -75,14 +75,14 @@ impl Drop for Awaited {
 }
 
 /// Links that somebody waits for.
-struct Held {
+struct MarkedLinks {
     links: Box<dyn PendingLinks>,
-    _awaited: Awaited,
+    _awaited: AwaitedMark,
 }
 
-impl PendingLinks for Held {
+impl PendingLinks for MarkedLinks {
     fn wait(self: Box<Self>, limit: Duration) -> Vec<PathBuf> {
-        let Held { links, _awaited } = *self;
+        let MarkedLinks { links, _awaited } = *self;
         links.wait(limit)
     }
 
@@ -99,7 +99,7 @@ impl PendingLinks for Held {
     }
 
     fn missing(self: Box<Self>) -> Vec<PathBuf> {
-        let Held { links, _awaited } = *self;
+        let MarkedLinks { links, _awaited } = *self;
         links.missing()
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Where a pool was found.
-pub(super) enum Place {
+pub(super) enum PoolState {
     /// It runs.
     Running(PoolUuid),
     /// It is known and does not run.
@@ -18,16 +18,16 @@ pub(super) enum Place {
 }
 
 /// Finds a pool.
-pub(super) fn locate(which: PoolRef) -> Step<Result<Place>> {
+pub(super) fn locate(which: PoolRef) -> Step<Result<PoolState>> {
     Step::locked(Access::Pool(which.clone(), Mode::Shared), move |engine, granted| match granted {
-        Granted::Read(pool) => Step::Done(Ok(Place::Running(pool.uuid()))),
+        Granted::Read(pool) => Step::Done(Ok(PoolState::Running(pool.uuid()))),
         _ => {
             let stopped = engine.registry().resolve(&which);
             match stopped {
-                Ok(uuid) => Step::Done(Ok(Place::Stopped(uuid))),
+                Ok(uuid) => Step::Done(Ok(PoolState::Stopped(uuid))),
                 // The pool may have come up between the two looks.
                 Err(error) => Step::locked(Access::Pool(which, Mode::Shared), move |_, granted| match granted {
-                    Granted::Read(pool) => Step::Done(Ok(Place::Running(pool.uuid()))),
+                    Granted::Read(pool) => Step::Done(Ok(PoolState::Running(pool.uuid()))),
                     _ => Step::Done(Err(error)),
                 }),
             }

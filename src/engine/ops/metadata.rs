@@ -18,9 +18,9 @@ use crate::{
     platform::Platform,
 };
 
-/// Which generation of the metadata.
+/// Which copy of the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Generation {
+pub enum MetadataCopy {
     /// As in memory; this is what would be written next.
     Current,
     /// As it is on disk.
@@ -28,11 +28,11 @@ pub enum Generation {
 }
 
 /// The pool metadata as JSON.
-pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Step<Result<String>> {
+pub fn pool_metadata(uuid: PoolUuid, copy: MetadataCopy) -> Step<Result<String>> {
     look_at(uuid, move |platform, pool| {
-        let json = match generation {
-            Generation::Current => pool.meta.encode(pool.version()),
-            Generation::Written => {
+        let json = match copy {
+            MetadataCopy::Current => pool.meta.encode(pool.version()),
+            MetadataCopy::Written => {
                 let data = pool.meta.data_devices().filter_map(|device| pool.members.get(&device));
                 let devices: Vec<_> = data.map(|member| (member.device.path.as_path(), &member.bda)).collect();
                 bda::newest(platform, &devices)?.ok_or(Error::NoMetadata(uuid))?.json
@@ -44,11 +44,11 @@ pub fn pool_metadata(uuid: PoolUuid, generation: Generation) -> Step<Result<Stri
 
 /// The filesystem records as a JSON object by UUID. With `name`, only the record of that
 /// filesystem; an unknown name is no error.
-pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, generation: Generation) -> Step<Result<String>> {
+pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, copy: MetadataCopy) -> Step<Result<String>> {
     look_at(uuid, move |platform, pool| {
-        let records: Vec<FilesystemRecord> = match generation {
-            Generation::Current => pool.records().cloned().collect(),
-            Generation::Written => {
+        let records: Vec<FilesystemRecord> = match copy {
+            MetadataCopy::Current => pool.records().cloned().collect(),
+            MetadataCopy::Written => {
                 let mdv = Mdv::new(platform, uuid);
                 mdv.records(&mdv.journal()?)?
             }

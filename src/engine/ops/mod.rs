@@ -44,13 +44,13 @@ pub use grow_filesystems::{check_filesystems, check_filesystems_now, set_size_li
 pub use keys::{list_keys, set_key, unset_key};
 pub use limits::{set_fs_limit, set_overprovisioning};
 pub use links::check as check_links;
-pub use metadata::{Generation, filesystem_metadata, pool_metadata};
+pub use metadata::{MetadataCopy, filesystem_metadata, pool_metadata};
 pub use pools::{destroy_pool, rename_pool};
 pub use reencryption::{decrypt_pool, encrypt_pool, reencrypt_pool};
 pub use refresh::refresh;
 pub use snapshot::{schedule_revert, snapshot_filesystem};
 pub use start::start_pool;
-pub use stop::{Stopped, stop_pool};
+pub use stop::{StopOutcome, stop_pool};
 
 /// How a pool is to be unlocked.
 pub use crate::engine::containers::Unlock;
@@ -176,7 +176,7 @@ fn announce<'a>(
     }
     // Noted before udev can answer.
     let awaited =
-        links::Awaited::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
+        links::AwaitedMark::note(engine.links_awaited(), announcements.iter().map(|announced| announced.filesystem));
     let announced = engine.platform().announce(&announcements);
     // Try once more: a user waits for the link, and asking twice does no harm.
     announced

@@ -26,7 +26,7 @@ use crate::{
         ops::{
             check::and_use,
             encryption::{Container, bindings_of, containers_of, read},
-            reencryption_job::{NewKey, Plan, claim, go_on, run},
+            reencryption_job::{JobStart, NewKey, claim, go_on, run},
         },
         pool::Pool,
         request::{Access, Mode, Step},
@@ -57,7 +57,7 @@ pub fn decrypt_pool(uuid: PoolUuid) -> Step<Result<bool>> {
 }
 
 /// What has to be done, found by a look at the pool before a job.
-enum Outlook {
+enum JobOutlook {
     /// Nothing: the pool is as requested already.
     Nothing,
     /// The job has been begun before and has to be completed.
@@ -66,12 +66,12 @@ enum Outlook {
     Begin,
 }
 
-fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<Outlook> {
+fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<JobOutlook> {
     pool.check_requests()?;
     match (&pool.work, work, pool.is_encrypted()) {
-        (Some(unfinished), _, _) if unfinished.kind == work => return Ok(Outlook::GoOn),
+        (Some(unfinished), _, _) if unfinished.kind == work => return Ok(JobOutlook::GoOn),
         (None, ReencryptionMode::Encrypt, true) | (None, ReencryptionMode::Decrypt, false) => {
-            return Ok(Outlook::Nothing);
+            return Ok(JobOutlook::Nothing);
         }
         (None, ReencryptionMode::Reencrypt, false) => return Err(Error::NothingToOpen { pool: pool.name().clone() }),
         _ => pool.check_no_work()?,
@@ -84,7 +84,7 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<Outlook> {
         (MetadataVersion::V2, ReencryptionMode::Reencrypt | ReencryptionMode::Decrypt) if pool.lacks_volume_key() => {
             Err(Error::VolumeKey { pool: pool.uuid() })
         }
-        _ => Ok(Outlook::Begin),
+        _ => Ok(JobOutlook::Begin),
     }
 }
 
@@ -103,18 +103,18 @@ fn begin(
             let outlook = super::readable(granted, uuid).and_then(|pool| match outlook(pool, work) {
                 // A version 1 pool is refused for its version before the answer that nothing has to
                 // be done.
-                Ok(Outlook::Nothing) if pool.version() == MetadataVersion::V1 => {
+                Ok(JobOutlook::Nothing) if pool.version() == MetadataVersion::V1 => {
                     Err(Error::OnlyVersion2 { pool: pool.name().clone() })
                 }
                 outlook => outlook,
             });
             let done = match outlook {
-                Ok(Outlook::Nothing) => return Step::Done(Ok(false)),
-                Ok(Outlook::GoOn) => {
+                Ok(JobOutlook::Nothing) => return Step::Done(Ok(false)),
+                Ok(JobOutlook::GoOn) => {
                     drop(claim);
                     go_on(uuid)
                 }
-                Ok(Outlook::Begin) => start(claim),
+                Ok(JobOutlook::Begin) => start(claim),
                 Err(error) => return Step::Done(Err(error)),
             };
             and_use(uuid, done.map(|done| done.map(|()| true)), |done| *done)
@@ -176,7 +176,7 @@ fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Step<Result<()>> {
         match move_in(platform, pool) {
             Ok(()) => {
                 undo.forget();
-                run(uuid, Plan::Resume, claim)
+                run(uuid, JobStart::Resume, claim)
             }
             Err(error) => {
                 // What the record may name, or the pool may lie on, must stay: the header, and the
@@ -251,7 +251,7 @@ fn reencrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
             });
             match made {
                 Ok((keys, undo)) => {
-                    announce(uuid, ReencryptionMode::Reencrypt, Plan::Reencrypt(keys), Some(undo), claim)
+                    announce(uuid, ReencryptionMode::Reencrypt, JobStart::Reencrypt(keys), Some(undo), claim)
                 }
                 Err(error) => Step::Done(Err(error)),
             }
@@ -311,7 +311,7 @@ fn prepare_new_key(
 
 fn decrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
     super::change(uuid, |engine, pool| put_space_ahead(engine.platform(), pool)).then(move |ready| match ready {
-        Ok(()) => announce(uuid, ReencryptionMode::Decrypt, Plan::Decrypt, None, claim),
+        Ok(()) => announce(uuid, ReencryptionMode::Decrypt, JobStart::Decrypt, None, claim),
         Err(error) => Step::Done(Err(error)),
     })
 }
@@ -320,7 +320,7 @@ fn decrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
 fn announce(
     uuid: PoolUuid,
     work: ReencryptionMode,
-    plan: Plan,
+    start: JobStart,
     undo: Option<Rollback>,
     claim: Claim,
 ) -> Step<Result<()>> {
@@ -334,7 +334,7 @@ fn announce(
                 if let Some(undo) = undo {
                     undo.forget();
                 }
-                run(uuid, plan, claim)
+                run(uuid, start, claim)
             }
             (Err(error), Some(undo)) => Step::Done(Err(undo.run(platform, error))),
             (Err(error), None) => Step::Done(Err(error)),

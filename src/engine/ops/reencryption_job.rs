@@ -70,7 +70,7 @@ pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
             match super::readable(granted, uuid) {
                 // Somebody else has completed the job.
                 Ok(pool) if pool.work.is_none() => Step::Done(Ok(())),
-                Ok(_) => run(uuid, Plan::Resume, claim),
+                Ok(_) => run(uuid, JobStart::Resume, claim),
                 Err(error) => Step::Done(Err(error)),
             }
         })
@@ -78,7 +78,7 @@ pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
 }
 
 /// How a job is begun.
-pub(super) enum Plan {
+pub(super) enum JobStart {
     /// As the headers say.
     Resume,
     /// With these keys, one for each container.
@@ -94,14 +94,14 @@ pub(super) struct NewKey {
 }
 
 /// What a job needs to know of the pool.
-struct Site {
+struct JobContext {
     version: MetadataVersion,
     containers: Vec<Container>,
     name: crate::base::name::Name,
     work: Arc<view::Work>,
 }
 
-impl Site {
+impl JobContext {
     fn interrupted(&self, by: &'static str) -> Error {
         Error::Interrupted { pool: self.name.clone(), by }
     }
@@ -116,35 +116,35 @@ impl Site {
     }
 }
 
-pub(super) fn run(uuid: PoolUuid, plan: Plan, claim: Claim) -> Step<Result<()>> {
+pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
-        let site = super::writable(granted, uuid).map(|pool| {
+        let job = super::writable(granted, uuid).map(|pool| {
             let containers = containers_of(engine.platform(), pool);
             let mut work = pool.work.clone()?;
             if work.halted.is_some() {
                 work = Arc::new(view::Work::new(work.kind, work.since));
                 pool.note_work(Some(Arc::clone(&work)));
             }
-            Some(Site { version: pool.version(), containers, name: pool.name().clone(), work })
+            Some(JobContext { version: pool.version(), containers, name: pool.name().clone(), work })
         });
-        match site {
-            Ok(Some(site)) => Step::background(move |engine| {
+        match job {
+            Ok(Some(job)) => Step::background(move |engine| {
                 let given_up = || engine.begin(format!("work on the data of pool {uuid}"), give_up(uuid));
-                let worked = mended(|| work(engine, uuid, &site, plan), given_up);
+                let worked = mended(|| work(engine, uuid, &job, start), given_up);
                 let interrupted = matches!(worked, Ok(ReencryptionEnd::Interrupted));
-                if interrupted && !is_begun(engine.platform(), &site) {
+                if interrupted && !is_begun(engine.platform(), &job) {
                     // Nothing says any more what was to be done.
-                    let error = Error::NotBegun { pool: site.name.clone() };
-                    return finish(uuid, site, Err(error), claim);
+                    let error = Error::NotBegun { pool: job.name.clone() };
+                    return finish(uuid, job, Err(error), claim);
                 }
                 if interrupted && engine.is_ending() {
-                    return Step::Done(Err(site.interrupted("daemon ends")));
+                    return Step::Done(Err(job.interrupted("daemon ends")));
                 }
                 if interrupted {
                     drop(claim);
-                    return wait_and_go_on(uuid, site);
+                    return wait_and_go_on(uuid, job);
                 }
-                finish(uuid, site, worked.map(drop), claim)
+                finish(uuid, job, worked.map(drop), claim)
             }),
             Ok(None) => Step::Done(Ok(())),
             Err(error) => Step::Done(Err(error)),
@@ -164,16 +164,16 @@ fn give_up(uuid: PoolUuid) -> Step<()> {
 
 /// Waits for a request that wants to use the pool alone. Afterwards the job goes on, unless the
 /// pool is gone.
-fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Step<Result<()>> {
+fn wait_and_go_on(uuid: PoolUuid, job: JobContext) -> Step<Result<()>> {
     Step::brief(move |engine| match engine.claims().is_claimed(&Key::Drain(uuid)) {
-        true => Step::parked(Key::Drain(uuid), wait_and_go_on(uuid, site)),
+        true => Step::parked(Key::Drain(uuid), wait_and_go_on(uuid, job)),
         false => go_on(uuid).then(move |done| match done {
-            Err(Error::NoPool(_)) => Step::Done(Err(site.interrupted("pool has been stopped"))),
+            Err(Error::NoPool(_)) => Step::Done(Err(job.interrupted("pool has been stopped"))),
             Ok(()) => Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
                 Step::Done(match super::readable(granted, uuid) {
                     // Between two devices of version 1, only the interrupted job knew how to go on,
                     // and reading the pool again has discarded that.
-                    Ok(pool) if !site.is_recorded(pool) => Err(site.interrupted("pool has been looked at anew")),
+                    Ok(pool) if !job.is_recorded(pool) => Err(job.interrupted("pool has been looked at anew")),
                     _ => Ok(()),
                 })
             }),
@@ -182,21 +182,21 @@ fn wait_and_go_on(uuid: PoolUuid, site: Site) -> Step<Result<()>> {
     })
 }
 
-fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<ReencryptionEnd> {
+fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> Result<ReencryptionEnd> {
     let platform = engine.platform();
     let told = std::sync::atomic::AtomicU64::new(0);
-    let count = site.containers.len() as u64;
-    for (at, container) in site.containers.iter().enumerate() {
+    let count = job.containers.len() as u64;
+    for (at, container) in job.containers.iter().enumerate() {
         let at = at as u64;
         let watch = |progress: Progress| {
             let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
             let (done, total) = (in_all(progress.done), in_all(progress.total).max(1));
             // Each of several devices counts as much as the one in progress.
             let done_in_all = total.saturating_mul(at).saturating_add(done);
-            site.work.note(done_in_all, total.saturating_mul(count), platform.now());
+            job.work.note(done_in_all, total.saturating_mul(count), platform.now());
             let tenths = done / total.div_ceil(10).max(1);
             if told.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
-                log::info!("pool {}: {} % of {} done", site.name, tenths * 10, container.device.display());
+                log::info!("pool {}: {} % of {} done", job.name, tenths * 10, container.device.display());
             }
             !(engine.is_ending() || engine.claims().is_claimed(&Key::Drain(uuid)))
         };
@@ -205,21 +205,21 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Reen
             platform.luks_reencrypt(&container.device, &container.name, unlock, begin, &watch)
         };
         let by_any = |begin: Begin| -> Result<ReencryptionEnd> {
-            let bindings: Bindings = bindings_of(site.version, &header)?;
+            let bindings: Bindings = bindings_of(job.version, &header)?;
             Ok(encryption::unlock(platform, &bindings, UnlockMethod::Any, None, |unlock| run(unlock, begin))?)
         };
-        let begun = match (&plan, header.state) {
+        let begun = match (&start, header.state) {
             (_, EncryptionState::Unfinished { .. }) => by_any(Begin::Resume),
-            (Plan::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
+            (JobStart::Reencrypt(keys), _) => match keys.get(usize::try_from(at).unwrap_or(usize::MAX)) {
                 Some(NewKey { passphrase, from, to }) => {
                     let begin = Begin::Reencrypt { from: *from, to: *to };
                     Ok(run(Unlock { passphrase, keyslot: Some(*from) }, begin)?)
                 }
                 None => Ok(ReencryptionEnd::Finished),
             },
-            (Plan::Decrypt, EncryptionState::Encrypted) => by_any(Begin::Decrypt),
-            (Plan::Resume, EncryptionState::Encrypted) if !header.unused.is_empty() => {
-                match prepared_key(platform, &bindings_of(site.version, &header)?)? {
+            (JobStart::Decrypt, EncryptionState::Encrypted) => by_any(Begin::Decrypt),
+            (JobStart::Resume, EncryptionState::Encrypted) if !header.unused.is_empty() => {
+                match prepared_key(platform, &bindings_of(job.version, &header)?)? {
                     Some(NewKey { passphrase, from, to }) => {
                         let begin = Begin::Reencrypt { from, to };
                         Ok(run(Unlock { passphrase: &passphrase, keyslot: Some(from) }, begin)?)
@@ -228,7 +228,7 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Reen
                 }
             }
             // Completed before the job was cut short.
-            (Plan::Resume | Plan::Decrypt, _) => Ok(ReencryptionEnd::Finished),
+            (JobStart::Resume | JobStart::Decrypt, _) => Ok(ReencryptionEnd::Finished),
         };
         let ended = match begun {
             // A job that reports a failure at its very end is complete all the same.
@@ -243,7 +243,7 @@ fn work(engine: &Engine, uuid: PoolUuid, site: &Site, plan: Plan) -> Result<Reen
         }
     }
     if let ((MetadataVersion::V2, ReencryptionMode::Reencrypt), [container]) =
-        ((site.version, site.work.kind), &site.containers[..])
+        ((job.version, job.work.kind), &job.containers[..])
     {
         renew_volume_key(platform, uuid, container);
     }
@@ -266,14 +266,14 @@ fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Contain
 
 /// Whether any header says that the job has been begun or even completed. An unreadable header
 /// counts as begun.
-fn is_begun(platform: &dyn Platform, site: &Site) -> bool {
-    let is_untouched = |header: Header| match (site.work.kind, header.state) {
+fn is_begun(platform: &dyn Platform, job: &JobContext) -> bool {
+    let is_untouched = |header: Header| match (job.work.kind, header.state) {
         // The new volume key has not been used yet.
         (ReencryptionMode::Reencrypt, EncryptionState::Encrypted) => !header.unused.is_empty(),
         (ReencryptionMode::Decrypt, state) => state == EncryptionState::Encrypted,
         _ => false,
     };
-    site.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
+    job.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
 }
 
 /// The new volume key in the header of a container that the job had not reached when it was cut
@@ -300,16 +300,16 @@ fn is_done(before: &Header, now: &Header) -> bool {
 }
 
 /// Records the result of the job.
-fn finish(uuid: PoolUuid, site: Site, worked: Result<()>, claim: Claim) -> Step<Result<()>> {
+fn finish(uuid: PoolUuid, job: JobContext, worked: Result<()>, claim: Claim) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let pool = match super::writable(granted, uuid) {
             Ok(pool) => pool,
             Err(error) => return Step::Done(Err(error)),
         };
         let finished = match worked {
-            Ok(()) => complete(engine.platform(), pool, site.work.kind),
+            Ok(()) => complete(engine.platform(), pool, job.work.kind),
             Err(cause) => {
-                let left = leave(engine.platform(), pool, &site.containers);
+                let left = leave(engine.platform(), pool, &job.containers);
                 if let Err(error) = left {
                     log::error!("pool {}: {}", pool.name(), error.sentence());
                 }

@@ -72,7 +72,7 @@ fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
 }
 
 /// A snapshot that has been checked and may be taken.
-struct Planned {
+struct PlannedSnapshot {
     record: FilesystemRecord,
     /// Number and name of the origin's thin device.
     origin: (u32, String),
@@ -82,7 +82,7 @@ struct Planned {
 }
 
 /// Plans the snapshot. From here on it counts as a filesystem in the making.
-fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<Planned> {
+fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Claim) -> Result<PlannedSnapshot> {
     let platform = engine.platform();
     let source = pool.filesystem(origin)?.clone();
     if !super::check::has_data_space(platform, pool)? {
@@ -101,23 +101,23 @@ fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Cl
     };
     let mounted = !platform.mount_points(source.number)?.is_empty();
     pool.unborn.insert(record.uuid, record.size);
-    Ok(Planned { record, origin: (source.record.thin_id, pool.thin_name(origin)), mounted, claim })
+    Ok(PlannedSnapshot { record, origin: (source.record.thin_id, pool.thin_name(origin)), mounted, claim })
 }
 
 /// A suspended filesystem device. Dropping this value resumes it.
-struct Held {
+struct SuspendedDevice {
     platform: Arc<dyn Platform>,
     device: String,
     is_over: bool,
 }
 
-impl Held {
+impl SuspendedDevice {
     /// Writes out the I/O that is under way and holds back new I/O.
-    fn hold(platform: Arc<dyn Platform>, device: String) -> Result<Held> {
+    fn hold(platform: Arc<dyn Platform>, device: String) -> Result<SuspendedDevice> {
         // Built before the suspend: a suspend that fails or panics may still have taken effect.
-        let held = Held { platform, device, is_over: false };
-        held.platform.dm_suspend(&held.device, true)?;
-        Ok(held)
+        let suspended = SuspendedDevice { platform, device, is_over: false };
+        suspended.platform.dm_suspend(&suspended.device, true)?;
+        Ok(suspended)
     }
 
     fn release(mut self) -> platform::Result<()> {
@@ -133,7 +133,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for SuspendedDevice {
     fn drop(&mut self) {
         if !self.is_over {
             if let Err(error) = self.resume() {
@@ -148,9 +148,9 @@ impl Drop for Held {
 /// The suspend first writes out the data that is under way. If the thin pool is just running out of
 /// space, that waits until the pool's check has found more. So the pool is not locked during the
 /// suspend.
-fn take(uuid: PoolUuid, planned: Planned) -> Step<Result<Option<FsUuid>>> {
+fn take(uuid: PoolUuid, planned: PlannedSnapshot) -> Step<Result<Option<FsUuid>>> {
     Step::blocking(move |engine| {
-        let held = Held::hold(engine.shared_platform(), planned.origin.1.clone());
+        let suspended = SuspendedDevice::hold(engine.shared_platform(), planned.origin.1.clone());
         Step::write(uuid, move |engine, granted| {
             let pool = match super::writable(granted, uuid) {
                 Ok(pool) => pool,
@@ -158,7 +158,7 @@ fn take(uuid: PoolUuid, planned: Planned) -> Step<Result<Option<FsUuid>>> {
             };
             let (snapshot, mounted) = (planned.record.uuid, planned.mounted);
             let origin = planned.origin.1.clone();
-            match held.and_then(|held| begin(engine, pool, planned, held)) {
+            match suspended.and_then(|suspended| begin(engine, pool, planned, suspended)) {
                 Ok(batch) => complete(uuid, batch, mounted),
                 Err(error) => {
                     let error = go_on(engine.platform(), &origin, error);
@@ -171,20 +171,20 @@ fn take(uuid: PoolUuid, planned: Planned) -> Step<Result<Option<FsUuid>>> {
     })
 }
 
-fn begin(engine: &Engine, pool: &mut Pool, planned: Planned, held: Held) -> Result<Batch> {
+fn begin(engine: &Engine, pool: &mut Pool, planned: PlannedSnapshot, suspended: SuspendedDevice) -> Result<Batch> {
     let platform = engine.platform();
     // Another request may have restricted the pool meanwhile.
     pool.check_requests()?;
-    let Planned { record, origin: (origin, _), claim, .. } = planned;
+    let PlannedSnapshot { record, origin: (origin, _), claim, .. } = planned;
     let thin_pool = Role::ThinPool.name(pool.uuid());
-    let held = RefCell::new(Some(held));
+    let suspended = RefCell::new(Some(suspended));
     filesystems::make_thin(engine, pool, vec![record], claim, |id| {
         let taken = platform.dm_message(&thin_pool, &format!("create_snap {id} {origin}"));
         if taken.as_ref().is_err_and(|error| error.errno() == Some(nix::libc::EEXIST)) {
             // The snapshot is taken again, and its origin has to be suspended then too.
             return taken;
         }
-        held.take().map_or(Ok(()), Held::release)?;
+        suspended.take().map_or(Ok(()), SuspendedDevice::release)?;
         taken
     })
 }

@@ -11,7 +11,7 @@ use crate::{
         ops::{
             bring_up::{Started, admissible, bring_up, not_up},
             leftovers,
-            locate::{Place, locate},
+            locate::{PoolState, locate},
             read_devices::{read, renew},
         },
         registry::{DeviceSet, Seen, Verdict},
@@ -25,8 +25,8 @@ use crate::{
 /// Starts a pool. `None`: the pool runs already.
 pub fn start_pool(which: PoolRef, unlock: Unlock, cache: CacheTier) -> Step<Result<Option<Started>>> {
     locate(which).then(move |found| match found {
-        Ok(Place::Running(uuid)) => already(uuid, unlock, cache),
-        Ok(Place::Stopped(uuid)) => start_stopped(uuid, unlock, cache),
+        Ok(PoolState::Running(uuid)) => already(uuid, unlock, cache),
+        Ok(PoolState::Stopped(uuid)) => start_stopped(uuid, unlock, cache),
         Err(error) => Step::Done(Err(error)),
     })
 }

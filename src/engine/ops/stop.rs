@@ -16,7 +16,7 @@ use crate::{
         ops::{
             bring_up::consider_named,
             leftovers,
-            locate::{Place, locate},
+            locate::{PoolState, locate},
             read_devices::{Reach, find_members, renew, reread, settle_set},
         },
         pool::Pool,
@@ -29,7 +29,7 @@ use crate::{
 
 /// The result of a stop.
 #[derive(Debug)]
-pub enum Stopped {
+pub enum StopOutcome {
     /// The pool ran and has been stopped.
     Done(PoolUuid),
     /// The pool did not run; the devices of it that were up have been taken down.
@@ -42,15 +42,15 @@ pub enum Stopped {
 }
 
 /// Stops a pool. The pool stays stopped until a request starts it.
-pub fn stop_pool(which: PoolRef) -> Step<Result<Stopped>> {
+pub fn stop_pool(which: PoolRef) -> Step<Result<StopOutcome>> {
     locate(which).then(|found| match found {
-        Ok(Place::Running(uuid)) => stop_running(uuid),
-        Ok(Place::Stopped(uuid)) => clean_up(uuid),
+        Ok(PoolState::Running(uuid)) => stop_running(uuid),
+        Ok(PoolState::Stopped(uuid)) => clean_up(uuid),
         Err(error) => Step::Done(Err(error)),
     })
 }
 
-fn stop_running(uuid: PoolUuid) -> Step<Result<Stopped>> {
+fn stop_running(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
     Step::brief(move |engine| match engine.claims().claim([Key::Drain(uuid)]) {
         Ok(drain) => stop_drained(uuid, drain),
         Err(taken) => Step::parked(taken, stop_running(uuid)),
@@ -58,7 +58,7 @@ fn stop_running(uuid: PoolUuid) -> Step<Result<Stopped>> {
 }
 
 /// While `drain` is held, new work in the pool waits, so the work under way comes to an end.
-fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<Stopped>> {
+fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<StopOutcome>> {
     Step::alone(uuid, move |engine, granted| {
         let Ok(pool) = super::drained(granted, uuid) else {
             drop(drain);
@@ -92,8 +92,8 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<Stopped>> {
                     ended.iter().for_each(|pool| consider_named(engine, pool.name()));
                     log::info!("pool {uuid} is stopped");
                     Step::Done(Ok(match left_up {
-                        Some(error) if partial => Stopped::Partly(uuid, error),
-                        _ => Stopped::Done(uuid),
+                        Some(error) if partial => StopOutcome::Partly(uuid, error),
+                        _ => StopOutcome::Done(uuid),
                     }))
                 })
             }
@@ -196,7 +196,7 @@ fn forget_gone(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) {
 }
 
 /// Takes down what is up of a pool that does not run.
-fn clean_up(uuid: PoolUuid) -> Step<Result<Stopped>> {
+fn clean_up(uuid: PoolUuid) -> Step<Result<StopOutcome>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let which = PoolRef::Uuid(uuid);
         let claim = match engine.claims().claim([Key::Pool(uuid)]) {
@@ -214,7 +214,7 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<Stopped>> {
                 drop(claim);
                 stop_pool(which)
             }
-            Some(false) => Step::Done(Ok(Stopped::Already)),
+            Some(false) => Step::Done(Ok(StopOutcome::Already)),
             Some(true) => {
                 let mut set = engine.registry().get(uuid);
                 let destroyed = set.as_mut().filter(|set| matches!(set.verdict(), Verdict::Destroying(_)));
@@ -223,7 +223,7 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<Stopped>> {
                     let ended =
                         renew(engine, uuid, set).map_or(Ok(()), Err).and_then(|()| leftovers::end(engine, uuid, set));
                     if engine.registry().get(uuid).is_none() {
-                        return Step::Done(Ok(Stopped::CleanedUp(uuid)));
+                        return Step::Done(Ok(StopOutcome::CleanedUp(uuid)));
                     }
                     if let Err(error) = ended {
                         return Step::Done(Err(error));
@@ -243,7 +243,7 @@ fn clean_up(uuid: PoolUuid) -> Step<Result<Stopped>> {
                         }
                     }
                 }
-                Step::Done(cleaned.map(|()| Stopped::CleanedUp(uuid)))
+                Step::Done(cleaned.map(|()| StopOutcome::CleanedUp(uuid)))
             }
         }
     })
