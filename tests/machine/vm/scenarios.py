@@ -155,6 +155,8 @@ def all_scenarios(seeds, seconds):
                  [Life(_pytest("test_private_mounts.py"))]),
         Scenario("slow-start", "a pool whose disks do not answer delays no other pool at start-up",
                  [Life(_pytest("test_slow_start.py"))]),
+        Scenario("stuck-program", "a program that not even a signal ends holds up its own request only",
+                 [Life(_pytest("test_stuck_program.py"))]),
         Scenario("broker", "the system bus is dbus-broker: policy, client, the end of the bus",
                  [Life(_pytest("test_broker.py"))]),
         Scenario("old-pool", "a pool of metadata version 1",
