@@ -341,8 +341,6 @@ pub trait Platform: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Busy`] if it is still open then. Also if there is no such device.
     fn dm_remove(&self, name: &str) -> Result<()>;
-    /// Renames a device.
-    fn dm_rename(&self, name: &str, new_name: &str) -> Result<()>;
     /// Sends a message to the target at sector 0.
     fn dm_message(&self, name: &str, message: &str) -> Result<()>;
     /// The status lines of the device's targets.

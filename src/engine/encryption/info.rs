@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{BINDINGS_MAX, Binding, Bindings, EncryptionError, Kind, Mechanism, Result};
+use super::{Binding, Bindings, EncryptionError, Kind, Mechanism, Result};
 use crate::{engine::metadata::MetadataVersion, view};
 
 /// Whether the devices of a pool agree on a kind of binding.
@@ -101,11 +101,6 @@ impl Info {
             Some(kind) => Err(EncryptionError::Inconsistent(kind)),
             None => Ok(()),
         }
-    }
-
-    /// The number of bindings that can still be added.
-    pub fn free_slots(&self) -> usize {
-        BINDINGS_MAX.saturating_sub(self.bindings.count())
     }
 
     /// The bindings as clients see them.
@@ -227,7 +222,6 @@ mod tests {
         assert_eq!(view.keys, [(0, "b".to_owned()), (5, "a".to_owned())]);
         assert_eq!(view.clevis, [(7, "tang".to_owned(), r#"{"thp":"t","url":"http://a"}"#.to_owned())]);
         assert!(view.keys_agree && view.clevis_agree && info.is_consistent());
-        assert_eq!(info.free_slots(), 12);
         let agreed = info.agreed().unwrap();
         assert_eq!(agreed.lowest(Kind::Keyring).unwrap().token, 0);
         assert_eq!((agreed.free_token(), agreed.get(5).unwrap().keyslot), (Some(1), 15));

@@ -7,7 +7,6 @@
 pub mod alloc;
 pub mod cap;
 pub mod growth;
-pub mod prediction;
 pub mod sector_rules;
 pub mod segments;
 pub mod sizes;

@@ -3,8 +3,8 @@
 //! Conventions are those of `docs/spec/engine/storage-stack.md` §2. Knows tables as values
 //! ([`crate::platform::dm`]), but not what the devices are for.
 //!
-//! Resume, remove and rename wait until udev has processed the change, so that the node exists, or
-//! is gone, when they return. The wait is bounded ([`change`]).
+//! Resume and remove wait until udev has processed the change, so that the node exists, or is gone,
+//! when they return. The wait is bounded ([`change`]).
 
 mod change;
 
@@ -184,11 +184,7 @@ impl Mapper {
         Err(Error::Busy { name: name.to_owned() })
     }
 
-    pub(super) fn rename(&self, name: &str, new_name: &str) -> Result<()> {
-        self.change("rename", name, DmChange::Rename(new_name), DmUdevFlags::empty())
-    }
-
-    fn change(&self, action: &'static str, name: &str, change: DmChange<'_>, flags: DmUdevFlags) -> Result<()> {
+    fn change(&self, action: &'static str, name: &str, change: DmChange, flags: DmUdevFlags) -> Result<()> {
         self.udev.make(self.dm.file().as_fd(), name, change, flags).map_err(|source| Error::Dm {
             action,
             name: name.to_owned(),

@@ -166,10 +166,6 @@ impl Platform for Linux {
         self.mapper.remove(name)
     }
 
-    fn dm_rename(&self, name: &str, new_name: &str) -> Result<()> {
-        self.mapper.rename(name, new_name)
-    }
-
     fn dm_message(&self, name: &str, message: &str) -> Result<()> {
         self.mapper.message(name, message)
     }

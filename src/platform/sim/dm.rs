@@ -346,26 +346,6 @@ impl MachineState {
         Ok(())
     }
 
-    pub(super) fn dm_rename(&mut self, name: &str, new_name: &str) -> Result<(), i32> {
-        if new_name.is_empty() || new_name.contains('/') || new_name.len() > NAME_BYTES_MAX {
-            return Err(libc::EINVAL);
-        }
-        if self.dm.names.contains_key(new_name) {
-            return Err(libc::EBUSY);
-        }
-        let minor = self.dm.minor_of(name)?;
-        self.dm.names.remove(name);
-        self.dm.names.insert(new_name.to_owned(), minor);
-        if let Some(device) = self.dm.device_mut(minor) {
-            device.name = new_name.to_owned();
-            if device.visibility == Visibility::Public {
-                self.device_event(DeviceAction::Change, &udev::dm_node(minor));
-            }
-        }
-        self.raise_dm_event(minor);
-        Ok(())
-    }
-
     pub(super) fn dm_message(&mut self, name: &str, message: &str) -> Result<(), i32> {
         let minor = self.dm.minor_of(name)?;
         match self.dm.active(minor).first().map(|line| &line.target) {

@@ -61,7 +61,6 @@ pub enum CallKind {
     DmSuspend,
     DmResume,
     DmRemove,
-    DmRename,
     DmMessage,
     DmStatus,
     Run(Program),
@@ -171,7 +170,6 @@ impl CallKind {
             CallKind::DmSuspend => "suspend",
             CallKind::DmResume => "resume",
             CallKind::DmRemove => "remove",
-            CallKind::DmRename => "rename",
             CallKind::DmMessage => "send a message to",
             CallKind::DmStatus => "read the status of",
             CallKind::Run(_) => "run",
@@ -213,7 +211,6 @@ impl CallKind {
             | CallKind::DmSuspend
             | CallKind::DmResume
             | CallKind::DmRemove
-            | CallKind::DmRename
             | CallKind::DmStatus => {
                 Error::Dm { action: self.verb(), name: subject.to_owned(), source: errno(libc::ENOMEM) }
             }

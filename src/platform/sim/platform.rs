@@ -189,10 +189,6 @@ impl Platform for Sim {
         })
     }
 
-    fn dm_rename(&self, name: &str, new_name: &str) -> Result<()> {
-        self.dm(CallKind::DmRename, name, |machine| machine.dm_rename(name, new_name))
-    }
-
     fn dm_message(&self, name: &str, message: &str) -> Result<()> {
         self.dm(CallKind::DmMessage, name, |machine| machine.dm_message(name, message))
     }

@@ -41,13 +41,13 @@ def pool(stratis, disks):
 @pytest.fixture
 def rule():
     """Adds a rule for the duration of the test."""
-    added = []
+    added = set()
 
     def add(name, text):
         RULES.mkdir(parents=True, exist_ok=True)
         file = RULES / name
         file.write_text(text)
-        added.append(file)
+        added.add(file)
         system.run("udevadm", "control", "--reload")
 
     yield add

@@ -31,7 +31,6 @@ pub(crate) const CHECKS: &[Check] = &[
     ("a failed creation leaves nothing", failed_creation),
     ("calls on a missing device fail", absent),
     ("suspend, load and resume", suspend),
-    ("a device is renamed", rename),
     ("messages are sent or refused", message),
     ("a busy device is not removed", busy),
     ("a device is removed when udev has probed it", looked_at),
@@ -132,7 +131,6 @@ fn absent(machine: &Machine) {
         linux.dm_resume(&name, Visibility::Private).unwrap_err(),
         linux.dm_status(&name).unwrap_err(),
         linux.dm_message(&name, "x").unwrap_err(),
-        linux.dm_rename(&name, "stratis-1-y").unwrap_err(),
     ] {
         assert_eq!(error.errno(), Some(nix::libc::ENXIO), "{error:?}");
     }
@@ -184,22 +182,6 @@ fn suspend(machine: &Machine) {
     linux.dm_resume(&name, Visibility::Private).unwrap();
     assert_eq!(linux.dm_find(&name).unwrap().unwrap().table, many);
     linux.dm_remove(&name).unwrap();
-}
-
-fn rename(machine: &Machine) {
-    let linux = &machine.linux;
-    let (name, number) = machine.linear("spare", 0, 0, 8192);
-    let new = machine.private("meta");
-    linux.dm_rename(&name, &new).unwrap();
-    assert_eq!(linux.dm_find(&name).unwrap(), None);
-    let found = linux.dm_find(&new).unwrap().unwrap();
-    assert_eq!((found.number, found.uuid), (number, name.clone()));
-    assert!(fs::symlink_metadata(linux.dm_node(&name)).is_err());
-    assert_eq!(linux.find_device(&linux.dm_node(&new)).unwrap().number, number);
-    let (taken, _) = machine.linear("taken", 0, 0, 8192);
-    assert!(linux.dm_rename(&new, &taken).is_err());
-    linux.dm_remove(&taken).unwrap();
-    linux.dm_remove(&new).unwrap();
 }
 
 fn message(machine: &Machine) {

@@ -1,5 +1,4 @@
-//! The three device-mapper calls that raise a udev event: resume, remove and rename, synchronized
-//! with udev.
+//! The two device-mapper calls that raise a udev event, resume and remove, synchronized with udev.
 //!
 //! The library makes these calls too, but waits for udev without a deadline. Knows nothing of what
 //! the devices are for.
@@ -35,21 +34,18 @@ const LIMIT_WHEN_LATE: Duration = Duration::from_secs(1);
 
 /// A change of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DmChange<'a> {
+pub(super) enum DmChange {
     /// Makes the loaded table live and resumes I/O.
     Resume,
     /// Removes the device.
     Remove,
-    /// Renames the device to this name.
-    Rename(&'a str),
 }
 
-impl DmChange<'_> {
+impl DmChange {
     fn word(self) -> &'static str {
         match self {
             DmChange::Resume => "resume",
             DmChange::Remove => "remove",
-            DmChange::Rename(_) => "rename",
         }
     }
 }
@@ -66,8 +62,7 @@ mod ioctl {
 
     use super::DmChange;
 
-    /// Argument of every call (`struct dm_ioctl` of linux/dm-ioctl.h), followed by space for a
-    /// name.
+    /// Argument of every call (`struct dm_ioctl` of linux/dm-ioctl.h).
     #[repr(C)]
     struct DmIoctl {
         version: [u32; 3],
@@ -82,31 +77,22 @@ mod ioctl {
         name: [c_char; 128],
         uuid: [c_char; 129],
         data: [c_char; 7],
-        new_name: [c_char; 128],
     }
 
-    /// Bytes before `new_name`: the structure size encoded in the request number.
-    const HEAD_BYTES: usize = size_of::<DmIoctl>() - 128;
     const DM_IOCTL: u8 = 0xfd;
     /// DM_UEVENT_GENERATED_FLAG: the kernel raised an event.
     const UEVENT_GENERATED: u32 = 1 << 13;
 
     /// Sends a call. Returns the kernel's device number and whether an event was raised.
-    pub(super) fn send(
-        control: BorrowedFd<'_>,
-        name: &str,
-        change: DmChange<'_>,
-        event: u32,
-    ) -> io::Result<(u64, bool)> {
-        let (number, new_name): (u8, &str) = match change {
-            DmChange::Remove => (4, ""),
-            DmChange::Rename(new_name) => (5, new_name),
-            DmChange::Resume => (6, ""),
+    pub(super) fn send(control: BorrowedFd<'_>, name: &str, change: DmChange, event: u32) -> io::Result<(u64, bool)> {
+        let number: u8 = match change {
+            DmChange::Remove => 4,
+            DmChange::Resume => 6,
         };
         let mut call = DmIoctl {
             version: [4, 0, 0],
             data_size: size_of::<DmIoctl>() as u32,
-            data_start: HEAD_BYTES as u32,
+            data_start: size_of::<DmIoctl>() as u32,
             target_count: 0,
             open_count: 0,
             flags: 0,
@@ -116,9 +102,8 @@ mod ioctl {
             name: text(name)?,
             uuid: [0; 129],
             data: [0; 7],
-            new_name: text(new_name)?,
         };
-        let request = nix::request_code_readwrite!(DM_IOCTL, number, HEAD_BYTES);
+        let request = nix::request_code_readwrite!(DM_IOCTL, number, size_of::<DmIoctl>());
         // SAFETY: the kernel reads and writes `data_size` bytes, which is the size of the
         // structure. The structure has no pointers, every value of its fields is valid, and it
         // outlives the call.
@@ -157,7 +142,7 @@ impl Punctuality {
         &self,
         control: BorrowedFd<'_>,
         name: &str,
-        change: DmChange<'_>,
+        change: DmChange,
         flags: DmUdevFlags,
     ) -> io::Result<()> {
         let cookie = if udev_runs() {
@@ -178,16 +163,12 @@ impl Punctuality {
             match change {
                 DmChange::Resume => mend_node(name, number),
                 DmChange::Remove => remove_node(name),
-                DmChange::Rename(new_name) => {
-                    remove_node(name);
-                    mend_node(new_name, number);
-                }
             }
         }
         Ok(())
     }
 
-    fn wait(&self, cookie: &Cookie, name: &str, change: DmChange<'_>) -> bool {
+    fn wait(&self, cookie: &Cookie, name: &str, change: DmChange) -> bool {
         let limit = if self.is_late.load(Ordering::Relaxed) { LIMIT_WHEN_LATE } else { LIMIT };
         let in_time = cookie.wait(limit).unwrap_or_else(|fault| {
             warn!("cannot wait for udev to {} {name}: {fault}", change.word());
