@@ -9,21 +9,14 @@ mod thin_pool;
 mod unlock;
 mod unrecorded_cache;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
 use self::raise::{Raise, Raised};
 use self::thin_pool::bring_up_thin_pool;
 pub(super) use self::unlock::drop_container;
 use self::unlock::{discard_unrecorded, encryption_of, note_encryption, open_container};
 use crate::{
-    base::{
-        ids::{DevUuid, PoolUuid},
-        name::Name,
-        units::Sectors,
-    },
+    base::{ids::PoolUuid, name::Name, units::Sectors},
     engine::{
         bda::{self, Bda, Choose, Repair},
         claims::Claim,
@@ -37,7 +30,7 @@ use crate::{
             self, FilesystemRecord, HeaderFlags, Journal, MetadataVersion, Pending, PoolMetadata,
             pool::{Segment, Tier},
         },
-        pool::{Filesystem, Member, Pool, sector_sizes},
+        pool::{Filesystem, Member, Members, Pool, sector_sizes},
         registry::{DeviceSet, Found},
         request::{Access, Granted, Mode, Part, Step},
         revert,
@@ -57,7 +50,7 @@ pub(super) fn insert(pool: Pool, claim: Claim) -> Step<Result<()>> {
     Step::locked(Access::Table(Mode::Exclusive), move |engine, granted| {
         let Granted::Table(table) = granted else { return Step::Done(Err(Error::NoPool(pool.uuid()))) };
         let (uuid, name) = (pool.uuid(), pool.name().clone());
-        let devices: Vec<_> = pool.nodes().collect();
+        let devices: Vec<_> = pool.members.nodes().collect();
         let inserted = match table.insert(pool) {
             Ok(()) => {
                 engine.registry().note_running(uuid, devices);
@@ -145,7 +138,7 @@ fn lay(
     }
     let mut members = members(platform, set, &meta)?;
     let encryption = encryption_of(platform, uuid, &mut members, &meta.name)?;
-    let headers: Vec<_> = members.values().map(|member| *member.bda.header()).collect();
+    let headers = members.headers();
     metadata::pool::check_members(&meta, &headers)
         .and_then(|()| metadata::pool::check(&meta, version, &headers))
         .map_err(|source| Error::Broken { pool: name.clone(), source })?;
@@ -238,13 +231,13 @@ impl Foundation {
         let mut former = former.unwrap_or_default();
         let (status, undo) = undo.guard(platform, |undo| {
             for (record, device) in records.into_iter().zip(devices) {
-                pool.note_thin_id(record.thin_id);
+                pool.filesystems.note_thin_id(record.thin_id);
                 match device.and_then(|(number, size)| Ok((Name::new(&record.name)?, number, size))) {
                     Ok((name, number, size)) => {
                         let record = correct_size(platform, &pool, record, size);
                         pool.put_filesystem(platform, Filesystem { record, name, number });
                     }
-                    Err(error) => pool.leave_out(record, error.sentence()),
+                    Err(error) => pool.add_failed_filesystem(record, error.sentence()),
                 }
             }
             let status = pool.thin_pool_status(platform).ok();
@@ -253,7 +246,7 @@ impl Foundation {
             complete_metadata(platform, &mut pool, drops_cache).map(|()| status)
         })?;
         undo.forget();
-        pool.confirm_members(platform);
+        pool.members.confirm(platform);
         pool.refresh(platform, status);
         // A change of the bindings may have been cut short.
         if pool.check_changes().is_ok() {
@@ -376,15 +369,16 @@ fn disown(platform: &dyn Platform, found: &mut Found, undo: &mut Rollback) {
 /// changed is used as it is, with one exception: a cache that it runs without is out of date from
 /// now on and must never be used again.
 fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bool) -> Result<()> {
-    let grown: Vec<_> = pool.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
-    if !pool.meta.needs_completion() && !cache_dropped && grown.is_empty() {
+    let grown: Vec<_> =
+        pool.members.headers().into_iter().filter(|header| header.flags.contains(HeaderFlags::GROWN)).collect();
+    if !pool.meta().needs_completion() && !cache_dropped && grown.is_empty() {
         return Ok(());
     }
     if let Some(error) = pool.check_changes().err().filter(|_| !cache_dropped) {
         log::warn!("the metadata of pool {} lacks keys that are not added: {}", pool.name(), error.sentence());
         return Ok(());
     }
-    let (old, mut new) = (pool.on_record(), pool.meta.clone());
+    let (old, mut new) = (pool.on_record(), pool.meta().clone());
     new.complete(pool.fs_limit());
     // The growth of these devices was cut short before it could be recorded.
     for header in &grown {
@@ -403,7 +397,7 @@ fn complete_metadata(platform: &dyn Platform, pool: &mut Pool, cache_dropped: bo
     pool.commit(platform, choose, Some(&old), new)
 }
 
-fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<BTreeMap<DevUuid, Member>> {
+fn members(platform: &dyn Platform, set: &DeviceSet, meta: &PoolMetadata) -> Result<Members> {
     let listed: BTreeSet<_> = meta.devices().collect();
     set.devices()
         .filter(|found| listed.contains(&found.bda.header().device))
@@ -437,7 +431,7 @@ fn work_off_journal(
     for entry in journal {
         if let Journal::Revert(revert) = entry {
             log::info!("pool {}: completing the revert of filesystem {}", pool.name(), revert.origin);
-            pool.note_thin_id(revert.replaced.max(revert.thin_id));
+            pool.filesystems.note_thin_id(revert.replaced.max(revert.thin_id));
             // Removes its entry itself, or leaves it in place.
             revert::finish(platform, pool, records, revert, undo);
             continue;
@@ -448,7 +442,7 @@ fn work_off_journal(
             log::warn!("pool {}: {entry:?} stays until the next set-up: {}", pool.name(), error.sentence());
         }
         for pending in entry.pending() {
-            pool.note_thin_id(pending.thin_id);
+            pool.filesystems.note_thin_id(pending.thin_id);
             let is_recorded = records.iter().any(|record| record.uuid == pending.uuid);
             if matches!(entry, Journal::Destroy(_)) && !is_recorded {
                 // As `finish_destroy` does, which may have done only a part of it.

@@ -62,7 +62,7 @@ pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStat
     let metadata = Sectors(status.metadata_total.saturating_mul(sizes::METADATA_BLOCK.0));
     // The kernel may be unable to use a few blocks of a metadata device.
     let behind = pool.thin_metadata().saturating_sub(metadata) >= sizes::DATA_BLOCK
-        || status.data_total < sizes::blocks(layout::total(&pool.meta.flex_devs.thin_data_dev));
+        || status.data_total < sizes::blocks(layout::total(&pool.meta().flex_devs.thin_data_dev));
     let overlooked = behind && !status.is_damaged();
     if overlooked {
         pool.stack.put(platform, &pool.shape().thin_pool())?;
@@ -77,7 +77,7 @@ pub(super) fn show_sizes(platform: &dyn Platform, pool: &Pool, status: &PoolStat
 pub(super) fn judge_thin_pool(pool: &mut Pool, status: Option<&PoolStatus>) {
     let needs_check = status.is_some_and(|status| status.needs_check);
     pool.note_starved(status.is_some_and(PoolStatus::is_out_of_metadata));
-    let (level, what) = match pool.thin_state() {
+    let (level, what) = match pool.growth.thin_state() {
         Some(thin_status::State::Failed) => (Availability::NoPoolChanges, "its thin pool has failed"),
         Some(thin_status::State::ReadOnly) => {
             (Availability::NoRequests, "the metadata of its thin pool could not be written")

@@ -66,23 +66,23 @@ pub fn facts(pool: &Pool, metadata_needed: Option<Sectors>, fill: Option<Fill>) 
         fs_limit: pool.fs_limit(),
         fill,
         overprovisioning: pool.overprovisioning(),
-        filesystems: pool.filesystems_size(),
-        metadata_exhausted: pool.metadata_exhausted,
-        writes_fail: pool.meta.thinpool_dev.errors_if_no_space(),
+        filesystems: pool.filesystems.size(),
+        metadata_exhausted: pool.growth.is_metadata_exhausted(),
+        writes_fail: pool.meta().thinpool_dev.errors_if_no_space(),
     }
 }
 
 /// Records a plan and puts it in place. `false`: there is nothing to change.
 pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Result<bool> {
-    let writes_fail = pool.meta.thinpool_dev.errors_if_no_space();
+    let writes_fail = pool.meta().thinpool_dev.errors_if_no_space();
     if (plan.metadata, plan.data, plan.writes_fail) == (Sectors::ZERO, Sectors::ZERO, writes_fail) {
         return Ok(false);
     }
     let available = pool.growable();
-    if pool.refused == Some((*plan, available)) {
+    if pool.growth.is_refused(plan, available) {
         return Ok(false);
     }
-    let former = pool.meta.clone();
+    let former = pool.meta().clone();
     let (version, headers) = (pool.version(), pool.headers_as_found());
     let extended = pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, plan.data)?;
@@ -111,7 +111,7 @@ pub fn carry_out(platform: &dyn Platform, pool: &mut Pool, plan: &Growth) -> Res
         }
     }
     follow_or_back(platform, pool, former).inspect_err(|error| {
-        pool.refused = error.is_refusal().then_some((*plan, available));
+        pool.growth.note_failed(plan, available, error.is_refusal());
     })?;
     Ok(true)
 }
@@ -132,7 +132,7 @@ pub fn follow_or_back(platform: &dyn Platform, pool: &mut Pool, former: PoolMeta
         return Err(refused);
     }
     log::error!("pool {} cannot grow, because the kernel refuses its table: {}", pool.name(), refused.sentence());
-    pool.is_behind = false;
+    pool.growth.note_behind(false);
     Err(pool.take_back(platform, former, refused))
 }
 
@@ -146,7 +146,7 @@ pub fn follow(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let mut nothing_to_undo = Rollback::new();
     let followed = pool.stack.ensure_all(platform, layers, &mut nothing_to_undo);
     nothing_to_undo.forget();
-    pool.is_behind = followed.is_err();
+    pool.growth.note_behind(followed.is_err());
     followed
 }
 

@@ -225,12 +225,12 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Step<Re
     log::info!("pool {} ({}) is set up", pool.name(), pool.uuid());
     let started = Started {
         pool: pool.uuid(),
-        devices: pool.meta.devices().collect(),
+        devices: pool.meta().devices().collect(),
         filesystems: pool.filesystems.keys().copied().collect(),
     };
     let links = super::announce(engine, &pool, pool.filesystems.values());
     let uuid = pool.uuid();
-    let (locked, unfinished) = (pool.lacks_volume_key(), pool.work.is_some());
+    let (locked, unfinished) = (pool.lacks_volume_key(), pool.job().is_some());
     setup::insert(pool, name_claim).then(move |inserted| {
         drop(claim);
         Step::blocking(move |engine| {

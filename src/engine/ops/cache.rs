@@ -51,7 +51,7 @@ pub(super) fn compare(pool: &Pool, requested: &[BlockDevice]) -> Result<()> {
 /// the error says so ([`Error::is_unsure`]), and the devices must not be wiped.
 pub(super) fn begin(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.init_cache(devices))?;
-    let (without, old_stack, old_shape) = (pool.meta.clone(), pool.stack.clone(), pool.shape());
+    let (without, old_stack, old_shape) = (pool.meta().clone(), pool.stack.clone(), pool.shape());
     let shape = pool::shape(pool.version(), &with, &pool.members);
     let begun = Rollback::new().guard(platform, |undo| {
         prepare(platform, &mut pool.stack, &shape, &old_shape, undo)?;
@@ -60,7 +60,7 @@ pub(super) fn begin(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUui
     });
     let Err(cause) = begun.map(|((), undo)| undo.forget()) else { return Ok(()) };
     pool.stack = old_stack;
-    match pool.meta == without {
+    match *pool.meta() == without {
         true => Err(cause),
         false => Err(pool.take_back(platform, without, cause)),
     }
@@ -130,7 +130,7 @@ fn put_in_place(
 pub(super) fn extend(platform: &dyn Platform, pool: &mut Pool, admitted: &[DevUuid]) -> Result<()> {
     let with = pool.plan_devices(admitted, |meta, devices| meta.add_cache_devices(devices))?;
     // The record first: a cache must not remember blocks that no record gives to it.
-    let (former, without) = (pool.meta.clone(), pool.on_record());
+    let (former, without) = (pool.meta().clone(), pool.on_record());
     pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
     let mut nothing_to_undo = Rollback::new();
     let below = pool.shape().backstore();
@@ -163,7 +163,7 @@ fn back_to(platform: &dyn Platform, pool: &mut Pool, former: PoolMetadata, refus
         }
     });
     // Whatever the tables are now, the next check compares them.
-    pool.is_behind = true;
+    pool.growth.note_behind(true);
     if let Err(error) = put_back {
         let (refused, what) = (refused.sentence(), error.sentence());
         log::error!(

@@ -11,7 +11,7 @@
 //! knows. Setting up the thin pool on larger devices than it knows is exactly what extends it.
 //!
 //! So the write of the pool metadata is the commit point, and from then on the way is forward.
-//! Tables that could not be put in place now ([`Pool::is_behind`]) are put in place by the next
+//! Tables that could not be put in place now (`GrowthMonitor::is_behind`) are put in place by the next
 //! check, or by the next daemon that adopts the stack. A record is taken back only if the kernel
 //! refuses its table for good and has used none of the space.
 //!
@@ -126,16 +126,10 @@ fn check_as_known(engine: &Engine, granted: Granted<'_>, uuid: PoolUuid, depth: 
     if pool.check_changes().is_err() {
         return nothing;
     }
-    let asked = (pool.usable_size(), pool.fs_limit());
-    let needed = known_need(pool);
+    let asked = pool.metadata_demand();
+    let needed = pool.growth.metadata_needed(asked);
     let result = check(engine.platform(), pool, needed, depth);
-    Checked { result, unknown: needed.is_none().then_some(asked), look_again: pool.look_again }
-}
-
-/// The need for metadata, if it has been computed for the pool's present size and limit.
-fn known_need(pool: &Pool) -> Option<Sectors> {
-    let asked = (pool.usable_size(), pool.fs_limit());
-    pool.metadata_needed.filter(|(known, _)| *known == asked).map(|(_, needed)| needed)
+    Checked { result, unknown: needed.is_none().then_some(asked), look_again: pool.growth.look_again() }
 }
 
 /// Whether the thin pool has free data blocks. If it has none, it is first given some, as far as
@@ -147,7 +141,7 @@ pub(super) fn has_data_space(platform: &dyn Platform, pool: &mut Pool) -> Result
     if pool.thin_pool_status(platform)?.state != State::OutOfDataSpace {
         return Ok(true);
     }
-    let needed = known_need(pool);
+    let needed = pool.growth.metadata_needed(pool.metadata_demand());
     note(pool.uuid(), &check(platform, pool, needed, Depth::Space));
     Ok(pool.thin_pool_status(platform)?.state != State::OutOfDataSpace)
 }
@@ -161,7 +155,7 @@ fn learn_need(uuid: PoolUuid, asked: (Sectors, u64)) -> Step<Result<()>> {
         };
         Step::write(uuid, move |_, granted| {
             let Ok(pool) = super::writable(granted, uuid) else { return Step::Done(Ok(())) };
-            pool.metadata_needed = Some((asked, needed));
+            pool.growth.note_metadata_needed(asked, needed);
             check_now(uuid)
         })
     })
@@ -182,7 +176,7 @@ pub(super) fn and_use<T: Send + 'static>(
 }
 
 fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Sectors>, depth: Depth) -> Result<()> {
-    let mut since = pool.look_again.filter(|_| depth == Depth::Space).unwrap_or_default();
+    let mut since = pool.growth.look_again().filter(|_| depth == Depth::Space).unwrap_or_default();
     loop {
         // The status is read once and passed on, as long as nothing in between changes it. It is a
         // moment older than the figures of the filesystems. At most that moves the low-water mark,
@@ -195,7 +189,7 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
             Depth::Space => pool.refresh_thin_pool(platform, status),
         };
         if let Some(status) = &status {
-            pool.note_use(status.data_used, std::mem::take(&mut since));
+            pool.growth.note_use(status.data_used, std::mem::take(&mut since));
         }
         thin_devices::judge_thin_pool(pool, status.as_ref());
         // A writer that is faster than the looks gets the next look at once: the use may already be
@@ -225,33 +219,34 @@ pub(super) fn arm_or_later(
 }
 
 fn arm(platform: &dyn Platform, pool: &mut Pool, status: Option<PoolStatus>, watched: Vec<Watched>) -> Result<bool> {
-    pool.look_again = None;
+    pool.growth.set_look_again(None);
     let status = status.map_or_else(|| pool.thin_pool_status(platform), Ok)?;
-    if status.state != State::ReadWrite || status.needs_check || pool.is_behind || pool.check_changes().is_err() {
+    if status.state != State::ReadWrite
+        || status.needs_check
+        || pool.growth.is_behind()
+        || pool.check_changes().is_err()
+    {
         return Ok(false);
     }
-    let usual = sizes::low_water(layout::total(&pool.meta.flex_devs.thin_data_dev));
+    let usual = sizes::low_water(layout::total(&pool.meta().flex_devs.thin_data_dev));
     let free = status.data_total.saturating_sub(status.data_used);
-    let now = pool.low_water.unwrap_or(usual);
+    let now = pool.growth.low_water(usual);
     let facts = watching::Pool {
         mark: now,
         usual,
         free,
         devices: pool.filesystems.len() as u64,
         // Nobody can have passed the very first mark.
-        quiet: if now == usual { Duration::MAX } else { pool.quiet },
+        quiet: if now == usual { Duration::MAX } else { pool.growth.quiet() },
     };
     let Watching { mark, look_again } = watching::watch(&facts, watched);
-    pool.look_again = look_again;
+    pool.growth.set_look_again(look_again);
     if mark == now {
         return Ok(false);
     }
-    pool.quiet = Duration::ZERO;
-    let before = pool.low_water.replace(mark);
+    let before = pool.growth.move_low_water(mark);
     pool.stack.put(platform, &pool.shape().thin_pool()).inspect_err(|_| {
-        pool.low_water = before;
-        // The thin pool may even have been left suspended.
-        pool.is_behind = true;
+        pool.growth.take_back_low_water(before);
     })?;
     let status = pool.thin_pool_status(platform)?;
     Ok(mark < free && status.data_total.saturating_sub(status.data_used) <= mark)
@@ -272,7 +267,7 @@ fn grow(
         *known = status.ok();
         return Ok(());
     }
-    if pool.is_behind {
+    if pool.growth.is_behind() {
         follow(platform, pool)?;
         status = pool.thin_pool_status(platform);
     }
@@ -287,7 +282,9 @@ fn grow(
     if !carry_out(platform, pool, &plan)? {
         *known = read;
     }
-    pool.metadata_exhausted |= plan.exhausted.is_some();
+    if plan.exhausted.is_some() {
+        pool.growth.note_metadata_exhausted();
+    }
     let pool = pool.name().clone();
     match plan.exhausted {
         Some(Exhausted::Devices) => Err(Error::MetadataExhausted { pool }),

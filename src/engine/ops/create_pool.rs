@@ -5,7 +5,7 @@
 //! metadata is written. Until then its devices carry a mark: if the power fails, they belong to no
 //! pool.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
     base::{
@@ -29,7 +29,7 @@ use crate::{
         metadata::{IntegritySpec, MetadataVersion, PoolMetadata},
         ops::candidates,
         plan::{sector_rules, sizes},
-        pool::{self, Member, Pool, sector_sizes},
+        pool::{self, Member, Members, Pool, sector_sizes},
         request::{Access, Granted, Mode, Share, Step},
         setup,
         stack::{Layer, Stack},
@@ -104,7 +104,7 @@ fn assign_bindings(platform: &dyn Platform, new: &NewPool) -> Result<Vec<Assigne
 
 /// A pool of that name exists. Checks whether it is the pool that was requested.
 fn compare(existing: &Pool, requested: &[BlockDevice]) -> Result<()> {
-    let present: Vec<&Member> = existing.meta.data_devices().filter_map(|uuid| existing.members.get(&uuid)).collect();
+    let present: Vec<&Member> = existing.meta().data_devices().filter_map(|uuid| existing.members.get(uuid)).collect();
     let only_requested: Vec<PathBuf> = requested
         .iter()
         .filter(|device| present.iter().all(|member| member.device.number != device.number))
@@ -181,7 +181,7 @@ impl Making {
             let mut pool = assemble(platform, uuid, &new, candidates, prepared.as_ref(), undo)?;
             // From here on the pool exists on disk, and nothing fails. But a panic would leave the
             // pool up without anybody who knows of it.
-            pool.confirm_members(platform);
+            pool.members.confirm(platform);
             pool.refresh(platform, None);
             Ok(pool)
         });
@@ -190,7 +190,7 @@ impl Making {
             Err(error) => return Step::Done(Err(error)),
         };
         undo.forget();
-        let created = (pool.uuid(), pool.meta.data_devices().collect());
+        let created = (pool.uuid(), pool.meta().data_devices().collect());
         setup::insert(pool, claim).map(move |inserted| {
             drop(making);
             inserted.map(|()| Some(created))
@@ -222,7 +222,7 @@ fn assemble(
         meta.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
     }
     let initialized = devices::initialize(platform, planned, undo)?;
-    let members: BTreeMap<DevUuid, Member> = initialized
+    let members: Members = initialized
         .into_iter()
         .map(|made| {
             let member = Member::of(made.candidate, made.bda);
@@ -264,7 +264,7 @@ fn assemble(
         pool.note_volume_key(true);
     }
     pool.note_containers()?;
-    let meta = pool.meta.clone();
+    let meta = pool.meta().clone();
     pool.commit(platform, Choose::Everywhere, None, meta)?;
     Ok(pool)
 }

@@ -120,7 +120,8 @@ fn gone(engine: &Engine, event: &DeviceEvent) -> Step<()> {
 fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
     Step::locked(Access::Pool(PoolRef::Uuid(pool), Mode::Shared), move |_, granted| {
         let Ok(running) = super::readable(granted, pool) else { return Step::Done(()) };
-        let known = running.members.get(&id).filter(|member| member.container.is_none() && !running.meta.is_in_use(id));
+        let known =
+            running.members.get(id).filter(|member| member.container.is_none() && !running.meta().is_in_use(id));
         let known = known.map(|member| (member.device.number, member.device.path.clone()));
         let Some((number, path)) = known.filter(|(number, path)| (*number, path) != (device.number, &device.path))
         else {
@@ -137,17 +138,17 @@ fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
             };
             Step::write(pool, move |engine, granted| {
                 let Ok(running) = super::writable(granted, pool) else { return Step::Done(()) };
-                if running.meta.is_in_use(id) {
+                if running.meta().is_in_use(id) {
                     return Step::Done(());
                 }
                 // Read while nobody else writes to the device.
                 let bda = Bda::load(engine.platform(), &device.path, Repair::ReadOnly).ok().flatten();
                 let bda = bda.filter(|bda| (bda.header().pool, bda.header().device) == (pool, id));
-                let (Some(member), Some(bda)) = (running.members.get_mut(&id), bda) else { return Step::Done(()) };
+                let (Some(member), Some(bda)) = (running.members.get_mut(id), bda) else { return Step::Done(()) };
                 log::info!("{} of pool {pool} is now {}", member.device.path.display(), device.path.display());
                 (member.device, member.bda, member.geometry) = (device, bda, geometry);
                 running.show();
-                engine.registry().note_running(pool, running.nodes());
+                engine.registry().note_running(pool, running.members.nodes());
                 Step::Done(())
             })
         })
@@ -161,7 +162,7 @@ fn note_size(pool: PoolUuid, device: DevUuid, found: BlockDevice) -> Step<()> {
             let known = match super::readable(granted, pool) {
                 // Of an encrypted device, the outer one changes its size.
                 Ok(pool) => {
-                    pool.members.get(&device).filter(|member| member.outer().number == found.number).map(|member| {
+                    pool.members.get(device).filter(|member| member.outer().number == found.number).map(|member| {
                         let inside = member.container.as_ref().map(|luks_device| luks_device.room(geometry.size));
                         (member.geometry.size, inside.unwrap_or(geometry.size))
                     })

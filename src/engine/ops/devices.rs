@@ -101,7 +101,7 @@ fn join(uuid: PoolUuid, paths: Vec<PathBuf>, purpose: DeviceAddition) -> Step<Re
                 Ok(found) if found.is_empty() => Step::Done(Ok(Vec::new())),
                 Ok(found) => {
                     let rules = SectorRules::of(pool, purpose);
-                    let (version, meta) = (pool.version(), pool.meta.clone());
+                    let (version, meta) = (pool.version(), pool.meta().clone());
                     let parameters = match LuksParameters::of(pool, purpose) {
                         Ok(parameters) => parameters,
                         Err(error) => return Step::Done(Err(error)),
@@ -176,7 +176,7 @@ struct LuksParameters {
 
 impl LuksParameters {
     fn of(pool: &Pool, purpose: DeviceAddition) -> Result<Option<LuksParameters>> {
-        let mut containers = pool.members.values().filter_map(|member| member.container.clone());
+        let mut containers = pool.members.containers().cloned();
         let Some(first) = containers.next() else { return Ok(None) };
         let agreed = pool.encryption()?.agreed()?;
         let assign = |binding: &Binding| -> Result<Assigned> {
@@ -186,7 +186,7 @@ impl LuksParameters {
         let logical =
             sector_sizes::of_tier(pool, tier).into_iter().filter_map(|member| Some(member.crypt?.logical)).max();
         Ok(Some(LuksParameters {
-            name: pool.meta.name.clone(),
+            name: pool.meta().name.clone(),
             bindings: agreed.iter().map(assign).collect::<Result<_>>()?,
             sector_size: logical,
             // The devices of a new cache hold nothing that could be lost with the keys.
@@ -214,7 +214,7 @@ fn new_ones(pool: &Pool, found: Vec<BlockDevice>, purpose: DeviceAddition) -> Re
         DeviceAddition::Data => Tier::Data,
         DeviceAddition::NewCache | DeviceAddition::MoreCache => Tier::Cache,
     };
-    let has_cache = pool.meta.backstore.cache_tier.is_some();
+    let has_cache = pool.meta().backstore.cache_tier.is_some();
     match purpose {
         DeviceAddition::NewCache if has_cache => return cache::compare(pool, &found).map(|()| Vec::new()),
         DeviceAddition::NewCache if found.is_empty() => return Err(Error::NoCacheDevices),
@@ -280,7 +280,7 @@ fn take_in(
         if let Err(error) = purpose.check(pool).and_then(|()| pool.check_no_work()) {
             return Step::Done(Err(undo.run(platform, error)));
         }
-        let added = pool.admit(initialized);
+        let added = pool.members.admit(initialized);
         let taken = match purpose {
             DeviceAddition::Data => add_data(platform, pool, &added),
             DeviceAddition::NewCache => cache::begin(platform, pool, &added),
@@ -290,17 +290,17 @@ fn take_in(
             // Devices that the record may name are not wiped: without them the pool could not be
             // set up.
             let error = undo.run(platform, error);
-            pool.dismiss(&added);
+            pool.members.dismiss(&added);
             pool.note_failure(&error);
             return Step::Done(Err(error));
         }
         undo.forget();
-        pool.confirm_members(platform);
+        pool.members.confirm(platform);
         if let Err(error) = pool.note_containers() {
             log::error!("pool {}: {}", pool.name(), error.sentence());
         }
         pool.show();
-        engine.registry().note_running(uuid, pool.nodes());
+        engine.registry().note_running(uuid, pool.members.nodes());
         drop(claim);
         Step::Done(Ok(added))
     })
@@ -318,7 +318,7 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
     // A device with an older record would be enough to set the pool up with other devices than it
     // has.
     pool.commit(platform, Choose::Everywhere, Some(&without), with)?;
-    pool.metadata_exhausted = false;
+    pool.growth.retry_metadata();
     follow_or_later(platform, pool);
     Ok(())
 }
@@ -330,7 +330,7 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
         let container = super::readable(granted, uuid).and_then(|pool| {
             pool.check_requests_for_space()?;
             pool.check_no_work()?;
-            Ok(pool.members.get(&device).and_then(|member| member.container.clone()))
+            Ok(pool.members.get(device).and_then(|member| member.container.clone()))
         });
         match container {
             Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
@@ -355,7 +355,7 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
             let platform = engine.platform();
             pool.check_requests_for_space()?;
             pool.check_no_work()?;
-            let Some(member) = pool.members.get(&device) else {
+            let Some(member) = pool.members.get(device) else {
                 return Err(Error::NoDevice { pool: pool.name().clone(), device });
             };
             let before = member.bda.header().device_size;
@@ -386,8 +386,8 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
     pool.check_requests_for_space()?;
     pool.check_no_work()?;
     let name = pool.name().clone();
-    let is_data = pool.meta.data_devices().any(|uuid| uuid == device);
-    let Some(member) = pool.members.get_mut(&device) else { return Err(Error::NoDevice { pool: name, device }) };
+    let is_data = pool.meta().data_devices().any(|uuid| uuid == device);
+    let Some(member) = pool.members.get_mut(device) else { return Err(Error::NoDevice { pool: name, device }) };
     let path = member.device.path.clone();
     if !is_data {
         return Err(Error::CacheDoesNotGrow { pool: name, path });
@@ -414,7 +414,7 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
         if cause.is_unsure() {
             return Err(cause);
         }
-        let Some(member) = pool.members.get_mut(&device) else { return Err(cause) };
+        let Some(member) = pool.members.get_mut(device) else { return Err(cause) };
         return Err(match member.bda.resize(platform, &path, old.device_size, old.flags) {
             Ok(()) => cause,
             Err(error) => Error::Rollback {
@@ -424,10 +424,10 @@ fn grow(platform: &dyn Platform, pool: &mut Pool, device: DevUuid) -> Result<boo
             },
         });
     }
-    pool.confirm_members(platform);
+    pool.members.confirm(platform);
     pool.note_size(device, size);
     pool.show();
-    pool.metadata_exhausted = false;
+    pool.growth.retry_metadata();
     follow_or_later(platform, pool);
     Ok(true)
 }
@@ -447,7 +447,7 @@ fn change_user_info(platform: &dyn Platform, pool: &mut Pool, device: DevUuid, i
     let entry = |meta: &PoolMetadata| {
         meta.device_entries().find(|(_, entry)| entry.uuid == device).map(|(_, entry)| entry.user_info.clone())
     };
-    if entry(&pool.meta).ok_or_else(missing)? == info {
+    if entry(&pool.meta()).ok_or_else(missing)? == info {
         return Ok(false);
     }
     pool.change(platform, Choose::Some(platform.random()), |meta| {

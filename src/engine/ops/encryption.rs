@@ -303,7 +303,7 @@ pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Co
     if let (MetadataVersion::V2, Some(header)) = (pool.version(), headers.first()) {
         return pool.note_header(header);
     }
-    for member in pool.members.values_mut().filter_map(|member| member.container.as_mut()) {
+    for member in pool.members.containers_mut() {
         let at = containers.iter().position(|container| container.device == member.device.path);
         if let Some(header) = at.and_then(|at| headers.get(at)) {
             member.bindings = read_device_header(header)?.bindings;

@@ -107,7 +107,7 @@ fn admissible(platform: &dyn Platform, pool: &Pool, new: &[NewFilesystem]) -> Re
     for request in new {
         sizes::check_new_filesystem(request.size(), request.size_limit, sector)
             .map_err(|source| Error::FilesystemSize { name: request.name.clone(), source })?;
-        let same_name = pool.filesystem_named(&request.name).map(|(_, existing)| existing.record.size);
+        let same_name = pool.filesystems.named(&request.name).map(|(_, existing)| existing.record.size);
         let same_name = same_name.or(wanted.iter().find(|other| other.name == request.name).map(NewFilesystem::size));
         match same_name {
             Some(existing) if existing == request.size() => {}
@@ -116,7 +116,7 @@ fn admissible(platform: &dyn Platform, pool: &Pool, new: &[NewFilesystem]) -> Re
                 return Err(Error::OtherSize { name, existing, requested });
             }
             None => {
-                pool.check_left_out(&request.name)?;
+                pool.check_not_failed(&request.name)?;
                 wanted.push(request.clone());
             }
         }
@@ -132,14 +132,14 @@ pub(super) fn is_settled(engine: &Engine, pool: &Pool, more: usize, sizes: impl 
     if !engine.claims().work_in(pool.uuid()) {
         return true;
     }
-    check_limit(pool, more.saturating_add(pool.unborn.len())).is_ok()
-        && check_room(pool, sizes.chain(pool.unborn.values().copied())).is_ok()
+    check_limit(pool, more.saturating_add(pool.filesystems.pending_sizes().len())).is_ok()
+        && check_room(pool, sizes.chain(pool.filesystems.pending_sizes())).is_ok()
 }
 
 /// Refuses more filesystems than the pool's limit. Names that exist already count, and so do
 /// filesystems that could not be set up.
 pub(super) fn check_limit(pool: &Pool, more: usize) -> Result<()> {
-    let wanted = u64::try_from(pool.recorded().saturating_add(more)).unwrap_or(u64::MAX);
+    let wanted = u64::try_from(pool.filesystems.recorded().saturating_add(more)).unwrap_or(u64::MAX);
     let limit = pool.fs_limit();
     match wanted <= limit {
         true => Ok(()),
@@ -152,7 +152,7 @@ pub(super) fn check_room(pool: &Pool, more: impl IntoIterator<Item = Sectors>) -
     if pool.overprovisioning() {
         return Ok(());
     }
-    let needed = Sectors::checked_sum(pool.records().map(|record| record.size).chain(more));
+    let needed = Sectors::checked_sum(pool.filesystems.records().map(|record| record.size).chain(more));
     let needed = needed.ok_or(sizes::SizeError::Overflow)?;
     let room = pool.room();
     match needed <= room {
@@ -208,7 +208,8 @@ pub(super) fn make_thin(
         Mdv::new(platform, uuid).begin(&journal)?;
         records.into_iter().map(|record| make_one(engine, pool, record, &create, undo)).collect::<Result<Vec<_>>>()
     })?;
-    pool.unborn.extend(pending_filesystems.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.record.size)));
+    pool.filesystems
+        .add_pending(pending_filesystems.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.record.size)));
     Ok(Batch { pending_filesystems, journal, undo, claim, awaited })
 }
 
@@ -322,7 +323,7 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
         };
         let Batch { pending_filesystems, journal, undo, claim, awaited } = batch;
         for new in &pending_filesystems {
-            pool.unborn.remove(&new.filesystem.record.uuid);
+            pool.filesystems.remove_pending(new.filesystem.record.uuid);
         }
         let committed = undo.guard(platform, |undo| {
             made?;
@@ -375,7 +376,7 @@ pub fn destroy_filesystems(uuid: PoolUuid, to_destroy: Vec<FsUuid>) -> Step<Resu
             Err(error) => return Step::Done(Err(error)),
         };
         let mut existing: Vec<FsUuid> =
-            to_destroy.iter().filter(|id| pool.filesystems.contains_key(id)).copied().collect();
+            to_destroy.iter().filter(|id| pool.filesystems.contains(**id)).copied().collect();
         existing.sort_unstable();
         existing.dedup();
         let origins = existing.iter().map(|id| Key::Origin(uuid, *id));
@@ -400,7 +401,7 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
     let uuid = pool.uuid();
     pool.check_requests_for_space()?;
     let pending = to_destroy.iter().map(|id| may_go(pool, *id, to_destroy)).collect::<Result<Vec<_>>>()?;
-    let filesystems = to_destroy.iter().filter_map(|id| pool.filesystems.get(id));
+    let filesystems = to_destroy.iter().filter_map(|id| pool.filesystems.get(*id));
     super::check_unmounted(platform, filesystems.map(|filesystem| (filesystem.name.clone(), filesystem.number)))?;
     let journal = Journal::Destroy(pending.clone());
     let ((), undo) = Rollback::new().guard(platform, |undo| {
@@ -418,10 +419,11 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
     })?;
     undo.forget();
     // Space is free again, and fewer filesystems have space promised to them.
-    pool.metadata_exhausted = false;
+    pool.growth.retry_metadata();
     // From here on the filesystems are gone. What fails now is done at the next set-up, as the
     // journal says. These records are as on disk: the ones in memory pass the origins on earlier.
-    let survivors = pool.records().filter(|record| !to_destroy.contains(&record.uuid)).cloned().collect::<Vec<_>>();
+    let survivors =
+        pool.filesystems.records().filter(|record| !to_destroy.contains(&record.uuid)).cloned().collect::<Vec<_>>();
     for id in to_destroy {
         pool.drop_filesystem(*id);
     }
@@ -451,18 +453,14 @@ fn find_again(engine: &Engine, pool: &mut Pool, spared: &[FsUuid]) -> Option<Box
         let device = pool.thin_name(*id);
         // Try once more after an error: the same error may have caused the rollback.
         let found = platform.dm_find(&device).or_else(|_| platform.dm_find(&device)).ok().flatten();
-        match (found, pool.filesystems.get_mut(id)) {
-            (Some(device), Some(filesystem)) => {
-                filesystem.number = device.number;
-                moved.push(filesystem.clone());
-            }
-            (None, Some(_)) => {
+        match found {
+            Some(device) => moved.extend(pool.filesystems.set_number(*id, device.number).cloned()),
+            None => {
                 if let Some(filesystem) = pool.drop_filesystem(*id) {
                     let reason = "its destruction failed and could not be taken back; stop and start the pool";
-                    pool.leave_out(filesystem.record, reason.to_owned());
+                    pool.add_failed_filesystem(filesystem.record, reason.to_owned());
                 }
             }
-            _ => {}
         }
     }
     super::announce(engine, pool, &moved)
@@ -473,7 +471,7 @@ fn may_go(pool: &Pool, id: FsUuid, to_destroy: &[FsUuid]) -> Result<Pending> {
     let filesystem = pool.filesystem(id)?;
     let record = &filesystem.record;
     let name = filesystem.name.clone();
-    if record.merge || pool.records().any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
+    if record.merge || pool.filesystems.records().any(|snapshot| snapshot.origin == Some(id) && snapshot.merge) {
         return Err(Error::RevertScheduled { name });
     }
     // The new origin of its snapshots is the nearest origin that is not destroyed as well.
@@ -488,7 +486,7 @@ fn may_go(pool: &Pool, id: FsUuid, to_destroy: &[FsUuid]) -> Result<Pending> {
 /// depend on the disk: the journal makes sure that the records follow.
 fn pass_on_origins(engine: &Engine, pool: &mut Pool, pending: &[Pending]) {
     for gone in pending {
-        for snapshot in pool.pass_on_origin(gone.uuid, gone.heir) {
+        for snapshot in pool.filesystems.pass_on_origin(gone.uuid, gone.heir) {
             pool.put_filesystem(engine.platform(), snapshot);
         }
     }
@@ -530,8 +528,8 @@ fn rename(engine: &Engine, pool: &mut Pool, id: FsUuid, name: Name) -> Result<Op
     if renamed.name == name {
         return Ok(None);
     }
-    pool.check_left_out(&name)?;
-    if pool.filesystem_named(&name).is_some() {
+    pool.check_not_failed(&name)?;
+    if pool.filesystems.named(&name).is_some() {
         return Err(Error::FilesystemNameTaken { pool: pool.name().clone(), name });
     }
     renamed.record.name = name.as_str().to_owned();

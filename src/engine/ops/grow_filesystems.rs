@@ -84,7 +84,7 @@ pub fn check_filesystems_now(uuid: PoolUuid) -> Step<Result<()>> {
 
 /// A thin pool that is full or does not work would block the extension.
 fn may_grow(pool: &Pool) -> bool {
-    pool.thin_state().is_none_or(|state| state == State::ReadWrite)
+    pool.growth.thin_state().is_none_or(|state| state == State::ReadWrite)
 }
 
 /// Reads how full the mounted filesystems are, and returns those that are at least half full.
@@ -171,12 +171,12 @@ fn extend(uuid: PoolUuid, seen: Vec<MountedFilesystem>) -> Step<Result<()>> {
 /// What to do with those filesystems that still exist.
 fn plan(pool: &Pool, seen: Vec<MountedFilesystem>, sector: Sectors) -> Vec<(MountedFilesystem, Extension)> {
     let facts = |seen: MountedFilesystem| {
-        let record = &pool.filesystems.get(&seen.id)?.record;
+        let record = &pool.filesystems.get(seen.id)?.record;
         let Usage { total, used } = seen.usage;
         Some((seen, growth::Filesystem { size: record.size, limit: record.fs_size_limit, total, used }))
     };
     let (seen, facts): (Vec<MountedFilesystem>, Vec<growth::Filesystem>) = seen.into_iter().filter_map(facts).unzip();
-    let room = (!pool.overprovisioning()).then(|| pool.room().saturating_sub(pool.filesystems_size()));
+    let room = (!pool.overprovisioning()).then(|| pool.room().saturating_sub(pool.filesystems.size()));
     seen.into_iter().zip(growth::filesystems(&facts, room, sector)).collect()
 }
 

@@ -47,7 +47,7 @@ pub fn set_fs_limit(uuid: PoolUuid, limit: u64) -> Step<Result<()>> {
 
 fn may_have(pool: &Pool, limit: u64) -> Result<()> {
     pool.check_changes()?;
-    let maximum = sizes::fs_limit_max(layout::total(&pool.meta.flex_devs.meta_dev));
+    let maximum = sizes::fs_limit_max(layout::total(&pool.meta().flex_devs.meta_dev));
     let name = || pool.name().clone();
     match pool.fs_limit() {
         now if limit <= now => Err(Error::FilesystemLimitNotRaised { pool: name(), limit: now }),
@@ -66,14 +66,14 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
         Some(Exhausted::Promised) => return Err(Error::MetadataPromised { pool: name() }),
         None => {}
     }
-    let former = pool.meta.clone();
+    let former = pool.meta().clone();
     let (version, headers) = (pool.version(), pool.headers_as_found());
     pool.change(platform, Choose::Some(platform.random()), |meta| {
         meta.extend(version, &headers.iter().collect::<Vec<_>>(), plan.metadata, Sectors::ZERO)?;
         meta.thinpool_dev.fs_limit = Some(limit);
         Ok(())
     })?;
-    pool.metadata_needed = Some(((pool.usable_size(), limit), needed));
+    pool.growth.note_metadata_needed(pool.metadata_demand(), needed);
     if plan.metadata > Sectors::ZERO {
         if let Err(error) = follow_or_back(platform, pool, former) {
             if pool.fs_limit() != limit {
@@ -96,7 +96,7 @@ fn change_overprovisioning(platform: &dyn Platform, pool: &mut Pool, allowed: bo
     if pool.overprovisioning() == allowed {
         return Ok(false);
     }
-    let (needed, room) = (pool.filesystems_size(), pool.room());
+    let (needed, room) = (pool.filesystems.size(), pool.room());
     if !allowed && needed > room {
         return Err(Error::NoRoom { pool: pool.name().clone(), needed, room });
     }
@@ -105,6 +105,8 @@ fn change_overprovisioning(platform: &dyn Platform, pool: &mut Pool, allowed: bo
         Ok(())
     })?;
     // The space promised to filesystems may have kept the metadata from growing.
-    pool.metadata_exhausted &= !allowed;
+    if allowed {
+        pool.growth.retry_metadata();
+    }
     Ok(true)
 }

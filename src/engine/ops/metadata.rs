@@ -31,9 +31,9 @@ pub enum MetadataCopy {
 pub fn pool_metadata(uuid: PoolUuid, copy: MetadataCopy) -> Step<Result<String>> {
     look_at(uuid, move |platform, pool| {
         let json = match copy {
-            MetadataCopy::Current => pool.meta.encode(pool.version()),
+            MetadataCopy::Current => pool.meta().encode(pool.version()),
             MetadataCopy::Written => {
-                let data = pool.meta.data_devices().filter_map(|device| pool.members.get(&device));
+                let data = pool.meta().data_devices().filter_map(|device| pool.members.get(device));
                 let devices: Vec<_> = data.map(|member| (member.device.path.as_path(), &member.bda)).collect();
                 bda::newest(platform, &devices)?.ok_or(Error::NoMetadata(uuid))?.json
             }
@@ -47,7 +47,7 @@ pub fn pool_metadata(uuid: PoolUuid, copy: MetadataCopy) -> Step<Result<String>>
 pub fn filesystem_metadata(uuid: PoolUuid, name: Option<String>, copy: MetadataCopy) -> Step<Result<String>> {
     look_at(uuid, move |platform, pool| {
         let records: Vec<FilesystemRecord> = match copy {
-            MetadataCopy::Current => pool.records().cloned().collect(),
+            MetadataCopy::Current => pool.filesystems.records().cloned().collect(),
             MetadataCopy::Written => {
                 let mdv = Mdv::new(platform, uuid);
                 mdv.records(&mdv.journal()?)?

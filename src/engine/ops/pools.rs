@@ -5,8 +5,6 @@
 //! down, because an encrypted device could not be brought up again without a key. A device is wiped
 //! once nothing lies on it any more.
 
-use std::ops::Bound;
-
 use crate::{
     base::{
         ids::{FsUuid, PoolUuid},
@@ -89,20 +87,20 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
         let filesystems = pool.filesystems.values().map(|filesystem| filesystem.name.clone()).collect();
         return Err(Error::HasFilesystems { pool: pool.name().clone(), filesystems });
     }
-    if pool.left_out().len() > 0 {
+    if pool.filesystems.failed().len() > 0 {
         // These filesystems may hold all that their user has, and the next set-up may bring them
         // back.
-        let filesystems = pool.left_out().map(|record| record.name.clone()).collect();
+        let filesystems = pool.filesystems.failed().map(|record| record.name.clone()).collect();
         return Err(Error::HasLeftOut { pool: pool.name().clone(), filesystems });
     }
     let uuid = pool.uuid();
-    if pool.meta.destroying.is_none() && find_members(engine, pool) == Reach::None {
+    if pool.meta().destroying.is_none() && find_members(engine, pool) == Reach::None {
         return Err(Error::DevicesGone { pool: pool.name().clone() });
     }
     // As for a stop: devices that only a key brings up again stay up until there is no way back.
     let decided = take_down::take_filesystems_down(platform, uuid)
         .and_then(|()| take_down::take_thin_pool_down(platform, &mut pool.stack))
-        .and_then(|()| match pool.meta.destroying {
+        .and_then(|()| match pool.meta().destroying {
             // A request that then panicked has decided the destruction; the pool's devices may be
             // closed.
             Some(_) => Ok(()),
@@ -128,9 +126,9 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     }
     // The destruction is decided and recorded. A device that cannot be wiped now is wiped when it
     // is next seen.
-    let devices = pool.meta.device_entries().filter_map(|(_, entry)| {
-        let member = pool.members.get(&entry.uuid)?;
-        let (parts, stamp) = (pool.meta.container_on(entry.uuid), member.bda.last_update());
+    let devices = pool.meta().device_entries().filter_map(|(_, entry)| {
+        let member = pool.members.get(entry.uuid)?;
+        let (parts, stamp) = (pool.meta().container_on(entry.uuid), member.bda.last_update());
         Some(Doomed { path: &member.device.path, container: member.container.as_ref(), parts, stamp })
     });
     setup::wipe_destroyed(platform, devices);
@@ -156,10 +154,9 @@ pub fn rename_pool(uuid: PoolUuid, name: Name) -> Step<Result<bool>> {
 /// Records the name of a pool, also in the containers of its devices: closed containers are
 /// identified by that name.
 fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<()> {
-    let former = pool.meta.name.clone();
+    let former = pool.meta().name.clone();
     let named = |pool: &mut Pool, name: &str| -> Result<()> {
-        let mut containers = pool.members.values_mut().filter_map(|member| member.container.as_mut());
-        containers.try_for_each(|luks_device| luks_device.rename(platform, name))
+        pool.members.containers_mut().try_for_each(|luks_device| luks_device.rename(platform, name))
     };
     let recorded = named(pool, name.as_str()).and_then(|()| {
         pool.change(platform, Choose::Some(platform.random()), |meta| {
@@ -226,8 +223,7 @@ const TOLD_AT_ONCE: usize = 256;
 fn announce_all(uuid: PoolUuid, after: Option<FsUuid>, mut links: Vec<Box<dyn PendingLinks>>) -> Step<Result<bool>> {
     Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |engine, granted| {
         let Ok(pool) = super::readable(granted, uuid) else { return wait_for_all(links) };
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut next = pool.filesystems.range((from, Bound::Unbounded)).take(TOLD_AT_ONCE).peekable();
+        let mut next = pool.filesystems.after(after).take(TOLD_AT_ONCE).peekable();
         if next.peek().is_none() {
             return wait_for_all(links);
         }

@@ -124,9 +124,9 @@ pub(super) enum Reach {
 pub(super) fn find_members(engine: &Engine, pool: &mut Pool) -> Reach {
     let platform = engine.platform();
     let beside = engine.registry().beside(pool.uuid()).unwrap_or_default();
-    let data: Vec<DevUuid> = pool.meta.data_devices().collect();
+    let data: Vec<DevUuid> = pool.meta().data_devices().collect();
     for (place, device) in data.into_iter().enumerate() {
-        let Some(member) = pool.members.get_mut(&device) else { continue };
+        let Some(member) = pool.members.get_mut(device) else { continue };
         let is_there = |path: &Path, header: &StaticHeader| {
             // A device that is taken for gone is not told of the stop, so a single error is no
             // proof.

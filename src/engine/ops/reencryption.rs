@@ -68,7 +68,7 @@ enum JobOutlook {
 
 fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<JobOutlook> {
     pool.check_requests()?;
-    match (&pool.work, work, pool.is_encrypted()) {
+    match (pool.job(), work, pool.is_encrypted()) {
         (Some(unfinished), _, _) if unfinished.kind == work => return Ok(JobOutlook::GoOn),
         (None, ReencryptionMode::Encrypt, true) | (None, ReencryptionMode::Decrypt, false) => {
             return Ok(JobOutlook::Nothing);
@@ -201,7 +201,7 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     let header = read(platform, &device)?;
     let bindings = bindings_of(pool.version(), &header)?;
     let has = |kind| bindings.lowest(kind).is_some();
-    let (without, clear) = (pool.meta.clone(), pool.shape());
+    let (without, clear) = (pool.meta().clone(), pool.shape());
     pool.stack.find(platform, Role::Crypt)?;
     let entered = pool
         .change(platform, Choose::Everywhere, |meta| meta.set_encrypted(has(Kind::Keyring), has(Kind::Clevis)))
@@ -213,7 +213,7 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
         return Ok(());
     };
     pool.note_encryption(None);
-    if pool.meta == without {
+    if *pool.meta() == without {
         return Err(cause);
     }
     Err(match pool.stack.move_from_cap(platform, &clear) {
@@ -347,9 +347,9 @@ fn announce(
 fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     const AHEAD_MIN: Sectors = Sectors(50 << 21);
     pool.check_requests()?;
-    let ahead = pool.available().min(pool.meta.handed_out().max(AHEAD_MIN));
+    let ahead = pool.available().min(pool.meta().handed_out().max(AHEAD_MIN));
     let (version, headers) = (pool.version(), pool.headers_as_found());
-    if version == MetadataVersion::V2 && ahead > pool.meta.taken_ahead(version) {
+    if version == MetadataVersion::V2 && ahead > pool.meta().taken_ahead(version) {
         pool.change(platform, Choose::Some(platform.random()), |meta| {
             meta.take_ahead(version, &headers.iter().collect::<Vec<_>>(), ahead)
         })?;

@@ -69,7 +69,7 @@ pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
         Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
             match super::readable(granted, uuid) {
                 // Somebody else has completed the job.
-                Ok(pool) if pool.work.is_none() => Step::Done(Ok(())),
+                Ok(pool) if pool.job().is_none() => Step::Done(Ok(())),
                 Ok(_) => run(uuid, JobStart::Resume, claim),
                 Err(error) => Step::Done(Err(error)),
             }
@@ -110,7 +110,9 @@ impl JobContext {
     fn is_recorded(&self, pool: &Pool) -> bool {
         match self.work.kind {
             ReencryptionMode::Encrypt => pool.is_encrypted(),
-            ReencryptionMode::Reencrypt => pool.meta.last_reencrypt.is_some_and(|done| done >= self.work.since.seconds),
+            ReencryptionMode::Reencrypt => {
+                pool.meta().last_reencrypt.is_some_and(|done| done >= self.work.since.seconds)
+            }
             ReencryptionMode::Decrypt => !pool.is_encrypted(),
         }
     }
@@ -120,7 +122,7 @@ pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<
     Step::write(uuid, move |engine, granted| {
         let job = super::writable(granted, uuid).map(|pool| {
             let containers = containers_of(engine.platform(), pool);
-            let mut work = pool.work.clone()?;
+            let mut work = pool.job().cloned()?;
             if work.halted.is_some() {
                 work = Arc::new(view::Work::new(work.kind, work.since));
                 pool.note_work(Some(Arc::clone(&work)));
@@ -375,7 +377,7 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
             let mut leave = || crate::engine::setup::drop_container(platform, pool);
             // The outcome is decided: what fails now is done at the next set-up.
             if let Err(error) = leave().or_else(|_| leave()) {
-                pool.is_behind = true;
+                pool.growth.note_behind(true);
                 pool.restrict(
                     Availability::NoPoolChanges,
                     format!("it has been decrypted, but is still in its container: {}", error.sentence()),

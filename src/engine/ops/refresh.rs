@@ -73,7 +73,7 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<()>> {
         if pool.lacks_volume_key() {
             engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
         }
-        if pool.work.is_some() {
+        if pool.job().is_some() {
             // A re-encryption job that is under way goes on by itself, but it may have been halted.
             engine.begin(format!("work on the data of pool {uuid}"), super::reencryption_job::resume(uuid));
         }
@@ -101,7 +101,7 @@ fn adopt(engine: &Engine, pool: &mut Pool) -> Result<Option<Box<dyn PendingLinks
     match adopted {
         Ok(fresh) => {
             pool.become_as_read(fresh);
-            engine.registry().note_running(uuid, pool.nodes());
+            engine.registry().note_running(uuid, pool.members.nodes());
             Ok(super::announce(engine, pool, pool.filesystems.values()))
         }
         Err(cause) => {

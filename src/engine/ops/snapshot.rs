@@ -61,12 +61,12 @@ fn exists(pool: &Pool, origin: FsUuid, name: &Name) -> Result<bool> {
     pool.check_requests()?;
     let requested = pool.filesystem(origin)?.record.size;
     filesystems::check_limit(pool, 1)?;
-    match pool.filesystem_named(name).map(|(_, found)| found.record.size) {
+    match pool.filesystems.named(name).map(|(_, found)| found.record.size) {
         Some(existing) if existing == requested => return Ok(true),
         Some(existing) => return Err(Error::OtherSize { name: name.clone(), existing, requested }),
         None => {}
     }
-    pool.check_left_out(name)?;
+    pool.check_not_failed(name)?;
     filesystems::check_room(pool, [requested])?;
     Ok(false)
 }
@@ -100,7 +100,7 @@ fn plan(engine: &Engine, pool: &mut Pool, origin: FsUuid, name: &Name, claim: Cl
         rest: Rest::default(),
     };
     let mounted = !platform.mount_points(source.number)?.is_empty();
-    pool.unborn.insert(record.uuid, record.size);
+    pool.filesystems.add_pending([(record.uuid, record.size)]);
     Ok(PlannedSnapshot { record, origin: (source.record.thin_id, pool.thin_name(origin)), mounted, claim })
 }
 
@@ -162,7 +162,7 @@ fn take(uuid: PoolUuid, planned: PlannedSnapshot) -> Step<Result<Option<FsUuid>>
                 Ok(batch) => complete(uuid, batch, mounted),
                 Err(error) => {
                     let error = go_on(engine.platform(), &origin, error);
-                    pool.unborn.remove(&snapshot);
+                    pool.filesystems.remove_pending(snapshot);
                     pool.note_failure(&error);
                     Step::Done(Err(error))
                 }
@@ -238,7 +238,7 @@ fn schedule(engine: &Engine, pool: &mut Pool, snapshot: FsUuid, scheduled: bool)
 
 /// Refuses reverts whose outcome would depend on their order.
 fn may_replace(pool: &Pool, name: Name, snapshot: FsUuid, origin: FsUuid) -> Result<()> {
-    let scheduled = || pool.records().filter(|record| record.merge);
+    let scheduled = || pool.filesystems.records().filter(|record| record.merge);
     if let Some(origin) = scheduled().find(|record| record.uuid == origin) {
         return Err(Error::OriginScheduled { name, origin: origin.name.clone() });
     }

@@ -111,7 +111,7 @@ fn stop_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<StopOutcome>> {
 /// that could not be set up because its device was not as it should be.
 fn check_unmounted(platform: &dyn Platform, pool: &Pool) -> Result<()> {
     let set_up = pool.filesystems.values().map(|filesystem| (filesystem.name.clone(), filesystem.number));
-    let left_out = pool.left_out().filter_map(|record| {
+    let left_out = pool.filesystems.failed().filter_map(|record| {
         // The take-down itself finds what this lookup cannot tell.
         let device = platform.dm_find(&pool.thin_name(record.uuid)).ok()??;
         Some((Name::new(&record.name).ok()?, device.number))
@@ -128,7 +128,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let platform = engine.platform();
     let uuid = pool.uuid();
     check_unmounted(platform, pool)?;
-    let was_decided = pool.meta.destroying.is_some() || pool.meta.started == Some(false);
+    let was_decided = pool.meta().destroying.is_some() || pool.meta().started == Some(false);
     let reach = match was_decided {
         // A request that then panicked has decided the stop; the pool's devices may be closed.
         true => Reach::First,
@@ -165,7 +165,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     pool.set_gone(true);
     let mut take_down = || {
         take_down::take_backstore_down(platform, &mut pool.stack, uuid)?;
-        pool.close_devices(platform)
+        pool.members.close_containers(platform)
     };
     // A single failure is no reason to leave something up.
     let left_up = take_down().or_else(|_| take_down()).err();

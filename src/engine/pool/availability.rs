@@ -4,25 +4,59 @@
 
 use std::sync::Arc;
 
-use super::{Member, Pool};
+use super::Pool;
 use crate::{
-    engine::{
-        error::{Error, Result},
-        metadata::HeaderFlags,
-    },
+    engine::error::{Error, Result},
     view::Availability,
 };
 
 /// The reason of a restriction because the thin pool is out of metadata space.
 const STARVED: &str = "its thin pool has no space left for metadata; add a data device or destroy filesystems";
 
+/// What restricts a pool.
+#[derive(Debug, Default)]
+pub(super) struct Restrictions {
+    /// The worst known damage: how far it restricts the pool, and why. It stays until the next
+    /// set-up of the pool.
+    damage: Option<(Availability, Arc<str>)>,
+    /// Why the record is unsure, if it is: the next set-up may find a state that was to be taken
+    /// back. The record is sure again once the former state has been written once more.
+    unsure: Option<Arc<str>>,
+    /// The thin pool is out of metadata space and could not get any. This ends by itself once there
+    /// is some.
+    starved: bool,
+}
+
+impl Restrictions {
+    /// How far the damage restricts the pool.
+    fn damage_level(&self) -> Availability {
+        self.damage.as_ref().map_or(Availability::Full, |(level, _)| *level)
+    }
+
+    /// Whether nothing restricts the pool except, perhaps, a lack of metadata space.
+    fn is_sound(&self) -> bool {
+        self.damage.is_none() && self.unsure.is_none()
+    }
+
+    /// What is allowed, and the reason of the worst restriction.
+    fn availability(&self) -> (Availability, Option<Arc<str>>) {
+        let unsure = self.unsure.as_ref().map(|reason| (Availability::NoPoolChanges, Arc::clone(reason)));
+        let worst = [&self.damage, &unsure].into_iter().flatten().reduce(|a, b| if b.0 > a.0 { b } else { a });
+        match worst {
+            Some((level, reason)) => (*level, Some(Arc::clone(reason))),
+            None if self.starved => (Availability::NoRequests, Some(STARVED.into())),
+            None => (Availability::Full, None),
+        }
+    }
+}
+
 impl Pool {
     /// Lowers the availability to `level`. A lower level that is in force stays.
     pub fn restrict(&mut self, level: Availability, reason: impl Into<String>) {
-        if level > self.damage.as_ref().map_or(Availability::Full, |(level, _)| *level) {
+        if level > self.restrictions.damage_level() {
             let reason = reason.into();
             log::error!("pool {} is now in state {}: {reason}", self.name, level.word());
-            self.damage = Some((level, reason.into()));
+            self.restrictions.damage = Some((level, reason.into()));
             self.show_availability();
         }
     }
@@ -30,7 +64,7 @@ impl Pool {
     /// Notes whether the thin pool is out of metadata space. Unlike a restriction by
     /// [`Pool::restrict`], this one ends as soon as there is some.
     pub(in crate::engine) fn note_starved(&mut self, starved: bool) {
-        if std::mem::replace(&mut self.starved, starved) == starved {
+        if std::mem::replace(&mut self.restrictions.starved, starved) == starved {
             return;
         }
         match starved {
@@ -42,7 +76,7 @@ impl Pool {
 
     /// Whether the thin pool was out of metadata space when that was last noted.
     pub(in crate::engine) fn is_starved(&self) -> bool {
-        self.starved
+        self.restrictions.starved
     }
 
     /// Notes whether the record is unsure, and why. While it is, the pool must not be changed.
@@ -51,7 +85,7 @@ impl Pool {
             Some(reason) => log::error!("pool {} is not changed any more: {reason}", self.name),
             None => log::info!("the former metadata of pool {} has been written again", self.name),
         }
-        self.unsure = reason.map(Into::into);
+        self.restrictions.unsure = reason.map(Into::into);
         self.show_availability();
     }
 
@@ -59,21 +93,14 @@ impl Pool {
     /// before the failed change. A pool with a device that has grown is not: the device itself
     /// records the larger size. The next set-up completes the growth.
     pub(in crate::engine) fn may_be_sure(&self) -> bool {
-        let is_sound = self.damage.as_ref().is_none_or(|(level, _)| *level < Availability::NoPoolChanges);
-        let has_grown = |member: &Member| member.bda.header().flags.contains(HeaderFlags::GROWN);
-        self.unsure.is_some() && is_sound && !self.gone && !self.members.values().any(has_grown)
+        let is_unsure = self.restrictions.unsure.is_some();
+        let is_damaged = self.restrictions.damage_level() >= Availability::NoPoolChanges;
+        is_unsure && !is_damaged && !self.gone && !self.members.has_grown()
     }
 
     fn show_availability(&mut self) {
-        let unsure = self.unsure.as_ref().map(|reason| (Availability::NoPoolChanges, Arc::clone(reason)));
-        let worst = [&self.damage, &unsure].into_iter().flatten().reduce(|a, b| if b.0 > a.0 { b } else { a });
-        let (availability, restriction) = match worst {
-            Some((level, reason)) => (*level, Some(Arc::clone(reason))),
-            None if self.starved => (Availability::NoRequests, Some(STARVED.into())),
-            None => (Availability::Full, None),
-        };
-        self.changed |= (availability, &restriction) != (self.shown.availability, &self.shown.restriction);
-        (self.shown.availability, self.shown.restriction) = (availability, restriction);
+        let (availability, restriction) = self.restrictions.availability();
+        self.projection.show_availability(availability, restriction);
     }
 
     /// Restricts the pool as a failed undo demands. The caller has already noted that the record is
@@ -101,7 +128,7 @@ impl Pool {
     /// As [`Pool::check_requests`], for requests that may bring space to the thin pool. A lack of
     /// metadata space does not block them.
     pub(in crate::engine) fn check_requests_for_space(&self) -> Result<()> {
-        if self.starved && self.damage.is_none() && self.unsure.is_none() { Ok(()) } else { self.check_requests() }
+        if self.restrictions.is_sound() { Ok(()) } else { self.check_requests() }
     }
 
     /// Refuses every change of a pool whose state is not known to be right (mark C).
@@ -110,13 +137,14 @@ impl Pool {
     }
 
     fn check_level(&self, refused_from: Availability) -> Result<()> {
-        if self.shown.availability < refused_from {
+        let (level, reason) = self.restrictions.availability();
+        if level < refused_from {
             return Ok(());
         }
-        let (pool, level) = (self.name.clone(), self.shown.availability);
-        if self.damage.is_none() && self.unsure.is_none() {
+        let pool = self.name.clone();
+        if self.restrictions.is_sound() {
             return Err(Error::MetadataExhausted { pool });
         }
-        Err(Error::Restricted { pool, level, reason: self.shown.restriction.as_deref().unwrap_or_default().to_owned() })
+        Err(Error::Restricted { pool, level, reason: reason.as_deref().unwrap_or_default().to_owned() })
     }
 }

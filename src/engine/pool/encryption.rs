@@ -15,25 +15,55 @@ use crate::{
     view,
 };
 
+/// How a pool is encrypted, and the job that changes it.
+#[derive(Debug, Default)]
+pub(super) struct EncryptionState {
+    /// How the pool can be unlocked; `None` if it is not encrypted.
+    info: Option<Info>,
+    /// The pool's volume key is in the daemon's keyring (version 2).
+    volume_key_loaded: bool,
+    /// The re-encryption job on the pool's data that is running, or that was interrupted and will
+    /// continue soon.
+    job: Option<Arc<view::Work>>,
+}
+
+impl EncryptionState {
+    /// Writes the state into the view of the pool.
+    pub(super) fn show_in(&self, shown: &mut view::Pool) {
+        shown.encryption = self.info.as_ref().map(Info::view);
+        shown.volume_key_loaded = self.volume_key_loaded;
+        shown.work = self.job.clone();
+    }
+
+    /// Whether the job may need this key.
+    fn needs_for_job(&self, key: &KeyDescription) -> bool {
+        let opens = |info: &Info| match info.agreed() {
+            Ok(bindings) => bindings.of_mechanism(&Mechanism::Keyring(key.clone())).count() > 0,
+            // Whether the job needs the key is unknown.
+            Err(_) => true,
+        };
+        self.job.is_some() && self.info.as_ref().is_some_and(opens)
+    }
+}
+
 impl Pool {
     /// How the pool can be unlocked.
     ///
     /// # Errors
     /// If the pool is not encrypted.
     pub(in crate::engine) fn encryption(&self) -> Result<&Info> {
-        self.encryption.as_ref().ok_or_else(|| Error::NothingToOpen { pool: self.name.clone() })
+        self.encryption.info.as_ref().ok_or_else(|| Error::NothingToOpen { pool: self.name.clone() })
     }
 
     /// Whether the pool is encrypted, as a whole or device by device.
     pub fn is_encrypted(&self) -> bool {
-        self.encryption.is_some()
+        self.encryption.info.is_some()
     }
 
     /// The pool's devices that are LUKS2 containers, with the names of the crypt devices on them
     /// (version 1).
     pub(in crate::engine) fn device_containers(&self) -> impl Iterator<Item = (PathBuf, String)> {
-        let containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.map(|luks_device| (luks_device.device.path.clone(), luks_device.name()))
+        self.members.containers().map(|luks_device| (luks_device.device.path.clone(), luks_device.name()))
     }
 
     /// Records which kinds of bindings a pool of version 2 has, unless that is already recorded.
@@ -54,27 +84,18 @@ impl Pool {
         platform: &dyn Platform,
         has: impl Fn(Kind) -> bool,
     ) -> Result<()> {
-        if self.version == MetadataVersion::V1 {
+        if self.version() == MetadataVersion::V1 {
             return Ok(());
         }
-        let mut wanted = self.meta.clone();
+        let mut wanted = self.meta().clone();
         wanted.set_encrypted(has(Kind::Keyring), has(Kind::Clevis))?;
-        if wanted.features == self.meta.features {
+        if wanted.features == self.meta().features {
             return Ok(());
         }
         self.change(platform, Choose::Some(platform.random()), |meta| {
             *meta = wanted;
             Ok(())
         })
-    }
-
-    /// Closes the containers of the devices. Nothing may lie on them any more.
-    ///
-    /// # Errors
-    /// When a container is in use.
-    pub(in crate::engine) fn close_devices(&self, platform: &dyn Platform) -> Result<()> {
-        let mut containers = self.members.values().filter_map(|member| member.container.as_ref());
-        containers.try_for_each(|luks_device| luks_device.close(platform))
     }
 
     /// Notes what the pool's LUKS2 header says now (version 2).
@@ -91,7 +112,7 @@ impl Pool {
     /// # Errors
     /// If only some of the devices do.
     pub(in crate::engine) fn note_containers(&mut self) -> Result<()> {
-        if self.version == MetadataVersion::V1 {
+        if self.version() == MetadataVersion::V1 {
             let bindings = self.members.values().map(|member| Some(&member.container.as_ref()?.bindings));
             let info = Info::of_devices(bindings)?;
             self.note_encryption(info);
@@ -101,37 +122,42 @@ impl Pool {
 
     /// Notes how the pool can be unlocked now.
     pub(in crate::engine) fn note_encryption(&mut self, info: Option<Info>) {
-        self.encryption = info;
+        self.encryption.info = info;
         self.show();
     }
 
     /// Notes whether the pool's volume key is in the daemon's keyring.
     pub(in crate::engine) fn note_volume_key(&mut self, loaded: bool) {
-        self.volume_key_loaded = loaded;
+        self.encryption.volume_key_loaded = loaded;
         self.show();
     }
 
     /// Whether the pool is encrypted as a whole and its volume key is not in the daemon's keyring.
     pub(in crate::engine) fn lacks_volume_key(&self) -> bool {
-        self.meta.is_encrypted() && !self.volume_key_loaded
+        self.meta().is_encrypted() && !self.encryption.volume_key_loaded
+    }
+
+    /// The re-encryption job on the pool's data, if there is one.
+    pub(in crate::engine) fn job(&self) -> Option<&Arc<view::Work>> {
+        self.encryption.job.as_ref()
     }
 
     /// Notes a re-encryption job on the pool's data, or its end.
     pub(in crate::engine) fn note_work(&mut self, work: Option<Arc<view::Work>>) {
-        self.work = work;
+        self.encryption.job = work;
         self.show();
     }
 
     /// Notes that nobody works on the re-encryption job any more, if there is one.
     pub(in crate::engine) fn note_halted(&mut self, why: &str) {
-        if let Some(work) = &self.work {
+        if let Some(work) = &self.encryption.job {
             self.note_work(Some(Arc::new(work.halted(why))));
         }
     }
 
     /// Refuses what is impossible during a re-encryption job.
     pub(in crate::engine) fn check_no_work(&self) -> Result<()> {
-        let Some(work) = &self.work else { return Ok(()) };
+        let Some(work) = &self.encryption.job else { return Ok(()) };
         let (pool, kind) = (self.name.clone(), work.kind);
         Err(match &work.halted {
             None => Error::AtWork { pool, work: kind },
@@ -141,11 +167,6 @@ impl Pool {
 
     /// Whether a re-encryption job may need this key.
     pub(in crate::engine) fn wants_for_work(&self, key: &KeyDescription) -> bool {
-        let opens = |info: &Info| match info.agreed() {
-            Ok(bindings) => bindings.of_mechanism(&Mechanism::Keyring(key.clone())).count() > 0,
-            // Whether the job needs the key is unknown.
-            Err(_) => true,
-        };
-        self.work.is_some() && self.encryption.as_ref().is_some_and(opens)
+        self.encryption.needs_for_job(key)
     }
 }

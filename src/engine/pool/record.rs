@@ -22,11 +22,11 @@
 
 use super::Pool;
 use crate::{
-    base::ids::DevUuid,
+    base::ids::{DevUuid, PoolUuid},
     engine::{
         bda::{self, Choose},
         error::{Error, Result},
-        metadata::{PoolMetadata, mda::next_stamp, pool::Tier},
+        metadata::{MetadataVersion, PoolMetadata, mda::next_stamp, pool::Tier},
     },
     platform::{Platform, Timestamp},
 };
@@ -36,10 +36,30 @@ use crate::{
 /// the pool is encrypted.
 pub const RESERVE_BYTES: u64 = 4096;
 
-impl Pool {
-    /// The metadata as recorded on the devices. The pool is made of it, except for a cache tier
-    /// that it was set up without.
-    pub(in crate::engine) fn on_record(&self) -> PoolMetadata {
+/// What is recorded of a pool.
+#[derive(Debug)]
+pub(super) struct PoolRecord {
+    pub(super) uuid: PoolUuid,
+    pub(super) version: MetadataVersion,
+    /// The pool metadata as recorded on the devices, without the cache tier that the pool was set
+    /// up without.
+    meta: PoolMetadata,
+    /// The recorded cache tier, if the pool was set up without it.
+    former_cache: Option<Tier>,
+}
+
+impl PoolRecord {
+    pub(super) fn new(uuid: PoolUuid, version: MetadataVersion, meta: PoolMetadata) -> PoolRecord {
+        PoolRecord { uuid, version, meta, former_cache: None }
+    }
+
+    /// The metadata of which the pool is made.
+    pub(super) fn meta(&self) -> &PoolMetadata {
+        &self.meta
+    }
+
+    /// The metadata as recorded on the devices.
+    fn on_disk(&self) -> PoolMetadata {
         let mut recorded = self.meta.clone();
         if let Some(tier) = &self.former_cache {
             recorded.backstore.cache_tier = Some(tier.clone());
@@ -47,10 +67,29 @@ impl Pool {
         recorded
     }
 
+    /// Takes over a state that is on the devices now. A state without a cache tier gives up the
+    /// tier that the pool was set up without.
+    fn accept(&mut self, mut new: PoolMetadata) {
+        if new.backstore.cache_tier.is_none() {
+            self.former_cache = None;
+        } else if self.former_cache.is_some() {
+            self.former_cache = new.backstore.cache_tier.take();
+        }
+        self.meta = new;
+    }
+}
+
+impl Pool {
+    /// The metadata as recorded on the devices. The pool is made of it, except for a cache tier
+    /// that it was set up without.
+    pub(in crate::engine) fn on_record(&self) -> PoolMetadata {
+        self.record.on_disk()
+    }
+
     /// Notes that the pool was set up without the recorded cache tier. The tier stays on record
     /// until a commit of metadata without it.
     pub(in crate::engine) fn set_up_without(&mut self, cache: Option<Tier>) {
-        self.former_cache = cache;
+        self.record.former_cache = cache;
     }
 
     /// Changes the recorded metadata as [`Pool::commit`] does.
@@ -81,18 +120,13 @@ impl Pool {
         platform: &dyn Platform,
         choose: Choose,
         old: Option<&PoolMetadata>,
-        mut new: PoolMetadata,
+        new: PoolMetadata,
     ) -> Result<()> {
         self.check_room(old, &new)?;
         if let Err(cause) = self.save(platform, choose, &new, old) {
             return Err(self.overrule(platform, old, &new, cause));
         }
-        if new.backstore.cache_tier.is_none() {
-            self.former_cache = None;
-        } else if self.former_cache.is_some() {
-            self.former_cache = new.backstore.cache_tier.take();
-        }
-        self.meta = new;
+        self.record.accept(new);
         self.show();
         Ok(())
     }
@@ -102,7 +136,7 @@ impl Pool {
     /// the error to report: `cause`, or [`Error::Unrecorded`] if the next set-up may find the state
     /// that was to be taken back.
     pub(in crate::engine) fn take_back(&mut self, platform: &dyn Platform, old: PoolMetadata, cause: Error) -> Error {
-        let new = std::mem::replace(&mut self.meta, old);
+        let new = std::mem::replace(&mut self.record.meta, old);
         self.show();
         let old = self.on_record();
         self.overrule(platform, Some(&old), &new, cause)
@@ -152,8 +186,8 @@ impl Pool {
     /// Refuses a state that would fill the metadata areas, unless the change must always be
     /// possible. The lists of segments and the user's texts about devices grow without a bound.
     fn check_room(&self, old: Option<&PoolMetadata>, new: &PoolMetadata) -> Result<()> {
-        let length = new.encode(self.version).len() as u64;
-        let capacities = new.data_devices().filter_map(|uuid| Some(self.members.get(&uuid)?.bda.capacity()));
+        let length = new.encode(self.version()).len() as u64;
+        let capacities = new.data_devices().filter_map(|uuid| Some(self.members.get(uuid)?.bda.capacity()));
         let capacity = capacities.max().unwrap_or_default();
         if length <= capacity.saturating_sub(RESERVE_BYTES) {
             return Ok(());
@@ -178,7 +212,7 @@ impl Pool {
         // newest.
         let last = self.members.values().filter_map(|member| member.bda.last_tried()).max();
         let stamp = next_stamp(platform.now(), last);
-        let json = meta.stamped(stamp).encode(self.version);
+        let json = meta.stamped(stamp).encode(self.version());
         let data: Vec<DevUuid> = meta.data_devices().collect();
         let deciding: Option<Vec<DevUuid>> = decides.map(|decides| decides.data_devices().collect());
         let (ids, mut devices): (Vec<DevUuid>, Vec<_>) = self

@@ -17,17 +17,17 @@ pub(in crate::engine) fn of_device(geometry: &Geometry) -> SectorSizes {
 
 /// The devices of a tier, as the sector size rules need them.
 pub(in crate::engine) fn of_tier(pool: &Pool, tier: Tier) -> Vec<sector_rules::Member> {
-    pool.meta
+    pool.meta()
         .device_entries()
         .filter(|(of_tier, _)| *of_tier == tier)
         .filter_map(|(_, entry)| {
-            let member = pool.members.get(&entry.uuid)?;
+            let member = pool.members.get(entry.uuid)?;
             let inside = of_device(&member.geometry);
             let (base, crypt) = match &member.container {
                 Some(luks_device) => (of_device(&luks_device.geometry), Some(inside)),
                 None => (inside, None),
             };
-            Some(sector_rules::Member { base, crypt, in_use: pool.meta.is_in_use(entry.uuid) })
+            Some(sector_rules::Member { base, crypt, in_use: pool.meta().is_in_use(entry.uuid) })
         })
         .collect()
 }

@@ -257,15 +257,15 @@ impl DeviceSet {
     /// containers have been closed and do not show their contents.
     pub fn of(pool: &Pool, closed: bool) -> DeviceSet {
         let mut set = DeviceSet::default();
-        for (uuid, member) in &pool.members {
+        for (uuid, member) in pool.members.iter() {
             if let Some(luks_device) = &member.container {
                 set.add(Seen::Container(luks_device.clone()));
             }
             if !closed || member.container.is_none() {
                 // Devices of the cache tier hold no metadata.
-                let holds_metadata = pool.meta.data_devices().any(|data| data == *uuid);
+                let holds_metadata = pool.meta().data_devices().any(|data| data == *uuid);
                 let stamp = member.bda.last_update().unwrap_or_default();
-                let metadata = holds_metadata.then(|| Ok((stamp, Arc::new(pool.meta.stamped(stamp)))));
+                let metadata = holds_metadata.then(|| Ok((stamp, Arc::new(pool.meta().stamped(stamp)))));
                 let within = member.container.iter().map(|luks_device| luks_device.device.number).collect();
                 set.add(Seen::Area(Found { device: member.device.clone(), bda: member.bda.clone(), metadata, within }));
             }

@@ -29,7 +29,7 @@ use crate::{
 pub(super) fn leave(platform: &dyn Platform, pool: &mut Pool, set: &DeviceSet, tier: &Tier) -> Result<()> {
     let Err(error) = empty(platform, pool, set, tier) else { return Ok(()) };
     log::warn!("pool {}: giving up its cache, because it cannot be emptied: {}", pool.name(), error.sentence());
-    let (old, new) = (pool.on_record(), pool.meta.clone());
+    let (old, new) = (pool.on_record(), pool.meta().clone());
     pool.commit(platform, Choose::Everywhere, Some(&old), new)
 }
 

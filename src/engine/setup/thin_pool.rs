@@ -24,10 +24,11 @@ pub(super) fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo:
     let found = platform.dm_find(&pool.stack.name(Role::ThinPool))?;
     // A running thin pool keeps its low-water mark until a check finds a better one: replacing the
     // mark would suspend I/O.
-    pool.low_water = found.iter().flat_map(|device| &device.table).find_map(|line| match line.target {
+    let mark = found.iter().flat_map(|device| &device.table).find_map(|line| match line.target {
         Target::ThinPool { low_water, .. } => Some(low_water),
         _ => None,
     });
+    pool.growth.adopt_low_water(mark);
     // The metadata of a running thin pool belongs to the kernel; nobody else may read it.
     if found.is_none() {
         make_sound(platform, pool, &shape, undo)?;
@@ -46,7 +47,7 @@ pub(super) fn bring_up_thin_pool(platform: &dyn Platform, pool: &mut Pool, undo:
 fn make_sound(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mut Rollback) -> Result<()> {
     match check(platform, pool, Role::ThinMeta)? {
         Verdict::Sound => {
-            if pool.meta.repaired {
+            if pool.meta().repaired {
                 let sound = pool.change(platform, Choose::Some(platform.random()), |meta| {
                     meta.repaired = false;
                     Ok(())
@@ -58,7 +59,7 @@ fn make_sound(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mu
             }
             Ok(())
         }
-        Verdict::Damaged(said) if pool.meta.repaired => Err(Error::DamagedAgain { pool: pool.name().clone(), said }),
+        Verdict::Damaged(said) if pool.meta().repaired => Err(Error::DamagedAgain { pool: pool.name().clone(), said }),
         Verdict::Damaged(said) => {
             log::warn!("pool {}: thin_check found its metadata damaged ({said}); repairing it", pool.name());
             repair(platform, pool, shape, undo)
@@ -67,7 +68,7 @@ fn make_sound(platform: &dyn Platform, pool: &mut Pool, shape: &Shape, undo: &mu
 }
 
 fn check(platform: &dyn Platform, pool: &Pool, role: Role) -> Result<Verdict> {
-    let size = layout::total(&pool.meta.flex_devs.thin_meta_dev);
+    let size = layout::total(&pool.meta().flex_devs.thin_meta_dev);
     thin_check::check(platform, &platform.dm_node(&pool.stack.name(role)), size)
         .map_err(|source| Error::NotChecked { pool: pool.name().clone(), source })
 }

@@ -1,11 +1,11 @@
 //! Encrypted pools at set-up: opens or adopts containers, repairs their headers, and takes over
 //! what the headers say (`docs/spec/engine/encryption.md` §6.3, 6.4, 7.3).
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use crate::{
     base::{
-        ids::{DevUuid, PoolUuid},
+        ids::PoolUuid,
         name::Name,
         units::{Bytes, Sectors},
     },
@@ -17,7 +17,7 @@ use crate::{
         error::{Error, Result},
         luks_device::{self, LuksDevice},
         metadata::PoolMetadata,
-        pool::{Member, Pool},
+        pool::{Members, Pool},
         registry::DeviceSet,
         stack::remove_surely,
         undo::{Rollback, When},
@@ -35,12 +35,11 @@ use crate::{
 pub(super) fn encryption_of(
     platform: &dyn Platform,
     uuid: PoolUuid,
-    members: &mut BTreeMap<DevUuid, Member>,
+    members: &mut Members,
     name: &str,
 ) -> Result<Option<Info>> {
     let all = members.len();
-    let mut containers: Vec<&mut LuksDevice> =
-        members.values_mut().filter_map(|member| member.container.as_mut()).collect();
+    let mut containers: Vec<&mut LuksDevice> = members.containers_mut().collect();
     if containers.is_empty() {
         return Ok(None);
     }
@@ -68,9 +67,7 @@ pub(super) fn note_encryption(platform: &dyn Platform, pool: &mut Pool, encrypti
         pool.restrict(Availability::NoRequests, error.to_string());
     }
     pool.note_encryption(Some(info));
-    let states =
-        pool.members.values().filter_map(|member| member.container.as_ref().map(|luks_device| luks_device.state));
-    let unfinished = states.into_iter().find_map(|state| match state {
+    let unfinished = pool.members.containers().map(|luks_device| luks_device.state).find_map(|state| match state {
         EncryptionState::Unfinished { mode, .. } => Some(mode),
         _ => None,
     });
@@ -134,7 +131,7 @@ pub(super) fn open_container(
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
     let found = pool.stack.find(platform, Role::Crypt)?;
     let header = platform.luks_read(&device)?;
-    match containment(pool.name(), pool.meta.is_encrypted(), header)? {
+    match containment(pool.name(), pool.meta().is_encrypted(), header)? {
         Containment::None => Ok(()),
         Containment::Stale => {
             log::info!("pool {}: removing a LUKS2 header with nothing behind it", pool.name());
@@ -224,7 +221,7 @@ pub(in crate::engine) fn drop_container(platform: &dyn Platform, pool: &mut Pool
     let device = platform.dm_node(&pool.stack.name(Role::Cache));
     pool.stack.move_to_cap(platform, &pool.shape())?;
     pool.stack.remove(platform, Role::Crypt)?;
-    containers::wipe(platform, &device, Sectors::ZERO, pool.meta.crypt_reserved())
+    containers::wipe(platform, &device, Sectors::ZERO, pool.meta().crypt_reserved())
 }
 
 #[cfg(test)]

@@ -1,0 +1,171 @@
+//! A pool as clients see it. The engine keeps this value up to date beside its own state, and
+//! notices when it changes.
+
+use std::sync::Arc;
+
+use super::Pool;
+use crate::{
+    base::{
+        ids::{FsUuid, PoolUuid},
+        name::Name,
+        units::{Bytes, DataBlocks, Sectors},
+    },
+    engine::{metadata::MetadataVersion, plan::sizes},
+    view::{self, Availability},
+};
+
+/// The view of a pool.
+#[derive(Debug)]
+pub(super) struct Projection {
+    shown: view::Pool,
+    /// `shown` has changed since it was last taken.
+    changed: bool,
+    /// Data blocks in use; `None` if the thin pool does not report them.
+    blocks_used: Option<DataBlocks>,
+}
+
+impl Projection {
+    /// The view of a pool of which nothing is known yet.
+    pub fn new(uuid: PoolUuid, name: Name, version: MetadataVersion) -> Projection {
+        let shown = view::Pool {
+            uuid,
+            name,
+            metadata_version: version.number(),
+            encryption: None,
+            volume_key_loaded: false,
+            last_reencrypt: None,
+            work: None,
+            availability: Availability::Full,
+            restriction: None,
+            has_cache: false,
+            fs_limit: sizes::FS_LIMIT,
+            overprovisioning: true,
+            no_alloc_space: false,
+            total: Sectors::ZERO,
+            allocated: Sectors::ZERO,
+            used: None,
+            filesystems: imbl::OrdMap::new(),
+            left_out: Arc::default(),
+            devices: imbl::OrdMap::new(),
+        };
+        Projection { shown, changed: true, blocks_used: None }
+    }
+
+    /// The view now.
+    pub fn view(&self) -> Arc<view::Pool> {
+        Arc::new(self.shown.clone())
+    }
+
+    /// The view, if it has changed since the last call.
+    pub fn take_change(&mut self) -> Option<Arc<view::Pool>> {
+        std::mem::take(&mut self.changed).then(|| self.view())
+    }
+
+    /// Counts as changed, whatever was shown before.
+    pub fn mark_changed(&mut self) {
+        self.changed = true;
+    }
+
+    /// Shows a new or changed filesystem.
+    pub fn show_filesystem(&mut self, filesystem: view::Filesystem) {
+        // An unchanged value keeps its allocation, so that a comparison does not look into it.
+        if self.shown.filesystems.get(&filesystem.uuid).is_none_or(|known| **known != filesystem) {
+            self.shown.filesystems.insert(filesystem.uuid, Arc::new(filesystem));
+            self.changed = true;
+        }
+    }
+
+    /// Shows a filesystem no longer.
+    pub fn hide_filesystem(&mut self, uuid: FsUuid) {
+        self.changed |= self.shown.filesystems.remove(&uuid).is_some();
+    }
+
+    /// How much of a filesystem is in use, as shown.
+    pub fn used_by(&self, filesystem: FsUuid) -> Option<Bytes> {
+        self.shown.filesystems.get(&filesystem).and_then(|shown| shown.used)
+    }
+
+    /// Shows the filesystems that could not be set up.
+    pub fn show_failed(&mut self, failed: impl Iterator<Item = view::LeftOut>) {
+        self.shown.left_out = failed.collect();
+        self.changed = true;
+    }
+
+    /// Shows what is allowed in the pool, and why not more.
+    pub fn show_availability(&mut self, availability: Availability, restriction: Option<Arc<str>>) {
+        self.changed |= (availability, &restriction) != (self.shown.availability, &self.shown.restriction);
+        (self.shown.availability, self.shown.restriction) = (availability, restriction);
+    }
+
+    /// Notes how many data blocks are in use. [`Pool::show`] shows it.
+    pub fn note_blocks_used(&mut self, used: Option<DataBlocks>) {
+        self.blocks_used = used;
+    }
+
+    fn replace(&mut self, shown: view::Pool) {
+        if shown != self.shown {
+            self.shown = shown;
+            self.changed = true;
+        }
+    }
+}
+
+impl Pool {
+    /// The pool as clients see it now.
+    pub fn view(&self) -> Arc<view::Pool> {
+        self.projection.view()
+    }
+
+    /// The pool as clients see it, if that changed since the last call.
+    pub fn take_change(&mut self) -> Option<Arc<view::Pool>> {
+        self.projection.take_change()
+    }
+
+    /// Updates the view from the record, the members and the state of the encryption.
+    pub(in crate::engine) fn show(&mut self) {
+        let meta = self.meta();
+        let mut shown = self.projection.shown.clone();
+        shown.name = self.name.clone();
+        shown.last_reencrypt = meta.last_reencrypt;
+        self.encryption.show_in(&mut shown);
+        shown.has_cache = meta.backstore.cache_tier.is_some();
+        shown.fs_limit = self.fs_limit();
+        shown.overprovisioning = self.overprovisioning();
+        shown.no_alloc_space = meta.thinpool_dev.errors_if_no_space();
+        shown.total = self.total_size();
+        shown.allocated = meta.allocated(self.version()).saturating_add(self.metadata_size());
+        let other = meta.flexible_metadata_size().saturating_add(self.metadata_size());
+        shown.used = self.projection.blocks_used.map(|blocks| sizes::sectors(blocks).saturating_add(other));
+        // Unchanged values keep their allocation, so that a comparison does not look into them.
+        let mut devices = imbl::OrdMap::new();
+        for device in self.devices_view() {
+            let kept = shown.devices.get(&device.uuid).filter(|known| ***known == device).cloned();
+            devices.insert(device.uuid, kept.unwrap_or_else(|| Arc::new(device)));
+        }
+        shown.devices = devices;
+        self.projection.replace(shown);
+    }
+
+    /// The block devices as clients see them.
+    fn devices_view(&self) -> impl Iterator<Item = view::Device> {
+        let meta = self.meta();
+        meta.device_entries().filter_map(|(tier, entry)| {
+            let member = self.members.get(entry.uuid)?;
+            let header = member.bda.header();
+            let size_now = member.geometry.size;
+            Some(view::Device {
+                uuid: entry.uuid,
+                tier,
+                node: member.device.path.clone(),
+                physical: member.outer().path.clone(),
+                hardware_info: entry.hardware_info.clone(),
+                user_info: entry.user_info.clone(),
+                initialized: header.initialized,
+                size: header.device_size,
+                new_size: (size_now != header.device_size).then_some(size_now),
+                in_use: meta.is_in_use(entry.uuid),
+                sector_bytes: (member.geometry.logical, member.geometry.physical),
+            })
+        })
+    }
+}
