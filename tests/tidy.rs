@@ -5,6 +5,8 @@
 
 #[path = "tidy/documents.rs"]
 mod documents;
+#[path = "tidy/names.rs"]
+mod names;
 #[path = "tidy/structure.rs"]
 mod structure;
 
@@ -170,11 +172,36 @@ fn code_of(text: &str) -> String {
     code
 }
 
-/// The code up to the tests: those may name what they need.
+/// The code without the tests, line breaks kept: those may name what they need.
 fn code_without_tests(source: &Source) -> String {
+    const TEST_ONLY: &str = "#[cfg(test)]";
+    if source.path.ends_with("tests.rs") || source.path.contains("/tests/") {
+        return String::new();
+    }
     let code = code_of(&source.text);
-    let is_test_file = source.path.ends_with("tests.rs") || source.path.contains("/tests/");
-    if is_test_file { String::new() } else { code.split("#[cfg(test)]").next().unwrap_or_default().to_owned() }
+    let mut kept = String::with_capacity(code.len());
+    let mut rest = code.as_str();
+    while let Some(at) = rest.find(TEST_ONLY) {
+        let end = at + TEST_ONLY.len() + item_length(&rest[at + TEST_ONLY.len()..]);
+        kept.push_str(&rest[..at]);
+        kept.extend(rest[at..end].chars().filter(|c| *c == '\n'));
+        rest = &rest[end..];
+    }
+    kept + rest
+}
+
+/// How many bytes the item at the beginning of the code has: up to its semicolon, or to the end of its braces.
+fn item_length(code: &str) -> usize {
+    let mut depth = 0;
+    let end = code.char_indices().find(|(_, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        depth == 0 && matches!(c, '}' | ';')
+    });
+    end.map_or(code.len(), |(at, _)| at + 1)
 }
 
 /// Every path that the code names and that begins at a crate: `crate::engine::ids::FsUuid`, `dbus::Message`.
