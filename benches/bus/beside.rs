@@ -9,9 +9,9 @@ use std::{
 };
 
 use dbus::arg::{RefArg, Variant};
+use support::client::{self, Client, MANAGER, Outcome, POOL, PROPERTIES, TOP};
 
 use crate::{
-    client::{self, Client, MANAGER, Outcome, POOL, PROPERTIES, TOP},
     figures::{Musts, Samples, chapter, head, ratio, row, time},
     stage::{Stage, floor, get, ping, sample},
 };

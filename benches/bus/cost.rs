@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use support::bus::Bus;
+
 use crate::{
     figures::{Musts, Samples, chapter, head, row, time},
-    rig::Bus,
     stage::{Stage, get, get_all, list, ping},
 };
 

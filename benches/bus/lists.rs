@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
+use support::client;
+
 use crate::{
-    client,
     figures::{Musts, Samples, chapter, head, ratio, row, time},
     stage::{Stage, floor, get, list, sample},
     wire::Call,

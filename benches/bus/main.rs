@@ -15,17 +15,6 @@ mod stage;
 mod wire;
 mod writes;
 
-// The client of the tests of the bus.
-#[allow(dead_code, clippy::unwrap_used, reason = "part of the tests, which use more of it")]
-#[path = "../../tests/bus/broker.rs"]
-mod broker;
-#[allow(dead_code, clippy::unwrap_used, reason = "part of the tests, which use more of it")]
-#[path = "../../tests/bus/client.rs"]
-mod client;
-#[allow(dead_code, clippy::unwrap_used, reason = "part of the tests, which use more of it")]
-#[path = "../../tests/bus/rig.rs"]
-mod rig;
-
 use std::{env, fs};
 
 use figures::Musts;

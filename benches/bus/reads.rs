@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use support::client::{self, Client};
+
 use crate::{
-    client::{self, Client},
     figures::{Musts, Samples, chapter, head, ratio, row, time},
     stage::{Stage, get, get_all, ping, sample},
     wire::Call,

@@ -8,9 +8,9 @@ use std::{
 };
 
 use dbus::arg::Variant;
+use support::client::{self, Client, MANAGER, POOL, PROPERTIES, TOP};
 
 use crate::{
-    client::{self, Client, MANAGER, POOL, PROPERTIES, TOP},
     figures::{Musts, Samples, chapter, head, ratio, row, time},
     stage::{Stage, sample},
     wire::Call,

@@ -10,10 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
+use support::{
+    bus::{Bus, Limits},
     client::{self, Client},
+    daemon::Daemon,
+};
+
+use crate::{
     figures::Samples,
-    rig::{Bus, Daemon, Limits},
     wire::{Call, Wire},
 };
 

@@ -4,8 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use support::client::{self, Client};
+
 use crate::{
-    client::{self, Client},
     figures::{Samples, chapter, head, row, time},
     reads::write_once,
     stage::Stage,

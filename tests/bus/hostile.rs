@@ -12,10 +12,10 @@ use dbus::{
     arg::{PropMap, Variant, prop_cast},
 };
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-
-use crate::{
+use support::{
+    bus::{Bus, Limits, Program},
     client::{self, BLOCKDEV, Client, FILESYSTEM, MANAGER, Outcome, POOL, PROPERTIES, TOP},
-    rig::{Bus, Daemon, Limits, Program},
+    daemon::Daemon,
 };
 
 /// More than this the daemon must not come to have, in KiB. Idle it has about 10 MiB; the rest is what one message
@@ -244,7 +244,7 @@ fn broken_messages() {
     let mut random = StdRng::seed_from_u64(2);
     for round in 0..100 {
         let mut socket = UnixStream::connect(victim.bus.socket()).unwrap();
-        socket.set_read_timeout(Some(crate::rig::LIMIT)).unwrap();
+        socket.set_read_timeout(Some(support::bus::LIMIT)).unwrap();
         socket.write_all(b"\0AUTH EXTERNAL\r\n").unwrap();
         let mut answer = [0; 256];
         let length = socket.read(&mut answer).unwrap();

@@ -4,10 +4,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-
-use crate::{
+use support::{
+    bus::Bus,
     client::{self, Client, FILESYSTEM},
-    rig::Bus,
 };
 
 /// Counts over all clients.

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
+use support::{
+    bus::Bus,
     client::{self, Client, MANAGER, POOL, TOP},
-    rig::Bus,
 };
 
 /// Slow steps of one pool at once.

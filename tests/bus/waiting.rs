@@ -2,11 +2,12 @@
 
 use std::{fs::File, io::Write, os::fd::OwnedFd};
 
-use crate::{
+use support::{
+    bus::Bus,
     client::{self, BLOCKDEV, Client, MANAGER, Outcome, TOP},
-    rig::Bus,
-    slow::SLOW_MOST,
 };
+
+use crate::slow::SLOW_MOST;
 
 /// Keys that one caller may let us wait for.
 const KEYS_MAX: usize = 64;

@@ -6,9 +6,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use crate::{
+use support::{
+    bus::Bus,
     client::{self, BLOCKDEV, Client, FILESYSTEM, Label, Outcome, POOL, Signal},
-    rig::Bus,
 };
 
 /// How often a change is looked for after its reply, over all clients.

@@ -9,11 +9,9 @@ use stratisd::{
     },
     platform::Platform,
 };
+use support::bench::{Bench, name};
 
-use crate::{
-    Then,
-    bench::{Bench, name},
-};
+use crate::Then;
 
 /// An operation on a prepared machine.
 pub struct Case {

@@ -12,13 +12,15 @@ use stratisd::{
     },
     platform::sim::Sim,
 };
+use support::{
+    bench::{Bench, GIB, name},
+    keys::{by_key, by_tang, create, key, secret, set_key, start, tang, unset_key},
+    state::State,
+};
 
 use crate::{
     Strike, Then,
-    bench::{Bench, GIB, name},
     cases::{self, BOTH, Case},
-    keys::{by_key, by_tang, create, key, secret, set_key, start, tang, unset_key},
-    state::State,
 };
 
 const V1: MetadataVersion = MetadataVersion::V1;

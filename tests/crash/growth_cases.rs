@@ -16,10 +16,10 @@ use stratisd::{
     },
     platform::{Platform, WriteStep},
 };
+use support::bench::{Bench, GIB, name};
 
 use crate::{
     Then,
-    bench::{Bench, GIB, name},
     cases::{BOTH, Case},
 };
 

@@ -14,33 +14,24 @@
 //!
 //! Counts are printed; `cargo test --test crash -- --nocapture` shows them.
 
-// Shared with other tests, each of which uses a part of it.
-#[allow(dead_code)]
-#[path = "../engine/bench.rs"]
-mod bench;
 mod cases;
 mod encryption_cases;
 mod growth_cases;
-#[allow(dead_code, clippy::unwrap_used, reason = "shared with other tests, of which each needs a part")]
-#[path = "../locked/keys.rs"]
-mod keys;
 mod online;
 mod pairs;
 mod starts;
-mod state;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use bench::Bench;
 use cases::{CASES, Case};
 use encryption_cases::ENCRYPTION_CASES;
 use growth_cases::GROWTH_CASES;
-use state::State;
 use stratisd::{
     base::pool_ref::PoolRef,
     engine::{Result, dm_names::Role, metadata::MetadataVersion, ops},
     platform::{Platform, sim::Sim},
 };
+use support::{bench::Bench, state::State};
 
 /// What is done before the state is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

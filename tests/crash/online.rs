@@ -23,16 +23,13 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::{
-    Strike,
+use support::{
     bench::{Bench, GIB},
-    encryption_cases::set_keys,
     keys::{by_key, by_tang, create},
-    start_all,
     state::State,
-    stop_all, unlock_all,
 };
+
+use crate::{Strike, encryption_cases::set_keys, start_all, stop_all, unlock_all};
 
 const V1: MetadataVersion = MetadataVersion::V1;
 const V2: MetadataVersion = MetadataVersion::V2;

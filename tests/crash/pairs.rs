@@ -27,17 +27,17 @@ use stratisd::{
     },
     view::Availability,
 };
+use support::{
+    bench::{Bench, GIB, name},
+    keys::{by_key, by_tang, create, key, tang},
+    state::State,
+};
 
 use crate::{
     Then, Variant,
-    bench::{Bench, GIB, name},
     cases::{self, BOTH, Case},
     encryption_cases::set_keys,
-    found_by_another,
-    keys::{by_key, by_tang, create, key, tang},
-    prepared, reference,
-    state::State,
-    unlock_all, unmount_private,
+    found_by_another, prepared, reference, unlock_all, unmount_private,
 };
 
 const V1: &[MetadataVersion] = &[MetadataVersion::V1];

@@ -10,13 +10,12 @@ use stratisd::{
     engine::{metadata::MetadataVersion, ops},
     platform::{DeviceAction, DeviceEvent, Platform, sim::Sim},
 };
-
-use crate::{
-    Strike,
+use support::{
     bench::{Bench, GIB},
-    cases, encryption_cases, growth_cases,
     state::State,
 };
+
+use crate::{Strike, cases, encryption_cases, growth_cases};
 
 /// How pools are found.
 #[derive(Debug, Clone, Copy)]

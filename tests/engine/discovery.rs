@@ -12,12 +12,13 @@ use stratisd::{
     },
     view::{Availability, Stopped},
 };
-
-use crate::{
-    bench::{Bench, GIB, Pools, name},
+use support::{
+    bench::{Bench, GIB, name},
     disks::{self, reboot},
-    witness::listen,
+    pools::Pools,
 };
+
+use crate::witness::listen;
 
 const TIB: Sectors = Sectors(1 << 31);
 
@@ -137,7 +138,7 @@ fn a_running_pool_does_not_mind_devices_that_go_and_come() {
 fn a_device_that_goes_during_set_up_is_forgotten() {
     let sim = two_disks();
     let bench = Bench::without_discovery(sim);
-    let mut scheduler = crate::scheduler::Scheduler::new(bench, 0);
+    let mut scheduler = support::scheduler::Scheduler::new(bench, 0);
     for chain in ops::discover(&scheduler.bench.engine).unwrap() {
         scheduler.begin("set up", chain);
     }

@@ -12,12 +12,12 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::{
+use support::{
     bench::{Bench, GIB, name},
     disks::{self, reboot},
-    witness::{Witness, listen},
 };
+
+use crate::witness::{Witness, listen};
 
 fn snapshot(bench: &mut Bench, origin: &str, to: &str) -> Result<Option<FsUuid>> {
     let origin = bench.filesystem("p", origin);
@@ -205,7 +205,7 @@ fn what_is_left_of_a_destroyed_filesystem_does_not_get_in_the_way() {
 #[test]
 fn a_left_over_that_is_in_use_does_not_keep_the_pool_down() {
     let mut bench = Bench::with_two_filesystems();
-    let mut scheduler = crate::scheduler::Scheduler::new(bench, 0);
+    let mut scheduler = support::scheduler::Scheduler::new(bench, 0);
     let new = vec![NewFilesystem { name: name("h"), size: Some(GIB), size_limit: None }];
     let pool = scheduler.bench.id("p");
     scheduler.begin("create", ops::create_filesystems(pool, new));

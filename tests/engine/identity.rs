@@ -18,11 +18,13 @@ use stratisd::{
     },
     view::LeftAside,
 };
+use support::{
+    bench::{Bench, name},
+    disks::{self, reboot},
+};
 
 use crate::{
-    bench::{Bench, name},
     discovery::{Watched, two_disks},
-    disks::{self, reboot},
     witness::listen,
 };
 

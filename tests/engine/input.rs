@@ -27,11 +27,9 @@ use stratisd::{
     },
     view::Tier,
 };
+use support::bench::{Bench, GIB, name};
 
-use crate::{
-    bench::{Bench, GIB, name},
-    witness::Witness,
-};
+use crate::witness::Witness;
 
 const TIB: Sectors = Sectors(1 << 31);
 /// Longest wait for something that must happen.

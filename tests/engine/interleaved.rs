@@ -22,8 +22,7 @@ use stratisd::{
         sim::{CallKind, DISK_SIZE_DEFAULT, Sim},
     },
 };
-
-use crate::{
+use support::{
     bench::{Bench, GIB, name},
     scheduler::Scheduler,
     state::State,
@@ -54,7 +53,7 @@ enum Request {
 fn prepared(seed: u64) -> Bench {
     let mut bench = Bench::start(Sim::builder().seed(seed).build());
     bench.create_pool("r", &["/dev/r"]).unwrap();
-    crate::disks::reboot(&bench.sim);
+    support::disks::reboot(&bench.sim);
     bench.sim.pull_disk("/dev/r".as_ref()).unwrap();
     let mut bench = Bench::start(bench.sim);
     bench.create_pool("p", &["/dev/a"]).unwrap();
@@ -245,7 +244,7 @@ fn check(seed: u64, count: usize, with_fault: bool) {
     assert_eq!(outcome(&bench), state, "after a restart, {}", at());
     if state.1 == 0 {
         // Of two pools of one name either may be the one that runs.
-        crate::disks::reboot(&bench.sim);
+        support::disks::reboot(&bench.sim);
         let bench = Bench::start(bench.sim);
         assert_eq!(outcome(&bench), state, "after a reboot, {}", at());
     }
@@ -305,8 +304,8 @@ fn a_crowd_of_requests_comes_to_its_end() {
 fn filesystems_made_at_once_keep_the_limit() {
     for seed in 0..30 {
         let bench = prepared(seed);
-        crate::disks::reboot(&bench.sim);
-        crate::disks::change(&bench.sim, "/dev/a", |json| json["thinpool_dev"]["fs_limit"] = 5.into());
+        support::disks::reboot(&bench.sim);
+        support::disks::change(&bench.sim, "/dev/a", |json| json["thinpool_dev"]["fs_limit"] = 5.into());
         let bench = Bench::start(bench.sim);
         let pool = bench.id("p");
         let mut scheduler = Scheduler::new(bench, seed);

@@ -14,12 +14,12 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::{
+use support::{
     bench::{Bench, GIB, name},
     disks::{self, reboot},
-    witness::listen,
 };
+
+use crate::witness::listen;
 
 fn link(bench: &Bench, path: &str) -> Option<DeviceNumber> {
     bench.sim.link(Path::new(path))

@@ -4,11 +4,7 @@
 // A test that cannot go on says where; clippy knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
-// Shared with other tests, each of which uses a part of it.
-#[allow(dead_code)]
-mod bench;
 mod discovery;
-mod disks;
 mod filesystems;
 mod identity;
 mod input;
@@ -17,8 +13,4 @@ mod links;
 mod old_pools;
 mod other_daemon;
 mod restart;
-mod scheduler;
-#[path = "../crash/state.rs"]
-#[allow(dead_code, reason = "shared with the crash tests")]
-mod state;
 mod witness;

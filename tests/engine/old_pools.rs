@@ -12,12 +12,12 @@ use stratisd::{
     },
     view::Tier,
 };
-
-use crate::{
+use support::{
     bench::{Bench, name},
     disks::{self, Device, Parts},
-    witness::listen,
 };
+
+use crate::witness::listen;
 
 /// §6.9.
 pub const NEW: &str = r#"{"name":"p1",

@@ -12,11 +12,10 @@ use stratisd::{
     },
     platform::{DeviceClass, Platform, sim::Sim},
 };
+use support::{bench::Bench, disks};
 
 use crate::{
-    bench::Bench,
     discovery::{two_disks, with_volume_changed},
-    disks,
     witness::listen,
 };
 

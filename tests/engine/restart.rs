@@ -7,11 +7,9 @@ use stratisd::{
     },
     platform::{Platform, sim::Sim},
 };
+use support::bench::{Bench, name};
 
-use crate::{
-    bench::{Bench, name},
-    witness::{Witness, listen},
-};
+use crate::witness::{Witness, listen};
 
 #[test]
 fn a_running_stack_is_adopted_as_it_is() {
@@ -134,11 +132,11 @@ fn disks_of_a_creation_cut_short_can_be_used_at_once() {
 #[test]
 fn a_creation_left_between_its_steps_is_taken_back_or_completed() {
     for steps in 0.. {
-        let mut scheduler = crate::scheduler::Scheduler::new(Bench::with_two_filesystems(), 1);
+        let mut scheduler = support::scheduler::Scheduler::new(Bench::with_two_filesystems(), 1);
         let pool = scheduler.bench.id("p");
         let new = ["h", "i"].map(|text| ops::NewFilesystem {
             name: name(text),
-            size: Some(crate::bench::GIB),
+            size: Some(support::bench::GIB),
             size_limit: None,
         });
         scheduler.begin("create", ops::create_filesystems(pool, new.to_vec()));

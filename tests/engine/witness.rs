@@ -9,8 +9,7 @@ use stratisd::{
     },
     view,
 };
-
-use crate::bench::Bench;
+use support::bench::Bench;
 
 /// Everything that an operation which is refused must leave as it is.
 pub struct Witness {

@@ -12,8 +12,7 @@ use stratisd::{
     },
     view::Tier,
 };
-
-use crate::bench::{Bench, GIB};
+use support::bench::{Bench, GIB};
 
 const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
 

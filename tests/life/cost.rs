@@ -6,8 +6,7 @@ use stratisd::{
     engine::ops,
     platform::sim::{CallKind, Sim},
 };
-
-use crate::bench::Bench;
+use support::bench::Bench;
 
 /// Disks of a large pool.
 const DISKS: usize = 200;

@@ -7,8 +7,7 @@ use stratisd::{
     engine::{Error, Result, ops},
     platform::{DeviceAction, DeviceEvent, Platform, sim::Sim},
 };
-
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 /// So much that all of a new pool is on the first.
 const SIZE: Sectors = Sectors(100 * GIB.0);

@@ -15,8 +15,7 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::{
+use support::{
     bench::{Bench, name},
     disks,
 };

@@ -10,8 +10,7 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::bench::{Bench, GIB};
+use support::bench::{Bench, GIB};
 
 /// Only so that a lost wake-up fails the test.
 const HANG: Duration = Duration::from_secs(60);

@@ -28,7 +28,7 @@ use stratisd::{
 };
 use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
-use crate::bench::{Bench, GIB};
+use support::bench::{Bench, GIB};
 
 /// Only so that a lost event fails the test.
 const HANG: Duration = Duration::from_secs(60);
@@ -255,7 +255,7 @@ fn a_new_one_that_is_made_at_its_limit_leaves_the_mark_where_it_is() {
     bench.run(ops::check_now(pool)).unwrap();
     let (_, before, _) = thin_pool(&bench.sim, pool);
     assert!(before > 15_360, "another is watched");
-    let full = ops::NewFilesystem { name: crate::bench::name("g"), size: Some(GIB), size_limit: Some(GIB) };
+    let full = ops::NewFilesystem { name: support::bench::name("g"), size: Some(GIB), size_limit: Some(GIB) };
     bench.run(ops::create_filesystems(pool, vec![full])).unwrap();
     assert_eq!(thin_pool(&bench.sim, pool).1, before);
 }

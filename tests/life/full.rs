@@ -10,8 +10,7 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::bench::{Bench, GIB};
+use support::bench::{Bench, GIB};
 
 const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;
@@ -177,7 +176,7 @@ fn without_overprovisioning_metadata_does_not_grow_into_what_is_promised() {
     // All that is left is promised.
     let mut size = 102 * GIB.0;
     loop {
-        let new = ops::NewFilesystem { name: crate::bench::name("big"), size: Some(Sectors(size)), size_limit: None };
+        let new = ops::NewFilesystem { name: support::bench::name("big"), size: Some(Sectors(size)), size_limit: None };
         match bench.run(ops::create_filesystems(bench.id("p"), vec![new])) {
             Ok(_) => break,
             Err(Error::NoRoom { needed, room, .. }) => size -= needed.0 - room.0,

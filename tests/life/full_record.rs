@@ -11,8 +11,7 @@ use stratisd::{
     },
     platform::{Platform, WriteStep, sim::Sim},
 };
-
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 /// Bytes of a device's metadata area, less what is kept.
 const ALLOWED: usize = 260_064 - 4096;

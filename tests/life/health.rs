@@ -9,8 +9,7 @@ use stratisd::{
     },
     view::Availability,
 };
-
-use crate::bench::{Bench, GIB};
+use support::bench::{Bench, GIB};
 
 fn machine() -> Bench {
     let mut bench = Bench::start(Sim::builder().build());
@@ -49,9 +48,9 @@ fn damaged_metadata_is_repaired_by_a_start() {
     let metadata = bench.sim.dm_node(&Role::ThinMeta.name(bench.id("p")));
     bench.sim.damage_metadata(&metadata).unwrap();
     bench.stop_pool("p").unwrap();
-    let before = crate::disks::json_on(&bench.sim, "/dev/a");
+    let before = support::disks::json_on(&bench.sim, "/dev/a");
     bench.start_pool("p").unwrap();
-    let after = crate::disks::json_on(&bench.sim, "/dev/a");
+    let after = support::disks::json_on(&bench.sim, "/dev/a");
     let flex = |json: &serde_json::Value, key: &str| json["flex_devs"][key].clone();
     assert_eq!(flex(&after, "thin_meta_dev"), flex(&before, "thin_meta_dev_spare"));
     assert_eq!(flex(&after, "thin_meta_dev_spare"), flex(&before, "thin_meta_dev"));
@@ -68,7 +67,7 @@ fn only_a_verdict_of_thin_check_leads_to_a_repair() {
     let metadata = Role::ThinMeta.name(bench.id("p"));
     for end in [ProgramEnd::Signal(9), ProgramEnd::NotRun, ProgramEnd::Status(1), ProgramEnd::Status(127)] {
         bench.stop_pool("p").unwrap();
-        let before = crate::disks::json_on(&bench.sim, "/dev/a");
+        let before = support::disks::json_on(&bench.sim, "/dev/a");
         // A check that ended without a verdict is tried once more.
         bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
         bench.start_pool("p").unwrap();
@@ -77,7 +76,7 @@ fn only_a_verdict_of_thin_check_leads_to_a_repair() {
         bench.sim.faults().end_next(Program::ThinCheck, &metadata, end);
         let error = bench.start_pool("p").unwrap_err().sentence();
         assert!(error.contains("could not be checked, and nothing was changed; start the pool again"), "{error}");
-        let after = crate::disks::json_on(&bench.sim, "/dev/a");
+        let after = support::disks::json_on(&bench.sim, "/dev/a");
         assert_eq!(after["flex_devs"], before["flex_devs"], "{end:?}");
         bench.start_pool("p").unwrap();
     }
@@ -99,11 +98,11 @@ fn metadata_that_cannot_be_read_is_not_repaired() {
     let metadata = bench.sim.dm_node(&Role::ThinMeta.name(bench.id("p")));
     bench.sim.damage_metadata(&metadata).unwrap();
     bench.stop_pool("p").unwrap();
-    let before = crate::disks::json_on(&bench.sim, "/dev/a");
+    let before = support::disks::json_on(&bench.sim, "/dev/a");
     bench.sim.faults().fail_next(CallKind::Read, &metadata.to_string_lossy());
     let error = bench.start_pool("p").unwrap_err().sentence();
     assert!(error.contains("could not be checked, and nothing was changed"), "{error}");
-    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
+    assert_eq!(support::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
     bench.start_pool("p").unwrap();
     assert_eq!(bench.mark_of(bench.id("p"), bench.filesystem("p", "f")), 5);
 }
@@ -121,10 +120,10 @@ fn a_repair_keeps_the_old_metadata_until_it_is_found_sound() {
     damage(&mut bench);
     bench.start_pool("p").unwrap();
     damage(&mut bench);
-    let before = crate::disks::json_on(&bench.sim, "/dev/a");
+    let before = support::disks::json_on(&bench.sim, "/dev/a");
     let error = bench.start_pool("p").unwrap_err().sentence();
     assert!(error.contains("damaged again after a repair"), "{error}");
-    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
+    assert_eq!(support::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
     bench.check_nothing_left("after the refusal");
 
     // After a set-up that found it sound there is a repair again.
@@ -136,7 +135,7 @@ fn a_repair_keeps_the_old_metadata_until_it_is_found_sound() {
     bench.start_pool("p").unwrap();
     bench.stop_pool("p").unwrap();
     bench.start_pool("p").unwrap();
-    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a").get("repaired"), None);
+    assert_eq!(support::disks::json_on(&bench.sim, "/dev/a").get("repaired"), None);
     bench.sim.damage_metadata(&metadata).unwrap();
     bench.stop_pool("p").unwrap();
     bench.start_pool("p").unwrap();
@@ -150,7 +149,7 @@ fn a_repair_that_is_not_sound_changes_nothing() {
     let metadata = bench.sim.dm_node(&Role::ThinMeta.name(pool));
     bench.sim.damage_metadata(&metadata).unwrap();
     bench.stop_pool("p").unwrap();
-    let before = crate::disks::json_on(&bench.sim, "/dev/a");
+    let before = support::disks::json_on(&bench.sim, "/dev/a");
     let spare = Role::ThinMetaSpare.name(pool);
     for _ in 0..2 {
         bench.sim.faults().end_next(Program::ThinCheck, &spare, ProgramEnd::Signal(9));
@@ -160,7 +159,7 @@ fn a_repair_that_is_not_sound_changes_nothing() {
     bench.sim.faults().end_at_next_write(Program::ThinRepair, "", ProgramEnd::Signal(9));
     let error = bench.start_pool("p").unwrap_err().sentence();
     assert!(error.contains("thin_repair failed: killed by signal 9"), "{error}");
-    assert_eq!(crate::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
+    assert_eq!(support::disks::json_on(&bench.sim, "/dev/a")["flex_devs"], before["flex_devs"]);
     bench.start_pool("p").unwrap();
     assert_eq!(bench.mark_of(pool, bench.filesystem("p", "f")), 5);
     bench.check_nothing_left("after the repair");

@@ -15,8 +15,7 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::bench::{Bench, name};
+use support::bench::{Bench, name};
 
 /// A pool with the filesystems `f` and `g` and a snapshot `s` of `f`. Gives also the snapshot.
 fn with_snapshot() -> (Bench, FsUuid) {

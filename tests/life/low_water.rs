@@ -24,7 +24,7 @@ use stratisd::{
 };
 use threads::{group::Group, pulse::Pulse, stop::Stop, wake::Waker};
 
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 /// Only so that a lost event fails the test.
 const HANG: Duration = Duration::from_secs(60);

@@ -5,15 +5,9 @@
 // A test that cannot go on says where; clippy knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../engine/bench.rs"]
-#[allow(dead_code, reason = "shared with other tests, of which each needs a part")]
-mod bench;
 mod cache;
 mod cost;
 mod devices;
-#[path = "../engine/disks.rs"]
-#[allow(dead_code, reason = "as above")]
-mod disks;
 mod every_device;
 mod extend;
 mod fill;
@@ -24,9 +18,6 @@ mod left_out;
 mod low_water;
 mod refresh;
 mod revert;
-#[path = "../engine/scheduler.rs"]
-#[allow(dead_code, reason = "as above")]
-mod scheduler;
 mod sizes;
 mod snapshots;
 mod starved;

@@ -7,8 +7,7 @@ use stratisd::{
     platform::{Platform, sim::Sim},
     view::Availability,
 };
-
-use crate::{bench::Bench, disks};
+use support::{bench::Bench, disks};
 
 fn machine() -> Bench {
     let mut bench = Bench::start(Sim::builder().build());
@@ -50,7 +49,7 @@ fn what_has_changed_behind_the_daemon_is_seen() {
     bench.sim.pull_disk(Path::new("/dev/c")).unwrap();
     bench.run(ops::refresh()).unwrap();
     assert_eq!(bench.stopped().list().len(), 0);
-    bench.sim.add_disk(Path::new("/dev/c"), crate::bench::GIB).unwrap();
+    bench.sim.add_disk(Path::new("/dev/c"), support::bench::GIB).unwrap();
     disks::change(&bench.sim, "/dev/c", |json| json["started"] = serde_json::json!(true));
     bench.run(ops::refresh()).unwrap();
     assert_eq!(bench.names(), ["p", "q", "renamed"]);

@@ -14,8 +14,7 @@ use stratisd::{
     },
     platform::{Platform, WriteStep, sim::Sim},
 };
-
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 /// Pool p with filesystem f, its snapshots s and r, and t, a snapshot of s. Each has its own content.
 fn machine(version: MetadataVersion) -> Bench {
@@ -263,7 +262,7 @@ fn metadata_is_told_as_text() {
         let pool = parse(bench.run(ops::pool_metadata(id, copy)).unwrap());
         assert_eq!(pool["name"], "p");
         assert_eq!(pool["started"], true);
-        assert_eq!(pool, crate::disks::json_on(&bench.sim, "/dev/a"));
+        assert_eq!(pool, support::disks::json_on(&bench.sim, "/dev/a"));
         let all = parse(bench.run(ops::filesystem_metadata(id, None, copy)).unwrap());
         assert_eq!(all.as_object().unwrap().len(), 5);
         let one = bench.run(ops::filesystem_metadata(id, Some("s".to_owned()), copy)).unwrap();

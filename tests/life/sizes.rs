@@ -19,8 +19,7 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 /// More than half of a filesystem of 1 GiB.
 const FULL: Bytes = Bytes(600 << 20);

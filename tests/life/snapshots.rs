@@ -8,8 +8,7 @@ use stratisd::{
     platform::{Platform, Program, WriteStep, sim::Sim},
     view::Availability,
 };
-
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 const HANG: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 1 << 20;

@@ -14,8 +14,7 @@ use stratisd::{
     platform::{Platform, Program, WriteStep, sim::Sim},
     view::Availability,
 };
-
-use crate::bench::{Bench, GIB};
+use support::bench::{Bench, GIB};
 
 const SMALL: Sectors = Sectors(2 * GIB.0);
 const BLOCK: u64 = 1 << 20;

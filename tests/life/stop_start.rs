@@ -15,8 +15,7 @@ use stratisd::{
         sim::{CallKind, Sim},
     },
 };
-
-use crate::{
+use support::{
     bench::{Bench, name},
     disks,
 };
@@ -245,7 +244,7 @@ fn a_start_that_fails_can_be_repeated() {
     assert!(matches!(&error, Error::DevicesMissing { missing, .. } if missing.len() == 1), "{error:?}");
     assert_eq!(is_partial(&bench, "p"), Some(false));
     assert!(bench.sim.leftovers().is_empty());
-    bench.sim.add_disk(Path::new("/dev/b"), crate::bench::GIB).unwrap();
+    bench.sim.add_disk(Path::new("/dev/b"), support::bench::GIB).unwrap();
     assert!(bench.start_pool("p").unwrap());
     bench.check_nothing_left("after the second try");
 }
@@ -301,7 +300,7 @@ fn a_device_that_cannot_be_read_stays_known() {
     bench.sim.faults().clear();
     bench.run(ops::refresh()).unwrap();
     assert_eq!(bench.stopped().list()[0].devices.len(), 1);
-    bench.sim.add_disk(Path::new("/dev/a"), crate::bench::GIB).unwrap();
+    bench.sim.add_disk(Path::new("/dev/a"), support::bench::GIB).unwrap();
     assert!(bench.start_pool("p").is_err(), "nobody has told of the disk");
     bench.run(ops::refresh()).unwrap();
     assert!(bench.start_pool("p").unwrap());
@@ -333,7 +332,7 @@ fn why_a_pool_does_not_run_is_known() {
     bench.sim.pull_disk(Path::new("/dev/b")).unwrap();
     let error = bench.start_pool("p").unwrap_err();
     assert_eq!(reason(&bench), error.sentence());
-    bench.sim.add_disk(Path::new("/dev/b"), crate::bench::GIB).unwrap();
+    bench.sim.add_disk(Path::new("/dev/b"), support::bench::GIB).unwrap();
     // A start that fails on the way.
     let device = Role::ThinPool.name(bench.stopped().list()[0].uuid);
     bench.sim.faults().fail_next(CallKind::DmCreate, &device);

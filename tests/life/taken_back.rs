@@ -15,8 +15,7 @@ use stratisd::{
     },
     view::{Availability, Tier},
 };
-
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 const BOTH: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
 

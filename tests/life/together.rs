@@ -10,8 +10,7 @@ use stratisd::{
     },
     platform::sim::Sim,
 };
-
-use crate::{
+use support::{
     bench::{Bench, GIB, name},
     scheduler::Scheduler,
 };

@@ -7,8 +7,7 @@ use stratisd::{
     engine::ops,
     view,
 };
-
-use crate::bench::{Bench, GIB, name};
+use support::bench::{Bench, GIB, name};
 
 /// What a check would change of what is shown is out of date.
 fn is_up_to_date(bench: &mut Bench, after: &str) {

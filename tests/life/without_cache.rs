@@ -15,8 +15,7 @@ use stratisd::{
         sim::{CallKind, RecordedCall, Sim},
     },
 };
-
-use crate::{bench::Bench, disks};
+use support::{bench::Bench, disks};
 
 const FAST: Sectors = Sectors(4 << 21);
 /// Where the kernel's metadata of the cache begins on it, in bytes.

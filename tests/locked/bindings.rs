@@ -9,8 +9,7 @@ use stratisd::{
     platform::sim::Trouble,
     view::Availability,
 };
-
-use crate::{
+use support::{
     bench::Bench,
     keys::{by_key, by_tang, create, key, machine, set_key, shown, start, tang, unset_key},
 };

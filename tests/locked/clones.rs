@@ -7,8 +7,7 @@ use stratisd::{
     engine::{encryption::UnlockMethod, metadata::MetadataVersion},
     platform::{Platform, luks::HeaderChange, sim::Sim},
 };
-
-use crate::{
+use support::{
     bench::Bench,
     keys::{by_key, create, machine, set_key, start, unset_key},
 };

@@ -9,8 +9,7 @@ use stratisd::{
     },
     platform::Platform,
 };
-
-use crate::{
+use support::{
     bench::Bench,
     keys::{by_key, create, machine},
 };

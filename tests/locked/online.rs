@@ -4,8 +4,7 @@ use stratisd::{
     engine::{Error, encryption::UnlockMethod, metadata::MetadataVersion, ops},
     platform::Platform,
 };
-
-use crate::{
+use support::{
     bench::Bench,
     disks,
     keys::{by_key, by_tang, create, machine, set_key, shown, start, unset_key},

@@ -17,8 +17,7 @@ use stratisd::{
     },
     view::Tier,
 };
-
-use crate::{
+use support::{
     bench::{Bench, name},
     keys::{by_key, by_tang, create, machine, secret, set_key, shown, start, unset_key},
 };

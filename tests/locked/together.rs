@@ -19,8 +19,7 @@ use stratisd::{
         sim::{CallKind, LuksCall},
     },
 };
-
-use crate::{
+use support::{
     bench::{Bench, name},
     keys::{by_key, by_tang, create, key, machine, set_key, shown, start, tang},
     scheduler::Scheduler,

@@ -22,8 +22,7 @@ use stratisd::{
         sim::{CallKind, LuksCall, Sim, Trouble},
     },
 };
-
-use crate::{
+use support::{
     bench::{Bench, GIB, name},
     keys::{by_key, by_tang, create, key, set_key, shown, start, tang, unset_key},
 };

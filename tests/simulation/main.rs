@@ -1,18 +1,16 @@
-//! The simulation compared with the kernel: the same commands and the same output. `alike` has the
-//! comparisons, docs/simulation.md what is not modelled. `make test-machine ONLY=simulation` runs
-//! `alike` on a real kernel.
+//! The simulation compared with the kernel: the same commands and the same output. `support::alike`
+//! has the comparisons, docs/simulation.md what is not modelled. `make test-machine ONLY=simulation`
+//! runs the comparisons on a real kernel.
 
 #![allow(clippy::unwrap_used, reason = "a failure of the harness is a failure of the test")]
 
-mod alike;
-
 use std::{path::Path, time::Duration};
 
-use alike::Place;
 use stratisd::{
     base::units::Sectors,
     platform::{Platform, sim::Sim},
 };
+use support::alike::{self, Place};
 
 /// A simulated machine with one disk.
 struct Simulated(Sim);

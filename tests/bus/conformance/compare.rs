@@ -6,7 +6,7 @@ use dbus::Message;
 use serde_json::{Value as Json, json};
 
 use super::values;
-use crate::client::TOP;
+use support::client::TOP;
 
 /// Sizes that the simulated engine of the recording gives as constants; here they follow from what is stored, and
 /// change when that does.

@@ -12,15 +12,14 @@ mod values;
 
 use std::collections::BTreeMap;
 
+use compare::Known;
 use dbus::Message;
 use serde::Deserialize;
 use serde_json::Value as Json;
-
-use crate::{
+use support::{
+    bus::Bus,
     client::{self, Client},
-    rig::Bus,
 };
-use compare::Known;
 
 /// A request as recorded.
 #[derive(Debug, Clone, Deserialize)]

@@ -24,7 +24,7 @@ use std::{
 };
 
 use super::record::{Answer, Call, Event, History, Item, What, digest, text};
-use crate::client::{Interfaces, Label, Signal, TOP};
+use support::client::{Interfaces, Label, Signal, TOP};
 
 /// What is wrong with a history.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -397,10 +397,10 @@ impl Story {
                 read(name(pool, n), Seen::Something)
             }
             (What::Snapshot { origin, .. }, Answer::Refused(_)) => read(object(origin), gone),
-            (What::DestroyFilesystem { path, .. }, Answer::Changed(_)) => {
+            (What::DestroyFilesystem { path }, Answer::Changed(_)) => {
                 (vec![self.removed.get(path).copied()], Vec::new())
             }
-            (What::DestroyFilesystem { path, .. }, Answer::Unchanged) => read(object(path), gone),
+            (What::DestroyFilesystem { path }, Answer::Unchanged) => read(object(path), gone),
             (What::DestroyPool { objects } | What::StopPool { objects }, Answer::Changed(_)) => {
                 (objects.iter().map(|path| self.removed.get(path).copied()).collect(), Vec::new())
             }

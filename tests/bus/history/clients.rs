@@ -15,9 +15,9 @@ use dbus::Message;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::record::{Answer, Call, Event, History, Item, Stream, What, digest, text};
-use crate::{
+use support::{
+    bus::Bus,
     client::{self, BLOCKDEV, Client, FILESYSTEM, Label, Outcome, POOL},
-    rig::Bus,
 };
 
 pub const CLIENTS: usize = 6;
@@ -355,7 +355,7 @@ impl Caller {
             None => self.pool(),
         };
         let message = client::destroy_filesystem(&pool, &path);
-        self.change(What::DestroyFilesystem { pool, path }, message);
+        self.change(What::DestroyFilesystem { path }, message);
     }
 
     fn rename(&mut self) {

@@ -2,7 +2,7 @@
 //! was right.
 
 use super::record::{Answer, Call, Event, History, Item, What};
-use crate::client::Signal;
+use support::client::Signal;
 
 /// A fault; `false` if the history has no place for it.
 pub type Fault = fn(&mut History) -> bool;
@@ -94,7 +94,7 @@ pub fn stale_read(history: &mut History) -> bool {
 /// A read that began after another had seen the new name finds the old one.
 pub fn read_goes_back(history: &mut History) -> bool {
     let Some(call) = cause(history, |what| matches!(what, What::DestroyFilesystem { .. })) else { return false };
-    let What::DestroyFilesystem { path, .. } = &call.what else { return false };
+    let What::DestroyFilesystem { path } = &call.what else { return false };
     let (path, begin, end) = (path.clone(), call.begin, call.end);
     let mut heard = history.clients[2].heard.iter().filter_map(|event| match event {
         Event::Added(at, label) if *at == path => Some(super::record::text(label).to_owned()),

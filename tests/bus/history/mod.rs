@@ -13,9 +13,10 @@ use check::Violation;
 use faults::Fault;
 use record::{Answer, History};
 
-use crate::{
+use support::{
+    bus::Bus,
     client::{self, Client},
-    rig::{Bus, Daemon},
+    daemon::Daemon,
 };
 
 /// Calls of one history. Many short ones keep what must be remembered small.

@@ -7,7 +7,7 @@ use super::{
     check::{self, Violation},
     clients, daemon_with_pools_and,
 };
-use crate::rig::Bus;
+use support::bus::Bus;
 
 /// Calls until a fault must have been found.
 const CALLS_MAX: usize = 20_000;

@@ -7,7 +7,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use crate::client::{BLOCKDEV, FILESYSTEM, Interfaces, Label, POOL, Signal};
+use support::client::{BLOCKDEV, FILESYSTEM, Interfaces, Label, POOL, Signal};
 
 /// What is told of the labels of objects: one of these for each change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl Event {
     /// What a signal says of labels, if anything. It is enough that it has the newest revision.
     pub fn of(signal: &Signal) -> Option<Event> {
         match signal {
-            Signal::Added(path, interfaces) => Some(Event::Added(path.clone(), crate::client::label(interfaces)?)),
+            Signal::Added(path, interfaces) => Some(Event::Added(path.clone(), support::client::label(interfaces)?)),
             Signal::Removed(path, _) => Some(Event::Removed(path.clone())),
             Signal::Changed(path, interface, values, _) => {
                 let property = match interface.as_str() {
@@ -49,7 +49,6 @@ pub enum What {
         name: String,
     },
     DestroyFilesystem {
-        pool: String,
         path: String,
     },
     /// A pool, filesystem or device gets another label: its name, or the text as `Get` shows it.
@@ -133,7 +132,7 @@ impl History {
         match self.watcher.first() {
             Some(Item::List(objects)) => objects
                 .iter()
-                .map(|(path, interfaces)| (path.clone(), crate::client::label(interfaces).expect("of a known kind")))
+                .map(|(path, interfaces)| (path.clone(), support::client::label(interfaces).expect("of a known kind")))
                 .collect(),
             _ => Vec::new(),
         }

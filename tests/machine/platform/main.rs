@@ -11,8 +11,6 @@
 // This is a test, but `allow-unwrap-in-tests` does not recognize it.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../../simulation/alike.rs"]
-mod alike;
 mod clevis;
 mod devices;
 mod filesystems;
@@ -20,8 +18,6 @@ mod luks;
 mod mapper;
 mod mounts;
 mod old_pool;
-#[path = "../../engine/pools.rs"]
-mod pools;
 mod simulated;
 
 use std::{

@@ -14,8 +14,7 @@ use stratisd::{
     },
     platform::linux::Linux,
 };
-
-use crate::pools::Pools;
+use support::pools::Pools;
 
 /// Token slots of the two bindings that this version allows.
 const KEYRING_TOKEN: u32 = 1;

@@ -6,12 +6,9 @@ use std::{
 };
 
 use stratisd::platform::Platform;
+use support::alike::{self, Place};
 
-use crate::{
-    Check, Machine,
-    alike::{self, Place},
-    command, outside,
-};
+use crate::{Check, Machine, command, outside};
 
 pub(crate) const CHECKS: &[Check] = &[
     ("metadata space runs out and comes back", |machine| run(machine, alike::metadata_space)),

@@ -2,6 +2,8 @@
 //!
 //! Judges nothing.
 
+#![allow(missing_docs, reason = "calls and constants have the names of the bus")]
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -14,7 +16,7 @@ use dbus::{
     channel::Channel,
 };
 
-use crate::rig::{Bus, LIMIT};
+use crate::bus::{Bus, LIMIT};
 
 pub const NAME: &str = "org.storage.stratis3";
 pub const TOP: &str = "/org/storage/stratis3";

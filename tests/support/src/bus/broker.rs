@@ -1,8 +1,8 @@
-//! `dbus-broker`, the system bus of Fedora and its relatives, as a bus of a test.
+//! `dbus-broker`, the system bus of Fedora and related distributions, as a private bus.
 //!
-//! It is a bare bus that is told by a *controller* what to listen on and who may do what; on a system that is
-//! `dbus-broker-launch`, which needs systemd. Here the test is the controller: it talks D-Bus to the broker over a socket
-//! that nobody else has, and the broker ends when that socket is closed.
+//! A *controller* tells the broker what to listen on and who may do what. On a system the controller is
+//! `dbus-broker-launch`, which needs systemd. Here the test is the controller: it speaks D-Bus with the broker over a
+//! private socket, and the broker exits when that socket is closed.
 
 use std::{
     fs::File,
@@ -16,9 +16,10 @@ use std::{
 
 use dbus::{Message, Path as ObjectPath, arg::Variant, channel::Channel};
 
-use crate::rig::{LIMIT, Limits, command};
+use super::{LIMIT, Limits};
+use crate::processes::command;
 
-/// What the launcher of a system gives it by default for each user.
+/// The launcher's default limit for each user.
 const BYTES_MAX: u32 = 512 << 20;
 const OTHER_LIMITS: [&str; 4] = ["--max-fds", "4096", "--max-matches", "131072"];
 const INTERFACE: &str = "org.bus1.DBus.Broker";
@@ -27,16 +28,16 @@ const PATH: &str = "/org/bus1/DBus/Broker";
 const EVERYBODY: u32 = u32::MAX;
 const PRIORITY: u64 = 1;
 
-/// Whether it may be done, at which priority, whether `name` is a prefix, name.
+/// Allowed, priority, whether the name is a prefix, name.
 type Own = (bool, u64, bool, &'static str);
-/// Whether it may be done, at which priority; name, path, interface, member; type; broadcasts; fewest and most descriptors.
+/// Allowed, priority; name, path, interface, member; type; broadcasts; fewest and most descriptors.
 type Transmit = (bool, u64, &'static str, &'static str, &'static str, &'static str, u32, u32, u64, u64);
 /// Connecting, owning, sending, receiving.
 type Batch = (bool, u64, Vec<Own>, Vec<Transmit>, Vec<Transmit>);
-/// Batches of users and of groups, SELinux contexts, whether AppArmor is asked, kind of bus.
+/// Batches of users and of groups, SELinux contexts, whether AppArmor is used, type of the bus.
 type Policy = (Vec<(u32, Batch)>, Vec<(bool, u32, u32, Batch)>, Vec<(String, String)>, bool, &'static str);
 
-/// Starts one that listens at a socket and lets everybody do everything, until the controller's channel is dropped.
+/// Starts a broker that listens on a socket and lets everybody do everything. It exits when the channel is dropped.
 pub fn start(socket: &Path, directory: &Path, limits: Limits) -> (Child, Channel) {
     // libdbus connects to addresses only, so the controller's pair of sockets is made by connecting to one.
     let meeting = directory.join("controller");
@@ -52,14 +53,14 @@ pub fn start(socket: &Path, directory: &Path, limits: Limits) -> (Child, Channel
         .spawn()
         .expect("dbus-broker is on the PATH; scripts/test-broker fetches it");
 
-    // Descriptors can be sent when both have said that they do that, which is before the first answer; what it says is the same.
+    // Descriptors can be sent only after the first reply, whatever it says.
     let hello = Message::new_method_call(INTERFACE, PATH, INTERFACE, "Hello").unwrap();
     let _ = controller.send_with_reply_and_block(hello, LIMIT);
     let everything: Transmit = (true, PRIORITY, "", "", "", "", 0, 0, 0, u64::MAX);
     let batch: Batch = (true, PRIORITY, vec![(true, PRIORITY, true, "")], vec![everything], vec![everything]);
     let policy: Policy = (vec![(EVERYBODY, batch)], Vec::new(), Vec::new(), false, "system");
     let listening = UnixListener::bind(socket).unwrap();
-    // It accepts until there is nobody more.
+    // The broker accepts until nobody is waiting.
     listening.set_nonblocking(true).unwrap();
     let listening = File::from(OwnedFd::from(listening));
     let call = Message::new_method_call(INTERFACE, PATH, INTERFACE, "AddListener").unwrap().append3(
@@ -67,6 +68,6 @@ pub fn start(socket: &Path, directory: &Path, limits: Limits) -> (Child, Channel
         listening,
         Variant(policy),
     );
-    controller.send_with_reply_and_block(call, LIMIT).expect("the broker takes the socket to listen on");
+    controller.send_with_reply_and_block(call, LIMIT).expect("the broker accepts the socket");
     (child, controller)
 }

@@ -8,10 +8,6 @@ use std::{
     sync::Arc,
 };
 
-#[path = "pools.rs"]
-mod pools;
-
-pub use pools::Pools;
 use stratisd::{
     base::{
         ids::{DevUuid, FsUuid, PoolUuid},
@@ -29,6 +25,8 @@ use stratisd::{
     platform::{Platform, WriteStep, sim::Sim},
     view,
 };
+
+use crate::pools::Pools;
 
 /// An engine on a simulated machine.
 pub struct Bench {
