@@ -8,83 +8,36 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     os::unix::net::UnixDatagram,
-    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
-    time::Duration,
+    process::{ChildStderr, Stdio},
 };
 
 use dbus::{Message, channel::Channel};
 use nix::{
     sys::{
         ptrace,
-        signal::{Signal, kill},
+        signal::Signal,
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    process::{PidfdFlags, pidfd_open},
-};
 use stratisd::daemon::thread_table;
-use tempfile::TempDir;
+use support::{
+    bus::{Bus, LIMIT},
+    processes::{Process, command},
+};
 
-const HANG: Duration = Duration::from_secs(60);
 const STRATISD: &str = env!("CARGO_BIN_EXE_stratisd");
 
-// These tests are about processes; there is no other way to start them.
-#[allow(clippy::disallowed_methods)]
-fn command(program: &str) -> Command {
-    Command::new(program)
-}
+/// A private bus, and the daemons that are started on it.
+struct Rig(Bus);
 
-/// A child that is killed when the test ends.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Process {
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().try_into().unwrap()), signal).unwrap();
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        let fd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        let limit = Timespec::try_from(HANG).unwrap();
-        let ended = poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(ended, 1, "the process did not exit in time");
-        self.0.wait().unwrap()
-    }
-}
-
-/// A private bus.
-struct Bus {
-    process: Process,
-    address: String,
-    directory: TempDir,
-}
-
-impl Bus {
-    fn start() -> Bus {
-        let directory = tempfile::tempdir().unwrap();
-        let mut child = command("dbus-daemon")
-            .args(["--session", "--nofork", "--nopidfile", "--print-address=1"])
-            .arg(format!("--address=unix:path={}", directory.path().join("bus").display()))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut address = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
-        Bus { process: Process(child), address: address.trim().to_owned(), directory }
+impl Rig {
+    fn start() -> Rig {
+        Rig(Bus::start())
     }
 
     fn client(&self) -> Channel {
-        let mut channel = Channel::open_private(&self.address).unwrap();
+        let mut channel = Channel::open_private(&self.0.address).unwrap();
         channel.register().unwrap();
         channel
     }
@@ -95,13 +48,13 @@ impl Bus {
     }
 
     fn daemon_with(&self, name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Daemon {
-        let path = self.directory.path().join(name);
+        let path = self.0.directory().join(name);
         let told = UnixDatagram::bind(&path).unwrap();
-        told.set_read_timeout(Some(HANG)).unwrap();
+        told.set_read_timeout(Some(LIMIT)).unwrap();
         let mut child = command(STRATISD)
             .arg("--sim")
             .args(arguments)
-            .env("DBUS_SYSTEM_BUS_ADDRESS", &self.address)
+            .env("DBUS_SYSTEM_BUS_ADDRESS", &self.0.address)
             .env("NOTIFY_SOCKET", &path)
             .envs(variables.iter().copied())
             .env_remove("RUST_LOG")
@@ -109,7 +62,7 @@ impl Bus {
             .spawn()
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        Daemon { process: Process(child), told, stderr }
+        Daemon { process: Process::new(child), told, stderr }
     }
 
     /// Starts a daemon and waits until it serves.
@@ -186,19 +139,19 @@ fn the_command_line() {
 
 #[test]
 fn a_signal_ends_the_daemon_cleanly() {
-    let bus = Bus::start();
+    let bus = Rig::start();
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let daemon = bus.ready(&[], 0);
         daemon.process.signal(signal);
         assert_eq!(daemon.next_state(), "STOPPING=1");
         assert_eq!(daemon.end(), (Some(0), String::new()));
-        fs::remove_file(bus.directory.path().join("notify")).unwrap();
+        fs::remove_file(bus.0.directory().join("notify")).unwrap();
     }
 }
 
 #[test]
 fn the_log_has_the_requested_level() {
-    let bus = Bus::start();
+    let bus = Rig::start();
     let daemon = bus.ready(&["--log-level", "info"], 0);
     daemon.process.signal(Signal::SIGTERM);
     let (code, log) = daemon.end();
@@ -208,9 +161,9 @@ fn the_log_has_the_requested_level() {
 
 #[test]
 fn all_threads_are_in_the_table_and_end() {
-    let bus = Bus::start();
+    let bus = Rig::start();
     let daemon = bus.ready(&["--log-level", "debug"], 0);
-    let threads = fs::read_dir(format!("/proc/{}/task", daemon.process.0.id())).unwrap().count();
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap().count();
     daemon.process.signal(Signal::SIGTERM);
     let (_, log) = daemon.end();
     let ended: Vec<&str> =
@@ -229,9 +182,9 @@ fn all_threads_are_in_the_table_and_end() {
 
 #[test]
 fn sigpipe_is_ignored() {
-    let bus = Bus::start();
+    let bus = Rig::start();
     let daemon = bus.ready(&[], 0);
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.0.id())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
     let sigpipe = 1 << (Signal::SIGPIPE as u32 - 1);
     assert_eq!(u64::from_str_radix(ignored, 16).unwrap() & sigpipe, sigpipe);
@@ -251,10 +204,10 @@ fn a_missing_bus_is_reported() {
 
 #[test]
 fn a_dead_thread_ends_the_daemon() {
-    let mut bus = Bus::start();
+    let mut bus = Rig::start();
     let daemon = bus.ready(&[], 0);
     // The bus goes away, so the reader ends.
-    bus.process.0.kill().unwrap();
+    bus.0.kill();
     let (code, stderr) = daemon.end();
     assert_eq!(code, Some(1));
     assert!(stderr.contains("stratisd: thread bus-reader ended: the connection to the bus was lost"), "{stderr}");
@@ -262,7 +215,7 @@ fn a_dead_thread_ends_the_daemon() {
 
 #[test]
 fn a_second_daemon_cannot_take_the_name() {
-    let bus = Bus::start();
+    let bus = Rig::start();
     let first = bus.ready(&[], 0);
     let (code, stderr) = bus.daemon("second", &[], 0).end();
     assert_eq!(code, Some(1));
@@ -306,7 +259,7 @@ fn begin_create_pool(client: &Channel, daemon: &mut Daemon) -> u32 {
 /// Waits for the reply to the creation of the pool.
 fn wait_for_answer(client: &Channel, serial: u32) {
     let reply = loop {
-        let message = client.blocking_pop_message(HANG).unwrap().expect("no reply arrived in time");
+        let message = client.blocking_pop_message(LIMIT).unwrap().expect("no reply arrived in time");
         if message.get_reply_serial() == Some(serial) {
             break message;
         }
@@ -318,7 +271,7 @@ fn wait_for_answer(client: &Channel, serial: u32) {
 
 #[test]
 fn started_requests_are_answered_before_exit() {
-    let bus = Bus::start();
+    let bus = Rig::start();
     // Slow enough that the request is running when the signal arrives; the result does not depend
     // on it.
     let mut daemon = bus.ready(&["--log-level", "trace"], 20);
@@ -334,7 +287,7 @@ fn started_requests_are_answered_before_exit() {
 /// takes over send one each.
 #[test]
 fn further_signals_do_not_cut_a_stop_short() {
-    let bus = Bus::start();
+    let bus = Rig::start();
     let mut daemon = bus.ready(&["--log-level", "trace"], 20);
     let client = bus.client();
     let serial = begin_create_pool(&client, &mut daemon);
@@ -356,7 +309,7 @@ impl Held {
     /// `name` as in the table of threads.
     fn of(daemon: &Daemon, name: &str) -> Held {
         let mut held = Held(Vec::new());
-        for task in fs::read_dir(format!("/proc/{}/task", daemon.process.0.id())).unwrap() {
+        for task in fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap() {
             let path = task.unwrap().path();
             let comm = fs::read_to_string(path.join("comm")).unwrap();
             if is_named(comm.trim_end(), name) {
@@ -386,7 +339,7 @@ impl Drop for Held {
 #[test]
 fn the_watchdog_is_told_as_long_as_every_thread_goes_on() {
     const TOLD: &str = "WATCHDOG=1";
-    let bus = Bus::start();
+    let bus = Rig::start();
     let variables = [("WATCHDOG_USEC", "200000")];
     let mut daemon = bus.daemon_with("notify", &["--log-level", "info"], &variables);
     assert_eq!(daemon.next_state(), "READY=1");

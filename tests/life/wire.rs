@@ -4,9 +4,6 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
-    os::unix::net::UnixDatagram,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -15,7 +12,7 @@ use dbus::{
     arg::{AppendAll, PropMap, ReadAll, RefArg, Variant},
     channel::Channel,
 };
-use tempfile::TempDir;
+use support::{bus::Bus, daemon::Daemon};
 
 const HANG: Duration = Duration::from_secs(60);
 const SERVICE: &str = "org.storage.stratis3";
@@ -23,57 +20,21 @@ const TOP: &str = "/org/storage/stratis3";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const NONE: ((bool, (bool, u32)), (bool, u32)) = ((false, (false, 0)), (false, 0));
 
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-// This test is about processes; there is no other way to start them.
-#[allow(clippy::disallowed_methods)]
-fn command(program: &str) -> Command {
-    Command::new(program)
-}
-
 /// A daemon on a bus of our own, and a client with its signals.
 struct World {
     client: Channel,
     signals: Vec<Message>,
-    daemon: Process,
-    _bus: Process,
-    _directory: TempDir,
+    daemon: Daemon,
+    _bus: Bus,
 }
 
 impl World {
     fn start() -> World {
-        let directory = tempfile::tempdir().unwrap();
-        let mut bus = command("dbus-daemon")
-            .args(["--session", "--nofork", "--nopidfile", "--print-address=1"])
-            .arg(format!("--address=unix:path={}", directory.path().join("bus").display()))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut address = String::new();
-        BufReader::new(bus.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
-        let address = address.trim().to_owned();
-        let told = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-        told.set_read_timeout(Some(HANG)).unwrap();
-        let daemon = command(env!("CARGO_BIN_EXE_stratisd"))
-            .arg("--sim")
-            .env("DBUS_SYSTEM_BUS_ADDRESS", &address)
-            .env("NOTIFY_SOCKET", directory.path().join("notify"))
-            .spawn()
-            .unwrap();
-        let daemon = Process(daemon);
-        let mut text = [0; 64];
-        let length = told.recv(&mut text).expect("the daemon should tell its state");
-        assert_eq!(&text[..length], b"READY=1");
-        let mut client = Channel::open_private(&address).unwrap();
+        let bus = Bus::start();
+        let daemon = bus.daemon(&[]);
+        let mut client = Channel::open_private(&bus.address).unwrap();
         client.register().unwrap();
-        let mut world = World { client, signals: Vec::new(), daemon, _bus: Process(bus), _directory: directory };
+        let mut world = World { client, signals: Vec::new(), daemon, _bus: bus };
         let mut watch =
             Message::new_method_call("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "AddMatch").unwrap();
         watch.append_all(("type='signal',sender='org.storage.stratis3'",));
@@ -194,7 +155,7 @@ impl World {
 
     /// Descriptors that the daemon has open.
     fn open_descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.daemon.0.id())).unwrap().count()
+        self.daemon.descriptors()
     }
 }
 

@@ -7,7 +7,7 @@ use crossbeam_channel::bounded;
 use nix::sys::signal::Signal;
 use threads::{pulse::Pulse, stop::Stop};
 
-use super::private_bus::{Client, LIMIT, PrivateBus};
+use super::private_bus::{Client, LIMIT, private_bus};
 use crate::bus::{
     Error, Lister, NAME, Reader,
     connection::Connection,
@@ -22,7 +22,7 @@ use crate::bus::{
 /// clients.
 #[test]
 fn a_mark_passes_when_the_bus_answers_if_anybody_reads_answers() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let connection = Connection::at(&bus.address).unwrap();
     connection.mark();
     connection.passed().try_recv().expect("nobody reads the answer yet, so the mark passes at once");
@@ -46,7 +46,7 @@ fn a_mark_passes_when_the_bus_answers_if_anybody_reads_answers() {
 #[test]
 fn a_flush_sends_what_waits_as_soon_as_the_bus_takes_it() {
     const SIGNALS: usize = 8;
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let connection = Connection::at(&bus.address).unwrap();
     let client = Client::new(&bus).listens_to("interface='a.b'");
     bus.signal(Signal::SIGSTOP);
@@ -67,7 +67,7 @@ fn a_flush_sends_what_waits_as_soon_as_the_bus_takes_it() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test, without the daemon's thread group")]
 fn the_loss_of_the_name_ends_the_reader() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let connection = Arc::new(Connection::at(&bus.address).unwrap());
     let published = Arc::new(Published::default());
     let (_lister, lists) = Lister::new(Arc::clone(&connection), Arc::clone(&published));

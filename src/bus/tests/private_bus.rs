@@ -4,8 +4,6 @@
 //! messages, and their limit is reached only if a message is missing.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -17,11 +15,8 @@ use dbus::{
     arg::{AppendAll, ArgType, Variant},
     channel::Channel,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tempfile::TempDir;
+use support::bus::Bus as PrivateBus;
+pub(super) use support::bus::LIMIT;
 use threads::{pulse::Pulse, stop::Stop};
 
 use super::{entry, filesystem, is, name, plain, pool, pool_id, values, with_filesystem};
@@ -39,64 +34,9 @@ use crate::{
 const TOP: &str = "/org/storage/stratis3";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const MANAGER: &str = "org.freedesktop.DBus.ObjectManager";
-/// A message that has not come after this time is lost.
-pub(super) const LIMIT: Duration = Duration::from_secs(60);
-
-/// A private bus daemon, with the limits of a system bus and the daemon's policy file.
-pub(super) struct PrivateBus {
-    daemon: Child,
-    pub(super) address: String,
-    _dir: TempDir,
-}
-
-impl PrivateBus {
-    #[allow(clippy::disallowed_methods, reason = "the bus daemon belongs to the test, not to the program")]
-    pub(super) fn start() -> PrivateBus {
-        let dir = TempDir::new().unwrap();
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        std::fs::write(path("stratisd.conf"), policy::text()).unwrap();
-        let config = format!(
-            r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path={}</listen>
-  <auth>EXTERNAL</auth>
-  <include>{}</include>
-  <policy context="mandatory">
-    <allow user="*"/> <allow own="*"/> <allow send_destination="*"/> <allow receive_sender="*"/>
-  </policy>
-</busconfig>"#,
-            path("socket"),
-            path("stratisd.conf"),
-        );
-        std::fs::write(path("bus.conf"), config).unwrap();
-        let mut daemon = Command::new("dbus-daemon")
-            .args(["--nofork", "--print-address=1", &format!("--config-file={}", path("bus.conf"))])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("dbus-daemon is installed");
-        let mut address = String::new();
-        BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut address).unwrap();
-        assert!(address.starts_with("unix:"), "the bus daemon did not start");
-        PrivateBus { daemon, address: address.trim().to_owned(), _dir: dir }
-    }
-
-    pub(super) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.daemon.id().try_into().unwrap()), signal).unwrap();
-    }
-
-    fn end(&mut self) {
-        self.daemon.kill().unwrap();
-        self.daemon.wait().unwrap();
-    }
-}
-
-impl Drop for PrivateBus {
-    fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
+/// A private bus with the daemon's policy file.
+pub(super) fn private_bus() -> PrivateBus {
+    PrivateBus::with_policy(&policy::text())
 }
 
 /// Hands jobs to the test.
@@ -259,7 +199,7 @@ fn large(filesystems: u64) -> Pool {
 
 #[test]
 fn reads_are_answered_and_mistakes_get_their_error() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![is(&with_filesystem(pool(1, "p"), 5))]);
     let client = Client::new(&bus);
     let ours = |name: &str| format!("org.storage.stratis3.{name}");
@@ -329,7 +269,7 @@ fn reads_are_answered_and_mistakes_get_their_error() {
 /// A call that needs the engine: the job arrives as requested, and signals come before the reply.
 #[test]
 fn signals_of_a_change_come_before_its_reply() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let old = pool(1, "p");
     let server = Server::start(&bus, vec![is(&old)]);
     let client = Client::new(&bus).listens();
@@ -363,7 +303,7 @@ fn signals_of_a_change_come_before_its_reply() {
 /// the next reply.
 #[test]
 fn what_was_replied_is_in_the_next_list() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![]);
     let (caller, other) = (Client::new(&bus), Client::new(&bus));
     for n in 1..=200u64 {
@@ -385,7 +325,7 @@ fn what_was_replied_is_in_the_next_list() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn writer_and_reader_do_not_wait_for_each_other() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![is(&pool(1, "p"))]);
     let (listener, other) = (Client::new(&bus).listens(), Client::new(&bus));
     // Idle: no client sends anything before the change, so nothing makes the reader look at its
@@ -424,7 +364,7 @@ fn writer_and_reader_do_not_wait_for_each_other() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn lists_are_never_torn_and_never_older_than_the_signals_before() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let state = |n: u64| Pool { fs_limit: n, ..large(n) };
     let server = Arc::new(Server::start(&bus, vec![is(&state(0))]));
     let rounds = 300;
@@ -476,7 +416,7 @@ fn lists_are_never_torn_and_never_older_than_the_signals_before() {
 #[test]
 fn large_change_lets_other_pools_pass_and_its_own_wait() {
     const FILESYSTEMS: usize = 500;
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let named = |text: &str| Pool { name: name(text), ..large(FILESYSTEMS as u64) };
     let server = Server::start(&bus, vec![is(&named("first")), is(&pool(2, "q"))]);
     let client = Client::new(&bus).listens();
@@ -512,7 +452,7 @@ fn large_change_lets_other_pools_pass_and_its_own_wait() {
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a test")]
 fn ten_thousand_objects() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![is(&large(7_000))]);
     let lists: Vec<_> = (0..3)
         .map(|_| {
@@ -551,7 +491,7 @@ fn ten_thousand_objects() {
 /// their answers.
 #[test]
 fn client_that_never_reads() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![is(&large(300))]);
     let deaf = Client::new(&bus);
     for _ in 0..60 {
@@ -570,7 +510,7 @@ fn client_that_never_reads() {
 
 #[test]
 fn name_that_another_has_is_refused() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![]);
     let second = Bus::connect_to(&bus.address).unwrap();
     assert!(matches!(second.reader.request_name(), Err(Error::Name { name: NAME, .. })));
@@ -580,7 +520,7 @@ fn name_that_another_has_is_refused() {
 /// Any client can send a signal of that name; only the bus's own counts.
 #[test]
 fn forged_loss_of_the_name_is_ignored() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![]);
     let client = Client::new(&bus);
     let mut forged =
@@ -593,9 +533,9 @@ fn forged_loss_of_the_name_is_ignored() {
 
 #[test]
 fn end_of_the_bus_ends_the_reader() {
-    let mut bus = PrivateBus::start();
+    let mut bus = private_bus();
     let mut server = Server::start(&bus, vec![]);
-    bus.end();
+    bus.kill();
     assert!(matches!(server.join(), Err(Error::Lost)));
 }
 
@@ -603,7 +543,7 @@ fn end_of_the_bus_ends_the_reader() {
 /// callers get that answer.
 #[test]
 fn stop_lets_refusals_out() {
-    let bus = PrivateBus::start();
+    let bus = private_bus();
     let server = Server::start(&bus, vec![is(&pool(1, "p"))]);
     let client = Client::new(&bus);
     client.channel.send(Client::message(&at(0), "org.storage.stratis3.pool.r0", "SetName", ("q",))).unwrap();
