@@ -1,9 +1,6 @@
 //! The bodies of the fuzz targets, run for a moment: on any bytes, and on good ones with some changed. What a fuzzer
 //! finds goes here as an example of its own.
 
-#[path = "../fuzz/bodies.rs"]
-mod bodies;
-
 use proptest::{collection::vec, prelude::*};
 use stratisd::platform::Timestamp;
 use stratisd::{
@@ -13,6 +10,7 @@ use stratisd::{
     },
     engine::metadata::{Journal, Layout, Mda, MetadataVersion, PlannedWrite, PoolMetadata, StaticHeader},
 };
+use support::fuzz_bodies as bodies;
 
 const POOL: &str = concat!(
     r#"{"name":"p1","backstore":{"data_tier":{"blockdev":{"allocs":[[{"parent":"fedcba98-7654-3210-fedc-ba98765"#,

@@ -1,8 +1,4 @@
-//! Any bytes read as signature blocks: see `bodies::header`.
+//! Any bytes read as signature blocks: see `support::fuzz_bodies::header`.
 #![no_main]
 
-#[path = "../bodies.rs"]
-#[allow(dead_code, reason = "each target has one body of several")]
-mod bodies;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::header(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| support::fuzz_bodies::header(bytes));

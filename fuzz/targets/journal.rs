@@ -1,8 +1,4 @@
-//! Any bytes read as an entry of the journal: see `bodies::journal`.
+//! Any bytes read as an entry of the journal: see `support::fuzz_bodies::journal`.
 #![no_main]
 
-#[path = "../bodies.rs"]
-#[allow(dead_code, reason = "each target has one body of several")]
-mod bodies;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::journal(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| support::fuzz_bodies::journal(bytes));

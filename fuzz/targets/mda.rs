@@ -1,8 +1,4 @@
-//! Any bytes read as metadata areas: see `bodies::mda`.
+//! Any bytes read as metadata areas: see `support::fuzz_bodies::mda`.
 #![no_main]
 
-#[path = "../bodies.rs"]
-#[allow(dead_code, reason = "each target has one body of several")]
-mod bodies;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::mda(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| support::fuzz_bodies::mda(bytes));

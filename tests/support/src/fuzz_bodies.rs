@@ -1,5 +1,5 @@
-//! What the fuzz targets do with bytes, and what must hold for any: no panic, no memory asked for without bound, and
-//! what is read and written again is the same. Shared by the targets and by tests/fuzz_bodies.rs.
+//! What the fuzz targets (`fuzz/`) and `tests/fuzz_bodies.rs` do with bytes, and what must hold for any bytes: no panic,
+//! no unbounded allocation, and what was read and written again is the same.
 
 use stratisd::platform::Timestamp;
 use stratisd::{
