@@ -213,13 +213,14 @@ fn named_paths(code: &str) -> BTreeSet<String> {
         let start = rest[..at]
             .rfind(|c: char| !is_word(c))
             .map_or(0, |i| i + rest[i..].chars().next().map_or(1, char::len_utf8));
-        let first = &rest[start..at];
-        let inside_a_path = rest[..start].ends_with("::");
-        if !first.is_empty() && !inside_a_path {
-            let (tree, _) = read_tree(&rest[start..]);
-            paths.extend(tree);
+        if start == at {
+            rest = &rest[at + 2..];
+            continue;
         }
-        rest = &rest[at + 2..];
+        // Past all of it: what stands inside a tree is no path of its own.
+        let (tree, length) = read_tree(&rest[start..]);
+        paths.extend(tree);
+        rest = &rest[start + length..];
     }
     paths
 }
