@@ -11,7 +11,6 @@ mod change;
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -21,6 +20,7 @@ use nix::libc;
 
 use self::change::{DmChange, Punctuality};
 use super::{
+    mapper_nodes::{mend_link, node},
     monitor::{Monitor, udev_runs},
     wait,
 };
@@ -274,14 +274,9 @@ pub(super) fn mend_node(name: &str) {
         dm.device_info(&id).map_err(|fault| failed("find", name, fault))
     });
     match info {
-        Ok(info) => change::mend_node(name, number(info.device())),
+        Ok(info) => mend_link(name, number(info.device())),
         Err(fault) => warn!("cannot create the node of {name}, which udev has not made: {fault}"),
     }
-}
-
-/// The node that udev makes for a device. It exists once the device has been resumed.
-pub(super) fn node(name: &str) -> PathBuf {
-    Path::new("/dev/mapper").join(name)
 }
 
 fn check_version(major: u32, minor: u32, patch: u32) -> Result<()> {
@@ -376,9 +371,7 @@ impl DmEvents for MapperEvents {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use super::{check_version, node, raw_lines};
+    use super::{check_version, raw_lines};
     use crate::{
         base::units::{DataBlocks, Sectors},
         platform::{
@@ -423,10 +416,5 @@ mod tests {
         let target = Target::Foreign { kind: "sixteen-letters-".to_owned(), parameters: String::new() };
         let table = [Line { start: Sectors(0), length: Sectors(8), target }];
         assert!(matches!(raw_lines("create", "x", &table), Err(Error::Dm { .. })));
-    }
-
-    #[test]
-    fn nodes_lie_in_dev_mapper() {
-        assert_eq!(node("stratis-1-x"), Path::new("/dev/mapper/stratis-1-x"));
     }
 }

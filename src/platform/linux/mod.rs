@@ -16,10 +16,12 @@ mod keyring;
 mod limits;
 mod listener;
 pub mod luks;
+mod mapper_nodes;
 mod monitor;
 mod mount_table;
 mod mounts;
 mod namespace;
+mod orphans;
 pub mod pid_file;
 mod processes;
 mod programs;
@@ -74,18 +76,6 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Prepares the machine: leaves the root mount namespace, checks programs and device-mapper,
-    /// creates the private directory. Call it before any thread is started: only the calling thread
-    /// changes its namespace, and later threads inherit it. The program must have called
-    /// [`run_as_child`] before.
-    ///
-    /// # Errors
-    /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; other
-    /// errors name the call that failed.
-    pub fn start() -> Result<Linux> {
-        startup::start()
-    }
-
     /// Unmounts everything in the private directory, as the last step of a clean exit. Pools stay
     /// up. Mounts still in use are logged and left to the kernel.
     pub fn leave(&self) {
@@ -175,7 +165,7 @@ impl Platform for Linux {
     }
 
     fn dm_node(&self, name: &str) -> PathBuf {
-        dm::node(name)
+        mapper_nodes::node(name)
     }
 
     fn run(&self, program: Program, arguments: &[&str]) -> Result<String> {

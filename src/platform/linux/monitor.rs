@@ -77,7 +77,7 @@ mod moved {
     // value alone. Devices that share the context live only inside `Monitor::next`, which copies
     // everything out of them. So all of it moves together, and `&mut self` keeps it to one thread
     // at a time.
-    unsafe impl Send for super::Monitor {}
+    unsafe impl Send for crate::platform::linux::monitor::Monitor {}
 }
 
 impl Monitor {

@@ -10,16 +10,8 @@ use std::{
 use log::warn;
 
 use super::{
-    Linux,
-    devices::DeviceAccess,
-    dm::Mapper,
-    keyring,
-    listener::Listener,
-    luks::{self, Luks},
-    monitor::udev_runs,
-    mounts, namespace,
-    programs::Programs,
-    secrecy,
+    Linux, devices::DeviceAccess, dm::Mapper, keyring, listener::Listener, luks::Luks, monitor::udev_runs, mounts,
+    namespace, orphans, programs::Programs, secrecy,
 };
 use crate::platform::{Error, Result};
 
@@ -37,29 +29,39 @@ const ORPHANS_LIMIT: Duration = Duration::from_secs(30);
 /// The command that a device-mapper rule runs when udev is done with a device.
 const COMPLETION: &str = "udevcomplete";
 
-/// Prepares the machine. See [`Linux::start`].
-pub(super) fn start() -> Result<Linux> {
-    secrecy::no_core_dumps()
-        .map_err(|fault| Error::Missing(format!("cannot disable core dumps of this process: {fault}; run as root")))?;
-    if let Err(fault) = secrecy::lock_memory() {
-        warn!("cannot lock the memory of this process, so keys may reach swap: {fault}; raise LimitMEMLOCK");
+impl Linux {
+    /// Prepares the machine: leaves the root mount namespace, checks programs and device-mapper,
+    /// creates the private directory. Call it before any thread is started: only the calling thread
+    /// changes its namespace, and later threads inherit it. The program must have called
+    /// [`run_as_child`] before.
+    ///
+    /// # Errors
+    /// [`Error::Missing`](crate::platform::Error::Missing) says what the machine lacks; other
+    /// errors name the call that failed.
+    pub fn start() -> Result<Linux> {
+        secrecy::no_core_dumps().map_err(|fault| {
+            Error::Missing(format!("cannot disable core dumps of this process: {fault}; run as root"))
+        })?;
+        if let Err(fault) = secrecy::lock_memory() {
+            warn!("cannot lock the memory of this process, so keys may reach swap: {fault}; raise LimitMEMLOCK");
+        }
+        keyring::make_process_keyring()?;
+        let origin = namespace::leave()?;
+        let programs = Programs::find()?;
+        let mapper = Mapper::open()?;
+        check_udev(udev_runs(), &RULES.map(PathBuf::from))?;
+        let private_directory = mounts::make_private_directory()?;
+        orphans::wait_for_end(ORPHANS_LIMIT);
+        Ok(Linux {
+            devices: DeviceAccess::default(),
+            origin,
+            programs,
+            mapper,
+            private_directory,
+            luks: Luks::default(),
+            listener: Listener::default(),
+        })
     }
-    keyring::make_process_keyring()?;
-    let origin = namespace::leave()?;
-    let programs = Programs::find()?;
-    let mapper = Mapper::open()?;
-    check_udev(udev_runs(), &RULES.map(PathBuf::from))?;
-    let private_directory = mounts::make_private_directory()?;
-    luks::orphans::wait_for_end(ORPHANS_LIMIT);
-    Ok(Linux {
-        devices: DeviceAccess::default(),
-        origin,
-        programs,
-        mapper,
-        private_directory,
-        luks: Luks::default(),
-        listener: Listener::default(),
-    })
 }
 
 /// Without udev, no device is found and no link is made. Without device-mapper's own rules, udev

@@ -4,12 +4,8 @@
 //! the devices are for.
 
 use std::{
-    fs, io,
-    os::{
-        fd::BorrowedFd,
-        unix::fs::{FileTypeExt, MetadataExt, symlink},
-    },
-    path::Path,
+    io,
+    os::fd::BorrowedFd,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -17,13 +13,12 @@ use std::{
 use devicemapper::DmUdevFlags;
 use log::warn;
 
-use super::{
-    super::cookie::{self, Cookie},
-    super::database,
-    super::monitor::udev_runs,
-    node,
+use crate::platform::linux::{
+    cookie::{self, Cookie},
+    database,
+    mapper_nodes::{mend_link, remove_link},
+    monitor::udev_runs,
 };
-use crate::platform::DeviceNumber;
 
 /// Longest wait for udev to process a change. udev's queue is long on a machine that sets up
 /// thousands of disks at once; its own limit for an event is three minutes.
@@ -60,7 +55,7 @@ mod ioctl {
         os::fd::{AsRawFd, BorrowedFd},
     };
 
-    use super::DmChange;
+    use crate::platform::linux::dm::change::DmChange;
 
     /// Argument of every call (`struct dm_ioctl` of linux/dm-ioctl.h).
     #[repr(C)]
@@ -161,8 +156,8 @@ impl Punctuality {
         if !in_time {
             let number = database::number(dev);
             match change {
-                DmChange::Resume => mend_node(name, number),
-                DmChange::Remove => remove_node(name),
+                DmChange::Resume => mend_link(name, number),
+                DmChange::Remove => remove_link(name),
             }
         }
         Ok(())
@@ -184,34 +179,5 @@ impl Punctuality {
             );
         }
         in_time
-    }
-}
-
-/// Makes the link in `/dev/mapper` that udev has not made, as libdevmapper does. udev takes it over
-/// when it processes the device.
-pub(super) fn mend_node(name: &str, number: DeviceNumber) {
-    let link = node(name);
-    let is_right = fs::metadata(&link)
-        .is_ok_and(|found| found.file_type().is_block_device() && database::number(found.rdev()) == number);
-    if is_right {
-        return;
-    }
-    let target = Path::new("..").join(format!("dm-{}", number.minor));
-    let _ = fs::remove_file(&link);
-    match symlink(target, &link) {
-        Ok(()) => warn!("created {} because udev did not", link.display()),
-        // udev was faster.
-        Err(fault) if fault.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(fault) => warn!("cannot create {}, which udev did not: {fault}", link.display()),
-    }
-}
-
-/// Removes the link of a device that no longer has the name.
-fn remove_node(name: &str) {
-    let link = node(name);
-    if fs::symlink_metadata(&link).is_ok_and(|found| found.is_symlink()) {
-        if let Err(fault) = fs::remove_file(&link) {
-            warn!("cannot remove {}: {fault}", link.display());
-        }
     }
 }

@@ -10,12 +10,13 @@
 //! | this one | daemon | sends a request to a child and waits for its answer |
 //! | `wire` | both | their messages |
 //! | `memory` | daemon | which child may derive keys when |
-//! | `child` | child | the process and its connection to the daemon |
-//! | `calls` | child | the calls of libcryptsetup, except the long ones |
+//! | `child` | child | the process |
+//! | `connection` | child | its end of the pipes |
+//! | `calls` | child | serves the requests, except the long ones |
+//! | `device`, `fault` | child | a LUKS device and its errors, as libcryptsetup has them |
 //! | `staged` | child | a header for plaintext data that is in use |
-//! | `reencrypt`, `repair` | child | re-encryption jobs on a device in use |
+//! | `reencrypt`, `steps`, `repair` | child | re-encryption jobs on a device in use |
 //! | `header`, `table` | child | what the JSON of a header says, and the table that follows from it |
-//! | `orphans` | both | children that outlive their daemon |
 //!
 //! At an orderly stop, the engine tells re-encryption jobs to stop and waits for them. If the
 //! daemon dies, its end of the pipes closes, and the child exits at a point where that does no
@@ -25,12 +26,15 @@
 
 mod calls;
 pub mod child;
+mod connection;
+mod device;
+mod fault;
 mod header;
 mod memory;
-pub(super) mod orphans;
 mod reencrypt;
 mod repair;
 mod staged;
+mod steps;
 mod table;
 mod wire;
 

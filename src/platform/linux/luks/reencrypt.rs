@@ -5,13 +5,10 @@
 //! the blocks in the hot zone, so that a step that was cut short can be completed. Knows nothing of
 //! who uses the data.
 
-use std::{
-    ffi::{c_int, c_void},
-    path::Path,
-};
+use std::path::Path;
 
 use libcryptsetup_rs::{
-    CryptParamsReencrypt, LibcryptErr,
+    CryptParamsReencrypt,
     consts::{
         flags::CryptReencrypt,
         vals::{CryptReencryptDirectionInfo, CryptReencryptModeInfo},
@@ -20,9 +17,11 @@ use libcryptsetup_rs::{
 use rustix::mm::{MlockAllFlags, mlockall};
 
 use super::{
-    calls::{LoadedLuksDevice, LuksFault, Result, luks2_parameters, may_use, sync, with_key},
-    child::DaemonConnection,
+    connection::{DaemonConnection, may_use},
+    device::{LoadedLuksDevice, luks2_parameters, sync},
+    fault::{LuksFault, Result, with_key},
     repair,
+    steps::{RESILIENCE, steps},
     wire::LuksAnswer,
 };
 use crate::{
@@ -30,8 +29,6 @@ use crate::{
     platform::luks::{Begin, EncryptionState, Progress, ReencryptionEnd, ReencryptionMode},
 };
 
-/// Resilience of a step: the method and its hash.
-pub(super) const RESILIENCE: (&str, &str) = ("checksum", "sha256");
 /// Longest step. Without a limit the library processes up to 1 GiB at a time in memory, and I/O to
 /// that range waits as long.
 const STEP: Sectors = Sectors((64 << 20) / SECTOR);
@@ -146,20 +143,4 @@ fn crypt_mode(mode: ReencryptionMode) -> CryptReencryptModeInfo {
         ReencryptionMode::Reencrypt => CryptReencryptModeInfo::Reencrypt,
         ReencryptionMode::Decrypt => CryptReencryptModeInfo::Decrypt,
     }
-}
-
-/// Called between steps; returns `true` to stop.
-type IsToStop<'a> = &'a mut dyn FnMut(Progress) -> bool;
-
-/// Runs the steps of a job that the library has been initialized for.
-#[allow(unsafe_code)]
-pub(super) fn steps(luks: &mut LoadedLuksDevice, mut is_to_stop: IsToStop<'_>) -> std::result::Result<(), LibcryptErr> {
-    extern "C" fn between(total: u64, done: u64, is_to_stop: *mut c_void) -> c_int {
-        // SAFETY: the library passes on the pointer that it gets below. It points to a closure that
-        // lives until the library returns and that nothing else uses meanwhile. The library calls
-        // in the same thread.
-        let is_to_stop = unsafe { &mut *is_to_stop.cast::<IsToStop<'_>>() };
-        c_int::from(is_to_stop(Progress { done: Bytes(done.into()), total: Bytes(total.into()) }))
-    }
-    luks.library.reencrypt_handle().reencrypt2(Some(between), Some(&mut is_to_stop))
 }

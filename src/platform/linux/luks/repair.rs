@@ -21,27 +21,20 @@ use libcryptsetup_rs::{
 };
 
 use super::{
-    super::dm::{self, Mapper},
-    calls::{LoadedLuksDevice, LuksFault, Result, luks2_parameters, with_key},
+    device::{LoadedLuksDevice, luks2_parameters},
+    fault::{LuksFault, Result, with_key},
     header::DataSegment,
-    reencrypt::{RESILIENCE, steps},
+    steps::{RESILIENCE, steps},
     table::{foreign, number, table},
 };
 use crate::{
     base::units::Sectors,
     platform::{
-        Error,
         dm::{Device, Line, Target, Visibility},
+        linux::{dm::Mapper, mapper_nodes},
         luks::EncryptionState,
     },
 };
-
-impl From<Error> for LuksFault {
-    fn from(fault: Error) -> LuksFault {
-        let cause = std::error::Error::source(&fault).map(|cause| format!(": {cause}")).unwrap_or_default();
-        LuksFault::Other(format!("{fault}{cause}"))
-    }
-}
 
 /// The devices of a job.
 struct JobDeviceNames {
@@ -159,7 +152,7 @@ fn complete(
     }
     let lines = [Line::linear(Sectors(0), size, number(device)?, Sectors(0))];
     mapper.create(&names.other, &names.other, &lines, Visibility::Private)?;
-    let completed = complete_on(&dm::node(&names.other), passphrase, stalled);
+    let completed = complete_on(&mapper_nodes::node(&names.other), passphrase, stalled);
     let removed = mapper.remove(&names.other);
     completed?;
     Ok(removed?)

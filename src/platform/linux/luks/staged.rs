@@ -24,8 +24,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::Value;
 
 use super::{
-    calls::{CIPHER, LoadedLuksDevice, LuksFault, ReceivedSecrets, Result, bytes, fill, luks2_parameters, with_key},
-    reencrypt,
+    device::{CIPHER, LoadedLuksDevice, ReceivedSecrets, bytes, fill, luks2_parameters},
+    fault::{LuksFault, Result, with_key},
+    steps::RESILIENCE,
     wire::SentKeyslot,
 };
 use crate::platform::luks::{Header, HeaderLayout};
@@ -52,8 +53,8 @@ pub(super) fn format(
     let parameters = CryptParamsReencrypt {
         mode: CryptReencryptModeInfo::Encrypt,
         direction: CryptReencryptDirectionInfo::Forward,
-        resilience: reencrypt::RESILIENCE.0.to_owned(),
-        hash: reencrypt::RESILIENCE.1.to_owned(),
+        resilience: RESILIENCE.0.to_owned(),
+        hash: RESILIENCE.1.to_owned(),
         data_shift: 0,
         max_hotzone_size: 0,
         device_size: 0,

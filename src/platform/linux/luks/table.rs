@@ -8,14 +8,15 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 use nix::libc;
 
 use super::{
-    super::{dm::Mapper, keyring},
-    calls::{LoadedLuksDevice, LuksFault, Result},
+    device::LoadedLuksDevice,
+    fault::{LuksFault, Result},
 };
 use crate::{
     base::units::{SECTOR, Sectors},
     platform::{
         DeviceNumber,
         dm::{Line, Target, Visibility},
+        linux::{dm::Mapper, keyring},
         luks::VOLUME_KEY_BYTES,
     },
 };

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::super::secret_bytes::SecretBytes;
 use crate::{
     base::units::{Bytes, Sectors},
     platform::{
         keyring::Secret,
+        linux::secret_bytes::SecretBytes,
         luks::{Begin, Cost, FormatPurpose, Header, HeaderLayout, Progress, ReencryptionEnd},
     },
 };

@@ -1,4 +1,4 @@
-//! Children that outlive their daemon. Each holds a lock while it works, and the next daemon waits
+//! LUKS children that outlive their daemon. Each holds a lock while it works, and the next daemon waits
 //! for that lock. Otherwise it would see device-mapper devices in the middle of a change.
 //!
 //! The children notice that the daemon is gone and exit by themselves, at the latest after one step
@@ -13,7 +13,7 @@ use std::{
 use log::{info, warn};
 use rustix::fs::{FlockOperation, flock};
 
-use super::super::wait;
+use super::wait;
 
 /// The lock file, beside the private directory.
 const LOCK: &str = "/run/stratisd/luks-children";
@@ -31,7 +31,7 @@ pub(super) fn mark() -> Option<File> {
 }
 
 /// Waits until no child of an earlier daemon works any more, for at most `limit`.
-pub(in super::super) fn wait_for_end(limit: Duration) {
+pub(super) fn wait_for_end(limit: Duration) {
     let Some(file) = open() else { return };
     let deadline = Instant::now() + limit;
     let mut logged = false;

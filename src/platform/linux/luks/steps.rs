@@ -1,0 +1,28 @@
+//! The steps of a re-encryption job: one hot zone after the other, until told to stop. Knows neither
+//! which job it is nor why it stops.
+
+use std::ffi::{c_int, c_void};
+
+use libcryptsetup_rs::LibcryptErr;
+
+use super::device::LoadedLuksDevice;
+use crate::{base::units::Bytes, platform::luks::Progress};
+
+/// Resilience of a step: the method and its hash.
+pub(super) const RESILIENCE: (&str, &str) = ("checksum", "sha256");
+
+/// Called between steps; returns `true` to stop.
+type IsToStop<'a> = &'a mut dyn FnMut(Progress) -> bool;
+
+/// Runs the steps of a job that the library has been initialized for.
+#[allow(unsafe_code)]
+pub(super) fn steps(luks: &mut LoadedLuksDevice, mut is_to_stop: IsToStop<'_>) -> Result<(), LibcryptErr> {
+    extern "C" fn between(total: u64, done: u64, is_to_stop: *mut c_void) -> c_int {
+        // SAFETY: the library passes on the pointer that it gets below. It points to a closure that
+        // lives until the library returns and that nothing else uses meanwhile. The library calls
+        // in the same thread.
+        let is_to_stop = unsafe { &mut *is_to_stop.cast::<IsToStop<'_>>() };
+        c_int::from(is_to_stop(Progress { done: Bytes(done.into()), total: Bytes(total.into()) }))
+    }
+    luks.library.reencrypt_handle().reencrypt2(Some(between), Some(&mut is_to_stop))
+}
