@@ -11,11 +11,11 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
     Sim, Simulation,
-    clevis::{Helpers, Trouble},
     clock::Clock,
     disks::{DiskShape, DiskTable},
     events::ChangeNotifier,
     faults::{Control, StepDelay},
+    key_servers::{KeyServers, Trouble},
     machine::{self, MachineState},
 };
 use crate::base::units::Sectors;
@@ -79,9 +79,16 @@ pub struct Builder {
     real_clock: bool,
     record: bool,
     step_delay: StepDelay,
-    helpers: Helpers,
+    key_servers: KeyServers,
     hot_zone: Option<u64>,
     old_mkfs: bool,
+}
+
+impl Sim {
+    /// Starts to describe a machine.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
 }
 
 impl Default for Builder {
@@ -104,7 +111,7 @@ impl Default for Builder {
             real_clock: false,
             record: false,
             step_delay: StepDelay::default(),
-            helpers: Helpers::default(),
+            key_servers: KeyServers::default(),
             hot_zone: None,
             old_mkfs: false,
         }
@@ -238,19 +245,19 @@ impl Builder {
 
     /// The Tang server with this URL has trouble from the start.
     pub fn tang(mut self, url: &str, trouble: Trouble) -> Builder {
-        self.helpers.set_server(url, Some(trouble));
+        self.key_servers.set_server(url, Some(trouble));
         self
     }
 
     /// All Tang servers have trouble from the start.
     pub fn all_tang(mut self, trouble: Trouble) -> Builder {
-        self.helpers.set_all_servers(Some(trouble));
+        self.key_servers.set_all_servers(Some(trouble));
         self
     }
 
     /// The TPM has trouble from the start.
     pub fn tpm(mut self, trouble: Trouble) -> Builder {
-        self.helpers.set_tpm(Some(trouble));
+        self.key_servers.set_tpm(Some(trouble));
         self
     }
 
@@ -320,7 +327,7 @@ impl Builder {
         let clock = if self.real_clock { Clock::Real } else { Clock::logical() };
         // Two generators, so that the use of one does not change the sequence of the other.
         Sim(Arc::new(Simulation {
-            machine: Mutex::new(MachineState::new(disks, self.helpers, clock.clone(), self.seed)),
+            machine: Mutex::new(MachineState::new(disks, self.key_servers, clock.clone(), self.seed)),
             changed: ChangeNotifier::default(),
             stalls: Condvar::new(),
             control: Arc::new(Control::new(self.record, self.step_delay)),

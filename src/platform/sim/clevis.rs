@@ -17,15 +17,17 @@
 //!
 //! Knows nothing of LUKS2, nor why a client is trusted.
 
-use std::collections::BTreeMap;
-
 use data_encoding::BASE64URL_NOPAD;
 use rand::RngCore;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::{Sim, faults::CallKind};
+use super::{
+    Sim,
+    faults::CallKind,
+    key_servers::{KeyServer, KeyServers, Trouble},
+};
 use crate::platform::{Error, Result, clevis, keyring::Secret, luks::PASSPHRASE_BYTES_MAX};
 
 /// Limit of nesting of a configuration.
@@ -33,103 +35,49 @@ const DEPTH_MAX: u32 = 20;
 /// Most parts of a shared secret.
 const PARTS_MAX: u64 = 255;
 
-/// A fault of a Tang server or the TPM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
-    /// It refuses connections.
-    Down,
-    /// It does not answer until the client times out.
-    Silent,
-    /// Its answers are malformed.
-    Nonsense,
-}
-
-/// A server, or the TPM.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Helper {
-    trouble: Option<Trouble>,
-    /// Incremented when it gets new keys and loses the old ones.
-    generation: u64,
-}
-
-/// The servers and the TPM. A power cut of the machine does not affect them.
-#[derive(Debug, Default)]
-pub(super) struct Helpers {
-    servers: BTreeMap<String, Helper>,
-    tpm: Helper,
-    /// Fault of every server without an entry of its own.
-    all_servers: Option<Trouble>,
-    /// Number of times a client has waited for a silent server until its timeout.
-    waited: u64,
-}
-
-impl Helpers {
-    fn server(&self, url: &str) -> Helper {
-        let unknown = Helper { trouble: self.all_servers, generation: 0 };
-        self.servers.get(url).copied().unwrap_or(unknown)
-    }
-
-    pub(super) fn set_server(&mut self, url: &str, trouble: Option<Trouble>) {
-        let server = Helper { trouble, ..self.server(url) };
-        self.servers.insert(url.to_owned(), server);
-    }
-
-    pub(super) fn set_all_servers(&mut self, trouble: Option<Trouble>) {
-        self.all_servers = trouble;
-        self.servers.values_mut().for_each(|server| server.trouble = trouble);
-    }
-
-    pub(super) fn set_tpm(&mut self, trouble: Option<Trouble>) {
-        self.tpm.trouble = trouble;
-    }
-}
-
 impl Sim {
     /// Sets the fault of a Tang server from now on.
     pub fn set_tang(&self, url: &str, trouble: Option<Trouble>) {
-        self.0.machine.lock().helpers.set_server(url, trouble);
+        self.0.machine.lock().key_servers.set_server(url, trouble);
     }
 
     /// Sets the fault of all Tang servers from now on, until set for one of them again.
     pub fn set_all_tang(&self, trouble: Option<Trouble>) {
-        self.0.machine.lock().helpers.set_all_servers(trouble);
+        self.0.machine.lock().key_servers.set_all_servers(trouble);
     }
 
     /// Number of times a client has waited until its timeout, for one silent server or for several
     /// in parallel.
     pub fn patience_lost(&self) -> u64 {
-        self.0.machine.lock().helpers.waited
+        self.0.machine.lock().key_servers.waited
     }
 
     /// Gives a Tang server new keys and drops the old ones.
     pub fn replace_tang_keys(&self, url: &str) {
-        let helpers = &mut self.0.machine.lock().helpers;
-        let mut server = helpers.server(url);
-        server.generation += 1;
-        helpers.servers.insert(url.to_owned(), server);
+        self.0.machine.lock().key_servers.replace_keys(url);
     }
 
     /// Thumbprint of a Tang server's signing key.
     pub fn tang_thumbprint(&self, url: &str) -> String {
-        let generation = self.0.machine.lock().helpers.server(url).generation;
+        let generation = self.0.machine.lock().key_servers.server(url).generation;
         thumbprint(&advertised(url, generation)).unwrap_or_default()
     }
 
     /// The advertisement of a Tang server's keys.
     pub fn tang_advertisement(&self, url: &str) -> Value {
-        let generation = self.0.machine.lock().helpers.server(url).generation;
+        let generation = self.0.machine.lock().key_servers.server(url).generation;
         let keys = serde_json::to_vec(&advertised(url, generation)).unwrap_or_default();
         json!({"payload": BASE64URL_NOPAD.encode(&keys), "protected": "", "signature": ""})
     }
 
     /// Sets the fault of the TPM from now on.
     pub fn set_tpm(&self, trouble: Option<Trouble>) {
-        self.0.machine.lock().helpers.set_tpm(trouble);
+        self.0.machine.lock().key_servers.set_tpm(trouble);
     }
 
     /// Clears the TPM: it loses what it has sealed.
     pub fn clear_tpm(&self) {
-        self.0.machine.lock().helpers.tpm.generation += 1;
+        self.0.machine.lock().key_servers.tpm.generation += 1;
     }
 
     fn salt16(&self) -> [u8; 16] {
@@ -194,7 +142,7 @@ pub(super) fn decrypt_each(sim: &Sim, jwes: &[&Value], take: &mut dyn FnMut(usiz
         }
     }
     if !late.is_empty() {
-        sim.0.machine.lock().helpers.waited += 1;
+        sim.0.machine.lock().key_servers.waited += 1;
     }
     let _ = late.into_iter().any(|(number, refusal)| take(number, passphrase_of(Err(Problem::Refused(refusal)))));
 }
@@ -375,7 +323,7 @@ fn join(sim: &Sim, shared: &Value, depth: u32) -> Attempt<[u8; 32]> {
 
 /// Sends a request to a server. Returns the generation of its keys.
 fn ask_tang(sim: &Sim, call: CallKind, url: &str) -> Attempt<u64> {
-    let helper = ask(sim, call, &format!("tang {url}"), |helpers| helpers.server(url))?;
+    let helper = ask(sim, call, &format!("tang {url}"), |key_servers| key_servers.server(url))?;
     let name = format!("tang ({url})");
     match helper.trouble {
         None => Ok(helper.generation),
@@ -386,7 +334,7 @@ fn ask_tang(sim: &Sim, call: CallKind, url: &str) -> Attempt<u64> {
 }
 
 fn ask_tpm(sim: &Sim, call: CallKind) -> Attempt<u64> {
-    let helper = ask(sim, call, "tpm2", |helpers| helpers.tpm)?;
+    let helper = ask(sim, call, "tpm2", |key_servers| key_servers.tpm)?;
     match helper.trouble {
         None => Ok(helper.generation),
         Some(Trouble::Down) => refuse("tpm2", "there is no TPM 2.0"),
@@ -395,8 +343,8 @@ fn ask_tpm(sim: &Sim, call: CallKind) -> Attempt<u64> {
     }
 }
 
-fn ask(sim: &Sim, call: CallKind, subject: &str, who: impl FnOnce(&Helpers) -> Helper) -> Attempt<Helper> {
-    sim.step(call, subject, || Ok(who(&sim.machine()?.helpers))).map_err(Problem::Machine)
+fn ask(sim: &Sim, call: CallKind, subject: &str, who: impl FnOnce(&KeyServers) -> KeyServer) -> Attempt<KeyServer> {
+    sim.step(call, subject, || Ok(who(&sim.machine()?.key_servers))).map_err(Problem::Machine)
 }
 
 // ---- keys ----

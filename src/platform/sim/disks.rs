@@ -23,7 +23,7 @@ use std::{
 use nix::libc;
 use rand::{Rng, rngs::StdRng};
 
-use super::{io::Incomplete, sparse::Sparse};
+use super::{incomplete::Incomplete, sparse::Sparse};
 use crate::{
     base::units::{SECTOR, Sectors},
     engine::plan::sizes::DEVICE_MAX,

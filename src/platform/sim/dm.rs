@@ -14,15 +14,14 @@
 //!   of space; without flush such writes are requeued and wait for the resume. A file system that
 //!   cannot write its log shuts down, and the suspend fails.
 //! - remove: open (a mount, another device's live or loaded table, a holder that a test simulates)
-//!   EBUSY; also the first times after a program or a mount closed the device. rename: a name in
-//!   use EBUSY.
+//!   EBUSY; also the first times after a program or a mount closed the device.
 //! - message: no live table ENXIO, a target that takes none or malformed words EINVAL, a read-only
 //!   pool EOPNOTSUPP, `create_thin`/`create_snap` of a used id EEXIST, an unknown origin or a
 //!   deletion of an unknown id ENODATA, a deletion of a device in use EBUSY. The effect is durable
 //!   at return.
 //! - status: causes no commit (`DM_NOFLUSH`), so the mode of a pool is that of its last commit.
-//! - events: a device's event number grows with each event of its target and with a rename. The
-//!   global event is raised by these, and by create, remove and the swap of a table.
+//! - events: a device's event number grows with each event of its target. The global event is
+//!   raised by these, and by create, remove and the swap of a table.
 //!
 //! Targets: linear, error, thin-pool, thin, cache (`writethrough` or `passthrough`; `writeback` is
 //! refused with EINVAL). The origin serves all I/O of a cache: nothing is ever promoted. Crypt
@@ -30,172 +29,22 @@
 //!
 //! Knows neither what names mean nor how a disk works.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
 use nix::libc;
 
 use super::{
-    crypt::Opened,
-    io::Incomplete,
+    dm_devices::{dm_node, number},
+    incomplete::Incomplete,
     machine::MachineState,
-    targets::{PoolMode, PoolRun},
+    pool_run::PoolMode,
     thin::THIN_ID_MAX,
-    udev,
 };
-use crate::{
-    base::units::Sectors,
-    platform::{
-        DeviceAction, DeviceNumber,
-        dm::{self, Line, Target, Visibility},
-    },
+use crate::platform::{
+    DeviceAction,
+    dm::{self, Line, Target, Visibility},
 };
-
-/// Major number of device-mapper devices.
-pub(super) const DM_MAJOR: u32 = 254;
 
 const NAME_BYTES_MAX: usize = 127;
 const UUID_BYTES_MAX: usize = 128;
-
-/// A device.
-pub(super) struct DmDevice {
-    pub(super) name: String,
-    pub(super) uuid: String,
-    pub(super) event: u32,
-    pub(super) suspended: bool,
-    /// The live table.
-    pub(super) table: Vec<Line>,
-    /// The loaded table, which becomes live at the next resume.
-    waiting: Option<Vec<Line>>,
-    pub(super) visibility: Visibility,
-    /// Number of removals that will still find it open, as while udev probes it.
-    pub(super) holds: u32,
-    /// Set for a crypt device; its table is made from this.
-    pub(super) opened: Option<Opened>,
-}
-
-impl DmDevice {
-    pub(super) fn size(&self) -> Sectors {
-        Sectors(self.table.last().map_or(0, |line| line.start.0 + line.length.0))
-    }
-}
-
-/// All device-mapper devices.
-#[derive(Default)]
-pub(super) struct Dm {
-    devices: BTreeMap<u32, DmDevice>,
-    names: BTreeMap<String, u32>,
-    uuids: HashMap<String, u32>,
-    /// Free minor numbers below `next`.
-    free: BTreeSet<u32>,
-    next: u32,
-    /// Number of tables and mounts that have a device open.
-    opens: HashMap<DeviceNumber, u32>,
-    pools: BTreeMap<u32, PoolRun>,
-    by_metadata: HashMap<DeviceNumber, u32>,
-}
-
-impl Dm {
-    pub(super) fn get(&self, number: DeviceNumber) -> Option<&DmDevice> {
-        (number.major == DM_MAJOR).then(|| self.devices.get(&number.minor)).flatten()
-    }
-
-    pub(super) fn get_minor(&self, minor: u32) -> Option<&DmDevice> {
-        self.devices.get(&minor)
-    }
-
-    pub(super) fn by_name(&self, name: &str) -> Option<u32> {
-        self.names.get(name).copied()
-    }
-
-    pub(super) fn device_mut(&mut self, minor: u32) -> Option<&mut DmDevice> {
-        self.devices.get_mut(&minor)
-    }
-
-    pub(super) fn pool(&self, minor: u32) -> Option<&PoolRun> {
-        self.pools.get(&minor)
-    }
-
-    pub(super) fn pool_mut(&mut self, minor: u32) -> Option<&mut PoolRun> {
-        self.pools.get_mut(&minor)
-    }
-
-    pub(super) fn has_pool_on(&self, metadata: DeviceNumber) -> bool {
-        self.by_metadata.contains_key(&metadata)
-    }
-
-    pub(super) fn insert_pool(&mut self, minor: u32, run: PoolRun) {
-        self.by_metadata.insert(run.metadata, minor);
-        self.pools.insert(minor, run);
-    }
-
-    pub(super) fn remove_pool(&mut self, minor: u32) {
-        if let Some(run) = self.pools.remove(&minor) {
-            self.by_metadata.remove(&run.metadata);
-        }
-    }
-
-    /// The live table of a device; empty if there is none.
-    pub(super) fn active(&self, minor: u32) -> &[Line] {
-        self.devices.get(&minor).map_or(&[], |device| &device.table)
-    }
-
-    pub(super) fn pool_minors(&self) -> Vec<u32> {
-        self.pools.keys().copied().collect()
-    }
-
-    pub(super) fn is_open(&self, number: DeviceNumber) -> bool {
-        self.opens.contains_key(&number)
-    }
-
-    pub(super) fn open(&mut self, number: DeviceNumber) {
-        *self.opens.entry(number).or_default() += 1;
-    }
-
-    pub(super) fn close(&mut self, number: DeviceNumber) {
-        if let Some(count) = self.opens.get_mut(&number) {
-            *count -= 1;
-            if *count == 0 {
-                self.opens.remove(&number);
-            }
-        }
-    }
-
-    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
-        self.names.keys()
-    }
-
-    pub(super) fn list(&self) -> Vec<dm::Listed> {
-        let listed = |(name, minor): (&String, &u32)| dm::Listed {
-            name: name.clone(),
-            number: number(*minor),
-            event: self.event(name),
-        };
-        self.names.iter().map(listed).collect()
-    }
-
-    pub(super) fn event(&self, name: &str) -> Option<u32> {
-        Some(self.devices.get(&self.by_name(name)?)?.event)
-    }
-
-    pub(super) fn public(&self) -> Vec<u32> {
-        self.devices.iter().filter(|(_, d)| d.visibility == Visibility::Public).map(|(minor, _)| *minor).collect()
-    }
-
-    fn minor_of(&self, name: &str) -> Result<u32, i32> {
-        self.by_name(name).ok_or(libc::ENXIO)
-    }
-}
-
-pub(super) fn number(minor: u32) -> DeviceNumber {
-    DeviceNumber { major: DM_MAJOR, minor }
-}
-
-pub(super) fn errno(incomplete: Incomplete) -> i32 {
-    match incomplete {
-        Incomplete::Errno(errno) => errno,
-        Incomplete::Suspended | Incomplete::Full { .. } | Incomplete::Queued => libc::EBUSY,
-    }
-}
 
 impl MachineState {
     pub(super) fn raise_dm_event(&mut self, minor: u32) {
@@ -209,29 +58,7 @@ impl MachineState {
         if name.is_empty() || name.contains('/') || name.len() > NAME_BYTES_MAX || uuid.len() > UUID_BYTES_MAX {
             return Err(libc::EINVAL);
         }
-        if self.dm.names.contains_key(name) || (!uuid.is_empty() && self.dm.uuids.contains_key(uuid)) {
-            return Err(libc::EBUSY);
-        }
-        let minor = self.dm.free.pop_first().unwrap_or_else(|| {
-            self.dm.next += 1;
-            self.dm.next - 1
-        });
-        self.dm.names.insert(name.to_owned(), minor);
-        if !uuid.is_empty() {
-            self.dm.uuids.insert(uuid.to_owned(), minor);
-        }
-        let device = DmDevice {
-            name: name.to_owned(),
-            uuid: uuid.to_owned(),
-            event: 0,
-            suspended: false,
-            table: Vec::new(),
-            waiting: None,
-            visibility: Visibility::Private,
-            holds: 0,
-            opened: None,
-        };
-        self.dm.devices.insert(minor, device);
+        let minor = self.dm.insert(name, uuid)?;
         self.events.dm_event();
         Ok(minor)
     }
@@ -283,26 +110,26 @@ impl MachineState {
         if self.dm.active(minor).is_empty() {
             return Err(libc::EINVAL);
         }
-        if self.dm.devices[&minor].suspended {
+        if self.dm.is_suspended(minor) {
             self.pre_resume(minor, swapped)?;
         }
         let was_private = self.dm.device_mut(minor).is_some_and(|device| {
             device.suspended = false;
             std::mem::replace(&mut device.visibility, visibility) == Visibility::Private
         });
-        if let Some(run) = self.dm.pools.get_mut(&minor) {
+        if let Some(run) = self.dm.pool_mut(minor) {
             run.low_water_triggered = false;
         }
         if visibility == Visibility::Public {
             let action = if swapped && was_private { DeviceAction::Add } else { DeviceAction::Change };
-            self.device_event(action, &udev::dm_node(minor));
+            self.device_event(action, &dm_node(minor));
         }
         Ok(())
     }
 
     pub(super) fn dm_suspend(&mut self, name: &str, flush: bool) -> Result<(), Incomplete> {
         let minor = self.dm.minor_of(name).map_err(Incomplete::Errno)?;
-        if self.dm.devices[&minor].suspended {
+        if self.dm.is_suspended(minor) {
             return Ok(());
         }
         if flush && self.has_queued_writes(minor) {
@@ -329,18 +156,15 @@ impl MachineState {
         if held || self.dm.is_open(number(minor)) {
             return Err(libc::EBUSY);
         }
-        let Some(device) = self.dm.devices.remove(&minor) else { return Err(libc::ENXIO) };
+        let Some(device) = self.dm.remove(minor) else { return Err(libc::ENXIO) };
         self.destruct(&device.table, minor);
         if let Some(waiting) = &device.waiting {
             self.destruct(waiting, minor);
         }
-        self.dm.names.remove(&device.name);
-        self.dm.uuids.remove(&device.uuid);
-        self.dm.free.insert(minor);
         self.xfs.forget_usage(number(minor));
         self.udev.remove_links(number(minor));
         if device.visibility == Visibility::Public {
-            self.device_event(DeviceAction::Remove, &udev::dm_node(minor));
+            self.device_event(DeviceAction::Remove, &dm_node(minor));
         }
         self.events.dm_event();
         Ok(())
@@ -353,7 +177,7 @@ impl MachineState {
             Some(Target::ThinPool { .. }) => {}
             Some(_) => return Err(libc::EINVAL),
         }
-        let run = self.dm.pools.get(&minor).ok_or(libc::EINVAL)?;
+        let run = self.dm.pool(minor).ok_or(libc::EINVAL)?;
         if run.mode >= PoolMode::OutOfMetadata {
             return Err(libc::EOPNOTSUPP);
         }

@@ -38,7 +38,6 @@ use std::{
 use nix::libc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::Sim;
 use crate::platform::{Error, Program, ProgramEnd, Result};
 
 /// The kinds of steps.
@@ -508,13 +507,26 @@ impl Control {
     }
 }
 
+/// The process that makes the calls.
+pub(super) trait CallingProcess {
+    /// Ends it: the kernel takes back what it holds.
+    fn end(&self);
+}
+
 /// Plans failures and power cuts. Steps are numbered from 0; the next one has the number
 /// [`Sim::steps`](super::Sim::steps).
-pub struct Faults<'a>(pub(super) &'a Sim);
+pub struct Faults<'a> {
+    control: &'a Control,
+    process: &'a dyn CallingProcess,
+}
 
-impl Faults<'_> {
+impl<'a> Faults<'a> {
+    pub(super) fn new(control: &'a Control, process: &'a dyn CallingProcess) -> Faults<'a> {
+        Faults { control, process }
+    }
+
     fn plan(&self, step: u64, plan: PlannedFault) {
-        self.0.0.control.state.lock().plans.insert(step, plan);
+        self.control.state.lock().plans.insert(step, plan);
     }
 
     /// Makes step `step` fail without effect.
@@ -539,35 +551,31 @@ impl Faults<'_> {
 
     /// Kills the process at the start of step `step`; the machine runs on.
     pub fn kill_at(&self, step: u64) {
-        self.0.0.control.state.lock().ends_at = Some(step);
+        self.control.state.lock().ends_at = Some(step);
     }
 
     /// From step `step` on, makes every change of something whose name contains `part` fail without
     /// effect. Links do not count as changes of the machine.
     pub fn break_from(&self, step: u64, part: &str) {
-        self.0.0.control.state.lock().breaks = Some((step, part.to_owned()));
+        self.control.state.lock().breaks = Some((step, part.to_owned()));
     }
 
     /// Makes the next step of a kind whose subject contains `subject` fail without effect. Calls
     /// add up.
     pub fn fail_next(&self, call: CallKind, subject: &str) {
-        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::FailBefore));
+        self.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::FailBefore));
     }
 
     /// Makes the next run of `program` whose arguments contain `arguments` end so, without effect.
     /// Calls add up.
     pub fn end_next(&self, program: Program, arguments: &str, end: ProgramEnd) {
-        self.0.0.control.state.lock().kinds.push((
-            CallKind::Run(program),
-            arguments.to_owned(),
-            PlannedFault::End(end),
-        ));
+        self.control.state.lock().kinds.push((CallKind::Run(program), arguments.to_owned(), PlannedFault::End(end)));
     }
 
     /// As [`Faults::end_next`], but at the program's next write to a device whose number contains
     /// `subject`, after it has started.
     pub fn end_at_next_write(&self, program: Program, subject: &str, end: ProgramEnd) {
-        self.0.0.control.state.lock().kinds.push((
+        self.control.state.lock().kinds.push((
             CallKind::ProgramWrite(program),
             subject.to_owned(),
             PlannedFault::End(end),
@@ -577,30 +585,30 @@ impl Faults<'_> {
     /// Makes the kernel refuse the next device-mapper step of a kind whose subject contains
     /// `subject`, as it would again.
     pub fn refuse_next(&self, call: CallKind, subject: &str) {
-        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::Refuse));
+        self.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::Refuse));
     }
 
     /// Makes the next run of a program do nothing and exit with status 0. Calls add up.
     pub fn idle_next(&self, program: Program) {
-        self.0.0.control.state.lock().idle.push(program);
+        self.control.state.lock().idle.push(program);
     }
 
     /// Lets the next extension of an XFS that is mounted at such a path end without an error and change nothing.
     pub fn idle_growth(&self, at: &str) {
-        self.0.0.control.state.lock().idle_growths.push(at.to_owned());
+        self.control.state.lock().idle_growths.push(at.to_owned());
     }
 
     /// Cuts power at the start of the next step of a kind whose subject contains `subject`.
     pub fn cut_power_at_next(&self, call: CallKind, subject: &str) {
-        self.0.0.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::CutPower));
+        self.control.state.lock().kinds.push((call, subject.to_owned(), PlannedFault::CutPower));
     }
 
     /// Drops all plans that have not struck. If the process was killed, the next one starts.
     pub fn clear(&self) {
-        if self.0.0.control.has_ended() {
-            self.0.end_process();
+        if self.control.has_ended() {
+            self.process.end();
         }
-        let mut state = self.0.0.control.state.lock();
+        let mut state = self.control.state.lock();
         state.plans.clear();
         state.kinds.clear();
         state.idle.clear();
@@ -611,7 +619,7 @@ impl Faults<'_> {
 
     /// Number of planned faults that have struck: shows that an enumeration has reached its step.
     pub fn struck(&self) -> u64 {
-        self.0.0.control.state.lock().struck
+        self.control.state.lock().struck
     }
 }
 

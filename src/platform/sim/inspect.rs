@@ -12,11 +12,12 @@ use nix::libc;
 use super::{
     CallKind, Faults, Gate, Preset, RecordedCall, Sim,
     disks::DiskShape,
-    faults::{dm_error, io_error},
+    dm_devices::dm_node,
+    faults::{CallingProcess, dm_error, io_error},
     luks_device, machine,
     machine::MachineState,
     sparse::Sparse,
-    udev, xfs,
+    xfs,
 };
 use crate::{
     base::units::{Bytes, Sectors},
@@ -61,12 +62,18 @@ impl Leftovers {
     }
 }
 
+impl CallingProcess for Sim {
+    fn end(&self) {
+        self.end_process();
+    }
+}
+
 impl Sim {
     // ---- steps, faults, power ----
 
     /// Plans failures and power cuts.
     pub fn faults(&self) -> Faults<'_> {
-        Faults(self)
+        Faults::new(&self.0.control, self)
     }
 
     /// Number of steps taken so far; also the number of the next one.
@@ -447,7 +454,7 @@ impl Sim {
 
     fn superblock(&self, node: &Path) -> Option<xfs::Superblock> {
         let (_, number) = self.node(node).ok()?;
-        self.0.machine.lock().superblock(number, super::io::Patience::Pass).ok()?
+        self.0.machine.lock().superblock(number, super::incomplete::Patience::Pass).ok()?
     }
 
     /// Sets how many removals find a device still busy after a program, a write or a mount has
@@ -521,12 +528,12 @@ impl Sim {
 
     /// Sends an `add` event of a device-mapper device, as coldplug does.
     pub fn coldplug(&self, number: DeviceNumber) {
-        self.0.machine.lock().device_event(DeviceAction::Add, &udev::dm_node(number.minor));
+        self.0.machine.lock().device_event(DeviceAction::Add, &dm_node(number.minor));
     }
 
     /// A `change` event of a device-mapper device, as udev makes one when somebody who could write has closed it.
     pub fn written_and_closed(&self, number: DeviceNumber) {
-        self.0.machine.lock().device_event(DeviceAction::Change, &udev::dm_node(number.minor));
+        self.0.machine.lock().device_event(DeviceAction::Change, &dm_node(number.minor));
     }
 
     /// What is set up now.

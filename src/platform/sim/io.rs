@@ -13,9 +13,11 @@ use std::{collections::BTreeSet, ops::Range, time::Duration};
 use nix::libc;
 
 use super::{
-    dm::DM_MAJOR,
+    dm_devices::DM_MAJOR,
+    incomplete::{Incomplete, IoResult, Patience},
     machine::MachineState,
-    targets::{PoolMode, metadata_threshold, uses},
+    pool_run::PoolMode,
+    targets::{metadata_threshold, uses},
     thin,
 };
 use crate::{
@@ -29,32 +31,6 @@ use crate::{
 /// How long a pool that is out of data space queues writes (`no_space_timeout` of the kernel's
 /// module).
 const NO_SPACE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Why I/O did not complete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Incomplete {
-    /// It failed for good.
-    Errno(i32),
-    /// A device on the way is suspended; retry after a change.
-    Suspended,
-    /// A pool has no free blocks and queues writes of this thin device; retry after a change.
-    Full {
-        /// Minor number of the pool.
-        pool: u32,
-        /// The thin device in it.
-        id: u32,
-    },
-    /// Queued writes must be served first; retry after a change.
-    Queued,
-}
-
-/// Whether I/O waits for a suspended device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Patience {
-    Wait,
-    /// I/O by the kernel itself, which does not wait.
-    Pass,
-}
 
 /// Where a range of a device is mapped to; offsets in bytes.
 enum Hop {
@@ -70,9 +46,6 @@ enum Hop {
         at: u64,
     },
 }
-
-/// Result of I/O.
-pub(super) type IoResult<T = ()> = Result<T, Incomplete>;
 
 impl MachineState {
     /// Size of a device in bytes; `None` if there is none.

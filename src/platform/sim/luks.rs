@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use super::{
     Sim,
-    crypt::{Cipher, Coding},
+    cipher::{Cipher, Coding},
     faults::{CallKind, LuksCall},
     luks_device::{Keys, SimulatedLuksDevice, bytes, describe, has_digest},
     luks_header::{self, Data, NoRoom, SegmentKey, StoredHeader},

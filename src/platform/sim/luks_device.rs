@@ -15,9 +15,9 @@ use zeroize::Zeroizing;
 
 use super::{
     Sim,
-    crypt::{Cipher, Coding, Opened},
+    cipher::{Cipher, Coding, Opened},
     faults::{CallKind, LuksCall, luks_error},
-    io::{Incomplete, Patience},
+    incomplete::{Incomplete, Patience},
     luks_header::{self, Data, Kdf, Keyslot, NoRoom, SegmentKey, StoredHeader},
     machine::MachineState,
     text,

@@ -21,9 +21,9 @@ use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use super::{
     Sim,
-    crypt::{Marks, Opened, Phase, ZEROS, Zone},
+    cipher::{Marks, Opened, Phase, ZEROS, Zone},
     faults::{CallKind, LuksCall},
-    io::{Incomplete, Patience},
+    incomplete::{Incomplete, Patience},
     luks_device::{Keys, Loaded, SimulatedLuksDevice, UpdateStage},
     luks_header::{Data, NoRoom, SegmentKey, Unfinished},
     machine::MachineState,

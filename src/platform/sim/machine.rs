@@ -12,7 +12,13 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    clevis::Helpers, clock::Clock, disks::DiskTable, dm, dm::Dm, events::EventSources, thin::Stores, udev, udev::Udev,
+    clock::Clock,
+    disks::DiskTable,
+    dm_devices::{self, Dm, dm_node},
+    events::EventSources,
+    key_servers::KeyServers,
+    thin::Stores,
+    udev_queue::Udev,
     xfs::Xfs,
 };
 use crate::platform::{DeviceNumber, keyring::Secret};
@@ -45,13 +51,13 @@ pub(super) struct MachineState {
     /// Volume keys in the daemon's process keyring.
     pub(super) volume_keys: BTreeMap<String, Secret>,
     /// Tang servers and the TPM.
-    pub(super) helpers: Helpers,
+    pub(super) key_servers: KeyServers,
     pub(super) chance: StdRng,
     keys: u64,
 }
 
 impl MachineState {
-    pub(super) fn new(disks: DiskTable, helpers: Helpers, clock: Clock, seed: u64) -> MachineState {
+    pub(super) fn new(disks: DiskTable, key_servers: KeyServers, clock: Clock, seed: u64) -> MachineState {
         MachineState {
             powered: true,
             boot: 0,
@@ -69,7 +75,7 @@ impl MachineState {
             chance: StdRng::seed_from_u64(seed),
             keyring: BTreeMap::new(),
             volume_keys: BTreeMap::new(),
-            helpers,
+            key_servers,
             keys: 0,
         }
     }
@@ -88,14 +94,14 @@ impl MachineState {
         let path = self.disks.resolve(normal(path)?);
         if let Ok(name) = path.strip_prefix("/dev/mapper") {
             let minor = self.dm.by_name(name.to_str()?)?;
-            return Some((udev::dm_node(minor), dm::number(minor)));
+            return Some((dm_node(minor), dm_devices::number(minor)));
         }
         if path.starts_with("/dev/stratis") {
             let number = self.udev.link(&path)?;
-            return Some((udev::dm_node(number.minor), number));
+            return Some((dm_node(number.minor), number));
         }
         if let Some(minor) = path.to_str().and_then(|text| text.strip_prefix("/dev/dm-")) {
-            let number = dm::number(minor.parse().ok()?);
+            let number = dm_devices::number(minor.parse().ok()?);
             return self.dm.get(number).map(|_| (path.clone(), number));
         }
         if path == Path::new("/dev") || path.parent().is_none() {
@@ -152,7 +158,8 @@ impl MachineState {
     /// A device was closed; udev, or the kernel itself, keeps it open for a moment.
     pub(super) fn left(&mut self, number: DeviceNumber) {
         let lingering = self.lingering;
-        if let Some(device) = (number.major == dm::DM_MAJOR).then(|| self.dm.device_mut(number.minor)).flatten() {
+        if let Some(device) = (number.major == dm_devices::DM_MAJOR).then(|| self.dm.device_mut(number.minor)).flatten()
+        {
             device.holds = device.holds.max(lingering);
         }
     }

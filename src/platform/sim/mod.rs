@@ -7,6 +7,11 @@
 //! power (`machine`), steps and faults (`faults`), LUKS2 (`luks`, `luks_device`, `luks_header`,
 //! `luks_reencrypt`, `crypt`), Clevis (`clevis`).
 //!
+//! What a part of the machine holds stands below `machine` (`disks`, `dm_devices`, `pool_run`,
+//! `thin`, `cipher`, `xfs`, `udev_queue`, `key_servers`). What it does stands above, in methods of
+//! the one [`MachineState`], so every part sees every other: `dm`, `targets`, `io`, `crypt`,
+//! `mounts`, `udev`.
+//!
 //! In short: any absolute path is a large sparse disk that appears when it is first used, unless
 //! the machine has only the given disks. Bytes pass through the table stack down to the disks.
 //! Every random choice comes from one seed: the same calls in the same order give the same history.
@@ -18,30 +23,34 @@
 //! Knows nothing of pools, plans and requests, and nothing real but the clock and eventfds.
 
 mod builder;
+mod cipher;
 mod clevis;
 mod clock;
 mod crypt;
 mod disks;
 mod dm;
+mod dm_devices;
 mod events;
 mod faults;
+mod incomplete;
 mod inspect;
 mod io;
+mod key_servers;
 mod luks;
 mod luks_device;
 mod luks_header;
 mod luks_reencrypt;
 mod machine;
+mod mounts;
 mod platform;
+mod pool_run;
 mod programs;
 mod sparse;
 mod targets;
 mod thin;
 mod udev;
+mod udev_queue;
 mod xfs;
-
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -59,15 +68,15 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rand::{RngCore, rngs::StdRng};
 
 pub use builder::{Builder, DISK_SIZE_DEFAULT, Preset};
-pub use clevis::Trouble;
 pub use faults::{CallKind, Faults, Gate, LuksCall, RecordedCall};
 pub use inspect::{Leftovers, Snapshot};
+pub use key_servers::Trouble;
 
 use self::{
     clock::Clock,
     events::{ChangeNotifier, Flag},
     faults::{Control, StepEffect, dm_error, io_error},
-    io::{Incomplete, Patience},
+    incomplete::{Incomplete, Patience},
     machine::MachineState,
 };
 use super::{DeviceAction, DeviceHold, DeviceNumber, Error, Geometry, PendingLinks, Result, WriteStep};
@@ -107,11 +116,6 @@ struct Simulation {
 }
 
 impl Sim {
-    /// Starts to describe a machine.
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-
     /// Locks the machine, if it has power.
     fn machine(&self) -> Result<MutexGuard<'_, MachineState>> {
         let machine = self.0.machine.lock();
@@ -392,3 +396,6 @@ impl PendingLinks for AnnouncedLinks {
         self.look(&self.sim.0.machine.lock()).0
     }
 }
+
+#[cfg(test)]
+mod tests;

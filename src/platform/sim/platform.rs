@@ -11,9 +11,9 @@ use nix::libc;
 use serde_json::Value;
 
 use super::{
-    AnnouncedLinks, CallKind, REMOVE_ATTEMPTS, Sim, SimulatedHold, clevis, dm,
+    AnnouncedLinks, CallKind, REMOVE_ATTEMPTS, Sim, SimulatedHold, clevis, dm_devices,
     faults::dm_error,
-    io::{Incomplete, Patience},
+    incomplete::{Incomplete, Patience},
     luks, luks_reencrypt, text, xfs,
 };
 use crate::{
@@ -138,7 +138,7 @@ impl Platform for Sim {
         let made = self
             .dm(CallKind::DmCreate, name, |machine| machine.dm_new(name, uuid))
             .and_then(|minor| self.dm_load(name, table).map(|()| minor))
-            .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm::number(minor)));
+            .and_then(|minor| self.dm_resume(name, visibility).map(|()| dm_devices::number(minor)));
         if made.is_err() && !was_there && !self.0.control.has_ended() {
             let mut machine = self.machine()?;
             // The device may not exist. What is below it may be removed now.

@@ -18,7 +18,7 @@ use nix::libc;
 use super::{
     Sim,
     faults::CallKind,
-    io::{Incomplete, Patience},
+    incomplete::{Incomplete, Patience},
     machine::MachineState,
     thin,
     xfs::{self, Superblock},

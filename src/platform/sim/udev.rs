@@ -17,14 +17,13 @@
 //! Knows nothing of pools.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Range,
     path::{Path, PathBuf},
 };
 
 use super::{
-    dm::DmDevice,
-    io::{Incomplete, Patience},
+    dm_devices::{self, DmDevice, dm_node},
+    incomplete::{Incomplete, Patience},
     luks_device, luks_header,
     machine::MachineState,
     xfs,
@@ -45,70 +44,6 @@ struct Signatures {
     xfs: bool,
     /// Number of partitions in a DOS table, if there is one.
     table: Option<u32>,
-}
-
-/// Links and pending announcements.
-#[derive(Default)]
-pub(super) struct Udev {
-    links: BTreeMap<PathBuf, DeviceNumber>,
-    by_device: HashMap<DeviceNumber, PathBuf>,
-    waiting: VecDeque<(u64, Announcement)>,
-    announced: u64,
-    /// Numbers of the announcements that have not been processed, including lost ones.
-    unanswered: BTreeSet<u64>,
-    /// Announcements wait.
-    pub(super) held: bool,
-    /// Number of announcements still to lose.
-    pub(super) to_lose: u32,
-    /// Number of device events still to lose.
-    pub(super) events_to_lose: u32,
-    /// State of the database while it is held back; `None` if it is current. A missing device is
-    /// not initialized.
-    database: Option<BTreeMap<DeviceNumber, DeviceClass>>,
-    /// Events that are delivered when the database is current again.
-    late: Vec<(DeviceAction, PathBuf)>,
-}
-
-impl Udev {
-    pub(super) fn link(&self, path: &Path) -> Option<DeviceNumber> {
-        self.links.get(path).copied()
-    }
-
-    pub(super) fn links(&self) -> &BTreeMap<PathBuf, DeviceNumber> {
-        &self.links
-    }
-
-    fn has_link(&self, number: DeviceNumber) -> bool {
-        self.by_device.contains_key(&number)
-    }
-
-    pub(super) fn remove_links(&mut self, number: DeviceNumber) {
-        let Some(link) = self.by_device.remove(&number) else { return };
-        if self.links.get(&link) == Some(&number) {
-            self.links.remove(&link);
-        }
-    }
-
-    /// Whether the announcement with this number may still have an effect.
-    pub(super) fn may_come(&self, announcement: u64) -> bool {
-        self.unanswered.contains(&announcement)
-    }
-
-    fn make_link(&mut self, link: PathBuf, number: DeviceNumber) {
-        self.remove_links(number);
-        self.links.insert(link.clone(), number);
-        self.by_device.insert(number, link);
-    }
-
-    pub(super) fn lose_power(&mut self) {
-        // A new boot processes everything again.
-        *self = Udev { held: self.held, ..Udev::default() };
-    }
-}
-
-/// Node of a device-mapper device, to which links resolve.
-pub(super) fn dm_node(minor: u32) -> PathBuf {
-    PathBuf::from(format!("/dev/dm-{minor}"))
 }
 
 impl MachineState {
@@ -169,7 +104,7 @@ impl MachineState {
     /// Nodes that udev handles.
     fn nodes(&self) -> Vec<(PathBuf, DeviceNumber)> {
         let disks = self.disks.nodes().filter(|(_, disk)| disk.present).map(|(path, disk)| (path.clone(), disk.number));
-        let stacked = self.dm.public().into_iter().map(|minor| (dm_node(minor), super::dm::number(minor)));
+        let stacked = self.dm.public().into_iter().map(|minor| (dm_node(minor), dm_devices::number(minor)));
         disks.chain(stacked).collect()
     }
 
@@ -216,7 +151,7 @@ impl MachineState {
             return;
         }
         let number = match path.to_str().and_then(|text| text.strip_prefix("/dev/dm-")) {
-            Some(minor) => minor.parse().ok().map(super::dm::number),
+            Some(minor) => minor.parse().ok().map(dm_devices::number),
             None => self.disks.number_at(path),
         };
         if self.udev.events_to_lose > 0 {
