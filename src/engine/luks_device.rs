@@ -1,7 +1,8 @@
-//! Devices of version 1 pools that lie in LUKS2 containers of their own: how they are found,
-//! opened, made, repaired and wiped (`docs/spec/engine/encryption.md` §2.1, 6.1, 7.3).
+//! The LUKS devices of version 1 pools: how they are found, opened, made, repaired and wiped
+//! (`docs/spec/engine/encryption.md` §2.1, 6.1, 7.3).
 //!
-//! From the signature block on, the contents are the same as on any other device.
+//! From the signature block on, their crypt devices carry the same as any other block device of a
+//! pool.
 
 use std::{
     collections::BTreeMap,
@@ -31,27 +32,27 @@ use crate::{
     },
 };
 
-/// The container of a device, as last read.
+/// A LUKS device of a pool, as last read.
 #[derive(Debug, Clone)]
 pub struct LuksDevice {
-    /// The device with the container.
+    /// The device that holds the header.
     pub device: BlockDevice,
     /// Size and sector sizes of that device.
     pub geometry: Geometry,
     /// The token that names the pool and the device.
     pub token: StratisToken,
-    /// The bindings that open the container.
+    /// The bindings that open it.
     pub bindings: Bindings,
-    /// Offset of the data in the container.
+    /// Offset of the data on the device.
     pub data_offset: Sectors,
-    /// The progress of a re-encryption job on the container.
+    /// The progress of a re-encryption job on it.
     pub state: EncryptionState,
-    /// The container is being made or wiped. Its contents are of no value to anybody.
+    /// It is being made or wiped. Its contents are of no value to anybody.
     pub unfinished: bool,
 }
 
 impl LuksDevice {
-    /// Reads the container on a device. `None`: there is none, or it is not one of ours.
+    /// Reads the header on a device. `None`: there is none, or it is not one of ours.
     ///
     /// # Errors
     /// When the device cannot be read.
@@ -60,7 +61,7 @@ impl LuksDevice {
         let found = match read_device_header(&header) {
             Ok(found) => found,
             Err(error) => {
-                log::debug!("{} is no device of a pool: {error}", device.path.display());
+                log::debug!("{} is not a device of a pool: {error}", device.path.display());
                 return Ok(None);
             }
         };
@@ -75,7 +76,7 @@ impl LuksDevice {
         }))
     }
 
-    /// UUID of the block device in the container.
+    /// UUID of the block device that its crypt device is.
     pub fn id(&self) -> DevUuid {
         self.token.device
     }
@@ -85,7 +86,7 @@ impl LuksDevice {
         dm_names::opened_device(self.token.device)
     }
 
-    /// The crypt device on the container, if it is up.
+    /// The crypt device, if it is up.
     ///
     /// # Errors
     /// When device-mapper cannot be queried.
@@ -100,7 +101,7 @@ impl LuksDevice {
         }
     }
 
-    /// Opens the container.
+    /// Opens the LUKS device and returns its crypt device.
     ///
     /// # Errors
     /// If no binding opens it. `undo` closes it again.
@@ -116,7 +117,7 @@ impl LuksDevice {
         Ok(platform.find_device(&platform.dm_node(&name))?)
     }
 
-    /// Closes the container if it is open.
+    /// Closes the LUKS device if it is open.
     ///
     /// # Errors
     /// When it is in use.
@@ -124,22 +125,26 @@ impl LuksDevice {
         remove_if_up(platform, &self.name())
     }
 
-    /// Closes the container and overwrites all of it but its data. If this is interrupted, what is
+    /// Closes the LUKS device and overwrites all of it but its data. If this is interrupted, what is
     /// left can be told apart from a device that nobody has opened yet.
     ///
     /// # Errors
-    /// When the container is in use or cannot be written.
+    /// When it is in use or cannot be written.
     pub fn wipe(&self, platform: &dyn Platform) -> Result<()> {
         // This fails if the header is damaged, or gone after an earlier attempt.
         if let Err(error) = mark_unfinished(platform, &self.device.path) {
-            log::debug!("{} is wiped without a mark: {}", self.device.path.display(), error.sentence());
+            log::debug!(
+                "could not mark {} as unfinished before it is wiped: {}",
+                self.device.path.display(),
+                error.sentence()
+            );
         }
         self.close(platform)?;
         containers::wipe(platform, &self.device.path, Sectors::ZERO, self.data_offset)
     }
 
-    /// Removes the mark of an unfinished container: its contents are initialized, so it is a device
-    /// of a pool from now on. `undo` sets the mark again before anything else of the creation is
+    /// Removes the mark of an unfinished LUKS device: its crypt device is initialized, so it belongs
+    /// to a pool from now on. `undo` sets the mark again before anything else of the creation is
     /// taken back.
     ///
     /// # Errors
@@ -171,13 +176,13 @@ impl LuksDevice {
     }
 }
 
-/// Marks a container so that it is not taken for a device of a pool.
+/// Marks a LUKS device as unfinished, so that it is not taken for a device of a pool.
 fn mark_unfinished(platform: &dyn Platform, device: &Path) -> Result<()> {
     let mark = HeaderChange::PutToken(UNFINISHED_TOKEN, unfinished_token());
     Ok(platform.luks_change(device, None, &[mark]).map(drop)?)
 }
 
-/// What the containers of one pool have in common.
+/// What the LUKS devices of one pool have in common.
 pub struct LuksFormat {
     /// The pool.
     pub pool: PoolUuid,
@@ -190,11 +195,11 @@ pub struct LuksFormat {
 }
 
 impl LuksFormat {
-    /// Makes a container on a device and opens it.
+    /// Makes a LUKS device of a device and opens it.
     ///
     /// # Errors
-    /// If a key is missing, Clevis fails or the device cannot be written. `undo` closes and wipes
-    /// the container.
+    /// If a key is missing, Clevis fails or the device cannot be written. `undo` closes and
+    /// wipes it.
     pub fn format(
         &self,
         platform: &dyn Platform,
@@ -281,7 +286,7 @@ pub fn mend(platform: &dyn Platform, devices: &mut [&mut LuksDevice]) -> Result<
             changes = containers::mends(&header);
         }
         if !changes.is_empty() {
-            log::info!("{}: putting its LUKS2 header right after changes that were cut short", path.display());
+            log::info!("repairing the LUKS2 header of {} after interrupted changes", path.display());
             let header = platform.luks_change(&path, None, &changes)?;
             device.bindings = read_device_header(&header)?.bindings;
         }

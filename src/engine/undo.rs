@@ -144,7 +144,7 @@ impl Rollback {
 pub fn mended<T>(work: impl FnOnce() -> T, mend: impl FnOnce()) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         if catch_unwind(AssertUnwindSafe(mend)).is_err() {
-            log::error!("setting things right after a panic panicked, too");
+            log::error!("could not clean up after a panic: the clean-up panicked, too");
         }
         resume_unwind(panic)
     })
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn an_undo_that_fails_in_part_leaves_the_doubt_about_the_record() {
+    fn a_failed_undo_keeps_the_record_unsure() {
         let pool = crate::base::name::Name::new("p").expect("a name");
         let boxed = || Box::new(Error::NoDevices);
         let mut undo = Rollback::new();

@@ -292,7 +292,7 @@ fn bindings_of_a_pool_in_both_forms() {
     }
 
     let encrypt = |keys: Keys, clevis: Clevis| answer("/0", "pool.r9", "EncryptPool", (keys, clevis));
-    refused(encrypt(vec![], vec![]), "no way to unlock the pool was given");
+    refused(encrypt(vec![], vec![]), "no unlock method was given");
     refused(encrypt(vec![], vec![(FREE, "tang", "{")]), "not JSON");
     refused(encrypt(vec![((true, 0), "k")], vec![((true, 0), "tang", "{}")]), "token slot 0 is named twice");
     assert_eq!(encrypt(vec![(FREE, "k")], vec![(FREE, "tpm2", "{}")]), "a job");

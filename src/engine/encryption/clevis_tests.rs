@@ -50,7 +50,7 @@ fn shows(header: &Value, pin: &str, config: Value) {
 }
 
 #[test]
-fn of_tang_the_server_and_the_thumbprint_of_its_key_are_shown() {
+fn tang_shows_its_server_and_key_thumbprint() {
     shows(&tang_header("http://x"), "tang", json!({ "url": "http://x", "thp": THUMBPRINT }));
     assert_eq!(
         shown(&jwe(&tang_header("http://x"))).unwrap().1.to_string(),
@@ -59,7 +59,7 @@ fn of_tang_the_server_and_the_thumbprint_of_its_key_are_shown() {
 }
 
 #[test]
-fn of_a_tpm_nothing_is_shown_but_what_the_user_chose_is_kept() {
+fn a_tpm_shows_nothing_and_keeps_the_choices() {
     shows(&tpm2_header(), "tpm2", json!({}));
     let chosen = json!({ "hash": "sha256", "key": "ecc", "pcr_bank": "sha256", "pcr_ids": "0,7" });
     let config = |request: ClevisRequest| (request.config, request.trust);
@@ -68,7 +68,7 @@ fn of_a_tpm_nothing_is_shown_but_what_the_user_chose_is_kept() {
 }
 
 #[test]
-fn shares_are_shown_by_pin_in_their_order_and_at_any_depth() {
+fn shares_are_shown_by_pin_in_order() {
     let inner = sss_header(2, &[tpm2_header(), tang_header("http://b")]);
     let header = sss_header(1, &[tang_header("http://a"), inner, tang_header("http://c")]);
     let tang = |url: &str| json!({ "url": url, "thp": THUMBPRINT });

@@ -34,23 +34,23 @@ pub enum EncryptionError {
          backup", shortened(.found)
     )]
     TokenType { token: u32, found: String, expected: &'static str },
-    #[error("the LUKS2 header has no token that a Stratis pool could be unlocked by; restore the header from a backup")]
+    #[error("the LUKS2 header has no token that can unlock a Stratis pool; restore the header from a backup")]
     NoBinding,
     #[error(
-        "token {token} of the LUKS2 header is linked to {count} keyslots, not to one; remove that token and bind anew, or restore \
-         the header from a backup"
+        "token {token} of the LUKS2 header is linked to {count} keyslots instead of one; remove the token and bind again, or \
+         restore the header from a backup"
     )]
     Keyslots { token: u32, count: usize },
     #[error(
-        "what Clevis has written does not say how its passphrase is to be decrypted ({0}); bind to Clevis anew, or restore the LUKS2 \
-         header from a backup"
+        "cannot use the encrypted passphrase that Clevis wrote ({0}); bind to Clevis again, or restore the LUKS2 header from a \
+         backup"
     )]
     Jwe(&'static str),
-    #[error("Clevis pin `{}` is none that is known here; bind to tang, tpm2 or sss instead", shortened(.0))]
+    #[error("Clevis pin `{}` is unknown; bind to tang, tpm2 or sss instead", shortened(.0))]
     JwePin(String),
 
     // ---- a configuration of Clevis from a client ----
-    #[error("`{}` is no Clevis pin that can be used; choose tang, tpm2 or sss", shortened(.0))]
+    #[error("Clevis pin `{}` cannot be used; choose tang, tpm2 or sss", shortened(.0))]
     Pin(String),
     #[error("the Clevis configuration for {pin} must be a JSON object; correct it")]
     NotAnObject { pin: String },
@@ -61,11 +61,11 @@ pub enum EncryptionError {
         shortened(.pin)
     )]
     NoShare { pin: String },
-    #[error("the Clevis configuration is nested deeper than {DEPTH_MAX} times; use a simpler one")]
+    #[error("the Clevis configuration is nested more than {DEPTH_MAX} levels deep; use a simpler one")]
     TooDeep,
     #[error(
-        "nothing in the Clevis configuration for {pin} says which keys of its Tang servers are to be trusted; give each its \
-         thumbprint as `thp` or its advertisement as `adv`, or set `stratis:tang:trust_url` to true to trust what they send"
+        "the Clevis configuration for {pin} does not say which keys of its Tang servers to trust; give each server's thumbprint \
+         as `thp` or its advertisement as `adv`, or set `stratis:tang:trust_url` to true to trust what they send"
     )]
     NotTrusted { pin: String },
 
@@ -74,17 +74,17 @@ pub enum EncryptionError {
     SlotTwice(u32),
     #[error("there is no token slot {0}; choose a number below {NUMBERS}")]
     NoSuchSlot(u32),
-    #[error("{0} ways to unlock the pool were asked for, and there is room for {BINDINGS_MAX}; choose fewer")]
+    #[error("{0} unlock methods were requested, and a pool can have {BINDINGS_MAX}; choose fewer")]
     TooMany(usize),
-    #[error("no way to unlock the pool was given; name a key description or a Clevis configuration")]
+    #[error("no unlock method was given; name a key description or a Clevis configuration")]
     NoMechanism,
     #[error("all {BINDINGS_MAX} token slots of the pool are in use; unbind one first")]
     Full,
-    #[error("token slots cannot be chosen in pools of metadata version 1; name none")]
+    #[error("pools of metadata version 1 do not let token slots be chosen; name none")]
     SlotsNeedVersion2,
     #[error("token slot {token} holds a binding to {}, not to {}; name another slot", .bound.word(), .asked.word())]
     OtherKind { token: u32, bound: Kind, asked: Kind },
-    #[error("token slot {0} holds a token that is none of Stratis'; name another slot")]
+    #[error("token slot {0} holds a token that does not belong to Stratis; name another slot")]
     Foreign(u32),
     #[error("token slot {0} is empty; name one that holds a binding")]
     EmptySlot(u32),
@@ -96,13 +96,13 @@ pub enum EncryptionError {
         "the pool is bound to {bound} already, not to {asked}; unbind or rebind that, or bind to another token slot"
     )]
     BoundOtherwise { bound: String, asked: String },
-    #[error("the pool has no binding to {}, which could be replaced; bind it first", .0.word())]
+    #[error("the pool has no binding to {} to replace; bind it first", .0.word())]
     NoSource(Kind),
-    #[error("the pool has only one way to unlock it left, and without it nobody could; bind another one first")]
+    #[error("cannot remove the last unlock method of the pool; bind another one first")]
     LastBinding,
     #[error(
-        "the devices of the pool do not agree on its binding to {}; stop and start the pool, which puts right what a change that was \
-         cut short has left, and if they still do not agree, restore their LUKS2 headers from backups",
+        "the devices of the pool do not agree on its binding to {}; stop and start the pool, which repairs interrupted changes, \
+         and if they still do not agree, restore their LUKS2 headers from backups",
         .0.word()
     )]
     Inconsistent(Kind),
@@ -112,9 +112,9 @@ pub enum EncryptionError {
     // ---- passphrases ----
     #[error("key {0} is not in the kernel's keyring; set it first")]
     KeyMissing(KeyDescription),
-    #[error("token slot {0} holds nothing that the pool could be unlocked with; name another slot, or none")]
+    #[error("token slot {0} holds no binding that can unlock the pool; name another slot, or none")]
     NothingInSlot(u32),
-    #[error("the pool has no binding to {} that could unlock it; choose the other unlock method, or `any`", .0.word())]
+    #[error("the pool has no binding to {}; choose the other unlock method, or `any`", .0.word())]
     NothingOfKind(Kind),
     #[error("nothing opens it: {}", attempts(.0))]
     NothingWorks(Vec<(String, EncryptionError)>),
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_with_a_header_comes_with_what_to_do() {
+    fn header_errors_say_what_to_do() {
         use EncryptionError as E;
         let wrong = [
             E::NoStratisToken,

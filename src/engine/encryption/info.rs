@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_of_a_pool_agree_or_not_on_each_kind() {
+    fn agreement_is_judged_for_each_kind() {
         use Agreement::{Absent, Consistent, Inconsistent};
         let (k, t) = (|| key(1, "k"), || tang(2, "http://a", "x"));
         check(&[&[k()], &[k()]], Consistent, Absent);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_they_do_not_agree_on_is_not_shown() {
+    fn disagreeing_bindings_are_not_shown() {
         let (one, other) = ([key(1, "k"), tang(2, "http://a", "x")], [key(1, "k"), tang(2, "http://b", "x")]);
         let info = check(&[&one, &other], Agreement::Consistent, Agreement::Inconsistent);
         let view = info.view();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_which_only_some_devices_are_encrypted_is_none() {
+    fn a_partly_encrypted_pool_is_refused() {
         let some = bindings(&[key(1, "k")]);
         assert!(matches!(Info::of_devices([Some(&some), None]), Err(EncryptionError::Mixed)));
         assert!(matches!(Info::of_devices([None, Some(&some)]), Err(EncryptionError::Mixed)));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_version_2_shows_all_its_bindings() {
+    fn version_2_shows_all_bindings() {
         let info = Info::of_pool(bindings(&[tang(7, "http://a", "x"), key(5, "a"), key(0, "b")]));
         let view = info.view();
         assert_eq!(view.keys, [(0, "b".to_owned()), (5, "a".to_owned())]);

@@ -66,7 +66,7 @@ fn tried(
 }
 
 #[test]
-fn keys_come_before_clevis_and_the_first_that_fits_is_the_last_tried() {
+fn the_first_passphrase_that_fits_ends_the_search() {
     let all = |fits| tried(&bindings(), UnlockMethod::Any, |_| true, fits);
     assert_eq!(all(Some(11)).0, [Some(11)]);
     assert_eq!(all(Some(10)).0, [Some(11), Some(13), Some(10)]);
@@ -77,7 +77,7 @@ fn keys_come_before_clevis_and_the_first_that_fits_is_the_last_tried() {
 }
 
 #[test]
-fn what_cannot_be_had_is_passed_over_and_told_in_the_end() {
+fn unavailable_passphrases_are_skipped_and_reported() {
     let (order, result) = tried(&bindings(), UnlockMethod::Any, |name| name == "b", Some(12));
     assert!(result.is_ok());
     assert_eq!(order, [Some(12)]);
@@ -92,7 +92,7 @@ fn what_cannot_be_had_is_passed_over_and_told_in_the_end() {
 }
 
 #[test]
-fn a_token_that_is_named_is_the_only_one_tried() {
+fn only_the_named_token_is_tried() {
     let only = |token, has: bool| tried(&bindings(), UnlockMethod::Token(token), |_| has, None);
     assert_eq!(only(2, true).0, [Some(12)]);
     assert_eq!(only(3, true).0, [Some(13)]);
@@ -102,23 +102,23 @@ fn a_token_that_is_named_is_the_only_one_tried() {
 }
 
 #[test]
-fn a_kind_to_which_there_is_no_binding_is_named_with_what_else_there_is() {
+fn a_missing_kind_is_named_with_its_alternatives() {
     let by_key = Bindings::new(vec![binding(3, 13, Mechanism::Keyring(description("k")))], [3].into());
     let error = tried(&by_key, UnlockMethod::Kind(Kind::Clevis), |_| true, None).1.unwrap_err();
     assert!(matches!(error, EncryptionError::NothingOfKind(Kind::Clevis)), "{error:?}");
-    let wanted = "the pool has no binding to Clevis that could unlock it; choose the other unlock method, or `any`";
+    let wanted = "the pool has no binding to Clevis; choose the other unlock method, or `any`";
     assert_eq!(error.to_string(), wanted);
 }
 
 #[test]
-fn while_the_volume_key_is_replaced_any_keyslot_may_be_the_right_one() {
+fn reencryption_tries_any_keyslot() {
     let half = Binding { next: Some(20), ..binding(1, 11, Mechanism::Keyring(description("k"))) };
     let half = Bindings::new(vec![half], [1].into());
     assert_eq!(tried(&half, UnlockMethod::Any, |_| true, None).0, [None]);
 }
 
 #[test]
-fn a_passphrase_that_is_given_is_the_only_one_used() {
+fn a_given_passphrase_is_the_only_one_used() {
     let sim = Sim::builder().build();
     let given = |method, expected: Option<u32>, fits: bool| {
         let given = secret("given");
@@ -173,7 +173,7 @@ fn keys_are_those_of_the_kernels_keyring() {
 
 /// When servers were asked one after the other, each silent one cost an unlock its whole timeout.
 #[test]
-fn a_server_that_answers_is_not_kept_waiting_by_one_that_is_silent() {
+fn a_silent_server_delays_no_other() {
     let sim = Sim::builder().build();
     let servers = ["http://silent", "http://gone", "http://answers"];
     let list = servers.iter().zip(0..).map(|(url, token)| {
@@ -199,7 +199,7 @@ fn a_server_that_answers_is_not_kept_waiting_by_one_that_is_silent() {
 }
 
 #[test]
-fn random_passphrases_are_letters_and_digits_each_as_likely() {
+fn random_passphrases_are_uniform_letters_and_digits() {
     let sim = Sim::builder().build();
     const ROUNDS: usize = 1000;
     let mut counts = [0_usize; 256];

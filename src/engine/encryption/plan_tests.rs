@@ -111,7 +111,7 @@ fn version_1_unbind_and_rebind() {
 }
 
 #[test]
-fn version_1_knows_no_slots_and_wants_its_devices_to_agree() {
+fn version_1_has_no_slots_and_must_agree() {
     let both = v1(vec![key(1, "a"), bound(2, "tang")]);
     let (one, other) =
         (bindings(vec![key(1, "a"), bound(2, "tang")], &[]), bindings(vec![key(1, "b"), bound(2, "tang")], &[]));
@@ -235,7 +235,7 @@ fn version_2_rebind() {
 }
 
 #[test]
-fn refusals_say_what_is_wrong_and_what_to_do() {
+fn refusals_say_what_to_do() {
     let said = |plan: Result<BindingPlan>, expected: &str| assert_eq!(plan.unwrap_err().to_string(), expected);
     said(
         bind_pin(&several(), "tpm2", LEGACY),
@@ -247,8 +247,5 @@ fn refusals_say_what_is_wrong_and_what_to_do() {
         "token slot 2 holds a binding to Clevis, not to key description; name another slot",
     );
     said(bind_key(&several(), "a", id(99)), "there is no token slot 99; choose a number below 32");
-    said(
-        rebind_clevis(&v2(vec![key(0, "a")]), FREE),
-        "the pool has no binding to Clevis, which could be replaced; bind it first",
-    );
+    said(rebind_clevis(&v2(vec![key(0, "a")]), FREE), "the pool has no binding to Clevis to replace; bind it first");
 }

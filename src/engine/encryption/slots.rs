@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_ask_for_a_token_get_it_and_the_others_the_lowest_free_ones() {
+    fn requested_tokens_first_then_the_lowest_free() {
         let c = "Clevis (tpm2, {})".to_owned();
         let k = |name: &str| format!("key description {name}");
         assert_eq!(told(vec![key(Some(1), "a"), clevis(Some(2))]), [(1, k("a")), (2, c.clone())]);

@@ -56,7 +56,7 @@ fn told(bindings: &Bindings) -> Vec<(u32, u32, Option<u32>, Kind)> {
 }
 
 #[test]
-fn the_token_of_a_device_is_that_of_the_example() {
+fn a_device_token_matches_the_worked_example() {
     let token = StratisToken::new(POOL.parse().unwrap(), DEVICE.parse().unwrap(), "p1");
     assert_eq!(token.to_value(), stratis());
     assert_eq!(StratisToken::parse(&stratis()).unwrap(), token);
@@ -66,7 +66,7 @@ fn the_token_of_a_device_is_that_of_the_example() {
 }
 
 #[test]
-fn a_token_of_a_device_with_anything_else_in_it_is_none() {
+fn a_device_token_with_unknown_members_is_refused() {
     let refused = |change: &dyn Fn(&mut Value), expected: &str| {
         let mut token = stratis();
         change(&mut token);
@@ -104,7 +104,7 @@ fn bindings_are_written_as_they_are_read() {
 }
 
 #[test]
-fn while_the_volume_key_is_replaced_both_keyslots_are_kept() {
+fn reencryption_keeps_both_keyslots() {
     let token = with_keyslot(&keyring(&["0"]), 12);
     assert_eq!(token["keyslots"], json!(["0", "12"]));
     let bindings = read_pool_header(&header([(0, token)])).unwrap();
@@ -124,7 +124,7 @@ fn while_the_volume_key_is_replaced_both_keyslots_are_kept() {
 }
 
 #[test]
-fn a_device_of_version_1_has_its_tokens_at_fixed_numbers() {
+fn version_1_tokens_have_fixed_numbers() {
     let read = |tokens: Vec<(u32, Value)>| read_device_header(&header(tokens));
     let both = read(vec![(0, stratis()), (1, keyring(&["0"])), (2, tpm2(&["1"]))]).unwrap();
     assert_eq!(told(&both.bindings), [(1, 0, None, Kind::Keyring), (2, 1, None, Kind::Clevis)]);
@@ -144,7 +144,7 @@ fn a_device_of_version_1_has_its_tokens_at_fixed_numbers() {
 }
 
 #[test]
-fn what_cannot_be_used_is_left_out_and_its_number_taken() {
+fn unusable_tokens_are_ignored_but_keep_their_number() {
     let mut other = tpm2(&["1"]);
     other["jwe"] = json!({ "protected": "e30" });
     let named = |name: &str| json!({ "type": "luks2-keyring", "keyslots": ["1"], "key_description": name });
@@ -188,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn a_token_of_a_device_is_read_as_it_was_written(pool: [u8; 16], device: [u8; 16], name in prop::option::of(".{0,9}")) {
+    fn a_device_token_is_read_as_written(pool: [u8; 16], device: [u8; 16], name in prop::option::of(".{0,9}")) {
         let (pool, device) = (PoolUuid::from_random(pool), DevUuid::from_random(device));
         let token = StratisToken { pool_name: name, ..StratisToken::new(pool, device, "") };
         prop_assert_eq!(StratisToken::parse(&token.to_value()).unwrap(), token);

@@ -161,7 +161,7 @@ fn read_bindings(header: &Header, counts: impl Fn(&u32, &Value) -> bool) -> Resu
     for (number, token) in header.tokens.iter().filter(|(number, token)| counts(number, token)) {
         match read_binding(header, *number, token) {
             Ok(binding) => found.extend(binding),
-            Err(error) => log::warn!("token {number} of a LUKS2 header is left out: {error}"),
+            Err(error) => log::warn!("ignoring token {number} of a LUKS2 header: {error}"),
         }
     }
     match found.is_empty() {
@@ -190,11 +190,11 @@ fn read_binding(header: &Header, number: u32, token: &Value) -> Result<Option<Bi
             Mechanism::Clevis { jwe: jwe.clone(), pin, config }
         }
         Some(other) => {
-            log::info!("token {number} of a LUKS2 header is of type `{}` and not looked at", shortened(other));
+            log::info!("ignoring token {number} of a LUKS2 header, which has the unknown type `{}`", shortened(other));
             return Ok(None);
         }
         None => {
-            log::warn!("token {number} of a LUKS2 header has no type and is not looked at");
+            log::warn!("ignoring token {number} of a LUKS2 header, which has no type");
             return Ok(None);
         }
     };

@@ -238,7 +238,7 @@ fn show(engine: &Engine, pool: Pool, claim: Claim, name_claim: Claim) -> Step<Re
                 engine.begin(format!("volume key of pool {uuid}"), super::encryption::load_volume_key(uuid));
             }
             if inserted.is_ok() && unfinished {
-                engine.begin(format!("work on the data of pool {uuid}"), super::reencryption_job::resume(uuid));
+                engine.begin(format!("re-encryption job of pool {uuid}"), super::reencryption_job::resume(uuid));
             }
             super::when_linked(links, inserted.map(|()| started))
         })

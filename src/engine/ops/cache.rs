@@ -167,14 +167,14 @@ fn back_to(platform: &dyn Platform, pool: &mut Pool, former: PoolMetadata, refus
     if let Err(error) = put_back {
         let (refused, what) = (refused.sentence(), error.sentence());
         log::error!(
-            "the cache of pool {} could not be made larger ({refused}), and neither as it was before ({what}); the devices stay in \
-             the pool, and each check tries to use them",
+            "could not extend the cache of pool {} ({refused}) nor restore its former size ({what}); the devices stay in the \
+             pool, and each check tries to use them",
             pool.name()
         );
         return Ok(());
     }
     log::error!(
-        "the cache of pool {} is not made larger, since the kernel refuses it: {}",
+        "could not extend the cache of pool {}, because the kernel refuses it: {}",
         pool.name(),
         refused.sentence()
     );

@@ -1,5 +1,5 @@
 //! Devices to be initialized for a pool: whether they may be (`docs/spec/engine/storage-stack.md`
-//! §12), and the containers that are made on them.
+//! §12), and the LUKS devices that are made of them.
 
 use std::{path::Path, sync::Arc};
 
@@ -97,9 +97,9 @@ fn is_condemned(bda: &Bda, json: &[u8]) -> bool {
     metadata.zip(bda.last_update()).is_some_and(|(metadata, stamp)| metadata.is_condemned(stamp))
 }
 
-/// Makes a container on each device, side by side. Keys are derived for each container, and Clevis
-/// may be called. The platform limits, by their memory, how many processes derive keys at once.
-/// Returns the contents of the containers, and the undo that removes the containers.
+/// Makes a LUKS device of each device, side by side. Keys are derived for each of them, and Clevis
+/// may be called. The platform limits how many processes derive keys at once, by their memory.
+/// Returns the crypt devices, and the undo that removes the LUKS devices.
 pub(super) fn format_each_luks(
     format: LuksFormat,
     candidates: Vec<Candidate>,

@@ -64,7 +64,7 @@ pub fn check_pool(uuid: PoolUuid) -> Step<()> {
 
 fn note(uuid: PoolUuid, checked: &Result<()>) {
     if let Err(error) = checked {
-        log::warn!("check of pool {uuid}: {}", error.sentence());
+        log::warn!("check of pool {uuid} failed: {}", error.sentence());
     }
 }
 
@@ -192,8 +192,8 @@ fn check(platform: &dyn Platform, pool: &mut Pool, metadata_needed: Option<Secto
             pool.growth.note_use(status.data_used, std::mem::take(&mut since));
         }
         thin_devices::judge_thin_pool(pool, status.as_ref());
-        // A writer that is faster than the looks gets the next look at once: the use may already be
-        // past the new mark, and then there may be no event.
+        // If writes outpace polling, poll again at once: the use may already be past the new mark,
+        // which would raise no event.
         let watched = pool.watched().collect();
         if !arm_or_later(platform, pool, status, watched) || checked.is_err() {
             return checked;
@@ -213,7 +213,7 @@ pub(super) fn arm_or_later(
 ) -> bool {
     arm(platform, pool, status, watched).unwrap_or_else(|error| {
         let what = error.sentence();
-        log::warn!("pool {}: filesystems are looked at by time only until the next check: {what}", pool.name());
+        log::warn!("pool {}: falling back to periodic polling until the next check: {what}", pool.name());
         false
     })
 }

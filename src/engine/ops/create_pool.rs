@@ -132,7 +132,7 @@ fn build(
         return Step::Done(Err(error));
     }
     let platform = engine.platform();
-    // Version 1 makes a container of each device instead, each with passphrases of its own.
+    // Version 1 makes a LUKS device of each device instead, each with passphrases of its own.
     let as_a_whole = !assigned.is_empty() && new.version == MetadataVersion::V2;
     let prepared = || as_a_whole.then(|| Prepared::new(platform, assigned)).transpose();
     let uuid = PoolUuid::from_random(platform.random());
@@ -172,8 +172,8 @@ struct Making {
 }
 
 impl Making {
-    /// Makes the pool on devices that may lie in containers, and inserts it into the table. `undo`
-    /// removes the containers.
+    /// Makes the pool on devices that may be crypt devices, and inserts it into the table. `undo`
+    /// removes the LUKS devices below them.
     fn complete(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Step<Result<Option<Created>>> {
         let platform = engine.platform();
         let Making { uuid, new, prepared, claim, making } = self;

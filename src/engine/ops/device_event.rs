@@ -145,7 +145,7 @@ fn rejoin(pool: PoolUuid, id: DevUuid, device: BlockDevice) -> Step<()> {
                 let bda = Bda::load(engine.platform(), &device.path, Repair::ReadOnly).ok().flatten();
                 let bda = bda.filter(|bda| (bda.header().pool, bda.header().device) == (pool, id));
                 let (Some(member), Some(bda)) = (running.members.get_mut(id), bda) else { return Step::Done(()) };
-                log::info!("{} of pool {pool} is now {}", member.device.path.display(), device.path.display());
+                log::info!("member {} of pool {pool} is now {}", member.device.path.display(), device.path.display());
                 (member.device, member.bda, member.geometry) = (device, bda, geometry);
                 running.show();
                 engine.registry().note_running(pool, running.members.nodes());

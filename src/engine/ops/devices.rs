@@ -146,8 +146,8 @@ struct Joining {
 }
 
 impl Joining {
-    /// Initializes the devices, which may lie in containers, and takes them into the pool. `undo`
-    /// removes the containers.
+    /// Initializes the devices, which may be crypt devices, and takes them into the pool. `undo`
+    /// removes the LUKS devices below them.
     fn initialize(self, engine: &Engine, candidates: Vec<Candidate>, undo: Rollback) -> Step<Result<Vec<DevUuid>>> {
         let platform = engine.platform();
         let Joining { uuid, version, mut meta, purpose, claim } = self;
@@ -176,8 +176,8 @@ struct LuksParameters {
 
 impl LuksParameters {
     fn of(pool: &Pool, purpose: DeviceAddition) -> Result<Option<LuksParameters>> {
-        let mut containers = pool.members.containers().cloned();
-        let Some(first) = containers.next() else { return Ok(None) };
+        let mut luks_devices = pool.members.containers().cloned();
+        let Some(first) = luks_devices.next() else { return Ok(None) };
         let agreed = pool.encryption()?.agreed()?;
         let assign = |binding: &Binding| -> Result<Assigned> {
             Ok(Assigned { token: binding.token, request: binding.mechanism.elsewhere()? })
@@ -194,7 +194,7 @@ impl LuksParameters {
         }))
     }
 
-    /// The parameters of the new containers, if every binding opens the proof device.
+    /// The parameters of the new LUKS devices, if every binding opens the proof device.
     fn luks_format(self, platform: &dyn Platform, pool: PoolUuid) -> Result<LuksFormat> {
         let LuksParameters { name, bindings, sector_size, proof } = self;
         if let Some(LuksDevice { device, bindings, .. }) = &proof {
@@ -297,7 +297,7 @@ fn take_in(
         undo.forget();
         pool.members.confirm(platform);
         if let Err(error) = pool.note_containers() {
-            log::error!("pool {}: {}", pool.name(), error.sentence());
+            log::error!("could not show the bindings of pool {}: {}", pool.name(), error.sentence());
         }
         pool.show();
         engine.registry().note_running(uuid, pool.members.nodes());
@@ -327,12 +327,12 @@ fn add_data(platform: &dyn Platform, pool: &mut Pool, added: &[DevUuid]) -> Resu
 /// not grown.
 pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
     let chain = Step::locked(Access::Pool(PoolRef::Uuid(uuid), Mode::Shared), move |_, granted| {
-        let container = super::readable(granted, uuid).and_then(|pool| {
+        let luks_device = super::readable(granted, uuid).and_then(|pool| {
             pool.check_requests_for_space()?;
             pool.check_no_work()?;
             Ok(pool.members.get(device).and_then(|member| member.container.clone()))
         });
-        match container {
+        match luks_device {
             Ok(None) => super::change(uuid, move |engine, pool| grow(engine.platform(), pool, device)),
             Ok(Some(luks_device)) => grow_luks_device(uuid, luks_device),
             Err(error) => Step::Done(Err(error)),
@@ -341,8 +341,8 @@ pub fn grow_device(uuid: PoolUuid, device: DevUuid) -> Step<Result<bool>> {
     and_use(uuid, chain, |grown| *grown)
 }
 
-/// As [`grow`], for a device in a container of its own, which has to grow first. That takes the
-/// volume key, which is looked up without a lock.
+/// As [`grow`], for a crypt device, which has to grow first. That takes the volume key, which is
+/// looked up without a lock.
 fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool>> {
     Step::slow(Share::Pool(uuid), move |engine| {
         let (platform, path, device) = (engine.platform(), luks_device.device.path.clone(), luks_device.id());
@@ -371,7 +371,7 @@ fn grow_luks_device(uuid: PoolUuid, luks_device: LuksDevice) -> Step<Result<bool
             if grown.as_ref().is_err_and(|error| error.leaves() == Availability::Full) && room > before {
                 let back = platform.luks_resize(&path, &luks_device.name(), &volume_key, Some(before));
                 if let Err(error) = back {
-                    log::warn!("{} could not be made smaller again: {error}", inside.display());
+                    log::warn!("could not shrink {} to its former size: {error}", inside.display());
                 }
             }
             grown

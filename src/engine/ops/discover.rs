@@ -94,7 +94,7 @@ impl FirstLook {
             Some(seen) => {
                 drop(reading);
                 let (path, device) = (path.unwrap_or_default(), seen.device().clone());
-                log::info!("{} has been read at last", path.display());
+                log::info!("{} has been read, after the start stopped waiting for it", path.display());
                 return device_event(DeviceEvent {
                     action: DeviceAction::Add,
                     path,
@@ -183,7 +183,7 @@ pub fn present_devices(tell: impl FnOnce(Vec<DeviceEvent>) + Send + 'static) -> 
                 }));
                 tell(events);
             }
-            Err(error) => log::warn!("the devices could not be listed after events were lost: {error}"),
+            Err(error) => log::warn!("could not list the devices after events were lost: {error}"),
         }
         Step::Done(())
     })

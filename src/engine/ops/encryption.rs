@@ -90,23 +90,23 @@ enum BindingChange {
     Replace(Assigned),
 }
 
-/// A LUKS2 container of a pool.
+/// A LUKS device of a pool.
 #[derive(Debug, Clone)]
-pub(super) struct Container {
-    /// The device that holds its header.
+pub(super) struct LuksLocation {
+    /// The device that holds the header.
     pub device: PathBuf,
-    /// Name of the opened device.
+    /// Name of the crypt device on it.
     pub name: String,
 }
 
-/// The containers of a pool: one on its cap device, or one on each of its devices.
-pub(super) fn containers_of(platform: &dyn Platform, pool: &Pool) -> Vec<Container> {
+/// The LUKS devices of a pool: below its cap device in version 2, below each member in version 1.
+pub(super) fn luks_locations(platform: &dyn Platform, pool: &Pool) -> Vec<LuksLocation> {
     match pool.version() {
         MetadataVersion::V2 => {
             let device = platform.dm_node(&pool.stack.name(Role::Cache));
-            vec![Container { device, name: pool.stack.name(Role::Crypt) }]
+            vec![LuksLocation { device, name: pool.stack.name(Role::Crypt) }]
         }
-        MetadataVersion::V1 => pool.device_containers().map(|(device, name)| Container { device, name }).collect(),
+        MetadataVersion::V1 => pool.device_containers().map(|(device, name)| LuksLocation { device, name }).collect(),
     }
 }
 
@@ -132,12 +132,12 @@ fn change(
                 pool.check_requests()?;
                 pool.check_no_work()?;
                 Ok(plan(pool.encryption()?)?
-                    .map(|change| (change, pool.version(), containers_of(engine.platform(), pool))))
+                    .map(|change| (change, pool.version(), luks_locations(engine.platform(), pool))))
             });
             match planned {
-                Ok(Some((change, version, containers))) => record_ahead(uuid, &change).then(move |recorded| {
+                Ok(Some((change, version, luks_devices))) => record_ahead(uuid, &change).then(move |recorded| {
                     Step::blocking(move |engine| match recorded {
-                        Ok(()) => carry_out(engine, uuid, &change, version, &containers, claim),
+                        Ok(()) => carry_out(engine, uuid, &change, version, &luks_devices, claim),
                         Err(error) => Step::Done(Err(error)),
                     })
                 }),
@@ -164,34 +164,37 @@ fn carry_out(
     uuid: PoolUuid,
     change: &BindingChange,
     version: MetadataVersion,
-    containers: &[Container],
+    luks_devices: &[LuksLocation],
     claim: Claim,
 ) -> Step<Result<bool>> {
     let platform = engine.platform();
     let changed = Rollback::new().guard(platform, |undo| match change {
         BindingChange::Try(binding) => {
-            let Some(Container { device, .. }) = containers.first() else { return Ok(false) };
+            let Some(LuksLocation { device, .. }) = luks_devices.first() else { return Ok(false) };
             let header = read(platform, device)?;
             let bindings = bindings_of(version, &header)?;
             containers::open(platform, device, None, &bindings, UnlockMethod::Token(binding.token), None)?;
             Ok(false)
         }
         BindingChange::Add(assigned) => {
-            containers.iter().try_for_each(|container| add(platform, version, &container.device, assigned, undo))?;
+            luks_devices
+                .iter()
+                .try_for_each(|luks_device| add(platform, version, &luks_device.device, assigned, undo))?;
             Ok(true)
         }
         BindingChange::Remove(token) => {
             // All headers are read before the first is changed.
-            let to_remove =
-                containers.iter().map(|container| BindingToRemove::find(platform, version, &container.device, *token));
+            let to_remove = luks_devices
+                .iter()
+                .map(|luks_device| BindingToRemove::find(platform, version, &luks_device.device, *token));
             let to_remove = to_remove.collect::<Result<Vec<_>>>()?;
             to_remove.into_iter().flatten().try_for_each(|to_remove| to_remove.remove(platform, version, undo))?;
             Ok(true)
         }
         BindingChange::Replace(assigned) => {
-            containers
+            luks_devices
                 .iter()
-                .try_for_each(|container| replace(platform, version, &container.device, assigned, undo))?;
+                .try_for_each(|luks_device| replace(platform, version, &luks_device.device, assigned, undo))?;
             Ok(true)
         }
     });
@@ -203,13 +206,13 @@ fn carry_out(
         Ok((true, undo)) if matches!(change, BindingChange::Remove(_)) => {
             undo.forget();
             let BindingChange::Remove(token) = *change else { return Step::Done(Ok(true)) };
-            take_note(uuid, containers.to_vec(), None, claim).then(move |noted| match noted {
+            take_note(uuid, luks_devices.to_vec(), None, claim).then(move |noted| match noted {
                 Err(error) => note_gone(uuid, token, error),
                 noted => Step::Done(noted),
             })
         }
-        Ok((true, undo)) => take_note(uuid, containers.to_vec(), Some(undo), claim),
-        Err(error) => note_undone(uuid, containers.to_vec(), error, claim),
+        Ok((true, undo)) => take_note(uuid, luks_devices.to_vec(), Some(undo), claim),
+        Err(error) => note_undone(uuid, luks_devices.to_vec(), error, claim),
     }
 }
 
@@ -219,10 +222,11 @@ fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Step<Result<bool>> {
     Step::write(uuid, move |_, granted| {
         if let Ok(pool) = super::writable(granted, uuid) {
             let what = error.sentence();
-            log::error!("pool {}: a way to unlock it is gone, but: {what}", pool.name());
+            log::error!("an unlock method of pool {} was removed, but that could not be noted: {what}", pool.name());
             let is_shown = |info: &Info| info.agreed().map_or(true, |bindings| bindings.get(token).is_some());
             if pool.encryption().is_ok_and(is_shown) {
-                let reason = format!("a way to unlock it is gone, and its headers could not be read since: {what}");
+                let reason =
+                    format!("an unlock method was removed, and its LUKS2 headers could not be read since: {what}");
                 pool.restrict(Availability::NoRequests, reason);
             }
         }
@@ -233,13 +237,13 @@ fn note_gone(uuid: PoolUuid, token: u32, error: Error) -> Step<Result<bool>> {
 /// Notes what a failed change has left in the headers. That may be more than before, if the change
 /// could not be taken back. No former keyslot is destroyed: in version 1, only some of the headers
 /// may have the new one, and the next set-up needs the former keyslots to take the new ones back.
-fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: Claim) -> Step<Result<bool>> {
+fn note_undone(uuid: PoolUuid, luks_devices: Vec<LuksLocation>, error: Error, claim: Claim) -> Step<Result<bool>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         if let Ok(pool) = super::writable(granted, uuid) {
-            show_anew(platform, pool, &containers);
+            show_anew(platform, pool, &luks_devices);
             if let Err(error) = pool.record_bindings(platform) {
-                log::warn!("pool {}: what unlocks it is not recorded: {}", pool.name(), error.sentence());
+                log::warn!("could not record the unlock methods of pool {}: {}", pool.name(), error.sentence());
             }
             pool.note_failure(&error);
         }
@@ -250,23 +254,28 @@ fn note_undone(uuid: PoolUuid, containers: Vec<Container>, error: Error, claim: 
 
 /// Reads the headers again and shows what they say. In version 2, the kinds of bindings are also
 /// recorded; if that fails, the change is taken back.
-fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>, claim: Claim) -> Step<Result<bool>> {
+fn take_note(
+    uuid: PoolUuid,
+    luks_devices: Vec<LuksLocation>,
+    undo: Option<Rollback>,
+    claim: Claim,
+) -> Step<Result<bool>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
         let noted = super::writable(granted, uuid).and_then(|pool| {
-            take_in(platform, pool, &containers)?;
+            take_in(platform, pool, &luks_devices)?;
             pool.record_bindings(platform)?;
             Ok(pool)
         });
         let pool = match noted {
             Ok(pool) => pool,
-            Err(error) => return take_back(uuid, containers, undo.unwrap_or_default(), error, claim),
+            Err(error) => return take_back(uuid, luks_devices, undo.unwrap_or_default(), error, claim),
         };
         undo.into_iter().for_each(Rollback::forget);
         // An old keyslot that cannot be destroyed now is destroyed at the next set-up.
-        let replaced = containers.iter().filter(|container| forget_old(platform, &container.device));
+        let replaced = luks_devices.iter().filter(|luks_device| forget_old(platform, &luks_device.device));
         if replaced.count() > 0 {
-            show_anew(platform, pool, &containers);
+            show_anew(platform, pool, &luks_devices);
         }
         drop(claim);
         Step::Done(Ok(true))
@@ -276,21 +285,25 @@ fn take_note(uuid: PoolUuid, containers: Vec<Container>, undo: Option<Rollback>,
 /// Takes a change back. Keys may have to be derived for that, so the pool is not locked meanwhile.
 fn take_back(
     uuid: PoolUuid,
-    containers: Vec<Container>,
+    luks_devices: Vec<LuksLocation>,
     undo: Rollback,
     cause: Error,
     claim: Claim,
 ) -> Step<Result<bool>> {
     Step::blocking(move |engine| {
         let error = undo.run(engine.platform(), cause);
-        note_undone(uuid, containers, error, claim)
+        note_undone(uuid, luks_devices, error, claim)
     })
 }
 
 /// Reads the headers again after they have changed.
-fn show_anew(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) {
-    if let Err(error) = take_in(platform, pool, containers) {
-        log::warn!("pool {}: what its headers say is not shown: {}", pool.name(), error.sentence());
+fn show_anew(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]) {
+    if let Err(error) = take_in(platform, pool, luks_devices) {
+        log::warn!(
+            "could not read the LUKS2 headers of pool {}, so clients see its former bindings: {}",
+            pool.name(),
+            error.sentence()
+        );
     }
 }
 
@@ -298,13 +311,13 @@ fn show_anew(platform: &dyn Platform, pool: &mut Pool, containers: &[Container])
 ///
 /// # Errors
 /// When a header cannot be read.
-pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
-    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]) -> Result<()> {
+    let headers = read_headers(platform, luks_devices)?;
     if let (MetadataVersion::V2, Some(header)) = (pool.version(), headers.first()) {
         return pool.note_header(header);
     }
     for member in pool.members.containers_mut() {
-        let at = containers.iter().position(|container| container.device == member.device.path);
+        let at = luks_devices.iter().position(|luks_device| luks_device.device == member.device.path);
         if let Some(header) = at.and_then(|at| headers.get(at)) {
             member.bindings = read_device_header(header)?.bindings;
             member.state = header.state;
@@ -313,9 +326,15 @@ pub(super) fn take_in(platform: &dyn Platform, pool: &mut Pool, containers: &[Co
     pool.note_containers()
 }
 
+/// Reads the header on a device that must have one.
 pub(super) fn read(platform: &dyn Platform, device: &Path) -> Result<Header> {
     let missing = || EncryptionError::NoHeader(device.to_owned());
     Ok(platform.luks_read(device)?.ok_or_else(missing)?)
+}
+
+/// Reads the headers of all these devices.
+pub(super) fn read_headers(platform: &dyn Platform, luks_devices: &[LuksLocation]) -> Result<Vec<Header>> {
+    luks_devices.iter().map(|luks_device| read(platform, &luks_device.device)).collect()
 }
 
 /// Makes changes, the first of which adds a keyslot.
@@ -464,13 +483,15 @@ fn load(uuid: PoolUuid, choose: impl FnOnce(Bindings) -> Bindings + Send + 'stat
             return Step::Done(());
         }
         let bindings = choose(bindings);
-        let Some(container) = containers_of(engine.platform(), pool).into_iter().next() else { return Step::Done(()) };
+        let Some(luks_device) = luks_locations(engine.platform(), pool).into_iter().next() else {
+            return Step::Done(());
+        };
         if bindings.count() == 0 {
             return Step::Done(());
         }
         Step::blocking(move |engine| {
             let platform = engine.platform();
-            let opened = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None);
+            let opened = containers::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None);
             let kept = opened.and_then(|key| Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?));
             if let Err(error) = kept {
                 log::warn!("pool {uuid} cannot grow, since its volume key was not found: {}", error.sentence());

@@ -345,7 +345,10 @@ fn finish(uuid: PoolUuid, batch: Batch, made: Result<()>) -> Step<Result<Vec<(Fs
             }
         }
         if let Err(error) = Mdv::new(platform, uuid).end(&journal) {
-            log::warn!("pool {}: an entry of the journal stays until the next set-up: {error}", pool.name());
+            log::warn!(
+                "could not remove a journal entry of pool {}, which the next set-up removes: {error}",
+                pool.name()
+            );
         }
         let created: Vec<(FsUuid, Name)> =
             pending_filesystems.iter().map(|new| (new.filesystem.record.uuid, new.filesystem.name.clone())).collect();
@@ -434,7 +437,10 @@ fn destroy(engine: &Engine, pool: &mut Pool, to_destroy: &[FsUuid]) -> Result<()
     let ended = cleaned.and_then(|()| Ok(Mdv::new(platform, uuid).end(&journal)?));
     if let Err(error) = ended {
         let what = error.sentence();
-        log::warn!("pool {}: what is left of destroyed filesystems stays until the next set-up: {what}", pool.name());
+        log::warn!(
+            "could not remove all of the destroyed filesystems of pool {}, which the next set-up completes: {what}",
+            pool.name()
+        );
     }
     let status = pool.refresh_thin_pool(platform, None);
     if pool.is_starved() {

@@ -54,7 +54,7 @@ struct MountedFilesystem {
 pub fn check_filesystems(uuid: PoolUuid) -> Step<()> {
     check_filesystems_now(uuid).map(move |checked| {
         if let Err(error) = checked {
-            log::warn!("check of the filesystems of pool {uuid}: {}", error.sentence());
+            log::warn!("could not check the filesystems of pool {uuid}: {}", error.sentence());
         }
     })
 }

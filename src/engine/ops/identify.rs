@@ -39,7 +39,7 @@ pub(super) fn is_ours(device: &BlockDevice) -> bool {
     matches!(device.class, DeviceClass::Stratis | DeviceClass::Luks)
 }
 
-/// Reads the Stratis area of a device, or the container that such an area lies in. A device that
+/// Reads the Stratis area of a device, or the header of a LUKS device that such an area lies in. A device that
 /// cannot be read is logged and left alone.
 pub(super) fn identify(engine: &Engine, device: BlockDevice) -> Look {
     let look = || match device.class {
@@ -57,15 +57,14 @@ pub(super) fn identify(engine: &Engine, device: BlockDevice) -> Look {
         }
         Ok(seen) => seen.map_or(Look::Nothing, Look::Seen),
         Err(error) => {
-            log::warn!("{} is left alone: {}", path.display(), error.sentence());
+            log::warn!("could not read {}, so it is ignored: {}", path.display(), error.sentence());
             Look::Unread
         }
     }
 }
 
 /// The claim of the request that initializes the device, makes its pool or sets the pool up. For
-/// devices in containers of their own that join a running pool, only the claim on the pool's growth
-/// tells.
+/// LUKS devices that join a running pool, only the claim on the pool's growth tells.
 pub(super) fn in_the_making(engine: &Engine, seen: &Seen) -> Option<Key> {
     let keys = [Key::Pool(seen.pool()), Key::Device(seen.device().number), Key::Growth(seen.pool())];
     keys.into_iter().find(|key| engine.claims().is_claimed(key))

@@ -21,7 +21,7 @@ pub fn set_key(description: KeyDescription, key: Secret) -> Step<Result<KeyChang
                 let load = super::encryption::load_by_key(uuid, description.clone());
                 engine.begin(format!("volume key of pool {uuid}"), load);
                 let resume = super::reencryption_job::resume_by_key(uuid, description.clone());
-                engine.begin(format!("work on the data of pool {uuid}"), resume);
+                engine.begin(format!("re-encryption job of pool {uuid}"), resume);
             }
         }
         Step::Done(set.map_err(Error::from))

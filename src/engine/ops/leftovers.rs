@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Wipes a container whose making or wiping was cut short, but not one that somebody is making now.
+/// Wipes a LUKS device whose making or wiping was cut short, but not one that is being made now.
 pub(super) fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
     let Ok(_claim) = engine.claims().claim([Key::Device(device.number)]) else { return };
     let clear = || match LuksDevice::read(engine.platform(), device)? {
@@ -33,13 +33,17 @@ pub(super) fn clear_unfinished(engine: &Engine, device: &BlockDevice) {
         // The request that was making it has completed it meanwhile.
         _ => Ok(()),
     };
-    log::info!("{} was left over by an unfinished request; wiping it", device.path.display());
+    log::info!("wiping {}, which an unfinished request left behind", device.path.display());
     if let Err(error) = clear().or_else(|_| clear()) {
-        log::warn!("{} is left over and could not be wiped: {}", device.path.display(), error.sentence());
+        log::warn!(
+            "could not wipe {}, which an unfinished request left behind: {}",
+            device.path.display(),
+            error.sentence()
+        );
     }
 }
 
-/// Takes down what was made on a container that belongs to no pool: the creation of its pool failed
+/// Takes down what was made on a LUKS device that belongs to no pool: the creation of its pool failed
 /// and could not take it down.
 fn clear_above(platform: &dyn Platform, luks_device: &LuksDevice) -> Result<()> {
     let pool = luks_device.token.pool;
@@ -60,13 +64,13 @@ pub(super) fn clear_away(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Re
         return Ok(());
     }
     take_down::clean_up(platform, uuid, Some(set)).inspect_err(|error| {
-        log::warn!("could not clear away what is up of pool {uuid}: {}", error.sentence());
+        log::warn!("could not take down the devices of pool {uuid}: {}", error.sentence());
     })
 }
 
 /// Ends what is left of a pool that was never completed or has been destroyed, now that the
-/// contents of its devices can be read. Devices that lie in no containers and never held metadata
-/// stay as they are: they can be used for a new pool.
+/// contents of its devices can be read. Plain devices that never held metadata stay as they are:
+/// they can be used for a new pool.
 ///
 /// Each device to be wiped is read again while nobody else can begin to use it: since the last look
 /// it may have become a member of another pool.
@@ -101,7 +105,10 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
             // What lies on the devices must be taken down before they are wiped: nobody would find
             // it afterwards.
             if let Err(error) = take_down().or_else(|_| take_down()) {
-                log::error!("pool {uuid} is destroyed, but some of it is still up: {}", error.sentence());
+                log::error!(
+                    "pool {uuid} is destroyed, but some of its devices could not be taken down: {}",
+                    error.sentence()
+                );
                 engine.registry().note_down(uuid, true, Some(&error));
                 return Err(error);
             }
@@ -113,10 +120,13 @@ pub(super) fn end(engine: &Engine, uuid: PoolUuid, set: &DeviceSet) -> Result<()
         Verdict::NeverCommitted => {
             for luks_device in set.containers() {
                 let path = luks_device.device.path.display();
-                log::info!("{path} was left over by the unfinished creation of pool {uuid}; wiping it");
+                log::info!("wiping {path}, which the unfinished creation of pool {uuid} left behind");
                 if let Err(error) = luks_device.wipe(engine.platform()).or_else(|_| luks_device.wipe(engine.platform()))
                 {
-                    log::warn!("{path} is left over and could not be wiped: {}", error.sentence());
+                    log::warn!(
+                        "could not wipe {path}, which the unfinished creation of pool {uuid} left behind: {}",
+                        error.sentence()
+                    );
                 }
             }
             if set.devices().all(|found| set.container(found.bda.header().device).is_some()) {

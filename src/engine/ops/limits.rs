@@ -79,7 +79,11 @@ fn raise(platform: &dyn Platform, pool: &mut Pool, limit: u64, needed: Sectors) 
             if pool.fs_limit() != limit {
                 return Err(error);
             }
-            log::warn!("pool {}: tables follow at the next check: {}", pool.name(), error.sentence());
+            log::warn!(
+                "could not extend the thin metadata of pool {}, which the next check tries again: {}",
+                pool.name(),
+                error.sentence()
+            );
         }
     }
     Ok(())

@@ -119,7 +119,7 @@ fn destroy(engine: &Engine, pool: &mut Pool) -> Result<Destroyed> {
     let mut take_down = || take_down::take_backstore_down(platform, &mut pool.stack, uuid);
     if let Err(error) = take_down().or_else(|_| take_down()) {
         let (name, what) = (pool.name(), error.sentence());
-        log::error!("pool {name} is destroyed, but some of it is still up, and its devices are not wiped yet: {what}");
+        log::error!("pool {name} is destroyed, but some of its devices could not be taken down or wiped yet: {what}");
         let mut set = DeviceSet::of(pool, false);
         set.partial = true;
         return Ok(Destroyed::Partly(Box::new(set)));
@@ -151,8 +151,8 @@ pub fn rename_pool(uuid: PoolUuid, name: Name) -> Step<Result<bool>> {
     })
 }
 
-/// Records the name of a pool, also in the containers of its devices: closed containers are
-/// identified by that name.
+/// Records the name of a pool, also in the headers of its LUKS devices: while they are closed, they
+/// are identified by that name.
 fn record_name(platform: &dyn Platform, pool: &mut Pool, name: &Name) -> Result<()> {
     let former = pool.meta().name.clone();
     let named = |pool: &mut Pool, name: &str| -> Result<()> {
@@ -183,8 +183,7 @@ fn rename_claimed(uuid: PoolUuid, name: Name, claim: Claim) -> Step<Result<bool>
         if pool.recorded_name() == name {
             return Step::Done(Ok(false));
         }
-        // The headers of devices that lie in containers hold the name, and other requests may be
-        // changing these headers.
+        // The headers of LUKS devices hold the name, and other requests may be changing them.
         let mut headers = None;
         if pool.device_containers().next().is_some() {
             if let Err(error) = pool.check_no_work() {

@@ -46,7 +46,7 @@ pub(super) fn read(engine: &Engine, device: BlockDevice) -> Result<Option<Found>
     Ok(Some(Found { device, bda, metadata: stamped, within }))
 }
 
-/// The devices below a device, if it has been opened from a container.
+/// The devices below a device, if it is the crypt device on a LUKS device.
 fn opened_from(platform: &dyn Platform, device: &BlockDevice, header: &StaticHeader) -> Result<BTreeSet<DeviceNumber>> {
     if header.version != MetadataVersion::V1 {
         return Ok(BTreeSet::new());
@@ -80,7 +80,7 @@ pub(super) fn renew(engine: &Engine, uuid: PoolUuid, set: &mut DeviceSet) -> Opt
 }
 
 /// Reads what is at the node of a device now, if the node still belongs to that device; for an open
-/// container, also its contents.
+/// LUKS device, also what its crypt device carries.
 pub(super) fn reread(engine: &Engine, known: &Seen) -> Result<Vec<Seen>> {
     let platform = engine.platform();
     let device = match platform.find_device(&known.device().path) {

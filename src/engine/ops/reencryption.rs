@@ -4,11 +4,11 @@
 //!
 //! # Order, and why it survives a power cut
 //!
-//! The record of the pool decides whether the pool is encrypted. To encrypt, a container is first
-//! made around the plain data, with a header that says that nothing is encrypted yet. Then the
-//! record is written, the tables are moved into the container, and only then is any data encrypted.
-//! To decrypt, all data is decrypted, then the record is written, and the header is wiped last. So
-//! at every moment, record and header together say where each byte is and which job has to go on.
+//! The record of the pool decides whether the pool is encrypted. To encrypt, a LUKS2 header that
+//! says that nothing is encrypted yet is first written in front of the plain data. Then the record
+//! is written, the tables are moved onto the crypt device, and only then is any data encrypted. To
+//! decrypt, all data is decrypted, then the record is written, and the header is wiped last. So at
+//! every moment, record and header together say where each byte is and which job has to go on.
 //! Set-up reads that from them and continues the job ([`setup`](crate::engine::setup)).
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::{
         metadata::MetadataVersion,
         ops::{
             check::and_use,
-            encryption::{Container, bindings_of, containers_of, read},
+            encryption::{LuksLocation, bindings_of, luks_locations, read},
             reencryption_job::{JobStart, NewKey, claim, go_on, run},
         },
         pool::Pool,
@@ -80,7 +80,7 @@ fn outlook(pool: &Pool, work: ReencryptionMode) -> Result<JobOutlook> {
         (MetadataVersion::V1, ReencryptionMode::Encrypt | ReencryptionMode::Decrypt) => {
             Err(Error::OnlyVersion2 { pool: pool.name().clone() })
         }
-        // The container has to be extended first.
+        // The crypt device has to be extended first, which takes the volume key.
         (MetadataVersion::V2, ReencryptionMode::Reencrypt | ReencryptionMode::Decrypt) if pool.lacks_volume_key() => {
             Err(Error::VolumeKey { pool: pool.uuid() })
         }
@@ -135,7 +135,7 @@ fn encrypt(uuid: PoolUuid, new: Vec<NewBinding>, claim: Claim) -> Step<Result<()
     })
 }
 
-/// Makes a container around the data, and moves the pool into it.
+/// Makes a LUKS device of what the data lies on, and moves the pool onto its crypt device.
 fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>> {
     super::change(uuid, |engine, pool| {
         put_space_ahead(engine.platform(), pool)?;
@@ -165,7 +165,7 @@ fn surround(uuid: PoolUuid, prepared: Prepared, claim: Claim) -> Step<Result<()>
     })
 }
 
-/// Records the pool as encrypted and moves its tables into the container.
+/// Records the pool as encrypted and moves its tables onto the crypt device.
 fn enter(uuid: PoolUuid, undo: Rollback, claim: Claim) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let platform = engine.platform();
@@ -218,11 +218,11 @@ fn move_in(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     }
     Err(match pool.stack.move_from_cap(platform, &clear) {
         Ok(()) => pool.take_back(platform, without, cause),
-        // Some I/O may go through the container, so the record must not say that the pool is not
+        // Some I/O may go through the crypt device, so the record must not say that the pool is not
         // encrypted.
         Err(error) => Error::Rollback {
             cause: Box::new(cause),
-            failures: vec![("move the pool out of its container again".to_owned(), error)],
+            failures: vec![("move the pool off its crypt device again".to_owned(), error)],
             leaves: Availability::NoPoolChanges,
         },
     })
@@ -232,19 +232,19 @@ fn reencrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
     super::change(uuid, |engine, pool| {
         let bindings = pool.encryption()?.agreed()?.clone();
         put_space_ahead(engine.platform(), pool)?;
-        Ok((pool.version(), containers_of(engine.platform(), pool), bindings))
+        Ok((pool.version(), luks_locations(engine.platform(), pool), bindings))
     })
     .then(move |ready| {
         Step::blocking(move |engine| {
             let platform = engine.platform();
-            let made = ready.and_then(|(version, containers, bindings)| {
+            let made = ready.and_then(|(version, luks_devices, bindings)| {
                 // In version 1, the passphrases that Clevis has encrypted differ from device to
                 // device.
                 let shared = encryption::every_passphrase(platform, &bindings)?;
                 Rollback::new().guard(platform, |undo| {
-                    let each = containers.iter().enumerate().map(|(at, container)| {
+                    let each = luks_devices.iter().enumerate().map(|(at, luks_device)| {
                         let passphrases = (at == 0).then_some(&shared[..]);
-                        prepare_new_key(platform, version, container, passphrases, undo)
+                        prepare_new_key(platform, version, luks_device, passphrases, undo)
                     });
                     each.collect::<Result<Vec<_>>>()
                 })
@@ -264,11 +264,11 @@ fn reencrypt(uuid: PoolUuid, claim: Claim) -> Step<Result<()>> {
 fn prepare_new_key(
     platform: &dyn Platform,
     version: MetadataVersion,
-    container: &Container,
+    luks_device: &LuksLocation,
     passphrases: Option<&[(Binding, Secret)]>,
     undo: &mut Rollback,
 ) -> Result<NewKey> {
-    let header = read(platform, &container.device)?;
+    let header = read(platform, &luks_device.device)?;
     let bindings = bindings_of(version, &header)?;
     let own;
     let passphrases = match passphrases {
@@ -282,7 +282,7 @@ fn prepare_new_key(
     if free.len() < passphrases.len() {
         return Err(EncryptionError::NoKeyslots.into());
     }
-    let (device, slots) = (container.device.clone(), free.clone());
+    let (device, slots) = (luks_device.device.clone(), free.clone());
     undo.push(When::Always, format!("remove the new volume key from {}", device.display()), move |platform| {
         let changes: Vec<_> = slots.into_iter().map(HeaderChange::DestroyKeyslot).collect();
         platform.luks_change(&device, None, &changes).map(drop)
@@ -290,7 +290,7 @@ fn prepare_new_key(
     // The keyslots of the old key are destroyed in the end, so each passphrase must be the right
     // one.
     for (binding, passphrase) in passphrases {
-        platform.luks_open(&container.device, None, Unlock { passphrase, keyslot: Some(binding.keyslot) })?;
+        platform.luks_open(&luks_device.device, None, Unlock { passphrase, keyslot: Some(binding.keyslot) })?;
     }
     let each = passphrases.iter().zip(&free);
     let keyslots = each.clone().map(|((binding, passphrase), keyslot)| {
@@ -305,7 +305,7 @@ fn prepare_new_key(
         return Err(EncryptionError::NoMechanism.into());
     };
     let unlock = Unlock { passphrase, keyslot: Some(first.keyslot) };
-    platform.luks_change(&container.device, Some(unlock), &changes)?;
+    platform.luks_change(&luks_device.device, Some(unlock), &changes)?;
     Ok(NewKey { passphrase: passphrase.clone(), from: first.keyslot, to: *to })
 }
 
@@ -342,8 +342,8 @@ fn announce(
     })
 }
 
-/// Reserves space of the data devices for the container, before any of it is assigned: as much
-/// again as is in use, and at least enough to last for a while.
+/// Gives space of the data devices to the crypt device before the pool needs it: as much again as
+/// is in use, and at least enough to last for a while.
 fn put_space_ahead(platform: &dyn Platform, pool: &mut Pool) -> Result<()> {
     const AHEAD_MIN: Sectors = Sectors(50 << 21);
     pool.check_requests()?;

@@ -2,7 +2,7 @@
 //! result.
 //!
 //! The pool is used as always while a job runs; the job has a thread of its own and holds no lock.
-//! The container cannot be extended meanwhile, so space for the growth of the pool is put into it
+//! The crypt device cannot be extended meanwhile, so it gets space for the growth of the pool
 //! beforehand. A request that wants to use the pool alone (a stop) makes the job pause where it is.
 //! The job goes on when the pool is available again, also for the request that asked for the job.
 
@@ -18,7 +18,7 @@ use crate::{
         encryption::{self, Bindings, KeyDescription, UnlockMethod},
         error::{Error, Result},
         metadata::MetadataVersion,
-        ops::encryption::{Container, bindings_of, containers_of, read},
+        ops::encryption::{LuksLocation, bindings_of, luks_locations, read, read_headers},
         pool::Pool,
         request::{Access, Mode, Step, Wait},
         undo::mended,
@@ -32,8 +32,8 @@ use crate::{
     view::{self, Availability},
 };
 
-/// Nothing else may change the containers of the pool or what they lie on: requests that add
-/// devices claim this, too.
+/// Claims a pool for a job. Nothing else may change the LUKS devices of the pool or what they lie
+/// on: requests that add devices claim this, too.
 pub(super) fn claim(engine: &Engine, uuid: PoolUuid) -> std::result::Result<Claim, Wait> {
     engine.claims().claim_work(uuid, [Key::Encryption(uuid)])
 }
@@ -42,7 +42,7 @@ pub(super) fn claim(engine: &Engine, uuid: PoolUuid) -> std::result::Result<Clai
 pub(super) fn resume(uuid: PoolUuid) -> Step<()> {
     go_on(uuid).map(move |result| {
         if let Err(error) = result {
-            log::error!("the work on the data of pool {uuid} stays unfinished for now: {}", error.sentence());
+            log::error!("the re-encryption job of pool {uuid} stopped part-way: {}", error.sentence());
         }
     })
 }
@@ -81,12 +81,12 @@ pub(super) fn go_on(uuid: PoolUuid) -> Step<Result<()>> {
 pub(super) enum JobStart {
     /// As the headers say.
     Resume,
-    /// With these keys, one for each container.
+    /// With these keys, one for each LUKS device.
     Reencrypt(Vec<NewKey>),
     Decrypt,
 }
 
-/// A container with a new volume key in its header.
+/// How a LUKS device with a new volume key in its header is opened.
 pub(super) struct NewKey {
     pub passphrase: Secret,
     pub from: u32,
@@ -96,7 +96,7 @@ pub(super) struct NewKey {
 /// What a job needs to know of the pool.
 struct JobContext {
     version: MetadataVersion,
-    containers: Vec<Container>,
+    luks_devices: Vec<LuksLocation>,
     name: crate::base::name::Name,
     work: Arc<view::Work>,
 }
@@ -121,17 +121,17 @@ impl JobContext {
 pub(super) fn run(uuid: PoolUuid, start: JobStart, claim: Claim) -> Step<Result<()>> {
     Step::write(uuid, move |engine, granted| {
         let job = super::writable(granted, uuid).map(|pool| {
-            let containers = containers_of(engine.platform(), pool);
+            let luks_devices = luks_locations(engine.platform(), pool);
             let mut work = pool.job().cloned()?;
             if work.halted.is_some() {
                 work = Arc::new(view::Work::new(work.kind, work.since));
                 pool.note_work(Some(Arc::clone(&work)));
             }
-            Some(JobContext { version: pool.version(), containers, name: pool.name().clone(), work })
+            Some(JobContext { version: pool.version(), luks_devices, name: pool.name().clone(), work })
         });
         match job {
             Ok(Some(job)) => Step::background(move |engine| {
-                let given_up = || engine.begin(format!("work on the data of pool {uuid}"), give_up(uuid));
+                let given_up = || engine.begin(format!("re-encryption job of pool {uuid}"), give_up(uuid));
                 let worked = mended(|| work(engine, uuid, &job, start), given_up);
                 let interrupted = matches!(worked, Ok(ReencryptionEnd::Interrupted));
                 if interrupted && !is_begun(engine.platform(), &job) {
@@ -187,8 +187,8 @@ fn wait_and_go_on(uuid: PoolUuid, job: JobContext) -> Step<Result<()>> {
 fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> Result<ReencryptionEnd> {
     let platform = engine.platform();
     let told = std::sync::atomic::AtomicU64::new(0);
-    let count = job.containers.len() as u64;
-    for (at, container) in job.containers.iter().enumerate() {
+    let count = job.luks_devices.len() as u64;
+    for (at, luks_device) in job.luks_devices.iter().enumerate() {
         let at = at as u64;
         let watch = |progress: Progress| {
             let in_all = |bytes: Bytes| u64::try_from(bytes.0).unwrap_or(u64::MAX);
@@ -198,13 +198,18 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
             job.work.note(done_in_all, total.saturating_mul(count), platform.now());
             let tenths = done / total.div_ceil(10).max(1);
             if told.swap(tenths + 1, std::sync::atomic::Ordering::Relaxed) != tenths + 1 {
-                log::info!("pool {}: {} % of {} done", job.name, tenths * 10, container.device.display());
+                log::info!(
+                    "the re-encryption job of pool {} has done {} % of {}",
+                    job.name,
+                    tenths * 10,
+                    luks_device.device.display()
+                );
             }
             !(engine.is_ending() || engine.claims().is_claimed(&Key::Drain(uuid)))
         };
-        let header = read(platform, &container.device)?;
+        let header = read(platform, &luks_device.device)?;
         let run = |unlock: Unlock<'_>, begin: Begin| {
-            platform.luks_reencrypt(&container.device, &container.name, unlock, begin, &watch)
+            platform.luks_reencrypt(&luks_device.device, &luks_device.name, unlock, begin, &watch)
         };
         let by_any = |begin: Begin| -> Result<ReencryptionEnd> {
             let bindings: Bindings = bindings_of(job.version, &header)?;
@@ -234,8 +239,12 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
         };
         let ended = match begun {
             // A job that reports a failure at its very end is complete all the same.
-            Err(error) if is_done(&header, &read(platform, &container.device)?) => {
-                log::warn!("the work on {} is done, but: {}", container.device.display(), error.sentence());
+            Err(error) if is_done(&header, &read(platform, &luks_device.device)?) => {
+                log::warn!(
+                    "the re-encryption job on {} is complete, although it reported a failure: {}",
+                    luks_device.device.display(),
+                    error.sentence()
+                );
                 ReencryptionEnd::Finished
             }
             begun => begun?,
@@ -244,24 +253,24 @@ fn work(engine: &Engine, uuid: PoolUuid, job: &JobContext, start: JobStart) -> R
             return Ok(ended);
         }
     }
-    if let ((MetadataVersion::V2, ReencryptionMode::Reencrypt), [container]) =
-        ((job.version, job.work.kind), &job.containers[..])
+    if let ((MetadataVersion::V2, ReencryptionMode::Reencrypt), [luks_device]) =
+        ((job.version, job.work.kind), &job.luks_devices[..])
     {
-        renew_volume_key(platform, uuid, container);
+        renew_volume_key(platform, uuid, luks_device);
     }
     Ok(ReencryptionEnd::Finished)
 }
 
 /// Replaces the old volume key by the new one in the daemon's keyring. If the new key is not
 /// available now, the keyring has none: the old one is of no use any more.
-fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, container: &Container) {
+fn renew_volume_key(platform: &dyn Platform, uuid: PoolUuid, luks_device: &LuksLocation) {
     let renew = || -> Result<()> {
-        let bindings = bindings_of(MetadataVersion::V2, &read(platform, &container.device)?)?;
-        let key = containers::open(platform, &container.device, None, &bindings, UnlockMethod::Any, None)?;
+        let bindings = bindings_of(MetadataVersion::V2, &read(platform, &luks_device.device)?)?;
+        let key = containers::open(platform, &luks_device.device, None, &bindings, UnlockMethod::Any, None)?;
         Ok(platform.volume_key_set(&volume_keys::name(uuid), &key)?)
     };
     if let Err(error) = renew() {
-        log::warn!("the new volume key of pool {uuid} was not found: {}", error.sentence());
+        log::warn!("could not find the new volume key of pool {uuid}: {}", error.sentence());
         volume_keys::forget(platform, uuid);
     }
 }
@@ -275,11 +284,11 @@ fn is_begun(platform: &dyn Platform, job: &JobContext) -> bool {
         (ReencryptionMode::Decrypt, state) => state == EncryptionState::Encrypted,
         _ => false,
     };
-    job.containers.iter().any(|container| !read(platform, &container.device).is_ok_and(is_untouched))
+    job.luks_devices.iter().any(|luks_device| !read(platform, &luks_device.device).is_ok_and(is_untouched))
 }
 
-/// The new volume key in the header of a container that the job had not reached when it was cut
-/// short in another.
+/// The new volume key in the header of a LUKS device that the job had not reached when it was cut
+/// short on another one.
 fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<NewKey>> {
     let mut failed = None;
     for (binding, to) in bindings.iter().filter_map(|binding| Some((binding, binding.next?))) {
@@ -291,7 +300,7 @@ fn prepared_key(platform: &dyn Platform, bindings: &Bindings) -> Result<Option<N
     failed.map_or(Ok(None), |error| Err(error.into()))
 }
 
-/// Whether a job on a container has been completed between two looks at its header.
+/// Whether a job on a LUKS device has been completed between two looks at its header.
 fn is_done(before: &Header, now: &Header) -> bool {
     let replaced = || before.unused.iter().any(|next| now.keyslots.contains(next) && !now.unused.contains(next));
     match (before.state, now.state) {
@@ -311,9 +320,13 @@ fn finish(uuid: PoolUuid, job: JobContext, worked: Result<()>, claim: Claim) -> 
         let finished = match worked {
             Ok(()) => complete(engine.platform(), pool, job.work.kind),
             Err(cause) => {
-                let left = leave(engine.platform(), pool, &job.containers);
+                let left = leave(engine.platform(), pool, &job.luks_devices);
                 if let Err(error) = left {
-                    log::error!("pool {}: {}", pool.name(), error.sentence());
+                    log::error!(
+                        "could not take back the prepared re-encryption job of pool {}: {}",
+                        pool.name(),
+                        error.sentence()
+                    );
                 }
                 Err(cause)
             }
@@ -332,15 +345,15 @@ fn finish(uuid: PoolUuid, job: JobContext, worked: Result<()>, claim: Claim) -> 
 
 /// After a failure: a job that has been begun stays unfinished; what was prepared for a job that
 /// has not been begun is taken back.
-fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> Result<()> {
-    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+fn leave(platform: &dyn Platform, pool: &mut Pool, luks_devices: &[LuksLocation]) -> Result<()> {
+    let headers = read_headers(platform, luks_devices)?;
     if headers.iter().any(|header| matches!(header.state, EncryptionState::Unfinished { .. })) {
         return Ok(());
     }
-    for (container, header) in containers.iter().zip(&headers) {
+    for (luks_device, header) in luks_devices.iter().zip(&headers) {
         let changes = containers::mends(header);
         if !changes.is_empty() {
-            platform.luks_change(&container.device, None, &changes)?;
+            platform.luks_change(&luks_device.device, None, &changes)?;
         }
     }
     pool.note_work(None);
@@ -348,19 +361,19 @@ fn leave(platform: &dyn Platform, pool: &mut Pool, containers: &[Container]) -> 
 }
 
 fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) -> Result<()> {
-    let containers = containers_of(platform, pool);
-    let headers = containers.iter().map(|container| read(platform, &container.device)).collect::<Result<Vec<_>>>()?;
+    let luks_devices = luks_locations(platform, pool);
+    let headers = read_headers(platform, &luks_devices)?;
     let wanted = if work == ReencryptionMode::Decrypt { EncryptionState::Clear } else { EncryptionState::Encrypted };
     if headers.iter().any(|header| header.state != wanted) {
         return Err(Error::WorkNotDone { pool: pool.name().clone(), work });
     }
     match work {
         ReencryptionMode::Encrypt => {
-            super::encryption::take_in(platform, pool, &containers)?;
+            super::encryption::take_in(platform, pool, &luks_devices)?;
             pool.record_bindings(platform)?;
         }
         ReencryptionMode::Reencrypt => {
-            super::encryption::take_in(platform, pool, &containers)?;
+            super::encryption::take_in(platform, pool, &luks_devices)?;
             let known = platform.volume_key_read(&volume_keys::name(pool.uuid()));
             pool.note_volume_key(known.is_ok_and(|key| key.is_some()));
             let now = platform.now().seconds;
@@ -380,12 +393,12 @@ fn complete(platform: &dyn Platform, pool: &mut Pool, work: ReencryptionMode) ->
                 pool.growth.note_behind(true);
                 pool.restrict(
                     Availability::NoPoolChanges,
-                    format!("it has been decrypted, but is still in its container: {}", error.sentence()),
+                    format!("it has been decrypted, but its crypt device could not be removed: {}", error.sentence()),
                 );
             }
         }
     }
     pool.note_work(None);
-    log::info!("pool {}: the work on its data is done", pool.name());
+    log::info!("pool {} has completed its re-encryption job", pool.name());
     Ok(())
 }

@@ -46,8 +46,8 @@ fn one_by_one<T: Send + 'static>(mut items: Vec<T>, each: fn(T) -> Step<Result<(
 }
 
 fn refresh_pool(uuid: PoolUuid) -> Step<Result<()>> {
-    // If the record is ahead of the opened container, the container's volume key is needed, and no
-    // key is derived while the pool is locked.
+    // If the record is ahead of the crypt device, the volume key is needed to extend the crypt
+    // device, and no key is derived while the pool is locked.
     super::encryption::load_by_keyring(uuid).then(move |()| refresh_undisturbed(uuid))
 }
 
@@ -75,7 +75,7 @@ fn refresh_drained(uuid: PoolUuid, drain: Claim) -> Step<Result<()>> {
         }
         if pool.job().is_some() {
             // A re-encryption job that is under way goes on by itself, but it may have been halted.
-            engine.begin(format!("work on the data of pool {uuid}"), super::reencryption_job::resume(uuid));
+            engine.begin(format!("re-encryption job of pool {uuid}"), super::reencryption_job::resume(uuid));
         }
         drop(drain);
         match refreshed {

@@ -90,11 +90,11 @@ fn start_stopped(uuid: PoolUuid, unlock: Unlock, cache: CacheTier) -> Step<Resul
     })
 }
 
-/// Opens the containers of a pool's devices and reads their contents. A container that cannot be
-/// opened does no harm if the other devices say that it does not belong to the pool.
+/// Opens the LUKS devices of a pool and reads what they carry. A LUKS device that cannot be opened
+/// does no harm if the other devices say that it does not belong to the pool.
 fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mut Rollback) -> Result<()> {
     if matches!(set.verdict(), Verdict::Clash(..)) {
-        // It is unknown which container to open.
+        // It is unknown which LUKS device to open.
         return Ok(());
     }
     let closed: Vec<LuksDevice> = set.closed().cloned().collect();
@@ -108,7 +108,7 @@ fn open_devices(engine: &Engine, set: &mut DeviceSet, unlock: &Unlock, undo: &mu
     }
     match failed {
         Some((path, error)) if matches!(set.verdict(), Verdict::Complete(_)) => {
-            log::warn!("{} is not opened, and the pool does not need it: {}", path.display(), error.sentence());
+            log::warn!("could not open {}, which the pool does not need: {}", path.display(), error.sentence());
             Ok(())
         }
         Some((_, error)) => Err(error),

@@ -158,7 +158,7 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     if reach == Reach::None {
         engine.registry().note_unrecorded_stop(uuid);
         log::warn!(
-            "pool {} is stopped, but that could not be recorded, since its devices are gone; it is recorded when they are back",
+            "pool {} is stopped, but its devices are gone, so the stop is recorded when they are back",
             pool.name()
         );
     }
@@ -171,7 +171,11 @@ fn stop(engine: &Engine, pool: &mut Pool) -> Result<Option<Error>> {
     let left_up = take_down().or_else(|_| take_down()).err();
     volume_keys::forget(platform, uuid);
     if let Some(error) = &left_up {
-        log::error!("pool {} is stopped, but some of it is still up: {}", pool.name(), error.sentence());
+        log::error!(
+            "pool {} is stopped, but some of its devices could not be taken down: {}",
+            pool.name(),
+            error.sentence()
+        );
     }
     Ok(left_up)
 }

@@ -20,7 +20,7 @@ from tang import Tang
 
 GIB = 1 << 30
 PASSPHRASE = "the passphrase of this machine"
-DONE = "the work on its data is done"
+DONE = "has completed its re-encryption job"
 
 
 def server():

@@ -15,7 +15,7 @@ from stratis_bus import ANY_SLOT, Stratis, done
 from tang import Tang
 
 GIB = 1 << 30
-DONE = "the work on its data is done"
+DONE = "has completed its re-encryption job"
 # Plaintext on the disk as long as the pool is not encrypted.
 PLAIN = "this is readable for everyone who has the disk"
 PIECE, PIECES = 4 << 20, 128
