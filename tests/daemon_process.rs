@@ -337,7 +337,7 @@ impl Drop for Held {
 
 /// Nobody noticed a daemon of which a thread was stuck.
 #[test]
-fn the_watchdog_is_told_as_long_as_every_thread_goes_on() {
+fn the_watchdog_hears_only_while_all_threads_run() {
     const TOLD: &str = "WATCHDOG=1";
     let bus = Rig::start();
     let variables = [("WATCHDOG_USEC", "200000")];

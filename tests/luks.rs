@@ -172,7 +172,7 @@ fn guessable_passphrases_get_costly_derivation() {
 }
 
 #[test]
-fn a_volume_key_is_found_with_the_right_passphrase_only() {
+fn only_the_right_passphrase_finds_the_volume_key() {
     let (first, second, wrong) = (secret("first"), secret("se\0cond\n"), secret("First"));
     let container = Container::new();
     let keyslots = [keyslot(0, &first), keyslot(1, &second)];
@@ -239,7 +239,7 @@ fn a_failed_change_keeps_those_before_it() {
 }
 
 #[test]
-fn keyslots_for_the_next_volume_key_hold_one_key() {
+fn keyslots_for_a_new_volume_key_agree() {
     let (first, second) = (secret("first"), secret("second"));
     let container = Container::formatted(&first);
     let changes = [

@@ -348,7 +348,7 @@ fn message_bytes(message: &Message) -> usize {
 /// The bus keeps what a client does not read on our account, and stops reading from us at 127 MiB: one client that
 /// asked for more lists than that silenced the daemon for all others until it was gone.
 #[test]
-fn one_that_asks_for_more_lists_than_the_bus_holds_and_never_reads() {
+fn client_that_never_reads_its_lists_harms_nobody() {
     const READ: usize = 300;
     let mut victim = Victim::new();
     let list_bytes = fill(&mut victim);

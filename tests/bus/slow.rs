@@ -21,7 +21,7 @@ const SLOW_STEP: &str = "takes 3600000 ms";
 pub const SLOW_MOST: usize = 64;
 
 #[test]
-fn reads_and_other_pools_do_not_wait_for_a_pool_on_slow_disks() {
+fn slow_pool_delays_no_read_and_no_pool() {
     let bus = Bus::start();
     let daemon = bus.daemon_slow_on("/dev/slow");
     let quick = Client::new(&bus);
@@ -76,7 +76,7 @@ fn timed(client: &Client, call: dbus::Message) -> Duration {
 
 /// Figures only: what is asserted is that the slow call is answered in the end, too.
 #[test]
-fn latencies_idle_and_beside_a_pool_in_the_making() {
+fn latencies_idle_and_beside_a_pool_creation() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[("STRATISD_SIM_SLOW_MS", "100"), ("STRATISD_SIM_SLOW_PATH", "/dev/slow")]);
     let quick = Client::new(&bus);
@@ -163,7 +163,7 @@ fn latencies_beside_twelve_thousand_parked_requests() {
 
 /// P6. No mkfs of these ends, so those that have begun are under way at the same time.
 #[test]
-fn filesystems_of_one_pool_are_formatted_side_by_side() {
+fn filesystems_of_one_pool_are_formatted_in_parallel() {
     let bus = Bus::start();
     let daemon = bus.daemon_slow_on("thin-fs");
     let client = Client::new(&bus);
@@ -185,7 +185,7 @@ fn filesystems_of_one_pool_are_formatted_side_by_side() {
 
 /// Eight formats that hung in one pool were half of the workers: keys were not listed, and no other pool was changed.
 #[test]
-fn hung_formats_of_one_pool_hold_up_nobody_else() {
+fn hung_formats_delay_no_other_pool() {
     let bus = Bus::start();
     let daemon = bus.daemon_slow_on("thin-fs");
     let client = Client::new(&bus);

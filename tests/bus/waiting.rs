@@ -81,7 +81,7 @@ fn one_pipe_in_several_calls_holds_up_nobody() {
 
 /// The end of the daemon does not wait for them.
 #[test]
-fn keys_that_are_not_written_do_not_hold_up_the_end() {
+fn unwritten_keys_do_not_delay_the_stop() {
     let bus = Bus::start();
     let daemon = bus.logging_daemon("info", &[]);
     let client = Client::new(&bus);

@@ -67,7 +67,7 @@ fn one_life(caller: &Client, other: &Looker<'_>, pool_name: &str) {
 }
 
 #[test]
-fn what_was_replied_is_in_the_very_next_list_and_get_of_another_client() {
+fn what_was_replied_is_in_the_next_read() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
     let (tries, misses) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -173,7 +173,7 @@ fn only(value: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_change_is_signalled_before_its_reply_and_once() {
+fn a_change_is_signalled_once_before_its_reply() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
     let stage = Stage::new(&bus);
@@ -211,7 +211,7 @@ fn a_change_is_signalled_before_its_reply_and_once() {
 }
 
 #[test]
-fn nothing_is_signalled_for_a_change_that_did_not_happen() {
+fn an_unchanged_object_sends_no_signal() {
     let bus = Bus::start();
     let _daemon = bus.daemon(&[]);
     let stage = Stage::new(&bus);

@@ -273,7 +273,7 @@ fn set_k(bench: &mut Bench) -> Result<()> {
 
 /// Nobody waits for the volume key when a key is set, so whoever set it is told of his key only.
 #[test]
-fn a_fault_at_every_step_of_setting_a_key_leaves_the_volume_key_to_be_found_later() {
+fn faults_setting_a_key_lose_no_volume_key() {
     let mut bench = adopted_without_key();
     let (first, before) = (bench.sim.steps(), State::of(&bench));
     set_k(&mut bench).expect("a key can be set");
@@ -318,7 +318,7 @@ fn destroy(bench: &mut Bench) -> Result<()> {
 
 /// Found in review: if the destruction could not be recorded, its container had been closed already, and nobody could open it.
 #[test]
-fn a_fault_at_every_step_of_destroying_a_pool_without_its_key_leaves_it_up_or_gone() {
+fn faults_destroying_without_key_leave_all_or_nothing() {
     let (mut bench, first) = empty_without_key();
     let before = State::of(&bench);
     let reading = bench.sim.steps();

@@ -252,7 +252,7 @@ fn unmount_private(bench: &Bench) {
 }
 
 #[test]
-fn a_fault_at_every_step_leaves_the_state_before_or_after() {
+fn faults_leave_the_state_before_or_after() {
     let mut total = 0;
     for (case, then) in cases() {
         let case = &case;
@@ -301,7 +301,7 @@ fn a_fault_at_every_step_leaves_the_state_before_or_after() {
 }
 
 #[test]
-fn a_kill_at_every_step_leaves_the_state_before_or_after() {
+fn kills_leave_the_state_before_or_after() {
     let mut total = 0;
     let mut olds = 0;
     for (case, then) in cases() {
@@ -356,7 +356,7 @@ fn a_kill_at_every_step_leaves_the_state_before_or_after() {
 }
 
 #[test]
-fn a_power_cut_at_every_step_leaves_the_state_before_or_after() {
+fn power_cuts_leave_the_state_before_or_after() {
     let seeds: u64 = std::env::var("CRASH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let mut total = 0;
     let mut olds = 0_u32;
@@ -444,7 +444,7 @@ fn stop_all(bench: &mut Bench, at: &str) {
 
 /// Found in review: what had been done before a panic stayed on the machine, where nothing knew of it.
 #[test]
-fn a_panic_at_every_step_is_mended_by_a_stop_and_a_start() {
+fn panics_are_repaired_by_stopping_and_starting() {
     let mut total = 0;
     let mut olds = 0;
     for (case, then) in cases() {

@@ -228,7 +228,7 @@ fn operations() -> impl Iterator<Item = (&'static Online, Reference)> {
 }
 
 #[test]
-fn a_kill_at_any_moment_of_a_work_on_all_data_loses_nothing() {
+fn kills_during_a_reencryption_job_lose_nothing() {
     let mut total = 0;
     for (online, reference) in operations() {
         let count = reference.calls.len();
@@ -255,7 +255,7 @@ fn a_kill_at_any_moment_of_a_work_on_all_data_loses_nothing() {
 }
 
 #[test]
-fn a_power_cut_at_any_moment_of_a_work_on_all_data_loses_nothing() {
+fn power_cuts_during_a_reencryption_job_lose_nothing() {
     let mut total = 0;
     for (online, reference) in operations() {
         let count = reference.calls.len();
@@ -288,7 +288,7 @@ fn a_power_cut_at_any_moment_of_a_work_on_all_data_loses_nothing() {
 }
 
 #[test]
-fn a_fault_at_any_moment_of_a_work_on_all_data_loses_nothing() {
+fn faults_during_a_reencryption_job_lose_nothing() {
     let mut total = 0;
     for (online, reference) in operations() {
         let count = reference.calls.len();
@@ -342,7 +342,7 @@ fn disks_with(sim: &Sim, byte: u8) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_readable_on_the_disks_after_an_encryption() {
+fn no_plaintext_is_left_after_an_encryption() {
     for online in OPERATIONS {
         let (mut bench, _) = online.prepared(1);
         for (_, mark) in MARKS {
@@ -359,7 +359,7 @@ fn nothing_is_readable_on_the_disks_after_an_encryption() {
 
 /// The container is made larger with the volume key, and that has just been made or replaced, or is not needed any more.
 #[test]
-fn a_pool_grows_after_a_work_on_all_data() {
+fn a_pool_grows_after_a_reencryption_job() {
     for online in OPERATIONS {
         let mut bench = Bench::start(Sim::builder().seed(1).build());
         set_keys(&mut bench);

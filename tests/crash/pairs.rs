@@ -524,7 +524,7 @@ fn setting(key: &str, default: u64) -> u64 {
 /// Found in review: an operation whose commit and whose undo failed left a pool that could not be set up, or one that came
 /// up in another state than its daemon had told.
 #[test]
-fn pairs_of_faults_leave_the_state_before_or_after() {
+fn fault_pairs_leave_the_state_before_or_after() {
     let (pairs, seed) = (setting("PAIRS", 16), setting("PAIR_SEED", 11));
     let part = std::env::var("CRASH_CASE").unwrap_or_default();
     let mut random = StdRng::seed_from_u64(seed);

@@ -106,7 +106,7 @@ fn device_at(bench: &mut Bench, path: &Path) -> stratisd::platform::BlockDevice 
 }
 
 #[test]
-fn a_fault_at_every_step_of_a_start_withholds_nothing_for_good() {
+fn faults_during_a_start_withhold_nothing_forever() {
     let (mut total, mut ran) = (0, 0);
     for (what, version, ways, prepare) in FOUND {
         for way in *ways {

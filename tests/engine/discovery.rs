@@ -68,7 +68,7 @@ fn names(stopped: &Stopped) -> Vec<Option<String>> {
 }
 
 #[test]
-fn a_missing_device_parks_the_pool_until_it_comes() {
+fn a_pool_waits_for_its_missing_device() {
     let sim = two_disks();
     sim.pull_disk(path("/dev/b")).unwrap();
     let (mut watched, said) = listen(|| Watched::start(sim));
@@ -89,7 +89,7 @@ fn a_missing_device_parks_the_pool_until_it_comes() {
 }
 
 #[test]
-fn a_pool_is_put_together_from_nothing_by_events() {
+fn device_events_alone_set_up_a_pool() {
     let sim = two_disks();
     sim.pull_disk(path("/dev/a")).unwrap();
     sim.pull_disk(path("/dev/b")).unwrap();
@@ -122,7 +122,7 @@ fn a_stopped_pool_forgets_devices_that_go() {
 }
 
 #[test]
-fn a_running_pool_does_not_mind_devices_that_go_and_come() {
+fn a_running_pool_survives_devices_that_come_back() {
     let mut watched = Watched::start(two_disks());
     watched.bench.sim.pull_disk(path("/dev/b")).unwrap();
     watched.settle();
@@ -135,7 +135,7 @@ fn a_running_pool_does_not_mind_devices_that_go_and_come() {
 
 /// Found in review: a device that went away while its pool was being set up was known for ever.
 #[test]
-fn a_device_that_goes_during_set_up_is_forgotten() {
+fn a_device_removed_during_set_up_is_forgotten() {
     let sim = two_disks();
     let bench = Bench::without_discovery(sim);
     let mut scheduler = support::scheduler::Scheduler::new(bench, 0);
@@ -189,7 +189,7 @@ fn of_two_pools_of_one_name_one_runs() {
 }
 
 #[test]
-fn stopped_pools_of_one_name_are_all_shown_with_it() {
+fn stopped_pools_of_one_name_are_all_shown() {
     let mut bench = Bench::start(Sim::builder().build());
     for (pool, disk) in [("p", "/dev/a"), ("q", "/dev/b")] {
         bench.create_pool(pool, &[disk]).unwrap();
@@ -238,7 +238,7 @@ fn a_damaged_copy_of_the_header_is_mended() {
 
 /// Found in review: looking at a device wrote its header, which is an event, which made it be looked at.
 #[test]
-fn a_header_that_cannot_be_mended_neither_hides_the_pool_nor_keeps_udev_busy() {
+fn an_unrepairable_header_hides_no_pool() {
     let sim = two_disks();
     sim.put(path("/dev/a"), 4608, &[0xa5; 512]).unwrap();
     sim.set_read_only(path("/dev/a"), true).unwrap();
@@ -257,7 +257,7 @@ fn a_header_that_cannot_be_mended_neither_hides_the_pool_nor_keeps_udev_busy() {
 }
 
 #[test]
-fn a_device_without_a_good_copy_of_its_header_is_missing() {
+fn a_device_without_a_valid_header_is_missing() {
     let sim = two_disks();
     sim.put(path("/dev/a"), 512, &[0xa5; 512]).unwrap();
     sim.put(path("/dev/a"), 4608, &[0xa5; 512]).unwrap();
@@ -282,7 +282,7 @@ fn check_stopped(what: &str, damage: impl FnOnce(&Sim), devices: usize, reason: 
 }
 
 #[test]
-fn a_pool_whose_metadata_is_damaged_stays_stopped_and_listed() {
+fn a_pool_with_damaged_metadata_stays_listed() {
     check_stopped("newest metadata is no JSON", |sim| disks::save(sim, "/dev/a", b"not json"), 2, "as it must be");
     check_stopped(
         "newest metadata lacks a key",
@@ -356,7 +356,7 @@ pub fn with_volume_changed(change: impl FnOnce(&Sim, &str)) -> (Bench, String) {
 }
 
 #[test]
-fn a_pool_whose_records_are_damaged_stays_stopped_and_listed() {
+fn a_pool_with_damaged_records_stays_listed() {
     let some = "3f2504e04f8941d39a0c0305e82c3301";
     let record = |name: &str| {
         format!(
@@ -395,7 +395,7 @@ fn a_left_over_temporary_file_is_removed() {
 
 /// Found in review: the name of a filesystem that could not be set up was given out again, and then no set-up worked.
 #[test]
-fn the_name_of_a_filesystem_that_is_left_out_is_not_given_out() {
+fn the_name_of_a_failed_filesystem_stays_taken() {
     let record =
         r#"{"name":"lost","uuid":"3f2504e0-4f89-41d3-9a0c-0305e82c3301","thin_id":7,"size":2097152,"created":0}"#;
     let (mut bench, said) = with_volume_changed(|sim, mdv| {
@@ -447,7 +447,7 @@ fn damaged_thin_metadata_is_repaired_into_the_spare() {
 /// Found in review: the swap was saved only after the repaired metadata had been used, so that a power cut in between went
 /// back to the damaged one; and a daemon killed there found a device with another table than its metadata said.
 #[test]
-fn a_repair_that_is_cut_short_is_done_again() {
+fn an_interrupted_repair_is_done_again() {
     let prepared = || {
         let mut bench = Bench::start(Sim::builder().record().build());
         bench.create_pool("p", &["/dev/a"]).unwrap();
@@ -483,7 +483,7 @@ fn a_repair_that_is_cut_short_is_done_again() {
 }
 
 #[test]
-fn a_device_that_grew_is_shown_with_its_new_size() {
+fn a_grown_device_shows_its_new_size() {
     let mut watched = Watched::start(two_disks());
     let larger = Sectors(TIB.0 + 8192);
     watched.bench.sim.resize_disk(path("/dev/a"), larger).unwrap();
@@ -503,7 +503,7 @@ fn a_device_that_grew_is_shown_with_its_new_size() {
 }
 
 #[test]
-fn a_pool_with_mixed_sectors_runs_and_is_not_changed() {
+fn a_pool_with_mixed_sectors_runs_unchanged() {
     let sim = Sim::builder().disk("/dev/a", TIB).disk("/dev/b", TIB).disk("/dev/4k", TIB).physical(4096).build();
     let mut bench = Bench::start(sim);
     bench.create_pool("p", &["/dev/a"]).unwrap();
@@ -591,7 +591,7 @@ fn not_looked_at() -> Bench {
 /// Found by the history checker: an event whose device had been read before its pool came to run and was stopped again took the
 /// pool for one that is to run. A new look at everything made the same mistake.
 #[test]
-fn what_was_read_before_a_stop_does_not_undo_it() {
+fn an_outdated_read_does_not_undo_a_stop() {
     let stop = |engine: &Engine, pools: &mut Pools| {
         for chain in ops::discover(engine).unwrap() {
             pools.run(engine, chain);
@@ -608,7 +608,7 @@ fn what_was_read_before_a_stop_does_not_undo_it() {
 /// Found in review: a device that was left over of a pool whose destruction had been cut short was wiped when it had become
 /// another pool's since it was read.
 #[test]
-fn what_was_left_over_when_it_was_read_is_not_wiped_when_it_is_in_use() {
+fn an_outdated_read_wipes_no_device_in_use() {
     let prepare = || {
         let bench = not_looked_at();
         disks::condemn(&bench.sim, "/dev/a");
@@ -633,7 +633,7 @@ fn what_was_left_over_when_it_was_read_is_not_wiped_when_it_is_in_use() {
 
 /// A pool of which the name was taken waited for a restart of the daemon.
 #[test]
-fn a_pool_that_waits_for_its_name_is_set_up_when_that_is_free() {
+fn a_pool_starts_when_its_name_becomes_free() {
     type Free = fn(&mut Bench, PoolUuid);
     let frees: [Free; 3] = [
         |bench, _| drop(bench.stop_pool("p").unwrap()),

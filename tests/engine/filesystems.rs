@@ -66,7 +66,7 @@ fn an_old_mkfs_makes_filesystems_too() {
 }
 
 #[test]
-fn something_else_of_the_same_name_is_an_error() {
+fn another_filesystem_of_the_same_name_is_refused() {
     let mut bench = Bench::with_two_filesystems();
     let before = Witness::of(&bench);
     let error = bench.create_pool("p", &["/dev/a", "/dev/c"]).unwrap_err();
@@ -141,7 +141,7 @@ fn snapshots_inherit_the_origin_of_what_is_destroyed() {
 }
 
 #[test]
-fn a_chain_is_destroyed_up_to_an_origin_that_stays() {
+fn snapshots_are_destroyed_up_to_a_kept_origin() {
     let mut bench = Bench::with_two_filesystems();
     for (from, to) in [("f", "s"), ("s", "t"), ("t", "u")] {
         snapshot(&mut bench, from, to).unwrap();
@@ -153,7 +153,7 @@ fn a_chain_is_destroyed_up_to_an_origin_that_stays() {
 }
 
 #[test]
-fn nothing_that_takes_part_in_a_revert_is_destroyed() {
+fn filesystems_of_a_scheduled_revert_are_not_destroyed() {
     let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
     // No request schedules one yet; the record says so when another daemon has.
@@ -179,7 +179,7 @@ fn nothing_that_takes_part_in_a_revert_is_destroyed() {
 /// Found in review: the record of a destroyed filesystem that could not be removed kept the pool from being set up once
 /// there was another filesystem of its name.
 #[test]
-fn what_is_left_of_a_destroyed_filesystem_does_not_get_in_the_way() {
+fn leftovers_of_a_destroyed_filesystem_block_nothing() {
     let mut bench = Bench::with_two_filesystems();
     snapshot(&mut bench, "f", "s").unwrap();
     // Both attempts at cleaning up, before and after the metadata volume is mounted again.
@@ -203,7 +203,7 @@ fn what_is_left_of_a_destroyed_filesystem_does_not_get_in_the_way() {
 
 /// Found in review: one thin device that was still open kept its pool from being set up.
 #[test]
-fn a_left_over_that_is_in_use_does_not_keep_the_pool_down() {
+fn a_leftover_in_use_keeps_no_pool_down() {
     let mut bench = Bench::with_two_filesystems();
     let mut scheduler = support::scheduler::Scheduler::new(bench, 0);
     let new = vec![NewFilesystem { name: name("h"), size: Some(GIB), size_limit: None }];

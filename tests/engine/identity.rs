@@ -61,7 +61,7 @@ fn node(bench: &Bench, pool: &str) -> String {
 
 /// Whichever of two devices with one identity was seen first was used: an old copy put the pool back to what it had been.
 #[test]
-fn a_clone_older_than_its_original_is_left_aside() {
+fn an_older_clone_is_left_aside() {
     let (bench, said) = listen(|| Bench::start(with_stale_clones(&["/dev/a", "/dev/z"])));
     assert_eq!(bench.names(), ["p"], "{said}");
     assert_eq!(node(&bench, "p"), "/dev/m");
@@ -78,7 +78,7 @@ fn a_clone_older_than_its_original_is_left_aside() {
 }
 
 #[test]
-fn equal_clones_keep_the_pool_down_until_one_goes() {
+fn equal_clones_keep_their_pool_down() {
     let sim = two_disks();
     clone_disk(&sim, "/dev/a", "/dev/clone");
     let mut watched = Watched::start(sim);
@@ -115,7 +115,7 @@ fn copies_with_other_headers_keep_the_pool_down() {
 }
 
 #[test]
-fn the_device_that_a_table_lies_on_is_the_pools() {
+fn a_device_in_use_wins_over_its_clone() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/m"]).unwrap();
     // Even when the clone says that it is newer.
@@ -130,7 +130,7 @@ fn the_device_that_a_table_lies_on_is_the_pools() {
 }
 
 #[test]
-fn a_clone_that_comes_during_a_run_is_reported() {
+fn a_clone_of_a_running_pool_is_reported() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/m"]).unwrap();
     let mut watched = Watched::start(bench.sim);
@@ -155,7 +155,7 @@ fn a_clone_that_comes_during_a_run_is_reported() {
 
 /// A cache that had been given up while it was missing kept the pool down when it was back.
 #[test]
-fn a_device_that_the_metadata_does_not_name_is_left_aside() {
+fn an_unnamed_device_is_left_aside() {
     let sim = two_disks();
     let pool = Bda::load(&sim, path("/dev/a"), Repair::ReadOnly).unwrap().unwrap().header().pool;
     sim.add_disk(path("/dev/surplus"), TIB).unwrap();
@@ -190,7 +190,7 @@ fn add_stranger(sim: &Sim, seconds: u64) {
 }
 
 #[test]
-fn older_metadata_on_a_device_left_aside_does_not_count() {
+fn older_metadata_on_an_unnamed_device_is_ignored() {
     let sim = two_disks();
     add_stranger(&sim, 1);
     let bench = Bench::start(sim);
@@ -199,7 +199,7 @@ fn older_metadata_on_a_device_left_aside_does_not_count() {
 }
 
 #[test]
-fn newer_metadata_on_a_device_that_it_does_not_name_is_refused() {
+fn newer_metadata_on_an_unnamed_device_is_refused() {
     let sim = two_disks();
     add_stranger(&sim, 1 << 40);
     let bench = Bench::start(sim);
@@ -245,7 +245,7 @@ fn a_holder_counts_before_the_disk_under_it() {
 }
 
 #[test]
-fn a_disk_back_under_another_node_is_the_same_device() {
+fn a_disk_is_recognized_under_another_node() {
     let sim = two_disks();
     sim.pull_disk(path("/dev/b")).unwrap();
     let mut watched = Watched::start(sim.clone());
@@ -264,7 +264,7 @@ fn a_disk_back_under_another_node_is_the_same_device() {
 
 /// What was told of a device while its pool ran was forgotten, and the pool could not be started again.
 #[test]
-fn a_disk_that_moved_during_a_run_is_found_afterwards() {
+fn a_disk_moved_at_run_time_is_found() {
     let mut watched = Watched::start(two_disks());
     let sim = watched.bench.sim.clone();
     let before = sim.find_device(path("/dev/a")).unwrap().number;
@@ -286,7 +286,7 @@ fn a_disk_that_moved_during_a_run_is_found_afterwards() {
 
 /// No table leads to a disk of which nothing has been taken yet.
 #[test]
-fn an_unused_disk_that_moved_goes_on_as_a_member() {
+fn an_unused_disk_that_moved_stays_a_member() {
     let mut watched = Watched::start(two_disks());
     let sim = watched.bench.sim.clone();
     sim.pull_disk(path("/dev/b")).unwrap();
@@ -324,7 +324,7 @@ fn disks_that_change_nodes_are_not_confused() {
 }
 
 #[test]
-fn a_pool_whose_disks_are_gone_is_stopped_and_forgotten() {
+fn a_pool_without_disks_is_stopped_and_forgotten() {
     let mut watched = Watched::start(two_disks());
     let sim = watched.bench.sim.clone();
     for disk in ["/dev/a", "/dev/b"] {
@@ -351,7 +351,7 @@ fn a_pool_whose_disks_are_gone_is_stopped_and_forgotten() {
 }
 
 #[test]
-fn a_stop_is_recorded_on_the_disk_that_is_left() {
+fn a_stop_is_recorded_on_the_remaining_disk() {
     let mut watched = Watched::start(two_disks());
     let sim = watched.bench.sim.clone();
     sim.pull_disk(path("/dev/a")).unwrap();
@@ -366,7 +366,7 @@ fn a_stop_is_recorded_on_the_disk_that_is_left() {
 }
 
 #[test]
-fn a_pool_whose_disks_are_gone_is_not_destroyed() {
+fn a_pool_without_disks_is_not_destroyed() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.sim.pull_disk(path("/dev/a")).unwrap();

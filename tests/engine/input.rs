@@ -118,7 +118,7 @@ fn check_refused(refusal: &Refusal, what: &str, ask: fn(&mut Bench, &[&str]) -> 
 }
 
 #[test]
-fn bad_devices_are_refused_when_a_pool_is_created() {
+fn a_new_pool_refuses_bad_devices() {
     for refusal in REFUSED {
         check_refused(refusal, "create pool", |bench, devices| bench.create_pool("new", devices).map(drop));
     }
@@ -184,7 +184,7 @@ fn a_cache_device_is_not_added_as_data() {
 }
 
 #[test]
-fn integrity_settings_that_cannot_be_are_refused_before_anything_is_written() {
+fn impossible_integrity_settings_are_refused_before_any_write() {
     let good = IntegritySpec::default();
     let check = |integrity: IntegritySpec, expected: fn(&Error) -> bool| {
         let at = format!("{integrity:?}");
@@ -210,7 +210,7 @@ fn integrity_settings_that_cannot_be_are_refused_before_anything_is_written() {
 
 /// Found in review: the reservation was looked at only after the device had been written.
 #[test]
-fn a_device_without_room_for_its_reservation_is_not_written_when_added() {
+fn a_device_without_room_is_refused_unwritten() {
     let mut bench = machine();
     let integrity = IntegritySpec { journal_size: Sectors(8 << 20), ..IntegritySpec::default() };
     let new = NewPool {
@@ -295,7 +295,7 @@ fn sizes_that_no_block_device_has_are_refused() {
 
 /// Found in review: the largest size that clients can write was refused as a limit. It is one that is never reached.
 #[test]
-fn a_size_limit_may_be_larger_than_any_block_device() {
+fn a_size_limit_may_exceed_any_device() {
     for bytes in [1 << 63, 1 << 64, 9_444_732_965_739_290_426_880] {
         let limit = sizes::whole_sectors(Bytes(bytes)).unwrap();
         let mut bench = machine();
@@ -318,7 +318,7 @@ fn a_size_limit_may_be_larger_than_any_block_device() {
 }
 
 #[test]
-fn the_largest_filesystem_that_there_can_be_is_made_and_does_not_grow() {
+fn the_largest_filesystem_can_be_made() {
     let mut bench = machine();
     let largest = sizes::whole_sectors(Bytes((1 << 63) - 512)).unwrap();
     let new = NewFilesystem { name: name("x"), size: Some(largest), size_limit: Some(largest) };
@@ -334,7 +334,7 @@ fn the_largest_filesystem_that_there_can_be_is_made_and_does_not_grow() {
 }
 
 #[test]
-fn texts_of_any_length_are_quoted_in_a_line() {
+fn long_texts_are_shortened_in_errors() {
     let mut bench = machine();
     let long = "x".repeat(100_000);
     for paths in [paths(&[&long]), paths(&[&format!("/dev/{long}")])] {
@@ -359,7 +359,7 @@ fn sizes_are_told_in_units_that_people_read() {
 }
 
 #[test]
-fn what_is_not_there_is_an_error_that_names_it() {
+fn errors_name_what_does_not_exist() {
     let mut bench = machine();
     bench.create_filesystems("p", &["f", "g"]).unwrap();
     let (pool, f) = (bench.id("p"), bench.filesystem("p", "f"));
@@ -391,7 +391,7 @@ fn what_is_not_there_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_mounted_filesystem_is_not_destroyed_and_neither_is_its_company() {
+fn one_mounted_filesystem_refuses_the_whole_destruction() {
     let mut bench = machine();
     bench.create_filesystems("p", &["f", "g"]).unwrap();
     bench.mount("p", "g");
@@ -404,7 +404,7 @@ fn a_mounted_filesystem_is_not_destroyed_and_neither_is_its_company() {
 }
 
 #[test]
-fn user_info_of_old_pools_keeps_the_rules_of_names() {
+fn user_info_of_old_pools_follows_name_rules() {
     for (version, refused) in [(MetadataVersion::V1, true), (MetadataVersion::V2, false)] {
         let mut bench = machine();
         bench.create_pool_of(version, "q", &["/dev/good"]).unwrap();

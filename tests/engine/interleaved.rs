@@ -257,14 +257,14 @@ fn seeds(default: u64) -> std::ops::Range<u64> {
 }
 
 #[test]
-fn requests_at_once_end_as_if_one_came_after_the_other() {
+fn concurrent_requests_end_as_in_some_sequence() {
     for seed in seeds(120) {
         check(seed, 3 + (seed % 2) as usize, false);
     }
 }
 
 #[test]
-fn a_request_that_fails_beside_others_leaves_no_trace() {
+fn a_failed_concurrent_request_leaves_no_trace() {
     for seed in seeds(60) {
         check(seed, 3, true);
     }
@@ -348,7 +348,7 @@ fn renames_at_once_leave_one_name() {
 
 /// Found by the history checker: a request was told that a pool is gone while clients were still shown it.
 #[test]
-fn nobody_is_told_of_an_end_before_it_is_seen() {
+fn nobody_hears_of_an_unpublished_end() {
     let ends: [fn(PoolUuid) -> Step<String>; 2] = [
         |pool| told(ops::stop_pool(PoolRef::Uuid(pool)), |_| true),
         |pool| told(ops::destroy_pool(pool), |destroyed| *destroyed),

@@ -99,7 +99,7 @@ fn until_it_waits<T>(bench: &mut Bench, mut next: Step<T>) -> Step<T> {
 
 /// A device has events without a link while it is formatted and while udev has not answered yet.
 #[test]
-fn an_event_asks_for_no_link_that_is_awaited() {
+fn an_event_requests_no_awaited_link() {
     let (mut bench, _) = one_filesystem();
     let mut events = bench.sim.device_events().unwrap();
     bench.sim.hold_links();
@@ -128,7 +128,7 @@ fn an_event_asks_for_no_link_that_is_awaited() {
 }
 
 #[test]
-fn links_that_udev_refuses_are_asked_for_ever_less() {
+fn refused_links_are_requested_ever_less_often() {
     let (mut bench, _) = one_filesystem();
     bench.sim.drop_link(Path::new("/dev/stratis/p/f"));
     bench.sim.lose_links(u32::MAX);
@@ -168,7 +168,7 @@ fn names_that_udev_changes_share_no_link() {
 
 /// Another file system's signature between the blocks that mkfs writes made blkid doubt what the device holds.
 #[test]
-fn nothing_old_is_left_at_the_ends_of_a_filesystem() {
+fn a_new_filesystem_has_no_old_signature() {
     const BLOCK: usize = 1 << 20;
     let sim = Sim::builder().build();
     let mut bench = Bench::start(sim.clone());

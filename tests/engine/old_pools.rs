@@ -194,7 +194,7 @@ fn a_change_keeps_every_other_key() {
 }
 
 #[test]
-fn the_worked_example_of_version_1_with_a_cache_runs() {
+fn the_cached_version_1_example_runs() {
     let (mut bench, said) = with_cache();
     let pool = bench.pool("old").unwrap_or_else(|| panic!("the pool does not run: {said}"));
     assert_eq!((pool.metadata_version, pool.has_cache), (1, true));
@@ -263,7 +263,7 @@ fn a_pool_that_was_stopped_stays_stopped() {
 }
 
 #[test]
-fn an_encrypted_pool_is_shown_with_what_unlocks_it() {
+fn an_encrypted_pool_shows_what_unlocks_it() {
     let sim = worked_example();
     disks::change(&sim, "/dev/a", |json| json["features"] = json!(["Encryption", "KeyDescriptionEnabled"]));
     let (bench, said) = listen(|| Bench::start(sim));

@@ -60,7 +60,7 @@ fn a_pool_started_since_its_destruction_is_kept() {
 }
 
 #[test]
-fn a_pool_used_and_stopped_since_its_destruction_is_kept() {
+fn a_pool_used_since_its_destruction_is_kept() {
     let sim = condemned();
     for started in [true, false] {
         for disk in ["/dev/a", "/dev/b"] {
@@ -80,7 +80,7 @@ fn a_pool_used_and_stopped_since_its_destruction_is_kept() {
 
 /// A device that another daemon uses again is not one left over.
 #[test]
-fn a_device_of_a_pool_started_again_is_not_taken() {
+fn devices_of_a_restarted_pool_are_not_taken() {
     let sim = condemned();
     disks::change(&sim, "/dev/a", |json| json["started"] = true.into());
     sim.pull_disk(Path::new("/dev/b")).unwrap();
@@ -133,7 +133,7 @@ fn a_filesystem_changed_since_its_destruction_is_kept() {
 }
 
 #[test]
-fn a_thin_device_given_to_another_filesystem_is_kept() {
+fn a_reassigned_thin_device_is_kept() {
     let other = "00000000-0000-4000-8000-000000000002";
     for kind in ["create", "destroy"] {
         let (bench, said) = with_volume_changed(|sim, mdv| {
@@ -147,7 +147,7 @@ fn a_thin_device_given_to_another_filesystem_is_kept() {
 
 /// Space that another daemon has given to the thin pool cannot be reserved for integrity data any more; the pool did not come up.
 #[test]
-fn a_grown_device_that_is_used_up_keeps_no_pool_down() {
+fn a_full_grown_device_keeps_no_pool_down() {
     let sim = two_disks();
     let disk = Path::new("/dev/a");
     let old = sim.geometry(disk).unwrap().size;

@@ -58,7 +58,7 @@ fn every_device_that_was_left_suspended_goes_on() {
 }
 
 #[test]
-fn a_stack_that_is_up_in_part_is_completed() {
+fn a_partial_table_stack_is_completed() {
     let roles = [Role::ThinPool, Role::ThinData, Role::ThinMeta, Role::Mdv, Role::Cache, Role::OriginSub];
     for up_to in 0..roles.len() {
         let mut bench = Bench::with_two_filesystems();
@@ -100,7 +100,7 @@ fn a_device_of_another_table_is_not_touched() {
 
 /// A creation that is cut short by SIGKILL while the devices of the pool to be are up: they kept the disks in use.
 #[test]
-fn disks_of_a_creation_cut_short_can_be_used_at_once() {
+fn disks_of_an_interrupted_creation_are_free() {
     let sim = Sim::builder().record().build();
     let mut bench = Bench::start(sim);
     let start = bench.sim.steps();
@@ -130,7 +130,7 @@ fn disks_of_a_creation_cut_short_can_be_used_at_once() {
 
 /// The chain is left between two of its steps, as by a kill when nothing is being done.
 #[test]
-fn a_creation_left_between_its_steps_is_taken_back_or_completed() {
+fn an_interrupted_creation_is_undone_or_completed() {
     for steps in 0.. {
         let mut scheduler = support::scheduler::Scheduler::new(Bench::with_two_filesystems(), 1);
         let pool = scheduler.bench.id("p");

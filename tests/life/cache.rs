@@ -85,7 +85,7 @@ fn a_cache_is_begun_and_made_larger() {
 }
 
 #[test]
-fn the_same_devices_again_change_nothing_and_others_are_an_error() {
+fn only_the_same_devices_are_accepted_again() {
     let mut bench = machine(MetadataVersion::V2);
     assert!(matches!(init(&mut bench, &[]).unwrap_err(), Error::NoCacheDevices));
     init(&mut bench, &["/dev/fast", "/dev/faster"]).unwrap();
@@ -111,7 +111,7 @@ fn the_same_devices_again_change_nothing_and_others_are_an_error() {
 }
 
 #[test]
-fn what_cannot_be_a_cache_is_refused_and_left_as_it_was() {
+fn unsuitable_cache_devices_are_refused_unchanged() {
     let sim = Sim::builder()
         .disk("/dev/tiny", Sectors(GIB.0 / 2))
         .disk("/dev/small", GIB)
@@ -147,7 +147,7 @@ fn what_cannot_be_a_cache_is_refused_and_left_as_it_was() {
 
 /// The kernel refused the larger cache at each check, and the record named devices that no table could use.
 #[test]
-fn an_extension_that_the_kernel_refuses_is_taken_back() {
+fn an_extension_refused_by_the_kernel_is_undone() {
     for version in VERSIONS {
         for (call, role) in
             [(CallKind::DmLoad, Role::CacheSub), (CallKind::DmLoad, Role::Cache), (CallKind::DmResume, Role::Cache)]
@@ -175,7 +175,7 @@ fn an_extension_that_the_kernel_refuses_is_taken_back() {
 
 /// Then the devices stay in the pool, as its record says, and the next check uses them.
 #[test]
-fn an_extension_that_can_be_neither_used_nor_taken_back_is_completed_by_the_check() {
+fn the_check_completes_a_stuck_extension() {
     let prepare = || {
         let mut bench = machine_on(Sim::builder().record().build(), MetadataVersion::V2);
         init(&mut bench, &["/dev/fast"]).unwrap();

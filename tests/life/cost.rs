@@ -64,7 +64,7 @@ fn stop_and_destroy_read_the_mounts_once() {
 
 /// A device that joined 202 others made its request wait for 609 flushes, one after the other, with the pool held.
 #[test]
-fn an_added_device_costs_the_flushes_of_one_device() {
+fn adding_a_device_flushes_one_device() {
     let (mut large, mut small) = (pool_of(DISKS), pool_of(1));
     let add = |bench: &mut Bench| {
         let before = bench.sim.flush_waits();
@@ -76,7 +76,7 @@ fn an_added_device_costs_the_flushes_of_one_device() {
 }
 
 #[test]
-fn a_pool_of_many_disks_costs_the_flushes_of_one_disk() {
+fn creating_on_many_disks_flushes_in_parallel() {
     let mut waits = [DISKS, 1].map(pool_of);
     let [large, small] = waits.each_ref().map(|bench| bench.sim.flush_waits());
     assert_eq!(large, small, "created");

@@ -39,7 +39,7 @@ fn sizes(bench: &Bench, path: &str) -> (u64, Option<u64>) {
 }
 
 #[test]
-fn a_new_size_is_shown_and_used_when_that_is_asked_for() {
+fn a_new_size_is_used_on_request() {
     let mut bench = machine();
     assert!(!grow(&mut bench, "/dev/c").unwrap(), "it has not grown");
     let before = bench.pool("p").unwrap();
@@ -57,7 +57,7 @@ fn a_new_size_is_shown_and_used_when_that_is_asked_for() {
 }
 
 #[test]
-fn a_pool_is_not_started_on_a_device_that_has_lost_what_is_in_use() {
+fn a_device_that_shrank_into_data_is_refused() {
     let mut bench = machine();
     bench.stop_pool("p").unwrap();
     bench.sim.resize_disk(Path::new("/dev/b"), GIB).unwrap();
@@ -70,7 +70,7 @@ fn a_pool_is_not_started_on_a_device_that_has_lost_what_is_in_use() {
 
 /// Whatever becomes of it then is not the pool's.
 #[test]
-fn a_device_that_has_become_another_pools_is_no_member_any_more() {
+fn a_device_of_another_pool_is_no_member() {
     let mut bench = machine();
     let mut other = Bench::start(Sim::builder().seed(7).disk("/dev/z", SIZE).build());
     other.create_pool("q", &["/dev/z"]).unwrap();
@@ -102,7 +102,7 @@ fn a_smaller_size_is_shown_and_never_used() {
 }
 
 #[test]
-fn a_device_that_vanishes_keeps_the_pool_from_nothing_that_does_not_need_it() {
+fn operations_without_the_vanished_device_still_work() {
     let mut bench = machine();
     bench.sim.pull_disk(Path::new("/dev/c")).unwrap();
     event(&mut bench, DeviceAction::Remove, "/dev/c");
@@ -126,7 +126,7 @@ fn a_device_that_vanishes_keeps_the_pool_from_nothing_that_does_not_need_it() {
 }
 
 #[test]
-fn when_all_devices_vanish_changes_fail_and_the_pool_says_why() {
+fn changes_fail_with_a_reason_without_devices() {
     let mut bench = machine();
     for disk in ["/dev/b", "/dev/c"] {
         bench.sim.pull_disk(Path::new(disk)).unwrap();
@@ -151,7 +151,7 @@ fn when_all_devices_vanish_changes_fail_and_the_pool_says_why() {
 /// Found in review: a clone that the machine lists before the device itself made a daemon that was started anew take the
 /// running pool for one on other devices, and leave it out.
 #[test]
-fn a_clone_does_not_take_the_place_of_a_device_that_is_in_use() {
+fn a_clone_replaces_no_device_in_use() {
     let bench = machine();
     bench.sim.add_disk(Path::new("/dev/a"), SIZE).unwrap();
     bench.sim.put(Path::new("/dev/a"), 0, &bench.sim.durable(Path::new("/dev/b"), 0..8 << 20)).unwrap();

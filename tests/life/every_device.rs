@@ -45,12 +45,12 @@ fn all_agree(bench: &Bench) {
 }
 
 #[test]
-fn a_new_pool_is_on_each_of_its_devices() {
+fn a_new_pool_is_recorded_on_every_device() {
     all_agree(&pool());
 }
 
 #[test]
-fn a_device_that_joins_is_recorded_on_every_other() {
+fn an_added_device_is_recorded_on_every_other() {
     let mut bench = pool();
     bench.run(ops::add_data_devices(bench.id("p"), vec![PathBuf::from("/dev/more")])).unwrap();
     // Not the same generation: the check that follows an addition may have given the new space to the thin pool.
@@ -92,7 +92,7 @@ fn a_destruction_is_recorded_on_every_device() {
 
 /// The new state may be on any of the devices on which its write is said to have failed.
 #[test]
-fn a_change_that_failed_is_overruled_on_every_device() {
+fn a_failed_change_is_overruled_on_every_device() {
     let mut bench = pool();
     for _ in 0..10 {
         bench.sim.faults().fail_next(CallKind::Write, "/dev/d");
@@ -107,7 +107,7 @@ fn a_change_that_failed_is_overruled_on_every_device() {
 /// Another daemon ran after a destruction or a creation was cut short, and gave the number of the thin device to a filesystem of
 /// its own.
 #[test]
-fn a_number_that_another_filesystem_has_now_is_not_deleted() {
+fn a_reused_thin_device_number_is_not_deleted() {
     let lost = "3f2504e0-4f89-41d3-9a0c-0305e82c3301".parse().unwrap();
     for entry in [Journal::Destroy, Journal::Create] {
         let mut bench = Bench::start(Sim::builder().build());

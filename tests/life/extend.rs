@@ -68,7 +68,7 @@ fn one_is_not_extended_for_what_another_holds() {
 }
 
 #[test]
-fn those_that_are_mounted_and_more_than_half_full_double() {
+fn mounted_filesystems_double_when_half_full() {
     let mut bench = machine();
     use_space(&bench, &["f", "g"]);
     bench.sim.set_used(Path::new("/mnt/g"), Bytes(512 << 20)).unwrap();
@@ -82,7 +82,7 @@ fn those_that_are_mounted_and_more_than_half_full_double() {
 
 /// Below a private mount, and in a container, a filesystem was never extended: the daemon did not see that it was mounted.
 #[test]
-fn one_that_is_mounted_in_another_namespace_is_extended_too() {
+fn filesystems_mounted_in_other_namespaces_are_extended() {
     let mut bench = machine();
     let node = bench.thin_node(bench.id("p"), bench.filesystem("p", "f"));
     let path = bench.sim.mount_elsewhere(4711, &node, Path::new("/data")).unwrap();
@@ -117,7 +117,7 @@ fn none_grows_past_its_limit() {
 }
 
 #[test]
-fn an_xfs_that_cannot_be_extended_is_tried_again_and_keeps_no_other_back() {
+fn a_failed_extension_is_retried_and_delays_nobody() {
     let mut bench = machine();
     use_space(&bench, &["f", "g"]);
     bench.sim.faults().fail_next(CallKind::GrowXfs, "/mnt/f");
@@ -131,7 +131,7 @@ fn an_xfs_that_cannot_be_extended_is_tried_again_and_keeps_no_other_back() {
 
 /// The kernel may report success and change nothing; only what it says of the XFS afterwards counts.
 #[test]
-fn an_extension_that_changes_nothing_does_not_count_as_done() {
+fn an_extension_without_effect_is_not_done() {
     let mut bench = machine();
     use_space(&bench, &["f", "g"]);
     bench.sim.faults().idle_growth("/mnt/f");
@@ -144,7 +144,7 @@ fn an_extension_that_changes_nothing_does_not_count_as_done() {
 }
 
 #[test]
-fn one_that_cannot_be_looked_at_keeps_no_other_back() {
+fn an_unreadable_filesystem_delays_no_other() {
     let mut bench = machine();
     use_space(&bench, &["f", "g"]);
     bench.sim.faults().fail_next(CallKind::Usage, "/mnt/f");

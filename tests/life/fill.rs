@@ -128,7 +128,7 @@ impl Daemon {
 }
 
 #[test]
-fn one_that_is_filled_is_extended_again_and_again_by_events_alone() {
+fn events_alone_keep_extending_a_filling_filesystem() {
     let bench = machine();
     let (sim, pool, filesystem) = (bench.sim.clone(), bench.id("p"), bench.filesystem("p", "f"));
     bench.mount("p", "f");
@@ -162,7 +162,7 @@ fn one_that_is_filled_is_extended_again_and_again_by_events_alone() {
 
 /// Found on a real kernel: each new mark held all I/O up for 70 ms for each filesystem, and there was one every 256 MiB.
 #[test]
-fn among_many_the_mark_stays_while_somebody_writes_and_moves_afterwards() {
+fn the_mark_moves_only_after_writes_end() {
     let mut bench = machine();
     let others: Vec<String> = (0..11).map(|number| format!("other{number}")).collect();
     bench.create_filesystems("p", &others.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
@@ -213,7 +213,7 @@ fn creating_a_filesystem_puts_the_mark_in_place() {
 
 /// The kernel raises no event for a mark that was passed before the kernel had it.
 #[test]
-fn a_mark_that_is_passed_while_it_is_put_in_place_is_followed_by_another() {
+fn a_mark_passed_early_is_followed_by_another() {
     let mut bench = machine();
     let (sim, pool, filesystem) = (bench.sim.clone(), bench.id("p"), bench.filesystem("p", "f"));
     let node = node(&sim, pool, filesystem);
@@ -234,7 +234,7 @@ fn a_mark_that_is_passed_while_it_is_put_in_place_is_followed_by_another() {
 }
 
 #[test]
-fn one_that_has_reached_its_limit_causes_no_events() {
+fn a_filesystem_at_its_limit_causes_no_events() {
     let mut bench = machine();
     let (pool, filesystem) = (bench.id("p"), bench.filesystem("p", "f"));
     assert!(bench.run(ops::set_size_limit(pool, filesystem, Some(GIB))).unwrap());
@@ -249,7 +249,7 @@ fn one_that_has_reached_its_limit_causes_no_events() {
 
 /// It used to take the mark of all the others away, so that they were looked at by time only.
 #[test]
-fn a_new_one_that_is_made_at_its_limit_leaves_the_mark_where_it_is() {
+fn a_filesystem_made_at_its_limit_moves_nothing() {
     let mut bench = machine();
     let pool = bench.id("p");
     bench.run(ops::check_now(pool)).unwrap();
@@ -261,7 +261,7 @@ fn a_new_one_that_is_made_at_its_limit_leaves_the_mark_where_it_is() {
 }
 
 #[test]
-fn a_mark_that_cannot_be_put_in_place_leaves_nothing_suspended() {
+fn a_mark_that_fails_leaves_nothing_suspended() {
     let mut bench = machine();
     let (pool, filesystem) = (bench.id("p"), bench.filesystem("p", "f"));
     let name = Role::ThinPool.name(pool);

@@ -68,7 +68,7 @@ fn check_contents(bench: &Bench) {
 }
 
 #[test]
-fn where_writes_fail_they_succeed_again_when_a_disk_is_added() {
+fn an_added_disk_ends_failing_writes() {
     for version in VERSIONS {
         let mut bench = machine(version);
         // All of the disk has been handed out, and is not enough for a pool to be at ease.
@@ -94,7 +94,7 @@ fn where_writes_fail_they_succeed_again_when_a_disk_is_added() {
 }
 
 #[test]
-fn where_writes_wait_they_go_on_when_a_disk_is_added() {
+fn an_added_disk_resumes_queued_writes() {
     for version in VERSIONS {
         // Nobody has checked it yet, so writes wait.
         let mut bench = machine(version);
@@ -112,7 +112,7 @@ fn where_writes_wait_they_go_on_when_a_disk_is_added() {
 }
 
 #[test]
-fn writes_that_wait_fail_when_the_check_finds_nothing_to_hand_out() {
+fn queued_writes_fail_when_no_space_is_left() {
     let mut bench = machine(MetadataVersion::V2);
     let (sim, all) = (bench.sim.clone(), nodes(&bench));
     std::thread::scope(|scope| {
@@ -125,7 +125,7 @@ fn writes_that_wait_fail_when_the_check_finds_nothing_to_hand_out() {
 }
 
 #[test]
-fn a_daemon_that_starts_on_a_full_pool_adopts_it_and_lets_it_grow() {
+fn a_full_pool_grows_after_a_restart() {
     let mut bench = machine(MetadataVersion::V2);
     check(&mut bench).unwrap();
     fill(&bench.sim, &nodes(&bench)).unwrap_err();
@@ -137,7 +137,7 @@ fn a_daemon_that_starts_on_a_full_pool_adopts_it_and_lets_it_grow() {
 }
 
 #[test]
-fn a_device_that_has_grown_brings_a_full_pool_back_too() {
+fn a_grown_device_revives_a_full_pool() {
     for version in VERSIONS {
         let mut bench = machine(version);
         check(&mut bench).unwrap();
@@ -151,7 +151,7 @@ fn a_device_that_has_grown_brings_a_full_pool_back_too() {
 }
 
 #[test]
-fn metadata_that_cannot_grow_is_told_and_hands_out_no_more_until_there_is_space() {
+fn metadata_that_cannot_grow_stops_allocation_with_notice() {
     for version in VERSIONS {
         let mut bench = machine(version);
         check(&mut bench).unwrap();
@@ -169,7 +169,7 @@ fn metadata_that_cannot_grow_is_told_and_hands_out_no_more_until_there_is_space(
 }
 
 #[test]
-fn without_overprovisioning_metadata_does_not_grow_into_what_is_promised() {
+fn metadata_does_not_grow_into_promised_space() {
     let mut bench = machine(MetadataVersion::V2);
     add(&mut bench, "/dev/large").unwrap();
     assert!(bench.run(ops::set_overprovisioning(bench.id("p"), false)).unwrap());
@@ -191,7 +191,7 @@ fn without_overprovisioning_metadata_does_not_grow_into_what_is_promised() {
 
 /// It was asked three to four times, at each event and for each pool every ten seconds.
 #[test]
-fn a_check_asks_for_the_state_of_the_thin_pool_once() {
+fn a_check_reads_the_thin_status_once() {
     let mut bench = Bench::start(Sim::builder().record().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();

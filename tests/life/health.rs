@@ -28,7 +28,7 @@ fn expect_restricted(bench: &mut Bench, level: Availability, reason: &str) {
 }
 
 #[test]
-fn a_failed_thin_pool_is_seen_by_the_next_check_and_by_a_daemon_that_starts() {
+fn checks_and_starts_notice_a_failed_thin_pool() {
     let mut bench = machine();
     bench.sim.fail_pool(&Role::ThinPool.name(bench.id("p"))).unwrap();
     bench.run(ops::check_pool(bench.id("p")));
@@ -62,7 +62,7 @@ fn damaged_metadata_is_repaired_by_a_start() {
 
 /// A killed thin_check led to a repair, as did one that could not be run, and the metadata was replaced.
 #[test]
-fn only_a_verdict_of_thin_check_leads_to_a_repair() {
+fn only_errors_found_by_thin_check_cause_repairs() {
     let mut bench = machine();
     let metadata = Role::ThinMeta.name(bench.id("p"));
     for end in [ProgramEnd::Signal(9), ProgramEnd::NotRun, ProgramEnd::Status(1), ProgramEnd::Status(127)] {
@@ -109,7 +109,7 @@ fn metadata_that_cannot_be_read_is_not_repaired() {
 
 /// The second repair would have been written over what the first one had kept.
 #[test]
-fn a_repair_keeps_the_old_metadata_until_it_is_found_sound() {
+fn a_repair_keeps_the_old_metadata_until_verified() {
     let mut bench = machine();
     let pool = bench.id("p");
     let metadata = bench.sim.dm_node(&Role::ThinMeta.name(pool));
@@ -166,7 +166,7 @@ fn a_repair_that_is_not_sound_changes_nothing() {
 }
 
 #[test]
-fn a_thin_pool_that_must_be_checked_restricts_the_pool_and_is_mended_by_a_start() {
+fn a_start_repairs_a_thin_pool_needing_check() {
     let mut bench = machine();
     bench.sim.fail_metadata(&Role::ThinPool.name(bench.id("p"))).unwrap();
     bench.run(ops::check_pool(bench.id("p")));
@@ -185,7 +185,7 @@ fn a_thin_pool_that_must_be_checked_restricts_the_pool_and_is_mended_by_a_start(
 
 /// Found in review: its table was loaded again at each check, and space handed out to it that it could not use.
 #[test]
-fn a_thin_pool_that_can_only_be_read_is_not_asked_again_and_again() {
+fn a_read_only_thin_pool_is_not_retried() {
     let mut bench = Bench::start(Sim::builder().record().build());
     bench.sim.add_disk("/dev/small".as_ref(), Sectors(2 * GIB.0)).unwrap();
     bench.create_pool("p", &["/dev/small"]).unwrap();

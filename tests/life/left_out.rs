@@ -48,7 +48,7 @@ fn destroy(bench: &mut Bench, names: &[&str]) {
 
 /// Found in review: the pool was taken for empty, and its destruction would have taken the data of what was left out along.
 #[test]
-fn a_pool_is_not_destroyed_with_what_is_left_out() {
+fn a_pool_with_failed_filesystems_is_not_destroyed() {
     let (mut bench, _) = without_snapshot();
     destroy(&mut bench, &["f", "g"]);
     let (pool, before) = (bench.id("p"), bench.sim.snapshot());
@@ -66,7 +66,7 @@ fn a_pool_is_not_destroyed_with_what_is_left_out() {
 }
 
 #[test]
-fn what_is_left_out_counts_for_the_limit_of_filesystems() {
+fn failed_filesystems_count_for_the_limit() {
     let (mut bench, _) = without_snapshot();
     let limit = bench.pool("p").unwrap().fs_limit;
     let names: Vec<String> = (3..limit).map(|number| format!("n{number}")).collect();
@@ -79,7 +79,7 @@ fn what_is_left_out_counts_for_the_limit_of_filesystems() {
 }
 
 #[test]
-fn the_origin_of_what_is_left_out_is_rewritten() {
+fn the_origin_of_failed_filesystems_is_rewritten() {
     let (mut bench, _) = without_snapshot();
     let origin = |bench: &mut Bench, copy| {
         let json = bench.run(ops::filesystem_metadata(bench.id("p"), Some("s".to_owned()), copy)).unwrap();
@@ -99,7 +99,7 @@ fn the_origin_of_what_is_left_out_is_rewritten() {
 
 /// One that was up already with another table than is recorded, and mounted.
 #[test]
-fn a_pool_is_not_stopped_while_what_is_left_out_is_mounted() {
+fn a_mounted_failed_filesystem_prevents_the_stop() {
     let (bench, snapshot) = with_snapshot();
     bench.mount("p", "s");
     let device = dm_names::filesystem(bench.id("p"), snapshot);

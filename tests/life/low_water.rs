@@ -58,7 +58,7 @@ fn wait_for_growth(updates: &Receiver<Update<()>>, pool: PoolUuid, before: Secto
 }
 
 #[test]
-fn a_pool_that_runs_low_grows_at_once_whatever_the_others_do() {
+fn busy_pools_do_not_delay_another_pools_growth() {
     let (sim, [low, held, slow], node) = pools();
     let platform: Arc<dyn Platform> = Arc::new(sim.clone());
     let engine = Arc::new(Engine::new(Arc::clone(&platform)));

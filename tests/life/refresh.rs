@@ -82,7 +82,7 @@ fn a_restriction_ends_with_it() {
 }
 
 #[test]
-fn a_pool_that_cannot_be_read_anew_runs_on() {
+fn a_pool_that_cannot_be_reread_keeps_running() {
     let mut bench = machine();
     bench.mount("q", "f");
     bench.check_pools();

@@ -161,7 +161,7 @@ fn the_snapshot_takes_the_place_of_its_origin() {
 }
 
 #[test]
-fn a_reboot_is_a_start_also_with_a_snapshot_that_was_mounted() {
+fn a_reboot_reverts_to_a_mounted_snapshot_too() {
     let mut bench = machine(MetadataVersion::V2);
     schedule(&mut bench, "s", true).unwrap();
     // Its log is dirty after the cut, so its UUID cannot be changed before it has been mounted.
@@ -225,7 +225,7 @@ fn what_is_ambiguous_is_not_done() {
 }
 
 #[test]
-fn an_origin_that_does_not_exist_is_not_replaced() {
+fn a_missing_origin_is_not_replaced() {
     let bench = machine(MetadataVersion::V2);
     let nobody = "00000000-0000-4000-8000-000000000001".parse().unwrap();
     change_record(&bench, "s", |record| record.origin = Some(nobody));
@@ -331,7 +331,7 @@ fn a_full_pool_gets_space_before_a_revert() {
 
 /// With nothing to give, the revert is done but for the XFS UUID, which follows when there is space.
 #[test]
-fn a_revert_without_space_leaves_the_identity_to_the_next_start() {
+fn a_start_completes_a_revert_without_space() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = full(version, Sectors(2 * GIB.0));
         let (snapshot, f) = (bench.filesystem("p", "s"), bench.filesystem("p", "f"));

@@ -113,7 +113,7 @@ fn small_sectors_allow_every_whole_sector() {
 
 /// A limit recorded by a daemon that did not look at sector sizes.
 #[test]
-fn growth_up_to_an_odd_limit_ends_at_a_whole_sector() {
+fn growth_to_an_odd_limit_ends_sector_aligned() {
     let bench = machine(4096);
     put_record(&bench, |record| record.fs_size_limit = Some(ODD));
     let mut bench = Bench::start(bench.sim);
@@ -127,7 +127,7 @@ fn growth_up_to_an_odd_limit_ends_at_a_whole_sector() {
 
 /// The filesystem could neither be used, nor mended, nor destroyed.
 #[test]
-fn a_recorded_size_of_which_no_table_can_be_made_is_corrected() {
+fn an_impossible_recorded_size_is_corrected() {
     let bench = machine(4096);
     bench.mark("p", "f", 5);
     put_record(&bench, |record| record.size = Sectors(GIB.0 + 3));
@@ -155,7 +155,7 @@ fn a_refused_extension_leaves_the_former_record() {
 /// Another daemon extends device and XFS first and writes the record last. Such a device was called one of another table, and
 /// its filesystem left out.
 #[test]
-fn a_thin_device_larger_than_its_record_is_adopted() {
+fn a_device_larger_than_its_record_is_adopted() {
     let bench = machine(512);
     extend_device(&bench, Sectors(2 * GIB.0));
     let bench = Bench::start(bench.sim);
@@ -164,7 +164,7 @@ fn a_thin_device_larger_than_its_record_is_adopted() {
 
 /// The same, and the machine was switched off before that daemon came to write the record.
 #[test]
-fn an_xfs_larger_than_its_record_gets_a_device_that_fits() {
+fn an_xfs_larger_than_its_record_fits_again() {
     let bench = machine(512);
     extend_device(&bench, Sectors(2 * GIB.0));
     bench.mount("p", "f");
@@ -201,7 +201,7 @@ fn data_sizes(bench: &Bench) -> (Sectors, Sectors) {
 
 /// The record stayed ahead of the kernel for good, and each check failed with the same refusal.
 #[test]
-fn a_refused_growth_of_the_thin_pool_is_taken_back() {
+fn a_refused_thin_pool_growth_is_undone() {
     let mut bench = machine(512);
     fill_thin_pool(&mut bench);
     let before = data_sizes(&bench);

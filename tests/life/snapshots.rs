@@ -56,7 +56,7 @@ fn a_snapshot_of_a_crashed_origin_is_itself() {
 
 /// As there: the filesystem that was reverted kept the UUID of its snapshot, and had no link.
 #[test]
-fn a_revert_to_a_crashed_snapshot_keeps_the_identity() {
+fn reverting_to_a_crashed_snapshot_keeps_the_identity() {
     let mut bench = machine(MetadataVersion::V2);
     let made = snapshot(&mut bench, "f", "s").unwrap().unwrap();
     bench.mount("p", "s");
@@ -72,7 +72,7 @@ fn a_revert_to_a_crashed_snapshot_keeps_the_identity() {
 }
 
 #[test]
-fn programs_that_do_nothing_do_not_count_as_done() {
+fn a_program_without_effect_is_an_error() {
     let mut bench = machine(MetadataVersion::V2);
     // The version is asked for before.
     bench.sim.faults().idle_next(Program::MkfsXfs);

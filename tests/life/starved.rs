@@ -74,7 +74,7 @@ fn expect_restricted(bench: &mut Bench) {
 
 /// Read-only for want of metadata space was taken for damage: the check did not grow it, and only a stop set it free.
 #[test]
-fn the_check_gives_metadata_space_where_there_is_some() {
+fn the_check_extends_metadata_where_space_exists() {
     let mut bench = Bench::start(Sim::builder().disk("/dev/a", Sectors(100 * GIB.0)).build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     bench.create_filesystems("p", &["f"]).unwrap();
@@ -136,7 +136,7 @@ fn a_destroyed_filesystem_ends_the_restriction() {
 }
 
 #[test]
-fn a_daemon_that_starts_on_such_a_pool_takes_a_disk_too() {
+fn a_restarted_daemon_accepts_a_disk_too() {
     let bench = small();
     starve(&bench);
     let mut bench = Bench::start(bench.sim);
@@ -147,7 +147,7 @@ fn a_daemon_that_starts_on_such_a_pool_takes_a_disk_too() {
 
 /// How much metadata there has to be follows from the size of the pool.
 #[test]
-fn the_metadata_of_a_pool_that_grows_grows_with_it() {
+fn metadata_grows_with_its_pool() {
     let mut bench = small();
     let metadata = |bench: &Bench| {
         let table = bench.sim.dm_find(&Role::ThinMeta.name(bench.id("p"))).unwrap().unwrap().table;
@@ -170,7 +170,7 @@ fn the_metadata_of_a_pool_that_grows_grows_with_it() {
 
 /// The thin device of a filesystem in the making could not be deleted again, and the pool was restricted for ever.
 #[test]
-fn a_creation_that_uses_the_last_metadata_leaves_nothing() {
+fn a_creation_without_metadata_space_leaves_nothing() {
     let mut bench = small();
     for free in 0..3 {
         bench.sim.take_metadata(&Role::ThinPool.name(bench.id("p")), free).unwrap();

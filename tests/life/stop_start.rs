@@ -74,7 +74,7 @@ fn a_pool_is_stopped_and_started_again() {
 }
 
 #[test]
-fn a_stopped_pool_stays_stopped_and_a_started_one_comes_up_again() {
+fn stopped_and_started_pools_stay_so_after_restarts() {
     let mut bench = machine();
     bench.stop_pool("p").unwrap();
     let mut bench = bench.reboot();
@@ -170,7 +170,7 @@ fn what_is_not_there_is_told() {
 }
 
 #[test]
-fn a_name_of_several_stopped_pools_is_of_none() {
+fn an_ambiguous_name_selects_no_stopped_pool() {
     let mut bench = machine();
     bench.stop_pool("p").unwrap();
     bench.create_pool("p", &["/dev/c"]).unwrap();
@@ -252,7 +252,7 @@ fn a_start_that_fails_can_be_repeated() {
 /// Found by pairs of faults: a start in which no device of the pool could be read took the pool for one that was never
 /// completed, and forgot it until the next look at its devices.
 #[test]
-fn a_pool_of_which_no_device_can_be_read_is_not_forgotten() {
+fn a_pool_with_unreadable_devices_is_not_forgotten() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = machine_of(version);
         bench.stop_pool("p").unwrap();
@@ -362,7 +362,7 @@ fn why_a_pool_does_not_run_is_known() {
 }
 
 #[test]
-fn a_pool_of_unknown_name_may_be_the_one_that_is_meant() {
+fn a_pool_of_unknown_name_makes_names_ambiguous() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     let pool = bench.id("p");

@@ -37,7 +37,7 @@ enum Told {
 
 /// All of them wanted to be formatted before the daemon would end, which gave up after a minute and had told nobody anything.
 #[test]
-fn of_two_hundred_creations_those_being_formatted_are_completed_and_the_others_refused() {
+fn a_stop_completes_begun_creations_and_refuses_others() {
     let mut bench = Bench::start(Sim::builder().build());
     bench.create_pool("p", &["/dev/a"]).unwrap();
     let pool = bench.id("p");

@@ -58,7 +58,7 @@ fn strike_twice(prepare: impl Fn() -> Bench, act: fn(&mut Bench) -> Result<()>, 
 /// Found in review: the smaller size was recorded on the device again under metadata that may have been the new one, with
 /// space reserved past that size; the pool could not be set up any more.
 #[test]
-fn a_device_that_may_have_grown_stays_in_its_pool() {
+fn a_possibly_grown_device_stays_in_its_pool() {
     for version in BOTH {
         let prepare = || {
             let bench = one_disk(version);
@@ -143,7 +143,7 @@ fn a_filesystem_that_may_be_destroyed_stays_down() {
 /// Found in review: the metadata of a pool whose creation failed was written once more, and the pool came up at the next start
 /// when its disk could not be wiped.
 #[test]
-fn a_pool_that_was_not_made_never_comes_up() {
+fn a_failed_creation_never_comes_up() {
     let machine = || Bench::start(Sim::builder().record().build());
     for version in BOTH {
         let mut bench = machine();
@@ -198,7 +198,7 @@ fn a_record_on_new_devices_only_decides_nothing() {
 
 /// An unsure record restricted the pool until it was stopped and started.
 #[test]
-fn an_unsure_record_is_made_sure_by_the_check() {
+fn the_check_resolves_an_unsure_record() {
     type Act = fn(&mut Bench) -> Result<()>;
     let acts: [Act; 4] = [
         |bench| bench.run(ops::set_overprovisioning(bench.id("p"), false)).map(drop),
@@ -244,7 +244,7 @@ fn an_unsure_record_is_made_sure_by_the_check() {
 
 /// The larger size stands on the device, so the record alone cannot be what it was.
 #[test]
-fn a_growth_of_which_the_record_is_unsure_waits_for_the_next_start() {
+fn an_unsure_growth_waits_for_the_next_start() {
     let prepare = || {
         let bench = one_disk(MetadataVersion::V2);
         bench.sim.resize_disk(Path::new("/dev/a"), Sectors(8 * GIB.0)).unwrap();

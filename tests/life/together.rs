@@ -53,7 +53,7 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 #[test]
-fn a_stop_waits_for_the_work_in_its_pool_and_for_no_other() {
+fn a_stop_waits_for_its_own_pool_only() {
     for seed in seeds() {
         let bench = machine();
         let (in_p, in_q) = (create(&bench, "p", "g"), create(&bench, "q", "g"));
@@ -75,7 +75,7 @@ fn a_stop_waits_for_the_work_in_its_pool_and_for_no_other() {
 }
 
 #[test]
-fn of_several_starts_one_starts_and_of_several_stops_one_stops() {
+fn one_of_several_starts_or_stops_acts() {
     for seed in seeds() {
         let mut bench = machine();
         let uuid = PoolRef::Uuid(bench.id("p"));
@@ -129,7 +129,7 @@ fn whatever_comes_together_comes_to_its_end() {
 }
 
 #[test]
-fn a_start_and_a_new_pool_of_its_name_do_not_both_get_it() {
+fn start_and_creation_never_share_a_name() {
     for seed in seeds() {
         let mut bench = machine();
         bench.stop_pool("p").unwrap();

@@ -76,7 +76,7 @@ fn the_cache_is_given_up_and_wiped() {
 }
 
 #[test]
-fn a_lost_cache_does_not_take_the_pool_with_it() {
+fn a_pool_survives_its_lost_cache() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let bench = stopped_with_cache(version);
         bench.sim.pull_disk(Path::new("/dev/fast")).unwrap();
@@ -92,7 +92,7 @@ fn a_lost_cache_does_not_take_the_pool_with_it() {
 }
 
 #[test]
-fn a_cache_that_could_not_be_wiped_stands_in_nobodys_way() {
+fn an_unwiped_cache_blocks_nothing() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = stopped_with_cache(version);
         let wiping = bench.sim.steps() + first_step_of_wiping(version);
@@ -126,7 +126,7 @@ fn first_step_of_wiping(version: MetadataVersion) -> u64 {
 /// Found in review: what is written past a cache makes the blocks in it stale. A start without the cache wrote past it (it mounts
 /// the metadata volume) before that was on record, so one that was cut short led back to the cache and what it held.
 #[test]
-fn nothing_is_written_past_a_cache_that_holds_something() {
+fn nothing_is_written_past_a_dirty_cache() {
     let prepared = |version, is_gone| {
         let bench = stopped_with_cache(version);
         bench

@@ -17,7 +17,7 @@ use support::{
 const VERSIONS: [MetadataVersion; 2] = [MetadataVersion::V1, MetadataVersion::V2];
 
 #[test]
-fn a_binding_is_added_and_opens_and_is_removed_and_does_not() {
+fn only_a_present_binding_unlocks_a_pool() {
     for version in VERSIONS {
         let mut bench = machine();
         create(&mut bench, version, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
@@ -45,7 +45,7 @@ fn a_binding_is_added_and_opens_and_is_removed_and_does_not() {
 }
 
 #[test]
-fn a_new_key_takes_the_place_of_the_old() {
+fn a_new_key_replaces_the_old() {
     for version in VERSIONS {
         let mut bench = machine();
         create(&mut bench, version, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
@@ -64,7 +64,7 @@ fn a_new_key_takes_the_place_of_the_old() {
 
 /// What opens the pool is known as soon as it has changed, also that the former keyslot is gone.
 #[test]
-fn a_key_that_has_taken_the_place_of_another_serves_for_all_that_follows() {
+fn a_replaced_key_serves_all_later_operations() {
     for version in VERSIONS {
         let mut bench = machine();
         create(&mut bench, version, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
@@ -88,7 +88,7 @@ fn a_key_that_has_taken_the_place_of_another_serves_for_all_that_follows() {
 /// The record of a pool tells of what unlocks it while it is stopped. A change that is cut short between the record and the
 /// header leaves them to be made agree by the next set-up.
 #[test]
-fn the_record_says_what_unlocks_a_pool_after_a_kill_at_any_step() {
+fn the_recorded_bindings_survive_kills() {
     let unbind = |bench: &mut Bench, kind: Kind| {
         let pool = bench.id("p");
         bench.run(ops::unbind(pool, kind, SlotRequest::Legacy))
@@ -120,7 +120,7 @@ fn the_record_says_what_unlocks_a_pool_after_a_kill_at_any_step() {
 
 /// Found in review: an unbind that could not be recorded was taken back, for which the key of what was unbound is needed.
 #[test]
-fn a_fault_at_any_step_of_an_unbind_needs_no_key_of_what_goes() {
+fn a_failed_unbind_needs_no_removed_key() {
     for version in VERSIONS {
         for has_effect in [false, true] {
             let mut steps = None;
@@ -158,7 +158,7 @@ fn a_fault_at_any_step_of_an_unbind_needs_no_key_of_what_goes() {
 /// Found in review: the former passphrase was destroyed on those devices that had the new one, although the others did not, so
 /// that nothing opened all of them any more.
 #[test]
-fn a_rebind_that_cannot_be_taken_back_locks_nobody_out() {
+fn a_failed_rebind_locks_nobody_out() {
     for version in VERSIONS {
         let prepare = || {
             let mut bench = machine();

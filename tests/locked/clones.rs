@@ -66,7 +66,7 @@ fn the_container_that_is_open_is_the_pools() {
 
 /// A container of a cache that had been given up, with another key than the pool has by now, kept the pool down.
 #[test]
-fn a_container_that_is_none_of_the_pools_keeps_it_not_down() {
+fn a_foreign_luks_device_keeps_no_pool_down() {
     let mut bench = pool();
     set_key(&mut bench, "other", "secret of other");
     assert!(create(&mut bench, MetadataVersion::V1, "q", &["/dev/c"], vec![by_key(Some(1), "other")]).unwrap());

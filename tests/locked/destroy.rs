@@ -23,7 +23,7 @@ fn create_another(bench: &mut Bench) -> bool {
 
 /// What cannot be taken down any more keeps the devices from being wiped, but not the pool from being no more.
 #[test]
-fn what_somebody_holds_is_wiped_when_he_has_let_go() {
+fn a_held_device_is_wiped_after_its_release() {
     for again in ["a stop", "another daemon"] {
         let mut bench = machine();
         create(&mut bench, MetadataVersion::V2, "p", &["/dev/a", "/dev/b"], vec![by_key(None, "k")]).unwrap();

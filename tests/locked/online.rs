@@ -61,7 +61,7 @@ fn a_pool_in_use_is_encrypted_and_decrypted() {
 }
 
 #[test]
-fn an_encrypted_pool_starts_again_with_its_key_only() {
+fn a_newly_encrypted_pool_needs_its_key() {
     let mut bench = clear();
     encrypt(&mut bench);
     bench.stop_pool("p").unwrap();
@@ -73,7 +73,7 @@ fn an_encrypted_pool_starts_again_with_its_key_only() {
 }
 
 #[test]
-fn a_new_volume_key_takes_the_place_of_the_old() {
+fn a_new_volume_key_replaces_the_old() {
     for version in [MetadataVersion::V1, MetadataVersion::V2] {
         let mut bench = machine();
         let bindings = vec![by_key(Some(1), "k"), by_tang(Some(2), "http://tang")];
@@ -123,7 +123,7 @@ fn cap(bench: &Bench) -> String {
 
 /// A save of pool metadata that chooses goes to ten devices. A device of the pool that says otherwise would do harm here.
 #[test]
-fn whether_a_pool_is_encrypted_is_recorded_on_every_device() {
+fn every_device_records_whether_it_is_encrypted() {
     let paths: Vec<String> = (10..34).map(|number| format!("/dev/d{number}")).collect();
     let mut bench = machine();
     let devices: Vec<&str> = paths.iter().map(String::as_str).collect();

@@ -87,7 +87,7 @@ fn a_passphrase_can_be_handed_over() {
 }
 
 #[test]
-fn what_does_not_open_it_leaves_it_closed_and_the_right_key_opens_it_then() {
+fn a_wrong_key_spoils_no_right_key() {
     for version in VERSIONS {
         let mut bench = pool(version);
         bench.stop_pool("p").unwrap();
@@ -122,7 +122,7 @@ fn a_running_pool_is_adopted_with_its_key() {
 }
 
 #[test]
-fn an_adopted_pool_gets_its_volume_key_when_a_key_is_set() {
+fn a_set_key_loads_an_adopted_volume_key() {
     let mut bench = machine();
     create(&mut bench, MetadataVersion::V2, "p", &["/dev/a"], vec![by_key(None, "k")]).unwrap();
     unset_key(&mut bench, "k");
@@ -156,7 +156,7 @@ fn a_destroyed_pool_opens_no_more() {
 /// Found in review: the volume key of an adopted pool was looked for while the pool was held, and who asked for it waited.
 /// The bench sees to it that nothing of the kind is done under a lock.
 #[test]
-fn a_look_at_everything_anew_finds_the_volume_key() {
+fn a_refresh_finds_the_volume_key() {
     for by in ["a key", "Clevis"] {
         let mut bench = machine();
         let binding = if by == "a key" { by_key(None, "k") } else { by_tang(None, "http://tang") };
@@ -180,7 +180,7 @@ fn a_look_at_everything_anew_finds_the_volume_key() {
 /// had no table yet: the kernel does not resume such a device. What is up stays up at the next start
 /// of the daemon if somebody has closed a LUKS device meanwhile.
 #[test]
-fn a_start_without_the_cache_that_was_cut_short_can_become_one_with_it() {
+fn an_interrupted_cacheless_start_may_use_the_cache() {
     let stopped = || {
         let mut bench = Bench::start(Sim::builder().record().build());
         set_key(&mut bench, "k", "secret of k");
@@ -225,7 +225,7 @@ fn a_start_without_the_cache_that_was_cut_short_can_become_one_with_it() {
 
 /// The containers of a cache that was to be given up were closed before that was recorded, and could not be marked as given up.
 #[test]
-fn the_containers_of_a_cache_stay_open_until_it_is_given_up_on_record() {
+fn cache_devices_stay_open_until_dropped_on_record() {
     let mut bench = machine();
     assert!(create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap());
     assert_eq!(bench.run(ops::init_cache(bench.id("p"), vec!["/dev/fast".into()])).unwrap().len(), 1);

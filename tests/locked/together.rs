@@ -72,7 +72,7 @@ const CHANGES: [Change; 5] = [
 
 /// Otherwise the passphrase that opens the new device would not be the one that opens the others.
 #[test]
-fn no_device_joins_with_a_key_that_does_not_open_the_others() {
+fn no_device_is_added_with_another_key() {
     let mut bench = machine();
     create(&mut bench, MetadataVersion::V1, "p", &["/dev/a"], vec![by_key(Some(1), "k")]).unwrap();
     set_key(&mut bench, "k", "another secret");
@@ -86,7 +86,7 @@ fn no_device_joins_with_a_key_that_does_not_open_the_others() {
 
 /// All that a closed container says of the name of its pool is in its token.
 #[test]
-fn a_renamed_pool_has_its_new_name_while_its_devices_are_closed() {
+fn a_closed_renamed_pool_shows_its_new_name() {
     let mut bench = machine();
     create(&mut bench, MetadataVersion::V1, "p", &["/dev/a", "/dev/b"], vec![by_key(Some(1), "k")]).unwrap();
     assert!(bench.run(ops::rename_pool(bench.id("p"), name("q"))).unwrap());
@@ -100,7 +100,7 @@ fn a_renamed_pool_has_its_new_name_while_its_devices_are_closed() {
 
 /// Each device of a version 1 pool has a header of its own: one that joins must be bound as the others are in the end.
 #[test]
-fn devices_that_join_are_bound_as_the_others_are_in_the_end() {
+fn added_devices_get_the_final_bindings() {
     for change in &CHANGES {
         for seed in 0..30 {
             let at = format!("{} beside an addition, seed {seed}", change.name);

@@ -143,7 +143,7 @@ fn is_done(bench: &Bench, work: ReencryptionMode) -> bool {
 /// Found in review: events of devices that say they are the pool's waited for the end of the work. None may: nobody could be told
 /// of them for hours. (A chain that waits makes the bench panic.)
 #[test]
-fn events_of_devices_do_not_wait_for_a_work() {
+fn device_events_do_not_wait_for_a_job() {
     for (work, version) in WORKS {
         let mut bench = pool(Sim::builder().build(), work, version);
         let at = format!("{work:?} {version:?}");
@@ -172,7 +172,7 @@ fn events_of_devices_do_not_wait_for_a_work() {
 
 /// A device that became larger, or was added, can be used with the volume key that is new.
 #[test]
-fn a_pool_with_a_new_volume_key_gets_devices_and_grows() {
+fn a_reencrypted_pool_takes_devices_and_grows() {
     for version in [V1, V2] {
         let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, version);
         let pool = bench.id("p");
@@ -214,7 +214,7 @@ fn other_requests(bench: &Bench) -> Vec<(&'static str, Step<Result<()>>)> {
 }
 
 #[test]
-fn who_would_have_to_wait_for_hours_is_told_at_once() {
+fn requests_during_a_job_are_refused_at_once() {
     for (work, version) in WORKS {
         let mut bench = pool(Sim::builder().build(), work, version);
         let rest = begun(&mut bench, work);
@@ -306,7 +306,7 @@ fn interrupted_between<T: Send + 'static>(bench: &mut Bench, other: Step<T>) -> 
 
 /// Found in review: it was said that nothing had changed, when one of two devices had its new volume key already.
 #[test]
-fn a_work_that_is_interrupted_between_two_devices_has_begun() {
+fn a_job_interrupted_between_devices_has_begun() {
     for by in ["a stop", "a new look"] {
         let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V1);
         let rest = match by {
@@ -347,7 +347,7 @@ fn containers(bench: &Bench, version: MetadataVersion) -> Vec<std::path::PathBuf
 
 /// A work that was cut short in its very first part: the data is not as before any more, and no byte counts as done.
 #[test]
-fn a_work_that_was_killed_in_its_first_part_goes_on() {
+fn a_job_killed_in_its_first_part_resumes() {
     for (work, version) in WORKS {
         let found = (0..60).find_map(|step| {
             let mut bench = pool(Sim::builder().hot_zone(1).build(), work, version);
@@ -392,7 +392,7 @@ fn halted(work: ReencryptionMode, version: MetadataVersion) -> Bench {
 
 /// Found in review: it was said that the pool was being worked on, when nobody was at it any more.
 #[test]
-fn a_work_that_lacks_its_key_says_so_and_goes_on_as_soon_as_the_key_is_set() {
+fn a_job_without_its_key_waits_and_resumes() {
     for (work, version) in WORKS {
         let at = format!("{work:?} {version:?}");
         let mut bench = halted(work, version);
@@ -420,7 +420,7 @@ fn a_work_that_lacks_its_key_says_so_and_goes_on_as_soon_as_the_key_is_set() {
 
 /// A look at everything anew is one at who is at what, too.
 #[test]
-fn a_work_that_was_given_up_is_tried_again_when_all_is_looked_at_anew() {
+fn a_refresh_retries_a_job_given_up() {
     for (work, version) in WORKS {
         let at = format!("{work:?} {version:?}");
         let mut bench = halted(work, version);
@@ -435,7 +435,7 @@ fn a_work_that_was_given_up_is_tried_again_when_all_is_looked_at_anew() {
 
 /// Who has put right what was wrong, be it otherwise, asks for the work again.
 #[test]
-fn a_work_that_was_given_up_goes_on_when_it_is_asked_for() {
+fn a_job_given_up_resumes_on_request() {
     for (work, version) in WORKS {
         let mut bench = halted(work, version);
         bench.sim.set_tang(URL, None);
@@ -447,7 +447,7 @@ fn a_work_that_was_given_up_goes_on_when_it_is_asked_for() {
 
 /// A defect in the midst of a work leaves nobody at it, and that is told, too.
 #[test]
-fn a_work_that_panics_is_given_up_until_it_is_asked_for_again() {
+fn a_job_that_panicked_resumes_on_request() {
     let mut bench = pool(Sim::builder().build(), ReencryptionMode::Reencrypt, V2);
     let rest = begun(&mut bench, ReencryptionMode::Reencrypt);
     bench.sim.faults().panic_at(bench.sim.steps() + 60);

@@ -67,7 +67,7 @@ fn many_blocks_at_once_overrun_the_reserve() {
 }
 
 #[test]
-fn a_full_pool_fails_queued_writes_after_a_timeout() {
+fn queued_writes_fail_after_a_timeout() {
     run(alike::patience);
 }
 

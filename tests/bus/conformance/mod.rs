@@ -168,7 +168,7 @@ impl Run {
 }
 
 #[test]
-fn what_was_observed_holds_here_or_differs_for_a_reason() {
+fn observed_behaviour_holds_or_differs_for_a_reason() {
     let entries: Vec<Entry> =
         include_str!("observed.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let differences: Vec<Difference> = serde_json::from_str(include_str!("differences.json")).unwrap();

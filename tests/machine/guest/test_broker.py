@@ -58,7 +58,7 @@ def test_everybody_may_look_and_root_alone_may_change(disks):
     assert refused.returncode != 0 and "denied" in refused.stderr, refused
 
 
-def test_the_end_of_the_bus_ends_the_daemon_in_order_and_no_pool(disks):
+def test_a_bus_that_ends_ends_no_pool(disks):
     stratis_client.ok("pool", "create", "p", disks[0])
     stratis_client.ok("filesystem", "create", "p", "f")
     system.mount("/dev/stratis/p/f", "/mnt/f")

@@ -42,7 +42,7 @@ def free(place):
     return stat.f_bfree * stat.f_frsize
 
 
-def test_a_filesystem_filled_at_full_speed_never_is_full(stratis, disks):
+def test_a_filesystem_filled_fast_is_never_full(stratis, disks):
     pool, _ = done(stratis.create_pool("p", disks))
     done(stratis.create_filesystem(pool, "f", 2 * GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")
@@ -116,7 +116,7 @@ def touch_blocks(path, count):
         os.close(file)
 
 
-def test_a_pool_driven_to_its_low_water_is_extended(stratis, disks):
+def test_a_pool_at_its_low_water_grows(stratis, disks):
     """Past the low-water mark of 15 GiB and far beyond, without a failed write."""
     pool, _ = done(stratis.create_pool("p", disks))
     done(stratis.create_filesystem(pool, "f", 64 * GIB))
@@ -146,7 +146,7 @@ def write_until_refused(place):
     raise AssertionError("the pool never became full")
 
 
-def test_a_full_pool_keeps_what_was_synced_and_comes_back(stratis, disks):
+def test_a_full_pool_keeps_synced_data(stratis, disks):
     """Without space to allocate, writes fail; with another disk they work again, without a restart."""
     system.run("dmsetup", "create", "small", "--table", f"0 {2 * GIB // 512} linear {disks[0]} 0")
     try:

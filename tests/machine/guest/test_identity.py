@@ -101,7 +101,7 @@ def reasons(stratis):
     return [pool.get("reason", "") for pool in stratis.report()["stopped_pools"]]
 
 
-def test_a_clone_older_than_its_original_is_left_aside(plug):
+def test_an_older_clone_is_left_aside(plug):
     stratis = stratis_bus.Stratis()
     original, clone = plug.insert("original"), plug.insert("clone", 1)
     uuid, files = make_pool(stratis, original)
@@ -153,7 +153,7 @@ def test_a_holder_counts_before_the_disk_under_it(plug):
     check_files("p", files)
 
 
-def test_a_disk_back_under_another_node_is_the_same(plug):
+def test_a_disk_is_recognized_under_another_node(plug):
     stratis = stratis_bus.Stratis()
     plug.insert("first")
     uuid, files = make_pool(stratis, "/dev/mapper/first")

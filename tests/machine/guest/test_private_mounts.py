@@ -62,7 +62,7 @@ def test_a_filesystem_in_a_container_grows(stratis, pool):
     done(stratis.stop_pool(pool.uuid))
 
 
-def test_a_mount_from_before_the_daemon_is_not_kept_busy(stratis, pool):
+def test_an_earlier_mount_is_not_kept_busy(stratis, pool):
     system.run("mkdir", "-p", "/mnt/parent")
     system.run("mount", "-t", "tmpfs", "--make-private", "tmpfs", "/mnt/parent")
     try:

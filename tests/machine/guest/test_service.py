@@ -149,7 +149,7 @@ def short_watchdog():
     system.run("systemctl", "daemon-reload")
 
 
-def test_systemd_ends_a_daemon_that_stands_still_and_starts_it_again(stratis, mounted, short_watchdog):
+def test_systemd_restarts_a_daemon_that_hangs(stratis, mounted, short_watchdog):
     """Nobody noticed it."""
     before = shape(stratis.pools())
     system.stop_daemon()

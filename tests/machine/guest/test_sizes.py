@@ -103,7 +103,7 @@ def test_a_limit_of_part_of_a_sector(stratis, large_sectors):
     again.close()
 
 
-def test_a_recorded_size_of_part_of_a_sector_is_corrected(stratis, large_sectors):
+def test_a_recorded_partial_sector_is_corrected(stratis, large_sectors):
     pool, _ = done(stratis.create_pool("p", [large_sectors]))
     done(stratis.create_filesystem(pool, "f", GIB))
     system.mount("/dev/stratis/p/f", "/mnt/f")

@@ -8,7 +8,7 @@ from stratis_bus import Stratis, done
 GIB = 1 << 30
 
 
-def test_a_pool_that_does_not_answer_delays_no_other(stratis, disks):
+def test_a_hung_pool_delays_no_other(stratis, disks):
     slices = system.cut(disks[0], 2, GIB)
     done(stratis.create_pool("slow", slices))
     path, _ = done(stratis.create_pool("quick", disks[1:]))

@@ -62,7 +62,7 @@ def crash(place):
     system.unmount(place)
 
 
-def test_a_disk_frees_a_pool_out_of_thin_metadata(stratis, disks, small):
+def test_a_disk_frees_a_metadata_starved_pool(stratis, disks, small):
     """The pool used to count as damaged: no disk could be added, and only a stop freed it."""
     pool, _ = done(stratis.create_pool("p", [small]))
     done(stratis.create_filesystem(pool, "f", GIB))
@@ -111,7 +111,7 @@ def test_a_snapshot_of_a_crashed_origin_is_itself(stratis, disks):
     assert system.contents("/mnt/f") == system.contents("/mnt/s") == {"file": digest}
 
 
-def test_a_revert_to_a_crashed_snapshot_keeps_the_identity(stratis, disks):
+def test_reverting_to_a_crashed_snapshot_keeps_the_identity(stratis, disks):
     pool, _ = done(stratis.create_pool("p", disks[:1]))
     done(stratis.create_filesystem(pool, "f", GIB))
     origin = stratis.pool("p").filesystems["f"]

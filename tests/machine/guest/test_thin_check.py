@@ -43,7 +43,7 @@ def test_no_repair_without_a_verdict(stratis, stopped, does):
     assert system.contents("/mnt/f") == data
 
 
-def test_a_verdict_is_followed_by_a_repair_that_keeps_the_old_metadata(stratis, stopped):
+def test_a_repair_keeps_the_old_metadata(stratis, stopped):
     uuid, data, before = stopped
     # The first check finds damage; the result of thin_repair is checked for real.
     finding = "echo 'examining superblock' >&2; echo '  bad checksum in btree node (block 7)' >&2; exit 1"

@@ -323,7 +323,7 @@ def murmur2(data):
     return value ^ value >> 15
 
 
-def test_lost_messages_lead_to_a_look_at_all_devices(stratis, disks):
+def test_lost_messages_make_the_daemon_reread_devices(stratis, disks):
     """Events that did not fit into the daemon's socket used to be logged and forgotten: the pool
     never came up."""
     done(stratis.create_pool("p", disks[:1]))
